@@ -1,0 +1,19 @@
+//! The pure heart of the node: what a pod is, what should happen to it next, and what is told about it.
+//!
+//! Owns: the identities ([`ids`]), the one place for paths and names ([`roots`]), the pod as the node sees it
+//! ([`model`]), Kubernetes quantities ([`quantity`]), clocks as plain data ([`time`]), what is reported
+//! ([`status`], [`event`]), and the two state machines, [`plan`] for a pod and [`probe`] for one probe.
+//!
+//! Invariants: no IO, no tasks, no clock is read here; every function gives the same answer for the same input.
+//! Nothing here panics on any input.
+#![forbid(unsafe_code)]
+
+pub mod event;
+pub mod ids;
+pub mod model;
+pub mod plan;
+pub mod probe;
+pub mod quantity;
+pub mod roots;
+pub mod status;
+pub mod time;

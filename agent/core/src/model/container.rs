@@ -1,0 +1,207 @@
+//! One container of a pod.
+
+use super::{ContainerSecurity, Probe, Resources, VolumeMount};
+use crate::ids::ContainerName;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// A container of a pod, as specified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// `name`, unique within the pod over init and main containers.
+    pub name: ContainerName,
+    /// `image`, as written.
+    pub image: String,
+    /// `imagePullPolicy`, the default already applied (`Always` for `:latest` or no tag, else `IfNotPresent`).
+    pub pull_policy: PullPolicy,
+    /// `command`, replaces the image's entry point where not empty; `$(VAR)` not yet expanded.
+    pub command: Vec<String>,
+    /// `args`, likewise.
+    pub args: Vec<String>,
+    /// `workingDir`.
+    pub working_dir: Option<String>,
+    /// `envFrom`, in order; `env` overrides it.
+    pub env_from: Vec<EnvFrom>,
+    /// `env`, in order.
+    pub env: Vec<EnvVar>,
+    /// `ports`.
+    pub ports: Vec<ContainerPort>,
+    /// `resources`.
+    pub resources: Resources,
+    /// `volumeMounts`, in order.
+    pub mounts: Vec<VolumeMount>,
+    /// `livenessProbe`.
+    pub liveness: Option<Probe>,
+    /// `readinessProbe`.
+    pub readiness: Option<Probe>,
+    /// `startupProbe`.
+    pub startup: Option<Probe>,
+    /// `lifecycle.postStart`.
+    pub post_start: Option<Hook>,
+    /// `lifecycle.preStop`.
+    pub pre_stop: Option<Hook>,
+    /// `terminationMessagePath`, default `/dev/termination-log`.
+    pub termination_message_path: String,
+    /// `terminationMessagePolicy`.
+    pub termination_message_policy: TerminationMessagePolicy,
+    /// `securityContext`.
+    pub security: ContainerSecurity,
+    /// `stdin`.
+    pub stdin: bool,
+    /// `stdinOnce`.
+    pub stdin_once: bool,
+    /// `tty`.
+    pub tty: bool,
+    /// An init container with `restartPolicy: Always`: runs beside the main containers.
+    pub sidecar: bool,
+}
+
+impl Container {
+    /// The number of that named or numbered port, for probes and hooks.
+    pub fn port(&self, port: &PortRef) -> Option<u16> {
+        match port {
+            PortRef::Number(n) => Some(*n),
+            PortRef::Name(name) => {
+                self.ports.iter().find(|p| p.name.as_deref() == Some(name)).map(|p| p.port)
+            }
+        }
+    }
+}
+
+/// `imagePullPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PullPolicy {
+    /// Ask the registry at every start.
+    Always,
+    /// Pull only what is not there.
+    IfNotPresent,
+    /// Only what is there.
+    Never,
+}
+
+/// One `env` entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvVar {
+    /// The variable's name.
+    pub name: String,
+    /// Where its value comes from.
+    pub value: EnvValue,
+}
+
+/// Where an environment variable's value comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnvValue {
+    /// A text in which `$(VAR)` of earlier variables is expanded.
+    Text(String),
+    /// `configMapKeyRef`.
+    ConfigMapKey(KeyRef),
+    /// `secretKeyRef`.
+    SecretKey(KeyRef),
+    /// `fieldRef.fieldPath`.
+    Field(String),
+    /// `resourceFieldRef`.
+    Resource(super::ResourceFieldRef),
+}
+
+/// A key of a ConfigMap or Secret of the pod's namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRef {
+    /// The object's name.
+    pub name: String,
+    /// The key in it.
+    pub key: String,
+    /// Whether the pod may start without it.
+    pub optional: bool,
+}
+
+/// One `envFrom` entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvFrom {
+    /// Put before each key.
+    pub prefix: String,
+    /// The object.
+    pub source: EnvFromSource,
+    /// Whether the pod may start without it.
+    pub optional: bool,
+}
+
+/// The object of an `envFrom` entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnvFromSource {
+    /// A ConfigMap by name.
+    ConfigMap(String),
+    /// A Secret by name.
+    Secret(String),
+}
+
+/// One `ports` entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerPort {
+    /// Its name, unique in the container.
+    pub name: Option<String>,
+    /// 1 to 65535.
+    pub port: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// `hostPort`.
+    pub host_port: Option<u16>,
+    /// `hostIP`.
+    pub host_ip: Option<IpAddr>,
+}
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// A port by number or by the name it has in `ports`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PortRef {
+    /// 1 to 65535.
+    Number(u16),
+    /// The name of one of the container's ports.
+    Name(String),
+}
+
+/// What a lifecycle hook does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hook {
+    /// Runs a command in the container.
+    Exec(Vec<String>),
+    /// Sends a GET; the answer's status is not looked at.
+    Http(HttpTarget),
+    /// Waits that many seconds.
+    Sleep(u32),
+}
+
+/// Whom an HTTP probe or hook asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpTarget {
+    /// Default: the pod's address.
+    pub host: Option<String>,
+    /// The port.
+    pub port: PortRef,
+    /// Path and query.
+    pub path: String,
+    /// Whether over TLS (the certificate is not checked).
+    pub https: bool,
+    /// Extra headers; `Host` sets the authority.
+    pub headers: Vec<(String, String)>,
+}
+
+/// `terminationMessagePolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum TerminationMessagePolicy {
+    /// Only the file.
+    #[default]
+    File,
+    /// The end of the output where the file is empty and the container failed.
+    FallbackToLogsOnError,
+}

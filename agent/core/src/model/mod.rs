@@ -1,0 +1,20 @@
+//! A pod as the node sees it: already checked, in types that say what they hold. Sources make these values from
+//! Kubernetes API objects; the raw objects stay with the source.
+
+mod container;
+mod objects;
+mod pod;
+mod probe;
+mod qos;
+mod resources;
+mod security;
+mod volume;
+
+pub use container::*;
+pub use objects::*;
+pub use pod::*;
+pub use probe::*;
+pub use qos::*;
+pub use resources::*;
+pub use security::*;
+pub use volume::*;

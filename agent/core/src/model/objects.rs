@@ -1,0 +1,58 @@
+//! Objects that pods refer to.
+
+use crate::ids::{Namespace, PodKey};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// A ConfigMap or Secret: its keys and their bytes.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyedData {
+    /// `metadata.namespace`.
+    pub namespace: Namespace,
+    /// `metadata.name`.
+    pub name: String,
+    /// `data` and `binaryData` (ConfigMap), `data` and `stringData` (Secret), decoded.
+    pub data: BTreeMap<String, Vec<u8>>,
+}
+
+impl std::fmt::Debug for KeyedData {
+    /// Shows the keys, never the values: they may be secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{} {:?}", self.namespace, self.name, self.data.keys().collect::<Vec<_>>())
+    }
+}
+
+/// The ConfigMaps and Secrets that a source knows; what is not here does not exist (or is not known yet).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Objects {
+    config_maps: BTreeMap<(Namespace, String), Arc<KeyedData>>,
+    secrets: BTreeMap<(Namespace, String), Arc<KeyedData>>,
+}
+
+impl Objects {
+    /// Adds or replaces a ConfigMap.
+    pub fn put_config_map(&mut self, object: KeyedData) {
+        self.config_maps.insert((object.namespace.clone(), object.name.clone()), Arc::new(object));
+    }
+    /// Adds or replaces a Secret.
+    pub fn put_secret(&mut self, object: KeyedData) {
+        self.secrets.insert((object.namespace.clone(), object.name.clone()), Arc::new(object));
+    }
+    /// The ConfigMap of that name.
+    pub fn config_map(&self, namespace: &Namespace, name: &str) -> Option<&Arc<KeyedData>> {
+        self.config_maps.get(&(namespace.clone(), name.to_owned()))
+    }
+    /// The Secret of that name.
+    pub fn secret(&self, namespace: &Namespace, name: &str) -> Option<&Arc<KeyedData>> {
+        self.secrets.get(&(namespace.clone(), name.to_owned()))
+    }
+}
+
+/// A Service, parsed and checked; served by the data plane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStub {
+    /// Namespace and name (a Service's name is a label, which is also a valid pod name).
+    pub key: PodKey,
+    /// The object as JSON, checked against the API's types.
+    pub object: serde_json::Value,
+}

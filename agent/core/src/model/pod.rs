@@ -1,0 +1,145 @@
+//! The pod itself.
+
+use super::{Container, PodSecurity, Resources, Volume};
+use crate::{
+    ids::{NodeName, PodKey, PodUid},
+    time::Wall,
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+
+/// A pod that this node shall run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// `metadata.uid`: one life of the pod.
+    pub uid: PodUid,
+    /// `metadata.namespace` and `.name`.
+    pub key: PodKey,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// `metadata.creationTimestamp`, or when the source first saw it.
+    pub created: Wall,
+    /// Which source it came from.
+    pub origin: Origin,
+    /// `spec.nodeName`.
+    pub node: NodeName,
+    /// `spec.restartPolicy`.
+    pub restart_policy: RestartPolicy,
+    /// `spec.terminationGracePeriodSeconds`, default 30.
+    pub grace_seconds: u32,
+    /// `spec.activeDeadlineSeconds`.
+    pub active_deadline_seconds: Option<u32>,
+    /// `spec.initContainers` in order; those with [`Container::sidecar`] go on running.
+    pub init_containers: Vec<Container>,
+    /// `spec.containers`.
+    pub containers: Vec<Container>,
+    /// `spec.volumes`.
+    pub volumes: Vec<Volume>,
+    /// `spec.resources`: limits of the pod as a whole.
+    pub resources: Option<Resources>,
+    /// `spec.overhead`.
+    pub overhead: Option<super::ResourceList>,
+    /// Host namespaces and the shared PID namespace.
+    pub namespaces: PodNamespaces,
+    /// Names and name resolution.
+    pub dns: PodDns,
+    /// `spec.securityContext`.
+    pub security: PodSecurity,
+    /// `spec.serviceAccountName`, for the downward API.
+    pub service_account: String,
+    /// `spec.runtimeClassName`.
+    pub runtime_class: Option<String>,
+    /// `spec.priority`.
+    pub priority: i32,
+    /// `spec.priorityClassName`.
+    pub priority_class: Option<String>,
+    /// `spec.enableServiceLinks`, default true.
+    pub enable_service_links: bool,
+    /// `spec.readinessGates[].conditionType`.
+    pub readiness_gates: Vec<String>,
+}
+
+impl Pod {
+    /// Every container: init containers first, then the main ones.
+    pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
+        self.init_containers.iter().chain(&self.containers)
+    }
+
+    /// The container of that name, init or main.
+    pub fn container(&self, name: &crate::ids::ContainerName) -> Option<&Container> {
+        self.all_containers().find(|c| &c.name == name)
+    }
+}
+
+/// Which source a pod came from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Origin {
+    /// The manifest directory: the file's path.
+    Manifest(PathBuf),
+    /// `staticPodPath`: the file's path.
+    StaticFile(PathBuf),
+    /// The API server.
+    Cluster,
+}
+
+/// `spec.restartPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
+pub enum RestartPolicy {
+    /// Run again whatever the exit code.
+    #[default]
+    Always,
+    /// Run again after a non-zero exit code.
+    OnFailure,
+    /// Never run again.
+    Never,
+}
+
+/// Which namespaces the pod does not get for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct PodNamespaces {
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// `spec.hostPID`.
+    pub host_pid: bool,
+    /// `spec.hostIPC`.
+    pub host_ipc: bool,
+    /// `spec.shareProcessNamespace`.
+    pub share_pid: bool,
+}
+
+/// How names resolve inside the pod, and the pod's own name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct PodDns {
+    /// `spec.dnsPolicy`.
+    pub policy: DnsPolicy,
+    /// `spec.dnsConfig.nameservers`.
+    pub nameservers: Vec<IpAddr>,
+    /// `spec.dnsConfig.searches`.
+    pub searches: Vec<String>,
+    /// `spec.dnsConfig.options`.
+    pub options: Vec<(String, Option<String>)>,
+    /// `spec.hostname`.
+    pub hostname: Option<String>,
+    /// `spec.subdomain`.
+    pub subdomain: Option<String>,
+    /// `spec.setHostnameAsFQDN`.
+    pub hostname_as_fqdn: bool,
+    /// `spec.hostAliases`: an address and its names.
+    pub host_aliases: Vec<(IpAddr, Vec<String>)>,
+}
+
+/// `spec.dnsPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum DnsPolicy {
+    /// Cluster DNS; for host-network pods the node's.
+    #[default]
+    ClusterFirst,
+    /// Cluster DNS also for host-network pods.
+    ClusterFirstWithHostNet,
+    /// The node's.
+    Default,
+    /// Only `dnsConfig`.
+    None,
+}

@@ -1,0 +1,48 @@
+//! Requests and limits.
+
+use crate::{ids::ContainerName, quantity::Quantity};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Amounts by resource name (`cpu`, `memory`, `ephemeral-storage`, `hugepages-2Mi`, extended ones).
+pub type ResourceList = BTreeMap<String, Quantity>;
+
+/// `resources` of a container or pod. A request that is missing while the limit is there equals the limit; sources
+/// apply that default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Resources {
+    /// What is set aside.
+    pub requests: ResourceList,
+    /// What may not be passed.
+    pub limits: ResourceList,
+}
+
+impl Resources {
+    /// Requested CPU in thousandths of a core, 0 where none is requested.
+    pub fn cpu_request_millis(&self) -> i64 {
+        self.requests.get("cpu").map_or(0, Quantity::millis)
+    }
+    /// CPU limit in thousandths of a core; `None` and 0 mean no limit.
+    pub fn cpu_limit_millis(&self) -> Option<i64> {
+        self.limits.get("cpu").map(Quantity::millis).filter(|v| *v > 0)
+    }
+    /// Requested memory in bytes, 0 where none is requested.
+    pub fn memory_request_bytes(&self) -> i64 {
+        self.requests.get("memory").map_or(0, Quantity::units)
+    }
+    /// Memory limit in bytes; `None` and 0 mean no limit.
+    pub fn memory_limit_bytes(&self) -> Option<i64> {
+        self.limits.get("memory").map(Quantity::units).filter(|v| *v > 0)
+    }
+}
+
+/// `resourceFieldRef` of the downward API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceFieldRef {
+    /// Default: the container that asks (required in volumes).
+    pub container: Option<ContainerName>,
+    /// For example `limits.cpu`.
+    pub resource: String,
+    /// The unit of the value, default 1; values are rounded up.
+    pub divisor: Option<Quantity>,
+}

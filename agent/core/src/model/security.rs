@@ -1,0 +1,77 @@
+//! Security contexts of pods and containers, as specified; the container's wins over the pod's where both are set.
+
+use serde::{Deserialize, Serialize};
+
+/// `spec.securityContext`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct PodSecurity {
+    /// `runAsUser`.
+    pub run_as_user: Option<u32>,
+    /// `runAsGroup`.
+    pub run_as_group: Option<u32>,
+    /// `runAsNonRoot`.
+    pub run_as_non_root: Option<bool>,
+    /// `fsGroup`.
+    pub fs_group: Option<u32>,
+    /// `fsGroupChangePolicy: OnRootMismatch`.
+    pub fs_group_on_root_mismatch: bool,
+    /// `supplementalGroups`.
+    pub supplemental_groups: Vec<u32>,
+    /// `supplementalGroupsPolicy: Strict`.
+    pub supplemental_groups_strict: bool,
+    /// `sysctls`, names with dots.
+    pub sysctls: Vec<(String, String)>,
+    /// `seccompProfile`.
+    pub seccomp: Option<Seccomp>,
+    /// `appArmorProfile`.
+    pub app_armor: Option<AppArmor>,
+}
+
+/// `containers[].securityContext`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct ContainerSecurity {
+    /// `runAsUser`.
+    pub run_as_user: Option<u32>,
+    /// `runAsGroup`.
+    pub run_as_group: Option<u32>,
+    /// `runAsNonRoot`.
+    pub run_as_non_root: Option<bool>,
+    /// `privileged`.
+    pub privileged: bool,
+    /// `allowPrivilegeEscalation`; only an explicit `false` sets no_new_privs.
+    pub allow_privilege_escalation: Option<bool>,
+    /// `readOnlyRootFilesystem`.
+    pub read_only_root: bool,
+    /// `capabilities.add`, without `CAP_`, upper case; `ALL` possible.
+    pub capabilities_add: Vec<String>,
+    /// `capabilities.drop`, likewise.
+    pub capabilities_drop: Vec<String>,
+    /// `procMount: Unmasked`.
+    pub proc_mount_unmasked: bool,
+    /// `seccompProfile`.
+    pub seccomp: Option<Seccomp>,
+    /// `appArmorProfile`.
+    pub app_armor: Option<AppArmor>,
+}
+
+/// `seccompProfile`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// No filter.
+    Unconfined,
+    /// The runtime's default filter.
+    RuntimeDefault,
+    /// A file below the node's seccomp directory; relative, without `..`.
+    Localhost(String),
+}
+
+/// `appArmorProfile`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppArmor {
+    /// No profile.
+    Unconfined,
+    /// The runtime's default profile.
+    RuntimeDefault,
+    /// A loaded profile by name.
+    Localhost(String),
+}

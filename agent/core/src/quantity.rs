@@ -1,0 +1,169 @@
+//! Kubernetes quantities (`k8s.io/apimachinery/pkg/api/resource`): `100m`, `64Mi`, `1.5`, `2e3`.
+
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+/// A non-negative or negative amount, exact to 1e-9 of its unit; finer digits are rounded up, as Kubernetes does.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Quantity {
+    nanos: i128,
+    text: String,
+}
+
+/// Why a text is no quantity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "quantity {0:?} must be a number with an optional suffix of n u m k M G T P E Ki Mi Gi Ti Pi Ei or e<number>"
+)]
+pub struct QuantityError(pub String);
+
+impl Quantity {
+    /// Thousandths, rounded up: millicores of a CPU quantity. Clamped to `i64`.
+    pub fn millis(&self) -> i64 {
+        clamp(div_ceil(self.nanos, 1_000_000))
+    }
+
+    /// Whole units, rounded up: bytes of a memory quantity. Clamped to `i64`.
+    pub fn units(&self) -> i64 {
+        clamp(div_ceil(self.nanos, 1_000_000_000))
+    }
+
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+fn clamp(v: i128) -> i64 {
+    i64::try_from(v).unwrap_or(if v > 0 { i64::MAX } else { i64::MIN })
+}
+
+fn div_ceil(a: i128, b: i128) -> i128 {
+    let q = a.div_euclid(b);
+    if a.rem_euclid(b) == 0 { q } else { q.saturating_add(1) }
+}
+
+fn scale(suffix: &str) -> Option<(i128, i128)> {
+    const KI: i128 = 1024;
+    Some(match suffix {
+        "" => (1, 1),
+        "n" => (1, 1_000_000_000),
+        "u" => (1, 1_000_000),
+        "m" => (1, 1000),
+        "k" => (1000, 1),
+        "M" => (1_000_000, 1),
+        "G" => (1_000_000_000, 1),
+        "T" => (1_000_000_000_000, 1),
+        "P" => (1_000_000_000_000_000, 1),
+        "E" => (1_000_000_000_000_000_000, 1),
+        "Ki" => (KI, 1),
+        "Mi" => (KI.pow(2), 1),
+        "Gi" => (KI.pow(3), 1),
+        "Ti" => (KI.pow(4), 1),
+        "Pi" => (KI.pow(5), 1),
+        "Ei" => (KI.pow(6), 1),
+        _ => {
+            let exp: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
+            if !(-18..=18).contains(&exp) {
+                return None;
+            }
+            let p = 10i128.pow(exp.unsigned_abs());
+            if exp < 0 { (1, p) } else { (p, 1) }
+        }
+    })
+}
+
+impl FromStr for Quantity {
+    type Err = QuantityError;
+
+    fn from_str(s: &str) -> Result<Self, QuantityError> {
+        let err = || QuantityError(s.chars().take(80).collect());
+        let (negative, rest) = match s.as_bytes().first() {
+            Some(b'-') => (true, s.get(1..).unwrap_or_default()),
+            Some(b'+') => (false, s.get(1..).unwrap_or_default()),
+            _ => (false, s),
+        };
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let (number, suffix) = rest.split_at(end);
+        let (int, frac) = number.split_once('.').unwrap_or((number, ""));
+        if (int.is_empty() && frac.is_empty()) || frac.contains('.') || int.len() > 24 || frac.len() > 64 {
+            return Err(err());
+        }
+        let (mul, div) = scale(suffix).ok_or_else(err)?;
+        let mut nanos: i128 = 0;
+        if !int.is_empty() {
+            let v: i128 = int.parse().map_err(|_| err())?;
+            // Larger than any real amount: clamped rather than refused, like Kubernetes' cap at 2^63-1.
+            nanos = v.saturating_mul(mul).saturating_mul(1_000_000_000) / div;
+            if div > 1_000_000_000 && v.saturating_mul(1_000_000_000) % div != 0 {
+                nanos = nanos.saturating_add(1);
+            }
+        }
+        let mut unit: i128 = 1_000_000_000_000_000_000;
+        let mut fraction: i128 = 0;
+        let mut beyond = false;
+        for b in frac.bytes() {
+            unit /= 10;
+            let digit = i128::from(b - b'0');
+            beyond |= unit == 0 && digit != 0;
+            fraction += digit * unit;
+        }
+        // `fraction` counts 1e-18; bring it to 1e-9 of the unit, rounding up.
+        nanos = nanos
+            .saturating_add(div_ceil(fraction.saturating_mul(mul), 1_000_000_000_i128.saturating_mul(div)));
+        if beyond && fraction == 0 {
+            nanos = nanos.saturating_add(1);
+        }
+        Ok(Quantity { nanos: if negative { -nanos } else { nanos }, text: s.to_owned() })
+    }
+}
+
+impl TryFrom<String> for Quantity {
+    type Error = QuantityError;
+    fn try_from(s: String) -> Result<Self, QuantityError> {
+        s.parse()
+    }
+}
+
+impl From<Quantity> for String {
+    fn from(q: Quantity) -> String {
+        q.text
+    }
+}
+
+impl fmt::Debug for Quantity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_kubernetes_forms() {
+        let q = |s: &str| s.parse::<Quantity>().unwrap();
+        assert_eq!(q("100m").millis(), 100);
+        assert_eq!(q("1").millis(), 1000);
+        assert_eq!(q("1.5").millis(), 1500);
+        assert_eq!(q("0.0001").millis(), 1);
+        assert_eq!(q("64Mi").units(), 64 << 20);
+        assert_eq!(q("1.5Gi").units(), 3 << 29);
+        assert_eq!(q("2e3").units(), 2000);
+        assert_eq!(q("2E").units(), 2_000_000_000_000_000_000);
+        assert_eq!(q("1n").units(), 1);
+        assert_eq!(q("-5").units(), -5);
+        assert_eq!(q(".5").millis(), 500);
+        assert_eq!(q("5.").units(), 5);
+        assert_eq!(q("100Ei").units(), i64::MAX);
+    }
+
+    #[test]
+    fn refuses_the_rest() {
+        for bad in ["", "m", "1.2.3", "1 ", " 1", "1mm", "0x1", "1e99", "--1", "1Kib", "١"] {
+            assert!(bad.parse::<Quantity>().is_err(), "{bad}");
+        }
+    }
+}

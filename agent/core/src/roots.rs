@@ -1,0 +1,130 @@
+//! The one value that every path, name and port of this node comes from.
+//!
+//! The defaults are the de-facto contract of a Kubernetes node; tests and the demo pass others, and two nodes with
+//! different roots share one machine.
+
+use crate::ids::NodeName;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Where this node keeps, finds and serves everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Roots {
+    /// The node's name.
+    pub node_name: NodeName,
+    /// Pod state: `pods/<uid>/{volumes,containers,etc-hosts}`. Lasts over reboots. Default `/var/lib/kubelet`.
+    pub pod_state: PathBuf,
+    /// Container output: `<ns>_<pod>_<uid>/<container>/<n>.log`. Default `/var/log/pods`.
+    pub pod_logs: PathBuf,
+    /// Links to the output files by container. Default `/var/log/containers`.
+    pub container_log_links: PathBuf,
+    /// State of this boot: memory of pods, sockets, pinned namespaces. A tmpfs. Default `/run/berth`.
+    pub runtime_state: PathBuf,
+    /// State that outlives boots: the address journal. Default `/var/lib/berth`.
+    pub lasting_state: PathBuf,
+    /// containerd's gRPC socket. Default `/run/containerd/containerd.sock`.
+    pub containerd_socket: PathBuf,
+    /// The containerd namespace that holds the pods. Default `k8s.io`.
+    pub containerd_namespace: String,
+    /// The runtime of containers. Default `io.containerd.runc.v2`.
+    pub containerd_runtime: String,
+    /// containerd's snapshotter. Default `overlayfs`.
+    pub snapshotter: String,
+    /// Where cgroup hierarchies are mounted. Default `/sys/fs/cgroup`.
+    pub cgroup_mount: PathBuf,
+    /// The cgroup all pods live below, relative to each hierarchy's root. Default `kubepods`; tests use
+    /// `berth-<x>/kubepods`.
+    pub cgroup_root: PathBuf,
+    /// The cgroup of the agent's own helpers, relative likewise. Default `berth`.
+    pub cgroup_helpers: PathBuf,
+    /// CNI configuration lists. Default `/etc/cni/net.d`.
+    pub cni_conf: PathBuf,
+    /// CNI plugin binaries. Default `/opt/cni/bin`.
+    pub cni_bin: PathBuf,
+    /// Where the boot id is read. Default `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: PathBuf,
+    /// The node's resolver configuration, the base of every pod's. Default `/etc/resolv.conf`.
+    pub resolv_conf: PathBuf,
+    /// The node's hosts file, the base of host-network pods'. Default `/etc/hosts`.
+    pub hosts_file: PathBuf,
+    /// Localhost seccomp profiles lie below. Default `/var/lib/kubelet/seccomp`.
+    pub seccomp: PathBuf,
+}
+
+impl Roots {
+    /// The de-facto contract of a Kubernetes node.
+    pub fn defaults(node_name: NodeName) -> Roots {
+        Roots {
+            node_name,
+            pod_state: "/var/lib/kubelet".into(),
+            pod_logs: "/var/log/pods".into(),
+            container_log_links: "/var/log/containers".into(),
+            runtime_state: "/run/berth".into(),
+            lasting_state: "/var/lib/berth".into(),
+            containerd_socket: "/run/containerd/containerd.sock".into(),
+            containerd_namespace: "k8s.io".into(),
+            containerd_runtime: "io.containerd.runc.v2".into(),
+            snapshotter: "overlayfs".into(),
+            cgroup_mount: "/sys/fs/cgroup".into(),
+            cgroup_root: "kubepods".into(),
+            cgroup_helpers: "berth".into(),
+            cni_conf: "/etc/cni/net.d".into(),
+            cni_bin: "/opt/cni/bin".into(),
+            boot_id: "/proc/sys/kernel/random/boot_id".into(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            hosts_file: "/etc/hosts".into(),
+            seccomp: "/var/lib/kubelet/seccomp".into(),
+        }
+    }
+
+    /// Everything below one directory, for tests and the demo: nothing of the node's own contract is touched.
+    /// containerd is expected at `<dir>/containerd/containerd.sock`.
+    pub fn below(dir: &Path, node_name: NodeName, cgroup: &str) -> Roots {
+        Roots {
+            pod_state: dir.join("kubelet"),
+            pod_logs: dir.join("log/pods"),
+            container_log_links: dir.join("log/containers"),
+            runtime_state: dir.join("run"),
+            lasting_state: dir.join("lib"),
+            containerd_socket: dir.join("containerd/containerd.sock"),
+            containerd_namespace: "berth".into(),
+            cgroup_root: PathBuf::from(cgroup).join("kubepods"),
+            cgroup_helpers: PathBuf::from(cgroup).join("helpers"),
+            cni_conf: dir.join("cni/net.d"),
+            cni_bin: dir.join("cni/bin"),
+            seccomp: dir.join("kubelet/seccomp"),
+            ..Roots::defaults(node_name)
+        }
+    }
+
+    /// `pods/<uid>` below the pod state.
+    pub fn pod_dir(&self, uid: &crate::ids::PodUid) -> PathBuf {
+        self.pod_state.join("pods").join(uid.as_str())
+    }
+
+    /// The directory of a pod's output files.
+    pub fn pod_log_dir(&self, key: &crate::ids::PodKey, uid: &crate::ids::PodUid) -> PathBuf {
+        self.pod_logs.join(format!("{}_{}_{}", key.namespace, key.name, uid))
+    }
+
+    /// Where the pod's pinned namespaces lie: files `net`, `ipc`, `uts` (and `pid` where shared).
+    pub fn sandbox_dir(&self, uid: &crate::ids::PodUid) -> PathBuf {
+        self.runtime_state.join("sandboxes").join(uid.as_str())
+    }
+
+    /// The agent's local socket.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.runtime_state.join("agent.sock")
+    }
+
+    /// logd's local socket.
+    pub fn logd_socket(&self) -> PathBuf {
+        self.runtime_state.join("logd.sock")
+    }
+
+    /// Where a pod's Memory is written, one file a pod.
+    pub fn memory_file(&self, uid: &crate::ids::PodUid) -> PathBuf {
+        self.runtime_state.join("memory").join(format!("{uid}.json"))
+    }
+}
