@@ -1,1 +1,19 @@
-//! Placeholder until this crate's first slice lands.
+//! The kernel as the node's agent uses it: clocks, files, mounts, namespaces, processes. All user-space unsafe code
+//! lies here and in the pause program.
+//!
+//! Invariants: no task and no lock lives here. What changes a thread's namespaces runs on a thread of its own that
+//! ends with it. What is asked of the kernel and not answered at once ([`process::PidFd::poll_exited`]) takes a
+//! deadline. A failure leaves nothing half made, or says what is left.
+#![allow(unsafe_code, reason = "this crate is where system calls without a safe wrapper are made")]
+
+pub mod clock;
+mod error;
+pub mod fs;
+pub mod mount;
+mod mountinfo;
+pub mod ns;
+pub mod pause;
+pub mod process;
+mod tree;
+
+pub use error::{Error, Result};

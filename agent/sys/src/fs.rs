@@ -1,0 +1,209 @@
+//! Files: whole or not at all when written, never more than wanted when read, and never outside of a directory when
+//! opened beneath it.
+
+use crate::{Error, Result};
+pub use rustix::fs::{Mode, OFlags};
+use rustix::{
+    fs::{ResolveFlags, openat2},
+    io::Errno,
+};
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{OpenOptionsExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// Replaces the file at `path` by one with these bytes and that mode (the umask does not count), by rename: a reader
+/// sees the old or the new one, never half of it. Survives the death of this program, not that of the machine: for
+/// what lies on a tmpfs or can be made again.
+///
+/// # Errors
+/// The directory is missing or cannot be written; nothing of the attempt is left.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    replace(path, bytes, mode, false)
+}
+
+/// As [`write_atomic`], and on the disk when it returns: file and directory are synced.
+///
+/// # Errors
+/// As [`write_atomic`], or the disk failed.
+pub fn write_atomic_synced(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    replace(path, bytes, mode, true)
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32, sync: bool) -> Result<()> {
+    let tmp = temporary_beside(path)?;
+    let failed = |source| Error::Write { path: path.into(), source };
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&tmp)?;
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        file.write_all(bytes)?;
+        if sync {
+            file.sync_all()?;
+        }
+        std::fs::rename(&tmp, path)
+    })();
+    if let Err(source) = written {
+        // The first failure is the one to tell; a leftover is removed by name or not there at all.
+        let _leftover = std::fs::remove_file(&tmp);
+        return Err(failed(source));
+    }
+    if sync && let Some(dir) = path.parent() {
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        File::open(dir).and_then(|d| d.sync_all()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// A name in the same directory that nobody else uses: dot, the name, this process, a counter.
+fn temporary_beside(path: &Path) -> Result<PathBuf> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let Some(name) = path.file_name() else {
+        return Err(Error::Write {
+            path: path.into(),
+            source: io::Error::new(io::ErrorKind::InvalidInput, "path names no file"),
+        });
+    };
+    let mut tmp = std::ffi::OsString::from(".");
+    tmp.push(name);
+    tmp.push(format!(".{}.{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+    Ok(path.with_file_name(tmp))
+}
+
+/// The whole file, at most `max` bytes.
+///
+/// # Errors
+/// It cannot be opened or read, or [`Error::TooLong`].
+pub fn read_limited(path: &Path, max: usize) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(|source| Error::Open { path: path.into(), source })?;
+    read_file_limited(file, path, max)
+}
+
+/// The whole of an open file, at most `max` bytes; `path` is only for the message.
+///
+/// # Errors
+/// It cannot be read, or [`Error::TooLong`].
+pub fn read_file_limited(file: File, path: &Path, max: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    file.take(limit).read_to_end(&mut bytes).map_err(|source| Error::Read { path: path.into(), source })?;
+    if bytes.len() > max {
+        return Err(Error::TooLong { path: path.into(), max });
+    }
+    Ok(bytes)
+}
+
+/// As [`read_limited`], as text.
+///
+/// # Errors
+/// As [`read_limited`], or the file is not UTF-8.
+pub fn read_to_string_limited(path: &Path, max: usize) -> Result<String> {
+    String::from_utf8(read_limited(path, max)?)
+        .map_err(|e| Error::Malformed { path: path.into(), reason: format!("is not UTF-8: {e}") })
+}
+
+/// Opens `rel` below the directory `dir`: no component, `..`, link or magic link leads out of it. Links that stay
+/// inside are followed (give [`OFlags::NOFOLLOW`] for the last component). A new file gets mode 0644 less the umask.
+///
+/// # Errors
+/// It is missing, leads outside (`EXDEV`), or cannot be opened.
+pub fn open_beneath(dir: impl AsFd, rel: &Path, flags: OFlags) -> Result<OwnedFd> {
+    let mode = if flags.intersects(OFlags::CREATE | OFlags::TMPFILE) {
+        Mode::from_raw_mode(0o644)
+    } else {
+        Mode::empty()
+    };
+    open_how(dir, rel, flags, mode, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// `openat2` with a bounded number of tries: the kernel answers `EAGAIN` where a rename raced with `..`.
+pub(crate) fn open_how(
+    dir: impl AsFd,
+    rel: &Path,
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd> {
+    let mut tries = 0;
+    loop {
+        match openat2(dir.as_fd(), rel, flags | OFlags::CLOEXEC, mode, resolve) {
+            Ok(fd) => return Ok(fd),
+            Err(Errno::AGAIN | Errno::INTR) if tries < 128 => tries += 1,
+            Err(e) => return Err(Error::Open { path: rel.into(), source: e.into() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    #[test]
+    fn replaces_whole_files_with_exact_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        write_atomic(&path, b"one", 0o640).unwrap();
+        let first = std::fs::metadata(&path).unwrap();
+        write_atomic_synced(&path, b"two", 0o666).unwrap();
+        let second = std::fs::metadata(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!((first.mode() & 0o7777, second.mode() & 0o7777), (0o640, 0o666));
+        assert_ne!(first.ino(), second.ino());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("d");
+        std::fs::create_dir(&target).unwrap();
+        std::fs::write(target.join("x"), "").unwrap();
+        assert!(matches!(write_atomic(&target, b"x", 0o600), Err(Error::Write { .. })));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(write_atomic(Path::new("/"), b"x", 0o600).is_err());
+        assert!(write_atomic(&dir.path().join("none/x"), b"x", 0o600).is_err());
+    }
+
+    #[test]
+    fn reads_up_to_the_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "12345").unwrap();
+        assert_eq!(read_limited(&path, 5).unwrap(), b"12345");
+        assert!(matches!(read_limited(&path, 4), Err(Error::TooLong { max: 4, .. })));
+        assert!(matches!(read_limited(Path::new("/dev/zero"), 100), Err(Error::TooLong { .. })));
+        std::fs::write(&path, [0xff]).unwrap();
+        assert!(matches!(read_to_string_limited(&path, 9), Err(Error::Malformed { .. })));
+    }
+
+    #[test]
+    fn beneath_means_beneath() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir_all(root.join("sub")).unwrap();
+        std::fs::write(root.join("sub/in"), "in").unwrap();
+        std::fs::write(dir.path().join("out"), "out").unwrap();
+        symlink("sub/in", root.join("inner")).unwrap();
+        symlink("../out", root.join("outer")).unwrap();
+        symlink("/etc/passwd", root.join("absolute")).unwrap();
+        symlink("/proc/self/root", root.join("magic")).unwrap();
+        let fd = File::open(&root).unwrap();
+        let open = |rel: &str| open_beneath(&fd, Path::new(rel), OFlags::RDONLY);
+        for good in ["sub/in", "inner", "sub/../sub/in"] {
+            let mut text = String::new();
+            File::from(open(good).unwrap()).read_to_string(&mut text).unwrap();
+            assert_eq!(text, "in", "{good}");
+        }
+        for bad in ["outer", "absolute", "magic/etc", "../out", "sub/../../out", "/etc/passwd", "none"] {
+            assert!(open(bad).is_err(), "{bad}");
+        }
+        open_beneath(&fd, Path::new("sub/new"), OFlags::CREATE | OFlags::WRONLY).unwrap();
+        assert!(root.join("sub/new").exists());
+    }
+}

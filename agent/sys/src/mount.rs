@@ -1,0 +1,225 @@
+//! Mounts: made, looked at and taken away.
+//!
+//! A bind is put together out of sight and then attached in one step, so that nobody ever sees a read-only bind
+//! writable. Nothing here follows a link at the place where something is taken away.
+
+pub use crate::mountinfo::Mount;
+pub use crate::tree::remove_tree_no_xdev;
+use crate::{Error, Result, mountinfo};
+use rustix::{
+    fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx},
+    io::Errno,
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+        fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    },
+};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// How a bind mount is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BindOpts {
+    /// Nothing can be written through it; with [`BindOpts::recursive`] nor through any mount below.
+    pub read_only: bool,
+    /// Mounts below the source come along.
+    pub recursive: bool,
+    /// What it shares with others, for the whole bound tree.
+    pub propagation: Propagation,
+}
+
+/// How mount events pass (mount_namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Propagation {
+    /// As the kernel makes it: shared where the place or the source is shared.
+    #[default]
+    Unchanged,
+    /// None.
+    Private,
+    /// Into this mount, not out of it.
+    Slave,
+    /// Both ways.
+    Shared,
+}
+
+impl Propagation {
+    fn flag(self) -> u64 {
+        match self {
+            Propagation::Unchanged => 0,
+            Propagation::Private => libc::MS_PRIVATE,
+            Propagation::Slave => libc::MS_SLAVE,
+            Propagation::Shared => libc::MS_SHARED,
+        }
+    }
+}
+
+/// Shows `src` (a directory or file, links followed) at `dst` too, which must exist and be of the same kind.
+///
+/// # Errors
+/// Either is missing, or the kernel refuses; nothing is mounted then.
+pub fn bind(src: &Path, dst: &Path, opts: BindOpts) -> Result<()> {
+    let tree = clone_tree(CWD, src, OpenTreeFlags::empty(), opts)
+        .map_err(failed("clone the source of a bind", src))?;
+    attach(tree, dst, opts)
+}
+
+/// As [`bind`], from an open file or directory (`O_PATH` does): what was checked is what is mounted.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_fd(src: impl AsFd, dst: &Path, opts: BindOpts) -> Result<()> {
+    let tree = clone_tree(src.as_fd(), Path::new(""), OpenTreeFlags::AT_EMPTY_PATH, opts)
+        .map_err(failed("clone the source of a bind", dst))?;
+    attach(tree, dst, opts)
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Mount { what, path, source }
+}
+
+fn clone_tree(dir: BorrowedFd<'_>, path: &Path, extra: OpenTreeFlags, opts: BindOpts) -> io::Result<OwnedFd> {
+    let mut flags = extra | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if opts.recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let tree = open_tree(dir, path, flags)?;
+    // Private first: a clone of a shared mount would stay in the source's peer group.
+    let set = if opts.read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    set_attr(&tree, set, libc::MS_PRIVATE, opts.recursive)?;
+    Ok(tree)
+}
+
+fn attach(tree: OwnedFd, dst: &Path, opts: BindOpts) -> Result<()> {
+    move_mount(tree.as_fd(), "", CWD, dst, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(|e| failed("bind", dst)(e.into()))?;
+    // A shared place makes what is attached shared, so this can only come now.
+    if opts.propagation != Propagation::Unchanged
+        && let Err(source) = set_attr(&tree, 0, opts.propagation.flag(), opts.recursive)
+    {
+        unmount(dst)?;
+        return Err(failed("set the propagation", dst)(source));
+    }
+    Ok(())
+}
+
+/// `mount_setattr(2)` on the mount that `fd` is the root of.
+fn set_attr(fd: impl AsFd, set: u64, propagation: u64, recursive: bool) -> io::Result<()> {
+    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a NUL-terminated literal, `attr` lives through the call and its true size is given.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Mounts a new tmpfs at `dst`, of at most `size` bytes (`None`: the kernel's default, half of the memory), its root
+/// with that mode. It is kept out of swap where the kernel can do that.
+///
+/// # Errors
+/// `dst` is no directory, or the kernel refuses.
+pub fn tmpfs(dst: &Path, size: Option<u64>, mode: u32) -> Result<()> {
+    let mounted = match new_tmpfs(size, mode, true) {
+        // Kernels before 6.4 and those without swap do not know the option.
+        Err(Errno::INVAL) => new_tmpfs(size, mode, false),
+        other => other,
+    }
+    .map_err(|e| failed("mount a tmpfs", dst)(e.into()))?;
+    move_mount(mounted.as_fd(), "", CWD, dst, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(|e| failed("mount a tmpfs", dst)(e.into()))
+}
+
+fn new_tmpfs(size: Option<u64>, mode: u32, noswap: bool) -> Result<OwnedFd, Errno> {
+    let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(fs.as_fd(), "source", "tmpfs")?;
+    fsconfig_set_string(fs.as_fd(), "mode", format!("{:o}", mode & 0o7777))?;
+    if let Some(size) = size {
+        fsconfig_set_string(fs.as_fd(), "size", size.to_string())?;
+    }
+    if noswap {
+        fsconfig_set_flag(fs.as_fd(), "noswap")?;
+    }
+    fsconfig_create(fs.as_fd())?;
+    fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+}
+
+/// Takes the topmost mount at `dst` away at once, also while it is in use (`MNT_DETACH`), with all mounts below it.
+/// `dst` itself is not followed if it is a link. `Ok(false)` where nothing is mounted or nothing exists.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn unmount(dst: &Path) -> Result<bool> {
+    match rustix::mount::unmount(dst, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL | Errno::NOENT) => Ok(false),
+        Err(e) => Err(Error::Unmount { path: dst.into(), source: e.into() }),
+    }
+}
+
+/// Whether something is mounted at just this path (a link is not followed). A missing path is no mount.
+///
+/// # Errors
+/// The path cannot be looked at.
+pub fn is_mount_point(path: &Path) -> Result<bool> {
+    match statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, StatxFlags::empty()) {
+        Ok(x) => Ok(x.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+        Err(e) => Err(Error::Read { path: path.into(), source: e.into() }),
+    }
+}
+
+/// Makes `path` a mount of its own whose events pass both ways, so that what is mounted below later is seen in every
+/// mount namespace that holds it, and the other way round. A directory that is no mount point is bound onto itself.
+/// A second call changes nothing.
+///
+/// # Errors
+/// `path` is missing or the kernel refuses.
+pub fn make_rshared(path: &Path) -> Result<()> {
+    let shared = BindOpts { recursive: true, propagation: Propagation::Shared, ..BindOpts::default() };
+    if !is_mount_point(path)? {
+        return bind(path, path, shared);
+    }
+    let fd = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)
+        .map_err(|e| Error::Open { path: path.into(), source: e.into() })?;
+    set_attr(fd, 0, libc::MS_SHARED, true).map_err(failed("make a shared mount", path))
+}
+
+/// Every mount of this process's mount namespace, in the order of `/proc/self/mountinfo`: a mount stands after the
+/// one it is on.
+///
+/// # Errors
+/// The file cannot be read or understood.
+pub fn mounts() -> Result<Vec<Mount>> {
+    let path = Path::new("/proc/self/mountinfo");
+    // /proc gives whole lines a page at a time; a node with a thousand pods has about 1 MB.
+    let bytes = crate::fs::read_limited(path, 256 << 20)?;
+    mountinfo::parse(&bytes).map_err(|(line, text)| Error::Malformed {
+        path: path.into(),
+        reason: format!("line {line} is not understood: {text:?}"),
+    })
+}
+
+/// The mounts at or below `dir`, a mount after the one it is on: unmount in reverse. `dir` is resolved first, as the
+/// kernel lists real paths; a missing one has no mounts.
+///
+/// # Errors
+/// As [`mounts`].
+pub fn mounts_below(dir: &Path) -> Result<Vec<Mount>> {
+    let real: PathBuf = match dir.canonicalize() {
+        Ok(real) => real,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(Error::Read { path: dir.into(), source }),
+    };
+    Ok(mounts()?.into_iter().filter(|m| m.mount_point.starts_with(&real)).collect())
+}

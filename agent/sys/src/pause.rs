@@ -1,0 +1,1 @@
+//! Starts a pod's pause program.

@@ -1,0 +1,132 @@
+//! Deleting a tree without ever leaving it: by descriptors, never through a link, never into another mount.
+
+use crate::{Error, Result, fs::open_how, mount};
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, openat, renameat, unlinkat},
+    io::Errno,
+};
+use std::{
+    ffi::CStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+/// Descriptors held at once; what lies deeper is moved up to the top first. A tree can be deeper than any limit.
+const MAX_DEPTH: usize = 48;
+
+/// Deletes the directory `dir` and everything in it. Links are deleted, never followed; `dir` itself must not be a
+/// link. A missing `dir` is fine.
+///
+/// # Errors
+/// [`Error::MountBelow`] where anything is mounted at `dir` or in it: then nothing is deleted, or, should the mount
+/// appear meanwhile, nothing of it. [`Error::Remove`] where the kernel refuses; what could go before is gone.
+pub fn remove_tree_no_xdev(dir: &Path) -> Result<()> {
+    if let Some(found) = mount::mounts_below(dir)?.into_iter().next() {
+        return Err(Error::MountBelow { path: dir.into(), mount: found.mount_point });
+    }
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    let root = match openat(CWD, dir, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(e) => return Err(Error::Open { path: dir.into(), source: e.into() }),
+    };
+    let mut walk = Walk { root: &root, path: dir, moved: 0 };
+    // Each pass deletes all but what it moved up; that is at least MAX_DEPTH levels less every time.
+    loop {
+        let before = walk.moved;
+        walk.empty(root.as_fd(), &mut dir.to_path_buf(), 0)?;
+        if walk.moved == before {
+            break;
+        }
+    }
+    drop(root);
+    match unlinkat(CWD, dir, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(Error::Remove { path: dir.into(), source: e.into() }),
+    }
+}
+
+struct Walk<'a> {
+    root: &'a OwnedFd,
+    path: &'a Path,
+    /// How many directories were moved to the top so far; names them too.
+    moved: u64,
+}
+
+impl Walk<'_> {
+    /// Deletes what is in `dir`, which is `depth` levels below the root and is called `path` in messages.
+    fn empty(&mut self, dir: BorrowedFd<'_>, path: &mut PathBuf, depth: usize) -> Result<()> {
+        let read = |path: &Path, e: Errno| Error::Read { path: path.into(), source: e.into() };
+        let mut entries = Vec::new();
+        for entry in Dir::read_from(dir).map_err(|e| read(path, e))? {
+            let entry = entry.map_err(|e| read(path, e))?;
+            if entry.file_name() != c"." && entry.file_name() != c".." {
+                entries.push((entry.file_name().to_owned(), entry.file_type()));
+            }
+        }
+        for (name, kind) in entries {
+            path.push(std::ffi::OsStr::from_bytes(name.to_bytes()));
+            self.remove(dir, &name, kind, path, depth)?;
+            path.pop();
+        }
+        Ok(())
+    }
+
+    fn remove(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        kind: FileType,
+        path: &mut PathBuf,
+        depth: usize,
+    ) -> Result<()> {
+        if kind != FileType::Directory {
+            match unlinkat(dir, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => return Ok(()),
+                Err(Errno::ISDIR) => {}
+                Err(e) => return Err(self.refused(path, e)),
+            }
+        }
+        if depth >= MAX_DEPTH {
+            let top = format!(".berth-remove-{}-{}", std::process::id(), self.moved);
+            self.moved += 1;
+            return renameat(dir, name, self.root, top).map_err(|e| self.refused(path, e));
+        }
+        match self.enter(dir, name, path)? {
+            Some(child) => self.empty(child.as_fd(), path, depth + 1)?,
+            None => return Ok(()),
+        }
+        match unlinkat(dir, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            // A directory below was moved to the top out of it: it is empty all the same, so this is a newcomer.
+            Err(e) => Err(self.refused(path, e)),
+        }
+    }
+
+    fn enter(&self, dir: BorrowedFd<'_>, name: &CStr, path: &Path) -> Result<Option<OwnedFd>> {
+        let name = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
+        let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
+        match open_how(dir, name, OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty(), resolve) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Error::Open { source, .. }) => match source.raw_os_error() {
+                Some(libc::ENOENT) => Ok(None),
+                Some(libc::EXDEV) => Err(self.mount_at(path)),
+                _ => Err(Error::Open { path: path.into(), source }),
+            },
+            Err(e) => Err(e),
+        }
+    }
+
+    fn refused(&self, path: &Path, e: Errno) -> Error {
+        match e {
+            // The kernel does not unlink or move a mount point.
+            Errno::BUSY | Errno::XDEV => self.mount_at(path),
+            e => Error::Remove { path: path.into(), source: e.into() },
+        }
+    }
+
+    fn mount_at(&self, path: &Path) -> Error {
+        Error::MountBelow { path: self.path.into(), mount: path.into() }
+    }
+}
