@@ -1,1 +1,3 @@
 //! Placeholder until this crate's first slice lands.
+
+pub mod spec;

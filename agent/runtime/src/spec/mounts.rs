@@ -1,0 +1,219 @@
+//! What the container sees where: the fixed mounts, then the pod's, in the order that lets none hide another.
+
+use super::{HostFacts, SpecError};
+use berth_core::model::{MountPropagation, RecursiveReadOnly, VolumeMount};
+use oci_spec::{
+    OciSpecError,
+    runtime::{Mount, MountBuilder},
+};
+use serde::{Deserialize, Serialize};
+use std::path::{Component, Path, PathBuf};
+
+/// Who asks for a mount. Where two have one destination, the pod's wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountOrigin {
+    /// A volume, the pod's hosts file or the termination message file: what the kubelet hands to the runtime.
+    Pod,
+    /// A file of the sandbox (`/etc/hostname`, `/etc/resolv.conf`, `/dev/shm`): what the runtime adds; files follow
+    /// `readOnlyRootFilesystem`.
+    Sandbox,
+    /// A `VOLUME` of the image: an empty directory of the container's own.
+    ImageVolume,
+}
+
+/// One bind mount. Its source is resolved and exists when the task is created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountSpec {
+    /// Who asks for it.
+    pub origin: MountOrigin,
+    /// A path of the host, without symbolic links.
+    pub source: PathBuf,
+    /// Where the container sees it.
+    pub destination: String,
+    /// Whether writes fail.
+    pub read_only: bool,
+    /// Whether also those to mounts below fail.
+    pub recursive_read_only: bool,
+    /// Which mounts go in and out.
+    pub propagation: MountPropagation,
+}
+
+impl MountSpec {
+    /// A volume as one container mounts it. `source` is the volume's directory (or the part that `subPath` names);
+    /// `recursive` says whether the runtime can make mounts read-only recursively.
+    pub fn volume(
+        mount: &VolumeMount,
+        source: PathBuf,
+        volume_is_read_only: bool,
+        recursive: bool,
+    ) -> MountSpec {
+        let recursive_read_only = match mount.recursive_read_only {
+            RecursiveReadOnly::Disabled => false,
+            RecursiveReadOnly::IfPossible => {
+                recursive && mount.read_only && mount.propagation == MountPropagation::None
+            }
+            RecursiveReadOnly::Enabled => true,
+        };
+        MountSpec {
+            origin: MountOrigin::Pod,
+            source,
+            destination: mount.mount_path.clone(),
+            read_only: mount.read_only || volume_is_read_only,
+            recursive_read_only,
+            propagation: mount.propagation,
+        }
+    }
+
+    /// A writable file or directory of the pod's own (hosts file, termination message).
+    pub fn pod(source: PathBuf, destination: &str) -> MountSpec {
+        Self::plain(MountOrigin::Pod, source, destination)
+    }
+
+    /// A file or directory of the sandbox.
+    pub fn sandbox(source: PathBuf, destination: &str) -> MountSpec {
+        Self::plain(MountOrigin::Sandbox, source, destination)
+    }
+
+    /// A directory for a `VOLUME` of the image; a relative destination is meant from the root.
+    pub fn image_volume(source: PathBuf, destination: &str) -> MountSpec {
+        let absolute = Path::new("/").join(destination);
+        Self::plain(MountOrigin::ImageVolume, source, &clean(&absolute.to_string_lossy()))
+    }
+
+    fn plain(origin: MountOrigin, source: PathBuf, destination: &str) -> MountSpec {
+        MountSpec {
+            origin,
+            source,
+            destination: destination.to_owned(),
+            read_only: false,
+            recursive_read_only: false,
+            propagation: MountPropagation::None,
+        }
+    }
+}
+
+/// The path without `.`, `..` and doubled separators, by its text alone.
+pub(super) fn clean(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(part) => parts.push(part.to_str().unwrap_or_default()),
+            Component::ParentDir => {
+                parts.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+fn depth(destination: &str) -> usize {
+    clean(destination).matches('/').count()
+}
+
+fn strings(values: &[&str]) -> Vec<String> {
+    values.iter().map(|v| (*v).to_owned()).collect()
+}
+
+fn fixed(destination: &str, typ: &str, source: &str, options: Vec<String>) -> Result<Mount, OciSpecError> {
+    MountBuilder::default().destination(destination).typ(typ).source(source).options(options).build()
+}
+
+/// The mounts of every container, before the pod's.
+fn fixed_mounts(host: &HostFacts, privileged: bool) -> Result<Vec<Mount>, OciSpecError> {
+    let access = if privileged { "rw" } else { "ro" };
+    let mut cgroup = strings(&["nosuid", "noexec", "nodev", "relatime", access]);
+    // With a cgroup namespace of its own the container's mount is another superblock view: nothing to preserve.
+    if !host.unified_cgroups || privileged {
+        cgroup.extend(host.cgroup_mount_options.iter().cloned());
+    }
+    Ok(vec![
+        fixed("/proc", "proc", "proc", strings(&["nosuid", "noexec", "nodev"]))?,
+        fixed("/dev", "tmpfs", "tmpfs", strings(&["nosuid", "strictatime", "mode=755", "size=65536k"]))?,
+        fixed(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            strings(&["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        )?,
+        fixed(
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            strings(&["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        )?,
+        fixed("/dev/mqueue", "mqueue", "mqueue", strings(&["nosuid", "noexec", "nodev"]))?,
+        fixed("/sys", "sysfs", "sysfs", strings(&["nosuid", "noexec", "nodev", access]))?,
+        fixed("/sys/fs/cgroup", "cgroup", "cgroup", cgroup)?,
+    ])
+}
+
+/// All mounts of a container in order, and the propagation its root needs for them.
+pub(super) fn build(
+    asked: &[MountSpec],
+    host: &HostFacts,
+    privileged: bool,
+    read_only_root: bool,
+) -> Result<(Vec<Mount>, Option<&'static str>), SpecError> {
+    let of_pod = |m: &MountSpec| m.origin == MountOrigin::Pod;
+    let mut wanted: Vec<&MountSpec> = asked.iter().filter(|m| of_pod(m)).collect();
+    let taken: Vec<String> = wanted.iter().map(|m| clean(&m.destination)).collect();
+    for origin in [MountOrigin::Sandbox, MountOrigin::ImageVolume] {
+        wanted.extend(asked.iter().filter(|m| m.origin == origin && !taken.contains(&clean(&m.destination))));
+    }
+    // Stable: of equal depth, the order asked for.
+    wanted.sort_by_key(|m| depth(&m.destination));
+    let destinations: Vec<String> = wanted.iter().map(|m| clean(&m.destination)).collect();
+    let own_dev = destinations.iter().any(|d| d == "/dev");
+
+    let mut mounts: Vec<Mount> = fixed_mounts(host, privileged)?
+        .into_iter()
+        .filter(|m| {
+            let at = m.destination().to_string_lossy();
+            !destinations.iter().any(|d| *d == at) && !(own_dev && at.starts_with("/dev/"))
+        })
+        .collect();
+    let mut root: Option<&'static str> = None;
+    for m in wanted {
+        if !m.destination.starts_with('/') {
+            return Err(SpecError::RelativePath { what: "mountPath", path: m.destination.clone() });
+        }
+        if !m.source.is_absolute() {
+            return Err(SpecError::RelativePath {
+                what: "source of a mount",
+                path: m.source.display().to_string(),
+            });
+        }
+        let propagation = match m.propagation {
+            MountPropagation::None => "rprivate",
+            MountPropagation::HostToContainer => {
+                root = root.or(Some("rslave"));
+                "rslave"
+            }
+            MountPropagation::Bidirectional if privileged => {
+                root = Some("rshared");
+                "rshared"
+            }
+            MountPropagation::Bidirectional => {
+                return Err(SpecError::BidirectionalNeedsPrivileged(m.destination.clone()));
+            }
+        };
+        let read_only = m.read_only
+            || (m.origin == MountOrigin::Sandbox && read_only_root && m.destination != "/dev/shm");
+        let access = match (read_only, m.recursive_read_only) {
+            (false, false) => "rw",
+            (true, false) => "ro",
+            (true, true) if m.propagation == MountPropagation::None => "rro",
+            (_, true) => return Err(SpecError::RecursiveReadOnly(m.destination.clone())),
+        };
+        mounts.push(
+            MountBuilder::default()
+                .destination(m.destination.as_str())
+                .typ("bind")
+                .source(m.source.clone())
+                .options(strings(&["rbind", propagation, access]))
+                .build()?,
+        );
+    }
+    Ok((mounts, root))
+}

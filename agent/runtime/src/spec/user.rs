@@ -1,0 +1,212 @@
+//! Who the process is: image user, pod and container security contexts and the image's `/etc/passwd` and
+//! `/etc/group`, as the kubelet and containerd's CRI plugin resolve them together (`reference/ecosystem.md` B2-c).
+//!
+//! Two things are stricter than there: a line of `passwd` or `group` with an id that is no number or out of range
+//! never becomes id 0, and the files' size is bounded before they are looked at.
+
+use berth_core::model::{Container, Pod};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// The largest `passwd` or `group` file that is read, in bytes.
+pub const MAX_USER_FILE_BYTES: usize = 10 << 20;
+
+/// runc takes ids up to here.
+const MAX_ID: u32 = i32::MAX as u32;
+
+/// What a container's process runs as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedUser {
+    /// The user id.
+    pub uid: u32,
+    /// The primary group id.
+    pub gid: u32,
+    /// All groups, sorted, the primary one among them.
+    pub additional_gids: Vec<u32>,
+}
+
+/// Why nobody can be found to run as. All of them are `CreateContainerConfigError` or `CreateContainerError` of the
+/// container, never of the node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UserError {
+    /// `runAsNonRoot` with `runAsUser: 0`.
+    #[error("container's runAsUser breaks non-root policy")]
+    RunAsUserIsRoot,
+    /// `runAsNonRoot` and the image's user is 0 or unset.
+    #[error("container has runAsNonRoot and image will run as root")]
+    ImageIsRoot,
+    /// `runAsNonRoot` and the image names its user: what it maps to is the image's own claim.
+    #[error(
+        "container has runAsNonRoot and image has non-numeric user ({0}), cannot verify user is non-root"
+    )]
+    NonNumericUser(String),
+    /// An id beyond what the runtime takes.
+    #[error("{what} {text:?} is out of range, ids are 0 to {MAX_ID}")]
+    OutOfRange {
+        /// Where it stands.
+        what: &'static str,
+        /// As written.
+        text: String,
+    },
+    /// The image names a user that its `/etc/passwd` does not have.
+    #[error("image user {0:?} is not in the image's /etc/passwd")]
+    NoSuchUser(String),
+    /// A line that is needed cannot be read.
+    #[error("the image's {file} has an unusable id in the entry of {name:?}")]
+    BadEntry {
+        /// `/etc/passwd` or `/etc/group`.
+        file: &'static str,
+        /// The entry's name.
+        name: String,
+    },
+    /// A user database of that size is an attack.
+    #[error("the image's {file} has {bytes} bytes, more than {MAX_USER_FILE_BYTES}")]
+    FileTooLarge {
+        /// `/etc/passwd` or `/etc/group`.
+        file: &'static str,
+        /// Its size.
+        bytes: usize,
+    },
+}
+
+/// The image's user databases; `None` where the file is missing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct UserFiles<'a> {
+    /// Text of `/etc/passwd`.
+    pub passwd: Option<&'a str>,
+    /// Text of `/etc/group`.
+    pub group: Option<&'a str>,
+}
+
+enum Wanted<'a> {
+    Uid(u32),
+    Name(&'a str),
+}
+
+struct Entry<'a> {
+    name: &'a str,
+    /// `None` where the field is no number in range.
+    uid: Option<u32>,
+    gid: Option<u32>,
+}
+
+fn id(text: &str) -> Option<u32> {
+    text.parse::<u32>().ok().filter(|v| *v <= MAX_ID)
+}
+
+fn bounded<'a>(file: &'static str, text: Option<&'a str>) -> Result<&'a str, UserError> {
+    let text = text.unwrap_or_default();
+    if text.len() > MAX_USER_FILE_BYTES {
+        return Err(UserError::FileTooLarge { file, bytes: text.len() });
+    }
+    Ok(text)
+}
+
+fn passwd_entries(text: &str) -> impl Iterator<Item = Entry<'_>> {
+    text.lines().map(str::trim).filter(|l| !l.is_empty()).map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next().unwrap_or_default();
+        fields.next();
+        Entry { name, uid: fields.next().and_then(id), gid: fields.next().and_then(id) }
+    })
+}
+
+/// Groups that list `user` as a member, other than the one of the user's own name.
+fn groups_of(text: &str, user: &str) -> Result<Vec<u32>, UserError> {
+    let mut found = Vec::new();
+    for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        let mut fields = line.split(':');
+        let name = fields.next().unwrap_or_default();
+        fields.next();
+        let gid = fields.next().and_then(id);
+        let members = fields.next().unwrap_or_default();
+        if name != user && members.split(',').any(|m| m == user) {
+            found.push(gid.ok_or_else(|| UserError::BadEntry { file: "/etc/group", name: name.to_owned() })?);
+        }
+    }
+    Ok(found)
+}
+
+/// What the image asks for: the part before `:`; empty means root.
+fn image_user(text: &str) -> Result<Wanted<'_>, UserError> {
+    let user = text.split(':').next().unwrap_or_default();
+    if user.is_empty() {
+        return Ok(Wanted::Uid(0));
+    }
+    let digits = user.strip_prefix(['+', '-']).unwrap_or(user);
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Ok(Wanted::Name(user));
+    }
+    let uid = id(user).ok_or_else(|| UserError::OutOfRange { what: "image user", text: user.to_owned() })?;
+    Ok(Wanted::Uid(uid))
+}
+
+fn checked(what: &'static str, value: u32) -> Result<u32, UserError> {
+    if value > MAX_ID {
+        return Err(UserError::OutOfRange { what, text: value.to_string() });
+    }
+    Ok(value)
+}
+
+/// Resolves the user of one start of a container. `runAsNonRoot` is checked on the id that comes out, at every start.
+pub fn resolve_user(
+    pod: &Pod,
+    container: &Container,
+    image_user_text: &str,
+    files: UserFiles<'_>,
+) -> Result<ResolvedUser, UserError> {
+    let passwd = bounded("/etc/passwd", files.passwd)?;
+    let group = bounded("/etc/group", files.group)?;
+    let run_as_user = container.security.run_as_user.or(pod.security.run_as_user);
+    let run_as_group = container.security.run_as_group.or(pod.security.run_as_group);
+    let non_root = container.security.run_as_non_root.or(pod.security.run_as_non_root) == Some(true);
+
+    let wanted = match run_as_user {
+        Some(0) if non_root => return Err(UserError::RunAsUserIsRoot),
+        Some(uid) => Wanted::Uid(checked("runAsUser", uid)?),
+        None => match image_user(image_user_text)? {
+            Wanted::Name(name) if non_root => return Err(UserError::NonNumericUser(name.to_owned())),
+            other => other,
+        },
+    };
+
+    // The entry decides the primary group (and a name's id); the first match counts.
+    let entry = match &wanted {
+        Wanted::Uid(uid) => passwd_entries(passwd).find(|e| e.uid == Some(*uid)),
+        Wanted::Name(name) => Some(
+            passwd_entries(passwd)
+                .find(|e| e.name == *name)
+                .ok_or_else(|| UserError::NoSuchUser((*name).to_owned()))?,
+        ),
+    };
+    let bad = |e: &Entry<'_>| UserError::BadEntry { file: "/etc/passwd", name: e.name.to_owned() };
+    let uid = match (&wanted, &entry) {
+        (Wanted::Uid(uid), _) => *uid,
+        (Wanted::Name(_), Some(e)) => e.uid.ok_or_else(|| bad(e))?,
+        (Wanted::Name(name), None) => return Err(UserError::NoSuchUser((*name).to_owned())),
+    };
+    if non_root && uid == 0 {
+        return Err(UserError::ImageIsRoot);
+    }
+    let gid = match (run_as_group, &entry) {
+        (Some(gid), _) => checked("runAsGroup", gid)?,
+        (None, Some(e)) => e.gid.ok_or_else(|| bad(e))?,
+        (None, None) => 0,
+    };
+
+    let mut gids = BTreeSet::from([gid]);
+    if !pod.security.supplemental_groups_strict {
+        let name = match (&wanted, &entry) {
+            (Wanted::Name(name), _) => Some(*name),
+            (Wanted::Uid(_), Some(e)) => Some(e.name),
+            (Wanted::Uid(_), None) => None,
+        };
+        if let Some(name) = name {
+            gids.extend(groups_of(group, name)?);
+        }
+    }
+    for value in pod.security.fs_group.iter().chain(&pod.security.supplemental_groups) {
+        gids.insert(checked("group of the pod's security context", *value)?);
+    }
+    Ok(ResolvedUser { uid, gid, additional_gids: gids.into_iter().collect() })
+}
