@@ -1,1 +1,16 @@
-//! Placeholder until this crate's first slice lands.
+//! Desired state in, status and events out. Kubernetes' API types stop in this crate: what leaves it is the checked
+//! model of `berth-core`, and the raw object as JSON for those who show it.
+//!
+//! - [`manifest`] is pure: bytes of a file become a checked model, or an error that names file, document, field and
+//!   reason.
+//! - [`dir`] is the shell around it: a directory is watched, and a [`Snapshot`] is published for every change.
+//! - [`status`] turns what is reported about a pod back into Kubernetes' JSON.
+//!
+//! Invariants: an unreadable file or a missing directory is never taken for a deletion; nothing here panics on any
+//! input; a pod that did not change keeps its [`std::sync::Arc`], so that consumers see change by pointer.
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod manifest;
+
+pub use error::{Error, ManifestError};

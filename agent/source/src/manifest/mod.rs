@@ -1,0 +1,237 @@
+//! Bytes of a manifest file to checked objects. Pure: no file is read and no clock is asked here.
+//!
+//! A file is all or nothing: one bad document makes it bad, so that a half-edited file changes nothing. The way of a
+//! document: text to a generic value ([`text`]), to the API's type with unknown fields found ([`field`]), to the
+//! model, checked as the API server would check it and with its defaults.
+
+mod check;
+mod container;
+mod field;
+mod identity;
+mod objects;
+mod pod;
+mod probe;
+mod resources;
+mod security;
+mod static_pod;
+mod text;
+mod volume;
+
+use crate::ManifestError;
+use berth_core::{
+    ids::NodeName,
+    model::{KeyedData, Pod, ServiceStub},
+    time::Wall,
+};
+use field::{At, Fault};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+pub use text::MAX_FILE_BYTES;
+
+/// Under which rules a file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Pods, ConfigMaps, Secrets and Services; references resolve within the directory; unknown fields are errors.
+    Manifests,
+    /// The kubelet's rules for `staticPodPath`: pods only, one object a file, no reference to API objects, the name
+    /// gets `-<node>`, a toleration of every NoExecute taint is added; unknown fields are only warned of.
+    StaticPods,
+}
+
+/// What reading a file depends on besides its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Context {
+    /// This node.
+    pub node: NodeName,
+    /// The rules.
+    pub mode: Mode,
+    /// Becomes the creation time of pods that give none.
+    pub now: Wall,
+}
+
+/// What a file holds.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Parsed {
+    /// Its pods.
+    pub pods: Vec<PodEntry>,
+    /// Its ConfigMaps.
+    pub config_maps: Vec<KeyedData>,
+    /// Its Secrets.
+    pub secrets: Vec<KeyedData>,
+    /// Its Services.
+    pub services: Vec<ServiceStub>,
+    /// What was left aside without making the file bad; only in [`Mode::StaticPods`].
+    pub warnings: Vec<ManifestError>,
+}
+
+/// A pod and the object it was made from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodEntry {
+    /// The checked pod.
+    pub pod: Pod,
+    /// The v1.Pod as it was given, with `metadata` filled (uid, namespace, creationTimestamp) and `spec.nodeName`.
+    pub raw: Value,
+    /// Which document of its file it is, from 0.
+    pub document: usize,
+    /// Whether the manifest itself gave `metadata.creationTimestamp`.
+    pub created_given: bool,
+}
+
+/// Reads a file: YAML of many documents, or JSON. The file is bad as a whole if any document is.
+pub fn parse_file(path: &Path, bytes: &[u8], ctx: &Context) -> Result<Parsed, ManifestError> {
+    let error = |document, fault: Fault| ManifestError {
+        file: path.to_owned(),
+        document,
+        field: fault.field,
+        reason: fault.reason,
+    };
+    let documents = text::documents(path, bytes).map_err(|(document, fault)| error(document, fault))?;
+    if documents.is_empty() {
+        // A file that is being written looks like this for a moment: it must not pass for "no pods".
+        return Err(error(None, Fault::plain("holds no object")));
+    }
+    let mut parsed = Parsed::default();
+    let mut reader = Reader { path: path.to_owned(), ctx, parsed: &mut parsed, warnings: Vec::new() };
+    for (number, value) in &documents {
+        if ctx.mode == Mode::StaticPods && !reader.parsed.pods.is_empty() {
+            reader.warnings.push(Fault::plain("only the first document of a static pod file is used"));
+        } else {
+            reader.object(&At::ROOT, value, *number, Depth::Document).map_err(|f| error(Some(*number), f))?;
+        }
+        let warnings = std::mem::take(&mut reader.warnings);
+        reader.parsed.warnings.extend(warnings.into_iter().map(|f| error(Some(*number), f)));
+    }
+    Ok(parsed)
+}
+
+/// Reads a text that holds one v1.Pod, YAML or JSON.
+pub fn parse_pod(text: &str, ctx: &Context) -> Result<PodEntry, ManifestError> {
+    let parsed = parse_file(Path::new(""), text.as_bytes(), ctx)?;
+    let error = |reason: &str| ManifestError {
+        file: PathBuf::new(),
+        document: None,
+        field: None,
+        reason: reason.to_owned(),
+    };
+    if !(parsed.config_maps.is_empty() && parsed.secrets.is_empty() && parsed.services.is_empty()) {
+        return Err(error("holds objects other than a pod"));
+    }
+    let mut pods = parsed.pods.into_iter();
+    match (pods.next(), pods.next()) {
+        (Some(pod), None) => Ok(pod),
+        (None, _) => Err(error("holds no pod")),
+        (Some(_), Some(_)) => Err(error("holds more than one pod")),
+    }
+}
+
+/// Where an object stands: lists hold objects, but no further lists.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    Document,
+    Item,
+}
+
+struct Reader<'a> {
+    path: PathBuf,
+    ctx: &'a Context,
+    parsed: &'a mut Parsed,
+    warnings: Vec<Fault>,
+}
+
+impl Reader<'_> {
+    fn object(&mut self, at: &At<'_>, value: &Value, document: usize, depth: Depth) -> Result<(), Fault> {
+        if !value.is_object() {
+            return Err(at.fault(format!("must be an object, not {}", field::kind_of(value))));
+        }
+        let kind = text_field(at, value, "kind")?;
+        let api_version = text_field(at, value, "apiVersion")?;
+        if api_version != "v1" {
+            return Err(at
+                .key("apiVersion")
+                .fault(format!("{kind} of {api_version:?} is not supported: only \"v1\" objects are")));
+        }
+        let statics = self.ctx.mode == Mode::StaticPods;
+        match kind {
+            "Pod" => {
+                let entry = pod::entry(at, value, self.ctx, &self.path, document, &mut self.warnings)?;
+                self.parsed.pods.push(entry);
+            }
+            "PodList" if depth == Depth::Document => self.list(at, value, document, Some("Pod"))?,
+            _ if statics => {
+                return Err(at
+                    .key("kind")
+                    .fault(format!("{kind:?} is no static pod: only Pod and PodList are")));
+            }
+            "ConfigMap" => self.parsed.config_maps.push(objects::config_map(at, value)?),
+            "Secret" => self.parsed.secrets.push(objects::secret(at, value)?),
+            "Service" => self.parsed.services.push(objects::service(at, value)?),
+            "List" if depth == Depth::Document => self.list(at, value, document, None)?,
+            "ConfigMapList" | "SecretList" | "ServiceList" if depth == Depth::Document => {
+                self.list(at, value, document, kind.strip_suffix("List"))?;
+            }
+            _ => {
+                return Err(at.key("kind").fault(format!(
+                    "{kind:?} is not supported: Pod, ConfigMap, Secret, Service and lists of them are"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// A list's items; those of a typed list need not repeat `apiVersion` and `kind`.
+    fn list(&mut self, at: &At<'_>, value: &Value, document: usize, of: Option<&str>) -> Result<(), Fault> {
+        if let Some(key) = value
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(k, _)| k)
+            .find(|k| !matches!(k.as_str(), "apiVersion" | "kind" | "metadata" | "items"))
+        {
+            self.unknown(at.key(key).fault("unknown field"))?;
+        }
+        let at = &at.key("items");
+        let items = match value.get("items") {
+            Some(Value::Array(items)) => items,
+            None | Some(Value::Null) => return Ok(()),
+            Some(other) => return Err(at.fault(format!("must be a list, not {}", field::kind_of(other)))),
+        };
+        for (index, item) in items.iter().enumerate() {
+            let at = &at.index(index);
+            match (of, item) {
+                (Some(of), Value::Object(map)) => {
+                    let mut map = map.clone();
+                    map.entry("apiVersion").or_insert_with(|| "v1".into());
+                    let kind = map.entry("kind").or_insert_with(|| of.into());
+                    if kind != of {
+                        return Err(at.key("kind").fault(format!("must be {of:?} in a {of}List")));
+                    }
+                    self.object(at, &Value::Object(map), document, Depth::Item)?;
+                }
+                _ => self.object(at, item, document, Depth::Item)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn unknown(&mut self, fault: Fault) -> Result<(), Fault> {
+        match self.ctx.mode {
+            Mode::Manifests => Err(fault),
+            Mode::StaticPods => {
+                self.warnings.push(fault);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn text_field<'v>(at: &At<'_>, value: &'v Value, key: &str) -> Result<&'v str, Fault> {
+    match value.get(key) {
+        Some(Value::String(text)) if !text.is_empty() => Ok(text),
+        None | Some(Value::Null | Value::String(_)) => Err(at.key(key).fault("is required")),
+        Some(other) => Err(at.key(key).fault(format!("must be a string, not {}", field::kind_of(other)))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,301 @@
+//! Security contexts.
+
+use super::{
+    check,
+    field::{At, Fault, shorten},
+};
+use berth_core::model::{AppArmor, ContainerSecurity, PodSecurity, Seccomp};
+use k8s_openapi::api::core::v1 as api;
+
+/// Every capability of Linux 6.x (`include/uapi/linux/capability.h`), without `CAP_`.
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// `spec.securityContext`.
+pub(super) fn pod(
+    at: &At<'_>,
+    s: &api::PodSecurityContext,
+    host_network: bool,
+    host_ipc: bool,
+) -> Result<PodSecurity, Fault> {
+    selinux(at, s.se_linux_options.as_ref())?;
+    if s.windows_options.is_some() {
+        return Err(at.key("windowsOptions").fault("this is a Linux node"));
+    }
+    if let Some(policy) = s.se_linux_change_policy.as_deref().filter(|p| !p.is_empty()) {
+        let at = at.key("seLinuxChangePolicy");
+        return Err(at.fault(format!("{:?} is not supported yet", shorten(policy))));
+    }
+    let mut groups = Vec::new();
+    for (index, group) in s.supplemental_groups.iter().flatten().enumerate() {
+        groups.push(id(&at.key("supplementalGroups").index(index), *group)?);
+    }
+    Ok(PodSecurity {
+        run_as_user: optional_id(&at.key("runAsUser"), s.run_as_user)?,
+        run_as_group: optional_id(&at.key("runAsGroup"), s.run_as_group)?,
+        run_as_non_root: s.run_as_non_root,
+        fs_group: optional_id(&at.key("fsGroup"), s.fs_group)?,
+        fs_group_on_root_mismatch: choice(
+            &at.key("fsGroupChangePolicy"),
+            s.fs_group_change_policy.as_deref(),
+            &[("Always", false), ("OnRootMismatch", true)],
+        )?,
+        supplemental_groups: groups,
+        supplemental_groups_strict: choice(
+            &at.key("supplementalGroupsPolicy"),
+            s.supplemental_groups_policy.as_deref(),
+            &[("Merge", false), ("Strict", true)],
+        )?,
+        sysctls: sysctls(
+            &at.key("sysctls"),
+            s.sysctls.as_deref().unwrap_or_default(),
+            host_network,
+            host_ipc,
+        )?,
+        seccomp: seccomp(&at.key("seccompProfile"), s.seccomp_profile.as_ref())?,
+        app_armor: app_armor(&at.key("appArmorProfile"), s.app_armor_profile.as_ref())?,
+    })
+}
+
+/// `containers[].securityContext`.
+pub(super) fn container(at: &At<'_>, s: &api::SecurityContext) -> Result<ContainerSecurity, Fault> {
+    selinux(at, s.se_linux_options.as_ref())?;
+    if s.windows_options.is_some() {
+        return Err(at.key("windowsOptions").fault("this is a Linux node"));
+    }
+    let capabilities = s.capabilities.clone().unwrap_or_default();
+    let caps_at = &at.key("capabilities");
+    let add = capability_list(&caps_at.key("add"), capabilities.add.as_deref().unwrap_or_default())?;
+    let drop = capability_list(&caps_at.key("drop"), capabilities.drop.as_deref().unwrap_or_default())?;
+    let privileged = s.privileged.unwrap_or(false);
+    if s.allow_privilege_escalation == Some(false) {
+        let at = at.key("allowPrivilegeEscalation");
+        if privileged {
+            return Err(at.fault("cannot be false where privileged is true"));
+        }
+        if add.iter().any(|c| c == "SYS_ADMIN") {
+            return Err(at.fault("cannot be false where capabilities.add holds SYS_ADMIN"));
+        }
+    }
+    if choice(&at.key("procMount"), s.proc_mount.as_deref(), &[("Default", false), ("Unmasked", true)])? {
+        // The API server lets it through only with a user namespace, which is refused elsewhere for now.
+        return Err(at.key("procMount").fault("Unmasked needs hostUsers: false, which is not supported yet"));
+    }
+    Ok(ContainerSecurity {
+        run_as_user: optional_id(&at.key("runAsUser"), s.run_as_user)?,
+        run_as_group: optional_id(&at.key("runAsGroup"), s.run_as_group)?,
+        run_as_non_root: s.run_as_non_root,
+        privileged,
+        allow_privilege_escalation: s.allow_privilege_escalation,
+        read_only_root: s.read_only_root_filesystem.unwrap_or(false),
+        capabilities_add: add,
+        capabilities_drop: drop,
+        proc_mount_unmasked: false,
+        seccomp: seccomp(&at.key("seccompProfile"), s.seccomp_profile.as_ref())?,
+        app_armor: app_armor(&at.key("appArmorProfile"), s.app_armor_profile.as_ref())?,
+    })
+}
+
+fn selinux(at: &At<'_>, options: Option<&api::SELinuxOptions>) -> Result<(), Fault> {
+    match options {
+        Some(o) if *o != api::SELinuxOptions::default() => {
+            Err(at.key("seLinuxOptions").fault("SELinux labels are not supported yet"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn id(at: &At<'_>, value: i64) -> Result<u32, Fault> {
+    check::amount(at, value)
+}
+
+fn optional_id(at: &At<'_>, value: Option<i64>) -> Result<Option<u32>, Fault> {
+    value.map(|v| id(at, v)).transpose()
+}
+
+/// One of a few words; the first is the default.
+pub(super) fn choice<T: Copy + Default>(
+    at: &At<'_>,
+    word: Option<&str>,
+    of: &[(&str, T)],
+) -> Result<T, Fault> {
+    let Some(word) = word.filter(|w| !w.is_empty()) else {
+        return Ok(of.first().map(|(_, value)| *value).unwrap_or_default());
+    };
+    of.iter().find(|(name, _)| *name == word).map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<&str> = of.iter().map(|(name, _)| *name).collect();
+        at.fault(format!("{:?} must be one of {}", shorten(word), names.join(", ")))
+    })
+}
+
+fn capability_list(at: &At<'_>, list: &[String]) -> Result<Vec<String>, Fault> {
+    let mut found = Vec::new();
+    for (index, name) in list.iter().enumerate() {
+        let upper = name.to_ascii_uppercase();
+        if upper != "ALL" && !CAPABILITIES.contains(&upper.as_str()) {
+            let hint = if upper.starts_with("CAP_") { " (names go without CAP_)" } else { "" };
+            return Err(at.index(index).fault(format!("{:?} is no capability{hint}", shorten(name))));
+        }
+        found.push(upper);
+    }
+    Ok(found)
+}
+
+fn seccomp(at: &At<'_>, p: Option<&api::SeccompProfile>) -> Result<Option<Seccomp>, Fault> {
+    let Some(p) = p else { return Ok(None) };
+    let profile_at = &at.key("localhostProfile");
+    match (p.type_.as_str(), p.localhost_profile.as_deref()) {
+        ("Localhost", None | Some("")) => Err(profile_at.fault("is required for type Localhost")),
+        ("Localhost", Some(profile)) => {
+            check::path_below(profile_at, profile)?;
+            Ok(Some(Seccomp::Localhost(profile.to_owned())))
+        }
+        (_, Some(profile)) if !profile.is_empty() => {
+            Err(profile_at.fault("may be set only for type Localhost"))
+        }
+        ("Unconfined", _) => Ok(Some(Seccomp::Unconfined)),
+        ("RuntimeDefault", _) => Ok(Some(Seccomp::RuntimeDefault)),
+        (other, _) => Err(at.key("type").fault(profile_type(other))),
+    }
+}
+
+fn app_armor(at: &At<'_>, p: Option<&api::AppArmorProfile>) -> Result<Option<AppArmor>, Fault> {
+    let Some(p) = p else { return Ok(None) };
+    let profile_at = &at.key("localhostProfile");
+    match (p.type_.as_str(), p.localhost_profile.as_deref()) {
+        ("Localhost", None) => Err(profile_at.fault("is required for type Localhost")),
+        ("Localhost", Some(profile)) => {
+            if profile.trim().is_empty() || profile.trim() != profile || profile.len() > 4095 {
+                return Err(profile_at.fault("must be 1 to 4095 characters without blanks around them"));
+            }
+            Ok(Some(AppArmor::Localhost(profile.to_owned())))
+        }
+        (_, Some(_)) => Err(profile_at.fault("may be set only for type Localhost")),
+        ("Unconfined", None) => Ok(Some(AppArmor::Unconfined)),
+        ("RuntimeDefault", None) => Ok(Some(AppArmor::RuntimeDefault)),
+        (other, None) => Err(at.key("type").fault(profile_type(other))),
+    }
+}
+
+fn profile_type(given: &str) -> String {
+    if given.is_empty() {
+        "is required".to_owned()
+    } else {
+        format!("{:?} must be one of Localhost, RuntimeDefault, Unconfined", shorten(given))
+    }
+}
+
+/// A container's profile from the annotation that went before the field; the field wins.
+pub(super) fn app_armor_annotation(at: &At<'_>, value: &str) -> Result<AppArmor, Fault> {
+    match (value, value.strip_prefix("localhost/")) {
+        ("runtime/default", _) => Ok(AppArmor::RuntimeDefault),
+        ("unconfined", _) => Ok(AppArmor::Unconfined),
+        (_, Some(profile)) if !profile.trim().is_empty() => Ok(AppArmor::Localhost(profile.to_owned())),
+        _ => Err(at.fault(format!(
+            "{:?} must be runtime/default, unconfined or localhost/<profile>",
+            shorten(value)
+        ))),
+    }
+}
+
+fn sysctls(
+    at: &At<'_>,
+    list: &[api::Sysctl],
+    host_network: bool,
+    host_ipc: bool,
+) -> Result<Vec<(String, String)>, Fault> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for (index, sysctl) in list.iter().enumerate() {
+        let at = &at.index(index);
+        let at = &at.key("name");
+        if !sysctl_name(&sysctl.name) {
+            return Err(at.fault(format!("{:?} is no sysctl name", shorten(&sysctl.name))));
+        }
+        let name = dotted(&sysctl.name);
+        if found.iter().any(|(n, _)| *n == name) {
+            return Err(at.fault(format!("{:?} is there twice", shorten(&name))));
+        }
+        if host_network && name.starts_with("net.") {
+            return Err(at.fault(format!("{name:?} cannot be set with hostNetwork")));
+        }
+        let ipc = name.starts_with("kernel.shm")
+            || name.starts_with("kernel.msg")
+            || name.starts_with("fs.mqueue.")
+            || name == "kernel.sem";
+        if host_ipc && ipc {
+            return Err(at.fault(format!("{name:?} cannot be set with hostIPC")));
+        }
+        found.push((name, sysctl.value.clone()));
+    }
+    Ok(found)
+}
+
+/// Segments of lower-case letters, digits, `-` and `_`, joined by `.` or `/`.
+fn sysctl_name(name: &str) -> bool {
+    let alnum = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    name.len() <= 253
+        && name.split(['.', '/']).all(|part| {
+            alnum(part.bytes().next())
+                && alnum(part.bytes().last())
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
+        })
+}
+
+/// The form with dots. Where the first separator is a slash, dots within segments (`net/ipv4/conf/eth0.1/...`) become
+/// slashes, as `sysctl(8)` has it.
+fn dotted(name: &str) -> String {
+    match name.find(['.', '/']) {
+        Some(first) if name.as_bytes().get(first) == Some(&b'/') => name
+            .chars()
+            .map(|c| match c {
+                '/' => '.',
+                '.' => '/',
+                other => other,
+            })
+            .collect(),
+        _ => name.to_owned(),
+    }
+}

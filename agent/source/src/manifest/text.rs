@@ -1,0 +1,217 @@
+//! Text to generic values: documents of a YAML file, or JSON. Limits stand here: size, depth, number of nodes, and
+//! how much aliases may unfold.
+
+use super::field::{Fault, shorten};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+use std::{fmt, path::Path};
+
+/// A larger file is refused unread.
+pub const MAX_FILE_BYTES: u64 = 10 << 20;
+
+/// Levels of nesting.
+const MAX_DEPTH: usize = 64;
+
+/// Documents in a file.
+const MAX_DOCUMENTS: usize = 10_000;
+
+/// The file's documents and their numbers from 0; documents without content are left out but counted.
+pub(super) fn documents(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, Value)>, (Option<usize>, Fault)> {
+    if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_FILE_BYTES) {
+        return Err((None, Fault::plain(format!("is larger than {MAX_FILE_BYTES} bytes"))));
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|e| (None, Fault::plain(format!("is not UTF-8 from byte {} on", e.valid_up_to()))))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let json = path.extension().is_some_and(|e| e == "json");
+    if json || text.trim_start().starts_with('{') {
+        match json_documents(text) {
+            Err(e) if json => return Err(e),
+            // A YAML flow mapping starts with a brace too.
+            Err(_) => {}
+            Ok(documents) => return Ok(documents),
+        }
+    }
+    yaml_documents(text)
+}
+
+fn json_documents(text: &str) -> Result<Vec<(usize, Value)>, (Option<usize>, Fault)> {
+    let mut documents = Vec::new();
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Unique>();
+    while let Some(next) = stream.next() {
+        let number = documents.len();
+        let value = next.map_err(|e| (Some(number), Fault::plain(format!("no valid JSON: {e}"))))?;
+        if number >= MAX_DOCUMENTS {
+            return Err((None, Fault::plain(format!("holds more than {MAX_DOCUMENTS} documents"))));
+        }
+        documents.push((number, value.0));
+    }
+    Ok(documents)
+}
+
+fn yaml_documents(text: &str) -> Result<Vec<(usize, Value)>, (Option<usize>, Fault)> {
+    let mut documents = Vec::new();
+    for (number, (line, chunk)) in chunks(text).into_iter().enumerate() {
+        if number >= MAX_DOCUMENTS {
+            return Err((None, Fault::plain(format!("holds more than {MAX_DOCUMENTS} documents"))));
+        }
+        if blank(chunk) {
+            continue;
+        }
+        let value = yaml(chunk, line).map_err(|f| (Some(number), f))?;
+        if !value.is_null() {
+            documents.push((number, value));
+        }
+    }
+    Ok(documents)
+}
+
+/// The text cut at the lines that start a document, each with the number of lines before it. What stands before the
+/// first `---` is a document only where it has content. Within a document a line may not start with `---` and a
+/// blank, block scalars included, so that cutting by lines is exact.
+fn chunks(text: &str) -> Vec<(usize, &str)> {
+    let mut starts = vec![(0, 0)];
+    let mut offset = 0;
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        if line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+        {
+            starts.push((number, offset));
+        }
+        offset += line.len();
+    }
+    let ends = starts.iter().skip(1).map(|(_, start)| *start).chain([text.len()]);
+    let mut chunks: Vec<(usize, &str)> = starts
+        .iter()
+        .zip(ends)
+        .map(|((line, start), end)| (*line, text.get(*start..end).unwrap_or("")))
+        .collect();
+    if chunks.len() > 1 && chunks.first().is_some_and(|(_, first)| blank(first)) {
+        chunks.remove(0);
+    }
+    chunks
+}
+
+/// Only blanks, comments and a document start.
+fn blank(chunk: &str) -> bool {
+    chunk.lines().all(|line| {
+        let line = line.strip_prefix("---").unwrap_or(line).trim();
+        line.is_empty() || line.starts_with('#')
+    })
+}
+
+fn yaml(chunk: &str, lines_before: usize) -> Result<Value, Fault> {
+    let mut budget = serde_saphyr::Budget::default();
+    budget.max_depth = MAX_DEPTH;
+    budget.max_documents = 1;
+    budget.max_nodes = 500_000;
+    budget.max_aliases = 1_000;
+    budget.max_anchors = 1_000;
+    budget.max_recorded_anchor_events = 100_000;
+    let mut options = serde_saphyr::Options::default();
+    options.budget = Some(budget);
+    options.alias_limits.max_total_replayed_events = 100_000;
+    // Kubernetes reads YAML 1.1: `defaultMode: 0644` is octal.
+    options.legacy_octal_numbers = true;
+    options.with_snippet = false;
+    let value: Unique = serde_saphyr::from_str_with_options(chunk, options).map_err(|e| {
+        let place = e.location().map(|l| {
+            let line = usize::try_from(l.line()).unwrap_or(0).saturating_add(lines_before);
+            format!(" at line {line}, column {}", l.column())
+        });
+        let text = e.without_snippet().to_string();
+        // The parser names the line within the document; the file's line is what an editor shows.
+        let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(head, _)| head);
+        Fault::plain(format!("no valid YAML: {}{}", long(text), place.unwrap_or_default()))
+    })?;
+    Ok(value.0)
+}
+
+fn long(text: &str) -> String {
+    text.chars().take(300).collect()
+}
+
+/// A generic value in which no object names a key twice and no number is lost.
+struct Unique(Value);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        At(MAX_DEPTH).deserialize(deserializer).map(Unique)
+    }
+}
+
+/// How many levels may still follow.
+#[derive(Clone, Copy)]
+struct At(usize);
+
+impl<'de> DeserializeSeed<'de> for At {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl At {
+    fn below<E: serde::de::Error>(self) -> Result<At, E> {
+        self.0
+            .checked_sub(1)
+            .map(At)
+            .ok_or_else(|| E::custom(format!("is nested deeper than {MAX_DEPTH} levels")))
+    }
+}
+
+impl<'de> Visitor<'de> for At {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+    fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<Value, E> {
+        Number::from_f64(v).map(Value::Number).ok_or_else(|| E::custom("a number must be finite"))
+    }
+    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_string<E>(self, v: String) -> Result<Value, E> {
+        Ok(v.into())
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let below = self.below()?;
+        let mut list = Vec::new();
+        while let Some(value) = seq.next_element_seed(below)? {
+            list.push(value);
+        }
+        Ok(list.into())
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let below = self.below()?;
+        let mut map = Map::new();
+        while let Some(key) = access.next_key::<String>()? {
+            if map.contains_key(&key) {
+                return Err(A::Error::custom(format!("key {:?} is there twice", shorten(&key))));
+            }
+            let value = access.next_value_seed(below)?;
+            map.insert(key, value);
+        }
+        Ok(map.into())
+    }
+}
