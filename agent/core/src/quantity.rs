@@ -93,7 +93,7 @@ impl FromStr for Quantity {
         let (mul, div) = scale(suffix).ok_or_else(err)?;
         let mut nanos: i128 = 0;
         if !int.is_empty() {
-            let v: i128 = int.parse().map_err(|_| err())?;
+            let v: i128 = int.parse().ok().ok_or_else(err)?;
             // Larger than any real amount: clamped rather than refused, like Kubernetes' cap at 2^63-1.
             nanos = v.saturating_mul(mul).saturating_mul(1_000_000_000) / div;
             if div > 1_000_000_000 && v.saturating_mul(1_000_000_000) % div != 0 {

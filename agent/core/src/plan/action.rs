@@ -1,0 +1,161 @@
+//! What the shell can be asked to do to a pod.
+
+use super::Exit;
+use crate::ids::{Attempt, ContainerId, ContainerName, Incarnation};
+use serde::{Deserialize, Serialize};
+
+/// One effect. Each is idempotent: carried out twice it ends in the same world. The value itself is its identity.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Action {
+    /// Mount every volume and write the pod's files.
+    MountVolumes,
+    /// Make the cgroup, the namespaces, the network and the pause process.
+    MakeSandbox(Incarnation),
+    /// The namespaces are there, pause is not: start it again.
+    RestartPause(Incarnation),
+    /// See that the container's image is here.
+    EnsureImage(ContainerName),
+    /// Create the container and start its process; goes on where an earlier try stopped.
+    Start {
+        /// Which container.
+        container: ContainerName,
+        /// Which run of it.
+        attempt: Attempt,
+        /// In which sandbox.
+        incarnation: Incarnation,
+        /// The id that follows from the three.
+        id: ContainerId,
+    },
+    /// Run the postStart hook.
+    PostStart {
+        /// Which container.
+        container: ContainerName,
+        /// Which run of it.
+        id: ContainerId,
+    },
+    /// Run the preStop hook.
+    PreStop {
+        /// Which container.
+        container: ContainerName,
+        /// Which run of it.
+        id: ContainerId,
+    },
+    /// Send the stop signal.
+    Signal {
+        /// Which container.
+        container: ContainerName,
+        /// Which run of it.
+        id: ContainerId,
+    },
+    /// Send SIGKILL.
+    Kill {
+        /// Which container.
+        container: ContainerName,
+        /// Which run of it.
+        id: ContainerId,
+    },
+    /// Store how a run ended, on its container.
+    RecordExit {
+        /// Which container.
+        container: ContainerName,
+        /// Which run of it.
+        id: ContainerId,
+        /// How it ended.
+        exit: Exit,
+    },
+    /// Delete the ended task and close its output.
+    Reap {
+        /// Which container.
+        container: ContainerName,
+        /// Which run of it.
+        id: ContainerId,
+    },
+    /// Remove a dead container and its file system.
+    Remove {
+        /// Which container.
+        container: ContainerName,
+        /// Which run of it.
+        id: ContainerId,
+    },
+    /// End pause, release the network, unpin the namespaces: in that order, each step allowed to be done already.
+    TeardownSandbox(Incarnation),
+    /// Unmount every volume and remove the pod's directory.
+    UnmountVolumes,
+    /// Remove the cgroup, the output files and what is remembered.
+    RemovePod,
+}
+
+impl Action {
+    /// The kind's name, for logs, timings and failpoints.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Action::MountVolumes => "MountVolumes",
+            Action::MakeSandbox(_) => "MakeSandbox",
+            Action::RestartPause(_) => "RestartPause",
+            Action::EnsureImage(_) => "EnsureImage",
+            Action::Start { .. } => "Start",
+            Action::PostStart { .. } => "PostStart",
+            Action::PreStop { .. } => "PreStop",
+            Action::Signal { .. } => "Signal",
+            Action::Kill { .. } => "Kill",
+            Action::RecordExit { .. } => "RecordExit",
+            Action::Reap { .. } => "Reap",
+            Action::Remove { .. } => "Remove",
+            Action::TeardownSandbox(_) => "TeardownSandbox",
+            Action::UnmountVolumes => "UnmountVolumes",
+            Action::RemovePod => "RemovePod",
+        }
+    }
+
+    /// Every kind, for suites that go through all of them.
+    pub const KINDS: [&'static str; 15] = [
+        "MountVolumes",
+        "MakeSandbox",
+        "RestartPause",
+        "EnsureImage",
+        "Start",
+        "PostStart",
+        "PreStop",
+        "Signal",
+        "Kill",
+        "RecordExit",
+        "Reap",
+        "Remove",
+        "TeardownSandbox",
+        "UnmountVolumes",
+        "RemovePod",
+    ];
+
+    /// The container that it is about.
+    pub fn container(&self) -> Option<&ContainerName> {
+        match self {
+            Action::EnsureImage(container)
+            | Action::Start { container, .. }
+            | Action::PostStart { container, .. }
+            | Action::PreStop { container, .. }
+            | Action::Signal { container, .. }
+            | Action::Kill { container, .. }
+            | Action::RecordExit { container, .. }
+            | Action::Reap { container, .. }
+            | Action::Remove { container, .. } => Some(container),
+            _ => None,
+        }
+    }
+}
+
+/// Why an action did not succeed, in the words that status and events use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct Failure {
+    /// A Kubernetes reason, for example `ErrImageNeverPull`, `CreateContainerConfigError`, `FailedMount`.
+    pub reason: String,
+    /// The cause, for people.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with that reason.
+    pub fn new(reason: &str, message: impl Into<String>) -> Failure {
+        Failure { reason: reason.into(), message: message.into() }
+    }
+}

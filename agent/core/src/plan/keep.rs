@@ -1,0 +1,263 @@
+//! A pod that shall run: sandbox and volumes, then init containers one after the other, then the main ones.
+
+use super::{
+    Action, HookState, Run, SandboxState, Seen, StopCause,
+    memory::Stop,
+    view::{Decision, Standing, start},
+};
+use crate::{
+    event::Event,
+    ids::{Attempt, Incarnation},
+    model::Container,
+};
+
+/// Whether what comes after a container in the order may go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    Open,
+    Shut,
+}
+
+impl Decision<'_> {
+    pub(super) fn keep_running(&mut self) {
+        if !self.seen.volumes_mounted {
+            self.emit(Action::MountVolumes);
+        }
+        self.keep_sandbox();
+        let pod = self.pod;
+        for spec in &pod.init_containers {
+            if self.keep_init(spec) == Gate::Shut {
+                return;
+            }
+        }
+        for spec in &pod.containers {
+            if self.keep_main(spec) == Gate::Shut {
+                return;
+            }
+        }
+    }
+
+    fn keep_sandbox(&mut self) {
+        match &self.seen.sandbox {
+            None => {
+                let used = self.seen.containers.values().map(|c| c.incarnation).max();
+                let next = used.map_or(Incarnation(0), |i| Incarnation(i.0.saturating_add(1)));
+                let incarnation = self.memory.incarnation.map_or(next, |i| i.max(next));
+                if self.in_flight(|a| matches!(a, Action::TeardownSandbox(_) | Action::MakeSandbox(_))) {
+                    return;
+                }
+                if self.emit(Action::MakeSandbox(incarnation)) {
+                    if used.is_some() {
+                        self.events.push(Event::normal(
+                            "SandboxChanged",
+                            "Pod sandbox changed, it will be killed and re-created.",
+                        ));
+                    }
+                    self.memory.incarnation = Some(incarnation);
+                }
+            }
+            Some(s) if s.state == SandboxState::NoPause => {
+                let incarnation = s.incarnation;
+                self.emit(Action::RestartPause(incarnation));
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn keep_init(&mut self, spec: &Container) -> Gate {
+        if spec.sidecar {
+            self.keep_alive(spec);
+            let up = match self.standing(&spec.name) {
+                Standing::Running(id) => self.run(&spec.name).is_some_and(|r| {
+                    &r.id == id && r.startup_done && r.post_start == HookState::Done && r.started_at.is_some()
+                }),
+                _ => self.init_passed(spec),
+            };
+            return if up { Gate::Open } else { Gate::Shut };
+        }
+        if self.init_finished(&spec.name) {
+            return Gate::Open;
+        }
+        self.keep_alive(spec);
+        Gate::Shut
+    }
+
+    /// A sidecar that died later does not hold up what has already been started after it.
+    fn init_passed(&self, spec: &Container) -> bool {
+        let later = self.pod.init_containers.iter().skip_while(|c| c.name != spec.name).skip(1);
+        let incarnation = self.ready_incarnation();
+        later
+            .chain(&self.pod.containers)
+            .any(|c| self.newest(&c.name).is_some_and(|(_, s)| Some(s.incarnation) == incarnation))
+    }
+
+    /// Main containers start in their order; a postStart hook holds up those after it until it ends.
+    fn keep_main(&mut self, spec: &Container) -> Gate {
+        self.keep_alive(spec);
+        if spec.post_start.is_none() {
+            return Gate::Open;
+        }
+        match self.standing(&spec.name) {
+            Standing::Never | Standing::Starting => Gate::Shut,
+            Standing::Dead(..) => Gate::Open,
+            Standing::Running(id) => {
+                let done =
+                    self.run(&spec.name).is_some_and(|r| &r.id == id && r.post_start == HookState::Done);
+                if done { Gate::Open } else { Gate::Shut }
+            }
+        }
+    }
+
+    /// Sees that a container runs, or waits for the time when it may.
+    fn keep_alive(&mut self, spec: &Container) {
+        let now = self.now.boottime;
+        match self.standing(&spec.name) {
+            Standing::Running(id) => {
+                if self.run(&spec.name).is_some_and(|r| r.stop.is_some()) {
+                    self.go_on_stopping(spec, id, true);
+                } else {
+                    self.after_start(spec);
+                }
+            }
+            Standing::Starting => {
+                let Some((id, seen)) = self.newest(&spec.name).filter(|(_, s)| s.state == Seen::NotStarted)
+                else {
+                    return;
+                };
+                // A run that had started and has no task any more is lost, not cut off: its end is being recorded.
+                let lost = self.run(&spec.name).is_some_and(|r| &r.id == id && r.started_at.is_some())
+                    || self.in_flight(|a| matches!(a, Action::RecordExit { id: i, .. } if i == id));
+                if !lost && Some(seen.incarnation) == self.ready_incarnation() {
+                    self.begin(spec, seen.attempt);
+                }
+            }
+            Standing::Never => {
+                // A run that was begun and left no record is begun again under its number.
+                let attempt = match self.mem(&spec.name).and_then(|m| m.attempt) {
+                    Some(a) if self.run(&spec.name).is_some_and(|r| r.started_at.is_some()) => a.next(),
+                    Some(a) => a,
+                    None => Attempt(0),
+                };
+                self.begin(spec, attempt);
+            }
+            Standing::Dead(id, exit) => {
+                let recorded =
+                    matches!(self.seen.containers.get(id).map(|c| &c.state), Some(Seen::Recorded(_)));
+                let old_sandbox =
+                    self.seen.containers.get(id).map(|c| c.incarnation) != self.ready_incarnation();
+                let init_again =
+                    old_sandbox && self.ready_incarnation().is_some() && self.is_plain_init(spec);
+                if !recorded || !(init_again || self.restartable(&spec.name, id, exit)) {
+                    return;
+                }
+                let attempt = self.seen.containers.get(id).map_or(Attempt(0), |c| c.attempt);
+                let begun = self.mem(&spec.name).and_then(|m| m.attempt).unwrap_or(attempt);
+                if begun > attempt {
+                    // The next run was begun already and left no record yet.
+                    self.begin(spec, begun);
+                    return;
+                }
+                let ended_at = self.run(&spec.name).and_then(|r| r.ended_at).unwrap_or(now);
+                let backoff = self.mem(&spec.name).map(|m| m.backoff).unwrap_or_default();
+                if let Some((until, delay)) = backoff.wait(ended_at, now) {
+                    self.wake(until);
+                    self.tell_backoff(spec, id, delay);
+                    return;
+                }
+                if self.begin(spec, attempt.next()) {
+                    self.mem_mut(&spec.name).backoff.count(ended_at, now);
+                }
+            }
+        }
+    }
+
+    fn is_plain_init(&self, spec: &Container) -> bool {
+        self.role(&spec.name) == super::view::Role::Init
+    }
+
+    fn tell_backoff(&mut self, spec: &Container, id: &crate::ids::ContainerId, delay: std::time::Duration) {
+        let pod = self.pod;
+        let mem = self.mem_mut(&spec.name);
+        if mem.backoff_told.as_ref() == Some(id) {
+            return;
+        }
+        mem.backoff_told = Some(id.clone());
+        let message = super::report::backoff_message(pod, spec, delay);
+        self.events.push(Event::warning("BackOff", message).of(&spec.name));
+    }
+
+    /// Begins a run once image, sandbox and volumes are there; asks for the image at once.
+    fn begin(&mut self, spec: &Container, attempt: Attempt) -> bool {
+        if !self.mem(&spec.name).is_some_and(|m| m.image_ready) {
+            self.emit(Action::EnsureImage(spec.name.clone()));
+            return false;
+        }
+        let Some(incarnation) = self.ready_incarnation().filter(|_| self.seen.volumes_mounted) else {
+            return false;
+        };
+        if self.in_flight(|a| matches!(a, Action::Start { container, .. } if container == &spec.name)) {
+            return false;
+        }
+        let action = start(self.pod, spec, attempt, incarnation);
+        let Action::Start { id, .. } = &action else { return false };
+        let id = id.clone();
+        if !self.emit(action) {
+            return false;
+        }
+        let mem = self.mem_mut(&spec.name);
+        mem.attempt = Some(attempt);
+        if mem.run.as_ref().is_none_or(|r| r.id != id) {
+            mem.run = Some(Run::begun(id));
+        }
+        true
+    }
+
+    /// What follows a start: the hook, then startup and readiness where no probe decides them.
+    fn after_start(&mut self, spec: &Container) {
+        let Some(run) = self.run(&spec.name).cloned() else { return };
+        if run.started_at.is_none() {
+            return;
+        }
+        let hook = Action::PostStart { container: spec.name.clone(), id: run.id.clone() };
+        let mut next = run.clone();
+        match run.post_start {
+            HookState::NotYet if spec.post_start.is_some() => {
+                let begun = self.emit(hook);
+                next.post_start = if begun { HookState::Begun } else { HookState::NotYet };
+            }
+            HookState::NotYet => next.post_start = HookState::Done,
+            HookState::Begun if !self.in_flight(|a| a == &hook) => next.post_start = HookState::Done,
+            _ => {}
+        }
+        if next.post_start == HookState::Done {
+            next.startup_done |= spec.startup.is_none();
+            if next.startup_done && spec.readiness.is_none() {
+                next.readiness = super::Readiness::Yes;
+            }
+        }
+        if next != run {
+            self.mem_mut(&spec.name).run = Some(next);
+        }
+    }
+
+    /// Marks a run for stopping, for a reason of its own.
+    pub(super) fn stop_run(
+        &mut self,
+        spec: &Container,
+        id: &crate::ids::ContainerId,
+        cause: StopCause,
+        grace: u32,
+    ) {
+        let since = self.now.boottime;
+        if let Some(run) = self.run_mut(&spec.name, id) {
+            run.stop.get_or_insert(Stop {
+                cause,
+                since,
+                grace,
+                pre_stop: HookState::NotYet,
+                signalled: None,
+                killed: None,
+            });
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What came of actions and probes is taken into the memory.
+
+use super::{
+    Action, Failure, HookState, Memory, Readiness, Run, StopCause,
+    backoff::after_failure,
+    memory::{Retry, Stop},
+};
+use crate::{
+    event::Event,
+    ids::ContainerId,
+    model::{Container, Pod, ProbeKind},
+    time::Now,
+};
+
+/// Something that happened and that the memory must know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fact {
+    /// An action ended; [`super::Observed`] already shows what it did.
+    Finished(Action, Result<(), Failure>),
+    /// The verdict of a probe changed.
+    Probe {
+        /// Which run was asked.
+        id: ContainerId,
+        /// By which probe.
+        kind: ProbeKind,
+        /// Whether it succeeds now.
+        success: bool,
+        /// What the last answer was.
+        message: String,
+    },
+    /// ConfigMaps, Secrets or images changed: what waits for them need not wait longer.
+    InputsChanged,
+    /// The last action in flight was dropped without an end, as by a panic of its task.
+    Dropped(Action),
+}
+
+/// Takes a fact into the memory.
+pub fn learn(pod: &Pod, memory: &mut Memory, fact: Fact, now: Now) -> Vec<Event> {
+    let mut events = Vec::new();
+    match fact {
+        Fact::Finished(action, outcome) => {
+            memory.in_flight.remove(&action);
+            match outcome {
+                Ok(()) => {
+                    memory.retries.remove(&action);
+                    succeeded(pod, memory, &action, now, &mut events);
+                }
+                Err(failure) => failed(pod, memory, action, failure, now, &mut events),
+            }
+        }
+        Fact::Probe { id, kind, success, message } => {
+            probed(pod, memory, &id, kind, success, &message, now, &mut events)
+        }
+        Fact::InputsChanged => memory.retries.retain(|a, _| {
+            !matches!(a, Action::MountVolumes | Action::EnsureImage(_) | Action::Start { .. })
+        }),
+        Fact::Dropped(action) => {
+            memory.in_flight.remove(&action);
+        }
+    }
+    events
+}
+
+fn run_of<'m>(
+    memory: &'m mut Memory,
+    pod: &'m Pod,
+    id: &ContainerId,
+) -> Option<(&'m Container, &'m mut Run)> {
+    memory.containers.iter_mut().find_map(|(name, m)| {
+        let run = m.run.as_mut().filter(|r| &r.id == id)?;
+        Some((pod.container(name)?, run))
+    })
+}
+
+fn succeeded(pod: &Pod, memory: &mut Memory, action: &Action, now: Now, events: &mut Vec<Event>) {
+    match action {
+        Action::EnsureImage(container) => {
+            memory.containers.entry(container.clone()).or_default().image_ready = true;
+        }
+        Action::Start { container, id, .. } => {
+            if let Some((_, run)) = run_of(memory, pod, id) {
+                run.started_at.get_or_insert(now.boottime);
+            }
+            events.push(Event::normal("Started", "Container started").of(container));
+        }
+        Action::PostStart { id, .. } => {
+            if let Some((_, run)) = run_of(memory, pod, id) {
+                run.post_start = HookState::Done;
+            }
+        }
+        Action::PreStop { id, .. } => end_pre_stop(pod, memory, id),
+        Action::RemovePod => memory.removed = true,
+        _ => {}
+    }
+}
+
+fn end_pre_stop(pod: &Pod, memory: &mut Memory, id: &ContainerId) {
+    if let Some(stop) = run_of(memory, pod, id).and_then(|(_, run)| run.stop.as_mut()) {
+        stop.pre_stop = HookState::Done;
+    }
+}
+
+fn stop(run: &mut Run, cause: StopCause, grace: u32, now: Now) {
+    run.readiness = Readiness::No;
+    run.stop.get_or_insert(Stop {
+        cause,
+        since: now.boottime,
+        grace,
+        pre_stop: HookState::NotYet,
+        signalled: None,
+        killed: None,
+    });
+}
+
+fn failed(
+    pod: &Pod,
+    memory: &mut Memory,
+    action: Action,
+    failure: Failure,
+    now: Now,
+    events: &mut Vec<Event>,
+) {
+    match &action {
+        // Hooks are not tried again.
+        Action::PostStart { id, container } => {
+            let message = format!("PostStartHook failed: {}", failure.message);
+            events.push(Event::warning("FailedPostStartHook", message).of(container));
+            if let Some((_, run)) = run_of(memory, pod, id) {
+                run.post_start = HookState::Done;
+                stop(run, StopCause::PostStart, pod.grace_seconds, now);
+            }
+            return;
+        }
+        Action::PreStop { id, container } => {
+            let message = format!("PreStopHook failed: {}", failure.message);
+            events.push(Event::warning("FailedPreStopHook", message).of(container));
+            end_pre_stop(pod, memory, id);
+            return;
+        }
+        Action::Signal { id, .. } => {
+            // Not sent: the next decision sends it again.
+            if let Some(stop) = run_of(memory, pod, id).and_then(|(_, r)| r.stop.as_mut()) {
+                stop.signalled = None;
+            }
+        }
+        Action::Kill { id, .. } => {
+            if let Some(stop) = run_of(memory, pod, id).and_then(|(_, r)| r.stop.as_mut()) {
+                stop.killed = None;
+            }
+        }
+        _ => {}
+    }
+    let before = memory.retries.get(&action);
+    let failures = before.map_or(1, |r| r.failures.saturating_add(1));
+    if before.is_none_or(|r| r.failure != failure) {
+        let event = Event::warning(&event_reason(&action, &failure), failure.message.clone());
+        events.push(match action.container() {
+            Some(c) => event.of(c),
+            None => event,
+        });
+    }
+    let not_before = now.boottime + after_failure(&action, failures);
+    memory.retries.insert(action, Retry { failures, not_before, failure });
+}
+
+/// Container failures are events of reason `Failed`, as the kubelet's; the rest keep their own reason.
+fn event_reason(action: &Action, failure: &Failure) -> String {
+    match action {
+        Action::EnsureImage(_) | Action::Start { .. } => "Failed".to_owned(),
+        _ => failure.reason.clone(),
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "the parts of one fact, taken apart once")]
+fn probed(
+    pod: &Pod,
+    memory: &mut Memory,
+    id: &ContainerId,
+    kind: ProbeKind,
+    success: bool,
+    message: &str,
+    now: Now,
+    events: &mut Vec<Event>,
+) {
+    let Some((spec, run)) = run_of(memory, pod, id) else { return };
+    if !success {
+        let word = match kind {
+            ProbeKind::Liveness => "Liveness",
+            ProbeKind::Readiness => "Readiness",
+            ProbeKind::Startup => "Startup",
+        };
+        events.push(Event::warning("Unhealthy", format!("{word} probe failed: {message}")).of(&spec.name));
+    }
+    let (probe, cause) = match kind {
+        ProbeKind::Readiness => {
+            run.readiness = if success && run.stop.is_none() { Readiness::Yes } else { Readiness::No };
+            return;
+        }
+        ProbeKind::Startup if success => {
+            run.startup_done = true;
+            if spec.readiness.is_none() {
+                run.readiness = Readiness::Yes;
+            }
+            return;
+        }
+        ProbeKind::Liveness if success => return,
+        ProbeKind::Startup => (&spec.startup, StopCause::Startup),
+        ProbeKind::Liveness => (&spec.liveness, StopCause::Liveness),
+    };
+    if run.stop.is_none() && run.ended_at.is_none() {
+        let word = if cause == StopCause::Startup { "startup" } else { "liveness" };
+        let message = format!("Container {} failed {word} probe, will be restarted", spec.name);
+        events.push(Event::normal("Killing", message).of(&spec.name));
+        let grace = probe.as_ref().and_then(|p| p.grace_seconds).unwrap_or(pod.grace_seconds);
+        stop(run, cause, grace, now);
+    }
+}

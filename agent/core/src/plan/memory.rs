@@ -1,0 +1,188 @@
+//! What the world cannot show: plain data, stored before acting, gone with the boot.
+
+use super::{Action, Failure, backoff::CrashBackoff};
+use crate::{
+    ids::{Attempt, ContainerId, ContainerName, Incarnation},
+    status::{ConditionType, Truth},
+    time::{Boottime, Wall},
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is remembered of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Memory {
+    /// Begun and not ended; dies with the agent, as the actions do.
+    #[serde(skip)]
+    pub in_flight: BTreeSet<Action>,
+    /// When the pod was first seen by this node.
+    pub start_time: Option<Wall>,
+    /// The same, for the active deadline.
+    pub start_boottime: Option<Boottime>,
+    /// Set once the pod is being ended.
+    pub ending: Option<Ending>,
+    /// A verdict over the whole pod that the containers alone do not show: reason and message of phase Failed.
+    pub failed: Option<Failure>,
+    /// The last sandbox that was asked for.
+    pub incarnation: Option<Incarnation>,
+    /// Whether RemovePod succeeded.
+    pub removed: bool,
+    /// By container.
+    pub containers: BTreeMap<ContainerName, ContainerMemory>,
+    /// Actions that failed, when they may be tried again and why they failed.
+    #[serde(with = "retries")]
+    pub retries: BTreeMap<Action, Retry>,
+    /// The last status of each condition and since when.
+    pub conditions: BTreeMap<ConditionType, (Truth, Wall)>,
+}
+
+/// That the pod shall go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// Since when.
+    pub since: Boottime,
+    /// The grace in seconds from then.
+    pub grace: u32,
+}
+
+/// A failed action.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// How often in a row.
+    pub failures: u32,
+    /// Not before.
+    pub not_before: Boottime,
+    /// Why.
+    pub failure: Failure,
+}
+
+/// What is remembered of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ContainerMemory {
+    /// The last run that was begun.
+    pub attempt: Option<Attempt>,
+    /// About the last run.
+    pub run: Option<Run>,
+    /// The image was found for the next run.
+    pub image_ready: bool,
+    /// Between crashes.
+    pub backoff: CrashBackoff,
+    /// The sandbox in which this init container has finished with 0.
+    pub finished_in: Option<Incarnation>,
+    /// A BackOff event was sent for this back-off.
+    pub backoff_told: Option<ContainerId>,
+}
+
+/// What is remembered of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Which.
+    pub id: ContainerId,
+    /// Since when its process runs; `None` while the start is under way.
+    pub started_at: Option<Boottime>,
+    /// Its postStart hook. One that was begun when the agent died counts as done: it is never run twice.
+    pub post_start: HookState,
+    /// Its startup probe succeeded, or it has none.
+    pub startup_done: bool,
+    /// Its readiness.
+    pub readiness: Readiness,
+    /// Set once it is being stopped.
+    pub stop: Option<Stop>,
+    /// When its end was first seen.
+    pub ended_at: Option<Boottime>,
+}
+
+/// A hook's progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum HookState {
+    /// Not begun.
+    #[default]
+    NotYet,
+    /// Begun.
+    Begun,
+    /// Ended, well or not.
+    Done,
+}
+
+/// Whether a run is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum Readiness {
+    /// Nothing is remembered; the next verdict of its probe decides.
+    Unknown,
+    /// Not, or not yet.
+    #[default]
+    No,
+    /// Ready.
+    Yes,
+}
+
+/// That a run is being stopped, and how far that is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// Why.
+    pub cause: StopCause,
+    /// Since when.
+    pub since: Boottime,
+    /// Seconds from `since` until SIGKILL.
+    pub grace: u32,
+    /// Its preStop hook.
+    pub pre_stop: HookState,
+    /// When the stop signal was sent.
+    pub signalled: Option<Boottime>,
+    /// When SIGKILL was last sent.
+    pub killed: Option<Boottime>,
+}
+
+/// Why a run is being stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StopCause {
+    /// The pod ends.
+    PodEnds,
+    /// Its liveness probe failed.
+    Liveness,
+    /// Its startup probe failed.
+    Startup,
+    /// Its postStart hook failed.
+    PostStart,
+    /// Its sandbox is lost.
+    SandboxLost,
+}
+
+impl Run {
+    /// A run that begins now.
+    pub(super) fn begun(id: ContainerId) -> Run {
+        Run {
+            id,
+            started_at: None,
+            post_start: HookState::NotYet,
+            startup_done: false,
+            readiness: Readiness::No,
+            stop: None,
+            ended_at: None,
+        }
+    }
+
+    /// A run that is found without any memory of it: taken for started, its hook for done, its readiness for unknown.
+    pub(super) fn adopted(id: ContainerId) -> Run {
+        Run {
+            post_start: HookState::Done,
+            startup_done: true,
+            readiness: Readiness::Unknown,
+            ..Run::begun(id)
+        }
+    }
+}
+
+/// JSON has no maps with such keys: a list of pairs.
+mod retries {
+    use super::{Action, BTreeMap, Retry};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(map: &BTreeMap<Action, Retry>, s: S) -> Result<S::Ok, S::Error> {
+        map.iter().collect::<Vec<_>>().serialize(s)
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(d: D) -> Result<BTreeMap<Action, Retry>, D::Error> {
+        Ok(Vec::<(Action, Retry)>::deserialize(d)?.into_iter().collect())
+    }
+}

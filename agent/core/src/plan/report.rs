@@ -1,0 +1,359 @@
+//! What is told about a pod: phase, conditions and container states
+//! (`pkg/kubelet/kubelet_pods.go` getPhase, `pkg/kubelet/status/generate.go`).
+
+use super::{
+    Action, Readiness, Seen,
+    memory::Retry,
+    view::{Decision, Role, Standing},
+};
+use crate::{
+    ids::ContainerName,
+    model::{Container, Pod, RestartPolicy},
+    status::{
+        Condition, ConditionType, ContainerState, ContainerStatus, Phase, PodStatus, Terminated, Truth,
+    },
+};
+use std::time::Duration;
+
+/// The text of `CrashLoopBackOff`.
+pub(super) fn backoff_message(pod: &Pod, spec: &Container, delay: Duration) -> String {
+    let secs = delay.as_secs();
+    let shown = match (secs / 60, secs % 60) {
+        (0, s) => format!("{s}s"),
+        (m, s) => format!("{m}m{s}s"),
+    };
+    format!(
+        "back-off {shown} restarting failed container={} pod={}_{}({})",
+        spec.name, pod.key.name, pod.key.namespace, pod.uid
+    )
+}
+
+/// Makes the status, and remembers since when each condition has been what it is.
+pub(super) fn status(d: &mut Decision<'_>, terminal: Option<Phase>) -> PodStatus {
+    let pod = d.pod;
+    let initialized = pod.init_containers.iter().all(|c| passed(d, c));
+    let init: Vec<ContainerStatus> =
+        pod.init_containers.iter().map(|c| container_status(d, c, initialized)).collect();
+    let mut mains: Vec<ContainerStatus> =
+        pod.containers.iter().map(|c| container_status(d, c, initialized)).collect();
+    let phase = phase(d, &init, &mains, terminal);
+    mains.sort_by(|a, b| a.name.cmp(&b.name));
+    let conditions = conditions(d, phase, initialized, &init, &mains);
+    let failed = d.memory.failed.clone().filter(|_| phase == Phase::Failed);
+    let ready = conditions.iter().any(|c| c.kind == ConditionType::Ready && c.status == Truth::True);
+    let waiting_for = if ready { None } else { waiting_for(d, phase, &init, &mains) };
+    PodStatus {
+        phase,
+        reason: failed.as_ref().map(|f| f.reason.clone()),
+        message: failed.map(|f| f.message),
+        start_time: d.memory.start_time,
+        pod_ips: d.seen.sandbox.as_ref().map(|s| s.ips.clone()).unwrap_or_default(),
+        conditions,
+        init_containers: init,
+        containers: mains,
+        qos: pod.qos(),
+        terminating: d.memory.ending.is_some(),
+        waiting_for,
+    }
+}
+
+/// Whether an init container lets those after it go on.
+fn passed(d: &Decision<'_>, spec: &Container) -> bool {
+    if !spec.sidecar {
+        return d.init_finished(&spec.name);
+    }
+    d.run(&spec.name).is_some_and(|r| r.startup_done && r.started_at.is_some())
+}
+
+fn container_status(d: &Decision<'_>, spec: &Container, initialized: bool) -> ContainerStatus {
+    let newest = d.newest(&spec.name);
+    let run = d.run(&spec.name);
+    let standing = d.standing(&spec.name);
+    let running = matches!(standing, Standing::Running(_));
+    let state = state(d, spec, standing, initialized);
+    let last_state: Option<Terminated> = match (&state, newest) {
+        (ContainerState::Waiting { .. }, Some((id, c))) if c.state.exit().is_some() => {
+            c.state.exit().map(|e| e.terminated(id))
+        }
+        _ => d.previous(&spec.name).and_then(|(id, c)| c.state.exit().map(|e| e.terminated(id))),
+    };
+    let started = running && run.is_some_and(|r| r.startup_done && r.post_start == super::HookState::Done);
+    let ready = if d.role(&spec.name) == Role::Init {
+        // A finished init container is shown as ready.
+        truth(d.init_finished(&spec.name))
+    } else if !started {
+        Truth::False
+    } else {
+        match run.map(|r| r.readiness) {
+            Some(Readiness::Yes) => Truth::True,
+            Some(Readiness::Unknown) => Truth::Unknown,
+            _ => Truth::False,
+        }
+    };
+    ContainerStatus {
+        name: spec.name.clone(),
+        image: spec.image.clone(),
+        image_id: newest.map(|(_, c)| c.image_id.clone()).unwrap_or_default(),
+        id: newest.map(|(id, _)| id.clone()),
+        ready,
+        started: Some(started),
+        restart_count: newest.map_or(0, |(_, c)| c.attempt.0),
+        state,
+        last_state,
+    }
+}
+
+fn truth(b: bool) -> Truth {
+    if b { Truth::True } else { Truth::False }
+}
+
+fn state(d: &Decision<'_>, spec: &Container, standing: Standing<'_>, initialized: bool) -> ContainerState {
+    if let Some(retry) = failure_of(d, &spec.name) {
+        return ContainerState::Waiting {
+            reason: waiting_reason(retry),
+            message: Some(retry.failure.message.clone()),
+        };
+    }
+    match standing {
+        Standing::Running(id) => match d.seen.containers.get(id).map(|c| &c.state) {
+            Some(Seen::Running { started_at }) => ContainerState::Running { started_at: *started_at },
+            _ => waiting(default_reason(d, spec, initialized)),
+        },
+        Standing::Dead(id, exit) => {
+            let again = !ending(d)
+                && d.restartable(&spec.name, id, exit)
+                && !(d.role(&spec.name) == Role::Init && exit.code == 0);
+            let now = d.now.boottime;
+            let ended_at = d.run(&spec.name).and_then(|r| r.ended_at).unwrap_or(now);
+            let wait = d.mem(&spec.name).and_then(|m| m.backoff.wait(ended_at, now)).filter(|_| again);
+            match wait {
+                Some((_, delay)) => ContainerState::Waiting {
+                    reason: "CrashLoopBackOff".into(),
+                    message: Some(backoff_message(d.pod, spec, delay)),
+                },
+                None => ContainerState::Terminated(exit.terminated(id)),
+            }
+        }
+        Standing::Starting | Standing::Never => waiting(default_reason(d, spec, initialized)),
+    }
+}
+
+fn ending(d: &Decision<'_>) -> bool {
+    d.memory.ending.is_some() || d.memory.failed.is_some()
+}
+
+fn waiting(reason: &str) -> ContainerState {
+    ContainerState::Waiting { reason: reason.into(), message: None }
+}
+
+fn default_reason(d: &Decision<'_>, spec: &Container, initialized: bool) -> &'static str {
+    let held_up = !d.pod.init_containers.is_empty() && !initialized;
+    let is_first = d.pod.init_containers.first().is_some_and(|c| c.name == spec.name);
+    if held_up && !is_first { "PodInitializing" } else { "ContainerCreating" }
+}
+
+/// The failed action that keeps a container from starting, unless it is being tried again right now.
+fn failure_of<'d>(d: &'d Decision<'_>, container: &ContainerName) -> Option<&'d Retry> {
+    if matches!(d.standing(container), Standing::Running(_)) {
+        return None;
+    }
+    d.memory
+        .retries
+        .iter()
+        .find(|(a, _)| {
+            matches!(a, Action::EnsureImage(c) | Action::Start { container: c, .. } if c == container)
+        })
+        .map(|(_, r)| r)
+}
+
+fn waiting_reason(retry: &Retry) -> String {
+    match retry.failure.reason.as_str() {
+        "ErrImagePull" if retry.failures > 1 => "ImagePullBackOff".into(),
+        other => other.into(),
+    }
+}
+
+fn phase(
+    d: &Decision<'_>,
+    init: &[ContainerStatus],
+    mains: &[ContainerStatus],
+    terminal: Option<Phase>,
+) -> Phase {
+    let alive = d.anything_alive();
+    if let Some(phase) = terminal.filter(|_| !alive) {
+        return phase;
+    }
+    let started =
+        mains.iter().any(|c| !matches!(c.state, ContainerState::Waiting { .. }) || c.last_state.is_some());
+    let init_pending = !started
+        && d.pod
+            .init_containers
+            .iter()
+            .zip(init)
+            .any(|(spec, s)| if spec.sidecar { s.started != Some(true) } else { s.ready != Truth::True });
+    if init_pending {
+        return Phase::Pending;
+    }
+    let never_ran =
+        mains.iter().any(|c| matches!(c.state, ContainerState::Waiting { .. }) && c.last_state.is_none());
+    if never_ran || mains.is_empty() {
+        return Phase::Pending;
+    }
+    let running = mains.iter().any(|c| matches!(c.state, ContainerState::Running { .. }));
+    let stopped = || mains.iter().all(|c| !matches!(c.state, ContainerState::Running { .. }));
+    if !running && stopped() && d.memory.ending.is_some() && !alive {
+        let well = mains.iter().all(|c| exit_code(c) == Some(0));
+        return if well { Phase::Succeeded } else { Phase::Failed };
+    }
+    debug_assert!(d.pod.restart_policy != RestartPolicy::Never || running || alive || terminal.is_none());
+    Phase::Running
+}
+
+fn exit_code(c: &ContainerStatus) -> Option<i32> {
+    match &c.state {
+        ContainerState::Terminated(t) => Some(t.exit_code),
+        _ => c.last_state.as_ref().map(|t| t.exit_code),
+    }
+}
+
+fn conditions(
+    d: &mut Decision<'_>,
+    phase: Phase,
+    initialized: bool,
+    init: &[ContainerStatus],
+    mains: &[ContainerStatus],
+) -> Vec<Condition> {
+    let network = d.seen.sandbox.as_ref().is_some_and(|s| s.state != super::SandboxState::Broken);
+    let mut list = vec![condition(d, ConditionType::PodReadyToStartContainers, truth(network), None, None)];
+
+    let (status, reason, message) = if phase == Phase::Succeeded {
+        (Truth::True, Some("PodCompleted"), None)
+    } else if initialized {
+        (Truth::True, None, None)
+    } else {
+        let names: Vec<&str> =
+            d.pod.init_containers.iter().filter(|c| !passed(d, c)).map(|c| c.name.as_str()).collect();
+        (
+            Truth::False,
+            Some("ContainersNotInitialized"),
+            Some(format!("containers with incomplete status: [{}]", names.join(" "))),
+        )
+    };
+    list.push(condition(d, ConditionType::Initialized, status, reason, message));
+
+    let sidecars = d.pod.init_containers.iter().zip(init).filter(|(spec, _)| spec.sidecar).map(|(_, s)| s);
+    let counted: Vec<&ContainerStatus> = sidecars.chain(mains).collect();
+    let unready: Vec<&str> =
+        counted.iter().filter(|c| c.ready == Truth::False).map(|c| c.name.as_str()).collect();
+    let unknown = counted.iter().any(|c| c.ready == Truth::Unknown);
+    let (status, reason, message) = match phase {
+        Phase::Succeeded => (Truth::False, Some("PodCompleted"), None),
+        Phase::Failed => (Truth::False, Some("PodFailed"), None),
+        _ if !unready.is_empty() => {
+            let message = format!("containers with unready status: [{}]", unready.join(" "));
+            (Truth::False, Some("ContainersNotReady"), Some(message))
+        }
+        _ if unknown => (Truth::Unknown, Some("ReadinessNotYetKnown"), None),
+        _ => (Truth::True, None, None),
+    };
+    let gates = d.pod.readiness_gates.is_empty() || status != Truth::True;
+    let ready = if gates {
+        (status, reason, message.clone())
+    } else {
+        (
+            Truth::False,
+            Some("ReadinessGatesNotReady"),
+            Some("no source sets the conditions of readiness gates".to_owned()),
+        )
+    };
+    list.push(condition(d, ConditionType::Ready, ready.0, ready.1, ready.2));
+    list.push(condition(d, ConditionType::ContainersReady, status, reason, message));
+    list.push(condition(d, ConditionType::PodScheduled, Truth::True, None, None));
+    list
+}
+
+fn condition(
+    d: &mut Decision<'_>,
+    kind: ConditionType,
+    status: Truth,
+    reason: Option<&str>,
+    message: Option<String>,
+) -> Condition {
+    let now = d.now.wall;
+    let entry = d.memory.conditions.entry(kind).or_insert((status, now));
+    if entry.0 != status {
+        *entry = (status, now);
+    }
+    Condition { kind, status, reason: reason.map(str::to_owned), message, since: entry.1 }
+}
+
+/// One sentence: what keeps the pod from being Ready and when that is tried again.
+fn waiting_for(
+    d: &Decision<'_>,
+    phase: Phase,
+    init: &[ContainerStatus],
+    mains: &[ContainerStatus],
+) -> Option<String> {
+    if matches!(phase, Phase::Succeeded | Phase::Failed) {
+        return None;
+    }
+    if d.memory.ending.is_some() {
+        let left: Vec<&str> = init
+            .iter()
+            .chain(mains)
+            .filter(|c| matches!(c.state, ContainerState::Running { .. }))
+            .map(|c| c.name.as_str())
+            .collect();
+        return Some(if left.is_empty() {
+            "being cleared away".to_owned()
+        } else {
+            format!("ending: {} still running", left.join(", "))
+        });
+    }
+    if !d.seen.runtime_answers {
+        return Some("containerd does not answer; shown is what was last known".to_owned());
+    }
+    let now = d.now.boottime;
+    if let Some((action, retry)) = d.memory.retries.iter().max_by_key(|(_, r)| r.not_before) {
+        let rest = retry.not_before.since(now).as_secs();
+        let when = if rest == 0 { "trying again now".to_owned() } else { format!("next try in {rest}s") };
+        let whose = action.container().map(|c| format!("container {c}: ")).unwrap_or_default();
+        return Some(format!("{whose}{}: {}; {when}", retry.failure.reason, retry.failure.message));
+    }
+    for (spec, c) in d.pod.all_containers().filter_map(|s| Some((s, find(init, mains, &s.name)?))) {
+        let name = &spec.name;
+        match &c.state {
+            ContainerState::Waiting { reason, .. } if reason == "CrashLoopBackOff" => {
+                let code = c.last_state.as_ref().map_or(0, |t| t.exit_code);
+                let ended = d.run(name).and_then(|r| r.ended_at).unwrap_or(now);
+                let rest = d
+                    .mem(name)
+                    .and_then(|m| m.backoff.wait(ended, now))
+                    .map_or(0, |(at, _)| at.since(now).as_secs());
+                return Some(format!("container {name}: exited with code {code}, restart in {rest}s"));
+            }
+            ContainerState::Running { .. } if d.role(name) == Role::Init => {
+                return Some(format!("init container {name} to finish"));
+            }
+            ContainerState::Running { .. } if c.started != Some(true) => {
+                return Some(format!("container {name}: startup probe or postStart hook"));
+            }
+            ContainerState::Running { .. } if c.ready != Truth::True => {
+                return Some(format!("container {name}: readiness probe"));
+            }
+            ContainerState::Waiting { reason, .. } if reason != "PodInitializing" => {
+                return Some(format!("container {name} to start"));
+            }
+            _ => {}
+        }
+    }
+    Some("containers to start".to_owned())
+}
+
+fn find<'c>(
+    init: &'c [ContainerStatus],
+    mains: &'c [ContainerStatus],
+    name: &ContainerName,
+) -> Option<&'c ContainerStatus> {
+    init.iter().chain(mains).find(|c| &c.name == name)
+}

@@ -1,0 +1,236 @@
+//! Stopping containers in their order and clearing away what a pod leaves.
+
+use super::{
+    Action, Exit, HookState, SandboxState, Seen, StopCause,
+    view::{Decision, Standing},
+};
+use crate::{event::Event, ids::ContainerId, model::Container, status::Phase};
+use std::time::Duration;
+
+/// A stop signal is always followed by at least this much time before SIGKILL
+/// (`minimumGracePeriodInSeconds`, `pkg/kubelet/kuberuntime`).
+const MINIMUM_GRACE: Duration = Duration::from_secs(2);
+/// A process that does not die from SIGKILL is sent another after this time.
+const KILL_AGAIN: Duration = Duration::from_secs(10);
+
+impl Decision<'_> {
+    /// An end that is seen is stored before anything is decided by it. A run whose task is gone without a trace
+    /// ended in an unknown way.
+    pub(super) fn record_exits(&mut self) {
+        let seen = self.seen;
+        let current =
+            seen.sandbox.as_ref().filter(|s| s.state != SandboxState::Broken).map(|s| s.incarnation);
+        for (id, c) in &seen.containers {
+            let container = c.container.clone();
+            let exit = match &c.state {
+                Seen::Ended(exit) => exit.clone(),
+                Seen::NotStarted => {
+                    let starting = self.in_flight(|a| matches!(a, Action::Start { id: i, .. } if i == id));
+                    let ran = self.run(&container).is_some_and(|r| &r.id == id && r.started_at.is_some());
+                    let superseded = self.newest(&container).is_some_and(|(newest, _)| newest != id);
+                    let homeless = Some(c.incarnation) != current;
+                    if starting || !(ran || superseded || homeless) {
+                        continue;
+                    }
+                    Exit::unknown(self.now.wall)
+                }
+                _ => continue,
+            };
+            // The time in an unknown exit changes with each look: one in flight is enough.
+            if !self.in_flight(|a| matches!(a, Action::RecordExit { id: i, .. } if i == id)) {
+                self.emit(Action::RecordExit { container, id: id.clone(), exit });
+            }
+        }
+    }
+
+    /// Stops everything that runs: main containers and plain init containers together, sidecars in reverse order
+    /// after them, all within one grace.
+    pub(super) fn stop_containers(&mut self) {
+        let pod = self.pod;
+        let grace = self.memory.ending.map_or(pod.grace_seconds, |e| e.grace);
+        let cause = if self.memory.ending.is_some() || self.memory.failed.is_some() || !self.sandbox_lost() {
+            StopCause::PodEnds
+        } else {
+            StopCause::SandboxLost
+        };
+        let mut turn = true;
+        let sidecars = pod.init_containers.iter().rev().filter(|c| c.sidecar);
+        let together = pod.containers.iter().chain(pod.init_containers.iter().filter(|c| !c.sidecar));
+        let order: Vec<(bool, &Container)> =
+            together.map(|c| (false, c)).chain(sidecars.map(|c| (true, c))).collect();
+        let mut others_alive = false;
+        for (sidecar, spec) in order {
+            if sidecar {
+                turn = !others_alive;
+            }
+            if let Standing::Running(id) = self.standing(&spec.name) {
+                let told = self.run(&spec.name).is_some_and(|r| &r.id == id && r.stop.is_some());
+                if !told {
+                    self.events.push(
+                        Event::normal("Killing", format!("Stopping container {}", spec.name)).of(&spec.name),
+                    );
+                }
+                self.stop_run(spec, id, cause, grace);
+                self.shorten(spec, id, grace);
+                self.go_on_stopping(spec, id, turn);
+                others_alive = true;
+            } else if self
+                .in_flight(|a| matches!(a, Action::Start { container, .. } if container == &spec.name))
+            {
+                others_alive = true;
+            }
+        }
+        self.kill_strays();
+    }
+
+    /// The end of the pod, or a shorter grace for it, shortens a stop that is under way; never the other way round.
+    fn shorten(&mut self, spec: &Container, id: &ContainerId, grace: u32) {
+        let Some(ending) = self.memory.ending else { return };
+        if let Some(stop) = self.run_mut(&spec.name, id).and_then(|r| r.stop.as_mut()) {
+            let used = ending.since.since(stop.since).as_secs();
+            let total = u32::try_from(used).unwrap_or(u32::MAX).saturating_add(grace);
+            stop.grace = stop.grace.min(total);
+        }
+    }
+
+    /// Runs that are not their container's newest, or of containers that the spec does not name, have no order: killed.
+    fn kill_strays(&mut self) {
+        let seen = self.seen;
+        for (id, c) in &seen.containers {
+            let newest = self.newest(&c.container).is_some_and(|(newest, _)| newest == id);
+            let named = self.pod.container(&c.container).is_some();
+            if matches!(c.state, Seen::Running { .. }) && !(newest && named) {
+                self.emit(Action::Kill { container: c.container.clone(), id: id.clone() });
+            }
+        }
+    }
+
+    /// One step of a stop: hook, then signal when it is this container's turn, then SIGKILL.
+    pub(super) fn go_on_stopping(&mut self, spec: &Container, id: &ContainerId, turn: bool) {
+        let now = self.now.boottime;
+        let Some(stop) = self.run(&spec.name).filter(|r| &r.id == id).and_then(|r| r.stop.clone()) else {
+            return;
+        };
+        let mut next = stop.clone();
+        let deadline = stop.since + Duration::from_secs(u64::from(stop.grace));
+        let hook = Action::PreStop { container: spec.name.clone(), id: id.clone() };
+        match stop.pre_stop {
+            HookState::NotYet if spec.pre_stop.is_none() || stop.grace == 0 => {
+                next.pre_stop = HookState::Done
+            }
+            HookState::NotYet => {
+                let begun = self.emit(hook.clone());
+                next.pre_stop = if begun { HookState::Begun } else { HookState::NotYet };
+            }
+            // Begun by an agent that died since: asked again, within what is left of the grace.
+            HookState::Begun if now < deadline && !self.in_flight(|a| a == &hook) => {
+                self.emit(hook.clone());
+            }
+            _ => {}
+        }
+        if next.pre_stop != HookState::Done && now < deadline {
+            self.wake(deadline);
+        } else if turn {
+            self.signal_then_kill(spec, id, &mut next, deadline);
+        }
+        if next != stop
+            && let Some(run) = self.run_mut(&spec.name, id)
+        {
+            run.stop = Some(next);
+        }
+    }
+
+    fn signal_then_kill(
+        &mut self,
+        spec: &Container,
+        id: &ContainerId,
+        stop: &mut super::Stop,
+        deadline: crate::time::Boottime,
+    ) {
+        let now = self.now.boottime;
+        let (container, id) = (spec.name.clone(), id.clone());
+        let Some(signalled) = stop.signalled else {
+            if self.emit(Action::Signal { container, id }) {
+                stop.signalled = Some(now);
+                self.wake(deadline.max(now + MINIMUM_GRACE));
+            }
+            return;
+        };
+        let due =
+            deadline.max(signalled + MINIMUM_GRACE).max(stop.killed.map_or(deadline, |k| k + KILL_AGAIN));
+        if now < due {
+            self.wake(due);
+        } else if self.emit(Action::Kill { container, id }) {
+            stop.killed = Some(now);
+            self.wake(now + KILL_AGAIN);
+        }
+    }
+
+    /// Once nothing runs: network, volumes, dead containers, and at the end the pod itself. A pod that ended but is
+    /// still wanted keeps its dead containers, for their logs and codes; a lost sandbox is only taken down.
+    pub(super) fn clear_away(&mut self, terminal: Option<Phase>) {
+        let busy = self.in_flight(|a| {
+            matches!(a, Action::Start { .. } | Action::MakeSandbox(_) | Action::RestartPause(_))
+        });
+        if self.anything_alive() || busy {
+            return;
+        }
+        let ending = self.memory.ending.is_some();
+        if let Some(s) = &self.seen.sandbox {
+            let incarnation = s.incarnation;
+            self.emit(Action::TeardownSandbox(incarnation));
+        }
+        let unmount = (ending || terminal.is_some()) && self.seen.volumes_present;
+        if unmount && !self.in_flight(|a| matches!(a, Action::MountVolumes)) && self.all_recorded() {
+            self.emit(Action::UnmountVolumes);
+        }
+        if !ending {
+            return;
+        }
+        let seen = self.seen;
+        let mut left = false;
+        for (id, c) in &seen.containers {
+            left = true;
+            let (container, id) = (c.container.clone(), id.clone());
+            match &c.state {
+                Seen::Recorded(_) if c.task => {
+                    self.emit(Action::Reap { container, id });
+                }
+                Seen::Recorded(_) | Seen::NotStarted => {
+                    self.emit(Action::Remove { container, id });
+                }
+                _ => {}
+            }
+        }
+        if !left && self.is_empty_handed() && !self.memory.removed {
+            self.emit(Action::RemovePod);
+        }
+    }
+
+    /// Termination messages lie in the pod's directory: it stays until they are stored.
+    fn all_recorded(&self) -> bool {
+        self.seen.containers.values().all(|c| !matches!(c.state, Seen::Ended(_)))
+    }
+
+    /// While the pod is wanted: a dead task is reaped once its successor runs or none will come, so that the pod's
+    /// shim lives on between runs; of the dead only the newest is kept.
+    pub(super) fn collect_dead(&mut self) {
+        if self.memory.ending.is_some() {
+            return;
+        }
+        let seen = self.seen;
+        for (id, c) in &seen.containers {
+            let Seen::Recorded(exit) = &c.state else { continue };
+            let (container, id) = (c.container.clone(), id.clone());
+            let newest = self.newest(&container).is_some_and(|(n, _)| n == &id);
+            let keep = newest || self.previous(&container).is_some_and(|(p, _)| p == &id);
+            let successor_runs = !newest && matches!(self.standing(&container), Standing::Running(_));
+            let last = newest && !self.restartable(&container, &id, exit);
+            if c.task && (successor_runs || last || !keep) {
+                self.emit(Action::Reap { container, id });
+            } else if !c.task && !keep {
+                self.emit(Action::Remove { container, id });
+            }
+        }
+    }
+}

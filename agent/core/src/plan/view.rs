@@ -1,0 +1,395 @@
+//! One decision in the making: the inputs, the memory as it changes, what was decided so far, and the questions that
+//! every part asks of them.
+
+use super::{
+    Action, ActiveProbe, ContainerSeen, Memory, Observed, Readiness, Run, SandboxState, Seen, StopCause,
+    memory::{ContainerMemory, Ending},
+};
+use crate::{
+    event::Event,
+    ids::{Attempt, ContainerId, ContainerName, Incarnation},
+    model::{Container, Pod, ProbeKind, RestartPolicy},
+    status::Phase,
+    time::{Boottime, Now, Wall},
+};
+use std::time::Duration;
+
+pub(super) struct Decision<'a> {
+    pub(super) pod: &'a Pod,
+    pub(super) seen: &'a Observed,
+    pub(super) memory: Memory,
+    pub(super) now: Now,
+    pub(super) actions: Vec<Action>,
+    pub(super) events: Vec<Event>,
+    pub(super) wake_at: Option<Boottime>,
+}
+
+/// Where a container stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing<'a> {
+    /// No run of it is known.
+    Never,
+    /// A run is begun, its process not yet started.
+    Starting,
+    /// Its process runs.
+    Running(&'a ContainerId),
+    /// Its newest run ended.
+    Dead(&'a ContainerId, &'a super::Exit),
+}
+
+/// Which list of the spec a container stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Init,
+    Sidecar,
+    Main,
+}
+
+impl<'a> Decision<'a> {
+    pub(super) fn new(pod: &'a Pod, seen: &'a Observed, memory: Memory, now: Now) -> Self {
+        Decision { pod, seen, memory, now, actions: Vec::new(), events: Vec::new(), wake_at: None }
+    }
+
+    pub(super) fn wake(&mut self, at: Boottime) {
+        self.wake_at = Some(self.wake_at.map_or(at, |w| w.min(at)));
+    }
+
+    /// Emits unless in flight or resting after a failure.
+    pub(super) fn emit(&mut self, action: Action) -> bool {
+        if self.memory.in_flight.contains(&action) {
+            return false;
+        }
+        if let Some(until) =
+            self.memory.retries.get(&action).map(|r| r.not_before).filter(|t| *t > self.now.boottime)
+        {
+            self.wake(until);
+            return false;
+        }
+        self.memory.in_flight.insert(action.clone());
+        self.actions.push(action);
+        true
+    }
+
+    pub(super) fn in_flight(&self, test: impl Fn(&Action) -> bool) -> bool {
+        self.memory.in_flight.iter().any(test)
+    }
+
+    pub(super) fn role(&self, container: &ContainerName) -> Role {
+        match self.pod.init_containers.iter().find(|c| &c.name == container) {
+            Some(c) if c.sidecar => Role::Sidecar,
+            Some(_) => Role::Init,
+            None => Role::Main,
+        }
+    }
+
+    /// The newest run that is seen of a container.
+    pub(super) fn newest(&self, container: &ContainerName) -> Option<(&'a ContainerId, &'a ContainerSeen)> {
+        self.seen
+            .containers
+            .iter()
+            .filter(|(_, c)| &c.container == container)
+            .max_by_key(|(_, c)| (c.attempt, c.incarnation))
+    }
+
+    /// The newest dead run before the newest run.
+    pub(super) fn previous(&self, container: &ContainerName) -> Option<(&'a ContainerId, &'a ContainerSeen)> {
+        let newest = self.newest(container)?.0;
+        self.seen
+            .containers
+            .iter()
+            .filter(|(id, c)| &c.container == container && *id != newest && c.state.exit().is_some())
+            .max_by_key(|(_, c)| (c.attempt, c.incarnation))
+    }
+
+    pub(super) fn mem(&self, container: &ContainerName) -> Option<&ContainerMemory> {
+        self.memory.containers.get(container)
+    }
+
+    pub(super) fn mem_mut(&mut self, container: &ContainerName) -> &mut ContainerMemory {
+        self.memory.containers.entry(container.clone()).or_default()
+    }
+
+    pub(super) fn run(&self, container: &ContainerName) -> Option<&Run> {
+        self.mem(container)?.run.as_ref()
+    }
+
+    pub(super) fn run_mut(&mut self, container: &ContainerName, id: &ContainerId) -> Option<&mut Run> {
+        self.memory.containers.get_mut(container)?.run.as_mut().filter(|r| &r.id == id)
+    }
+
+    pub(super) fn standing(&self, container: &ContainerName) -> Standing<'a> {
+        let begun = self.in_flight(|a| matches!(a, Action::Start { container: c, .. } if c == container));
+        match self.newest(container) {
+            None if begun => Standing::Starting,
+            None => Standing::Never,
+            Some((id, c)) => match &c.state {
+                Seen::NotStarted => Standing::Starting,
+                Seen::Running { .. } => Standing::Running(id),
+                Seen::Ended(_) | Seen::Recorded(_) if begun => Standing::Starting,
+                Seen::Ended(exit) | Seen::Recorded(exit) => Standing::Dead(id, exit),
+            },
+        }
+    }
+
+    /// Whether the process of any container of the pod runs, or may run: a start is under way.
+    pub(super) fn anything_alive(&self) -> bool {
+        self.in_flight(|a| matches!(a, Action::Start { .. }))
+            || self.seen.containers.values().any(|c| matches!(c.state, Seen::Running { .. }))
+    }
+
+    /// The sandbox that containers may be started in.
+    pub(super) fn ready_incarnation(&self) -> Option<Incarnation> {
+        self.seen.sandbox.as_ref().filter(|s| s.state == SandboxState::Ready).map(|s| s.incarnation)
+    }
+
+    /// Takes what is seen into the memory: runs that it does not know are adopted, ends get their time.
+    pub(super) fn remember(&mut self) {
+        let now = self.now;
+        self.memory.start_time.get_or_insert(now.wall);
+        self.memory.start_boottime.get_or_insert(now.boottime);
+        if let Some(s) = &self.seen.sandbox {
+            let seen = s.incarnation;
+            self.memory.incarnation = Some(self.memory.incarnation.map_or(seen, |i| i.max(seen)));
+        }
+        self.drop_settled_retries();
+        let pod = self.pod;
+        for spec in pod.all_containers() {
+            let Some((id, seen)) = self.newest(&spec.name) else { continue };
+            let finished =
+                self.role(&spec.name) == Role::Init && seen.state.exit().is_some_and(|e| e.code == 0);
+            let has_readiness = spec.readiness.is_some();
+            let start_in_flight = self.in_flight(|a| matches!(a, Action::Start { id: i, .. } if i == id));
+            let mem = self.mem_mut(&spec.name);
+            mem.attempt = Some(mem.attempt.map_or(seen.attempt, |a| a.max(seen.attempt)));
+            if finished {
+                mem.finished_in = Some(seen.incarnation);
+            }
+            let known = mem.run.as_ref().is_some_and(|r| &r.id == id);
+            let newer_begun = mem.attempt > Some(seen.attempt) && mem.run.is_some();
+            if !known && !newer_begun {
+                let mut run = Run::adopted(id.clone());
+                if !has_readiness {
+                    run.readiness = Readiness::Yes;
+                }
+                mem.run = Some(run);
+            }
+            let Some(run) = mem.run.as_mut().filter(|r| &r.id == id) else { continue };
+            match &seen.state {
+                Seen::Running { started_at } if run.started_at.is_none() && !start_in_flight => {
+                    run.started_at = Some(boottime_of(*started_at, now));
+                }
+                Seen::Ended(exit) | Seen::Recorded(exit) if run.ended_at.is_none() => {
+                    run.ended_at = Some(boottime_of(exit.at, now));
+                    mem.image_ready = false;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A failure whose effect came about all the same, or is no longer wanted, is not a failure any more.
+    fn drop_settled_retries(&mut self) {
+        let seen = self.seen;
+        let state = |id: &ContainerId| seen.containers.get(id).map(|c| &c.state);
+        self.memory.retries.retain(|action, _| match action {
+            Action::MountVolumes => !seen.volumes_mounted,
+            Action::UnmountVolumes => seen.volumes_present,
+            Action::MakeSandbox(_) => seen.sandbox.is_none(),
+            Action::RestartPause(_) => {
+                seen.sandbox.as_ref().is_some_and(|s| s.state == SandboxState::NoPause)
+            }
+            Action::TeardownSandbox(i) => seen.sandbox.as_ref().is_some_and(|s| s.incarnation == *i),
+            Action::Start { id, .. } => matches!(state(id), None | Some(Seen::NotStarted)),
+            Action::Signal { id, .. } | Action::Kill { id, .. } => {
+                matches!(state(id), Some(Seen::Running { .. }))
+            }
+            Action::RecordExit { id, .. } => matches!(state(id), Some(Seen::Ended(_) | Seen::NotStarted)),
+            Action::Reap { id, .. } => seen.containers.get(id).is_some_and(|c| c.task),
+            Action::Remove { id, .. } => seen.containers.contains_key(id),
+            Action::EnsureImage(_)
+            | Action::PostStart { .. }
+            | Action::PreStop { .. }
+            | Action::RemovePod => true,
+        });
+    }
+
+    /// Notes that the pod shall go; grace only ever shortens.
+    pub(super) fn note_end(&mut self, end: Option<u32>) {
+        let Some(grace) = end else { return };
+        let since = self.now.boottime;
+        let ending = self.memory.ending.get_or_insert(Ending { since, grace });
+        ending.grace = ending.grace.min(grace);
+    }
+
+    /// Whether the dead newest run of a container is followed by another.
+    pub(super) fn restartable(
+        &self,
+        container: &ContainerName,
+        id: &ContainerId,
+        exit: &super::Exit,
+    ) -> bool {
+        let failed_probe =
+            self.run(container).filter(|r| &r.id == id).and_then(|r| r.stop.as_ref()).is_some_and(|s| {
+                matches!(
+                    s.cause,
+                    StopCause::Liveness | StopCause::Startup | StopCause::PostStart | StopCause::SandboxLost
+                )
+            });
+        // That it is followed was decided already when the next run was begun.
+        let begun =
+            self.mem(container).and_then(|m| m.attempt) > self.seen.containers.get(id).map(|c| c.attempt);
+        match (self.role(container), self.pod.restart_policy) {
+            _ if begun => true,
+            (Role::Sidecar, _) => true,
+            (_, RestartPolicy::Never) => false,
+            (Role::Init, _) => exit.code != 0,
+            (Role::Main, RestartPolicy::Always) => true,
+            (Role::Main, RestartPolicy::OnFailure) => exit.code != 0 || failed_probe,
+        }
+    }
+
+    /// Whether some run of a main container was ever started.
+    fn mains_ever_started(&self) -> bool {
+        self.pod.containers.iter().any(|c| self.newest(&c.name).is_some())
+    }
+
+    /// An init container that has finished in the sandbox now at hand. Where its record is gone, a main container
+    /// started in the same sandbox proves it.
+    pub(super) fn init_finished(&self, container: &ContainerName) -> bool {
+        let Some(incarnation) = self.seen.sandbox.as_ref().map(|s| s.incarnation).or(self.memory.incarnation)
+        else {
+            return false;
+        };
+        self.mem(container).is_some_and(|m| m.finished_in == Some(incarnation))
+            || self
+                .pod
+                .containers
+                .iter()
+                .any(|c| self.newest(&c.name).is_some_and(|(_, s)| s.incarnation == incarnation))
+    }
+
+    /// The phase that the pod ends in, once nothing of it will be started again.
+    pub(super) fn terminal(&mut self) -> Option<Phase> {
+        let pod = self.pod;
+        if self.memory.failed.is_some() {
+            return Some(Phase::Failed);
+        }
+        if self.memory.ending.is_none()
+            && let (Some(limit), Some(start)) = (pod.active_deadline_seconds, self.memory.start_boottime)
+        {
+            let due = start + Duration::from_secs(u64::from(limit));
+            if due <= self.now.boottime {
+                const WHY: &str = "Pod was active on the node longer than the specified deadline";
+                self.memory.failed = Some(super::Failure::new("DeadlineExceeded", WHY));
+                self.events.push(Event::normal("DeadlineExceeded", WHY));
+                return Some(Phase::Failed);
+            }
+            self.wake(due);
+        }
+        if pod.restart_policy == RestartPolicy::Never && !self.mains_ever_started() {
+            let failed = pod
+                .init_containers
+                .iter()
+                .filter(|c| !c.sidecar)
+                .any(|c| matches!(self.standing(&c.name), Standing::Dead(_, exit) if exit.code != 0));
+            if failed {
+                return Some(Phase::Failed);
+            }
+        }
+        let mut all_well = true;
+        for c in &pod.containers {
+            match self.standing(&c.name) {
+                Standing::Dead(id, exit) if !self.restartable(&c.name, id, exit) => {
+                    all_well &= exit.code == 0
+                }
+                _ => return self.unrecreatable(),
+            }
+        }
+        if pod.containers.is_empty() {
+            return None;
+        }
+        Some(if all_well { Phase::Succeeded } else { Phase::Failed })
+    }
+
+    /// A pod that may not be restarted does not get a second sandbox once a container of it ran: what was lost with
+    /// the first is lost (`pkg/kubelet/kuberuntime/util`).
+    fn unrecreatable(&self) -> Option<Phase> {
+        let lost = self.seen.sandbox.is_none()
+            && !self.in_flight(|a| matches!(a, Action::MakeSandbox(_)))
+            && self.seen.runtime_answers
+            && self.pod.restart_policy == RestartPolicy::Never
+            && self
+                .pod
+                .all_containers()
+                .any(|c| self.newest(&c.name).is_some_and(|(_, s)| s.state.exit().is_some()))
+            && !self.anything_alive();
+        lost.then_some(Phase::Failed)
+    }
+
+    /// Containers run, or records of runs wait, in a sandbox that is no more.
+    pub(super) fn sandbox_lost(&self) -> bool {
+        let current = self.seen.sandbox.as_ref();
+        let broken = current.is_some_and(|s| s.state == SandboxState::Broken)
+            && !self.in_flight(|a| matches!(a, Action::MakeSandbox(_)));
+        let homeless = self.seen.containers.values().any(|c| {
+            matches!(c.state, Seen::Running { .. } | Seen::NotStarted)
+                && current.is_none_or(|s| s.incarnation != c.incarnation)
+        });
+        broken || homeless
+    }
+
+    /// The probes that should be going on.
+    pub(super) fn probes(&self) -> Vec<ActiveProbe> {
+        let mut probes = Vec::new();
+        for spec in self.pod.all_containers() {
+            let Standing::Running(id) = self.standing(&spec.name) else { continue };
+            let Some(run) = self.run(&spec.name).filter(|r| &r.id == id) else { continue };
+            let Some(started_at) = run.started_at.filter(|_| run.post_start == super::HookState::Done) else {
+                continue;
+            };
+            let stopping = run.stop.is_some() || self.memory.ending.is_some();
+            let mut add = |kind, wanted: bool| {
+                if wanted {
+                    probes.push(ActiveProbe {
+                        id: id.clone(),
+                        container: spec.name.clone(),
+                        kind,
+                        started_at,
+                    });
+                }
+            };
+            add(ProbeKind::Startup, spec.startup.is_some() && !run.startup_done && !stopping);
+            add(ProbeKind::Liveness, spec.liveness.is_some() && run.startup_done && !stopping);
+            add(ProbeKind::Readiness, spec.readiness.is_some() && run.startup_done);
+        }
+        probes
+    }
+
+    /// Nothing of the pod can be met: every process dead, no sandbox, no volumes.
+    pub(super) fn is_empty_handed(&self) -> bool {
+        !self.anything_alive()
+            && self.seen.sandbox.is_none()
+            && !self.seen.volumes_present
+            && !self.in_flight(|a| {
+                matches!(
+                    a,
+                    Action::MakeSandbox(_)
+                        | Action::MountVolumes
+                        | Action::TeardownSandbox(_)
+                        | Action::UnmountVolumes
+                )
+            })
+    }
+}
+
+/// The place on the boot clock of a moment of wall time, as far as it can be told; never ahead of now.
+pub(super) fn boottime_of(wall: Wall, now: Now) -> Boottime {
+    let age = u64::try_from(now.wall.0.saturating_sub(wall.0)).unwrap_or(0);
+    Boottime(now.boottime.0.saturating_sub(Duration::from_nanos(age)))
+}
+
+/// The next run of a container in that sandbox.
+pub(super) fn start(pod: &Pod, spec: &Container, attempt: Attempt, incarnation: Incarnation) -> Action {
+    let id = ContainerId::derive(&pod.uid, incarnation, &spec.name, attempt);
+    Action::Start { container: spec.name.clone(), attempt, incarnation, id }
+}

@@ -1,0 +1,184 @@
+//! The promises.
+
+use super::World;
+use berth_core::{
+    ids::{ContainerId, ContainerName, Incarnation},
+    model::RestartPolicy,
+    plan::*,
+    status::{Phase, Truth},
+};
+
+impl World<'_> {
+    /// What must hold of each plan.
+    pub(super) fn check_plan(&self, p: &Plan) -> Result<(), String> {
+        for probe in &p.probes {
+            if !p
+                .status
+                .containers
+                .iter()
+                .chain(&p.status.init_containers)
+                .any(|c| c.id.as_ref() == Some(&probe.id))
+            {
+                return Err(format!("probe of a run that is not shown: {probe:?}"));
+            }
+        }
+        // Readiness goes from true to false only for a reason.
+        let before = self.shown_ready();
+        for c in p.status.containers.iter().filter(|c| c.ready == Truth::False) {
+            let Some(id) = &c.id else { continue };
+            let reason = self.unready.contains(id)
+                || self.condemned.contains(id)
+                || self.all_condemned
+                || !matches!(
+                    self.agent.seen.containers.get(id).map(|c| &c.state),
+                    Some(Seen::Running { .. })
+                )
+                || p.memory.failed.is_some()
+                || p.memory
+                    .containers
+                    .values()
+                    .any(|m| m.run.as_ref().is_some_and(|r| &r.id == id && r.stop.is_some()));
+            if before.get(id) == Some(&Truth::True) && !reason {
+                return Err(format!("readiness of {} turned false without a reason", id.short()));
+            }
+            if self.told_ready.contains(id) && !reason {
+                return Err(format!("readiness of {} is false though its probe said yes", id.short()));
+            }
+        }
+        if matches!(p.status.phase, Phase::Succeeded | Phase::Failed)
+            && self.agent.seen.containers.values().any(|c| matches!(c.state, Seen::Running { .. }))
+        {
+            return Err(format!("phase {:?} while a container runs", p.status.phase));
+        }
+        if !self.agent.seen.runtime_answers && !p.actions.is_empty() {
+            return Err(format!("containerd does not answer, asked for {:?}", p.actions));
+        }
+        Ok(())
+    }
+
+    /// A live container is stopped only for a reason that the history gave.
+    pub(super) fn check_stop(&self, a: &Action, id: &ContainerId) -> Result<(), String> {
+        let m = &self.agent.memory;
+        let reason = self.all_condemned
+            || self.condemned.contains(id)
+            || m.failed.is_some()
+            || self.pod_is_over()
+            || self.stray(id)
+            || m.containers.values().any(|c| {
+                c.run.as_ref().is_some_and(|r| {
+                    &r.id == id && r.stop.as_ref().is_some_and(|s| s.cause == StopCause::PodEnds)
+                })
+            }) && self.pod_was_over();
+        if reason { Ok(()) } else { Err(format!("{a:?} without a reason")) }
+    }
+
+    fn pod_was_over(&self) -> bool {
+        self.desired.pod.restart_policy != RestartPolicy::Always
+    }
+
+    /// Its sandbox is gone.
+    fn stray(&self, id: &ContainerId) -> bool {
+        let incarnation = self.truth.containers.get(id).map(|c| c.incarnation);
+        self.truth
+            .sandbox
+            .as_ref()
+            .is_none_or(|s| Some(s.incarnation) != incarnation || s.state == SandboxState::Broken)
+    }
+
+    /// Only sidecars are left of a pod whose main containers have all ended for good.
+    fn pod_is_over(&self) -> bool {
+        self.desired.pod.restart_policy != RestartPolicy::Always
+            && self.desired.pod.containers.iter().all(|c| {
+                !self
+                    .truth
+                    .containers
+                    .values()
+                    .any(|s| s.container == c.name && matches!(s.state, Seen::Running { .. }))
+            })
+    }
+
+    pub(super) fn check_teardown(&self, truth: &Observed) -> Result<(), String> {
+        let alive = truth.containers.iter().find(|(_, c)| matches!(c.state, Seen::Running { .. }));
+        match alive {
+            Some((id, _)) => Err(format!("sandbox taken down under running {}", id.short())),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn check_start(
+        &self,
+        truth: &Observed,
+        container: &ContainerName,
+        incarnation: Incarnation,
+        id: &ContainerId,
+    ) -> Result<(), String> {
+        if let Some((other, c)) = truth
+            .containers
+            .iter()
+            .find(|(o, c)| &c.container == container && *o != id && !matches!(c.state, Seen::Recorded(_)))
+        {
+            return Err(format!("{container} started beside {} which is {:?}", other.short(), c.state));
+        }
+        if self.finished_inits.contains(&(incarnation, container.clone())) {
+            return Err(format!(
+                "init container {container} has finished in sandbox {incarnation}, and is run again"
+            ));
+        }
+        if !truth.volumes_mounted {
+            return Err(format!("{container} started without its volumes"));
+        }
+        let pod = &self.desired.pod;
+        let is_main = pod.containers.iter().any(|c| &c.name == container);
+        if is_main {
+            for init in pod.init_containers.iter().filter(|c| !c.sidecar) {
+                if !self.finished_inits.contains(&(incarnation, init.name.clone())) {
+                    return Err(format!("{container} started before init container {} finished", init.name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_nothing_left(&self) -> Result<(), String> {
+        let t = &self.truth;
+        if t.sandbox.is_some() || t.volumes_present || !t.containers.is_empty() {
+            return Err(format!("the pod is over and leaves {t:?}"));
+        }
+        Ok(())
+    }
+
+    /// Calm, and nothing more to happen: the pod is where it should be.
+    pub(super) fn check_settled(&mut self) -> Result<(), String> {
+        let Some(p) = self.plan.clone() else { return Err("no plan".into()) };
+        if self.desired.end.is_some() {
+            return Err(format!("the pod shall end and does not: {:?}", p.status));
+        }
+        let any_alive = self.truth.containers.values().any(|c| matches!(c.state, Seen::Running { .. }));
+        match p.status.phase {
+            Phase::Succeeded | Phase::Failed => {
+                self.tally.terminal += 1;
+                let never = self.desired.pod.restart_policy == RestartPolicy::Never;
+                let onfail = self.desired.pod.restart_policy == RestartPolicy::OnFailure
+                    && p.status.phase == Phase::Succeeded;
+                if !(never || onfail || p.memory.failed.is_some()) {
+                    return Err(format!(
+                        "terminal phase {:?} under {:?}",
+                        p.status.phase, self.desired.pod.restart_policy
+                    ));
+                }
+                if any_alive || self.truth.sandbox.is_some() || self.truth.volumes_present {
+                    return Err(format!("ended pod keeps {:?}", self.truth));
+                }
+                Ok(())
+            }
+            Phase::Running => {
+                let ready = p.status.containers.iter().all(|c| {
+                    c.ready == Truth::True
+                        || matches!(c.state, berth_core::status::ContainerState::Terminated(_))
+                });
+                if ready { Ok(()) } else { Err(format!("calm and not ready: {:?}", p.status)) }
+            }
+            Phase::Pending => Err(format!("calm and pending: {:?} truth {:?}", p.status, self.truth)),
+        }
+    }
+}

@@ -1,0 +1,578 @@
+//! A world in plain data that carries out what `plan` asks for, and misbehaves.
+
+mod checks;
+mod pods;
+mod rng;
+
+pub use pods::specs;
+pub use rng::Rng;
+
+use berth_core::{
+    ids::{ContainerId, ContainerName, Incarnation},
+    plan::*,
+    status::Truth,
+    time::{Boottime, Now, Wall},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    time::Duration,
+};
+
+/// How often each thing happened, so that the test can tell that the histories go through it.
+#[derive(Debug, Default, Clone)]
+pub struct Tally {
+    pub plans: u64,
+    pub starts: u64,
+    pub restarts: u64,
+    pub agent_deaths: u64,
+    pub memory_losses: u64,
+    pub reboots: u64,
+    pub sandbox_losses: u64,
+    pub outages: u64,
+    pub ready: u64,
+    pub finished: u64,
+    pub terminal: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, o: &Tally) {
+        self.plans += o.plans;
+        self.starts += o.starts;
+        self.restarts += o.restarts;
+        self.agent_deaths += o.agent_deaths;
+        self.memory_losses += o.memory_losses;
+        self.reboots += o.reboots;
+        self.sandbox_losses += o.sandbox_losses;
+        self.outages += o.outages;
+        self.ready += o.ready;
+        self.finished += o.finished;
+        self.terminal += o.terminal;
+    }
+}
+
+/// What the agent keeps between two plans.
+struct Agent {
+    seen: Observed,
+    memory: Memory,
+}
+
+pub struct World<'t> {
+    pub(crate) desired: Desired,
+    tally: &'t mut Tally,
+    now: Now,
+    /// The truth, as containerd, the kernel and the disk would tell it.
+    truth: Observed,
+    agent: Agent,
+    /// Memory as it was last stored.
+    stored: Memory,
+    plan: Option<Plan>,
+    /// Actions begun by the agent that lives.
+    pending: Vec<Action>,
+    /// Runs that somebody had a reason to stop.
+    pub(crate) condemned: BTreeSet<ContainerId>,
+    pub(crate) all_condemned: bool,
+    /// Runs whose readiness probe says no.
+    pub(crate) unready: BTreeSet<ContainerId>,
+    /// Runs whose readiness probe has said yes.
+    pub(crate) told_ready: BTreeSet<ContainerId>,
+    pub(crate) finished_inits: BTreeSet<(Incarnation, ContainerName)>,
+    pub(crate) calm: bool,
+    log: String,
+    keep_log: bool,
+}
+
+impl<'t> World<'t> {
+    pub fn new(desired: Desired, tally: &'t mut Tally) -> Self {
+        World {
+            desired,
+            tally,
+            now: Now { boottime: Boottime(Duration::from_secs(1000)), wall: Wall(1_700_000_000_000_000_000) },
+            truth: Observed { runtime_answers: true, ..Observed::default() },
+            agent: Agent {
+                seen: Observed { runtime_answers: true, ..Observed::default() },
+                memory: Memory::default(),
+            },
+            stored: Memory::default(),
+            plan: None,
+            pending: Vec::new(),
+            condemned: BTreeSet::new(),
+            all_condemned: false,
+            unready: BTreeSet::new(),
+            told_ready: BTreeSet::new(),
+            finished_inits: BTreeSet::new(),
+            calm: false,
+            log: String::new(),
+            keep_log: std::env::var_os("BERTH_SEED").is_some(),
+        }
+    }
+
+    pub fn log(&self) -> &str {
+        if self.keep_log {
+            &self.log
+        } else {
+            "(set BERTH_SEED to the seed and BERTH_HISTORIES=1 for the steps)"
+        }
+    }
+
+    fn note(&mut self, what: impl FnOnce() -> String) {
+        if self.keep_log {
+            let _ignored = writeln!(self.log, "{:>7.1}s {}", self.now.boottime.0.as_secs_f64(), what());
+        }
+    }
+
+    /// A history: some disturbed steps, then calm until nothing changes any more.
+    pub fn run(&mut self, rng: &mut Rng) -> Result<(), String> {
+        self.think()?;
+        for _ in 0..rng.below(24) + 4 {
+            self.disturb(rng)?;
+            self.think()?;
+            if self.over() {
+                self.tally.finished += 1;
+                return self.check_nothing_left();
+            }
+        }
+        self.calm = true;
+        self.truth.runtime_answers = true;
+        self.note(|| "calm from here".into());
+        self.relist();
+        self.think()?;
+        for _ in 0..400 {
+            if self.over() {
+                self.tally.finished += 1;
+                return self.check_nothing_left();
+            }
+            if !self.settle_one(rng)? {
+                return self.check_settled();
+            }
+            self.think()?;
+        }
+        Err("does not settle within 400 calm steps".into())
+    }
+
+    fn over(&self) -> bool {
+        self.plan.as_ref().is_some_and(|p| p.finished)
+    }
+
+    /// The agent plans once and begins what is asked for.
+    fn think(&mut self) -> Result<(), String> {
+        let mut p = plan(&self.desired, &self.agent.seen, &self.agent.memory, self.now);
+        self.tally.plans += 1;
+        self.check_plan(&p)?;
+        self.agent.memory = p.memory.clone();
+        self.stored = p.memory.clone();
+        for a in std::mem::take(&mut p.actions) {
+            self.note(|| format!("begin {a:?}"));
+            if self.pending.contains(&a) {
+                return Err(format!("{a:?} emitted while in flight"));
+            }
+            if let Action::Start { attempt, .. } = &a {
+                self.tally.starts += 1;
+                self.tally.restarts += u64::from(attempt.0 > 0);
+            }
+            self.pending.push(a);
+        }
+        if p.status.is_ready() {
+            self.tally.ready += 1;
+        }
+        self.plan = Some(p);
+        Ok(())
+    }
+
+    /// One step in calm: an action ends well, a probe answers well, or time passes to the next wake. False where
+    /// nothing is left to happen.
+    fn settle_one(&mut self, rng: &mut Rng) -> Result<bool, String> {
+        if !self.pending.is_empty() {
+            let i = rng.below(self.pending.len() as u64) as usize;
+            let a = self.pending.swap_remove(i);
+            self.apply(&a)?;
+            self.deliver(a, Ok(()));
+            return Ok(true);
+        }
+        let probes = self.plan.as_ref().map(|p| p.probes.clone()).unwrap_or_default();
+        for probe in probes {
+            use berth_core::model::ProbeKind::*;
+            let run = self.agent.memory.containers.get(&probe.container).and_then(|m| m.run.clone());
+            let open = match probe.kind {
+                Startup => true,
+                Readiness => {
+                    run.is_some_and(|r| r.readiness != berth_core::plan::Readiness::Yes && r.stop.is_none())
+                }
+                Liveness => false,
+            };
+            if open {
+                self.probe(&probe.id, probe.kind, true);
+                return Ok(true);
+            }
+        }
+        // Init containers come to their end; whoever was told to stop does.
+        let ending: Vec<ContainerId> = self
+            .truth
+            .containers
+            .iter()
+            .filter(|(_, c)| matches!(c.state, Seen::Running { .. }) && self.is_plain_init(&c.container))
+            .map(|(id, _)| id.clone())
+            .collect();
+        if let Some(id) = ending.first() {
+            self.exit(id, 0);
+            return Ok(true);
+        }
+        match self.plan.as_ref().and_then(|p| p.wake_at) {
+            // A crash loop goes on for ever: it is settled when only its back-off is waited for.
+            Some(at) => {
+                if at.since(self.now.boottime) > Duration::from_secs(400) {
+                    return Ok(false);
+                }
+                self.pass(at.since(self.now.boottime) + Duration::from_millis(1));
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    fn pass(&mut self, d: Duration) {
+        self.note(|| format!("{d:?} pass"));
+        self.now.boottime = self.now.boottime + d;
+        self.now.wall.0 += d.as_nanos() as i64;
+    }
+
+    fn disturb(&mut self, rng: &mut Rng) -> Result<(), String> {
+        match rng.below(100) {
+            0..=54 => self.end_some_action(rng)?,
+            55..=63 => {
+                let d = *rng.pick(&[10, 500, 2_000, 11_000, 35_000, 310_000]);
+                self.pass(Duration::from_millis(d));
+            }
+            64..=75 => self.some_probe(rng),
+            76..=82 => {
+                let running = self.running();
+                if let Some(id) = rng.choose(&running) {
+                    let code = *rng.pick(&[0, 0, 1, 137]);
+                    self.exit(&id, code);
+                }
+            }
+            83..=89 => self.agent_dies(rng)?,
+            90 => {
+                self.note(|| "memory is lost".into());
+                self.tally.memory_losses += 1;
+                self.stored = Memory::default();
+                self.agent_dies(rng)?;
+            }
+            91..=92 => self.outage(rng),
+            93 => self.reboot(),
+            94 => self.sandbox_suffers(rng),
+            95..=96 => {
+                let grace = *rng.pick(&[0, 1, 5, 30]);
+                self.note(|| format!("the pod shall end, grace {grace}"));
+                self.desired.end = Some(self.desired.end.map_or(grace, |g| g.min(grace)));
+                self.all_condemned = true;
+            }
+            97 => self.task_vanishes(rng),
+            _ => {
+                learn(&self.desired.pod, &mut self.agent.memory, Fact::InputsChanged, self.now);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_plain_init(&self, name: &ContainerName) -> bool {
+        self.desired.pod.init_containers.iter().any(|c| &c.name == name && !c.sidecar)
+    }
+
+    fn running(&self) -> Vec<ContainerId> {
+        let runs = self.truth.containers.iter().filter(|(_, c)| matches!(c.state, Seen::Running { .. }));
+        runs.map(|(id, _)| id.clone()).collect()
+    }
+
+    fn end_some_action(&mut self, rng: &mut Rng) -> Result<(), String> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let i = rng.below(self.pending.len() as u64) as usize;
+        let a = self.pending.swap_remove(i);
+        let needs_runtime =
+            !matches!(a, Action::MountVolumes | Action::UnmountVolumes | Action::MakeSandbox(_));
+        let fails = rng.below(8) == 0 || (needs_runtime && !self.truth.runtime_answers);
+        if !fails || rng.below(2) == 0 {
+            // A failure may come before or after the effect.
+            self.apply(&a)?;
+        }
+        let outcome = if fails { Err(Failure::new("Oops", "as the history wants")) } else { Ok(()) };
+        if fails && let Action::PostStart { id, .. } = &a {
+            self.condemned.insert(id.clone());
+        }
+        self.deliver(a, outcome);
+        Ok(())
+    }
+
+    fn deliver(&mut self, a: Action, outcome: Result<(), Failure>) {
+        self.note(|| format!("end {a:?}: {outcome:?}"));
+        if self.truth.runtime_answers {
+            self.agent.seen = self.truth.clone();
+        }
+        learn(&self.desired.pod, &mut self.agent.memory, Fact::Finished(a, outcome), self.now);
+    }
+
+    /// Carries an action out in the truth.
+    fn apply(&mut self, a: &Action) -> Result<(), String> {
+        match a {
+            Action::MountVolumes => {
+                self.truth.volumes_mounted = true;
+                self.truth.volumes_present = true;
+            }
+            Action::UnmountVolumes => {
+                self.truth.volumes_mounted = false;
+                self.truth.volumes_present = false;
+                if self.truth.containers.values().any(|c| matches!(c.state, Seen::Running { .. })) {
+                    return Err("volumes unmounted under a running container".into());
+                }
+            }
+            Action::MakeSandbox(i) => {
+                if self.truth.sandbox.as_ref().is_some_and(|s| s.incarnation != *i) {
+                    return Err(format!("sandbox {i} made beside {:?}", self.truth.sandbox));
+                }
+                let ips = vec!["10.0.0.1".parse().map_err(|e| format!("{e}"))?];
+                self.truth.sandbox = Some(SandboxSeen { incarnation: *i, state: SandboxState::Ready, ips });
+            }
+            Action::RestartPause(_) => {
+                if let Some(s) = self.truth.sandbox.as_mut().filter(|s| s.state == SandboxState::NoPause) {
+                    s.state = SandboxState::Ready;
+                }
+            }
+            Action::TeardownSandbox(i) => {
+                self.check_teardown(&self.truth)?;
+                if self.truth.sandbox.as_ref().is_some_and(|s| s.incarnation == *i) {
+                    self.truth.sandbox = None;
+                }
+            }
+            Action::EnsureImage(_) => {}
+            Action::Start { container, attempt, incarnation, id } => {
+                self.start(container, *attempt, *incarnation, id)?
+            }
+            Action::PostStart { .. } | Action::PreStop { .. } => {}
+            Action::Signal { id, .. } | Action::Kill { id, .. } => {
+                self.check_stop(a, id)?;
+                self.exit(&id.clone(), 137);
+            }
+            Action::RecordExit { id, exit, .. } => {
+                if let Some(c) = self.truth.containers.get_mut(id) {
+                    if let Seen::Running { .. } = c.state {
+                        return Err(format!("exit of running {id} recorded"));
+                    }
+                    c.state = Seen::Recorded(exit.clone());
+                }
+            }
+            Action::Reap { id, .. } => {
+                if let Some(c) = self.truth.containers.get_mut(id) {
+                    if !matches!(c.state, Seen::Recorded(_)) {
+                        return Err(format!(
+                            "task of {id} reaped before its exit was recorded: {:?}",
+                            c.state
+                        ));
+                    }
+                    c.task = false;
+                }
+            }
+            Action::Remove { id, .. } => {
+                if let Some(Seen::Running { .. }) = self.truth.containers.get(id).map(|c| &c.state) {
+                    return Err(format!("running {id} removed"));
+                }
+                self.truth.containers.remove(id);
+            }
+            Action::RemovePod => self.check_nothing_left()?,
+        }
+        Ok(())
+    }
+
+    fn start(
+        &mut self,
+        container: &ContainerName,
+        attempt: berth_core::ids::Attempt,
+        incarnation: Incarnation,
+        id: &ContainerId,
+    ) -> Result<(), String> {
+        self.check_start(&self.truth, container, incarnation, id)?;
+        let started_at = self.now.wall;
+        self.truth.containers.entry(id.clone()).or_insert_with(|| ContainerSeen {
+            container: container.clone(),
+            attempt,
+            incarnation,
+            image_id: "sha256:1".into(),
+            state: Seen::Running { started_at },
+            task: true,
+        });
+        if let Some(c) = self.truth.containers.get_mut(id)
+            && c.state == Seen::NotStarted
+        {
+            c.state = Seen::Running { started_at };
+            c.task = true;
+        }
+        Ok(())
+    }
+
+    fn exit(&mut self, id: &ContainerId, code: i32) {
+        let at = self.now.wall;
+        let Some(c) = self.truth.containers.get_mut(id) else { return };
+        let Seen::Running { started_at } = c.state else { return };
+        let started_at = Some(started_at);
+        c.state = Seen::Ended(Exit { code, at, oom: false, reason: None, message: None, started_at });
+        let key = (c.incarnation, c.container.clone());
+        if code == 0 && self.is_plain_init(&key.1) {
+            self.finished_inits.insert(key);
+        }
+        self.note(|| format!("{} exits with {code}", id.short()));
+        if self.truth.runtime_answers {
+            self.agent.seen = self.truth.clone();
+        }
+    }
+
+    fn probe(&mut self, id: &ContainerId, kind: berth_core::model::ProbeKind, success: bool) {
+        use berth_core::model::ProbeKind::*;
+        self.note(|| format!("{kind:?} of {} says {success}", id.short()));
+        match (kind, success) {
+            (Readiness, true) => {
+                self.unready.remove(id);
+                self.told_ready.insert(id.clone());
+            }
+            (Readiness, false) => {
+                self.unready.insert(id.clone());
+            }
+            (_, false) => {
+                self.condemned.insert(id.clone());
+            }
+            _ => {}
+        }
+        let fact = Fact::Probe { id: id.clone(), kind, success, message: "HTTP 500".into() };
+        learn(&self.desired.pod, &mut self.agent.memory, fact, self.now);
+    }
+
+    fn some_probe(&mut self, rng: &mut Rng) {
+        let probes = self.plan.as_ref().map(|p| p.probes.clone()).unwrap_or_default();
+        if let Some(p) = rng.choose(&probes) {
+            let success = rng.below(4) != 0;
+            self.probe(&p.id, p.kind, success);
+        }
+    }
+
+    /// SIGKILL: each action in flight has had its effect or not; the next agent reads the world anew.
+    fn agent_dies(&mut self, rng: &mut Rng) -> Result<(), String> {
+        self.tally.agent_deaths += 1;
+        self.note(|| "the agent dies".into());
+        for a in std::mem::take(&mut self.pending) {
+            match rng.below(3) {
+                0 => self.apply(&a)?,
+                1 => self.apply_half(&a),
+                _ => {}
+            }
+        }
+        // What is stored goes through its text form.
+        let text = serde_json::to_vec(&self.stored).map_err(|e| e.to_string())?;
+        self.agent.memory = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+        self.agent.seen = self.truth.clone();
+        Ok(())
+    }
+
+    /// The effect of an action that was cut off in its middle.
+    fn apply_half(&mut self, a: &Action) {
+        match a {
+            Action::MountVolumes => self.truth.volumes_present = true,
+            Action::UnmountVolumes => self.truth.volumes_mounted = false,
+            Action::MakeSandbox(i) if self.truth.sandbox.is_none() => {
+                self.truth.sandbox =
+                    Some(SandboxSeen { incarnation: *i, state: SandboxState::Broken, ips: Vec::new() });
+            }
+            Action::TeardownSandbox(_) => {
+                if let Some(s) = &mut self.truth.sandbox {
+                    s.state = SandboxState::Broken;
+                }
+            }
+            Action::Start { container, attempt, incarnation, id } => {
+                self.truth.containers.entry(id.clone()).or_insert_with(|| ContainerSeen {
+                    container: container.clone(),
+                    attempt: *attempt,
+                    incarnation: *incarnation,
+                    image_id: String::new(),
+                    state: Seen::NotStarted,
+                    task: false,
+                });
+            }
+            _ => {}
+        }
+    }
+
+    fn outage(&mut self, rng: &mut Rng) {
+        self.tally.outages += 1;
+        self.truth.runtime_answers = rng.below(2) == 0;
+        let up = self.truth.runtime_answers;
+        self.note(|| format!("containerd answers: {up}"));
+        if up {
+            self.relist();
+        } else {
+            self.agent.seen.runtime_answers = false;
+        }
+    }
+
+    fn relist(&mut self) {
+        self.agent.seen = self.truth.clone();
+    }
+
+    /// Every process, namespace and tmpfs is gone, containerd's records are not.
+    fn reboot(&mut self) {
+        self.tally.reboots += 1;
+        self.note(|| "the node reboots".into());
+        self.pending.clear();
+        self.stored = Memory::default();
+        self.now.boottime = Boottime(Duration::from_secs(20));
+        self.truth.sandbox = None;
+        self.truth.volumes_mounted = false;
+        self.truth.runtime_answers = true;
+        for c in self.truth.containers.values_mut() {
+            if matches!(c.state, Seen::Running { .. } | Seen::Ended(_)) {
+                c.state = Seen::NotStarted;
+            }
+            c.task = false;
+        }
+        self.unready.clear();
+        self.told_ready.clear();
+        self.agent = Agent { seen: self.truth.clone(), memory: Memory::default() };
+    }
+
+    fn sandbox_suffers(&mut self, rng: &mut Rng) {
+        let Some(s) = self.truth.sandbox.as_mut().filter(|s| s.state != SandboxState::Broken) else { return };
+        self.tally.sandbox_losses += 1;
+        s.state = if rng.below(2) == 0 { SandboxState::NoPause } else { SandboxState::Broken };
+        if s.state == SandboxState::Broken {
+            let incarnation = s.incarnation;
+            for (id, c) in &self.truth.containers {
+                if c.incarnation == incarnation {
+                    self.condemned.insert(id.clone());
+                }
+            }
+        }
+        self.note(|| "the sandbox suffers".into());
+        if self.truth.runtime_answers {
+            self.relist();
+        }
+    }
+
+    /// The shim was killed while containerd was away: no task, no exit.
+    fn task_vanishes(&mut self, rng: &mut Rng) {
+        if let Some(id) = rng.choose(&self.running())
+            && let Some(c) = self.truth.containers.get_mut(&id)
+        {
+            c.state = Seen::NotStarted;
+            c.task = false;
+            self.note(|| format!("the task of {} vanishes", id.short()));
+            if self.truth.runtime_answers {
+                self.relist();
+            }
+        }
+    }
+
+    /// Readiness of a run in the last status.
+    pub(crate) fn shown_ready(&self) -> BTreeMap<ContainerId, Truth> {
+        let status = self.plan.as_ref().map(|p| &p.status);
+        let all = status.iter().flat_map(|s| s.containers.iter().chain(&s.init_containers));
+        all.filter_map(|c| Some((c.id.clone()?, c.ready))).collect()
+    }
+}

@@ -1,0 +1,112 @@
+//! The pods of the histories: every restart policy, with and without init containers, sidecars, probes and hooks.
+
+use berth_core::{ids::*, model::*, plan::Desired, time::Wall};
+use std::{collections::BTreeMap, sync::Arc};
+
+fn container(name: &str) -> Container {
+    Container {
+        name: ContainerName::new(name).expect("a label"),
+        image: "img".into(),
+        pull_policy: PullPolicy::IfNotPresent,
+        command: Vec::new(),
+        args: Vec::new(),
+        working_dir: None,
+        env_from: Vec::new(),
+        env: Vec::new(),
+        ports: Vec::new(),
+        resources: Resources::default(),
+        mounts: Vec::new(),
+        liveness: None,
+        readiness: None,
+        startup: None,
+        post_start: None,
+        pre_stop: None,
+        termination_message_path: "/dev/termination-log".into(),
+        termination_message_policy: TerminationMessagePolicy::File,
+        security: ContainerSecurity::default(),
+        stdin: false,
+        stdin_once: false,
+        tty: false,
+        sidecar: false,
+    }
+}
+
+fn probe() -> Probe {
+    Probe {
+        action: ProbeAction::Tcp { host: None, port: PortRef::Number(80) },
+        initial_delay_seconds: 0,
+        timeout_seconds: 1,
+        period_seconds: 10,
+        success_threshold: 1,
+        failure_threshold: 3,
+        grace_seconds: None,
+    }
+}
+
+fn pod(policy: RestartPolicy, init: Vec<Container>, mains: Vec<Container>, deadline: Option<u32>) -> Desired {
+    let pod = Pod {
+        uid: PodUid::new("u-1").expect("a uid"),
+        key: PodKey {
+            namespace: Namespace::new("default").expect("a label"),
+            name: PodName::new("p").expect("a name"),
+        },
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        created: Wall(0),
+        origin: Origin::Cluster,
+        node: NodeName::new("n").expect("a name"),
+        restart_policy: policy,
+        grace_seconds: 30,
+        active_deadline_seconds: deadline,
+        init_containers: init,
+        containers: mains,
+        volumes: Vec::new(),
+        resources: None,
+        overhead: None,
+        namespaces: PodNamespaces::default(),
+        dns: PodDns::default(),
+        security: PodSecurity::default(),
+        service_account: "default".into(),
+        runtime_class: None,
+        priority: 0,
+        priority_class: None,
+        enable_service_links: true,
+        readiness_gates: Vec::new(),
+    };
+    Desired { pod: Arc::new(pod), end: None }
+}
+
+/// All of them.
+pub fn specs() -> Vec<Desired> {
+    let mut all = Vec::new();
+    let with_probes =
+        |name: &str| Container { liveness: Some(probe()), readiness: Some(probe()), ..container(name) };
+    let with_all = |name: &str| Container {
+        startup: Some(probe()),
+        post_start: Some(Hook::Sleep(1)),
+        pre_stop: Some(Hook::Sleep(1)),
+        ..with_probes(name)
+    };
+    let sidecar = |name: &str| Container { sidecar: true, ..with_probes(name) };
+    for policy in [RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::Never] {
+        all.push(pod(policy, vec![], vec![container("a")], None));
+        all.push(pod(policy, vec![], vec![with_probes("a")], None));
+        all.push(pod(policy, vec![], vec![with_all("a"), container("b")], None));
+        all.push(pod(policy, vec![container("i")], vec![with_probes("a")], None));
+        all.push(pod(
+            policy,
+            vec![container("i"), container("j")],
+            vec![with_all("a"), with_probes("b")],
+            None,
+        ));
+        all.push(pod(
+            policy,
+            vec![container("i"), sidecar("s"), container("j")],
+            vec![with_probes("a")],
+            None,
+        ));
+        all.push(pod(policy, vec![sidecar("s"), sidecar("t")], vec![container("a"), with_all("b")], None));
+        all.push(pod(policy, vec![], vec![with_probes("a")], Some(600)));
+    }
+    all
+}
