@@ -14,6 +14,7 @@ mod mountinfo;
 pub mod ns;
 pub mod pause;
 pub mod process;
+pub mod spawn;
 mod tree;
 
 pub use error::{Error, Result};
