@@ -1,0 +1,233 @@
+//! The agent's side of logd's socket.
+//!
+//! Owns: one connection, used by one request at a time, made anew when it breaks; and, for each registered stream,
+//! both ends of its FIFOs, so that their content outlives logd and the shim together.
+//!
+//! Every request has a deadline of [`DEADLINE`]; within it, a broken connection is made anew and the request is sent
+//! again, which is safe because each request says what shall be, not what to change. No task is spawned.
+
+use crate::{
+    error::Error,
+    proto::{FinishReport, Hello, REPLY_MAX, Reply, Request, StreamStatus, decode, encode, length},
+    server::hold_fifo,
+    spec::{StreamPaths, StreamSpec},
+};
+use berth_core::ids::{ContainerId, PodKey, PodUid};
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{Mutex as StdMutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    sync::Mutex,
+    time::{Instant, sleep, timeout_at},
+};
+
+/// How long a request may take, reconnecting included.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// One try of a request: a logd that is stopped must not use up the whole deadline of one that replaces it.
+const TRY: Duration = Duration::from_secs(3);
+
+/// How long until the next try.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Talks to logd.
+#[derive(Debug)]
+pub struct Client {
+    socket: PathBuf,
+    conn: Mutex<Option<Conn>>,
+    held: StdMutex<HashMap<ContainerId, Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    pod: PodUid,
+    _fifos: Vec<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct Conn {
+    stream: UnixStream,
+    seq: u64,
+}
+
+impl Client {
+    /// For the logd behind this socket. Connects when first used.
+    pub fn new(socket: PathBuf) -> Client {
+        Client { socket, conn: Mutex::new(None), held: StdMutex::default() }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Asks who is there, once and with this deadline: for finding out whether anybody is.
+    pub async fn ping_within(&self, within: Duration) -> Result<Hello, Error> {
+        match self.ask(Request::Hello, within, false).await? {
+            Reply::Hello(hello) => Ok(hello),
+            other => Err(unexpected("hello", other)),
+        }
+    }
+
+    /// Asks who is there.
+    pub async fn ping(&self) -> Result<Hello, Error> {
+        match self.ask(Request::Hello, DEADLINE, true).await? {
+            Reply::Hello(hello) => Ok(hello),
+            other => Err(unexpected("hello", other)),
+        }
+    }
+
+    /// Makes the FIFOs of a container and has logd hold and read them; makes its log file and link. Must be complete
+    /// before the task is created. Done again for the same container, it answers the same; for another specification
+    /// under the same id it fails.
+    pub async fn register(&self, spec: StreamSpec) -> Result<StreamPaths, Error> {
+        let (id, pod) = (spec.id.clone(), spec.uid.clone());
+        match self.ask(Request::Register { spec }, DEADLINE, true).await? {
+            Reply::Paths(paths) => {
+                self.hold(id, pod, &paths);
+                Ok(paths)
+            }
+            other => Err(unexpected("register", other)),
+        }
+    }
+
+    /// Ends a container's output: what the FIFOs still hold is written, a begun line as a partial one; files are
+    /// closed, FIFOs removed. For after the exit event and the deletion of the task, when the shim has written all.
+    pub async fn finish(&self, id: &ContainerId) -> Result<FinishReport, Error> {
+        match self.ask(Request::Finish { id: id.clone() }, DEADLINE, true).await? {
+            Reply::Finished(report) => {
+                self.held().remove(id);
+                Ok(report)
+            }
+            other => Err(unexpected("finish", other)),
+        }
+    }
+
+    /// Removes the output of one attempt, its rotated files and its link; finishes it first.
+    pub async fn remove_attempt(&self, spec: &StreamSpec) -> Result<(), Error> {
+        self.done("remove-attempt", Request::RemoveAttempt { spec: spec.clone() }).await?;
+        self.held().remove(&spec.id);
+        Ok(())
+    }
+
+    /// Removes a pod's log directory and the links into it; finishes its streams first.
+    pub async fn remove_pod(&self, key: &PodKey, uid: &PodUid) -> Result<(), Error> {
+        self.done("remove-pod", Request::RemovePod { key: key.clone(), uid: uid.clone() }).await?;
+        self.held().retain(|_, held| held.pod != *uid);
+        Ok(())
+    }
+
+    /// All streams under logd's care.
+    pub async fn list(&self) -> Result<Vec<StreamStatus>, Error> {
+        match self.ask(Request::List, DEADLINE, true).await? {
+            Reply::Streams { streams } => Ok(streams),
+            other => Err(unexpected("list", other)),
+        }
+    }
+
+    /// Holds the FIFOs of all streams that logd has, and no others: for an agent that has just started.
+    pub async fn adopt(&self, roots: &berth_core::roots::Roots) -> Result<Vec<StreamStatus>, Error> {
+        let streams = self.list().await?;
+        self.held().retain(|id, _| streams.iter().any(|s| s.spec.id == *id));
+        for s in &streams {
+            self.hold(s.spec.id.clone(), s.spec.uid.clone(), &s.spec.paths(roots));
+        }
+        Ok(streams)
+    }
+
+    /// Returns when logd's end of a connection is closed: it has died or was replaced. At once if nobody answers.
+    pub async fn closed(&self) {
+        if let Ok(mut stream) = UnixStream::connect(&self.socket).await {
+            let mut byte = [0];
+            // Nothing is ever sent unasked: whatever comes is the end.
+            let _end = stream.read(&mut byte).await;
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<ContainerId, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hold(&self, id: ContainerId, pod: PodUid, paths: &StreamPaths) {
+        let mut held = self.held();
+        if held.contains_key(&id) {
+            return;
+        }
+        let mut fds = Vec::new();
+        for path in std::iter::once(&paths.stdout).chain(&paths.stderr) {
+            match hold_fifo(path) {
+                Ok(fd) => fds.push(fd),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "fifo is not held by the agent"),
+            }
+        }
+        held.insert(id, Held { pod, _fifos: fds });
+    }
+
+    async fn done(&self, op: &'static str, request: Request) -> Result<(), Error> {
+        match self.ask(request, DEADLINE, true).await? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(op, other)),
+        }
+    }
+
+    async fn ask(&self, request: Request, within: Duration, again: bool) -> Result<Reply, Error> {
+        let op = request.name();
+        let late = || Error::Deadline { op, after: within };
+        let until = Instant::now().checked_add(within).ok_or_else(late)?;
+        let mut conn = timeout_at(until, self.conn.lock()).await.map_err(|_elapsed| late())?;
+        loop {
+            let try_until = Instant::now().checked_add(TRY).map_or(until, |t| t.min(until));
+            // Taken out, so that neither a failure nor a dropped future leaves a half-used connection behind.
+            let error = match timeout_at(try_until, exchange(&self.socket, conn.take(), &request)).await {
+                Ok(Ok((open, reply))) => {
+                    *conn = Some(open);
+                    return Ok(reply);
+                }
+                Ok(Err(error)) => Some(error),
+                Err(_elapsed) => None,
+            };
+            let over = Instant::now().checked_add(RETRY).is_none_or(|next| next >= until);
+            if over || !again {
+                return Err(match error {
+                    Some(source) => Error::Socket { path: self.socket.clone(), source },
+                    None => late(),
+                });
+            }
+            sleep(RETRY).await;
+        }
+    }
+}
+
+async fn exchange(socket: &Path, conn: Option<Conn>, request: &Request) -> io::Result<(Conn, Reply)> {
+    let mut conn = match conn {
+        Some(conn) => conn,
+        None => Conn { stream: UnixStream::connect(socket).await?, seq: 0 },
+    };
+    conn.seq = conn.seq.wrapping_add(1);
+    conn.stream.write_all(&encode(conn.seq, request)?).await?;
+    let mut head = [0; 4];
+    conn.stream.read_exact(&mut head).await?;
+    let mut json = vec![0; length(head, REPLY_MAX)?];
+    conn.stream.read_exact(&mut json).await?;
+    let envelope = decode::<Reply>(&json)?;
+    if envelope.seq != conn.seq {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "answer to another request"));
+    }
+    Ok((conn, envelope.body))
+}
+
+fn unexpected(op: &'static str, reply: Reply) -> Error {
+    let message = match reply {
+        Reply::Failed { message } => message,
+        Reply::Unsupported { message } => format!("logd does not know this request: {message}"),
+        _ => "logd answered something else".to_owned(),
+    };
+    Error::Refused { op, message }
+}

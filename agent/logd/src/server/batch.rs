@@ -1,0 +1,126 @@
+//! The buffers that all streams share, one read at a time.
+
+use super::logfile::Old;
+use crate::{error::Error, format::Stamp};
+use berth_core::time::Wall;
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    fs::{Mode, OFlags},
+    io::Errno,
+    pipe::{PipeFlags, SpliceFlags},
+};
+use std::{
+    fs::File,
+    io::{self, Read},
+    time::{Instant, SystemTime},
+};
+
+/// The most that is taken from a stream at once, in bytes: what a killed logd repeats at most.
+pub const READ_SIZE: usize = 64 * 1024;
+
+/// Encoded records are written out when they are this much.
+pub(super) const FLUSH_SIZE: usize = 256 * 1024;
+
+/// What a FIFO is asked to hold.
+pub(super) const PIPE_SIZE: usize = 1024 * 1024;
+
+/// The records of one read.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// Encoded and not yet written.
+    pub(super) out: Vec<u8>,
+    /// The time of all of them.
+    pub(super) stamp: Stamp,
+    /// The same.
+    pub(super) wall: Wall,
+    /// The same, for waiting.
+    pub(super) mono: Instant,
+    /// Files that may be compressed.
+    pub(super) old: Vec<Old>,
+}
+
+impl Batch {
+    /// Reads the clocks anew.
+    pub(super) fn start(&mut self) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.wall = Wall(i64::try_from(now.as_nanos()).unwrap_or(i64::MAX));
+        self.stamp = Stamp::new(self.wall);
+        self.mono = Instant::now();
+    }
+}
+
+/// A private pipe and a buffer, to look into a FIFO without emptying it.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    read: File,
+    write: OwnedFd,
+    null: OwnedFd,
+    buf: Vec<u8>,
+    /// See [`Batch`].
+    pub(super) batch: Batch,
+}
+
+impl Scratch {
+    /// Makes the pipe and the buffers.
+    pub(super) fn new() -> Result<Scratch, Error> {
+        let fail = |what| move |e: Errno| Error::Kernel { what, source: e.into() };
+        let (read, write) = pipe().map_err(fail("make a pipe"))?;
+        let null = rustix::fs::open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(fail("open /dev/null"))?;
+        let wall = Wall(0);
+        let batch = Batch {
+            out: Vec::with_capacity(READ_SIZE),
+            stamp: Stamp::new(wall),
+            wall,
+            mono: Instant::now(),
+            old: Vec::new(),
+        };
+        Ok(Scratch { read, write, null, buf: vec![0; READ_SIZE], batch })
+    }
+
+    /// Copies at most `max` bytes (and at most [`READ_SIZE`]) from the head of a FIFO, which keeps them. Empty if it
+    /// holds nothing.
+    pub(super) fn peek(&mut self, fifo: impl AsFd, max: usize) -> io::Result<usize> {
+        let n = loop {
+            match rustix::pipe::tee(&fifo, &self.write, max.min(READ_SIZE), SpliceFlags::NONBLOCK) {
+                Ok(n) => break n,
+                Err(Errno::AGAIN) => return Ok(0),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        };
+        let space =
+            self.buf.get_mut(..n).ok_or_else(|| io::Error::other("tee gave more than was asked for"))?;
+        if let Err(e) = self.read.read_exact(space) {
+            // Whatever is left in the pipe must not be taken for the next stream's.
+            (self.read, self.write) = pipe()?;
+            return Err(e);
+        }
+        Ok(n)
+    }
+
+    /// What [`Scratch::peek`] copied, and the batch to put its records in.
+    pub(super) fn parts(&mut self, n: usize) -> (&[u8], &mut Batch) {
+        (self.buf.get(..n).unwrap_or_default(), &mut self.batch)
+    }
+
+    /// Takes `n` bytes out of a FIFO.
+    pub(super) fn discard(&self, fifo: impl AsFd, mut n: usize) -> io::Result<()> {
+        while n > 0 {
+            match rustix::pipe::splice(&fifo, None, &self.null, None, n, SpliceFlags::NONBLOCK) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                Ok(done) => n = n.saturating_sub(done),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn pipe() -> Result<(File, OwnedFd), Errno> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    // A smaller pipe only means more and smaller reads.
+    let _smaller = rustix::pipe::fcntl_setpipe_size(&write, PIPE_SIZE);
+    Ok((File::from(read), write))
+}

@@ -1,0 +1,262 @@
+//! One attempt of one container: its FIFOs, held open at both ends, and the way of their bytes into the log file.
+
+use super::{
+    batch::{PIPE_SIZE, READ_SIZE, Scratch},
+    carry::{CarryFile, checksum},
+    logfile::{Limits, LogFile},
+};
+use crate::{
+    error::Error,
+    format::{Splitter, Stream},
+    proto::StreamStatus,
+    spec::{StreamSpec, fifo_dir, state_dir},
+};
+use berth_core::{ids::ContainerId, roots::Roots};
+use rustix::{
+    fd::OwnedFd,
+    fs::{FileType, Mode, OFlags},
+    io::Errno,
+};
+use std::{
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+/// A last drain ends after this many bytes even if somebody still writes.
+const LAST_DRAIN_MAX: usize = 8 * PIPE_SIZE;
+
+/// One output of the container.
+#[derive(Debug)]
+pub(super) struct Fifo {
+    /// Open for reading and writing, so that it neither blocks nor ends.
+    pub(super) fd: OwnedFd,
+    /// Which.
+    pub(super) stream: Stream,
+    /// What it can hold, in bytes.
+    pub(super) capacity: usize,
+    splitter: Splitter,
+    carry: CarryFile,
+}
+
+/// The outputs and the file.
+#[derive(Debug)]
+pub(super) struct Container {
+    /// What was registered.
+    pub(super) spec: StreamSpec,
+    /// Standard output, then standard error unless there is a terminal.
+    pub(super) fifos: Vec<Fifo>,
+    /// Only held.
+    pub(super) stdin: Option<OwnedFd>,
+    log: LogFile,
+    bytes: u64,
+}
+
+impl Container {
+    /// For a container that does not run yet: makes the FIFOs, and fails where anything is in the way.
+    pub(super) fn register(roots: &Roots, spec: StreamSpec, limits: Limits) -> Result<Container, Error> {
+        let fds = open_fifos(roots, &spec)?;
+        let log = LogFile::open(roots, &spec, limits)?;
+        Ok(Container::build(roots, spec, fds, log))
+    }
+
+    /// For one that may be running: after logd's own death, or from another logd that ended its work in order.
+    /// `fds` are its FIFOs, standard output first; without them they are opened by name.
+    pub(super) fn resume(
+        roots: &Roots,
+        spec: StreamSpec,
+        fds: Option<Vec<OwnedFd>>,
+        limits: Limits,
+        scratch: &mut Scratch,
+    ) -> Result<Container, Error> {
+        let fds = match fds {
+            Some(fds) => fds,
+            None => open_fifos(roots, &spec)?,
+        };
+        let log = LogFile::open_or_lose(roots, &spec, limits);
+        let mut container = Container::build(roots, spec, fds, log);
+        for fifo in &mut container.fifos {
+            fifo.restore(scratch);
+        }
+        Ok(container)
+    }
+
+    fn build(roots: &Roots, spec: StreamSpec, fds: Vec<OwnedFd>, log: LogFile) -> Container {
+        let mut fds = fds.into_iter();
+        let mut fifos = Vec::with_capacity(2);
+        for stream in streams(&spec) {
+            if let Some(fd) = fds.next() {
+                fifos.push(Fifo::new(fd, *stream, carry_path(roots, &spec.id, *stream)));
+            }
+        }
+        let stdin = if spec.stdin { fds.next() } else { None };
+        Container { spec, fifos, stdin, log, bytes: 0 }
+    }
+
+    /// Copies what `fifos[index]` holds into the file, at most `reads` times [`READ_SIZE`]. Returns the bytes.
+    pub(super) fn drain(&mut self, index: usize, reads: usize, scratch: &mut Scratch) -> io::Result<usize> {
+        let mut total: usize = 0;
+        let Some(fifo) = self.fifos.get_mut(index) else { return Ok(0) };
+        for _ in 0..reads {
+            let n = fifo.step(&mut self.log, scratch)?;
+            total = total.saturating_add(n);
+            if n == 0 {
+                break;
+            }
+        }
+        self.bytes = self.bytes.saturating_add(u64::try_from(total).unwrap_or(0));
+        Ok(total)
+    }
+
+    /// Drains all and writes begun lines as partial ones.
+    pub(super) fn end(&mut self, scratch: &mut Scratch) {
+        for index in 0..self.fifos.len() {
+            if let Err(error) = self.drain(index, LAST_DRAIN_MAX / READ_SIZE, scratch) {
+                tracing::warn!(container = %self.spec.id, %error, "last output cannot be read");
+            }
+        }
+        scratch.batch.start();
+        self.log.begin(&mut scratch.batch, true);
+        for fifo in &mut self.fifos {
+            let (log, batch) = (&mut self.log, &mut scratch.batch);
+            fifo.splitter.finish(|piece| log.record(batch, fifo.stream, piece));
+            self.log.flush(&mut scratch.batch);
+            if fifo.carry.save(b"", b"") {
+                fifo.carry.taken(b"");
+            }
+        }
+        self.log.begin(&mut scratch.batch, true);
+    }
+
+    /// Raw bytes read so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Records lost so far, and how many of them the file does not tell of yet.
+    pub(super) fn lost(&self) -> (u64, u64) {
+        (self.log.lost(), self.log.untold())
+    }
+
+    /// Goes on with another logd's figures.
+    pub(super) fn inherit(&mut self, bytes: u64, lost: u64) {
+        self.bytes = bytes;
+        self.log.inherit(lost);
+    }
+
+    /// For the list.
+    pub(super) fn status(&self) -> StreamStatus {
+        StreamStatus {
+            spec: self.spec.clone(),
+            bytes: self.bytes,
+            lost: self.log.lost(),
+            failing: self.log.failing().map(str::to_owned),
+        }
+    }
+}
+
+impl Fifo {
+    fn new(fd: OwnedFd, stream: Stream, carry: PathBuf) -> Fifo {
+        // Where a megabyte is not permitted, what it has already must do.
+        let capacity = rustix::pipe::fcntl_setpipe_size(&fd, PIPE_SIZE)
+            .or_else(|_| rustix::pipe::fcntl_getpipe_size(&fd))
+            .unwrap_or(READ_SIZE);
+        Fifo { fd, stream, capacity, splitter: Splitter::default(), carry: CarryFile::new(carry) }
+    }
+
+    /// Goes on where an earlier logd stopped.
+    fn restore(&mut self, scratch: &mut Scratch) {
+        let Some(saved) = self.carry.load() else { return };
+        if saved.take > 0 {
+            let written_already = scratch
+                .peek(&self.fd, saved.take)
+                .is_ok_and(|n| n == saved.take && checksum(scratch.parts(n).0) == saved.check);
+            if written_already && let Err(error) = scratch.discard(&self.fd, saved.take) {
+                tracing::warn!(%error, "output that was written already cannot be taken out of its fifo");
+            }
+            self.carry.taken(&saved.carry);
+        }
+        self.splitter = Splitter::resume(saved.carry);
+    }
+
+    /// One read: look, write, take out.
+    fn step(&mut self, log: &mut LogFile, scratch: &mut Scratch) -> io::Result<usize> {
+        let n = scratch.peek(&self.fd, READ_SIZE)?;
+        if n == 0 {
+            return Ok(0);
+        }
+        scratch.batch.start();
+        let (read, batch) = scratch.parts(n);
+        log.begin(batch, false);
+        self.splitter.push(read, |piece| log.record(batch, self.stream, piece));
+        log.flush(batch);
+        let saved = self.carry.save(self.splitter.carry(), read);
+        scratch.discard(&self.fd, n)?;
+        if saved {
+            self.carry.taken(self.splitter.carry());
+        }
+        Ok(n)
+    }
+}
+
+/// The outputs that a container has.
+fn streams(spec: &StreamSpec) -> &'static [Stream] {
+    if spec.tty { &[Stream::Stdout] } else { &[Stream::Stdout, Stream::Stderr] }
+}
+
+fn carry_path(roots: &Roots, id: &ContainerId, stream: Stream) -> PathBuf {
+    state_dir(roots).join("carry").join(format!("{id}.{}", stream.name()))
+}
+
+/// Makes the FIFOs that are not there and opens all of them: outputs, then standard input.
+fn open_fifos(roots: &Roots, spec: &StreamSpec) -> Result<Vec<OwnedFd>, Error> {
+    let dir = fifo_dir(roots, &spec.id);
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .map_err(|source| Error::Directory { path: dir.clone(), source })?;
+    let stdin = spec.stdin.then_some("stdin");
+    streams(spec)
+        .iter()
+        .map(|s| s.name())
+        .chain(stdin)
+        .map(|name| {
+            let path = dir.join(name);
+            open_fifo(&path).map_err(|source| Error::Fifo { path, source })
+        })
+        .collect()
+}
+
+/// Makes a FIFO if need be and opens both its ends.
+pub(crate) fn open_fifo(path: &Path) -> io::Result<OwnedFd> {
+    match rustix::fs::mkfifoat(rustix::fs::CWD, path, Mode::from_raw_mode(0o600)) {
+        Ok(()) | Err(Errno::EXIST) => hold_fifo(path),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Opens both ends of a FIFO that exists.
+pub(crate) fn hold_fifo(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) == FileType::Fifo {
+        Ok(fd)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a fifo"))
+    }
+}
+
+/// Removes what only logd's own work needed. What cannot be removed is told and left.
+pub(super) fn remove_state(roots: &Roots, container: &Container) {
+    let id = &container.spec.id;
+    for fifo in &container.fifos {
+        if let Err(error) = fifo.carry.remove() {
+            tracing::warn!(container = %id, %error, "begun line cannot be removed");
+        }
+    }
+    let dir = fifo_dir(roots, id);
+    if let Err(error) = std::fs::remove_dir_all(&dir) {
+        tracing::warn!(container = %id, %error, path = %dir.display(), "fifos cannot be removed");
+    }
+}

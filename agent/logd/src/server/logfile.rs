@@ -1,0 +1,299 @@
+//! One container's output file: whole records are appended, the file is rotated before it would grow too large, and
+//! a disk that takes no more costs records but blocks nobody.
+//!
+//! Invariants: no record is cut over two files; no file is larger than the limit unless one record is. While writing
+//! fails, records are counted and dropped; a record that was written half is ended first once writing works again,
+//! then one record tells how many are missing.
+
+use super::batch::{Batch, FLUSH_SIZE};
+use crate::{
+    dirs,
+    error::Error,
+    format::{OVERHEAD, Piece, Stream, encode},
+    spec::{Rotated, StreamSpec, log_name, pod_dir_name},
+};
+use berth_core::{ids::Attempt, roots::Roots};
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::{fd::OwnedFd, unix::fs::FileExt},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+/// How long a file that cannot be written is left alone.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// When a file is rotated and how many are kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Bytes of one file.
+    pub(super) size: u64,
+    /// Files in all, the current one among them.
+    pub(super) files: u32,
+}
+
+/// A file that may be compressed now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Old {
+    /// Below the log root: the pod's and the container's directory.
+    pub(super) dir: [String; 2],
+    /// In it.
+    pub(super) name: String,
+}
+
+#[derive(Debug)]
+struct Loss {
+    why: String,
+    /// Not yet told about.
+    records: u64,
+    retry_at: Instant,
+}
+
+/// The file being written.
+#[derive(Debug)]
+pub(super) struct LogFile {
+    root: PathBuf,
+    dir: [String; 2],
+    attempt: Attempt,
+    notice: Stream,
+    limits: Limits,
+    file: Option<File>,
+    len: u64,
+    rotate_at: u64,
+    /// What is missing of a record that was written half.
+    torn: Vec<u8>,
+    loss: Option<Loss>,
+    /// Records lost since the file was opened.
+    lost: u64,
+}
+
+impl LogFile {
+    /// Opens the file, makes it and its directories if need be, and ends a torn last line.
+    pub(super) fn open(roots: &Roots, spec: &StreamSpec, limits: Limits) -> Result<LogFile, Error> {
+        let mut log = LogFile::closed(roots, spec, limits);
+        log.reopen().map_err(|source| Error::LogFile { path: log.path(), source })?;
+        Ok(log)
+    }
+
+    /// As [`LogFile::open`], but what stands in the way is only remembered: for a container that runs already.
+    pub(super) fn open_or_lose(roots: &Roots, spec: &StreamSpec, limits: Limits) -> LogFile {
+        let mut log = LogFile::closed(roots, spec, limits);
+        if let Err(error) = log.reopen() {
+            tracing::warn!(log = %log.path().display(), %error, "container output is lost until its file can be opened");
+            log.loss = Some(Loss { why: error.to_string(), records: 0, retry_at: Instant::now() });
+        }
+        log
+    }
+
+    fn closed(roots: &Roots, spec: &StreamSpec, limits: Limits) -> LogFile {
+        LogFile {
+            root: roots.pod_logs.clone(),
+            dir: [pod_dir_name(&spec.key, &spec.uid), spec.container.to_string()],
+            attempt: spec.attempt,
+            notice: if spec.tty { Stream::Stdout } else { Stream::Stderr },
+            limits,
+            file: None,
+            len: 0,
+            rotate_at: limits.size,
+            torn: Vec::new(),
+            loss: None,
+            lost: 0,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        let [pod, container] = &self.dir;
+        self.root.join(pod).join(container).join(log_name(self.attempt))
+    }
+
+    fn open_dir(&self) -> io::Result<OwnedFd> {
+        let [pod, container] = &self.dir;
+        dirs::make_dirs(&self.root, &[pod, container])
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        let mut file = dirs::open_append(self.open_dir()?, &log_name(self.attempt))?;
+        self.len = file.metadata()?.len();
+        if let Some(last) = self.len.checked_sub(1) {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, last)?;
+            if byte != *b"\n" && self.torn.is_empty() {
+                file.write_all(b"\n")?;
+                self.len = self.len.saturating_add(1);
+            }
+        }
+        self.rotate_at = self.limits.size;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Records lost since the file was opened.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Records lost and not yet told about.
+    pub(super) fn untold(&self) -> u64 {
+        self.loss.as_ref().map_or(0, |l| l.records)
+    }
+
+    /// Takes over losses that another logd has not told about.
+    pub(super) fn inherit(&mut self, records: u64) {
+        if records > 0 {
+            self.lost = self.lost.saturating_add(records);
+            let why = "writing failed".to_owned();
+            self.loss = Some(Loss { why, records, retry_at: Instant::now() });
+        }
+    }
+
+    /// Why records are being dropped.
+    pub(super) fn failing(&self) -> Option<&str> {
+        self.loss.as_ref().map(|l| l.why.as_str())
+    }
+
+    /// Before the records of one read: tries again where writing failed.
+    pub(super) fn begin(&mut self, batch: &mut Batch, in_haste: bool) {
+        let Some(loss) = &mut self.loss else { return };
+        if !in_haste && batch.mono < loss.retry_at {
+            return;
+        }
+        loss.retry_at = batch.mono.checked_add(RETRY).unwrap_or(batch.mono);
+        let (why, records) = (loss.why.clone(), loss.records);
+        if self.file.is_none() && self.reopen().is_err() {
+            return;
+        }
+        let mut owed = std::mem::take(&mut self.torn);
+        let torn = owed.len();
+        if records > 0 {
+            let text = format!("berth logd: {records} records of output were lost here: {why}");
+            let piece = Piece { partial: false, text: text.as_bytes() };
+            encode(&mut owed, &batch.stamp, self.notice, piece);
+        }
+        let (written, result) = self.append(&owed);
+        if written > torn
+            && let Some(loss) = &mut self.loss
+        {
+            // The notice is in the file or will be, by what is left of it.
+            loss.records = 0;
+        }
+        match result {
+            Ok(()) => {
+                tracing::info!(log = %self.path().display(), lost = records, "container output is written again");
+                self.loss = None;
+            }
+            Err(_) if written <= torn => self.torn = owed.drain(written..torn).collect(),
+            Err(_) => self.torn = owed.split_off(written),
+        }
+    }
+
+    /// Adds one record to the batch; rotates first if it would not fit.
+    pub(super) fn record(&mut self, batch: &mut Batch, stream: Stream, piece: Piece<'_>) {
+        let pending = u64::try_from(batch.out.len()).unwrap_or(u64::MAX);
+        let filled = self.len.saturating_add(pending);
+        let need = u64::try_from(piece.text.len().saturating_add(OVERHEAD)).unwrap_or(u64::MAX);
+        if self.loss.is_none() && filled > 0 && filled.saturating_add(need) > self.rotate_at {
+            self.flush(batch);
+            self.rotate(batch);
+        }
+        if let Some(loss) = &mut self.loss {
+            loss.records = loss.records.saturating_add(1);
+            self.lost = self.lost.saturating_add(1);
+            return;
+        }
+        encode(&mut batch.out, &batch.stamp, stream, piece);
+        if batch.out.len() >= FLUSH_SIZE {
+            self.flush(batch);
+        }
+    }
+
+    /// Writes what the batch holds. What cannot be written is dropped and counted.
+    pub(super) fn flush(&mut self, batch: &mut Batch) {
+        if batch.out.is_empty() {
+            return;
+        }
+        let (written, result) = self.append(&batch.out);
+        if let Err(error) = result {
+            let rest = batch.out.get(written..).unwrap_or_default();
+            let in_record = written > 0 && batch.out.get(written.saturating_sub(1)) != Some(&b'\n');
+            let torn = if in_record {
+                memchr::memchr(b'\n', rest).map_or(rest.len(), |end| end.saturating_add(1))
+            } else {
+                0
+            };
+            self.torn = rest.get(..torn).unwrap_or_default().to_vec();
+            let dropped = rest.get(torn..).unwrap_or_default();
+            let records = u64::try_from(memchr::memchr_iter(b'\n', dropped).count()).unwrap_or(u64::MAX);
+            self.lose(batch, &error, records);
+        }
+        batch.out.clear();
+    }
+
+    fn lose(&mut self, batch: &Batch, error: &io::Error, records: u64) {
+        tracing::warn!(log = %self.path().display(), %error, "container output is lost until its file can be written");
+        self.lost = self.lost.saturating_add(records);
+        let retry_at = batch.mono.checked_add(RETRY).unwrap_or(batch.mono);
+        self.loss = Some(Loss { why: error.to_string(), records, retry_at });
+    }
+
+    /// Appends as much as goes; how much that was, and what stopped it.
+    fn append(&mut self, bytes: &[u8]) -> (usize, io::Result<()>) {
+        let Some(file) = &mut self.file else {
+            return (0, Err(io::Error::from(io::ErrorKind::NotFound)));
+        };
+        let mut written: usize = 0;
+        let result = loop {
+            match bytes.get(written..) {
+                None | Some([]) => break Ok(()),
+                Some(rest) => match file.write(rest) {
+                    Ok(0) => break Err(io::Error::from(io::ErrorKind::WriteZero)),
+                    Ok(n) => written = written.saturating_add(n),
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => break Err(e),
+                },
+            }
+        };
+        self.len = self.len.saturating_add(u64::try_from(written).unwrap_or(0));
+        (written, result)
+    }
+
+    /// Renames the file, opens a new one, removes the oldest beyond the limit and names those to compress.
+    fn rotate(&mut self, batch: &mut Batch) {
+        match self.rename(batch) {
+            Ok(()) => {
+                self.file = None;
+                if let Err(error) = self.reopen() {
+                    self.lose(batch, &error, 0);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(log = %self.path().display(), %error, "container log file cannot be rotated");
+                self.rotate_at = self.len.saturating_add(self.limits.size / 10).saturating_add(1);
+            }
+        }
+    }
+
+    fn rename(&self, batch: &mut Batch) -> io::Result<()> {
+        let dir = self.open_dir()?;
+        let mut old: Vec<Rotated> =
+            dirs::names(&dir)?.iter().filter_map(|n| Rotated::parse(self.attempt, n)).collect();
+        old.sort();
+        let next = Rotated::next(batch.wall, old.last());
+        match rustix::fs::renameat(&dir, log_name(self.attempt), &dir, next.name(self.attempt)) {
+            // Somebody removed the file: there is nothing to keep.
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let keep = usize::try_from(self.limits.files.saturating_sub(2)).unwrap_or(usize::MAX);
+        let excess = old.len().saturating_sub(keep);
+        for rotated in old.drain(..excess) {
+            if let Err(error) = dirs::unlink(&dir, &rotated.name(self.attempt)) {
+                tracing::warn!(log = %self.path().display(), %error, "old container log file cannot be removed");
+            }
+        }
+        for rotated in old.iter().filter(|r| !r.gz) {
+            batch.old.push(Old { dir: self.dir.clone(), name: rotated.name(self.attempt) });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,458 @@
+//! The main loop of `berth logd`: one thread that waits on FIFOs and clients.
+//!
+//! Two epoll sets, one for clients and one for FIFOs. After a round in which streams held little but spoke often,
+//! the FIFOs are left alone for [`PAUSE`], so that a container that writes line by line costs some hundred
+//! wake-ups a second and not one for each line; clients are served meanwhile.
+//!
+//! # Replacement
+//! A logd that starts while another is in charge asks it to hand over:
+//! 1. `takeover`: the old one stops reading and sends the lock, the listening socket, and each container with its
+//!    FIFOs by `SCM_RIGHTS`. Begun lines are in the carry files already.
+//! 2. `commit`: sent by the new one when it has everything. The old one answers `released` and ends.
+//! 3. The new one opens the files and begins to read.
+//!
+//! If the new one dies or dawdles before the commit, the old one goes on. A commit that comes too late is not
+//! answered by `released`, and the new one ends. After the commit the new one waits for that answer or the end of the
+//! old one and for nothing else. The listening socket is never closed, so that clients only see their connection end.
+//!
+//! # Failures
+//! A stream that cannot be read is told and left alone; the others go on. A file that cannot be written costs records,
+//! never a writer's time. A client that misbehaves loses its connection. Only what leaves nothing to serve ends the
+//! loop: the epoll sets and the private pipe.
+
+mod batch;
+mod carry;
+mod conn;
+mod container;
+mod gzip;
+mod handover;
+mod logfile;
+mod removal;
+mod start;
+mod table;
+
+use crate::{
+    error::{Error, chain},
+    proto::{FinishReport, Hello, Reply, Request},
+    spec::{StreamPaths, StreamSpec},
+};
+pub use batch::READ_SIZE;
+use batch::Scratch;
+use berth_core::{
+    ids::{ContainerId, PodKey, PodUid},
+    roots::Roots,
+};
+use conn::{Conn, Incoming};
+use container::Container;
+pub(crate) use container::hold_fifo;
+use gzip::Gzip;
+use handover::{OLD_WAITS, Peer};
+use logfile::Limits;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, epoll},
+    fd::{AsFd, OwnedFd},
+    io::Errno,
+    process::{Resource, Rlimit},
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    os::unix::net::UnixListener,
+    time::{Duration, Instant},
+};
+
+/// How long FIFOs that trickle are left alone.
+const PAUSE: Duration = Duration::from_millis(8);
+
+/// A stream that spoke within this time before is a busy one.
+const BUSY: Duration = Duration::from_millis(20);
+
+/// Reads of one stream before the next has its turn.
+const TURN: usize = 16;
+
+/// The listening socket in the set of clients.
+const LISTENER: u64 = 0;
+
+/// What a logd is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where everything lies.
+    pub roots: Roots,
+    /// Bytes of an output file before it is rotated (`containerLogMaxSize`, by default 10 Mi).
+    pub max_size: u64,
+    /// Output files of one container in all (`containerLogMaxFiles`, by default 5, at least 2).
+    pub max_files: u32,
+}
+
+impl Config {
+    /// With the kubelet's limits.
+    pub fn defaults(roots: Roots) -> Config {
+        Config { roots, max_size: 10 * 1024 * 1024, max_files: 5 }
+    }
+}
+
+/// Why the loop ended in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Another logd has taken over.
+    Replaced,
+}
+
+/// Serves until another logd takes over. Blocks. Takes over itself if there is one already.
+pub fn run(cfg: Config) -> Result<Ended, Error> {
+    if cfg.max_files < 2 {
+        return Err(Error::Limits { reason: "at least 2 files must be kept" });
+    }
+    if cfg.max_size == 0 {
+        return Err(Error::Limits { reason: "the size must not be 0" });
+    }
+    // Fails only for the leader of a process group, as one started by hand or by a service manager is.
+    let _leader = rustix::process::setsid();
+    raise_descriptor_limit();
+    Logd::start(cfg)?.serve()
+}
+
+/// Each container needs six descriptors, and the usual limit of 1024 is soon met.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "limit of open files cannot be raised");
+    }
+}
+
+#[derive(Debug)]
+struct Logd {
+    cfg: Config,
+    limits: Limits,
+    lock: OwnedFd,
+    listener: UnixListener,
+    clients: OwnedFd,
+    streams: OwnedFd,
+    containers: BTreeMap<ContainerId, Container>,
+    /// Whose FIFO an event of the stream set means.
+    tokens: HashMap<u64, (ContainerId, usize)>,
+    conns: HashMap<u64, Conn>,
+    next_token: u64,
+    scratch: Scratch,
+    gzip: Gzip,
+    /// FIFOs are left alone until then.
+    pause_until: Option<Instant>,
+    last_round: Option<Instant>,
+}
+
+fn kernel(what: &'static str) -> impl Fn(Errno) -> Error {
+    move |e| Error::Kernel { what, source: e.into() }
+}
+
+impl Logd {
+    fn start(cfg: Config) -> Result<Logd, Error> {
+        table::prepare(&cfg.roots)?;
+        let charge = start::take_charge(&cfg.roots)?;
+        let epoll = || epoll::create(epoll::CreateFlags::CLOEXEC).map_err(kernel("make an epoll set"));
+        let mut logd = Logd {
+            limits: Limits { size: cfg.max_size, files: cfg.max_files },
+            lock: charge.lock,
+            listener: charge.listener,
+            clients: epoll()?,
+            streams: epoll()?,
+            containers: BTreeMap::new(),
+            tokens: HashMap::new(),
+            conns: HashMap::new(),
+            next_token: LISTENER.saturating_add(1),
+            scratch: Scratch::new()?,
+            gzip: Gzip::new(&cfg.roots.pod_logs),
+            pause_until: None,
+            last_round: None,
+            cfg,
+        };
+        logd.listener
+            .set_nonblocking(true)
+            .map_err(|source| Error::Kernel { what: "listen without blocking", source })?;
+        let flags = epoll::EventFlags::IN;
+        epoll::add(&logd.clients, &logd.listener, epoll::EventData::new_u64(LISTENER), flags)
+            .map_err(kernel("watch the socket"))?;
+        let by_handover = charge.handed.is_some();
+        match charge.handed {
+            Some(handed) => {
+                for h in handed {
+                    logd.resume(h.spec, Some(h.fds), h.bytes, h.lost);
+                }
+            }
+            None => {
+                for spec in table::load(&logd.cfg.roots)? {
+                    logd.resume(spec, None, 0, 0);
+                }
+            }
+        }
+        tracing::info!(streams = logd.containers.len(), by_handover, "logd is in charge");
+        Ok(logd)
+    }
+
+    /// Goes on with a container that may be running.
+    fn resume(&mut self, spec: StreamSpec, fds: Option<Vec<OwnedFd>>, bytes: u64, lost: u64) {
+        let id = spec.id.clone();
+        let resumed = Container::resume(&self.cfg.roots, spec, fds, self.limits, &mut self.scratch).and_then(
+            |mut container| {
+                container.inherit(bytes, lost);
+                self.watch(container)
+            },
+        );
+        if let Err(error) = resumed {
+            tracing::error!(container = %id, error = %chain(&error), "output of a container is not read");
+        }
+    }
+
+    fn watch(&mut self, container: Container) -> Result<(), Error> {
+        for (index, fifo) in container.fifos.iter().enumerate() {
+            let token = self.token();
+            epoll::add(&self.streams, &fifo.fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
+                .map_err(kernel("watch a fifo"))?;
+            self.tokens.insert(token, (container.spec.id.clone(), index));
+        }
+        self.containers.insert(container.spec.id.clone(), container);
+        Ok(())
+    }
+
+    fn token(&mut self) -> u64 {
+        let token = self.next_token;
+        self.next_token = self.next_token.wrapping_add(1).max(1);
+        token
+    }
+
+    fn serve(mut self) -> Result<Ended, Error> {
+        loop {
+            let (clients, streams) = self.wait()?;
+            if clients && self.serve_clients()? {
+                return Ok(Ended::Replaced);
+            }
+            if streams {
+                self.serve_streams()?;
+            } else if self.gzip.busy() {
+                self.gzip.step();
+            }
+        }
+    }
+
+    /// Waits until clients or streams have something, or there is something to compress.
+    fn wait(&mut self) -> Result<(bool, bool), Error> {
+        let now = Instant::now();
+        let pause = self.pause_until.map(|until| until.saturating_duration_since(now));
+        let pause = pause.filter(|left| !left.is_zero());
+        if pause.is_none() {
+            self.pause_until = None;
+        }
+        let timeout = if self.gzip.busy() { Some(Duration::ZERO) } else { pause };
+        let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
+        let mut fds = [PollFd::new(&self.clients, PollFlags::IN), PollFd::new(&self.streams, PollFlags::IN)];
+        let watched = if pause.is_some() { 1 } else { 2 };
+        match rustix::event::poll(fds.get_mut(..watched).unwrap_or_default(), timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok((false, false)),
+            Err(e) => return Err(kernel("wait for streams and clients")(e)),
+        }
+        let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        let [clients, streams] = &fds;
+        Ok((ready(clients), pause.is_none() && ready(streams)))
+    }
+
+    fn serve_streams(&mut self) -> Result<(), Error> {
+        let mut trickle = true;
+        for event in take_events(&self.streams)? {
+            let token = event.data.u64();
+            let Some((id, index)) = self.tokens.get(&token) else { continue };
+            let Some(container) = self.containers.get_mut(id) else { continue };
+            match container.drain(*index, TURN, &mut self.scratch) {
+                Ok(n) => {
+                    let capacity = container.fifos.get(*index).map_or(0, |f| f.capacity);
+                    trickle &= n.saturating_mul(4) < capacity;
+                }
+                Err(error) => {
+                    tracing::error!(container = %id, %error, "output of a container is not read any more");
+                    if let Some(fifo) = container.fifos.get(*index) {
+                        epoll::delete(&self.streams, &fifo.fd).map_err(kernel("leave a fifo alone"))?;
+                    }
+                    self.tokens.remove(&token);
+                }
+            }
+        }
+        self.gzip.add(&mut self.scratch.batch.old);
+        let now = Instant::now();
+        let busy = self.last_round.is_some_and(|last| now.saturating_duration_since(last) < BUSY);
+        self.pause_until = if busy && trickle { now.checked_add(PAUSE) } else { None };
+        self.last_round = Some(now);
+        Ok(())
+    }
+
+    /// Answers clients. True if one of them was a new logd, which is in charge now.
+    fn serve_clients(&mut self) -> Result<bool, Error> {
+        for event in take_events(&self.clients)? {
+            let token = event.data.u64();
+            if token == LISTENER {
+                self.accept();
+                continue;
+            }
+            let Some(mut conn) = self.conns.remove(&token) else { continue };
+            match self.serve_client(&mut conn, token) {
+                Ok(Served::Open) => {
+                    self.conns.insert(token, conn);
+                }
+                Ok(Served::Replaced) => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                Err(error) => tracing::warn!(%error, "connection of a client is closed"),
+            }
+        }
+        self.gzip.add(&mut self.scratch.batch.old);
+        Ok(false)
+    }
+
+    fn accept(&mut self) {
+        let accepted = self.listener.accept().and_then(|(stream, _)| {
+            let peer = rustix::net::sockopt::socket_peercred(&stream)?.uid;
+            if !peer.is_root() && peer != rustix::process::geteuid() {
+                return Err(io::Error::from(io::ErrorKind::PermissionDenied));
+            }
+            let token = self.token();
+            let conn = Conn::new(stream)?;
+            epoll::add(&self.clients, &conn.stream, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?;
+            self.conns.insert(token, conn);
+            Ok(())
+        });
+        match accepted {
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => {
+                tracing::warn!(error = %e, "a client is not let in");
+            }
+            _ => crate::spawn::bound_own_output(&self.cfg.roots),
+        }
+    }
+
+    fn serve_client(&mut self, conn: &mut Conn, token: u64) -> io::Result<Served> {
+        let waited = conn.waits_for_room();
+        conn.flush()?;
+        let filled = conn.fill();
+        while let Some(incoming) = conn.next()? {
+            let (seq, reply) = match incoming {
+                Incoming::Unknown(seq, message) => (seq, Reply::Unsupported { message }),
+                Incoming::Request(seq, Request::Takeover) => match self.hand_over(conn, seq) {
+                    Ok(()) => return Ok(Served::Replaced),
+                    Err(error) => {
+                        tracing::warn!(%error, "the new logd did not take over; going on");
+                        return Err(error);
+                    }
+                },
+                Incoming::Request(seq, request) => {
+                    let op = request.name();
+                    let reply = self.answer(request).unwrap_or_else(|error| {
+                        let message = chain(&error);
+                        tracing::warn!(op, error = message, "request failed");
+                        Reply::Failed { message }
+                    });
+                    (seq, reply)
+                }
+            };
+            conn.send(seq, reply)?;
+        }
+        filled?;
+        if waited != conn.waits_for_room() {
+            let flags =
+                if waited { epoll::EventFlags::IN } else { epoll::EventFlags::IN | epoll::EventFlags::OUT };
+            epoll::modify(&self.clients, &conn.stream, epoll::EventData::new_u64(token), flags)?;
+        }
+        Ok(Served::Open)
+    }
+
+    fn answer(&mut self, request: Request) -> Result<Reply, Error> {
+        match request {
+            Request::Hello => Ok(Reply::Hello(Hello {
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                streams: self.containers.len(),
+            })),
+            Request::Register { spec } => Ok(Reply::Paths(self.register(spec)?)),
+            Request::Finish { id } => Ok(Reply::Finished(self.finish(&id)?)),
+            Request::RemoveAttempt { spec } => {
+                self.finish(&spec.id)?;
+                removal::remove_attempt(&self.cfg.roots, &spec)?;
+                Ok(Reply::Done)
+            }
+            Request::RemovePod { key, uid } => self.remove_pod(&key, &uid),
+            Request::List => {
+                Ok(Reply::Streams { streams: self.containers.values().map(Container::status).collect() })
+            }
+            Request::Takeover | Request::Commit => {
+                Ok(Reply::Failed { message: "nothing is being handed over".to_owned() })
+            }
+        }
+    }
+
+    /// The row is written last but for the answer: what it names can be opened again.
+    fn register(&mut self, spec: StreamSpec) -> Result<StreamPaths, Error> {
+        let paths = spec.paths(&self.cfg.roots);
+        match self.containers.get(&spec.id) {
+            Some(known) if known.spec == spec => return Ok(paths),
+            Some(_) => return Err(Error::Conflict { id: spec.id }),
+            None => {}
+        }
+        let container = Container::register(&self.cfg.roots, spec.clone(), self.limits)?;
+        removal::link(&self.cfg.roots, &spec)?;
+        table::save(&self.cfg.roots, &spec)?;
+        self.watch(container)?;
+        tracing::info!(pod = %spec.key, container = %spec.container, id = spec.id.short(), "output is read");
+        Ok(paths)
+    }
+
+    fn finish(&mut self, id: &ContainerId) -> Result<FinishReport, Error> {
+        let Some(mut container) = self.containers.remove(id) else {
+            return Ok(FinishReport { known: false, bytes: 0, lost: 0 });
+        };
+        container.end(&mut self.scratch);
+        self.tokens.retain(|_, (owner, _)| owner != id);
+        table::remove(&self.cfg.roots, id)?;
+        container::remove_state(&self.cfg.roots, &container);
+        let (spec, bytes, lost) = (&container.spec, container.bytes(), container.lost().0);
+        tracing::info!(pod = %spec.key, container = %spec.container, id = id.short(), bytes, lost, "output has ended");
+        Ok(FinishReport { known: true, bytes, lost })
+    }
+
+    fn remove_pod(&mut self, key: &PodKey, uid: &PodUid) -> Result<Reply, Error> {
+        let of_pod = |c: &&Container| c.spec.uid == *uid && c.spec.key == *key;
+        let ids: Vec<_> = self.containers.values().filter(of_pod).map(|c| c.spec.id.clone()).collect();
+        for id in ids {
+            self.finish(&id)?;
+        }
+        removal::remove_pod(&self.cfg.roots, key, uid)?;
+        Ok(Reply::Done)
+    }
+
+    /// The old logd's side of a replacement. An error means that this one stays in charge.
+    fn hand_over(&mut self, conn: &Conn, seq: u64) -> io::Result<()> {
+        let new = Peer::new(&conn.stream, Some(OLD_WAITS))?;
+        let containers = self.containers.len();
+        new.send(seq, Reply::Handover { containers }, &[self.lock.as_fd(), self.listener.as_fd()])?;
+        for container in self.containers.values() {
+            let fds: Vec<_> =
+                container.fifos.iter().map(|f| &f.fd).chain(&container.stdin).map(AsFd::as_fd).collect();
+            let (bytes, (_, lost)) = (container.bytes(), container.lost());
+            new.send(seq, Reply::Handed { spec: container.spec.clone(), bytes, lost }, &fds)?;
+        }
+        match new.receive::<Request>()? {
+            (Request::Commit, _) => new.send(seq, Reply::Released, &[])?,
+            (other, _) => return Err(io::Error::other(format!("{} came for a commit", other.name()))),
+        }
+        tracing::info!(containers, "another logd is in charge now");
+        Ok(())
+    }
+}
+
+enum Served {
+    Open,
+    Replaced,
+}
+
+fn take_events(set: &OwnedFd) -> Result<Vec<epoll::Event>, Error> {
+    let mut events = Vec::with_capacity(64);
+    match epoll::wait(set, rustix::buffer::spare_capacity(&mut events), Some(&Timespec::default())) {
+        Ok(_) | Err(Errno::INTR) => Ok(events),
+        Err(e) => Err(kernel("wait for events")(e)),
+    }
+}

@@ -1,0 +1,86 @@
+//! Links to output files, and removing output that nobody wants any more.
+
+use crate::{
+    dirs,
+    error::Error,
+    spec::{Rotated, StreamSpec, pod_dir_name},
+};
+use berth_core::{
+    ids::{PodKey, PodUid},
+    roots::Roots,
+};
+use std::{
+    io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+/// Makes `<pod>_<ns>_<container>-<id>.log` lead to the output file.
+pub(super) fn link(roots: &Roots, spec: &StreamSpec) -> Result<(), Error> {
+    let dir = &roots.container_log_links;
+    let path = dir.join(spec.link_name());
+    let target = spec.log_path(roots);
+    let make = || {
+        std::fs::create_dir_all(dir)?;
+        match symlink(&target, &path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            done => return done,
+        }
+        if std::fs::read_link(&path).is_ok_and(|old| old == target) {
+            return Ok(());
+        }
+        std::fs::remove_file(&path)?;
+        symlink(&target, &path)
+    };
+    make().map_err(|source| Error::Link { path: path.clone(), source })
+}
+
+fn gone(path: PathBuf, result: io::Result<()>) -> Result<(), Error> {
+    match result {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Remove { path, source }),
+        _ => Ok(()),
+    }
+}
+
+/// Removes one attempt's files, rotated ones too, and its link.
+pub(super) fn remove_attempt(roots: &Roots, spec: &StreamSpec) -> Result<(), Error> {
+    let link = roots.container_log_links.join(spec.link_name());
+    if std::fs::read_link(&link).is_ok_and(|target| target == spec.log_path(roots)) {
+        gone(link.clone(), std::fs::remove_file(&link))?;
+    }
+    let remove = || {
+        let root = dirs::open_root(&roots.pod_logs)?;
+        let dir = dirs::open_dir(root, &[&spec.pod_dir_name(), spec.container.as_str()])?;
+        for name in dirs::names(&dir)? {
+            let plain = name.strip_suffix(".gz.tmp").unwrap_or(&name);
+            if plain == spec.log_name() || Rotated::parse(spec.attempt, plain).is_some() {
+                dirs::unlink(&dir, &name)?;
+            }
+        }
+        Ok(())
+    };
+    gone(spec.log_dir(roots), remove())
+}
+
+/// Removes a pod's directory and every link that leads into it.
+pub(super) fn remove_pod(roots: &Roots, key: &PodKey, uid: &PodUid) -> Result<(), Error> {
+    let dir = roots.pod_log_dir(key, uid);
+    let prefix = format!("{}_{}_", key.name, key.namespace);
+    let links = || {
+        for entry in std::fs::read_dir(&roots.container_log_links)? {
+            let path = entry?.path();
+            let ours = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(&prefix));
+            if ours && leads_into(&path, &dir) {
+                std::fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    };
+    gone(roots.container_log_links.clone(), links())?;
+    let remove = || dirs::remove_tree(dirs::open_root(&roots.pod_logs)?, &pod_dir_name(key, uid), 3);
+    gone(dir.clone(), remove())
+}
+
+fn leads_into(link: &Path, dir: &Path) -> bool {
+    std::fs::read_link(link).is_ok_and(|target| target.starts_with(dir))
+}

@@ -1,0 +1,132 @@
+//! How a logd comes to be in charge: by the free lock, or from the logd that has it.
+
+use super::handover::Peer;
+use crate::{
+    error::Error,
+    proto::{Reply, Request},
+    spec::{StreamSpec, state_dir},
+};
+use berth_core::roots::Roots;
+use rustix::{
+    fd::OwnedFd,
+    fs::{FlockOperation, Mode, OFlags},
+    io::Errno,
+};
+use std::{
+    io,
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long a new logd tries to come into charge.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A container as the old logd hands it over.
+#[derive(Debug)]
+pub(super) struct Handed {
+    pub(super) spec: StreamSpec,
+    pub(super) bytes: u64,
+    pub(super) lost: u64,
+    pub(super) fds: Vec<OwnedFd>,
+}
+
+/// What makes a logd be in charge.
+#[derive(Debug)]
+pub(super) struct Charge {
+    /// Held as long as logd is in charge; it belongs to the open file, so it travels with it.
+    pub(super) lock: OwnedFd,
+    /// Never closed in between, so that no client is ever refused.
+    pub(super) listener: UnixListener,
+    /// What the old logd had; nothing if there was none.
+    pub(super) handed: Option<Vec<Handed>>,
+}
+
+/// Comes into charge.
+pub(super) fn take_charge(roots: &Roots) -> Result<Charge, Error> {
+    let path = state_dir(roots).join("lock");
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+    let lock = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600))
+        .map_err(|e| Error::State { path: path.clone(), source: e.into() })?;
+    let until = Instant::now().checked_add(PATIENCE);
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                let listener = listen(roots)?;
+                return Ok(Charge { lock, listener, handed: None });
+            }
+            Err(Errno::WOULDBLOCK) => {}
+            Err(e) => return Err(Error::State { path, source: e.into() }),
+        }
+        let failed = match take_over(roots) {
+            Ok(charge) => return Ok(charge),
+            Err(error) => error,
+        };
+        if until.is_none_or(|until| Instant::now() >= until) {
+            tracing::warn!(error = %crate::error::chain(&failed), "the running logd does not yield");
+            return Err(Error::Busy { path });
+        }
+        // The other one may be starting, ending, or in the midst of another takeover: there is no event to wait on.
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn listen(roots: &Roots) -> Result<UnixListener, Error> {
+    let path = roots.logd_socket();
+    let bind = || {
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(listener)
+    };
+    bind().map_err(|source| Error::Socket { path: path.clone(), source })
+}
+
+/// Asks the running logd for everything. Until the commit is sent, giving up leaves the old one in charge; after it,
+/// only the old one's answer or its death decides.
+fn take_over(roots: &Roots) -> Result<Charge, Error> {
+    let at = |step| move |source| Error::Takeover { step, source };
+    let path = roots.logd_socket();
+    let stream = UnixStream::connect(&path).map_err(|source| Error::Socket { path: path.clone(), source })?;
+    let mut old = Peer::new(&stream, Some(Duration::from_secs(2))).map_err(at("connect"))?;
+    old.ask(Request::Takeover).map_err(at("ask"))?;
+    let (reply, fds) = old.receive::<Reply>().map_err(at("receive the lock and the listener"))?;
+    let Reply::Handover { containers } = reply else {
+        return Err(at("ask")(io::Error::other("it does not know how to hand over")));
+    };
+    let [lock, listener] = <[OwnedFd; 2]>::try_from(fds).map_err(|fds| {
+        at("receive the lock and the listener")(io::Error::other(format!("{} came", fds.len())))
+    })?;
+    let mut handed = Vec::new();
+    for _ in 0..containers {
+        match old.receive::<Reply>().map_err(at("receive a container"))? {
+            (Reply::Handed { spec, bytes, lost }, fds) => handed.push(Handed { spec, bytes, lost, fds }),
+            _ => return Err(at("receive a container")(io::Error::other("something else came"))),
+        }
+    }
+    old.ask(Request::Commit).map_err(at("commit"))?;
+    old.wait_for_ever();
+    match old.receive::<Reply>() {
+        Ok((Reply::Released, _)) => {}
+        Ok(_) => return Err(at("commit")(io::Error::other("it went on with its work"))),
+        // It died; whatever it did last was done. What it had taken out of a FIFO is in the file or the carry.
+        Err(error) if ended(&error) => {
+            tracing::warn!(%error, "the old logd ended before it had answered the commit");
+        }
+        Err(error) => return Err(at("commit")(error)),
+    }
+    Ok(Charge { lock, listener: UnixListener::from(listener), handed: Some(handed) })
+}
+
+fn ended(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
+}

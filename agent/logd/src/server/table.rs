@@ -1,0 +1,75 @@
+//! The table of streams on disk: `<runtime_state>/logd/streams/<id>.json`, one file for each.
+
+use crate::{
+    error::Error,
+    spec::{StreamSpec, state_dir},
+};
+use berth_core::{ids::ContainerId, roots::Roots};
+use serde::{Deserialize, Serialize};
+use std::{io, path::PathBuf};
+
+#[derive(Serialize, Deserialize)]
+struct Row<S> {
+    v: u32,
+    spec: S,
+}
+
+fn dir(roots: &Roots) -> PathBuf {
+    state_dir(roots).join("streams")
+}
+
+fn path(roots: &Roots, id: &ContainerId) -> PathBuf {
+    dir(roots).join(format!("{id}.json"))
+}
+
+/// Makes the directories.
+pub(super) fn prepare(roots: &Roots) -> Result<(), Error> {
+    for path in [dir(roots), state_dir(roots).join("carry")] {
+        std::fs::create_dir_all(&path).map_err(|source| Error::Directory { path, source })?;
+    }
+    Ok(())
+}
+
+/// Writes a row whole or not at all.
+pub(super) fn save(roots: &Roots, spec: &StreamSpec) -> Result<(), Error> {
+    let path = path(roots, &spec.id);
+    let tmp = path.with_extension("tmp");
+    let write = || {
+        std::fs::write(&tmp, serde_json::to_vec(&Row { v: 1, spec })?)?;
+        std::fs::rename(&tmp, &path)
+    };
+    write().map_err(|source| Error::State { path: path.clone(), source })
+}
+
+/// Removes a row; that it is gone already is fine.
+pub(super) fn remove(roots: &Roots, id: &ContainerId) -> Result<(), Error> {
+    let path = path(roots, id);
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::State { path, source }),
+        _ => Ok(()),
+    }
+}
+
+/// All rows. One that cannot be read is set aside as `<name>.bad`.
+pub(super) fn load(roots: &Roots) -> Result<Vec<StreamSpec>, Error> {
+    let dir = dir(roots);
+    let fail = |source| Error::State { path: dir.clone(), source };
+    let mut specs = Vec::new();
+    for entry in std::fs::read_dir(&dir).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        if path.extension().is_none_or(|e| e != "json") {
+            continue;
+        }
+        let row =
+            std::fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice::<Row<StreamSpec>>(&bytes)?));
+        match row {
+            Ok(row) => specs.push(row.spec),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "stream state is set aside");
+                let bad = path.with_extension("bad");
+                std::fs::rename(&path, &bad).map_err(|source| Error::State { path, source })?;
+            }
+        }
+    }
+    Ok(specs)
+}

@@ -1,0 +1,127 @@
+//! Starting `berth logd` and keeping it running.
+//!
+//! Owned by the agent, but only as its starter: logd goes on when the agent ends. Where a service manager runs logd,
+//! [`ensure_running`] finds it answering and starts nothing.
+
+use crate::{
+    client::Client,
+    error::{Error, chain},
+};
+use berth_core::roots::Roots;
+use std::{
+    convert::Infallible,
+    ffi::OsStr,
+    fs::OpenOptions,
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+use tokio::time::{Instant, sleep};
+
+/// A logd that does not answer within this is silent.
+const SILENT: Duration = Duration::from_secs(2);
+
+/// How long a started one may take until it answers.
+const STARTS: Duration = Duration::from_secs(10);
+
+/// logd's own messages are cut to nothing when they are this much, in bytes.
+const OUTPUT_MAX: u64 = 1024 * 1024;
+
+/// Where logd's own messages go if nobody else takes them.
+pub fn output_file(roots: &Roots) -> PathBuf {
+    roots.runtime_state.join("logd.out")
+}
+
+/// Returns once a logd answers; calls `spawn` if none does. Returns whether it did.
+///
+/// `spawn` starts the program and returns without waiting for it, for instance by [`spawn_detached`]; what else a
+/// helper needs, such as a cgroup of its own, is its business.
+///
+/// A logd that is stopped or stuck keeps its lock, so that a second one ends by itself: this then fails with
+/// [`Error::Deadline`] and output waits in the FIFOs.
+pub async fn ensure_running(
+    roots: &Roots,
+    spawn: impl AsyncFn() -> Result<(), Error>,
+) -> Result<bool, Error> {
+    let client = Client::new(roots.logd_socket());
+    if client.ping_within(SILENT).await.is_ok() {
+        return Ok(false);
+    }
+    spawn().await?;
+    let late = || Error::Deadline { op: "start", after: STARTS };
+    let until = Instant::now().checked_add(STARTS).ok_or_else(late)?;
+    while client.ping_within(SILENT).await.is_err() {
+        if Instant::now() >= until {
+            return Err(late());
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    Ok(true)
+}
+
+/// Runs for ever: starts logd when its socket closes, and has the client hold the FIFOs of all streams.
+pub async fn supervise(
+    roots: &Roots,
+    client: &Client,
+    spawn: impl AsyncFn() -> Result<(), Error>,
+) -> Infallible {
+    let mut wait = Duration::from_millis(10);
+    loop {
+        let kept = match ensure_running(roots, &spawn).await {
+            Ok(_) => client.adopt(roots).await.map(|_| ()),
+            Err(error) => Err(error),
+        };
+        match kept {
+            Ok(()) => {
+                let since = Instant::now();
+                client.closed().await;
+                // One that dies at once every time is not started in a tight loop.
+                if since.elapsed() > Duration::from_secs(1) {
+                    wait = Duration::from_millis(10);
+                    continue;
+                }
+            }
+            Err(error) => tracing::error!(error = %chain(&error), "logd does not run"),
+        }
+        sleep(wait).await;
+        wait = wait.saturating_mul(2).min(Duration::from_secs(2));
+    }
+}
+
+/// Starts a program that outlives the agent: no open files but standard ones, working directory `/`, its messages to
+/// [`output_file`]. It makes its own session, as [`crate::server::run`] does. Must be called in a tokio runtime, which
+/// reaps it if it ends before the agent. Returns its process id.
+pub fn spawn_detached(
+    roots: &Roots,
+    exe: &Path,
+    args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+) -> Result<u32, Error> {
+    let start = || {
+        std::fs::create_dir_all(&roots.runtime_state)?;
+        let output = OpenOptions::new().create(true).append(true).mode(0o640).open(output_file(roots))?;
+        bound(&output)?;
+        let mut command = tokio::process::Command::new(exe);
+        command.args(args).current_dir("/").kill_on_drop(false);
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let child = command.spawn()?;
+        child.id().ok_or_else(|| io::Error::other("it ended at once"))
+    };
+    start().map_err(|source| Error::Spawn { path: exe.to_owned(), source })
+}
+
+fn bound(output: &std::fs::File) -> io::Result<()> {
+    if output.metadata()?.len() > OUTPUT_MAX { output.set_len(0) } else { Ok(()) }
+}
+
+/// Keeps [`output_file`] within its bound where it is this process' standard error.
+pub(crate) fn bound_own_output(roots: &Roots) {
+    let (stderr, file) = (io::stderr(), std::fs::metadata(output_file(roots)));
+    let (Ok(stat), Ok(file)) = (rustix::fs::fstat(&stderr), file) else { return };
+    let same = stat.st_ino == file.ino() && stat.st_dev == file.dev();
+    if same && file.len() > OUTPUT_MAX {
+        // If it fails the next client tries again.
+        let _again = rustix::fs::ftruncate(&stderr, 0);
+    }
+}
