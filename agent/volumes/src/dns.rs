@@ -1,0 +1,224 @@
+//! The text of a pod's `/etc/resolv.conf`.
+
+use crate::{Error, PodFacts, hosts::one_word};
+use berth_core::{
+    event::Event,
+    model::{DnsPolicy, Pod},
+};
+use std::{collections::BTreeSet, net::IpAddr};
+
+/// The most nameservers a resolver looks at.
+const MAX_NAMESERVERS: usize = 3;
+/// The most search domains.
+const MAX_SEARCHES: usize = 32;
+/// The longest search line, in bytes between `search ` and the end.
+const MAX_SEARCH_LINE: usize = 2048;
+/// A longer domain is left out: some resolvers abort on it.
+const MAX_DOMAIN: usize = 253;
+
+/// A resolver configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct ResolvConf {
+    nameservers: Vec<String>,
+    searches: Vec<String>,
+    /// Name and value (`ndots:5`), each name once.
+    options: Vec<(String, Option<String>)>,
+}
+
+impl ResolvConf {
+    /// Reads a resolver file. Addresses add up, of several search lines the last counts, of equal options the last
+    /// does. Lines that mean nothing to it are passed over.
+    pub(crate) fn parse(text: &str) -> ResolvConf {
+        let mut conf = ResolvConf::default();
+        for line in text.lines().map(str::trim).filter(|l| !l.starts_with('#')) {
+            let mut words = line.split_whitespace();
+            match words.next() {
+                Some("nameserver") => conf.nameservers.extend(words.next().map(str::to_owned)),
+                Some("search") => {
+                    conf.searches =
+                        words.map(|d| d.trim_end_matches('.').to_owned()).filter(|d| !d.is_empty()).collect();
+                }
+                Some("options") => {
+                    for word in words {
+                        let (name, value) = match word.split_once(':') {
+                            Some((name, value)) => (name, Some(value.to_owned())),
+                            None => (word, None),
+                        };
+                        if !name.is_empty() {
+                            conf.set_option(name, value);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        conf
+    }
+
+    fn set_option(&mut self, name: &str, value: Option<String>) {
+        match self.options.iter_mut().find(|(n, _)| n == name) {
+            Some((_, v)) => *v = value,
+            None => self.options.push((name.to_owned(), value)),
+        }
+    }
+
+    /// The file's text, in the order search, nameserver, options; a part with nothing in it has no line.
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::new();
+        if !self.searches.is_empty() {
+            text.push_str(&format!("search {}\n", self.searches.join(" ")));
+        }
+        for server in &self.nameservers {
+            text.push_str(&format!("nameserver {server}\n"));
+        }
+        if !self.options.is_empty() {
+            let words: Vec<String> = self
+                .options
+                .iter()
+                .map(|(name, value)| match value.as_deref().filter(|v| !v.is_empty()) {
+                    Some(value) => format!("{name}:{value}"),
+                    None => name.clone(),
+                })
+                .collect();
+            text.push_str(&format!("options {}\n", words.join(" ")));
+        }
+        text
+    }
+}
+
+/// The configuration of `pod`. `node` is the node's own, `None` where it shall not be used (`resolvConf: ""`). The
+/// events say what was left out.
+pub(crate) fn pod_conf(
+    pod: &Pod,
+    facts: &PodFacts,
+    node: Option<ResolvConf>,
+) -> Result<(ResolvConf, Vec<Event>), Error> {
+    let mut events = Vec::new();
+    let mut conf = match base(pod.dns.policy, pod.namespaces.host_network) {
+        Base::Nothing => ResolvConf::default(),
+        Base::Cluster if !facts.cluster_dns.is_empty() => cluster_first(pod, facts, node.unwrap_or_default()),
+        Base::Cluster => {
+            events.push(Event::warning(
+                "MissingClusterDNS",
+                "the node has no cluster DNS address, so that dnsPolicy ClusterFirst cannot be followed; \
+                 dnsPolicy Default is used",
+            ));
+            node.unwrap_or_else(|| nobody(facts))
+        }
+        Base::Node => node.unwrap_or_else(|| nobody(facts)),
+    };
+    merge_dns_config(&mut conf, pod)?;
+    fit(&mut conf, &mut events);
+    Ok((conf, events))
+}
+
+/// What a pod's configuration starts from.
+enum Base {
+    Nothing,
+    Cluster,
+    Node,
+}
+
+fn base(policy: DnsPolicy, host_network: bool) -> Base {
+    match policy {
+        DnsPolicy::None => Base::Nothing,
+        DnsPolicy::ClusterFirstWithHostNet => Base::Cluster,
+        DnsPolicy::ClusterFirst if !host_network => Base::Cluster,
+        DnsPolicy::ClusterFirst | DnsPolicy::Default => Base::Node,
+    }
+}
+
+fn cluster_first(pod: &Pod, facts: &PodFacts, node: ResolvConf) -> ResolvConf {
+    let searches = match facts.cluster_domain.as_deref().filter(|d| !d.is_empty()) {
+        Some(domain) => {
+            let own =
+                [format!("{}.svc.{domain}", pod.key.namespace), format!("svc.{domain}"), domain.to_owned()];
+            unique(own.into_iter().chain(node.searches))
+        }
+        None => node.searches,
+    };
+    ResolvConf {
+        nameservers: facts.cluster_dns.iter().map(IpAddr::to_string).collect(),
+        searches,
+        options: vec![("ndots".to_owned(), Some("5".to_owned()))],
+    }
+}
+
+/// No resolver but the pod's own loopback, which is as good as none.
+fn nobody(facts: &PodFacts) -> ResolvConf {
+    let mut nameservers: Vec<String> =
+        facts.host_ips.iter().map(|ip| if ip.is_ipv6() { "::1" } else { "127.0.0.1" }.to_owned()).collect();
+    if nameservers.is_empty() {
+        nameservers.push("127.0.0.1".to_owned());
+    }
+    ResolvConf { nameservers, searches: vec![".".to_owned()], options: Vec::new() }
+}
+
+fn merge_dns_config(conf: &mut ResolvConf, pod: &Pod) -> Result<(), Error> {
+    let dns = &pod.dns;
+    let check = |field: &'static str, text: &str| {
+        if one_word(text) {
+            Ok(())
+        } else {
+            Err(Error::PodText { field, text: text.to_owned(), reason: "must be one word" })
+        }
+    };
+    let servers = std::mem::take(&mut conf.nameservers);
+    conf.nameservers = unique(servers.into_iter().chain(dns.nameservers.iter().map(IpAddr::to_string)));
+    dns.searches.iter().try_for_each(|s| check("spec.dnsConfig.searches", s))?;
+    let searches = std::mem::take(&mut conf.searches);
+    conf.searches = unique(searches.into_iter().chain(dns.searches.iter().cloned()));
+    for (name, value) in &dns.options {
+        check("spec.dnsConfig.options[].name", name)?;
+        if let Some(value) = value.as_deref().filter(|v| !v.is_empty()) {
+            check("spec.dnsConfig.options[].value", value)?;
+        }
+        conf.set_option(name, value.clone());
+    }
+    Ok(())
+}
+
+fn unique(texts: impl Iterator<Item = String>) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    texts.filter(|t| seen.insert(t.clone())).collect()
+}
+
+/// Leaves out what resolvers would not look at.
+fn fit(conf: &mut ResolvConf, events: &mut Vec<Event>) {
+    if conf.nameservers.len() > MAX_NAMESERVERS {
+        conf.nameservers.truncate(MAX_NAMESERVERS);
+        events.push(Event::warning(
+            "DNSConfigForming",
+            format!(
+                "more than {MAX_NAMESERVERS} nameservers, the rest is left out: {}",
+                conf.nameservers.join(" ")
+            ),
+        ));
+    }
+    let wanted = conf.searches.len();
+    conf.searches.truncate(MAX_SEARCHES);
+    conf.searches.retain(|s| s.len() <= MAX_DOMAIN);
+    let mut line = 0usize;
+    let fitting = conf
+        .searches
+        .iter()
+        .take_while(|s| {
+            line += s.len() + usize::from(line > 0);
+            line <= MAX_SEARCH_LINE
+        })
+        .count();
+    conf.searches.truncate(fitting);
+    if conf.searches.len() < wanted {
+        events.push(Event::warning(
+            "DNSConfigForming",
+            format!(
+                "search domains beyond {MAX_SEARCHES}, beyond {MAX_SEARCH_LINE} characters a line or \
+                 {MAX_DOMAIN} a domain are left out: {}",
+                conf.searches.join(" ")
+            ),
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+//! A container's environment variables.
+//!
+//! Service variables are weaker than `envFrom`, which is weaker than `env`; a later entry of the same name wins.
+//! `$(NAME)` stands for variables that were defined before (services and `envFrom` included).
+
+use crate::{
+    ObjectKind, PodFacts,
+    fields::{self, FieldError},
+};
+use berth_core::{
+    ids::Namespace,
+    model::{Container, EnvFromSource, EnvValue, KeyRef, KeyedData, Objects, Pod},
+};
+use std::sync::Arc;
+
+/// Why a container's environment cannot be made; reported as `CreateContainerConfigError`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EnvError {
+    /// A ConfigMap or Secret that is not optional is not there (yet).
+    #[error("{kind} {name:?} not found")]
+    MissingObject {
+        /// What kind of object.
+        kind: ObjectKind,
+        /// The object's name in the pod's namespace.
+        name: String,
+    },
+    /// The object is there but lacks the key.
+    #[error("couldn't find key {key} in {} {namespace}/{name}", kind_name(*kind))]
+    MissingKey {
+        /// What kind of object.
+        kind: ObjectKind,
+        /// The pod's namespace.
+        namespace: Namespace,
+        /// The object's name.
+        name: String,
+        /// The key.
+        key: String,
+    },
+    /// A `fieldRef` or `resourceFieldRef` has no value.
+    #[error("environment variable {name:?} has no value")]
+    Field {
+        /// The variable.
+        name: String,
+        /// Why.
+        #[source]
+        source: FieldError,
+    },
+    /// A variable that no process can be given.
+    #[error("environment variable {name:?} {reason}")]
+    Invalid {
+        /// The variable.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+impl EnvError {
+    /// The text for people: this error and its cause.
+    pub fn message(&self) -> String {
+        match self {
+            EnvError::Field { source, .. } => format!("{self}: {source}"),
+            _ => self.to_string(),
+        }
+    }
+}
+
+fn kind_name(kind: ObjectKind) -> &'static str {
+    match kind {
+        ObjectKind::ConfigMap => "ConfigMap",
+        ObjectKind::Secret => "Secret",
+    }
+}
+
+/// The variables so far, in order of definition, each name once.
+#[derive(Default)]
+struct Variables(Vec<(String, String)>);
+
+impl Variables {
+    fn set(&mut self, name: String, value: String) -> Result<(), EnvError> {
+        let reason = if name.is_empty() {
+            Some("has no name")
+        } else if name.contains(['=', '\0']) {
+            Some("may not have '=' or NUL in its name")
+        } else if value.contains('\0') {
+            Some("may not have NUL in its value")
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            return Err(EnvError::Invalid { name, reason });
+        }
+        self.0.retain(|(n, _)| *n != name);
+        self.0.push((name, value));
+        Ok(())
+    }
+}
+
+/// The environment of `container`, without what its image sets. `services` are the Service variables of the pod's
+/// namespace. Order: Service variables, `envFrom`, `env`, each name once at its last definition.
+pub fn resolve(
+    pod: &Pod,
+    container: &Container,
+    facts: &PodFacts,
+    objects: &Objects,
+    services: &[(String, String)],
+) -> Result<Vec<(String, String)>, EnvError> {
+    let mut vars = Variables::default();
+    for (name, value) in services {
+        vars.set(name.clone(), value.clone())?;
+    }
+    for from in &container.env_from {
+        let (kind, name) = match &from.source {
+            EnvFromSource::ConfigMap(name) => (ObjectKind::ConfigMap, name),
+            EnvFromSource::Secret(name) => (ObjectKind::Secret, name),
+        };
+        let Some(object) = find(objects, pod, kind, name, from.optional)? else { continue };
+        for (key, bytes) in &object.data {
+            let name = format!("{}{key}", from.prefix);
+            // A ConfigMap's binaryData is never part of the environment.
+            let Some(value) = text(kind, &name, bytes)? else { continue };
+            vars.set(name, value)?;
+        }
+    }
+    for var in &container.env {
+        let value = match &var.value {
+            EnvValue::Text(text) => Some(expand(text, &vars.0)),
+            EnvValue::ConfigMapKey(key) => key_value(objects, pod, ObjectKind::ConfigMap, key, &var.name)?,
+            EnvValue::SecretKey(key) => key_value(objects, pod, ObjectKind::Secret, key, &var.name)?,
+            EnvValue::Field(path) => Some(fields::field(pod, facts, path).map_err(in_variable(&var.name))?),
+            EnvValue::Resource(field) => {
+                Some(fields::resource(pod, Some(container), facts, field).map_err(in_variable(&var.name))?)
+            }
+        };
+        if let Some(value) = value {
+            vars.set(var.name.clone(), value)?;
+        }
+    }
+    Ok(vars.0)
+}
+
+fn in_variable(name: &str) -> impl FnOnce(FieldError) -> EnvError {
+    let name = name.to_owned();
+    move |source| EnvError::Field { name, source }
+}
+
+fn find<'a>(
+    objects: &'a Objects,
+    pod: &Pod,
+    kind: ObjectKind,
+    name: &str,
+    optional: bool,
+) -> Result<Option<&'a Arc<KeyedData>>, EnvError> {
+    let found = match kind {
+        ObjectKind::ConfigMap => objects.config_map(&pod.key.namespace, name),
+        ObjectKind::Secret => objects.secret(&pod.key.namespace, name),
+    };
+    if found.is_none() && !optional {
+        return Err(EnvError::MissingObject { kind, name: name.to_owned() });
+    }
+    Ok(found)
+}
+
+/// The value as text; `None` for a ConfigMap's binary data.
+fn text(kind: ObjectKind, variable: &str, bytes: &[u8]) -> Result<Option<String>, EnvError> {
+    match (std::str::from_utf8(bytes), kind) {
+        (Ok(text), _) => Ok(Some(text.to_owned())),
+        (Err(_), ObjectKind::ConfigMap) => Ok(None),
+        (Err(_), ObjectKind::Secret) => {
+            Err(EnvError::Invalid { name: variable.to_owned(), reason: "is not UTF-8 text" })
+        }
+    }
+}
+
+fn key_value(
+    objects: &Objects,
+    pod: &Pod,
+    kind: ObjectKind,
+    key: &KeyRef,
+    variable: &str,
+) -> Result<Option<String>, EnvError> {
+    let Some(object) = find(objects, pod, kind, &key.name, key.optional)? else { return Ok(None) };
+    let value = match object.data.get(&key.key) {
+        Some(bytes) => text(kind, variable, bytes)?,
+        None => None,
+    };
+    if value.is_none() && !key.optional {
+        return Err(EnvError::MissingKey {
+            kind,
+            namespace: pod.key.namespace.clone(),
+            name: key.name.clone(),
+            key: key.key.clone(),
+        });
+    }
+    Ok(value)
+}
+
+/// Replaces `$(NAME)` by the variable's value and `$$` by `$`; unknown names and unfinished references stay as
+/// written. Where a name is in `env` more than once, the last counts.
+pub fn expand(text: &str, env: &[(String, String)]) -> String {
+    expand_with(text, |name| {
+        env.iter().rev().find(|(n, _)| n == name).map_or_else(|| format!("$({name})"), |(_, v)| v.clone())
+    })
+}
+
+/// [`expand`] with any lookup.
+pub(crate) fn expand_with(text: &str, mut lookup: impl FnMut(&str) -> String) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        if let Some(tail) = after.strip_prefix('$') {
+            out.push('$');
+            rest = tail;
+        } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|s| s.split_once(')')) {
+            out.push_str(&lookup(name));
+            rest = tail;
+        } else {
+            out.push('$');
+            rest = after;
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests;

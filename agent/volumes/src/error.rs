@@ -1,0 +1,268 @@
+//! What can go wrong, in the words that reach the pod's events.
+
+use crate::fields::FieldError;
+use berth_core::{
+    event::Event,
+    ids::{ContainerName, VolumeName},
+};
+use std::{error::Error as _, fmt, io, path::PathBuf};
+
+/// The kinds of objects that pods take files and variables from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKind {
+    /// A ConfigMap.
+    ConfigMap,
+    /// A Secret.
+    Secret,
+}
+
+impl fmt::Display for ObjectKind {
+    /// The resource's name as the API server writes it in its errors.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ObjectKind::ConfigMap => "configmap",
+            ObjectKind::Secret => "secret",
+        })
+    }
+}
+
+/// An operation on a pod's volumes or files that failed, and its subject.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The volume's kind is known but not mounted by this build; retrying does not help.
+    #[error("volumes of kind {kind} are not supported yet")]
+    NotYet {
+        /// The volume.
+        volume: VolumeName,
+        /// The kind as the API names it.
+        kind: String,
+    },
+    /// A ConfigMap or Secret that is not optional is not there (yet).
+    #[error("{kind} {name:?} not found")]
+    MissingObject {
+        /// The volume that needs it.
+        volume: VolumeName,
+        /// What kind of object.
+        kind: ObjectKind,
+        /// The object's name in the pod's namespace.
+        name: String,
+    },
+    /// An object lacks a key that the volume names.
+    #[error("{kind} {name:?} has no key {key:?}")]
+    MissingKey {
+        /// The volume that needs it.
+        volume: VolumeName,
+        /// What kind of object.
+        kind: ObjectKind,
+        /// The object's name in the pod's namespace.
+        name: String,
+        /// The key.
+        key: String,
+    },
+    /// What lies at a hostPath is not what its `type` asks for.
+    #[error("hostPath type check failed: {} is not {wanted}", path.display())]
+    HostPathType {
+        /// The volume.
+        volume: VolumeName,
+        /// The node's path.
+        path: PathBuf,
+        /// What was asked for, with its article.
+        wanted: &'static str,
+    },
+    /// A key or `path` cannot become a file of the volume.
+    #[error("file path {path:?} {reason}")]
+    FilePath {
+        /// The volume.
+        volume: VolumeName,
+        /// The path, relative to the volume.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A downward API file has no value.
+    #[error("downward API file {path:?} has no value")]
+    Downward {
+        /// The volume.
+        volume: VolumeName,
+        /// The file, relative to the volume.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: FieldError,
+    },
+    /// A file operation while a volume was set up.
+    #[error("could not {action} {}", path.display())]
+    SetUp {
+        /// The volume.
+        volume: VolumeName,
+        /// What was tried.
+        action: &'static str,
+        /// The node's path.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A file operation that concerns the pod as a whole.
+    #[error("could not {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The node's path.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A container mounts a volume that the pod does not have.
+    #[error("cannot find volume {volume:?} to mount into container {container:?}")]
+    UnknownVolume {
+        /// The volume as named by the mount.
+        volume: VolumeName,
+        /// The container.
+        container: ContainerName,
+    },
+    /// A container mounts a volume that has not been set up.
+    #[error("volume {volume:?} of container {container:?} is not set up")]
+    NotSetUp {
+        /// The volume.
+        volume: VolumeName,
+        /// The container.
+        container: ContainerName,
+    },
+    /// `subPathExpr` names variables that are unset or empty.
+    #[error("missing value for {}", names.join(", "))]
+    SubPathEnv {
+        /// The variables, sorted.
+        names: Vec<String>,
+    },
+    /// A sub-path that could lead out of its volume as written.
+    #[error("subPath {sub_path:?} of volume {volume:?} {reason}")]
+    SubPathText {
+        /// The volume.
+        volume: VolumeName,
+        /// The path, variables expanded.
+        sub_path: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The directory of a sub-path could not be made inside the volume. The cause is for the log: it may tell about
+    /// the node's files.
+    #[error("failed to create subPath directory for volumeMount {volume:?} of container {container:?}")]
+    SubPathCreate {
+        /// The volume.
+        volume: VolumeName,
+        /// The container.
+        container: ContainerName,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A sub-path could not be bound. The cause is for the log, likewise.
+    #[error("failed to prepare subPath for volumeMount {volume:?} of container {container:?}")]
+    SubPathPrepare {
+        /// The volume.
+        volume: VolumeName,
+        /// The container.
+        container: ContainerName,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The options of one mount exclude each other.
+    #[error("mount of volume {volume:?} in container {container:?} {reason}")]
+    MountOptions {
+        /// The volume.
+        volume: VolumeName,
+        /// The container.
+        container: ContainerName,
+        /// Which options, and why not.
+        reason: &'static str,
+    },
+    /// A name or option of the pod cannot be written into a line of its hosts or resolver file.
+    #[error("{field} {text:?} {reason}")]
+    PodText {
+        /// The field of the pod.
+        field: &'static str,
+        /// Its value.
+        text: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Something is still mounted below the pod's directory, which is therefore kept.
+    #[error("{} is still mounted", path.display())]
+    StillMounted {
+        /// One of the mount points.
+        path: PathBuf,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { action, path, source }
+    }
+
+    /// Says which volume was being set up.
+    pub(crate) fn in_volume(self, name: &VolumeName) -> Error {
+        match self {
+            Error::Io { action, path, source } => Error::SetUp { volume: name.clone(), action, path, source },
+            other => other,
+        }
+    }
+
+    /// The volume concerned, where it is a single one.
+    pub fn volume(&self) -> Option<&VolumeName> {
+        match self {
+            Error::NotYet { volume, .. }
+            | Error::MissingObject { volume, .. }
+            | Error::MissingKey { volume, .. }
+            | Error::HostPathType { volume, .. }
+            | Error::FilePath { volume, .. }
+            | Error::Downward { volume, .. }
+            | Error::SetUp { volume, .. }
+            | Error::UnknownVolume { volume, .. }
+            | Error::NotSetUp { volume, .. }
+            | Error::SubPathText { volume, .. }
+            | Error::SubPathCreate { volume, .. }
+            | Error::SubPathPrepare { volume, .. }
+            | Error::MountOptions { volume, .. } => Some(volume),
+            Error::Io { .. }
+            | Error::SubPathEnv { .. }
+            | Error::PodText { .. }
+            | Error::StillMounted { .. } => None,
+        }
+    }
+
+    /// Whether the same call may succeed later without a change of the pod's specification.
+    pub fn is_retryable(&self) -> bool {
+        !matches!(self, Error::NotYet { .. })
+    }
+
+    /// The text for people: this error and its causes. Causes of sub-path errors are left out, since they may tell
+    /// about the node's own files.
+    pub fn message(&self) -> String {
+        let mut text = self.to_string();
+        if matches!(self, Error::SubPathCreate { .. } | Error::SubPathPrepare { .. }) {
+            return text;
+        }
+        let mut cause = self.source();
+        while let Some(e) = cause {
+            text.push_str(": ");
+            text.push_str(&e.to_string());
+            cause = e.source();
+        }
+        text
+    }
+
+    /// The `FailedMount` event of a [`Volumes::mount`](crate::Volumes::mount) that failed.
+    pub fn event(&self) -> Event {
+        let message = match self.volume() {
+            Some(volume) => {
+                format!("MountVolume.SetUp failed for volume \"{volume}\" : {}", self.message())
+            }
+            None => self.message(),
+        };
+        Event::warning("FailedMount", message)
+    }
+}

@@ -1,0 +1,96 @@
+//! The files that the containers of a pod share: hosts, resolver configuration, hostname, and /dev/shm.
+
+use crate::{Error, PodFacts, PodHostname, Volumes, dns, hosts, layout::NODE_DIR, os};
+use berth_core::{event::Event, model::Pod};
+use berth_sys::fs::read_limited;
+use rustix::{fs::OFlags, mount::MountFlags};
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    os::unix::fs::FileExt as _,
+    path::Path,
+};
+
+/// The most that is read of the node's own hosts and resolver files, in bytes.
+const MAX_NODE_FILE: usize = 10 << 20;
+/// Mode of the shared files.
+const MODE: u32 = 0o644;
+/// `/dev/shm` of a pod, as large as container runtimes make it.
+const SHM_OPTIONS: &str = "mode=1777,size=67108864";
+
+impl Volumes {
+    /// Writes the pod's hosts, resolver and hostname files and mounts its shm. May be repeated: files are rewritten in
+    /// place, so that running containers see the change, and only where they differ.
+    ///
+    /// The events tell what of the pod's name resolution was left out (`DNSConfigForming`, `MissingClusterDNS`).
+    pub fn prepare_files(&self, pod: &Pod, facts: &PodFacts) -> Result<Vec<Event>, Error> {
+        let dir = self.pod_dir(&pod.uid);
+        os::make_dirs(&dir, NODE_DIR).map_err(Error::io("make", dir))?;
+        let (hosts, hostname) = if pod.namespaces.host_network {
+            let hosts = hosts::host_network(pod, &read_node_file(&self.roots.hosts_file)?)?;
+            (hosts, rustix::system::uname().nodename().to_string_lossy().into_owned())
+        } else {
+            let name = PodHostname::of(pod, facts.cluster_domain.as_deref())?;
+            (hosts::managed(pod, &name, &facts.ips)?.into_bytes(), name.kernel)
+        };
+        let (conf, events) = dns::pod_conf(pod, facts, self.node_resolv_conf(pod)?)?;
+        write_in_place(&self.hosts_path(&pod.uid), &hosts)?;
+        write_in_place(&self.resolv_conf_path(&pod.uid), conf.text().as_bytes())?;
+        write_in_place(&self.hostname_path(&pod.uid), format!("{hostname}\n").as_bytes())?;
+        if !pod.namespaces.host_ipc {
+            mount_shm(&self.shm_path(&pod.uid))?;
+        }
+        Ok(events)
+    }
+
+    /// The node's resolver configuration; `None` where its path is empty, which means that it shall not be used.
+    fn node_resolv_conf(&self, pod: &Pod) -> Result<Option<dns::ResolvConf>, Error> {
+        let path = &self.roots.resolv_conf;
+        if path.as_os_str().is_empty() {
+            return Ok(None);
+        }
+        if pod.dns.policy == berth_core::model::DnsPolicy::None {
+            return Ok(Some(dns::ResolvConf::default()));
+        }
+        let bytes = read_node_file(path)?;
+        Ok(Some(dns::ResolvConf::parse(&String::from_utf8_lossy(&bytes))))
+    }
+}
+
+fn read_node_file(path: &Path) -> Result<Vec<u8>, Error> {
+    os::sys(read_limited(path, MAX_NODE_FILE)).map_err(Error::io("read", path))
+}
+
+/// Makes `bytes` the content of the file without giving it another inode: containers have the file itself mounted.
+fn write_in_place(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let write = || {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let mut file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::from_raw_mode(MODE))?);
+        let found = file.metadata()?;
+        if !found.is_file() {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        os::set_mode(&file, MODE)?;
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if found.len() == length {
+            let mut old = Vec::new();
+            io::Read::by_ref(&mut file).take(length).read_to_end(&mut old)?;
+            if old == bytes {
+                return Ok(());
+            }
+        }
+        file.write_all_at(bytes, 0)?;
+        file.set_len(length)?;
+        file.flush()
+    };
+    write().map_err(Error::io("write", path))
+}
+
+fn mount_shm(path: &Path) -> Result<(), Error> {
+    os::make_dirs(path, 0o700).map_err(Error::io("make", path))?;
+    if os::sys(berth_sys::mount::is_mount_point(path)).map_err(Error::io("look at", path))? {
+        return Ok(());
+    }
+    let flags = MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;
+    os::mount_tmpfs("shm", path, flags, SHM_OPTIONS).map_err(Error::io("mount a tmpfs at", path))
+}

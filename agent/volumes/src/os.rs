@@ -1,0 +1,91 @@
+//! Small system calls that `berth-sys` does not have, by descriptor where containers can write.
+
+use rustix::{
+    fd::{AsFd, OwnedFd},
+    fs::{AtFlags, Mode, OFlags},
+    io::Errno,
+    mount::MountFlags,
+    path::Arg,
+};
+use std::{
+    ffi::{CStr, CString, OsStr},
+    io,
+    os::unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
+    path::Path,
+};
+
+/// How to open a directory that must be one itself, not a link to one.
+const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Opens a directory; a symbolic link in the last place is refused.
+pub(crate) fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, DIR, Mode::empty())?)
+}
+
+/// Opens a directory directly in another; a symbolic link is refused.
+pub(crate) fn open_dir_at(dir: impl AsFd, name: impl Arg) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(dir, name, DIR, Mode::empty())?)
+}
+
+/// Makes the directory and its parents where missing. Only for paths that no container can write.
+pub(crate) fn make_dirs(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
+}
+
+/// Sets the permission bits of an open directory or file, whatever the umask.
+pub(crate) fn set_mode(fd: impl AsFd, mode: u32) -> io::Result<()> {
+    Ok(rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?)
+}
+
+/// Gives an open directory or file to a group, where one is named; the owner stays.
+pub(crate) fn set_group(fd: impl AsFd, gid: Option<u32>) -> io::Result<()> {
+    match gid {
+        Some(gid) => Ok(rustix::fs::fchown(fd, None, Some(rustix::fs::Gid::from_raw(gid)))?),
+        None => Ok(()),
+    }
+}
+
+/// Mounts a tmpfs with options as in `mount -o`, kept out of swap where the kernel can do that. One call: it is
+/// mounted with all its options or not at all.
+pub(crate) fn mount_tmpfs(name: &str, target: &Path, flags: MountFlags, options: &str) -> io::Result<()> {
+    let mount = |options: String| -> io::Result<()> {
+        let data = CString::new(options)?;
+        Ok(rustix::mount::mount(name, target, "tmpfs", flags, data.as_c_str())?)
+    };
+    match mount(format!("{options},noswap")) {
+        // Kernels before 6.4 do not know the option.
+        Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => mount(options.to_owned()),
+        other => other,
+    }
+}
+
+/// What lies in an open directory, without `.` and `..`.
+pub(crate) fn entries(dir: impl AsFd) -> io::Result<Vec<CString>> {
+    let mut out = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            out.push(name.to_owned());
+        }
+    }
+    Ok(out)
+}
+
+/// Removes the entry `name` of the directory `dir`, open as `fd`, with all below it. A link is removed, not followed;
+/// a mount below is an error. A missing entry is fine.
+pub(crate) fn remove_entry(fd: impl AsFd, dir: &Path, name: &CStr) -> io::Result<()> {
+    match rustix::fs::unlinkat(fd, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR) => {
+            berth_sys::mount::remove_tree_no_xdev(&dir.join(OsStr::from_bytes(name.to_bytes())))
+                .map_err(io::Error::other)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// A failure of `berth-sys` with its own text and cause.
+pub(crate) fn sys<T>(result: berth_sys::Result<T>) -> io::Result<T> {
+    result.map_err(io::Error::other)
+}

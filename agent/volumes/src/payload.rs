@@ -1,0 +1,176 @@
+//! The files of volumes that are made from objects and facts: ConfigMap, Secret, downward API and projected.
+
+use crate::{Error, ObjectKind, PodFacts, fields};
+use berth_core::{
+    ids::VolumeName,
+    model::{DownwardItem, DownwardValue, KeysVolume, Objects, Pod, ProjectedSource, Volume, VolumeSource},
+};
+use std::{
+    collections::BTreeMap,
+    os::unix::ffi::OsStrExt as _,
+    path::{Component, Path, PathBuf},
+};
+
+/// The longest path of a file, in bytes.
+const MAX_PATH: usize = 4096;
+/// The longest name in it, in bytes.
+const MAX_NAME: usize = 255;
+
+/// One file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PayloadFile {
+    /// Its content.
+    pub bytes: Vec<u8>,
+    /// Its permission bits.
+    pub mode: u32,
+}
+
+/// The files of a volume by their normal relative paths; no path is a directory of another.
+pub(crate) type Payload = BTreeMap<PathBuf, PayloadFile>;
+
+/// The files of `volume`; `None` where it is of a kind that has none of its own.
+pub(crate) fn payload(
+    pod: &Pod,
+    volume: &Volume,
+    facts: &PodFacts,
+    objects: &Objects,
+) -> Result<Option<Payload>, Error> {
+    let mut out = Collector { pod, volume: &volume.name, facts, objects, files: Payload::new() };
+    match &volume.source {
+        VolumeSource::ConfigMap(keys) => out.keys(ObjectKind::ConfigMap, keys, keys.default_mode)?,
+        VolumeSource::Secret(keys) => out.keys(ObjectKind::Secret, keys, keys.default_mode)?,
+        VolumeSource::DownwardApi { items, default_mode } => out.downward(items, *default_mode)?,
+        VolumeSource::Projected { sources, default_mode } => {
+            for source in sources {
+                match source {
+                    ProjectedSource::ConfigMap(keys) => {
+                        out.keys(ObjectKind::ConfigMap, keys, *default_mode)?
+                    }
+                    ProjectedSource::Secret(keys) => out.keys(ObjectKind::Secret, keys, *default_mode)?,
+                    ProjectedSource::DownwardApi(items) => out.downward(items, *default_mode)?,
+                    ProjectedSource::NotYet { kind } => {
+                        return Err(Error::NotYet {
+                            volume: volume.name.clone(),
+                            kind: format!("projected {kind}"),
+                        });
+                    }
+                }
+            }
+        }
+        VolumeSource::EmptyDir { .. } | VolumeSource::HostPath { .. } | VolumeSource::NotYet { .. } => {
+            return Ok(None);
+        }
+    }
+    out.no_file_is_a_directory()?;
+    Ok(Some(out.files))
+}
+
+struct Collector<'a> {
+    pod: &'a Pod,
+    volume: &'a VolumeName,
+    facts: &'a PodFacts,
+    objects: &'a Objects,
+    files: Payload,
+}
+
+impl Collector<'_> {
+    fn keys(&mut self, kind: ObjectKind, keys: &KeysVolume, default_mode: u32) -> Result<(), Error> {
+        let namespace = &self.pod.key.namespace;
+        let object = match kind {
+            ObjectKind::ConfigMap => self.objects.config_map(namespace, &keys.name),
+            ObjectKind::Secret => self.objects.secret(namespace, &keys.name),
+        };
+        let Some(object) = object else {
+            if keys.optional {
+                return Ok(());
+            }
+            return Err(Error::MissingObject { volume: self.volume.clone(), kind, name: keys.name.clone() });
+        };
+        if keys.items.is_empty() {
+            for (key, bytes) in &object.data {
+                self.put(Path::new(key), bytes.clone(), default_mode)?;
+            }
+        }
+        for item in &keys.items {
+            match object.data.get(&item.key) {
+                Some(bytes) => self.put(&item.path, bytes.clone(), item.mode.unwrap_or(default_mode))?,
+                None if keys.optional => {}
+                None => {
+                    return Err(Error::MissingKey {
+                        volume: self.volume.clone(),
+                        kind,
+                        name: keys.name.clone(),
+                        key: item.key.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn downward(&mut self, items: &[DownwardItem], default_mode: u32) -> Result<(), Error> {
+        for item in items {
+            let value = match &item.value {
+                DownwardValue::Field(path) => fields::field(self.pod, self.facts, path),
+                DownwardValue::Resource(field) => fields::resource(self.pod, None, self.facts, field),
+            };
+            let value = value.map_err(|source| Error::Downward {
+                volume: self.volume.clone(),
+                path: item.path.clone(),
+                source,
+            })?;
+            self.put(&item.path, value.into_bytes(), item.mode.unwrap_or(default_mode))?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, path: &Path, bytes: Vec<u8>, mode: u32) -> Result<(), Error> {
+        let path = normal(path).map_err(|reason| self.bad_path(path, reason))?;
+        self.files.insert(path, PayloadFile { bytes, mode: mode & 0o777 });
+        Ok(())
+    }
+
+    fn bad_path(&self, path: &Path, reason: &'static str) -> Error {
+        Error::FilePath { volume: self.volume.clone(), path: path.to_owned(), reason }
+    }
+
+    fn no_file_is_a_directory(&self) -> Result<(), Error> {
+        for path in self.files.keys() {
+            if path.ancestors().skip(1).any(|dir| self.files.contains_key(dir)) {
+                return Err(self.bad_path(path, "lies below another file of the volume"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The path with `.` and double slashes left out.
+fn normal(path: &Path) -> Result<PathBuf, &'static str> {
+    if path.as_os_str().len() > MAX_PATH {
+        return Err("is longer than 4096 bytes");
+    }
+    let mut out = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) if name.len() > MAX_NAME => {
+                return Err("has a name longer than 255 bytes");
+            }
+            Component::Normal(name) if name.as_bytes().contains(&0) => return Err("has a NUL in it"),
+            // The volume's own entries (`..data` and the versions) start so.
+            Component::Normal(name) if out.as_os_str().is_empty() && name.as_bytes().starts_with(b"..") => {
+                return Err("may not start with '..'");
+            }
+            Component::Normal(name) => out.push(name),
+            Component::CurDir => {}
+            Component::ParentDir => return Err("may not have '..' in it"),
+            Component::RootDir | Component::Prefix(_) => return Err("must be relative"),
+        }
+    }
+    if out.as_os_str().is_empty() {
+        return Err("is empty");
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests;

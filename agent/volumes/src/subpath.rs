@@ -1,0 +1,137 @@
+//! Parts of volumes. Containers can write to the volume while it is walked, so that each step is taken by descriptor
+//! and the kernel is asked to stay inside: a path that was looked at once is never looked up again.
+
+use crate::{env::expand_with, os};
+use berth_sys::fs::{OFlags, open_beneath};
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{FileType, Mode},
+    io::Errno,
+};
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Component, Path, PathBuf},
+};
+
+/// A descriptor that only stands for its file.
+const HANDLE: OFlags = OFlags::PATH;
+
+/// Expands the `$(VAR)` of a `subPathExpr`. Fails with the names, sorted, of variables that are unset or empty.
+pub(crate) fn expand(text: &str, env: &[(String, String)]) -> Result<String, Vec<String>> {
+    let mut missing = BTreeSet::new();
+    let expanded = expand_with(text, |name| {
+        let value = env.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.clone()).unwrap_or_default();
+        if value.is_empty() {
+            missing.insert(name.to_owned());
+        }
+        value
+    });
+    if missing.is_empty() { Ok(expanded) } else { Err(missing.into_iter().collect()) }
+}
+
+/// The sub-path in normal form; it may be empty (`.`), which is the volume itself.
+pub(crate) fn normal(text: &str) -> Result<PathBuf, &'static str> {
+    let mut out = PathBuf::new();
+    for component in Path::new(text).components() {
+        match component {
+            Component::Normal(name) => out.push(name),
+            Component::CurDir => {}
+            Component::ParentDir => return Err("must not contain '..'"),
+            Component::RootDir | Component::Prefix(_) => return Err("must not be an absolute path"),
+        }
+    }
+    if text.contains('\0') {
+        return Err("must not contain NUL");
+    }
+    Ok(out)
+}
+
+/// What `path` is inside the volume that `root` stands for. Links inside the volume are followed as long as they stay
+/// in it.
+pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    open_beneath(root, path, HANDLE).map_err(plain)
+}
+
+/// As [`resolve`]; directories that are missing are made with `mode`.
+pub(crate) fn resolve_or_make(root: BorrowedFd<'_>, path: &Path, mode: u32) -> io::Result<OwnedFd> {
+    match resolve(root, path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        other => return other,
+    }
+    let mut dir = open_beneath(root, Path::new("."), OFlags::RDONLY | OFlags::DIRECTORY).map_err(plain)?;
+    let mut at = PathBuf::new();
+    for name in path.components() {
+        at.push(name);
+        // From the root each time, since a link may lead anywhere in the volume.
+        match open_beneath(root, &at, OFlags::RDONLY | OFlags::DIRECTORY).map_err(plain) {
+            Ok(next) => dir = next,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let name = name.as_os_str();
+                match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o700)) {
+                    Ok(()) => {
+                        // A link put in its place meanwhile is refused.
+                        dir = os::open_dir_at(&dir, name)?;
+                        os::set_mode(&dir, mode)?;
+                    }
+                    // Somebody else made it, or a link leads nowhere: then this fails.
+                    Err(Errno::EXIST) => dir = os::open_dir_at(&dir, name)?,
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    resolve(root, path)
+}
+
+/// The kernel's answer itself, so that its kind can be looked at.
+fn plain(e: berth_sys::Error) -> io::Error {
+    match e {
+        berth_sys::Error::Open { source, .. } => source,
+        other => io::Error::other(other),
+    }
+}
+
+/// Binds what `source` stands for at `target`, below directories that only the node can write. What is bound there
+/// already stays if it is the same file, and is replaced if not.
+pub(crate) fn bind(source: impl AsFd, target: &Path) -> io::Result<()> {
+    let wanted = rustix::fs::fstat(&source)?;
+    // One mount on top of another is never made here, but half-done work of an earlier build may have.
+    for _ in 0..64 {
+        if !os::sys(berth_sys::mount::is_mount_point(target))? {
+            break;
+        }
+        let found = rustix::fs::lstat(target)?;
+        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino) {
+            return Ok(());
+        }
+        os::sys(berth_sys::mount::unmount(target))?;
+    }
+    let is_dir = FileType::from_raw_mode(wanted.st_mode) == FileType::Directory;
+    make_target(target, is_dir)?;
+    os::sys(berth_sys::mount::bind_fd(source, target, berth_sys::mount::BindOpts::default()))
+}
+
+/// An empty directory or file to bind upon.
+fn make_target(target: &Path, is_dir: bool) -> io::Result<()> {
+    if let Some(parent) = target.parent() {
+        os::make_dirs(parent, crate::layout::NODE_DIR)?;
+    }
+    match std::fs::symlink_metadata(target) {
+        Ok(found) if found.is_dir() == is_dir && !found.is_symlink() => return Ok(()),
+        // Of the wrong kind, from before the volume's content changed; both calls refuse what is not empty.
+        Ok(found) if found.is_dir() => std::fs::remove_dir(target)?,
+        Ok(_) => std::fs::remove_file(target)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    if is_dir {
+        return Ok(rustix::fs::mkdir(target, Mode::from_raw_mode(crate::layout::NODE_DIR))?);
+    }
+    std::fs::OpenOptions::new().write(true).create_new(true).open(target).map(drop)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,72 @@
+//! Taking a pod's directory down, and finding those that are there.
+
+use crate::{Error, Volumes, os};
+use berth_core::ids::PodUid;
+use std::{io, path::PathBuf};
+
+impl Volumes {
+    /// Unmounts everything below the pod's directory, the last mounted first, and removes the directory. Needs no
+    /// pod, only its UID, and may be repeated. Where something cannot be unmounted, nothing is removed. What a
+    /// hostPath names is never touched.
+    pub fn unmount(&self, uid: &PodUid) -> Result<(), Error> {
+        let dir = self.pod_dir(uid);
+        match std::fs::symlink_metadata(&dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::io("look at", dir)(e)),
+            Ok(found) if !found.is_dir() => {
+                return Err(Error::io("remove", dir)(io::ErrorKind::NotADirectory.into()));
+            }
+            Ok(_) => {}
+        }
+        // A mount may lie on another, and a container's mounts may still arrive by propagation.
+        for _ in 0..8 {
+            let mounts = self.mounts_of(&dir)?;
+            if mounts.is_empty() {
+                break;
+            }
+            let sub_paths = dir.join("volume-subpaths");
+            let sub_paths = sub_paths.canonicalize().unwrap_or(sub_paths);
+            let (first, then): (Vec<_>, Vec<_>) =
+                mounts.into_iter().rev().partition(|m| m.starts_with(&sub_paths));
+            for mount in first.into_iter().chain(then) {
+                os::sys(berth_sys::mount::unmount(&mount)).map_err(Error::io("unmount", mount))?;
+            }
+        }
+        if let Some(path) = self.mounts_of(&dir)?.into_iter().next() {
+            return Err(Error::StillMounted { path });
+        }
+        os::sys(berth_sys::mount::remove_tree_no_xdev(&dir)).map_err(Error::io("remove", dir))?;
+        tracing::info!(pod = %uid, "pod directory removed");
+        Ok(())
+    }
+
+    fn mounts_of(&self, dir: &std::path::Path) -> Result<Vec<PathBuf>, Error> {
+        let mounts =
+            os::sys(berth_sys::mount::mounts_below(dir)).map_err(Error::io("list the mounts below", dir))?;
+        Ok(mounts.into_iter().map(|m| m.mount_point).collect())
+    }
+
+    /// The pods that have a directory here, whoever made it. Entries that are no pod's are passed over.
+    ///
+    /// Fails where the directory cannot be read: that is not the same as "none".
+    pub fn pods_on_disk(&self) -> Result<Vec<PodUid>, Error> {
+        let dir = self.pods_dir();
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::io("list", dir)(e)),
+        };
+        let mut out = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(Error::io("list", &dir))?;
+            let is_dir = entry.file_type().map_err(Error::io("look at", entry.path()))?.is_dir();
+            let uid = entry.file_name().to_str().and_then(|n| PodUid::new(n).ok());
+            out.extend(uid.filter(|_| is_dir));
+        }
+        out.sort();
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests;

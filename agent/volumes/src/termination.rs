@@ -1,0 +1,128 @@
+//! Termination messages: a file per attempt that the container writes and the node reads back.
+//!
+//! The file is the container's to fill with anything, of any size; only its end is read.
+
+use crate::{Error, Volumes, layout::NODE_DIR, layout::TERMINATION_PREFIX, os};
+use berth_core::{
+    ids::Attempt,
+    model::{Container, Pod},
+};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
+
+/// The longest message, in bytes; of a longer file this much of its end counts.
+const MAX_MESSAGE: usize = 4096;
+/// Any user in the container may write it.
+const MODE: u32 = 0o666;
+
+impl Volumes {
+    /// The file of an attempt's message on the node, made if it is not there. Files of attempts before the previous
+    /// one are removed.
+    pub fn termination_file(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        attempt: Attempt,
+    ) -> Result<PathBuf, Error> {
+        let dir = self.container_dir(&pod.uid, &container.name);
+        os::make_dirs(&dir, NODE_DIR).map_err(Error::io("make", &dir))?;
+        let path = self.termination_path(&pod.uid, &container.name, attempt);
+        let make = || {
+            let flags =
+                OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(MODE))?;
+            os::set_mode(file, MODE)
+        };
+        make().map_err(Error::io("make", &path))?;
+        remove_older(&dir, attempt).map_err(Error::io("remove old termination messages in", &dir))?;
+        Ok(path)
+    }
+
+    /// What the attempt left as its message: at most 4096 bytes of the file's end, as text. `None` where it wrote
+    /// nothing or there is no file.
+    pub fn termination_message(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        attempt: Attempt,
+    ) -> Result<Option<String>, Error> {
+        let path = self.termination_path(&pod.uid, &container.name, attempt);
+        let bytes = read_end(&path).map_err(Error::io("read", &path))?;
+        Ok(bytes.map(|b| message(&b)).filter(|m| !m.is_empty()))
+    }
+}
+
+/// The end of the file, with up to three bytes more than a message has: they tell whether it starts inside a
+/// character.
+fn read_end(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    // Somebody who can write the directory may have put a link, a FIFO or a device there.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let max = u64::try_from(MAX_MESSAGE).unwrap_or(u64::MAX).saturating_add(3);
+    let start = found.len().saturating_sub(max);
+    let mut bytes = Vec::new();
+    // Bounded also while the file grows.
+    At { file: &file, offset: start }.take(max).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+struct At<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl io::Read for At<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read_at(buf, self.offset)?;
+        self.offset = self.offset.saturating_add(u64::try_from(n).unwrap_or(0));
+        Ok(n)
+    }
+}
+
+/// The end of `bytes` as text of at most [`MAX_MESSAGE`] bytes that starts and ends with whole characters; bytes that
+/// are no text become U+FFFD.
+fn message(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut start = text.len().saturating_sub(MAX_MESSAGE);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    text.get(start..).unwrap_or_default().to_owned()
+}
+
+fn remove_older(dir: &Path, attempt: Attempt) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name
+            .to_str()
+            .and_then(|n| n.strip_prefix(TERMINATION_PREFIX))
+            .and_then(|n| n.parse::<u32>().ok());
+        if number.is_some_and(|n| n.saturating_add(1) < attempt.0) {
+            match std::fs::remove_file(entry.path()) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! Pods and node directories for this crate's tests.
+
+use crate::{PodFacts, Volumes};
+use berth_core::{
+    ids::{Namespace, NodeName, PodKey, PodName, PodUid, VolumeName},
+    model::*,
+    roots::Roots,
+    time::Wall,
+};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+pub(crate) fn pod(name: &str) -> Pod {
+    Pod {
+        uid: PodUid::new("uid-1").unwrap(),
+        key: PodKey { namespace: Namespace::new("default").unwrap(), name: PodName::new(name).unwrap() },
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        created: Wall(0),
+        origin: Origin::Manifest("pod.yaml".into()),
+        node: NodeName::new("node-1").unwrap(),
+        restart_policy: RestartPolicy::Always,
+        grace_seconds: 30,
+        active_deadline_seconds: None,
+        init_containers: Vec::new(),
+        containers: vec![container("main")],
+        volumes: Vec::new(),
+        resources: None,
+        overhead: None,
+        namespaces: PodNamespaces::default(),
+        dns: PodDns::default(),
+        security: PodSecurity::default(),
+        service_account: "robot".into(),
+        runtime_class: None,
+        priority: 0,
+        priority_class: None,
+        enable_service_links: true,
+        readiness_gates: Vec::new(),
+    }
+}
+
+pub(crate) fn container(name: &str) -> Container {
+    Container {
+        name: name.parse().unwrap(),
+        image: "image".into(),
+        pull_policy: PullPolicy::IfNotPresent,
+        command: Vec::new(),
+        args: Vec::new(),
+        working_dir: None,
+        env_from: Vec::new(),
+        env: Vec::new(),
+        ports: Vec::new(),
+        resources: Resources::default(),
+        mounts: Vec::new(),
+        liveness: None,
+        readiness: None,
+        startup: None,
+        post_start: None,
+        pre_stop: None,
+        termination_message_path: "/dev/termination-log".into(),
+        termination_message_policy: TerminationMessagePolicy::File,
+        security: ContainerSecurity::default(),
+        stdin: false,
+        stdin_once: false,
+        tty: false,
+        sidecar: false,
+    }
+}
+
+pub(crate) fn facts() -> PodFacts {
+    PodFacts {
+        ips: vec!["10.1.2.3".parse().unwrap(), "fd00::3".parse().unwrap()],
+        host_ips: vec!["192.168.0.7".parse().unwrap()],
+        node: NodeName::new("node-1").unwrap(),
+        cluster_dns: vec!["10.96.0.10".parse().unwrap()],
+        cluster_domain: Some("cluster.local".into()),
+        allocatable: [("cpu", "4"), ("memory", "8Gi"), ("ephemeral-storage", "100Gi")]
+            .map(|(k, v)| (k.to_owned(), v.parse().unwrap()))
+            .into(),
+    }
+}
+
+pub(crate) fn volume(name: &str, source: VolumeSource) -> Volume {
+    Volume { name: VolumeName::new(name).unwrap(), source }
+}
+
+pub(crate) fn mount(volume: &str, path: &str) -> VolumeMount {
+    VolumeMount {
+        volume: VolumeName::new(volume).unwrap(),
+        mount_path: path.into(),
+        read_only: false,
+        recursive_read_only: RecursiveReadOnly::Disabled,
+        sub_path: None,
+        propagation: MountPropagation::None,
+    }
+}
+
+pub(crate) fn keys(name: &str) -> KeysVolume {
+    KeysVolume { name: name.into(), items: Vec::new(), default_mode: 0o644, optional: false }
+}
+
+pub(crate) fn keyed(name: &str, data: &[(&str, &[u8])]) -> KeyedData {
+    KeyedData {
+        namespace: Namespace::new("default").unwrap(),
+        name: name.into(),
+        data: data.iter().map(|(k, v)| ((*k).to_owned(), v.to_vec())).collect(),
+    }
+}
+
+pub(crate) fn config_map(name: &str, data: &[(&str, &[u8])]) -> Objects {
+    let mut objects = Objects::default();
+    objects.put_config_map(keyed(name, data));
+    objects
+}
+
+pub(crate) fn empty_dir(medium: Medium) -> VolumeSource {
+    VolumeSource::EmptyDir { medium, size_limit: None }
+}
+
+/// A node's directories in a temporary place; everything mounted in it is unmounted at the end.
+pub(crate) struct Node {
+    pub volumes: Volumes,
+    pub roots: Roots,
+    dir: tempfile::TempDir,
+}
+
+impl Node {
+    pub(crate) fn new() -> Node {
+        let dir = tempfile::Builder::new().prefix("berth-volumes-").tempdir().unwrap();
+        Node::at(dir)
+    }
+
+    /// The same on a tmpfs.
+    pub(crate) fn on_tmpfs() -> Node {
+        let dir = tempfile::Builder::new().prefix("berth-volumes-").tempdir().unwrap();
+        crate::os::mount_tmpfs("tmpfs", dir.path(), rustix::mount::MountFlags::empty(), "mode=755").unwrap();
+        Node::at(dir)
+    }
+
+    fn at(dir: tempfile::TempDir) -> Node {
+        let mut roots = Roots::below(dir.path(), NodeName::new("node-1").unwrap(), "berth-volumes");
+        roots.hosts_file = dir.path().join("hosts");
+        roots.resolv_conf = dir.path().join("resolv.conf");
+        std::fs::write(&roots.hosts_file, "127.0.0.1 the-node\n").unwrap();
+        std::fs::write(&roots.resolv_conf, "nameserver 192.0.2.1\nsearch example.org\n").unwrap();
+        Node { volumes: Volumes::new(&roots), roots, dir }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn pod_dir(&self, pod: &Pod) -> PathBuf {
+        self.roots.pod_dir(&pod.uid)
+    }
+
+    pub(crate) fn volume_dir(&self, pod: &Pod, name: &str) -> PathBuf {
+        let volume = pod.volumes.iter().find(|v| v.name.as_str() == name).unwrap();
+        self.volumes.volume_dir(&pod.uid, volume).unwrap()
+    }
+
+    pub(crate) fn mounts(&self) -> Vec<PathBuf> {
+        let mounts = berth_sys::mount::mounts_below(self.path()).unwrap();
+        mounts.into_iter().map(|m| m.mount_point).collect()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for _ in 0..64 {
+            let mut mounts = self.mounts();
+            let Some(last) = mounts.pop() else { return };
+            if berth_sys::mount::unmount(&last).is_err() {
+                return;
+            }
+        }
+    }
+}
