@@ -1,5 +1,7 @@
 //! The journal under random histories, cut at any byte, damaged anywhere, and read by many processes' worth of locks.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
+
 use berth_cni_ipam::{Damage, Error, Key, Options, Range, RangeSet, Record, State, Store};
 use proptest::prelude::*;
 use std::{
