@@ -1,0 +1,58 @@
+//! Writing limits; the only place that knows cgroups-rs.
+
+use super::hierarchy::Hierarchy;
+use crate::{Error, resources::cpu_weight};
+use cgroups_rs::fs::{MaxValue, cpu::CpuController, memory::MemController, pid::PidController};
+use std::path::Path;
+
+type Answer = Result<(), cgroups_rs::fs::error::Error>;
+
+fn checked(what: &'static str, dir: &Path, value: impl ToString, answer: Answer) -> Result<(), Error> {
+    answer.map_err(|e| Error::Limit { what, path: dir.into(), value: value.to_string(), source: Box::new(e) })
+}
+
+/// CPU shares, as a weight where the hierarchy is version 2.
+pub(crate) fn set_shares(h: &Hierarchy, dir: &Path, shares: u64) -> Result<(), Error> {
+    if !h.has("cpu") {
+        return Ok(());
+    }
+    let value = if h.is_v2() { cpu_weight(shares) } else { shares };
+    let cpu = CpuController::new(dir.into(), h.mount.clone(), h.is_v2());
+    checked("cpu shares", dir, value, cpu.set_shares(value))
+}
+
+/// CPU quota in microseconds per period; `None` takes a limit away.
+pub(crate) fn set_quota(h: &Hierarchy, dir: &Path, quota: Option<i64>, period: u64) -> Result<(), Error> {
+    if !h.has("cpu") {
+        return Ok(());
+    }
+    if h.is_v2() {
+        // One write sets both; the library's reads the old value first.
+        let text = quota.map_or_else(|| "max".to_owned(), |q| q.to_string());
+        return super::write(&dir.join("cpu.max"), &format!("{text} {period}"));
+    }
+    let cpu = CpuController::new(dir.into(), h.mount.clone(), false);
+    checked("cpu period", dir, period, cpu.set_cfs_period(period))?;
+    let quota = quota.unwrap_or(-1);
+    checked("cpu quota", dir, quota, cpu.set_cfs_quota(quota))
+}
+
+/// Memory limit in bytes; `None` takes a limit away.
+pub(crate) fn set_memory(h: &Hierarchy, dir: &Path, limit: Option<i64>) -> Result<(), Error> {
+    if !h.has("memory") {
+        return Ok(());
+    }
+    let value = limit.unwrap_or(-1);
+    let memory = MemController::new(dir.into(), h.mount.clone(), h.is_v2());
+    checked("memory limit", dir, value, memory.set_limit(value))
+}
+
+/// The most processes and threads; `None` takes a limit away.
+pub(crate) fn set_pids(h: &Hierarchy, dir: &Path, limit: Option<i64>) -> Result<(), Error> {
+    if !h.has("pids") {
+        return Ok(());
+    }
+    let value = limit.map_or(MaxValue::Max, MaxValue::Value);
+    let pids = PidController::new(dir.into(), h.mount.clone(), h.is_v2());
+    checked("pids limit", dir, value, pids.set_pid_max(value))
+}

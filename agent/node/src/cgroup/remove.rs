@@ -1,0 +1,229 @@
+//! The end of groups: killing what is left in them and removing them, children first.
+
+use super::{CgroupTree, children, hierarchy::Hierarchy, procs, write};
+use crate::Error;
+use berth_core::ids::PodUid;
+use berth_sys::process::{PidFd, Signal};
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+/// How long a group that is being left by dying processes is waited for: 1, 2, 4, … ms, 511 ms in all.
+const REMOVE_TRIES: u32 = 10;
+/// A process that forks as fast as it is killed is frozen meanwhile; more rounds are for stragglers.
+const KILL_ROUNDS: u32 = 5;
+/// How long the killed are waited for in one round.
+const KILL_WAIT: Duration = Duration::from_millis(500);
+
+impl CgroupTree {
+    /// Removes the pod's groups, with those of its containers, from every hierarchy and whichever QoS class. Ends no
+    /// process: see [`CgroupTree::kill_pod`]. What is missing is fine. Blocks for half a second at most a group.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where processes are left in it.
+    pub fn remove_pod(&self, uid: &PodUid) -> Result<(), Error> {
+        let mut first = None;
+        for h in &self.hierarchies {
+            for dir in self.pod_dirs(h, uid) {
+                // The others shall go even if this one cannot.
+                if let Err(e) = remove_tree(&dir, REMOVE_TRIES) {
+                    first.get_or_insert(e);
+                }
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Ends by SIGKILL whatever is left in the pod's groups, and waits for it to be gone. For the end of a pod, after
+    /// its containers were stopped in order. Blocks for 2.5 s at most.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where something does not die, or the kernel refuses.
+    pub fn kill_pod(&self, uid: &PodUid) -> Result<(), Error> {
+        for _ in 0..KILL_ROUNDS {
+            if self.kill_round(uid)? == 0 {
+                return Ok(());
+            }
+        }
+        let left = self.pod_processes(uid)?;
+        match left.into_iter().next() {
+            None => Ok(()),
+            Some((path, pids)) => Err(Error::Busy { path, pids: pids.into_iter().take(8).collect() }),
+        }
+    }
+
+    /// Kills what is there now; how many processes that were.
+    fn kill_round(&self, uid: &PodUid) -> Result<usize, Error> {
+        let dirs: Vec<(&Hierarchy, PathBuf)> = self
+            .hierarchies
+            .iter()
+            .flat_map(|h| self.pod_dirs(h, uid).map(|dir| (h, dir)))
+            .filter(|(_, dir)| dir.is_dir())
+            .collect();
+        for (_, dir) in dirs.iter().filter(|(h, _)| h.is_cgroup2()) {
+            // Kernels before 5.14 do not have the file; the loop below does the same, less at once.
+            let _at_once = write(&dir.join("cgroup.kill"), "1");
+        }
+        let frozen = Frozen::new(dirs.iter().filter(|(h, _)| h.has("freezer") && !h.is_v2()).map(|(_, d)| d));
+        let mut waiting = Vec::new();
+        let pids: BTreeSet<u32> = self.pod_processes(uid)?.into_iter().flat_map(|(_, pids)| pids).collect();
+        for pid in &pids {
+            let failed = |source| Error::Kill { pid: *pid, source };
+            let Some(process) = PidFd::open(*pid).map_err(failed)? else { continue };
+            // Between the list and the open the pid may have gone to somebody else.
+            if self.pod_processes(uid)?.iter().any(|(_, pids)| pids.contains(pid)) {
+                process.signal(Signal::KILL).map_err(failed)?;
+                waiting.push(process);
+            }
+        }
+        // Frozen processes die when they thaw.
+        drop(frozen);
+        let end = berth_sys::clock::boottime() + KILL_WAIT;
+        for process in waiting {
+            let left = end.since(berth_sys::clock::boottime());
+            process.poll_exited(left).map_err(|source| Error::Kill { pid: process.pid(), source })?;
+        }
+        Ok(pids.len())
+    }
+
+    /// Every process in the pod's groups and below, by group.
+    fn pod_processes(&self, uid: &PodUid) -> Result<Vec<(PathBuf, Vec<u32>)>, Error> {
+        let mut found = Vec::new();
+        for h in &self.hierarchies {
+            for dir in self.pod_dirs(h, uid) {
+                for group in descendants(&dir)? {
+                    let pids = procs(&group)?;
+                    if !pids.is_empty() {
+                        found.push((group, pids));
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes everything of ours that holds no process, from the bottom up: pods' groups, the QoS groups, the root,
+    /// the helpers, and the group that the two roots have in common above them, if any. What is in use stays.
+    ///
+    /// # Errors
+    /// The kernel refuses for another reason than use.
+    pub fn remove_all(&self) -> Result<(), Error> {
+        let common: PathBuf = self
+            .root
+            .components()
+            .zip(self.helpers.components())
+            .take_while(|(a, b)| a == b)
+            .map(|(a, _)| a)
+            .collect();
+        let mut first = None;
+        for h in &self.hierarchies {
+            for dir in [&self.root, &self.helpers] {
+                let mut dir = h.mount.join(dir);
+                let stop = h.mount.join(&common);
+                if let Err(e) = remove_unused(&dir) {
+                    first.get_or_insert(e);
+                }
+                // Groups between the common one and this root are ours alone.
+                while !common.as_os_str().is_empty() && dir.pop() && dir.starts_with(&stop) {
+                    if let Err(e) = remove_one(&dir).or_else(in_use_is_fine) {
+                        first.get_or_insert(e);
+                    }
+                }
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+}
+
+/// Version 1 groups whose processes stand still, until dropped.
+struct Frozen(Vec<PathBuf>);
+
+impl Frozen {
+    fn new<'a>(dirs: impl Iterator<Item = &'a PathBuf>) -> Frozen {
+        // A group that cannot be frozen is killed all the same, perhaps in more rounds.
+        Frozen(dirs.map(|d| d.join("freezer.state")).filter(|f| write(f, "FROZEN").is_ok()).collect())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for file in &self.0 {
+            // The group may be gone by now.
+            let _gone = write(file, "THAWED");
+        }
+    }
+}
+
+/// A group and all below it, parents first. What disappears meanwhile is left out.
+fn descendants(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    if !dir.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut all = vec![dir.to_owned()];
+    let mut next = 0;
+    while let Some(group) = all.get(next).cloned() {
+        all.extend(children(&group)?.into_iter().map(|name| group.join(name)));
+        next += 1;
+    }
+    Ok(all)
+}
+
+/// Removes a group and all below it, waiting for dying processes to leave.
+fn remove_tree(dir: &Path, tries: u32) -> Result<(), Error> {
+    for group in descendants(dir)?.iter().rev() {
+        let mut wait = Duration::from_millis(1);
+        let mut left = tries;
+        loop {
+            left = left.saturating_sub(1);
+            match remove_one(group) {
+                Ok(()) => break,
+                Err(Error::Remove { source, .. }) if busy(&source) && left > 0 => {
+                    thread::sleep(wait);
+                    wait *= 2;
+                }
+                Err(Error::Remove { source, path }) if busy(&source) => {
+                    let pids = procs(&path)?;
+                    // Something new below, rather than somebody in it.
+                    return Err(if pids.is_empty() {
+                        Error::Remove { path, source }
+                    } else {
+                        Error::Busy { path, pids: pids.into_iter().take(8).collect() }
+                    });
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes what is unused of a group and those below it.
+fn remove_unused(dir: &Path) -> Result<(), Error> {
+    for group in descendants(dir)?.iter().rev() {
+        remove_one(group).or_else(in_use_is_fine)?;
+    }
+    Ok(())
+}
+
+fn remove_one(dir: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir(dir) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(Error::Remove { path: dir.into(), source }),
+    }
+}
+
+fn in_use_is_fine(e: Error) -> Result<(), Error> {
+    match e {
+        Error::Remove { source, .. } if busy(&source) => Ok(()),
+        e => Err(e),
+    }
+}
+
+fn busy(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty)
+}

@@ -1,0 +1,267 @@
+//! From requests and limits to what the kernel takes: pure, and the kubelet's arithmetic
+//! (`pkg/kubelet/cm/helpers_linux.go`, `qos/policy.go`, `component-helpers/resource`).
+
+use berth_core::model::{Container, Pod, QosClass, ResourceList};
+use std::collections::BTreeMap;
+
+/// The fewest CPU shares there are; also those of all best-effort pods together.
+pub const MIN_SHARES: u64 = 2;
+/// The most CPU shares there are.
+pub const MAX_SHARES: u64 = 262_144;
+/// The period in which a CPU quota is counted, in microseconds.
+pub const CPU_PERIOD_US: u64 = 100_000;
+/// The smallest quota the kernel takes, in microseconds.
+pub const MIN_QUOTA_US: i64 = 1000;
+
+/// `oom_score_adj` of what may hardly ever be killed: guaranteed pods and node-critical ones.
+pub const OOM_GUARANTEED: i32 = -997;
+/// `oom_score_adj` of best-effort pods: killed first.
+pub const OOM_BEST_EFFORT: i32 = 1000;
+/// `oom_score_adj` of a pod's pause program.
+pub const OOM_SANDBOX: i32 = -998;
+/// `oom_score_adj` of the agent and its helpers.
+pub const OOM_AGENT: i32 = -999;
+
+/// From here on a priority is one of the system's (`scheduling.SystemCriticalPriority`).
+const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
+/// CPU shares (cgroup v1 `cpu.shares`) of a request in thousandths of a core.
+pub fn cpu_shares(millis: i64) -> u64 {
+    let shares = u64::try_from(millis).unwrap_or(0).saturating_mul(1024) / 1000;
+    shares.clamp(MIN_SHARES, MAX_SHARES)
+}
+
+/// CPU weight (cgroup v2 `cpu.weight`, 1 to 10000) of shares, by the formula for pods and QoS classes. Runtimes use
+/// another one for containers.
+pub fn cpu_weight(shares: u64) -> u64 {
+    let shares = shares.clamp(MIN_SHARES, MAX_SHARES);
+    1 + (shares - MIN_SHARES) * 9999 / (MAX_SHARES - MIN_SHARES)
+}
+
+/// CPU quota in microseconds per `period_us` of a limit in thousandths of a core; `None` is no limit.
+pub fn cpu_quota(limit_millis: Option<i64>, period_us: u64) -> Option<i64> {
+    let millis = limit_millis.filter(|m| *m > 0)?;
+    let period = i64::try_from(period_us).unwrap_or(i64::MAX);
+    Some((millis.saturating_mul(period) / 1000).max(MIN_QUOTA_US))
+}
+
+/// Amounts of cpu (thousandths of a core) and memory (bytes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Amounts {
+    /// In thousandths of a core.
+    pub cpu_millis: i64,
+    /// In bytes.
+    pub memory_bytes: i64,
+}
+
+impl Amounts {
+    fn of(list: &ResourceList) -> Amounts {
+        Amounts {
+            cpu_millis: list.get("cpu").map_or(0, |q| q.millis().max(0)),
+            memory_bytes: list.get("memory").map_or(0, |q| q.units().max(0)),
+        }
+    }
+
+    fn plus(self, other: Amounts) -> Amounts {
+        Amounts {
+            cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
+            memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
+        }
+    }
+
+    fn max(self, other: Amounts) -> Amounts {
+        Amounts {
+            cpu_millis: self.cpu_millis.max(other.cpu_millis),
+            memory_bytes: self.memory_bytes.max(other.memory_bytes),
+        }
+    }
+}
+
+/// What the containers need together at their worst moment: either the main containers with all sidecars, or an init
+/// container with those sidecars that were started before it.
+fn aggregate(pod: &Pod, of: impl Fn(&Container) -> Amounts) -> Amounts {
+    let main = pod.containers.iter().fold(Amounts::default(), |sum, c| sum.plus(of(c)));
+    let (mut sidecars, mut peak) = (Amounts::default(), Amounts::default());
+    for c in &pod.init_containers {
+        let moment = sidecars.plus(of(c));
+        if c.sidecar {
+            sidecars = moment;
+        }
+        peak = peak.max(moment);
+    }
+    main.plus(sidecars).max(peak)
+}
+
+/// What the pod requests in all: its containers or its own `resources`, and its overhead.
+pub fn pod_requests(pod: &Pod) -> Amounts {
+    let mut sum = aggregate(pod, |c| Amounts::of(&c.resources.requests));
+    if let Some(own) = &pod.resources {
+        if let Some(cpu) = own.requests.get("cpu") {
+            sum.cpu_millis = cpu.millis().max(0);
+        }
+        if let Some(memory) = own.requests.get("memory") {
+            sum.memory_bytes = memory.units().max(0);
+        }
+    }
+    sum.plus(pod.overhead.as_ref().map(Amounts::of).unwrap_or_default())
+}
+
+/// What the pod may use in all; 0 where nothing limits it. Overhead counts only where there is a limit.
+pub fn pod_limits(pod: &Pod) -> Amounts {
+    let mut sum = aggregate(pod, |c| Amounts::of(&c.resources.limits));
+    if let Some(own) = &pod.resources {
+        if let Some(cpu) = own.limits.get("cpu") {
+            sum.cpu_millis = cpu.millis().max(0);
+        }
+        if let Some(memory) = own.limits.get("memory") {
+            sum.memory_bytes = memory.units().max(0);
+        }
+    }
+    let over = pod.overhead.as_ref().map(Amounts::of).unwrap_or_default();
+    let add = |limit: i64, over: i64| if limit > 0 { limit.saturating_add(over) } else { 0 };
+    Amounts {
+        cpu_millis: add(sum.cpu_millis, over.cpu_millis),
+        memory_bytes: add(sum.memory_bytes, over.memory_bytes),
+    }
+}
+
+/// What a pod's own cgroup is set to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodCgroup {
+    /// Shares; as a weight see [`cpu_weight`].
+    pub cpu_shares: u64,
+    /// Quota in microseconds per [`CPU_PERIOD_US`]; `None` is unlimited.
+    pub cpu_quota: Option<i64>,
+    /// Memory limit in bytes; `None` is unlimited.
+    pub memory_limit: Option<i64>,
+    /// The most processes and threads; `None` is unlimited.
+    pub pids_limit: Option<i64>,
+}
+
+/// A pod's cgroup. CPU and memory are limited only where every container (or the pod itself) is: one without a limit
+/// may use what the node has.
+pub fn pod_cgroup(pod: &Pod, pids_limit: Option<i64>) -> PodCgroup {
+    let limits = pod_limits(pod);
+    let own = pod.resources.as_ref().map(|r| Amounts::of(&r.limits)).unwrap_or_default();
+    let all = |amount: fn(Amounts) -> i64| {
+        amount(own) > 0 || pod.all_containers().all(|c| amount(Amounts::of(&c.resources.limits)) > 0)
+    };
+    let class = pod.qos();
+    let limited = |amount: fn(Amounts) -> i64| match class {
+        QosClass::Guaranteed => true,
+        QosClass::Burstable => all(amount),
+        QosClass::BestEffort => false,
+    };
+    PodCgroup {
+        cpu_shares: match class {
+            QosClass::BestEffort => MIN_SHARES,
+            _ => cpu_shares(pod_requests(pod).cpu_millis),
+        },
+        cpu_quota: limited(|a| a.cpu_millis)
+            .then(|| cpu_quota(Some(limits.cpu_millis), CPU_PERIOD_US))
+            .flatten(),
+        memory_limit: limited(|a| a.memory_bytes).then_some(limits.memory_bytes).filter(|m| *m > 0),
+        pids_limit: pids_limit.filter(|n| *n > 0),
+    }
+}
+
+/// The shares of all burstable pods together: the sum of their requests.
+pub fn burstable_shares<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> u64 {
+    let sum = pods
+        .into_iter()
+        .filter(|p| p.qos() == QosClass::Burstable)
+        .fold(0i64, |sum, p| sum.saturating_add(pod_requests(p).cpu_millis));
+    cpu_shares(sum)
+}
+
+/// What this machine's cgroups can do, as far as container values depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CgroupFacts {
+    /// Pure cgroup v2 (hybrid counts as v1, as it does for runtimes).
+    pub v2: bool,
+    /// Whether swap can be limited.
+    pub swap: bool,
+}
+
+/// The values of a container's cgroup, in the terms of the OCI spec's `linux.resources`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ContainerCgroup {
+    /// `cpu.shares`.
+    pub cpu_shares: u64,
+    /// `cpu.quota` in microseconds; `None` is unlimited and left out.
+    pub cpu_quota: Option<i64>,
+    /// `cpu.period` in microseconds; there also without a quota.
+    pub cpu_period: u64,
+    /// `memory.limit` in bytes; `None` is unlimited and left out.
+    pub memory_limit: Option<i64>,
+    /// `memory.swap`: memory and swap together, in bytes. Equal to the memory limit, so that nothing is swapped;
+    /// `None` where there is no limit or swap cannot be limited.
+    pub memory_swap: Option<i64>,
+    /// `pids.limit`; always `None`: the pod's cgroup carries that limit.
+    pub pids_limit: Option<i64>,
+    /// `unified`: files of cgroup v2 and their values.
+    pub unified: BTreeMap<String, String>,
+}
+
+/// A container's cgroup.
+pub fn container_cgroup(container: &Container, facts: CgroupFacts) -> ContainerCgroup {
+    let r = &container.resources;
+    let request = match r.requests.get("cpu") {
+        Some(q) => q.millis(),
+        None => r.cpu_limit_millis().unwrap_or(0),
+    };
+    let memory_limit = r.memory_limit_bytes();
+    let mut unified = BTreeMap::new();
+    if facts.v2 {
+        // One process of a container killed for lack of memory leaves a half-alive container.
+        unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+    }
+    ContainerCgroup {
+        cpu_shares: cpu_shares(request),
+        cpu_quota: cpu_quota(r.cpu_limit_millis(), CPU_PERIOD_US),
+        cpu_period: CPU_PERIOD_US,
+        memory_limit,
+        memory_swap: memory_limit.filter(|_| facts.swap),
+        pids_limit: None,
+        unified,
+    }
+}
+
+/// `oom_score_adj` of a container, on a node with that much memory in bytes: the more it requested, the later it is
+/// killed. A sidecar never goes before the main containers.
+pub fn oom_score_adj(pod: &Pod, container: &Container, node_memory: i64) -> i32 {
+    let node_critical = pod.priority >= SYSTEM_CRITICAL_PRIORITY
+        && pod.priority_class.as_deref() == Some("system-node-critical");
+    if node_critical {
+        return OOM_GUARANTEED;
+    }
+    match pod.qos() {
+        QosClass::Guaranteed => return OOM_GUARANTEED,
+        QosClass::BestEffort => return OOM_BEST_EFFORT,
+        QosClass::Burstable => {}
+    }
+    let extra = unassigned_memory_per_container(pod);
+    let score = |request: i64| {
+        let share = i128::from(request).saturating_add(i128::from(extra)).saturating_mul(1000);
+        1000 - share / i128::from(node_memory.max(1))
+    };
+    let mut adjust = score(container.resources.memory_request_bytes());
+    if container.sidecar {
+        let least = pod.containers.iter().map(|c| c.resources.memory_request_bytes()).min().unwrap_or(0);
+        adjust = adjust.min(score(least));
+    }
+    // Always above a guaranteed pod that uses all memory, and below a best-effort one.
+    i32::try_from(adjust.clamp(i128::from(1000 + OOM_GUARANTEED), i128::from(OOM_BEST_EFFORT - 1)))
+        .unwrap_or(OOM_BEST_EFFORT - 1)
+}
+
+/// What the pod requests for itself beyond its containers' requests, divided among them.
+fn unassigned_memory_per_container(pod: &Pod) -> i64 {
+    let own = pod.resources.as_ref().map_or(0, |r| r.memory_request_bytes());
+    if own == 0 {
+        return 0;
+    }
+    let assigned = aggregate(pod, |c| Amounts::of(&c.resources.requests)).memory_bytes;
+    let count = i64::try_from(pod.all_containers().count()).unwrap_or(i64::MAX).max(1);
+    own.saturating_sub(assigned) / count
+}
