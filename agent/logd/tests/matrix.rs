@@ -1,0 +1,188 @@
+//! What becomes of a container's output, byte by byte: whatever happens to logd, at whatever point of the
+//! container's life.
+
+mod support;
+
+use berth_logd::{StreamSpec, client::Client, format::Stream, server::READ_SIZE};
+use rustix::process::Signal;
+use std::{io::Write, thread, time::Duration};
+use support::*;
+
+#[test]
+fn role() {
+    act_or_check();
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Trouble {
+    None,
+    /// Killed, and started again only after a while.
+    Down,
+    /// Stopped for a while.
+    Slow,
+    /// Killed, and started again at once.
+    Restarted,
+    /// A new one takes over.
+    Replaced,
+}
+
+const ALL: [Trouble; 5] =
+    [Trouble::None, Trouble::Down, Trouble::Slow, Trouble::Restarted, Trouble::Replaced];
+const A_WHILE: Duration = Duration::from_millis(150);
+
+impl Trouble {
+    async fn strike(self, node: &Node, mut logd: Logd) -> Logd {
+        match self {
+            Trouble::None => logd,
+            Trouble::Down => {
+                logd.kill();
+                tokio::time::sleep(A_WHILE).await;
+                node.start().await
+            }
+            Trouble::Slow => {
+                logd.signal(Signal::STOP);
+                tokio::time::sleep(A_WHILE).await;
+                logd.signal(Signal::CONT);
+                logd
+            }
+            Trouble::Restarted => {
+                logd.kill();
+                node.start().await
+            }
+            Trouble::Replaced => {
+                let new = node.start().await;
+                logd.ended();
+                new
+            }
+        }
+    }
+
+    fn may_repeat(self) -> usize {
+        if matches!(self, Trouble::Down | Trouble::Restarted) { READ_SIZE } else { 0 }
+    }
+}
+
+/// A rate of about 5 MB/s, for about 0.8 s: trouble comes in the midst of it.
+async fn write_through(trouble: Trouble, spec: impl Fn(&Node) -> StreamSpec, end: &str) {
+    let node = Node::new();
+    let logd = node.start().await;
+    let client = node.client();
+    let spec = spec(&node);
+    let mut shim = Shim::open(&client.register(spec.clone()).await.unwrap());
+    let written = numbered(4_000_000, end);
+    let bytes = written.clone();
+    let writer = thread::spawn(move || shim.write_at(&bytes, 5_000_000));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let logd = trouble.strike(&node, logd).await;
+    let slowest = tokio::task::spawn_blocking(|| writer.join().unwrap()).await.unwrap();
+    client.finish(&spec.id).await.unwrap();
+    drop(logd);
+    assert_bound(&written, &node.raw(&spec, Stream::Stdout), trouble.may_repeat());
+    assert!(slowest < Duration::from_secs(1), "{trouble:?}: a write took {slowest:?}");
+    println!("{trouble:?}: slowest write {slowest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_of_5_megabytes_a_second() {
+    for trouble in ALL {
+        write_through(trouble, |node| node.spec("writer"), "\n").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal() {
+    for trouble in ALL {
+        write_through(trouble, |node| StreamSpec { tty: true, ..node.spec("tty") }, "\r\n").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_is_created_meanwhile() {
+    for trouble in ALL {
+        let node = Node::new();
+        let logd = node.start().await;
+        let spec = node.spec("created");
+        let create = async {
+            let client = node.client();
+            let mut kept = Vec::new();
+            for n in 0..20 {
+                let spec = node.spec(&format!("c-{n}"));
+                let mut shim = Shim::open(&client.register(spec.clone()).await.unwrap());
+                write!(shim.out, "out {n}\nrest").unwrap();
+                writeln!(shim.err.as_ref().unwrap(), "err {n}").unwrap();
+                kept.push((spec, shim));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            for (spec, shim) in kept {
+                drop(shim);
+                assert!(client.finish(&spec.id).await.unwrap().known);
+            }
+        };
+        let strike = async {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            trouble.strike(&node, logd).await
+        };
+        let ((), _logd) = tokio::join!(create, strike);
+        for n in 0..20 {
+            let spec = node.spec(&format!("c-{n}"));
+            let out = format!("out {n}\nrest");
+            assert_bound(out.as_bytes(), &node.raw(&spec, Stream::Stdout), trouble.may_repeat());
+            assert_bound(
+                format!("err {n}\n").as_bytes(),
+                &node.raw(&spec, Stream::Stderr),
+                trouble.may_repeat(),
+            );
+        }
+        assert!(!node.client().finish(&spec.id).await.unwrap().known);
+    }
+}
+
+/// The shim ends while logd is in trouble: only the agent's client holds the FIFOs then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exit_meanwhile() {
+    for trouble in ALL {
+        let node = Node::new();
+        let logd = node.start().await;
+        let client = node.client();
+        let spec = node.spec("exits");
+        let mut shim = Shim::open(&client.register(spec.clone()).await.unwrap());
+        let written = [numbered(300_000, "\n"), b"last words".to_vec()].concat();
+        let bytes = written.clone();
+        let exit = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::task::spawn_blocking(move || shim.out.write_all(&bytes).unwrap()).await.unwrap();
+        };
+        let (_logd, ()) = tokio::join!(trouble.strike(&node, logd), exit);
+        let report = client.finish(&spec.id).await.unwrap();
+        assert!(report.known);
+        assert_bound(&written, &node.raw(&spec, Stream::Stdout), trouble.may_repeat());
+        assert!(!berth_logd::fifo_dir(&node.roots, &spec.id).exists());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_again_and_again_under_load() {
+    let node = Node::new();
+    let mut logd = node.start().await;
+    let client = node.client();
+    let spec = node.spec("killed");
+    let mut shim = Shim::open(&client.register(spec.clone()).await.unwrap());
+    let written = numbered(12_000_000, "\n");
+    let bytes = written.clone();
+    let writer = thread::spawn(move || shim.write_at(&bytes, 8_000_000));
+    let mut kills = 0;
+    while !writer.is_finished() {
+        tokio::time::sleep(Duration::from_millis(7 + kills * 3 % 20)).await;
+        logd.kill();
+        kills += 1;
+        logd = node.start().await;
+    }
+    let slowest = writer.join().unwrap();
+    Client::new(node.roots.logd_socket()).finish(&spec.id).await.unwrap();
+    let read = node.raw(&spec, Stream::Stdout);
+    let kills = usize::try_from(kills).unwrap();
+    println!("{kills} kills, {} bytes repeated, slowest write {slowest:?}", read.len() - written.len());
+    assert!(kills > 10, "only {kills} kills");
+    assert_bound(&written, &read, kills * READ_SIZE);
+    assert!(slowest < Duration::from_secs(1), "a write took {slowest:?}");
+}
