@@ -1,3 +1,337 @@
-//! Placeholder until this crate's first slice lands.
+//! Containers through containerd's own services: images, containers, snapshots, tasks, exec, events.
+//!
+//! An adapter: pod logic lives elsewhere. Every operation is idempotent, has a deadline and a typed error, and can be
+//! repeated after an unknown outcome ([`Error::is_unknown`]).
+//!
+//! Owns: the connection ([`Runtime`], one channel, redialled by itself), the event stream (one task), the shims of
+//! the pods ([`shims`]: one task each, one for the pool), a task that learns anew what containerd is after it came
+//! back. All end by [`Runtime::shutdown`]; the containers never do.
+//!
+//! What a container is, is on its containerd record (see [`record`]): nothing is remembered here that cannot be read
+//! back. A sandbox record with the container's own id keeps containerd from throwing an exit away that happened while
+//! containerd was down; neither such records nor our own shims are used while containerd's CRI plugin is on, which
+//! would claim them: then shims are grouped by the spec's annotation, and an exit during an outage is unknown.
 
+mod client;
+mod error;
+mod events;
+mod exec;
+mod found;
+mod image;
+mod import;
+mod lease;
+mod process;
+mod record;
+pub mod reference;
+mod shims;
 pub mod spec;
+mod start;
+mod stop;
+mod wire;
+
+pub use error::{Error, Kind};
+pub use events::RuntimeEvent;
+pub use exec::{ExecHandle, ExecOutput, ExecRequest};
+pub use found::{FoundContainer, FoundState};
+pub use image::{Image, ImageSummary};
+pub use record::ExitRecord;
+pub use spec::ImageConfig;
+pub use start::{START_ERROR_EXIT_CODE, Stage, StartError, StartFailure, StartRequest, Started, Stdio};
+
+use berth_core::{ids::BootId, roots::Roots};
+use client::{Client, QUERY, RECORD, call};
+use containerd_client::{
+    services::v1::{PluginsRequest, sandbox::StoreCreateRequest},
+    types::{Sandbox, sandbox},
+};
+use shims::{Shims, spawn::Spawner};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    net::UnixStream,
+    sync::{broadcast, watch},
+    task::JoinHandle,
+};
+
+/// The sandbox record that containers on our own shims belong to: containerd takes a shim's address only with one.
+const NODE_SANDBOX: &str = "berth-node";
+/// How long the first opening of the event stream may take.
+const FIRST_EVENTS: Duration = Duration::from_secs(10);
+
+/// How a node's runtime is set up.
+#[derive(Debug, Clone)]
+pub struct RuntimeConfig {
+    /// Paths and names.
+    pub roots: Roots,
+    /// The runc shim's binary; `None` looks in `PATH` and where packages put it.
+    pub shim_binary: Option<PathBuf>,
+    /// Started shims kept ready (2 is a good number); 0 lets containerd start shims.
+    pub shim_pool: usize,
+    /// This boot: written on each container.
+    pub boot: BootId,
+    /// The OCI runtime; `None` is `runc` as the shim finds it.
+    pub runc_binary: Option<PathBuf>,
+    /// Where the OCI runtime keeps its state; `None` is the shim's default, `/run/containerd/runc`.
+    pub runc_root: Option<PathBuf>,
+}
+
+impl RuntimeConfig {
+    /// The usual set-up: two shims kept ready, everything else found by itself.
+    pub fn new(roots: Roots, boot: BootId) -> RuntimeConfig {
+        RuntimeConfig { roots, shim_binary: None, shim_pool: 2, boot, runc_binary: None, runc_root: None }
+    }
+}
+
+/// A node's containers. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Runtime(Arc<Inner>);
+
+struct Inner {
+    config: RuntimeConfig,
+    client: Client,
+    events: broadcast::Sender<RuntimeEvent>,
+    stop: watch::Sender<bool>,
+    shims: Option<Arc<Shims>>,
+    /// Whether sandbox records may be used: containerd's CRI plugin is off.
+    records: AtomicBool,
+    images: image::Cache,
+    leases: lease::Held,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runtime")
+            .field("socket", &self.0.config.roots.containerd_socket)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Runtime {
+    /// Connects, opens the event stream and takes over the shims of an earlier agent. Fails at once where containerd
+    /// does not answer; the caller retries. Subscribe with [`Runtime::events`], then [`Runtime::list`].
+    pub async fn connect(config: RuntimeConfig) -> Result<Runtime, Error> {
+        let socket = &config.roots.containerd_socket;
+        let dialled = tokio::time::timeout(QUERY, UnixStream::connect(socket)).await;
+        dialled
+            .unwrap_or_else(|_elapsed| Err(std::io::ErrorKind::TimedOut.into()))
+            .map_err(|source| Error::Connect { socket: socket.clone(), source })?;
+        let client = Client::new(socket, &config.roots.containerd_namespace)?;
+        let cri = cri_plugin_on(&client).await?;
+        let (stop, stopped) = watch::channel(false);
+        let shims = own_shims(&config, stopped.clone());
+        let (events, _nobody_yet) = broadcast::channel(events::BEHIND);
+        let (live, mut is_live) = watch::channel(false);
+        let runtime = Runtime(Arc::new(Inner {
+            client: client.clone(),
+            events: events.clone(),
+            stop,
+            shims: shims.clone(),
+            records: AtomicBool::new(!cri),
+            images: image::Cache::default(),
+            leases: lease::Held::default(),
+            tasks: Mutex::default(),
+            config,
+        }));
+        let mut back = events.subscribe();
+        let namespace = runtime.roots().containerd_namespace.clone();
+        runtime.own(tokio::spawn(events::run(client, namespace, events, live, stopped.clone())));
+        let opened = tokio::time::timeout(FIRST_EVENTS, is_live.wait_for(|live| *live)).await;
+        if !matches!(opened, Ok(Ok(_))) {
+            runtime.stop_tasks();
+            return Err(Error::Deadline {
+                operation: "open",
+                subject: "event stream".to_owned(),
+                after: FIRST_EVENTS,
+            });
+        }
+        // The first opening needs no second look.
+        drop(back.try_recv());
+        if let Err(e) = runtime.take_over(shims).await {
+            runtime.stop_tasks();
+            return Err(e);
+        }
+        let weak = Arc::downgrade(&runtime.0);
+        runtime.own(tokio::spawn(look_again(weak, back, stopped)));
+        tracing::info!(cri, own_shims = runtime.own_shims().is_some(), "connected to containerd");
+        Ok(runtime)
+    }
+
+    /// Shims that earlier agents started are adopted whatever the pool is now: they may run pods.
+    async fn take_over(&self, shims: Option<Arc<Shims>>) -> Result<(), Error> {
+        let Some(shims) = shims else { return Ok(()) };
+        if self.records_allowed() {
+            self.node_sandbox().await?;
+        }
+        let users = self.shim_users().await?;
+        shims.adopt(users).await;
+        if self.records_allowed() {
+            self.own(tokio::spawn(shims.keep_filled()));
+        }
+        Ok(())
+    }
+
+    /// containerd's version.
+    pub async fn version(&self) -> Result<String, Error> {
+        let client = self.client();
+        let mut service = client.version();
+        let reply = call("ask", "version", QUERY, service.version(client.request((), QUERY))).await?;
+        Ok(reply.version)
+    }
+
+    /// Whether containerd's CRI plugin is on, which decides whether sandbox records may be used.
+    pub async fn cri_plugin_on(&self) -> Result<bool, Error> {
+        cri_plugin_on(self.client()).await
+    }
+
+    /// A receiver of everything from now on. One that falls behind is told so by `Lagged` and must list.
+    pub fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
+        self.0.events.subscribe()
+    }
+
+    /// The process ids of the node's own shims, and how many of them no pod uses.
+    pub fn shims(&self) -> (Vec<u32>, usize) {
+        self.0.shims.as_ref().map(|s| s.census()).unwrap_or_default()
+    }
+
+    /// Stops the tasks of this adapter and ends the shims that no pod uses. Containers and their shims run on, for
+    /// the next agent to adopt.
+    pub async fn shutdown(&self) {
+        self.stop_tasks();
+        if let Some(shims) = &self.0.shims {
+            shims.end_idle().await;
+        }
+    }
+
+    fn stop_tasks(&self) {
+        self.0.stop.send_replace(true);
+        let tasks = std::mem::take(&mut *self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in tasks {
+            task.abort();
+        }
+    }
+
+    fn own(&self, task: JoinHandle<()>) {
+        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.0.client
+    }
+
+    pub(crate) fn roots(&self) -> &Roots {
+        &self.0.config.roots
+    }
+
+    pub(crate) fn config(&self) -> &RuntimeConfig {
+        &self.0.config
+    }
+
+    pub(crate) fn image_cache(&self) -> &image::Cache {
+        &self.0.images
+    }
+
+    pub(crate) fn leases(&self) -> &lease::Held {
+        &self.0.leases
+    }
+
+    pub(crate) fn records_allowed(&self) -> bool {
+        self.0.records.load(Ordering::Relaxed)
+    }
+
+    /// Our shims, where they may be used for new containers.
+    pub(crate) fn own_shims(&self) -> Option<&Arc<Shims>> {
+        self.0.shims.as_ref().filter(|_| self.records_allowed() && self.0.config.shim_pool > 0)
+    }
+
+    /// Our shims, for containers that are on them already.
+    pub(crate) fn known_shims(&self) -> Option<&Arc<Shims>> {
+        self.0.shims.as_ref()
+    }
+
+    /// Makes the record that lets containerd accept shims by address.
+    async fn node_sandbox(&self) -> Result<(), Error> {
+        self.sandbox_record(NODE_SANDBOX).await
+    }
+
+    /// Makes a sandbox record, unless it is there.
+    pub(crate) async fn sandbox_record(&self, id: &str) -> Result<(), Error> {
+        let client = self.client();
+        let runtime =
+            sandbox::Runtime { name: self.roots().containerd_runtime.clone(), ..sandbox::Runtime::default() };
+        let sandbox = Sandbox { sandbox_id: id.to_owned(), runtime: Some(runtime), ..Sandbox::default() };
+        let request = StoreCreateRequest { sandbox: Some(sandbox) };
+        let mut service = client.sandboxes();
+        let made =
+            call("make sandbox record", id, RECORD, service.create(client.request(request, RECORD))).await;
+        error::present(made)?;
+        Ok(())
+    }
+}
+
+fn own_shims(config: &RuntimeConfig, stopped: watch::Receiver<bool>) -> Option<Arc<Shims>> {
+    let Some(binary) = shims::spawn::locate(config.shim_binary.as_deref()) else {
+        tracing::warn!("no runc shim found: containerd starts one for each container");
+        return None;
+    };
+    let spawner = Spawner {
+        binary,
+        dir: config.roots.runtime_state.join("shims"),
+        containerd: config.roots.containerd_socket.clone(),
+        namespace: config.roots.containerd_namespace.clone(),
+    };
+    Some(Shims::new(spawner, config.shim_pool, stopped))
+}
+
+async fn cri_plugin_on(client: &Client) -> Result<bool, Error> {
+    let mut service = client.introspection();
+    let reply = call(
+        "list",
+        "plugins",
+        QUERY,
+        service.plugins(client.request(PluginsRequest { filters: Vec::new() }, QUERY)),
+    )
+    .await?;
+    // A plugin that failed to start reads and claims nothing.
+    Ok(reply
+        .plugins
+        .iter()
+        .any(|p| p.r#type == "io.containerd.grpc.v1" && p.id == "cri" && p.init_err.is_none()))
+}
+
+/// After containerd came back it may be another one: asks again what it is.
+async fn look_again(
+    runtime: std::sync::Weak<Inner>,
+    mut events: broadcast::Receiver<RuntimeEvent>,
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            _stopped = stop.wait_for(|s| *s) => return,
+        };
+        match event {
+            Ok(RuntimeEvent::Reestablished) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Ok(_) => continue,
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+        let Some(inner) = runtime.upgrade() else { return };
+        let runtime = Runtime(inner);
+        match runtime.cri_plugin_on().await {
+            Ok(cri) => runtime.0.records.store(!cri, Ordering::Relaxed),
+            // Nothing is known, so nothing changes; the next opening asks again.
+            Err(e) => tracing::warn!(error = e.chain(), "cannot ask containerd for its plugins"),
+        }
+        if runtime.own_shims().is_some()
+            && let Err(e) = runtime.node_sandbox().await
+        {
+            tracing::warn!(error = e.chain(), "cannot make the node's sandbox record");
+        }
+    }
+}

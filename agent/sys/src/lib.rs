@@ -8,6 +8,7 @@
 
 pub mod clock;
 mod error;
+pub mod exec;
 pub mod fs;
 pub mod mount;
 mod mountinfo;

@@ -1,0 +1,178 @@
+//! The connection to containerd: one lazily redialled channel, and the one way to make a call.
+//!
+//! Every request carries the containerd namespace and a deadline, which holds on both sides: containerd cancels its
+//! work at it, and the caller gives up shortly after even if nothing answers. A containerd that was killed and
+//! started again is reached by the next call; calls that were under way fail as [`Kind::Unavailable`].
+
+use crate::error::{Error, Kind};
+use containerd_client::services::v1 as services;
+use hyper_util::rt::TokioIo;
+use std::{fmt::Display, future::Future, path::Path, time::Duration};
+use tokio::net::UnixStream;
+use tonic::{
+    Code, Request, Response, Status,
+    metadata::{Ascii, MetadataValue},
+    transport::{Channel, Endpoint},
+};
+
+/// Reads and writes of containerd's own records: one bolt transaction.
+pub(crate) const RECORD: Duration = Duration::from_secs(10);
+/// Questions to a shim that need no runc.
+pub(crate) const QUERY: Duration = Duration::from_secs(10);
+/// Work of runc on a container: create, start, exec, delete. The shim itself gives up opening FIFOs after 30 s.
+pub(crate) const WORK: Duration = Duration::from_secs(60);
+/// Lists over all shims: containerd asks one after the other and waits 2 s for one that does not answer.
+pub(crate) const LIST: Duration = Duration::from_secs(60);
+/// Unpacking one image.
+pub(crate) const UNPACK: Duration = Duration::from_secs(600);
+
+/// How long the caller waits beyond the deadline that containerd was given.
+const SLACK: Duration = Duration::from_millis(500);
+/// Messages may be as large as containerd's own limit for them.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// Clients for each service over one channel.
+#[derive(Clone)]
+pub(crate) struct Client {
+    channel: Channel,
+    namespace: MetadataValue<Ascii>,
+}
+
+macro_rules! service {
+    ($name:ident, $client:ty) => {
+        pub(crate) fn $name(&self) -> $client {
+            <$client>::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+        }
+    };
+}
+
+impl Client {
+    /// A client of the daemon behind `socket`; nothing is dialled yet.
+    pub(crate) fn new(socket: &Path, namespace: &str) -> Result<Client, Error> {
+        let value = namespace.parse().map_err(|_invalid| Error::Config {
+            what: "containerd namespace",
+            value: namespace.to_owned(),
+        })?;
+        let path = socket.to_path_buf();
+        // The address is never looked up: the connector below dials the socket.
+        let endpoint = Endpoint::from_static("http://containerd.invalid");
+        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        }));
+        Ok(Client { channel, namespace: value })
+    }
+
+    service!(containers, services::containers_client::ContainersClient<Channel>);
+    service!(content, services::content_client::ContentClient<Channel>);
+    service!(diff, services::diff_client::DiffClient<Channel>);
+    service!(events, services::events_client::EventsClient<Channel>);
+    service!(images, services::images_client::ImagesClient<Channel>);
+    service!(introspection, services::introspection_client::IntrospectionClient<Channel>);
+    service!(leases, services::leases_client::LeasesClient<Channel>);
+    service!(sandboxes, services::sandbox::store_client::StoreClient<Channel>);
+    service!(snapshots, services::snapshots::snapshots_client::SnapshotsClient<Channel>);
+    service!(streaming, services::streaming_client::StreamingClient<Channel>);
+    service!(tasks, services::tasks_client::TasksClient<Channel>);
+    service!(transfer, services::transfer_client::TransferClient<Channel>);
+    service!(version, services::version_client::VersionClient<Channel>);
+
+    /// A request in the node's containerd namespace that lives as long as its stream.
+    pub(crate) fn endless<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("containerd-namespace", self.namespace.clone());
+        request
+    }
+
+    /// A request in the node's containerd namespace with a deadline.
+    pub(crate) fn request<T>(&self, message: T, deadline: Duration) -> Request<T> {
+        let mut request = self.endless(message);
+        request.set_timeout(deadline);
+        request
+    }
+
+    /// As [`Client::request`]; what it makes is held by the lease.
+    pub(crate) fn leased<T>(&self, message: T, deadline: Duration, lease: &str) -> Request<T> {
+        let mut request = self.request(message, deadline);
+        // A lease id is made of a UID's letters and digits, so it always parses; without it the call is still right.
+        if let Ok(value) = lease.parse() {
+            request.metadata_mut().insert("containerd-lease", value);
+        }
+        request
+    }
+}
+
+/// Waits for a call's answer, at most its deadline and a little.
+pub(crate) async fn call<T>(
+    operation: &'static str,
+    subject: impl Display,
+    deadline: Duration,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(deadline + SLACK, answer).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(from_status(operation, &subject, deadline, status)),
+        Err(_elapsed) => Err(Error::Deadline { operation, subject: subject.to_string(), after: deadline }),
+    }
+}
+
+/// The typed error of a failed call.
+pub(crate) fn from_status(
+    operation: &'static str,
+    subject: &impl Display,
+    deadline: Duration,
+    status: Status,
+) -> Error {
+    let kind = classify(&status);
+    if kind == Kind::Deadline {
+        return Error::Deadline { operation, subject: subject.to_string(), after: deadline };
+    }
+    Error::Call { operation, subject: subject.to_string(), kind, source: Box::new(status) }
+}
+
+fn classify(status: &Status) -> Kind {
+    match status.code() {
+        Code::NotFound => Kind::NotFound,
+        Code::AlreadyExists => Kind::AlreadyExists,
+        Code::Unavailable => Kind::Unavailable,
+        Code::DeadlineExceeded => Kind::Deadline,
+        // tonic's own timer, which stands for the same deadline.
+        Code::Cancelled if status.message() == "Timeout expired" => Kind::Deadline,
+        Code::Cancelled => Kind::Unavailable,
+        Code::FailedPrecondition => Kind::Precondition,
+        // A stream that broke below gRPC never came from containerd's handler.
+        _ if from_transport(status) => Kind::Unavailable,
+        Code::Unknown if status.message().contains("ttrpc: closed") => Kind::Unavailable,
+        _ => Kind::Refused,
+    }
+}
+
+fn from_transport(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_read_by_code_not_text() {
+        assert_eq!(classify(&Status::not_found("x")), Kind::NotFound);
+        assert_eq!(classify(&Status::already_exists("x")), Kind::AlreadyExists);
+        assert_eq!(classify(&Status::unavailable("x")), Kind::Unavailable);
+        assert_eq!(classify(&Status::deadline_exceeded("x")), Kind::Deadline);
+        assert_eq!(classify(&Status::failed_precondition("x")), Kind::Precondition);
+        assert_eq!(classify(&Status::unknown("OCI runtime create failed: not found")), Kind::Refused);
+    }
+
+    #[tokio::test]
+    async fn a_call_without_an_answer_ends_at_its_deadline() {
+        let error = call("wait for", "nothing", Duration::from_millis(1), async {
+            std::future::pending::<Result<Response<()>, Status>>().await
+        })
+        .await
+        .unwrap_err();
+        assert_eq!(error.kind(), Kind::Deadline);
+        assert_eq!(error.to_string(), "no answer to wait for nothing within 1ms");
+    }
+}

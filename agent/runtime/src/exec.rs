@@ -1,0 +1,386 @@
+//! More processes in a running container, through containerd: for people, terminals, hooks, and for what the exec
+//! prober cannot take on.
+//!
+//! A process belongs to its [`ExecHandle`]: dropped before its end, the process is killed, and either way its record
+//! and FIFOs are removed by a task of their own. Children of the process that outlive it stay; they are the
+//! container's.
+
+use crate::{
+    Runtime,
+    client::{QUERY, RECORD, WORK, call},
+    error::{Error, absent},
+    process,
+    start::Stdio,
+    wire,
+};
+use berth_core::ids::ContainerId;
+use containerd_client::services::v1::{
+    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, StartRequest, WaitRequest,
+};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    net::unix::pipe::{OpenOptions, Receiver, Sender},
+};
+
+/// How long a wait for an exit lasts before it is made anew; long, since each is a call.
+const WAIT: Duration = Duration::from_secs(3600);
+/// Pause after a wait that containerd did not answer.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How long output may be awaited after the exit: a child that was left behind may hold it open for ever.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// A process to be run in a container.
+#[derive(Debug, Clone)]
+pub struct ExecRequest {
+    /// The container.
+    pub id: ContainerId,
+    /// The process's id, unique within the container; letters, digits and `-`.
+    pub exec_id: String,
+    /// The OCI `process`.
+    pub process: serde_json::Value,
+    /// FIFOs of the caller's, whose other ends it holds open already. `None`: they are made here, and the handle
+    /// holds the ends.
+    pub stdio: Option<Stdio>,
+    /// With FIFOs made here: whether the process gets a standard input.
+    pub stdin: bool,
+    /// With FIFOs made here: whether the process gets a terminal.
+    pub terminal: bool,
+}
+
+/// What a process left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// Its exit code; `None` where it was killed at the deadline.
+    pub code: Option<i32>,
+    /// What it wrote to standard output, at most the limit.
+    pub stdout: Vec<u8>,
+    /// What it wrote to standard error, at most the limit.
+    pub stderr: Vec<u8>,
+}
+
+/// A process running by exec.
+pub struct ExecHandle {
+    runtime: Runtime,
+    id: ContainerId,
+    exec_id: String,
+    /// Its process id, in the host's PID namespace.
+    pub pid: u32,
+    /// Its start time in clock ticks since the boot; 0 where it was gone before it could be read.
+    pub start_time: u64,
+    /// The FIFOs.
+    pub stdio: Stdio,
+    /// Writes to its standard input, where the FIFOs were made here.
+    pub stdin: Option<Sender>,
+    /// Reads its standard output, where the FIFOs were made here. Ends when the last writer is gone.
+    pub stdout: Option<Receiver>,
+    /// Reads its standard error, likewise.
+    pub stderr: Option<Receiver>,
+    /// The directory to remove at the end.
+    dir: Option<PathBuf>,
+    /// containerd has, or may have, a process of ours under this id.
+    made: bool,
+    ended: bool,
+}
+
+impl std::fmt::Debug for ExecHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExecHandle")
+            .field("id", &self.id)
+            .field("exec_id", &self.exec_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// FIFOs made here, with our ends.
+#[derive(Default)]
+struct Ends {
+    dir: PathBuf,
+    stdio: Stdio,
+    /// Keeps the input from ending before there is a writer.
+    held: Option<Sender>,
+    stdout: Option<Receiver>,
+    stderr: Option<Receiver>,
+}
+
+fn fifo(path: &Path) -> Result<(), Error> {
+    mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+        .map_err(|e| Error::file("make FIFO", path)(e.into()))
+}
+
+fn reader(path: &Path) -> Result<Receiver, Error> {
+    fifo(path)?;
+    OpenOptions::new().open_receiver(path).map_err(Error::file("open", path))
+}
+
+/// Makes the directory itself; one that is there is another exec's.
+fn make_dir(dir: &Path) -> Result<(), Error> {
+    let mut builder = fs::DirBuilder::new();
+    builder.mode(0o700);
+    if let Some(parent) = dir.parent() {
+        builder.recursive(true).create(parent).map_err(Error::file("make directory", parent))?;
+    }
+    builder.recursive(false).create(dir).map_err(Error::file("make directory", dir))
+}
+
+fn make_fifos(dir: &Path, stdin: bool, terminal: bool) -> Result<Ends, Error> {
+    let mut ends = Ends { dir: dir.to_path_buf(), ..Ends::default() };
+    ends.stdio.terminal = terminal;
+    ends.stdio.stdout = dir.join("stdout");
+    ends.stdout = Some(reader(&ends.stdio.stdout)?);
+    if !terminal {
+        ends.stdio.stderr = dir.join("stderr");
+        ends.stderr = Some(reader(&ends.stdio.stderr)?);
+    }
+    if stdin {
+        let path = dir.join("stdin");
+        fifo(&path)?;
+        let held = OpenOptions::new().read_write(true).open_sender(&path);
+        ends.held = Some(held.map_err(Error::file("open", &path))?);
+        ends.stdio.stdin = Some(path);
+    }
+    Ok(ends)
+}
+
+fn remove_fifos(dir: &Path) {
+    for name in ["stdin", "stdout", "stderr"] {
+        // What is not there is done; what cannot be removed keeps the directory, which is told below.
+        drop(fs::remove_file(dir.join(name)));
+    }
+    if let Err(e) = fs::remove_dir(dir) {
+        tracing::warn!(dir = %dir.display(), error = %e, "cannot remove an exec's directory");
+    }
+}
+
+impl Runtime {
+    /// Runs a process in a running container.
+    pub async fn exec(&self, request: ExecRequest) -> Result<ExecHandle, Error> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        if request.exec_id.is_empty() || request.exec_id.len() > 76 || !request.exec_id.bytes().all(plain) {
+            return Err(Error::Config { what: "exec id", value: request.exec_id });
+        }
+        let ends = match &request.stdio {
+            Some(stdio) => Ends { stdio: stdio.clone(), ..Ends::default() },
+            None => {
+                let short = request.id.short();
+                let dir =
+                    self.roots().runtime_state.join("exec").join(format!("{short}-{}", request.exec_id));
+                make_dir(&dir)?;
+                make_fifos(&dir, request.stdin, request.terminal).inspect_err(|_| remove_fifos(&dir))?
+            }
+        };
+        let dir = request.stdio.is_none().then(|| ends.dir.clone());
+        let mut handle = ExecHandle {
+            runtime: self.clone(),
+            id: request.id,
+            exec_id: request.exec_id,
+            pid: 0,
+            start_time: 0,
+            stdio: ends.stdio,
+            stdin: None,
+            stdout: ends.stdout,
+            stderr: ends.stderr,
+            dir,
+            made: false,
+            ended: false,
+        };
+        // From here on a failure drops the handle, which removes whatever was made.
+        handle.start(&request.process).await?;
+        if let Some(path) = &handle.stdio.stdin
+            && ends.held.is_some()
+        {
+            // A writer that, unlike the held one, ends the input when it is dropped.
+            let writer = OpenOptions::new().open_sender(path).map_err(Error::file("open", path))?;
+            handle.stdin = Some(writer);
+        }
+        Ok(handle)
+    }
+
+    /// Runs a process to its end and returns what it wrote, at most `limit` bytes of each stream; the rest is read
+    /// and dropped. At the deadline it is killed.
+    pub async fn exec_output(
+        &self,
+        request: ExecRequest,
+        limit: usize,
+        deadline: Duration,
+    ) -> Result<ExecOutput, Error> {
+        let request = ExecRequest { stdio: None, stdin: false, ..request };
+        let end = tokio::time::Instant::now() + deadline;
+        let mut handle = self.exec(request).await?;
+        let (out, err) = (handle.stdout.take(), handle.stderr.take());
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let outcome = {
+            let drain = async {
+                tokio::join!(collect(out, &mut stdout, limit), collect(err, &mut stderr, limit));
+            };
+            tokio::pin!(drain);
+            let mut drained = false;
+            let wait = tokio::time::timeout_at(end, handle.wait());
+            tokio::pin!(wait);
+            let outcome = loop {
+                tokio::select! {
+                    outcome = &mut wait => break outcome,
+                    () = &mut drain, if !drained => drained = true,
+                }
+            };
+            if !drained {
+                // Past it the output is what came until now.
+                drop(tokio::time::timeout(DRAIN, &mut drain).await);
+            }
+            outcome
+        };
+        let code = match outcome {
+            Ok(code) => Some(code?),
+            Err(_elapsed) => None,
+        };
+        Ok(ExecOutput { code, stdout, stderr })
+    }
+}
+
+/// Reads to the end, keeps the first `limit` bytes.
+async fn collect(from: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>, limit: usize) {
+    let Some(mut from) = from else { return };
+    let mut buffer = vec![0_u8; 8192];
+    while let Ok(n) = from.read(&mut buffer).await {
+        if n == 0 {
+            return;
+        }
+        let room = limit.saturating_sub(into.len()).min(n);
+        into.extend_from_slice(buffer.get(..room).unwrap_or_default());
+    }
+}
+
+impl ExecHandle {
+    async fn start(&mut self, spec: &serde_json::Value) -> Result<(), Error> {
+        let spec = wire::json_any(wire::PROCESS_TYPE, spec).map_err(|source| Error::Encode {
+            what: "process",
+            subject: self.id.to_string(),
+            source,
+        })?;
+        let client = self.runtime.client().clone();
+        let request = ExecProcessRequest {
+            container_id: self.id.to_string(),
+            stdin: self.stdio.stdin.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
+            stdout: self.stdio.stdout.display().to_string(),
+            stderr: if self.stdio.terminal { String::new() } else { self.stdio.stderr.display().to_string() },
+            terminal: self.stdio.terminal,
+            spec: Some(spec),
+            exec_id: self.exec_id.clone(),
+        };
+        let mut service = client.tasks();
+        let made =
+            call("make exec in", &self.id, RECORD, service.exec(client.request(request, RECORD))).await;
+        // An id that is in use belongs to another handle, whose process must not be touched.
+        self.made = match &made {
+            Ok(_) => true,
+            Err(e) => e.is_unknown(),
+        };
+        made?;
+        let request = StartRequest { container_id: self.id.to_string(), exec_id: self.exec_id.clone() };
+        let mut service = client.tasks();
+        let reply =
+            call("start exec in", &self.id, WORK, service.start(client.request(request, WORK))).await?;
+        self.pid = reply.pid;
+        self.start_time = process::started(reply.pid);
+        Ok(())
+    }
+
+    /// Waits for the process's end and returns its exit code, 255 where it was lost with its container. Lasts as long
+    /// as the process does, also over a restart of containerd; may be dropped and called again.
+    pub async fn wait(&mut self) -> Result<i32, Error> {
+        let client = self.runtime.client().clone();
+        loop {
+            let request = WaitRequest { container_id: self.id.to_string(), exec_id: self.exec_id.clone() };
+            let mut service = client.tasks();
+            let waited =
+                call("wait for exec in", &self.id, WAIT, service.wait(client.request(request, WAIT))).await;
+            match absent(waited) {
+                Ok(Some(reply)) => {
+                    self.ended = true;
+                    return Ok(wire::exit_code(reply.exit_status));
+                }
+                Ok(None) => {
+                    self.ended = true;
+                    return Ok(255);
+                }
+                Err(e) if e.is_unknown() => tokio::time::sleep(AGAIN).await,
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Sends a signal to the process.
+    pub async fn kill(&self, signal: i32) -> Result<(), Error> {
+        let number = u32::try_from(signal).unwrap_or_default();
+        self.runtime.task_kill(&self.id, &self.exec_id, number, false).await
+    }
+
+    /// Sets the size of its terminal.
+    pub async fn resize(&self, width: u32, height: u32) -> Result<(), Error> {
+        self.runtime.resize_pty(&self.id, &self.exec_id, width, height).await
+    }
+
+    /// Ends its standard input.
+    pub async fn close_stdin(&mut self) -> Result<(), Error> {
+        self.stdin = None;
+        let client = self.runtime.client();
+        let request =
+            CloseIoRequest { container_id: self.id.to_string(), exec_id: self.exec_id.clone(), stdin: true };
+        let mut service = client.tasks();
+        absent(
+            call("close input of", &self.id, QUERY, service.close_io(client.request(request, QUERY))).await,
+        )?;
+        Ok(())
+    }
+}
+
+impl Drop for ExecHandle {
+    fn drop(&mut self) {
+        let dir = self.dir.take();
+        let Ok(tokio) = tokio::runtime::Handle::try_current() else {
+            if let Some(dir) = dir {
+                remove_fifos(&dir);
+            }
+            return;
+        };
+        let (runtime, id, exec_id) =
+            (self.runtime.clone(), self.id.clone(), std::mem::take(&mut self.exec_id));
+        let (made, ended) = (self.made, self.ended);
+        // Ends by the deadlines of its three calls.
+        tokio.spawn(async move {
+            if made && let Err(e) = finish(&runtime, &id, &exec_id, ended).await {
+                tracing::warn!(
+                    container = id.short(),
+                    exec = exec_id,
+                    error = e.chain(),
+                    "exec not cleaned up"
+                );
+            }
+            if let Some(dir) = dir {
+                remove_fifos(&dir);
+            }
+        });
+    }
+}
+
+/// Kills the process if it runs, and deletes its record.
+async fn finish(runtime: &Runtime, id: &ContainerId, exec_id: &str, ended: bool) -> Result<(), Error> {
+    let client = runtime.client();
+    if !ended {
+        // Not started or ended meanwhile: the delete below tells.
+        drop(runtime.task_kill(id, exec_id, 9, false).await);
+        let request = WaitRequest { container_id: id.to_string(), exec_id: exec_id.to_owned() };
+        let mut service = client.tasks();
+        drop(call("wait for exec in", id, QUERY, service.wait(client.request(request, QUERY))).await);
+    }
+    let request = DeleteProcessRequest { container_id: id.to_string(), exec_id: exec_id.to_owned() };
+    let mut service = client.tasks();
+    absent(call("delete exec of", id, WORK, service.delete_process(client.request(request, WORK))).await)?;
+    Ok(())
+}

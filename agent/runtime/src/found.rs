@@ -1,0 +1,219 @@
+//! What runs: the records that carry our mark, joined with the states of their tasks.
+//!
+//! Two calls for the whole node. containerd leaves a task out of its list when the task's shim does not answer within
+//! 2 s, so a missing task is asked for on its own before it is taken to be gone.
+
+use crate::{
+    Runtime,
+    client::{LIST, RECORD, call, from_status},
+    error::Error,
+    process,
+    record::{self, ExitRecord, Found, LABEL_POD_UID},
+    shims::Home,
+    wire,
+};
+use berth_core::{
+    ids::{Attempt, BootId, ContainerId, ContainerName, Incarnation, PodKey, PodUid},
+    time::Wall,
+};
+use containerd_client::{
+    services::v1::{Container, ListContainersRequest, ListTasksRequest},
+    types::v1::{Process, Status},
+};
+use std::collections::HashMap;
+use tokio::task::JoinSet;
+
+/// A container of ours, as containerd has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FoundContainer {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its pod.
+    pub pod: PodUid,
+    /// Its pod's names.
+    pub key: PodKey,
+    /// Its name in the pod.
+    pub container: ContainerName,
+    /// Which run of it.
+    pub attempt: Attempt,
+    /// In which sandbox of the pod.
+    pub incarnation: Incarnation,
+    /// The boot it was made in: of another boot only the record is left.
+    pub boot: BootId,
+    /// What the agent stored with it.
+    pub extension: serde_json::Value,
+    /// The name of its image.
+    pub image: String,
+    /// The id of its image.
+    pub image_id: String,
+    /// When its record was made.
+    pub created_at: Option<Wall>,
+    /// Its task.
+    pub state: FoundState,
+    /// Its exit, where that was stored.
+    pub exit: Option<ExitRecord>,
+}
+
+/// The state of a container's task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundState {
+    /// There is none: never created, deleted, or lost with its shim. Without a stored exit its end is unknown.
+    NoTask,
+    /// Created, not started.
+    Created {
+        /// The waiting process.
+        pid: u32,
+    },
+    /// Running (or paused).
+    Running {
+        /// Its process.
+        pid: u32,
+        /// That process's start time; 0 where it ended just now.
+        start_time: u64,
+        /// When it started, as far as `/proc` tells.
+        started_at: Option<Wall>,
+    },
+    /// Ended, not deleted.
+    Stopped {
+        /// Its exit code.
+        code: i32,
+        /// When it ended.
+        at: Wall,
+    },
+    /// Its shim does not answer: it may run.
+    Unknown,
+}
+
+fn state_of(process: &Process) -> FoundState {
+    match Status::try_from(process.status).unwrap_or(Status::Unknown) {
+        Status::Created => FoundState::Created { pid: process.pid },
+        Status::Running | Status::Paused | Status::Pausing => {
+            let start_time = process::started(process.pid);
+            let started_at = (start_time != 0).then(|| process::wall_of(start_time));
+            FoundState::Running { pid: process.pid, start_time, started_at }
+        }
+        Status::Stopped => FoundState::Stopped {
+            code: wire::exit_code(process.exit_status),
+            at: wire::wall(process.exited_at.as_ref()).unwrap_or_else(berth_sys::clock::wall),
+        },
+        Status::Unknown => FoundState::Unknown,
+    }
+}
+
+/// A record of ours before its task is known.
+struct Candidate {
+    id: ContainerId,
+    image: String,
+    created_at: Option<Wall>,
+    found: Found,
+}
+
+fn candidate(container: Container) -> Result<Option<Candidate>, Error> {
+    let Some(found) = record::read(&container.id, &container.extensions)? else { return Ok(None) };
+    let id = ContainerId::new(container.id.clone())
+        .map_err(|source| Error::Identity { id: container.id, source })?;
+    let created_at = wire::wall(container.created_at.as_ref());
+    Ok(Some(Candidate { id, image: container.image, created_at, found }))
+}
+
+impl Runtime {
+    /// Every container that carries our mark, with its task's state. Records that cannot be read are left out and
+    /// told in the log; they are never touched.
+    pub async fn list(&self) -> Result<Vec<FoundContainer>, Error> {
+        let joined = self.join_tasks().await?;
+        Ok(joined
+            .into_iter()
+            .map(|(c, state)| FoundContainer {
+                id: c.id,
+                pod: c.found.mark.pod,
+                key: c.found.mark.key,
+                container: c.found.mark.container,
+                attempt: c.found.mark.attempt,
+                incarnation: c.found.mark.incarnation,
+                boot: c.found.mark.boot,
+                extension: c.found.mark.extension,
+                image: c.image,
+                image_id: c.found.mark.image_id,
+                created_at: c.created_at,
+                state,
+                exit: c.found.exit,
+            })
+            .collect())
+    }
+
+    /// The containers whose tasks live, or may live, on shims of our own.
+    pub(crate) async fn shim_users(&self) -> Result<Vec<(ContainerId, Home)>, Error> {
+        let joined = self.join_tasks().await?;
+        Ok(joined
+            .into_iter()
+            .filter(|(_, state)| *state != FoundState::NoTask)
+            .filter_map(|(c, _)| Some((c.id, c.found.shim?)))
+            .collect())
+    }
+
+    async fn join_tasks(&self) -> Result<Vec<(Candidate, FoundState)>, Error> {
+        // Records first: a task that came later is then merely not asked for.
+        let candidates = self.candidates().await?;
+        let mut states = self.task_states().await?;
+        let mut missing = JoinSet::new();
+        for c in &candidates {
+            if states.contains_key(c.id.as_str()) {
+                continue;
+            }
+            // A stored exit means that the task was about to be deleted; that it is gone surprises nobody.
+            if c.found.exit.is_some() {
+                states.insert(c.id.to_string(), FoundState::NoTask);
+                continue;
+            }
+            let (runtime, id) = (self.clone(), c.id.clone());
+            missing.spawn(async move {
+                let state = match runtime.task(&id).await {
+                    Ok(Some(process)) => state_of(&process),
+                    Ok(None) => FoundState::NoTask,
+                    Err(_unanswered) => FoundState::Unknown,
+                };
+                (id, state)
+            });
+        }
+        while let Some(asked) = missing.join_next().await {
+            if let Ok((id, state)) = asked {
+                states.insert(id.to_string(), state);
+            }
+        }
+        Ok(candidates
+            .into_iter()
+            .map(|c| {
+                let state = states.get(c.id.as_str()).copied().unwrap_or(FoundState::Unknown);
+                (c, state)
+            })
+            .collect())
+    }
+
+    async fn candidates(&self) -> Result<Vec<Candidate>, Error> {
+        let client = self.client();
+        let request = ListContainersRequest { filters: vec![format!("labels.\"{LABEL_POD_UID}\"")] };
+        let mut service = client.containers();
+        let mut stream =
+            call("list", "containers", RECORD, service.list_stream(client.request(request, LIST))).await?;
+        let mut all = Vec::new();
+        loop {
+            let message = stream.message().await.map_err(|s| from_status("list", &"containers", LIST, s))?;
+            let Some(message) = message else { return Ok(all) };
+            let Some(container) = message.container else { continue };
+            let id = container.id.clone();
+            match candidate(container) {
+                Ok(Some(c)) => all.push(c),
+                Ok(None) => tracing::warn!(container = id, "container is labelled as ours but has no mark"),
+                Err(e) => tracing::warn!(container = id, error = e.chain(), "container record set aside"),
+            }
+        }
+    }
+
+    async fn task_states(&self) -> Result<HashMap<String, FoundState>, Error> {
+        let client = self.client();
+        let request = ListTasksRequest { filter: String::new() };
+        let mut service = client.tasks();
+        let reply = call("list", "tasks", LIST, service.list(client.request(request, LIST))).await?;
+        Ok(reply.tasks.iter().map(|p| (p.id.clone(), state_of(p))).collect())
+    }
+}

@@ -1,0 +1,440 @@
+//! Images that containerd has: finding them by name, reading what they say, and having them unpacked.
+//!
+//! What a manifest says cannot change, so it is read once per target digest and kept; only the name is looked up
+//! each time. Blobs are read up to 4 MiB: nothing larger is an honest manifest or configuration.
+
+use crate::{
+    Runtime,
+    client::{QUERY, RECORD, UNPACK, call},
+    error::{Error, absent, present},
+    reference,
+    spec::ImageConfig,
+    wire,
+};
+use berth_core::time::Wall;
+use berth_sys::clock;
+use containerd_client::{
+    services::v1::{
+        ApplyRequest, GetImageRequest, ListImagesRequest, ReadContentRequest,
+        snapshots::{CommitSnapshotRequest, PrepareSnapshotRequest, StatSnapshotRequest},
+    },
+    types::Descriptor,
+};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// The largest manifest or configuration that is read, in bytes.
+const MAX_BLOB: u64 = 4 << 20;
+
+/// An image that can be run: found, read, for this machine.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// containerd's name of it, a full reference.
+    pub name: String,
+    /// What `status.containerStatuses[].imageID` shows: `repository@digest` where the store has such a name for it,
+    /// else the configuration's digest.
+    pub image_id: String,
+    /// How it wants to be run.
+    pub config: ImageConfig,
+    /// The snapshot that holds its unpacked layers.
+    pub chain_id: String,
+    /// The digest its name points to: an index's or a manifest's.
+    pub target_digest: String,
+}
+
+/// An image by name, for lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSummary {
+    /// containerd's name of it.
+    pub name: String,
+    /// The digest its name points to.
+    pub target_digest: String,
+    /// Bytes of its manifest, configuration and compressed layers for this machine; `None` where they are not all
+    /// there or cannot be read.
+    pub size: Option<u64>,
+    /// When it was created or imported here.
+    pub created_at: Option<Wall>,
+}
+
+/// What the content of a target digest says, for this machine.
+#[derive(Debug)]
+pub(crate) struct Content {
+    config: ImageConfig,
+    config_digest: String,
+    chain_id: String,
+    diff_ids: Vec<String>,
+    layers: Vec<Descriptor>,
+    size: u64,
+}
+
+/// Contents by target digest.
+#[derive(Debug, Default)]
+pub(crate) struct Cache(Mutex<HashMap<String, Arc<Content>>>);
+
+/// More images than a node has; beyond it the cache starts anew rather than growing.
+const CACHED: usize = 1024;
+
+impl Cache {
+    fn get(&self, digest: &str) -> Option<Arc<Content>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
+    }
+
+    fn put(&self, digest: &str, content: Arc<Content>) {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if map.len() >= CACHED {
+            map.clear();
+        }
+        map.insert(digest.to_owned(), content);
+    }
+}
+
+/// A descriptor within a manifest or an index.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonDescriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    #[serde(default)]
+    size: i64,
+    #[serde(default)]
+    platform: Option<JsonPlatform>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct JsonPlatform {
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    os: String,
+}
+
+/// A manifest or an index: whichever has `manifests` is an index.
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    #[serde(default)]
+    manifests: Vec<JsonDescriptor>,
+    config: Option<JsonDescriptor>,
+    #[serde(default)]
+    layers: Vec<JsonDescriptor>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ConfigDocument {
+    rootfs: Option<RootFs>,
+}
+
+/// This machine's architecture in Go's words, as images use them.
+pub(crate) fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+/// The chain id of layers: the name of the snapshot of the last of them on top of all before.
+fn chain_ids(diff_ids: &[String]) -> Vec<String> {
+    let mut chain: Vec<String> = Vec::with_capacity(diff_ids.len());
+    for diff in diff_ids {
+        let next = match chain.last() {
+            None => diff.clone(),
+            Some(parent) => {
+                let digest = Sha256::digest(format!("{parent} {diff}"));
+                let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
+                format!("sha256:{hex}")
+            }
+        };
+        chain.push(next);
+    }
+    chain
+}
+
+fn for_this_machine(manifests: &[JsonDescriptor]) -> Option<&JsonDescriptor> {
+    let fits = |d: &&JsonDescriptor| {
+        d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == architecture())
+    };
+    // An archive made for one machine often says nothing of it.
+    let silent = |d: &&JsonDescriptor| {
+        d.platform.as_ref().is_none_or(|p| p.os.is_empty() && p.architecture.is_empty())
+    };
+    manifests.iter().find(fits).or_else(|| manifests.iter().find(silent))
+}
+
+fn unreadable(what: &'static str, image: &str, e: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Decode { what, subject: format!("image {image}"), source: Box::new(e) }
+}
+
+impl Runtime {
+    /// The image that `reference` names, if containerd has it with all that is needed to run it. Tried are the full
+    /// form of the name and the name as written. A name whose content was removed counts as missing.
+    pub async fn resolve_image(&self, reference: &str) -> Result<Option<Image>, Error> {
+        for name in reference::candidates(reference) {
+            let client = self.client();
+            let found = absent(
+                call(
+                    "look up image",
+                    &name,
+                    RECORD,
+                    client.images().get(client.request(GetImageRequest { name: name.clone() }, RECORD)),
+                )
+                .await,
+            )?;
+            let Some(target) = found.and_then(|r| r.image).and_then(|i| i.target) else { continue };
+            let Some(content) = absent(self.image_content(&name, &target).await)? else { continue };
+            let image_id = match self.repo_digest(&name, &target.digest).await? {
+                Some(canonical) => canonical,
+                None => content.config_digest.clone(),
+            };
+            return Ok(Some(Image {
+                name,
+                image_id,
+                config: content.config.clone(),
+                chain_id: content.chain_id.clone(),
+                target_digest: target.digest,
+            }));
+        }
+        Ok(None)
+    }
+
+    /// All images by name.
+    pub async fn images(&self) -> Result<Vec<ImageSummary>, Error> {
+        let client = self.client();
+        let reply = call(
+            "list",
+            "images",
+            RECORD,
+            client.images().list(client.request(ListImagesRequest::default(), RECORD)),
+        )
+        .await?;
+        let mut all = Vec::with_capacity(reply.images.len());
+        for image in reply.images {
+            let Some(target) = image.target else { continue };
+            let size = match self.image_content(&image.name, &target).await {
+                Ok(content) => Some(content.size),
+                Err(e) if e.is_unknown() => return Err(e),
+                Err(_incomplete) => None,
+            };
+            all.push(ImageSummary {
+                name: image.name,
+                target_digest: target.digest,
+                size,
+                created_at: wire::wall(image.created_at.as_ref()),
+            });
+        }
+        Ok(all)
+    }
+
+    /// A name `repository@digest` of the same image, if the store has one.
+    async fn repo_digest(&self, name: &str, digest: &str) -> Result<Option<String>, Error> {
+        let canonical = format!("{}@{digest}", reference::repository(name));
+        if name == canonical {
+            return Ok(Some(canonical));
+        }
+        let client = self.client();
+        let request = GetImageRequest { name: canonical.clone() };
+        let found = absent(
+            call("look up image", &canonical, RECORD, client.images().get(client.request(request, RECORD)))
+                .await,
+        )?;
+        Ok(found
+            .and_then(|r| r.image)
+            .and_then(|i| i.target)
+            .filter(|t| t.digest == digest)
+            .map(|_| canonical))
+    }
+
+    /// What the image behind `target` says; not found where a blob is missing.
+    pub(crate) async fn image_content(&self, name: &str, target: &Descriptor) -> Result<Arc<Content>, Error> {
+        if let Some(content) = self.image_cache().get(&target.digest) {
+            return Ok(content);
+        }
+        let content = Arc::new(self.read_content(name, target).await?);
+        self.image_cache().put(&target.digest, Arc::clone(&content));
+        Ok(content)
+    }
+
+    async fn read_content(&self, name: &str, target: &Descriptor) -> Result<Content, Error> {
+        let mut bytes = self.blob("manifest", name, &target.digest).await?;
+        let mut manifest: Manifest =
+            serde_json::from_slice(&bytes).map_err(|e| unreadable("manifest", name, e))?;
+        if !manifest.manifests.is_empty() {
+            let chosen = for_this_machine(&manifest.manifests).ok_or_else(|| Error::Platform {
+                image: name.to_owned(),
+                platform: format!("linux/{}", architecture()),
+            })?;
+            bytes = self.blob("manifest", name, &chosen.digest).await?;
+            manifest = serde_json::from_slice(&bytes).map_err(|e| unreadable("manifest", name, e))?;
+        }
+        let manifest_size = bytes.len();
+        let inconsistent = |reason: &str| Error::Image { image: name.to_owned(), reason: reason.to_owned() };
+        let config = manifest.config.ok_or_else(|| inconsistent("the manifest names no configuration"))?;
+        let bytes = self.blob("configuration", name, &config.digest).await?;
+        let document: ConfigDocument =
+            serde_json::from_slice(&bytes).map_err(|e| unreadable("configuration", name, e))?;
+        let diff_ids = document.rootfs.map(|r| r.diff_ids).unwrap_or_default();
+        if diff_ids.len() != manifest.layers.len() {
+            return Err(inconsistent("manifest and configuration count different layers"));
+        }
+        let chain_id = chain_ids(&diff_ids).pop().unwrap_or_default();
+        let layers_size: i64 = manifest.layers.iter().map(|l| l.size.max(0)).fold(0, i64::saturating_add);
+        let size = (manifest_size + bytes.len()) as u64 + layers_size.unsigned_abs();
+        let layers = manifest
+            .layers
+            .into_iter()
+            .map(|l| Descriptor {
+                media_type: l.media_type,
+                digest: l.digest,
+                size: l.size,
+                ..Descriptor::default()
+            })
+            .collect();
+        let config_digest = config.digest;
+        let config = ImageConfig::parse(&bytes).map_err(|e| unreadable("configuration", name, e))?;
+        Ok(Content { config, config_digest, chain_id, diff_ids, layers, size })
+    }
+
+    async fn blob(&self, what: &'static str, image: &str, digest: &str) -> Result<Vec<u8>, Error> {
+        let client = self.client();
+        // A size beyond the blob's end is refused, so the blob is asked for as a whole and counted.
+        let request = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+        let mut stream =
+            call("read content", digest, QUERY, client.content().read(client.request(request, QUERY)))
+                .await?;
+        let mut bytes = Vec::new();
+        loop {
+            let message = stream
+                .message()
+                .await
+                .map_err(|status| crate::client::from_status("read content", &digest, QUERY, status))?;
+            let Some(chunk) = message else { return Ok(bytes) };
+            let size = (bytes.len() + chunk.data.len()) as u64;
+            if size > MAX_BLOB {
+                return Err(Error::TooLarge { what, image: image.to_owned(), size, limit: MAX_BLOB });
+            }
+            bytes.extend_from_slice(&chunk.data);
+        }
+    }
+
+    /// Unpacks what of an image's layers is not unpacked for the node's snapshotter: an image that something else
+    /// imported may be there without. What is made is held by `lease`.
+    pub(crate) async fn unpack(&self, image: &Image, lease: &str) -> Result<(), Error> {
+        let target = Descriptor { digest: image.target_digest.clone(), ..Descriptor::default() };
+        let content = self.image_content(&image.name, &target).await?;
+        let mut parent = String::new();
+        let chain = chain_ids(&content.diff_ids);
+        for ((chain_id, diff_id), layer) in chain.iter().zip(&content.diff_ids).zip(&content.layers) {
+            if !self.has_snapshot(chain_id).await? {
+                self.apply(&image.name, layer, diff_id, &parent, chain_id, lease).await?;
+            }
+            parent.clone_from(chain_id);
+        }
+        Ok(())
+    }
+
+    async fn has_snapshot(&self, key: &str) -> Result<bool, Error> {
+        let client = self.client();
+        let request =
+            StatSnapshotRequest { snapshotter: self.roots().snapshotter.clone(), key: key.to_owned() };
+        let found = absent(
+            call("look up snapshot", key, RECORD, client.snapshots().stat(client.request(request, RECORD)))
+                .await,
+        )?;
+        Ok(found.is_some())
+    }
+
+    async fn apply(
+        &self,
+        image: &str,
+        layer: &Descriptor,
+        diff_id: &str,
+        parent: &str,
+        chain_id: &str,
+        lease: &str,
+    ) -> Result<(), Error> {
+        let client = self.client();
+        let snapshotter = self.roots().snapshotter.clone();
+        let key = format!("berth-unpack-{:x} {chain_id}", clock::wall().0);
+        let request = PrepareSnapshotRequest {
+            snapshotter: snapshotter.clone(),
+            key: key.clone(),
+            parent: parent.to_owned(),
+            ..PrepareSnapshotRequest::default()
+        };
+        let prepared = call(
+            "prepare snapshot",
+            &key,
+            RECORD,
+            client.snapshots().prepare(client.leased(request, RECORD, lease)),
+        )
+        .await?;
+        let request =
+            ApplyRequest { diff: Some(layer.clone()), mounts: prepared.mounts, ..ApplyRequest::default() };
+        let applied = call(
+            "unpack layer",
+            &layer.digest,
+            UNPACK,
+            client.diff().apply(client.leased(request, UNPACK, lease)),
+        )
+        .await?;
+        let digest = applied.applied.map(|d| d.digest).unwrap_or_default();
+        if digest != diff_id {
+            return Err(Error::Image {
+                image: image.to_owned(),
+                reason: format!("layer {} unpacks to {digest}, not {diff_id}", layer.digest),
+            });
+        }
+        let request = CommitSnapshotRequest {
+            snapshotter,
+            name: chain_id.to_owned(),
+            key,
+            ..CommitSnapshotRequest::default()
+        };
+        let mut service = client.snapshots();
+        let commit = service.commit(client.leased(request, RECORD, lease));
+        // Something else may have unpacked the same layer meanwhile; theirs is as good.
+        present(call("commit snapshot", chain_id, RECORD, commit).await)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chain_ids_follow_the_image_specification() {
+        let diffs = ["sha256:a".to_owned(), "sha256:b".to_owned()];
+        let chain = chain_ids(&diffs);
+        assert_eq!(chain[0], "sha256:a");
+        let expected: String =
+            Sha256::digest("sha256:a sha256:b").iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(chain[1], format!("sha256:{expected}"));
+        assert!(chain_ids(&[]).is_empty());
+    }
+
+    #[test]
+    fn the_manifest_for_this_machine_is_chosen() {
+        let d = |digest: &str, arch: Option<&str>| JsonDescriptor {
+            media_type: String::new(),
+            digest: digest.into(),
+            size: 0,
+            platform: arch.map(|a| JsonPlatform { architecture: a.into(), os: "linux".into() }),
+        };
+        let all = [d("other", Some("s390x")), d("silent", None), d("mine", Some(architecture()))];
+        assert_eq!(for_this_machine(&all).unwrap().digest, "mine");
+        assert_eq!(for_this_machine(&all[..2]).unwrap().digest, "silent");
+        assert!(for_this_machine(&all[..1]).is_none());
+    }
+}

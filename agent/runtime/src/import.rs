@@ -1,0 +1,217 @@
+//! Import of image archives through containerd's transfer service: the file is streamed to the daemon, which unpacks
+//! it for the node's snapshotter. OCI layouts and docker archives, plain or compressed, are told apart by the daemon.
+//!
+//! Two streams belong to one import, under ids that are never used twice: the data, sent only inside the window that
+//! the daemon grants, and the progress, from which the names of the images are taken.
+
+use crate::{
+    Runtime,
+    client::{Client, QUERY, UNPACK, call, from_status},
+    error::Error,
+    image::architecture,
+    wire,
+};
+use berth_sys::clock;
+use containerd_client::{
+    services::v1::{StreamInit, TransferOptions, TransferRequest},
+    to_any,
+    types::{
+        Platform,
+        transfer::{
+            Data, ImageImportStream, ImageReference, ImageStore, Progress, UnpackConfiguration, WindowUpdate,
+        },
+    },
+};
+use prost::Message;
+use prost_types::Any;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+use tokio::{fs::File, io::AsyncReadExt, sync::mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+/// The most that one message of the data stream carries.
+const CHUNK: usize = 32 << 10;
+/// How long the last progress messages may take after the transfer is done.
+const TAIL: Duration = Duration::from_secs(2);
+/// The repository of images whose archive gives only a tag.
+const UNNAMED: &str = "docker.io/library/import";
+
+/// One bidirectional stream of the streaming service.
+struct Stream {
+    id: String,
+    send: mpsc::Sender<Any>,
+    receive: Streaming<Any>,
+}
+
+/// A stream id that no other stream of this boot has.
+fn unique(what: &str) -> String {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+    format!("berth-{what}-{}-{:x}-{n}", std::process::id(), clock::wall().0)
+}
+
+async fn open(client: &Client, what: &str) -> Result<Stream, Error> {
+    let id = unique(what);
+    let (send, requests) = mpsc::channel(4);
+    let init = to_any(&StreamInit { id: id.clone() });
+    // The channel is fresh and has room, so this cannot fail or wait.
+    if send.send(init).await.is_err() {
+        return Err(Error::Answer { operation: "open stream", subject: id, missing: "a sending side" });
+    }
+    let mut streaming = client.streaming();
+    let stream = streaming.stream(client.endless(ReceiverStream::new(requests)));
+    let mut receive = call("open stream", &id, QUERY, stream).await?;
+    // The first message acknowledges that the id is taken.
+    let ack = tokio::time::timeout(QUERY, receive.message()).await.map_err(|_elapsed| Error::Deadline {
+        operation: "open stream",
+        subject: id.clone(),
+        after: QUERY,
+    })?;
+    ack.map_err(|status| from_status("open stream", &id, QUERY, status))?;
+    Ok(Stream { id, send, receive })
+}
+
+/// Sends the file, never more than the daemon has granted; returns at its end, which closes the stream.
+async fn send_file(mut file: File, path: &Path, mut stream: Stream) -> Result<(), Error> {
+    let mut window = 0_usize;
+    loop {
+        while window == 0 {
+            let message = stream
+                .receive
+                .message()
+                .await
+                .map_err(|status| from_status("send archive on", &stream.id, UNPACK, status))?;
+            let Some(any) = message else { return Ok(()) };
+            window = window.saturating_add(granted(&any));
+        }
+        let mut chunk = vec![0_u8; CHUNK.min(window)];
+        let n = file.read(&mut chunk).await.map_err(Error::file("read", path))?;
+        if n == 0 {
+            return Ok(());
+        }
+        chunk.truncate(n);
+        window -= n;
+        if stream.send.send(to_any(&Data { data: chunk })).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn granted(any: &Any) -> usize {
+    if wire::type_name(any) != "containerd.types.transfer.WindowUpdate" {
+        return 0;
+    }
+    let update = WindowUpdate::decode(any.value.as_slice()).map(|w| w.update).unwrap_or_default();
+    usize::try_from(update).unwrap_or_default()
+}
+
+/// The name of an image that a progress message says was stored.
+fn saved(any: &Any) -> Option<String> {
+    let progress = Progress::decode(any.value.as_slice()).ok()?;
+    (progress.event == "saved" && !progress.name.is_empty()).then_some(progress.name)
+}
+
+async fn saved_names(mut progress: Stream) -> Vec<String> {
+    let mut names = Vec::new();
+    // Ends with the transfer; a broken progress stream costs names, not the import.
+    while let Ok(Some(any)) = progress.receive.message().await {
+        names.extend(saved(&any));
+    }
+    names
+}
+
+impl Runtime {
+    /// Imports and unpacks the images of an archive (OCI layout or docker archive) and returns their names. Importing
+    /// again is harmless: names are pointed to what the archive has.
+    pub async fn import(&self, archive: &Path) -> Result<Vec<String>, Error> {
+        let file = File::open(archive).await.map_err(Error::file("open", archive))?;
+        let client = self.client();
+        let progress = open(client, "progress").await?;
+        let data = open(client, "import").await?;
+        let platform = Platform {
+            os: "linux".to_owned(),
+            architecture: architecture().to_owned(),
+            ..Platform::default()
+        };
+        let source = ImageImportStream { stream: data.id.clone(), ..ImageImportStream::default() };
+        let destination = ImageStore {
+            platforms: vec![platform.clone()],
+            unpacks: vec![UnpackConfiguration {
+                platform: Some(platform),
+                snapshotter: self.roots().snapshotter.clone(),
+            }],
+            extra_references: vec![ImageReference {
+                name: UNNAMED.to_owned(),
+                is_prefix: true,
+                allow_overwrite: true,
+                ..ImageReference::default()
+            }],
+            ..ImageStore::default()
+        };
+        let request = TransferRequest {
+            source: Some(to_any(&source)),
+            destination: Some(to_any(&destination)),
+            options: Some(TransferOptions { progress_stream: progress.id.clone() }),
+        };
+        let mut names = tokio::spawn(saved_names(progress));
+        let mut service = client.transfer();
+        let transfer =
+            call("import", archive.display(), UNPACK, service.transfer(client.request(request, UNPACK)));
+        tokio::pin!(transfer);
+        let outcome = tokio::select! {
+            done = &mut transfer => done,
+            // Boxed by the compiler's measure of this future's size.
+            sent = Box::pin(send_file(file, archive, data)) => match sent {
+                Ok(()) => transfer.await,
+                Err(e) => Err(e),
+            },
+        };
+        if let Err(e) = outcome {
+            names.abort();
+            return Err(e);
+        }
+        let found = match tokio::time::timeout(TAIL, &mut names).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(_panicked)) => Vec::new(),
+            Err(_elapsed) => {
+                names.abort();
+                Vec::new()
+            }
+        };
+        if found.is_empty() {
+            return Err(Error::Unnamed { path: archive.to_path_buf() });
+        }
+        tracing::info!(archive = %archive.display(), images = ?found, "imported");
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_grants_open_the_window() {
+        assert_eq!(granted(&to_any(&WindowUpdate { update: 5 })), 5);
+        assert_eq!(granted(&to_any(&WindowUpdate { update: -5 })), 0);
+        assert_eq!(granted(&to_any(&Data { data: vec![1] })), 0);
+        assert_eq!(granted(&Any { value: vec![0xff; 9], ..to_any(&WindowUpdate { update: 1 }) }), 0);
+    }
+
+    #[test]
+    fn names_come_from_saved_messages_alone() {
+        let message = |event: &str| Progress { event: event.into(), name: "a".into(), ..Progress::default() };
+        assert_eq!(saved(&to_any(&message("saved"))), Some("a".into()));
+        assert_eq!(saved(&to_any(&message("waiting"))), None);
+        assert_eq!(saved(&Any { type_url: String::new(), value: vec![0xff; 3] }), None);
+    }
+
+    #[test]
+    fn stream_ids_never_repeat() {
+        assert_ne!(unique("x"), unique("x"));
+    }
+}

@@ -1,0 +1,65 @@
+//! One lease per pod: what is prepared for a pod is not collected while the pod is there.
+
+use crate::{
+    Runtime,
+    client::{RECORD, call},
+    error::{Error, absent, present},
+    record::LABEL_POD_UID,
+};
+use berth_core::ids::PodUid;
+use containerd_client::services::v1::{CreateRequest, DeleteRequest, ListRequest};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, PoisonError},
+};
+
+/// Pods whose lease is known to exist, so that only a pod's first container pays for it.
+#[derive(Debug, Default)]
+pub(crate) struct Held(Mutex<HashSet<PodUid>>);
+
+/// The lease of a pod.
+pub(crate) fn name(pod: &PodUid) -> String {
+    format!("berth-{pod}")
+}
+
+impl Runtime {
+    /// Makes the pod's lease, unless it is there. Starting a container does it too.
+    pub async fn ensure_lease(&self, pod: &PodUid) -> Result<(), Error> {
+        if self.leases().0.lock().unwrap_or_else(PoisonError::into_inner).contains(pod) {
+            return Ok(());
+        }
+        let client = self.client();
+        let request = CreateRequest {
+            id: name(pod),
+            labels: HashMap::from([(LABEL_POD_UID.to_owned(), pod.as_str().to_owned())]),
+        };
+        let mut service = client.leases();
+        present(call("make lease", pod, RECORD, service.create(client.request(request, RECORD))).await)?;
+        self.leases().0.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.clone());
+        Ok(())
+    }
+
+    /// Gives the pod's lease up: what nothing else holds is collected. Done where there is none.
+    pub async fn release_lease(&self, pod: &PodUid) -> Result<(), Error> {
+        self.leases().0.lock().unwrap_or_else(PoisonError::into_inner).remove(pod);
+        let client = self.client();
+        let request = DeleteRequest { id: name(pod), sync: false };
+        let mut service = client.leases();
+        absent(call("release lease", pod, RECORD, service.delete(client.request(request, RECORD))).await)?;
+        Ok(())
+    }
+
+    /// The pods that hold a lease, also those that nobody knows any more.
+    pub async fn leased_pods(&self) -> Result<Vec<PodUid>, Error> {
+        let client = self.client();
+        let request = ListRequest { filters: vec![format!("labels.\"{LABEL_POD_UID}\"")] };
+        let mut service = client.leases();
+        let reply = call("list", "leases", RECORD, service.list(client.request(request, RECORD))).await?;
+        // A label that is no UID is not one of ours.
+        Ok(reply
+            .leases
+            .into_iter()
+            .filter_map(|l| l.labels.get(LABEL_POD_UID).and_then(|uid| PodUid::new(uid.clone()).ok()))
+            .collect())
+    }
+}

@@ -1,0 +1,262 @@
+//! Shims of our own: a small pool of started ones, one for each pod, none left behind.
+//!
+//! A shim that containerd starts costs an extra process start for every container. Ours are started ahead of use and
+//! handed to containerd by address. Truth is what runs: a shim is a process whose working directory is its directory
+//! below `<runtime state>/shims`, and it belongs to the pod whose containers' records name its address. After any
+//! death of the agent both are read back; what nobody uses goes into the pool or is ended.
+//!
+//! Tasks: one for each live shim ([`watch`]: drains its log, sees its end, ends it when unused), and one that fills
+//! the pool. A shim ends by itself when containerd deletes its last container; [`Shims::release`] takes it out of use
+//! before that delete, so that no container is started on a shim that is about to go.
+
+pub(crate) mod spawn;
+mod watch;
+
+use crate::error::Error;
+use berth_core::ids::ContainerId;
+use serde::{Deserialize, Serialize};
+use spawn::{Handle, Spawner};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::{Notify, watch as watched};
+
+/// Pauses between attempts to fill the pool: first and longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// A live shim.
+#[derive(Debug)]
+pub(crate) struct Shim {
+    /// Its directory's name.
+    id: String,
+    /// Its directory: log FIFO, socket, `address`.
+    dir: PathBuf,
+    /// Its process id.
+    pid: u32,
+    /// Its task service, as containerd wants it: `ttrpc+unix://<socket>`.
+    pub(crate) address: String,
+    /// Told when the shim is no longer wanted.
+    unwanted: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    all: HashMap<String, Arc<Shim>>,
+    idle: VecDeque<Arc<Shim>>,
+    groups: HashMap<String, Arc<Shim>>,
+    /// Containers by the address of the shim they run on.
+    users: HashMap<String, HashSet<ContainerId>>,
+    homes: HashMap<ContainerId, Home>,
+}
+
+/// Where a container's task lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Home {
+    /// The shim's address, as containerd wants it.
+    pub(crate) address: String,
+    /// The group that the shim belongs to.
+    pub(crate) group: String,
+}
+
+/// The node's own shims.
+#[derive(Debug)]
+pub(crate) struct Shims {
+    spawner: Spawner,
+    pool: usize,
+    state: Mutex<State>,
+    /// Held while a shim is started for a group, so that a group gets one.
+    starting: tokio::sync::Mutex<()>,
+    refill: Notify,
+    stop: watched::Receiver<bool>,
+}
+
+impl Shims {
+    pub(crate) fn new(spawner: Spawner, pool: usize, stop: watched::Receiver<bool>) -> Arc<Shims> {
+        Arc::new(Shims {
+            spawner,
+            pool,
+            state: Mutex::default(),
+            starting: tokio::sync::Mutex::default(),
+            refill: Notify::new(),
+            stop,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over what an earlier agent left: shims in use by group, spare ones into the pool, the rest is ended.
+    pub(crate) async fn adopt(self: &Arc<Self>, users: Vec<(ContainerId, Home)>) {
+        let in_use: HashSet<&str> = users.iter().map(|(_, home)| home.address.as_str()).collect();
+        for found in self.spawner.find().await {
+            let address = found.shim.address.clone();
+            let used = in_use.contains(address.as_str());
+            let keep = !used && self.state().idle.len() < self.pool && found.answers().await;
+            let shim = self.enter(found);
+            match (used, keep) {
+                (true, _) => {}
+                (false, true) => self.state().idle.push_back(shim),
+                (false, false) => shim.unwanted.notify_one(),
+            }
+        }
+        let mut state = self.state();
+        for (id, home) in users {
+            let Some(shim) = state.all.get(&home.address).cloned() else { continue };
+            state.users.entry(home.address.clone()).or_default().insert(id.clone());
+            state.groups.entry(home.group.clone()).or_insert(shim);
+            state.homes.insert(id, home);
+        }
+        tracing::info!(shims = state.all.len(), idle = state.idle.len(), "own shims adopted");
+    }
+
+    /// Registers a shim and gives it its watcher.
+    fn enter(self: &Arc<Self>, handle: Handle) -> Arc<Shim> {
+        let shim = Arc::clone(&handle.shim);
+        self.state().all.insert(shim.address.clone(), Arc::clone(&shim));
+        let owner = Arc::downgrade(self);
+        tokio::spawn(watch::run(handle, owner, self.stop.clone()));
+        shim
+    }
+
+    /// The shim for a container of `group`: the group's own, else a spare one, else a new one.
+    pub(crate) async fn take(self: &Arc<Self>, group: &str, id: &ContainerId) -> Result<Home, Error> {
+        let _one_at_a_time = self.starting.lock().await;
+        let ready = {
+            let mut state = self.state();
+            state.groups.get(group).cloned().or_else(|| state.idle.pop_front())
+        };
+        let shim = match ready {
+            Some(shim) => shim,
+            None => {
+                let handle = self.spawner.spawn().await?;
+                self.enter(handle)
+            }
+        };
+        let mut state = self.state();
+        let home = Home { address: shim.address.clone(), group: group.to_owned() };
+        state.groups.insert(group.to_owned(), shim);
+        state.users.entry(home.address.clone()).or_default().insert(id.clone());
+        state.homes.insert(id.clone(), home.clone());
+        Ok(home)
+    }
+
+    /// Takes a container off its shim's books, before its task is deleted. The last one retires the shim: later
+    /// containers of the group get another, and a shim that has not ended by itself after a while is ended.
+    pub(crate) fn release(&self, id: &ContainerId) -> Option<Home> {
+        let mut state = self.state();
+        let home = state.homes.remove(id)?;
+        let users = state.users.entry(home.address.clone()).or_default();
+        users.remove(id);
+        if !users.is_empty() {
+            return Some(home);
+        }
+        state.users.remove(&home.address);
+        if state.groups.get(&home.group).is_some_and(|s| s.address == home.address) {
+            state.groups.remove(&home.group);
+        }
+        if let Some(shim) = state.all.get(&home.address) {
+            shim.unwanted.notify_one();
+        }
+        Some(home)
+    }
+
+    /// Undoes [`Shims::release`]: the task may be there still.
+    pub(crate) fn restore(&self, id: &ContainerId, home: Home) {
+        let mut state = self.state();
+        let Some(shim) = state.all.get(&home.address).cloned() else { return };
+        state.groups.entry(home.group.clone()).or_insert(shim);
+        state.users.entry(home.address.clone()).or_default().insert(id.clone());
+        state.homes.insert(id.clone(), home);
+    }
+
+    /// A shim failed a start: the group's next container gets another, unless it lives after all.
+    pub(crate) async fn distrust(&self, address: &str) -> bool {
+        let shim = self.state().all.get(address).cloned();
+        let alive = match &shim {
+            Some(shim) => spawn::answers(shim).await,
+            None => false,
+        };
+        if !alive {
+            self.forget(address);
+        }
+        !alive
+    }
+
+    /// Removes a shim that ended.
+    fn forget(&self, address: &str) {
+        let mut state = self.state();
+        state.all.remove(address);
+        state.idle.retain(|s| s.address != address);
+        state.groups.retain(|_, s| s.address != address);
+        for id in state.users.remove(address).unwrap_or_default() {
+            state.homes.remove(&id);
+        }
+        drop(state);
+        self.refill.notify_one();
+    }
+
+    /// Whether no container runs on it and the pool does not hold it.
+    fn is_unused(&self, address: &str) -> bool {
+        let state = self.state();
+        state.users.get(address).is_none_or(HashSet::is_empty)
+            && !state.idle.iter().any(|s| s.address == address)
+    }
+
+    /// Lets the pool be filled: called when a start is over, so that filling does not slow it down.
+    pub(crate) fn refill(&self) {
+        self.refill.notify_one();
+    }
+
+    /// Keeps the pool full until told to stop.
+    pub(crate) async fn keep_filled(self: Arc<Self>) {
+        let mut stop = self.stop.clone();
+        let mut pause = RETRY.0;
+        loop {
+            while !*stop.borrow() && self.state().idle.len() < self.pool {
+                match self.spawner.spawn().await {
+                    Ok(handle) => {
+                        pause = RETRY.0;
+                        let shim = self.enter(handle);
+                        self.state().idle.push_back(shim);
+                    }
+                    Err(e) => {
+                        tracing::warn!(error = e.chain(), "cannot fill the shim pool");
+                        tokio::select! {
+                            () = tokio::time::sleep(pause) => {}
+                            _stopped = stop.wait_for(|s| *s) => return,
+                        }
+                        pause = (pause * 2).min(RETRY.1);
+                    }
+                }
+            }
+            tokio::select! {
+                () = self.refill.notified() => {}
+                _stopped = stop.wait_for(|s| *s) => return,
+            }
+        }
+    }
+
+    /// Ends the spare shims and waits a moment for them to go; those in use run on.
+    pub(crate) async fn end_idle(&self) {
+        let idle: Vec<Arc<Shim>> = self.state().idle.drain(..).collect();
+        for shim in &idle {
+            spawn::terminate(shim);
+        }
+        for shim in idle {
+            spawn::gone(&shim, Duration::from_secs(2)).await;
+            spawn::clear(&shim.dir);
+        }
+    }
+
+    /// The process ids of all live shims, and how many of them are spare.
+    pub(crate) fn census(&self) -> (Vec<u32>, usize) {
+        let state = self.state();
+        let mut pids: Vec<u32> = state.all.values().map(|s| s.pid).collect();
+        pids.sort_unstable();
+        (pids, state.idle.len())
+    }
+}

@@ -1,0 +1,338 @@
+//! Starting, finding and ending shim processes.
+//!
+//! The protocol of the runc shim: descriptor 3 is its listening socket, `log` in its working directory is a FIFO that
+//! it opens for writing (so that a reader must be there), `address` names the socket it removes at its end,
+//! `TTRPC_ADDRESS` is where it sends events.
+
+use super::Shim;
+use crate::error::Error;
+use berth_sys::{clock, process::PidFd};
+use rustix::{
+    fs::{CWD, FileType, Mode, mknodat},
+    process::Signal,
+};
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::{fs::DirBuilderExt, net::UnixListener, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::AsyncReadExt,
+    net::{
+        UnixStream,
+        unix::pipe::{OpenOptions, Receiver},
+    },
+    process::Child,
+    sync::Notify,
+};
+
+/// The longest path of a unix socket, without the terminating zero.
+const SOCKET_PATH: usize = 107;
+/// How long a shim may take to answer a connect.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// How shims are started here.
+#[derive(Debug, Clone)]
+pub(crate) struct Spawner {
+    /// The shim's binary.
+    pub(crate) binary: PathBuf,
+    /// Where shims have their directories.
+    pub(crate) dir: PathBuf,
+    /// containerd's gRPC socket.
+    pub(crate) containerd: PathBuf,
+    /// The containerd namespace.
+    pub(crate) namespace: String,
+}
+
+/// A shim together with what its watcher needs.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) shim: Arc<Shim>,
+    pub(super) log: Receiver,
+    pub(super) end: End,
+}
+
+/// What tells a shim's end.
+#[derive(Debug)]
+pub(super) enum End {
+    /// A shim of this process: it is waited for, which also reaps it.
+    Child(Child),
+    /// A shim of an earlier agent: a connection to it, which ends with it.
+    Peer(UnixStream),
+}
+
+impl End {
+    /// Returns when the shim has ended; may be dropped and called again.
+    pub(super) async fn wait(&mut self) {
+        match self {
+            // Not to be waited for any more is as ended as it gets.
+            End::Child(child) => drop(child.wait().await),
+            End::Peer(stream) => {
+                let mut byte = [0_u8; 16];
+                // A shim says nothing unasked.
+                while !matches!(stream.read(&mut byte).await, Ok(0) | Err(_)) {}
+            }
+        }
+    }
+}
+
+impl Handle {
+    pub(super) async fn answers(&self) -> bool {
+        answers(&self.shim).await
+    }
+}
+
+/// Where containerd's shim for runc lies: as configured, in `PATH`, or where packages put it.
+pub(crate) fn locate(configured: Option<&Path>) -> Option<PathBuf> {
+    const NAME: &str = "containerd-shim-runc-v2";
+    if let Some(path) = configured {
+        return Some(path.to_path_buf());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/local/bin", "/usr/bin", "/opt/containerd/bin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(usual).map(|dir| dir.join(NAME)).find(|p| p.is_file())
+}
+
+fn address(dir: &Path) -> String {
+    format!("ttrpc+unix://{}", dir.join("s").display())
+}
+
+fn fresh_id() -> String {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    format!("{:x}-{:x}", clock::wall().0, COUNTER.fetch_add(1, Ordering::Relaxed))
+}
+
+fn open_log(path: &Path) -> Result<Receiver, Error> {
+    // Read and write: the FIFO never reports an end, and the shim's open does not wait.
+    OpenOptions::new().read_write(true).open_receiver(path).map_err(Error::file("open", path))
+}
+
+impl Spawner {
+    /// Starts one shim. Its socket can be dialled at once: connects wait in the backlog until it serves.
+    pub(crate) async fn spawn(&self) -> Result<Handle, Error> {
+        let this = self.clone();
+        let joined = tokio::task::spawn_blocking(move || this.spawn_blocking()).await;
+        joined.map_err(|e| Error::Shim { binary: self.binary.clone(), source: io::Error::other(e) })?
+    }
+
+    fn spawn_blocking(&self) -> Result<Handle, Error> {
+        let id = fresh_id();
+        let dir = self.dir.join(&id);
+        let made = self.start(&id, &dir);
+        if made.is_err() {
+            clear(&dir);
+        }
+        made
+    }
+
+    fn start(&self, id: &str, dir: &Path) -> Result<Handle, Error> {
+        let socket = dir.join("s");
+        if socket.as_os_str().len() > SOCKET_PATH {
+            return Err(Error::SocketPath { path: socket, limit: SOCKET_PATH });
+        }
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(Error::file("make directory", dir))?;
+        let log_path = dir.join("log");
+        mknodat(CWD, &log_path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+            .map_err(|e| Error::file("make FIFO", &log_path)(e.into()))?;
+        let log = open_log(&log_path)?;
+        let address_path = dir.join("address");
+        fs::write(&address_path, format!("unix://{}", socket.display()))
+            .map_err(Error::file("write", &address_path))?;
+        let listener = UnixListener::bind(&socket).map_err(Error::file("listen on", &socket))?;
+
+        let failed = |source: io::Error| Error::Shim { binary: self.binary.clone(), source };
+        let mut ttrpc = self.containerd.clone().into_os_string();
+        ttrpc.push(".ttrpc");
+        // The runtime is usually installed beside the shim.
+        let mut path = self.binary.parent().unwrap_or(Path::new("/usr/bin")).as_os_str().to_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into()));
+        let mut command = Command::new(&self.binary);
+        command
+            .args(["-namespace", &self.namespace, "-id", id, "-address"])
+            .arg(&self.containerd)
+            .current_dir(dir)
+            .env_clear()
+            .env("PATH", path)
+            .env("TTRPC_ADDRESS", ttrpc)
+            .env("GOMAXPROCS", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // A signal to the agent's terminal is not for the shims.
+            .process_group(0);
+        berth_sys::spawn::pass_fd(&mut command, listener.into(), 3);
+        let child = tokio::process::Command::from(command).spawn().map_err(failed)?;
+        let pid = child.id().unwrap_or_default();
+        tracing::debug!(shim = id, pid, "shim started");
+        Ok(Handle { shim: shim(id, dir, pid), log, end: End::Child(child) })
+    }
+
+    /// The shims of an earlier agent. Directories without a process are cleared.
+    pub(crate) async fn find(&self) -> Vec<Handle> {
+        let this = self.clone();
+        // Nothing found is the right answer to a panic there: the shims stay and are looked for again next time.
+        let live = tokio::task::spawn_blocking(move || this.live()).await.unwrap_or_default();
+        let mut found = Vec::new();
+        for (dir, id, pid) in live {
+            match attach(&id, &dir, pid).await {
+                Ok(handle) => found.push(handle),
+                Err(e) => tracing::warn!(shim = id, pid, error = e.chain(), "cannot adopt shim"),
+            }
+        }
+        found
+    }
+
+    /// Directory, id and process of each live shim.
+    fn live(&self) -> Vec<(PathBuf, String, u32)> {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
+        let dirs: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
+        if dirs.is_empty() {
+            return Vec::new();
+        }
+        let processes = processes(&self.dir);
+        let mut live = Vec::new();
+        for dir in dirs {
+            let Some(id) = dir.file_name().and_then(|n| n.to_str()).map(ToOwned::to_owned) else { continue };
+            match processes.get(&id) {
+                None => clear(&dir),
+                Some(pid) => live.push((dir, id, *pid)),
+            }
+        }
+        live
+    }
+}
+
+fn shim(id: &str, dir: &Path, pid: u32) -> Arc<Shim> {
+    Arc::new(Shim {
+        id: id.to_owned(),
+        dir: dir.to_path_buf(),
+        pid,
+        address: address(dir),
+        unwanted: Notify::new(),
+    })
+}
+
+async fn attach(id: &str, dir: &Path, pid: u32) -> Result<Handle, Error> {
+    let socket = dir.join("s");
+    let dialled = tokio::time::timeout(CONNECT, UnixStream::connect(&socket)).await;
+    let peer = dialled
+        .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(Error::file("dial", &socket))?;
+    Ok(Handle { shim: shim(id, dir, pid), log: open_log(&dir.join("log"))?, end: End::Peer(peer) })
+}
+
+/// Shim processes below `dir`, by directory name: those that work there and were started with that id.
+fn processes(dir: &Path) -> HashMap<String, u32> {
+    let mut found = HashMap::new();
+    let Ok(entries) = fs::read_dir("/proc") else { return found };
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let Ok(cwd) = fs::read_link(entry.path().join("cwd")) else { continue };
+        if cwd.parent() != Some(dir) {
+            continue;
+        }
+        let Some(id) = cwd.file_name().and_then(|n| n.to_str()) else { continue };
+        let Ok(cmdline) = fs::read(entry.path().join("cmdline")) else { continue };
+        let mut words = cmdline.split(|b| *b == 0);
+        let started_as = words.by_ref().any(|w| w == b"-id") && words.next() == Some(id.as_bytes());
+        if started_as {
+            found.insert(id.to_owned(), pid);
+        }
+    }
+    found
+}
+
+/// Whether the shim takes connections.
+pub(super) async fn answers(shim: &Shim) -> bool {
+    let connect = UnixStream::connect(shim.dir.join("s"));
+    matches!(tokio::time::timeout(CONNECT, connect).await, Ok(Ok(_)))
+}
+
+/// Asks the shim to end; it does only what a spare shim has to do.
+pub(super) fn terminate(shim: &Shim) {
+    send(shim, Signal::TERM);
+}
+
+/// Ends the shim.
+pub(super) fn kill(shim: &Shim) {
+    send(shim, Signal::KILL);
+}
+
+fn send(shim: &Shim, signal: Signal) {
+    if let Some(fd) = process_of(shim) {
+        // Failure means that it is gone, which is what was wanted.
+        drop(fd.signal(signal));
+    }
+}
+
+/// The shim's process, if the one with its pid still works in the shim's directory.
+fn process_of(shim: &Shim) -> Option<PidFd> {
+    // Looked at after opening, so that both speak of the same process.
+    let fd = PidFd::open(shim.pid).ok().flatten()?;
+    let cwd = fs::read_link(format!("/proc/{}/cwd", shim.pid)).ok()?;
+    (cwd == shim.dir).then_some(fd)
+}
+
+/// Waits until the shim's process is gone, at most `limit`.
+pub(super) async fn gone(shim: &Shim, limit: Duration) {
+    let Some(fd) = process_of(shim) else { return };
+    // Past the limit it is left to the next start, which looks for it.
+    drop(tokio::task::spawn_blocking(move || fd.poll_exited(limit)).await);
+}
+
+/// Removes a shim's directory: only the files a shim's directory has, never a tree.
+pub(super) fn clear(dir: &Path) {
+    for name in ["s", "log", "address"] {
+        // Not there is as good; what cannot be removed keeps the directory, which is told below.
+        drop(fs::remove_file(dir.join(name)));
+    }
+    match fs::remove_dir(dir) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => tracing::warn!(dir = %dir.display(), error = %e, "cannot clear a shim's directory"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clearing_leaves_what_is_not_a_shims() {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = dir.path().join("x");
+        fs::create_dir(&shim).unwrap();
+        fs::write(shim.join("address"), "a").unwrap();
+        fs::write(shim.join("other"), "b").unwrap();
+        clear(&shim);
+        assert!(!shim.join("address").exists() && shim.join("other").exists());
+        fs::remove_file(shim.join("other")).unwrap();
+        clear(&shim);
+        assert!(!shim.exists());
+        clear(&shim);
+    }
+
+    #[test]
+    fn a_process_that_merely_stands_in_the_directory_is_no_shim() {
+        let dir = tempfile::tempdir().unwrap();
+        let inside = dir.path().join("abc");
+        fs::create_dir(&inside).unwrap();
+        let mut child = Command::new("sleep").arg("60").current_dir(&inside).spawn().unwrap();
+        let found = processes(dir.path());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found.is_empty(), "{found:?}");
+    }
+}
