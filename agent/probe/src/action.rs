@@ -1,0 +1,227 @@
+//! From a probe or hook as specified to what is asked on the wire.
+
+use crate::{Error, exec::ExecTarget};
+use berth_core::model::{Container, EnvValue, EnvVar, Hook, HttpTarget, PortRef, Probe, ProbeAction};
+use std::{collections::HashMap, fmt, net::IpAddr};
+
+/// One question, ready to be asked.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ResolvedAction {
+    /// A GET; a status of 200 to 399 is success.
+    Http(HttpAction),
+    /// An accepted connection is success.
+    Tcp(Endpoint),
+    /// `grpc.health.v1.Health/Check` without TLS; SERVING is success.
+    Grpc {
+        /// Whom to ask.
+        endpoint: Endpoint,
+        /// `service` of the request, possibly empty.
+        service: String,
+    },
+    /// A command in the container; exit code 0 is success.
+    Exec(Box<ExecTarget>),
+}
+
+/// An HTTP request of a probe or hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpAction {
+    /// Whom to connect to.
+    pub endpoint: Endpoint,
+    /// Over TLS, the certificate unchecked.
+    pub https: bool,
+    /// Path and query as specified; what a URL cannot hold is escaped when asking.
+    pub path: String,
+    /// Extra headers in order, `Host` not among them.
+    pub headers: Vec<(String, String)>,
+    /// The `Host` header where one was specified.
+    pub host_header: Option<String>,
+}
+
+/// Where to connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The host.
+    pub host: Host,
+    /// The port.
+    pub port: u16,
+    /// Whether the node's own loopback and link-local addresses may be reached: those of a host-network pod are the
+    /// pod's, any other pod would reach into the node with them.
+    pub node_local: bool,
+}
+
+/// A host by address or by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    /// An address.
+    Address(IpAddr),
+    /// A name, looked up by the node's resolver each time.
+    Name(String),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Address(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.port),
+            Host::Address(ip) => write!(f, "{ip}:{}", self.port),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+        }
+    }
+}
+
+impl Endpoint {
+    fn new(
+        host: Option<&str>,
+        port: u16,
+        pod_ip: Option<IpAddr>,
+        node_local: bool,
+    ) -> Result<Endpoint, Error> {
+        let host = match host.filter(|h| !h.is_empty()) {
+            None => Host::Address(pod_ip.ok_or(Error::NoPodAddress)?),
+            Some(text) => match text.trim_start_matches('[').trim_end_matches(']').parse() {
+                Ok(ip) => Host::Address(ip),
+                Err(_) => Host::Name(text.to_owned()),
+            },
+        };
+        // A host-network pod's own address may be anything, so it is never refused.
+        let own = matches!(&host, Host::Address(ip) if Some(*ip) == pod_ip);
+        Ok(Endpoint { host, port, node_local: node_local || own })
+    }
+}
+
+/// Resolves a probe: ports by name, the pod's address as the default host, `$(VAR)` of the command.
+///
+/// `node_local` says whether a `host` of the probe may be the node's loopback or a link-local address: pass
+/// `hostNetwork`, or true where the node's configuration allows it to all pods. `exec` is how to enter the container,
+/// needed for exec probes only; its command is replaced.
+pub fn resolve(
+    probe: &Probe,
+    container: &Container,
+    pod_ip: Option<IpAddr>,
+    node_local: bool,
+    exec: Option<&ExecTarget>,
+) -> Result<ResolvedAction, Error> {
+    match &probe.action {
+        ProbeAction::Http(target) => {
+            resolve_http(target, container, pod_ip, node_local).map(ResolvedAction::Http)
+        }
+        ProbeAction::Tcp { host, port } => {
+            let port = number(container, port)?;
+            Ok(ResolvedAction::Tcp(Endpoint::new(host.as_deref(), port, pod_ip, node_local)?))
+        }
+        ProbeAction::Grpc { port, service } => Ok(ResolvedAction::Grpc {
+            endpoint: Endpoint::new(None, *port, pod_ip, node_local)?,
+            service: service.clone(),
+        }),
+        ProbeAction::Exec(command) => {
+            let target = exec.ok_or(Error::NoExecTarget)?;
+            let command = expand_static(command, &container.env);
+            Ok(ResolvedAction::Exec(Box::new(ExecTarget { command, ..target.clone() })))
+        }
+    }
+}
+
+/// Resolves the target of an `httpGet` hook or probe; see [`resolve`].
+pub fn resolve_http(
+    target: &HttpTarget,
+    container: &Container,
+    pod_ip: Option<IpAddr>,
+    node_local: bool,
+) -> Result<HttpAction, Error> {
+    let port = number(container, &target.port)?;
+    let is_host = |name: &str| name.eq_ignore_ascii_case("host");
+    Ok(HttpAction {
+        endpoint: Endpoint::new(target.host.as_deref(), port, pod_ip, node_local)?,
+        https: target.https,
+        path: target.path.clone(),
+        headers: target.headers.iter().filter(|(n, _)| !is_host(n)).cloned().collect(),
+        host_header: target.headers.iter().find(|(n, v)| is_host(n) && !v.is_empty()).map(|(_, v)| v.clone()),
+    })
+}
+
+/// The command of an exec hook, `$(VAR)` of the container's literal variables expanded; `None` for other hooks.
+pub fn hook_command(hook: &Hook, container: &Container) -> Option<Vec<String>> {
+    match hook {
+        Hook::Exec(command) => Some(expand_static(command, &container.env)),
+        Hook::Http(_) | Hook::Sleep(_) => None,
+    }
+}
+
+fn number(container: &Container, port: &PortRef) -> Result<u16, Error> {
+    container.port(port).filter(|p| *p != 0).ok_or_else(|| Error::NoSuchPort {
+        port: match port {
+            PortRef::Number(n) => n.to_string(),
+            PortRef::Name(name) => name.clone(),
+        },
+    })
+}
+
+/// Commands of probes and hooks see only the literal `env` entries; those from elsewhere expand to nothing, and a name
+/// that is not there stays as written.
+fn expand_static(command: &[String], env: &[EnvVar]) -> Vec<String> {
+    let values: HashMap<&str, &str> = env
+        .iter()
+        .map(|var| match &var.value {
+            EnvValue::Text(text) => (var.name.as_str(), text.as_str()),
+            _ => (var.name.as_str(), ""),
+        })
+        .collect();
+    command.iter().map(|word| expand(word, &values)).collect()
+}
+
+fn expand(word: &str, values: &HashMap<&str, &str>) -> String {
+    let mut out = String::with_capacity(word.len());
+    let mut rest = word;
+    while let Some(at) = rest.find('$') {
+        let (before, from) = rest.split_at(at);
+        out.push_str(before);
+        let after = from.get(1..).unwrap_or_default();
+        if let Some(after) = after.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+        } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|s| s.split_once(')')) {
+            match values.get(name) {
+                Some(value) => out.push_str(value),
+                None => out.extend(["$(", name, ")"]),
+            }
+            rest = tail;
+        } else {
+            out.push('$');
+            rest = after;
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_expand_as_in_commands() {
+        let values = HashMap::from([("A", "one"), ("EMPTY", "")]);
+        for (word, want) in [
+            ("$(A)-$(A)", "one-one"),
+            ("$(EMPTY)x", "x"),
+            ("$(B)", "$(B)"),
+            ("$$(A)", "$(A)"),
+            ("$$$(A)", "$one"),
+            ("$A $", "$A $"),
+            ("$(A", "$(A"),
+            ("ä$(A)ö", "äoneö"),
+        ] {
+            assert_eq!(expand(word, &values), want, "{word}");
+        }
+    }
+
+    #[test]
+    fn hosts() {
+        let ip = "10.1.2.3".parse().ok();
+        let show = |host| Endpoint::new(host, 80, ip, false).map(|e| (e.to_string(), e.node_local)).ok();
+        assert_eq!(show(None), Some(("10.1.2.3:80".into(), true)));
+        assert_eq!(show(Some("")), Some(("10.1.2.3:80".into(), true)));
+        assert_eq!(show(Some("[::1]")), Some(("[::1]:80".into(), false)));
+        assert_eq!(show(Some("web.example")), Some(("web.example:80".into(), false)));
+        assert!(matches!(Endpoint::new(None, 80, None, false), Err(Error::NoPodAddress)));
+    }
+}

@@ -1,0 +1,220 @@
+//! The helper process that runs commands in containers: role `probe-exec` of the agent's program.
+//!
+//! It has one thread, because a process with one may fork and enter namespaces, and one `poll` loop over its socket
+//! and every command under way, so that a container that does not let its command get on (frozen, out of memory) holds
+//! up nobody else's. Standard input is its socket to the agent; when that closes it ends everything and exits.
+//!
+//! Each command gets a cgroup of its own below the container's in one hierarchy, and nothing outlives its command
+//! there: at the deadline, and also after an orderly end, whatever is left in it is killed.
+
+mod group;
+mod running;
+
+use crate::exec::{ExecOutcome, ExecTarget, wire};
+use group::Group;
+use running::{Entry, Running};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+use std::{
+    collections::VecDeque,
+    ffi::CString,
+    fs::File,
+    io::{self, Read, Write},
+    os::unix::ffi::OsStringExt,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+/// More commands than this at once are not taken on: each holds some descriptors.
+const MAX_RUNNING: usize = 200;
+
+/// Set once the program runs from a read-only view of its file.
+const READ_ONLY: &str = "BERTH_PROBE_EXEC_READ_ONLY";
+
+/// The last goodbye: how long commands may take to die when the agent has gone.
+const LAST_WAIT: Duration = Duration::from_secs(2);
+
+/// Runs as the helper until the agent closes the socket on standard input.
+pub fn main() -> ExitCode {
+    if std::env::var_os(READ_ONLY).is_none() {
+        let error = run_from_read_only_view();
+        tracing::warn!(%error, "exec helper runs from a file that can be written to");
+    }
+    match berth_sys::exec::prepare_helper().and_then(|()| Helper::from_stdin()).and_then(Helper::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "exec helper");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Containers with CAP_SYS_PTRACE can reach this program's file through a process on its way in.
+fn run_from_read_only_view() -> io::Error {
+    let argv: Vec<CString> = std::env::args_os().filter_map(|a| CString::new(a.into_vec()).ok()).collect();
+    let entry = |(mut name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        name.push("=");
+        name.push(value);
+        CString::new(name.into_vec()).ok()
+    };
+    let marked = std::env::vars_os().chain([(READ_ONLY.into(), "1".into())]);
+    berth_sys::exec::reexec_read_only(&argv, &marked.filter_map(entry).collect::<Vec<_>>())
+}
+
+struct Helper {
+    socket: File,
+    input: Vec<u8>,
+    output: VecDeque<u8>,
+    running: Vec<Running>,
+    /// Groups that an earlier helper left, until they are gone.
+    left: Vec<(Group, Instant)>,
+    /// Numbers the groups of this helper.
+    count: u64,
+}
+
+impl Helper {
+    fn from_stdin() -> io::Result<Helper> {
+        let socket = berth_sys::exec::take_stdin()?;
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(Helper {
+            socket: File::from(socket),
+            input: Vec::new(),
+            output: VecDeque::new(),
+            running: Vec::new(),
+            left: Vec::new(),
+            count: 0,
+        })
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        loop {
+            if self.wait(None)? && !self.talk()? {
+                return self.end();
+            }
+            for reply in self.advance() {
+                self.reply(&reply)?;
+            }
+        }
+    }
+
+    /// Waits until there is something to do, not beyond `last`; true where the socket is ready.
+    fn wait(&self, last: Option<Instant>) -> io::Result<bool> {
+        let interest = if self.output.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
+        let mut fds: Vec<PollFd<'_>> = self
+            .running
+            .iter()
+            .flat_map(Running::watched)
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        // Once the agent has gone its end of the socket is always ready and says nothing.
+        if last.is_none() {
+            fds.push(PollFd::new(&self.socket, interest));
+        }
+        let left = self.left.iter().map(|(_, at)| *at);
+        let due = self.running.iter().filter_map(Running::due).chain(left).chain(last).min();
+        let timeout = due.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        Ok(last.is_none() && fds.last().is_some_and(|fd| !fd.revents().is_empty()))
+    }
+
+    /// Gets everything on as far as it goes now; gives the answers there are.
+    fn advance(&mut self) -> Vec<wire::Reply> {
+        let now = Instant::now();
+        let replies = self.running.iter_mut().filter_map(|r| r.advance(now)).collect();
+        self.running.retain(|r| !r.is_over());
+        if self.running.is_empty() {
+            running::reap_strays();
+        }
+        self.left.retain_mut(|(group, at)| {
+            if *at > now {
+                return true;
+            }
+            group.kill();
+            let gone = group.remove();
+            *at = now + group.backoff();
+            !gone
+        });
+        replies
+    }
+
+    /// Reads and writes what the socket takes; false where the agent has closed it.
+    fn talk(&mut self) -> io::Result<bool> {
+        self.flush()?;
+        let mut chunk = vec![0; 64 * 1024];
+        loop {
+            match self.socket.read(&mut chunk) {
+                Ok(0) => return Ok(false),
+                Ok(n) => self.input.extend_from_slice(chunk.get(..n).unwrap_or_default()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
+                Err(e) => return Err(e),
+            }
+        }
+        while let Some(request) = wire::decode(&mut self.input)? {
+            match request {
+                wire::Request::Clean { roots } => {
+                    self.left.extend(group::left_below(&roots).into_iter().map(|g| (g, Instant::now())));
+                }
+                wire::Request::Cancel { id } => {
+                    self.running.iter_mut().filter(|r| r.id == id).for_each(Running::cancel);
+                }
+                wire::Request::Exec { id, timeout_ms, target } => self.start(id, timeout_ms, &target)?,
+            }
+        }
+        Ok(true)
+    }
+
+    fn start(&mut self, id: u64, timeout_ms: u64, target: &ExecTarget) -> io::Result<()> {
+        let outcome = if self.running.len() >= MAX_RUNNING {
+            ExecOutcome::NotRun("too many commands are under way".to_owned())
+        } else {
+            self.count += 1;
+            let deadline = Instant::now() + Duration::from_millis(timeout_ms.min(u64::from(u32::MAX)));
+            match running::start(Entry { id, deadline, target, number: self.count }) {
+                Ok(running) => {
+                    self.running.push(running);
+                    return Ok(());
+                }
+                Err(outcome) => outcome,
+            }
+        };
+        self.reply(&wire::Reply { id, outcome })
+    }
+
+    fn reply(&mut self, reply: &wire::Reply) -> io::Result<()> {
+        self.output.extend(wire::encode(reply)?);
+        self.flush()
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while !self.output.is_empty() {
+            match self.socket.write(self.output.as_slices().0) {
+                Ok(n) => drop(self.output.drain(..n)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // Reading tells that the agent has gone.
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => self.output.clear(),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// The agent has gone: so does everything here.
+    fn end(mut self) -> io::Result<()> {
+        self.running.iter_mut().for_each(Running::cancel);
+        let last = Instant::now() + LAST_WAIT;
+        while !self.running.is_empty() && Instant::now() < last {
+            drop(self.advance());
+            self.wait(Some(last))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,310 @@
+//! One command from the request to the last trace of it.
+
+use super::group::{self, Group};
+use crate::exec::{ExecOutcome, ExecTarget, MAX_OUTPUT, wire::Reply};
+use berth_sys::exec::{self, Capabilities, Command, Container, Process, Report, Stage};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, waitid},
+};
+use std::{
+    ffi::CString,
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Instant,
+};
+
+/// So much output is thrown away at a time before others get their turn.
+const DRAIN: usize = 256 * 1024;
+
+pub(super) struct Entry<'a> {
+    pub(super) id: u64,
+    pub(super) deadline: Instant,
+    pub(super) target: &'a ExecTarget,
+    pub(super) number: u64,
+}
+
+pub(super) struct Running {
+    pub(super) id: u64,
+    deadline: Instant,
+    first: Option<Process>,
+    command: Option<Process>,
+    /// Open until the command runs or it is known that it will not.
+    reports: Option<OwnedFd>,
+    output: Option<OwnedFd>,
+    text: Vec<u8>,
+    failed: Option<String>,
+    answered: bool,
+    group: Option<Group>,
+    /// When to look again for what is left of it.
+    retry: Option<Instant>,
+}
+
+/// Sets a command on its way into its container.
+pub(super) fn start(entry: Entry<'_>) -> Result<Running, ExecOutcome> {
+    let not_run = |what: &str, e: &dyn std::error::Error| ExecOutcome::NotRun(format!("{what}: {e}"));
+    let target = entry.target;
+    let gone = || ExecOutcome::NotRun("the container has ended".to_owned());
+    let command = command(target)?;
+    let pid = i32::try_from(target.pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
+    let init = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::SRCH) => return Err(gone()),
+        Err(e) => return Err(not_run("find the container", &e)),
+    };
+    // Taken hold of first: from here on the number can stand for no other process.
+    match berth_sys::process::start_time(target.pid) {
+        Ok(Some(start)) if start == target.start_time => {}
+        Ok(_) => return Err(gone()),
+        Err(e) => return Err(not_run("find the container", &e)),
+    }
+    own_user_namespace(target.pid)?;
+    let mut made = group::make(&target.cgroup_dirs, entry.number)
+        .map_err(|e| not_run("make the command's cgroup", &e))?;
+    let container = Container { init: init.as_fd(), pid, cgroup_procs: &made.procs };
+    match exec::enter(&container, &command) {
+        Ok(entering) => Ok(Running {
+            id: entry.id,
+            deadline: entry.deadline,
+            first: Some(entering.first),
+            command: None,
+            reports: Some(entering.reports),
+            output: Some(entering.output),
+            text: Vec::new(),
+            failed: None,
+            answered: false,
+            group: Some(made.group),
+            retry: None,
+        }),
+        Err(e) => {
+            made.group.remove();
+            Err(not_run("enter the container", &e))
+        }
+    }
+}
+
+/// A container in a user namespace of its own needs its ids mapped on the way in.
+fn own_user_namespace(pid: u32) -> Result<(), ExecOutcome> {
+    let theirs = fs::read_link(format!("/proc/{pid}/ns/user"));
+    match (theirs, fs::read_link("/proc/self/ns/user")) {
+        (Ok(theirs), Ok(ours)) if theirs == ours => Ok(()),
+        (Ok(_), Ok(_)) => Err(ExecOutcome::Unsupported("the container has a user namespace".to_owned())),
+        (Err(e), _) | (_, Err(e)) => Err(ExecOutcome::NotRun(format!("find the container: {e}"))),
+    }
+}
+
+fn command(target: &ExecTarget) -> Result<Command, ExecOutcome> {
+    let texts =
+        |texts: &[String]| texts.iter().map(|t| CString::new(t.as_str())).collect::<Result<Vec<_>, _>>();
+    let nul = |_| ExecOutcome::NotRun("the command holds a NUL character".to_owned());
+    let process = &target.process;
+    if target.command.is_empty() {
+        return Err(ExecOutcome::NotRun("the command is empty".to_owned()));
+    }
+    let sets = process.capabilities;
+    Ok(Command {
+        argv: texts(&target.command).map_err(nul)?,
+        env: texts(&process.env).map_err(nul)?,
+        cwd: CString::new(process.cwd.as_str()).map_err(nul)?,
+        uid: process.uid,
+        gid: process.gid,
+        groups: process.groups.clone(),
+        umask: process.umask,
+        capabilities: Capabilities {
+            bounding: sets.bounding,
+            effective: sets.effective,
+            permitted: sets.permitted,
+            inheritable: sets.inheritable,
+            ambient: sets.ambient,
+        },
+        no_new_privs: process.no_new_privs,
+        rlimits: process.rlimits.iter().map(|l| (l.resource, l.soft, l.hard)).collect(),
+        oom_score_adj: process.oom_score_adj,
+        find_home: !process.env.iter().any(|e| e.strip_prefix("HOME=").is_some_and(|h| !h.is_empty())),
+    })
+}
+
+impl Running {
+    /// What makes it move when it gets readable.
+    pub(super) fn watched(&self) -> Vec<BorrowedFd<'_>> {
+        let processes = [&self.first, &self.command].into_iter().flatten().map(|p| p.fd.as_fd());
+        let pipes = [&self.reports, &self.output].into_iter().flatten().map(OwnedFd::as_fd);
+        processes.chain(pipes).collect()
+    }
+
+    /// When it wants to be looked at though nothing is readable.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let deadline = (!self.answered).then_some(self.deadline);
+        deadline.into_iter().chain(self.retry).min()
+    }
+
+    /// Whether nothing is left of it.
+    pub(super) fn is_over(&self) -> bool {
+        self.answered
+            && self.group.is_none()
+            && self.first.is_none()
+            && self.command.is_none()
+            // While the pipe is open it may yet tell of a second process.
+            && self.reports.is_none()
+    }
+
+    /// Nobody wants the answer any more.
+    pub(super) fn cancel(&mut self) {
+        if !self.answered {
+            self.answered = true;
+            self.destroy();
+        }
+    }
+
+    /// Does what can be done now, without waiting; gives the answer once.
+    pub(super) fn advance(&mut self, now: Instant) -> Option<Reply> {
+        self.read_reports();
+        self.read_output();
+        reap(&mut self.first);
+        let ended = reap(&mut self.command);
+        let outcome = if self.answered { None } else { self.outcome(ended, now) };
+        if outcome.is_some() {
+            self.answered = true;
+            self.output = None;
+        }
+        if self.answered && self.retry.is_none_or(|at| at <= now) {
+            self.clear(now);
+        }
+        outcome.map(|outcome| Reply { id: self.id, outcome })
+    }
+
+    fn outcome(&mut self, ended: Option<WaitIdStatus>, now: Instant) -> Option<ExecOutcome> {
+        if let Some(why) = self.failed.take() {
+            return Some(ExecOutcome::NotRun(why));
+        }
+        if let Some(status) = ended {
+            // Its last words may have come after the pipe was read.
+            self.read_output();
+            let output = self.take_text();
+            return Some(match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => ExecOutcome::Exited { code, output },
+                (None, Some(signal)) => ExecOutcome::Killed { signal, output },
+                (None, None) => ExecOutcome::NotRun("the command's end is not known".to_owned()),
+            });
+        }
+        if now < self.deadline {
+            return None;
+        }
+        let started = self.command.is_some() && self.reports.is_none();
+        self.destroy();
+        Some(if started {
+            ExecOutcome::TimedOut { output: self.take_text() }
+        } else {
+            ExecOutcome::NotRun("the container did not let the command start in time".to_owned())
+        })
+    }
+
+    fn take_text(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.text)).into_owned()
+    }
+
+    fn read_reports(&mut self) {
+        while let Some(reports) = &self.reports {
+            match exec::read_report(reports) {
+                Ok(Some(Report::Started(pid))) => match Process::of(pid) {
+                    Ok(process) => self.command = Some(process),
+                    Err(e) => self.failed = Some(format!("watch the command: {e}")),
+                },
+                Ok(Some(Report::Failed(stage, errno))) => self.failed = Some(explain(stage, errno)),
+                Ok(None) => {
+                    self.reports = None;
+                    if self.command.is_none() && self.failed.is_none() {
+                        self.failed = Some("the command was ended before it started".to_owned());
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) => {
+                    self.reports = None;
+                    self.failed.get_or_insert(format!("watch the command: {e}"));
+                }
+            }
+        }
+    }
+
+    /// Keeps the first part and throws the rest away, so that the command never waits for a reader.
+    fn read_output(&mut self) {
+        let mut seen = 0;
+        let mut chunk = [0u8; 16 * 1024];
+        while let Some(output) = self.output.as_ref().filter(|_| seen < DRAIN) {
+            match rustix::io::read(output, &mut chunk) {
+                Ok(n @ 1..) => {
+                    let room = MAX_OUTPUT.saturating_sub(self.text.len()).min(n);
+                    self.text.extend_from_slice(chunk.get(..room).unwrap_or_default());
+                    seen += n;
+                }
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
+                Ok(_) | Err(_) => self.output = None,
+            }
+        }
+    }
+
+    /// Kills everything of it.
+    fn destroy(&mut self) {
+        if let Some(group) = &self.group {
+            group.kill();
+        }
+        // These may not have got into the group.
+        for process in [&self.first, &self.command].into_iter().flatten() {
+            group::kill_process(process.fd.as_fd());
+        }
+    }
+
+    /// After the answer: ends what the command left and removes its group.
+    fn clear(&mut self, now: Instant) {
+        self.retry = None;
+        self.output = None;
+        let Some(group) = &mut self.group else { return };
+        if group.remove() {
+            self.group = None;
+            return;
+        }
+        self.retry = Some(now + group.backoff());
+        self.destroy();
+    }
+}
+
+/// Its end, once; from then on its number may be another's.
+fn reap(process: &mut Option<Process>) -> Option<WaitIdStatus> {
+    let held = process.as_ref()?;
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    match waitid(WaitId::PidFd(held.fd.as_fd()), options) {
+        Ok(None) | Err(Errno::INTR) => None,
+        Ok(status) => {
+            *process = None;
+            status
+        }
+        Err(error) => {
+            tracing::error!(pid = held.pid.as_raw_nonzero().get(), %error, "cannot wait for a child");
+            *process = None;
+            None
+        }
+    }
+}
+
+/// Second processes whose first was killed before it could tell of them.
+pub(super) fn reap_strays() {
+    while let Ok(Some(_)) = waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {}
+}
+
+fn explain(stage: Stage, errno: Errno) -> String {
+    let what = match stage {
+        Stage::Descriptors => "set up the command's descriptors",
+        Stage::Cgroup => "join the container's cgroup",
+        Stage::Namespaces if errno == Errno::SRCH => return "the container has ended".to_owned(),
+        Stage::Namespaces => "join the container's namespaces",
+        Stage::Rlimit => "set the command's resource limits",
+        Stage::WorkingDirectory => "change to the container's working directory",
+        Stage::Bounding | Stage::Capabilities => "set the command's capabilities",
+        Stage::Credentials => "set the command's user and groups",
+        Stage::NoNewPrivs => "set no_new_privs",
+        Stage::Fork => "start a process in the container",
+        Stage::Exec => "execute the command",
+    };
+    format!("{what}: {errno}")
+}

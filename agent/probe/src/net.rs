@@ -1,0 +1,209 @@
+//! Connections of probes: how they are made, how they end, and which failures are the node's own.
+//!
+//! A connection leaves no TIME_WAIT behind on either side: it is set to be reset when dropped, and one that went well
+//! sends its FIN first, so that the other end reads an orderly end of stream before the reset.
+
+use crate::action::{Endpoint, Host};
+use berth_core::probe::ProbeResult;
+use rustix::io::Errno;
+use std::{
+    error::Error as StdError,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpStream, lookup_host},
+    time::Instant,
+};
+
+/// A timer this late says that the agent itself was held up, so that nothing is known about the container.
+const HELD_UP: Duration = Duration::from_millis(250);
+
+/// How a question can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    #[error("{0}")]
+    Answer(String),
+    #[error("{0}")]
+    Request(String),
+    #[error("connect to {endpoint}")]
+    Connect {
+        endpoint: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("TLS handshake with {endpoint}")]
+    Tls {
+        endpoint: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("HTTP exchange with {endpoint}")]
+    Http {
+        endpoint: String,
+        #[source]
+        source: hyper::Error,
+    },
+    #[error("gRPC exchange with {endpoint}")]
+    Grpc {
+        endpoint: String,
+        #[source]
+        source: h2::Error,
+    },
+}
+
+impl AskError {
+    /// A failure of the container, or nothing known where the node itself lacked something or the request could not
+    /// be made.
+    pub(crate) fn into_result(self) -> ProbeResult {
+        let text = chain(&self);
+        if matches!(self, AskError::Request(_)) || lacks_resources(&self) {
+            ProbeResult::Unknown(text)
+        } else {
+            ProbeResult::Failure(text)
+        }
+    }
+}
+
+/// The error and its causes, joined by colons.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+fn lacks_resources(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(e) = next {
+        if let Some(code) = e.downcast_ref::<io::Error>().and_then(Errno::from_io_error) {
+            return is_local(code);
+        }
+        next = e.source();
+    }
+    false
+}
+
+/// Too few descriptors, buffers, ports or addresses here say nothing about the other end.
+fn is_local(code: Errno) -> bool {
+    matches!(
+        code,
+        Errno::MFILE
+            | Errno::NFILE
+            | Errno::NOBUFS
+            | Errno::NOMEM
+            | Errno::AGAIN
+            | Errno::ADDRNOTAVAIL
+            | Errno::ADDRINUSE
+            | Errno::AFNOSUPPORT
+    )
+}
+
+/// Gives the question `timeout` in all; running out of it is a failure, unless the timer itself came late.
+pub(crate) async fn within(
+    timeout: Duration,
+    what: impl std::fmt::Display,
+    question: impl Future<Output = ProbeResult>,
+) -> ProbeResult {
+    let deadline = Instant::now() + timeout;
+    match tokio::time::timeout_at(deadline, question).await {
+        Ok(result) => result,
+        Err(_) if Instant::now().saturating_duration_since(deadline) > HELD_UP => {
+            ProbeResult::Unknown(format!("{what}: the agent was held up while waiting for the answer"))
+        }
+        Err(_) => ProbeResult::Failure(format!("{what}: no answer within {timeout:?}")),
+    }
+}
+
+/// Connects; a name's addresses are tried in order.
+pub(crate) async fn connect(endpoint: &Endpoint) -> Result<TcpStream, AskError> {
+    let failed = |source| AskError::Connect { endpoint: endpoint.to_string(), source };
+    let addresses: Vec<SocketAddr> = match &endpoint.host {
+        Host::Address(ip) => vec![SocketAddr::new(*ip, endpoint.port)],
+        Host::Name(name) => lookup_host((name.as_str(), endpoint.port)).await.map_err(failed)?.collect(),
+    };
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        if !endpoint.node_local && is_node_local(address.ip()) {
+            return Err(AskError::Answer(format!("{address} is the node's own, not the pod's: not asked")));
+        }
+        match TcpStream::connect(address).await.and_then(|s| s.set_zero_linger().map(|()| s)) {
+            Ok(stream) => {
+                // A request is one write; without this its end would wait for the first acknowledgement.
+                stream.set_nodelay(true).map_err(failed)?;
+                return Ok(stream);
+            }
+            Err(e) => last = e,
+        }
+    }
+    Err(failed(last))
+}
+
+/// Ends a connection that went well.
+pub(crate) async fn end(stream: &mut (impl AsyncWriteExt + Unpin)) {
+    // Whether the other end still listens no longer matters.
+    drop(stream.shutdown().await);
+}
+
+fn is_node_local(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified(),
+    }
+}
+
+/// Connects and closes: a TCP probe.
+pub(crate) async fn tcp(endpoint: &Endpoint) -> ProbeResult {
+    match connect(endpoint).await {
+        Ok(mut stream) => {
+            end(&mut stream).await;
+            ProbeResult::Success
+        }
+        Err(e) => e.into_result(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_nodes_own_shortages_are_unknown() {
+        let result =
+            |code: Errno| AskError::Connect { endpoint: "e".into(), source: code.into() }.into_result();
+        for code in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL] {
+            assert!(matches!(result(code), ProbeResult::Unknown(_)), "{code:?}");
+        }
+        for code in
+            [Errno::CONNREFUSED, Errno::TIMEDOUT, Errno::HOSTUNREACH, Errno::NETUNREACH, Errno::CONNRESET]
+        {
+            assert!(matches!(result(code), ProbeResult::Failure(_)), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn node_local_addresses_in_all_spellings() {
+        for ip in [
+            "127.0.0.1",
+            "127.9.9.9",
+            "169.254.169.254",
+            "0.0.0.0",
+            "::1",
+            "::",
+            "fe80::1",
+            "::ffff:127.0.0.1",
+        ] {
+            assert!(is_node_local(ip.parse().unwrap()), "{ip}");
+        }
+        for ip in ["10.0.0.1", "192.168.1.1", "fd00::1", "2001:db8::1"] {
+            assert!(!is_node_local(ip.parse().unwrap()), "{ip}");
+        }
+    }
+}
