@@ -69,14 +69,14 @@ pub async fn supervise(
 ) -> Infallible {
     let mut wait = Duration::from_millis(10);
     loop {
-        let kept = match ensure_running(roots, &spawn).await {
-            Ok(_) => client.adopt(roots).await.map(|_| ()),
-            Err(error) => Err(error),
-        };
-        match kept {
-            Ok(()) => {
+        match ensure_running(roots, &spawn).await {
+            Ok(_) => {
                 let since = Instant::now();
-                client.closed().await;
+                // Side by side: a request that waits for logd to come back must not keep it from being started.
+                tokio::select! {
+                    () = client.closed() => {}
+                    never = adopt(roots, client) => match never {},
+                }
                 // One that dies at once every time is not started in a tight loop.
                 if since.elapsed() > Duration::from_secs(1) {
                     wait = Duration::from_millis(10);
@@ -88,6 +88,14 @@ pub async fn supervise(
         sleep(wait).await;
         wait = wait.saturating_mul(2).min(Duration::from_secs(2));
     }
+}
+
+async fn adopt(roots: &Roots, client: &Client) -> Infallible {
+    while let Err(error) = client.adopt(roots).await {
+        tracing::warn!(error = %chain(&error), "streams of logd cannot be listed");
+        sleep(Duration::from_secs(1)).await;
+    }
+    std::future::pending().await
 }
 
 /// Starts a program that outlives the agent: no open files but standard ones, working directory `/`, its messages to

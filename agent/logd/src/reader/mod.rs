@@ -1,1 +1,207 @@
-//! Reading output files.
+//! Reading output files; needs neither logd nor the agent.
+//!
+//! A container's output is the chain of its rotated files, some of them compressed, and the current one. All of them
+//! are opened below the log root without following links, and only if they are plain files.
+
+mod follow;
+mod pump;
+
+pub use follow::Follow;
+
+use crate::{
+    dirs,
+    error::Error,
+    format::Record,
+    spec::{Rotated, log_name, pod_dir_name},
+};
+use berth_core::{
+    ids::{Attempt, ContainerName, Namespace, PodKey, PodName, PodUid},
+    roots::Roots,
+    time::Wall,
+};
+use pump::Pump;
+use rustix::fd::OwnedFd;
+use std::{io, path::PathBuf};
+
+/// Where to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// With the oldest record that is left.
+    Start,
+    /// With the last so many lines; parts of lines do not count.
+    Tail(u64),
+    /// With the first record of this time or later.
+    Since(Wall),
+    /// With what comes next.
+    End,
+}
+
+/// The output files of one attempt of one container.
+#[derive(Debug)]
+pub struct LogSet {
+    dir: OwnedFd,
+    path: PathBuf,
+    attempt: Attempt,
+}
+
+fn missing_is_none<T: Default>(path: &std::path::Path, result: io::Result<T>) -> Result<T, Error> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        Err(source) => Err(Error::LogFile { path: path.to_owned(), source }),
+        Ok(value) => Ok(value),
+    }
+}
+
+/// The pods that have a log directory, by name. Directories that are named otherwise are left out.
+pub fn pods(roots: &Roots) -> Result<Vec<(PodKey, PodUid)>, Error> {
+    let names = dirs::open_root(&roots.pod_logs).and_then(dirs::names);
+    let mut pods: Vec<_> =
+        missing_is_none(&roots.pod_logs, names)?.iter().filter_map(|name| parse_pod_dir(name)).collect();
+    pods.sort();
+    Ok(pods)
+}
+
+fn parse_pod_dir(name: &str) -> Option<(PodKey, PodUid)> {
+    let mut parts = name.splitn(3, '_');
+    let namespace = Namespace::new(parts.next()?).ok()?;
+    let name = PodName::new(parts.next()?).ok()?;
+    Some((PodKey { namespace, name }, PodUid::new(parts.next()?).ok()?))
+}
+
+/// The containers of a pod that have a log directory, by name.
+pub fn containers(roots: &Roots, key: &PodKey, uid: &PodUid) -> Result<Vec<ContainerName>, Error> {
+    let names = dirs::open_root(&roots.pod_logs)
+        .and_then(|root| dirs::open_dir(root, &[&pod_dir_name(key, uid)]))
+        .and_then(dirs::names);
+    let names = missing_is_none(&roots.pod_log_dir(key, uid), names)?;
+    let mut containers: Vec<_> = names.into_iter().filter_map(|name| ContainerName::new(name).ok()).collect();
+    containers.sort();
+    Ok(containers)
+}
+
+/// The attempts of a container that have a current file, oldest first.
+pub fn attempts(
+    roots: &Roots,
+    key: &PodKey,
+    uid: &PodUid,
+    container: &ContainerName,
+) -> Result<Vec<Attempt>, Error> {
+    let names = dirs::open_root(&roots.pod_logs)
+        .and_then(|root| dirs::open_dir(root, &[&pod_dir_name(key, uid), container.as_str()]))
+        .and_then(dirs::names);
+    let names = missing_is_none(&roots.pod_log_dir(key, uid).join(container.as_str()), names)?;
+    let attempt = |name: &String| name.strip_suffix(".log")?.parse().ok().map(Attempt);
+    let mut attempts: Vec<_> = names.iter().filter_map(attempt).collect();
+    attempts.sort();
+    Ok(attempts)
+}
+
+impl LogSet {
+    /// Opens the directory. An error of the kind `NotFound` means that the container has never had output here.
+    pub fn open(
+        roots: &Roots,
+        key: &PodKey,
+        uid: &PodUid,
+        container: &ContainerName,
+        attempt: Attempt,
+    ) -> Result<LogSet, Error> {
+        let path = roots.pod_log_dir(key, uid).join(container.as_str());
+        let dir = dirs::open_root(&roots.pod_logs)
+            .and_then(|root| dirs::open_dir(root, &[&pod_dir_name(key, uid), container.as_str()]))
+            .map_err(|source| Error::LogFile { path: path.clone(), source })?;
+        Ok(LogSet { dir, path, attempt })
+    }
+
+    /// Hands on all records from there on, oldest first. Torn and foreign lines are left out.
+    pub fn read(&self, from: From, emit: &mut dyn FnMut(Record<'_>)) -> Result<(), Error> {
+        for mut pump in self.from(from)? {
+            while self.told(pump.pump(emit))? {}
+        }
+        Ok(())
+    }
+
+    /// Begins to follow.
+    pub fn follow(self, from: From) -> Result<Follow, Error> {
+        Follow::start(self, from)
+    }
+
+    fn told<T>(&self, result: io::Result<T>) -> Result<T, Error> {
+        result.map_err(|source| Error::LogFile { path: self.path.join(log_name(self.attempt)), source })
+    }
+
+    /// The files to read from there on, the current one last.
+    fn from(&self, from: From) -> Result<Vec<Pump>, Error> {
+        let mut files = self.told(self.open_all())?;
+        match from {
+            From::Start => {}
+            From::Since(time) => {
+                for file in &mut files {
+                    file.skip_until(time);
+                }
+            }
+            From::End => {
+                if let Some(mut last) = files.pop() {
+                    self.told(last.seek_to_end())?;
+                    files = vec![last];
+                }
+            }
+            From::Tail(wanted) => self.told(tail(&mut files, wanted))?,
+        }
+        Ok(files)
+    }
+
+    /// All files, oldest first. The current one is opened first: a rotation meanwhile then shows as one file under
+    /// two names, not as a gap.
+    fn open_all(&self) -> io::Result<Vec<Pump>> {
+        let absent = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
+        let current = match dirs::open_read(&self.dir, &log_name(self.attempt)) {
+            Ok(file) => Some(Pump::plain(file)?),
+            Err(e) if absent(&e) => None,
+            Err(e) => return Err(e),
+        };
+        let mut rotated: Vec<Rotated> =
+            dirs::names(&self.dir)?.iter().filter_map(|n| Rotated::parse(self.attempt, n)).collect();
+        rotated.sort();
+        // For a moment a file stands there both as it was and compressed.
+        rotated.dedup_by(|later, kept| later.stamp == kept.stamp && later.serial == kept.serial);
+        let mut files = Vec::new();
+        for name in rotated {
+            let opened = match dirs::open_read(&self.dir, &name.name(self.attempt)) {
+                Ok(file) if name.gz => Pump::gz(file),
+                Ok(file) => Pump::plain(file),
+                Err(e) if absent(&e) => {
+                    let gz = Rotated { gz: true, ..name };
+                    dirs::open_read(&self.dir, &gz.name(self.attempt)).and_then(Pump::gz)
+                }
+                Err(e) => Err(e),
+            };
+            match opened {
+                Ok(pump) if current.as_ref().is_some_and(|c| c.same_file(&pump)) => {}
+                Ok(pump) => files.push(pump),
+                // The limit of files removed it.
+                Err(e) if absent(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        files.extend(current);
+        Ok(files)
+    }
+}
+
+/// Leaves only the last so many lines.
+fn tail(files: &mut Vec<Pump>, wanted: u64) -> io::Result<()> {
+    let mut found: u64 = 0;
+    for index in (0..files.len()).rev() {
+        let Some(file) = files.get_mut(index) else { break };
+        let mut lines: u64 = 0;
+        while file.pump(&mut |r| lines = lines.saturating_add(u64::from(!r.partial)))? {}
+        file.rewind()?;
+        found = found.saturating_add(lines);
+        if found >= wanted {
+            file.skip_lines(found.saturating_sub(wanted));
+            files.drain(..index);
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! One output file, compressed or not, as a source of records.
+
+use crate::format::{MAX_LINE, OVERHEAD, Record, parse};
+use berth_core::time::Wall;
+use flate2::read::MultiGzDecoder;
+use rustix::fs::Stat;
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+};
+
+/// Bytes read at a time.
+const CHUNK: usize = 64 * 1024;
+
+/// No record is longer, tags and foreign times allowed for; what is, is left out.
+const LINE_MAX: usize = MAX_LINE + OVERHEAD + 256;
+
+#[derive(Debug)]
+enum Source {
+    Plain(File),
+    Gz(Box<MultiGzDecoder<File>>),
+}
+
+/// Reads records from one file.
+#[derive(Debug)]
+pub(super) struct Pump {
+    source: Source,
+    stat: Stat,
+    /// The begun line, or as much of it as can be a record.
+    line: Vec<u8>,
+    chunk: Vec<u8>,
+    skip_lines: u64,
+    since: Option<Wall>,
+}
+
+impl Pump {
+    pub(super) fn plain(file: File) -> io::Result<Pump> {
+        let stat = rustix::fs::fstat(&file)?;
+        Ok(Pump {
+            source: Source::Plain(file),
+            stat,
+            line: Vec::new(),
+            chunk: Vec::new(),
+            skip_lines: 0,
+            since: None,
+        })
+    }
+
+    pub(super) fn gz(file: File) -> io::Result<Pump> {
+        let mut pump = Pump::plain(file.try_clone()?)?;
+        pump.source = Source::Gz(Box::new(MultiGzDecoder::new(file)));
+        Ok(pump)
+    }
+
+    fn file(&self) -> &File {
+        match &self.source {
+            Source::Plain(file) => file,
+            Source::Gz(decoder) => decoder.get_ref(),
+        }
+    }
+
+    /// Whether both are one file, under whatever names.
+    pub(super) fn same_file(&self, other: &Pump) -> bool {
+        self.is(&other.stat)
+    }
+
+    /// Whether this is the file.
+    pub(super) fn is(&self, stat: &Stat) -> bool {
+        self.stat.st_ino == stat.st_ino && self.stat.st_dev == stat.st_dev
+    }
+
+    /// When it was last written, seconds and nanoseconds; compressing keeps that.
+    pub(super) fn modified(&self) -> io::Result<(i64, u64)> {
+        let stat = rustix::fs::fstat(self.file())?;
+        Ok((stat.st_mtime, stat.st_mtime_nsec))
+    }
+
+    /// Leaves out the next so many lines.
+    pub(super) fn skip_lines(&mut self, lines: u64) {
+        self.skip_lines = lines;
+    }
+
+    /// Leaves out records from before.
+    pub(super) fn skip_until(&mut self, time: Wall) {
+        self.since = Some(time);
+    }
+
+    /// To the beginning.
+    pub(super) fn rewind(&mut self) -> io::Result<()> {
+        self.line.clear();
+        let mut file = self.file().try_clone()?;
+        file.rewind()?;
+        self.source = match self.source {
+            Source::Plain(_) => Source::Plain(file),
+            Source::Gz(_) => Source::Gz(Box::new(MultiGzDecoder::new(file))),
+        };
+        Ok(())
+    }
+
+    /// To the end; only for files that are not compressed.
+    pub(super) fn seek_to_end(&mut self) -> io::Result<()> {
+        if let Source::Plain(file) = &mut self.source {
+            file.seek(SeekFrom::End(0))?;
+        }
+        Ok(())
+    }
+
+    /// Reads on and hands on what came. False at the end of the file as it is now.
+    pub(super) fn pump(&mut self, emit: &mut dyn FnMut(Record<'_>)) -> io::Result<bool> {
+        self.chunk.resize(CHUNK, 0);
+        let mut chunk = std::mem::take(&mut self.chunk);
+        let read = loop {
+            let read = match &mut self.source {
+                Source::Plain(file) => file.read(&mut chunk),
+                Source::Gz(decoder) => decoder.read(&mut chunk),
+            };
+            match read {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                read => break read,
+            }
+        };
+        if let Ok(n) = &read {
+            let mut rest = chunk.get(..*n).unwrap_or_default();
+            while let Some(end) = memchr::memchr(b'\n', rest) {
+                let (head, tail) = rest.split_at(end.saturating_add(1).min(rest.len()));
+                if self.line.is_empty() {
+                    self.offer(head, emit);
+                } else {
+                    self.keep(head);
+                    let line = std::mem::take(&mut self.line);
+                    self.offer(&line, emit);
+                    self.line = line;
+                    self.line.clear();
+                }
+                rest = tail;
+            }
+            self.keep(rest);
+        }
+        self.chunk = chunk;
+        Ok(read? > 0)
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        // One byte beyond the limit marks the line as too long.
+        let room = LINE_MAX.saturating_add(1).saturating_sub(self.line.len());
+        self.line.extend_from_slice(bytes.get(..room.min(bytes.len())).unwrap_or_default());
+    }
+
+    fn offer(&mut self, line: &[u8], emit: &mut dyn FnMut(Record<'_>)) {
+        if line.len() > LINE_MAX {
+            return;
+        }
+        let Some(record) = parse(line) else { return };
+        if self.skip_lines > 0 {
+            self.skip_lines = self.skip_lines.saturating_sub(u64::from(!record.partial));
+            return;
+        }
+        if self.since.is_none_or(|since| record.time >= since) {
+            emit(record);
+        }
+    }
+}
