@@ -22,6 +22,9 @@ pub enum FieldError {
     /// No such resource is offered.
     #[error("unsupported container resource: {0}")]
     Resource(String),
+    /// A file's `resourceFieldRef` must say which container it means.
+    #[error("resourceFieldRef names no container")]
+    NoContainer,
     /// The container named by `resourceFieldRef` is not in the pod.
     #[error("container {0} not found")]
     Container(String),
@@ -105,7 +108,7 @@ pub(crate) fn resource(
 ) -> Result<String, FieldError> {
     let container = match &field.container {
         Some(name) => pod.container(name).ok_or_else(|| FieldError::Container(name.to_string()))?,
-        None => container.ok_or_else(|| FieldError::Container(String::new()))?,
+        None => container.ok_or(FieldError::NoContainer)?,
     };
     let unsupported = || FieldError::Resource(field.resource.clone());
     let (side, name) = field.resource.split_once('.').ok_or_else(unsupported)?;

@@ -94,3 +94,6 @@ fn mount_shm(path: &Path) -> Result<(), Error> {
     let flags = MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;
     os::mount_tmpfs("shm", path, flags, SHM_OPTIONS).map_err(Error::io("mount a tmpfs at", path))
 }
+
+#[cfg(test)]
+mod tests;

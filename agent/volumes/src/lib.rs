@@ -46,6 +46,7 @@ pub use error::{Error, ObjectKind};
 pub use fields::FieldError;
 pub use hostname::PodHostname;
 pub use mounts::ContainerMount;
+pub use payload::volume_objects;
 
 use berth_core::{ids::NodeName, model::ResourceList, roots::Roots};
 use std::{net::IpAddr, sync::Arc};

@@ -244,3 +244,6 @@ fn same_place(a: &str, b: &str) -> bool {
     }
     parts(a).eq(parts(b))
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,8 @@ use berth_core::{
     model::{DownwardItem, DownwardValue, KeysVolume, Objects, Pod, ProjectedSource, Volume, VolumeSource},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
     os::unix::ffi::OsStrExt as _,
     path::{Component, Path, PathBuf},
 };
@@ -17,12 +18,19 @@ const MAX_PATH: usize = 4096;
 const MAX_NAME: usize = 255;
 
 /// One file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct PayloadFile {
     /// Its content.
     pub bytes: Vec<u8>,
     /// Its permission bits.
     pub mode: u32,
+}
+
+impl fmt::Debug for PayloadFile {
+    /// Shows the length, never the bytes: they may be secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes, mode {:o}", self.bytes.len(), self.mode)
+    }
 }
 
 /// The files of a volume by their normal relative paths; no path is a directory of another.
@@ -63,6 +71,28 @@ pub(crate) fn payload(
     }
     out.no_file_is_a_directory()?;
     Ok(Some(out.files))
+}
+
+/// The ConfigMaps and Secrets of the pod's namespace that its volumes show: when one of them changes,
+/// [`Volumes::refresh`](crate::Volumes::refresh) has something to do.
+pub fn volume_objects(pod: &Pod) -> BTreeSet<(ObjectKind, &str)> {
+    let mut out = BTreeSet::new();
+    for volume in &pod.volumes {
+        match &volume.source {
+            VolumeSource::ConfigMap(keys) => out.extend([(ObjectKind::ConfigMap, keys.name.as_str())]),
+            VolumeSource::Secret(keys) => out.extend([(ObjectKind::Secret, keys.name.as_str())]),
+            VolumeSource::Projected { sources, .. } => out.extend(sources.iter().filter_map(|s| match s {
+                ProjectedSource::ConfigMap(keys) => Some((ObjectKind::ConfigMap, keys.name.as_str())),
+                ProjectedSource::Secret(keys) => Some((ObjectKind::Secret, keys.name.as_str())),
+                ProjectedSource::DownwardApi(_) | ProjectedSource::NotYet { .. } => None,
+            })),
+            VolumeSource::EmptyDir { .. }
+            | VolumeSource::HostPath { .. }
+            | VolumeSource::DownwardApi { .. }
+            | VolumeSource::NotYet { .. } => {}
+        }
+    }
+    out
 }
 
 struct Collector<'a> {

@@ -60,12 +60,12 @@ pub(crate) fn resolve_or_make(root: BorrowedFd<'_>, path: &Path, mode: u32) -> i
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         other => return other,
     }
-    let mut dir = open_beneath(root, Path::new("."), OFlags::RDONLY | OFlags::DIRECTORY).map_err(plain)?;
+    let mut dir = resolve(root, Path::new(""))?;
     let mut at = PathBuf::new();
     for name in path.components() {
         at.push(name);
         // From the root each time, since a link may lead anywhere in the volume.
-        match open_beneath(root, &at, OFlags::RDONLY | OFlags::DIRECTORY).map_err(plain) {
+        match resolve(root, &at) {
             Ok(next) => dir = next,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let name = name.as_os_str();

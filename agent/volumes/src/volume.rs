@@ -39,7 +39,8 @@ impl Volumes {
         for volume in &pod.volumes {
             if let Err(e) = self.mount_one(pod, volume, facts, objects) {
                 let e = e.in_volume(&volume.name);
-                tracing::warn!(pod = %pod.key, volume = %volume.name, error = e.message(), "volume not set up");
+                // The caller tells of a failure and its end; here it may come with every retry.
+                tracing::debug!(pod = %pod.key, volume = %volume.name, error = e.message(), "volume not set up");
                 failed.get_or_insert(e);
             }
         }

@@ -118,11 +118,11 @@ fn nothing_adds_lines() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_node_file_gives_a_file_that_reads_back(
-        lines in prop::collection::vec("(nameserver|search|options|#|\\PC{0,3}|domain)[ \t]?[\\PC \t\u{85}\u{2028}]{0,12}", 0..8)
+        lines in prop::collection::vec("(nameserver|search|options|#|domain|[a ]{0,3})[ \t]?[a.:;# \t\u{85}\u{2028}é]{0,12}", 0..8)
     ) {
         let mut p = pod("x");
         p.dns.policy = DnsPolicy::Default;

@@ -108,5 +108,7 @@ fn the_named_container_is_asked() {
         divisor: None,
     };
     assert_eq!(resource(&p, None, &facts(), &named("other")).as_deref(), Ok("5242880"));
+    let unnamed = ResourceFieldRef { container: None, ..named("other") };
+    assert_eq!(resource(&p, None, &facts(), &unnamed), Err(FieldError::NoContainer));
     assert_eq!(resource(&p, None, &facts(), &named("gone")), Err(FieldError::Container("gone".into())));
 }

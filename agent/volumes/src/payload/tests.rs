@@ -135,3 +135,29 @@ fn modes_have_no_more_than_permission_bits() {
     k.default_mode = 0o7777;
     assert_eq!(files(VolumeSource::ConfigMap(k), &objects).unwrap(), [file("a", "1", 0o777)]);
 }
+
+#[test]
+fn the_objects_that_volumes_show_are_known() {
+    let mut p = pod("web");
+    let sources = vec![
+        ProjectedSource::ConfigMap(keys("one")),
+        ProjectedSource::Secret(keys("two")),
+        ProjectedSource::DownwardApi(Vec::new()),
+    ];
+    p.volumes = vec![
+        volume("a", VolumeSource::ConfigMap(keys("two"))),
+        volume("b", VolumeSource::Projected { sources, default_mode: 0o644 }),
+        volume("c", crate::testing::empty_dir(berth_core::model::Medium::Disk)),
+    ];
+    let got: Vec<_> = volume_objects(&p).into_iter().collect();
+    assert_eq!(
+        got,
+        [(ObjectKind::ConfigMap, "one"), (ObjectKind::ConfigMap, "two"), (ObjectKind::Secret, "two")]
+    );
+}
+
+#[test]
+fn a_file_is_not_shown_in_logs() {
+    let file = PayloadFile { bytes: b"hunter2".to_vec(), mode: 0o400 };
+    assert_eq!(format!("{file:?}"), "7 bytes, mode 400");
+}

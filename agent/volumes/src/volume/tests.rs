@@ -1,1 +1,353 @@
+use super::*;
+use crate::testing::{Node, config_map, container, empty_dir, facts, keyed, keys, mount, pod, volume};
+use berth_core::model::{SubPath, VolumeMount};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+fn is_tmpfs(path: &Path) -> bool {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    u64::try_from(rustix::fs::statfs(path).unwrap().f_type).unwrap() == TMPFS_MAGIC
+}
+
+fn pod_with(volumes: Vec<Volume>) -> Pod {
+    Pod { volumes, ..pod("web") }
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn an_empty_dir_is_open_to_all_and_stays_the_pods() {
+    for node in [Node::new(), Node::on_tmpfs()] {
+        let p = pod_with(vec![volume("scratch", empty_dir(Medium::Disk))]);
+        node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
+        let dir = node.volume_dir(&p, "scratch");
+        assert!(dir.ends_with("pods/uid-1/volumes/kubernetes.io~empty-dir/scratch"));
+        assert_eq!((mode(&dir), mode(&node.pod_dir(&p))), (0o777, 0o750));
+        // What the pod does with it is not undone.
+        fs::write(dir.join("kept"), "x").unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+        node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
+        assert_eq!((read(&dir.join("kept")).as_str(), mode(&dir)), ("x", 0o700));
+    }
+}
+
+#[test]
+fn what_a_crash_left_half_done_is_finished() {
+    let node = Node::new();
+    let mut p =
+        pod_with(vec![volume("scratch", empty_dir(Medium::Disk)), volume("mem", empty_dir(Medium::Memory))]);
+    p.security.fs_group = Some(4321);
+    let dir = node.volume_dir(&p, "scratch");
+    fs::create_dir_all(dir.parent().unwrap().join(".new-scratch")).unwrap();
+    fs::create_dir_all(node.volume_dir(&p, "mem")).unwrap();
+    node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
+    assert_eq!((mode(&dir), fs::metadata(&dir).unwrap().gid()), (0o2777, 4321));
+    let mem = node.volume_dir(&p, "mem");
+    assert!(is_tmpfs(&mem));
+    assert_eq!((mode(&mem), fs::metadata(&mem).unwrap().gid()), (0o3777, 4321));
+}
+
+#[test]
+fn a_memory_volume_is_a_tmpfs_of_the_least_limit() {
+    let node = Node::new();
+    let mut p = pod_with(vec![volume(
+        "mem",
+        VolumeSource::EmptyDir { medium: Medium::Memory, size_limit: Some("64Mi".parse().unwrap()) },
+    )]);
+    p.containers[0].resources.limits.insert("memory".into(), "8Mi".parse().unwrap());
+    node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
+    let dir = node.volume_dir(&p, "mem");
+    let stat = rustix::fs::statvfs(&dir).unwrap();
+    assert_eq!((stat.f_blocks * stat.f_frsize, mode(&dir)), (8 << 20, 0o1777));
+    fs::write(dir.join("kept"), "x").unwrap();
+    node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
+    assert_eq!(node.mounts().len(), 1, "not mounted twice");
+    assert_eq!(read(&dir.join("kept")), "x");
+    // After a reboot the directory is there, the tmpfs is not.
+    berth_sys::mount::unmount(&dir).unwrap();
+    node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
+    assert!(is_tmpfs(&dir) && !dir.join("kept").exists());
+}
+
+#[test]
+fn kinds_that_are_not_there_yet_are_refused_by_name() {
+    let node = Node::new();
+    let huge = VolumeSource::EmptyDir { medium: Medium::HugePages(Some("2Mi".into())), size_limit: None };
+    for (source, name) in
+        [(VolumeSource::NotYet { kind: "nfs".into() }, "nfs"), (huge, "emptyDir with medium HugePages-2Mi")]
+    {
+        let p = pod_with(vec![volume("v", source), volume("ok", empty_dir(Medium::Disk))]);
+        let e = node.volumes.mount(&p, &facts(), &Objects::default()).unwrap_err();
+        assert!(matches!(&e, Error::NotYet { kind, .. } if kind == name), "{e:?}");
+        assert!(!e.is_retryable());
+        assert_eq!(
+            e.event().message,
+            format!(
+                "MountVolume.SetUp failed for volume \"v\" : volumes of kind {name} are not supported yet"
+            )
+        );
+        assert!(node.volume_dir(&p, "ok").exists(), "the others are set up");
+    }
+}
+
+#[test]
+fn keys_become_files_behind_links() {
+    for node in [Node::new(), Node::on_tmpfs()] {
+        let mut objects = config_map("cm", &[("a", b"1"), ("b", b"2")]);
+        objects.put_secret(keyed("s", &[("pw", b"hush")]));
+        let mut secret = keys("s");
+        secret.default_mode = 0o400;
+        let mut p = pod_with(vec![
+            volume("conf", VolumeSource::ConfigMap(keys("cm"))),
+            volume("pw", VolumeSource::Secret(secret)),
+        ]);
+        p.security.fs_group = Some(77);
+        node.volumes.mount(&p, &facts(), &objects).unwrap();
+        let (conf, pw) = (node.volume_dir(&p, "conf"), node.volume_dir(&p, "pw"));
+        assert!(conf.ends_with("kubernetes.io~configmap/conf") && pw.ends_with("kubernetes.io~secret/pw"));
+        assert_eq!(read(&conf.join("a")), "1");
+        assert_eq!(fs::read_link(conf.join("a")).unwrap(), Path::new("..data/a"));
+        let version = fs::read_link(conf.join("..data")).unwrap();
+        assert!(version.to_str().unwrap().starts_with("..20"), "{version:?}");
+        assert_eq!((mode(&conf), mode(&conf.join(&version))), (0o2777, 0o2755));
+        assert_eq!(mode(&conf.join("..data/a")), 0o644);
+        let file = fs::metadata(pw.join("pw")).unwrap();
+        assert_eq!((file.mode() & 0o7777, file.gid()), (0o440, 77), "readable by the pod's group");
+        assert_eq!(is_tmpfs(&pw), node.mounts().contains(&pw.canonicalize().unwrap()));
+        assert!(is_tmpfs(&pw), "secrets do not reach the disk");
+        assert!(!node.mounts().iter().any(|m| m.ends_with("conf")), "ConfigMaps lie on the disk");
+    }
+}
+
+#[test]
+fn a_missing_object_is_waited_for() {
+    let node = Node::new();
+    let p = pod_with(vec![volume("conf", VolumeSource::ConfigMap(keys("cm")))]);
+    let e = node.volumes.mount(&p, &facts(), &Objects::default()).unwrap_err();
+    assert!(e.is_retryable());
+    assert_eq!(e.event().reason, "FailedMount");
+    assert_eq!(
+        e.event().message,
+        "MountVolume.SetUp failed for volume \"conf\" : configmap \"cm\" not found"
+    );
+    assert!(!node.volume_dir(&p, "conf").exists());
+    node.volumes.mount(&p, &facts(), &config_map("cm", &[("a", b"1")])).unwrap();
+    assert_eq!(read(&node.volume_dir(&p, "conf").join("a")), "1");
+}
+
+#[test]
+fn refresh_follows_the_objects_and_says_so() {
+    let node = Node::new();
+    let mut p = pod_with(vec![
+        volume("conf", VolumeSource::ConfigMap(keys("cm"))),
+        volume(
+            "info",
+            VolumeSource::DownwardApi {
+                items: vec![berth_core::model::DownwardItem {
+                    path: "labels".into(),
+                    value: berth_core::model::DownwardValue::Field("metadata.labels".into()),
+                    mode: None,
+                }],
+                default_mode: 0o644,
+            },
+        ),
+    ]);
+    let old = config_map("cm", &[("gone", b"1"), ("stays", b"1")]);
+    assert!(!node.volumes.refresh(&p, &facts(), &old).unwrap(), "nothing is set up yet");
+    assert!(!node.volume_dir(&p, "conf").exists());
+    node.volumes.mount(&p, &facts(), &old).unwrap();
+    assert!(!node.volumes.refresh(&p, &facts(), &old).unwrap());
+    let dir = node.volume_dir(&p, "conf");
+    let version = fs::read_link(dir.join("..data")).unwrap();
+
+    let new = config_map("cm", &[("stays", b"2"), ("new", b"2")]);
+    assert!(node.volumes.refresh(&p, &facts(), &new).unwrap());
+    assert_eq!((read(&dir.join("stays")), read(&dir.join("new"))), ("2".into(), "2".into()));
+    assert!(fs::symlink_metadata(dir.join("gone")).is_err());
+    assert_ne!(fs::read_link(dir.join("..data")).unwrap(), version);
+    assert!(!dir.join(version).exists(), "the old version is removed");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 4, "two links, ..data and its version");
+
+    p.labels.insert("app".into(), "x".into());
+    assert!(node.volumes.refresh(&p, &facts(), &new).unwrap());
+    assert_eq!(read(&node.volume_dir(&p, "info").join("labels")), "app=\"x\"");
+
+    let e = node.volumes.refresh(&p, &facts(), &Objects::default()).unwrap_err();
+    assert!(matches!(e, Error::MissingObject { .. }));
+    assert_eq!(read(&dir.join("stays")), "2", "the last content stays");
+}
+
+#[test]
+fn a_reader_never_sees_a_mix_of_two_versions() {
+    const VERSIONS: u32 = 400;
+    let node = Node::new();
+    let objects = |n: u32| {
+        let text = n.to_string().repeat(50);
+        config_map("cm", &[("a", text.as_bytes()), ("b", text.as_bytes()), ("c", text.as_bytes())])
+    };
+    let p = pod_with(vec![volume("conf", VolumeSource::ConfigMap(keys("cm")))]);
+    node.volumes.mount(&p, &facts(), &objects(0)).unwrap();
+    let dir = node.volume_dir(&p, "conf");
+    let done = AtomicBool::new(false);
+    let (whole, last) = std::thread::scope(|s| {
+        let reader = s.spawn(|| {
+            let (mut whole, mut seen) = (0u32, std::collections::BTreeSet::new());
+            while !done.load(Ordering::Acquire) {
+                // One look at ..data, as a careful program takes it.
+                let Ok(version) = fs::canonicalize(dir.join("..data")) else { continue };
+                let texts: Vec<_> =
+                    ["a", "b", "c"].iter().map(|k| fs::read_to_string(version.join(k))).collect();
+                // A version may go away under the reader; what it did read must be of one version.
+                let texts: Vec<String> = texts.into_iter().flatten().collect();
+                assert!(texts.windows(2).all(|w| w[0] == w[1]), "{texts:?}");
+                assert!(texts.iter().all(|t| !t.is_empty()), "an unfinished file");
+                if texts.len() == 3 {
+                    whole += 1;
+                    seen.extend(texts);
+                }
+            }
+            (whole, seen.len())
+        });
+        for n in 1..=VERSIONS {
+            assert!(node.volumes.refresh(&p, &facts(), &objects(n)).unwrap());
+        }
+        done.store(true, Ordering::Release);
+        reader.join().unwrap()
+    });
+    assert!(whole > 10 && last > 3, "the reader saw only {last} versions in {whole} reads");
+}
+
+#[test]
+fn a_volume_under_attack_is_written_inside_only() {
+    let node = Node::new();
+    let p = pod_with(vec![volume("conf", VolumeSource::ConfigMap(keys("cm")))]);
+    let outside = node.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("a"), "precious").unwrap();
+    node.volumes.mount(&p, &facts(), &config_map("cm", &[("a", b"0")])).unwrap();
+    let dir = node.volume_dir(&p, "conf");
+    let attacks: [&dyn Fn(); 5] = [
+        &|| {
+            fs::remove_file(dir.join("..data")).unwrap();
+            symlink(&outside, dir.join("..data")).unwrap();
+        },
+        &|| {
+            fs::remove_file(dir.join("..data")).unwrap();
+            symlink("../../../../outside", dir.join("..data")).unwrap();
+        },
+        &|| symlink(&outside, dir.join("..data_tmp")).unwrap(),
+        &|| symlink(&outside, dir.join("..2020_old")).unwrap(),
+        &|| {
+            let version = dir.join(fs::read_link(dir.join("..data")).unwrap());
+            fs::remove_dir_all(&version).unwrap();
+            symlink(&outside, &version).unwrap();
+        },
+    ];
+    for (n, attack) in attacks.iter().enumerate() {
+        attack();
+        let text = format!("v{n}");
+        let objects = config_map("cm", &[("a", text.as_bytes())]);
+        assert!(
+            node.volumes.refresh(&p, &facts(), &objects).unwrap_or(false) || {
+                node.volumes.mount(&p, &facts(), &objects).unwrap();
+                true
+            }
+        );
+        assert_eq!(read(&dir.join("a")), text, "attack {n}");
+        assert_eq!(read(&outside.join("a")), "precious", "attack {n}");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "attack {n}");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 3, "attack {n} leaves nothing");
+    }
+}
+
+#[test]
+fn host_paths_are_checked_by_type() {
+    use HostPathType::*;
+    let node = Node::new();
+    let at = |name: &str| node.path().join(name);
+    fs::create_dir(at("dir")).unwrap();
+    fs::write(at("file"), "").unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("sock")).unwrap();
+    symlink(at("dir"), at("link")).unwrap();
+    let check = |path: &Path, kind| {
+        let p = pod_with(vec![volume("h", VolumeSource::HostPath { path: path.into(), kind })]);
+        node.volumes.mount(&p, &facts(), &Objects::default()).map_err(|e| e.event().message)
+    };
+    for (name, kind) in [
+        ("none", Unset),
+        ("file", Unset),
+        ("dir", Directory),
+        ("link", Directory),
+        ("dir", DirectoryOrCreate),
+        ("made/deep", DirectoryOrCreate),
+        ("file", File),
+        ("file", FileOrCreate),
+        ("made-file", FileOrCreate),
+        ("sock", Socket),
+    ] {
+        check(&at(name), kind).unwrap_or_else(|e| panic!("{name} {kind:?}: {e}"));
+    }
+    check(Path::new("/dev/null"), CharDevice).unwrap();
+    assert_eq!((mode(&at("made/deep")), mode(&at("made-file"))), (0o755, 0o644));
+    assert!(at("made-file").is_file() && !at("none").exists());
+    assert!(fs::metadata(at("sock")).unwrap().file_type().is_socket());
+    for (name, kind, wanted) in [
+        ("none", Directory, "a directory"),
+        ("file", Directory, "a directory"),
+        ("file", DirectoryOrCreate, "a directory"),
+        ("dir", File, "a file"),
+        ("sock", FileOrCreate, "a file"),
+        ("none", File, "a file"),
+        ("file", Socket, "a socket file"),
+        ("file", CharDevice, "a character device"),
+        ("sock", BlockDevice, "a block device"),
+    ] {
+        let path = at(name);
+        assert_eq!(
+            check(&path, kind).unwrap_err(),
+            format!(
+                "MountVolume.SetUp failed for volume \"h\" : hostPath type check failed: {} is not {wanted}",
+                path.display()
+            )
+        );
+    }
+    assert!(check(&at("made-file/x"), DirectoryOrCreate).is_err());
+}
+
+#[test]
+fn mount_points_inside_read_only_volumes_are_made() {
+    let node = Node::new();
+    let mut p = pod_with(vec![
+        volume("conf", VolumeSource::ConfigMap(keys("cm"))),
+        volume("scratch", empty_dir(Medium::Disk)),
+    ]);
+    let mut other = container("other");
+    other.mounts =
+        vec![mount("conf", "/etc/app"), mount("scratch", "/etc/app/a"), mount("scratch", "/etc/application")];
+    p.containers.push(other);
+    p.containers[0].mounts = vec![
+        mount("conf", "/etc/app/"),
+        mount("scratch", "/etc/app/x/y"),
+        mount("scratch", "/etc/app/x/y/z"),
+        mount("scratch", "/etc/app/../evil"),
+    ];
+    p.containers[0]
+        .mounts
+        .push(VolumeMount { sub_path: Some(SubPath::Plain("a".into())), ..mount("conf", "/") });
+    node.volumes.mount(&p, &facts(), &config_map("cm", &[("k", b"1")])).unwrap();
+    let dir = node.volume_dir(&p, "conf");
+    assert!(dir.join("x/y").is_dir() && dir.join("a").is_dir() && !dir.join("x/y/z").exists());
+    assert!(!dir.join("evil").exists() && !dir.parent().unwrap().join("evil").exists());
+    node.volumes.refresh(&p, &facts(), &config_map("cm", &[("k", b"2")])).unwrap();
+    assert!(dir.join("x/y").is_dir(), "kept by an update");
+    assert_eq!(read(&dir.join("k")), "2");
+}
