@@ -7,7 +7,7 @@
 //! The child in between has no exit signal: no `wait` of anybody else in the agent can take it.
 
 use crate::{
-    Error, Result, fs,
+    Error, Result, clock, fs,
     ns::{self, NsKind},
     process,
 };
@@ -95,8 +95,17 @@ pub fn start(spec: &PauseSpec) -> Result<PauseProcess> {
 }
 
 fn finish(spec: &PauseSpec, pid: u32) -> Result<PauseProcess> {
-    let gone = || io::Error::new(io::ErrorKind::NotFound, "it ended at once");
-    let start_time = process::start_time(pid)?.ok_or_else(|| step_failed(Step::Exec, gone()))?;
+    let ended = || step_failed(Step::Exec, io::Error::new(io::ErrorKind::NotFound, "it ended at once"));
+    let start_time = process::start_time(pid)?.ok_or_else(ended)?;
+    // The kernel lets the caller go on as soon as the memory is no longer shared, some microseconds before the
+    // program is in place and the process shows its name.
+    let give_up = clock::boottime() + Duration::from_secs(1);
+    while fs::read_limited(Path::new(&format!("/proc/{pid}/cmdline")), 64 << 10).is_ok_and(|c| c.is_empty()) {
+        if !process::alive(pid, start_time)? || clock::boottime() > give_up {
+            return Err(ended());
+        }
+        std::thread::sleep(Duration::from_micros(20));
+    }
     if spec.share_pid {
         ns::unpin_one(&spec.sandbox_dir, NsKind::Pid)?;
         ns::pin(Path::new(&format!("/proc/{pid}/ns")), &spec.sandbox_dir, NsKind::Pid)?;
