@@ -1,1 +1,3 @@
-//! Placeholder until this crate's first slice lands.
+//! What the suites share: images made from files.
+
+pub mod oci;
