@@ -10,7 +10,11 @@
 //! input; a pod that did not change keeps its [`std::sync::Arc`], so that consumers see change by pointer.
 #![forbid(unsafe_code)]
 
+pub mod dir;
 mod error;
 pub mod manifest;
+mod snapshot;
+pub mod status;
 
 pub use error::{Error, ManifestError};
+pub use snapshot::{DesiredPod, Snapshot};

@@ -64,3 +64,985 @@ fn a_small_pod_gets_the_defaults_of_the_api_server() {
     assert_eq!(entry.raw["spec"]["nodeName"], "node-1");
     assert_eq!(pod.origin, Origin::Manifest(PathBuf::new()));
 }
+
+const C: &str = "/spec/containers/0";
+
+/// What is refused, at which field, with which words. `C` in front of a pointer is the first container.
+#[test]
+fn refused_as_the_api_server_would() {
+    let cases: &[(&str, &str, &str, &str)] = &[
+        // metadata
+        ("/metadata/name", "null", "metadata.name", "required"),
+        ("/metadata/name", "\"Web\"", "metadata.name", "lower-case"),
+        ("/metadata/name", "\"a/b\"", "metadata.name", "lower-case"),
+        ("/metadata/namespace", "\"a.b\"", "metadata.namespace", "lower-case"),
+        ("/metadata/uid", "\"../x\"", "metadata.uid", "letters"),
+        ("/metadata/labels", r#"{"a b":"c"}"#, "metadata.labels", "at most 63"),
+        ("/metadata/labels", r#"{"a":"c/d"}"#, "metadata.labels.a", "label value"),
+        ("/metadata/labels", r#"{"a":1}"#, "metadata.labels.a", "expected"),
+        ("/metadata/annotations", r#"{"/x":"y"}"#, "metadata.annotations", "prefix"),
+        (
+            "/metadata/deletionTimestamp",
+            "\"2024-01-01T00:00:00Z\"",
+            "metadata.deletionTimestamp",
+            "take the manifest",
+        ),
+        ("/metadata/creationTimestamp", "\"yesterday\"", "metadata.creationTimestamp", ""),
+        ("/metadata/lables", "{}", "metadata.lables", "unknown field"),
+        ("/apiVersion", "\"v2\"", "apiVersion", "not supported"),
+        ("/kind", "\"Deployment\"", "kind", "not supported"),
+        ("/kind", "7", "kind", "must be a string"),
+        ("/extra", "1", "extra", "unknown field"),
+        ("/spec", "null", "spec", "required"),
+        ("/spec", "[]", "spec", ""),
+        // spec
+        ("/spec/containers", "[]", "spec.containers", "at least one"),
+        ("/spec/containers", "null", "spec.containers", "at least one"),
+        ("/spec/container", "[]", "spec.container", "unknown field"),
+        ("/spec/restartPolicy", "\"Sometimes\"", "spec.restartPolicy", "one of Always, OnFailure, Never"),
+        ("/spec/terminationGracePeriodSeconds", "-1", "spec.terminationGracePeriodSeconds", "0 to"),
+        ("/spec/terminationGracePeriodSeconds", "1.5", "spec.terminationGracePeriodSeconds", "expected"),
+        ("/spec/activeDeadlineSeconds", "0", "spec.activeDeadlineSeconds", "at least 1"),
+        ("/spec/nodeName", "\"other\"", "spec.nodeName", "another node"),
+        ("/spec/dnsPolicy", "\"Dunno\"", "spec.dnsPolicy", "one of"),
+        ("/spec/dnsPolicy", "\"None\"", "spec.dnsConfig.nameservers", "at least one"),
+        ("/spec/dnsConfig", r#"{"nameservers":["1","2"]}"#, "spec.dnsConfig.nameservers[0]", "no IP"),
+        (
+            "/spec/dnsConfig",
+            r#"{"nameservers":["1.1.1.1","1.1.1.2","1.1.1.3","1.1.1.4"]}"#,
+            "spec.dnsConfig.nameservers",
+            "3",
+        ),
+        ("/spec/dnsConfig", r#"{"searches":["a b"]}"#, "spec.dnsConfig.searches[0]", "domain"),
+        ("/spec/dnsConfig", r#"{"options":[{"value":"x"}]}"#, "spec.dnsConfig.options[0].name", "required"),
+        (
+            "/spec/dnsConfig",
+            r#"{"options":[{"name":"a\nnameserver 6.6.6.6"}]}"#,
+            "spec.dnsConfig.options[0]",
+            "line ends",
+        ),
+        ("/spec/hostname", "\"a.b\"", "spec.hostname", "lower-case"),
+        ("/spec/subdomain", "\"A\"", "spec.subdomain", "lower-case"),
+        ("/spec/hostAliases", r#"[{"ip":"x","hostnames":["a"]}]"#, "spec.hostAliases[0].ip", "no IP"),
+        (
+            "/spec/hostAliases",
+            r#"[{"ip":"1.1.1.1","hostnames":["a\nb"]}]"#,
+            "spec.hostAliases[0].hostnames[0]",
+            "",
+        ),
+        ("/spec/hostUsers", "false", "spec.hostUsers", "not supported yet"),
+        ("/spec/hostnameOverride", "\"x\"", "spec.hostnameOverride", "not supported yet"),
+        ("/spec/os", r#"{"name":"windows"}"#, "spec.os.name", "Linux"),
+        ("/spec/resourceClaims", r#"[{"name":"x"}]"#, "spec.resourceClaims", "not supported yet"),
+        ("/spec/ephemeralContainers", r#"[{"name":"x"}]"#, "spec.ephemeralContainers", "new pod"),
+        ("/spec/schedulingGates", r#"[{"name":"x"}]"#, "spec.schedulingGates", "gate"),
+        (
+            "/spec/readinessGates",
+            r#"[{"conditionType":"a b"}]"#,
+            "spec.readinessGates[0].conditionType",
+            "name",
+        ),
+        ("/spec/overhead", r#"{"cpu":"-1"}"#, "spec.overhead.cpu", "negative"),
+        ("/spec/runtimeClassName", "\"A_b\"", "spec.runtimeClassName", "object name"),
+        (
+            "/spec/resources",
+            r#"{"limits":{"ephemeral-storage":"1"}}"#,
+            "spec.resources.limits.ephemeral-storage",
+            "as a whole",
+        ),
+        ("/spec/initContainers", r#"[{"name":"c","image":"i"}]"#, "spec.containers[0].name", "twice"),
+        (
+            "/spec/initContainers",
+            r#"[{"name":"d","image":"i","restartPolicy":"Never"}]"#,
+            "spec.initContainers[0].restartPolicy",
+            "not supported yet",
+        ),
+        (
+            "/spec/initContainers",
+            r#"[{"name":"d","image":"i","livenessProbe":{"exec":{"command":["x"]}}}]"#,
+            "spec.initContainers[0].livenessProbe",
+            "restartPolicy: Always",
+        ),
+        (
+            "/spec/initContainers",
+            r#"[{"name":"d","image":"i","lifecycle":{"preStop":{"sleep":{"seconds":1}}}}]"#,
+            "spec.initContainers[0].lifecycle",
+            "restartPolicy: Always",
+        ),
+        // volumes
+        ("/spec/volumes/-", r#"{"name":"v","emptyDir":{}}"#, "spec.volumes[1].name", "twice"),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","emptyDir":{},"hostPath":{"path":"/"}}"#,
+            "spec.volumes[1].hostPath",
+            "only one source",
+        ),
+        ("/spec/volumes/-", r#"{"name":"w","emptyDirr":{}}"#, "spec.volumes[1].emptyDirr", "unknown field"),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","emptyDir":{"medium":"Disk"}}"#,
+            "spec.volumes[1].emptyDir.medium",
+            "Memory",
+        ),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","emptyDir":{"sizeLimit":"-1Mi"}}"#,
+            "spec.volumes[1].emptyDir.sizeLimit",
+            "negative",
+        ),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","hostPath":{"path":"/a/../b"}}"#,
+            "spec.volumes[1].hostPath.path",
+            "\"..\"",
+        ),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","hostPath":{"path":"a"}}"#,
+            "spec.volumes[1].hostPath.path",
+            "absolute",
+        ),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","hostPath":{"path":"/a","type":"Dir"}}"#,
+            "spec.volumes[1].hostPath.type",
+            "one of",
+        ),
+        ("/spec/volumes/-", r#"{"name":"w","configMap":{}}"#, "spec.volumes[1].configMap.name", "required"),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","configMap":{"name":"m","defaultMode":512}}"#,
+            "spec.volumes[1].configMap.defaultMode",
+            "0777",
+        ),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","configMap":{"name":"m","items":[{"key":"k","path":"../x"}]}}"#,
+            "spec.volumes[1].configMap.items[0].path",
+            "\"..\"",
+        ),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","configMap":{"name":"m","items":[{"key":"k","path":"..data"}]}}"#,
+            "spec.volumes[1].configMap.items[0].path",
+            "start with",
+        ),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","secret":{"secretName":"s","items":[{"key":"k","path":"/x"}]}}"#,
+            "spec.volumes[1].secret.items[0].path",
+            "relative",
+        ),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","secret":{"secretName":"s","items":[{"key":"k","path":"x","mode":-1}]}}"#,
+            "spec.volumes[1].secret.items[0].mode",
+            "0777",
+        ),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","downwardAPI":{"items":[{"path":"x","fieldRef":{"fieldPath":"spec.nodeName"}}]}}"#,
+            "spec.volumes[1].downwardAPI.items[0].fieldRef.fieldPath",
+            "cannot be referred",
+        ),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","downwardAPI":{"items":[{"path":"x","resourceFieldRef":{"resource":"limits.cpu"}}]}}"#,
+            "spec.volumes[1].downwardAPI.items[0].resourceFieldRef.containerName",
+            "required",
+        ),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","downwardAPI":{"items":[{"path":"x"}]}}"#,
+            "spec.volumes[1].downwardAPI.items[0]",
+            "one of",
+        ),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","projected":{"sources":[{}]}}"#,
+            "spec.volumes[1].projected.sources[0]",
+            "source",
+        ),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","projected":{"sources":[{"configMap":{"name":"a","items":[{"key":"k","path":"p"}]}},{"secret":{"name":"a","items":[{"key":"k","path":"p"}]}}]}}"#,
+            "spec.volumes[1].projected.sources[1].secret",
+            "taken",
+        ),
+        // containers
+        ("C/name", "\"a.b\"", "spec.containers[0].name", "lower-case"),
+        ("C/name", "null", "spec.containers[0].name", "required"),
+        ("C/image", "null", "spec.containers[0].image", "required"),
+        ("C/image", "\" i\"", "spec.containers[0].image", "blanks"),
+        ("C/imagePullPolicy", "\"always\"", "spec.containers[0].imagePullPolicy", "one of"),
+        ("C/imagepullpolicy", "\"Always\"", "spec.containers[0].imagepullpolicy", "unknown field"),
+        ("C/command", "\"sh\"", "spec.containers[0].command", "expected"),
+        ("C/args", "[1]", "spec.containers[0].args[0]", "expected a string"),
+        ("C/restartPolicy", "\"Always\"", "spec.containers[0].restartPolicy", "not supported yet"),
+        (
+            "C/restartPolicyRules",
+            r#"[{"action":"Restart"}]"#,
+            "spec.containers[0].restartPolicyRules",
+            "not supported yet",
+        ),
+        (
+            "C/volumeDevices",
+            r#"[{"name":"v","devicePath":"/d"}]"#,
+            "spec.containers[0].volumeDevices",
+            "not supported yet",
+        ),
+        ("C/terminationMessagePolicy", "\"x\"", "spec.containers[0].terminationMessagePolicy", "one of"),
+        (
+            "C/lifecycle",
+            r#"{"stopSignal":"SIGINT"}"#,
+            "spec.containers[0].lifecycle.stopSignal",
+            "not supported yet",
+        ),
+        ("C/lifecycle", r#"{"preStop":{}}"#, "spec.containers[0].lifecycle.preStop", "one of"),
+        (
+            "C/lifecycle",
+            r#"{"preStop":{"sleep":{"seconds":31}}}"#,
+            "spec.containers[0].lifecycle.preStop.sleep.seconds",
+            "must not exceed",
+        ),
+        (
+            "C/lifecycle",
+            r#"{"postStart":{"exec":{"command":[]}}}"#,
+            "spec.containers[0].lifecycle.postStart.exec.command",
+            "required",
+        ),
+        (
+            "C/lifecycle",
+            r#"{"postStart":{"tcpSocket":{"port":1}}}"#,
+            "spec.containers[0].lifecycle.postStart.tcpSocket",
+            "not supported",
+        ),
+        // ports
+        ("C/ports", r#"[{"containerPort":0}]"#, "spec.containers[0].ports[0].containerPort", "1 to 65535"),
+        (
+            "C/ports",
+            r#"[{"containerPort":80},{"containerPort":65536}]"#,
+            "spec.containers[0].ports[1].containerPort",
+            "1 to 65535",
+        ),
+        (
+            "C/ports",
+            r#"[{"containerPort":"80"}]"#,
+            "spec.containers[0].ports[0].containerPort",
+            "expected i32",
+        ),
+        (
+            "C/ports",
+            r#"[{"containerPort":1,"name":"a"},{"containerPort":2,"name":"a"}]"#,
+            "spec.containers[0].ports[1].name",
+            "twice",
+        ),
+        (
+            "C/ports",
+            r#"[{"containerPort":1,"name":"80"}]"#,
+            "spec.containers[0].ports[0].name",
+            "at least one letter",
+        ),
+        (
+            "C/ports",
+            r#"[{"containerPort":1,"name":"sixteen-letters-x"}]"#,
+            "spec.containers[0].ports[0].name",
+            "at most 15",
+        ),
+        (
+            "C/ports",
+            r#"[{"containerPort":1,"protocol":"tcp"}]"#,
+            "spec.containers[0].ports[0].protocol",
+            "TCP, UDP, SCTP",
+        ),
+        (
+            "C/ports",
+            r#"[{"containerPort":1,"hostPort":-1}]"#,
+            "spec.containers[0].ports[0].hostPort",
+            "1 to 65535",
+        ),
+        ("C/ports", r#"[{"containerPort":1,"hostIP":"x"}]"#, "spec.containers[0].ports[0].hostIP", "no IP"),
+        (
+            "C/ports",
+            r#"[{"containerPort":1,"hostPort":9},{"containerPort":2,"hostPort":9}]"#,
+            "spec.containers[0].ports[1].hostPort",
+            "taken",
+        ),
+        // env
+        ("C/env", r#"[{"value":"x"}]"#, "spec.containers[0].env[0].name", "required"),
+        ("C/env", r#"[{"name":"a=b"}]"#, "spec.containers[0].env[0].name", "'='"),
+        ("C/env", r#"[{"name":"ä"}]"#, "spec.containers[0].env[0].name", "printable"),
+        ("C/env", r#"[{"name":"a","value":1}]"#, "spec.containers[0].env[0].value", "expected a string"),
+        (
+            "C/env",
+            r#"[{"name":"a","value":"x","valueFrom":{"fieldRef":{"fieldPath":"metadata.name"}}}]"#,
+            "spec.containers[0].env[0].valueFrom",
+            "together",
+        ),
+        ("C/env", r#"[{"name":"a","valueFrom":{}}]"#, "spec.containers[0].env[0].valueFrom", "one of"),
+        (
+            "C/env",
+            r#"[{"name":"a","valueFrom":{"fieldRef":{"fieldPath":"metadata.labels"}}}]"#,
+            "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath",
+            "cannot be referred",
+        ),
+        (
+            "C/env",
+            r#"[{"name":"a","valueFrom":{"secretKeyRef":{"name":"s","key":".."}}}]"#,
+            "spec.containers[0].env[0].valueFrom.secretKeyRef.key",
+            "no key",
+        ),
+        (
+            "C/env",
+            r#"[{"name":"a","valueFrom":{"fileKeyRef":{"volumeName":"v","path":"p","key":"k"}}}]"#,
+            "spec.containers[0].env[0].valueFrom.fileKeyRef",
+            "not supported yet",
+        ),
+        (
+            "C/env",
+            r#"[{"name":"a","valueFrom":{"resourceFieldRef":{"resource":"limits.gpu"}}}]"#,
+            "spec.containers[0].env[0].valueFrom.resourceFieldRef.resource",
+            "must be",
+        ),
+        (
+            "C/env",
+            r#"[{"name":"a","valueFrom":{"resourceFieldRef":{"resource":"limits.cpu","divisor":"3"}}}]"#,
+            "spec.containers[0].env[0].valueFrom.resourceFieldRef.divisor",
+            "one of",
+        ),
+        ("C/envFrom", r#"[{}]"#, "spec.containers[0].envFrom[0]", "one of"),
+        (
+            "C/envFrom",
+            r#"[{"prefix":"=","configMapRef":{"name":"m"}}]"#,
+            "spec.containers[0].envFrom[0].prefix",
+            "'='",
+        ),
+        // resources
+        ("C/resources", r#"{"limits":{"cpu":"1x"}}"#, "spec.containers[0].resources.limits.cpu", "quantity"),
+        ("C/resources", r#"{"limits":{"cpu":"-1"}}"#, "spec.containers[0].resources.limits.cpu", "negative"),
+        (
+            "C/resources",
+            r#"{"limits":{"cpu":"1"},"requests":{"cpu":"1001m"}}"#,
+            "spec.containers[0].resources.requests.cpu",
+            "must not exceed",
+        ),
+        (
+            "C/resources",
+            r#"{"limits":{"memory":"1Mi"},"requests":{"memory":"1Gi"}}"#,
+            "spec.containers[0].resources.requests.memory",
+            "must not exceed",
+        ),
+        (
+            "C/resources",
+            r#"{"limits":{"gpu":"1"}}"#,
+            "spec.containers[0].resources.limits.gpu",
+            "no resource",
+        ),
+        (
+            "C/resources",
+            r#"{"limits":{"x.io/gpu":"500m"}}"#,
+            r#"spec.containers[0].resources.limits["x.io/gpu"]"#,
+            "whole",
+        ),
+        (
+            "C/resources",
+            r#"{"requests":{"hugepages-2Mi":"4Mi"}}"#,
+            "spec.containers[0].resources.requests.hugepages-2Mi",
+            "overcommitted",
+        ),
+        (
+            "C/resources",
+            r#"{"claims":[{"name":"x"}]}"#,
+            "spec.containers[0].resources.claims",
+            "not supported yet",
+        ),
+        // mounts
+        (
+            "C/volumeMounts",
+            r#"[{"name":"w","mountPath":"/x"}]"#,
+            "spec.containers[0].volumeMounts[0].name",
+            "not in spec.volumes",
+        ),
+        ("C/volumeMounts", r#"[{"name":"v"}]"#, "spec.containers[0].volumeMounts[0].mountPath", "required"),
+        (
+            "C/volumeMounts",
+            r#"[{"name":"v","mountPath":"/x"},{"name":"v","mountPath":"/x"}]"#,
+            "spec.containers[0].volumeMounts[1].mountPath",
+            "twice",
+        ),
+        (
+            "C/volumeMounts",
+            r#"[{"name":"v","mountPath":"/x","subPath":"a/../../b"}]"#,
+            "spec.containers[0].volumeMounts[0].subPath",
+            "\"..\"",
+        ),
+        (
+            "C/volumeMounts",
+            r#"[{"name":"v","mountPath":"/x","subPath":"/a"}]"#,
+            "spec.containers[0].volumeMounts[0].subPath",
+            "relative",
+        ),
+        (
+            "C/volumeMounts",
+            r#"[{"name":"v","mountPath":"/x","subPath":"a","subPathExpr":"b"}]"#,
+            "spec.containers[0].volumeMounts[0].subPathExpr",
+            "together",
+        ),
+        (
+            "C/volumeMounts",
+            r#"[{"name":"v","mountPath":"/x","mountPropagation":"Bidirectional"}]"#,
+            "spec.containers[0].volumeMounts[0].mountPropagation",
+            "privileged",
+        ),
+        (
+            "C/volumeMounts",
+            r#"[{"name":"v","mountPath":"/x","recursiveReadOnly":"Enabled"}]"#,
+            "spec.containers[0].volumeMounts[0].recursiveReadOnly",
+            "readOnly",
+        ),
+        // probes
+        ("C/livenessProbe", "{}", "spec.containers[0].livenessProbe", "one of"),
+        (
+            "C/livenessProbe",
+            r#"{"exec":{"command":["x"]},"tcpSocket":{"port":1}}"#,
+            "spec.containers[0].livenessProbe",
+            "only one",
+        ),
+        (
+            "C/livenessProbe",
+            r#"{"exec":{"command":["x"]},"successThreshold":2}"#,
+            "spec.containers[0].livenessProbe.successThreshold",
+            "must be 1",
+        ),
+        (
+            "C/startupProbe",
+            r#"{"exec":{"command":["x"]},"successThreshold":2}"#,
+            "spec.containers[0].startupProbe.successThreshold",
+            "must be 1",
+        ),
+        (
+            "C/readinessProbe",
+            r#"{"exec":{"command":["x"]},"periodSeconds":-1}"#,
+            "spec.containers[0].readinessProbe.periodSeconds",
+            "negative",
+        ),
+        (
+            "C/readinessProbe",
+            r#"{"exec":{"command":["x"]},"terminationGracePeriodSeconds":1}"#,
+            "spec.containers[0].readinessProbe.terminationGracePeriodSeconds",
+            "readiness",
+        ),
+        (
+            "C/livenessProbe",
+            r#"{"exec":{"command":["x"]},"terminationGracePeriodSeconds":0}"#,
+            "spec.containers[0].livenessProbe.terminationGracePeriodSeconds",
+            "greater",
+        ),
+        (
+            "C/livenessProbe",
+            r#"{"httpGet":{"port":0}}"#,
+            "spec.containers[0].livenessProbe.httpGet.port",
+            "1 to 65535",
+        ),
+        (
+            "C/livenessProbe",
+            r#"{"httpGet":{"port":"UP"}}"#,
+            "spec.containers[0].livenessProbe.httpGet.port",
+            "lower-case",
+        ),
+        (
+            "C/livenessProbe",
+            r#"{"httpGet":{"port":1,"scheme":"http"}}"#,
+            "spec.containers[0].livenessProbe.httpGet.scheme",
+            "HTTP",
+        ),
+        (
+            "C/livenessProbe",
+            r#"{"httpGet":{"port":1,"httpHeaders":[{"name":"a b","value":""}]}}"#,
+            "spec.containers[0].livenessProbe.httpGet.httpHeaders[0].name",
+            "header",
+        ),
+        (
+            "C/livenessProbe",
+            r#"{"httpGet":{"port":1,"httpHeaders":[{"name":"a","value":"x\r\ny: z"}]}}"#,
+            "spec.containers[0].livenessProbe.httpGet.httpHeaders[0].value",
+            "line ends",
+        ),
+        (
+            "C/livenessProbe",
+            r#"{"grpc":{"port":70000}}"#,
+            "spec.containers[0].livenessProbe.grpc.port",
+            "1 to 65535",
+        ),
+        // security
+        ("C/securityContext", r#"{"runAsUser":-1}"#, "spec.containers[0].securityContext.runAsUser", "0 to"),
+        (
+            "C/securityContext",
+            r#"{"runAsUser":2147483648}"#,
+            "spec.containers[0].securityContext.runAsUser",
+            "0 to",
+        ),
+        (
+            "C/securityContext",
+            r#"{"capabilities":{"add":["CAP_NET_ADMIN"]}}"#,
+            "spec.containers[0].securityContext.capabilities.add[0]",
+            "without CAP_",
+        ),
+        (
+            "C/securityContext",
+            r#"{"capabilities":{"drop":["X"]}}"#,
+            "spec.containers[0].securityContext.capabilities.drop[0]",
+            "no capability",
+        ),
+        (
+            "C/securityContext",
+            r#"{"privileged":true,"allowPrivilegeEscalation":false}"#,
+            "spec.containers[0].securityContext.allowPrivilegeEscalation",
+            "privileged",
+        ),
+        (
+            "C/securityContext",
+            r#"{"allowPrivilegeEscalation":false,"capabilities":{"add":["SYS_ADMIN"]}}"#,
+            "spec.containers[0].securityContext.allowPrivilegeEscalation",
+            "SYS_ADMIN",
+        ),
+        (
+            "C/securityContext",
+            r#"{"procMount":"Unmasked"}"#,
+            "spec.containers[0].securityContext.procMount",
+            "hostUsers",
+        ),
+        (
+            "C/securityContext",
+            r#"{"seLinuxOptions":{"level":"s0"}}"#,
+            "spec.containers[0].securityContext.seLinuxOptions",
+            "not supported yet",
+        ),
+        (
+            "C/securityContext",
+            r#"{"windowsOptions":{}}"#,
+            "spec.containers[0].securityContext.windowsOptions",
+            "Linux",
+        ),
+        (
+            "C/securityContext",
+            r#"{"seccompProfile":{"type":"Localhost"}}"#,
+            "spec.containers[0].securityContext.seccompProfile.localhostProfile",
+            "required",
+        ),
+        (
+            "C/securityContext",
+            r#"{"seccompProfile":{"type":"Localhost","localhostProfile":"../x"}}"#,
+            "spec.containers[0].securityContext.seccompProfile.localhostProfile",
+            "\"..\"",
+        ),
+        (
+            "C/securityContext",
+            r#"{"seccompProfile":{"type":"RuntimeDefault","localhostProfile":"x"}}"#,
+            "spec.containers[0].securityContext.seccompProfile.localhostProfile",
+            "only for",
+        ),
+        (
+            "C/securityContext",
+            r#"{"seccompProfile":{"type":"Default"}}"#,
+            "spec.containers[0].securityContext.seccompProfile.type",
+            "one of",
+        ),
+        (
+            "C/securityContext",
+            r#"{"appArmorProfile":{"type":"Localhost","localhostProfile":" x"}}"#,
+            "spec.containers[0].securityContext.appArmorProfile.localhostProfile",
+            "blanks",
+        ),
+        (
+            "/spec/securityContext",
+            r#"{"sysctls":[{"name":"a..b","value":"1"}]}"#,
+            "spec.securityContext.sysctls[0].name",
+            "no sysctl",
+        ),
+        (
+            "/spec/securityContext",
+            r#"{"sysctls":[{"name":"net.a","value":"1"},{"name":"net/a","value":"1"}]}"#,
+            "spec.securityContext.sysctls[1].name",
+            "twice",
+        ),
+        (
+            "/spec/securityContext",
+            r#"{"supplementalGroups":[1,-1]}"#,
+            "spec.securityContext.supplementalGroups[1]",
+            "0 to",
+        ),
+        (
+            "/spec/securityContext",
+            r#"{"fsGroupChangePolicy":"Never"}"#,
+            "spec.securityContext.fsGroupChangePolicy",
+            "one of",
+        ),
+        (
+            "/spec/securityContext",
+            r#"{"seLinuxChangePolicy":"MountOption"}"#,
+            "spec.securityContext.seLinuxChangePolicy",
+            "not supported yet",
+        ),
+    ];
+    for (pointer, value, field, reason) in cases {
+        let pointer = pointer.replacen('C', C, usize::from(pointer.starts_with('C')));
+        let text = with(&[(&pointer, value)]);
+        match parse_pod(&text, &ctx()) {
+            Ok(_) => panic!("{pointer} = {value} is accepted"),
+            Err(e) => {
+                assert_eq!(e.field.as_deref(), Some(*field), "{pointer} = {value}: {e}");
+                assert!(e.reason.contains(reason), "{pointer} = {value}: {e}");
+                assert_eq!(e.document, Some(0));
+            }
+        }
+    }
+}
+
+#[test]
+fn host_namespaces_forbid_what_would_reach_the_host() {
+    for (changes, field) in [
+        (
+            vec![
+                ("/spec/hostNetwork", "true"),
+                ("/spec/securityContext", r#"{"sysctls":[{"name":"net.x","value":"1"}]}"#),
+            ],
+            "spec.securityContext.sysctls[0].name",
+        ),
+        (
+            vec![
+                ("/spec/hostIPC", "true"),
+                ("/spec/securityContext", r#"{"sysctls":[{"name":"kernel.shmmax","value":"1"}]}"#),
+            ],
+            "spec.securityContext.sysctls[0].name",
+        ),
+        (
+            vec![("/spec/hostPID", "true"), ("/spec/shareProcessNamespace", "true")],
+            "spec.shareProcessNamespace",
+        ),
+        (
+            vec![
+                ("/spec/hostNetwork", "true"),
+                ("/spec/containers/0/ports", r#"[{"containerPort":80,"hostPort":81}]"#),
+            ],
+            "spec.containers[0].ports[0].hostPort",
+        ),
+    ] {
+        let e = parse_pod(&with(&changes), &ctx()).unwrap_err();
+        assert_eq!(e.field.as_deref(), Some(field), "{e}");
+    }
+    let pod =
+        pod(&[("/spec/hostNetwork", "true"), ("/spec/containers/0/ports", r#"[{"containerPort":80}]"#)]);
+    assert_eq!(pod.containers[0].ports[0].host_port, Some(80));
+}
+
+#[test]
+fn every_field_reaches_the_model() {
+    let text = include_str!("../../tests/corpus/full.yaml");
+    let parsed =
+        parse_file(Path::new("full.yaml"), text.as_bytes(), &ctx()).unwrap_or_else(|e| panic!("{e}"));
+    let pod = &parsed.pods[0].pod;
+    let c = pod.container(&"app".parse().unwrap()).unwrap();
+    assert_eq!(c.pull_policy, PullPolicy::IfNotPresent);
+    assert_eq!(c.resources.requests["memory"].units(), 64 << 20, "a missing request equals its limit");
+    assert_eq!(c.resources.cpu_request_millis(), 100);
+    assert_eq!(
+        c.liveness.as_ref().unwrap().action,
+        ProbeAction::Http(HttpTarget {
+            host: None,
+            port: PortRef::Name("http".into()),
+            path: "/healthz".into(),
+            https: false,
+            headers: vec![("Host".into(), "web".into())],
+        })
+    );
+    let liveness = c.liveness.as_ref().unwrap();
+    assert_eq!((liveness.timeout_seconds, liveness.period_seconds, liveness.failure_threshold), (1, 10, 3));
+    assert_eq!(liveness.grace_seconds, Some(5));
+    assert_eq!(c.pre_stop, Some(Hook::Sleep(2)));
+    assert_eq!(c.env[0].value, EnvValue::Text("$(POD) ok".into()));
+    assert_eq!(c.env[1].value, EnvValue::Field("metadata.name".into()));
+    assert_eq!(c.security.capabilities_add, ["NET_BIND_SERVICE"]);
+    assert_eq!(c.security.app_armor, Some(AppArmor::Unconfined), "from the annotation");
+    assert_eq!(c.mounts[1].mount_path, "/relative", "a relative path counts from the root");
+    assert!(pod.init_containers[1].sidecar && !pod.init_containers[0].sidecar);
+    let source = |name: &str| &pod.volumes.iter().find(|v| v.name.as_str() == name).unwrap().source;
+    assert!(
+        matches!(source("page"), VolumeSource::ConfigMap(k) if k.default_mode == 0o440 && k.items.len() == 1)
+    );
+    assert_eq!(*source("claim"), VolumeSource::NotYet { kind: "persistentVolumeClaim".into() });
+    assert_eq!(*source("plain"), VolumeSource::EmptyDir { medium: Medium::Disk, size_limit: None });
+    assert!(matches!(source("all"), VolumeSource::Projected { sources, .. }
+        if sources[2] == ProjectedSource::NotYet { kind: "serviceAccountToken".into() }));
+    assert_eq!(pod.security.sysctls, [("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned())]);
+    assert_eq!(pod.dns.options, [("ndots".to_owned(), Some("2".to_owned()))]);
+    assert_eq!(parsed.config_maps[0].data["index.html"], b"<h1>hi</h1>\n");
+    assert_eq!(parsed.config_maps[0].data["blob"], [0, 1, 2]);
+    assert_eq!(parsed.secrets[0].data["password"], b"stringData wins");
+    assert_eq!(parsed.services[0].key.to_string(), "prod/web");
+    assert_eq!(parsed.services[0].object["spec"]["ports"][0]["port"], 80);
+}
+
+#[test]
+fn documents_lists_and_their_numbers() {
+    let read = |text: &str| parse_file(Path::new("f.yaml"), text.as_bytes(), &ctx());
+    let two =
+        format!("# only a comment\n---\n{SMALL}\n---\n# nothing\n---\n{}\n", SMALL.replace("web", "two"));
+    let parsed = read(&two).unwrap();
+    assert_eq!(parsed.pods.iter().map(|p| p.document).collect::<Vec<_>>(), [0, 2]);
+    let e = read(&format!("{SMALL}\n---\na: [\n")).unwrap_err();
+    assert_eq!((e.document, e.file.as_path()), (Some(1), Path::new("f.yaml")));
+    assert!(e.reason.contains("YAML") && e.reason.contains("line 3"), "{e}");
+    for empty in ["", "\n\n", "# c\n", "---\n---\n", "null"] {
+        assert_eq!(read(empty).unwrap_err().reason, "holds no object", "{empty:?}");
+    }
+    let list = format!("{{apiVersion: v1, kind: List, items: [{SMALL}]}}");
+    assert_eq!(read(&list).unwrap().pods.len(), 1);
+    let list = "{apiVersion: v1, kind: PodList, metadata: {}, items: [{metadata: {name: a}, spec: {containers: [{name: c}]}}]}";
+    let e = read(list).unwrap_err();
+    assert_eq!(e.field.as_deref(), Some("items[0].spec.containers[0].image"));
+    let e = read(&list.replace("name: c", "name: c, ports: [{containerPort: x}]")).unwrap_err();
+    assert_eq!(e.field.as_deref(), Some("items[0].spec.containers[0].ports[0].containerPort"), "{e}");
+    let json = format!("{}{}", with(&[]), with(&[("/metadata/name", "\"two\"")]));
+    assert_eq!(parse_file(Path::new("f.json"), json.as_bytes(), &ctx()).unwrap().pods.len(), 2);
+    let e = parse_file(Path::new("f.json"), b"{\"a\":1,\"a\":2}", &ctx()).unwrap_err();
+    assert!(e.reason.contains("twice"), "{e}");
+    assert!(parse_file(Path::new("f.json"), SMALL.as_bytes(), &ctx()).is_err(), "YAML is no JSON");
+}
+
+#[test]
+fn yaml_is_read_as_kubernetes_reads_it() {
+    let volume = |mode: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec:\n  volumes:\n  - name: v\n    configMap: {{name: m, defaultMode: {mode}}}\n  containers:\n  - {{name: c, image: i}}\n"
+        );
+        match &parse_pod(&text, &ctx()).unwrap_or_else(|e| panic!("{e}")).pod.volumes[0].source {
+            VolumeSource::ConfigMap(k) => k.default_mode,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(volume("0644"), 0o644);
+    assert_eq!(volume("0o400"), 0o400);
+    assert_eq!(volume("420"), 0o644);
+    let spec = |extra: &str| parse_pod(&SMALL.replace("spec: {", &format!("spec: {{{extra}, ")), &ctx());
+    assert!(spec("hostNetwork: yes").unwrap().pod.namespaces.host_network);
+    assert!(spec("hostNetwork: yess").is_err());
+    assert!(spec("activeDeadlineSeconds: .inf").is_err());
+    assert!(spec("hostPID: true, hostPID: false").unwrap_err().reason.contains("YAML"));
+    let limits = SMALL.replace("image: i", "image: i, resources: {limits: {cpu: 1, memory: 0.5}}");
+    assert_eq!(
+        parse_pod(&limits, &ctx()).unwrap().raw["spec"]["containers"][0]["resources"]["limits"]["cpu"],
+        "1"
+    );
+    let anchors = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers:\n  - &c {name: c, image: i}\n  - <<: *c\n    name: d\n";
+    assert_eq!(parse_pod(anchors, &ctx()).unwrap().pod.containers[1].image, "i");
+}
+
+#[test]
+fn bombs_are_refused() {
+    let mut laughs = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+    for level in 1..12 {
+        let list = vec![format!("*a{}", level - 1); 10].join(", ");
+        laughs.push_str(&format!("a{level}: &a{level} [{list}]\n"));
+    }
+    let deep = format!("a: {}{}", "[".repeat(5_000), "]".repeat(5_000));
+    let deep_block: String = (0..3_000).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
+    let deep_json = format!("{}{}", "{\"a\":".repeat(20_000), "}".repeat(20_000));
+    let many = "---\na: 1\n".repeat(20_000);
+    let big = vec![b' '; usize::try_from(MAX_FILE_BYTES).unwrap() + 1];
+    for (what, bytes) in [
+        ("laughs", laughs.as_bytes()),
+        ("deep", deep.as_bytes()),
+        ("deep block", deep_block.as_bytes()),
+        ("deep json", deep_json.as_bytes()),
+        ("documents", many.as_bytes()),
+        ("size", &big),
+        ("utf-8", b"a: \xff"),
+    ] {
+        let started = std::time::Instant::now();
+        assert!(parse_file(Path::new("f"), bytes, &ctx()).is_err(), "{what}");
+        assert!(started.elapsed().as_secs() < 5, "{what} took {:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn a_uid_follows_the_spec_and_nothing_else() {
+    let uid = |changes: &[(&str, &str)]| pod(changes).uid;
+    let base = uid(&[]);
+    assert_eq!(base.as_str().len(), 36);
+    assert_eq!(uid(&[("/metadata/labels", r#"{"a":"b"}"#), ("/metadata/annotations", r#"{"a":"b"}"#)]), base);
+    assert_eq!(uid(&[("/spec/hostname", "null")]), base, "null is not given");
+    assert_ne!(uid(&[("/spec/hostname", "\"x\"")]), base);
+    assert_ne!(uid(&[("/metadata/name", "\"x\"")]), base);
+    assert_ne!(uid(&[("/metadata/namespace", "\"x\"")]), base);
+    assert_eq!(uid(&[("/metadata/namespace", "\"default\"")]), base);
+    assert_eq!(uid(&[("/metadata/uid", "\"my-own\"")]).as_str(), "my-own");
+    let yaml = "kind: Pod\napiVersion: v1\nspec:\n  containers:\n  - image: i\n    name: c\n  volumes:\n  - emptyDir: {}\n    name: v\nmetadata: {name: web}\n";
+    assert_eq!(parse_pod(yaml, &ctx()).unwrap().pod.uid, base, "order and format do not matter");
+}
+
+#[test]
+fn static_pods_follow_the_kubelets_rules() {
+    let node = |name: &str| Context { node: NodeName::new(name).unwrap(), ..statics() };
+    let read = |file: &str, ctx: &Context, text: &str| {
+        parse_file(Path::new(file), text.as_bytes(), ctx).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let one = |file: &str, ctx: &Context, text: &str| read(file, ctx, text).pods.remove(0);
+    let base = one("/m/a", &node("n1"), SMALL);
+    assert_eq!(base.pod.key.to_string(), "default/web-n1");
+    assert_eq!(base.pod.origin, Origin::StaticFile("/m/a".into()));
+    assert_eq!(base.raw["metadata"]["name"], "web-n1");
+    assert_eq!(base.raw["metadata"]["annotations"]["kubernetes.io/config.hash"], base.pod.uid.as_str());
+    assert_eq!(base.raw["metadata"]["annotations"]["kubernetes.io/config.source"], "file");
+    assert_eq!(
+        base.raw["spec"]["tolerations"],
+        serde_json::json!([{"operator": "Exists", "effect": "NoExecute"}])
+    );
+    assert_eq!(base.pod.uid.as_str().len(), 32);
+    let uid = |file: &str, ctx: &Context, text: &str| one(file, ctx, text).pod.uid;
+    assert_eq!(uid("/m/a", &node("n1"), SMALL), base.pod.uid);
+    assert_ne!(uid("/m/b", &node("n1"), SMALL), base.pod.uid, "the path counts");
+    assert_ne!(uid("/m/a", &node("n2"), SMALL), base.pod.uid, "the node counts");
+    assert_ne!(uid("/m/a", &node("n1"), &SMALL.replace("image: i", "image: j")), base.pod.uid);
+    let labelled = SMALL.replace("name: web", "name: web, labels: {a: b}");
+    assert_ne!(uid("/m/a", &node("n1"), &labelled), base.pod.uid, "the whole object counts");
+    assert_eq!(
+        uid("/m/a", &node("n1"), &SMALL.replace("name: web", "name: web, uid: given")).as_str(),
+        "given"
+    );
+    // What the kubelet passes over is warned of.
+    let parsed = read("/m/a", &node("n1"), &format!("{SMALL}\n---\n{SMALL}"));
+    assert_eq!((parsed.pods.len(), parsed.warnings.len()), (1, 1));
+    let parsed = read("/m/a", &node("n1"), &SMALL.replace("spec: {", "spec: {typo: 1, "));
+    assert_eq!(parsed.warnings[0].field.as_deref(), Some("spec.typo"));
+    let e = parse_pod("{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}", &statics()).unwrap_err();
+    assert_eq!(e.field.as_deref(), Some("kind"));
+}
+
+#[test]
+fn static_pods_may_not_refer_to_api_objects() {
+    let cases: &[(&str, &str, &str)] = &[
+        ("/spec/serviceAccountName", "\"x\"", "spec.serviceAccountName"),
+        ("/spec/imagePullSecrets", r#"[{"name":"x"}]"#, "spec.imagePullSecrets"),
+        ("/spec/resourceClaims", r#"[{"name":"x"}]"#, "spec.resourceClaims"),
+        ("/spec/volumes/-", r#"{"name":"w","configMap":{"name":"x"}}"#, "spec.volumes[1].configMap"),
+        ("/spec/volumes/-", r#"{"name":"w","secret":{"secretName":"x"}}"#, "spec.volumes[1].secret"),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","persistentVolumeClaim":{"claimName":"x"}}"#,
+            "spec.volumes[1].persistentVolumeClaim",
+        ),
+        ("/spec/volumes/-", r#"{"name":"w","csi":{"driver":"x"}}"#, "spec.volumes[1].csi"),
+        (
+            "/spec/volumes/-",
+            r#"{"name":"w","projected":{"sources":[{"serviceAccountToken":{"path":"t"}}]}}"#,
+            "spec.volumes[1].projected.sources[0].serviceAccountToken",
+        ),
+        (
+            "C/env",
+            r#"[{"name":"a","valueFrom":{"secretKeyRef":{"name":"s","key":"k"}}}]"#,
+            "spec.containers[0].env[0].valueFrom.secretKeyRef",
+        ),
+        ("C/envFrom", r#"[{"configMapRef":{"name":"m"}}]"#, "spec.containers[0].envFrom[0].configMapRef"),
+    ];
+    for (pointer, value, field) in cases {
+        let pointer = pointer.replacen('C', C, usize::from(pointer.starts_with('C')));
+        let e = parse_pod(&with(&[(&pointer, value)]), &statics()).unwrap_err();
+        assert_eq!(e.field.as_deref(), Some(*field), "{e}");
+        assert!(e.reason.contains("static pod may not refer"), "{e}");
+    }
+    let fine = [(
+        "/spec/volumes/-",
+        r#"{"name":"w","projected":{"sources":[{"downwardAPI":{"items":[{"path":"n","fieldRef":{"fieldPath":"metadata.name"}}]}}]}}"#,
+    )];
+    assert!(parse_pod(&with(&fine), &statics()).is_ok());
+}
+
+#[test]
+fn pull_policies_follow_the_tag() {
+    for (image, policy) in [
+        ("i", PullPolicy::Always),
+        ("i:latest", PullPolicy::Always),
+        ("i:1", PullPolicy::IfNotPresent),
+        ("host:5000/i", PullPolicy::Always),
+        ("host:5000/i:1", PullPolicy::IfNotPresent),
+        ("i@sha256:00", PullPolicy::IfNotPresent),
+        ("i:latest@sha256:00", PullPolicy::Always),
+    ] {
+        let pod = pod(&[("/spec/containers/0/image", &format!("{image:?}"))]);
+        assert_eq!(pod.containers[0].pull_policy, policy, "{image}");
+    }
+}
+
+#[test]
+fn pod_level_requests_default_to_the_containers_or_the_limit() {
+    let pod = pod(&[
+        ("/spec/resources", r#"{"limits":{"cpu":"2","memory":"1Gi"}}"#),
+        ("/spec/containers/0/resources", r#"{"requests":{"cpu":"300m"}}"#),
+    ]);
+    let r = pod.resources.unwrap();
+    assert_eq!((r.cpu_request_millis(), r.memory_request_bytes()), (300, 1 << 30));
+    let e = parse_pod(
+        &with(&[
+            ("/spec/resources", r#"{"requests":{"cpu":"100m"}}"#),
+            ("/spec/containers/0/resources", r#"{"requests":{"cpu":"300m"}}"#),
+        ]),
+        &ctx(),
+    )
+    .unwrap_err();
+    assert_eq!(e.field.as_deref(), Some("spec.resources.requests.cpu"));
+}
+
+#[test]
+fn other_objects_are_checked() {
+    let read = |text: &str| parse_file(Path::new("f"), text.as_bytes(), &ctx());
+    for (text, field) in [
+        ("{kind: ConfigMap, apiVersion: v1, metadata: {name: a}, data: {'a/b': x}}", r#"data"#),
+        (
+            "{kind: ConfigMap, apiVersion: v1, metadata: {name: a}, data: {a: x}, binaryData: {a: AA==}}",
+            "binaryData.a",
+        ),
+        ("{kind: ConfigMap, apiVersion: v1, metadata: {name: a}, dat: {a: x}}", "dat"),
+        ("{kind: ConfigMap, apiVersion: v1, metadata: {name: a}, data: {a: 1}}", "data.a"),
+        ("{kind: ConfigMap, apiVersion: v1}", "metadata.name"),
+        ("{kind: Secret, apiVersion: v1, metadata: {name: a}, data: {a: '%'}}", "data.a"),
+        ("{kind: Secret, apiVersion: v1, metadata: {name: A}}", "metadata.name"),
+        ("{kind: Service, apiVersion: v1, metadata: {name: a}}", "spec"),
+        (
+            "{kind: Service, apiVersion: v1, metadata: {name: a.b}, spec: {ports: [{port: 1}]}}",
+            "metadata.name",
+        ),
+        ("{kind: Service, apiVersion: v1, metadata: {name: a}, spec: {}}", "spec.ports"),
+        (
+            "{kind: Service, apiVersion: v1, metadata: {name: a}, spec: {ports: [{port: 0}]}}",
+            "spec.ports[0].port",
+        ),
+        (
+            "{kind: Service, apiVersion: v1, metadata: {name: a}, spec: {ports: [{port: 1}, {port: 2}]}}",
+            "spec.ports[0].name",
+        ),
+        (
+            "{kind: Service, apiVersion: v1, metadata: {name: a}, spec: {type: X, ports: [{port: 1}]}}",
+            "spec.type",
+        ),
+        (
+            "{kind: Service, apiVersion: v1, metadata: {name: a}, spec: {clusterIP: x, ports: [{port: 1}]}}",
+            "spec.clusterIP",
+        ),
+        ("{kind: List, apiVersion: v1, items: [{kind: List, apiVersion: v1}]}", "items[0].kind"),
+        ("{kind: List, apiVersion: v1, itmes: []}", "itmes"),
+        ("[1]", ""),
+    ] {
+        let e = read(text).unwrap_err();
+        assert_eq!(e.field.as_deref().unwrap_or_default(), field, "{text}: {e}");
+    }
+    assert!(read("{kind: Service, apiVersion: v1, metadata: {name: a}, spec: {clusterIP: None}}").is_ok());
+    assert!(read("{kind: ConfigMap, apiVersion: v1, metadata: {name: a}}").is_ok());
+}
+
+#[test]
+fn an_error_reads_like_a_sentence() {
+    let e = parse_file(Path::new("/m/web.yaml"), with(&[("/spec/containers", "[]")]).as_bytes(), &ctx())
+        .unwrap_err();
+    assert_eq!(e.to_string(), "/m/web.yaml: document 0: spec.containers: must hold at least one container");
+}

@@ -1,0 +1,183 @@
+//! Whether a look at the directory is to be believed. Pure.
+//!
+//! A directory that cannot be read says nothing. A directory that is another one than before (another device or
+//! inode) may be the empty mount point under a volume that went away, or a new tree that is still being filled, or a
+//! finished one that was moved into place. So a replacement is believed only when it holds a manifest and has looked
+//! the same for [`Judge::settle`]; an empty one is never believed while there is something to lose. The directory
+//! from before, back again, is believed at once. Where nothing is known that could be lost, any directory is believed.
+
+use super::listing::{Identity, Stamp};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// The directory that was believed last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Seen by this process.
+    Exactly(Identity),
+    /// From before a restart: device numbers may have changed since, inode numbers have not.
+    Inode(u64),
+}
+
+impl Known {
+    fn is(self, identity: Identity) -> bool {
+        match self {
+            Known::Exactly(known) => known == identity,
+            Known::Inode(inode) => inode == identity.inode,
+        }
+    }
+}
+
+/// A replacement that is watched until it is believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Candidate {
+    identity: Identity,
+    files: BTreeMap<String, Option<Stamp>>,
+    since: Instant,
+}
+
+/// The verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// What the directory holds is all there is.
+    Listed,
+    /// It says nothing for now.
+    NotListed {
+        reason: String,
+        /// When to look again, beside at events.
+        again: Option<Duration>,
+    },
+}
+
+/// Remembers what was believed.
+#[derive(Debug)]
+pub(super) struct Judge {
+    known: Option<Known>,
+    candidate: Option<Candidate>,
+    settle: Duration,
+}
+
+impl Judge {
+    pub(super) fn new(known: Option<Known>, settle: Duration) -> Judge {
+        Judge { known, candidate: None, settle }
+    }
+
+    /// The directory could not be read: a replacement that was being watched starts anew.
+    pub(super) fn unreadable(&mut self) {
+        self.candidate = None;
+    }
+
+    /// One look: the directory, its manifest files, and whether there is anything to lose.
+    pub(super) fn look(
+        &mut self,
+        identity: Identity,
+        files: &BTreeMap<String, Option<Stamp>>,
+        something_to_lose: bool,
+        now: Instant,
+    ) -> Verdict {
+        let same = self.known.is_none_or(|known| known.is(identity));
+        if same || !something_to_lose {
+            return self.believe(identity);
+        }
+        if files.is_empty() {
+            self.candidate = None;
+            return Verdict::NotListed {
+                reason: "was replaced by an empty directory; the pods stay until it holds a manifest"
+                    .to_owned(),
+                again: None,
+            };
+        }
+        let since = match &self.candidate {
+            Some(c) if c.identity == identity && c.files == *files => c.since,
+            _ => now,
+        };
+        let waited = now.saturating_duration_since(since);
+        if waited >= self.settle {
+            return self.believe(identity);
+        }
+        self.candidate = Some(Candidate { identity, files: files.clone(), since });
+        Verdict::NotListed {
+            reason: "was replaced by another directory; it counts once it has stayed the same for a while"
+                .to_owned(),
+            again: Some(self.settle.saturating_sub(waited)),
+        }
+    }
+
+    fn believe(&mut self, identity: Identity) -> Verdict {
+        self.known = Some(Known::Exactly(identity));
+        self.candidate = None;
+        Verdict::Listed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTLE: Duration = Duration::from_secs(1);
+    const A: Identity = Identity { device: 1, inode: 10 };
+    const B: Identity = Identity { device: 1, inode: 20 };
+
+    fn files(names: &[&str]) -> BTreeMap<String, Option<Stamp>> {
+        names.iter().map(|n| ((*n).to_owned(), None)).collect()
+    }
+
+    fn listed(v: &Verdict) -> bool {
+        *v == Verdict::Listed
+    }
+
+    #[test]
+    fn the_same_directory_is_believed_also_when_empty() {
+        let mut judge = Judge::new(None, SETTLE);
+        let now = Instant::now();
+        assert!(listed(&judge.look(A, &files(&["a"]), true, now)));
+        assert!(listed(&judge.look(A, &files(&[]), true, now)));
+    }
+
+    #[test]
+    fn an_empty_replacement_is_never_believed() {
+        let mut judge = Judge::new(Some(Known::Exactly(A)), SETTLE);
+        let now = Instant::now();
+        for minutes in 0..60 {
+            assert!(!listed(&judge.look(B, &files(&[]), true, now + Duration::from_secs(60 * minutes))));
+        }
+        assert!(listed(&judge.look(A, &files(&[]), true, now)), "the old one is back");
+        assert!(listed(&judge.look(B, &files(&[]), false, now)), "nothing to lose");
+    }
+
+    #[test]
+    fn a_replacement_is_believed_after_it_stayed_the_same() {
+        let mut judge = Judge::new(Some(Known::Exactly(A)), SETTLE);
+        let now = Instant::now();
+        assert!(!listed(&judge.look(B, &files(&["a"]), true, now)));
+        let almost = now + Duration::from_millis(900);
+        assert!(!listed(&judge.look(B, &files(&["a", "b"]), true, almost)), "it grew: counted anew");
+        assert!(!listed(&judge.look(B, &files(&["a", "b"]), true, almost + SETTLE / 2)));
+        assert!(listed(&judge.look(B, &files(&["a", "b"]), true, almost + SETTLE)));
+        assert!(listed(&judge.look(B, &files(&[]), true, almost + SETTLE)), "now it is the directory");
+    }
+
+    #[test]
+    fn a_replacement_that_goes_away_in_between_starts_anew() {
+        let mut judge = Judge::new(Some(Known::Exactly(A)), SETTLE);
+        let now = Instant::now();
+        assert!(!listed(&judge.look(B, &files(&["a"]), true, now)));
+        judge.unreadable();
+        assert!(!listed(&judge.look(B, &files(&["a"]), true, now + 2 * SETTLE)));
+    }
+
+    #[test]
+    fn over_a_restart_the_inode_decides() {
+        let other_device = Identity { device: 7, ..A };
+        let now = Instant::now();
+        assert!(listed(&Judge::new(Some(Known::Inode(10)), SETTLE).look(
+            other_device,
+            &files(&[]),
+            true,
+            now
+        )));
+        assert!(!listed(&Judge::new(Some(Known::Inode(10)), SETTLE).look(B, &files(&[]), true, now)));
+    }
+}

@@ -1,0 +1,144 @@
+//! One look at the directory and at its files. Everything goes through one open descriptor, so that all names of a
+//! look belong to one directory even while it is being replaced.
+
+use crate::manifest::{MAX_FILE_BYTES, Mode};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Read},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+/// Which directory it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Identity {
+    pub(super) device: u64,
+    pub(super) inode: u64,
+}
+
+/// What changes when a file's content does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    identity: Identity,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(meta: &fs::Metadata) -> Stamp {
+        Stamp {
+            identity: Identity { device: meta.dev(), inode: meta.ino() },
+            size: meta.size(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+
+    /// Nanoseconds since 1970 of the last change of content.
+    pub(super) fn modified_nanos(&self) -> i64 {
+        self.modified.0.saturating_mul(1_000_000_000).saturating_add(self.modified.1)
+    }
+}
+
+/// The open directory.
+pub(super) struct OpenDir {
+    handle: File,
+    pub(super) identity: Identity,
+}
+
+impl OpenDir {
+    /// Opens it; something else than a directory is an error.
+    pub(super) fn open(dir: &Path) -> io::Result<OpenDir> {
+        let handle = OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_DIRECTORY | nix::libc::O_CLOEXEC)
+            .open(dir)?;
+        let meta = handle.metadata()?;
+        Ok(OpenDir { identity: Identity { device: meta.dev(), inode: meta.ino() }, handle })
+    }
+
+    /// A path to the directory that stays right wherever it is moved, as long as this value lives.
+    pub(super) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.handle.as_raw_fd()))
+    }
+
+    /// The manifest files by name, in order; `None` where one cannot be looked at (a dangling link, say). Names that
+    /// are not UTF-8 come back apart. Anything but regular files, links followed, is passed over.
+    pub(super) fn files(&self, mode: Mode) -> io::Result<(BTreeMap<String, Option<Stamp>>, Vec<PathBuf>)> {
+        let mut found = BTreeMap::new();
+        let mut odd = Vec::new();
+        for entry in fs::read_dir(self.path())? {
+            let name = entry?.file_name();
+            let Some(text) = name.to_str() else {
+                odd.push(PathBuf::from(name));
+                continue;
+            };
+            if !is_manifest(text, mode) {
+                continue;
+            }
+            match fs::metadata(self.path().join(text)) {
+                Ok(meta) if meta.is_file() => {
+                    found.insert(text.to_owned(), Some(Stamp::of(&meta)));
+                }
+                Ok(_) => {}
+                // Gone since it was listed; a dangling link is still there.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && !self.is_link(text) => {}
+                Err(_) => {
+                    found.insert(text.to_owned(), None);
+                }
+            }
+        }
+        Ok((found, odd))
+    }
+
+    fn is_link(&self, name: &str) -> bool {
+        fs::symlink_metadata(self.path().join(name)).is_ok_and(|m| m.file_type().is_symlink())
+    }
+
+    /// Whether the name is a plain file with one name: one that was just created and is being written. Links appear
+    /// complete.
+    pub(super) fn is_fresh_file(&self, name: &str) -> bool {
+        fs::symlink_metadata(self.path().join(name)).is_ok_and(|m| m.is_file() && m.nlink() == 1)
+    }
+
+    /// The file's bytes and their stamp; `None` for the stamp where the file changed while it was read.
+    pub(super) fn read(&self, name: &str) -> io::Result<(Vec<u8>, Option<Stamp>)> {
+        // Without O_NONBLOCK a file that became a FIFO since it was listed would hold up everything.
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC)
+            .open(self.path().join(name))?;
+        let before = file.metadata()?;
+        if !before.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "is no regular file"));
+        }
+        if before.size() > MAX_FILE_BYTES {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("is larger than {MAX_FILE_BYTES} bytes"),
+            ));
+        }
+        let mut bytes = Vec::new();
+        Read::by_ref(&mut file).take(MAX_FILE_BYTES.saturating_add(1)).read_to_end(&mut bytes)?;
+        let (before, after) = (Stamp::of(&before), Stamp::of(&file.metadata()?));
+        Ok((bytes, (before == after).then_some(after)))
+    }
+}
+
+/// Which names are manifests: by extension, and for static pods all but dot files.
+pub(super) fn is_manifest(name: &str, mode: Mode) -> bool {
+    if name.starts_with('.') {
+        return false;
+    }
+    match mode {
+        Mode::StaticPods => true,
+        Mode::Manifests => {
+            Path::new(name).extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
+        }
+    }
+}

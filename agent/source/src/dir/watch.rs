@@ -1,0 +1,152 @@
+//! inotify on the directory: what happened since the last look, as far as it decides what to read.
+//!
+//! A file that is created or written in place passes through states that must not be read (empty, cut off): from the
+//! first write to the close it counts as being written. What is renamed or linked into place is complete.
+
+use super::listing::{Identity, OpenDir};
+use crate::Error;
+use nix::{
+    errno::Errno,
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// A writer that has been silent for this long does not keep its file from being read.
+pub(super) const WRITE_QUIET: Duration = Duration::from_secs(1);
+
+/// The watch and what it told.
+pub(super) struct Watch {
+    inotify: Option<Inotify>,
+    on: Option<(Identity, WatchDescriptor)>,
+    writing: BTreeMap<String, Instant>,
+    dirty: BTreeSet<String>,
+}
+
+impl Watch {
+    pub(super) fn new() -> Watch {
+        Watch { inotify: None, on: None, writing: BTreeMap::new(), dirty: BTreeSet::new() }
+    }
+
+    /// What to poll.
+    pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.inotify.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Watches that directory, if it does not already. Called before the directory is read, so that nothing between
+    /// two looks is lost.
+    pub(super) fn ensure(&mut self, dir: &OpenDir, shown: &Path) -> Result<(), Error> {
+        if self.on.is_some_and(|(identity, _)| identity == dir.identity) {
+            return Ok(());
+        }
+        let fail = |e: Errno| Error::Watch { dir: shown.to_owned(), source: e.into() };
+        if self.inotify.is_none() {
+            self.inotify = Some(Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(fail)?);
+        }
+        let Some(inotify) = &self.inotify else { return Ok(()) };
+        if let Some((_, old)) = self.on.take() {
+            // It fails where the old directory is gone, which ended the watch too.
+            inotify.rm_watch(old).ok();
+        }
+        self.writing.clear();
+        let flags = AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_MODIFY
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF
+            | AddWatchFlags::IN_ONLYDIR;
+        let watch = inotify.add_watch(&dir.path(), flags).map_err(fail)?;
+        self.on = Some((dir.identity, watch));
+        Ok(())
+    }
+
+    /// Takes in what happened; whether it asks for a look now. Without one, a file is only being written.
+    pub(super) fn drain(&mut self, dir: Option<&OpenDir>, now: Instant) -> bool {
+        let mut look = false;
+        loop {
+            let events = match self.inotify.as_ref().map(Inotify::read_events) {
+                Some(Ok(events)) if !events.is_empty() => events,
+                Some(Err(Errno::EINTR)) => continue,
+                _ => return look,
+            };
+            for event in events {
+                look |= self.event(&event, dir, now);
+            }
+        }
+    }
+
+    fn event(&mut self, event: &InotifyEvent, dir: Option<&OpenDir>, now: Instant) -> bool {
+        use AddWatchFlags as F;
+        if event.mask.contains(F::IN_Q_OVERFLOW) {
+            self.writing.clear();
+            return true;
+        }
+        if self.on.is_none_or(|(_, watch)| watch != event.wd) {
+            // The last words of a directory that is not watched any more.
+            return false;
+        }
+        if event.mask.intersects(F::IN_DELETE_SELF | F::IN_MOVE_SELF | F::IN_UNMOUNT | F::IN_IGNORED) {
+            if let (Some((_, watch)), Some(inotify)) = (self.on.take(), &self.inotify) {
+                // It fails where the kernel ended the watch already.
+                inotify.rm_watch(watch).ok();
+            }
+            return true;
+        }
+        let Some(name) = event.name.as_ref().and_then(|n| n.to_str()) else { return true };
+        let created = event.mask.contains(F::IN_CREATE);
+        let fresh = created && dir.is_some_and(|d| d.is_fresh_file(name));
+        if event.mask.contains(F::IN_MODIFY) || fresh {
+            self.writing.insert(name.to_owned(), now);
+            return false;
+        }
+        if event.mask.intersects(F::IN_CLOSE_WRITE | F::IN_MOVED_TO | F::IN_MOVED_FROM | F::IN_DELETE) {
+            self.writing.remove(name);
+        }
+        // Times may be too coarse to show a second write of the same length: what an event names is read anyway.
+        self.dirty.insert(name.to_owned());
+        true
+    }
+
+    /// Counts the file as being written.
+    pub(super) fn mark_writing(&mut self, name: &str, now: Instant) {
+        self.writing.entry(name.to_owned()).or_insert(now);
+    }
+
+    /// Whether the file is to be left alone for now.
+    pub(super) fn is_writing(&mut self, name: &str, now: Instant) -> bool {
+        match self.writing.get(name) {
+            Some(since) if now.saturating_duration_since(*since) < WRITE_QUIET => true,
+            Some(_) => {
+                self.writing.remove(name);
+                self.dirty.insert(name.to_owned());
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Whether an event named the file since it was last read; read it, whatever its times say.
+    pub(super) fn take_dirty(&mut self, name: &str) -> bool {
+        self.dirty.remove(name)
+    }
+
+    /// Forgets about names that are not there any more.
+    pub(super) fn retain(&mut self, there: impl Fn(&str) -> bool) {
+        self.dirty.retain(|n| there(n));
+        self.writing.retain(|n, _| there(n));
+    }
+
+    /// How long until a silent writer does not count any more.
+    pub(super) fn next_quiet(&self, now: Instant) -> Option<Duration> {
+        let ends = self.writing.values().map(|since| *since + WRITE_QUIET);
+        ends.min().map(|end| end.saturating_duration_since(now))
+    }
+}

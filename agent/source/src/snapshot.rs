@@ -1,0 +1,38 @@
+//! What the directory says, at one moment.
+
+use crate::ManifestError;
+use berth_core::{
+    ids::PodUid,
+    model::{Objects, Pod, ServiceStub},
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// The desired state as the directory has it. Pods that did not change keep their `Arc` from one snapshot to the next.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Snapshot {
+    /// Whether `pods` is all there is. While it is false nothing may be deleted for being absent: the directory was
+    /// not read yet, is missing or unreadable, or was replaced and the new one is not believed yet. The pods known
+    /// from before stay in `pods`, held.
+    pub listed: bool,
+    /// The pods to run.
+    pub pods: BTreeMap<PodUid, Arc<DesiredPod>>,
+    /// The ConfigMaps and Secrets.
+    pub objects: Arc<Objects>,
+    /// The Services.
+    pub services: Vec<Arc<ServiceStub>>,
+    /// Every file that cannot be used as it is, in order of file and document; for people.
+    pub errors: Vec<ManifestError>,
+    /// Counts the changes, from 1; 0 before the first look.
+    pub version: u64,
+}
+
+/// A pod to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DesiredPod {
+    /// The checked pod.
+    pub pod: Arc<Pod>,
+    /// The v1.Pod it was made from, metadata filled.
+    pub raw: Arc<serde_json::Value>,
+    /// Why its file cannot be read now; it stays as it was, and is not deleted.
+    pub held: Option<String>,
+}

@@ -1,0 +1,240 @@
+//! What is reported about pods, in Kubernetes' JSON: `v1.Pod` with its status as `kubectl -o json` shows it, and
+//! `v1.Event`. Pure.
+
+use berth_core::{
+    event::{EventKind, EventRecord},
+    model::{Container, Pod, QosClass, RecursiveReadOnly, ResourceList},
+    status::{
+        Condition, ConditionType, ContainerState, ContainerStatus, Phase, PodStatus, Terminated, Truth,
+    },
+    time::Wall,
+};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::net::IpAddr;
+
+/// The pod's object with its status. `raw` is the object that the source kept, `node_ips` the node's addresses, the
+/// primary one first; a pod in the host's network has them as its own.
+pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node_ips: &[IpAddr]) -> Value {
+    let mut object = match raw {
+        Value::Object(map) => map.clone(),
+        _ => Map::new(),
+    };
+    object.insert("apiVersion".to_owned(), "v1".into());
+    object.insert("kind".to_owned(), "Pod".into());
+    let own_ips = if pod.namespaces.host_network { node_ips } else { status.pod_ips.as_slice() };
+    let mut s = Map::new();
+    s.insert("phase".to_owned(), phase(status.phase).into());
+    put(&mut s, "reason", status.reason.clone().map(Value::from));
+    put(&mut s, "message", status.message.clone().map(Value::from));
+    put(&mut s, "startTime", status.start_time.and_then(time));
+    addresses(&mut s, ("hostIP", "hostIPs"), node_ips);
+    addresses(&mut s, ("podIP", "podIPs"), own_ips);
+    let generation = raw.pointer("/metadata/generation");
+    let conditions: Vec<Value> = status.conditions.iter().map(|c| condition(c, generation)).collect();
+    if !conditions.is_empty() {
+        s.insert("conditions".to_owned(), conditions.into());
+    }
+    put(&mut s, "observedGeneration", generation.cloned());
+    for (field, list, of) in [
+        ("initContainerStatuses", &status.init_containers, &pod.init_containers),
+        ("containerStatuses", &status.containers, &pod.containers),
+    ] {
+        let list: Vec<Value> =
+            list.iter().map(|c| container(c, of.iter().find(|spec| spec.name == c.name))).collect();
+        if !list.is_empty() {
+            s.insert(field.to_owned(), list.into());
+        }
+    }
+    let qos = match status.qos {
+        QosClass::Guaranteed => "Guaranteed",
+        QosClass::Burstable => "Burstable",
+        QosClass::BestEffort => "BestEffort",
+    };
+    s.insert("qosClass".to_owned(), qos.into());
+    object.insert("status".to_owned(), s.into());
+    object.into()
+}
+
+/// The event as a `v1.Event`. Its name is a function of what it is about, so that the same record has one name.
+pub fn event_object(record: &EventRecord) -> Value {
+    let event = &record.event;
+    let mut hash = Sha256::new();
+    for part in [
+        record.uid.as_str(),
+        &event.reason,
+        &event.message,
+        event.container.as_ref().map_or("", |c| c.as_str()),
+        &record.first.0.to_string(),
+    ] {
+        hash.update(part);
+        hash.update([0]);
+    }
+    let suffix: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let mut involved = Map::new();
+    involved.insert("apiVersion".to_owned(), "v1".into());
+    involved.insert("kind".to_owned(), "Pod".into());
+    involved.insert("namespace".to_owned(), record.pod.namespace.as_str().into());
+    involved.insert("name".to_owned(), record.pod.name.as_str().into());
+    involved.insert("uid".to_owned(), record.uid.as_str().into());
+    let field_path = event.container.as_ref().map(|c| Value::from(format!("spec.containers{{{c}}}")));
+    put(&mut involved, "fieldPath", field_path);
+    json!({
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": format!("{}.{suffix}", record.pod.name),
+            "namespace": record.pod.namespace.as_str(),
+            "creationTimestamp": time(record.first),
+        },
+        "involvedObject": involved,
+        "reason": event.reason,
+        "message": event.message,
+        "type": match event.kind {
+            EventKind::Normal => "Normal",
+            EventKind::Warning => "Warning",
+        },
+        "firstTimestamp": time(record.first),
+        "lastTimestamp": time(record.last),
+        "count": record.count,
+        "source": { "component": "kubelet" },
+        "reportingComponent": "kubelet",
+        "reportingInstance": "",
+    })
+}
+
+/// RFC 3339 in whole seconds, UTC, the form of `metav1.Time`; `None` outside the years 0 to 9999.
+pub(crate) fn time(at: Wall) -> Option<Value> {
+    let at = Timestamp::from_second(at.seconds()).ok()?;
+    Some(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into())
+}
+
+fn put(map: &mut Map<String, Value>, key: &str, value: Option<Value>) {
+    if let Some(value) = value {
+        map.insert(key.to_owned(), value);
+    }
+}
+
+fn addresses(map: &mut Map<String, Value>, (one, all): (&str, &str), ips: &[IpAddr]) {
+    put(map, one, ips.first().map(|ip| ip.to_string().into()));
+    if !ips.is_empty() {
+        let list: Vec<Value> = ips.iter().map(|ip| json!({ "ip": ip.to_string() })).collect();
+        map.insert(all.to_owned(), list.into());
+    }
+}
+
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Pending => "Pending",
+        Phase::Running => "Running",
+        Phase::Succeeded => "Succeeded",
+        Phase::Failed => "Failed",
+    }
+}
+
+fn condition(c: &Condition, generation: Option<&Value>) -> Value {
+    let kind = match c.kind {
+        ConditionType::PodReadyToStartContainers => "PodReadyToStartContainers",
+        ConditionType::Initialized => "Initialized",
+        ConditionType::Ready => "Ready",
+        ConditionType::ContainersReady => "ContainersReady",
+        ConditionType::PodScheduled => "PodScheduled",
+        ConditionType::DisruptionTarget => "DisruptionTarget",
+    };
+    let status = match c.status {
+        Truth::True => "True",
+        Truth::False => "False",
+        Truth::Unknown => "Unknown",
+    };
+    let mut map = Map::new();
+    map.insert("type".to_owned(), kind.into());
+    map.insert("status".to_owned(), status.into());
+    map.insert("lastProbeTime".to_owned(), Value::Null);
+    map.insert("lastTransitionTime".to_owned(), time(c.since).unwrap_or(Value::Null));
+    put(&mut map, "reason", c.reason.clone().map(Value::from));
+    put(&mut map, "message", c.message.clone().map(Value::from));
+    put(&mut map, "observedGeneration", generation.cloned());
+    map.into()
+}
+
+fn container(c: &ContainerStatus, spec: Option<&Container>) -> Value {
+    let mut map = Map::new();
+    map.insert("name".to_owned(), c.name.as_str().into());
+    map.insert("image".to_owned(), c.image.as_str().into());
+    map.insert("imageID".to_owned(), c.image_id.as_str().into());
+    put(&mut map, "containerID", c.id.as_ref().map(|id| format!("containerd://{id}").into()));
+    map.insert("ready".to_owned(), (c.ready == Truth::True).into());
+    put(&mut map, "started", c.started.map(Value::from));
+    map.insert("restartCount".to_owned(), c.restart_count.into());
+    let state = match &c.state {
+        ContainerState::Waiting { reason, message } => {
+            let mut waiting = Map::new();
+            waiting.insert("reason".to_owned(), reason.as_str().into());
+            put(&mut waiting, "message", message.clone().map(Value::from));
+            json!({ "waiting": waiting })
+        }
+        ContainerState::Running { started_at } => json!({ "running": { "startedAt": time(*started_at) } }),
+        ContainerState::Terminated(t) => json!({ "terminated": terminated(t) }),
+    };
+    map.insert("state".to_owned(), state);
+    let last = c.last_state.as_ref().map_or(json!({}), |t| json!({ "terminated": terminated(t) }));
+    map.insert("lastState".to_owned(), last);
+    if let Some(spec) = spec {
+        from_spec(&mut map, spec);
+    }
+    map.into()
+}
+
+/// What the kubelet repeats from the spec that it carried out.
+fn from_spec(map: &mut Map<String, Value>, spec: &Container) {
+    let list = |list: &ResourceList| -> Map<String, Value> {
+        list.iter().map(|(name, amount)| (name.clone(), amount.as_str().into())).collect()
+    };
+    let mut resources = Map::new();
+    for (side, amounts) in [("limits", &spec.resources.limits), ("requests", &spec.resources.requests)] {
+        if !amounts.is_empty() {
+            resources.insert(side.to_owned(), list(amounts).into());
+        }
+    }
+    if !spec.resources.requests.is_empty() {
+        map.insert("allocatedResources".to_owned(), list(&spec.resources.requests).into());
+    }
+    map.insert("resources".to_owned(), resources.into());
+    let mounts: Vec<Value> = spec
+        .mounts
+        .iter()
+        .map(|m| {
+            let mut mount = Map::new();
+            mount.insert("name".to_owned(), m.volume.as_str().into());
+            mount.insert("mountPath".to_owned(), m.mount_path.as_str().into());
+            if m.read_only {
+                mount.insert("readOnly".to_owned(), true.into());
+                let recursive = match m.recursive_read_only {
+                    RecursiveReadOnly::Disabled => "Disabled",
+                    RecursiveReadOnly::IfPossible => "IfPossible",
+                    RecursiveReadOnly::Enabled => "Enabled",
+                };
+                mount.insert("recursiveReadOnly".to_owned(), recursive.into());
+            }
+            mount.into()
+        })
+        .collect();
+    if !mounts.is_empty() {
+        map.insert("volumeMounts".to_owned(), mounts.into());
+    }
+}
+
+fn terminated(t: &Terminated) -> Value {
+    let mut map = Map::new();
+    map.insert("exitCode".to_owned(), t.exit_code.into());
+    map.insert("reason".to_owned(), t.reason.as_str().into());
+    put(&mut map, "message", t.message.clone().map(Value::from));
+    map.insert("startedAt".to_owned(), t.started_at.and_then(time).unwrap_or(Value::Null));
+    map.insert("finishedAt".to_owned(), time(t.finished_at).unwrap_or(Value::Null));
+    map.insert("containerID".to_owned(), format!("containerd://{}", t.id).into());
+    map.into()
+}
+
+#[cfg(test)]
+mod tests;
