@@ -26,6 +26,9 @@ const SILENT: Duration = Duration::from_secs(2);
 /// How long a started one may take until it answers.
 const STARTS: Duration = Duration::from_secs(10);
 
+/// A started one that does not even listen after this is started again.
+const STILLBORN: Duration = Duration::from_millis(500);
+
 /// logd's own messages are cut to nothing when they are this much, in bytes.
 const OUTPUT_MAX: u64 = 1024 * 1024;
 
@@ -49,16 +52,25 @@ pub async fn ensure_running(
     if client.ping_within(SILENT).await.is_ok() {
         return Ok(false);
     }
-    spawn().await?;
     let late = || Error::Deadline { op: "start", after: STARTS };
     let until = Instant::now().checked_add(STARTS).ok_or_else(late)?;
-    while client.ping_within(SILENT).await.is_err() {
+    spawn().await?;
+    let mut spawned = Instant::now();
+    loop {
+        match client.ping_within(SILENT).await {
+            Ok(_) => return Ok(true),
+            // Nobody listens for so long: it died as it was started. If it is only slow, the next one takes over.
+            Err(Error::Socket { .. }) if spawned.elapsed() > STILLBORN => {
+                spawn().await?;
+                spawned = Instant::now();
+            }
+            Err(_) => {}
+        }
         if Instant::now() >= until {
             return Err(late());
         }
         sleep(Duration::from_millis(2)).await;
     }
-    Ok(true)
 }
 
 /// Runs for ever: starts logd when its socket closes, and has the client hold the FIFOs of all streams.

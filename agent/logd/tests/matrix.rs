@@ -40,7 +40,7 @@ impl Trouble {
                 node.start().await
             }
             Trouble::Slow => {
-                logd.signal(Signal::STOP);
+                logd.stop();
                 tokio::time::sleep(A_WHILE).await;
                 logd.signal(Signal::CONT);
                 logd

@@ -51,6 +51,17 @@ impl Logd {
         rustix::process::kill_process(self.pid(), signal).unwrap();
     }
 
+    /// Stops it, all its threads.
+    pub fn stop(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('T')
+        };
+        let tasks = format!("/proc/{}/task", self.0.id());
+        wait_for("logd to stop", || std::fs::read_dir(&tasks).unwrap().all(stopped));
+    }
+
     pub fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -166,31 +177,46 @@ impl Node {
 
     /// The raw bytes that the records of one stream stand for, over all files. Torn lines are left out.
     pub fn raw(&self, spec: &StreamSpec, stream: format::Stream) -> Vec<u8> {
-        let mut raw = Vec::new();
-        for file in self.files(spec) {
-            for line in content(&file).split_inclusive(|b| *b == b'\n') {
-                let Some(record) = format::parse(line) else { continue };
-                if record.stream == stream {
-                    raw.extend_from_slice(record.text);
-                    if !record.partial {
-                        raw.push(b'\n');
-                    }
-                }
+        loop {
+            let files = self.files(spec);
+            let contents: Option<Vec<_>> = files.iter().map(|f| content(f)).collect();
+            // Otherwise a file was compressed or rotated meanwhile.
+            if let Some(contents) = contents
+                && files == self.files(spec)
+            {
+                return decode(&contents.concat(), stream);
             }
         }
-        raw
     }
 }
 
-pub fn content(file: &Path) -> Vec<u8> {
-    let bytes = std::fs::read(file).unwrap();
-    if file.extension().is_some_and(|e| e == "gz") {
+/// The raw bytes of one stream in the text of a file.
+pub fn decode(text: &[u8], stream: format::Stream) -> Vec<u8> {
+    let mut raw = Vec::new();
+    for record in text.split_inclusive(|b| *b == b'\n').filter_map(format::parse) {
+        if record.stream == stream {
+            raw.extend_from_slice(record.text);
+            if !record.partial {
+                raw.push(b'\n');
+            }
+        }
+    }
+    raw
+}
+
+/// What a file holds, decompressed; nothing if it is not there any more.
+pub fn content(file: &Path) -> Option<Vec<u8>> {
+    let bytes = match std::fs::read(file) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
+        read => read.unwrap(),
+    };
+    Some(if file.extension().is_some_and(|e| e == "gz") {
         let mut plain = Vec::new();
         flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_end(&mut plain).unwrap();
         plain
     } else {
         bytes
-    }
+    })
 }
 
 /// As a shim: both ends of each FIFO open, writes of at most 32 KiB.
