@@ -9,6 +9,8 @@
 pub mod cgroup;
 mod error;
 pub mod resources;
+#[cfg(test)]
+mod testing;
 
 pub use cgroup::CgroupTree;
 pub use error::Error;

@@ -265,3 +265,195 @@ fn unassigned_memory_per_container(pod: &Pod) -> i64 {
     let count = i64::try_from(pod.all_containers().count()).unwrap_or(i64::MAX).max(1);
     own.saturating_sub(assigned) / count
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{container, pod, resources, sidecar, with_overhead};
+    use berth_core::model::Pod;
+
+    const MI: i64 = 1 << 20;
+
+    #[test]
+    fn shares_weights_and_quotas() {
+        for (millis, shares, weight) in [
+            (-1, 2, 1),
+            (0, 2, 1),
+            (1, 2, 1),
+            (2, 2, 1),
+            (100, 102, 4),
+            (250, 256, 10),
+            (1000, 1024, 39),
+            (4000, 4096, 157),
+            (256_000, 262_144, 10_000),
+            (i64::MAX, 262_144, 10_000),
+        ] {
+            assert_eq!((cpu_shares(millis), cpu_weight(cpu_shares(millis))), (shares, weight), "{millis}");
+        }
+        for (limit, period, quota) in [
+            (None, 100_000, None),
+            (Some(0), 100_000, None),
+            (Some(1), 100_000, Some(1000)),
+            (Some(10), 100_000, Some(1000)),
+            (Some(11), 100_000, Some(1100)),
+            (Some(1000), 100_000, Some(100_000)),
+            (Some(2500), 5000, Some(12_500)),
+        ] {
+            assert_eq!(cpu_quota(limit, period), quota, "{limit:?} {period}");
+        }
+        assert!(cpu_quota(Some(i64::MAX), u64::MAX).is_some_and(|q| q > 0));
+    }
+
+    fn amounts(cpu_millis: i64, mi: i64) -> Amounts {
+        Amounts { cpu_millis, memory_bytes: mi * MI }
+    }
+
+    #[test]
+    fn requests_are_those_of_the_worst_moment() {
+        let init = |r: &str| container(r, "");
+        let side = |r: &str| sidecar(r, "");
+        let main = || vec![container("cpu=100m,memory=100Mi", ""), container("cpu=50m,memory=10Mi", "")];
+        for (inits, want) in [
+            (vec![], amounts(150, 110)),
+            (vec![init("cpu=10m")], amounts(150, 110)),
+            (vec![init("cpu=1,memory=10Mi")], amounts(1000, 110)),
+            // Sidecars run beside the main containers …
+            (vec![side("cpu=200m,memory=5Mi")], amounts(350, 115)),
+            // … and beside the init containers after them, not before.
+            (vec![side("cpu=200m"), init("cpu=1")], amounts(1200, 110)),
+            (vec![init("cpu=1"), side("cpu=200m")], amounts(1000, 110)),
+            (vec![side("cpu=200m"), side("cpu=300m"), init("cpu=400m")], amounts(900, 110)),
+        ] {
+            assert_eq!(pod_requests(&pod("u", inits.clone(), main())), want, "{inits:?}");
+        }
+    }
+
+    #[test]
+    fn overhead_counts_where_there_is_a_limit_and_pod_level_values_win() {
+        let limited = pod("u", vec![], vec![container("", "cpu=1")]);
+        let p = with_overhead(limited, "cpu=100m,memory=64Mi");
+        assert_eq!(pod_requests(&p), amounts(1100, 64));
+        assert_eq!(pod_limits(&p), amounts(1100, 0));
+        let p = Pod { resources: Some(resources("cpu=3", "cpu=4,memory=10Mi")), ..p };
+        assert_eq!(pod_requests(&p), amounts(3100, 74));
+        assert_eq!(pod_limits(&p), amounts(4100, 74));
+    }
+
+    #[test]
+    fn a_pod_is_limited_where_all_of_it_is() {
+        let full = || container("", "cpu=1,memory=64Mi");
+        let values = |p: &Pod| {
+            let v = pod_cgroup(p, Some(0));
+            (v.cpu_shares, v.cpu_quota, v.memory_limit.map(|m| m / MI))
+        };
+        for (what, p, want) in [
+            ("guaranteed", pod("u", vec![], vec![full(), full()]), (2048, Some(200_000), Some(128))),
+            ("nothing", pod("u", vec![], vec![container("", "")]), (2, None, None)),
+            (
+                "all",
+                pod("u", vec![], vec![container("cpu=500m", "cpu=1,memory=64Mi")]),
+                (512, Some(100_000), Some(64)),
+            ),
+            (
+                "one is not",
+                pod("u", vec![], vec![full(), container("", "memory=1Mi")]),
+                (1024, None, Some(65)),
+            ),
+            (
+                "an init is not",
+                pod("u", vec![container("", "cpu=2")], vec![full()]),
+                (2048, Some(200_000), None),
+            ),
+            ("requests only", pod("u", vec![], vec![container("cpu=1,memory=1Mi", "")]), (1024, None, None)),
+            (
+                "by the pod",
+                Pod {
+                    resources: Some(resources("cpu=1", "cpu=2,memory=9Mi")),
+                    ..pod("u", vec![], vec![container("", "")])
+                },
+                (1024, Some(200_000), Some(9)),
+            ),
+        ] {
+            assert_eq!(values(&p), want, "{what}");
+        }
+        let p = pod("u", vec![], vec![full()]);
+        assert_eq!(pod_cgroup(&p, Some(100)).pids_limit, Some(100));
+        assert_eq!(pod_cgroup(&p, Some(-1)).pids_limit, None);
+        assert_eq!(pod_cgroup(&p, None).pids_limit, None);
+    }
+
+    #[test]
+    fn burstable_pods_share_by_the_sum_of_their_requests() {
+        let burstable = pod("a", vec![], vec![container("cpu=500m", "")]);
+        let guaranteed = pod("b", vec![], vec![container("", "cpu=8,memory=1Mi")]);
+        let best_effort = pod("c", vec![], vec![container("", "")]);
+        assert_eq!(burstable_shares([&burstable, &guaranteed, &best_effort, &burstable]), 1024);
+        assert_eq!(burstable_shares([&guaranteed]), MIN_SHARES);
+    }
+
+    #[test]
+    fn a_containers_values() {
+        let v1 = CgroupFacts { v2: false, swap: true };
+        let c = container_cgroup(&container("cpu=250m", "cpu=500m,memory=64Mi"), v1);
+        assert_eq!(
+            c,
+            ContainerCgroup {
+                cpu_shares: 256,
+                cpu_quota: Some(50_000),
+                cpu_period: 100_000,
+                memory_limit: Some(64 * MI),
+                memory_swap: Some(64 * MI),
+                ..ContainerCgroup::default()
+            }
+        );
+        let none = container_cgroup(&container("", ""), CgroupFacts { v2: true, swap: true });
+        assert_eq!(
+            (none.cpu_shares, none.cpu_quota, none.memory_limit, none.memory_swap),
+            (2, None, None, None)
+        );
+        assert_eq!(none.unified.get("memory.oom.group").map(String::as_str), Some("1"));
+        let no_swap = container_cgroup(&container("", "memory=1Mi"), CgroupFacts { v2: false, swap: false });
+        assert_eq!((no_swap.memory_limit, no_swap.memory_swap), (Some(MI), None));
+        // A limit stands for a missing request also where no source has seen to it.
+        let mut bare = container("", "cpu=2");
+        bare.resources.requests.clear();
+        assert_eq!(container_cgroup(&bare, v1).cpu_shares, 2048);
+    }
+
+    #[test]
+    fn who_is_killed_first() {
+        let node = 1000 * MI;
+        let burst = |mi: i64| container(&format!("memory={mi}Mi"), "");
+        let of = |p: &Pod, n: usize| oom_score_adj(p, p.all_containers().nth(n).unwrap(), node);
+        let single = |c| pod("u", vec![], vec![c]);
+        for (what, p, n, want) in [
+            ("guaranteed", single(container("", "cpu=1,memory=1Mi")), 0, -997),
+            ("best effort", single(container("", "")), 0, 1000),
+            ("a tenth", single(burst(100)), 0, 900),
+            ("nearly nothing", single(burst(0)), 0, 1000),
+            ("cpu only", single(container("cpu=1", "")), 0, 999),
+            ("a thousandth", single(burst(1)), 0, 999),
+            ("nearly all", single(burst(999)), 0, 3),
+            ("more than there is", single(burst(5000)), 0, 3),
+            ("sidecar", pod("u", vec![sidecar("memory=10Mi", "")], vec![burst(100), burst(300)]), 0, 900),
+            ("large sidecar", pod("u", vec![sidecar("memory=500Mi", "")], vec![burst(100)]), 0, 500),
+            ("init", pod("u", vec![burst(10)], vec![burst(100)]), 0, 990),
+        ] {
+            assert_eq!(of(&p, n), want, "{what}");
+        }
+        let by_pod = Pod {
+            resources: Some(resources("memory=300Mi", "")),
+            ..pod("u", vec![], vec![burst(100), burst(0)])
+        };
+        assert_eq!((of(&by_pod, 0), of(&by_pod, 1)), (800, 900));
+        let critical = Pod {
+            priority: 2_000_001_000,
+            priority_class: Some("system-node-critical".into()),
+            ..single(container("", ""))
+        };
+        assert_eq!(of(&critical, 0), -997);
+        let only_named = Pod { priority: 5, ..critical };
+        assert_eq!(of(&only_named, 0), 1000);
+        assert_eq!(oom_score_adj(&single(burst(1)), &burst(1), 0), 3);
+    }
+}

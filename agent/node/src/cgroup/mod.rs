@@ -151,6 +151,12 @@ impl CgroupTree {
         Path::new("/").join(self.pod_dir(pod)).join(id.as_str()).to_string_lossy().into_owned()
     }
 
+    /// The directories of an OCI `cgroupsPath`, one for each hierarchy that has it.
+    pub fn dirs_of(&self, cgroups_path: &str) -> Vec<PathBuf> {
+        let relative = cgroups_path.trim_start_matches('/');
+        self.hierarchies.iter().map(|h| h.mount.join(relative)).filter(|d| d.is_dir()).collect()
+    }
+
     /// The pods that have a group in any hierarchy.
     ///
     /// # Errors
@@ -285,6 +291,7 @@ fn write(path: &Path, value: &str) -> Result<(), Error> {
     use std::io::Write;
     std::fs::OpenOptions::new()
         .write(true)
+        .truncate(true)
         .open(path)
         .and_then(|mut f| f.write_all(value.as_bytes()))
         .map_err(|source| Error::Write { path: path.into(), value: value.into(), source })

@@ -2,8 +2,11 @@
 
 use super::{CgroupTree, children, hierarchy::Hierarchy, procs, write};
 use crate::Error;
-use berth_core::ids::PodUid;
-use berth_sys::process::{PidFd, Signal};
+use berth_core::{ids::PodUid, time::Boottime};
+use berth_sys::{
+    clock::boottime,
+    process::{PidFd, Signal},
+};
 use std::{
     collections::BTreeSet,
     io,
@@ -12,8 +15,10 @@ use std::{
     time::Duration,
 };
 
-/// How long a group that is being left by dying processes is waited for: 1, 2, 4, … ms, 511 ms in all.
-const REMOVE_TRIES: u32 = 10;
+/// How long dying processes are waited for to leave the groups of a pod that is removed, in all.
+pub(super) const REMOVE_WAIT: Duration = Duration::from_millis(500);
+/// How often is looked meanwhile: first after this time, then after twice as long, and so on.
+const FIRST_WAIT: Duration = Duration::from_millis(1);
 /// A process that forks as fast as it is killed is frozen meanwhile; more rounds are for stragglers.
 const KILL_ROUNDS: u32 = 5;
 /// How long the killed are waited for in one round.
@@ -21,16 +26,17 @@ const KILL_WAIT: Duration = Duration::from_millis(500);
 
 impl CgroupTree {
     /// Removes the pod's groups, with those of its containers, from every hierarchy and whichever QoS class. Ends no
-    /// process: see [`CgroupTree::kill_pod`]. What is missing is fine. Blocks for half a second at most a group.
+    /// process: see [`CgroupTree::kill_pod`]. What is missing is fine. Waits for half a second at most.
     ///
     /// # Errors
     /// [`Error::Busy`] where processes are left in it.
     pub fn remove_pod(&self, uid: &PodUid) -> Result<(), Error> {
         let mut first = None;
+        let until = boottime() + REMOVE_WAIT;
         for h in &self.hierarchies {
             for dir in self.pod_dirs(h, uid) {
                 // The others shall go even if this one cannot.
-                if let Err(e) = remove_tree(&dir, REMOVE_TRIES) {
+                if let Err(e) = remove_tree(&dir, until) {
                     first.get_or_insert(e);
                 }
             }
@@ -82,9 +88,9 @@ impl CgroupTree {
         }
         // Frozen processes die when they thaw.
         drop(frozen);
-        let end = berth_sys::clock::boottime() + KILL_WAIT;
+        let end = boottime() + KILL_WAIT;
         for process in waiting {
-            let left = end.since(berth_sys::clock::boottime());
+            let left = end.since(boottime());
             process.poll_exited(left).map_err(|source| Error::Kill { pid: process.pid(), source })?;
         }
         Ok(pids.len())
@@ -159,7 +165,7 @@ impl Drop for Frozen {
 }
 
 /// A group and all below it, parents first. What disappears meanwhile is left out.
-fn descendants(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn descendants(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     if !dir.is_dir() {
         return Ok(Vec::new());
     }
@@ -172,17 +178,16 @@ fn descendants(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(all)
 }
 
-/// Removes a group and all below it, waiting for dying processes to leave.
-fn remove_tree(dir: &Path, tries: u32) -> Result<(), Error> {
+/// Removes a group and all below it, waiting until that time for dying processes to leave.
+pub(super) fn remove_tree(dir: &Path, until: Boottime) -> Result<(), Error> {
     for group in descendants(dir)?.iter().rev() {
-        let mut wait = Duration::from_millis(1);
-        let mut left = tries;
+        let mut wait = FIRST_WAIT;
         loop {
-            left = left.saturating_sub(1);
+            let left = until.since(boottime());
             match remove_one(group) {
                 Ok(()) => break,
-                Err(Error::Remove { source, .. }) if busy(&source) && left > 0 => {
-                    thread::sleep(wait);
+                Err(Error::Remove { source, .. }) if busy(&source) && !left.is_zero() => {
+                    thread::sleep(wait.min(left));
                     wait *= 2;
                 }
                 Err(Error::Remove { source, path }) if busy(&source) => {
