@@ -142,7 +142,9 @@ fn classify(status: &Status) -> Kind {
         Code::FailedPrecondition => Kind::Precondition,
         // A stream that broke below gRPC never came from containerd's handler.
         _ if from_transport(status) => Kind::Unavailable,
+        // The shim's own words come without a code.
         Code::Unknown if status.message().contains("ttrpc: closed") => Kind::Unavailable,
+        Code::Unknown if status.message().contains("cannot delete a running process") => Kind::Precondition,
         _ => Kind::Refused,
     }
 }
@@ -156,12 +158,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_are_read_by_code_not_text() {
+    fn answers_are_read_by_code_and_the_shims_by_its_words() {
         assert_eq!(classify(&Status::not_found("x")), Kind::NotFound);
         assert_eq!(classify(&Status::already_exists("x")), Kind::AlreadyExists);
         assert_eq!(classify(&Status::unavailable("x")), Kind::Unavailable);
         assert_eq!(classify(&Status::deadline_exceeded("x")), Kind::Deadline);
         assert_eq!(classify(&Status::failed_precondition("x")), Kind::Precondition);
+        let running = "failed to delete task: cannot delete a running process";
+        assert_eq!(classify(&Status::unknown(running)), Kind::Precondition);
         assert_eq!(classify(&Status::unknown("OCI runtime create failed: not found")), Kind::Refused);
     }
 

@@ -75,30 +75,31 @@ async fn open(client: &Client, what: &str) -> Result<Stream, Error> {
     Ok(Stream { id, send, receive })
 }
 
-/// Sends the file, never more than the daemon has granted; returns at its end, which closes the stream.
-async fn send_file(mut file: File, path: &Path, mut stream: Stream) -> Result<(), Error> {
+/// Sends the file, never more than the daemon has granted, and stays until the daemon has closed its side: letting go
+/// of the receiving side before would cancel the stream and lose what is still on its way.
+async fn send_file(mut file: File, path: &Path, stream: Stream) -> Result<(), Error> {
+    let Stream { id, send, mut receive } = stream;
+    let broken = |status| from_status("send archive on", &id, UNPACK, status);
     let mut window = 0_usize;
     loop {
         while window == 0 {
-            let message = stream
-                .receive
-                .message()
-                .await
-                .map_err(|status| from_status("send archive on", &stream.id, UNPACK, status))?;
-            let Some(any) = message else { return Ok(()) };
+            let Some(any) = receive.message().await.map_err(broken)? else { return Ok(()) };
             window = window.saturating_add(granted(&any));
         }
         let mut chunk = vec![0_u8; CHUNK.min(window)];
         let n = file.read(&mut chunk).await.map_err(Error::file("read", path))?;
         if n == 0 {
-            return Ok(());
+            break;
         }
         chunk.truncate(n);
         window -= n;
-        if stream.send.send(to_any(&Data { data: chunk })).await.is_err() {
-            return Ok(());
+        if send.send(to_any(&Data { data: chunk })).await.is_err() {
+            break;
         }
     }
+    drop(send);
+    while receive.message().await.map_err(broken)?.is_some() {}
+    Ok(())
 }
 
 fn granted(any: &Any) -> usize {
