@@ -1,6 +1,8 @@
 //! What becomes of a container's output, byte by byte: whatever happens to logd, at whatever point of the
 //! container's life.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test's helpers fail as tests do")]
+
 mod support;
 
 use berth_logd::{StreamSpec, client::Client, format::Stream, server::READ_SIZE};

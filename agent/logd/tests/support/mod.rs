@@ -26,6 +26,11 @@ pub struct Role {
     pub max_files: u32,
 }
 
+/// Whether this process is to be a logd.
+pub fn is_role() -> bool {
+    std::env::var_os(ROLE).is_some()
+}
+
 /// The body of the test that is re-run as `berth logd`. Run as an ordinary test, it starts itself with a limit that
 /// must be refused.
 pub fn act_or_check() {
@@ -73,15 +78,21 @@ impl Logd {
         assert!(self.0.wait().unwrap().success());
     }
 
-    /// User and system time in clock ticks, resident memory in kB.
-    pub fn usage(&self) -> (u64, u64) {
-        let pid = self.0.id();
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        let ticks = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    /// User and system time of all threads.
+    pub fn cpu(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
+        let nanos = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
+            stat.split(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        Duration::from_nanos(tasks.map(nanos).sum())
+    }
+
+    /// Resident memory in kB.
+    pub fn rss(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
         let rss = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
-        (ticks, rss.trim().trim_end_matches(" kB").parse().unwrap())
+        rss.trim().trim_end_matches(" kB").parse().unwrap()
     }
 }
 
