@@ -1,0 +1,170 @@
+//! One run of one plugin: a child in its own process group, with a deadline and bounded output.
+
+use crate::{Error, result::PluginFailure};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use std::{io, path::Path, process::Stdio, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    process::{Child, Command},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+/// The most that a plugin may say.
+const LARGEST_OUTPUT: usize = 4 << 20;
+/// How much of the end of standard error is kept.
+const KEPT_STDERR: usize = 4 << 10;
+/// How long a plugin that has ended may leave its output open (a grandchild may hold it).
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// What a plugin is called with, besides its configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Call<'a> {
+    /// Its `type`.
+    pub(crate) plugin: &'a str,
+    /// `CNI_COMMAND`.
+    pub(crate) verb: &'static str,
+    /// The other `CNI_*` variables.
+    pub(crate) environment: Vec<(&'static str, String)>,
+    /// How long it may take.
+    pub(crate) timeout: Duration,
+}
+
+/// Runs the plugin of that name in `bin_dir` and returns what it wrote to standard output.
+pub(crate) async fn run(bin_dir: &Path, call: &Call<'_>, input: &[u8]) -> Result<Vec<u8>, Error> {
+    let (plugin, verb) = (call.plugin.to_owned(), call.verb);
+    let failed = |source| Error::Run { plugin: plugin.clone(), verb, source };
+    let path = bin_dir.join(call.plugin);
+    let deadline = Instant::now() + call.timeout;
+    let mut command = Command::new(&path);
+    command
+        .env_clear()
+        .env("PATH", bin_dir)
+        .env("CNI_PATH", bin_dir)
+        .env("CNI_COMMAND", call.verb)
+        .envs(call.environment.iter().map(|(k, v)| (k, v)))
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    let mut child = match spawn(&mut command, deadline).await {
+        Ok(child) => child,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::NoPlugin { plugin, dir: bin_dir.to_owned() });
+        }
+        Err(e) => return Err(failed(e)),
+    };
+    // Dropped before the child: until that is waited for, the group's number cannot become a stranger's.
+    let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()));
+    let mut stdin = child.stdin.take();
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let feed = async {
+        if let Some(mut stdin) = stdin.take() {
+            // A plugin that does not read its configuration to the end says so by its exit code.
+            drop(stdin.write_all(input).await);
+        }
+    };
+    let mut out = Collected::default();
+    let mut err = Collected::default();
+    let mut ended = None;
+    // The deadline's passing is seen below by what has not come.
+    drop(
+        timeout_at(deadline, async {
+            let read = async { tokio::join!(out.fill(stdout, Keep::Head), err.fill(stderr, Keep::Tail)) };
+            tokio::pin!(read);
+            let end = async {
+                feed.await;
+                child.wait().await
+            };
+            tokio::pin!(end);
+            tokio::select! {
+                status = &mut end => {
+                    ended = Some(status);
+                    // Nothing more is to come from the plugin itself; what is in the pipes is read.
+                    drop(timeout(DRAIN, &mut read).await);
+                }
+                _ = &mut read => ended = Some(end.await),
+            }
+        })
+        .await,
+    );
+    let Some(status) = ended else {
+        drop(group);
+        // A process that even SIGKILL does not end is left to the runtime's reaper.
+        drop(timeout(Duration::from_secs(1), child.wait()).await);
+        return Err(Error::Timeout { plugin, verb, timeout: call.timeout });
+    };
+    group.0 = None;
+    let status = status.map_err(failed)?;
+    if out.overflowed {
+        return Err(Error::TooMuchOutput { plugin, verb, limit: LARGEST_OUTPUT });
+    }
+    if status.success() {
+        return Ok(out.bytes);
+    }
+    let stderr = String::from_utf8_lossy(&err.bytes);
+    let source = PluginFailure::parse(&out.bytes, &stderr, &status.to_string());
+    Err(Error::Plugin { plugin, verb, source })
+}
+
+/// Starts the child; waits while the binary is still being written by an installer.
+async fn spawn(command: &mut Command, deadline: Instant) -> io::Result<Child> {
+    loop {
+        match command.spawn() {
+            Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
+                sleep(Duration::from_millis(2)).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Kills what is left of a process group.
+struct Group(Option<i32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(id) = self.0.take() {
+            // ESRCH: it has just ended by itself.
+            killpg(Pid::from_raw(id), Signal::SIGKILL).unwrap_or_default();
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Collected {
+    bytes: Vec<u8>,
+    overflowed: bool,
+}
+
+/// Which part of too long an output is kept.
+#[derive(Debug, Clone, Copy)]
+enum Keep {
+    Head,
+    Tail,
+}
+
+impl Collected {
+    /// Reads to the end, holding no more than the bound: a plugin must never block on a full pipe.
+    async fn fill(&mut self, from: Option<impl AsyncRead + Unpin>, keep: Keep) {
+        let Some(mut from) = from else { return };
+        let mut chunk = vec![0; 16 << 10];
+        // An error of the pipe is its end.
+        while let Ok(n @ 1..) = from.read(&mut chunk).await {
+            let new = chunk.get(..n).unwrap_or_default();
+            match keep {
+                Keep::Head if self.bytes.len() + n > LARGEST_OUTPUT => self.overflowed = true,
+                Keep::Head => self.bytes.extend_from_slice(new),
+                Keep::Tail => {
+                    self.bytes.extend_from_slice(new);
+                    let excess = self.bytes.len().saturating_sub(KEPT_STDERR);
+                    self.bytes.drain(..excess);
+                }
+            }
+        }
+    }
+}

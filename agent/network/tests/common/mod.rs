@@ -1,0 +1,202 @@
+//! A node of its own in network namespaces of its own: nothing of the machine's network is touched.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use berth_core::{
+    ids::{Namespace, NodeName, PodKey, PodName, PodUid},
+    roots::Roots,
+};
+use berth_network::{Network, NetworkConfig, SandboxNetwork};
+use nix::sched::{CloneFlags, setns};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+/// A named network namespace, removed at the end.
+pub(crate) struct Netns(pub(crate) String);
+
+impl Netns {
+    pub(crate) fn new(what: &str) -> Netns {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("berth-network-{}-{n}-{what}", std::process::id());
+        run(Command::new("ip").args(["netns", "add", &name]));
+        Netns(name)
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+
+    /// Runs `work` on a thread in this namespace; child processes of it are there too.
+    pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let file = File::open(self.path()).unwrap();
+        std::thread::scope(|scope| {
+            let inside = || {
+                setns(&file, CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            };
+            scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    pub(crate) fn ip(&self, args: &str) -> String {
+        let output = run(Command::new("ip").args(["-n", &self.0]).args(args.split(' ')));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        drop(Command::new("ip").args(["netns", "del", &self.0]).status());
+    }
+}
+
+pub(crate) fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// A node: its own roots and its own "host" network namespace.
+pub(crate) struct Node {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) host: Netns,
+    pub(crate) roots: Roots,
+}
+
+impl Node {
+    pub(crate) fn new(what: &str) -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Netns::new(what);
+        for args in ["link set lo up", "addr add 192.0.2.10/32 dev lo", "addr add 2001:db8:1::1/128 dev lo"] {
+            host.ip(args);
+        }
+        let roots = Roots::below(dir.path(), NodeName::new("node-a").unwrap(), "berth-network-test");
+        for dir in [&roots.cni_conf, &roots.cni_bin, &roots.runtime_state, &roots.lasting_state] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        Node { dir, host, roots }
+    }
+
+    /// With our own plugin and a configuration for it.
+    pub(crate) fn with_plugin(what: &str) -> Node {
+        let node = Node::new(what);
+        std::os::unix::fs::symlink(plugin(), node.roots.cni_bin.join("berth-cni")).unwrap();
+        node.conflist(&node.own_conflist("pods"));
+        node
+    }
+
+    pub(crate) fn own_conflist(&self, name: &str) -> String {
+        let data = self.data_dir();
+        format!(
+            r#"{{"cniVersion":"1.1.0","name":"{name}","plugins":[{{"type":"berth-cni",
+                "subnets":["10.77.0.0/24","fd77::/64"],"dataDir":{data:?},"quarantineSeconds":0}}]}}"#
+        )
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("lib/cni")
+    }
+
+    pub(crate) fn conflist(&self, text: &str) {
+        fs::write(self.roots.cni_conf.join("10-test.conflist"), text).unwrap();
+    }
+
+    /// A plugin written in shell.
+    pub(crate) fn script(&self, name: &str, body: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.roots.cni_bin.join(name);
+        fs::write(&path, format!("#!/bin/sh\nexport PATH=/bin:/usr/bin\n{body}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    pub(crate) fn open(&self) -> Network {
+        self.open_with(NetworkConfig { masquerade: None, plugin_timeout: Duration::from_secs(20) })
+    }
+
+    pub(crate) fn open_with(&self, config: NetworkConfig) -> Network {
+        Network::open(&self.roots, config).unwrap()
+    }
+
+    /// Runs a future on a runtime whose threads are in the node's "host" network namespace.
+    pub(crate) fn block_on<T: Send>(&self, future: impl Future<Output = T> + Send) -> T {
+        self.host.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(future)
+        })
+    }
+
+    /// The veth devices and pod routes of the host, sorted.
+    pub(crate) fn leftovers(&self) -> String {
+        let links = self.host.ip("-o link show type veth");
+        let v4 = self.host.ip("route");
+        let v6 = self.host.ip("-6 route");
+        [links, v4, v6].concat().lines().filter(|l| l.contains("veth")).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The keys that hold addresses, by the journal.
+    pub(crate) fn allocated(&self, network: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.data_dir().join(network).join("journal")).unwrap_or_default();
+        let mut held = BTreeMap::new();
+        for line in text.lines() {
+            let fields: Vec<_> = line.split(' ').collect();
+            match fields.as_slice() {
+                [_, "a", id, _, ips] => drop(held.insert(id.to_string(), ips.to_string())),
+                [_, "r", id, ..] => drop(held.remove(*id)),
+                _ => {}
+            }
+        }
+        held.into_keys().collect()
+    }
+
+    /// The sandboxes with an attachment file.
+    pub(crate) fn files(&self) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(self.roots.lasting_state.join("attachments"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+pub(crate) fn sandbox(id: &str, netns: &Path) -> SandboxNetwork {
+    SandboxNetwork {
+        uid: PodUid::new(format!("uid-{id}")).unwrap(),
+        key: PodKey { namespace: Namespace::new("default").unwrap(), name: PodName::new("web-0").unwrap() },
+        sandbox_id: id.to_owned(),
+        netns: netns.to_owned(),
+        ports: Vec::new(),
+        labels: BTreeMap::new(),
+    }
+}
+
+/// The plugin, built where it is not: another crate's binary is no dependency that cargo knows of.
+pub(crate) fn plugin() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+            let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
+            let output = run(Command::new(cargo)
+                .args(["build", "-q", "-p", "berth-cni", "--message-format=json", "--manifest-path"])
+                .arg(manifest));
+            let messages = String::from_utf8(output.stdout).unwrap();
+            let path = messages
+                .lines()
+                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+                .find_map(|m| {
+                    m["executable"].as_str().filter(|p| p.ends_with("/berth-cni")).map(PathBuf::from)
+                });
+            path.expect("cargo names no executable berth-cni")
+        })
+        .clone()
+}

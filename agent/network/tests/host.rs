@@ -1,0 +1,138 @@
+//! Forwarding and masquerade, in a namespace that stands for the host.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
+
+mod common;
+
+use berth_network::{MasqueradeConfig, NetworkConfig};
+use common::{Netns, Node, run, sandbox};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::Command,
+    time::Duration,
+};
+
+fn masquerading() -> NetworkConfig {
+    NetworkConfig {
+        masquerade: Some(MasqueradeConfig { non_masquerade_cidrs: vec!["198.51.100.0/24".parse().unwrap()] }),
+        plugin_timeout: Duration::from_secs(20),
+    }
+}
+
+/// Every sysctl of the namespace that routing could touch.
+fn sysctls(node: &Node) -> BTreeMap<String, String> {
+    node.host.enter(|| {
+        let mut found = BTreeMap::from([("ip_forward".to_owned(), read("/proc/sys/net/ipv4/ip_forward"))]);
+        for family in ["ipv4", "ipv6"] {
+            let root = format!("/proc/sys/net/{family}/conf");
+            for device in fs::read_dir(root).unwrap() {
+                for leaf in fs::read_dir(device.unwrap().path()).unwrap() {
+                    let path = leaf.unwrap().path();
+                    found.insert(path.display().to_string(), read(path.to_str().unwrap()));
+                }
+            }
+        }
+        found
+    })
+}
+
+/// Some are secrets that may not be read.
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+fn nft(node: &Node, args: &[&str]) -> String {
+    let output = node.host.enter(|| run(Command::new("nft").args(args)));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_hosts_sysctls_and_rules_are_put_back_as_they_were() {
+    let node = Node::with_plugin("sysctl");
+    node.host.ip("link add up0 type veth peer name up1");
+    node.host.enter(|| {
+        fs::write("/proc/sys/net/ipv4/conf/up0/forwarding", "1").unwrap();
+        fs::write("/proc/sys/net/ipv4/conf/all/accept_redirects", "0").unwrap();
+    });
+    let before = sysctls(&node);
+    let network = node.open_with(masquerading());
+    node.block_on(network.prepare_host()).unwrap();
+    let during = sysctls(&node);
+    assert_eq!(during["ip_forward"], "1");
+    assert_eq!(during["/proc/sys/net/ipv6/conf/all/forwarding"], "1");
+    assert_eq!(during["/proc/sys/net/ipv6/conf/up0/accept_ra"], "2", "still listens to its router");
+    // Another life of the agent finds its own changes and does not take them for the host's.
+    let later = node.open_with(masquerading());
+    node.block_on(later.prepare_host()).unwrap();
+    assert_eq!(nft(&node, &["list", "tables"]).lines().count(), 1);
+    node.block_on(later.restore_host()).unwrap();
+    assert_eq!(sysctls(&node), before);
+    assert_eq!(nft(&node, &["list", "ruleset"]), "");
+    node.block_on(later.restore_host()).unwrap();
+    assert_eq!(sysctls(&node), before);
+}
+
+#[test]
+fn two_nodes_on_one_machine_have_their_own_rules() {
+    let node = Node::with_plugin("two");
+    let other = Node::with_plugin("other");
+    // Both in the first one's namespace.
+    let (first, second) = (node.open_with(masquerading()), other.open_with(masquerading()));
+    node.block_on(first.prepare_host()).unwrap();
+    node.block_on(second.prepare_host()).unwrap();
+    assert_eq!(nft(&node, &["list", "tables"]).lines().count(), 2);
+    node.block_on(second.restore_host()).unwrap();
+    assert_eq!(nft(&node, &["list", "tables"]).lines().count(), 1);
+    node.block_on(first.restore_host()).unwrap();
+    assert_eq!(nft(&node, &["list", "tables"]), "");
+}
+
+/// What a server outside sees of a pod: the node's address, but the pod's own where that is exempt, and the pod's own
+/// from pod to pod.
+#[test]
+fn egress_is_masqueraded_except_to_pods_and_exempt_networks() {
+    let node = Node::with_plugin("masq");
+    let outside = Netns::new("outside");
+    for (netns, args) in [
+        (&node.host, format!("link add up0 type veth peer name up0 netns {}", outside.0).as_str()),
+        (&node.host, "addr add 203.0.113.1/24 dev up0"),
+        (&node.host, "addr add 2001:db8:2::1/64 dev up0 nodad"),
+        (&node.host, "link set up0 up"),
+        (&node.host, "route add 198.51.100.7/32 via 203.0.113.2"),
+        (&outside, "addr add 203.0.113.2/24 dev up0"),
+        (&outside, "addr add 198.51.100.7/32 dev up0"),
+        (&outside, "addr add 2001:db8:2::2/64 dev up0 nodad"),
+        (&outside, "link set up0 up"),
+        (&outside, "route add 10.77.0.0/24 via 203.0.113.1"),
+    ] {
+        netns.ip(args);
+    }
+    // The rules must follow the configuration, which comes only after the start.
+    let conflist = node.roots.cni_conf.join("10-test.conflist");
+    fs::rename(&conflist, conflist.with_extension("later")).unwrap();
+    let network = node.open_with(masquerading());
+    node.block_on(network.prepare_host()).unwrap();
+    fs::rename(conflist.with_extension("later"), &conflist).unwrap();
+    let (a, b) = (Netns::new("a"), Netns::new("b"));
+    node.block_on(network.add(&sandbox("a", &a.path()))).unwrap();
+    node.block_on(network.add(&sandbox("b", &b.path()))).unwrap();
+    for (at, address, seen) in [
+        (&outside, "203.0.113.2", "203.0.113.1"),
+        (&outside, "198.51.100.7", "10.77.0.1"),
+        (&b, "10.77.0.2", "10.77.0.1"),
+        (&outside, "2001:db8:2::2", "2001:db8:2::1"),
+        (&b, "fd77::2", "fd77::1"),
+    ] {
+        let listener = at.enter(|| TcpListener::bind(SocketAddr::new(address.parse().unwrap(), 0)).unwrap());
+        let target = listener.local_addr().unwrap();
+        let _client = a.enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)).unwrap());
+        let (_, peer) = listener.accept().unwrap();
+        assert_eq!(peer.ip().to_string(), seen, "towards {address}");
+    }
+    for id in ["a", "b"] {
+        node.block_on(network.del(id, None)).unwrap();
+    }
+    node.block_on(network.restore_host()).unwrap();
+    assert_eq!((node.leftovers().as_str(), nft(&node, &["list", "ruleset"]).as_str()), ("", ""));
+}
