@@ -1,0 +1,185 @@
+//! containerd or a shim dies or hangs: nothing is restarted, every exit is known, other pods are served.
+
+mod support;
+
+use berth_runtime::{FoundState, Kind, Runtime, RuntimeEvent, StartRequest, Started};
+use rustix::process::{Pid, Signal, kill_process};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+use support::{Node, PATIENCE, exit_of, until};
+use tokio::sync::broadcast;
+
+async fn event(events: &mut broadcast::Receiver<RuntimeEvent>, wanted: RuntimeEvent) {
+    let wait = async { while events.recv().await.unwrap() != wanted {} };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{wanted:?} comes"));
+}
+
+fn alive(started: &Started) -> bool {
+    berth_sys::process::alive(started.pid, started.start_time).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connecting_fails_at_once_without_a_containerd() {
+    let mut node = Node::start().await;
+    node.kill_containerd();
+    let from = Instant::now();
+    let error = Runtime::connect(node.config()).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(from.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exit_during_an_outage_is_known_after_it() {
+    let mut node = Node::start().await;
+    let (runtime, image) = node.ready().await;
+    let trap = "echo up; trap 'exit 7' TERM; while :; do sleep 0.05; done";
+    let (stays, stays_output) =
+        node.request(&image, "pod-a", "stays", "while :; do echo tick; sleep 0.05; done");
+    let (ends, ends_output) = node.request(&image, "pod-a", "ends", trap);
+    let (alone, alone_output) = node.request(&image, "pod-b", "alone", trap);
+    let (stays_on, ended, ended_alone) = (
+        runtime.create_and_start(stays.clone()).await.unwrap(),
+        runtime.create_and_start(ends.clone()).await.unwrap(),
+        runtime.create_and_start(alone.clone()).await.unwrap(),
+    );
+    ends_output.has("up").await;
+    alone_output.has("up").await;
+    let mut events = runtime.events();
+    node.kill_containerd();
+    event(&mut events, RuntimeEvent::Lost).await;
+
+    // Nothing is known of containers, quickly and in so many words; signals work all the same.
+    assert!(runtime.list().await.unwrap_err().is_unknown());
+    runtime.signal(&ends.id, ended.pid, ended.start_time, 15).await.unwrap();
+    runtime.signal(&alone.id, ended_alone.pid, ended_alone.start_time, 15).await.unwrap();
+    until("both ended", || async { !alive(&ended) && !alive(&ended_alone) }).await;
+    let so_far = stays_output.text().len();
+    until("output goes on", || async { stays_output.text().len() > so_far }).await;
+
+    node.start_containerd().await;
+    event(&mut events, RuntimeEvent::Reestablished).await;
+    let found = runtime.list().await.unwrap();
+    let state = |id| found.iter().find(|f| f.id == id).unwrap().state;
+    assert!(matches!(state(stays.id.clone()), FoundState::Running { pid, start_time, .. }
+        if (pid, start_time) == (stays_on.pid, stays_on.start_time)));
+    for id in [&ends.id, &alone.id] {
+        assert!(matches!(state(id.clone()), FoundState::Stopped { code: 7, .. }), "{:?}", state(id.clone()));
+        assert_eq!(runtime.delete_task(id).await.unwrap().unwrap().code, 7);
+    }
+    // The connection serves again without being made anew, and an end now is an event as ever.
+    runtime.signal(&stays.id, stays_on.pid, stays_on.start_time, 9).await.unwrap();
+    assert_eq!(exit_of(&mut events, &stays.id).await, 137);
+    runtime.shutdown().await;
+}
+
+/// Starts until it is known to have started, as a pod's worker does.
+async fn persist(runtime: Runtime, request: StartRequest) -> Started {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match runtime.create_and_start(request.clone()).await {
+            Ok(started) => return started,
+            Err(e) if Instant::now() < end => {
+                assert!(e.is_unknown() || e.message().contains("containerd"), "{}", e.message());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(e) => panic!("{}", e.message()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_killed_at_any_point_of_a_start_costs_nothing_but_time() {
+    let mut node = Node::start().await;
+    let (runtime, image) = node.ready().await;
+    for round in 0_u64..6 {
+        let pod = format!("pod-{round}");
+        let (request, _output) = node.request(&image, &pod, "app", "exec sleep 1000");
+        let start = tokio::spawn(persist(runtime.clone(), request.clone()));
+        tokio::time::sleep(Duration::from_millis(10 + round * 18)).await;
+        node.kill_containerd();
+        node.start_containerd().await;
+        let started = tokio::time::timeout(PATIENCE, start).await.unwrap().unwrap();
+        assert!(started.exit.is_none() && alive(&started), "round {round}");
+        let found = runtime.list().await.unwrap();
+        let mine = found.iter().find(|f| f.id == request.id).unwrap();
+        assert!(matches!(mine.state, FoundState::Running { pid, .. } if pid == started.pid));
+        assert_eq!(found.len() as u64, round + 1);
+    }
+    // One process for each container, whatever was tried twice.
+    for found in runtime.list().await.unwrap() {
+        assert_eq!(runtime.pids(&found.id).await.unwrap().len(), 1);
+        runtime.remove(&found.id).await.unwrap();
+    }
+    assert!(node.cgroups().is_empty());
+    until("the shims of the removed are gone", || async {
+        let (shims, idle) = runtime.shims();
+        shims.len() == idle && node.shims() == shims.into_iter().collect()
+    })
+    .await;
+    runtime.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hanging_shim_holds_up_only_its_own_pod() {
+    let node = Node::start().await;
+    let (runtime, image) = node.ready().await;
+    let (stuck, _o1) = node.request(&image, "pod-a", "stuck", "exec sleep 1000");
+    let before = node.shims();
+    runtime.create_and_start(stuck.clone()).await.unwrap();
+    let used = shim_of(&node, &runtime, &stuck).await;
+    assert!(before.contains(&used) || node.shims().contains(&used));
+    let shim = Pid::from_raw(i32::try_from(used).unwrap()).unwrap();
+    kill_process(shim, Signal::STOP).unwrap();
+
+    let (other, _o2) = node.request(&image, "pod-b", "other", "exec sleep 1000");
+    let from = Instant::now();
+    runtime.create_and_start(other.clone()).await.unwrap();
+    assert!(from.elapsed() < Duration::from_secs(5), "{:?}", from.elapsed());
+    let found = runtime.list().await.unwrap();
+    let state = |id| found.iter().find(|f| f.id == id).unwrap().state;
+    assert_eq!(state(stuck.id.clone()), FoundState::Unknown, "what does not answer is not taken to be gone");
+    assert!(matches!(state(other.id.clone()), FoundState::Running { .. }));
+
+    kill_process(shim, Signal::CONT).unwrap();
+    until("the shim answers again", || async {
+        let found = runtime.list().await.unwrap();
+        found.iter().all(|f| matches!(f.state, FoundState::Running { .. }))
+    })
+    .await;
+    runtime.shutdown().await;
+}
+
+/// The shim that is the parent of the container's process.
+async fn shim_of(node: &Node, runtime: &Runtime, request: &StartRequest) -> u32 {
+    let pid = runtime.pids(&request.id).await.unwrap()[0];
+    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).unwrap();
+    let parent = status.lines().find_map(|l| l.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
+    assert!(node.shims().contains(&parent));
+    parent
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_shim_ends_its_containers_and_the_pod_gets_another() {
+    let node = Node::start().await;
+    let (runtime, image) = node.ready().await;
+    let (first, _o1) = node.request(&image, "pod-a", "app", "exec sleep 1000");
+    runtime.create_and_start(first.clone()).await.unwrap();
+    let mut events = runtime.events();
+    let shim = shim_of(&node, &runtime, &first).await;
+    kill_process(Pid::from_raw(i32::try_from(shim).unwrap()).unwrap(), Signal::KILL).unwrap();
+    // containerd kills what the shim ran and reports it.
+    assert_eq!(exit_of(&mut events, &first.id).await, 137);
+    until("its end is on the list", || async {
+        matches!(runtime.list().await.unwrap()[0].state, FoundState::NoTask | FoundState::Stopped { .. })
+    })
+    .await;
+    let (second, _o2) = node.request(&image, "pod-a", "app", "exec sleep 1000");
+    let started = runtime.create_and_start(second.clone()).await.unwrap();
+    assert!(alive(&started));
+    assert_ne!(shim_of(&node, &runtime, &second).await, shim);
+    runtime.remove(&first.id).await.unwrap();
+    assert!(alive(&started));
+    runtime.shutdown().await;
+}

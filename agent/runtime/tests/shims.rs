@@ -1,0 +1,137 @@
+//! One shim for each pod, spare ones ready, none left behind by any death of the agent.
+
+mod support;
+
+use berth_runtime::Runtime;
+use std::collections::BTreeSet;
+use support::{Node, until};
+
+/// Waits until the pool is full and returns all shims of the node.
+async fn settled(node: &Node, runtime: &Runtime, used: usize) -> BTreeSet<u32> {
+    until("the pool is full", || async {
+        let (shims, idle) = runtime.shims();
+        idle == node.pool && shims.len() == used + idle && node.shims() == shims.into_iter().collect()
+    })
+    .await;
+    node.shims()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_containers_of_a_pod_share_one_shim() {
+    let node = Node::start().await;
+    let (runtime, image) = node.ready().await;
+    settled(&node, &runtime, 0).await;
+    let (a, _o1) = node.request(&image, "pod-a", "one", "exec sleep 1000");
+    let (b, _o2) = node.request(&image, "pod-a", "two", "exec sleep 1000");
+    let (c, _o3) = node.request(&image, "pod-b", "one", "exec sleep 1000");
+    let (ra, rb, rc) = tokio::join!(
+        runtime.create_and_start(a.clone()),
+        runtime.create_and_start(b.clone()),
+        runtime.create_and_start(c.clone())
+    );
+    ra.unwrap();
+    rb.unwrap();
+    rc.unwrap();
+    settled(&node, &runtime, 2).await;
+    let (late, _o4) = node.request(&image, "pod-a", "late", "exec sleep 1000");
+    runtime.create_and_start(late.clone()).await.unwrap();
+    settled(&node, &runtime, 2).await;
+
+    // Created before the dead one is deleted, a replacement keeps the shim; deleted first, it gets a new one.
+    runtime.remove(&c.id).await.unwrap();
+    settled(&node, &runtime, 1).await;
+    let (again, _o5) = node.request(&image, "pod-b", "one", "exec sleep 1000");
+    runtime.create_and_start(again.clone()).await.unwrap();
+    settled(&node, &runtime, 2).await;
+    for id in [a.id, b.id, late.id, again.id] {
+        runtime.remove(&id).await.unwrap();
+    }
+    settled(&node, &runtime, 0).await;
+    runtime.shutdown().await;
+    until("no shim is left", || async { node.shims().is_empty() }).await;
+}
+
+#[test]
+fn a_killed_agent_leaks_no_shim_and_its_successor_uses_them() {
+    let build = || tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let tests = build();
+    let node = tests.block_on(Node::start());
+    // The first agent has a tokio runtime of its own, which ends as a killed process does: nothing is told to anyone.
+    let first = build();
+    let (image, request, _output, before) = first.block_on(async {
+        let (runtime, image) = node.ready().await;
+        let (request, output) = node.request(&image, "pod-a", "one", "exec sleep 1000");
+        runtime.create_and_start(request.clone()).await.unwrap();
+        let before = settled(&node, &runtime, 1).await;
+        std::mem::forget(runtime);
+        (image, request, output, before)
+    });
+    first.shutdown_background();
+    assert_eq!(node.shims(), before);
+    tests.block_on(async {
+        let runtime = node.connect().await;
+        assert_eq!(settled(&node, &runtime, 1).await, before, "spare ones go back into the pool");
+        let (second, _o) = node.request(&image, "pod-a", "two", "exec sleep 1000");
+        runtime.create_and_start(second.clone()).await.unwrap();
+        assert_eq!(settled(&node, &runtime, 1).await, before, "the pod still has its shim");
+        runtime.remove(&request.id).await.unwrap();
+        runtime.remove(&second.id).await.unwrap();
+        settled(&node, &runtime, 0).await;
+        runtime.shutdown().await;
+        until("no shim is left", || async { node.shims().is_empty() }).await;
+        let left: Vec<_> = std::fs::read_dir(node.roots.runtime_state.join("shims")).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shrunken_pool_ends_what_it_no_longer_wants() {
+    let mut node = Node::start().await;
+    let runtime = node.connect().await;
+    settled(&node, &runtime, 0).await;
+    // The agent's shutdown is skipped: its tasks stop, its shims stay.
+    node.pool = 1;
+    let second = node.connect().await;
+    drop(runtime);
+    until("one of the two is ended", || async { node.shims().len() == 1 && second.shims().1 == 1 }).await;
+    second.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_pool_containerd_groups_the_pods_shim() {
+    let node = Node::with(0, false).await;
+    let (runtime, image) = node.ready().await;
+    assert!(node.shims().is_empty());
+    let (a, _o1) = node.request(&image, "pod-a", "one", "exec sleep 1000");
+    let (b, _o2) = node.request(&image, "pod-a", "two", "exec sleep 1000");
+    runtime.create_and_start(a.clone()).await.unwrap();
+    runtime.create_and_start(b.clone()).await.unwrap();
+    assert_eq!(node.shims().len(), 1);
+    runtime.remove(&a.id).await.unwrap();
+    assert_eq!(node.shims().len(), 1);
+    runtime.remove(&b.id).await.unwrap();
+    until("the shim ended", || async { node.shims().is_empty() }).await;
+    runtime.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_the_cri_plugin_no_sandbox_record_is_made_and_nothing_is_claimed() {
+    let mut node = Node::with(2, true).await;
+    let (runtime, image) = node.ready().await;
+    assert!(runtime.cri_plugin_on().await.unwrap());
+    let (request, _output) = node.request(&image, "pod-a", "one", "exec sleep 1000");
+    let started = runtime.create_and_start(request.clone()).await.unwrap();
+    assert_eq!(node.ctr(&["sandboxes", "ls", "-q"]).trim(), "");
+    assert_eq!(runtime.shims(), (vec![], 0));
+    let before = runtime.list().await.unwrap();
+    node.kill_containerd();
+    node.start_containerd().await;
+    let mut after = Vec::new();
+    until("containerd answers", || async { runtime.list().await.is_ok() }).await;
+    after.extend(runtime.list().await.unwrap());
+    assert_eq!(after.len(), before.len());
+    assert_eq!((&after[0].id, after[0].state), (&before[0].id, before[0].state));
+    assert!(berth_sys::process::alive(started.pid, started.start_time).unwrap());
+    runtime.remove(&request.id).await.unwrap();
+    runtime.shutdown().await;
+}
