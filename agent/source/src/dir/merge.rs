@@ -43,7 +43,14 @@ impl Good {
             held: Vec::new(),
             config_maps: parsed.config_maps,
             secrets: parsed.secrets,
-            services: parsed.services.into_iter().map(Arc::new).collect(),
+            services: parsed
+                .services
+                .into_iter()
+                .map(|s| {
+                    let same = before.and_then(|b| b.services.iter().find(|old| ***old == s));
+                    same.map_or_else(|| Arc::new(s), Arc::clone)
+                })
+                .collect(),
             warnings: parsed.warnings,
         }
     }
@@ -150,6 +157,16 @@ pub(super) fn merge(
     next.objects = if objects == *before.objects { Arc::clone(&before.objects) } else { Arc::new(objects) };
     next.version = before.version;
     next
+}
+
+/// Whether nothing changed, versions aside: what did not change kept its `Arc`.
+pub(super) fn same(a: &Snapshot, b: &Snapshot) -> bool {
+    a.listed == b.listed
+        && a.pods.len() == b.pods.len()
+        && a.pods.values().zip(b.pods.values()).all(|(a, b)| Arc::ptr_eq(a, b))
+        && Arc::ptr_eq(&a.objects, &b.objects)
+        && a.services == b.services
+        && a.errors == b.errors
 }
 
 /// Who defined what first.

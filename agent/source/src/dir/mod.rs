@@ -324,7 +324,7 @@ impl Looker {
             field: None,
             reason: "its name is not UTF-8; it is passed over".to_owned(),
         }));
-        if next != *before {
+        if !merge::same(&next, &before) {
             next.version = next.version.saturating_add(1);
             self.sender.send_replace(Arc::new(next));
         }

@@ -155,8 +155,9 @@ impl Memory {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
-        file.sync_data()?;
         drop(file);
+        // Not synced: a file that a power cut tears is known by its digest, and only the chance to hold is lost, while
+        // a sync for each file would slow a burst of changes.
         fs::rename(&temporary, path)
     }
 }
