@@ -293,6 +293,26 @@ fn a_failed_start_names_its_step_and_leaves_nothing() {
     assert_eq!(own_children(), "");
 }
 
+#[test]
+fn many_threads_start_many_at_once() {
+    let mut sandboxes: Vec<Sandbox> = (0..8).map(|_| Sandbox::new()).collect();
+    std::thread::scope(|scope| {
+        for sandbox in &mut sandboxes {
+            scope.spawn(|| {
+                let spec = PauseSpec { share_pid: true, ..sandbox.spec(&[NsKind::Uts]) };
+                for round in 0..10 {
+                    ns::create_pinned(&spec.sandbox_dir, &[NsKind::Uts], Some("x"), &[]).unwrap();
+                    let p = sandbox.start(&spec);
+                    assert_eq!(status(p.pid)["NSpid"], format!("{} 1", p.pid), "{round}");
+                    assert_eq!(own_children(), "");
+                }
+            });
+        }
+    });
+    let pids: std::collections::BTreeSet<u32> = sandboxes.iter().flat_map(|s| s.started.clone()).collect();
+    assert_eq!(pids.len(), 80);
+}
+
 /// The time of one start is printed; the bound is far off, so that a busy machine does not fail it.
 #[test]
 fn starts_in_about_a_millisecond() {

@@ -160,6 +160,42 @@ mod tests {
         }
     }
 
+    fn escape(path: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for b in path {
+            match b {
+                b' ' | b'\t' | b'\n' | b'\\' | b'#' => out.extend(format!("\\{b:03o}").bytes()),
+                b => out.push(*b),
+            }
+        }
+        out
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_path_comes_back(bytes in proptest::collection::vec(1u8.., 1..40)) {
+            let mut line = b"1 0 0:1 / ".to_vec();
+            line.extend(escape(&bytes));
+            line.extend(b" rw - tmpfs x rw\n");
+            let mounts = parse(&line).unwrap();
+            proptest::prop_assert_eq!(mounts[0].mount_point.as_os_str().as_encoded_bytes(), &bytes[..]);
+        }
+
+        #[test]
+        fn a_broken_line_is_an_answer_not_a_panic(
+            cut in 0usize..80,
+            at in 0usize..80,
+            byte: u8,
+        ) {
+            let mut line = b"36 35 98:0 /mnt\\0401 /mnt rw,noatime master:1 shared:42 - ext3 /dev/root rw".to_vec();
+            if let Some(b) = line.get_mut(at) {
+                *b = byte;
+            }
+            line.truncate(cut);
+            let _answer = parse(&line);
+        }
+    }
+
     #[test]
     fn names_the_line_that_is_none() {
         assert_eq!(parse(b"").unwrap(), []);

@@ -169,6 +169,15 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_stat_is_an_answer_not_a_panic(bytes: Vec<u8>, name in "\\PC{0,15}", ticks: u64) {
+            let _answer = parse_stat(&bytes);
+            let line = format!("7 ({name}) R {}{ticks} 1 2\n", "1 ".repeat(18));
+            proptest::prop_assert_eq!(parse_stat(line.as_bytes()), Some((b'R', ticks)));
+        }
+    }
+
     #[test]
     fn follows_a_child_to_its_end() {
         let mut child =
