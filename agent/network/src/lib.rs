@@ -24,6 +24,8 @@ mod error;
 mod exec;
 mod host;
 mod loopback;
+#[cfg(test)]
+mod mutations;
 mod network;
 mod result;
 mod verbs;

@@ -1,7 +1,10 @@
 //! Another network namespace, entered by a thread that ends with the work.
 
 use crate::error::Error;
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::statfs::{NSFS_MAGIC, fstatfs},
+};
 use std::{
     fs::File,
     io,
@@ -21,6 +24,10 @@ impl Netns {
     pub(crate) fn open(path: &Path) -> Result<Netns, Error> {
         let error = |operation| move |source| Error::Namespace { operation, path: path.to_owned(), source };
         let file = File::open(path).map_err(error("open"))?;
+        let kind = fstatfs(&file).map_err(|e| error("look at")(e.into()))?.filesystem_type();
+        if kind != NSFS_MAGIC {
+            return Err(error("open")(io::Error::other("it is not a namespace")));
+        }
         let theirs = file.metadata().map_err(error("look at"))?;
         let own = std::fs::metadata("/proc/self/ns/net").map_err(error("compare own and"))?;
         if (theirs.dev(), theirs.ino()) == (own.dev(), own.ino()) {

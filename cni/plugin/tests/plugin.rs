@@ -1,0 +1,351 @@
+//! The plugin as runtimes call it, in network namespaces of its own.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
+
+use nix::sched::{CloneFlags, setns};
+use serde_json::{Value, json};
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+/// A named network namespace, removed at the end.
+struct Netns(String);
+
+impl Netns {
+    fn new(what: &str) -> Netns {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("berth-cni-{}-{n}-{what}", std::process::id());
+        let made = Command::new("ip").args(["netns", "add", &name]).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        Netns(name)
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+
+    fn try_ip(&self, args: &str) -> Output {
+        Command::new("ip").args(["-n", &self.0]).args(args.split(' ')).output().unwrap()
+    }
+
+    fn ip(&self, args: &str) -> String {
+        let output = self.try_ip(args);
+        assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn sysctl(&self, key: &str) -> String {
+        self.enter(|| fs::read_to_string(Path::new("/proc/sys/net").join(key)).unwrap().trim().to_owned())
+    }
+
+    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let file = File::open(self.path()).unwrap();
+        std::thread::scope(|scope| {
+            let inside = || {
+                setns(&file, CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            };
+            scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        drop(Command::new("ip").args(["netns", "del", &self.0]).output());
+    }
+}
+
+struct Host {
+    netns: Netns,
+    dir: tempfile::TempDir,
+    config: Value,
+}
+
+impl Host {
+    fn new(what: &str, extra: Value) -> Host {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config =
+            json!({"cniVersion": "1.1.0", "name": "pods", "type": "berth-cni", "dataDir": dir.path()});
+        config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        Host { netns: Netns::new(what), dir, config }
+    }
+
+    fn dual(what: &str) -> Host {
+        Host::new(what, json!({"subnets": ["10.78.0.0/24", "fd78::/64"]}))
+    }
+
+    /// Success with what it wrote, or the error object.
+    fn call(&self, verb: &str, id: &str, netns: Option<&Path>, config: &Value) -> Result<Value, Value> {
+        let output = self.netns.enter(|| {
+            let mut child = Command::new(env!("CARGO_BIN_EXE_berth-cni"))
+                .env_clear()
+                .envs([
+                    ("CNI_COMMAND", verb),
+                    ("CNI_CONTAINERID", id),
+                    ("CNI_IFNAME", "eth0"),
+                    ("CNI_PATH", "/"),
+                ])
+                .env("CNI_NETNS", netns.unwrap_or(Path::new("")))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+            child.wait_with_output().unwrap()
+        });
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+        let value = if output.stdout.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&output.stdout).unwrap()
+        };
+        if output.status.success() { Ok(value) } else { Err(value) }
+    }
+
+    fn add(&self, id: &str, pod: &Netns) -> Result<Value, Value> {
+        self.call("ADD", id, Some(&pod.path()), &self.config)
+    }
+
+    fn with(&self, key: &str, value: Value) -> Value {
+        let mut config = self.config.clone();
+        config[key] = value;
+        config
+    }
+
+    fn check(&self, id: &str, pod: &Netns, result: &Value) -> Result<Value, Value> {
+        self.call("CHECK", id, Some(&pod.path()), &self.with("prevResult", result.clone()))
+    }
+
+    fn veths(&self) -> usize {
+        self.netns.ip("-o link show type veth").lines().count()
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.dir.path().join("pods/journal")
+    }
+}
+
+#[test]
+fn both_sides_are_as_the_design_says() {
+    let host = Host::dual("sides");
+    let pod = Netns::new("pod");
+    let result = host.add("c1", &pod).unwrap();
+    let (end, mtu) = (result["interfaces"][0]["name"].as_str().unwrap(), &result["interfaces"][0]["mtu"]);
+    assert_eq!(mtu, 1500, "no default route to go by");
+    assert_eq!(
+        result["ips"][0],
+        json!({"address": "10.78.0.1/32", "gateway": "169.254.1.1", "interface": 1})
+    );
+    assert_eq!(result["ips"][1], json!({"address": "fd78::1/128", "gateway": "fe80::1", "interface": 1}));
+    assert_eq!(result["interfaces"][1]["sandbox"], pod.path().to_str().unwrap());
+    for (key, value) in [("rp_filter", "1"), ("forwarding", "1")] {
+        assert_eq!(host.netns.sysctl(&format!("ipv4/conf/{end}/{key}")), value, "{key}");
+    }
+    for (key, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("forwarding", "1")] {
+        assert_eq!(host.netns.sysctl(&format!("ipv6/conf/{end}/{key}")), value, "{key}");
+    }
+    assert_eq!(pod.sysctl("ipv6/conf/eth0/accept_ra"), "0");
+    // Not the plugin's.
+    assert_eq!(host.netns.sysctl("ipv4/ip_forward"), "0");
+    assert_eq!(host.netns.sysctl(&format!("ipv4/conf/{end}/proxy_arp")), "0");
+    assert_eq!(host.netns.sysctl(&format!("ipv4/conf/{end}/route_localnet")), "0");
+    let v6 = pod.ip("-6 addr show dev eth0");
+    assert!(v6.contains("fd78::1/128") && !v6.contains("tentative"), "{v6}");
+    assert!(pod.ip("neigh").lines().all(|l| l.trim_end().ends_with("PERMANENT")));
+    assert!(host.netns.ip(&format!("-6 addr show dev {end}")).contains("fe80::1/128"));
+    host.check("c1", &pod, &result).unwrap();
+    host.call("DEL", "c1", None, &host.config).unwrap();
+    assert_eq!(host.veths(), 0);
+}
+
+#[test]
+fn the_mtu_is_the_underlays_or_the_configured_one_and_routes_are_added() {
+    let host = Host::new(
+        "mtu",
+        json!({"subnets": ["10.78.0.0/24"], "routes": [{"dst": "172.16.0.0/12"}, {"dst": "0.0.0.0/0"}]}),
+    );
+    for args in [
+        "link add up0 mtu 1420 type veth peer name up1",
+        "addr add 203.0.113.1/24 dev up0",
+        "link set up0 up",
+        "route add default via 203.0.113.2",
+    ] {
+        host.netns.ip(args);
+    }
+    let pod = Netns::new("pod");
+    let result = host.add("c1", &pod).unwrap();
+    assert_eq!(result["interfaces"][1]["mtu"], 1420);
+    assert!(pod.ip("link show eth0").contains("mtu 1420"));
+    assert!(pod.ip("route").contains("172.16.0.0/12 via 169.254.1.1 dev eth0"));
+    assert_eq!(result["routes"][1], json!({"dst": "172.16.0.0/12", "gw": "169.254.1.1"}));
+    host.call("DEL", "c1", None, &host.config).unwrap();
+    let config = host.with("mtu", 1300.into());
+    let result = host.call("ADD", "c1", Some(&pod.path()), &config).unwrap();
+    assert_eq!(result["interfaces"][1]["mtu"], 1300);
+    host.call("DEL", "c1", None, &config).unwrap();
+}
+
+#[test]
+fn results_have_the_form_of_the_version_asked_for() {
+    let host = Host::dual("versions");
+    let pod = Netns::new("pod");
+    for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let config = host.with("cniVersion", version.into());
+        let result = host.call("ADD", "c1", Some(&pod.path()), &config).unwrap();
+        assert_eq!(result["cniVersion"], version);
+        assert_eq!(
+            result["ips"][1].get("version"),
+            version.starts_with('0').then_some(&"6".into()),
+            "{version}"
+        );
+        assert_eq!(result["interfaces"][1].get("mtu").is_some(), version == "1.1.0");
+        host.call("DEL", "c1", None, &config).unwrap();
+    }
+    let versions = host.call("VERSION", "", None, &json!({"cniVersion": "1.0.0"})).unwrap();
+    assert_eq!(versions["cniVersion"], "1.0.0");
+    assert_eq!(versions["supportedVersions"].as_array().unwrap().len(), 5);
+}
+
+#[test]
+fn errors_have_the_specifications_codes_and_change_nothing() {
+    let host = Host::dual("errors");
+    let pod = Netns::new("pod");
+    let code = |answer: Result<Value, Value>| answer.unwrap_err()["code"].as_u64().unwrap();
+    let netns = pod.path();
+    let call =
+        |verb: &str, id: &str, netns: &Path, config: &Value| code(host.call(verb, id, Some(netns), config));
+    assert_eq!(call("ADD", "c1", &netns, &host.with("cniVersion", "0.2.0".into())), 1);
+    assert_eq!(call("NOPE", "c1", &netns, &host.config), 4);
+    assert_eq!(call("ADD", "../c1", &netns, &host.config), 4);
+    assert_eq!(call("ADD", "", &netns, &host.config), 4);
+    assert_eq!(call("ADD", "c1", Path::new(""), &host.config), 4);
+    assert_eq!(call("ADD", "c1", &host.netns.path(), &host.config), 4, "the host's own namespace");
+    assert_eq!(call("ADD", "c1", Path::new("/nowhere"), &host.config), 101);
+    assert_eq!(call("ADD", "c1", Path::new("/etc/hostname"), &host.config), 101, "not a namespace");
+    assert_eq!(call("ADD", "c1", &netns, &Value::Null), 6);
+    assert_eq!(call("ADD", "c1", &netns, &host.with("subnets", json!([]))), 7);
+    assert_eq!(call("CHECK", "c1", &netns, &host.config), 7, "without prevResult");
+    assert_eq!(call("GC", "c1", &netns, &host.config), 7, "without valid attachments");
+    assert_eq!(host.veths(), 0);
+    let left = fs::read_to_string(host.journal()).unwrap_or_default();
+    assert!(
+        left.lines()
+            .filter(|l| l.contains(" a "))
+            .all(|l| left.matches(" r c1 ").count() > 0 || l.is_empty()),
+        "{left}"
+    );
+}
+
+#[test]
+fn a_foreign_interface_of_that_name_is_left_alone_and_the_address_given_back() {
+    let host = Host::dual("foreign");
+    let pod = Netns::new("pod");
+    pod.ip("link add eth0 type veth peer name other");
+    let error = host.add("c1", &pod).unwrap_err();
+    assert_eq!(error["code"], 103, "{error}");
+    assert!(pod.ip("link").contains("other"));
+    assert_eq!(host.veths(), 0);
+    let gc = host.with("cni.dev/valid-attachments", json!([]));
+    host.call("GC", "", None, &gc).unwrap();
+    assert!(fs::read_to_string(host.journal()).unwrap().contains(" r c1 eth0 "));
+}
+
+#[test]
+fn add_repairs_what_is_half_there_and_check_finds_each_loss() {
+    let host = Host::dual("repair");
+    let pod = Netns::new("pod");
+    let result = host.add("c1", &pod).unwrap();
+    let end = result["interfaces"][0]["name"].as_str().unwrap();
+    let losses: [(&Netns, &str); 9] = [
+        (&pod, "route del default"),
+        (&pod, "-6 route del default"),
+        (&pod, "neigh del 169.254.1.1 dev eth0"),
+        (&pod, "addr del 10.78.0.1/32 dev eth0"),
+        (&pod, "link set eth0 down"),
+        (&pod, "link del eth0"),
+        (&host.netns, "route del 10.78.0.1"),
+        (&host.netns, &format!("neigh del fd78::1 dev {end}")),
+        (&host.netns, &format!("link set {end} mtu 1400")),
+    ];
+    for (at, loss) in losses {
+        host.check("c1", &pod, &result).unwrap();
+        at.ip(loss);
+        let config = host.with("mtu", 1500.into());
+        let checked = host.call("CHECK", "c1", Some(&pod.path()), &{
+            let mut config = config.clone();
+            config["prevResult"] = result.clone();
+            config
+        });
+        assert_eq!(checked.map_err(|e| e["code"].clone()), Err(104.into()), "after {loss}");
+        assert_eq!(host.add("c1", &pod).unwrap(), result, "after {loss}");
+    }
+    assert_eq!(host.check("c2", &pod, &result).unwrap_err()["code"], 104, "not attached at all");
+    host.call("DEL", "c1", None, &host.config).unwrap();
+    assert_eq!(host.veths(), 0);
+}
+
+#[test]
+fn a_full_range_means_try_again_and_not_ready() {
+    let host = Host::new("full", json!({"subnets": ["10.78.0.0/30"]}));
+    let pods = [Netns::new("a"), Netns::new("b"), Netns::new("c")];
+    host.call("STATUS", "", None, &host.config).unwrap();
+    host.add("c0", &pods[0]).unwrap();
+    host.add("c1", &pods[1]).unwrap();
+    let error = host.add("c2", &pods[2]).unwrap_err();
+    assert_eq!(
+        (&error["code"], &error["details"]),
+        (&11.into(), &"allocate an address for c2/eth0: no address left in 10.78.0.0/30".into())
+    );
+    assert_eq!(host.call("STATUS", "", None, &host.config).unwrap_err()["code"], 50);
+    host.call("DEL", "c0", None, &host.config).unwrap();
+    host.call("STATUS", "", None, &host.config).unwrap();
+    let result = host.add("c2", &pods[2]).unwrap();
+    assert_eq!(result["ips"][0]["address"], "10.78.0.1/32", "quarantine gives way");
+    for id in ["c1", "c2"] {
+        host.call("DEL", id, None, &host.config).unwrap();
+    }
+}
+
+#[test]
+fn a_ruined_journal_is_set_aside_and_rebuilt_from_the_devices() {
+    let host = Host::dual("ruined");
+    let pods = [Netns::new("a"), Netns::new("b")];
+    host.add("c0", &pods[0]).unwrap();
+    fs::write(host.journal(), "not a journal\n").unwrap();
+    let second = host.add("c1", &pods[1]).unwrap();
+    assert_eq!(second["ips"][0]["address"], "10.78.0.2/32");
+    assert_eq!(fs::read_to_string(host.dir.path().join("pods/journal.corrupt")).unwrap(), "not a journal\n");
+    assert!(fs::read_to_string(host.journal()).unwrap().contains(" a c0 eth0 10.78.0.1,fd78::1\n"));
+    let gc = host.with("cni.dev/valid-attachments", json!([{"containerID": "c1", "ifname": "eth0"}]));
+    host.call("GC", "", None, &gc).unwrap();
+    assert_eq!(host.veths(), 1);
+    // Even with no journal at all, GC knows its own devices, and no others.
+    fs::remove_file(host.journal()).unwrap();
+    host.netns.ip("link add vethfffffffffff type veth peer name other");
+    let gc = host.with("cni.dev/valid-attachments", json!([]));
+    host.call("GC", "", None, &gc).unwrap();
+    assert_eq!(host.veths(), 2, "{}", host.netns.ip("link"));
+    assert!(host.netns.ip("link").contains("vethfffffffffff"));
+}
+
+#[test]
+fn two_nodes_with_the_same_network_name_do_not_meet() {
+    let (host, other) = (Host::dual("node-a"), Host::new("node-b", json!({"subnets": ["10.79.0.0/24"]})));
+    let pods = [Netns::new("a"), Netns::new("b")];
+    host.add("c0", &pods[0]).unwrap();
+    // Both in the first one's namespace.
+    let netns = Some(pods[1].path());
+    host.call("ADD", "c0", netns.as_deref(), &other.config).unwrap();
+    let gc = host.with("cni.dev/valid-attachments", json!([]));
+    host.call("GC", "", None, &gc).unwrap();
+    assert_eq!(host.veths(), 1);
+    assert!(host.netns.ip("route").contains("10.79.0.1"));
+    host.call("DEL", "c0", None, &other.config).unwrap();
+    assert_eq!(host.veths(), 0);
+}
