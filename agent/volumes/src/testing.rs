@@ -10,6 +10,7 @@ use berth_core::{
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 pub(crate) fn pod(name: &str) -> Pod {
@@ -176,5 +177,14 @@ impl Drop for Node {
                 return;
             }
         }
+    }
+}
+
+/// Tells another thread to end, also when an assertion fails: a scope would wait for it for ever.
+pub(crate) struct Stop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::Node;
+use crate::testing::{Node, Stop};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::{
     fs,
@@ -138,13 +138,4 @@ fn an_exchange_race_never_leads_outside() {
     assert!(inside >= 500 && refused >= 500, "no race: {inside} inside, {refused} refused");
     assert_eq!(fs::read_dir(&t.outside).unwrap().count(), 1, "nothing was made outside");
     assert_eq!(fs::read_dir(t.outside.join("b")).unwrap().count(), 1);
-}
-
-/// Ends the other thread also when an assertion fails.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Node, config_map, container, empty_dir, facts, keyed, keys, mount, pod, volume};
+use crate::testing::{Node, Stop, config_map, container, empty_dir, facts, keyed, keys, mount, pod, volume};
 use berth_core::model::{SubPath, VolumeMount};
 use std::{
     fs,
@@ -217,10 +217,11 @@ fn a_reader_never_sees_a_mix_of_two_versions() {
             }
             (whole, seen.len())
         });
+        let stop = Stop(&done);
         for n in 1..=VERSIONS {
             assert!(node.volumes.refresh(&p, &facts(), &objects(n)).unwrap());
         }
-        done.store(true, Ordering::Release);
+        drop(stop);
         reader.join().unwrap()
     });
     assert!(whole > 10 && last > 3, "the reader saw only {last} versions in {whole} reads");
