@@ -6,11 +6,7 @@ mod support;
 
 use berth_core::time::Wall;
 use berth_logd::{StreamSpec, format::Stream, reader};
-use rustix::{
-    fs::FlockOperation,
-    mount::{MountFlags, UnmountFlags},
-    process::Signal,
-};
+use rustix::{fs::FlockOperation, process::Signal};
 use std::{
     io::{Read, Write},
     os::unix::{fs::MetadataExt, fs::PermissionsExt, net::UnixStream},
@@ -128,24 +124,6 @@ async fn rotation_is_exact_and_old_files_are_compressed() {
     wait_for("the limit of files", || node.files(&spec).len() == 5);
     let read = node.raw(&spec, Stream::Stdout);
     assert!(more.ends_with(&read) && read.len() > 250_000, "{} bytes are left", read.len());
-}
-
-/// A small file system of its own.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn mount(at: PathBuf, bytes: usize) -> Tmpfs {
-        std::fs::create_dir_all(&at).unwrap();
-        let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
-        rustix::mount::mount("berth-logd", &at, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
-        Tmpfs(at)
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        rustix::mount::unmount(&self.0, UnmountFlags::DETACH).unwrap();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -292,3 +292,28 @@ pub fn assert_bound(written: &[u8], read: &[u8], repeats: usize) {
         assert!(found, "lost or out of order: {:?}", String::from_utf8_lossy(&line[..line.len().min(40)]));
     }
 }
+
+/// A small file system of its own.
+pub struct Tmpfs(pub PathBuf);
+
+impl Tmpfs {
+    pub fn mount(at: PathBuf, bytes: usize) -> Tmpfs {
+        std::fs::create_dir_all(&at).unwrap();
+        let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        rustix::mount::mount(
+            "berth-logd",
+            &at,
+            "tmpfs",
+            rustix::mount::MountFlags::empty(),
+            options.as_c_str(),
+        )
+        .unwrap();
+        Tmpfs(at)
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
