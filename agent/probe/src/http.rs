@@ -112,7 +112,7 @@ fn redirect(
         };
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at_checked(end).ok_or_else(bad)?;
-        let uri: Uri = authority.parse().map_err(|_| bad())?;
+        let uri: Uri = authority.parse().map_err(|_invalid| bad())?;
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
         let same = match &from.endpoint.host {
             Host::Address(ip) => host.parse() == Ok(*ip),

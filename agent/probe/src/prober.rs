@@ -63,17 +63,17 @@ impl Prober {
                 let scheme = if http.https { "https" } else { "http" };
                 net::within(
                     timeout,
-                    format_args!("GET {scheme}://{}", http.endpoint),
+                    format!("GET {scheme}://{}", http.endpoint),
                     http::probe(http, &self.tls),
                 )
                 .await
             }
             ResolvedAction::Tcp(endpoint) => {
-                net::within(timeout, format_args!("connect to {endpoint}"), net::tcp(endpoint)).await
+                net::within(timeout, format!("connect to {endpoint}"), net::tcp(endpoint)).await
             }
             ResolvedAction::Grpc { endpoint, service } => {
                 let question = grpc::probe(endpoint, service, timeout);
-                net::within(timeout, format_args!("gRPC health check of {endpoint}"), question).await
+                net::within(timeout, format!("gRPC health check of {endpoint}"), question).await
             }
             ResolvedAction::Exec(target) => match self.exec(target, timeout).await {
                 Ok(outcome) => outcome.into_result(timeout),

@@ -109,8 +109,10 @@ fn remove_tree(dir: &Path, depth: u32) -> bool {
     if children.peek().is_none() || depth >= MAX_DEPTH {
         return false;
     }
-    let gone = children.fold(true, |gone, child| remove_tree(&child, depth + 1) && gone);
-    gone && fs::remove_dir(dir).is_ok()
+    for child in children {
+        remove_tree(&child, depth + 1);
+    }
+    fs::remove_dir(dir).is_ok()
 }
 
 fn subdirectories(dir: &Path) -> impl Iterator<Item = PathBuf> {
