@@ -221,14 +221,20 @@ impl Runtime {
             };
             tokio::pin!(drain);
             let mut drained = false;
-            let wait = tokio::time::timeout_at(end, handle.wait());
-            tokio::pin!(wait);
-            let outcome = loop {
-                tokio::select! {
-                    outcome = &mut wait => break outcome,
-                    () = &mut drain, if !drained => drained = true,
+            let outcome = {
+                let wait = tokio::time::timeout_at(end, handle.wait());
+                tokio::pin!(wait);
+                loop {
+                    tokio::select! {
+                        outcome = &mut wait => break outcome,
+                        () = &mut drain, if !drained => drained = true,
+                    }
                 }
             };
+            if outcome.is_err() {
+                // If it fails, dropping the handle does it again.
+                drop(handle.kill(9).await);
+            }
             if !drained {
                 // Past it the output is what came until now.
                 drop(tokio::time::timeout(DRAIN, &mut drain).await);

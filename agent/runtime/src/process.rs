@@ -14,7 +14,10 @@ pub(crate) fn wall_of(start: u64) -> Wall {
     let since_boot = ticks.saturating_mul(1_000_000_000 / per_second);
     let now = clock::now();
     let uptime = i64::try_from(now.boottime.0.as_nanos()).unwrap_or(i64::MAX);
-    Wall(now.wall.0.saturating_sub(uptime.saturating_sub(since_boot).max(0)))
+    let wall = now.wall.0.saturating_sub(uptime.saturating_sub(since_boot).max(0));
+    // A tick is all that is known; rounding to it makes the answer the same each time but for a change of the clock.
+    let tick = 1_000_000_000 / per_second;
+    Wall(wall.saturating_add(tick / 2).div_euclid(tick).saturating_mul(tick))
 }
 
 /// When a process started, 0 where it is gone or cannot be told: then nothing can be mistaken for it.

@@ -1,0 +1,410 @@
+//! The spec builder against recordings of the real kubelet and containerd's CRI plugin (`tests/golden`, remade by
+//! `tests/peers`). Every shape of `tests/shapes` is built from its manifest, the recorded image and the recorded facts
+//! of the node; what comes out must be what was recorded, but for the reviewed list `tests/golden/differences.json`,
+//! whose every entry must be needed.
+
+use berth_core::{
+    ids::{Attempt, ContainerId, Incarnation, NodeName},
+    model::{Container, Pod, QosClass, VolumeSource},
+    time::Wall,
+};
+use berth_runtime::spec::{
+    self, ContainerResources, HostFacts, ImageConfig, MountSpec, NamespacePaths, PidNamespace, SpecError,
+    SpecInput, UserFiles,
+};
+use berth_source::manifest::{self, Context, Mode};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+/// The recorded node's name; static pods carry it in theirs.
+const NODE: &str = "berth-peer";
+const LEAST_SHAPES: usize = 60;
+
+#[derive(Deserialize)]
+struct Recording {
+    containers: BTreeMap<String, Recorded>,
+}
+
+#[derive(Deserialize)]
+struct Recorded {
+    image: String,
+    command: Option<Vec<String>>,
+    args: Option<Vec<String>>,
+    env: Option<Vec<(String, String)>>,
+    mounts: Vec<RecordedMount>,
+    spec: Value,
+}
+
+#[derive(Deserialize)]
+struct RecordedMount {
+    container_path: String,
+    host_path: PathBuf,
+    readonly: bool,
+}
+
+#[derive(Deserialize)]
+struct Difference {
+    name: String,
+    reason: String,
+}
+
+struct Node {
+    facts: HostFacts,
+    images: Value,
+}
+
+fn tests_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests")
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn json<T: for<'de> Deserialize<'de>>(path: &Path) -> T {
+    serde_json::from_str(&read(path)).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+impl Node {
+    fn load(golden: &Path) -> Node {
+        Node { facts: json(&golden.join("host.json")), images: json(&golden.join("images.json")) }
+    }
+
+    fn image(&self, name: &str) -> ImageConfig {
+        let config = self.images["configs"].get(name).unwrap_or_else(|| panic!("image {name} not recorded"));
+        ImageConfig::parse(serde_json::json!({ "config": config }).to_string().as_bytes()).unwrap()
+    }
+
+    fn users(&self) -> UserFiles<'_> {
+        UserFiles { passwd: self.images["passwd"].as_str(), group: self.images["group"].as_str() }
+    }
+}
+
+/// The host name that the kubelet gives the pod.
+fn hostname(pod: &Pod) -> String {
+    if pod.namespaces.host_network {
+        return NODE.to_owned();
+    }
+    let name = pod.dns.hostname.clone().unwrap_or_else(|| pod.key.name.to_string());
+    match &pod.dns.subdomain {
+        Some(sub) if pod.dns.hostname_as_fqdn => {
+            format!("{name}.{sub}.{}.svc.cluster.local", pod.key.namespace)
+        }
+        _ => name,
+    }
+}
+
+fn namespaces(pod: &Pod) -> NamespacePaths {
+    let unless = |host: bool, name: &str| (!host).then(|| Path::new("/NS").join(name));
+    NamespacePaths {
+        net: unless(pod.namespaces.host_network, "net"),
+        ipc: unless(pod.namespaces.host_ipc, "ipc"),
+        uts: unless(pod.namespaces.host_network, "uts"),
+        pid: match (pod.namespaces.host_pid, pod.namespaces.share_pid) {
+            (true, _) => PidNamespace::Host,
+            (false, true) => PidNamespace::Shared("/NS/pid".into()),
+            (false, false) => PidNamespace::Own,
+        },
+    }
+}
+
+/// Volumes as the manifest says, at the recorded sources; then what the kubelet and the runtime add.
+fn mounts(
+    pod: &Pod,
+    container: &Container,
+    image: &ImageConfig,
+    recorded: &[RecordedMount],
+) -> Vec<MountSpec> {
+    assert!(recorded.len() >= container.mounts.len(), "a volume is missing in the recording");
+    let mut mounts: Vec<MountSpec> = Vec::new();
+    for (mount, seen) in container.mounts.iter().zip(recorded) {
+        assert_eq!(mount.mount_path, seen.container_path);
+        let volume = pod.volumes.iter().find(|v| v.name == mount.volume).unwrap();
+        let read_only = matches!(
+            volume.source,
+            VolumeSource::ConfigMap(_)
+                | VolumeSource::Secret(_)
+                | VolumeSource::DownwardApi { .. }
+                | VolumeSource::Projected { .. }
+        );
+        // Without an API client the kubelet does not ask whether the runtime makes mounts read-only recursively.
+        let made = MountSpec::volume(mount, seen.host_path.clone(), read_only, false);
+        assert_eq!(made.read_only, seen.readonly, "{}", mount.mount_path);
+        mounts.push(made);
+    }
+    for seen in recorded.iter().skip(container.mounts.len()) {
+        mounts.push(MountSpec::pod(seen.host_path.clone(), &seen.container_path));
+    }
+    let shm = if pod.namespaces.host_ipc { "/dev/shm" } else { "/SANDBOX/shm" };
+    for (source, destination) in [
+        ("/SANDBOX/hostname", "/etc/hostname"),
+        ("/SANDBOX/hosts", "/etc/hosts"),
+        ("/SANDBOX/resolv.conf", "/etc/resolv.conf"),
+        (shm, "/dev/shm"),
+    ] {
+        mounts.push(MountSpec::sandbox(source.into(), destination));
+    }
+    mounts.extend(image.volumes.iter().map(|v| MountSpec::image_volume("/VOLUME".into(), v)));
+    mounts
+}
+
+fn cgroups_path(pod: &Pod) -> String {
+    let class = match pod.qos() {
+        QosClass::Guaranteed => "",
+        QosClass::Burstable => "/burstable",
+        QosClass::BestEffort => "/besteffort",
+    };
+    format!("/KUBEPODS{class}/pod$UID/$ID")
+}
+
+fn seccomp_profile() -> String {
+    // The file that the recorder puts below the kubelet's seccomp directory.
+    r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X86_64"],
+        "syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":1}]}"#
+        .to_owned()
+}
+
+fn build(node: &Node, pod: &Pod, container: &Container, recorded: &Recorded) -> Result<Value, SpecError> {
+    let image = node.image(&recorded.image);
+    let user = spec::resolve_user(pod, container, &image.user, node.users()).unwrap();
+    let resources = ContainerResources::of(pod, container, &node.facts);
+    let id = ContainerId::derive(&pod.uid, Incarnation(0), &container.name, Attempt(0));
+    let profile = seccomp_profile();
+    let spec = spec::build(&SpecInput {
+        pod,
+        container,
+        id: &id,
+        image: &image,
+        user: &user,
+        env: recorded.env.as_deref().unwrap_or_default(),
+        command: recorded.command.as_deref().unwrap_or_default(),
+        args: recorded.args.as_deref().unwrap_or_default(),
+        mounts: &mounts(pod, container, &image, &recorded.mounts),
+        namespaces: &namespaces(pod),
+        cgroups_path: &cgroups_path(pod),
+        resources: &resources,
+        oom_score_adj: spec::oom_score_adj(pod, container, node.facts.memory_capacity),
+        hostname: &hostname(pod),
+        seccomp_file: Some(&profile),
+        host: &node.facts,
+        shim_group: "group",
+    })?;
+    Ok(serde_json::to_value(&spec).unwrap())
+}
+
+/// One form for values that mean the same: what the other side leaves out when it is false or empty is left out, and
+/// sets of capabilities are sorted. Numbers stay: 0 can be a limit.
+fn canonical(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut out = Map::new();
+            for (key, value) in map {
+                let mut value = canonical(value);
+                if matches!(key.as_str(), "bounding" | "effective" | "permitted")
+                    && let Value::Array(set) = &mut value
+                {
+                    set.sort_by_key(Value::to_string);
+                }
+                let empty = match &value {
+                    Value::Null | Value::Bool(false) => true,
+                    Value::Array(a) => a.is_empty(),
+                    Value::Object(o) => o.is_empty(),
+                    Value::String(s) => s.is_empty(),
+                    Value::Bool(true) | Value::Number(_) => false,
+                };
+                if !empty {
+                    out.insert(key, value);
+                }
+            }
+            Value::Object(out)
+        }
+        Value::Array(list) => Value::Array(list.into_iter().map(canonical).collect()),
+        other => other,
+    }
+}
+
+/// Takes the reviewed differences out of both sides and says which of them were there.
+fn reconcile(pod: &Pod, ours: &mut Value, theirs: &mut Value) -> BTreeSet<&'static str> {
+    let mut used = BTreeSet::new();
+    let annotations = |v: &mut Value| {
+        v.as_object_mut().and_then(|o| o.remove("annotations")).and_then(|a| match a {
+            Value::Object(map) => Some(map),
+            _ => None,
+        })
+    };
+    let their_marks = annotations(theirs).unwrap_or_default();
+    assert!(their_marks.keys().all(|k| k.starts_with("io.kubernetes.cri.")), "{their_marks:?}");
+    let our_marks = annotations(ours).unwrap_or_default();
+    assert_eq!(our_marks.keys().collect::<Vec<_>>(), [spec::SHIM_GROUP_ANNOTATION]);
+    used.insert("cri-annotations");
+
+    let of_host = |kind: &str| match kind {
+        "network" | "uts" => pod.namespaces.host_network,
+        "ipc" => pod.namespaces.host_ipc,
+        "pid" => pod.namespaces.host_pid,
+        _ => false,
+    };
+    if let Some(list) = theirs.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut) {
+        let before = list.len();
+        list.retain(|n| !(of_host(n["type"].as_str().unwrap_or_default()) && n["path"].is_string()));
+        if list.len() != before {
+            used.insert("host-namespaces");
+        }
+    }
+    for mount in theirs.pointer_mut("/mounts").and_then(Value::as_array_mut).into_iter().flatten() {
+        let source = mount["source"].as_str().unwrap_or_default().to_owned();
+        if let Some((_, file)) = source.split_once("/io.containerd.grpc.v1.cri/sandboxes/$SANDBOX/") {
+            mount["source"] = Value::String(format!("/SANDBOX/{file}"));
+            used.insert("sandbox-files");
+        }
+        if source.ends_with("/io.containerd.grpc.v1.cri/containers/$ID/volumes/$VOLUME") {
+            mount["source"] = Value::String("/VOLUME".to_owned());
+            used.insert("image-volumes");
+        }
+    }
+    used
+}
+
+/// The places where two values differ, as JSON pointers.
+fn compare(at: &str, ours: &Value, theirs: &Value, out: &mut Vec<String>) {
+    match (ours, theirs) {
+        (Value::Object(a), Value::Object(b)) => {
+            for key in a.keys().chain(b.keys()).collect::<BTreeSet<_>>() {
+                let null = Value::Null;
+                compare(
+                    &format!("{at}/{key}"),
+                    a.get(key).unwrap_or(&null),
+                    b.get(key).unwrap_or(&null),
+                    out,
+                );
+            }
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            for (i, (x, y)) in a.iter().zip(b).enumerate() {
+                compare(&format!("{at}/{i}"), x, y, out);
+            }
+        }
+        _ if ours == theirs => {}
+        _ => out.push(format!("{at}: ours {ours}, recorded {theirs}")),
+    }
+}
+
+/// What the kubelet waits for instead of a container that it never made.
+fn waiting_reason(status: &Value, container: &Container) -> String {
+    ["initContainerStatuses", "containerStatuses"]
+        .iter()
+        .filter_map(|list| status[list].as_array())
+        .flatten()
+        .find(|c| c["name"] == container.name.as_str())
+        .and_then(|c| c["state"]["waiting"]["reason"].as_str())
+        .unwrap_or_else(|| panic!("container {} has no spec and is not waiting", container.name))
+        .to_owned()
+}
+
+/// A container without a spec: where the kubelet refused it, so must we.
+fn check_refused(node: &Node, pod: &Pod, container: &Container, reason: &str) {
+    if reason == "PodInitializing" || reason == "ContainerCreating" || reason == "ErrImageNeverPull" {
+        return;
+    }
+    let image = node.image(&container.image);
+    let user = spec::resolve_user(pod, container, &image.user, node.users());
+    match reason {
+        "CreateContainerConfigError" => assert!(user.is_err(), "{}: {user:?}", pod.key),
+        "CreateContainerError" => {
+            let recorded = Recorded {
+                image: container.image.clone(),
+                command: Some(container.command.clone()),
+                args: Some(container.args.clone()),
+                env: None,
+                mounts: Vec::new(),
+                spec: Value::Null,
+            };
+            let built = build(node, pod, container, &recorded);
+            assert!(matches!(built, Err(SpecError::NoCommand)), "{}: {built:?}", pod.key);
+        }
+        other => panic!("{}: nobody says how {other} comes about", pod.key),
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Pod {
+    let context = Context { node: NodeName::new(NODE).unwrap(), mode: Mode::StaticPods, now: Wall(0) };
+    let parsed = manifest::parse_file(path, text.as_bytes(), &context).unwrap_or_else(|e| panic!("{e}"));
+    assert!(parsed.warnings.is_empty(), "{:?}", parsed.warnings);
+    let [entry] = parsed.pods.as_slice() else { panic!("{}: not one pod", path.display()) };
+    entry.pod.clone()
+}
+
+fn shapes() -> BTreeMap<String, (PathBuf, String)> {
+    std::fs::read_dir(tests_dir().join("shapes"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "yaml"))
+        .map(|path| {
+            let text = read(&path);
+            (path.file_stem().unwrap().to_string_lossy().into_owned(), (path, text))
+        })
+        .collect()
+}
+
+#[test]
+fn specs_equal_the_recordings_of_the_cri_plugin() {
+    let golden = tests_dir().join("golden");
+    let node = Node::load(&golden);
+    let reviewed: Vec<Difference> = json(&golden.join("differences.json"));
+    let mut used: BTreeSet<&'static str> = BTreeSet::new();
+    let (mut recorded_shapes, mut specs, mut wrong) = (0, 0, Vec::new());
+
+    for (name, (path, text)) in shapes() {
+        let spec_file = golden.join("spec").join(format!("{name}.json"));
+        if text.lines().any(|l| l.starts_with("# kubelet: skip ")) {
+            assert!(!spec_file.exists(), "{name}: is skipped and yet recorded");
+            continue;
+        }
+        let pod = parse(&path, &text);
+        let recording: Recording = json(&spec_file);
+        let status: Value = json(&golden.join("status").join(format!("{name}.json")));
+        recorded_shapes += 1;
+        for container in pod.all_containers() {
+            let Some(recorded) = recording.containers.get(container.name.as_str()) else {
+                check_refused(&node, &pod, container, &waiting_reason(&status, container));
+                continue;
+            };
+            let mut ours = match build(&node, &pod, container, recorded) {
+                Ok(spec) => spec,
+                Err(e) => {
+                    wrong.push(format!("{name}/{}: {e}", container.name));
+                    continue;
+                }
+            };
+            let mut theirs = recorded.spec.clone();
+            used.extend(reconcile(&pod, &mut ours, &mut theirs));
+            let mut places = Vec::new();
+            compare("", &canonical(ours), &canonical(theirs), &mut places);
+            wrong.extend(places.into_iter().map(|p| format!("{name}/{}{p}", container.name)));
+            specs += 1;
+        }
+    }
+    assert!(wrong.is_empty(), "{} differences:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(recorded_shapes >= LEAST_SHAPES, "only {recorded_shapes} shapes are recorded");
+    assert!(specs >= recorded_shapes, "only {specs} specs for {recorded_shapes} shapes");
+
+    let listed: BTreeSet<&str> = reviewed.iter().map(|d| d.name.as_str()).collect();
+    assert_eq!(listed, used, "differences that are listed (left) and that are there (right)");
+    assert!(reviewed.iter().all(|d| d.reason.len() > 20), "every difference has its reason");
+}
+
+#[test]
+fn every_recording_has_its_shape() {
+    let shapes = shapes();
+    for kind in ["spec", "status"] {
+        for entry in std::fs::read_dir(tests_dir().join("golden").join(kind)).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            assert!(shapes.contains_key(&name), "{}: no shape of that name", path.display());
+        }
+    }
+}
