@@ -6,11 +6,8 @@
 //! the same for [`Judge::settle`]; an empty one is never believed while there is something to lose. The directory
 //! from before, back again, is believed at once. Where nothing is known that could be lost, any directory is believed.
 
-use super::listing::{Identity, Stamp};
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use super::listing::{Files, Identity};
+use std::time::{Duration, Instant};
 
 /// The directory that was believed last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +31,7 @@ impl Known {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Candidate {
     identity: Identity,
-    files: BTreeMap<String, Option<Stamp>>,
+    files: Files,
     since: Instant,
 }
 
@@ -73,7 +70,7 @@ impl Judge {
     pub(super) fn look(
         &mut self,
         identity: Identity,
-        files: &BTreeMap<String, Option<Stamp>>,
+        files: &Files,
         something_to_lose: bool,
         now: Instant,
     ) -> Verdict {
@@ -120,7 +117,7 @@ mod tests {
     const A: Identity = Identity { device: 1, inode: 10 };
     const B: Identity = Identity { device: 1, inode: 20 };
 
-    fn files(names: &[&str]) -> BTreeMap<String, Option<Stamp>> {
+    fn files(names: &[&str]) -> Files {
         names.iter().map(|n| ((*n).to_owned(), None)).collect()
     }
 

@@ -45,6 +45,9 @@ impl Stamp {
     }
 }
 
+/// The manifest files of one look; `None` where one cannot be looked at.
+pub(super) type Files = BTreeMap<String, Option<Stamp>>;
+
 /// The open directory.
 pub(super) struct OpenDir {
     handle: File,
@@ -69,7 +72,7 @@ impl OpenDir {
 
     /// The manifest files by name, in order; `None` where one cannot be looked at (a dangling link, say). Names that
     /// are not UTF-8 come back apart. Anything but regular files, links followed, is passed over.
-    pub(super) fn files(&self, mode: Mode) -> io::Result<(BTreeMap<String, Option<Stamp>>, Vec<PathBuf>)> {
+    pub(super) fn files(&self, mode: Mode) -> io::Result<(Files, Vec<PathBuf>)> {
         let mut found = BTreeMap::new();
         let mut odd = Vec::new();
         for entry in fs::read_dir(self.path())? {

@@ -19,7 +19,7 @@ use crate::{
 };
 use berth_core::{ids::NodeName, time::Wall};
 use judge::{Judge, Known, Verdict};
-use listing::{OpenDir, Stamp};
+use listing::{Files, OpenDir, Stamp};
 use merge::{FileView, Good};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use remember::{ContentHash, Memory, Remembered};
@@ -225,7 +225,7 @@ impl Looker {
         again
     }
 
-    fn list(&mut self) -> std::io::Result<(OpenDir, BTreeMap<String, Option<Stamp>>, Vec<PathBuf>)> {
+    fn list(&mut self) -> std::io::Result<(OpenDir, Files, Vec<PathBuf>)> {
         let open = OpenDir::open(&self.cfg.dir)?;
         if let Err(e) = self.watch.ensure(&open, &self.cfg.dir) {
             tracing::warn!(dir = %self.cfg.dir.display(), error = %e, "no events: changes are found by the slow rescan");
@@ -241,7 +241,7 @@ impl Looker {
     }
 
     /// Takes a believed listing over: gone files go, changed ones are read. Whether one changed while it was read.
-    fn take(&mut self, files: &BTreeMap<String, Option<Stamp>>, now: Instant) -> bool {
+    fn take(&mut self, files: &Files, now: Instant) -> bool {
         self.records.retain(|name, _| {
             let there = files.contains_key(name);
             if !there {

@@ -167,7 +167,7 @@ fn parse(bytes: &[u8]) -> Option<(String, Remembered)> {
     let header: Header = serde_json::from_slice(bytes.get(..end)?).ok()?;
     let bytes = bytes.get(end.checked_add(1)?..)?.to_vec();
     (header.version == VERSION && hash(&bytes) == header.sha256)
-        .then(|| (header.name, Remembered { bytes, hash: header.sha256, seen: header.seen }))
+        .then_some((header.name, Remembered { bytes, hash: header.sha256, seen: header.seen }))
 }
 
 fn set_aside(path: &Path) {

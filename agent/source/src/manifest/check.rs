@@ -59,7 +59,7 @@ pub(super) fn port(at: &At<'_>, number: i32) -> Result<u16, Fault> {
 
 /// An address.
 pub(super) fn address(at: &At<'_>, text: &str) -> Result<IpAddr, Fault> {
-    text.parse().map_err(|_| at.fault(format!("{:?} is no IP address", shorten(text))))
+    text.parse().ok().ok_or_else(|| at.fault(format!("{:?} is no IP address", shorten(text))))
 }
 
 /// A quantity that is not negative.

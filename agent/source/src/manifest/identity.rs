@@ -3,7 +3,7 @@
 use berth_core::ids::{Namespace, PodName};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::{fmt::Write, path::Path};
+use std::path::Path;
 
 /// A pod of the manifest directory: a function of namespace, name and spec. A changed spec is another pod, so that
 /// the old one is ended and the new one made; labels and annotations may change in its life. The spec is hashed as it
@@ -75,8 +75,7 @@ fn write_canonical(value: &Value, out: &mut String) {
 }
 
 fn write_leaf(leaf: &Value, out: &mut String) {
-    // Writing to a String cannot fail.
-    let _: std::fmt::Result = write!(out, "{leaf}");
+    out.push_str(&leaf.to_string());
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ use k8s_openapi::{api::core::v1 as api, apimachinery::pkg::util::intstr::IntOrSt
 pub(super) fn probe(at: &At<'_>, p: &api::Probe, kind: ProbeKind) -> Result<Probe, Fault> {
     let number = |name: &str, value: Option<i32>, default: u32| match value {
         None | Some(0) => Ok(default),
-        Some(v) => u32::try_from(v).map_err(|_| at.key(name).fault(format!("{v} must not be negative"))),
+        Some(v) => {
+            u32::try_from(v).ok().ok_or_else(|| at.key(name).fault(format!("{v} must not be negative")))
+        }
     };
     let success_threshold = number("successThreshold", p.success_threshold, 1)?;
     if kind != ProbeKind::Readiness && success_threshold != 1 {

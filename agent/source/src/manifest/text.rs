@@ -15,8 +15,11 @@ const MAX_DEPTH: usize = 64;
 /// Documents in a file.
 const MAX_DOCUMENTS: usize = 10_000;
 
+/// Each document with its number.
+type Documents = Vec<(usize, Value)>;
+
 /// The file's documents and their numbers from 0; documents without content are left out but counted.
-pub(super) fn documents(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, Value)>, (Option<usize>, Fault)> {
+pub(super) fn documents(path: &Path, bytes: &[u8]) -> Result<Documents, (Option<usize>, Fault)> {
     if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_FILE_BYTES) {
         return Err((None, Fault::plain(format!("is larger than {MAX_FILE_BYTES} bytes"))));
     }
@@ -35,10 +38,9 @@ pub(super) fn documents(path: &Path, bytes: &[u8]) -> Result<Vec<(usize, Value)>
     yaml_documents(text)
 }
 
-fn json_documents(text: &str) -> Result<Vec<(usize, Value)>, (Option<usize>, Fault)> {
+fn json_documents(text: &str) -> Result<Documents, (Option<usize>, Fault)> {
     let mut documents = Vec::new();
-    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Unique>();
-    while let Some(next) = stream.next() {
+    for next in serde_json::Deserializer::from_str(text).into_iter::<Unique>() {
         let number = documents.len();
         let value = next.map_err(|e| (Some(number), Fault::plain(format!("no valid JSON: {e}"))))?;
         if number >= MAX_DOCUMENTS {
@@ -49,7 +51,7 @@ fn json_documents(text: &str) -> Result<Vec<(usize, Value)>, (Option<usize>, Fau
     Ok(documents)
 }
 
-fn yaml_documents(text: &str) -> Result<Vec<(usize, Value)>, (Option<usize>, Fault)> {
+fn yaml_documents(text: &str) -> Result<Documents, (Option<usize>, Fault)> {
     let mut documents = Vec::new();
     for (number, (line, chunk)) in chunks(text).into_iter().enumerate() {
         if number >= MAX_DOCUMENTS {
