@@ -152,11 +152,15 @@ impl Network {
     }
 
     /// Turns forwarding on and, by configuration, masquerades pod egress. What it changes is recorded first, so that
-    /// [`Network::restore_host`] can put it back; may be called again.
+    /// [`Network::restore_host`] can put it back; may be called again. The masquerade needs the `nft` binary.
     pub async fn prepare_host(&self) -> Result<(), Error> {
         let inner = self.inner.clone();
         blocking("sysctls", move || host::forward(&inner.sysctls, &inner.boot)).await?;
         if self.inner.config.masquerade.is_none() {
+            // An earlier life may have been configured otherwise. A host without nft or nf_tables has no rules of ours.
+            if let Err(error) = host::apply(&self.inner.table, &host::no_rules(&self.inner.table)).await {
+                tracing::debug!(error = chain(&error), "no masquerade rules to remove");
+            }
             return Ok(());
         }
         let pods = match self.conflist().await {
@@ -171,7 +175,9 @@ impl Network {
         Ok(())
     }
 
-    /// Removes the rules and puts the sysctls back.
+    /// Removes the rules and puts the sysctls back, for the end of the node on this machine: forwarding is off again
+    /// where it was off before, also for others that came to count on it (a second node beside this one, unless it
+    /// goes first).
     pub async fn restore_host(&self) -> Result<(), Error> {
         let mut made_for = self.inner.masqueraded.lock().await;
         match host::apply(&self.inner.table, &host::no_rules(&self.inner.table)).await {

@@ -124,3 +124,30 @@ fn a_torn_attachment_file_is_set_aside() {
     node.block_on(node.open().gc(&BTreeSet::new())).unwrap();
     assert_eq!((node.leftovers(), node.allocated("pods")), Default::default());
 }
+
+#[test]
+fn many_at_once_get_addresses_of_their_own() {
+    const PODS: usize = 24;
+    let node = Node::with_plugin("burst");
+    let pods: Vec<_> = (0..PODS).map(|_| Netns::new("pod")).collect();
+    let network = node.open();
+    let attachments = node.block_on(async {
+        let mut tasks = tokio::task::JoinSet::new();
+        for (n, pod) in pods.iter().enumerate() {
+            let (network, request) = (network.clone(), sandbox(&format!("sandbox-{n}"), &pod.path()));
+            tasks.spawn(async move { network.add(&request).await.unwrap() });
+        }
+        tasks.join_all().await
+    });
+    let ips: BTreeSet<_> = attachments.iter().flat_map(|a| a.ips.clone()).collect();
+    assert_eq!(ips.len(), 2 * PODS);
+    node.block_on(async {
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..PODS {
+            let network = network.clone();
+            tasks.spawn(async move { network.del(&format!("sandbox-{n}"), None).await.unwrap() });
+        }
+        tasks.join_all().await
+    });
+    assert_eq!((node.leftovers(), node.files(), node.allocated("pods")), Default::default());
+}

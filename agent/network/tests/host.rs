@@ -66,6 +66,10 @@ fn the_hosts_sysctls_and_rules_are_put_back_as_they_were() {
     let later = node.open_with(masquerading());
     node.block_on(later.prepare_host()).unwrap();
     assert_eq!(nft(&node, &["list", "tables"]).lines().count(), 1);
+    let without = node.open_with(NetworkConfig { masquerade: None, ..masquerading() });
+    node.block_on(without.prepare_host()).unwrap();
+    assert_eq!(nft(&node, &["list", "ruleset"]), "", "the masquerade was turned off");
+    node.block_on(later.prepare_host()).unwrap();
     node.block_on(later.restore_host()).unwrap();
     assert_eq!(sysctls(&node), before);
     assert_eq!(nft(&node, &["list", "ruleset"]), "");
