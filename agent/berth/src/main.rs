@@ -1,2 +1,81 @@
-//! Placeholder until this crate's first slice lands.
-fn main() {}
+//! `berth`: the node agent, its helpers and its debugging commands in one program.
+//!
+//! The first argument says which role: `agent`, `logd`, `probe-exec`; everything else is a command for people.
+
+mod agent;
+mod board;
+mod lock;
+mod node;
+mod roots;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use std::{path::PathBuf, process::ExitCode};
+
+/// A Kubernetes node agent: pods through containerd.
+#[derive(Debug, Parser)]
+#[command(name = "berth", version, disable_help_subcommand = true)]
+struct Args {
+    /// A JSON file with every path and name of the node; without it the usual ones of a Kubernetes node.
+    #[arg(long, global = true, env = "BERTH_ROOTS", value_name = "FILE")]
+    roots: Option<PathBuf>,
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Run the node agent.
+    Agent(agent::AgentArgs),
+    /// Drain container output into files (started by the agent or a service manager).
+    #[command(hide = true)]
+    Logd,
+    /// Run exec probes (started by the agent).
+    #[command(hide = true)]
+    ProbeExec,
+    #[command(flatten)]
+    Cli(berth_cli::Command),
+}
+
+fn main() -> ExitCode {
+    // The exec helper is single-threaded and small: nothing is set up before it.
+    if std::env::args_os().nth(1).is_some_and(|a| a == "probe-exec") {
+        return berth_probe::exec_helper::main();
+    }
+    let args = Args::parse();
+    let roots = match roots::load(args.roots.as_deref()) {
+        Ok(roots) => roots,
+        Err(error) => return fail(&error),
+    };
+    let done = match args.role {
+        Role::Agent(agent) => agent::run(roots, agent),
+        Role::Logd => logd(roots),
+        Role::ProbeExec => return berth_probe::exec_helper::main(),
+        Role::Cli(command) => return berth_cli::run(&roots, command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn logd(roots: berth_core::roots::Roots) -> anyhow::Result<()> {
+    log_to_stderr();
+    match berth_logd::server::run(berth_logd::server::Config::defaults(roots)) {
+        Ok(_never_or_replaced) => Ok(()),
+        Err(error) => Err(error).context("logd"),
+    }
+}
+
+/// One line per change of state, to standard error; `BERTH_LOG` sets the level.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG")
+        .unwrap_or_else(|_unset| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+}
+
+#[expect(clippy::print_stderr, reason = "the end of the program is told where its user looks")]
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("berth: {error:#}");
+    ExitCode::FAILURE
+}

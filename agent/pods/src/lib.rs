@@ -1,1 +1,21 @@
-//! Placeholder until this crate's first slice lands.
+//! Pods: one worker task each, which feeds `plan` and carries out its actions through the adapters.
+//!
+//! [`run`] is the manager's task; it owns the workers. [`node`] fills [`Hands`], the small trait by which a worker
+//! reaches the world, with containerd, the network, volumes, cgroups, logd and probes. What workers have to tell goes
+//! to [`Reports`].
+
+mod failpoint;
+mod hands;
+mod manager;
+pub mod node;
+mod probes;
+mod refs;
+mod report;
+mod store;
+mod worker;
+
+pub use hands::{Change, Context, Hands, Performed, Process, Sight};
+pub use manager::{DesiredSet, Found, Incoming, ManagerConfig, run};
+pub use report::{ActionRecord, PodReport, Reports};
+pub use store::{Kept, Store, StoreError};
+pub use worker::{Decision, Letter};

@@ -16,7 +16,8 @@ const TRIES: u32 = 3;
 /// What a [`Prober`] needs to know.
 #[derive(Debug, Clone)]
 pub struct ProberConfig {
-    /// The program that runs as the exec helper: the agent's own.
+    /// The program that runs as the exec helper: the agent's own. `/proc/self/exe` stays the same program also after
+    /// its file was replaced by an upgrade.
     pub helper_exe: PathBuf,
     /// Its arguments, by which it knows its role; standard input is its socket.
     pub helper_args: Vec<String>,

@@ -18,6 +18,7 @@ mod events;
 mod exec;
 mod found;
 mod image;
+mod image_files;
 mod import;
 mod lease;
 mod process;
@@ -142,8 +143,10 @@ impl Runtime {
         let mut back = events.subscribe();
         let namespace = runtime.roots().containerd_namespace.clone();
         runtime.own(tokio::spawn(events::run(client, namespace, events, live, stopped.clone())));
-        let opened = tokio::time::timeout(FIRST_EVENTS, is_live.wait_for(|live| *live)).await;
-        if !matches!(opened, Ok(Ok(_))) {
+        // The channel's guard must not live across what follows.
+        let opened = async { is_live.wait_for(|live| *live).await.is_ok() };
+        let opened = tokio::time::timeout(FIRST_EVENTS, opened).await;
+        if !matches!(opened, Ok(true)) {
             runtime.stop_tasks();
             return Err(Error::Deadline {
                 operation: "open",

@@ -113,7 +113,7 @@ pub fn read_to_string_limited(path: &Path, max: usize) -> Result<String> {
 /// # Errors
 /// It is missing, leads outside (`EXDEV`), or cannot be opened.
 pub fn open_beneath(dir: impl AsFd, rel: &Path, flags: OFlags) -> Result<OwnedFd> {
-    let mode = if flags.intersects(OFlags::CREATE | OFlags::TMPFILE) {
+    let mode = if flags.contains(OFlags::CREATE) || flags.contains(OFlags::TMPFILE) {
         Mode::from_raw_mode(0o644)
     } else {
         Mode::empty()

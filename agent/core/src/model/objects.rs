@@ -48,6 +48,21 @@ impl Objects {
     }
 }
 
+impl Objects {
+    /// The names of the objects that are not the same in both, of either kind.
+    pub fn changed_since(&self, before: &Objects) -> Vec<(Namespace, String)> {
+        fn differing<'a>(
+            a: &'a BTreeMap<(Namespace, String), Arc<KeyedData>>,
+            b: &'a BTreeMap<(Namespace, String), Arc<KeyedData>>,
+        ) -> impl Iterator<Item = (Namespace, String)> + 'a {
+            let new = a.iter().filter(|(k, v)| b.get(*k).is_none_or(|o| !Arc::ptr_eq(o, v) && o != *v));
+            let gone = b.keys().filter(|k| !a.contains_key(*k));
+            new.map(|(k, _)| k).chain(gone).cloned()
+        }
+        differing(&self.config_maps, &before.config_maps).chain(differing(&self.secrets, &before.secrets)).collect()
+    }
+}
+
 /// A Service, parsed and checked; served by the data plane.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceStub {

@@ -126,6 +126,21 @@ impl Action {
         "RemovePod",
     ];
 
+    /// The run that it is about.
+    pub fn run(&self) -> Option<&ContainerId> {
+        match self {
+            Action::Start { id, .. }
+            | Action::PostStart { id, .. }
+            | Action::PreStop { id, .. }
+            | Action::Signal { id, .. }
+            | Action::Kill { id, .. }
+            | Action::RecordExit { id, .. }
+            | Action::Reap { id, .. }
+            | Action::Remove { id, .. } => Some(id),
+            _ => None,
+        }
+    }
+
     /// The container that it is about.
     pub fn container(&self) -> Option<&ContainerName> {
         match self {

@@ -25,7 +25,12 @@ pub enum Fact {
         kind: ProbeKind,
         /// Whether it succeeds now.
         success: bool,
-        /// What the last answer was.
+    },
+    /// A startup or readiness probe failed, whatever that does to its verdict.
+    ProbeFailed {
+        /// Which run was asked.
+        id: ContainerId,
+        /// What the answer was.
         message: String,
     },
     /// ConfigMaps, Secrets or images changed: what waits for them need not wait longer.
@@ -48,8 +53,11 @@ pub fn learn(pod: &Pod, memory: &mut Memory, fact: Fact, now: Now) -> Vec<Event>
                 Err(failure) => failed(pod, memory, action, failure, now, &mut events),
             }
         }
-        Fact::Probe { id, kind, success, message } => {
-            probed(pod, memory, &id, kind, success, &message, now, &mut events)
+        Fact::Probe { id, kind, success } => probed(pod, memory, &id, kind, success, now, &mut events),
+        Fact::ProbeFailed { id, message } => {
+            if let Some((_, run)) = run_of(memory, pod, &id) {
+                run.unready_because = Some(message);
+            }
         }
         Fact::InputsChanged => memory.retries.retain(|a, _| {
             !matches!(a, Action::MountVolumes | Action::EnsureImage(_) | Action::Start { .. })
@@ -171,25 +179,18 @@ fn event_reason(action: &Action, failure: &Failure) -> String {
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "the parts of one fact, taken apart once")]
 fn probed(
     pod: &Pod,
     memory: &mut Memory,
     id: &ContainerId,
     kind: ProbeKind,
     success: bool,
-    message: &str,
     now: Now,
     events: &mut Vec<Event>,
 ) {
     let Some((spec, run)) = run_of(memory, pod, id) else { return };
-    if !success {
-        let word = match kind {
-            ProbeKind::Liveness => "Liveness",
-            ProbeKind::Readiness => "Readiness",
-            ProbeKind::Startup => "Startup",
-        };
-        events.push(Event::warning("Unhealthy", format!("{word} probe failed: {message}")).of(&spec.name));
+    if success {
+        run.unready_because = None;
     }
     let (probe, cause) = match kind {
         ProbeKind::Readiness => {

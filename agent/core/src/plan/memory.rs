@@ -86,6 +86,9 @@ pub struct Run {
     pub startup_done: bool,
     /// Its readiness.
     pub readiness: Readiness,
+    /// What the last failing startup or readiness probe was told.
+    #[serde(default)]
+    pub unready_because: Option<String>,
     /// Set once it is being stopped.
     pub stop: Option<Stop>,
     /// When its end was first seen.
@@ -157,6 +160,7 @@ impl Run {
             post_start: HookState::NotYet,
             startup_done: false,
             readiness: Readiness::No,
+            unready_because: None,
             stop: None,
             ended_at: None,
         }

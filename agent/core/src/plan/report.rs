@@ -336,10 +336,10 @@ fn waiting_for(
                 return Some(format!("init container {name} to finish"));
             }
             ContainerState::Running { .. } if c.started != Some(true) => {
-                return Some(format!("container {name}: startup probe or postStart hook"));
+                return Some(format!("container {name}: startup probe or postStart hook{}", because(d, name)));
             }
             ContainerState::Running { .. } if c.ready != Truth::True => {
-                return Some(format!("container {name}: readiness probe"));
+                return Some(format!("container {name}: readiness probe{}", because(d, name)));
             }
             ContainerState::Waiting { reason, .. } if reason != "PodInitializing" => {
                 return Some(format!("container {name} to start"));
@@ -348,6 +348,11 @@ fn waiting_for(
         }
     }
     Some("containers to start".to_owned())
+}
+
+/// What the last failing probe was told.
+fn because(d: &Decision<'_>, name: &ContainerName) -> String {
+    d.run(name).and_then(|r| r.unready_because.as_ref()).map(|m| format!(": {m}")).unwrap_or_default()
 }
 
 fn find<'c>(

@@ -442,7 +442,7 @@ impl<'t> World<'t> {
             }
             _ => {}
         }
-        let fact = Fact::Probe { id: id.clone(), kind, success, message: "HTTP 500".into() };
+        let fact = Fact::Probe { id: id.clone(), kind, success };
         learn(&self.desired.pod, &mut self.agent.memory, fact, self.now);
     }
 

@@ -151,6 +151,11 @@ impl CgroupTree {
         Path::new("/").join(self.pod_dir(pod)).join(id.as_str()).to_string_lossy().into_owned()
     }
 
+    /// The directory of all pods in each hierarchy.
+    pub fn roots(&self) -> Vec<PathBuf> {
+        self.hierarchies.iter().map(|h| h.mount.join(&self.root)).collect()
+    }
+
     /// The directories of an OCI `cgroupsPath`, one for each hierarchy that has it.
     pub fn dirs_of(&self, cgroups_path: &str) -> Vec<PathBuf> {
         let relative = cgroups_path.trim_start_matches('/');

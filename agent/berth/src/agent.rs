@@ -1,0 +1,219 @@
+//! The agent's wiring on one page: what is made, what is handed to whom, in which order it starts and ends.
+
+use crate::{board::Board, lock, node};
+use anyhow::{Context as _, bail};
+use berth_core::{model::ResourceList, roots::Roots};
+use berth_network::{MasqueradeConfig, Network, NetworkConfig};
+use berth_node::cgroup::CgroupTree;
+use berth_pods::{
+    DesiredSet, ManagerConfig, Store,
+    node::{NodeConfig, NodeHands, host_facts, pump},
+};
+use berth_probe::{Prober, ProberConfig};
+use berth_runtime::RuntimeConfig;
+use berth_source::{Snapshot, dir::DirConfig, manifest::Mode};
+use berth_sys::{clock, mount};
+use berth_volumes::Volumes;
+use clap::Args;
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
+};
+
+/// How long the manager may take to end.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Options of `berth agent`.
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// Run without a control plane.
+    #[arg(long)]
+    standalone: bool,
+    /// Run the pods of this directory of manifests.
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// The node's addresses; found on the machine where not given.
+    #[arg(long = "node-ip", value_name = "IP")]
+    node_ips: Vec<IpAddr>,
+    /// Addresses of the cluster's DNS.
+    #[arg(long, value_name = "IP")]
+    cluster_dns: Vec<IpAddr>,
+    /// The cluster's DNS domain.
+    #[arg(long, value_name = "DOMAIN")]
+    cluster_domain: Option<String>,
+    /// Masquerade what pods send out of the cluster.
+    #[arg(long)]
+    masquerade: bool,
+    /// Processes a pod may have at most.
+    #[arg(long, value_name = "N")]
+    pod_pids_limit: Option<i64>,
+    /// The runc shim's binary; looked up where not given.
+    #[arg(long, value_name = "FILE")]
+    shim: Option<PathBuf>,
+    /// The OCI runtime's binary; looked up where not given.
+    #[arg(long, value_name = "FILE")]
+    runc: Option<PathBuf>,
+    /// Shims kept ready.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    shim_pool: usize,
+}
+
+/// Runs the agent until it is told to stop. The pods run on.
+pub(crate) fn run(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
+    if !args.standalone {
+        bail!("this build runs standalone nodes only: give --standalone and --manifests DIR");
+    }
+    let Some(manifests) = args.manifests.clone() else { bail!("--standalone needs --manifests DIR") };
+    crate::log_to_stderr();
+    for dir in [&roots.runtime_state, &roots.lasting_state, &roots.pod_state] {
+        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    }
+    let _lock = lock::take(&roots.runtime_state)?;
+    mount::make_rshared(&roots.runtime_state).context("share mounts below the runtime state")?;
+    mount::make_rshared(&roots.pod_state).context("share mounts below the pod state")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(32)
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
+    let done = runtime.block_on(serve(roots, args, manifests));
+    // Blocking work that hangs (a stuck mount) must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
+}
+
+async fn serve(roots: Roots, args: AgentArgs, manifests: PathBuf) -> anyhow::Result<()> {
+    let boot = clock::boot_id(&roots.boot_id).context("read the boot id")?;
+    let exe = std::env::current_exe().context("find this program")?;
+
+    let cgroups = CgroupTree::open(&roots).context("find the cgroup hierarchies")?;
+    cgroups.prepare().context("make the cgroups")?;
+    let facts = cgroups.facts();
+    let masquerade = args.masquerade.then(|| MasqueradeConfig { non_masquerade_cidrs: Vec::new() });
+    let network = Network::open(&roots, NetworkConfig { masquerade, ..NetworkConfig::default() })
+        .context("open the network")?;
+    network.prepare_host().await.context("prepare the host's network")?;
+    let prober = Prober::new(ProberConfig::new(exe.clone(), cgroups.roots())).context("set up probes")?;
+
+    let logd = Arc::new(berth_logd::client::Client::new(roots.logd_socket()));
+    let roots_file = roots.runtime_state.join("roots.json");
+    let text = serde_json::to_vec_pretty(&roots).context("encode the roots")?;
+    berth_sys::fs::write_atomic(&roots_file, &text, 0o600).context("write the roots file")?;
+    let spawn_logd = async || {
+        let args = ["logd".as_ref(), "--roots".as_ref(), roots_file.as_os_str()];
+        let pid = berth_logd::spawn_detached(&roots, &exe, args)?;
+        if let Err(error) = cgroups.join_helper("logd", pid) {
+            tracing::warn!(%error, "logd runs outside its cgroup");
+        }
+        Ok(())
+    };
+
+    let (incoming_tx, incoming) = mpsc::channel(1024);
+    let host = host_facts(&roots.cgroup_mount, facts.swap, facts.v2);
+    let config = NodeConfig {
+        roots: roots.clone(),
+        boot: boot.clone(),
+        node_ips: node::addresses(&args.node_ips),
+        cluster_dns: args.cluster_dns.clone(),
+        cluster_domain: args.cluster_domain.clone(),
+        pids_limit: args.pod_pids_limit,
+        allocatable: ResourceList::default(),
+        host,
+    };
+    let hands = Arc::new(NodeHands::new(
+        config,
+        Arc::clone(&logd),
+        network,
+        Volumes::new(&roots),
+        cgroups.clone(),
+        prober,
+        incoming_tx,
+    ));
+    let board = Arc::new(Board::default());
+
+    let state = roots.lasting_state.join("manifests");
+    let (source, snapshots) =
+        berth_source::dir::start(DirConfig::new(manifests, roots.node_name.clone(), Mode::Manifests, state));
+    let (desired_tx, desired) = watch::channel(Arc::new(DesiredSet::default()));
+    let translator = tokio::spawn(translate(snapshots, desired_tx));
+
+    let runtime_config = RuntimeConfig {
+        shim_binary: args.shim,
+        shim_pool: args.shim_pool,
+        runc_binary: args.runc,
+        runc_root: Some(roots.runtime_state.join("runc")),
+        ..RuntimeConfig::new(roots.clone(), boot.clone())
+    };
+    let pumping = tokio::spawn(pump(Arc::clone(&hands), runtime_config));
+    let qos = tokio::spawn(keep_qos(Arc::clone(&board), cgroups.clone()));
+
+    let (stop, stopped) = oneshot::channel();
+    let store = Store::open(&roots, &boot).context("open the memory store")?;
+    let manager = tokio::spawn(berth_pods::run(ManagerConfig {
+        hands: Arc::clone(&hands),
+        reports: board,
+        store,
+        desired,
+        incoming,
+        stop: stopped,
+    }));
+    tracing::info!(node = %roots.node_name, "agent runs");
+
+    let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+        never = berth_logd::supervise(&roots, &logd, spawn_logd) => match never {},
+    }
+    tracing::info!("agent ends; pods run on");
+    // Where the manager has ended by itself nobody listens.
+    stop.send(()).ok();
+    if tokio::time::timeout(GOODBYE, manager).await.is_err() {
+        tracing::warn!("pods' workers did not end in time");
+    }
+    for task in [pumping, qos, translator] {
+        task.abort();
+    }
+    source.shutdown().await.context("end the manifest source")?;
+    if let Ok(runtime) = hands.runtime() {
+        runtime.shutdown().await;
+    }
+    Ok(())
+}
+
+/// The source's snapshots in the manager's terms; errors are told once each.
+async fn translate(mut snapshots: watch::Receiver<Arc<Snapshot>>, desired: watch::Sender<Arc<DesiredSet>>) {
+    let mut told = Vec::new();
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        for error in snapshot.errors.iter().filter(|e| !told.contains(*e)) {
+            tracing::error!(%error, "manifest refused");
+        }
+        told.clone_from(&snapshot.errors);
+        let pods = snapshot.pods.iter().map(|(uid, d)| (uid.clone(), Arc::clone(&d.pod))).collect();
+        let set = DesiredSet { listed: snapshot.listed, pods, objects: Arc::clone(&snapshot.objects) };
+        if desired.send(Arc::new(set)).is_err() || snapshots.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The QoS groups follow the sum of what their pods ask for.
+async fn keep_qos(board: Arc<Board>, cgroups: CgroupTree) {
+    loop {
+        board.changed.notified().await;
+        // One update for a burst.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let (board, cgroups) = (Arc::clone(&board), cgroups.clone());
+        let updated = tokio::task::spawn_blocking(move || {
+            let pods = board.pods();
+            cgroups.update_qos(&pods.iter().map(AsRef::as_ref).collect::<Vec<_>>())
+        });
+        if let Ok(Err(error)) = updated.await {
+            tracing::warn!(%error, "QoS cgroups not updated");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What a worker needs of the world: a small trait, filled by [`crate::node`] on a real node and by a fake in tests.
+
+use berth_core::{
+    ids::{ContainerId, PodUid},
+    model::{Objects, Pod},
+    plan::{Action, ContainerSeen, Exit, Failure, Observed, SandboxSeen, Seen},
+    probe::ProbeResult,
+    time::Boottime,
+};
+use std::{collections::BTreeMap, future::Future, sync::Arc};
+
+/// A process of the node, told from a later one with the same number by its start time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process {
+    /// The process id in the host's PID namespace.
+    pub pid: u32,
+    /// Field 22 of `/proc/<pid>/stat`, in clock ticks since boot.
+    pub start_time: u64,
+}
+
+/// What an action may need beside itself, as the worker knew it when the action began.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// What it may refer to.
+    pub objects: Arc<Objects>,
+    /// Its sandbox.
+    pub sandbox: Option<SandboxSeen>,
+    /// The process of the run concerned.
+    pub process: Option<Process>,
+    /// The run concerned.
+    pub run: Option<ContainerSeen>,
+    /// When a hook must have ended.
+    pub deadline: Option<Boottime>,
+}
+
+/// A change of what is seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The sandbox is this now.
+    Sandbox(Option<SandboxSeen>),
+    /// The volumes are so now.
+    Volumes {
+        /// All of them, and the pod's files.
+        mounted: bool,
+        /// Anything of them.
+        present: bool,
+    },
+    /// A container record is this now.
+    Container(ContainerId, Box<ContainerSeen>, Option<Process>),
+    /// A container's exit is stored.
+    Recorded(ContainerId, Exit),
+    /// A container's task is gone.
+    Reaped(ContainerId),
+    /// A container's record is gone.
+    Removed(ContainerId),
+}
+
+impl Change {
+    /// Takes the change into what is seen.
+    pub fn apply(self, seen: &mut Observed, processes: &mut BTreeMap<ContainerId, Process>) {
+        match self {
+            Change::Sandbox(s) => seen.sandbox = s,
+            Change::Volumes { mounted, present } => {
+                seen.volumes_mounted = mounted;
+                seen.volumes_present = present;
+            }
+            Change::Container(id, c, process) => {
+                if let Some(p) = process {
+                    processes.insert(id.clone(), p);
+                }
+                seen.containers.insert(id, *c);
+            }
+            Change::Recorded(id, exit) => {
+                if let Some(c) = seen.containers.get_mut(&id) {
+                    c.state = Seen::Recorded(exit);
+                }
+                processes.remove(&id);
+            }
+            Change::Reaped(id) => {
+                if let Some(c) = seen.containers.get_mut(&id) {
+                    c.task = false;
+                }
+            }
+            Change::Removed(id) => {
+                seen.containers.remove(&id);
+                processes.remove(&id);
+            }
+        }
+    }
+}
+
+/// What came of an action.
+#[derive(Debug)]
+pub struct Performed {
+    /// Whether it succeeded.
+    pub outcome: Result<(), Failure>,
+    /// What it changed, also where it failed half way.
+    pub changes: Vec<Change>,
+    /// The parts of it and the time each took, for those who look for time.
+    pub steps: Vec<(&'static str, std::time::Duration)>,
+}
+
+impl Performed {
+    /// It succeeded with these changes.
+    pub fn done(changes: Vec<Change>) -> Performed {
+        Performed { outcome: Ok(()), changes, steps: Vec::new() }
+    }
+
+    /// It failed and changed nothing that is known.
+    pub fn failed(failure: Failure) -> Performed {
+        Performed { outcome: Err(failure), changes: Vec::new(), steps: Vec::new() }
+    }
+}
+
+/// One look at a pod.
+#[derive(Debug, Default, Clone)]
+pub struct Sight {
+    /// What is there.
+    pub seen: Observed,
+    /// The processes of what runs.
+    pub processes: BTreeMap<ContainerId, Process>,
+}
+
+/// Carries actions out. Every call has a deadline of its own making; a call that is dropped leaves a world that the
+/// same action can be tried in again.
+pub trait Hands: Send + Sync + 'static {
+    /// Carries out one action.
+    fn perform(&self, context: Context, action: Action) -> impl Future<Output = Performed> + Send;
+
+    /// Looks at one pod anew. An error means that it could not be found out, and changes nothing.
+    fn look(&self, pod: &PodUid) -> impl Future<Output = Result<Sight, Failure>> + Send;
+
+    /// Asks one probe of a run once, within its timeout.
+    fn ask(
+        &self,
+        context: Context,
+        container: ContainerId,
+        spec: berth_core::model::Probe,
+        of: berth_core::ids::ContainerName,
+    ) -> impl Future<Output = ProbeResult> + Send;
+
+    /// Removes what is left of pods other than the named ones: nobody will ask for them any more.
+    fn clean_leftovers(&self, known: std::collections::BTreeSet<PodUid>) -> impl Future<Output = ()> + Send;
+
+    /// Refreshes volumes that show ConfigMaps, Secrets or the pod itself.
+    fn refresh(&self, context: Context) -> impl Future<Output = Result<(), Failure>> + Send;
+}

@@ -1,0 +1,93 @@
+//! containerd's events, handed to the pods they are about; and the connection itself.
+//!
+//! One task, [`pump`]: connects (and goes on trying), lists, then passes events on until the stream is lost, which it
+//! tells the manager, and lists again when it is back.
+
+use super::{NodeHands, lock};
+use crate::{manager::Incoming, worker::Letter};
+use berth_core::plan::Exit;
+use berth_runtime::{Runtime, RuntimeConfig, RuntimeEvent};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::broadcast::error::RecvError;
+
+/// Between two tries to reach containerd.
+const REDIAL: Duration = Duration::from_millis(200);
+
+/// Keeps the node connected to containerd and the manager told. Ends when the manager does.
+pub async fn pump(hands: Arc<NodeHands>, config: RuntimeConfig) {
+    let mut told = false;
+    let runtime = loop {
+        match Runtime::connect(config.clone()).await {
+            Ok(runtime) => break runtime,
+            Err(error) => {
+                if !told {
+                    told = true;
+                    tracing::warn!(error = error.chain(), "containerd does not answer; trying on");
+                }
+                tokio::time::sleep(REDIAL).await;
+            }
+        }
+        if hands.incoming.is_closed() {
+            return;
+        }
+    };
+    let mut events = runtime.events();
+    *lock(&hands.runtime) = Some(runtime.clone());
+    if !list(&hands).await {
+        return;
+    }
+    loop {
+        let sent = match events.recv().await {
+            Ok(RuntimeEvent::Exit { id, exec_id: None, code, at, .. }) => {
+                let owner = lock(&hands.owners).get(&id).cloned();
+                match owner {
+                    Some(uid) => {
+                        let exit =
+                            Exit { code, at, oom: false, reason: None, message: None, started_at: None };
+                        hands.incoming.send(Incoming::One(uid, Letter::Exit(id, exit))).await
+                    }
+                    None => Ok(()),
+                }
+            }
+            Ok(RuntimeEvent::Oom { id }) => {
+                let owner = lock(&hands.owners).get(&id).cloned();
+                match owner {
+                    Some(uid) => hands.incoming.send(Incoming::One(uid, Letter::Oom(id))).await,
+                    None => Ok(()),
+                }
+            }
+            Ok(RuntimeEvent::Exit { .. }) => Ok(()),
+            Ok(RuntimeEvent::Lost) => {
+                tracing::warn!("containerd is gone; pods run on");
+                hands.incoming.send(Incoming::RuntimeLost).await
+            }
+            Ok(RuntimeEvent::Reestablished) | Err(RecvError::Lagged(_)) => {
+                tracing::info!("containerd is back");
+                if !list(&hands).await {
+                    return;
+                }
+                Ok(())
+            }
+            Err(RecvError::Closed) => return,
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// Lists until it works and tells the manager; false where the manager is gone.
+async fn list(hands: &Arc<NodeHands>) -> bool {
+    loop {
+        match hands.look_at_all().await {
+            Ok(found) => return hands.incoming.send(Incoming::RuntimeBack(found)).await.is_ok(),
+            Err(failure) => {
+                tracing::warn!(why = failure.message, "containers could not be listed; trying on");
+                tokio::time::sleep(REDIAL).await;
+            }
+        }
+        if hands.incoming.is_closed() {
+            return false;
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! [`Hands`] on a real node: containerd, logd, the CNI, volumes, cgroups and probes behind one door.
+//!
+//! Owns: the connection to containerd (put in place by [`events::pump`], which redials), the watchers of pause
+//! processes, the directory of which container belongs to which pod. Every action ends within [`limit`].
+//! Blocking work (mounts, cgroups, namespaces) runs on blocking threads, so that one stuck mount holds up its own
+//! pod only.
+
+mod ask;
+mod events;
+mod facts;
+mod hooks;
+mod janitor;
+mod look;
+mod sandbox;
+mod start;
+mod stop;
+mod users;
+
+pub use events::pump;
+pub use facts::host_facts;
+
+use crate::{
+    hands::{Change, Context, Hands, Performed, Sight},
+    manager::Incoming,
+};
+use berth_core::{
+    ids::{BootId, ContainerId, ContainerName, PodUid},
+    model::{Pod, Probe, ResourceList},
+    plan::{Action, Failure},
+    probe::ProbeResult,
+    roots::Roots,
+};
+use berth_network::Network;
+use berth_node::cgroup::CgroupTree;
+use berth_probe::Prober;
+use berth_runtime::{Runtime, spec::HostFacts};
+use berth_volumes::{PodFacts, Volumes};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    error::Error,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, spawn_blocking},
+};
+
+/// What the node is, as far as pods can tell.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Paths and names.
+    pub roots: Roots,
+    /// This boot.
+    pub boot: BootId,
+    /// The node's addresses, primary family first.
+    pub node_ips: Vec<IpAddr>,
+    /// Addresses of the cluster's DNS.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's DNS domain.
+    pub cluster_domain: Option<String>,
+    /// Processes a pod may have at most.
+    pub pids_limit: Option<i64>,
+    /// What pods may use of the node.
+    pub allocatable: ResourceList,
+    /// Facts that show in container specs.
+    pub host: HostFacts,
+}
+
+/// The adapters behind one door.
+pub struct NodeHands {
+    config: NodeConfig,
+    runtime: Mutex<Option<Runtime>>,
+    logd: Arc<berth_logd::client::Client>,
+    network: Network,
+    volumes: Volumes,
+    cgroups: CgroupTree,
+    prober: Prober,
+    incoming: mpsc::Sender<Incoming>,
+    owners: Mutex<HashMap<ContainerId, PodUid>>,
+    pauses: Mutex<BTreeMap<PodUid, AbortHandle>>,
+    specs: Mutex<HashMap<ContainerId, Arc<serde_json::Value>>>,
+    users: users::Users,
+}
+
+impl std::fmt::Debug for NodeHands {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeHands").field("node", &self.config.roots.node_name).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A panic of another holder leaves a map that is whole: each change is one insert or remove.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The longest an action may take; hooks bring their own end.
+fn limit(action: &Action) -> Duration {
+    Duration::from_secs(match action {
+        Action::MakeSandbox(_) | Action::TeardownSandbox(_) => 90,
+        Action::MountVolumes | Action::UnmountVolumes => 120,
+        Action::Start { .. } => 120,
+        Action::PostStart { .. } | Action::PreStop { .. } => 24 * 3600,
+        _ => 60,
+    })
+}
+
+/// An error with its causes, as one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(e) = source {
+        text.push_str(": ");
+        text.push_str(&e.to_string());
+        source = e.source();
+    }
+    text
+}
+
+impl NodeHands {
+    /// Puts the adapters together. Events go to `incoming`.
+    #[allow(clippy::too_many_arguments, reason = "the adapters, handed in once by the wiring")]
+    pub fn new(
+        config: NodeConfig,
+        logd: Arc<berth_logd::client::Client>,
+        network: Network,
+        volumes: Volumes,
+        cgroups: CgroupTree,
+        prober: Prober,
+        incoming: mpsc::Sender<Incoming>,
+    ) -> NodeHands {
+        NodeHands {
+            config,
+            runtime: Mutex::new(None),
+            logd,
+            network,
+            volumes,
+            cgroups,
+            prober,
+            incoming,
+            owners: Mutex::default(),
+            pauses: Mutex::default(),
+            specs: Mutex::default(),
+            users: users::Users::default(),
+        }
+    }
+
+    /// containerd, where it has been reached.
+    pub fn runtime(&self) -> Result<Runtime, Failure> {
+        lock(&self.runtime)
+            .clone()
+            .ok_or_else(|| Failure::new("RuntimeNotReady", "containerd has not answered yet"))
+    }
+
+    fn facts(&self, context: &Context) -> PodFacts {
+        PodFacts {
+            ips: context.sandbox.as_ref().map(|s| s.ips.clone()).unwrap_or_default(),
+            host_ips: self.config.node_ips.clone(),
+            node: self.config.roots.node_name.clone(),
+            cluster_dns: self.config.cluster_dns.clone(),
+            cluster_domain: self.config.cluster_domain.clone(),
+            allocatable: self.config.allocatable.clone(),
+        }
+    }
+
+    async fn act(&self, context: Context, action: Action) -> Result<Performed, Failure> {
+        match action {
+            Action::MountVolumes => self.mount_volumes(context).await,
+            Action::MakeSandbox(incarnation) => self.make_sandbox(context, incarnation).await,
+            Action::RestartPause(incarnation) => self.restart_pause(context, incarnation).await,
+            Action::EnsureImage(container) => self.ensure_image(&context.pod, &container).await,
+            Action::Start { container, attempt, incarnation, id } => {
+                self.start(context, container, attempt, incarnation, id).await
+            }
+            Action::PostStart { container, id } => self.post_start(context, &container, &id).await,
+            Action::PreStop { container, id } => self.pre_stop(context, &container, &id).await,
+            Action::Signal { container, id } => self.signal(&context, &container, &id, None).await,
+            Action::Kill { container, id } => self.signal(&context, &container, &id, Some(9)).await,
+            Action::RecordExit { container, id, exit } => {
+                self.record_exit(context, &container, id, exit).await
+            }
+            Action::Reap { id, .. } => self.reap(id).await,
+            Action::Remove { container, id } => self.remove(&context, &container, id).await,
+            Action::TeardownSandbox(incarnation) => self.teardown_sandbox(&context.pod, incarnation).await,
+            Action::UnmountVolumes => self.unmount_volumes(context).await,
+            Action::RemovePod => self.remove_pod(&context.pod).await,
+        }
+    }
+
+    async fn mount_volumes(&self, context: Context) -> Result<Performed, Failure> {
+        let (volumes, facts) = (self.volumes.clone(), self.facts(&context));
+        blocking(move || volumes.mount(&context.pod, &facts, &context.objects))
+            .await?
+            .map_err(|e| Failure::new("FailedMount", e.message()))?;
+        Ok(Performed::done(vec![Change::Volumes { mounted: true, present: true }]))
+    }
+
+    async fn unmount_volumes(&self, context: Context) -> Result<Performed, Failure> {
+        let (volumes, uid) = (self.volumes.clone(), context.pod.uid.clone());
+        blocking(move || volumes.unmount(&uid))
+            .await?
+            .map_err(|e| Failure::new("FailedUnMount", e.message()))?;
+        Ok(Performed::done(vec![Change::Volumes { mounted: false, present: false }]))
+    }
+
+    async fn remove_pod(&self, pod: &Pod) -> Result<Performed, Failure> {
+        let (cgroups, uid) = (self.cgroups.clone(), pod.uid.clone());
+        blocking(move || cgroups.kill_pod(&uid).and_then(|()| cgroups.remove_pod(&uid)))
+            .await?
+            .map_err(|e| Failure::new("FailedKillPod", chain(&e)))?;
+        let runtime = self.runtime()?;
+        let (logs, lease) =
+            tokio::join!(self.logd.remove_pod(&pod.key, &pod.uid), runtime.release_lease(&pod.uid));
+        logs.map_err(|e| Failure::new("FailedKillPod", chain(&e)))?;
+        lease.map_err(|e| Failure::new("FailedKillPod", e.chain()))?;
+        Ok(Performed::done(Vec::new()))
+    }
+}
+
+/// Runs blocking work on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    spawn_blocking(work)
+        .await
+        .map_err(|e| Failure::new("InternalError", format!("blocking work ended early: {e}")))
+}
+
+impl Hands for NodeHands {
+    async fn perform(&self, context: Context, action: Action) -> Performed {
+        let limit = limit(&action);
+        match tokio::time::timeout(limit, self.act(context, action)).await {
+            Ok(Ok(performed)) => performed,
+            Ok(Err(failure)) => Performed::failed(failure),
+            Err(_elapsed) => Performed::failed(Failure::new(
+                "DeadlineExceeded",
+                format!("no end within {} s", limit.as_secs()),
+            )),
+        }
+    }
+
+    async fn look(&self, pod: &PodUid) -> Result<Sight, Failure> {
+        self.look_at(pod).await
+    }
+
+    async fn ask(&self, context: Context, id: ContainerId, probe: Probe, of: ContainerName) -> ProbeResult {
+        self.ask_probe(context, id, probe, of).await
+    }
+
+    async fn clean_leftovers(&self, known: BTreeSet<PodUid>) {
+        self.clean(known).await;
+    }
+
+    async fn refresh(&self, context: Context) -> Result<(), Failure> {
+        let (volumes, facts) = (self.volumes.clone(), self.facts(&context));
+        let key = context.pod.key.clone();
+        let changed = blocking(move || volumes.refresh(&context.pod, &facts, &context.objects))
+            .await?
+            .map_err(|e| Failure::new("FailedMount", e.message()))?;
+        if changed {
+            tracing::info!(pod = %key, "volumes refreshed");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,295 @@
+//! Starting one attempt of one container: image, environment, mounts, user, spec, output, task.
+
+use super::{NodeHands, blocking, lock};
+use crate::hands::{Change, Context, Performed, Process};
+use berth_core::{
+    ids::{Attempt, ContainerId, ContainerName, Incarnation},
+    model::{Container, Pod, PullPolicy, RecursiveReadOnly, Seccomp},
+    plan::{ContainerSeen, Exit, Failure, Seen},
+};
+use berth_logd::StreamSpec;
+use berth_runtime::{
+    ExitRecord, Image, START_ERROR_EXIT_CODE, Stage, StartFailure, StartRequest, Stdio,
+    spec::{self, ContainerResources, MountSpec, NamespacePaths, PidNamespace, SpecInput, UserFiles},
+};
+use berth_sys::ns::NsKind;
+use berth_volumes::{ContainerMount, PodHostname, env};
+use std::{sync::Arc, time::Instant};
+
+fn config_error(message: impl Into<String>) -> Failure {
+    Failure::new("CreateContainerConfigError", message)
+}
+
+/// What one container is made of, as far as the node's files decide it.
+struct Made {
+    env: Vec<(String, String)>,
+    mounts: Vec<MountSpec>,
+}
+
+fn mount_spec(m: ContainerMount) -> MountSpec {
+    let sandbox = matches!(m.destination.as_str(), "/etc/resolv.conf" | "/etc/hostname" | "/dev/shm");
+    let plain = if sandbox {
+        MountSpec::sandbox(m.source, &m.destination)
+    } else {
+        MountSpec::pod(m.source, &m.destination)
+    };
+    MountSpec {
+        read_only: m.read_only,
+        recursive_read_only: m.recursive_read_only != RecursiveReadOnly::Disabled,
+        propagation: m.propagation,
+        ..plain
+    }
+}
+
+impl NodeHands {
+    pub(super) async fn ensure_image(
+        &self,
+        pod: &Pod,
+        container: &ContainerName,
+    ) -> Result<Performed, Failure> {
+        let spec = pod.container(container).ok_or_else(|| config_error("the pod has no such container"))?;
+        self.image(spec).await?;
+        Ok(Performed::done(Vec::new()))
+    }
+
+    async fn image(&self, spec: &Container) -> Result<Image, Failure> {
+        let found = self.runtime()?.resolve_image(&spec.image).await;
+        match found.map_err(|e| Failure::new("ImageInspectError", e.chain()))? {
+            Some(image) => Ok(image),
+            None if spec.pull_policy == PullPolicy::Never => Err(Failure::new(
+                "ErrImageNeverPull",
+                format!("Container image {:?} is not present with pull policy of Never", spec.image),
+            )),
+            None => Err(Failure::new(
+                "ErrImagePull",
+                format!(
+                    "image {:?} is not on this node, and this build does not pull from registries: import it with \
+                     `berth image import FILE`",
+                    spec.image
+                ),
+            )),
+        }
+    }
+
+    pub(super) async fn start(
+        &self,
+        context: Context,
+        container: ContainerName,
+        attempt: Attempt,
+        incarnation: Incarnation,
+        id: ContainerId,
+    ) -> Result<Performed, Failure> {
+        let begun = Instant::now();
+        let pod = Arc::clone(&context.pod);
+        let spec = pod.container(&container).ok_or_else(|| config_error("the pod has no such container"))?;
+        let image = self.image(spec).await?;
+        let runtime = self.runtime()?;
+        let mut steps = vec![("image", begun.elapsed())];
+
+        let stream = StreamSpec {
+            id: id.clone(),
+            uid: pod.uid.clone(),
+            key: pod.key.clone(),
+            container: container.clone(),
+            attempt,
+            tty: spec.tty,
+            stdin: spec.stdin,
+            stdin_once: spec.stdin_once,
+        };
+        let clock = Instant::now();
+        let (paths, made, users) = tokio::join!(
+            self.logd.register(stream),
+            self.make(context.clone(), container.clone(), attempt),
+            self.users.of(&runtime, &image),
+        );
+        let (made, (passwd, group)) = (made?, users?);
+        let paths = paths
+            .map_err(|e| Failure::new("CreateContainerError", format!("output: {}", super::chain(&e))))?;
+        steps.push(("files+logd", clock.elapsed()));
+
+        let clock = Instant::now();
+        let files = UserFiles { passwd: passwd.as_deref(), group: group.as_deref() };
+        let oci = self.spec(&pod, spec, &id, &image, &made, files)?;
+        let oci =
+            serde_json::to_value(&oci).map_err(|e| Failure::new("CreateContainerError", e.to_string()))?;
+        let extension = serde_json::to_value(pod.as_ref())
+            .map_err(|e| Failure::new("CreateContainerError", e.to_string()))?;
+        lock(&self.specs).insert(id.clone(), Arc::new(oci.clone()));
+        lock(&self.owners).insert(id.clone(), pod.uid.clone());
+        steps.push(("spec", clock.elapsed()));
+
+        let image_id = image.image_id.clone();
+        let request = StartRequest {
+            id: id.clone(),
+            pod: pod.uid.clone(),
+            key: pod.key.clone(),
+            container: container.clone(),
+            attempt,
+            incarnation,
+            image,
+            spec: oci,
+            extension: serde_json::json!({ "pod": extension }),
+            stdio: Stdio {
+                stdout: paths.stdout,
+                stderr: paths.stderr.unwrap_or_default(),
+                stdin: paths.stdin,
+                terminal: spec.tty,
+            },
+            shim_group: pod.uid.to_string(),
+        };
+        let seen = |state, task| {
+            Box::new(ContainerSeen {
+                container: container.clone(),
+                attempt,
+                incarnation,
+                image_id: image_id.clone(),
+                state,
+                task,
+            })
+        };
+        let started = match runtime.create_and_start(request).await {
+            Ok(started) => started,
+            Err(error) => {
+                let message = error.message();
+                return match error.failure {
+                    StartFailure::Finished(exit) => {
+                        let state = Seen::Recorded(exit_of(exit));
+                        Ok(Performed::done(vec![Change::Container(id, seen(state, true), None)]))
+                    }
+                    StartFailure::CommandNotFound | StartFailure::NotExecutable | StartFailure::Refused
+                        if matches!(error.stage, Stage::Create | Stage::Start) =>
+                    {
+                        // It has run as far as its command can be run: a failed run, with back-off, not a failed try.
+                        let exit = Exit {
+                            code: START_ERROR_EXIT_CODE,
+                            at: berth_sys::clock::wall(),
+                            oom: false,
+                            reason: Some("StartError".to_owned()),
+                            message: Some(message),
+                            started_at: None,
+                        };
+                        Ok(Performed::done(vec![Change::Container(id, seen(Seen::Ended(exit), false), None)]))
+                    }
+                    StartFailure::Unknown => Err(Failure::new("RunContainerError", message)),
+                    _ => Err(Failure::new("CreateContainerError", message)),
+                };
+            }
+        };
+        steps.extend(started.timings);
+        let process = Process { pid: started.pid, start_time: started.start_time };
+        let state = match started.exit {
+            Some(exit) => Seen::Ended(exit_of(exit)),
+            None => Seen::Running { started_at: started.started_at },
+        };
+        Ok(Performed {
+            outcome: Ok(()),
+            changes: vec![Change::Container(id, seen(state, true), Some(process))],
+            steps,
+        })
+    }
+
+    /// Everything that touches files: the pod's own, mounts, the environment.
+    async fn make(
+        &self,
+        context: Context,
+        container: ContainerName,
+        attempt: Attempt,
+    ) -> Result<Made, Failure> {
+        let (volumes, facts) = (self.volumes.clone(), self.facts(&context));
+        blocking(move || {
+            let pod = &context.pod;
+            let spec =
+                pod.container(&container).ok_or_else(|| config_error("the pod has no such container"))?;
+            let env = env::resolve(pod, spec, &facts, &context.objects, &[])
+                .map_err(|e| config_error(e.message()))?;
+            volumes.prepare_files(pod, &facts).map_err(|e| config_error(e.message()))?;
+            let mut mounts =
+                volumes.container_mounts(pod, spec, &env).map_err(|e| config_error(e.message()))?;
+            mounts.extend(
+                volumes.termination_mount(pod, spec, attempt).map_err(|e| config_error(e.message()))?,
+            );
+            Ok(Made { env, mounts: mounts.into_iter().map(mount_spec).collect() })
+        })
+        .await?
+    }
+
+    fn spec(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        id: &ContainerId,
+        image: &Image,
+        made: &Made,
+        files: UserFiles<'_>,
+    ) -> Result<oci_spec::runtime::Spec, Failure> {
+        let user = spec::resolve_user(pod, container, &image.config.user, files)
+            .map_err(|e| config_error(super::chain(&e)))?;
+        let dir = self.config.roots.sandbox_dir(&pod.uid);
+        let pinned = |kind: NsKind| dir.join(kind.file_name());
+        let n = &pod.namespaces;
+        let namespaces = NamespacePaths {
+            net: (!n.host_network).then(|| pinned(NsKind::Net)),
+            ipc: (!n.host_ipc).then(|| pinned(NsKind::Ipc)),
+            uts: (!n.host_network).then(|| pinned(NsKind::Uts)),
+            pid: if n.host_pid {
+                PidNamespace::Host
+            } else if n.share_pid {
+                PidNamespace::Shared(pinned(NsKind::Pid))
+            } else {
+                PidNamespace::Own
+            },
+        };
+        let hostname = if n.host_network {
+            self.config.roots.node_name.to_string()
+        } else {
+            PodHostname::of(pod, self.config.cluster_domain.as_deref())
+                .map_err(|e| config_error(e.message()))?
+                .kernel
+        };
+        let expand = |words: &[String]| words.iter().map(|w| env::expand(w, &made.env)).collect::<Vec<_>>();
+        let host = &self.config.host;
+        let seccomp_file = self.seccomp_file(pod, container)?;
+        let input = SpecInput {
+            pod,
+            container,
+            id,
+            image: &image.config,
+            user: &user,
+            env: &made.env,
+            command: &expand(&container.command),
+            args: &expand(&container.args),
+            mounts: &made.mounts,
+            namespaces: &namespaces,
+            cgroups_path: &self.cgroups.container_cgroup(pod, id),
+            resources: &ContainerResources::of(pod, container, host),
+            oom_score_adj: spec::oom_score_adj(pod, container, host.memory_capacity),
+            hostname: &hostname,
+            seccomp_file: seccomp_file.as_deref(),
+            host,
+            shim_group: pod.uid.as_str(),
+        };
+        spec::build(&input).map_err(|e| Failure::new("CreateContainerError", super::chain(&e)))
+    }
+
+    /// The text of the profile that `seccompProfile: Localhost` names; a missing one fails the container.
+    fn seccomp_file(&self, pod: &Pod, container: &Container) -> Result<Option<String>, Failure> {
+        let wanted = container.security.seccomp.as_ref().or(pod.security.seccomp.as_ref());
+        let Some(Seccomp::Localhost(name)) = wanted else { return Ok(None) };
+        let path = self.config.roots.seccomp.join(name);
+        berth_sys::fs::read_to_string_limited(&path, 4 << 20).map(Some).map_err(|e| {
+            Failure::new("CreateContainerError", format!("seccomp profile {name:?}: {}", super::chain(&e)))
+        })
+    }
+}
+
+/// An exit as the runtime stores it, in the plan's words.
+pub(super) fn exit_of(e: ExitRecord) -> Exit {
+    Exit {
+        code: e.code,
+        at: e.at,
+        oom: e.oom,
+        reason: e.reason,
+        message: e.message,
+        started_at: e.started_at,
+    }
+}

@@ -1,0 +1,190 @@
+//! Ending runs: signals, exit records, reaping, removal.
+
+use super::{NodeHands, blocking, chain, lock};
+use crate::hands::{Change, Context, Performed};
+use berth_core::{
+    ids::{ContainerId, ContainerName},
+    model::{Pod, TerminationMessagePolicy},
+    plan::{Exit, Failure},
+};
+use berth_logd::{StreamSpec, reader};
+use berth_runtime::ExitRecord;
+use nix::sys::signal::Signal;
+
+/// What `FallbackToLogsOnError` takes of the output (`pkg/kubelet/container/runtime.go`).
+const TAIL_LINES: u64 = 80;
+const TAIL_BYTES: usize = 2048;
+
+/// A stop signal as images name it: `SIGQUIT`, `QUIT` or a number.
+fn signal_number(name: &str) -> Option<i32> {
+    if let Ok(n) = name.parse::<i32>() {
+        return (1..=64).contains(&n).then_some(n);
+    }
+    let upper = name.to_ascii_uppercase();
+    let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    full.parse::<Signal>().ok().map(|s| s as i32)
+}
+
+impl NodeHands {
+    /// Sends a signal: the one given, or the container's stop signal.
+    pub(super) async fn signal(
+        &self,
+        context: &Context,
+        container: &ContainerName,
+        id: &ContainerId,
+        number: Option<i32>,
+    ) -> Result<Performed, Failure> {
+        let runtime = self.runtime()?;
+        let number = match number {
+            Some(n) => n,
+            None => {
+                let spec = context.pod.container(container);
+                let image = match spec {
+                    Some(c) => runtime.resolve_image(&c.image).await.ok().flatten(),
+                    None => None,
+                };
+                image
+                    .and_then(|i| i.config.stop_signal.as_deref().and_then(signal_number))
+                    .unwrap_or(Signal::SIGTERM as i32)
+            }
+        };
+        let (pid, start_time) = context.process.map_or((0, 0), |p| (p.pid, p.start_time));
+        runtime
+            .signal(id, pid, start_time, number)
+            .await
+            .map_err(|e| Failure::new("FailedKillPod", e.chain()))?;
+        Ok(Performed::done(Vec::new()))
+    }
+
+    pub(super) async fn record_exit(
+        &self,
+        context: Context,
+        container: &ContainerName,
+        id: ContainerId,
+        mut exit: Exit,
+    ) -> Result<Performed, Failure> {
+        if exit.message.is_none() {
+            exit.message = self.termination_message(context, container.clone(), exit.code).await?;
+        }
+        let record = ExitRecord {
+            code: exit.code,
+            at: exit.at,
+            oom: exit.oom,
+            reason: exit.reason.clone(),
+            message: exit.message.clone(),
+            started_at: exit.started_at,
+        };
+        match self.runtime()?.record_exit(&id, &record).await {
+            Ok(()) => {}
+            // There is nothing left to write on, nor to be read from later.
+            Err(e) if e.kind() == berth_runtime::Kind::NotFound => {
+                return Ok(Performed::done(vec![Change::Removed(id)]));
+            }
+            Err(e) => return Err(Failure::new("FailedSync", e.chain())),
+        }
+        Ok(Performed::done(vec![Change::Recorded(id, exit)]))
+    }
+
+    async fn termination_message(
+        &self,
+        context: Context,
+        container: ContainerName,
+        code: i32,
+    ) -> Result<Option<String>, Failure> {
+        let (volumes, roots) = (self.volumes.clone(), self.config.roots.clone());
+        blocking(move || {
+            let pod = &context.pod;
+            let Some((spec, attempt)) = pod.container(&container).zip(context.run.map(|r| r.attempt)) else {
+                return None;
+            };
+            // A message that cannot be read is no message: the exit itself must be stored.
+            let message = volumes.termination_message(pod, spec, attempt).ok().flatten();
+            let fallback = spec.termination_message_policy == TerminationMessagePolicy::FallbackToLogsOnError;
+            if message.is_none() && fallback && code != 0 {
+                let set = reader::LogSet::open(&roots, &pod.key, &pod.uid, &container, attempt).ok()?;
+                return tail(&set);
+            }
+            message
+        })
+        .await
+    }
+
+    pub(super) async fn reap(&self, id: ContainerId) -> Result<Performed, Failure> {
+        let begun = std::time::Instant::now();
+        self.runtime()?.delete_task(&id).await.map_err(|e| Failure::new("FailedSync", e.chain()))?;
+        let mut steps = vec![("delete task", begun.elapsed())];
+        let begun = std::time::Instant::now();
+        self.logd.finish(&id).await.map_err(|e| Failure::new("FailedSync", chain(&e)))?;
+        steps.push(("finish output", begun.elapsed()));
+        lock(&self.specs).remove(&id);
+        Ok(Performed { outcome: Ok(()), changes: vec![Change::Reaped(id)], steps })
+    }
+
+    pub(super) async fn remove(
+        &self,
+        context: &Context,
+        container: &ContainerName,
+        id: ContainerId,
+    ) -> Result<Performed, Failure> {
+        self.runtime()?.remove(&id).await.map_err(|e| Failure::new("FailedSync", e.chain()))?;
+        let finished = self.logd.finish(&id).await;
+        if let Some(run) = &context.run {
+            let stream = stream_of(&context.pod, container, &id, run.attempt);
+            self.logd.remove_attempt(&stream).await.map_err(|e| Failure::new("FailedSync", chain(&e)))?;
+        }
+        if let Err(error) = finished {
+            tracing::debug!(container = id.short(), error = chain(&error), "output was closed before");
+        }
+        lock(&self.specs).remove(&id);
+        lock(&self.owners).remove(&id);
+        Ok(Performed::done(vec![Change::Removed(id)]))
+    }
+}
+
+fn stream_of(
+    pod: &Pod,
+    container: &ContainerName,
+    id: &ContainerId,
+    attempt: berth_core::ids::Attempt,
+) -> StreamSpec {
+    StreamSpec {
+        id: id.clone(),
+        uid: pod.uid.clone(),
+        key: pod.key.clone(),
+        container: container.clone(),
+        attempt,
+        tty: false,
+        stdin: false,
+        stdin_once: false,
+    }
+}
+
+/// The end of the output, cut to whole characters.
+fn tail(set: &reader::LogSet) -> Option<String> {
+    let mut text = Vec::new();
+    let mut emit = |record: berth_logd::format::Record<'_>| {
+        text.extend_from_slice(record.text);
+        if !record.partial {
+            text.push(b'\n');
+        }
+    };
+    set.read(reader::From::Tail(TAIL_LINES), &mut emit).ok()?;
+    let from = text.len().saturating_sub(TAIL_BYTES);
+    let cut = text.get(from..)?;
+    let text = String::from_utf8_lossy(cut).into_owned();
+    (!text.is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::signal_number;
+
+    #[test]
+    fn stop_signals_in_every_spelling() {
+        assert_eq!(signal_number("SIGQUIT"), Some(3));
+        assert_eq!(signal_number("quit"), Some(3));
+        assert_eq!(signal_number("37"), Some(37));
+        assert_eq!(signal_number("SIGNOPE"), None);
+        assert_eq!(signal_number("0"), None);
+    }
+}

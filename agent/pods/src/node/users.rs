@@ -1,0 +1,36 @@
+//! The user databases of images: `/etc/passwd` and `/etc/group` as the image has them, read once per image.
+
+use berth_core::plan::Failure;
+use berth_runtime::{Image, Runtime};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+type Files = (Option<Arc<str>>, Option<Arc<str>>);
+
+/// A cache by the image's file system.
+#[derive(Debug, Default)]
+pub(super) struct Users(Mutex<HashMap<String, Files>>);
+
+/// Images whose files are remembered at once.
+const MOST: usize = 256;
+
+impl Users {
+    pub(super) async fn of(&self, runtime: &Runtime, image: &Image) -> Result<Files, Failure> {
+        if let Some(files) = super::lock(&self.0).get(&image.chain_id) {
+            return Ok(files.clone());
+        }
+        let [passwd, group] = runtime
+            .image_files(image, ["etc/passwd", "etc/group"])
+            .await
+            .map_err(|e| Failure::new("CreateContainerError", e.chain()))?;
+        let files: Files = (passwd.map(Arc::from), group.map(Arc::from));
+        let mut cache = super::lock(&self.0);
+        if cache.len() >= MOST {
+            cache.clear();
+        }
+        cache.insert(image.chain_id.clone(), files.clone());
+        Ok(files)
+    }
+}

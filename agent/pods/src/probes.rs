@@ -1,0 +1,207 @@
+//! The probes of one pod: a task for each that is active, which asks, counts and tells what changed.
+//!
+//! The worker owns the tasks; dropping the set ends them. News goes to the worker by one bounded channel; a task
+//! waits where it is full, so that a busy worker slows its own pod's probes and nothing else.
+
+use crate::hands::{Context, Hands};
+use berth_core::{
+    ids::{ContainerId, ContainerName},
+    model::{Pod, Probe, ProbeKind},
+    plan::{ActiveProbe, Memory, Readiness},
+    probe::{ProbeEvent, ProbeResult, ProbeState, Step, Verdict, step},
+    time::Boottime,
+};
+use berth_sys::clock;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+/// The longest a task sleeps at once: the boot clock also counts suspended time, timers do not.
+const NAP: Duration = Duration::from_secs(60);
+
+/// Something a probe found.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) id: ContainerId,
+    pub(crate) container: ContainerName,
+    pub(crate) kind: ProbeKind,
+    /// The verdict, where it changed.
+    pub(crate) verdict: Option<Verdict>,
+    /// The answer, where it was bad and not the same as the one before.
+    pub(crate) failure: Option<String>,
+}
+
+struct Task {
+    handle: JoinHandle<()>,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.handle.abort();
+    }
+}
+
+/// The active probes of a pod.
+pub(crate) struct Probes {
+    tasks: BTreeMap<(ContainerId, ProbeKind), Task>,
+    news: mpsc::Sender<News>,
+    nudges: watch::Sender<u64>,
+    agent_start: Boottime,
+}
+
+impl Probes {
+    pub(crate) fn new(agent_start: Boottime) -> (Probes, mpsc::Receiver<News>) {
+        let (news, receiver) = mpsc::channel(16);
+        (Probes { tasks: BTreeMap::new(), news, nudges: watch::channel(0).0, agent_start }, receiver)
+    }
+
+    /// Something about the pod changed: readiness may be asked anew.
+    pub(crate) fn nudge(&self) {
+        self.nudges.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Begins what is wanted and not yet going on, ends what is no longer wanted.
+    pub(crate) fn reconcile<H: Hands>(
+        &mut self,
+        wanted: &[ActiveProbe],
+        pod: &Pod,
+        memory: &Memory,
+        hands: &Arc<H>,
+        context: impl Fn(&ContainerId) -> Context,
+    ) {
+        self.tasks.retain(|(id, kind), t| {
+            !t.handle.is_finished() && wanted.iter().any(|w| &w.id == id && w.kind == *kind)
+        });
+        for w in wanted {
+            let key = (w.id.clone(), w.kind);
+            let Some(probe) = spec_of(pod, w).filter(|_| !self.tasks.contains_key(&key)) else { continue };
+            let asker = Asker {
+                state: self.state(w, &probe, memory),
+                probe,
+                id: w.id.clone(),
+                container: w.container.clone(),
+                hands: Arc::clone(hands),
+                context: context(&w.id),
+                news: self.news.clone(),
+                nudges: self.nudges.subscribe(),
+                last_failure: None,
+            };
+            let handle = tokio::spawn(asker.run());
+            self.tasks.insert(key, Task { handle });
+        }
+    }
+
+    fn state(&self, w: &ActiveProbe, probe: &Probe, memory: &Memory) -> ProbeState {
+        let now = clock::boottime();
+        let seed = w.id.as_str().bytes().fold(0u32, |h, b| h.wrapping_mul(31).wrapping_add(u32::from(b)));
+        if w.started_at >= self.agent_start {
+            return ProbeState::new(w.kind, probe, w.started_at, now, self.agent_start, seed);
+        }
+        let run = memory.containers.get(&w.container).and_then(|m| m.run.as_ref()).filter(|r| r.id == w.id);
+        let last = match (w.kind, run.map(|r| r.readiness)) {
+            (ProbeKind::Readiness, Some(Readiness::Yes)) => Some(Verdict::Success),
+            (ProbeKind::Readiness, Some(Readiness::No)) => Some(Verdict::Failure),
+            _ => None,
+        };
+        ProbeState::adopted(w.kind, probe, last, now, seed).not_before(probe, w.started_at)
+    }
+}
+
+fn spec_of(pod: &Pod, w: &ActiveProbe) -> Option<Probe> {
+    let c = pod.container(&w.container)?;
+    match w.kind {
+        ProbeKind::Liveness => c.liveness.clone(),
+        ProbeKind::Readiness => c.readiness.clone(),
+        ProbeKind::Startup => c.startup.clone(),
+    }
+}
+
+struct Asker<H> {
+    state: ProbeState,
+    probe: Probe,
+    id: ContainerId,
+    container: ContainerName,
+    hands: Arc<H>,
+    context: Context,
+    news: mpsc::Sender<News>,
+    nudges: watch::Receiver<u64>,
+    last_failure: Option<String>,
+}
+
+impl<H: Hands> Asker<H> {
+    async fn run(mut self) {
+        let mut event = ProbeEvent::Tick(clock::boottime());
+        loop {
+            let (state, next, _verdict) = step(&self.state, &self.probe, event);
+            self.state = state;
+            event = match next {
+                Step::Wait { until } => match self.wait(until).await {
+                    Some(event) => event,
+                    None => return,
+                },
+                Step::Ask => {
+                    let ask = self.hands.ask(
+                        self.context.clone(),
+                        self.id.clone(),
+                        self.probe.clone(),
+                        self.container.clone(),
+                    );
+                    let answer = ask.await;
+                    if !self.tell(answer).await {
+                        return;
+                    }
+                    ProbeEvent::Tick(clock::boottime())
+                }
+            };
+        }
+    }
+
+    async fn wait(&mut self, until: Boottime) -> Option<ProbeEvent> {
+        if until == ProbeState::NEVER {
+            return None;
+        }
+        let rest = until.since(clock::boottime()).min(NAP);
+        let wants_nudge =
+            self.state.kind() == ProbeKind::Readiness && self.state.verdict() != Some(Verdict::Success);
+        tokio::select! {
+            () = tokio::time::sleep(rest) => Some(ProbeEvent::Tick(clock::boottime())),
+            nudged = self.nudges.changed(), if wants_nudge => {
+                nudged.ok()?;
+                Some(ProbeEvent::Nudge(clock::boottime()))
+            }
+        }
+    }
+
+    /// Counts an answer and tells what is new; false where nobody listens any more.
+    async fn tell(&mut self, answer: ProbeResult) -> bool {
+        let failure = match &answer {
+            ProbeResult::Failure(message) if self.last_failure.as_ref() != Some(message) => {
+                Some(message.clone())
+            }
+            _ => None,
+        };
+        match &answer {
+            ProbeResult::Failure(message) => self.last_failure = Some(message.clone()),
+            ProbeResult::Success => self.last_failure = None,
+            ProbeResult::Unknown(why) => {
+                tracing::debug!(container = %self.container, kind = ?self.state.kind(), why, "probe could not be asked");
+            }
+        }
+        let (state, _, verdict) =
+            step(&self.state, &self.probe, ProbeEvent::Result(clock::boottime(), answer));
+        self.state = state;
+        if verdict.is_none() && failure.is_none() {
+            return !self.news.is_closed();
+        }
+        let news = News {
+            id: self.id.clone(),
+            container: self.container.clone(),
+            kind: self.state.kind(),
+            verdict,
+            failure,
+        };
+        self.news.send(news).await.is_ok()
+    }
+}
