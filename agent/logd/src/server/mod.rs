@@ -1,7 +1,7 @@
 //! The main loop of `berth logd`: one thread that waits on FIFOs and clients.
 //!
 //! Two epoll sets, one for clients and one for FIFOs. After a round in which streams held little but spoke often,
-//! the FIFOs are left alone for [`PAUSE`], so that a container that writes line by line costs some hundred
+//! the FIFOs are left alone for 8 ms, so that a container that writes line by line costs some hundred
 //! wake-ups a second and not one for each line; clients are served meanwhile.
 //!
 //! # Replacement

@@ -40,6 +40,8 @@ pub fn act_or_check() {
         assert!(!refused.0.wait().unwrap().success(), "a limit of one file must be refused");
         return;
     };
+    // A test that is killed leaves none behind.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
     let Role { roots, max_size, max_files } = serde_json::from_str(&role).unwrap();
     server::run(server::Config { roots, max_size, max_files }).unwrap();
 }
