@@ -112,7 +112,7 @@ pub(crate) async fn within(
     what: impl std::fmt::Display,
     question: impl Future<Output = ProbeResult>,
 ) -> ProbeResult {
-    let deadline = Instant::now() + timeout;
+    let deadline = Instant::now() + timeout.min(Duration::from_secs(u64::from(u32::MAX)));
     match tokio::time::timeout_at(deadline, question).await {
         Ok(result) => result,
         Err(_) if Instant::now().saturating_duration_since(deadline) > HELD_UP => {

@@ -30,6 +30,7 @@ pub(crate) const ALL: &[Case] = &[
     ("dropped_question_ends_its_command", dropped_question_ends_its_command),
     ("seccomp_is_unsupported", seccomp_is_unsupported),
     ("no_descriptors_is_unknown", no_descriptors_is_unknown),
+    ("program_file_is_read_only", program_file_is_read_only),
     ("same_as_runc_exec", same_as_runc_exec),
     ("many_leave_nothing", many_leave_nothing),
 ];
@@ -383,6 +384,22 @@ fn no_descriptors_is_unknown() {
             assert!(matches!(answer, ProbeResult::Unknown(_)), "{answer:?}");
         }
         assert_eq!(prober.ask(&tcp, LONG).await, ProbeResult::Success);
+    });
+}
+
+/// A container that may trace reaches the file through a process on its way in; it must not be able to change it.
+fn program_file_is_read_only() {
+    let container = Container::start();
+    let rt = runtime();
+    rt.block_on(async {
+        let prober = prober(&container);
+        prober.exec(&container.target(&process(), &["true"]), LONG).await.unwrap();
+        let file = format!("/proc/{}/exe", fixture::helper().unwrap());
+        // The program runs, so that writing would be refused anyhow at this moment: ask the mount itself.
+        let flags = rustix::fs::statvfs(&file).unwrap().f_flag;
+        assert!(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY), "{flags:?}");
+        let own = rustix::fs::statvfs("/proc/self/exe").unwrap().f_flag;
+        assert!(!own.contains(rustix::fs::StatVfsMountFlags::RDONLY), "it would prove nothing");
     });
 }
 
