@@ -115,7 +115,7 @@ pub(super) fn merge(
         next.errors.extend(good.warnings.iter().cloned());
         let pods = if good.held.is_empty() { &good.pods } else { &good.held };
         for (document, pod) in pods {
-            let clash = taken.pod(&file.path, &pod.pod.key).or_else(|| taken.uid(&file.path, pod));
+            let clash = taken.pod(&file.path, &pod.pod.key).or_else(|| taken.uid(pod));
             match clash {
                 None => {
                     next.pods.insert(pod.pod.uid.clone(), Arc::clone(pod));
@@ -186,7 +186,7 @@ impl Taken {
         first
     }
 
-    fn uid(&mut self, _file: &Path, pod: &DesiredPod) -> Option<String> {
+    fn uid(&mut self, pod: &DesiredPod) -> Option<String> {
         let uid = pod.pod.uid.to_string();
         (!self.uids.insert(uid.clone()))
             .then(|| format!("uid {uid} is already taken by another pod of this directory"))
