@@ -145,17 +145,25 @@ fn place_descriptors(container: &Container<'_>, from: &Descriptors) -> Step<()> 
     Ok(())
 }
 
-/// Rust ignores SIGPIPE and the helper blocks some signals; a command starts with neither.
+/// Rust ignores SIGPIPE and whoever started the agent may have ignored more; a command starts with nothing ignored and
+/// nothing blocked. By system calls, because the C library keeps two signals from its callers.
 fn default_signals() {
+    /// `struct sigaction` as the kernel has it: handler, flags, restorer, mask; all zero is SIG_DFL.
+    static DEFAULT: [u64; 4] = [0; 4];
+    static NONE: u64 = 0;
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL runs no code; KILL and STOP are refused, which changes nothing.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: SIG_DFL runs no code; KILL and STOP are refused, which changes nothing. Masks are 8 bytes.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), ptr::null_mut::<u64>(), 8) };
     }
-    // SAFETY: an emptied signal set is valid and lives across the calls.
+    // SAFETY: the mask is 8 bytes long.
     unsafe {
-        let mut none = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const NONE,
+            ptr::null_mut::<u64>(),
+            8,
+        );
     }
 }
 
