@@ -17,9 +17,13 @@ mod mounts;
 mod process;
 mod resources;
 mod seccomp;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod user;
 
-pub use host::HostFacts;
+pub use host::{HostFacts, HostFactsError};
 pub use image::{ImageConfig, ImageConfigError, MAX_CONFIG_BYTES};
 pub use mounts::{MountOrigin, MountSpec};
 pub use resources::{CPU_PERIOD_US, ContainerResources, MAX_SHARES, MIN_QUOTA_US, MIN_SHARES, oom_score_adj};

@@ -170,7 +170,8 @@ pub(super) fn build(
         .into_iter()
         .filter(|m| {
             let at = m.destination().to_string_lossy();
-            !destinations.iter().any(|d| *d == at) && !(own_dev && at.starts_with("/dev/"))
+            let hidden = own_dev && at.starts_with("/dev/");
+            !hidden && !destinations.iter().any(|d| *d == at)
         })
         .collect();
     let mut root: Option<&'static str> = None;

@@ -146,3 +146,91 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, capacity: i64) -> i32 {
     let adj = adj.clamp(i128::from(1000 + GUARANTEED_OOM), i128::from(BEST_EFFORT_OOM - 1));
     i32::try_from(adj).unwrap_or(BEST_EFFORT_OOM - 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::testing::{container, pod};
+    use proptest::prelude::*;
+
+    fn amounts(list: &[(&str, &str)]) -> BTreeMap<String, Quantity> {
+        list.iter().map(|(k, v)| ((*k).to_owned(), v.parse().unwrap())).collect()
+    }
+
+    fn resources(requests: &[(&str, &str)], limits: &[(&str, &str)]) -> Resources {
+        Resources { requests: amounts(requests), limits: amounts(limits) }
+    }
+
+    fn of(resources: Resources) -> ContainerResources {
+        let mut pod = pod();
+        pod.containers[0].resources = resources;
+        ContainerResources::of(&pod, &pod.containers[0], &HostFacts::default())
+    }
+
+    #[test]
+    fn shares_and_quota_stay_within_the_kernels_bounds() {
+        assert_eq!(of(Resources::default()).cpu_shares, MIN_SHARES);
+        assert_eq!(of(resources(&[("cpu", "1m")], &[])).cpu_shares, MIN_SHARES);
+        assert_eq!(of(resources(&[("cpu", "250m")], &[("cpu", "2")])).cpu_shares, 256);
+        assert_eq!(of(resources(&[], &[("cpu", "2")])).cpu_shares, 2048);
+        assert_eq!(of(resources(&[("cpu", "9000")], &[])).cpu_shares, MAX_SHARES);
+        assert_eq!(of(resources(&[("cpu", "0")], &[("cpu", "2")])).cpu_shares, MIN_SHARES);
+        assert_eq!(of(resources(&[], &[("cpu", "1m")])).cpu_quota, Some(MIN_QUOTA_US));
+        assert_eq!(of(resources(&[], &[("cpu", "150m")])).cpu_quota, Some(15_000));
+        assert_eq!(of(Resources::default()).cpu_quota, None);
+    }
+
+    #[test]
+    fn swap_follows_memory_and_every_page_size_is_limited() {
+        let host = HostFacts {
+            swap_accounting: true,
+            unified_cgroups: true,
+            hugepage_sizes: vec!["2MB".to_owned(), "1GB".to_owned()],
+            ..HostFacts::default()
+        };
+        let mut pod = pod();
+        pod.containers[0].resources = resources(&[], &[("memory", "1Mi"), ("hugepages-2Mi", "4Mi")]);
+        let got = ContainerResources::of(&pod, &pod.containers[0], &host);
+        assert_eq!((got.memory_limit, got.memory_swap), (Some(1 << 20), Some(1 << 20)));
+        assert_eq!(got.hugepages, [("2MB".to_owned(), 4 << 20), ("1GB".to_owned(), 0)]);
+        assert_eq!(got.unified.get("memory.oom.group").map(String::as_str), Some("1"));
+    }
+
+    #[test]
+    fn oom_scores_follow_the_quality_of_service() {
+        const GIB: i64 = 1 << 30;
+        let mut p = pod();
+        assert_eq!(oom_score_adj(&p, &p.containers[0], 4 * GIB), 1000);
+        p.containers[0].resources = resources(&[("memory", "1Gi")], &[]);
+        assert_eq!(oom_score_adj(&p, &p.containers[0], 4 * GIB), 750);
+        assert_eq!(oom_score_adj(&p, &p.containers[0], GIB), 3);
+        p.containers[0].resources = resources(&[("memory", "1")], &[]);
+        assert_eq!(oom_score_adj(&p, &p.containers[0], 4 * GIB), 999);
+        assert_eq!(oom_score_adj(&p, &p.containers[0], 0), 3);
+        // A sidecar is never killed before the least of the main containers.
+        p.containers[0].resources = resources(&[("memory", "2Gi")], &[]);
+        let mut side = container("side");
+        side.sidecar = true;
+        p.init_containers.push(side);
+        assert_eq!(oom_score_adj(&p, &p.init_containers[0], 4 * GIB), 500);
+        // What the pod requests beyond its containers is shared out.
+        p.resources = Some(resources(&[("memory", "4Gi")], &[]));
+        assert_eq!(oom_score_adj(&p, &p.containers[0], 8 * GIB), 625);
+        p.priority = SYSTEM_CRITICAL_PRIORITY;
+        p.priority_class = Some("system-node-critical".to_owned());
+        assert_eq!(oom_score_adj(&p, &p.containers[0], 4 * GIB), GUARANTEED_OOM);
+    }
+
+    proptest! {
+        #[test]
+        fn any_amount_gives_values_the_kernel_takes(cpu in "[0-9]{1,19}(m|Ei|)", memory in "[0-9]{1,19}(Ki|Ei|m|)", capacity: i64) {
+            let mut p = pod();
+            p.containers[0].resources =
+                resources(&[("cpu", cpu.as_str()), ("memory", memory.as_str())], &[("cpu", cpu.as_str())]);
+            let got = ContainerResources::of(&p, &p.containers[0], &HostFacts::default());
+            prop_assert!((MIN_SHARES..=MAX_SHARES).contains(&got.cpu_shares));
+            prop_assert!(got.cpu_quota.is_none_or(|q| q >= MIN_QUOTA_US));
+            prop_assert!((-997..=1000).contains(&oom_score_adj(&p, &p.containers[0], capacity)));
+        }
+    }
+}

@@ -210,3 +210,154 @@ pub fn resolve_user(
     }
     Ok(ResolvedUser { uid, gid, additional_gids: gids.into_iter().collect() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::testing::pod;
+    use proptest::prelude::*;
+
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/:/bin/sh\nbad:x:12e4:5::/:\n\
+                          huge:x:4294967296:5::/:\nodd:x:7:-1::/:\n\n+::::::\n";
+    const GROUP: &str =
+        "root:x:0:\nstaff:x:50:app,other\napp:x:1001:app\naudio:x:29:app\nbroken:x:many:odd\n";
+    const FILES: UserFiles<'static> = UserFiles { passwd: Some(PASSWD), group: Some(GROUP) };
+
+    fn resolve(image: &str, change: impl FnOnce(&mut Pod)) -> Result<ResolvedUser, UserError> {
+        let mut pod = pod();
+        change(&mut pod);
+        resolve_user(&pod, &pod.containers[0], image, FILES)
+    }
+
+    fn ids(uid: u32, gid: u32, additional: &[u32]) -> Result<ResolvedUser, UserError> {
+        Ok(ResolvedUser { uid, gid, additional_gids: additional.to_vec() })
+    }
+
+    #[test]
+    fn image_and_contexts_resolve_as_the_kubelet_and_cri_do() {
+        assert_eq!(resolve("", |_| {}), ids(0, 0, &[0]));
+        assert_eq!(resolve("app", |_| {}), ids(1000, 1001, &[29, 50, 1001]));
+        // The group that an image gives is not looked at.
+        assert_eq!(resolve("app:root", |_| {}), ids(1000, 1001, &[29, 50, 1001]));
+        assert_eq!(resolve("4242:50", |_| {}), ids(4242, 0, &[0]));
+        assert_eq!(resolve("app", |p| p.security.run_as_user = Some(4242)), ids(4242, 0, &[0]));
+        assert_eq!(resolve("", |p| p.security.run_as_group = Some(9)), ids(0, 9, &[9]));
+        assert_eq!(
+            resolve("app", |p| {
+                p.security.run_as_user = Some(1);
+                p.containers[0].security.run_as_user = Some(1000);
+                p.security.fs_group = Some(5);
+                p.security.supplemental_groups = vec![29, 3];
+            }),
+            ids(1000, 1001, &[3, 5, 29, 50, 1001])
+        );
+        assert_eq!(
+            resolve("app", |p| {
+                p.security.supplemental_groups_strict = true;
+                p.security.supplemental_groups = vec![7];
+            }),
+            ids(1000, 1001, &[7, 1001])
+        );
+    }
+
+    #[test]
+    fn ids_are_checked_at_their_borders() {
+        assert_eq!(resolve("2147483647", |_| {}), ids(2_147_483_647, 0, &[0]));
+        for text in
+            ["2147483648", "4294967295", "4294967296", "18446744073709551616", "-1", "99999999999999999999"]
+        {
+            assert_eq!(
+                resolve(text, |_| {}),
+                Err(UserError::OutOfRange { what: "image user", text: text.to_owned() })
+            );
+        }
+        assert!(matches!(
+            resolve("", |p| p.security.run_as_user = Some(1 << 31)),
+            Err(UserError::OutOfRange { what: "runAsUser", .. })
+        ));
+        assert!(matches!(
+            resolve("", |p| p.security.run_as_group = Some(u32::MAX)),
+            Err(UserError::OutOfRange { what: "runAsGroup", .. })
+        ));
+        assert!(matches!(
+            resolve("", |p| p.security.supplemental_groups = vec![1 << 31]),
+            Err(UserError::OutOfRange { .. })
+        ));
+    }
+
+    #[test]
+    fn a_broken_entry_never_means_root() {
+        for name in ["bad", "huge", "odd", "+"] {
+            let got = resolve(name, |_| {});
+            assert!(matches!(got, Err(UserError::BadEntry { file: "/etc/passwd", .. })), "{name}: {got:?}");
+        }
+        // By number nobody of that id is found, so the group is root's as it is for any unknown id.
+        assert_eq!(resolve("12", |_| {}), ids(12, 0, &[0]));
+        let odd = UserFiles { passwd: Some("odd:x:7:7::/:\n"), group: Some(GROUP) };
+        let pod = pod();
+        assert_eq!(
+            resolve_user(&pod, &pod.containers[0], "odd", odd),
+            Err(UserError::BadEntry { file: "/etc/group", name: "broken".to_owned() })
+        );
+        assert_eq!(resolve("nobody", |_| {}), Err(UserError::NoSuchUser("nobody".to_owned())));
+    }
+
+    #[test]
+    fn non_root_is_checked_on_the_user_that_comes_out() {
+        let non_root = |p: &mut Pod| p.security.run_as_non_root = Some(true);
+        assert_eq!(resolve("", non_root), Err(UserError::ImageIsRoot));
+        assert_eq!(resolve("0:5", non_root), Err(UserError::ImageIsRoot));
+        assert_eq!(resolve("00", non_root), Err(UserError::ImageIsRoot));
+        assert_eq!(resolve("app", non_root), Err(UserError::NonNumericUser("app".to_owned())));
+        assert_eq!(resolve("1000", non_root), ids(1000, 1001, &[29, 50, 1001]));
+        assert_eq!(
+            resolve("1000", |p| {
+                non_root(p);
+                p.containers[0].security.run_as_user = Some(0);
+            }),
+            Err(UserError::RunAsUserIsRoot)
+        );
+        // The container may take the pod's demand back.
+        assert_eq!(
+            resolve("", |p| {
+                non_root(p);
+                p.containers[0].security.run_as_non_root = Some(false);
+            }),
+            ids(0, 0, &[0])
+        );
+    }
+
+    #[test]
+    fn user_databases_are_bounded() {
+        let big = "x".repeat(MAX_USER_FILE_BYTES + 1);
+        let pod = pod();
+        for files in
+            [UserFiles { passwd: Some(&big), group: None }, UserFiles { passwd: None, group: Some(&big) }]
+        {
+            assert!(matches!(
+                resolve_user(&pod, &pod.containers[0], "", files),
+                Err(UserError::FileTooLarge { .. })
+            ));
+        }
+    }
+
+    proptest! {
+        /// Whatever an image holds: no panic, and what comes out is in range, sorted and holds the primary group.
+        #[test]
+        fn any_database_gives_a_user_in_range_or_an_error(
+            user in "[a-z0-9:+-]{0,12}",
+            passwd in "([a-z]{0,3}:x?:-?[0-9]{0,11}:[0-9]{0,11}(:.{0,5}){0,3}\n?){0,6}",
+            group in "([a-z]{0,3}:x?:[0-9a]{0,11}:([a-z]{1,3},?){0,3}\n?){0,6}",
+            non_root: bool,
+        ) {
+            let mut pod = pod();
+            pod.security.run_as_non_root = Some(non_root);
+            let files = UserFiles { passwd: Some(&passwd), group: Some(&group) };
+            if let Ok(got) = resolve_user(&pod, &pod.containers[0], &user, files) {
+                prop_assert!(got.uid <= MAX_ID && got.gid <= MAX_ID);
+                prop_assert!(!(non_root && got.uid == 0));
+                prop_assert!(got.additional_gids.is_sorted() && got.additional_gids.contains(&got.gid));
+            }
+        }
+    }
+}

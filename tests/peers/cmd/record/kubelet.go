@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// kubelet is the real one, standalone: static pods only, no API server.
+type kubelet struct {
+	client http.Client
+}
+
+const kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+authentication:
+  anonymous: {enabled: true}
+  webhook: {enabled: false}
+authorization: {mode: AlwaysAllow}
+address: 127.0.0.1
+readOnlyPort: 10255
+healthzPort: 0
+failCgroupV1: false
+cgroupDriver: cgroupfs
+cgroupRoot: /%[2]s
+enforceNodeAllocatable: []
+containerRuntimeEndpoint: unix://%[1]s/containerd.sock
+staticPodPath: %[1]s/manifests
+podLogsDir: %[1]s/logs
+resolvConf: %[1]s/resolv.conf
+clusterDNS: [10.96.0.10]
+clusterDomain: cluster.local
+fileCheckFrequency: 1s
+failSwapOn: false
+localStorageCapacityIsolation: false
+makeIPTablesUtilChains: false
+imageGCHighThresholdPercent: 100
+evictionHard: {memory.available: 1Mi, nodefs.available: 1Mi, imagefs.available: 1Mi, nodefs.inodesFree: "1", imagefs.inodesFree: "1"}
+eventRecordQPS: 0
+logging: {verbosity: 3}
+`
+
+type pod struct {
+	Metadata struct {
+		Name string `json:"name"`
+		UID  string `json:"uid"`
+	} `json:"metadata"`
+	Status podStatus `json:"status"`
+}
+
+type podStatus struct {
+	Phase                 string            `json:"phase"`
+	Reason                string            `json:"reason,omitempty"`
+	Conditions            []condition       `json:"conditions"`
+	InitContainerStatuses []containerStatus `json:"initContainerStatuses,omitempty"`
+	ContainerStatuses     []containerStatus `json:"containerStatuses,omitempty"`
+	QOSClass              string            `json:"qosClass"`
+}
+
+type condition struct {
+	Type   string `json:"type"`
+	Status string `json:"status"`
+	Reason string `json:"reason,omitempty"`
+}
+
+type containerStatus struct {
+	Name         string `json:"name"`
+	State        state  `json:"state"`
+	LastState    state  `json:"lastState"`
+	Ready        bool   `json:"ready"`
+	Started      *bool  `json:"started,omitempty"`
+	RestartCount int    `json:"restartCount"`
+}
+
+type state struct {
+	Waiting    *waiting  `json:"waiting,omitempty"`
+	Running    *struct{} `json:"running,omitempty"`
+	Terminated *struct {
+		ExitCode int    `json:"exitCode"`
+		Reason   string `json:"reason"`
+		Message  string `json:"message,omitempty"`
+	} `json:"terminated,omitempty"`
+}
+
+type waiting struct {
+	Reason string `json:"reason"`
+}
+
+func startKubelet(ctx context.Context, path, tools string) (*kubelet, error) {
+	config := filepath.Join(root, "kubelet.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, kubeletConfig, root, cgroup), 0o644); err != nil {
+		return nil, err
+	}
+	seccomp := filepath.Join(root, "kubelet/seccomp")
+	if err := os.MkdirAll(seccomp, 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(seccomp, "shape.json"), []byte(localhostProfile), 0o644); err != nil {
+		return nil, err
+	}
+	err := spawn(ctx, "kubelet.log", []string{"PATH=" + tools + ":" + os.Getenv("PATH")}, path,
+		"--config", config, "--root-dir", filepath.Join(root, "kubelet"), "--cert-dir", filepath.Join(root, "pki"),
+		"--hostname-override", nodeName, "--node-ip", "10.245.77.1")
+	if err != nil {
+		return nil, err
+	}
+	k := &kubelet{client: http.Client{Timeout: 10 * time.Second}}
+	for end := time.Now().Add(60 * time.Second); ; pause(ctx, 100*time.Millisecond) {
+		if _, err = k.pods(ctx); err == nil {
+			return k, nil
+		}
+		if time.Now().After(end) {
+			text, _ := os.ReadFile(filepath.Join(root, "kubelet.log"))
+			return nil, fmt.Errorf("does not answer: %w\n%s", err, text[max(0, len(text)-3000):])
+		}
+	}
+}
+
+func (k *kubelet) manifest(s shape) string {
+	return filepath.Join(root, "manifests", s.name+".yaml")
+}
+
+// pods asks the kubelet what it runs, by the manifest's name.
+func (k *kubelet) pods(ctx context.Context) (map[string]pod, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:10255/pods", nil)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := k.client.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	var list struct {
+		Items []pod `json:"items"`
+	}
+	if err := json.NewDecoder(answer.Body).Decode(&list); err != nil {
+		return nil, err
+	}
+	pods := map[string]pod{}
+	for _, p := range list.Items {
+		pods[strings.TrimSuffix(p.Metadata.Name, "-"+nodeName)] = p
+	}
+	return pods, nil
+}
+
+func describe(p pod) string {
+	text, err := json.Marshal(p.Status)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+const localhostProfile = `{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X86_64"],
+"syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":1}]}
+`

@@ -1,0 +1,252 @@
+// Command record runs the shapes of tests/shapes on the real kubelet and containerd's CRI plugin and writes down
+// what they made of them: tests/golden/spec and tests/golden/status. See README.md of this module.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"sort"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Everything lives below this directory, on a tmpfs of the recorder's own mount namespace.
+const root = "/run/berth-peers"
+
+// The cgroup that the kubelet works below, in every hierarchy.
+const cgroup = "berth-peers"
+
+const nodeName = "berth-peer"
+
+// Set in the child that lives in namespaces of its own.
+const insideEnv = "BERTH_PEERS_INSIDE"
+
+type options struct {
+	shapes, golden, tools, kubelet, only string
+	batch                                int
+	keep                                 bool
+}
+
+func main() {
+	log.SetFlags(log.Ltime)
+	log.SetPrefix("record: ")
+	var o options
+	flag.StringVar(&o.shapes, "shapes", "../shapes", "directory of pod manifests")
+	flag.StringVar(&o.golden, "golden", "../golden", "directory to write the recordings to")
+	flag.StringVar(&o.tools, "tools", toolsDir(), "directory of containerd, its shim, runc, ctr and the CNI plugins")
+	flag.StringVar(&o.kubelet, "kubelet", "bin/kubelet", "the kubelet; built there where missing")
+	flag.StringVar(&o.only, "only", "", "shapes to record, by comma; the others keep their recordings")
+	flag.IntVar(&o.batch, "batch", 12, "pods at once")
+	flag.BoolVar(&o.keep, "keep-logs", false, "copy the logs of kubelet and containerd to the golden directory's parent")
+	flag.Parse()
+	var err error
+	if os.Getenv(insideEnv) == "" {
+		err = outside(o)
+	} else {
+		err = inside(o)
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+func toolsDir() string {
+	if dir := os.Getenv("BERTH_TOOLS"); dir != "" {
+		return dir
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(cache, "berth", "tools", "bin")
+}
+
+// outside builds what is missing, starts the recorder again in namespaces of its own and cleans up behind it. When
+// that child ends, the kernel ends every process of its PID namespace and drops its mounts and network.
+func outside(o options) error {
+	for _, dir := range []*string{&o.shapes, &o.golden, &o.tools, &o.kubelet} {
+		abs, err := filepath.Abs(*dir)
+		if err != nil {
+			return err
+		}
+		*dir = abs
+	}
+	if err := buildKubelet(o.kubelet); err != nil {
+		return fmt.Errorf("build kubelet: %w", err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	runtime.LockOSThread() // the death signal of the child is tied to this thread
+	cgroups, err := makeCgroups()
+	defer removeCgroups(cgroups)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.golden, 0o755); err != nil {
+		return err
+	}
+	cmd := exec.Command(self, "-shapes", o.shapes, "-golden", o.golden, "-tools", o.tools, "-kubelet", o.kubelet,
+		"-only", o.only, "-batch", fmt.Sprint(o.batch), fmt.Sprintf("-keep-logs=%v", o.keep))
+	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS |
+			syscall.CLONE_NEWIPC,
+		Pdeathsig: syscall.SIGKILL,
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		<-stop
+		_ = cmd.Process.Kill()
+	}()
+	return cmd.Wait()
+}
+
+func buildKubelet(path string) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	log.Print("building the kubelet (about 5 minutes the first time)")
+	const version = "k8s.io/component-base/version."
+	ldflags := "-s -w -X " + version + "gitVersion=v1.36.3 -X " + version + "gitMajor=1 -X " + version + "gitMinor=36"
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", ldflags, "-o", path, "k8s.io/kubernetes/cmd/kubelet")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	return cmd.Run()
+}
+
+func inside(o options) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
+	defer cancel()
+	if err := enterPrivateWorld(); err != nil {
+		return fmt.Errorf("private namespaces: %w", err)
+	}
+	shapes, err := readShapes(o.shapes, o.only)
+	if err != nil {
+		return err
+	}
+	facts, err := hostFacts()
+	if err != nil {
+		return fmt.Errorf("host facts: %w", err)
+	}
+	if err := writeJSON(filepath.Join(o.golden, "host.json"), facts); err != nil {
+		return err
+	}
+	cri, err := startContainerd(ctx, o.tools)
+	if err != nil {
+		return fmt.Errorf("containerd: %w", err)
+	}
+	images, err := importImages(ctx, cri)
+	if err != nil {
+		return fmt.Errorf("images: %w", err)
+	}
+	if err := writeJSON(filepath.Join(o.golden, "images.json"), images); err != nil {
+		return err
+	}
+	kubelet, err := startKubelet(ctx, o.kubelet, o.tools)
+	if err != nil {
+		return fmt.Errorf("kubelet: %w", err)
+	}
+	defer func() {
+		if o.keep {
+			for _, name := range []string{"kubelet.log", "containerd.log"} {
+				text, _ := os.ReadFile(filepath.Join(root, name))
+				_ = os.WriteFile(filepath.Join(filepath.Dir(o.golden), name), text, 0o644)
+			}
+		}
+	}()
+	var failed []string
+	for start := 0; start < len(shapes); start += o.batch {
+		batch := shapes[start:min(start+o.batch, len(shapes))]
+		for _, err := range recordBatch(ctx, o, cri, kubelet, batch) {
+			log.Print(err)
+			failed = append(failed, err.Error())
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	if len(failed) > 0 {
+		sort.Strings(failed)
+		return errors.New(strings.Join(failed, "\n"))
+	}
+	log.Printf("%d shapes, %d of them skipped", len(shapes), skipped(shapes))
+	return nil
+}
+
+func recordBatch(ctx context.Context, o options, c *containerd, k *kubelet, batch []shape) []error {
+	var errs []error
+	for _, s := range batch {
+		if s.skip == "" {
+			if err := os.WriteFile(k.manifest(s), s.text, 0o644); err != nil {
+				return []error{err}
+			}
+		}
+	}
+	deadline := time.Now().Add(2 * time.Minute)
+	waiting := map[string]shape{}
+	for _, s := range batch {
+		if s.skip == "" {
+			waiting[s.name] = s
+		}
+	}
+	for len(waiting) > 0 {
+		pods, err := k.pods(ctx)
+		if err != nil {
+			return append(errs, err)
+		}
+		for name, s := range waiting {
+			p, ok := pods[name]
+			if !ok || !s.settled(p) {
+				continue
+			}
+			delete(waiting, name)
+			if err := writeRecording(ctx, o, c, s, p); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			}
+			log.Printf("%-28s %s", name, p.Status.Phase)
+		}
+		if len(waiting) > 0 && time.Now().After(deadline) {
+			for name := range waiting {
+				errs = append(errs, fmt.Errorf("%s: not settled: %s", name, describe(pods[name])))
+			}
+			break
+		}
+		pause(ctx, 200*time.Millisecond)
+	}
+	for _, s := range batch {
+		_ = os.Remove(k.manifest(s))
+	}
+	for end := time.Now().Add(2 * time.Minute); ; {
+		pods, err := k.pods(ctx)
+		if err == nil && len(pods) == 0 {
+			return errs
+		}
+		if time.Now().After(end) || ctx.Err() != nil {
+			return append(errs, fmt.Errorf("%d pods did not go away", len(pods)))
+		}
+		pause(ctx, 200*time.Millisecond)
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
