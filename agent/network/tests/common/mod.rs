@@ -16,7 +16,7 @@ use std::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 /// A named network namespace, removed at the end.
@@ -179,24 +179,37 @@ pub(crate) fn sandbox(id: &str, netns: &Path) -> SandboxNetwork {
     }
 }
 
-/// The plugin, built where it is not: another crate's binary is no dependency that cargo knows of.
+/// The plugin. Another crate's binary is no dependency that cargo knows of: it is taken from beside this test where it
+/// is newer than its sources, as in a test run of the whole workspace, and built otherwise.
 pub(crate) fn plugin() -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT
-        .get_or_init(|| {
-            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-            let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
-            let output = run(Command::new(cargo)
-                .args(["build", "-q", "-p", "berth-cni", "--message-format=json", "--manifest-path"])
-                .arg(manifest));
-            let messages = String::from_utf8(output.stdout).unwrap();
-            let path = messages
-                .lines()
-                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-                .find_map(|m| {
-                    m["executable"].as_str().filter(|p| p.ends_with("/berth-cni")).map(PathBuf::from)
-                });
-            path.expect("cargo names no executable berth-cni")
-        })
-        .clone()
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| fresh_plugin().unwrap_or_else(build_plugin)).clone()
+}
+
+fn fresh_plugin() -> Option<PathBuf> {
+    let path = std::env::current_exe().ok()?.parent()?.parent()?.join("berth-cni");
+    let built = fs::metadata(&path).ok()?.modified().ok()?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../cni");
+    let mut newest = SystemTime::UNIX_EPOCH;
+    for folder in ["ipam", "ipam/src", "plugin", "plugin/src"] {
+        for entry in fs::read_dir(root.join(folder)).unwrap() {
+            let metadata = entry.unwrap().metadata().unwrap();
+            newest = newest.max(metadata.modified().unwrap());
+        }
+    }
+    (built > newest).then_some(path)
+}
+
+fn build_plugin() -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
+    let output = run(Command::new(cargo)
+        .args(["build", "-q", "-p", "berth-cni", "--message-format=json", "--manifest-path"])
+        .arg(manifest));
+    let messages = String::from_utf8(output.stdout).unwrap();
+    let path = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|m| m["executable"].as_str().filter(|p| p.ends_with("/berth-cni")).map(PathBuf::from));
+    path.expect("cargo names no executable berth-cni")
 }
