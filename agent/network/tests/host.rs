@@ -52,10 +52,13 @@ fn the_hosts_sysctls_and_rules_are_put_back_as_they_were() {
     let node = Node::with_plugin("sysctl");
     node.host.ip("link add up0 type veth peer name up1");
     node.host.enter(|| {
+        // A new namespace inherits the machine's IPv4 settings, whatever those are.
+        fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
         fs::write("/proc/sys/net/ipv4/conf/up0/forwarding", "1").unwrap();
         fs::write("/proc/sys/net/ipv4/conf/all/accept_redirects", "0").unwrap();
     });
     let before = sysctls(&node);
+    assert_eq!(before["ip_forward"], "0");
     let network = node.open_with(masquerading());
     node.block_on(network.prepare_host()).unwrap();
     let during = sysctls(&node);

@@ -135,6 +135,8 @@ impl Host {
 fn both_sides_are_as_the_design_says() {
     let host = Host::dual("sides");
     let pod = Netns::new("pod");
+    // A new namespace inherits the machine's IPv4 settings, whatever those are.
+    host.netns.enter(|| fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap());
     let result = host.add("c1", &pod).unwrap();
     let (end, mtu) = (result["interfaces"][0]["name"].as_str().unwrap(), &result["interfaces"][0]["mtu"]);
     assert_eq!(mtu, 1500, "no default route to go by");
