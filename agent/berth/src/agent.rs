@@ -1,24 +1,23 @@
 //! The agent's wiring on one page: what is made, what is handed to whom, in which order it starts and ends.
 
-use crate::{board::Board, lock, node};
+use crate::{board::Board, lock, node, sources};
 use anyhow::{Context as _, bail};
-use berth_core::{model::ResourceList, roots::Roots};
+use berth_core::roots::Roots;
 use berth_network::{MasqueradeConfig, Network, NetworkConfig};
 use berth_node::cgroup::CgroupTree;
 use berth_pods::{
-    DesiredSet, ManagerConfig, Store,
+    ManagerConfig, Store,
     node::{NodeConfig, NodeHands, host_facts, pump},
 };
 use berth_probe::{Prober, ProberConfig};
 use berth_runtime::RuntimeConfig;
-use berth_source::{Snapshot, dir::DirConfig, manifest::Mode};
 use berth_sys::{clock, mount};
 use berth_volumes::Volumes;
 use clap::Args;
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
 };
 
 /// How long the manager may take to end.
@@ -33,6 +32,9 @@ pub(crate) struct AgentArgs {
     /// Run the pods of this directory of manifests.
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
+    /// Run the pods of this directory by the kubelet's rules for static pods (`staticPodPath`).
+    #[arg(long, value_name = "DIR")]
+    static_pods: Option<PathBuf>,
     /// The node's addresses; found on the machine where not given.
     #[arg(long = "node-ip", value_name = "IP")]
     node_ips: Vec<IpAddr>,
@@ -64,7 +66,9 @@ pub(crate) fn run(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     if !args.standalone {
         bail!("this build runs standalone nodes only: give --standalone and --manifests DIR");
     }
-    let Some(manifests) = args.manifests.clone() else { bail!("--standalone needs --manifests DIR") };
+    if args.manifests.is_none() && args.static_pods.is_none() {
+        bail!("--standalone needs --manifests DIR or --static-pods DIR");
+    }
     crate::log_to_stderr();
     for dir in [&roots.runtime_state, &roots.lasting_state, &roots.pod_state] {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
@@ -78,13 +82,13 @@ pub(crate) fn run(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the async runtime")?;
-    let done = runtime.block_on(serve(roots, args, manifests));
+    let done = runtime.block_on(serve(roots, args));
     // Blocking work that hangs (a stuck mount) must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
 }
 
-async fn serve(roots: Roots, args: AgentArgs, manifests: PathBuf) -> anyhow::Result<()> {
+async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     let boot = clock::boot_id(&roots.boot_id).context("read the boot id")?;
     let exe = std::env::current_exe().context("find this program")?;
 
@@ -95,7 +99,8 @@ async fn serve(roots: Roots, args: AgentArgs, manifests: PathBuf) -> anyhow::Res
     let network = Network::open(&roots, NetworkConfig { masquerade, ..NetworkConfig::default() })
         .context("open the network")?;
     network.prepare_host().await.context("prepare the host's network")?;
-    let prober = Prober::new(ProberConfig::new(exe.clone(), cgroups.roots())).context("set up probes")?;
+    let prober =
+        Prober::new(ProberConfig::new("/proc/self/exe", cgroups.roots())).context("set up probes")?;
 
     let logd = Arc::new(berth_logd::client::Client::new(roots.logd_socket()));
     let roots_file = roots.runtime_state.join("roots.json");
@@ -119,7 +124,7 @@ async fn serve(roots: Roots, args: AgentArgs, manifests: PathBuf) -> anyhow::Res
         cluster_dns: args.cluster_dns.clone(),
         cluster_domain: args.cluster_domain.clone(),
         pids_limit: args.pod_pids_limit,
-        allocatable: ResourceList::default(),
+        allocatable: node::allocatable(),
         host,
     };
     let hands = Arc::new(NodeHands::new(
@@ -133,11 +138,7 @@ async fn serve(roots: Roots, args: AgentArgs, manifests: PathBuf) -> anyhow::Res
     ));
     let board = Arc::new(Board::default());
 
-    let state = roots.lasting_state.join("manifests");
-    let (source, snapshots) =
-        berth_source::dir::start(DirConfig::new(manifests, roots.node_name.clone(), Mode::Manifests, state));
-    let (desired_tx, desired) = watch::channel(Arc::new(DesiredSet::default()));
-    let translator = tokio::spawn(translate(snapshots, desired_tx));
+    let (sources, desired) = sources::start(&roots, args.manifests.clone(), args.static_pods.clone());
 
     let runtime_config = RuntimeConfig {
         shim_binary: args.shim,
@@ -174,31 +175,14 @@ async fn serve(roots: Roots, args: AgentArgs, manifests: PathBuf) -> anyhow::Res
     if tokio::time::timeout(GOODBYE, manager).await.is_err() {
         tracing::warn!("pods' workers did not end in time");
     }
-    for task in [pumping, qos, translator] {
+    for task in [pumping, qos] {
         task.abort();
     }
-    source.shutdown().await.context("end the manifest source")?;
+    sources.shutdown().await.context("end the sources")?;
     if let Ok(runtime) = hands.runtime() {
         runtime.shutdown().await;
     }
     Ok(())
-}
-
-/// The source's snapshots in the manager's terms; errors are told once each.
-async fn translate(mut snapshots: watch::Receiver<Arc<Snapshot>>, desired: watch::Sender<Arc<DesiredSet>>) {
-    let mut told = Vec::new();
-    loop {
-        let snapshot = snapshots.borrow_and_update().clone();
-        for error in snapshot.errors.iter().filter(|e| !told.contains(*e)) {
-            tracing::error!(%error, "manifest refused");
-        }
-        told.clone_from(&snapshot.errors);
-        let pods = snapshot.pods.iter().map(|(uid, d)| (uid.clone(), Arc::clone(&d.pod))).collect();
-        let set = DesiredSet { listed: snapshot.listed, pods, objects: Arc::clone(&snapshot.objects) };
-        if desired.send(Arc::new(set)).is_err() || snapshots.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 /// The QoS groups follow the sum of what their pods ask for.

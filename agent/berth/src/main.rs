@@ -7,6 +7,7 @@ mod board;
 mod lock;
 mod node;
 mod roots;
+mod sources;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};

@@ -1,6 +1,19 @@
 //! What this machine is.
 
+use berth_core::model::ResourceList;
 use std::net::IpAddr;
+
+/// What pods may use of the machine: all of it.
+pub(crate) fn allocatable() -> ResourceList {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = info.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"));
+    let memory = kib.map_or_else(|| "0".to_owned(), |k| format!("{}Ki", k.trim()));
+    [("cpu", cpus.to_string()), ("memory", memory)]
+        .into_iter()
+        .filter_map(|(name, amount)| Some((name.to_owned(), amount.parse().ok()?)))
+        .collect()
+}
 
 /// The node's addresses: those that are given, or the first global one of each family.
 pub(crate) fn addresses(given: &[IpAddr]) -> Vec<IpAddr> {

@@ -1,0 +1,107 @@
+//! The sources of pods, merged into one desired set.
+//!
+//! One task per source passes its snapshots on; the set counts as listed once every source has listed.
+
+use berth_core::{ids::NodeName, model::Objects, roots::Roots};
+use berth_pods::DesiredSet;
+use berth_source::{
+    Snapshot,
+    dir::{DirConfig, ManifestDir},
+    manifest::Mode,
+};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+/// The last snapshot of each source.
+pub(crate) type Latest = Arc<Mutex<Vec<Arc<Snapshot>>>>;
+
+/// The running sources.
+pub(crate) struct Sources {
+    dirs: Vec<ManifestDir>,
+    tasks: Vec<JoinHandle<()>>,
+    /// What each of them shows.
+    pub(crate) latest: Latest,
+}
+
+/// Starts a source for each directory.
+pub(crate) fn start(
+    roots: &Roots,
+    manifests: Option<PathBuf>,
+    static_pods: Option<PathBuf>,
+) -> (Sources, watch::Receiver<Arc<DesiredSet>>) {
+    let (desired, receiver) = watch::channel(Arc::new(DesiredSet::default()));
+    let desired = Arc::new(desired);
+    let wanted = [(manifests, Mode::Manifests, "manifests"), (static_pods, Mode::StaticPods, "static-pods")];
+    let mut sources = Sources { dirs: Vec::new(), tasks: Vec::new(), latest: Latest::default() };
+    let mut snapshots = Vec::new();
+    for (dir, mode, name) in wanted {
+        let Some(dir) = dir else { continue };
+        let node: NodeName = roots.node_name.clone();
+        let state = roots.lasting_state.join(name);
+        let (source, snapshot) = berth_source::dir::start(DirConfig::new(dir, node, mode, state));
+        sources.dirs.push(source);
+        lock(&sources.latest).push(Arc::new(Snapshot::default()));
+        snapshots.push(snapshot);
+    }
+    for (index, snapshot) in snapshots.into_iter().enumerate() {
+        let (latest, desired) = (Arc::clone(&sources.latest), Arc::clone(&desired));
+        sources.tasks.push(tokio::spawn(follow(index, snapshot, latest, desired)));
+    }
+    (sources, receiver)
+}
+
+impl Sources {
+    /// Ends the sources. What they showed last stays wanted.
+    pub(crate) async fn shutdown(self) -> Result<(), berth_source::Error> {
+        for task in &self.tasks {
+            task.abort();
+        }
+        for dir in self.dirs {
+            dir.shutdown().await?;
+        }
+        Ok(())
+    }
+}
+
+fn lock(latest: &Latest) -> std::sync::MutexGuard<'_, Vec<Arc<Snapshot>>> {
+    latest.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Passes one source's snapshots on; errors are told once each.
+async fn follow(
+    index: usize,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    latest: Latest,
+    desired: Arc<watch::Sender<Arc<DesiredSet>>>,
+) {
+    let mut told = Vec::new();
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        for error in snapshot.errors.iter().filter(|e| !told.contains(*e)) {
+            tracing::error!(%error, "manifest refused");
+        }
+        told.clone_from(&snapshot.errors);
+        {
+            let mut all = lock(&latest);
+            if let Some(slot) = all.get_mut(index) {
+                *slot = snapshot;
+            }
+            // Sent under the lock, so that no later state is overtaken by an earlier one.
+            desired.send_replace(Arc::new(merge(&all)));
+        }
+        if snapshots.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn merge(all: &[Arc<Snapshot>]) -> DesiredSet {
+    let pods =
+        all.iter().flat_map(|s| s.pods.iter().map(|(uid, d)| (uid.clone(), Arc::clone(&d.pod)))).collect();
+    // Only the manifest directory has objects; static pods may not refer to any.
+    let objects = all.first().map_or_else(|| Arc::new(Objects::default()), |s| Arc::clone(&s.objects));
+    DesiredSet { listed: all.iter().all(|s| s.listed), pods, objects }
+}
