@@ -1,0 +1,119 @@
+//! What the agent publishes in files, for the time when it is not there: `<runtime_state>/status/<uid>.json` a pod and
+//! `<runtime_state>/status/node.json`, each replaced as a whole. A tmpfs: they die with the boot, as the pods do.
+
+use crate::{
+    Error,
+    view::{NodeView, PodView},
+};
+use berth_core::{event::EventRecord, ids::PodUid, roots::Roots};
+use serde::{Deserialize, Serialize};
+use std::{
+    ffi::OsStr,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// The node's file; those of pods begin with `pod-`.
+const NODE: &str = "node.json";
+
+/// One pod's file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodFile {
+    /// The pod.
+    pub pod: PodView,
+    /// What happened to it, oldest first.
+    #[serde(default)]
+    pub events: Vec<EventRecord>,
+}
+
+/// The directory.
+pub fn dir(roots: &Roots) -> PathBuf {
+    roots.runtime_state.join("status")
+}
+
+/// The file of the node.
+pub fn node_file(roots: &Roots) -> PathBuf {
+    dir(roots).join(NODE)
+}
+
+/// The file of a pod.
+pub fn pod_file(roots: &Roots, uid: &PodUid) -> PathBuf {
+    dir(roots).join(format!("pod-{uid}.json"))
+}
+
+/// Whose file that name is.
+pub fn uid_of(name: &OsStr) -> Option<PodUid> {
+    PodUid::new(name.to_str()?.strip_prefix("pod-")?.strip_suffix(".json")?).ok()
+}
+
+/// What was published of the node; `None` where nothing was.
+pub fn read_node(roots: &Roots) -> Result<Option<NodeView>, Error> {
+    let path = node_file(roots);
+    match fs::read(&path) {
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(view) => Ok(Some(view)),
+            Err(e) => Err(Error::File { path, source: e.into() }),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::File { path, source }),
+    }
+}
+
+/// What was published of the pods, by name, and which files could not be read.
+pub fn read_pods(roots: &Roots) -> Result<(Vec<PodFile>, Vec<Error>), Error> {
+    let dir = dir(roots);
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
+        Err(source) => return Err(Error::File { path: dir, source }),
+    };
+    let (mut pods, mut bad) = (Vec::new(), Vec::new());
+    for entry in entries {
+        let entry = entry.map_err(|source| Error::File { path: dir.clone(), source })?;
+        if uid_of(&entry.file_name()).is_none() {
+            continue;
+        }
+        match read_pod(&entry.path()) {
+            Ok(Some(file)) => pods.push(file),
+            // Removed since it was listed.
+            Ok(None) => {}
+            Err(e) => bad.push(e),
+        }
+    }
+    pods.sort_by(|a, b| (&a.pod.key, &a.pod.uid).cmp(&(&b.pod.key, &b.pod.uid)));
+    Ok((pods, bad))
+}
+
+fn read_pod(path: &Path) -> Result<Option<PodFile>, Error> {
+    let failed = |source| Error::File { path: path.to_owned(), source };
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| failed(e.into())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_core::ids::NodeName;
+
+    #[test]
+    fn a_torn_file_hides_no_other_pod() {
+        let tmp = tempfile::tempdir().unwrap();
+        let roots = Roots::below(tmp.path(), NodeName::new("n").unwrap(), "x");
+        assert_eq!(read_pods(&roots).unwrap().0, []);
+        assert!(read_node(&roots).unwrap().is_none());
+        fs::create_dir_all(dir(&roots)).unwrap();
+        let uid = PodUid::new("node").unwrap();
+        let good = r#"{"pod":{"uid":"node","key":{"namespace":"d","name":"p"},"object":{}}}"#;
+        fs::write(pod_file(&roots, &uid), good).unwrap();
+        fs::write(pod_file(&roots, &PodUid::new("u2").unwrap()), "{\"pod\":").unwrap();
+        fs::write(dir(&roots).join(".pod-u3.json.1.tmp"), "").unwrap();
+        let (pods, bad) = read_pods(&roots).unwrap();
+        assert_eq!(pods.len(), 1);
+        assert_eq!(pods.first().unwrap().pod.uid, uid);
+        assert_eq!(bad.len(), 1);
+        assert!(bad.first().unwrap().to_string().contains("pod-u2.json"));
+    }
+}
