@@ -78,7 +78,6 @@ pub(crate) fn run(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     mount::make_rshared(&roots.pod_state).context("share mounts below the pod state")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(32)
         .enable_all()
         .build()
         .context("start the async runtime")?;

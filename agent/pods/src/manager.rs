@@ -15,7 +15,7 @@ use crate::{
 use berth_core::{
     ids::{Namespace, PodKey, PodUid},
     model::{Objects, Pod},
-    plan::{Desired, Memory, Observed},
+    plan::{Desired, Memory},
     time::Boottime,
 };
 use berth_sys::clock;
@@ -275,11 +275,9 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         let uid = pod.uid.clone();
         let sight = match self.found.remove(&uid) {
             Some(f) => f.sight,
-            None if self.runtime_answers => match self.hands.look(&uid).await {
-                Ok(sight) => sight,
-                Err(_unknown) => Sight::default(),
-            },
-            None => Sight { seen: Observed::default(), ..Sight::default() },
+            // What could not be found out is looked at again by the worker.
+            None if self.runtime_answers => self.hands.look(&uid).await.unwrap_or_default(),
+            None => Sight::default(),
         };
         let memory = self.kept.remove(&uid).map(|k| k.1).unwrap_or_default();
         let (mail, box_) = mpsc::unbounded_channel();

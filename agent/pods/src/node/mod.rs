@@ -14,6 +14,7 @@ mod look;
 mod sandbox;
 mod start;
 mod stop;
+mod turns;
 mod users;
 
 pub use events::pump;
@@ -82,6 +83,7 @@ pub struct NodeHands {
     pauses: Mutex<BTreeMap<PodUid, AbortHandle>>,
     specs: Mutex<HashMap<ContainerId, Arc<serde_json::Value>>>,
     users: users::Users,
+    turns: turns::Turns,
 }
 
 impl std::fmt::Debug for NodeHands {
@@ -143,6 +145,7 @@ impl NodeHands {
             pauses: Mutex::default(),
             specs: Mutex::default(),
             users: users::Users::default(),
+            turns: turns::Turns::new(std::thread::available_parallelism().map_or(2, |n| n.get()).saturating_mul(3)),
         }
     }
 

@@ -79,12 +79,15 @@ impl NodeHands {
         incarnation: Incarnation,
         id: ContainerId,
     ) -> Result<Performed, Failure> {
+        let waited = Instant::now();
+        let _turn = self.turns.take().await;
+        let waited = waited.elapsed();
         let begun = Instant::now();
         let pod = Arc::clone(&context.pod);
         let spec = pod.container(&container).ok_or_else(|| config_error("the pod has no such container"))?;
         let image = self.image(spec).await?;
         let runtime = self.runtime()?;
-        let mut steps = vec![("image", begun.elapsed())];
+        let mut steps = vec![("turn", waited), ("image", begun.elapsed())];
 
         let stream = StreamSpec {
             id: id.clone(),

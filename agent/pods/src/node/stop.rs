@@ -94,9 +94,7 @@ impl NodeHands {
         let (volumes, roots) = (self.volumes.clone(), self.config.roots.clone());
         blocking(move || {
             let pod = &context.pod;
-            let Some((spec, attempt)) = pod.container(&container).zip(context.run.map(|r| r.attempt)) else {
-                return None;
-            };
+            let (spec, attempt) = pod.container(&container).zip(context.run.map(|r| r.attempt))?;
             // A message that cannot be read is no message: the exit itself must be stored.
             let message = volumes.termination_message(pod, spec, attempt).ok().flatten();
             let fallback = spec.termination_message_policy == TerminationMessagePolicy::FallbackToLogsOnError;

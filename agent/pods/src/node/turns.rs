@@ -1,0 +1,67 @@
+//! How many pods work on their start at once: more than the processors can do only makes every one of them slower.
+//!
+//! A turn is lent for [`LENT`] at most: whoever is stuck (a shim, a plugin) goes on without it and holds up nobody.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// The longest a turn is lent.
+const LENT: Duration = Duration::from_secs(3);
+
+/// The turns of a node.
+#[derive(Debug, Clone)]
+pub(super) struct Turns(Arc<Semaphore>);
+
+/// A turn; given back when dropped, or after [`LENT`].
+#[derive(Debug)]
+pub(super) struct Turn {
+    permit: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    timer: tokio::task::AbortHandle,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.timer.abort();
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl Turns {
+    pub(super) fn new(at_once: usize) -> Turns {
+        Turns(Arc::new(Semaphore::new(at_once.max(1))))
+    }
+
+    /// Waits for a turn, in order of asking.
+    pub(super) async fn take(&self) -> Turn {
+        // The semaphore is never closed; were it, everybody would simply go on.
+        let permit = Arc::new(Mutex::new(Arc::clone(&self.0).acquire_owned().await.ok()));
+        let lent = Arc::clone(&permit);
+        let timer = tokio::spawn(async move {
+            tokio::time::sleep(LENT).await;
+            lent.lock().unwrap_or_else(PoisonError::into_inner).take();
+        })
+        .abort_handle();
+        Turn { permit, timer }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stuck_holder_does_not_keep_others_waiting_for_ever() {
+        tokio::time::pause();
+        let turns = Turns::new(1);
+        let stuck = turns.take().await;
+        let begun = tokio::time::Instant::now();
+        let next = turns.take().await;
+        assert!(begun.elapsed() >= LENT, "the turn is lent for its time");
+        drop(next);
+        let at_once = turns.take().await;
+        drop((stuck, at_once));
+    }
+}
