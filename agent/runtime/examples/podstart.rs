@@ -55,9 +55,11 @@ impl Seeded {
 async fn main() -> Result<()> {
     let mut rounds = 50_u64;
     let mut kill = false;
+    let mut every = 4;
     for arg in std::env::args().skip(1) {
         match arg.as_str() {
             "--kill" => kill = true,
+            "--every" => every = 1,
             other => rounds = other.parse().with_context(|| format!("{other:?} is no number of rounds"))?,
         }
     }
@@ -72,7 +74,7 @@ async fn main() -> Result<()> {
         let code = i32::try_from(seeded.below(100))?;
         let script = format!("trap 'exit {code}' TERM; echo up; while :; do sleep 0.01; done");
         let (request, output) = node.request(&image, &format!("pod-{round}"), "app", &script);
-        let strike = kill && round % 4 == 3;
+        let strike = kill && round % every == every - 1;
         let in_start = strike && seeded.below(2) == 0;
         let from = Instant::now();
         let started = if in_start {
@@ -80,7 +82,7 @@ async fn main() -> Result<()> {
             tokio::time::sleep(Duration::from_millis(seeded.below(120))).await;
             node.kill_containerd();
             node.start_containerd().await;
-            tokio::time::timeout(PATIENCE, start).await.context("start after an outage")???
+            tokio::time::timeout(PATIENCE * 4, start).await.context("start after an outage")???
         } else {
             runtime.create_and_start(request.clone()).await?
         };
@@ -152,9 +154,12 @@ async fn timed<T>(
 async fn persist(runtime: Runtime, request: StartRequest) -> Result<Started> {
     let end = Instant::now() + PATIENCE;
     loop {
+        let from = Instant::now();
         match runtime.create_and_start(request.clone()).await {
             Ok(started) => return Ok(started),
-            Err(e) if Instant::now() > end => bail!("{}", e.message()),
+            Err(e) if Instant::now() > end => {
+                bail!("{} at {} after {:?}", e.message(), e.stage, from.elapsed())
+            }
             Err(_again) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }

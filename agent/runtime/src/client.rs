@@ -102,17 +102,23 @@ impl Client {
     }
 }
 
-/// Waits for a call's answer, at most its deadline and a little.
-pub(crate) async fn call<T>(
+/// Waits for a call's answer, at most its deadline and a little. The answer is boxed at once: gRPC futures are several
+/// kilobytes, and each caller's future would hold them.
+pub(crate) fn call<'a, T: 'a>(
     operation: &'static str,
-    subject: impl Display,
+    subject: impl Display + 'a,
     deadline: Duration,
-    answer: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, Error> {
-    match tokio::time::timeout(deadline + SLACK, answer).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(from_status(operation, &subject, deadline, status)),
-        Err(_elapsed) => Err(Error::Deadline { operation, subject: subject.to_string(), after: deadline }),
+    answer: impl Future<Output = Result<Response<T>, Status>> + 'a,
+) -> impl Future<Output = Result<T, Error>> + 'a {
+    let answer = Box::pin(answer);
+    async move {
+        match tokio::time::timeout(deadline + SLACK, answer).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(from_status(operation, &subject, deadline, status)),
+            Err(_elapsed) => {
+                Err(Error::Deadline { operation, subject: subject.to_string(), after: deadline })
+            }
+        }
     }
 }
 

@@ -84,10 +84,10 @@ pub enum FoundState {
     Unknown,
 }
 
-fn state_of(process: &Process) -> FoundState {
+fn state_of(runtime: &Runtime, process: &Process) -> FoundState {
     match Status::try_from(process.status).unwrap_or(Status::Unknown) {
-        Status::Created => FoundState::Created { pid: process.pid },
-        Status::Running | Status::Paused | Status::Pausing => {
+        Status::Created if !runtime.runs_unnoticed(process.pid) => FoundState::Created { pid: process.pid },
+        Status::Created | Status::Running | Status::Paused | Status::Pausing => {
             let start_time = process::started(process.pid);
             let started_at = (start_time != 0).then(|| process::wall_of(start_time));
             FoundState::Running { pid: process.pid, start_time, started_at }
@@ -168,7 +168,7 @@ impl Runtime {
             let (runtime, id) = (self.clone(), c.id.clone());
             missing.spawn(async move {
                 let state = match runtime.task(&id).await {
-                    Ok(Some(process)) => state_of(&process),
+                    Ok(Some(process)) => state_of(&runtime, &process),
                     Ok(None) => FoundState::NoTask,
                     Err(_unanswered) => FoundState::Unknown,
                 };
@@ -214,6 +214,6 @@ impl Runtime {
         let request = ListTasksRequest { filter: String::new() };
         let mut service = client.tasks();
         let reply = call("list", "tasks", LIST, service.list(client.request(request, LIST))).await?;
-        Ok(reply.tasks.iter().map(|p| (p.id.clone(), state_of(p))).collect())
+        Ok(reply.tasks.iter().map(|p| (p.id.clone(), state_of(self, p))).collect())
     }
 }

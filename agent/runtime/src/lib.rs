@@ -258,6 +258,14 @@ impl Runtime {
         self.0.shims.as_ref()
     }
 
+    /// Whether a task that is called created runs its program in truth; see [`process::runs_program`]. Only runc's
+    /// waiting init is known by name.
+    pub(crate) fn runs_unnoticed(&self, pid: u32) -> bool {
+        let runc =
+            self.0.config.runc_binary.as_ref().is_none_or(|b| b.file_name().is_some_and(|n| n == "runc"));
+        runc && self.roots().containerd_runtime == "io.containerd.runc.v2" && process::runs_program(pid)
+    }
+
     /// Makes the record that lets containerd accept shims by address.
     async fn node_sandbox(&self) -> Result<(), Error> {
         self.sandbox_record(NODE_SANDBOX).await

@@ -25,6 +25,19 @@ pub(crate) fn started(pid: u32) -> u64 {
     start_time(pid).ok().flatten().unwrap_or_default()
 }
 
+/// Whether a container's first process is past runc's own init and runs the container's program.
+///
+/// A start that is cut off (its caller's connection broke, so the shim ended its `runc start`) may have released the
+/// container and not have said so: then runc and shim go on calling it created, and another start would wait for ever
+/// for an init that is gone. The process knows better: runc's waiting init bears this name, and an exec takes it away.
+pub(crate) fn runs_program(pid: u32) -> bool {
+    const WAITING: &str = "runc:[2:INIT]";
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let comm = comm.trim_end_matches('\n');
+    // Init bears other names for an instant before; all begin so.
+    !comm.is_empty() && comm != WAITING && !comm.starts_with("runc")
+}
+
 /// A descriptor of the process, if it is the one that started at `start`; `None` if that one is gone.
 pub(crate) fn open(pid: u32, start: u64) -> Result<Option<PidFd>, berth_sys::Error> {
     let Some(fd) = PidFd::open(pid)? else { return Ok(None) };
@@ -65,6 +78,12 @@ mod tests {
         assert!(open(me, start + 1).unwrap().is_none());
         let age = clock::wall().0 - wall_of(start).0;
         assert!((0..3_600_000_000_000).contains(&age), "{age}");
+    }
+
+    #[test]
+    fn a_program_is_no_waiting_init() {
+        assert!(runs_program(std::process::id()));
+        assert!(!runs_program(0));
     }
 
     #[test]

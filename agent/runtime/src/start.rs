@@ -324,7 +324,7 @@ impl Runtime {
         steps: &mut Steps,
     ) -> Result<Started, StartError> {
         let status = Status::try_from(process.status).unwrap_or(Status::Unknown);
-        if status == Status::Created {
+        if status == Status::Created && !self.runs_unnoticed(process.pid) {
             return self.start_task(request, steps, true).await;
         }
         let exit = (status == Status::Stopped).then(|| ExitRecord {

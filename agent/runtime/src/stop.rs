@@ -76,14 +76,11 @@ impl Runtime {
             Err(e) => return Err(e),
         }
         let client = self.client();
-        if self.records_allowed() {
-            let request = StoreDeleteRequest { sandbox_id: id.to_string() };
-            let mut service = client.sandboxes();
-            absent(
-                call("delete sandbox record", id, RECORD, service.delete(client.request(request, RECORD)))
-                    .await,
-            )?;
-        }
+        // Also where none may be made now: it may be of a time when they could.
+        let request = StoreDeleteRequest { sandbox_id: id.to_string() };
+        let mut service = client.sandboxes();
+        let deleted = service.delete(client.request(request, RECORD));
+        absent(call("delete sandbox record", id, RECORD, deleted).await)?;
         let request =
             RemoveSnapshotRequest { snapshotter: self.roots().snapshotter.clone(), key: id.to_string() };
         let mut service = client.snapshots();

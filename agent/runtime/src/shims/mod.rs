@@ -100,7 +100,7 @@ impl Shims {
             match (used, keep) {
                 (true, _) => {}
                 (false, true) => self.state().idle.push_back(shim),
-                (false, false) => shim.unwanted.notify_one(),
+                (false, false) => spawn::terminate(&shim),
             }
         }
         let mut state = self.state();

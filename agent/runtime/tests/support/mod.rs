@@ -1,5 +1,11 @@
 //! A containerd of the test's own: own root, state, sockets, shims and cgroups, and nothing of it left behind.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its part of this module")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "each test file uses its part of this module, and a failure in it is the test's"
+)]
 
 use berth_core::{
     ids::{
