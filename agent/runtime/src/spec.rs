@@ -8,7 +8,8 @@
 //! labels or of a pod's annotations becomes part of a spec. What this build cannot do (AppArmor profiles) is a
 //! [`SpecError::NotYet`], never a container with less confinement than was asked for.
 //!
-//! Not here: sysctls belong to the pod's namespaces and are set where those are made; sources of bind mounts are
+//! Not here: sysctls belong to the pod's namespaces and are set where those are made ([`sandbox_sysctls`]
+//! says which); sources of bind mounts are
 //! made, resolved and checked for shared propagation by who makes the mounts.
 
 mod host;
@@ -17,6 +18,7 @@ mod mounts;
 mod process;
 mod resources;
 mod seccomp;
+mod sysctls;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -27,6 +29,7 @@ pub use host::{HostFacts, HostFactsError};
 pub use image::{ImageConfig, ImageConfigError, MAX_CONFIG_BYTES};
 pub use mounts::{MountOrigin, MountSpec};
 pub use resources::{CPU_PERIOD_US, ContainerResources, MAX_SHARES, MIN_QUOTA_US, MIN_SHARES, oom_score_adj};
+pub use sysctls::{SysctlError, sandbox_sysctls};
 pub use user::{MAX_USER_FILE_BYTES, ResolvedUser, UserError, UserFiles, resolve_user};
 
 use berth_core::{

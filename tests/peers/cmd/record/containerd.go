@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -153,38 +154,54 @@ type record struct {
 	}
 }
 
-// containersOf lists the newest container of each name of one pod.
-func (c *containerd) containersOf(ctx context.Context, uid string) (map[string]record, map[string]criContainer, error) {
+// made is what containerd holds of one pod: the newest container of each name, and the sandbox's sysctls.
+type made struct {
+	records  map[string]record
+	requests map[string]criContainer
+	sysctls  map[string]string
+}
+
+func (c *containerd) madeOf(ctx context.Context, uid string) (*made, error) {
 	out, err := c.run(ctx, "containers", "ls", "-q", fmt.Sprintf("labels.%q==%s", "io.kubernetes.pod.uid", uid))
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	records, requests := map[string]record{}, map[string]criContainer{}
+	m := made{records: map[string]record{}, requests: map[string]criContainer{}}
 	for _, id := range strings.Fields(string(out)) {
 		text, err := c.run(ctx, "containers", "info", id)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		var r record
 		if err := json.Unmarshal(text, &r); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		if r.Labels["io.cri-containerd.kind"] != "container" {
+		if r.Labels["io.cri-containerd.kind"] == "sandbox" {
+			var spec struct {
+				Linux struct {
+					Sysctl map[string]string `json:"sysctl"`
+				} `json:"linux"`
+			}
+			if err := json.Unmarshal(r.Spec, &spec); err != nil {
+				return nil, err
+			}
+			m.sysctls = map[string]string{}
+			maps.Copy(m.sysctls, spec.Linux.Sysctl)
 			continue
 		}
 		var request criContainer
 		extension, ok := r.Extensions["io.cri-containerd.container.metadata"]
 		if !ok {
-			return nil, nil, fmt.Errorf("container %s has no CRI metadata: %s", id, text)
+			return nil, fmt.Errorf("container %s has no CRI metadata: %s", id, text)
 		}
 		if err := json.Unmarshal(extension.Value, &request); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		name := request.Metadata.Config.Metadata.Name
-		if old, ok := requests[name]; ok && old.Metadata.Config.Metadata.Attempt > request.Metadata.Config.Metadata.Attempt {
+		if old, ok := m.requests[name]; ok && old.Metadata.Config.Metadata.Attempt > request.Metadata.Config.Metadata.Attempt {
 			continue
 		}
-		records[name], requests[name] = r, request
+		m.records[name], m.requests[name] = r, request
 	}
-	return records, requests, nil
+	return &m, nil
 }

@@ -12,6 +12,8 @@ import (
 
 type specRecording struct {
 	Containers map[string]containerRecording `json:"containers"`
+	// Of the sandbox; null where none was made.
+	Sysctls map[string]string `json:"sysctls"`
 }
 
 // containerRecording holds what the kubelet asked for and what the CRI plugin made of it.
@@ -31,13 +33,13 @@ var (
 )
 
 func writeRecording(ctx context.Context, o options, c *containerd, s shape, p pod) error {
-	records, requests, err := c.containersOf(ctx, p.Metadata.UID)
+	m, err := c.madeOf(ctx, p.Metadata.UID)
 	if err != nil {
 		return err
 	}
-	spec := specRecording{Containers: map[string]containerRecording{}}
-	for name, r := range records {
-		request := requests[name].Metadata
+	spec := specRecording{Containers: map[string]containerRecording{}, Sysctls: m.sysctls}
+	for name, r := range m.records {
+		request := m.requests[name].Metadata
 		out := containerRecording{Image: "", Command: request.Config.Command, Args: request.Config.Args, Mounts: request.Config.Mounts, Spec: r.Spec}
 		out.Image = r.Image
 		for _, e := range request.Config.Envs {
