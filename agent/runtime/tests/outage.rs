@@ -184,3 +184,53 @@ async fn a_killed_shim_ends_its_containers_and_the_pod_gets_another() {
     assert!(alive(&started));
     runtime.shutdown().await;
 }
+
+/// Creates the task of a container that has none, as a start does that is cut off before its last step.
+async fn create_only(node: &Node, id: &str) -> u32 {
+    use containerd_client::{Client, services::v1, with_namespace};
+    use tonic::Request;
+    let client = Client::from_path(&node.roots.containerd_socket).await.unwrap();
+    let namespace = &node.roots.containerd_namespace;
+    let mounts = v1::snapshots::MountsRequest { snapshotter: "overlayfs".into(), key: id.into() };
+    let mounts = client.snapshots().mounts(with_namespace!(mounts, namespace)).await.unwrap().into_inner();
+    let create = v1::CreateTaskRequest {
+        container_id: id.into(),
+        rootfs: mounts.mounts,
+        ..v1::CreateTaskRequest::default()
+    };
+    client.tasks().create(with_namespace!(create, namespace)).await.unwrap().into_inner().pid
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_was_released_unnoticed_is_not_started_again() {
+    let node = Node::with(0, false).await;
+    let (runtime, image) = node.ready().await;
+    let script = "trap 'exit 9' TERM; while :; do sleep 0.05; done";
+    let (request, _output) = node.request(&image, "pod-a", "app", script);
+    let mut events = runtime.events();
+    let first = runtime.create_and_start(request.clone()).await.unwrap();
+    runtime.signal(&request.id, first.pid, first.start_time, 9).await.unwrap();
+    exit_of(&mut events, &request.id).await;
+    runtime.delete_task(&request.id).await.unwrap();
+
+    let pid = create_only(&node, request.id.as_str()).await;
+    let state = async || runtime.list().await.unwrap()[0].state;
+    assert_eq!(state().await, FoundState::Created { pid });
+    // The shim's `runc start` was ended after it had released the container: the shim still says created.
+    let released = std::process::Command::new(support::tools().join("runc"))
+        .arg("--root")
+        .arg(node.dir.path().join("runc").join(&node.roots.containerd_namespace))
+        .args(["start", request.id.as_str()])
+        .status()
+        .unwrap();
+    assert!(released.success());
+    until("the program runs", || async { matches!(state().await, FoundState::Running { .. }) }).await;
+    assert!(node.ctr(&["tasks", "ls"]).contains("CREATED"), "{}", node.ctr(&["tasks", "ls"]));
+    let adopted = runtime.create_and_start(request.clone()).await.unwrap();
+    assert_eq!((adopted.pid, adopted.adopted, adopted.exit.is_none()), (pid, true, true));
+    runtime.signal(&request.id, adopted.pid, adopted.start_time, 15).await.unwrap();
+    assert_eq!(exit_of(&mut events, &request.id).await, 9);
+    assert_eq!(runtime.delete_task(&request.id).await.unwrap().unwrap().code, 9);
+    runtime.remove(&request.id).await.unwrap();
+    runtime.shutdown().await;
+}
