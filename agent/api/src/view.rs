@@ -2,12 +2,11 @@
 //! them; none changes its meaning.
 
 use berth_core::{
-    event::EventRecord,
     ids::{ContainerId, ContainerName, NodeName, PodKey, PodUid},
     time::Wall,
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, path::PathBuf};
+use std::path::PathBuf;
 
 /// A pod as its worker last told it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -131,28 +130,19 @@ pub struct NodeView {
     /// The helper that drains container output.
     #[serde(default)]
     pub logd: Health,
-    /// The manifests.
+    /// Where pods come from.
     #[serde(default)]
-    pub manifests: ManifestsView,
-    /// How many pods are in which phase.
-    #[serde(default)]
-    pub phases: BTreeMap<String, u32>,
-    /// Pods that are not Ready and should be, with the reason, by name.
-    #[serde(default)]
-    pub not_ready: Vec<(String, String)>,
-    /// The last events of type Warning, newest last.
-    #[serde(default)]
-    pub warnings: Vec<EventRecord>,
+    pub sources: Vec<SourceView>,
     /// When this was so.
     #[serde(default)]
     pub as_of: Wall,
 }
 
-/// The manifest directory.
+/// A directory of manifests.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ManifestsView {
+pub struct SourceView {
     /// The directory.
-    pub dir: Option<PathBuf>,
+    pub dir: PathBuf,
     /// Whether it could be listed, so that what is not in it is ended.
     pub listed: bool,
     /// How many pods it asks for.

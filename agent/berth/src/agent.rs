@@ -1,6 +1,6 @@
 //! The agent's wiring on one page: what is made, what is handed to whom, in which order it starts and ends.
 
-use crate::{board::Board, lock, node, sources};
+use crate::{backend::Local, board::Board, local, lock, node, sources};
 use anyhow::{Context as _, bail};
 use berth_core::roots::Roots;
 use berth_network::{MasqueradeConfig, Network, NetworkConfig};
@@ -115,11 +115,12 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     };
 
     let (incoming_tx, incoming) = mpsc::channel(1024);
+    let node_ips = node::addresses(&args.node_ips);
     let host = host_facts(&roots.cgroup_mount, facts.swap, facts.v2);
     let config = NodeConfig {
         roots: roots.clone(),
         boot: boot.clone(),
-        node_ips: node::addresses(&args.node_ips),
+        node_ips: node_ips.clone(),
         cluster_dns: args.cluster_dns.clone(),
         cluster_domain: args.cluster_domain.clone(),
         pids_limit: args.pod_pids_limit,
@@ -129,15 +130,26 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     let hands = Arc::new(NodeHands::new(
         config,
         Arc::clone(&logd),
-        network,
+        network.clone(),
         Volumes::new(&roots),
         cgroups.clone(),
         prober,
         incoming_tx,
     ));
-    let board = Arc::new(Board::default());
-
     let (sources, desired) = sources::start(&roots, args.manifests.clone(), args.static_pods.clone());
+    let hub = berth_server::Hub::default();
+    let board = Arc::new(Board::new(hub.clone(), Arc::clone(&sources.latest), node_ips));
+    let local = Local {
+        roots: roots.clone(),
+        hub,
+        hands: Arc::clone(&hands),
+        network,
+        logd: Arc::clone(&logd),
+        dirs: args.manifests.iter().chain(&args.static_pods).cloned().collect(),
+        latest: Arc::clone(&sources.latest),
+        since: clock::wall(),
+    };
+    let serving = local::start(local, &board, &desired).await?;
 
     let runtime_config = RuntimeConfig {
         shim_binary: args.shim,
@@ -174,6 +186,7 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     if tokio::time::timeout(GOODBYE, manager).await.is_err() {
         tracing::warn!("pods' workers did not end in time");
     }
+    serving.shutdown().await;
     for task in [pumping, qos] {
         task.abort();
     }

@@ -1,31 +1,99 @@
 //! What workers report, handed on: to the published views, to the QoS cgroups, to the events.
+//!
+//! A view is made on the worker's own time, which is some ten microseconds; its JSON is written by whoever first needs
+//! it. The lock keeps the views of one pod in the order of its reports.
 
-use berth_core::{event::EventRecord, ids::PodUid, model::Pod};
-use berth_pods::{PodReport, Reports};
+use crate::sources::Latest;
+use berth_api::view::{ActionView, ContainerView, PodView};
+use berth_core::{
+    event::EventRecord,
+    ids::PodUid,
+    model::{Origin, Pod},
+    time::Wall,
+};
+use berth_pods::{DesiredSet, PodReport, Reports};
+use berth_server::Hub;
+use berth_source::{DesiredPod, status::pod_object};
+use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Where reports come together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Board {
-    pods: Mutex<BTreeMap<PodUid, Arc<Pod>>>,
+    pods: Mutex<BTreeMap<PodUid, Entry>>,
     pub(crate) changed: Notify,
+    hub: Hub,
+    latest: Latest,
+    node_ips: Vec<IpAddr>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    report: PodReport,
+    /// As the source last had it; kept while the pod ends.
+    desired: Option<Arc<DesiredPod>>,
 }
 
 impl Board {
+    pub(crate) fn new(hub: Hub, latest: Latest, node_ips: Vec<IpAddr>) -> Board {
+        Board { pods: Mutex::default(), changed: Notify::new(), hub, latest, node_ips }
+    }
+
     /// The pods that have a worker.
     pub(crate) fn pods(&self) -> Vec<Arc<Pod>> {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.entries().values().map(|e| Arc::clone(&e.report.pod)).collect()
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<PodUid, Entry>> {
+        // A panic of another holder leaves a map that is whole.
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn desired(&self, uid: &PodUid) -> Option<Arc<DesiredPod>> {
+        let all = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().find_map(|s| s.pods.get(uid)).cloned()
+    }
+
+    fn show(&self, entry: &Entry) {
+        self.hub.publish(view(&entry.report, entry.desired.as_deref(), &self.node_ips));
+    }
+
+    /// Shows what the sources change of a pod while its worker has nothing to tell. Ends with the sources.
+    pub(crate) async fn follow(self: Arc<Self>, mut desired: watch::Receiver<Arc<DesiredSet>>) {
+        while desired.changed().await.is_ok() {
+            desired.mark_unchanged();
+            for (uid, entry) in self.entries().iter_mut() {
+                let now = self.desired(uid);
+                let same = match (&now, &entry.desired) {
+                    (Some(now), Some(shown)) => Arc::ptr_eq(now, shown) || now == shown,
+                    // Ending: shown as it was.
+                    (None, _) => true,
+                    (Some(_), None) => false,
+                };
+                if !same {
+                    entry.desired = now;
+                    self.show(entry);
+                }
+            }
+        }
     }
 }
 
 impl Reports for Board {
     fn pod(&self, report: PodReport) {
-        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = pods.insert(report.pod.uid.clone(), Arc::clone(&report.pod)).is_none();
+        let uid = report.pod.uid.clone();
+        let desired = self.desired(&uid);
+        let mut pods = self.entries();
+        let before = pods.remove(&uid);
+        let new = before.is_none();
+        let entry = Entry { report, desired: desired.or_else(|| before.and_then(|b| b.desired)) };
+        self.show(&entry);
+        pods.insert(uid, entry);
         drop(pods);
         if new {
             self.changed.notify_one();
@@ -33,9 +101,125 @@ impl Reports for Board {
     }
 
     fn removed(&self, uid: &PodUid) {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        let mut pods = self.entries();
+        pods.remove(uid);
+        self.hub.remove(uid);
+        drop(pods);
         self.changed.notify_one();
     }
 
-    fn event(&self, _event: EventRecord) {}
+    fn event(&self, event: EventRecord) {
+        self.hub.event(event);
+    }
+}
+
+fn view(report: &PodReport, desired: Option<&DesiredPod>, node_ips: &[IpAddr]) -> PodView {
+    let (pod, status) = (&report.pod, &report.status);
+    let object = match desired {
+        Some(desired) => pod_object(&desired.raw, pod, status, node_ips),
+        None => pod_object(&least(pod), pod, status, node_ips),
+    };
+    let (waiting_for, next) = match status.waiting_for.as_deref().map(split_time) {
+        Some((text, next)) => (Some(text.to_owned()), next),
+        None => (None, None),
+    };
+    let containers = status.init_containers.iter().chain(&status.containers);
+    let running = containers.filter_map(|c| {
+        let id = c.id.as_ref()?;
+        let process = report.processes.get(id)?;
+        Some(ContainerView {
+            name: c.name.clone(),
+            id: id.clone(),
+            pid: process.pid,
+            start_time: process.start_time,
+            attempt: c.restart_count,
+        })
+    });
+    PodView {
+        uid: pod.uid.clone(),
+        key: pod.key.clone(),
+        object,
+        ready: status.is_ready(),
+        terminating: status.terminating,
+        waiting_for,
+        next_try: next.map(|s| Wall(report.as_of.0.saturating_add(s.saturating_mul(1_000_000_000)))),
+        file: match &pod.origin {
+            Origin::Manifest(file) | Origin::StaticFile(file) => Some(file.clone()),
+            Origin::Cluster => None,
+        },
+        held: desired.and_then(|d| d.held.clone()),
+        containers: running.collect(),
+        timeline: report.timeline.iter().map(action).collect(),
+        as_of: report.as_of,
+        gone: report.gone,
+    }
+}
+
+fn action(a: &berth_pods::ActionRecord) -> ActionView {
+    let ms = |d: std::time::Duration| d.as_secs_f64() * 1000.0;
+    ActionView {
+        kind: a.kind.to_owned(),
+        container: a.container.clone(),
+        begun: a.begun,
+        took_ms: ms(a.took),
+        steps: a.steps.iter().map(|(name, took)| ((*name).to_owned(), ms(*took))).collect(),
+        failure: a.failure.clone(),
+    }
+}
+
+/// A pod that no source has any more, from before the agent's start: its object as far as the model knows it.
+fn least(pod: &Pod) -> Value {
+    let containers = |list: &[berth_core::model::Container]| -> Vec<Value> {
+        list.iter().map(|c| json!({ "name": c.name, "image": c.image })).collect()
+    };
+    let mut spec = json!({ "containers": containers(&pod.containers), "nodeName": pod.node });
+    if !pod.init_containers.is_empty()
+        && let Some(spec) = spec.as_object_mut()
+    {
+        spec.insert("initContainers".to_owned(), containers(&pod.init_containers).into());
+    }
+    json!({
+        "metadata": {
+            "name": pod.key.name,
+            "namespace": pod.key.namespace,
+            "uid": pod.uid,
+            "labels": pod.labels,
+            "annotations": pod.annotations,
+        },
+        "spec": spec,
+    })
+}
+
+/// Takes the time at the end of what is waited for apart: a time that goes on while the text is read is shown by the
+/// reader's own clock.
+fn split_time(text: &str) -> (&str, Option<i64>) {
+    for lead in ["; next try in ", ", restart in "] {
+        if let Some((what, rest)) = text.rsplit_once(lead)
+            && let Some(seconds) = rest.strip_suffix('s').and_then(|s| s.parse().ok())
+        {
+            return (what, Some(seconds));
+        }
+    }
+    match text.strip_suffix("; trying again now") {
+        Some(what) => (what, Some(0)),
+        None => (text, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_is_taken_off_what_is_waited_for() {
+        for (text, what, next) in [
+            ("FailedMount: no such key; next try in 12s", "FailedMount: no such key", Some(12)),
+            ("FailedMount: no such key; trying again now", "FailedMount: no such key", Some(0)),
+            ("container c: exited with code 1, restart in 9s", "container c: exited with code 1", Some(9)),
+            ("container c to start", "container c to start", None),
+            ("E: ; next try in 5s, they said", "E: ; next try in 5s, they said", None),
+        ] {
+            assert_eq!(split_time(text), (what, next));
+        }
+    }
 }

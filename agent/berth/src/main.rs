@@ -3,7 +3,10 @@
 //! The first argument says which role: `agent`, `logd`, `probe-exec`; everything else is a command for people.
 
 mod agent;
+mod backend;
 mod board;
+mod exec;
+mod local;
 mod lock;
 mod node;
 mod roots;

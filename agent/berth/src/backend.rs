@@ -1,0 +1,144 @@
+//! What the local socket needs of the agent: how the node is, images, commands in containers.
+
+use crate::sources::Latest;
+use berth_api::{
+    message::{ErrorCode, ExecSpec},
+    view::{Health, ImageView, ManifestProblem, NodeView, SourceView},
+};
+use berth_core::{roots::Roots, time::Wall};
+use berth_network::Network;
+use berth_pods::node::NodeHands;
+use berth_runtime::Runtime;
+use berth_server::{Backend, Hub, Refusal};
+use berth_sys::{clock, process};
+use std::{
+    path::PathBuf,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+use tokio::time::timeout;
+
+/// How long each part of the status page may take.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// The agent behind its socket.
+#[derive(Clone)]
+pub(crate) struct Local {
+    pub(crate) roots: Roots,
+    pub(crate) hub: Hub,
+    pub(crate) hands: Arc<NodeHands>,
+    pub(crate) network: Network,
+    pub(crate) logd: Arc<berth_logd::client::Client>,
+    /// The directories of the sources, in the order of `latest`.
+    pub(crate) dirs: Vec<PathBuf>,
+    pub(crate) latest: Latest,
+    pub(crate) since: Wall,
+}
+
+impl Local {
+    pub(crate) fn runtime(&self) -> Result<Runtime, Refusal> {
+        self.hands.runtime().map_err(|f| Refusal::new(ErrorCode::Unavailable, f.message))
+    }
+
+    async fn containerd(&self) -> Health {
+        let runtime = match self.hands.runtime() {
+            Ok(runtime) => runtime,
+            Err(failure) => return Health::bad(failure.message),
+        };
+        match timeout(LOOK, runtime.version()).await {
+            Ok(Ok(version)) => Health::good(version),
+            Ok(Err(e)) => Health::bad(e.chain()),
+            Err(_elapsed) => Health::bad("does not answer in time"),
+        }
+    }
+
+    async fn network(&self) -> Health {
+        match timeout(LOOK, self.network.ready()).await {
+            Ok(Ok(status)) if status.ready => Health::good(status.network.unwrap_or_default()),
+            Ok(Ok(status)) => Health::bad(status.reason.unwrap_or_else(|| "not ready".to_owned())),
+            Ok(Err(e)) => Health::bad(e.to_string()),
+            Err(_elapsed) => Health::bad("its plugins do not answer in time"),
+        }
+    }
+
+    async fn logd(&self) -> Health {
+        match self.logd.ping_within(LOOK).await {
+            Ok(hello) => {
+                Health::good(format!("{}, process {}, {} streams", hello.version, hello.pid, hello.streams))
+            }
+            Err(e) => Health::bad(e.to_string()),
+        }
+    }
+
+    fn sources(&self) -> Vec<SourceView> {
+        let all = self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let view = |(dir, snapshot): (&PathBuf, &Arc<berth_source::Snapshot>)| SourceView {
+            dir: dir.clone(),
+            listed: snapshot.listed,
+            pods: u32::try_from(snapshot.pods.len()).unwrap_or(u32::MAX),
+            errors: snapshot
+                .errors
+                .iter()
+                .map(|e| ManifestProblem {
+                    file: e.file.clone(),
+                    document: e.document,
+                    field: e.field.clone(),
+                    reason: e.reason.clone(),
+                })
+                .collect(),
+            held: snapshot.pods.values().filter_map(|d| Some((d.pod.key.clone(), d.held.clone()?))).collect(),
+        };
+        self.dirs.iter().zip(&all).map(view).collect()
+    }
+}
+
+impl Backend for Local {
+    type Exec = crate::exec::Exec;
+
+    async fn status(&self) -> NodeView {
+        let (containerd, network, logd) = tokio::join!(self.containerd(), self.network(), self.logd());
+        let pid = std::process::id();
+        NodeView {
+            node: self.roots.node_name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid,
+            // Of a process that asks about itself it is always there.
+            start_time: process::start_time(pid).ok().flatten().unwrap_or_default(),
+            since: self.since,
+            containerd,
+            network,
+            logd,
+            sources: self.sources(),
+            as_of: clock::wall(),
+        }
+    }
+
+    async fn images(&self) -> Result<Vec<ImageView>, Refusal> {
+        let images = self.runtime()?.images().await.map_err(|e| refusal(&e))?;
+        let view = |i: berth_runtime::ImageSummary| ImageView {
+            name: i.name,
+            digest: i.target_digest,
+            size: i.size,
+            created: i.created_at,
+        };
+        Ok(images.into_iter().map(view).collect())
+    }
+
+    async fn import(&self, path: PathBuf) -> Result<Vec<String>, Refusal> {
+        if !path.is_absolute() {
+            return Err(Refusal::new(ErrorCode::Invalid, "the archive's path must be absolute"));
+        }
+        let names = self.runtime()?.import(&path).await.map_err(|e| refusal(&e))?;
+        tracing::info!(archive = %path.display(), images = ?names, "imported");
+        Ok(names)
+    }
+
+    async fn prepare_exec(&self, spec: ExecSpec) -> Result<crate::exec::Exec, Refusal> {
+        crate::exec::prepare(self, spec).await
+    }
+}
+
+pub(crate) fn refusal(error: &berth_runtime::Error) -> Refusal {
+    let code = if error.is_unknown() { ErrorCode::Unavailable } else { ErrorCode::Failed };
+    Refusal::new(code, error.chain())
+}

@@ -1,0 +1,178 @@
+//! A command in a container for somebody on the local socket: FIFOs that the client opens itself, so that no byte of
+//! its input and output passes through the agent.
+
+use crate::backend::{Local, refusal};
+use berth_api::message::{ErrorCode, ExecPaths, ExecSpec, Size};
+use berth_core::roots::Roots;
+use berth_runtime::{ExecHandle, ExecRequest, Runtime, Stdio};
+use berth_server::{ExecSession, Refusal};
+use nix::{sys::stat::Mode, unistd::mkfifo};
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+/// A command, before and while it runs. Dropped before its end it is killed; its FIFOs are removed either way.
+pub(crate) struct Exec {
+    runtime: Runtime,
+    request: Option<ExecRequest>,
+    handle: Option<ExecHandle>,
+    size: Option<Size>,
+    stdin: bool,
+    dir: Fifos,
+}
+
+/// The directory of the FIFOs, removed when dropped.
+struct Fifos {
+    dir: PathBuf,
+    stdio: Stdio,
+    /// Both ends of each, until the command's and the client's are open.
+    held: Vec<File>,
+}
+
+impl Drop for Fifos {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            tracing::warn!(dir = %self.dir.display(), %error, "FIFOs of a command are left behind");
+        }
+    }
+}
+
+fn directory(roots: &Roots) -> PathBuf {
+    roots.runtime_state.join("exec-local")
+}
+
+/// Removes what commands of an agent that died left.
+pub(crate) fn clear(roots: &Roots) {
+    let dir = directory(roots);
+    match std::fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(dir = %dir.display(), %error, "FIFOs of an earlier agent are left behind");
+        }
+        _ => {}
+    }
+}
+
+impl Fifos {
+    fn make(dir: PathBuf, terminal: bool, stdin: bool) -> io::Result<Fifos> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let mut fifos = Fifos { dir, stdio: Stdio { terminal, ..Stdio::default() }, held: Vec::new() };
+        fifos.stdio.stdout = fifos.add("stdout")?;
+        if !terminal {
+            fifos.stdio.stderr = fifos.add("stderr")?;
+        }
+        if stdin {
+            fifos.stdio.stdin = Some(fifos.add("stdin")?);
+        }
+        Ok(fifos)
+    }
+
+    fn add(&mut self, name: &str) -> io::Result<PathBuf> {
+        let path = self.dir.join(name);
+        mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        self.held.push(both_ends(&path)?);
+        Ok(path)
+    }
+}
+
+fn both_ends(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(path)
+}
+
+/// Finds the container, takes its process settings and makes the FIFOs.
+pub(crate) async fn prepare(local: &Local, spec: ExecSpec) -> Result<Exec, Refusal> {
+    let missing = |what: String| Refusal::new(ErrorCode::NotFound, what);
+    if spec.command.is_empty() {
+        return Err(Refusal::new(ErrorCode::Invalid, "there is no command"));
+    }
+    let pod = local.hub.pod(&spec.uid).ok_or_else(|| missing(format!("no pod has the UID {}", spec.uid)))?;
+    let view = pod.view.containers.iter().find(|c| c.name == spec.container);
+    let id = match view {
+        Some(running) => running.id.clone(),
+        None => {
+            let text = format!("container {} of pod {} does not run", spec.container, pod.view.key);
+            return Err(missing(text));
+        }
+    };
+    let runtime = local.runtime()?;
+    let unavailable = |why| Refusal::new(ErrorCode::Unavailable, why);
+    let mut request = local.hands.exec_request(&id, spec.command).await.map_err(unavailable)?;
+    if spec.tty {
+        terminal(&mut request.process, spec.size);
+    }
+    let dir = directory(&local.roots).join(format!("{}-{}", id.short(), request.exec_id));
+    let fifos = Fifos::make(dir, spec.tty, spec.stdin)
+        .map_err(|e| Refusal::new(ErrorCode::Failed, format!("make the FIFOs: {e}")))?;
+    request.stdio = Some(fifos.stdio.clone());
+    request.terminal = spec.tty;
+    request.stdin = spec.stdin;
+    let size = spec.size.filter(|_| spec.tty);
+    Ok(Exec { runtime, request: Some(request), handle: None, size, stdin: spec.stdin, dir: fifos })
+}
+
+/// The OCI process gets a terminal, its size, and a name for it where it has none.
+fn terminal(process: &mut serde_json::Value, size: Option<Size>) {
+    let Some(fields) = process.as_object_mut() else { return };
+    fields.insert("terminal".to_owned(), true.into());
+    if let Some(size) = size {
+        let size = serde_json::json!({ "height": size.height, "width": size.width });
+        fields.insert("consoleSize".to_owned(), size);
+    }
+    let env = fields.entry("env").or_insert_with(|| serde_json::json!([]));
+    if let Some(env) = env.as_array_mut()
+        && !env.iter().any(|e| e.as_str().is_some_and(|e| e.starts_with("TERM=")))
+    {
+        env.push("TERM=xterm".into());
+    }
+}
+
+impl ExecSession for Exec {
+    fn paths(&self) -> ExecPaths {
+        let stdio = &self.dir.stdio;
+        ExecPaths {
+            stdout: stdio.stdout.clone(),
+            stderr: (!stdio.terminal).then(|| stdio.stderr.clone()),
+            stdin: stdio.stdin.clone(),
+        }
+    }
+
+    async fn start(&mut self) -> Result<u32, Refusal> {
+        let Some(request) = self.request.take() else {
+            return Err(Refusal::new(ErrorCode::Invalid, "the command was started already"));
+        };
+        let handle = self.runtime.exec(request).await.map_err(|e| refusal(&e))?;
+        // The command's shim and the client have theirs.
+        self.dir.held.clear();
+        let pid = handle.pid;
+        self.handle = Some(handle);
+        if let Some(size) = self.size {
+            // A command that ended at once has no terminal any more.
+            self.resize(size).await.ok();
+        }
+        Ok(pid)
+    }
+
+    async fn wait(&mut self) -> Result<i32, Refusal> {
+        self.running()?.wait().await.map_err(|e| refusal(&e))
+    }
+
+    async fn resize(&mut self, size: Size) -> Result<(), Refusal> {
+        let (width, height) = (u32::from(size.width), u32::from(size.height));
+        self.running()?.resize(width, height).await.map_err(|e| refusal(&e))
+    }
+
+    async fn close_stdin(&mut self) -> Result<(), Refusal> {
+        if !self.stdin {
+            return Ok(());
+        }
+        self.running()?.close_stdin().await.map_err(|e| refusal(&e))
+    }
+}
+
+impl Exec {
+    fn running(&mut self) -> Result<&mut ExecHandle, Refusal> {
+        self.handle.as_mut().ok_or_else(|| Refusal::new(ErrorCode::Invalid, "the command was not started"))
+    }
+}
