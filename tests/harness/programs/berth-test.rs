@@ -1,0 +1,68 @@
+//! What runs inside test containers: small roles whose every step shows in the output.
+//!
+//! - `write LINES RATE WIDTH`: LINES numbered lines (0: no end) of WIDTH bytes at RATE bytes a second; a line that took
+//!   long to write is told on standard error as `slow <milliseconds>`, the slowest at the end as `slowest <microseconds>`.
+//! - `trap CODE`: prints `started`, ends with CODE on SIGTERM... by a parent shell's trap; see the suites.
+
+use std::{
+    env,
+    fs::File,
+    io::{self, Write},
+    os::fd::FromRawFd,
+    process::exit,
+    thread,
+    time::{Duration, Instant},
+};
+
+fn main() {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let number = |n: usize| args.get(n).and_then(|a| a.parse::<u64>().ok());
+    match args.first().map(String::as_str) {
+        Some("write") => {
+            let (Some(lines), Some(rate), Some(width)) = (number(1), number(2), number(3)) else { usage() };
+            write_lines(lines, rate, width as usize);
+        }
+        _ => usage(),
+    }
+}
+
+fn usage() -> ! {
+    eprintln!("usage: berth-test write LINES RATE WIDTH");
+    exit(2);
+}
+
+/// Lines `<number> <padding>`; one write(2) a line, so that its time can be told.
+fn write_lines(lines: u64, rate: u64, width: usize) {
+    // Not by `stdout()`: its lock and buffer would stand between a line and its time.
+    let mut out = unsafe { File::from_raw_fd(1) };
+    let begun = Instant::now();
+    let (mut sent, mut slowest) = (0_u64, Duration::ZERO);
+    let mut n = 0_u64;
+    while lines == 0 || n < lines {
+        n += 1;
+        let mut line = format!("{n} ");
+        while line.len() + 1 < width {
+            line.push('x');
+        }
+        line.push('\n');
+        let before = Instant::now();
+        if out.write_all(line.as_bytes()).is_err() {
+            exit(9);
+        }
+        let took = before.elapsed();
+        slowest = slowest.max(took);
+        if took > Duration::from_millis(50) {
+            eprintln!("slow {}", took.as_millis());
+        }
+        sent += line.len() as u64;
+        if let Some(due) = sent.checked_mul(1_000_000).and_then(|s| s.checked_div(rate)) {
+            let due = Duration::from_micros(due);
+            let now = begun.elapsed();
+            if due > now + Duration::from_millis(1) {
+                thread::sleep(due - now);
+            }
+        }
+    }
+    eprintln!("slowest {}", slowest.as_micros());
+    io::stderr().flush().ok();
+}

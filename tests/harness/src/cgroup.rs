@@ -1,0 +1,100 @@
+//! Control groups in every hierarchy of the machine.
+
+use crate::process::Process;
+use anyhow::{Context, Result};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+const MOUNT: &str = "/sys/fs/cgroup";
+
+/// The root of each hierarchy: one on a unified machine, one a controller and `unified` on others.
+pub fn hierarchies() -> BTreeSet<PathBuf> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut roots = BTreeSet::new();
+    for line in text.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let (Some(point), Some(kind)) = (left.split(' ').nth(4), right.split(' ').next()) else { continue };
+        if kind.starts_with("cgroup") && point.starts_with(MOUNT) {
+            roots.insert(PathBuf::from(point));
+        }
+    }
+    roots
+}
+
+/// All groups of that name and below it, in every hierarchy, the deepest first.
+pub fn groups(name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for root in hierarchies() {
+        let top = root.join(name);
+        if top.is_dir() {
+            walk(&top, &mut found);
+        }
+    }
+    found
+}
+
+/// Directories below and with `top`, the deepest first.
+fn walk(top: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(top).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            walk(&entry.path(), found);
+        }
+    }
+    found.push(top.to_path_buf());
+}
+
+/// The processes of one group.
+pub fn processes(group: &Path) -> BTreeSet<Process> {
+    let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|l| l.parse().ok()).filter_map(Process::of).collect()
+}
+
+/// The processes of each container below that cgroup: groups named by 64 hexadecimal digits, with the pod's group
+/// before it.
+pub fn containers(name: &str) -> BTreeMap<PathBuf, BTreeSet<Process>> {
+    let mut found: BTreeMap<PathBuf, BTreeSet<Process>> = BTreeMap::new();
+    let Some(root) = hierarchies()
+        .into_iter()
+        .find(|h| h.join(name).is_dir() && h.ends_with("pids"))
+        .or_else(|| hierarchies().into_iter().find(|h| h.join(name).is_dir()))
+    else {
+        return found;
+    };
+    let mut groups = Vec::new();
+    walk(&root.join(name), &mut groups);
+    for group in groups {
+        let is_container = group
+            .file_name()
+            .and_then(|n| n.to_str())
+            .is_some_and(|n| n.len() == 64 && n.bytes().all(|b| b.is_ascii_hexdigit()));
+        if is_container {
+            let processes = processes(&group);
+            found.insert(group, processes);
+        }
+    }
+    found
+}
+
+/// Ends what runs in the groups of that name and removes them.
+///
+/// # Errors
+/// Something cannot be ended or removed.
+pub fn remove(name: &str) -> Result<()> {
+    crate::wait::ok(&format!("the cgroups {name} are removed"), Duration::from_secs(20), || {
+        for group in groups(name) {
+            for process in processes(&group) {
+                process.signal(nix::libc::SIGKILL)?;
+            }
+            match fs::remove_dir(&group) {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e).with_context(|| format!("remove {}", group.display())),
+            }
+        }
+        Ok(())
+    })
+}

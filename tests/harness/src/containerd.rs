@@ -1,0 +1,192 @@
+//! A containerd of our own: own root, state, sockets and shims, its CRI plugin off.
+
+use crate::{
+    process::{self, Process},
+    tools, wait,
+};
+use anyhow::{Context, Result};
+use std::{
+    fs,
+    os::unix::{net::UnixStream, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+/// A containerd that lives below one directory. It outlives this value: [`Containerd::stop`] ends it.
+#[derive(Debug)]
+pub struct Containerd {
+    dir: PathBuf,
+    namespace: String,
+}
+
+impl Containerd {
+    /// One below `dir`, whether it runs or not; `namespace` is where its client keeps pods.
+    ///
+    /// # Errors
+    /// Its configuration cannot be written.
+    pub fn new(dir: &Path, namespace: &str) -> Result<Containerd> {
+        fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        fs::write(dir.join("config.toml"), config(dir)).context("write containerd's configuration")?;
+        Ok(Containerd { dir: dir.into(), namespace: namespace.into() })
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("containerd.sock")
+    }
+
+    /// Its process, where it runs.
+    pub fn process(&self) -> Option<Process> {
+        recorded(&self.dir.join("process.json"))
+    }
+
+    /// Starts it where it does not run, and waits until it answers.
+    ///
+    /// # Errors
+    /// It is not installed or does not come up.
+    pub fn start(&self) -> Result<Process> {
+        let process = match self.process() {
+            Some(process) => process,
+            None => {
+                let mut command = Command::new(tools::find("containerd")?);
+                command.arg("--config").arg(self.dir.join("config.toml")).env("PATH", tools::path_env()?);
+                let process = spawn_detached(command, &self.dir.join("log"))?;
+                record(&self.dir.join("process.json"), process)?;
+                process
+            }
+        };
+        wait::until("containerd answers", wait::PATIENCE, || {
+            UnixStream::connect(self.socket()).is_ok() && self.ctr(&["version"]).is_ok()
+        })?;
+        Ok(process)
+    }
+
+    /// SIGKILL. Shims and containers run on.
+    ///
+    /// # Errors
+    /// It cannot be ended.
+    pub fn kill(&self) -> Result<()> {
+        self.process().map_or(Ok(()), |p| p.kill())
+    }
+
+    /// Ends it and what is left of its shims.
+    ///
+    /// # Errors
+    /// Something cannot be ended.
+    pub fn stop(&self) -> Result<()> {
+        if let Some(process) = self.process() {
+            process.terminate(Duration::from_secs(10))?;
+        }
+        for shim in self.shims() {
+            shim.kill()?;
+        }
+        Ok(())
+    }
+
+    /// The shims that report to it.
+    pub fn shims(&self) -> Vec<Process> {
+        let socket = self.socket();
+        let of_ours = |words: &[String]| {
+            words.first().is_some_and(|w| w.ends_with("containerd-shim-runc-v2"))
+                && words.iter().any(|w| Path::new(w) == socket)
+        };
+        process::all().into_iter().filter(|(_, words)| of_ours(words)).map(|(p, _)| p).collect()
+    }
+
+    /// Runs `ctr` against it, in the pods' namespace.
+    ///
+    /// # Errors
+    /// It fails, or takes longer than a minute.
+    pub fn ctr(&self, args: &[&str]) -> Result<String> {
+        let socket = self.socket();
+        let out = Command::new(tools::find("ctr")?)
+            .arg("--address")
+            .arg(&socket)
+            .args(["--namespace", &self.namespace, "--timeout", "60s"])
+            .args(args)
+            .output()
+            .context("run ctr")?;
+        anyhow::ensure!(
+            out.status.success(),
+            "ctr {args:?}: {}",
+            String::from_utf8_lossy(&out.stderr).trim()
+        );
+        String::from_utf8(out.stdout).context("ctr's output")
+    }
+
+    /// Imports an archive of images.
+    ///
+    /// # Errors
+    /// As [`Containerd::ctr`].
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        self.ctr(&["images", "import", &archive.to_string_lossy()]).map(drop)
+    }
+
+    /// The last lines of its log.
+    pub fn last_words(&self, lines: usize) -> String {
+        tail(&self.dir.join("log"), lines)
+    }
+}
+
+/// The last lines of a file; empty where there is none.
+pub fn tail(path: &Path, lines: usize) -> String {
+    let text = fs::read(path).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all.iter().skip(all.len().saturating_sub(lines)).map(|l| format!("{l}\n")).collect()
+}
+
+/// Starts a program that outlives this one, away from its terminal, with its output appended to `log`.
+pub(crate) fn spawn_detached(mut command: Command, log: &Path) -> Result<Process> {
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("open {}", log.display()))?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("start {}", command.get_program().display()))?;
+    let process = Process::of(child.id()).context("it ended at once")?;
+    // Its corpse is taken away while this program lives, and by init afterwards.
+    std::thread::spawn(move || child.wait());
+    Ok(process)
+}
+
+pub(crate) fn record(path: &Path, process: Process) -> Result<()> {
+    let text = serde_json::to_vec(&process)?;
+    berth_sys::fs::write_atomic(path, &text, 0o600).context("record a process")
+}
+
+/// The recorded process, if it still runs.
+pub(crate) fn recorded(path: &Path) -> Option<Process> {
+    let process: Process = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    process.alive().then_some(process)
+}
+
+fn config(dir: &Path) -> String {
+    let off = [
+        "io.containerd.cri.v1.images",
+        "io.containerd.cri.v1.runtime",
+        "io.containerd.grpc.v1.cri",
+        "io.containerd.nri.v1.nri",
+        "io.containerd.podsandbox.controller.v1.podsandbox",
+        "io.containerd.snapshotter.v1.blockfile",
+        "io.containerd.snapshotter.v1.btrfs",
+        "io.containerd.snapshotter.v1.devmapper",
+        "io.containerd.snapshotter.v1.erofs",
+        "io.containerd.snapshotter.v1.zfs",
+    ];
+    let off: Vec<String> = off.iter().map(|p| format!("{p:?}")).collect();
+    let dir = dir.display();
+    format!(
+        "version = 3\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\ndisabled_plugins = [{}]\n\
+         [grpc]\naddress = \"{dir}/containerd.sock\"\n\
+         [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{dir}/opt\"\n\
+         [plugins.\"io.containerd.shim.v1.manager\"]\nsocket_dir = \"{dir}/s\"\n",
+        off.join(", ")
+    )
+}

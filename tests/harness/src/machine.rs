@@ -1,0 +1,301 @@
+//! A picture of the machine, to be compared before and after: whoever says that nothing is left must be told by
+//! somebody else.
+
+use crate::{cgroup, process};
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// How long what is ending may take until it is gone.
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// What is looked at.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// Files below these are listed.
+    pub dirs: Vec<PathBuf>,
+    /// A word that stands in the command line, environment, directory or cgroup of everything that must be gone.
+    /// On a machine where others work at the same time, new processes without it are not counted.
+    pub marks: Vec<String>,
+}
+
+impl Scope {
+    /// Whether the machine is this run's alone (`BERTH_ALONE=1`): then every new process counts.
+    fn alone() -> bool {
+        std::env::var_os("BERTH_ALONE").is_some_and(|v| v == "1")
+    }
+}
+
+/// The machine at one moment: by kind, what there is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine(BTreeMap<&'static str, BTreeSet<String>>);
+
+impl Machine {
+    /// Takes the picture.
+    ///
+    /// # Errors
+    /// Something cannot be listed.
+    pub fn now(scope: &Scope) -> Result<Machine> {
+        Ok(Machine(BTreeMap::from([
+            ("processes", processes(scope)),
+            ("mounts", mounts()?),
+            ("network namespaces", net_namespaces()),
+            ("links", lines("ip", &["-o", "link", "show"], strip_link)?),
+            ("addresses", lines("ip", &["-o", "address", "show"], strip_lifetime)?),
+            ("IPv4 routes", lines("ip", &["-4", "route", "show", "table", "all"], keep)?),
+            ("IPv6 routes", lines("ip", &["-6", "route", "show", "table", "all"], strip_lifetime)?),
+            ("rules", lines("ip", &["rule", "show"], keep)?),
+            ("nft rules", lines("nft", &["list", "ruleset"], keep)?),
+            ("sysctls", sysctls()),
+            ("cgroups", cgroups()),
+            ("files", files(&scope.dirs)),
+        ])))
+    }
+
+    /// Compares with how it was; what is ending is given time.
+    ///
+    /// # Errors
+    /// Something is left, or gone, that was not so before; the message lists it.
+    pub fn assert_as_before(&self, scope: &Scope) -> Result<()> {
+        let end = Instant::now() + SETTLE;
+        loop {
+            let differences = self.differences(&Machine::now(scope)?);
+            if differences.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                bail!("the machine is not as before:\n{}", differences.join("\n"));
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    fn differences(&self, now: &Machine) -> Vec<String> {
+        let mut found = Vec::new();
+        let nothing = BTreeSet::new();
+        for (kind, before) in &self.0 {
+            let now = now.0.get(kind).unwrap_or(&nothing);
+            found.extend(now.difference(before).map(|l| format!("  {kind}, left: {l}")));
+            // A process that was there before may end whenever it likes.
+            if *kind != "processes" {
+                found.extend(before.difference(now).map(|l| format!("  {kind}, gone: {l}")));
+            }
+        }
+        found
+    }
+
+    /// How many things of each kind there are, to see that the picture is not empty.
+    pub fn counts(&self) -> BTreeMap<&'static str, usize> {
+        self.0.iter().map(|(kind, all)| (*kind, all.len())).collect()
+    }
+}
+
+fn processes(scope: &Scope) -> BTreeSet<String> {
+    let me = std::process::id();
+    let mut found = BTreeSet::new();
+    for (p, words) in process::all() {
+        if p.pid == me || descends_from(p.pid, me) {
+            continue;
+        }
+        let marked = || {
+            let file = |name: &str| {
+                fs::read(format!("/proc/{}/{name}", p.pid)).map(|b| String::from_utf8_lossy(&b).into_owned())
+            };
+            let mut texts: Vec<String> = words.clone();
+            texts.extend(["environ", "cgroup"].iter().filter_map(|n| file(n).ok()));
+            let link = fs::read_link(format!("/proc/{}/cwd", p.pid)).map(|l| l.display().to_string());
+            texts.extend(link.ok());
+            scope.marks.iter().any(|m| texts.iter().any(|t| t.contains(m.as_str())))
+        };
+        if Scope::alone() || marked() {
+            found.insert(format!("{} (pid {}, started {})", words.join(" "), p.pid, p.start));
+        }
+    }
+    found
+}
+
+/// Whether `ancestor` started `pid`, directly or not: what the test itself runs is no leftover.
+fn descends_from(pid: u32, ancestor: u32) -> bool {
+    let mut at = pid;
+    for _ in 0..64 {
+        let text = fs::read_to_string(format!("/proc/{at}/stat")).unwrap_or_default();
+        let parent =
+            text.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+        match parent {
+            Some(parent) if parent == ancestor => return true,
+            Some(parent) if parent > 1 => at = parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+fn mounts() -> Result<BTreeSet<String>> {
+    let text = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
+    let mut found = BTreeSet::new();
+    for line in text.lines() {
+        // Ids and peer groups are numbered anew; what is mounted from where to where, and how, is not.
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let left: Vec<&str> = left.split(' ').skip(3).collect();
+        let shared = if left.iter().any(|w| w.starts_with("shared:")) { "shared" } else { "private" };
+        let left: Vec<&str> = left.into_iter().take(3).collect();
+        found.insert(format!("{} {shared} {right}", left.join(" ")));
+    }
+    Ok(found)
+}
+
+fn net_namespaces() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        if let Ok(link) = fs::read_link(entry.path().join("ns/net")) {
+            found.insert(link.display().to_string());
+        }
+    }
+    found
+}
+
+/// The lines of a listing.
+fn lines(program: &str, args: &[&str], clean: fn(&str) -> String) -> Result<BTreeSet<String>> {
+    let out = Command::new(program).args(args).output().with_context(|| format!("run {program}"))?;
+    ensure!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    let text = String::from_utf8_lossy(&out.stdout);
+    // A line may occur twice (a closing brace): the second is another one.
+    let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+    let mut found = BTreeSet::new();
+    for line in text.lines().map(clean) {
+        let n = seen.entry(line.clone()).or_default();
+        *n += 1;
+        found.insert(if *n == 1 { line } else { format!("{line} (number {n})") });
+    }
+    Ok(found)
+}
+
+fn keep(line: &str) -> String {
+    line.trim_end().to_owned()
+}
+
+/// Without the running number that a line begins with.
+fn strip_link(line: &str) -> String {
+    line.split_once(": ").map_or(line, |(_, rest)| rest).trim_end().to_owned()
+}
+
+/// Without what counts down, and without the device's number.
+fn strip_lifetime(line: &str) -> String {
+    let line = line.split_once(": ").map_or(line, |(_, rest)| rest);
+    let mut words = Vec::new();
+    let mut all = line.split_whitespace();
+    while let Some(word) = all.next() {
+        if ["valid_lft", "preferred_lft", "expires"].contains(&word) {
+            all.next();
+        } else {
+            words.push(word);
+        }
+    }
+    words.join(" ")
+}
+
+fn sysctls() -> BTreeSet<String> {
+    let mut paths = vec![PathBuf::from("/proc/sys/net/ipv4/ip_forward")];
+    let leaves = [
+        "forwarding",
+        "accept_ra",
+        "accept_redirects",
+        "send_redirects",
+        "rp_filter",
+        "proxy_arp",
+        "proxy_ndp",
+        "arp_ignore",
+        "arp_announce",
+        "route_localnet",
+        "accept_local",
+    ];
+    for family in ["/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf"] {
+        for device in fs::read_dir(family).into_iter().flatten().flatten() {
+            paths.extend(leaves.iter().map(|leaf| device.path().join(leaf)));
+        }
+    }
+    let mut found = BTreeSet::new();
+    for path in paths {
+        if let Ok(value) = fs::read_to_string(&path) {
+            found.insert(format!("{} = {}", path.display(), value.trim()));
+        }
+    }
+    found
+}
+
+fn cgroups() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for root in cgroup::hierarchies() {
+        below(&root, 12, &mut |path, kind| {
+            if kind.is_dir() {
+                found.insert(path.display().to_string());
+            }
+        });
+    }
+    found
+}
+
+fn files(dirs: &[PathBuf]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for dir in dirs {
+        below(dir, 24, &mut |path, kind| {
+            let Ok(meta) = fs::symlink_metadata(path) else { return };
+            let size = if kind.is_file() { meta.size() } else { 0 };
+            found.insert(format!(
+                "{} mode {:o} owner {}:{} size {size}",
+                path.display(),
+                meta.mode(),
+                meta.uid(),
+                meta.gid()
+            ));
+        });
+    }
+    found
+}
+
+fn below(dir: &Path, depth: u32, visit: &mut dyn FnMut(&Path, fs::FileType)) {
+    let Some(depth) = depth.checked_sub(1) else { return };
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let Ok(kind) = entry.file_type() else { continue };
+        visit(&entry.path(), kind);
+        if kind.is_dir() {
+            below(&entry.path(), depth, visit);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_and_what_is_gone_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let scope = Scope { dirs: vec![dir.path().into()], marks: vec!["berth-no-such-mark".into()] };
+        fs::write(dir.path().join("old"), "").unwrap();
+        let before = Machine::now(&scope).unwrap();
+        assert!(
+            before.counts()["mounts"] > 0 && before.counts()["cgroups"] > 0 && before.counts()["sysctls"] > 0
+        );
+        assert_eq!(before.counts()["files"], 1);
+        fs::rename(dir.path().join("old"), dir.path().join("new")).unwrap();
+        let told = before.differences(&Machine::now(&scope).unwrap()).join("\n");
+        assert!(told.contains("files, left: ") && told.contains("/new mode"), "{told}");
+        assert!(told.contains("files, gone: ") && told.contains("/old mode"), "{told}");
+    }
+
+    #[test]
+    fn what_counts_down_is_no_difference() {
+        assert_eq!(
+            strip_lifetime("default via fe80::1 dev eth0 expires 1790sec pref medium"),
+            "default via fe80::1 dev eth0 pref medium"
+        );
+        assert_eq!(strip_link("17: veth1: <UP> mtu 1500"), "veth1: <UP> mtu 1500");
+    }
+}

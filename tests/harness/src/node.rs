@@ -1,0 +1,496 @@
+//! A node of the real programs below one directory: a private containerd, the agent and what the agent starts.
+//!
+//! What runs is recorded in the directory, so that another program (the demo run again, or ending it) finds it.
+
+use crate::{
+    cgroup,
+    containerd::{self, Containerd},
+    process::{self, Process},
+    socket::{Pod, Socket},
+    tools::{self, Build},
+    wait::{self, PATIENCE},
+};
+use anyhow::{Context, Result, bail, ensure};
+use berth_core::{ids::NodeName, roots::Roots};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// One node of the suites at a time in a process: they count what is on the machine.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// A node. It runs on when this value goes; [`Node::down`] ends it, [`TestNode`] does so by itself.
+#[derive(Debug)]
+pub struct Node {
+    /// Everything of it that lasts lies below.
+    pub dir: PathBuf,
+    /// Its roots, as the agent reads them.
+    pub roots: Roots,
+    /// Its containerd.
+    pub containerd: Containerd,
+    /// The name of its cgroup.
+    pub cgroup: String,
+    /// Where `berth` and `berth-cni` lie.
+    pub programs: PathBuf,
+    /// More environment for the agent.
+    pub agent_env: BTreeMap<String, String>,
+    /// More arguments for the agent.
+    pub agent_args: Vec<String>,
+}
+
+impl Node {
+    /// The node below `dir`, with the state of this boot below `run`; its files are written, nothing is started. The
+    /// last part of `dir` becomes the name of its cgroup and of its network.
+    ///
+    /// # Errors
+    /// Files cannot be written.
+    pub fn new(dir: &Path, run: &Path, name: &str, programs: PathBuf) -> Result<Node> {
+        let cgroup =
+            dir.file_name().and_then(|n| n.to_str()).context("a directory without a name")?.to_owned();
+        let name = NodeName::new(name).context("the node's name")?;
+        let roots = Roots { runtime_state: run.into(), ..Roots::below(dir, name, &cgroup) };
+        let containerd_dir = roots.containerd_socket.parent().context("containerd's directory")?;
+        let containerd = Containerd::new(containerd_dir, &roots.containerd_namespace)?;
+        let node = Node {
+            dir: dir.into(),
+            containerd,
+            cgroup,
+            programs,
+            agent_env: BTreeMap::new(),
+            agent_args: Vec::new(),
+            roots,
+        };
+        node.write_files()?;
+        Ok(node)
+    }
+
+    fn write_files(&self) -> Result<()> {
+        for dir in [&self.manifests(), &self.roots.cni_conf, &self.roots.cni_bin, &self.roots.runtime_state] {
+            fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        }
+        self.write_roots()?;
+        let (v4, v6) = self.subnets();
+        let conflist = json!({
+            "cniVersion": "1.1.0",
+            "name": self.cgroup,
+            "plugins": [{"type": "berth-cni", "subnets": [v4, v6], "dataDir": self.dir.join("cni/data"), "quarantineSeconds": 1}]
+        });
+        let path = self.roots.cni_conf.join("10-berth.conflist");
+        fs::write(&path, format!("{conflist:#}\n")).with_context(|| format!("write {}", path.display()))?;
+        let plugin = self.roots.cni_bin.join("berth-cni");
+        if fs::read_link(&plugin).ok().is_none_or(|to| to != self.programs.join("berth-cni")) {
+            if plugin.is_symlink() {
+                fs::remove_file(&plugin)?;
+            }
+            symlink(self.programs.join("berth-cni"), &plugin).context("link berth-cni")?;
+        }
+        Ok(())
+    }
+
+    /// Writes the roots file anew, after [`Node::roots`] was changed.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_roots(&self) -> Result<()> {
+        let text = serde_json::to_vec_pretty(&self.roots)?;
+        berth_sys::fs::write_atomic(&self.roots_file(), &text, 0o644).context("write the roots file")
+    }
+
+    /// The pods' networks: taken from the name, so that two nodes of one machine rarely meet.
+    pub fn subnets(&self) -> (String, String) {
+        let d = Sha256::digest(&self.cgroup);
+        let (a, b) = (d.first().copied().unwrap_or(0), d.get(1).copied().unwrap_or(0));
+        (format!("10.{}.{b}.0/24", 64 + a % 128), format!("fd42:{a:x}:{b:x}::/64"))
+    }
+
+    /// Where manifests go.
+    pub fn manifests(&self) -> PathBuf {
+        self.dir.join("manifests")
+    }
+
+    /// The roots file.
+    pub fn roots_file(&self) -> PathBuf {
+        self.dir.join("roots.json")
+    }
+
+    /// The agent's log.
+    pub fn agent_log(&self) -> PathBuf {
+        self.dir.join("agent.log")
+    }
+
+    /// The agent's process, where it runs.
+    pub fn agent(&self) -> Option<Process> {
+        containerd::recorded(&self.dir.join("agent.json"))
+    }
+
+    /// Starts the agent where it does not run; does not wait for it to be of use.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn_agent(&self) -> Result<Process> {
+        if let Some(process) = self.agent() {
+            return Ok(process);
+        }
+        let mut command = Command::new(self.programs.join("berth"));
+        command
+            .arg("--roots")
+            .arg(self.roots_file())
+            .args(["agent", "--standalone", "--manifests"])
+            .arg(self.manifests())
+            .arg("--shim")
+            .arg(tools::find("containerd-shim-runc-v2")?)
+            .arg("--runc")
+            .arg(tools::find("runc")?)
+            .args(&self.agent_args)
+            .env("PATH", tools::path_env()?)
+            .envs(&self.agent_env);
+        let process = containerd::spawn_detached(command, &self.agent_log())?;
+        containerd::record(&self.dir.join("agent.json"), process)?;
+        Ok(process)
+    }
+
+    /// Starts the agent and waits until it answers.
+    ///
+    /// # Errors
+    /// It ends, or does not answer.
+    pub fn start_agent(&self) -> Result<Process> {
+        let process = self.spawn_agent()?;
+        wait::ok("the agent answers", PATIENCE, || {
+            if !process.alive() {
+                return Ok(Err(anyhow::anyhow!("the agent ended: {}", self.last_words())));
+            }
+            self.pods().map(|_| Ok(()))
+        })??;
+        Ok(process)
+    }
+
+    /// SIGKILL for the agent alone.
+    ///
+    /// # Errors
+    /// It cannot be ended.
+    pub fn kill_agent(&self) -> Result<()> {
+        self.agent().map_or(Ok(()), |p| p.kill())
+    }
+
+    /// SIGTERM for the agent alone.
+    ///
+    /// # Errors
+    /// It cannot be ended.
+    pub fn stop_agent(&self) -> Result<()> {
+        self.agent().map_or(Ok(()), |p| p.terminate(Duration::from_secs(15)))
+    }
+
+    /// The helpers: processes of the program `berth` that name this node's files and are not the agent.
+    pub fn helpers(&self, role: &str) -> Vec<Process> {
+        let mut found = process::with_path_below(&self.dir);
+        found.extend(process::with_path_below(&self.roots.runtime_state));
+        found.into_iter().filter(|(_, words)| words.iter().any(|w| w == role)).map(|(p, _)| p).collect()
+    }
+
+    /// logd's process.
+    pub fn logd(&self) -> Option<Process> {
+        self.helpers("logd").into_iter().next()
+    }
+
+    /// Connects to the agent.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn socket(&self) -> Result<Socket> {
+        Socket::connect(&self.roots.agent_socket())
+    }
+
+    /// All pods by `namespace/name`, as the agent tells them.
+    ///
+    /// # Errors
+    /// The agent is not there.
+    pub fn pods(&self) -> Result<BTreeMap<String, Pod>> {
+        self.socket()?.pods()
+    }
+
+    /// Waits until a pod (`namespace/name`) is as wanted, and returns it. A watch: nothing that lasts a moment only
+    /// is missed while the agent lives.
+    ///
+    /// # Errors
+    /// It never is; the message says how it was last.
+    pub fn pod(
+        &self,
+        what: &str,
+        name: &str,
+        patience: Duration,
+        wanted: impl Fn(&Pod) -> bool,
+    ) -> Result<Pod> {
+        let end = std::time::Instant::now() + patience;
+        let mut last = None;
+        loop {
+            let found = self.socket().and_then(Socket::watch).and_then(|mut watch| {
+                while let Some(change) = watch.next(end)? {
+                    if let crate::socket::Change::Pod(pod) = change
+                        && pod.name() == name
+                    {
+                        if wanted(&pod) {
+                            return Ok(Some(*pod));
+                        }
+                        last = Some(*pod);
+                    }
+                }
+                Ok(None)
+            });
+            match found {
+                Ok(Some(pod)) => return Ok(pod),
+                // The agent may be about to come back.
+                Err(_) if std::time::Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+                other => {
+                    let last = last.map_or_else(
+                        || "never seen".to_owned(),
+                        |p: Pod| format!("waiting for {:?}, status {}", p.waiting_for(), p.status()),
+                    );
+                    let error = other.err().map(|e| format!(" ({e:#})")).unwrap_or_default();
+                    bail!("waited {} s in vain until {name} {what}{error}; last: {last}", patience.as_secs());
+                }
+            }
+        }
+    }
+
+    /// Waits until a pod is Ready.
+    ///
+    /// # Errors
+    /// As [`Node::pod`].
+    pub fn ready(&self, name: &str) -> Result<Pod> {
+        self.pod("is Ready", name, PATIENCE, Pod::ready)
+    }
+
+    /// Waits until nothing of a pod is left.
+    ///
+    /// # Errors
+    /// It stays.
+    pub fn gone(&self, name: &str, patience: Duration) -> Result<()> {
+        wait::ok(&format!("{name} is gone"), patience, || {
+            ensure!(!self.pods()?.contains_key(name), "it is there");
+            Ok(())
+        })
+    }
+
+    /// Puts a manifest in place, whole, by rename.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn apply(&self, file: &str, text: &str) -> Result<()> {
+        // The source passes over names that begin with a dot.
+        let (new, path) = (self.manifests().join(format!(".{file}.new")), self.manifests().join(file));
+        fs::write(&new, text).with_context(|| format!("write {}", new.display()))?;
+        fs::rename(&new, &path).with_context(|| format!("rename to {}", path.display()))
+    }
+
+    /// Takes a manifest away.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove(&self, file: &str) -> Result<()> {
+        fs::remove_file(self.manifests().join(file)).with_context(|| format!("remove {file}"))
+    }
+
+    /// Runs a command of `berth` for people and returns what it did.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn berth(&self, args: &[&str]) -> Result<Output> {
+        Command::new(self.programs.join("berth"))
+            .arg("--roots")
+            .arg(self.roots_file())
+            .args(args)
+            .env("PATH", tools::path_env()?)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("run berth {args:?}"))
+    }
+
+    /// Runs a command in a container (`namespace/pod/container`) and returns its standard output.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn exec(&self, container: &str, command: &[&str]) -> Result<String> {
+        let mut args = vec!["exec", container, "--"];
+        args.extend(command);
+        let out = self.berth(&args)?;
+        ensure!(
+            out.status.success(),
+            "berth exec {container} {command:?}: {} {}",
+            out.status,
+            String::from_utf8_lossy(&out.stderr).trim()
+        );
+        String::from_utf8(out.stdout).context("its output")
+    }
+
+    /// The directory of a container's output.
+    pub fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf {
+        let name = pod.name().replace('/', "_");
+        self.roots.pod_logs.join(format!("{name}_{}", pod.uid())).join(container)
+    }
+
+    /// The last lines of the agent's log.
+    pub fn last_words(&self) -> String {
+        containerd::tail(&self.agent_log(), 30)
+    }
+
+    /// Ends all pods through the agent, then the agent, its helpers and containerd, and removes everything that the
+    /// node made on the machine. What cannot be done in order is done by force.
+    ///
+    /// # Errors
+    /// Something cannot be ended or removed.
+    pub fn down(&self) -> Result<()> {
+        if let Err(error) = self.end_pods() {
+            tell(&format!("the pods did not end by themselves, they are ended by force: {error:#}"));
+        }
+        self.stop_agent()?;
+        for role in ["agent", "probe-exec", "logd"] {
+            for helper in self.helpers(role) {
+                helper.terminate(Duration::from_secs(5))?;
+            }
+        }
+        self.containerd.stop()?;
+        cgroup::remove(&self.cgroup)?;
+        restore_sysctls(&self.roots.runtime_state.join("network/sysctls.json"))?;
+        for dir in [&self.dir, &self.roots.runtime_state] {
+            for mount in berth_sys::mount::mounts_below(dir)?.iter().rev() {
+                berth_sys::mount::unmount(&mount.mount_point)?;
+            }
+            berth_sys::mount::remove_tree_no_xdev(dir)
+                .or_else(|e| if dir.exists() { Err(e) } else { Ok(()) })
+                .with_context(|| format!("remove {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Takes all manifests away and waits until the agent has ended every pod.
+    ///
+    /// # Errors
+    /// Pods stay.
+    pub fn end_pods(&self) -> Result<()> {
+        for entry in fs::read_dir(self.manifests()).context("list the manifests")? {
+            fs::remove_file(entry?.path())?;
+        }
+        if self.containerd.process().is_none() {
+            self.containerd.start()?;
+        }
+        self.start_agent()?;
+        wait::ok("all pods are gone", Duration::from_secs(120), || {
+            let pods = self.pods()?;
+            ensure!(pods.is_empty(), "left: {:?}", pods.keys());
+            Ok(())
+        })
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the user of a suite or of the demo reads it there")]
+fn tell(text: &str) {
+    eprintln!("{text}");
+}
+
+/// Puts back the sysctls that the agent recorded before it changed them.
+fn restore_sysctls(record: &Path) -> Result<()> {
+    let Ok(bytes) = fs::read(record) else { return Ok(()) };
+    #[derive(serde::Deserialize)]
+    struct Before {
+        values: Vec<(String, String)>,
+    }
+    let before: Before =
+        serde_json::from_slice(&bytes).with_context(|| format!("read {}", record.display()))?;
+    for (key, value) in before.values {
+        let path = Path::new("/proc/sys").join(&key);
+        // A device may have gone meanwhile.
+        if fs::read_to_string(&path).is_ok_and(|now| now.trim() != value) {
+            fs::write(&path, value).with_context(|| format!("write {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// A node of a test: alone in its process, with a running containerd, and ended when it goes.
+#[derive(Debug)]
+pub struct TestNode {
+    node: Node,
+    _alone: MutexGuard<'static, ()>,
+    ended: bool,
+    _dir: tempfile::TempDir,
+}
+
+impl std::ops::Deref for TestNode {
+    type Target = Node;
+    fn deref(&self) -> &Node {
+        &self.node
+    }
+}
+
+impl std::ops::DerefMut for TestNode {
+    fn deref_mut(&mut self) -> &mut Node {
+        &mut self.node
+    }
+}
+
+impl TestNode {
+    /// A node with a running containerd, with the images in it, and no agent yet.
+    ///
+    /// # Errors
+    /// Something of it does not start.
+    pub fn prepare(build: Build) -> Result<TestNode> {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let dir = tempfile::Builder::new().prefix("berth-node-").tempdir_in("/tmp")?;
+        let programs = tools::programs(build)?;
+        let node = Node::new(
+            &dir.path().join(unique(dir.path())),
+            Path::new(&dir.path().join("run")),
+            "node",
+            programs,
+        )?;
+        let node = TestNode { node, _alone: alone, ended: false, _dir: dir };
+        node.containerd.start()?;
+        crate::image::import_test(&node.containerd, &node.dir)?;
+        Ok(node)
+    }
+
+    /// The same with its agent.
+    ///
+    /// # Errors
+    /// As [`TestNode::prepare`].
+    pub fn start(build: Build) -> Result<TestNode> {
+        let node = TestNode::prepare(build)?;
+        node.start_agent()?;
+        Ok(node)
+    }
+
+    /// Ends it and says what went wrong in doing so.
+    ///
+    /// # Errors
+    /// As [`Node::down`].
+    pub fn end(mut self) -> Result<()> {
+        self.ended = true;
+        self.node.down()
+    }
+}
+
+fn unique(dir: &Path) -> String {
+    dir.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
+}
+
+impl Drop for TestNode {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tell(&format!("the agent's last words:\n{}", self.node.last_words()));
+            tell(&format!("containerd's last words:\n{}", self.node.containerd.last_words(15)));
+        }
+        if !self.ended
+            && let Err(error) = self.node.down()
+        {
+            tell(&format!("the node could not be ended: {error:#}"));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Processes, known by pid and start time: a pid alone may name another one a moment later.
+
+use anyhow::{Context, Result};
+use berth_sys::process::{PidFd, start_time};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+
+/// One process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Process {
+    /// Its process id.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot.
+    pub start: u64,
+}
+
+impl Process {
+    /// The process that has this pid now; `None` where there is none, or only its corpse.
+    pub fn of(pid: u32) -> Option<Process> {
+        start_time(pid).ok().flatten().map(|start| Process { pid, start })
+    }
+
+    /// Whether it still runs.
+    pub fn alive(&self) -> bool {
+        Process::of(self.pid) == Some(*self)
+    }
+
+    /// Sends a signal; nothing happens where the process is gone.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        let Some(fd) = PidFd::open(self.pid).context("open a pidfd")? else { return Ok(()) };
+        // Looked at after opening: from here on the descriptor names this very process.
+        if self.alive() {
+            fd.signal_number(signal).with_context(|| format!("send {signal} to {}", self.pid))?;
+        }
+        Ok(())
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    ///
+    /// # Errors
+    /// It cannot be ended.
+    pub fn kill(&self) -> Result<()> {
+        self.signal(nix::libc::SIGKILL)?;
+        self.gone(Duration::from_secs(20))
+    }
+
+    /// SIGTERM, and SIGKILL after `grace`.
+    ///
+    /// # Errors
+    /// It cannot be ended.
+    pub fn terminate(&self, grace: Duration) -> Result<()> {
+        self.signal(nix::libc::SIGTERM)?;
+        if self.gone(grace).is_err() {
+            return self.kill();
+        }
+        Ok(())
+    }
+
+    /// Waits until it is gone.
+    ///
+    /// # Errors
+    /// It is not within `patience`.
+    pub fn gone(&self, patience: Duration) -> Result<()> {
+        crate::wait::until(&format!("process {} is gone", self.pid), patience, || !self.alive())
+    }
+
+    /// Its command line; empty where it is gone or a kernel thread.
+    pub fn command_line(&self) -> Vec<String> {
+        let bytes = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        let mut words: Vec<String> =
+            bytes.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
+        words.pop();
+        words
+    }
+
+    /// CPU time that it and its reaped children used: user and system, in clock ticks (100 a second on Linux).
+    pub fn cpu_ticks(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let rest = text.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+        // utime, stime, cutime, cstime are fields 14 to 17; `rest` begins with field 3.
+        rest.split_ascii_whitespace().skip(11).take(4).filter_map(|f| f.parse::<u64>().ok()).sum()
+    }
+
+    /// Its resident memory in bytes.
+    pub fn rss(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default();
+        line.split_ascii_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
+    }
+}
+
+/// All processes with their command lines; those of the kernel are left out.
+pub fn all() -> BTreeMap<Process, Vec<String>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let Some(process) = Process::of(pid) else { continue };
+        let words = process.command_line();
+        if !words.is_empty() {
+            found.insert(process, words);
+        }
+    }
+    found
+}
+
+/// Processes one of whose arguments lies below `dir`.
+pub fn with_path_below(dir: &Path) -> BTreeMap<Process, Vec<String>> {
+    let me = std::process::id();
+    let mut found = all();
+    found.retain(|p, words| {
+        p.pid != me
+            && words.iter().skip(1).any(|w| {
+                let path = w.split_once('=').map_or(w.as_str(), |(_, value)| value);
+                let path = path.strip_prefix("unix://").unwrap_or(path);
+                Path::new(path).starts_with(dir)
+            })
+    });
+    found
+}

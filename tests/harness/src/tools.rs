@@ -1,0 +1,126 @@
+//! Where the programs of others are found.
+
+use anyhow::{Context, Result, ensure};
+use std::{env, path::PathBuf, process::Command};
+
+/// Where `cargo xtask setup` puts what it builds: `BERTH_TOOLS`, or `berth/tools/bin` in the cache directory.
+///
+/// # Errors
+/// None of `BERTH_TOOLS`, `XDG_CACHE_HOME` and `HOME` is set.
+pub fn dir() -> Result<PathBuf> {
+    if let Some(dir) = env::var_os("BERTH_TOOLS") {
+        return Ok(dir.into());
+    }
+    Ok(cache()?.join("tools/bin"))
+}
+
+/// The project's own cache directory.
+///
+/// # Errors
+/// Neither `XDG_CACHE_HOME` nor `HOME` is set.
+pub fn cache() -> Result<PathBuf> {
+    let base = match env::var_os("XDG_CACHE_HOME") {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(env::var_os("HOME").context("neither HOME nor XDG_CACHE_HOME is set")?)
+            .join(".cache"),
+    };
+    Ok(base.join("berth"))
+}
+
+/// A program in [`dir`] or else in PATH.
+///
+/// # Errors
+/// It is in neither.
+pub fn find(name: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    std::iter::once(dir()?)
+        .chain(env::split_paths(&path))
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+        .with_context(|| {
+            format!(
+                "{name} is neither in {} nor in PATH: run `cargo xtask setup`",
+                dir().unwrap_or_default().display()
+            )
+        })
+}
+
+/// PATH with the tools before everything else.
+///
+/// # Errors
+/// As [`dir`].
+pub fn path_env() -> Result<std::ffi::OsString> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    Ok(env::join_paths(std::iter::once(dir()?).chain(env::split_paths(&path)))?)
+}
+
+/// The repository's root, from where this crate was built.
+pub fn repository() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.parent().and_then(|tests| tests.parent()).map(PathBuf::from).unwrap_or(here)
+}
+
+/// Which build of the project's programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Build {
+    /// As everybody builds it.
+    Plain,
+    /// With the places where the kill suite ends the agent.
+    Failpoints,
+    /// Optimised, for figures.
+    Release,
+}
+
+/// The directory with `berth` and `berth-cni`, built if need be. `BERTH_BIN` (`BERTH_BIN_FAILPOINTS`,
+/// `BERTH_BIN_RELEASE`) names one that is ready.
+///
+/// # Errors
+/// They do not build.
+pub fn programs(build: Build) -> Result<PathBuf> {
+    let ready = match build {
+        Build::Plain => "BERTH_BIN",
+        Build::Failpoints => "BERTH_BIN_FAILPOINTS",
+        Build::Release => "BERTH_BIN_RELEASE",
+    };
+    if let Some(dir) = env::var_os(ready) {
+        return Ok(dir.into());
+    }
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
+    match build {
+        Build::Plain => {
+            cargo_build(&[])?;
+            Ok(target.join("debug"))
+        }
+        Build::Release => {
+            cargo_build(&["--release"])?;
+            Ok(target.join("release"))
+        }
+        Build::Failpoints => {
+            cargo_build(&["--features", "berth/failpoints"])?;
+            // Kept aside: the next plain build puts its own program in this one's place.
+            let aside = target.join("failpoints");
+            std::fs::create_dir_all(&aside).with_context(|| format!("create {}", aside.display()))?;
+            for name in ["berth", "berth-cni"] {
+                let (from, new) = (target.join("debug").join(name), aside.join(format!(".{name}.new")));
+                std::fs::copy(&from, &new).with_context(|| format!("copy {}", from.display()))?;
+                std::fs::rename(&new, aside.join(name)).context("rename a program")?;
+            }
+            cargo_build(&[])?;
+            Ok(aside)
+        }
+    }
+}
+
+fn cargo_build(extra: &[&str]) -> Result<()> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let done = Command::new(cargo)
+        .current_dir(repository())
+        .args(["build", "--quiet", "--locked", "--package", "berth", "--package", "berth-cni"])
+        .args(extra)
+        // Set for test programs to be timed; it would have build scripts run anew.
+        .env_remove("RUSTC_BOOTSTRAP")
+        .status()
+        .context("run cargo")?;
+    ensure!(done.success(), "berth and berth-cni do not build");
+    Ok(())
+}
