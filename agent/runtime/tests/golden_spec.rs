@@ -2,6 +2,7 @@
 //! `tests/peers`). Every shape of `tests/shapes` is built from its manifest, the recorded image and the recorded facts
 //! of the node; what comes out must be what was recorded, but for the reviewed list `tests/golden/differences.json`,
 //! whose every entry must be needed.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test: what is missing fails it")]
 
 use berth_core::{
     ids::{Attempt, ContainerId, Incarnation, NodeName},
