@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 /// Why a text is not an identity of the wanted kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,14 +90,14 @@ macro_rules! text_id {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Parses and checks the text.
             pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
                 let text = text.into();
                 $check($kind, &text)?;
-                Ok(Self(text))
+                Ok(Self(text.into()))
             }
 
             /// The text itself.
@@ -134,7 +134,7 @@ macro_rules! text_id {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.0.as_ref().to_owned()
             }
         }
     };
@@ -217,7 +217,10 @@ impl ContainerId {
         hash.update(container.as_str());
         hash.update([0]);
         hash.update(attempt.0.to_be_bytes());
-        Self(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let digit = |nibble: u8| char::from(HEX[usize::from(nibble & 15)]);
+        let text: String = hash.finalize().iter().flat_map(|b| [digit(b >> 4), digit(*b)]).collect();
+        Self(text.into())
     }
 
     /// The first 13 characters, as tools print ids.

@@ -59,7 +59,9 @@ impl Objects {
             let gone = b.keys().filter(|k| !a.contains_key(*k));
             new.map(|(k, _)| k).chain(gone).cloned()
         }
-        differing(&self.config_maps, &before.config_maps).chain(differing(&self.secrets, &before.secrets)).collect()
+        differing(&self.config_maps, &before.config_maps)
+            .chain(differing(&self.secrets, &before.secrets))
+            .collect()
     }
 }
 

@@ -336,7 +336,10 @@ fn waiting_for(
                 return Some(format!("init container {name} to finish"));
             }
             ContainerState::Running { .. } if c.started != Some(true) => {
-                return Some(format!("container {name}: startup probe or postStart hook{}", because(d, name)));
+                return Some(format!(
+                    "container {name}: startup probe or postStart hook{}",
+                    because(d, name)
+                ));
             }
             ContainerState::Running { .. } if c.ready != Truth::True => {
                 return Some(format!("container {name}: readiness probe{}", because(d, name)));

@@ -64,8 +64,8 @@ pub struct World<'t> {
     /// The truth, as containerd, the kernel and the disk would tell it.
     truth: Observed,
     agent: Agent,
-    /// Memory as it was last stored.
-    stored: Memory,
+    /// What was stored before the last actions were begun is lost.
+    forgotten: bool,
     plan: Option<Plan>,
     /// Actions begun by the agent that lives.
     pending: Vec<Action>,
@@ -93,7 +93,7 @@ impl<'t> World<'t> {
                 seen: Observed { runtime_answers: true, ..Observed::default() },
                 memory: Memory::default(),
             },
-            stored: Memory::default(),
+            forgotten: false,
             plan: None,
             pending: Vec::new(),
             condemned: BTreeSet::new(),
@@ -160,7 +160,7 @@ impl<'t> World<'t> {
         self.tally.plans += 1;
         self.check_plan(&p)?;
         self.agent.memory = p.memory.clone();
-        self.stored = p.memory.clone();
+        self.forgotten = false;
         for a in std::mem::take(&mut p.actions) {
             self.note(|| format!("begin {a:?}"));
             if self.pending.contains(&a) {
@@ -255,7 +255,7 @@ impl<'t> World<'t> {
             90 => {
                 self.note(|| "memory is lost".into());
                 self.tally.memory_losses += 1;
-                self.stored = Memory::default();
+                self.forgotten = true;
                 self.agent_dies(rng)?;
             }
             91..=92 => self.outage(rng),
@@ -466,8 +466,13 @@ impl<'t> World<'t> {
             }
         }
         // What is stored goes through its text form.
-        let text = serde_json::to_vec(&self.stored).map_err(|e| e.to_string())?;
-        self.agent.memory = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+        self.agent.memory = match &self.plan {
+            Some(plan) if !self.forgotten => {
+                let text = serde_json::to_vec(&plan.memory).map_err(|e| e.to_string())?;
+                serde_json::from_slice(&text).map_err(|e| e.to_string())?
+            }
+            _ => Memory::default(),
+        };
         self.agent.seen = self.truth.clone();
         Ok(())
     }
@@ -521,7 +526,7 @@ impl<'t> World<'t> {
         self.tally.reboots += 1;
         self.note(|| "the node reboots".into());
         self.pending.clear();
-        self.stored = Memory::default();
+        self.forgotten = true;
         self.now.boottime = Boottime(Duration::from_secs(20));
         self.truth.sandbox = None;
         self.truth.volumes_mounted = false;
