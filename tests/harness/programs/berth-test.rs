@@ -2,13 +2,12 @@
 //!
 //! - `write LINES RATE WIDTH`: LINES numbered lines (0: no end) of WIDTH bytes at RATE bytes a second; a line that took
 //!   long to write is told on standard error as `slow <milliseconds>`, the slowest at the end as `slowest <microseconds>`.
-//! - `trap CODE`: prints `started`, ends with CODE on SIGTERM... by a parent shell's trap; see the suites.
 
 use std::{
     env,
     fs::File,
     io::{self, Write},
-    os::fd::FromRawFd,
+    os::fd::AsFd,
     process::exit,
     thread,
     time::{Duration, Instant},
@@ -34,7 +33,8 @@ fn usage() -> ! {
 /// Lines `<number> <padding>`; one write(2) a line, so that its time can be told.
 fn write_lines(lines: u64, rate: u64, width: usize) {
     // Not by `stdout()`: its lock and buffer would stand between a line and its time.
-    let mut out = unsafe { File::from_raw_fd(1) };
+    let Ok(descriptor) = io::stdout().as_fd().try_clone_to_owned() else { exit(9) };
+    let mut out = File::from(descriptor);
     let begun = Instant::now();
     let (mut sent, mut slowest) = (0_u64, Duration::ZERO);
     let mut n = 0_u64;

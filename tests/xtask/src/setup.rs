@@ -1,0 +1,232 @@
+//! `cargo xtask setup`: what building and testing need, from Debian and from Go's module proxy. Idempotent.
+
+use crate::out;
+use anyhow::{Context, Result, bail, ensure};
+use berth_harness::tools;
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// Debian packages, and a file by which each is known to be there: quicker to look for than to ask dpkg.
+const PACKAGES: [(&str, &[&str]); 8] = [
+    ("gcc", &["/usr/bin/gcc"]),
+    ("libc6-dev", &["/usr/include/stdlib.h"]),
+    ("protobuf-compiler", &["/usr/bin/protoc", "/usr/local/bin/protoc"]),
+    ("pkg-config", &["/usr/bin/pkg-config"]),
+    ("libseccomp-dev", &["/usr/include/seccomp.h"]),
+    ("nftables", &["/usr/sbin/nft", "/sbin/nft"]),
+    ("iproute2", &["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"]),
+    ("busybox-static", &["/bin/busybox"]),
+];
+
+/// The oldest containerd with the services that are used.
+const CONTAINERD_FLOOR: [u32; 3] = [2, 0, 0];
+/// What is built where there is none.
+const CONTAINERD: &str = "v2.4.2";
+/// The oldest patch of each minor version of runc that has its container escapes closed; newer minors are fine.
+const RUNC_FLOORS: [[u32; 3]; 3] = [[1, 2, 8], [1, 3, 3], [1, 4, 3]];
+/// What is built where there is none.
+const RUNC: &str = "v1.5.2";
+
+/// Other people's CNI plugins: the agent is tested with them.
+const CNI_PLUGINS: &str = "v1.9.1";
+
+/// Sets the machine up.
+pub(crate) fn run() -> Result<()> {
+    packages()?;
+    containerd()?;
+    runc()?;
+    cni_plugins()?;
+    out::line("setup: everything is there");
+    Ok(())
+}
+
+fn packages() -> Result<()> {
+    let missing: Vec<&str> = PACKAGES
+        .iter()
+        .filter(|(_, files)| !files.iter().any(|f| Path::new(f).exists()))
+        .map(|(name, _)| *name)
+        .collect();
+    if missing.is_empty() {
+        out::line("setup: the Debian packages are there");
+        return Ok(());
+    }
+    ensure!(
+        Path::new("/usr/bin/apt-get").exists(),
+        "missing: {}; this machine has no apt-get, install them by its own means",
+        missing.join(", ")
+    );
+    out::line(&format!("setup: installing {}", missing.join(", ")));
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(["-q", "-y", "-o", "DPkg::Lock::Timeout=120"]).args(args);
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        out::timed(&format!("apt-get {}", args.join(" ")), || succeed(&mut command))
+    };
+    // The lists may be missing or too old to be of use: refreshed once, only now that something is to be fetched.
+    apt(&["update"])?;
+    let mut args = vec!["install", "--no-install-recommends"];
+    args.extend(&missing);
+    apt(&args)
+}
+
+fn containerd() -> Result<()> {
+    let mut why = String::from("not there");
+    for dir in search()? {
+        let all =
+            ["containerd", "containerd-shim-runc-v2", "ctr"].iter().all(|name| dir.join(name).is_file());
+        if !all {
+            continue;
+        }
+        let version = version_of(&dir.join("containerd"));
+        if version.is_some_and(|v| v >= CONTAINERD_FLOOR) {
+            out::line(&format!("setup: containerd {} in {}", show(version), dir.display()));
+            return Ok(());
+        }
+        why = format!("{} in {} is too old", show(version), dir.display());
+    }
+    out::line(&format!("setup: containerd: {why}; building {CONTAINERD}"));
+    let base = "github.com/containerd/containerd/v2";
+    let programs =
+        ["containerd", "containerd-shim-runc-v2", "ctr"].map(|p| format!("{base}/cmd/{p}@{CONTAINERD}"));
+    let version = format!("-X {base}/version.Version={}", CONTAINERD.trim_start_matches('v'));
+    go_install(&programs, &["-ldflags", &version], "0")
+}
+
+fn runc() -> Result<()> {
+    let mut why = String::from("not there");
+    for dir in search()? {
+        let program = dir.join("runc");
+        if !program.is_file() {
+            continue;
+        }
+        let version = version_of(&program);
+        if version.is_some_and(runc_is_safe) {
+            out::line(&format!("setup: runc {} in {}", show(version), dir.display()));
+            return Ok(());
+        }
+        why = format!("{} in {} is below the security floor", show(version), dir.display());
+    }
+    out::line(&format!("setup: runc: {why}; building {RUNC}"));
+    let version = format!("-X main.version={}", RUNC.trim_start_matches('v'));
+    go_install(
+        &[format!("github.com/opencontainers/runc@{RUNC}")],
+        &["-tags", "seccomp", "-ldflags", &version],
+        "1",
+    )
+}
+
+fn cni_plugins() -> Result<()> {
+    let wanted = ["main/bridge", "main/ptp", "main/loopback", "ipam/host-local", "meta/portmap"];
+    let dirs = search()?;
+    let there =
+        |path: &str| path.rsplit('/').next().is_some_and(|name| dirs.iter().any(|d| d.join(name).is_file()));
+    let missing: Vec<String> = wanted
+        .iter()
+        .filter(|path| !there(path))
+        .map(|path| format!("github.com/containernetworking/plugins/plugins/{path}@{CNI_PLUGINS}"))
+        .collect();
+    if missing.is_empty() {
+        out::line("setup: the CNI plugins that are tested with are there");
+        return Ok(());
+    }
+    go_install(&missing, &[], "0")
+}
+
+/// The tools' own directory, then PATH.
+fn search() -> Result<Vec<PathBuf>> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    Ok(std::iter::once(tools::dir()?).chain(env::split_paths(&path)).collect())
+}
+
+/// The first `x.y.z` in what `--version` prints.
+fn version_of(program: &Path) -> Option<[u32; 3]> {
+    let out = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
+    parse_version(&String::from_utf8_lossy(&out.stdout))
+}
+
+fn parse_version(text: &str) -> Option<[u32; 3]> {
+    text.split_whitespace().find_map(|word| {
+        let word = word.trim_start_matches('v');
+        // What follows a dash or plus (a pre-release, a distribution's mark) does not count.
+        let word = word.split(['-', '+', '~']).next().unwrap_or(word);
+        let mut numbers = word.split('.').map(str::parse::<u32>);
+        match (numbers.next()?, numbers.next()?, numbers.next()?, numbers.next()) {
+            (Ok(a), Ok(b), Ok(c), None) => Some([a, b, c]),
+            _ => None,
+        }
+    })
+}
+
+fn runc_is_safe(version: [u32; 3]) -> bool {
+    let minor = |v: [u32; 3]| [v[0], v[1]];
+    match RUNC_FLOORS.iter().find(|floor| minor(**floor) == minor(version)) {
+        Some(floor) => version >= *floor,
+        None => RUNC_FLOORS.iter().all(|floor| version > *floor),
+    }
+}
+
+fn show(version: Option<[u32; 3]>) -> String {
+    version.map_or_else(|| "of unknown version".into(), |[a, b, c]| format!("{a}.{b}.{c}"))
+}
+
+fn go_install(packages: &[String], flags: &[&str], cgo: &str) -> Result<()> {
+    let go = Command::new("go").arg("version").stdin(Stdio::null()).output();
+    if !go.is_ok_and(|o| o.status.success()) {
+        bail!("this takes Go (https://go.dev/dl), and there is no `go` in PATH");
+    }
+    let dir = tools::dir()?;
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    for package in packages {
+        let name = package.rsplit('/').next().unwrap_or(package);
+        out::timed(&format!("go install {name}, a few minutes the first time"), || {
+            let mut command = Command::new("go");
+            command.arg("install").arg("-trimpath").args(flags).arg(package);
+            command.env("GOBIN", &dir).env("GOFLAGS", "").env("CGO_ENABLED", cgo);
+            succeed(&mut command)
+        })?;
+    }
+    Ok(())
+}
+
+/// Runs a command with its output kept for the case that it fails.
+fn succeed(command: &mut Command) -> Result<()> {
+    let out =
+        command.stdin(Stdio::null()).output().with_context(|| format!("run {:?}", command.get_program()))?;
+    if out.status.success() {
+        return Ok(());
+    }
+    out::line(&String::from_utf8_lossy(&out.stdout));
+    out::line(&String::from_utf8_lossy(&out.stderr));
+    bail!("{command:?}: {}", out.status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_as_programs_print_them() {
+        let containerd = "containerd github.com/containerd/containerd/v2 2.4.2 abc\n";
+        assert_eq!(parse_version(containerd), Some([2, 4, 2]));
+        assert_eq!(
+            parse_version("containerd github.com/containerd/containerd 1.6.20~ds1 x"),
+            Some([1, 6, 20])
+        );
+        assert_eq!(parse_version("runc version 1.5.2\nspec: 1.3.0\ngo: go1.26.8"), Some([1, 5, 2]));
+        assert_eq!(parse_version("runc version 1.4.0-rc.1+dev"), Some([1, 4, 0]));
+        assert_eq!(parse_version("hello"), None);
+    }
+
+    #[test]
+    fn runc_has_a_floor_for_each_minor_version() {
+        for bad in [[1, 1, 5], [1, 1, 99], [1, 2, 7], [1, 3, 2], [1, 4, 2], [0, 9, 9]] {
+            assert!(!runc_is_safe(bad), "{bad:?}");
+        }
+        for good in [[1, 2, 8], [1, 2, 20], [1, 3, 3], [1, 4, 3], [1, 5, 0], [2, 0, 0]] {
+            assert!(runc_is_safe(good), "{good:?}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! `cargo xtask test`: runs everything, says what ran, what was skipped and why, and what took longest.
+
+mod binaries;
+mod skips;
+mod tally;
+
+use crate::{cargo, out, setup};
+use anyhow::{Context, Result};
+use berth_harness::tools::{self, Build};
+use binaries::Binary;
+use skips::Skips;
+use std::{
+    env,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+use tally::{Outcome, Tally};
+
+/// The crate whose tests are the suites of a real node.
+const NODE: &str = "berth-tests-node";
+
+/// The least time that a test binary may take before it is ended.
+const DEADLINE: Duration = Duration::from_secs(15 * 60);
+
+/// Options of `cargo xtask test`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only this suite: fmt, clippy, deny, arrows, crates, plan (a million histories), node (all of them), or one of
+    /// the node's: demo, lifecycle, output, kill. A suite that is asked for by name runs in full.
+    #[arg(long, value_name = "NAME")]
+    suite: Option<String>,
+    /// Only tests whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+}
+
+/// What a run is made of.
+struct Run {
+    tally: Tally,
+    filter: Option<String>,
+}
+
+/// Runs; `Ok(false)` where something failed.
+pub(crate) fn run(args: &Args) -> Result<bool> {
+    let begun = Instant::now();
+    setup::run()?;
+    let skips = Skips::read(&crate::root().join("tests/skips.toml"))?;
+    let mut run = Run { tally: Tally::default(), filter: args.filter.clone() };
+    match args.suite.as_deref() {
+        None => run.default()?,
+        Some("fmt") => run.fmt()?,
+        Some("clippy") => run.clippy()?,
+        Some("deny") => run.deny()?,
+        Some("arrows") => run.step("arrows", || crate::arrows::check().map(|()| true))?,
+        Some("crates") => run.crates()?,
+        Some("plan") => run.plan()?,
+        Some("node") => run.node(None, true)?,
+        Some(name) => run.node(Some(name), true)?,
+    }
+    let whole = args.suite.is_none() && args.filter.is_none();
+    Ok(run.tally.report(&skips, whole, begun.elapsed()))
+}
+
+impl Run {
+    fn default(&mut self) -> Result<()> {
+        self.fmt()?;
+        self.deny()?;
+        self.step("arrows", || crate::arrows::check().map(|()| true))?;
+        self.clippy()?;
+        self.crates()?;
+        self.node(None, false)
+    }
+
+    /// A check that passes or fails as a whole.
+    fn step(&mut self, name: &str, check: impl FnOnce() -> Result<bool>) -> Result<()> {
+        let begun = Instant::now();
+        let outcome = match check() {
+            Ok(true) => Outcome::Passed,
+            Ok(false) => Outcome::Failed(String::new()),
+            Err(error) => Outcome::Failed(format!("{error:#}")),
+        };
+        self.tally.add(name, outcome, begun.elapsed());
+        Ok(())
+    }
+
+    fn fmt(&mut self) -> Result<()> {
+        self.step("fmt", || succeeds(&mut cargo::command(&["fmt", "--all", "--check"])))
+    }
+
+    fn clippy(&mut self) -> Result<()> {
+        self.step("clippy", || {
+            let mut all = cargo::command(&["clippy", "--quiet", "--workspace", "--all-targets", "--locked"]);
+            succeeds(all.args(["--", "-D", "warnings"]))
+        })
+    }
+
+    fn deny(&mut self) -> Result<()> {
+        let there = Command::new("cargo-deny").arg("--version").stdin(Stdio::null()).output();
+        if !there.is_ok_and(|o| o.status.success()) {
+            self.tally.add("deny", Outcome::Skipped("cargo-deny is not installed".into()), Duration::ZERO);
+            return Ok(());
+        }
+        // Advisories need the net, which a test run may not have; they are checked where it has.
+        self.step("deny", || succeeds(&mut cargo::command(&["deny", "check", "bans", "licenses", "sources"])))
+    }
+
+    /// Unit and integration tests of all crates but the node's suites, and the examples in the documentation.
+    fn crates(&mut self) -> Result<()> {
+        self.programs(false)?;
+        let built = out::timed("build the tests of all crates", || {
+            binaries::build(&["--workspace", "--exclude", NODE])
+        });
+        let Some(all) = self.built("build", built)? else { return Ok(()) };
+        for binary in &all {
+            self.binary(binary, &[])?;
+        }
+        if self.filter.is_none() {
+            self.step("doc", || {
+                succeeds(&mut cargo::command(&["test", "--quiet", "--workspace", "--doc", "--locked"]))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The histories of `plan` by the million.
+    fn plan(&mut self) -> Result<()> {
+        let built = binaries::build(&["--package", "berth-core", "--test", "histories"]);
+        let Some(all) = self.built("build", built)? else { return Ok(()) };
+        for binary in &all {
+            self.binary(binary, &[("BERTH_HISTORIES", "1000000")])?;
+        }
+        Ok(())
+    }
+
+    /// The node's suites, or one of them; `full` as much as there is, otherwise the kill suite's tenth.
+    fn node(&mut self, suite: Option<&str>, full: bool) -> Result<()> {
+        self.programs(true)?;
+        let built = out::timed("build the suites of a node", || {
+            let mut args = vec!["--package", NODE];
+            if let Some(suite) = suite {
+                args.extend(["--test", suite]);
+            }
+            binaries::build(&args)
+        });
+        let Some(all) = self.built("build", built)? else { return Ok(()) };
+        let scale = if full { "full" } else { "tenth" };
+        for binary in &all {
+            self.binary(binary, &[("BERTH_SCALE", scale), ("RUST_TEST_THREADS", "1")])?;
+        }
+        Ok(())
+    }
+
+    /// Builds the programs under test once and tells the suites where they are.
+    fn programs(&mut self, failpoints: bool) -> Result<()> {
+        let mut builds = vec![(Build::Plain, "BERTH_BIN")];
+        if failpoints {
+            // First: the plain build comes last and stays.
+            builds.insert(0, (Build::Failpoints, "BERTH_BIN_FAILPOINTS"));
+        }
+        for (build, name) in builds {
+            if env::var_os(name).is_none() {
+                let dir = out::timed(&format!("build berth ({build:?})"), || tools::programs(build))?;
+                self.tally.env.push((name.to_owned(), dir.into_os_string()));
+            }
+        }
+        let me = env::current_exe().context("find this program")?;
+        self.tally.env.push(("BERTH_XTASK".into(), me.into_os_string()));
+        Ok(())
+    }
+
+    fn built(&mut self, name: &str, built: Result<Vec<Binary>>) -> Result<Option<Vec<Binary>>> {
+        match built {
+            Ok(all) => Ok(Some(all)),
+            Err(error) => {
+                self.tally.add(name, Outcome::Failed(format!("{error:#}")), Duration::ZERO);
+                Ok(None)
+            }
+        }
+    }
+
+    fn binary(&mut self, binary: &Binary, env: &[(&str, &str)]) -> Result<()> {
+        binaries::run(binary, self.filter.as_deref(), env, DEADLINE, &mut self.tally)
+    }
+}
+
+/// Whether a command succeeds; its output goes where ours goes.
+fn succeeds(command: &mut Command) -> Result<bool> {
+    Ok(command.status().with_context(|| format!("run {:?}", command.get_program()))?.success())
+}

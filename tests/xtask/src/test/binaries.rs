@@ -1,0 +1,219 @@
+//! Test binaries: built by cargo, run one after the other, each test with its time.
+
+use super::tally::{Outcome, Tally};
+use crate::{cargo, out};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// One test binary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Binary {
+    /// `crate` for unit tests, `crate/target` for others.
+    name: String,
+    /// The crate's directory, where its tests run.
+    dir: PathBuf,
+    /// The program.
+    program: PathBuf,
+}
+
+/// Builds tests and says where they are.
+pub(crate) fn build(args: &[&str]) -> Result<Vec<Binary>> {
+    let mut command = cargo::command(&["test", "--no-run", "--quiet", "--locked", "--message-format=json"]);
+    let out = command.args(args).stderr(Stdio::inherit()).output().context("run cargo test")?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    if !out.status.success() {
+        let told: Vec<String> = text
+            .lines()
+            .filter_map(|l| serde_json::from_str::<Value>(l).ok())
+            .filter(|m| m["message"]["level"] == "error")
+            .filter_map(|m| m["message"]["rendered"].as_str().map(str::to_owned))
+            .collect();
+        bail!("the tests do not build\n{}", told.join("\n"));
+    }
+    let mut found: Vec<Binary> = text.lines().filter_map(binary).collect();
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found.dedup();
+    Ok(found)
+}
+
+/// The binary that a message of cargo's tells of.
+fn binary(line: &str) -> Option<Binary> {
+    let message: Value = serde_json::from_str(line).ok()?;
+    if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
+        return None;
+    }
+    let program = PathBuf::from(message["executable"].as_str()?);
+    let dir = PathBuf::from(message["manifest_path"].as_str()?).parent()?.to_path_buf();
+    let target = message["target"]["name"].as_str()?.replace('_', "-");
+    // `path+file:///…/agent/core#berth-core@0.0.0`, or without a name where it is the directory's.
+    let id = message["package_id"].as_str()?;
+    let after = id.rsplit_once('#').map(|(_, after)| after)?;
+    let package = match after.split_once('@') {
+        Some((name, _)) => name.to_owned(),
+        None => dir.file_name()?.to_string_lossy().into_owned(),
+    };
+    let name = if target == package { package } else { format!("{package}/{target}") };
+    Some(Binary { name, dir, program })
+}
+
+/// Runs one and adds its tests. A binary that says nothing of its tests counts as one test.
+pub(crate) fn run(
+    binary: &Binary,
+    filter: Option<&str>,
+    env: &[(&str, &str)],
+    deadline: Duration,
+    tally: &mut Tally,
+) -> Result<()> {
+    let begun = Instant::now();
+    let before = tally.len();
+    let mut child = Command::new(&binary.program)
+        .args(["-Zunstable-options", "--format=json", "--report-time"])
+        .args(filter)
+        // libtest tells times to those who say that they know the format may change; this one reads what it knows.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .envs(tally.env.iter().map(|(name, value)| (name, value)))
+        .envs(env.iter().copied())
+        .current_dir(&binary.dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("run {}", binary.program.display()))?;
+    let (lines, told) = mpsc::channel();
+    let stdout = child.stdout.take().context("no standard output")?;
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+            if lines.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    let mut stderr = child.stderr.take().context("no standard error")?;
+    let errors = thread::spawn(move || {
+        let mut text = Vec::new();
+        // What was read until a failure is all there is.
+        stderr.read_to_end(&mut text).ok();
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let (mut last, mut finished, mut listed, mut other) = (begun, true, false, String::new());
+    loop {
+        let left = deadline.saturating_sub(begun.elapsed());
+        match told.recv_timeout(left) {
+            Ok(line) => match event(&line, last.elapsed()) {
+                Some((name, outcome, took)) => {
+                    listed = true;
+                    last = Instant::now();
+                    if tally.len() == before {
+                        out::line(&format!("… {}", binary.name));
+                    }
+                    tally.add(&format!("{}::{name}", binary.name), outcome, took);
+                }
+                None => {
+                    listed |= line.contains(r#""type": "suite""#) || line.contains("test result:");
+                    other.push_str(&line);
+                    other.push('\n');
+                }
+            },
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                finished = false;
+                child.kill().context("end a test")?;
+                break;
+            }
+        }
+    }
+    let status = child.wait().context("wait for a test")?;
+    let took = begun.elapsed();
+    let (_, failed) = tally.since(before);
+    if !finished {
+        tally.add(&binary.name, Outcome::Failed(format!("ended after {} s", deadline.as_secs())), took);
+    } else if !status.success() && failed == 0 {
+        // Joined only here: a grandchild may hold the other end open.
+        let text = errors.join().unwrap_or_default();
+        tally.add(&binary.name, Outcome::Failed(format!("{status}\n{other}{text}")), took);
+    } else if status.success() && !listed {
+        tally.add(&binary.name, Outcome::Passed, took);
+    }
+    let (passed, failed) = tally.since(before);
+    if passed + failed > 0 {
+        let mark = if failed == 0 { "✓" } else { "✗" };
+        out::line(&format!(
+            "{mark} {}: {passed} passed, {failed} failed ({:.1} s)",
+            binary.name,
+            took.as_secs_f64()
+        ));
+    }
+    Ok(())
+}
+
+/// The end of a test in a line of output: libtest's JSON, or `test <name> ... ok` with the time since the last one.
+fn event(line: &str, since: Duration) -> Option<(String, Outcome, Duration)> {
+    if let Ok(message) = serde_json::from_str::<Value>(line) {
+        if message["type"] != "test" {
+            return None;
+        }
+        let name = message["name"].as_str()?.to_owned();
+        let took = Duration::from_secs_f64(message["exec_time"].as_f64().unwrap_or(0.0));
+        let outcome = match message["event"].as_str()? {
+            "ok" => Outcome::Passed,
+            "failed" => Outcome::Failed(message["stdout"].as_str().unwrap_or_default().to_owned()),
+            "timeout" => return None,
+            "ignored" => Outcome::Skipped(message["message"].as_str().unwrap_or("ignored").to_owned()),
+            _ => return None,
+        };
+        return Some((name, outcome, took));
+    }
+    let (name, end) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    let outcome = match end.trim() {
+        "ok" => Outcome::Passed,
+        "FAILED" => Outcome::Failed(String::new()),
+        "ignored" => Outcome::Skipped("ignored".into()),
+        _ => return None,
+    };
+    Some((name.to_owned(), outcome, since))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_kinds_of_output_are_read() {
+        let json = r#"{ "type": "test", "name": "a::b", "event": "ok", "exec_time": 0.25 }"#;
+        assert_eq!(
+            event(json, Duration::ZERO),
+            Some(("a::b".into(), Outcome::Passed, Duration::from_millis(250)))
+        );
+        let failed = r#"{ "type": "test", "event": "failed", "name": "x", "stdout": "why\n" }"#;
+        assert_eq!(event(failed, Duration::ZERO).unwrap().1, Outcome::Failed("why\n".into()));
+        let ignored = r#"{ "type": "test", "event": "ignored", "name": "x", "message": "slow" }"#;
+        assert_eq!(event(ignored, Duration::ZERO).unwrap().1, Outcome::Skipped("slow".into()));
+        assert_eq!(event(r#"{ "type": "test", "event": "started", "name": "x" }"#, Duration::ZERO), None);
+        let plain = event("test exec::a ... FAILED", Duration::from_secs(2)).unwrap();
+        assert_eq!(plain, ("exec::a".into(), Outcome::Failed(String::new()), Duration::from_secs(2)));
+        assert_eq!(event("testing 1 2 3", Duration::ZERO), None);
+    }
+
+    #[test]
+    fn only_tests_among_what_was_built_are_binaries() {
+        let line = |test: bool| {
+            format!(
+                r#"{{"reason":"compiler-artifact","package_id":"path+file:///w/agent/core#berth-core@0.0.0","manifest_path":"/w/agent/core/Cargo.toml","target":{{"name":"histories"}},"profile":{{"test":{test}}},"executable":"/w/target/debug/deps/histories-1"}}"#
+            )
+        };
+        let found = binary(&line(true)).unwrap();
+        assert_eq!(
+            (found.name.as_str(), found.dir.to_str().unwrap()),
+            ("berth-core/histories", "/w/agent/core")
+        );
+        assert_eq!(binary(&line(false)), None);
+    }
+}
