@@ -1,0 +1,30 @@
+//! What is shown, as pure functions of what is known and of the time.
+
+pub(crate) mod describe;
+pub(crate) mod events;
+pub(crate) mod images;
+pub(crate) mod pods;
+pub(crate) mod ps;
+pub(crate) mod status;
+
+use crate::time;
+use berth_api::view::PodView;
+use berth_core::time::Wall;
+use serde_json::{Value, json};
+
+/// Why a pod is not Ready and what comes next, in one line; empty where there is nothing to tell.
+pub(crate) fn why(view: &PodView, now: Wall) -> String {
+    let mut parts: Vec<String> = view.waiting_for.iter().cloned().collect();
+    if let Some(at) = view.next_try {
+        parts.push(format!("next try {}", time::until(at, now)));
+    }
+    if let Some(held) = &view.held {
+        parts.push(format!("held: {held}"));
+    }
+    parts.join("; ")
+}
+
+/// `v1.List`, as `kubectl get -o json` gives it.
+pub(crate) fn list(items: Vec<Value>) -> Value {
+    json!({ "apiVersion": "v1", "items": items, "kind": "List", "metadata": { "resourceVersion": "" } })
+}

@@ -1,0 +1,128 @@
+//! `berth pods`.
+
+use super::why;
+use crate::{table::Table, time, v1};
+use berth_api::view::PodView;
+use berth_core::time::Wall;
+
+/// Whether the wide form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Table,
+    Wide,
+}
+
+/// An empty table.
+pub(crate) fn table(form: Form) -> Table {
+    match form {
+        Form::Table => {
+            Table::new(&["NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "AGE", "WHY NOT READY"])
+        }
+        Form::Wide => Table::new(&[
+            "NAMESPACE",
+            "NAME",
+            "READY",
+            "STATUS",
+            "RESTARTS",
+            "AGE",
+            "IP",
+            "QOS",
+            "FILE",
+            "WHY NOT READY",
+        ]),
+    }
+}
+
+/// Adds a pod.
+pub(crate) fn row(table: &mut Table, form: Form, view: &PodView, now: Wall) {
+    let pod = v1::Pod::of(view);
+    let (ready, all) = ready(&pod);
+    let mut cells = vec![
+        pod.metadata.namespace.clone(),
+        pod.metadata.name.clone(),
+        format!("{ready}/{all}"),
+        state(&pod, view),
+        restarts(&pod, now),
+        time::age(time::parse(&pod.metadata.creation_timestamp), now),
+    ];
+    if form == Form::Wide {
+        let none = || "<none>".to_owned();
+        cells.push(pod.status.pod_ips.first().map_or_else(none, |a| a.ip.clone()));
+        cells.push(pod.status.qos_class.clone());
+        cells.push(view.file.as_ref().map_or_else(none, |f| f.display().to_string()));
+    }
+    cells.push(why(view, now));
+    table.row(cells);
+}
+
+/// Containers that are ready and all that count: the main ones and sidecars.
+pub(crate) fn ready(pod: &v1::Pod) -> (usize, usize) {
+    let counted: Vec<_> = pod.containers().filter(|c| !c.init || c.sidecar).collect();
+    let ready =
+        counted.iter().filter(|c| c.status.is_some_and(|s| s.ready && s.state.running.is_some())).count();
+    (ready, counted.len())
+}
+
+/// The STATUS column, as `kubectl` puts it together (`printPod`).
+pub(crate) fn state(pod: &v1::Pod, view: &PodView) -> String {
+    if view.terminating {
+        return "Terminating".to_owned();
+    }
+    if let Some(text) = initialising(pod) {
+        return text;
+    }
+    let mut reason =
+        if pod.status.reason.is_empty() { &pod.status.phase } else { &pod.status.reason }.clone();
+    let mut running = false;
+    for c in pod.containers().filter(|c| !c.init).filter_map(|c| c.status).collect::<Vec<_>>().iter().rev() {
+        match (&c.state.waiting, &c.state.terminated) {
+            (Some(w), _) if !w.reason.is_empty() => reason.clone_from(&w.reason),
+            (_, Some(t)) => reason = ended(t),
+            _ => running |= c.ready && c.state.running.is_some(),
+        }
+    }
+    if reason == "Completed" && running {
+        let ready = pod.status.conditions.iter().any(|c| c.r#type == "Ready" && c.status == "True");
+        reason = if ready { "Running" } else { "NotReady" }.to_owned();
+    }
+    if reason.is_empty() { "Unknown".to_owned() } else { reason }
+}
+
+fn ended(t: &v1::Terminated) -> String {
+    match (t.reason.as_str(), t.exit_code) {
+        ("", code) if code > 128 => format!("Signal:{}", code.saturating_sub(128)),
+        ("", code) => format!("ExitCode:{code}"),
+        (reason, _) => reason.to_owned(),
+    }
+}
+
+fn initialising(pod: &v1::Pod) -> Option<String> {
+    let all = pod.spec.init_containers.len();
+    for (n, c) in pod.containers().filter(|c| c.init).enumerate() {
+        let status = c.status?;
+        let state = &status.state;
+        match (&state.terminated, &state.waiting) {
+            (Some(t), _) if t.exit_code == 0 => continue,
+            _ if c.sidecar && status.started == Some(true) => continue,
+            (Some(t), _) => return Some(format!("Init:{}", ended(t))),
+            (None, Some(w)) if !w.reason.is_empty() && w.reason != "PodInitializing" => {
+                return Some(format!("Init:{}", w.reason));
+            }
+            _ => return Some(format!("Init:{n}/{all}")),
+        }
+    }
+    None
+}
+
+fn restarts(pod: &v1::Pod, now: Wall) -> String {
+    let statuses = || pod.containers().filter(|c| !c.init || c.sidecar).filter_map(|c| c.status);
+    let count = statuses().fold(0u32, |sum, s| sum.saturating_add(s.restart_count));
+    let last = statuses()
+        .filter_map(|s| time::parse(&s.last_state.terminated.as_ref()?.finished_at))
+        .max()
+        .filter(|_| count > 0);
+    match last {
+        Some(at) => format!("{count} ({} ago)", time::age(Some(at), now)),
+        None => count.to_string(),
+    }
+}

@@ -1,0 +1,211 @@
+//! What is known of the node: from the agent, or, where it does not run, from the files that it left, with every
+//! process looked at anew.
+
+use crate::{error::Error, names::Candidate, time, v1};
+use berth_api::{
+    client::Client,
+    files,
+    message::{Reply, Request},
+    view::{NodeView, PodView},
+};
+use berth_core::{event::EventRecord, roots::Roots, time::Wall};
+use berth_sys::process;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// How long the agent may take for an answer.
+pub(crate) const ANSWER: Duration = Duration::from_secs(10);
+
+/// Why a container of a dead agent has no exit code.
+const ENDED_UNSEEN: &str = "its process ended while the agent was not running; the exit code is not known";
+
+/// The pods, and how they are known.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct State {
+    /// By name.
+    pub(crate) pods: Vec<PodView>,
+    /// Set where the agent was not there to be asked.
+    pub(crate) offline: Option<Offline>,
+    /// Of all pods, oldest first; only where asked for.
+    pub(crate) events: Vec<EventRecord>,
+}
+
+/// The agent does not run.
+#[derive(Debug, Clone)]
+pub(crate) struct Offline {
+    /// When the newest of what is known was written.
+    pub(crate) as_of: Option<Wall>,
+    /// Why it could not be asked.
+    pub(crate) why: String,
+    /// Files that could not be read.
+    pub(crate) unread: Vec<String>,
+}
+
+impl Offline {
+    /// For standard error.
+    pub(crate) fn banner(&self) -> String {
+        let when = self.as_of.map_or_else(|| "never".to_owned(), time::stamp);
+        let mut text = format!("agent not running; as of {when}, processes looked at now");
+        for file in &self.unread {
+            text.push_str(&format!("\nnot read: {file}"));
+        }
+        text
+    }
+}
+
+/// Asks the agent, or reads what it left.
+pub(crate) async fn read(roots: &Roots, with_events: bool) -> Result<State, Error> {
+    match live(roots, with_events).await {
+        Ok(state) => Ok(state),
+        Err(e) if e.is_unreachable() => offline(roots, e.chain()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+async fn live(roots: &Roots, with_events: bool) -> Result<State, berth_api::Error> {
+    let mut client = Client::connect(&roots.agent_socket()).await?;
+    let pods = client.pods(ANSWER).await?;
+    let events = if with_events { events(&mut client).await? } else { Vec::new() };
+    Ok(State { pods, offline: None, events })
+}
+
+async fn events(client: &mut Client) -> Result<Vec<EventRecord>, berth_api::Error> {
+    match client.ask(&Request::Events { pod: None }, ANSWER).await? {
+        Reply::Events { events } => Ok(events),
+        _ => Err(berth_api::Error::Unexpected),
+    }
+}
+
+/// What the agent left.
+pub(crate) fn offline(roots: &Roots, why: String) -> Result<State, Error> {
+    let (found, unread) = files::read_pods(roots)?;
+    let node = files::read_node(roots).ok().flatten();
+    if found.is_empty() && unread.is_empty() && node.is_none() {
+        return Err(Error::NoState { path: files::dir(roots), why });
+    }
+    let as_of = found.iter().map(|f| f.pod.as_of).chain(node.map(|n| n.as_of)).max();
+    let (mut pods, mut events) = (Vec::new(), Vec::new());
+    for mut file in found {
+        look_at_processes(&mut file.pod, |pid, start| process::alive(pid, start).unwrap_or(true));
+        pods.push(file.pod);
+        events.extend(file.events);
+    }
+    events.sort_by_key(|e| e.last);
+    let unread = unread.iter().map(berth_api::Error::chain).collect();
+    Ok(State { pods, offline: Some(Offline { as_of, why, unread }), events })
+}
+
+/// The node's page from the agent, or the last one it left, with why it could not be asked.
+pub(crate) async fn node(roots: &Roots) -> Result<(Option<NodeView>, Option<String>), Error> {
+    let asked = async {
+        let mut client = Client::connect(&roots.agent_socket()).await?;
+        client.ask(&Request::Status, ANSWER).await
+    };
+    match asked.await {
+        Ok(Reply::Status(view)) => Ok((Some(*view), None)),
+        Ok(_) => Err(berth_api::Error::Unexpected.into()),
+        Err(e) if e.is_unreachable() => Ok((files::read_node(roots)?, Some(e.chain()))),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Shows containers whose process is gone as ended: `ContainerStatusUnknown` and 137, the kubelet's convention.
+fn look_at_processes(pod: &mut PodView, alive: impl Fn(u32, u64) -> bool) {
+    let (running, ended): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut pod.containers).into_iter().partition(|c| alive(c.pid, c.start_time));
+    pod.containers = running;
+    if ended.is_empty() {
+        return;
+    }
+    let names: Vec<&str> = ended.iter().map(|c| c.name.as_str()).collect();
+    for list in ["initContainerStatuses", "containerStatuses"] {
+        let statuses = pod.object.pointer_mut(&format!("/status/{list}")).and_then(Value::as_array_mut);
+        for status in statuses.into_iter().flatten() {
+            let name = status.get("name").and_then(Value::as_str);
+            if !name.is_some_and(|n| names.contains(&n)) {
+                continue;
+            }
+            let started = status.pointer("/state/running/startedAt").cloned().unwrap_or(Value::Null);
+            let id = status.get("containerID").cloned().unwrap_or(Value::Null);
+            if let Some(fields) = status.as_object_mut() {
+                let ended = json!({ "terminated": {
+                    "exitCode": 137,
+                    "reason": "ContainerStatusUnknown",
+                    "message": ENDED_UNSEEN,
+                    "startedAt": started,
+                    "finishedAt": null,
+                    "containerID": id,
+                }});
+                fields.insert("state".to_owned(), ended);
+                fields.insert("ready".to_owned(), false.into());
+                fields.insert("started".to_owned(), false.into());
+            }
+        }
+    }
+    if let Some(conditions) = pod.object.pointer_mut("/status/conditions").and_then(Value::as_array_mut) {
+        for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
+            let kind = condition.get("type").and_then(Value::as_str);
+            if matches!(kind, Some("Ready" | "ContainersReady")) {
+                condition.insert("status".to_owned(), "False".into());
+                condition.insert("reason".to_owned(), "ContainersNotReady".into());
+                let message = format!("containers with unready status: [{}]", names.join(" "));
+                condition.insert("message".to_owned(), message.into());
+            }
+        }
+    }
+    pod.ready = false;
+    pod.waiting_for = Some(format!("container {} ended while the agent was not running", names.join(", ")));
+    pod.next_try = None;
+}
+
+/// The pods as what a name can mean.
+pub(crate) fn candidates(pods: &[PodView]) -> Vec<Candidate> {
+    pods.iter()
+        .map(|view| {
+            let pod = v1::Pod::of(view);
+            let ids = |c: &v1::Shown<'_>| {
+                c.status.map(|s| s.id().to_owned()).into_iter().filter(|id| !id.is_empty()).collect()
+            };
+            Candidate {
+                key: view.key.clone(),
+                uid: view.uid.clone(),
+                containers: pod.containers().map(|c| (c.spec.name.clone(), ids(&c))).collect(),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_died_unseen_shows_as_such_and_the_others_stay() {
+        let mut view: PodView = serde_json::from_value(json!({
+            "uid": "u", "key": {"namespace": "d", "name": "p"}, "ready": true,
+            "object": {"status": {
+                "conditions": [{"type": "Ready", "status": "True"}, {"type": "Initialized", "status": "True"}],
+                "containerStatuses": [
+                    {"name": "a", "containerID": "containerd://aa", "ready": true,
+                     "state": {"running": {"startedAt": "2023-11-14T22:13:20Z"}}},
+                    {"name": "b", "ready": true, "state": {"running": {}}},
+                ]}},
+            "containers": [
+                {"name": "a", "id": "a".repeat(64), "pid": 5, "start_time": 1},
+                {"name": "b", "id": "b".repeat(64), "pid": 6, "start_time": 1},
+            ],
+        }))
+        .unwrap();
+        let before = view.clone();
+        look_at_processes(&mut view, |_, _| true);
+        assert_eq!(view, before);
+        look_at_processes(&mut view, |pid, _| pid == 6);
+        assert!(!view.ready && view.containers.len() == 1);
+        let at = |p: &str| view.object.pointer(p).unwrap().clone();
+        assert_eq!(at("/status/conditions/0/status"), "False");
+        assert_eq!(at("/status/conditions/1/status"), "True");
+        assert_eq!(at("/status/containerStatuses/0/state/terminated/reason"), "ContainerStatusUnknown");
+        assert_eq!(at("/status/containerStatuses/0/state/terminated/startedAt"), "2023-11-14T22:13:20Z");
+        assert_eq!(at("/status/containerStatuses/1/ready"), true);
+    }
+}
