@@ -302,6 +302,7 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         let kind = flight.action.kind();
         let container = flight.action.container().map(ToString::to_string);
         let took_ms = took.as_secs_f64() * 1000.0;
+        tracing::debug!(pod = %self.desired.pod.key, container, kind, ?steps, "steps");
         match outcome {
             Ok(()) => tracing::info!(pod = %self.desired.pod.key, container, kind, took_ms, "done"),
             Err(failure) => {
