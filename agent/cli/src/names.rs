@@ -29,6 +29,7 @@ const SHORTEST: usize = 4;
 
 /// Finds what a name means.
 pub(crate) fn resolve(name: &str, among: &[Candidate]) -> Result<Meant, Error> {
+    let name = name.strip_prefix("containerd://").unwrap_or(name);
     let parts: Vec<&str> = name.split('/').collect();
     let found = match parts.as_slice() {
         [] | [""] => return Err(Error::Usage("an empty name".to_owned())),
@@ -80,7 +81,6 @@ fn by_pod(
 }
 
 fn by_id(id: &str, name: &str, among: &[Candidate]) -> Result<Option<Meant>, Error> {
-    let id = id.strip_prefix("containerd://").unwrap_or(id);
     if id.len() < SHORTEST {
         return Ok(None);
     }
