@@ -11,14 +11,17 @@ use crate::{
 use berth_core::ids::ContainerId;
 use berth_sys::clock;
 use containerd_client::services::v1::{
-    Container, DeleteTaskRequest, KillRequest, ListPidsRequest, ResizePtyRequest, UpdateContainerRequest,
-    WaitRequest, sandbox::StoreDeleteRequest, snapshots::RemoveSnapshotRequest,
+    Container, DeleteResponse, DeleteTaskRequest, KillRequest, ListPidsRequest, ResizePtyRequest,
+    UpdateContainerRequest, WaitRequest, sandbox::StoreDeleteRequest, snapshots::RemoveSnapshotRequest,
 };
 use prost_types::FieldMask;
 use std::time::Duration;
 
 /// How long a killed container may take to be gone before its removal fails.
 const DYING: Duration = Duration::from_secs(20);
+
+/// How often, and after what pause, a delete that met a closing shim is tried again.
+const AGAIN: (u32, Duration) = (3, Duration::from_millis(100));
 
 impl Runtime {
     /// Stores an exit on the container's record; a later one replaces it. Do it before the task is deleted.
@@ -42,13 +45,17 @@ impl Runtime {
     /// Deletes the task of a container that ended and says how it ended; `None` where there is no task. A task that
     /// still runs is refused ([`Kind::Precondition`]). Takes two runc processes: keep it off critical paths.
     pub async fn delete_task(&self, id: &ContainerId) -> Result<Option<ExitRecord>, Error> {
-        let client = self.client();
-        let request = DeleteTaskRequest { container_id: id.to_string() };
-        let mut service = client.tasks();
         // The shim ends with its last task: before that it must be out of use, or a start would meet its end.
         let home = self.known_shims().and_then(|s| s.release(id));
-        let deleted =
-            absent(call("delete task", id, WORK, service.delete(client.request(request, WORK))).await);
+        let mut deleted = self.delete_task_once(id).await;
+        for _ in 0..AGAIN.0 {
+            // A shim that is just ending may close before it has answered: what came of it, the next call tells.
+            if !matches!(&deleted, Err(e) if e.kind() == Kind::Unavailable) {
+                break;
+            }
+            tokio::time::sleep(AGAIN.1).await;
+            deleted = self.delete_task_once(id).await;
+        }
         if deleted.is_err()
             && let (Some(shims), Some(home)) = (self.known_shims(), home)
         {
@@ -62,6 +69,13 @@ impl Runtime {
             message: None,
             started_at: None,
         }))
+    }
+
+    async fn delete_task_once(&self, id: &ContainerId) -> Result<Option<DeleteResponse>, Error> {
+        let client = self.client();
+        let request = DeleteTaskRequest { container_id: id.to_string() };
+        let mut service = client.tasks();
+        absent(call("delete task", id, WORK, service.delete(client.request(request, WORK))).await)
     }
 
     /// Removes everything of a container: task (killed if it runs), sandbox record, snapshot, record. The record goes

@@ -244,7 +244,7 @@ impl Node {
         let address = self.roots.containerd_socket.to_str().unwrap().to_owned();
         processes(|cmdline| {
             cmdline.first().is_some_and(|c| c.ends_with("containerd-shim-runc-v2"))
-                && cmdline.iter().any(|w| *w == address)
+                && cmdline.contains(&address)
         })
     }
 
