@@ -72,7 +72,7 @@ pub struct Plan {
     pub events: Vec<Event>,
     /// When to ask again although nothing changed.
     pub wake_at: Option<Boottime>,
-    /// Nobody can meet the pod any more: its containers are dead, its network and volumes are gone.
+    /// Nobody can meet the pod any more: its containers are dead and its volumes unmounted.
     pub gone: bool,
     /// Nothing of the pod is left; its worker ends.
     pub finished: bool,
@@ -95,7 +95,7 @@ pub fn plan(desired: &Desired, seen: &Observed, memory: &Memory, now: Now) -> Pl
         d.collect_dead();
     }
     let probes = d.probes();
-    let gone = d.memory.ending.is_some() && d.is_empty_handed();
+    let gone = d.memory.ending.is_some() && d.is_gone();
     let finished = d.memory.removed;
     let status = report::status(&mut d, terminal);
     Plan {

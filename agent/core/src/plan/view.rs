@@ -365,7 +365,18 @@ impl<'a> Decision<'a> {
         probes
     }
 
-    /// Nothing of the pod can be met: every process dead, no sandbox, no volumes.
+    /// Nobody can meet the pod any more: every process is dead and its end stored, no volume is mounted. Its network
+    /// may still be on the way down; its addresses are not given to others before that is done.
+    pub(super) fn is_gone(&self) -> bool {
+        !self.anything_alive()
+            && !self.seen.volumes_present
+            && !self.seen.containers.values().any(|c| matches!(c.state, Seen::Ended(_)))
+            && !self.in_flight(|a| {
+                matches!(a, Action::MakeSandbox(_) | Action::MountVolumes | Action::UnmountVolumes)
+            })
+    }
+
+    /// Nothing of the pod is left but containers' records: every process dead, no sandbox, no volumes.
     pub(super) fn is_empty_handed(&self) -> bool {
         !self.anything_alive()
             && self.seen.sandbox.is_none()
