@@ -1,1 +1,140 @@
+//! What commands show of one state, against `tests/golden`. `BERTH_UPDATE_GOLDEN=1` writes the files anew.
 
+use crate::{
+    render::{self, describe, events, images, pods, ps, status},
+    state::{Offline, State},
+    v1,
+};
+use berth_api::view::{ImageView, NodeView, PodView};
+use berth_core::{event::EventRecord, time::Wall};
+use serde::Deserialize;
+use std::{fs, path::PathBuf};
+
+/// 2026-01-02T03:04:05Z, the moment that the state is about.
+const NOW: Wall = Wall(1_767_323_045_000_000_000);
+
+#[derive(Deserialize)]
+struct Known {
+    pods: Vec<PodView>,
+    events: Vec<EventRecord>,
+    node: NodeView,
+    images: Vec<ImageView>,
+}
+
+fn dir() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn known() -> Known {
+    serde_json::from_slice(&fs::read(dir().join("state.json")).unwrap()).unwrap()
+}
+
+fn check(name: &str, shown: &str) {
+    let path = dir().join(name);
+    if std::env::var_os("BERTH_UPDATE_GOLDEN").is_some() {
+        fs::write(&path, shown).unwrap();
+        return;
+    }
+    let wanted = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(shown, wanted, "{} differs; BERTH_UPDATE_GOLDEN=1 writes it anew", path.display());
+}
+
+fn check_json(name: &str, shown: &serde_json::Value) {
+    check(name, &crate::out::pretty(shown).unwrap());
+}
+
+fn state(offline: bool) -> State {
+    let Known { pods, events, .. } = known();
+    let offline = offline.then(|| Offline {
+        as_of: Some(Wall(NOW.0 - 65_000_000_000)),
+        why: "reach the agent at /run/berth/agent.sock: Connection refused (os error 111)".into(),
+        unread: vec!["read /run/berth/status/pod-x.json: EOF while parsing a value".into()],
+    });
+    State { pods, events, offline }
+}
+
+#[test]
+fn pods_table_wide_and_json() {
+    let views = known().pods;
+    for (form, name) in [(pods::Form::Table, "pods.txt"), (pods::Form::Wide, "pods-wide.txt")] {
+        let mut table = pods::table(form);
+        views.iter().for_each(|v| pods::row(&mut table, form, v, NOW));
+        check(name, &table.take());
+    }
+    check_json("pods.json", &render::list(views.into_iter().map(|v| v.object).collect()));
+}
+
+#[test]
+fn containers_table_wide_json_and_names() {
+    let views = known().pods;
+    check("ps.txt", &ps::table(&views, None, false, NOW).take());
+    check("ps-wide.txt", &ps::table(&views, Some("app"), true, NOW).take());
+    check_json("ps.json", &ps::json(&views, None));
+    check("ps-names.txt", &ps::names(&views, None));
+}
+
+#[test]
+fn status_with_the_agent_and_without() {
+    let node = known().node;
+    for (name, offline, stuck) in
+        [("status", false, false), ("status-offline", true, false), ("status-stuck", true, true)]
+    {
+        let state = state(offline);
+        let page = status::Page { node: Some(&node), state: &state, stuck };
+        check(&format!("{name}.txt"), &page.text(NOW));
+        check_json(&format!("{name}.json"), &page.json(NOW).unwrap());
+    }
+    let nothing = State { offline: state(true).offline, ..State::default() };
+    let page = status::Page { node: None, state: &nothing, stuck: false };
+    check("status-nothing.txt", &page.text(NOW));
+}
+
+#[test]
+fn a_node_that_is_well_has_no_problems() {
+    let Known { mut node, mut pods, .. } = known();
+    node.network.ok = true;
+    node.sources.clear();
+    pods.retain(|p| p.ready || v1::Pod::of(p).status.phase == "Succeeded");
+    let state = State { pods, ..State::default() };
+    let page = status::Page { node: Some(&node), state: &state, stuck: false };
+    assert_eq!(page.problems(NOW), Vec::<String>::new());
+    assert_eq!(state.pods.len(), 2);
+}
+
+#[test]
+fn descriptions() {
+    let Known { pods, events, .. } = known();
+    let offline = state(true).offline;
+    for view in &pods {
+        let events: Vec<_> = events.iter().filter(|e| e.uid == view.uid).cloned().collect();
+        let offline = offline.as_ref().filter(|_| view.key.name.as_str() == "crash");
+        check(&format!("describe-{}.txt", view.key.name), &describe::page(view, &events, offline, NOW));
+    }
+}
+
+#[test]
+fn events_and_images() {
+    let Known { events, images, .. } = known();
+    check("events.txt", &events::table(&events, NOW).take());
+    check_json("events.json", &render::list(events::json(&events)));
+    check("images.txt", &images::table(&images, NOW).take());
+    check_json("images.json", &images::json(&images));
+    check("offline-banner.txt", &state(true).offline.unwrap().banner());
+}
+
+/// An agent of another version, or a broken file: any object shows as something.
+#[test]
+fn any_object_is_shown() {
+    for object in ["null", "7", "[]", r#"{"status":7,"spec":null}"#, r#"{"spec":{"containers":[{}]}}"#] {
+        let text = format!(
+            r#"{{"uid":"u","key":{{"namespace":"d","name":"p"}},"object":{object},"next_try":9223372036854775807}}"#
+        );
+        let view: PodView = serde_json::from_str(&text).unwrap();
+        let mut table = pods::table(pods::Form::Wide);
+        pods::row(&mut table, pods::Form::Wide, &view, Wall(i64::MIN));
+        assert!(table.take().contains("\nd           p "), "{object}");
+        assert!(describe::page(&view, &[], None, NOW).contains("\nNamespace:"), "{object}");
+        ps::json(std::slice::from_ref(&view), None);
+        ps::table(&[view], None, true, NOW);
+    }
+}

@@ -87,6 +87,8 @@ pub(crate) fn offline(roots: &Roots, why: String) -> Result<State, Error> {
     let (mut pods, mut events) = (Vec::new(), Vec::new());
     for mut file in found {
         look_at_processes(&mut file.pod, |pid, start| process::alive(pid, start).unwrap_or(true));
+        // Nothing is tried again while nobody is there to try.
+        file.pod.next_try = None;
         pods.push(file.pod);
         events.extend(file.events);
     }

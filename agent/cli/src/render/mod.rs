@@ -14,14 +14,8 @@ use serde_json::{Value, json};
 
 /// Why a pod is not Ready and what comes next, in one line; empty where there is nothing to tell.
 pub(crate) fn why(view: &PodView, now: Wall) -> String {
-    let mut parts: Vec<String> = view.waiting_for.iter().cloned().collect();
-    if let Some(at) = view.next_try {
-        parts.push(format!("next try {}", time::until(at, now)));
-    }
-    if let Some(held) = &view.held {
-        parts.push(format!("held: {held}"));
-    }
-    parts.join("; ")
+    let next = view.next_try.map(|at| format!("next try {}", time::until(at, now)));
+    view.waiting_for.iter().cloned().chain(next).collect::<Vec<_>>().join("; ")
 }
 
 /// `v1.List`, as `kubectl get -o json` gives it.

@@ -51,7 +51,9 @@ pub(crate) fn row(table: &mut Table, form: Form, view: &PodView, now: Wall) {
         cells.push(pod.status.qos_class.clone());
         cells.push(view.file.as_ref().map_or_else(none, |f| f.display().to_string()));
     }
-    cells.push(why(view, now));
+    let held = view.held.as_ref().map(|h| format!("held as it was: {h}"));
+    let why = Some(why(view, now)).filter(|w| !w.is_empty());
+    cells.push(why.into_iter().chain(held).collect::<Vec<_>>().join("; "));
     table.row(cells);
 }
 
