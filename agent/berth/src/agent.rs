@@ -7,10 +7,10 @@ use berth_network::{MasqueradeConfig, Network, NetworkConfig};
 use berth_node::cgroup::CgroupTree;
 use berth_pods::{
     ManagerConfig, Store,
-    node::{NodeConfig, NodeHands, host_facts, pump},
+    node::{NodeConfig, NodeHands, pump, recursive_read_only},
 };
 use berth_probe::{Prober, ProberConfig};
-use berth_runtime::RuntimeConfig;
+use berth_runtime::{RuntimeConfig, spec::HostFacts};
 use berth_sys::{clock, mount};
 use berth_volumes::Volumes;
 use clap::Args;
@@ -93,7 +93,6 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
 
     let cgroups = CgroupTree::open(&roots).context("find the cgroup hierarchies")?;
     cgroups.prepare().context("make the cgroups")?;
-    let facts = cgroups.facts();
     let masquerade = args.masquerade.then(|| MasqueradeConfig { non_masquerade_cidrs: Vec::new() });
     let network = Network::open(&roots, NetworkConfig { masquerade, ..NetworkConfig::default() })
         .context("open the network")?;
@@ -116,7 +115,8 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
 
     let (incoming_tx, incoming) = mpsc::channel(1024);
     let node_ips = node::addresses(&args.node_ips);
-    let host = host_facts(&roots.cgroup_mount, facts.swap, facts.v2);
+    let host = HostFacts::read("/proc".as_ref(), "/sys".as_ref(), "/dev".as_ref(), &roots.cgroup_mount)
+        .context("look at the node")?;
     let config = NodeConfig {
         roots: roots.clone(),
         boot: boot.clone(),
@@ -126,6 +126,7 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         pids_limit: args.pod_pids_limit,
         allocatable: node::allocatable(),
         host,
+        recursive_read_only: recursive_read_only(),
     };
     let hands = Arc::new(NodeHands::new(
         config,

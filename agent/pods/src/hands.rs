@@ -1,13 +1,19 @@
 //! What a worker needs of the world: a small trait, filled by [`crate::node`] on a real node and by a fake in tests.
 
 use berth_core::{
-    ids::{ContainerId, PodUid},
-    model::{Objects, Pod},
+    event::Event,
+    ids::{ContainerId, ContainerName, PodUid},
+    model::{Objects, Pod, Probe},
     plan::{Action, ContainerSeen, Exit, Failure, Observed, SandboxSeen, Seen},
     probe::ProbeResult,
-    time::Boottime,
+    time::{Boottime, Now},
 };
-use std::{collections::BTreeMap, future::Future, sync::Arc};
+use berth_sys::clock;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::Arc,
+};
 
 /// A process of the node, told from a later one with the same number by its start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,32 +106,58 @@ pub struct Performed {
     pub changes: Vec<Change>,
     /// The parts of it and the time each took, for those who look for time.
     pub steps: Vec<(&'static str, std::time::Duration)>,
+    /// What somebody should know although it went on; the worker tells each once in its life.
+    pub events: Vec<Event>,
+}
+
+impl Default for Performed {
+    fn default() -> Performed {
+        Performed::done(Vec::new())
+    }
 }
 
 impl Performed {
     /// It succeeded with these changes.
     pub fn done(changes: Vec<Change>) -> Performed {
-        Performed { outcome: Ok(()), changes, steps: Vec::new() }
+        Performed { outcome: Ok(()), changes, steps: Vec::new(), events: Vec::new() }
     }
 
     /// It failed and changed nothing that is known.
     pub fn failed(failure: Failure) -> Performed {
-        Performed { outcome: Err(failure), changes: Vec::new(), steps: Vec::new() }
+        Performed { outcome: Err(failure), ..Performed::default() }
     }
 }
 
 /// One look at a pod.
 #[derive(Debug, Default, Clone)]
 pub struct Sight {
-    /// What is there.
+    /// What is there. Volumes are never shown as mounted: who has not mounted them in this life does it once more.
     pub seen: Observed,
     /// The processes of what runs.
     pub processes: BTreeMap<ContainerId, Process>,
+    /// Containers whose state could not be found out, as when their shim does not answer: what is shown of them is a
+    /// guess, and whoever knows better goes on with that.
+    pub unsure: BTreeSet<ContainerId>,
+    /// When the look began: what changed later is not in it.
+    pub taken: Boottime,
+}
+
+impl Sight {
+    /// Nothing is there of the pod, and containerd answers.
+    pub fn nothing(taken: Boottime) -> Sight {
+        let seen = Observed { runtime_answers: true, ..Observed::default() };
+        Sight { seen, taken, ..Sight::default() }
+    }
 }
 
 /// Carries actions out. Every call has a deadline of its own making; a call that is dropped leaves a world that the
 /// same action can be tried in again.
 pub trait Hands: Send + Sync + 'static {
+    /// The clocks that everything here goes by.
+    fn now(&self) -> Now {
+        clock::now()
+    }
+
     /// Carries out one action.
     fn perform(&self, context: Context, action: Action) -> impl Future<Output = Performed> + Send;
 
@@ -137,13 +169,23 @@ pub trait Hands: Send + Sync + 'static {
         &self,
         context: Context,
         container: ContainerId,
-        spec: berth_core::model::Probe,
-        of: berth_core::ids::ContainerName,
+        spec: Probe,
+        of: ContainerName,
     ) -> impl Future<Output = ProbeResult> + Send;
-
-    /// Removes what is left of pods other than the named ones: nobody will ask for them any more.
-    fn clean_leftovers(&self, known: std::collections::BTreeSet<PodUid>) -> impl Future<Output = ()> + Send;
 
     /// Refreshes volumes that show ConfigMaps, Secrets or the pod itself.
     fn refresh(&self, context: Context) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// The pods of which something is left on this node, the known ones apart.
+    fn leftovers(
+        &self,
+        known: BTreeSet<PodUid>,
+    ) -> impl Future<Output = Result<BTreeSet<PodUid>, Failure>> + Send;
+
+    /// Removes what is left of a pod that nobody will ask for any more. No worker of it is started meanwhile.
+    fn clean(&self, pod: &PodUid) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Removes what belongs to no pod's directory: stale addresses, leases and output streams of pods other than the
+    /// known ones. Pods that come meanwhile are not harmed.
+    fn sweep(&self, known: BTreeSet<PodUid>) -> impl Future<Output = ()> + Send;
 }

@@ -6,12 +6,15 @@
 
 mod failpoint;
 mod hands;
+mod known;
 mod manager;
+mod names;
 pub mod node;
 mod probes;
 mod refs;
 mod report;
 mod store;
+mod waiting;
 mod worker;
 
 pub use hands::{Change, Context, Hands, Performed, Process, Sight};

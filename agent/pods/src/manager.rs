@@ -1,24 +1,27 @@
 //! Which pods have a worker. One task owns the workers, their mailboxes and the wishes that wait.
 //!
-//! Hears: the desired set (a `watch`), what the node tells (an `mpsc`), the ends of workers (a `JoinSet`).
-//! Invariants: a pod is ended only after its source has listed; of two pods with one name the second waits until
+//! Hears: the desired set (a `watch`), what the node tells (an `mpsc`), the ends of its own tasks (a `JoinSet`:
+//! workers, the rest of a pod whose worker panicked, the cleaning of what unknown pods left).
+//! Invariants: nothing here waits for the node, so that no pod waits for another; nothing begins before containerd has
+//! answered once, and a pod is ended only after its source has listed; of two pods with one name the second waits until
 //! nothing of the first is left; a worker that panics is started again from what the world shows, and no other pod
-//! notices.
+//! notices; nobody works on a pod while its leftovers are cleaned away.
 
 use crate::{
     hands::{Hands, Sight},
-    refs::references,
+    names::Names,
+    refs::References,
     report::Reports,
     store::Store,
-    worker::{self, Letter, Start},
+    waiting,
+    worker::{self, Beginning, Letter, Start},
 };
 use berth_core::{
-    ids::{Namespace, PodKey, PodUid},
+    ids::PodUid,
     model::{Objects, Pod},
-    plan::{Desired, Memory},
+    plan::{Desired, Failure, Memory},
     time::Boottime,
 };
-use berth_sys::clock;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -29,8 +32,14 @@ use tokio::{
     task::{Id, JoinError, JoinSet},
 };
 
-/// How long a pod whose worker panicked rests.
+/// How long a pod whose worker panicked rests the first time; doubled with each further panic.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
+/// The longest such rest.
+const LONGEST_REST: Duration = Duration::from_secs(300);
+/// When leftovers that could not be listed or removed are tried again.
+const CLEAN_AGAIN: Duration = Duration::from_secs(120);
+/// A list of the node that is older than this is not what a worker begins with: it looks for itself.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// What the source wants of this node.
 #[derive(Debug, Clone, Default)]
@@ -59,8 +68,13 @@ pub enum Incoming {
     One(PodUid, Letter),
     /// containerd does not answer.
     RuntimeLost,
-    /// containerd answers, for the first time or again: everything that is there.
-    RuntimeBack(BTreeMap<PodUid, Found>),
+    /// containerd answers, for the first time or again: every pod that has a container or a sandbox.
+    RuntimeBack {
+        /// The pods.
+        found: BTreeMap<PodUid, Found>,
+        /// When the look at them began.
+        taken: Boottime,
+    },
 }
 
 /// What is needed to run pods.
@@ -80,10 +94,42 @@ pub struct ManagerConfig<H, R> {
     pub stop: oneshot::Receiver<()>,
 }
 
+/// A pod that has a worker, or rests after its worker panicked.
 struct Live {
     pod: Arc<Pod>,
-    mail: mpsc::UnboundedSender<Letter>,
+    /// `None` while it rests.
+    mail: Option<mpsc::UnboundedSender<Letter>>,
     ending: bool,
+}
+
+/// What one of the manager's tasks is about.
+#[derive(Debug, Clone)]
+enum Errand {
+    Worker(PodUid),
+    Rest(PodUid),
+    /// The leftovers of unknown pods are listed.
+    List,
+    Clean(PodUid),
+    Sweep,
+    /// Time passes until the next listing.
+    Pause,
+}
+
+/// What came of it.
+enum Outcome {
+    Done,
+    Listed(Result<BTreeSet<PodUid>, Failure>),
+    Cleaned(Result<(), Failure>),
+}
+
+/// How far the cleaning away of leftovers is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cleaning {
+    /// Waits for the source to list and for containerd.
+    Due,
+    /// Goes on.
+    Busy,
+    Done,
 }
 
 struct Manager<H, R> {
@@ -92,14 +138,25 @@ struct Manager<H, R> {
     store: Store,
     desired: Arc<DesiredSet>,
     live: BTreeMap<PodUid, Live>,
-    by_key: HashMap<PodKey, PodUid>,
-    by_object: HashMap<(Namespace, String), BTreeSet<PodUid>>,
-    workers: JoinSet<PodUid>,
-    by_task: HashMap<Id, PodUid>,
+    names: Names,
+    references: References,
+    tasks: JoinSet<Outcome>,
+    errands: HashMap<Id, Errand>,
+    /// Pods whose leftovers are being removed: nobody starts them.
+    cleaned: BTreeSet<PodUid>,
+    cleaning: Cleaning,
+    clean_failed: bool,
+    /// From before the agent's start.
     kept: BTreeMap<PodUid, (Arc<Pod>, Memory)>,
     found: BTreeMap<PodUid, Found>,
+    /// Containers of these are there and nobody can tell what pod they belong to: left alone.
+    unreadable: BTreeSet<PodUid>,
+    panics: HashMap<PodUid, u32>,
+    /// Desired pods that are shown as waiting, and for what.
+    shown_waiting: BTreeMap<PodUid, &'static str>,
     runtime_answers: bool,
-    cleaned: bool,
+    /// containerd has answered in this life.
+    answered: bool,
     agent_start: Boottime,
 }
 
@@ -110,42 +167,49 @@ pub async fn run<H: Hands, R: Reports>(config: ManagerConfig<H, R>) {
         tracing::error!(%error, "memory of pods not read; what runs is taken for started");
         Vec::new()
     });
+    let agent_start = hands.now().boottime;
     let mut m = Manager {
         hands,
         reports,
         store,
         desired: desired.borrow_and_update().clone(),
         live: BTreeMap::new(),
-        by_key: HashMap::new(),
-        by_object: HashMap::new(),
-        workers: JoinSet::new(),
-        by_task: HashMap::new(),
+        names: Names::default(),
+        references: References::default(),
+        tasks: JoinSet::new(),
+        errands: HashMap::new(),
+        cleaned: BTreeSet::new(),
+        cleaning: Cleaning::Due,
+        clean_failed: false,
         kept: kept.into_iter().map(|k| (k.pod.uid.clone(), (k.pod, k.memory))).collect(),
         found: BTreeMap::new(),
+        unreadable: BTreeSet::new(),
+        panics: HashMap::new(),
+        shown_waiting: BTreeMap::new(),
         runtime_answers: false,
-        cleaned: false,
-        agent_start: clock::boottime(),
+        answered: false,
+        agent_start,
     };
+    m.reconcile();
+    let mut source_lives = true;
     loop {
-        m.reconcile().await;
-        tokio::select! {
-            changed = desired.changed() => match changed {
-                Ok(()) => {
-                    let now = desired.borrow_and_update().clone();
-                    m.want(now);
-                }
-                // The source is gone: what was wanted last stays wanted.
-                Err(_gone) => match incoming.recv().await {
-                    Some(i) => m.hear(i).await,
-                    None => return,
-                },
-            },
+        let changed = tokio::select! {
+            changed = desired.changed(), if source_lives => {
+                // Where the source is gone, what was wanted last stays wanted.
+                source_lives = changed.is_ok();
+                let now = desired.borrow_and_update().clone();
+                m.want(now);
+                true
+            }
             i = incoming.recv() => match i {
-                Some(i) => m.hear(i).await,
+                Some(i) => m.hear(i),
                 None => return,
             },
-            Some(ended) = m.workers.join_next_with_id() => m.ended(ended).await,
+            Some(ended) = m.tasks.join_next_with_id() => m.ended(ended),
             _ = &mut stop => return,
+        };
+        if changed {
+            m.reconcile();
         }
     }
 }
@@ -154,98 +218,64 @@ impl<H: Hands, R: Reports> Manager<H, R> {
     fn want(&mut self, now: Arc<DesiredSet>) {
         let before = std::mem::replace(&mut self.desired, now);
         if !Arc::ptr_eq(&before.objects, &self.desired.objects) {
-            let mut touched: BTreeSet<PodUid> = BTreeSet::new();
-            for (namespace, name) in self.desired.objects.changed_since(&before.objects) {
-                touched.extend(self.by_object.get(&(namespace, name)).into_iter().flatten().cloned());
-            }
-            for uid in touched {
+            let changed = self.desired.objects.changed_since(&before.objects);
+            for uid in self.references.holders(&changed) {
                 self.send(&uid, Letter::Objects(Arc::clone(&self.desired.objects)));
             }
         }
     }
 
     fn send(&self, uid: &PodUid, letter: Letter) {
-        if let Some(live) = self.live.get(uid) {
+        if let Some(mail) = self.live.get(uid).and_then(|l| l.mail.as_ref()) {
             // A worker that has just ended needs no letter any more; its end is in the JoinSet.
-            live.mail.send(letter).ok();
+            mail.send(letter).ok();
         }
     }
 
-    async fn hear(&mut self, incoming: Incoming) {
+    /// True where workers have to be brought in line.
+    fn hear(&mut self, incoming: Incoming) -> bool {
         match incoming {
-            Incoming::One(uid, letter) => self.send(&uid, letter),
+            Incoming::One(uid, letter) => {
+                self.send(&uid, letter);
+                false
+            }
             Incoming::RuntimeLost => {
                 self.runtime_answers = false;
-                self.live
-                    .keys()
-                    .cloned()
-                    .collect::<Vec<_>>()
-                    .iter()
-                    .for_each(|u| self.send(u, Letter::RuntimeLost));
+                self.live.keys().for_each(|u| self.send(u, Letter::RuntimeLost));
+                false
             }
-            Incoming::RuntimeBack(mut found) => {
+            Incoming::RuntimeBack { mut found, taken } => {
                 self.runtime_answers = true;
-                let live: Vec<PodUid> = self.live.keys().cloned().collect();
-                for uid in live {
-                    // Also what is not in containerd may have a sandbox and volumes.
-                    let sight = match found.remove(&uid) {
-                        Some(f) => f.sight,
-                        None => match self.hands.look(&uid).await {
-                            Ok(sight) => sight,
-                            Err(_unknown) => continue,
-                        },
+                self.answered = true;
+                for (uid, live) in &self.live {
+                    // One that rests keeps what was found of it for nobody: it will look for itself.
+                    let found = found.remove(uid);
+                    let Some(mail) = &live.mail else { continue };
+                    let letter = match found {
+                        Some(f) => Letter::Sight(Box::new(f.sight)),
+                        None => Letter::NothingThere(taken),
                     };
-                    self.send(&uid, Letter::Sight(Box::new(sight)));
+                    mail.send(letter).ok();
                 }
                 self.found = found;
+                true
             }
         }
     }
 
     /// Brings the workers in line with what is wanted and with what is there.
-    async fn reconcile(&mut self) {
-        let desired = Arc::clone(&self.desired);
-        for (uid, pod) in &desired.pods {
-            match self.live.get_mut(uid) {
-                Some(live) => {
-                    if live.pod != *pod {
-                        live.pod = Arc::clone(pod);
-                        let letter = Letter::Desired(Desired { pod: Arc::clone(pod), end: None });
-                        self.send(uid, letter);
-                    }
-                }
-                None if self.by_key.contains_key(&pod.key) => {}
-                None => self.start(Arc::clone(pod), None).await,
-            }
-        }
-        if desired.listed {
-            let over: Vec<PodUid> = self
-                .live
-                .iter()
-                .filter(|(u, l)| !l.ending && !desired.pods.contains_key(*u))
-                .map(|(u, _)| u.clone())
-                .collect();
-            for uid in over {
-                if let Some(live) = self.live.get_mut(&uid) {
-                    live.ending = true;
-                    let pod = Arc::clone(&live.pod);
-                    tracing::info!(pod = %pod.key, uid = %uid, grace = pod.grace_seconds, "no longer wanted");
-                    let end = Some(pod.grace_seconds);
-                    self.send(&uid, Letter::Desired(Desired { pod, end }));
-                }
-            }
-        }
-        self.adopt().await;
-        if desired.listed && self.runtime_answers && !self.cleaned {
-            self.cleaned = true;
-            let known: BTreeSet<PodUid> = self.live.keys().cloned().collect();
-            self.hands.clean_leftovers(known).await;
-        }
+    fn reconcile(&mut self) {
+        // What is there takes its names before what is new.
+        self.adopt();
+        self.start_wanted();
+        self.end_unwanted();
+        self.show_waiting();
+        self.clean();
     }
 
-    /// Gives a worker to what is there and has none: kept running until the source has listed, ended after that.
-    async fn adopt(&mut self) {
-        if !self.runtime_answers {
+    /// Gives a worker to what is there and not wanted: kept running until the source has listed, ended after that.
+    fn adopt(&mut self) {
+        if !self.answered {
             return;
         }
         let strays: BTreeSet<PodUid> = self
@@ -253,85 +283,250 @@ impl<H: Hands, R: Reports> Manager<H, R> {
             .keys()
             .chain(self.kept.keys())
             .filter(|u| !self.live.contains_key(*u) && !self.desired.pods.contains_key(*u))
+            .filter(|u| !self.cleaned.contains(*u))
             .cloned()
             .collect();
         for uid in strays {
-            let pod = self
-                .found
-                .get(&uid)
-                .and_then(|f| f.pod.clone())
-                .or_else(|| self.kept.get(&uid).map(|k| Arc::clone(&k.0)));
-            let Some(pod) = pod else {
-                tracing::error!(uid = %uid, "containers of a pod whose spec cannot be read are left alone");
+            let found = self.found.get(&uid);
+            let stored = found.and_then(|f| f.pod.clone());
+            let Some(pod) = stored.or_else(|| self.kept.get(&uid).map(|k| Arc::clone(&k.0))) else {
+                let has_containers = found.is_some_and(|f| !f.sight.seen.containers.is_empty());
+                if has_containers && self.unreadable.insert(uid.clone()) {
+                    tracing::error!(%uid, "containers of a pod whose spec cannot be read are left alone");
+                }
                 self.found.remove(&uid);
                 continue;
             };
             let end = self.desired.listed.then_some(pod.grace_seconds);
-            self.start(pod, end).await;
+            tracing::info!(pod = %pod.key, %uid, "found, and not wanted as far as is known");
+            self.start(pod, end);
         }
     }
 
-    async fn start(&mut self, pod: Arc<Pod>, end: Option<u32>) {
-        let uid = pod.uid.clone();
-        let sight = match self.found.remove(&uid) {
-            Some(f) => f.sight,
-            // What could not be found out is looked at again by the worker.
-            None if self.runtime_answers => self.hands.look(&uid).await.unwrap_or_default(),
-            None => Sight::default(),
-        };
-        let memory = self.kept.remove(&uid).map(|k| k.1).unwrap_or_default();
-        let (mail, box_) = mpsc::unbounded_channel();
-        for reference in references(&pod) {
-            self.by_object.entry((pod.key.namespace.clone(), reference)).or_default().insert(uid.clone());
+    fn start_wanted(&mut self) {
+        let desired = Arc::clone(&self.desired);
+        for (uid, pod) in &desired.pods {
+            if let Some(live) = self.live.get_mut(uid) {
+                if live.pod != *pod {
+                    live.pod = Arc::clone(pod);
+                    self.references.put(pod);
+                    self.names.take(&pod.key, uid);
+                    self.send(uid, Letter::Desired(Desired { pod: Arc::clone(pod), end: None }));
+                }
+            } else if self.hindrance(uid, pod).is_none() {
+                self.start(Arc::clone(pod), None);
+            }
         }
-        self.by_key.insert(pod.key.clone(), uid.clone());
+    }
+
+    /// Why a wanted pod has no worker yet.
+    fn hindrance(&self, uid: &PodUid, pod: &Pod) -> Option<&'static str> {
+        if !self.answered {
+            return Some(waiting::RUNTIME);
+        }
+        if self.cleaned.contains(uid) {
+            return Some(waiting::LEFTOVERS);
+        }
+        // What runs is looked after, whoever else has its name.
+        let there = self.found.contains_key(uid) || self.kept.contains_key(uid);
+        (!there && self.names.taken(&pod.key, uid)).then_some(waiting::NAME)
+    }
+
+    fn end_unwanted(&mut self) {
+        if !self.desired.listed {
+            return;
+        }
+        let wanted = &self.desired.pods;
+        let mut over = Vec::new();
+        for (uid, live) in self.live.iter_mut().filter(|(u, l)| !l.ending && !wanted.contains_key(*u)) {
+            live.ending = true;
+            let pod = Arc::clone(&live.pod);
+            tracing::info!(pod = %pod.key, %uid, grace = pod.grace_seconds, "no longer wanted");
+            over.push(pod);
+        }
+        for pod in over {
+            let (uid, end) = (pod.uid.clone(), Some(pod.grace_seconds));
+            self.send(&uid, Letter::Desired(Desired { pod, end }));
+        }
+    }
+
+    /// Tells of wanted pods that have no worker yet, and why.
+    fn show_waiting(&mut self) {
+        let desired = Arc::clone(&self.desired);
+        let mut waiting = BTreeMap::new();
+        for (uid, pod) in desired.pods.iter().filter(|(u, _)| !self.live.contains_key(*u)) {
+            let Some(why) = self.hindrance(uid, pod) else { continue };
+            waiting.insert(uid.clone(), why);
+            if self.shown_waiting.get(uid) != Some(&why) {
+                self.reports.pod(waiting::report(pod, why, self.hands.now().wall));
+            }
+        }
+        for uid in self.shown_waiting.keys() {
+            if !waiting.contains_key(uid) && !self.live.contains_key(uid) {
+                self.reports.removed(uid);
+            }
+        }
+        self.shown_waiting = waiting;
+    }
+
+    fn start(&mut self, pod: Arc<Pod>, end: Option<u32>) {
+        let uid = pod.uid.clone();
+        let now = self.hands.now().boottime;
+        let memory = self.kept.remove(&uid).map(|k| k.1);
+        let sight = match (self.found.remove(&uid), &memory) {
+            _ if !self.runtime_answers => Beginning::Wait,
+            (Some(f), _) if now.since(f.sight.taken) <= FRESH => Beginning::Seen(Box::new(f.sight)),
+            // Neither containerd's list nor the memory knew of it, and no worker has had it since.
+            (None, None) if !self.panics.contains_key(&uid) => Beginning::Seen(Box::new(Sight::nothing(now))),
+            _ => Beginning::Look,
+        };
+        self.unreadable.remove(&uid);
+        self.references.put(&pod);
+        self.names.take(&pod.key, &uid);
+        let (mail, box_) = mpsc::unbounded_channel();
         let start = Start {
             desired: Desired { pod: Arc::clone(&pod), end },
             objects: Arc::clone(&self.desired.objects),
-            memory,
+            memory: memory.unwrap_or_default(),
             sight,
             hands: Arc::clone(&self.hands),
             reports: Arc::clone(&self.reports),
             store: self.store.clone(),
             agent_start: self.agent_start,
         };
-        let name = uid.clone();
-        let handle = self.workers.spawn(async move {
+        self.errand(Errand::Worker(uid.clone()), async move {
             worker::run(start, box_).await;
-            name
+            Outcome::Done
         });
-        self.by_task.insert(handle.id(), uid.clone());
-        self.live.insert(uid, Live { pod, mail, ending: end.is_some() });
+        self.live.insert(uid, Live { pod, mail: Some(mail), ending: end.is_some() });
     }
 
-    async fn ended(&mut self, ended: Result<(Id, PodUid), JoinError>) {
-        let (id, panicked) = match &ended {
-            Ok((id, _)) => (*id, None),
-            Err(e) => (e.id(), Some(e.to_string())),
+    fn errand(&mut self, errand: Errand, task: impl Future<Output = Outcome> + Send + 'static) {
+        let handle = self.tasks.spawn(task);
+        self.errands.insert(handle.id(), errand);
+    }
+
+    /// One of the manager's tasks ended; true where workers have to be brought in line.
+    fn ended(&mut self, ended: Result<(Id, Outcome), JoinError>) -> bool {
+        let (id, outcome) = match ended {
+            Ok((id, outcome)) => (id, Ok(outcome)),
+            Err(e) => (e.id(), Err(e.to_string())),
         };
-        let Some(uid) = self.by_task.remove(&id) else { return };
-        let Some(live) = self.live.remove(&uid) else { return };
-        self.by_key.retain(|_, u| *u != uid);
-        for reference in references(&live.pod) {
-            let key = (live.pod.key.namespace.clone(), reference);
-            if let Some(set) = self.by_object.get_mut(&key) {
-                set.remove(&uid);
-                if set.is_empty() {
-                    self.by_object.remove(&key);
+        match (self.errands.remove(&id), outcome) {
+            (Some(Errand::Worker(uid)), Ok(_)) => self.over(&uid),
+            (Some(Errand::Worker(uid)), Err(panic)) => self.rest(uid, &panic),
+            (Some(Errand::Rest(uid)), _) => self.start_again(&uid),
+            (Some(Errand::List), Ok(Outcome::Listed(Ok(left)))) => self.clean_each(left),
+            (Some(Errand::List), Ok(Outcome::Listed(Err(failure)))) => {
+                tracing::warn!(why = failure.message, "leftovers of unknown pods not listed");
+                self.clean_later();
+            }
+            (Some(Errand::Clean(uid)), outcome) => {
+                self.cleaned.remove(&uid);
+                match outcome {
+                    Ok(Outcome::Cleaned(Err(failure))) => {
+                        self.clean_failed = true;
+                        tracing::warn!(%uid, why = failure.message, "leftovers of an unknown pod not removed");
+                    }
+                    Ok(_) => tracing::info!(%uid, "leftovers of an unknown pod removed"),
+                    Err(panic) => {
+                        self.clean_failed = true;
+                        tracing::error!(%uid, panic, "cleaning up panicked");
+                    }
+                }
+                if self.cleaned.is_empty() {
+                    self.sweep();
                 }
             }
+            (Some(Errand::Sweep), _) if self.clean_failed => self.clean_later(),
+            (Some(Errand::Sweep), _) => self.cleaning = Cleaning::Done,
+            (Some(Errand::Pause), _) => self.cleaning = Cleaning::Due,
+            (Some(Errand::List), _) => self.clean_later(),
+            (None, _) => return false,
         }
-        if let Some(panic) = panicked {
-            tracing::error!(pod = %live.pod.key, uid = %uid, panic, "the pod's worker panicked; it is started again");
-            tokio::time::sleep(AFTER_PANIC).await;
-            if let Ok(kept) = self.store.load() {
-                self.kept.extend(
-                    kept.into_iter()
-                        .filter(|k| k.pod.uid == uid)
-                        .map(|k| (k.pod.uid.clone(), (k.pod, k.memory))),
-                );
+        true
+    }
+
+    /// Nothing of a pod is left.
+    fn over(&mut self, uid: &PodUid) {
+        self.live.remove(uid);
+        self.names.release(uid);
+        self.references.remove(uid);
+        self.panics.remove(uid);
+    }
+
+    /// A pod whose worker panicked keeps its name and rests.
+    fn rest(&mut self, uid: PodUid, panic: &str) {
+        let Some(live) = self.live.get_mut(&uid) else { return };
+        live.mail = None;
+        let panics = self.panics.entry(uid.clone()).or_default();
+        let rest = AFTER_PANIC.saturating_mul(1 << (*panics).min(8)).min(LONGEST_REST);
+        *panics = panics.saturating_add(1);
+        tracing::error!(pod = %live.pod.key, %uid, panic, ?rest, "the pod's worker panicked; it will be started again");
+        self.errand(Errand::Rest(uid), async move {
+            tokio::time::sleep(rest).await;
+            Outcome::Done
+        });
+    }
+
+    fn start_again(&mut self, uid: &PodUid) {
+        let Some(live) = self.live.remove(uid) else { return };
+        match self.store.load_one(uid) {
+            Ok(Some(kept)) => {
+                self.kept.insert(uid.clone(), (kept.pod, kept.memory));
             }
-            self.start(live.pod, None).await;
+            Ok(None) => {}
+            Err(error) => tracing::error!(%uid, %error, "memory of a pod not read"),
         }
+        let end = live.ending.then_some(live.pod.grace_seconds);
+        self.start(live.pod, end);
+    }
+
+    /// The pods that somebody knows: wanted, at work, or not to be touched.
+    fn known(&self) -> BTreeSet<PodUid> {
+        let all = self.live.keys().chain(self.desired.pods.keys()).chain(&self.unreadable);
+        all.chain(self.found.keys()).chain(self.kept.keys()).cloned().collect()
+    }
+
+    /// Sees to what is left of pods that nobody knows: after a reboot, or a death between the last steps.
+    fn clean(&mut self) {
+        if !(self.desired.listed && self.runtime_answers && self.cleaning == Cleaning::Due) {
+            return;
+        }
+        self.cleaning = Cleaning::Busy;
+        self.clean_failed = false;
+        let (hands, known) = (Arc::clone(&self.hands), self.known());
+        self.errand(Errand::List, async move { Outcome::Listed(hands.leftovers(known).await) });
+    }
+
+    fn clean_each(&mut self, left: BTreeSet<PodUid>) {
+        // Somebody may have come to know it since.
+        let known = self.known();
+        for uid in left.difference(&known) {
+            self.cleaned.insert(uid.clone());
+            let (hands, name) = (Arc::clone(&self.hands), uid.clone());
+            self.errand(
+                Errand::Clean(uid.clone()),
+                async move { Outcome::Cleaned(hands.clean(&name).await) },
+            );
+        }
+        if self.cleaned.is_empty() {
+            self.sweep();
+        }
+    }
+
+    fn sweep(&mut self) {
+        let (hands, known) = (Arc::clone(&self.hands), self.known());
+        self.errand(Errand::Sweep, async move {
+            hands.sweep(known).await;
+            Outcome::Done
+        });
+    }
+
+    fn clean_later(&mut self) {
+        self.errand(Errand::Pause, async move {
+            tokio::time::sleep(CLEAN_AGAIN).await;
+            Outcome::Done
+        });
     }
 }

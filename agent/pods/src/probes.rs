@@ -11,8 +11,15 @@ use berth_core::{
     probe::{ProbeEvent, ProbeResult, ProbeState, Step, Verdict, step},
     time::Boottime,
 };
-use berth_sys::clock;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -78,7 +85,7 @@ impl Probes {
             let key = (w.id.clone(), w.kind);
             let Some(probe) = spec_of(pod, w).filter(|_| !self.tasks.contains_key(&key)) else { continue };
             let asker = Asker {
-                state: self.state(w, &probe, memory),
+                state: self.state(w, &probe, memory, hands.now().boottime),
                 probe,
                 id: w.id.clone(),
                 container: w.container.clone(),
@@ -93,8 +100,7 @@ impl Probes {
         }
     }
 
-    fn state(&self, w: &ActiveProbe, probe: &Probe, memory: &Memory) -> ProbeState {
-        let now = clock::boottime();
+    fn state(&self, w: &ActiveProbe, probe: &Probe, memory: &Memory, now: Boottime) -> ProbeState {
         let seed = w.id.as_str().bytes().fold(0u32, |h, b| h.wrapping_mul(31).wrapping_add(u32::from(b)));
         if w.started_at >= self.agent_start {
             return ProbeState::new(w.kind, probe, w.started_at, now, self.agent_start, seed);
@@ -118,6 +124,20 @@ fn spec_of(pod: &Pod, w: &ActiveProbe) -> Option<Probe> {
     }
 }
 
+/// Goes on where the future panics, with nothing.
+async fn caught<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        // What the panic left half changed belongs to the future, which is not polled again.
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(value)) => Poll::Ready(Some(value)),
+            Err(_panic) => Poll::Ready(None),
+        }
+    })
+    .await
+}
+
 struct Asker<H> {
     state: ProbeState,
     probe: Probe,
@@ -131,8 +151,12 @@ struct Asker<H> {
 }
 
 impl<H: Hands> Asker<H> {
+    fn now(&self) -> Boottime {
+        self.hands.now().boottime
+    }
+
     async fn run(mut self) {
-        let mut event = ProbeEvent::Tick(clock::boottime());
+        let mut event = ProbeEvent::Tick(self.now());
         loop {
             let (state, next, _verdict) = step(&self.state, &self.probe, event);
             self.state = state;
@@ -148,11 +172,13 @@ impl<H: Hands> Asker<H> {
                         self.probe.clone(),
                         self.container.clone(),
                     );
-                    let answer = ask.await;
+                    let answer = caught(ask)
+                        .await
+                        .unwrap_or_else(|| ProbeResult::Unknown("asking panicked".to_owned()));
                     if !self.tell(answer).await {
                         return;
                     }
-                    ProbeEvent::Tick(clock::boottime())
+                    ProbeEvent::Tick(self.now())
                 }
             };
         }
@@ -162,14 +188,14 @@ impl<H: Hands> Asker<H> {
         if until == ProbeState::NEVER {
             return None;
         }
-        let rest = until.since(clock::boottime()).min(NAP);
+        let rest = until.since(self.now()).min(NAP);
         let wants_nudge =
             self.state.kind() == ProbeKind::Readiness && self.state.verdict() != Some(Verdict::Success);
         tokio::select! {
-            () = tokio::time::sleep(rest) => Some(ProbeEvent::Tick(clock::boottime())),
+            () = tokio::time::sleep(rest) => Some(ProbeEvent::Tick(self.now())),
             nudged = self.nudges.changed(), if wants_nudge => {
                 nudged.ok()?;
-                Some(ProbeEvent::Nudge(clock::boottime()))
+                Some(ProbeEvent::Nudge(self.now()))
             }
         }
     }
@@ -189,8 +215,7 @@ impl<H: Hands> Asker<H> {
                 tracing::debug!(container = %self.container, kind = ?self.state.kind(), why, "probe could not be asked");
             }
         }
-        let (state, _, verdict) =
-            step(&self.state, &self.probe, ProbeEvent::Result(clock::boottime(), answer));
+        let (state, _, verdict) = step(&self.state, &self.probe, ProbeEvent::Result(self.now(), answer));
         self.state = state;
         if verdict.is_none() && failure.is_none() {
             return !self.news.is_closed();

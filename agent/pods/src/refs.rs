@@ -1,36 +1,62 @@
-//! Which ConfigMaps and Secrets a pod refers to.
+//! Which ConfigMaps and Secrets pods refer to, both ways round.
 
-use berth_core::model::{EnvFromSource, EnvValue, Pod, ProjectedSource, VolumeSource};
-use std::collections::BTreeSet;
+use berth_core::{
+    ids::{Namespace, PodUid},
+    model::{EnvFromSource, EnvValue, Pod},
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+type Name = (Namespace, String);
 
 /// The names, both kinds together: one that is of the other kind wakes a pod once too often, no more.
-pub(crate) fn references(pod: &Pod) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    for v in &pod.volumes {
-        match &v.source {
-            VolumeSource::ConfigMap(k) | VolumeSource::Secret(k) => {
-                names.insert(k.name.clone());
-            }
-            VolumeSource::Projected { sources, .. } => {
-                for s in sources {
-                    if let ProjectedSource::ConfigMap(k) | ProjectedSource::Secret(k) = s {
-                        names.insert(k.name.clone());
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
+fn names(pod: &Pod) -> BTreeSet<Name> {
+    let mut names: BTreeSet<&str> =
+        berth_volumes::volume_objects(pod).into_iter().map(|(_, name)| name).collect();
     for c in pod.all_containers() {
         for from in &c.env_from {
             let (EnvFromSource::ConfigMap(name) | EnvFromSource::Secret(name)) = &from.source;
-            names.insert(name.clone());
+            names.insert(name);
         }
         for e in &c.env {
             if let EnvValue::ConfigMapKey(k) | EnvValue::SecretKey(k) = &e.value {
-                names.insert(k.name.clone());
+                names.insert(&k.name);
             }
         }
     }
-    names
+    names.into_iter().map(|n| (pod.key.namespace.clone(), n.to_owned())).collect()
+}
+
+/// Pods by what they refer to.
+#[derive(Debug, Default)]
+pub(crate) struct References {
+    by_object: HashMap<Name, BTreeSet<PodUid>>,
+    by_pod: BTreeMap<PodUid, BTreeSet<Name>>,
+}
+
+impl References {
+    /// Takes a pod in, or what it has become.
+    pub(crate) fn put(&mut self, pod: &Pod) {
+        self.remove(&pod.uid);
+        let names = names(pod);
+        for name in &names {
+            self.by_object.entry(name.clone()).or_default().insert(pod.uid.clone());
+        }
+        self.by_pod.insert(pod.uid.clone(), names);
+    }
+
+    pub(crate) fn remove(&mut self, uid: &PodUid) {
+        for name in self.by_pod.remove(uid).unwrap_or_default() {
+            if let Some(pods) = self.by_object.get_mut(&name) {
+                pods.remove(uid);
+                if pods.is_empty() {
+                    self.by_object.remove(&name);
+                }
+            }
+        }
+    }
+
+    /// The pods that refer to any of these.
+    pub(crate) fn holders(&self, objects: &[Name]) -> BTreeSet<PodUid> {
+        objects.iter().filter_map(|o| self.by_object.get(o)).flatten().cloned().collect()
+    }
 }

@@ -108,32 +108,54 @@ impl Store {
             if path.extension().is_none_or(|e| e != "json") {
                 continue;
             }
-            match read(&path) {
-                Ok(kept) if kept.boot == self.boot => all.push(kept),
-                Ok(_) => remove(&path)?,
-                Err(why) => {
-                    tracing::warn!(file = %path.display(), why, "memory set aside");
-                    let aside = path.with_extension("bad");
-                    std::fs::rename(&path, &aside).map_err(|source| StoreError::File {
-                        operation: "set aside",
-                        path,
-                        source,
-                    })?;
-                }
-            }
+            all.extend(self.take(path)?);
         }
         Ok(all)
     }
 
-    /// Forgets one pod.
+    /// What is kept of one pod in this boot.
+    pub fn load_one(&self, uid: &PodUid) -> Result<Option<Kept>, StoreError> {
+        let path = self.roots.memory_file(uid);
+        if path.exists() { self.take(path) } else { Ok(None) }
+    }
+
+    /// Reads one file; sets it aside where that is not possible.
+    fn take(&self, path: PathBuf) -> Result<Option<Kept>, StoreError> {
+        let why = match read(&path) {
+            Ok(kept) if kept.boot == self.boot => return Ok(Some(kept)),
+            Ok(_) => return remove(&path).map(|()| None),
+            Err(why) => why,
+        };
+        tracing::warn!(file = %path.display(), why, "memory set aside");
+        let aside = path.with_extension("bad");
+        std::fs::rename(&path, &aside).map(|()| None).map_err(|source| StoreError::File {
+            operation: "set aside",
+            path,
+            source,
+        })
+    }
+
+    /// Forgets one pod, what was set aside of it too.
     pub fn forget(&self, uid: &PodUid) -> Result<(), StoreError> {
-        remove(&self.roots.memory_file(uid))
+        let path = self.roots.memory_file(uid);
+        remove(&path.with_extension("bad"))?;
+        remove(&path)
     }
 }
 
 fn read(path: &Path) -> Result<Kept, String> {
     let text = berth_sys::fs::read_limited(path, MOST).map_err(|e| e.to_string())?;
-    serde_json::from_slice(&text).map_err(|e| e.to_string())
+    let kept = parse(&text)?;
+    // Under another name it would never be forgotten.
+    if path.file_stem().and_then(|s| s.to_str()) == Some(kept.pod.uid.as_str()) {
+        Ok(kept)
+    } else {
+        Err(format!("holds the memory of pod {}", kept.pod.uid))
+    }
+}
+
+fn parse(text: &[u8]) -> Result<Kept, String> {
+    serde_json::from_slice(text).map_err(|e| e.to_string())
 }
 
 fn remove(path: &Path) -> Result<(), StoreError> {

@@ -1,13 +1,15 @@
 //! One pod's worker: a task that feeds [`plan`] with what it hears and carries out what comes of it.
 //!
-//! Owns: the pod's [`Observed`] and [`Memory`], the actions in flight (a `JoinSet`), the probes. Hears: its mailbox
-//! (desired state, exits, outages), the ends of actions, the news of probes, the time.
+//! Owns: what is known of the pod ([`Known`]) and its [`Memory`], the actions in flight, at most one look and one
+//! refresh (each a `JoinSet`), the probes. Hears: its mailbox (desired state, exits, outages), the ends of actions, the
+//! news of probes, the time.
 //! Invariants: memory is stored before an action is begun; an action that panics is a failed action; nothing here
-//! waits for another pod.
+//! waits for another pod, and the mailbox never for an action, a look or a refresh.
 
 use crate::{
     failpoint::{Side, pass},
-    hands::{Change, Context, Hands, Performed, Process, Sight},
+    hands::{Context, Hands, Performed, Sight},
+    known::{Ended, Known},
     probes::{News, Probes},
     report::{ActionRecord, PodReport, Reports},
     store::Store,
@@ -16,28 +18,36 @@ use berth_core::{
     event::{Event, EventKind, EventRecord},
     ids::ContainerId,
     model::{Objects, Pod},
-    plan::{Action, Desired, Exit, Fact, Failure, Memory, Observed, Plan, SandboxState, Seen, learn, plan},
+    plan::{Action, Desired, Exit, Fact, Failure, Memory, Observed, Plan, learn, plan},
     probe::Verdict,
     status::PodStatus,
-    time::Boottime,
+    time::{Boottime, Now},
 };
-use berth_sys::clock;
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
     sync::mpsc,
-    task::{Id, JoinSet},
+    task::{Id, JoinError, JoinSet},
+    time::timeout,
 };
 
 /// How many ended actions and decisions are kept to be looked at.
 const RING: usize = 32;
-/// The longest sleep: the slow reconcile beneath the events.
-const RECONCILE: Duration = Duration::from_secs(300);
-/// How long a look at the pod is put off after one failed.
+/// The longest sleep: the boot clock also counts suspended time, timers do not.
+const LONGEST_REST: Duration = Duration::from_secs(300);
+/// The least rest where a decision asked for a moment that has passed: no input makes a worker spin.
+const LEAST_REST: Duration = Duration::from_millis(100);
+/// How long a look at the pod is put off after one failed, at first; doubled with each, up to [`LOOK_SELDOM`].
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The longest time between two looks of which the last failed, or left something open.
+const LOOK_SELDOM: Duration = Duration::from_secs(30);
+/// How long a look may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(60);
+/// How long a refresh that failed rests.
+const REFRESH_AGAIN: Duration = Duration::from_secs(10);
 
 /// What a worker hears from its manager.
 #[derive(Debug)]
@@ -56,6 +66,8 @@ pub enum Letter {
     RuntimeLost,
     /// containerd answers again, and this is what it shows.
     Sight(Box<Sight>),
+    /// containerd answers again, and there is neither a container nor a sandbox of the pod. With the moment of the look.
+    NothingThere(Boottime),
 }
 
 /// What a worker begins with.
@@ -63,11 +75,22 @@ pub(crate) struct Start<H, R> {
     pub(crate) desired: Desired,
     pub(crate) objects: Arc<Objects>,
     pub(crate) memory: Memory,
-    pub(crate) sight: Sight,
+    pub(crate) sight: Beginning,
     pub(crate) hands: Arc<H>,
     pub(crate) reports: Arc<R>,
     pub(crate) store: Store,
     pub(crate) agent_start: Boottime,
+}
+
+/// What a worker knows of its pod at first.
+#[derive(Debug)]
+pub(crate) enum Beginning {
+    /// This.
+    Seen(Box<Sight>),
+    /// Nothing: it looks for itself.
+    Look,
+    /// Nothing, and containerd is away: it will be told.
+    Wait,
 }
 
 /// A step of the recorder: what was decided on, and what came of it. `plan` over `seen` and `memory` at `at` gives
@@ -75,7 +98,7 @@ pub(crate) struct Start<H, R> {
 #[derive(Debug, Clone)]
 pub struct Decision {
     /// When.
-    pub at: berth_core::time::Now,
+    pub at: Now,
     /// What was seen.
     pub seen: Observed,
     /// What was remembered after the decision.
@@ -90,54 +113,68 @@ struct Flight {
     begun_wall: berth_core::time::Wall,
 }
 
-pub(crate) struct Worker<H, R> {
+struct Worker<H, R> {
     desired: Desired,
     objects: Arc<Objects>,
     memory: Memory,
     stored: Option<Memory>,
-    seen: Observed,
-    processes: BTreeMap<ContainerId, Process>,
-    /// Exits that came before the end of their start.
-    early: BTreeMap<ContainerId, Exit>,
-    oomed: Vec<ContainerId>,
+    known: Known,
     hands: Arc<H>,
     reports: Arc<R>,
     store: Store,
     flights: JoinSet<Performed>,
     by_task: BTreeMap<Id, Flight>,
+    looks: JoinSet<Result<Sight, Failure>>,
+    look_at: Option<Boottime>,
+    looks_failed: u32,
+    refreshes: JoinSet<Result<(), Failure>>,
+    refresh_at: Option<Boottime>,
     probes: Probes,
     timeline: VecDeque<ActionRecord>,
     ring: VecDeque<Arc<Decision>>,
     told: Option<Arc<PodStatus>>,
     told_gone: bool,
+    told_events: BTreeSet<Event>,
     wake_at: Option<Boottime>,
-    look_at: Option<Boottime>,
 }
 
 /// Runs one pod until nothing of it is left or the mailbox closes.
 pub(crate) async fn run<H: Hands, R: Reports>(start: Start<H, R>, mut mail: mpsc::UnboundedReceiver<Letter>) {
     let (probes, mut news) = Probes::new(start.agent_start);
+    let now = start.hands.now().boottime;
+    let mut known = Known::default();
+    let look_at = match start.sight {
+        Beginning::Seen(sight) => {
+            let unsure = !sight.unsure.is_empty();
+            known.see(*sight, &BTreeSet::new());
+            unsure.then_some(now + LOOK_SELDOM)
+        }
+        Beginning::Look => Some(now),
+        Beginning::Wait => None,
+    };
     let mut w = Worker {
         desired: start.desired,
         objects: start.objects,
         memory: start.memory,
         stored: None,
-        seen: start.sight.seen,
-        processes: start.sight.processes,
-        early: BTreeMap::new(),
-        oomed: Vec::new(),
+        known,
         hands: start.hands,
         reports: start.reports,
         store: start.store,
         flights: JoinSet::new(),
         by_task: BTreeMap::new(),
+        looks: JoinSet::new(),
+        look_at,
+        looks_failed: 0,
+        refreshes: JoinSet::new(),
+        refresh_at: None,
         probes,
         timeline: VecDeque::new(),
         ring: VecDeque::new(),
         told: None,
         told_gone: false,
+        told_events: BTreeSet::new(),
         wake_at: None,
-        look_at: None,
     };
     loop {
         if w.think() {
@@ -145,15 +182,16 @@ pub(crate) async fn run<H: Hands, R: Reports>(start: Start<H, R>, mut mail: mpsc
             w.reports.removed(&uid);
             return;
         }
-        let now = clock::boottime();
-        let next = [w.wake_at, w.look_at].into_iter().flatten().min().unwrap_or(now + RECONCILE);
-        let rest = next.since(now).min(RECONCILE);
+        w.begin_what_is_due();
+        let rest = w.rest();
         tokio::select! {
             letter = mail.recv() => match letter {
                 Some(letter) => w.read(letter),
                 None => return,
             },
             Some(ended) = w.flights.join_next_with_id() => w.land(ended),
+            Some(looked) = w.looks.join_next() => w.looked(looked),
+            Some(refreshed) = w.refreshes.join_next() => w.refreshed(refreshed),
             Some(n) = news.recv() => w.hear(n),
             () = tokio::time::sleep(rest) => {}
         }
@@ -163,9 +201,6 @@ pub(crate) async fn run<H: Hands, R: Reports>(start: Start<H, R>, mut mail: mpsc
         while let Some(ended) = w.flights.try_join_next_with_id() {
             w.land(ended);
         }
-        if w.look_at.is_some_and(|t| t <= clock::boottime()) {
-            w.look().await;
-        }
     }
 }
 
@@ -174,10 +209,27 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         &self.desired.pod
     }
 
+    fn boottime(&self) -> Boottime {
+        self.hands.now().boottime
+    }
+
+    /// How long nothing is due by the clock.
+    fn rest(&self) -> Duration {
+        let now = self.boottime();
+        // A look or a refresh that goes on is followed by the next at its own end.
+        let look = self.look_at.filter(|_| self.looks.is_empty());
+        let refresh = self.refresh_at.filter(|_| self.refreshes.is_empty() && self.may_refresh());
+        match [self.wake_at, look, refresh].into_iter().flatten().min() {
+            Some(next) if next <= now => LEAST_REST,
+            Some(next) => next.since(now).min(LONGEST_REST),
+            None => LONGEST_REST,
+        }
+    }
+
     /// Decides, stores, begins, tells. True once nothing of the pod is left.
     fn think(&mut self) -> bool {
-        let now = clock::now();
-        let p: Plan = plan(&self.desired, &self.seen, &self.memory, now);
+        let now = self.hands.now();
+        let p: Plan = plan(&self.desired, &self.known.seen, &self.memory, now);
         self.memory = p.memory;
         self.wake_at = p.wake_at;
         for e in p.events {
@@ -200,9 +252,9 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         let context = |id: &ContainerId| Context {
             pod: Arc::clone(&self.desired.pod),
             objects: Arc::clone(&self.objects),
-            sandbox: self.seen.sandbox.clone(),
-            process: self.processes.get(id).copied(),
-            run: self.seen.containers.get(id).cloned(),
+            sandbox: self.known.seen.sandbox.clone(),
+            process: self.known.processes.get(id).copied(),
+            run: self.known.seen.containers.get(id).cloned(),
             deadline: None,
         };
         self.probes.reconcile(&p.probes, &self.desired.pod, &self.memory, &self.hands, context);
@@ -220,11 +272,11 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         }
     }
 
-    fn record(&mut self, at: berth_core::time::Now, actions: &[Action]) {
+    fn record(&mut self, at: Now, actions: &[Action]) {
         if self.ring.len() == RING {
             self.ring.pop_front();
         }
-        let (seen, memory) = (self.seen.clone(), self.memory.clone());
+        let (seen, memory) = (self.known.seen.clone(), self.memory.clone());
         self.ring.push_back(Arc::new(Decision { at, seen, memory, actions: actions.to_vec() }));
     }
 
@@ -239,7 +291,7 @@ impl<H: Hands, R: Reports> Worker<H, R> {
             pass(Side::After, kind);
             performed
         });
-        let flight = Flight { action, begun: Instant::now(), begun_wall: clock::wall() };
+        let flight = Flight { action, begun: Instant::now(), begun_wall: self.hands.now().wall };
         self.by_task.insert(handle.id(), flight);
     }
 
@@ -255,41 +307,53 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         Context {
             pod: Arc::clone(self.pod()),
             objects: Arc::clone(&self.objects),
-            sandbox: self.seen.sandbox.clone(),
-            process: id.and_then(|id| self.processes.get(id).copied()),
-            run: id.and_then(|id| self.seen.containers.get(id).cloned()),
+            sandbox: self.known.seen.sandbox.clone(),
+            process: id.and_then(|id| self.known.processes.get(id).copied()),
+            run: id.and_then(|id| self.known.seen.containers.get(id).cloned()),
             deadline,
         }
     }
 
     /// An action ended.
-    fn land(&mut self, ended: Result<(Id, Performed), tokio::task::JoinError>) {
+    fn land(&mut self, ended: Result<(Id, Performed), JoinError>) {
+        let now = self.hands.now();
         let (id, performed) = match ended {
             Ok((id, performed)) => (id, performed),
             Err(error) => {
                 let failure =
                     Failure::new("InternalError", format!("the action's task ended early: {error}"));
-                self.look_at = Some(clock::boottime());
+                self.look_at = Some(now.boottime);
                 (error.id(), Performed::failed(failure))
             }
         };
         let Some(flight) = self.by_task.remove(&id) else { return };
         let took = flight.begun.elapsed();
         for change in performed.changes {
-            self.apply(change);
+            let ended = self.known.apply(change, now.boottime);
+            self.note_ends(ended);
+        }
+        for e in performed.events {
+            if self.told_events.insert(e.clone()) {
+                self.event(e);
+            }
         }
         self.note(&flight, took, performed.steps, &performed.outcome);
         if performed.outcome.is_err() && flight.action.container().is_some() {
             // What a failed call to containerd left is not known: look.
-            self.look_at.get_or_insert(clock::boottime());
+            self.look_at.get_or_insert(now.boottime);
         }
-        let now = clock::now();
-        let events =
-            learn(&self.desired.pod, &mut self.memory, Fact::Finished(flight.action, performed.outcome), now);
-        for e in events {
+        if flight.action == Action::MountVolumes && performed.outcome.is_err() {
+            // The next try shows what there is then.
+            self.refresh_at = None;
+        }
+        self.learn(Fact::Finished(flight.action, performed.outcome), now);
+        self.probes.nudge();
+    }
+
+    fn learn(&mut self, fact: Fact, now: Now) {
+        for e in learn(&self.desired.pod, &mut self.memory, fact, now) {
             self.event(e);
         }
-        self.probes.nudge();
     }
 
     fn note(
@@ -322,149 +386,118 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         });
     }
 
-    fn apply(&mut self, change: Change) {
-        let started = match &change {
-            Change::Container(id, c, _) if matches!(c.state, Seen::Running { .. }) => Some(id.clone()),
-            _ => None,
-        };
-        change.apply(&mut self.seen, &mut self.processes);
-        if let Some(id) = started
-            && let Some(exit) = self.early.remove(&id)
-        {
-            self.exit(id, exit);
+    fn note_ends(&self, ended: impl IntoIterator<Item = Ended>) {
+        for Ended { container, exit } in ended {
+            tracing::info!(pod = %self.desired.pod.key, %container, code = exit.code, oom = exit.oom, "exited");
         }
     }
 
     fn read(&mut self, letter: Letter) {
+        let now = self.hands.now();
         match letter {
             Letter::Desired(d) => {
                 let changed = d.pod != self.desired.pod;
                 self.desired = d;
                 if changed {
                     self.stored = None;
-                    self.refresh();
+                    self.refresh_at = Some(now.boottime);
                 }
             }
             Letter::Objects(o) => {
                 self.objects = o;
-                let events = learn(&self.desired.pod, &mut self.memory, Fact::InputsChanged, clock::now());
-                events.into_iter().for_each(|e| self.event(e));
-                self.refresh();
+                self.learn(Fact::InputsChanged, now);
+                self.refresh_at = Some(now.boottime);
             }
-            Letter::Exit(id, exit) => self.exit(id, exit),
-            Letter::Oom(id) => self.oomed.push(id),
-            Letter::PauseDied => {
-                if let Some(s) = self.seen.sandbox.as_mut().filter(|s| s.state == SandboxState::Ready) {
-                    s.state = SandboxState::NoPause;
-                }
+            Letter::Exit(id, exit) => {
+                let ended = self.known.exit(id, exit, now.boottime);
+                self.note_ends(ended);
             }
-            Letter::RuntimeLost => self.seen.runtime_answers = false,
+            Letter::Oom(id) => self.known.oom(id),
+            Letter::PauseDied => self.known.pause_died(now.boottime),
+            Letter::RuntimeLost => {
+                self.known.runtime_lost(now.boottime);
+                // Asking on is of no use: what is there will be told once containerd is back.
+                self.look_at = None;
+            }
             Letter::Sight(sight) => self.see(*sight),
+            Letter::NothingThere(taken) => self.known.nothing_there(taken, &self.memory.in_flight),
         }
     }
 
-    fn refresh(&mut self) {
-        if !self.seen.volumes_mounted {
-            return;
-        }
-        let context = self.context(&Action::MountVolumes);
-        let (hands, key) = (Arc::clone(&self.hands), self.pod().key.clone());
-        // Ends by itself; a refresh that is lost with the agent is made up for at the next change or start.
-        tokio::spawn(async move {
-            if let Err(failure) = hands.refresh(context).await {
-                tracing::warn!(pod = %key, reason = failure.reason, why = failure.message, "volumes not refreshed");
-            }
-        });
+    /// Volumes are refreshed while they are mounted and shall stay so.
+    fn may_refresh(&self) -> bool {
+        self.known.seen.volumes_mounted && self.memory.ending.is_none()
     }
 
-    fn exit(&mut self, id: ContainerId, mut exit: Exit) {
-        exit.oom |= self.oomed.contains(&id);
-        match self.seen.containers.get_mut(&id) {
-            Some(c) => match &c.state {
-                Seen::Running { started_at } => {
-                    exit.started_at.get_or_insert(*started_at);
-                    tracing::info!(pod = %self.desired.pod.key, container = %c.container, code = exit.code, oom = exit.oom, "exited");
-                    c.state = Seen::Ended(exit);
-                    self.processes.remove(&id);
-                }
-                Seen::NotStarted => {
-                    self.early.insert(id, exit);
-                }
-                Seen::Ended(_) | Seen::Recorded(_) => {}
-            },
-            None => {
-                self.early.insert(id, exit);
-            }
+    fn begin_what_is_due(&mut self) {
+        let now = self.boottime();
+        if self.looks.is_empty() && self.look_at.is_some_and(|t| t <= now) {
+            self.look_at = None;
+            let (hands, uid) = (Arc::clone(&self.hands), self.pod().uid.clone());
+            self.looks.spawn(async move {
+                let late = || Failure::new("DeadlineExceeded", "the look at the pod did not end in time");
+                timeout(LOOK_LIMIT, hands.look(&uid)).await.unwrap_or_else(|_elapsed| Err(late()))
+            });
         }
+        if self.refreshes.is_empty() && self.may_refresh() && self.refresh_at.is_some_and(|t| t <= now) {
+            self.refresh_at = None;
+            let (hands, context) = (Arc::clone(&self.hands), self.context(&Action::MountVolumes));
+            self.refreshes.spawn(async move { hands.refresh(context).await });
+        }
+    }
+
+    fn looked(&mut self, looked: Result<Result<Sight, Failure>, JoinError>) {
+        let failure = match looked {
+            Ok(Ok(sight)) => return self.see(sight),
+            Ok(Err(failure)) => failure.message,
+            Err(error) => error.to_string(),
+        };
+        tracing::debug!(pod = %self.desired.pod.key, why = failure, "could not look at the pod");
+        let factor = 1u32.checked_shl(self.looks_failed.min(8)).unwrap_or(u32::MAX);
+        self.looks_failed = self.looks_failed.saturating_add(1);
+        let rest = LOOK_AGAIN.saturating_mul(factor).min(LOOK_SELDOM);
+        self.look_at.get_or_insert(self.hands.now().boottime + rest);
+    }
+
+    fn see(&mut self, sight: Sight) {
+        self.looks_failed = 0;
+        // A wish that came after the look began stays.
+        self.look_at = self.look_at.filter(|t| *t > sight.taken);
+        if !sight.unsure.is_empty() {
+            self.look_at.get_or_insert(self.hands.now().boottime + LOOK_SELDOM);
+        }
+        let ended = self.known.see(sight, &self.memory.in_flight);
+        self.note_ends(ended);
+    }
+
+    fn refreshed(&mut self, refreshed: Result<Result<(), Failure>, JoinError>) {
+        let failure = match refreshed {
+            Ok(Ok(())) => return,
+            Ok(Err(failure)) => failure,
+            Err(error) => Failure::new("InternalError", error.to_string()),
+        };
+        tracing::warn!(pod = %self.desired.pod.key, reason = failure.reason, why = failure.message, "volumes not refreshed");
+        self.refresh_at.get_or_insert(self.hands.now().boottime + REFRESH_AGAIN);
     }
 
     fn hear(&mut self, news: News) {
+        let now = self.hands.now();
         if let Some(message) = news.failure {
             let text = format!("{:?} probe failed: {message}", news.kind);
             self.event(Event::warning("Unhealthy", text).of(&news.container));
             if news.kind != berth_core::model::ProbeKind::Liveness {
-                let fact = Fact::ProbeFailed { id: news.id.clone(), message };
-                learn(&self.desired.pod, &mut self.memory, fact, clock::now());
+                self.learn(Fact::ProbeFailed { id: news.id.clone(), message }, now);
             }
         }
         if let Some(verdict) = news.verdict {
             let success = verdict == Verdict::Success;
             tracing::info!(pod = %self.desired.pod.key, container = %news.container, kind = ?news.kind, success, "probe verdict");
-            let fact = Fact::Probe { id: news.id, kind: news.kind, success };
-            let events = learn(&self.desired.pod, &mut self.memory, fact, clock::now());
-            events.into_iter().for_each(|e| self.event(e));
-        }
-    }
-
-    /// Takes a whole new look at the pod. What actions in flight are about to change stays as the worker knows it.
-    fn see(&mut self, sight: Sight) {
-        self.look_at = None;
-        let busy = |test: fn(&Action) -> bool| self.memory.in_flight.iter().any(test);
-        let sandbox_busy = busy(|a| {
-            matches!(a, Action::MakeSandbox(_) | Action::RestartPause(_) | Action::TeardownSandbox(_))
-        });
-        let volumes_busy = busy(|a| matches!(a, Action::MountVolumes | Action::UnmountVolumes));
-        let old = std::mem::replace(&mut self.seen, sight.seen);
-        if sandbox_busy {
-            self.seen.sandbox = old.sandbox;
-        }
-        if volumes_busy {
-            self.seen.volumes_mounted = old.volumes_mounted;
-            self.seen.volumes_present = old.volumes_present;
-        }
-        for (id, c) in old.containers {
-            let in_hand = self.memory.in_flight.iter().any(|a| touches(a, &id));
-            match self.seen.containers.get(&id).map(|n| &n.state) {
-                // An exit that was stored or seen is not unseen.
-                Some(Seen::Running { .. }) if matches!(c.state, Seen::Ended(_) | Seen::Recorded(_)) => {}
-                Some(Seen::Ended(_)) if matches!(c.state, Seen::Ended(_)) => {}
-                _ if in_hand => {}
-                _ => continue,
-            }
-            self.seen.containers.insert(id, c);
-        }
-        self.processes.extend(sight.processes);
-        let oomed = &self.oomed;
-        for (id, c) in &mut self.seen.containers {
-            if let Seen::Ended(exit) = &mut c.state {
-                exit.oom |= oomed.contains(id);
-            }
-        }
-    }
-
-    async fn look(&mut self) {
-        let uid = self.desired.pod.uid.clone();
-        match self.hands.look(&uid).await {
-            Ok(sight) => self.see(sight),
-            Err(failure) => {
-                self.look_at = Some(clock::boottime() + LOOK_AGAIN);
-                tracing::debug!(pod = %self.desired.pod.key, why = failure.message, "could not look at the pod");
-            }
+            self.learn(Fact::Probe { id: news.id, kind: news.kind, success }, now);
         }
     }
 
     fn event(&self, event: Event) {
-        let at = clock::wall();
+        let at = self.hands.now().wall;
         let pod = self.pod();
         if event.kind == EventKind::Warning {
             tracing::info!(pod = %pod.key, reason = event.reason, message = event.message, "event");
@@ -493,19 +526,11 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         self.reports.pod(PodReport {
             pod: Arc::clone(&self.desired.pod),
             status,
-            processes: self.processes.clone(),
+            processes: self.known.processes.clone(),
             timeline: self.timeline.iter().cloned().collect(),
             decisions: self.ring.iter().cloned().collect(),
             gone,
-            as_of: clock::wall(),
+            as_of: self.hands.now().wall,
         });
     }
-}
-
-/// Whether an action is changing what is known of that run.
-fn touches(action: &Action, run: &ContainerId) -> bool {
-    matches!(
-        action,
-        Action::Start { .. } | Action::RecordExit { .. } | Action::Reap { .. } | Action::Remove { .. }
-    ) && action.run() == Some(run)
 }

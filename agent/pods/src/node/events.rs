@@ -1,7 +1,7 @@
 //! containerd's events, handed to the pods they are about; and the connection itself.
 //!
 //! One task, [`pump`]: connects (and goes on trying), lists, then passes events on until the stream is lost, which it
-//! tells the manager, and lists again when it is back.
+//! tells the manager, and lists again when it is back, and now and then where nothing happens.
 
 use super::{NodeHands, lock};
 use crate::{manager::Incoming, worker::Letter};
@@ -12,6 +12,9 @@ use tokio::sync::broadcast::error::RecvError;
 
 /// Between two tries to reach containerd.
 const REDIAL: Duration = Duration::from_millis(200);
+
+/// The slow reconcile beneath the events: one list of everything after this much silence.
+const RECONCILE: Duration = Duration::from_secs(300);
 
 /// Keeps the node connected to containerd and the manager told. Ends when the manager does.
 pub async fn pump(hands: Arc<NodeHands>, config: RuntimeConfig) {
@@ -37,7 +40,13 @@ pub async fn pump(hands: Arc<NodeHands>, config: RuntimeConfig) {
         return;
     }
     loop {
-        let sent = match events.recv().await {
+        let Ok(event) = tokio::time::timeout(RECONCILE, events.recv()).await else {
+            if !list(&hands).await {
+                return;
+            }
+            continue;
+        };
+        let sent = match event {
             Ok(RuntimeEvent::Exit { id, exec_id: None, code, at, .. }) => {
                 let owner = lock(&hands.owners).get(&id).cloned();
                 match owner {
@@ -61,8 +70,15 @@ pub async fn pump(hands: Arc<NodeHands>, config: RuntimeConfig) {
                 tracing::warn!("containerd is gone; pods run on");
                 hands.incoming.send(Incoming::RuntimeLost).await
             }
-            Ok(RuntimeEvent::Reestablished) | Err(RecvError::Lagged(_)) => {
+            Ok(RuntimeEvent::Reestablished) => {
                 tracing::info!("containerd is back");
+                if !list(&hands).await {
+                    return;
+                }
+                Ok(())
+            }
+            Err(RecvError::Lagged(missed)) => {
+                tracing::warn!(missed, "events missed; listing instead");
                 if !list(&hands).await {
                     return;
                 }
@@ -80,7 +96,9 @@ pub async fn pump(hands: Arc<NodeHands>, config: RuntimeConfig) {
 async fn list(hands: &Arc<NodeHands>) -> bool {
     loop {
         match hands.look_at_all().await {
-            Ok(found) => return hands.incoming.send(Incoming::RuntimeBack(found)).await.is_ok(),
+            Ok((found, taken)) => {
+                return hands.incoming.send(Incoming::RuntimeBack { found, taken }).await.is_ok();
+            }
             Err(failure) => {
                 tracing::warn!(why = failure.message, "containers could not be listed; trying on");
                 tokio::time::sleep(REDIAL).await;

@@ -1,66 +1,122 @@
 //! What is left of pods that nobody knows any more: after a reboot, or a death between the last steps.
 //!
-//! Runs once, after every source has listed and containerd has answered. Touches only what carries our names below
-//! our roots.
+//! The manager asks for it once every source has listed and containerd has answered. Touches only what carries our
+//! names below our roots. What somebody may be about to use again is asked for under the lock of the claims.
 
-use super::{NodeHands, blocking, chain};
-use berth_core::{ids::PodUid, plan::Failure};
+use super::{NodeHands, chain, gates::Area, lock};
+use berth_core::{
+    ids::{ContainerId, PodUid},
+    plan::Failure,
+};
 use std::collections::BTreeSet;
 
 impl NodeHands {
-    pub(super) async fn clean(&self, known: BTreeSet<PodUid>) {
-        let mut left: BTreeSet<PodUid> = self.sandboxes().into_iter().collect();
-        match self.volumes.pods_on_disk() {
-            Ok(uids) => left.extend(uids),
-            Err(e) => tracing::warn!(why = e.message(), "pod directories not listed"),
+    /// The pods other than the known ones that have a sandbox, a directory or a cgroup, and no container.
+    pub(super) async fn list_leftovers(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
+        let mut left: BTreeSet<PodUid> = self.sandboxes();
+        let (volumes, cgroups) = (self.volumes.clone(), self.cgroups.clone());
+        let (on_disk, groups) = super::blocking(move || (volumes.pods_on_disk(), cgroups.pods())).await?;
+        left.extend(on_disk.map_err(|e| Failure::new("FailedCleanup", e.message()))?);
+        left.extend(groups.map_err(|e| Failure::new("FailedCleanup", chain(&e)))?);
+        left.retain(|uid| !known.contains(uid));
+        if left.is_empty() {
+            return Ok(left);
         }
-        match self.cgroups.pods() {
-            Ok(uids) => left.extend(uids),
-            Err(e) => tracing::warn!(why = chain(&e), "pod cgroups not listed"),
+        // Whoever has containers is somebody's, or at least not ours to guess.
+        let list = self.runtime()?.list().await.map_err(|e| Failure::new("FailedCleanup", e.chain()))?;
+        for c in list {
+            left.remove(&c.pod);
         }
-        for uid in left.difference(&known) {
-            match self.clean_pod(uid).await {
-                Ok(()) => tracing::info!(%uid, "leftovers of an unknown pod removed"),
-                Err(failure) => {
-                    tracing::warn!(%uid, why = failure.message, "leftovers of an unknown pod not removed")
-                }
-            }
+        Ok(left)
+    }
+
+    pub(super) async fn clean_pod(&self, uid: &PodUid) -> Result<(), Failure> {
+        if self.sandboxes().contains(uid) {
+            let record = self.sandbox_record(uid)?;
+            self.take_down(uid, record.map(|r| r.incarnation).unwrap_or_default()).await?;
         }
-        let valid = self.sandbox_ids(known.into_iter());
+        let (volumes, name) = (self.volumes.clone(), uid.clone());
+        let unmounted = self.gates.blocking(uid, Area::Files, move || volumes.unmount(&name)).await?;
+        unmounted.map_err(|e| Failure::new("FailedUnMount", e.message()))?;
+        let (cgroups, name) = (self.cgroups.clone(), uid.clone());
+        let removed = self
+            .gates
+            .blocking(uid, Area::Sandbox, move || {
+                cgroups.kill_pod(&name).and_then(|()| cgroups.remove_pod(&name))
+            })
+            .await?;
+        removed.map_err(|e| Failure::new("FailedKillPod", chain(&e)))?;
+        self.gates.forget(uid);
+        Ok(())
+    }
+
+    /// Stale addresses, leases and output.
+    pub(super) async fn sweep_node(&self, known: BTreeSet<PodUid>) {
+        let valid = self.sandbox_ids(known.iter().cloned());
         if let Err(e) = self.network.gc(&valid).await {
             tracing::warn!(why = chain(&e), "stale network attachments not removed");
         }
-        if let Ok(runtime) = self.runtime() {
-            self.release_stale_leases(&runtime).await;
+        if let Err(failure) = self.release_stale_leases(&known).await {
+            tracing::warn!(why = failure.message, "stale leases not released");
+        }
+        if let Err(failure) = self.finish_stale_output().await {
+            tracing::warn!(why = failure.message, "output of unknown containers not finished");
         }
     }
 
-    async fn release_stale_leases(&self, runtime: &berth_runtime::Runtime) {
-        let kept: BTreeSet<PodUid> = match runtime.list().await {
-            Ok(list) => list.into_iter().map(|c| c.pod).collect(),
-            Err(_unknown) => return,
-        };
-        for uid in runtime.leased_pods().await.unwrap_or_default() {
-            if !kept.contains(&uid)
-                && let Err(e) = runtime.release_lease(&uid).await
-            {
-                tracing::debug!(%uid, why = e.chain(), "lease not released");
+    async fn release_stale_leases(&self, known: &BTreeSet<PodUid>) -> Result<(), Failure> {
+        let failed = |e: berth_runtime::Error| Failure::new("FailedCleanup", e.chain());
+        let runtime = self.runtime()?;
+        // Leases first: a container that comes later keeps its pod out of the difference.
+        let leased = runtime.leased_pods().await.map_err(failed)?;
+        let used: BTreeSet<PodUid> =
+            runtime.list().await.map_err(failed)?.into_iter().map(|c| c.pod).collect();
+        for uid in leased {
+            if used.contains(&uid) || known.contains(&uid) {
+                continue;
+            }
+            let _alone = self.claims.lock().await;
+            if lock(&self.owners).values().any(|owner| *owner == uid) {
+                continue;
+            }
+            match runtime.release_lease(&uid).await {
+                Ok(()) => tracing::info!(%uid, "stale lease released"),
+                Err(e) => tracing::debug!(%uid, why = e.chain(), "lease not released"),
             }
         }
+        Ok(())
     }
 
-    async fn clean_pod(&self, uid: &PodUid) -> Result<(), Failure> {
-        if let Some(record) = self.sandbox_record(uid)? {
-            self.take_down(uid, record.incarnation).await?;
+    /// Streams of containers that are no more: the agent died after removing the one and before ending the other.
+    async fn finish_stale_output(&self) -> Result<(), Failure> {
+        // Streams first, likewise.
+        let streams = self.logd.list().await.map_err(|e| Failure::new("FailedCleanup", chain(&e)))?;
+        if streams.is_empty() {
+            return Ok(());
         }
-        let (volumes, cgroups, uid) = (self.volumes.clone(), self.cgroups.clone(), uid.clone());
-        blocking(move || {
-            volumes.unmount(&uid).map_err(|e| Failure::new("FailedUnMount", e.message()))?;
-            cgroups
-                .kill_pod(&uid)
-                .and_then(|()| cgroups.remove_pod(&uid))
-                .map_err(|e| Failure::new("FailedKillPod", chain(&e)))
-        })
-        .await?
+        let list = self.runtime()?.list().await.map_err(|e| Failure::new("FailedCleanup", e.chain()))?;
+        let containers: BTreeSet<ContainerId> = list.into_iter().map(|c| c.id).collect();
+        for stream in streams.into_iter().filter(|s| !containers.contains(&s.spec.id)) {
+            let _alone = self.claims.lock().await;
+            if lock(&self.owners).contains_key(&stream.spec.id) {
+                continue;
+            }
+            let (id, pod) = (stream.spec.id, stream.spec.key);
+            match self.logd.finish(&id).await {
+                Ok(_) => {
+                    tracing::info!(%pod, container = id.short(), "output of a container that is gone finished")
+                }
+                Err(e) => {
+                    tracing::warn!(%pod, container = id.short(), why = chain(&e), "output not finished")
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Enters a run as ours, before anything of it is made.
+    pub(super) async fn claim(&self, id: &ContainerId, pod: &PodUid) {
+        let _alone = self.claims.lock().await;
+        lock(&self.owners).insert(id.clone(), pod.clone());
     }
 }

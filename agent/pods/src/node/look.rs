@@ -8,17 +8,18 @@ use crate::{
 use berth_core::{
     ids::PodUid,
     model::Pod,
-    plan::{ContainerSeen, Exit, Failure, Observed, Seen},
-    time::Wall,
+    plan::{ContainerSeen, Exit, Failure, Seen},
+    time::Boottime,
 };
 use berth_runtime::{FoundContainer, FoundState};
-use std::{collections::BTreeMap, sync::Arc};
+use berth_sys::{clock, fs::read_to_string_limited};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 impl NodeHands {
-    /// Everything of ours that containerd shows, by pod.
-    pub(super) async fn look_at_all(&self) -> Result<BTreeMap<PodUid, Found>, Failure> {
-        let runtime = self.runtime()?;
-        let list = runtime.list().await.map_err(|e| Failure::new("RuntimeNotReady", e.chain()))?;
+    /// Everything of ours that is there, by pod, and when the look began.
+    pub(super) async fn look_at_all(&self) -> Result<(BTreeMap<PodUid, Found>, Boottime), Failure> {
+        let taken = clock::boottime();
+        let list = self.containers().await?;
         let mut by_pod: BTreeMap<PodUid, Vec<FoundContainer>> = BTreeMap::new();
         for uid in self.sandboxes() {
             by_pod.entry(uid).or_default();
@@ -29,47 +30,70 @@ impl NodeHands {
         let mut all = BTreeMap::new();
         for (uid, containers) in by_pod {
             let pod = containers.iter().find_map(stored_pod);
-            all.insert(uid.clone(), Found { pod, sight: self.sight(&uid, containers)? });
+            match self.sight(&uid, pod.as_deref(), containers, taken) {
+                Ok(sight) => {
+                    all.insert(uid, Found { pod, sight });
+                }
+                // Whoever works on it looks for itself: one pod that cannot be seen hides no other.
+                Err(failure) => tracing::warn!(%uid, why = failure.message, "pod not seen"),
+            }
         }
-        Ok(all)
+        Ok((all, taken))
     }
 
     pub(super) async fn look_at(&self, uid: &PodUid) -> Result<Sight, Failure> {
-        let runtime = self.runtime()?;
-        let list = runtime.list().await.map_err(|e| Failure::new("RuntimeNotReady", e.chain()))?;
-        self.sight(uid, list.into_iter().filter(|c| &c.pod == uid).collect())
+        let taken = clock::boottime();
+        let list = self.containers().await?;
+        let of_pod: Vec<FoundContainer> = list.into_iter().filter(|c| &c.pod == uid).collect();
+        let pod = of_pod.iter().find_map(stored_pod);
+        self.sight(uid, pod.as_deref(), of_pod, taken)
     }
 
-    fn sight(&self, uid: &PodUid, containers: Vec<FoundContainer>) -> Result<Sight, Failure> {
-        let present = self.config.roots.pod_dir(uid).exists();
-        let mut sight = Sight {
-            seen: Observed {
-                runtime_answers: true,
-                sandbox: self.see_sandbox(uid)?,
-                // Mounting is idempotent and cheap: after a restart it is done once more rather than trusted.
-                volumes_mounted: false,
-                volumes_present: present,
-                containers: BTreeMap::new(),
-            },
-            processes: BTreeMap::new(),
-        };
+    async fn containers(&self) -> Result<Vec<FoundContainer>, Failure> {
+        self.runtime()?.list().await.map_err(|e| Failure::new("RuntimeNotReady", e.chain()))
+    }
+
+    fn sight(
+        &self,
+        uid: &PodUid,
+        pod: Option<&Pod>,
+        containers: Vec<FoundContainer>,
+        taken: Boottime,
+    ) -> Result<Sight, Failure> {
+        let mut sight = Sight { taken, ..Sight::default() };
         for c in containers {
             lock(&self.owners).insert(c.id.clone(), uid.clone());
-            if let FoundState::Running { pid, start_time, .. } = c.state {
+            if let FoundState::Running { pid, start_time, .. } = c.state
+                && c.exit.is_none()
+            {
                 sight.processes.insert(c.id.clone(), Process { pid, start_time });
             }
+            if c.state == FoundState::Unknown && c.exit.is_none() {
+                sight.unsure.insert(c.id.clone());
+            }
             let task = !matches!(c.state, FoundState::NoTask);
-            let other_boot = c.boot != self.config.boot;
+            let killed = || {
+                let dirs = pod.map(|p| self.cgroups.dirs_of(&self.cgroups.container_cgroup(p, &c.id)));
+                dirs.is_some_and(|dirs| oom_killed(&dirs))
+            };
             let state = match (&c.exit, c.state) {
                 (Some(exit), _) => Seen::Recorded(exit_of(exit.clone())),
                 (None, FoundState::Running { started_at, .. }) => {
                     Seen::Running { started_at: started_at.or(c.created_at).unwrap_or_default() }
                 }
-                (None, FoundState::Stopped { code, at }) => Seen::Ended(exit(code, at)),
-                (None, FoundState::NoTask | FoundState::Created { .. }) if other_boot => {
-                    Seen::Ended(Exit::unknown(berth_sys::clock::wall()))
-                }
-                (None, _) => Seen::NotStarted,
+                (None, FoundState::Stopped { code, at }) => Seen::Ended(Exit {
+                    code,
+                    at,
+                    // The event may have come while nobody listened.
+                    oom: code != 0 && killed(),
+                    reason: None,
+                    message: None,
+                    started_at: c.created_at,
+                }),
+                (None, _) if c.boot != self.config.boot => Seen::Ended(Exit::unknown(clock::wall())),
+                // Its shim does not answer: it may run, and nothing is done to it for not being able to tell.
+                (None, FoundState::Unknown) => Seen::Running { started_at: c.created_at.unwrap_or_default() },
+                (None, FoundState::NoTask | FoundState::Created { .. }) => Seen::NotStarted,
             };
             sight.seen.containers.insert(
                 c.id.clone(),
@@ -83,12 +107,26 @@ impl NodeHands {
                 },
             );
         }
+        let alive = sight.seen.containers.values().filter(|c| matches!(c.state, Seen::Running { .. }));
+        let lives_in = alive.map(|c| c.incarnation).max();
+        sight.seen.sandbox = self.see_sandbox(uid, pod.zip(lives_in))?;
+        sight.seen.volumes_present = self.config.roots.pod_dir(uid).exists();
+        sight.seen.runtime_answers = true;
         Ok(sight)
     }
 }
 
-fn exit(code: i32, at: Wall) -> Exit {
-    Exit { code, at, oom: false, reason: None, message: None, started_at: None }
+/// Whether the kernel has killed a process of these cgroups for memory, by its own count: `oom_kill` in
+/// `memory.oom_control` (v1) or `memory.events` (v2).
+fn oom_killed(dirs: &[PathBuf]) -> bool {
+    let counted = |dir: &PathBuf| {
+        ["memory.oom_control", "memory.events"].iter().any(|file| {
+            let text = read_to_string_limited(&dir.join(file), 4096).unwrap_or_default();
+            let count = text.lines().find_map(|l| l.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok());
+            count.is_some_and(|n| n > 0)
+        })
+    };
+    dirs.iter().any(counted)
 }
 
 fn stored_pod(c: &FoundContainer) -> Option<Arc<Pod>> {
@@ -99,5 +137,31 @@ fn stored_pod(c: &FoundContainer) -> Option<Arc<Pod>> {
             tracing::warn!(container = c.id.short(), %error, "the pod stored on a container cannot be read");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_own_count_tells_of_kills_for_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (v1, v2) = (dir.path().join("v1"), dir.path().join("v2"));
+        for d in [&v1, &v2] {
+            std::fs::create_dir(d).unwrap();
+        }
+        let both = [v1.clone(), v2.clone()];
+        assert!(!oom_killed(&both), "no file is no kill");
+        std::fs::write(v1.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n")
+            .unwrap();
+        std::fs::write(v2.join("memory.events"), "low 0\noom 3\noom_kill 0\noom_group_kill 0\n").unwrap();
+        assert!(!oom_killed(&both), "the limit was met, nobody was killed");
+        std::fs::write(v2.join("memory.events"), "low 0\noom 3\noom_kill 2\n").unwrap();
+        assert!(oom_killed(&both));
+        std::fs::remove_file(v2.join("memory.events")).unwrap();
+        std::fs::write(v1.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
+            .unwrap();
+        assert!(oom_killed(&both));
     }
 }

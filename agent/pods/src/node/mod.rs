@@ -2,12 +2,12 @@
 //!
 //! Owns: the connection to containerd (put in place by [`events::pump`], which redials), the watchers of pause
 //! processes, the directory of which container belongs to which pod. Every action ends within [`limit`].
-//! Blocking work (mounts, cgroups, namespaces) runs on blocking threads, so that one stuck mount holds up its own
-//! pod only.
+//! Blocking work (mounts, cgroups, namespaces) runs on blocking threads, one at a time for a pod ([`gates`]), so that
+//! one stuck mount holds up its own pod only and takes one thread only.
 
 mod ask;
 mod events;
-mod facts;
+mod gates;
 mod hooks;
 mod janitor;
 mod look;
@@ -18,10 +18,9 @@ mod turns;
 mod users;
 
 pub use events::pump;
-pub use facts::host_facts;
 
 use crate::{
-    hands::{Change, Context, Hands, Performed, Sight},
+    hands::{Change, Context, Hands, Performed, Process, Sight},
     manager::Incoming,
 };
 use berth_core::{
@@ -36,6 +35,7 @@ use berth_node::cgroup::CgroupTree;
 use berth_probe::Prober;
 use berth_runtime::{Runtime, spec::HostFacts};
 use berth_volumes::{PodFacts, Volumes};
+use gates::Area;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     error::Error,
@@ -67,6 +67,17 @@ pub struct NodeConfig {
     pub allocatable: ResourceList,
     /// Facts that show in container specs.
     pub host: HostFacts,
+    /// Whether kernel and OCI runtime can make a mount read-only together with those below it
+    /// ([`recursive_read_only`]).
+    pub recursive_read_only: bool,
+}
+
+/// Whether the kernel has `mount_setattr(AT_RECURSIVE)` (Linux 5.12). Every OCI runtime that setup accepts has the
+/// mount option `rro` for it.
+pub fn recursive_read_only() -> bool {
+    let Ok(release) = std::fs::read_to_string("/proc/sys/kernel/osrelease") else { return false };
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(5), Some(12))
 }
 
 /// The adapters behind one door.
@@ -80,10 +91,13 @@ pub struct NodeHands {
     prober: Prober,
     incoming: mpsc::Sender<Incoming>,
     owners: Mutex<HashMap<ContainerId, PodUid>>,
-    pauses: Mutex<BTreeMap<PodUid, AbortHandle>>,
+    pauses: Mutex<BTreeMap<PodUid, (Process, AbortHandle)>>,
     specs: Mutex<HashMap<ContainerId, Arc<serde_json::Value>>>,
     users: users::Users,
     turns: turns::Turns,
+    gates: gates::Gates,
+    /// Held while a run or its pod is entered as ours, and while what seems to be nobody's is let go.
+    claims: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for NodeHands {
@@ -96,6 +110,11 @@ fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // A panic of another holder leaves a map that is whole: each change is one insert or remove.
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// The longest a refresh of volumes may take.
+const REFRESH: Duration = Duration::from_secs(120);
+/// The longest the cleaning up after one pod may take.
+const CLEANING: Duration = Duration::from_secs(180);
 
 /// The longest an action may take; hooks bring their own end.
 fn limit(action: &Action) -> Duration {
@@ -145,7 +164,11 @@ impl NodeHands {
             pauses: Mutex::default(),
             specs: Mutex::default(),
             users: users::Users::default(),
-            turns: turns::Turns::new(std::thread::available_parallelism().map_or(2, |n| n.get()).saturating_mul(3)),
+            turns: turns::Turns::new(
+                std::thread::available_parallelism().map_or(2, |n| n.get()).saturating_mul(3),
+            ),
+            gates: gates::Gates::default(),
+            claims: tokio::sync::Mutex::default(),
         }
     }
 
@@ -193,7 +216,9 @@ impl NodeHands {
 
     async fn mount_volumes(&self, context: Context) -> Result<Performed, Failure> {
         let (volumes, facts) = (self.volumes.clone(), self.facts(&context));
-        blocking(move || volumes.mount(&context.pod, &facts, &context.objects))
+        let uid = context.pod.uid.clone();
+        self.gates
+            .blocking(&uid, Area::Files, move || volumes.mount(&context.pod, &facts, &context.objects))
             .await?
             .map_err(|e| Failure::new("FailedMount", e.message()))?;
         Ok(Performed::done(vec![Change::Volumes { mounted: true, present: true }]))
@@ -201,7 +226,8 @@ impl NodeHands {
 
     async fn unmount_volumes(&self, context: Context) -> Result<Performed, Failure> {
         let (volumes, uid) = (self.volumes.clone(), context.pod.uid.clone());
-        blocking(move || volumes.unmount(&uid))
+        self.gates
+            .blocking(&context.pod.uid, Area::Files, move || volumes.unmount(&uid))
             .await?
             .map_err(|e| Failure::new("FailedUnMount", e.message()))?;
         Ok(Performed::done(vec![Change::Volumes { mounted: false, present: false }]))
@@ -209,7 +235,10 @@ impl NodeHands {
 
     async fn remove_pod(&self, pod: &Pod) -> Result<Performed, Failure> {
         let (cgroups, uid) = (self.cgroups.clone(), pod.uid.clone());
-        blocking(move || cgroups.kill_pod(&uid).and_then(|()| cgroups.remove_pod(&uid)))
+        self.gates
+            .blocking(&pod.uid, Area::Sandbox, move || {
+                cgroups.kill_pod(&uid).and_then(|()| cgroups.remove_pod(&uid))
+            })
             .await?
             .map_err(|e| Failure::new("FailedKillPod", chain(&e)))?;
         let runtime = self.runtime()?;
@@ -217,8 +246,16 @@ impl NodeHands {
             tokio::join!(self.logd.remove_pod(&pod.key, &pod.uid), runtime.release_lease(&pod.uid));
         logs.map_err(|e| Failure::new("FailedKillPod", chain(&e)))?;
         lease.map_err(|e| Failure::new("FailedKillPod", e.chain()))?;
+        self.gates.forget(&pod.uid);
         Ok(Performed::done(Vec::new()))
     }
+}
+
+/// Gives up after that time.
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_elapsed| {
+        Err(Failure::new("DeadlineExceeded", format!("no end within {} s", limit.as_secs())))
+    })
 }
 
 /// Runs blocking work on a thread of its own.
@@ -230,15 +267,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 impl Hands for NodeHands {
     async fn perform(&self, context: Context, action: Action) -> Performed {
-        let limit = limit(&action);
-        match tokio::time::timeout(limit, self.act(context, action)).await {
-            Ok(Ok(performed)) => performed,
-            Ok(Err(failure)) => Performed::failed(failure),
-            Err(_elapsed) => Performed::failed(Failure::new(
-                "DeadlineExceeded",
-                format!("no end within {} s", limit.as_secs()),
-            )),
-        }
+        within(limit(&action), self.act(context, action)).await.unwrap_or_else(Performed::failed)
     }
 
     async fn look(&self, pod: &PodUid) -> Result<Sight, Failure> {
@@ -249,16 +278,26 @@ impl Hands for NodeHands {
         self.ask_probe(context, id, probe, of).await
     }
 
-    async fn clean_leftovers(&self, known: BTreeSet<PodUid>) {
-        self.clean(known).await;
+    async fn leftovers(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
+        within(CLEANING, self.list_leftovers(known)).await
+    }
+
+    async fn clean(&self, pod: &PodUid) -> Result<(), Failure> {
+        within(CLEANING, self.clean_pod(pod)).await
+    }
+
+    async fn sweep(&self, known: BTreeSet<PodUid>) {
+        self.sweep_node(known).await;
     }
 
     async fn refresh(&self, context: Context) -> Result<(), Failure> {
         let (volumes, facts) = (self.volumes.clone(), self.facts(&context));
-        let key = context.pod.key.clone();
-        let changed = blocking(move || volumes.refresh(&context.pod, &facts, &context.objects))
-            .await?
-            .map_err(|e| Failure::new("FailedMount", e.message()))?;
+        let (key, uid) = (context.pod.key.clone(), context.pod.uid.clone());
+        let refresh = self
+            .gates
+            .blocking(&uid, Area::Files, move || volumes.refresh(&context.pod, &facts, &context.objects));
+        let changed =
+            within(REFRESH, refresh).await?.map_err(|e| Failure::new("FailedMount", e.message()))?;
         if changed {
             tracing::info!(pod = %key, "volumes refreshed");
         }

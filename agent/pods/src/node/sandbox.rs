@@ -3,7 +3,7 @@
 //! Made in that order and taken down in the reverse one. A record on the tmpfs says how far it came: it is written
 //! before the first step and completed after the last; what is found without being complete is finished backwards.
 
-use super::{NodeHands, blocking, chain, lock};
+use super::{NodeHands, chain, gates::Area, lock};
 use crate::{
     hands::{Change, Context, Performed, Process},
     manager::Incoming,
@@ -23,9 +23,10 @@ use berth_sys::{
 use berth_volumes::PodHostname;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeSet,
     io::ErrorKind,
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 use tokio::io::unix::AsyncFd;
@@ -43,7 +44,57 @@ pub(super) struct Record {
     complete: bool,
     ips: Vec<IpAddr>,
     pause: Option<(u32, u64)>,
+    /// The pins that a complete sandbox has, by the names of their files; none where the pod has all of the host's
+    /// namespaces.
+    #[serde(default)]
+    pins: Vec<String>,
 }
+
+impl Record {
+    /// Of a sandbox of which nothing is made yet.
+    fn begun(incarnation: Incarnation, boot: &BootId, namespaces: &PodNamespaces) -> Record {
+        let shared_pid = namespaces.share_pid.then_some(NsKind::Pid);
+        let pins = kinds(namespaces).into_iter().chain(shared_pid);
+        Record {
+            incarnation,
+            boot: boot.clone(),
+            complete: false,
+            ips: Vec::new(),
+            pause: None,
+            pins: pins.map(|k| k.file_name().to_owned()).collect(),
+        }
+    }
+
+    pub(super) fn parse(text: &[u8]) -> Result<Record, String> {
+        serde_json::from_slice(text).map_err(|e| e.to_string())
+    }
+
+    /// Whether everything that it names is pinned.
+    fn is_pinned(&self, dir: &Path) -> Result<bool, Failure> {
+        for kind in NsKind::ALL.into_iter().filter(|k| self.pins.iter().any(|p| p == k.file_name())) {
+            if !ns::is_pinned(dir, kind).map_err(|e| Failure::new("InternalError", chain(&e)))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn pause_alive(&self) -> Result<bool, Failure> {
+        let Some((pid, start)) = self.pause else { return Ok(false) };
+        process::alive(pid, start).map_err(|e| Failure::new("InternalError", chain(&e)))
+    }
+
+    fn process(&self) -> Option<Process> {
+        self.pause.map(|(pid, start_time)| Process { pid, start_time })
+    }
+
+    fn seen(self, state: SandboxState) -> SandboxSeen {
+        SandboxSeen { incarnation: self.incarnation, state, ips: self.ips }
+    }
+}
+
+/// The largest record that is read.
+const MOST: usize = 64 << 10;
 
 /// The sandbox's name towards the CNI.
 fn sandbox_id(uid: &PodUid, incarnation: Incarnation) -> Result<String, Failure> {
@@ -67,24 +118,56 @@ fn failed(what: &str, error: &dyn std::error::Error) -> Failure {
     Failure::new("FailedCreatePodSandBox", format!("{what}: {}", chain(error)))
 }
 
+/// Ends these processes and waits until they are gone.
+fn end_pauses(pauses: &[Process]) -> berth_sys::Result<()> {
+    for pause in pauses {
+        if process::alive(pause.pid, pause.start_time)?
+            && let Some(fd) = PidFd::open(pause.pid)?
+        {
+            fd.signal_number(9)?;
+            fd.poll_exited(PAUSE_DIES)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns when the process has ended; an error where that cannot be watched.
+async fn wait_for_end(pause: Process) -> Result<(), String> {
+    let Some(fd) = PidFd::open(pause.pid).map_err(|e| chain(&e))? else { return Ok(()) };
+    if process::start_time(pause.pid).map_err(|e| chain(&e))? != Some(pause.start_time) {
+        return Ok(());
+    }
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe; PidFd keeps its descriptor open as long as it lives"
+    )]
+    let fd = AsyncFd::new(fd).map_err(|e| e.to_string())?;
+    // Readable once the process has ended.
+    fd.readable().await.map(drop).map_err(|e| e.to_string())
+}
+
 impl NodeHands {
     fn record_path(&self, uid: &PodUid) -> PathBuf {
         self.config.roots.runtime_state.join("sandbox-records").join(format!("{uid}.json"))
     }
 
-    /// The record of that pod's sandbox. A torn one counts as incomplete.
+    /// The record of that pod's sandbox. One that cannot be read is set aside, and there is none.
     pub(super) fn sandbox_record(&self, uid: &PodUid) -> Result<Option<Record>, Failure> {
         let path = self.record_path(uid);
-        match std::fs::read(&path) {
-            Ok(text) => Ok(Some(serde_json::from_slice(&text).unwrap_or_else(|_torn| Record {
-                incarnation: Incarnation(0),
-                boot: self.config.boot.clone(),
-                complete: false,
-                ips: Vec::new(),
-                pause: None,
-            }))),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Failure::new("InternalError", format!("read {}: {e}", path.display()))),
+        let internal = |what: &str, e: &dyn std::error::Error| {
+            Failure::new("InternalError", format!("{what} {}: {}", path.display(), chain(e)))
+        };
+        if !path.try_exists().map_err(|e| internal("look for", &e))? {
+            return Ok(None);
+        }
+        let text = berth_sys::fs::read_limited(&path, MOST).map_err(|e| internal("read", &e))?;
+        match Record::parse(&text) {
+            Ok(record) => Ok(Some(record)),
+            Err(why) => {
+                tracing::warn!(file = %path.display(), why, "sandbox record set aside");
+                std::fs::rename(&path, path.with_extension("bad")).map_err(|e| internal("set aside", &e))?;
+                Ok(None)
+            }
         }
     }
 
@@ -96,31 +179,77 @@ impl NodeHands {
         berth_sys::fs::write_atomic(&path, &text, 0o600).map_err(|e| failed("write the sandbox's record", &e))
     }
 
-    /// What is there of a sandbox, checked against the kernel.
-    pub(super) fn see_sandbox(&self, uid: &PodUid) -> Result<Option<SandboxSeen>, Failure> {
-        let Some(record) = self.sandbox_record(uid)? else { return Ok(None) };
-        let pinned = berth_sys::mount::mounts_below(&self.config.roots.sandbox_dir(uid))
-            .map_err(|e| Failure::new("InternalError", chain(&e)))?;
-        let whole = record.complete
-            && record.boot == self.config.boot
-            && !(pinned.is_empty() && record.pause.is_none());
-        let pause_alive = match record.pause {
-            Some((pid, start)) => {
-                process::alive(pid, start).map_err(|e| Failure::new("InternalError", chain(&e)))?
+    /// What is there of a sandbox, checked against the kernel. `lives` is the pod and the sandbox that containers of it
+    /// run in: where no record can be read, the sandbox is told by what the kernel and the network have of it.
+    pub(super) fn see_sandbox(
+        &self,
+        uid: &PodUid,
+        lives: Option<(&Pod, Incarnation)>,
+    ) -> Result<Option<SandboxSeen>, Failure> {
+        let dir = self.config.roots.sandbox_dir(uid);
+        let record = match self.sandbox_record(uid)? {
+            Some(record) => record,
+            None => {
+                match lives.map(|(pod, incarnation)| self.rebuild(pod, incarnation)).transpose()?.flatten() {
+                    Some(record) => {
+                        tracing::warn!(%uid, "sandbox without a readable record: told by what is there of it");
+                        self.write_record(uid, &record)?;
+                        record
+                    }
+                    None if dir.exists() => {
+                        // Something of one, to be finished backwards.
+                        let incarnation = lives.map(|(_, i)| i).unwrap_or_default();
+                        let own = PodNamespaces::default();
+                        return Ok(Some(
+                            Record::begun(incarnation, &self.config.boot, &own).seen(SandboxState::Broken),
+                        ));
+                    }
+                    None => return Ok(None),
+                }
             }
-            None => false,
         };
-        let state = match (whole, pause_alive) {
+        let whole = record.complete && record.boot == self.config.boot && record.is_pinned(&dir)?;
+        let state = match (whole, record.pause_alive()?) {
             (false, _) => SandboxState::Broken,
             (true, true) => SandboxState::Ready,
             (true, false) => SandboxState::NoPause,
         };
-        if state == SandboxState::Ready
-            && let Some((pid, start_time)) = record.pause
-        {
-            self.watch_pause(uid, Process { pid, start_time });
+        if let Some(pause) = record.process().filter(|_| state == SandboxState::Ready) {
+            self.watch_pause(uid, pause);
         }
-        Ok(Some(SandboxSeen { incarnation: record.incarnation, state, ips: record.ips }))
+        Ok(Some(record.seen(state)))
+    }
+
+    /// The record of a complete sandbox, out of its pins, its network and its pause process; `None` where one of the
+    /// first two is missing.
+    fn rebuild(&self, pod: &Pod, incarnation: Incarnation) -> Result<Option<Record>, Failure> {
+        let mut record = Record::begun(incarnation, &self.config.boot, &pod.namespaces);
+        record.ips = if pod.namespaces.host_network {
+            self.config.node_ips.clone()
+        } else {
+            match self.network.attachment(&sandbox_id(&pod.uid, incarnation)?) {
+                Some(attachment) => attachment.ips,
+                None => return Ok(None),
+            }
+        };
+        if !record.is_pinned(&self.config.roots.sandbox_dir(&pod.uid))? {
+            return Ok(None);
+        }
+        record.pause = self.stray_pauses(&pod.uid)?.first().map(|p| (p.pid, p.start_time));
+        record.complete = true;
+        Ok(Some(record))
+    }
+
+    /// The processes that lie where pause does.
+    fn stray_pauses(&self, uid: &PodUid) -> Result<Vec<Process>, Failure> {
+        let internal = |e: &dyn std::error::Error| Failure::new("InternalError", chain(e));
+        let mut found = Vec::new();
+        for pid in self.cgroups.pause_pids(uid).map_err(|e| internal(&e))? {
+            if let Some(start_time) = process::start_time(pid).map_err(|e| internal(&e))? {
+                found.push(Process { pid, start_time });
+            }
+        }
+        Ok(found)
     }
 
     pub(super) async fn make_sandbox(
@@ -143,13 +272,7 @@ impl NodeHands {
             steps.push((name, clock.elapsed()));
             clock = Instant::now();
         };
-        let mut record = Record {
-            incarnation,
-            boot: self.config.boot.clone(),
-            complete: false,
-            ips: Vec::new(),
-            pause: None,
-        };
+        let mut record = Record::begun(incarnation, &self.config.boot, &pod.namespaces);
         self.write_record(uid, &record)?;
 
         let (cgroups, dir) = (self.cgroups.clone(), self.config.roots.sandbox_dir(uid));
@@ -174,24 +297,27 @@ impl NodeHands {
             }
         }
         let kinds = kinds(&pod.namespaces);
-        blocking(move || {
-            cgroups.create_pod(&for_blocking, pids_limit).map_err(|e| failed("make the pod's cgroup", &e))?;
-            ns::create_pinned(&dir, &kinds, hostname.as_deref(), &sysctls)
-                .map_err(|e| failed("make the pod's namespaces", &e))
-        })
-        .await??;
+        self.gates
+            .blocking(uid, Area::Sandbox, move || {
+                cgroups
+                    .create_pod(&for_blocking, pids_limit)
+                    .map_err(|e| failed("make the pod's cgroup", &e))?;
+                ns::create_pinned(&dir, &kinds, hostname.as_deref(), &sysctls)
+                    .map_err(|e| failed("make the pod's namespaces", &e))
+            })
+            .await??;
         step("cgroup+namespaces", &mut steps);
 
         let (attached, pause) = tokio::join!(self.attach(pod, incarnation, netns), self.start_pause(pod));
-        record.ips = attached?;
-        let pause = pause?;
+        let (attached, pause) = (attached?, pause?);
+        record.ips = attached;
         record.pause = Some((pause.pid, pause.start_time));
         step("network+pause", &mut steps);
         record.complete = true;
         self.write_record(uid, &record)?;
         self.watch_pause(uid, pause);
         let seen = SandboxSeen { incarnation, state: SandboxState::Ready, ips: record.ips };
-        Ok(Performed { outcome: Ok(()), changes: vec![Change::Sandbox(Some(seen))], steps })
+        Ok(Performed { changes: vec![Change::Sandbox(Some(seen))], steps, ..Performed::default() })
     }
 
     async fn attach(
@@ -230,12 +356,17 @@ impl NodeHands {
             oom_score_adj: PAUSE_OOM_SCORE,
             label: format!("berth-pause {}", pod.key),
         };
-        let started = blocking(move || {
-            pause::prepare_rootfs(&spec.rootfs, berth_pause::PAUSE)?;
-            pause::start(&spec)
-        })
-        .await?
-        .map_err(|e| failed("start pause", &e))?;
+        // One that an earlier try started and that nobody wrote down.
+        let strays = self.stray_pauses(&pod.uid)?;
+        let started = self
+            .gates
+            .blocking(&pod.uid, Area::Sandbox, move || {
+                end_pauses(&strays)?;
+                pause::prepare_rootfs(&spec.rootfs, berth_pause::PAUSE)?;
+                pause::start(&spec)
+            })
+            .await?
+            .map_err(|e| failed("start pause", &e))?;
         Ok(Process { pid: started.pid, start_time: started.start_time })
     }
 
@@ -248,6 +379,13 @@ impl NodeHands {
         let Some(mut record) = self.sandbox_record(uid)? else {
             return Ok(Performed::done(vec![Change::Sandbox(None)]));
         };
+        if record.pause_alive()? {
+            // Word of its death was of an earlier one.
+            if let Some(pause) = record.process() {
+                self.watch_pause(uid, pause);
+            }
+            return Ok(Performed::done(vec![Change::Sandbox(Some(record.seen(SandboxState::Ready)))]));
+        }
         if context.pod.namespaces.share_pid {
             // Process 1 of the shared namespace took every other with it.
             record.complete = false;
@@ -272,26 +410,22 @@ impl NodeHands {
         let begun = Instant::now();
         self.take_down(&pod.uid, incarnation).await?;
         steps.push(("take down", begun.elapsed()));
-        Ok(Performed { outcome: Ok(()), changes: vec![Change::Sandbox(None)], steps })
+        Ok(Performed { changes: vec![Change::Sandbox(None)], steps, ..Performed::default() })
     }
 
     /// Backwards: pause, network, namespaces, record. Each may be done already.
     pub(super) async fn take_down(&self, uid: &PodUid, incarnation: Incarnation) -> Result<(), Failure> {
         let kill = |e: berth_sys::Error| Failure::new("FailedKillPodSandbox", chain(&e));
         let record = self.sandbox_record(uid)?;
-        if let Some(watch) = lock(&self.pauses).remove(uid) {
+        if let Some((_, watch)) = lock(&self.pauses).remove(uid) {
             watch.abort();
         }
         let mut incarnations = vec![incarnation];
         incarnations.extend(record.as_ref().map(|r| r.incarnation).filter(|i| *i != incarnation));
-        if let Some((pid, start)) =
-            record.as_ref().filter(|r| r.boot == self.config.boot).and_then(|r| r.pause)
-            && process::alive(pid, start).map_err(kill)?
-            && let Some(fd) = PidFd::open(pid).map_err(kill)?
-        {
-            fd.signal_number(9).map_err(kill)?;
-            blocking(move || fd.poll_exited(PAUSE_DIES)).await?.map_err(kill)?;
-        }
+        let mut pauses = self.stray_pauses(uid)?;
+        let of_this_boot = record.as_ref().filter(|r| r.boot == self.config.boot);
+        pauses.extend(of_this_boot.and_then(Record::process).filter(|p| !pauses.contains(p)));
+        self.gates.blocking(uid, Area::Sandbox, move || end_pauses(&pauses)).await?.map_err(kill)?;
         let dir = self.config.roots.sandbox_dir(uid);
         let netns = dir.join(NsKind::Net.file_name());
         for i in incarnations {
@@ -301,58 +435,58 @@ impl NodeHands {
                 .await
                 .map_err(|e| Failure::new("FailedKillPodSandbox", chain(&e)))?;
         }
-        blocking(move || ns::unpin(&dir)).await?.map_err(kill)?;
-        match std::fs::remove_file(self.record_path(uid)) {
-            Err(e) if e.kind() != ErrorKind::NotFound => {
-                Err(Failure::new("FailedKillPodSandbox", format!("remove the sandbox's record: {e}")))
+        self.gates.blocking(uid, Area::Sandbox, move || ns::unpin(&dir)).await?.map_err(kill)?;
+        let record = self.record_path(uid);
+        for path in [record.with_extension("bad"), record] {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != ErrorKind::NotFound => {
+                    let message = format!("remove {}: {e}", path.display());
+                    return Err(Failure::new("FailedKillPodSandbox", message));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Tells the pod's worker when pause dies.
     fn watch_pause(&self, uid: &PodUid, pause: Process) {
-        let (incoming, name) = (self.incoming.clone(), uid.clone());
         let mut watched = lock(&self.pauses);
-        if watched.get(uid).is_some_and(|w| !w.is_finished()) {
-            return;
-        }
-        let task = tokio::spawn(async move {
-            if let Ok(Some(fd)) = PidFd::open(pause.pid)
-                && process::start_time(pause.pid).ok().flatten() == Some(pause.start_time)
-            {
-                #[expect(
-                    deprecated,
-                    reason = "its successor is unsafe; PidFd keeps its descriptor open as long as it lives"
-                )]
-                let registered = AsyncFd::new(fd);
-                match registered {
-                    // Readable once the process has ended.
-                    Ok(fd) => drop(fd.readable().await),
-                    Err(error) => {
-                        tracing::warn!(uid = %name, %error, "pause is not watched");
-                        return;
-                    }
-                }
+        if let Some((process, task)) = watched.get(uid) {
+            if *process == pause && !task.is_finished() {
+                return;
             }
-            // Where the manager is gone, so is the agent.
-            incoming.send(Incoming::One(name, Letter::PauseDied)).await.ok();
+            task.abort();
+        }
+        let (incoming, name) = (self.incoming.clone(), uid.clone());
+        let task = tokio::spawn(async move {
+            match wait_for_end(pause).await {
+                // Where the manager is gone, so is the agent.
+                Ok(()) => drop(incoming.send(Incoming::One(name, Letter::PauseDied)).await),
+                // Its death is seen with the next look.
+                Err(why) => tracing::warn!(uid = %name, why, "pause is not watched"),
+            }
         });
-        watched.insert(uid.clone(), task.abort_handle());
+        watched.insert(uid.clone(), (pause, task.abort_handle()));
     }
 
-    /// The sandboxes on record.
-    pub(super) fn sandboxes(&self) -> Vec<PodUid> {
-        let dir = self.config.roots.runtime_state.join("sandbox-records");
-        let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-        entries.filter_map(|e| PodUid::new(e.ok()?.path().file_stem()?.to_str()?).ok()).collect()
+    /// The pods that have a sandbox, or something of one.
+    pub(super) fn sandboxes(&self) -> BTreeSet<PodUid> {
+        let state = &self.config.roots.runtime_state;
+        let mut found = BTreeSet::new();
+        for (dir, extension) in [("sandbox-records", Some("json")), ("sandboxes", None)] {
+            let Ok(entries) = std::fs::read_dir(state.join(dir)) else { continue };
+            found.extend(entries.filter_map(|e| {
+                let path = e.ok()?.path();
+                let ours = path.extension().and_then(|e| e.to_str()) == extension;
+                PodUid::new(path.file_stem()?.to_str()?).ok().filter(|_| ours)
+            }));
+        }
+        found
     }
 
     /// The CNI names of the sandboxes of these pods.
-    pub(super) fn sandbox_ids(
-        &self,
-        uids: impl Iterator<Item = PodUid>,
-    ) -> std::collections::BTreeSet<String> {
+    pub(super) fn sandbox_ids(&self, uids: impl Iterator<Item = PodUid>) -> BTreeSet<String> {
         uids.filter_map(|u| {
             let record = self.sandbox_record(&u).ok()??;
             sandbox_id(&u, record.incarnation).ok()

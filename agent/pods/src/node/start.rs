@@ -1,10 +1,11 @@
 //! Starting one attempt of one container: image, environment, mounts, user, spec, output, task.
 
-use super::{NodeHands, blocking, lock};
+use super::{NodeHands, gates::Area, lock};
 use crate::hands::{Change, Context, Performed, Process};
 use berth_core::{
+    event::Event,
     ids::{Attempt, ContainerId, ContainerName, Incarnation},
-    model::{Container, Pod, PullPolicy, RecursiveReadOnly, Seccomp},
+    model::{Container, MountPropagation, Pod, PullPolicy, RecursiveReadOnly, Seccomp},
     plan::{ContainerSeen, Exit, Failure, Seen},
 };
 use berth_logd::StreamSpec;
@@ -24,21 +25,29 @@ fn config_error(message: impl Into<String>) -> Failure {
 struct Made {
     env: Vec<(String, String)>,
     mounts: Vec<MountSpec>,
+    events: Vec<Event>,
 }
 
-fn mount_spec(m: ContainerMount) -> MountSpec {
+/// `recursive` says whether the node can make mounts read-only together with those below them.
+fn mount_spec(m: ContainerMount, recursive: bool) -> Result<MountSpec, Failure> {
+    let recursive_read_only = match m.recursive_read_only {
+        RecursiveReadOnly::Disabled => false,
+        RecursiveReadOnly::IfPossible => recursive && m.read_only && m.propagation == MountPropagation::None,
+        RecursiveReadOnly::Enabled if recursive => true,
+        RecursiveReadOnly::Enabled => {
+            return Err(config_error(format!(
+                "mount {}: recursiveReadOnly is Enabled, which the kernel or the OCI runtime of this node cannot do",
+                m.destination
+            )));
+        }
+    };
     let sandbox = matches!(m.destination.as_str(), "/etc/resolv.conf" | "/etc/hostname" | "/dev/shm");
     let plain = if sandbox {
         MountSpec::sandbox(m.source, &m.destination)
     } else {
         MountSpec::pod(m.source, &m.destination)
     };
-    MountSpec {
-        read_only: m.read_only,
-        recursive_read_only: m.recursive_read_only != RecursiveReadOnly::Disabled,
-        propagation: m.propagation,
-        ..plain
-    }
+    Ok(MountSpec { read_only: m.read_only, recursive_read_only, propagation: m.propagation, ..plain })
 }
 
 impl NodeHands {
@@ -79,6 +88,7 @@ impl NodeHands {
         incarnation: Incarnation,
         id: ContainerId,
     ) -> Result<Performed, Failure> {
+        self.claim(&id, &context.pod.uid).await;
         let waited = Instant::now();
         let _turn = self.turns.take().await;
         let waited = waited.elapsed();
@@ -118,7 +128,6 @@ impl NodeHands {
         let extension = serde_json::to_value(pod.as_ref())
             .map_err(|e| Failure::new("CreateContainerError", e.to_string()))?;
         lock(&self.specs).insert(id.clone(), Arc::new(oci.clone()));
-        lock(&self.owners).insert(id.clone(), pod.uid.clone());
         steps.push(("spec", clock.elapsed()));
 
         let image_id = image.image_id.clone();
@@ -188,6 +197,7 @@ impl NodeHands {
             outcome: Ok(()),
             changes: vec![Change::Container(id, seen(state, true), Some(process))],
             steps,
+            events: made.events,
         })
     }
 
@@ -199,21 +209,25 @@ impl NodeHands {
         attempt: Attempt,
     ) -> Result<Made, Failure> {
         let (volumes, facts) = (self.volumes.clone(), self.facts(&context));
-        blocking(move || {
-            let pod = &context.pod;
-            let spec =
-                pod.container(&container).ok_or_else(|| config_error("the pod has no such container"))?;
-            let env = env::resolve(pod, spec, &facts, &context.objects, &[])
-                .map_err(|e| config_error(e.message()))?;
-            volumes.prepare_files(pod, &facts).map_err(|e| config_error(e.message()))?;
-            let mut mounts =
-                volumes.container_mounts(pod, spec, &env).map_err(|e| config_error(e.message()))?;
-            mounts.extend(
-                volumes.termination_mount(pod, spec, attempt).map_err(|e| config_error(e.message()))?,
-            );
-            Ok(Made { env, mounts: mounts.into_iter().map(mount_spec).collect() })
-        })
-        .await?
+        let (uid, recursive) = (context.pod.uid.clone(), self.config.recursive_read_only);
+        self.gates
+            .blocking(&uid, Area::Files, move || {
+                let pod = &context.pod;
+                let spec =
+                    pod.container(&container).ok_or_else(|| config_error("the pod has no such container"))?;
+                let env = env::resolve(pod, spec, &facts, &context.objects, &[])
+                    .map_err(|e| config_error(e.message()))?;
+                let events = volumes.prepare_files(pod, &facts).map_err(|e| config_error(e.message()))?;
+                let mut mounts =
+                    volumes.container_mounts(pod, spec, &env).map_err(|e| config_error(e.message()))?;
+                mounts.extend(
+                    volumes.termination_mount(pod, spec, attempt).map_err(|e| config_error(e.message()))?,
+                );
+                let mounts =
+                    mounts.into_iter().map(|m| mount_spec(m, recursive)).collect::<Result<_, _>>()?;
+                Ok(Made { env, mounts, events })
+            })
+            .await?
     }
 
     fn spec(

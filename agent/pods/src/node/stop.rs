@@ -1,6 +1,6 @@
 //! Ending runs: signals, exit records, reaping, removal.
 
-use super::{NodeHands, blocking, chain, lock};
+use super::{NodeHands, chain, gates::Area, lock};
 use crate::hands::{Change, Context, Performed};
 use berth_core::{
     ids::{ContainerId, ContainerName},
@@ -92,19 +92,22 @@ impl NodeHands {
         code: i32,
     ) -> Result<Option<String>, Failure> {
         let (volumes, roots) = (self.volumes.clone(), self.config.roots.clone());
-        blocking(move || {
-            let pod = &context.pod;
-            let (spec, attempt) = pod.container(&container).zip(context.run.map(|r| r.attempt))?;
-            // A message that cannot be read is no message: the exit itself must be stored.
-            let message = volumes.termination_message(pod, spec, attempt).ok().flatten();
-            let fallback = spec.termination_message_policy == TerminationMessagePolicy::FallbackToLogsOnError;
-            if message.is_none() && fallback && code != 0 {
-                let set = reader::LogSet::open(&roots, &pod.key, &pod.uid, &container, attempt).ok()?;
-                return tail(&set);
-            }
-            message
-        })
-        .await
+        let uid = context.pod.uid.clone();
+        self.gates
+            .blocking(&uid, Area::Files, move || {
+                let pod = &context.pod;
+                let (spec, attempt) = pod.container(&container).zip(context.run.map(|r| r.attempt))?;
+                // A message that cannot be read is no message: the exit itself must be stored.
+                let message = volumes.termination_message(pod, spec, attempt).ok().flatten();
+                let fallback =
+                    spec.termination_message_policy == TerminationMessagePolicy::FallbackToLogsOnError;
+                if message.is_none() && fallback && code != 0 {
+                    let set = reader::LogSet::open(&roots, &pod.key, &pod.uid, &container, attempt).ok()?;
+                    return tail(&set);
+                }
+                message
+            })
+            .await
     }
 
     pub(super) async fn reap(&self, id: ContainerId) -> Result<Performed, Failure> {
@@ -115,7 +118,7 @@ impl NodeHands {
         self.logd.finish(&id).await.map_err(|e| Failure::new("FailedSync", chain(&e)))?;
         steps.push(("finish output", begun.elapsed()));
         lock(&self.specs).remove(&id);
-        Ok(Performed { outcome: Ok(()), changes: vec![Change::Reaped(id)], steps })
+        Ok(Performed { changes: vec![Change::Reaped(id)], steps, ..Performed::default() })
     }
 
     pub(super) async fn remove(

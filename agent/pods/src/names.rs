@@ -1,0 +1,26 @@
+//! Who has which name: of two pods with one name the second waits until nothing of the first is left.
+
+use berth_core::ids::{PodKey, PodUid};
+use std::collections::{BTreeSet, HashMap};
+
+/// The names and the pods that have them. More than one has a name only where they were found so.
+#[derive(Debug, Default)]
+pub(crate) struct Names(HashMap<PodKey, BTreeSet<PodUid>>);
+
+impl Names {
+    /// Whether another pod has the name.
+    pub(crate) fn taken(&self, key: &PodKey, by_another_than: &PodUid) -> bool {
+        self.0.get(key).is_some_and(|holders| holders.iter().any(|u| u != by_another_than))
+    }
+
+    pub(crate) fn take(&mut self, key: &PodKey, uid: &PodUid) {
+        self.0.entry(key.clone()).or_default().insert(uid.clone());
+    }
+
+    pub(crate) fn release(&mut self, uid: &PodUid) {
+        self.0.retain(|_, holders| {
+            holders.remove(uid);
+            !holders.is_empty()
+        });
+    }
+}

@@ -1,0 +1,100 @@
+//! Blocking work of a pod, one piece at a time: what is stuck keeps one thread, however often it is tried again, and two
+//! pieces of work on the same files never meet.
+
+use berth_core::{ids::PodUid, plan::Failure};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::task::spawn_blocking;
+
+/// What a piece of work is on; pieces of different areas do not wait for one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Area {
+    /// The pod's directory: volumes and files.
+    Files,
+    /// Its cgroups, namespaces and pause process.
+    Sandbox,
+}
+
+type Gate = Arc<tokio::sync::Mutex<()>>;
+
+/// The gates of all pods.
+#[derive(Debug, Default)]
+pub(super) struct Gates(Mutex<HashMap<(PodUid, Area), Gate>>);
+
+impl Gates {
+    fn of(&self, pod: &PodUid, area: Area) -> Gate {
+        // A panic of another holder leaves a map that is whole.
+        let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(gates.entry((pod.clone(), area)).or_default())
+    }
+
+    /// Runs blocking work once what was begun before on the same has ended. Dropped before, it does not begin.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        pod: &PodUid,
+        area: Area,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let turn = self.of(pod, area).lock_owned().await;
+        let done = spawn_blocking(move || {
+            let done = work();
+            drop(turn);
+            done
+        });
+        done.await.map_err(|e| Failure::new("InternalError", format!("blocking work ended early: {e}")))
+    }
+
+    /// Forgets a pod of which nothing is left.
+    pub(super) fn forget(&self, pod: &PodUid) {
+        let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        gates.retain(|(uid, _), gate| uid != pod || Arc::strong_count(gate) > 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        sync::{
+            atomic::{AtomicU32, Ordering},
+            mpsc,
+        },
+        time::Duration,
+    };
+
+    #[tokio::test]
+    async fn stuck_work_takes_one_thread_and_keeps_nobody_else() {
+        let gates = Gates::default();
+        let (pod, other) = (PodUid::new("a").unwrap(), PodUid::new("b").unwrap());
+        let (release, stuck) = mpsc::channel::<()>();
+        let begun = Arc::new(AtomicU32::new(0));
+        let (is_in, mut in_it) = tokio::sync::mpsc::channel(1);
+        let count = Arc::clone(&begun);
+        let work = gates.blocking(&pod, Area::Files, move || {
+            count.fetch_add(1, Ordering::SeqCst);
+            is_in.blocking_send(()).unwrap();
+            // Ends when the test lets it.
+            stuck.recv().ok();
+        });
+        tokio::select! {
+            _ = work => panic!("the work is stuck"),
+            _ = in_it.recv() => {}
+        }
+        // Its caller has given up; the work goes on.
+        for _ in 0..100 {
+            let count = Arc::clone(&begun);
+            let again = gates.blocking(&pod, Area::Files, move || count.fetch_add(1, Ordering::SeqCst));
+            assert!(tokio::time::timeout(Duration::ZERO, again).await.is_err());
+        }
+        assert_eq!(begun.load(Ordering::SeqCst), 1, "tries that wait take no thread");
+        assert_eq!(gates.blocking(&pod, Area::Sandbox, || 1).await.unwrap(), 1);
+        assert_eq!(gates.blocking(&other, Area::Files, || 2).await.unwrap(), 2);
+        release.send(()).unwrap();
+        assert_eq!(gates.blocking(&pod, Area::Files, || 3).await.unwrap(), 3);
+        assert_eq!(begun.load(Ordering::SeqCst), 1, "a try whose caller gave up before its turn never runs");
+        gates.forget(&pod);
+        assert!(gates.0.lock().unwrap().keys().all(|(uid, _)| uid == &other));
+    }
+}
