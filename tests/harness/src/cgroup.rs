@@ -79,6 +79,20 @@ pub fn containers(name: &str) -> BTreeMap<PathBuf, BTreeSet<Process>> {
     found
 }
 
+/// The pause processes of the pods below that cgroup, by pod UID.
+pub fn pauses(name: &str) -> BTreeMap<String, Process> {
+    let mut found = BTreeMap::new();
+    for group in groups(name) {
+        let uid = group.parent().and_then(Path::file_name).and_then(|n| n.to_str()?.strip_prefix("pod"));
+        if let Some(uid) = uid
+            && group.ends_with("pause")
+        {
+            found.extend(processes(&group).into_iter().map(|p| (uid.to_owned(), p)));
+        }
+    }
+    found
+}
+
 /// Ends what runs in the groups of that name and removes them.
 ///
 /// # Errors

@@ -64,14 +64,49 @@ pub fn text(dir: &Path, run: u32, stream: &str) -> Result<String> {
 /// # Errors
 /// A number is missing, twice or out of order.
 pub fn numbered(text: &str) -> Result<u64> {
-    let mut expected = 0;
+    let (first, last) = numbered_from(text)?;
+    ensure!(first <= 1, "the first line is {first}");
+    Ok(last)
+}
+
+/// The same where the oldest lines may have been rotated away: the first number and the last; zeros where there is no
+/// line.
+///
+/// # Errors
+/// A number is missing, twice or out of order.
+pub fn numbered_from(text: &str) -> Result<(u64, u64)> {
+    let (mut first, mut last) = (0, 0);
     for line in text.split_inclusive('\n').filter(|l| l.ends_with('\n')) {
-        expected += 1;
         let number: Option<u64> = line.split_whitespace().next().and_then(|w| w.parse().ok());
         let shown: String = line.chars().take(40).collect();
-        ensure!(number == Some(expected), "expected line {expected}, found {shown:?}");
+        match number {
+            Some(n) if last == 0 => first = n,
+            Some(n) if n == last + 1 => {}
+            _ => bail!("after line {last} comes {shown:?}"),
+        }
+        last = number.unwrap_or(0);
     }
-    Ok(expected)
+    Ok((first, last))
+}
+
+/// How far lines are from 1, 2, 3, …: bytes of lines that are missing and of lines that came again, each of `width`
+/// bytes. What is no whole line (cut where a reader died) counts as missing.
+pub fn damage(text: &str, width: u64) -> (u64, u64) {
+    let (mut expected, mut missing, mut again) = (1_u64, 0_u64, 0_u64);
+    for line in text.lines() {
+        let Some(n) = line.split_whitespace().next().and_then(|w| w.parse::<u64>().ok()) else { continue };
+        if u64::try_from(line.len()).unwrap_or(0) + 1 != width {
+            continue;
+        }
+        match n.checked_sub(expected) {
+            Some(gap) => {
+                missing += gap;
+                expected = n + 1;
+            }
+            None => again += 1,
+        }
+    }
+    (missing * width, again * width)
 }
 
 #[cfg(test)]
@@ -96,5 +131,7 @@ mod tests {
         assert!(numbered("1\n1\n").is_err());
         assert!(numbered("2\n").is_err());
         assert_eq!(numbered("1\n2\n3").unwrap(), 2);
+        assert_eq!(numbered_from("7\n8\n").unwrap(), (7, 8));
+        assert_eq!(damage("1 x\n4 x\n3 x\n5 x\n", 4), (8, 4));
     }
 }

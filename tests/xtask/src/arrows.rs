@@ -21,7 +21,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-volumes", &["berth-core", "berth-sys"]),
     ("berth-node", &["berth-core", "berth-sys"]),
     ("berth-server", &["berth-core", "berth-sys", "berth-api"]),
-    ("berth-cli", &["berth-core", "berth-sys", "berth-api"]),
+    // Stands on top: reads what others publish, output by logd's reader, also while the agent is away.
+    ("berth-cli", &["berth-core", "berth-sys", "berth-api", "berth-logd"]),
     // Needs no agent.
     ("berth-cni-ipam", &[]),
     ("berth-cni", &["berth-cni-ipam"]),
@@ -68,8 +69,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// What a crate's tests may use besides, with the reason.
 const TESTS_MAY_USE: &[(&str, &str, &str)] = &[
     ("berth-runtime", "berth-source", "the recorded pod shapes are read as the agent reads them"),
+    ("berth-cli", "berth-server", "commands are run against the real socket"),
     ("berth-pause", "berth-sys", "the program is started as the agent starts it"),
-    ("berth-tests-node", "berth-core", "the kinds of action and the roots"),
+    ("berth-tests-node", "berth-core", "the kinds of action"),
+    ("berth-tests-node", "berth-sys", "mounts"),
 ];
 
 /// Dependencies of others and the only crates that may use them.

@@ -1,7 +1,19 @@
-//! `cargo xtask bench`: figures, each beside its yardstick.
+//! `cargo xtask bench`: figures, each beside its yardstick in the same run: absolute times of two runs, or of two
+//! machines, cannot be compared.
 
-use anyhow::{Result, bail};
-use std::path::PathBuf;
+mod idle;
+mod pod_start;
+mod yardstick;
+
+use crate::{out, setup};
+use anyhow::{Context, Result, bail};
+use berth_harness::{
+    image,
+    node::Node,
+    tools::{self, Build},
+};
+use serde::Serialize;
+use std::{fs, path::PathBuf, time::Duration};
 
 /// Options of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
@@ -11,10 +23,126 @@ pub(crate) struct Args {
     /// Write the figures there, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Rounds of pod-start.
+    #[arg(long, default_value_t = 30, value_name = "N")]
+    rounds: usize,
+    /// Pods of a burst and of idle.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pods: usize,
+    /// How long idle looks.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    seconds: u64,
 }
 
-/// Measures; `Ok(false)` where a figure is over its bound.
+/// One figure.
+#[derive(Debug, Serialize)]
+struct Figure {
+    name: &'static str,
+    value: f64,
+    unit: &'static str,
+    /// How many measurements it is of.
+    n: usize,
+    /// The yardstick of a ratio, or what it is held against.
+    against: String,
+}
+
+/// Bounds that are promised.
+const BOUNDS: [(&str, f64); 6] = [
+    ("pod_start_p50_ratio", 2.5),
+    ("pod_stop_p50_ratio", 1.5),
+    ("burst_100_ratio", 2.5),
+    ("exec_probe_cpu_ratio", 0.2),
+    ("idle_cpu_s_per_min", 0.5),
+    ("rss_mb", 40.0),
+];
+
+/// Measures. A figure over its bound is said, and no failure: whoever asks for figures decides what they mean.
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let _ = &args.json;
-    bail!("there is no bench {}", args.name)
+    setup::run()?;
+    let figures = match args.name.as_str() {
+        "pod-start" => on_a_node(|node| pod_start::run(node, args.rounds, args.pods))?,
+        "idle" => on_a_node(|node| idle::run(node, args.pods, Duration::from_secs(args.seconds)))?,
+        other => bail!("there is no bench {other}: pod-start, idle"),
+    };
+    for f in &figures {
+        let bound = BOUNDS.iter().find(|(name, _)| *name == f.name);
+        let verdict = bound.map_or_else(String::new, |(_, bound)| {
+            let verdict = if f.value <= *bound { "within" } else { "OVER" };
+            format!(", {verdict} its bound of {bound}")
+        });
+        out::line(&format!(
+            "{:24} {:8.3} {} (n = {}, against {}){verdict}",
+            f.name, f.value, f.unit, f.n, f.against
+        ));
+    }
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&serde_json::json!({ "figures": figures }))?;
+        fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(true)
+}
+
+/// A node of optimised programs, ended afterwards.
+fn on_a_node<T>(measure: impl FnOnce(&Node) -> Result<T>) -> Result<T> {
+    let programs = out::timed("build berth, optimised", || tools::programs(Build::Release))?;
+    let name = format!("berth-bench-{}", std::process::id());
+    let node =
+        Node::new(&std::env::temp_dir().join(&name), &PathBuf::from("/run").join(&name), "bench", programs)?;
+    let measured = (|| {
+        node.containerd.start()?;
+        image::import_test(&node.containerd, &node.dir)?;
+        node.start_agent()?;
+        measure(&node)
+    })();
+    if measured.is_err() {
+        out::line(&format!("the agent's last words:\n{}", node.last_words()));
+    }
+    node.down().context("end the node")?;
+    measured
+}
+
+/// The middle one; 0 of none.
+fn median(values: &[f64]) -> f64 {
+    quantile(values, 0.5)
+}
+
+/// The value at that share of the sorted ones.
+fn quantile(values: &[f64], q: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().saturating_sub(1);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index"
+    )]
+    let at = (last as f64 * q).round() as usize;
+    sorted.get(at).copied().unwrap_or(0.0)
+}
+
+fn millis(d: Duration) -> f64 {
+    d.as_secs_f64() * 1e3
+}
+
+/// p10, p50 and p90 of milliseconds, for people.
+fn spread(values: &[f64]) -> String {
+    format!(
+        "p10 {:.1}, p50 {:.1}, p90 {:.1} ms",
+        quantile(values, 0.1),
+        median(values),
+        quantile(values, 0.9)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_of_what_was_measured() {
+        assert_eq!(median(&[]).to_bits(), 0.0_f64.to_bits());
+        assert_eq!(median(&[3.0, 1.0, 2.0]).to_bits(), 2.0_f64.to_bits());
+        assert_eq!(quantile(&[1.0, 2.0, 3.0, 4.0, 5.0], 0.9).to_bits(), 5.0_f64.to_bits());
+    }
 }

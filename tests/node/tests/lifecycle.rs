@@ -1,0 +1,264 @@
+//! A pod's life as a user sees it: order, restarts, exit codes, messages, hooks, probes, resources, volumes, network.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
+
+mod support;
+
+use anyhow::{Context, ensure};
+use berth_harness::{cgroup, socket::Pod, tools::Build, wait::PATIENCE};
+use std::{fs, time::Duration};
+use support::{apply, container, on_a_node, pod, shell};
+
+/// Restarts come after 10 s, then 20 s.
+const BACK_OFF: Duration = Duration::from_secs(60);
+
+#[test]
+fn init_containers_run_in_order_and_the_rest_after_the_sidecars() {
+    on_a_node(Build::Plain, |node| {
+        let notes = "volumeMounts: [{name: notes, mountPath: /notes}]";
+        let init: String = [
+            container("first", "sleep 0.3; echo first >> /notes/all", notes),
+            container(
+                "side",
+                "sleep 0.3; echo side >> /notes/all; touch /started; trap 'echo side-ends >> /notes/all; exit 0' TERM; \
+                 while :; do sleep 1 & wait $!; done",
+                &format!("{notes}\nrestartPolicy: Always\nstartupProbe: {{exec: {{command: [test, -e, /started]}}, periodSeconds: 1}}"),
+            ),
+            container("second", "echo second >> /notes/all", notes),
+        ]
+        .concat();
+        let host = node.dir.join("notes");
+        let spec = format!(
+            "volumes: [{{name: notes, hostPath: {{path: {}, type: DirectoryOrCreate}}}}]\ninitContainers:\n{init}",
+            host.display()
+        );
+        let main = container(
+            "main",
+            "echo main >> /notes/all; trap 'echo main-ends >> /notes/all; exit 0' TERM; while :; do sleep 1 & wait $!; done",
+            notes,
+        );
+        apply(node, "order", &pod("order", &spec, &main))?;
+        let ready = node.ready("default/order")?;
+        ensure!(ready.phase() == "Running" && ready.condition("Initialized") == "True", "{}", ready.status());
+        node.remove("order.yaml")?;
+        node.gone("default/order", PATIENCE)?;
+        let notes = fs::read_to_string(host.join("all"))?;
+        let lines: Vec<&str> = notes.lines().collect();
+        ensure!(lines == ["first", "side", "second", "main", "main-ends", "side-ends"], "{lines:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn restart_policies_exit_codes_and_messages() {
+    on_a_node(Build::Plain, |node| {
+        for (name, policy, script) in [
+            ("never-0", "Never", "exit 0"),
+            ("never-3", "Never", "echo why > /dev/termination-log; exit 3"),
+            ("on-failure-0", "OnFailure", "exit 0"),
+            ("on-failure-4", "OnFailure", "exit 4"),
+            ("always-0", "Always", "exit 0"),
+            ("killed", "Never", "kill -9 $$"),
+        ] {
+            apply(node, name, &shell(name, &format!("restartPolicy: {policy}"), script))?;
+        }
+        let logs =
+            container("main", "echo from the log; exit 1", "terminationMessagePolicy: FallbackToLogsOnError");
+        apply(node, "fallback", &pod("fallback", "restartPolicy: Never", &logs))?;
+
+        let ended = |name: &str, phase: &str| {
+            let name = format!("default/{name}");
+            node.pod(&format!("is {phase}"), &name, PATIENCE, |p| p.phase() == phase)
+        };
+        let state = |pod: &Pod| pod.container("main")["state"]["terminated"].clone();
+        ensure!(state(&ended("never-0", "Succeeded")?)["exitCode"] == 0);
+        let failed = state(&ended("never-3", "Failed")?);
+        ensure!(failed["exitCode"] == 3 && failed["reason"] == "Error", "{failed}");
+        ensure!(failed["message"].as_str().is_some_and(|m| m.trim() == "why"), "{failed}");
+        ensure!(state(&ended("on-failure-0", "Succeeded")?)["reason"] == "Completed");
+        let killed = state(&ended("killed", "Failed")?);
+        ensure!(killed["exitCode"] == 137, "{killed}");
+        let fallback = state(&ended("fallback", "Failed")?);
+        ensure!(fallback["message"].as_str().is_some_and(|m| m.trim() == "from the log"), "{fallback}");
+        for name in ["on-failure-4", "always-0"] {
+            let pod =
+                node.pod("is held back after a restart", &format!("default/{name}"), BACK_OFF, |p| {
+                    p.restarts("main") >= 1
+                        && p.container("main")["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+                })?;
+            ensure!(pod.phase() == "Running", "{name}: {}", pod.status());
+            ensure!(pod.exit_code("main") == Some(if name == "always-0" { 0 } else { 4 }));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn hooks_run_around_a_container_and_grace_ends_what_does_not_listen() {
+    on_a_node(Build::Plain, |node| {
+        let host = node.dir.join("notes");
+        let volumes = format!(
+            "volumes: [{{name: notes, hostPath: {{path: {}, type: DirectoryOrCreate}}}}]",
+            host.display()
+        );
+        let main = container(
+            "main",
+            "echo main >> /notes/all; trap 'echo term >> /notes/all; exit 0' TERM; while :; do sleep 1 & wait $!; done",
+            "volumeMounts: [{name: notes, mountPath: /notes}]\nlifecycle:\n  postStart: {exec: {command: [sh, -c, \
+             'while ! grep -q main /notes/all; do sleep 0.05; done; echo post >> /notes/all']}}\n  preStop: {exec: \
+             {command: [sh, -c, 'echo pre >> /notes/all']}}",
+        );
+        apply(node, "hooks", &pod("hooks", &volumes, &main))?;
+        apply(node, "deaf", &shell("deaf", "", "trap '' TERM; while :; do sleep 1; done"))?;
+        node.ready("default/hooks")?;
+        let deaf = node.ready("default/deaf")?.processes();
+        node.remove("hooks.yaml")?;
+        node.remove("deaf.yaml")?;
+        node.gone("default/hooks", PATIENCE)?;
+        node.gone("default/deaf", PATIENCE)?;
+        ensure!(deaf.len() == 1 && deaf.values().all(|p| !p.alive()), "{deaf:?} still run");
+        let notes = fs::read_to_string(host.join("all"))?;
+        let lines: Vec<&str> = notes.lines().collect();
+        ensure!(lines == ["main", "post", "pre", "term"], "{lines:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn probes_gate_readiness_and_restart_what_is_not_alive() {
+    on_a_node(Build::Plain, |node| {
+        let web = container(
+            "main",
+            "mkdir /www; echo ok > /www/ready; echo ok > /www/alive; exec httpd -f -p 80 -h /www",
+            "startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1}\nreadinessProbe: {httpGet: {path: /ready, port: 80}, \
+             periodSeconds: 1, failureThreshold: 1}\nlivenessProbe: {exec: {command: [test, -e, /www/alive]}, \
+             periodSeconds: 1, failureThreshold: 1}",
+        );
+        apply(node, "web", &pod("web", "", &web))?;
+        let before = node.ready("default/web")?;
+        node.exec("default/web/main", &["rm", "/www/ready"])?;
+        let unready =
+            node.pod("is not Ready", "default/web", PATIENCE, |p| p.condition("Ready") == "False")?;
+        ensure!(unready.processes() == before.processes(), "readiness has restarted a container");
+        ensure!(!unready.waiting_for().is_empty());
+        node.exec("default/web/main", &["touch", "/www/ready"])?;
+        node.ready("default/web")?;
+        node.exec("default/web/main", &["rm", "/www/alive"])?;
+        let after =
+            node.pod("is restarted", "default/web", PATIENCE, |p| p.restarts("main") == 1 && p.ready())?;
+        ensure!(after.processes() != before.processes());
+        Ok(())
+    });
+}
+
+#[test]
+fn limits_reach_the_kernel_and_too_much_memory_ends_a_container() {
+    on_a_node(Build::Plain, |node| {
+        let limited = container(
+            "main",
+            "exec sleep infinity",
+            "resources: {requests: {cpu: 250m, memory: 16Mi}, limits: {cpu: 500m, memory: 32Mi}}",
+        );
+        apply(node, "limited", &pod("limited", "", &limited))?;
+        let greedy = container("main", "exec tail /dev/zero", "resources: {limits: {memory: 16Mi}}");
+        apply(node, "greedy", &pod("greedy", "restartPolicy: Never", &greedy))?;
+        let limited = node.ready("default/limited")?;
+        let process = *limited.processes().get("main").context("no process")?;
+        let own = fs::read_to_string(format!("/proc/{}/cgroup", process.pid))?;
+        let read = |controller: &str, file: &str| -> anyhow::Result<String> {
+            let line = own
+                .lines()
+                .find(|l| l.split(':').nth(1).is_some_and(|c| c.split(',').any(|c| c == controller)));
+            let path = line
+                .and_then(|l| l.splitn(3, ':').nth(2))
+                .with_context(|| format!("no {controller} group"))?;
+            let root = cgroup::hierarchies()
+                .into_iter()
+                .find(|h| h.join(path.trim_start_matches('/')).join(file).exists());
+            let root = root.with_context(|| format!("no {file} at {path}"))?;
+            Ok(fs::read_to_string(root.join(path.trim_start_matches('/')).join(file))?.trim().to_owned())
+        };
+        if own.lines().count() > 1 {
+            ensure!(read("memory", "memory.limit_in_bytes")? == (32 << 20).to_string());
+            ensure!(read("cpu", "cpu.shares")? == "256");
+            ensure!(read("cpu", "cpu.cfs_quota_us")? == "50000");
+        } else {
+            ensure!(read("", "memory.max")? == (32 << 20).to_string());
+            ensure!(read("", "cpu.max")? == "50000 100000");
+        }
+        ensure!(own.contains(&format!("kubepods/burstable/pod{}", limited.uid())), "{own}");
+        let greedy = node.pod("is Failed", "default/greedy", PATIENCE, |p| p.phase() == "Failed")?;
+        let state = &greedy.container("main")["state"]["terminated"];
+        ensure!(state["reason"] == "OOMKilled" && state["exitCode"] == 137, "{state}");
+        Ok(())
+    });
+}
+
+#[test]
+fn pods_reach_each_other_and_their_configuration() {
+    on_a_node(Build::Plain, |node| {
+        let objects = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: conf}\ndata: {greeting: hello, page: one}\n---\n\
+                       apiVersion: v1\nkind: Secret\nmetadata: {name: login}\nstringData: {user: me}\n---\n";
+        let main = container(
+            "main",
+            "mkdir /www; echo \"$GREETING $(cat /secret/user) $ME\" > /www/index.html; exec httpd -f -p 80 -h /www",
+            "env:\n- {name: GREETING, valueFrom: {configMapKeyRef: {name: conf, key: greeting}}}\n- {name: ME, valueFrom: \
+             {fieldRef: {fieldPath: metadata.name}}}\nreadinessProbe: {httpGet: {port: 80}, periodSeconds: 1}\n\
+             volumeMounts: [{name: secret, mountPath: /secret, readOnly: true}, {name: conf, mountPath: /conf}]",
+        );
+        let volumes =
+            "volumes: [{name: secret, secret: {secretName: login}}, {name: conf, configMap: {name: conf}}]";
+        let text = format!("{objects}{}", pod("server", volumes, &main));
+        apply(node, "server", &text)?;
+        apply(node, "client", &shell("client", "", "exec sleep infinity"))?;
+        let server = node.ready("default/server")?;
+        node.ready("default/client")?;
+        let ips = server.status()["podIPs"].as_array().cloned().unwrap_or_default();
+        ensure!(ips.len() == 2, "{ips:?}");
+        for ip in &ips {
+            let ip = ip["ip"].as_str().context("no ip")?;
+            let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+            let page = node.exec(
+                "default/client/main",
+                &["wget", "-q", "-T", "5", "-O", "-", &format!("http://{host}/")],
+            )?;
+            ensure!(page.trim() == "hello me server", "{page:?}");
+        }
+        apply(node, "server", &text.replace("page: one", "page: two"))?;
+        berth_harness::wait::ok("the new value reaches the running pod", PATIENCE, || {
+            let now = node.exec("default/server/main", &["cat", "/conf/page"])?;
+            ensure!(now == "two", "{now:?}");
+            Ok(())
+        })?;
+        ensure!(node.ready("default/server")?.processes() == server.processes(), "it was restarted for it");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_bad_or_missing_manifest_ends_nothing() {
+    on_a_node(Build::Plain, |node| {
+        apply(node, "one", &shell("one", "", "exec sleep infinity"))?;
+        let before = node.ready("default/one")?.processes();
+        // What replaced it makes no sense: the pod is held, also by an agent that never saw the good one.
+        apply(node, "one", "apiVersion: v1\nkind: Pod\nmetadata: {name: one}\nspec: {containers: 7}\n")?;
+        apply(node, "two", &shell("two", "", "exec sleep infinity"))?;
+        node.ready("default/two")?;
+        node.kill_agent()?;
+        node.start_agent()?;
+        ensure!(node.ready("default/one")?.processes() == before);
+        // A directory that is not there is no empty one.
+        let (there, away) = (node.manifests(), node.dir.join("away"));
+        fs::rename(&there, &away)?;
+        node.kill_agent()?;
+        node.start_agent()?;
+        ensure!(node.ready("default/one")?.processes() == before);
+        fs::rename(&away, &there)?;
+        apply(node, "three", &shell("three", "", "exec sleep infinity"))?;
+        node.ready("default/three")?;
+        ensure!(node.ready("default/one")?.processes() == before);
+        let status = node.berth(&["status"])?;
+        let text = String::from_utf8_lossy(&status.stdout).into_owned();
+        ensure!(text.contains("one.yaml") && text.contains("containers"), "berth status says: {text}");
+        Ok(())
+    });
+}

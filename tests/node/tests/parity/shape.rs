@@ -1,0 +1,106 @@
+//! The shapes: one pod manifest each, with the conditions at which the real kubelet's status was recorded.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::{collections::BTreeMap, fs, path::Path};
+
+/// A directory of the recording node that manifests name.
+const HOST_DIR: &str = "/run/berth-shapes";
+
+/// One shape that was recorded.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    /// The manifest's and the pod's name.
+    pub(crate) name: String,
+    /// The manifest, with host paths below the test's own directory.
+    pub(crate) manifest: String,
+    /// When its status is looked at, all at once: `tests/peers/cmd/record/shapes.go`.
+    settle: BTreeMap<String, String>,
+    /// What the kubelet made of it.
+    pub(crate) recorded: Value,
+}
+
+/// All shapes with a recording, by name; `host_dir` takes the place of the recording node's directory.
+pub(crate) fn all(tests: &Path, host_dir: &Path) -> Result<Vec<Shape>> {
+    let mut shapes = Vec::new();
+    let dir = tests.join("shapes");
+    for entry in fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
+        let path = entry?.path();
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        if text.lines().any(|l| l.starts_with("# kubelet: skip ")) {
+            continue;
+        }
+        let name = path.file_stem().and_then(|n| n.to_str()).context("a file without a name")?.to_owned();
+        let recording = tests.join("golden/status").join(format!("{name}.json"));
+        let recorded =
+            fs::read(&recording).with_context(|| format!("shape {name}: read {}", recording.display()))?;
+        let settle =
+            text.lines().filter_map(|l| l.strip_prefix("# settle: ")).flat_map(str::split_whitespace);
+        let settle: BTreeMap<String, String> = settle
+            .map(|word| word.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())))
+            .collect::<Option<_>>()
+            .with_context(|| format!("shape {name}: the settle line"))?;
+        ensure!(!settle.is_empty(), "shape {name} has no settle line");
+        shapes.push(Shape {
+            manifest: text.replace(HOST_DIR, &host_dir.to_string_lossy()),
+            settle,
+            recorded: serde_json::from_slice(&recorded)
+                .with_context(|| format!("shape {name}: its recording"))?,
+            name,
+        });
+    }
+    shapes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(shapes)
+}
+
+impl Shape {
+    /// Whether ended containers that will be started again are shown as backing off.
+    pub(crate) fn backs_off(&self) -> bool {
+        self.settle.contains_key("backoff")
+    }
+
+    /// Whether it takes long: a back-off, or probes that must fail.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.backs_off() || self.settle.contains_key("restarts") || self.settle.contains_key("reason")
+    }
+
+    /// Whether a status is one at which the recorder would have looked.
+    pub(crate) fn settled(&self, status: &Value) -> Result<bool> {
+        for (key, value) in &self.settle {
+            if !holds(status, key, value).with_context(|| format!("shape {}", self.name))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn holds(status: &Value, key: &str, value: &str) -> Result<bool> {
+    let lists = ["initContainerStatuses", "containerStatuses"];
+    let containers: Vec<&Value> = lists.iter().filter_map(|l| status[*l].as_array()).flatten().collect();
+    let number = || value.parse::<u64>().with_context(|| format!("settle {key}={value}"));
+    let restarts = |c: &Value| c["restartCount"].as_u64().unwrap_or(0);
+    Ok(match key {
+        "phase" => status["phase"] == value,
+        "reason" => status["reason"] == value,
+        "ready" => {
+            let wanted = if value == "true" { "True" } else { "False" };
+            let conditions = status["conditions"].as_array();
+            conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == wanted))
+        }
+        "restarts" => {
+            let least = number()?;
+            containers.iter().any(|c| restarts(c) >= least)
+        }
+        "backoff" => {
+            let least = number()?;
+            containers.iter().any(|c| restarts(c) >= least && c["state"]["running"].is_null())
+        }
+        "waiting" => containers.iter().any(|c| c["state"]["waiting"]["reason"] == value),
+        "exited" => {
+            let code = number()?;
+            containers.iter().any(|c| c["state"]["terminated"]["exitCode"].as_u64() == Some(code))
+        }
+        other => bail!("a settle line knows no {other:?}"),
+    })
+}

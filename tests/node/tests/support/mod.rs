@@ -1,0 +1,182 @@
+//! What the suites share: manifests and the machine around a node.
+#![allow(dead_code, unreachable_pub, reason = "each suite uses its part")]
+
+use anyhow::{Context, ensure};
+use berth_harness::{cgroup, process::Process, wait};
+use berth_harness::{
+    machine::{Machine, Scope},
+    node::{Node, TestNode},
+    tools::Build,
+};
+use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf, process::Command, time::Duration};
+
+/// The image with everything that the suites run.
+pub const IMAGE: &str = "berth.test/test:1";
+
+/// Whether everything is to be run, or a tenth of it.
+pub fn full() -> bool {
+    std::env::var_os("BERTH_SCALE").as_deref() == Some(OsStr::new("full"))
+}
+
+/// What is compared before and after a node, which has one of these words in everything that it starts.
+pub fn scope(marks: &[&str]) -> Scope {
+    let dirs = [
+        "/etc/cni",
+        "/opt/cni",
+        "/var/lib/berth",
+        "/var/lib/kubelet",
+        "/var/lib/cni",
+        "/var/log/pods",
+        "/var/log/containers",
+        "/run/berth",
+        "/run/containerd",
+        "/run/netns",
+    ];
+    Scope {
+        dirs: dirs.iter().map(PathBuf::from).collect(),
+        marks: marks.iter().map(|m| (*m).to_owned()).collect(),
+    }
+}
+
+/// Runs a test on a node of its own, and looks at the machine before and after.
+pub fn on_a_node(build: Build, test: impl FnOnce(&mut TestNode) -> anyhow::Result<()>) {
+    // The node's directory is not known yet; nothing of the others' is compared but what has its own mark.
+    let before = Machine::now(&scope(&["berth-node-"])).unwrap();
+    let mut node = TestNode::start(build).unwrap();
+    let scope = scope(&[&node.cgroup.clone()]);
+    if let Err(error) = test(&mut node) {
+        panic!("{error:?}\nthe agent's last words:\n{}", node.last_words());
+    }
+    node.end().unwrap();
+    before.assert_as_before(&scope).unwrap();
+}
+
+/// A pod of one container that runs a shell script.
+pub fn shell(name: &str, extra: &str, script: &str) -> String {
+    pod(name, extra, &container("main", script, ""))
+}
+
+/// A pod; `extra` are lines of its spec, `containers` the entries of its containers.
+pub fn pod(name: &str, extra: &str, containers: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 2\n{}  \
+         containers:\n{containers}",
+        indent(extra, 2)
+    )
+}
+
+/// An entry of a list of containers; `extra` are more of its lines.
+pub fn container(name: &str, script: &str, extra: &str) -> String {
+    format!(
+        "  - name: {name}\n    image: {IMAGE}\n    command:\n    - sh\n    - -c\n    - |\n{}{}",
+        indent(script, 6),
+        indent(extra, 4)
+    )
+}
+
+fn indent(text: &str, by: usize) -> String {
+    text.lines().map(|l| format!("{:by$}{l}\n", "")).collect()
+}
+
+/// Applies a manifest under the pod's own name.
+pub fn apply(node: &Node, name: &str, text: &str) -> anyhow::Result<()> {
+    node.apply(&format!("{name}.yaml"), text)
+}
+
+/// A number of rounds: all of them, or a tenth.
+pub fn rounds(all: u64) -> u64 {
+    if full() { all } else { all.div_ceil(10) }
+}
+
+/// Pods that must not notice anything: a writer of numbered lines, one with every probe and a sidecar.
+pub fn apply_stable(node: &Node, lines_per_second: u64) -> anyhow::Result<()> {
+    let rate = lines_per_second * 100;
+    let writer = format!(
+        "  - name: main\n    image: {IMAGE}\n    command: [/bin/berth-test, write, \"0\", \"{rate}\", \"100\"]\n"
+    );
+    apply(node, "writer", &pod("writer", "", &writer))?;
+    let side = container("side", "exec sleep infinity", "restartPolicy: Always");
+    let web = container(
+        "main",
+        "mkdir /www; echo ok > /www/index.html; exec httpd -f -p 80 -h /www",
+        "startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1}\nreadinessProbe: {httpGet: {port: 80}, periodSeconds: 1, \
+         timeoutSeconds: 5}\nlivenessProbe: {exec: {command: [test, -e, /www]}, periodSeconds: 1, timeoutSeconds: 5}",
+    );
+    apply(node, "web", &pod("web", &format!("initContainers:\n{side}"), &web))
+}
+
+/// The names of those.
+pub const STABLE: [&str; 2] = ["default/writer", "default/web"];
+
+/// The processes of the stable pods, once they are Ready.
+pub fn stable_processes(node: &Node) -> anyhow::Result<BTreeMap<String, BTreeMap<String, Process>>> {
+    STABLE.iter().map(|name| Ok(((*name).to_owned(), node.ready(name)?.processes()))).collect()
+}
+
+/// Checks that they are Ready and run in the very processes of before.
+pub fn assert_stable(
+    node: &Node,
+    before: &BTreeMap<String, BTreeMap<String, Process>>,
+) -> anyhow::Result<()> {
+    let now = stable_processes(node)?;
+    ensure!(now == *before, "restarted: before {before:?}, now {now:?}");
+    ensure!(before.values().flatten().all(|(_, p)| p.alive()), "not alive: {before:?}");
+    for (name, pod) in node.pods()?.iter().filter(|(name, _)| STABLE.contains(&name.as_str())) {
+        for container in ["main", "side"] {
+            ensure!(
+                pod.restarts(container) == 0,
+                "{name}/{container} counts {} restarts",
+                pod.restarts(container)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Ends all pods and checks by the kernel's and containerd's own lists that nothing of them is left.
+pub fn assert_nothing_left(node: &Node) -> anyhow::Result<()> {
+    node.end_pods()?;
+    wait::ok("nothing of the pods is left", Duration::from_secs(60), || {
+        let containers = cgroup::containers(&node.cgroup);
+        ensure!(containers.is_empty(), "cgroups of containers: {:?}", containers.keys());
+        let pods: Vec<_> = cgroup::groups(&node.cgroup)
+            .into_iter()
+            .filter(|g| g.file_name().is_some_and(|n| n.to_string_lossy().starts_with("pod")))
+            .collect();
+        ensure!(pods.is_empty(), "cgroups of pods: {pods:?}");
+        let listed = node.containerd.ctr(&["containers", "ls", "-q"])?;
+        ensure!(listed.trim().is_empty(), "containers: {listed}");
+        let tasks = node.containerd.ctr(&["tasks", "ls", "-q"])?;
+        ensure!(tasks.trim().is_empty(), "tasks: {tasks}");
+        let snapshots = node.containerd.ctr(&["snapshots", "ls"])?;
+        ensure!(!snapshots.contains("Active"), "snapshots: {snapshots}");
+        let mounts: Vec<_> = berth_sys::mount::mounts_below(&node.roots.runtime_state)?
+            .into_iter()
+            .chain(berth_sys::mount::mounts_below(&node.roots.pod_state)?)
+            .map(|m| m.mount_point)
+            .filter(|p| *p != node.roots.runtime_state && *p != node.roots.pod_state)
+            .collect();
+        ensure!(mounts.is_empty(), "mounts: {mounts:?}");
+        let (v4, v6) = node.subnets();
+        for (family, subnet) in [("-4", v4), ("-6", v6)] {
+            let out = Command::new("ip")
+                .args([family, "route", "show", "root", &subnet])
+                .output()
+                .context("run ip")?;
+            let routes = String::from_utf8_lossy(&out.stdout).into_owned();
+            ensure!(routes.trim().is_empty(), "routes to pods: {routes}");
+        }
+        let shims = node.containerd.shims();
+        // Those that wait for the next pods.
+        ensure!(shims.len() <= 2, "shims: {shims:?}");
+        let dirs: Vec<_> = std::fs::read_dir(node.roots.pod_state.join("pods"))
+            .into_iter()
+            .chain(std::fs::read_dir(&node.roots.pod_logs))
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
+            .collect();
+        ensure!(dirs.is_empty(), "directories of pods: {dirs:?}");
+        Ok(())
+    })
+}
