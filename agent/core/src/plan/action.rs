@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 pub enum Action {
     /// Mount every volume and write the pod's files.
     MountVolumes,
-    /// Make the cgroup, the namespaces, the network and the pause process.
+    /// Make the cgroup, the namespaces and the network; pause too where it is process 1 of a shared PID namespace.
     MakeSandbox(Incarnation),
-    /// The namespaces are there, pause is not: start it again.
+    /// The namespaces are there, pause is not: start it, beside the containers.
     RestartPause(Incarnation),
     /// See that the container's image is here.
     EnsureImage(ContainerName),

@@ -40,7 +40,7 @@ pub struct SandboxSeen {
 pub enum SandboxState {
     /// Namespaces pinned, network attached, pause alive.
     Ready,
-    /// As Ready, but pause is dead.
+    /// As Ready, but pause is dead or not started yet: containers run and start without it.
     NoPause,
     /// Making or removing it was cut off, or it belongs to another boot: to be finished backwards.
     Broken,

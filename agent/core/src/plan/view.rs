@@ -137,9 +137,16 @@ impl<'a> Decision<'a> {
             || self.seen.containers.values().any(|c| matches!(c.state, Seen::Running { .. }))
     }
 
-    /// The sandbox that containers may be started in.
+    /// The sandbox that containers may be started in. The namespaces are pinned: only where pause is process 1 of a
+    /// shared one do they wait for it.
     pub(super) fn ready_incarnation(&self) -> Option<Incarnation> {
-        self.seen.sandbox.as_ref().filter(|s| s.state == SandboxState::Ready).map(|s| s.incarnation)
+        let pause_needed = self.pod.namespaces.share_pid;
+        let usable = |state| match state {
+            SandboxState::Ready => true,
+            SandboxState::NoPause => !pause_needed,
+            SandboxState::Broken => false,
+        };
+        self.seen.sandbox.as_ref().filter(|s| usable(s.state)).map(|s| s.incarnation)
     }
 
     /// Takes what is seen into the memory: runs that it does not know are adopted, ends get their time.

@@ -332,7 +332,7 @@ impl<'t> World<'t> {
                     return Err(format!("sandbox {i} made beside {:?}", self.truth.sandbox));
                 }
                 let ips = vec!["10.0.0.1".parse().map_err(|e| format!("{e}"))?];
-                self.truth.sandbox = Some(SandboxSeen { incarnation: *i, state: SandboxState::Ready, ips });
+                self.truth.sandbox = Some(SandboxSeen { incarnation: *i, state: SandboxState::NoPause, ips });
             }
             Action::RestartPause(_) => {
                 if let Some(s) = self.truth.sandbox.as_mut().filter(|s| s.state == SandboxState::NoPause) {

@@ -23,6 +23,17 @@ const OUTPUT: usize = 10 * 1024;
 
 static EXECS: AtomicU64 = AtomicU64::new(0);
 
+/// The part of a spec that entering the container needs: the rest, most of it the seccomp filter, is not kept.
+pub(super) fn entry_of(spec: &serde_json::Value) -> serde_json::Value {
+    let at = |pointer: &str| spec.pointer(pointer).cloned().unwrap_or_default();
+    let filtered = at("/linux/seccomp");
+    let seccomp = if filtered.is_null() { filtered } else { serde_json::json!({ "present": true }) };
+    serde_json::json!({
+        "process": at("/process"),
+        "linux": { "cgroupsPath": at("/linux/cgroupsPath"), "seccomp": seccomp },
+    })
+}
+
 /// How a command in a container ended.
 pub(super) enum Ran {
     Code(i32, String),
@@ -131,7 +142,7 @@ impl NodeHands {
         }
         let runtime = self.runtime().map_err(|f| f.message)?;
         let spec = runtime.spec(id).await.map_err(|e| e.chain())?.ok_or("the container is gone")?;
-        let spec = std::sync::Arc::new(spec);
+        let spec = std::sync::Arc::new(entry_of(&spec));
         super::lock(&self.specs).insert(id.clone(), std::sync::Arc::clone(&spec));
         Ok(spec)
     }

@@ -94,6 +94,7 @@ pub struct NodeHands {
     pauses: Mutex<BTreeMap<PodUid, (Process, AbortHandle)>>,
     specs: Mutex<HashMap<ContainerId, Arc<serde_json::Value>>>,
     users: users::Users,
+    images: Mutex<HashMap<String, (std::time::Instant, berth_runtime::Image)>>,
     turns: turns::Turns,
     gates: gates::Gates,
     /// Held while a run or its pod is entered as ours, and while what seems to be nobody's is let go.
@@ -164,6 +165,7 @@ impl NodeHands {
             pauses: Mutex::default(),
             specs: Mutex::default(),
             users: users::Users::default(),
+            images: Mutex::default(),
             turns: turns::Turns::new(
                 std::thread::available_parallelism().map_or(2, |n| n.get()).saturating_mul(3),
             ),

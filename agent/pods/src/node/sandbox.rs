@@ -308,15 +308,21 @@ impl NodeHands {
             .await??;
         step("cgroup+namespaces", &mut steps);
 
-        let (attached, pause) = tokio::join!(self.attach(pod, incarnation, netns), self.start_pause(pod));
-        let (attached, pause) = (attached?, pause?);
-        record.ips = attached;
-        record.pause = Some((pause.pid, pause.start_time));
-        step("network+pause", &mut steps);
+        record.ips = self.attach(pod, incarnation, netns).await?;
+        step("network", &mut steps);
+        // Moving a process between cgroups waits for every fork and exit of the machine: off the way of the containers,
+        // which need pause only where it is their process 1.
+        let mut state = SandboxState::NoPause;
+        if pod.namespaces.share_pid {
+            let pause = self.start_pause(pod).await?;
+            record.pause = Some((pause.pid, pause.start_time));
+            self.watch_pause(uid, pause);
+            state = SandboxState::Ready;
+            step("pause", &mut steps);
+        }
         record.complete = true;
         self.write_record(uid, &record)?;
-        self.watch_pause(uid, pause);
-        let seen = SandboxSeen { incarnation, state: SandboxState::Ready, ips: record.ips };
+        let seen = SandboxSeen { incarnation, state, ips: record.ips };
         Ok(Performed { changes: vec![Change::Sandbox(Some(seen))], steps, ..Performed::default() })
     }
 

@@ -17,6 +17,12 @@ use berth_sys::ns::NsKind;
 use berth_volumes::{ContainerMount, PodHostname, env};
 use std::{sync::Arc, time::Instant};
 
+/// How long an image that was found is taken for still there.
+const FRESH: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Images remembered at once.
+const MOST_IMAGES: usize = 128;
+
 fn config_error(message: impl Into<String>) -> Failure {
     Failure::new("CreateContainerConfigError", message)
 }
@@ -57,8 +63,35 @@ impl NodeHands {
         container: &ContainerName,
     ) -> Result<Performed, Failure> {
         let spec = pod.container(container).ok_or_else(|| config_error("the pod has no such container"))?;
-        self.image(spec).await?;
+        let image = self.image(spec).await?;
+        // What else a start needs of containerd and can be had before the sandbox is there. Where it fails here the
+        // start tries again and tells.
+        let runtime = self.runtime()?;
+        let (lease, users) = tokio::join!(runtime.ensure_lease(&pod.uid), self.users.of(&runtime, &image));
+        if let (Err(e), _) | (Ok(()), Err(e)) =
+            (lease.map_err(|e| Failure::new("FailedSync", e.chain())), users.map(drop))
+        {
+            tracing::debug!(pod = %pod.key, why = e.message, "nothing prepared for the start");
+        }
+        let mut images = lock(&self.images);
+        if images.len() >= MOST_IMAGES {
+            images.clear();
+        }
+        images.insert(spec.image.clone(), (Instant::now(), image));
+        drop(images);
         Ok(Performed::done(Vec::new()))
+    }
+
+    /// The image as it was found a moment ago, for the start that follows; else looked for now.
+    async fn fresh_image(&self, spec: &Container) -> Result<Image, Failure> {
+        let found = lock(&self.images)
+            .get(&spec.image)
+            .filter(|(at, _)| at.elapsed() < FRESH)
+            .map(|(_, i)| i.clone());
+        match found {
+            Some(image) => Ok(image),
+            None => self.image(spec).await,
+        }
     }
 
     async fn image(&self, spec: &Container) -> Result<Image, Failure> {
@@ -95,7 +128,7 @@ impl NodeHands {
         let begun = Instant::now();
         let pod = Arc::clone(&context.pod);
         let spec = pod.container(&container).ok_or_else(|| config_error("the pod has no such container"))?;
-        let image = self.image(spec).await?;
+        let image = self.fresh_image(spec).await?;
         let runtime = self.runtime()?;
         let mut steps = vec![("turn", waited), ("image", begun.elapsed())];
 
@@ -127,7 +160,7 @@ impl NodeHands {
             serde_json::to_value(&oci).map_err(|e| Failure::new("CreateContainerError", e.to_string()))?;
         let extension = serde_json::to_value(pod.as_ref())
             .map_err(|e| Failure::new("CreateContainerError", e.to_string()))?;
-        lock(&self.specs).insert(id.clone(), Arc::new(oci.clone()));
+        lock(&self.specs).insert(id.clone(), Arc::new(super::hooks::entry_of(&oci)));
         steps.push(("spec", clock.elapsed()));
 
         let image_id = image.image_id.clone();

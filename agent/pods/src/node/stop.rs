@@ -39,7 +39,10 @@ impl NodeHands {
             Some(n) => n,
             None => {
                 let spec = context.pod.container(container);
+                // An image's stop signal does not change under its name while a run of it goes on.
+                let known = spec.and_then(|c| lock(&self.images).get(&c.image).map(|(_, i)| i.clone()));
                 let image = match spec {
+                    Some(_) if known.is_some() => known,
                     Some(c) => runtime.resolve_image(&c.image).await.ok().flatten(),
                     None => None,
                 };

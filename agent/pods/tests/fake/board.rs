@@ -1,0 +1,102 @@
+//! What workers told.
+
+use berth_core::{
+    event::EventRecord,
+    ids::PodUid,
+    status::{ConditionType, ContainerStatus, Truth},
+};
+use berth_pods::{PodReport, Reports};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::watch;
+
+#[derive(Default)]
+pub struct Told {
+    pub pods: BTreeMap<PodUid, PodReport>,
+    pub events: Vec<EventRecord>,
+    /// Each value of condition Ready, in order.
+    pub readiness: BTreeMap<PodUid, Vec<Truth>>,
+    /// The next reports of this pod panic, that many times.
+    pub panics: BTreeMap<PodUid, u32>,
+}
+
+pub struct Board {
+    told: Mutex<Told>,
+    bump: watch::Sender<u64>,
+}
+
+impl Board {
+    pub fn new(bump: watch::Sender<u64>) -> Board {
+        Board { told: Mutex::default(), bump }
+    }
+
+    pub fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn shows(&self, pod: &PodUid) -> bool {
+        self.told().pods.contains_key(pod)
+    }
+
+    pub fn is_ready(&self, pod: &PodUid) -> bool {
+        self.told().pods.get(pod).is_some_and(|p| p.status.is_ready())
+    }
+
+    pub fn report(&self, pod: &PodUid) -> PodReport {
+        self.told().pods.get(pod).expect("a report").clone()
+    }
+
+    pub fn container(&self, pod: &PodUid, name: &str) -> ContainerStatus {
+        let status = self.report(pod).status;
+        let all = status.init_containers.iter().chain(&status.containers);
+        all.into_iter().find(|c| c.name.as_str() == name).expect("a container").clone()
+    }
+
+    pub fn readiness(&self, pod: &PodUid) -> Vec<Truth> {
+        self.told().readiness.get(pod).cloned().unwrap_or_default()
+    }
+
+    pub fn reasons(&self, pod: &PodUid) -> Vec<String> {
+        let told = self.told();
+        told.events.iter().filter(|e| &e.uid == pod).map(|e| e.event.reason.clone()).collect()
+    }
+
+    fn bumped(&self) {
+        self.bump.send_modify(|n| *n += 1);
+    }
+}
+
+impl Reports for Board {
+    fn pod(&self, report: PodReport) {
+        let mut told = self.told();
+        let uid = report.pod.uid.clone();
+        if let Some(left) = told.panics.get_mut(&uid).filter(|n| **n > 0) {
+            *left -= 1;
+            drop(told);
+            self.bumped();
+            panic!("as the test wants");
+        }
+        let ready = report.status.condition(ConditionType::Ready).map(|c| c.status);
+        let before = told.readiness.entry(uid.clone()).or_default();
+        if let Some(ready) = ready
+            && before.last() != Some(&ready)
+        {
+            before.push(ready);
+        }
+        told.pods.insert(uid, report);
+        drop(told);
+        self.bumped();
+    }
+
+    fn removed(&self, uid: &PodUid) {
+        self.told().pods.remove(uid);
+        self.bumped();
+    }
+
+    fn event(&self, event: EventRecord) {
+        self.told().events.push(event);
+        self.bumped();
+    }
+}

@@ -1,0 +1,575 @@
+//! A node in memory: containers, sandboxes and volumes as plain data, deadlines and outages as the tests want them, and
+//! the promises that no test may see broken.
+
+pub mod board;
+pub mod pods;
+
+use berth_core::{
+    ids::{ContainerId, ContainerName, PodUid},
+    model::{Pod, Probe},
+    plan::{
+        Action, ContainerSeen, Exit, Failure, Observed, SandboxSeen, SandboxState, Seen,
+    },
+    probe::ProbeResult,
+    time::{Boottime, Now, Wall},
+};
+use berth_pods::{
+    Change, Context, DesiredSet, Found, Hands, Incoming, Letter, ManagerConfig, Performed, Process, Sight,
+    Store,
+};
+use board::Board;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+/// How long an action takes, unless a test wants it otherwise.
+const WORK: Duration = Duration::from_millis(5);
+/// How long a test waits, in the clock's own time, which passes at once.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// What an action or a look of a pod is made to do instead of its work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// It never ends.
+    Stuck,
+    /// It takes its time.
+    Slow(Duration),
+    /// It fails, before it has done anything.
+    Fails,
+    /// It panics, once.
+    Panics,
+}
+
+#[derive(Debug, Default)]
+pub struct State {
+    pub up: bool,
+    pub pods: BTreeMap<PodUid, (Option<Arc<Pod>>, Observed)>,
+    processes: BTreeMap<ContainerId, Process>,
+    /// Every action begun: when (since the node's start), of which pod, which.
+    pub log: Vec<(Duration, PodUid, Action)>,
+    /// By pod and kind of action; kind `look` for looks, `refresh` for refreshes, `clean` for cleaning.
+    pub trouble: BTreeMap<(PodUid, &'static str), Trouble>,
+    /// The answers of probes by container; success where nothing is said.
+    pub answers: BTreeMap<ContainerName, ProbeResult>,
+    pub ask_panics: bool,
+    pub asked: u64,
+    pub looks: BTreeMap<PodUid, u32>,
+    pub refreshed: Vec<PodUid>,
+    /// Containers whose shim does not answer.
+    pub unsure: BTreeSet<ContainerId>,
+    /// Those that end before their start is told.
+    pub ends_at_once: BTreeSet<ContainerName>,
+    /// Events that starts report beside their success.
+    pub events: Vec<berth_core::event::Event>,
+    pub leftovers: BTreeSet<PodUid>,
+    pub cleaned: Vec<PodUid>,
+    pub sweeps: u32,
+    pub violations: Vec<String>,
+}
+
+pub struct Node {
+    state: Mutex<State>,
+    incoming: Mutex<Option<mpsc::Sender<Incoming>>>,
+    begun: Instant,
+    /// Something has changed that a test may wait for.
+    pub bump: watch::Sender<u64>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let broken = &self.lock().violations;
+            assert!(broken.is_empty(), "{broken:#?}");
+        }
+    }
+}
+
+impl Node {
+    pub fn new() -> Arc<Node> {
+        Arc::new(Node {
+            state: Mutex::new(State { up: true, ..State::default() }),
+            incoming: Mutex::default(),
+            begun: Instant::now(),
+            bump: watch::channel(0).0,
+        })
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        // Panics are part of the tests.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn bumped(&self) {
+        self.bump.send_modify(|n| *n += 1);
+    }
+
+    pub fn trouble(&self, pod: &PodUid, kind: &'static str, trouble: Trouble) {
+        self.lock().trouble.insert((pod.clone(), kind), trouble);
+    }
+
+    pub fn no_trouble(&self) {
+        self.lock().trouble.clear();
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Waits, without waiting, until it holds.
+    pub async fn until(&self, what: &str, mut holds: impl FnMut(&State) -> bool) {
+        let mut changes = self.bump.subscribe();
+        let wait = async {
+            while !holds(&self.lock()) {
+                changes.changed().await.unwrap();
+            }
+        };
+        if timeout(PATIENCE, wait).await.is_err() {
+            panic!("{what}: not within an hour; {:#?}", self.lock());
+        }
+    }
+
+    /// Lets that much of the clock's time pass.
+    pub async fn pass(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
+    async fn tell(&self, incoming: Incoming) {
+        let sender = self.incoming.lock().unwrap().clone();
+        if let Some(sender) = sender {
+            // An agent that is dead hears nothing.
+            sender.send(incoming).await.ok();
+        }
+    }
+
+    /// The newest run of a container.
+    pub fn newest(&self, pod: &PodUid, container: &str) -> Option<(ContainerId, ContainerSeen)> {
+        let state = self.lock();
+        let seen = &state.pods.get(pod)?.1;
+        let runs = seen.containers.iter().filter(|(_, c)| c.container.as_str() == container);
+        runs.max_by_key(|(_, c)| c.attempt).map(|(id, c)| (id.clone(), c.clone()))
+    }
+
+    pub fn running(&self, pod: &PodUid, container: &str) -> Option<ContainerId> {
+        self.newest(pod, container).filter(|(_, c)| matches!(c.state, Seen::Running { .. })).map(|(id, _)| id)
+    }
+
+    fn end(&self, state: &mut State, pod: &PodUid, id: &ContainerId, code: i32) -> Option<Exit> {
+        let at = self.now().wall;
+        let exit = Exit { code, at, oom: false, reason: None, message: None, started_at: None };
+        let c = state.pods.get_mut(pod)?.1.containers.get_mut(id)?;
+        if !matches!(c.state, Seen::Running { .. }) {
+            return None;
+        }
+        c.state = Seen::Ended(exit.clone());
+        state.processes.remove(id);
+        Some(exit)
+    }
+
+    /// The newest run of a container ends by itself.
+    pub async fn exit(&self, pod: &PodUid, container: &str, code: i32) {
+        let (id, _) = self.newest(pod, container).expect("a run");
+        let (exit, up) = {
+            let mut state = self.lock();
+            (self.end(&mut state, pod, &id, code).expect("it runs"), state.up)
+        };
+        if up {
+            self.tell(Incoming::One(pod.clone(), Letter::Exit(id, exit))).await;
+        }
+    }
+
+    pub async fn letter(&self, pod: &PodUid, letter: Letter) {
+        self.tell(Incoming::One(pod.clone(), letter)).await;
+    }
+
+    pub async fn outage(&self) {
+        self.lock().up = false;
+        self.tell(Incoming::RuntimeLost).await;
+    }
+
+    /// Everything that is there, as the list at the agent's start and after an outage.
+    pub fn list(&self) -> Incoming {
+        let taken = self.now().boottime;
+        let state = self.lock();
+        let found = state
+            .pods
+            .iter()
+            .filter(|(_, (_, seen))| !seen.containers.is_empty() || seen.sandbox.is_some())
+            .map(|(uid, (pod, seen))| {
+                let pod = pod.clone().filter(|_| !seen.containers.is_empty());
+                (uid.clone(), Found { pod, sight: sight(&state, seen, taken) })
+            })
+            .collect();
+        Incoming::RuntimeBack { found, taken }
+    }
+
+    pub async fn back(&self) {
+        self.lock().up = true;
+        let list = self.list();
+        self.tell(list).await;
+    }
+
+    pub async fn send(&self, incoming: Incoming) {
+        self.tell(incoming).await;
+    }
+
+    pub fn actions(&self, pod: &PodUid) -> Vec<Action> {
+        let state = self.lock();
+        state.log.iter().filter(|(_, u, _)| u == pod).map(|(_, _, a)| a.clone()).collect()
+    }
+
+    pub fn kinds(&self, pod: &PodUid) -> Vec<&'static str> {
+        self.actions(pod).iter().map(Action::kind).collect()
+    }
+
+    /// When each run of a container was begun.
+    pub fn starts(&self, pod: &PodUid, container: &str) -> Vec<Duration> {
+        let state = self.lock();
+        let starts = state.log.iter().filter(|(_, u, a)| {
+            u == pod && matches!(a, Action::Start { container: c, .. } if c.as_str() == container)
+        });
+        starts.map(|(at, ..)| *at).collect()
+    }
+
+    async fn meet(&self, pod: &PodUid, kind: &'static str) -> Result<(), Failure> {
+        let trouble = {
+            let mut state = self.lock();
+            let key = (pod.clone(), kind);
+            let trouble = state.trouble.get(&key).cloned();
+            if trouble == Some(Trouble::Panics) {
+                state.trouble.remove(&key);
+            }
+            trouble
+        };
+        match trouble {
+            Some(Trouble::Stuck) => std::future::pending().await,
+            Some(Trouble::Slow(time)) => tokio::time::sleep(time).await,
+            Some(Trouble::Fails) => return Err(Failure::new("Oops", "as the test wants")),
+            Some(Trouble::Panics) => panic!("as the test wants"),
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn carry_out(&self, context: &Context, action: &Action) -> Result<Performed, Failure> {
+        let needs_runtime =
+            !matches!(action, Action::MountVolumes | Action::UnmountVolumes | Action::MakeSandbox(_));
+        let mut state = self.lock();
+        if needs_runtime && !state.up {
+            return Err(Failure::new("RuntimeNotReady", "containerd does not answer"));
+        }
+        let uid = context.pod.uid.clone();
+        let mut broken = Vec::new();
+        let started_at = self.now().wall;
+        let ends_at_once = action.container().is_some_and(|c| state.ends_at_once.contains(c));
+        let pid = 1000 + u32::try_from(state.log.len()).unwrap();
+        let events = state.events.clone();
+        let (stored, seen) = state.pods.entry(uid.clone()).or_default();
+        stored.get_or_insert_with(|| Arc::clone(&context.pod));
+        let runs = |seen: &Observed| seen.containers.values().any(|c| matches!(c.state, Seen::Running { .. }));
+        let mut performed = Performed::default();
+        let mut letter = None;
+        match action {
+            Action::MountVolumes | Action::UnmountVolumes => {
+                let mounted = *action == Action::MountVolumes;
+                if !mounted && runs(seen) {
+                    broken.push(format!("{uid}: volumes unmounted under a running container"));
+                }
+                (seen.volumes_mounted, seen.volumes_present) = (mounted, mounted);
+                performed.changes.push(Change::Volumes { mounted, present: mounted });
+            }
+            Action::MakeSandbox(incarnation) | Action::RestartPause(incarnation) => {
+                let broken_by_pause =
+                    matches!(action, Action::RestartPause(_)) && context.pod.namespaces.share_pid;
+                let state = if broken_by_pause { SandboxState::Broken } else { SandboxState::Ready };
+                let ips = vec!["10.0.0.1".parse().unwrap()];
+                seen.sandbox = Some(SandboxSeen { incarnation: *incarnation, state, ips });
+                performed.changes.push(Change::Sandbox(seen.sandbox.clone()));
+            }
+            Action::TeardownSandbox(_) => {
+                if runs(seen) {
+                    broken.push(format!("{uid}: sandbox taken down under a running container"));
+                }
+                seen.sandbox = None;
+                performed.changes.push(Change::Sandbox(None));
+            }
+            Action::EnsureImage(_) | Action::PostStart { .. } | Action::PreStop { .. } => {}
+            Action::Start { container, attempt, incarnation, id } => {
+                let other = seen.containers.iter().find(|(o, c)| {
+                    &c.container == container && *o != id && !matches!(c.state, Seen::Recorded(_))
+                });
+                if let Some((other, c)) = other {
+                    broken.push(format!("{uid}: {container} started beside {other}: {:?}", c.state));
+                }
+                if !seen.volumes_mounted || seen.sandbox.is_none() {
+                    broken.push(format!("{uid}: {container} started without volumes or sandbox"));
+                }
+                let run = seen.containers.entry(id.clone()).or_insert_with(|| ContainerSeen {
+                    container: container.clone(),
+                    attempt: *attempt,
+                    incarnation: *incarnation,
+                    image_id: "sha256:1".into(),
+                    state: Seen::NotStarted,
+                    task: false,
+                });
+                let mut process = None;
+                if run.state == Seen::NotStarted {
+                    (run.state, run.task) = (Seen::Running { started_at }, true);
+                    process = Some(Process { pid, start_time: u64::from(pid) });
+                }
+                performed.changes.push(Change::Container(id.clone(), Box::new(run.clone()), process));
+                performed.events = events;
+                if ends_at_once {
+                    let exit =
+                        Exit { code: 7, at: started_at, oom: false, reason: None, message: None, started_at: None };
+                    run.state = Seen::Ended(exit.clone());
+                    letter = Some(Letter::Exit(id.clone(), exit));
+                } else if let Some(process) = process {
+                    state.processes.insert(id.clone(), process);
+                }
+            }
+            Action::Signal { id, .. } | Action::Kill { id, .. } => {
+                let code = if matches!(action, Action::Kill { .. }) { 137 } else { 143 };
+                if let Some(exit) = self.end(&mut state, &uid, id, code) {
+                    letter = Some(Letter::Exit(id.clone(), exit));
+                }
+            }
+            Action::RecordExit { id, exit, .. } => match seen.containers.get_mut(id) {
+                Some(c) => {
+                    if matches!(c.state, Seen::Running { .. }) {
+                        broken.push(format!("{uid}: exit of running {id} recorded: {exit:?}"));
+                    }
+                    c.state = Seen::Recorded(exit.clone());
+                    performed.changes.push(Change::Recorded(id.clone(), exit.clone()));
+                }
+                None => performed.changes.push(Change::Removed(id.clone())),
+            },
+            Action::Reap { id, .. } => {
+                if let Some(c) = seen.containers.get_mut(id) {
+                    c.task = false;
+                }
+                performed.changes.push(Change::Reaped(id.clone()));
+            }
+            Action::Remove { id, .. } => {
+                if seen.containers.get(id).is_some_and(|c| matches!(c.state, Seen::Running { .. })) {
+                    broken.push(format!("{uid}: running {id} removed"));
+                }
+                seen.containers.remove(id);
+                performed.changes.push(Change::Removed(id.clone()));
+            }
+            Action::RemovePod => {
+                if seen.sandbox.is_some() || seen.volumes_present || !seen.containers.is_empty() {
+                    broken.push(format!("{uid}: removed, and leaves {seen:?}"));
+                }
+                state.pods.remove(&uid);
+            }
+        }
+        state.violations.extend(broken);
+        drop(state);
+        if let Some(letter) = letter {
+            // Its event is under way before the action's end is told.
+            let sender = self.incoming.lock().unwrap().clone();
+            if let Some(sender) = sender {
+                sender.try_send(Incoming::One(uid, letter)).ok();
+            }
+        }
+        Ok(performed)
+    }
+}
+
+fn sight(state: &State, seen: &Observed, taken: Boottime) -> Sight {
+    let mut seen = seen.clone();
+    seen.volumes_mounted = false;
+    seen.runtime_answers = true;
+    let processes = state.processes.iter().filter(|(id, _)| seen.containers.contains_key(*id));
+    let processes = processes.map(|(id, p)| (id.clone(), *p)).collect();
+    let unsure: BTreeSet<ContainerId> =
+        state.unsure.iter().filter(|id| seen.containers.contains_key(*id)).cloned().collect();
+    for id in &unsure {
+        if let Some(c) = seen.containers.get_mut(id) {
+            c.state = Seen::Running { started_at: Wall(0) };
+        }
+    }
+    Sight { seen, processes, unsure, taken }
+}
+
+impl Hands for Node {
+    fn now(&self) -> Now {
+        let passed = self.begun.elapsed();
+        Now {
+            boottime: Boottime(Duration::from_secs(1000) + passed),
+            wall: Wall(1_700_000_000_000_000_000 + i64::try_from(passed.as_nanos()).unwrap()),
+        }
+    }
+
+    async fn perform(&self, context: Context, action: Action) -> Performed {
+        self.lock().log.push((self.elapsed(), context.pod.uid.clone(), action.clone()));
+        self.bumped();
+        tokio::time::sleep(WORK).await;
+        let done = match self.meet(&context.pod.uid, action.kind()).await {
+            Ok(()) => self.carry_out(&context, &action),
+            Err(failure) => Err(failure),
+        };
+        self.bumped();
+        done.unwrap_or_else(Performed::failed)
+    }
+
+    async fn look(&self, pod: &PodUid) -> Result<Sight, Failure> {
+        *self.lock().looks.entry(pod.clone()).or_default() += 1;
+        self.bumped();
+        let taken = self.now().boottime;
+        self.meet(pod, "look").await?;
+        let state = self.lock();
+        if !state.up {
+            return Err(Failure::new("RuntimeNotReady", "containerd does not answer"));
+        }
+        Ok(match state.pods.get(pod) {
+            Some((_, seen)) => sight(&state, seen, taken),
+            None => Sight::nothing(taken),
+        })
+    }
+
+    async fn ask(&self, _: Context, _: ContainerId, _: Probe, of: ContainerName) -> ProbeResult {
+        tokio::time::sleep(WORK).await;
+        let (panics, answer) = {
+            let mut state = self.lock();
+            state.asked += 1;
+            (state.ask_panics, state.answers.get(&of).cloned())
+        };
+        self.bumped();
+        assert!(!panics, "as the test wants");
+        answer.unwrap_or(ProbeResult::Success)
+    }
+
+    async fn refresh(&self, context: Context) -> Result<(), Failure> {
+        self.lock().refreshed.push(context.pod.uid.clone());
+        self.bumped();
+        self.meet(&context.pod.uid, "refresh").await
+    }
+
+    async fn leftovers(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
+        Ok(self.lock().leftovers.difference(&known).cloned().collect())
+    }
+
+    async fn clean(&self, pod: &PodUid) -> Result<(), Failure> {
+        self.bumped();
+        self.meet(pod, "clean").await?;
+        let mut state = self.lock();
+        state.leftovers.remove(pod);
+        state.pods.remove(pod);
+        state.cleaned.push(pod.clone());
+        drop(state);
+        self.bumped();
+        Ok(())
+    }
+
+    async fn sweep(&self, _known: BTreeSet<PodUid>) {
+        self.lock().sweeps += 1;
+        self.bumped();
+    }
+}
+
+/// An agent on a node. Dropped it dies at once, as by SIGKILL.
+pub struct Agent {
+    pub node: Arc<Node>,
+    pub board: Arc<Board>,
+    pub desired: watch::Sender<Arc<DesiredSet>>,
+    stop: Option<oneshot::Sender<()>>,
+    manager: JoinHandle<()>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.manager.abort();
+    }
+}
+
+impl Agent {
+    /// Starts one; the node's list comes at once where containerd is up.
+    pub async fn start(node: &Arc<Node>, store: &Store, desired: DesiredSet) -> Agent {
+        let agent = Agent::start_unlisted(node, store, desired);
+        if node.lock().up {
+            node.back().await;
+        }
+        agent
+    }
+
+    /// Starts one whose list of the node has not come yet.
+    pub fn start_unlisted(node: &Arc<Node>, store: &Store, desired: DesiredSet) -> Agent {
+        let (incoming_tx, incoming) = mpsc::channel(1024);
+        *node.incoming.lock().unwrap() = Some(incoming_tx);
+        let board = Arc::new(Board::new(node.bump.clone()));
+        let (desired_tx, desired) = watch::channel(Arc::new(desired));
+        let (stop, stopped) = oneshot::channel();
+        let manager = tokio::spawn(berth_pods::run(ManagerConfig {
+            hands: Arc::clone(node),
+            reports: Arc::clone(&board),
+            store: store.clone(),
+            desired,
+            incoming,
+            stop: stopped,
+        }));
+        Agent { node: Arc::clone(node), board, desired: desired_tx, stop: Some(stop), manager }
+    }
+
+    /// SIGKILL, as far as a task can have it.
+    pub async fn kill(mut self) {
+        self.manager.abort();
+        // Cancelled: that is its end.
+        (&mut self.manager).await.ok();
+    }
+
+    pub async fn stop(mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+        (&mut self.manager).await.unwrap();
+    }
+
+    pub fn want(&self, change: impl FnOnce(&mut DesiredSet)) {
+        let mut set = DesiredSet::clone(&self.desired.borrow());
+        change(&mut set);
+        self.desired.send(Arc::new(set)).unwrap();
+    }
+
+    pub async fn ready(&self, pod: &PodUid) {
+        self.node.until(&format!("{pod} ready"), |_| self.board.is_ready(pod)).await;
+    }
+
+    /// Nothing of it is left, here or there.
+    pub async fn gone(&self, pod: &PodUid) {
+        self.node
+            .until(&format!("{pod} gone"), |s| !s.pods.contains_key(pod) && !self.board.shows(pod))
+            .await;
+    }
+}
+
+pub fn wanted(pods: impl IntoIterator<Item = Pod>) -> DesiredSet {
+    let pods = pods.into_iter().map(|p| (p.uid.clone(), Arc::new(p))).collect();
+    DesiredSet { listed: true, pods, ..DesiredSet::default() }
+}
+
+/// A store in a directory of its own.
+pub fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let roots = berth_core::roots::Roots::below(
+        dir.path(),
+        berth_core::ids::NodeName::new("n").unwrap(),
+        "berth-pods-test",
+    );
+    let store = Store::open(&roots, &berth_core::ids::BootId::new("boot-1").unwrap()).unwrap();
+    (dir, store)
+}
+
+/// The memory files in a store's directory.
+pub fn memory_files(dir: &tempfile::TempDir) -> Vec<String> {
+    let entries = std::fs::read_dir(dir.path().join("run/memory")).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
