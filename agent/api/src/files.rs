@@ -5,16 +5,21 @@ use crate::{
     Error,
     view::{NodeView, PodView},
 };
-use berth_core::{event::EventRecord, ids::PodUid, roots::Roots};
+use berth_core::{event::EventRecord, ids::PodUid, roots::Roots, time::Wall};
 use serde::{Deserialize, Serialize};
 use std::{
     ffi::OsStr,
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// The node's file; those of pods begin with `pod-`.
 const NODE: &str = "node.json";
+
+/// How often the agent says that it is alive: so closely is known when it died.
+pub const ALIVE: Duration = Duration::from_secs(30);
 
 /// One pod's file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +62,20 @@ pub fn read_node(roots: &Roots) -> Result<Option<NodeView>, Error> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::File { path, source }),
     }
+}
+
+/// When the agent last was seen alive: it touches the node's file at least every [`ALIVE`]. `None` where it never was.
+pub fn last_alive(roots: &Roots) -> Option<Wall> {
+    let modified = fs::metadata(node_file(roots)).and_then(|m| m.modified()).ok()?;
+    let since_1970 = modified.duration_since(UNIX_EPOCH).ok()?;
+    Some(Wall(i64::try_from(since_1970.as_nanos()).ok()?))
+}
+
+/// Says that the agent is alive; see [`last_alive`].
+pub fn touch(roots: &Roots) -> Result<(), Error> {
+    let path = node_file(roots);
+    let touched = File::options().write(true).open(&path).and_then(|f| f.set_modified(SystemTime::now()));
+    touched.map_err(|source| Error::File { path, source })
 }
 
 /// What was published of the pods, by name, and which files could not be read.
@@ -114,6 +133,12 @@ mod tests {
         assert_eq!(pods.len(), 1);
         assert_eq!(pods.first().unwrap().pod.uid, uid);
         assert_eq!(bad.len(), 1);
+        assert!(last_alive(&roots).is_none() && touch(&roots).is_err());
+        fs::write(node_file(&roots), "{}").unwrap();
+        File::options().write(true).open(node_file(&roots)).unwrap().set_modified(UNIX_EPOCH).unwrap();
+        assert_eq!(last_alive(&roots), Some(Wall(0)));
+        touch(&roots).unwrap();
+        assert!(last_alive(&roots).unwrap() > Wall(0));
         assert!(bad.first().unwrap().to_string().contains("pod-u2.json"));
     }
 }

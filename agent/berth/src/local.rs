@@ -2,6 +2,7 @@
 
 use crate::{backend::Local, board::Board, exec};
 use anyhow::Context as _;
+use berth_api::files;
 use berth_pods::DesiredSet;
 use berth_server::{Backend as _, Server, bind, status_files};
 use std::{sync::Arc, time::Duration};
@@ -38,6 +39,7 @@ pub(crate) async fn start(
 ) -> anyhow::Result<Serving> {
     status_files::prepare(&local.roots).context("make the directory of status files")?;
     exec::clear(&local.roots);
+    remember_events(&local).await;
     let listener = bind(&local.roots.agent_socket()).await.context("open the local socket")?;
     let (stop_files, stopped) = oneshot::channel();
     let files = tokio::spawn(status_files::keep(local.hub.clone(), local.roots.clone(), stopped));
@@ -69,7 +71,24 @@ impl Serving {
     }
 }
 
-/// The node's page on disk: written when the node has come up and when the manifests change.
+/// What happened to the pods under an earlier agent of this boot.
+async fn remember_events(local: &Local) {
+    let roots = local.roots.clone();
+    let files = match spawn_blocking(move || files::read_pods(&roots)).await {
+        Ok(Ok((files, _unread))) => files,
+        Ok(Err(error)) => {
+            tracing::warn!(error = error.chain(), "earlier events are not read");
+            return;
+        }
+        Err(_panicked) => return,
+    };
+    let mut events: Vec<_> = files.into_iter().flat_map(|f| f.events).collect();
+    events.sort_by_key(|e| e.last);
+    events.into_iter().for_each(|e| local.hub.event(e));
+}
+
+/// The node's page on disk: written when the node has come up and when the manifests change; touched now and then, so
+/// that after the agent's death it is known when that was.
 async fn keep_node_file(local: Local, mut desired: watch::Receiver<Arc<DesiredSet>>) {
     write_node(&local).await;
     let mut up = local.hands.runtime().is_ok();
@@ -79,6 +98,12 @@ async fn keep_node_file(local: Local, mut desired: watch::Receiver<Arc<DesiredSe
                 Ok(()) => tokio::time::sleep(SETTLE).await,
                 Err(_ended) => return,
             },
+            () = tokio::time::sleep(files::ALIVE), if up => {
+                // It is written anew below where it cannot be touched.
+                if files::touch(&local.roots).is_ok() {
+                    continue;
+                }
+            }
             () = tokio::time::sleep(COMING_UP), if !up => {
                 up = local.hands.runtime().is_ok();
                 if !up {

@@ -17,8 +17,8 @@ pub(crate) const NOT_FOUND: u8 = 4;
 /// A command that failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The agent.
-    #[error("ask the agent")]
+    /// The agent, or its absence.
+    #[error(transparent)]
     Agent(#[from] berth_api::Error),
     /// No agent, and it left no state behind.
     #[error("the agent is not running and has left no state in {path}: {why}", path = .path.display())]

@@ -33,7 +33,7 @@ pub(crate) struct State {
 /// The agent does not run.
 #[derive(Debug, Clone)]
 pub(crate) struct Offline {
-    /// When the newest of what is known was written.
+    /// When the agent was last seen alive.
     pub(crate) as_of: Option<Wall>,
     /// Why it could not be asked.
     pub(crate) why: String,
@@ -83,7 +83,8 @@ pub(crate) fn offline(roots: &Roots, why: String) -> Result<State, Error> {
     if found.is_empty() && unread.is_empty() && node.is_none() {
         return Err(Error::NoState { path: files::dir(roots), why });
     }
-    let as_of = found.iter().map(|f| f.pod.as_of).chain(node.map(|n| n.as_of)).max();
+    let written = found.iter().map(|f| f.pod.as_of).chain(node.map(|n| n.as_of)).max();
+    let as_of = written.max(files::last_alive(roots));
     let (mut pods, mut events) = (Vec::new(), Vec::new());
     for mut file in found {
         look_at_processes(&mut file.pod, |pid, start| process::alive(pid, start).unwrap_or(true));

@@ -170,7 +170,12 @@ fn dead() {
     node.hub.publish(pod("falls", true, Some(&first)));
     node.hub.publish(pod("stays", true, Some(&second)));
     node.stop();
-    let banner = "agent not running; as of 2026-01-02T03:04:05Z";
+    let alive = berth_api::files::last_alive(&node.roots).unwrap();
+    assert!(berth_sys::clock::wall().0 - alive.0 < 60_000_000_000);
+    let page = std::fs::File::options().write(true).open(berth_api::files::node_file(&node.roots)).unwrap();
+    let when = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_767_323_105);
+    page.set_modified(when).unwrap();
+    let banner = "agent not running; as of 2026-01-02T03:05:05Z";
     node.run(&["pods", "falls"]).is(0, "1/1", banner);
     first.end();
     node.run(&["pods", "falls"]).is(0, "container app ended while the agent was not running", banner);
