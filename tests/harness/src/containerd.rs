@@ -4,7 +4,7 @@ use crate::{
     process::{self, Process},
     tools, wait,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::{
     fs,
     os::unix::{net::UnixStream, process::CommandExt},
@@ -21,13 +21,16 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// One below `dir`, whether it runs or not; `namespace` is where its client keeps pods.
+    /// One below `dir`, whether it runs or not, with the sockets of its shims below `sockets`; `namespace` is where its
+    /// client keeps pods.
     ///
     /// # Errors
-    /// Its configuration cannot be written.
-    pub fn new(dir: &Path, namespace: &str) -> Result<Containerd> {
+    /// Its configuration cannot be written, or `sockets` is too long for sockets named by 64 digits.
+    pub fn new(dir: &Path, sockets: &Path, namespace: &str) -> Result<Containerd> {
+        ensure!(sockets.as_os_str().len() <= 40, "{} is too long for sockets below it", sockets.display());
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-        fs::write(dir.join("config.toml"), config(dir)).context("write containerd's configuration")?;
+        fs::write(dir.join("config.toml"), config(dir, sockets))
+            .context("write containerd's configuration")?;
         Ok(Containerd { dir: dir.into(), namespace: namespace.into() })
     }
 
@@ -57,7 +60,7 @@ impl Containerd {
             }
         };
         wait::until("containerd answers", wait::PATIENCE, || {
-            UnixStream::connect(self.socket()).is_ok() && self.ctr(&["version"]).is_ok()
+            UnixStream::connect(self.socket()).is_ok() && self.ctr(&["tasks", "ls"]).is_ok()
         })?;
         Ok(process)
     }
@@ -167,7 +170,7 @@ pub(crate) fn recorded(path: &Path) -> Option<Process> {
     process.alive().then_some(process)
 }
 
-fn config(dir: &Path) -> String {
+fn config(dir: &Path, sockets: &Path) -> String {
     let off = [
         "io.containerd.cri.v1.images",
         "io.containerd.cri.v1.runtime",
@@ -186,7 +189,8 @@ fn config(dir: &Path) -> String {
         "version = 3\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\ndisabled_plugins = [{}]\n\
          [grpc]\naddress = \"{dir}/containerd.sock\"\n\
          [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{dir}/opt\"\n\
-         [plugins.\"io.containerd.shim.v1.manager\"]\nsocket_dir = \"{dir}/s\"\n",
-        off.join(", ")
+         [plugins.\"io.containerd.shim.v1.manager\"]\nsocket_dir = \"{}\"\n",
+        off.join(", "),
+        sockets.display()
     )
 }

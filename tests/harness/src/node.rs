@@ -58,7 +58,7 @@ impl Node {
         let name = NodeName::new(name).context("the node's name")?;
         let roots = Roots { runtime_state: run.into(), ..Roots::below(dir, name, &cgroup) };
         let containerd_dir = roots.containerd_socket.parent().context("containerd's directory")?;
-        let containerd = Containerd::new(containerd_dir, &roots.containerd_namespace)?;
+        let containerd = Containerd::new(containerd_dir, &run.join("s"), &roots.containerd_namespace)?;
         let node = Node {
             dir: dir.into(),
             containerd,

@@ -219,7 +219,7 @@ fn pods_reach_each_other_and_their_configuration() {
             let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
             let page = node.exec(
                 "default/client/main",
-                &["wget", "-q", "-T", "5", "-O", "-", &format!("http://{host}/")],
+                &["timeout", "5", "wget", "-q", "-O", "-", &format!("http://{host}/")],
             )?;
             ensure!(page.trim() == "hello me server", "{page:?}");
         }

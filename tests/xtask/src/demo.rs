@@ -182,7 +182,7 @@ fn get(node: &Node, pod: &str, path: &str) -> Result<String> {
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
     node.exec(
         "default/client/client",
-        &["wget", "-q", "-T", "5", "-O", "-", &format!("http://{host}:8080{path}")],
+        &["timeout", "5", "wget", "-q", "-O", "-", &format!("http://{host}:8080{path}")],
     )
 }
 
@@ -251,7 +251,7 @@ fn backs_off(node: &Node) -> Result<()> {
         last["message"].as_str().is_some_and(|m| m.trim() == "the cause"),
         "its termination message is not there: {last}"
     );
-    out::line(&format!("    default/crash: {} restarts, {}", pod.restarts("crash"), pod.waiting_for()));
+    out::line(&format!("    default/crash: {} restarts, {}", pod.restarts("crash"), pod.waiting_for().trim()));
     Ok(())
 }
 
@@ -262,7 +262,7 @@ fn never_ready(node: &Node) -> Result<()> {
             && p.condition("ContainersReady") == "False"
             && !p.waiting_for().is_empty()
     })?;
-    out::line(&format!("    default/never-ready: {}", pod.waiting_for()));
+    out::line(&format!("    default/never-ready: {}", pod.waiting_for().trim()));
     let told = node.berth(&["describe", "pod", "default/never-ready"])?;
     let text = String::from_utf8_lossy(&told.stdout).into_owned();
     ensure!(told.status.success() && text.contains("readiness"), "berth describe says: {text}");

@@ -28,6 +28,8 @@ const AT_ONCE: usize = 12;
 /// How long a status may differ once it has settled: an agent that is told of each step shows states that the kubelet,
 /// which looks once a second, passes over.
 const PASSING: Duration = Duration::from_secs(3);
+/// How long a shape may take to settle; the slowest waits for a back-off of ten seconds.
+const SETTLES: Duration = Duration::from_secs(45);
 const LEAST_SHAPES: usize = 100;
 
 /// The listed differences that were met, or what is wrong.
@@ -195,7 +197,7 @@ impl<'r> Run<'r> {
                     ending.insert(name);
                 }
             }
-            ensure!(quiet.elapsed() < PATIENCE / 3, "nothing moves; left: {:?} {ending:?}", running.keys());
+            ensure!(quiet.elapsed() < PATIENCE * 2, "nothing moves; left: {:?} {ending:?}", running.keys());
         }
         Ok(self.outcome)
     }
@@ -246,7 +248,7 @@ impl<'s> Running<'s> {
                     self.settled = Some((since, wrong));
                 }
                 Ok(false) => {
-                    if self.settled.is_none() && self.begun.elapsed() > PATIENCE {
+                    if self.settled.is_none() && self.begun.elapsed() > SETTLES {
                         return Some(Err(vec![format!("not settled: {}", pod.status())]));
                     }
                 }
@@ -257,7 +259,7 @@ impl<'s> Running<'s> {
             Some((since, wrong)) if since.elapsed() > PASSING => {
                 Some(Err(wrong.iter().map(ToString::to_string).collect()))
             }
-            None if self.begun.elapsed() > PATIENCE => Some(Err(vec!["not settled".to_owned()])),
+            None if self.begun.elapsed() > SETTLES => Some(Err(vec!["not settled".to_owned()])),
             _ => None,
         }
     }
