@@ -138,3 +138,63 @@ fn any_object_is_shown() {
         ps::table(&[view], None, true, NOW);
     }
 }
+
+/// 100,000 broken pages of pods: whatever parses is shown, and nothing panics. At least 30 % get past the syntax.
+#[test]
+fn broken_pages_are_shown_or_refused() {
+    const PAGES: u32 = 100_000;
+    let text = fs::read(dir().join("state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let corpus: Vec<String> = state["pods"].as_array().unwrap().iter().map(ToString::to_string).collect();
+    let with =
+        ["null", "7", "-1", "1e300", "\"\"", "\"\\u0000\\u001b[2J\"", "[]", "{}", "[[]]", "true", "\"é\""];
+    let mut dice: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut roll = |below: usize| {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        usize::try_from(dice % u64::try_from(below).unwrap()).unwrap()
+    };
+    let (mut parsed, mut shown) = (0, 0);
+    for _ in 0..PAGES {
+        let mut text = corpus[roll(corpus.len())].clone();
+        for _ in 0..=roll(3) {
+            // One value is replaced, one byte is changed, or the rest is cut off.
+            let at = roll(text.len());
+            let value = text.get(at..).and_then(|rest| Some(at + rest.find(':')? + 1));
+            match (roll(8), value) {
+                (0, _) => text = String::from_utf8_lossy(&text.as_bytes()[..at.max(1)]).into_owned(),
+                (1, _) => {
+                    let mut bytes = text.into_bytes();
+                    bytes[at] ^= 1 << roll(8);
+                    text = String::from_utf8_lossy(&bytes).into_owned();
+                }
+                (_, Some(start)) => {
+                    let mut values =
+                        serde_json::Deserializer::from_str(&text[start..]).into_iter::<serde_json::Value>();
+                    if values.next().is_some_and(|v| v.is_ok()) {
+                        let end = start + values.byte_offset();
+                        text.replace_range(start..end, with[roll(with.len())]);
+                    }
+                }
+                (_, None) => {}
+            }
+        }
+        parsed += u32::from(serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok());
+        let Ok(view) = serde_json::from_str::<PodView>(&text) else { continue };
+        shown += 1;
+        if shown % 4 != 0 {
+            continue;
+        }
+        let mut table = pods::table(pods::Form::Wide);
+        pods::row(&mut table, pods::Form::Wide, &view, NOW);
+        assert!(!table.take().contains('\x1b'));
+        if shown % 12 == 0 {
+            assert!(!describe::page(&view, &[], None, NOW).contains('\x1b'));
+            ps::json(std::slice::from_ref(&view), None);
+            crate::state::candidates(&[view]);
+        }
+    }
+    println!("{} % past the syntax, {} % shown", parsed * 100 / PAGES, shown * 100 / PAGES);
+    assert!(parsed * 100 / PAGES >= 30 && shown * 100 / PAGES >= 30);
+}

@@ -21,7 +21,7 @@ impl Page {
     }
 
     fn head(&mut self, depth: usize, name: &str) {
-        self.0.push_str(&format!("{}{name}:\n", "  ".repeat(depth)));
+        self.0.push_str(&format!("{}{}:\n", "  ".repeat(depth), plain(name)));
     }
 
     fn line(&mut self, depth: usize, text: &str) {

@@ -8,7 +8,10 @@
 //! ```
 //! `state` is `running`, `waiting` or `terminated`; what is not known is null.
 
-use crate::{table::Table, time, v1};
+use crate::{
+    table::{Table, plain},
+    time, v1,
+};
 use berth_api::view::PodView;
 use berth_core::time::Wall;
 use serde_json::{Value, json};
@@ -114,7 +117,7 @@ pub(crate) fn names(pods: &[PodView], only: Option<&str>) -> String {
     let mut text = String::new();
     for view in pods {
         for c in v1::Pod::of(view).containers().filter(|c| only.is_none_or(|o| o == c.spec.name)) {
-            text.push_str(&format!("{}/{}\n", view.key, c.spec.name));
+            text.push_str(&format!("{}/{}\n", view.key, plain(&c.spec.name)));
         }
     }
     text
