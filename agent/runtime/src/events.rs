@@ -23,6 +23,9 @@ use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use tonic::Streaming;
 
+#[cfg(test)]
+mod mutations;
+
 /// What happened in the runtime.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RuntimeEvent {

@@ -23,6 +23,9 @@ use containerd_client::{
 use std::collections::HashMap;
 use tokio::task::JoinSet;
 
+#[cfg(test)]
+mod mutations;
+
 /// A container of ours, as containerd has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FoundContainer {
@@ -84,9 +87,10 @@ pub enum FoundState {
     Unknown,
 }
 
-fn state_of(runtime: &Runtime, process: &Process) -> FoundState {
+/// `unnoticed` says of a process that is called created whether it runs its program in truth.
+fn state_of(process: &Process, unnoticed: impl FnOnce(u32) -> bool) -> FoundState {
     match Status::try_from(process.status).unwrap_or(Status::Unknown) {
-        Status::Created if !runtime.runs_unnoticed(process.pid) => FoundState::Created { pid: process.pid },
+        Status::Created if !unnoticed(process.pid) => FoundState::Created { pid: process.pid },
         Status::Created | Status::Running | Status::Paused | Status::Pausing => {
             let start_time = process::started(process.pid);
             let started_at = (start_time != 0).then(|| process::wall_of(start_time));
@@ -168,7 +172,7 @@ impl Runtime {
             let (runtime, id) = (self.clone(), c.id.clone());
             missing.spawn(async move {
                 let state = match runtime.task(&id).await {
-                    Ok(Some(process)) => state_of(&runtime, &process),
+                    Ok(Some(process)) => state_of(&process, |pid| runtime.runs_unnoticed(pid)),
                     Ok(None) => FoundState::NoTask,
                     Err(_unanswered) => FoundState::Unknown,
                 };
@@ -214,6 +218,6 @@ impl Runtime {
         let request = ListTasksRequest { filter: String::new() };
         let mut service = client.tasks();
         let reply = call("list", "tasks", LIST, service.list(client.request(request, LIST))).await?;
-        Ok(reply.tasks.iter().map(|p| (p.id.clone(), state_of(self, p))).collect())
+        Ok(reply.tasks.iter().map(|p| (p.id.clone(), state_of(p, |pid| self.runs_unnoticed(pid)))).collect())
     }
 }

@@ -27,6 +27,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+#[cfg(test)]
+mod mutations;
+
 /// The largest manifest or configuration that is read, in bytes.
 const MAX_BLOB: u64 = 4 << 20;
 
@@ -172,6 +175,60 @@ fn for_this_machine(manifests: &[JsonDescriptor]) -> Option<&JsonDescriptor> {
     manifests.iter().find(fits).or_else(|| manifests.iter().find(silent))
 }
 
+impl Manifest {
+    fn parse(image: &str, json: &[u8]) -> Result<Manifest, Error> {
+        serde_json::from_slice(json).map_err(|e| unreadable("manifest", image, e))
+    }
+
+    /// The entry for this machine, where this is an index.
+    fn of_index(&self, image: &str) -> Result<Option<&JsonDescriptor>, Error> {
+        if self.manifests.is_empty() {
+            return Ok(None);
+        }
+        for_this_machine(&self.manifests).map(Some).ok_or_else(|| Error::Platform {
+            image: image.to_owned(),
+            platform: format!("linux/{}", architecture()),
+        })
+    }
+}
+
+impl Content {
+    /// Joins a manifest (of that many bytes) and the configuration that it names.
+    fn new(
+        image: &str,
+        manifest: Manifest,
+        manifest_size: usize,
+        config_digest: String,
+        config: &[u8],
+    ) -> Result<Content, Error> {
+        let document: ConfigDocument =
+            serde_json::from_slice(config).map_err(|e| unreadable("configuration", image, e))?;
+        let diff_ids = document.rootfs.map(|r| r.diff_ids).unwrap_or_default();
+        if diff_ids.len() != manifest.layers.len() {
+            return Err(inconsistent(image, "manifest and configuration count different layers"));
+        }
+        let chain_id = chain_ids(&diff_ids).pop().unwrap_or_default();
+        let layers_size: i64 = manifest.layers.iter().map(|l| l.size.max(0)).fold(0, i64::saturating_add);
+        let size = (manifest_size + config.len()) as u64 + layers_size.unsigned_abs();
+        let layers = manifest
+            .layers
+            .into_iter()
+            .map(|l| Descriptor {
+                media_type: l.media_type,
+                digest: l.digest,
+                size: l.size,
+                ..Descriptor::default()
+            })
+            .collect();
+        let config = ImageConfig::parse(config).map_err(|e| unreadable("configuration", image, e))?;
+        Ok(Content { config, config_digest, chain_id, diff_ids, layers, size })
+    }
+}
+
+fn inconsistent(image: &str, reason: &str) -> Error {
+    Error::Image { image: image.to_owned(), reason: reason.to_owned() }
+}
+
 fn unreadable(what: &'static str, image: &str, e: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Decode { what, subject: format!("image {image}"), source: Box::new(e) }
 }
@@ -267,42 +324,18 @@ impl Runtime {
 
     async fn read_content(&self, name: &str, target: &Descriptor) -> Result<Content, Error> {
         let mut bytes = self.blob("manifest", name, &target.digest).await?;
-        let mut manifest: Manifest =
-            serde_json::from_slice(&bytes).map_err(|e| unreadable("manifest", name, e))?;
-        if !manifest.manifests.is_empty() {
-            let chosen = for_this_machine(&manifest.manifests).ok_or_else(|| Error::Platform {
-                image: name.to_owned(),
-                platform: format!("linux/{}", architecture()),
-            })?;
+        let mut manifest = Manifest::parse(name, &bytes)?;
+        if let Some(chosen) = manifest.of_index(name)? {
             bytes = self.blob("manifest", name, &chosen.digest).await?;
-            manifest = serde_json::from_slice(&bytes).map_err(|e| unreadable("manifest", name, e))?;
+            manifest = Manifest::parse(name, &bytes)?;
         }
         let manifest_size = bytes.len();
-        let inconsistent = |reason: &str| Error::Image { image: name.to_owned(), reason: reason.to_owned() };
-        let config = manifest.config.ok_or_else(|| inconsistent("the manifest names no configuration"))?;
+        let config = manifest
+            .config
+            .take()
+            .ok_or_else(|| inconsistent(name, "the manifest names no configuration"))?;
         let bytes = self.blob("configuration", name, &config.digest).await?;
-        let document: ConfigDocument =
-            serde_json::from_slice(&bytes).map_err(|e| unreadable("configuration", name, e))?;
-        let diff_ids = document.rootfs.map(|r| r.diff_ids).unwrap_or_default();
-        if diff_ids.len() != manifest.layers.len() {
-            return Err(inconsistent("manifest and configuration count different layers"));
-        }
-        let chain_id = chain_ids(&diff_ids).pop().unwrap_or_default();
-        let layers_size: i64 = manifest.layers.iter().map(|l| l.size.max(0)).fold(0, i64::saturating_add);
-        let size = (manifest_size + bytes.len()) as u64 + layers_size.unsigned_abs();
-        let layers = manifest
-            .layers
-            .into_iter()
-            .map(|l| Descriptor {
-                media_type: l.media_type,
-                digest: l.digest,
-                size: l.size,
-                ..Descriptor::default()
-            })
-            .collect();
-        let config_digest = config.digest;
-        let config = ImageConfig::parse(&bytes).map_err(|e| unreadable("configuration", name, e))?;
-        Ok(Content { config, config_digest, chain_id, diff_ids, layers, size })
+        Content::new(name, manifest, manifest_size, config.digest, &bytes)
     }
 
     async fn blob(&self, what: &'static str, image: &str, digest: &str) -> Result<Vec<u8>, Error> {

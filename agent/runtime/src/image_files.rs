@@ -66,7 +66,7 @@ impl Runtime {
 }
 
 /// The directories of the layers, topmost first.
-fn layers(mounts: &[Mount]) -> Vec<PathBuf> {
+pub(crate) fn layers(mounts: &[Mount]) -> Vec<PathBuf> {
     let mut dirs = Vec::new();
     for m in mounts {
         match m.r#type.as_str() {

@@ -102,7 +102,7 @@ async fn send_file(mut file: File, path: &Path, stream: Stream) -> Result<(), Er
     Ok(())
 }
 
-fn granted(any: &Any) -> usize {
+pub(crate) fn granted(any: &Any) -> usize {
     if wire::type_name(any) != "containerd.types.transfer.WindowUpdate" {
         return 0;
     }
@@ -111,7 +111,7 @@ fn granted(any: &Any) -> usize {
 }
 
 /// The name of an image that a progress message says was stored.
-fn saved(any: &Any) -> Option<String> {
+pub(crate) fn saved(any: &Any) -> Option<String> {
     let progress = Progress::decode(any.value.as_slice()).ok()?;
     (progress.event == "saved" && !progress.name.is_empty()).then_some(progress.name)
 }

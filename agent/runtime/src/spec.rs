@@ -15,6 +15,8 @@
 mod host;
 mod image;
 mod mounts;
+#[cfg(test)]
+mod mutations;
 mod process;
 mod resources;
 mod seccomp;

@@ -9,6 +9,7 @@ pub mod containerd;
 pub mod image;
 pub mod logs;
 pub mod machine;
+pub mod mutate;
 pub mod node;
 pub mod oci;
 pub mod process;
