@@ -12,8 +12,12 @@ use berth_api::{
     message::{Reply, Request},
     view::PodView,
 };
-use berth_core::{ids::PodKey, roots::Roots};
+use berth_core::{
+    ids::{PodKey, PodUid},
+    roots::Roots,
+};
 use berth_sys::clock;
+use std::collections::HashMap;
 
 /// Watches until the agent or the reader goes.
 pub(crate) async fn run(roots: &Roots, output: PodOutput, name: Option<&str>) -> Result<(), Error> {
@@ -46,8 +50,8 @@ pub(crate) async fn run(roots: &Roots, output: PodOutput, name: Option<&str>) ->
                 printer.add(&pod)?;
                 printer.flush()?;
             }
-            Reply::Removed { key, .. } if only.as_ref().is_none_or(|o| *o == key) => {
-                printer.removed(&key)?;
+            Reply::Removed { uid, key } if only.as_ref().is_none_or(|o| *o == key) => {
+                printer.removed(&uid, &key)?;
             }
             _ => {}
         }
@@ -59,17 +63,32 @@ struct Printer {
     form: Form,
     table: crate::table::Table,
     text: String,
+    /// The last row of each pod, without its age.
+    shown: HashMap<PodUid, Vec<String>>,
 }
 
 impl Printer {
     fn new(output: PodOutput) -> Printer {
         let form = if output == PodOutput::Wide { Form::Wide } else { Form::Table };
-        Printer { output, form, table: pods::table(form), text: String::new() }
+        Printer { output, form, table: pods::table(form), text: String::new(), shown: HashMap::new() }
     }
 
     fn add(&mut self, pod: &PodView) -> Result<(), Error> {
         match self.output {
-            PodOutput::Table | PodOutput::Wide => pods::row(&mut self.table, self.form, pod, clock::wall()),
+            // What changed may not be among what is shown.
+            PodOutput::Table | PodOutput::Wide => {
+                let cells = pods::cells(self.form, pod, clock::wall());
+                let timeless: Vec<String> = cells
+                    .iter()
+                    .enumerate()
+                    .filter(|(n, _)| *n != pods::AGE)
+                    .map(|(_, c)| c.clone())
+                    .collect();
+                if self.shown.get(&pod.uid) != Some(&timeless) {
+                    self.table.row(cells);
+                    self.shown.insert(pod.uid.clone(), timeless);
+                }
+            }
             PodOutput::Name => self.text.push_str(&format!("{}\n", pod.key)),
             // One object a line.
             PodOutput::Json => self.text.push_str(&format!("{}\n", serde_json::to_string(&pod.object)?)),
@@ -77,7 +96,8 @@ impl Printer {
         Ok(())
     }
 
-    fn removed(&mut self, key: &PodKey) -> Result<(), Error> {
+    fn removed(&mut self, uid: &PodUid, key: &PodKey) -> Result<(), Error> {
+        self.shown.remove(uid);
         match self.output {
             PodOutput::Table | PodOutput::Wide => {
                 let cells = [key.namespace.as_str(), key.name.as_str(), "-", "Removed"];

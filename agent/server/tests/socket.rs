@@ -208,14 +208,17 @@ async fn a_watch_is_told_at_once_and_in_order() {
     node.hub.remove(&pod(1).uid);
     assert_eq!(next(&mut watch).await, Reply::Removed { uid: pod(1).uid, key: pod(1).key });
     // From publishing to reading in another task: no polling lies between.
-    let mut worst = Duration::ZERO;
+    let mut took = Vec::new();
     for _ in 0..200 {
         let begun = Instant::now();
         node.hub.publish(pod(3));
         next(&mut watch).await;
-        worst = worst.max(begun.elapsed());
+        took.push(begun.elapsed());
     }
-    assert!(worst < Duration::from_millis(500), "{worst:?}");
+    took.sort();
+    let (median, worst) = (took[took.len() / 2], took[took.len() - 1]);
+    println!("a change is read {median:?} after it was published, {worst:?} at worst");
+    assert!(median < Duration::from_millis(5) && worst < Duration::from_millis(500), "{median:?} {worst:?}");
     node.end().await;
 }
 

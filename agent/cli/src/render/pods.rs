@@ -33,8 +33,16 @@ pub(crate) fn table(form: Form) -> Table {
     }
 }
 
+/// The column that changes by itself.
+pub(crate) const AGE: usize = 5;
+
 /// Adds a pod.
 pub(crate) fn row(table: &mut Table, form: Form, view: &PodView, now: Wall) {
+    table.row(cells(form, view, now));
+}
+
+/// The cells of a pod.
+pub(crate) fn cells(form: Form, view: &PodView, now: Wall) -> Vec<String> {
     let pod = v1::Pod::of(view);
     let (ready, all) = ready(&pod);
     let mut cells = vec![
@@ -54,7 +62,7 @@ pub(crate) fn row(table: &mut Table, form: Form, view: &PodView, now: Wall) {
     let held = view.held.as_ref().map(|h| format!("held as it was: {h}"));
     let why = Some(why(view, now)).filter(|w| !w.is_empty());
     cells.push(why.into_iter().chain(held).collect::<Vec<_>>().join("; "));
-    table.row(cells);
+    cells
 }
 
 /// Containers that are ready and all that count: the main ones and sidecars.
