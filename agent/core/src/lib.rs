@@ -8,6 +8,7 @@
 //! Nothing here panics on any input.
 #![forbid(unsafe_code)]
 
+pub mod admit;
 pub mod event;
 pub mod ids;
 pub mod model;

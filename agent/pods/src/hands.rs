@@ -158,6 +158,16 @@ pub trait Hands: Send + Sync + 'static {
         clock::now()
     }
 
+    /// Whether the node takes a new pod on beside those; asked before anything of it is made. The error is the reason
+    /// and message that the pod fails with.
+    ///
+    /// # Errors
+    /// It does not.
+    fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
+        let _ = (pod, others);
+        Ok(())
+    }
+
     /// Carries out one action.
     fn perform(&self, context: Context, action: Action) -> impl Future<Output = Performed> + Send;
 

@@ -17,6 +17,7 @@ use crate::{
     worker::{self, Beginning, Letter, Start},
 };
 use berth_core::{
+    event::{Event, EventRecord},
     ids::PodUid,
     model::{Objects, Pod},
     plan::{Desired, Failure, Memory},
@@ -24,7 +25,10 @@ use berth_core::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -100,6 +104,8 @@ struct Live {
     /// `None` while it rests.
     mail: Option<mpsc::UnboundedSender<Letter>>,
     ending: bool,
+    /// It has ended, or was not taken on: it needs nothing of the node.
+    over: Arc<AtomicBool>,
 }
 
 /// What one of the manager's tasks is about.
@@ -372,18 +378,22 @@ impl<H: Hands, R: Reports> Manager<H, R> {
     fn start(&mut self, pod: Arc<Pod>, end: Option<u32>) {
         let uid = pod.uid.clone();
         let now = self.hands.now().boottime;
-        let memory = self.kept.remove(&uid).map(|k| k.1);
+        let mut memory = self.kept.remove(&uid).map(|k| k.1);
         let sight = match (self.found.remove(&uid), &memory) {
             _ if !self.runtime_answers => Beginning::Wait,
             (Some(f), _) if now.since(f.sight.taken) <= FRESH => Beginning::Seen(Box::new(f.sight)),
             // Neither containerd's list nor the memory knew of it, and no worker has had it since.
-            (None, None) if !self.panics.contains_key(&uid) => Beginning::Seen(Box::new(Sight::nothing(now))),
+            (None, None) if !self.panics.contains_key(&uid) => {
+                memory = self.refusal(&pod);
+                Beginning::Seen(Box::new(Sight::nothing(now)))
+            }
             _ => Beginning::Look,
         };
         self.unreadable.remove(&uid);
         self.references.put(&pod);
         self.names.take(&pod.key, &uid);
         let (mail, box_) = mpsc::unbounded_channel();
+        let over = Arc::new(AtomicBool::new(memory.as_ref().is_some_and(|m| m.refused)));
         let start = Start {
             desired: Desired { pod: Arc::clone(&pod), end },
             objects: Arc::clone(&self.desired.objects),
@@ -393,12 +403,31 @@ impl<H: Hands, R: Reports> Manager<H, R> {
             reports: Arc::clone(&self.reports),
             store: self.store.clone(),
             agent_start: self.agent_start,
+            over: Arc::clone(&over),
         };
         self.errand(Errand::Worker(uid.clone()), async move {
             worker::run(start, box_).await;
             Outcome::Done
         });
-        self.live.insert(uid, Live { pod, mail: Some(mail), ending: end.is_some() });
+        self.live.insert(uid, Live { pod, mail: Some(mail), ending: end.is_some(), over });
+    }
+
+    /// What is remembered of a new pod that the node does not take on; `None` where it does.
+    fn refusal(&self, pod: &Arc<Pod>) -> Option<Memory> {
+        let needy = self.live.values().filter(|l| !l.over.load(Ordering::Relaxed));
+        let others: Vec<Arc<Pod>> = needy.map(|l| Arc::clone(&l.pod)).collect();
+        let why = self.hands.admit(pod, &others).err()?;
+        tracing::warn!(pod = %pod.key, uid = %pod.uid, reason = why.reason, why = why.message, "not taken on");
+        let now = self.hands.now().wall;
+        self.reports.event(EventRecord {
+            pod: pod.key.clone(),
+            uid: pod.uid.clone(),
+            event: Event::warning(&why.reason, why.message.clone()),
+            first: now,
+            last: now,
+            count: 1,
+        });
+        Some(Memory::of_refused(why))
     }
 
     fn errand(&mut self, errand: Errand, task: impl Future<Output = Outcome> + Send + 'static) {

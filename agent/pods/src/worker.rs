@@ -20,12 +20,15 @@ use berth_core::{
     model::{Objects, Pod},
     plan::{Action, Desired, Exit, Fact, Failure, Memory, Observed, Plan, learn, plan},
     probe::Verdict,
-    status::PodStatus,
+    status::{Phase, PodStatus},
     time::{Boottime, Now},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::{
@@ -80,6 +83,8 @@ pub(crate) struct Start<H, R> {
     pub(crate) reports: Arc<R>,
     pub(crate) store: Store,
     pub(crate) agent_start: Boottime,
+    /// Set once the pod has ended and needs nothing of the node any more.
+    pub(crate) over: Arc<AtomicBool>,
 }
 
 /// What a worker knows of its pod at first.
@@ -135,6 +140,7 @@ struct Worker<H, R> {
     told: Option<Arc<PodStatus>>,
     told_gone: bool,
     told_events: BTreeSet<Event>,
+    over: Arc<AtomicBool>,
     wake_at: Option<Boottime>,
 }
 
@@ -174,6 +180,7 @@ pub(crate) async fn run<H: Hands, R: Reports>(start: Start<H, R>, mut mail: mpsc
         told: None,
         told_gone: false,
         told_events: BTreeSet::new(),
+        over: start.over,
         wake_at: None,
     };
     loop {
@@ -523,6 +530,7 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         let status = Arc::new(status);
         self.told = Some(Arc::clone(&status));
         self.told_gone = gone;
+        self.over.store(matches!(status.phase, Phase::Succeeded | Phase::Failed), Ordering::Relaxed);
         self.reports.pod(PodReport {
             pod: Arc::clone(&self.desired.pod),
             status,

@@ -1,5 +1,6 @@
 //! Requests and limits.
 
+use super::{Container, Pod};
 use crate::{ids::ContainerName, quantity::Quantity};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -33,6 +34,32 @@ impl Resources {
     /// Memory limit in bytes; `None` and 0 mean no limit.
     pub fn memory_limit_bytes(&self) -> Option<i64> {
         self.limits.get("memory").map(Quantity::units).filter(|v| *v > 0)
+    }
+}
+
+impl Pod {
+    /// What the containers need together at their worst moment: either the main containers with all sidecars, or an
+    /// init container with those sidecars that were started before it (`component-helpers/resource`).
+    pub fn peak(&self, of: impl Fn(&Container) -> i64) -> i64 {
+        let main = self.containers.iter().fold(0_i64, |sum, c| sum.saturating_add(of(c)));
+        let (mut sidecars, mut peak) = (0_i64, 0_i64);
+        for c in &self.init_containers {
+            let moment = sidecars.saturating_add(of(c));
+            if c.sidecar {
+                sidecars = moment;
+            }
+            peak = peak.max(moment);
+        }
+        main.saturating_add(sidecars).max(peak)
+    }
+
+    /// What the pod requests of one resource in all: its containers or its own `resources`, and its overhead. `amount`
+    /// says in which unit, for example [`Quantity::millis`].
+    pub fn request(&self, resource: &str, amount: impl Fn(&Quantity) -> i64) -> i64 {
+        let of = |list: &ResourceList| list.get(resource).map(|q| amount(q).max(0));
+        let own = self.resources.as_ref().and_then(|r| of(&r.requests));
+        let sum = own.unwrap_or_else(|| self.peak(|c| of(&c.resources.requests).unwrap_or(0)));
+        sum.saturating_add(self.overhead.as_ref().and_then(of).unwrap_or(0))
     }
 }
 

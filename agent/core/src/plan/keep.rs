@@ -256,6 +256,7 @@ impl Decision<'_> {
                 grace,
                 pre_stop: HookState::NotYet,
                 signalled: None,
+                signal_sent: false,
                 killed: None,
             });
         }

@@ -97,6 +97,11 @@ fn succeeded(pod: &Pod, memory: &mut Memory, action: &Action, now: Now, events: 
             }
         }
         Action::PreStop { id, .. } => end_pre_stop(pod, memory, id),
+        Action::Signal { id, .. } => {
+            if let Some(stop) = run_of(memory, pod, id).and_then(|(_, run)| run.stop.as_mut()) {
+                stop.signal_sent = true;
+            }
+        }
         Action::RemovePod => memory.removed = true,
         _ => {}
     }
@@ -116,6 +121,7 @@ fn stop(run: &mut Run, cause: StopCause, grace: u32, now: Now) {
         grace,
         pre_stop: HookState::NotYet,
         signalled: None,
+        signal_sent: false,
         killed: None,
     });
 }

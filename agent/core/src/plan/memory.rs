@@ -23,6 +23,9 @@ pub struct Memory {
     pub ending: Option<Ending>,
     /// A verdict over the whole pod that the containers alone do not show: reason and message of phase Failed.
     pub failed: Option<Failure>,
+    /// The node did not take the pod on: `failed` says why, and nothing of it was ever made.
+    #[serde(default)]
+    pub refused: bool,
     /// The last sandbox that was asked for.
     pub incarnation: Option<Incarnation>,
     /// Whether RemovePod succeeded.
@@ -34,6 +37,13 @@ pub struct Memory {
     pub retries: BTreeMap<Action, Retry>,
     /// The last status of each condition and since when.
     pub conditions: BTreeMap<ConditionType, (Truth, Wall)>,
+}
+
+impl Memory {
+    /// Of a pod that the node does not take on.
+    pub fn of_refused(why: Failure) -> Memory {
+        Memory { failed: Some(why), refused: true, ..Memory::default() }
+    }
 }
 
 /// That the pod shall go.
@@ -130,8 +140,11 @@ pub struct Stop {
     pub grace: u32,
     /// Its preStop hook.
     pub pre_stop: HookState,
-    /// When the stop signal was sent.
+    /// When sending the stop signal was begun: SIGKILL is counted from it.
     pub signalled: Option<Boottime>,
+    /// Whether it is known to have been sent. A new agent that finds it begun and not known sends it again.
+    #[serde(default)]
+    pub signal_sent: bool,
     /// When SIGKILL was last sent.
     pub killed: Option<Boottime>,
 }

@@ -31,6 +31,9 @@ pub(super) fn backoff_message(pod: &Pod, spec: &Container, delay: Duration) -> S
 /// Makes the status, and remembers since when each condition has been what it is.
 pub(super) fn status(d: &mut Decision<'_>, terminal: Option<Phase>) -> PodStatus {
     let pod = d.pod;
+    if d.memory.refused {
+        return refused(d);
+    }
     let initialized = pod.init_containers.iter().all(|c| passed(d, c));
     let init: Vec<ContainerStatus> =
         pod.init_containers.iter().map(|c| container_status(d, c, initialized)).collect();
@@ -54,6 +57,23 @@ pub(super) fn status(d: &mut Decision<'_>, terminal: Option<Phase>) -> PodStatus
         qos: pod.qos(),
         terminating: d.memory.ending.is_some(),
         waiting_for,
+    }
+}
+
+/// A pod that the node did not take on has neither containers nor conditions.
+fn refused(d: &Decision<'_>) -> PodStatus {
+    PodStatus {
+        phase: Phase::Failed,
+        reason: d.memory.failed.as_ref().map(|f| f.reason.clone()),
+        message: d.memory.failed.as_ref().map(|f| f.message.clone()),
+        start_time: d.memory.start_time,
+        pod_ips: Vec::new(),
+        conditions: Vec::new(),
+        init_containers: Vec::new(),
+        containers: Vec::new(),
+        qos: d.pod.qos(),
+        terminating: d.memory.ending.is_some(),
+        waiting_for: None,
     }
 }
 

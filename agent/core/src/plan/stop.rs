@@ -156,6 +156,9 @@ impl Decision<'_> {
             }
             return;
         };
+        if !stop.signal_sent {
+            self.emit(Action::Signal { container: container.clone(), id: id.clone() });
+        }
         let due =
             deadline.max(signalled + MINIMUM_GRACE).max(stop.killed.map_or(deadline, |k| k + KILL_AGAIN));
         if now < due {

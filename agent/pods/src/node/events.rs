@@ -34,6 +34,7 @@ pub async fn pump(hands: Arc<NodeHands>, config: RuntimeConfig) {
             return;
         }
     };
+    tell_version(&runtime).await;
     let mut events = runtime.events();
     *lock(&hands.runtime) = Some(runtime.clone());
     if !list(&hands).await {
@@ -89,6 +90,15 @@ pub async fn pump(hands: Arc<NodeHands>, config: RuntimeConfig) {
         if sent.is_err() {
             return;
         }
+    }
+}
+
+/// Says so where containerd is older than what this was made for; it is tried all the same.
+async fn tell_version(runtime: &Runtime) {
+    let Ok(version) = runtime.version().await else { return };
+    let major = version.trim_start_matches('v').split('.').next().and_then(|m| m.parse::<u32>().ok());
+    if major.is_some_and(|m| m < 2) {
+        tracing::error!(version, "containerd is too old: 2.0 or newer is needed");
     }
 }
 

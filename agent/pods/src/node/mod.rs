@@ -24,6 +24,7 @@ use crate::{
     manager::Incoming,
 };
 use berth_core::{
+    admit::admit,
     ids::{BootId, ContainerId, ContainerName, PodUid},
     model::{Pod, Probe, ResourceList},
     plan::{Action, Failure},
@@ -33,7 +34,10 @@ use berth_core::{
 use berth_network::Network;
 use berth_node::cgroup::CgroupTree;
 use berth_probe::Prober;
-use berth_runtime::{Runtime, spec::HostFacts};
+use berth_runtime::{
+    Runtime,
+    spec::{HostFacts, sandbox_sysctls},
+};
 use berth_volumes::{PodFacts, Volumes};
 use gates::Area;
 use std::{
@@ -268,6 +272,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 impl Hands for NodeHands {
+    fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
+        sandbox_sysctls(pod)
+            .map_err(|e| Failure::new("SysctlForbidden", format!("Pod was rejected: {}", chain(&e))))?;
+        admit(&self.config.allocatable, others.iter().map(Arc::as_ref), pod)
+    }
+
     async fn perform(&self, context: Context, action: Action) -> Performed {
         within(limit(&action), self.act(context, action)).await.unwrap_or_else(Performed::failed)
     }

@@ -15,6 +15,7 @@ use berth_core::{
     plan::{Failure, SandboxSeen, SandboxState},
 };
 use berth_network::SandboxNetwork;
+use berth_runtime::spec::sandbox_sysctls;
 use berth_sys::{
     ns::{self, NsKind},
     pause::{self, PauseSpec},
@@ -286,16 +287,8 @@ impl NodeHands {
                     .kernel,
             ),
         };
-        let mut sysctls = pod.security.sysctls.clone();
-        if !pod.namespaces.host_network {
-            let defaults =
-                [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
-            for (name, value) in defaults {
-                if !sysctls.iter().any(|(n, _)| n == name) {
-                    sysctls.push((name.to_owned(), value.to_owned()));
-                }
-            }
-        }
+        let sysctls: Vec<(String, String)> =
+            sandbox_sysctls(pod).map_err(|e| failed("set the pod's sysctls", &e))?.into_iter().collect();
         let kinds = kinds(&pod.namespaces);
         self.gates
             .blocking(uid, Area::Sandbox, move || {

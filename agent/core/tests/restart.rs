@@ -1,0 +1,66 @@
+//! What a new agent does with the memory of one that was killed between storing and acting.
+
+#[expect(unreachable_pub, dead_code, reason = "shared by the parts of another test")]
+mod world;
+
+use berth_core::{
+    ids::{Attempt, ContainerId, Incarnation},
+    plan::*,
+    time::{Boottime, Now, Wall},
+};
+use std::{collections::BTreeMap, time::Duration};
+
+fn now(seconds: u64) -> Now {
+    Now { boottime: Boottime(Duration::from_secs(seconds)), wall: Wall(seconds as i64 * 1_000_000_000) }
+}
+
+/// The pod's first container runs, everything is in place.
+fn running(desired: &Desired) -> (Observed, ContainerId) {
+    let spec = &desired.pod.containers[0];
+    let id = ContainerId::derive(&desired.pod.uid, Incarnation(0), &spec.name, Attempt(0));
+    let container = ContainerSeen {
+        container: spec.name.clone(),
+        attempt: Attempt(0),
+        incarnation: Incarnation(0),
+        image_id: String::new(),
+        state: Seen::Running { started_at: now(90).wall },
+        task: true,
+    };
+    let seen = Observed {
+        runtime_answers: true,
+        sandbox: Some(SandboxSeen {
+            incarnation: Incarnation(0),
+            state: SandboxState::Ready,
+            ips: Vec::new(),
+        }),
+        volumes_mounted: true,
+        volumes_present: true,
+        containers: BTreeMap::from([(id.clone(), container)]),
+    };
+    (seen, id)
+}
+
+/// As it is after the agent's death: only what has a text form is left.
+fn reborn(memory: &Memory) -> Memory {
+    let text = serde_json::to_string(memory).expect("memory has a text form");
+    serde_json::from_str(&text).expect("and can be read back")
+}
+
+#[test]
+fn a_stop_signal_that_was_not_sent_is_sent_by_the_next_agent() {
+    let mut desired = world::specs()[0].clone();
+    let (seen, id) = running(&desired);
+    desired.end = Some(30);
+    let first = plan(&desired, &seen, &Memory::default(), now(100));
+    let signal = Action::Signal { container: desired.pod.containers[0].name.clone(), id };
+    assert!(first.actions.contains(&signal), "{:?}", first.actions);
+
+    let second = plan(&desired, &seen, &reborn(&first.memory), now(101));
+    assert!(second.actions.contains(&signal), "killed before it was sent: {:?}", second.actions);
+
+    let mut sent = second.memory.clone();
+    learn(&desired.pod, &mut sent, Fact::Finished(signal.clone(), Ok(())), now(101));
+    let third = plan(&desired, &seen, &reborn(&sent), now(102));
+    assert!(!third.actions.contains(&signal), "sent once is enough: {:?}", third.actions);
+    assert_eq!(third.wake_at, Some(now(130).boottime), "SIGKILL waits for the end of the grace");
+}
