@@ -1,7 +1,10 @@
 //! From requests and limits to what the kernel takes: pure, and the kubelet's arithmetic
 //! (`pkg/kubelet/cm/helpers_linux.go`, `qos/policy.go`, `component-helpers/resource`).
 
-use berth_core::model::{Container, Pod, QosClass, ResourceList};
+use berth_core::{
+    model::{Container, Pod, QosClass, ResourceList},
+    quantity::Quantity,
+};
 use std::collections::BTreeMap;
 
 /// The fewest CPU shares there are; also those of all best-effort pods together.
@@ -61,49 +64,19 @@ impl Amounts {
             memory_bytes: list.get("memory").map_or(0, |q| q.units().max(0)),
         }
     }
-
-    fn plus(self, other: Amounts) -> Amounts {
-        Amounts {
-            cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
-            memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
-        }
-    }
-
-    fn max(self, other: Amounts) -> Amounts {
-        Amounts {
-            cpu_millis: self.cpu_millis.max(other.cpu_millis),
-            memory_bytes: self.memory_bytes.max(other.memory_bytes),
-        }
-    }
 }
 
-/// What the containers need together at their worst moment: either the main containers with all sidecars, or an init
-/// container with those sidecars that were started before it.
+/// What the containers need together at their worst moment.
 fn aggregate(pod: &Pod, of: impl Fn(&Container) -> Amounts) -> Amounts {
-    let main = pod.containers.iter().fold(Amounts::default(), |sum, c| sum.plus(of(c)));
-    let (mut sidecars, mut peak) = (Amounts::default(), Amounts::default());
-    for c in &pod.init_containers {
-        let moment = sidecars.plus(of(c));
-        if c.sidecar {
-            sidecars = moment;
-        }
-        peak = peak.max(moment);
-    }
-    main.plus(sidecars).max(peak)
+    Amounts { cpu_millis: pod.peak(|c| of(c).cpu_millis), memory_bytes: pod.peak(|c| of(c).memory_bytes) }
 }
 
 /// What the pod requests in all: its containers or its own `resources`, and its overhead.
 pub fn pod_requests(pod: &Pod) -> Amounts {
-    let mut sum = aggregate(pod, |c| Amounts::of(&c.resources.requests));
-    if let Some(own) = &pod.resources {
-        if let Some(cpu) = own.requests.get("cpu") {
-            sum.cpu_millis = cpu.millis().max(0);
-        }
-        if let Some(memory) = own.requests.get("memory") {
-            sum.memory_bytes = memory.units().max(0);
-        }
+    Amounts {
+        cpu_millis: pod.request("cpu", Quantity::millis),
+        memory_bytes: pod.request("memory", Quantity::units),
     }
-    sum.plus(pod.overhead.as_ref().map(Amounts::of).unwrap_or_default())
 }
 
 /// What the pod may use in all; 0 where nothing limits it. Overhead counts only where there is a limit.
