@@ -217,7 +217,8 @@ impl Error {
         let mut next: Option<&dyn std::error::Error> = std::error::Error::source(self);
         while let Some(error) = next {
             text.push_str(": ");
-            match error.downcast_ref::<tonic::Status>() {
+            let status = error.downcast_ref::<Box<tonic::Status>>().map(AsRef::as_ref);
+            match status.or_else(|| error.downcast_ref::<tonic::Status>()) {
                 Some(status) => text.push_str(status.message()),
                 None => text.push_str(&error.to_string()),
             }

@@ -160,9 +160,19 @@ impl StartError {
         self.failure == StartFailure::Unknown
     }
 
-    /// What people are to read: the runtime's own words.
+    /// What people are to read: the runtime's own words, introduced as containerd's CRI plugin does, since tools and
+    /// people look for that.
     pub fn message(&self) -> String {
-        self.source.as_ref().map_or_else(|| self.to_string(), |e| e.chain())
+        match (self.stage, self.source.as_deref()) {
+            (Stage::Create, Some(Error::Call { source, .. })) => {
+                format!("failed to create containerd task: {}", source.message())
+            }
+            (Stage::Start, Some(Error::Call { source, .. })) => {
+                format!("failed to start containerd task {:?}: {}", self.id.as_str(), source.message())
+            }
+            (_, Some(error)) => error.chain(),
+            (_, None) => self.to_string(),
+        }
     }
 
     fn new(id: &ContainerId, stage: Stage, error: Error) -> StartError {
