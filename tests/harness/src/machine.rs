@@ -20,13 +20,13 @@ const SETTLE: Duration = Duration::from_secs(30);
 pub struct Scope {
     /// Files below these are listed.
     pub dirs: Vec<PathBuf>,
-    /// A word that stands in the command line, environment, directory or cgroup of everything that must be gone.
-    /// On a machine where others work at the same time, new processes without it are not counted.
+    /// Words one of which stands in everything that must be gone: in paths, addresses, command lines, environments.
+    /// On a machine where others work at the same time, what has none of them is not counted.
     pub marks: Vec<String>,
 }
 
 impl Scope {
-    /// Whether the machine is this run's alone (`BERTH_ALONE=1`): then every new process counts.
+    /// Whether the machine is this run's alone (`BERTH_ALONE=1`): then every difference counts.
     fn alone() -> bool {
         std::env::var_os("BERTH_ALONE").is_some_and(|v| v == "1")
     }
@@ -65,7 +65,10 @@ impl Machine {
     pub fn assert_as_before(&self, scope: &Scope) -> Result<()> {
         let end = Instant::now() + SETTLE;
         loop {
-            let differences = self.differences(&Machine::now(scope)?);
+            let mut differences = self.differences(&Machine::now(scope)?);
+            if !Scope::alone() {
+                differences.retain(|d| scope.marks.iter().any(|m| d.contains(m.as_str())));
+            }
             if differences.is_empty() {
                 return Ok(());
             }

@@ -106,9 +106,14 @@ impl Node {
 
     /// The pods' networks: taken from the name, so that two nodes of one machine rarely meet.
     pub fn subnets(&self) -> (String, String) {
-        let d = Sha256::digest(&self.cgroup);
-        let (a, b) = (d.first().copied().unwrap_or(0), d.get(1).copied().unwrap_or(0));
-        (format!("10.{}.{b}.0/24", 64 + a % 128), format!("fd42:{a:x}:{b:x}::/64"))
+        subnets(&self.cgroup)
+    }
+
+    /// Words one of which stands in everything that the node makes: see [`crate::machine::Scope::marks`].
+    pub fn marks(&self) -> Vec<String> {
+        let mut marks = marks(&self.cgroup);
+        marks.extend([self.dir.display().to_string(), self.roots.runtime_state.display().to_string()]);
+        marks
     }
 
     /// Where manifests go.
@@ -388,6 +393,18 @@ impl Node {
             Ok(())
         })
     }
+}
+
+fn subnets(name: &str) -> (String, String) {
+    let d = Sha256::digest(name);
+    let (a, b) = (d.first().copied().unwrap_or(0), d.get(1).copied().unwrap_or(0));
+    (format!("10.{}.{b}.0/24", 64 + a % 128), format!("fd42:{a:x}:{b:x}::/64"))
+}
+
+/// The marks of a node of that name, known before it is there: its name and its addresses.
+pub fn marks(name: &str) -> Vec<String> {
+    let (v4, v6) = subnets(name);
+    vec![name.to_owned(), v4.replace("0/24", ""), v6.replace(":/64", "")]
 }
 
 #[expect(clippy::print_stderr, reason = "the user of a suite or of the demo reads it there")]

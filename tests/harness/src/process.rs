@@ -20,6 +20,12 @@ impl Process {
         start_time(pid).ok().flatten().map(|start| Process { pid, start })
     }
 
+    /// The start time of what has that pid, also of one whose first thread has ended before the others.
+    fn corpse(pid: u32) -> Option<u64> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        text.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+    }
+
     /// Whether it still runs.
     pub fn alive(&self) -> bool {
         Process::of(self.pid) == Some(*self)
@@ -59,11 +65,17 @@ impl Process {
         Ok(())
     }
 
-    /// Waits until it is gone.
+    /// Waits until it is gone, with all of its threads: until then it keeps its files, and locks on them.
     ///
     /// # Errors
     /// It is not within `patience`.
     pub fn gone(&self, patience: Duration) -> Result<()> {
+        if let Some(fd) = PidFd::open(self.pid).context("open a pidfd")?
+            && (self.alive() || Process::corpse(self.pid) == Some(self.start))
+        {
+            let ended = fd.poll_exited(patience).context("wait for a process")?;
+            anyhow::ensure!(ended, "process {} does not end within {} s", self.pid, patience.as_secs());
+        }
         crate::wait::until(&format!("process {} is gone", self.pid), patience, || !self.alive())
     }
 

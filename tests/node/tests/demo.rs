@@ -3,7 +3,7 @@
 
 mod support;
 
-use berth_harness::{cgroup, machine::Machine};
+use berth_harness::{cgroup, machine::Machine, node};
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -47,7 +47,9 @@ fn demo(dir: &Path, more: &[&str]) -> (bool, String) {
 fn the_demo_shows_everything_twice_and_leaves_nothing() {
     let dir = tempfile::Builder::new().prefix("berth-demo-").tempdir_in("/tmp").unwrap();
     let mark = dir.path().file_name().unwrap().to_str().unwrap().to_owned();
-    let mut scope = support::scope(&[&mark]);
+    let mut marks = node::marks("berth-demo-test");
+    marks.push(mark);
+    let mut scope = support::scope(marks);
     scope.dirs.push(dir.path().into());
     let before = Machine::now(&scope).unwrap();
     let down = Down(dir.path());

@@ -57,7 +57,7 @@ fn restart_policies_exit_codes_and_messages() {
             ("on-failure-0", "OnFailure", "exit 0"),
             ("on-failure-4", "OnFailure", "exit 4"),
             ("always-0", "Always", "exit 0"),
-            ("killed", "Never", "kill -9 $$"),
+            ("killed", "Never", "sh -c 'kill -9 $$'; exit $?"),
         ] {
             apply(node, name, &shell(name, &format!("restartPolicy: {policy}"), script))?;
         }
@@ -69,15 +69,22 @@ fn restart_policies_exit_codes_and_messages() {
             let name = format!("default/{name}");
             node.pod(&format!("is {phase}"), &name, PATIENCE, |p| p.phase() == phase)
         };
+        // Phase and exit code come at once, the message with the stored record of the exit.
+        let told = |name: &str| {
+            let name = format!("default/{name}");
+            node.pod("tells why it failed", &name, PATIENCE, |p| {
+                p.phase() == "Failed" && p.container("main")["state"]["terminated"]["message"].is_string()
+            })
+        };
         let state = |pod: &Pod| pod.container("main")["state"]["terminated"].clone();
         ensure!(state(&ended("never-0", "Succeeded")?)["exitCode"] == 0);
-        let failed = state(&ended("never-3", "Failed")?);
+        let failed = state(&told("never-3")?);
         ensure!(failed["exitCode"] == 3 && failed["reason"] == "Error", "{failed}");
         ensure!(failed["message"].as_str().is_some_and(|m| m.trim() == "why"), "{failed}");
         ensure!(state(&ended("on-failure-0", "Succeeded")?)["reason"] == "Completed");
         let killed = state(&ended("killed", "Failed")?);
         ensure!(killed["exitCode"] == 137, "{killed}");
-        let fallback = state(&ended("fallback", "Failed")?);
+        let fallback = state(&told("fallback")?);
         ensure!(fallback["message"].as_str().is_some_and(|m| m.trim() == "from the log"), "{fallback}");
         for name in ["on-failure-4", "always-0"] {
             let pod =

@@ -251,7 +251,11 @@ fn backs_off(node: &Node) -> Result<()> {
         last["message"].as_str().is_some_and(|m| m.trim() == "the cause"),
         "its termination message is not there: {last}"
     );
-    out::line(&format!("    default/crash: {} restarts, {}", pod.restarts("crash"), pod.waiting_for().trim()));
+    out::line(&format!(
+        "    default/crash: {} restarts, {}",
+        pod.restarts("crash"),
+        pod.waiting_for().trim()
+    ));
     Ok(())
 }
 

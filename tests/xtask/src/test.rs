@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// the node's: demo, lifecycle, output, kill. A suite that is asked for by name runs in full.
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
+    /// Of a suite asked for by name, only what the default run does of it.
+    #[arg(long)]
+    quick: bool,
     /// Only tests whose name contains this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
@@ -54,8 +57,8 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Some("arrows") => run.step("arrows", || crate::arrows::check().map(|()| true))?,
         Some("crates") => run.crates()?,
         Some("plan") => run.plan()?,
-        Some("node") => run.node(None, true)?,
-        Some(name) => run.node(Some(name), true)?,
+        Some("node") => run.node(None, !args.quick)?,
+        Some(name) => run.node(Some(name), !args.quick)?,
     }
     let whole = args.suite.is_none() && args.filter.is_none();
     Ok(run.tally.report(&skips, whole, begun.elapsed()))

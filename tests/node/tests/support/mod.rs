@@ -19,7 +19,7 @@ pub fn full() -> bool {
 }
 
 /// What is compared before and after a node, which has one of these words in everything that it starts.
-pub fn scope(marks: &[&str]) -> Scope {
+pub fn scope(marks: Vec<String>) -> Scope {
     let dirs = [
         "/etc/cni",
         "/opt/cni",
@@ -40,12 +40,11 @@ pub fn scope(marks: &[&str]) -> Scope {
 
 /// Runs a test on a node of its own, and looks at the machine before and after.
 pub fn on_a_node(build: Build, test: impl FnOnce(&mut TestNode) -> anyhow::Result<()>) {
-    // The node's directory is not known yet; nothing of the others' is compared but what has its own mark.
-    let before = Machine::now(&scope(&["berth-node-"])).unwrap();
+    let before = Machine::now(&scope(Vec::new())).unwrap();
     let mut node = TestNode::start(build).unwrap();
-    let scope = scope(&[&node.cgroup.clone()]);
+    let scope = scope(node.marks());
     if let Err(error) = test(&mut node) {
-        panic!("{error:?}\nthe agent's last words:\n{}", node.last_words());
+        panic!("{error:?}");
     }
     node.end().unwrap();
     before.assert_as_before(&scope).unwrap();
