@@ -169,7 +169,7 @@ fn keeping(network: &Network) -> impl FnOnce(berth_cni_ipam::Error) -> Error {
 }
 
 /// The addresses of a result of any supported version.
-fn addresses_of(result: &Value) -> Vec<IpAddr> {
+pub(crate) fn addresses_of(result: &Value) -> Vec<IpAddr> {
     let ips = result.get("ips").and_then(Value::as_array);
     let address = |ip: &Value| ip.get("address")?.as_str()?.split('/').next()?.parse().ok();
     ips.into_iter().flatten().filter_map(address).collect()

@@ -19,6 +19,8 @@ mod commands;
 mod config;
 mod environment;
 mod error;
+#[cfg(test)]
+mod mutations;
 mod names;
 mod netlink;
 mod netns;

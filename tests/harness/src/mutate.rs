@@ -12,13 +12,14 @@ use crate::rng::{self, Rng};
 use nix::time::{ClockId, clock_gettime};
 use std::{
     fmt::{self, Write as _},
-    io::Write as _,
+    io::{self, Write as _},
     ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Mutex, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
+use tempfile::TempDir;
 
 /// The most processor time that one input may take.
 pub const LIMIT: Duration = Duration::from_secs(1);
@@ -28,6 +29,9 @@ const HANG: Duration = Duration::from_secs(60);
 
 /// How many inputs unless `BERTH_MUTATIONS` says otherwise: a tenth of what the long suite runs.
 const DEFAULT_COUNT: u64 = 10_000;
+
+/// How much of an input a failure shows, in characters.
+const SHOWN: usize = 8_000;
 
 /// How many of 100 inputs have to get past the syntax.
 const PAST_SYNTAX: u64 = 30;
@@ -103,7 +107,11 @@ pub fn run<I: fmt::Debug>(name: &str, make: impl Fn(&mut Rng) -> I, attempt: imp
             let from = processor_time();
             let reached = catch_unwind(AssertUnwindSafe(|| attempt(&input)));
             let took = processor_time().saturating_sub(from);
-            let told = || current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            // Cut, as the number brings the whole of it again.
+            let told = || {
+                let current = current.lock().unwrap_or_else(PoisonError::into_inner);
+                current.chars().take(SHOWN).collect::<String>()
+            };
             match reached {
                 Ok(Reached::Syntax) => {}
                 Ok(Reached::Checks) => past += 1,
@@ -143,7 +151,7 @@ fn watch(beats: &mpsc::Receiver<()>, current: &Mutex<String>) {
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let current = current.lock().unwrap_or_else(PoisonError::into_inner);
                 // Not through the capture of the test's output, which would end with the process.
-                drop(writeln!(std::io::stderr(), "hangs: {current}"));
+                drop(writeln!(io::stderr(), "hangs: {current}"));
                 std::process::abort();
             }
         }
@@ -153,6 +161,16 @@ fn watch(beats: &mpsc::Receiver<()>, current: &Mutex<String>) {
 /// What this thread has used; a busy machine does not make an input slow.
 fn processor_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
+}
+
+/// A directory for files that are written a hundred thousand times: in memory, where there is such a place.
+///
+/// # Errors
+/// It cannot be made.
+pub fn dir() -> io::Result<TempDir> {
+    let mut named = tempfile::Builder::new();
+    named.prefix("berth-mutations-");
+    named.tempdir_in("/dev/shm").or_else(|_| named.tempdir())
 }
 
 /// One of these.

@@ -112,7 +112,8 @@ impl LogSet {
         Ok(LogSet { dir, path, attempt })
     }
 
-    /// Hands on all records from there on, oldest first. Torn and foreign lines are left out.
+    /// Hands on all records from there on, oldest first. Torn and foreign lines are left out, and the rest of a
+    /// compressed file from where it is damaged: one old file must not hide all that came after it.
     pub fn read(&self, from: From, emit: &mut dyn FnMut(Record<'_>)) -> Result<(), Error> {
         for mut pump in self.from(from)? {
             while self.told(pump.pump(emit))? {}

@@ -31,6 +31,8 @@ pub(super) struct Pump {
     chunk: Vec<u8>,
     skip_lines: u64,
     since: Option<Wall>,
+    /// What is compressed cannot be read any further.
+    damaged: bool,
 }
 
 impl Pump {
@@ -43,6 +45,7 @@ impl Pump {
             chunk: Vec::new(),
             skip_lines: 0,
             since: None,
+            damaged: false,
         })
     }
 
@@ -88,6 +91,7 @@ impl Pump {
     /// To the beginning.
     pub(super) fn rewind(&mut self) -> io::Result<()> {
         self.line.clear();
+        self.damaged = false;
         let mut file = self.file().try_clone()?;
         file.rewind()?;
         self.source = match self.source {
@@ -107,15 +111,23 @@ impl Pump {
 
     /// Reads on and hands on what came. False at the end of the file as it is now.
     pub(super) fn pump(&mut self, emit: &mut dyn FnMut(Record<'_>)) -> io::Result<bool> {
-        self.chunk.resize(CHUNK, 0);
+        if self.chunk.is_empty() {
+            self.chunk = vec![0; CHUNK];
+        }
         let mut chunk = std::mem::take(&mut self.chunk);
         let read = loop {
             let read = match &mut self.source {
                 Source::Plain(file) => file.read(&mut chunk),
+                Source::Gz(_) if self.damaged => Ok(0),
                 Source::Gz(decoder) => decoder.read(&mut chunk),
             };
             match read {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // The decoder's own errors have no number: what is compressed is damaged, not the reading of it.
+                Err(error) if matches!(self.source, Source::Gz(_)) && error.raw_os_error().is_none() => {
+                    tracing::warn!(inode = self.stat.st_ino, %error, "compressed output is damaged, its rest is left out");
+                    self.damaged = true;
+                }
                 read => break read,
             }
         };

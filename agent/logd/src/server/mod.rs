@@ -27,6 +27,8 @@ mod container;
 mod gzip;
 mod handover;
 mod logfile;
+#[cfg(test)]
+mod mutations;
 mod removal;
 mod start;
 mod table;

@@ -6,7 +6,11 @@ use crate::{
 };
 use berth_core::{ids::ContainerId, roots::Roots};
 use serde::{Deserialize, Serialize};
-use std::{io, path::PathBuf};
+use std::{
+    fmt::Display,
+    io,
+    path::{Path, PathBuf},
+};
 
 #[derive(Serialize, Deserialize)]
 struct Row<S> {
@@ -50,26 +54,31 @@ pub(super) fn remove(roots: &Roots, id: &ContainerId) -> Result<(), Error> {
     }
 }
 
-/// All rows. One that cannot be read is set aside as `<name>.bad`.
+/// All rows. One that cannot be read, or is not the one that its file's name says and so could never be removed, is
+/// set aside as `<name>.bad`.
 pub(super) fn load(roots: &Roots) -> Result<Vec<StreamSpec>, Error> {
     let dir = dir(roots);
     let fail = |source| Error::State { path: dir.clone(), source };
     let mut specs = Vec::new();
     for entry in std::fs::read_dir(&dir).map_err(fail)? {
-        let path = entry.map_err(fail)?.path();
-        if path.extension().is_none_or(|e| e != "json") {
+        let file = entry.map_err(fail)?.path();
+        if file.extension().is_none_or(|e| e != "json") {
             continue;
         }
-        let row =
-            std::fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice::<Row<StreamSpec>>(&bytes)?));
-        match row {
-            Ok(row) => specs.push(row.spec),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "stream state is set aside");
-                let bad = path.with_extension("bad");
-                std::fs::rename(&path, &bad).map_err(|source| Error::State { path, source })?;
-            }
+        match read(&file) {
+            Ok(spec) if path(roots, &spec.id) == file => specs.push(spec),
+            Ok(spec) => set_aside(file, &format_args!("it is of container {}", spec.id))?,
+            Err(error) => set_aside(file, &error)?,
         }
     }
     Ok(specs)
+}
+
+fn read(file: &Path) -> io::Result<StreamSpec> {
+    Ok(serde_json::from_slice::<Row<StreamSpec>>(&std::fs::read(file)?)?.spec)
+}
+
+fn set_aside(path: PathBuf, why: &dyn Display) -> Result<(), Error> {
+    tracing::warn!(path = %path.display(), error = %why, "stream state is set aside");
+    std::fs::rename(&path, path.with_extension("bad")).map_err(|source| Error::State { path, source })
 }
