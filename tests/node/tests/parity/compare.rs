@@ -22,8 +22,14 @@ pub(crate) fn leaves(status: &Value, backs_off: bool) -> Leaves {
     let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
     let order: Vec<&str> = conditions.iter().filter_map(|c| c["type"].as_str()).collect();
     out.insert("conditions".to_owned(), json!(order));
+    let ended = matches!(status["phase"].as_str(), Some("Succeeded" | "Failed"));
     for condition in conditions {
         let kind = condition["type"].as_str().unwrap_or_default();
+        // Turns False once the sandbox is taken down, a moment after the pod has ended; which of the two a look meets
+        // is chance.
+        if ended && kind == "PodReadyToStartContainers" {
+            continue;
+        }
         for key in ["status", "reason"] {
             put(&mut out, &format!("conditions.{kind}.{key}"), &condition[key]);
         }
@@ -157,5 +163,78 @@ impl Differences {
             })
             .map(|(shape, path)| format!("{shape} {path}"))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> Value {
+        json!({
+            "phase": "Running",
+            "qosClass": "BestEffort",
+            "conditions": [{"type": "Ready", "status": "False", "reason": "ContainersNotReady"}],
+            "containerStatuses": [{
+                "name": "app", "ready": false, "started": false, "restartCount": 1,
+                "state": {"terminated": {"exitCode": 3, "reason": "Error", "message": "why"}}, "lastState": {},
+            }],
+        })
+    }
+
+    #[test]
+    fn every_value_counts() {
+        let recorded = leaves(&status(), false);
+        assert!(unlike(&recorded, &leaves(&status(), false)).is_empty());
+        let changes: [(&str, Value); 11] = [
+            ("/phase", json!("Pending")),
+            ("/qosClass", json!("Burstable")),
+            ("/conditions", json!([])),
+            ("/conditions/0/status", json!("True")),
+            ("/conditions/0/reason", Value::Null),
+            ("/containerStatuses", json!([])),
+            ("/containerStatuses/0/restartCount", json!(2)),
+            ("/containerStatuses/0/started", json!(true)),
+            ("/containerStatuses/0/state/terminated/exitCode", json!(4)),
+            ("/containerStatuses/0/state/terminated/message", Value::Null),
+            ("/containerStatuses/0/lastState", json!({"terminated": {"exitCode": 3, "reason": "Error"}})),
+        ];
+        for (path, value) in changes {
+            let mut other = status();
+            *other.pointer_mut(path).unwrap() = value;
+            assert!(!unlike(&recorded, &leaves(&other, false)).is_empty(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_ended_and_was_restarted_is_taken_for_backing_off() {
+        let shown = leaves(&status(), true);
+        assert_eq!(shown["containers.app.state.waiting.reason"], "CrashLoopBackOff");
+        assert_eq!(shown["containers.app.lastState.terminated.exitCode"], 3);
+    }
+
+    #[test]
+    fn the_list_covers_just_what_it_says_and_must_be_needed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("list.json");
+        let entry = json!([{
+            "shapes": ["a", "b"], "reason": "a reason that is long enough",
+            "values": {"phase": {"kubelet": "Running", "berth": "Pending"}},
+        }]);
+        fs::write(&path, entry.to_string()).unwrap();
+        let mut list = Differences::read(&path).unwrap();
+        let found = |berth: &str| {
+            vec![Unlike { path: "phase".into(), kubelet: json!("Running"), berth: json!(berth) }]
+        };
+        assert!(list.unknown("a", &found("Pending")).is_empty());
+        assert_eq!(list.unknown("a", &found("Failed")).len(), 1);
+        assert_eq!(list.unknown("c", &found("Pending")).len(), 1);
+        list.meet("a", &found("Pending"));
+        let exist = BTreeSet::from(["a", "b"]);
+        assert_eq!(list.unused(&exist, &exist), ["b phase"]);
+        assert!(list.unused(&BTreeSet::from(["a"]), &exist).is_empty());
+        assert_eq!(list.unused(&BTreeSet::new(), &BTreeSet::from(["a"])), ["b phase"]);
+        fs::write(&path, r#"[{"shapes": ["a"], "values": {"phase": {}}}]"#).unwrap();
+        assert!(Differences::read(&path).is_err(), "an entry without a reason");
     }
 }
