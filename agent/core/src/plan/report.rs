@@ -7,7 +7,7 @@ use super::{
     view::{Decision, Role, Standing},
 };
 use crate::{
-    ids::ContainerName,
+    ids::{ContainerId, ContainerName},
     model::{Container, Pod, RestartPolicy},
     status::{
         Condition, ConditionType, ContainerState, ContainerStatus, Phase, PodStatus, Terminated, Truth,
@@ -140,6 +140,9 @@ fn state(d: &Decision<'_>, spec: &Container, standing: Standing<'_>, initialized
             _ => waiting(default_reason(d, spec, initialized)),
         },
         Standing::Dead(id, exit) => {
+            if let Some(started_at) = exit.started_at.filter(|_| d.being_recorded(id)) {
+                return ContainerState::Running { started_at };
+            }
             let again = !ending(d)
                 && d.restartable(&spec.name, id, exit)
                 && !(d.role(&spec.name) == Role::Init && exit.code == 0);
@@ -155,6 +158,17 @@ fn state(d: &Decision<'_>, spec: &Container, standing: Standing<'_>, initialized
             }
         }
         Standing::Starting | Standing::Never => waiting(default_reason(d, spec, initialized)),
+    }
+}
+
+impl Decision<'_> {
+    /// Whether the end of a run is seen and its termination message not read yet: that is a matter of milliseconds, and
+    /// whoever waits for the end reads the message with it. Where it takes longer the end is told without.
+    fn being_recorded(&self, id: &ContainerId) -> bool {
+        let recording = |a: &Action| matches!(a, Action::RecordExit { id: i, .. } if i == id);
+        matches!(self.seen.containers.get(id).map(|c| &c.state), Some(Seen::Ended(exit)) if exit.started_at.is_some())
+            && self.in_flight(recording)
+            && !self.memory.retries.keys().any(recording)
     }
 }
 
@@ -199,7 +213,7 @@ fn phase(
     mains: &[ContainerStatus],
     terminal: Option<Phase>,
 ) -> Phase {
-    let alive = d.anything_alive();
+    let alive = d.anything_alive() || d.seen.containers.keys().any(|id| d.being_recorded(id));
     if let Some(phase) = terminal.filter(|_| !alive) {
         return phase;
     }
