@@ -25,8 +25,9 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only this suite: fmt, clippy, deny, arrows, crates, plan (a million histories), node (all of them), or one of
-    /// the node's: demo, lifecycle, output, kill. A suite that is asked for by name runs in full.
+    /// Only this suite: fmt, clippy, deny, arrows, crates, plan (a million histories), mutations (a hundred thousand
+    /// of each kind of input), node (all of them), or one of the node's: demo, lifecycle, output, kill. A suite that
+    /// is asked for by name runs in full.
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
     /// Of a suite asked for by name, only what the default run does of it.
@@ -57,6 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Some("arrows") => run.step("arrows", || crate::arrows::check().map(|()| true))?,
         Some("crates") => run.crates()?,
         Some("plan") => run.plan()?,
+        Some("mutations") => run.mutations()?,
         Some("node") => run.node(None, !args.quick)?,
         Some(name) => run.node(Some(name), !args.quick)?,
     }
@@ -131,6 +133,29 @@ impl Run {
         let Some(all) = self.built("build", built)? else { return Ok(()) };
         for binary in &all {
             self.binary(binary, &[("BERTH_HISTORIES", "1000000")])?;
+        }
+        Ok(())
+    }
+
+    /// Inputs nearly right by the hundred thousand: every test named after mutations, with the shares that it prints.
+    fn mutations(&mut self) -> Result<()> {
+        self.filter.get_or_insert_with(|| "mutat".to_owned());
+        self.tally.show = true;
+        // The harness has the mutator's own tests, and this program none.
+        let built = out::timed("build the tests of all crates", || {
+            binaries::build(&[
+                "--workspace",
+                "--exclude",
+                NODE,
+                "--exclude",
+                "berth-harness",
+                "--exclude",
+                "xtask",
+            ])
+        });
+        let Some(all) = self.built("build", built)? else { return Ok(()) };
+        for binary in &all {
+            self.binary(binary, &[("BERTH_MUTATIONS", "100000")])?;
         }
         Ok(())
     }

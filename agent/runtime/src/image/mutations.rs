@@ -153,9 +153,8 @@ fn mutated_image_lists() {
         for image in &reply.images {
             assert!(image.name.starts_with(reference::repository(&image.name)));
             let candidates = reference::candidates(&image.name);
-            assert!(!candidates.is_empty());
-            // A full name is its own full name.
-            assert_eq!(reference::normalise(&candidates[0]), candidates[0], "{}", image.name);
+            assert!(candidates[0].contains('/'), "a full name has its registry: {candidates:?}");
+            assert!(candidates.contains(&image.name), "what is there is found by its name: {candidates:?}");
             whole &= image.target.is_some() && wire_time(image).is_some();
         }
         if whole { Reached::Taken } else { Reached::Checks }

@@ -76,6 +76,7 @@ pub(crate) fn run(
     let before = tally.len();
     let mut child = Command::new(&binary.program)
         .args(["-Zunstable-options", "--format=json", "--report-time"])
+        .args(tally.show.then_some("--show-output"))
         .args(filter)
         // libtest tells times to those who say that they know the format may change; this one reads what it knows.
         .env("RUSTC_BOOTSTRAP", "1")
@@ -113,6 +114,9 @@ pub(crate) fn run(
                     last = Instant::now();
                     if tally.len() == before {
                         out::line(&format!("… {}", binary.name));
+                    }
+                    if tally.show && outcome == Outcome::Passed {
+                        out::line(printed(&line).trim_end());
                     }
                     tally.add(&format!("{}::{name}", binary.name), outcome, took);
                 }
@@ -152,6 +156,12 @@ pub(crate) fn run(
         ));
     }
     Ok(())
+}
+
+/// What a test printed, of the line that tells its end.
+fn printed(line: &str) -> String {
+    let message: Value = serde_json::from_str(line).unwrap_or_default();
+    message["stdout"].as_str().unwrap_or_default().to_owned()
 }
 
 /// The end of a test in a line of output: libtest's JSON, or `test <name> ... ok` with the time since the last one.

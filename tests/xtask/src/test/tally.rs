@@ -21,6 +21,8 @@ pub(crate) struct Tally {
     tests: Vec<(String, Outcome, Duration)>,
     /// What every test binary gets into its environment.
     pub(crate) env: Vec<(String, OsString)>,
+    /// Whether what tests print is told when they pass, too.
+    pub(crate) show: bool,
 }
 
 /// How many of the slowest are named.
