@@ -265,12 +265,13 @@ impl Node {
         }
     }
 
-    /// Waits until a pod is Ready.
+    /// Waits until a pod is Ready, and the agent has seen what runs of it: one that has just begun says what it
+    /// remembers.
     ///
     /// # Errors
     /// As [`Node::pod`].
     pub fn ready(&self, name: &str) -> Result<Pod> {
-        self.pod("is Ready", name, PATIENCE, Pod::ready)
+        self.pod("is Ready", name, PATIENCE, |p| p.ready() && p.waiting_for().is_empty())
     }
 
     /// Waits until nothing of a pod is left.

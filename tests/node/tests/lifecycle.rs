@@ -4,8 +4,15 @@
 mod support;
 
 use anyhow::{Context, ensure};
-use berth_harness::{cgroup, socket::Pod, tools::Build, wait::PATIENCE};
-use std::{fs, time::Duration};
+use berth_harness::{
+    cgroup,
+    node::Node,
+    process::Process,
+    socket::Pod,
+    tools::Build,
+    wait::{self, PATIENCE},
+};
+use std::{collections::BTreeMap, fs, time::Duration};
 use support::{apply, container, on_a_node, pod, shell};
 
 /// Restarts come after 10 s, then 20 s.
@@ -19,7 +26,7 @@ fn init_containers_run_in_order_and_the_rest_after_the_sidecars() {
             container("first", "sleep 0.3; echo first >> /notes/all", notes),
             container(
                 "side",
-                "sleep 0.3; echo side >> /notes/all; touch /started; trap 'echo side-ends >> /notes/all; exit 0' TERM; \
+                "trap 'echo side-ends >> /notes/all; exit 0' TERM; sleep 0.3; echo side >> /notes/all; touch /started; \
                  while :; do sleep 1 & wait $!; done",
                 &format!("{notes}\nrestartPolicy: Always\nstartupProbe: {{exec: {{command: [test, -e, /started]}}, periodSeconds: 1}}"),
             ),
@@ -33,12 +40,16 @@ fn init_containers_run_in_order_and_the_rest_after_the_sidecars() {
         );
         let main = container(
             "main",
-            "echo main >> /notes/all; trap 'echo main-ends >> /notes/all; exit 0' TERM; while :; do sleep 1 & wait $!; done",
+            "trap 'echo main-ends >> /notes/all; exit 0' TERM; echo main >> /notes/all; while :; do sleep 1 & wait $!; done",
             notes,
         );
         apply(node, "order", &pod("order", &spec, &main))?;
         let ready = node.ready("default/order")?;
         ensure!(ready.phase() == "Running" && ready.condition("Initialized") == "True", "{}", ready.status());
+        // Without a probe it is Ready before its shell has read the script.
+        wait::until("the main container has begun", PATIENCE, || {
+            fs::read_to_string(host.join("all")).is_ok_and(|t| t.contains("main"))
+        })?;
         node.remove("order.yaml")?;
         node.gone("default/order", PATIENCE)?;
         let notes = fs::read_to_string(host.join("all"))?;
@@ -57,7 +68,8 @@ fn restart_policies_exit_codes_and_messages() {
             ("on-failure-0", "OnFailure", "exit 0"),
             ("on-failure-4", "OnFailure", "exit 4"),
             ("always-0", "Always", "exit 0"),
-            ("killed", "Never", "sh -c 'kill -9 $$'; exit $?"),
+            // A doubled dollar is one, as everywhere in a pod's command.
+            ("killed", "Never", "sh -c 'kill -9 $$$$'; exit $?"),
         ] {
             apply(node, name, &shell(name, &format!("restartPolicy: {policy}"), script))?;
         }
@@ -109,7 +121,7 @@ fn hooks_run_around_a_container_and_grace_ends_what_does_not_listen() {
         );
         let main = container(
             "main",
-            "echo main >> /notes/all; trap 'echo term >> /notes/all; exit 0' TERM; while :; do sleep 1 & wait $!; done",
+            "trap 'echo term >> /notes/all; exit 0' TERM; echo main >> /notes/all; while :; do sleep 1 & wait $!; done",
             "volumeMounts: [{name: notes, mountPath: /notes}]\nlifecycle:\n  postStart: {exec: {command: [sh, -c, \
              'while ! grep -q main /notes/all; do sleep 0.05; done; echo post >> /notes/all']}}\n  preStop: {exec: \
              {command: [sh, -c, 'echo pre >> /notes/all']}}",
@@ -231,7 +243,7 @@ fn pods_reach_each_other_and_their_configuration() {
             ensure!(page.trim() == "hello me server", "{page:?}");
         }
         apply(node, "server", &text.replace("page: one", "page: two"))?;
-        berth_harness::wait::ok("the new value reaches the running pod", PATIENCE, || {
+        wait::ok("the new value reaches the running pod", PATIENCE, || {
             let now = node.exec("default/server/main", &["cat", "/conf/page"])?;
             ensure!(now == "two", "{now:?}");
             Ok(())
@@ -239,6 +251,13 @@ fn pods_reach_each_other_and_their_configuration() {
         ensure!(node.ready("default/server")?.processes() == server.processes(), "it was restarted for it");
         Ok(())
     });
+}
+
+/// The pod `one` runs in those processes.
+fn same(node: &Node, before: &BTreeMap<String, Process>) -> anyhow::Result<()> {
+    let now = node.ready("default/one")?;
+    ensure!(now.processes() == *before, "before {before:?}, now {}", now.0);
+    Ok(())
 }
 
 #[test]
@@ -252,17 +271,17 @@ fn a_bad_or_missing_manifest_ends_nothing() {
         node.ready("default/two")?;
         node.kill_agent()?;
         node.start_agent()?;
-        ensure!(node.ready("default/one")?.processes() == before);
+        same(node, &before)?;
         // A directory that is not there is no empty one.
         let (there, away) = (node.manifests(), node.dir.join("away"));
         fs::rename(&there, &away)?;
         node.kill_agent()?;
         node.start_agent()?;
-        ensure!(node.ready("default/one")?.processes() == before);
+        same(node, &before)?;
         fs::rename(&away, &there)?;
         apply(node, "three", &shell("three", "", "exec sleep infinity"))?;
         node.ready("default/three")?;
-        ensure!(node.ready("default/one")?.processes() == before);
+        same(node, &before)?;
         let status = node.berth(&["status"])?;
         let text = String::from_utf8_lossy(&status.stdout).into_owned();
         ensure!(text.contains("one.yaml") && text.contains("containers"), "berth status says: {text}");
