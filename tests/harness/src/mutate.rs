@@ -2,7 +2,7 @@
 //!
 //! [`run`] counts how many get past the syntax and how many are taken, prints both and demands enough of each: random
 //! noise would be refused at the door and test nothing behind it. It fails where an input panics, takes more than
-//! [`LIMIT`] of processor time or does not end, and tells which one it was; the same number is the same input again.
+//! [`LIMIT`] of processor time or does not end, and tells which one it was: `BERTH_MUTATION=<number>` is that input again.
 //! What inputs are made of: [`json`], [`wire`] (protobuf messages) and [`bytes`](fn@bytes).
 
 pub mod json;
@@ -11,11 +11,14 @@ pub mod wire;
 use crate::rng::{self, Rng};
 use nix::time::{ClockId, clock_gettime};
 use std::{
-    fmt::{self, Write as _},
+    fmt,
     io::{self, Write as _},
     ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Mutex, PoisonError, mpsc},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -80,38 +83,42 @@ pub fn count() -> u64 {
     }
 }
 
-/// Makes inputs and tries them.
+/// Makes inputs and tries them; with `BERTH_MUTATION` only the one of that number, which is shown first.
 ///
 /// # Panics
 /// An input panics or takes too long, or too few get far enough. One that hangs ends the process.
 pub fn run<I: fmt::Debug>(name: &str, make: impl Fn(&mut Rng) -> I, attempt: impl Fn(&I) -> Reached) {
     let (count, seed) = (count(), rng::seed());
-    let current: Mutex<String> = Mutex::default();
-    let (beat, beats) = mpsc::channel::<()>();
+    let only: Option<u64> = std::env::var("BERTH_MUTATION").ok().and_then(|n| n.parse().ok());
+    let current = AtomicU64::new(0);
+    let (end, ended) = mpsc::channel::<()>();
     let begun = Instant::now();
     let (mut past, mut taken, mut slowest) = (0, 0, (Duration::ZERO, 0));
     thread::scope(|scope| {
         let current = &current;
-        scope.spawn(move || watch(&beats, current));
-        for number in 0..count {
-            let mut rng = Rng::new(seed.rotate_left(32) ^ number);
-            let input = make(&mut rng);
-            {
-                let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
-                current.clear();
-                // Writing to a String cannot fail.
-                write!(current, "{name}: mutation {number} of seed {seed}: {input:?}").unwrap_or_default();
+        // Goes with this closure, also by a panic; then the watch ends.
+        let _end = end;
+        scope.spawn(move || {
+            if let Some(number) = stuck(HANG, &ended, current) {
+                // Not through the capture of the test's output, which ends with the process, as the input must.
+                writeln!(io::stderr(), "hangs: {name}: mutation {number} of seed {seed}").unwrap_or_default();
+                std::process::abort();
             }
-            // The watch lives as long as this loop.
-            beat.send(()).unwrap_or_default();
+        });
+        for number in only.map_or(0..count, |n| n..n + 1) {
+            current.store(number, Ordering::Relaxed);
+            let input = make(&mut Rng::new(seed.rotate_left(32) ^ number));
+            if only.is_some() {
+                println!("{name}: {input:?}");
+            }
+            // Cut, as the number brings the whole of it again.
+            let told = || {
+                let input: String = format!("{input:?}").chars().take(SHOWN).collect();
+                format!("{name}: mutation {number} of seed {seed}: {input}")
+            };
             let from = processor_time();
             let reached = catch_unwind(AssertUnwindSafe(|| attempt(&input)));
             let took = processor_time().saturating_sub(from);
-            // Cut, as the number brings the whole of it again.
-            let told = || {
-                let current = current.lock().unwrap_or_else(PoisonError::into_inner);
-                current.chars().take(SHOWN).collect::<String>()
-            };
             match reached {
                 Ok(Reached::Syntax) => {}
                 Ok(Reached::Checks) => past += 1,
@@ -124,8 +131,10 @@ pub fn run<I: fmt::Debug>(name: &str, make: impl Fn(&mut Rng) -> I, attempt: imp
             assert!(took < LIMIT, "takes {took:?}: {}", told());
             slowest = slowest.max((took, number));
         }
-        drop(beat);
     });
+    if only.is_some() {
+        return;
+    }
     let percent = |n: u64| n * 100 / count.max(1);
     println!(
         "{name}: {count} mutations, {} % past the syntax, {} % taken, slowest {:?} (number {}), {:.1} s in all",
@@ -142,20 +151,17 @@ pub fn run<I: fmt::Debug>(name: &str, make: impl Fn(&mut Rng) -> I, attempt: imp
     );
 }
 
-/// Ends the process where one input takes for ever: nothing else can.
-fn watch(beats: &mpsc::Receiver<()>, current: &Mutex<String>) {
-    loop {
-        match beats.recv_timeout(HANG) {
-            Ok(()) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => return,
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                let current = current.lock().unwrap_or_else(PoisonError::into_inner);
-                // Not through the capture of the test's output, which would end with the process.
-                drop(writeln!(io::stderr(), "hangs: {current}"));
-                std::process::abort();
-            }
+/// The number that stays the same for as long as this; nothing where the other side ends first.
+fn stuck(beyond: Duration, ended: &mpsc::Receiver<()>, current: &AtomicU64) -> Option<u64> {
+    let mut last = None;
+    while ended.recv_timeout(beyond) == Err(mpsc::RecvTimeoutError::Timeout) {
+        let number = current.load(Ordering::Relaxed);
+        if last == Some(number) {
+            return last;
         }
+        last = Some(number);
     }
+    None
 }
 
 /// What this thread has used; a busy machine does not make an input slow.
@@ -251,6 +257,15 @@ mod tests {
             while processor_time().saturating_sub(from) < LIMIT {}
             Reached::Taken
         });
+    }
+
+    #[test]
+    fn what_does_not_end_is_told() {
+        let (end, ended) = mpsc::channel();
+        let (current, soon) = (AtomicU64::new(7), Duration::from_millis(5));
+        assert_eq!(stuck(soon, &ended, &current), Some(7));
+        drop(end);
+        assert_eq!(stuck(soon, &ended, &current), None);
     }
 
     #[test]
