@@ -18,7 +18,7 @@ use berth_harness::oci;
 use berth_runtime::{Image, Runtime, RuntimeConfig, RuntimeEvent, StartRequest, Stdio};
 use rustix::{
     fs::{CWD, FileType, Mode, mknodat},
-    mount::{UnmountFlags, unmount},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
     process::{Pid, Signal, kill_process},
 };
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio as ProcessStdio},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -99,6 +99,8 @@ impl Node {
     /// Starts a containerd; `cri` turns its CRI plugin on.
     pub async fn with(pool: usize, cri: bool) -> Node {
         let dir = tempfile::Builder::new().prefix("berth-rt-").tempdir_in("/tmp").unwrap();
+        // In memory: containerd syncs every record and layer to its disk, which nobody here will read again.
+        mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), None).unwrap();
         let cgroup = dir.path().file_name().unwrap().to_str().unwrap().to_owned();
         let roots = Roots::below(dir.path(), NodeName::new("node").unwrap(), &cgroup);
         let containerd = dir.path().join("containerd");
@@ -173,8 +175,13 @@ impl Node {
     }
 
     pub async fn busybox(&self, runtime: &Runtime) -> Image {
+        static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
         let archive = self.dir.path().join("busybox.tar");
-        oci::write_archive(&archive, &[oci::Image::busybox(BUSYBOX).unwrap()]).unwrap();
+        let bytes = BYTES.get_or_init(|| {
+            oci::write_archive(&archive, &[oci::Image::busybox(BUSYBOX).unwrap()]).unwrap();
+            fs::read(&archive).unwrap()
+        });
+        fs::write(&archive, bytes).unwrap();
         assert_eq!(runtime.import(&archive).await.unwrap(), [BUSYBOX]);
         runtime.resolve_image("busybox").await.unwrap().expect("the image was just imported")
     }
@@ -370,7 +377,7 @@ fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     text.lines()
         .filter_map(|l| l.split(' ').nth(4))
         .map(PathBuf::from)
-        .filter(|p| p.starts_with(dir))
+        .filter(|p| p.starts_with(dir) && p != dir)
         .collect()
 }
 
@@ -408,6 +415,8 @@ impl Drop for Node {
         for mount in self.mounts().iter().rev() {
             unmount(mount, UnmountFlags::DETACH).unwrap_or_else(|e| eprintln!("{}: {e}", mount.display()));
         }
+        unmount(self.dir.path(), UnmountFlags::DETACH)
+            .unwrap_or_else(|e| eprintln!("the node's directory: {e}"));
     }
 }
 
