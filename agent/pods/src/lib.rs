@@ -14,6 +14,8 @@ mod probes;
 mod refs;
 mod report;
 mod store;
+#[cfg(test)]
+mod testing;
 mod waiting;
 mod worker;
 

@@ -364,7 +364,8 @@ impl<H: Hands, R: Reports> Manager<H, R> {
             let Some(why) = self.hindrance(uid, pod) else { continue };
             waiting.insert(uid.clone(), why);
             if self.shown_waiting.get(uid) != Some(&why) {
-                self.reports.pod(waiting::report(pod, why, self.hands.now().wall));
+                let memory = self.kept.get(uid).map(|k| &k.1);
+                self.reports.pod(waiting::report(pod, memory, why, self.hands.now()));
             }
         }
         for uid in self.shown_waiting.keys() {

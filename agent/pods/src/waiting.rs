@@ -1,10 +1,11 @@
-//! What is shown of a wanted pod that has no worker yet: nothing is known of it, and nothing is claimed.
+//! What is shown of a wanted pod that has no worker yet: what is remembered of it, and nothing more is claimed.
 
 use crate::report::PodReport;
 use berth_core::{
     model::{Container, Pod},
+    plan::{Memory, Readiness},
     status::{Condition, ConditionType, ContainerState, ContainerStatus, Phase, PodStatus, Truth},
-    time::Wall,
+    time::{Now, Wall},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,39 +16,40 @@ pub(crate) const NAME: &str = "an earlier pod of the same name to be gone";
 /// Nobody else may work on it.
 pub(crate) const LEFTOVERS: &str = "what an earlier life of the pod left to be removed";
 
-/// The report. A pod that may be running is shown as unknown, never as not ready; one that waits for its name or for
-/// leftovers to go is certainly not running.
-pub(crate) fn report(pod: &Arc<Pod>, why: &'static str, now: Wall) -> PodReport {
-    let truth = if why == RUNTIME { Truth::Unknown } else { Truth::False };
-    let reason = if why == RUNTIME { "ContainerStatusUnknown" } else { "ContainerCreating" };
-    let container = |c: &Container| ContainerStatus {
-        name: c.name.clone(),
-        image: c.image.clone(),
-        image_id: String::new(),
-        id: None,
-        ready: truth,
-        started: None,
-        restart_count: 0,
-        state: ContainerState::Waiting { reason: reason.to_owned(), message: None },
-        last_state: None,
+/// The conditions of a node, in the kubelet's order.
+const CONDITIONS: [ConditionType; 5] = [
+    ConditionType::PodReadyToStartContainers,
+    ConditionType::Initialized,
+    ConditionType::Ready,
+    ConditionType::ContainersReady,
+    ConditionType::PodScheduled,
+];
+
+/// The report. While containerd has not answered, a pod is shown as it is remembered, and as unknown where it is not:
+/// never as not ready for want of knowledge. One that waits for its name or for leftovers to go does not run.
+pub(crate) fn report(pod: &Arc<Pod>, memory: Option<&Memory>, why: &'static str, now: Now) -> PodReport {
+    let default = if why == RUNTIME { Truth::Unknown } else { Truth::False };
+    let containers = |list: &[Container]| -> Vec<ContainerStatus> {
+        list.iter().map(|c| container(c, memory, default, now)).collect()
     };
-    let condition = |kind, status| Condition { kind, status, reason: None, message: None, since: now };
-    let mut containers: Vec<ContainerStatus> = pod.containers.iter().map(container).collect();
+    let init_containers = containers(&pod.init_containers);
+    let mut containers = containers(&pod.containers);
     containers.sort_by(|a, b| a.name.cmp(&b.name));
+    let runs = containers.iter().any(|c| matches!(c.state, ContainerState::Running { .. }));
+    let conditions = CONDITIONS.into_iter().map(|kind| {
+        let default = if kind == ConditionType::PodScheduled { Truth::True } else { default };
+        let (status, since) =
+            memory.and_then(|m| m.conditions.get(&kind)).copied().unwrap_or((default, now.wall));
+        Condition { kind, status, reason: None, message: None, since }
+    });
     let status = PodStatus {
-        phase: Phase::Pending,
+        phase: if runs { Phase::Running } else { Phase::Pending },
         reason: None,
         message: None,
-        start_time: None,
+        start_time: memory.and_then(|m| m.start_time),
         pod_ips: Vec::new(),
-        conditions: vec![
-            condition(ConditionType::PodReadyToStartContainers, truth),
-            condition(ConditionType::Initialized, truth),
-            condition(ConditionType::Ready, truth),
-            condition(ConditionType::ContainersReady, truth),
-            condition(ConditionType::PodScheduled, Truth::True),
-        ],
-        init_containers: pod.init_containers.iter().map(container).collect(),
+        conditions: conditions.collect(),
+        init_containers,
         containers,
         qos: pod.qos(),
         terminating: false,
@@ -60,6 +62,35 @@ pub(crate) fn report(pod: &Arc<Pod>, why: &'static str, now: Wall) -> PodReport 
         timeline: Vec::new(),
         decisions: Vec::new(),
         gone: false,
-        as_of: now,
+        as_of: now.wall,
+    }
+}
+
+fn container(c: &Container, memory: Option<&Memory>, default: Truth, now: Now) -> ContainerStatus {
+    let remembered = memory.and_then(|m| m.containers.get(&c.name));
+    let run = remembered.and_then(|m| m.run.as_ref());
+    let started_at = run.filter(|r| r.ended_at.is_none()).and_then(|r| r.started_at);
+    let unknown = || {
+        let reason = if default == Truth::Unknown { "ContainerStatusUnknown" } else { "ContainerCreating" };
+        ContainerState::Waiting { reason: reason.to_owned(), message: None }
+    };
+    let since = |age: std::time::Duration| {
+        Wall(now.wall.0.saturating_sub(i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)))
+    };
+    ContainerStatus {
+        name: c.name.clone(),
+        image: c.image.clone(),
+        image_id: String::new(),
+        id: run.map(|r| r.id.clone()),
+        ready: match run.map(|r| r.readiness) {
+            Some(Readiness::Yes) => Truth::True,
+            Some(Readiness::No) => Truth::False,
+            Some(Readiness::Unknown) | None => default,
+        },
+        started: run.map(|r| r.startup_done),
+        restart_count: remembered.and_then(|m| m.attempt).unwrap_or_default().0,
+        state: started_at
+            .map_or_else(unknown, |t| ContainerState::Running { started_at: since(now.boottime.since(t)) }),
+        last_state: None,
     }
 }

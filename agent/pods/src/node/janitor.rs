@@ -75,8 +75,8 @@ impl NodeHands {
             if used.contains(&uid) || known.contains(&uid) {
                 continue;
             }
-            let _alone = self.claims.lock().await;
-            if lock(&self.owners).values().any(|owner| *owner == uid) {
+            let claims = self.claims.lock().await;
+            if claims.contains(&uid) {
                 continue;
             }
             match runtime.release_lease(&uid).await {
@@ -114,9 +114,14 @@ impl NodeHands {
         Ok(())
     }
 
-    /// Enters a run as ours, before anything of it is made.
-    pub(super) async fn claim(&self, id: &ContainerId, pod: &PodUid) {
-        let _alone = self.claims.lock().await;
-        lock(&self.owners).insert(id.clone(), pod.clone());
+    /// Enters a pod as ours, and the run of it, before anything of them is made.
+    pub(super) async fn claim(&self, pod: &PodUid, run: Option<&ContainerId>) {
+        let mut claims = self.claims.lock().await;
+        if !claims.contains(pod) {
+            claims.insert(pod.clone());
+        }
+        if let Some(id) = run {
+            lock(&self.owners).insert(id.clone(), pod.clone());
+        }
     }
 }

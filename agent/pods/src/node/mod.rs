@@ -14,6 +14,8 @@ mod look;
 mod sandbox;
 mod start;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod turns;
 mod users;
 
@@ -101,8 +103,9 @@ pub struct NodeHands {
     images: Mutex<HashMap<String, (std::time::Instant, berth_runtime::Image)>>,
     turns: turns::Turns,
     gates: gates::Gates,
-    /// Held while a run or its pod is entered as ours, and while what seems to be nobody's is let go.
-    claims: tokio::sync::Mutex<()>,
+    /// The pods that this life of the agent has begun to work on. Held while one is entered, and while what seems to be
+    /// nobody's is let go.
+    claims: tokio::sync::Mutex<BTreeSet<PodUid>>,
 }
 
 impl std::fmt::Debug for NodeHands {
@@ -253,6 +256,7 @@ impl NodeHands {
         logs.map_err(|e| Failure::new("FailedKillPod", chain(&e)))?;
         lease.map_err(|e| Failure::new("FailedKillPod", e.chain()))?;
         self.gates.forget(&pod.uid);
+        self.claims.lock().await.remove(&pod.uid);
         Ok(Performed::done(Vec::new()))
     }
 }

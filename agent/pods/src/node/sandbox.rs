@@ -66,7 +66,7 @@ impl Record {
         }
     }
 
-    pub(super) fn parse(text: &[u8]) -> Result<Record, String> {
+    fn parse(text: &[u8]) -> Result<Record, String> {
         serde_json::from_slice(text).map_err(|e| e.to_string())
     }
 
@@ -148,7 +148,7 @@ async fn wait_for_end(pause: Process) -> Result<(), String> {
 }
 
 impl NodeHands {
-    fn record_path(&self, uid: &PodUid) -> PathBuf {
+    pub(super) fn record_path(&self, uid: &PodUid) -> PathBuf {
         self.config.roots.runtime_state.join("sandbox-records").join(format!("{uid}.json"))
     }
 
@@ -242,7 +242,7 @@ impl NodeHands {
     }
 
     /// The processes that lie where pause does.
-    fn stray_pauses(&self, uid: &PodUid) -> Result<Vec<Process>, Failure> {
+    pub(super) fn stray_pauses(&self, uid: &PodUid) -> Result<Vec<Process>, Failure> {
         let internal = |e: &dyn std::error::Error| Failure::new("InternalError", chain(e));
         let mut found = Vec::new();
         for pid in self.cgroups.pause_pids(uid).map_err(|e| internal(&e))? {
@@ -345,7 +345,7 @@ impl NodeHands {
         Ok(attachment.ips)
     }
 
-    async fn start_pause(&self, pod: &std::sync::Arc<Pod>) -> Result<Process, Failure> {
+    pub(super) async fn start_pause(&self, pod: &std::sync::Arc<Pod>) -> Result<Process, Failure> {
         let spec = PauseSpec {
             rootfs: self.config.roots.runtime_state.join("pause"),
             sandbox_dir: self.config.roots.sandbox_dir(&pod.uid),

@@ -63,6 +63,7 @@ impl NodeHands {
         container: &ContainerName,
     ) -> Result<Performed, Failure> {
         let spec = pod.container(container).ok_or_else(|| config_error("the pod has no such container"))?;
+        self.claim(&pod.uid, None).await;
         let image = self.image(spec).await?;
         // What else a start needs of containerd and can be had before the sandbox is there. Where it fails here the
         // start tries again and tells.
@@ -121,7 +122,7 @@ impl NodeHands {
         incarnation: Incarnation,
         id: ContainerId,
     ) -> Result<Performed, Failure> {
-        self.claim(&id, &context.pod.uid).await;
+        self.claim(&context.pod.uid, Some(&id)).await;
         let waited = Instant::now();
         let _turn = self.turns.take().await;
         let waited = waited.elapsed();

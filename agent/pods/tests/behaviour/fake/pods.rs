@@ -1,7 +1,7 @@
 //! Pods for the tests.
 
 use berth_core::{ids::*, model::*, time::Wall};
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 pub fn uid(text: &str) -> PodUid {
     PodUid::new(text).unwrap()
@@ -61,10 +61,7 @@ pub fn pod(text: &str, containers: Vec<Container>) -> Pod {
     let containers = if containers.is_empty() { vec![container("c")] } else { containers };
     Pod {
         uid: uid(&format!("u-{text}")),
-        key: PodKey {
-            namespace: Namespace::new("default").unwrap(),
-            name: PodName::new(text).unwrap(),
-        },
+        key: PodKey { namespace: Namespace::new("default").unwrap(), name: PodName::new(text).unwrap() },
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         created: Wall(0),
@@ -106,12 +103,5 @@ pub fn showing(text: &str, config_map: &str) -> Pod {
         default_mode: 0o644,
         optional: true,
     });
-    Pod {
-        volumes: vec![Volume { name: VolumeName::new("v").unwrap(), source }],
-        ..pod(text, vec![])
-    }
-}
-
-pub fn arc(pod: Pod) -> Arc<Pod> {
-    Arc::new(pod)
+    Pod { volumes: vec![Volume { name: VolumeName::new("v").unwrap(), source }], ..pod(text, vec![]) }
 }

@@ -7,9 +7,7 @@ pub mod pods;
 use berth_core::{
     ids::{ContainerId, ContainerName, PodUid},
     model::{Pod, Probe},
-    plan::{
-        Action, ContainerSeen, Exit, Failure, Observed, SandboxSeen, SandboxState, Seen,
-    },
+    plan::{Action, ContainerSeen, Exit, Failure, Observed, SandboxSeen, SandboxState, Seen},
     probe::ProbeResult,
     time::{Boottime, Now, Wall},
 };
@@ -47,7 +45,7 @@ pub enum Trouble {
     Panics,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct State {
     pub up: bool,
     pub pods: BTreeMap<PodUid, (Option<Arc<Pod>>, Observed)>,
@@ -126,7 +124,12 @@ impl Node {
     pub async fn until(&self, what: &str, mut holds: impl FnMut(&State) -> bool) {
         let mut changes = self.bump.subscribe();
         let wait = async {
-            while !holds(&self.lock()) {
+            loop {
+                // A copy, so that the condition may ask the node itself.
+                let state = self.lock().clone();
+                if holds(&state) {
+                    return;
+                }
                 changes.changed().await.unwrap();
             }
         };
@@ -272,7 +275,8 @@ impl Node {
         let events = state.events.clone();
         let (stored, seen) = state.pods.entry(uid.clone()).or_default();
         stored.get_or_insert_with(|| Arc::clone(&context.pod));
-        let runs = |seen: &Observed| seen.containers.values().any(|c| matches!(c.state, Seen::Running { .. }));
+        let runs =
+            |seen: &Observed| seen.containers.values().any(|c| matches!(c.state, Seen::Running { .. }));
         let mut performed = Performed::default();
         let mut letter = None;
         match action {
@@ -326,8 +330,14 @@ impl Node {
                 performed.changes.push(Change::Container(id.clone(), Box::new(run.clone()), process));
                 performed.events = events;
                 if ends_at_once {
-                    let exit =
-                        Exit { code: 7, at: started_at, oom: false, reason: None, message: None, started_at: None };
+                    let exit = Exit {
+                        code: 7,
+                        at: started_at,
+                        oom: false,
+                        reason: None,
+                        message: None,
+                        started_at: None,
+                    };
                     run.state = Seen::Ended(exit.clone());
                     letter = Some(Letter::Exit(id.clone(), exit));
                 } else if let Some(process) = process {
@@ -568,8 +578,7 @@ pub fn store() -> (tempfile::TempDir, Store) {
 /// The memory files in a store's directory.
 pub fn memory_files(dir: &tempfile::TempDir) -> Vec<String> {
     let entries = std::fs::read_dir(dir.path().join("run/memory")).unwrap();
-    let mut names: Vec<String> =
-        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }

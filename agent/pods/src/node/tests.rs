@@ -1,0 +1,320 @@
+//! Sandboxes of real namespaces, cgroups and pause processes, without containerd and without a CNI; and their records,
+//! mutated.
+
+use super::*;
+use crate::{
+    testing::{Rng, container, mutate, mutations, pod},
+    worker::Letter,
+};
+use berth_core::{
+    ids::{Incarnation, NodeName},
+    model::{PodNamespaces, RestartPolicy},
+    plan::{SandboxSeen, SandboxState},
+    time::Wall,
+};
+use berth_network::NetworkConfig;
+use berth_probe::ProberConfig;
+use berth_sys::process::{self, PidFd};
+use serde_json::{Value, json};
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+static NODES: AtomicU32 = AtomicU32::new(0);
+
+struct Node {
+    dir: tempfile::TempDir,
+    hands: NodeHands,
+    told: mpsc::Receiver<Incoming>,
+    pod: Arc<Pod>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Where the test has failed, whatever it left.
+        let uid = &self.pod.uid;
+        let ended = self.hands.cgroups.kill_pod(uid).and_then(|()| self.hands.cgroups.remove_pod(uid));
+        let unpinned = berth_sys::ns::unpin(&self.hands.config.roots.sandbox_dir(uid));
+        let removed = self.hands.cgroups.remove_all();
+        if !std::thread::panicking() {
+            ended.unwrap();
+            unpinned.unwrap();
+            removed.unwrap();
+        }
+    }
+}
+
+impl Node {
+    fn new(namespaces: PodNamespaces) -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let n = NODES.fetch_add(1, Ordering::Relaxed);
+        let cgroup = format!("berth-pods-{}-{n}", std::process::id());
+        let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), &cgroup);
+        for d in [&roots.runtime_state, &roots.lasting_state, &roots.pod_state] {
+            std::fs::create_dir_all(d).unwrap();
+        }
+        let cgroups = CgroupTree::open(&roots).unwrap();
+        cgroups.prepare().unwrap();
+        let (incoming, told) = mpsc::channel(16);
+        let config = NodeConfig {
+            roots: roots.clone(),
+            boot: berth_sys::clock::boot_id(&roots.boot_id).unwrap(),
+            node_ips: vec!["192.0.2.1".parse().unwrap()],
+            cluster_dns: Vec::new(),
+            cluster_domain: None,
+            pids_limit: None,
+            allocatable: ResourceList::default(),
+            host: HostFacts::default(),
+            recursive_read_only: recursive_read_only(),
+        };
+        let hands = NodeHands::new(
+            config,
+            Arc::new(berth_logd::client::Client::new(roots.logd_socket())),
+            Network::open(&roots, NetworkConfig::default()).unwrap(),
+            Volumes::new(&roots),
+            cgroups.clone(),
+            Prober::new(ProberConfig::new("/proc/self/exe", cgroups.roots())).unwrap(),
+            incoming,
+        );
+        let plain = pod(RestartPolicy::Always, vec![], vec![container("c", false)]);
+        let pod = Arc::new(Pod { namespaces, ..Pod::clone(&plain) });
+        Node { dir, hands, told, pod }
+    }
+
+    fn context(&self) -> Context {
+        Context {
+            pod: Arc::clone(&self.pod),
+            objects: Arc::default(),
+            sandbox: None,
+            process: None,
+            run: None,
+            deadline: None,
+        }
+    }
+
+    async fn act(&self, action: Action) -> Result<Option<SandboxSeen>, Failure> {
+        let performed = self.hands.perform(self.context(), action).await;
+        performed.outcome?;
+        match performed.changes.into_iter().next() {
+            Some(Change::Sandbox(seen)) => Ok(seen),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Makes the sandbox whole.
+    async fn make(&self, incarnation: u32) -> SandboxSeen {
+        let incarnation = Incarnation(incarnation);
+        let made = self.act(Action::MakeSandbox(incarnation)).await.unwrap().unwrap();
+        assert_ne!(made.state, SandboxState::Broken);
+        assert_eq!(self.state(), Some(made.state));
+        self.act(Action::RestartPause(incarnation)).await.unwrap().unwrap()
+    }
+
+    fn state(&self) -> Option<SandboxState> {
+        self.hands.see_sandbox(&self.pod.uid, None).unwrap().map(|s| s.state)
+    }
+
+    /// As where containers run in that sandbox.
+    fn state_of_living(&self, incarnation: u32) -> Option<SandboxSeen> {
+        let lives = Some((self.pod.as_ref(), Incarnation(incarnation)));
+        self.hands.see_sandbox(&self.pod.uid, lives).unwrap()
+    }
+
+    fn pause(&self) -> Process {
+        let pauses = self.hands.stray_pauses(&self.pod.uid).unwrap();
+        assert_eq!(pauses.len(), 1, "{pauses:?}");
+        pauses[0]
+    }
+
+    fn kill_pause(&self) {
+        let fd = PidFd::open(self.pause().pid).unwrap().unwrap();
+        fd.signal_number(9).unwrap();
+        assert!(fd.poll_exited(Duration::from_secs(10)).unwrap());
+    }
+
+    async fn hears_that_pause_died(&mut self) {
+        let told = tokio::time::timeout(Duration::from_secs(10), self.told.recv()).await.unwrap();
+        let Some(Incoming::One(uid, Letter::PauseDied)) = told else { panic!("{told:?}") };
+        assert_eq!(uid, self.pod.uid);
+    }
+
+    async fn take_down(&self, incarnation: u32) {
+        let pauses = self.hands.stray_pauses(&self.pod.uid).unwrap();
+        assert_eq!(self.act(Action::TeardownSandbox(Incarnation(incarnation))).await.unwrap(), None);
+        assert_eq!(self.state(), None);
+        assert_eq!(self.hands.sandboxes().len(), 0);
+        for p in pauses {
+            assert!(!process::alive(p.pid, p.start_time).unwrap());
+        }
+        assert!(!self.hands.record_path(&self.pod.uid).exists());
+        assert!(!self.hands.config.roots.sandbox_dir(&self.pod.uid).exists());
+        assert!(self.dir.path().exists());
+    }
+}
+
+const ALL_OF_THE_HOST: PodNamespaces =
+    PodNamespaces { host_network: true, host_pid: false, host_ipc: true, share_pid: false };
+const OWN_IPC: PodNamespaces = PodNamespaces { host_ipc: false, ..ALL_OF_THE_HOST };
+
+#[tokio::test]
+async fn pause_dies_and_is_restarted_also_where_nothing_is_pinned() {
+    for namespaces in [ALL_OF_THE_HOST, OWN_IPC] {
+        let mut node = Node::new(namespaces);
+        assert_eq!(node.state(), None);
+        let made = node.make(3).await;
+        assert_eq!((made.state, made.incarnation, made.ips.len()), (SandboxState::Ready, Incarnation(3), 1));
+        assert_eq!(node.state(), Some(SandboxState::Ready));
+        let first = node.pause();
+        node.kill_pause();
+        node.hears_that_pause_died().await;
+        assert_eq!(node.state(), Some(SandboxState::NoPause));
+        let again = node.act(Action::RestartPause(Incarnation(3))).await.unwrap().unwrap();
+        assert_eq!((again.state, again.ips), (SandboxState::Ready, made.ips));
+        let second = node.pause();
+        assert_ne!(first, second);
+        // A late word of the first one's death starts no third.
+        let still = node.act(Action::RestartPause(Incarnation(3))).await.unwrap().unwrap();
+        assert_eq!((still.state, node.pause()), (SandboxState::Ready, second));
+        // And the second is watched like the first.
+        node.kill_pause();
+        node.hears_that_pause_died().await;
+        node.take_down(3).await;
+    }
+}
+
+#[tokio::test]
+async fn a_pin_that_is_gone_breaks_the_sandbox() {
+    let node = Node::new(OWN_IPC);
+    node.make(0).await;
+    let pin = node.hands.config.roots.sandbox_dir(&node.pod.uid).join("ipc");
+    assert!(berth_sys::mount::unmount(&pin).unwrap());
+    assert_eq!(node.state(), Some(SandboxState::Broken), "pause alone does not hold a name for it");
+    node.take_down(0).await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_shared_pid_namespace_is_the_sandboxs_end() {
+    let mut node = Node::new(PodNamespaces { share_pid: true, ..OWN_IPC });
+    node.make(0).await;
+    assert_eq!(node.state(), Some(SandboxState::Ready));
+    node.kill_pause();
+    node.hears_that_pause_died().await;
+    let seen = node.act(Action::RestartPause(Incarnation(0))).await.unwrap().unwrap();
+    assert_eq!(seen.state, SandboxState::Broken);
+    assert_eq!(node.state(), Some(SandboxState::Broken), "also for the next agent");
+    node.take_down(0).await;
+    let made = node.make(1).await;
+    assert_eq!(made.state, SandboxState::Ready);
+    node.take_down(1).await;
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_record_is_torn_or_gone_is_told_by_what_is_there() {
+    let node = Node::new(OWN_IPC);
+    let made = node.make(2).await;
+    let pause = node.pause();
+    let path = node.hands.record_path(&node.pod.uid);
+    let whole = std::fs::read(&path).unwrap();
+    for torn in [Some(&whole[..whole.len() / 2]), Some(b"".as_slice()), None] {
+        match torn {
+            Some(text) => std::fs::write(&path, text).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+        // Nobody lives in it: it is finished backwards.
+        assert_eq!(node.state(), Some(SandboxState::Broken));
+        assert_eq!(
+            path.with_extension("bad").exists(),
+            torn.is_some() || path.with_extension("bad").exists()
+        );
+        // Containers run in it: nothing happens to them for a torn file.
+        let seen = node.state_of_living(2).unwrap();
+        assert_eq!(seen, made);
+        assert_eq!(
+            serde_json::from_slice::<Value>(&std::fs::read(&path).unwrap()).unwrap(),
+            serde_json::from_slice::<Value>(&whole).unwrap()
+        );
+        assert_eq!(node.pause(), pause);
+    }
+    assert!(path.with_extension("bad").exists());
+    node.take_down(2).await;
+    assert!(!path.with_extension("bad").exists());
+}
+
+#[tokio::test]
+async fn a_pause_that_nobody_wrote_down_is_ended_by_the_next_and_by_the_taking_down() {
+    let node = Node::new(OWN_IPC);
+    node.make(0).await;
+    let mut pauses = vec![node.pause()];
+    for _ in 0..3 {
+        node.hands.start_pause(&node.pod).await.unwrap();
+        pauses.push(node.pause());
+    }
+    pauses.dedup();
+    assert_eq!(pauses.len(), 4, "each try has its own, and one lives at a time");
+    node.take_down(0).await;
+    node.hands.clean(&node.pod.uid).await.unwrap();
+    assert!(node.hands.cgroups.pods().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_making_that_failed_is_seen_as_broken_and_cleaned_away() {
+    // A network of its own, and no CNI configuration to attach it.
+    let node = Node::new(PodNamespaces::default());
+    for _ in 0..2 {
+        let failure = node.act(Action::MakeSandbox(Incarnation(0))).await.unwrap_err();
+        assert_eq!(failure.reason, "FailedCreatePodSandBox", "{failure}");
+        assert_eq!(node.state(), Some(SandboxState::Broken));
+    }
+    // As the janitor does it, who knows of no incarnation.
+    node.hands.clean(&node.pod.uid).await.unwrap();
+    assert_eq!((node.state(), node.hands.sandboxes().len()), (None, 0));
+    assert!(node.hands.cgroups.pods().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn mutated_records_are_set_aside_or_borne() {
+    let node = Node::new(OWN_IPC);
+    let boot = node.hands.config.boot.as_str();
+    let me = std::process::id();
+    let start_time = process::start_time(me).unwrap().unwrap();
+    let record = |incarnation: u32, boot: &str, complete: bool, pause: Value, pins: Value| {
+        let ips = json!(["10.0.0.1", "fd00::1"]);
+        json!({"incarnation": incarnation, "boot": boot, "complete": complete, "ips": ips, "pause": pause, "pins": pins})
+    };
+    let corpus = [
+        record(0, boot, true, json!([me, start_time]), json!([])),
+        record(1, boot, true, json!([me, 1]), json!(["net", "ipc", "uts"])),
+        record(2, boot, false, Value::Null, json!(["net", "uts", "pid"])),
+        record(u32::MAX, "another", true, json!([u32::MAX, u64::MAX]), json!(["ipc"])),
+    ];
+    let path = node.hands.record_path(&node.pod.uid);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let (count, begun) = (mutations(), Instant::now());
+    let (mut past_syntax, mut read) = (0, 0);
+    for seed in 0..count {
+        let mut rng = Rng::new(u64::try_from(seed).unwrap());
+        let text = mutate(&mut rng, &corpus);
+        past_syntax += usize::from(serde_json::from_slice::<Value>(&text).is_ok());
+        std::fs::write(&path, &text).unwrap();
+        let seen = node.hands.see_sandbox(&node.pod.uid, None).unwrap();
+        let aside = path.with_extension("bad");
+        assert_eq!(seen.is_some(), path.exists(), "seed {seed}");
+        assert_eq!(seen.is_none(), aside.exists(), "seed {seed}");
+        read += usize::from(seen.is_some());
+        if aside.exists() {
+            std::fs::remove_file(aside).unwrap();
+        }
+        // What is read is planned on.
+        let seen = berth_core::plan::Observed { runtime_answers: true, sandbox: seen, ..Default::default() };
+        let desired = berth_core::plan::Desired { pod: Arc::clone(&node.pod), end: None };
+        let now = berth_core::time::Now { boottime: berth_sys::clock::boottime(), wall: Wall(0) };
+        berth_core::plan::plan(&desired, &seen, &berth_core::plan::Memory::default(), now);
+    }
+    println!(
+        "sandbox records: {count} mutations in {:.1} s: {past_syntax} past the syntax, {read} read",
+        begun.elapsed().as_secs_f64()
+    );
+    assert!(past_syntax * 10 >= count * 3, "too few past the syntax: {past_syntax}");
+    assert!(read * 10 >= count && read < count, "read: {read}");
+}

@@ -1,0 +1,284 @@
+//! Several pods: none waits for another, but for its name.
+
+use crate::fake::{
+    Agent, Node, Trouble, memory_files,
+    pods::{config_map, pod, probed, showing, uid},
+    store, wanted,
+};
+use berth_core::{
+    ids::PodUid,
+    model::{Objects, Pod},
+    status::Truth,
+};
+use berth_pods::{Decision, DesiredSet};
+use std::{sync::Arc, time::Duration};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn of_two_pods_with_one_name_the_second_waits_until_the_first_is_gone() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let first = pod("a", vec![]);
+    let second = Pod { uid: uid("u-second"), ..first.clone() };
+    let (u1, u2) = (first.uid.clone(), second.uid.clone());
+    let agent = Agent::start(&node, &store, wanted([first])).await;
+    agent.ready(&u1).await;
+    node.trouble(&u1, "UnmountVolumes", Trouble::Slow(SECOND * 60));
+    agent.want(|d| *d = wanted([second]));
+    node.until("shown", |_| agent.board.shows(&u2)).await;
+    let report = agent.board.report(&u2);
+    assert_eq!(report.status.waiting_for.as_deref(), Some("an earlier pod of the same name to be gone"));
+    agent.ready(&u2).await;
+    let log = node.lock().log.clone();
+    let of_first = log.iter().rposition(|(_, u, _)| *u == u1).unwrap();
+    let of_second = log.iter().position(|(_, u, _)| *u == u2).unwrap();
+    assert!(of_first < of_second, "not begun before");
+    assert_eq!(log[of_first].2.kind(), "RemovePod");
+    assert!(!agent.board.shows(&u1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_pod_that_is_no_longer_wanted_is_no_longer_shown() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let first = pod("a", vec![]);
+    let second = Pod { uid: uid("u-second"), ..first.clone() };
+    let agent = Agent::start(&node, &store, wanted([first.clone(), second.clone()])).await;
+    // The one that comes first by its UID has the name.
+    let (has, waits) = (first.uid.clone(), second.uid.clone());
+    assert!(waits < has || has < waits);
+    let has = if has < waits { has } else { waits.clone() };
+    agent.ready(&has).await;
+    let other = if has == first.uid { second.uid } else { first.uid };
+    assert!(agent.board.shows(&other));
+    agent.want(|d| drop(d.pods.remove(&other)));
+    node.until("not shown", |_| !agent.board.shows(&other)).await;
+    assert!(agent.board.is_ready(&has));
+    assert_eq!(node.kinds(&other), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stuck_or_slow_action_or_look_holds_up_its_own_pod_only() {
+    let (_dir, store) = store();
+    let kinds = ["MountVolumes", "MakeSandbox", "EnsureImage", "Start", "look"];
+    let node = Node::new();
+    let stuck: Vec<Pod> = kinds.iter().map(|k| pod(&k.to_lowercase(), vec![])).collect();
+    for (p, kind) in stuck.iter().zip(kinds) {
+        node.trouble(&p.uid, kind, Trouble::Stuck);
+    }
+    // Its start fails, so that it looks.
+    let looking = stuck.last().unwrap().uid.clone();
+    node.trouble(&looking, "Start", Trouble::Fails);
+    let others: Vec<Pod> = (0..20).map(|n| pod(&format!("p{n}"), vec![])).collect();
+    let uids: Vec<PodUid> = others.iter().map(|p| p.uid.clone()).collect();
+    let agent = Agent::start(&node, &store, wanted(stuck.iter().cloned().chain(others))).await;
+    for uid in &uids {
+        agent.ready(uid).await;
+    }
+    assert!(node.elapsed() < SECOND, "{:?}", node.elapsed());
+    node.until("looked", |s| s.looks.contains_key(&looking)).await;
+    // They come and go as ever.
+    let begun = node.elapsed();
+    agent.want(|d| d.pods.retain(|u, _| !uids.contains(u)));
+    for uid in &uids {
+        agent.gone(uid).await;
+    }
+    assert!(node.elapsed() - begun < SECOND);
+    assert!(stuck.iter().all(|p| !agent.board.is_ready(&p.uid)));
+    // A stuck look holds up nothing of its pod that can go on without it: the next start succeeds.
+    node.lock().trouble.remove(&(looking.clone(), "Start"));
+    agent.ready(&looking).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_worker_is_that_pods_failure_alone() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let (a, b) = (pod("a", vec![probed("c")]), pod("b", vec![]));
+    let (ua, ub) = (a.uid.clone(), b.uid.clone());
+    let agent = Agent::start(&node, &store, wanted([a.clone(), b])).await;
+    agent.ready(&ua).await;
+    agent.ready(&ub).await;
+    let run = node.running(&ua, "c");
+    let begun = node.elapsed();
+    // The next report panics, twice, and the two after its first restart.
+    agent.board.told().panics.insert(ua.clone(), 2);
+    agent.want(|d| {
+        let p = Pod { labels: [("l".to_owned(), "1".to_owned())].into(), ..a.clone() };
+        d.pods.insert(ua.clone(), Arc::new(p));
+    });
+    node.exit(&ub, "c", 0).await;
+    node.lock().answers.insert(
+        berth_core::ids::ContainerName::new("c").unwrap(),
+        berth_core::probe::ProbeResult::Failure("so that there is something to tell".into()),
+    );
+    node.until("panicked", |_| agent.board.told().panics[&ua] == 1).await;
+    node.lock().answers.clear();
+    agent.ready(&ub).await;
+    let at = node.elapsed();
+    // Others come and go meanwhile.
+    let c = pod("d", vec![]);
+    let uc = c.uid.clone();
+    agent.want(|d| drop(d.pods.insert(uc.clone(), Arc::new(c))));
+    agent.ready(&uc).await;
+    assert!(node.elapsed() - at < SECOND, "nobody rests with it");
+    node.until("panicked again", |_| agent.board.told().panics[&ua] == 0).await;
+    assert!(node.elapsed() - at >= SECOND * 4);
+    node.until("looked at anew", |s| s.looks.contains_key(&ua)).await;
+    let rested = node.elapsed() - at;
+    assert!(rested >= SECOND * 14 && rested < SECOND * 20, "5 s, then 10 s: {rested:?}");
+    assert_eq!(node.running(&ua, "c"), run, "it ran on");
+    assert!(node.elapsed() > begun);
+    assert_eq!(node.starts(&ua, "c").len(), 1);
+    agent.want(|d| drop(d.pods.remove(&ua)));
+    agent.gone(&ua).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_rests_after_a_panic_keeps_its_name_and_can_be_ended() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let first = pod("a", vec![]);
+    let second = Pod { uid: uid("u-second"), ..first.clone() };
+    let (u1, u2) = (first.uid.clone(), second.uid.clone());
+    let agent = Agent::start(&node, &store, wanted([first])).await;
+    agent.ready(&u1).await;
+    agent.board.told().panics.insert(u1.clone(), 1);
+    node.exit(&u1, "c", 0).await;
+    node.until("panicked", |_| agent.board.told().panics[&u1] == 0).await;
+    agent.want(|d| *d = wanted([second]));
+    node.until("second waits", |_| agent.board.shows(&u2)).await;
+    assert_eq!(node.kinds(&u2), [""; 0]);
+    agent.ready(&u2).await;
+    assert!(!node.lock().pods.contains_key(&u1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_objects_reaches_only_those_that_refer_to_them() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let (a, b, plain) = (showing("a", "one"), showing("b", "two"), pod("plain", vec![]));
+    let uids = [&a, &b, &plain].map(|p| p.uid.clone());
+    let mut objects = Objects::default();
+    objects.put_config_map(config_map("one", "1"));
+    objects.put_config_map(config_map("two", "1"));
+    let set = DesiredSet { objects: Arc::new(objects.clone()), ..wanted([a, b, plain]) };
+    let agent = Agent::start(&node, &store, set).await;
+    for uid in &uids {
+        agent.ready(uid).await;
+    }
+    assert_eq!(node.lock().refreshed, []);
+    objects.put_config_map(config_map("one", "2"));
+    agent.want(|d| d.objects = Arc::new(objects.clone()));
+    node.until("refreshed", |s| !s.refreshed.is_empty()).await;
+    node.pass(SECOND * 30).await;
+    assert_eq!(node.lock().refreshed, [uids[0].clone()]);
+
+    // One that fails is tried again; one that is stuck takes one task, and is made up for once.
+    node.lock().refreshed.clear();
+    node.trouble(&uids[1], "refresh", Trouble::Fails);
+    objects.put_config_map(config_map("two", "2"));
+    agent.want(|d| d.objects = Arc::new(objects.clone()));
+    node.until("tried again", |s| s.refreshed.len() == 3).await;
+    node.trouble(&uids[1], "refresh", Trouble::Slow(SECOND * 100));
+    node.until("slow one begun", |s| s.refreshed.len() == 4).await;
+    for n in 0..5 {
+        objects.put_config_map(config_map("two", &format!("again {n}")));
+        agent.want(|d| d.objects = Arc::new(objects.clone()));
+        node.pass(SECOND).await;
+    }
+    assert_eq!(node.lock().refreshed.len(), 4);
+    node.until("made up for", |s| s.refreshed.len() == 5).await;
+    node.no_trouble();
+    node.pass(SECOND * 300).await;
+    assert_eq!(node.lock().refreshed.len(), 5);
+    assert!(node.lock().refreshed.iter().all(|u| *u == uids[1]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changes_while_volumes_are_being_mounted_is_shown_after() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let a = showing("a", "one");
+    let uid = a.uid.clone();
+    node.trouble(&uid, "MountVolumes", Trouble::Slow(SECOND * 10));
+    let agent = Agent::start(&node, &store, wanted([a])).await;
+    node.until("mounting", |_| node.kinds(&uid).contains(&"MountVolumes")).await;
+    let mut objects = Objects::default();
+    objects.put_config_map(config_map("one", "1"));
+    agent.want(|d| d.objects = Arc::new(objects));
+    agent.ready(&uid).await;
+    assert_eq!(node.lock().refreshed, std::slice::from_ref(&uid));
+}
+
+#[tokio::test(start_paused = true)]
+async fn decisions_can_be_made_again_from_what_was_recorded() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let p = pod("a", vec![probed("c")]);
+    let uid = p.uid.clone();
+    let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
+    agent.ready(&uid).await;
+    let decisions: Vec<Arc<Decision>> = agent.board.report(&uid).decisions;
+    assert!(decisions.len() >= 2);
+    for d in decisions {
+        let mut memory = d.memory.clone();
+        for a in &d.actions {
+            memory.in_flight.remove(a);
+        }
+        let desired = berth_core::plan::Desired { pod: Arc::new(p.clone()), end: None };
+        let again = berth_core::plan::plan(&desired, &d.seen, &memory, d.at);
+        assert!(d.actions.iter().all(|a| again.actions.contains(a)), "{d:?}\n{:?}", again.actions);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn leftovers_of_unknown_pods_are_removed_and_nobody_works_on_them_meanwhile() {
+    let (dir, store) = store();
+    let node = Node::new();
+    let (known, old) = (pod("known", vec![]), pod("old", vec![]));
+    let (uk, uo) = (known.uid.clone(), old.uid.clone());
+    node.lock().leftovers.extend([uk.clone(), uo.clone(), uid("u-stuck")]);
+    node.trouble(&uo, "clean", Trouble::Slow(SECOND * 20));
+    node.trouble(&uid("u-stuck"), "clean", Trouble::Slow(SECOND * 40));
+    let agent = Agent::start_unlisted(&node, &store, DesiredSet { listed: false, ..wanted([known.clone()]) });
+    node.back().await;
+    agent.ready(&uk).await;
+    node.pass(SECOND * 10).await;
+    assert!(node.lock().cleaned.is_empty(), "not before the source has listed");
+    agent.want(|d| d.listed = true);
+    node.until("cleaning", |_| node.lock().leftovers.len() == 3).await;
+    node.pass(SECOND).await;
+    // Its file is put back just now.
+    let begun = node.elapsed();
+    agent.want(|d| drop(d.pods.insert(uo.clone(), Arc::new(old))));
+    node.until("shown", |_| agent.board.shows(&uo)).await;
+    assert_eq!(node.kinds(&uo), [""; 0]);
+    agent.ready(&uo).await;
+    let waited = node.elapsed() - begun;
+    assert!(waited > SECOND * 15 && waited < SECOND * 25, "{waited:?}");
+    node.until("swept", |s| s.sweeps == 1).await;
+    assert_eq!(node.lock().cleaned, [uo, uid("u-stuck")], "known pods are not leftovers");
+    assert_eq!(memory_files(&dir).len(), 2);
+    assert_eq!(agent.board.readiness(&uk), [Truth::Unknown, Truth::False, Truth::True]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn leftovers_that_resist_are_tried_again() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let left = uid("u-left");
+    node.lock().leftovers.insert(left.clone());
+    node.trouble(&left, "clean", Trouble::Fails);
+    let _agent = Agent::start(&node, &store, wanted([])).await;
+    node.until("swept all the same", |s| s.sweeps == 1).await;
+    assert!(node.lock().cleaned.is_empty());
+    node.trouble(&left, "clean", Trouble::Panics);
+    node.until("and again", |s| s.sweeps == 2).await;
+    assert!(node.lock().cleaned.is_empty());
+    node.until("cleaned", |s| s.cleaned == [left.clone()]).await;
+    node.until("swept", |s| s.sweeps == 3).await;
+    node.pass(SECOND * 3600).await;
+    assert_eq!(node.lock().sweeps, 3, "and then no more");
+}

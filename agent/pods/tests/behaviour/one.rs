@@ -1,0 +1,292 @@
+//! One pod from its start to its end.
+
+use crate::fake::{
+    Agent, Node, Trouble, memory_files,
+    pods::{container, name, pod, probed},
+    store, wanted,
+};
+use berth_core::{
+    event::Event,
+    model::{Container, Hook, Pod, PodNamespaces, RestartPolicy},
+    plan::{Action, Exit, Seen},
+    probe::ProbeResult,
+    status::{ContainerState, Phase},
+};
+use berth_pods::Letter;
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn comes_up_in_order_and_goes_without_a_trace() {
+    let (dir, store) = store();
+    let node = Node::new();
+    let p = Pod {
+        init_containers: vec![container("i"), Container { sidecar: true, ..container("s") }, container("j")],
+        ..pod("a", vec![container("c"), probed("d")])
+    };
+    let uid = p.uid.clone();
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    for init in ["i", "j"] {
+        node.until("init container runs", |_| node.running(&uid, init).is_some()).await;
+        assert!(node.starts(&uid, "c").is_empty(), "main containers wait for {init}");
+        node.exit(&uid, init, 0).await;
+    }
+    agent.ready(&uid).await;
+    let begun: Vec<Duration> =
+        ["i", "s", "j", "c"].iter().map(|c| *node.starts(&uid, c).first().unwrap()).collect();
+    assert!(begun.is_sorted(), "{begun:?}");
+    assert_eq!(agent.board.report(&uid).status.phase, Phase::Running);
+    assert_eq!(memory_files(&dir), ["u-a.json"]);
+    let timeline = agent.board.report(&uid).timeline;
+    assert!(timeline.iter().any(|a| a.kind == "MakeSandbox" && a.failure.is_none()));
+
+    agent.want(|d| d.pods.clear());
+    agent.gone(&uid).await;
+    assert_eq!(memory_files(&dir), [""; 0]);
+    let kinds = node.kinds(&uid);
+    assert_eq!(kinds.last(), Some(&"RemovePod"), "{kinds:?}");
+    let signalled: Vec<Action> = node.actions(&uid).into_iter().filter(|a| a.kind() == "Signal").collect();
+    assert_eq!(
+        signalled.last().and_then(Action::container),
+        Some(&name("s")),
+        "sidecars go after the main containers"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn exits_restart_at_once_and_then_ever_later() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let p = pod("a", vec![]);
+    let uid = p.uid.clone();
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    for attempt in 0..4 {
+        node.until("runs", |_| {
+            node.running(&uid, "c").is_some() && node.starts(&uid, "c").len() == attempt + 1
+        })
+        .await;
+        agent.ready(&uid).await;
+        node.exit(&uid, "c", 1).await;
+        node.until("end is told", |_| !agent.board.is_ready(&uid)).await;
+    }
+    node.until("fifth run", |_| node.starts(&uid, "c").len() == 5).await;
+    let starts = node.starts(&uid, "c");
+    let gaps: Vec<Duration> = starts.iter().zip(starts.iter().skip(1)).map(|(a, b)| *b - *a).collect();
+    for (gap, want) in gaps.iter().zip([0, 10, 20, 40]) {
+        let want = SECOND * want;
+        assert!(*gap >= want && *gap < want + SECOND, "{gaps:?}");
+    }
+    agent.ready(&uid).await;
+    assert_eq!(agent.board.container(&uid, "c").restart_count, 4);
+    assert!(agent.board.reasons(&uid).contains(&"BackOff".to_owned()));
+    // Of the dead only the newest is kept.
+    node.until("old runs removed", |s| s.pods[&uid].1.containers.len() == 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exit_that_comes_before_its_start_ends_is_not_lost() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    node.lock().ends_at_once.insert(name("c"));
+    let p = Pod { restart_policy: RestartPolicy::Never, ..pod("a", vec![]) };
+    let uid = p.uid.clone();
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    node.until("failed", |_| {
+        agent.board.shows(&uid) && agent.board.report(&uid).status.phase == Phase::Failed
+    })
+    .await;
+    let ContainerState::Terminated(t) = agent.board.container(&uid, "c").state else { panic!("not ended") };
+    assert_eq!((t.exit_code, t.reason.as_str()), (7, "Error"));
+    assert!(t.started_at.is_some());
+    assert_eq!(node.lock().looks.get(&uid), None, "nothing had to be looked at");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_an_action_is_a_failed_action() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let (a, b) = (pod("a", vec![]), pod("b", vec![]));
+    let (ua, ub) = (a.uid.clone(), b.uid.clone());
+    for kind in ["MountVolumes", "MakeSandbox", "EnsureImage", "Start"] {
+        node.trouble(&ua, kind, Trouble::Panics);
+    }
+    let agent = Agent::start(&node, &store, wanted([a, b])).await;
+    agent.ready(&ub).await;
+    assert!(node.elapsed() < SECOND, "the other pod does not wait");
+    agent.ready(&ua).await;
+    let failures: Vec<String> =
+        agent.board.report(&ua).timeline.into_iter().filter_map(|t| t.failure).collect();
+    assert_eq!(failures.len(), 4, "{failures:?}");
+    assert!(failures.iter().all(|f| f.starts_with("InternalError")), "{failures:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_start_is_looked_into() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let p = pod("a", vec![]);
+    let uid = p.uid.clone();
+    node.trouble(&uid, "Start", Trouble::Fails);
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    node.until("looked", |s| s.looks.contains_key(&uid)).await;
+    let ContainerState::Waiting { reason, .. } = agent.board.container(&uid, "c").state else {
+        panic!("not waiting")
+    };
+    assert_eq!(reason, "Oops");
+    node.no_trouble();
+    agent.ready(&uid).await;
+    let mounts = node.kinds(&uid).into_iter().filter(|k| *k == "MountVolumes").count();
+    assert_eq!(mounts, 1, "what is mounted stays known as mounted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_killed_for_memory_is_told_so_however_late_it_is_known() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let names = ["before", "after"];
+    let pods = names.map(|n| Pod { restart_policy: RestartPolicy::Never, ..pod(n, vec![]) });
+    let uids = pods.clone().map(|p| p.uid);
+    let agent = Agent::start(&node, &store, wanted(pods)).await;
+    for (uid, text) in uids.iter().zip(names) {
+        agent.ready(uid).await;
+        let id = node.running(uid, "c").unwrap();
+        if text == "before" {
+            node.letter(uid, Letter::Oom(id.clone())).await;
+            // A child was killed: the container runs on.
+            assert!(agent.board.is_ready(uid));
+        }
+        node.exit(uid, "c", 137).await;
+        node.until("stored", |s| matches!(s.pods[uid].1.containers[&id].state, Seen::Recorded(_))).await;
+        if text == "after" {
+            node.letter(uid, Letter::Oom(id.clone())).await;
+        }
+        node.until("stored as such", |s| {
+            matches!(&s.pods[uid].1.containers[&id].state, Seen::Recorded(Exit { oom: true, .. }))
+        })
+        .await;
+        node.until("told", |_| {
+            matches!(agent.board.container(uid, "c").state, ContainerState::Terminated(t) if t.reason == "OOMKilled")
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_panics_counts_for_nothing_and_is_asked_again() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let p = pod("a", vec![probed("c")]);
+    let uid = p.uid.clone();
+    node.lock().ask_panics = true;
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    node.until("asked", |s| s.asked >= 3).await;
+    assert!(!agent.board.is_ready(&uid));
+    node.lock().ask_panics = false;
+    agent.ready(&uid).await;
+    assert!(!agent.board.reasons(&uid).contains(&"Unhealthy".to_owned()));
+    // It does not know, then knows that not: only a full row of bad answers counts.
+    node.lock().answers.insert(name("c"), ProbeResult::Unknown("?".into()));
+    let asked = node.lock().asked;
+    node.until("asked in vain", |s| s.asked > asked + 10).await;
+    assert!(agent.board.is_ready(&uid));
+    node.lock().answers.insert(name("c"), ProbeResult::Failure("no".into()));
+    let asked = node.lock().asked;
+    node.until("not ready", |_| !agent.board.is_ready(&uid)).await;
+    assert_eq!(node.lock().asked, asked + 3);
+    let waiting = agent.board.report(&uid).status.waiting_for.clone().unwrap();
+    assert!(waiting.ends_with("readiness probe: no"), "{waiting}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_liveness_probe_restarts_its_container_alone() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let dying = Container { liveness: Some(crate::fake::pods::probe(10)), ..container("c") };
+    let p = pod("a", vec![dying, container("d")]);
+    let uid = p.uid.clone();
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    agent.ready(&uid).await;
+    let other = node.running(&uid, "d").unwrap();
+    node.lock().answers.insert(name("c"), ProbeResult::Failure("no".into()));
+    node.until("restarted", |_| node.starts(&uid, "c").len() == 2).await;
+    node.lock().answers.clear();
+    agent.ready(&uid).await;
+    assert_eq!(node.running(&uid, "d"), Some(other));
+    assert!(agent.board.reasons(&uid).contains(&"Killing".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_of_the_node_are_told_once_a_pod() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    node.lock().events.push(Event::warning("DNSConfigForming", "left out: one"));
+    let p = pod("a", vec![container("c"), container("d")]);
+    let uid = p.uid.clone();
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    agent.ready(&uid).await;
+    node.exit(&uid, "c", 0).await;
+    node.until("again", |_| node.starts(&uid, "c").len() == 2).await;
+    agent.ready(&uid).await;
+    let told = agent.board.reasons(&uid).into_iter().filter(|r| r == "DNSConfigForming").count();
+    assert_eq!(told, 1, "three starts, one event");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_death_of_pause_restarts_pause_and_no_container() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let p = pod("a", vec![]);
+    let uid = p.uid.clone();
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    agent.ready(&uid).await;
+    let run = node.running(&uid, "c");
+    node.letter(&uid, Letter::PauseDied).await;
+    node.until("again", |_| node.kinds(&uid).contains(&"RestartPause")).await;
+    node.pass(SECOND * 60).await;
+    assert_eq!((node.running(&uid, "c"), agent.board.is_ready(&uid)), (run, true));
+    assert_eq!(node.kinds(&uid).iter().filter(|k| **k == "RestartPause").count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_death_of_pause_in_a_shared_pid_namespace_brings_a_new_sandbox() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let namespaces = PodNamespaces { share_pid: true, ..PodNamespaces::default() };
+    let p = Pod { namespaces, ..pod("a", vec![container("c"), container("d")]) };
+    let uid = p.uid.clone();
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    agent.ready(&uid).await;
+    // The kernel kills every process of the namespace.
+    node.letter(&uid, Letter::PauseDied).await;
+    node.exit(&uid, "c", 137).await;
+    node.exit(&uid, "d", 137).await;
+    node.until("taken down", |_| node.kinds(&uid).contains(&"TeardownSandbox")).await;
+    node.until("both run anew", |_| {
+        ["c", "d"].iter().all(|c| {
+            node.newest(&uid, c)
+                .is_some_and(|(_, c)| matches!(c.state, Seen::Running { .. }) && c.incarnation.0 == 1)
+        })
+    })
+    .await;
+    agent.ready(&uid).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_and_the_grace_are_kept_on_the_boot_clock() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let p = pod("a", vec![Container { pre_stop: Some(Hook::Sleep(5)), ..container("c") }]);
+    let uid = p.uid.clone();
+    node.trouble(&uid, "PreStop", Trouble::Stuck);
+    node.trouble(&uid, "Signal", Trouble::Slow(SECOND * 3600));
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    agent.ready(&uid).await;
+    let begun = node.elapsed();
+    agent.want(|d| d.pods.clear());
+    node.until("killed", |_| node.kinds(&uid).contains(&"Kill")).await;
+    let took = node.elapsed() - begun;
+    // 30 s of grace, used up by the hook, and the 2 s that always follow a signal.
+    assert!(took >= SECOND * 32 && took < SECOND * 33, "{took:?}");
+    assert!(agent.board.report(&uid).status.terminating);
+}
