@@ -295,7 +295,7 @@ async fn mutated_records_are_set_aside_or_borne() {
     for seed in 0..count {
         let mut rng = Rng::new(u64::try_from(seed).unwrap());
         let text = mutate(&mut rng, &corpus);
-        past_syntax += usize::from(serde_json::from_slice::<Value>(&text).is_ok());
+        past_syntax += usize::from(serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok());
         std::fs::write(&path, &text).unwrap();
         let seen = node.hands.see_sandbox(&node.pod.uid, None).unwrap();
         let aside = path.with_extension("bad");
