@@ -96,6 +96,13 @@ impl Process {
         rest.split_ascii_whitespace().skip(11).take(4).filter_map(|f| f.parse::<u64>().ok()).sum()
     }
 
+    /// CPU time that it used, without its children's, to the nanosecond; zero where it is gone.
+    pub fn cpu(&self) -> Duration {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid).unwrap_or(0));
+        let spent = nix::time::clock_getcpuclockid(pid).and_then(nix::time::clock_gettime);
+        spent.map(Duration::from).unwrap_or_default()
+    }
+
     /// Its resident memory in bytes.
     pub fn rss(&self) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
@@ -131,4 +138,17 @@ pub fn with_path_below(dir: &Path) -> BTreeMap<Process, Vec<String>> {
             })
     });
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_has_used_time_and_memory() {
+        let me = Process::of(std::process::id()).unwrap();
+        assert!(me.alive() && me.cpu() > Duration::ZERO && me.rss() > 0);
+        assert!(!Process { start: me.start + 1, ..me }.alive());
+        assert!(me.command_line().len() == std::env::args().len());
+    }
 }

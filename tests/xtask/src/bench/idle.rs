@@ -26,24 +26,22 @@ pub(crate) fn run(node: &Node, pods: usize, span: Duration) -> Result<Vec<Figure
     thread::sleep(Duration::from_secs(10));
     let containerd = node.containerd.process().context("containerd does not run")?;
     let ours = own(node)?;
-    let before: Vec<u64> = ours.iter().map(|(_, p)| p.cpu_ticks()).collect();
-    let containerd_before = containerd.cpu_ticks();
+    let before: Vec<Duration> = ours.iter().map(|(_, p)| p.cpu()).collect();
+    let containerd_before = containerd.cpu();
     thread::sleep(span);
     let minutes = span.as_secs_f64() / 60.0;
-    let per_minute = |ticks: u64| f64::from(u32::try_from(ticks).unwrap_or(u32::MAX)) / 100.0 / minutes;
+    let per_minute = |spent: Duration| spent.as_secs_f64() / minutes;
     let (mut cpu, mut rss) = (0.0, 0.0);
     for ((name, p), before) in ours.iter().zip(before) {
         ensure!(p.alive(), "{name} ended meanwhile");
-        let (c, m) = (
-            per_minute(p.cpu_ticks().saturating_sub(before)),
-            f64::from(u32::try_from(p.rss() >> 10)?) / 1024.0,
-        );
-        out::line(&format!("{name:12} {c:6.2} s of CPU a minute, {m:6.1} MB"));
+        let (c, m) =
+            (per_minute(p.cpu().saturating_sub(before)), f64::from(u32::try_from(p.rss() >> 10)?) / 1024.0);
+        out::line(&format!("{name:12} {c:7.3} s of CPU a minute, {m:6.1} MB"));
         cpu += c;
         rss += m;
     }
-    let theirs = per_minute(containerd.cpu_ticks().saturating_sub(containerd_before));
-    out::line(&format!("containerd   {theirs:6.2} s of CPU a minute in the same time"));
+    let theirs = per_minute(containerd.cpu().saturating_sub(containerd_before));
+    out::line(&format!("containerd   {theirs:7.3} s of CPU a minute in the same time"));
     let unready: Vec<String> =
         node.pods()?.into_iter().filter(|(_, p)| !p.ready()).map(|(name, _)| name).collect();
     ensure!(unready.is_empty(), "not Ready at the end: {unready:?}");
