@@ -85,6 +85,11 @@ impl Yardstick {
 
     /// `runc kill` and, once the process is gone, `runc delete`: the time of the two commands.
     pub(crate) fn end(&self, run: &Run) -> Result<Duration> {
+        // Process 1 is deaf to TERM until its trap is set.
+        let out = self.dir.join(&run.id).join("out");
+        wait::until("the container says that it is ready", Duration::from_secs(20), || {
+            fs::read_to_string(&out).is_ok_and(|text| text.contains("ready"))
+        })?;
         let kill = self.timed(&["kill", &run.id, "TERM"])?;
         wait::until("the container ends", Duration::from_secs(20), || !run.pid.alive())?;
         let delete = self.timed(&["delete", &run.id])?;
