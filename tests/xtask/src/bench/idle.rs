@@ -12,7 +12,7 @@ pub(crate) fn run(node: &Node, pods: usize, span: Duration) -> Result<Vec<Figure
         let text = format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: idle-{n}}}\nspec:\n  terminationGracePeriodSeconds: 1\n  \
              containers:\n  - name: app\n    image: {}\n    command: [sh, -c, \"mkdir /www; echo ok > /www/index.html; exec \
-             httpd -f -p 80 -h /www\"]\n    resources: {{limits: {{cpu: 100m, memory: 32Mi}}}}\n    readinessProbe: {{httpGet: \
+             httpd -f -p 80 -h /www\"]\n    resources: {{requests: {{cpu: 10m}}, limits: {{cpu: 100m, memory: 32Mi}}}}\n    readinessProbe: {{httpGet: \
              {{port: 80}}, periodSeconds: 10}}\n",
             image::TEST
         );
