@@ -79,14 +79,14 @@ pub fn containers(name: &str) -> BTreeMap<PathBuf, BTreeSet<Process>> {
     found
 }
 
-/// The pause processes of the pods below that cgroup, by pod UID.
+/// The pause processes of the pods below that cgroup, by pod UID. They are in the pod's own group, or where that may
+/// hold no process (version 2) in `pause` below it.
 pub fn pauses(name: &str) -> BTreeMap<String, Process> {
     let mut found = BTreeMap::new();
     for group in groups(name) {
-        let uid = group.parent().and_then(Path::file_name).and_then(|n| n.to_str()?.strip_prefix("pod"));
-        if let Some(uid) = uid
-            && group.ends_with("pause")
-        {
+        let pod = if group.ends_with("pause") { group.parent() } else { Some(group.as_path()) };
+        let uid = pod.and_then(Path::file_name).and_then(|n| n.to_str()?.strip_prefix("pod"));
+        if let Some(uid) = uid {
             found.extend(processes(&group).into_iter().map(|p| (uid.to_owned(), p)));
         }
     }

@@ -84,6 +84,9 @@ impl Run {
             Ok(false) => Outcome::Failed(String::new()),
             Err(error) => Outcome::Failed(format!("{error:#}")),
         };
+        if outcome == Outcome::Passed {
+            out::line(&format!("✓ {name} ({:.1} s)", begun.elapsed().as_secs_f64()));
+        }
         self.tally.add(name, outcome, begun.elapsed());
         Ok(())
     }
