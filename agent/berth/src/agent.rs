@@ -69,6 +69,7 @@ pub(crate) fn run(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     if args.manifests.is_none() && args.static_pods.is_none() {
         bail!("--standalone needs --manifests DIR or --static-pods DIR");
     }
+    berth_sys::memory::bound_arenas();
     crate::log_to_stderr();
     for dir in [&roots.runtime_state, &roots.lasting_state, &roots.pod_state] {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;

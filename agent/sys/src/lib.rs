@@ -10,6 +10,7 @@ pub mod clock;
 mod error;
 pub mod exec;
 pub mod fs;
+pub mod memory;
 pub mod mount;
 mod mountinfo;
 pub mod ns;
