@@ -38,6 +38,11 @@ pub struct Roots {
     pub cgroup_root: PathBuf,
     /// The cgroup of the agent's own helpers, relative likewise. Default `berth`.
     pub cgroup_helpers: PathBuf,
+    /// The cgroup whose sockets Services answer, relative to the cgroup2 hierarchy's root. Default empty, the whole machine; tests
+    /// use a sub-tree of their own, with their host-side clients moved in.
+    pub cgroup_hooks: PathBuf,
+    /// Where programs, links and maps are pinned: a directory on a BPF file system. Default `/sys/fs/bpf/berth`.
+    pub bpf_pins: PathBuf,
     /// CNI configuration lists. Default `/etc/cni/net.d`.
     pub cni_conf: PathBuf,
     /// CNI plugin binaries. Default `/opt/cni/bin`.
@@ -69,6 +74,8 @@ impl Roots {
             cgroup_mount: "/sys/fs/cgroup".into(),
             cgroup_root: "kubepods".into(),
             cgroup_helpers: "berth".into(),
+            cgroup_hooks: PathBuf::new(),
+            bpf_pins: "/sys/fs/bpf/berth".into(),
             cni_conf: "/etc/cni/net.d".into(),
             cni_bin: "/opt/cni/bin".into(),
             boot_id: "/proc/sys/kernel/random/boot_id".into(),
@@ -91,6 +98,9 @@ impl Roots {
             containerd_namespace: "berth".into(),
             cgroup_root: PathBuf::from(cgroup).join("kubepods"),
             cgroup_helpers: PathBuf::from(cgroup).join("helpers"),
+            cgroup_hooks: cgroup.into(),
+            // One directory below the file system's root, as `berth-x/y` would need two.
+            bpf_pins: Path::new("/sys/fs/bpf").join(cgroup.replace('/', "-")),
             cni_conf: dir.join("cni/net.d"),
             cni_bin: dir.join("cni/bin"),
             seccomp: dir.join("kubelet/seccomp"),
@@ -121,6 +131,16 @@ impl Roots {
     /// logd's local socket.
     pub fn logd_socket(&self) -> PathBuf {
         self.runtime_state.join("logd.sock")
+    }
+
+    /// The names that `berth dns` answers, published whole by one rename.
+    pub fn zone_file(&self) -> PathBuf {
+        self.runtime_state.join("dns/zone.json")
+    }
+
+    /// `berth dns`' local socket: whether it lives, and its addresses.
+    pub fn dns_socket(&self) -> PathBuf {
+        self.runtime_state.join("dns.sock")
     }
 
     /// Where a pod's Memory is written, one file a pod.

@@ -23,6 +23,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-server", &["berth-core", "berth-sys", "berth-api"]),
     // Stands on top: reads what others publish, output by logd's reader, also while the agent is away.
     ("berth-cli", &["berth-core", "berth-sys", "berth-api", "berth-logd"]),
+    // The Service data plane: abi is the language, decide is shared by programs, tests and `berth trace`.
+    ("berth-ebpf-abi", &[]),
+    ("berth-ebpf-decide", &["berth-ebpf-abi"]),
+    ("berth-ebpf-loader", &["berth-ebpf-abi", "berth-ebpf-decide"]),
+    ("berth-services", &["berth-core", "berth-sys", "berth-ebpf-abi", "berth-ebpf-loader"]),
+    ("berth-dns", &["berth-core", "berth-sys"]),
     // Needs no agent.
     ("berth-cni-ipam", &[]),
     ("berth-cni", &["berth-cni-ipam"]),
@@ -58,6 +64,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-server",
             "berth-cli",
             "berth-pods",
+            "berth-ebpf-abi",
+            "berth-ebpf-decide",
+            "berth-ebpf-loader",
+            "berth-services",
+            "berth-dns",
         ],
     ),
     // Tests look at the programs from outside.

@@ -8,6 +8,7 @@ mod probe;
 mod qos;
 mod resources;
 mod security;
+mod service;
 mod volume;
 
 pub use container::*;
@@ -17,4 +18,5 @@ pub use probe::*;
 pub use qos::*;
 pub use resources::*;
 pub use security::*;
+pub use service::*;
 pub use volume::*;
