@@ -9,11 +9,12 @@ use berth_core::{
     event::EventRecord,
     ids::PodUid,
     model::{Origin, Pod},
-    time::Wall,
+    time::{Boottime, Wall},
 };
 use berth_pods::{DesiredSet, PodReport, Reports};
 use berth_server::Hub;
 use berth_source::{DesiredPod, status::pod_object};
+use berth_sys::clock;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -119,9 +120,10 @@ fn view(report: &PodReport, desired: Option<&DesiredPod>, node_ips: &[IpAddr]) -
         Some(desired) => pod_object(&desired.raw, pod, status, node_ips),
         None => pod_object(&least(pod), pod, status, node_ips),
     };
-    let (waiting_for, next) = match status.waiting_for.as_deref().map(split_time) {
-        Some((text, next)) => (Some(text.to_owned()), next),
-        None => (None, None),
+    let now = clock::now();
+    let wall = |at: Boottime| {
+        let left = i64::try_from(at.since(now.boottime).as_nanos()).unwrap_or(i64::MAX);
+        Wall(now.wall.0.saturating_add(left))
     };
     let containers = status.init_containers.iter().chain(&status.containers);
     let running = containers.filter_map(|c| {
@@ -141,8 +143,8 @@ fn view(report: &PodReport, desired: Option<&DesiredPod>, node_ips: &[IpAddr]) -
         object,
         ready: status.is_ready(),
         terminating: status.terminating,
-        waiting_for,
-        next_try: next.map(|s| Wall(report.as_of.0.saturating_add(s.saturating_mul(1_000_000_000)))),
+        waiting_for: status.waiting_for.clone(),
+        next_try: status.next_try.map(wall),
         file: match &pod.origin {
             Origin::Manifest(file) | Origin::StaticFile(file) => Some(file.clone()),
             Origin::Cluster => None,
@@ -188,38 +190,4 @@ fn least(pod: &Pod) -> Value {
         },
         "spec": spec,
     })
-}
-
-/// Takes the time at the end of what is waited for apart: a time that goes on while the text is read is shown by the
-/// reader's own clock.
-fn split_time(text: &str) -> (&str, Option<i64>) {
-    for lead in ["; next try in ", ", restart in "] {
-        if let Some((what, rest)) = text.rsplit_once(lead)
-            && let Some(seconds) = rest.strip_suffix('s').and_then(|s| s.parse().ok())
-        {
-            return (what, Some(seconds));
-        }
-    }
-    match text.strip_suffix("; trying again now") {
-        Some(what) => (what, Some(0)),
-        None => (text, None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_time_is_taken_off_what_is_waited_for() {
-        for (text, what, next) in [
-            ("FailedMount: no such key; next try in 12s", "FailedMount: no such key", Some(12)),
-            ("FailedMount: no such key; trying again now", "FailedMount: no such key", Some(0)),
-            ("container c: exited with code 1, restart in 9s", "container c: exited with code 1", Some(9)),
-            ("container c to start", "container c to start", None),
-            ("E: ; next try in 5s, they said", "E: ; next try in 5s, they said", None),
-        ] {
-            assert_eq!(split_time(text), (what, next));
-        }
-    }
 }

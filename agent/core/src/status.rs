@@ -3,7 +3,7 @@
 use crate::{
     ids::{ContainerId, ContainerName},
     model::QosClass,
-    time::Wall,
+    time::{Boottime, Wall},
 };
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -33,6 +33,9 @@ pub struct PodStatus {
     pub terminating: bool,
     /// Why the pod is not Ready and what is waited for, one sentence; `None` when Ready.
     pub waiting_for: Option<String>,
+    /// When what is waited for is tried again, where a time is known; past: it is being tried. A moment and not a span,
+    /// so that a status stays equal while nothing but time goes on.
+    pub next_try: Option<Boottime>,
 }
 
 impl PodStatus {

@@ -54,6 +54,7 @@ pub(crate) fn report(pod: &Arc<Pod>, memory: Option<&Memory>, why: &'static str,
         qos: pod.qos(),
         terminating: false,
         waiting_for: Some(why.to_owned()),
+        next_try: None,
     };
     PodReport {
         pod: Arc::clone(pod),

@@ -12,6 +12,7 @@ use crate::{
     status::{
         Condition, ConditionType, ContainerState, ContainerStatus, Phase, PodStatus, Terminated, Truth,
     },
+    time::Boottime,
 };
 use std::time::Duration;
 
@@ -44,7 +45,8 @@ pub(super) fn status(d: &mut Decision<'_>, terminal: Option<Phase>) -> PodStatus
     let conditions = conditions(d, phase, initialized, &init, &mains);
     let failed = d.memory.failed.clone().filter(|_| phase == Phase::Failed);
     let ready = conditions.iter().any(|c| c.kind == ConditionType::Ready && c.status == Truth::True);
-    let waiting_for = if ready { None } else { waiting_for(d, phase, &init, &mains) };
+    let waiting = if ready { None } else { waiting_for(d, phase, &init, &mains) };
+    let (waiting_for, next_try) = waiting.map_or((None, None), |(what, next)| (Some(what), next));
     PodStatus {
         phase,
         reason: failed.as_ref().map(|f| f.reason.clone()),
@@ -57,6 +59,7 @@ pub(super) fn status(d: &mut Decision<'_>, terminal: Option<Phase>) -> PodStatus
         qos: pod.qos(),
         terminating: d.memory.ending.is_some(),
         waiting_for,
+        next_try,
     }
 }
 
@@ -74,6 +77,7 @@ fn refused(d: &Decision<'_>) -> PodStatus {
         qos: d.pod.qos(),
         terminating: d.memory.ending.is_some(),
         waiting_for: None,
+        next_try: None,
     }
 }
 
@@ -321,13 +325,13 @@ fn condition(
     Condition { kind, status, reason: reason.map(str::to_owned), message, since: entry.1 }
 }
 
-/// One sentence: what keeps the pod from being Ready and when that is tried again.
+/// One sentence on what keeps the pod from being Ready, and when that is tried again.
 fn waiting_for(
     d: &Decision<'_>,
     phase: Phase,
     init: &[ContainerStatus],
     mains: &[ContainerStatus],
-) -> Option<String> {
+) -> Option<(String, Option<Boottime>)> {
     if matches!(phase, Phase::Succeeded | Phase::Failed) {
         return None;
     }
@@ -338,53 +342,48 @@ fn waiting_for(
             .filter(|c| matches!(c.state, ContainerState::Running { .. }))
             .map(|c| c.name.as_str())
             .collect();
-        return Some(if left.is_empty() {
+        let what = if left.is_empty() {
             "being cleared away".to_owned()
         } else {
             format!("ending: {} still running", left.join(", "))
-        });
+        };
+        return Some((what, None));
     }
     if !d.seen.runtime_answers {
-        return Some("containerd does not answer; shown is what was last known".to_owned());
+        return Some(("containerd does not answer; shown is what was last known".to_owned(), None));
     }
     let now = d.now.boottime;
     if let Some((action, retry)) = d.memory.retries.iter().max_by_key(|(_, r)| r.not_before) {
-        let rest = retry.not_before.since(now).as_secs();
-        let when = if rest == 0 { "trying again now".to_owned() } else { format!("next try in {rest}s") };
         let whose = action.container().map(|c| format!("container {c}: ")).unwrap_or_default();
-        return Some(format!("{whose}{}: {}; {when}", retry.failure.reason, retry.failure.message));
+        let what = format!("{whose}{}: {}", retry.failure.reason, retry.failure.message);
+        return Some((what, Some(retry.not_before)));
     }
     for (spec, c) in d.pod.all_containers().filter_map(|s| Some((s, find(init, mains, &s.name)?))) {
         let name = &spec.name;
-        match &c.state {
+        let what = match &c.state {
             ContainerState::Waiting { reason, .. } if reason == "CrashLoopBackOff" => {
                 let code = c.last_state.as_ref().map_or(0, |t| t.exit_code);
                 let ended = d.run(name).and_then(|r| r.ended_at).unwrap_or(now);
-                let rest = d
-                    .mem(name)
-                    .and_then(|m| m.backoff.wait(ended, now))
-                    .map_or(0, |(at, _)| at.since(now).as_secs());
-                return Some(format!("container {name}: exited with code {code}, restart in {rest}s"));
+                let next = d.mem(name).and_then(|m| m.backoff.wait(ended, now)).map_or(now, |(at, _)| at);
+                return Some((format!("container {name}: exited with code {code}"), Some(next)));
             }
             ContainerState::Running { .. } if d.role(name) == Role::Init => {
-                return Some(format!("init container {name} to finish"));
+                format!("init container {name} to finish")
             }
             ContainerState::Running { .. } if c.started != Some(true) => {
-                return Some(format!(
-                    "container {name}: startup probe or postStart hook{}",
-                    because(d, name)
-                ));
+                format!("container {name}: startup probe or postStart hook{}", because(d, name))
             }
             ContainerState::Running { .. } if c.ready != Truth::True => {
-                return Some(format!("container {name}: readiness probe{}", because(d, name)));
+                format!("container {name}: readiness probe{}", because(d, name))
             }
             ContainerState::Waiting { reason, .. } if reason != "PodInitializing" => {
-                return Some(format!("container {name} to start"));
+                format!("container {name} to start")
             }
-            _ => {}
-        }
+            _ => continue,
+        };
+        return Some((what, None));
     }
-    Some("containers to start".to_owned())
+    Some(("containers to start".to_owned(), None))
 }
 
 /// What the last failing probe was told.

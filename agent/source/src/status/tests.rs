@@ -77,6 +77,7 @@ fn sample() -> (Value, Pod, PodStatus) {
         qos: QosClass::Burstable,
         terminating: false,
         waiting_for: None,
+        next_try: None,
     };
     (entry.raw, entry.pod, pod_status)
 }
