@@ -22,13 +22,13 @@ pub struct Tuple<A> {
 pub mod flow {
     /// The entry of the answers, not of the client's own packets.
     pub const REPLY: u32 = 1;
-    /// An answer was seen.
+    /// An answer was seen (in the entry of the answers).
     pub const ANSWERED: u32 = 1 << 1;
-    /// The client's FIN was seen.
+    /// The client's FIN was seen (in the entry of the client's packets).
     pub const FIN_CLIENT: u32 = 1 << 2;
-    /// The server's FIN was seen.
+    /// The server's FIN was seen (in the entry of the answers).
     pub const FIN_SERVER: u32 = 1 << 3;
-    /// A reset was seen.
+    /// A reset was seen, in this direction.
     pub const RESET: u32 = 1 << 4;
     /// The source was masqueraded, so a port of the masquerade range is held.
     pub const MASQUERADE: u32 = 1 << 5;
@@ -40,13 +40,15 @@ pub mod flow {
 pub struct Flow<A> {
     /// What the packet's addresses and ports become; turned round it is the other direction's key.
     pub to: Tuple<A>,
-    /// See [`flow`]. Both directions carry the same but for [`flow::REPLY`].
+    /// See [`flow`]. What a direction's packets showed stands in its own entry only; [`flow::MASQUERADE`] in both.
     pub flags: u32,
     /// [`crate::Service::id`].
     pub service: u32,
-    /// Where answers leave: the device by which the client's first packet came; 0: let the stack find it.
+    /// [`crate::Service::generation`] in which the backend was last found in one of the Service's sets.
+    pub generation: u32,
+    /// Where answers leave: the device by which the client's first packet came; 0: the client is a pod of this node.
     pub ifindex: u32,
-    /// The last packet, in seconds of CLOCK_MONOTONIC.
+    /// The last packet of this direction, in seconds of CLOCK_MONOTONIC.
     pub seen_s: u32,
 }
 
@@ -85,7 +87,7 @@ mod tests {
     #[test]
     fn layouts_are_fixed_and_without_padding() {
         assert_eq!([size_of::<Tuple<V4>>(), size_of::<Tuple<V6>>()], [16, 40]);
-        assert_eq!([size_of::<Flow<V4>>(), size_of::<Flow<V6>>()], [32, 56]);
+        assert_eq!([size_of::<Flow<V4>>(), size_of::<Flow<V6>>()], [36, 60]);
         assert_eq!([size_of::<FragmentKey<V4>>(), size_of::<FragmentKey<V6>>()], [16, 40]);
         assert_eq!(size_of::<FragmentPorts>(), 8);
     }

@@ -36,7 +36,7 @@ pub mod maps {
     pub const AFFINITY4: &str = "AFFINITY4";
     /// `AffinityKey<V6> -> Affinity<V6>`, LRU hash.
     pub const AFFINITY6: &str = "AFFINITY6";
-    /// `MemberKey<V4> -> u32` (unused, 1): backends of the Services with affinity; hash, not preallocated.
+    /// `MemberKey<V4> -> u32` (unused, 1): backends of the Services with affinity and of chunked UDP Services; hash, not preallocated.
     pub const MEMBER4: &str = "MEMBER4";
     /// `MemberKey<V6> -> u32`, likewise.
     pub const MEMBER6: &str = "MEMBER6";

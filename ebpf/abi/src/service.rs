@@ -145,7 +145,8 @@ pub struct Affinity<A> {
     pub seen_s: u32,
 }
 
-/// Says that a backend is still in a set of a Service with affinity.
+/// Says that a backend is still in a set of a Service with affinity, or of a UDP Service whose backends lie in chunks
+/// (a translated UDP flow asks after each new generation, and chooses anew where it finds nothing).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct MemberKey<A> {
