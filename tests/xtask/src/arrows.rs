@@ -74,6 +74,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Tests look at the programs from outside.
     ("berth-harness", &["berth-core", "berth-sys"]),
     ("berth-tests-node", &[]),
+    ("berth-load", &[]),
     ("xtask", &["berth-harness"]),
 ];
 

@@ -1,0 +1,89 @@
+//! `berth-load`: small clients and servers, each in a network namespace and a cgroup of its own.
+//!
+//! `serve` answers each byte with one line, `<name> <client address>`, over TCP and UDP. `client` counts: new
+//! connections (`new`: connect, one byte, one line, reset) or requests over open ones (`keep`), and prints one line of
+//! JSON. Speaks to the addresses it is given and nothing else; ends by itself after its time, or when its standard
+//! input is closed.
+
+mod client;
+mod server;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use nix::sched::{CloneFlags, setns};
+use std::{fs, fs::File, io::Read as _, path::PathBuf, process::ExitCode, thread};
+
+#[derive(Debug, Parser)]
+#[command(name = "berth-load")]
+struct Program {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    role: Role,
+}
+
+/// Where the program runs.
+#[derive(Debug, Args)]
+struct Place {
+    /// The network namespace to enter, a file.
+    #[arg(long, value_name = "FILE")]
+    netns: Option<PathBuf>,
+    /// The cgroup to join, a directory.
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Answer until standard input is closed.
+    Serve(server::Serve),
+    /// Load a server for some time.
+    Client(client::Client),
+}
+
+fn main() -> ExitCode {
+    match run(Program::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn run(program: Program) -> Result<()> {
+    if let Some(cgroup) = &program.place.cgroup {
+        let file = cgroup.join("cgroup.procs");
+        fs::write(&file, std::process::id().to_string())
+            .with_context(|| format!("join {}", cgroup.display()))?;
+    }
+    if let Some(netns) = &program.place.netns {
+        let file = File::open(netns).with_context(|| format!("open {}", netns.display()))?;
+        setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter {}", netns.display()))?;
+    }
+    match program.role {
+        Role::Serve(serve) => {
+            server::start(&serve)?;
+            until_input_ends();
+            Ok(())
+        }
+        Role::Client(client) => {
+            // Whoever started us and dies leaves nothing behind.
+            thread::spawn(|| {
+                until_input_ends();
+                #[expect(clippy::exit, reason = "the one who asked is gone")]
+                std::process::exit(2);
+            });
+            client::run(&client)
+        }
+    }
+}
+
+fn until_input_ends() {
+    let mut byte = [0_u8; 64];
+    let mut input = std::io::stdin();
+    while input.read(&mut byte).is_ok_and(|n| n > 0) {}
+}
+
+#[expect(clippy::print_stderr, reason = "the end of the program is told where its user looks")]
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("berth-load: {error:#}");
+    ExitCode::FAILURE
+}
