@@ -1,15 +1,33 @@
-//! One agent a node: an exclusive lock for as long as the process lives.
+//! One agent a node: a lock for as long as the process lives.
+//!
+//! A record lock of the process (`F_SETLK`), not of the open file (`flock`): the kernel lets go of it when the process
+//! ends, whoever still has a copy of the descriptor. An agent that is killed while it starts a plugin leaves a child
+//! between fork and exec with copies of all its descriptors; its successor, started at once, must not find the node
+//! taken by that child. The price: the lock is gone when the process closes *any* descriptor of the file, so nothing
+//! but this module may open it in the agent.
 
 use anyhow::{Context as _, bail};
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+    libc,
+};
 use std::{
     fs::{File, OpenOptions},
-    io::{Read as _, Seek as _, Write as _},
     path::Path,
 };
 
+/// How often the lock is asked for where its holder goes between being refused and being looked for.
+const TRIES: usize = 10;
+
+/// The lock; dropping it gives it up.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
 /// Takes the lock, or says who has it.
-pub(crate) fn take(runtime_state: &Path) -> anyhow::Result<Flock<File>> {
+pub(crate) fn take(runtime_state: &Path) -> anyhow::Result<Lock> {
     let path = runtime_state.join("agent.lock");
     let file = OpenOptions::new()
         .create(true)
@@ -18,20 +36,62 @@ pub(crate) fn take(runtime_state: &Path) -> anyhow::Result<Flock<File>> {
         .write(true)
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            lock.set_len(0)
-                .and_then(|()| lock.rewind())
-                .and_then(|()| write!(lock, "{}", std::process::id()))
-                .with_context(|| format!("write {}", path.display()))?;
-            Ok(lock)
+    for _ in 0..TRIES {
+        match fcntl(&file, FcntlArg::F_SETLK(&whole(libc::F_WRLCK))) {
+            Ok(_) => return Ok(Lock { _file: file }),
+            Err(Errno::EACCES | Errno::EAGAIN) => {
+                if let Some(holder) = holder(&file).with_context(|| format!("look at {}", path.display()))? {
+                    bail!("another agent (process {holder}) runs this node: {} is locked", path.display());
+                }
+            }
+            Err(error) => return Err(error).with_context(|| format!("lock {}", path.display())),
         }
-        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-            let mut holder = String::new();
-            // Who holds it is a courtesy of the message.
-            file.read_to_string(&mut holder).ok();
-            bail!("another agent (process {holder}) runs this node: {} is locked", path.display());
-        }
-        Err((_, error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
+    bail!("agents come and go on this node: {} is locked by one after the other", path.display())
+}
+
+/// The process that has the lock, as the kernel knows it; zero for one of another PID namespace.
+fn holder(file: &File) -> nix::Result<Option<libc::pid_t>> {
+    let mut lock = whole(libc::F_WRLCK);
+    fcntl(file, FcntlArg::F_GETLK(&mut lock))?;
+    Ok((i32::from(lock.l_type) != libc::F_UNLCK).then_some(lock.l_pid))
+}
+
+/// A lock of the whole file.
+fn whole(kind: libc::c_int) -> libc::flock {
+    // The kernel's constants are small numbers; `libc` gives them as another integer type than the field's.
+    let short = |n: libc::c_int| libc::c_short::try_from(n).unwrap_or_default();
+    libc::flock { l_type: short(kind), l_whence: short(libc::SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::FdFlag;
+    use std::{
+        io::{BufRead as _, BufReader, Write as _},
+        process::{Command, Stdio},
+    };
+
+    #[test]
+    fn a_child_that_still_has_the_descriptor_does_not_hold_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = take(dir.path()).unwrap();
+        // What a child has between fork and exec, made to last.
+        fcntl(&lock._file, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // It answers: it is past exec, and keeps the file.
+        let (mut stdin, mut answer) = (child.stdin.take().unwrap(), String::new());
+        stdin.write_all(b"here\n").unwrap();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut answer).unwrap();
+        let held = std::fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
+        let held = held.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        assert!(held.into_iter().any(|file| file == dir.path().join("agent.lock")));
+        drop(lock);
+        let again = take(dir.path());
+        drop(stdin);
+        child.wait().unwrap();
+        assert_eq!(answer, "here\n");
+        again.unwrap();
     }
 }
