@@ -325,7 +325,7 @@ fn the_default_configuration_is_written_whole_and_only_where_there_is_none() {
 fn the_reference_plugins_attach_and_leave_nothing() {
     let node = Node::new("reference");
     for name in ["bridge", "host-local", "portmap"] {
-        std::os::unix::fs::symlink(tool(name), node.roots.cni_bin.join(name)).unwrap();
+        std::os::unix::fs::symlink(plugin(name), node.roots.cni_bin.join(name)).unwrap();
     }
     let data = node.data_dir();
     node.conflist(&format!(
@@ -350,13 +350,13 @@ fn the_reference_plugins_attach_and_leave_nothing() {
     assert!(held.iter().all(|n| !n.to_str().unwrap().starts_with("10.66")), "{held:?}");
 }
 
-/// A tool in `$BERTH_TOOLS`, by default `berth/tools/bin` of the user's cache, else on the path.
-fn tool(name: &str) -> PathBuf {
+/// A plugin in `$BERTH_TOOLS`, by default `berth/tools/bin` of the user's cache, where `cargo xtask setup` puts them.
+/// Never one of PATH: iproute2 has a `bridge` too.
+fn plugin(name: &str) -> PathBuf {
     let var = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let cache = var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")));
-    let own = var("BERTH_TOOLS").or_else(|| Some(cache?.join("berth/tools/bin")));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found =
-        own.into_iter().chain(std::env::split_paths(&path)).map(|d| d.join(name)).find(|p| p.is_file());
-    found.unwrap_or_else(|| panic!("no CNI plugin {name} in BERTH_TOOLS, its default or PATH"))
+    let dir = var("BERTH_TOOLS").or_else(|| Some(cache?.join("berth/tools/bin"))).unwrap();
+    let file = dir.join(name);
+    assert!(file.is_file(), "no CNI plugin {name} in {}: run `cargo xtask setup`", dir.display());
+    file
 }

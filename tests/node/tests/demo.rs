@@ -11,8 +11,9 @@ use std::{
 
 /// The demo's program.
 fn xtask() -> PathBuf {
-    if let Some(program) = std::env::var_os("BERTH_XTASK") {
-        return program.into();
+    if let Some(program) = std::env::var_os("BERTH_XTASK").map(PathBuf::from) {
+        assert!(program.is_file(), "BERTH_XTASK: {} is no file", program.display());
+        return program;
     }
     let here = std::env::current_exe().unwrap();
     let program = here.parent().and_then(Path::parent).unwrap().join("xtask");

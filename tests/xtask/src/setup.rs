@@ -120,9 +120,9 @@ fn runc() -> Result<()> {
 
 fn cni_plugins() -> Result<()> {
     let wanted = ["main/bridge", "main/ptp", "main/loopback", "ipam/host-local", "meta/portmap"];
-    let dirs = search()?;
-    let there =
-        |path: &str| path.rsplit('/').next().is_some_and(|name| dirs.iter().any(|d| d.join(name).is_file()));
+    // Never those of PATH: iproute2 has a `bridge` too.
+    let dir = tools::dir()?;
+    let there = |path: &str| path.rsplit('/').next().is_some_and(|name| dir.join(name).is_file());
     let missing: Vec<String> = wanted
         .iter()
         .filter(|path| !there(path))

@@ -11,6 +11,7 @@ use binaries::Binary;
 use skips::Skips;
 use std::{
     env,
+    path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -208,8 +209,7 @@ impl Run {
                 self.tally.env.push((name.to_owned(), dir.into_os_string()));
             }
         }
-        let me = env::current_exe().context("find this program")?;
-        self.tally.env.push(("BERTH_XTASK".into(), me.into_os_string()));
+        self.tally.env.push(("BERTH_XTASK".into(), this_program()?.into_os_string()));
         Ok(())
     }
 
@@ -226,6 +226,16 @@ impl Run {
     fn binary(&mut self, binary: &Binary, env: &[(&str, &str)]) -> Result<()> {
         binaries::run(binary, self.filter.as_deref(), env, DEADLINE, &mut self.tally)
     }
+}
+
+/// Where this program lies. The kernel adds a word to the path of one that was built anew since it was started; what
+/// lies there now is as good.
+fn this_program() -> Result<PathBuf> {
+    let path = env::current_exe().context("find this program")?;
+    let now = path.to_str().and_then(|p| p.strip_suffix(" (deleted)")).map(PathBuf::from);
+    let path = now.unwrap_or(path);
+    anyhow::ensure!(path.is_file(), "{} is gone: build xtask anew", path.display());
+    Ok(path)
 }
 
 /// Whether a command succeeds; its output goes where ours goes.
