@@ -11,7 +11,7 @@ use berth_pods::{
 };
 use berth_probe::{Prober, ProberConfig};
 use berth_runtime::{RuntimeConfig, spec::HostFacts};
-use berth_sys::{clock, mount};
+use berth_sys::{clock, memory, mount};
 use berth_volumes::Volumes;
 use clap::Args;
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -22,6 +22,9 @@ use tokio::{
 
 /// How long the manager may take to end.
 const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Pods have come to rest when nothing of them has changed for so long.
+const REST: Duration = Duration::from_secs(3);
 
 /// Options of `berth agent`.
 #[derive(Debug, Args)]
@@ -69,7 +72,7 @@ pub(crate) fn run(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     if args.manifests.is_none() && args.static_pods.is_none() {
         bail!("--standalone needs --manifests DIR or --static-pods DIR");
     }
-    berth_sys::memory::bound_arenas();
+    memory::bound_arenas();
     crate::log_to_stderr();
     for dir in [&roots.runtime_state, &roots.lasting_state, &roots.pod_state] {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
@@ -161,7 +164,7 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         ..RuntimeConfig::new(roots.clone(), boot.clone())
     };
     let pumping = tokio::spawn(pump(Arc::clone(&hands), runtime_config));
-    let qos = tokio::spawn(keep_qos(Arc::clone(&board), cgroups.clone()));
+    let house = tokio::spawn(keep_house(Arc::clone(&board), cgroups.clone()));
 
     let (stop, stopped) = oneshot::channel();
     let store = Store::open(&roots, &boot).context("open the memory store")?;
@@ -189,7 +192,7 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         tracing::warn!("pods' workers did not end in time");
     }
     serving.shutdown().await;
-    for task in [pumping, qos] {
+    for task in [pumping, house] {
         task.abort();
     }
     sources.shutdown().await.context("end the sources")?;
@@ -199,10 +202,22 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The QoS groups follow the sum of what their pods ask for.
-async fn keep_qos(board: Arc<Board>, cgroups: CgroupTree) {
+/// The QoS groups follow the sum of what their pods ask for; when pods have come to rest, the memory that their changes
+/// took is given back.
+async fn keep_house(board: Arc<Board>, cgroups: CgroupTree) {
+    let mut restless = false;
     loop {
-        board.changed.notified().await;
+        let changed = board.changed.notified();
+        if !restless {
+            changed.await;
+        } else if tokio::time::timeout(REST, changed).await.is_err() {
+            restless = false;
+            if tokio::task::spawn_blocking(memory::give_back).await.is_err() {
+                tracing::warn!("free memory was not given back");
+            }
+            continue;
+        }
+        restless = true;
         // One update for a burst.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let (board, cgroups) = (Arc::clone(&board), cgroups.clone());
