@@ -8,6 +8,7 @@
 
 mod addr;
 mod conntrack;
+pub mod count;
 mod node;
 mod service;
 
@@ -40,9 +41,9 @@ pub mod maps {
     pub const MEMBER4: &str = "MEMBER4";
     /// `MemberKey<V6> -> u32`, likewise.
     pub const MEMBER6: &str = "MEMBER6";
-    /// Socket storage: `Reverses<V4>` of AF_INET sockets.
+    /// Socket storage: `Reverses<V4>` of AF_INET sockets, and of AF_INET6 sockets that speak IPv4 (v4-mapped).
     pub const REVERSE4: &str = "REVERSE4";
-    /// Socket storage: `Reverses<V6>` of AF_INET6 sockets, v4-mapped addresses among them.
+    /// Socket storage: `Reverses<V6>` of AF_INET6 sockets.
     pub const REVERSE6: &str = "REVERSE6";
     /// `u64` netns cookie `-> Client`: the pods, by network namespace; hash, not preallocated.
     pub const CLIENT: &str = "CLIENT";
