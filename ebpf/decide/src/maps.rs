@@ -1,0 +1,77 @@
+//! What a decision reads and writes.
+
+use crate::Family;
+use berth_ebpf_abi::{
+    Affinity, AffinityKey, Backend, ChunkKey, MemberKey, NodeAddress, Prefix, Service, ServiceKey,
+};
+
+/// A Service's value without its backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// [`Service::tag`].
+    pub tag: u32,
+    /// [`Service::id`].
+    pub id: u32,
+    /// [`Service::generation`].
+    pub generation: u32,
+    /// [`Service::frontend`].
+    pub frontend: u32,
+    /// [`Service::affinity_s`].
+    pub affinity_s: u32,
+    /// [`Service::counts`].
+    pub counts: [u16; 2],
+}
+
+impl<A> core::convert::From<&Service<A>> for Header {
+    fn from(service: &Service<A>) -> Header {
+        let Service { tag, id, generation, frontend, affinity_s, counts, .. } = *service;
+        Header { tag, id, generation, frontend, affinity_s, counts }
+    }
+}
+
+/// The tables of one address family, and the clock and the dice.
+///
+/// A `Service` or `Chunk` is where a value lies, not the value: in the kernel the memory may get other content while
+/// it is read. Two of them are equal when they are the same place (or, for copies, the same value).
+pub trait Maps<A: Family> {
+    /// Where a Service's value lies.
+    type Service: Copy + PartialEq;
+    /// Where a chunk lies.
+    type Chunk: Copy;
+
+    /// Finds a way into a Service.
+    fn service(&self, key: &ServiceKey<A>) -> Option<Self::Service>;
+    /// Reads the head of its value.
+    fn header(&self, at: Self::Service) -> Header;
+    /// Reads a backend of its value; only the low two bits of `index` count.
+    fn inline(&self, at: Self::Service, index: u32) -> Backend<A>;
+    /// Whether the key still leads to the place where it led before, and the tag there is still this.
+    #[inline(always)]
+    fn unchanged(&self, key: &ServiceKey<A>, at: Self::Service, tag: u32) -> bool {
+        self.service(key) == Some(at) && self.header(at).tag == tag
+    }
+
+    /// Finds a chunk of backends.
+    fn chunk(&self, key: &ChunkKey) -> Option<Self::Chunk>;
+    /// Reads its tag and its length.
+    fn chunk_head(&self, at: Self::Chunk) -> (u32, u32);
+    /// Reads a backend of it; only the low four bits of `index` count.
+    fn chunk_backend(&self, at: Self::Chunk, index: u32) -> Backend<A>;
+
+    /// Reads whom a client stays with.
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity<A>>;
+    /// Writes whom a client stays with. A full table is no error: the client is then given a backend anew.
+    fn stick(&self, key: &AffinityKey<A>, value: &Affinity<A>);
+    /// Whether a backend is in a set of a Service with affinity.
+    fn member(&self, key: &MemberKey<A>) -> bool;
+
+    /// One of the node's own addresses.
+    fn node(&self, addr: &A) -> Option<NodeAddress>;
+    /// One of the two Service ranges; all zeros where there is none. Only the lowest bit of `index` counts.
+    fn service_range(&self, index: u32) -> Prefix;
+
+    /// A random number, uniform over all of its range.
+    fn rand(&self) -> u32;
+    /// Seconds of CLOCK_MONOTONIC.
+    fn now_s(&self) -> u32;
+}

@@ -1,0 +1,92 @@
+//! The tables in memory: for tests, and for anything else that decides outside of the kernel.
+
+use crate::{Family, Header, Maps};
+use berth_ebpf_abi::{
+    Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, NodeAddress, Prefix, Service,
+    ServiceKey,
+};
+use core::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+
+/// One family's tables. Time stands still and dice repeat a fixed sequence until they are set.
+#[derive(Debug, Clone, Default)]
+pub struct Tables<A> {
+    /// Ways into Services.
+    pub services: HashMap<ServiceKey<A>, Service<A>>,
+    /// Backends of Services with more than a few.
+    pub chunks: HashMap<ChunkKey, Chunk<A>>,
+    /// Whom clients stay with.
+    pub affinity: RefCell<HashMap<AffinityKey<A>, Affinity<A>>>,
+    /// Backends of Services with affinity.
+    pub members: HashSet<MemberKey<A>>,
+    /// The node's own addresses.
+    pub nodes: HashMap<A, NodeAddress>,
+    /// The Service ranges.
+    pub ranges: [Prefix; 2],
+    /// The state of the dice: xorshift, so 0 always throws 0.
+    pub dice: Cell<u32>,
+    /// Seconds of CLOCK_MONOTONIC.
+    pub now_s: Cell<u32>,
+}
+
+impl<A: Family> Maps<A> for Tables<A> {
+    type Service = Service<A>;
+    type Chunk = Chunk<A>;
+
+    fn service(&self, key: &ServiceKey<A>) -> Option<Service<A>> {
+        self.services.get(key).copied()
+    }
+
+    fn header(&self, at: Service<A>) -> Header {
+        Header::from(&at)
+    }
+
+    fn inline(&self, at: Service<A>, index: u32) -> Backend<A> {
+        at.inline[index as usize % INLINE]
+    }
+
+    fn chunk(&self, key: &ChunkKey) -> Option<Chunk<A>> {
+        self.chunks.get(key).copied()
+    }
+
+    fn chunk_head(&self, at: Chunk<A>) -> (u32, u32) {
+        (at.tag, at.len)
+    }
+
+    fn chunk_backend(&self, at: Chunk<A>, index: u32) -> Backend<A> {
+        at.backends[index as usize % CHUNK]
+    }
+
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity<A>> {
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn stick(&self, key: &AffinityKey<A>, value: &Affinity<A>) {
+        self.affinity.borrow_mut().insert(*key, *value);
+    }
+
+    fn member(&self, key: &MemberKey<A>) -> bool {
+        self.members.contains(key)
+    }
+
+    fn node(&self, addr: &A) -> Option<NodeAddress> {
+        self.nodes.get(addr).copied()
+    }
+
+    fn service_range(&self, index: u32) -> Prefix {
+        self.ranges[index as usize % 2]
+    }
+
+    fn rand(&self) -> u32 {
+        let mut x = self.dice.get();
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        self.dice.set(x);
+        x
+    }
+
+    fn now_s(&self) -> u32 {
+        self.now_s.get()
+    }
+}

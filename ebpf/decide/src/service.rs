@@ -1,0 +1,229 @@
+//! Which backend, if any, a client of a Service gets.
+
+use crate::{Family, Maps};
+use berth_ebpf_abi::{
+    Affinity, AffinityKey, Backend, ChunkKey, INLINE, MemberKey, ServiceKey, Set, frontend, tag,
+};
+
+/// Where a client sits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum From<A> {
+    /// This node itself.
+    Host,
+    /// A pod of this node, with its address.
+    Pod(A),
+    /// Any other, with its address.
+    Outside(A),
+}
+
+/// What becomes of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict<A> {
+    /// No Service is meant: nothing is changed.
+    Pass,
+    /// This backend.
+    To(Choice<A>),
+    /// The client is told that nobody listens: ECONNREFUSED, port unreachable.
+    Reject(RejectReason),
+    /// Nothing is answered.
+    Drop(DropReason),
+}
+
+/// The backend given, and by which Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice<A> {
+    /// The backend.
+    pub backend: Backend<A>,
+    /// [`berth_ebpf_abi::Service::id`].
+    pub service: u32,
+    /// [`berth_ebpf_abi::Service::generation`].
+    pub generation: u32,
+    /// [`berth_ebpf_abi::Service::frontend`].
+    pub frontend: u32,
+    /// The set it was taken from.
+    pub set: Set,
+}
+
+/// Why a client is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RejectReason {
+    /// No endpoint exists anywhere.
+    NoEndpoints,
+    /// The address is a Service's, the port is not.
+    UnknownPort,
+}
+
+/// Why a client gets no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DropReason {
+    /// The address lies in a Service range and is no Service's.
+    NoSuchService,
+    /// Endpoints exist, but the traffic policy leaves this client none.
+    Policy,
+    /// The tables changed below two readings in a row.
+    Unsettled,
+}
+
+/// How often a value that changed while it was read is read.
+const READINGS: u32 = 2;
+
+/// Decides for a client that dials `key` (`port` and `proto` are never 0).
+///
+/// The rules are kube-proxy's: an address and port of a Service go to the set that the traffic policies give; a node's
+/// own address with a NodePort likewise, from the node itself also by loopback; other ports of a cluster address are
+/// refused; other addresses in a Service range are dropped. `0.0.0.0` and `::` mean the client's own loopback.
+#[inline(always)]
+pub fn decide<A: Family, M: Maps<A>>(maps: &M, key: &ServiceKey<A>, from: From<A>) -> Verdict<A> {
+    let mut reading = 0;
+    while reading < READINGS {
+        let (key, at) = match find(maps, key, from) {
+            Ok(found) => found,
+            Err(verdict) => return verdict,
+        };
+        if let Some(verdict) = serve(maps, &key, at, from) {
+            return verdict;
+        }
+        reading += 1;
+    }
+    Verdict::Drop(DropReason::Unsettled)
+}
+
+/// Finds the way in that is dialled, and the key it was found by; or what becomes of a client of none.
+#[inline(always)]
+pub(crate) fn find<A: Family, M: Maps<A>>(
+    maps: &M,
+    key: &ServiceKey<A>,
+    from: From<A>,
+) -> Result<(ServiceKey<A>, M::Service), Verdict<A>> {
+    let own = key.addr == A::ANY || key.addr.is_loopback();
+    if !own {
+        if let Some(at) = maps.service(key) {
+            return Ok((*key, at));
+        }
+        if key.addr.within(&maps.service_range(0)) || key.addr.within(&maps.service_range(1)) {
+            let bare = ServiceKey { addr: key.addr, port: 0, proto: 0, pad: 0 };
+            return Err(match maps.service(&bare) {
+                Some(_) => Verdict::Reject(RejectReason::UnknownPort),
+                None => Verdict::Drop(DropReason::NoSuchService),
+            });
+        }
+    }
+    let node = if own {
+        matches!(from, From::Host)
+    } else {
+        matches!(maps.node(&key.addr), Some(node) if node.node_ports != 0)
+    };
+    if !node {
+        return Err(Verdict::Pass);
+    }
+    let key = ServiceKey { addr: A::ANY, ..*key };
+    match maps.service(&key) {
+        Some(at) => Ok((key, at)),
+        None => Err(Verdict::Pass),
+    }
+}
+
+/// Takes a backend; nothing when the value changed while it was read.
+#[inline(always)]
+fn serve<A: Family, M: Maps<A>>(
+    maps: &M,
+    key: &ServiceKey<A>,
+    at: M::Service,
+    from: From<A>,
+) -> Option<Verdict<A>> {
+    let header = maps.header(at);
+    if header.tag != tag(header.id, header.generation) {
+        return None;
+    }
+    let local = match from {
+        From::Outside(_) if header.frontend & frontend::EXTERNAL != 0 => frontend::OUTSIDE_LOCAL,
+        _ => frontend::INSIDE_LOCAL,
+    };
+    let set = if header.frontend & local != 0 { Set::Local } else { Set::Cluster };
+    let [cluster, here] = header.counts;
+    let (count, before) = match set {
+        Set::Cluster => (cluster, 0),
+        Set::Local => (here, cluster),
+    };
+    let mut verdict = if header.frontend & frontend::HAS_ENDPOINTS != 0 {
+        Verdict::Drop(DropReason::Policy)
+    } else {
+        Verdict::Reject(RejectReason::NoEndpoints)
+    };
+    if count != 0 {
+        let client = match from {
+            From::Host => A::ANY,
+            From::Pod(addr) | From::Outside(addr) => addr,
+        };
+        let affinity = AffinityKey { id: header.id, client };
+        let now_s = if header.affinity_s != 0 { maps.now_s() } else { 0 };
+        let mut write = header.affinity_s != 0;
+        let mut backend = None;
+        if header.affinity_s != 0
+            && let Some(last) = maps.affinity(&affinity)
+        {
+            let age = now_s.wrapping_sub(last.seen_s);
+            let member = MemberKey {
+                id: header.id,
+                addr: last.backend.addr,
+                port: last.backend.port,
+                set: set as u16,
+            };
+            if age < header.affinity_s && maps.member(&member) {
+                backend = Some(last.backend);
+                write = age != 0;
+            }
+        }
+        let backend = match backend {
+            Some(backend) => backend,
+            None => {
+                let ordinal = scale(maps.rand(), u32::from(count));
+                if usize::from(cluster) + usize::from(here) <= INLINE {
+                    maps.inline(at, u32::from(before) + ordinal)
+                } else {
+                    of_chunk(maps, header.id, header.generation, set, ordinal)?
+                }
+            }
+        };
+        if !maps.unchanged(key, at, header.tag) {
+            return None;
+        }
+        if write {
+            maps.stick(&affinity, &Affinity { backend, seen_s: now_s });
+        }
+        verdict = Verdict::To(Choice {
+            backend,
+            service: header.id,
+            generation: header.generation,
+            frontend: header.frontend,
+            set,
+        });
+    } else if !maps.unchanged(key, at, header.tag) {
+        return None;
+    }
+    Some(verdict)
+}
+
+#[inline(always)]
+fn of_chunk<A: Family, M: Maps<A>>(
+    maps: &M,
+    id: u32,
+    generation: u32,
+    set: Set,
+    ordinal: u32,
+) -> Option<Backend<A>> {
+    // CHUNK is a power of two: the kernel's verifier follows a shift and a mask, not a division.
+    let at = maps.chunk(&ChunkKey { id, generation, set: set as u32, index: ordinal >> 4 })?;
+    let (before, len) = maps.chunk_head(at);
+    let backend = maps.chunk_backend(at, ordinal);
+    let (after, _) = maps.chunk_head(at);
+    let wanted = tag(id, generation);
+    (before == wanted && after == wanted && ordinal & 15 < len).then_some(backend)
+}
+
+/// Maps a random number onto `0..n` evenly: without a division, and good to one in 2^32.
+#[inline(always)]
+pub(crate) fn scale(rand: u32, n: u32) -> u32 {
+    // The product's upper half is below n.
+    ((u64::from(rand) * u64::from(n)) >> 32) as u32
+}

@@ -1,0 +1,178 @@
+//! A decision with each of its steps written down: what `berth trace` shows.
+
+use crate::{Family, Header, Maps};
+use berth_ebpf_abi::{Affinity, AffinityKey, Backend, ChunkKey, MemberKey, NodeAddress, Prefix, ServiceKey};
+use core::cell::RefCell;
+use std::vec::Vec;
+
+/// One look into a table, or one write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step<A> {
+    /// A way into a Service was looked for.
+    Service {
+        /// What was looked for.
+        key: ServiceKey<A>,
+        /// The head of its value.
+        found: Option<Header>,
+    },
+    /// A backend of the Service's own value was read.
+    Inline {
+        /// Its ordinal.
+        index: u32,
+        /// It.
+        backend: Backend<A>,
+    },
+    /// A chunk was looked for.
+    Chunk {
+        /// What was looked for.
+        key: ChunkKey,
+        /// Whether it is there.
+        found: bool,
+    },
+    /// A backend of the chunk was read.
+    ChunkBackend {
+        /// Its ordinal in the chunk.
+        index: u32,
+        /// It.
+        backend: Backend<A>,
+    },
+    /// Whom the client stays with was looked for.
+    Affinity {
+        /// What was looked for.
+        key: AffinityKey<A>,
+        /// What was found.
+        found: Option<Affinity<A>>,
+    },
+    /// Whom the client stays with is written; a trace itself writes nothing.
+    Stick {
+        /// Where.
+        key: AffinityKey<A>,
+        /// What.
+        value: Affinity<A>,
+    },
+    /// Whether a backend is still in its set was looked for.
+    Member {
+        /// What was looked for.
+        key: MemberKey<A>,
+        /// Whether it is.
+        found: bool,
+    },
+    /// One of the node's own addresses was looked for.
+    Node {
+        /// The address.
+        addr: A,
+        /// What was found.
+        found: Option<NodeAddress>,
+    },
+    /// An address was compared with a Service range.
+    Range {
+        /// The range; all zeros: there is none.
+        range: Prefix,
+    },
+    /// The value changed while it was read, and is read once more.
+    Changed,
+}
+
+/// Tables whose uses are written down. Reads go through, writes do not.
+#[derive(Debug)]
+pub struct Trace<'m, A, M> {
+    maps: &'m M,
+    steps: RefCell<Vec<Step<A>>>,
+}
+
+impl<'m, A, M> Trace<'m, A, M> {
+    /// Nothing written down so far.
+    pub fn new(maps: &'m M) -> Trace<'m, A, M> {
+        Trace { maps, steps: RefCell::default() }
+    }
+
+    /// What was done, in order.
+    pub fn steps(self) -> Vec<Step<A>> {
+        self.steps.into_inner()
+    }
+
+    fn note(&self, step: Step<A>) {
+        self.steps.borrow_mut().push(step);
+    }
+}
+
+impl<A: Family, M: Maps<A>> Maps<A> for Trace<'_, A, M> {
+    type Service = M::Service;
+    type Chunk = M::Chunk;
+
+    fn service(&self, key: &ServiceKey<A>) -> Option<M::Service> {
+        let found = self.maps.service(key);
+        self.note(Step::Service { key: *key, found: found.map(|at| self.maps.header(at)) });
+        found
+    }
+
+    fn header(&self, at: M::Service) -> Header {
+        self.maps.header(at)
+    }
+
+    fn inline(&self, at: M::Service, index: u32) -> Backend<A> {
+        let backend = self.maps.inline(at, index);
+        self.note(Step::Inline { index, backend });
+        backend
+    }
+
+    fn unchanged(&self, key: &ServiceKey<A>, at: M::Service, tag: u32) -> bool {
+        let unchanged = self.maps.unchanged(key, at, tag);
+        if !unchanged {
+            self.note(Step::Changed);
+        }
+        unchanged
+    }
+
+    fn chunk(&self, key: &ChunkKey) -> Option<M::Chunk> {
+        let found = self.maps.chunk(key);
+        self.note(Step::Chunk { key: *key, found: found.is_some() });
+        found
+    }
+
+    fn chunk_head(&self, at: M::Chunk) -> (u32, u32) {
+        self.maps.chunk_head(at)
+    }
+
+    fn chunk_backend(&self, at: M::Chunk, index: u32) -> Backend<A> {
+        let backend = self.maps.chunk_backend(at, index);
+        self.note(Step::ChunkBackend { index, backend });
+        backend
+    }
+
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity<A>> {
+        let found = self.maps.affinity(key);
+        self.note(Step::Affinity { key: *key, found });
+        found
+    }
+
+    fn stick(&self, key: &AffinityKey<A>, value: &Affinity<A>) {
+        self.note(Step::Stick { key: *key, value: *value });
+    }
+
+    fn member(&self, key: &MemberKey<A>) -> bool {
+        let found = self.maps.member(key);
+        self.note(Step::Member { key: *key, found });
+        found
+    }
+
+    fn node(&self, addr: &A) -> Option<NodeAddress> {
+        let found = self.maps.node(addr);
+        self.note(Step::Node { addr: *addr, found });
+        found
+    }
+
+    fn service_range(&self, index: u32) -> Prefix {
+        let range = self.maps.service_range(index);
+        self.note(Step::Range { range });
+        range
+    }
+
+    fn rand(&self) -> u32 {
+        self.maps.rand()
+    }
+
+    fn now_s(&self) -> u32 {
+        self.maps.now_s()
+    }
+}

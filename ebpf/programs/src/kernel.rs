@@ -1,0 +1,154 @@
+//! The decision core's tables as kernel maps.
+
+use crate::maps;
+use aya_ebpf::{
+    bindings::BPF_ANY,
+    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+};
+use berth_ebpf_abi::{
+    Affinity, AffinityKey, Backend, Chunk, ChunkKey, Config, MemberKey, NodeAddress, Prefix, Service,
+    ServiceKey, V4, V6,
+};
+use berth_ebpf_decide::{Header, Maps};
+use core::ptr::addr_of;
+
+/// The kernel's maps.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel;
+
+impl Kernel {
+    /// The configuration: the element of an array of one, so it is always there.
+    #[inline(always)]
+    pub(crate) fn config() -> Option<*const Config> {
+        maps::CONFIG.get_ptr(0)
+    }
+
+    /// Seconds of CLOCK_MONOTONIC, wrapping after 136 years.
+    #[inline(always)]
+    pub(crate) fn now_s() -> u32 {
+        // SAFETY: a helper without arguments.
+        let ns = unsafe { bpf_ktime_get_coarse_ns() };
+        (ns / 1_000_000_000) as u32
+    }
+}
+
+/// Reads a field of a value that others may write meanwhile.
+macro_rules! read {
+    ($at:expr, $($field:tt)+) => {
+        // SAFETY: `$at` came from a map lookup of this run, so the memory stays a value of this type until the run's
+        // end (its content may be replaced: the caller checks the tag); volatile, for others write it.
+        unsafe { addr_of!((*$at).$($field)+).read_volatile() }
+    };
+}
+
+macro_rules! family {
+    ($addr:ty, $service:ident, $chunk:ident, $affinity:ident, $member:ident, $node:ident, $ranges:ident) => {
+        impl Maps<$addr> for Kernel {
+            type Service = *const Service<$addr>;
+            type Chunk = *const Chunk<$addr>;
+
+            #[inline(always)]
+            fn service(&self, key: &ServiceKey<$addr>) -> Option<Self::Service> {
+                maps::$service.get_ptr(key)
+            }
+
+            #[inline(always)]
+            fn header(&self, at: Self::Service) -> Header {
+                Header {
+                    tag: read!(at, tag),
+                    id: read!(at, id),
+                    generation: read!(at, generation),
+                    frontend: read!(at, frontend),
+                    affinity_s: read!(at, affinity_s),
+                    counts: read!(at, counts),
+                }
+            }
+
+            #[inline(always)]
+            fn unchanged(&self, key: &ServiceKey<$addr>, at: Self::Service, tag: u32) -> bool {
+                self.service(key) == Some(at) && read!(at, tag) == tag
+            }
+
+            #[inline(always)]
+            fn inline(&self, at: Self::Service, index: u32) -> Backend<$addr> {
+                // SAFETY: the index is below the array's length.
+                let at = unsafe { addr_of!((*at).inline).cast::<Backend<$addr>>().add((index & 3) as usize) };
+                Backend { addr: read!(at, addr), port: read!(at, port), flags: read!(at, flags) }
+            }
+
+            #[inline(always)]
+            fn chunk(&self, key: &ChunkKey) -> Option<Self::Chunk> {
+                maps::$chunk.get_ptr(key)
+            }
+
+            #[inline(always)]
+            fn chunk_head(&self, at: Self::Chunk) -> (u32, u32) {
+                (read!(at, tag), read!(at, len))
+            }
+
+            #[inline(always)]
+            fn chunk_backend(&self, at: Self::Chunk, index: u32) -> Backend<$addr> {
+                // SAFETY: the index is below the array's length.
+                let at =
+                    unsafe { addr_of!((*at).backends).cast::<Backend<$addr>>().add((index & 15) as usize) };
+                Backend { addr: read!(at, addr), port: read!(at, port), flags: read!(at, flags) }
+            }
+
+            #[inline(always)]
+            fn affinity(&self, key: &AffinityKey<$addr>) -> Option<Affinity<$addr>> {
+                let at = maps::$affinity.get_ptr(key)?;
+                Some(Affinity {
+                    backend: Backend {
+                        addr: read!(at, backend.addr),
+                        port: read!(at, backend.port),
+                        flags: read!(at, backend.flags),
+                    },
+                    seen_s: read!(at, seen_s),
+                })
+            }
+
+            #[inline(always)]
+            fn stick(&self, key: &AffinityKey<$addr>, value: &Affinity<$addr>) {
+                // A client that is not remembered is given a backend anew: no fault.
+                let _ = maps::$affinity.insert(key, value, u64::from(BPF_ANY));
+            }
+
+            #[inline(always)]
+            fn member(&self, key: &MemberKey<$addr>) -> bool {
+                maps::$member.get_ptr(key).is_some()
+            }
+
+            #[inline(always)]
+            fn node(&self, addr: &$addr) -> Option<NodeAddress> {
+                let at = maps::$node.get_ptr(addr)?;
+                Some(NodeAddress { node_ports: read!(at, node_ports) })
+            }
+
+            #[inline(always)]
+            fn service_range(&self, index: u32) -> Prefix {
+                match Kernel::config() {
+                    // SAFETY: an element of the array, and the index below two. Not volatile: what is not used is not
+                    // read. A range that is being changed may be read half; it is set before Services exist.
+                    Some(at) => unsafe {
+                        addr_of!((*at).$ranges).cast::<Prefix>().add((index & 1) as usize).read()
+                    },
+                    None => Prefix::default(),
+                }
+            }
+
+            #[inline(always)]
+            fn rand(&self) -> u32 {
+                // SAFETY: a helper without arguments.
+                unsafe { bpf_get_prandom_u32() }
+            }
+
+            #[inline(always)]
+            fn now_s(&self) -> u32 {
+                Kernel::now_s()
+            }
+        }
+    };
+}
+
+family!(V4, SERVICE4, CHUNK4, AFFINITY4, MEMBER4, NODE4, service4);
+family!(V6, SERVICE6, CHUNK6, AFFINITY6, MEMBER6, NODE6, service6);

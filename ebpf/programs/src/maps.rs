@@ -1,0 +1,72 @@
+//! The maps, by the names and of the types in `berth_ebpf_abi::maps`.
+//!
+//! Sizes: a hash that is not preallocated costs 16 bytes a slot at once and the rest as it fills; an LRU hash all of
+//! it at once. So the tables of connections are as large as 30 MB in all at 10,000 Services allow, and the loader may
+//! raise every size.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use berth_ebpf_abi::{
+    Affinity, AffinityKey, Chunk, ChunkKey, Client, Config, Flow, FragmentKey, FragmentPorts, LocalPod,
+    MemberKey, NodeAddress, Reverses, Service, ServiceKey, Tuple, V4, V6, count,
+};
+
+/// The map's elements are allocated as they come.
+const LAZY: u32 = BPF_F_NO_PREALLOC;
+
+macro_rules! hash {
+    ($name:ident: $key:ty => $value:ty, $max:expr) => {
+        #[map]
+        pub(crate) static $name: HashMap<$key, $value> = HashMap::with_max_entries($max, LAZY);
+    };
+}
+
+macro_rules! lru {
+    ($name:ident: $key:ty => $value:ty, $max:expr) => {
+        #[map]
+        pub(crate) static $name: LruHashMap<$key, $value> = LruHashMap::with_max_entries($max, 0);
+    };
+}
+
+hash!(SERVICE4: ServiceKey<V4> => Service<V4>, 131_072);
+hash!(SERVICE6: ServiceKey<V6> => Service<V6>, 65_536);
+hash!(CHUNK4: ChunkKey => Chunk<V4>, 65_536);
+hash!(CHUNK6: ChunkKey => Chunk<V6>, 32_768);
+hash!(MEMBER4: MemberKey<V4> => u32, 65_536);
+hash!(MEMBER6: MemberKey<V6> => u32, 32_768);
+hash!(CLIENT: u64 => Client, 4096);
+hash!(NODE4: V4 => NodeAddress, 1024);
+hash!(NODE6: V6 => NodeAddress, 1024);
+hash!(POD4: V4 => LocalPod, 4096);
+hash!(POD6: V6 => LocalPod, 4096);
+
+lru!(AFFINITY4: AffinityKey<V4> => Affinity<V4>, 16_384);
+lru!(AFFINITY6: AffinityKey<V6> => Affinity<V6>, 8192);
+lru!(FLOW4: Tuple<V4> => Flow<V4>, 65_536);
+lru!(FLOW6: Tuple<V6> => Flow<V6>, 32_768);
+lru!(FRAGMENT4: FragmentKey<V4> => FragmentPorts, 8192);
+lru!(FRAGMENT6: FragmentKey<V6> => FragmentPorts, 4096);
+
+#[btf_map]
+pub(crate) static REVERSE4: SkStorage<Reverses<V4>> = SkStorage::new();
+#[btf_map]
+pub(crate) static REVERSE6: SkStorage<Reverses<V6>> = SkStorage::new();
+
+#[map]
+pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(count::LEN, 0);
+
+/// Adds one to a counter of [`count`].
+#[inline(always)]
+pub(crate) fn bump(index: u32) {
+    if let Some(at) = COUNT.get_ptr_mut(index) {
+        // SAFETY: the element of this CPU; a program runs on one CPU and no other writes here. A nested run may lose
+        // a count, which is a figure for people.
+        unsafe { at.write_volatile(at.read_volatile().wrapping_add(1)) };
+    }
+}
