@@ -24,13 +24,6 @@ pub(crate) struct Binary {
     program: PathBuf,
 }
 
-impl Binary {
-    /// Whether it is that target of that crate.
-    pub(crate) fn is(&self, package: &str, target: &str) -> bool {
-        self.name == format!("{package}/{target}")
-    }
-}
-
 /// Builds tests and says where they are.
 pub(crate) fn build(args: &[&str]) -> Result<Vec<Binary>> {
     let mut command = cargo::command(&["test", "--no-run", "--quiet", "--locked", "--message-format=json"]);
