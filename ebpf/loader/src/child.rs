@@ -1,0 +1,106 @@
+//! The child that loads: it takes some 20 MB for a tenth of a second, which the agent shall not keep.
+
+use crate::{Error, OBJECT, Pins, Result, load, load::is_loaded};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+use std::{
+    ffi::OsString,
+    io::{self, Read},
+    path::Path,
+    process::{Child, Command, ExitCode, Stdio},
+    time::Duration,
+};
+
+/// The first argument that makes the program run [`child_main`].
+pub const ROLE: &str = "ebpf-load";
+
+/// How maps and programs came to be ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prepared {
+    /// All were pinned already, from the same object.
+    Adopted,
+    /// A child has loaded the programs; maps of this schema that were there were adopted.
+    Loaded,
+}
+
+/// Sees to it that maps and programs of the embedded object are pinned: runs `exe ebpf-load --pins DIR` unless they
+/// are. Attaches nothing.
+///
+/// # Errors
+/// A pinned map is another than wanted ([`Error::MapMismatch`], or told by the child), the child fails, or it takes
+/// longer than `deadline` (it is killed then; the next call goes on from there).
+pub fn prepare(pins: &Pins, exe: &Path, deadline: Duration) -> Result<Prepared> {
+    if is_loaded(pins, OBJECT)? {
+        return Ok(Prepared::Adopted);
+    }
+    let failed = |op| move |source| Error::Child { op, exe: exe.into(), source };
+    let mut child = Command::new(exe)
+        .args([ROLE, "--pins"])
+        .arg(pins.root())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed("start"))?;
+    match wait(&mut child, deadline) {
+        Ok(true) => {}
+        Ok(false) => {
+            kill(&mut child).map_err(failed("kill"))?;
+            return Err(Error::ChildDeadline(deadline));
+        }
+        Err(e) => {
+            kill(&mut child).map_err(failed("kill"))?;
+            return Err(failed("wait for")(e));
+        }
+    }
+    let status = child.wait().map_err(failed("wait for"))?;
+    if status.success() {
+        return Ok(Prepared::Loaded);
+    }
+    let mut message = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        stderr.take(1 << 16).read_to_string(&mut message).map_err(failed("hear"))?;
+    }
+    Err(Error::ChildFailed { status, message: message.trim_end().to_owned() })
+}
+
+/// Waits for the end of the child. Says whether it came.
+fn wait(child: &mut Child, deadline: Duration) -> io::Result<bool> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    let fd = pidfd_open(pid, PidfdFlags::empty())?;
+    let patience = Timespec::try_from(deadline).map_err(io::Error::other)?;
+    Ok(poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&patience))? > 0)
+}
+
+fn kill(child: &mut Child) -> io::Result<()> {
+    child.kill()?;
+    child.wait().map(drop)
+}
+
+/// The child's part: `--pins DIR`. Tells what went wrong on standard error.
+pub fn child_main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
+    let (Some(flag), Some(dir), None) = (args.next(), args.next(), args.next()) else {
+        eprintln!("usage: {ROLE} --pins DIR");
+        return ExitCode::from(2);
+    };
+    if flag != "--pins" {
+        eprintln!("usage: {ROLE} --pins DIR");
+        return ExitCode::from(2);
+    }
+    match load(&Pins::new(dir), OBJECT, |_| {}) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let mut text = e.to_string();
+            let mut cause = std::error::Error::source(&e);
+            while let Some(e) = cause {
+                text.push_str(": ");
+                text.push_str(&e.to_string());
+                cause = e.source();
+            }
+            eprintln!("{text}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The loading itself: runs in a child, for what it takes of memory.
+
+use crate::{
+    Error, Pins, Result, digest, ensure_bpffs,
+    object::Contents,
+    pins::{failed, list, pin_over, remove},
+    sys::{MapInfo, info, obj_get},
+};
+use aya::{
+    EbpfLoader,
+    programs::{Program, ProgramError},
+};
+use nix::fcntl::{Flock, FlockArg};
+use std::{
+    fs::File,
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+/// How far a load has come. A test stops it at each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// What is pinned fits what is wanted; nothing was changed yet.
+    Checked,
+    /// The directories are there, and the old programs no longer count as complete.
+    Begun,
+    /// All maps are pinned.
+    Maps,
+    /// One more program is loaded and pinned.
+    Program,
+    /// Programs that the object no longer has are gone.
+    Swept,
+    /// The digest is written.
+    Done,
+}
+
+/// Makes or adopts the maps and loads and pins the programs of `object`. Attaches nothing. Waits for another load of
+/// the same pins.
+///
+/// # Errors
+/// A pinned map is another than wanted ([`Error::MapMismatch`]; nothing is changed), or the kernel refuses.
+pub fn load(pins: &Pins, object: &[u8], mut at: impl FnMut(Step)) -> Result<()> {
+    let contents = Contents::parse(object)?;
+    ensure_bpffs(pins)?;
+    check_maps(pins, &contents)?;
+    at(Step::Checked);
+    pins.make()?;
+    let _one_at_a_time = lock(pins.root())?;
+    // Another loader may have made maps since.
+    check_maps(pins, &contents)?;
+    pins.forget_digest()?;
+    at(Step::Begun);
+    let mut loader = EbpfLoader::new();
+    for map in &contents.maps {
+        loader.map_pin_path(&map.name, pins.maps().join(&map.name));
+    }
+    let mut loaded = loader.load(object).map_err(Box::new)?;
+    at(Step::Maps);
+    for name in &contents.programs {
+        let missing = || Error::NoProgram { program: name.clone() };
+        let refused = |source: ProgramError| Error::Verify { program: name.clone(), source: source.into() };
+        let program = loaded.program_mut(name).ok_or_else(missing)?;
+        match program {
+            Program::CgroupSockAddr(program) => program.load().map_err(refused)?,
+            Program::SchedClassifier(program) => program.load().map_err(refused)?,
+            _ => return Err(missing()),
+        }
+        pin_over(program.fd().map_err(refused)?.as_fd(), &pins.programs().join(name))?;
+        at(Step::Program);
+    }
+    for (name, path) in list(&pins.programs())? {
+        if !contents.programs.contains(&name) {
+            remove(&path)?;
+        }
+    }
+    at(Step::Swept);
+    pins.write_digest(&digest(object))?;
+    at(Step::Done);
+    Ok(())
+}
+
+/// Whether maps and programs of this object are pinned already, all of them.
+pub(crate) fn is_loaded(pins: &Pins, object: &[u8]) -> Result<bool> {
+    if pins.loaded_digest()?.is_none_or(|loaded| loaded != digest(object)) {
+        return Ok(false);
+    }
+    let contents = Contents::parse(object)?;
+    let maps = contents.maps.iter().map(|map| pins.maps().join(&map.name));
+    let programs = contents.programs.iter().map(|name| pins.programs().join(name));
+    check_maps(pins, &contents)?;
+    for path in maps.chain(programs) {
+        if !path.try_exists().map_err(failed("examine", &path))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn check_maps(pins: &Pins, contents: &Contents) -> Result<()> {
+    for map in &contents.maps {
+        let path = pins.maps().join(&map.name);
+        let failed = |source| Error::OpenPin { path: path.clone(), source };
+        match obj_get(&path, true) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            pinned => {
+                let found: MapInfo = info(pinned.map_err(failed)?.as_fd()).map_err(failed)?;
+                map.check(&found)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn lock(dir: &Path) -> Result<Flock<File>> {
+    let dir: PathBuf = dir.into();
+    let file = File::open(&dir).map_err(failed("open", &dir))?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed("lock", &dir)(e.into()))
+}

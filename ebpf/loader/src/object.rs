@@ -1,0 +1,148 @@
+//! The embedded object and what is in it.
+
+use crate::{Error, Result, sys::MapInfo};
+use aya_obj::{Object, ProgramSection};
+use sha2::{Digest, Sha256};
+use std::fmt::Write;
+
+/// The programs and map definitions, as `cargo xtask ebpf` builds them.
+pub const OBJECT: &[u8] = aya::include_bytes_aligned!("../../programs/berth.bpf.o");
+
+/// The SHA-256 of an object, in hexadecimal.
+pub fn digest(object: &[u8]) -> String {
+    let sum = Sha256::digest(object);
+    sum.iter().fold(String::with_capacity(64), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _written = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// A socket hook: a program that is attached to the cgroup of pods and host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the kernel's own names")]
+pub enum Hook {
+    Recvmsg4,
+    Recvmsg6,
+    Getpeername4,
+    Getpeername6,
+    Connect4,
+    Connect6,
+    Sendmsg4,
+    Sendmsg6,
+}
+
+impl Hook {
+    /// All, in the order of attachment: what maps answers back comes before what sends requests elsewhere.
+    pub const ALL: [Hook; 8] = [
+        Hook::Recvmsg4,
+        Hook::Recvmsg6,
+        Hook::Getpeername4,
+        Hook::Getpeername6,
+        Hook::Connect4,
+        Hook::Connect6,
+        Hook::Sendmsg4,
+        Hook::Sendmsg6,
+    ];
+
+    /// The name of its program and of its link's pin.
+    pub fn name(self) -> &'static str {
+        match self {
+            Hook::Recvmsg4 => "recvmsg4",
+            Hook::Recvmsg6 => "recvmsg6",
+            Hook::Getpeername4 => "getpeername4",
+            Hook::Getpeername6 => "getpeername6",
+            Hook::Connect4 => "connect4",
+            Hook::Connect6 => "connect6",
+            Hook::Sendmsg4 => "sendmsg4",
+            Hook::Sendmsg6 => "sendmsg6",
+        }
+    }
+
+    /// `enum bpf_attach_type`.
+    pub(crate) fn attach_type(self) -> u32 {
+        match self {
+            Hook::Connect4 => 10,
+            Hook::Connect6 => 11,
+            Hook::Sendmsg4 => 14,
+            Hook::Sendmsg6 => 15,
+            Hook::Recvmsg4 => 19,
+            Hook::Recvmsg6 => 20,
+            Hook::Getpeername4 => 29,
+            Hook::Getpeername6 => 30,
+        }
+    }
+}
+
+/// What an object wants to be pinned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Contents {
+    pub(crate) maps: Vec<MapSpec>,
+    pub(crate) programs: Vec<String>,
+}
+
+/// A map as an object defines it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MapSpec {
+    pub(crate) name: String,
+    pub(crate) kind: u32,
+    pub(crate) key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) max_entries: u32,
+    pub(crate) flags: u32,
+}
+
+impl MapSpec {
+    /// Whether a pinned map is this one.
+    pub(crate) fn check(&self, found: &MapInfo) -> Result<()> {
+        let fields = [
+            ("kind", self.kind, found.kind),
+            ("key size", self.key_size, found.key_size),
+            ("value size", self.value_size, found.value_size),
+            ("max entries", self.max_entries, found.max_entries),
+            ("flags", self.flags, found.flags),
+        ];
+        match fields.into_iter().find(|(_, want, found)| want != found) {
+            Some((field, want, found)) => {
+                Err(Error::MapMismatch { map: self.name.clone(), field, want, found })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Contents {
+    /// Reads an object's definitions.
+    ///
+    /// # Errors
+    /// It is no eBPF object.
+    pub(crate) fn parse(object: &[u8]) -> Result<Contents> {
+        let object = Object::parse(object)?;
+        let mut maps: Vec<MapSpec> = object
+            .maps
+            .iter()
+            // Names with a dot are the compiler's sections of constants: each load makes its own.
+            .filter(|(name, _)| !name.contains('.'))
+            .map(|(name, map)| MapSpec {
+                name: name.clone(),
+                kind: map.map_type(),
+                key_size: map.key_size(),
+                value_size: map.value_size(),
+                max_entries: map.max_entries(),
+                flags: map.map_flags(),
+            })
+            .collect();
+        maps.sort_by(|a, b| a.name.cmp(&b.name));
+        let wanted = |section: &_| {
+            matches!(section, ProgramSection::CgroupSockAddr { .. } | ProgramSection::SchedClassifier)
+        };
+        let mut programs: Vec<String> = object
+            .programs
+            .iter()
+            .filter(|(_, program)| wanted(&program.section))
+            .map(|(name, _)| name.clone())
+            .collect();
+        programs.sort();
+        Ok(Contents { maps, programs })
+    }
+}

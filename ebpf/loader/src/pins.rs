@@ -1,0 +1,173 @@
+//! Where things are pinned, and the BPF file system below.
+
+use crate::{Error, Result};
+use berth_ebpf_abi::SCHEMA;
+use nix::mount::{MsFlags, mount};
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt, symlink},
+    path::{Path, PathBuf},
+};
+
+/// The pin directory, as this program's schema sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+    schema: u32,
+}
+
+impl Pins {
+    /// The pins below `Roots::bpf_pins`.
+    pub fn new(root: impl Into<PathBuf>) -> Pins {
+        Pins { root: root.into(), schema: SCHEMA }
+    }
+
+    /// The same directory as a program with another schema would use it: for tests of upgrades.
+    #[must_use]
+    pub fn with_schema(self, schema: u32) -> Pins {
+        Pins { schema, ..self }
+    }
+
+    /// The pin directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn own(&self) -> PathBuf {
+        self.root.join(self.schema.to_string())
+    }
+
+    /// Where the maps of this schema are.
+    pub fn maps(&self) -> PathBuf {
+        self.own().join("maps")
+    }
+
+    /// Where the programs of this schema are.
+    pub fn programs(&self) -> PathBuf {
+        self.own().join("programs")
+    }
+
+    /// Where the links of all schemas are.
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    fn object(&self) -> PathBuf {
+        self.own().join("object")
+    }
+
+    /// The digest of the object that the pinned programs came from; `None` where they are not known to be complete.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn loaded_digest(&self) -> Result<Option<String>> {
+        match fs::read_link(self.object()) {
+            Ok(digest) => Ok(Some(digest.to_string_lossy().into_owned())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(failed("read", &self.object())(e)),
+        }
+    }
+
+    /// Says that the programs are complete.
+    pub(crate) fn write_digest(&self, digest: &str) -> Result<()> {
+        let fresh = self.own().join("object-new");
+        remove(&fresh)?;
+        symlink(digest, &fresh).map_err(failed("make", &fresh))?;
+        rename(&fresh, &self.object())
+    }
+
+    /// Says that the programs are not complete.
+    pub(crate) fn forget_digest(&self) -> Result<()> {
+        remove(&self.object()).map(drop)
+    }
+
+    /// Makes the directories.
+    pub(crate) fn make(&self) -> Result<()> {
+        for dir in [self.root.clone(), self.own(), self.maps(), self.programs(), self.links()] {
+            match DirBuilder::new().mode(0o700).create(&dir) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed("make", &dir)(e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the directories of other schemas: their maps and programs die with their last user.
+    pub(crate) fn remove_other_schemas(&self) -> Result<Vec<u32>> {
+        let mut removed = Vec::new();
+        for (name, path) in list(&self.root)? {
+            let Ok(schema) = name.parse::<u32>() else { continue };
+            if schema != self.schema {
+                fs::remove_dir_all(&path).map_err(failed("remove", &path))?;
+                removed.push(schema);
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// Sees to it that the pin directory's parent lies on a BPF file system: mounts one over it where it is an empty
+/// directory of another file system. A missing parent is made.
+///
+/// # Errors
+/// The parent holds other files ([`Error::NotBpffs`]), or the kernel refuses.
+pub fn ensure_bpffs(pins: &Pins) -> Result<()> {
+    let parent = pins.root.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(parent).map_err(failed("make", parent))?;
+    if on_bpffs(parent)? {
+        return Ok(());
+    }
+    if !list(parent)?.is_empty() {
+        return Err(Error::NotBpffs { path: parent.into() });
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_RELATIME;
+    mount(Some("bpf"), parent, Some("bpf"), flags, Some("mode=0700"))
+        .map_err(|e| failed("mount a BPF file system on", parent)(e.into()))
+}
+
+fn on_bpffs(path: &Path) -> Result<bool> {
+    let found = nix::sys::statfs::statfs(path).map_err(|e| failed("examine", path)(e.into()))?;
+    Ok(found.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
+}
+
+pub(crate) fn failed(op: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {
+    move |source| Error::File { op, path: path.into(), source }
+}
+
+/// The names and paths in a directory; none where it is missing.
+pub(crate) fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed("list", dir))?,
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed("list", dir))?;
+        all.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    }
+    all.sort();
+    Ok(all)
+}
+
+/// Removes a pin. Says whether it was there.
+pub(crate) fn remove(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        done => done.map(|()| true).map_err(failed("remove", path)),
+    }
+}
+
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(failed("rename", from))
+}
+
+/// Pins an object in the place of what is pinned there, at one instant.
+pub(crate) fn pin_over(fd: std::os::fd::BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push("-new");
+    let fresh = PathBuf::from(fresh);
+    remove(&fresh)?;
+    crate::sys::obj_pin(fd, &fresh).map_err(|source| Error::Pin { path: fresh.clone(), source })?;
+    rename(&fresh, path)
+}
