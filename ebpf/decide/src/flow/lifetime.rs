@@ -1,0 +1,82 @@
+//! How long a connection is remembered.
+
+use super::{FlowMaps, TCP, reverse};
+use crate::Family;
+use berth_ebpf_abi::{Tuple, flow};
+
+/// A reset connection (`nf_conntrack_tcp_timeout_close`).
+const RESET_S: u32 = 10;
+/// A TCP connection without an answer (`nf_conntrack_tcp_timeout_syn_recv`).
+const UNANSWERED_TCP_S: u32 = 60;
+/// Both sides are done (`nf_conntrack_tcp_timeout_time_wait`).
+const CLOSED_S: u32 = 120;
+/// One side is done (kube-proxy's `--conntrack-tcp-timeout-close-wait`).
+const HALF_CLOSED_S: u32 = 3600;
+/// A TCP connection (kube-proxy's `--conntrack-tcp-timeout-established`).
+const ESTABLISHED_S: u32 = 24 * 3600;
+/// UDP without an answer (`nf_conntrack_udp_timeout`).
+const UNANSWERED_S: u32 = 30;
+/// UDP with answers (`nf_conntrack_udp_timeout_stream`).
+const ANSWERED_S: u32 = 120;
+
+/// How long, in seconds after the last packet of either direction, a connection is remembered; `flags` are those of
+/// both directions together.
+#[inline(always)]
+pub fn lifetime_s(proto: u8, flags: u32) -> u32 {
+    let answered = flags & flow::ANSWERED != 0;
+    if proto != TCP {
+        return if answered { ANSWERED_S } else { UNANSWERED_S };
+    }
+    if flags & flow::RESET != 0 {
+        RESET_S
+    } else if is_closed(flags) {
+        CLOSED_S
+    } else if flags & (flow::FIN_CLIENT | flow::FIN_SERVER) != 0 {
+        HALF_CLOSED_S
+    } else if answered {
+        ESTABLISHED_S
+    } else {
+        UNANSWERED_TCP_S
+    }
+}
+
+/// Whether no more data can come.
+#[inline(always)]
+pub(super) fn is_closed(flags: u32) -> bool {
+    let both = flow::FIN_CLIENT | flow::FIN_SERVER;
+    flags & flow::RESET != 0 || flags & both == both
+}
+
+/// Whether a connection's time is over.
+#[inline(always)]
+pub(super) fn is_over(proto: u8, flags: u32, seen_s: u32, now_s: u32) -> bool {
+    now_s.saturating_sub(seen_s) > lifetime_s(proto, flags)
+}
+
+/// Removes both entries of a connection whose time is over, by the key of either; says whether it did. What a reader
+/// of the table thought before is asked once more here, so a packet that came since saves its connection.
+#[inline(always)]
+pub fn collect<A: Family, M: FlowMaps<A>>(maps: &M, key: &Tuple<A>) -> bool {
+    let Some(entry) = maps.flow(key) else {
+        return false;
+    };
+    let back = reverse(&entry.to);
+    let mut flags = entry.flags;
+    let mut seen_s = entry.seen_s;
+    let mut paired = false;
+    if let Some(other) = maps.flow(&back)
+        && other.to == reverse(key)
+    {
+        paired = true;
+        flags |= other.flags;
+        seen_s = seen_s.max(other.seen_s);
+    }
+    if !is_over(key.proto, flags, seen_s, maps.now_s()) {
+        return false;
+    }
+    if paired {
+        maps.remove(&back);
+    }
+    maps.remove(key);
+    true
+}

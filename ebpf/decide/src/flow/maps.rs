@@ -1,0 +1,34 @@
+//! What the packet path reads and writes beyond the Service decision.
+
+use crate::{Family, Maps};
+use berth_ebpf_abi::{Flow, FragmentKey, FragmentPorts, LocalPod, Tuple};
+
+/// The tables of connections, and what translation needs to know of the node.
+pub trait FlowMaps<A: Family>: Maps<A> {
+    /// Reads a direction's entry.
+    fn flow(&self, key: &Tuple<A>) -> Option<Flow<A>>;
+    /// Writes an entry where none is; says whether it did.
+    fn insert(&self, key: &Tuple<A>, value: &Flow<A>) -> bool;
+    /// Writes an entry over whatever is there; says whether it did.
+    fn replace(&self, key: &Tuple<A>, value: &Flow<A>) -> bool;
+    /// Changes an entry in place; one that is gone stays gone.
+    fn touch(&self, key: &Tuple<A>, flags: u32, generation: u32, seen_s: u32);
+    /// Removes an entry, if it is there.
+    fn remove(&self, key: &Tuple<A>);
+
+    /// Reads the ports of a fragmented datagram.
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts>;
+    /// Writes them. A full table is no error: the rest of the datagram is then lost, as if on the way.
+    fn keep_fragment(&self, key: &FragmentKey<A>, value: &FragmentPorts);
+
+    /// A pod of this node.
+    fn pod(&self, addr: &A) -> Option<LocalPod>;
+    /// Whether packets are handed to pods directly ([`berth_ebpf_abi::config::REDIRECT`]).
+    fn redirects(&self) -> bool;
+    /// Whether everything is masqueraded ([`berth_ebpf_abi::config::MASQUERADE_ALL`]).
+    fn masquerades_all(&self) -> bool;
+    /// The address for masqueraded connections; [`berth_ebpf_abi::Addr::ANY`] where there is none.
+    fn masquerade(&self) -> A;
+    /// First and last port for connections whose source port is taken, host order.
+    fn ports(&self) -> [u16; 2];
+}

@@ -1,0 +1,118 @@
+//! What the packet path looks at, and what it says.
+
+use berth_ebpf_abi::{LocalPod, Tuple};
+
+/// Where a packet is met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// It came in by a device that leads out of the node.
+    Uplink,
+    /// A pod of this node sent it.
+    Pod,
+    /// The node's stack sends it out, to a pod or by an uplink.
+    Egress,
+}
+
+/// TCP flags that matter here, as in byte 13 of the header.
+pub mod tcp {
+    /// The sender is done.
+    pub const FIN: u8 = 1;
+    /// A connection begins.
+    pub const SYN: u8 = 1 << 1;
+    /// The connection is no more.
+    pub const RST: u8 = 1 << 2;
+    /// Not the first segment.
+    pub const ACK: u8 = 1 << 4;
+}
+
+/// `IPPROTO_TCP`.
+pub const TCP: u8 = 6;
+/// `IPPROTO_UDP`.
+pub const UDP: u8 = 17;
+
+/// What a packet is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// A whole datagram or segment.
+    Whole,
+    /// The first fragment: it carries the ports that the rest lacks. With the datagram's identification.
+    First(u32),
+    /// Any other fragment: the tuple's ports are 0.
+    Later(u32),
+    /// An ICMP error about another packet. The tuple is that packet's, **turned round**: so it is the tuple of the
+    /// direction in which the error travels.
+    Error,
+}
+
+/// A parsed packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet<A> {
+    /// Addresses, ports and protocol; ports are 0 where the protocol has none.
+    pub tuple: Tuple<A>,
+    /// See [`tcp`]; 0 for other protocols.
+    pub tcp_flags: u8,
+    /// Whole, fragment or error.
+    pub part: Part,
+    /// The device it is met on.
+    pub ifindex: u32,
+}
+
+/// Why a packet is dropped; the numbers are counters' (`berth_ebpf_abi::count::PACKET_DROPPED`).
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dropped {
+    /// For a Service whose policy leaves no endpoint, or an address of the Service ranges that nobody has.
+    Service = 0,
+    /// A fragment for a Service, of a datagram whose first fragment was not seen.
+    Fragment = 1,
+    /// Every port tried for its connection is taken.
+    Ports = 2,
+    /// It needs masquerading and the node has no address for that.
+    Address = 3,
+    /// A Service's address would have left the node.
+    Leak = 4,
+}
+
+/// How a translated packet goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// Straight into a pod of this node.
+    Pod(LocalPod),
+    /// Out by this device, to the neighbour the routes name; 0: the routes name the device too.
+    Neighbour(u32),
+    /// The node's stack routes it.
+    Stack,
+}
+
+/// What happens to a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict<A> {
+    /// Not ours.
+    Pass,
+    /// It vanishes.
+    Drop(Dropped),
+    /// It vanishes, and its sender hears "port unreachable".
+    Reject,
+    /// Unchanged, straight into a pod of this node.
+    Forward(LocalPod),
+    /// With other addresses and ports.
+    Translate {
+        /// What they become.
+        to: Tuple<A>,
+        /// How it goes on.
+        via: Via,
+    },
+}
+
+/// The tuple of what comes back.
+#[inline(always)]
+pub fn reverse<A: Copy>(tuple: &Tuple<A>) -> Tuple<A> {
+    Tuple {
+        src: tuple.dst,
+        dst: tuple.src,
+        src_port: tuple.dst_port,
+        dst_port: tuple.src_port,
+        proto: tuple.proto,
+        pad: [0; 3],
+    }
+}
