@@ -52,7 +52,7 @@ pub fn attach(pins: &Pins, cgroup: &Path) -> Result<Attached> {
             continue;
         }
         match parse_pin(&name) {
-            Some((ifindex, role)) => match device::adopt(pins, ifindex, role)? {
+            Some((ifindex, place)) => match device::adopt(pins, ifindex, place)? {
                 device::Adoption::Kept => attached.kept += 1,
                 device::Adoption::Swapped => attached.swapped += 1,
                 device::Adoption::Gone => {

@@ -79,6 +79,19 @@ fn kill(child: &mut Child) -> io::Result<()> {
     child.wait().map(drop)
 }
 
+/// The end of a text: that of the verifier's log tells, and nobody reads our standard error before we end.
+fn tail(text: &str) -> String {
+    const HEAD: usize = 300;
+    const TAIL: usize = 3000;
+    let count = text.chars().count();
+    if count <= HEAD + TAIL {
+        return text.to_owned();
+    }
+    let head: String = text.chars().take(HEAD).collect();
+    let tail: String = text.chars().skip(count - TAIL).collect();
+    format!("{head} [...] {tail}")
+}
+
 /// The child's part: `--pins DIR`. Tells what went wrong on standard error.
 pub fn child_main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     let (Some(flag), Some(dir), None) = (args.next(), args.next(), args.next()) else {
@@ -99,8 +112,21 @@ pub fn child_main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
                 text.push_str(&e.to_string());
                 cause = e.source();
             }
-            eprintln!("{text}");
+            eprintln!("{}", tail(&text));
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_messages_keep_both_ends() {
+        assert_eq!(tail("short"), "short");
+        let long = format!("begin{}end", "ü".repeat(100_000));
+        let shown = tail(&long);
+        assert!(shown.starts_with("begin") && shown.ends_with("end") && shown.len() < 8000);
     }
 }

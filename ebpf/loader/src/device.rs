@@ -1,4 +1,4 @@
-//! Devices: one tcx link each, at ingress, behind other programs there.
+//! Devices: two tcx links each, one at ingress by what the device is, one at egress, behind other programs there.
 
 use crate::{
     Error, Pins, Result,
@@ -7,8 +7,6 @@ use crate::{
     sys::{LinkInfo, Target, info, link_create, link_update},
 };
 use std::{fmt, os::fd::AsFd};
-
-const ATTACH_TCX_INGRESS: u32 = 46;
 
 /// What a device is to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,37 +18,67 @@ pub enum Role {
 }
 
 impl Role {
-    const ALL: [Role; 2] = [Role::Uplink, Role::Pod];
-
-    fn name(self) -> &'static str {
+    fn place(self) -> Place {
         match self {
-            Role::Uplink => "uplink",
-            Role::Pod => "pod",
-        }
-    }
-
-    /// The program it gets.
-    pub fn program(self) -> &'static str {
-        match self {
-            Role::Uplink => "tc_uplink",
-            Role::Pod => "tc_pod",
+            Role::Uplink => Place::Uplink,
+            Role::Pod => Place::Pod,
         }
     }
 }
 
-impl fmt::Display for Role {
+/// Where a program sits at a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// Egress, whatever the device is.
+    Out,
+    /// Ingress of a pod's device.
+    Pod,
+    /// Ingress of an uplink.
+    Uplink,
+}
+
+impl Place {
+    const ALL: [Place; 3] = [Place::Out, Place::Pod, Place::Uplink];
+
+    fn name(self) -> &'static str {
+        match self {
+            Place::Out => "out",
+            Place::Pod => "pod",
+            Place::Uplink => "uplink",
+        }
+    }
+
+    /// The program that sits there.
+    pub fn program(self) -> &'static str {
+        match self {
+            Place::Out => "tc_out",
+            Place::Pod => "tc_pod",
+            Place::Uplink => "tc_uplink",
+        }
+    }
+
+    /// `BPF_TCX_INGRESS`, `BPF_TCX_EGRESS`
+    fn attach_type(self) -> u32 {
+        match self {
+            Place::Pod | Place::Uplink => 46,
+            Place::Out => 47,
+        }
+    }
+}
+
+impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-/// A device that a program is pinned for.
+/// A device's link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceLink {
-    /// The device it was attached to.
+    /// The device it was made for.
     pub ifindex: u32,
-    /// As what.
-    pub role: Role,
+    /// Where.
+    pub place: Place,
     /// Whether the device is still there.
     pub live: bool,
     /// The kernel's id of the program.
@@ -58,6 +86,7 @@ pub struct DeviceLink {
 }
 
 /// What [`adopt`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Adoption {
     Kept,
     Swapped,
@@ -65,38 +94,47 @@ pub(crate) enum Adoption {
     Gone,
 }
 
-fn pin_name(ifindex: u32, role: Role) -> String {
-    format!("tcx-{ifindex}-{role}")
+fn pin_name(ifindex: u32, place: Place) -> String {
+    format!("tcx-{ifindex}-{place}")
 }
 
 /// The device of a pin in the directory of links.
-pub(crate) fn parse_pin(name: &str) -> Option<(u32, Role)> {
-    let (ifindex, role) = name.strip_prefix("tcx-")?.split_once('-')?;
-    Some((ifindex.parse().ok()?, Role::ALL.into_iter().find(|known| known.name() == role)?))
+pub(crate) fn parse_pin(name: &str) -> Option<(u32, Place)> {
+    let (ifindex, place) = name.strip_prefix("tcx-")?.split_once('-')?;
+    Some((ifindex.parse().ok()?, Place::ALL.into_iter().find(|known| known.name() == place)?))
 }
 
-/// Sees to it that the program of `role` runs for packets that come in by this device, and none of another role.
-/// Adopts and swaps a link that is there; a device that took a dead one's index gets a new link.
+/// Sees to it that the programs of `role` run for packets that come and go by this device, and none of another role.
+/// Adopts and swaps links that are there; a device that took a dead one's index gets new links. The index is that of
+/// the calling thread's network namespace.
 ///
 /// # Errors
 /// Nothing was prepared, there is no such device, or the kernel refuses.
 pub fn attach_device(pins: &Pins, ifindex: u32, role: Role) -> Result<()> {
-    if let Adoption::Gone = adopt(pins, ifindex, role)? {
-        let name = pin_name(ifindex, role);
-        let (program, _) = open_program(pins, role.program())?;
-        let link = link_create(program.as_fd(), Target::Device(ifindex), ATTACH_TCX_INGRESS)
-            .map_err(|source| Error::Link { op: "make", link: name.clone(), source })?;
-        pin_over(link.as_fd(), &pins.links().join(name))?;
+    // What turns answers back comes before what sends requests elsewhere.
+    let wanted = [Place::Out, role.place()];
+    for place in wanted {
+        if adopt(pins, ifindex, place)? == Adoption::Gone {
+            make(pins, ifindex, place)?;
+        }
     }
-    for other in Role::ALL.into_iter().filter(|other| *other != role) {
+    for other in Place::ALL.into_iter().filter(|place| !wanted.contains(place)) {
         remove(&pins.links().join(pin_name(ifindex, other)))?;
     }
     Ok(())
 }
 
+fn make(pins: &Pins, ifindex: u32, place: Place) -> Result<()> {
+    let name = pin_name(ifindex, place);
+    let (program, _) = open_program(pins, place.program())?;
+    let link = link_create(program.as_fd(), Target::Device(ifindex), place.attach_type())
+        .map_err(|source| Error::Link { op: "make", link: name.clone(), source })?;
+    pin_over(link.as_fd(), &pins.links().join(name))
+}
+
 /// Brings a device's link to the prepared program.
-pub(crate) fn adopt(pins: &Pins, ifindex: u32, role: Role) -> Result<Adoption> {
-    let name = pin_name(ifindex, role);
+pub(crate) fn adopt(pins: &Pins, ifindex: u32, place: Place) -> Result<Adoption> {
+    let name = pin_name(ifindex, place);
     let failed = |op| {
         let link = name.clone();
         move |source| Error::Link { op, link, source }
@@ -106,12 +144,13 @@ pub(crate) fn adopt(pins: &Pins, ifindex: u32, role: Role) -> Result<Adoption> {
     if found.ifindex() != ifindex {
         return Ok(Adoption::Gone);
     }
-    let (program, id) = open_program(pins, role.program())?;
+    let (program, id) = open_program(pins, place.program())?;
     if found.program == id {
         return Ok(Adoption::Kept);
     }
     match link_update(link.as_fd(), program.as_fd()) {
         Ok(()) => Ok(Adoption::Swapped),
+        // The device went away in this moment.
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOLINK | libc::ENOENT | libc::ENODEV)) => {
             Ok(Adoption::Gone)
         }
@@ -125,25 +164,25 @@ pub(crate) fn adopt(pins: &Pins, ifindex: u32, role: Role) -> Result<Adoption> {
 /// The kernel refuses.
 pub fn detach_device(pins: &Pins, ifindex: u32) -> Result<bool> {
     let mut was = false;
-    for role in Role::ALL {
-        was |= remove(&pins.links().join(pin_name(ifindex, role)))?;
+    for place in Place::ALL.into_iter().rev() {
+        was |= remove(&pins.links().join(pin_name(ifindex, place)))?;
     }
     Ok(was)
 }
 
-/// The devices that have a link, live or dead.
+/// The links of devices, live or dead, by the names of their pins.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn devices(pins: &Pins) -> Result<Vec<DeviceLink>> {
     let mut all = Vec::new();
     for (name, path) in list(&pins.links())? {
-        let Some((ifindex, role)) = parse_pin(&name) else { continue };
+        let Some((ifindex, place)) = parse_pin(&name) else { continue };
         // Another process may detach meanwhile.
         let Some(link) = open_link(&path)? else { continue };
         let found: LinkInfo =
             info(link.as_fd()).map_err(|source| Error::Link { op: "examine", link: name, source })?;
-        all.push(DeviceLink { ifindex, role, live: found.ifindex() == ifindex, program: found.program });
+        all.push(DeviceLink { ifindex, place, live: found.ifindex() == ifindex, program: found.program });
     }
     Ok(all)
 }
@@ -154,8 +193,8 @@ mod tests {
 
     #[test]
     fn pins_name_their_devices() {
-        for role in Role::ALL {
-            assert_eq!(parse_pin(&pin_name(17, role)), Some((17, role)));
+        for place in Place::ALL {
+            assert_eq!(parse_pin(&pin_name(17, place)), Some((17, place)));
         }
         for other in ["connect4", "tcx-1", "tcx-x-pod", "tcx-1-bond", "tcx-1-pod-new"] {
             assert_eq!(parse_pin(other), None, "{other}");

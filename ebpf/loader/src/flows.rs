@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 const PROGRAM: &str = "tc_gc";
 /// No entry is too old before this many seconds, whatever its protocol and state: the time of a reset connection.
 const YOUNGEST_S: u32 = 10;
-/// A test run's packet must fit one page, with the kernel's own room.
+/// A test run's packet must fit one page, with the kernel's own room; the program takes 128 keys at most.
 const PACKET: usize = 2048;
 const ETHERNET: usize = 14;
 
@@ -22,7 +22,7 @@ pub struct Collected {
     pub seen: usize,
     /// Keys that were handed to the kernel.
     pub candidates: usize,
-    /// Entries before the removal less those after it would be racy: this is the program's own count.
+    /// Connections that it removed, by its own count.
     pub removed: usize,
 }
 

@@ -4,7 +4,7 @@
 //! - `<schema>/maps/<NAME>`, `<schema>/programs/<name>`: the maps and programs of one version of the abi crate.
 //! - `<schema>/object`: a symbolic link to nowhere whose target is the SHA-256 of the object that those programs came
 //!   from. It is written last and removed first, so where it stands the directory is complete.
-//! - `links/<hook>` and `links/tcx-<ifindex>-<role>`: the attachments, outside of the schema directories: a program of
+//! - `links/<hook>` and `links/tcx-<ifindex>-<place>`: the attachments, outside of the schema directories: a program of
 //!   another schema takes its predecessor's place in the same link, without a moment between.
 //!
 //! The way in, for the agent: [`prepare`] (maps and programs; a child process where work is to be done), fill the maps
@@ -35,6 +35,7 @@ mod object;
 mod pins;
 mod plain;
 mod report;
+mod run;
 mod sockets;
 mod sys;
 #[cfg(test)]
@@ -43,7 +44,7 @@ mod tests;
 pub use attach::{Attached, attach, detach};
 pub use child::{Prepared, ROLE, child_main, prepare};
 pub use datapath::{Access, Datapath};
-pub use device::{DeviceLink, Role, attach_device, detach_device, devices};
+pub use device::{DeviceLink, Place, Role, attach_device, detach_device, devices};
 pub use error::{Error, Result};
 pub use flows::{Collected, collect_flows};
 pub use load::{Step, load};
@@ -53,5 +54,6 @@ pub use object::{Hook, OBJECT, digest};
 pub use pins::{Pins, ensure_bpffs};
 pub use plain::Plain;
 pub use report::{LinkReport, MapReport, ProgramReport, Report, StatsGuard, enable_stats, report};
+pub use run::PacketProgram;
 pub use sockets::{Proto, destroy_sockets};
 pub use sys::TestRunAnswer;

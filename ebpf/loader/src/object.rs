@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write;
 
 /// The programs and map definitions, as `cargo xtask ebpf` builds them.
-pub const OBJECT: &[u8] = aya::include_bytes_aligned!("../../programs/berth.bpf.o");
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../programs/berth.bpf.o");
 
 /// The SHA-256 of an object, in hexadecimal.
 pub fn digest(object: &[u8]) -> String {

@@ -44,7 +44,7 @@ pub struct ProgramReport {
 /// A pinned link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkReport {
-    /// The name of its pin: of the hook, or `tcx-<ifindex>-<role>`.
+    /// The name of its pin: of the hook, or `tcx-<ifindex>-<place>`.
     pub name: String,
     /// The kernel's id.
     pub id: u32,

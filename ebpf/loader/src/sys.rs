@@ -13,11 +13,15 @@ use std::{
 
 mod info;
 mod map;
+#[cfg(test)]
+mod testing;
 
 pub(crate) use info::{LinkInfo, MapInfo, ProgInfo, fdinfo, info};
 #[cfg(test)]
 pub(crate) use map::create_map;
 pub(crate) use map::{MapFd, Progress};
+#[cfg(test)]
+pub(crate) use testing::load_classifier;
 
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;

@@ -1,0 +1,181 @@
+//! Loading, adopting, refusing, going over to other builds and other schemas.
+
+use super::{Cgroup, Scratch, kills, other_build};
+use crate::{
+    Access, Attached, Datapath, Error, Hook, OBJECT, Pins, Prepared, attach, detach, digest, load,
+    object::Contents,
+    pins::{list, pin_over},
+    prepare, report,
+    sys::create_map,
+};
+use berth_ebpf_abi::{SCHEMA, Service, ServiceKey, maps};
+use std::{
+    fs,
+    os::{fd::AsFd, unix::fs::PermissionsExt},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+const KEY: ServiceKey<u32> = ServiceKey { addr: 77, port: 5, proto: 6, pad: 0 };
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn service() -> Service<u32> {
+    Service { id: 9, ..Service::default() }
+}
+
+/// That programs, maps and links are complete, live, of one build, and nothing half made lies about.
+pub(super) fn assert_whole(pins: &Pins, object: &[u8]) {
+    let contents = Contents::parse(object).unwrap();
+    assert_eq!(pins.loaded_digest().unwrap(), Some(digest(object)));
+    let report = report(pins, false).unwrap();
+    let names: Vec<_> = report.programs.iter().map(|program| program.name.clone()).collect();
+    assert_eq!(names, contents.programs);
+    let names: Vec<_> = report.maps.iter().map(|map| &map.name).collect();
+    assert_eq!(names, contents.maps.iter().map(|map| &map.name).collect::<Vec<_>>());
+    assert_eq!(report.links.len(), Hook::ALL.len(), "{:?}", report.links);
+    for link in report.links {
+        let program = report.programs.iter().find(|program| program.name == link.name).unwrap();
+        assert!(link.live && link.program == program.id, "{link:?} {program:?}");
+    }
+}
+
+#[test]
+fn everything_is_pinned_attached_once_and_adopted_by_the_next() {
+    let (scratch, cgroup) = (Scratch::new(), Cgroup::new());
+    let pins = scratch.pins();
+    load(&pins, OBJECT, |_| {}).unwrap();
+    assert_eq!(list(&pins.links()).unwrap(), [], "nothing is attached before the tables are full");
+    Datapath::open(&pins, Access::Write).unwrap().service4.put(&KEY, &service()).unwrap();
+    assert_eq!(attach(&pins, cgroup.path()).unwrap(), Attached { made: 8, ..Attached::default() });
+    assert_whole(&pins, OBJECT);
+
+    // No child is needed: there is no such program.
+    let start = Instant::now();
+    assert_eq!(prepare(&pins, Path::new("/nowhere"), PATIENCE).unwrap(), Prepared::Adopted);
+    let prepared = start.elapsed();
+    assert_eq!(attach(&pins, cgroup.path()).unwrap(), Attached { kept: 8, ..Attached::default() });
+    let attached = start.elapsed();
+    Datapath::open(&pins, Access::Write).unwrap();
+    println!("restart: prepare {prepared:?}, with attach {attached:?}, with open {:?}", start.elapsed());
+
+    // Another build takes over in the same links; the maps are kept.
+    let links = |pins| report(pins, false).unwrap().links.iter().map(|link| link.id).collect::<Vec<_>>();
+    let before = links(&pins);
+    load(&pins, &other_build(1), |_| {}).unwrap();
+    assert_eq!(attach(&pins, cgroup.path()).unwrap(), Attached { swapped: 8, ..Attached::default() });
+    assert_eq!(links(&pins), before);
+    assert_whole(&pins, &other_build(1));
+    let read = Datapath::open(&pins, Access::Read).unwrap();
+    assert_eq!(read.service4.get(&KEY).unwrap(), Some(service()));
+    assert!(read.service4.put(&KEY, &service()).is_err());
+
+    // Another cgroup: its links are new.
+    let other = Cgroup::new();
+    assert_eq!(attach(&pins, other.path()).unwrap().made, 8);
+    detach(&pins).unwrap();
+    detach(&pins).unwrap();
+    assert!(!pins.root().exists());
+}
+
+#[test]
+fn a_map_that_differs_is_named_and_nothing_is_changed() {
+    let wanted = Contents::parse(OBJECT).unwrap();
+    let wanted = wanted.maps.iter().find(|map| map.name == maps::SERVICE4).unwrap();
+    let right = (wanted.kind, wanted.key_size, wanted.value_size, wanted.max_entries, wanted.flags);
+    let cases = [
+        ("kind", (9, right.1, right.2, right.3, 0)),
+        ("key size", (right.0, right.1 + 4, right.2, right.3, right.4)),
+        ("value size", (right.0, right.1, right.2 + 8, right.3, right.4)),
+        ("max entries", (right.0, right.1, right.2, 77, right.4)),
+        ("flags", (right.0, right.1, right.2, right.3, 0)),
+    ];
+    for (wrong, (kind, key, value, max, flags)) in cases {
+        let scratch = Scratch::new();
+        let pins = scratch.pins();
+        pins.make().unwrap();
+        pins.write_digest("of an older build").unwrap();
+        let other = create_map(kind, key, value, max, flags).unwrap();
+        pin_over(other.as_fd(), &pins.maps().join(maps::SERVICE4)).unwrap();
+        let refused = load(&pins, OBJECT, |_| {}).unwrap_err();
+        let Error::MapMismatch { map, field, .. } = &refused else { panic!("{refused}") };
+        assert_eq!((map.as_str(), *field), (maps::SERVICE4, wrong));
+        assert_eq!(list(&pins.maps()).unwrap().len(), 1);
+        assert_eq!(list(&pins.programs()).unwrap(), []);
+        assert_eq!(pins.loaded_digest().unwrap().as_deref(), Some("of an older build"));
+        // The same where the digest says that all is loaded.
+        pins.write_digest(&digest(OBJECT)).unwrap();
+        let refused = prepare(&pins, Path::new("/nowhere"), PATIENCE).unwrap_err();
+        assert!(matches!(refused, Error::MapMismatch { .. }), "{refused}");
+    }
+}
+
+#[test]
+fn another_schema_is_made_beside_and_takes_over_the_links() {
+    let (scratch, cgroup) = (Scratch::new(), Cgroup::new());
+    let old = scratch.pins();
+    load(&old, OBJECT, |_| {}).unwrap();
+    Datapath::open(&old, Access::Write).unwrap().service4.put(&KEY, &service()).unwrap();
+    attach(&old, cgroup.path()).unwrap();
+    let links = |pins| report(pins, false).unwrap().links.iter().map(|link| link.id).collect::<Vec<_>>();
+    let before = links(&old);
+
+    let new = scratch.pins().with_schema(SCHEMA + 1);
+    assert!(Datapath::open(&new, Access::Write).is_err());
+    load(&new, OBJECT, |_| {}).unwrap();
+    assert_eq!(Datapath::open(&new, Access::Read).unwrap().service4.count().unwrap(), 0);
+    assert_eq!(Datapath::open(&old, Access::Read).unwrap().service4.count().unwrap(), 1);
+    assert_whole(&old, OBJECT);
+    let attached = attach(&new, cgroup.path()).unwrap();
+    assert_eq!(attached, Attached { swapped: 8, retired: vec![SCHEMA], ..Attached::default() });
+    assert_eq!(links(&new), before);
+    assert_whole(&new, OBJECT);
+    assert!(Datapath::open(&old, Access::Read).is_err());
+}
+
+#[test]
+fn an_incomplete_directory_is_not_taken_for_loaded() {
+    let (scratch, cgroup) = (Scratch::new(), Cgroup::new());
+    let pins = scratch.pins();
+    load(&pins, OBJECT, |_| {}).unwrap();
+    attach(&pins, cgroup.path()).unwrap();
+    let nowhere = || prepare(&pins, Path::new("/nowhere"), PATIENCE);
+    for lost in [pins.programs().join("connect4"), pins.maps().join(maps::FLOW4)] {
+        fs::remove_file(&lost).unwrap();
+        assert!(matches!(nowhere().unwrap_err(), Error::Child { op: "start", .. }), "{}", lost.display());
+        load(&pins, OBJECT, |_| {}).unwrap();
+        assert_eq!(nowhere().unwrap(), Prepared::Adopted);
+    }
+    // A lost link is made again, a stray one removed.
+    fs::remove_file(pins.links().join("sendmsg6")).unwrap();
+    fs::rename(pins.links().join("recvmsg4"), pins.links().join("recvmsg4-new")).unwrap();
+    let attached = attach(&pins, cgroup.path()).unwrap();
+    assert_eq!((attached.made, attached.swapped + attached.kept), (2, 6));
+    assert_whole(&pins, OBJECT);
+    assert!(matches!(load(&pins, b"no object", |_| {}), Err(Error::Object(_))));
+}
+
+fn script(scratch: &Scratch, text: &str) -> std::path::PathBuf {
+    let path = scratch.file("program");
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    path
+}
+
+#[test]
+fn the_child_loads_and_its_failure_and_its_silence_are_told() {
+    let scratch = Scratch::new();
+    let pins = scratch.pins();
+    let failing = script(&scratch, "echo \"refused: $*\" >&2; exit 3");
+    let failed = prepare(&pins, &failing, PATIENCE).unwrap_err();
+    let Error::ChildFailed { status, message } = &failed else { panic!("{failed}") };
+    assert_eq!(status.code(), Some(3));
+    assert_eq!(*message, format!("refused: ebpf-load --pins {}", pins.root().display()));
+
+    let silent = script(&scratch, "exec sleep 600");
+    let late = prepare(&pins, &silent, Duration::from_millis(50)).unwrap_err();
+    assert!(matches!(late, Error::ChildDeadline(_)), "{late}");
+
+    let loading = script(&scratch, &kills::as_role("load", &pins, None));
+    assert_eq!(prepare(&pins, &loading, PATIENCE).unwrap(), Prepared::Loaded);
+    assert_eq!(prepare(&pins, Path::new("/nowhere"), PATIENCE).unwrap(), Prepared::Adopted);
+}
