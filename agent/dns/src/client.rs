@@ -1,0 +1,143 @@
+//! The agent's side: asking `berth dns` how it is, and keeping it running.
+//!
+//! Owned by the agent, but only as its starter: `berth dns` goes on when the agent ends. Where a service manager runs
+//! it, [`ensure_running`] finds it answering and starts nothing.
+
+use crate::{
+    error::{Error, chain},
+    proto::{Reply, Request, Status, receive, send},
+};
+use std::{
+    convert::Infallible,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::UnixStream,
+    time::{Instant, sleep, timeout},
+};
+
+/// One that does not answer within this is silent.
+const SILENT: Duration = Duration::from_secs(2);
+
+/// How long a started one may take until it answers.
+const STARTS: Duration = Duration::from_secs(10);
+
+/// A started one that does not even listen after this is started again.
+const STILLBORN: Duration = Duration::from_secs(1);
+
+/// Talks to `berth dns`.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// For the one behind this socket.
+    pub fn new(socket: impl Into<PathBuf>) -> Client {
+        Client { socket: socket.into() }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Asks how it is.
+    ///
+    /// # Errors
+    /// Nobody is there, or nobody answers within 2 s.
+    pub async fn status(&self) -> Result<Status, Error> {
+        match self.ask("status", Request::Status).await? {
+            Reply::Status(status) => Ok(*status),
+            Reply::Ending | Reply::Unsupported => Err(Error::Unexpected { op: "status" }),
+        }
+    }
+
+    /// Has it finish what is under way and end. The addresses on `lo` stay.
+    ///
+    /// # Errors
+    /// As for [`Client::status`].
+    pub async fn end(&self) -> Result<(), Error> {
+        match self.ask("end", Request::End).await? {
+            Reply::Ending => Ok(()),
+            Reply::Status(_) | Reply::Unsupported => Err(Error::Unexpected { op: "end" }),
+        }
+    }
+
+    /// Returns when its end of a connection is closed: it has died or was replaced. At once if nobody answers.
+    pub async fn closed(&self) {
+        if let Ok(mut stream) = UnixStream::connect(&self.socket).await {
+            let mut byte = [0];
+            // Nothing is ever sent unasked: whatever comes is the end.
+            let _end = stream.read(&mut byte).await;
+        }
+    }
+
+    async fn ask(&self, op: &'static str, request: Request) -> Result<Reply, Error> {
+        let exchange = async {
+            let mut stream = UnixStream::connect(&self.socket).await?;
+            send(&mut stream, &request).await?;
+            receive::<Reply>(&mut stream).await
+        };
+        match timeout(SILENT, exchange).await {
+            Ok(answer) => {
+                answer.map_err(|source: io::Error| Error::Socket { path: self.socket.clone(), source })
+            }
+            Err(_elapsed) => Err(Error::Deadline { op, after: SILENT }),
+        }
+    }
+}
+
+/// Returns once one answers; calls `spawn` if none does. Returns whether it did.
+///
+/// # Errors
+/// It cannot be started, or does not answer within 10 s.
+pub async fn ensure_running<E: From<Error>>(
+    client: &Client,
+    spawn: impl AsyncFn() -> Result<(), E>,
+) -> Result<bool, E> {
+    if client.status().await.is_ok() {
+        return Ok(false);
+    }
+    spawn().await?;
+    let (begun, mut spawned) = (Instant::now(), Instant::now());
+    while begun.elapsed() < STARTS {
+        match client.status().await {
+            Ok(_) => return Ok(true),
+            Err(Error::Socket { .. }) if spawned.elapsed() > STILLBORN => {
+                spawn().await?;
+                spawned = Instant::now();
+            }
+            Err(_) => sleep(Duration::from_millis(2)).await,
+        }
+    }
+    Err(Error::Deadline { op: "start", after: STARTS }.into())
+}
+
+/// Runs for ever: starts `berth dns` when its socket closes.
+pub async fn supervise<E: From<Error> + std::error::Error>(
+    client: &Client,
+    spawn: impl AsyncFn() -> Result<(), E>,
+) -> Infallible {
+    const FIRST: Duration = Duration::from_millis(10);
+    let mut wait = FIRST;
+    loop {
+        match ensure_running(client, &spawn).await {
+            Ok(_) => {
+                let since = Instant::now();
+                client.closed().await;
+                // One that dies at once every time is not started in a tight loop.
+                if since.elapsed() > Duration::from_secs(1) {
+                    wait = FIRST;
+                    continue;
+                }
+            }
+            Err(error) => tracing::error!(error = %chain(&error), "cluster DNS does not run"),
+        }
+        sleep(wait).await;
+        wait = wait.saturating_mul(2).min(Duration::from_secs(2));
+    }
+}

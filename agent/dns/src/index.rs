@@ -1,0 +1,402 @@
+//! The zone made ready for questions: every name is found by binary search. Pure.
+
+use crate::{
+    build::{dashed, undashed},
+    zone::{PodAddress, PodNames, Proto, Target, VERSION, Zone, ZoneEndpoint, ZonePort, ZoneService},
+};
+use hickory_proto::rr::{
+    Name, RData, RecordType,
+    rdata::{A, AAAA, HINFO, NS, PTR, SOA, SRV, TXT},
+};
+use std::net::IpAddr;
+
+/// The time that answers of the zone may be kept, in seconds: a client keeps an endpoint that left a headless Service no
+/// longer than this, and a name that was missing is found this soon after it came. The same as CoreDNS'.
+pub const TTL: u32 = 5;
+
+/// The version of the specification, told by `dns-version.<domain>`.
+const SCHEMA: &str = "1.1.0";
+
+/// The zone, with its names in order.
+#[derive(Debug)]
+pub struct Index {
+    /// The domain's name.
+    domain: Name,
+    serial: u32,
+    services: Vec<ZoneService>,
+    /// Sorted; which Service, and which of its endpoints.
+    reverse: Vec<(IpAddr, u32, Option<u32>)>,
+    pods: PodNames,
+    /// Addresses of the server itself.
+    servers: Vec<IpAddr>,
+}
+
+/// What a name and type lead to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Found {
+    /// Not a name of the cluster.
+    Outside,
+    /// The name does not exist.
+    NoName,
+    /// The name exists; without records where it has none of the type.
+    Records {
+        /// The records' data.
+        answers: Vec<RData>,
+        /// What helps in using them.
+        additionals: Vec<(Name, RData)>,
+    },
+    /// The name stands for another.
+    Alias(Name),
+}
+
+fn exists(answers: Vec<RData>) -> Found {
+    Found::Records { answers, additionals: Vec::new() }
+}
+
+fn nodata() -> Found {
+    exists(Vec::new())
+}
+
+/// The record of an address.
+pub(crate) fn address(ip: IpAddr) -> RData {
+    match ip {
+        IpAddr::V4(ip) => RData::A(A(ip)),
+        IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
+    }
+}
+
+fn is_of(ip: IpAddr, kind: RecordType) -> bool {
+    matches!((ip, kind), (IpAddr::V4(_), RecordType::A) | (IpAddr::V6(_), RecordType::AAAA))
+}
+
+fn addresses(ips: impl Iterator<Item = IpAddr>, kind: RecordType) -> Found {
+    let mut ips: Vec<IpAddr> = ips.filter(|ip| is_of(*ip, kind)).collect();
+    ips.sort_unstable();
+    ips.dedup();
+    exists(ips.into_iter().map(address).collect())
+}
+
+impl Index {
+    /// Makes a zone ready. `servers` are the addresses that the zone is served at.
+    ///
+    /// # Errors
+    /// Another version of the format, or a domain that is no name.
+    pub fn new(zone: Zone, servers: &[IpAddr]) -> Result<Index, String> {
+        let Zone { version, serial, domain, mut services, mut pods } = zone;
+        if version != VERSION {
+            return Err(format!("format {version}, not {VERSION}"));
+        }
+        let mut domain =
+            Name::from_ascii(&*domain).map_err(|e| format!("domain {domain:?}: {e}"))?.to_lowercase();
+        domain.set_fqdn(true);
+        if domain.is_root() {
+            return Err("the domain is empty".to_owned());
+        }
+        // Sorted by the builder; what is searched in order must be in order whoever wrote it.
+        services.sort_unstable_by(|a, b| (&a.ns, &a.name).cmp(&(&b.ns, &b.name)));
+        let mut reverse = Vec::new();
+        for (i, service) in services.iter_mut().enumerate() {
+            let i = u32::try_from(i).map_err(|_many| "too many Services")?;
+            match &mut service.target {
+                Target::Cluster { ips, endpoints, .. } => {
+                    reverse.extend(ips.iter().map(|ip| (*ip, i, None)));
+                    by_host(endpoints, i, &mut reverse)?;
+                }
+                Target::Headless { endpoints, .. } => by_host(endpoints, i, &mut reverse)?,
+                Target::External { .. } => {}
+            }
+        }
+        reverse.sort_unstable();
+        reverse.shrink_to_fit();
+        if let PodNames::Listed(list) = &mut pods {
+            list.sort_unstable();
+        }
+        Ok(Index { domain, serial, services, reverse, pods, servers: servers.to_vec() })
+    }
+
+    /// The zone's serial number.
+    pub fn serial(&self) -> u32 {
+        self.serial
+    }
+
+    /// The cluster domain.
+    pub fn domain(&self) -> &Name {
+        &self.domain
+    }
+
+    /// How many Services it has.
+    pub fn services(&self) -> usize {
+        self.services.len()
+    }
+
+    /// The zone's SOA record, for negative answers too.
+    pub fn soa(&self) -> RData {
+        let below =
+            |label: &str| self.domain.prepend_label(label).unwrap_or_else(|_long| self.domain.clone());
+        let server = below("dns").prepend_label("ns").unwrap_or_else(|_long| self.domain.clone());
+        let minimum = TTL;
+        RData::SOA(SOA::new(server, below("hostmaster"), self.serial, 7200, 1800, 86400, minimum))
+    }
+
+    /// What a question leads to. Cases do not matter.
+    pub fn find(&self, name: &Name, kind: RecordType) -> Found {
+        let labels: Option<Vec<String>> =
+            name.iter().map(|label| std::str::from_utf8(label).ok().map(str::to_ascii_lowercase)).collect();
+        if !self.domain.zone_of(name) {
+            return match labels {
+                Some(labels) => self.find_reverse(&labels, kind),
+                None => Found::Outside,
+            };
+        }
+        // A label that is no text names nothing of ours.
+        let Some(labels) = labels else { return Found::NoName };
+        let count = labels.len().saturating_sub(usize::from(self.domain.num_labels()));
+        let below: Vec<&str> = labels.iter().take(count).map(String::as_str).collect();
+        let found = self.find_below(&below, kind);
+        match found {
+            // RFC 8482: the smallest answer to a question for everything.
+            Found::Records { .. } if kind == RecordType::ANY => {
+                exists(vec![RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new()))])
+            }
+            found => found,
+        }
+    }
+
+    fn find_below(&self, labels: &[&str], kind: RecordType) -> Found {
+        match labels {
+            [] => match kind {
+                RecordType::SOA => exists(vec![self.soa()]),
+                RecordType::NS => {
+                    match self.domain.prepend_label("dns").and_then(|n| n.prepend_label("ns")) {
+                        Ok(server) => {
+                            let glue = self.servers.iter().map(|ip| (server.clone(), address(*ip))).collect();
+                            Found::Records { answers: vec![RData::NS(NS(server))], additionals: glue }
+                        }
+                        Err(_long) => nodata(),
+                    }
+                }
+                _ => nodata(),
+            },
+            ["dns-version"] if kind == RecordType::TXT => {
+                exists(vec![RData::TXT(TXT::new(vec![SCHEMA.to_owned()]))])
+            }
+            ["dns-version"] | ["dns"] | ["svc"] | ["pod"] => nodata(),
+            ["ns", "dns"] => addresses(self.servers.iter().copied(), kind),
+            [rest @ .., ns, "svc"] => self.find_service(rest, ns, kind),
+            [label, ns, "pod"] => self.find_pod(label, ns, kind),
+            [ns, "pod"] if self.has_pods(ns) => nodata(),
+            _ => Found::NoName,
+        }
+    }
+
+    fn find_service(&self, labels: &[&str], ns: &str, kind: RecordType) -> Found {
+        let Some((name, below)) = labels.split_last() else {
+            let first = self.services.partition_point(|s| &*s.ns < ns);
+            let any = self.services.get(first).is_some_and(|s| &*s.ns == ns);
+            return if any { nodata() } else { Found::NoName };
+        };
+        let at = self.services.binary_search_by(|s| (&*s.ns, &*s.name).cmp(&(ns, *name)));
+        let Some(service) = at.ok().and_then(|i| self.services.get(i)) else { return Found::NoName };
+        match &service.target {
+            Target::External { name } => match below {
+                [] => external(name),
+                _ => Found::NoName,
+            },
+            Target::Cluster { ips, ports, endpoints } => match below {
+                [] => addresses(ips.iter().copied(), kind),
+                [label] if ports.iter().any(|p| p.proto.label() == *label) => nodata(),
+                [host] => at_host(endpoints, host, kind),
+                [port, proto] => {
+                    let Some(number) = ports.iter().find(|p| is_port(p, port, proto)) else {
+                        return Found::NoName;
+                    };
+                    let Ok(target) = self.name_of(service) else { return Found::NoName };
+                    if kind != RecordType::SRV {
+                        return nodata();
+                    }
+                    let glue = ips.iter().map(|ip| (target.clone(), address(*ip))).collect();
+                    let srv = RData::SRV(SRV::new(0, 100, number.port, target));
+                    Found::Records { answers: vec![srv], additionals: glue }
+                }
+                _ => Found::NoName,
+            },
+            // Section 2.4.1: without ready endpoints the name does not exist.
+            Target::Headless { endpoints, .. } if endpoints.is_empty() => Found::NoName,
+            Target::Headless { endpoints, port_sets } => match below {
+                [] => addresses(endpoints.iter().map(|e| e.ip), kind),
+                [label] if has_proto(endpoints, port_sets, label) => nodata(),
+                [host] => at_host(endpoints, host, kind),
+                [port, proto] => self.headless_port(service, endpoints, port_sets, (port, proto), kind),
+                _ => Found::NoName,
+            },
+        }
+    }
+
+    fn headless_port(
+        &self,
+        service: &ZoneService,
+        endpoints: &[ZoneEndpoint],
+        sets: &[Box<[ZonePort]>],
+        (port, proto): (&str, &str),
+        kind: RecordType,
+    ) -> Found {
+        let on =
+            |e: &ZoneEndpoint| ports_of(e, sets).iter().find(|p| is_port(p, port, proto)).map(|p| p.port);
+        let mut targets: Vec<(&str, u16)> =
+            endpoints.iter().filter_map(|e| on(e).map(|port| (&*e.host, port))).collect();
+        if targets.is_empty() {
+            return Found::NoName;
+        }
+        let Ok(base) = self.name_of(service) else { return Found::NoName };
+        if kind != RecordType::SRV {
+            return nodata();
+        }
+        // Two addresses of one host are one target.
+        targets.dedup();
+        let weight = u16::try_from(targets.len()).map_or(1, |n| (100 / n).max(1));
+        let answers = targets.iter().filter_map(|(host, port)| {
+            let target = base.prepend_label(*host).ok()?;
+            Some(RData::SRV(SRV::new(0, weight, *port, target)))
+        });
+        let mut glue: Vec<(Name, RData)> = endpoints
+            .iter()
+            .filter(|e| on(e).is_some())
+            .filter_map(|e| Some((base.prepend_label(&*e.host).ok()?, address(e.ip))))
+            .collect();
+        glue.dedup();
+        Found::Records { answers: answers.collect(), additionals: glue }
+    }
+
+    fn find_pod(&self, label: &str, ns: &str, kind: RecordType) -> Found {
+        let Some(ip) = undashed(label) else { return Found::NoName };
+        let known = match &self.pods {
+            PodNames::Any => true,
+            PodNames::Listed(list) => {
+                // Only the usual way to write it is a name.
+                dashed(ip) == label && list.binary_search(&PodAddress { ns: ns.into(), ip }).is_ok()
+            }
+        };
+        if known { addresses(std::iter::once(ip), kind) } else { Found::NoName }
+    }
+
+    fn has_pods(&self, ns: &str) -> bool {
+        match &self.pods {
+            PodNames::Any => true,
+            PodNames::Listed(list) => {
+                list.get(list.partition_point(|p| &*p.ns < ns)).is_some_and(|p| &*p.ns == ns)
+            }
+        }
+    }
+
+    /// Addresses that are not the cluster's are somebody else's to name.
+    fn find_reverse(&self, labels: &[String], kind: RecordType) -> Found {
+        let Some(ip) = arpa(labels) else { return Found::Outside };
+        let first = self.reverse.partition_point(|(a, ..)| *a < ip);
+        let entries = self.reverse.get(first..).unwrap_or_default().iter().take_while(|(a, ..)| *a == ip);
+        // A cluster address is its Service's alone.
+        let cluster = entries.clone().any(|(_, _, endpoint)| endpoint.is_none());
+        let names: Vec<RData> = entries
+            .filter(|(_, _, endpoint)| !cluster || endpoint.is_none())
+            .filter_map(|(_, service, endpoint)| self.pointer(*service, *endpoint))
+            .collect();
+        match kind {
+            _ if names.is_empty() => Found::Outside,
+            RecordType::PTR => exists(names),
+            _ => nodata(),
+        }
+    }
+
+    fn pointer(&self, service: u32, endpoint: Option<u32>) -> Option<RData> {
+        let service = self.services.get(usize::try_from(service).ok()?)?;
+        let name = self.name_of(service).ok()?;
+        let Some(at) = endpoint else { return Some(RData::PTR(PTR(name))) };
+        let (Target::Headless { endpoints, .. } | Target::Cluster { endpoints, .. }) = &service.target else {
+            return None;
+        };
+        let host = &endpoints.get(usize::try_from(at).ok()?)?.host;
+        name.prepend_label(&**host).ok().map(|name| RData::PTR(PTR(name)))
+    }
+
+    fn name_of(&self, service: &ZoneService) -> Result<Name, ()> {
+        let labels = [service.name.as_bytes(), service.ns.as_bytes(), b"svc"];
+        let name = Name::from_labels(labels).and_then(|name| {
+            let mut name = name;
+            name.set_fqdn(false);
+            name.append_domain(&self.domain)
+        });
+        name.map_err(|_unfit| ())
+    }
+}
+
+fn by_host(
+    endpoints: &mut [ZoneEndpoint],
+    service: u32,
+    reverse: &mut Vec<(IpAddr, u32, Option<u32>)>,
+) -> Result<(), String> {
+    endpoints.sort_unstable();
+    for (i, endpoint) in endpoints.iter().enumerate() {
+        let i = u32::try_from(i).map_err(|_many| "too many endpoints")?;
+        // The same address in two slices, with other ports.
+        let again = i.checked_sub(1).and_then(|b| endpoints.get(usize::try_from(b).ok()?));
+        if again.is_none_or(|b| (&b.host, b.ip) != (&endpoint.host, endpoint.ip)) {
+            reverse.push((endpoint.ip, service, Some(i)));
+        }
+    }
+    Ok(())
+}
+
+/// A name for an address is none.
+fn external(name: &str) -> Found {
+    if name.parse::<IpAddr>().is_ok() {
+        return nodata();
+    }
+    match Name::from_ascii(name) {
+        Ok(mut name) if !name.is_root() => {
+            name.set_fqdn(true);
+            Found::Alias(name)
+        }
+        _ => nodata(),
+    }
+}
+
+fn at_host(endpoints: &[ZoneEndpoint], host: &str, kind: RecordType) -> Found {
+    let first = endpoints.partition_point(|e| &*e.host < host);
+    let mut of =
+        endpoints.get(first..).unwrap_or_default().iter().take_while(|e| &*e.host == host).peekable();
+    if of.peek().is_none() {
+        return Found::NoName;
+    }
+    addresses(of.map(|e| e.ip), kind)
+}
+
+fn ports_of<'a>(endpoint: &ZoneEndpoint, sets: &'a [Box<[ZonePort]>]) -> &'a [ZonePort] {
+    usize::try_from(endpoint.ports).ok().and_then(|i| sets.get(i)).map(|s| &**s).unwrap_or_default()
+}
+
+fn has_proto(endpoints: &[ZoneEndpoint], sets: &[Box<[ZonePort]>], label: &str) -> bool {
+    let has = |set: &[ZonePort]| set.iter().any(|p| p.proto.label() == label);
+    [Proto::Tcp, Proto::Udp, Proto::Sctp].iter().any(|p| p.label() == label)
+        && endpoints.iter().any(|e| has(ports_of(e, sets)))
+}
+
+fn is_port(port: &ZonePort, name: &str, proto: &str) -> bool {
+    port.proto.label() == proto && name.strip_prefix('_') == Some(&*port.name)
+}
+
+/// The address that a name below in-addr.arpa or ip6.arpa means, written in full.
+fn arpa(labels: &[String]) -> Option<IpAddr> {
+    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+    match labels.as_slice() {
+        [d, c, b, a, "in-addr", "arpa"] => format!("{a}.{b}.{c}.{d}").parse().ok().map(IpAddr::V4),
+        [nibbles @ .., "ip6", "arpa"] if nibbles.len() == 32 => {
+            let mut bits = 0u128;
+            for nibble in nibbles.iter().rev() {
+                let mut chars = nibble.chars();
+                let (Some(c), None) = (chars.next(), chars.next()) else { return None };
+                bits = (bits << 4) | u128::from(c.to_digit(16)?);
+            }
+            Some(IpAddr::V6(bits.into()))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,185 @@
+//! What a client asks, read once at the border, and how answers are written. Pure.
+
+use hickory_proto::{
+    op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
+    rr::{DNSClass, Record, RecordType},
+    serialize::binary::{BinDecodable as _, BinDecoder, BinEncodable as _, BinEncoder},
+};
+
+/// Answers by UDP are no longer than this even where the client would take more, in bytes: what passes every path whole
+/// (DNS flag day 2020).
+pub const UDP_MAX: u16 = 1232;
+
+/// The longest answer by UDP to a client that says nothing of sizes, in bytes (RFC 1035 4.2.1).
+const UDP_PLAIN: u16 = 512;
+
+/// The length of a DNS header, in bytes.
+const HEADER: usize = 12;
+
+/// How a question came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// In a datagram.
+    Udp,
+    /// In a stream.
+    Tcp,
+}
+
+/// A question that can be answered.
+#[derive(Debug, Clone)]
+pub struct Question {
+    id: u16,
+    op_code: OpCode,
+    recursion_desired: bool,
+    /// Name, type and class, in the client's own cases.
+    pub query: Query,
+    /// Validation is the client's own business (CD).
+    pub checking_disabled: bool,
+    /// The client wants signatures (DO).
+    pub dnssec: bool,
+    edns: bool,
+    limit: u16,
+}
+
+/// What came in.
+#[derive(Debug)]
+pub enum Asked {
+    /// A question.
+    Question(Question),
+    /// To be refused with this answer.
+    Refused(Vec<u8>),
+    /// No answer must be given: it is one itself, or no DNS at all.
+    Nothing,
+}
+
+/// The parts of an answer.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    /// The result.
+    pub code: ResponseCode,
+    /// From the zone itself.
+    pub authoritative: bool,
+    /// Validated by the upstream (AD).
+    pub authentic: bool,
+    /// Records that answer.
+    pub answers: Vec<Record>,
+    /// Who is responsible: the SOA record of negative answers.
+    pub authorities: Vec<Record>,
+    /// What helps; left out where there is no room.
+    pub additionals: Vec<Record>,
+}
+
+impl Answer {
+    /// Nothing but a code.
+    pub fn code(code: ResponseCode) -> Answer {
+        Answer { code, ..Answer::default() }
+    }
+}
+
+/// Reads a message.
+pub fn read(bytes: &[u8], transport: Transport) -> Asked {
+    let Some([high, low, flags, ..]) = bytes.get(..HEADER) else { return Asked::Nothing };
+    // An answer: to answer it could go on for ever.
+    if flags & 0x80 != 0 {
+        return Asked::Nothing;
+    }
+    let id = u16::from_be_bytes([*high, *low]);
+    let op_code = OpCode::from_u8((flags >> 3) & 0x0f);
+    let refused = |code| {
+        let message = Message::error_msg(id, op_code, code);
+        message.to_vec().map_or(Asked::Nothing, Asked::Refused)
+    };
+    // A dynamic update's sections mean something else.
+    if op_code != OpCode::Query {
+        return refused(ResponseCode::NotImp);
+    }
+    let mut decoder = BinDecoder::new(bytes);
+    let Ok(mut message) = Message::read(&mut decoder) else { return refused(ResponseCode::FormErr) };
+    let (Some(query), true) = (message.queries.pop(), message.queries.is_empty()) else {
+        return refused(ResponseCode::FormErr);
+    };
+    let edns = message.edns.as_ref();
+    let limit = match (transport, edns) {
+        (Transport::Tcp, _) => u16::MAX,
+        (Transport::Udp, Some(edns)) => edns.max_payload().clamp(UDP_PLAIN, UDP_MAX),
+        (Transport::Udp, None) => UDP_PLAIN,
+    };
+    let question = Question {
+        id,
+        op_code,
+        recursion_desired: message.metadata.recursion_desired,
+        checking_disabled: message.metadata.checking_disabled,
+        dnssec: edns.is_some_and(|e| e.flags().dnssec_ok),
+        edns: edns.is_some(),
+        limit,
+        query,
+    };
+    let refused = |code| question.write(&Answer::code(code)).map_or(Asked::Nothing, Asked::Refused);
+    if edns.is_some_and(|e| e.version() > 0) {
+        return refused(ResponseCode::BADVERS);
+    }
+    if question.query.query_class() != DNSClass::IN {
+        return refused(ResponseCode::Refused);
+    }
+    if matches!(question.query.query_type(), RecordType::AXFR | RecordType::IXFR) {
+        return refused(ResponseCode::Refused);
+    }
+    Asked::Question(question)
+}
+
+impl Question {
+    /// Writes an answer, as much of it as the client takes. Nothing where it cannot be written at all.
+    pub fn write(&self, answer: &Answer) -> Option<Vec<u8>> {
+        let mut message = Message::response(self.id, self.op_code);
+        let meta = &mut message.metadata;
+        meta.message_type = MessageType::Response;
+        meta.recursion_desired = self.recursion_desired;
+        meta.recursion_available = true;
+        meta.checking_disabled = self.checking_disabled;
+        meta.authoritative = answer.authoritative;
+        meta.authentic_data = answer.authentic;
+        meta.response_code = answer.code;
+        message.queries.push(self.query.clone());
+        message.answers.clone_from(&answer.answers);
+        message.authorities.clone_from(&answer.authorities);
+        message.additionals.clone_from(&answer.additionals);
+        if self.edns {
+            let mut edns = Edns::new();
+            edns.set_max_payload(UDP_MAX).set_version(0).set_dnssec_ok(self.dnssec);
+            message.edns = Some(edns);
+        }
+        // What only helps goes first, and its loss is none.
+        if let Some(whole) = encode(&message, self.limit) {
+            return Some(whole);
+        }
+        message.additionals.clear();
+        if let Some(whole) = encode(&message, self.limit) {
+            return Some(whole);
+        }
+        message.metadata.truncation = true;
+        message.authorities.clear();
+        loop {
+            if let Some(part) = encode(&message, self.limit) {
+                return Some(part);
+            }
+            let fewer = message.answers.len().checked_sub(1)?;
+            // A record takes 10 bytes and more besides its name, so that few rounds are needed.
+            message.answers.truncate(fewer.min(usize::from(self.limit) / 12));
+        }
+    }
+}
+
+/// The message, where it fits.
+fn encode(message: &Message, limit: u16) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(512);
+    let mut encoder = BinEncoder::new(&mut bytes);
+    encoder.set_max_size(limit);
+    message.emit(&mut encoder).ok()?;
+    let cut = bytes.get(2).is_some_and(|flags| flags & 0x02 != 0);
+    (message.metadata.truncation || !cut).then_some(bytes).filter(|bytes| {
+        // With the truncation bit set by us, what the encoder left out shows in the counts alone.
+        let count = |at: usize| bytes.get(at..at + 2).map(|b| usize::from(u16::from_be_bytes([b[0], b[1]])));
+        count(6) == Some(message.answers.len())
+            && count(10) == Some(message.additionals.len() + usize::from(message.edns.is_some()))
+    })
+}

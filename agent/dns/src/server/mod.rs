@@ -1,0 +1,393 @@
+//! `berth dns`: one thread that answers names.
+//!
+//! Tasks, all owned by [`serve`] and gone with it: for each address one that reads datagrams and one that accepts
+//! streams; one that watches the zone file and resolv.conf; one for the local socket. Questions that must be forwarded
+//! and streams have a task each, at most [`FORWARDS`] and [`STREAMS`].
+//!
+//! Invariants: an answer from the zone waits for nothing. The zone in use is replaced whole; a file that cannot be read
+//! changes nothing. Before the first zone, names of the cluster are answered by SERVFAIL: they are not known not to exist.
+//!
+//! # Failures
+//! - The agent's death: none, the zone file stays.
+//! - Our own: the addresses stay on `lo`; the next one binds them again.
+//! - Replacement: sockets are bound with SO_REUSEPORT, so that the next one listens before the old one is told to end.
+
+mod bind;
+mod control;
+mod stream;
+mod watch;
+
+use crate::{
+    address,
+    cache::{Cache, Key},
+    error::{Error, chain},
+    forward::Upstreams,
+    index::Index,
+    proto::{Counts, Status},
+    question::{self, Answer, Asked, Question, Transport},
+    resolve::{Step, resolve},
+};
+use berth_core::roots::Roots;
+use hickory_proto::{
+    op::ResponseCode,
+    rr::{Name, Record, RecordType},
+};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{
+    net::UdpSocket,
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+};
+
+/// Questions that are forwarded at one time; more are answered by SERVFAIL.
+pub const FORWARDS: usize = 512;
+
+/// Streams at one time; more wait in the kernel.
+pub const STREAMS: usize = 128;
+
+/// The cache's bounds: answers, and bytes.
+const CACHE: (usize, usize) = (4096, 1024 * 1024);
+
+/// Datagrams that are read before others have their turn.
+const TURN: usize = 64;
+
+/// How long one that was replaced finishes what is under way.
+const FINISH: Duration = Duration::from_secs(1);
+
+/// What a `berth dns` is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where everything lies.
+    pub roots: Roots,
+    /// Where to listen.
+    pub addresses: Vec<IpAddr>,
+    /// The port: 53.
+    pub port: u16,
+    /// The cluster domain, as long as there is no zone that says it.
+    pub domain: String,
+    /// Whether `lo` is made to bear the addresses.
+    pub own_addresses: bool,
+}
+
+impl Config {
+    /// On port 53 of these addresses, which `lo` is made to bear.
+    pub fn new(roots: Roots, addresses: Vec<IpAddr>, domain: impl Into<String>) -> Config {
+        Config { roots, addresses, port: crate::resolv::PORT, domain: domain.into(), own_addresses: true }
+    }
+}
+
+/// Why it ended in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Another one has taken over, or it was told to end.
+    Told,
+}
+
+/// Serves until it is told to end. Blocks.
+///
+/// # Errors
+/// The addresses cannot be served, or another one holds the lock and does not yield.
+pub fn run(cfg: Config) -> Result<Ended, Error> {
+    berth_sys::memory::bound_arenas();
+    // Fails only for the leader of a process group, as one started by hand or by a service manager is.
+    let _leader = rustix::process::setsid();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .thread_keep_alive(Duration::from_millis(100))
+        .build()
+        .map_err(|source| Error::Kernel { what: "start the async runtime", source })?;
+    let ended = runtime.block_on(serve(cfg));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+/// Serves until told to end, in the current runtime.
+///
+/// # Errors
+/// As for [`run`].
+pub async fn serve(cfg: Config) -> Result<Ended, Error> {
+    let zone = cfg.roots.zone_file();
+    if let Some(dir) = zone.parent() {
+        std::fs::create_dir_all(dir).map_err(|source| Error::File { path: dir.into(), source })?;
+    }
+    if cfg.own_addresses {
+        address::ensure(&cfg.roots, &cfg.addresses)?;
+    }
+    let server = Arc::new(Server::new(cfg)?);
+    let mut tasks = JoinSet::new();
+    // Before the sockets, so that the first question finds the zone.
+    watch::start(&server, &mut tasks).await?;
+    for ip in &server.cfg.addresses {
+        let at = SocketAddr::new(*ip, server.cfg.port);
+        let (udp, tcp) = (bind::udp(at)?, bind::tcp(at)?);
+        tasks.spawn(datagrams(Arc::clone(&server), Arc::new(udp)));
+        tasks.spawn(stream::accept(Arc::clone(&server), tcp));
+    }
+    let _lock = control::start(&server, &mut tasks).await?;
+    tracing::info!(addresses = ?server.cfg.addresses, serial = server.status().serial, "cluster DNS runs");
+    tokio::select! {
+        () = server.end.notified() => {}
+        Some(ended) = tasks.join_next() => {
+            let why = ended.err().map_or_else(|| io::Error::other("it returned"), io::Error::other);
+            return Err(Error::Kernel { what: "a task that should run for ever", source: why });
+        }
+    }
+    // The sockets go on being read until nothing is under way.
+    let finished = async {
+        while server.forwards.available_permits() < FORWARDS {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(FINISH, finished).await.is_err() {
+        tracing::info!("ends with questions under way");
+    }
+    tasks.shutdown().await;
+    Ok(Ended::Told)
+}
+
+#[derive(Debug)]
+struct Server {
+    cfg: Config,
+    domain: Name,
+    zone: Mutex<ZoneState>,
+    upstreams: Upstreams,
+    cache: Mutex<Cache>,
+    forwards: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    counters: Counters,
+    end: Notify,
+}
+
+#[derive(Debug, Default)]
+struct ZoneState {
+    index: Option<Arc<Index>>,
+    error: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    udp: AtomicU64,
+    tcp: AtomicU64,
+    zone: AtomicU64,
+    cache: AtomicU64,
+    upstream: AtomicU64,
+    failed: AtomicU64,
+    refused: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What is to be done for a message.
+enum Todo {
+    Nothing,
+    Reply(Vec<u8>),
+    Forward(Box<Forward>),
+}
+
+/// A question for the upstreams.
+struct Forward {
+    question: Question,
+    aliases: Vec<Record>,
+    key: Key,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Server {
+    fn new(cfg: Config) -> Result<Server, Error> {
+        let mut domain = Name::from_ascii(&cfg.domain).map_err(|e| Error::Zone {
+            path: cfg.roots.zone_file(),
+            reason: format!("domain {:?}: {e}", cfg.domain),
+        })?;
+        domain.set_fqdn(true);
+        Ok(Server {
+            domain,
+            zone: Mutex::default(),
+            upstreams: Upstreams::default(),
+            cache: Mutex::new(Cache::new(CACHE.0, CACHE.1)),
+            forwards: Arc::new(Semaphore::new(FORWARDS)),
+            streams: Arc::new(Semaphore::new(STREAMS)),
+            counters: Counters::default(),
+            end: Notify::new(),
+            cfg,
+        })
+    }
+
+    fn index(&self) -> Option<Arc<Index>> {
+        self.zone.lock().unwrap_or_else(PoisonError::into_inner).index.clone()
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn status(&self) -> Status {
+        let index = self.index();
+        let error = self.zone.lock().unwrap_or_else(PoisonError::into_inner).error.clone();
+        let c = &self.counters;
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            addresses: self.cfg.addresses.clone(),
+            serial: index.as_ref().map(|i| i.serial()),
+            services: index.as_ref().map_or(0, |i| i.services()),
+            zone_error: error,
+            upstreams: self.upstreams.servers(),
+            cached: self.cache().len(),
+            counts: Counts {
+                udp: load(&c.udp),
+                tcp: load(&c.tcp),
+                zone: load(&c.zone),
+                cache: load(&c.cache),
+                upstream: load(&c.upstream),
+                failed: load(&c.failed),
+                refused: load(&c.refused),
+            },
+        }
+    }
+
+    /// Answers at once what can be.
+    fn handle(&self, bytes: &[u8], transport: Transport) -> Todo {
+        count(if transport == Transport::Udp { &self.counters.udp } else { &self.counters.tcp });
+        let question = match question::read(bytes, transport) {
+            Asked::Question(question) => question,
+            Asked::Refused(reply) => {
+                count(&self.counters.refused);
+                return Todo::Reply(reply);
+            }
+            Asked::Nothing => {
+                count(&self.counters.refused);
+                return Todo::Nothing;
+            }
+        };
+        let (name, kind) = (question.query.name(), question.query.query_type());
+        let step = match self.index() {
+            Some(index) => resolve(&index, name, kind),
+            None if self.domain.zone_of(name) => {
+                count(&self.counters.failed);
+                return reply(&question, &Answer::code(ResponseCode::ServFail));
+            }
+            None => Step::Forward { aliases: Vec::new(), name: name.clone() },
+        };
+        match step {
+            Step::Done(answer) => {
+                count(&self.counters.zone);
+                reply(&question, &answer)
+            }
+            Step::Forward { .. } if kind == RecordType::ANY => {
+                count(&self.counters.refused);
+                reply(&question, &Answer::code(ResponseCode::Refused))
+            }
+            Step::Forward { aliases, name } => self.forward(question, aliases, name),
+        }
+    }
+
+    fn forward(&self, question: Question, aliases: Vec<Record>, name: Name) -> Todo {
+        let key = Key {
+            // Cases are the client's; the answers are the same.
+            name: name.to_lowercase(),
+            kind: question.query.query_type(),
+            dnssec: question.dnssec,
+            checking_disabled: question.checking_disabled,
+        };
+        if let Some(message) = self.cache().get(&key, Instant::now()) {
+            count(&self.counters.cache);
+            return reply(&question, &forwarded(message, &name, aliases));
+        }
+        match Arc::clone(&self.forwards).try_acquire_owned() {
+            Ok(permit) => {
+                let key = Key { name, ..key };
+                Todo::Forward(Box::new(Forward { question, aliases, key, _permit: permit }))
+            }
+            Err(_many) => {
+                count(&self.counters.failed);
+                reply(&question, &Answer::code(ResponseCode::ServFail))
+            }
+        }
+    }
+
+    /// Asks the upstreams.
+    async fn finish(&self, forward: Forward) -> Option<Vec<u8>> {
+        let Forward { question, aliases, key, _permit } = forward;
+        let Some((message, wire)) = self.upstreams.ask(&key).await else {
+            count(&self.counters.failed);
+            return question.write(&Answer::code(ResponseCode::ServFail));
+        };
+        count(&self.counters.upstream);
+        let name = key.name.clone();
+        let key = Key { name: name.to_lowercase(), ..key };
+        self.cache().put(key, &message, &wire, Instant::now());
+        question.write(&forwarded(message, &name, aliases))
+    }
+}
+
+fn reply(question: &Question, answer: &Answer) -> Todo {
+    question.write(answer).map_or(Todo::Nothing, Todo::Reply)
+}
+
+/// What an upstream says, after our aliases, in the cases in which it was asked for.
+fn forwarded(message: hickory_proto::op::Message, name: &Name, aliases: Vec<Record>) -> Answer {
+    let mut answers = aliases;
+    answers.extend(message.answers.into_iter().map(|mut record| {
+        if record.name == *name {
+            record.name = name.clone();
+        }
+        record
+    }));
+    Answer {
+        code: message.metadata.response_code,
+        authoritative: false,
+        authentic: message.metadata.authentic_data,
+        answers,
+        authorities: message.authorities,
+        additionals: message.additionals,
+    }
+}
+
+/// Reads datagrams for ever.
+async fn datagrams(server: Arc<Server>, socket: Arc<UdpSocket>) {
+    let mut buffer = vec![0; 4096];
+    let mut under_way = JoinSet::new();
+    loop {
+        // Only tells that there is something, or that the socket has an error that the next read brings.
+        if let Err(error) = socket.readable().await {
+            tracing::error!(error = %chain(&error), "datagrams cannot be waited for");
+            return;
+        }
+        for _ in 0..TURN {
+            let (n, from) = match socket.try_recv_from(&mut buffer) {
+                Ok(got) => got,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // Of an answer before, that found nobody.
+                Err(_icmp) => continue,
+            };
+            match server.handle(buffer.get(..n).unwrap_or_default(), Transport::Udp) {
+                Todo::Nothing => {}
+                // One that does not fit into the socket's buffer is lost like any datagram: the client asks again.
+                Todo::Reply(bytes) => drop(socket.try_send_to(&bytes, from)),
+                Todo::Forward(forward) => {
+                    let (server, socket) = (Arc::clone(&server), Arc::clone(&socket));
+                    under_way.spawn(async move {
+                        if let Some(bytes) = server.finish(*forward).await {
+                            // As above.
+                            drop(socket.send_to(&bytes, from).await);
+                        }
+                    });
+                }
+            }
+        }
+        while under_way.try_join_next().is_some() {}
+        tokio::task::yield_now().await;
+    }
+}
