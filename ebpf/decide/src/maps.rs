@@ -1,9 +1,7 @@
 //! What a decision reads and writes.
 
 use crate::Family;
-use berth_ebpf_abi::{
-    Affinity, AffinityKey, Backend, ChunkKey, MemberKey, NodeAddress, Prefix, Service, ServiceKey,
-};
+use berth_ebpf_abi::{Affinity, AffinityKey, Backend, ChunkKey, MemberKey, NodeAddress, Service, ServiceKey};
 
 /// A Service's value without its backends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,8 +65,8 @@ pub trait Maps<A: Family> {
 
     /// One of the node's own addresses.
     fn node(&self, addr: &A) -> Option<NodeAddress>;
-    /// One of the two Service ranges; all zeros where there is none. Only the lowest bit of `index` counts.
-    fn service_range(&self, index: u32) -> Prefix;
+    /// Whether an address lies in one of the Service ranges.
+    fn in_service_range(&self, addr: A) -> bool;
 
     /// A random number, uniform over all of its range.
     fn rand(&self) -> u32;

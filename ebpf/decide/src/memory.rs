@@ -73,8 +73,8 @@ impl<A: Family> Maps<A> for Tables<A> {
         self.nodes.get(addr).copied()
     }
 
-    fn service_range(&self, index: u32) -> Prefix {
-        self.ranges[index as usize % 2]
+    fn in_service_range(&self, addr: A) -> bool {
+        self.ranges.iter().any(|range| addr.within(range))
     }
 
     fn rand(&self) -> u32 {

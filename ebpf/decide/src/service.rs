@@ -1,6 +1,6 @@
 //! Which backend, if any, a client of a Service gets.
 
-use crate::{Family, Maps};
+use crate::{Family, Header, Maps};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, ChunkKey, INLINE, MemberKey, ServiceKey, Set, frontend, tag,
 };
@@ -45,6 +45,7 @@ pub struct Choice<A> {
 }
 
 /// Why a client is refused.
+#[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RejectReason {
     /// No endpoint exists anywhere.
@@ -54,6 +55,7 @@ pub enum RejectReason {
 }
 
 /// Why a client gets no answer.
+#[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DropReason {
     /// The address lies in a Service range and is no Service's.
@@ -100,7 +102,7 @@ pub(crate) fn find<A: Family, M: Maps<A>>(
         if let Some(at) = maps.service(key) {
             return Ok((*key, at));
         }
-        if key.addr.within(&maps.service_range(0)) || key.addr.within(&maps.service_range(1)) {
+        if maps.in_service_range(key.addr) {
             let bare = ServiceKey { addr: key.addr, port: 0, proto: 0, pad: 0 };
             return Err(match maps.service(&bare) {
                 Some(_) => Verdict::Reject(RejectReason::UnknownPort),
@@ -145,63 +147,55 @@ fn serve<A: Family, M: Maps<A>>(
         Set::Cluster => (cluster, 0),
         Set::Local => (here, cluster),
     };
-    let mut verdict = if header.frontend & frontend::HAS_ENDPOINTS != 0 {
-        Verdict::Drop(DropReason::Policy)
-    } else {
-        Verdict::Reject(RejectReason::NoEndpoints)
+    let client = match from {
+        From::Host => A::ANY,
+        From::Pod(addr) | From::Outside(addr) => addr,
     };
+    let affinity = AffinityKey { id: header.id, client };
+    // Seconds of now where the client's backend is to be written down.
+    let mut stick = None;
+    let mut backend = None;
     if count != 0 {
-        let client = match from {
-            From::Host => A::ANY,
-            From::Pod(addr) | From::Outside(addr) => addr,
-        };
-        let affinity = AffinityKey { id: header.id, client };
-        let now_s = if header.affinity_s != 0 { maps.now_s() } else { 0 };
-        let mut write = header.affinity_s != 0;
-        let mut backend = None;
-        if header.affinity_s != 0
-            && let Some(last) = maps.affinity(&affinity)
-        {
-            let age = now_s.wrapping_sub(last.seen_s);
-            let member = MemberKey {
-                id: header.id,
-                addr: last.backend.addr,
-                port: last.backend.port,
-                set: set as u16,
-            };
-            if age < header.affinity_s && maps.member(&member) {
-                backend = Some(last.backend);
-                write = age != 0;
-            }
-        }
-        let backend = match backend {
-            Some(backend) => backend,
-            None => {
-                let ordinal = scale(maps.rand(), u32::from(count));
-                if usize::from(cluster) + usize::from(here) <= INLINE {
-                    maps.inline(at, u32::from(before) + ordinal)
-                } else {
-                    of_chunk(maps, header.id, header.generation, set, ordinal)?
+        if header.affinity_s != 0 {
+            let now_s = maps.now_s();
+            stick = Some(now_s);
+            if let Some(last) = maps.affinity(&affinity) {
+                let Backend { addr, port, .. } = last.backend;
+                let age = now_s.wrapping_sub(last.seen_s);
+                if age < header.affinity_s
+                    && maps.member(&MemberKey { id: header.id, addr, port, set: set as u16 })
+                {
+                    backend = Some(last.backend);
+                    if age == 0 {
+                        stick = None;
+                    }
                 }
             }
-        };
-        if !maps.unchanged(key, at, header.tag) {
-            return None;
         }
-        if write {
-            maps.stick(&affinity, &Affinity { backend, seen_s: now_s });
+        if backend.is_none() {
+            let ordinal = scale(maps.rand(), u32::from(count));
+            backend = Some(if u32::from(cluster) + u32::from(here) <= INLINE as u32 {
+                maps.inline(at, u32::from(before) + ordinal)
+            } else {
+                of_chunk(maps, header.id, header.generation, set, ordinal)?
+            });
         }
-        verdict = Verdict::To(Choice {
-            backend,
-            service: header.id,
-            generation: header.generation,
-            frontend: header.frontend,
-            set,
-        });
-    } else if !maps.unchanged(key, at, header.tag) {
+    }
+    if !maps.unchanged(key, at, header.tag) {
         return None;
     }
-    Some(verdict)
+    let Some(backend) = backend else {
+        return Some(if header.frontend & frontend::HAS_ENDPOINTS != 0 {
+            Verdict::Drop(DropReason::Policy)
+        } else {
+            Verdict::Reject(RejectReason::NoEndpoints)
+        });
+    };
+    if let Some(now_s) = stick {
+        maps.stick(&affinity, &Affinity { backend, seen_s: now_s });
+    }
+    let Header { id: service, generation, frontend, .. } = header;
+    Some(Verdict::To(Choice { backend, service, generation, frontend, set }))
 }
 
 #[inline(always)]

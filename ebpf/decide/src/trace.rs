@@ -1,7 +1,7 @@
 //! A decision with each of its steps written down: what `berth trace` shows.
 
 use crate::{Family, Header, Maps};
-use berth_ebpf_abi::{Affinity, AffinityKey, Backend, ChunkKey, MemberKey, NodeAddress, Prefix, ServiceKey};
+use berth_ebpf_abi::{Affinity, AffinityKey, Backend, ChunkKey, MemberKey, NodeAddress, ServiceKey};
 use core::cell::RefCell;
 use std::vec::Vec;
 
@@ -64,10 +64,12 @@ pub enum Step<A> {
         /// What was found.
         found: Option<NodeAddress>,
     },
-    /// An address was compared with a Service range.
+    /// An address was compared with the Service ranges.
     Range {
-        /// The range; all zeros: there is none.
-        range: Prefix,
+        /// The address.
+        addr: A,
+        /// Whether it lies in one.
+        found: bool,
     },
     /// The value changed while it was read, and is read once more.
     Changed,
@@ -162,10 +164,10 @@ impl<A: Family, M: Maps<A>> Maps<A> for Trace<'_, A, M> {
         found
     }
 
-    fn service_range(&self, index: u32) -> Prefix {
-        let range = self.maps.service_range(index);
-        self.note(Step::Range { range });
-        range
+    fn in_service_range(&self, addr: A) -> bool {
+        let found = self.maps.in_service_range(addr);
+        self.note(Step::Range { addr, found });
+        found
     }
 
     fn rand(&self) -> u32 {

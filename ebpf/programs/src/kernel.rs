@@ -6,10 +6,10 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
 use berth_ebpf_abi::{
-    Affinity, AffinityKey, Backend, Chunk, ChunkKey, Config, MemberKey, NodeAddress, Prefix, Service,
-    ServiceKey, V4, V6,
+    Affinity, AffinityKey, Backend, Chunk, ChunkKey, Config, MemberKey, NodeAddress, Service, ServiceKey, V4,
+    V6,
 };
-use berth_ebpf_decide::{Header, Maps};
+use berth_ebpf_decide::{Family, Header, Maps};
 use core::ptr::addr_of;
 
 /// The kernel's maps.
@@ -125,15 +125,12 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn service_range(&self, index: u32) -> Prefix {
-                match Kernel::config() {
-                    // SAFETY: an element of the array, and the index below two. Not volatile: what is not used is not
-                    // read. A range that is being changed may be read half; it is set before Services exist.
-                    Some(at) => unsafe {
-                        addr_of!((*at).$ranges).cast::<Prefix>().add((index & 1) as usize).read()
-                    },
-                    None => Prefix::default(),
-                }
+            fn in_service_range(&self, addr: $addr) -> bool {
+                let Some(at) = Kernel::config() else { return false };
+                // SAFETY: the element of the array. Not volatile: what is not used is not read. A range that is being
+                // changed may be read half; it is set before Services exist.
+                let [a, b] = unsafe { &(*at).$ranges };
+                addr.within(a) || addr.within(b)
             }
 
             #[inline(always)]

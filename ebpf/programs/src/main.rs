@@ -12,6 +12,7 @@
 //! On failure: whatever is not understood passes unchanged.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod kernel;
 mod maps;

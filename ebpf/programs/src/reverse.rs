@@ -4,7 +4,7 @@ use crate::maps::{REVERSE4, REVERSE6};
 use aya_ebpf::{btf_maps::SkStorage, programs::SockAddrContext};
 use berth_ebpf_abi::{REVERSE, Reverse, Reverses, V4, V6};
 use berth_ebpf_decide::Family;
-use core::ptr::addr_of_mut;
+use core::{arch::asm, ptr::addr_of_mut};
 
 /// A family with its socket storage.
 pub(crate) trait Remembered: Family {
@@ -37,6 +37,15 @@ unsafe fn entry<A>(at: *mut Reverses<A>, index: u32) -> *mut Reverse<A> {
     unsafe { addr_of_mut!((*at).entries).cast::<Reverse<A>>().add((index & 7) as usize) }
 }
 
+/// The ring's length, unknown to the compiler: it would write the body of a loop eight times; the verifier walks it.
+#[inline(always)]
+fn ring() -> u32 {
+    let n: u64;
+    // SAFETY: loads a constant into a register.
+    unsafe { asm!("{} = {}", out(reg) n, const REVERSE, options(pure, nomem, nostack, preserves_flags)) };
+    n as u32
+}
+
 /// Remembers a translation. One per backend: a later one over the same backend replaces it.
 ///
 /// Returns whether it is remembered; without memory for it the address had better stay as it is.
@@ -50,10 +59,10 @@ pub(crate) fn remember<A: Remembered>(ctx: &SockAddrContext, new: Reverse<A>) ->
     // SAFETY: a value of this run's socket; the socket's lock or its single user keep others away, and a torn entry
     // would only show a datagram's sender as it is.
     unsafe {
-        let mut index = 0;
+        let (mut index, end) = (0, ring());
         let mut place = addr_of_mut!((*at).next).read_volatile();
         let mut found = false;
-        while index < REVERSE as u32 {
+        while index < end {
             let old = entry(at, index);
             if (*old).backend_port == new.backend_port && (*old).backend == new.backend {
                 place = index;
@@ -79,8 +88,8 @@ pub(crate) fn recall<A: Remembered>(ctx: &SockAddrContext, backend: A, port: u16
     if at.is_null() {
         return None;
     }
-    let mut index = 0;
-    while index < REVERSE as u32 {
+    let (mut index, end) = (0, ring());
+    while index < end {
         // SAFETY: as above; an unused entry has port 0, which no answer has.
         unsafe {
             let old = entry(at, index);

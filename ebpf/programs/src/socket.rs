@@ -121,10 +121,7 @@ where
             END
         }
         // Nothing listens at the address as it is, and its packets are dropped at the device: no answer.
-        Verdict::Drop(_) => {
-            maps::bump(count::SOCKET_LEFT);
-            GO_ON
-        }
+        Verdict::Drop(_) => GO_ON,
     }
 }
 
