@@ -1,5 +1,5 @@
-//! What the agent publishes in files, for the time when it is not there: `<runtime_state>/status/<uid>.json` a pod and
-//! `<runtime_state>/status/node.json`, each replaced as a whole. A tmpfs: they die with the boot, as the pods do.
+//! What the agent publishes in files, for the time when it is not there: `<runtime_state>/status/pod-<uid>.json` a pod
+//! and `<runtime_state>/status/node.json`, each replaced as a whole. A tmpfs: they die with the boot, as the pods do.
 
 use crate::{
     Error,

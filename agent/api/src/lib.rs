@@ -5,6 +5,7 @@
 //! - [`message`] is what is said: a greeting, then one request at a time and its answers.
 //! - [`view`] is what is shown: pods, the node, images.
 //! - [`files`] is the same on disk (on a tmpfs): one file a pod and one for the node, replaced at every change.
+//! - [`services`] names what the kernel's Service tables hold.
 //! - [`client`] is the asking side.
 //!
 //! Invariants: neither side fails over a field, a request or an answer that it does not know; both accept the protocol
@@ -17,6 +18,7 @@ mod error;
 pub mod files;
 pub mod frame;
 pub mod message;
+pub mod services;
 pub mod view;
 
 pub use error::Error;

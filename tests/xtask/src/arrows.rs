@@ -22,7 +22,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-node", &["berth-core", "berth-sys"]),
     ("berth-server", &["berth-core", "berth-sys", "berth-api"]),
     // Stands on top: reads what others publish, output by logd's reader, also while the agent is away.
-    ("berth-cli", &["berth-core", "berth-sys", "berth-api", "berth-logd"]),
+    (
+        "berth-cli",
+        &[
+            "berth-core",
+            "berth-sys",
+            "berth-api",
+            "berth-logd",
+            "berth-ebpf-abi",
+            "berth-ebpf-decide",
+            "berth-ebpf-loader",
+        ],
+    ),
     // The Service data plane: abi is the language, decide is shared by programs, tests and `berth trace`.
     ("berth-ebpf-abi", &[]),
     ("berth-ebpf-decide", &["berth-ebpf-abi"]),
@@ -75,6 +86,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-harness", &["berth-core", "berth-sys"]),
     ("berth-tests-node", &[]),
     ("berth-load", &[]),
+    // Measures the data plane without an agent, with the parts that the agent is made of.
+    (
+        "berth-tests-services",
+        &[
+            "berth-core",
+            "berth-ebpf-abi",
+            "berth-ebpf-loader",
+            "berth-harness",
+            "berth-services",
+            "berth-sys",
+        ],
+    ),
     ("xtask", &["berth-harness"]),
 ];
 
