@@ -381,13 +381,15 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         let now = self.hands.now().boottime;
         let mut memory = self.kept.remove(&uid).map(|k| k.1);
         let sight = match (self.found.remove(&uid), &memory) {
-            _ if !self.runtime_answers => Beginning::Wait,
-            (Some(f), _) if now.since(f.sight.taken) <= FRESH => Beginning::Seen(Box::new(f.sight)),
             // Neither containerd's list nor the memory knew of it, and no worker has had it since.
             (None, None) if !self.panics.contains_key(&uid) => {
                 memory = self.refusal(&pod);
-                Beginning::Seen(Box::new(Sight::nothing(now)))
+                let mut nothing = Sight::nothing(now);
+                nothing.seen.runtime_answers = self.runtime_answers;
+                Beginning::Seen(Box::new(nothing))
             }
+            _ if !self.runtime_answers => Beginning::Wait,
+            (Some(f), _) if now.since(f.sight.taken) <= FRESH => Beginning::Seen(Box::new(f.sight)),
             _ => Beginning::Look,
         };
         self.unreadable.remove(&uid);

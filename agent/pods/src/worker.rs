@@ -3,8 +3,10 @@
 //! Owns: what is known of the pod ([`Known`]) and its [`Memory`], the actions in flight, at most one look and one
 //! refresh (each a `JoinSet`), the probes. Hears: its mailbox (desired state, exits, outages), the ends of actions, the
 //! news of probes, the time.
-//! Invariants: memory is stored before an action is begun; an action that panics is a failed action; nothing here
-//! waits for another pod, and the mailbox never for an action, a look or a refresh.
+//! Invariants: nothing is decided, stored or claimed of a pod before it was looked at once (until then it is shown as
+//! it is remembered: what nobody has looked at is not empty); memory is stored before an action is begun; an action
+//! that panics is a failed action; nothing here waits for another pod, and the mailbox never for an action, a look or a
+//! refresh.
 
 use crate::{
     failpoint::{Side, pass},
@@ -13,6 +15,7 @@ use crate::{
     probes::{News, Probes},
     report::{ActionRecord, PodReport, Reports},
     store::Store,
+    waiting,
 };
 use berth_core::{
     event::{Event, EventKind, EventRecord},
@@ -94,7 +97,7 @@ pub(crate) enum Beginning {
     Seen(Box<Sight>),
     /// Nothing: it looks for itself.
     Look,
-    /// Nothing, and containerd is away: it will be told.
+    /// Nothing, and containerd is away: it will be told. Until then nothing is claimed of it.
     Wait,
 }
 
@@ -124,6 +127,8 @@ struct Worker<H, R> {
     memory: Memory,
     stored: Option<Memory>,
     known: Known,
+    /// The pod was looked at, so that what is not in `known` is not there.
+    looked_at: bool,
     hands: Arc<H>,
     reports: Arc<R>,
     store: Store,
@@ -149,14 +154,14 @@ pub(crate) async fn run<H: Hands, R: Reports>(start: Start<H, R>, mut mail: mpsc
     let (probes, mut news) = Probes::new(start.agent_start);
     let now = start.hands.now().boottime;
     let mut known = Known::default();
-    let look_at = match start.sight {
+    let (looked_at, look_at) = match start.sight {
         Beginning::Seen(sight) => {
             let unsure = !sight.unsure.is_empty();
             known.see(*sight, &BTreeSet::new());
-            unsure.then_some(now + LOOK_SELDOM)
+            (true, unsure.then_some(now + LOOK_SELDOM))
         }
-        Beginning::Look => Some(now),
-        Beginning::Wait => None,
+        Beginning::Look => (false, Some(now)),
+        Beginning::Wait => (false, None),
     };
     let mut w = Worker {
         desired: start.desired,
@@ -164,6 +169,7 @@ pub(crate) async fn run<H: Hands, R: Reports>(start: Start<H, R>, mut mail: mpsc
         memory: start.memory,
         stored: None,
         known,
+        looked_at,
         hands: start.hands,
         reports: start.reports,
         store: start.store,
@@ -184,7 +190,9 @@ pub(crate) async fn run<H: Hands, R: Reports>(start: Start<H, R>, mut mail: mpsc
         wake_at: None,
     };
     loop {
-        if w.think() {
+        if !w.looked_at {
+            w.tell_remembered();
+        } else if w.think() {
             let uid = w.desired.pod.uid.clone();
             w.reports.removed(&uid);
             return;
@@ -406,6 +414,9 @@ impl<H: Hands, R: Reports> Worker<H, R> {
                 let changed = d.pod != self.desired.pod;
                 self.desired = d;
                 if changed {
+                    if !self.looked_at {
+                        self.told = None;
+                    }
                     self.stored = None;
                     self.refresh_at = Some(now.boottime);
                 }
@@ -427,7 +438,10 @@ impl<H: Hands, R: Reports> Worker<H, R> {
                 self.look_at = None;
             }
             Letter::Sight(sight) => self.see(*sight),
-            Letter::NothingThere(taken) => self.known.nothing_there(taken, &self.memory.in_flight),
+            Letter::NothingThere(taken) => {
+                self.looked_at = true;
+                self.known.nothing_there(taken, &self.memory.in_flight);
+            }
         }
     }
 
@@ -468,6 +482,7 @@ impl<H: Hands, R: Reports> Worker<H, R> {
 
     fn see(&mut self, sight: Sight) {
         self.looks_failed = 0;
+        self.looked_at = true;
         // A wish that came after the look began stays.
         self.look_at = self.look_at.filter(|t| *t > sight.taken);
         if !sight.unsure.is_empty() {
@@ -517,6 +532,15 @@ impl<H: Hands, R: Reports> Worker<H, R> {
             last: at,
             count: 1,
         });
+    }
+
+    /// Tells what is remembered of the pod, once.
+    fn tell_remembered(&mut self) {
+        if self.told.is_none() {
+            let report = waiting::report(self.pod(), Some(&self.memory), waiting::RUNTIME, self.hands.now());
+            self.told = Some(Arc::clone(&report.status));
+            self.reports.pod(report);
+        }
     }
 
     fn tell(&mut self, status: PodStatus, gone: bool) {

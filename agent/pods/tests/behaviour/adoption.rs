@@ -11,7 +11,7 @@ use berth_core::{
     probe::ProbeResult,
     status::{ConditionType, Phase, Truth},
 };
-use berth_pods::DesiredSet;
+use berth_pods::{DesiredSet, Incoming};
 use std::{sync::Arc, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -133,6 +133,46 @@ async fn nothing_begins_before_containerd_has_answered_and_nothing_is_claimed() 
     node.pass(SECOND * 60).await;
     assert_eq!(agent.board.readiness(&p.uid), [Truth::True], "no flap");
     assert_eq!(node.running(&p.uid, "c"), run);
+}
+
+/// On a busy machine the list of the node is old when it comes, and the pod's own look at itself takes its time.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_claimed_of_a_pod_that_nobody_has_looked_at_yet() {
+    let (dir, store) = store();
+    let node = Node::new();
+    let (a, b) = (full("a"), full("b"));
+    let agent = Agent::start(&node, &store, wanted([a.clone(), b.clone()])).await;
+    up(&node, &agent, &a).await;
+    up(&node, &agent, &b).await;
+    agent.kill().await;
+    let before = [&a, &b].map(|p| (node.running(&p.uid, "c"), node.kinds(&p.uid).len()));
+    std::fs::remove_file(dir.path().join("run/memory/u-b.json")).unwrap();
+
+    let agent = Agent::start_unlisted(&node, &store, wanted([a.clone(), b.clone()]));
+    let list = node.list();
+    node.pass(SECOND * 3).await;
+    for p in [&a, &b] {
+        node.trouble(&p.uid, "look", Trouble::Slow(SECOND * 20));
+    }
+    node.send(list).await;
+    node.until("looked", |s| s.looks.contains_key(&a.uid) && s.looks.contains_key(&b.uid)).await;
+    node.pass(SECOND * 10).await;
+    // An outage in the middle of it, and the end of the looks.
+    node.send(Incoming::RuntimeLost).await;
+    node.pass(SECOND * 5).await;
+    assert_eq!(agent.board.readiness(&a.uid), [Truth::True], "as it was");
+    assert_eq!(agent.board.readiness(&b.uid), [Truth::Unknown]);
+    node.no_trouble();
+    node.back().await;
+    agent.ready(&a.uid).await;
+    agent.ready(&b.uid).await;
+    node.pass(SECOND * 60).await;
+    assert_eq!(agent.board.readiness(&a.uid), [Truth::True], "no flap");
+    assert_eq!(agent.board.readiness(&b.uid), [Truth::Unknown, Truth::True], "never false");
+    for (p, (run, acted)) in [&a, &b].into_iter().zip(before) {
+        assert_eq!(node.running(&p.uid, "c"), run);
+        assert_eq!(node.kinds(&p.uid).split_off(acted), ["MountVolumes"]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
