@@ -9,10 +9,11 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, sync::Arc};
 
-/// `spec.type`, with what only that type has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// `spec.type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum ServiceType {
     /// ClusterIP; headless where there are no cluster addresses.
+    #[default]
     ClusterIp,
     /// NodePort.
     NodePort,
@@ -104,7 +105,7 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// `conditions.ready`, true where absent.
     pub ready: bool,
-    /// `conditions.serving`; where absent as `ready`.
+    /// `conditions.serving`, true where absent.
     pub serving: bool,
     /// `conditions.terminating`, false where absent.
     pub terminating: bool,
@@ -120,6 +121,16 @@ pub struct Endpoint {
     pub hostname: Option<Arc<str>>,
     /// `targetRef.name` where it is a Pod.
     pub pod: Option<Arc<str>>,
+}
+
+/// Conditions of an endpoint, ready, serving and terminating, as they count where the slice leaves them out: kube-proxy
+/// takes an absent `ready` and an absent `serving` for true, whatever the other says.
+pub fn conditions(
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+) -> (bool, bool, bool) {
+    (ready.unwrap_or(true), serving.unwrap_or(true), terminating.unwrap_or(false))
 }
 
 /// One entry of a slice's `ports`. An entry without a number means all ports and is left out by sources.

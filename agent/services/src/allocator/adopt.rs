@@ -1,0 +1,156 @@
+//! What an earlier agent, or an earlier try, left in the tables.
+
+use super::{
+    Ids, Stale,
+    family::{Family, Port, UdpKey, chunk_keys, gone, members, number},
+};
+use crate::{Net, TableError, Transport, tables::FamilyTables};
+use berth_ebpf_abi::{Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, Service, ServiceKey, Set, tag};
+use std::collections::{HashMap, HashSet};
+
+/// A Service port as it stands in the tables.
+#[derive(Debug)]
+pub(super) struct Adopted<A> {
+    /// The highest published generation.
+    pub(super) generation: u32,
+    /// The highest generation of anything of this id: a new one must be above it.
+    pub(super) highest: u32,
+    /// Whether all parts of the sets were found.
+    pub(super) whole: bool,
+    pub(super) cluster: Vec<Backend<A>>,
+    pub(super) local: Vec<Backend<A>>,
+    /// Backends that clients of the port may talk to, from an earlier try.
+    pub(super) flows: Vec<Backend<A>>,
+}
+
+impl<A> Default for Adopted<A> {
+    fn default() -> Self {
+        Adopted {
+            generation: 0,
+            highest: 0,
+            whole: false,
+            cluster: Vec::new(),
+            local: Vec::new(),
+            flows: Vec::new(),
+        }
+    }
+}
+
+/// What the tables of a family hold.
+#[derive(Debug)]
+pub(super) struct Contents<A> {
+    services: Vec<(ServiceKey<A>, Service<A>)>,
+    chunks: HashMap<ChunkKey, Chunk<A>>,
+    members: Vec<(MemberKey<A>, u32)>,
+}
+
+impl<A: Net> Contents<A> {
+    pub(super) fn read(tables: &mut dyn FamilyTables<A>) -> Result<Contents<A>, TableError> {
+        let services = tables.services().read()?;
+        let chunks = tables.chunks().read()?.into_iter().collect();
+        Ok(Contents { services, chunks, members: tables.members().read()? })
+    }
+}
+
+impl<A: Net> Family<A> {
+    /// What the tables hold becomes the mirror, and waits by id for ports to claim it. Ports have to be set anew.
+    pub(super) fn adopt(&mut self, contents: Contents<A>, ids: &mut Ids) {
+        let Contents { services, chunks, members } = contents;
+        let mut adopted: HashMap<u32, Adopted<A>> = HashMap::new();
+        let mut udp = Vec::new();
+        for (key, service) in services.iter().filter(|(key, _)| key.port != 0) {
+            let entry = adopted.entry(service.id).or_default();
+            let sets = sets(service, &chunks);
+            if key.proto == Transport::Udp.number()
+                && let Some((cluster, local)) = &sets
+            {
+                let backends = cluster.iter().chain(local).copied().collect();
+                udp.push(UdpKey { key: *key, id: service.id, backends });
+            }
+            if service.generation >= entry.generation {
+                entry.generation = service.generation;
+                entry.whole = sets.is_some();
+                (entry.cluster, entry.local) = sets.unwrap_or_default();
+            }
+            entry.highest = entry.highest.max(service.generation);
+        }
+        for key in chunks.keys() {
+            ids.seen(key.id);
+            if let Some(entry) = adopted.get_mut(&key.id) {
+                entry.highest = entry.highest.max(key.generation);
+            }
+        }
+        adopted.keys().for_each(|id| ids.seen(*id));
+        // In a later try ports have ids already: what they know beyond the tables is kept.
+        for (id, port) in self.ports.drain() {
+            let entry = adopted.entry(id).or_default();
+            entry.highest = entry.highest.max(port.highest);
+            entry.flows.extend(port.flows);
+        }
+        self.forget();
+        self.adopted = adopted;
+        self.adopted_udp = udp;
+        self.touched = services.iter().map(|(key, _)| *key).collect();
+        self.services = services.into_iter().collect();
+        self.chunks = chunks.into_keys().collect();
+        self.members = members.into_iter().map(|(key, _)| key).collect();
+    }
+
+    /// All ports are set: what nobody claimed goes.
+    pub(super) fn settle(&mut self, stale: &mut Vec<Stale>) {
+        for (id, left) in self.adopted.drain() {
+            stale.extend(left.flows.iter().map(|b| gone(id, b)));
+        }
+        // Whom clients of a key were sent to is judged by who has the key now, whatever its id.
+        for UdpKey { key, id, backends } in std::mem::take(&mut self.adopted_udp) {
+            let owner = self.claims.get(&key).and_then(|claims| claims.first());
+            let port = owner.and_then(|id| self.ports.get_mut(id));
+            stale.extend(flows_of_key(port, &backends).iter().map(|b| gone(id, b)));
+        }
+        let chunks: HashSet<ChunkKey> = self.ports.iter().flat_map(|(id, p)| chunk_keys(*id, p)).collect();
+        self.old_chunks.extend(self.chunks.iter().filter(|key| !chunks.contains(key)));
+        let members: HashSet<MemberKey<A>> =
+            self.ports.iter().flat_map(|(id, p)| members(*id, &p.wanted)).collect();
+        self.old_members.extend(self.members.iter().filter(|key| !members.contains(key)));
+    }
+}
+
+/// Those of the backends that are gone; those that only serve on are noted with the port.
+fn flows_of_key<A: Net>(port: Option<&mut Port<A>>, backends: &[Backend<A>]) -> Vec<Backend<A>> {
+    let Some(port) = port else { return backends.to_vec() };
+    let place = |b: &Backend<A>| (b.addr, b.port);
+    let flows: HashSet<_> = port.flows.iter().map(place).collect();
+    let serving: HashSet<_> = port.wanted.serving.iter().map(place).collect();
+    let (on, gone) = backends
+        .iter()
+        .filter(|b| !flows.contains(&place(b)))
+        .partition::<Vec<Backend<A>>, _>(|b| serving.contains(&place(b)));
+    port.flows.extend(on);
+    gone
+}
+
+/// Cluster and local set.
+type Sets<A> = (Vec<Backend<A>>, Vec<Backend<A>>);
+
+/// The sets of a value, where it and all its chunks are whole.
+fn sets<A: Net>(service: &Service<A>, chunks: &HashMap<ChunkKey, Chunk<A>>) -> Option<Sets<A>> {
+    if service.tag != tag(service.id, service.generation) {
+        return None;
+    }
+    let [cluster, local] = service.counts.map(usize::from);
+    let all = cluster.checked_add(local)?;
+    if all <= INLINE {
+        return Some((service.inline.get(..cluster)?.to_vec(), service.inline.get(cluster..all)?.to_vec()));
+    }
+    let set = |set, count: usize| {
+        let mut backends = Vec::with_capacity(count);
+        for index in 0..u32::try_from(count.div_ceil(CHUNK)).ok()? {
+            let set = u32::from(number(set));
+            let key = ChunkKey { id: service.id, generation: service.generation, set, index };
+            let chunk = chunks.get(&key).filter(|c| c.tag == service.tag)?;
+            backends.extend(chunk.backends.get(..usize::try_from(chunk.len).ok()?)?);
+        }
+        (backends.len() == count).then_some(backends)
+    };
+    Some((set(Set::Cluster, cluster)?, set(Set::Local, local)?))
+}

@@ -1,0 +1,486 @@
+//! The tables of one address family: what is wanted, what is written, what is to be written.
+
+use super::{Difference, Ids, Named, Outcome, REST, Stale, adopt::Adopted};
+use crate::{Net, Notice, TableError, Transport, WantedPort, Why, compile::shown, tables::FamilyTables};
+use berth_core::{
+    ids::PodKey,
+    time::{Boottime, Wall},
+};
+use berth_ebpf_abi::{
+    Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, Service, ServiceKey, Set, frontend, maps, tag,
+};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+/// Whose a port is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub(super) service: PodKey,
+    pub(super) uid: Arc<str>,
+    pub(super) created: Wall,
+}
+
+/// Which port of a Service has which id.
+#[derive(Debug)]
+pub(super) struct Numbered {
+    id: u32,
+    name: Arc<str>,
+    transport: Transport,
+    /// One made anew under an old name is another.
+    uid: Arc<str>,
+}
+
+/// A port that has an id.
+#[derive(Debug)]
+pub(super) struct Port<A> {
+    pub(super) owner: Arc<Owner>,
+    pub(super) wanted: WantedPort<A>,
+    pub(super) generation: u32,
+    /// The highest generation that anything of this id has: what a try left behind may be above the published one.
+    pub(super) highest: u32,
+    /// Backends that UDP clients may still talk to.
+    pub(super) flows: Vec<Backend<A>>,
+}
+
+/// A UDP key of the tables with its id and backends.
+#[derive(Debug)]
+pub(super) struct UdpKey<A> {
+    pub(super) key: ServiceKey<A>,
+    pub(super) id: u32,
+    pub(super) backends: Vec<Backend<A>>,
+}
+
+/// Everything of one family.
+#[derive(Debug)]
+pub(super) struct Family<A> {
+    pub(super) ports: HashMap<u32, Port<A>>,
+    /// Who wants a key, the one who gets it first.
+    pub(super) claims: HashMap<ServiceKey<A>, Vec<u32>>,
+    /// What the tables hold.
+    pub(super) services: HashMap<ServiceKey<A>, Service<A>>,
+    pub(super) members: HashSet<MemberKey<A>>,
+    pub(super) chunks: HashSet<ChunkKey>,
+    /// Keys whose value may have changed.
+    pub(super) touched: HashSet<ServiceKey<A>>,
+    new_chunks: Vec<(ChunkKey, Chunk<A>)>,
+    new_members: Vec<(MemberKey<A>, u32)>,
+    pub(super) old_members: Vec<MemberKey<A>>,
+    pub(super) old_chunks: Vec<ChunkKey>,
+    resting: VecDeque<(Boottime, ChunkKey)>,
+    /// What was in the tables at the last reading and has not been claimed yet, by id.
+    pub(super) adopted: HashMap<u32, Adopted<A>>,
+    /// The UDP keys that were in the tables at the last reading.
+    pub(super) adopted_udp: Vec<UdpKey<A>>,
+    /// Conflicts that were told.
+    told: HashSet<(ServiceKey<A>, u32)>,
+}
+
+impl<A> Default for Family<A> {
+    fn default() -> Self {
+        Family {
+            ports: HashMap::new(),
+            claims: HashMap::new(),
+            services: HashMap::new(),
+            members: HashSet::new(),
+            chunks: HashSet::new(),
+            touched: HashSet::new(),
+            new_chunks: Vec::new(),
+            new_members: Vec::new(),
+            old_members: Vec::new(),
+            old_chunks: Vec::new(),
+            resting: VecDeque::new(),
+            adopted: HashMap::new(),
+            adopted_udp: Vec::new(),
+            told: HashSet::new(),
+        }
+    }
+}
+
+impl<A: Net> Family<A> {
+    /// Everything is forgotten but the conflicts that were told.
+    pub(super) fn forget(&mut self) {
+        let told = std::mem::take(&mut self.told);
+        *self = Family { told, ..Family::default() };
+    }
+
+    /// The ports of one Service become these; returns their ids. `before` are those it had.
+    pub(super) fn set(
+        &mut self,
+        owner: &Arc<Owner>,
+        mut before: Vec<Numbered>,
+        wanted: Vec<WantedPort<A>>,
+        ids: &mut Ids,
+        stale: &mut Vec<Stale>,
+    ) -> Vec<Numbered> {
+        let mut now = Vec::with_capacity(wanted.len());
+        for port in wanted {
+            let same =
+                |n: &Numbered| n.name == port.name && n.transport == port.transport && n.uid == owner.uid;
+            let numbered = match before.iter().position(same) {
+                Some(at) => before.swap_remove(at),
+                None => Numbered {
+                    id: self.adoptable(&port, ids).unwrap_or_else(|| ids.fresh()),
+                    name: Arc::clone(&port.name),
+                    transport: port.transport,
+                    uid: Arc::clone(&owner.uid),
+                },
+            };
+            self.set_port(numbered.id, owner, port, stale);
+            now.push(numbered);
+        }
+        for Numbered { id, .. } in before {
+            self.remove_port(id, stale);
+            ids.used.remove(&id);
+        }
+        now
+    }
+
+    /// The id that the tables already have at one of its keys.
+    fn adoptable(&self, port: &WantedPort<A>, ids: &mut Ids) -> Option<u32> {
+        if self.adopted.is_empty() {
+            return None;
+        }
+        let there = port.fronts.iter().filter_map(|(key, _)| self.services.get(key)).map(|s| s.id);
+        let id = there.into_iter().find(|id| self.adopted.contains_key(id) && !ids.used.contains(id))?;
+        ids.used.insert(id);
+        Some(id)
+    }
+
+    fn set_port(&mut self, id: u32, owner: &Arc<Owner>, wanted: WantedPort<A>, stale: &mut Vec<Stale>) {
+        let before = self.ports.remove(&id);
+        let adopted = self.adopted.remove(&id);
+        let none = Vec::new();
+        let (kept, highest, flows) = match (&before, &adopted) {
+            (Some(port), _) => {
+                let same = wanted.same_sets(&port.wanted.cluster, &port.wanted.local);
+                if !same {
+                    self.doom(id, port);
+                }
+                (same.then_some(port.generation), port.highest, &port.flows)
+            }
+            (None, Some(a)) => {
+                let same = a.whole && wanted.same_sets(&a.cluster, &a.local);
+                (same.then_some(a.generation), a.highest, &a.flows)
+            }
+            (None, None) => (None, 0, &none),
+        };
+        let generation = kept.unwrap_or_else(|| highest.wrapping_add(1));
+        let highest = highest.max(generation);
+        let udp = wanted.transport == Transport::Udp;
+        let flows = if udp { flows_after(id, flows, &wanted, stale) } else { Vec::new() };
+        let port = Port { owner: Arc::clone(owner), wanted, generation, highest, flows };
+        for (key, chunk) in chunks(id, &port) {
+            if !self.chunks.contains(&key) {
+                self.new_chunks.push((key, chunk));
+            }
+        }
+        let members = members(id, &port.wanted);
+        if let Some(before) = &before {
+            let kept: HashSet<&MemberKey<A>> = members.iter().collect();
+            self.old_members.extend(self::members(id, &before.wanted).iter().filter(|m| !kept.contains(m)));
+            let kept = &port.wanted.fronts;
+            for (key, _) in before.wanted.fronts.iter().filter(|(k, _)| kept.iter().all(|(n, _)| n != k)) {
+                self.unclaim(id, key);
+            }
+        }
+        self.new_members.extend(members.iter().filter(|m| !self.members.contains(m)).map(|m| (*m, 1)));
+        self.ports.insert(id, port);
+        self.claim(id);
+    }
+
+    fn remove_port(&mut self, id: u32, stale: &mut Vec<Stale>) {
+        let Some(port) = self.ports.remove(&id) else { return };
+        self.doom(id, &port);
+        self.old_members.extend(members(id, &port.wanted));
+        for (key, _) in &port.wanted.fronts {
+            self.unclaim(id, key);
+        }
+        self.told.retain(|(_, told)| *told != id);
+        stale.extend(port.flows.iter().map(|b| gone(id, b)));
+    }
+
+    fn doom(&mut self, id: u32, port: &Port<A>) {
+        self.old_chunks.extend(chunk_keys(id, port));
+    }
+
+    fn claim(&mut self, id: u32) {
+        let Some(port) = self.ports.get(&id) else { return };
+        for (key, _) in &port.wanted.fronts {
+            let claims = self.claims.entry(*key).or_default();
+            if !claims.contains(&id) {
+                claims.push(id);
+            }
+            // The order of age; a Service's own time may have changed.
+            let ports = &self.ports;
+            if claims.len() > 1 {
+                claims.sort_by_key(|id| ports.get(id).map(|p| (p.owner.created, &p.owner.uid, *id)));
+            }
+            self.touched.insert(*key);
+        }
+    }
+
+    fn unclaim(&mut self, id: u32, key: &ServiceKey<A>) {
+        if let Some(claims) = self.claims.get_mut(key) {
+            claims.retain(|c| *c != id);
+            if claims.is_empty() {
+                self.claims.remove(key);
+            }
+        }
+        self.told.remove(&(*key, id));
+        self.touched.insert(*key);
+    }
+
+    /// What should stand at a key.
+    fn value(&self, key: &ServiceKey<A>) -> Option<Service<A>> {
+        let id = *self.claims.get(key)?.first()?;
+        if key.port == 0 {
+            return Some(Service { tag: tag(0, 0), frontend: frontend::ADDRESS, ..Service::default() });
+        }
+        let port = self.ports.get(&id)?;
+        let (_, flags) = port.wanted.fronts.iter().find(|(k, _)| k == key)?;
+        Some(value(id, port, *flags))
+    }
+
+    /// Writes everything that is due, in the order that keeps readers whole.
+    pub(super) fn carry_out<T: FamilyTables<A>>(
+        &mut self,
+        tables: &mut T,
+        clock: &impl Fn() -> Boottime,
+        outcome: &mut Outcome,
+        notices: &mut Vec<Notice>,
+    ) -> Result<(), TableError> {
+        put(&self.new_chunks, |e| tables.chunks().put(e), outcome)?;
+        self.chunks.extend(self.new_chunks.drain(..).map(|(key, _)| key));
+        put(&self.new_members, |e| tables.members().put(e), outcome)?;
+        self.members.extend(self.new_members.drain(..).map(|(key, _)| key));
+
+        let (mut changed, mut gone) = (Vec::new(), Vec::new());
+        for key in std::mem::take(&mut self.touched) {
+            self.conflicts(&key, notices);
+            match (self.value(&key), self.services.get(&key)) {
+                (Some(value), Some(there)) if value == *there => {}
+                (Some(value), _) => changed.push((key, value)),
+                (None, Some(_)) => gone.push(key),
+                (None, None) => {}
+            }
+        }
+        put(&changed, |e| tables.services().put(e), outcome)?;
+        self.services.extend(changed);
+        delete(&gone, |k| tables.services().delete(k), outcome)?;
+        for key in &gone {
+            self.services.remove(key);
+        }
+
+        self.old_members.retain(|m| self.members.contains(m));
+        delete(&self.old_members, |k| tables.members().delete(k), outcome)?;
+        for key in self.old_members.drain(..) {
+            self.members.remove(&key);
+        }
+
+        let now = clock();
+        self.resting.extend(self.old_chunks.drain(..).map(|key| (now + REST, key)));
+        let rested = self.resting.partition_point(|(due, _)| *due <= now);
+        let rested: Vec<ChunkKey> = self.resting.drain(..rested).map(|(_, key)| key).collect();
+        delete(&rested, |k| tables.chunks().delete(k), outcome)?;
+        for key in &rested {
+            self.chunks.remove(key);
+        }
+        let due = self.resting.front().map(|(due, _)| *due);
+        outcome.due = [outcome.due, due].into_iter().flatten().min();
+        Ok(())
+    }
+
+    /// Tells those who want a key that an older Service has.
+    fn conflicts(&mut self, key: &ServiceKey<A>, notices: &mut Vec<Notice>) {
+        // The bare address is shared.
+        let Some([winner, losers @ ..]) = self.claims.get(key).map(Vec::as_slice) else { return };
+        let transport = if key.proto == Transport::Udp.number() { Transport::Udp } else { Transport::Tcp };
+        let Some(by) = self.ports.get(winner).map(|p| &p.owner.service).filter(|_| key.port != 0) else {
+            return;
+        };
+        self.told.remove(&(*key, *winner));
+        for id in losers {
+            let Some(loser) = self.ports.get(id) else { continue };
+            if self.told.insert((*key, *id)) {
+                let (address, port) = shown(key);
+                notices.push(Notice {
+                    service: loser.owner.service.clone(),
+                    uid: Arc::clone(&loser.owner.uid),
+                    why: Why::Taken { address, port, transport, by: by.clone() },
+                });
+            }
+        }
+    }
+
+    /// See [`super::Allocator::names`].
+    pub(super) fn names(&self) -> impl Iterator<Item = Named> {
+        self.ports.iter().map(|(id, port)| Named {
+            id: *id,
+            v6: A::V6,
+            service: port.owner.service.clone(),
+            port: Arc::clone(&port.wanted.name),
+            transport: port.wanted.transport,
+            fronts: port.wanted.fronts.iter().map(|(key, _)| shown(key)).collect(),
+        })
+    }
+
+    /// See [`super::Allocator::check`].
+    pub(super) fn check(&self, tables: &mut dyn FamilyTables<A>) -> Result<Vec<Difference>, TableError> {
+        let names = if A::V6 {
+            [maps::SERVICE6, maps::CHUNK6, maps::MEMBER6]
+        } else {
+            [maps::SERVICE4, maps::CHUNK4, maps::MEMBER4]
+        };
+        let [services, chunk_table, member_table] = names;
+        let mut found = Vec::new();
+        let wanted: HashMap<_, _> = self.claims.keys().filter_map(|k| Some((*k, self.value(k)?))).collect();
+        compare(services, &wanted, tables.services().read()?, &mut found);
+        let wanted: HashMap<_, _> = self.ports.iter().flat_map(|(id, p)| chunks(*id, p)).collect();
+        let resting: HashSet<_> = self.resting.iter().map(|(_, key)| *key).collect();
+        let there = tables.chunks().read()?.into_iter().filter(|(k, _)| !resting.contains(k));
+        compare(chunk_table, &wanted, there.collect(), &mut found);
+        let wanted: HashMap<_, _> =
+            self.ports.iter().flat_map(|(id, p)| members(*id, &p.wanted)).map(|m| (m, 1)).collect();
+        compare(member_table, &wanted, tables.members().read()?, &mut found);
+        Ok(found)
+    }
+}
+
+fn compare<K: Eq + std::hash::Hash + std::fmt::Debug, V: PartialEq>(
+    table: &'static str,
+    wanted: &HashMap<K, V>,
+    there: Vec<(K, V)>,
+    found: &mut Vec<Difference>,
+) {
+    let mut tell = |key: &K, what| found.push(Difference { table, key: format!("{key:?}"), what });
+    let there: HashMap<K, V> = there.into_iter().collect();
+    for (key, value) in wanted {
+        match there.get(key) {
+            None => tell(key, "missing"),
+            Some(other) if other != value => tell(key, "differs"),
+            Some(_) => {}
+        }
+    }
+    there.keys().filter(|k| !wanted.contains_key(*k)).for_each(|k| tell(k, "is too much"));
+}
+
+fn put<T>(
+    entries: &[T],
+    write: impl FnOnce(&[T]) -> Result<(), TableError>,
+    outcome: &mut Outcome,
+) -> Result<(), TableError> {
+    outcome.put = outcome.put.saturating_add(entries.len());
+    if entries.is_empty() { Ok(()) } else { write(entries) }
+}
+
+fn delete<T>(
+    keys: &[T],
+    write: impl FnOnce(&[T]) -> Result<(), TableError>,
+    outcome: &mut Outcome,
+) -> Result<(), TableError> {
+    outcome.deleted = outcome.deleted.saturating_add(keys.len());
+    if keys.is_empty() { Ok(()) } else { write(keys) }
+}
+
+pub(super) fn gone<A: Net>(id: u32, backend: &Backend<A>) -> Stale {
+    Stale { address: backend.addr.ip(), port: u16::from_be(backend.port), service: id }
+}
+
+/// Who may still be talked to after a change; those that are not there any more are stale.
+fn flows_after<A: Net>(
+    id: u32,
+    before: &[Backend<A>],
+    wanted: &WantedPort<A>,
+    stale: &mut Vec<Stale>,
+) -> Vec<Backend<A>> {
+    let place = |b: &Backend<A>| (b.addr, b.port);
+    let mut now: Vec<Backend<A>> = wanted.cluster.iter().chain(&wanted.local).copied().collect();
+    now.sort_unstable_by_key(place);
+    now.dedup_by_key(|b| place(b));
+    let chosen = now.len();
+    for b in before {
+        if now.get(..chosen).is_some_and(|c| c.binary_search_by_key(&place(b), place).is_ok()) {
+            continue;
+        }
+        if wanted.serving.iter().any(|s| place(s) == place(b)) {
+            now.push(*b);
+        } else {
+            stale.push(gone(id, b));
+        }
+    }
+    now
+}
+
+fn value<A: Net>(id: u32, port: &Port<A>, flags: u32) -> Service<A> {
+    let WantedPort { cluster, local, has_endpoints, affinity_s, .. } = &port.wanted;
+    let has = if *has_endpoints { frontend::HAS_ENDPOINTS } else { 0 };
+    let count = |set: &[Backend<A>]| u16::try_from(set.len()).unwrap_or(u16::MAX);
+    let mut service = Service {
+        tag: tag(id, port.generation),
+        id,
+        generation: port.generation,
+        frontend: flags | has,
+        affinity_s: *affinity_s,
+        counts: [count(cluster), count(local)],
+        inline: [Backend::default(); INLINE],
+    };
+    if fits_inline(port) {
+        for (to, from) in service.inline.iter_mut().zip(cluster.iter().chain(local)) {
+            *to = *from;
+        }
+    }
+    service
+}
+
+fn fits_inline<A>(port: &Port<A>) -> bool {
+    port.wanted.cluster.len().saturating_add(port.wanted.local.len()) <= INLINE
+}
+
+fn sets<A>(port: &Port<A>) -> [(Set, &[Backend<A>]); 2] {
+    let (cluster, local): (&[_], &[_]) =
+        if fits_inline(port) { (&[], &[]) } else { (&port.wanted.cluster, &port.wanted.local) };
+    [(Set::Cluster, cluster), (Set::Local, local)]
+}
+
+/// A set's number in keys.
+pub(super) const fn number(set: Set) -> u16 {
+    match set {
+        Set::Cluster => 0,
+        Set::Local => 1,
+    }
+}
+
+pub(super) fn chunk_keys<A>(id: u32, port: &Port<A>) -> impl Iterator<Item = ChunkKey> {
+    let generation = port.generation;
+    sets(port).into_iter().flat_map(move |(set, backends)| {
+        let indices = 0..u32::try_from(backends.len().div_ceil(CHUNK)).unwrap_or(u32::MAX);
+        indices.map(move |index| ChunkKey { id, generation, set: u32::from(number(set)), index })
+    })
+}
+
+fn chunks<A: Net>(id: u32, port: &Port<A>) -> impl Iterator<Item = (ChunkKey, Chunk<A>)> {
+    let parts = sets(port).into_iter().flat_map(|(_, backends)| backends.chunks(CHUNK));
+    chunk_keys(id, port).zip(parts).map(|(key, part)| {
+        let mut backends = [Backend::default(); CHUNK];
+        for (to, from) in backends.iter_mut().zip(part) {
+            *to = *from;
+        }
+        let len = u32::try_from(part.len()).unwrap_or(0);
+        (key, Chunk { tag: tag(key.id, key.generation), len, backends })
+    })
+}
+
+/// The entries of a port with affinity.
+pub(super) fn members<A: Net>(id: u32, wanted: &WantedPort<A>) -> Vec<MemberKey<A>> {
+    if wanted.affinity_s == 0 {
+        return Vec::new();
+    }
+    let of = |set, backends: &[Backend<A>]| -> Vec<MemberKey<A>> {
+        backends.iter().map(|b| MemberKey { id, addr: b.addr, port: b.port, set: number(set) }).collect()
+    };
+    let mut members = of(Set::Cluster, &wanted.cluster);
+    members.extend(of(Set::Local, &wanted.local));
+    members
+}

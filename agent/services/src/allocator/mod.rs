@@ -1,0 +1,316 @@
+//! Ids, generations and conflicts of all Services, and the writes that follow from a change.
+//!
+//! A change is taken into memory by [`Allocator::change`] and carried out by [`Allocator::sync`], which works on what
+//! changed alone. Until the sources are [`listed`](Allocator::listed) nothing is written at all: what an earlier agent
+//! left in the tables answers on. The first sync, and the one after a failed write, read the tables, adopt ids and
+//! generations where the backends are the same, and write only what differs.
+//!
+//! Order of one sync, per family: new chunks and members, then Service values (each overwrite publishes a whole set),
+//! then deletion of keys and members, then, [`REST`] later, of the chunks that no value names any more.
+
+mod adopt;
+mod family;
+
+use crate::{NodeFacts, Notice, TableError, Tables, Transport, compile, tables::FamilyTables};
+use adopt::Contents;
+use berth_core::{
+    ids::PodKey,
+    model::{EndpointSlice, Service},
+    time::Boottime,
+};
+use berth_ebpf_abi::{V4, V6};
+use family::{Family, Numbered, Owner};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    mem,
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+/// A program that read a value before it was overwritten has ended after this: it cannot outlive an RCU grace period.
+pub const REST: Duration = Duration::from_millis(100);
+
+/// A change of the objects.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A Service is new or changed.
+    Service(Arc<Service>),
+    /// A Service is gone.
+    ServiceGone(PodKey),
+    /// A slice is new or changed.
+    Slice(Arc<EndpointSlice>),
+    /// A slice is gone, by its own name.
+    SliceGone(PodKey),
+}
+
+/// A backend that clients of a UDP port must not go on with: it left the sets and does not serve any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stale {
+    /// The backend's address.
+    pub address: IpAddr,
+    /// Its port, host order.
+    pub port: u16,
+    /// The Service port's id in the tables.
+    pub service: u32,
+}
+
+/// What a sync did and found.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// UDP backends that are gone.
+    pub stale: Vec<Stale>,
+    /// What Services' owners should know; each once.
+    pub notices: Vec<Notice>,
+    /// Entries put into the tables.
+    pub put: usize,
+    /// Entries taken out of the tables.
+    pub deleted: usize,
+    /// When old chunks may go: sync again then.
+    pub due: Option<Boottime>,
+}
+
+/// What an id in the tables stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// [`berth_ebpf_abi::Service::id`].
+    pub id: u32,
+    /// Whether it is in the IPv6 tables.
+    pub v6: bool,
+    /// The Service.
+    pub service: PodKey,
+    /// The port's name.
+    pub port: Arc<str>,
+    /// The protocol.
+    pub transport: Transport,
+    /// The ways in: address (unspecified for a NodePort) and port; port 0 is the bare address.
+    pub fronts: Vec<(IpAddr, u16)>,
+}
+
+/// A difference between the tables and what should be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The map.
+    pub table: &'static str,
+    /// The entry's key, for people.
+    pub key: String,
+    /// `missing`, `differs`, `is too much`.
+    pub what: &'static str,
+}
+
+/// One Service with its slices and the ids of its ports.
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Arc<Service>>,
+    slices: BTreeMap<PodKey, Arc<EndpointSlice>>,
+    v4: Vec<Numbered>,
+    v6: Vec<Numbered>,
+    told: Vec<crate::Why>,
+}
+
+/// See the module's page.
+#[derive(Debug)]
+pub struct Allocator {
+    node: NodeFacts,
+    entries: HashMap<PodKey, Entry>,
+    /// Which Service a slice was last seen with.
+    slices: HashMap<PodKey, PodKey>,
+    dirty: BTreeSet<PodKey>,
+    v4: Family<V4>,
+    v6: Family<V6>,
+    ids: Ids,
+    listed: bool,
+    /// Whether the mirror is what the tables hold.
+    synced: bool,
+    stale: Vec<Stale>,
+    notices: Vec<Notice>,
+}
+
+/// Numbers of Service ports: given out upwards, so that one that is freed rests for as long as possible.
+#[derive(Debug)]
+pub(crate) struct Ids {
+    next: u32,
+    used: HashSet<u32>,
+}
+
+impl Ids {
+    fn fresh(&mut self) -> u32 {
+        while self.next == 0 || self.used.contains(&self.next) {
+            self.next = self.next.wrapping_add(1);
+        }
+        let id = self.next;
+        self.used.insert(id);
+        self.next = id.wrapping_add(1);
+        id
+    }
+
+    fn seen(&mut self, id: u32) {
+        self.next = self.next.max(id.saturating_add(1));
+    }
+}
+
+impl Allocator {
+    /// Ids are given out from `next_id` on, or above the highest in the tables: hand in [`Allocator::next_id`] of the
+    /// agent before, so that no id comes back soon.
+    pub fn new(node: NodeFacts, next_id: u32) -> Allocator {
+        Allocator {
+            node,
+            entries: HashMap::new(),
+            slices: HashMap::new(),
+            dirty: BTreeSet::new(),
+            v4: Family::default(),
+            v6: Family::default(),
+            ids: Ids { next: next_id.max(1), used: HashSet::new() },
+            listed: false,
+            synced: false,
+            stale: Vec::new(),
+            notices: Vec::new(),
+        }
+    }
+
+    /// Takes a change into memory. One that changes nothing costs nothing later.
+    pub fn change(&mut self, change: Change) {
+        match change {
+            Change::Service(service) => {
+                let entry = self.entries.entry(service.key.clone()).or_default();
+                if entry.service.as_ref() == Some(&service) {
+                    return;
+                }
+                self.dirty.insert(service.key.clone());
+                entry.service = Some(service);
+            }
+            Change::ServiceGone(key) => {
+                if let Some(entry) = self.entries.get_mut(&key)
+                    && entry.service.take().is_some()
+                {
+                    self.dirty.insert(key);
+                }
+            }
+            Change::Slice(slice) => {
+                if self.slices.get(&slice.key).is_some_and(|owner| *owner != slice.service) {
+                    self.drop_slice(&slice.key);
+                }
+                let entry = self.entries.entry(slice.service.clone()).or_default();
+                if entry.slices.get(&slice.key) == Some(&slice) {
+                    return;
+                }
+                self.dirty.insert(slice.service.clone());
+                self.slices.insert(slice.key.clone(), slice.service.clone());
+                entry.slices.insert(slice.key.clone(), slice);
+            }
+            Change::SliceGone(key) => self.drop_slice(&key),
+        }
+    }
+
+    fn drop_slice(&mut self, key: &PodKey) {
+        let Some(owner) = self.slices.remove(key) else { return };
+        if let Some(entry) = self.entries.get_mut(&owner)
+            && entry.slices.remove(key).is_some()
+        {
+            self.dirty.insert(owner);
+        }
+    }
+
+    /// The node's name, zone or addresses changed: everything is chosen anew at the next sync.
+    pub fn set_node(&mut self, node: NodeFacts) {
+        if self.node != node {
+            self.node = node;
+            self.dirty.extend(self.entries.keys().cloned());
+        }
+    }
+
+    /// Every source has listed: from now on the tables are written.
+    pub fn listed(&mut self) {
+        self.listed = true;
+    }
+
+    /// The next id to be given out, to be kept over a restart.
+    pub fn next_id(&self) -> u32 {
+        self.ids.next
+    }
+
+    /// What the ids in the tables stand for.
+    pub fn names(&self) -> impl Iterator<Item = Named> {
+        self.v4.names().chain(self.v6.names())
+    }
+
+    /// Carries out what changed. `clock` is read after values were published.
+    ///
+    /// After an error some of it may have been written; nothing is torn, and the next sync reads the tables and carries
+    /// out the rest.
+    pub fn sync<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        clock: impl Fn() -> Boottime,
+    ) -> Result<Outcome, TableError> {
+        if !self.listed {
+            return Ok(Outcome::default());
+        }
+        let mut outcome = Outcome::default();
+        let adopting = !self.synced;
+        if adopting {
+            let (v4, v6) = (Contents::read(tables)?, Contents::read(tables)?);
+            self.v4.adopt(v4, &mut self.ids);
+            self.v6.adopt(v6, &mut self.ids);
+            self.dirty.extend(self.entries.keys().cloned());
+        }
+        // Until all is written.
+        self.synced = false;
+        let mut dirty: Vec<PodKey> = mem::take(&mut self.dirty).into_iter().collect();
+        if adopting {
+            // The one that has a key claims the id that stands there.
+            dirty.sort_by_cached_key(|key| {
+                let service = self.entries.get(key).and_then(|e| e.service.as_ref());
+                service.map(|s| (s.created, Arc::clone(&s.uid)))
+            });
+        }
+        for key in dirty {
+            self.compile(&key);
+        }
+        if adopting {
+            self.v4.settle(&mut self.stale);
+            self.v6.settle(&mut self.stale);
+        }
+        self.v4.carry_out(tables, &clock, &mut outcome, &mut self.notices)?;
+        self.v6.carry_out(tables, &clock, &mut outcome, &mut self.notices)?;
+        self.synced = true;
+        outcome.stale = mem::take(&mut self.stale);
+        outcome.stale.sort_unstable();
+        outcome.stale.dedup();
+        outcome.notices = mem::take(&mut self.notices);
+        Ok(outcome)
+    }
+
+    /// One Service's objects to its ports in both families.
+    fn compile(&mut self, key: &PodKey) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let slices: Vec<Arc<EndpointSlice>> = entry.slices.values().cloned().collect();
+        let (wanted, owner) = match &entry.service {
+            Some(service) => {
+                let owner =
+                    Owner { service: key.clone(), uid: Arc::clone(&service.uid), created: service.created };
+                (compile(service, &slices, &self.node), Arc::new(owner))
+            }
+            None => {
+                let owner = Owner { service: key.clone(), uid: "".into(), created: Default::default() };
+                (Default::default(), Arc::new(owner))
+            }
+        };
+        entry.v4 = self.v4.set(&owner, mem::take(&mut entry.v4), wanted.v4, &mut self.ids, &mut self.stale);
+        entry.v6 = self.v6.set(&owner, mem::take(&mut entry.v6), wanted.v6, &mut self.ids, &mut self.stale);
+        for why in wanted.notices.iter().filter(|w| !entry.told.contains(w)) {
+            self.notices.push(Notice { service: key.clone(), uid: Arc::clone(&owner.uid), why: why.clone() });
+        }
+        entry.told = wanted.notices;
+        if entry.service.is_none() && entry.slices.is_empty() {
+            self.entries.remove(key);
+        }
+    }
+
+    /// Compares the tables with what should be there; changes nothing.
+    pub fn check<T: Tables>(&self, tables: &mut T) -> Result<Vec<Difference>, TableError> {
+        let mut found = self.v4.check(tables as &mut dyn FamilyTables<V4>)?;
+        found.extend(self.v6.check(tables as &mut dyn FamilyTables<V6>)?);
+        Ok(found)
+    }
+}

@@ -1,0 +1,59 @@
+//! The tables in the kernel: the loader's maps.
+
+use crate::{FamilyTables, Table, TableError};
+use berth_ebpf_abi::{Chunk, ChunkKey, MemberKey, Service, ServiceKey, V4, V6};
+use berth_ebpf_loader::{Datapath, Map, Plain};
+
+impl<K: Plain, V: Plain> Table<K, V> for Map<K, V> {
+    fn read(&mut self) -> Result<Vec<(K, V)>, TableError> {
+        self.entries().map_err(failed("read", self.name()))
+    }
+
+    fn put(&mut self, entries: &[(K, V)]) -> Result<(), TableError> {
+        let done = match entries {
+            // One entry is the usual case, and needs no lists.
+            [(key, value)] => Map::put(self, key, value),
+            entries => self.put_all(entries),
+        };
+        done.map_err(failed("put into", self.name()))
+    }
+
+    fn delete(&mut self, keys: &[K]) -> Result<(), TableError> {
+        self.delete_all(keys).map(drop).map_err(failed("delete from", self.name()))
+    }
+}
+
+fn failed(
+    operation: &'static str,
+    table: &'static str,
+) -> impl FnOnce(berth_ebpf_loader::Error) -> TableError {
+    move |source| TableError { operation, table, source: Box::new(source) }
+}
+
+impl FamilyTables<V4> for Datapath {
+    fn services(&mut self) -> &mut dyn Table<ServiceKey<V4>, Service<V4>> {
+        &mut self.service4
+    }
+
+    fn chunks(&mut self) -> &mut dyn Table<ChunkKey, Chunk<V4>> {
+        &mut self.chunk4
+    }
+
+    fn members(&mut self) -> &mut dyn Table<MemberKey<V4>, u32> {
+        &mut self.member4
+    }
+}
+
+impl FamilyTables<V6> for Datapath {
+    fn services(&mut self) -> &mut dyn Table<ServiceKey<V6>, Service<V6>> {
+        &mut self.service6
+    }
+
+    fn chunks(&mut self) -> &mut dyn Table<ChunkKey, Chunk<V6>> {
+        &mut self.chunk6
+    }
+
+    fn members(&mut self) -> &mut dyn Table<MemberKey<V6>, u32> {
+        &mut self.member6
+    }
+}

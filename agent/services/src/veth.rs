@@ -1,0 +1,117 @@
+//! The pair of devices that joins a pod to the host, as the kernel has it, whatever plugin made it.
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::{
+    libc,
+    sys::{
+        socket::{setsockopt, sockopt::ReceiveTimeout},
+        time::{TimeVal, TimeValLike},
+    },
+};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// The kernel answers within the call; this only bounds a surprise.
+const PATIENCE_S: i64 = 5;
+
+/// The pair of a pod could not be looked up.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {}", path.display())]
+pub struct VethError {
+    operation: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// A pod's veth pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VethPair {
+    /// The host's end, an index in the namespace of the caller.
+    pub host_index: u32,
+    /// The hardware address of the host's end.
+    pub host_mac: [u8; 6],
+    /// The hardware address of the pod's end.
+    pub pod_mac: [u8; 6],
+}
+
+/// A device as far as it matters here.
+struct Device {
+    mac: [u8; 6],
+    /// The other end of a veth.
+    peer: Option<u32>,
+}
+
+/// The pair of the pod's interface in that network namespace; `None` where it has none or another kind of device.
+/// Blocks for some 100 microseconds.
+///
+/// # Errors
+/// The namespace cannot be entered, or the kernel refuses.
+pub fn veth_pair(netns: &Path) -> Result<Option<VethPair>, VethError> {
+    let failed = |operation| move |source| VethError { operation, path: netns.to_owned(), source };
+    let eth0 = || find(|l| l.attributes.push(LinkAttribute::IfName("eth0".into())));
+    let inside = berth_sys::ns::in_net_ns(netns, eth0).map_err(io::Error::other);
+    let Some(pod) = inside.and_then(|found| found).map_err(failed("look for the pod's device in"))? else {
+        return Ok(None);
+    };
+    let Some(host_index) = pod.peer else { return Ok(None) };
+    let host =
+        find(|l| l.header.index = host_index).map_err(failed("look for the device that is joined to"))?;
+    // An index of another namespace may by chance be that of a device here.
+    let pair = host.filter(|host| host.peer.is_some());
+    Ok(pair.map(|host| VethPair { host_index, host_mac: host.mac, pod_mac: pod.mac }))
+}
+
+/// The device that the request names, in the namespace of this thread.
+fn find(name: impl FnOnce(&mut LinkMessage)) -> io::Result<Option<Device>> {
+    let mut link = LinkMessage::default();
+    name(&mut link);
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::GetLink(link)));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE_S))?;
+    socket.send(&bytes, 0)?;
+    let mut answer = Vec::with_capacity(16 << 10);
+    socket.recv(&mut answer, 0)?;
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+    match answer.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(device(&link)),
+        NetlinkPayload::Error(e) => match e.code {
+            Some(code) if code.get().saturating_abs() == libc::ENODEV => Ok(None),
+            Some(code) => Err(io::Error::from_raw_os_error(code.get().saturating_abs())),
+            None => Ok(None),
+        },
+        _ => Err(io::Error::other("unexpected netlink answer")),
+    }
+}
+
+/// `None` for a device without an Ethernet address.
+fn device(link: &LinkMessage) -> Option<Device> {
+    let mut mac = None;
+    let (mut peer, mut veth) = (None, false);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::Address(address) => mac = <[u8; 6]>::try_from(address.as_slice()).ok(),
+            LinkAttribute::Link(index) => peer = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                veth = infos.iter().any(|i| matches!(i, LinkInfo::Kind(InfoKind::Veth)));
+            }
+            _ => {}
+        }
+    }
+    Some(Device { mac: mac?, peer: peer.filter(|_| veth) })
+}

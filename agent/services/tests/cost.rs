@@ -1,0 +1,84 @@
+//! What a change costs: writes follow what changed, and memory alone takes little time.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use berth_core::model::Protocol;
+use berth_services::{Allocator, Change, NodeFacts};
+use std::{sync::Arc, time::Instant};
+use support::{Fake, endpoint, service, slice};
+
+const SERVICES: usize = 10_000;
+const ENDPOINTS: usize = 10;
+
+fn node() -> NodeFacts {
+    NodeFacts { name: "a".into(), zone: "".into(), addresses: Default::default() }
+}
+
+fn a_slice(number: usize, round: usize) -> Change {
+    let endpoints = (0..ENDPOINTS).map(|e| {
+        let address = format!("10.{}.{}.{}", 100 + round, number / 256, (number + e * 7) % 256);
+        endpoint(&address, "b")
+    });
+    let name = format!("s{number}");
+    Change::Slice(Arc::new(slice(
+        &format!("{name}-x"),
+        &name,
+        &[("", Protocol::Tcp, 8080)],
+        endpoints.collect(),
+    )))
+}
+
+fn fill(allocator: &mut Allocator) {
+    for number in 0..SERVICES {
+        let ip = format!("10.96.{}.{}", number / 256, number % 256);
+        allocator.change(Change::Service(Arc::new(service(
+            &format!("s{number}"),
+            &ip,
+            &[("", Protocol::Tcp, 80, None)],
+        ))));
+        allocator.change(a_slice(number, 0));
+    }
+    allocator.listed();
+}
+
+#[test]
+fn a_change_costs_what_it_changes() {
+    let mut fake = Fake::unwatched();
+    let clock = fake.clock();
+    let mut allocator = Allocator::new(node(), 1);
+    fill(&mut allocator);
+    let begun = Instant::now();
+    let outcome = allocator.sync(&mut fake, &clock).unwrap();
+    println!("fill: {:?}", begun.elapsed());
+    assert_eq!((outcome.put, outcome.deleted), (3 * SERVICES, 0), "value, bare address and one chunk each");
+
+    let mut times: Vec<_> = (0..2000)
+        .map(|n| {
+            allocator.change(a_slice(n * 5, 1));
+            fake.pass(berth_services::REST);
+            let begun = Instant::now();
+            let outcome = allocator.sync(&mut fake, &clock).unwrap();
+            let took = begun.elapsed();
+            assert_eq!(
+                (outcome.put, outcome.deleted),
+                (2, usize::from(n > 0)),
+                "one chunk, one value, the last one's chunk"
+            );
+            took
+        })
+        .collect();
+    times.sort();
+    println!("change: p50 {:?}, p99 {:?}", times[1000], times[1980]);
+
+    let mut again = Allocator::new(node(), 1);
+    fill(&mut again);
+    for n in 0..2000 {
+        again.change(a_slice(n * 5, 1));
+    }
+    let begun = Instant::now();
+    let outcome = again.sync(&mut fake, &clock).unwrap();
+    println!("restart: {:?}", begun.elapsed());
+    // The old chunk of the last change rests on.
+    assert_eq!(outcome.put, 0);
+}

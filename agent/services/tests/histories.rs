@@ -1,0 +1,289 @@
+//! Random histories of Services and slices against tables that check every write: a reader at any moment sees a whole
+//! set that is wanted or was; an agent killed at any write is followed by one that brings the tables in order.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use berth_core::{
+    ids::PodKey,
+    model::{EndpointSlice, Protocol, Service, TrafficPolicy},
+    time::Wall,
+};
+use berth_ebpf_abi::{ServiceKey, frontend};
+use berth_services::{Allocator, Change, Net, NodeFacts, REST, Transport, WantedPort, compile};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use support::{Fake, Maps, View, endpoint, service, slice};
+
+/// SplitMix64: a history is a number.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % sides
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.roll(n) == 0
+    }
+}
+
+#[derive(Default)]
+struct World {
+    services: BTreeMap<PodKey, Arc<Service>>,
+    slices: BTreeMap<PodKey, Arc<EndpointSlice>>,
+}
+
+fn node() -> NodeFacts {
+    NodeFacts { name: "a".into(), zone: "".into(), addresses: BTreeSet::new() }
+}
+
+impl World {
+    fn random_service(&self, dice: &mut Dice) -> Service {
+        let name = ["s0", "s1", "s2", "s3"][dice.roll(4) as usize];
+        let ips = ["10.96.0.1", "10.96.0.2", "10.96.0.3", "10.96.0.3,fd00::1", "fd00::2,10.96.0.4"];
+        let np = |dice: &mut Dice| dice.one_in(3).then(|| 30000 + dice.roll(3) as u16);
+        let ports = match dice.roll(3) {
+            0 => vec![("", Protocol::Tcp, 80, np(dice))],
+            1 => vec![("dns", Protocol::Udp, 53, np(dice))],
+            _ => vec![("dns", Protocol::Udp, 53, None), ("web", Protocol::Tcp, 80, np(dice))],
+        };
+        let mut s = service(name, ips[dice.roll(5) as usize], &ports);
+        s.created = Wall(dice.roll(3) as i64);
+        if dice.one_in(6) {
+            s.uid = format!("again-{name}-{}", dice.roll(3)).into();
+        }
+        s.affinity_s = dice.one_in(3).then_some(60);
+        if dice.one_in(3) {
+            s.internal_policy = TrafficPolicy::Local;
+        }
+        if dice.one_in(3) {
+            s.external_policy = TrafficPolicy::Local;
+        }
+        s
+    }
+
+    fn random_slice(&self, dice: &mut Dice) -> EndpointSlice {
+        let (name, of) = [("x0", "s0"), ("x1", "s0"), ("x2", "s1"), ("x3", "s2"), ("x4", "s3"), ("x4", "s1")]
+            [dice.roll(6) as usize];
+        let v6 = dice.one_in(5);
+        let count = [0, 1, 3, 4, 5, 12, 16, 17, 40][dice.roll(9) as usize];
+        let first = dice.roll(6);
+        let endpoints = (first..first + count).map(|i| {
+            let address = if v6 { format!("fd01::{i:x}") } else { format!("10.1.0.{i}") };
+            let mut e = endpoint(&address, if dice.one_in(3) { "a" } else { "b" });
+            e.ready = !dice.one_in(8);
+            e.serving = e.ready || dice.one_in(2);
+            e.terminating = !e.ready && dice.one_in(2);
+            e
+        });
+        let ports = [("", Protocol::Tcp, 8080), ("dns", Protocol::Udp, 5353), ("web", Protocol::Tcp, 8080)];
+        let mut s = slice(name, of, &ports, endpoints.collect());
+        s.v6 = v6;
+        s
+    }
+
+    /// Something happens; returned as the source tells it.
+    fn step(&mut self, dice: &mut Dice) -> Change {
+        match dice.roll(10) {
+            0 if !self.services.is_empty() => {
+                let at = dice.roll(self.services.len() as u64) as usize;
+                let key = self.services.keys().nth(at).unwrap().clone();
+                self.services.remove(&key);
+                Change::ServiceGone(key)
+            }
+            1 if !self.slices.is_empty() => {
+                let at = dice.roll(self.slices.len() as u64) as usize;
+                let key = self.slices.keys().nth(at).unwrap().clone();
+                self.slices.remove(&key);
+                Change::SliceGone(key)
+            }
+            2..=4 => {
+                let service = Arc::new(self.random_service(dice));
+                self.services.insert(service.key.clone(), Arc::clone(&service));
+                Change::Service(service)
+            }
+            _ => {
+                let slice = Arc::new(self.random_slice(dice));
+                self.slices.insert(slice.key.clone(), Arc::clone(&slice));
+                Change::Slice(slice)
+            }
+        }
+    }
+
+    fn wanted(&self) -> Vec<(Arc<Service>, berth_services::Wanted)> {
+        let of = |s: &Arc<Service>| {
+            let slices: Vec<_> = self.slices.values().filter(|x| x.service == s.key).cloned().collect();
+            (Arc::clone(s), compile(s, &slices, &node()))
+        };
+        self.services.values().map(of).collect()
+    }
+
+    /// What readers are to see, by the rule alone: the oldest Service has the key.
+    fn views<A: Net>(
+        &self,
+        of: impl Fn(&berth_services::Wanted) -> &Vec<WantedPort<A>>,
+    ) -> HashMap<ServiceKey<A>, View<A>> {
+        type Aged<A> = ((Wall, Arc<str>), View<A>);
+        let mut views: HashMap<ServiceKey<A>, Aged<A>> = HashMap::new();
+        for (service, wanted) in self.wanted() {
+            for port in of(&wanted) {
+                let set = |b: &[berth_ebpf_abi::Backend<A>]| -> BTreeSet<(A, u16)> {
+                    b.iter().map(|b| (b.addr, u16::from_be(b.port))).collect()
+                };
+                for (key, flags) in &port.fronts {
+                    let age = (service.created, Arc::clone(&service.uid));
+                    let view = if *flags == frontend::ADDRESS {
+                        View { frontend: *flags, affinity_s: 0, cluster: [].into(), local: [].into() }
+                    } else {
+                        let has = if port.has_endpoints { frontend::HAS_ENDPOINTS } else { 0 };
+                        View {
+                            frontend: flags | has,
+                            affinity_s: port.affinity_s,
+                            cluster: set(&port.cluster),
+                            local: set(&port.local),
+                        }
+                    };
+                    let older = views.get(key).is_none_or(|(there, _)| age < *there);
+                    if older {
+                        views.insert(*key, (age, view));
+                    }
+                }
+            }
+        }
+        views.into_iter().map(|(key, (_, view))| (key, view)).collect()
+    }
+
+    fn feed(&self, allocator: &mut Allocator) {
+        self.services.values().for_each(|s| allocator.change(Change::Service(Arc::clone(s))));
+        self.slices.values().for_each(|s| allocator.change(Change::Slice(Arc::clone(s))));
+    }
+}
+
+/// Whose an id was when the tables were last in order.
+type Names = HashMap<(bool, u32), PodKey>;
+
+/// Backends of a UDP key that must be told as stale when the value there changes: where the key stays with its Service,
+/// or nobody wants it any more and its Service is gone.
+fn left<A: Net>(
+    maps: &Maps<A>,
+    world: &World,
+    names: &Names,
+    of: impl Fn(&berth_services::Wanted) -> &Vec<WantedPort<A>>,
+) -> BTreeSet<(std::net::IpAddr, u16)> {
+    let mut left = BTreeSet::new();
+    let wanted = world.wanted();
+    for (key, value) in
+        maps.services.iter().filter(|(k, _)| k.proto == Transport::Udp.number() && k.port != 0)
+    {
+        let there = maps.view(value);
+        let owner = names.get(&(A::V6, value.id));
+        let ports = wanted.iter().flat_map(|(s, w)| of(w).iter().map(move |p| (&s.key, p)));
+        let ports: Vec<_> = ports.filter(|(_, p)| p.fronts.iter().any(|(k, _)| k == key)).collect();
+        let keep: BTreeSet<(A, u16)> = match ports.as_slice() {
+            [] if owner.is_some_and(|o| !world.services.contains_key(o)) => BTreeSet::new(),
+            [(service, port)] if owner == Some(*service) => {
+                let all = port.cluster.iter().chain(&port.local).chain(&port.serving);
+                all.map(|b| (b.addr, u16::from_be(b.port))).collect()
+            }
+            _ => continue,
+        };
+        let gone = there.cluster.union(&there.local).filter(|b| !keep.contains(b));
+        left.extend(gone.map(|(addr, port)| (addr.ip(), *port)));
+    }
+    left
+}
+
+fn left_of_both(fake: &Fake, world: &World, names: &Names) -> BTreeSet<(std::net::IpAddr, u16)> {
+    let mut left4 = left(&fake.v4, world, names, |w| &w.v4);
+    left4.extend(left(&fake.v6, world, names, |w| &w.v6));
+    left4
+}
+
+/// Ports that lost all their keys to older Services: their parts lie in the tables and nothing leads there.
+fn hidden(fake: &Fake, allocator: &Allocator) -> (BTreeSet<u32>, BTreeSet<u32>) {
+    let ids = |v6| allocator.names().filter(move |n| n.v6 == v6).map(|n| n.id);
+    (fake.v4.hidden(ids(false)), fake.v6.hidden(ids(true)))
+}
+
+fn run(number: u64) {
+    let mut dice = Dice(number);
+    let mut fake = Fake::default();
+    let clock = fake.clock();
+    let mut world = World::default();
+    let mut allocator = Allocator::new(node(), 1);
+    allocator.listed();
+    let mut names = Names::new();
+    for _ in 0..6 + dice.roll(10) {
+        for _ in 0..1 + dice.roll(3) {
+            let change = world.step(&mut dice);
+            allocator.change(change);
+        }
+        fake.v4.new = world.views(|w| &w.v4);
+        fake.v6.new = world.views(|w| &w.v6);
+        let mut owed = left_of_both(&fake, &world, &names);
+        fake.pass(Duration::from_millis(dice.roll(150)));
+        if dice.one_in(4) {
+            // Killed at some write, perhaps twice, or the kernel refuses.
+            for _ in 0..1 + dice.roll(2) {
+                fake.fuse.left.set(Some(dice.roll(12) as usize));
+                // Whether it got through is as chance has it.
+                let told = allocator.sync(&mut fake, &clock);
+                fake.fuse.left.set(None);
+                if let Ok(outcome) = told {
+                    owed.retain(|o| outcome.stale.iter().all(|s| (s.address, s.port) != *o));
+                }
+                if dice.one_in(2) {
+                    allocator = Allocator::new(node(), 1);
+                    world.feed(&mut allocator);
+                    let idle = allocator.sync(&mut fake, &clock).unwrap();
+                    assert_eq!(idle.put + idle.deleted, 0, "nothing is written before all have listed");
+                    allocator.listed();
+                    // A killed agent tells nobody: what is still in the tables is owed by the next.
+                    owed = left_of_both(&fake, &world, &names);
+                }
+                fake.pass(Duration::from_millis(dice.roll(150)));
+            }
+        }
+        let outcome = allocator.sync(&mut fake, &clock).unwrap();
+        owed.retain(|o| outcome.stale.iter().all(|s| (s.address, s.port) != *o));
+        let (v4, v6) = hidden(&fake, &allocator);
+        fake.v4.check(&v4);
+        fake.v6.check(&v6);
+        assert!(owed.is_empty(), "not told as stale: {owed:?}");
+        assert_eq!(allocator.check(&mut fake).unwrap(), []);
+        names = allocator.names().map(|n| ((n.v6, n.id), n.service)).collect();
+    }
+    fake.pass(REST);
+    let outcome = allocator.sync(&mut fake, &clock).unwrap();
+    assert_eq!((outcome.put, outcome.due), (0, None));
+    let (v4, v6) = hidden(&fake, &allocator);
+    fake.v4.check_rested(&v4);
+    fake.v6.check_rested(&v6);
+    let unseen = v4.len() + v6.len();
+    // A restart with nothing new writes nothing.
+    let mut again = Allocator::new(node(), 1);
+    world.feed(&mut again);
+    again.listed();
+    let outcome = again.sync(&mut fake, &clock).unwrap();
+    assert!(unseen > 0 || (outcome.put, outcome.deleted, outcome.due) == (0, 0, None), "{outcome:?}");
+    assert!(outcome.stale.is_empty(), "{:?}", outcome.stale);
+}
+
+#[test]
+fn any_history_keeps_readers_whole() {
+    let count: u64 = std::env::var("BERTH_HISTORIES").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000);
+    let only: Option<u64> = std::env::var("BERTH_HISTORY").ok().and_then(|n| n.parse().ok());
+    for number in only.map_or(0..count, |n| n..n + 1) {
+        if let Err(panic) = std::panic::catch_unwind(|| run(number)) {
+            panic!("BERTH_HISTORY={number}: {:?}", panic.downcast_ref::<String>());
+        }
+    }
+}
