@@ -51,9 +51,9 @@ pub trait Maps<A: Family> {
 
     /// Finds a chunk of backends.
     fn chunk(&self, key: &ChunkKey) -> Option<Self::Chunk>;
-    /// Reads its tag and its length.
-    fn chunk_head(&self, at: Self::Chunk) -> (u32, u32);
-    /// Reads a backend of it; only the low four bits of `index` count.
+    /// Reads its tag.
+    fn chunk_tag(&self, at: Self::Chunk) -> u32;
+    /// Reads a backend of it; only the low four bits of `index` count. An unused one has port 0.
     fn chunk_backend(&self, at: Self::Chunk, index: u32) -> Backend<A>;
 
     /// Reads whom a client stays with.

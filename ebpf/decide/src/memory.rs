@@ -49,8 +49,8 @@ impl<A: Family> Maps<A> for Tables<A> {
         self.chunks.get(key).copied()
     }
 
-    fn chunk_head(&self, at: Chunk<A>) -> (u32, u32) {
-        (at.tag, at.len)
+    fn chunk_tag(&self, at: Chunk<A>) -> u32 {
+        at.tag
     }
 
     fn chunk_backend(&self, at: Chunk<A>, index: u32) -> Backend<A> {

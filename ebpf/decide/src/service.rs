@@ -76,53 +76,56 @@ const READINGS: u32 = 2;
 /// refused; other addresses in a Service range are dropped. `0.0.0.0` and `::` mean the client's own loopback.
 #[inline(always)]
 pub fn decide<A: Family, M: Maps<A>>(maps: &M, key: &ServiceKey<A>, from: From<A>) -> Verdict<A> {
-    let mut reading = 0;
-    while reading < READINGS {
-        let (key, at) = match find(maps, key, from) {
-            Ok(found) => found,
-            Err(verdict) => return verdict,
-        };
+    let mut key = *key;
+    let mut at = match find(maps, &mut key, from) {
+        Ok(at) => at,
+        Err(verdict) => return verdict,
+    };
+    let mut reading = 1;
+    loop {
         if let Some(verdict) = serve(maps, &key, at, from) {
             return verdict;
         }
+        if reading == READINGS {
+            return Verdict::Drop(DropReason::Unsettled);
+        }
         reading += 1;
+        at = match maps.service(&key) {
+            Some(at) => at,
+            None => return Verdict::Drop(DropReason::Unsettled),
+        };
     }
-    Verdict::Drop(DropReason::Unsettled)
 }
 
-/// Finds the way in that is dialled, and the key it was found by; or what becomes of a client of none.
+/// Finds the way in that is dialled, or what becomes of a client of none. A NodePort's key loses its address. `flow` finds a
+/// connection's Service once more by it.
 #[inline(always)]
 pub(crate) fn find<A: Family, M: Maps<A>>(
     maps: &M,
-    key: &ServiceKey<A>,
+    key: &mut ServiceKey<A>,
     from: From<A>,
-) -> Result<(ServiceKey<A>, M::Service), Verdict<A>> {
-    let own = key.addr == A::ANY || key.addr.is_loopback();
-    if !own {
+) -> Result<M::Service, Verdict<A>> {
+    let node = if key.addr == A::ANY || key.addr.is_loopback() {
+        matches!(from, From::Host)
+    } else {
         if let Some(at) = maps.service(key) {
-            return Ok((*key, at));
+            return Ok(at);
         }
         if maps.in_service_range(key.addr) {
-            let bare = ServiceKey { addr: key.addr, port: 0, proto: 0, pad: 0 };
-            return Err(match maps.service(&bare) {
+            key.port = 0;
+            key.proto = 0;
+            return Err(match maps.service(key) {
                 Some(_) => Verdict::Reject(RejectReason::UnknownPort),
                 None => Verdict::Drop(DropReason::NoSuchService),
             });
         }
-    }
-    let node = if own {
-        matches!(from, From::Host)
-    } else {
         matches!(maps.node(&key.addr), Some(node) if node.node_ports != 0)
     };
     if !node {
         return Err(Verdict::Pass);
     }
-    let key = ServiceKey { addr: A::ANY, ..*key };
-    match maps.service(&key) {
-        Some(at) => Ok((key, at)),
-        None => Err(Verdict::Pass),
-    }
+    key.addr = A::ANY;
+    maps.service(key).ok_or(Verdict::Pass)
 }
 
 /// Takes a backend; nothing when the value changed while it was read.
@@ -154,7 +157,8 @@ fn serve<A: Family, M: Maps<A>>(
     let affinity = AffinityKey { id: header.id, client };
     // Seconds of now where the client's backend is to be written down.
     let mut stick = None;
-    let mut backend = None;
+    // None while its port is 0.
+    let mut backend = Backend::default();
     if count != 0 {
         if header.affinity_s != 0 {
             let now_s = maps.now_s();
@@ -165,32 +169,32 @@ fn serve<A: Family, M: Maps<A>>(
                 if age < header.affinity_s
                     && maps.member(&MemberKey { id: header.id, addr, port, set: set as u16 })
                 {
-                    backend = Some(last.backend);
+                    backend = last.backend;
                     if age == 0 {
                         stick = None;
                     }
                 }
             }
         }
-        if backend.is_none() {
+        if backend.port == 0 {
             let ordinal = scale(maps.rand(), u32::from(count));
-            backend = Some(if u32::from(cluster) + u32::from(here) <= INLINE as u32 {
+            backend = if u32::from(cluster) + u32::from(here) <= INLINE as u32 {
                 maps.inline(at, u32::from(before) + ordinal)
             } else {
                 of_chunk(maps, header.id, header.generation, set, ordinal)?
-            });
+            };
         }
     }
     if !maps.unchanged(key, at, header.tag) {
         return None;
     }
-    let Some(backend) = backend else {
+    if backend.port == 0 {
         return Some(if header.frontend & frontend::HAS_ENDPOINTS != 0 {
             Verdict::Drop(DropReason::Policy)
         } else {
             Verdict::Reject(RejectReason::NoEndpoints)
         });
-    };
+    }
     if let Some(now_s) = stick {
         maps.stick(&affinity, &Affinity { backend, seen_s: now_s });
     }
@@ -208,11 +212,8 @@ fn of_chunk<A: Family, M: Maps<A>>(
 ) -> Option<Backend<A>> {
     // CHUNK is a power of two: the kernel's verifier follows a shift and a mask, not a division.
     let at = maps.chunk(&ChunkKey { id, generation, set: set as u32, index: ordinal >> 4 })?;
-    let (before, len) = maps.chunk_head(at);
-    let backend = maps.chunk_backend(at, ordinal);
-    let (after, _) = maps.chunk_head(at);
-    let wanted = tag(id, generation);
-    (before == wanted && after == wanted && ordinal & 15 < len).then_some(backend)
+    // A generation's chunks go after its Service's value: while that is unchanged, which is looked at next, so is this.
+    (maps.chunk_tag(at) == tag(id, generation)).then(|| maps.chunk_backend(at, ordinal))
 }
 
 /// Maps a random number onto `0..n` evenly: without a division, and good to one in 2^32.

@@ -132,8 +132,8 @@ impl<A: Family, M: Maps<A>> Maps<A> for Trace<'_, A, M> {
         found
     }
 
-    fn chunk_head(&self, at: M::Chunk) -> (u32, u32) {
-        self.maps.chunk_head(at)
+    fn chunk_tag(&self, at: M::Chunk) -> u32 {
+        self.maps.chunk_tag(at)
     }
 
     fn chunk_backend(&self, at: M::Chunk, index: u32) -> Backend<A> {

@@ -82,8 +82,8 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn chunk_head(&self, at: Self::Chunk) -> (u32, u32) {
-                (read!(at, tag), read!(at, len))
+            fn chunk_tag(&self, at: Self::Chunk) -> u32 {
+                read!(at, tag)
             }
 
             #[inline(always)]

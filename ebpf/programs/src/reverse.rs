@@ -46,6 +46,28 @@ fn ring() -> u32 {
     n as u32
 }
 
+/// Finds the entry of a backend.
+///
+/// # Safety
+/// As for [`entry`].
+#[inline(always)]
+unsafe fn find<A: Remembered>(at: *mut Reverses<A>, backend: A, port: u16) -> Option<*mut Reverse<A>> {
+    let (mut index, end) = (0, ring());
+    loop {
+        // SAFETY: the caller's.
+        let here = unsafe { entry(at, index) };
+        // SAFETY: within the value. Another thread may be writing it when it sends by the same socket to a ninth
+        // backend; then one datagram's sender may be shown as it is, or as the address just dialled.
+        if unsafe { (*here).backend_port == port && (*here).backend == backend } {
+            return Some(here);
+        }
+        index += 1;
+        if index == end {
+            return None;
+        }
+    }
+}
+
 /// Remembers a translation. One per backend: a later one over the same backend replaces it.
 ///
 /// Returns whether it is remembered; without memory for it the address had better stay as it is.
@@ -56,48 +78,29 @@ pub(crate) fn remember<A: Remembered>(ctx: &SockAddrContext, new: Reverse<A>) ->
     if at.is_null() {
         return false;
     }
-    // SAFETY: a value of this run's socket; the socket's lock or its single user keep others away, and a torn entry
-    // would only show a datagram's sender as it is.
+    // SAFETY: a value of this run's socket, and places in it.
     unsafe {
-        let (mut index, end) = (0, ring());
-        let mut place = addr_of_mut!((*at).next).read_volatile();
-        let mut found = false;
-        while index < end {
-            let old = entry(at, index);
-            if (*old).backend_port == new.backend_port && (*old).backend == new.backend {
-                place = index;
-                found = true;
-                break;
+        let place = match find(at, new.backend, new.backend_port) {
+            Some(place) => place,
+            None => {
+                let next = addr_of_mut!((*at).next).read_volatile();
+                addr_of_mut!((*at).next).write_volatile(next.wrapping_add(1));
+                entry(at, next)
             }
-            index += 1;
-        }
-        let old = entry(at, place);
-        if !found {
-            addr_of_mut!((*at).next).write_volatile(place.wrapping_add(1));
-        }
-        old.write(new);
+        };
+        place.write(new);
     }
     true
 }
 
-/// Finds what an answer of `backend` stands for.
+/// Finds what an answer of `backend` stands for. `port` is not 0, so no unused entry is found.
 #[inline(always)]
 pub(crate) fn recall<A: Remembered>(ctx: &SockAddrContext, backend: A, port: u16) -> Option<(A, u16)> {
     // SAFETY: as above.
     let at = unsafe { A::storage().get_ptr_mut(ctx) };
-    if at.is_null() {
+    if at.is_null() || port == 0 {
         return None;
     }
-    let (mut index, end) = (0, ring());
-    while index < end {
-        // SAFETY: as above; an unused entry has port 0, which no answer has.
-        unsafe {
-            let old = entry(at, index);
-            if (*old).backend_port == port && (*old).port != 0 && (*old).backend == backend {
-                return Some(((*old).addr, (*old).port));
-            }
-        }
-        index += 1;
-    }
-    None
+    // SAFETY: a value of this run's socket.
+    unsafe { find(at, backend, port).map(|place| ((*place).addr, (*place).port)) }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     kernel::Kernel,
-    maps::{self, CLIENT},
+    maps::CLIENT,
     reverse::{Remembered, recall, remember},
 };
 use aya_ebpf::{
@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use berth_ebpf_abi::{Reverse, ServiceKey, V4, V6, count};
+use berth_ebpf_abi::{Reverse, ServiceKey, V4, V6};
 use berth_ebpf_decide::{Dialler, Maps, Verdict, decide, dialler};
 use core::ptr::{addr_of, addr_of_mut};
 
@@ -115,7 +115,6 @@ where
             GO_ON
         }
         Verdict::Reject(_) => {
-            maps::bump(count::SOCKET_REJECTED);
             // SAFETY: a helper of plain arguments.
             unsafe { bpf_set_retval(-ECONNREFUSED) };
             END

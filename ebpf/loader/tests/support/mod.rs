@@ -1,0 +1,31 @@
+//! What a test makes, and takes away however it ends.
+
+use berth_ebpf_loader::{Pins, ensure_bpffs};
+use nix::mount::{MntFlags, umount2};
+
+/// A BPF file system in a directory of its own.
+pub(crate) struct Scratch {
+    dir: tempfile::TempDir,
+}
+
+impl Scratch {
+    /// Mounts it.
+    pub(crate) fn new() -> Scratch {
+        let dir = tempfile::Builder::new().prefix("berth-hooks-").tempdir().unwrap();
+        let scratch = Scratch { dir };
+        ensure_bpffs(&scratch.pins()).unwrap();
+        scratch
+    }
+
+    /// Pins in it.
+    pub(crate) fn pins(&self) -> Pins {
+        Pins::new(self.dir.path().join("bpf/berth"))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // With its file system every pin goes. A test that failed early may have mounted nothing.
+        let _unmounted = umount2(&self.dir.path().join("bpf"), MntFlags::MNT_DETACH);
+    }
+}
