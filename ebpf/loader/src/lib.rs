@@ -13,8 +13,9 @@
 //! its successor is pinned.
 //!
 //! No task and no lock outlives a call, but for the loading child's lock on the pin directory. All calls block for
-//! microseconds, but for [`prepare`] (its deadline), the first [`attach_device`] of a device (5 to 15 ms; call it in
-//! parallel) and [`destroy_sockets`] (the number of sockets).
+//! microseconds, but for [`prepare`] (its deadline), [`attach_device`] of a device that has no links yet (an RCU grace
+//! period for each of the two, about 27 ms; the kernel's RTNL lock makes parallel calls wait for each other), and
+//! [`destroy_sockets`] (the number of sockets).
 //!
 //! Invariants: pinned maps are used only if kind, sizes, entries and flags are the wanted ones; a loader that was
 //! killed anywhere leaves what the next one completes; programs in use stay in use until their successors take over.

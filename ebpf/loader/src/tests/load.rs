@@ -57,6 +57,9 @@ fn everything_is_pinned_attached_once_and_adopted_by_the_next() {
     let attached = start.elapsed();
     Datapath::open(&pins, Access::Write).unwrap();
     println!("restart: prepare {prepared:?}, with attach {attached:?}, with open {:?}", start.elapsed());
+    let memory = report(&pins, false).unwrap().map_memory();
+    println!("maps when empty: {memory} bytes");
+    assert!(memory < 30_000_000, "{memory}");
 
     // Another build takes over in the same links; the maps are kept.
     let links = |pins| report(pins, false).unwrap().links.iter().map(|link| link.id).collect::<Vec<_>>();
@@ -152,6 +155,18 @@ fn an_incomplete_directory_is_not_taken_for_loaded() {
     assert_eq!((attached.made, attached.swapped + attached.kept), (2, 6));
     assert_whole(&pins, OBJECT);
     assert!(matches!(load(&pins, b"no object", |_| {}), Err(Error::Object(_))));
+}
+
+#[test]
+fn loaders_wait_for_each_other() {
+    let (scratch, cgroup) = (Scratch::new(), Cgroup::new());
+    let pins = scratch.pins();
+    let mut children: Vec<_> = (0..4).map(|_| kills::start("load", &pins, cgroup.path())).collect();
+    for child in &mut children {
+        assert!(child.wait().unwrap().success());
+    }
+    attach(&pins, cgroup.path()).unwrap();
+    assert_whole(&pins, OBJECT);
 }
 
 fn script(scratch: &Scratch, text: &str) -> std::path::PathBuf {
