@@ -40,7 +40,7 @@ pub(crate) async fn start(
     status_files::prepare(&local.roots).context("make the directory of status files")?;
     exec::clear(&local.roots);
     remember_events(&local).await;
-    let listener = bind(&local.roots.agent_socket()).await.context("open the local socket")?;
+    let listener = bind(&local.roots.agent_socket()).context("open the local socket")?;
     let (stop_files, stopped) = oneshot::channel();
     let files = tokio::spawn(status_files::keep(local.hub.clone(), local.roots.clone(), stopped));
     let (stop_socket, stopped) = oneshot::channel();

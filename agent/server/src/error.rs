@@ -14,12 +14,6 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// Somebody else listens there.
-    #[error("listen on {path}: another agent answers there", path = .path.display())]
-    Taken {
-        /// The socket.
-        path: PathBuf,
-    },
     /// The directory of the status files cannot be made or read.
     #[error("keep status files in {path}", path = .path.display())]
     StatusFiles {

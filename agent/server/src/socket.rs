@@ -1,7 +1,7 @@
 //! The listening socket, and one task per connection.
 //!
-//! Only root may connect: the socket has mode 0660 and belongs to root's group. A socket that a dead agent left is
-//! replaced; one that somebody answers on is not.
+//! Only root may connect: the socket has mode 0660 and belongs to root's group. What lies at its path is replaced: the
+//! node's lock is what keeps a second agent away.
 
 use crate::{Backend, Error, connection, hub::Hub};
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
@@ -17,15 +17,14 @@ const CONNECTIONS: usize = 128;
 /// Pause after a connection could not be taken, for want of descriptors say.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
-/// Listens on the path. The caller holds the node's lock: what lies there is from an agent that is gone, unless
-/// somebody answers on it.
-pub async fn bind(path: &Path) -> Result<UnixListener, Error> {
+/// Listens on the path, within a Tokio runtime. The caller holds the node's lock: what lies there is from an agent that
+/// is gone. Whether a connection succeeds there tells nothing: a child that the dead agent was just starting still has
+/// its listening descriptor, until its exec.
+///
+/// # Errors
+/// The socket cannot be made or moved to its place.
+pub fn bind(path: &Path) -> Result<UnixListener, Error> {
     let failed = |source| Error::Listen { path: path.to_owned(), source };
-    match UnixStream::connect(path).await {
-        Ok(_) => return Err(Error::Taken { path: path.to_owned() }),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(_) => fs::remove_file(path).map_err(failed)?,
-    }
     // Bound under another name and only then moved: nobody meets it with the umask's mode.
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");

@@ -119,7 +119,7 @@ impl Node {
     async fn start() -> Node {
         let dir = tempfile::Builder::new().prefix("berth-server-").tempdir().unwrap();
         let (hub, fake) = (Hub::default(), Arc::new(Fake::default()));
-        let listener = bind(&dir.path().join("agent.sock")).await.unwrap();
+        let listener = bind(&dir.path().join("agent.sock")).unwrap();
         let (stop, stopped) = oneshot::channel();
         let server = Server { hub: hub.clone(), backend: Arc::clone(&fake) };
         let task = tokio::spawn(server.run(listener, stopped));
@@ -336,21 +336,23 @@ async fn strangers_are_told_why_and_newer_clients_go_on() {
 }
 
 #[tokio::test]
-async fn the_socket_of_the_dead_is_replaced_and_that_of_the_living_is_not() {
+async fn the_socket_of_the_dead_is_replaced_also_while_somebody_has_its_descriptor() {
     let node = Node::start().await;
     let mode = std::fs::metadata(node.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
-    let taken = bind(&node.socket()).await.unwrap_err();
-    assert!(matches!(taken, berth_server::Error::Taken { .. }), "{taken}");
-    node.client().await;
     let path = node.socket();
+    let next = bind(&path).unwrap();
+    let (met, accepted) = tokio::join!(UnixStream::connect(&path), tokio::time::timeout(SOON, next.accept()));
+    met.unwrap();
+    accepted.unwrap().unwrap();
+    drop(next);
     let Node { dir, stop, task, .. } = node;
     drop(stop);
     task.await.unwrap();
     assert!(path.exists(), "a dead agent leaves its socket");
     let gone = Client::connect(&path).await.unwrap_err();
     assert!(gone.is_unreachable(), "{gone}");
-    drop(bind(&path).await.unwrap());
+    drop(bind(&path).unwrap());
     drop(dir);
 }
 

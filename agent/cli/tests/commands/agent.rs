@@ -56,7 +56,7 @@ impl Node {
                 status_files::write_node(&roots, &backend.status().await).unwrap();
                 let (stop_files, files_stopped) = oneshot::channel();
                 let files = tokio::spawn(status_files::keep(hub.clone(), roots.clone(), files_stopped));
-                let listener = bind(&roots.agent_socket()).await.unwrap();
+                let listener = bind(&roots.agent_socket()).unwrap();
                 // The files' task listens before anything is published.
                 tokio::task::yield_now().await;
                 ready.send(()).unwrap();
