@@ -23,71 +23,68 @@ mod packet;
 
 pub use lifetime::{collect, lifetime_s};
 pub use maps::FlowMaps;
-pub use packet::{Dropped, Hook, Packet, Part, TCP, UDP, Verdict, Via, reverse, tcp};
+pub use packet::{Dropped, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, reverse, tcp};
 
 use crate::{Family, From, decide, service::find};
-use berth_ebpf_abi::{
-    Flow, FragmentKey, FragmentPorts, INLINE, MemberKey, ServiceKey, Set, Tuple, flow, tag,
-};
+use berth_ebpf_abi::{FragmentKey, FragmentPorts, INLINE, MemberKey, ServiceKey, Set, flow, tag};
+use packet::is_reverse;
 
-/// Fragments of one datagram that are this far apart, in seconds, are not of one datagram (RFC 791 bounds it by the
-/// time to live, Linux by `ipfrag_time`).
+/// Fragments of one datagram that are this far apart, in seconds, are not of one datagram (`ipfrag_time`).
 const FRAGMENTS_S: u32 = 30;
 
-/// Says what becomes of a packet, and writes down what the next ones of its connection need.
+/// Says what becomes of the packet in `room`, and writes down what the next ones of its connection need.
 #[inline(always)]
-pub fn judge<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, packet: &Packet<A>) -> Verdict<A> {
-    let mut tuple = packet.tuple;
-    if let Part::Later(id) = packet.part
-        && let Some(ports) = maps.fragment(&fragment_key(&tuple, id))
+pub fn judge<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Verdict {
+    if let Part::Later(id) = room.packet.part
+        && let Some(ports) = maps.fragment(&fragment_key(room, id))
         && maps.now_s().saturating_sub(ports.seen_s) < FRAGMENTS_S
     {
-        tuple.src_port = ports.src_port;
-        tuple.dst_port = ports.dst_port;
+        room.packet.tuple.src_port = ports.src_port;
+        room.packet.tuple.dst_port = ports.dst_port;
     }
-    let verdict = match known(maps, hook, packet, &tuple) {
-        Some(verdict) => verdict,
-        None => unknown(maps, hook, packet, &tuple),
+    let verdict = match known(maps, hook, room) {
+        Some(via) => Verdict::Translate(via),
+        None => unknown(maps, hook, room),
     };
-    if let (Part::First(id), Verdict::Translate { .. }) = (packet.part, &verdict) {
-        let ports =
-            FragmentPorts { src_port: tuple.src_port, dst_port: tuple.dst_port, seen_s: maps.now_s() };
-        maps.keep_fragment(&fragment_key(&tuple, id), &ports);
+    if let (Part::First(id), Verdict::Translate(_)) = (room.packet.part, &verdict) {
+        let (src_port, dst_port) = (room.packet.tuple.src_port, room.packet.tuple.dst_port);
+        let ports = FragmentPorts { src_port, dst_port, seen_s: maps.now_s() };
+        maps.keep_fragment(&fragment_key(room, id), &ports);
     }
     verdict
 }
 
 #[inline(always)]
-fn fragment_key<A: Family>(tuple: &Tuple<A>, id: u32) -> FragmentKey<A> {
+fn fragment_key<A: Family>(room: &Room<A>, id: u32) -> FragmentKey<A> {
+    let tuple = &room.packet.tuple;
     FragmentKey { src: tuple.src, dst: tuple.dst, id, proto: u32::from(tuple.proto) }
 }
 
-/// The verdict of the connection's own entry; nothing where there is none, or where it no longer holds.
+/// How a packet goes on whose connection has an entry; nothing where there is none, or where it no longer holds.
 #[inline(always)]
-fn known<A: Family, M: FlowMaps<A>>(
-    maps: &M,
-    hook: Hook,
-    packet: &Packet<A>,
-    tuple: &Tuple<A>,
-) -> Option<Verdict<A>> {
-    let entry = maps.flow(tuple)?;
-    let reply = entry.flags & flow::REPLY != 0;
+fn known<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Option<Via> {
+    if !maps.flow(&room.packet.tuple, &mut room.entry) {
+        return None;
+    }
+    let reply = room.entry.flags & flow::REPLY != 0;
     if hook == Hook::Egress && !reply {
         return None;
     }
-    if packet.part != Part::Error {
+    if room.packet.part != Part::Error {
         let now_s = maps.now_s();
-        let flags = after(entry.flags, tuple.proto, packet.tcp_flags);
-        let begins = tuple.proto == TCP && !reply && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-        if begins || now_s != entry.seen_s {
-            let generation = renew(maps, tuple, &entry, begins, now_s)?;
-            maps.touch(tuple, flags, generation, now_s);
-        } else if flags != entry.flags {
-            maps.touch(tuple, flags, entry.generation, now_s);
+        let (proto, tcp_flags) = (room.packet.tuple.proto, room.packet.tcp_flags);
+        let flags = after(room.entry.flags, proto, tcp_flags);
+        let begins = proto == TCP && !reply && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+        if begins || now_s != room.entry.seen_s {
+            if !renew(maps, room, begins, now_s) {
+                return None;
+            }
+            maps.touch(&room.packet.tuple, flags, room.entry.generation, now_s);
+        } else if flags != room.entry.flags {
+            maps.touch(&room.packet.tuple, flags, room.entry.generation, now_s);
         }
     }
-    let via = open::via(maps, hook, &entry);
-    Some(Verdict::Translate { to: entry.to, via })
+    Some(open::via(maps, hook, &room.entry))
 }
 
 /// A direction's flags after one more of its packets.
@@ -109,99 +106,88 @@ fn after(flags: u32, proto: u8, tcp_flags: u8) -> u32 {
 }
 
 /// Checks a connection that was last checked in another second, or that seems to begin once more: the other direction
-/// must be there or be put back, and a backend must still be one. Gives the generation in which it was found; where
-/// nothing, both entries are gone.
+/// must be there or be put back, and a backend must still be one. Says whether it holds; where not, its entries are
+/// gone.
 #[inline(always)]
-fn renew<A: Family, M: FlowMaps<A>>(
-    maps: &M,
-    tuple: &Tuple<A>,
-    entry: &Flow<A>,
-    begins: bool,
-    now_s: u32,
-) -> Option<u32> {
-    let reply = entry.flags & flow::REPLY != 0;
-    let back = reverse(&entry.to);
-    let home = reverse(tuple);
-    let mut over = entry.flags & (flow::FIN_CLIENT | flow::RESET) != 0;
-    let paired = match maps.flow(&back) {
-        Some(other) => {
-            over |= other.flags & flow::RESET != 0;
-            other.to == home
-        }
-        None => {
-            let flags = (entry.flags & flow::MASQUERADE) | if reply { 0 } else { flow::REPLY };
-            maps.insert(&back, &Flow { to: home, flags, seen_s: now_s, ..*entry })
-        }
-    };
-    let found = if !paired || (begins && over) {
-        None
-    } else if !reply && (begins || tuple.proto == UDP) {
-        still_there(maps, tuple, entry)
+fn renew<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>, begins: bool, now_s: u32) -> bool {
+    let reply = room.entry.flags & flow::REPLY != 0;
+    let mut over = room.entry.flags & (flow::FIN_CLIENT | flow::RESET) != 0;
+    room.back = reverse(&room.entry.to);
+    let paired = if maps.flow(&room.back, &mut room.other) {
+        over |= room.other.flags & flow::RESET != 0;
+        is_reverse(&room.other.to, &room.packet.tuple)
     } else {
-        Some(entry.generation)
+        room.other = room.entry;
+        room.other.to = reverse(&room.packet.tuple);
+        room.other.flags = (room.entry.flags & flow::MASQUERADE) | if reply { 0 } else { flow::REPLY };
+        room.other.seen_s = now_s;
+        maps.insert(&room.back, &room.other)
     };
-    if found.is_none() {
+    let asks = !reply && (begins || room.packet.tuple.proto == UDP);
+    let holds = paired && !(begins && over) && (!asks || still_there(maps, room));
+    if !holds {
         if paired {
-            maps.remove(&back);
+            maps.remove(&room.back);
         }
-        maps.remove(tuple);
+        maps.remove(&room.packet.tuple);
     }
-    found
+    holds
 }
 
-/// Looks for a flow's backend in the sets of its Service, and gives the generation in which it is there.
+/// Looks for a flow's backend in the sets of its Service, and notes the generation in which it is there.
 #[inline(always)]
-fn still_there<A: Family, M: FlowMaps<A>>(maps: &M, tuple: &Tuple<A>, entry: &Flow<A>) -> Option<u32> {
-    let key = ServiceKey { addr: tuple.dst, port: tuple.dst_port, proto: tuple.proto, pad: 0 };
-    let (_, at) = find(maps, &key, From::Outside(tuple.src)).ok()?;
+fn still_there<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>) -> bool {
+    let tuple = &room.packet.tuple;
+    let mut key = ServiceKey { addr: tuple.dst, port: tuple.dst_port, proto: tuple.proto, pad: 0 };
+    let Ok(at) = find(maps, &mut key, From::Outside(tuple.src)) else {
+        return false;
+    };
     let header = maps.header(at);
     if header.tag != tag(header.id, header.generation) {
         // It changes right now: asked again with the next second.
-        return Some(entry.generation);
+        return true;
     }
-    if header.id != entry.service {
-        return None;
+    if header.id != room.entry.service {
+        return false;
     }
-    if header.generation == entry.generation {
-        return Some(entry.generation);
+    if header.generation == room.entry.generation {
+        return true;
     }
+    let backend = &room.entry.to;
     let [cluster, here] = header.counts;
     let count = u32::from(cluster) + u32::from(here);
     let mut found = false;
     if count <= INLINE as u32 {
         let mut index = 0;
         while index < INLINE as u32 {
-            let backend = maps.inline(at, index);
-            found |= index < count && backend.addr == entry.to.dst && backend.port == entry.to.dst_port;
+            let one = maps.inline(at, index);
+            found |= index < count && one.addr == backend.dst && one.port == backend.dst_port;
             index += 1;
         }
     } else {
-        let mut member = MemberKey {
-            id: header.id,
-            addr: entry.to.dst,
-            port: entry.to.dst_port,
-            set: Set::Cluster as u16,
-        };
-        found = maps.member(&member);
-        if !found {
+        // One after the other: the kernel's verifier refuses both answers in one condition.
+        let (addr, port) = (backend.dst, backend.dst_port);
+        let mut member = MemberKey { id: header.id, addr, port, set: Set::Cluster as u16 };
+        if maps.member(&member) {
+            found = true;
+        } else {
             member.set = Set::Local as u16;
-            found = maps.member(&member);
+            if maps.member(&member) {
+                found = true;
+            }
         }
     }
     if maps.header(at).tag != header.tag {
-        return Some(entry.generation);
+        return true;
     }
-    found.then_some(header.generation)
+    room.entry.generation = header.generation;
+    found
 }
 
 /// The verdict for what no entry knows.
 #[inline(always)]
-fn unknown<A: Family, M: FlowMaps<A>>(
-    maps: &M,
-    hook: Hook,
-    packet: &Packet<A>,
-    tuple: &Tuple<A>,
-) -> Verdict<A> {
+fn unknown<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Verdict {
+    let tuple = &room.packet.tuple;
     if hook == Hook::Egress {
         // What the socket hooks leave alone for want of an endpoint, and what belongs to no Service.
         let leak = maps.in_service_range(tuple.dst);
@@ -213,9 +199,9 @@ fn unknown<A: Family, M: FlowMaps<A>>(
     {
         return Verdict::Forward(pod);
     }
-    let later = matches!(packet.part, Part::Later(_));
-    let begins = packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-    if packet.part == Part::Error || (tuple.proto == TCP && !later && !begins) {
+    let later = matches!(room.packet.part, Part::Later(_));
+    let begins = room.packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+    if room.packet.part == Part::Error || (tuple.proto == TCP && !later && !begins) {
         return Verdict::Pass;
     }
     let key = ServiceKey { addr: tuple.dst, port: tuple.dst_port, proto: tuple.proto, pad: 0 };
@@ -225,6 +211,6 @@ fn unknown<A: Family, M: FlowMaps<A>>(
         crate::Verdict::Drop(_) => Verdict::Drop(Dropped::Service),
         _ if later => Verdict::Drop(Dropped::Fragment),
         crate::Verdict::Reject(_) => Verdict::Reject,
-        crate::Verdict::To(choice) => open::open(maps, hook, packet, tuple, &choice),
+        crate::Verdict::To(choice) => open::open(maps, hook, room, &choice),
     }
 }

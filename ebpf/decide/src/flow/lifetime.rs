@@ -1,6 +1,9 @@
 //! How long a connection is remembered.
 
-use super::{FlowMaps, TCP, reverse};
+use super::{
+    FlowMaps, Room, TCP,
+    packet::{is_reverse, reverse},
+};
 use crate::Family;
 use berth_ebpf_abi::{Tuple, flow};
 
@@ -56,26 +59,23 @@ pub(super) fn is_over(proto: u8, flags: u32, seen_s: u32, now_s: u32) -> bool {
 /// Removes both entries of a connection whose time is over, by the key of either; says whether it did. What a reader
 /// of the table thought before is asked once more here, so a packet that came since saves its connection.
 #[inline(always)]
-pub fn collect<A: Family, M: FlowMaps<A>>(maps: &M, key: &Tuple<A>) -> bool {
-    let Some(entry) = maps.flow(key) else {
+pub fn collect<A: Family, M: FlowMaps<A>>(maps: &M, key: &Tuple<A>, room: &mut Room<A>) -> bool {
+    if !maps.flow(key, &mut room.entry) {
         return false;
-    };
-    let back = reverse(&entry.to);
-    let mut flags = entry.flags;
-    let mut seen_s = entry.seen_s;
-    let mut paired = false;
-    if let Some(other) = maps.flow(&back)
-        && other.to == reverse(key)
-    {
-        paired = true;
-        flags |= other.flags;
-        seen_s = seen_s.max(other.seen_s);
+    }
+    room.back = reverse(&room.entry.to);
+    let mut flags = room.entry.flags;
+    let mut seen_s = room.entry.seen_s;
+    let paired = maps.flow(&room.back, &mut room.other) && is_reverse(&room.other.to, key);
+    if paired {
+        flags |= room.other.flags;
+        seen_s = seen_s.max(room.other.seen_s);
     }
     if !is_over(key.proto, flags, seen_s, maps.now_s()) {
         return false;
     }
     if paired {
-        maps.remove(&back);
+        maps.remove(&room.back);
     }
     maps.remove(key);
     true

@@ -5,8 +5,8 @@ use berth_ebpf_abi::{Flow, FragmentKey, FragmentPorts, LocalPod, Tuple};
 
 /// The tables of connections, and what translation needs to know of the node.
 pub trait FlowMaps<A: Family>: Maps<A> {
-    /// Reads a direction's entry.
-    fn flow(&self, key: &Tuple<A>) -> Option<Flow<A>>;
+    /// Reads a direction's entry; says whether there is one.
+    fn flow(&self, key: &Tuple<A>, into: &mut Flow<A>) -> bool;
     /// Writes an entry where none is; says whether it did.
     fn insert(&self, key: &Tuple<A>, value: &Flow<A>) -> bool;
     /// Writes an entry over whatever is there; says whether it did.

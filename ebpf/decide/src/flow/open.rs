@@ -1,9 +1,9 @@
 //! A connection's first packet: where its packets come from and go to from now on.
 
 use super::{
-    Dropped, FlowMaps, Hook, Packet, Verdict, Via,
+    Dropped, FlowMaps, Hook, Room, Verdict, Via,
     lifetime::{is_closed, is_over},
-    reverse,
+    packet::{is_reverse, reverse},
 };
 use crate::{Choice, Family, service::scale};
 use berth_ebpf_abi::{Flow, Tuple, backend, flow, frontend};
@@ -26,40 +26,38 @@ const CLOSED_TOO: u32 = 8;
 pub(super) fn open<A: Family, M: FlowMaps<A>>(
     maps: &M,
     hook: Hook,
-    packet: &Packet<A>,
-    tuple: &Tuple<A>,
+    room: &mut Room<A>,
     choice: &Choice<A>,
-) -> Verdict<A> {
-    let here = u32::from(choice.backend.flags) & u32::from(backend::LOCAL | backend::HOST_NETWORK);
-    let masquerade = if here == u32::from(backend::LOCAL | backend::HOST_NETWORK) {
+) -> Verdict {
+    let host = u32::from(backend::LOCAL | backend::HOST_NETWORK);
+    let kept = frontend::OUTSIDE_LOCAL | frontend::EXTERNAL;
+    let client = room.packet.tuple.src;
+    let masquerade = if u32::from(choice.backend.flags) & host == host {
         false
     } else if hook == Hook::Pod {
-        choice.backend.addr == tuple.src || maps.masquerades_all()
+        choice.backend.addr == client || maps.masquerades_all()
     } else {
-        choice.frontend & (frontend::OUTSIDE_LOCAL | frontend::EXTERNAL)
-            != frontend::OUTSIDE_LOCAL | frontend::EXTERNAL
+        choice.frontend & kept != kept
     };
-    let src = if masquerade { maps.masquerade() } else { tuple.src };
+    let src = if masquerade { maps.masquerade() } else { client };
     if src == A::ANY {
         return Verdict::Drop(Dropped::Address);
     }
-    let [first, last] = maps.ports();
-    let mut forward = Flow {
-        to: Tuple {
-            src,
-            dst: choice.backend.addr,
-            src_port: tuple.src_port,
-            dst_port: choice.backend.port,
-            proto: tuple.proto,
-            pad: [0; 3],
-        },
-        flags: if masquerade { flow::MASQUERADE } else { 0 },
-        service: choice.service,
-        generation: choice.generation,
-        ifindex: if hook == Hook::Pod { 0 } else { packet.ifindex },
-        seen_s: maps.now_s(),
+    room.entry.to = Tuple {
+        src,
+        dst: choice.backend.addr,
+        src_port: room.packet.tuple.src_port,
+        dst_port: choice.backend.port,
+        proto: room.packet.tuple.proto,
+        pad: [0; 3],
     };
-    let source_port = u16::from_be(tuple.src_port);
+    room.entry.flags = if masquerade { flow::MASQUERADE } else { 0 };
+    room.entry.service = choice.service;
+    room.entry.generation = choice.generation;
+    room.entry.ifindex = if hook == Hook::Pod { 0 } else { room.packet.ifindex };
+    room.entry.seen_s = maps.now_s();
+    let [first, last] = maps.ports();
+    let source_port = u16::from_be(room.packet.tuple.src_port);
     // The node's own sockets have the other ports of its address.
     let mut keep = !masquerade || (first <= source_port && source_port <= last);
     let span = u32::from(last).saturating_sub(u32::from(first)) + 1;
@@ -67,61 +65,74 @@ pub(super) fn open<A: Family, M: FlowMaps<A>>(
     while tried < TRIES {
         if !keep {
             let port = u32::from(first) + scale(maps.rand(), span);
-            forward.to.src_port = ((port & 0xffff) as u16).to_be();
+            room.entry.to.src_port = ((port & 0xffff) as u16).to_be();
         }
         keep = false;
-        if claim(maps, tuple, &forward, tried >= CLOSED_TOO) {
-            return enter(maps, hook, tuple, &forward);
+        if claim(maps, room, tried >= CLOSED_TOO) {
+            return enter(maps, hook, room);
         }
         tried += 1;
     }
     Verdict::Drop(Dropped::Ports)
 }
 
+/// The answers' entry, as it must be.
+#[inline(always)]
+fn write_reply<A: Family>(room: &mut Room<A>) {
+    room.other.to = reverse(&room.packet.tuple);
+    room.other.flags = room.entry.flags | flow::REPLY;
+    room.other.service = room.entry.service;
+    room.other.generation = room.entry.generation;
+    room.other.ifindex = room.entry.ifindex;
+    room.other.seen_s = room.entry.seen_s;
+}
+
 /// Writes the answers' entry, if no other connection holds its key.
 #[inline(always)]
-fn claim<A: Family, M: FlowMaps<A>>(maps: &M, tuple: &Tuple<A>, forward: &Flow<A>, closed_too: bool) -> bool {
-    let back = reverse(&forward.to);
-    let reply = Flow { to: reverse(tuple), flags: forward.flags | flow::REPLY, ..*forward };
-    if maps.insert(&back, &reply) {
+fn claim<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>, closed_too: bool) -> bool {
+    room.back = reverse(&room.entry.to);
+    write_reply(room);
+    if maps.insert(&room.back, &room.other) {
         return true;
     }
-    let Some(holder) = maps.flow(&back) else {
-        return maps.insert(&back, &reply);
-    };
-    if holder.to == reply.to {
-        // Left of an earlier connection with the same addresses and ports.
-        return maps.replace(&back, &reply);
-    }
-    let theirs = reverse(&holder.to);
-    let other = maps.flow(&theirs);
-    let flags = holder.flags | other.map_or(0, |other| other.flags);
-    let seen_s = other.map_or(holder.seen_s, |other| other.seen_s.max(holder.seen_s));
-    if is_over(tuple.proto, flags, seen_s, forward.seen_s) || (closed_too && is_closed(flags)) {
-        if other.is_some_and(|other| reverse(&other.to) == back) {
-            maps.remove(&theirs);
+    if maps.flow(&room.back, &mut room.other) {
+        let (theirs, entry) = &mut room.theirs;
+        // What an earlier connection with the same addresses and ports left is taken over.
+        if !is_reverse(&room.other.to, &room.packet.tuple) {
+            *theirs = reverse(&room.other.to);
+            let mut flags = room.other.flags;
+            let mut seen_s = room.other.seen_s;
+            let paired = maps.flow(theirs, entry) && is_reverse(&entry.to, &room.back);
+            if paired {
+                flags |= entry.flags;
+                seen_s = seen_s.max(entry.seen_s);
+            }
+            let over = is_over(room.back.proto, flags, seen_s, room.entry.seen_s);
+            if !over && !(closed_too && is_closed(flags)) {
+                return false;
+            }
+            if paired {
+                maps.remove(theirs);
+            }
         }
-        maps.remove(&back);
-        return maps.insert(&back, &reply);
+        maps.remove(&room.back);
+        write_reply(room);
     }
-    false
+    maps.insert(&room.back, &room.other)
 }
 
 /// Writes the entry of the client's packets. Where another processor was quicker, its choice holds.
 #[inline(always)]
-fn enter<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, tuple: &Tuple<A>, forward: &Flow<A>) -> Verdict<A> {
-    let mut entry = *forward;
-    if !maps.insert(tuple, forward) {
-        let Some(earlier) = maps.flow(tuple) else {
+fn enter<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Verdict {
+    if !maps.insert(&room.packet.tuple, &room.entry) {
+        if !maps.flow(&room.packet.tuple, &mut room.entry) {
             return Verdict::Drop(Dropped::Ports);
-        };
-        if earlier.to != forward.to {
-            maps.remove(&reverse(&forward.to));
         }
-        entry = earlier;
+        if !is_reverse(&room.entry.to, &room.back) {
+            maps.remove(&room.back);
+        }
     }
-    let via = via(maps, hook, &entry);
-    Verdict::Translate { to: entry.to, via }
+    Verdict::Translate(via(maps, hook, &room.entry))
 }
 
 /// How a translated packet goes on.

@@ -1,6 +1,6 @@
 //! What the packet path looks at, and what it says.
 
-use berth_ebpf_abi::{LocalPod, Tuple};
+use berth_ebpf_abi::{Addr, Flow, LocalPod, Tuple};
 
 /// Where a packet is met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,9 +31,10 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 
 /// What a packet is part of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Part {
     /// A whole datagram or segment.
+    #[default]
     Whole,
     /// The first fragment: it carries the ports that the rest lacks. With the datagram's identification.
     First(u32),
@@ -45,7 +46,7 @@ pub enum Part {
 }
 
 /// A parsed packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Packet<A> {
     /// Addresses, ports and protocol; ports are 0 where the protocol has none.
     pub tuple: Tuple<A>,
@@ -86,7 +87,7 @@ pub enum Via {
 
 /// What happens to a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict<A> {
+pub enum Verdict {
     /// Not ours.
     Pass,
     /// It vanishes.
@@ -95,13 +96,31 @@ pub enum Verdict<A> {
     Reject,
     /// Unchanged, straight into a pod of this node.
     Forward(LocalPod),
-    /// With other addresses and ports.
-    Translate {
-        /// What they become.
-        to: Tuple<A>,
-        /// How it goes on.
-        via: Via,
-    },
+    /// With the addresses and ports of [`Room::to`].
+    Translate(Via),
+}
+
+/// What a judgement works on. It has a place of its own, for in the kernel a stack has 512 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Room<A> {
+    /// The packet. A fragment gets its ports from the first one's.
+    pub packet: Packet<A>,
+    /// The entry of its direction.
+    pub(super) entry: Flow<A>,
+    /// The key of the other direction.
+    pub(super) back: Tuple<A>,
+    /// The entry of the other direction.
+    pub(super) other: Flow<A>,
+    /// A key and an entry of somebody else's.
+    pub(super) theirs: (Tuple<A>, Flow<A>),
+}
+
+impl<A: Addr> Room<A> {
+    /// What a translated packet's addresses and ports become.
+    #[inline(always)]
+    pub fn to(&self) -> &Tuple<A> {
+        &self.entry.to
+    }
 }
 
 /// The tuple of what comes back.
@@ -115,4 +134,14 @@ pub fn reverse<A: Copy>(tuple: &Tuple<A>) -> Tuple<A> {
         proto: tuple.proto,
         pad: [0; 3],
     }
+}
+
+/// Whether one is the other turned round.
+#[inline(always)]
+pub(super) fn is_reverse<A: Addr>(one: &Tuple<A>, other: &Tuple<A>) -> bool {
+    one.src == other.dst
+        && one.dst == other.src
+        && one.src_port == other.dst_port
+        && one.dst_port == other.src_port
+        && one.proto == other.proto
 }

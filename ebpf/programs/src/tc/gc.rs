@@ -1,0 +1,55 @@
+//! Removes connections whose time is over, asked by the agent.
+//!
+//! The agent reads the tables in batches, picks what looks old and hands the keys over as the data of a test run: an
+//! Ethernet header of zeros, a word with the family (AF_INET, AF_INET6), a word with the number of keys (at most [`MAX`]), the
+//! keys. Age is judged here, at the moment of removal. The result is the number of connections removed.
+
+use super::{
+    act::{Headers, Work},
+    skb::{ETH, Skb, Wire},
+};
+use crate::kernel::Kernel;
+use berth_ebpf_abi::{Tuple, V4, V6};
+use berth_ebpf_decide::flow::{FlowMaps, collect};
+use core::mem::size_of;
+
+/// Keys in one run.
+const MAX: u32 = 128;
+
+// SAFETY: integers; the padding is a field.
+unsafe impl Wire for Tuple<V4> {}
+// SAFETY: likewise.
+unsafe impl Wire for Tuple<V6> {}
+
+#[inline(always)]
+pub(super) fn run(skb: Skb) -> i32 {
+    let (Some(family), Some(count)) = (skb.load::<u32>(ETH), skb.load::<u32>(ETH + 4)) else { return 0 };
+    match family {
+        2 => each::<V4>(skb, count),
+        10 => each::<V6>(skb, count),
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn each<A: Headers>(skb: Skb, count: u32) -> i32
+where
+    Kernel: FlowMaps<A>,
+    Tuple<A>: Wire,
+{
+    let Some(Work { room, .. }) = A::work() else { return 0 };
+    let mut removed = 0;
+    let mut index = 0;
+    while index < MAX && index < count {
+        let at = ETH + 8 + index * size_of::<Tuple<A>>() as u32;
+        if skb.load_into(at, &mut room.packet.tuple).is_none() {
+            break;
+        }
+        let key = room.packet.tuple;
+        if collect(&Kernel, &key, room) {
+            removed += 1;
+        }
+        index += 1;
+    }
+    removed
+}

@@ -1,0 +1,163 @@
+//! A packet's bytes through the helpers, which also reach what is not linear and make what is shared writable.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{
+        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_tail,
+        bpf_skb_load_bytes, bpf_skb_store_bytes,
+    },
+    programs::TcContext,
+};
+use core::{
+    mem::{MaybeUninit, size_of},
+    ptr::{addr_of, addr_of_mut, null_mut},
+};
+
+/// Length of an Ethernet header.
+pub(super) const ETH: u32 = 14;
+/// `ETH_P_IP`, network order.
+pub(super) const IPV4: u16 = 0x0800_u16.to_be();
+/// `ETH_P_IPV6`, network order.
+pub(super) const IPV6: u16 = 0x86dd_u16.to_be();
+
+/// `BPF_F_PSEUDO_HDR`: the change is one of the pseudo header.
+pub(super) const PSEUDO: u64 = 1 << 4;
+/// `BPF_F_MARK_MANGLED_0`: a checksum of zero is none, and stays so.
+pub(super) const ZERO_IS_NONE: u64 = 1 << 5;
+/// `BPF_F_IPV6` (Linux 6.16 and its stable kin): the change of addresses needs none in the sum over all of the packet.
+const OVER_IPV6: u64 = 1 << 7;
+
+/// What may be read from a packet: any bytes make one.
+///
+/// # Safety
+///
+/// Every bit pattern must be a value, and there must be no padding.
+pub(super) unsafe trait Wire: Copy {}
+// SAFETY: integers.
+unsafe impl Wire for u32 {}
+// SAFETY: likewise.
+unsafe impl Wire for u8 {}
+
+/// The kernel's view of a packet.
+#[derive(Clone, Copy)]
+pub(super) struct Skb(*mut __sk_buff);
+
+impl Skb {
+    #[inline(always)]
+    pub(super) fn of(ctx: &TcContext) -> Skb {
+        Skb(ctx.skb.skb)
+    }
+
+    /// `skb`: the context that the kernel gave.
+    #[inline(always)]
+    pub(super) fn at(skb: *mut __sk_buff) -> Skb {
+        Skb(skb)
+    }
+
+    /// The protocol in network order; 0 for a tagged packet.
+    #[inline(always)]
+    pub(super) fn protocol(self) -> u16 {
+        // SAFETY: the kernel's context, valid for the run; these fields may be read.
+        let (protocol, tagged) = unsafe {
+            (addr_of!((*self.0).protocol).read_volatile(), addr_of!((*self.0).vlan_present).read_volatile())
+        };
+        if tagged != 0 { 0 } else { (protocol & 0xffff) as u16 }
+    }
+
+    /// The device it is met on.
+    #[inline(always)]
+    pub(super) fn ifindex(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { addr_of!((*self.0).ifindex).read_volatile() }
+    }
+
+    /// Reads a value, wherever its bytes lie; nothing beyond the packet's end.
+    #[inline(always)]
+    pub(super) fn load<T: Wire>(self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper writes all of `value` or fails, and any bytes are a `T`.
+        unsafe {
+            let failed =
+                bpf_skb_load_bytes(self.0.cast(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32);
+            if failed == 0 { Some(value.assume_init()) } else { None }
+        }
+    }
+
+    /// The same into a place that is there.
+    #[inline(always)]
+    pub(super) fn load_into<T: Wire>(self, offset: u32, into: &mut T) -> Option<()> {
+        // SAFETY: the helper writes all of `into` or fails, and any bytes are a `T`.
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.0.cast(), offset, addr_of_mut!(*into).cast(), size_of::<T>() as u32)
+        };
+        (failed == 0).then_some(())
+    }
+
+    /// Writes a value over bytes that exist.
+    #[inline(always)]
+    pub(super) fn store<T: Wire>(self, offset: u32, value: &T) -> Option<()> {
+        // SAFETY: the helper reads `value`, which has no padding.
+        let failed = unsafe {
+            bpf_skb_store_bytes(
+                self.0.cast(),
+                offset,
+                addr_of!(*value).cast_mut().cast(),
+                size_of::<T>() as u32,
+                0,
+            )
+        };
+        (failed == 0).then_some(())
+    }
+
+    /// Adds a difference to a transport checksum.
+    #[inline(always)]
+    pub(super) fn add_to_checksum(self, offset: u32, difference: u32, flags: u64) -> Option<()> {
+        // SAFETY: a helper of plain arguments.
+        let failed = unsafe { bpf_l4_csum_replace(self.0.cast(), offset, 0, u64::from(difference), flags) };
+        (failed == 0).then_some(())
+    }
+
+    /// The same for a change of IPv6 addresses. Kernels that lack the flag have another way to be right.
+    #[inline(always)]
+    pub(super) fn add_to_checksum6(self, offset: u32, difference: u32, flags: u64) -> Option<()> {
+        match self.add_to_checksum(offset, difference, flags | PSEUDO | OVER_IPV6) {
+            Some(()) => Some(()),
+            None => self.add_to_checksum(offset, difference, flags | PSEUDO),
+        }
+    }
+
+    /// Makes the packet this long.
+    #[inline(always)]
+    pub(super) fn resize(self, len: u32) -> Option<()> {
+        // SAFETY: a helper of plain arguments; nothing points into the packet.
+        let failed = unsafe { bpf_skb_change_tail(self.0.cast(), len, 0) };
+        (failed == 0).then_some(())
+    }
+
+    /// The kernel's context for helpers that want it whole.
+    #[inline(always)]
+    pub(super) fn context(self) -> *mut core::ffi::c_void {
+        self.0.cast()
+    }
+
+    /// Sends it back out by the device it came by.
+    #[inline(always)]
+    pub(super) fn send_back(self) -> i32 {
+        // SAFETY: a helper of plain arguments.
+        unsafe { bpf_redirect(self.ifindex(), 0) as i32 }
+    }
+}
+
+/// Hands the packet to the other end of a veth pair, as if it had come in there.
+#[inline(always)]
+pub(super) fn into_peer(ifindex: u32) -> i32 {
+    // SAFETY: a helper of plain arguments.
+    unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+}
+
+/// Sends the packet out by a device, to the neighbour that the routes name there.
+#[inline(always)]
+pub(super) fn to_neighbour(ifindex: u32) -> i32 {
+    // SAFETY: a helper of plain arguments; without parameters the routes are asked.
+    unsafe { bpf_redirect_neigh(ifindex, null_mut(), 0, 0) as i32 }
+}

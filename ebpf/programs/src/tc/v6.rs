@@ -1,0 +1,231 @@
+//! IPv6 headers. A fragment header is understood right behind the first one; any other extension header is taken for a
+//! protocol without ports, which no Service has.
+
+use super::{
+    act::{Headers, NETWORK, Route, Work, checksum_of},
+    refuse::{self, Answer, ICMP6},
+    skb::{Skb, Wire},
+    tables::{SCRATCH6, work},
+    v4::{Ports, Segment},
+};
+use berth_ebpf_abi::{Tuple, V6};
+use berth_ebpf_decide::flow::{
+    Packet, Part, TCP, UDP,
+    checksum::{Summand, difference, ports},
+    reverse,
+};
+
+/// `NEXTHDR_FRAGMENT`.
+const FRAGMENT: u8 = 44;
+/// Fragments follow.
+const MORE: u16 = 1;
+/// Where in the datagram a fragment belongs.
+const OFFSET: u16 = 0xfff8;
+/// The header's length.
+const LEN: u32 = 40;
+
+/// The header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Ip {
+    /// Version, class and flow label.
+    first: u32,
+    /// Bytes after this header.
+    payload: u16,
+    proto: u8,
+    hops: u8,
+    src: V6,
+    dst: V6,
+}
+// SAFETY: integers without padding.
+unsafe impl Wire for Ip {}
+
+/// Both addresses.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Addresses {
+    src: V6,
+    dst: V6,
+}
+// SAFETY: integers without padding.
+unsafe impl Wire for Addresses {}
+
+/// A fragment header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Fragment {
+    proto: u8,
+    reserved: u8,
+    place: u16,
+    id: u32,
+}
+// SAFETY: integers without padding.
+unsafe impl Wire for Fragment {}
+
+/// The headers that were read.
+#[derive(Clone, Copy)]
+pub(super) struct View {
+    ip: Ip,
+    /// Where the transport header begins.
+    transport: u32,
+}
+
+impl Ip {
+    #[inline(always)]
+    fn is_six(&self) -> bool {
+        u32::from_be(self.first) >> 28 == 6
+    }
+
+    #[inline(always)]
+    fn tuple(&self) -> Tuple<V6> {
+        Tuple { src: self.src, dst: self.dst, proto: self.proto, ..Tuple::default() }
+    }
+
+    /// The sum of an answer's pseudo header: the addresses swapped have the same.
+    #[inline(always)]
+    pub(super) fn pseudo(&self, len: u32, proto: u8) -> u64 {
+        self.src.sum() + self.dst.sum() + u64::from(len.to_be()) + u64::from(u32::from(proto).to_be())
+    }
+
+    /// The header of an answer to this packet's sender with `payload` bytes behind it.
+    #[inline(always)]
+    pub(super) fn answer(&self, payload: u32, proto: u8, hops: u8) -> Ip {
+        Ip {
+            first: 0x6000_0000_u32.to_be(),
+            payload: ((payload & 0xffff) as u16).to_be(),
+            proto,
+            hops,
+            src: self.dst,
+            dst: self.src,
+        }
+    }
+}
+
+impl Headers for V6 {
+    type View = View;
+    type Header = Ip;
+
+    #[inline(always)]
+    fn work() -> Option<&'static mut Work<V6>> {
+        work::<V6>(&SCRATCH6)
+    }
+
+    #[inline(always)]
+    fn parse(skb: Skb, packet: &mut Packet<V6>, view: &mut View) -> Option<()> {
+        skb.load_into(NETWORK, &mut view.ip)?;
+        let ip = &view.ip;
+        if !ip.is_six() {
+            return None;
+        }
+        view.transport = NETWORK + LEN;
+        packet.tuple = ip.tuple();
+        packet.tcp_flags = 0;
+        packet.part = Part::Whole;
+        packet.ifindex = skb.ifindex();
+        if ip.proto == FRAGMENT {
+            let fragment: Fragment = skb.load(view.transport)?;
+            view.transport += 8;
+            packet.tuple.proto = fragment.proto;
+            let place = u16::from_be(fragment.place);
+            if place & OFFSET != 0 {
+                packet.part = Part::Later(fragment.id);
+                return Some(());
+            }
+            if place & MORE != 0 {
+                packet.part = Part::First(fragment.id);
+            }
+        }
+        let proto = packet.tuple.proto;
+        if proto == TCP {
+            let segment: Segment = skb.load(view.transport)?;
+            packet.tuple.src_port = segment.src_port;
+            packet.tuple.dst_port = segment.dst_port;
+            packet.tcp_flags = segment.flags;
+        } else if proto == UDP {
+            let ports: Ports = skb.load(view.transport)?;
+            packet.tuple.src_port = ports.src;
+            packet.tuple.dst_port = ports.dst;
+        } else if proto == ICMP6 {
+            let head: Ports = skb.load(view.transport)?;
+            let [kind, _] = head.src.to_ne_bytes();
+            // Neighbours and routers are found by 133 to 137: none of a Service's business.
+            if kind >= 133 {
+                return None;
+            }
+            // Unreachable, too big, time exceeded, parameter problem.
+            if kind >= 1 && kind <= 4 {
+                let inner: Ip = skb.load(view.transport + 8)?;
+                if !inner.is_six() || (inner.proto != TCP && inner.proto != UDP) {
+                    return None;
+                }
+                let ports: Ports = skb.load(view.transport + 8 + LEN)?;
+                let quoted = Tuple { src_port: ports.src, dst_port: ports.dst, ..inner.tuple() };
+                packet.tuple = reverse(&quoted);
+                packet.part = Part::Error;
+            }
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn rewrite(skb: Skb, view: &View, packet: &Packet<V6>, to: &Tuple<V6>, hop: bool) -> Option<()> {
+        let from = &packet.tuple;
+        if hop {
+            if view.ip.hops < 2 {
+                return None;
+            }
+            skb.store(NETWORK + 7, &(view.ip.hops - 1))?;
+        }
+        skb.store(NETWORK + 8, &Addresses { src: to.src, dst: to.dst })?;
+        let ports_change = from.src_port != to.src_port || from.dst_port != to.dst_port;
+        let new = to.src.sum() + to.dst.sum();
+        if packet.part == Part::Error {
+            let check = view.transport + 2;
+            let old = view.ip.src.complement() + view.ip.dst.complement();
+            skb.add_to_checksum6(check, difference(old, new), 0)?;
+            // Quoted is what travelled the other way.
+            let quote = view.transport + 8;
+            skb.store(quote + 8, &Addresses { src: to.dst, dst: to.src })?;
+            let old = from.src.complement() + from.dst.complement();
+            skb.add_to_checksum(check, difference(old, new), 0)?;
+            if ports_change {
+                let old = ports(from.dst_port, from.src_port);
+                let new = ports(to.dst_port, to.src_port);
+                skb.store(quote + LEN, &Ports { src: to.dst_port, dst: to.src_port })?;
+                skb.add_to_checksum(check, difference(old.complement(), new.sum()), 0)?;
+            }
+            return Some(());
+        }
+        let Some((offset, flags)) = checksum_of(from.proto, &packet.part) else { return Some(()) };
+        let old = from.src.complement() + from.dst.complement();
+        skb.add_to_checksum6(view.transport + offset, difference(old, new), flags)?;
+        if ports_change {
+            let old = ports(from.src_port, from.dst_port);
+            let new = ports(to.src_port, to.dst_port);
+            skb.add_to_checksum(view.transport + offset, difference(old.complement(), new.sum()), flags)?;
+            skb.store(view.transport, &Ports { src: to.src_port, dst: to.dst_port })?;
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn refuse(skb: Skb, view: &View, answer: &mut Answer<Ip>) -> Option<()> {
+        refuse::v6(skb, &view.ip, view.transport, answer)
+    }
+
+    #[inline(always)]
+    fn question(to: &Tuple<V6>) -> Route {
+        Route {
+            family: 10,
+            proto: to.proto,
+            src_port: to.src_port,
+            dst_port: to.dst_port,
+            total: 0,
+            ifindex: 0,
+            info: 0,
+            src: to.src,
+            dst: to.dst,
+            rest: [0; 4],
+        }
+    }
+}
