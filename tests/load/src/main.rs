@@ -2,9 +2,10 @@
 //!
 //! `serve` answers each byte with one line, `<name> <client address>`, over TCP and UDP. `client` counts: new
 //! connections (`new`: connect, one byte, one line, reset) or requests over open ones (`keep`), and prints one line of
-//! JSON. Speaks to the addresses it is given and nothing else; ends by itself after its time, or when its standard
+//! JSON. `ask` goes on asking at a fixed rate and prints a line of JSON for each answer. Speaks to the addresses it is given and nothing else; ends by itself after its time, or when its standard
 //! input is closed.
 
+mod ask;
 mod client;
 mod server;
 
@@ -39,6 +40,8 @@ enum Role {
     Serve(server::Serve),
     /// Load a server for some time.
     Client(client::Client),
+    /// Ask many servers, again and again.
+    Ask(ask::Ask),
 }
 
 fn main() -> ExitCode {
@@ -65,15 +68,23 @@ fn run(program: Program) -> Result<()> {
             Ok(())
         }
         Role::Client(client) => {
-            // Whoever started us and dies leaves nothing behind.
-            thread::spawn(|| {
-                until_input_ends();
-                #[expect(clippy::exit, reason = "the one who asked is gone")]
-                std::process::exit(2);
-            });
+            end_with_input();
             client::run(&client)
         }
+        Role::Ask(ask) => {
+            end_with_input();
+            ask::run(&ask)
+        }
     }
+}
+
+/// Whoever started us and dies leaves nothing behind.
+fn end_with_input() {
+    thread::spawn(|| {
+        until_input_ends();
+        #[expect(clippy::exit, reason = "the one who asked is gone")]
+        std::process::exit(2);
+    });
 }
 
 fn until_input_ends() {

@@ -1,0 +1,158 @@
+//! `service-bench`: figures of the Service data plane, each beside its yardstick in the same rounds.
+//!
+//! Built optimised and run by `cargo xtask bench service`. What it makes on the machine has `berth-sb-<pid>` in its name
+//! and goes with it: network namespaces, one cgroup, pins. Standard output is one line of JSON, the figures; what people
+//! read goes to standard error.
+
+mod cni;
+mod east_west;
+mod north_south;
+mod rounds;
+mod tables;
+
+use anyhow::{Context, Result};
+use berth_ebpf_loader::Pins;
+use berth_tests_services::{group::Group, load::Load};
+use clap::Parser;
+use serde::Serialize;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+/// Options.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Where berth-load and berth-cni lie.
+    #[arg(long, value_name = "DIR")]
+    programs: PathBuf,
+    /// Where the reference CNI plugins lie.
+    #[arg(long, value_name = "DIR")]
+    reference: PathBuf,
+    /// Rounds, each with every arm of a comparison.
+    #[arg(long, default_value_t = 12, value_name = "N")]
+    rounds: usize,
+    /// How long one arm is loaded in a round.
+    #[arg(long, default_value_t = 1000, value_name = "MILLISECONDS")]
+    millis: u64,
+    /// Services in the large tables.
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    services: u32,
+    /// Another object than the one that is built in.
+    #[arg(long, value_name = "FILE")]
+    object: Option<PathBuf>,
+    /// Only these: service, cni, nodeport, tables.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+}
+
+/// One figure.
+#[derive(Debug, Serialize)]
+struct Figure {
+    name: &'static str,
+    value: f64,
+    unit: &'static str,
+    n: usize,
+    against: String,
+}
+
+/// What the comparisons share.
+struct Bench {
+    /// In everything that is made.
+    name: String,
+    load: Load,
+    own_plugins: PathBuf,
+    reference: PathBuf,
+    rounds: usize,
+    time: Duration,
+    services: u32,
+    group: Group,
+    /// Journals of addresses.
+    dir: PathBuf,
+    /// The programs and maps.
+    object: Vec<u8>,
+}
+
+impl Bench {
+    fn new(args: &Args) -> Result<Bench> {
+        let name = format!("berth-sb-{}", std::process::id());
+        berth_ebpf_loader::ensure_bpffs(&Pins::new(pins(&name, "x")))?;
+        let dir = std::env::temp_dir().join(&name);
+        let object = match &args.object {
+            Some(file) => std::fs::read(file).with_context(|| format!("read {}", file.display()))?,
+            None => berth_ebpf_loader::OBJECT.to_vec(),
+        };
+        Ok(Bench {
+            load: Load::at(&args.programs.join("berth-load"))?,
+            own_plugins: args.programs.clone(),
+            reference: args.reference.clone(),
+            rounds: args.rounds,
+            time: Duration::from_millis(args.millis),
+            services: args.services,
+            group: Group::new(&name)?,
+            dir,
+            object,
+            name,
+        })
+    }
+
+    fn name(&self, what: &str) -> String {
+        format!("{}-{what}", self.name)
+    }
+
+    fn pins(&self, what: &str) -> PathBuf {
+        pins(&self.name, what)
+    }
+
+    fn run(&self, only: &[String]) -> Result<Vec<Figure>> {
+        let mut figures = Vec::new();
+        let wanted = |name: &str| only.is_empty() || only.iter().any(|n| n == name);
+        if wanted("tables") {
+            figures.extend(tables::run(self).context("the tables")?);
+        }
+        if wanted("service") {
+            figures.extend(east_west::run(self).context("ClusterIP against the pod's address")?);
+        }
+        if wanted("cni") {
+            figures.extend(cni::run(self).context("our CNI against the bridge plugin")?);
+        }
+        if wanted("nodeport") {
+            figures.extend(north_south::run(self).context("NodePort against nftables")?);
+        }
+        Ok(figures)
+    }
+}
+
+fn pins(name: &str, what: &str) -> PathBuf {
+    Path::new("/sys/fs/bpf").join(format!("{name}-{what}"))
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = Bench::new(&args).and_then(|bench| {
+        let done = bench.run(&args.only);
+        if bench.dir.exists() {
+            std::fs::remove_dir_all(&bench.dir).context("remove the journals of addresses")?;
+        }
+        done
+    });
+    match done.and_then(|figures| Ok(serde_json::to_string(&figures)?)) {
+        Ok(text) => {
+            #[expect(clippy::print_stdout, reason = "what it was started for")]
+            {
+                println!("{text}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            say(&format!("service-bench: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "read by people while it runs")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,0 +1,114 @@
+//! Arms in rotating order, and medians of per-round ratios: absolute rates drift, and whoever is always first is always
+//! slower.
+
+use crate::say;
+use anyhow::Result;
+
+/// One side of a comparison.
+pub(crate) struct Arm<'a> {
+    pub(crate) name: &'static str,
+    /// Loads it once and says its rate.
+    pub(crate) run: Box<dyn Fn() -> Result<f64> + 'a>,
+}
+
+/// The rates of all arms, by arm and round.
+pub(crate) struct Rates(Vec<(&'static str, Vec<f64>)>);
+
+/// Runs all arms in each round. Each round begins with another arm, and every second one goes backwards.
+pub(crate) fn rotate(what: &str, arms: &[Arm<'_>], rounds: usize) -> Result<Rates> {
+    let mut rates: Vec<(&'static str, Vec<f64>)> = arms.iter().map(|arm| (arm.name, Vec::new())).collect();
+    for round in 0..rounds {
+        for turn in order(arms.len(), round) {
+            if let (Some(arm), Some((_, rates))) = (arms.get(turn), rates.get_mut(turn)) {
+                rates.push((arm.run)()?);
+            }
+        }
+    }
+    let rates = Rates(rates);
+    for (name, of) in &rates.0 {
+        say(&format!("{what}: {name:28} {}", spread(of, 0)));
+    }
+    Ok(rates)
+}
+
+/// Whose turn it is in a round.
+fn order(arms: usize, round: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..arms).map(|n| (n + round / 2) % arms).collect();
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
+/// A median of ratios.
+pub(crate) struct Ratio {
+    pub(crate) median: f64,
+    pub(crate) n: usize,
+    /// p10 and p90, for people.
+    pub(crate) spread: String,
+}
+
+impl Rates {
+    fn of(&self, name: &str) -> &[f64] {
+        self.0.iter().find(|(n, _)| *n == name).map_or(&[], |(_, rates)| rates)
+    }
+
+    /// One arm against another, round by round.
+    pub(crate) fn ratio(&self, arm: &str, against: &str) -> Ratio {
+        let pairs = self.of(arm).iter().zip(self.of(against));
+        let ratios: Vec<f64> = pairs.map(|(a, b)| a / b).collect();
+        Ratio { median: quantile(&ratios, 0.5), n: ratios.len(), spread: spread(&ratios, 3) }
+    }
+
+    /// The middle rate of an arm.
+    pub(crate) fn median(&self, arm: &str) -> f64 {
+        quantile(self.of(arm), 0.5)
+    }
+}
+
+/// p10, p50 and p90.
+pub(crate) fn spread(values: &[f64], digits: usize) -> String {
+    let at = |q| quantile(values, q);
+    format!("p10 {:.digits$}, p50 {:.digits$}, p90 {:.digits$}", at(0.1), at(0.5), at(0.9))
+}
+
+/// The value at that share of the sorted ones; 0 of none. The middle of an even number is the mean of the middle two.
+pub(crate) fn quantile(values: &[f64], q: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().saturating_sub(1);
+    #[expect(clippy::cast_precision_loss, reason = "a count far below 2^52")]
+    let at = last as f64 * q;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
+    let (low, high) = (at.floor() as usize, at.ceil() as usize);
+    let (low, high) = (sorted.get(low).copied().unwrap_or(0.0), sorted.get(high).copied().unwrap_or(0.0));
+    low + (high - low) * at.fract()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn every_arm_has_every_place_as_often() {
+        for arms in [2, 3] {
+            let mut places: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+            for round in 0..12 {
+                let order = order(arms, round);
+                assert_eq!(order.iter().sum::<usize>(), (0..arms).sum::<usize>());
+                for (place, arm) in order.into_iter().enumerate() {
+                    *places.entry((place, arm)).or_default() += 1;
+                }
+            }
+            assert!(places.values().all(|n| *n == 12 / arms), "{places:?}");
+        }
+    }
+
+    #[test]
+    fn the_middle_of_two_is_between_them() {
+        assert!((quantile(&[1.0, 3.0], 0.5) - 2.0).abs() < 1e-9);
+        assert!((quantile(&[5.0, 1.0, 3.0], 0.5) - 3.0).abs() < 1e-9);
+        assert!((quantile(&[], 0.5)).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,174 @@
+//! What changes cost: one EndpointSlice among many, all Services from empty, a restart that finds everything in place,
+//! and the kernel memory of it all.
+
+use crate::{
+    Bench, Figure, east_west,
+    rounds::{quantile, spread},
+    say,
+};
+use anyhow::{Context, Result, ensure};
+use berth_ebpf_loader::report;
+use berth_harness::rng::{Rng, seed};
+use berth_services::{Allocator, Change, NodeFacts};
+use berth_tests_services::{
+    objects::{self, Pair},
+    plane::Plane,
+};
+use std::{
+    net::Ipv4Addr,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Endpoints of each Service.
+const ENDPOINTS: u32 = 10;
+/// Changes that are timed.
+const EVENTS: usize = 4_000;
+/// Fills from empty, and restarts.
+const TIMES: usize = 5;
+
+pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
+    let plane = Plane::new(&bench.pins("tables"), &bench.object)?;
+    plane.configure(Ipv4Addr::new(192, 0, 2, 1))?;
+    let empty = memory(&plane)?;
+    let objects = objects::many(bench.services, ENDPOINTS)?;
+
+    let mut fills = Vec::new();
+    let mut allocator = Allocator::new(NodeFacts::default(), 1);
+    for round in 0..TIMES {
+        if round > 0 {
+            clear(&plane, &mut allocator, &objects)?;
+            allocator = Allocator::new(NodeFacts::default(), allocator.next_id());
+        }
+        fills.push(begin(&plane, &mut allocator, &objects)?.0);
+    }
+    say(&format!("fill of {} Services x {ENDPOINTS}: {} s", bench.services, spread(&fills, 3)));
+
+    let full = memory(&plane)?;
+    for map in report(&plane.pins, true)?.maps {
+        say(&format!(
+            "  {:12} {:8.2} MB, {:?} of {} entries",
+            map.name,
+            megabytes(map.memory)?,
+            map.entries,
+            map.max_entries
+        ));
+    }
+
+    let updates = updates(&plane, &mut allocator, &objects)?;
+    say(&format!(
+        "one EndpointSlice of {} Services until the kernel has it: p50 {:.1}, p99 {:.1}, longest {:.1} µs",
+        bench.services,
+        quantile(&updates, 0.5),
+        quantile(&updates, 0.99),
+        quantile(&updates, 1.0)
+    ));
+
+    let mut restarts = Vec::new();
+    settle(&plane, &mut allocator)?;
+    // As the objects were at the beginning: what the events changed is put right, and is not timed.
+    for change in objects.iter().flat_map(Pair::changes) {
+        allocator.change(change);
+    }
+    settle(&plane, &mut allocator)?;
+    for _ in 0..TIMES {
+        let mut next = Allocator::new(NodeFacts::default(), allocator.next_id());
+        let (took, written) = begin(&plane, &mut next, &objects)?;
+        ensure!(written == 0, "a restart wrote {written} entries, though all was in place");
+        restarts.push(took);
+    }
+    say(&format!("restart with all in place: {} s", spread(&restarts, 3)));
+    let differences = allocator.check(&mut plane.tables())?;
+    ensure!(differences.is_empty(), "the tables differ from what is wanted: {differences:?}");
+
+    let size = format!("{} Services x {ENDPOINTS} endpoints", bench.services);
+    let figure = |name, value, unit, n, against: String| Figure { name, value, unit, n, against };
+    Ok(vec![
+        figure(
+            "update_p99_us",
+            quantile(&updates, 0.99),
+            "µs",
+            updates.len(),
+            format!("{size}, one slice each"),
+        ),
+        figure(
+            "fill_10k_s",
+            quantile(&fills, 0.5),
+            "s",
+            fills.len(),
+            format!("{size}; kube-proxy 1.36.3, measured once: 24.6 s"),
+        ),
+        figure(
+            "restart_sync_s",
+            quantile(&restarts, 0.5),
+            "s",
+            restarts.len(),
+            format!("{size}, tables in place"),
+        ),
+        figure("datapath_mem_mb", full, "MB", 1, format!("{size}; {empty:.1} MB of it with none")),
+    ])
+}
+
+/// Hands everything to a new Allocator and brings the tables there. Says how long, in seconds, and how many entries were
+/// written.
+fn begin(plane: &Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result<(f64, usize)> {
+    let changes: Vec<Change> = objects.iter().flat_map(Pair::changes).collect();
+    let mut tables = plane.tables();
+    let begun = Instant::now();
+    for change in changes {
+        allocator.change(change);
+    }
+    allocator.listed();
+    let done = allocator.sync(&mut tables, east_west::now).context("bring the tables there")?;
+    Ok((begun.elapsed().as_secs_f64(), done.put + done.deleted))
+}
+
+/// Takes everything out again.
+fn clear(plane: &Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result<()> {
+    for change in objects.iter().flat_map(Pair::ends) {
+        allocator.change(change);
+    }
+    settle(plane, allocator)?;
+    let left = plane.maps.service4.count()? + plane.maps.chunk4.count()?;
+    ensure!(left == 0, "{left} entries are left of Services that are gone");
+    Ok(())
+}
+
+/// Syncs until nothing is due.
+fn settle(plane: &Plane, allocator: &mut Allocator) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(10);
+    while let Some(due) = allocator.sync(&mut plane.tables(), east_west::now)?.due {
+        ensure!(Instant::now() < end, "chunks are due for ten seconds");
+        thread::sleep(due.since(east_west::now()));
+    }
+    Ok(())
+}
+
+/// One endpoint of one Service after the other is replaced. The times, in microseconds.
+fn updates(plane: &Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result<Vec<f64>> {
+    let mut rng = Rng::new(seed());
+    let services = u64::try_from(objects.len())?;
+    let mut times = Vec::with_capacity(EVENTS);
+    for event in 0..EVENTS {
+        let pair =
+            usize::try_from(rng.below(services)).ok().and_then(|n| objects.get(n)).context("no Service")?;
+        let fresh = 0x40_0000 + u32::try_from(event)? * ENDPOINTS;
+        let endpoints: Vec<Ipv4Addr> = (0..ENDPOINTS).map(|e| objects::at(fresh + e)).collect();
+        let change = Change::Slice(pair.with(&endpoints));
+        let mut tables = plane.tables();
+        let begun = Instant::now();
+        allocator.change(change);
+        let done = allocator.sync(&mut tables, east_west::now)?;
+        times.push(begun.elapsed().as_secs_f64() * 1e6);
+        ensure!(done.put > 0, "an event wrote nothing");
+    }
+    Ok(times)
+}
+
+fn memory(plane: &Plane) -> Result<f64> {
+    megabytes(report(&plane.pins, false)?.map_memory())
+}
+
+fn megabytes(bytes: u64) -> Result<f64> {
+    Ok(f64::from(u32::try_from(bytes / 1024)?) / 1024.0)
+}

@@ -1,0 +1,161 @@
+//! Network namespaces with names of their own.
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, setns};
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread,
+};
+
+/// A named network namespace; it goes, with all its devices, when this value goes.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+}
+
+impl Netns {
+    /// Makes it, with `lo` up and forwarding on.
+    ///
+    /// # Errors
+    /// There is one of this name, or `ip` fails.
+    pub fn new(name: &str) -> Result<Netns> {
+        run(Command::new("ip").args(["netns", "add", name]))?;
+        let netns = Netns { name: name.to_owned() };
+        netns.ip("link set lo up")?;
+        netns.sysctl("ipv4/ip_forward", "1")?;
+        netns.sysctl("ipv6/conf/all/forwarding", "1")?;
+        Ok(netns)
+    }
+
+    /// The file that stands for it.
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `ip` in it; the words are parted by spaces. Returns what it says.
+    ///
+    /// # Errors
+    /// `ip` fails.
+    pub fn ip(&self, words: &str) -> Result<String> {
+        let out = run(Command::new("ip").args(["-n", &self.name]).args(words.split(' ')))?;
+        String::from_utf8(out.stdout).context("what ip says")
+    }
+
+    /// Sets a value below `/proc/sys/net` of this namespace.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        let path = Path::new("/proc/sys/net").join(key);
+        self.enter(|| fs::write(&path, value))?.with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Loads rules of nftables.
+    ///
+    /// # Errors
+    /// `nft` fails.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        self.enter(|| {
+            let mut nft = Command::new("nft")
+                .args(["-f", "-"])
+                .stdin(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .context("run nft")?;
+            nft.stdin.take().context("nft's input")?.write_all(rules.as_bytes())?;
+            let out = nft.wait_with_output()?;
+            ensure!(out.status.success(), "nft: {}", String::from_utf8_lossy(&out.stderr).trim());
+            Ok(())
+        })?
+    }
+
+    /// Does something on a thread in this namespace; programs started there are in it too.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let file = File::open(self.path()).with_context(|| format!("open {}", self.path().display()))?;
+        thread::scope(|scope| {
+            let inside = || -> Result<T> {
+                setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter {}", self.name))?;
+                Ok(work())
+            };
+            scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// The index and the hardware address of a device.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn device(&self, device: &str) -> Result<(u32, [u8; 6])> {
+        let out = self.ip(&format!("-o link show dev {device}"))?;
+        let index = out.split(':').next().and_then(|n| n.trim().parse().ok());
+        let mac = out.split_whitespace().skip_while(|w| *w != "link/ether").nth(1).and_then(mac);
+        index.zip(mac).with_context(|| format!("ip shows {device} as {out:?}"))
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.name])) {
+            tell(&format!("{error:#}"));
+        }
+    }
+}
+
+/// The six bytes of a hardware address as people write it.
+pub(crate) fn mac(text: &str) -> Option<[u8; 6]> {
+    let bytes: Option<Vec<u8>> = text.split(':').map(|b| u8::from_str_radix(b, 16).ok()).collect();
+    bytes?.try_into().ok()
+}
+
+/// Joins two namespaces by a pair of devices with these addresses, up at both ends.
+///
+/// # Errors
+/// `ip` fails.
+pub fn join(a: (&Netns, &str, &[&str]), b: (&Netns, &str, &[&str])) -> Result<()> {
+    a.0.ip(&format!("link add {} type veth peer name {} netns {}", a.1, b.1, b.0.name))?;
+    for (netns, device, addresses) in [a, b] {
+        for address in addresses {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            netns.ip(&format!("address add {address} dev {device}{nodad}"))?;
+        }
+        netns.ip(&format!("link set {device} up"))?;
+    }
+    Ok(())
+}
+
+/// Runs a program to its end.
+///
+/// # Errors
+/// It fails; the message has what it said.
+pub fn run(command: &mut Command) -> Result<Output> {
+    let out = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
+    ensure!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr).trim());
+    Ok(out)
+}
+
+#[expect(clippy::print_stderr, reason = "a value that goes has nobody else to tell")]
+pub(crate) fn tell(text: &str) {
+    eprintln!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardware_addresses_are_six_bytes() {
+        assert_eq!(mac("02:00:0a:ff:01:7f"), Some([2, 0, 10, 255, 1, 127]));
+        assert!(mac("02:00:0a").is_none() && mac("x").is_none());
+    }
+}

@@ -1,0 +1,129 @@
+//! Services and slices by the thousand, as a source would hand them in.
+
+use anyhow::{Context, Result};
+use berth_core::{
+    ids::{Namespace, PodKey, PodName},
+    model::{
+        Endpoint, EndpointPort, EndpointSlice, PortRef, Protocol, Service, ServicePort, ServiceType,
+        TrafficPolicy,
+    },
+    time::Wall,
+};
+use berth_services::Change;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+/// What all Services here answer on.
+pub const PORT: u16 = 80;
+/// What all endpoints here listen on.
+pub const TARGET: u16 = 8080;
+
+/// A Service and its only slice.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    /// The Service.
+    pub service: Arc<Service>,
+    /// Its slice.
+    pub slice: Arc<EndpointSlice>,
+}
+
+impl Pair {
+    /// Both as changes.
+    pub fn changes(&self) -> [Change; 2] {
+        [Change::Service(Arc::clone(&self.service)), Change::Slice(Arc::clone(&self.slice))]
+    }
+
+    /// Their ends as changes.
+    pub fn ends(&self) -> [Change; 2] {
+        [Change::SliceGone(self.slice.key.clone()), Change::ServiceGone(self.service.key.clone())]
+    }
+
+    /// The slice with other endpoints.
+    pub fn with(&self, endpoints: &[Ipv4Addr]) -> Arc<EndpointSlice> {
+        let endpoints = endpoints.iter().copied().map(endpoint).collect();
+        Arc::new(EndpointSlice { endpoints, ..EndpointSlice::clone(&self.slice) })
+    }
+}
+
+fn key(name: String) -> Result<PodKey> {
+    Ok(PodKey { namespace: Namespace::new("bench")?, name: PodName::new(name)? })
+}
+
+fn endpoint(address: Ipv4Addr) -> Endpoint {
+    Endpoint {
+        address: IpAddr::V4(address),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: Some("elsewhere".into()),
+        zone: None,
+        zone_hints: Vec::new(),
+        node_hints: Vec::new(),
+        hostname: None,
+        pod: None,
+    }
+}
+
+/// One Service of TCP port [`PORT`] with these endpoints at [`TARGET`].
+///
+/// # Errors
+/// The name is none.
+pub fn pair(name: &str, address: Ipv4Addr, node_port: Option<u16>, endpoints: &[Ipv4Addr]) -> Result<Pair> {
+    let service = Service {
+        key: key(name.to_owned())?,
+        uid: name.into(),
+        created: Wall::default(),
+        kind: if node_port.is_some() { ServiceType::NodePort } else { ServiceType::ClusterIp },
+        cluster_ips: vec![IpAddr::V4(address)],
+        headless: false,
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        source_ranges: Vec::new(),
+        ports: vec![ServicePort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: PORT,
+            target: PortRef::Number(TARGET),
+            node_port,
+        }],
+        selector: Vec::new(),
+        affinity_s: None,
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        health_check_node_port: None,
+        publish_not_ready: false,
+        external_name: None,
+        foreign: false,
+    };
+    let slice = EndpointSlice {
+        key: key(format!("{name}-0"))?,
+        service: service.key.clone(),
+        v6: false,
+        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: TARGET }],
+        endpoints: endpoints.iter().copied().map(endpoint).collect(),
+        triggered: None,
+    };
+    Ok(Pair { service: Arc::new(service), slice: Arc::new(slice) })
+}
+
+/// So many Services with `endpoints` each, at addresses from 10.96.0.1 on; endpoints lie in 10.128.0.0/9.
+///
+/// # Errors
+/// There are more than addresses.
+pub fn many(services: u32, endpoints: u32) -> Result<Vec<Pair>> {
+    (0..services)
+        .map(|n| {
+            let at: Vec<Ipv4Addr> = (0..endpoints).map(|e| at(n * endpoints + e)).collect();
+            let address = Ipv4Addr::from_bits(0x0a60_0001 + n);
+            anyhow::ensure!(n < 60_000, "more Services than addresses");
+            pair(&format!("service-{n}"), address, None, &at).context("a Service")
+        })
+        .collect()
+}
+
+/// The address of the nth endpoint.
+pub fn at(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x0a80_0000 | (n & 0x007f_ffff))
+}

@@ -1,0 +1,102 @@
+//! A data plane of our own: the programs and maps that the agent would load, pinned below a directory of our own.
+
+use crate::{netns::tell, plugin::Pod, tables::KernelTables};
+use anyhow::{Context, Result};
+use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, Prefix, V4, config};
+use berth_ebpf_loader::{Access, Datapath, Pins, Role, attach, attach_device, detach, load, netns_cookie};
+use berth_services::Net as _;
+use std::{
+    fs::File,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
+
+/// The virtual addresses of [`crate::objects`].
+const SERVICES: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(10, 96, 0, 0), Ipv4Addr::new(255, 255, 0, 0));
+
+/// Loaded programs with their maps; detached and unpinned when this value goes.
+#[derive(Debug)]
+pub struct Plane {
+    /// Where they are pinned.
+    pub pins: Pins,
+    /// The maps.
+    pub maps: Datapath,
+}
+
+impl Plane {
+    /// Loads an object, commonly [`berth_ebpf_loader::OBJECT`]; attaches nothing yet.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new(dir: &Path, object: &[u8]) -> Result<Plane> {
+        let pins = Pins::new(dir);
+        let made = load(&pins, object, |_| {}).and_then(|()| Datapath::open(&pins, Access::Write));
+        match made {
+            Ok(maps) => Ok(Plane { pins, maps }),
+            Err(error) => {
+                detach(&pins)?;
+                Err(error).context("load the programs")
+            }
+        }
+    }
+
+    /// The maps, for an Allocator.
+    pub fn tables(&self) -> KernelTables<'_> {
+        KernelTables::new(&self.maps)
+    }
+
+    /// Hands packets on directly, and masquerades as `node`.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn configure(&self, node: Ipv4Addr) -> Result<()> {
+        let mut wanted = Config {
+            flags: config::REDIRECT,
+            masquerade_ports: [20_000, 29_999],
+            masquerade4: v4(node),
+            ..Config::default()
+        };
+        wanted.service4[0] = Prefix { net: [v4(SERVICES.0), 0, 0, 0], mask: [v4(SERVICES.1), 0, 0, 0] };
+        self.maps.config.put(&0, &wanted)?;
+        self.maps.node4.put(&v4(node), &NodeAddress { node_ports: 1 })?;
+        Ok(())
+    }
+
+    /// Hooks the sockets of a cgroup.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn hook(&self, group: &Path) -> Result<()> {
+        attach(&self.pins, group).map(drop).context("attach the socket hooks")
+    }
+
+    /// Makes a pod known, as a client; as a destination too, with a program at its device, where `device` is said.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn pod(&self, pod: &Pod<'_>, device: bool) -> Result<()> {
+        let file = File::open(pod.netns.path()).context("open the pod's namespace")?;
+        let client = Client { v4: v4(pod.address), ..Client::default() };
+        self.maps.client.put(&netns_cookie(&file)?, &client)?;
+        if device {
+            let (ifindex, host_mac) = pod.host;
+            let local = LocalPod { ifindex, flags: 0, mac: pod.mac, host_mac };
+            self.maps.pod4.put(&v4(pod.address), &local)?;
+            pod.node().enter(|| attach_device(&self.pins, ifindex, Role::Pod))??;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        if let Err(error) = detach(&self.pins) {
+            tell(&format!("remove the pins: {error}"));
+        }
+    }
+}
+
+/// An address as it stands in the maps.
+pub fn v4(address: Ipv4Addr) -> V4 {
+    V4::of(IpAddr::V4(address)).unwrap_or_default()
+}
