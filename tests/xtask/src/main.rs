@@ -1,4 +1,4 @@
-//! The project's tasks: `cargo xtask setup`, `demo`, `test`, `bench`.
+//! The project's tasks: `cargo xtask setup`, `demo`, `test`, `ebpf`, `bench`.
 //!
 //! It builds without protoc and without anything that `setup` installs, so that a fresh machine needs Rust, Go and a
 //! linker only.
@@ -7,6 +7,7 @@ mod arrows;
 mod bench;
 mod cargo;
 mod demo;
+mod ebpf;
 mod out;
 mod setup;
 mod test;
@@ -30,6 +31,8 @@ enum Task {
     Demo(demo::Args),
     /// Run the tests: formatting, lints, crate borders, all crates, and the suites of a real node.
     Test(test::Args),
+    /// Build the programs of the kernel, or check the committed object against them.
+    Ebpf(ebpf::Args),
     /// Measure, side by side with a yardstick.
     Bench(bench::Args),
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run().map(|()| true),
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Ebpf(args) => ebpf::run(&args),
         Task::Bench(args) => bench::run(&args),
     };
     match done {
