@@ -4,6 +4,7 @@
 //! - [`manifest`] is pure: bytes of a file become a checked model, or an error that names file, document, field and
 //!   reason.
 //! - [`dir`] is the shell around it: a directory is watched, and a [`Snapshot`] is published for every change.
+//! - [`endpoints`] makes EndpointSlices of Services and the pods they select, where no control plane does.
 //! - [`status`] turns what is reported about a pod back into Kubernetes' JSON.
 //!
 //! Invariants: an unreadable file or a missing directory is never taken for a deletion; nothing here panics on any
@@ -11,10 +12,11 @@
 #![forbid(unsafe_code)]
 
 pub mod dir;
+pub mod endpoints;
 mod error;
 pub mod manifest;
 mod snapshot;
 pub mod status;
 
 pub use error::{Error, ManifestError};
-pub use snapshot::{DesiredPod, Snapshot};
+pub use snapshot::{DesiredPod, DesiredService, Snapshot};

@@ -3,7 +3,7 @@
 use crate::ManifestError;
 use berth_core::{
     ids::PodUid,
-    model::{Objects, Pod, ServiceStub},
+    model::{EndpointSlice, Objects, Pod, Service},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -19,7 +19,9 @@ pub struct Snapshot {
     /// The ConfigMaps and Secrets.
     pub objects: Arc<Objects>,
     /// The Services.
-    pub services: Vec<Arc<ServiceStub>>,
+    pub services: Vec<Arc<DesiredService>>,
+    /// The EndpointSlices.
+    pub slices: Vec<Arc<EndpointSlice>>,
     /// Every file that cannot be used as it is, in order of file and document; for people.
     pub errors: Vec<ManifestError>,
     /// Counts the changes, from 1; 0 before the first look.
@@ -35,4 +37,13 @@ pub struct DesiredPod {
     pub raw: Arc<serde_json::Value>,
     /// Why its file cannot be read now; it stays as it was, and is not deleted.
     pub held: Option<String>,
+}
+
+/// A Service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DesiredService {
+    /// The checked Service, with addresses and node ports given to it where the manifest has none.
+    pub service: Arc<Service>,
+    /// The v1.Service it was made from, with metadata, addresses and node ports filled.
+    pub raw: Arc<serde_json::Value>,
 }

@@ -1,6 +1,6 @@
 //! Objects that pods refer to.
 
-use crate::ids::{Namespace, PodKey};
+use crate::ids::Namespace;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -63,13 +63,4 @@ impl Objects {
             .chain(differing(&self.secrets, &before.secrets))
             .collect()
     }
-}
-
-/// A Service, parsed and checked; served by the data plane.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServiceStub {
-    /// Namespace and name (a Service's name is a label, which is also a valid pod name).
-    pub key: PodKey,
-    /// The object as JSON, checked against the API's types.
-    pub object: serde_json::Value,
 }

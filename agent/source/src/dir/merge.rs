@@ -1,14 +1,15 @@
 //! From files to one snapshot. Pure: the files in order of their names, the first to define something wins.
 
 use crate::{
-    DesiredPod, ManifestError, Snapshot,
-    manifest::{Parsed, PodEntry},
+    DesiredPod, DesiredService, ManifestError, Snapshot,
+    manifest::{Parsed, PodEntry, ServiceEntry},
 };
 use berth_core::{
     ids::PodKey,
-    model::{KeyedData, Objects, ServiceStub},
+    model::{EndpointSlice, KeyedData, Objects},
     time::Wall,
 };
+use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -24,7 +25,8 @@ pub(super) struct Good {
     held: Vec<(usize, Arc<DesiredPod>)>,
     config_maps: Vec<KeyedData>,
     secrets: Vec<KeyedData>,
-    services: Vec<Arc<ServiceStub>>,
+    services: Vec<Arc<DesiredService>>,
+    slices: Vec<Arc<EndpointSlice>>,
     warnings: Vec<ManifestError>,
 }
 
@@ -46,13 +48,29 @@ impl Good {
             services: parsed
                 .services
                 .into_iter()
-                .map(|s| {
+                .map(|mut entry| {
+                    service_first_seen(&mut entry, seen);
+                    let s = DesiredService { service: Arc::new(entry.service), raw: Arc::new(entry.raw) };
                     let same = before.and_then(|b| b.services.iter().find(|old| ***old == s));
+                    same.map_or_else(|| Arc::new(s), Arc::clone)
+                })
+                .collect(),
+            slices: parsed
+                .slices
+                .into_iter()
+                .map(|s| {
+                    let same = before.and_then(|b| b.slices.iter().find(|old| ***old == s));
                     same.map_or_else(|| Arc::new(s), Arc::clone)
                 })
                 .collect(),
             warnings: parsed.warnings,
         }
+    }
+
+    /// The UIDs of its pods and Services.
+    pub(super) fn uids(&self) -> impl Iterator<Item = &str> {
+        let services = self.services.iter().map(|s| &*s.service.uid);
+        self.pods.iter().map(|(_, p)| p.pod.uid.as_str()).chain(services)
     }
 
     /// The pods as they are to be shown while the file is held for that reason, or not held.
@@ -78,14 +96,26 @@ impl Good {
 }
 
 fn first_seen(entry: &mut PodEntry, seen: &mut BTreeMap<String, i64>) {
-    if entry.created_given {
-        return;
+    if !entry.created_given {
+        let uid = entry.pod.uid.to_string();
+        since(uid, &mut entry.pod.created, &mut entry.raw, seen);
     }
-    let since = *seen.entry(entry.pod.uid.to_string()).or_insert(entry.pod.created.0);
-    if entry.pod.created.0 != since {
-        entry.pod.created = Wall(since);
+}
+
+fn service_first_seen(entry: &mut ServiceEntry, seen: &mut BTreeMap<String, i64>) {
+    if !entry.created_given {
+        let uid = entry.service.uid.to_string();
+        since(uid, &mut entry.service.created, &mut entry.raw, seen);
+    }
+}
+
+/// An object that gives no time was made when it was first seen.
+fn since(uid: String, created: &mut Wall, raw: &mut Value, seen: &mut BTreeMap<String, i64>) {
+    let since = *seen.entry(uid).or_insert(created.0);
+    if created.0 != since {
+        *created = Wall(since);
         if let Some(time) = crate::status::time(Wall(since))
-            && let Some(shown) = entry.raw.pointer_mut("/metadata/creationTimestamp")
+            && let Some(shown) = raw.pointer_mut("/metadata/creationTimestamp")
         {
             *shown = time;
         }
@@ -149,8 +179,13 @@ pub(super) fn merge(
             }
         }
         for service in &good.services {
-            if clash("Service", service.key.to_string()).is_none() {
+            if clash("Service", service.service.key.to_string()).is_none() {
                 next.services.push(Arc::clone(service));
+            }
+        }
+        for slice in &good.slices {
+            if clash("EndpointSlice", slice.key.to_string()).is_none() {
+                next.slices.push(Arc::clone(slice));
             }
         }
     }
@@ -159,13 +194,29 @@ pub(super) fn merge(
     next
 }
 
+/// Services that are as before keep their `Arc`: what they were given made new ones of them.
+pub(super) fn keep_services(next: &mut Snapshot, before: &Snapshot) {
+    let known: BTreeMap<&PodKey, &Arc<DesiredService>> =
+        before.services.iter().map(|s| (&s.service.key, s)).collect();
+    for service in &mut next.services {
+        if let Some(old) = known.get(&service.service.key).filter(|old| ***old == *service) {
+            *service = Arc::clone(old);
+        }
+    }
+}
+
+fn all_same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+}
+
 /// Whether nothing changed, versions aside: what did not change kept its `Arc`.
 pub(super) fn same(a: &Snapshot, b: &Snapshot) -> bool {
     a.listed == b.listed
         && a.pods.len() == b.pods.len()
         && a.pods.values().zip(b.pods.values()).all(|(a, b)| Arc::ptr_eq(a, b))
         && Arc::ptr_eq(&a.objects, &b.objects)
-        && a.services == b.services
+        && all_same(&a.services, &b.services)
+        && all_same(&a.slices, &b.slices)
         && a.errors == b.errors
 }
 

@@ -7,6 +7,7 @@
 //! last good version held; that version is remembered on disk, so that the hold outlives a restart. Whether a look is
 //! believed at all is decided in `judge`.
 
+mod allot;
 mod judge;
 mod listing;
 mod merge;
@@ -17,6 +18,7 @@ use crate::{
     Error, ManifestError, Snapshot,
     manifest::{self, Context, Mode, Parsed},
 };
+use allot::Allotment;
 use berth_core::{ids::NodeName, time::Wall};
 use judge::{Judge, Known, Verdict};
 use listing::{Files, OpenDir, Stamp};
@@ -55,12 +57,17 @@ pub struct DirConfig {
     pub settle: Duration,
     /// A folder of our own, where the last good contents of each file are remembered.
     pub state: PathBuf,
+    /// Where Services without an address get one from; without, they stay without.
+    pub services: Option<ServiceRanges>,
 }
+
+pub use allot::ServiceRanges;
 
 impl DirConfig {
     /// With a rescan every 20 s, and 1 s for a replaced directory to settle.
     pub fn new(dir: PathBuf, node: NodeName, mode: Mode, state: PathBuf) -> DirConfig {
-        DirConfig { dir, node, mode, rescan: Duration::from_secs(20), settle: Duration::from_secs(1), state }
+        let (rescan, settle) = (Duration::from_secs(20), Duration::from_secs(1));
+        DirConfig { dir, node, mode, rescan, settle, state, services: None }
     }
 }
 
@@ -129,6 +136,7 @@ struct Looker {
     watch: Watch,
     open: Option<OpenDir>,
     seen: BTreeMap<String, i64>,
+    allotment: Allotment,
     /// The directory that the memory on disk is about.
     about: Option<u64>,
     directory_problem: Option<String>,
@@ -150,6 +158,7 @@ impl Looker {
             watch: Watch::new(),
             open: None,
             seen,
+            allotment: Allotment::open(cfg.services.clone(), &cfg.state),
             about: None,
             directory_problem: None,
             records,
@@ -318,6 +327,13 @@ impl Looker {
             .collect();
         let before = Arc::clone(&self.sender.borrow());
         let mut next = merge::merge(listed, directory, &files, &before);
+        // A file that is bad from the start may hold Services that nobody knows of yet.
+        let all = listed && self.records.values().all(|r| r.good.is_some() || r.problem.is_none());
+        self.allotment.fill(&mut next.services, all);
+        if let Err(error) = self.allotment.keep() {
+            tracing::warn!(%error, "addresses given to Services are not remembered; tried again at the next look");
+        }
+        merge::keep_services(&mut next, &before);
         next.errors.extend(odd.into_iter().map(|name| ManifestError {
             file: self.cfg.dir.join(name),
             document: None,
@@ -341,8 +357,7 @@ impl Looker {
             }
         }
         let goods = self.records.values().filter_map(|r| r.good.as_ref());
-        let live: BTreeSet<&str> =
-            goods.flat_map(|g| g.pods.iter().map(|(_, p)| p.pod.uid.as_str())).collect();
+        let live: BTreeSet<&str> = goods.flat_map(Good::uids).collect();
         self.seen.retain(|uid, _| live.contains(uid.as_str()));
         let listed = self.directory_problem.is_none();
         if let Some(inode) =
@@ -378,8 +393,7 @@ impl Record {
             Ok(parsed) => {
                 let (pods, first) = (parsed.pods.len(), self.good.is_none());
                 let good = Good::new(parsed, self.good.as_ref(), seen);
-                let uids = good.pods.iter().map(|(_, p)| p.pod.uid.to_string());
-                let seen = uids.filter_map(|u| seen.get(&u).map(|at| (u, *at))).collect();
+                let seen = good.uids().filter_map(|u| seen.get(u).map(|at| (u.to_owned(), *at))).collect();
                 let keep = Remembered { bytes: bytes.to_vec(), hash: hash.clone(), seen };
                 if self.remembered.as_ref() != Some(&keep) {
                     self.to_keep = Some(keep);

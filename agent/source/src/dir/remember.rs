@@ -30,7 +30,7 @@ pub(super) fn hash(bytes: &[u8]) -> ContentHash {
 pub(super) struct Remembered {
     pub(super) bytes: Vec<u8>,
     pub(super) hash: ContentHash,
-    /// When each pod (by UID) that gives no creation time was first seen, in nanoseconds since 1970.
+    /// When each pod and Service (by UID) that gives no creation time was first seen, in nanoseconds since 1970.
     pub(super) seen: BTreeMap<String, i64>,
 }
 
@@ -115,7 +115,7 @@ impl Memory {
         let mut bytes = serde_json::to_vec(&header).map_err(|e| fail(e.into()))?;
         bytes.push(b'\n');
         bytes.extend_from_slice(&remembered.bytes);
-        self.replace(&path, &bytes).map_err(fail)
+        replace(&path, &bytes).map_err(fail)
     }
 
     /// The manifest is gone.
@@ -133,7 +133,7 @@ impl Memory {
         let fail = |source| Error::Remember { path: path.clone(), source };
         let file = DirectoryFile { version: VERSION, path: dir.to_owned(), inode };
         let bytes = serde_json::to_vec(&file).map_err(|e| fail(e.into()))?;
-        self.replace(&path, &bytes).map_err(fail)?;
+        replace(&path, &bytes).map_err(fail)?;
         let kept: Vec<PathBuf> = names.iter().map(|n| self.path(n)).collect();
         for entry in fs::read_dir(&self.folder).map_err(fail)?.flatten() {
             let entry = entry.path();
@@ -148,18 +148,20 @@ impl Memory {
         let digest = hash(name.as_bytes());
         self.folder.join(format!("{}.last", digest.get(..32).unwrap_or(&digest)))
     }
+}
 
-    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-        let temporary = path.with_extension("tmp");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        drop(file);
-        // Not synced: a file that a power cut tears is known by its digest, and only the chance to hold is lost, while
-        // a sync for each file would slow a burst of changes.
-        fs::rename(&temporary, path)
+/// Writes a file of the folder anew.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
+    let temporary = path.with_extension("tmp");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    drop(file);
+    // Not synced: a file that a power cut tears is known by its digest, and only the chance to hold is lost, while
+    // a sync for each file would slow a burst of changes.
+    fs::rename(&temporary, path)
 }
 
 fn parse(bytes: &[u8]) -> Option<(String, Remembered)> {
@@ -170,11 +172,11 @@ fn parse(bytes: &[u8]) -> Option<(String, Remembered)> {
         .then_some((header.name, Remembered { bytes, hash: header.sha256, seen: header.seen }))
 }
 
-fn set_aside(path: &Path) {
+pub(super) fn set_aside(path: &Path) {
     let mut torn = path.as_os_str().to_owned();
     torn.push(".torn");
     let moved = fs::rename(path, &torn);
-    tracing::warn!(path = %path.display(), moved = moved.is_ok(), "a remembered manifest is torn and is set aside");
+    tracing::warn!(path = %path.display(), moved = moved.is_ok(), "what is remembered of manifests is torn and is set aside");
 }
 
 #[cfg(test)]

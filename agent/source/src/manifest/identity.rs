@@ -11,8 +11,17 @@ use std::path::Path;
 pub(super) fn of_manifest(namespace: &Namespace, name: &PodName, spec: &Value) -> String {
     let mut canonical = String::new();
     write_canonical(spec, &mut canonical);
+    uuid(&[namespace.as_str(), name.as_str(), &canonical])
+}
+
+/// Any other object: a function of its kind and names.
+pub(super) fn of_object(kind: &str, namespace: &Namespace, name: &PodName) -> String {
+    uuid(&[kind, namespace.as_str(), name.as_str()])
+}
+
+fn uuid(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
-    for part in [namespace.as_str(), name.as_str(), &canonical] {
+    for part in parts {
         hash.update(part);
         hash.update([0]);
     }

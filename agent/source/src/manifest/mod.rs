@@ -13,6 +13,7 @@ mod pod;
 mod probe;
 mod resources;
 mod security;
+mod service;
 mod static_pod;
 mod text;
 mod volume;
@@ -20,7 +21,7 @@ mod volume;
 use crate::ManifestError;
 use berth_core::{
     ids::NodeName,
-    model::{KeyedData, Pod, ServiceStub},
+    model::{EndpointSlice, KeyedData, Pod, Service},
     time::Wall,
 };
 use field::{At, Fault};
@@ -32,7 +33,7 @@ pub use text::MAX_FILE_BYTES;
 /// Under which rules a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Pods, ConfigMaps, Secrets and Services; references resolve within the directory; unknown fields are errors.
+    /// Pods, ConfigMaps, Secrets, Services and EndpointSlices; references resolve within the directory; unknown fields are errors.
     Manifests,
     /// The kubelet's rules for `staticPodPath`: pods only, one object a file, no reference to API objects, the name
     /// gets `-<node>`, a toleration of every NoExecute taint is added; unknown fields are only warned of.
@@ -60,7 +61,9 @@ pub struct Parsed {
     /// Its Secrets.
     pub secrets: Vec<KeyedData>,
     /// Its Services.
-    pub services: Vec<ServiceStub>,
+    pub services: Vec<ServiceEntry>,
+    /// Its EndpointSlices.
+    pub slices: Vec<EndpointSlice>,
     /// What was left aside without making the file bad; only in [`Mode::StaticPods`].
     pub warnings: Vec<ManifestError>,
 }
@@ -74,6 +77,17 @@ pub struct PodEntry {
     pub raw: Value,
     /// Which document of its file it is, from 0.
     pub document: usize,
+    /// Whether the manifest itself gave `metadata.creationTimestamp`.
+    pub created_given: bool,
+}
+
+/// A Service and the object it was made from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServiceEntry {
+    /// The checked Service, with the addresses and node ports that the manifest gives.
+    pub service: Service,
+    /// The v1.Service as it was given, with `metadata` filled (uid, namespace, creationTimestamp).
+    pub raw: Value,
     /// Whether the manifest itself gave `metadata.creationTimestamp`.
     pub created_given: bool,
 }
@@ -114,7 +128,8 @@ pub fn parse_pod(text: &str, ctx: &Context) -> Result<PodEntry, ManifestError> {
         field: None,
         reason: reason.to_owned(),
     };
-    if !(parsed.config_maps.is_empty() && parsed.secrets.is_empty() && parsed.services.is_empty()) {
+    let others = [parsed.config_maps.len(), parsed.secrets.len(), parsed.services.len(), parsed.slices.len()];
+    if others != [0; 4] {
         return Err(error("holds objects other than a pod"));
     }
     let mut pods = parsed.pods.into_iter();
@@ -146,10 +161,12 @@ impl Reader<'_> {
         }
         let kind = text_field(at, value, "kind")?;
         let api_version = text_field(at, value, "apiVersion")?;
-        if api_version != "v1" {
+        let slices = matches!(kind, "EndpointSlice" | "EndpointSliceList");
+        let wanted = if slices { "discovery.k8s.io/v1" } else { "v1" };
+        if api_version != wanted {
             return Err(at
                 .key("apiVersion")
-                .fault(format!("{kind} of {api_version:?} is not supported: only \"v1\" objects are")));
+                .fault(format!("{kind} of {api_version:?} is not supported: only {wanted:?} is")));
         }
         let statics = self.ctx.mode == Mode::StaticPods;
         match kind {
@@ -165,14 +182,17 @@ impl Reader<'_> {
             }
             "ConfigMap" => self.parsed.config_maps.push(objects::config_map(at, value)?),
             "Secret" => self.parsed.secrets.push(objects::secret(at, value)?),
-            "Service" => self.parsed.services.push(objects::service(at, value)?),
+            "Service" => self.parsed.services.push(service::service(at, value, self.ctx)?),
+            "EndpointSlice" => self.parsed.slices.push(service::slice(at, value)?),
             "List" if depth == Depth::Document => self.list(at, value, document, None)?,
-            "ConfigMapList" | "SecretList" | "ServiceList" if depth == Depth::Document => {
+            "ConfigMapList" | "SecretList" | "ServiceList" | "EndpointSliceList"
+                if depth == Depth::Document =>
+            {
                 self.list(at, value, document, kind.strip_suffix("List"))?;
             }
             _ => {
                 return Err(at.key("kind").fault(format!(
-                    "{kind:?} is not supported: Pod, ConfigMap, Secret, Service and lists of them are"
+                    "{kind:?} is not supported: Pod, ConfigMap, Secret, Service, EndpointSlice and lists of them are"
                 )));
             }
         }
@@ -201,7 +221,8 @@ impl Reader<'_> {
             match (of, item) {
                 (Some(of), Value::Object(map)) => {
                     let mut map = map.clone();
-                    map.entry("apiVersion").or_insert_with(|| "v1".into());
+                    let version = if of == "EndpointSlice" { "discovery.k8s.io/v1" } else { "v1" };
+                    map.entry("apiVersion").or_insert_with(|| version.into());
                     let kind = map.entry("kind").or_insert_with(|| of.into());
                     if kind != of {
                         return Err(at.key("kind").fault(format!("must be {of:?} in a {of}List")));

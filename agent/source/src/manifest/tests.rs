@@ -779,8 +779,8 @@ fn every_field_reaches_the_model() {
     assert_eq!(parsed.config_maps[0].data["index.html"], b"<h1>hi</h1>\n");
     assert_eq!(parsed.config_maps[0].data["blob"], [0, 1, 2]);
     assert_eq!(parsed.secrets[0].data["password"], b"stringData wins");
-    assert_eq!(parsed.services[0].key.to_string(), "prod/web");
-    assert_eq!(parsed.services[0].object["spec"]["ports"][0]["port"], 80);
+    assert_eq!(parsed.services[0].service.key.to_string(), "prod/web");
+    assert_eq!(parsed.services[0].raw["spec"]["ports"][0]["port"], 80);
 }
 
 #[test]
