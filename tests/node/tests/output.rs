@@ -17,6 +17,8 @@ use support::{IMAGE, apply, full, on_a_node, pod, rounds};
 const WIDTH: u64 = 128;
 /// What logd reads at once: what a killed one may lose or repeat, for each stream.
 const READ_BUFFER: u64 = 64 << 10;
+/// Bytes that a container may write and none is rotated away.
+const KEPT: u64 = 30_000_000;
 
 fn writer(name: &str, lines: u64, rate: u64) -> String {
     let main = format!(
@@ -69,8 +71,10 @@ fn a_killed_logd_loses_a_buffer_at_most_and_holds_nobody_up() {
     on_a_node(Build::Plain, |node| {
         let kills = rounds(50);
         let mut rng = rng::Rng::new(rng::seed());
-        // Long enough for all of them.
-        let (rate, seconds) = (500_000, kills * 2 + 5);
+        // Long enough for all of them, and not so much that the oldest file goes: four of 10 MiB are kept beside the one
+        // that is written to, and a line is a third longer there.
+        let seconds = kills * 2 + 5;
+        let rate = (KEPT / seconds).min(500_000);
         let lines = rate * seconds / WIDTH;
         apply(node, "writer", &writer("writer", lines, rate))?;
         let pod = node.pod("runs", "default/writer", PATIENCE, |p| {
