@@ -1,6 +1,13 @@
 //! The agent's wiring on one page: what is made, what is handed to whom, in which order it starts and ends.
 
-use crate::{backend::Local, board::Board, local, lock, node, sources};
+use crate::{
+    backend::Local,
+    board::Board,
+    dns::Dns,
+    local, lock, node,
+    services::{self, ServicesConfig},
+    sources,
+};
 use anyhow::{Context as _, bail};
 use berth_core::roots::Roots;
 use berth_network::{MasqueradeConfig, Network, NetworkConfig};
@@ -11,6 +18,7 @@ use berth_pods::{
 };
 use berth_probe::{Prober, ProberConfig};
 use berth_runtime::{RuntimeConfig, spec::HostFacts};
+use berth_source::dir::ServiceRanges;
 use berth_sys::{clock, memory, mount};
 use berth_volumes::Volumes;
 use clap::Args;
@@ -44,9 +52,19 @@ pub(crate) struct AgentArgs {
     /// Addresses of the cluster's DNS.
     #[arg(long, value_name = "IP")]
     cluster_dns: Vec<IpAddr>,
+    /// Answer the cluster's names on this node, at the addresses of --cluster-dns.
+    #[arg(long, requires = "cluster_dns")]
+    serve_dns: bool,
     /// The cluster's DNS domain.
     #[arg(long, value_name = "DOMAIN")]
     cluster_domain: Option<String>,
+    /// Networks of Services' addresses, one of each family at most; a Service that names no address gets one of the
+    /// first.
+    #[arg(long = "service-cidr", value_name = "CIDR", value_parser = services::network, default_value = "10.96.0.0/16")]
+    service_cidrs: Vec<(IpAddr, u8)>,
+    /// Run pods without Services.
+    #[arg(long)]
+    no_services: bool,
     /// Masquerade what pods send out of the cluster.
     #[arg(long)]
     masquerade: bool,
@@ -117,6 +135,15 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         Ok(())
     };
 
+    let served: &[IpAddr] = if args.serve_dns { &args.cluster_dns } else { &[] };
+    let dns = Dns::new(&roots, &roots_file, &exe, &cgroups, served, args.cluster_domain.as_deref());
+    let dns = async {
+        match &dns {
+            Some(dns) => dns.supervise().await,
+            None => std::future::pending().await,
+        }
+    };
+
     let (incoming_tx, incoming) = mpsc::channel(1024);
     let node_ips = node::addresses(&args.node_ips);
     let host = HostFacts::read("/proc".as_ref(), "/sys".as_ref(), "/dev".as_ref(), &roots.cgroup_mount)
@@ -141,9 +168,14 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         prober,
         incoming_tx,
     ));
-    let (sources, desired) = sources::start(&roots, args.manifests.clone(), args.static_pods.clone());
+    let ranges = ServiceRanges {
+        networks: args.service_cidrs.clone(),
+        node_ports: 30_000..=32_767,
+        reserved: args.cluster_dns.clone(),
+    };
+    let (sources, desired) = sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges);
     let hub = berth_server::Hub::default();
-    let board = Arc::new(Board::new(hub.clone(), Arc::clone(&sources.latest), node_ips));
+    let board = Arc::new(Board::new(hub.clone(), Arc::clone(&sources.latest), node_ips.clone()));
     let local = Local {
         roots: roots.clone(),
         hub,
@@ -166,6 +198,19 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     let pumping = tokio::spawn(pump(Arc::clone(&hands), runtime_config));
     let house = tokio::spawn(keep_house(Arc::clone(&board), cgroups.clone()));
 
+    let services = (!args.no_services).then(|| {
+        let config = ServicesConfig {
+            roots: roots.clone(),
+            exe: exe.clone(),
+            cgroup: services::hooks(&roots),
+            node_ips,
+            networks: args.service_cidrs.clone(),
+            domain: args.cluster_domain.clone().unwrap_or_else(|| "cluster.local".to_owned()),
+        };
+        let (board, latest) = (Arc::clone(&board), Arc::clone(&sources.latest));
+        services::start(config, board, latest, Arc::clone(&hands), desired.clone())
+    });
+
     let (stop, stopped) = oneshot::channel();
     let store = Store::open(&roots, &boot).context("open the memory store")?;
     let manager = tokio::spawn(berth_pods::run(ManagerConfig {
@@ -184,12 +229,16 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         _ = term.recv() => {}
         _ = int.recv() => {}
         never = berth_logd::supervise(&roots, &logd, spawn_logd) => match never {},
+        never = dns => match never {},
     }
     tracing::info!("agent ends; pods run on");
     // Where the manager has ended by itself nobody listens.
     stop.send(()).ok();
     if tokio::time::timeout(GOODBYE, manager).await.is_err() {
         tracing::warn!("pods' workers did not end in time");
+    }
+    if let Some(services) = services {
+        services.end();
     }
     serving.shutdown().await;
     for task in [pumping, house] {

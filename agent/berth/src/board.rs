@@ -3,7 +3,10 @@
 //! A view is made on the worker's own time, which is some ten microseconds; its JSON is written by whoever first needs
 //! it. The lock keeps the views of one pod in the order of its reports.
 
-use crate::sources::Latest;
+use crate::{
+    services::{SeenPod, looked_at, matters},
+    sources::Latest,
+};
 use berth_api::view::{ActionView, ContainerView, PodView};
 use berth_core::{
     event::EventRecord,
@@ -28,6 +31,8 @@ use tokio::sync::{Notify, watch};
 pub(crate) struct Board {
     pods: Mutex<BTreeMap<PodUid, Entry>>,
     pub(crate) changed: Notify,
+    /// Endpoints may follow from what a pod's worker told.
+    pub(crate) endpoints: Notify,
     hub: Hub,
     latest: Latest,
     node_ips: Vec<IpAddr>,
@@ -42,12 +47,24 @@ struct Entry {
 
 impl Board {
     pub(crate) fn new(hub: Hub, latest: Latest, node_ips: Vec<IpAddr>) -> Board {
-        Board { pods: Mutex::default(), changed: Notify::new(), hub, latest, node_ips }
+        Board {
+            pods: Mutex::default(),
+            changed: Notify::new(),
+            endpoints: Notify::new(),
+            hub,
+            latest,
+            node_ips,
+        }
     }
 
     /// The pods that have a worker.
     pub(crate) fn pods(&self) -> Vec<Arc<Pod>> {
         self.entries().values().map(|e| Arc::clone(&e.report.pod)).collect()
+    }
+
+    /// The pods that have a worker; without more where it has not looked at its pod yet.
+    pub(crate) fn seen(&self) -> BTreeMap<PodUid, Option<SeenPod>> {
+        self.entries().iter().map(|(uid, e)| (uid.clone(), looked_at(&e.report))).collect()
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<PodUid, Entry>> {
@@ -92,12 +109,16 @@ impl Reports for Board {
         let mut pods = self.entries();
         let before = pods.remove(&uid);
         let new = before.is_none();
+        let endpoints = before.as_ref().is_none_or(|b| matters(&b.report, &report));
         let entry = Entry { report, desired: desired.or_else(|| before.and_then(|b| b.desired)) };
         self.show(&entry);
         pods.insert(uid, entry);
         drop(pods);
         if new {
             self.changed.notify_one();
+        }
+        if endpoints {
+            self.endpoints.notify_one();
         }
     }
 
@@ -107,6 +128,7 @@ impl Reports for Board {
         self.hub.remove(uid);
         drop(pods);
         self.changed.notify_one();
+        self.endpoints.notify_one();
     }
 
     fn event(&self, event: EventRecord) {

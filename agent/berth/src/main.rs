@@ -1,15 +1,18 @@
 //! `berth`: the node agent, its helpers and its debugging commands in one program.
 //!
-//! The first argument says which role: `agent`, `logd`, `probe-exec`; everything else is a command for people.
+//! The first argument says which role: `agent`, `logd`, `dns`, `probe-exec`; everything else is a command for people.
 
 mod agent;
 mod backend;
 mod board;
+mod dns;
 mod exec;
 mod local;
 mod lock;
 mod node;
+mod reset;
 mod roots;
+mod services;
 mod sources;
 
 use anyhow::Context as _;
@@ -34,9 +37,14 @@ enum Role {
     /// Drain container output into files (started by the agent or a service manager).
     #[command(hide = true)]
     Logd,
+    /// Answer the cluster's names (started by the agent or a service manager).
+    #[command(hide = true)]
+    Dns(dns::DnsArgs),
     /// Run exec probes (started by the agent).
     #[command(hide = true)]
     ProbeExec,
+    /// Take away what is made to outlive the agent: hooks and tables of Services, cluster DNS, sysctls. Pods stay.
+    Reset,
     #[command(flatten)]
     Cli(berth_cli::Command),
 }
@@ -46,6 +54,10 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|a| a == "probe-exec") {
         return berth_probe::exec_helper::main();
     }
+    // So is the child that loads the eBPF programs.
+    if std::env::args_os().nth(1).is_some_and(|a| a == berth_ebpf_loader::ROLE) {
+        return berth_ebpf_loader::child_main(std::env::args_os().skip(2));
+    }
     let args = Args::parse();
     let roots = match roots::load(args.roots.as_deref()) {
         Ok(roots) => roots,
@@ -54,6 +66,8 @@ fn main() -> ExitCode {
     let done = match args.role {
         Role::Agent(agent) => agent::run(roots, agent),
         Role::Logd => logd(roots),
+        Role::Dns(args) => dns::run(roots, args),
+        Role::Reset => reset::run(&roots),
         Role::ProbeExec => return berth_probe::exec_helper::main(),
         Role::Cli(command) => return berth_cli::run(&roots, command),
     };

@@ -6,7 +6,7 @@ use berth_core::{ids::NodeName, model::Objects, roots::Roots};
 use berth_pods::DesiredSet;
 use berth_source::{
     Snapshot,
-    dir::{DirConfig, ManifestDir},
+    dir::{DirConfig, ManifestDir, ServiceRanges},
     manifest::Mode,
 };
 use std::{
@@ -31,6 +31,7 @@ pub(crate) fn start(
     roots: &Roots,
     manifests: Option<PathBuf>,
     static_pods: Option<PathBuf>,
+    services: ServiceRanges,
 ) -> (Sources, watch::Receiver<Arc<DesiredSet>>) {
     let (desired, receiver) = watch::channel(Arc::new(DesiredSet::default()));
     let desired = Arc::new(desired);
@@ -41,7 +42,10 @@ pub(crate) fn start(
         let Some(dir) = dir else { continue };
         let node: NodeName = roots.node_name.clone();
         let state = roots.lasting_state.join(name);
-        let (source, snapshot) = berth_source::dir::start(DirConfig::new(dir, node, mode, state));
+        // Static pods have no Services.
+        let services = (mode == Mode::Manifests).then(|| services.clone());
+        let config = DirConfig { services, ..DirConfig::new(dir, node, mode, state) };
+        let (source, snapshot) = berth_source::dir::start(config);
         sources.dirs.push(source);
         lock(&sources.latest).push(Arc::new(Snapshot::default()));
         snapshots.push(snapshot);

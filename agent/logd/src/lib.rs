@@ -32,5 +32,5 @@ mod spec;
 
 pub use error::Error;
 pub use proto::{FinishReport, Hello, StreamStatus};
-pub use spawn::{ensure_running, spawn_detached, supervise};
+pub use spawn::{ensure_running, spawn_detached, spawn_detached_to, supervise};
 pub use spec::{Rotated, StreamPaths, StreamSpec, fifo_dir};

@@ -110,17 +110,28 @@ async fn adopt(roots: &Roots, client: &Client) -> Infallible {
     std::future::pending().await
 }
 
-/// Starts a program that outlives the agent: no open files but standard ones, working directory `/`, its messages to
-/// [`output_file`]. It makes its own session, as [`crate::server::run`] does. Must be called in a tokio runtime, which
-/// reaps it if it ends before the agent. Returns its process id.
+/// Starts logd so that it outlives the agent, its messages to [`output_file`]. As [`spawn_detached_to`].
 pub fn spawn_detached(
     roots: &Roots,
     exe: &Path,
     args: impl IntoIterator<Item = impl AsRef<OsStr>>,
 ) -> Result<u32, Error> {
+    spawn_detached_to(&output_file(roots), exe, args)
+}
+
+/// Starts a program that outlives the agent: no open files but standard ones, working directory `/`, its messages to
+/// the end of the file `output`, whose directory is made. It makes its own session, as [`crate::server::run`] does. Must
+/// be called in a tokio runtime, which reaps it if it ends before the agent. Returns its process id.
+pub fn spawn_detached_to(
+    output: &Path,
+    exe: &Path,
+    args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+) -> Result<u32, Error> {
     let start = || {
-        std::fs::create_dir_all(&roots.runtime_state)?;
-        let output = OpenOptions::new().create(true).append(true).mode(0o640).open(output_file(roots))?;
+        if let Some(dir) = output.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+        let output = OpenOptions::new().create(true).append(true).mode(0o640).open(output)?;
         bound(&output)?;
         let mut command = tokio::process::Command::new(exe);
         command.args(args).current_dir("/").kill_on_drop(false);

@@ -1,0 +1,53 @@
+//! `berth reset`: takes away what is made to outlive the agent. Pods, their output and their addresses stay; an agent
+//! started later finds them.
+
+use crate::{lock, services};
+use anyhow::Context as _;
+use berth_core::roots::Roots;
+use berth_ebpf_loader::{Pins, detach, unmount_bpffs};
+use berth_network::{Network, NetworkConfig};
+use std::io;
+
+/// Detaches and removes the programs and maps of Services, ends cluster DNS and takes its addresses off the node, and
+/// puts sysctls and nft tables back. Refused while an agent runs.
+pub(crate) fn run(roots: &Roots) -> anyhow::Result<()> {
+    crate::log_to_stderr();
+    if !roots.runtime_state.is_dir() {
+        tracing::info!(state = %roots.runtime_state.display(), "nothing of a node is here");
+        return Ok(());
+    }
+    let _lock = lock::take(&roots.runtime_state)?;
+    detach(&Pins::new(&roots.bpf_pins)).context("remove the programs of Services")?;
+    let mounted = roots.runtime_state.join(services::BPFFS_MOUNTED);
+    if mounted.exists() {
+        unmount_bpffs(&Pins::new(&roots.bpf_pins)).context("unmount the BPF file system that the agent mounted")?;
+        remove_file(&mounted)?;
+    }
+    remove_file(&berth_api::services::file(roots))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
+    runtime.block_on(async {
+        let dns = berth_dns::Client::new(roots.dns_socket());
+        // Where nobody answers there is none to end.
+        if dns.status().await.is_ok() {
+            dns.end().await.context("end cluster DNS")?;
+            dns.closed().await;
+        }
+        let network = Network::open(roots, NetworkConfig::default()).context("open the network")?;
+        network.restore_host().await.context("put the host's network back")
+    })?;
+    let removed = berth_dns::address::remove(roots).context("take cluster DNS' addresses away")?;
+    tracing::info!(addresses = ?removed, "node reset; pods stay");
+    Ok(())
+}
+
+fn remove_file(path: &std::path::Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
