@@ -97,6 +97,14 @@ pub(crate) fn is_loaded(pins: &Pins, object: &[u8]) -> Result<bool> {
     Ok(true)
 }
 
+/// Whether the pinned maps are those that `object` wants: kind, sizes, entries and flags. A missing one is no error.
+///
+/// # Errors
+/// One differs ([`Error::MapMismatch`]), or the kernel refuses.
+pub fn check_pinned_maps(pins: &Pins, object: &[u8]) -> Result<()> {
+    check_maps(pins, &Contents::parse(object)?)
+}
+
 fn check_maps(pins: &Pins, contents: &Contents) -> Result<()> {
     for map in &contents.maps {
         let path = pins.maps().join(&map.name);
