@@ -62,6 +62,10 @@ pub(crate) struct AgentArgs {
     /// first.
     #[arg(long = "service-cidr", value_name = "CIDR", value_parser = services::network, default_value = "10.96.0.0/16")]
     service_cidrs: Vec<(IpAddr, u8)>,
+    /// A device that brings what comes from outside, for NodePorts; without, every device with an address, but none
+    /// where the socket hooks are on a part of the machine only.
+    #[arg(long = "uplink", value_name = "DEVICE")]
+    uplinks: Vec<String>,
     /// Run pods without Services.
     #[arg(long)]
     no_services: bool,
@@ -205,6 +209,7 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
             cgroup: services::hooks(&roots),
             node_ips,
             networks: args.service_cidrs.clone(),
+            uplinks: args.uplinks.clone(),
             domain: args.cluster_domain.clone().unwrap_or_else(|| "cluster.local".to_owned()),
         };
         let (board, latest) = (Arc::clone(&board), Arc::clone(&sources.latest));

@@ -4,7 +4,7 @@
 use crate::{lock, services};
 use anyhow::Context as _;
 use berth_core::roots::Roots;
-use berth_ebpf_loader::{Pins, detach, unmount_bpffs};
+use berth_ebpf_loader::{Pins, detach};
 use berth_network::{Network, NetworkConfig};
 use std::io;
 
@@ -18,11 +18,7 @@ pub(crate) fn run(roots: &Roots) -> anyhow::Result<()> {
     }
     let _lock = lock::take(&roots.runtime_state)?;
     detach(&Pins::new(&roots.bpf_pins)).context("remove the programs of Services")?;
-    let mounted = roots.runtime_state.join(services::BPFFS_MOUNTED);
-    if mounted.exists() {
-        unmount_bpffs(&Pins::new(&roots.bpf_pins)).context("unmount the BPF file system that the agent mounted")?;
-        remove_file(&mounted)?;
-    }
+    services::unmount_bpffs(roots).context("unmount the BPF file system that the agent mounted")?;
     remove_file(&berth_api::services::file(roots))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -67,6 +67,9 @@ pub(crate) struct ServicesConfig {
     pub(crate) node_ips: Vec<IpAddr>,
     /// The networks of Services.
     pub(crate) networks: Vec<(IpAddr, u8)>,
+    /// The devices that bring what comes from outside; empty: found by their addresses where the node is the whole
+    /// machine.
+    pub(crate) uplinks: Vec<String>,
     /// The cluster's domain.
     pub(crate) domain: String,
 }

@@ -179,7 +179,7 @@ impl Datapath {
     /// Attaches what is new; what is gone took its links along.
     fn devices(&mut self) -> anyhow::Result<()> {
         let pods = self.pods.devices();
-        let uplinks = node::uplinks(&pods);
+        let uplinks = node::uplinks(&self.cfg, &pods);
         let mut wanted: Vec<(u32, Role)> = self.pods.unattached().map(|i| (i, Role::Pod)).collect();
         wanted.extend(uplinks.difference(&self.uplinks).map(|i| (*i, Role::Uplink)));
         for part in wanted.chunks(TOGETHER) {

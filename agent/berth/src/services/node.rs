@@ -45,13 +45,19 @@ pub(super) fn facts(cfg: &ServicesConfig) -> NodeFacts {
     }
 }
 
-/// Devices that bring what comes from outside: those with an address that are neither loopback, nor a bridge, nor one
-/// of the pods'.
-pub(super) fn uplinks(pods: &BTreeSet<u32>) -> BTreeSet<u32> {
-    let with_address = devices().into_iter().filter(|(name, ips)| {
-        ips.iter().any(own) && !Path::new("/sys/class/net").join(name).join("bridge").exists()
-    });
-    let index = with_address.filter_map(|(name, _)| nix::net::if_::if_nametoindex(name.as_str()).ok());
+/// Devices that bring what comes from outside: those that are named; else those with an address that are neither
+/// loopback, nor a bridge, nor one of the pods'. A node that has only a part of the machine takes no device by itself.
+pub(super) fn uplinks(cfg: &ServicesConfig, pods: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let names: Vec<String> = if !cfg.uplinks.is_empty() {
+        cfg.uplinks.clone()
+    } else if cfg.roots.cgroup_hooks.as_os_str().is_empty() {
+        let bridge = |name: &String| Path::new("/sys/class/net").join(name).join("bridge").exists();
+        let found = devices().into_iter().filter(|(_, ips)| ips.iter().any(own)).map(|(name, _)| name);
+        found.filter(|name| !bridge(name)).collect()
+    } else {
+        Vec::new()
+    };
+    let index = names.iter().filter_map(|name| nix::net::if_::if_nametoindex(name.as_str()).ok());
     index.filter(|index| !pods.contains(index)).collect()
 }
 
