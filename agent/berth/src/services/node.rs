@@ -13,10 +13,14 @@ use std::{
 /// Masqueraded connections take ports above those that the kernel gives out by itself.
 const MASQUERADE_PORTS: [u16; 2] = [61_000, 65_535];
 
-/// Devices of the host with the addresses they have, loopback among them.
+/// Devices of the host with the addresses they have, loopback among them, the pods' not.
 fn devices() -> BTreeMap<String, BTreeSet<IpAddr>> {
     let mut found: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
     for a in nix::ifaddrs::getifaddrs().into_iter().flatten() {
+        // The pods' devices come and go, and what they bear is the pod network's.
+        if a.interface_name.starts_with("veth") {
+            continue;
+        }
         let Some(address) = a.address else { continue };
         let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
         let ip = v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())));

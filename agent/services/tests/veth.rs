@@ -1,0 +1,44 @@
+//! The pair of a pod's device, on the real kernel. Needs root and `ip`.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use berth_services::veth_pair;
+use std::{path::PathBuf, process::Command};
+
+fn ip(args: &str) -> String {
+    let out = Command::new("ip").args(args.split_whitespace()).output().unwrap();
+    assert!(out.status.success(), "ip {args}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// A network namespace with that name; its devices go with it.
+struct Netns(String);
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        // One that could not be made is no matter.
+        Command::new("ip").args(["netns", "del", &self.0]).output().ok();
+    }
+}
+
+#[test]
+fn a_pods_pair_is_found_from_its_namespace() {
+    let name = format!("berth-veth-{}", std::process::id());
+    let host = format!("bv{}", std::process::id());
+    ip(&format!("netns add {name}"));
+    let netns = Netns(name);
+    let path = PathBuf::from("/run/netns").join(&netns.0);
+    assert_eq!(veth_pair(&path).unwrap(), None, "no device yet");
+    ip(&format!("link add {host} type veth peer name eth0 netns {}", netns.0));
+    let pair = veth_pair(&path).unwrap().unwrap();
+    let shown = ip(&format!("-o link show dev {host}"));
+    assert!(shown.starts_with(&format!("{}: ", pair.host_index)), "{shown}");
+    let text = |mac: [u8; 6]| mac.map(|b| format!("{b:02x}")).join(":");
+    assert!(shown.contains(&format!("link/ether {}", text(pair.host_mac))), "{shown} {pair:?}");
+    let inside = ip(&format!("-n {} -o link show dev eth0", netns.0));
+    assert!(inside.contains(&format!("link/ether {}", text(pair.pod_mac))), "{inside} {pair:?}");
+    // A device of another kind is no pod's.
+    ip(&format!("link del {host}"));
+    ip(&format!("-n {} link add eth0 type bridge", netns.0));
+    assert_eq!(veth_pair(&path).unwrap(), None);
+    assert!(veth_pair(&path.with_file_name("berth-none")).is_err());
+}
