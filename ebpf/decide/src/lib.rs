@@ -23,6 +23,8 @@ mod maps;
 #[cfg(feature = "std")]
 pub mod memory;
 mod service;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "std")]
 pub mod trace;
 
