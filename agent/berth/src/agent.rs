@@ -55,7 +55,7 @@ pub(crate) struct AgentArgs {
     /// Answer the cluster's names on this node, at the addresses of --cluster-dns.
     #[arg(long, requires = "cluster_dns")]
     serve_dns: bool,
-    /// The cluster's DNS domain.
+    /// The cluster's DNS domain; with --serve-dns `cluster.local` where not given.
     #[arg(long, value_name = "DOMAIN")]
     cluster_domain: Option<String>,
     /// Networks of Services' addresses, one of each family at most; a Service that names no address gets one of the
@@ -87,12 +87,15 @@ pub(crate) struct AgentArgs {
 }
 
 /// Runs the agent until it is told to stop. The pods run on.
-pub(crate) fn run(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
+pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
     if !args.standalone {
         bail!("this build runs standalone nodes only: give --standalone and --manifests DIR");
     }
     if args.manifests.is_none() && args.static_pods.is_none() {
         bail!("--standalone needs --manifests DIR or --static-pods DIR");
+    }
+    if args.serve_dns {
+        args.cluster_domain.get_or_insert_with(|| services::DOMAIN.to_owned());
     }
     memory::bound_arenas();
     crate::log_to_stderr();
@@ -210,7 +213,7 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
             node_ips,
             networks: args.service_cidrs.clone(),
             uplinks: args.uplinks.clone(),
-            domain: args.cluster_domain.clone().unwrap_or_else(|| "cluster.local".to_owned()),
+            domain: args.cluster_domain.clone().unwrap_or_else(|| services::DOMAIN.to_owned()),
         };
         let (board, latest) = (Arc::clone(&board), Arc::clone(&sources.latest));
         services::start(config, board, latest, Arc::clone(&hands), desired.clone())

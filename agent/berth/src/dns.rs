@@ -1,5 +1,6 @@
 //! Cluster DNS: the helper's role, and how the agent starts it.
 
+use crate::services;
 use anyhow::Context as _;
 use berth_core::roots::Roots;
 use berth_dns::{
@@ -15,9 +16,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The domain where nothing else is said.
-const DOMAIN: &str = "cluster.local";
-
 /// Options of `berth dns`.
 #[derive(Debug, Args)]
 pub(crate) struct DnsArgs {
@@ -25,7 +23,7 @@ pub(crate) struct DnsArgs {
     #[arg(long = "address", value_name = "IP", required = true)]
     addresses: Vec<IpAddr>,
     /// The cluster's DNS domain, until a zone says it.
-    #[arg(long, value_name = "DOMAIN", default_value = DOMAIN)]
+    #[arg(long, value_name = "DOMAIN", default_value = services::DOMAIN)]
     cluster_domain: String,
 }
 
@@ -70,7 +68,7 @@ impl Dns {
         for address in addresses {
             args.extend(["--address".into(), address.to_string().into()]);
         }
-        args.extend(["--cluster-domain".into(), domain.unwrap_or(DOMAIN).into()]);
+        args.extend(["--cluster-domain".into(), domain.unwrap_or(services::DOMAIN).into()]);
         Some(Dns {
             client: Client::new(roots.dns_socket()),
             exe: exe.into(),

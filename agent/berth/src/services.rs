@@ -55,6 +55,9 @@ const STARTING: Duration = Duration::from_millis(200);
 /// A thread that panicked is started again after this.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
 
+/// The domain of names where nothing else is said.
+pub(crate) const DOMAIN: &str = "cluster.local";
+
 /// What Services depend on besides the objects.
 #[derive(Debug, Clone)]
 pub(crate) struct ServicesConfig {

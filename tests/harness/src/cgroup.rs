@@ -25,6 +25,11 @@ pub fn hierarchies() -> BTreeSet<PathBuf> {
     roots
 }
 
+/// The root of the version 2 hierarchy; on hybrid machines the one without controllers.
+pub fn v2() -> Option<PathBuf> {
+    hierarchies().into_iter().find(|root| root.join("cgroup.controllers").exists())
+}
+
 /// All groups of that name and below it, in every hierarchy, the deepest first.
 pub fn groups(name: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -336,6 +336,33 @@ impl Node {
         String::from_utf8(out.stdout).context("its output")
     }
 
+    /// Runs a command on the host, in a cgroup whose sockets this node's Services answer, and returns its standard
+    /// output.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn on_host(&self, command: &[&str]) -> Result<String> {
+        let root = cgroup::v2().context("this machine has no cgroup2 hierarchy")?;
+        let group = root.join(&self.roots.cgroup_hooks).join("clients");
+        fs::create_dir_all(&group).with_context(|| format!("create {}", group.display()))?;
+        let out = Command::new("sh")
+            .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
+            .arg(group.join("cgroup.procs"))
+            .args(command)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("run {command:?}"))?;
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        ensure!(out.status.success(), "{command:?} on the host: {} {}", out.status, said.trim());
+        String::from_utf8(out.stdout).context("its output")
+    }
+
+    /// The network of its Services, and the address of its DNS in it: from the name, as the pods' networks are.
+    pub fn services(&self) -> (String, String) {
+        let third = self.subnets().0.split('.').nth(2).unwrap_or("0").to_owned();
+        (format!("10.{}.{third}.0/24", 192 + 60), format!("10.{}.{third}.10", 192 + 60))
+    }
+
     /// The directory of a container's output.
     pub fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf {
         let name = pod.name().replace('/', "_");
@@ -357,14 +384,15 @@ impl Node {
             tell(&format!("the pods did not end by themselves, they are ended by force: {error:#}"));
         }
         self.stop_agent()?;
-        for role in ["agent", "probe-exec", "logd"] {
+        let reset = self.berth(&["reset"])?;
+        ensure!(reset.status.success(), "berth reset: {}", String::from_utf8_lossy(&reset.stderr).trim());
+        for role in ["agent", "probe-exec", "logd", "dns"] {
             for helper in self.helpers(role) {
                 helper.terminate(Duration::from_secs(5))?;
             }
         }
         self.containerd.stop()?;
         cgroup::remove(&self.cgroup)?;
-        restore_sysctls(&self.roots.runtime_state.join("network/sysctls.json"))?;
         for dir in [&self.dir, &self.roots.runtime_state] {
             for mount in berth_sys::mount::mounts_below(dir)?.iter().rev() {
                 berth_sys::mount::unmount(&mount.mount_point)?;
@@ -411,25 +439,6 @@ pub fn marks(name: &str) -> Vec<String> {
 #[expect(clippy::print_stderr, reason = "the user of a suite or of the demo reads it there")]
 fn tell(text: &str) {
     eprintln!("{text}");
-}
-
-/// Puts back the sysctls that the agent recorded before it changed them.
-fn restore_sysctls(record: &Path) -> Result<()> {
-    let Ok(bytes) = fs::read(record) else { return Ok(()) };
-    #[derive(serde::Deserialize)]
-    struct Before {
-        values: Vec<(String, String)>,
-    }
-    let before: Before =
-        serde_json::from_slice(&bytes).with_context(|| format!("read {}", record.display()))?;
-    for (key, value) in before.values {
-        let path = Path::new("/proc/sys").join(&key);
-        // A device may have gone meanwhile.
-        if fs::read_to_string(&path).is_ok_and(|now| now.trim() != value) {
-            fs::write(&path, value).with_context(|| format!("write {}", path.display()))?;
-        }
-    }
-    Ok(())
 }
 
 /// A node of a test: alone in its process, with a running containerd, and ended when it goes.

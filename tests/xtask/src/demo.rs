@@ -1,5 +1,8 @@
 //! `cargo xtask demo`: a node with the pods of `deploy/examples`, shown step by step; `--down` takes it away.
 
+mod outside;
+mod services;
+
 use crate::{out, setup};
 use anyhow::{Context, Result, bail, ensure};
 use berth_harness::{
@@ -9,6 +12,7 @@ use berth_harness::{
     tools::{self, Build},
     wait::{self, PATIENCE},
 };
+use outside::Outside;
 use std::{
     collections::BTreeSet,
     fs,
@@ -36,7 +40,7 @@ pub(crate) struct Args {
 /// A first restart comes at once, the second after 10 s.
 const BACK_OFF: Duration = Duration::from_secs(90);
 
-const EXAMPLES: [&str; 4] = ["web.yaml", "client.yaml", "crash.yaml", "never-ready.yaml"];
+const EXAMPLES: [&str; 5] = ["web.yaml", "services.yaml", "client.yaml", "crash.yaml", "never-ready.yaml"];
 
 /// Shows the node, or ends it.
 pub(crate) fn run(args: &Args) -> Result<bool> {
@@ -45,7 +49,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     setup::run()?;
     let programs = out::timed("build berth", || tools::programs(Build::Plain))?;
-    let node = Node::new(&args.dir, &args.run_dir, "demo", programs)?;
+    let (node, outside) = demo_node(args, programs)?;
     if node.agent().is_some() && node.containerd.process().is_some() {
         out::line("the demo's node runs already: only looking whether it is well");
         still_well(&node)?;
@@ -54,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         return Ok(true);
     }
     let begun = Instant::now();
-    match show(&node) {
+    match show(&node, &outside) {
         Ok(()) => {
             report(&node)?;
             out::line(&format!(
@@ -67,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             out::line(&format!("the agent's last words:\n{}", node.last_words()));
             if args.keep {
                 out::line("the node is left as it is; end it with `cargo xtask demo --down`");
-            } else if let Err(error) = node.down() {
+            } else if let Err(error) = node.down().and_then(|()| outside.remove()) {
                 out::line(&format!("the node could not be ended: {error:#}"));
             }
             Err(error)
@@ -81,12 +85,30 @@ fn down(args: &Args) -> Result<bool> {
         return Ok(true);
     }
     let programs = tools::programs(Build::Plain)?;
-    let node = Node::new(&args.dir, &args.run_dir, "demo", programs)?;
+    let (node, outside) = demo_node(args, programs)?;
     out::timed("end the pods, the agent, its helpers and containerd", || node.down())?;
+    outside.remove()?;
     Ok(true)
 }
 
-fn show(node: &Node) -> Result<()> {
+/// The demo's node: Services on, names served, node ports at an address that is the demo's own.
+fn demo_node(args: &Args, programs: PathBuf) -> Result<(Node, Outside)> {
+    let mut node = Node::new(&args.dir, &args.run_dir, "demo", programs)?;
+    let outside = Outside::of(&node.cgroup, &node.subnets().0);
+    let (network, dns) = node.services();
+    let more = [
+        ["--service-cidr", &network],
+        ["--cluster-dns", &dns],
+        ["--node-ip", outside.node_address()],
+        ["--uplink", outside.device()],
+    ];
+    node.agent_args =
+        more.concat().into_iter().map(str::to_owned).chain(["--serve-dns".to_owned()]).collect();
+    Ok((node, outside))
+}
+
+fn show(node: &Node, outside: &Outside) -> Result<()> {
+    out::timed("make a network beside the node's, to ask from", || outside.make())?;
     out::timed("start containerd", || node.containerd.start())?;
     out::timed("import the image busybox:1, made from this machine's busybox", || {
         image::import_busybox(&node.containerd, &node.dir)
@@ -100,6 +122,7 @@ fn show(node: &Node) -> Result<()> {
     out::timed("end a web server's health: its container alone is killed and started again", || {
         liveness(node)
     })?;
+    services::show(node, outside)?;
     out::timed("edit the page: it reaches both running pods", || edit(node))?;
     out::timed("the pod that crashes is held back", || backs_off(node))?;
     out::timed("the pod that never gets ready says why", || never_ready(node))
