@@ -18,11 +18,14 @@
 pub mod checksum;
 mod lifetime;
 mod maps;
+#[cfg(feature = "std")]
+pub mod memory;
 mod open;
 mod packet;
 
 pub use lifetime::{collect, lifetime_s};
 pub use maps::FlowMaps;
+pub use open::open;
 pub use packet::{Dropped, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, reverse, tcp};
 
 use crate::{Family, From, decide, service::find};
@@ -33,8 +36,36 @@ use packet::is_reverse;
 const FRAGMENTS_S: u32 = 30;
 
 /// Says what becomes of the packet in `room`, and writes down what the next ones of its connection need.
+///
+/// Its three parts are functions of their own in the kernel, where each has a small stack.
 #[inline(always)]
 pub fn judge<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Verdict {
+    if let Some(via) = glance(maps, hook, room) {
+        return Verdict::Translate(via);
+    }
+    match ponder(maps, hook, room) {
+        Some(verdict) => verdict,
+        None => open(maps, hook, room),
+    }
+}
+
+/// The quick part of [`judge`]: a packet of a connection that was looked at in this very second and does not change.
+/// Nothing means that [`ponder`] has the say.
+#[inline(always)]
+pub fn glance<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Option<Via> {
+    if room.packet.part != Part::Whole || !maps.flow(&room.packet.tuple, &mut room.entry) {
+        return None;
+    }
+    let flags = room.entry.flags;
+    let tcp_flags = room.packet.tcp_flags;
+    let same = after(flags, room.packet.tuple.proto, tcp_flags) == flags && tcp_flags & tcp::SYN == 0;
+    let met = hook != Hook::Egress || flags & flow::REPLY != 0;
+    (same && met && maps.now_s() == room.entry.seen_s).then(|| open::via(maps, hook, &room.entry))
+}
+
+/// The thorough part of [`judge`]. Nothing means that a connection begins and [`open`] has the say.
+#[inline(always)]
+pub fn ponder<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Option<Verdict> {
     if let Part::Later(id) = room.packet.part
         && let Some(ports) = maps.fragment(&fragment_key(room, id))
         && maps.now_s().saturating_sub(ports.seen_s) < FRAGMENTS_S
@@ -42,16 +73,23 @@ pub fn judge<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>
         room.packet.tuple.src_port = ports.src_port;
         room.packet.tuple.dst_port = ports.dst_port;
     }
-    let verdict = match known(maps, hook, room) {
-        Some(via) => Verdict::Translate(via),
+    match known(maps, hook, room) {
+        Some(via) => {
+            note_fragment(maps, room);
+            Some(Verdict::Translate(via))
+        }
         None => unknown(maps, hook, room),
-    };
-    if let (Part::First(id), Verdict::Translate(_)) = (room.packet.part, &verdict) {
+    }
+}
+
+/// Writes down the ports that a datagram's other fragments lack.
+#[inline(always)]
+fn note_fragment<A: Family, M: FlowMaps<A>>(maps: &M, room: &Room<A>) {
+    if let Part::First(id) = room.packet.part {
         let (src_port, dst_port) = (room.packet.tuple.src_port, room.packet.tuple.dst_port);
         let ports = FragmentPorts { src_port, dst_port, seen_s: maps.now_s() };
         maps.keep_fragment(&fragment_key(room, id), &ports);
     }
-    verdict
 }
 
 #[inline(always)]
@@ -184,33 +222,41 @@ fn still_there<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>) -> bool 
     found
 }
 
-/// The verdict for what no entry knows.
+/// The verdict for what no entry knows; nothing where a connection begins, with what was chosen in `room`.
 #[inline(always)]
-fn unknown<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Verdict {
+fn unknown<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Option<Verdict> {
     let tuple = &room.packet.tuple;
     if hook == Hook::Egress {
         // What the socket hooks leave alone for want of an endpoint, and what belongs to no Service.
         let leak = maps.in_service_range(tuple.dst);
-        return if leak { Verdict::Drop(Dropped::Leak) } else { Verdict::Pass };
+        return Some(if leak { Verdict::Drop(Dropped::Leak) } else { Verdict::Pass });
     }
     if hook == Hook::Pod
         && maps.redirects()
         && let Some(pod) = maps.pod(&tuple.dst)
     {
-        return Verdict::Forward(pod);
+        return Some(Verdict::Forward(pod));
     }
     let later = matches!(room.packet.part, Part::Later(_));
     let begins = room.packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
     if room.packet.part == Part::Error || (tuple.proto == TCP && !later && !begins) {
-        return Verdict::Pass;
+        return Some(Verdict::Pass);
     }
     let key = ServiceKey { addr: tuple.dst, port: tuple.dst_port, proto: tuple.proto, pad: 0 };
     let from = if hook == Hook::Pod { From::Pod(tuple.src) } else { From::Outside(tuple.src) };
     match decide(maps, &key, from) {
-        crate::Verdict::Pass => Verdict::Pass,
-        crate::Verdict::Drop(_) => Verdict::Drop(Dropped::Service),
-        _ if later => Verdict::Drop(Dropped::Fragment),
-        crate::Verdict::Reject(_) => Verdict::Reject,
-        crate::Verdict::To(choice) => open::open(maps, hook, room, &choice),
+        crate::Verdict::Pass => Some(Verdict::Pass),
+        crate::Verdict::Drop(_) => Some(Verdict::Drop(Dropped::Service)),
+        _ if later => Some(Verdict::Drop(Dropped::Fragment)),
+        crate::Verdict::Reject(_) => Some(Verdict::Reject),
+        crate::Verdict::To(choice) => {
+            room.entry.to.dst = choice.backend.addr;
+            room.entry.to.dst_port = choice.backend.port;
+            room.entry.service = choice.service;
+            room.entry.generation = choice.generation;
+            room.backend = choice.backend.flags;
+            room.frontend = choice.frontend;
+            None
+        }
     }
 }

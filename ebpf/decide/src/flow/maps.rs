@@ -9,8 +9,6 @@ pub trait FlowMaps<A: Family>: Maps<A> {
     fn flow(&self, key: &Tuple<A>, into: &mut Flow<A>) -> bool;
     /// Writes an entry where none is; says whether it did.
     fn insert(&self, key: &Tuple<A>, value: &Flow<A>) -> bool;
-    /// Writes an entry over whatever is there; says whether it did.
-    fn replace(&self, key: &Tuple<A>, value: &Flow<A>) -> bool;
     /// Changes an entry in place; one that is gone stays gone.
     fn touch(&self, key: &Tuple<A>, flags: u32, generation: u32, seen_s: u32);
     /// Removes an entry, if it is there.
@@ -31,4 +29,14 @@ pub trait FlowMaps<A: Family>: Maps<A> {
     fn masquerade(&self) -> A;
     /// First and last port for connections whose source port is taken, host order.
     fn ports(&self) -> [u16; 2];
+
+    /// Takes a step up to `times` times, with its number, until one says that it was the last. The kernel's verifier
+    /// then follows one step instead of all.
+    #[inline(always)]
+    fn repeat(&self, times: u32, mut step: impl FnMut(u32) -> bool) {
+        let mut number = 0;
+        while number < times && !step(number) {
+            number += 1;
+        }
+    }
 }

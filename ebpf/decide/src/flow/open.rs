@@ -3,17 +3,19 @@
 use super::{
     Dropped, FlowMaps, Hook, Room, Verdict, Via,
     lifetime::{is_closed, is_over},
+    note_fragment,
     packet::{is_reverse, reverse},
 };
-use crate::{Choice, Family, service::scale};
-use berth_ebpf_abi::{Flow, Tuple, backend, flow, frontend};
+use crate::{Family, service::scale};
+use berth_ebpf_abi::{Flow, backend, flow, frontend};
 
 /// So many source ports are tried.
 const TRIES: u32 = 32;
 /// From this try on, ports of closed connections are taken too: their answers may still be on the way.
 const CLOSED_TOO: u32 = 8;
 
-/// Writes a new connection down and translates its first packet.
+/// The last part of [`super::judge`]: writes a new connection down, to the backend in `room`, and translates its first
+/// packet.
 ///
 /// The source is masqueraded (kube-proxy's rules, and where answers would not pass these programs):
 /// - a pod's that is given itself: an answer from its own address would not be taken for one;
@@ -23,57 +25,43 @@ const CLOSED_TOO: u32 = 8;
 /// Never towards the host's own network: there the answer goes through the stack, which must find the client's
 /// address in it to send it out.
 #[inline(always)]
-pub(super) fn open<A: Family, M: FlowMaps<A>>(
-    maps: &M,
-    hook: Hook,
-    room: &mut Room<A>,
-    choice: &Choice<A>,
-) -> Verdict {
-    let host = u32::from(backend::LOCAL | backend::HOST_NETWORK);
+pub fn open<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Verdict {
+    let host = backend::LOCAL | backend::HOST_NETWORK;
     let kept = frontend::OUTSIDE_LOCAL | frontend::EXTERNAL;
     let client = room.packet.tuple.src;
-    let masquerade = if u32::from(choice.backend.flags) & host == host {
+    let masquerade = if room.backend & host == host {
         false
     } else if hook == Hook::Pod {
-        choice.backend.addr == client || maps.masquerades_all()
+        room.entry.to.dst == client || maps.masquerades_all()
     } else {
-        choice.frontend & kept != kept
+        room.frontend & kept != kept
     };
-    let src = if masquerade { maps.masquerade() } else { client };
-    if src == A::ANY {
+    room.entry.to.src = if masquerade { maps.masquerade() } else { client };
+    if room.entry.to.src == A::ANY {
         return Verdict::Drop(Dropped::Address);
     }
-    room.entry.to = Tuple {
-        src,
-        dst: choice.backend.addr,
-        src_port: room.packet.tuple.src_port,
-        dst_port: choice.backend.port,
-        proto: room.packet.tuple.proto,
-        pad: [0; 3],
-    };
+    room.entry.to.src_port = room.packet.tuple.src_port;
+    room.entry.to.proto = room.packet.tuple.proto;
+    room.entry.to.pad = [0; 3];
     room.entry.flags = if masquerade { flow::MASQUERADE } else { 0 };
-    room.entry.service = choice.service;
-    room.entry.generation = choice.generation;
     room.entry.ifindex = if hook == Hook::Pod { 0 } else { room.packet.ifindex };
     room.entry.seen_s = maps.now_s();
     let [first, last] = maps.ports();
     let source_port = u16::from_be(room.packet.tuple.src_port);
     // The node's own sockets have the other ports of its address.
-    let mut keep = !masquerade || (first <= source_port && source_port <= last);
-    let span = u32::from(last).saturating_sub(u32::from(first)) + 1;
-    let mut tried = 0;
-    while tried < TRIES {
-        if !keep {
+    room.keep = !masquerade || (first <= source_port && source_port <= last);
+    room.claimed = false;
+    maps.repeat(TRIES, |tried| {
+        if tried != 0 || !room.keep {
+            let [first, last] = maps.ports();
+            let span = u32::from(last).saturating_sub(u32::from(first)) + 1;
             let port = u32::from(first) + scale(maps.rand(), span);
             room.entry.to.src_port = ((port & 0xffff) as u16).to_be();
         }
-        keep = false;
-        if claim(maps, room, tried >= CLOSED_TOO) {
-            return enter(maps, hook, room);
-        }
-        tried += 1;
-    }
-    Verdict::Drop(Dropped::Ports)
+        room.claimed = claim(maps, room, tried >= CLOSED_TOO);
+        room.claimed
+    });
+    if room.claimed { enter(maps, hook, room) } else { Verdict::Drop(Dropped::Ports) }
 }
 
 /// The answers' entry, as it must be.
@@ -132,6 +120,7 @@ fn enter<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) ->
             maps.remove(&room.back);
         }
     }
+    note_fragment(maps, room);
     Verdict::Translate(via(maps, hook, &room.entry))
 }
 

@@ -113,6 +113,14 @@ pub struct Room<A> {
     pub(super) other: Flow<A>,
     /// A key and an entry of somebody else's.
     pub(super) theirs: (Tuple<A>, Flow<A>),
+    /// [`berth_ebpf_abi::backend`] of what a new connection was given.
+    pub(super) backend: u16,
+    /// [`berth_ebpf_abi::frontend`] by which it came.
+    pub(super) frontend: u32,
+    /// The first port tried is the client's own.
+    pub(super) keep: bool,
+    /// The other direction's entry is written.
+    pub(super) claimed: bool,
 }
 
 impl<A: Addr> Room<A> {

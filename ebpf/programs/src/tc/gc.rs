@@ -7,6 +7,7 @@
 use super::{
     act::{Headers, Work},
     skb::{ETH, Skb, Wire},
+    tables::repeat,
 };
 use crate::kernel::Kernel;
 use berth_ebpf_abi::{Tuple, V4, V6};
@@ -37,19 +38,18 @@ where
     Kernel: FlowMaps<A>,
     Tuple<A>: Wire,
 {
-    let Some(Work { room, .. }) = A::work() else { return 0 };
-    let mut removed = 0;
-    let mut index = 0;
-    while index < MAX && index < count {
+    let Some(Work { room, removed, .. }) = A::work() else { return 0 };
+    *removed = 0;
+    repeat(count.min(MAX), |index| {
         let at = ETH + 8 + index * size_of::<Tuple<A>>() as u32;
         if skb.load_into(at, &mut room.packet.tuple).is_none() {
-            break;
+            return true;
         }
         let key = room.packet.tuple;
         if collect(&Kernel, &key, room) {
-            removed += 1;
+            *removed += 1;
         }
-        index += 1;
-    }
-    removed
+        false
+    });
+    (*removed & 0xff) as i32
 }

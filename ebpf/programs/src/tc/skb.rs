@@ -134,10 +134,10 @@ impl Skb {
         (failed == 0).then_some(())
     }
 
-    /// The kernel's context for helpers that want it whole.
+    /// The kernel's context, for helpers that want it whole and for functions.
     #[inline(always)]
-    pub(super) fn context(self) -> *mut core::ffi::c_void {
-        self.0.cast()
+    pub(super) fn raw(self) -> *mut __sk_buff {
+        self.0
     }
 
     /// Sends it back out by the device it came by.

@@ -4,12 +4,14 @@ use super::act::{Headers, Scratch, Work};
 use crate::{kernel::Kernel, maps};
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::generated::bpf_loop,
     macros::map,
     maps::PerCpuArray,
 };
 use berth_ebpf_abi::{Addr, Config, Flow, FragmentKey, FragmentPorts, LocalPod, Tuple, V4, V6, config};
 use berth_ebpf_decide::flow::FlowMaps;
 use core::{
+    ffi::c_void,
     mem::size_of,
     ptr::{addr_of, addr_of_mut},
 };
@@ -30,6 +32,24 @@ pub(super) fn work<A: Headers>(scratch: &PerCpuArray<Scratch>) -> Option<&'stati
     // interrupted by another of these programs, so it is the only one here. All of `Work` is integers but for `Part`,
     // which is written before it is read.
     Some(unsafe { &mut *at.cast::<Work<A>>() })
+}
+
+/// Takes a step up to `times` times, until one says that it was the last.
+#[inline(always)]
+pub(super) fn repeat<F: FnMut(u32) -> bool>(times: u32, mut step: F) {
+    // SAFETY: the kernel calls `one` with this very `step`, which lives over the call.
+    unsafe { bpf_loop(times, one::<F> as *mut c_void, addr_of_mut!(step).cast(), 0) };
+}
+
+/// What the kernel calls: a step.
+///
+/// # Safety
+///
+/// `step` must be the step that was handed to the kernel.
+unsafe extern "C" fn one<F: FnMut(u32) -> bool>(number: u64, step: *mut F) -> i64 {
+    // SAFETY: as required of the caller; nobody else uses it meanwhile.
+    let last = unsafe { (*step)((number & 0xffff_ffff) as u32) };
+    i64::from(last)
 }
 
 /// Reads a field of the configuration; its default where there is none, which cannot be.
@@ -58,11 +78,6 @@ macro_rules! family {
             #[inline(always)]
             fn insert(&self, key: &Tuple<$addr>, value: &Flow<$addr>) -> bool {
                 maps::$flow.insert(key, value, u64::from(BPF_NOEXIST)).is_ok()
-            }
-
-            #[inline(always)]
-            fn replace(&self, key: &Tuple<$addr>, value: &Flow<$addr>) -> bool {
-                maps::$flow.insert(key, value, u64::from(BPF_ANY)).is_ok()
             }
 
             #[inline(always)]
@@ -124,6 +139,11 @@ macro_rules! family {
             #[inline(always)]
             fn ports(&self) -> [u16; 2] {
                 config!(masquerade_ports)
+            }
+
+            #[inline(always)]
+            fn repeat(&self, times: u32, step: impl FnMut(u32) -> bool) {
+                repeat(times, step);
             }
         }
     };

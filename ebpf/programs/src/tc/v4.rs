@@ -120,6 +120,16 @@ impl Ip {
         }
     }
 
+    /// How many hops it may still take, after one more if `hop`.
+    #[inline(always)]
+    fn life_after(&self, hop: bool) -> Option<u8> {
+        match (hop, self.ttl) {
+            (false, ttl) => Some(ttl),
+            (true, 0 | 1) => None,
+            (true, ttl) => Some(ttl - 1),
+        }
+    }
+
     /// The fields that change, with a checksum that fits them.
     #[inline(always)]
     fn changed(&self, src: V4, dst: V4, ttl: u8) -> Changed {
@@ -195,28 +205,8 @@ impl Headers for V4 {
     #[inline(always)]
     fn rewrite(skb: Skb, view: &View, packet: &Packet<V4>, to: &Tuple<V4>, hop: bool) -> Option<()> {
         let ip = &view.ip;
-        let mut ttl = ip.ttl;
-        if hop {
-            if ttl < 2 {
-                return None;
-            }
-            ttl -= 1;
-        }
-        skb.store(NETWORK + 8, &ip.changed(to.src, to.dst, ttl))?;
+        skb.store(NETWORK + 8, &ip.changed(to.src, to.dst, ip.life_after(hop)?))?;
         let from = &packet.tuple;
-        if packet.part == Part::Error {
-            // Quoted is what travelled the other way.
-            let inner = &view.inner;
-            let quote = view.transport + 8;
-            skb.store(quote + 8, &inner.changed(to.dst, to.src, inner.ttl))?;
-            if from.src_port != to.src_port || from.dst_port != to.dst_port {
-                let old = ports(from.dst_port, from.src_port);
-                let new = ports(to.dst_port, to.src_port);
-                skb.store(quote + inner.len(), &Ports { src: to.dst_port, dst: to.src_port })?;
-                skb.add_to_checksum(view.transport + 2, difference(old.complement(), new.sum()), 0)?;
-            }
-            return Some(());
-        }
         let Some((offset, flags)) = checksum_of(from.proto, &packet.part) else { return Some(()) };
         let old = ip.src.complement() + ip.dst.complement();
         let new = to.src.sum() + to.dst.sum();
@@ -228,6 +218,20 @@ impl Headers for V4 {
             skb.store(view.transport, &Ports { src: to.src_port, dst: to.dst_port })?;
         }
         Some(())
+    }
+
+    #[inline(always)]
+    fn rewrite_error(skb: Skb, view: &View, packet: &Packet<V4>, to: &Tuple<V4>, hop: bool) -> Option<()> {
+        let (ip, inner) = (&view.ip, &view.inner);
+        skb.store(NETWORK + 8, &ip.changed(to.src, to.dst, ip.life_after(hop)?))?;
+        // Quoted is what travelled the other way.
+        let quote = view.transport + 8;
+        skb.store(quote + 8, &inner.changed(to.dst, to.src, inner.ttl))?;
+        let from = &packet.tuple;
+        let old = ports(from.dst_port, from.src_port);
+        let new = ports(to.dst_port, to.src_port);
+        skb.store(quote + inner.len(), &Ports { src: to.dst_port, dst: to.src_port })?;
+        skb.add_to_checksum(view.transport + 2, difference(old.complement(), new.sum()), 0)
     }
 
     #[inline(always)]

@@ -81,6 +81,18 @@ impl Ip {
         Tuple { src: self.src, dst: self.dst, proto: self.proto, ..Tuple::default() }
     }
 
+    /// Writes other addresses, and with `hop` one hop less.
+    #[inline(always)]
+    fn rewrite(&self, skb: Skb, to: &Tuple<V6>, hop: bool) -> Option<()> {
+        if hop {
+            if self.hops < 2 {
+                return None;
+            }
+            skb.store(NETWORK + 7, &(self.hops - 1))?;
+        }
+        skb.store(NETWORK + 8, &Addresses { src: to.src, dst: to.dst })
+    }
+
     /// The sum of an answer's pseudo header: the addresses swapped have the same.
     #[inline(always)]
     pub(super) fn pseudo(&self, len: u32, proto: u8) -> u64 {
@@ -170,42 +182,36 @@ impl Headers for V6 {
     #[inline(always)]
     fn rewrite(skb: Skb, view: &View, packet: &Packet<V6>, to: &Tuple<V6>, hop: bool) -> Option<()> {
         let from = &packet.tuple;
-        if hop {
-            if view.ip.hops < 2 {
-                return None;
-            }
-            skb.store(NETWORK + 7, &(view.ip.hops - 1))?;
-        }
-        skb.store(NETWORK + 8, &Addresses { src: to.src, dst: to.dst })?;
-        let ports_change = from.src_port != to.src_port || from.dst_port != to.dst_port;
-        let new = to.src.sum() + to.dst.sum();
-        if packet.part == Part::Error {
-            let check = view.transport + 2;
-            let old = view.ip.src.complement() + view.ip.dst.complement();
-            skb.add_to_checksum6(check, difference(old, new), 0)?;
-            // Quoted is what travelled the other way.
-            let quote = view.transport + 8;
-            skb.store(quote + 8, &Addresses { src: to.dst, dst: to.src })?;
-            let old = from.src.complement() + from.dst.complement();
-            skb.add_to_checksum(check, difference(old, new), 0)?;
-            if ports_change {
-                let old = ports(from.dst_port, from.src_port);
-                let new = ports(to.dst_port, to.src_port);
-                skb.store(quote + LEN, &Ports { src: to.dst_port, dst: to.src_port })?;
-                skb.add_to_checksum(check, difference(old.complement(), new.sum()), 0)?;
-            }
-            return Some(());
-        }
+        view.ip.rewrite(skb, to, hop)?;
         let Some((offset, flags)) = checksum_of(from.proto, &packet.part) else { return Some(()) };
         let old = from.src.complement() + from.dst.complement();
+        let new = to.src.sum() + to.dst.sum();
         skb.add_to_checksum6(view.transport + offset, difference(old, new), flags)?;
-        if ports_change {
+        if from.src_port != to.src_port || from.dst_port != to.dst_port {
             let old = ports(from.src_port, from.dst_port);
             let new = ports(to.src_port, to.dst_port);
             skb.add_to_checksum(view.transport + offset, difference(old.complement(), new.sum()), flags)?;
             skb.store(view.transport, &Ports { src: to.src_port, dst: to.dst_port })?;
         }
         Some(())
+    }
+
+    #[inline(always)]
+    fn rewrite_error(skb: Skb, view: &View, packet: &Packet<V6>, to: &Tuple<V6>, hop: bool) -> Option<()> {
+        let from = &packet.tuple;
+        view.ip.rewrite(skb, to, hop)?;
+        let check = view.transport + 2;
+        let new = to.src.sum() + to.dst.sum();
+        let old = view.ip.src.complement() + view.ip.dst.complement();
+        skb.add_to_checksum6(check, difference(old, new), 0)?;
+        // Quoted is what travelled the other way.
+        let quote = view.transport + 8;
+        skb.store(quote + 8, &Addresses { src: to.dst, dst: to.src })?;
+        skb.store(quote + LEN, &Ports { src: to.dst_port, dst: to.src_port })?;
+        let old =
+            from.src.complement() + from.dst.complement() + ports(from.dst_port, from.src_port).complement();
+        let new = new + ports(to.dst_port, to.src_port).sum();
+        skb.add_to_checksum(check, difference(old, new), 0)
     }
 
     #[inline(always)]
