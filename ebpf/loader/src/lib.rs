@@ -48,7 +48,7 @@ pub use datapath::{Access, Datapath};
 pub use device::{DeviceLink, Place, Role, attach_device, detach_device, devices};
 pub use error::{Error, Result};
 pub use flows::{Collected, collect_flows};
-pub use load::{Step, check_pinned_maps, load};
+pub use load::{Step, check_pinned_maps, load, program_names};
 pub use map::{CounterMap, Map};
 pub use netns::netns_cookie;
 pub use object::{Hook, OBJECT, digest};

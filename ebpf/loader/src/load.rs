@@ -105,6 +105,14 @@ pub fn check_pinned_maps(pins: &Pins, object: &[u8]) -> Result<()> {
     check_maps(pins, &Contents::parse(object)?)
 }
 
+/// The names of the programs in `object`, as they are pinned.
+///
+/// # Errors
+/// It is no eBPF object.
+pub fn program_names(object: &[u8]) -> Result<Vec<String>> {
+    Ok(Contents::parse(object)?.programs)
+}
+
 fn check_maps(pins: &Pins, contents: &Contents) -> Result<()> {
     for map in &contents.maps {
         let path = pins.maps().join(&map.name);
