@@ -204,6 +204,8 @@ impl<A: Sample> World<A> {
         for n in 0..3 {
             world.nodes.push((A::nth(Kind::Node, n), NodeAddress { node_ports: u32::from(n != 2) }));
         }
+        // Cluster DNS on the node: its own address in the Service range.
+        world.nodes.push((A::nth(Kind::Virtual, 0), NodeAddress { node_ports: 0 }));
         let mut taken = std::collections::HashSet::new();
         for index in 0..dice.below(12) {
             let proto = dice.of(&[TCP, UDP]);
@@ -390,6 +392,8 @@ impl<A: Sample> World<A> {
         } else if self.range && (0..64).any(|n| A::nth(Kind::Virtual, n) == addr) {
             return Exactly(if self.ports.iter().flat_map(|port| &port.ways).any(|way| known(&way)) {
                 Verdict::Reject(RejectReason::UnknownPort)
+            } else if self.nodes.iter().any(|(node, _)| *node == addr) {
+                Verdict::Pass
             } else {
                 Verdict::Drop(DropReason::NoSuchService)
             });
@@ -412,7 +416,7 @@ impl<A: Sample> World<A> {
         }
         if let Some(last) = self.stuck.get(&(port.id, client(dial)))
             && port.affinity_s != 0
-            && self.now_s - last.seen_s < port.affinity_s
+            && self.now_s.wrapping_sub(last.seen_s) < port.affinity_s
             && set.iter().any(|b| b.addr == last.backend.addr && b.port == last.backend.port)
         {
             return Expected::Stays(last.backend);

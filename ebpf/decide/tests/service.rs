@@ -1,4 +1,5 @@
 //! The decision for Services against a plain model, and on tables that change below it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, Chunk, ChunkKey, MemberKey, NodeAddress, Service, ServiceKey, V4, V6, tag,

@@ -1,0 +1,302 @@
+//! The same generated cases as on the host, through sockets: the kernel, the decision on tables in memory and the
+//! plain model say the same.
+
+use crate::node::{Node, cookie, in_netns, mapped, v4, v6};
+use berth_ebpf_abi::{
+    Affinity, AffinityKey, Backend, Chunk, ChunkKey, Client, MemberKey, NodeAddress, Service, ServiceKey, V4,
+    V6,
+};
+use berth_ebpf_decide::{
+    From, Verdict, decide,
+    memory::Tables,
+    testing::{Dial, Dice, Expected, Kind, PORTS, Sample, TCP, World, client},
+};
+use berth_ebpf_loader::{Datapath, Map, Plain};
+use nix::{
+    libc,
+    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt},
+};
+use std::{
+    collections::HashMap,
+    io::{self, IoSliceMut},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
+    time::{Duration, Instant},
+};
+
+/// The kernel's maps of a family.
+struct Maps<'n, A> {
+    service: &'n Map<ServiceKey<A>, Service<A>>,
+    chunk: &'n Map<ChunkKey, Chunk<A>>,
+    affinity: &'n Map<AffinityKey<A>, Affinity<A>>,
+    member: &'n Map<MemberKey<A>, u32>,
+    node: &'n Map<A, NodeAddress>,
+}
+
+/// What a socket came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Came {
+    To(SocketAddr),
+    Refused,
+}
+
+/// Who listens on all ports.
+struct Servers {
+    tcp: Vec<TcpListener>,
+    udp: Vec<UdpSocket>,
+}
+
+impl Servers {
+    fn new() -> Servers {
+        let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let tcp = PORTS.map(|port| TcpListener::bind(any(port)).unwrap());
+        let udp = PORTS.map(|port| UdpSocket::bind(any(port)).unwrap());
+        for socket in &tcp {
+            socket.set_nonblocking(true).unwrap();
+        }
+        for socket in &udp {
+            socket.set_nonblocking(true).unwrap();
+            setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true).unwrap();
+        }
+        Servers { tcp: tcp.into(), udp: udp.into() }
+    }
+
+    fn drain(&self) {
+        for listener in &self.tcp {
+            while let Ok((stream, _)) = listener.accept() {
+                drop(stream);
+            }
+        }
+    }
+
+    /// Where a datagram went.
+    fn receive(&self, number: u64) -> SocketAddr {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < deadline {
+            for (socket, port) in self.udp.iter().zip(PORTS) {
+                let mut bytes = [0; 8];
+                let mut parts = [IoSliceMut::new(&mut bytes)];
+                let mut space = nix::cmsg_space!(libc::in6_pktinfo);
+                let got = recvmsg::<SockaddrStorage>(
+                    socket.as_raw_fd(),
+                    &mut parts,
+                    Some(&mut space),
+                    MsgFlags::MSG_DONTWAIT,
+                );
+                let Ok(got) = got else { continue };
+                let to = got.cmsgs().unwrap().find_map(|message| match message {
+                    ControlMessageOwned::Ipv6PacketInfo(info) => Some(Ipv6Addr::from(info.ipi6_addr.s6_addr)),
+                    _ => None,
+                });
+                if u64::from_ne_bytes(bytes) == number {
+                    return (to.unwrap(), port).into();
+                }
+            }
+        }
+        panic!("datagram {number} came to nobody");
+    }
+}
+
+/// How one client dials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum How {
+    Tcp,
+    UdpConnect,
+    UdpSend,
+}
+
+fn dial(how: How, to: SocketAddr, servers: &Servers, number: u64) -> Came {
+    let udp = || {
+        let any: SocketAddr =
+            if to.is_ipv4() { ([0; 4], 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+        UdpSocket::bind(any).unwrap()
+    };
+    let done = match how {
+        How::Tcp => TcpStream::connect(to).and_then(|stream| {
+            // No TIME_WAIT: the ports are wanted again.
+            setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
+            stream.peer_addr()
+        }),
+        How::UdpConnect => {
+            let socket = udp();
+            socket.connect(to).and_then(|()| socket.peer_addr())
+        }
+        How::UdpSend => udp().send_to(&number.to_ne_bytes(), to).map(|_| servers.receive(number)),
+    };
+    servers.drain();
+    match done {
+        Ok(peer) => Came::To(peer),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Came::Refused,
+        Err(e) => panic!("{how:?} to {to}: {e}"),
+    }
+}
+
+/// Compares addresses of IPv4 and their mapped forms.
+fn plain(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+fn agrees<A: Sample + Plain>(
+    worlds: u64,
+    seed: u64,
+    maps_of: for<'n> fn(&'n Datapath) -> Maps<'n, A>,
+    show: fn(A, u16) -> SocketAddr,
+    as_client: fn(A) -> Client,
+) {
+    let node = Node::new();
+    // Without it the socket would show what it dialled.
+    node.detach("getpeername4");
+    node.detach("getpeername6");
+    let maps = maps_of(&node.maps);
+    in_netns(|| {
+        let servers = Servers::new();
+        let cookie = cookie();
+        let mut seen: HashMap<(How, &str), u32> = HashMap::new();
+        let mut number = 0;
+        for index in 0..worlds {
+            let mut dice = Dice::new(seed + index);
+            let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap().tv_sec();
+            let first_id = u32::try_from(index).unwrap() * 100 + 1;
+            // An entry may be older than the machine's own clock: the age is a difference.
+            let mut world = World::<A>::random(&mut dice, first_id, u32::try_from(now).unwrap());
+            world.range = true;
+            let mut tables = world.tables();
+            tables.dice.set(dice.throw() | 1);
+            fill(&maps, &tables);
+            for from in [From::Host, From::Pod(A::nth(Kind::Pod, 0)), From::Pod(A::nth(Kind::Pod, 1))] {
+                match from {
+                    From::Pod(addr) => node.maps.client.put(&cookie, &as_client(addr)).unwrap(),
+                    _ => {
+                        node.maps.client.delete(&cookie).unwrap();
+                    }
+                }
+                for _ in 0..60 {
+                    number += 1;
+                    let case = Dial { from, ..world.dial(&mut dice) };
+                    let how = match (case.key.proto, dice.below(3)) {
+                        (TCP, _) => How::Tcp,
+                        (_, 0) => How::UdpSend,
+                        _ => How::UdpConnect,
+                    };
+                    let to = show(case.key.addr, case.key.port);
+                    let came = dial(how, to, &servers, number);
+                    let expected = world.expected(&case);
+                    let verdict = decide(&tables, &case.key, case.from);
+                    let wrong = || {
+                        format!(
+                            "world {index}, {how:?}, {case:?} ({to}): came {came:?}, expected {expected:?}, in memory {verdict:?}"
+                        )
+                    };
+                    let given = |set: &[Backend<A>]| {
+                        let one = set.iter().find(|b| came_to(came, show(b.addr, b.port)));
+                        *one.unwrap_or_else(|| panic!("{}", wrong()))
+                    };
+                    // The unspecified address is the loopback's to the kernel.
+                    let own = if case.key.addr == A::ANY { A::loopback() } else { case.key.addr };
+                    let kind = match (&expected, verdict) {
+                        (Expected::Exactly(Verdict::Pass), Verdict::Pass) => {
+                            assert!(came_to(came, show(own, case.key.port)), "{}", wrong());
+                            "pass"
+                        }
+                        (Expected::Exactly(Verdict::Drop(_)), Verdict::Drop(_)) => {
+                            assert!(came_to(came, show(own, case.key.port)), "{}", wrong());
+                            "drop"
+                        }
+                        (Expected::Exactly(Verdict::Reject(_)), Verdict::Reject(_)) => {
+                            assert_eq!(came, Came::Refused, "{}", wrong());
+                            "reject"
+                        }
+                        (Expected::Stays(backend), Verdict::To(choice)) => {
+                            given(&[*backend]);
+                            assert_eq!(choice.backend, *backend, "{}", wrong());
+                            world.given(&case, choice.service, *backend);
+                            "stays"
+                        }
+                        (Expected::OneOf(set), Verdict::To(choice)) => {
+                            let backend = given(set);
+                            // The two threw different dice; from here on both stay with the kernel's.
+                            world.given(&case, choice.service, backend);
+                            let key = AffinityKey { id: choice.service, client: client(&case) };
+                            if let Some(last) = tables.affinity.get_mut().get_mut(&key) {
+                                last.backend = backend;
+                            }
+                            "one of"
+                        }
+                        _ => panic!("{}", wrong()),
+                    };
+                    *seen.entry((how, kind)).or_default() += 1;
+                }
+            }
+            empty(&maps, &tables);
+        }
+        println!("{seen:?}");
+        for how in [How::Tcp, How::UdpConnect, How::UdpSend] {
+            for kind in ["pass", "drop", "reject", "stays", "one of"] {
+                assert!(
+                    seen.get(&(how, kind)).is_some_and(|n| *n > 50),
+                    "too few of {how:?} {kind}: {seen:?}"
+                );
+            }
+        }
+        assert_eq!(number, worlds * 180);
+    });
+}
+
+fn came_to(came: Came, to: SocketAddr) -> bool {
+    matches!(came, Came::To(peer) if plain(peer) == plain(to))
+}
+
+fn fill<A: Sample + Plain>(maps: &Maps<'_, A>, tables: &Tables<A>) {
+    tables.chunks.iter().for_each(|(k, v)| maps.chunk.put(k, v).unwrap());
+    tables.members.iter().for_each(|k| maps.member.put(k, &1).unwrap());
+    tables.nodes.iter().for_each(|(k, v)| maps.node.put(k, v).unwrap());
+    tables.affinity.borrow().iter().for_each(|(k, v)| maps.affinity.put(k, v).unwrap());
+    tables.services.iter().for_each(|(k, v)| maps.service.put(k, v).unwrap());
+}
+
+fn empty<A: Sample + Plain>(maps: &Maps<'_, A>, tables: &Tables<A>) {
+    for key in tables.services.keys() {
+        assert!(maps.service.delete(key).unwrap());
+    }
+    for key in tables.chunks.keys() {
+        assert!(maps.chunk.delete(key).unwrap());
+    }
+    for key in &tables.members {
+        assert!(maps.member.delete(key).unwrap());
+    }
+}
+
+fn maps4(maps: &Datapath) -> Maps<'_, V4> {
+    Maps {
+        service: &maps.service4,
+        chunk: &maps.chunk4,
+        affinity: &maps.affinity4,
+        member: &maps.member4,
+        node: &maps.node4,
+    }
+}
+
+fn maps6(maps: &Datapath) -> Maps<'_, V6> {
+    Maps {
+        service: &maps.service6,
+        chunk: &maps.chunk6,
+        affinity: &maps.affinity6,
+        member: &maps.member6,
+        node: &maps.node6,
+    }
+}
+
+#[test]
+fn ipv4_sockets_agree_with_the_model() {
+    agrees::<V4>(200, 10, maps4, v4, |v4| Client { v4, ..Client::default() });
+}
+
+#[test]
+fn ipv6_sockets_that_speak_ipv4_agree_with_the_model() {
+    agrees::<V4>(200, 20, maps4, mapped, |v4| Client { v4, ..Client::default() });
+}
+
+#[test]
+fn ipv6_sockets_agree_with_the_model() {
+    agrees::<V6>(200, 30, maps6, v6, |v6| Client { v6, ..Client::default() });
+}
