@@ -73,7 +73,7 @@ const READINGS: u32 = 2;
 ///
 /// The rules are kube-proxy's: an address and port of a Service go to the set that the traffic policies give; a node's
 /// own address with a NodePort likewise, from the node itself also by loopback; other ports of a cluster address are
-/// refused; other addresses in a Service range are dropped. `0.0.0.0` and `::` mean the client's own loopback.
+/// refused; other addresses in a Service range are dropped, but for the node's own. `0.0.0.0` and `::` mean the client's own loopback.
 #[inline(always)]
 pub fn decide<A: Family, M: Maps<A>>(maps: &M, key: &ServiceKey<A>, from: From<A>) -> Verdict<A> {
     let mut key = *key;
@@ -116,6 +116,8 @@ pub(crate) fn find<A: Family, M: Maps<A>>(
             key.proto = 0;
             return Err(match maps.service(key) {
                 Some(_) => Verdict::Reject(RejectReason::UnknownPort),
+                // Cluster DNS on the node itself has an address of the Service range.
+                None if maps.node(&key.addr).is_some() => Verdict::Pass,
                 None => Verdict::Drop(DropReason::NoSuchService),
             });
         }
