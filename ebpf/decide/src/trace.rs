@@ -1,7 +1,12 @@
 //! A decision with each of its steps written down: what `berth trace` shows.
 
+mod flow;
+
 use crate::{Family, Header, Maps};
-use berth_ebpf_abi::{Affinity, AffinityKey, Backend, ChunkKey, MemberKey, NodeAddress, ServiceKey};
+use berth_ebpf_abi::{
+    Affinity, AffinityKey, Backend, ChunkKey, Flow, FragmentKey, FragmentPorts, LocalPod, MemberKey,
+    NodeAddress, ServiceKey, Tuple,
+};
 use core::cell::RefCell;
 use std::vec::Vec;
 
@@ -73,19 +78,77 @@ pub enum Step<A> {
     },
     /// The value changed while it was read, and is read once more.
     Changed,
+    /// A direction's entry was looked for.
+    Flow {
+        /// What was looked for.
+        key: Tuple<A>,
+        /// What was found.
+        found: Option<Flow<A>>,
+    },
+    /// An entry is written where none is; a trace itself writes nothing.
+    Insert {
+        /// Where.
+        key: Tuple<A>,
+        /// What.
+        value: Flow<A>,
+        /// Whether none was there.
+        done: bool,
+    },
+    /// An entry is changed in place; likewise.
+    Touch {
+        /// Which.
+        key: Tuple<A>,
+        /// Its new flags.
+        flags: u32,
+        /// The generation in which its backend was last found.
+        generation: u32,
+        /// When its last packet came.
+        seen_s: u32,
+    },
+    /// An entry is removed; likewise.
+    Remove {
+        /// Which.
+        key: Tuple<A>,
+    },
+    /// The ports of a fragmented datagram were looked for.
+    Fragment {
+        /// What was looked for.
+        key: FragmentKey<A>,
+        /// What was found.
+        found: Option<FragmentPorts>,
+    },
+    /// The ports of a fragmented datagram are written; likewise.
+    KeepFragment {
+        /// Where.
+        key: FragmentKey<A>,
+        /// What.
+        value: FragmentPorts,
+    },
+    /// A pod of this node was looked for.
+    Pod {
+        /// Its address.
+        addr: A,
+        /// What was found.
+        found: Option<LocalPod>,
+    },
 }
+
+/// A connection's key, and its entry where it was not removed.
+type Written<A> = (Tuple<A>, Option<Flow<A>>);
 
 /// Tables whose uses are written down. Reads go through, writes do not.
 #[derive(Debug)]
 pub struct Trace<'m, A, M> {
     maps: &'m M,
     steps: RefCell<Vec<Step<A>>>,
+    /// What the tables of connections would hold after the writes so far; none: removed.
+    written: RefCell<Vec<Written<A>>>,
 }
 
 impl<'m, A, M> Trace<'m, A, M> {
     /// Nothing written down so far.
     pub fn new(maps: &'m M) -> Trace<'m, A, M> {
-        Trace { maps, steps: RefCell::default() }
+        Trace { maps, steps: RefCell::default(), written: RefCell::default() }
     }
 
     /// What was done, in order.

@@ -1,0 +1,135 @@
+//! The tables of connections: what is written is kept aside, so that later steps of the same decision find it.
+
+use super::{Step, Trace};
+use crate::{Family, flow::FlowMaps};
+use berth_ebpf_abi::{Flow, FragmentKey, FragmentPorts, LocalPod, Tuple};
+
+impl<A: Family, M: FlowMaps<A>> Trace<'_, A, M> {
+    fn entry(&self, key: &Tuple<A>) -> Option<Flow<A>> {
+        if let Some((_, entry)) = self.written.borrow().iter().rev().find(|(written, _)| written == key) {
+            return *entry;
+        }
+        let mut entry = Flow::default();
+        self.maps.flow(key, &mut entry).then_some(entry)
+    }
+
+    fn write(&self, key: &Tuple<A>, entry: Option<Flow<A>>) {
+        self.written.borrow_mut().push((*key, entry));
+    }
+}
+
+impl<A: Family, M: FlowMaps<A>> FlowMaps<A> for Trace<'_, A, M> {
+    fn flow(&self, key: &Tuple<A>, into: &mut Flow<A>) -> bool {
+        let found = self.entry(key);
+        self.note(Step::Flow { key: *key, found });
+        if let Some(entry) = found {
+            *into = entry;
+        }
+        found.is_some()
+    }
+
+    fn insert(&self, key: &Tuple<A>, value: &Flow<A>) -> bool {
+        let done = self.entry(key).is_none();
+        self.note(Step::Insert { key: *key, value: *value, done });
+        if done {
+            self.write(key, Some(*value));
+        }
+        done
+    }
+
+    fn touch(&self, key: &Tuple<A>, flags: u32, generation: u32, seen_s: u32) {
+        self.note(Step::Touch { key: *key, flags, generation, seen_s });
+        if let Some(entry) = self.entry(key) {
+            self.write(key, Some(Flow { flags, generation, seen_s, ..entry }));
+        }
+    }
+
+    fn remove(&self, key: &Tuple<A>) {
+        self.note(Step::Remove { key: *key });
+        self.write(key, None);
+    }
+
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts> {
+        let found = self.maps.fragment(key);
+        self.note(Step::Fragment { key: *key, found });
+        found
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey<A>, value: &FragmentPorts) {
+        self.note(Step::KeepFragment { key: *key, value: *value });
+    }
+
+    fn pod(&self, addr: &A) -> Option<LocalPod> {
+        let found = self.maps.pod(addr);
+        self.note(Step::Pod { addr: *addr, found });
+        found
+    }
+
+    fn redirects(&self) -> bool {
+        self.maps.redirects()
+    }
+
+    fn masquerades_all(&self) -> bool {
+        self.maps.masquerades_all()
+    }
+
+    fn masquerade(&self) -> A {
+        self.maps.masquerade()
+    }
+
+    fn ports(&self) -> [u16; 2] {
+        self.maps.ports()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        flow::{Hook, Packet, Room, TCP, Verdict, Via, judge, memory::Flows, tcp},
+        memory::Tables,
+    };
+    use berth_ebpf_abi::{Backend, INLINE, Service, ServiceKey, V4, flow, tag};
+    use std::collections::HashMap;
+
+    /// A pod opens a connection to a Service with one backend.
+    fn dial() -> (Flows<V4>, Room<V4>) {
+        let key = ServiceKey { addr: 7, port: 80, proto: TCP, pad: 0 };
+        let mut inline = [Backend::default(); INLINE];
+        inline[0] = Backend { addr: 9, port: 8080, flags: 0 };
+        let service =
+            Service { tag: tag(3, 1), id: 3, generation: 1, counts: [1, 0], inline, ..Service::default() };
+        let tables = Tables { services: HashMap::from([(key, service)]), ..Tables::default() };
+        let tuple = Tuple { src: 5, dst: 7, src_port: 40_000, dst_port: 80, proto: TCP, pad: [0; 3] };
+        let packet = Packet { tuple, tcp_flags: tcp::SYN, ..Packet::default() };
+        let (mut flows, mut room) = (Flows::default(), Room::default());
+        flows.tables = tables;
+        room.packet = packet;
+        (flows, room)
+    }
+
+    #[test]
+    fn a_packet_s_decision_is_written_down_and_the_tables_are_not() {
+        let (flows, mut room) = dial();
+        let trace = Trace::new(&flows);
+        assert_eq!(judge(&trace, Hook::Pod, &mut room), Verdict::Translate(Via::Stack));
+        assert_eq!((room.to().dst, room.to().dst_port), (9, 8080));
+        assert!(flows.flows.borrow().is_empty());
+        let steps = trace.steps();
+        assert!(matches!(steps.first(), Some(Step::Flow { found: None, .. })), "{steps:?}");
+        let inserted: std::vec::Vec<_> = steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Insert { value, done: true, .. } => Some(value.flags & flow::REPLY),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(inserted, [flow::REPLY, 0], "the answers' entry first");
+        assert!(matches!(steps.last(), Some(Step::Pod { addr: 9, found: None })), "{steps:?}");
+
+        // The verdict is that of the tables themselves.
+        let (flows, mut untraced) = dial();
+        assert_eq!(judge(&flows, Hook::Pod, &mut untraced), Verdict::Translate(Via::Stack));
+        assert_eq!(untraced.to(), room.to());
+    }
+}
