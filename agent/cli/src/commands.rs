@@ -7,6 +7,7 @@ use crate::{
     names::{self, Meant},
     out,
     render::{self, describe, events, images, pods, ps, status},
+    services::{self, BackendsArgs, ServicesArgs, TraceArgs},
     state::{self, State},
     watch,
 };
@@ -47,6 +48,15 @@ pub enum Command {
     Images(OutputArgs),
     /// Show what happened.
     Events(EventsArgs),
+    /// Show the Service ports that the kernel serves, or check the tables.
+    #[command(visible_alias = "svc")]
+    Services(ServicesArgs),
+    /// Show where Services lead.
+    Backends(BackendsArgs),
+    /// Show what becomes of a connection, step by step: exits with 1 where it is refused or dropped.
+    Trace(TraceArgs),
+    /// Show the programs, links and maps in the kernel.
+    Bpf(OutputArgs),
     /// Show the versions of this program and of the agent.
     Version(OutputArgs),
 }
@@ -155,6 +165,10 @@ pub(crate) async fn run(roots: &Roots, command: Command) -> Result<u8, Error> {
         Command::Image(Image::Import { file }) => import(roots, file).await?,
         Command::Images(args) => show_images(roots, args.output).await?,
         Command::Events(args) => show_events(roots, &args).await?,
+        Command::Services(args) => return services::services(roots, &args).await,
+        Command::Backends(args) => services::backends(roots, &args).await?,
+        Command::Trace(args) => return services::trace(roots, &args).await,
+        Command::Bpf(args) => return services::bpf(roots, args.output),
         Command::Version(args) => version(roots, args.output).await?,
     }
     Ok(error::OK)
@@ -218,7 +232,7 @@ async fn show_pods(roots: &Roots, args: &PodsArgs) -> Result<(), Error> {
     }
 }
 
-fn put_table(mut table: crate::table::Table, none: &str) -> Result<(), Error> {
+pub(crate) fn put_table(mut table: crate::table::Table, none: &str) -> Result<(), Error> {
     if table.len() == 0 {
         out::tell(none);
         return Ok(());

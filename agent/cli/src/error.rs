@@ -54,6 +54,17 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// Nothing is pinned that could be read.
+    #[error("no Service tables in {path}: {why}", path = .path.display())]
+    NoTables {
+        /// The pin directory.
+        path: PathBuf,
+        /// Why there are none.
+        why: &'static str,
+    },
+    /// The programs and maps in the kernel.
+    #[error("read the Service tables in the kernel")]
+    Datapath(#[from] berth_ebpf_loader::Error),
     /// Something that cannot be written as JSON.
     #[error("write JSON")]
     Json(#[from] serde_json::Error),
@@ -97,7 +108,8 @@ impl Error {
         ExitCode::from(self.code())
     }
 
-    fn chain(&self) -> String {
+    /// With all its causes.
+    pub(crate) fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);
         while let Some(e) = source {

@@ -29,7 +29,7 @@ fn known() -> Known {
     serde_json::from_slice(&fs::read(dir().join("state.json")).unwrap()).unwrap()
 }
 
-fn check(name: &str, shown: &str) {
+pub(crate) fn check(name: &str, shown: &str) {
     let path = dir().join(name);
     if std::env::var_os("BERTH_UPDATE_GOLDEN").is_some() {
         fs::write(&path, shown).unwrap();
@@ -39,7 +39,7 @@ fn check(name: &str, shown: &str) {
     assert_eq!(shown, wanted, "{} differs; BERTH_UPDATE_GOLDEN=1 writes it anew", path.display());
 }
 
-fn check_json(name: &str, shown: &serde_json::Value) {
+pub(crate) fn check_json(name: &str, shown: &serde_json::Value) {
     check(name, &crate::out::pretty(shown).unwrap());
 }
 

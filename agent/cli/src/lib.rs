@@ -4,6 +4,7 @@
 //!   something failed, 2 the command was not understood, 3 the agent cannot be reached and the command needs it, 4 no
 //!   such thing. `exec` gives the exit code of its command.
 //! - `state` asks the agent, or reads what it left where it does not run; then a line on standard error says so.
+//! - `services` reads the Service tables in the kernel by their pins, with the agent or without it.
 //! - `render` is pure: what is known and the time become text or JSON.
 //!
 //! Invariants: nothing here changes the node but `exec` and `image import`; no text of a pod reaches the terminal with
@@ -19,6 +20,7 @@ mod logs;
 mod names;
 mod out;
 mod render;
+mod services;
 mod state;
 mod table;
 mod time;
@@ -30,6 +32,7 @@ pub use commands::{
 };
 pub use exec::ExecArgs;
 pub use logs::LogsArgs;
+pub use services::{BackendsArgs, ServicesArgs, TraceArgs};
 
 use berth_core::roots::Roots;
 use error::Error;

@@ -9,6 +9,8 @@
 mod agent;
 #[path = "commands/cases.rs"]
 mod cases;
+#[path = "commands/services.rs"]
+mod services;
 
 use clap::Parser;
 use std::{path::PathBuf, process::ExitCode};
@@ -31,7 +33,8 @@ fn main() -> ExitCode {
     }
     let filter = arguments.iter().skip(1).find(|a| !a.starts_with('-'));
     let wanted = |name: &str| filter.is_none_or(|f| name.contains(f.as_str()));
-    let chosen: Vec<_> = cases::ALL.iter().filter(|(name, _)| wanted(name)).collect();
+    let all = || cases::ALL.iter().chain(services::ALL);
+    let chosen: Vec<_> = all().filter(|(name, _)| wanted(name)).collect();
     if arguments.iter().any(|a| a == "--list") {
         chosen.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
@@ -46,7 +49,7 @@ fn main() -> ExitCode {
     println!(
         "\ntest result: {} passed; {failed} failed; {} filtered out",
         chosen.len() - failed,
-        cases::ALL.len() - chosen.len()
+        all().count() - chosen.len()
     );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

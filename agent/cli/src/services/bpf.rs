@@ -1,0 +1,178 @@
+//! `berth bpf`: the programs, links and maps in the kernel, and what the programs counted.
+
+use crate::table::Table;
+use berth_ebpf_abi::count;
+use berth_ebpf_decide::flow::Dropped;
+use berth_ebpf_loader::{LinkReport, MapReport, ProgramReport, Report};
+use serde_json::{Value, json};
+
+/// All that is shown.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Page {
+    pub(crate) pins: String,
+    /// The SHA-256 of the object that the pinned programs came from.
+    pub(crate) object: Option<String>,
+    pub(crate) report: Report,
+    /// By index; see [`count`].
+    pub(crate) counters: Vec<u64>,
+    /// Why the maps are not what this program knows.
+    pub(crate) refused: Option<String>,
+}
+
+impl Page {
+    /// What is wrong, a line each.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let links = &self.report.links;
+        let mut found: Vec<String> = self.refused.iter().cloned().collect();
+        if self.object.is_none() {
+            found.push("the pinned programs are not complete".to_owned());
+        }
+        if links.is_empty() {
+            found.push("nothing is attached".to_owned());
+        }
+        found.extend(links.iter().filter(|l| !l.live).map(|l| format!("link {} is dead", l.name)));
+        found
+    }
+
+    /// For people.
+    pub(crate) fn text(&self) -> String {
+        let object = self.object.as_deref().unwrap_or("not complete");
+        let mut text = format!("Pins:    {}\nObject:  {object}\n", self.pins);
+        let mut put = |head: &str, mut table: Table| {
+            text.push_str(&format!("\n{head}\n{}", table.take()));
+        };
+        put("Programs", self.programs());
+        put("Links", self.links());
+        put("Maps", self.maps());
+        let mut counters = Table::new(&["COUNTER", "COUNT"]);
+        for (name, value) in self.named() {
+            counters.row(vec![name, value.to_string()]);
+        }
+        put("Counters", counters);
+        for problem in self.problems() {
+            text.push_str(&format!("\nProblem: {problem}"));
+        }
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text
+    }
+
+    fn programs(&self) -> Table {
+        let mut table = Table::new(&["NAME", "ID", "INSNS", "CODE", "MEMORY", "RUNS", "NS/RUN"]);
+        for p in &self.report.programs {
+            let ProgramReport { name, id, instructions, machine_code, runs, run_ns, memory, .. } = p;
+            let average = run_ns.checked_div(*runs).map_or_else(|| "-".to_owned(), |ns| ns.to_string());
+            table.row(vec![
+                name.clone(),
+                id.to_string(),
+                instructions.to_string(),
+                bytes((*machine_code).into()),
+                bytes(*memory),
+                runs.to_string(),
+                average,
+            ]);
+        }
+        table
+    }
+
+    fn links(&self) -> Table {
+        let mut table = Table::new(&["NAME", "ID", "PROGRAM", "STATE"]);
+        for LinkReport { name, id, program, live } in &self.report.links {
+            let state = if *live { "live" } else { "dead" };
+            table.row(vec![name.clone(), id.to_string(), self.program(*program), state.to_owned()]);
+        }
+        table
+    }
+
+    /// A program's name by its id.
+    fn program(&self, id: u32) -> String {
+        let found = self.report.programs.iter().find(|p| p.id == id);
+        found.map_or_else(|| format!("{id} (not pinned)"), |p| p.name.clone())
+    }
+
+    fn maps(&self) -> Table {
+        let mut table = Table::new(&["NAME", "ID", "ENTRIES", "MAX", "FILL", "MEMORY"]);
+        for map in &self.report.maps {
+            let entries = map.entries.map_or_else(|| "-".to_owned(), |n| n.to_string());
+            let fill = fill(map).map_or_else(|| "-".to_owned(), |percent| format!("{percent}%"));
+            let (id, max) = (map.id.to_string(), map.max_entries.to_string());
+            table.row(vec![map.name.clone(), id, entries, max, fill, bytes(map.memory)]);
+        }
+        let memory = bytes(self.report.map_memory());
+        table.row(vec!["(all)".to_owned(), "".into(), "".into(), "".into(), "".into(), memory]);
+        table
+    }
+
+    /// Counters with their names; those without a name only where they are not 0.
+    fn named(&self) -> Vec<(String, u64)> {
+        let all = (0_u32..).zip(&self.counters);
+        let known = |(index, value): (u32, &u64)| match NAMES.iter().find(|(i, _)| *i == index) {
+            Some((_, name)) => Some(((*name).to_owned(), *value)),
+            None if *value != 0 => Some((format!("counter-{index}"), *value)),
+            None => None,
+        };
+        all.filter_map(known).collect()
+    }
+
+    /// For programs.
+    pub(crate) fn json(&self) -> Value {
+        let Report { programs, links, maps } = &self.report;
+        let programs: Vec<Value> = programs
+            .iter()
+            .map(|p| {
+                json!({
+                    "name": p.name, "id": p.id, "instructions": p.instructions, "machineCodeBytes": p.machine_code,
+                    "verifiedInstructions": p.verified, "memoryBytes": p.memory, "runs": p.runs, "runNs": p.run_ns,
+                })
+            })
+            .collect();
+        let link = |l: &LinkReport| {
+            let program = self.program(l.program);
+            json!({ "name": l.name, "id": l.id, "programID": l.program, "program": program, "live": l.live })
+        };
+        let maps: Vec<Value> = maps
+            .iter()
+            .map(|m| {
+                json!({
+                    "name": m.name, "id": m.id, "entries": m.entries, "maxEntries": m.max_entries,
+                    "keyBytes": m.key_size, "valueBytes": m.value_size, "memoryBytes": m.memory,
+                })
+            })
+            .collect();
+        let counters: serde_json::Map<String, Value> =
+            self.named().into_iter().map(|(name, value)| (name, value.into())).collect();
+        json!({
+            "apiVersion": "berth/v1", "kind": "Datapath",
+            "pins": self.pins, "object": self.object,
+            "programs": programs, "links": links.iter().map(link).collect::<Vec<_>>(), "maps": maps,
+            "mapMemoryBytes": self.report.map_memory(), "counters": counters, "problems": self.problems(),
+        })
+    }
+}
+
+/// The counters' names.
+const NAMES: [(u32, &str); 8] = [
+    (count::SOCKET_REJECTED, "socket-rejected"),
+    (count::PACKET_REJECTED, "packet-rejected"),
+    (count::PACKET_FAILED, "packet-failed"),
+    (count::PACKET_DROPPED + Dropped::Service as u32, "packet-dropped-service"),
+    (count::PACKET_DROPPED + Dropped::Fragment as u32, "packet-dropped-fragment"),
+    (count::PACKET_DROPPED + Dropped::Ports as u32, "packet-dropped-ports"),
+    (count::PACKET_DROPPED + Dropped::Address as u32, "packet-dropped-address"),
+    (count::PACKET_DROPPED + Dropped::Leak as u32, "packet-dropped-leak"),
+];
+
+/// How full a map is, in whole percent.
+fn fill(map: &MapReport) -> Option<u64> {
+    let entries = u64::try_from(map.entries?).ok()?;
+    entries.saturating_mul(100).checked_div(map.max_entries.into())
+}
+
+fn bytes(n: u64) -> String {
+    match n {
+        0..1024 => format!("{n} B"),
+        1024..1_048_576 => format!("{}.{} KiB", n / 1024, n % 1024 * 10 / 1024),
+        _ => format!("{}.{} MiB", n / 1_048_576, n % 1_048_576 * 10 / 1_048_576),
+    }
+}

@@ -1,0 +1,292 @@
+//! One set of tables, with names, pods and programs, for the tests of what is shown of it.
+
+use super::{
+    family::Net,
+    names::Names,
+    snapshot::{Port, Snapshot},
+    trace::Who,
+};
+use berth_api::{
+    services::{NamedPort, ServicesFile},
+    view::PodView,
+};
+use berth_core::{ids::PodKey, time::Wall};
+use berth_ebpf_abi::{
+    Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, Client, Config, INLINE, LocalPod, MemberKey,
+    NodeAddress, Prefix, Service, ServiceKey, V4, V6, backend, config, frontend, tag,
+};
+use berth_ebpf_decide::flow::{TCP, UDP, memory::Flows};
+use berth_ebpf_loader::{Hook, LinkReport, MapReport, ProgramReport, Report};
+use serde_json::json;
+use std::net::{IpAddr, SocketAddr};
+
+const LOCAL: u16 = backend::LOCAL;
+const HOST: u16 = backend::LOCAL | backend::HOST_NETWORK;
+const EXTERNAL: u32 = frontend::EXTERNAL;
+const HAS: u32 = frontend::HAS_ENDPOINTS;
+
+pub(super) fn addr<A: Net>(text: &str) -> A {
+    A::of(text.parse::<IpAddr>().unwrap()).unwrap()
+}
+
+/// One Service port: backends of the cluster set and of the local set, ways in with their flags.
+struct Made<'m> {
+    id: u32,
+    proto: u8,
+    affinity_s: u32,
+    cluster: &'m [(&'m str, u16, u16)],
+    local: &'m [(&'m str, u16, u16)],
+    fronts: &'m [(&'m str, u16, u32)],
+}
+
+impl Made<'_> {
+    fn put<A: Net>(&self, tables: &mut Snapshot<A>) {
+        let (id, generation) = (self.id, 2);
+        let of = |set: &[(&str, u16, u16)]| -> Vec<Backend<A>> {
+            set.iter()
+                .map(|(ip, port, flags)| Backend { addr: addr(ip), port: port.to_be(), flags: *flags })
+                .collect()
+        };
+        let sets = [of(self.cluster), of(self.local)];
+        let mut inline = [Backend::default(); INLINE];
+        if sets.concat().len() <= INLINE {
+            inline.iter_mut().zip(sets.concat()).for_each(|(to, from)| *to = from);
+        } else {
+            for (set, backends) in (0_u32..).zip(&sets) {
+                for (index, part) in (0_u32..).zip(backends.chunks(CHUNK)) {
+                    let mut backends = [Backend::default(); CHUNK];
+                    backends.iter_mut().zip(part).for_each(|(to, from)| *to = *from);
+                    let len = u32::try_from(part.len()).unwrap();
+                    let chunk = Chunk { tag: tag(id, generation), len, backends };
+                    tables.chunks.insert(ChunkKey { id, generation, set, index }, chunk);
+                }
+            }
+        }
+        if self.affinity_s != 0 {
+            for (set, backends) in (0_u16..).zip(&sets) {
+                tables.members.extend(backends.iter().map(|b| MemberKey {
+                    id,
+                    addr: b.addr,
+                    port: b.port,
+                    set,
+                }));
+            }
+        }
+        for (ip, port, flags) in self.fronts {
+            let key = ServiceKey { addr: addr(ip), port: port.to_be(), proto: self.proto, pad: 0 };
+            let counts = [self.cluster.len(), self.local.len()].map(|n| u16::try_from(n).unwrap());
+            let (tag, affinity_s) = (tag(id, generation), self.affinity_s);
+            let value = Service { tag, id, generation, frontend: *flags, affinity_s, counts, inline };
+            tables.services.push((key, value));
+            if flags & EXTERNAL == 0 {
+                let bare = ServiceKey { addr: key.addr, ..ServiceKey::default() };
+                let value = Service {
+                    tag: berth_ebpf_abi::tag(0, 0),
+                    frontend: frontend::ADDRESS,
+                    ..Service::default()
+                };
+                tables.services.push((bare, value));
+            }
+        }
+    }
+}
+
+pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
+    let mut v4 = Snapshot::default();
+    let web = [("10.244.0.5", 8080, LOCAL), ("10.244.1.7", 8080, 0)];
+    let many: Vec<(String, u16, u16)> = (1..=20).map(|n| (format!("10.244.2.{n}"), 53, 0)).collect();
+    let many: Vec<(&str, u16, u16)> =
+        many.iter().map(|(ip, port, flags)| (ip.as_str(), *port, *flags)).collect();
+    let no: &[(&str, u16, u16)] = &[];
+    let made = [
+        Made {
+            id: 1,
+            proto: TCP,
+            affinity_s: 0,
+            cluster: &web,
+            local: &web[..1],
+            fronts: &[
+                ("10.96.0.10", 80, HAS),
+                ("0.0.0.0", 30080, HAS | EXTERNAL | frontend::NODE_PORT | frontend::OUTSIDE_LOCAL),
+                ("203.0.113.5", 80, HAS | EXTERNAL),
+            ],
+        },
+        Made {
+            id: 2,
+            proto: UDP,
+            affinity_s: 0,
+            cluster: &many,
+            local: no,
+            fronts: &[("10.96.0.2", 53, HAS)],
+        },
+        Made {
+            id: 3,
+            proto: TCP,
+            affinity_s: 10800,
+            cluster: &web,
+            local: &web[..1],
+            fronts: &[("10.96.0.11", 443, HAS)],
+        },
+        Made { id: 4, proto: TCP, affinity_s: 0, cluster: no, local: no, fronts: &[("10.96.0.12", 80, 0)] },
+        Made {
+            id: 5,
+            proto: TCP,
+            affinity_s: 0,
+            cluster: &[("10.244.1.9", 9000, 0)],
+            local: no,
+            fronts: &[("10.96.0.13", 80, HAS | frontend::INSIDE_LOCAL)],
+        },
+        Made {
+            id: 6,
+            proto: TCP,
+            affinity_s: 0,
+            cluster: &[("192.0.2.1", 9100, HOST)],
+            local: &[("192.0.2.1", 9100, HOST)],
+            fronts: &[("10.96.0.14", 9100, HAS)],
+        },
+    ];
+    made.iter().for_each(|one| one.put(&mut v4));
+    let mut v6 = Snapshot::default();
+    let six = [("fd00:244::5", 8080, LOCAL)];
+    Made {
+        id: 1,
+        proto: TCP,
+        affinity_s: 0,
+        cluster: &six,
+        local: &six,
+        fronts: &[("fd00:96::10", 80, HAS)],
+    }
+    .put(&mut v6);
+    // Two Services at one address share its bare entry.
+    v4.services.dedup();
+    (v4, v6)
+}
+
+pub(super) fn ports() -> Vec<Port> {
+    let (v4, v6) = tables();
+    let mut ports = v4.ports();
+    ports.extend(v6.ports());
+    ports
+}
+
+pub(super) fn names() -> Names {
+    Names::new(Some(file()), &pods())
+}
+
+pub(super) fn file() -> ServicesFile {
+    let ports = ports();
+    let fronts = |id, v6| -> Vec<SocketAddr> {
+        let port = ports.iter().find(|p| (p.id, p.v6) == (id, v6));
+        port.into_iter().flat_map(|p| &p.fronts).map(|f| f.at).collect()
+    };
+    let named = |id, v6, service: &str, port: &str| NamedPort {
+        id,
+        v6,
+        service: PodKey { namespace: "default".parse().unwrap(), name: service.parse().unwrap() },
+        port: port.to_owned(),
+        protocol: if service == "dns" { "UDP" } else { "TCP" }.to_owned(),
+        fronts: fronts(id, v6),
+    };
+    ServicesFile {
+        as_of: Wall(0),
+        ports: vec![
+            named(1, false, "web", "http"),
+            named(1, true, "web", "http"),
+            named(2, false, "dns", ""),
+            named(3, false, "sticky", ""),
+            named(4, false, "empty", ""),
+            named(5, false, "near", ""),
+            named(6, false, "exporter", "metrics"),
+        ],
+        notices: vec!["default/web-old: 203.0.113.5:80/TCP is default/web's".to_owned()],
+    }
+}
+
+pub(super) fn pods() -> Vec<PodView> {
+    let pod = |name: &str, ips: &[&str], host: bool| -> PodView {
+        serde_json::from_value(json!({
+            "uid": name, "key": {"namespace": "default", "name": name},
+            "object": {
+                "spec": {"hostNetwork": host, "containers": [{"name": "app", "ports": [{"containerPort": 9100}]}]},
+                "status": {"phase": "Running", "podIPs": ips.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>()},
+            },
+        }))
+        .unwrap()
+    };
+    vec![
+        pod("web-0", &["10.244.0.5", "fd00:244::5"], false),
+        pod("client", &["10.244.0.8"], false),
+        pod("meshed", &["10.244.0.9"], false),
+        pod("exporter", &["192.0.2.1"], true),
+    ]
+}
+
+/// The same tables as the decision core has them in memory.
+pub(super) fn flows() -> Flows<V4> {
+    let (v4, _) = tables();
+    let mut flows = Flows::default();
+    flows.tables.services = v4.services.into_iter().collect();
+    flows.tables.chunks = v4.chunks;
+    flows.tables.members = v4.members;
+    flows.tables.nodes.insert(addr("192.0.2.1"), NodeAddress { node_ports: 1 });
+    let net =
+        |ip: &str, mask: &str| Prefix { net: [addr::<V4>(ip), 0, 0, 0], mask: [addr::<V4>(mask), 0, 0, 0] };
+    flows.tables.ranges = [net("10.96.0.0", "255.255.0.0"), Prefix::default()];
+    flows.tables.now_s.set(1000);
+    let stays = Affinity {
+        backend: Backend { addr: addr("10.244.1.7"), port: 8080_u16.to_be(), flags: 0 },
+        seen_s: 900,
+    };
+    let client = AffinityKey { id: 3, client: addr("10.244.0.8") };
+    flows.tables.affinity.borrow_mut().insert(client, stays);
+    flows.pods.insert(addr("10.244.0.5"), LocalPod { ifindex: 12, ..LocalPod::default() });
+    flows.config =
+        Config { flags: config::REDIRECT, masquerade_ports: [61_000, 65_535], ..Config::default() };
+    flows.masquerade = addr("192.0.2.1");
+    flows
+}
+
+pub(super) fn client(ip: &str, flags: u32) -> Who<V4> {
+    let entry = Client { v4: addr(ip), flags, ..Client::default() };
+    Who::Socket { addr: entry.v4, client: Some((4711, entry)) }
+}
+
+pub(super) fn report() -> Report {
+    let names = Hook::ALL.iter().map(|h| h.name()).chain(["tc_gc", "tc_out", "tc_pod", "tc_uplink"]);
+    let programs: Vec<ProgramReport> = (100_u32..)
+        .zip(names)
+        .map(|(id, name)| ProgramReport {
+            name: name.to_owned(),
+            id,
+            instructions: id.saturating_mul(3),
+            machine_code: id.saturating_mul(17),
+            verified: 5000,
+            runs: if name == "connect4" { 7 } else { 0 },
+            run_ns: if name == "connect4" { 1400 } else { 0 },
+            memory: 8192,
+        })
+        .collect();
+    let id = |name: &str| programs.iter().find(|p| p.name == name).unwrap().id;
+    let link = |(n, name): (u32, String), program: &str| LinkReport {
+        program: id(program),
+        name,
+        id: n,
+        live: true,
+    };
+    let mut links: Vec<LinkReport> =
+        (200_u32..).zip(Hook::ALL).map(|(n, hook)| link((n, hook.name().to_owned()), hook.name())).collect();
+    links.push(link((300, "tcx-12-pod".to_owned()), "tc_pod"));
+    links.push(link((301, "tcx-12-out".to_owned()), "tc_out"));
+    let map = |name: &str, entries, max_entries| MapReport {
+        name: name.to_owned(),
+        id: 400,
+        kind: 1,
+        max_entries,
+        key_size: 8,
+        value_size: 56,
+        memory: 2_345_678,
+        entries,
+    };
+    let maps = vec![map("COUNT", None, 32), map("SERVICE4", Some(6789), 131_072)];
+    Report { programs, links, maps }
+}

@@ -1,0 +1,160 @@
+//! The decision core's tables as pinned maps, read-only. What would be written is left to the trace around them.
+
+use super::family::Net;
+use berth_ebpf_abi::{
+    Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, Config, Flow, FragmentKey, FragmentPorts, INLINE,
+    LocalPod, MemberKey, NodeAddress, Service, ServiceKey, Tuple, config,
+};
+use berth_ebpf_decide::{Header, Maps, flow::FlowMaps};
+use berth_ebpf_loader::{Datapath, Error, Map, Plain};
+use std::{
+    cell::{Cell, RefCell},
+    collections::hash_map::RandomState,
+    hash::BuildHasher,
+};
+
+/// One family's maps.
+pub(crate) struct Pinned<'d, A> {
+    datapath: &'d Datapath,
+    config: Config,
+    now_s: u32,
+    /// The first lookup that the kernel refused: the decision counts for nothing.
+    failed: RefCell<Option<Error>>,
+    dice: Cell<u64>,
+    family: std::marker::PhantomData<A>,
+}
+
+impl<'d, A: Net> Pinned<'d, A> {
+    /// `now_s`: CLOCK_MONOTONIC in seconds.
+    pub(crate) fn new(datapath: &'d Datapath, now_s: u32) -> Result<Pinned<'d, A>, Error> {
+        Ok(Pinned {
+            datapath,
+            config: datapath.config.get(&0)?.unwrap_or_default(),
+            now_s,
+            failed: RefCell::default(),
+            dice: Cell::default(),
+            family: std::marker::PhantomData,
+        })
+    }
+
+    /// Why the decisions so far count for nothing, where they do.
+    pub(crate) fn finish(self) -> Result<(), Error> {
+        self.failed.into_inner().map_or(Ok(()), Err)
+    }
+
+    fn get<K: Plain, V: Plain>(&self, map: &Map<K, V>, key: &K) -> Option<V> {
+        map.get(key).unwrap_or_else(|e| {
+            self.failed.borrow_mut().get_or_insert(e);
+            None
+        })
+    }
+}
+
+impl<A: Net> Maps<A> for Pinned<'_, A> {
+    type Service = Service<A>;
+    type Chunk = Chunk<A>;
+
+    fn service(&self, key: &ServiceKey<A>) -> Option<Service<A>> {
+        self.get(A::maps(self.datapath).service, key)
+    }
+
+    fn header(&self, at: Service<A>) -> Header {
+        Header::from(&at)
+    }
+
+    fn inline(&self, at: Service<A>, index: u32) -> Backend<A> {
+        element(&at.inline, index, INLINE)
+    }
+
+    fn chunk(&self, key: &ChunkKey) -> Option<Chunk<A>> {
+        self.get(A::maps(self.datapath).chunk, key)
+    }
+
+    fn chunk_tag(&self, at: Chunk<A>) -> u32 {
+        at.tag
+    }
+
+    fn chunk_backend(&self, at: Chunk<A>, index: u32) -> Backend<A> {
+        element(&at.backends, index, CHUNK)
+    }
+
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity<A>> {
+        self.get(A::maps(self.datapath).affinity, key)
+    }
+
+    fn stick(&self, _: &AffinityKey<A>, _: &Affinity<A>) {}
+
+    fn member(&self, key: &MemberKey<A>) -> bool {
+        self.get(A::maps(self.datapath).member, key).is_some()
+    }
+
+    fn node(&self, addr: &A) -> Option<NodeAddress> {
+        self.get(A::maps(self.datapath).node, addr)
+    }
+
+    fn in_service_range(&self, addr: A) -> bool {
+        A::ranges(&self.config).iter().any(|range| addr.within(range))
+    }
+
+    fn rand(&self) -> u32 {
+        // Keys of the hasher are random; each throw hashes another number.
+        self.dice.set(self.dice.get().wrapping_add(1));
+        let [a, b, c, d, ..] = RandomState::new().hash_one(self.dice.get()).to_ne_bytes();
+        u32::from_ne_bytes([a, b, c, d])
+    }
+
+    fn now_s(&self) -> u32 {
+        self.now_s
+    }
+}
+
+/// An element by the low bits of its index, as the kernel's programs take it.
+fn element<A: Net>(backends: &[Backend<A>], index: u32, len: usize) -> Backend<A> {
+    let index = usize::try_from(index).ok().and_then(|i| i.checked_rem(len));
+    index.and_then(|i| backends.get(i)).copied().unwrap_or_default()
+}
+
+impl<A: Net> FlowMaps<A> for Pinned<'_, A> {
+    fn flow(&self, key: &Tuple<A>, into: &mut Flow<A>) -> bool {
+        let found = self.get(A::maps(self.datapath).flow, key);
+        if let Some(entry) = found {
+            *into = entry;
+        }
+        found.is_some()
+    }
+
+    fn insert(&self, _: &Tuple<A>, _: &Flow<A>) -> bool {
+        false
+    }
+
+    fn touch(&self, _: &Tuple<A>, _: u32, _: u32, _: u32) {}
+
+    fn remove(&self, _: &Tuple<A>) {}
+
+    fn fragment(&self, _: &FragmentKey<A>) -> Option<FragmentPorts> {
+        // A trace is of whole packets.
+        None
+    }
+
+    fn keep_fragment(&self, _: &FragmentKey<A>, _: &FragmentPorts) {}
+
+    fn pod(&self, addr: &A) -> Option<LocalPod> {
+        self.get(A::maps(self.datapath).pod, addr)
+    }
+
+    fn redirects(&self) -> bool {
+        self.config.flags & config::REDIRECT != 0
+    }
+
+    fn masquerades_all(&self) -> bool {
+        self.config.flags & config::MASQUERADE_ALL != 0
+    }
+
+    fn masquerade(&self) -> A {
+        A::masquerade(&self.config)
+    }
+
+    fn ports(&self) -> [u16; 2] {
+        self.config.masquerade_ports
+    }
+}
