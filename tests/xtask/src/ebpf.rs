@@ -230,10 +230,44 @@ fn build(rust: &Rust, linker: &Path) -> Result<Vec<u8>> {
     // The compiler's own: of the same version everywhere.
     let lib = rust.sysroot.join("lib");
     let host = text(Command::new("rustc").args(["--print", "host-tuple"]))?;
-    let mut strip = Command::new(lib.join("rustlib").join(host.trim()).join("bin/rust-objcopy"));
-    strip.arg("--strip-debug").arg(target.join("bpfel-unknown-none/release/berth")).arg(&stripped);
-    succeed(strip.env("LD_LIBRARY_PATH", &lib))?;
+    let objcopy = |option: &str, from: &Path| {
+        let mut command = Command::new(lib.join("rustlib").join(host.trim()).join("bin/rust-objcopy"));
+        command.arg(option).arg(from).arg(&stripped).env("LD_LIBRARY_PATH", &lib);
+        succeed(&mut command)
+    };
+    objcopy("--strip-debug", &target.join("bpfel-unknown-none/release/berth"))?;
+    // Cargo's mark of a crate in a symbol's name follows from where its sources lie: taken out.
+    let names = renamed(&fs::read(&stripped).with_context(|| format!("read {}", stripped.display()))?);
+    let list = target.join("symbols");
+    fs::write(&list, names).with_context(|| format!("write {}", list.display()))?;
+    objcopy(&format!("--redefine-syms={}", list.display()), &stripped)?;
     fs::read(&stripped).with_context(|| format!("read {}", stripped.display()))
+}
+
+/// Lines of old and new names for the symbols in an object that carry the mark of a crate.
+fn renamed(object: &[u8]) -> String {
+    let texts = object.split(|byte| *byte == 0).filter_map(|text| str::from_utf8(text).ok());
+    let symbols = texts.filter(|text| text.starts_with("_R") && !text.contains(char::is_whitespace));
+    symbols.map(|old| format!("{old} {}\n", unmarked(old))).collect()
+}
+
+/// A symbol's name without the marks: `Cs<letters and digits>_` becomes `C`.
+fn unmarked(symbol: &str) -> String {
+    let mut parts = symbol.split("Cs");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once('_') {
+            Some((mark, rest)) if mark.chars().all(|c| c.is_ascii_alphanumeric()) => {
+                plain.push('C');
+                plain.push_str(rest);
+            }
+            _ => {
+                plain.push_str("Cs");
+                plain.push_str(part);
+            }
+        }
+    }
+    plain
 }
 
 /// Of the object as it was built.
@@ -279,6 +313,15 @@ mod tests {
             "deb https://deb.nodesource.com/node nodistro main\ndeb http://mirror/debian/ trixie main\n";
         assert_eq!(archive_in(old).as_deref(), Some("http://mirror/debian"));
         assert_eq!(archive_in("deb http://mirror/debian-security trixie main"), None);
+    }
+
+    #[test]
+    fn symbols_lose_the_marks_of_crates() {
+        let symbol = "_RINvNtNtCs3sw5NPX5K7V_5berth2tc3act5beginAmj4_EB6_";
+        assert_eq!(unmarked(symbol), "_RINvNtNtC5berth2tc3act5beginAmj4_EB6_");
+        assert_eq!(unmarked("_RCs"), "_RCs");
+        let object = format!("x\0{symbol}\0connect4\0");
+        assert_eq!(renamed(object.as_bytes()), format!("{symbol} {}\n", unmarked(symbol)));
     }
 
     #[test]
