@@ -1,7 +1,11 @@
 //! Where the programs of others are found.
 
 use anyhow::{Context, Result, ensure};
-use std::{env, path::PathBuf, process::Command};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// Where `cargo xtask setup` puts what it builds: `BERTH_TOOLS`, or `berth/tools/bin` in the cache directory.
 ///
@@ -69,10 +73,12 @@ pub enum Build {
     Failpoints,
     /// Optimised, for figures.
     Release,
+    /// Both: optimised, and with those places.
+    ReleaseFailpoints,
 }
 
 /// The directory with `berth` and `berth-cni`, built if need be. `BERTH_BIN` (`BERTH_BIN_FAILPOINTS`,
-/// `BERTH_BIN_RELEASE`) names one that is ready.
+/// `BERTH_BIN_RELEASE`, `BERTH_BIN_RELEASE_FAILPOINTS`) names one that is ready.
 ///
 /// # Errors
 /// They do not build.
@@ -81,6 +87,7 @@ pub fn programs(build: Build) -> Result<PathBuf> {
         Build::Plain => "BERTH_BIN",
         Build::Failpoints => "BERTH_BIN_FAILPOINTS",
         Build::Release => "BERTH_BIN_RELEASE",
+        Build::ReleaseFailpoints => "BERTH_BIN_RELEASE_FAILPOINTS",
     };
     if let Some(dir) = env::var_os(ready) {
         return Ok(dir.into());
@@ -95,20 +102,23 @@ pub fn programs(build: Build) -> Result<PathBuf> {
             cargo_build(&["--release"])?;
             Ok(target.join("release"))
         }
-        Build::Failpoints => {
-            cargo_build(&["--features", "berth/failpoints"])?;
-            // Kept aside: the next plain build puts its own program in this one's place.
-            let aside = target.join("failpoints");
-            std::fs::create_dir_all(&aside).with_context(|| format!("create {}", aside.display()))?;
-            for name in ["berth", "berth-cni"] {
-                let (from, new) = (target.join("debug").join(name), aside.join(format!(".{name}.new")));
-                std::fs::copy(&from, &new).with_context(|| format!("copy {}", from.display()))?;
-                std::fs::rename(&new, aside.join(name)).context("rename a program")?;
-            }
-            cargo_build(&[])?;
-            Ok(aside)
-        }
+        Build::Failpoints => aside(&target, "debug", "failpoints", &[]),
+        Build::ReleaseFailpoints => aside(&target, "release", "failpoints-release", &["--release"]),
     }
+}
+
+/// The build with failpoints, kept aside: the next plain build puts its own program in this one's place.
+fn aside(target: &Path, built: &str, aside: &str, profile: &[&str]) -> Result<PathBuf> {
+    cargo_build(&[profile, &["--features", "berth/failpoints"]].concat())?;
+    let aside = target.join(aside);
+    std::fs::create_dir_all(&aside).with_context(|| format!("create {}", aside.display()))?;
+    for name in ["berth", "berth-cni"] {
+        let (from, new) = (target.join(built).join(name), aside.join(format!(".{name}.new")));
+        std::fs::copy(&from, &new).with_context(|| format!("copy {}", from.display()))?;
+        std::fs::rename(&new, aside.join(name)).context("rename a program")?;
+    }
+    cargo_build(profile)?;
+    Ok(aside)
 }
 
 fn cargo_build(extra: &[&str]) -> Result<()> {
