@@ -141,7 +141,7 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
             proto: TCP,
             affinity_s: 0,
             cluster: &[("192.0.2.1", 9100, HOST)],
-            local: &[("192.0.2.1", 9100, HOST)],
+            local: no,
             fronts: &[("10.96.0.14", 9100, HAS)],
         },
     ];

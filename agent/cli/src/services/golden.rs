@@ -170,7 +170,7 @@ fn what_does_not_fit_is_named() {
         (
             |t| {
                 let n = at(t, "10.96.0.14");
-                t.services[n].1.inline[1].port = 0;
+                t.services[n].1.inline[0].port = 0;
             },
             &["SERVICE4 10.96.0.14:9100/TCP: a backend without a port"],
         ),

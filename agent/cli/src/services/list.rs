@@ -15,7 +15,7 @@ pub(crate) fn services(ports: &[Port], names: &Names) -> Table {
     let mut table = Table::new(&head);
     for (port, front) in sorted(ports, names).into_iter().flat_map(|p| p.fronts.iter().map(move |f| (p, f))) {
         let named = names.port(port.v6, port.id);
-        let [cluster, local] = port.counts;
+        let [cluster, _] = port.counts;
         table.row(vec![
             names.service(port.v6, port.id),
             named.map_or("-", |n| if n.port.is_empty() { "-" } else { &n.port }).to_owned(),
@@ -24,7 +24,7 @@ pub(crate) fn services(ports: &[Port], names: &Names) -> Table {
             policy(front),
             if port.affinity_s == 0 { "-".to_owned() } else { format!("{}s", port.affinity_s) },
             cluster.to_string(),
-            local.to_string(),
+            port.on_this_node().to_string(),
             clients(port, front),
         ]);
     }
@@ -96,7 +96,7 @@ fn port_json(port: &Port, names: &Names) -> Value {
         "portName": named.map(|n| n.port.clone()),
         "generation": port.generation,
         "affinitySeconds": (port.affinity_s != 0).then_some(port.affinity_s),
-        "backends": { "cluster": cluster, "local": local },
+        "backends": { "cluster": cluster, "local": local, "onThisNode": port.on_this_node() },
         "fronts": fronts,
     })
 }

@@ -7,7 +7,7 @@ use berth_ebpf_abi::{
 use berth_ebpf_decide::flow::UDP;
 use berth_ebpf_loader::{Datapath, Error};
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
     net::{IpAddr, SocketAddr},
 };
@@ -224,6 +224,13 @@ impl Port {
             0 => Reach::Refused,
             _ => Reach::Served,
         }
+    }
+
+    /// Backends on this node. The local set holds them only where a policy asks for it.
+    pub(crate) fn on_this_node(&self) -> usize {
+        let local: BTreeSet<&Endpoint> =
+            self.cluster.iter().chain(&self.local).filter(|e| e.local()).collect();
+        local.len()
     }
 
     /// The node's own port or an address of this port.
