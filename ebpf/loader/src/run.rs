@@ -25,7 +25,10 @@ impl PacketProgram {
     /// # Errors
     /// The kernel refuses the frame.
     pub fn run(&self, frame: &[u8]) -> Result<TestRunAnswer> {
-        test_run(self.program.as_fd(), frame, 1)
-            .map_err(|source| Error::Program { op: "run", program: self.name.clone(), source })
+        test_run(self.program.as_fd(), frame, 1).map_err(|source| Error::Program {
+            op: "run",
+            program: self.name.clone(),
+            source,
+        })
     }
 }

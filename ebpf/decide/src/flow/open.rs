@@ -95,8 +95,9 @@ fn claim<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>, closed_too: bo
                 flags |= entry.flags;
                 seen_s = seen_s.max(entry.seen_s);
             }
-            let over = is_over(room.back.proto, flags, seen_s, room.entry.seen_s);
-            if !over && !(closed_too && is_closed(flags)) {
+            let free = is_over(room.back.proto, flags, seen_s, room.entry.seen_s)
+                || (closed_too && is_closed(flags));
+            if !free {
                 return false;
             }
             if paired {

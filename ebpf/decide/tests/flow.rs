@@ -1,0 +1,283 @@
+//! Connections translated packet by packet, in memory: whatever comes in whatever order, answers find their way back.
+
+use berth_ebpf_abi::{
+    Addr, Backend, Config, INLINE, LocalPod, NodeAddress, Prefix, Service, ServiceKey, Tuple, V4, backend,
+    config, flow, frontend, tag,
+};
+use berth_ebpf_decide::flow::{
+    Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, collect, judge, memory::Flows, reverse, tcp,
+};
+use proptest::prelude::*;
+
+const VIP: V4 = addr(96, 1);
+const NODE: V4 = addr(3, 1);
+const NODE_PORT: u16 = 30_080_u16.to_be();
+const PORTS: [u16; 2] = [20_000, 20_031];
+
+const fn addr(net: u8, host: u8) -> V4 {
+    u32::from_ne_bytes([10, net, 0, host])
+}
+
+fn a_backend(number: u8) -> Backend<V4> {
+    match number % 3 {
+        0 => Backend { addr: addr(1, number), port: 8080_u16.to_be(), flags: backend::LOCAL },
+        1 => Backend { addr: addr(2, number), port: 8080_u16.to_be(), flags: 0 },
+        _ => Backend { addr: NODE, port: 9100_u16.to_be(), flags: backend::LOCAL | backend::HOST_NETWORK },
+    }
+}
+
+/// What happens, one after the other.
+#[derive(Debug, Clone)]
+enum Event {
+    /// A client's packet: who, by which port, to the NodePort or the cluster address, TCP or UDP, with which flags.
+    Client { client: u8, port: u8, node_port: bool, proto: u8, flags: u8 },
+    /// The backend of this connection answers.
+    Answer { number: usize, flags: u8 },
+    /// Seconds pass.
+    Pass(u32),
+    /// The Service gets these backends.
+    Backends(Vec<u8>),
+    /// The table evicts an entry.
+    Evict(usize),
+    /// The agent collects what is old.
+    Collect,
+}
+
+fn flags() -> impl Strategy<Value = u8> {
+    prop_oneof![
+        4 => Just(tcp::ACK),
+        3 => Just(tcp::SYN),
+        1 => Just(tcp::FIN | tcp::ACK),
+        1 => Just(tcp::RST),
+    ]
+}
+
+fn event(evictions: u32) -> impl Strategy<Value = Event> {
+    prop_oneof![
+        8 => (0..4_u8, 0..6_u8, any::<bool>(), prop_oneof![Just(TCP), Just(UDP)], flags()).prop_map(
+            |(client, port, node_port, proto, flags)| Event::Client { client, port, node_port, proto, flags }
+        ),
+        6 => (any::<usize>(), flags()).prop_map(|(number, flags)| Event::Answer { number, flags }),
+        2 => prop_oneof![Just(1), Just(1), Just(15), Just(200), Just(100_000)].prop_map(Event::Pass),
+        1 => prop::collection::vec(0..9_u8, 0..4).prop_map(Event::Backends),
+        evictions => any::<usize>().prop_map(Event::Evict),
+        1 => Just(Event::Collect),
+    ]
+}
+
+struct Node {
+    maps: Flows<V4>,
+    generation: u32,
+    backends: Vec<Backend<V4>>,
+    /// Entries that the table lost: their connections are whole again only with the next second.
+    evicted: bool,
+}
+
+impl Node {
+    fn new(flags: u32) -> Node {
+        let mut maps = Flows::<V4>::default();
+        maps.config = Config { flags, masquerade_ports: PORTS, ..Config::default() };
+        maps.masquerade = NODE;
+        maps.tables.dice.set(1);
+        maps.tables.now_s.set(1_000_000);
+        maps.tables.ranges[0] = Prefix { net: [addr(96, 0), 0, 0, 0], mask: [addr(255, 0) | 0xff, 0, 0, 0] };
+        maps.tables.nodes.insert(NODE, NodeAddress { node_ports: 1 });
+        for number in 0..9 {
+            let pod = LocalPod { ifindex: 10 + u32::from(number), ..LocalPod::default() };
+            if a_backend(number).flags == backend::LOCAL {
+                maps.pods.insert(addr(1, number), pod);
+            }
+        }
+        let mut node = Node { maps, generation: 0, backends: Vec::new(), evicted: false };
+        node.publish(&[0, 1, 2]);
+        node
+    }
+
+    fn publish(&mut self, numbers: &[u8]) {
+        let count = (0..).zip(numbers).fold(0, |_, (index, _): (u16, _)| index + 1);
+        self.generation += 1;
+        self.backends = numbers.iter().map(|number| a_backend(*number)).collect();
+        for (id, proto) in [(1, TCP), (2, UDP)] {
+            let mut service = Service {
+                tag: tag(id, self.generation),
+                id,
+                generation: self.generation,
+                frontend: if numbers.is_empty() { 0 } else { frontend::HAS_ENDPOINTS },
+                counts: [count, 0],
+                ..Service::default()
+            };
+            assert!(numbers.len() <= INLINE);
+            service.inline[..numbers.len()].copy_from_slice(&self.backends);
+            let key = ServiceKey { addr: VIP, port: 80_u16.to_be(), proto, pad: 0 };
+            self.maps.tables.services.insert(key, service);
+            service.frontend |= frontend::EXTERNAL | frontend::NODE_PORT;
+            self.maps.tables.services.insert(ServiceKey { addr: V4::ANY, port: NODE_PORT, ..key }, service);
+        }
+    }
+
+    fn send(&self, hook: Hook, tuple: Tuple<V4>, flags: u8) -> (Verdict, Tuple<V4>) {
+        let tcp_flags = if tuple.proto == TCP { flags } else { 0 };
+        let mut room = Room::default();
+        room.packet = Packet { tuple, tcp_flags, part: Part::Whole, ifindex: 5 };
+        let verdict = judge(&self.maps, hook, &mut room);
+        (verdict, *room.to())
+    }
+
+    fn forward(&self) -> Vec<Tuple<V4>> {
+        let flows = self.maps.flows.borrow();
+        let mut keys: Vec<_> =
+            flows.iter().filter(|(_, flow)| flow.flags & flow::REPLY == 0).map(|(key, _)| *key).collect();
+        keys.sort_by_key(|key| (key.src, key.src_port, key.dst, key.proto));
+        keys
+    }
+
+    /// A client dials; clients 0 and 1 are outside, 2 and 3 are pods (3: that of backend 0).
+    fn client(&self, client: u8, port: u8, node_port: bool, proto: u8, flags: u8) {
+        let inside = client >= 2;
+        let src = match client {
+            2 => addr(1, 200),
+            3 => addr(1, 0),
+            _ => addr(9, client),
+        };
+        let (dst, dst_port) = if node_port { (NODE, NODE_PORT) } else { (VIP, 80_u16.to_be()) };
+        let src_port = (40_000 + u16::from(port)).to_be();
+        let tuple = Tuple { src, dst, src_port, dst_port, proto, pad: [0; 3] };
+        let before = self.maps.flows.borrow().get(&tuple).copied();
+        let (verdict, to) = self.send(if inside { Hook::Pod } else { Hook::Uplink }, tuple, flags);
+        let Verdict::Translate(via) = verdict else { return };
+        let goes_to = |b: &Backend<V4>| b.addr == to.dst && b.port == to.dst_port;
+        let changed = before.is_none_or(|before| before.to != to);
+        // A new connection, and a datagram once a second, goes to who is a backend now.
+        let asked = before.is_none_or(|before| before.seen_s != self.maps.tables.now_s.get());
+        if changed || (proto == UDP && asked) || (proto == TCP && flags & tcp::SYN != 0) {
+            assert!(self.backends.iter().any(goes_to), "{tuple:?} to {to:?}");
+        }
+        assert_ne!(to.src, to.dst, "nobody answers himself");
+        if via == Via::Neighbour(0) {
+            assert_eq!(to.src, NODE, "answers from elsewhere come back here");
+        }
+        // At once, in any state of the connection: the answer looks as from whom the client dialled.
+        let (answer, shown) = self.send(Hook::Pod, reverse(&to), tcp::ACK);
+        assert!(matches!(answer, Verdict::Translate(_)), "{tuple:?} to {to:?}: {answer:?}");
+        assert_eq!(shown, reverse(&tuple));
+    }
+
+    fn check(&self) {
+        let flows = self.maps.flows.borrow();
+        let forward = self.forward();
+        for key in &forward {
+            let to = flows[key].to;
+            match flows.get(&reverse(&to)) {
+                Some(reply) => {
+                    // Whose entry was evicted may lose its key to another, and is forgotten with its next packet.
+                    let own = reply.to == reverse(key) || self.evicted;
+                    assert!(own, "{key:?} and another have one key of answers");
+                    assert_ne!(reply.flags & flow::REPLY, 0);
+                }
+                None => assert!(self.evicted, "{key:?} has no way back"),
+            }
+        }
+        assert!(self.evicted || flows.len() == 2 * forward.len(), "an answer's entry without a connection");
+    }
+}
+
+fn run(flags: u32, events: Vec<Event>) {
+    let mut node = Node::new(flags);
+    for event in events {
+        match event {
+            Event::Client { client, port, node_port, proto, flags } => {
+                node.client(client, port, node_port, proto, flags);
+            }
+            Event::Answer { number, flags } => {
+                let forward = node.forward();
+                if !forward.is_empty() {
+                    let key = forward[number % forward.len()];
+                    let to = node.maps.flows.borrow()[&key].to;
+                    node.send(Hook::Pod, reverse(&to), flags);
+                }
+            }
+            Event::Pass(seconds) => {
+                let now_s = &node.maps.tables.now_s;
+                now_s.set(now_s.get() + seconds);
+            }
+            Event::Backends(numbers) => node.publish(&numbers),
+            Event::Evict(number) => {
+                let mut keys: Vec<_> = node.maps.flows.borrow().keys().copied().collect();
+                keys.sort_by_key(|key| (key.src, key.src_port, key.dst, key.dst_port, key.proto));
+                if !keys.is_empty() {
+                    node.maps.flows.borrow_mut().remove(&keys[number % keys.len()]);
+                    node.evicted = true;
+                    // The other half is missed within a second.
+                    node.maps.tables.now_s.set(node.maps.tables.now_s.get() + 1);
+                }
+            }
+            Event::Collect => {
+                let keys: Vec<_> = node.maps.flows.borrow().keys().copied().collect();
+                let mut room = Room::default();
+                for key in keys {
+                    collect(&node.maps, &key, &mut room);
+                }
+            }
+        }
+        node.check();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn answers_find_their_way_back(
+        direct in any::<bool>(),
+        events in prop::collection::vec(event(0), 1..120),
+    ) {
+        run(if direct { config::REDIRECT } else { 0 }, events);
+    }
+
+    #[test]
+    fn answers_find_their_way_back_from_a_table_that_forgets(
+        events in prop::collection::vec(event(2), 1..120),
+    ) {
+        run(config::REDIRECT, events);
+    }
+}
+
+#[test]
+fn a_closed_connection_is_forgotten_in_time_and_a_living_one_is_not() {
+    let node = Node::new(config::REDIRECT);
+    let tuple = Tuple {
+        src: addr(9, 1),
+        dst: NODE,
+        src_port: 40_000_u16.to_be(),
+        dst_port: NODE_PORT,
+        proto: TCP,
+        pad: [0; 3],
+    };
+    let mut room = Room::default();
+    let age = |seconds| node.maps.tables.now_s.set(node.maps.tables.now_s.get() + seconds);
+    let (_, to) = node.send(Hook::Uplink, tuple, tcp::SYN);
+    age(60);
+    assert!(!collect(&node.maps, &tuple, &mut room), "60 s unanswered");
+    node.send(Hook::Pod, reverse(&to), tcp::SYN | tcp::ACK);
+    age(24 * 3600);
+    assert!(!collect(&node.maps, &tuple, &mut room), "a day without a packet");
+    node.send(Hook::Uplink, tuple, tcp::FIN | tcp::ACK);
+    age(3600);
+    assert!(!collect(&node.maps, &tuple, &mut room), "half closed");
+    node.send(Hook::Pod, reverse(&to), tcp::FIN | tcp::ACK);
+    age(120);
+    assert!(!collect(&node.maps, &reverse(&to), &mut room), "closed, 120 s");
+    age(1);
+    assert!(collect(&node.maps, &reverse(&to), &mut room), "closed, 121 s");
+    assert_eq!(node.maps.flows.borrow().len(), 0, "both directions");
+}
+
+#[test]
+fn what_belongs_to_no_connection_in_progress_is_left_to_the_stack() {
+    let node = Node::new(config::REDIRECT);
+    let tuple =
+        Tuple { src: addr(9, 1), dst: NODE, src_port: 1, dst_port: NODE_PORT, proto: TCP, pad: [0; 3] };
+    assert_eq!(node.send(Hook::Uplink, tuple, tcp::ACK).0, Verdict::Pass);
+    assert_eq!(node.send(Hook::Uplink, Tuple { dst: addr(7, 7), ..tuple }, tcp::SYN).0, Verdict::Pass);
+    assert_eq!(node.send(Hook::Uplink, Tuple { dst_port: 1, ..tuple }, tcp::SYN).0, Verdict::Pass);
+}
