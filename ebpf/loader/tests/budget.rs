@@ -4,7 +4,7 @@
 mod support;
 
 use berth_ebpf_abi::{Chunk, ChunkKey, Service, ServiceKey, V4};
-use berth_ebpf_loader::{Access, Datapath, OBJECT, load, report};
+use berth_ebpf_loader::{Access, Datapath, OBJECT, digest, load, report};
 
 /// Instructions as the kernel runs them, at most. A hook of IPv6 holds the code of both families: sockets of IPv6 also
 /// connect to mapped IPv4 addresses.
@@ -59,4 +59,14 @@ fn ten_thousand_services_fit_in_thirty_megabytes() {
     let megabytes = report.map_memory() / 1_000_000;
     println!("all: {megabytes} MB");
     assert!(megabytes <= 30, "{megabytes} MB");
+}
+
+#[test]
+fn the_object_is_the_recorded_one_and_cannot_panic() {
+    let recorded = include_str!("../../programs/berth.bpf.o.sha256");
+    assert_eq!(recorded.split(' ').next(), Some(digest(OBJECT).as_str()));
+    for symbol in ["core9panicking", "rust_begin_unwind"] {
+        let found = OBJECT.windows(symbol.len()).any(|window| window == symbol.as_bytes());
+        assert!(!found, "{symbol} is in the object");
+    }
 }
