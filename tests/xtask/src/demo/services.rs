@@ -64,7 +64,8 @@ fn all_answer(wanted: &[&str], mut ask: impl FnMut() -> Result<String>) -> Resul
 }
 
 /// Looks the name up by itself: what is linked statically has no resolver in a bare image.
-const GET: &str = "wget -q -T 2 -O - \"http://$(nslookup -type=a \"$0\" | awk '/^Address/ {a = $2} END {print a}')$1\"";
+const GET: &str =
+    "timeout 3 wget -q -O - \"http://$(nslookup -type=a \"$0\" | awk '/^Address/ {a = $2} END {print a}'):80$1\"";
 
 fn ask_by_name(node: &Node) -> Result<String> {
     node.exec("default/client/client", &["sh", "-c", GET, NAME, PAGE])
@@ -79,14 +80,14 @@ fn by_name(node: &Node) -> Result<()> {
 fn from_node(node: &Node, outside: &Outside) -> Result<()> {
     for address in [outside.node_address(), "127.0.0.1"] {
         let url = format!("http://{address}:{NODE_PORT}{PAGE}");
-        all_answer(&WEB, || node.on_host(&["busybox", "wget", "-q", "-T", "2", "-O", "-", &url]))?;
+        all_answer(&WEB, || node.on_host(&["timeout", "3", "busybox", "wget", "-q", "-O", "-", &url]))?;
     }
     Ok(())
 }
 
 fn from_outside(_node: &Node, outside: &Outside) -> Result<()> {
     let url = format!("http://{}:{NODE_PORT}{PAGE}", outside.node_address());
-    let ask = || outside.run(&["busybox", "wget", "-q", "-T", "2", "-O", "-", &url]);
+    let ask = || outside.run(&["timeout", "3", "busybox", "wget", "-q", "-O", "-", &url]);
     wait::ok("the port answers", PATIENCE, ask)?;
     all_answer(&WEB, ask)
 }
