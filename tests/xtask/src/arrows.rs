@@ -108,6 +108,7 @@ const TESTS_MAY_USE: &[(&str, &str, &str)] = &[
     ("berth-pause", "berth-sys", "the program is started as the agent starts it"),
     ("berth-tests-node", "berth-core", "the kinds of action"),
     ("berth-tests-node", "berth-sys", "mounts"),
+    ("berth-ebpf-decide", "berth-ebpf-decide", "with the feature that makes random cases"),
 ];
 
 /// Dependencies of others and the only crates that may use them.
@@ -121,7 +122,7 @@ const ONLY: &[(&str, &[&str])] = &[
 const NOT_IN_CORE: &[&str] = &["tokio", "nix", "rustix", "libc"];
 
 /// Where the lint against unsafe may be lifted.
-const UNSAFE: &[&str] = &["berth-sys", "berth-pause"];
+const UNSAFE: &[&str] = &["berth-sys", "berth-pause", "berth-ebpf-loader"];
 
 /// The lint; in two parts, so that this file does not find itself.
 const LINT: &str = concat!("unsafe", "_code");
