@@ -64,8 +64,7 @@ fn all_answer(wanted: &[&str], mut ask: impl FnMut() -> Result<String>) -> Resul
 }
 
 /// Looks the name up by itself: what is linked statically has no resolver in a bare image.
-const GET: &str =
-    "timeout 3 wget -q -O - \"http://$(nslookup -type=a \"$0\" | awk '/^Address/ {a = $2} END {print a}'):80$1\"";
+const GET: &str = "timeout 3 wget -q -O - \"http://$(nslookup -type=a \"$0\" | awk '/^Address/ {a = $2} END {print a}'):80$1\"";
 
 fn ask_by_name(node: &Node) -> Result<String> {
     node.exec("default/client/client", &["sh", "-c", GET, NAME, PAGE])
