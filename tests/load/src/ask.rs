@@ -17,6 +17,8 @@ use std::{
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// So often a connected socket is made anew for one question.
+const RENEWALS: u32 = 2;
 /// Threads of each kind.
 const THREADS: u32 = 4;
 
@@ -168,15 +170,19 @@ impl Sockets {
     }
 
     /// A socket that is taken away because its backend is gone fails once, in sending or in receiving; what uses it must
-    /// make it anew, as resolvers do.
+    /// make it anew, as resolvers do. That one's backend may go in that very moment too.
     fn connected(&mut self, target: SocketAddr, turn: u32) -> (Result<String>, bool) {
-        match self.by_connected(target, turn) {
-            Err(error) if taken_away(&error) => {
-                self.connected.remove(&target);
-                (self.by_connected(target, turn), true)
+        let mut done = self.by_connected(target, turn);
+        let mut renewed = false;
+        for _ in 0..RENEWALS {
+            if !done.as_ref().is_err_and(taken_away) {
+                break;
             }
-            done => (done, false),
+            self.connected.remove(&target);
+            renewed = true;
+            done = self.by_connected(target, turn);
         }
+        (done, renewed)
     }
 
     fn by_connected(&mut self, target: SocketAddr, turn: u32) -> Result<String> {

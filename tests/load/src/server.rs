@@ -1,9 +1,16 @@
 //! Servers that say who they are and whom they see.
 
 use anyhow::{Context, Result};
+use nix::{
+    cmsg_space, libc,
+    sys::socket::{
+        ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt, sockopt,
+    },
+};
 use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, UdpSocket},
+    io::{IoSlice, IoSliceMut, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::AsRawFd as _,
     sync::Arc,
     thread,
 };
@@ -18,8 +25,11 @@ pub(crate) struct Serve {
     #[arg(long)]
     name: Option<String>,
     /// Where it listens, over TCP and UDP.
-    #[arg(long = "listen", required = true, value_name = "ADDRESS:PORT")]
+    #[arg(long = "listen", required_unless_present = "any", value_name = "ADDRESS:PORT")]
     listen: Vec<SocketAddr>,
+    /// Listens at this port of all addresses, which may be thousands; it calls itself by the one it was reached at.
+    #[arg(long, value_name = "PORT", conflicts_with = "name")]
+    any: Option<u16>,
 }
 
 /// Listens everywhere, says `ready`, and answers on threads of its own.
@@ -32,9 +42,20 @@ pub(crate) fn start(serve: &Serve) -> Result<()> {
         let threads = if serve.listen.len() > 4 { 2 } else { AT_ONCE };
         for _ in 0..threads {
             let (tcp, name) = (Arc::clone(&tcp), name.clone());
-            thread::Builder::new().stack_size(64 << 10).spawn(move || answer(&tcp, &name))?;
+            thread::Builder::new().stack_size(64 << 10).spawn(move || answer(&tcp, Some(&name)))?;
         }
         thread::Builder::new().stack_size(64 << 10).spawn(move || echo(&udp, &name))?;
+    }
+    if let Some(port) = serve.any {
+        let at = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let tcp = Arc::new(TcpListener::bind(at).with_context(|| format!("listen on {at}, TCP"))?);
+        let udp = UdpSocket::bind(at).with_context(|| format!("listen on {at}, UDP"))?;
+        setsockopt(&udp, sockopt::Ipv4PacketInfo, &true).context("set IP_PKTINFO")?;
+        for _ in 0..AT_ONCE {
+            let tcp = Arc::clone(&tcp);
+            thread::Builder::new().stack_size(64 << 10).spawn(move || answer(&tcp, None))?;
+        }
+        thread::spawn(move || echo_as_asked(&udp, port));
     }
     #[expect(clippy::print_stdout, reason = "whoever started it waits for this line")]
     {
@@ -43,20 +64,52 @@ pub(crate) fn start(serve: &Serve) -> Result<()> {
     Ok(())
 }
 
-/// One connection after the other; one line for each byte.
-fn answer(listener: &TcpListener, name: &str) {
+/// One connection after the other; one line for each byte. Without a name it is the address that was dialled.
+fn answer(listener: &TcpListener, name: Option<&str>) {
     let mut bytes = [0_u8; 256];
     loop {
         // A client that went away before it was accepted is its own affair.
         let Ok((mut stream, peer)) = listener.accept() else { continue };
         // Without it answers of a kept connection would wait for the client's acknowledgement.
         stream.set_nodelay(true).ok();
-        let line = format!("{name} {peer}\n");
+        let line = match (name, stream.local_addr()) {
+            (Some(name), _) => format!("{name} {peer}\n"),
+            (None, Ok(own)) => format!("{own} {peer}\n"),
+            // It is gone already.
+            (None, Err(_)) => continue,
+        };
         while let Ok(n @ 1..) = stream.read(&mut bytes) {
             if (0..n).any(|_| stream.write_all(line.as_bytes()).is_err()) {
                 break;
             }
         }
+    }
+}
+
+/// As [`echo`], each answer from the address that the question came to.
+fn echo_as_asked(socket: &UdpSocket, port: u16) {
+    let mut bytes = [0_u8; 2048];
+    loop {
+        let (n, peer, at) = {
+            let mut parts = [IoSliceMut::new(&mut bytes)];
+            let mut space = cmsg_space!(libc::in_pktinfo);
+            let received =
+                recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty());
+            let Ok(received) = received else { continue };
+            let at = received.cmsgs().into_iter().flatten().find_map(|c| match c {
+                ControlMessageOwned::Ipv4PacketInfo(info) => Some(info),
+                _ => None,
+            });
+            let (Some(peer), Some(at)) = (received.address, at) else { continue };
+            (received.bytes, peer, at)
+        };
+        let own = Ipv4Addr::from(at.ipi_addr.s_addr.to_ne_bytes());
+        let mut answer = format!("{own}:{port} {peer}\n").into_bytes();
+        answer.extend(bytes.get(..n).unwrap_or_default());
+        let from = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: at.ipi_addr, ..at };
+        // The client may be gone.
+        let control = [ControlMessage::Ipv4PacketInfo(&from)];
+        sendmsg(socket.as_raw_fd(), &[IoSlice::new(&answer)], &control, MsgFlags::empty(), Some(&peer)).ok();
     }
 }
 

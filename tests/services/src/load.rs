@@ -130,6 +130,20 @@ impl Load {
         for at in listen {
             command.arg("--listen").arg(at.to_string());
         }
+        Load::begin(command)
+    }
+
+    /// Starts a server at one port of all addresses that the namespace has.
+    ///
+    /// # Errors
+    /// It does not begin.
+    pub fn serve_any(&self, netns: &Netns, port: u16) -> Result<Server> {
+        let mut command = self.command(&netns.path(), None);
+        command.args(["serve", "--any", &port.to_string()]);
+        Load::begin(command)
+    }
+
+    fn begin(mut command: Command) -> Result<Server> {
         let mut server = Server(command.spawn().context("start berth-load")?);
         let out = server.0.stdout.take().context("its output")?;
         let (tell, told) = mpsc::channel();

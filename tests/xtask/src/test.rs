@@ -20,6 +20,9 @@ use tally::{Outcome, Tally};
 /// The crate whose tests are the suites of a real node.
 const NODE: &str = "berth-tests-node";
 
+/// The crate whose tests are the suites of Services under load.
+const SERVICES: &str = "berth-tests-services";
+
 /// The least time that a test binary may take before it is ended.
 const DEADLINE: Duration = Duration::from_secs(15 * 60);
 
@@ -27,8 +30,8 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only this suite: fmt, clippy, deny, arrows, crates, plan (a million histories), mutations (a hundred thousand
-    /// of each kind of input), node (all of them), or one of the node's: demo, lifecycle, output, kill. A suite that
-    /// is asked for by name runs in full.
+    /// of each kind of input), services (five minutes of churn, two nodes), node (all of them), or one of the node's:
+    /// demo, lifecycle, output, kill. A suite that is asked for by name runs in full.
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
     /// Of a suite asked for by name, only what the default run does of it.
@@ -60,8 +63,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Some("crates") => run.crates()?,
         Some("plan") => run.plan()?,
         Some("mutations") => run.mutations()?,
-        Some("node") => run.node(None, !args.quick)?,
-        Some(name) => run.node(Some(name), !args.quick)?,
+        Some("services") => run.suites(SERVICES, None, !args.quick)?,
+        Some("node") => run.suites(NODE, None, !args.quick)?,
+        Some(name) => run.suites(NODE, Some(name), !args.quick)?,
     }
     let whole = args.suite.is_none() && args.filter.is_none();
     Ok(run.tally.report(&skips, whole, begun.elapsed()))
@@ -74,7 +78,8 @@ impl Run {
         self.step("arrows", || crate::arrows::check().map(|()| true))?;
         self.clippy()?;
         self.crates()?;
-        self.node(None, false)
+        self.suites(NODE, None, false)?;
+        self.suites(SERVICES, None, false)
     }
 
     /// A check that passes or fails as a whole.
@@ -117,7 +122,7 @@ impl Run {
     fn crates(&mut self) -> Result<()> {
         self.programs(false)?;
         let built = out::timed("build the tests of all crates", || {
-            binaries::build(&["--workspace", "--exclude", NODE])
+            binaries::build(&["--workspace", "--exclude", NODE, "--exclude", SERVICES])
         });
         let Some(all) = self.built("build", built)? else { return Ok(()) };
         for binary in &all {
@@ -161,6 +166,8 @@ impl Run {
                 "--exclude",
                 NODE,
                 "--exclude",
+                SERVICES,
+                "--exclude",
                 "berth-harness",
                 "--exclude",
                 "xtask",
@@ -173,11 +180,11 @@ impl Run {
         Ok(())
     }
 
-    /// The node's suites, or one of them; `full` as much as there is, otherwise the kill suite's tenth.
-    fn node(&mut self, suite: Option<&str>, full: bool) -> Result<()> {
+    /// A crate's suites, or one of them; `full` as much as there is, otherwise a tenth.
+    fn suites(&mut self, package: &str, suite: Option<&str>, full: bool) -> Result<()> {
         self.programs(true)?;
-        let built = out::timed("build the suites of a node", || {
-            let mut args = vec!["--package", NODE];
+        let built = out::timed(&format!("build {package}"), || {
+            let mut args = vec!["--package", package];
             if let Some(suite) = suite {
                 args.extend(["--test", suite]);
             }
@@ -199,7 +206,8 @@ impl Run {
             builds.insert(0, (Build::Failpoints, "BERTH_BIN_FAILPOINTS"));
         }
         for (build, name) in builds {
-            if env::var_os(name).is_none() {
+            let known = self.tally.env.iter().any(|(there, _)| there == name);
+            if env::var_os(name).is_none() && !known {
                 let dir = out::timed(&format!("build berth ({build:?})"), || tools::programs(build))?;
                 self.tally.env.push((name.to_owned(), dir.into_os_string()));
             }

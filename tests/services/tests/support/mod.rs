@@ -1,0 +1,158 @@
+//! Nodes of the real programs, each in a network namespace of its own.
+#![allow(dead_code, unreachable_pub, reason = "each suite uses its part")]
+
+use anyhow::{Context, Result, ensure};
+use berth_harness::{
+    image,
+    node::Node,
+    tools::{self, Build},
+};
+use berth_tests_services::{load::Load, netns::Netns};
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+/// Whether everything is to be run, or a tenth of it.
+pub fn full() -> bool {
+    std::env::var_os("BERTH_SCALE").as_deref() == Some(OsStr::new("full"))
+}
+
+/// The client and server program, built once.
+pub fn load() -> Result<Load> {
+    static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let done = Command::new(cargo)
+            .current_dir(tools::repository())
+            .args(["build", "--quiet", "--locked", "--package", "berth-load"])
+            .env_remove("RUSTC_BOOTSTRAP")
+            .status();
+        let target = std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| tools::repository().join("target"), PathBuf::from);
+        done.is_ok_and(|status| status.success()).then(|| target.join("debug/berth-load"))
+    });
+    Load::at(built.as_deref().context("berth-load does not build")?)
+}
+
+/// A node whose agent, containerd and pods are in a network namespace that stands for the machine's. It is ended when
+/// this value goes.
+pub struct Guest {
+    pub node: Node,
+    pub netns: Netns,
+    ended: bool,
+    _dir: tempfile::TempDir,
+}
+
+impl Guest {
+    /// A node with its namespace; nothing runs yet.
+    pub fn new(what: &str, programs: PathBuf) -> Result<Guest> {
+        let dir = tempfile::Builder::new().prefix(&format!("berth-svc-{what}-")).tempdir_in("/tmp")?;
+        let unique = dir.path().file_name().and_then(OsStr::to_str).context("a name")?.to_ascii_lowercase();
+        let netns = Netns::new(&unique)?;
+        let node = Node::new(&dir.path().join(&unique), &dir.path().join("run"), what, programs)?;
+        Ok(Guest { node, netns, ended: false, _dir: dir })
+    }
+
+    /// Starts containerd, with the test image.
+    pub fn containerd(&self) -> Result<()> {
+        self.netns.enter(|| {
+            self.node.containerd.start()?;
+            image::import_test(&self.node.containerd, &self.node.dir)
+        })?
+    }
+
+    /// Starts the agent and waits until it answers.
+    pub fn agent(&self) -> Result<()> {
+        self.netns.enter(|| self.node.start_agent().map(drop))?
+    }
+
+    /// The group that the node's hooks are attached to.
+    pub fn hooked(&self) -> Result<PathBuf> {
+        let group = berth_tests_services::group::root()?.join(&self.node.roots.cgroup_hooks);
+        ensure!(group.is_dir(), "{} is not there", group.display());
+        Ok(group)
+    }
+
+    fn down(&mut self) -> Result<()> {
+        self.ended = true;
+        self.netns.enter(|| self.node.down())??;
+        remove_pins(&self.node.roots.bpf_pins)
+    }
+
+    /// Ends it and says what went wrong in doing so.
+    pub fn end(mut self) -> Result<()> {
+        self.down()
+    }
+}
+
+fn remove_pins(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tell(&format!("the agent's last words:\n{}", self.node.last_words()));
+        }
+        if !self.ended
+            && let Err(error) = self.down()
+        {
+            tell(&format!("the node could not be ended: {error:#}"));
+        }
+    }
+}
+
+/// The plain build.
+pub fn plain() -> Result<PathBuf> {
+    tools::programs(Build::Plain)
+}
+
+/// Another build of the same sources.
+pub fn other() -> Result<PathBuf> {
+    tools::programs(Build::Failpoints)
+}
+
+/// Both, optimised.
+pub fn optimised() -> Result<[PathBuf; 2]> {
+    // The plain one comes last and stays.
+    let other = tools::programs(Build::ReleaseFailpoints)?;
+    Ok([tools::programs(Build::Release)?, other])
+}
+
+#[expect(clippy::print_stderr, reason = "the user of a suite reads it there")]
+pub fn tell(text: &str) {
+    eprintln!("{text}");
+}
+
+/// A Service without a selector.
+pub fn service(name: &str, address: std::net::Ipv4Addr, port: u16) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  type: ClusterIP\n  clusterIP: {address}\n  \
+         ports:\n  - {{name: t, protocol: TCP, port: {port}, targetPort: 8080}}\n  - {{name: u, protocol: UDP, port: {port}, \
+         targetPort: 8080}}\n"
+    )
+}
+
+/// The only slice of a Service.
+pub fn slice(service: &str, node: Option<&str>, port: u16, endpoints: &[std::net::Ipv4Addr]) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {service}-0\n  namespace: default\n  labels: \
+         {{kubernetes.io/service-name: {service}}}\naddressType: IPv4\nports:\n- {{name: t, protocol: TCP, port: {port}}}\n- {{name: u, \
+         protocol: UDP, port: {port}}}\nendpoints:\n"
+    );
+    for address in endpoints {
+        let node = node.map(|n| format!(", nodeName: {n}")).unwrap_or_default();
+        // Writing to a String cannot fail.
+        let _written = writeln!(text, "- {{addresses: [{address}], conditions: {{ready: true}}{node}}}");
+    }
+    text
+}
