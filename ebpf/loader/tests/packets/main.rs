@@ -15,7 +15,7 @@ mod world;
 
 use berth_ebpf_abi::{Tuple, V4, V6};
 use berth_ebpf_decide::flow::{Hook, Part, TCP, UDP, reverse, tcp};
-use berth_ebpf_loader::{Access, Datapath, OBJECT, Plain, load};
+use berth_ebpf_loader::{Access, Datapath, OBJECT, Plain, load, report};
 use frame::{Net, Spec};
 use world::{
     CLIENTS, ELSEWHERE, FLAGS, Kernel, NODES, PODS, Programs, SERVICES, VIPS, World, configure, spec,
@@ -55,6 +55,21 @@ fn kernel_and_memory_agree_on_every_ipv6_packet() {
         flow: &maps.flow6,
         affinity: &maps.affinity6,
     });
+}
+
+/// A program that the verifier follows for long is slow to load, and one more branch may be the last.
+#[test]
+fn the_verifier_is_soon_done() {
+    let scratch = support::Scratch::new();
+    let pins = scratch.pins();
+    load(&pins, &object(), |_| ()).unwrap();
+    for program in report(&pins, false).unwrap().programs.iter().filter(|one| one.name.starts_with("tc_")) {
+        println!(
+            "{}: {} instructions of both families, {} verified",
+            program.name, program.instructions, program.verified
+        );
+        assert!(program.verified <= 100_000 && program.instructions <= 8000, "{program:?}");
+    }
 }
 
 fn agree<A: Net + Plain>(tables: impl for<'a> Fn(&'a Datapath) -> Kernel<'a, A>) {

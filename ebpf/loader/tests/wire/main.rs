@@ -259,7 +259,8 @@ fn sees(from: &Namespace, to: Place, port: u16, seen: Place) {
     }
 }
 
-/// Requires both protocols to be refused at once.
+/// Requires both protocols to be refused. TCP over IPv6 takes a second here: the answer arrives while the client's
+/// socket is still held by its own connect(), since a veth pair delivers at once; the kernel then waits for the next.
 #[track_caller]
 fn refused(from: &Namespace, to: Place, port: u16) {
     for to in to.both() {
