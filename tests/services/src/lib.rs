@@ -10,4 +10,3 @@ pub mod netns;
 pub mod objects;
 pub mod plane;
 pub mod plugin;
-pub mod tables;

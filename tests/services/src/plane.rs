@@ -1,6 +1,6 @@
 //! A data plane of our own: the programs and maps that the agent would load, pinned below a directory of our own.
 
-use crate::{netns::tell, plugin::Pod, tables::KernelTables};
+use crate::{netns::tell, plugin::Pod};
 use anyhow::{Context, Result};
 use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, Prefix, V4, config};
 use berth_ebpf_loader::{Access, Datapath, Pins, Role, attach, attach_device, detach, load, netns_cookie};
@@ -38,11 +38,6 @@ impl Plane {
                 Err(error).context("load the programs")
             }
         }
-    }
-
-    /// The maps, for an Allocator.
-    pub fn tables(&self) -> KernelTables<'_> {
-        KernelTables::new(&self.maps)
     }
 
     /// Hands packets on directly, and masquerades as `node`.

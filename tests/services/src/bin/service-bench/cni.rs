@@ -39,10 +39,10 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     };
     let pods = [own.pod(&bench.name("own-c"))?, own.pod(&bench.name("own-s"))?];
     let peers = [reference.pod(&bench.name("ref-c"))?, reference.pod(&bench.name("ref-s"))?];
-    let plane = Plane::new(&bench.pins("cni"), &bench.object)?;
+    let mut plane = Plane::new(&bench.pins("cni"), &bench.object)?;
     plane.configure(Ipv4Addr::new(192, 0, 2, 1))?;
     let [_, server] = &pods;
-    fill(&plane, bench.services, server.address)?;
+    fill(&mut plane, bench.services, server.address)?;
     for pod in &pods {
         plane.pod(pod, true)?;
     }

@@ -40,7 +40,7 @@ pub(crate) fn own_config(bench: &Bench, name: &str, subnet: &str) -> serde_json:
 }
 
 /// Fills a plane's tables with `others` Services of one endpoint and the one that is measured.
-pub(crate) fn fill(plane: &Plane, others: u32, backend: Ipv4Addr) -> Result<()> {
+pub(crate) fn fill(plane: &mut Plane, others: u32, backend: Ipv4Addr) -> Result<()> {
     let mut all: Vec<Pair> = objects::many(others, 1)?;
     all.push(objects::pair("measured", VIP, Some(NODE_PORT), &[backend])?);
     let mut allocator = Allocator::new(NodeFacts::default(), 1);
@@ -48,9 +48,9 @@ pub(crate) fn fill(plane: &Plane, others: u32, backend: Ipv4Addr) -> Result<()> 
         allocator.change(change);
     }
     allocator.listed();
-    let done = allocator.sync(&mut plane.tables(), clock::boottime).context("fill the tables")?;
+    let done = allocator.sync(&mut plane.maps, clock::boottime).context("fill the tables")?;
     ensure!(done.put > all.len(), "{} entries for {} Services", done.put, all.len());
-    let differences = allocator.check(&mut plane.tables())?;
+    let differences = allocator.check(&mut plane.maps)?;
     ensure!(differences.is_empty(), "the tables differ from what was put in: {differences:?}");
     Ok(())
 }
@@ -72,9 +72,9 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     let mut planes = Vec::new();
     for (services, (group, pins)) in [10, bench.services].into_iter().zip(groups.iter().zip(["few", "many"]))
     {
-        let plane = Plane::new(&bench.pins(pins), &bench.object)?;
+        let mut plane = Plane::new(&bench.pins(pins), &bench.object)?;
         plane.configure(Ipv4Addr::new(192, 0, 2, 1))?;
-        fill(&plane, services, server.address)?;
+        fill(&mut plane, services, server.address)?;
         plane.pod(&client, false)?;
         plane.hook(group.path())?;
         planes.push(plane);

@@ -41,9 +41,9 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
             .serve(&peer_pod.netns, &[SocketAddr::new(IpAddr::V4(peer_pod.address), objects::TARGET)])?,
     ];
 
-    let plane = Plane::new(&bench.pins("ns"), &bench.object)?;
+    let mut plane = Plane::new(&bench.pins("ns"), &bench.object)?;
     plane.configure(OWN)?;
-    fill(&plane, bench.services, pod.address)?;
+    fill(&mut plane, bench.services, pod.address)?;
     plane.pod(&pod, true)?;
     let (uplink, _) = own_node.device("uplink")?;
     own_node.enter(|| attach_device(&plane.pins, uplink, Role::Uplink))??;

@@ -28,7 +28,7 @@ const EVENTS: usize = 4_000;
 const TIMES: usize = 5;
 
 pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
-    let plane = Plane::new(&bench.pins("tables"), &bench.object)?;
+    let mut plane = Plane::new(&bench.pins("tables"), &bench.object)?;
     plane.configure(Ipv4Addr::new(192, 0, 2, 1))?;
     let empty = memory(&plane)?;
     let objects = objects::many(bench.services, ENDPOINTS)?;
@@ -37,10 +37,10 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     let mut allocator = Allocator::new(NodeFacts::default(), 1);
     for round in 0..TIMES {
         if round > 0 {
-            clear(&plane, &mut allocator, &objects)?;
+            clear(&mut plane, &mut allocator, &objects)?;
             allocator = Allocator::new(NodeFacts::default(), allocator.next_id());
         }
-        fills.push(begin(&plane, &mut allocator, &objects)?.0);
+        fills.push(begin(&mut plane, &mut allocator, &objects)?.0);
     }
     say(&format!("fill of {} Services x {ENDPOINTS}: {} s", bench.services, spread(&fills, 3)));
 
@@ -55,7 +55,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
         ));
     }
 
-    let updates = updates(&plane, &mut allocator, &objects)?;
+    let updates = updates(&mut plane, &mut allocator, &objects)?;
     say(&format!(
         "one EndpointSlice of {} Services until the kernel has it: p50 {:.1}, p99 {:.1}, longest {:.1} µs",
         bench.services,
@@ -65,20 +65,20 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     ));
 
     let mut restarts = Vec::new();
-    settle(&plane, &mut allocator)?;
+    settle(&mut plane, &mut allocator)?;
     // As the objects were at the beginning: what the events changed is put right, and is not timed.
     for change in objects.iter().flat_map(Pair::changes) {
         allocator.change(change);
     }
-    settle(&plane, &mut allocator)?;
+    settle(&mut plane, &mut allocator)?;
     for _ in 0..TIMES {
         let mut next = Allocator::new(NodeFacts::default(), allocator.next_id());
-        let (took, written) = begin(&plane, &mut next, &objects)?;
+        let (took, written) = begin(&mut plane, &mut next, &objects)?;
         ensure!(written == 0, "a restart wrote {written} entries, though all was in place");
         restarts.push(took);
     }
     say(&format!("restart with all in place: {} s", spread(&restarts, 3)));
-    let differences = allocator.check(&mut plane.tables())?;
+    let differences = allocator.check(&mut plane.maps)?;
     ensure!(differences.is_empty(), "the tables differ from what is wanted: {differences:?}");
 
     let size = format!("{} Services x {ENDPOINTS} endpoints", bench.services);
@@ -111,20 +111,19 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
 
 /// Hands everything to a new Allocator and brings the tables there. Says how long, in seconds, and how many entries were
 /// written.
-fn begin(plane: &Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result<(f64, usize)> {
+fn begin(plane: &mut Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result<(f64, usize)> {
     let changes: Vec<Change> = objects.iter().flat_map(Pair::changes).collect();
-    let mut tables = plane.tables();
     let begun = Instant::now();
     for change in changes {
         allocator.change(change);
     }
     allocator.listed();
-    let done = allocator.sync(&mut tables, east_west::now).context("bring the tables there")?;
+    let done = allocator.sync(&mut plane.maps, east_west::now).context("bring the tables there")?;
     Ok((begun.elapsed().as_secs_f64(), done.put + done.deleted))
 }
 
 /// Takes everything out again.
-fn clear(plane: &Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result<()> {
+fn clear(plane: &mut Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result<()> {
     for change in objects.iter().flat_map(Pair::ends) {
         allocator.change(change);
     }
@@ -135,9 +134,9 @@ fn clear(plane: &Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result<(
 }
 
 /// Syncs until nothing is due.
-fn settle(plane: &Plane, allocator: &mut Allocator) -> Result<()> {
+fn settle(plane: &mut Plane, allocator: &mut Allocator) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(10);
-    while let Some(due) = allocator.sync(&mut plane.tables(), east_west::now)?.due {
+    while let Some(due) = allocator.sync(&mut plane.maps, east_west::now)?.due {
         ensure!(Instant::now() < end, "chunks are due for ten seconds");
         thread::sleep(due.since(east_west::now()));
     }
@@ -145,7 +144,7 @@ fn settle(plane: &Plane, allocator: &mut Allocator) -> Result<()> {
 }
 
 /// One endpoint of one Service after the other is replaced. The times, in microseconds.
-fn updates(plane: &Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result<Vec<f64>> {
+fn updates(plane: &mut Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result<Vec<f64>> {
     let mut rng = Rng::new(seed());
     let services = u64::try_from(objects.len())?;
     let mut times = Vec::with_capacity(EVENTS);
@@ -155,10 +154,9 @@ fn updates(plane: &Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result
         let fresh = 0x40_0000 + u32::try_from(event)? * ENDPOINTS;
         let endpoints: Vec<Ipv4Addr> = (0..ENDPOINTS).map(|e| objects::at(fresh + e)).collect();
         let change = Change::Slice(pair.with(&endpoints));
-        let mut tables = plane.tables();
         let begun = Instant::now();
         allocator.change(change);
-        let done = allocator.sync(&mut tables, east_west::now)?;
+        let done = allocator.sync(&mut plane.maps, east_west::now)?;
         times.push(begun.elapsed().as_secs_f64() * 1e6);
         ensure!(done.put > 0, "an event wrote nothing");
     }
