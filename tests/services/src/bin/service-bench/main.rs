@@ -65,6 +65,7 @@ struct Bench {
     own_plugins: PathBuf,
     reference: PathBuf,
     rounds: usize,
+    /// Of one turn.
     time: Duration,
     services: u32,
     group: Group,
@@ -88,7 +89,7 @@ impl Bench {
             own_plugins: args.programs.clone(),
             reference: args.reference.clone(),
             rounds: args.rounds,
-            time: Duration::from_millis(args.millis),
+            time: Duration::from_millis(args.millis) / rounds::TURNS,
             services: args.services,
             group: Group::new(&name)?,
             dir,

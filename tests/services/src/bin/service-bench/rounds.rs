@@ -14,14 +14,26 @@ pub(crate) struct Arm<'a> {
 /// The rates of all arms, by arm and round.
 pub(crate) struct Rates(Vec<(&'static str, Vec<f64>)>);
 
-/// Runs all arms in each round. Each round begins with another arm, and every second one goes backwards.
+/// Turns that each arm has in a round: what else runs on the machine changes from one second to the next.
+pub(crate) const TURNS: u32 = 4;
+
+/// Runs all arms in each round, [`TURNS`] times; an arm's rate in it is the mean. Each walk over the arms begins with
+/// another one, and every second walk goes backwards.
 pub(crate) fn rotate(what: &str, arms: &[Arm<'_>], rounds: usize) -> Result<Rates> {
     let mut rates: Vec<(&'static str, Vec<f64>)> = arms.iter().map(|arm| (arm.name, Vec::new())).collect();
-    for round in 0..rounds {
-        for turn in order(arms.len(), round) {
-            if let (Some(arm), Some((_, rates))) = (arms.get(turn), rates.get_mut(turn)) {
-                rates.push((arm.run)()?);
+    let mut walk = 0;
+    for _ in 0..rounds {
+        let mut sums = vec![0.0; arms.len()];
+        for _ in 0..TURNS {
+            for turn in order(arms.len(), walk) {
+                if let (Some(arm), Some(sum)) = (arms.get(turn), sums.get_mut(turn)) {
+                    *sum += (arm.run)()?;
+                }
             }
+            walk += 1;
+        }
+        for ((_, rates), sum) in rates.iter_mut().zip(sums) {
+            rates.push(sum / f64::from(TURNS));
         }
     }
     let rates = Rates(rates);
@@ -31,10 +43,10 @@ pub(crate) fn rotate(what: &str, arms: &[Arm<'_>], rounds: usize) -> Result<Rate
     Ok(rates)
 }
 
-/// Whose turn it is in a round.
-fn order(arms: usize, round: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..arms).map(|n| (n + round / 2) % arms).collect();
-    if round % 2 == 1 {
+/// Whose turn it is in a walk.
+fn order(arms: usize, walk: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..arms).map(|n| (n + walk / 2) % arms).collect();
+    if walk % 2 == 1 {
         order.reverse();
     }
     order
@@ -94,8 +106,8 @@ mod tests {
     fn every_arm_has_every_place_as_often() {
         for arms in [2, 3] {
             let mut places: BTreeMap<(usize, usize), usize> = BTreeMap::new();
-            for round in 0..12 {
-                let order = order(arms, round);
+            for walk in 0..12 {
+                let order = order(arms, walk);
                 assert_eq!(order.iter().sum::<usize>(), (0..arms).sum::<usize>());
                 for (place, arm) in order.into_iter().enumerate() {
                     *places.entry((place, arm)).or_default() += 1;
