@@ -10,8 +10,8 @@ use std::{
     path::Path,
 };
 
-/// Masqueraded connections take ports above those that the kernel gives out by itself.
-const MASQUERADE_PORTS: [u16; 2] = [61_000, 65_535];
+/// Masqueraded connections take ports below node ports and below those that the kernel gives out by itself.
+const MASQUERADE_PORTS: [u16; 2] = [1_024, 29_999];
 
 /// Devices of the host with the addresses they have, loopback among them, the pods' not.
 fn devices() -> BTreeMap<String, BTreeSet<IpAddr>> {
