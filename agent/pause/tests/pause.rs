@@ -16,10 +16,20 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The program, written once before any test forks: a child between fork and exec keeps what another thread has open for
+/// writing, and the kernel runs no such file.
+static PROGRAM: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    prepare_rootfs(dir.path(), PAUSE).unwrap();
+    let file = dir.path().join("pause");
+    (dir, file)
+});
 
 /// A sandbox of its own, all gone when dropped.
 struct Sandbox {
@@ -30,11 +40,15 @@ struct Sandbox {
 
 impl Sandbox {
     fn new() -> Sandbox {
+        LazyLock::force(&PROGRAM);
         Sandbox { dir: tempfile::tempdir().unwrap(), cgroups: Vec::new(), started: Vec::new() }
     }
 
     fn spec(&self, kinds: &[NsKind]) -> PauseSpec {
         let rootfs = self.dir.path().join("rootfs");
+        fs::create_dir_all(&rootfs).unwrap();
+        // There already for a second spec of the same sandbox.
+        let _ = fs::hard_link(&PROGRAM.1, rootfs.join("pause"));
         prepare_rootfs(&rootfs, PAUSE).unwrap();
         PauseSpec {
             rootfs,
