@@ -35,6 +35,8 @@ pub(super) struct Datapath {
     facts: NodeFacts,
     pods: Pods,
     uplinks: BTreeSet<u32>,
+    /// Whether this build's programs are pinned.
+    prepared: bool,
     attached: bool,
     /// What was said of the last failure, so that it is said once.
     told: Option<String>,
@@ -57,6 +59,7 @@ impl Datapath {
             facts: node::facts(&cfg),
             pods: Pods::default(),
             uplinks: BTreeSet::new(),
+            prepared: false,
             attached: false,
             told: None,
             retry: None,
@@ -143,6 +146,9 @@ impl Datapath {
         done.notices = outcome.notices;
         self.destroy_stale(&outcome.stale, seen);
         node.and(pods)?;
+        if !self.prepared {
+            self.prepare()?;
+        }
         if !self.attached {
             let cgroup = self.cfg.cgroup.as_deref().context("the machine has no cgroup2 hierarchy")?;
             let attached = loader::attach(&self.pins, cgroup).context("attach the hooks")?;
@@ -168,12 +174,33 @@ impl Datapath {
             anyhow::bail!("{}", self.told.as_deref().unwrap_or("the programs are not loaded"));
         }
         bpffs::ensure(&self.cfg.roots, &self.pins)?;
+        (self.attached, self.prepared) = (false, false);
+        if let Some(maps) = self.earlier() {
+            return Ok(maps);
+        }
+        self.prepare()?;
+        loader::Datapath::open(&self.pins, Access::Write).context("open the maps")
+    }
+
+    /// The maps of another build, where they are the wanted ones: what is attached answers by them, so they are brought
+    /// up to date before this build's programs, whose loading takes the better part of a second.
+    fn earlier(&self) -> Option<loader::Datapath> {
+        let loaded = self.pins.loaded_digest().ok().flatten()?;
+        if loaded == loader::digest(loader::OBJECT)
+            || loader::check_pinned_maps(&self.pins, loader::OBJECT).is_err()
+        {
+            return None;
+        }
+        loader::Datapath::open(&self.pins, Access::Write).ok()
+    }
+
+    fn prepare(&mut self) -> anyhow::Result<()> {
         let prepared = loader::prepare(&self.pins, &self.cfg.exe, LOADING).context("load the programs")?;
         if prepared == Prepared::Loaded {
             tracing::info!("programs of the Service data plane loaded");
         }
-        self.attached = false;
-        loader::Datapath::open(&self.pins, Access::Write).context("open the maps")
+        self.prepared = true;
+        Ok(())
     }
 
     /// Attaches what is new; what is gone took its links along.
