@@ -2,7 +2,7 @@
 //!
 //! Owns what containerd's CRI plugin would put into the spec for the same pod: capabilities, masked and read-only
 //! paths, fixed mounts, devices, seccomp, namespaces, limits, user. `tests/golden_spec.rs` compares with recordings
-//! of the real one; `tests/golden/differences.toml` lists what differs and why.
+//! of the real one; `tests/golden/differences.json` lists what differs and why.
 //!
 //! Invariants: no IO, no clock; the same input gives the same spec; no panic on any input. Nothing of an image's
 //! labels or of a pod's annotations becomes part of a spec. What this build cannot do (AppArmor profiles) is a

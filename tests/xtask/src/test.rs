@@ -31,7 +31,7 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 pub(crate) struct Args {
     /// Only this suite: fmt, clippy, deny, arrows, crates, plan (a million histories), mutations (a hundred thousand
     /// of each kind of input), services (five minutes of churn, two nodes), node (all of them), or one of the node's:
-    /// demo, lifecycle, output, kill. A suite that is asked for by name runs in full.
+    /// demo, lifecycle, output, kill, parity. A suite that is asked for by name runs in full.
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
     /// Of a suite asked for by name, only what the default run does of it.
