@@ -360,7 +360,7 @@ impl Node {
     /// The network of its Services, and the address of its DNS in it: from the name, as the pods' networks are.
     pub fn services(&self) -> (String, String) {
         let third = self.subnets().0.split('.').nth(2).unwrap_or("0").to_owned();
-        (format!("10.{}.{third}.0/24", 192 + 60), format!("10.{}.{third}.10", 192 + 60))
+        (format!("10.252.{third}.0/24"), format!("10.252.{third}.10"))
     }
 
     /// The directory of a container's output.

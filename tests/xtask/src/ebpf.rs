@@ -4,8 +4,8 @@
 //! and on the sources alone: all paths are mapped to places that exist on no machine, since the linker writes the
 //! lines of files that it can open into the object.
 
-use crate::{cargo, out};
-use anyhow::{Context, Result, bail, ensure};
+use crate::{cargo, out, setup::succeed};
+use anyhow::{Context, Result, ensure};
 use berth_harness::tools;
 use std::{
     env,
@@ -286,18 +286,6 @@ fn text(command: &mut Command) -> Result<String> {
         command.stdin(Stdio::null()).output().with_context(|| format!("run {:?}", command.get_program()))?;
     ensure!(out.status.success(), "{command:?}: {}: {}", out.status, String::from_utf8_lossy(&out.stderr));
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
-}
-
-/// Runs a command with its output kept for the case that it fails.
-fn succeed(command: &mut Command) -> Result<()> {
-    let out =
-        command.stdin(Stdio::null()).output().with_context(|| format!("run {:?}", command.get_program()))?;
-    if out.status.success() {
-        return Ok(());
-    }
-    out::line(&String::from_utf8_lossy(&out.stdout));
-    out::line(&String::from_utf8_lossy(&out.stderr));
-    bail!("{command:?}: {}", out.status)
 }
 
 #[cfg(test)]

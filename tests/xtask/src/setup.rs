@@ -192,7 +192,7 @@ fn go_install(packages: &[String], flags: &[&str], cgo: &str) -> Result<()> {
 }
 
 /// Runs a command with its output kept for the case that it fails.
-fn succeed(command: &mut Command) -> Result<()> {
+pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     let out =
         command.stdin(Stdio::null()).output().with_context(|| format!("run {:?}", command.get_program()))?;
     if out.status.success() {

@@ -22,9 +22,7 @@ const HEADLESS: &str = "web-headless.default.svc.cluster.local";
 pub(super) fn show(node: &Node, outside: &Outside) -> Result<()> {
     out::timed("ask for the Service's name from the client pod: both web pods answer", || by_name(node))?;
     out::timed("ask its port on the node, from the node itself: both answer", || from_node(node, outside))?;
-    out::timed("ask its port on the node, from another network: both answer", || {
-        from_outside(node, outside)
-    })?;
+    out::timed("ask its port on the node, from another network: both answer", || from_outside(outside))?;
     out::timed("look up the headless name: it has the addresses of both", || headless(node))?;
     out::timed(
         "one web pod is not Ready for a while: it leaves the Service and the name, and comes back",
@@ -84,7 +82,7 @@ fn from_node(node: &Node, outside: &Outside) -> Result<()> {
     Ok(())
 }
 
-fn from_outside(_node: &Node, outside: &Outside) -> Result<()> {
+fn from_outside(outside: &Outside) -> Result<()> {
     let url = format!("http://{}:{NODE_PORT}{PAGE}", outside.node_address());
     let ask = || outside.run(&["timeout", "3", "busybox", "wget", "-q", "-O", "-", &url]);
     wait::ok("the port answers", PATIENCE, ask)?;
@@ -192,7 +190,7 @@ fn without_agent(node: &Node, outside: &Outside) -> Result<()> {
     }
     out::line("    from a pod, by name: both answered; the headless name has both addresses");
     from_node(node, outside)?;
-    from_outside(node, outside)?;
+    from_outside(outside)?;
     ensure!(node.agent().is_none(), "the agent was not dead all the time");
     let told = node.berth(&["services"])?;
     let text = String::from_utf8_lossy(&told.stdout).into_owned();
