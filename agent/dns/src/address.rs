@@ -7,30 +7,23 @@
 
 use crate::error::Error;
 use berth_core::roots::Roots;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
-};
+use berth_sys::netlink::route_request;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope},
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::{
     libc::{EADDRNOTAVAIL, EEXIST},
     net::if_::if_nametoindex,
-    sys::{
-        socket::{setsockopt, sockopt::ReceiveTimeout},
-        time::{TimeVal, TimeValLike as _},
-    },
 };
 use std::{io, net::IpAddr, path::PathBuf};
 
 /// The protocol number of our addresses; the kernel's own end at 3.
 pub const MARK: u8 = 186;
 
-/// Larger than any datagram of the kernel's answers.
-const DATAGRAM: usize = 64 << 10;
+/// The kernel answers at once; a deadline all the same, in seconds.
+const DEADLINE_S: i64 = 10;
 
 /// The file names at most so many bytes.
 const RECORD_MAX: usize = 64 * 1024;
@@ -55,7 +48,7 @@ pub fn ensure(roots: &Roots, addresses: &[IpAddr]) -> Result<(), Error> {
     for address in addresses {
         let failed = |source| Error::Address { op: "add", address: *address, source };
         let message = RouteNetlinkMessage::NewAddress(of_lo(*address).map_err(failed)?);
-        match request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL) {
+        match route_request(message, NLM_F_CREATE | NLM_F_EXCL, DEADLINE_S) {
             Err(error) if error.raw_os_error() == Some(EEXIST) => {}
             done => drop(done.map_err(failed)?),
         }
@@ -74,7 +67,7 @@ pub fn remove(roots: &Roots) -> Result<Vec<IpAddr>, Error> {
         if !marked(address).map_err(failed)? {
             continue;
         }
-        match request(RouteNetlinkMessage::DelAddress(of_lo(address).map_err(failed)?), NLM_F_ACK) {
+        match route_request(RouteNetlinkMessage::DelAddress(of_lo(address).map_err(failed)?), 0, DEADLINE_S) {
             Err(error) if error.raw_os_error() == Some(EADDRNOTAVAIL) => {}
             done => {
                 done.map_err(failed)?;
@@ -124,7 +117,7 @@ fn marked(address: IpAddr) -> io::Result<bool> {
     let ask = of_lo(address)?;
     let mut all = AddressMessage::default();
     all.header.family = ask.header.family;
-    let answers = request(RouteNetlinkMessage::GetAddress(all), NLM_F_DUMP)?;
+    let answers = route_request(RouteNetlinkMessage::GetAddress(all), NLM_F_DUMP, DEADLINE_S)?;
     Ok(answers.iter().any(|answer| {
         let RouteNetlinkMessage::NewAddress(found) = answer else { return false };
         let has = |wanted: &AddressAttribute| found.attributes.contains(wanted);
@@ -133,46 +126,4 @@ fn marked(address: IpAddr) -> io::Result<bool> {
             && has(&AddressAttribute::Address(address))
             && has(&AddressAttribute::Protocol(AddressProtocol::Other(MARK)))
     }))
-}
-
-/// Sends a request and waits for the kernel's answers.
-fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    // The kernel answers before send(2) returns; a deadline all the same.
-    setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(10))?;
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | flags;
-    header.sequence_number = 1;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    let mut answers = Vec::new();
-    let mut datagram = Vec::with_capacity(DATAGRAM);
-    loop {
-        datagram.clear();
-        socket.recv(&mut datagram, 0)?;
-        let mut rest = datagram.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-            let length = usize::try_from(message.header.length).map_err(io::Error::other)?;
-            rest = rest.get(length.next_multiple_of(4).max(16)..).unwrap_or_default();
-            match message.payload {
-                NetlinkPayload::InnerMessage(inner) => answers.push(inner),
-                NetlinkPayload::Done(_) => return Ok(answers),
-                NetlinkPayload::Error(e) => {
-                    return match e.code {
-                        None => Ok(answers),
-                        Some(code) => Err(io::Error::from_raw_os_error(code.get().saturating_abs())),
-                    };
-                }
-                NetlinkPayload::Overrun(_) => return Err(io::Error::other("netlink overrun")),
-                _ => {}
-            }
-        }
-    }
 }

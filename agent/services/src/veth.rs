@@ -1,24 +1,16 @@
 //! The pair of devices that joins a pod to the host, as the kernel has it, whatever plugin made it.
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::{
-    libc,
-    sys::{
-        socket::{setsockopt, sockopt::ReceiveTimeout},
-        time::{TimeVal, TimeValLike},
-    },
-};
+use nix::libc;
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
-/// The kernel answers within the call; this only bounds a surprise.
+/// The kernel answers within the call; this only bounds a surprise, in seconds.
 const PATIENCE_S: i64 = 5;
 
 /// The pair of a pod could not be looked up.
@@ -73,29 +65,13 @@ pub fn veth_pair(netns: &Path) -> Result<Option<VethPair>, VethError> {
 fn find(name: impl FnOnce(&mut LinkMessage)) -> io::Result<Option<Device>> {
     let mut link = LinkMessage::default();
     name(&mut link);
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::GetLink(link)));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(PATIENCE_S))?;
-    socket.send(&bytes, 0)?;
-    let mut answer = Vec::with_capacity(16 << 10);
-    socket.recv(&mut answer, 0)?;
-    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-    match answer.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(device(&link)),
-        NetlinkPayload::Error(e) => match e.code {
-            Some(code) if code.get().saturating_abs() == libc::ENODEV => Ok(None),
-            Some(code) => Err(io::Error::from_raw_os_error(code.get().saturating_abs())),
-            None => Ok(None),
-        },
-        _ => Err(io::Error::other("unexpected netlink answer")),
+    match berth_sys::netlink::route_request(RouteNetlinkMessage::GetLink(link), 0, PATIENCE_S) {
+        Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => device(link),
+            _ => None,
+        })),
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(e) => Err(e),
     }
 }
 

@@ -13,6 +13,7 @@ pub mod fs;
 pub mod memory;
 pub mod mount;
 mod mountinfo;
+pub mod netlink;
 pub mod ns;
 pub mod pause;
 pub mod process;
