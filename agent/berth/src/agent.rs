@@ -269,8 +269,12 @@ async fn keep_house(board: Arc<Board>, cgroups: CgroupTree) {
             changed.await;
         } else if tokio::time::timeout(REST, changed).await.is_err() {
             restless = false;
-            if tokio::task::spawn_blocking(memory::give_back).await.is_err() {
-                tracing::warn!("free memory was not given back");
+            let given_back = tokio::task::spawn_blocking(|| {
+                memory::give_back();
+                memory::let_go_of_text();
+            });
+            if given_back.await.is_err() {
+                tracing::warn!("memory was not given back");
             }
             continue;
         }

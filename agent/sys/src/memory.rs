@@ -20,3 +20,67 @@ pub fn give_back() {
         libc::malloc_trim(0);
     }
 }
+
+/// Takes the pages of the program and of its libraries that are mapped for reading alone out of this process' memory.
+/// They stay in the page cache: what is in use comes back by a minor fault, what only ran at start does not.
+///
+/// A breakpoint that a debugger has set is lost by this.
+pub fn let_go_of_text() {
+    // SAFETY: the callback has the signature that is asked for, does not unwind, and keeps nothing past its call.
+    unsafe {
+        libc::dl_iterate_phdr(Some(let_go_of_object), std::ptr::null_mut());
+    }
+}
+
+/// A segment that may not be written holds what its file holds: relocated data lies in a writable one, part of which
+/// the loader makes read-only later, and 64-bit code has no relocations in its text.
+extern "C" fn let_go_of_object(
+    info: *mut libc::dl_phdr_info,
+    _size: libc::size_t,
+    _data: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: sysconf reads a constant.
+    let Ok(page) = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }) else { return 0 };
+    // SAFETY: the loader hands out a record that is valid for the time of the call.
+    let info = unsafe { &*info };
+    if info.dlpi_phdr.is_null() || page == 0 {
+        return 0;
+    }
+    // SAFETY: the record tells the number of headers at its pointer.
+    let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+    for header in headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0) {
+        let start = (info.dlpi_addr + header.p_vaddr).next_multiple_of(page);
+        let end = (info.dlpi_addr + header.p_vaddr + header.p_memsz) / page * page;
+        let (Ok(at), Ok(size)) = (usize::try_from(start), usize::try_from(end.saturating_sub(start))) else {
+            continue;
+        };
+        // SAFETY: the whole pages of a mapping of a file without the right to write: each that goes is read again as
+        // it was, and code that runs in one faults and goes on. A refusal leaves the pages where they are.
+        unsafe {
+            libc::madvise(std::ptr::with_exposed_provenance_mut(at), size, libc::MADV_DONTNEED);
+        }
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Kilobytes of files in this process' memory (`/proc/self/status`).
+    fn rss_file() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|l| l.starts_with("RssFile:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn text_that_is_not_in_use_leaves_and_comes_back() {
+        // Formatting, and with it relocated tables, before and after: what was there must be as it was.
+        let before = format!("{:?}", std::net::Ipv6Addr::LOCALHOST);
+        let resident = rss_file();
+        let_go_of_text();
+        assert!(rss_file() < resident, "nothing left memory of {resident} kB");
+        assert_eq!(format!("{:?}", std::net::Ipv6Addr::LOCALHOST), before);
+    }
+}

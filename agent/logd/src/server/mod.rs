@@ -44,6 +44,7 @@ use berth_core::{
     ids::{ContainerId, PodKey, PodUid},
     roots::Roots,
 };
+use berth_sys::memory;
 use conn::{Conn, Incoming};
 use container::Container;
 pub(crate) use container::hold_fifo;
@@ -65,6 +66,9 @@ use std::{
 
 /// How long FIFOs that trickle are left alone.
 const PAUSE: Duration = Duration::from_millis(8);
+
+/// Without a request for so long, what requests alone need leaves memory.
+const REST: Duration = Duration::from_secs(3);
 
 /// A stream that spoke within this time before is a busy one.
 const BUSY: Duration = Duration::from_millis(20);
@@ -141,6 +145,8 @@ struct Logd {
     /// FIFOs are left alone until then.
     pause_until: Option<Instant>,
     last_round: Option<Instant>,
+    /// When memory is to be given back; none while it is.
+    rest_at: Option<Instant>,
 }
 
 fn kernel(what: &'static str) -> impl Fn(Errno) -> Error {
@@ -166,6 +172,7 @@ impl Logd {
             gzip: Gzip::new(&cfg.roots.pod_logs),
             pause_until: None,
             last_round: None,
+            rest_at: Some(Instant::now() + REST),
             cfg,
         };
         logd.listener
@@ -225,8 +232,11 @@ impl Logd {
     fn serve(mut self) -> Result<Ended, Error> {
         loop {
             let (clients, streams) = self.wait()?;
-            if clients && self.serve_clients()? {
-                return Ok(Ended::Replaced);
+            if clients {
+                self.rest_at = Some(Instant::now() + REST);
+                if self.serve_clients()? {
+                    return Ok(Ended::Replaced);
+                }
             }
             if streams {
                 self.serve_streams()?;
@@ -244,7 +254,14 @@ impl Logd {
         if pause.is_none() {
             self.pause_until = None;
         }
-        let timeout = if self.gzip.busy() { Some(Duration::ZERO) } else { pause };
+        if self.rest_at.is_some_and(|at| at <= now) {
+            self.rest_at = None;
+            memory::give_back();
+            memory::let_go_of_text();
+        }
+        let rest = self.rest_at.map(|at| at.saturating_duration_since(now));
+        let timeout =
+            if self.gzip.busy() { Some(Duration::ZERO) } else { pause.into_iter().chain(rest).min() };
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
         let mut fds = [PollFd::new(&self.clients, PollFlags::IN), PollFd::new(&self.streams, PollFlags::IN)];
         let watched = if pause.is_some() { 1 } else { 2 };
