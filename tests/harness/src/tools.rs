@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use std::{
     env,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 /// Where `cargo xtask setup` puts what it builds: `BERTH_TOOLS`, or `berth/tools/bin` in the cache directory.
@@ -62,6 +62,26 @@ pub fn path_env() -> Result<std::ffi::OsString> {
 pub fn repository() -> PathBuf {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     here.parent().and_then(|tests| tests.parent()).map(PathBuf::from).unwrap_or(here)
+}
+
+/// A command of cargo's in the repository's root, as if a shell had called it.
+///
+/// What `cargo run` and libtest's options set for this process is taken away: build scripts look at it (that of `ring`
+/// at `CARGO_MANIFEST_DIR`), so that half of the workspace would be built anew whenever another program asks.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(repository()).args(args).stdin(Stdio::null());
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_of_a_run)) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Whether a variable is one that cargo sets for a program that it runs, or this project for a test program.
+fn is_of_a_run(name: &str) -> bool {
+    ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|start| name.starts_with(start))
+        || ["CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "CARGO_TARGET_TMPDIR", "RUSTC_BOOTSTRAP"]
+            .contains(&name)
 }
 
 /// Which build of the project's programs.
@@ -122,15 +142,34 @@ fn aside(target: &Path, built: &str, aside: &str, profile: &[&str]) -> Result<Pa
 }
 
 fn cargo_build(extra: &[&str]) -> Result<()> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let done = Command::new(cargo)
-        .current_dir(repository())
-        .args(["build", "--quiet", "--locked", "--package", "berth", "--package", "berth-cni"])
+    let done = cargo(&["build", "--quiet", "--locked", "--package", "berth", "--package", "berth-cni"])
         .args(extra)
-        // Set for test programs to be timed; it would have build scripts run anew.
-        .env_remove("RUSTC_BOOTSTRAP")
         .status()
         .context("run cargo")?;
     ensure!(done.success(), "berth and berth-cni do not build");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cargo_called_from_here_is_told_nothing_of_this_program() {
+        let told: Vec<_> = cargo(&["version"])
+            .get_envs()
+            .filter(|(_, value)| value.is_none())
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        let set = env::vars_os().map(|(name, _)| name).filter(|name| name.to_str().is_some_and(is_of_a_run));
+        for name in set {
+            assert!(told.contains(&name), "{name:?} is handed on");
+        }
+        for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME", "RUSTC_BOOTSTRAP"] {
+            assert!(is_of_a_run(name), "{name}");
+        }
+        for name in ["CARGO_HOME", "CARGO_TARGET_DIR", "CARGO_BUILD_JOBS", "CARGO", "RUSTFLAGS"] {
+            assert!(!is_of_a_run(name), "{name}");
+        }
+    }
 }

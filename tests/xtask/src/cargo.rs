@@ -1,26 +1,16 @@
 //! Cargo, called from here.
 
 use anyhow::{Context, Result, ensure};
+use berth_harness::tools;
 use serde::Deserialize;
 use std::{
-    env,
     path::PathBuf,
     process::{Command, Stdio},
 };
 
 /// A command of cargo's in the repository's root.
 pub(crate) fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(crate::root()).args(args).stdin(Stdio::null());
-    // `cargo run` sets these for this program; another crate's build must not see them.
-    for (name, _) in env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "CARGO_CRATE_NAME"
-        {
-            command.env_remove(&name);
-        }
-    }
-    command
+    tools::cargo(args)
 }
 
 /// `cargo metadata`: the workspace's crates, and with `deps` the whole graph.

@@ -11,7 +11,6 @@ use berth_tests_services::{load::Load, netns::Netns};
 use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
-    process::Command,
     sync::OnceLock,
 };
 
@@ -24,12 +23,7 @@ pub fn full() -> bool {
 pub fn load() -> Result<Load> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let done = Command::new(cargo)
-            .current_dir(tools::repository())
-            .args(["build", "--quiet", "--locked", "--package", "berth-load"])
-            .env_remove("RUSTC_BOOTSTRAP")
-            .status();
+        let done = tools::cargo(&["build", "--quiet", "--locked", "--package", "berth-load"]).status();
         let target = std::env::var_os("CARGO_TARGET_DIR")
             .map_or_else(|| tools::repository().join("target"), PathBuf::from);
         done.is_ok_and(|status| status.success()).then(|| target.join("debug/berth-load"))
