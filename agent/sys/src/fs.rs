@@ -11,7 +11,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::{OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
@@ -107,6 +107,26 @@ pub fn read_to_string_limited(path: &Path, max: usize) -> Result<String> {
         .map_err(|e| Error::Malformed { path: path.into(), reason: format!("is not UTF-8: {e}") })
 }
 
+/// Whether the kernel vouches that nobody has this file open for writing now. `file` must be open for reading alone.
+/// `false` where somebody has, and where it does not say: another owner's file without `CAP_LEASE`, a file system
+/// without leases.
+///
+/// Asked by a read lease (fcntl(2), `F_SETLEASE`), which is given back at once: a writer that opens the file meanwhile
+/// waits for microseconds.
+pub fn nobody_writes(file: impl AsFd) -> bool {
+    /// `F_SETSIG`, fcntl(2); libc does not have it.
+    const SET_SIGNAL: libc::c_int = 10;
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: plain integers on a descriptor that is open for the call. The signal, sent where a writer comes
+    // meanwhile, is one that is ignored unless asked for; the default one would end the process.
+    unsafe {
+        libc::fcntl(fd, SET_SIGNAL, libc::SIGURG) == 0
+            && libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) == 0
+            // Its failure would mean that there is no lease; the descriptor's end takes it along anyway.
+            && libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) == 0
+    }
+}
+
 /// Opens `rel` below the directory `dir`: no component, `..`, link or magic link leads out of it. Links that stay
 /// inside are followed (give [`OFlags::NOFOLLOW`] for the last component). A new file gets mode 0644 less the umask.
 ///
@@ -180,6 +200,22 @@ mod tests {
         assert!(matches!(read_limited(Path::new("/dev/zero"), 100), Err(Error::TooLong { .. })));
         std::fs::write(&path, [0xff]).unwrap();
         assert!(matches!(read_to_string_limited(&path, 9), Err(Error::Malformed { .. })));
+    }
+
+    #[test]
+    fn a_writer_is_seen_until_it_closes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let writer = File::create(&path).unwrap();
+        let reader = File::open(&path).unwrap();
+        assert!(!nobody_writes(&reader));
+        drop(writer);
+        for _ in 0..2 {
+            assert!(nobody_writes(&reader));
+            // The lease is gone: this would wait for it.
+            OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        }
+        assert!(!nobody_writes(File::open("/dev/null").unwrap()), "no leases there");
     }
 
     #[test]

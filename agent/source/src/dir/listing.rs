@@ -109,13 +109,22 @@ impl OpenDir {
         fs::symlink_metadata(self.path().join(name)).is_ok_and(|m| m.is_file() && m.nlink() == 1)
     }
 
-    /// The file's bytes and their stamp; `None` for the stamp where the file changed while it was read.
-    pub(super) fn read(&self, name: &str) -> io::Result<(Vec<u8>, Option<Stamp>)> {
-        // Without O_NONBLOCK a file that became a FIFO since it was listed would hold up everything.
-        let mut file = OpenOptions::new()
+    /// Whether all of its writers have closed the file. `false` where that cannot be known.
+    pub(super) fn is_complete(&self, name: &str) -> bool {
+        self.open_file(name).is_ok_and(berth_sys::fs::nobody_writes)
+    }
+
+    /// Without O_NONBLOCK a file that became a FIFO since it was listed would hold up everything.
+    fn open_file(&self, name: &str) -> io::Result<File> {
+        OpenOptions::new()
             .read(true)
             .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC)
-            .open(self.path().join(name))?;
+            .open(self.path().join(name))
+    }
+
+    /// The file's bytes and their stamp; `None` for the stamp where the file changed while it was read.
+    pub(super) fn read(&self, name: &str) -> io::Result<(Vec<u8>, Option<Stamp>)> {
+        let mut file = self.open_file(name)?;
         let before = file.metadata()?;
         if !before.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "is no regular file"));

@@ -267,9 +267,13 @@ impl Looker {
         for (name, stamp) in files {
             let record = self.records.entry(name.clone()).or_default();
             let first = record.stamp.is_none() && record.hash.is_none();
-            if first && record.remembered.is_some() && stamp.is_some_and(|s| just_written(&s, ctx.now)) {
+            if first
+                && record.remembered.is_some()
+                && let Some(age) = stamp.and_then(|s| just_written(&s, ctx.now))
+                && !self.open.as_ref().is_some_and(|open| open.is_complete(name))
+            {
                 // It may be half written: nothing told us when its writing began.
-                self.watch.mark_writing(name, now);
+                self.watch.mark_writing(name, now.checked_sub(age).unwrap_or(now));
             }
             if self.watch.is_writing(name, now) {
                 record.recall(&self.cfg.dir.join(name), &ctx, &mut self.seen);
@@ -376,10 +380,10 @@ impl Looker {
     }
 }
 
-/// Written within the last moment, by the clock that file times have.
-fn just_written(stamp: &Stamp, now: Wall) -> bool {
-    let age = now.0.saturating_sub(stamp.modified_nanos());
-    u64::try_from(age).is_ok_and(|age| u128::from(age) < WRITE_QUIET.as_nanos())
+/// How long ago it was written, if that was within the last moment, by the clock that file times have.
+fn just_written(stamp: &Stamp, now: Wall) -> Option<Duration> {
+    let age = Duration::from_nanos(u64::try_from(now.0.saturating_sub(stamp.modified_nanos())).ok()?);
+    (age < WRITE_QUIET).then_some(age)
 }
 
 impl Record {

@@ -285,6 +285,33 @@ async fn a_file_that_is_being_written_is_left_alone() {
     drop(file);
 }
 
+/// A change that was complete before the start is taken at once; one that is not waits as it would while running.
+#[tokio::test]
+async fn a_file_written_just_before_the_start_waits_only_for_its_writer() {
+    let node = Node::new();
+    node.put("a.yaml", &pod("a", "i:1"));
+    node.put("b.yaml", &format!("{}---\n{}", pod("b", "i:1"), pod("c", "i:1")));
+    let (dir, mut rx) = node.start();
+    rx.until("all", |s| s.listed && has(s, &["a", "b", "c"])).await;
+    dir.shutdown().await.unwrap();
+    let image = |s: &Snapshot, name: &str| get(s, name).pod.containers[0].image.clone();
+    // Half written: what is there so far is a valid file without c.
+    let mut file = fs::OpenOptions::new().write(true).truncate(true).open(node.path("b.yaml")).unwrap();
+    file.write_all(pod("b", "i:2").as_bytes()).unwrap();
+    fs::write(node.path("a.yaml"), pod("a", "i:2")).unwrap();
+    let begun = Instant::now();
+    let (_dir, mut rx) = node.start();
+    let first = rx.until("the first look", |s| s.listed).await;
+    if begun.elapsed() < WRITE_QUIET {
+        assert_eq!(image(&first, "a"), "i:2");
+        assert!(has(&first, &["a", "b", "c"]) && image(&first, "b") == "i:1", "{first:#?}");
+    }
+    file.write_all(format!("---\n{}", pod("c", "i:2")).as_bytes()).unwrap();
+    drop(file);
+    rx.until("the rest", |s| image(s, "b") == "i:2" && has(s, &["a", "b", "c"]) && image(s, "c") == "i:2")
+        .await;
+}
+
 #[tokio::test]
 async fn the_first_of_two_wins_and_the_error_names_both() {
     let node = Node::new();

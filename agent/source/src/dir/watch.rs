@@ -115,9 +115,9 @@ impl Watch {
         true
     }
 
-    /// Counts the file as being written.
-    pub(super) fn mark_writing(&mut self, name: &str, now: Instant) {
-        self.writing.entry(name.to_owned()).or_insert(now);
+    /// Counts the file as being written, its last write then.
+    pub(super) fn mark_writing(&mut self, name: &str, then: Instant) {
+        self.writing.entry(name.to_owned()).or_insert(then);
     }
 
     /// Whether the file is to be left alone for now.
