@@ -29,6 +29,8 @@ pub(super) struct Running {
     deadline: Instant,
     first: Option<Process>,
     command: Option<Process>,
+    /// Whether there was ever a second process; it may have ended since.
+    started: bool,
     /// Open until the command runs or it is known that it will not.
     reports: Option<OwnedFd>,
     output: Option<OwnedFd>,
@@ -68,6 +70,7 @@ pub(super) fn start(entry: Entry<'_>) -> Result<Running, ExecOutcome> {
             deadline: entry.deadline,
             first: Some(entering.first),
             command: None,
+            started: false,
             reports: Some(entering.reports),
             output: Some(entering.output),
             text: Vec::new(),
@@ -174,6 +177,10 @@ impl Running {
     }
 
     fn outcome(&mut self, ended: Option<WaitIdStatus>, now: Instant) -> Option<ExecOutcome> {
+        if ended.is_some() {
+            // It may have told that it is no command after its reports were read, and ended before it was looked at.
+            self.read_reports();
+        }
         if let Some(why) = self.failed.take() {
             return Some(ExecOutcome::NotRun(why));
         }
@@ -206,14 +213,17 @@ impl Running {
     fn read_reports(&mut self) {
         while let Some(reports) = &self.reports {
             match exec::read_report(reports) {
-                Ok(Some(Report::Started(pid))) => match Process::of(pid) {
-                    Ok(process) => self.command = Some(process),
-                    Err(e) => self.failed = Some(format!("watch the command: {e}")),
-                },
+                Ok(Some(Report::Started(pid))) => {
+                    self.started = true;
+                    match Process::of(pid) {
+                        Ok(process) => self.command = Some(process),
+                        Err(e) => self.failed = Some(format!("watch the command: {e}")),
+                    }
+                }
                 Ok(Some(Report::Failed(stage, errno))) => self.failed = Some(explain(stage, errno)),
                 Ok(None) => {
                     self.reports = None;
-                    if self.command.is_none() && self.failed.is_none() {
+                    if !self.started && self.failed.is_none() {
                         self.failed = Some("the command was ended before it started".to_owned());
                     }
                 }
@@ -307,4 +317,62 @@ fn explain(stage: Stage, errno: Errno) -> String {
         Stage::Exec => "execute the command",
     };
     format!("{what}: {errno}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn under_way(reports: OwnedFd, deadline: Instant) -> Running {
+        Running {
+            id: 1,
+            deadline,
+            first: None,
+            command: None,
+            started: true,
+            reports: Some(reports),
+            output: None,
+            text: Vec::new(),
+            failed: None,
+            answered: false,
+            group: None,
+            retry: None,
+        }
+    }
+
+    /// How a child that exits with this ended.
+    fn ended(code: &str) -> WaitIdStatus {
+        let mut shell = std::process::Command::new("/bin/sh");
+        let mut child = shell.args(["-c", &format!("exit {code}")]).spawn().unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let status =
+            waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap().unwrap();
+        child.wait().unwrap();
+        status
+    }
+
+    /// Between two system calls of the helper its child may tell that it could not execute, and be gone.
+    #[test]
+    fn a_failure_told_just_before_the_end_counts_and_the_exit_code_does_not() {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        for told in [true, false] {
+            let (reports, to) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+            let mut running = under_way(reports, deadline);
+            running.read_reports();
+            assert_eq!(running.outcome(None, Instant::now()), None);
+            if told {
+                let [a, b, c, d] = Errno::NOENT.raw_os_error().to_le_bytes();
+                rustix::io::write(&to, &[Stage::Exec as u8, a, b, c, d]).unwrap();
+            }
+            drop(to);
+            let outcome = running.outcome(Some(ended("127")), Instant::now()).unwrap();
+            let wanted = if told {
+                ExecOutcome::NotRun(explain(Stage::Exec, Errno::NOENT))
+            } else {
+                ExecOutcome::Exited { code: 127, output: String::new() }
+            };
+            assert_eq!(outcome, wanted);
+        }
+    }
 }
