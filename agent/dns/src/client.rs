@@ -52,7 +52,7 @@ impl Client {
     pub async fn status(&self) -> Result<Status, Error> {
         match self.ask("status", Request::Status).await? {
             Reply::Status(status) => Ok(*status),
-            Reply::Ending | Reply::Unsupported => Err(Error::Unexpected { op: "status" }),
+            _ => Err(Error::Unexpected { op: "status" }),
         }
     }
 
@@ -63,7 +63,7 @@ impl Client {
     pub async fn end(&self) -> Result<(), Error> {
         match self.ask("end", Request::End).await? {
             Reply::Ending => Ok(()),
-            Reply::Status(_) | Reply::Unsupported => Err(Error::Unexpected { op: "end" }),
+            _ => Err(Error::Unexpected { op: "end" }),
         }
     }
 

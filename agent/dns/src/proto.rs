@@ -18,7 +18,10 @@ const MESSAGE_MAX: usize = 64 * 1024;
 pub(crate) enum Request {
     /// Who are you, and how do you do?
     Status,
-    /// Another one is in charge: finish what is under way and end.
+    /// Give me what you listen with and the lock, and go on until I say `End` on this connection. If I go without it,
+    /// you stay in charge.
+    HandOver,
+    /// Finish what is under way and end.
     End,
     /// Anything else.
     #[serde(other)]
@@ -31,6 +34,10 @@ pub(crate) enum Request {
 pub(crate) enum Reply {
     /// To `Status`.
     Status(Box<Status>),
+    /// To `HandOver`, with descriptors: the lock, then the sockets.
+    HandedOver,
+    /// To `HandOver`, while another one is taking over: ask again later.
+    Busy,
     /// To `End`.
     Ending,
     /// Not known here.
@@ -79,18 +86,33 @@ pub struct Counts {
     pub refused: u64,
 }
 
-/// Writes one message.
-pub(crate) async fn send(to: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) -> io::Result<()> {
+/// One message as it is sent.
+pub(crate) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let json = serde_json::to_vec(message)?;
     let length = u32::try_from(json.len()).map_err(io::Error::other)?;
     let mut bytes = length.to_le_bytes().to_vec();
     bytes.extend_from_slice(&json);
-    to.write_all(&bytes).await
+    Ok(bytes)
+}
+
+/// Writes one message.
+pub(crate) async fn send(to: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) -> io::Result<()> {
+    to.write_all(&encode(message)?).await
 }
 
 /// Reads one message.
 pub(crate) async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
-    let length = usize::try_from(from.read_u32_le().await?).map_err(io::Error::other)?;
+    let mut head = [0; 4];
+    from.read_exact(&mut head).await?;
+    receive_rest(head, from).await
+}
+
+/// Reads what follows a message's length.
+pub(crate) async fn receive_rest<T: DeserializeOwned>(
+    head: [u8; 4],
+    from: &mut (impl AsyncRead + Unpin),
+) -> io::Result<T> {
+    let length = usize::try_from(u32::from_le_bytes(head)).map_err(io::Error::other)?;
     if length > MESSAGE_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "message too long"));
     }

@@ -1,74 +1,102 @@
-//! The local socket, and who is in charge of it.
-//!
-//! The lock is held by whoever serves the socket. One that finds it held tells the other to end; by then both answer
-//! questions.
+//! The local socket of the one in charge.
 
-use super::Server;
+use super::{Server, bind::Pair, handover};
 use crate::{
-    client::Client,
     error::Error,
     proto::{Reply, Request, receive, send},
 };
-use rustix::{
-    fd::OwnedFd,
-    fs::{FlockOperation, Mode, OFlags},
-    io::Errno,
+use rustix::fd::{AsFd as _, OwnedFd};
+use std::{
+    io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
-use std::{io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
 use tokio::{
     net::{UnixListener, UnixStream},
-    task::JoinSet,
-    time::{Instant, sleep},
+    sync::{Notify, mpsc},
+    task::{AbortHandle, JoinSet},
+    time::sleep,
 };
 
-/// How long another one may take to end.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Comes into charge and serves the socket. The lock is for as long as the result lives.
-pub(super) async fn start(server: &Arc<Server>, tasks: &mut JoinSet<()>) -> Result<OwnedFd, Error> {
-    let path = server.cfg.roots.dns_socket();
-    let lock = take_lock(&server.cfg.roots.runtime_state.join("dns/lock"), &path).await?;
-    let failed = |source| Error::Socket { path: path.clone(), source };
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path).map_err(failed)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    tasks.spawn(accept(Arc::clone(server), listener));
-    Ok(lock)
+/// Why to end.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Told so.
+    Told,
+    /// Another one has taken over; the connection lasts as long as it.
+    Replaced(UnixStream),
 }
 
-async fn take_lock(path: &Path, socket: &Path) -> Result<OwnedFd, Error> {
-    let failed = |e: Errno| Error::File { path: path.into(), source: e.into() };
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-    let lock = rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
-    let (begun, client) = (Instant::now(), Client::new(socket));
-    loop {
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(lock),
-            Err(Errno::WOULDBLOCK | Errno::INTR) if begun.elapsed() < PATIENCE => {}
-            Err(Errno::WOULDBLOCK) => return Err(Error::Busy { path: path.into() }),
-            Err(error) => return Err(failed(error)),
-        }
-        // If it does not listen, it may be ending: the lock tells.
-        if let Err(error) = client.end().await {
-            tracing::debug!(%error, "the one in charge was not told to end");
-        }
-        sleep(Duration::from_millis(20)).await;
+/// Whoever holds it is in charge.
+#[derive(Debug)]
+pub(super) struct Charge {
+    /// Whom to answer for.
+    pub(super) server: Arc<Server>,
+    /// The lock is for as long as this lives.
+    pub(super) lock: OwnedFd,
+    /// What is handed over.
+    pub(super) sockets: Vec<Pair>,
+    /// Where the end is told; the first one counts.
+    pub(super) end: mpsc::Sender<End>,
+}
+
+#[derive(Debug)]
+struct Control {
+    charge: Charge,
+    path: PathBuf,
+    /// Whether another one is taking over.
+    handing: AtomicBool,
+    /// It went without having done so.
+    lost: Notify,
+}
+
+/// Serves the socket.
+///
+/// # Errors
+/// It cannot be bound.
+pub(super) fn start(charge: Charge, tasks: &mut JoinSet<()>) -> Result<AbortHandle, Error> {
+    let path = charge.server.cfg.roots.dns_socket();
+    let listener = bind(&path).map_err(|source| Error::Socket { path: path.clone(), source })?;
+    let control = Control { charge, path, handing: AtomicBool::new(false), lost: Notify::new() };
+    Ok(tasks.spawn(accept(Arc::new(control), listener)))
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 /// Takes connections for ever.
-async fn accept(server: Arc<Server>, listener: UnixListener) {
+async fn accept(control: Arc<Control>, mut listener: UnixListener) {
     let mut clients = JoinSet::new();
     loop {
         while clients.try_join_next().is_some() {}
-        match listener.accept().await {
+        let taken = tokio::select! {
+            taken = listener.accept() => taken,
+            () = control.lost.notified() => {
+                // It may have bound the path already.
+                match bind(&control.path) {
+                    Ok(again) => listener = again,
+                    Err(error) => tracing::error!(%error, "the local socket is not bound again"),
+                }
+                continue;
+            }
+        };
+        match taken {
             Ok((stream, _)) => {
-                let server = Arc::clone(&server);
+                let control = Arc::clone(&control);
                 // A client that goes, or says what is no message, loses its connection.
-                clients.spawn(async move { drop(serve(&server, stream).await) });
+                clients.spawn(async move { drop(control.serve(stream).await) });
             }
             Err(error) => {
                 tracing::warn!(%error, "connection not taken");
@@ -78,16 +106,44 @@ async fn accept(server: Arc<Server>, listener: UnixListener) {
     }
 }
 
-async fn serve(server: &Server, mut stream: UnixStream) -> io::Result<()> {
-    loop {
-        let reply = match receive(&mut stream).await? {
-            Request::Status => Reply::Status(Box::new(server.status())),
-            Request::End => Reply::Ending,
-            Request::Unknown => Reply::Unsupported,
-        };
-        send(&mut stream, &reply).await?;
-        if matches!(reply, Reply::Ending) {
-            server.end.notify_one();
+impl Control {
+    async fn serve(&self, mut stream: UnixStream) -> io::Result<()> {
+        loop {
+            let reply = match receive(&mut stream).await? {
+                Request::Status => Reply::Status(Box::new(self.charge.server.status())),
+                Request::End => Reply::Ending,
+                Request::HandOver if 1 + 2 * self.charge.sockets.len() > handover::FDS_MAX => {
+                    Reply::Unsupported
+                }
+                Request::HandOver if self.handing.swap(true, Ordering::Relaxed) => Reply::Busy,
+                Request::HandOver => {
+                    self.hand_over(stream).await;
+                    return Ok(());
+                }
+                Request::Unknown => Reply::Unsupported,
+            };
+            send(&mut stream, &reply).await?;
+            if matches!(reply, Reply::Ending) {
+                self.end(End::Told);
+            }
         }
+    }
+
+    async fn hand_over(&self, mut stream: UnixStream) {
+        let sockets = self.charge.sockets.iter().flat_map(Pair::descriptors);
+        let descriptors: Vec<_> = std::iter::once(self.charge.lock.as_fd()).chain(sockets).collect();
+        match handover::give(&mut stream, &descriptors).await {
+            Ok(()) => self.end(End::Replaced(stream)),
+            Err(error) => {
+                tracing::warn!(%error, "not handed over");
+                self.handing.store(false, Ordering::Relaxed);
+                self.lost.notify_one();
+            }
+        }
+    }
+
+    fn end(&self, end: End) {
+        // Full or closed: it is ending already.
+        let _ending = self.charge.end.try_send(end);
     }
 }

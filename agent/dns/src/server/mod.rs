@@ -10,12 +10,14 @@
 //! # Failures
 //! - The agent's death: none, the zone file stays.
 //! - Our own: the addresses stay on `lo`; the next one binds them again.
-//! - Replacement: sockets are bound with SO_REUSEPORT, so that the next one listens before the old one is told to end.
+//! - Replacement: the next one reads the same sockets before the old one stops to ([`handover`]); the old one finishes
+//!   what it has begun.
 
 mod bind;
 mod control;
+mod files;
+mod handover;
 mod stream;
-mod watch;
 
 use crate::{
     address,
@@ -28,6 +30,9 @@ use crate::{
     resolve::{Step, resolve},
 };
 use berth_core::roots::Roots;
+use bind::Pair;
+use control::{Charge, End};
+use handover::Start;
 use hickory_proto::{
     op::ResponseCode,
     rr::{Name, Record, RecordType},
@@ -42,9 +47,10 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    net::UdpSocket,
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    task::JoinSet,
+    io::AsyncReadExt as _,
+    net::{UdpSocket, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    task::{JoinError, JoinSet},
 };
 
 /// Questions that are forwarded at one time; more are answered by SERVFAIL.
@@ -59,8 +65,11 @@ const CACHE: (usize, usize) = (4096, 1024 * 1024);
 /// Datagrams that are read before others have their turn.
 const TURN: usize = 64;
 
-/// How long one that was replaced finishes what is under way.
+/// How long one that was told to end finishes what is under way.
 const FINISH: Duration = Duration::from_secs(1);
+
+/// How long one that was replaced does: until its last stream has been idle, or an upstream has been asked.
+const LINGER: Duration = stream::IDLE.saturating_add(FINISH);
 
 /// What a `berth dns` is started with.
 #[derive(Debug, Clone)]
@@ -125,23 +134,57 @@ pub async fn serve(cfg: Config) -> Result<Ended, Error> {
     let server = Arc::new(Server::new(cfg)?);
     let mut tasks = JoinSet::new();
     // Before the sockets, so that the first question finds the zone.
-    watch::start(&server, &mut tasks).await?;
+    files::start(&server, &mut tasks).await?;
+    let (stop, stopping) = watch::channel(false);
+    let mut readers = JoinSet::new();
+    let lock = server.cfg.roots.runtime_state.join("dns/lock");
+    let mut start = handover::begin(&lock, &server.cfg.roots.dns_socket()).await?;
+    let mut sockets = Vec::new();
     for ip in &server.cfg.addresses {
         let at = SocketAddr::new(*ip, server.cfg.port);
-        let (udp, tcp) = (bind::udp(at)?, bind::tcp(at)?);
-        tasks.spawn(datagrams(Arc::clone(&server), Arc::new(udp)));
-        tasks.spawn(stream::accept(Arc::clone(&server), tcp));
+        let pair = match &mut start {
+            Start::Taken(taken) => Pair::at(at, &mut taken.sockets),
+            Start::Alone(_) | Start::Beside(_) => Pair::at(at, &mut Vec::new()),
+        }?;
+        readers.spawn(datagrams(Arc::clone(&server), Arc::clone(&pair.udp), stopping.clone()));
+        readers.spawn(stream::accept(Arc::clone(&server), Arc::clone(&pair.tcp), stopping.clone()));
+        sockets.push(pair);
     }
-    let _lock = control::start(&server, &mut tasks).await?;
+    let (lock, old) = match start {
+        Start::Alone(lock) => (lock, None),
+        Start::Beside(waiting) => (waiting.lock().await?, None),
+        Start::Taken(taken) => (taken.lock, Some(taken.old)),
+    };
+    let (end, mut ends) = mpsc::channel(1);
+    let charge = Charge { server: Arc::clone(&server), lock, sockets, end };
+    let control = control::start(charge, &mut tasks)?;
+    let _old = match old {
+        Some(old) => Some(old.end().await.map_err(|source| Error::Kernel { what: "take over", source })?),
+        None => None,
+    };
     tracing::info!(addresses = ?server.cfg.addresses, serial = server.status().serial, "cluster DNS runs");
-    tokio::select! {
-        () = server.end.notified() => {}
-        Some(ended) = tasks.join_next() => {
-            let why = ended.err().map_or_else(|| io::Error::other("it returned"), io::Error::other);
-            return Err(Error::Kernel { what: "a task that should run for ever", source: why });
+    let broken = |ended: Result<(), JoinError>| {
+        let source = ended.err().map_or_else(|| io::Error::other("it returned"), io::Error::other);
+        Error::Kernel { what: "a task that should run for ever", source }
+    };
+    let end = tokio::select! {
+        Some(end) = ends.recv() => end,
+        Some(ended) = tasks.join_next() => return Err(broken(ended)),
+        Some(ended) = readers.join_next() => return Err(broken(ended)),
+    };
+    match end {
+        End::Told => finish(&server).await,
+        End::Replaced(by) => {
+            control.abort();
+            stop.send_replace(true);
+            linger(&mut readers, by).await;
         }
     }
-    // The sockets go on being read until nothing is under way.
+    Ok(Ended::Told)
+}
+
+/// The sockets go on being read until nothing is under way.
+async fn finish(server: &Server) {
     let finished = async {
         while server.forwards.available_permits() < FORWARDS {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -150,8 +193,18 @@ pub async fn serve(cfg: Config) -> Result<Ended, Error> {
     if tokio::time::timeout(FINISH, finished).await.is_err() {
         tracing::info!("ends with questions under way");
     }
-    tasks.shutdown().await;
-    Ok(Ended::Told)
+}
+
+/// Finishes what is under way, as long as there is one that reads the sockets instead: while they are held here and
+/// not read, nobody else can serve them.
+async fn linger(readers: &mut JoinSet<()>, mut by: UnixStream) {
+    let finished = async { while readers.join_next().await.is_some() {} };
+    tokio::select! {
+        () = finished => {}
+        () = tokio::time::sleep(LINGER) => tracing::info!("ends with questions under way"),
+        // It says nothing more: whatever comes is its end.
+        _end = by.read_u8() => tracing::warn!("the one that took over has ended"),
+    }
 }
 
 #[derive(Debug)]
@@ -164,7 +217,6 @@ struct Server {
     forwards: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     counters: Counters,
-    end: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -218,7 +270,6 @@ impl Server {
             forwards: Arc::new(Semaphore::new(FORWARDS)),
             streams: Arc::new(Semaphore::new(STREAMS)),
             counters: Counters::default(),
-            end: Notify::new(),
             cfg,
         })
     }
@@ -355,13 +406,18 @@ fn forwarded(message: hickory_proto::op::Message, name: &Name, aliases: Vec<Reco
     }
 }
 
-/// Reads datagrams for ever.
-async fn datagrams(server: Arc<Server>, socket: Arc<UdpSocket>) {
+/// Reads datagrams until told to stop; then returns when all are answered.
+async fn datagrams(server: Arc<Server>, socket: Arc<UdpSocket>, mut stop: watch::Receiver<bool>) {
     let mut buffer = vec![0; 4096];
     let mut under_way = JoinSet::new();
     loop {
         // Only tells that there is something, or that the socket has an error that the next read brings.
-        if let Err(error) = socket.readable().await {
+        let ready = tokio::select! {
+            // The sender goes with the program.
+            _stopped = stop.wait_for(|stop| *stop) => break,
+            ready = socket.readable() => ready,
+        };
+        if let Err(error) = ready {
             tracing::error!(error = %chain(&error), "datagrams cannot be waited for");
             return;
         }
@@ -390,4 +446,5 @@ async fn datagrams(server: Arc<Server>, socket: Arc<UdpSocket>) {
         while under_way.try_join_next().is_some() {}
         tokio::task::yield_now().await;
     }
+    while under_way.join_next().await.is_some() {}
 }

@@ -6,24 +6,32 @@ use std::{io, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinSet,
     time::timeout,
 };
 
 /// A stream on which nothing comes or goes for so long is closed.
-const IDLE: Duration = Duration::from_secs(10);
+pub(super) const IDLE: Duration = Duration::from_secs(10);
 
 /// How long no stream is taken after one could not be.
 const REST: Duration = Duration::from_millis(100);
 
-/// Takes streams for ever.
-pub(super) async fn accept(server: Arc<Server>, listener: TcpListener) {
+/// Takes streams until told to stop; then returns when those taken have ended.
+pub(super) async fn accept(server: Arc<Server>, listener: Arc<TcpListener>, mut stop: watch::Receiver<bool>) {
     let mut streams = JoinSet::new();
     loop {
         while streams.try_join_next().is_some() {}
-        // Never closed: both are owned by this function.
-        let Ok(permit) = Arc::clone(&server.streams).acquire_owned().await else { return };
-        match listener.accept().await {
+        let next = async {
+            let permit = Arc::clone(&server.streams).acquire_owned().await;
+            (listener.accept().await, permit)
+        };
+        let (taken, permit) = tokio::select! {
+            // The sender goes with the program.
+            _stopped = stop.wait_for(|stop| *stop) => break,
+            next = next => next,
+        };
+        match taken {
             Ok((stream, _from)) => {
                 let server = Arc::clone(&server);
                 streams.spawn(async move {
@@ -38,6 +46,8 @@ pub(super) async fn accept(server: Arc<Server>, listener: TcpListener) {
             }
         }
     }
+    drop(listener);
+    while streams.join_next().await.is_some() {}
 }
 
 async fn serve(server: &Server, mut stream: TcpStream) -> io::Result<()> {
