@@ -1,7 +1,7 @@
 //! A loader that is killed, at every step and at any instant.
 
 use super::{Cgroup, Scratch, client, load::assert_whole, other_build};
-use crate::{Access, Datapath, OBJECT, Pins, attach, load};
+use crate::{Access, Datapath, OBJECT, Pins, attach, digest, load};
 use berth_ebpf_abi::{Client, SCHEMA};
 use nix::sys::signal::{Signal, raise};
 use std::{
@@ -38,16 +38,17 @@ fn play() -> bool {
     let (role, at) = role.split_once(':').unwrap_or((&role, ""));
     match role {
         "load" => load(&pins, OBJECT, |_| {}).unwrap(),
-        // Goes over to another build and dies at a step.
+        // Goes over to the other build and dies at a step.
         "die" => {
             let mut left: usize = at.parse().unwrap();
+            let to = builds().into_iter().find(|to| !is_loaded(&pins, to)).unwrap();
             let step = |_| {
                 if left == 0 {
                     raise(Signal::SIGKILL).unwrap();
                 }
                 left -= 1;
             };
-            load(&pins, &other_build(1), step).unwrap();
+            load(&pins, &to, step).unwrap();
         }
         // Goes over to another build and schema, attached.
         "upgrade" => {
@@ -59,6 +60,15 @@ fn play() -> bool {
         other => panic!("no role {other}"),
     }
     true
+}
+
+/// Two builds, each of which takes the other's place.
+fn builds() -> [Vec<u8>; 2] {
+    [OBJECT.to_vec(), other_build(1)]
+}
+
+fn is_loaded(pins: &Pins, build: &[u8]) -> bool {
+    pins.loaded_digest().unwrap() == Some(digest(build))
 }
 
 #[test]
@@ -74,15 +84,15 @@ fn a_loader_killed_at_any_step_is_completed_by_the_next() {
     Datapath::open(&pins, Access::Write).unwrap().client.put(&7, &Client::default()).unwrap();
     attach(&pins, cgroup.path()).unwrap();
     for step in 0..steps {
+        let to = builds().into_iter().find(|to| !is_loaded(&pins, to)).unwrap();
         let ended = start(&format!("die:{step}"), &pins, cgroup.path()).wait().unwrap();
         assert_eq!(ended.signal(), Some(9), "step {step}");
         // What was attached is attached still.
         assert_eq!(fs::read_dir(pins.links()).unwrap().count(), 8);
-        load(&pins, &other_build(1), |_| {}).unwrap();
+        load(&pins, &to, |_| {}).unwrap();
         attach(&pins, cgroup.path()).unwrap();
-        assert_whole(&pins, &other_build(1));
+        assert_whole(&pins, &to);
         assert!(Datapath::open(&pins, Access::Read).unwrap().client.get(&7).unwrap().is_some());
-        load(&pins, OBJECT, |_| {}).unwrap();
     }
 }
 
