@@ -166,12 +166,13 @@ impl<H: Hands> Asker<H> {
                     None => return,
                 },
                 Step::Ask => {
-                    let ask = self.hands.ask(
+                    // Asking takes some 20 KB, and most of the time nothing is asked: not a part of the task.
+                    let ask = Box::pin(self.hands.ask(
                         self.context.clone(),
                         self.id.clone(),
                         self.probe.clone(),
                         self.container.clone(),
-                    );
+                    ));
                     let answer = caught(ask)
                         .await
                         .unwrap_or_else(|| ProbeResult::Unknown("asking panicked".to_owned()));
