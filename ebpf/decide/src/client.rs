@@ -17,9 +17,15 @@ pub enum Dialler<A> {
 pub fn dialler<A: Family>(client: Option<Client>) -> Dialler<A> {
     match client {
         None => Dialler::From(From::Host),
-        Some(client) if client.flags & local_pod::NO_SOCKET_HOOKS != 0 => Dialler::LeftAlone,
+        Some(client) if left_alone(client.flags) => Dialler::LeftAlone,
         Some(client) => Dialler::From(From::Pod(A::of_client(&client))),
     }
+}
+
+/// Whether a pod with these flags ([`local_pod`]) wants its sockets left alone.
+#[inline(always)]
+pub fn left_alone(flags: u32) -> bool {
+    flags & local_pod::NO_SOCKET_HOOKS != 0
 }
 
 #[cfg(test)]

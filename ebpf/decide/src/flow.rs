@@ -28,7 +28,10 @@ pub use maps::FlowMaps;
 pub use open::open;
 pub use packet::{Dropped, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, reverse, tcp};
 
-use crate::{Family, From, decide, service::find};
+use crate::{
+    Aligned, Family, From, Side, decide,
+    service::{find, search},
+};
 use berth_ebpf_abi::{FragmentKey, FragmentPorts, INLINE, MemberKey, ServiceKey, Set, flow, tag};
 use packet::is_reverse;
 
@@ -176,8 +179,10 @@ fn renew<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>, begins: bool, 
 #[inline(always)]
 fn still_there<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>) -> bool {
     let tuple = &room.packet.tuple;
-    let mut key = ServiceKey { addr: tuple.dst, port: tuple.dst_port, proto: tuple.proto, pad: 0 };
-    let Ok(at) = find(maps, &mut key, From::Outside(tuple.src)) else {
+    let key = ServiceKey { addr: tuple.dst, port: tuple.dst_port, proto: tuple.proto, pad: 0 };
+    let mut key = Aligned(key);
+    let mut search = search::DIALLED;
+    let Ok(at) = find(maps, &mut key, &mut search, Side::Outside) else {
         return false;
     };
     let header = maps.header(at);

@@ -28,7 +28,9 @@ pub mod testing;
 #[cfg(feature = "std")]
 pub mod trace;
 
-pub use client::{Dialler, dialler};
+pub use client::{Dialler, dialler, left_alone};
 pub use family::Family;
 pub use maps::{Header, Maps};
-pub use service::{Choice, DropReason, From, RejectReason, Verdict, decide};
+pub use service::{
+    Aligned, Choice, DropReason, From, Given, RejectReason, Ruling, Side, Verdict, Who, decide, rule,
+};

@@ -43,6 +43,12 @@ pub trait Maps<A: Family> {
     fn header(&self, at: Self::Service) -> Header;
     /// Reads a backend of its value; only the low two bits of `index` count.
     fn inline(&self, at: Self::Service, index: u32) -> Backend<A>;
+    /// The same into a place that is there and aligned to eight bytes: in the kernel an address is copied in two steps
+    /// then, not in eight.
+    #[inline(always)]
+    fn take_inline(&self, at: Self::Service, index: u32, into: &mut Backend<A>) {
+        *into = self.inline(at, index);
+    }
     /// Whether the key still leads to the place where it led before, and the tag there is still this.
     #[inline(always)]
     fn unchanged(&self, key: &ServiceKey<A>, at: Self::Service, tag: u32) -> bool {
@@ -56,8 +62,25 @@ pub trait Maps<A: Family> {
     /// Reads a backend of it; only the low four bits of `index` count. An unused one has port 0.
     fn chunk_backend(&self, at: Self::Chunk, index: u32) -> Backend<A>;
 
+    /// The same into a place, as above.
+    #[inline(always)]
+    fn take_chunk_backend(&self, at: Self::Chunk, index: u32, into: &mut Backend<A>) {
+        *into = self.chunk_backend(at, index);
+    }
+
     /// Reads whom a client stays with.
     fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity<A>>;
+    /// The same into a place, as above; says whether there is one.
+    #[inline(always)]
+    fn take_affinity(&self, key: &AffinityKey<A>, into: &mut Affinity<A>) -> bool {
+        match self.affinity(key) {
+            Some(last) => {
+                *into = last;
+                true
+            }
+            None => false,
+        }
+    }
     /// Writes whom a client stays with. A full table is no error: the client is then given a backend anew.
     fn stick(&self, key: &AffinityKey<A>, value: &Affinity<A>);
     /// Whether a backend is in a set of a Service with affinity.
@@ -67,6 +90,29 @@ pub trait Maps<A: Family> {
     fn node(&self, addr: &A) -> Option<NodeAddress>;
     /// Whether an address lies in one of the Service ranges.
     fn in_service_range(&self, addr: A) -> bool;
+
+    /// The number `N`, which the compiler does not see: in the kernel it would write a loop's body once for each value
+    /// that it knows.
+    #[inline(always)]
+    fn number<const N: u32>(&self) -> u32 {
+        N
+    }
+    /// The same number, of which the compiler knows nothing any more.
+    #[inline(always)]
+    fn hide(&self, number: u32) -> u32 {
+        number
+    }
+    /// The same place, likewise: the compiler would compute the address of each field once, before all loops, and keep
+    /// them all.
+    #[inline(always)]
+    fn place<'p, T>(&self, at: &'p mut T) -> &'p mut T {
+        at
+    }
+    /// Makes an address [`berth_ebpf_abi::Addr::ANY`]; it lies where eight bytes may be written at once.
+    #[inline(always)]
+    fn clear(&self, addr: &mut A) {
+        *addr = A::ANY;
+    }
 
     /// A random number, uniform over all of its range.
     fn rand(&self) -> u32;

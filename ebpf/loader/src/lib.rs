@@ -54,7 +54,9 @@ pub use netns::netns_cookie;
 pub use object::{Hook, OBJECT, digest};
 pub use pins::{Pins, ensure_bpffs};
 pub use plain::Plain;
-pub use report::{LinkReport, MapReport, ProgramReport, Report, StatsGuard, enable_stats, report};
+pub use report::{
+    FunctionReport, LinkReport, MapReport, ProgramReport, Report, StatsGuard, enable_stats, functions, report,
+};
 pub use run::PacketProgram;
 pub use sockets::{Proto, destroy_sockets};
 pub use sys::TestRunAnswer;

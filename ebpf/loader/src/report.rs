@@ -7,7 +7,10 @@ use crate::{
     sys::{self, LinkInfo, MapFd, MapInfo, ProgInfo, fdinfo, info, obj_get},
 };
 use berth_ebpf_abi::maps;
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 /// All that is pinned.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -132,6 +135,41 @@ pub fn report(pins: &Pins, count: bool) -> Result<Report> {
         });
     }
     Ok(report)
+}
+
+/// A function of a pinned program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FunctionReport {
+    /// Its symbol in the object.
+    pub name: String,
+    /// Instructions after the verifier's rewriting.
+    pub instructions: u32,
+}
+
+/// Reads of what functions a pinned program consists, the program's own first. `object`: what it was loaded from.
+///
+/// # Errors
+/// Nobody has pinned it, the kernel refuses, or the object is another.
+pub fn functions(pins: &Pins, object: &[u8], program: &str) -> Result<Vec<FunctionReport>> {
+    let failed = |op| move |source| Error::Program { op, program: program.to_owned(), source };
+    let fd = obj_get(&pins.programs().join(program), false).map_err(failed("open"))?;
+    let (found, total) = sys::functions(fd.as_fd()).map_err(failed("examine"))?;
+    let object = aya_obj::Object::parse(object)?;
+    let ends = found.iter().skip(1).map(|next| next.begin).chain([total]);
+    found
+        .iter()
+        .zip(ends)
+        .map(|(one, end)| {
+            let symbol = object
+                .functions
+                .values()
+                .find(|known| known.func_info.func_info.iter().any(|info| info.type_id == one.type_id));
+            let name = symbol.map(|symbol| symbol.name.clone());
+            let stranger = || io::Error::new(io::ErrorKind::NotFound, "a function that the object lacks");
+            let name = name.ok_or_else(|| failed("name the functions of")(stranger()))?;
+            Ok(FunctionReport { name, instructions: end.saturating_sub(one.begin) })
+        })
+        .collect()
 }
 
 /// Hash kinds: plain and LRU.

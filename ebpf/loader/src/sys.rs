@@ -16,7 +16,7 @@ mod map;
 #[cfg(test)]
 mod testing;
 
-pub(crate) use info::{LinkInfo, MapInfo, ProgInfo, fdinfo, info};
+pub(crate) use info::{LinkInfo, MapInfo, ProgInfo, fdinfo, functions, info};
 #[cfg(test)]
 pub(crate) use map::create_map;
 pub(crate) use map::{MapFd, Progress};

@@ -1,16 +1,16 @@
 //! The decision core's tables as kernel maps.
 
-use crate::maps;
+use crate::{maps, wide::Wide};
 use aya_ebpf::{
     bindings::BPF_ANY,
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
 use berth_ebpf_abi::{
-    Affinity, AffinityKey, Backend, Chunk, ChunkKey, Config, MemberKey, NodeAddress, Service, ServiceKey, V4,
-    V6,
+    Affinity, AffinityKey, Backend, Chunk, ChunkKey, Config, MemberKey, NodeAddress, Prefix, Service,
+    ServiceKey, V4, V6,
 };
-use berth_ebpf_decide::{Family, Header, Maps};
-use core::ptr::addr_of;
+use berth_ebpf_decide::{Header, Maps};
+use core::{arch::asm, ptr::addr_of};
 
 /// The kernel's maps.
 #[derive(Clone, Copy)]
@@ -39,6 +39,46 @@ macro_rules! read {
         // end (its content may be replaced: the caller checks the tag); volatile, for others write it.
         unsafe { addr_of!((*$at).$($field)+).read_volatile() }
     };
+}
+
+/// See [`Maps::number`].
+#[inline(always)]
+pub(crate) fn number<const N: u32>() -> u32 {
+    let hidden: u64;
+    // SAFETY: loads a constant into a register.
+    unsafe { asm!("{} = {}", out(reg) hidden, const N, options(nomem, nostack, preserves_flags)) };
+    (hidden & 0xffff_ffff) as u32
+}
+
+/// See [`Maps::hide`].
+#[inline(always)]
+fn hide(number: u32) -> u32 {
+    let hidden: u64;
+    // SAFETY: moves a number from register to register.
+    unsafe {
+        asm!("{} = {}", out(reg) hidden, in(reg) u64::from(number), options(nomem, nostack, preserves_flags));
+    }
+    (hidden & 0xffff_ffff) as u32
+}
+
+/// Eight bytes of zeros, of which the compiler does not know: it calls a function to write zeros that it knows of.
+#[inline(always)]
+pub(crate) fn zeros() -> u64 {
+    let zeros: u64;
+    // SAFETY: loads a constant into a register.
+    unsafe { asm!("{} = 0", out(reg) zeros, options(nomem, nostack, preserves_flags)) };
+    zeros
+}
+
+/// See [`Maps::place`].
+#[inline(always)]
+fn place<T>(at: &mut T) -> &mut T {
+    let hidden: *mut T;
+    // SAFETY: moves an address from register to register; it stays borrowed as it was.
+    unsafe {
+        asm!("{} = {}", out(reg) hidden, in(reg) core::ptr::from_mut(at), options(nostack, preserves_flags));
+        &mut *hidden
+    }
 }
 
 macro_rules! family {
@@ -77,6 +117,15 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn take_inline(&self, at: Self::Service, index: u32, into: &mut Backend<$addr>) {
+                // SAFETY: the index is below the array's length; the decision's memory is aligned.
+                unsafe {
+                    let at = addr_of!((*at).inline).cast::<Backend<$addr>>().add((index & 3) as usize);
+                    <$addr>::take_backend(at, into);
+                }
+            }
+
+            #[inline(always)]
             fn chunk(&self, key: &ChunkKey) -> Option<Self::Chunk> {
                 maps::$chunk.get_ptr(key)
             }
@@ -95,6 +144,15 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn take_chunk_backend(&self, at: Self::Chunk, index: u32, into: &mut Backend<$addr>) {
+                // SAFETY: as above.
+                unsafe {
+                    let at = addr_of!((*at).backends).cast::<Backend<$addr>>().add((index & 15) as usize);
+                    <$addr>::take_backend(at, into);
+                }
+            }
+
+            #[inline(always)]
             fn affinity(&self, key: &AffinityKey<$addr>) -> Option<Affinity<$addr>> {
                 let at = maps::$affinity.get_ptr(key)?;
                 Some(Affinity {
@@ -105,6 +163,15 @@ macro_rules! family {
                     },
                     seen_s: read!(at, seen_s),
                 })
+            }
+
+            #[inline(always)]
+            fn take_affinity(&self, key: &AffinityKey<$addr>, into: &mut Affinity<$addr>) -> bool {
+                let Some(at) = maps::$affinity.get_ptr(key) else { return false };
+                // SAFETY: as above. The copy is no single step: an entry that another client of the same address
+                // changes meanwhile may be read half, which is then no member of the Service.
+                unsafe { <$addr>::take_affinity(at, into) };
+                true
             }
 
             #[inline(always)]
@@ -126,11 +193,44 @@ macro_rules! family {
 
             #[inline(always)]
             fn in_service_range(&self, addr: $addr) -> bool {
+                let addr = addr.halves();
                 let Some(at) = Kernel::config() else { return false };
-                // SAFETY: the element of the array. Not volatile: what is not used is not read. A range that is being
-                // changed may be read half; it is set before Services exist.
-                let [a, b] = unsafe { &(*at).$ranges };
-                addr.within(a) || addr.within(b)
+                // SAFETY: the element of the array.
+                let mut range = unsafe { addr_of!((*at).$ranges) }.cast::<Prefix>();
+                let mut left = number::<2>();
+                loop {
+                    // SAFETY: one of the two. A range that is being changed may be read half; it is set before
+                    // Services exist.
+                    if unsafe { <$addr>::lies_in(addr, range) } {
+                        return true;
+                    }
+                    left -= 1;
+                    if left == 0 {
+                        return false;
+                    }
+                    range = range.wrapping_add(1);
+                }
+            }
+
+            #[inline(always)]
+            fn number<const N: u32>(&self) -> u32 {
+                number::<N>()
+            }
+
+            #[inline(always)]
+            fn hide(&self, number: u32) -> u32 {
+                hide(number)
+            }
+
+            #[inline(always)]
+            fn place<'p, T>(&self, at: &'p mut T) -> &'p mut T {
+                place(at)
+            }
+
+            #[inline(always)]
+            fn clear(&self, addr: &mut $addr) {
+                // SAFETY: as the trait says.
+                unsafe { addr.clear() };
             }
 
             #[inline(always)]

@@ -16,9 +16,11 @@
 
 mod kernel;
 mod maps;
+mod naming;
 mod reverse;
 mod socket;
 mod tc;
+mod wide;
 
 #[cfg(not(test))]
 #[panic_handler]

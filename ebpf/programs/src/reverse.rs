@@ -1,13 +1,17 @@
 //! What a socket remembers: which virtual address an answer stands for.
 
-use crate::maps::{REVERSE4, REVERSE6};
+use crate::{
+    kernel::number,
+    maps::{REVERSE4, REVERSE6},
+    naming::{self, Halves, Naming},
+    wide::Wide,
+};
 use aya_ebpf::{btf_maps::SkStorage, programs::SockAddrContext};
-use berth_ebpf_abi::{REVERSE, Reverse, Reverses, V4, V6};
-use berth_ebpf_decide::Family;
-use core::{arch::asm, ptr::addr_of_mut};
+use berth_ebpf_abi::{Backend, REVERSE, Reverse, Reverses, V4, V6};
+use core::ptr::addr_of_mut;
 
 /// A family with its socket storage.
-pub(crate) trait Remembered: Family {
+pub(crate) trait Remembered: Wide {
     /// The map.
     fn storage() -> &'static SkStorage<Reverses<Self>>;
 }
@@ -37,50 +41,49 @@ unsafe fn entry<A>(at: *mut Reverses<A>, index: u32) -> *mut Reverse<A> {
     unsafe { addr_of_mut!((*at).entries).cast::<Reverse<A>>().add((index & 7) as usize) }
 }
 
-/// The ring's length, unknown to the compiler: it would write the body of a loop eight times; the verifier walks it.
-#[inline(always)]
-fn ring() -> u32 {
-    let n: u64;
-    // SAFETY: loads a constant into a register.
-    unsafe { asm!("{} = {}", out(reg) n, const REVERSE, options(pure, nomem, nostack, preserves_flags)) };
-    n as u32
-}
-
 /// Finds the entry of a backend.
 ///
 /// # Safety
 /// As for [`entry`].
 #[inline(always)]
-unsafe fn find<A: Remembered>(at: *mut Reverses<A>, backend: A, port: u16) -> Option<*mut Reverse<A>> {
-    let (mut index, end) = (0, ring());
+unsafe fn find<A: Remembered>(
+    at: *mut Reverses<A>,
+    backend: A::Halves,
+    port: u16,
+) -> Option<*mut Reverse<A>> {
+    // Unknown to the compiler, which would write the loop's body eight times; the verifier walks it.
+    let mut left = number::<{ REVERSE as u32 }>();
+    // SAFETY: the caller's.
+    let mut here = unsafe { entry(at, 0) };
     loop {
-        // SAFETY: the caller's.
-        let here = unsafe { entry(at, index) };
         // SAFETY: within the value. Another thread may be writing it when it sends by the same socket to a ninth
         // backend; then one datagram's sender may be shown as it is, or as the address just dialled.
-        if unsafe { (*here).backend_port == port && (*here).backend == backend } {
+        if unsafe { (*here).backend_port == port && A::same(here, backend) } {
             return Some(here);
         }
-        index += 1;
-        if index == end {
+        left -= 1;
+        if left == 0 {
             return None;
         }
+        here = here.wrapping_add(1);
     }
 }
 
-/// Remembers a translation. One per backend: a later one over the same backend replaces it.
+/// Turns a call to a backend, after remembering what it named. One memory per backend: a later one over the same
+/// backend replaces it.
 ///
-/// Returns whether it is remembered; without memory for it the address had better stay as it is.
+/// Without memory for it the call stays as it is.
 #[inline(always)]
-pub(crate) fn remember<A: Remembered>(ctx: &SockAddrContext, new: Reverse<A>) -> bool {
+pub(crate) fn redirect<N: Naming>(ctx: &SockAddrContext, backend: &Backend<N::Addr>) {
     // SAFETY: the context is the kernel's own; its socket is what the helper wants.
-    let at = unsafe { A::storage().get_or_insert_ptr_mut(ctx, None) };
+    let at = unsafe { N::Addr::storage().get_or_insert_ptr_mut(ctx, None) };
     if at.is_null() {
-        return false;
+        return;
     }
+    let (addr, port) = (backend.addr.halves(), backend.port);
     // SAFETY: a value of this run's socket, and places in it.
     unsafe {
-        let place = match find(at, new.backend, new.backend_port) {
+        let place = match find(at, addr, port) {
             Some(place) => place,
             None => {
                 let next = addr_of_mut!((*at).next).read_volatile();
@@ -88,19 +91,29 @@ pub(crate) fn remember<A: Remembered>(ctx: &SockAddrContext, new: Reverse<A>) ->
                 entry(at, next)
             }
         };
-        place.write(new);
+        N::Addr::put_addr(place, N::read(ctx));
+        (*place).port = naming::port(ctx);
+        N::Addr::put_backend(place, addr);
+        (*place).backend_port = port;
     }
-    true
+    N::write(ctx, addr);
+    naming::set_port(ctx, port);
 }
 
-/// Finds what an answer of `backend` stands for. `port` is not 0, so no unused entry is found.
+/// Shows what was dialled where an answer is of a backend. Its port is not 0, so no unused entry is found.
 #[inline(always)]
-pub(crate) fn recall<A: Remembered>(ctx: &SockAddrContext, backend: A, port: u16) -> Option<(A, u16)> {
+pub(crate) fn recall<N: Naming>(ctx: &SockAddrContext, backend: Halves<N>) {
+    let port = naming::port(ctx);
     // SAFETY: as above.
-    let at = unsafe { A::storage().get_ptr_mut(ctx) };
+    let at = unsafe { N::Addr::storage().get_ptr_mut(ctx) };
     if at.is_null() || port == 0 {
-        return None;
+        return;
     }
     // SAFETY: a value of this run's socket.
-    unsafe { find(at, backend, port).map(|place| ((*place).addr, (*place).port)) }
+    unsafe {
+        if let Some(place) = find(at, backend, port) {
+            N::write(ctx, N::Addr::dialled(place));
+            naming::set_port(ctx, (*place).port);
+        }
+    }
 }

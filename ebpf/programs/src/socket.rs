@@ -3,188 +3,147 @@
 use crate::{
     kernel::Kernel,
     maps::CLIENT,
-    reverse::{Remembered, recall, remember},
+    naming::{self, Halves, Mapped4, Naming, Plain4, Plain6, is_mapped},
+    reverse::{recall, redirect},
+    wide::Wide,
 };
 use aya_ebpf::{
+    bindings::bpf_sock_addr,
     helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use berth_ebpf_abi::{Reverse, ServiceKey, V4, V6};
-use berth_ebpf_decide::{Dialler, Maps, Verdict, decide, dialler};
-use core::ptr::{addr_of, addr_of_mut};
+use berth_ebpf_abi::{Addr, Client, ServiceKey};
+use berth_ebpf_decide::{Aligned, Given, Maps, Ruling, Side, Who, left_alone, rule};
+use core::mem::MaybeUninit;
 
-/// The hook lets the call go on.
+/// The hook lets the call go on; where a result was set, the call ends with that.
 const GO_ON: i32 = 1;
-/// The call ends with what was set as its result.
-const END: i32 = 0;
 /// What a call that nobody listens to ends with: clients tell it from a failure of policy.
 const ECONNREFUSED: i32 = 111;
 
 const TCP: u32 = 6;
 const UDP: u32 = 17;
 
-/// The third word of `::ffff:a.b.c.d`.
-const MAPPED: u32 = 0xffff_u32.to_be();
-
-/// The address that a call is about, as this family's.
-trait Peer: Remembered {
-    fn read(ctx: &SockAddrContext) -> Self;
-    fn write(self, ctx: &SockAddrContext);
-}
-
-/// Reads a field of the context: one load of its own, as the verifier wants it.
-macro_rules! get {
-    ($ctx:expr, $($field:tt)+) => {
-        // SAFETY: the kernel's context, valid for the run; the field may be read by these programs.
-        unsafe { addr_of!((*$ctx.sock_addr).$($field)+).read_volatile() }
-    };
-}
-
-macro_rules! set {
-    ($ctx:expr, $value:expr, $($field:tt)+) => {
-        // SAFETY: the kernel's context, valid for the run; the field may be written by these programs.
-        unsafe { addr_of_mut!((*$ctx.sock_addr).$($field)+).write_volatile($value) }
-    };
-}
-
-impl Peer for V4 {
-    #[inline(always)]
-    fn read(ctx: &SockAddrContext) -> V4 {
-        get!(ctx, user_ip4)
-    }
-
-    #[inline(always)]
-    fn write(self, ctx: &SockAddrContext) {
-        set!(ctx, self, user_ip4);
-    }
-}
-
-impl Peer for V6 {
-    #[inline(always)]
-    fn read(ctx: &SockAddrContext) -> V6 {
-        [get!(ctx, user_ip6[0]), get!(ctx, user_ip6[1]), get!(ctx, user_ip6[2]), get!(ctx, user_ip6[3])]
-    }
-
-    #[inline(always)]
-    fn write(self, ctx: &SockAddrContext) {
-        set!(ctx, self[0], user_ip6[0]);
-        set!(ctx, self[1], user_ip6[1]);
-        set!(ctx, self[2], user_ip6[2]);
-        set!(ctx, self[3], user_ip6[3]);
-    }
-}
-
-/// The IPv4 address within `::ffff:a.b.c.d`.
-#[inline(always)]
-fn mapped(addr: V6) -> Option<V4> {
-    (addr[0] == 0 && addr[1] == 0 && addr[2] == MAPPED).then_some(addr[3])
-}
-
 /// Port, network order, and protocol, where Services speak it.
 #[inline(always)]
 fn port_and_proto(ctx: &SockAddrContext) -> Option<(u16, u8)> {
-    let proto = get!(ctx, protocol);
-    // The port stands in the low half, in network order.
-    let port = get!(ctx, user_port) as u16;
+    let (proto, port) = (naming::protocol(ctx), naming::port(ctx));
     ((proto == TCP || proto == UDP) && port != 0).then_some((port, proto as u8))
 }
 
-/// Decides for the address that a call names and acts: `write` puts the backend's address into the call.
+/// Who calls: the entry of the socket's network namespace, or the host.
+///
+/// Not preallocated, and a pod's entry is written once: what is read may be an older or a newer pod's only when the
+/// namespace itself is gone.
+#[derive(Clone, Copy)]
+struct Caller(Option<*const Client>);
+
+impl Caller {
+    #[inline(always)]
+    fn left_alone(self) -> bool {
+        // SAFETY: an element of the map, there until the run's end.
+        self.0.is_some_and(|at| left_alone(unsafe { (*at).flags }))
+    }
+}
+
+impl<A: Wide> Who<A> for Caller {
+    #[inline(always)]
+    fn side(self) -> Side {
+        if self.0.is_some() { Side::Pod } else { Side::Host }
+    }
+
+    #[inline(always)]
+    fn put_addr(self, into: &mut A) {
+        // SAFETY: as above; the decision's memory is aligned.
+        unsafe {
+            match self.0 {
+                Some(at) => A::take_client(at, into),
+                None => A::clear(into),
+            }
+        }
+    }
+}
+
+/// Decides for the address that a call names and acts.
 #[inline(always)]
-fn translate<A: Remembered>(ctx: &SockAddrContext, addr: A, write: impl FnOnce(A)) -> i32
+fn translate<N: Naming>(ctx: &SockAddrContext, addr: Halves<N>) -> i32
 where
-    Kernel: Maps<A>,
+    Kernel: Maps<N::Addr>,
 {
     let Some((port, proto)) = port_and_proto(ctx) else { return GO_ON };
+    let mut key = Aligned(ServiceKey { addr: N::Addr::ANY, port, proto, pad: 0 });
+    // SAFETY: it is aligned.
+    unsafe { key.0.addr.put(addr) };
     // SAFETY: the kernel's context is what the helper wants.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
-    // SAFETY: not preallocated, and a pod's entry is written once: what was read may be an older or a newer pod's only
-    // when the namespace itself is gone.
-    let client = CLIENT.get_ptr(cookie).map(|at| unsafe { at.read() });
-    let Dialler::From(from) = dialler::<A>(client) else { return GO_ON };
-    match decide(&Kernel, &ServiceKey { addr, port, proto, pad: 0 }, from) {
-        Verdict::Pass => GO_ON,
-        Verdict::To(choice) => {
-            let backend = choice.backend;
-            let reverse = Reverse { addr, backend: backend.addr, port, backend_port: backend.port };
-            if remember(ctx, reverse) {
-                write(backend.addr);
-                set!(ctx, u32::from(backend.port), user_port);
-            }
-            GO_ON
-        }
-        Verdict::Reject(_) => {
+    let from = Caller(CLIENT.get_ptr(cookie));
+    if from.left_alone() {
+        return GO_ON;
+    }
+    let mut given = MaybeUninit::<Given<N::Addr>>::uninit();
+    // SAFETY: integers, which are written before they are read.
+    let given = unsafe { &mut *given.as_mut_ptr() };
+    match rule(&Kernel, &mut key, from, given) {
+        Ruling::To(..) => redirect::<N>(ctx, &given.last.backend),
+        Ruling::Reject(_) => {
             // SAFETY: a helper of plain arguments.
             unsafe { bpf_set_retval(-ECONNREFUSED) };
-            END
         }
-        // Nothing listens at the address as it is, and its packets are dropped at the device: no answer.
-        Verdict::Drop(_) => GO_ON,
+        // Of what is dropped, too: nothing listens at the address as it is, and its packets are dropped at the device.
+        Ruling::Pass | Ruling::Drop(_) => {}
     }
+    GO_ON
 }
 
-#[inline(always)]
-fn translate4(ctx: &SockAddrContext) -> i32 {
-    translate(ctx, V4::read(ctx), |addr| addr.write(ctx))
+/// A function of its own: the kernel runs one family's code for a call, and a budget holds for each.
+#[inline(never)]
+fn translate_mapped(ctx: *mut bpf_sock_addr) -> i32 {
+    let ctx = SockAddrContext { sock_addr: ctx };
+    translate::<Mapped4>(&ctx, Mapped4::read(&ctx))
 }
 
+/// A socket asks who sent or who is at the other end: over IPv6, or by a mapped address.
 #[inline(always)]
-fn translate6(ctx: &SockAddrContext) -> i32 {
-    let addr = V6::read(ctx);
-    match mapped(addr) {
-        Some(addr) => translate(ctx, addr, |addr| set!(ctx, addr, user_ip6[3])),
-        None => translate(ctx, addr, |addr| addr.write(ctx)),
-    }
-}
-
-/// Shows the virtual address where a socket asks who sent or who is at the other end.
-#[inline(always)]
-fn show<A: Remembered>(ctx: &SockAddrContext, addr: A, write: impl FnOnce(A)) -> i32 {
-    let port = get!(ctx, user_port) as u16;
-    if let Some((addr, port)) = recall(ctx, addr, port) {
-        write(addr);
-        set!(ctx, u32::from(port), user_port);
+fn show6(ctx: &SockAddrContext) -> i32 {
+    let addr = Plain6::read(ctx);
+    if is_mapped(addr) {
+        recall::<Mapped4>(ctx, Mapped4::read(ctx));
+    } else {
+        recall::<Plain6>(ctx, addr);
     }
     GO_ON
 }
 
 #[inline(always)]
 fn show4(ctx: &SockAddrContext) -> i32 {
-    show(ctx, V4::read(ctx), |addr| addr.write(ctx))
-}
-
-#[inline(always)]
-fn show6(ctx: &SockAddrContext) -> i32 {
-    let addr = V6::read(ctx);
-    match mapped(addr) {
-        Some(addr) => show(ctx, addr, |addr| set!(ctx, addr, user_ip6[3])),
-        None => show(ctx, addr, |addr| addr.write(ctx)),
-    }
+    recall::<Plain4>(ctx, Plain4::read(ctx));
+    GO_ON
 }
 
 /// A socket connects over IPv4.
 #[cgroup_sock_addr(connect4)]
 fn connect4(ctx: SockAddrContext) -> i32 {
-    translate4(&ctx)
+    translate::<Plain4>(&ctx, Plain4::read(&ctx))
 }
 
 /// A socket connects over IPv6, or over IPv4 by a mapped address.
 #[cgroup_sock_addr(connect6)]
 fn connect6(ctx: SockAddrContext) -> i32 {
-    translate6(&ctx)
+    let addr = Plain6::read(&ctx);
+    if is_mapped(addr) { translate_mapped(ctx.sock_addr) } else { translate::<Plain6>(&ctx, addr) }
 }
 
 /// A socket sends a datagram to a named address.
 #[cgroup_sock_addr(sendmsg4)]
 fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    translate4(&ctx)
+    translate::<Plain4>(&ctx, Plain4::read(&ctx))
 }
 
 /// A socket sends a datagram to a named IPv6 address; mapped ones come to [`sendmsg4`].
 #[cgroup_sock_addr(sendmsg6)]
 fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    translate(&ctx, V6::read(&ctx), |addr| addr.write(&ctx))
+    translate::<Plain6>(&ctx, Plain6::read(&ctx))
 }
 
 /// A socket asks who sent a datagram.

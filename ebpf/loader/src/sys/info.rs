@@ -60,7 +60,8 @@ pub(crate) struct ProgInfo {
     btf_id: u32,
     func_info_size: u32,
     func_info: u64,
-    line_counts: [u32; 2],
+    functions: u32,
+    lines: u32,
     line_info: [u64; 2],
     jited_lines: [u32; 4],
     tags: u64,
@@ -102,11 +103,42 @@ impl LinkInfo {
 /// What the kernel tells of an object.
 pub(crate) fn info<I: Info>(fd: BorrowedFd<'_>) -> io::Result<I> {
     let mut info = I::default();
-    let mut attr =
-        InfoByFd { fd: number(fd), len: size(size_of::<I>())?, info: address(std::ptr::from_mut(&mut info)) };
-    // SAFETY: the structure lives through the call and the kernel writes at most `len` bytes of integers into it.
-    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr)? };
+    ask(fd, &mut info)?;
     Ok(info)
+}
+
+fn ask<I: Info>(fd: BorrowedFd<'_>, info: &mut I) -> io::Result<()> {
+    let mut attr =
+        InfoByFd { fd: number(fd), len: size(size_of::<I>())?, info: address(std::ptr::from_mut(info)) };
+    // SAFETY: the structure lives through the call and the kernel writes at most `len` bytes of integers into it. A
+    // side buffer that it names is as long as it says, see `functions`.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr)? };
+    Ok(())
+}
+
+/// `bpf_func_info`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct FuncInfo {
+    /// Its first instruction, after the verifier's rewriting.
+    pub(crate) begin: u32,
+    /// In the type information that the program was loaded with.
+    pub(crate) type_id: u32,
+}
+
+/// A program's functions, in order, and its instructions in all.
+pub(crate) fn functions(fd: BorrowedFd<'_>) -> io::Result<(Vec<FuncInfo>, u32)> {
+    let found: ProgInfo = info(fd)?;
+    let count = usize::try_from(found.functions).map_err(io::Error::other)?;
+    let mut functions = vec![FuncInfo::default(); count];
+    let mut request = ProgInfo {
+        func_info_size: size(size_of::<FuncInfo>())?,
+        func_info: address(functions.as_mut_ptr()),
+        functions: found.functions,
+        ..ProgInfo::default()
+    };
+    ask(fd, &mut request)?;
+    Ok((functions, found.xlated_len / 8))
 }
 
 /// A number from the object's `/proc/self/fdinfo`, such as `memlock`.

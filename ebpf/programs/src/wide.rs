@@ -1,0 +1,278 @@
+//! Addresses in maps, on the stack and in the context, copied by eight bytes where they have sixteen.
+//!
+//! In maps they are aligned to four bytes only, which the compiler heeds and the processors that these programs are
+//! for (x86-64, arm64) need not; the verifier knows that of them. On the stack it requires eight for eight.
+
+use crate::kernel::zeros;
+use berth_ebpf_abi::{Affinity, Backend, Client, Prefix, Reverse, V4, V6};
+use berth_ebpf_decide::Family;
+use core::{arch::asm, mem::offset_of};
+
+/// Eight bytes of a map's value, `OFFSET` behind its beginning.
+///
+/// # Safety
+/// They lie in a value of a map of this run.
+#[inline(always)]
+unsafe fn load<const OFFSET: usize, T>(at: *const T) -> u64 {
+    let half: u64;
+    // SAFETY: the caller's. Others may write there meanwhile, so each is a load of its own.
+    unsafe {
+        asm!("{} = *(u64 *)({} + {})", out(reg) half, in(reg) at, const OFFSET, options(nostack, preserves_flags));
+    }
+    half
+}
+
+/// Writes them.
+///
+/// # Safety
+/// As for [`load`].
+#[inline(always)]
+unsafe fn store<const OFFSET: usize, T>(at: *mut T, half: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        asm!("*(u64 *)({} + {}) = {}", in(reg) at, const OFFSET, in(reg) half, options(nostack, preserves_flags));
+    }
+}
+
+/// How a family's addresses are copied.
+pub(crate) trait Wide: Family {
+    /// An address in registers.
+    type Halves: Copy;
+    /// Loads it; what is known to be aligned to eight bytes, at once.
+    fn halves(&self) -> Self::Halves;
+    /// Writes it.
+    ///
+    /// # Safety
+    /// It is aligned to eight bytes.
+    unsafe fn put(&mut self, addr: Self::Halves);
+    /// Copies a backend from a map.
+    ///
+    /// # Safety
+    /// `at` lies in a value of a map of this run; `into` is aligned to eight bytes on the stack.
+    unsafe fn take_backend(at: *const Backend<Self>, into: &mut Backend<Self>);
+    /// Copies whom a client stays with from a map.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn take_affinity(at: *const Affinity<Self>, into: &mut Affinity<Self>);
+    /// Copies a pod's address from a map.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn take_client(at: *const Client, into: &mut Self);
+    /// Writes zeros.
+    ///
+    /// # Safety
+    /// It is aligned to eight bytes.
+    unsafe fn clear(&mut self);
+    /// Whether the address lies in a range of the configuration.
+    ///
+    /// # Safety
+    /// `range` lies in a value of a map of this run.
+    unsafe fn lies_in(addr: Self::Halves, range: *const Prefix) -> bool;
+    /// Whether an entry of a socket's storage is of this backend.
+    ///
+    /// # Safety
+    /// `at` lies in a value of a map of this run.
+    unsafe fn same(at: *const Reverse<Self>, backend: Self::Halves) -> bool;
+    /// The dialled address of an entry.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn dialled(at: *const Reverse<Self>) -> Self::Halves;
+    /// Writes it.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn put_addr(at: *mut Reverse<Self>, addr: Self::Halves);
+    /// Writes the backend's address of an entry.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn put_backend(at: *mut Reverse<Self>, backend: Self::Halves);
+}
+
+impl Wide for V4 {
+    type Halves = V4;
+
+    #[inline(always)]
+    fn halves(&self) -> V4 {
+        *self
+    }
+
+    #[inline(always)]
+    unsafe fn put(&mut self, addr: V4) {
+        *self = addr;
+    }
+
+    #[inline(always)]
+    unsafe fn take_backend(at: *const Backend<V4>, into: &mut Backend<V4>) {
+        // SAFETY: the caller's; both are eight bytes long.
+        unsafe { core::ptr::from_mut(into).cast::<u64>().write(load::<0, _>(at)) }
+    }
+
+    #[inline(always)]
+    unsafe fn take_affinity(at: *const Affinity<V4>, into: &mut Affinity<V4>) {
+        // SAFETY: the caller's.
+        unsafe {
+            V4::take_backend(&raw const (*at).backend, &mut into.backend);
+            into.seen_s = (&raw const (*at).seen_s).read_volatile();
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take_client(at: *const Client, into: &mut V4) {
+        // SAFETY: the caller's.
+        *into = unsafe { (*at).v4 };
+    }
+
+    #[inline(always)]
+    unsafe fn clear(&mut self) {
+        *self = 0;
+    }
+
+    #[inline(always)]
+    unsafe fn lies_in(addr: V4, range: *const Prefix) -> bool {
+        // SAFETY: the caller's.
+        addr.within(unsafe { &*range })
+    }
+
+    #[inline(always)]
+    unsafe fn same(at: *const Reverse<V4>, backend: V4) -> bool {
+        // SAFETY: the caller's.
+        unsafe { (*at).backend == backend }
+    }
+
+    #[inline(always)]
+    unsafe fn dialled(at: *const Reverse<V4>) -> V4 {
+        // SAFETY: the caller's.
+        unsafe { (*at).addr }
+    }
+
+    #[inline(always)]
+    unsafe fn put_addr(at: *mut Reverse<V4>, addr: V4) {
+        // SAFETY: the caller's.
+        unsafe { (*at).addr = addr };
+    }
+
+    #[inline(always)]
+    unsafe fn put_backend(at: *mut Reverse<V4>, backend: V4) {
+        // SAFETY: the caller's.
+        unsafe { (*at).backend = backend };
+    }
+}
+
+/// Where a pod's IPv6 address lies.
+const CLIENT_V6: usize = offset_of!(Client, v6);
+/// Where a range's network lies.
+const NET: usize = offset_of!(Prefix, net);
+/// Where its mask lies.
+const MASK: usize = offset_of!(Prefix, mask);
+/// Where an entry's backend lies.
+const BACKEND: usize = offset_of!(Reverse<V6>, backend);
+
+impl Wide for V6 {
+    type Halves = [u64; 2];
+
+    #[inline(always)]
+    fn halves(&self) -> [u64; 2] {
+        let [a, b, c, d] = *self;
+        [u64::from(a) | u64::from(b) << 32, u64::from(c) | u64::from(d) << 32]
+    }
+
+    #[inline(always)]
+    unsafe fn put(&mut self, [a, b]: [u64; 2]) {
+        let at = core::ptr::from_mut(self).cast::<u64>();
+        // SAFETY: the caller's.
+        unsafe {
+            at.write(a);
+            at.add(1).write(b);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take_backend(at: *const Backend<V6>, into: &mut Backend<V6>) {
+        const { assert!(offset_of!(Backend<V6>, port) == 16 && offset_of!(Backend<V6>, flags) == 18) };
+        let into = core::ptr::from_mut(into);
+        // SAFETY: the caller's; both are twenty bytes long.
+        unsafe {
+            into.cast::<u64>().write(load::<0, _>(at));
+            into.cast::<u64>().add(1).write(load::<8, _>(at));
+            let rest = at.cast::<u32>().add(4).read_volatile();
+            into.cast::<u32>().add(4).write(rest);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take_affinity(at: *const Affinity<V6>, into: &mut Affinity<V6>) {
+        const { assert!(size_of::<Affinity<V6>>() == 24) };
+        let into = core::ptr::from_mut(into).cast::<u64>();
+        // SAFETY: the caller's; both are twenty-four bytes long.
+        unsafe {
+            into.write(load::<0, _>(at));
+            into.add(1).write(load::<8, _>(at));
+            into.add(2).write(load::<16, _>(at));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take_client(at: *const Client, into: &mut V6) {
+        let into = core::ptr::from_mut(into).cast::<u64>();
+        // SAFETY: the caller's.
+        unsafe {
+            into.write(load::<CLIENT_V6, _>(at));
+            into.add(1).write(load::<{ CLIENT_V6 + 8 }, _>(at));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn clear(&mut self) {
+        let (at, zeros) = (core::ptr::from_mut(self).cast::<u64>(), zeros());
+        // SAFETY: the caller's.
+        unsafe {
+            at.write(zeros);
+            at.add(1).write(zeros);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn lies_in([a, b]: [u64; 2], range: *const Prefix) -> bool {
+        // SAFETY: the caller's.
+        unsafe {
+            let (net, mask) = (load::<NET, _>(range), load::<MASK, _>(range));
+            (net | mask) != 0
+                && a & mask == net
+                && b & load::<{ MASK + 8 }, _>(range) == load::<{ NET + 8 }, _>(range)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn same(at: *const Reverse<V6>, [a, b]: [u64; 2]) -> bool {
+        // SAFETY: the caller's.
+        unsafe { load::<BACKEND, _>(at) == a && load::<{ BACKEND + 8 }, _>(at) == b }
+    }
+
+    #[inline(always)]
+    unsafe fn dialled(at: *const Reverse<V6>) -> [u64; 2] {
+        // SAFETY: the caller's.
+        unsafe { [load::<0, _>(at), load::<8, _>(at)] }
+    }
+
+    #[inline(always)]
+    unsafe fn put_addr(at: *mut Reverse<V6>, [a, b]: [u64; 2]) {
+        // SAFETY: the caller's.
+        unsafe {
+            store::<0, _>(at, a);
+            store::<8, _>(at, b);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put_backend(at: *mut Reverse<V6>, [a, b]: [u64; 2]) {
+        // SAFETY: the caller's.
+        unsafe {
+            store::<BACKEND, _>(at, a);
+            store::<{ BACKEND + 8 }, _>(at, b);
+        }
+    }
+}
