@@ -1,4 +1,5 @@
-//! One question to the kernel's routing netlink, over a socket of its own in the calling thread's network namespace.
+//! The kernel's routing netlink in the calling thread's network namespace: one question over a socket of its own, and
+//! what the kernel tells unasked.
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -9,7 +10,10 @@ use nix::sys::{
     socket::{setsockopt, sockopt::ReceiveTimeout},
     time::{TimeVal, TimeValLike as _},
 };
-use std::io;
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 /// Larger than any datagram of the kernel's answers.
 const DATAGRAM: usize = 64 << 10;
@@ -45,10 +49,7 @@ pub fn route_request(
         socket.recv(&mut datagram, 0)?;
         let mut rest = datagram.as_slice();
         while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-            let length = usize::try_from(message.header.length).map_err(io::Error::other)?;
-            rest = rest.get(length.next_multiple_of(4).max(16)..).unwrap_or_default();
+            let message = next(&mut rest)?;
             match message.payload {
                 NetlinkPayload::InnerMessage(inner) => answers.push(inner),
                 NetlinkPayload::Done(_) => return Ok(answers),
@@ -62,5 +63,78 @@ pub fn route_request(
                 _ => {}
             }
         }
+    }
+}
+
+/// Takes one message off the front.
+fn next(rest: &mut &[u8]) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
+    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+    let length = usize::try_from(message.header.length).map_err(io::Error::other)?;
+    *rest = rest.get(length.next_multiple_of(4).max(16)..).unwrap_or_default();
+    Ok(message)
+}
+
+/// What the kernel tells of links, addresses and routes as they change.
+#[derive(Debug)]
+pub struct RouteEvents {
+    socket: Socket,
+}
+
+impl RouteEvents {
+    /// Listens to these groups (`RTNLGRP_*`).
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn open(groups: &[u32]) -> io::Result<RouteEvents> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        for group in groups {
+            socket.add_membership(*group)?;
+        }
+        socket.set_non_blocking(true)?;
+        Ok(RouteEvents { socket })
+    }
+
+    /// All that was told since the last call; does not wait.
+    ///
+    /// # Errors
+    /// Some of it was lost (`ENOBUFS`), or is not understood: it may have been anything.
+    pub fn drain(&self) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let (mut told, mut lost) = (Vec::new(), None);
+        let mut datagram = Vec::with_capacity(DATAGRAM);
+        loop {
+            datagram.clear();
+            match self.socket.recv(&mut datagram, 0) {
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                // It goes on behind what was lost.
+                Err(e) if e.raw_os_error() == Some(nix::libc::ENOBUFS) => lost = Some(e),
+                Err(e) => return Err(e),
+            }
+            let mut rest = datagram.as_slice();
+            while !rest.is_empty() {
+                match next(&mut rest) {
+                    Ok(message) => {
+                        if let NetlinkPayload::InnerMessage(inner) = message.payload {
+                            told.push(inner);
+                        }
+                    }
+                    Err(e) => {
+                        lost = Some(e);
+                        break;
+                    }
+                }
+            }
+        }
+        lost.map_or(Ok(told), Err)
+    }
+}
+
+impl AsFd for RouteEvents {
+    /// Readable when something was told.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
