@@ -5,7 +5,7 @@ use crate::{
     board::Board,
     dns::Dns,
     local, lock, node,
-    services::{self, ServicesConfig},
+    services::{self, ServicesConfig, Sight},
     sources,
 };
 use anyhow::{Context as _, bail};
@@ -215,8 +215,12 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
             uplinks: args.uplinks.clone(),
             domain: args.cluster_domain.clone().unwrap_or_else(|| services::DOMAIN.to_owned()),
         };
-        let (board, latest) = (Arc::clone(&board), Arc::clone(&sources.latest));
-        services::start(config, board, latest, Arc::clone(&hands), desired.clone())
+        let sight = Sight {
+            board: Arc::clone(&board),
+            latest: Arc::clone(&sources.latest),
+            hands: Arc::clone(&hands),
+        };
+        services::start(config, sight, desired.clone())
     });
 
     let (stop, stopped) = oneshot::channel();

@@ -1,10 +1,9 @@
 //! `berth reset`: takes away what is made to outlive the agent. Pods, their output and their addresses stay; an agent
 //! started later finds them.
 
-use crate::{lock, services};
+use crate::lock;
 use anyhow::Context as _;
 use berth_core::roots::Roots;
-use berth_ebpf_loader::{Pins, detach};
 use berth_network::{Network, NetworkConfig};
 use std::io;
 
@@ -17,8 +16,8 @@ pub(crate) fn run(roots: &Roots) -> anyhow::Result<()> {
         return Ok(());
     }
     let _lock = lock::take(&roots.runtime_state)?;
-    detach(&Pins::new(&roots.bpf_pins)).context("remove the programs of Services")?;
-    services::unmount_bpffs(roots).context("unmount the BPF file system that the agent mounted")?;
+    let detached = berth_services::detach(roots).map_err(anyhow::Error::from_boxed);
+    detached.context("remove the programs of Services")?;
     remove_file(&berth_api::services::file(roots))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

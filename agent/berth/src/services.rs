@@ -1,56 +1,31 @@
-//! Services on this node: what the sources and the pods say becomes tables in the kernel and names in the zone.
+//! Services on this node: starts the engine of [`berth_services`] on a thread of its own and wakes it.
 //!
-//! Owns one thread (its calls block for microseconds, at a device's first attachment for milliseconds), which is woken
-//! by a channel: the sources changed, or a pod's address or readiness did. A task passes the wishes on and starts the
-//! thread again should it panic.
-//!
-//! Invariants: nothing is taken out of the tables before every source has listed and every wanted pod was looked at
-//! (or ten seconds after containerd answered), so that an agent that has just started takes no endpoint for lost; the
-//! hooks are attached when the tables are full.
-//!
-//! On failure (no BPF file system, programs refused, a full map) pods run without the part that failed, which is said
-//! once and tried again; what is in the kernel goes on.
+//! A task passes the wishes on (the sources changed, a pod's address or readiness did, the kernel told of a device) and
+//! starts the thread again should it panic. What becomes of them, and what happens on failure, stands with the engine.
 
-mod bpffs;
-mod datapath;
-mod names;
-mod node;
-mod pods;
-mod publish;
+mod world;
 
 use crate::{board::Board, sources::Latest};
 use berth_core::{
-    ids::{PodKey, PodUid},
-    model::{EndpointSlice, Pod, Service},
     roots::Roots,
-    status::{ConditionType, PodStatus, Truth},
-    time::Boottime,
+    status::{ConditionType, Truth},
 };
 use berth_pods::{DesiredSet, PodReport, node::NodeHands};
-use berth_services::{Allocator, Change, Notice};
-use berth_source::endpoints::{self, PodFacts};
-use berth_sys::clock;
-pub(crate) use bpffs::unmount as unmount_bpffs;
-use datapath::Datapath;
-use names::NamesFile;
-use publish::Zones;
+pub(crate) use berth_services::SeenPod;
+use berth_services::{Config, DeviceEvents, Engine, Linux, LinuxConfig};
 use std::{
-    collections::BTreeMap,
+    future::pending,
     net::IpAddr,
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{
-        Arc, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+        Arc,
+        mpsc::{Sender, channel},
     },
     time::Duration,
 };
-use tokio::{sync::watch, task::JoinHandle};
-
-/// So long after containerd first answered, pods that nobody has looked at do not hold up the others.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// While something is missing at the start it is looked for this often.
-const STARTING: Duration = Duration::from_millis(200);
+use tokio::{io::unix::AsyncFd, sync::watch, task::JoinHandle};
+use world::World;
 
 /// A thread that panicked is started again after this.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
@@ -77,11 +52,12 @@ pub(crate) struct ServicesConfig {
     pub(crate) domain: String,
 }
 
-/// A pod as it was last looked at.
-#[derive(Debug, Clone)]
-pub(crate) struct SeenPod {
-    pub(crate) pod: Arc<Pod>,
-    pub(crate) status: Arc<PodStatus>,
+/// Where the engine looks.
+#[derive(Clone)]
+pub(crate) struct Sight {
+    pub(crate) board: Arc<Board>,
+    pub(crate) latest: Latest,
+    pub(crate) hands: Arc<NodeHands>,
 }
 
 /// The running thread and what wakes it.
@@ -99,25 +75,24 @@ impl Services {
 /// Starts the thread.
 pub(crate) fn start(
     config: ServicesConfig,
-    board: Arc<Board>,
-    latest: Latest,
-    hands: Arc<NodeHands>,
+    sight: Sight,
     desired: watch::Receiver<Arc<DesiredSet>>,
 ) -> Services {
-    Services { task: tokio::spawn(pass_on(config, board, latest, hands, desired)) }
+    Services { task: tokio::spawn(pass_on(config, sight, desired)) }
 }
 
-async fn pass_on(
-    config: ServicesConfig,
-    board: Arc<Board>,
-    latest: Latest,
-    hands: Arc<NodeHands>,
-    mut desired: watch::Receiver<Arc<DesiredSet>>,
-) {
+async fn pass_on(config: ServicesConfig, sight: Sight, mut desired: watch::Receiver<Arc<DesiredSet>>) {
+    let events = DeviceEvents::open(config.uplinks.clone())
+        .inspect_err(|error| tracing::warn!(%error, "devices are looked at once a second at most, when Services change"))
+        .ok();
+    #[expect(
+        deprecated,
+        reason = "an OwnedFd stays the same descriptor and open, which is what the other one asks for"
+    )]
+    let told =
+        events.as_ref().and_then(|events| AsyncFd::new(events.as_fd().try_clone_to_owned().ok()?).ok());
     loop {
-        let world =
-            World { board: Arc::clone(&board), latest: Arc::clone(&latest), hands: Arc::clone(&hands) };
-        let wake = match spawn(config.clone(), world) {
+        let wake = match spawn(config.clone(), sight.clone(), events.clone()) {
             Ok(wake) => wake,
             Err(error) => {
                 tracing::error!(%error, "no thread for Services");
@@ -130,13 +105,48 @@ async fn pass_on(
                 changed = desired.changed() => if changed.is_err() {
                     return;
                 },
-                () = board.endpoints.notified() => {}
+                () = sight.board.endpoints.notified() => {}
+                () = device_changed(told.as_ref(), events.as_ref()) => {}
             }
             desired.mark_unchanged();
         }
         tracing::error!("the thread of Services ended early; it is started again");
         tokio::time::sleep(AFTER_PANIC).await;
     }
+}
+
+/// Ends when the kernel has told of a device that matters.
+async fn device_changed(told: Option<&AsyncFd<OwnedFd>>, events: Option<&DeviceEvents>) {
+    let (Some(told), Some(events)) = (told, events) else { return pending().await };
+    while let Ok(mut ready) = told.readable().await {
+        ready.clear_ready();
+        if events.drain() {
+            return;
+        }
+    }
+    // The runtime ends.
+    pending().await
+}
+
+fn spawn(config: ServicesConfig, sight: Sight, events: Option<DeviceEvents>) -> std::io::Result<Sender<()>> {
+    let (wake, wakes) = channel();
+    let run = move || {
+        let ServicesConfig { roots, exe, cgroup, node_ips, networks, uplinks, domain } = config;
+        let engine = Config {
+            node: roots.node_name.as_str().into(),
+            node_ips,
+            networks,
+            uplinks: uplinks.clone(),
+            whole_machine: roots.cgroup_hooks.as_os_str().is_empty(),
+            next_id: world::next_id(&roots),
+        };
+        let kernel = Linux::new(LinuxConfig { roots: roots.clone(), exe, cgroup, uplinks }, events);
+        let Sight { board, latest, hands } = sight;
+        let world = World { roots, domain, board, latest, hands, told: Vec::new(), publisher: None };
+        Engine::new(engine, kernel, world).run(&wakes);
+    };
+    std::thread::Builder::new().name("berth-services".to_owned()).spawn(run)?;
+    Ok(wake)
 }
 
 /// A network in the form `10.96.0.0/16`.
@@ -150,182 +160,9 @@ pub(crate) fn network(text: &str) -> Result<(IpAddr, u8), String> {
 
 /// The cgroup whose sockets the hooks serve.
 pub(crate) fn hooks(roots: &Roots) -> Option<PathBuf> {
-    let mounts = berth_sys::mount::mounts()
+    berth_services::hooks_group(roots)
         .inspect_err(|error| tracing::warn!(%error, "the cgroup2 hierarchy is not found"))
-        .ok()?;
-    let v2 =
-        mounts.iter().find(|m| m.fs_type == "cgroup2" && m.mount_point.starts_with(&roots.cgroup_mount))?;
-    Some(v2.mount_point.join(&roots.cgroup_hooks))
-}
-
-/// Where the thread looks.
-struct World {
-    board: Arc<Board>,
-    latest: Latest,
-    hands: Arc<NodeHands>,
-}
-
-fn spawn(config: ServicesConfig, world: World) -> std::io::Result<Sender<()>> {
-    let (wake, wakes) = channel();
-    std::thread::Builder::new()
-        .name("berth-services".to_owned())
-        .spawn(move || Engine::new(config, world).run(&wakes))?;
-    Ok(wake)
-}
-
-/// The thread's state.
-struct Engine {
-    world: World,
-    allocator: Allocator,
-    datapath: Datapath,
-    zones: Zones,
-    names: NamesFile,
-    services: BTreeMap<PodKey, Arc<Service>>,
-    slices: BTreeMap<PodKey, Arc<EndpointSlice>>,
-    made: Vec<Arc<EndpointSlice>>,
-    /// The pods as last looked at.
-    pods: BTreeMap<PodUid, SeenPod>,
-    /// When containerd first answered.
-    answered: Option<Boottime>,
-    open: bool,
-}
-
-impl Engine {
-    fn new(config: ServicesConfig, world: World) -> Engine {
-        let names = NamesFile::open(&config.roots);
-        Engine {
-            world,
-            allocator: Allocator::new(node::facts(&config), names.next_id()),
-            zones: Zones::open(&config.roots, &config.domain),
-            datapath: Datapath::new(config),
-            names,
-            services: BTreeMap::new(),
-            slices: BTreeMap::new(),
-            made: Vec::new(),
-            pods: BTreeMap::new(),
-            answered: None,
-            open: false,
-        }
-    }
-
-    fn run(mut self, wakes: &Receiver<()>) {
-        loop {
-            let due = self.round();
-            let woken = match due {
-                Some(due) => wakes.recv_timeout(due),
-                None => wakes.recv().map_err(|_ended| RecvTimeoutError::Disconnected),
-            };
-            if woken == Err(RecvTimeoutError::Disconnected) {
-                return;
-            }
-            // One round for a burst.
-            while wakes.try_recv().is_ok() {}
-        }
-    }
-
-    /// Everything that is to be done now; how long until the next time, where there is one.
-    fn round(&mut self) -> Option<Duration> {
-        let now = clock::boottime();
-        let listed = self.gather();
-        if !self.open {
-            if !self.may_open(listed, now) {
-                return Some(STARTING);
-            }
-            self.open = true;
-            self.allocator.listed();
-        }
-        self.feed(listed);
-        if let Some(facts) = self.datapath.node_changed() {
-            self.allocator.set_node(facts);
-        }
-        let (notices, mut due) = self.datapath.round(&mut self.allocator, &self.pods, now);
-        notices.iter().for_each(tell);
-        due.extend(self.names.keep(&self.allocator, &notices, now));
-        due.extend(self.zones.keep(&self.services, &self.slices, now));
-        due.into_iter().min().map(|at| at.since(clock::boottime()))
-    }
-
-    /// Whether enough is known for what is absent to count as gone.
-    fn may_open(&mut self, listed: bool, now: Boottime) -> bool {
-        if !listed {
-            return false;
-        }
-        if self.answered.is_none() && self.world.hands.runtime().is_ok() {
-            self.answered = Some(now);
-        }
-        let latest = self.world.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let all = latest.iter().flat_map(|s| s.pods.keys()).all(|uid| self.pods.contains_key(uid));
-        all || self.answered.is_some_and(|at| now.since(at) > PATIENCE)
-    }
-
-    /// Looks at the sources and the pods. Whether all sources have listed.
-    fn gather(&mut self) -> bool {
-        let latest = self.world.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let listed = latest.iter().all(|s| s.listed);
-        let on_board = self.world.board.seen();
-        self.pods.retain(|uid, _| on_board.contains_key(uid));
-        // One that is not looked at just now is as it was.
-        self.pods.extend(on_board.into_iter().filter_map(|(uid, seen)| Some((uid, seen?))));
-        listed
-    }
-
-    /// What changed goes to the allocator.
-    fn feed(&mut self, listed: bool) {
-        let latest = self.world.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let services: BTreeMap<PodKey, Arc<Service>> = latest
-            .iter()
-            .flat_map(|s| &s.services)
-            .map(|s| (s.service.key.clone(), Arc::clone(&s.service)))
-            .collect();
-        let list: Vec<Arc<Service>> = services.values().cloned().collect();
-        let facts: Vec<PodFacts<'_>> =
-            self.pods.values().map(|p| PodFacts { pod: &p.pod, status: &p.status }).collect();
-        let made = endpoints::slices(&list, &facts, &self.made);
-        let by_hand = latest.iter().flat_map(|s| &s.slices);
-        let slices: BTreeMap<PodKey, Arc<EndpointSlice>> =
-            by_hand.chain(&made).map(|s| (s.key.clone(), Arc::clone(s))).collect();
-        self.made = made;
-        let (allocator, names, zones) = (&mut self.allocator, &mut self.names, &mut self.zones);
-        let mut changed = |change| {
-            if matches!(change, Change::Service(_) | Change::ServiceGone(_)) {
-                names.changed();
-            }
-            zones.changed();
-            allocator.change(change);
-        };
-        differences(&mut self.services, services, listed, Change::Service, Change::ServiceGone, &mut changed);
-        differences(&mut self.slices, slices, listed, Change::Slice, Change::SliceGone, &mut changed);
-    }
-}
-
-/// What is new or other now, and what is gone; the latter only where all is known.
-fn differences<T>(
-    before: &mut BTreeMap<PodKey, Arc<T>>,
-    now: BTreeMap<PodKey, Arc<T>>,
-    all: bool,
-    new: impl Fn(Arc<T>) -> Change,
-    gone: impl Fn(PodKey) -> Change,
-    tell: &mut impl FnMut(Change),
-) {
-    if all {
-        before.retain(|key, _| {
-            let stays = now.contains_key(key);
-            if !stays {
-                tell(gone(key.clone()));
-            }
-            stays
-        });
-    }
-    for (key, object) in now {
-        if before.get(&key).is_none_or(|old| !Arc::ptr_eq(old, &object)) {
-            tell(new(Arc::clone(&object)));
-            before.insert(key, object);
-        }
-    }
-}
-
-fn tell(notice: &Notice) {
-    tracing::warn!(service = %notice.service, reason = notice.why.reason(), "{}", notice.why);
+        .ok()?
 }
 
 /// A pod that has been looked at: its worker has decided on it, and its readiness is known.

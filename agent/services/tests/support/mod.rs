@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod world;
+
 use berth_core::{
     ids::{Namespace, PodKey, PodName},
     model::{

@@ -1,7 +1,9 @@
 //! The tables in the kernel: the loader's maps.
 
-use crate::{FamilyTables, Table, TableError};
-use berth_ebpf_abi::{Chunk, ChunkKey, MemberKey, Service, ServiceKey, V4, V6};
+use crate::{FamilyTables, NodeTables, Table, TableError};
+use berth_ebpf_abi::{
+    Chunk, ChunkKey, Client, Config, LocalPod, MemberKey, NodeAddress, Service, ServiceKey, V4, V6,
+};
 use berth_ebpf_loader::{Datapath, Map, Plain};
 
 impl<K: Plain, V: Plain> Table<K, V> for Map<K, V> {
@@ -55,5 +57,31 @@ impl FamilyTables<V6> for Datapath {
 
     fn members(&mut self) -> &mut dyn Table<MemberKey<V6>, u32> {
         &mut self.member6
+    }
+}
+
+impl NodeTables for Datapath {
+    fn clients(&mut self) -> &mut dyn Table<u64, Client> {
+        &mut self.client
+    }
+
+    fn pods4(&mut self) -> &mut dyn Table<V4, LocalPod> {
+        &mut self.pod4
+    }
+
+    fn pods6(&mut self) -> &mut dyn Table<V6, LocalPod> {
+        &mut self.pod6
+    }
+
+    fn nodes4(&mut self) -> &mut dyn Table<V4, NodeAddress> {
+        &mut self.node4
+    }
+
+    fn nodes6(&mut self) -> &mut dyn Table<V6, NodeAddress> {
+        &mut self.node6
+    }
+
+    fn config(&mut self) -> &mut dyn Table<u32, Config> {
+        &mut self.config
     }
 }

@@ -1,35 +1,16 @@
 //! What the programs know of this node: its addresses, its configuration, its uplinks.
 
-use super::ServicesConfig;
-use berth_ebpf_abi::{Config, NodeAddress, Prefix, V4, V6, config};
-use berth_ebpf_loader::Datapath;
-use berth_services::{Net, NodeFacts};
+use super::Config;
+use crate::{Device, Net, NodeFacts, NodeTables, Table, TableError};
+use berth_ebpf_abi::{Config as Told, NodeAddress, Prefix, V4, V6, config};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::Path,
+    sync::Arc,
 };
 
 /// Masqueraded connections take ports below node ports and below those that the kernel gives out by itself.
 const MASQUERADE_PORTS: [u16; 2] = [1_024, 29_999];
-
-/// Devices of the host with the addresses they have, loopback among them, the pods' not.
-fn devices() -> BTreeMap<String, BTreeSet<IpAddr>> {
-    let mut found: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
-    for a in nix::ifaddrs::getifaddrs().into_iter().flatten() {
-        // The pods' devices come and go, and what they bear is the pod network's.
-        if a.interface_name.starts_with("veth") {
-            continue;
-        }
-        let Some(address) = a.address else { continue };
-        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-        let ip = v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())));
-        if let Some(ip) = ip {
-            found.entry(a.interface_name).or_default().insert(ip);
-        }
-    }
-    found
-}
 
 fn own(ip: &IpAddr) -> bool {
     let link_local = match ip {
@@ -40,69 +21,59 @@ fn own(ip: &IpAddr) -> bool {
 }
 
 /// The node as endpoints are chosen by it.
-pub(super) fn facts(cfg: &ServicesConfig) -> NodeFacts {
-    let found = devices().into_values().flatten().filter(own);
+pub(super) fn facts(cfg: &Config, devices: &BTreeMap<String, Device>) -> NodeFacts {
+    let found = devices.values().flat_map(|d| &d.addresses).copied().filter(own);
     NodeFacts {
-        name: cfg.roots.node_name.as_str().into(),
+        name: Arc::clone(&cfg.node),
         zone: "".into(),
         addresses: found.chain(cfg.node_ips.iter().copied()).collect(),
     }
 }
 
 /// Devices that bring what comes from outside: those that are named; else those with an address that are neither
-/// loopback, nor a bridge, nor one of the pods'. A node that has only a part of the machine takes no device by itself.
-pub(super) fn uplinks(cfg: &ServicesConfig, pods: &BTreeSet<u32>) -> BTreeSet<u32> {
-    let names: Vec<String> = if !cfg.uplinks.is_empty() {
-        cfg.uplinks.clone()
-    } else if cfg.roots.cgroup_hooks.as_os_str().is_empty() {
-        let bridge = |name: &String| Path::new("/sys/class/net").join(name).join("bridge").exists();
-        let found = devices().into_iter().filter(|(_, ips)| ips.iter().any(own)).map(|(name, _)| name);
-        found.filter(|name| !bridge(name)).collect()
-    } else {
-        Vec::new()
+/// loopback nor a bridge. A node that has only a part of the machine takes no device by itself.
+pub(super) fn uplinks(cfg: &Config, devices: &BTreeMap<String, Device>) -> BTreeSet<u32> {
+    let named = cfg.uplinks.iter().filter_map(|name| devices.get(name));
+    let found = devices.values().filter(|d| !d.bridge && d.addresses.iter().any(own));
+    let chosen: Vec<&Device> = match (cfg.uplinks.is_empty(), cfg.whole_machine) {
+        (false, _) => named.collect(),
+        (true, true) => found.collect(),
+        (true, false) => Vec::new(),
     };
-    let index = names.iter().filter_map(|name| nix::net::if_::if_nametoindex(name.as_str()).ok());
-    index.filter(|index| !pods.contains(index)).collect()
+    chosen.into_iter().map(|d| d.index).filter(|index| *index != 0).collect()
 }
 
 /// Brings the maps of the node's addresses and its configuration to what is wanted.
-pub(super) fn keep(
-    cfg: &ServicesConfig,
-    facts: &NodeFacts,
-    datapath: &Datapath,
-) -> Result<(), berth_ebpf_loader::Error> {
-    addresses::<V4>(cfg, facts, &datapath.node4)?;
-    addresses::<V6>(cfg, facts, &datapath.node6)?;
+pub(super) fn keep(cfg: &Config, facts: &NodeFacts, maps: &mut impl NodeTables) -> Result<(), TableError> {
+    addresses::<V4>(cfg, facts, maps.nodes4())?;
+    addresses::<V6>(cfg, facts, maps.nodes6())?;
     let wanted = configuration(cfg);
-    if datapath.config.get(&0)? != Some(wanted) {
-        datapath.config.put(&0, &wanted)?;
+    if maps.config().read()?.iter().all(|told| *told != (0, wanted)) {
+        maps.config().put(&[(0, wanted)])?;
     }
     Ok(())
 }
 
-fn addresses<A: Net + berth_ebpf_loader::Plain>(
-    cfg: &ServicesConfig,
+fn addresses<A: Net>(
+    cfg: &Config,
     facts: &NodeFacts,
-    map: &berth_ebpf_loader::Map<A, NodeAddress>,
-) -> Result<(), berth_ebpf_loader::Error> {
+    map: &mut dyn Table<A, NodeAddress>,
+) -> Result<(), TableError> {
     let value = |ip: &IpAddr| NodeAddress { node_ports: u32::from(cfg.node_ips.contains(ip)) };
     let wanted: BTreeMap<A, NodeAddress> =
         facts.addresses.iter().filter_map(|ip| Some((A::of(*ip)?, value(ip)))).collect();
-    let there: BTreeMap<A, NodeAddress> = map.entries()?.into_iter().collect();
-    for (key, value) in &wanted {
-        if there.get(key) != Some(value) {
-            map.put(key, value)?;
-        }
+    let there: BTreeMap<A, NodeAddress> = map.read()?.into_iter().collect();
+    for (key, value) in wanted.iter().filter(|(key, value)| there.get(key) != Some(value)) {
+        map.put(&[(*key, *value)])?;
     }
     for key in there.keys().filter(|k| !wanted.contains_key(*k)) {
-        map.delete(key)?;
+        map.delete(&[*key])?;
     }
     Ok(())
 }
 
-fn configuration(cfg: &ServicesConfig) -> Config {
-    let mut made =
-        Config { flags: config::REDIRECT, masquerade_ports: MASQUERADE_PORTS, ..Config::default() };
+fn configuration(cfg: &Config) -> Told {
+    let mut made = Told { flags: config::REDIRECT, masquerade_ports: MASQUERADE_PORTS, ..Told::default() };
     made.masquerade4 = cfg.node_ips.iter().find_map(|ip| V4::of(*ip)).unwrap_or_default();
     made.masquerade6 = cfg.node_ips.iter().find_map(|ip| V6::of(*ip)).unwrap_or_default();
     let of = |v6: bool| cfg.networks.iter().filter(move |(net, _)| net.is_ipv6() == v6);
@@ -114,7 +85,6 @@ fn configuration(cfg: &ServicesConfig) -> Config {
     }
     made
 }
-
 fn prefix(net: IpAddr, len: u8) -> Prefix {
     let mask = |width: u32| u128::MAX.checked_shl(width.saturating_sub(u32::from(len))).unwrap_or(0);
     match net {

@@ -1,0 +1,161 @@
+//! The rest of the agent as the engine of Services sees it: sources and the board in, the zone, `services.json` and
+//! notices out.
+
+use crate::{board::Board, sources::Latest};
+use anyhow::Context as _;
+use berth_api::services::{NamedPort, ServicesFile, file};
+use berth_core::{
+    ids::PodUid,
+    model::{EndpointSlice, Service},
+    roots::Roots,
+};
+use berth_dns::{PodNames, Publisher, build};
+use berth_pods::node::NodeHands;
+use berth_services::{Cause, Edit, Edits, Named, Node, Notice, SeenPod};
+use berth_source::{
+    Snapshot,
+    endpoints::{self, PodFacts},
+};
+use berth_sys::clock;
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, PoisonError},
+};
+
+/// The most that is read of `services.json`: some hundred thousand Services.
+const MOST: usize = 256 << 20;
+
+/// Beside what [`ServicesFile`] has.
+const NEXT_ID: &str = "next_id";
+
+/// See the module's page.
+pub(super) struct World {
+    pub(super) roots: Roots,
+    pub(super) domain: String,
+    pub(super) board: Arc<Board>,
+    pub(super) latest: Latest,
+    pub(super) hands: Arc<NodeHands>,
+    /// What the engine was told of the sources.
+    pub(super) told: Vec<Arc<Snapshot>>,
+    /// Opened at the first zone.
+    pub(super) publisher: Option<Publisher>,
+}
+
+impl World {
+    fn latest(&self) -> Vec<Arc<Snapshot>> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Node for World {
+    fn edits(&mut self) -> Edits {
+        let latest = self.latest();
+        let mut edits = Edits { listed: latest.iter().all(|s| s.listed), ..Edits::default() };
+        let nothing = Arc::new(Snapshot::default());
+        for (source, now) in latest.iter().enumerate() {
+            let before = self.told.get(source).unwrap_or(&nothing);
+            if Arc::ptr_eq(before, now) {
+                continue;
+            }
+            let service = |s: &Arc<berth_source::DesiredService>| Arc::clone(&s.service);
+            edits.services.extend(Edit::between(
+                source,
+                &before.services,
+                &now.services,
+                service,
+                |s: &Service| &s.key,
+            ));
+            edits.slices.extend(Edit::between(
+                source,
+                &before.slices,
+                &now.slices,
+                Arc::clone,
+                |s: &EndpointSlice| &s.key,
+            ));
+        }
+        self.told = latest;
+        edits
+    }
+
+    fn wanted_pods(&self) -> Vec<PodUid> {
+        self.latest().iter().flat_map(|s| s.pods.keys()).cloned().collect()
+    }
+
+    fn pods(&self) -> BTreeMap<PodUid, Option<SeenPod>> {
+        self.board.seen()
+    }
+
+    fn runtime_answers(&self) -> bool {
+        self.hands.runtime().is_ok()
+    }
+
+    fn endpoints(
+        &self,
+        services: &[Arc<Service>],
+        pods: &[&SeenPod],
+        before: &[Arc<EndpointSlice>],
+    ) -> Vec<Arc<EndpointSlice>> {
+        let facts: Vec<PodFacts<'_>> =
+            pods.iter().map(|p| PodFacts { pod: &p.pod, status: &p.status }).collect();
+        endpoints::slices(services, &facts, before)
+    }
+
+    fn publish_names<'a>(
+        &mut self,
+        services: impl Iterator<Item = &'a Service>,
+        slices: impl Iterator<Item = &'a EndpointSlice>,
+    ) -> Result<(), Cause> {
+        let publisher = match &mut self.publisher {
+            Some(publisher) => publisher,
+            none => none.insert(Publisher::open(&self.roots)?),
+        };
+        // Whether it is another zone than before.
+        let _changed = publisher.publish(build(services, slices, PodNames::Any, &self.domain))?;
+        Ok(())
+    }
+
+    fn publish_ids<'a>(
+        &mut self,
+        ids: impl Iterator<Item = Named>,
+        next_id: u32,
+        notices: impl Iterator<Item = &'a Notice>,
+    ) -> Result<(), Cause> {
+        let mut ports: Vec<NamedPort> = ids.map(port).collect();
+        ports.sort_by_key(|p| (p.v6, p.id));
+        let notices = notices.map(|n| format!("{}: {}: {}", n.service, n.why.reason(), n.why)).collect();
+        let mut whole = serde_json::to_value(ServicesFile { as_of: clock::wall(), ports, notices })?;
+        if let Some(object) = whole.as_object_mut() {
+            object.insert(NEXT_ID.to_owned(), next_id.into());
+        }
+        Ok(berth_sys::fs::write_atomic(&file(&self.roots), &serde_json::to_vec(&whole)?, 0o644)?)
+    }
+
+    fn tell(&mut self, notice: &Notice) {
+        tracing::warn!(service = %notice.service, reason = notice.why.reason(), "{}", notice.why);
+    }
+}
+
+fn port(n: Named) -> NamedPort {
+    NamedPort {
+        id: n.id,
+        v6: n.v6,
+        service: n.service,
+        port: n.port.as_ref().to_owned(),
+        protocol: n.transport.to_string(),
+        fronts: n.fronts.iter().map(|(address, port)| SocketAddr::new(*address, *port)).collect(),
+    }
+}
+
+/// Where an earlier agent's ids went on; 1 where there was none.
+pub(super) fn next_id(roots: &Roots) -> u32 {
+    let read = || {
+        let bytes = berth_sys::fs::read_limited(&file(roots), MOST).context("read")?;
+        let whole: Value = serde_json::from_slice(&bytes)?;
+        let next = whole.get(NEXT_ID).and_then(Value::as_u64).context("no id")?;
+        anyhow::Ok(u32::try_from(next)?)
+    };
+    // Above what the tables hold they go on in any case.
+    read().unwrap_or(1)
+}

@@ -1,0 +1,77 @@
+//! Slices that follow from selectors and pods: which Services a change concerns, and what was made for each of them.
+
+use crate::{Edit, Node, SeenPod};
+use berth_core::{
+    ids::{Namespace, PodKey},
+    model::{EndpointSlice, Pod, Service},
+};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+/// Above any source: where somebody made a slice of the same name by hand, this one counts.
+const SOURCE: usize = usize::MAX;
+
+/// One pair of a selector in a namespace.
+type Pair = (Namespace, Arc<str>, Arc<str>);
+
+/// See the module's page.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    /// The Services with a selector, by its first pair.
+    selecting: HashMap<Pair, BTreeSet<PodKey>>,
+    slices: HashMap<PodKey, Vec<Arc<EndpointSlice>>>,
+}
+
+impl Made {
+    /// A Service is another one now.
+    pub(super) fn service(&mut self, before: Option<&Service>, now: Option<&Service>) {
+        if let Some((pair, service)) = before.and_then(|s| Some((pair(s)?, s)))
+            && let Some(of) = self.selecting.get_mut(&pair)
+        {
+            of.remove(&service.key);
+            if of.is_empty() {
+                self.selecting.remove(&pair);
+            }
+        }
+        if let Some((pair, service)) = now.and_then(|s| Some((pair(s)?, s))) {
+            self.selecting.entry(pair).or_default().insert(service.key.clone());
+        }
+    }
+
+    /// The Services that may select the pod.
+    pub(super) fn selecting(&self, pod: &Pod) -> impl Iterator<Item = &PodKey> {
+        pod.labels.iter().flat_map(|(key, value)| {
+            let pair = (pod.key.namespace.clone(), key.as_str().into(), value.as_str().into());
+            self.selecting.get(&pair).into_iter().flatten()
+        })
+    }
+
+    /// Makes the slices of these Services anew; those of Services that are gone go.
+    pub(super) fn again(
+        &mut self,
+        node: &impl Node,
+        concerned: BTreeSet<PodKey>,
+        service: impl Fn(&PodKey) -> Option<Arc<Service>>,
+        pods: &[&SeenPod],
+    ) -> Edit<EndpointSlice> {
+        let services: Vec<Arc<Service>> = concerned.iter().filter_map(service).collect();
+        let before: Vec<Arc<EndpointSlice>> =
+            concerned.iter().filter_map(|key| self.slices.remove(key)).flatten().collect();
+        let now = if services.iter().all(|s| s.selector.is_empty()) {
+            Vec::new()
+        } else {
+            node.endpoints(&services, pods, &before)
+        };
+        for slice in &now {
+            self.slices.entry(slice.service.clone()).or_default().push(Arc::clone(slice));
+        }
+        Edit { source: SOURCE, gone: before.iter().map(|s| s.key.clone()).collect(), now }
+    }
+}
+
+fn pair(service: &Service) -> Option<Pair> {
+    let (key, value) = service.selector.first()?;
+    Some((service.key.namespace.clone(), Arc::clone(key), Arc::clone(value)))
+}

@@ -1,0 +1,256 @@
+//! What the sources and the pods say becomes tables in the kernel, names in the zone, and notices for owners.
+//!
+//! Owns the [`Allocator`], the kernel and what was last seen of the world. No thread of its own: whoever owns the
+//! engine gives it one ([`Engine::run`]), because its calls block for microseconds, at a device's first attachment for
+//! milliseconds, and wakes it by a channel: the sources changed, a pod's address or readiness did, or the node's
+//! devices. The engine then asks [`Node`] and [`Kernel`] what changed, and each step costs what did: a wake compares
+//! the pods by pointer, everything else is looked at only where it is other than before.
+//!
+//! Invariants: nothing is taken out of the tables before every source has listed and every wanted pod was looked at (or
+//! ten seconds after the runtime answered), so that an agent that has just started takes no endpoint for lost; the hooks
+//! are attached when the tables are full.
+//!
+//! On failure (no BPF file system, programs refused, a full map) pods run without the part that failed, which is said
+//! once and tried again; what is in the kernel goes on. The slow net beneath is the look for old connections: with it
+//! the networks of all pods are looked at.
+
+mod datapath;
+mod made;
+mod merged;
+mod node;
+mod outlet;
+mod pods;
+
+use crate::{Allocator, Change, Edits, Kernel, Node, Notice, SeenPod};
+use berth_core::{
+    ids::{PodKey, PodUid},
+    model::{EndpointSlice, Service},
+    time::Boottime,
+};
+use berth_sys::clock;
+use datapath::Datapath;
+use made::Made;
+use merged::{Changed, Merged};
+use outlet::Outlet;
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::Duration,
+};
+
+/// So long after the runtime first answered, pods that nobody has looked at do not hold up the others.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// While something is missing at the start it is looked for this often.
+const STARTING: Duration = Duration::from_millis(200);
+
+/// A burst of changes makes one zone.
+const NAMES_SETTLE: Duration = Duration::from_millis(50);
+
+/// A burst of changes is written once.
+const IDS_SETTLE: Duration = Duration::from_millis(200);
+
+/// So many notices are kept.
+const NOTICES: usize = 1000;
+
+/// What the engine is told of its node once.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The node's name.
+    pub node: Arc<str>,
+    /// The node's own addresses, at which node ports answer.
+    pub node_ips: Vec<IpAddr>,
+    /// The networks of Services, with their prefix lengths.
+    pub networks: Vec<(IpAddr, u8)>,
+    /// The devices that bring what comes from outside; empty: found by their addresses where the node is the whole
+    /// machine.
+    pub uplinks: Vec<String>,
+    /// Whether all devices of the machine are the node's.
+    pub whole_machine: bool,
+    /// Where the ids of the agent before went on; see [`Allocator::new`].
+    pub next_id: u32,
+}
+
+/// See the module's page.
+pub struct Engine<K: Kernel, N: Node> {
+    node: N,
+    allocator: Allocator,
+    datapath: Datapath<K>,
+    services: Merged<Service>,
+    slices: Merged<EndpointSlice>,
+    made: Made,
+    names: Outlet,
+    ids: Outlet,
+    /// What is not carried, newest last.
+    notices: VecDeque<Notice>,
+    /// The pods as last looked at.
+    pods: BTreeMap<PodUid, SeenPod>,
+    /// Pods as they were before they changed, and as they are, until slices were made of them.
+    moved: Vec<SeenPod>,
+    /// When the runtime first answered.
+    answered: Option<Boottime>,
+    open: bool,
+}
+
+impl<K: Kernel, N: Node> Engine<K, N> {
+    /// Nothing is done yet but to look at the devices.
+    pub fn new(config: Config, kernel: K, node: N) -> Engine<K, N> {
+        let next_id = config.next_id;
+        let datapath = Datapath::new(config, kernel);
+        Engine {
+            allocator: Allocator::new(datapath.facts().clone(), next_id),
+            datapath,
+            node,
+            services: Merged::default(),
+            slices: Merged::default(),
+            made: Made::default(),
+            names: Outlet::new("names of Services are", NAMES_SETTLE),
+            ids: Outlet::new("names of Services for commands are", IDS_SETTLE),
+            notices: VecDeque::new(),
+            pods: BTreeMap::new(),
+            moved: Vec::new(),
+            answered: None,
+            open: false,
+        }
+    }
+
+    /// Rounds, whenever woken or due, until nobody can wake it any more.
+    pub fn run(mut self, wakes: &Receiver<()>) {
+        loop {
+            let due = self.round();
+            let woken = match due {
+                Some(due) => wakes.recv_timeout(due),
+                None => wakes.recv().map_err(|_ended| RecvTimeoutError::Disconnected),
+            };
+            if woken == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+            // One round for a burst.
+            while wakes.try_recv().is_ok() {}
+        }
+    }
+
+    /// Everything that is to be done now; how long until the next time, where there is one.
+    pub fn round(&mut self) -> Option<Duration> {
+        let now = clock::boottime();
+        self.look_at_pods();
+        let Edits { listed, services, slices } = self.node.edits();
+        services.into_iter().for_each(|edit| self.services.apply(edit));
+        slices.into_iter().for_each(|edit| self.slices.apply(edit));
+        if !self.open {
+            if !self.may_open(listed, now) {
+                return Some(STARTING);
+            }
+            self.open = true;
+            self.allocator.listed();
+        }
+        self.feed(listed);
+        if let Some(facts) = self.datapath.node_changed() {
+            self.allocator.set_node(facts);
+        }
+        let done = self.datapath.round(&mut self.allocator, &self.pods, now);
+        let published = self.publish(done.notices, now);
+        let due = done.due.into_iter().chain(published).min();
+        due.map(|at| at.since(clock::boottime()))
+    }
+
+    /// Whether enough is known for what is absent to count as gone.
+    fn may_open(&mut self, listed: bool, now: Boottime) -> bool {
+        if !listed {
+            return false;
+        }
+        if self.answered.is_none() && self.node.runtime_answers() {
+            self.answered = Some(now);
+        }
+        self.node.wanted_pods().iter().all(|uid| self.pods.contains_key(uid))
+            || self.answered.is_some_and(|at| now.since(at) > PATIENCE)
+    }
+
+    fn look_at_pods(&mut self) {
+        let there = self.node.pods();
+        let (moved, datapath) = (&mut self.moved, &mut self.datapath);
+        self.pods.retain(|uid, pod| {
+            let stays = there.contains_key(uid);
+            if !stays {
+                datapath.pod_changed(uid);
+                moved.push(pod.clone());
+            }
+            stays
+        });
+        // One that is not looked at just now is as it was.
+        for (uid, now) in there.into_iter().filter_map(|(uid, seen)| Some((uid, seen?))) {
+            match self.pods.get_mut(&uid) {
+                Some(before) if before.is(&now) => {}
+                Some(before) => {
+                    datapath.pod_changed(&uid);
+                    moved.extend([std::mem::replace(before, now.clone()), now]);
+                }
+                None => {
+                    datapath.pod_changed(&uid);
+                    moved.push(now.clone());
+                    self.pods.insert(uid, now);
+                }
+            }
+        }
+    }
+
+    /// What changed goes to the allocator.
+    fn feed(&mut self, listed: bool) {
+        let mut concerned: BTreeSet<PodKey> = BTreeSet::new();
+        for Changed { key, before, now } in self.services.settle(listed) {
+            self.names.changed();
+            self.ids.changed();
+            self.made.service(before.as_deref(), now.as_deref());
+            concerned.insert(key.clone());
+            self.allocator.change(match now {
+                Some(service) => Change::Service(service),
+                None => Change::ServiceGone(key),
+            });
+        }
+        for pod in self.moved.drain(..) {
+            concerned.extend(self.made.selecting(&pod.pod).cloned());
+        }
+        if !concerned.is_empty() {
+            let pods: Vec<&SeenPod> = self.pods.values().collect();
+            let service = |key: &PodKey| self.services.get(key).cloned();
+            let edit = self.made.again(&self.node, concerned, service, &pods);
+            self.slices.apply(edit);
+        }
+        for Changed { key, before, now } in self.slices.settle(listed) {
+            let both = [before.as_deref(), now.as_deref()];
+            if both.into_iter().flatten().any(|slice| names_follow(slice, &self.services)) {
+                self.names.changed();
+            }
+            self.allocator.change(match now {
+                Some(slice) => Change::Slice(slice),
+                None => Change::SliceGone(key),
+            });
+        }
+    }
+
+    /// Tells what is to be told; when to come again.
+    fn publish(&mut self, notices: Vec<Notice>, now: Boottime) -> impl Iterator<Item = Boottime> {
+        for notice in notices {
+            self.node.tell(&notice);
+            self.ids.changed();
+            self.notices.push_back(notice);
+        }
+        self.notices.drain(..self.notices.len().saturating_sub(NOTICES));
+        let Engine { node, allocator, services, slices, notices, .. } = self;
+        let ids =
+            self.ids.keep(now, || node.publish_ids(allocator.names(), allocator.next_id(), notices.iter()));
+        let names = self.names.keep(now, || node.publish_names(services.all(), slices.all()));
+        [ids, names].into_iter().flatten()
+    }
+}
+
+/// Whether names of the zone may follow from the slice: those of a headless Service's endpoints, and of endpoints that
+/// have a name of their own.
+fn names_follow(slice: &EndpointSlice, services: &Merged<Service>) -> bool {
+    services.get(&slice.service).is_some_and(|service| service.headless)
+        || slice.endpoints.iter().any(|e| e.hostname.is_some())
+}

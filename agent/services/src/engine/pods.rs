@@ -1,0 +1,193 @@
+//! The maps of this node's pods: as clients by the cookie of their network namespace, as destinations by address.
+
+use crate::{Kernel, Net, NodeTables, SeenPod, Table, TableError};
+use berth_core::{ids::PodUid, status::Phase};
+use berth_ebpf_abi::{Client, LocalPod, V4, V6};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    net::IpAddr,
+};
+
+/// What stands in the maps for one pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Held {
+    /// The namespace's inode and the addresses: where they are the same, so is the rest.
+    inode: u64,
+    ips: Vec<IpAddr>,
+    cookie: u64,
+    client: Client,
+    device: Option<LocalPod>,
+}
+
+/// The pods in the maps.
+#[derive(Debug, Default)]
+pub(super) struct Pods {
+    held: BTreeMap<PodUid, Held>,
+    /// Those to be looked at: they changed, or their network was not to be found last time.
+    again: BTreeSet<PodUid>,
+    /// What went and is still in the maps.
+    leaving: Vec<Held>,
+    /// The host's devices of all pods.
+    devices: BTreeSet<u32>,
+    attached: BTreeSet<u32>,
+    /// Whether the maps were read: what stands there for nobody goes then.
+    read: bool,
+}
+
+impl Pods {
+    /// The pod came, changed or went.
+    pub(super) fn changed(&mut self, uid: &PodUid) {
+        self.again.insert(uid.clone());
+    }
+
+    /// All are to be looked at.
+    pub(super) fn all_changed(&mut self, seen: &BTreeMap<PodUid, SeenPod>) {
+        self.again.extend(seen.keys().chain(self.held.keys()).cloned());
+    }
+
+    /// Brings the maps to the pods that there are.
+    pub(super) fn keep(
+        &mut self,
+        kernel: &impl Kernel,
+        maps: &mut impl NodeTables,
+        seen: &BTreeMap<PodUid, SeenPod>,
+    ) -> Result<(), TableError> {
+        let (mut found, mut later) = (Vec::new(), BTreeSet::new());
+        for uid in &self.again {
+            let own = seen.get(uid).filter(|pod| has_own_network(pod));
+            let Some(pod) = own else {
+                found.push((uid.clone(), None));
+                continue;
+            };
+            match self.look(kernel, uid, pod) {
+                Ok(held) => found.push((uid.clone(), Some(held))),
+                Err(error) => {
+                    // Its sandbox is being taken down, or made anew.
+                    tracing::debug!(pod = %pod.pod.key, error = crate::chain(&*error), "not in the maps");
+                    later.insert(uid.clone());
+                    found.push((uid.clone(), None));
+                }
+            }
+        }
+        for (uid, held) in &found {
+            if let Some(held) = held.as_ref().filter(|held| self.held.get(uid) != Some(held)) {
+                put(maps, held)?;
+            }
+        }
+        self.again = later;
+        for (uid, now) in found {
+            let before = match &now {
+                Some(held) if self.held.get(&uid) == Some(held) => continue,
+                Some(held) => self.held.insert(uid, held.clone()),
+                None => self.held.remove(&uid),
+            };
+            self.leaving.extend(before);
+            self.devices = self.held.values().filter_map(|h| Some(h.device?.ifindex)).collect();
+        }
+        if !self.read {
+            self.sweep(maps)?;
+            self.read = true;
+        }
+        for at in (0..self.leaving.len()).rev() {
+            if let Some(held) = self.leaving.get(at) {
+                self.take_out(maps, held)?;
+            }
+            self.leaving.truncate(at);
+        }
+        Ok(())
+    }
+
+    fn look(&self, kernel: &impl Kernel, uid: &PodUid, pod: &SeenPod) -> Result<Held, crate::Cause> {
+        let (inode, ips) = (kernel.network_inode(uid)?, &pod.status.pod_ips);
+        if let Some(held) = self.held.get(uid).filter(|h| h.inode == inode && h.ips == *ips) {
+            return Ok(held.clone());
+        }
+        let network = kernel.network(uid)?;
+        let client = Client {
+            v4: ips.iter().find_map(|ip| V4::of(*ip)).unwrap_or_default(),
+            v6: ips.iter().find_map(|ip| V6::of(*ip)).unwrap_or_default(),
+            flags: 0,
+        };
+        let device = network.pair.map(|p| LocalPod {
+            ifindex: p.host_index,
+            flags: 0,
+            mac: p.pod_mac,
+            host_mac: p.host_mac,
+        });
+        Ok(Held { inode, ips: ips.clone(), cookie: network.cookie, client, device })
+    }
+
+    /// Takes a pod out, but for what another has by now.
+    fn take_out(&self, maps: &mut impl NodeTables, held: &Held) -> Result<(), TableError> {
+        if self.held.values().all(|w| w.cookie != held.cookie) {
+            maps.clients().delete(&[held.cookie])?;
+        }
+        for ip in held.ips.iter().filter(|ip| self.held.values().all(|w| !w.ips.contains(ip))) {
+            if let Some(v4) = V4::of(*ip) {
+                maps.pods4().delete(&[v4])?;
+            }
+            if let Some(v6) = V6::of(*ip) {
+                maps.pods6().delete(&[v6])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out everything that an earlier agent left and nobody has now.
+    fn sweep(&self, maps: &mut impl NodeTables) -> Result<(), TableError> {
+        fn all<K: Copy, V>(table: &mut dyn Table<K, V>, keep: impl Fn(&K) -> bool) -> Result<(), TableError> {
+            let left: Vec<K> = table.read()?.into_iter().map(|(k, _)| k).filter(|k| !keep(k)).collect();
+            if left.is_empty() { Ok(()) } else { table.delete(&left) }
+        }
+        let with_device = || self.held.values().filter(|h| h.device.is_some()).flat_map(|h| &h.ips);
+        let cookies: BTreeSet<u64> = self.held.values().map(|h| h.cookie).collect();
+        let ips: BTreeSet<IpAddr> = with_device().copied().collect();
+        all(maps.clients(), |cookie| cookies.contains(cookie))?;
+        all(maps.pods4(), |ip| ips.contains(&ip.ip()))?;
+        all(maps.pods6(), |ip| ips.contains(&ip.ip()))
+    }
+
+    /// The host's devices of all pods.
+    pub(super) fn devices(&self) -> &BTreeSet<u32> {
+        &self.devices
+    }
+
+    /// Those that no program is attached to yet.
+    pub(super) fn unattached(&self) -> impl Iterator<Item = u32> {
+        self.devices.difference(&self.attached).copied()
+    }
+
+    /// The programs are attached.
+    pub(super) fn attached(&mut self, index: u32) {
+        self.attached.insert(index);
+    }
+
+    /// Devices that are no pod's any more; told once.
+    pub(super) fn gone(&mut self) -> Vec<u32> {
+        let gone = self.attached.difference(&self.devices).copied().collect();
+        let attached = mem::take(&mut self.attached);
+        self.attached = attached.intersection(&self.devices).copied().collect();
+        gone
+    }
+}
+
+fn has_own_network(pod: &SeenPod) -> bool {
+    !pod.pod.namespaces.host_network
+        && !pod.status.pod_ips.is_empty()
+        && !matches!(pod.status.phase, Phase::Succeeded | Phase::Failed)
+}
+
+fn put(maps: &mut impl NodeTables, held: &Held) -> Result<(), TableError> {
+    maps.clients().put(&[(held.cookie, held.client)])?;
+    let Some(device) = held.device else { return Ok(()) };
+    for ip in &held.ips {
+        if let Some(v4) = V4::of(*ip) {
+            maps.pods4().put(&[(v4, device)])?;
+        }
+        if let Some(v6) = V6::of(*ip) {
+            maps.pods6().put(&[(v6, device)])?;
+        }
+    }
+    Ok(())
+}

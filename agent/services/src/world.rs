@@ -1,0 +1,202 @@
+//! What the [`Engine`](crate::Engine) needs of the rest of the world, as two traits: the node, which knows what is
+//! wanted and hears what became of it, and the kernel, with its tables and devices.
+
+use crate::{Named, Notice, Table, Tables, VethPair};
+use berth_core::{
+    ids::{PodKey, PodUid},
+    model::{EndpointSlice, Pod, Service},
+    status::PodStatus,
+};
+use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, V4, V6};
+use berth_ebpf_loader::Role;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    error::Error,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+/// Why something outside did not work; the engine tells it on and tries again.
+pub type Cause = Box<dyn Error + Send + Sync>;
+
+/// A pod as it was last looked at.
+#[derive(Debug, Clone)]
+pub struct SeenPod {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// Its status.
+    pub status: Arc<PodStatus>,
+}
+
+impl SeenPod {
+    /// Whether neither was made anew.
+    pub(crate) fn is(&self, other: &SeenPod) -> bool {
+        Arc::ptr_eq(&self.pod, &other.pod) && Arc::ptr_eq(&self.status, &other.status)
+    }
+}
+
+/// How one source's list of objects became another: what went, and what is there in its place or besides. An object
+/// that is only another one than before stands in both.
+#[derive(Debug)]
+pub struct Edit<T> {
+    /// The source, by a number of its own; where two have an object of one name, the higher one's counts.
+    pub source: usize,
+    /// The names that went.
+    pub gone: Vec<PodKey>,
+    /// What came.
+    pub now: Vec<Arc<T>>,
+}
+
+/// What the sources say, as far as it is other than at the last asking.
+#[derive(Debug, Default)]
+pub struct Edits {
+    /// Whether every source has listed: what is absent is gone.
+    pub listed: bool,
+    /// Services.
+    pub services: Vec<Edit<Service>>,
+    /// Slices that were made by hand, or by a control plane.
+    pub slices: Vec<Edit<EndpointSlice>>,
+}
+
+/// The rest of the agent: what Services follow from, and who hears of them.
+pub trait Node {
+    /// What changed of the sources' objects since the last call; all of it at the first.
+    fn edits(&mut self) -> Edits;
+
+    /// The pods that are wanted, whether they are known already or not.
+    fn wanted_pods(&self) -> Vec<PodUid>;
+
+    /// The pods that there are; without more where nobody has looked at one yet, or just does.
+    fn pods(&self) -> BTreeMap<PodUid, Option<SeenPod>>;
+
+    /// Whether the runtime answers, so that pods can be looked at.
+    fn runtime_answers(&self) -> bool;
+
+    /// Plays the endpoint controller: the slices of these Services. Those that are as in `before` keep their `Arc`.
+    fn endpoints(
+        &self,
+        services: &[Arc<Service>],
+        pods: &[&SeenPod],
+        before: &[Arc<EndpointSlice>],
+    ) -> Vec<Arc<EndpointSlice>>;
+
+    /// Publishes the cluster's names.
+    ///
+    /// # Errors
+    /// They could not be written; the engine comes again.
+    fn publish_names<'a>(
+        &mut self,
+        services: impl Iterator<Item = &'a Service>,
+        slices: impl Iterator<Item = &'a EndpointSlice>,
+    ) -> Result<(), Cause>;
+
+    /// Publishes what the ids in the tables stand for, where ids go on, and the last notices, oldest first.
+    ///
+    /// # Errors
+    /// They could not be written; the engine comes again.
+    fn publish_ids<'a>(
+        &mut self,
+        ids: impl Iterator<Item = Named>,
+        next_id: u32,
+        notices: impl Iterator<Item = &'a Notice>,
+    ) -> Result<(), Cause>;
+
+    /// Something that a Service's owner should know.
+    fn tell(&mut self, notice: &Notice);
+}
+
+/// What the programs know of this node, beside the Services. A [`Table`] each.
+#[allow(missing_docs, reason = "the abi crate describes each map by the same name")]
+pub trait NodeTables: Tables {
+    fn clients(&mut self) -> &mut dyn Table<u64, Client>;
+    fn pods4(&mut self) -> &mut dyn Table<V4, LocalPod>;
+    fn pods6(&mut self) -> &mut dyn Table<V6, LocalPod>;
+    fn nodes4(&mut self) -> &mut dyn Table<V4, NodeAddress>;
+    fn nodes6(&mut self) -> &mut dyn Table<V6, NodeAddress>;
+    fn config(&mut self) -> &mut dyn Table<u32, Config>;
+}
+
+/// The network of a pod, as the kernel has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodNetwork {
+    /// The namespace's cookie.
+    pub cookie: u64,
+    /// The pair of devices that joins it to the host, where it has one.
+    pub pair: Option<VethPair>,
+}
+
+/// A device of the host that may bear addresses. Those of pods are not among them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Device {
+    /// Its index; 0 where it just went away.
+    pub index: u32,
+    /// Its addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Whether it is a bridge.
+    pub bridge: bool,
+}
+
+/// What became of an attachment.
+#[derive(Debug)]
+pub enum Attachment {
+    /// The programs are there.
+    Done,
+    /// The device went away meanwhile.
+    Gone,
+    /// They are not there.
+    Failed(Cause),
+}
+
+/// The kernel of this machine. Every call blocks for some microseconds, unless it says otherwise.
+pub trait Kernel {
+    /// Its tables.
+    type Maps: NodeTables;
+
+    /// Opens the tables, those of another build where they are of the same form; loads programs where there are none,
+    /// which takes the better part of a second.
+    ///
+    /// # Errors
+    /// There is no BPF file system, or the programs are refused.
+    fn open(&mut self) -> Result<Self::Maps, Cause>;
+
+    /// Sees to it that this build's programs are attached to the hooks. May block as [`open`](Kernel::open) does; once
+    /// it has succeeded it does nothing.
+    ///
+    /// # Errors
+    /// The programs are refused, or the hooks are.
+    fn attach_hooks(&mut self) -> Result<(), Cause>;
+
+    /// The devices by name, where they may be others than at the last call; always at the first.
+    fn devices(&mut self) -> Option<BTreeMap<String, Device>>;
+
+    /// Attaches programs to devices, each of which may take some ten milliseconds.
+    fn attach(&mut self, devices: &[(u32, Role)]) -> Vec<(u32, Role, Attachment)>;
+
+    /// Takes a device's programs away; one that is gone took them along.
+    ///
+    /// # Errors
+    /// They are still there.
+    fn detach(&mut self, index: u32) -> Result<(), Cause>;
+
+    /// The number that the pod's network namespace has as a file: another one is another namespace.
+    ///
+    /// # Errors
+    /// It has none, or not any more.
+    fn network_inode(&self, pod: &PodUid) -> Result<u64, Cause>;
+
+    /// The pod's network. Some 100 microseconds.
+    ///
+    /// # Errors
+    /// It has none, or not any more.
+    fn network(&self, pod: &PodUid) -> Result<PodNetwork, Cause>;
+
+    /// Ends connected UDP sockets of the host and of these pods whose peer is one of `dead`; how many there were. Blocks
+    /// for as long as there are sockets. What does not work is told and left.
+    fn end_sockets(&mut self, dead: &HashSet<SocketAddr>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize;
+
+    /// Removes translated connections that are too old; whether there were any at all.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn collect_flows(&mut self, maps: &Self::Maps) -> Result<bool, Cause>;
+}

@@ -1,0 +1,281 @@
+//! The engine with a node and a kernel in memory.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use berth_core::model::{EndpointSlice, Protocol, Service};
+use berth_ebpf_loader::Role;
+use berth_services::{Config, Device, Engine, Net as _, SeenPod, Why};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use support::{
+    endpoint, key, service, slice,
+    world::{FakeKernel, FakeNode, World, network, pod, uid},
+};
+
+fn engine(world: &World) -> Engine<FakeKernel, FakeNode> {
+    let config = Config {
+        node: "n".into(),
+        node_ips: vec![ip("192.0.2.1")],
+        networks: vec![(ip("10.96.0.0"), 16)],
+        uplinks: Vec::new(),
+        whole_machine: true,
+        next_id: 1,
+    };
+    Engine::new(config, world.kernel(), world.node())
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn web(name: &str, address: &str) -> Arc<Service> {
+    Arc::new(service(name, address, &[("", Protocol::Tcp, 80, None)]))
+}
+
+fn selecting(name: &str, address: &str, app: &str) -> Arc<Service> {
+    let mut service = service(name, address, &[("", Protocol::Udp, 80, None)]);
+    service.selector = vec![("app".into(), app.into())];
+    Arc::new(service)
+}
+
+fn behind(name: &str, addresses: &[&str]) -> Arc<EndpointSlice> {
+    let endpoints = addresses.iter().map(|a| endpoint(a, "")).collect();
+    Arc::new(slice(&format!("{name}-x"), name, &[("", Protocol::Tcp, 80)], endpoints))
+}
+
+/// A node that has listed and has nothing to wait for.
+fn listed() -> World {
+    let world = World::default();
+    world.state().listed = true;
+    world
+}
+
+/// Rounds until it holds, as the thread makes them.
+fn rounds(engine: &mut Engine<FakeKernel, FakeNode>, world: &World, holds: impl Fn(&World) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds(world) {
+        assert!(Instant::now() < deadline, "{:?}", world);
+        let due = engine.round().unwrap_or(Duration::from_millis(10));
+        std::thread::park_timeout(due.min(Duration::from_millis(10)));
+    }
+}
+
+fn backends(world: &World, address: &str) -> Option<u16> {
+    world.state().fronts.get(&(ip(address), 80)).copied()
+}
+
+fn published(world: &World) -> (usize, usize) {
+    let state = world.state();
+    (state.zones, state.files)
+}
+
+#[test]
+fn nothing_is_written_before_all_is_known() {
+    let world = World::default();
+    world.state().services = vec![selecting("web", "10.96.0.1", "a")];
+    world.state().wanted = vec![uid("a")];
+    let mut engine = engine(&world);
+    engine.round();
+    assert_eq!(world.state().opened, 0, "the sources have not listed");
+    world.state().listed = true;
+    world.state().pods.insert(uid("a"), None);
+    engine.round();
+    assert_eq!(world.state().opened, 0, "a wanted pod was not looked at");
+    world.state().pods.insert(uid("a"), Some(pod("a", "a", "10.1.0.1")));
+    world.state().networks.insert(uid("a"), network(7, 70));
+    engine.round();
+    assert_eq!(backends(&world, "10.96.0.1"), Some(1));
+    let state = world.state();
+    assert_eq!((state.opened, state.hooked, state.configured), (1, 1, 1));
+    assert_eq!(state.attached.get(&70), Some(&Role::Pod));
+    assert_eq!(state.clients.keys().copied().collect::<Vec<_>>(), [70]);
+}
+
+#[test]
+fn a_change_is_followed_alone() {
+    let world = listed();
+    for n in 0..50 {
+        let (name, address) = (format!("s{n}"), format!("10.96.0.{n}"));
+        world.state().services.push(web(&name, &address));
+        world.state().slices.push(behind(&name, &["10.1.0.1", "10.1.0.2"]));
+    }
+    for n in 0..20 {
+        world.state().services.push(selecting(
+            &format!("p{n}"),
+            &format!("10.96.1.{n}"),
+            &format!("app{}", n % 10),
+        ));
+        let (name, app) = (format!("pod{n}"), format!("app{n}"));
+        world.state().pods.insert(uid(&name), Some(pod(&name, &app, &format!("10.2.0.{n}"))));
+        world.state().networks.insert(uid(&name), network(n + 1, 100 + n as u32));
+    }
+    let mut engine = engine(&world);
+    rounds(&mut engine, &world, |w| published(w) == (1, 1));
+    let written = world.state().written;
+    world.state().made_for.clear();
+
+    engine.round();
+    assert_eq!(world.state().written, written, "nothing changed");
+    assert_eq!(world.state().looked_at, 20, "nothing changed");
+
+    world.state().slices[7] = behind("s7", &["10.1.0.1"]);
+    engine.round();
+    assert_eq!(world.state().written, written + 1, "one value");
+    assert_eq!(backends(&world, "10.96.0.7"), Some(1));
+    assert!(world.state().made_for.is_empty());
+
+    world.state().pods.insert(uid("pod3"), Some(pod("pod3", "app3", "10.2.0.33")));
+    engine.round();
+    assert_eq!(world.state().made_for, [key("p13"), key("p3")], "those that select it");
+    assert_eq!(world.state().written, written + 3);
+    assert_eq!(world.state().looked_at, 21, "one pod's network");
+    assert_eq!(world.state().ended.len(), 1, "UDP clients of the old address");
+
+    world.state().pods.remove(&uid("pod3"));
+    engine.round();
+    assert_eq!(backends(&world, "10.96.1.3"), Some(0));
+    let state = world.state();
+    assert!(!state.attached.contains_key(&103) && !state.clients.contains_key(&40));
+    assert_eq!((state.zones, state.files), (1, 1), "no name follows from any of this");
+    drop(state);
+
+    world.state().services.remove(7);
+    engine.round();
+    assert_eq!(backends(&world, "10.96.0.7"), None);
+    rounds(&mut engine, &world, |w| published(w) == (2, 2));
+}
+
+#[test]
+fn a_headless_services_endpoints_are_names() {
+    let world = listed();
+    let mut headless = service("db", "10.96.0.1", &[("", Protocol::Tcp, 80, None)]);
+    (headless.headless, headless.cluster_ips) = (true, Vec::new());
+    world.state().services = vec![Arc::new(headless)];
+    let mut engine = engine(&world);
+    rounds(&mut engine, &world, |w| w.state().zones == 1);
+    world.state().slices = vec![behind("db", &["10.1.0.1"])];
+    rounds(&mut engine, &world, |w| w.state().zones == 2);
+    world.state().slices.clear();
+    rounds(&mut engine, &world, |w| w.state().zones == 3);
+}
+
+#[test]
+fn what_a_source_does_not_list_stays() {
+    let world = listed();
+    world.state().services = vec![web("a", "10.96.0.1"), web("b", "10.96.0.2")];
+    let mut engine = engine(&world);
+    engine.round();
+    {
+        let mut state = world.state();
+        state.listed = false;
+        state.services = vec![web("b", "10.96.0.3")];
+    }
+    engine.round();
+    assert!(backends(&world, "10.96.0.1").is_some(), "not listed is not gone");
+    assert!(backends(&world, "10.96.0.3").is_some() && backends(&world, "10.96.0.2").is_none());
+    world.state().listed = true;
+    engine.round();
+    assert!(backends(&world, "10.96.0.1").is_none());
+}
+
+#[test]
+fn devices_and_addresses_are_followed() {
+    let device = |index, addresses: &[&str], bridge| Device {
+        index,
+        addresses: addresses.iter().map(|a| ip(a)).collect(),
+        bridge,
+    };
+    let world = listed();
+    world.state().devices = [
+        ("lo".to_owned(), device(1, &["127.0.0.1", "::1"], false)),
+        ("eth0".to_owned(), device(2, &["192.0.2.1"], false)),
+        ("br0".to_owned(), device(3, &["10.1.0.254"], true)),
+        ("down0".to_owned(), device(4, &[], false)),
+    ]
+    .into();
+    world.state().services = vec![web("a", "10.96.0.1")];
+    let mut engine = engine(&world);
+    engine.round();
+    let uplinks = |world: &World| world.state().attached.keys().copied().collect::<Vec<_>>();
+    let nodes = |world: &World| {
+        let state = world.state();
+        state.nodes4.iter().map(|(a, v)| (a.ip().to_string(), v.node_ports)).collect::<Vec<_>>()
+    };
+    assert_eq!(uplinks(&world), [2]);
+    let mut there = nodes(&world);
+    there.sort();
+    assert_eq!(there, [("10.1.0.254".to_owned(), 0), ("192.0.2.1".to_owned(), 1)]);
+    {
+        let mut state = world.state();
+        state.devices.insert("down0".to_owned(), device(4, &["198.51.100.1"], false));
+        state.devices.remove("eth0");
+    }
+    engine.round();
+    assert_eq!(uplinks(&world), [2], "nobody told");
+    world.state().devices_told = true;
+    engine.round();
+    assert_eq!(uplinks(&world), [4]);
+    assert!(nodes(&world).contains(&("198.51.100.1".to_owned(), 0)));
+    assert!(nodes(&world).contains(&("192.0.2.1".to_owned(), 1)), "an address that was given counts anyhow");
+}
+
+#[test]
+fn an_address_that_moved_on_stays_with_its_new_pod() {
+    let world = listed();
+    world.state().pods.insert(uid("old"), Some(pod("old", "a", "10.1.0.1")));
+    world.state().networks.insert(uid("old"), network(1, 11));
+    // An earlier agent left another.
+    world.state().clients.insert(99, Default::default());
+    let mut engine = engine(&world);
+    engine.round();
+    assert_eq!(world.state().clients.keys().copied().collect::<Vec<_>>(), [10]);
+    {
+        let mut state = world.state();
+        state.pods = [(uid("new"), Some(pod("new", "a", "10.1.0.1")))].into();
+        state.networks = [(uid("new"), network(2, 12))].into();
+    }
+    engine.round();
+    let state = world.state();
+    assert_eq!(state.clients.keys().copied().collect::<Vec<_>>(), [20]);
+    assert_eq!(state.pods4.values().map(|p| p.ifindex).collect::<Vec<_>>(), [12]);
+    assert_eq!(state.attached.keys().copied().collect::<Vec<_>>(), [12]);
+}
+
+#[test]
+fn a_network_that_is_not_there_yet_is_looked_for_again() {
+    let world = listed();
+    let seen: SeenPod = pod("a", "a", "10.1.0.1");
+    world.state().pods.insert(uid("a"), Some(seen));
+    let mut engine = engine(&world);
+    engine.round();
+    assert!(world.state().clients.is_empty());
+    world.state().networks.insert(uid("a"), network(1, 11));
+    engine.round();
+    assert_eq!(world.state().clients.len(), 1);
+    let looked = world.state().looked_at;
+    engine.round();
+    assert_eq!(world.state().looked_at, looked);
+}
+
+#[test]
+fn a_kernel_that_refuses_is_asked_again_later_and_the_owner_hears_of_conflicts() {
+    let world = listed();
+    world.state().refuse_open = true;
+    world.state().services = vec![web("a", "10.96.0.1"), web("b", "10.96.0.1")];
+    let mut engine = engine(&world);
+    let due = engine.round().unwrap();
+    assert!(due <= Duration::from_secs(1));
+    engine.round();
+    assert_eq!(world.state().opened, 1, "a wake alone does not try it again");
+    world.state().refuse_open = false;
+    rounds(&mut engine, &world, |w| w.state().opened == 2);
+    engine.round();
+    let state = world.state();
+    let told: Vec<_> = state.told.iter().map(|n| (n.service.name.to_string(), n.why.reason())).collect();
+    assert_eq!(told, [("b".to_owned(), "ClusterIPAlreadyAllocated")]);
+    assert!(matches!(&state.told[0].why, Why::Taken { by, .. } if *by == key("a")));
+}

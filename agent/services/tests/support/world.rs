@@ -1,0 +1,440 @@
+//! A node and a kernel in memory, for the engine.
+
+use super::{Fake, key};
+use berth_core::{
+    ids::{NodeName, PodKey, PodUid},
+    model::{
+        Endpoint, EndpointPort, EndpointSlice, Origin, Pod, PodDns, PodNamespaces, PodSecurity, QosClass,
+        RestartPolicy, Service,
+    },
+    status::{Phase, PodStatus},
+    time::Wall,
+};
+use berth_ebpf_abi::{
+    Chunk, ChunkKey, Client, Config, LocalPod, MemberKey, NodeAddress, Service as Value, ServiceKey, V4, V6,
+};
+use berth_ebpf_loader::Role;
+use berth_services::{
+    Attachment, Cause, Device, Edit, Edits, FamilyTables, Kernel, Named, Net as _, Node, NodeTables, Notice,
+    PodNetwork, SeenPod, Table, TableError, VethPair,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+/// A table without checks.
+#[derive(Debug)]
+pub(crate) struct Plain<K, V>(pub(crate) BTreeMap<K, V>);
+
+impl<K: Ord + Copy, V: Copy> Table<K, V> for Plain<K, V> {
+    fn read(&mut self) -> Result<Vec<(K, V)>, TableError> {
+        Ok(self.0.iter().map(|(k, v)| (*k, *v)).collect())
+    }
+    fn put(&mut self, entries: &[(K, V)]) -> Result<(), TableError> {
+        self.0.extend(entries.iter().copied());
+        Ok(())
+    }
+    fn delete(&mut self, keys: &[K]) -> Result<(), TableError> {
+        self.0.retain(|k, _| !keys.contains(k));
+        Ok(())
+    }
+}
+
+/// What both halves share with the test.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    // What is said.
+    pub(crate) listed: bool,
+    pub(crate) runtime: bool,
+    pub(crate) services: Vec<Arc<Service>>,
+    pub(crate) slices: Vec<Arc<EndpointSlice>>,
+    pub(crate) wanted: Vec<PodUid>,
+    pub(crate) pods: BTreeMap<PodUid, Option<SeenPod>>,
+    pub(crate) devices: BTreeMap<String, Device>,
+    pub(crate) devices_told: bool,
+    pub(crate) networks: BTreeMap<PodUid, (u64, PodNetwork)>,
+    pub(crate) refuse_open: bool,
+    // What was done.
+    pub(crate) opened: usize,
+    pub(crate) hooked: usize,
+    pub(crate) attached: BTreeMap<u32, Role>,
+    pub(crate) ended: Vec<(BTreeSet<SocketAddr>, Vec<PodUid>)>,
+    pub(crate) looked_at: usize,
+    /// The Services that the endpoint controller was asked about.
+    pub(crate) made_for: Vec<PodKey>,
+    pub(crate) zones: usize,
+    pub(crate) files: usize,
+    pub(crate) told: Vec<Notice>,
+    pub(crate) clients: BTreeMap<u64, Client>,
+    pub(crate) pods4: BTreeMap<V4, LocalPod>,
+    pub(crate) nodes4: BTreeMap<V4, NodeAddress>,
+    pub(crate) configured: usize,
+    /// Ways in over IPv4 and how many backends their cluster set has.
+    pub(crate) fronts: BTreeMap<(IpAddr, u16), u16>,
+    pub(crate) written: usize,
+}
+
+/// The world; clones are one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct World {
+    state: Arc<Mutex<State>>,
+}
+
+impl World {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        // All in one thread: two guards at a time are a defect of the test.
+        self.state.try_lock().unwrap()
+    }
+
+    pub(crate) fn node(&self) -> FakeNode {
+        FakeNode { world: self.clone(), services: Vec::new(), slices: Vec::new() }
+    }
+
+    pub(crate) fn kernel(&self) -> FakeKernel {
+        FakeKernel { world: self.clone(), asked: false }
+    }
+}
+
+pub(crate) struct FakeNode {
+    world: World,
+    services: Vec<Arc<Service>>,
+    slices: Vec<Arc<EndpointSlice>>,
+}
+
+impl Node for FakeNode {
+    fn edits(&mut self) -> Edits {
+        let state = self.world.state();
+        let services = Edit::between(0, &self.services, &state.services, Arc::clone, |s: &Service| &s.key);
+        let slices = Edit::between(0, &self.slices, &state.slices, Arc::clone, |s: &EndpointSlice| &s.key);
+        if services.is_some() {
+            self.services.clone_from(&state.services);
+        }
+        if slices.is_some() {
+            self.slices.clone_from(&state.slices);
+        }
+        Edits {
+            listed: state.listed,
+            services: services.into_iter().collect(),
+            slices: slices.into_iter().collect(),
+        }
+    }
+
+    fn wanted_pods(&self) -> Vec<PodUid> {
+        self.world.state().wanted.clone()
+    }
+
+    fn pods(&self) -> BTreeMap<PodUid, Option<SeenPod>> {
+        self.world.state().pods.clone()
+    }
+
+    fn runtime_answers(&self) -> bool {
+        self.world.state().runtime
+    }
+
+    /// One slice for each Service: the addresses of the pods that have all its labels.
+    fn endpoints(
+        &self,
+        services: &[Arc<Service>],
+        pods: &[&SeenPod],
+        before: &[Arc<EndpointSlice>],
+    ) -> Vec<Arc<EndpointSlice>> {
+        self.world.state().made_for.extend(services.iter().map(|s| s.key.clone()));
+        let selecting = services.iter().filter(|s| !s.selector.is_empty());
+        let made = selecting.map(|service| {
+            let selected = |pod: &SeenPod| {
+                service.selector.iter().all(|(k, v)| pod.pod.labels.get(&**k).is_some_and(|l| **l == **v))
+            };
+            let addresses = pods.iter().filter(|p| selected(p)).flat_map(|p| &p.status.pod_ips);
+            let endpoint = |address: &IpAddr| super::endpoint(&address.to_string(), "n");
+            let endpoints: Vec<Endpoint> = addresses.map(endpoint).collect();
+            let port = |p: &berth_core::model::ServicePort| EndpointPort {
+                name: Arc::clone(&p.name),
+                protocol: p.protocol,
+                port: p.port,
+            };
+            EndpointSlice {
+                key: key(&format!("{}-made", service.key.name)),
+                service: service.key.clone(),
+                v6: false,
+                ports: service.ports.iter().map(port).collect(),
+                endpoints,
+                triggered: None,
+            }
+        });
+        let kept = |slice: EndpointSlice| {
+            before.iter().find(|old| ***old == slice).map_or_else(|| Arc::new(slice), Arc::clone)
+        };
+        made.filter(|s| !s.endpoints.is_empty()).map(kept).collect()
+    }
+
+    fn publish_names<'a>(
+        &mut self,
+        services: impl Iterator<Item = &'a Service>,
+        _slices: impl Iterator<Item = &'a EndpointSlice>,
+    ) -> Result<(), Cause> {
+        let count = services.count();
+        let mut state = self.world.state();
+        state.zones += 1;
+        assert_eq!(count, state.services.len());
+        Ok(())
+    }
+
+    fn publish_ids<'a>(
+        &mut self,
+        _ids: impl Iterator<Item = Named>,
+        _next_id: u32,
+        _notices: impl Iterator<Item = &'a Notice>,
+    ) -> Result<(), Cause> {
+        self.world.state().files += 1;
+        Ok(())
+    }
+
+    fn tell(&mut self, notice: &Notice) {
+        self.world.state().told.push(notice.clone());
+    }
+}
+
+pub(crate) struct FakeKernel {
+    world: World,
+    asked: bool,
+}
+
+/// The tables; what matters of them is shown in the [`State`] after each write.
+pub(crate) struct FakeMaps {
+    world: World,
+    tables: Fake,
+    clients: Shown<u64, Client>,
+    pods4: Shown<V4, LocalPod>,
+    pods6: Plain<V6, LocalPod>,
+    nodes4: Shown<V4, NodeAddress>,
+    nodes6: Plain<V6, NodeAddress>,
+    config: Shown<u32, Config>,
+}
+
+/// Where a table is shown.
+type Show<K, V> = fn(&mut State, &BTreeMap<K, V>);
+
+struct Shown<K, V> {
+    table: Plain<K, V>,
+    world: World,
+    show: Show<K, V>,
+}
+
+impl<K: Ord + Copy, V: Copy> Table<K, V> for Shown<K, V> {
+    fn read(&mut self) -> Result<Vec<(K, V)>, TableError> {
+        self.table.read()
+    }
+    fn put(&mut self, entries: &[(K, V)]) -> Result<(), TableError> {
+        self.table.put(entries)?;
+        (self.show)(&mut self.world.state(), &self.table.0);
+        Ok(())
+    }
+    fn delete(&mut self, keys: &[K]) -> Result<(), TableError> {
+        self.table.delete(keys)?;
+        (self.show)(&mut self.world.state(), &self.table.0);
+        Ok(())
+    }
+}
+
+impl FakeMaps {
+    fn new(world: &World) -> FakeMaps {
+        fn shown<K: Ord + Copy, V: Copy>(
+            world: &World,
+            there: BTreeMap<K, V>,
+            show: Show<K, V>,
+        ) -> Shown<K, V> {
+            Shown { table: Plain(there), world: world.clone(), show }
+        }
+        let (clients, pods4, nodes4) = {
+            let state = world.state();
+            (state.clients.clone(), state.pods4.clone(), state.nodes4.clone())
+        };
+        FakeMaps {
+            world: world.clone(),
+            tables: Fake::unwatched(),
+            clients: shown(world, clients, |state, all| state.clients.clone_from(all)),
+            pods4: shown(world, pods4, |state, all| state.pods4.clone_from(all)),
+            pods6: Plain(BTreeMap::new()),
+            nodes4: shown(world, nodes4, |state, all| state.nodes4.clone_from(all)),
+            nodes6: Plain(BTreeMap::new()),
+            config: shown(world, BTreeMap::new(), |state, _| state.configured += 1),
+        }
+    }
+}
+
+impl Table<ServiceKey<V4>, Value<V4>> for FakeMaps {
+    fn read(&mut self) -> Result<Vec<(ServiceKey<V4>, Value<V4>)>, TableError> {
+        self.tables.v4.read()
+    }
+    fn put(&mut self, entries: &[(ServiceKey<V4>, Value<V4>)]) -> Result<(), TableError> {
+        let mut state = self.world.state();
+        state.written += entries.len();
+        for (key, value) in entries {
+            state.fronts.insert((key.addr.ip(), u16::from_be(key.port)), value.counts[0]);
+        }
+        self.tables.v4.put(entries)
+    }
+    fn delete(&mut self, keys: &[ServiceKey<V4>]) -> Result<(), TableError> {
+        let mut state = self.world.state();
+        state.written += keys.len();
+        for key in keys {
+            state.fronts.remove(&(key.addr.ip(), u16::from_be(key.port)));
+        }
+        self.tables.v4.delete(keys)
+    }
+}
+
+impl FamilyTables<V4> for FakeMaps {
+    fn services(&mut self) -> &mut dyn Table<ServiceKey<V4>, Value<V4>> {
+        self
+    }
+    fn chunks(&mut self) -> &mut dyn Table<ChunkKey, Chunk<V4>> {
+        &mut self.tables.v4
+    }
+    fn members(&mut self) -> &mut dyn Table<MemberKey<V4>, u32> {
+        &mut self.tables.v4
+    }
+}
+
+impl FamilyTables<V6> for FakeMaps {
+    fn services(&mut self) -> &mut dyn Table<ServiceKey<V6>, Value<V6>> {
+        &mut self.tables.v6
+    }
+    fn chunks(&mut self) -> &mut dyn Table<ChunkKey, Chunk<V6>> {
+        &mut self.tables.v6
+    }
+    fn members(&mut self) -> &mut dyn Table<MemberKey<V6>, u32> {
+        &mut self.tables.v6
+    }
+}
+
+impl NodeTables for FakeMaps {
+    fn clients(&mut self) -> &mut dyn Table<u64, Client> {
+        &mut self.clients
+    }
+    fn pods4(&mut self) -> &mut dyn Table<V4, LocalPod> {
+        &mut self.pods4
+    }
+    fn pods6(&mut self) -> &mut dyn Table<V6, LocalPod> {
+        &mut self.pods6
+    }
+    fn nodes4(&mut self) -> &mut dyn Table<V4, NodeAddress> {
+        &mut self.nodes4
+    }
+    fn nodes6(&mut self) -> &mut dyn Table<V6, NodeAddress> {
+        &mut self.nodes6
+    }
+    fn config(&mut self) -> &mut dyn Table<u32, Config> {
+        &mut self.config
+    }
+}
+
+impl Kernel for FakeKernel {
+    type Maps = FakeMaps;
+
+    fn open(&mut self) -> Result<FakeMaps, Cause> {
+        let mut state = self.world.state();
+        state.opened += 1;
+        if state.refuse_open {
+            return Err("no BPF file system".into());
+        }
+        drop(state);
+        Ok(FakeMaps::new(&self.world))
+    }
+
+    fn attach_hooks(&mut self) -> Result<(), Cause> {
+        self.world.state().hooked += 1;
+        Ok(())
+    }
+
+    fn devices(&mut self) -> Option<BTreeMap<String, Device>> {
+        let mut state = self.world.state();
+        let told = std::mem::take(&mut state.devices_told) || !std::mem::replace(&mut self.asked, true);
+        told.then(|| state.devices.clone())
+    }
+
+    fn attach(&mut self, devices: &[(u32, Role)]) -> Vec<(u32, Role, Attachment)> {
+        self.world.state().attached.extend(devices.iter().copied());
+        devices.iter().map(|(index, role)| (*index, *role, Attachment::Done)).collect()
+    }
+
+    fn detach(&mut self, index: u32) -> Result<(), Cause> {
+        self.world.state().attached.remove(&index).map(drop).ok_or_else(|| "not attached".into())
+    }
+
+    fn network_inode(&self, pod: &PodUid) -> Result<u64, Cause> {
+        let mut state = self.world.state();
+        state.looked_at += 1;
+        state.networks.get(pod).map(|(inode, _)| *inode).ok_or_else(|| "no network".into())
+    }
+
+    fn network(&self, pod: &PodUid) -> Result<PodNetwork, Cause> {
+        self.world.state().networks.get(pod).map(|(_, network)| *network).ok_or_else(|| "no network".into())
+    }
+
+    fn end_sockets(&mut self, dead: &HashSet<SocketAddr>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
+        self.world.state().ended.push((dead.iter().copied().collect(), pods.cloned().collect()));
+        0
+    }
+
+    fn collect_flows(&mut self, _maps: &FakeMaps) -> Result<bool, Cause> {
+        Ok(false)
+    }
+}
+
+pub(crate) fn uid(name: &str) -> PodUid {
+    PodUid::new(name).unwrap()
+}
+
+/// A ready pod with one label `app`.
+pub(crate) fn pod(name: &str, app: &str, ip: &str) -> SeenPod {
+    let pod = Pod {
+        uid: uid(name),
+        key: key(name),
+        labels: [("app".to_owned(), app.to_owned())].into(),
+        annotations: BTreeMap::new(),
+        created: Wall(0),
+        origin: Origin::Cluster,
+        node: NodeName::new("n").unwrap(),
+        restart_policy: RestartPolicy::Always,
+        grace_seconds: 30,
+        active_deadline_seconds: None,
+        init_containers: Vec::new(),
+        containers: Vec::new(),
+        volumes: Vec::new(),
+        resources: None,
+        overhead: None,
+        namespaces: PodNamespaces::default(),
+        dns: PodDns::default(),
+        security: PodSecurity::default(),
+        service_account: "default".to_owned(),
+        runtime_class: None,
+        priority: 0,
+        priority_class: None,
+        enable_service_links: true,
+        readiness_gates: Vec::new(),
+    };
+    let status = PodStatus {
+        phase: Phase::Running,
+        reason: None,
+        message: None,
+        start_time: None,
+        pod_ips: vec![ip.parse().unwrap()],
+        conditions: Vec::new(),
+        init_containers: Vec::new(),
+        containers: Vec::new(),
+        qos: QosClass::BestEffort,
+        terminating: false,
+        waiting_for: None,
+        next_try: None,
+    };
+    SeenPod { pod: Arc::new(pod), status: Arc::new(status) }
+}
+
+/// A pod's network behind that device of the host.
+pub(crate) fn network(inode: u64, host_index: u32) -> (u64, PodNetwork) {
+    let pair = VethPair { host_index, host_mac: [2; 6], pod_mac: [4; 6] };
+    (inode, PodNetwork { cookie: inode * 10, pair: Some(pair) })
+}
