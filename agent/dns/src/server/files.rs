@@ -9,6 +9,7 @@ use crate::{
     index::Index,
     publish, resolv,
 };
+use berth_sys::memory;
 use rustix::{
     fd::OwnedFd,
     fs::inotify::{self, CreateFlags, WatchFlags},
@@ -19,8 +20,12 @@ use std::{
     mem::MaybeUninit,
     path::Path,
     sync::{Arc, PoisonError},
+    time::Duration,
 };
-use tokio::{io::unix::AsyncFd, task::JoinSet};
+use tokio::{io::unix::AsyncFd, task::JoinSet, time::timeout};
+
+/// When nothing has changed for so long, memory is given back.
+const REST: Duration = Duration::from_secs(1);
 
 /// A larger resolv.conf is not read, in bytes.
 const RESOLV_MAX: usize = 64 * 1024;
@@ -55,14 +60,29 @@ pub(super) async fn start(server: &Arc<Server>, tasks: &mut JoinSet<()>) -> Resu
     read_zone(server).await;
     let server = Arc::clone(server);
     tasks.spawn(async move {
+        let mut tidy = false;
         loop {
-            let changed = match wait(&events, zone_watch, &zone).await {
+            let next = wait(&events, zone_watch, &zone);
+            let changed = if tidy {
+                next.await
+            } else {
+                let Ok(changed) = timeout(REST, next).await else {
+                    // What a zone took while it was read, and what of the program only ran for it.
+                    memory::give_back();
+                    memory::let_go_of_text();
+                    tidy = true;
+                    continue;
+                };
+                changed
+            };
+            let changed = match changed {
                 Ok(changed) => changed,
                 Err(error) => {
                     tracing::error!(error = %chain(&error), "file events cannot be read");
                     return;
                 }
             };
+            tidy = false;
             if changed.zone {
                 read_zone(&server).await;
             }
