@@ -15,7 +15,7 @@
 //! No task and no lock outlives a call, but for the loading child's lock on the pin directory. All calls block for
 //! microseconds, but for [`prepare`] (its deadline), [`attach_device`] of a device that has no links yet (an RCU grace
 //! period for each of the two, about 27 ms; the kernel's RTNL lock makes parallel calls wait for each other), and
-//! [`destroy_sockets`] (the number of sockets).
+//! [`destroy_sockets`] and [`destroy_translated`] (the number of sockets).
 //!
 //! Invariants: pinned maps are used only if kind, sizes, entries and flags are the wanted ones; a loader that was
 //! killed anywhere leaves what the next one completes; programs in use stay in use until their successors take over.
@@ -35,6 +35,7 @@ mod netns;
 mod object;
 mod pins;
 mod plain;
+mod records;
 mod report;
 mod run;
 mod sockets;
@@ -54,9 +55,10 @@ pub use netns::netns_cookie;
 pub use object::{Hook, OBJECT, digest};
 pub use pins::{Pins, ensure_bpffs};
 pub use plain::Plain;
+pub use records::{Front, Lost, SocketRecords};
 pub use report::{
     FunctionReport, LinkReport, MapReport, ProgramReport, Report, StatsGuard, enable_stats, functions, report,
 };
 pub use run::PacketProgram;
-pub use sockets::{Proto, destroy_sockets};
+pub use sockets::{Proto, destroy_sockets, destroy_translated};
 pub use sys::TestRunAnswer;

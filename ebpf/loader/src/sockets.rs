@@ -2,10 +2,17 @@
 //!
 //! A destroyed UDP socket wakes its reader with ECONNABORTED and is disconnected; the next send to no address fails
 //! with EDESTADDRREQ, so the application must connect anew (resolvers do). Unconnected sockets stay: the hooks choose
-//! for each of their datagrams. A socket that dialled the same backend itself, not through a Service, goes too: the
-//! kernel does not tell them apart.
+//! for each of their datagrams.
+//!
+//! Whether a socket came to its peer through a Service, and through which, it remembers itself: [`destroy_translated`]
+//! leaves those alone that dialled the backend themselves or through a Service that still has it. The list is made
+//! first and what its sockets remember is read afterwards: a socket is connected only after its hook has remembered.
 
-use crate::{Error, Result, netns::within};
+use crate::{
+    Error, Lost, Result, SocketRecords,
+    netns::within,
+    records::{Losses, Remembered},
+};
 use nix::sys::{
     socket::{
         AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
@@ -17,7 +24,7 @@ use std::{
     collections::HashSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 const BY_FAMILY: u16 = 20;
@@ -68,28 +75,66 @@ impl Proto {
     }
 }
 
-/// Destroys the sockets in this network namespace whose peer is one of `dead`; IPv6 sockets with v4-mapped peers are
+/// Destroys the sockets in this network namespace whose peer is one of `dead`, however they came to it; IPv6 sockets with v4-mapped peers are
 /// found by the IPv4 address. Returns how many. Blocks for as long as there are sockets to look at.
 ///
 /// # Errors
 /// The namespace cannot be entered or the kernel refuses. A socket that vanished meanwhile is no error.
 pub fn destroy_sockets(netns: impl AsFd, proto: Proto, dead: &HashSet<SocketAddr>) -> Result<usize> {
+    destroy(netns.as_fd(), proto, dead, |_| Ok(Box::new(|_| true)))
+}
+
+/// Destroys the sockets in this network namespace that came to a backend through a way in that has lost it. As
+/// [`destroy_sockets`] otherwise. One that has been given eight other backends since it was connected does not
+/// remember, and goes.
+///
+/// # Errors
+/// As for [`destroy_sockets`], or what sockets remember cannot be read.
+pub fn destroy_translated(
+    netns: impl AsFd,
+    proto: Proto,
+    lost: &[Lost],
+    records: &SocketRecords,
+) -> Result<usize> {
+    let losses = Losses::new(lost);
+    destroy(netns.as_fd(), proto, &losses.backends(), |found| {
+        let remembered = if found { records.read()? } else { Remembered::default() };
+        let losses = &losses;
+        Ok(Box::new(move |socket: &SocketId| {
+            socket.peer().is_some_and(|peer| losses.doom(&remembered, socket.cookie(), peer))
+        }))
+    })
+}
+
+/// Which of the sockets found have to go.
+type Judge<'a> = Box<dyn Fn(&SocketId) -> bool + 'a>;
+
+/// `judge` is made anew after each list, and told whether there is anything to judge.
+fn destroy<'a>(
+    netns: BorrowedFd<'_>,
+    proto: Proto,
+    dead: &HashSet<SocketAddr>,
+    judge: impl Fn(bool) -> Result<Judge<'a>> + Sync,
+) -> Result<usize> {
     if dead.is_empty() {
         return Ok(0);
     }
-    within(netns.as_fd(), || {
+    within(netns, || {
         let diag = Diag::open().map_err(failed("open sock_diag"))?;
         let mut destroyed = 0;
         for _ in 0..PASSES {
-            let mut found = 0;
+            let mut found = Vec::new();
             for family in [libc::AF_INET, libc::AF_INET6] {
                 let family = u8::try_from(family).map_err(|e| failed("list sockets")(io::Error::other(e)))?;
-                for id in diag.list(family, proto, dead).map_err(failed("list sockets"))? {
-                    found += usize::from(diag.destroy(proto, &id).map_err(failed("destroy a socket"))?);
-                }
+                found.extend(diag.list(family, proto, dead).map_err(failed("list sockets"))?);
             }
-            destroyed += found;
-            if found == 0 {
+            let doomed = judge(!found.is_empty())?;
+            let mut gone = 0;
+            for id in found.iter().filter(|id| doomed(id)) {
+                gone += usize::from(diag.destroy(proto, id).map_err(failed("destroy a socket"))?);
+            }
+            destroyed += gone;
+            if gone == 0 {
                 break;
             }
         }
@@ -112,6 +157,13 @@ impl SocketId {
     fn parse(message: &[u8]) -> Option<SocketId> {
         let id = message.get(4..MESSAGE)?.try_into().ok()?;
         Some(SocketId { family: *message.first()?, id })
+    }
+
+    /// As `SO_COOKIE` has it.
+    fn cookie(&self) -> u64 {
+        let [.., a, b, c, d, e, f, g, h] = self.id;
+        let (low, high) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]));
+        u64::from(high) << 32 | u64::from(low)
     }
 
     /// The peer, v4-mapped as IPv4.

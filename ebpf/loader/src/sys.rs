@@ -12,11 +12,13 @@ use std::{
 };
 
 mod info;
+mod iter;
 mod map;
 #[cfg(test)]
 mod testing;
 
 pub(crate) use info::{LinkInfo, MapInfo, ProgInfo, fdinfo, functions, info};
+pub(crate) use iter::{STORAGE_ITERATOR, read_iterator, storage_iterator};
 #[cfg(test)]
 pub(crate) use map::create_map;
 pub(crate) use map::{MapFd, Progress};

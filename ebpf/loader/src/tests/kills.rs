@@ -1,6 +1,6 @@
 //! A loader that is killed, at every step and at any instant.
 
-use super::{Cgroup, Scratch, client, load::assert_whole, other_build};
+use super::{Cgroup, Scratch, client, load::assert_whole, other_build, sockets};
 use crate::{Access, Datapath, OBJECT, Pins, attach, digest, load};
 use berth_ebpf_abi::{Client, SCHEMA};
 use nix::sys::signal::{Signal, raise};
@@ -57,6 +57,7 @@ fn play() -> bool {
             attach(&pins, Path::new(&cgroup)).unwrap();
         }
         "client" => client::run(Path::new(&cgroup)),
+        "dial" => sockets::dial(&pins, Path::new(&cgroup)),
         other => panic!("no role {other}"),
     }
     true

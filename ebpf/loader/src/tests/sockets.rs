@@ -1,12 +1,18 @@
 //! Sockets of namespaces.
 
-use super::in_new_netns;
-use crate::{Proto, destroy_sockets, netns_cookie};
+use super::{Cgroup, Scratch, in_new_netns, kills, scratch::ip};
+use crate::{
+    Access, Datapath, Front, Lost, OBJECT, Pins, Proto, SocketRecords, attach, destroy_sockets,
+    destroy_translated, load, netns_cookie,
+};
+use berth_ebpf_abi::{Backend, Service, ServiceKey, frontend, tag};
+use nix::sched::{CloneFlags, unshare};
 use std::{
     collections::HashSet,
-    fs::File,
+    fs::{self, File},
     io::{ErrorKind, Read},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    path::Path,
     time::Duration,
 };
 
@@ -90,6 +96,89 @@ fn tcp_connections_of_dead_peers_are_reset() {
         assert_eq!(server.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionReset);
         TcpStream::connect(DEAD).unwrap();
     });
+}
+
+const ONE: &str = "10.96.0.1:53";
+const OTHER: &str = "10.96.0.2:53";
+const ONE6: &str = "[fd00:96::1]:53";
+
+/// Dials one backend through two Services and itself, and loses it in one of them.
+pub(super) fn dial(pins: &Pins, cgroup: &Path) {
+    fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    ip("link set lo up");
+    let lost = |backend: &str, front: &str| {
+        let front: SocketAddr = front.parse().unwrap();
+        let front = Some(Front { address: Some(front.ip()), port: front.port() });
+        [Lost { backend: backend.parse().unwrap(), front }]
+    };
+    let records = SocketRecords::open(pins).unwrap();
+    let destroy = |proto, lost: &[Lost]| destroy_translated(here(), proto, lost, &records).unwrap();
+    let one = [connected("0.0.0.0:0", ONE), connected("[::]:0", "[::ffff:10.96.0.1]:53")];
+    let one6 = connected("[::]:0", ONE6);
+    let other = [connected("0.0.0.0:0", OTHER), connected("[::]:0", "[::ffff:10.96.0.2]:53")];
+    let direct = [connected("0.0.0.0:0", DEAD), connected("[::]:0", DEAD6)];
+    assert_eq!(one[0].peer_addr().unwrap(), ONE.parse().unwrap(), "the hooks are there");
+    assert_eq!(destroy(Proto::Udp, &lost(ALIVE, ONE)), 0);
+    assert_eq!(destroy(Proto::Udp, &lost(DEAD, "10.96.0.3:53")), 0);
+    assert_eq!(destroy(Proto::Udp, &lost(DEAD, ONE)), 2);
+    assert!(one.iter().all(is_destroyed) && !other.iter().any(is_destroyed) && !is_destroyed(&one6));
+    assert_eq!(destroy(Proto::Udp, &lost(DEAD6, ONE6)), 1);
+    assert!(is_destroyed(&one6));
+    // A socket that goes over from one Service to another, both with this backend, belongs to the other.
+    one[0].connect(ONE).unwrap();
+    one[0].connect(OTHER).unwrap();
+    assert_eq!(destroy(Proto::Udp, &lost(DEAD, ONE)), 0);
+    assert_eq!(destroy(Proto::Udp, &lost(DEAD, OTHER)), 3);
+    assert!(!direct.iter().any(is_destroyed));
+    let listener = TcpListener::bind(DEAD).unwrap();
+    let streams = [ONE, OTHER, DEAD].map(|to| TcpStream::connect(to).unwrap());
+    assert_eq!(destroy(Proto::Tcp, &lost(DEAD, ONE)), 1);
+    assert_eq!(streams.map(|stream| stream.peer_addr().is_ok()), [false, true, true]);
+    drop(listener);
+    // Thousands are more than one read of the iterator.
+    let many: Vec<UdpSocket> = (0..2000).map(|_| connected("0.0.0.0:0", ONE)).collect();
+    let kept: Vec<UdpSocket> = (0..2000).map(|_| connected("0.0.0.0:0", OTHER)).collect();
+    assert_eq!(destroy(Proto::Udp, &lost(DEAD, ONE)), many.len());
+    assert!(!kept.iter().any(is_destroyed));
+}
+
+#[test]
+fn only_sockets_that_came_through_the_service_go() {
+    let (scratch, cgroup) = (Scratch::new(), Cgroup::new());
+    let pins = scratch.pins();
+    load(&pins, OBJECT, |_| {}).unwrap();
+    let datapath = Datapath::open(&pins, Access::Write).unwrap();
+    let ids = [(1, ONE, 17), (2, OTHER, 17), (3, ONE, 6), (4, OTHER, 6), (5, ONE6, 17)];
+    let port = 5353_u16.to_be();
+    for (id, front, proto) in ids {
+        let (head, counts) = (frontend::HAS_ENDPOINTS, [1, 0]);
+        let front: SocketAddr = front.parse().unwrap();
+        let tag = tag(id, 1);
+        match front.ip() {
+            IpAddr::V4(addr) => {
+                let addr = u32::from_ne_bytes(addr.octets());
+                let mut service =
+                    Service { tag, id, generation: 1, frontend: head, counts, ..Service::default() };
+                let backend = u32::from_ne_bytes([127, 0, 0, 2]);
+                service.inline[0] = Backend { addr: backend, port, flags: 0 };
+                let key = ServiceKey { addr, port: front.port().to_be(), proto, pad: 0 };
+                datapath.service4.put(&key, &service).unwrap();
+            }
+            IpAddr::V6(addr) => {
+                let octets = addr.octets();
+                let addr = [0, 4, 8, 12].map(|at| u32::from_ne_bytes(octets[at..at + 4].try_into().unwrap()));
+                let mut service =
+                    Service { tag, id, generation: 1, frontend: head, counts, ..Service::default() };
+                service.inline[0] = Backend { addr: [0, 0, 0, 1_u32.to_be()], port, flags: 0 };
+                let key = ServiceKey { addr, port: front.port().to_be(), proto, pad: 0 };
+                datapath.service6.put(&key, &service).unwrap();
+            }
+        }
+    }
+    attach(&pins, cgroup.path()).unwrap();
+    let ended = kills::start("dial", &pins, cgroup.path()).wait().unwrap();
+    assert!(ended.success(), "{ended}");
 }
 
 #[test]

@@ -1,0 +1,252 @@
+//! What sockets remember of their translations, read from outside of them.
+
+use crate::{
+    Error, Pins, Plain, Result,
+    plain::bytes_mut,
+    sys::{STORAGE_ITERATOR, obj_get, read_iterator, storage_iterator},
+};
+use aya_obj::btf::{Btf, BtfKind};
+use berth_ebpf_abi::{Reverse, Reverses, V4, V6, maps};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd as _, OwnedFd},
+    slice,
+};
+
+/// A way into a Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Front {
+    /// What is dialled; nothing where any address of the node may be: a node port.
+    pub address: Option<IpAddr>,
+    /// The port that is dialled.
+    pub port: u16,
+}
+
+/// A backend that one Service port has no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Lost {
+    /// The backend.
+    pub backend: SocketAddr,
+    /// One of the Service port's ways in; nothing where they are not known: any.
+    pub front: Option<Front>,
+}
+
+/// Reads what sockets remember. Made for one change and dropped with it.
+#[derive(Debug)]
+pub struct SocketRecords {
+    v4: OwnedFd,
+    v6: OwnedFd,
+}
+
+impl SocketRecords {
+    /// Loads what reads the maps of this program's own schema; a few milliseconds.
+    ///
+    /// # Errors
+    /// The maps are not there, or the kernel has no such iterators.
+    pub fn open(pins: &Pins) -> Result<SocketRecords> {
+        let failed = |source| Error::Program { op: "load", program: STORAGE_ITERATOR.to_owned(), source };
+        let btf = Btf::from_sys_fs().map_err(|e| failed(io::Error::other(e)))?;
+        let function = btf
+            .id_by_type_name_kind(STORAGE_ITERATOR, BtfKind::Func)
+            .map_err(|e| failed(io::Error::other(e)))?;
+        let open = |name: &'static str, len: usize| {
+            let path = pins.maps().join(name);
+            let map = obj_get(&path, false).map_err(|source| Error::OpenPin { path, source })?;
+            let len = u32::try_from(len).map_err(|e| failed(io::Error::other(e)))?;
+            storage_iterator(map.as_fd(), len, function).map_err(failed)
+        };
+        Ok(SocketRecords {
+            v4: open(maps::REVERSE4, size_of::<Reverses<V4>>())?,
+            v6: open(maps::REVERSE6, size_of::<Reverses<V6>>())?,
+        })
+    }
+
+    /// What all sockets remember now.
+    pub(crate) fn read(&self) -> Result<Remembered> {
+        let failed = |map: &'static str| move |source| Error::Map { op: "read", map: map.to_owned(), source };
+        let v4 = read_iterator(self.v4.as_fd()).and_then(|bytes| parse::<V4>(&bytes));
+        let v6 = read_iterator(self.v6.as_fd()).and_then(|bytes| parse::<V6>(&bytes));
+        Ok(Remembered { v4: v4.map_err(failed(maps::REVERSE4))?, v6: v6.map_err(failed(maps::REVERSE6))? })
+    }
+}
+
+/// Each socket's ring by its cookie. An IPv6 socket that speaks IPv4 remembers among IPv4.
+#[derive(Debug, Default)]
+pub(crate) struct Remembered {
+    v4: HashMap<u64, Reverses<V4>>,
+    v6: HashMap<u64, Reverses<V6>>,
+}
+
+/// Cookies and values in turn.
+fn parse<A: Copy + Default>(bytes: &[u8]) -> io::Result<HashMap<u64, Reverses<A>>>
+where
+    Reverses<A>: Plain,
+{
+    let chunks = bytes.chunks_exact(8 + size_of::<Reverses<A>>());
+    if !chunks.remainder().is_empty() {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut all = HashMap::with_capacity(chunks.len());
+    for chunk in chunks {
+        let (cookie, value) = chunk.split_first_chunk::<8>().ok_or(io::ErrorKind::InvalidData)?;
+        let mut ring = Reverses::<A>::default();
+        bytes_mut(slice::from_mut(&mut ring)).copy_from_slice(value);
+        all.insert(u64::from_ne_bytes(*cookie), ring);
+    }
+    Ok(all)
+}
+
+trait Address: Copy + PartialEq {
+    fn ip(self) -> IpAddr;
+}
+
+impl Address for V4 {
+    fn ip(self) -> IpAddr {
+        Ipv4Addr::from(self.to_ne_bytes()).into()
+    }
+}
+
+impl Address for V6 {
+    fn ip(self) -> IpAddr {
+        let mut octets = [0; 16];
+        for (to, word) in octets.chunks_exact_mut(4).zip(self) {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+        Ipv6Addr::from(octets).into()
+    }
+}
+
+/// How a socket came to its peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Came {
+    /// By this address, at which it was given its peer.
+    Through(SocketAddr),
+    /// By itself.
+    Itself,
+    /// It has been given so many others since that it has forgotten.
+    Forgotten,
+}
+
+fn came<A: Address>(ring: Option<&Reverses<A>>, peer: SocketAddr) -> Came {
+    let Some(ring) = ring else { return Came::Itself };
+    let at = |e: &&Reverse<A>| {
+        e.port != 0 && SocketAddr::new(e.backend.ip(), u16::from_be(e.backend_port)) == peer
+    };
+    match ring.entries.iter().find(at) {
+        Some(entry) => Came::Through(SocketAddr::new(entry.addr.ip(), u16::from_be(entry.port))),
+        None if ring.entries.iter().all(|e| e.port != 0) => Came::Forgotten,
+        None => Came::Itself,
+    }
+}
+
+/// The ways in that were lost, by backend.
+#[derive(Debug, Default)]
+pub(crate) struct Losses(HashMap<SocketAddr, HashSet<Option<Front>>>);
+
+impl Losses {
+    pub(crate) fn new(lost: &[Lost]) -> Losses {
+        let mut losses = Losses::default();
+        for Lost { backend, front } in lost {
+            losses.0.entry(*backend).or_default().insert(*front);
+        }
+        losses
+    }
+
+    pub(crate) fn backends(&self) -> HashSet<SocketAddr> {
+        self.0.keys().copied().collect()
+    }
+
+    /// Whether a socket with this cookie and peer has to go. Where that is not known it has: one that stays may talk
+    /// to nobody for ever, one that goes connects anew.
+    pub(crate) fn doom(&self, remembered: &Remembered, cookie: u64, peer: SocketAddr) -> bool {
+        let Some(fronts) = self.0.get(&peer) else { return false };
+        let came = match peer {
+            SocketAddr::V4(_) => came(remembered.v4.get(&cookie), peer),
+            SocketAddr::V6(_) => came(remembered.v6.get(&cookie), peer),
+        };
+        match came {
+            Came::Itself => false,
+            Came::Forgotten => true,
+            Came::Through(dialled) => {
+                let port = dialled.port();
+                let ways = [
+                    None,
+                    Some(Front { address: None, port }),
+                    Some(Front { address: Some(dialled.ip()), port }),
+                ];
+                ways.iter().any(|way| fronts.contains(way))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn ring(entries: &[(&str, &str)]) -> Reverses<V4> {
+        let mut ring = Reverses::default();
+        let word = |a: SocketAddr| match a.ip() {
+            IpAddr::V4(ip) => u32::from_ne_bytes(ip.octets()),
+            IpAddr::V6(_) => panic!("{a}"),
+        };
+        for (place, (front, backend)) in ring.entries.iter_mut().zip(entries) {
+            let (front, backend) = (addr(front), addr(backend));
+            *place = Reverse {
+                addr: word(front),
+                backend: word(backend),
+                port: front.port().to_be(),
+                backend_port: backend.port().to_be(),
+            };
+        }
+        ring
+    }
+
+    #[test]
+    fn only_sockets_of_a_way_in_that_lost_the_backend_are_doomed() {
+        let (one, other, gone) = ("10.96.0.1:53", "10.96.0.2:53", "10.0.0.9:5353");
+        let full: Vec<(String, String)> =
+            (0..8).map(|i| (one.to_owned(), format!("10.0.1.{i}:53"))).collect();
+        let full: Vec<(&str, &str)> = full.iter().map(|(f, b)| (f.as_str(), b.as_str())).collect();
+        let rings = [
+            ring(&[(one, gone)]),
+            ring(&[(other, gone)]),
+            ring(&[(one, "10.0.0.8:5353")]),
+            ring(&full),
+            ring(&[("192.0.2.1:30053", gone)]),
+        ];
+        let v4 = (0..).zip(rings).collect();
+        let remembered = Remembered { v4, v6: HashMap::new() };
+        // The last one has no ring at all.
+        let doomed = |front| {
+            let losses = Losses::new(&[Lost { backend: addr(gone), front }]);
+            [0, 1, 2, 3, 4, 99].map(|cookie| losses.doom(&remembered, cookie, addr(gone)))
+        };
+        let at = |text: &str| {
+            let at = addr(text);
+            Some(Front { address: Some(at.ip()), port: at.port() })
+        };
+        assert_eq!(doomed(at(one)), [true, false, false, true, false, false]);
+        assert_eq!(doomed(at(other)), [false, true, false, true, false, false]);
+        let node_port = Some(Front { address: None, port: 30053 });
+        assert_eq!(doomed(node_port), [false, false, false, true, true, false]);
+        assert_eq!(doomed(None), [true, true, false, true, true, false]);
+        let losses = Losses::new(&[Lost { backend: addr(gone), front: None }]);
+        assert!(!losses.doom(&remembered, 0, addr("10.0.0.9:5354")));
+    }
+
+    #[test]
+    fn torn_records_are_an_error() {
+        let mut bytes = 7_u64.to_ne_bytes().to_vec();
+        bytes.extend([0; 100]);
+        assert_eq!(parse::<V4>(&bytes).unwrap().keys().collect::<Vec<_>>(), [&7]);
+        bytes.push(0);
+        assert!(parse::<V4>(&bytes).is_err());
+    }
+}
