@@ -7,7 +7,7 @@ mod tally;
 use crate::{cargo, out, setup};
 use anyhow::{Context, Result};
 use berth_harness::tools::{self, Build};
-use binaries::Binary;
+use binaries::{Binary, How};
 use skips::Skips;
 use std::{
     env,
@@ -29,7 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only this suite: fmt, clippy, deny, arrows, crates, plan (a million histories), mutations (a hundred thousand
+    /// Only this suite: fmt, clippy, deny, ebpf, arrows, crates, plan (a million histories), mutations (a hundred thousand
     /// of each kind of input), services (five minutes of churn, two nodes), node (all of them), or one of the node's:
     /// demo, lifecycle, output, kill, parity. A suite that is asked for by name runs in full.
     #[arg(long, value_name = "NAME")]
@@ -42,10 +42,18 @@ pub(crate) struct Args {
     filter: Option<String>,
 }
 
+/// The crate whose tests take longest, which begin first so that nothing waits for them at the end.
+const LONGEST: &str = "berth-ebpf-loader";
+
+/// Of how many crates the tests run at a time: most wait more than they work.
+const LANES: usize = 2;
+
 /// What a run is made of.
 struct Run {
     tally: Tally,
     filter: Option<String>,
+    /// The test binaries of the whole workspace, once they are built.
+    whole: Option<Vec<Binary>>,
 }
 
 /// Runs; `Ok(false)` where something failed.
@@ -53,12 +61,13 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let begun = Instant::now();
     setup::run()?;
     let skips = Skips::read(&crate::root().join("tests/skips.toml"))?;
-    let mut run = Run { tally: Tally::default(), filter: args.filter.clone() };
+    let mut run = Run { tally: Tally::default(), filter: args.filter.clone(), whole: None };
     match args.suite.as_deref() {
         None => run.default()?,
         Some("fmt") => run.fmt()?,
         Some("clippy") => run.clippy()?,
         Some("deny") => run.deny()?,
+        Some("ebpf") => run.object()?,
         Some("arrows") => run.step("arrows", || crate::arrows::check().map(|()| true))?,
         Some("crates") => run.crates()?,
         Some("plan") => run.plan()?,
@@ -77,6 +86,11 @@ impl Run {
         self.deny()?;
         self.step("arrows", || crate::arrows::check().map(|()| true))?;
         self.clippy()?;
+        self.object()?;
+        // All at once: a crate of its own gets its dependencies with fewer features, which is to say built once more.
+        let built = out::timed("build the tests", || binaries::build(&["--workspace"]));
+        let Some(all) = self.built("build", built)? else { return Ok(()) };
+        self.whole = Some(all);
         self.crates()?;
         self.suites(NODE, None, false)?;
         self.suites(SERVICES, None, false)
@@ -108,26 +122,44 @@ impl Run {
         })
     }
 
-    fn deny(&mut self) -> Result<()> {
-        let there = Command::new("cargo-deny").arg("--version").stdin(Stdio::null()).output();
-        if !there.is_ok_and(|o| o.status.success()) {
-            self.tally.add("deny", Outcome::Skipped("cargo-deny is not installed".into()), Duration::ZERO);
+    /// The committed object is what the sources of the kernel's programs make; said to be skipped where that cannot be
+    /// built.
+    fn object(&mut self) -> Result<()> {
+        if let Some(lack) = crate::ebpf::lacking()? {
+            self.tally.add("ebpf", Outcome::Skipped(lack), Duration::ZERO);
             return Ok(());
         }
+        self.step("ebpf", crate::ebpf::check)
+    }
+
+    fn deny(&mut self) -> Result<()> {
+        let Some(deny) = cargo_deny()? else {
+            self.tally.add("deny", Outcome::Skipped("cargo-deny is not installed".into()), Duration::ZERO);
+            return Ok(());
+        };
         // Advisories need the net, which a test run may not have; they are checked where it has.
-        self.step("deny", || succeeds(&mut cargo::command(&["deny", "check", "bans", "licenses", "sources"])))
+        let mut check = Command::new(deny);
+        check.args(["--locked", "check", "bans", "licenses", "sources"]).current_dir(crate::root());
+        self.step("deny", || succeeds(check.stdin(Stdio::null())))
     }
 
     /// Unit and integration tests of all crates but the node's suites, and the examples in the documentation.
     fn crates(&mut self) -> Result<()> {
         self.programs(false)?;
-        let built = out::timed("build the tests of all crates", || {
-            binaries::build(&["--workspace", "--exclude", NODE, "--exclude", SERVICES])
-        });
-        let Some(all) = self.built("build", built)? else { return Ok(()) };
-        for binary in &all {
-            self.binary(binary, &[])?;
-        }
+        let all = match &self.whole {
+            Some(whole) => {
+                whole.iter().filter(|b| ![NODE, SERVICES].contains(&b.package())).cloned().collect()
+            }
+            None => {
+                let built = out::timed("build the tests of all crates", || {
+                    binaries::build(&["--workspace", "--exclude", NODE, "--exclude", SERVICES])
+                });
+                let Some(all) = self.built("build", built)? else { return Ok(()) };
+                all
+            }
+        };
+        let (first, others): (Vec<_>, Vec<_>) = all.iter().partition(|b| b.package() == LONGEST);
+        self.binaries(&[first, others].concat(), &[], LANES)?;
         if self.filter.is_none() {
             self.step("doc", || {
                 let mut examples = cargo::command(&["test", "--quiet", "--workspace", "--doc", "--locked"]);
@@ -149,10 +181,7 @@ impl Run {
     fn plan(&mut self) -> Result<()> {
         let built = binaries::build(&["--package", "berth-core", "--test", "histories"]);
         let Some(all) = self.built("build", built)? else { return Ok(()) };
-        for binary in &all {
-            self.binary(binary, &[("BERTH_HISTORIES", "1000000")])?;
-        }
-        Ok(())
+        self.binaries(&all.iter().collect::<Vec<_>>(), &[("BERTH_HISTORIES", "1000000")], 1)
     }
 
     /// Inputs nearly right by the hundred thousand: every test named after mutations, with the shares that it prints.
@@ -174,28 +203,31 @@ impl Run {
             ])
         });
         let Some(all) = self.built("build", built)? else { return Ok(()) };
-        for binary in &all {
-            self.binary(binary, &[("BERTH_MUTATIONS", "100000")])?;
-        }
-        Ok(())
+        // What they print is read as one text.
+        self.binaries(&all.iter().collect::<Vec<_>>(), &[("BERTH_MUTATIONS", "100000")], 1)
     }
 
     /// A crate's suites, or one of them; `full` as much as there is, otherwise a tenth.
     fn suites(&mut self, package: &str, suite: Option<&str>, full: bool) -> Result<()> {
         self.programs(true)?;
-        let built = out::timed(&format!("build {package}"), || {
-            let mut args = vec!["--package", package];
-            if let Some(suite) = suite {
-                args.extend(["--test", suite]);
+        let all = match &self.whole {
+            Some(whole) => whole.iter().filter(|b| b.package() == package).cloned().collect(),
+            None => {
+                let built = out::timed(&format!("build {package}"), || {
+                    let mut args = vec!["--package", package];
+                    if let Some(suite) = suite {
+                        args.extend(["--test", suite]);
+                    }
+                    binaries::build(&args)
+                });
+                let Some(all) = self.built("build", built)? else { return Ok(()) };
+                all
             }
-            binaries::build(&args)
-        });
-        let Some(all) = self.built("build", built)? else { return Ok(()) };
+        };
         let scale = if full { "full" } else { "tenth" };
-        for binary in &all {
-            self.binary(binary, &[("BERTH_SCALE", scale), ("RUST_TEST_THREADS", "1")])?;
-        }
-        Ok(())
+        // One at a time: these compare the machine before and after, and measure.
+        let env = [("BERTH_SCALE", scale), ("RUST_TEST_THREADS", "1")];
+        self.binaries(&all.iter().collect::<Vec<_>>(), &env, 1)
     }
 
     /// Builds the programs under test once and tells the suites where they are.
@@ -226,9 +258,21 @@ impl Run {
         }
     }
 
-    fn binary(&mut self, binary: &Binary, env: &[(&str, &str)]) -> Result<()> {
-        binaries::run(binary, self.filter.as_deref(), env, DEADLINE, &mut self.tally)
+    fn binaries(&mut self, all: &[&Binary], env: &[(&str, &str)], crates: usize) -> Result<()> {
+        let how = How { filter: self.filter.as_deref(), env, deadline: DEADLINE, crates };
+        binaries::run(all, how, &mut self.tally)
     }
+}
+
+/// `cargo-deny` from the project's own tools or from PATH, where it is.
+fn cargo_deny() -> Result<Option<PathBuf>> {
+    let own = tools::cache()?.join("tools/cargo-deny/bin/cargo-deny");
+    let all = [own, "cargo-deny".into()];
+    let works = |program: &PathBuf| {
+        let version = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+        version.is_ok_and(|out| out.status.success())
+    };
+    Ok(all.into_iter().find(works))
 }
 
 /// Where this program lies. The kernel adds a word to the path of one that was built anew since it was started; what

@@ -1,15 +1,18 @@
-//! Test binaries: built by cargo, run one after the other, each test with its time.
+//! Test binaries: built by cargo, run one after the other or two beside each other, each test with its time.
 
 use super::tally::{Outcome, Tally};
 use crate::{cargo, out};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Read},
     path::PathBuf,
     process::{Command, Stdio},
-    sync::mpsc,
-    thread,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::{self, ScopedJoinHandle},
     time::{Duration, Instant},
 };
 
@@ -22,6 +25,13 @@ pub(crate) struct Binary {
     dir: PathBuf,
     /// The program.
     program: PathBuf,
+}
+
+impl Binary {
+    /// Of which crate.
+    pub(crate) fn package(&self) -> &str {
+        self.name.split('/').next().unwrap_or_default()
+    }
 }
 
 /// Builds tests and says where they are.
@@ -39,7 +49,7 @@ pub(crate) fn build(args: &[&str]) -> Result<Vec<Binary>> {
         bail!("the tests do not build\n{}", told.join("\n"));
     }
     let mut found: Vec<Binary> = text.lines().filter_map(binary).collect();
-    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found.sort_by(|a, b| (a.package(), &a.name).cmp(&(b.package(), &b.name)));
     found.dedup();
     Ok(found)
 }
@@ -64,24 +74,57 @@ fn binary(line: &str) -> Option<Binary> {
     Some(Binary { name, dir, program })
 }
 
+/// How binaries are run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How<'a> {
+    /// Only tests whose name contains this.
+    pub(crate) filter: Option<&'a str>,
+    /// What they get into their environment beside the tally's.
+    pub(crate) env: &'a [(&'a str, &'a str)],
+    /// The most time that one may take.
+    pub(crate) deadline: Duration,
+    /// Of how many crates at a time; those of one crate run one after the other, as they use the same things.
+    pub(crate) crates: usize,
+}
+
+/// Runs all and adds their tests to the tally.
+pub(crate) fn run(binaries: &[&Binary], how: How<'_>, tally: &mut Tally) -> Result<()> {
+    let crates: Vec<&[&Binary]> = binaries.chunk_by(|a, b| a.package() == b.package()).collect();
+    let next = AtomicUsize::new(0);
+    let empty = tally.part();
+    let lane = || -> Result<Vec<Tally>> {
+        let mut parts = Vec::new();
+        while let Some(binaries) = crates.get(next.fetch_add(1, Ordering::Relaxed)) {
+            for binary in *binaries {
+                let mut part = empty.part();
+                run_one(binary, how, &mut part)?;
+                parts.push(part);
+            }
+        }
+        Ok(parts)
+    };
+    let ended: Vec<_> = thread::scope(|scope| {
+        let lanes: Vec<_> = (0..how.crates.max(1)).map(|_| scope.spawn(lane)).collect();
+        lanes.into_iter().map(ScopedJoinHandle::join).collect()
+    });
+    for lane in ended {
+        let parts = lane.map_err(|_panic| anyhow!("the thread that runs tests panicked"))??;
+        parts.into_iter().for_each(|part| tally.join(part));
+    }
+    Ok(())
+}
+
 /// Runs one and adds its tests. A binary that says nothing of its tests counts as one test.
-pub(crate) fn run(
-    binary: &Binary,
-    filter: Option<&str>,
-    env: &[(&str, &str)],
-    deadline: Duration,
-    tally: &mut Tally,
-) -> Result<()> {
+fn run_one(binary: &Binary, how: How<'_>, tally: &mut Tally) -> Result<()> {
     let begun = Instant::now();
-    let before = tally.len();
     let mut child = Command::new(&binary.program)
         .args(["-Zunstable-options", "--format=json", "--report-time"])
         .args(tally.show.then_some("--show-output"))
-        .args(filter)
+        .args(how.filter)
         // libtest tells times to those who say that they know the format may change; this one reads what it knows.
         .env("RUSTC_BOOTSTRAP", "1")
         .envs(tally.env.iter().map(|(name, value)| (name, value)))
-        .envs(env.iter().copied())
+        .envs(how.env.iter().copied())
         .current_dir(&binary.dir)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -106,13 +149,13 @@ pub(crate) fn run(
     });
     let (mut last, mut finished, mut listed, mut other) = (begun, true, false, String::new());
     loop {
-        let left = deadline.saturating_sub(begun.elapsed());
+        let left = how.deadline.saturating_sub(begun.elapsed());
         match told.recv_timeout(left) {
             Ok(line) => match event(&line, last.elapsed()) {
                 Some((name, outcome, took)) => {
                     listed = true;
                     last = Instant::now();
-                    if tally.len() == before {
+                    if tally.is_empty() {
                         out::line(&format!("… {}", binary.name));
                     }
                     if tally.show && outcome == Outcome::Passed {
@@ -136,9 +179,9 @@ pub(crate) fn run(
     }
     let status = child.wait().context("wait for a test")?;
     let took = begun.elapsed();
-    let (_, failed) = tally.since(before);
+    let (_, failed) = tally.counts();
     if !finished {
-        tally.add(&binary.name, Outcome::Failed(format!("ended after {} s", deadline.as_secs())), took);
+        tally.add(&binary.name, Outcome::Failed(format!("ended after {} s", how.deadline.as_secs())), took);
     } else if !status.success() && failed == 0 {
         // Joined only here: a grandchild may hold the other end open.
         let text = errors.join().unwrap_or_default();
@@ -146,7 +189,7 @@ pub(crate) fn run(
     } else if status.success() && !listed {
         tally.add(&binary.name, Outcome::Passed, took);
     }
-    let (passed, failed) = tally.since(before);
+    let (passed, failed) = tally.counts();
     if passed + failed > 0 {
         let mark = if failed == 0 { "✓" } else { "✗" };
         out::line(&format!(

@@ -39,23 +39,28 @@ impl Tally {
         self.tests.push((name.to_owned(), outcome, took));
     }
 
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.tests.len()
+    /// An empty one for a test binary, which runs as this one says.
+    pub(crate) fn part(&self) -> Tally {
+        Tally { tests: Vec::new(), env: self.env.clone(), show: self.show }
+    }
+
+    /// Takes in what a part has; it was told already.
+    pub(crate) fn join(&mut self, part: Tally) {
+        self.tests.extend(part.tests);
+    }
+
+    /// Whether nothing ran.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tests.is_empty()
     }
 
     fn count(&self, wanted: impl Fn(&Outcome) -> bool) -> usize {
         self.tests.iter().filter(|(_, outcome, _)| wanted(outcome)).count()
     }
 
-    /// How many passed and failed from the `from`th on.
-    pub(crate) fn since(&self, from: usize) -> (usize, usize) {
-        let new = self.tests.iter().skip(from);
-        new.fold((0, 0), |(passed, failed), (_, outcome, _)| match outcome {
-            Outcome::Passed => (passed + 1, failed),
-            Outcome::Failed(_) => (passed, failed + 1),
-            Outcome::Skipped(_) => (passed, failed),
-        })
+    /// How many passed and failed.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (self.count(|o| *o == Outcome::Passed), self.count(|o| matches!(o, Outcome::Failed(_))))
     }
 
     /// Tells everything and says whether it is good. `whole` says that all there is was asked for, so that every
