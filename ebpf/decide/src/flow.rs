@@ -26,13 +26,13 @@ mod packet;
 pub use lifetime::{collect, lifetime_s};
 pub use maps::FlowMaps;
 pub use open::open;
-pub use packet::{Dropped, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, reverse, tcp};
+pub use packet::{Dropped, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, Way, reverse, tcp};
 
 use crate::{
     Aligned, Family, From, Side, decide,
     service::{find, search},
 };
-use berth_ebpf_abi::{FragmentKey, FragmentPorts, INLINE, MemberKey, ServiceKey, Set, flow, tag};
+use berth_ebpf_abi::{FragmentKey, FragmentPorts, INLINE, LocalPod, MemberKey, ServiceKey, Set, flow, tag};
 use packet::is_reverse;
 
 /// Fragments of one datagram that are this far apart, in seconds, are not of one datagram (`ipfrag_time`).
@@ -40,22 +40,26 @@ const FRAGMENTS_S: u32 = 30;
 
 /// Says what becomes of the packet in `room`, and writes down what the next ones of its connection need.
 ///
-/// Its three parts are functions of their own in the kernel, where each has a small stack.
+/// Its four parts are functions of their own in the kernel, where each has a small stack.
 #[inline(always)]
 pub fn judge<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Verdict {
-    if let Some(via) = glance(maps, hook, room) {
-        return Verdict::Translate(via);
+    let mut pod = LocalPod::default();
+    let way = glance(maps, hook, room, &mut pod).or_else(|| meet(maps, hook, room, &mut pod));
+    if let Some(way) = way {
+        return Verdict::Translate(way.with(pod));
     }
-    match ponder(maps, hook, room) {
-        Some(verdict) => verdict,
-        None => open(maps, hook, room),
-    }
+    choose(maps, hook, room).unwrap_or_else(|| open(maps, hook, room))
 }
 
 /// The quick part of [`judge`]: a packet of a connection that was looked at in this very second and does not change.
-/// Nothing means that [`ponder`] has the say.
+/// Nothing means that [`meet`] has the say. A pod's entry is written to `pod`.
 #[inline(always)]
-pub fn glance<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Option<Via> {
+pub fn glance<A: Family, M: FlowMaps<A>>(
+    maps: &M,
+    hook: Hook,
+    room: &mut Room<A>,
+    pod: &mut LocalPod,
+) -> Option<Way> {
     if room.packet.part != Part::Whole || !maps.flow(&room.packet.tuple, &mut room.entry) {
         return None;
     }
@@ -63,12 +67,18 @@ pub fn glance<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A
     let tcp_flags = room.packet.tcp_flags;
     let same = after(flags, room.packet.tuple.proto, tcp_flags) == flags && tcp_flags & tcp::SYN == 0;
     let met = hook != Hook::Egress || flags & flow::REPLY != 0;
-    (same && met && maps.now_s() == room.entry.seen_s).then(|| open::via(maps, hook, &room.entry))
+    (same && met && maps.now_s() == room.entry.seen_s).then(|| open::way(maps, hook, &room.entry, pod))
 }
 
-/// The thorough part of [`judge`]. Nothing means that a connection begins and [`open`] has the say.
+/// The thorough part of [`judge`]: any packet of a connection that has an entry, which is renewed. Nothing means that
+/// [`choose`] has the say. A pod's entry is written to `pod`.
 #[inline(always)]
-pub fn ponder<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Option<Verdict> {
+pub fn meet<A: Family, M: FlowMaps<A>>(
+    maps: &M,
+    hook: Hook,
+    room: &mut Room<A>,
+    pod: &mut LocalPod,
+) -> Option<Way> {
     if let Part::Later(id) = room.packet.part
         && let Some(ports) = maps.fragment(&fragment_key(room, id))
         && maps.now_s().saturating_sub(ports.seen_s) < FRAGMENTS_S
@@ -76,13 +86,10 @@ pub fn ponder<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A
         room.packet.tuple.src_port = ports.src_port;
         room.packet.tuple.dst_port = ports.dst_port;
     }
-    match known(maps, hook, room) {
-        Some(via) => {
-            note_fragment(maps, room);
-            Some(Verdict::Translate(via))
-        }
-        None => unknown(maps, hook, room),
-    }
+    known(maps, hook, room).then(|| {
+        note_fragment(maps, room);
+        open::way(maps, hook, &room.entry, pod)
+    })
 }
 
 /// Writes down the ports that a datagram's other fragments lack.
@@ -101,15 +108,15 @@ fn fragment_key<A: Family>(room: &Room<A>, id: u32) -> FragmentKey<A> {
     FragmentKey { src: tuple.src, dst: tuple.dst, id, proto: u32::from(tuple.proto) }
 }
 
-/// How a packet goes on whose connection has an entry; nothing where there is none, or where it no longer holds.
+/// Whether a packet's connection has an entry which holds.
 #[inline(always)]
-fn known<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Option<Via> {
+fn known<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> bool {
     if !maps.flow(&room.packet.tuple, &mut room.entry) {
-        return None;
+        return false;
     }
     let reply = room.entry.flags & flow::REPLY != 0;
     if hook == Hook::Egress && !reply {
-        return None;
+        return false;
     }
     if room.packet.part != Part::Error {
         let now_s = maps.now_s();
@@ -118,14 +125,14 @@ fn known<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) ->
         let begins = proto == TCP && !reply && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
         if begins || now_s != room.entry.seen_s {
             if !renew(maps, room, begins, now_s) {
-                return None;
+                return false;
             }
             maps.touch(&room.packet.tuple, flags, room.entry.generation, now_s);
         } else if flags != room.entry.flags {
             maps.touch(&room.packet.tuple, flags, room.entry.generation, now_s);
         }
     }
-    Some(open::via(maps, hook, &room.entry))
+    true
 }
 
 /// A direction's flags after one more of its packets.
@@ -227,9 +234,10 @@ fn still_there<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>) -> bool 
     found
 }
 
-/// The verdict for what no entry knows; nothing where a connection begins, with what was chosen in `room`.
+/// The part of [`judge`] for what no entry knows. Nothing means that a connection begins and [`open`] has the say, with
+/// what was chosen in `room`.
 #[inline(always)]
-fn unknown<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Option<Verdict> {
+pub fn choose<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Option<Verdict> {
     let tuple = &room.packet.tuple;
     if hook == Hook::Egress {
         // What the socket hooks leave alone for want of an endpoint, and what belongs to no Service.

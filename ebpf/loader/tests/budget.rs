@@ -42,6 +42,74 @@ fn socket_hooks_keep_their_budgets() {
     assert!(over.is_empty(), "{}", over.join("; "));
 }
 
+/// Functions that a packet runs through at a device, by a part of their symbols; each packet's is one of these. `#` is
+/// the family's mark in a symbol.
+struct Path {
+    what: &'static str,
+    programs: &'static [(&'static str, &'static str)],
+    functions: &'static [&'static str],
+    /// Of IPv4 and of IPv6, instructions as the kernel runs them, at most.
+    budget: [u32; 2],
+}
+
+/// The budget of packets is for the first, which nearly all take. The others are held to what they were measured at.
+///
+/// Routes may have to be asked for the device, which is a function of its own.
+const PATHS: [Path; 3] = [
+    Path {
+        what: "a packet of a connection that was looked at in this second",
+        programs: &[("tc_uplink", "uplink"), ("tc_pod", "pod"), ("tc_out", "out")],
+        functions: &["act6device#"],
+        budget: [800, 800],
+    },
+    Path {
+        what: "the first such packet in a second",
+        programs: &[("tc_uplink", "uplink"), ("tc_pod", "pod"), ("tc_out", "out")],
+        functions: &["memset", "act6device#", "act10meet_known#"],
+        budget: [1300, 1700],
+    },
+    Path {
+        what: "a connection's first packet",
+        programs: &[("tc_uplink", "uplink"), ("tc_pod", "pod")],
+        functions: &[
+            "memset",
+            "act6device#",
+            "act10meet_known#",
+            "act10choose_new#",
+            "act5begin#",
+            "flow4open4open#",
+        ],
+        budget: [2400, 3100],
+    },
+];
+
+#[test]
+fn packets_keep_their_budgets() {
+    let loaded = Loaded::new();
+    let mut over = Vec::new();
+    for path in &PATHS {
+        for (program, part) in path.programs {
+            let functions = loaded.functions(program);
+            // How a symbol spells the address types.
+            for (family, mark, budget) in [(4, "m", path.budget[0]), (6, "Amj4_", path.budget[1])] {
+                let wanted = path.functions.iter().map(|name| name.replace('#', mark));
+                let own = [(*program).to_owned(), format!("2tc{}{part}{family}", part.len() + 1)];
+                let mut sum = 0;
+                for name in own.into_iter().chain(wanted) {
+                    let found: Vec<_> = functions.iter().filter(|one| one.name.contains(&name)).collect();
+                    let [found] = found[..] else { panic!("{program} has not one {name}: {functions:?}") };
+                    sum += found.instructions;
+                }
+                println!("IPv{family}, {program}, {}: {sum} instructions", path.what);
+                if sum > budget {
+                    over.push(format!("IPv{family}, {program}, {}: {sum} of {budget}", path.what));
+                }
+            }
+        }
+    }
+    assert!(over.is_empty(), "{}", over.join("; "));
+}
+
 /// The programs in the kernel.
 struct Loaded {
     scratch: support::Scratch,

@@ -4,7 +4,7 @@
 //! for (x86-64, arm64) need not; the verifier knows that of them. On the stack it requires eight for eight.
 
 use crate::kernel::zeros;
-use berth_ebpf_abi::{Affinity, Backend, Client, Prefix, Reverse, V4, V6};
+use berth_ebpf_abi::{Affinity, Backend, Client, Flow, LocalPod, Prefix, Reverse, V4, V6};
 use berth_ebpf_decide::Family;
 use core::{arch::asm, mem::offset_of};
 
@@ -34,6 +34,28 @@ unsafe fn store<const OFFSET: usize, T>(at: *mut T, half: u64) {
     }
 }
 
+/// Copies eight bytes from each of these offsets. The compiler's own copies of more than sixteen bytes are calls of a
+/// function that takes one byte after the other.
+macro_rules! copy {
+    ($from:expr, $to:expr; $($offset:literal)+) => {
+        { $(store::<$offset, _>($to, load::<$offset, _>($from));)+ }
+    };
+}
+
+/// Copies a pod.
+///
+/// # Safety
+/// `at` lies in a value of a map of this run, and so does `into`.
+#[inline(always)]
+pub(crate) unsafe fn take_pod(at: *const LocalPod, into: *mut LocalPod) {
+    const { assert!(size_of::<LocalPod>() == 20 && align_of::<LocalPod>() == 4) };
+    // SAFETY: the caller's.
+    unsafe {
+        copy!(at, into; 0 8);
+        into.cast::<u32>().add(4).write(at.cast::<u32>().add(4).read());
+    }
+}
+
 /// How a family's addresses are copied.
 pub(crate) trait Wide: Family {
     /// An address in registers.
@@ -60,6 +82,16 @@ pub(crate) trait Wide: Family {
     /// # Safety
     /// As above.
     unsafe fn take_client(at: *const Client, into: &mut Self);
+    /// Copies a direction's entry.
+    ///
+    /// # Safety
+    /// `at` lies in a value of a map of this run, and so does `into`.
+    unsafe fn take_flow(at: *const Flow<Self>, into: *mut Flow<Self>);
+    /// Copies a source address and the destination's behind it.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn take_pair(at: *const Self, into: *mut Self);
     /// Writes zeros.
     ///
     /// # Safety
@@ -124,6 +156,24 @@ impl Wide for V4 {
     unsafe fn take_client(at: *const Client, into: &mut V4) {
         // SAFETY: the caller's.
         *into = unsafe { (*at).v4 };
+    }
+
+    #[inline(always)]
+    unsafe fn take_flow(at: *const Flow<V4>, into: *mut Flow<V4>) {
+        const { assert!(size_of::<Flow<V4>>() == 36) };
+        // SAFETY: the caller's.
+        unsafe {
+            copy!(at, into; 0 8 16 24);
+            (*into).seen_s = (*at).seen_s;
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take_pair(at: *const V4, into: *mut V4) {
+        // SAFETY: the caller's.
+        unsafe {
+            copy!(at, into; 0);
+        };
     }
 
     #[inline(always)]
@@ -223,6 +273,24 @@ impl Wide for V6 {
             into.write(load::<CLIENT_V6, _>(at));
             into.add(1).write(load::<{ CLIENT_V6 + 8 }, _>(at));
         }
+    }
+
+    #[inline(always)]
+    unsafe fn take_flow(at: *const Flow<V6>, into: *mut Flow<V6>) {
+        const { assert!(size_of::<Flow<V6>>() == 60) };
+        // SAFETY: the caller's.
+        unsafe {
+            copy!(at, into; 0 8 16 24 32 40 48);
+            (*into).seen_s = (*at).seen_s;
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take_pair(at: *const V6, into: *mut V6) {
+        // SAFETY: the caller's.
+        unsafe {
+            copy!(at, into; 0 8 16 24);
+        };
     }
 
     #[inline(always)]

@@ -21,6 +21,17 @@ pub trait FlowMaps<A: Family>: Maps<A> {
 
     /// A pod of this node.
     fn pod(&self, addr: &A) -> Option<LocalPod>;
+    /// The same into a place that is there; says whether there is one.
+    #[inline(always)]
+    fn take_pod(&self, addr: &A, into: &mut LocalPod) -> bool {
+        match self.pod(addr) {
+            Some(pod) => {
+                *into = pod;
+                true
+            }
+            None => false,
+        }
+    }
     /// Whether packets are handed to pods directly ([`berth_ebpf_abi::config::REDIRECT`]).
     fn redirects(&self) -> bool;
     /// Whether everything is masqueraded ([`berth_ebpf_abi::config::MASQUERADE_ALL`]).

@@ -1,13 +1,13 @@
 //! A connection's first packet: where its packets come from and go to from now on.
 
 use super::{
-    Dropped, FlowMaps, Hook, Room, Verdict, Via,
+    Dropped, FlowMaps, Hook, Room, Verdict, Via, Way,
     lifetime::{is_closed, is_over},
     note_fragment,
     packet::{is_reverse, reverse},
 };
 use crate::{Family, service::scale};
-use berth_ebpf_abi::{Flow, backend, flow, frontend};
+use berth_ebpf_abi::{Flow, LocalPod, backend, flow, frontend};
 
 /// So many source ports are tried.
 const TRIES: u32 = 32;
@@ -42,7 +42,7 @@ pub fn open<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>)
     }
     room.entry.to.src_port = room.packet.tuple.src_port;
     room.entry.to.proto = room.packet.tuple.proto;
-    room.entry.to.pad = [0; 3];
+    room.entry.to.pad = room.packet.tuple.pad;
     room.entry.flags = if masquerade { flow::MASQUERADE } else { 0 };
     room.entry.ifindex = if hook == Hook::Pod { 0 } else { room.packet.ifindex };
     room.entry.seen_s = maps.now_s();
@@ -125,24 +125,43 @@ fn enter<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) ->
     Verdict::Translate(via(maps, hook, &room.entry))
 }
 
-/// How a translated packet goes on.
+/// How a translated packet goes on. A pod's entry is written to `pod`.
 ///
 /// What bears an address of the node or of a Service as its source must not go up the stack, which would take it for
 /// a forgery; so it is sent out by its device even where pods are reached through the stack.
 #[inline(always)]
-pub(super) fn via<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, entry: &Flow<A>) -> Via {
+pub(super) fn way<A: Family, M: FlowMaps<A>>(
+    maps: &M,
+    hook: Hook,
+    entry: &Flow<A>,
+    pod: &mut LocalPod,
+) -> Way {
     if hook == Hook::Egress {
-        return Via::Stack;
+        return Way::Stack;
     }
     let reply = entry.flags & flow::REPLY != 0;
     if reply && entry.ifindex != 0 {
-        return Via::Neighbour(entry.ifindex);
+        return Way::Neighbour(entry.ifindex);
     }
-    let foreign = reply || entry.flags & flow::MASQUERADE != 0;
-    match maps.pod(&entry.to.dst) {
-        Some(pod) if maps.redirects() => Via::Pod(pod),
-        Some(pod) if foreign => Via::Neighbour(pod.ifindex),
-        None if !reply && foreign => Via::Neighbour(0),
-        _ => Via::Stack,
+    let foreign = entry.flags & (flow::REPLY | flow::MASQUERADE) != 0;
+    if maps.take_pod(&entry.to.dst, pod) {
+        if maps.redirects() {
+            Way::Pod
+        } else if foreign {
+            Way::Neighbour(pod.ifindex)
+        } else {
+            Way::Stack
+        }
+    } else if !reply && foreign {
+        Way::Neighbour(0)
+    } else {
+        Way::Stack
     }
+}
+
+/// [`way`] with the pod.
+#[inline(always)]
+pub(super) fn via<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, entry: &Flow<A>) -> Via {
+    let mut pod = LocalPod::default();
+    way(maps, hook, entry, &mut pod).with(pod)
 }

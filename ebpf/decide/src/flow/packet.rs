@@ -85,6 +85,29 @@ pub enum Via {
     Stack,
 }
 
+/// [`Via`] whose pod is elsewhere: in the kernel a verdict in registers is copied at every step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// See [`Via::Pod`].
+    Pod,
+    /// See [`Via::Neighbour`].
+    Neighbour(u32),
+    /// See [`Via::Stack`].
+    Stack,
+}
+
+impl Way {
+    /// With that pod.
+    #[inline(always)]
+    pub(super) fn with(self, pod: LocalPod) -> Via {
+        match self {
+            Way::Pod => Via::Pod(pod),
+            Way::Neighbour(ifindex) => Via::Neighbour(ifindex),
+            Way::Stack => Via::Stack,
+        }
+    }
+}
+
 /// What happens to a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -140,7 +163,7 @@ pub fn reverse<A: Copy>(tuple: &Tuple<A>) -> Tuple<A> {
         src_port: tuple.dst_port,
         dst_port: tuple.src_port,
         proto: tuple.proto,
-        pad: [0; 3],
+        pad: tuple.pad,
     }
 }
 

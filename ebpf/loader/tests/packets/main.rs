@@ -68,7 +68,7 @@ fn the_verifier_is_soon_done() {
             "{}: {} instructions of both families, {} verified",
             program.name, program.instructions, program.verified
         );
-        assert!(program.verified <= 100_000 && program.instructions <= 8000, "{program:?}");
+        assert!(program.verified <= 50_000 && program.instructions <= 8000, "{program:?}");
     }
 }
 

@@ -259,8 +259,11 @@ fn sees(from: &Namespace, to: Place, port: u16, seen: Place) {
     }
 }
 
-/// Requires both protocols to be refused. TCP over IPv6 takes a second here: the answer arrives while the client's
-/// socket is still held by its own connect(), since a veth pair delivers at once; the kernel then waits for the next.
+/// Requires both protocols to be refused. TCP over IPv6 takes a second here, as it does with nftables' `reject` in place
+/// of these programs: a veth pair delivers at once, so the answer comes while connect() itself holds the client's socket.
+/// The kernel drops it then (`LockDroppedIcmps` in `/proc/net/netstat` grows by one), and hears the next, to the SYN that
+/// it sends again after a second (`TCPSynRetrans` likewise). A blocking connect() over IPv4 shows the same, one that
+/// polls, as here, does not.
 #[track_caller]
 fn refused(from: &Namespace, to: Place, port: u16) {
     for to in to.both() {

@@ -4,15 +4,20 @@ use super::{
     NEXT, SHOT,
     refuse::Answer,
     skb::{ETH, Skb, Wire, into_peer, to_neighbour},
+    v4::Ports,
 };
-use crate::{kernel::Kernel, maps::bump};
+use crate::{kernel::Kernel, maps::bump, wide::Wide};
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_fib_lookup};
 use berth_ebpf_abi::{LocalPod, Tuple, count};
-use berth_ebpf_decide::{
-    Family,
-    flow::{FlowMaps, Hook, Packet, Part, Room, Verdict, Via, glance, open, ponder},
+use berth_ebpf_decide::flow::{
+    FlowMaps, Hook, Packet, Part, Room, Verdict, Via, Way,
+    checksum::{Summand, difference, ports},
+    choose, glance, meet, open,
 };
-use core::ptr::addr_of_mut;
+use core::{
+    mem::offset_of,
+    ptr::{addr_of, addr_of_mut},
+};
 
 /// What a run works on, in memory of its processor: a packet's program is not interrupted by another's.
 pub(super) struct Work<A: Headers> {
@@ -43,6 +48,19 @@ const TO_STACK: u32 = 6;
 const BEGINS: u32 = 7;
 
 impl Said {
+    /// The pod, if any, is there already.
+    #[inline(always)]
+    fn way(&mut self, way: Way) {
+        match way {
+            Way::Pod => self.what = TO_POD,
+            Way::Neighbour(ifindex) => {
+                self.number = ifindex;
+                self.what = TO_NEIGHBOUR;
+            }
+            Way::Stack => self.what = TO_STACK,
+        }
+    }
+
     #[inline(always)]
     fn via(&mut self, via: Via) {
         match via {
@@ -80,15 +98,18 @@ impl Said {
 pub(crate) type Scratch = [u64; 64];
 
 /// A family's headers.
-pub(super) trait Headers: Family {
+pub(super) trait Headers: Wide {
     /// What rewriting needs of the headers that were read.
     type View;
     /// The network header.
     type Header: Copy;
     /// Where a run works; nothing never happens.
     fn work() -> Option<&'static mut Work<Self>>;
-    /// Reads the headers; nothing for what is cut short or cannot be understood: it passes.
-    fn parse(skb: Skb, packet: &mut Packet<Self>, view: &mut Self::View) -> Option<()>;
+    /// Reads the headers; nothing for what is cut short or cannot be understood: it passes. Says whether it is an ICMP
+    /// error, so that [`Headers::parse_quoted`] has to go on.
+    fn parse(skb: Skb, packet: &mut Packet<Self>, view: &mut Self::View) -> Option<bool>;
+    /// Reads what an ICMP error quotes.
+    fn parse_quoted(skb: Skb, packet: &mut Packet<Self>, view: &mut Self::View) -> Option<()>;
     /// Writes other addresses and ports, and with `hop` one hop less to live; nothing where that fails or the last
     /// hop is reached: the packet is dropped.
     fn rewrite(skb: Skb, view: &Self::View, packet: &Packet<Self>, to: &Tuple<Self>, hop: bool)
@@ -114,40 +135,42 @@ where
     Kernel: FlowMaps<A>,
 {
     let Some(Work { room, view, said, .. }) = A::work() else { return NEXT };
-    if A::parse(skb, &mut room.packet, view).is_none() {
-        return NEXT;
+    match A::parse(skb, &mut room.packet, view) {
+        Some(false) => {}
+        Some(true) if parse_quoted::<A>(skb.raw()) == 0 => {}
+        _ => return NEXT,
     }
-    match glance(&Kernel, hook, room) {
-        Some(via) => said.via(via),
+    match glance(&Kernel, hook, room, &mut said.pod) {
+        Some(way) => said.way(way),
         None => {
-            consider::<A>(hook as u32);
-            if hook != Hook::Egress && said.what == BEGINS {
-                begin::<A>(hook as u32);
+            let number = hook as u32;
+            if meet_known::<A>(number) != 0 {
+                choose_new::<A>(number);
+                if hook != Hook::Egress && said.what == BEGINS {
+                    begin::<A>(number);
+                }
             }
         }
     }
     match said.what {
         PASS => return NEXT,
-        DROP => {
-            bump(count::PACKET_DROPPED + said.number);
-            return SHOT;
-        }
+        DROP => return shoot(count::PACKET_DROPPED + said.number),
         REJECT => return refuse::<A>(skb.raw()),
-        FORWARD => return into(skb, &said.pod),
-        _ => {}
-    }
-    let hop = said.what == TO_NEIGHBOUR;
-    let rewritten = if room.packet.part == Part::Error {
-        rewrite_error::<A>(skb.raw(), u32::from(hop)) == 0
-    } else {
-        A::rewrite(skb, view, &room.packet, room.to(), hop).is_some()
-    };
-    if !rewritten {
-        bump(count::PACKET_FAILED);
-        return SHOT;
+        FORWARD => {}
+        what => {
+            let hop = what == TO_NEIGHBOUR;
+            let rewritten = if room.packet.part == Part::Error {
+                rewrite_error::<A>(skb.raw(), u32::from(hop)) == 0
+            } else {
+                A::rewrite(skb, view, &room.packet, room.to(), hop).is_some()
+            };
+            if !rewritten {
+                return shoot(count::PACKET_FAILED);
+            }
+        }
     }
     match said.what {
-        TO_POD => into(skb, &said.pod),
+        FORWARD | TO_POD => into(skb, &said.pod),
         TO_NEIGHBOUR => {
             let ifindex = if said.number == 0 { device::<A>(skb.raw()) } else { said.number };
             if ifindex == 0 { NEXT } else { to_neighbour(ifindex) }
@@ -156,14 +179,45 @@ where
     }
 }
 
-/// What few packets need: a function with a stack of its own. It works on the same memory.
+/// Counts a packet that vanishes.
 #[inline(never)]
-fn consider<A: Headers>(hook: u32) -> i32
+fn shoot(index: u32) -> i32 {
+    bump(index);
+    SHOT
+}
+
+/// Reads what an ICMP error quotes; 0 when that went well.
+#[inline(never)]
+fn parse_quoted<A: Headers>(skb: *mut __sk_buff) -> i32 {
+    let Some(Work { room, view, .. }) = A::work() else { return 1 };
+    i32::from(A::parse_quoted(Skb::at(skb), &mut room.packet, view).is_none())
+}
+
+/// What one packet a second needs: a function with a stack of its own. It works on the same memory. 0 where it has
+/// the say.
+#[inline(never)]
+fn meet_known<A: Headers>(hook: u32) -> i32
+where
+    Kernel: FlowMaps<A>,
+{
+    let Some(Work { room, said, .. }) = A::work() else { return 1 };
+    match meet(&Kernel, hook_of(hook), room, &mut said.pod) {
+        Some(way) => {
+            said.way(way);
+            0
+        }
+        None => 1,
+    }
+}
+
+/// The same for what no entry knows.
+#[inline(never)]
+fn choose_new<A: Headers>(hook: u32) -> i32
 where
     Kernel: FlowMaps<A>,
 {
     let Some(Work { room, said, .. }) = A::work() else { return 0 };
-    match ponder(&Kernel, hook_of(hook), room) {
+    match choose(&Kernel, hook_of(hook), room) {
         Some(verdict) => said.verdict(verdict),
         None => said.what = BEGINS,
     }
@@ -221,7 +275,12 @@ unsafe impl Wire for Ends {}
 
 #[inline(always)]
 fn into(skb: Skb, pod: &LocalPod) -> i32 {
-    match skb.store(0, &Ends { dst: pod.mac, src: pod.host_mac }) {
+    const {
+        assert!(offset_of!(LocalPod, mac) + 6 == offset_of!(LocalPod, host_mac) && size_of::<Ends>() == 12);
+    };
+    // SAFETY: both addresses, one behind the other, which is what `Ends` is; bytes have no alignment.
+    let ends = unsafe { &*addr_of!(pod.mac).cast::<Ends>() };
+    match skb.store(0, ends) {
         Some(()) => into_peer(pod.ifindex),
         None => SHOT,
     }
@@ -277,6 +336,44 @@ pub(super) fn checksum_of(proto: u8, part: &Part) -> Option<(u32, u64)> {
         berth_ebpf_decide::flow::UDP => Some((6, super::skb::ZERO_IS_NONE)),
         _ => None,
     }
+}
+
+/// Writes a packet's addresses and protocol, without ports. `src`: in the header that was read, with the destination's
+/// address behind it.
+#[inline(always)]
+pub(super) fn put_ends<A: Headers>(packet: &mut Packet<A>, src: *const A, proto: u8) {
+    const {
+        assert!(offset_of!(Tuple<A>, dst) == size_of::<A>());
+        assert!(offset_of!(Tuple<A>, src_port) + 2 == offset_of!(Tuple<A>, dst_port));
+        assert!(offset_of!(Tuple<A>, proto) + 1 == offset_of!(Tuple<A>, pad));
+    };
+    let tuple = &mut packet.tuple;
+    // SAFETY: both lie in this run's memory. Two ports are four bytes, and so are the protocol, which comes first in
+    // memory, and the padding.
+    unsafe {
+        A::take_pair(src, addr_of_mut!(tuple.src));
+        addr_of_mut!(tuple.src_port).cast::<u32>().write(0);
+        addr_of_mut!(tuple.proto).cast::<u32>().write(u32::from(proto).to_le());
+    }
+}
+
+/// Writes other ports, where they are others, into a transport header and its checksum.
+#[inline(always)]
+pub(super) fn rewrite_ports<A>(
+    skb: Skb,
+    transport: u32,
+    checksum: (u32, u64),
+    from: &Tuple<A>,
+    to: &Tuple<A>,
+) -> Option<()> {
+    if from.src_port == to.src_port && from.dst_port == to.dst_port {
+        return Some(());
+    }
+    let (offset, flags) = checksum;
+    let old = ports(from.src_port, from.dst_port);
+    let new = ports(to.src_port, to.dst_port);
+    skb.add_to_checksum(transport + offset, difference(old.complement(), new.sum()), flags)?;
+    skb.store(transport, &Ports { src: to.src_port, dst: to.dst_port })
 }
 
 /// The first byte after the Ethernet header.

@@ -1,7 +1,11 @@
 //! The tables of connections as kernel maps.
 
 use super::act::{Headers, Scratch, Work};
-use crate::{kernel::Kernel, maps};
+use crate::{
+    kernel::Kernel,
+    maps,
+    wide::{Wide, take_pod},
+};
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::generated::bpf_loop,
@@ -69,9 +73,9 @@ macro_rules! family {
             #[inline(always)]
             fn flow(&self, key: &Tuple<$addr>, into: &mut Flow<$addr>) -> bool {
                 let Some(at) = maps::$flow.get_ptr(key) else { return false };
-                // SAFETY: a value of this type until the run's end. An entry that the table evicts meanwhile may be
+                // SAFETY: a value of this type until the run's end, and a run's memory. An entry that the table evicts meanwhile may be
                 // read as another's: as with any table that is reused without waiting, the next packet reads right.
-                *into = unsafe { at.read() };
+                unsafe { <$addr>::take_flow(at, into) };
                 true
             }
 
@@ -115,6 +119,14 @@ macro_rules! family {
             fn pod(&self, addr: &$addr) -> Option<LocalPod> {
                 // SAFETY: as in `flow`; entries are not changed in place.
                 maps::$pod.get_ptr(addr).map(|at| unsafe { at.read() })
+            }
+
+            #[inline(always)]
+            fn take_pod(&self, addr: &$addr, into: &mut LocalPod) -> bool {
+                let Some(at) = maps::$pod.get_ptr(addr) else { return false };
+                // SAFETY: as above; and it is written to a run's memory, which is a map's.
+                unsafe { take_pod(at, into) };
+                true
             }
 
             #[inline(always)]

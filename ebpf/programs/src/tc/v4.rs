@@ -1,7 +1,7 @@
 //! IPv4 headers.
 
 use super::{
-    act::{Headers, NETWORK, Route, Work, checksum_of},
+    act::{Headers, NETWORK, Route, Work, checksum_of, put_ends, rewrite_ports},
     refuse::{self, Answer},
     skb::{PSEUDO, Skb, Wire},
     tables::{SCRATCH4, work},
@@ -12,6 +12,8 @@ use berth_ebpf_decide::flow::{
     checksum::{Summand, difference, fold16, fold32, ports, replace},
     reverse,
 };
+
+use core::ptr::addr_of;
 
 /// `IPPROTO_ICMP`.
 const ICMP: u8 = 1;
@@ -150,7 +152,7 @@ impl Headers for V4 {
     }
 
     #[inline(always)]
-    fn parse(skb: Skb, packet: &mut Packet<V4>, view: &mut View) -> Option<()> {
+    fn parse(skb: Skb, packet: &mut Packet<V4>, view: &mut View) -> Option<bool> {
         skb.load_into(NETWORK, &mut view.ip)?;
         let ip = &view.ip;
         if ip.version >> 4 != 4 || ip.version & 15 < 5 {
@@ -158,14 +160,14 @@ impl Headers for V4 {
         }
         let transport = NETWORK + ip.len();
         view.transport = transport;
-        packet.tuple = ip.tuple();
+        put_ends(packet, addr_of!(ip.src), ip.proto);
         packet.tcp_flags = 0;
         packet.part = Part::Whole;
         packet.ifindex = skb.ifindex();
         let fragment = u16::from_be(ip.fragment);
         if fragment & OFFSET != 0 {
             packet.part = Part::Later(u32::from(ip.id));
-            return Some(());
+            return Some(false);
         }
         if fragment & MORE != 0 {
             packet.part = Part::First(u32::from(ip.id));
@@ -183,22 +185,27 @@ impl Headers for V4 {
             let head: Ports = skb.load(transport)?;
             let [kind, _] = head.src.to_ne_bytes();
             // Destination unreachable, time exceeded, parameter problem.
-            if kind == 3 || kind == 11 || kind == 12 {
-                skb.load_into(transport + 8, &mut view.inner)?;
-                let inner = &view.inner;
-                if inner.version >> 4 != 4
-                    || inner.version & 15 < 5
-                    || u16::from_be(inner.fragment) & OFFSET != 0
-                    || (inner.proto != TCP && inner.proto != UDP)
-                {
-                    return None;
-                }
-                let ports: Ports = skb.load(transport + 8 + inner.len())?;
-                let quoted = Tuple { src_port: ports.src, dst_port: ports.dst, ..inner.tuple() };
-                packet.tuple = reverse(&quoted);
-                packet.part = Part::Error;
-            }
+            return Some(kind == 3 || kind == 11 || kind == 12);
         }
+        Some(false)
+    }
+
+    #[inline(always)]
+    fn parse_quoted(skb: Skb, packet: &mut Packet<V4>, view: &mut View) -> Option<()> {
+        let quote = view.transport + 8;
+        skb.load_into(quote, &mut view.inner)?;
+        let inner = &view.inner;
+        if inner.version >> 4 != 4
+            || inner.version & 15 < 5
+            || u16::from_be(inner.fragment) & OFFSET != 0
+            || (inner.proto != TCP && inner.proto != UDP)
+        {
+            return None;
+        }
+        let ports: Ports = skb.load(quote + inner.len())?;
+        let quoted = Tuple { src_port: ports.src, dst_port: ports.dst, ..inner.tuple() };
+        packet.tuple = reverse(&quoted);
+        packet.part = Part::Error;
         Some(())
     }
 
@@ -211,13 +218,7 @@ impl Headers for V4 {
         let old = ip.src.complement() + ip.dst.complement();
         let new = to.src.sum() + to.dst.sum();
         skb.add_to_checksum(view.transport + offset, difference(old, new), flags | PSEUDO)?;
-        if from.src_port != to.src_port || from.dst_port != to.dst_port {
-            let old = ports(from.src_port, from.dst_port);
-            let new = ports(to.src_port, to.dst_port);
-            skb.add_to_checksum(view.transport + offset, difference(old.complement(), new.sum()), flags)?;
-            skb.store(view.transport, &Ports { src: to.src_port, dst: to.dst_port })?;
-        }
-        Some(())
+        rewrite_ports(skb, view.transport, (offset, flags), from, to)
     }
 
     #[inline(always)]

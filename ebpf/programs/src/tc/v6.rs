@@ -2,7 +2,7 @@
 //! protocol without ports, which no Service has.
 
 use super::{
-    act::{Headers, NETWORK, Route, Work, checksum_of},
+    act::{Headers, NETWORK, Route, Work, checksum_of, put_ends, rewrite_ports},
     refuse::{self, Answer, ICMP6},
     skb::{Skb, Wire},
     tables::{SCRATCH6, work},
@@ -14,6 +14,8 @@ use berth_ebpf_decide::flow::{
     checksum::{Summand, difference, ports},
     reverse,
 };
+
+use core::{mem::offset_of, ptr::addr_of};
 
 /// `NEXTHDR_FRAGMENT`.
 const FRAGMENT: u8 = 44;
@@ -90,7 +92,9 @@ impl Ip {
             }
             skb.store(NETWORK + 7, &(self.hops - 1))?;
         }
-        skb.store(NETWORK + 8, &Addresses { src: to.src, dst: to.dst })
+        const { assert!(offset_of!(Tuple<V6>, src) == 0 && offset_of!(Tuple<V6>, dst) == 16) };
+        // SAFETY: a tuple begins with both.
+        skb.store(NETWORK + 8, unsafe { &*addr_of!(*to).cast::<Addresses>() })
     }
 
     /// The sum of an answer's pseudo header: the addresses swapped have the same.
@@ -123,14 +127,14 @@ impl Headers for V6 {
     }
 
     #[inline(always)]
-    fn parse(skb: Skb, packet: &mut Packet<V6>, view: &mut View) -> Option<()> {
+    fn parse(skb: Skb, packet: &mut Packet<V6>, view: &mut View) -> Option<bool> {
         skb.load_into(NETWORK, &mut view.ip)?;
         let ip = &view.ip;
         if !ip.is_six() {
             return None;
         }
         view.transport = NETWORK + LEN;
-        packet.tuple = ip.tuple();
+        put_ends(packet, addr_of!(ip.src), ip.proto);
         packet.tcp_flags = 0;
         packet.part = Part::Whole;
         packet.ifindex = skb.ifindex();
@@ -141,7 +145,7 @@ impl Headers for V6 {
             let place = u16::from_be(fragment.place);
             if place & OFFSET != 0 {
                 packet.part = Part::Later(fragment.id);
-                return Some(());
+                return Some(false);
             }
             if place & MORE != 0 {
                 packet.part = Part::First(fragment.id);
@@ -165,17 +169,22 @@ impl Headers for V6 {
                 return None;
             }
             // Unreachable, too big, time exceeded, parameter problem.
-            if kind >= 1 && kind <= 4 {
-                let inner: Ip = skb.load(view.transport + 8)?;
-                if !inner.is_six() || (inner.proto != TCP && inner.proto != UDP) {
-                    return None;
-                }
-                let ports: Ports = skb.load(view.transport + 8 + LEN)?;
-                let quoted = Tuple { src_port: ports.src, dst_port: ports.dst, ..inner.tuple() };
-                packet.tuple = reverse(&quoted);
-                packet.part = Part::Error;
-            }
+            return Some(kind >= 1 && kind <= 4);
         }
+        Some(false)
+    }
+
+    #[inline(always)]
+    fn parse_quoted(skb: Skb, packet: &mut Packet<V6>, view: &mut View) -> Option<()> {
+        let quote = view.transport + 8;
+        let inner: Ip = skb.load(quote)?;
+        if !inner.is_six() || (inner.proto != TCP && inner.proto != UDP) {
+            return None;
+        }
+        let ports: Ports = skb.load(quote + LEN)?;
+        let quoted = Tuple { src_port: ports.src, dst_port: ports.dst, ..inner.tuple() };
+        packet.tuple = reverse(&quoted);
+        packet.part = Part::Error;
         Some(())
     }
 
@@ -187,13 +196,7 @@ impl Headers for V6 {
         let old = from.src.complement() + from.dst.complement();
         let new = to.src.sum() + to.dst.sum();
         skb.add_to_checksum6(view.transport + offset, difference(old, new), flags)?;
-        if from.src_port != to.src_port || from.dst_port != to.dst_port {
-            let old = ports(from.src_port, from.dst_port);
-            let new = ports(to.src_port, to.dst_port);
-            skb.add_to_checksum(view.transport + offset, difference(old.complement(), new.sum()), flags)?;
-            skb.store(view.transport, &Ports { src: to.src_port, dst: to.dst_port })?;
-        }
-        Some(())
+        rewrite_ports(skb, view.transport, (offset, flags), from, to)
     }
 
     #[inline(always)]
