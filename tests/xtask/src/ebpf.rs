@@ -35,6 +35,23 @@ pub(crate) struct Args {
     check: bool,
 }
 
+/// What is lacking to build the programs without installing anything; nothing where all is there.
+pub(crate) fn lacking() -> Result<Option<String>> {
+    let Ok(rust) = Rust::find() else { return Ok(Some(format!("rustc is not {RUSTC}"))) };
+    if !rust.library().join("core/Cargo.toml").is_file() {
+        return Ok(Some("rust-src is not installed".into()));
+    }
+    if !is_linker(&linker_root()?) {
+        return Ok(Some(format!("bpf-linker {BPF_LINKER} is not installed")));
+    }
+    Ok(None)
+}
+
+/// The run of the tests' own: `Ok(false)` where the committed object is not what the sources make.
+pub(crate) fn check() -> Result<bool> {
+    run(&Args { check: true })
+}
+
 /// Runs; `Ok(false)` where the committed object is another.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let rust = Rust::find()?;
@@ -174,12 +191,22 @@ fn archive_in(text: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// Where the linker is installed.
+fn linker_root() -> Result<PathBuf> {
+    Ok(tools::cache()?.join("tools/bpf-linker"))
+}
+
+/// Whether it is, in the version wanted.
+fn is_linker(root: &Path) -> bool {
+    let version = text(Command::new(root.join("bin/bpf-linker")).arg("--version")).unwrap_or_default();
+    version.split_whitespace().nth(1) == Some(BPF_LINKER)
+}
+
 /// The linker's directory.
 fn linker() -> Result<PathBuf> {
-    let root = tools::cache()?.join("tools/bpf-linker");
+    let root = linker_root()?;
     let dir = root.join("bin");
-    let version = text(Command::new(dir.join("bpf-linker")).arg("--version")).unwrap_or_default();
-    if version.split_whitespace().nth(1) == Some(BPF_LINKER) {
+    if is_linker(&root) {
         return Ok(dir);
     }
     out::timed("cargo install bpf-linker, a few minutes the first time", || {
