@@ -258,7 +258,7 @@ async fn describe_pod(roots: &Roots, args: &NamedArgs) -> Result<(), Error> {
     let Some(view) = shown.pop() else {
         return Err(Error::NotFound(format!("no pod is named {:?}", args.name)));
     };
-    let events: Vec<_> = events.into_iter().filter(|e| e.uid == view.uid).collect();
+    let events: Vec<_> = events.into_iter().filter(|e| e.involved.is_pod(&view.uid)).collect();
     match args.output {
         Output::Table => out::put(&describe::page(&view, &events, offline.as_ref(), clock::wall())),
         Output::Json => {
@@ -295,7 +295,7 @@ async fn show_events(roots: &Roots, args: &EventsArgs) -> Result<(), Error> {
     let State { pods, mut events, .. } = known(roots, true).await?;
     if let Some(name) = &args.name {
         let (shown, _) = narrow(pods, Some(name))?;
-        events.retain(|e| shown.iter().any(|p| p.uid == e.uid));
+        events.retain(|e| shown.iter().any(|p| e.involved.is_pod(&p.uid)));
     }
     match args.output {
         Output::Table => put_table(events::table(&events, clock::wall()), "No events."),

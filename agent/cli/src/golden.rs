@@ -106,7 +106,7 @@ fn descriptions() {
     let Known { pods, events, .. } = known();
     let offline = state(true).offline;
     for view in &pods {
-        let events: Vec<_> = events.iter().filter(|e| e.uid == view.uid).cloned().collect();
+        let events: Vec<_> = events.iter().filter(|e| e.involved.is_pod(&view.uid)).cloned().collect();
         let offline = offline.as_ref().filter(|_| view.key.name.as_str() == "crash");
         check(&format!("describe-{}.txt", view.key.name), &describe::page(view, &events, offline, NOW));
     }

@@ -1,7 +1,12 @@
-//! What happened to a pod, in Kubernetes' words (`core/v1` Event reasons of `pkg/kubelet/events/event.go`).
+//! What happened to a pod or a Service, in Kubernetes' words (`core/v1` Event; for pods with the reasons of
+//! `pkg/kubelet/events/event.go`).
 
-use crate::ids::{ContainerName, PodKey, PodUid};
+use crate::{
+    ids::{ContainerName, PodKey, PodUid},
+    time::Wall,
+};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// `type` of an Event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -12,7 +17,7 @@ pub enum EventKind {
     Warning,
 }
 
-/// One event about a pod or one of its containers; the shell adds the time.
+/// One event about a pod, one of its containers or a Service; the shell adds the time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Event {
     /// Normal or Warning.
@@ -43,19 +48,155 @@ impl Event {
     }
 }
 
+/// `involvedObject`: whom an event is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
+pub enum Involved {
+    /// A pod.
+    Pod {
+        /// Its names.
+        key: PodKey,
+        /// Its UID.
+        uid: PodUid,
+    },
+    /// A Service.
+    Service {
+        /// Its names.
+        key: PodKey,
+        /// Its `metadata.uid`.
+        uid: Arc<str>,
+    },
+}
+
+impl Involved {
+    /// Namespace and name.
+    pub fn key(&self) -> &PodKey {
+        match self {
+            Involved::Pod { key, .. } | Involved::Service { key, .. } => key,
+        }
+    }
+
+    /// `metadata.uid`.
+    pub fn uid(&self) -> &str {
+        match self {
+            Involved::Pod { uid, .. } => uid.as_str(),
+            Involved::Service { uid, .. } => uid,
+        }
+    }
+
+    /// `kind`; `apiVersion` is `v1`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Involved::Pod { .. } => "Pod",
+            Involved::Service { .. } => "Service",
+        }
+    }
+
+    /// `source.component` of its events: who tells them on a node of Kubernetes.
+    pub fn component(&self) -> &'static str {
+        match self {
+            Involved::Pod { .. } => "kubelet",
+            Involved::Service { .. } => "kube-proxy",
+        }
+    }
+
+    /// Whether it is that pod.
+    pub fn is_pod(&self, pod: &PodUid) -> bool {
+        matches!(self, Involved::Pod { uid, .. } if uid == pod)
+    }
+}
+
+/// The kinds as they are written; a reader who does not know them takes any for a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+enum Kind {
+    #[default]
+    Pod,
+    Service,
+}
+
+impl Kind {
+    fn is_pod(&self) -> bool {
+        *self == Kind::Pod
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Written {
+    #[serde(default, skip_serializing_if = "Kind::is_pod")]
+    kind: Kind,
+    pod: PodKey,
+    uid: Arc<str>,
+}
+
+impl From<Involved> for Written {
+    fn from(involved: Involved) -> Written {
+        match involved {
+            Involved::Pod { key, uid } => Written { kind: Kind::Pod, pod: key, uid: uid.as_str().into() },
+            Involved::Service { key, uid } => Written { kind: Kind::Service, pod: key, uid },
+        }
+    }
+}
+
+impl TryFrom<Written> for Involved {
+    type Error = crate::ids::IdError;
+    fn try_from(Written { kind, pod: key, uid }: Written) -> Result<Involved, Self::Error> {
+        Ok(match kind {
+            Kind::Pod => Involved::Pod { key, uid: PodUid::new(&*uid)? },
+            Kind::Service => Involved::Service { key, uid },
+        })
+    }
+}
+
 /// An event as it is kept and shown: whom it is about, when, how often.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
-    /// The pod's names.
-    pub pod: PodKey,
-    /// The pod's UID.
-    pub uid: PodUid,
+    /// Whom it is about.
+    #[serde(flatten)]
+    pub involved: Involved,
     /// What happened.
     pub event: Event,
     /// First time it happened.
-    pub first: crate::time::Wall,
+    pub first: Wall,
     /// Last time it happened.
-    pub last: crate::time::Wall,
+    pub last: Wall,
     /// How often.
     pub count: u32,
+}
+
+impl EventRecord {
+    /// It happened once.
+    pub fn once(involved: Involved, event: Event, at: Wall) -> EventRecord {
+        EventRecord { involved, event, first: at, last: at, count: 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Namespace, PodName};
+
+    #[test]
+    fn a_pods_record_is_written_as_ever_and_a_services_says_its_kind() {
+        let key = PodKey { namespace: Namespace::new("n").unwrap(), name: PodName::new("web").unwrap() };
+        let event = || Event::warning("R", "m");
+        let pod = Involved::Pod { key: key.clone(), uid: PodUid::new("u-1").unwrap() };
+        let service = Involved::Service { key, uid: "u-2".into() };
+        for (involved, kind, component, front) in [
+            (pod, "Pod", "kubelet", r#"{"pod":{"namespace":"n","name":"web"},"uid":"u-1","event":"#),
+            (
+                service,
+                "Service",
+                "kube-proxy",
+                r#"{"kind":"Service","pod":{"namespace":"n","name":"web"},"uid":"u-2","event":"#,
+            ),
+        ] {
+            assert_eq!((involved.kind(), involved.component()), (kind, component));
+            let record = EventRecord::once(involved, event(), Wall(3));
+            let text = serde_json::to_string(&record).unwrap();
+            assert!(text.starts_with(front), "{text}");
+            assert_eq!(serde_json::from_str::<EventRecord>(&text).unwrap(), record);
+        }
+        let torn = r#"{"pod":{"namespace":"n","name":"web"},"uid":"../u"}"#;
+        assert!(serde_json::from_str::<Involved>(torn).is_err());
+    }
 }

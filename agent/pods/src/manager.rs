@@ -17,7 +17,7 @@ use crate::{
     worker::{self, Beginning, Letter, Start},
 };
 use berth_core::{
-    event::{Event, EventRecord},
+    event::{Event, EventRecord, Involved},
     ids::PodUid,
     model::{Objects, Pod},
     plan::{Desired, Failure, Memory},
@@ -422,14 +422,9 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         let why = self.hands.admit(pod, &others).err()?;
         tracing::warn!(pod = %pod.key, uid = %pod.uid, reason = why.reason, why = why.message, "not taken on");
         let now = self.hands.now().wall;
-        self.reports.event(EventRecord {
-            pod: pod.key.clone(),
-            uid: pod.uid.clone(),
-            event: Event::warning(&why.reason, why.message.clone()),
-            first: now,
-            last: now,
-            count: 1,
-        });
+        let involved = Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() };
+        let event = Event::warning(&why.reason, why.message.clone());
+        self.reports.event(EventRecord::once(involved, event, now));
         Some(Memory::of_refused(why))
     }
 

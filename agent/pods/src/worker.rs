@@ -18,7 +18,7 @@ use crate::{
     waiting,
 };
 use berth_core::{
-    event::{Event, EventKind, EventRecord},
+    event::{Event, EventKind, EventRecord, Involved},
     ids::ContainerId,
     model::{Objects, Pod},
     plan::{Action, Desired, Exit, Fact, Failure, Memory, Observed, Plan, learn, plan},
@@ -524,14 +524,8 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         if event.kind == EventKind::Warning {
             tracing::info!(pod = %pod.key, reason = event.reason, message = event.message, "event");
         }
-        self.reports.event(EventRecord {
-            pod: pod.key.clone(),
-            uid: pod.uid.clone(),
-            event,
-            first: at,
-            last: at,
-            count: 1,
-        });
+        let involved = Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() };
+        self.reports.event(EventRecord::once(involved, event, at));
     }
 
     /// Tells what is remembered of the pod, once.

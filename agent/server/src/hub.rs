@@ -10,7 +10,7 @@ use berth_api::{
     view::PodView,
 };
 use berth_core::{
-    event::{EventKind, EventRecord},
+    event::{EventKind, EventRecord, Involved},
     ids::{PodKey, PodUid},
 };
 use std::{
@@ -25,7 +25,7 @@ pub const QUEUE: usize = 4096;
 /// Events kept in all.
 pub const EVENTS: usize = 1000;
 
-/// Events kept of one pod.
+/// Events kept of one pod or Service.
 pub const EVENTS_OF_POD: usize = 32;
 
 /// A pod as published.
@@ -126,12 +126,14 @@ impl Hub {
         }
     }
 
-    /// Something happened to a pod. The same again within what is kept is counted.
+    /// Something happened to a pod or a Service. The same again within what is kept is counted.
     pub fn event(&self, event: EventRecord) {
-        let (uid, key) = (event.uid.clone(), event.pod.clone());
+        let involved = event.involved.clone();
         let mut state = lock(&self.0);
         aggregate(&mut state.events, event);
-        if state.pods.contains_key(&uid) {
+        if let Involved::Pod { key, uid } = involved
+            && state.pods.contains_key(&uid)
+        {
             state.tell(&uid, &key, false);
         }
     }
@@ -146,9 +148,9 @@ impl Hub {
         lock(&self.0).pods.values().cloned().collect()
     }
 
-    /// What happened, to one pod or to all, oldest first.
+    /// What happened, to one pod or to all and to Services, oldest first.
     pub fn events(&self, of: Option<&PodUid>) -> Vec<EventRecord> {
-        lock(&self.0).events.iter().filter(|e| of.is_none_or(|u| *u == e.uid)).cloned().collect()
+        lock(&self.0).events.iter().filter(|e| of.is_none_or(|u| e.involved.is_pod(u))).cloned().collect()
     }
 
     /// The last events of type Warning, at most so many, oldest first.
@@ -197,14 +199,15 @@ impl Queue {
 
 /// Adds an event; the same event again is counted instead. The newest stands last.
 fn aggregate(events: &mut VecDeque<EventRecord>, mut event: EventRecord) {
-    let same = |e: &EventRecord| e.uid == event.uid && e.event == event.event;
+    let of = |e: &EventRecord| e.involved.uid() == event.involved.uid();
+    let same = |e: &EventRecord| of(e) && e.event == event.event;
     if let Some(at) = events.iter().rposition(same)
         && let Some(before) = events.remove(at)
     {
         event.first = before.first;
         event.count = before.count.saturating_add(event.count);
-    } else if events.iter().filter(|e| e.uid == event.uid).count() >= EVENTS_OF_POD {
-        if let Some(oldest) = events.iter().position(|e| e.uid == event.uid) {
+    } else if events.iter().filter(|e| of(e)).count() >= EVENTS_OF_POD {
+        if let Some(oldest) = events.iter().position(of) {
             events.remove(oldest);
         }
     } else if events.len() >= EVENTS {
@@ -275,7 +278,7 @@ mod tests {
     fn event(n: usize, message: &str, at: i64) -> EventRecord {
         let v = view(n);
         let event = Event::warning("Unhealthy", message);
-        EventRecord { pod: v.key, uid: v.uid, event, first: Wall(at), last: Wall(at), count: 1 }
+        EventRecord::once(Involved::Pod { key: v.key, uid: v.uid }, event, Wall(at))
     }
 
     fn drain(s: &Subscription) -> Vec<String> {
@@ -340,7 +343,7 @@ mod tests {
         }
         assert_eq!(hub.events(None).len(), EVENTS);
         assert_eq!(hub.warnings(3).len(), 3);
-        assert_eq!(hub.warnings(1)[0].uid.as_str(), format!("u{}", 2 * EVENTS + 9));
+        assert_eq!(hub.warnings(1)[0].involved.uid(), format!("u{}", 2 * EVENTS + 9));
     }
 
     #[test]
@@ -358,5 +361,21 @@ mod tests {
         drop(hub.subscribe(Interest::Pods));
         hub.publish(view(1));
         assert!(lock(&hub.0).subscribers.is_empty());
+    }
+
+    #[test]
+    fn a_services_events_are_kept_with_the_pods_and_wake_nobody_who_looks_at_pods() {
+        let hub = Hub::default();
+        hub.publish(view(1));
+        let s = hub.subscribe(Interest::PodsAndEvents);
+        for at in [1, 2] {
+            // By the same UID as a pod's, even.
+            let involved = Involved::Service { key: view(1).key, uid: "u1".into() };
+            hub.event(EventRecord::once(involved, Event::warning("NotCarried", "m"), Wall(at)));
+        }
+        assert_eq!(drain(&s), Vec::<String>::new());
+        assert!(hub.events(Some(&view(1).uid)).is_empty());
+        let [kept] = hub.events(None).try_into().unwrap();
+        assert_eq!((kept.count, kept.first, kept.last), (2, Wall(1), Wall(2)));
     }
 }

@@ -9,7 +9,7 @@ use berth_api::{
     view::{Health, ImageView, NodeView, PodView},
 };
 use berth_core::{
-    event::{Event, EventRecord},
+    event::{Event, EventRecord, Involved},
     ids::NodeName,
     roots::Roots,
     time::Wall,
@@ -180,14 +180,8 @@ async fn every_question_has_its_answer_on_one_connection() {
     assert!(matches!(refused, berth_api::Error::Refused { code: ErrorCode::Unavailable, .. }));
     let imported = client.ask(&Request::ImportImage { path: "/a".into() }, SOON).await.unwrap();
     assert_eq!(imported, Reply::Imported { names: vec!["/a".into()] });
-    let event = EventRecord {
-        pod: pod(1).key,
-        uid: pod(1).uid,
-        event: Event::normal("Started", "m"),
-        first: Wall(1),
-        last: Wall(1),
-        count: 1,
-    };
+    let involved = Involved::Pod { key: pod(1).key, uid: pod(1).uid };
+    let event = EventRecord::once(involved, Event::normal("Started", "m"), Wall(1));
     node.hub.event(event.clone());
     let events = client.ask(&Request::Events { pod: None }, SOON).await.unwrap();
     assert_eq!(events, Reply::Events { events: vec![event] });
@@ -385,8 +379,8 @@ async fn the_files_follow_and_leftovers_are_swept() {
     hub.publish(pod(2));
     shown(vec![(pod(1), 0), (pod(2), 0)]).await;
     let event = Event::warning("BackOff", "m");
-    let (uid, key) = (pod(2).uid, pod(2).key);
-    hub.event(EventRecord { pod: key, uid, event, first: Wall(1), last: Wall(1), count: 1 });
+    let involved = Involved::Pod { key: pod(2).key, uid: pod(2).uid };
+    hub.event(EventRecord::once(involved, event, Wall(1)));
     hub.remove(&pod(1).uid);
     shown(vec![(pod(2), 1)]).await;
     assert_eq!(files::read_pods(&roots).unwrap().1.len(), 1, "the torn file is told");

@@ -59,10 +59,10 @@ pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node_ips: &[IpAddr
 
 /// The event as a `v1.Event`. Its name is a function of what it is about, so that the same record has one name.
 pub fn event_object(record: &EventRecord) -> Value {
-    let event = &record.event;
+    let (event, key) = (&record.event, record.involved.key());
     let mut hash = Sha256::new();
     for part in [
-        record.uid.as_str(),
+        record.involved.uid(),
         &event.reason,
         &event.message,
         event.container.as_ref().map_or("", |c| c.as_str()),
@@ -74,18 +74,18 @@ pub fn event_object(record: &EventRecord) -> Value {
     let suffix: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
     let mut involved = Map::new();
     involved.insert("apiVersion".to_owned(), "v1".into());
-    involved.insert("kind".to_owned(), "Pod".into());
-    involved.insert("namespace".to_owned(), record.pod.namespace.as_str().into());
-    involved.insert("name".to_owned(), record.pod.name.as_str().into());
-    involved.insert("uid".to_owned(), record.uid.as_str().into());
+    involved.insert("kind".to_owned(), record.involved.kind().into());
+    involved.insert("namespace".to_owned(), key.namespace.as_str().into());
+    involved.insert("name".to_owned(), key.name.as_str().into());
+    involved.insert("uid".to_owned(), record.involved.uid().into());
     let field_path = event.container.as_ref().map(|c| Value::from(format!("spec.containers{{{c}}}")));
     put(&mut involved, "fieldPath", field_path);
     json!({
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {
-            "name": format!("{}.{suffix}", record.pod.name),
-            "namespace": record.pod.namespace.as_str(),
+            "name": format!("{}.{suffix}", key.name),
+            "namespace": key.namespace.as_str(),
             "creationTimestamp": time(record.first),
         },
         "involvedObject": involved,
@@ -98,8 +98,8 @@ pub fn event_object(record: &EventRecord) -> Value {
         "firstTimestamp": time(record.first),
         "lastTimestamp": time(record.last),
         "count": record.count,
-        "source": { "component": "kubelet" },
-        "reportingComponent": "kubelet",
+        "source": { "component": record.involved.component() },
+        "reportingComponent": record.involved.component(),
         "reportingInstance": "",
     })
 }

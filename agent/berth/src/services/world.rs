@@ -5,12 +5,13 @@ use crate::{board::Board, sources::Latest};
 use anyhow::Context as _;
 use berth_api::services::{NamedPort, ServicesFile, file};
 use berth_core::{
+    event::{Event, EventRecord, Involved},
     ids::PodUid,
     model::{EndpointSlice, Service},
     roots::Roots,
 };
 use berth_dns::{PodNames, Publisher, build};
-use berth_pods::node::NodeHands;
+use berth_pods::{Reports as _, node::NodeHands};
 use berth_services::{Cause, Edit, Edits, Named, Node, Notice, SeenPod};
 use berth_source::{
     Snapshot,
@@ -134,6 +135,9 @@ impl Node for World {
 
     fn tell(&mut self, notice: &Notice) {
         tracing::warn!(service = %notice.service, reason = notice.why.reason(), "{}", notice.why);
+        let involved = Involved::Service { key: notice.service.clone(), uid: Arc::clone(&notice.uid) };
+        let event = Event::warning(notice.why.reason(), notice.why.to_string());
+        self.board.event(EventRecord::once(involved, event, clock::wall()));
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     time,
 };
 use berth_core::{
-    event::{EventKind, EventRecord},
+    event::{EventKind, EventRecord, Involved},
     time::Wall,
 };
 use serde_json::{Value, json};
@@ -22,9 +22,12 @@ pub(crate) fn line(e: &EventRecord, now: Wall) -> String {
 }
 
 fn object(e: &EventRecord) -> String {
-    match &e.event.container {
-        Some(container) => format!("{}/{container}", e.pod),
-        None => e.pod.to_string(),
+    let key = e.involved.key();
+    match (&e.involved, &e.event.container) {
+        (Involved::Pod { .. }, Some(container)) => format!("{key}/{container}"),
+        (Involved::Pod { .. }, None) => key.to_string(),
+        // What has no kind is a pod.
+        (Involved::Service { .. }, _) => format!("service {key}"),
     }
 }
 
@@ -56,9 +59,10 @@ pub(crate) fn json(events: &[EventRecord]) -> Vec<Value> {
     events
         .iter()
         .map(|e| {
+            let key = e.involved.key();
             let mut involved = json!({
-                "apiVersion": "v1", "kind": "Pod",
-                "namespace": e.pod.namespace, "name": e.pod.name, "uid": e.uid,
+                "apiVersion": "v1", "kind": e.involved.kind(),
+                "namespace": key.namespace, "name": key.name, "uid": e.involved.uid(),
             });
             if let (Some(container), Some(fields)) = (&e.event.container, involved.as_object_mut()) {
                 fields.insert("fieldPath".to_owned(), format!("spec.containers{{{container}}}").into());
@@ -66,17 +70,17 @@ pub(crate) fn json(events: &[EventRecord]) -> Vec<Value> {
             json!({
                 "apiVersion": "v1", "kind": "Event",
                 "metadata": {
-                    "namespace": e.pod.namespace,
-                    // The nanosecond in which it was first told sets it apart from the others of its pod.
-                    "name": format!("{}.{:x}", e.pod.name, e.first.0),
+                    "namespace": key.namespace,
+                    // The nanosecond in which it was first told sets it apart from the others of its object.
+                    "name": format!("{}.{:x}", key.name, e.first.0),
                     "creationTimestamp": time::stamp(e.first),
                 },
                 "involvedObject": involved,
                 "type": kind(e), "reason": e.event.reason, "message": e.event.message,
                 "firstTimestamp": time::stamp(e.first), "lastTimestamp": time::stamp(e.last),
                 "count": e.count,
-                "source": { "component": "kubelet" },
-                "reportingComponent": "kubelet", "reportingInstance": "",
+                "source": { "component": e.involved.component() },
+                "reportingComponent": e.involved.component(), "reportingInstance": "",
             })
         })
         .collect()

@@ -3,7 +3,7 @@
 use crate::agent::{Node, Ran, until};
 use berth_api::{message::Size, view::PodView};
 use berth_core::{
-    event::{Event, EventRecord},
+    event::{Event, EventRecord, Involved},
     time::Wall,
 };
 use nix::{
@@ -132,8 +132,7 @@ fn living() {
     node.run(&["image", "import", "/nowhere"]).is(1, "", "find /nowhere: No such file");
     let view = pod("web", true, None);
     node.hub.event(EventRecord {
-        pod: view.key,
-        uid: view.uid,
+        involved: Involved::Pod { key: view.key, uid: view.uid },
         event: Event::warning("BackOff", "rests"),
         first: Wall(1),
         last: Wall(2),

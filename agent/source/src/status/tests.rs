@@ -3,7 +3,7 @@
 use super::*;
 use crate::manifest::{Context, Mode, parse_pod};
 use berth_core::{
-    event::Event,
+    event::{Event, Involved},
     ids::{ContainerId, ContainerName, NodeName},
 };
 
@@ -140,8 +140,7 @@ fn an_event_has_the_shape_that_the_api_type_reads() {
     let (_, pod, _) = sample();
     let container = ContainerName::new("app").unwrap();
     let record = EventRecord {
-        pod: pod.key.clone(),
-        uid: pod.uid.clone(),
+        involved: Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() },
         event: Event::warning("Unhealthy", "Liveness probe failed: 500").of(&container),
         first: at(1_700_000_000),
         last: at(1_700_000_060),
@@ -157,4 +156,11 @@ fn an_event_has_the_shape_that_the_api_type_reads() {
     assert_eq!(object["metadata"]["name"], event_object(&record)["metadata"]["name"]);
     let later = EventRecord { first: at(1_700_000_001), ..record };
     assert_ne!(object["metadata"]["name"], event_object(&later)["metadata"]["name"]);
+    let service = Involved::Service { key: pod.key.clone(), uid: "u-2".into() };
+    let object = event_object(&EventRecord::once(service, Event::warning("NotCarried", "m"), at(1)));
+    assert_eq!(
+        (&object["involvedObject"]["kind"], &object["involvedObject"]["uid"]),
+        (&json!("Service"), &json!("u-2"))
+    );
+    assert_eq!(object["source"]["component"], "kube-proxy");
 }

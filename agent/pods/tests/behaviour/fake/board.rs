@@ -60,7 +60,7 @@ impl Board {
 
     pub fn reasons(&self, pod: &PodUid) -> Vec<String> {
         let told = self.told();
-        told.events.iter().filter(|e| &e.uid == pod).map(|e| e.event.reason.clone()).collect()
+        told.events.iter().filter(|e| e.involved.is_pod(pod)).map(|e| e.event.reason.clone()).collect()
     }
 
     fn bumped(&self) {
