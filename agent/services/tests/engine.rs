@@ -76,7 +76,7 @@ fn published(world: &World) -> (usize, usize) {
 #[test]
 fn nothing_is_written_before_all_is_known() {
     let world = World::default();
-    world.state().services = vec![selecting("web", "10.96.0.1", "a")];
+    world.state().services = Arc::new(vec![selecting("web", "10.96.0.1", "a")]);
     world.state().wanted = vec![uid("a")];
     let mut engine = engine(&world);
     engine.round();
@@ -100,11 +100,11 @@ fn a_change_is_followed_alone() {
     let world = listed();
     for n in 0..50 {
         let (name, address) = (format!("s{n}"), format!("10.96.0.{n}"));
-        world.state().services.push(web(&name, &address));
-        world.state().slices.push(behind(&name, &["10.1.0.1", "10.1.0.2"]));
+        Arc::make_mut(&mut world.state().services).push(web(&name, &address));
+        Arc::make_mut(&mut world.state().slices).push(behind(&name, &["10.1.0.1", "10.1.0.2"]));
     }
     for n in 0..20 {
-        world.state().services.push(selecting(
+        Arc::make_mut(&mut world.state().services).push(selecting(
             &format!("p{n}"),
             &format!("10.96.1.{n}"),
             &format!("app{}", n % 10),
@@ -122,7 +122,7 @@ fn a_change_is_followed_alone() {
     assert_eq!(world.state().written, written, "nothing changed");
     assert_eq!(world.state().looked_at, 20, "nothing changed");
 
-    world.state().slices[7] = behind("s7", &["10.1.0.1"]);
+    Arc::make_mut(&mut world.state().slices)[7] = behind("s7", &["10.1.0.1"]);
     engine.round();
     assert_eq!(world.state().written, written + 1, "one value");
     assert_eq!(backends(&world, "10.96.0.7"), Some(1));
@@ -143,7 +143,7 @@ fn a_change_is_followed_alone() {
     assert_eq!((state.zones, state.files), (1, 1), "no name follows from any of this");
     drop(state);
 
-    world.state().services.remove(7);
+    Arc::make_mut(&mut world.state().services).remove(7);
     engine.round();
     assert_eq!(backends(&world, "10.96.0.7"), None);
     rounds(&mut engine, &world, |w| published(w) == (2, 2));
@@ -154,25 +154,25 @@ fn a_headless_services_endpoints_are_names() {
     let world = listed();
     let mut headless = service("db", "10.96.0.1", &[("", Protocol::Tcp, 80, None)]);
     (headless.headless, headless.cluster_ips) = (true, Vec::new());
-    world.state().services = vec![Arc::new(headless)];
+    world.state().services = Arc::new(vec![Arc::new(headless)]);
     let mut engine = engine(&world);
     rounds(&mut engine, &world, |w| w.state().zones == 1);
-    world.state().slices = vec![behind("db", &["10.1.0.1"])];
+    world.state().slices = Arc::new(vec![behind("db", &["10.1.0.1"])]);
     rounds(&mut engine, &world, |w| w.state().zones == 2);
-    world.state().slices.clear();
+    Arc::make_mut(&mut world.state().slices).clear();
     rounds(&mut engine, &world, |w| w.state().zones == 3);
 }
 
 #[test]
 fn what_a_source_does_not_list_stays() {
     let world = listed();
-    world.state().services = vec![web("a", "10.96.0.1"), web("b", "10.96.0.2")];
+    world.state().services = Arc::new(vec![web("a", "10.96.0.1"), web("b", "10.96.0.2")]);
     let mut engine = engine(&world);
     engine.round();
     {
         let mut state = world.state();
         state.listed = false;
-        state.services = vec![web("b", "10.96.0.3")];
+        state.services = Arc::new(vec![web("b", "10.96.0.3")]);
     }
     engine.round();
     assert!(backends(&world, "10.96.0.1").is_some(), "not listed is not gone");
@@ -197,7 +197,7 @@ fn devices_and_addresses_are_followed() {
         ("down0".to_owned(), device(4, &[], false)),
     ]
     .into();
-    world.state().services = vec![web("a", "10.96.0.1")];
+    world.state().services = Arc::new(vec![web("a", "10.96.0.1")]);
     let mut engine = engine(&world);
     engine.round();
     let uplinks = |world: &World| world.state().attached.keys().copied().collect::<Vec<_>>();
@@ -265,7 +265,7 @@ fn a_network_that_is_not_there_yet_is_looked_for_again() {
 fn a_kernel_that_refuses_is_asked_again_later_and_the_owner_hears_of_conflicts() {
     let world = listed();
     world.state().refuse_open = true;
-    world.state().services = vec![web("a", "10.96.0.1"), web("b", "10.96.0.1")];
+    world.state().services = Arc::new(vec![web("a", "10.96.0.1"), web("b", "10.96.0.1")]);
     let mut engine = engine(&world);
     let due = engine.round().unwrap();
     assert!(due <= Duration::from_secs(1));
@@ -278,4 +278,60 @@ fn a_kernel_that_refuses_is_asked_again_later_and_the_owner_hears_of_conflicts()
     let told: Vec<_> = state.told.iter().map(|n| (n.service.name.to_string(), n.why.reason())).collect();
     assert_eq!(told, [("b".to_owned(), "ClusterIPAlreadyAllocated")]);
     assert!(matches!(&state.told[0].why, Why::Taken { by, .. } if *by == key("a")));
+}
+
+/// How long a round takes after one slice of many changed, and after a pod did. Run it with `--ignored --nocapture`.
+#[test]
+#[ignore = "measures"]
+fn what_a_change_costs_among_ten_thousand_services() {
+    const SERVICES: usize = 10_000;
+    const PODS: usize = 110;
+    let world = listed();
+    let ip = |net: &str, n: usize| format!("{net}.{}.{}", n / 256, n % 256);
+    {
+        let mut state = world.state();
+        for n in 0..SERVICES {
+            let name = format!("s{n}");
+            Arc::make_mut(&mut state.services).push(web(&name, &ip("10.96", n)));
+            Arc::make_mut(&mut state.slices).push(behind(&name, &["10.1.0.1", "10.1.0.2", "10.1.0.3"]));
+        }
+        for n in 0..PODS {
+            let (name, app) = (format!("pod{n}"), format!("app{n}"));
+            Arc::make_mut(&mut state.services).push(selecting(&format!("p{n}"), &ip("10.97", n), &app));
+            state.pods.insert(uid(&name), Some(pod(&name, &app, &ip("10.2", n))));
+            state.networks.insert(uid(&name), network(n as u64 + 1, 100 + n as u32));
+        }
+    }
+    let mut engine = engine(&world);
+    rounds(&mut engine, &world, |w| published(w) == (1, 1));
+    let mut measure = |what: &str, change: &dyn Fn(usize)| {
+        let mut times: Vec<Duration> = (0..1000)
+            .map(|n| {
+                change(n);
+                let written = world.state().written;
+                let begun = Instant::now();
+                engine.round();
+                let took = begun.elapsed();
+                assert!(world.state().written > written, "{what} {n}");
+                took
+            })
+            .collect();
+        times.sort();
+        println!("{what}: p50 {:?}, p99 {:?}", times[500], times[990]);
+    };
+    measure("a slice", &|n| {
+        let at = n * 10 % SERVICES;
+        let last = format!("10.1.1.{}", n % 250);
+        Arc::make_mut(&mut world.state().slices)[at] = behind(&format!("s{at}"), &["10.1.0.1", &last]);
+    });
+    measure("a pod's address", &|n| {
+        let (at, address) = (n % PODS, ip("10.3", n));
+        world
+            .state()
+            .pods
+            .insert(uid(&format!("pod{at}")), Some(pod(&format!("pod{at}"), &format!("app{at}"), &address)));
+    });
+    measure("a Service", &|n| {
+        Arc::make_mut(&mut world.state().services)[n] = web(&format!("s{n}"), &ip("10.98", n));
+    });
 }

@@ -42,14 +42,17 @@ impl<K: Ord + Copy, V: Copy> Table<K, V> for Plain<K, V> {
     }
 }
 
+/// A list of objects, handed over as a whole.
+pub(crate) type Shared<T> = Arc<Vec<Arc<T>>>;
+
 /// What both halves share with the test.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     // What is said.
     pub(crate) listed: bool,
     pub(crate) runtime: bool,
-    pub(crate) services: Vec<Arc<Service>>,
-    pub(crate) slices: Vec<Arc<EndpointSlice>>,
+    pub(crate) services: Shared<Service>,
+    pub(crate) slices: Shared<EndpointSlice>,
     pub(crate) wanted: Vec<PodUid>,
     pub(crate) pods: BTreeMap<PodUid, Option<SeenPod>>,
     pub(crate) devices: BTreeMap<String, Device>,
@@ -89,7 +92,7 @@ impl World {
     }
 
     pub(crate) fn node(&self) -> FakeNode {
-        FakeNode { world: self.clone(), services: Vec::new(), slices: Vec::new() }
+        FakeNode { world: self.clone(), services: Shared::default(), slices: Shared::default() }
     }
 
     pub(crate) fn kernel(&self) -> FakeKernel {
@@ -99,8 +102,8 @@ impl World {
 
 pub(crate) struct FakeNode {
     world: World,
-    services: Vec<Arc<Service>>,
-    slices: Vec<Arc<EndpointSlice>>,
+    services: Shared<Service>,
+    slices: Shared<EndpointSlice>,
 }
 
 impl Node for FakeNode {
@@ -109,10 +112,10 @@ impl Node for FakeNode {
         let services = Edit::between(0, &self.services, &state.services, Arc::clone, |s: &Service| &s.key);
         let slices = Edit::between(0, &self.slices, &state.slices, Arc::clone, |s: &EndpointSlice| &s.key);
         if services.is_some() {
-            self.services.clone_from(&state.services);
+            self.services = Arc::clone(&state.services);
         }
         if slices.is_some() {
-            self.slices.clone_from(&state.slices);
+            self.slices = Arc::clone(&state.slices);
         }
         Edits {
             listed: state.listed,
