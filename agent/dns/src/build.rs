@@ -69,7 +69,7 @@ fn target(service: &Service, slices: &[&EndpointSlice]) -> Option<Target> {
     let (endpoints, _sets) = endpoints(service, slices, false);
     Some(Target::Cluster {
         ips: service.cluster_ips.as_slice().into(),
-        ports: sorted(ports),
+        ports: sorted(ports).into(),
         // Their ports are the Service's.
         endpoints: endpoints.into_iter().map(|e| ZoneEndpoint { ports: 0, ..e }).collect(),
     })

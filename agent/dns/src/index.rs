@@ -8,7 +8,7 @@ use hickory_proto::rr::{
     Name, RData, RecordType,
     rdata::{A, AAAA, HINFO, NS, PTR, SOA, SRV, TXT},
 };
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 /// The time that answers of the zone may be kept, in seconds: a client keeps an endpoint that left a headless Service no
 /// longer than this, and a name that was missing is found this soon after it came. The same as CoreDNS'.
@@ -76,6 +76,29 @@ fn addresses(ips: impl Iterator<Item = IpAddr>, kind: RecordType) -> Found {
     exists(ips.into_iter().map(address).collect())
 }
 
+/// The same, with what many Services have alike held once, and without gaps between the rest: a zone is read into many
+/// small pieces, and those that go would leave holes as small.
+fn compact(read: Vec<ZoneService>) -> Vec<ZoneService> {
+    let (mut ns, mut sets) = (Arc::from(""), BTreeSet::new());
+    let share = |service: &ZoneService| {
+        if service.ns != ns {
+            ns = Arc::from(&*service.ns);
+        }
+        let mut target = service.target.clone();
+        if let Target::Cluster { ports, .. } = &mut target {
+            if !sets.contains(ports) {
+                let own: Arc<[ZonePort]> = ports.iter().cloned().collect();
+                sets.insert(own);
+            }
+            if let Some(same) = sets.get(ports) {
+                *ports = Arc::clone(same);
+            }
+        }
+        ZoneService { ns: Arc::clone(&ns), name: service.name.clone(), target }
+    };
+    read.iter().map(share).collect()
+}
+
 impl Index {
     /// Makes a zone ready. `servers` are the addresses that the zone is served at.
     ///
@@ -94,6 +117,7 @@ impl Index {
         }
         // Sorted by the builder; what is searched in order must be in order whoever wrote it.
         services.sort_unstable_by(|a, b| (&a.ns, &a.name).cmp(&(&b.ns, &b.name)));
+        let mut services = compact(services);
         let mut reverse = Vec::new();
         for (i, service) in services.iter_mut().enumerate() {
             let i = u32::try_from(i).map_err(|_many| "too many Services")?;

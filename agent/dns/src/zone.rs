@@ -6,7 +6,7 @@
 
 use berth_core::model::Protocol;
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 /// The number of this format.
 pub const VERSION: u32 = 1;
@@ -32,8 +32,8 @@ pub struct Zone {
 /// One Service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZoneService {
-    /// The namespace.
-    pub ns: Box<str>,
+    /// The namespace. One text for all of its Services.
+    pub ns: Arc<str>,
     /// The name.
     pub name: Box<str>,
     /// What it is answered with.
@@ -49,9 +49,9 @@ pub enum Target {
     Cluster {
         /// `clusterIPs`.
         ips: Box<[IpAddr]>,
-        /// The named ports.
+        /// The named ports. One list for all Services that have the same.
         #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
-        ports: Box<[ZonePort]>,
+        ports: Arc<[ZonePort]>,
         /// The ready endpoints that bear a host name of their own.
         #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
         endpoints: Box<[ZoneEndpoint]>,
