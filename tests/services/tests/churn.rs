@@ -34,6 +34,8 @@ const MOST: u64 = 12;
 const CHANGE_EVERY: Duration = Duration::from_millis(20);
 /// The agent lives that long.
 const KILL_EVERY: Duration = Duration::from_secs(3);
+/// Each time of so many it is the other build that begins.
+const OTHER_EVERY: u32 = 5;
 /// For so long after its removal a backend may still be given to clients.
 const GRACE: Duration = Duration::from_secs(1);
 /// The same for programs that are not optimised: to read four hundred files and to load the programs anew takes such an
@@ -100,23 +102,22 @@ fn change(dir: &Path, mut all: Vec<History>, ended: &AtomicBool) -> Result<Vec<H
     Ok(all)
 }
 
-/// Kills the agent again and again and starts it at once, each fifth time in the other build. Returns how often, and
-/// how often the other one was started.
+/// Kills the agent again and again and starts it at once, the first time and each fifth after it in the other build.
+/// Returns how often, and how often the other one was started.
+///
+/// The builds bring objects of different digests: the other one loads its programs anew, adopts the maps and puts its
+/// programs in the places of those attached, and so does the plain one after it.
 fn kill(node: &mut Node, netns: &Netns, builds: &[PathBuf; 2], until: Instant) -> Result<(u32, u32)> {
     let [plain, other] = builds;
     let (mut kills, mut others) = (0, 0);
-    let object = node.roots.bpf_pins.join(berth_ebpf_abi::SCHEMA.to_string()).join("object");
     let mut next = Instant::now() + KILL_EVERY;
     while next < until {
         thread::sleep(next.saturating_duration_since(Instant::now()));
         node.kill_agent()?;
+        let build = if kills % OTHER_EVERY == 0 { other } else { plain };
         kills += 1;
-        node.programs = if kills % 5 == 0 { other.clone() } else { plain.clone() };
-        if kills % 5 == 0 {
-            others += 1;
-            // As a build does that brings other programs: these are loaded anew and take the others' places.
-            fs::remove_file(&object).context("forget whose programs are loaded")?;
-        }
+        others += u32::from(build == other);
+        node.programs.clone_from(build);
         netns.enter(|| node.spawn_agent().map(drop))??;
         next += KILL_EVERY;
     }
@@ -235,8 +236,11 @@ fn run() -> Result<()> {
     );
     ensure!(changes > usize::try_from(time.as_secs() * 20)?, "only {changes} changes");
     ensure!(u64::from(kills) + 2 >= time.as_secs() / KILL_EVERY.as_secs(), "only {kills} kills");
-    ensure!(u64::from(others) + 1 >= time.as_secs() / 15, "only {others} times another build");
-    ensure!(swaps >= usize::try_from(others)?, "other builds' programs took their places {swaps} times only");
+    let wanted = time.as_secs() / KILL_EVERY.as_secs() / u64::from(OTHER_EVERY);
+    ensure!(u64::from(others) >= wanted, "only {others} times another build, wanted {wanted}");
+    // To and fro; an agent that is not optimised may be killed before it has loaded its programs.
+    let wanted = usize::try_from(if full() { 2 * others - 1 } else { others })?;
+    ensure!(swaps >= wanted, "builds' programs took each other's places {swaps} times only, wanted {wanted}");
     ensure!(renewed > 0, "no connected socket ever lost its backend");
     fs::remove_dir(&group).context("remove the clients' group")?;
     guest.end()
