@@ -10,5 +10,7 @@ pub const PACKET_REJECTED: u32 = PACKET;
 pub const PACKET_FAILED: u32 = PACKET + 1;
 /// The first of the packets dropped by decision, by `berth_ebpf_decide::flow::Dropped` as a number.
 pub const PACKET_DROPPED: u32 = PACKET + 2;
+/// A packet that was refused was not answered: there were too many.
+pub const PACKET_UNANSWERED: u32 = PACKET + 16;
 /// Counters in the map.
 pub const LEN: u32 = 32;

@@ -17,6 +17,7 @@
 
 pub mod checksum;
 mod lifetime;
+mod limit;
 mod maps;
 #[cfg(feature = "std")]
 pub mod memory;
@@ -24,6 +25,7 @@ mod open;
 mod packet;
 
 pub use lifetime::{collect, lifetime_s};
+pub use limit::Bucket;
 pub use maps::FlowMaps;
 pub use open::open;
 pub use packet::{Dropped, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, Way, reverse, tcp};

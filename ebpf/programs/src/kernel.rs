@@ -32,6 +32,14 @@ impl Kernel {
     }
 }
 
+/// Milliseconds of CLOCK_MONOTONIC, wrapping after 49 days; as coarse as the kernel's tick.
+#[inline(always)]
+pub(crate) fn now_ms() -> u32 {
+    // SAFETY: a helper without arguments.
+    let ns = unsafe { bpf_ktime_get_coarse_ns() };
+    ((ns / 1_000_000) & 0xffff_ffff) as u32
+}
+
 /// Reads a field of a value that others may write meanwhile.
 macro_rules! read {
     ($at:expr, $($field:tt)+) => {

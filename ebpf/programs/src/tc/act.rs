@@ -6,11 +6,15 @@ use super::{
     skb::{ETH, Skb, Wire, into_peer, to_neighbour},
     v4::Ports,
 };
-use crate::{kernel::Kernel, maps::bump, wide::Wide};
+use crate::{
+    kernel::{Kernel, now_ms},
+    maps::bump,
+    wide::Wide,
+};
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_fib_lookup};
 use berth_ebpf_abi::{LocalPod, Tuple, count};
 use berth_ebpf_decide::flow::{
-    FlowMaps, Hook, Packet, Part, Room, Verdict, Via, Way,
+    Bucket, FlowMaps, Hook, Packet, Part, Room, Verdict, Via, Way,
     checksum::{Summand, difference, ports},
     choose, glance, meet, open,
 };
@@ -105,6 +109,8 @@ pub(super) trait Headers: Wide {
     type Header: Copy;
     /// Where a run works; nothing never happens.
     fn work() -> Option<&'static mut Work<Self>>;
+    /// What this processor may still answer; nothing never happens.
+    fn bucket() -> Option<&'static mut Bucket>;
     /// Reads the headers; nothing for what is cut short or cannot be understood: it passes. Says whether it is an ICMP
     /// error, so that [`Headers::parse_quoted`] has to go on.
     fn parse(skb: Skb, packet: &mut Packet<Self>, view: &mut Self::View) -> Option<bool>;
@@ -244,9 +250,12 @@ fn hook_of(number: u32) -> Hook {
     }
 }
 
-/// Answers "port unreachable".
+/// Answers "port unreachable", unless too many were answered.
 #[inline(never)]
 fn refuse<A: Headers>(skb: *mut __sk_buff) -> i32 {
+    if !A::bucket().is_some_and(|bucket| bucket.take(now_ms())) {
+        return shoot(count::PACKET_UNANSWERED);
+    }
     bump(count::PACKET_REJECTED);
     let skb = Skb::at(skb);
     let Some(Work { view, answer, .. }) = A::work() else { return SHOT };

@@ -2,6 +2,9 @@
 //!
 //! The packet is cut or stretched to the answer's length and written anew from its network header on, then sent back
 //! by its device. It quotes the header and eight bytes, which hold the ports and so tell the client's socket.
+//!
+//! A processor answers 50 at once and 1,000 a second of each family (`flow::Bucket`), the numbers by which the kernel
+//! bounds its own; what is above that vanishes and is counted.
 
 use super::{
     act::{NETWORK, turn_round},

@@ -13,7 +13,7 @@ use aya_ebpf::{
     maps::PerCpuArray,
 };
 use berth_ebpf_abi::{Addr, Config, Flow, FragmentKey, FragmentPorts, LocalPod, Tuple, V4, V6, config};
-use berth_ebpf_decide::flow::FlowMaps;
+use berth_ebpf_decide::flow::{Bucket, FlowMaps};
 use core::{
     ffi::c_void,
     mem::size_of,
@@ -30,12 +30,25 @@ pub(super) static SCRATCH6: PerCpuArray<Scratch> = PerCpuArray::with_max_entries
 /// A run's memory.
 #[inline(always)]
 pub(super) fn work<A: Headers>(scratch: &PerCpuArray<Scratch>) -> Option<&'static mut Work<A>> {
-    const { assert!(size_of::<Work<A>>() <= size_of::<Scratch>()) };
+    const { assert!(size_of::<Work<A>>() <= BUCKET * size_of::<u64>()) };
     let at = scratch.get_ptr_mut(0)?;
     // SAFETY: this processor's element, there as long as the program and large enough; a run neither sleeps nor is
     // interrupted by another of these programs, so it is the only one here. All of `Work` is integers but for `Part`,
     // which is written before it is read.
     Some(unsafe { &mut *at.cast::<Work<A>>() })
+}
+
+/// The word of a run's memory that outlives the run.
+const BUCKET: usize = size_of::<Scratch>() / size_of::<u64>() - 1;
+
+/// What this processor may still answer.
+#[inline(always)]
+pub(super) fn bucket(scratch: &PerCpuArray<Scratch>) -> Option<&'static mut Bucket> {
+    const { assert!(size_of::<Bucket>() == size_of::<u64>()) };
+    let at = scratch.get_ptr_mut(0)?;
+    // SAFETY: this processor's element and its last word, which no `Work` reaches; as with that, no other run is here.
+    // Any bytes are a bucket.
+    Some(unsafe { &mut *addr_of_mut!((*at)[BUCKET]).cast::<Bucket>() })
 }
 
 /// Takes a step up to `times` times, until one says that it was the last.

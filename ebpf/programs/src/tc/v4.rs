@@ -4,11 +4,11 @@ use super::{
     act::{Headers, NETWORK, Route, Work, checksum_of, put_ends, rewrite_ports},
     refuse::{self, Answer},
     skb::{PSEUDO, Skb, Wire},
-    tables::{SCRATCH4, work},
+    tables::{SCRATCH4, bucket, work},
 };
 use berth_ebpf_abi::{Tuple, V4};
 use berth_ebpf_decide::flow::{
-    Packet, Part, TCP, UDP,
+    Bucket, Packet, Part, TCP, UDP,
     checksum::{Summand, difference, fold16, fold32, ports, replace},
     reverse,
 };
@@ -149,6 +149,11 @@ impl Headers for V4 {
     #[inline(always)]
     fn work() -> Option<&'static mut Work<V4>> {
         work::<V4>(&SCRATCH4)
+    }
+
+    #[inline(always)]
+    fn bucket() -> Option<&'static mut Bucket> {
+        bucket(&SCRATCH4)
     }
 
     #[inline(always)]

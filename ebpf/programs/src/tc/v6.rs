@@ -5,12 +5,12 @@ use super::{
     act::{Headers, NETWORK, Route, Work, checksum_of, put_ends, rewrite_ports},
     refuse::{self, Answer, ICMP6},
     skb::{Skb, Wire},
-    tables::{SCRATCH6, work},
+    tables::{SCRATCH6, bucket, work},
     v4::{Ports, Segment},
 };
 use berth_ebpf_abi::{Tuple, V6};
 use berth_ebpf_decide::flow::{
-    Packet, Part, TCP, UDP,
+    Bucket, Packet, Part, TCP, UDP,
     checksum::{Summand, difference, ports},
     reverse,
 };
@@ -124,6 +124,11 @@ impl Headers for V6 {
     #[inline(always)]
     fn work() -> Option<&'static mut Work<V6>> {
         work::<V6>(&SCRATCH6)
+    }
+
+    #[inline(always)]
+    fn bucket() -> Option<&'static mut Bucket> {
+        bucket(&SCRATCH6)
     }
 
     #[inline(always)]
