@@ -4,6 +4,7 @@
 mod support;
 
 use berth_core::model::{EndpointSlice, Protocol, Service};
+use berth_ebpf_abi::local_pod;
 use berth_ebpf_loader::Role;
 use berth_services::{Config, Device, Engine, Net as _, SeenPod, Why};
 use std::{
@@ -243,6 +244,26 @@ fn an_address_that_moved_on_stays_with_its_new_pod() {
     assert_eq!(state.clients.keys().copied().collect::<Vec<_>>(), [20]);
     assert_eq!(state.pods4.values().map(|p| p.ifindex).collect::<Vec<_>>(), [12]);
     assert_eq!(state.attached.keys().copied().collect::<Vec<_>>(), [12]);
+}
+
+#[test]
+fn a_pod_may_opt_out_of_the_socket_hooks() {
+    let world = listed();
+    let annotated = |value: Option<&str>| {
+        let SeenPod { pod, status } = pod("a", "a", "10.1.0.1");
+        let mut pod = Arc::unwrap_or_clone(pod);
+        pod.annotations.extend(value.map(|v| ("berth.dev/socket-hooks".to_owned(), v.to_owned())));
+        SeenPod { pod: Arc::new(pod), status }
+    };
+    world.state().networks.insert(uid("a"), network(1, 11));
+    let mut engine = engine(&world);
+    for (value, flags) in [(None, 0), (Some("off"), local_pod::NO_SOCKET_HOOKS), (Some("on"), 0)] {
+        world.state().pods.insert(uid("a"), Some(annotated(value)));
+        engine.round();
+        let state = world.state();
+        assert_eq!(state.clients.values().map(|c| c.flags).collect::<Vec<_>>(), [flags], "{value:?}");
+        assert_eq!(state.pods4.values().map(|p| p.flags).collect::<Vec<_>>(), [flags], "{value:?}");
+    }
 }
 
 #[test]

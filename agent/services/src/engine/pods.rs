@@ -1,18 +1,24 @@
 //! The maps of this node's pods: as clients by the cookie of their network namespace, as destinations by address.
+//!
+//! A pod with annotation [`SOCKET_HOOKS`] `off` has its sockets left alone: its connections to Services are translated
+//! packet by packet at its device, so that what runs in it (a proxy beside the app, say) sees Services' addresses.
 
 use crate::{Kernel, Net, NodeTables, SeenPod, Table, TableError};
 use berth_core::{ids::PodUid, status::Phase};
-use berth_ebpf_abi::{Client, LocalPod, V4, V6};
+use berth_ebpf_abi::{Client, LocalPod, V4, V6, local_pod};
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
     net::IpAddr,
 };
 
+/// The annotation by which a pod opts out of the socket hooks, with the value `off`.
+const SOCKET_HOOKS: &str = "berth.dev/socket-hooks";
+
 /// What stands in the maps for one pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Held {
-    /// The namespace's inode and the addresses: where they are the same, so is the rest.
+    /// The namespace's inode, the addresses and the flags: where they are the same, so is the rest.
     inode: u64,
     ips: Vec<IpAddr>,
     cookie: u64,
@@ -100,18 +106,21 @@ impl Pods {
 
     fn look(&self, kernel: &impl Kernel, uid: &PodUid, pod: &SeenPod) -> Result<Held, crate::Cause> {
         let (inode, ips) = (kernel.network_inode(uid)?, &pod.status.pod_ips);
-        if let Some(held) = self.held.get(uid).filter(|h| h.inode == inode && h.ips == *ips) {
+        let out = pod.pod.annotations.get(SOCKET_HOOKS).is_some_and(|value| value == "off");
+        let flags = if out { local_pod::NO_SOCKET_HOOKS } else { 0 };
+        let same = |h: &&Held| h.inode == inode && h.ips == *ips && h.client.flags == flags;
+        if let Some(held) = self.held.get(uid).filter(same) {
             return Ok(held.clone());
         }
         let network = kernel.network(uid)?;
         let client = Client {
             v4: ips.iter().find_map(|ip| V4::of(*ip)).unwrap_or_default(),
             v6: ips.iter().find_map(|ip| V6::of(*ip)).unwrap_or_default(),
-            flags: 0,
+            flags,
         };
         let device = network.pair.map(|p| LocalPod {
             ifindex: p.host_index,
-            flags: 0,
+            flags,
             mac: p.pod_mac,
             host_mac: p.host_mac,
         });
