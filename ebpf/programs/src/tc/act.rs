@@ -4,7 +4,7 @@ use super::{
     NEXT, SHOT,
     refuse::Answer,
     skb::{ETH, Skb, Wire, into_peer, to_neighbour},
-    v4::Ports,
+    v4::{Ports, Segment},
 };
 use crate::{
     kernel::{Kernel, now_ms},
@@ -14,7 +14,7 @@ use crate::{
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_fib_lookup};
 use berth_ebpf_abi::{LocalPod, Tuple, count};
 use berth_ebpf_decide::flow::{
-    Bucket, FlowMaps, Hook, Packet, Part, Room, Verdict, Via, Way,
+    Bucket, FlowMaps, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, Way,
     checksum::{Summand, difference, ports},
     choose, glance, meet, open,
 };
@@ -341,8 +341,8 @@ pub(super) fn checksum_of(proto: u8, part: &Part) -> Option<(u32, u64)> {
         return None;
     }
     match proto {
-        berth_ebpf_decide::flow::TCP => Some((16, 0)),
-        berth_ebpf_decide::flow::UDP => Some((6, super::skb::ZERO_IS_NONE)),
+        TCP => Some((16, 0)),
+        UDP => Some((6, super::skb::ZERO_IS_NONE)),
         _ => None,
     }
 }
@@ -364,6 +364,23 @@ pub(super) fn put_ends<A: Headers>(packet: &mut Packet<A>, src: *const A, proto:
         addr_of_mut!(tuple.src_port).cast::<u32>().write(0);
         addr_of_mut!(tuple.proto).cast::<u32>().write(u32::from(proto).to_le());
     }
+}
+
+/// Reads the ports, and of TCP the flags.
+#[inline(always)]
+pub(super) fn parse_ports<A>(skb: Skb, transport: u32, packet: &mut Packet<A>) -> Option<()> {
+    let ports = if packet.tuple.proto == TCP {
+        let segment: Segment = skb.load(transport)?;
+        packet.tcp_flags = segment.flags;
+        segment.ports
+    } else if packet.tuple.proto == UDP {
+        skb.load(transport)?
+    } else {
+        return Some(());
+    };
+    packet.tuple.src_port = ports.src;
+    packet.tuple.dst_port = ports.dst;
+    Some(())
 }
 
 /// Writes other ports, where they are others, into a transport header and its checksum.

@@ -1,7 +1,7 @@
 //! IPv4 headers.
 
 use super::{
-    act::{Headers, NETWORK, Route, Work, checksum_of, put_ends, rewrite_ports},
+    act::{Headers, NETWORK, Route, Work, checksum_of, parse_ports, put_ends, rewrite_ports},
     refuse::{self, Answer},
     skb::{PSEUDO, Skb, Wire},
     tables::{SCRATCH4, bucket, work},
@@ -57,8 +57,7 @@ unsafe impl Wire for Changed {}
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Segment {
-    pub(super) src_port: u16,
-    pub(super) dst_port: u16,
+    pub(super) ports: Ports,
     seq: [u16; 4],
     offset: u8,
     pub(super) flags: u8,
@@ -177,16 +176,8 @@ impl Headers for V4 {
         if fragment & MORE != 0 {
             packet.part = Part::First(u32::from(ip.id));
         }
-        if ip.proto == TCP {
-            let segment: Segment = skb.load(transport)?;
-            packet.tuple.src_port = segment.src_port;
-            packet.tuple.dst_port = segment.dst_port;
-            packet.tcp_flags = segment.flags;
-        } else if ip.proto == UDP {
-            let ports: Ports = skb.load(transport)?;
-            packet.tuple.src_port = ports.src;
-            packet.tuple.dst_port = ports.dst;
-        } else if ip.proto == ICMP {
+        parse_ports(skb, transport, packet)?;
+        if ip.proto == ICMP {
             let head: Ports = skb.load(transport)?;
             let [kind, _] = head.src.to_ne_bytes();
             // Destination unreachable, time exceeded, parameter problem.

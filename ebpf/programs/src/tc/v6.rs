@@ -2,11 +2,11 @@
 //! protocol without ports, which no Service has.
 
 use super::{
-    act::{Headers, NETWORK, Route, Work, checksum_of, put_ends, rewrite_ports},
+    act::{Headers, NETWORK, Route, Work, checksum_of, parse_ports, put_ends, rewrite_ports},
     refuse::{self, Answer, ICMP6},
     skb::{Skb, Wire},
     tables::{SCRATCH6, bucket, work},
-    v4::{Ports, Segment},
+    v4::Ports,
 };
 use berth_ebpf_abi::{Tuple, V6};
 use berth_ebpf_decide::flow::{
@@ -156,17 +156,8 @@ impl Headers for V6 {
                 packet.part = Part::First(fragment.id);
             }
         }
-        let proto = packet.tuple.proto;
-        if proto == TCP {
-            let segment: Segment = skb.load(view.transport)?;
-            packet.tuple.src_port = segment.src_port;
-            packet.tuple.dst_port = segment.dst_port;
-            packet.tcp_flags = segment.flags;
-        } else if proto == UDP {
-            let ports: Ports = skb.load(view.transport)?;
-            packet.tuple.src_port = ports.src;
-            packet.tuple.dst_port = ports.dst;
-        } else if proto == ICMP6 {
+        parse_ports(skb, view.transport, packet)?;
+        if packet.tuple.proto == ICMP6 {
             let head: Ports = skb.load(view.transport)?;
             let [kind, _] = head.src.to_ne_bytes();
             // Neighbours and routers are found by 133 to 137: none of a Service's business.
