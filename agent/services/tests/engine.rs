@@ -308,9 +308,8 @@ fn a_kernel_that_refuses_is_asked_again_later_and_the_owner_hears_of_conflicts()
     assert!(matches!(&state.told[0].why, Why::Taken { by, .. } if *by == key("a")));
 }
 
-/// How long a round takes after one slice of many changed, and after a pod did. Run it with `--ignored --nocapture`.
+/// How long a round takes after one slice of many changed, a pod, a Service: told with `--nocapture`, not judged.
 #[test]
-#[ignore = "measures"]
 fn what_a_change_costs_among_ten_thousand_services() {
     const SERVICES: usize = 10_000;
     const PODS: usize = 110;

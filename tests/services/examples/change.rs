@@ -1,6 +1,7 @@
 //! What one changed EndpointSlice costs among ten thousand Services, from the rename of its file to the kernel's table.
-//! Measures, so it runs only where it is asked for (`--ignored --nocapture`).
+//! Run it as root: `cargo run -p berth-tests-services --example change`; `BERTH_BIN` names the programs to be measured.
 
+#[path = "../tests/support/mod.rs"]
 mod support;
 
 use anyhow::{Context, Result};
@@ -50,9 +51,7 @@ fn spent(pid: u32) -> Result<BTreeMap<String, u64>> {
     Ok(spent)
 }
 
-#[test]
-#[ignore = "measures"]
-fn a_slice_from_its_rename_to_the_table() -> Result<()> {
+fn main() -> Result<()> {
     let guest = Guest::new("change", plain()?)?;
     for first in (0..SERVICES).step_by(A_FILE) {
         let all = first..first + A_FILE;
