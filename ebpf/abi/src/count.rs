@@ -1,7 +1,5 @@
 //! Indices of the map `COUNT`: how often what happened.
 
-/// A socket's call ended with ECONNREFUSED.
-pub const SOCKET_REJECTED: u32 = 0;
 /// The first index of the packet programs.
 pub const PACKET: u32 = 8;
 /// A packet was answered with "port unreachable".

@@ -153,8 +153,8 @@ impl Page {
 
 /// The counters' names.
 const NAMES: [(u32, &str); 8] = [
-    (count::SOCKET_REJECTED, "socket-rejected"),
     (count::PACKET_REJECTED, "packet-rejected"),
+    (count::PACKET_UNANSWERED, "packet-unanswered"),
     (count::PACKET_FAILED, "packet-failed"),
     (count::PACKET_DROPPED + Dropped::Service as u32, "packet-dropped-service"),
     (count::PACKET_DROPPED + Dropped::Fragment as u32, "packet-dropped-fragment"),

@@ -4,9 +4,10 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "a test that fails says so by a panic"
+    reason = "a figure that cannot be taken is told by a panic"
 )]
 
+#[path = "../tests/common/mod.rs"]
 mod common;
 
 use berth_core::{
@@ -98,9 +99,7 @@ fn start(dir: &Path, roots: &Roots) -> Running {
     running
 }
 
-#[test]
-#[ignore = "figures of an optimised build, which takes minutes to make: see SPECIFICATION.md"]
-fn ten_thousand_services_are_reloaded_soon() {
+fn main() {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
     assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
     measure("10,000 Services with an address", SERVICES + 1);
