@@ -24,7 +24,7 @@ mod veth;
 mod wanted;
 mod world;
 
-pub use allocator::{Allocator, Change, Difference, Front, Named, Outcome, REST, Stale};
+pub use allocator::{Allocator, Change, Difference, Named, Outcome, REST, Stale};
 pub use compile::compile;
 pub use engine::{Config, Engine};
 pub use kernel::{DeviceEvents, Linux, LinuxConfig, detach, hooks_group};

@@ -1,7 +1,7 @@
 //! What the [`Engine`](crate::Engine) needs of the rest of the world, as two traits: the node, which knows what is
 //! wanted and hears what became of it, and the kernel, with its tables and devices.
 
-use crate::{Named, Notice, Stale, Table, Tables, VethPair};
+use crate::{Named, Notice, Table, Tables, VethPair};
 use berth_core::{
     ids::{PodKey, PodUid},
     model::{EndpointSlice, Pod, Service},
@@ -10,9 +10,9 @@ use berth_core::{
 use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, V4, V6};
 use berth_ebpf_loader::Role;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     error::Error,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -190,9 +190,9 @@ pub trait Kernel {
     /// It has none, or not any more.
     fn network(&self, pod: &PodUid) -> Result<PodNetwork, Cause>;
 
-    /// Ends connected UDP sockets of the host and of these pods that came to a stale backend by one of its ways; how many
-    /// there were. Blocks for as long as there are sockets. What does not work is told and left.
-    fn end_sockets(&mut self, stale: &[Stale], pods: &mut dyn Iterator<Item = &PodUid>) -> usize;
+    /// Ends connected UDP sockets of the host and of these pods whose peer is one of `dead`; how many there were. Blocks
+    /// for as long as there are sockets. What does not work is told and left.
+    fn end_sockets(&mut self, dead: &HashSet<SocketAddr>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize;
 
     /// Removes translated connections that are too old; whether there were any at all.
     ///

@@ -1,6 +1,6 @@
 //! The tables of one address family: what is wanted, what is written, what is to be written.
 
-use super::{Difference, Front, Ids, Named, Outcome, REST, Stale, adopt::Adopted};
+use super::{Difference, Ids, Named, Outcome, REST, Stale, adopt::Adopted};
 use crate::{Net, Notice, TableError, Transport, WantedPort, Why, compile::shown, tables::FamilyTables};
 use berth_core::{
     ids::PodKey,
@@ -151,24 +151,25 @@ impl<A: Net> Family<A> {
     fn set_port(&mut self, id: u32, owner: &Arc<Owner>, wanted: WantedPort<A>, stale: &mut Vec<Stale>) {
         let before = self.ports.remove(&id);
         let adopted = self.adopted.remove(&id);
-        let (kept, highest, flows, fronts) = match (&before, &adopted) {
+        let none = Vec::new();
+        let (kept, highest, flows) = match (&before, &adopted) {
             (Some(port), _) => {
                 let same = wanted.same_sets(&port.wanted.cluster, &port.wanted.local);
                 if !same {
                     self.doom(id, port);
                 }
-                (same.then_some(port.generation), port.highest, port.flows.as_slice(), keys(&port.wanted))
+                (same.then_some(port.generation), port.highest, &port.flows)
             }
             (None, Some(a)) => {
                 let same = a.whole && wanted.same_sets(&a.cluster, &a.local);
-                (same.then_some(a.generation), a.highest, a.flows.as_slice(), a.fronts.clone())
+                (same.then_some(a.generation), a.highest, &a.flows)
             }
-            (None, None) => (None, 0, Default::default(), Vec::new()),
+            (None, None) => (None, 0, &none),
         };
         let generation = kept.unwrap_or_else(|| highest.wrapping_add(1));
         let highest = highest.max(generation);
         let udp = wanted.transport == Transport::Udp;
-        let flows = if udp { flows_after(id, (flows, &fronts), &wanted, stale) } else { Vec::new() };
+        let flows = if udp { flows_after(id, flows, &wanted, stale) } else { Vec::new() };
         let port = Port { owner: Arc::clone(owner), wanted, generation, highest, flows };
         for (key, chunk) in chunks(id, &port) {
             if !self.chunks.contains(&key) {
@@ -197,8 +198,7 @@ impl<A: Net> Family<A> {
             self.unclaim(id, key);
         }
         self.told.retain(|(_, told)| *told != id);
-        let fronts = keys(&port.wanted);
-        stale.extend(port.flows.iter().flat_map(|b| gone(id, b, &fronts)));
+        stale.extend(port.flows.iter().map(|b| gone(id, b)));
     }
 
     fn doom(&mut self, id: u32, port: &Port<A>) {
@@ -384,29 +384,14 @@ fn delete<T>(
     if keys.is_empty() { Ok(()) } else { write(keys) }
 }
 
-/// A backend that clients who came by these ways must leave, once for each way.
-pub(super) fn gone<A: Net>(
-    id: u32,
-    backend: &Backend<A>,
-    fronts: &[ServiceKey<A>],
-) -> impl Iterator<Item = Stale> {
-    let (address, port) = (backend.addr.ip(), u16::from_be(backend.port));
-    fronts.iter().filter(|key| key.port != 0).map(move |key| {
-        let (dialled, front_port) = shown(key);
-        let front = Front { address: (key.addr != A::ANY).then_some(dialled), port: front_port };
-        Stale { address, port, service: id, front }
-    })
-}
-
-/// The keys of a port's ways in.
-pub(super) fn keys<A: Net>(wanted: &WantedPort<A>) -> Vec<ServiceKey<A>> {
-    wanted.fronts.iter().map(|(key, _)| *key).collect()
+pub(super) fn gone<A: Net>(id: u32, backend: &Backend<A>) -> Stale {
+    Stale { address: backend.addr.ip(), port: u16::from_be(backend.port), service: id }
 }
 
 /// Who may still be talked to after a change; those that are not there any more are stale.
 fn flows_after<A: Net>(
     id: u32,
-    (before, fronts): (&[Backend<A>], &[ServiceKey<A>]),
+    before: &[Backend<A>],
     wanted: &WantedPort<A>,
     stale: &mut Vec<Stale>,
 ) -> Vec<Backend<A>> {
@@ -422,7 +407,7 @@ fn flows_after<A: Net>(
         if wanted.serving.iter().any(|s| place(s) == place(b)) {
             now.push(*b);
         } else {
-            stale.extend(gone(id, b, fronts));
+            stale.push(gone(id, b));
         }
     }
     now

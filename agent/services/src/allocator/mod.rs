@@ -53,17 +53,6 @@ pub struct Stale {
     pub port: u16,
     /// The Service port's id in the tables.
     pub service: u32,
-    /// One of the ways into the port by which clients came to it.
-    pub front: Front,
-}
-
-/// A way into a Service port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Front {
-    /// What clients dial; nothing where any address of the node will do: a node port.
-    pub address: Option<IpAddr>,
-    /// The port that they dial, host order.
-    pub port: u16,
 }
 
 /// What a sync did and found.

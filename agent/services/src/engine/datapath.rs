@@ -6,7 +6,8 @@ use berth_core::{ids::PodUid, time::Boottime};
 use berth_ebpf_loader::Role;
 use berth_sys::clock;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::SocketAddr,
     time::Duration,
 };
 
@@ -241,10 +242,10 @@ impl<K: Kernel> Datapath<K> {
         if stale.is_empty() {
             return;
         }
-        let ended = self.kernel.end_sockets(stale, &mut seen.keys());
+        let dead: HashSet<SocketAddr> = stale.iter().map(|s| SocketAddr::new(s.address, s.port)).collect();
+        let ended = self.kernel.end_sockets(&dead, &mut seen.keys());
         if ended > 0 {
-            let backends: BTreeSet<_> = stale.iter().map(|s| (s.address, s.port)).collect();
-            tracing::info!(ended, backends = backends.len(), "ended UDP sockets to backends that are gone");
+            tracing::info!(ended, backends = dead.len(), "ended UDP sockets to backends that are gone");
         }
     }
 }

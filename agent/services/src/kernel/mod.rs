@@ -7,9 +7,9 @@ mod bpffs;
 mod devices;
 mod tables;
 
-use crate::{Attachment, Cause, Device, Front, Kernel, PodNetwork, Stale, veth_pair};
+use crate::{Attachment, Cause, Device, Kernel, PodNetwork, veth_pair};
 use berth_core::{ids::PodUid, roots::Roots};
-use berth_ebpf_loader::{self as loader, Access, Datapath, Lost, Pins, Prepared, Proto, Role};
+use berth_ebpf_loader::{self as loader, Access, Datapath, Pins, Prepared, Proto, Role};
 pub use devices::DeviceEvents;
 use std::{
     collections::{BTreeMap, HashSet},
@@ -184,24 +184,12 @@ impl Kernel for Linux {
         Ok(PodNetwork { cookie, pair: veth_pair(&netns)? })
     }
 
-    fn end_sockets(&mut self, stale: &[Stale], pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
-        let lost: Vec<Lost> = stale.iter().map(lost).collect();
-        // Rather those of other Services too than one that goes on with a backend that is not there.
-        let records = loader::SocketRecords::open(&self.pins)
-            .inspect_err(|error| {
-                tracing::warn!(%error, "which Service sockets came by cannot be read: all sockets to backends that are gone are ended");
-            })
-            .ok();
-        let dead: HashSet<SocketAddr> = lost.iter().map(|l| l.backend).collect();
-        let end = |netns: &File| match &records {
-            Some(records) => loader::destroy_translated(netns, Proto::Udp, &lost, records),
-            None => loader::destroy_sockets(netns, Proto::Udp, &dead),
-        };
+    fn end_sockets(&mut self, dead: &HashSet<SocketAddr>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
         let mut ended: usize = 0;
         for netns in pods.map(|pod| self.net(pod)).chain(["/proc/self/ns/net".into()]) {
             // A pod without a network of its own, or one that is gone.
             let Ok(file) = File::open(&netns) else { continue };
-            match end(&file) {
+            match loader::destroy_sockets(&file, Proto::Udp, dead) {
                 Ok(count) => ended = ended.saturating_add(count),
                 Err(error) => {
                     tracing::warn!(netns = %netns.display(), %error, "sockets to backends that are gone may be left");
@@ -215,12 +203,6 @@ impl Kernel for Linux {
         let now_s = u32::try_from(monotonic().as_secs()).unwrap_or(u32::MAX);
         Ok(loader::collect_flows(&self.pins, maps, now_s)?.seen > 0)
     }
-}
-
-fn lost(stale: &Stale) -> Lost {
-    let Front { address, port } = stale.front;
-    let backend = SocketAddr::new(stale.address, stale.port);
-    Lost { backend, front: Some(loader::Front { address, port }) }
 }
 
 /// The clock that the programs note times by.

@@ -16,11 +16,11 @@ use berth_ebpf_abi::{
 use berth_ebpf_loader::Role;
 use berth_services::{
     Attachment, Cause, Device, Edit, Edits, FamilyTables, Kernel, Named, Net as _, Node, NodeTables, Notice,
-    PodNetwork, SeenPod, Stale, Table, TableError, VethPair,
+    PodNetwork, SeenPod, Table, TableError, VethPair,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -63,7 +63,7 @@ pub(crate) struct State {
     pub(crate) opened: usize,
     pub(crate) hooked: usize,
     pub(crate) attached: BTreeMap<u32, Role>,
-    pub(crate) ended: Vec<(BTreeSet<Stale>, Vec<PodUid>)>,
+    pub(crate) ended: Vec<(BTreeSet<SocketAddr>, Vec<PodUid>)>,
     pub(crate) looked_at: usize,
     /// The Services that the endpoint controller was asked about.
     pub(crate) made_for: Vec<PodKey>,
@@ -377,8 +377,8 @@ impl Kernel for FakeKernel {
         self.world.state().networks.get(pod).map(|(_, network)| *network).ok_or_else(|| "no network".into())
     }
 
-    fn end_sockets(&mut self, stale: &[Stale], pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
-        self.world.state().ended.push((stale.iter().copied().collect(), pods.cloned().collect()));
+    fn end_sockets(&mut self, dead: &HashSet<SocketAddr>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
+        self.world.state().ended.push((dead.iter().copied().collect(), pods.cloned().collect()));
         0
     }
 
