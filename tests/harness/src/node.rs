@@ -374,6 +374,15 @@ impl Node {
         containerd::tail(&self.agent_log(), 30)
     }
 
+    /// Makes a directory a tmpfs, as `/run` is wherever systemd is. [`Node::down`] unmounts what lies in the node's own.
+    ///
+    /// # Errors
+    /// It cannot be made or mounted.
+    pub fn tmpfs(dir: &Path) -> Result<()> {
+        fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        berth_sys::mount::tmpfs(dir, None, 0o755).context("mount a tmpfs")
+    }
+
     /// Ends all pods through the agent, then the agent, its helpers and containerd, and removes everything that the
     /// node made on the machine. What cannot be done in order is done by force.
     ///

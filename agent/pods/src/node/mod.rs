@@ -174,7 +174,7 @@ impl NodeHands {
             users: users::Users::default(),
             images: Mutex::default(),
             turns: turns::Turns::new(
-                std::thread::available_parallelism().map_or(2, |n| n.get()).saturating_mul(3),
+                std::thread::available_parallelism().map_or(2, |n| n.get()).saturating_mul(5),
             ),
             gates: gates::Gates::default(),
             claims: tokio::sync::Mutex::default(),
