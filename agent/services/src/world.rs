@@ -194,6 +194,18 @@ pub trait Kernel {
     /// for as long as there are sockets. What does not work is told and left.
     fn end_sockets(&mut self, dead: &HashSet<SocketAddr>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize;
 
+    /// Remembers beyond this process which backends' sockets are to be ended; none where all are.
+    ///
+    /// # Errors
+    /// It cannot be kept.
+    fn note_dead(&mut self, dead: &HashSet<SocketAddr>) -> Result<(), Cause>;
+
+    /// What a process before this one noted and did not get to.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn noted_dead(&mut self) -> Result<HashSet<SocketAddr>, Cause>;
+
     /// Removes translated connections that are too old; whether there were any at all.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use berth_ebpf_abi::local_pod;
 use berth_ebpf_loader::Role;
 use berth_services::{Config, Device, Engine, Net as _, SeenPod, Why};
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -135,6 +135,12 @@ fn a_change_is_followed_alone() {
     assert_eq!(world.state().written, written + 3);
     assert_eq!(world.state().looked_at, 21, "one pod's network");
     assert_eq!(world.state().ended.len(), 1, "UDP clients of the old address");
+    assert_eq!(
+        world.state().noted_at,
+        [written + 1, written + 3],
+        "before the tables, and when all were ended"
+    );
+    assert!(world.state().dead.is_empty());
 
     world.state().pods.remove(&uid("pod3"));
     engine.round();
@@ -148,6 +154,19 @@ fn a_change_is_followed_alone() {
     engine.round();
     assert_eq!(backends(&world, "10.96.0.7"), None);
     rounds(&mut engine, &world, |w| published(w) == (2, 2));
+}
+
+#[test]
+fn sockets_that_an_agent_did_not_get_to_are_ended_by_the_next() {
+    let world = listed();
+    Arc::make_mut(&mut world.state().services).push(web("s", "10.96.0.1"));
+    let gone: SocketAddr = "10.1.0.9:53".parse().unwrap();
+    world.state().dead.insert(gone);
+    let mut engine = engine(&world);
+    rounds(&mut engine, &world, |w| published(w) == (1, 1));
+    let ended: Vec<_> = world.state().ended.iter().map(|(dead, _)| dead.clone()).collect();
+    assert_eq!(ended, [[gone].into()], "once");
+    assert!(world.state().dead.is_empty());
 }
 
 #[test]

@@ -243,6 +243,17 @@ impl Allocator {
         tables: &mut T,
         clock: impl Fn() -> Boottime,
     ) -> Result<Outcome, TableError> {
+        self.sync_announced(tables, clock, |_stale| {})
+    }
+
+    /// As [`Allocator::sync`]; `announce` is shown what will be stale before anything is written: whoever dies after
+    /// that leaves tables that do not show it any more. Not called where there is nothing.
+    pub fn sync_announced<T: Tables>(
+        &mut self,
+        tables: &mut T,
+        clock: impl Fn() -> Boottime,
+        announce: impl FnOnce(&[Stale]),
+    ) -> Result<Outcome, TableError> {
         if !self.listed {
             return Ok(Outcome::default());
         }
@@ -270,6 +281,9 @@ impl Allocator {
         if adopting {
             self.v4.settle(&mut self.stale);
             self.v6.settle(&mut self.stale);
+        }
+        if !self.stale.is_empty() {
+            announce(&self.stale);
         }
         self.v4.carry_out(tables, &clock, &mut outcome, &mut self.notices)?;
         self.v6.carry_out(tables, &clock, &mut outcome, &mut self.notices)?;

@@ -58,6 +58,8 @@ pub(super) struct Datapath<K: Kernel> {
     told: Option<String>,
     retry: Option<(Boottime, Duration)>,
     collect_at: Boottime,
+    /// Backends whose sockets are to be ended, as noted; none until the note of an earlier process was read.
+    dead: Option<HashSet<SocketAddr>>,
 }
 
 /// What a round has to tell, also where it failed half way.
@@ -82,6 +84,7 @@ impl<K: Kernel> Datapath<K> {
             told: None,
             retry: None,
             collect_at: Boottime::default(),
+            dead: None,
             cfg,
         }
     }
@@ -185,10 +188,16 @@ impl<K: Kernel> Datapath<K> {
             self.pods.all_changed(seen);
         }
         let pods = self.pods.keep(&self.kernel, maps, seen).map_err(Failure::Pods);
-        let outcome = allocator.sync(maps, clock::boottime).map_err(Failure::Services)?;
+        let (kernel, dead) = (&mut self.kernel, &mut self.dead);
+        let dead = dead.get_or_insert_with(|| or_told(kernel.noted_dead(), "read"));
+        let announce = |stale: &[Stale]| {
+            dead.extend(stale.iter().map(|s| SocketAddr::new(s.address, s.port)));
+            or_told(kernel.note_dead(dead), "write");
+        };
+        let outcome = allocator.sync_announced(maps, clock::boottime, announce).map_err(Failure::Services)?;
         done.due.extend(outcome.due);
         done.notices = outcome.notices;
-        self.end_sockets(&outcome.stale, seen);
+        self.end_sockets(seen);
         node.and(pods)?;
         self.kernel.attach_hooks().map_err(Failure::Hooks)?;
         self.devices()?;
@@ -237,15 +246,23 @@ impl<K: Kernel> Datapath<K> {
         Ok(())
     }
 
-    /// Ends connected UDP sockets whose backend is gone, in every pod and on the host.
-    fn end_sockets(&mut self, stale: &[Stale], seen: &BTreeMap<PodUid, crate::SeenPod>) {
-        if stale.is_empty() {
-            return;
-        }
-        let dead: HashSet<SocketAddr> = stale.iter().map(|s| SocketAddr::new(s.address, s.port)).collect();
-        let ended = self.kernel.end_sockets(&dead, &mut seen.keys());
+    /// Ends connected UDP sockets whose backend is gone, in every pod and on the host. The tables do not show these
+    /// backends any more: the note of them goes last.
+    fn end_sockets(&mut self, seen: &BTreeMap<PodUid, crate::SeenPod>) {
+        let Some(dead) = self.dead.as_mut().filter(|dead| !dead.is_empty()) else { return };
+        let ended = self.kernel.end_sockets(dead, &mut seen.keys());
         if ended > 0 {
             tracing::info!(ended, backends = dead.len(), "ended UDP sockets to backends that are gone");
         }
+        dead.clear();
+        or_told(self.kernel.note_dead(dead), "remove");
     }
+}
+
+/// Without the note only an agent that dies within the same round leaves sockets with a backend that is gone.
+fn or_told<T: Default>(done: Result<T, Cause>, op: &'static str) -> T {
+    done.unwrap_or_else(|error| {
+        tracing::warn!(error = chain(&*error), op, "note of backends that are gone");
+        T::default()
+    })
 }

@@ -14,9 +14,10 @@ pub use devices::DeviceEvents;
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
+    io,
     net::SocketAddr,
     os::unix::fs::MetadataExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -199,9 +200,39 @@ impl Kernel for Linux {
         ended
     }
 
+    fn note_dead(&mut self, dead: &HashSet<SocketAddr>) -> Result<(), Cause> {
+        let path = dead_note(&self.cfg.roots);
+        if dead.is_empty() {
+            return remove(&path);
+        }
+        let lines: String = dead.iter().map(|at| format!("{at}\n")).collect();
+        Ok(berth_sys::fs::write_atomic(&path, lines.as_bytes(), 0o600)?)
+    }
+
+    fn noted_dead(&mut self) -> Result<HashSet<SocketAddr>, Cause> {
+        match std::fs::read_to_string(dead_note(&self.cfg.roots)) {
+            // It is written by one rename: a line that is none is nobody's of ours.
+            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HashSet::new()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn collect_flows(&mut self, maps: &Datapath) -> Result<bool, Cause> {
         let now_s = u32::try_from(monotonic().as_secs()).unwrap_or(u32::MAX);
         Ok(loader::collect_flows(&self.pins, maps, now_s)?.seen > 0)
+    }
+}
+
+/// Backends whose sockets an agent began to end.
+fn dead_note(roots: &Roots) -> PathBuf {
+    roots.runtime_state.join("dead-backends")
+}
+
+fn remove(path: &Path) -> Result<(), Cause> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
@@ -226,5 +257,6 @@ pub fn hooks_group(roots: &Roots) -> Result<Option<PathBuf>, berth_sys::Error> {
 /// The kernel refuses; what is left is what it names.
 pub fn detach(roots: &Roots) -> Result<(), Cause> {
     loader::detach(&Pins::new(&roots.bpf_pins))?;
+    remove(&dead_note(roots))?;
     bpffs::unmount(roots)
 }

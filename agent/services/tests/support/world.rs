@@ -64,6 +64,9 @@ pub(crate) struct State {
     pub(crate) hooked: usize,
     pub(crate) attached: BTreeMap<u32, Role>,
     pub(crate) ended: Vec<(BTreeSet<SocketAddr>, Vec<PodUid>)>,
+    /// As the engine had it noted, and what had been written to the tables each time.
+    pub(crate) dead: HashSet<SocketAddr>,
+    pub(crate) noted_at: Vec<usize>,
     pub(crate) looked_at: usize,
     /// The Services that the endpoint controller was asked about.
     pub(crate) made_for: Vec<PodKey>,
@@ -380,6 +383,18 @@ impl Kernel for FakeKernel {
     fn end_sockets(&mut self, dead: &HashSet<SocketAddr>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
         self.world.state().ended.push((dead.iter().copied().collect(), pods.cloned().collect()));
         0
+    }
+
+    fn note_dead(&mut self, dead: &HashSet<SocketAddr>) -> Result<(), Cause> {
+        let mut state = self.world.state();
+        state.dead.clone_from(dead);
+        let written = state.written;
+        state.noted_at.push(written);
+        Ok(())
+    }
+
+    fn noted_dead(&mut self) -> Result<HashSet<SocketAddr>, Cause> {
+        Ok(self.world.state().dead.clone())
     }
 
     fn collect_flows(&mut self, _maps: &FakeMaps) -> Result<bool, Cause> {
