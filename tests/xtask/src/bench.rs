@@ -93,7 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let figures = match args.name.as_str() {
         "pod-start" => on_a_node(|node| pod_start::run(node, args.rounds.unwrap_or(30), args.pods))?,
         "idle" => on_a_node(|node| idle::run(node, args.pods, Duration::from_secs(args.seconds)))?,
-        "service" => service::run(args.rounds.unwrap_or(12), &args.only)?,
+        "service" => service::run(args.rounds.unwrap_or(24), &args.only)?,
         other => bail!("there is no bench {other}: pod-start, idle, service"),
     };
     for f in &figures {
