@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Write the figures there, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Rounds of pod-start (30 unless said) and of service (12).
+    /// Rounds of pod-start (30 unless said) and of service (24).
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
     /// Of service only these parts: service, cni, nodeport, tables.
