@@ -5,7 +5,6 @@ use crate::lock;
 use anyhow::Context as _;
 use berth_core::roots::Roots;
 use berth_network::{Network, NetworkConfig};
-use std::io;
 
 /// Detaches and removes the programs and maps of Services, ends cluster DNS and takes its addresses off the node, and
 /// puts sysctls and nft tables back. Refused while an agent runs.
@@ -18,7 +17,8 @@ pub(crate) fn run(roots: &Roots) -> anyhow::Result<()> {
     let _lock = lock::take(&roots.runtime_state)?;
     let detached = berth_services::detach(roots).map_err(anyhow::Error::from_boxed);
     detached.context("remove the programs of Services")?;
-    remove_file(&berth_api::services::file(roots))?;
+    let ids = berth_api::services::file(roots);
+    berth_sys::fs::remove_if_there(&ids).with_context(|| format!("remove {}", ids.display()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -36,13 +36,4 @@ pub(crate) fn run(roots: &Roots) -> anyhow::Result<()> {
     let removed = berth_dns::address::remove(roots).context("take cluster DNS' addresses away")?;
     tracing::info!(addresses = ?removed, "node reset; pods stay");
     Ok(())
-}
-
-fn remove_file(path: &std::path::Path) -> anyhow::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }

@@ -76,9 +76,9 @@ pub fn remove(roots: &Roots) -> Result<Vec<IpAddr>, Error> {
         }
     }
     let path = record(roots);
-    match std::fs::remove_file(&path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::File { path, source }),
-        _ => Ok(removed),
+    match berth_sys::fs::remove_if_there(&path) {
+        Ok(()) => Ok(removed),
+        Err(source) => Err(Error::File { path, source }),
     }
 }
 

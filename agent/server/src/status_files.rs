@@ -9,7 +9,7 @@ use crate::{
 };
 use berth_api::{files, view::NodeView};
 use berth_core::{ids::PodUid, roots::Roots};
-use std::{collections::BTreeSet, fs, io, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, io, time::Duration};
 use tokio::{sync::oneshot, task::spawn_blocking};
 
 /// How long changes are gathered before they are written.
@@ -81,17 +81,10 @@ fn write(hub: &Hub, roots: &Roots, uid: &PodUid) {
             let text = [br#"{"pod":"#.as_slice(), &json, br#","events":"#, &events, b"}"].concat();
             berth_sys::fs::write_atomic(&path, &text, MODE).map_err(|e| e.to_string())
         }
-        None => remove(&path).map_err(|e| e.to_string()),
+        None => berth_sys::fs::remove_if_there(&path).map_err(|e| e.to_string()),
     };
     if let Err(error) = done {
         tracing::warn!(uid = %uid, error, "status file not kept");
-    }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
     }
 }
 
@@ -113,7 +106,7 @@ pub fn sweep(hub: &Hub, roots: &Roots) -> Result<(), Error> {
         if let Some(uid) = files::uid_of(&entry.file_name())
             && hub.pod(&uid).is_none()
         {
-            remove(&entry.path()).map_err(failed)?;
+            berth_sys::fs::remove_if_there(&entry.path()).map_err(failed)?;
         }
     }
     Ok(())

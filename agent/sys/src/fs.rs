@@ -36,6 +36,17 @@ pub fn write_atomic_synced(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     replace(path, bytes, mode, true)
 }
 
+/// Removes a file; one that is not there is as good.
+///
+/// # Errors
+/// It is there still.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn replace(path: &Path, bytes: &[u8], mode: u32, sync: bool) -> Result<()> {
     let tmp = temporary_beside(path)?;
     let failed = |source| Error::Write { path: path.into(), source };

@@ -67,10 +67,7 @@ pub(super) fn start(charge: Charge, tasks: &mut JoinSet<()>) -> Result<AbortHand
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    berth_sys::fs::remove_if_there(path)?;
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)

@@ -17,7 +17,7 @@ use std::{
     io,
     net::SocketAddr,
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -203,7 +203,7 @@ impl Kernel for Linux {
     fn note_dead(&mut self, dead: &HashSet<SocketAddr>) -> Result<(), Cause> {
         let path = dead_note(&self.cfg.roots);
         if dead.is_empty() {
-            return remove(&path);
+            return Ok(berth_sys::fs::remove_if_there(&path)?);
         }
         let lines: String = dead.iter().map(|at| format!("{at}\n")).collect();
         Ok(berth_sys::fs::write_atomic(&path, lines.as_bytes(), 0o600)?)
@@ -229,13 +229,6 @@ fn dead_note(roots: &Roots) -> PathBuf {
     roots.runtime_state.join("dead-backends")
 }
 
-fn remove(path: &Path) -> Result<(), Cause> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
-    }
-}
-
 /// The clock that the programs note times by.
 fn monotonic() -> Duration {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
@@ -257,6 +250,6 @@ pub fn hooks_group(roots: &Roots) -> Result<Option<PathBuf>, berth_sys::Error> {
 /// The kernel refuses; what is left is what it names.
 pub fn detach(roots: &Roots) -> Result<(), Cause> {
     loader::detach(&Pins::new(&roots.bpf_pins))?;
-    remove(&dead_note(roots))?;
+    berth_sys::fs::remove_if_there(&dead_note(roots))?;
     bpffs::unmount(roots)
 }

@@ -1,7 +1,7 @@
 //! Reading the socket storage of a map, of all sockets in all network namespaces: an iterator (bpf_iter,
 //! `bpf_sk_storage_map`) whose program writes each socket's cookie and value.
 
-use super::{address, bpf, number, owned, size};
+use super::{LINK_CREATE, address, bpf, number, owned, size};
 use std::{
     fs::File,
     io::{self, Read as _},
@@ -10,7 +10,6 @@ use std::{
 
 const PROG_LOAD: u32 = 5;
 const ITER_CREATE: u32 = 33;
-const LINK_CREATE: u32 = 28;
 const TRACING: u32 = 26;
 const TRACE_ITER: u32 = 28;
 const GET_SOCKET_COOKIE: i32 = 46;
@@ -97,30 +96,41 @@ fn program(len: i32) -> Vec<u8> {
     .concat()
 }
 
-/// Loads the program for values of `len` bytes and ties it to the map. `function` is the BTF id of
-/// [`STORAGE_ITERATOR`]. The link holds the program.
-pub(crate) fn storage_iterator(map: BorrowedFd<'_>, len: u32, function: u32) -> io::Result<OwnedFd> {
-    let code = program(i32::try_from(len).map_err(io::Error::other)?);
-    // The helper that writes is for programs under a GPL-compatible licence.
+/// Loads a program of these instructions. `attach_type` and `attach_btf_id` are 0 where its kind has none.
+pub(super) fn load(
+    kind: u32,
+    name: [u8; 16],
+    code: &[u8],
+    attach_type: u32,
+    attach_btf_id: u32,
+) -> io::Result<OwnedFd> {
+    // Some helpers are for programs under a GPL-compatible licence.
     let license = c"Dual BSD/GPL";
     let mut load = Load {
-        kind: TRACING,
+        kind,
         count: size(code.len() / 8)?,
         instructions: address(code.as_ptr()),
         license: address(license.as_ptr()),
         log: [0; 4],
         kernel_version: 0,
         flags: 0,
-        name: *b"berth_storage\0\0\0",
+        name,
         ifindex: 0,
-        attach_type: TRACE_ITER,
+        attach_type,
         btf: [0; 2],
         functions: [0; 4],
         lines: [0; 3],
-        attach_btf_id: function,
+        attach_btf_id,
     };
     // SAFETY: `count` instructions and the terminated licence live through the call; the answer is a new descriptor.
-    let program = unsafe { bpf(PROG_LOAD, &mut load).map(|fd| owned(fd)) }?;
+    unsafe { bpf(PROG_LOAD, &mut load).map(|fd| owned(fd)) }
+}
+
+/// Loads the program for values of `len` bytes and ties it to the map. `function` is the BTF id of
+/// [`STORAGE_ITERATOR`]. The link holds the program.
+pub(crate) fn storage_iterator(map: BorrowedFd<'_>, len: u32, function: u32) -> io::Result<OwnedFd> {
+    let code = program(i32::try_from(len).map_err(io::Error::other)?);
+    let program = load(TRACING, *b"berth_storage\0\0\0", &code, TRACE_ITER, function)?;
     let info = number(map);
     let mut link = LinkIterator {
         program: number(std::os::fd::AsFd::as_fd(&program)),
