@@ -1,4 +1,7 @@
 //! One file a sandbox: what it was attached with, and what came of it.
+//!
+//! A file is a line of JSON for what is about to be attached and, once that has succeeded, a second one with the
+//! result. The last line that can be read counts: a line cut short by a full disk loses only itself.
 
 use crate::{Attachment, Conflist, Error, PluginConfig, conflist};
 use berth_core::ids::{BootId, PodKey, PodUid};
@@ -6,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
+    io::{self, Write as _},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -106,7 +110,7 @@ impl Attachments {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::file("read", &path)(e)),
         };
-        match serde_json::from_slice::<Record>(&bytes) {
+        match last_record(&bytes) {
             Ok(record) if record.sandbox == sandbox => Ok(Some(record)),
             read => {
                 let reason = read.err().map_or_else(|| "names another sandbox".to_owned(), |e| e.to_string());
@@ -118,13 +122,25 @@ impl Attachments {
         }
     }
 
-    /// Replaces a sandbox's file. Not synced: after a loss of power the sandbox is gone too, and addresses that our
-    /// own plugin keeps do not outlive the boot.
+    /// Writes a sandbox's record: in place of all before it where ADD is yet to come, after that one where it has
+    /// succeeded (a second file a pod, put in the place of the first, costs a disk more than the rest of both). Not
+    /// synced: after a loss of power the sandbox is gone too, and addresses that our own plugin keeps do not outlive
+    /// the boot.
     pub(crate) fn write(&self, record: &Record) -> Result<(), Error> {
         let path = self.path(&record.sandbox)?;
+        let line = serde_json::to_vec(record).map_err(|e| Error::file("write", &path)(e.into()))?;
+        if record.result.is_some() {
+            let mut file = fs::OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(&path)
+                .map_err(Error::file("open", &path))?;
+            // A line of its own, also where an earlier one was cut short.
+            let line = [b"\n", line.as_slice(), b"\n"].concat();
+            return file.write_all(&line).map_err(Error::file("write", &path));
+        }
         let new = path.with_extension("json.new");
-        let bytes = serde_json::to_vec(record).map_err(|e| Error::file("write", &new)(e.into()))?;
-        fs::write(&new, bytes).map_err(Error::file("write", &new))?;
+        fs::write(&new, line).map_err(Error::file("write", &new))?;
         fs::rename(&new, &path).map_err(Error::file("rename", &new))
     }
 
@@ -149,7 +165,71 @@ impl Attachments {
     }
 }
 
+/// The last line that is a record; where there is none, why the last is not.
+fn last_record(bytes: &[u8]) -> Result<Record, serde_json::Error> {
+    let mut lines = bytes.trim_ascii_end().rsplit(|b| *b == b'\n');
+    let last = serde_json::from_slice(lines.next().unwrap_or_default());
+    last.or_else(|e| lines.find_map(|line| serde_json::from_slice(line).ok()).ok_or(e))
+}
+
 /// The inode of the namespace that a path names.
 pub(crate) fn netns_inode(path: &Path) -> io::Result<u64> {
     fs::metadata(path).map(|m| m.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_core::ids::{Namespace, PodName};
+    use serde_json::json;
+
+    fn record(result: Option<Value>) -> Record {
+        Record {
+            boot: BootId::new("b").unwrap(),
+            sandbox: "s1".into(),
+            ifname: "eth0".into(),
+            netns: "/run/netns/s1".into(),
+            netns_inode: 1,
+            uid: PodUid::new("u").unwrap(),
+            key: PodKey { namespace: Namespace::new("default").unwrap(), name: PodName::new("p").unwrap() },
+            labels: BTreeMap::new(),
+            network: "net".into(),
+            version: "1.1.0".into(),
+            disable_check: false,
+            plugins: Vec::new(),
+            args: String::new(),
+            capabilities: Map::new(),
+            result,
+        }
+    }
+
+    #[test]
+    fn the_last_line_that_can_be_read_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Attachments::open(dir.path()).unwrap();
+        let (begun, done) = (record(None), record(Some(json!({"ips": []}))));
+        files.write(&begun).unwrap();
+        assert_eq!(files.read("s1").unwrap().unwrap(), begun);
+        files.write(&done).unwrap();
+        assert_eq!(files.read("s1").unwrap().unwrap(), done);
+        assert_eq!(files.list().unwrap(), BTreeSet::from(["s1".to_owned()]));
+
+        let path = files.path("s1").unwrap();
+        let whole = fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&path, whole.get(..length).unwrap()).unwrap();
+            let read = files.read("s1").unwrap();
+            let first = serde_json::to_vec(&begun).unwrap().len();
+            assert_eq!(read.is_some(), length >= first, "cut at {length}");
+            // What comes after a line that was cut is not lost with it.
+            fs::write(&path, whole.get(..length).unwrap()).unwrap();
+            files.write(&done).unwrap();
+            assert_eq!(files.read("s1").unwrap().unwrap(), done, "cut at {length}");
+        }
+
+        files.write(&begun).unwrap();
+        assert_eq!(files.read("s1").unwrap().unwrap(), begun, "what came before is of another attachment");
+        files.remove("s1").unwrap();
+        assert_eq!(files.read("s1").unwrap(), None);
+    }
 }

@@ -6,7 +6,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     io::Errno,
-    process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal},
+    process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
 };
 use std::{io, path::PathBuf, time::Duration};
 
@@ -97,6 +97,21 @@ impl PidFd {
     }
 }
 
+impl PidFd {
+    /// Takes the exit status of a child of this process that has ended, so that nothing of it is left. A process that
+    /// still runs, or is nobody's or another's child, is left alone.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn reap(&self) -> Result<()> {
+        match waitid(WaitId::PidFd(self.fd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            // With no status to take from a non-blocking descriptor the answer is EAGAIN.
+            Ok(_) | Err(Errno::CHILD | Errno::AGAIN) => Ok(()),
+            Err(e) => Err(failed("wait for", self.pid, e)),
+        }
+    }
+}
+
 impl AsFd for PidFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -111,6 +126,11 @@ impl AsRawFd for PidFd {
 
 fn failed(what: &'static str, pid: u32, e: Errno) -> Error {
     Error::Process { what, pid, source: e.into() }
+}
+
+/// The error of a child that is not there although nobody has reaped it.
+pub(crate) fn no_child(pid: u32) -> Error {
+    failed("open", pid, Errno::CHILD)
 }
 
 /// When the process started, in clock ticks since boot (field 22 of `/proc/<pid>/stat`): pid and start time together

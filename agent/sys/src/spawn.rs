@@ -1,38 +1,181 @@
-//! Starting a child with a descriptor at a given number.
+//! Starting a child with a descriptor at a given number, without a copy of this process's memory.
 //!
 //! A child of Rust's `Command` gets only stdin, stdout and stderr; everything else is close-on-exec. Some programs
-//! expect one more descriptor at a fixed number (a listening socket at 3). [`pass_fd`] places it there between fork
-//! and exec.
+//! expect one more descriptor at a fixed number (a listening socket at 3), and whatever a `Command` is told to do
+//! between fork and exec makes it fork: a copy of the page tables of a daemon, and a fault for each page that it writes
+//! next. `posix_spawn` places the descriptor too and shares the memory until exec.
 
+use crate::{
+    Result,
+    process::{PidFd, Signal},
+};
 use std::{
+    ffi::{CString, OsStr, OsString},
     io,
+    mem::MaybeUninit,
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
-        unix::process::CommandExt,
+        fd::{AsRawFd, BorrowedFd, RawFd},
+        unix::ffi::OsStrExt,
     },
-    process::Command,
+    path::Path,
 };
 
-/// Makes `fd` descriptor `number` of the child that `command` starts. The parent's own copy lives as long as the
-/// command.
-///
-/// `number` should be one that this process has in use (any long-lived process has 3): at a free number, the pipe on
-/// which `Command` hears of a failed exec could lie, and the failure would show only as the child's early end.
-pub fn pass_fd(command: &mut Command, fd: OwnedFd, number: RawFd) {
-    let place = move || {
-        let raw = fd.as_raw_fd();
-        // SAFETY: both calls are async-signal-safe and touch nothing but the descriptor table of the child; `fd` is
-        // open, because this closure owns it.
-        let result = unsafe {
-            if raw == number { libc::fcntl(raw, libc::F_SETFD, 0) } else { libc::dup2(raw, number) }
-        };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    };
-    // SAFETY: the closure runs in the child between fork and exec; it allocates nothing, takes no lock and makes
-    // only the async-signal-safe call above.
-    unsafe {
-        command.pre_exec(place);
+/// A program and what it is started with. Standard input and output are `/dev/null`; it leads a process group of its
+/// own, so that a signal to a terminal's group does not reach it.
+#[derive(Debug)]
+pub struct Spawn<'a> {
+    /// The program's file.
+    pub program: &'a Path,
+    /// Its arguments, after its name.
+    pub args: &'a [&'a OsStr],
+    /// Its whole environment.
+    pub env: &'a [(&'a str, OsString)],
+    /// Its working directory.
+    pub dir: &'a Path,
+    /// A descriptor that it gets.
+    pub fd: BorrowedFd<'a>,
+    /// The number it gets it by: 3 or more.
+    pub number: RawFd,
+}
+
+/// `Ok` for 0, as the functions of posix_spawn answer.
+fn checked(code: libc::c_int) -> io::Result<()> {
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
+}
+
+fn text(bytes: &[u8]) -> io::Result<CString> {
+    CString::new(bytes).map_err(io::Error::from)
+}
+
+/// What the child does before it runs the program, in order.
+struct Actions(libc::posix_spawn_file_actions_t);
+
+impl Actions {
+    fn new() -> io::Result<Actions> {
+        let mut actions = MaybeUninit::uninit();
+        // SAFETY: the call fills what it is given; on success it is initialised.
+        unsafe {
+            checked(libc::posix_spawn_file_actions_init(actions.as_mut_ptr()))?;
+            Ok(Actions(actions.assume_init()))
+        }
     }
+
+    fn set_up(&mut self, dir: &CString, fd: RawFd, number: RawFd) -> io::Result<()> {
+        // SAFETY: the actions are initialised; each call copies the string that it is given.
+        unsafe {
+            checked(libc::posix_spawn_file_actions_addchdir_np(&raw mut self.0, dir.as_ptr()))?;
+            // First, as `fd` could be any number but the standard ones. The same number twice takes close-on-exec away.
+            checked(libc::posix_spawn_file_actions_adddup2(&raw mut self.0, fd, number))?;
+            checked(libc::posix_spawn_file_actions_addopen(
+                &raw mut self.0,
+                0,
+                c"/dev/null".as_ptr(),
+                libc::O_RDWR,
+                0,
+            ))?;
+            checked(libc::posix_spawn_file_actions_adddup2(&raw mut self.0, 0, 1))?;
+            checked(libc::posix_spawn_file_actions_adddup2(&raw mut self.0, 0, 2))
+        }
+    }
+}
+
+impl Drop for Actions {
+    fn drop(&mut self) {
+        // SAFETY: initialised in `new`, destroyed once. It cannot fail for what was initialised.
+        let _never = unsafe { libc::posix_spawn_file_actions_destroy(&raw mut self.0) };
+    }
+}
+
+/// The child's process group and signals.
+struct Attributes(libc::posix_spawnattr_t);
+
+impl Attributes {
+    fn new() -> io::Result<Attributes> {
+        let mut attributes = MaybeUninit::uninit();
+        // SAFETY: the call fills what it is given; on success it is initialised.
+        unsafe {
+            checked(libc::posix_spawnattr_init(attributes.as_mut_ptr()))?;
+            Ok(Attributes(attributes.assume_init()))
+        }
+    }
+
+    /// A group of its own, no signal blocked, and SIGPIPE ends it: Rust programs ignore that one, and what is ignored
+    /// stays so over exec.
+    fn set_up(&mut self) -> io::Result<()> {
+        let flags = libc::POSIX_SPAWN_SETPGROUP | libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: the attributes are initialised, the set is by sigemptyset before its first use; each call copies it.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            checked(libc::posix_spawnattr_setsigmask(&raw mut self.0, set.as_ptr()))?;
+            libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE);
+            checked(libc::posix_spawnattr_setsigdefault(&raw mut self.0, set.as_ptr()))?;
+            checked(libc::posix_spawnattr_setpgroup(&raw mut self.0, 0))?;
+            let flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+            checked(libc::posix_spawnattr_setflags(&raw mut self.0, flags))
+        }
+    }
+}
+
+impl Drop for Attributes {
+    fn drop(&mut self) {
+        // SAFETY: initialised in `new`, destroyed once. It cannot fail for what was initialised.
+        let _never = unsafe { libc::posix_spawnattr_destroy(&raw mut self.0) };
+    }
+}
+
+impl Spawn<'_> {
+    /// Starts it. Who holds the result sees its end there, and takes its exit status with [`PidFd::reap`].
+    ///
+    /// # Errors
+    /// The program cannot be executed, or the kernel refuses.
+    pub fn spawn(&self) -> io::Result<PidFd> {
+        let program = text(self.program.as_os_str().as_bytes())?;
+        let dir = text(self.dir.as_os_str().as_bytes())?;
+        let args: Vec<CString> = self.args.iter().map(|a| text(a.as_bytes())).collect::<io::Result<_>>()?;
+        let env: Vec<CString> = self
+            .env
+            .iter()
+            .map(|(name, value)| text(&[name.as_bytes(), b"=", value.as_bytes()].concat()))
+            .collect::<io::Result<_>>()?;
+        let list = |first: Option<&CString>, rest: &[CString]| -> Vec<*mut libc::c_char> {
+            let all = first.into_iter().chain(rest).map(|text| text.as_ptr().cast_mut());
+            all.chain([std::ptr::null_mut()]).collect()
+        };
+        let (argv, envp) = (list(Some(&program), &args), list(None, &env));
+        let (mut actions, mut attributes) = (Actions::new()?, Attributes::new()?);
+        actions.set_up(&dir, self.fd.as_raw_fd(), self.number)?;
+        attributes.set_up()?;
+        let mut pid = 0;
+        // SAFETY: program, arguments and environment are zero-terminated texts in lists that end with a null, and
+        // outlive the call, which does not change them; actions and attributes are initialised.
+        checked(unsafe {
+            libc::posix_spawn(
+                &raw mut pid,
+                program.as_ptr(),
+                &raw const actions.0,
+                &raw const attributes.0,
+                argv.as_ptr(),
+                envp.as_ptr(),
+            )
+        })?;
+        hold(pid.unsigned_abs()).map_err(io::Error::other)
+    }
+}
+
+/// The child just started; nobody has reaped it yet. One that cannot be held is ended.
+fn hold(pid: u32) -> Result<PidFd> {
+    let held = PidFd::open(pid);
+    if let Ok(Some(fd)) = held {
+        return Ok(fd);
+    }
+    let Some(raw) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else {
+        return Err(crate::process::no_child(pid));
+    };
+    // The first failure is the one to tell; a child of this process cannot be another's by now.
+    let _killed = rustix::process::kill_process(raw, Signal::KILL);
+    let _reaped = rustix::process::waitpid(Some(raw), rustix::process::WaitOptions::empty());
+    held.and_then(|gone| gone.ok_or_else(|| crate::process::no_child(pid)))
 }
 
 #[cfg(test)]
@@ -40,21 +183,55 @@ mod tests {
     use super::*;
     use std::{
         io::{Read, Write},
-        os::unix::net::UnixStream,
+        os::{fd::AsFd, unix::net::UnixStream},
+        time::Duration,
     };
 
-    #[test]
-    fn the_child_finds_the_descriptor_at_its_number() {
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn sh<'a>(args: &'a [&'a OsStr], env: &'a [(&'a str, OsString)], fd: BorrowedFd<'a>) -> Spawn<'a> {
+        Spawn { program: Path::new("/bin/sh"), args, env, dir: Path::new("/proc"), fd, number: 9 }
+    }
+
+    fn answer(script: &str) -> String {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
-        let mut command = Command::new("sh");
-        command.args(["-c", "read line <&9; echo got $line >&9"]);
-        pass_fd(&mut command, theirs.into(), 9);
-        let mut child = command.spawn().unwrap();
-        drop(command);
+        let args = [OsStr::new("-c"), OsStr::new(script)];
+        let env = [("WORD", OsString::from("two words"))];
+        let child = sh(&args, &env, theirs.as_fd()).spawn().unwrap();
+        drop(theirs);
         ours.write_all(b"word\n").unwrap();
         let mut answer = String::new();
         ours.read_to_string(&mut answer).unwrap();
-        assert!(child.wait().unwrap().success());
-        assert_eq!(answer, "got word\n");
+        assert!(child.poll_exited(PATIENCE).unwrap());
+        child.reap().unwrap();
+        assert!(PidFd::open(child.pid()).unwrap().is_none(), "nothing is left of it");
+        answer
+    }
+
+    #[test]
+    fn the_child_finds_the_descriptor_at_its_number() {
+        assert_eq!(answer("read line <&9; echo got $line >&9"), "got word\n");
+    }
+
+    #[test]
+    fn the_child_has_its_environment_directory_group_and_nothing_else() {
+        assert_eq!(answer("read line <&9; pwd >&9; echo $WORD. >&9"), "/proc\ntwo words.\n");
+        let group = answer("read line <&9; set -- $(cat /proc/$$/stat); [ $5 = $$ ] && echo leads >&9");
+        assert_eq!(group, "leads\n");
+        let ends =
+            answer("read line <&9; pid=$$; for n in 0 1 2; do readlink /proc/$pid/fd/$n; done | cat >&9");
+        assert_eq!(ends, "/dev/null\n/dev/null\n/dev/null\n");
+        let signals = answer("read line <&9; grep -E 'Sig(Blk|Ign)' /proc/self/status >&9");
+        let mask = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap();
+        let masks: Vec<u64> = signals.lines().map(mask).collect();
+        let pipe = 1 << (libc::SIGPIPE - 1);
+        assert!(matches!(masks[..], [0, ignored] if ignored & pipe == 0), "{signals}");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let missing = Spawn { program: Path::new("/nonexistent"), ..sh(&[], &[], ours.as_fd()) };
+        assert_eq!(missing.spawn().unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

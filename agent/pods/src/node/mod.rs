@@ -101,7 +101,8 @@ pub struct NodeHands {
     specs: Mutex<HashMap<ContainerId, Arc<serde_json::Value>>>,
     users: users::Users,
     images: Mutex<HashMap<String, (std::time::Instant, berth_runtime::Image)>>,
-    turns: turns::Turns,
+    starts: turns::Turns,
+    sandboxes: turns::Turns,
     gates: gates::Gates,
     /// The pods that this life of the agent has begun to work on. Held while one is entered, and while what seems to be
     /// nobody's is let go.
@@ -118,6 +119,13 @@ fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // A panic of another holder leaves a map that is whole: each change is one insert or remove.
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Containers that are started at once, for each processor: five wait for disks and locks as much as they compute.
+const STARTS: usize = 5;
+/// Sandboxes that are made at once, for each processor. The kernel makes networks one after the other and waits between
+/// (RTNL, grace periods of RCU). Turns of their own, so that the processors start containers meanwhile and the first of
+/// many pods is not held up by the sandboxes of all others.
+const SANDBOXES: usize = 2;
 
 /// The longest a refresh of volumes may take.
 const REFRESH: Duration = Duration::from_secs(120);
@@ -173,9 +181,8 @@ impl NodeHands {
             specs: Mutex::default(),
             users: users::Users::default(),
             images: Mutex::default(),
-            turns: turns::Turns::new(
-                std::thread::available_parallelism().map_or(2, |n| n.get()).saturating_mul(5),
-            ),
+            starts: turns::Turns::of_each_processor(STARTS),
+            sandboxes: turns::Turns::of_each_processor(SANDBOXES),
             gates: gates::Gates::default(),
             claims: tokio::sync::Mutex::default(),
         }

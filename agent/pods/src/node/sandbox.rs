@@ -266,7 +266,7 @@ impl NodeHands {
                 format!("runtimeClassName {class:?}: this build runs the node's default runtime only"),
             ));
         }
-        let _turn = self.turns.take().await;
+        let _turn = self.sandboxes.take().await;
         let mut steps = Vec::new();
         let mut clock = Instant::now();
         let mut step = |name, steps: &mut Vec<(&'static str, Duration)>| {

@@ -64,7 +64,7 @@ impl NodeHands {
     ) -> Result<Performed, Failure> {
         let spec = pod.container(container).ok_or_else(|| config_error("the pod has no such container"))?;
         self.claim(&pod.uid, None).await;
-        let image = self.image(spec).await?;
+        let image = self.fresh_image(spec).await?;
         // What else a start needs of containerd and can be had before the sandbox is there. Where it fails here the
         // start tries again and tells.
         let runtime = self.runtime()?;
@@ -74,25 +74,26 @@ impl NodeHands {
         {
             tracing::debug!(pod = %pod.key, why = e.message, "nothing prepared for the start");
         }
-        let mut images = lock(&self.images);
-        if images.len() >= MOST_IMAGES {
-            images.clear();
-        }
-        images.insert(spec.image.clone(), (Instant::now(), image));
-        drop(images);
         Ok(Performed::done(Vec::new()))
     }
 
-    /// The image as it was found a moment ago, for the start that follows; else looked for now.
+    /// The image as it was found a moment ago, for the start that follows and for other pods of it; else looked for
+    /// now.
     async fn fresh_image(&self, spec: &Container) -> Result<Image, Failure> {
         let found = lock(&self.images)
             .get(&spec.image)
             .filter(|(at, _)| at.elapsed() < FRESH)
             .map(|(_, i)| i.clone());
-        match found {
-            Some(image) => Ok(image),
-            None => self.image(spec).await,
+        if let Some(image) = found {
+            return Ok(image);
         }
+        let image = self.image(spec).await?;
+        let mut images = lock(&self.images);
+        if images.len() >= MOST_IMAGES {
+            images.clear();
+        }
+        images.insert(spec.image.clone(), (Instant::now(), image.clone()));
+        Ok(image)
     }
 
     async fn image(&self, spec: &Container) -> Result<Image, Failure> {
@@ -124,7 +125,7 @@ impl NodeHands {
     ) -> Result<Performed, Failure> {
         self.claim(&context.pod.uid, Some(&id)).await;
         let waited = Instant::now();
-        let _turn = self.turns.take().await;
+        let _turn = self.starts.take().await;
         let waited = waited.elapsed();
         let begun = Instant::now();
         let pod = Arc::clone(&context.pod);

@@ -1,4 +1,4 @@
-//! How many pods work on their start at once: more than the processors can do only makes every one of them slower.
+//! How many pods work on a step of their start at once: more than the processors can do only makes every one of them slower.
 //!
 //! A turn is lent for [`LENT`] at most: whoever is stuck (a shim, a plugin) goes on without it and holds up nobody.
 
@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// The longest a turn is lent.
 const LENT: Duration = Duration::from_secs(3);
 
-/// The turns of a node.
+/// The turns of one kind of work on a node.
 #[derive(Debug, Clone)]
 pub(super) struct Turns(Arc<Semaphore>);
 
@@ -32,6 +32,11 @@ impl Drop for Turn {
 impl Turns {
     pub(super) fn new(at_once: usize) -> Turns {
         Turns(Arc::new(Semaphore::new(at_once.max(1))))
+    }
+
+    /// That many at once for each processor.
+    pub(super) fn of_each_processor(at_once: usize) -> Turns {
+        Turns::new(std::thread::available_parallelism().map_or(2, |n| n.get()).saturating_mul(at_once))
     }
 
     /// Waits for a turn, in order of asking.

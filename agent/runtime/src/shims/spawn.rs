@@ -6,17 +6,20 @@
 
 use super::Shim;
 use crate::error::Error;
-use berth_sys::{clock, process::PidFd};
+use berth_sys::{clock, process::PidFd, spawn::Spawn};
 use rustix::{
     fs::{CWD, FileType, Mode, mknodat},
     process::Signal,
 };
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fs, io,
-    os::unix::{fs::DirBuilderExt, net::UnixListener, process::CommandExt},
+    os::{
+        fd::AsFd,
+        unix::{fs::DirBuilderExt, net::UnixListener},
+    },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -24,12 +27,11 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::AsyncReadExt,
+    io::{Interest, unix::AsyncFd},
     net::{
         UnixStream,
         unix::pipe::{OpenOptions, Receiver},
     },
-    process::Child,
     sync::Notify,
 };
 
@@ -59,27 +61,25 @@ pub(crate) struct Handle {
     pub(super) end: End,
 }
 
-/// What tells a shim's end.
+/// A shim's process: of this process's children, or of an earlier agent's.
 #[derive(Debug)]
-pub(super) enum End {
-    /// A shim of this process: it is waited for, which also reaps it.
-    Child(Child),
-    /// A shim of an earlier agent: a connection to it, which ends with it.
-    Peer(UnixStream),
-}
+pub(super) struct End(AsyncFd<PidFd>);
 
 impl End {
-    /// Returns when the shim has ended; may be dropped and called again.
-    pub(super) async fn wait(&mut self) {
-        match self {
-            // Not to be waited for any more is as ended as it gets.
-            End::Child(child) => drop(child.wait().await),
-            End::Peer(stream) => {
-                let mut byte = [0_u8; 16];
-                // A shim says nothing unasked.
-                while !matches!(stream.read(&mut byte).await, Ok(0) | Err(_)) {}
-            }
-        }
+    fn new(process: PidFd) -> io::Result<End> {
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; PidFd keeps its descriptor open as long as it lives"
+        )]
+        AsyncFd::with_interest(process, Interest::READABLE).map(End)
+    }
+
+    /// Returns when the shim has ended and nothing is left of it; may be dropped and called again.
+    pub(super) async fn wait(&self) {
+        // Readable once the process has ended. Not to be waited for any more is as ended as it gets.
+        drop(self.0.readable().await);
+        // A corpse that cannot be taken away is init's once this process ends.
+        drop(self.0.get_ref().reap());
     }
 }
 
@@ -119,10 +119,13 @@ impl Spawner {
     pub(crate) async fn spawn(&self) -> Result<Handle, Error> {
         let this = self.clone();
         let joined = tokio::task::spawn_blocking(move || this.spawn_blocking()).await;
-        joined.map_err(|e| Error::Shim { binary: self.binary.clone(), source: io::Error::other(e) })?
+        let failed = |source: io::Error| Error::Shim { binary: self.binary.clone(), source };
+        let (shim, log, process) = joined.map_err(|e| failed(io::Error::other(e)))??;
+        // One that cannot be watched is not used; the next life of the agent finds it and ends it.
+        Ok(Handle { shim, log, end: End::new(process).map_err(failed)? })
     }
 
-    fn spawn_blocking(&self) -> Result<Handle, Error> {
+    fn spawn_blocking(&self) -> Result<(Arc<Shim>, Receiver, PidFd), Error> {
         let id = fresh_id();
         let dir = self.dir.join(&id);
         let made = self.start(&id, &dir);
@@ -132,7 +135,7 @@ impl Spawner {
         made
     }
 
-    fn start(&self, id: &str, dir: &Path) -> Result<Handle, Error> {
+    fn start(&self, id: &str, dir: &Path) -> Result<(Arc<Shim>, Receiver, PidFd), Error> {
         let socket = dir.join("s");
         if socket.as_os_str().len() > SOCKET_PATH {
             return Err(Error::SocketPath { path: socket, limit: SOCKET_PATH });
@@ -158,25 +161,20 @@ impl Spawner {
         let mut path = self.binary.parent().unwrap_or(Path::new("/usr/bin")).as_os_str().to_os_string();
         path.push(":");
         path.push(std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into()));
-        let mut command = Command::new(&self.binary);
-        command
-            .args(["-namespace", &self.namespace, "-id", id, "-address"])
-            .arg(&self.containerd)
-            .current_dir(dir)
-            .env_clear()
-            .env("PATH", path)
-            .env("TTRPC_ADDRESS", ttrpc)
-            .env("GOMAXPROCS", "1")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // A signal to the agent's terminal is not for the shims.
-            .process_group(0);
-        berth_sys::spawn::pass_fd(&mut command, listener.into(), 3);
-        let child = tokio::process::Command::from(command).spawn().map_err(failed)?;
-        let pid = child.id().unwrap_or_default();
+        let (containerd, namespace) = (self.containerd.as_os_str(), OsStr::new(&self.namespace));
+        let [of_namespace, of_id, of_address] = ["-namespace", "-id", "-address"].map(OsStr::new);
+        let process = Spawn {
+            program: &self.binary,
+            args: &[of_namespace, namespace, of_id, OsStr::new(id), of_address, containerd],
+            env: &[("PATH", path), ("TTRPC_ADDRESS", ttrpc), ("GOMAXPROCS", "1".into())],
+            dir,
+            fd: listener.as_fd(),
+            number: 3,
+        };
+        let process = process.spawn().map_err(failed)?;
+        let pid = process.pid();
         tracing::debug!(shim = id, pid, "shim started");
-        Ok(Handle { shim: shim(id, dir, pid), log, end: End::Child(child) })
+        Ok((shim(id, dir, pid), log, process))
     }
 
     /// The shims of an earlier agent. Directories without a process are cleared.
@@ -227,10 +225,14 @@ fn shim(id: &str, dir: &Path, pid: u32) -> Arc<Shim> {
 async fn attach(id: &str, dir: &Path, pid: u32) -> Result<Handle, Error> {
     let socket = dir.join("s");
     let dialled = tokio::time::timeout(CONNECT, UnixStream::connect(&socket)).await;
-    let peer = dialled
+    dialled
         .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
         .map_err(Error::file("dial", &socket))?;
-    Ok(Handle { shim: shim(id, dir, pid), log: open_log(&dir.join("log"))?, end: End::Peer(peer) })
+    let shim = shim(id, dir, pid);
+    let process =
+        process_of(&shim).ok_or_else(|| Error::file("dial", &socket)(io::ErrorKind::NotFound.into()))?;
+    let end = End::new(process).map_err(Error::file("watch", &socket))?;
+    Ok(Handle { shim, log: open_log(&dir.join("log"))?, end })
 }
 
 /// Shim processes below `dir`, by directory name: those that work there and were started with that id.
@@ -308,6 +310,7 @@ pub(super) fn clear(dir: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
 
     #[test]
     fn clearing_leaves_what_is_not_a_shims() {

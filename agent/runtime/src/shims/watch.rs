@@ -14,7 +14,7 @@ const KILL: Duration = Duration::from_secs(5);
 
 /// Runs until the shim has ended or the node's runtime is stopped; in the latter case the shim runs on.
 pub(super) async fn run(handle: Handle, owner: Weak<Shims>, mut stop: watch::Receiver<bool>) {
-    let Handle { shim, mut log, mut end } = handle;
+    let Handle { shim, mut log, end } = handle;
     let mut buffer = vec![0_u8; 4096];
     let mut readable = true;
     let mut deadline: Option<(tokio::time::Instant, bool)> = None;
