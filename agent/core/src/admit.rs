@@ -78,41 +78,9 @@ fn collide(a: &ContainerPort, b: &ContainerPort) -> bool {
 mod tests {
     use super::*;
     use crate::{
-        ids::{Namespace, NodeName, PodKey, PodName, PodUid},
-        model::{
-            Container, ContainerSecurity, PodDns, PodNamespaces, PodSecurity, Protocol, PullPolicy,
-            Resources, RestartPolicy, TerminationMessagePolicy,
-        },
-        time::Wall,
+        ids::PodKey,
+        model::{Container, Protocol, Resources},
     };
-
-    fn container() -> Container {
-        Container {
-            name: "c".parse().unwrap(),
-            image: "i".into(),
-            pull_policy: PullPolicy::Never,
-            command: vec![],
-            args: vec![],
-            working_dir: None,
-            env_from: vec![],
-            env: vec![],
-            ports: vec![],
-            resources: Resources::default(),
-            mounts: vec![],
-            liveness: None,
-            readiness: None,
-            startup: None,
-            post_start: None,
-            pre_stop: None,
-            termination_message_path: "/dev/termination-log".into(),
-            termination_message_policy: TerminationMessagePolicy::default(),
-            security: ContainerSecurity::default(),
-            stdin: false,
-            stdin_once: false,
-            tty: false,
-            sidecar: false,
-        }
-    }
 
     fn pod(wanted: serde_json::Value) -> Pod {
         let requests = wanted["requests"].as_object().into_iter().flatten();
@@ -125,31 +93,11 @@ mod tests {
             host_ip: p["ip"].as_str().map(|ip| ip.parse().unwrap()),
         });
         let resources = Resources { requests, ..Resources::default() };
+        let container = Container::new("c".parse().unwrap(), "i");
+        let key = PodKey { namespace: "ns".parse().unwrap(), name: "p".parse().unwrap() };
         Pod {
-            uid: PodUid::new("u").unwrap(),
-            key: PodKey { namespace: Namespace::new("ns").unwrap(), name: PodName::new("p").unwrap() },
-            labels: [].into(),
-            annotations: [].into(),
-            created: Wall(0),
-            origin: Origin::Cluster,
-            node: NodeName::new("n").unwrap(),
-            restart_policy: RestartPolicy::Always,
-            grace_seconds: 30,
-            active_deadline_seconds: None,
-            init_containers: vec![],
-            containers: vec![Container { ports: ports.collect(), resources, ..container() }],
-            volumes: vec![],
-            resources: None,
-            overhead: None,
-            namespaces: PodNamespaces::default(),
-            dns: PodDns::default(),
-            security: PodSecurity::default(),
-            service_account: "default".into(),
-            runtime_class: None,
-            priority: 0,
-            priority_class: None,
-            enable_service_links: true,
-            readiness_gates: vec![],
+            containers: vec![Container { ports: ports.collect(), resources, ..container }],
+            ..Pod::new("u".parse().unwrap(), key, "n".parse().unwrap())
         }
     }
 

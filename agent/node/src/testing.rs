@@ -1,14 +1,9 @@
 //! Pods for the tests of this crate.
 
 use berth_core::{
-    ids::{NodeName, PodKey, PodUid},
-    model::{
-        Container, Origin, Pod, PodDns, PodNamespaces, PodSecurity, PullPolicy, ResourceList, Resources,
-        RestartPolicy, TerminationMessagePolicy,
-    },
-    time::Wall,
+    ids::PodKey,
+    model::{Container, Pod, ResourceList, Resources},
 };
-use std::collections::BTreeMap;
 
 fn list(pairs: &[(&str, &str)]) -> ResourceList {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), v.parse().unwrap())).collect()
@@ -29,31 +24,7 @@ pub(crate) fn resources(requests: &str, limits: &str) -> Resources {
 
 /// A main container.
 pub(crate) fn container(requests: &str, limits: &str) -> Container {
-    Container {
-        name: "c".parse().unwrap(),
-        image: "i".into(),
-        pull_policy: PullPolicy::Never,
-        command: vec![],
-        args: vec![],
-        working_dir: None,
-        env_from: vec![],
-        env: vec![],
-        ports: vec![],
-        resources: resources(requests, limits),
-        mounts: vec![],
-        liveness: None,
-        readiness: None,
-        startup: None,
-        post_start: None,
-        pre_stop: None,
-        termination_message_path: "/dev/termination-log".into(),
-        termination_message_policy: TerminationMessagePolicy::File,
-        security: Default::default(),
-        stdin: false,
-        stdin_once: false,
-        tty: false,
-        sidecar: false,
-    }
+    Container { resources: resources(requests, limits), ..Container::new("c".parse().unwrap(), "i") }
 }
 
 /// A sidecar.
@@ -63,31 +34,11 @@ pub(crate) fn sidecar(requests: &str, limits: &str) -> Container {
 
 /// A pod of these init and main containers.
 pub(crate) fn pod(uid: &str, init: Vec<Container>, main: Vec<Container>) -> Pod {
+    let key = PodKey { namespace: "ns".parse().unwrap(), name: "pod".parse().unwrap() };
     Pod {
-        uid: PodUid::new(uid).unwrap(),
-        key: PodKey { namespace: "ns".parse().unwrap(), name: "pod".parse().unwrap() },
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        created: Wall(0),
-        origin: Origin::Cluster,
-        node: NodeName::new("node").unwrap(),
-        restart_policy: RestartPolicy::Always,
-        grace_seconds: 30,
-        active_deadline_seconds: None,
         init_containers: init,
         containers: main,
-        volumes: vec![],
-        resources: None,
-        overhead: None,
-        namespaces: PodNamespaces::default(),
-        dns: PodDns::default(),
-        security: PodSecurity::default(),
-        service_account: "default".into(),
-        runtime_class: None,
-        priority: 0,
-        priority_class: None,
-        enable_service_links: true,
-        readiness_gates: vec![],
+        ..Pod::new(uid.parse().unwrap(), key, "node".parse().unwrap())
     }
 }
 

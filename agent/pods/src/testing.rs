@@ -1,8 +1,8 @@
 //! Pods for tests, and mutations of valid JSON documents, by a seed: most stay JSON, many keep their shape.
 
-use berth_core::{ids::*, model::*, time::Wall};
+use berth_core::{ids::*, model::*};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 /// A small seeded generator: the same seed, the same mutations.
 #[derive(Debug)]
@@ -200,58 +200,23 @@ pub(crate) fn container(name: &str, rich: bool) -> Container {
         })
     };
     Container {
-        name: ContainerName::new(name).unwrap(),
-        image: "img".into(),
-        pull_policy: PullPolicy::IfNotPresent,
-        command: Vec::new(),
-        args: Vec::new(),
-        working_dir: None,
-        env_from: Vec::new(),
-        env: Vec::new(),
-        ports: Vec::new(),
-        resources: Resources::default(),
-        mounts: Vec::new(),
         liveness: probe(),
         readiness: probe(),
         startup: probe(),
         post_start: rich.then_some(Hook::Sleep(1)),
         pre_stop: rich.then_some(Hook::Sleep(1)),
-        termination_message_path: "/dev/termination-log".into(),
-        termination_message_policy: TerminationMessagePolicy::File,
-        security: ContainerSecurity::default(),
-        stdin: false,
-        stdin_once: false,
-        tty: false,
-        sidecar: false,
+        ..Container::new(ContainerName::new(name).unwrap(), "img")
     }
 }
 
 /// UID `u-1`.
 pub(crate) fn pod(policy: RestartPolicy, init: Vec<Container>, containers: Vec<Container>) -> Arc<Pod> {
+    let key = PodKey { namespace: Namespace::new("default").unwrap(), name: PodName::new("p").unwrap() };
     Arc::new(Pod {
-        uid: PodUid::new("u-1").unwrap(),
-        key: PodKey { namespace: Namespace::new("default").unwrap(), name: PodName::new("p").unwrap() },
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        created: Wall(0),
-        origin: Origin::Cluster,
-        node: NodeName::new("n").unwrap(),
         restart_policy: policy,
-        grace_seconds: 30,
         active_deadline_seconds: Some(600),
         init_containers: init,
         containers,
-        volumes: Vec::new(),
-        resources: None,
-        overhead: None,
-        namespaces: PodNamespaces::default(),
-        dns: PodDns::default(),
-        security: PodSecurity::default(),
-        service_account: "default".into(),
-        runtime_class: None,
-        priority: 0,
-        priority_class: None,
-        enable_service_links: true,
-        readiness_gates: Vec::new(),
+        ..Pod::new(PodUid::new("u-1").unwrap(), key, NodeName::new("n").unwrap())
     })
 }

@@ -5,69 +5,23 @@ use berth_core::{
     ids::{Namespace, NodeName, PodKey, PodName, PodUid, VolumeName},
     model::*,
     roots::Roots,
-    time::Wall,
 };
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
 
 pub(crate) fn pod(name: &str) -> Pod {
+    let key = PodKey { namespace: Namespace::new("default").unwrap(), name: PodName::new(name).unwrap() };
     Pod {
-        uid: PodUid::new("uid-1").unwrap(),
-        key: PodKey { namespace: Namespace::new("default").unwrap(), name: PodName::new(name).unwrap() },
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        created: Wall(0),
-        origin: Origin::Manifest("pod.yaml".into()),
-        node: NodeName::new("node-1").unwrap(),
-        restart_policy: RestartPolicy::Always,
-        grace_seconds: 30,
-        active_deadline_seconds: None,
-        init_containers: Vec::new(),
         containers: vec![container("main")],
-        volumes: Vec::new(),
-        resources: None,
-        overhead: None,
-        namespaces: PodNamespaces::default(),
-        dns: PodDns::default(),
-        security: PodSecurity::default(),
         service_account: "robot".into(),
-        runtime_class: None,
-        priority: 0,
-        priority_class: None,
-        enable_service_links: true,
-        readiness_gates: Vec::new(),
+        ..Pod::new(PodUid::new("uid-1").unwrap(), key, NodeName::new("node-1").unwrap())
     }
 }
 
 pub(crate) fn container(name: &str) -> Container {
-    Container {
-        name: name.parse().unwrap(),
-        image: "image".into(),
-        pull_policy: PullPolicy::IfNotPresent,
-        command: Vec::new(),
-        args: Vec::new(),
-        working_dir: None,
-        env_from: Vec::new(),
-        env: Vec::new(),
-        ports: Vec::new(),
-        resources: Resources::default(),
-        mounts: Vec::new(),
-        liveness: None,
-        readiness: None,
-        startup: None,
-        post_start: None,
-        pre_stop: None,
-        termination_message_path: "/dev/termination-log".into(),
-        termination_message_policy: TerminationMessagePolicy::File,
-        security: ContainerSecurity::default(),
-        stdin: false,
-        stdin_once: false,
-        tty: false,
-        sidecar: false,
-    }
+    Container::new(name.parse().unwrap(), "image")
 }
 
 pub(crate) fn facts() -> PodFacts {

@@ -57,6 +57,35 @@ pub struct Container {
 }
 
 impl Container {
+    /// A main container of that image, pulled where it is missing, and Kubernetes' defaults for the rest.
+    pub fn new(name: ContainerName, image: impl Into<String>) -> Container {
+        Container {
+            name,
+            image: image.into(),
+            pull_policy: PullPolicy::IfNotPresent,
+            command: Vec::new(),
+            args: Vec::new(),
+            working_dir: None,
+            env_from: Vec::new(),
+            env: Vec::new(),
+            ports: Vec::new(),
+            resources: Resources::default(),
+            mounts: Vec::new(),
+            liveness: None,
+            readiness: None,
+            startup: None,
+            post_start: None,
+            pre_stop: None,
+            termination_message_path: "/dev/termination-log".to_owned(),
+            termination_message_policy: TerminationMessagePolicy::default(),
+            security: ContainerSecurity::default(),
+            stdin: false,
+            stdin_once: false,
+            tty: false,
+            sidecar: false,
+        }
+    }
+
     /// The number of that named or numbered port, for probes and hooks.
     pub fn port(&self, port: &PortRef) -> Option<u16> {
         match port {

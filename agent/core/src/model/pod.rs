@@ -62,6 +62,37 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// A pod of which nothing more is known: no containers yet, made at the epoch, from the API server, and Kubernetes'
+    /// defaults for the rest.
+    pub fn new(uid: PodUid, key: PodKey, node: NodeName) -> Pod {
+        Pod {
+            uid,
+            key,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            created: Wall(0),
+            origin: Origin::Cluster,
+            node,
+            restart_policy: RestartPolicy::default(),
+            grace_seconds: 30,
+            active_deadline_seconds: None,
+            init_containers: Vec::new(),
+            containers: Vec::new(),
+            volumes: Vec::new(),
+            resources: None,
+            overhead: None,
+            namespaces: PodNamespaces::default(),
+            dns: PodDns::default(),
+            security: PodSecurity::default(),
+            service_account: "default".to_owned(),
+            runtime_class: None,
+            priority: 0,
+            priority_class: None,
+            enable_service_links: true,
+            readiness_gates: Vec::new(),
+        }
+    }
+
     /// Every container: init containers first, then the main ones.
     pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
         self.init_containers.iter().chain(&self.containers)

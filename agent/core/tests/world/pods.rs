@@ -1,34 +1,10 @@
 //! The pods of the histories: every restart policy, with and without init containers, sidecars, probes and hooks.
 
-use berth_core::{ids::*, model::*, plan::Desired, time::Wall};
-use std::{collections::BTreeMap, sync::Arc};
+use berth_core::{ids::*, model::*, plan::Desired};
+use std::sync::Arc;
 
 fn container(name: &str) -> Container {
-    Container {
-        name: ContainerName::new(name).expect("a label"),
-        image: "img".into(),
-        pull_policy: PullPolicy::IfNotPresent,
-        command: Vec::new(),
-        args: Vec::new(),
-        working_dir: None,
-        env_from: Vec::new(),
-        env: Vec::new(),
-        ports: Vec::new(),
-        resources: Resources::default(),
-        mounts: Vec::new(),
-        liveness: None,
-        readiness: None,
-        startup: None,
-        post_start: None,
-        pre_stop: None,
-        termination_message_path: "/dev/termination-log".into(),
-        termination_message_policy: TerminationMessagePolicy::File,
-        security: ContainerSecurity::default(),
-        stdin: false,
-        stdin_once: false,
-        tty: false,
-        sidecar: false,
-    }
+    Container::new(ContainerName::new(name).expect("a label"), "img")
 }
 
 fn probe() -> Probe {
@@ -44,34 +20,16 @@ fn probe() -> Probe {
 }
 
 fn pod(policy: RestartPolicy, init: Vec<Container>, mains: Vec<Container>, deadline: Option<u32>) -> Desired {
+    let key = PodKey {
+        namespace: Namespace::new("default").expect("a label"),
+        name: PodName::new("p").expect("a name"),
+    };
     let pod = Pod {
-        uid: PodUid::new("u-1").expect("a uid"),
-        key: PodKey {
-            namespace: Namespace::new("default").expect("a label"),
-            name: PodName::new("p").expect("a name"),
-        },
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        created: Wall(0),
-        origin: Origin::Cluster,
-        node: NodeName::new("n").expect("a name"),
         restart_policy: policy,
-        grace_seconds: 30,
         active_deadline_seconds: deadline,
         init_containers: init,
         containers: mains,
-        volumes: Vec::new(),
-        resources: None,
-        overhead: None,
-        namespaces: PodNamespaces::default(),
-        dns: PodDns::default(),
-        security: PodSecurity::default(),
-        service_account: "default".into(),
-        runtime_class: None,
-        priority: 0,
-        priority_class: None,
-        enable_service_links: true,
-        readiness_gates: Vec::new(),
+        ..Pod::new(PodUid::new("u-1").expect("a uid"), key, NodeName::new("n").expect("a name"))
     };
     Desired { pod: Arc::new(pod), end: None }
 }
