@@ -11,8 +11,5 @@ pub(super) fn container(name: &str) -> Container {
 
 pub(super) fn pod() -> Pod {
     let key = PodKey { namespace: "default".parse().unwrap(), name: "p".parse().unwrap() };
-    Pod {
-        containers: vec![container("app")],
-        ..Pod::new("u1".parse().unwrap(), key, "n".parse().unwrap())
-    }
+    Pod { containers: vec![container("app")], ..Pod::new("u1".parse().unwrap(), key, "n".parse().unwrap()) }
 }
