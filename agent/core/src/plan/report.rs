@@ -262,7 +262,8 @@ fn conditions(
     mains: &[ContainerStatus],
 ) -> Vec<Condition> {
     let network = d.seen.sandbox.as_ref().is_some_and(|s| s.state != super::SandboxState::Broken);
-    let mut list = vec![condition(d, ConditionType::PodReadyToStartContainers, truth(network), None, None)];
+    let mut list = Vec::with_capacity(5);
+    list.push(condition(d, ConditionType::PodReadyToStartContainers, truth(network), None, None));
 
     let (status, reason, message) = if phase == Phase::Succeeded {
         (Truth::True, Some("PodCompleted"), None)

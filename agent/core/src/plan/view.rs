@@ -14,9 +14,14 @@ use crate::{
 };
 use std::time::Duration;
 
+/// A run that is seen of a container.
+type SeenRun<'a> = (&'a ContainerId, &'a ContainerSeen);
+
 pub(super) struct Decision<'a> {
     pub(super) pod: &'a Pod,
     pub(super) seen: &'a Observed,
+    /// The newest run that is seen of each container: nearly every question begins with it.
+    newest: Vec<SeenRun<'a>>,
     pub(super) memory: Memory,
     pub(super) now: Now,
     pub(super) actions: Vec<Action>,
@@ -45,9 +50,24 @@ pub(super) enum Role {
     Main,
 }
 
+/// The newest run of each container that has any.
+fn newest_runs(seen: &Observed) -> Vec<SeenRun<'_>> {
+    let age = |c: &ContainerSeen| (c.attempt, c.incarnation);
+    let mut newest: Vec<SeenRun<'_>> = Vec::with_capacity(seen.containers.len());
+    for run in &seen.containers {
+        match newest.iter_mut().find(|(_, c)| c.container == run.1.container) {
+            Some(known) if age(known.1) <= age(run.1) => *known = run,
+            Some(_) => {}
+            None => newest.push(run),
+        }
+    }
+    newest
+}
+
 impl<'a> Decision<'a> {
     pub(super) fn new(pod: &'a Pod, seen: &'a Observed, memory: Memory, now: Now) -> Self {
-        Decision { pod, seen, memory, now, actions: Vec::new(), events: Vec::new(), wake_at: None }
+        let newest = newest_runs(seen);
+        Decision { pod, seen, newest, memory, now, actions: Vec::new(), events: Vec::new(), wake_at: None }
     }
 
     pub(super) fn wake(&mut self, at: Boottime) {
@@ -83,16 +103,12 @@ impl<'a> Decision<'a> {
     }
 
     /// The newest run that is seen of a container.
-    pub(super) fn newest(&self, container: &ContainerName) -> Option<(&'a ContainerId, &'a ContainerSeen)> {
-        self.seen
-            .containers
-            .iter()
-            .filter(|(_, c)| &c.container == container)
-            .max_by_key(|(_, c)| (c.attempt, c.incarnation))
+    pub(super) fn newest(&self, container: &ContainerName) -> Option<SeenRun<'a>> {
+        self.newest.iter().find(|(_, c)| &c.container == container).copied()
     }
 
     /// The newest dead run before the newest run.
-    pub(super) fn previous(&self, container: &ContainerName) -> Option<(&'a ContainerId, &'a ContainerSeen)> {
+    pub(super) fn previous(&self, container: &ContainerName) -> Option<SeenRun<'a>> {
         let newest = self.newest(container)?.0;
         self.seen
             .containers
