@@ -2,6 +2,7 @@
 //!
 //! Owns everything below the pin directory (`Roots::bpf_pins`):
 //! - `<schema>/maps/<NAME>`, `<schema>/programs/<name>`: the maps and programs of one version of the abi crate.
+//! - `<schema>/iterators/<NAME>-<version>`: what reads the sockets' own storage of a map ([`SocketRecords`]).
 //! - `<schema>/object`: a symbolic link to nowhere whose target is the SHA-256 of the object that those programs came
 //!   from. It is written last and removed first, so where it stands the directory is complete.
 //! - `links/<hook>` and `links/tcx-<ifindex>-<place>`: the attachments, outside of the schema directories: a program of

@@ -4,6 +4,7 @@ use crate::{
     Error, Pins, Result, digest, ensure_bpffs,
     object::Contents,
     pins::{failed, list, pin_over, remove},
+    records,
     sys::{MapInfo, info, obj_get},
 };
 use aya::{
@@ -31,12 +32,14 @@ pub enum Step {
     Program,
     /// Programs that the object no longer has are gone.
     Swept,
+    /// The iterators over socket storage are pinned, or why there are none is.
+    Iterators,
     /// The digest is written.
     Done,
 }
 
-/// Makes or adopts the maps and loads and pins the programs of `object`. Attaches nothing. Waits for another load of
-/// the same pins.
+/// Makes or adopts the maps and loads and pins the programs of `object`, and the iterators that [`crate::SocketRecords`]
+/// opens. Attaches nothing. Waits for another load of the same pins. A kernel without such iterators is no error.
 ///
 /// # Errors
 /// A pinned map is another than wanted ([`Error::MapMismatch`]; nothing is changed), or the kernel refuses.
@@ -75,6 +78,10 @@ pub fn load(pins: &Pins, object: &[u8], mut at: impl FnMut(Step)) -> Result<()> 
         }
     }
     at(Step::Swept);
+    // It holds the kernel's types, which are read once more: not at the same time.
+    drop(loader);
+    records::pin_iterators(pins)?;
+    at(Step::Iterators);
     pins.write_digest(&digest(object))?;
     at(Step::Done);
     Ok(())
@@ -94,7 +101,7 @@ pub(crate) fn is_loaded(pins: &Pins, object: &[u8]) -> Result<bool> {
             return Ok(false);
         }
     }
-    Ok(true)
+    records::are_pinned(pins)
 }
 
 /// Whether the pinned maps are those that `object` wants: kind, sizes, entries and flags. A missing one is no error.

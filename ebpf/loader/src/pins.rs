@@ -48,6 +48,11 @@ impl Pins {
         self.own().join("programs")
     }
 
+    /// Where the iterators over this schema's socket storage are.
+    pub(crate) fn iterators(&self) -> PathBuf {
+        self.own().join("iterators")
+    }
+
     /// Where the links of all schemas are.
     pub fn links(&self) -> PathBuf {
         self.root.join("links")
@@ -84,7 +89,8 @@ impl Pins {
 
     /// Makes the directories.
     pub(crate) fn make(&self) -> Result<()> {
-        for dir in [self.root.clone(), self.own(), self.maps(), self.programs(), self.links()] {
+        let own = [self.own(), self.maps(), self.programs(), self.iterators()];
+        for dir in [self.root.clone()].into_iter().chain(own).chain([self.links()]) {
             match DirBuilder::new().mode(0o700).create(&dir) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed("make", &dir)(e)),
                 _ => {}

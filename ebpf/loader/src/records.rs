@@ -1,22 +1,108 @@
 //! What sockets remember of their translations, read from outside of them.
+//!
+//! The iterators that read it are made by whoever loads the programs, and pinned beside them: to make one takes the
+//! kernel's types, some 20 MB for as long as they are read. Where the kernel has none, a symbolic link to nowhere in
+//! their place says why, so that nobody loads everything again for them.
 
 use crate::{
     Error, Pins, Plain, Result,
+    pins::{failed, list, pin_over, remove},
     plain::bytes_mut,
-    sys::{STORAGE_ITERATOR, obj_get, read_iterator, storage_iterator},
+    sys::{LinkInfo, STORAGE_ITERATOR, info, obj_get, read_iterator, storage_iterator},
 };
 use aya_obj::btf::{Btf, BtfKind};
 use berth_ebpf_abi::{Reverse, Reverses, V4, V6, maps};
 use std::{
     collections::{HashMap, HashSet},
-    io,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsFd as _, OwnedFd},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::symlink,
+    },
+    path::{Path, PathBuf},
     slice,
 };
 
+/// The maps that are read, and the bytes of a value.
+const MAPS: [(&str, usize); 2] =
+    [(maps::REVERSE4, size_of::<Reverses<V4>>()), (maps::REVERSE6, size_of::<Reverses<V6>>())];
+
+/// What the iterators' program writes, as a part of their pins' names: to be raised whenever it writes anything else.
+const VERSION: u32 = 1;
+
+const LINK_TYPE_ITERATOR: u32 = 4;
+
+/// A symbolic link cannot be longer than a path.
+const LONGEST_REASON: usize = 1000;
+
+fn pin(pins: &Pins, map: &str) -> PathBuf {
+    // A name with a dot is the kernel's own on a BPF file system.
+    pins.iterators().join(format!("{map}-{VERSION}"))
+}
+
+/// Says why there are none.
+fn without(pins: &Pins) -> PathBuf {
+    pins.iterators().join(format!("without-{VERSION}"))
+}
+
+/// Makes the iterators over the pinned maps, in the place of others, or says why there are none.
+pub(crate) fn pin_iterators(pins: &Pins) -> Result<()> {
+    let mut now = Vec::new();
+    match make_iterators(pins) {
+        Ok(links) => {
+            for (map, link) in links {
+                let path = pin(pins, map);
+                pin_over(link.as_fd(), &path)?;
+                now.push(path);
+            }
+        }
+        Err(why) => {
+            let (path, mut reason) = (without(pins), why.to_string());
+            reason.truncate(reason.floor_char_boundary(LONGEST_REASON));
+            remove(&path)?;
+            symlink(&reason, &path).map_err(failed("make", &path))?;
+            now.push(path);
+        }
+    }
+    for (_, path) in list(&pins.iterators())? {
+        if !now.contains(&path) {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn make_iterators(pins: &Pins) -> io::Result<Vec<(&'static str, OwnedFd)>> {
+    let btf = Btf::from_sys_fs().map_err(io::Error::other)?;
+    let function = btf.id_by_type_name_kind(STORAGE_ITERATOR, BtfKind::Func).map_err(io::Error::other)?;
+    let make = |(name, len): (&'static str, usize)| {
+        let map = obj_get(&pins.maps().join(name), false)?;
+        let len = u32::try_from(len).map_err(io::Error::other)?;
+        Ok((name, storage_iterator(map.as_fd(), len, function)?))
+    };
+    MAPS.into_iter().map(make).collect()
+}
+
+/// Whether loading anew would bring no more of them.
+pub(crate) fn are_pinned(pins: &Pins) -> Result<bool> {
+    let is_there = |path: &Path| match path.symlink_metadata() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        found => found.map(|_| true).map_err(failed("examine", path)),
+    };
+    if is_there(&without(pins))? {
+        return Ok(true);
+    }
+    for (map, _) in MAPS {
+        if !is_there(&pin(pins, map))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// A way into a Service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Front {
     /// What is dialled; nothing where any address of the node may be: a node port.
     pub address: Option<IpAddr>,
@@ -25,7 +111,7 @@ pub struct Front {
 }
 
 /// A backend that one Service port has no more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lost {
     /// The backend.
     pub backend: SocketAddr,
@@ -33,7 +119,7 @@ pub struct Lost {
     pub front: Option<Front>,
 }
 
-/// Reads what sockets remember. Made for one change and dropped with it.
+/// Reads what sockets remember. Opened for one change and dropped with it: so it is always that of the pinned maps.
 #[derive(Debug)]
 pub struct SocketRecords {
     v4: OwnedFd,
@@ -41,26 +127,25 @@ pub struct SocketRecords {
 }
 
 impl SocketRecords {
-    /// Loads what reads the maps of this program's own schema; a few milliseconds.
+    /// Opens what the loading child has pinned for the maps of this program's own schema; some microseconds.
     ///
     /// # Errors
-    /// The maps are not there, or the kernel has no such iterators.
+    /// It is not there or something else, or the kernel has no such iterators.
     pub fn open(pins: &Pins) -> Result<SocketRecords> {
-        let failed = |source| Error::Program { op: "load", program: STORAGE_ITERATOR.to_owned(), source };
-        let btf = Btf::from_sys_fs().map_err(|e| failed(io::Error::other(e)))?;
-        let function = btf
-            .id_by_type_name_kind(STORAGE_ITERATOR, BtfKind::Func)
-            .map_err(|e| failed(io::Error::other(e)))?;
-        let open = |name: &'static str, len: usize| {
-            let path = pins.maps().join(name);
-            let map = obj_get(&path, false).map_err(|source| Error::OpenPin { path, source })?;
-            let len = u32::try_from(len).map_err(|e| failed(io::Error::other(e)))?;
-            storage_iterator(map.as_fd(), len, function).map_err(failed)
+        let open = |map: &str| {
+            let path = pin(pins, map);
+            let opened = obj_get(&path, false).and_then(|link| {
+                let found: LinkInfo = info(link.as_fd())?;
+                let is_one = found.kind == LINK_TYPE_ITERATOR;
+                if is_one { Ok(link) } else { Err(io::Error::other("it is no iterator")) }
+            });
+            opened.map_err(|source| {
+                let why = fs::read_link(without(pins)).ok();
+                let source = why.map_or(source, |why| io::Error::other(why.to_string_lossy().into_owned()));
+                Error::OpenPin { path, source }
+            })
         };
-        Ok(SocketRecords {
-            v4: open(maps::REVERSE4, size_of::<Reverses<V4>>())?,
-            v6: open(maps::REVERSE6, size_of::<Reverses<V6>>())?,
-        })
+        Ok(SocketRecords { v4: open(maps::REVERSE4)?, v6: open(maps::REVERSE6)? })
     }
 
     /// What all sockets remember now.

@@ -2,7 +2,8 @@
 
 use super::{Cgroup, Scratch, kills, other_build};
 use crate::{
-    Access, Attached, Datapath, Error, Hook, OBJECT, Pins, Prepared, attach, detach, digest, load,
+    Access, Attached, Datapath, Error, Hook, OBJECT, Pins, Prepared, SocketRecords, attach, detach, digest,
+    load,
     object::Contents,
     pins::{list, pin_over},
     prepare, report,
@@ -32,6 +33,7 @@ pub(super) fn assert_whole(pins: &Pins, object: &[u8]) {
     assert_eq!(names, contents.programs);
     let names: Vec<_> = report.maps.iter().map(|map| &map.name).collect();
     assert_eq!(names, contents.maps.iter().map(|map| &map.name).collect::<Vec<_>>());
+    SocketRecords::open(pins).unwrap();
     assert_eq!(report.links.len(), Hook::ALL.len(), "{:?}", report.links);
     for link in report.links {
         let program = report.programs.iter().find(|program| program.name == link.name).unwrap();

@@ -2,16 +2,23 @@
 
 use super::{Cgroup, Scratch, in_new_netns, kills, scratch::ip};
 use crate::{
-    Access, Datapath, Front, Lost, OBJECT, Pins, Proto, SocketRecords, attach, destroy_sockets,
-    destroy_translated, load, netns_cookie,
+    Access, Datapath, Error, Front, Lost, OBJECT, Pins, Prepared, Proto, SocketRecords, attach,
+    destroy_sockets, destroy_translated, detach, load, netns_cookie,
+    pins::list,
+    prepare,
+    sys::{obj_get, obj_pin},
 };
 use berth_ebpf_abi::{Backend, Service, ServiceKey, frontend, tag};
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 use std::{
     collections::HashSet,
     fs::{self, File},
     io::{ErrorKind, Read},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::{fd::AsFd as _, unix::fs::symlink},
     path::Path,
     time::Duration,
 };
@@ -107,6 +114,7 @@ pub(super) fn dial(pins: &Pins, cgroup: &Path) {
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     ip("link set lo up");
+    hide_kernel_types();
     let lost = |backend: &str, front: &str| {
         let front: SocketAddr = front.parse().unwrap();
         let front = Some(Front { address: Some(front.ip()), port: front.port() });
@@ -141,6 +149,55 @@ pub(super) fn dial(pins: &Pins, cgroup: &Path) {
     let kept: Vec<UdpSocket> = (0..2000).map(|_| connected("0.0.0.0:0", OTHER)).collect();
     assert_eq!(destroy(Proto::Udp, &lost(DEAD, ONE)), many.len());
     assert!(!kept.iter().any(is_destroyed));
+}
+
+/// From here on this process cannot read the kernel's types: what ends sockets does not need them.
+fn hide_kernel_types() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(Some("none"), "/sys/kernel/btf", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    assert!(!Path::new("/sys/kernel/btf/vmlinux").exists());
+}
+
+#[test]
+fn damaged_iterators_are_told_and_made_anew() {
+    let scratch = Scratch::new();
+    let pins = scratch.pins();
+    assert!(matches!(SocketRecords::open(&pins), Err(Error::OpenPin { .. })), "nothing was loaded");
+    load(&pins, OBJECT, |_| {}).unwrap();
+    SocketRecords::open(&pins).unwrap();
+    let nowhere = || prepare(&pins, Path::new("/nowhere"), Duration::from_secs(60));
+    assert_eq!(nowhere().unwrap(), Prepared::Adopted);
+    let names = || list(&pins.iterators()).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!(names(), ["REVERSE4-1", "REVERSE6-1"]);
+
+    // Another thing in its place.
+    let pin = pins.iterators().join("REVERSE6-1");
+    fs::remove_file(&pin).unwrap();
+    let program = obj_get(&pins.programs().join("connect4"), false).unwrap();
+    obj_pin(program.as_fd(), &pin).unwrap();
+    assert!(matches!(SocketRecords::open(&pins), Err(Error::OpenPin { .. })));
+    // None at all: an earlier build with the same programs made none.
+    fs::remove_file(&pin).unwrap();
+    assert!(matches!(SocketRecords::open(&pins), Err(Error::OpenPin { .. })));
+    assert!(matches!(nowhere(), Err(Error::Child { op: "start", .. })), "not taken for complete");
+    symlink("of an earlier version", pins.iterators().join("REVERSE4-0")).unwrap();
+    load(&pins, OBJECT, |_| {}).unwrap();
+    SocketRecords::open(&pins).unwrap();
+    assert_eq!(names(), ["REVERSE4-1", "REVERSE6-1"]);
+
+    // A kernel that has none: said where they would be, and nothing is loaded again for it.
+    in_new_netns(|| {
+        hide_kernel_types();
+        load(&pins, OBJECT, |_| {}).unwrap();
+    });
+    assert_eq!(names(), ["without-1"]);
+    let Err(Error::OpenPin { source, .. }) = SocketRecords::open(&pins) else { panic!("there is none") };
+    assert!(source.to_string().contains("vmlinux"), "{source}");
+    assert_eq!(nowhere().unwrap(), Prepared::Adopted);
+    detach(&pins).unwrap();
+    assert!(!pins.root().exists());
 }
 
 #[test]
