@@ -147,10 +147,7 @@ impl Attachments {
     /// Removes a sandbox's file; none is fine.
     pub(crate) fn remove(&self, sandbox: &str) -> Result<(), Error> {
         let path = self.path(sandbox)?;
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", &path)(e)),
-            _ => Ok(()),
-        }
+        berth_sys::fs::remove_if_there(&path).map_err(Error::file("remove", &path))
     }
 
     /// Every sandbox that has a file.

@@ -11,7 +11,6 @@ use berth_core::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -159,12 +158,11 @@ fn parse(text: &[u8]) -> Result<Kept, String> {
 }
 
 fn remove(path: &Path) -> Result<(), StoreError> {
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != ErrorKind::NotFound => {
-            Err(StoreError::File { operation: "remove", path: path.to_owned(), source })
-        }
-        _ => Ok(()),
-    }
+    berth_sys::fs::remove_if_there(path).map_err(|source| StoreError::File {
+        operation: "remove",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

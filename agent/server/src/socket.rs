@@ -29,10 +29,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, Error> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let temporary = path.with_file_name(name);
-    match fs::remove_file(&temporary) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
-        _ => {}
-    }
+    berth_sys::fs::remove_if_there(&temporary).map_err(failed)?;
     let listener = UnixListener::bind(&temporary).map_err(failed)?;
     fs::set_permissions(&temporary, fs::Permissions::from_mode(0o660)).map_err(failed)?;
     fs::rename(&temporary, path).map_err(failed)?;

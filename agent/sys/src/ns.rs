@@ -150,11 +150,7 @@ pub(crate) fn unpin_one(dir: &Path, kind: NsKind) -> Result<()> {
             break;
         }
     }
-    match std::fs::remove_file(&file) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(Error::Remove { path: file, source }),
-    }
+    crate::fs::remove_if_there(&file).map_err(|source| Error::Remove { path: file, source })
 }
 
 /// Whether `dir/<kind>` is a pinned namespace: a file is not enough.

@@ -115,10 +115,7 @@ fn remove_older(dir: &Path, attempt: Attempt) -> io::Result<()> {
             .and_then(|n| n.strip_prefix(TERMINATION_PREFIX))
             .and_then(|n| n.parse::<u32>().ok());
         if number.is_some_and(|n| n.saturating_add(1) < attempt.0) {
-            match std::fs::remove_file(entry.path()) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
+            berth_sys::fs::remove_if_there(&entry.path())?;
         }
     }
     Ok(())

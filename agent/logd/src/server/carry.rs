@@ -110,10 +110,7 @@ impl CarryFile {
 
     /// Removes the file.
     pub(super) fn remove(&self) -> io::Result<()> {
-        match std::fs::remove_file(&self.path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+        berth_sys::fs::remove_if_there(&self.path)
     }
 }
 

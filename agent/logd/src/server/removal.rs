@@ -46,7 +46,7 @@ fn gone(path: PathBuf, result: io::Result<()>) -> Result<(), Error> {
 pub(super) fn remove_attempt(roots: &Roots, spec: &StreamSpec) -> Result<(), Error> {
     let link = roots.container_log_links.join(spec.link_name());
     if std::fs::read_link(&link).is_ok_and(|target| target == spec.log_path(roots)) {
-        gone(link.clone(), std::fs::remove_file(&link))?;
+        berth_sys::fs::remove_if_there(&link).map_err(|source| Error::Remove { path: link, source })?;
     }
     let remove = || {
         let root = dirs::open_root(&roots.pod_logs)?;

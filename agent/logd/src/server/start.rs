@@ -77,10 +77,7 @@ pub(super) fn take_charge(roots: &Roots) -> Result<Charge, Error> {
 fn listen(roots: &Roots) -> Result<UnixListener, Error> {
     let path = roots.logd_socket();
     let bind = || {
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
+        berth_sys::fs::remove_if_there(&path)?;
         let listener = UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         Ok(listener)

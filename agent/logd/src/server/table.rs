@@ -48,10 +48,7 @@ pub(super) fn save(roots: &Roots, spec: &StreamSpec) -> Result<(), Error> {
 /// Removes a row; that it is gone already is fine.
 pub(super) fn remove(roots: &Roots, id: &ContainerId) -> Result<(), Error> {
     let path = path(roots, id);
-    match std::fs::remove_file(&path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::State { path, source }),
-        _ => Ok(()),
-    }
+    berth_sys::fs::remove_if_there(&path).map_err(|source| Error::State { path, source })
 }
 
 /// All rows. One that cannot be read, or is not the one that its file's name says and so could never be removed, is
