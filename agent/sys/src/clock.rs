@@ -25,6 +25,12 @@ pub fn wall() -> Wall {
     Wall(i64::try_from(read(ClockId::CLOCK_REALTIME).as_nanos()).unwrap_or(i64::MAX))
 }
 
+/// `CLOCK_MONOTONIC`: the clock of eBPF programs (`bpf_ktime_get_ns`), and one that is the same in every process. Zero
+/// where the kernel denies it.
+pub fn monotonic() -> Duration {
+    read(ClockId::CLOCK_MONOTONIC)
+}
+
 fn read(clock: ClockId) -> Duration {
     clock_gettime(clock).map(Duration::from).unwrap_or_default()
 }

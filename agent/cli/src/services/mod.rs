@@ -33,10 +33,7 @@ use check::Findings;
 use clap::Args;
 use family::Net;
 use names::Names;
-use nix::{
-    sys::statfs::{BPF_FS_MAGIC, statfs},
-    time::{ClockId, clock_gettime},
-};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use serde_json::json;
 use snapshot::{Port, Snapshot};
 use std::{
@@ -294,8 +291,7 @@ fn follow<A: Net>(
         let family = if A::V6 { "IPv6" } else { "IPv4" };
         return Err(Error::Usage(format!("{} has no {family} address to dial {dst} from", args.src)));
     };
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|e| Error::io("read the clock")(e.into()))?;
-    let now_s = u32::try_from(now.tv_sec()).unwrap_or(u32::MAX);
+    let now_s = u32::try_from(berth_sys::clock::monotonic().as_secs()).unwrap_or(u32::MAX);
     let traced = trace::pinned(datapath, now_s, &asked)?;
     let page = trace::Page { names, asked: &asked, traced: &traced };
     match args.output {
