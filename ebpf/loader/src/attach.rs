@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Hook, Pins, Result,
+    bpffs::release_bpffs,
     device::{self, parse_pin},
     pins::{failed, list, pin_over, remove},
     sys::{LinkInfo, ProgInfo, Target, info, link_create, link_update, obj_get},
@@ -70,16 +71,18 @@ pub fn attach(pins: &Pins, cgroup: &Path) -> Result<Attached> {
     Ok(attached)
 }
 
-/// Detaches everything and removes all pins: for uninstalling, and for tests. Connections that packets were translated
-/// for break.
+/// Detaches everything and removes all pins, and the BPF file system below them where [`ensure_bpffs`](crate::ensure_bpffs)
+/// has mounted it and nobody else keeps anything there: for uninstalling, and for tests. Connections that packets were
+/// translated for break.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn detach(pins: &Pins) -> Result<()> {
     match std::fs::remove_dir_all(pins.root()) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", pins.root())(e)),
-        _ => Ok(()),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove", pins.root())(e)),
+        _ => {}
     }
+    release_bpffs(pins)
 }
 
 fn attach_hook(

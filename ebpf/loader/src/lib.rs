@@ -25,6 +25,7 @@
 #![allow(unsafe_code, reason = "bpf(2) and the bytes of map values: in sys and plain alone")]
 
 mod attach;
+mod bpffs;
 mod child;
 mod datapath;
 mod device;
@@ -45,6 +46,7 @@ mod sys;
 mod tests;
 
 pub use attach::{Attached, attach, detach};
+pub use bpffs::ensure_bpffs;
 pub use child::{Prepared, ROLE, child_main, prepare};
 pub use datapath::{Access, Datapath};
 pub use device::{DeviceLink, Place, Role, attach_device, detach_device, devices};
@@ -54,7 +56,7 @@ pub use load::{Step, check_pinned_maps, load, program_names};
 pub use map::{CounterMap, Map};
 pub use netns::netns_cookie;
 pub use object::{Hook, OBJECT, digest};
-pub use pins::{Pins, ensure_bpffs};
+pub use pins::Pins;
 pub use plain::Plain;
 pub use records::{Front, Lost, SocketRecords};
 pub use report::{

@@ -1,8 +1,7 @@
-//! Where things are pinned, and the BPF file system below.
+//! Where things are pinned.
 
 use crate::{Error, Result};
 use berth_ebpf_abi::SCHEMA;
-use nix::mount::{MsFlags, mount};
 use std::{
     fs::{self, DirBuilder},
     io,
@@ -91,10 +90,7 @@ impl Pins {
     pub(crate) fn make(&self) -> Result<()> {
         let own = [self.own(), self.maps(), self.programs(), self.iterators()];
         for dir in [self.root.clone()].into_iter().chain(own).chain([self.links()]) {
-            match DirBuilder::new().mode(0o700).create(&dir) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed("make", &dir)(e)),
-                _ => {}
-            }
+            make_dir(&dir)?;
         }
         Ok(())
     }
@@ -113,28 +109,12 @@ impl Pins {
     }
 }
 
-/// Sees to it that the pin directory's parent lies on a BPF file system: mounts one over it where it is an empty
-/// directory of another file system. A missing parent is made.
-///
-/// # Errors
-/// The parent holds other files ([`Error::NotBpffs`]), or the kernel refuses.
-pub fn ensure_bpffs(pins: &Pins) -> Result<()> {
-    let parent = pins.root.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(parent).map_err(failed("make", parent))?;
-    if on_bpffs(parent)? {
-        return Ok(());
+/// Makes a directory that may be there already.
+pub(crate) fn make_dir(dir: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(failed("make", dir)(e)),
+        _ => Ok(()),
     }
-    if !list(parent)?.is_empty() {
-        return Err(Error::NotBpffs { path: parent.into() });
-    }
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_RELATIME;
-    mount(Some("bpf"), parent, Some("bpf"), flags, Some("mode=0700"))
-        .map_err(|e| failed("mount a BPF file system on", parent)(e.into()))
-}
-
-fn on_bpffs(path: &Path) -> Result<bool> {
-    let found = nix::sys::statfs::statfs(path).map_err(|e| failed("examine", path)(e.into()))?;
-    Ok(found.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
 }
 
 pub(crate) fn failed(op: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {

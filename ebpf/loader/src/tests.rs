@@ -1,5 +1,6 @@
 //! Tests on the running kernel. Each makes a BPF file system of its own, and cgroups and namespaces of its own.
 
+mod bpffs;
 mod client;
 mod devices;
 mod kills;
