@@ -8,11 +8,11 @@ use berth_core::{
     status::PodStatus,
 };
 use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, V4, V6};
-use berth_ebpf_loader::Role;
+use berth_ebpf_loader::{Lost, Role};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     error::Error,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -190,21 +190,22 @@ pub trait Kernel {
     /// It has none, or not any more.
     fn network(&self, pod: &PodUid) -> Result<PodNetwork, Cause>;
 
-    /// Ends connected UDP sockets of the host and of these pods whose peer is one of `dead`; how many there were. Blocks
-    /// for as long as there are sockets. What does not work is told and left.
-    fn end_sockets(&mut self, dead: &HashSet<SocketAddr>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize;
+    /// Ends connected UDP sockets of the host and of these pods that came to one of the backends by the way in that lost
+    /// it, or, where that cannot be known, all that have such a peer; how many there were. Blocks for as long as there
+    /// are sockets. What does not work is told and left.
+    fn end_sockets(&mut self, dead: &HashSet<Lost>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize;
 
     /// Remembers beyond this process which backends' sockets are to be ended; none where all are.
     ///
     /// # Errors
     /// It cannot be kept.
-    fn note_dead(&mut self, dead: &HashSet<SocketAddr>) -> Result<(), Cause>;
+    fn note_dead(&mut self, dead: &HashSet<Lost>) -> Result<(), Cause>;
 
     /// What a process before this one noted and did not get to.
     ///
     /// # Errors
     /// It cannot be read.
-    fn noted_dead(&mut self) -> Result<HashSet<SocketAddr>, Cause>;
+    fn noted_dead(&mut self) -> Result<HashSet<Lost>, Cause>;
 
     /// Removes translated connections that are too old; whether there were any at all.
     ///

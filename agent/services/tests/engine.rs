@@ -5,10 +5,10 @@ mod support;
 
 use berth_core::model::{EndpointSlice, Protocol, Service};
 use berth_ebpf_abi::local_pod;
-use berth_ebpf_loader::Role;
+use berth_ebpf_loader::{Front, Lost, Role};
 use berth_services::{Config, Device, Engine, Net as _, SeenPod, Why};
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -63,6 +63,10 @@ fn rounds(engine: &mut Engine<FakeKernel, FakeNode>, world: &World, holds: impl 
         let due = engine.round().unwrap_or(Duration::from_millis(10));
         std::thread::park_timeout(due.min(Duration::from_millis(10)));
     }
+}
+
+fn lost(backend: &str, front: Option<Front>) -> Lost {
+    Lost { backend: backend.parse().unwrap(), front }
 }
 
 fn backends(world: &World, address: &str) -> Option<u16> {
@@ -134,7 +138,13 @@ fn a_change_is_followed_alone() {
     assert_eq!(world.state().made_for, [key("p13"), key("p3")], "those that select it");
     assert_eq!(world.state().written, written + 3);
     assert_eq!(world.state().looked_at, 21, "one pod's network");
-    assert_eq!(world.state().ended.len(), 1, "UDP clients of the old address");
+    let ended: Vec<_> = world.state().ended.iter().map(|(dead, _)| dead.clone()).collect();
+    let by = |address| lost("10.2.0.3:80", Some(Front { address: Some(ip(address)), port: 80 }));
+    assert_eq!(
+        ended,
+        [[by("10.96.1.3"), by("10.96.1.13")].into()],
+        "UDP clients of the old address, by their way"
+    );
     assert_eq!(
         world.state().noted_at,
         [written + 1, written + 3],
@@ -160,7 +170,7 @@ fn a_change_is_followed_alone() {
 fn sockets_that_an_agent_did_not_get_to_are_ended_by_the_next() {
     let world = listed();
     Arc::make_mut(&mut world.state().services).push(web("s", "10.96.0.1"));
-    let gone: SocketAddr = "10.1.0.9:53".parse().unwrap();
+    let gone = lost("10.1.0.9:53", Some(Front { address: None, port: 30053 }));
     world.state().dead.insert(gone);
     let mut engine = engine(&world);
     rounds(&mut engine, &world, |w| published(w) == (1, 1));

@@ -10,6 +10,7 @@ use berth_core::{
     time::Wall,
 };
 use berth_ebpf_abi::{ServiceKey, frontend};
+use berth_ebpf_loader::Front;
 use berth_services::{Allocator, Change, Net, NodeFacts, REST, Transport, WantedPort, compile};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -170,6 +171,13 @@ impl World {
 /// Whose an id was when the tables were last in order.
 type Names = HashMap<(bool, u32), PodKey>;
 
+/// A backend's address and port, and the way in by which clients came to it.
+type Owed = (std::net::IpAddr, u16, Front);
+
+fn owed_by<A: Net>(key: &ServiceKey<A>) -> Front {
+    Front { address: (key.addr != A::ANY).then(|| key.addr.ip()), port: u16::from_be(key.port) }
+}
+
 /// Backends of a UDP key that must be told as stale when the value there changes: where the key stays with its Service,
 /// or nobody wants it any more and its Service is gone.
 fn left<A: Net>(
@@ -177,7 +185,7 @@ fn left<A: Net>(
     world: &World,
     names: &Names,
     of: impl Fn(&berth_services::Wanted) -> &Vec<WantedPort<A>>,
-) -> BTreeSet<(std::net::IpAddr, u16)> {
+) -> BTreeSet<Owed> {
     let mut left = BTreeSet::new();
     let wanted = world.wanted();
     for (key, value) in
@@ -196,12 +204,12 @@ fn left<A: Net>(
             _ => continue,
         };
         let gone = there.cluster.union(&there.local).filter(|b| !keep.contains(b));
-        left.extend(gone.map(|(addr, port)| (addr.ip(), *port)));
+        left.extend(gone.map(|(addr, port)| (addr.ip(), *port, owed_by(key))));
     }
     left
 }
 
-fn left_of_both(fake: &Fake, world: &World, names: &Names) -> BTreeSet<(std::net::IpAddr, u16)> {
+fn left_of_both(fake: &Fake, world: &World, names: &Names) -> BTreeSet<Owed> {
     let mut left4 = left(&fake.v4, world, names, |w| &w.v4);
     left4.extend(left(&fake.v6, world, names, |w| &w.v6));
     left4
@@ -238,7 +246,7 @@ fn run(number: u64) {
                 let told = allocator.sync(&mut fake, &clock);
                 fake.fuse.left.set(None);
                 if let Ok(outcome) = told {
-                    owed.retain(|o| outcome.stale.iter().all(|s| (s.address, s.port) != *o));
+                    owed.retain(|o| outcome.stale.iter().all(|s| (s.address, s.port, s.front) != *o));
                 }
                 if dice.one_in(2) {
                     allocator = Allocator::new(node(), 1);
@@ -253,7 +261,7 @@ fn run(number: u64) {
             }
         }
         let outcome = allocator.sync(&mut fake, &clock).unwrap();
-        owed.retain(|o| outcome.stale.iter().all(|s| (s.address, s.port) != *o));
+        owed.retain(|o| outcome.stale.iter().all(|s| (s.address, s.port, s.front) != *o));
         let (v4, v6) = hidden(&fake, &allocator);
         fake.v4.check(&v4);
         fake.v6.check(&v6);

@@ -6,7 +6,10 @@ use super::{
 };
 use crate::{Net, TableError, Transport, tables::FamilyTables};
 use berth_ebpf_abi::{Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, Service, ServiceKey, Set, tag};
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    slice,
+};
 
 /// A Service port as it stands in the tables.
 #[derive(Debug)]
@@ -21,6 +24,8 @@ pub(super) struct Adopted<A> {
     pub(super) local: Vec<Backend<A>>,
     /// Backends that clients of the port may talk to, from an earlier try.
     pub(super) flows: Vec<Backend<A>>,
+    /// The ways by which they may have come to them.
+    pub(super) ways: Vec<ServiceKey<A>>,
 }
 
 impl<A> Default for Adopted<A> {
@@ -32,6 +37,7 @@ impl<A> Default for Adopted<A> {
             cluster: Vec::new(),
             local: Vec::new(),
             flows: Vec::new(),
+            ways: Vec::new(),
         }
     }
 }
@@ -86,6 +92,7 @@ impl<A: Net> Family<A> {
             let entry = adopted.entry(id).or_default();
             entry.highest = entry.highest.max(port.highest);
             entry.flows.extend(port.flows);
+            entry.ways.extend(port.ways);
         }
         self.forget();
         self.adopted = adopted;
@@ -99,13 +106,15 @@ impl<A: Net> Family<A> {
     /// All ports are set: what nobody claimed goes.
     pub(super) fn settle(&mut self, stale: &mut Vec<Stale>) {
         for (id, left) in self.adopted.drain() {
-            stale.extend(left.flows.iter().map(|b| gone(id, b)));
+            stale.extend(left.flows.iter().flat_map(|b| gone(id, b, &left.ways)));
         }
         // Whom clients of a key were sent to is judged by who has the key now, whatever its id.
         for UdpKey { key, id, backends } in std::mem::take(&mut self.adopted_udp) {
             let owner = self.claims.get(&key).and_then(|claims| claims.first());
             let port = owner.and_then(|id| self.ports.get_mut(id));
-            stale.extend(flows_of_key(port, &backends).iter().map(|b| gone(id, b)));
+            stale.extend(
+                flows_of_key(port, &backends).iter().flat_map(|b| gone(id, b, slice::from_ref(&key))),
+            );
         }
         let chunks: HashSet<ChunkKey> = self.ports.iter().flat_map(|(id, p)| chunk_keys(*id, p)).collect();
         self.old_chunks.extend(self.chunks.iter().filter(|key| !chunks.contains(key)));

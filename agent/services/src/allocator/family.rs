@@ -9,6 +9,7 @@ use berth_core::{
 use berth_ebpf_abi::{
     Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, Service, ServiceKey, Set, frontend, maps, tag,
 };
+use berth_ebpf_loader::Front;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
@@ -42,6 +43,8 @@ pub(super) struct Port<A> {
     pub(super) highest: u32,
     /// Backends that UDP clients may still talk to.
     pub(super) flows: Vec<Backend<A>>,
+    /// The ways by which they may have come to them: those that there are, and those that there were.
+    pub(super) ways: Vec<ServiceKey<A>>,
 }
 
 /// A UDP key of the tables with its id and backends.
@@ -152,25 +155,26 @@ impl<A: Net> Family<A> {
         let before = self.ports.remove(&id);
         let adopted = self.adopted.remove(&id);
         let none = Vec::new();
-        let (kept, highest, flows) = match (&before, &adopted) {
+        let (kept, highest, flows, came_by) = match (&before, &adopted) {
             (Some(port), _) => {
                 let same = wanted.same_sets(&port.wanted.cluster, &port.wanted.local);
                 if !same {
                     self.doom(id, port);
                 }
-                (same.then_some(port.generation), port.highest, &port.flows)
+                (same.then_some(port.generation), port.highest, &port.flows, &port.ways)
             }
             (None, Some(a)) => {
                 let same = a.whole && wanted.same_sets(&a.cluster, &a.local);
-                (same.then_some(a.generation), a.highest, &a.flows)
+                (same.then_some(a.generation), a.highest, &a.flows, &a.ways)
             }
-            (None, None) => (None, 0, &none),
+            (None, None) => (None, 0, &none, &Vec::new()),
         };
         let generation = kept.unwrap_or_else(|| highest.wrapping_add(1));
         let highest = highest.max(generation);
         let udp = wanted.transport == Transport::Udp;
-        let flows = if udp { flows_after(id, flows, &wanted, stale) } else { Vec::new() };
-        let port = Port { owner: Arc::clone(owner), wanted, generation, highest, flows };
+        let flows = if udp { flows_after(id, (flows, came_by), &wanted, stale) } else { Vec::new() };
+        let ways = if udp { ways_after(came_by, &wanted) } else { Vec::new() };
+        let port = Port { owner: Arc::clone(owner), wanted, generation, highest, flows, ways };
         for (key, chunk) in chunks(id, &port) {
             if !self.chunks.contains(&key) {
                 self.new_chunks.push((key, chunk));
@@ -198,7 +202,7 @@ impl<A: Net> Family<A> {
             self.unclaim(id, key);
         }
         self.told.retain(|(_, told)| *told != id);
-        stale.extend(port.flows.iter().map(|b| gone(id, b)));
+        stale.extend(port.flows.iter().flat_map(|b| gone(id, b, &port.ways)));
     }
 
     fn doom(&mut self, id: u32, port: &Port<A>) {
@@ -384,14 +388,33 @@ fn delete<T>(
     if keys.is_empty() { Ok(()) } else { write(keys) }
 }
 
-pub(super) fn gone<A: Net>(id: u32, backend: &Backend<A>) -> Stale {
-    Stale { address: backend.addr.ip(), port: u16::from_be(backend.port), service: id }
+/// A backend that clients who came by these ways must leave, once for each way.
+pub(super) fn gone<A: Net>(
+    id: u32,
+    backend: &Backend<A>,
+    ways: &[ServiceKey<A>],
+) -> impl Iterator<Item = Stale> {
+    let (address, port) = (backend.addr.ip(), u16::from_be(backend.port));
+    ways.iter().map(move |key| {
+        let (dialled, front_port) = shown(key);
+        let front = Front { address: (key.addr != A::ANY).then_some(dialled), port: front_port };
+        Stale { address, port, service: id, front }
+    })
+}
+
+/// By which ways clients may have come after a change; nobody comes by a bare address. One that is no more stays: its
+/// clients are not told, and who has it next loses sockets that connect anew at worst.
+fn ways_after<A: Net>(before: &[ServiceKey<A>], wanted: &WantedPort<A>) -> Vec<ServiceKey<A>> {
+    let mut ways = before.to_vec();
+    let now = wanted.fronts.iter().map(|(key, _)| *key).filter(|key| key.port != 0);
+    ways.extend(now.filter(|key| !before.contains(key)));
+    ways
 }
 
 /// Who may still be talked to after a change; those that are not there any more are stale.
 fn flows_after<A: Net>(
     id: u32,
-    before: &[Backend<A>],
+    (before, ways): (&[Backend<A>], &[ServiceKey<A>]),
     wanted: &WantedPort<A>,
     stale: &mut Vec<Stale>,
 ) -> Vec<Backend<A>> {
@@ -407,7 +430,7 @@ fn flows_after<A: Net>(
         if wanted.serving.iter().any(|s| place(s) == place(b)) {
             now.push(*b);
         } else {
-            stale.push(gone(id, b));
+            stale.extend(gone(id, b, ways));
         }
     }
     now

@@ -19,6 +19,7 @@ use berth_core::{
     time::Boottime,
 };
 use berth_ebpf_abi::{V4, V6};
+use berth_ebpf_loader::Front;
 use family::{Family, Numbered, Owner};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -53,6 +54,8 @@ pub struct Stale {
     pub port: u16,
     /// The Service port's id in the tables.
     pub service: u32,
+    /// One of the ways into the port by which clients came to it.
+    pub front: Front,
 }
 
 /// What a sync did and found.

@@ -3,7 +3,7 @@
 use super::{Config, node, pods::Pods};
 use crate::{Allocator, Attachment, Cause, Kernel, NodeFacts, Notice, Stale, TableError, chain};
 use berth_core::{ids::PodUid, time::Boottime};
-use berth_ebpf_loader::Role;
+use berth_ebpf_loader::{Lost, Role};
 use berth_sys::clock;
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -58,8 +58,9 @@ pub(super) struct Datapath<K: Kernel> {
     told: Option<String>,
     retry: Option<(Boottime, Duration)>,
     collect_at: Boottime,
-    /// Backends whose sockets are to be ended, as noted; none until the note of an earlier process was read.
-    dead: Option<HashSet<SocketAddr>>,
+    /// Backends whose sockets are to be ended, by the ways in that lost them, as noted; none until the note of an earlier
+    /// process was read.
+    dead: Option<HashSet<Lost>>,
 }
 
 /// What a round has to tell, also where it failed half way.
@@ -191,7 +192,7 @@ impl<K: Kernel> Datapath<K> {
         let (kernel, dead) = (&mut self.kernel, &mut self.dead);
         let dead = dead.get_or_insert_with(|| or_told(kernel.noted_dead(), "read"));
         let announce = |stale: &[Stale]| {
-            dead.extend(stale.iter().map(|s| SocketAddr::new(s.address, s.port)));
+            dead.extend(stale.iter().map(lost));
             or_told(kernel.note_dead(dead), "write");
         };
         let outcome = allocator.sync_announced(maps, clock::boottime, announce).map_err(Failure::Services)?;
@@ -246,17 +247,22 @@ impl<K: Kernel> Datapath<K> {
         Ok(())
     }
 
-    /// Ends connected UDP sockets whose backend is gone, in every pod and on the host. The tables do not show these
-    /// backends any more: the note of them goes last.
+    /// Ends connected UDP sockets that came by a way in whose backend is gone, in every pod and on the host. The tables do
+    /// not show these backends any more: the note of them goes last.
     fn end_sockets(&mut self, seen: &BTreeMap<PodUid, crate::SeenPod>) {
         let Some(dead) = self.dead.as_mut().filter(|dead| !dead.is_empty()) else { return };
         let ended = self.kernel.end_sockets(dead, &mut seen.keys());
         if ended > 0 {
-            tracing::info!(ended, backends = dead.len(), "ended UDP sockets to backends that are gone");
+            let backends: HashSet<SocketAddr> = dead.iter().map(|lost| lost.backend).collect();
+            tracing::info!(ended, backends = backends.len(), "ended UDP sockets to backends that are gone");
         }
         dead.clear();
         or_told(self.kernel.note_dead(dead), "remove");
     }
+}
+
+fn lost(stale: &Stale) -> Lost {
+    Lost { backend: SocketAddr::new(stale.address, stale.port), front: Some(stale.front) }
 }
 
 /// Without the note only an agent that dies within the same round leaves sockets with a backend that is gone.

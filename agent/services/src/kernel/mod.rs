@@ -3,18 +3,18 @@
 //! Every call blocks for microseconds, but for loading (its deadline), the attachment to devices (an RCU grace period
 //! each, some at a time), and the ending of sockets (their number).
 
+mod bpffs;
+mod dead;
 mod devices;
 mod tables;
 
 use crate::{Attachment, Cause, Device, Kernel, PodNetwork, veth_pair};
 use berth_core::{ids::PodUid, roots::Roots};
-use berth_ebpf_loader::{self as loader, Access, Datapath, Pins, Prepared, Proto, Role};
+use berth_ebpf_loader::{self as loader, Access, Datapath, Lost, Pins, Prepared, Role};
 pub use devices::DeviceEvents;
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
-    io,
-    net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
     time::{Duration, Instant},
@@ -63,6 +63,8 @@ pub struct Linux {
     /// Whether this build's programs are pinned.
     prepared: bool,
     attached: bool,
+    /// It was said that which Service sockets came by cannot be read.
+    blind: bool,
 }
 
 impl Linux {
@@ -70,7 +72,7 @@ impl Linux {
     /// engine is awake, once a second at most.
     pub fn new(cfg: LinuxConfig, events: Option<DeviceEvents>) -> Linux {
         let pins = Pins::new(&cfg.roots.bpf_pins);
-        Linux { cfg, pins, events, looked: None, prepared: false, attached: false }
+        Linux { cfg, pins, events, looked: None, prepared: false, attached: false, blind: false }
     }
 
     /// The maps of another build, where they are the wanted ones: what is attached answers by them, so they are brought
@@ -102,7 +104,7 @@ impl Kernel for Linux {
     type Maps = Datapath;
 
     fn open(&mut self) -> Result<Datapath, Cause> {
-        loader::ensure_bpffs(&self.pins)?;
+        bpffs::ensure(&self.cfg.roots, &self.pins)?;
         (self.attached, self.prepared) = (false, false);
         if let Some(maps) = self.earlier() {
             return Ok(maps);
@@ -184,37 +186,18 @@ impl Kernel for Linux {
         Ok(PodNetwork { cookie, pair: veth_pair(&netns)? })
     }
 
-    fn end_sockets(&mut self, dead: &HashSet<SocketAddr>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
-        let mut ended: usize = 0;
-        for netns in pods.map(|pod| self.net(pod)).chain(["/proc/self/ns/net".into()]) {
-            // A pod without a network of its own, or one that is gone.
-            let Ok(file) = File::open(&netns) else { continue };
-            match loader::destroy_sockets(&file, Proto::Udp, dead) {
-                Ok(count) => ended = ended.saturating_add(count),
-                Err(error) => {
-                    tracing::warn!(netns = %netns.display(), %error, "sockets to backends that are gone may be left");
-                }
-            }
-        }
-        ended
+    fn end_sockets(&mut self, dead: &HashSet<Lost>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
+        let pods = pods.map(|pod| self.net(pod));
+        let namespaces: Vec<PathBuf> = pods.chain(["/proc/self/ns/net".into()]).collect();
+        dead::end_sockets(&self.pins, dead, &namespaces, &mut self.blind)
     }
 
-    fn note_dead(&mut self, dead: &HashSet<SocketAddr>) -> Result<(), Cause> {
-        let path = dead_note(&self.cfg.roots);
-        if dead.is_empty() {
-            return Ok(berth_sys::fs::remove_if_there(&path)?);
-        }
-        let lines: String = dead.iter().map(|at| format!("{at}\n")).collect();
-        Ok(berth_sys::fs::write_atomic(&path, lines.as_bytes(), 0o600)?)
+    fn note_dead(&mut self, dead: &HashSet<Lost>) -> Result<(), Cause> {
+        dead::note(&dead_note(&self.cfg.roots), dead)
     }
 
-    fn noted_dead(&mut self) -> Result<HashSet<SocketAddr>, Cause> {
-        match std::fs::read_to_string(dead_note(&self.cfg.roots)) {
-            // It is written by one rename: a line that is none is nobody's of ours.
-            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HashSet::new()),
-            Err(error) => Err(error.into()),
-        }
+    fn noted_dead(&mut self) -> Result<HashSet<Lost>, Cause> {
+        Ok(dead::noted(&dead_note(&self.cfg.roots))?)
     }
 
     fn collect_flows(&mut self, maps: &Datapath) -> Result<bool, Cause> {
@@ -249,5 +232,6 @@ pub fn hooks_group(roots: &Roots) -> Result<Option<PathBuf>, berth_sys::Error> {
 /// The kernel refuses; what is left is what it names.
 pub fn detach(roots: &Roots) -> Result<(), Cause> {
     loader::detach(&Pins::new(&roots.bpf_pins))?;
-    Ok(berth_sys::fs::remove_if_there(&dead_note(roots))?)
+    berth_sys::fs::remove_if_there(&dead_note(roots))?;
+    bpffs::unmount(roots)
 }

@@ -13,14 +13,14 @@ use berth_core::{
 use berth_ebpf_abi::{
     Chunk, ChunkKey, Client, Config, LocalPod, MemberKey, NodeAddress, Service as Value, ServiceKey, V4, V6,
 };
-use berth_ebpf_loader::Role;
+use berth_ebpf_loader::{Lost, Role};
 use berth_services::{
     Attachment, Cause, Device, Edit, Edits, FamilyTables, Kernel, Named, Net as _, Node, NodeTables, Notice,
     PodNetwork, SeenPod, Table, TableError, VethPair,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -63,9 +63,9 @@ pub(crate) struct State {
     pub(crate) opened: usize,
     pub(crate) hooked: usize,
     pub(crate) attached: BTreeMap<u32, Role>,
-    pub(crate) ended: Vec<(BTreeSet<SocketAddr>, Vec<PodUid>)>,
+    pub(crate) ended: Vec<(BTreeSet<Lost>, Vec<PodUid>)>,
     /// As the engine had it noted, and what had been written to the tables each time.
-    pub(crate) dead: HashSet<SocketAddr>,
+    pub(crate) dead: HashSet<Lost>,
     pub(crate) noted_at: Vec<usize>,
     pub(crate) looked_at: usize,
     /// The Services that the endpoint controller was asked about.
@@ -380,12 +380,12 @@ impl Kernel for FakeKernel {
         self.world.state().networks.get(pod).map(|(_, network)| *network).ok_or_else(|| "no network".into())
     }
 
-    fn end_sockets(&mut self, dead: &HashSet<SocketAddr>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
+    fn end_sockets(&mut self, dead: &HashSet<Lost>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
         self.world.state().ended.push((dead.iter().copied().collect(), pods.cloned().collect()));
         0
     }
 
-    fn note_dead(&mut self, dead: &HashSet<SocketAddr>) -> Result<(), Cause> {
+    fn note_dead(&mut self, dead: &HashSet<Lost>) -> Result<(), Cause> {
         let mut state = self.world.state();
         state.dead.clone_from(dead);
         let written = state.written;
@@ -393,7 +393,7 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    fn noted_dead(&mut self) -> Result<HashSet<SocketAddr>, Cause> {
+    fn noted_dead(&mut self) -> Result<HashSet<Lost>, Cause> {
         Ok(self.world.state().dead.clone())
     }
 

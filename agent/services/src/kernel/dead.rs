@@ -1,0 +1,135 @@
+//! The ending of sockets to backends that are gone, and the note of what is to be ended.
+//!
+//! Which Service a socket came by is read through iterators that the loading child has pinned. Where they are not
+//! there, all sockets to such a backend are ended, however they came to it: rather one of another Service, which
+//! connects anew, than one that goes on with a backend that is not there.
+
+use crate::{Cause, chain};
+use berth_ebpf_loader::{self as loader, Error, Front, Lost, Pins, Proto, SocketRecords};
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io, mem,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+/// Ends connected UDP sockets in these network namespaces; how many there were. `blind` is whether it was said already
+/// that which Service they came by cannot be read.
+pub(super) fn end_sockets(
+    pins: &Pins,
+    dead: &HashSet<Lost>,
+    namespaces: &[PathBuf],
+    blind: &mut bool,
+) -> usize {
+    let lost: Vec<Lost> = dead.iter().copied().collect();
+    let backends: HashSet<SocketAddr> = lost.iter().map(|l| l.backend).collect();
+    let mut tell = |error: &Error| {
+        if !mem::replace(blind, true) {
+            let error = chain(error);
+            tracing::warn!(
+                error,
+                "which Service sockets came by cannot be read: all sockets to backends that are gone are ended"
+            );
+        }
+    };
+    let mut records = SocketRecords::open(pins).inspect_err(&mut tell).ok();
+    let mut ended: usize = 0;
+    for netns in namespaces {
+        // A pod without a network of its own, or one that is gone.
+        let Ok(file) = File::open(netns) else { continue };
+        let mut done = match &records {
+            Some(records) => loader::destroy_translated(&file, Proto::Udp, &lost, records),
+            None => loader::destroy_sockets(&file, Proto::Udp, &backends),
+        };
+        if let Err(error @ Error::Map { .. }) = &done {
+            tell(error);
+            records = None;
+            done = loader::destroy_sockets(&file, Proto::Udp, &backends);
+        }
+        match done {
+            Ok(count) => ended = ended.saturating_add(count),
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(netns = %netns.display(), error, "sockets to backends that are gone may be left");
+            }
+        }
+    }
+    if records.is_some() {
+        *blind = false;
+    }
+    ended
+}
+
+/// Writes down what is to be ended; takes the note away where that is nothing.
+pub(super) fn note(path: &Path, dead: &HashSet<Lost>) -> Result<(), Cause> {
+    if dead.is_empty() {
+        return Ok(berth_sys::fs::remove_if_there(path)?);
+    }
+    let lines: String = dead.iter().map(line).collect();
+    Ok(berth_sys::fs::write_atomic(path, lines.as_bytes(), 0o600)?)
+}
+
+/// What was written down.
+pub(super) fn noted(path: &Path) -> io::Result<HashSet<Lost>> {
+    match fs::read_to_string(path) {
+        // It is written by one rename: a line that is none is nobody's of ours.
+        Ok(text) => Ok(text.lines().filter_map(parse).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HashSet::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The backend, and what was dialled: `*` and the port for a node port.
+fn line(lost: &Lost) -> String {
+    let backend = lost.backend;
+    match lost.front {
+        Some(Front { address: Some(address), port }) => {
+            format!("{backend} {}\n", SocketAddr::new(address, port))
+        }
+        Some(Front { address: None, port }) => format!("{backend} *:{port}\n"),
+        None => format!("{backend}\n"),
+    }
+}
+
+/// A backend without a way in that can be read is lost to all: earlier builds noted no more.
+fn parse(line: &str) -> Option<Lost> {
+    let (backend, front) = line.split_once(' ').unwrap_or((line, ""));
+    let front = match front.strip_prefix("*:") {
+        Some(port) => port.parse().ok().map(|port| Front { address: None, port }),
+        None => front.parse().ok().map(|at: SocketAddr| Front { address: Some(at.ip()), port: at.port() }),
+    };
+    Some(Lost { backend: backend.parse().ok()?, front })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_says_what_was_written_down() {
+        let backend: SocketAddr = "10.0.0.9:53".parse().unwrap();
+        let six: SocketAddr = "[fd00::9]:53".parse().unwrap();
+        let dead = HashSet::from([
+            Lost { backend, front: Some(Front { address: Some("10.96.0.1".parse().unwrap()), port: 53 }) },
+            Lost { backend, front: Some(Front { address: None, port: 30053 }) },
+            Lost {
+                backend: six,
+                front: Some(Front { address: Some("fd00:96::1".parse().unwrap()), port: 53 }),
+            },
+        ]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dead-backends");
+        assert_eq!(noted(&path).unwrap(), HashSet::new());
+        note(&path, &dead).unwrap();
+        assert_eq!(noted(&path).unwrap(), dead);
+        note(&path, &HashSet::new()).unwrap();
+        assert!(!path.exists());
+
+        // As earlier builds wrote it, and what is nobody's.
+        fs::write(&path, "10.0.0.9:53\n10.0.0.9 *:7\n[fd00::9]:53 *:none\n\n").unwrap();
+        let any = [backend, six].map(|backend| Lost { backend, front: None });
+        assert_eq!(noted(&path).unwrap(), any.into());
+    }
+}
