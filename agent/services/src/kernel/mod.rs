@@ -3,7 +3,6 @@
 //! Every call blocks for microseconds, but for loading (its deadline), the attachment to devices (an RCU grace period
 //! each, some at a time), and the ending of sockets (their number).
 
-mod bpffs;
 mod dead;
 mod devices;
 mod tables;
@@ -104,7 +103,7 @@ impl Kernel for Linux {
     type Maps = Datapath;
 
     fn open(&mut self) -> Result<Datapath, Cause> {
-        bpffs::ensure(&self.cfg.roots, &self.pins)?;
+        loader::ensure_bpffs(&self.pins)?;
         (self.attached, self.prepared) = (false, false);
         if let Some(maps) = self.earlier() {
             return Ok(maps);
@@ -232,6 +231,5 @@ pub fn hooks_group(roots: &Roots) -> Result<Option<PathBuf>, berth_sys::Error> {
 /// The kernel refuses; what is left is what it names.
 pub fn detach(roots: &Roots) -> Result<(), Cause> {
     loader::detach(&Pins::new(&roots.bpf_pins))?;
-    berth_sys::fs::remove_if_there(&dead_note(roots))?;
-    bpffs::unmount(roots)
+    Ok(berth_sys::fs::remove_if_there(&dead_note(roots))?)
 }
