@@ -1,0 +1,140 @@
+//! How a start fails: at which step, and how that is to be taken.
+
+use crate::{error::Error, record::ExitRecord};
+use berth_core::ids::ContainerId;
+use std::fmt;
+
+/// The exit code of a container that never started, as Kubernetes shows it (reason `StartError`).
+pub const START_ERROR_EXIT_CODE: i32 = 128;
+
+/// A step of a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The pod's lease.
+    Lease,
+    /// The container's record.
+    Record,
+    /// The container's file system.
+    Snapshot,
+    /// The task: everything up to the container's first instruction. A command that cannot be run fails here.
+    Create,
+    /// Letting it run.
+    Start,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stage::Lease => "lease",
+            Stage::Record => "record",
+            Stage::Snapshot => "snapshot",
+            Stage::Create => "create",
+            Stage::Start => "start",
+        })
+    }
+}
+
+/// How a failed start is to be taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartFailure {
+    /// Nothing is known: try the same request again.
+    Unknown,
+    /// The command is not in the image.
+    CommandNotFound,
+    /// The command may not be executed.
+    NotExecutable,
+    /// This attempt has run already and ended so.
+    Finished(ExitRecord),
+    /// Anything else that containerd or runc refused.
+    Refused,
+}
+
+/// A container that could not be started. What was made of it stays on record until it is removed; the same request
+/// may be made again.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start container {id} at step {stage}")]
+pub struct StartError {
+    /// The container.
+    pub id: ContainerId,
+    /// The step that failed.
+    pub stage: Stage,
+    /// How to take it.
+    pub failure: StartFailure,
+    /// The call that failed; absent where none did.
+    #[source]
+    pub source: Option<Box<Error>>,
+}
+
+impl StartError {
+    /// Whether the same request may succeed when made again, with nothing changed.
+    pub fn is_unknown(&self) -> bool {
+        self.failure == StartFailure::Unknown
+    }
+
+    /// What people are to read: the runtime's own words, introduced as containerd's CRI plugin does, since tools and
+    /// people look for that.
+    pub fn message(&self) -> String {
+        match (self.stage, self.source.as_deref()) {
+            (Stage::Create, Some(Error::Call { source, .. })) => {
+                format!("failed to create containerd task: {}", source.message())
+            }
+            (Stage::Start, Some(Error::Call { source, .. })) => {
+                format!("failed to start containerd task {:?}: {}", self.id.as_str(), source.message())
+            }
+            (_, Some(error)) => error.chain(),
+            (_, None) => self.to_string(),
+        }
+    }
+
+    pub(super) fn new(id: &ContainerId, stage: Stage, error: Error) -> StartError {
+        let failure = if error.is_unknown() { StartFailure::Unknown } else { refusal(&error.chain()) };
+        StartError { id: id.clone(), stage, failure, source: Some(Box::new(error)) }
+    }
+}
+
+/// What runc's words say of the command. It has no codes for it.
+fn refusal(text: &str) -> StartFailure {
+    let of_command = text.contains("exec: ") || text.contains("exec /");
+    if text.contains("executable file not found") {
+        return StartFailure::CommandNotFound;
+    }
+    if of_command && text.contains("no such file or directory") {
+        return StartFailure::CommandNotFound;
+    }
+    if of_command && (text.contains("permission denied") || text.contains("is a directory")) {
+        return StartFailure::NotExecutable;
+    }
+    if of_command && text.contains("exec format error") {
+        return StartFailure::NotExecutable;
+    }
+    StartFailure::Refused
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runcs_words_about_the_command_are_understood() {
+        for (text, failure) in [
+            (
+                "runc create failed: unable to start container process: error during container init: exec: \
+                 \"nope\": executable file not found in $PATH",
+                StartFailure::CommandNotFound,
+            ),
+            (
+                "error during container init: exec: \"/bin/nope\": stat /bin/nope: no such file or directory",
+                StartFailure::CommandNotFound,
+            ),
+            (
+                "error during container init: exec: \"/etc/passwd\": permission denied",
+                StartFailure::NotExecutable,
+            ),
+            ("exec /x: exec format error", StartFailure::NotExecutable),
+            ("mount /x: no such file or directory", StartFailure::Refused),
+            ("", StartFailure::Refused),
+        ] {
+            assert_eq!(refusal(text), failure, "{text}");
+        }
+    }
+}

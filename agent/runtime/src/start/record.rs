@@ -1,0 +1,134 @@
+//! The container's record on containerd: made before anything else of it, and met again where an earlier call made it.
+
+use super::StartRequest;
+use crate::{
+    NODE_SANDBOX, Runtime,
+    client::{QUERY, RECORD, call},
+    error::{Error, absent, present},
+    record::{self, ExitRecord, Mark},
+    shims::Home,
+    wire,
+};
+use berth_core::ids::ContainerId;
+use containerd_client::{
+    services::v1::{
+        Container, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest, GetRequest, container,
+    },
+    types::v1::Process,
+};
+
+/// The container is there already.
+pub(super) enum Met {
+    /// Its task too.
+    Task(Box<Process>),
+    /// It ended.
+    Finished(Box<ExitRecord>),
+    /// Nothing more of it: begin anew.
+    Nothing,
+}
+
+impl Runtime {
+    /// Writes the container's record and, where allowed, the sandbox record that keeps its exit. `Some`: there was
+    /// one already.
+    pub(super) async fn make_record(
+        &self,
+        request: &StartRequest,
+        home: Option<&Home>,
+    ) -> Result<Option<Met>, Error> {
+        let container = self.container(request, home)?;
+        let met = match present(self.create_container(container.clone()).await)? {
+            Some(()) => None,
+            None => Some(self.meet(&request.id).await?),
+        };
+        if let Some(Met::Nothing) = met {
+            // Its shim and spec may be of another day; nothing runs by it yet.
+            self.delete_container(&request.id).await?;
+            self.create_container(container).await?;
+        }
+        if self.records_allowed() && !matches!(met, Some(Met::Finished(_))) {
+            self.sandbox_record(request.id.as_str()).await?;
+        }
+        Ok(met)
+    }
+
+    async fn create_container(&self, container: Container) -> Result<(), Error> {
+        let client = self.client();
+        let id = container.id.clone();
+        let message = CreateContainerRequest { container: Some(container) };
+        let mut service = client.containers();
+        call("make container", id, RECORD, service.create(client.request(message, RECORD))).await?;
+        Ok(())
+    }
+
+    /// Deletes a container's record; done where there is none.
+    pub(crate) async fn delete_container(&self, id: &ContainerId) -> Result<(), Error> {
+        let client = self.client();
+        let message = DeleteContainerRequest { id: id.to_string() };
+        let mut service = client.containers();
+        absent(call("delete container", id, RECORD, service.delete(client.request(message, RECORD))).await)?;
+        Ok(())
+    }
+
+    /// The container's record.
+    pub(crate) async fn get_container(&self, id: &ContainerId) -> Result<Option<Container>, Error> {
+        let client = self.client();
+        let message = GetContainerRequest { id: id.to_string() };
+        let mut service = client.containers();
+        let found = absent(
+            call("look up container", id, RECORD, service.get(client.request(message, RECORD))).await,
+        )?;
+        Ok(found.and_then(|r| r.container))
+    }
+
+    /// The state of the container's task; `None` where it has none.
+    pub(crate) async fn task(&self, id: &ContainerId) -> Result<Option<Box<Process>>, Error> {
+        let client = self.client();
+        let message = GetRequest { container_id: id.to_string(), exec_id: String::new() };
+        let mut service = client.tasks();
+        let found =
+            absent(call("look up task", id, QUERY, service.get(client.request(message, QUERY))).await)?;
+        Ok(found.and_then(|r| r.process).map(Box::new))
+    }
+
+    async fn meet(&self, id: &ContainerId) -> Result<Met, Error> {
+        let Some(container) = self.get_container(id).await? else { return Ok(Met::Nothing) };
+        let exit = record::read(&container.id, &container.extensions)?.and_then(|found| found.exit);
+        if let Some(exit) = exit {
+            return Ok(Met::Finished(Box::new(exit)));
+        }
+        Ok(self.task(id).await?.map_or(Met::Nothing, Met::Task))
+    }
+
+    fn container(&self, request: &StartRequest, home: Option<&Home>) -> Result<Container, Error> {
+        let mark = Mark {
+            pod: request.pod.clone(),
+            key: request.key.clone(),
+            container: request.container.clone(),
+            attempt: request.attempt,
+            incarnation: request.incarnation,
+            boot: self.config().boot.clone(),
+            image_id: request.image.image_id.clone(),
+            extension: request.extension.clone(),
+        };
+        let spec = wire::json_any(wire::SPEC_TYPE, &request.spec).map_err(|source| Error::Encode {
+            what: "spec",
+            subject: request.id.to_string(),
+            source,
+        })?;
+        Ok(Container {
+            id: request.id.to_string(),
+            labels: record::labels(&mark),
+            image: request.image.name.clone(),
+            runtime: Some(container::Runtime {
+                name: self.roots().containerd_runtime.clone(),
+                options: Some(self.runc_options(None).to_any()),
+            }),
+            spec: Some(spec),
+            snapshotter: self.roots().snapshotter.clone(),
+            snapshot_key: request.id.to_string(),
+            extensions: record::extensions(&request.id, &mark, home)?,
+            sandbox: home.map(|_| NODE_SANDBOX.to_owned()).unwrap_or_default(),
+            ..Container::default()
+        })
+    }
+}
