@@ -8,117 +8,51 @@
 //! that panics is a failed action; nothing here waits for another pod, and the mailbox never for an action, a look or a
 //! refresh.
 
+mod letter;
+mod looking;
+mod telling;
+
+pub use letter::Letter;
+pub(crate) use letter::{Beginning, Start};
+pub use telling::Decision;
+
 use crate::{
     failpoint::{Side, pass},
     hands::{Context, Hands, Performed, Sight},
-    known::{Ended, Known},
+    known::Known,
     probes::{News, Probes},
-    report::{ActionRecord, PodReport, Reports},
+    report::{ActionRecord, Reports},
     store::Store,
-    waiting,
 };
 use berth_core::{
-    event::{Event, EventKind, EventRecord, Involved},
+    event::Event,
     ids::ContainerId,
     model::{Objects, Pod},
-    plan::{Action, Desired, Exit, Fact, Failure, Memory, Observed, Plan, learn, plan},
+    plan::{Action, Desired, Fact, Failure, Memory, Plan, learn, plan},
     probe::Verdict,
-    status::{Phase, PodStatus},
-    time::{Boottime, Now},
+    status::PodStatus,
+    time::{Boottime, Now, Wall},
 };
+use looking::LOOK_SELDOM;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 use tokio::{
     sync::mpsc,
     task::{Id, JoinError, JoinSet},
-    time::timeout,
 };
 
-/// How many ended actions and decisions are kept to be looked at.
-const RING: usize = 32;
 /// The longest sleep: the boot clock also counts suspended time, timers do not.
 const LONGEST_REST: Duration = Duration::from_secs(300);
 /// The least rest where a decision asked for a moment that has passed: no input makes a worker spin.
 const LEAST_REST: Duration = Duration::from_millis(100);
-/// How long a look at the pod is put off after one failed, at first; doubled with each, up to [`LOOK_SELDOM`].
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// The longest time between two looks of which the last failed, or left something open.
-const LOOK_SELDOM: Duration = Duration::from_secs(30);
-/// How long a look may take.
-const LOOK_LIMIT: Duration = Duration::from_secs(60);
-/// How long a refresh that failed rests.
-const REFRESH_AGAIN: Duration = Duration::from_secs(10);
-
-/// What a worker hears from its manager.
-#[derive(Debug)]
-pub enum Letter {
-    /// The source wants this now.
-    Desired(Desired),
-    /// What pods refer to has changed.
-    Objects(Arc<Objects>),
-    /// A process of the pod ended.
-    Exit(ContainerId, Exit),
-    /// The kernel killed something in that container for memory.
-    Oom(ContainerId),
-    /// The pause process is gone.
-    PauseDied,
-    /// containerd does not answer.
-    RuntimeLost,
-    /// containerd answers again, and this is what it shows.
-    Sight(Box<Sight>),
-    /// containerd answers again, and there is neither a container nor a sandbox of the pod. With the moment of the look.
-    NothingThere(Boottime),
-}
-
-/// What a worker begins with.
-pub(crate) struct Start<H, R> {
-    pub(crate) desired: Desired,
-    pub(crate) objects: Arc<Objects>,
-    pub(crate) memory: Memory,
-    pub(crate) sight: Beginning,
-    pub(crate) hands: Arc<H>,
-    pub(crate) reports: Arc<R>,
-    pub(crate) store: Store,
-    pub(crate) agent_start: Boottime,
-    /// Set once the pod has ended and needs nothing of the node any more.
-    pub(crate) over: Arc<AtomicBool>,
-}
-
-/// What a worker knows of its pod at first.
-#[derive(Debug)]
-pub(crate) enum Beginning {
-    /// This.
-    Seen(Box<Sight>),
-    /// Nothing: it looks for itself.
-    Look,
-    /// Nothing, and containerd is away: it will be told. Until then nothing is claimed of it.
-    Wait,
-}
-
-/// A step of the recorder: what was decided on, and what came of it. `plan` over `seen` and `memory` at `at` gives
-/// `actions` again.
-#[derive(Debug, Clone)]
-pub struct Decision {
-    /// When.
-    pub at: Now,
-    /// What was seen.
-    pub seen: Observed,
-    /// What was remembered after the decision.
-    pub memory: Memory,
-    /// What was begun.
-    pub actions: Vec<Action>,
-}
 
 struct Flight {
     action: Action,
     begun: Instant,
-    begun_wall: berth_core::time::Wall,
+    begun_wall: Wall,
 }
 
 struct Worker<H, R> {
@@ -287,14 +221,6 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         }
     }
 
-    fn record(&mut self, at: Now, actions: &[Action]) {
-        if self.ring.len() == RING {
-            self.ring.pop_front();
-        }
-        let (seen, memory) = (self.known.seen.clone(), self.memory.clone());
-        self.ring.push_back(Arc::new(Decision { at, seen, memory, actions: actions.to_vec() }));
-    }
-
     fn begin(&mut self, action: Action) {
         let context = self.context(&action);
         let hands = Arc::clone(&self.hands);
@@ -371,42 +297,6 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         }
     }
 
-    fn note(
-        &mut self,
-        flight: &Flight,
-        took: Duration,
-        steps: Vec<(&'static str, Duration)>,
-        outcome: &Result<(), Failure>,
-    ) {
-        let kind = flight.action.kind();
-        let container = flight.action.container().map(ToString::to_string);
-        let took_ms = took.as_secs_f64() * 1000.0;
-        tracing::debug!(pod = %self.desired.pod.key, container, kind, ?steps, "steps");
-        match outcome {
-            Ok(()) => tracing::info!(pod = %self.desired.pod.key, container, kind, took_ms, "done"),
-            Err(failure) => {
-                tracing::warn!(pod = %self.desired.pod.key, container, kind, took_ms, reason = failure.reason, why = failure.message, "failed");
-            }
-        }
-        if self.timeline.len() == RING {
-            self.timeline.pop_front();
-        }
-        self.timeline.push_back(ActionRecord {
-            kind,
-            container,
-            begun: flight.begun_wall,
-            took,
-            steps,
-            failure: outcome.as_ref().err().map(ToString::to_string),
-        });
-    }
-
-    fn note_ends(&self, ended: impl IntoIterator<Item = Ended>) {
-        for Ended { container, exit } in ended {
-            tracing::info!(pod = %self.desired.pod.key, %container, code = exit.code, oom = exit.oom, "exited");
-        }
-    }
-
     fn read(&mut self, letter: Letter) {
         let now = self.hands.now();
         match letter {
@@ -445,63 +335,6 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         }
     }
 
-    /// Volumes are refreshed while they are mounted and shall stay so.
-    fn may_refresh(&self) -> bool {
-        self.known.seen.volumes_mounted && self.memory.ending.is_none()
-    }
-
-    fn begin_what_is_due(&mut self) {
-        let now = self.boottime();
-        if self.looks.is_empty() && self.look_at.is_some_and(|t| t <= now) {
-            self.look_at = None;
-            let (hands, uid) = (Arc::clone(&self.hands), self.pod().uid.clone());
-            self.looks.spawn(async move {
-                let late = || Failure::new("DeadlineExceeded", "the look at the pod did not end in time");
-                timeout(LOOK_LIMIT, hands.look(&uid)).await.unwrap_or_else(|_elapsed| Err(late()))
-            });
-        }
-        if self.refreshes.is_empty() && self.may_refresh() && self.refresh_at.is_some_and(|t| t <= now) {
-            self.refresh_at = None;
-            let (hands, context) = (Arc::clone(&self.hands), self.context(&Action::MountVolumes));
-            self.refreshes.spawn(async move { hands.refresh(context).await });
-        }
-    }
-
-    fn looked(&mut self, looked: Result<Result<Sight, Failure>, JoinError>) {
-        let failure = match looked {
-            Ok(Ok(sight)) => return self.see(sight),
-            Ok(Err(failure)) => failure.message,
-            Err(error) => error.to_string(),
-        };
-        tracing::debug!(pod = %self.desired.pod.key, why = failure, "could not look at the pod");
-        let factor = 1u32.checked_shl(self.looks_failed.min(8)).unwrap_or(u32::MAX);
-        self.looks_failed = self.looks_failed.saturating_add(1);
-        let rest = LOOK_AGAIN.saturating_mul(factor).min(LOOK_SELDOM);
-        self.look_at.get_or_insert(self.hands.now().boottime + rest);
-    }
-
-    fn see(&mut self, sight: Sight) {
-        self.looks_failed = 0;
-        self.looked_at = true;
-        // A wish that came after the look began stays.
-        self.look_at = self.look_at.filter(|t| *t > sight.taken);
-        if !sight.unsure.is_empty() {
-            self.look_at.get_or_insert(self.hands.now().boottime + LOOK_SELDOM);
-        }
-        let ended = self.known.see(sight, &self.memory.in_flight);
-        self.note_ends(ended);
-    }
-
-    fn refreshed(&mut self, refreshed: Result<Result<(), Failure>, JoinError>) {
-        let failure = match refreshed {
-            Ok(Ok(())) => return,
-            Ok(Err(failure)) => failure,
-            Err(error) => Failure::new("InternalError", error.to_string()),
-        };
-        tracing::warn!(pod = %self.desired.pod.key, reason = failure.reason, why = failure.message, "volumes not refreshed");
-        self.refresh_at.get_or_insert(self.hands.now().boottime + REFRESH_AGAIN);
-    }
-
     fn hear(&mut self, news: News) {
         let now = self.hands.now();
         if let Some(message) = news.failure {
@@ -516,47 +349,5 @@ impl<H: Hands, R: Reports> Worker<H, R> {
             tracing::info!(pod = %self.desired.pod.key, container = %news.container, kind = ?news.kind, success, "probe verdict");
             self.learn(Fact::Probe { id: news.id, kind: news.kind, success }, now);
         }
-    }
-
-    fn event(&self, event: Event) {
-        let at = self.hands.now().wall;
-        let pod = self.pod();
-        if event.kind == EventKind::Warning {
-            tracing::info!(pod = %pod.key, reason = event.reason, message = event.message, "event");
-        }
-        let involved = Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() };
-        self.reports.event(EventRecord::once(involved, event, at));
-    }
-
-    /// Tells what is remembered of the pod, once.
-    fn tell_remembered(&mut self) {
-        if self.told.is_none() {
-            let report = waiting::report(self.pod(), Some(&self.memory), waiting::RUNTIME, self.hands.now());
-            self.told = Some(Arc::clone(&report.status));
-            self.reports.pod(report);
-        }
-    }
-
-    fn tell(&mut self, status: PodStatus, gone: bool) {
-        if self.told.as_deref() == Some(&status) && self.told_gone == gone {
-            return;
-        }
-        let was_ready = self.told.as_ref().is_some_and(|s| s.is_ready());
-        if was_ready != status.is_ready() {
-            tracing::info!(pod = %self.desired.pod.key, ready = status.is_ready(), "readiness");
-        }
-        let status = Arc::new(status);
-        self.told = Some(Arc::clone(&status));
-        self.told_gone = gone;
-        self.over.store(matches!(status.phase, Phase::Succeeded | Phase::Failed), Ordering::Relaxed);
-        self.reports.pod(PodReport {
-            pod: Arc::clone(&self.desired.pod),
-            status,
-            processes: self.known.processes.clone(),
-            timeline: self.timeline.iter().cloned().collect(),
-            decisions: self.ring.iter().cloned().collect(),
-            gone,
-            as_of: self.hands.now().wall,
-        });
     }
 }

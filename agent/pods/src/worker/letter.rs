@@ -1,0 +1,56 @@
+//! What a worker begins with, and what it hears from its manager.
+
+use crate::{hands::Sight, store::Store};
+use berth_core::{
+    ids::ContainerId,
+    model::Objects,
+    plan::{Desired, Exit, Memory},
+    time::Boottime,
+};
+use std::sync::{Arc, atomic::AtomicBool};
+
+/// What a worker hears from its manager.
+#[derive(Debug)]
+pub enum Letter {
+    /// The source wants this now.
+    Desired(Desired),
+    /// What pods refer to has changed.
+    Objects(Arc<Objects>),
+    /// A process of the pod ended.
+    Exit(ContainerId, Exit),
+    /// The kernel killed something in that container for memory.
+    Oom(ContainerId),
+    /// The pause process is gone.
+    PauseDied,
+    /// containerd does not answer.
+    RuntimeLost,
+    /// containerd answers again, and this is what it shows.
+    Sight(Box<Sight>),
+    /// containerd answers again, and there is neither a container nor a sandbox of the pod. With the moment of the look.
+    NothingThere(Boottime),
+}
+
+/// What a worker begins with.
+pub(crate) struct Start<H, R> {
+    pub(crate) desired: Desired,
+    pub(crate) objects: Arc<Objects>,
+    pub(crate) memory: Memory,
+    pub(crate) sight: Beginning,
+    pub(crate) hands: Arc<H>,
+    pub(crate) reports: Arc<R>,
+    pub(crate) store: Store,
+    pub(crate) agent_start: Boottime,
+    /// Set once the pod has ended and needs nothing of the node any more.
+    pub(crate) over: Arc<AtomicBool>,
+}
+
+/// What a worker knows of its pod at first.
+#[derive(Debug)]
+pub(crate) enum Beginning {
+    /// This.
+    Seen(Box<Sight>),
+    /// Nothing: it looks for itself.
+    Look,
+    /// Nothing, and containerd is away: it will be told. Until then nothing is claimed of it.
+    Wait,
+}

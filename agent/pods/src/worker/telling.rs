@@ -1,0 +1,124 @@
+//! What a worker keeps to be looked at, and tells: the last actions and decisions, events, the pod's state.
+
+use super::{Flight, Worker};
+use crate::{
+    hands::Hands,
+    known::Ended,
+    report::{ActionRecord, PodReport, Reports},
+    waiting,
+};
+use berth_core::{
+    event::{Event, EventKind, EventRecord, Involved},
+    plan::{Action, Failure, Memory, Observed},
+    status::{Phase, PodStatus},
+    time::Now,
+};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+/// How many ended actions and decisions are kept to be looked at.
+const RING: usize = 32;
+
+/// A step of the recorder: what was decided on, and what came of it. `plan` over `seen` and `memory` at `at` gives
+/// `actions` again.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// When.
+    pub at: Now,
+    /// What was seen.
+    pub seen: Observed,
+    /// What was remembered after the decision.
+    pub memory: Memory,
+    /// What was begun.
+    pub actions: Vec<Action>,
+}
+
+impl<H: Hands, R: Reports> Worker<H, R> {
+    pub(super) fn record(&mut self, at: Now, actions: &[Action]) {
+        if self.ring.len() == RING {
+            self.ring.pop_front();
+        }
+        let (seen, memory) = (self.known.seen.clone(), self.memory.clone());
+        self.ring.push_back(Arc::new(Decision { at, seen, memory, actions: actions.to_vec() }));
+    }
+
+    pub(super) fn note(
+        &mut self,
+        flight: &Flight,
+        took: Duration,
+        steps: Vec<(&'static str, Duration)>,
+        outcome: &Result<(), Failure>,
+    ) {
+        let kind = flight.action.kind();
+        let container = flight.action.container().map(ToString::to_string);
+        let took_ms = took.as_secs_f64() * 1000.0;
+        tracing::debug!(pod = %self.desired.pod.key, container, kind, ?steps, "steps");
+        match outcome {
+            Ok(()) => tracing::info!(pod = %self.desired.pod.key, container, kind, took_ms, "done"),
+            Err(failure) => {
+                tracing::warn!(pod = %self.desired.pod.key, container, kind, took_ms, reason = failure.reason, why = failure.message, "failed");
+            }
+        }
+        if self.timeline.len() == RING {
+            self.timeline.pop_front();
+        }
+        self.timeline.push_back(ActionRecord {
+            kind,
+            container,
+            begun: flight.begun_wall,
+            took,
+            steps,
+            failure: outcome.as_ref().err().map(ToString::to_string),
+        });
+    }
+
+    pub(super) fn note_ends(&self, ended: impl IntoIterator<Item = Ended>) {
+        for Ended { container, exit } in ended {
+            tracing::info!(pod = %self.desired.pod.key, %container, code = exit.code, oom = exit.oom, "exited");
+        }
+    }
+
+    pub(super) fn event(&self, event: Event) {
+        let at = self.hands.now().wall;
+        let pod = self.pod();
+        if event.kind == EventKind::Warning {
+            tracing::info!(pod = %pod.key, reason = event.reason, message = event.message, "event");
+        }
+        let involved = Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() };
+        self.reports.event(EventRecord::once(involved, event, at));
+    }
+
+    /// Tells what is remembered of the pod, once.
+    pub(super) fn tell_remembered(&mut self) {
+        if self.told.is_none() {
+            let report = waiting::report(self.pod(), Some(&self.memory), waiting::RUNTIME, self.hands.now());
+            self.told = Some(Arc::clone(&report.status));
+            self.reports.pod(report);
+        }
+    }
+
+    pub(super) fn tell(&mut self, status: PodStatus, gone: bool) {
+        if self.told.as_deref() == Some(&status) && self.told_gone == gone {
+            return;
+        }
+        let was_ready = self.told.as_ref().is_some_and(|s| s.is_ready());
+        if was_ready != status.is_ready() {
+            tracing::info!(pod = %self.desired.pod.key, ready = status.is_ready(), "readiness");
+        }
+        let status = Arc::new(status);
+        self.told = Some(Arc::clone(&status));
+        self.told_gone = gone;
+        self.over.store(matches!(status.phase, Phase::Succeeded | Phase::Failed), Ordering::Relaxed);
+        self.reports.pod(PodReport {
+            pod: Arc::clone(&self.desired.pod),
+            status,
+            processes: self.known.processes.clone(),
+            timeline: self.timeline.iter().cloned().collect(),
+            decisions: self.ring.iter().cloned().collect(),
+            gone,
+            as_of: self.hands.now().wall,
+        });
+    }
+}
