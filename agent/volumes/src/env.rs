@@ -198,30 +198,9 @@ fn key_value(
 /// Replaces `$(NAME)` by the variable's value and `$$` by `$`; unknown names and unfinished references stay as
 /// written. Where a name is in `env` more than once, the last counts.
 pub fn expand(text: &str, env: &[(String, String)]) -> String {
-    expand_with(text, |name| {
-        env.iter().rev().find(|(n, _)| n == name).map_or_else(|| format!("$({name})"), |(_, v)| v.clone())
+    berth_core::model::expand(text, |name| {
+        env.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     })
-}
-
-/// [`expand`] with any lookup.
-pub(crate) fn expand_with(text: &str, mut lookup: impl FnMut(&str) -> String) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once('$') {
-        out.push_str(before);
-        if let Some(tail) = after.strip_prefix('$') {
-            out.push('$');
-            rest = tail;
-        } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|s| s.split_once(')')) {
-            out.push_str(&lookup(name));
-            rest = tail;
-        } else {
-            out.push('$');
-            rest = after;
-        }
-    }
-    out.push_str(rest);
-    out
 }
 
 #[cfg(test)]

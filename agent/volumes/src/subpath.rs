@@ -1,7 +1,7 @@
 //! Parts of volumes. Containers can write to the volume while it is walked, so that each step is taken by descriptor
 //! and the kernel is asked to stay inside: a path that was looked at once is never looked up again.
 
-use crate::{env::expand_with, os};
+use crate::os;
 use berth_sys::fs::{OFlags, open_beneath};
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
@@ -20,12 +20,12 @@ const HANDLE: OFlags = OFlags::PATH;
 /// Expands the `$(VAR)` of a `subPathExpr`. Fails with the names, sorted, of variables that are unset or empty.
 pub(crate) fn expand(text: &str, env: &[(String, String)]) -> Result<String, Vec<String>> {
     let mut missing = BTreeSet::new();
-    let expanded = expand_with(text, |name| {
-        let value = env.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.clone()).unwrap_or_default();
+    let expanded = berth_core::model::expand(text, |name| {
+        let value = env.iter().rev().find(|(n, _)| n == name).map_or("", |(_, value)| value.as_str());
         if value.is_empty() {
             missing.insert(name.to_owned());
         }
-        value
+        Some(value)
     });
     if missing.is_empty() { Ok(expanded) } else { Err(missing.into_iter().collect()) }
 }

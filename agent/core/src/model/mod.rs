@@ -9,6 +9,7 @@ mod qos;
 mod resources;
 mod security;
 mod service;
+mod variable;
 mod volume;
 
 pub use container::*;
@@ -19,4 +20,5 @@ pub use qos::*;
 pub use resources::*;
 pub use security::*;
 pub use service::*;
+pub use variable::*;
 pub use volume::*;
