@@ -3,7 +3,7 @@
 use super::{testing::pod, *};
 use berth_core::{
     ids::{Attempt, Incarnation},
-    model::{MountPropagation, RecursiveReadOnly, VolumeMount},
+    model::{CAPABILITIES, MountPropagation, RecursiveReadOnly, VolumeMount},
 };
 use oci_spec::runtime::Capability;
 use proptest::prelude::*;
@@ -228,7 +228,7 @@ fn nothing_of_labels_and_annotations_reaches_the_spec() {
 /// Every name the kernel has, so that none that a privileged container gets is unknown here.
 #[test]
 fn all_41_capabilities_of_the_kernel_are_known() {
-    let all: Vec<String> = host::CAPABILITIES.iter().map(|c| format!("CAP_{c}")).collect();
+    let all: Vec<String> = CAPABILITIES.iter().map(|c| format!("CAP_{c}")).collect();
     assert_eq!(all.len(), 41);
     let sets = process::capabilities(&all).unwrap();
     assert_eq!(sets.bounding().as_ref().unwrap().len(), 41);
