@@ -11,7 +11,7 @@ use berth_core::{
     probe::ProbeResult,
     status::{ConditionType, Phase, Truth},
 };
-use berth_pods::{DesiredSet, Incoming};
+use berth_pods::{DesiredSet, Incoming, Store};
 use std::{sync::Arc, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -31,14 +31,21 @@ async fn up(node: &Arc<Node>, agent: &Agent, p: &Pod) {
     agent.ready(&p.uid).await;
 }
 
+/// An agent makes these pods ready and dies.
+async fn up_and_killed<const N: usize>(node: &Arc<Node>, store: &Store, pods: [&Pod; N]) {
+    let agent = Agent::start(node, store, wanted(pods.map(Pod::clone))).await;
+    for p in pods {
+        up(node, &agent, p).await;
+    }
+    agent.kill().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn with_its_memory_nothing_changes() {
     let (_dir, store) = store();
     let node = Node::new();
     let p = full("a");
-    let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
-    up(&node, &agent, &p).await;
-    agent.kill().await;
+    up_and_killed(&node, &store, [&p]).await;
     let (run, before) = (node.running(&p.uid, "c"), node.kinds(&p.uid).len());
     node.pass(SECOND * 30).await;
 
@@ -59,9 +66,7 @@ async fn without_its_memory_what_runs_is_taken_for_started_and_readiness_for_unk
     let (dir, store) = store();
     let node = Node::new();
     let p = full("a");
-    let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
-    up(&node, &agent, &p).await;
-    agent.kill().await;
+    up_and_killed(&node, &store, [&p]).await;
     let (run, before) = (node.running(&p.uid, "c"), node.kinds(&p.uid).len());
     std::fs::write(dir.path().join("run/memory/u-a.json"), "{\"boot\":\"boot-1\",").unwrap();
     node.lock().answers.insert(name("c"), ProbeResult::Unknown("?".into()));
@@ -86,10 +91,7 @@ async fn nothing_is_ended_before_the_source_has_listed() {
     let (_dir, store) = store();
     let node = Node::new();
     let (a, b) = (full("a"), pod("b", vec![]));
-    let agent = Agent::start(&node, &store, wanted([a.clone(), b.clone()])).await;
-    up(&node, &agent, &a).await;
-    up(&node, &agent, &b).await;
-    agent.kill().await;
+    up_and_killed(&node, &store, [&a, &b]).await;
     let runs = [node.running(&a.uid, "c"), node.running(&b.uid, "c")];
 
     let agent = Agent::start(&node, &store, DesiredSet::default()).await;
@@ -115,9 +117,7 @@ async fn nothing_begins_before_containerd_has_answered_and_nothing_is_claimed() 
     let (_dir, store) = store();
     let node = Node::new();
     let p = full("a");
-    let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
-    up(&node, &agent, &p).await;
-    agent.kill().await;
+    up_and_killed(&node, &store, [&p]).await;
     node.lock().up = false;
     let (run, before) = (node.running(&p.uid, "c"), node.kinds(&p.uid).len());
 
@@ -141,10 +141,7 @@ async fn nothing_is_claimed_of_a_pod_that_nobody_has_looked_at_yet() {
     let (dir, store) = store();
     let node = Node::new();
     let (a, b) = (full("a"), full("b"));
-    let agent = Agent::start(&node, &store, wanted([a.clone(), b.clone()])).await;
-    up(&node, &agent, &a).await;
-    up(&node, &agent, &b).await;
-    agent.kill().await;
+    up_and_killed(&node, &store, [&a, &b]).await;
     let before = [&a, &b].map(|p| (node.running(&p.uid, "c"), node.kinds(&p.uid).len()));
     std::fs::remove_file(dir.path().join("run/memory/u-b.json")).unwrap();
 
@@ -209,9 +206,7 @@ async fn memory_of_a_pod_of_which_nothing_is_left_ends_well() {
     let (dir, store) = store();
     let node = Node::new();
     let p = full("a");
-    let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
-    up(&node, &agent, &p).await;
-    agent.kill().await;
+    up_and_killed(&node, &store, [&p]).await;
     node.lock().pods.clear();
     let before = node.kinds(&p.uid).len();
     let agent = Agent::start(&node, &store, DesiredSet::default()).await;
@@ -222,9 +217,7 @@ async fn memory_of_a_pod_of_which_nothing_is_left_ends_well() {
     let done: Vec<&str> = node.kinds(&p.uid).into_iter().skip(before).collect();
     assert_eq!(done.last(), Some(&"RemovePod"), "{done:?}");
     // From the start listed: nothing of it is made for taking it down.
-    let agent2 = Agent::start(&node, &store, wanted([p.clone()])).await;
-    up(&node, &agent2, &p).await;
-    agent2.kill().await;
+    up_and_killed(&node, &store, [&p]).await;
     node.lock().pods.clear();
     let before = node.kinds(&p.uid).len();
     let agent3 = Agent::start(&node, &store, wanted([])).await;
@@ -239,9 +232,7 @@ async fn a_pod_of_the_same_name_waits_also_for_one_that_was_found() {
     let (_dir, store) = store();
     let node = Node::new();
     let first = full("a");
-    let agent = Agent::start(&node, &store, wanted([first.clone()])).await;
-    up(&node, &agent, &first).await;
-    agent.kill().await;
+    up_and_killed(&node, &store, [&first]).await;
     // While the agent was down the file was replaced. The new one comes first by its UID.
     let second = Pod { uid: uid("a-second"), ..pod("a", vec![]) };
     let agent = Agent::start(&node, &store, wanted([second.clone()])).await;
@@ -256,9 +247,7 @@ async fn containers_whose_pod_nobody_can_tell_are_left_alone() {
     let (dir, store) = store();
     let node = Node::new();
     let p = pod("a", vec![]);
-    let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
-    agent.ready(&p.uid).await;
-    agent.kill().await;
+    up_and_killed(&node, &store, [&p]).await;
     std::fs::remove_file(dir.path().join("run/memory/u-a.json")).unwrap();
     node.lock().pods.get_mut(&p.uid).unwrap().0 = None;
     // Its directory and its cgroup are there.
@@ -280,9 +269,7 @@ async fn a_container_whose_shim_does_not_answer_is_not_taken_for_dead() {
     let (_dir, store) = store();
     let node = Node::new();
     let p = full("a");
-    let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
-    up(&node, &agent, &p).await;
-    agent.kill().await;
+    up_and_killed(&node, &store, [&p]).await;
     let run = node.running(&p.uid, "c").unwrap();
     node.lock().unsure.insert(run.clone());
     let before = node.kinds(&p.uid).len();
