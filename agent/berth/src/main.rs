@@ -1,6 +1,7 @@
 //! `berth`: the node agent, its helpers and its debugging commands in one program.
 //!
-//! The first argument says which role: `agent`, `logd`, `dns`, `probe-exec`; everything else is a command for people.
+//! The first argument says which role: `agent`, its helpers `logd`, `dns`, `probe-exec` and the loader of the eBPF
+//! programs; `reset` and everything else is a command for people.
 
 mod agent;
 mod backend;

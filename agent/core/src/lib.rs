@@ -2,7 +2,8 @@
 //!
 //! Owns: the identities ([`ids`]), the one place for paths and names ([`roots`]), the pod as the node sees it
 //! ([`model`]), Kubernetes quantities ([`quantity`]), clocks as plain data ([`time`]), what is reported
-//! ([`status`], [`event`]), and the two state machines, [`plan`] for a pod and [`probe`] for one probe.
+//! ([`status`], [`event`]), whether a node takes a pod on ([`admit`]), and the two state machines, [`plan`] for
+//! a pod and [`probe`] for one probe.
 //!
 //! Invariants: no IO, no tasks, no clock is read here; every function gives the same answer for the same input.
 //! Nothing here panics on any input.

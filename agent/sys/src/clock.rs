@@ -1,4 +1,4 @@
-//! The clocks and the boot's identity: the only place where time is read.
+//! The clocks and the boot's identity. What is decided by time is given what is read here.
 
 use crate::{Error, Result, fs};
 use berth_core::{

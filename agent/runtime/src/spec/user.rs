@@ -1,5 +1,5 @@
 //! Who the process is: image user, pod and container security contexts and the image's `/etc/passwd` and
-//! `/etc/group`, as the kubelet and containerd's CRI plugin resolve them together (`reference/ecosystem.md` B2-c).
+//! `/etc/group`, as the kubelet and containerd's CRI plugin resolve them together.
 //!
 //! Two things are stricter than there: a line of `passwd` or `group` with an id that is no number or out of range
 //! never becomes id 0, and the files' size is bounded before they are looked at.
