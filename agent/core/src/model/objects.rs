@@ -31,12 +31,22 @@ pub struct Objects {
 
 impl Objects {
     /// Adds or replaces a ConfigMap.
-    pub fn put_config_map(&mut self, object: KeyedData) {
-        self.config_maps.insert((object.namespace.clone(), object.name.clone()), Arc::new(object));
+    pub fn put_config_map(&mut self, object: impl Into<Arc<KeyedData>>) {
+        let object = object.into();
+        self.config_maps.insert((object.namespace.clone(), object.name.clone()), object);
+    }
+    /// Takes a ConfigMap away.
+    pub fn remove_config_map(&mut self, name: &(Namespace, String)) {
+        self.config_maps.remove(name);
     }
     /// Adds or replaces a Secret.
-    pub fn put_secret(&mut self, object: KeyedData) {
-        self.secrets.insert((object.namespace.clone(), object.name.clone()), Arc::new(object));
+    pub fn put_secret(&mut self, object: impl Into<Arc<KeyedData>>) {
+        let object = object.into();
+        self.secrets.insert((object.namespace.clone(), object.name.clone()), object);
+    }
+    /// Takes a Secret away.
+    pub fn remove_secret(&mut self, name: &(Namespace, String)) {
+        self.secrets.remove(name);
     }
     /// The ConfigMap of that name.
     pub fn config_map(&self, namespace: &Namespace, name: &str) -> Option<&Arc<KeyedData>> {
