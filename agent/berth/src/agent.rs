@@ -220,7 +220,7 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
             latest: Arc::clone(&sources.latest),
             hands: Arc::clone(&hands),
         };
-        services::start(config, sight, desired.clone())
+        services::start(config, sight, sources.changed.clone())
     });
 
     let (stop, stopped) = oneshot::channel();

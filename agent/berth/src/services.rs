@@ -10,7 +10,7 @@ use berth_core::{
     roots::Roots,
     status::{ConditionType, Truth},
 };
-use berth_pods::{DesiredSet, PodReport, node::NodeHands};
+use berth_pods::{PodReport, node::NodeHands};
 pub(crate) use berth_services::SeenPod;
 use berth_services::{Config, DeviceEvents, Engine, Linux, LinuxConfig};
 use std::{
@@ -73,15 +73,11 @@ impl Services {
 }
 
 /// Starts the thread.
-pub(crate) fn start(
-    config: ServicesConfig,
-    sight: Sight,
-    desired: watch::Receiver<Arc<DesiredSet>>,
-) -> Services {
-    Services { task: tokio::spawn(pass_on(config, sight, desired)) }
+pub(crate) fn start(config: ServicesConfig, sight: Sight, changed: watch::Receiver<()>) -> Services {
+    Services { task: tokio::spawn(pass_on(config, sight, changed)) }
 }
 
-async fn pass_on(config: ServicesConfig, sight: Sight, mut desired: watch::Receiver<Arc<DesiredSet>>) {
+async fn pass_on(config: ServicesConfig, sight: Sight, mut sources: watch::Receiver<()>) {
     let events = DeviceEvents::open(config.uplinks.clone())
         .inspect_err(|error| tracing::warn!(%error, "devices are looked at once a second at most, when Services change"))
         .ok();
@@ -102,13 +98,13 @@ async fn pass_on(config: ServicesConfig, sight: Sight, mut desired: watch::Recei
         };
         while wake.send(()).is_ok() {
             tokio::select! {
-                changed = desired.changed() => if changed.is_err() {
+                changed = sources.changed() => if changed.is_err() {
                     return;
                 },
                 () = sight.board.endpoints.notified() => {}
                 () = device_changed(told.as_ref(), events.as_ref()) => {}
             }
-            desired.mark_unchanged();
+            sources.mark_unchanged();
         }
         tracing::error!("the thread of Services ended early; it is started again");
         tokio::time::sleep(AFTER_PANIC).await;

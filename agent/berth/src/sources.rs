@@ -1,6 +1,7 @@
 //! The sources of pods, merged into one desired set.
 //!
-//! One task per source passes its snapshots on; the set counts as listed once every source has listed.
+//! One task per source passes its snapshots on; the set counts as listed once every source has listed. Who waits for
+//! the set hears of pods and their objects only; who wants to hear of Services too waits for [`Sources::changed`].
 
 use berth_core::{ids::NodeName, model::Objects, roots::Roots};
 use berth_pods::DesiredSet;
@@ -24,6 +25,8 @@ pub(crate) struct Sources {
     tasks: Vec<JoinHandle<()>>,
     /// What each of them shows.
     pub(crate) latest: Latest,
+    /// Tells of every change of `latest`.
+    pub(crate) changed: watch::Receiver<()>,
 }
 
 /// Starts a source for each directory.
@@ -36,7 +39,9 @@ pub(crate) fn start(
     let (desired, receiver) = watch::channel(Arc::new(DesiredSet::default()));
     let desired = Arc::new(desired);
     let wanted = [(manifests, Mode::Manifests, "manifests"), (static_pods, Mode::StaticPods, "static-pods")];
-    let mut sources = Sources { dirs: Vec::new(), tasks: Vec::new(), latest: Latest::default() };
+    let (tell, changed) = watch::channel(());
+    let tell = Arc::new(tell);
+    let mut sources = Sources { dirs: Vec::new(), tasks: Vec::new(), latest: Latest::default(), changed };
     let mut snapshots = Vec::new();
     for (dir, mode, name) in wanted {
         let Some(dir) = dir else { continue };
@@ -51,8 +56,12 @@ pub(crate) fn start(
         snapshots.push(snapshot);
     }
     for (index, snapshot) in snapshots.into_iter().enumerate() {
-        let (latest, desired) = (Arc::clone(&sources.latest), Arc::clone(&desired));
-        sources.tasks.push(tokio::spawn(follow(index, snapshot, latest, desired)));
+        let out = Out {
+            latest: Arc::clone(&sources.latest),
+            desired: Arc::clone(&desired),
+            changed: Arc::clone(&tell),
+        };
+        sources.tasks.push(tokio::spawn(follow(index, snapshot, out)));
     }
     (sources, receiver)
 }
@@ -74,32 +83,44 @@ fn lock(latest: &Latest) -> std::sync::MutexGuard<'_, Vec<Arc<Snapshot>>> {
     latest.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Passes one source's snapshots on; errors are told once each.
-async fn follow(
-    index: usize,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+/// Where snapshots are passed on to.
+struct Out {
     latest: Latest,
     desired: Arc<watch::Sender<Arc<DesiredSet>>>,
-) {
-    let mut told = Vec::new();
+    changed: Arc<watch::Sender<()>>,
+}
+
+/// Passes one source's snapshots on; errors are told once each.
+async fn follow(index: usize, mut snapshots: watch::Receiver<Arc<Snapshot>>, out: Out) {
+    let mut before: Arc<Snapshot> = Arc::default();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
-        for error in snapshot.errors.iter().filter(|e| !told.contains(*e)) {
-            tracing::error!(%error, "manifest refused");
+        if snapshot.errors != before.errors {
+            for error in snapshot.errors.iter().filter(|e| !before.errors.contains(e)) {
+                tracing::error!(%error, "manifest refused");
+            }
         }
-        told.clone_from(&snapshot.errors);
         {
-            let mut all = lock(&latest);
+            let mut all = lock(&out.latest);
             if let Some(slot) = all.get_mut(index) {
-                *slot = snapshot;
+                *slot = Arc::clone(&snapshot);
             }
             // Sent under the lock, so that no later state is overtaken by an earlier one.
-            desired.send_replace(Arc::new(merge(&all)));
+            if !same_pods(&snapshot, &before) {
+                out.desired.send_replace(Arc::new(merge(&all)));
+            }
         }
+        out.changed.send_replace(());
+        before = snapshot;
         if snapshots.changed().await.is_err() {
             return;
         }
     }
+}
+
+/// Whether what pods are made of is the same.
+fn same_pods(a: &Snapshot, b: &Snapshot) -> bool {
+    a.listed == b.listed && Arc::ptr_eq(&a.pods, &b.pods) && Arc::ptr_eq(&a.objects, &b.objects)
 }
 
 fn merge(all: &[Arc<Snapshot>]) -> DesiredSet {

@@ -8,15 +8,18 @@
 //! - [`status`] turns what is reported about a pod back into Kubernetes' JSON.
 //!
 //! Invariants: an unreadable file or a missing directory is never taken for a deletion; nothing here panics on any
-//! input; a pod that did not change keeps its [`std::sync::Arc`], so that consumers see change by pointer.
+//! input; an object that did not change keeps its [`std::sync::Arc`], so that consumers see change by pointer; a change
+//! costs what it changes, not what is there.
 #![forbid(unsafe_code)]
 
 pub mod dir;
 pub mod endpoints;
 mod error;
 pub mod manifest;
+mod shared;
 mod snapshot;
 pub mod status;
 
 pub use error::{Error, ManifestError};
+pub use shared::{Changes, Keyed, Shared};
 pub use snapshot::{DesiredPod, DesiredService, Snapshot};

@@ -1,13 +1,14 @@
 //! What the directory says, at one moment.
 
-use crate::ManifestError;
+use crate::{Keyed, ManifestError, Shared};
 use berth_core::{
-    ids::PodUid,
+    ids::{PodKey, PodUid},
     model::{EndpointSlice, Objects, Pod, Service},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
-/// The desired state as the directory has it. Pods that did not change keep their `Arc` from one snapshot to the next.
+/// The desired state as the directory has it. What did not change keeps its `Arc` from one snapshot to the next, the
+/// objects and the sets of them.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Snapshot {
     /// Whether `pods` is all there is. While it is false nothing may be deleted for being absent: the directory was
@@ -15,17 +16,29 @@ pub struct Snapshot {
     /// from before stay in `pods`, held.
     pub listed: bool,
     /// The pods to run.
-    pub pods: BTreeMap<PodUid, Arc<DesiredPod>>,
+    pub pods: Arc<BTreeMap<PodUid, Arc<DesiredPod>>>,
     /// The ConfigMaps and Secrets.
     pub objects: Arc<Objects>,
     /// The Services.
-    pub services: Vec<Arc<DesiredService>>,
+    pub services: Shared<DesiredService>,
     /// The EndpointSlices.
-    pub slices: Vec<Arc<EndpointSlice>>,
+    pub slices: Shared<EndpointSlice>,
     /// Every file that cannot be used as it is, in order of file and document; for people.
-    pub errors: Vec<ManifestError>,
+    pub errors: Arc<[ManifestError]>,
     /// Counts the changes, from 1; 0 before the first look.
     pub version: u64,
+}
+
+impl Snapshot {
+    /// Whether nothing changed, versions aside, by pointer.
+    pub(crate) fn is(&self, other: &Snapshot) -> bool {
+        self.listed == other.listed
+            && Arc::ptr_eq(&self.pods, &other.pods)
+            && Arc::ptr_eq(&self.objects, &other.objects)
+            && self.services.is(&other.services)
+            && self.slices.is(&other.slices)
+            && self.errors == other.errors
+    }
 }
 
 /// A pod to run.
@@ -46,4 +59,16 @@ pub struct DesiredService {
     pub service: Arc<Service>,
     /// The v1.Service it was made from, with metadata, addresses and node ports filled.
     pub raw: Arc<serde_json::Value>,
+}
+
+impl Keyed for DesiredService {
+    fn key(&self) -> &PodKey {
+        &self.service.key
+    }
+}
+
+impl Keyed for EndpointSlice {
+    fn key(&self) -> &PodKey {
+        &self.key
+    }
 }

@@ -14,7 +14,7 @@ use berth_dns::{PodNames, Publisher, build};
 use berth_pods::{Reports as _, node::NodeHands};
 use berth_services::{Cause, Edit, Edits, Named, Node, Notice, SeenPod};
 use berth_source::{
-    Snapshot,
+    Keyed as _, Snapshot,
     endpoints::{self, PodFacts},
 };
 use berth_sys::clock;
@@ -60,21 +60,15 @@ impl Node for World {
             if Arc::ptr_eq(before, now) {
                 continue;
             }
-            let service = |s: &Arc<berth_source::DesiredService>| Arc::clone(&s.service);
-            edits.services.extend(Edit::between(
+            let services = now.services.changes_since(&before.services);
+            edits.services.push(Edit {
                 source,
-                &before.services,
-                &now.services,
-                service,
-                |s: &Service| &s.key,
-            ));
-            edits.slices.extend(Edit::between(
-                source,
-                &before.slices,
-                &now.slices,
-                Arc::clone,
-                |s: &EndpointSlice| &s.key,
-            ));
+                gone: services.gone.iter().map(|s| s.key().clone()).collect(),
+                now: services.now.iter().map(|s| Arc::clone(&s.service)).collect(),
+            });
+            let slices = now.slices.changes_since(&before.slices);
+            let gone = slices.gone.iter().map(|s| s.key().clone()).collect();
+            edits.slices.push(Edit { source, gone, now: slices.now });
         }
         self.told = latest;
         edits

@@ -4,13 +4,17 @@
 //! it is shown: it stays while the Service stays, over restarts and whatever else comes. What manifests name
 //! themselves is theirs; where two want the same, the tables decide by age.
 
-use crate::{DesiredService, Error};
-use berth_core::model::{Protocol, ServicePort, ServiceType};
+use crate::{DesiredService, Error, Keyed, Shared};
+use berth_core::{
+    ids::PodKey,
+    model::{Protocol, Service, ServicePort, ServiceType},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    hash::Hash,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
     path::{Path, PathBuf},
@@ -49,14 +53,21 @@ struct Journal {
     services: BTreeMap<String, Given>,
 }
 
-/// The journal and the ranges.
+/// The journal, the ranges, and the Services as they are and as they are shown. A change costs what it changes.
 #[derive(Debug)]
 pub(super) struct Allotment {
     ranges: Option<ServiceRanges>,
     path: PathBuf,
     journal: Journal,
-    /// What the file holds.
-    kept: Journal,
+    /// Whether the file holds something else than the journal.
+    unkept: bool,
+    stated: Shared<DesiredService>,
+    shown: Shared<DesiredService>,
+    taken: Taken,
+    /// Names in the journal without a Service.
+    absent: BTreeSet<String>,
+    /// Services for which nothing was free.
+    lacking: BTreeMap<String, PodKey>,
 }
 
 impl Allotment {
@@ -73,82 +84,88 @@ impl Allotment {
                 }
             },
         };
-        Allotment { ranges, path, kept: journal.clone(), journal }
+        let mut taken = Taken::default();
+        taken.count(ranges.iter().flat_map(|r| &r.reserved), [], true);
+        journal.services.values().for_each(|given| taken.given(given, true));
+        Allotment {
+            ranges,
+            path,
+            absent: journal.services.keys().cloned().collect(),
+            journal,
+            unkept: false,
+            stated: Shared::default(),
+            shown: Shared::default(),
+            taken,
+            lacking: BTreeMap::new(),
+        }
     }
 
-    /// Fills in what the Services lack. `all` says that these are all Services there are: what others had is free.
-    pub(super) fn fill(&mut self, services: &mut [Arc<DesiredService>], all: bool) {
-        let Some(ranges) = &self.ranges else { return };
-        self.journal = next(&self.journal, ranges, services, all);
-        for service in services {
-            let given = self.journal.services.get(&service.service.key.to_string());
-            if let Some(filled) = given.and_then(|g| filled(service, g)) {
-                *service = Arc::new(filled);
+    /// The Services with what they lack filled in. `all` says that these are all Services there are: what others had
+    /// is free.
+    pub(super) fn fill(&mut self, services: &Shared<DesiredService>, all: bool) -> &Shared<DesiredService> {
+        let Some(ranges) = self.ranges.clone() else {
+            self.shown = services.clone();
+            return &self.shown;
+        };
+        let changes = services.changes_since(&self.stated);
+        let mut todo = std::mem::take(&mut self.lacking);
+        for gone in &changes.gone {
+            self.taken.stated(&gone.service, false);
+            self.shown.remove(gone.key());
+            let name = gone.service.key.to_string();
+            todo.remove(&name);
+            if self.journal.services.contains_key(&name) {
+                self.absent.insert(name);
             }
         }
-    }
-
-    /// Writes the journal where it changed.
-    pub(super) fn keep(&mut self) -> Result<(), Error> {
-        if self.journal.services == self.kept.services {
-            return Ok(());
+        for now in &changes.now {
+            if let Some(before) = self.stated.get(now.key()) {
+                self.taken.stated(&before.service, false);
+            }
+            self.taken.stated(&now.service, true);
+            let name = now.service.key.to_string();
+            self.absent.remove(&name);
+            self.give_back(&name, now, &ranges);
+            todo.insert(name, now.service.key.clone());
         }
-        let fail = |source| Error::Remember { path: self.path.clone(), source };
-        let journal = Journal { version: VERSION, services: self.journal.services.clone() };
-        let bytes = serde_json::to_vec_pretty(&journal).map_err(|e| fail(e.into()))?;
-        super::remember::replace(&self.path, &bytes).map_err(fail)?;
-        self.kept = journal;
-        Ok(())
+        self.stated = services.clone();
+        if all {
+            for name in std::mem::take(&mut self.absent) {
+                self.note(name, Given::default());
+            }
+        }
+        for (name, key) in todo {
+            if let Some(service) = services.get(&key) {
+                self.give(name, service, &ranges);
+            }
+        }
+        &self.shown
     }
-}
 
-/// The journal with these Services in it.
-fn next(journal: &Journal, ranges: &ServiceRanges, services: &[Arc<DesiredService>], all: bool) -> Journal {
-    let there: BTreeMap<String, &DesiredService> =
-        services.iter().map(|s| (s.service.key.to_string(), &**s)).collect();
-    let mut next = journal.clone();
-    next.version = VERSION;
-    next.services.retain(|name, _| !all || there.contains_key(name));
-    // What is not needed any more is given back: the manifest names its own, or the type changed.
-    for (name, given) in &mut next.services {
-        let Some(service) = there.get(name) else { continue };
+    /// What is not needed any more is given back: the manifest names its own, or the type changed.
+    fn give_back(&mut self, name: &str, service: &DesiredService, ranges: &ServiceRanges) {
+        let Some(mut given) = self.journal.services.get(name).cloned() else { return };
         let families = missing_families(service, ranges);
-        given.addresses.retain(|ip| {
-            families.contains(&ip.is_ipv6())
-                && ranges.networks.iter().any(|(net, len)| holds(*net, *len, *ip))
-        });
+        let within = |ip: &IpAddr| ranges.networks.iter().any(|(net, len)| holds(*net, *len, *ip));
+        given.addresses.retain(|ip| families.contains(&ip.is_ipv6()) && within(ip));
         let wanted: BTreeSet<String> = missing_ports(service).map(port_name).collect();
         given.node_ports.retain(|name, port| wanted.contains(name) && ranges.node_ports.contains(port));
+        self.note(name.to_owned(), given);
     }
-    let mut addresses: BTreeSet<IpAddr> = ranges.reserved.iter().copied().collect();
-    let mut ports: BTreeSet<(String, u16)> = BTreeSet::new();
-    for service in services {
-        let s = &service.service;
-        addresses.extend(s.cluster_ips.iter().chain(&s.external_ips).chain(&s.load_balancer_ips));
-        ports.extend(s.ports.iter().filter_map(|p| Some((word(p.protocol).to_owned(), p.node_port?))));
-    }
-    for given in next.services.values() {
-        addresses.extend(&given.addresses);
-        let protocol = |name: &str| name.rsplit('/').next().unwrap_or_default().to_owned();
-        ports.extend(given.node_ports.iter().map(|(name, port)| (protocol(name), *port)));
-    }
-    for (name, service) in &there {
-        let had = next.services.get(name).cloned().unwrap_or_default();
-        let mut given = had.clone();
+
+    /// Gives the Service what it lacks, as far as it is free, and shows it so.
+    fn give(&mut self, name: String, service: &Arc<DesiredService>, ranges: &ServiceRanges) {
+        let mut given = self.journal.services.get(&name).cloned().unwrap_or_default();
+        let mut lacks = Vec::new();
         for v6 in missing_families(service, ranges) {
             let network = ranges.networks.iter().find(|(net, _)| net.is_ipv6() == v6);
-            let Some((net, len)) = network.filter(|_| had.addresses.iter().all(|ip| ip.is_ipv6() != v6))
+            let Some((net, len)) = network.filter(|_| given.addresses.iter().all(|ip| ip.is_ipv6() != v6))
             else {
                 continue;
             };
-            match address(name, *net, *len, &addresses) {
-                Some(ip) => {
-                    addresses.insert(ip);
-                    given.addresses.push(ip);
-                }
-                None => {
-                    tracing::warn!(service = name, network = %format!("{net}/{len}"), "no address is free")
-                }
+            match address(&name, *net, *len, &self.taken) {
+                Some(ip) => given.addresses.push(ip),
+                None => lacks.push(format!("an address of {net}/{len}")),
             }
         }
         for port in missing_ports(service) {
@@ -156,21 +173,101 @@ fn next(journal: &Journal, ranges: &ServiceRanges, services: &[Arc<DesiredServic
             if given.node_ports.contains_key(&of) {
                 continue;
             }
-            match node_port(&format!("{name}:{of}"), word(port.protocol), &ranges.node_ports, &ports) {
-                Some(number) => {
-                    ports.insert((word(port.protocol).to_owned(), number));
-                    given.node_ports.insert(of, number);
-                }
-                None => tracing::warn!(service = name, port = of, "no node port is free"),
+            // Those of this Service are noted together below.
+            let own = |number| {
+                given.node_ports.iter().any(|(o, n)| *n == number && protocol_of(o) == word(port.protocol))
+            };
+            let free = |number| !own(number) && !self.taken.port(word(port.protocol), number);
+            match node_port(&format!("{name}:{of}"), &ranges.node_ports, free) {
+                Some(number) => drop(given.node_ports.insert(of, number)),
+                None => lacks.push(format!("a node port for {of}")),
             }
         }
-        if given != Given::default() {
-            next.services.insert(name.clone(), given);
-        } else {
-            next.services.remove(name);
+        self.note(name.clone(), given.clone());
+        let now = filled(service, &given).map_or_else(|| Arc::clone(service), Arc::new);
+        if self.shown.get(now.key()).is_none_or(|old| *old != now) {
+            self.shown.put(now);
+        }
+        if !lacks.is_empty() {
+            tracing::warn!(service = name, lacks = lacks.join(", "), "nothing is free");
+            self.lacking.insert(name, service.service.key.clone());
         }
     }
-    next
+
+    /// Takes what is given to a Service into the journal.
+    fn note(&mut self, name: String, given: Given) {
+        let before = if given == Given::default() {
+            self.journal.services.remove(&name)
+        } else {
+            self.taken.given(&given, true);
+            self.journal.services.insert(name, given.clone())
+        };
+        if let Some(before) = &before {
+            self.taken.given(before, false);
+        }
+        self.unkept |= before.unwrap_or_default() != given;
+    }
+
+    /// Writes the journal where it changed.
+    pub(super) fn keep(&mut self) -> Result<(), Error> {
+        if !self.unkept {
+            return Ok(());
+        }
+        self.journal.version = VERSION;
+        let fail = |source| Error::Remember { path: self.path.clone(), source };
+        let bytes = serde_json::to_vec_pretty(&self.journal).map_err(|e| fail(e.into()))?;
+        super::remember::replace(&self.path, &bytes).map_err(fail)?;
+        self.unkept = false;
+        Ok(())
+    }
+}
+
+/// How often each address and node port is stated, given or reserved.
+#[derive(Debug, Default, PartialEq)]
+struct Taken {
+    addresses: HashMap<IpAddr, u32>,
+    ports: HashMap<(&'static str, u16), u32>,
+}
+
+impl Taken {
+    fn address(&self, ip: IpAddr) -> bool {
+        self.addresses.contains_key(&ip)
+    }
+
+    fn port(&self, protocol: &'static str, number: u16) -> bool {
+        self.ports.contains_key(&(protocol, number))
+    }
+
+    fn stated(&mut self, s: &Service, more: bool) {
+        let addresses = s.cluster_ips.iter().chain(&s.external_ips).chain(&s.load_balancer_ips);
+        let ports = s.ports.iter().filter_map(|p| Some((word(p.protocol), p.node_port?)));
+        self.count(addresses, ports, more);
+    }
+
+    fn given(&mut self, given: &Given, more: bool) {
+        let ports = given.node_ports.iter().map(|(of, port)| (protocol_of(of), *port));
+        self.count(&given.addresses, ports, more);
+    }
+
+    fn count<'a>(
+        &mut self,
+        addresses: impl IntoIterator<Item = &'a IpAddr>,
+        ports: impl IntoIterator<Item = (&'static str, u16)>,
+        more: bool,
+    ) {
+        addresses.into_iter().for_each(|ip| count(&mut self.addresses, *ip, more));
+        ports.into_iter().for_each(|port| count(&mut self.ports, port, more));
+    }
+}
+
+/// One more or one less of it.
+fn count<K: Hash + Eq>(counts: &mut HashMap<K, u32>, key: K, more: bool) {
+    let before = counts.get(&key).copied().unwrap_or(0);
+    let now = if more { before.saturating_add(1) } else { before.saturating_sub(1) };
+    match now {
+        0 => drop(counts.remove(&key)),
+        now => drop(counts.insert(key, now)),
+    }
 }
 
 /// The families (true: IPv6) in which the Service shall have an address and its manifest gives none, by `ipFamilies`
@@ -215,6 +312,15 @@ fn port_name(port: &ServicePort) -> String {
     format!("{}/{}", port.name, word(port.protocol))
 }
 
+/// The protocol in such a name.
+fn protocol_of(name: &str) -> &'static str {
+    match name.rsplit('/').next() {
+        Some("UDP") => word(Protocol::Udp),
+        Some("SCTP") => word(Protocol::Sctp),
+        _ => word(Protocol::Tcp),
+    }
+}
+
 const fn word(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "TCP",
@@ -238,7 +344,7 @@ fn holds(net: IpAddr, len: u8, ip: IpAddr) -> bool {
 
 /// A free address, the first from the place that the name's hash points at. The lowest sixteenth, at most 256, is left
 /// to those that are given by hand, as an API server does.
-fn address(name: &str, net: IpAddr, len: u8, taken: &BTreeSet<IpAddr>) -> Option<IpAddr> {
+fn address(name: &str, net: IpAddr, len: u8, taken: &Taken) -> Option<IpAddr> {
     let (base, width) = bits(net);
     let size = 1_u128.checked_shl(width.saturating_sub(u32::from(len))).unwrap_or(u128::MAX);
     let base = base & !size.wrapping_sub(1);
@@ -253,22 +359,18 @@ fn address(name: &str, net: IpAddr, len: u8, taken: &BTreeSet<IpAddr>) -> Option
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::from(u32::try_from(number).ok()?)),
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from(number)),
         };
-        (!taken.contains(&ip)).then_some(ip)
+        (!taken.address(ip)).then_some(ip)
     })
 }
 
-fn node_port(
-    name: &str,
-    protocol: &str,
-    range: &RangeInclusive<u16>,
-    taken: &BTreeSet<(String, u16)>,
-) -> Option<u16> {
+/// A free port, the first from the place that the name's hash points at.
+fn node_port(name: &str, range: &RangeInclusive<u16>, free: impl Fn(u16) -> bool) -> Option<u16> {
     let count = u64::try_from(range.len()).ok()?;
     let start = hash(name).checked_rem(count)?;
     (0..count).find_map(|i| {
         let offset = u16::try_from((start + i) % count).ok()?;
         let port = range.start().checked_add(offset)?;
-        (!taken.contains(&(protocol.to_owned(), port))).then_some(port)
+        free(port).then_some(port)
     })
 }
 
@@ -282,7 +384,7 @@ fn filled(service: &DesiredService, given: &Given) -> Option<DesiredService> {
     if *given == Given::default() {
         return None;
     }
-    let mut s = berth_core::model::Service::clone(&service.service);
+    let mut s = Service::clone(&service.service);
     let mut raw = Value::clone(&service.raw);
     s.cluster_ips.extend(&given.addresses);
     for port in &mut s.ports {
@@ -302,114 +404,4 @@ fn filled(service: &DesiredService, given: &Given) -> Option<DesiredService> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::manifest::{Context, Mode, parse_file};
-    use berth_core::time::Wall;
-
-    fn services(text: &str) -> Vec<Arc<DesiredService>> {
-        let ctx = Context { node: "n".parse().unwrap(), mode: Mode::Manifests, now: Wall(0) };
-        let parsed = parse_file(Path::new("f.yaml"), text.as_bytes(), &ctx).unwrap_or_else(|e| panic!("{e}"));
-        let desired = parsed
-            .services
-            .into_iter()
-            .map(|e| Arc::new(DesiredService { service: Arc::new(e.service), raw: Arc::new(e.raw) }));
-        desired.collect()
-    }
-
-    fn a(name: &str, spec: &str) -> String {
-        format!("{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{{spec}}}}}\n---\n")
-    }
-
-    fn ranges() -> ServiceRanges {
-        ServiceRanges {
-            networks: vec![("10.96.0.0".parse().unwrap(), 24), ("fd00:96::".parse().unwrap(), 112)],
-            node_ports: 30_000..=30_003,
-            reserved: vec!["10.96.0.10".parse().unwrap()],
-        }
-    }
-
-    #[test]
-    fn what_is_given_stays_over_restarts_and_is_given_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let open = || Allotment::open(Some(ranges()), folder.path());
-        let many: String = (0..100).map(|n| a(&format!("s{n}"), "ports: [{port: 80}]")).collect();
-        let mut first = services(&many);
-        let mut allotment = open();
-        allotment.fill(&mut first, true);
-        allotment.keep().unwrap();
-        let ips: BTreeSet<IpAddr> = first.iter().map(|s| s.service.cluster_ips[0]).collect();
-        assert_eq!(ips.len(), 100);
-        assert!(ips.iter().all(|ip| holds("10.96.0.0".parse().unwrap(), 24, *ip)));
-        assert!(
-            ips.iter().all(|ip| *ip >= "10.96.0.16".parse::<IpAddr>().unwrap()),
-            "the lowest are given by hand"
-        );
-        // Others come before them, one by one, and one of them takes an address by hand.
-        let hand = first[3].service.cluster_ips[0];
-        let more = a("a0", &format!("clusterIP: {hand}, ports: [{{port: 1}}]"))
-            + &a("a1", "ports: [{port: 80}]")
-            + &many;
-        let mut second = services(&more);
-        let mut allotment = open();
-        allotment.fill(&mut second, true);
-        for (before, now) in first.iter().zip(&second[2..]) {
-            assert_eq!(before.service.cluster_ips, now.service.cluster_ips);
-            assert_eq!(now.raw["spec"]["clusterIP"], json!(now.service.cluster_ips[0]));
-        }
-        assert_eq!(second[0].service.cluster_ips, [hand]);
-        assert!(!ips.contains(&second[1].service.cluster_ips[0]));
-        // One that is gone gives its address back, but only when all are known.
-        let mut none = [];
-        allotment.fill(&mut none, false);
-        assert_eq!(allotment.journal.services.len(), 101);
-        allotment.fill(&mut none, true);
-        assert!(allotment.journal.services.is_empty());
-    }
-
-    #[test]
-    fn families_types_and_ports() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut allotment = Allotment::open(Some(ranges()), folder.path());
-        let text = [
-            a("dual", "ipFamilyPolicy: RequireDualStack, ports: [{port: 80}]"),
-            a("six", "ipFamilies: [IPv6], ports: [{port: 80}]"),
-            a("none", "clusterIP: None, ports: [{port: 80}]"),
-            a("named", "type: ExternalName, externalName: example.org"),
-            a(
-                "np",
-                "type: NodePort, ports: [{name: a, port: 80}, {name: b, port: 81, nodePort: 30002}, {name: c, port: 82}]",
-            ),
-            a("lb", "type: LoadBalancer, allocateLoadBalancerNodePorts: false, ports: [{port: 80}]"),
-            a("udp", "type: NodePort, ports: [{port: 80, protocol: UDP}]"),
-        ];
-        let mut all = services(&text.concat());
-        allotment.fill(&mut all, true);
-        let families =
-            |n: usize| -> Vec<bool> { all[n].service.cluster_ips.iter().map(IpAddr::is_ipv6).collect() };
-        assert_eq!(families(0), [false, true]);
-        assert_eq!(families(1), [true]);
-        assert!(families(2).is_empty() && families(3).is_empty());
-        let ports: Vec<u16> = all[4].service.ports.iter().map(|p| p.node_port.unwrap()).collect();
-        assert_eq!(ports[1], 30_002);
-        assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), 3);
-        assert_eq!(all[4].raw["spec"]["ports"][0]["nodePort"], ports[0]);
-        assert_eq!(all[5].service.ports[0].node_port, None);
-        assert!(all[6].service.ports[0].node_port.is_some(), "another protocol's ports are other ports");
-    }
-
-    #[test]
-    fn a_torn_journal_is_set_aside_and_the_same_is_given_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut first = services(&a("web", "ports: [{port: 80}]"));
-        let mut allotment = Allotment::open(Some(ranges()), folder.path());
-        allotment.fill(&mut first, true);
-        allotment.keep().unwrap();
-        let whole = std::fs::read(&allotment.path).unwrap();
-        std::fs::write(&allotment.path, &whole[..whole.len() / 2]).unwrap();
-        let mut again = services(&a("web", "ports: [{port: 80}]"));
-        let mut allotment = Allotment::open(Some(ranges()), folder.path());
-        allotment.fill(&mut again, true);
-        assert_eq!(first[0].service, again[0].service);
-    }
-}
+mod tests;

@@ -48,6 +48,27 @@ impl Stamp {
 /// The manifest files of one look; `None` where one cannot be looked at.
 pub(super) type Files = BTreeMap<String, Option<Stamp>>;
 
+/// What one look found.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    pub(super) files: Files,
+    /// Names that are not UTF-8.
+    pub(super) odd: Vec<PathBuf>,
+    /// Whether a manifest is a link, or one name of several: what happens to another name may change it.
+    pub(super) linked: bool,
+}
+
+/// What stands at one name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// Nothing that counts: no name, or no regular file.
+    Nothing,
+    /// A plain file with one name; `None` where it cannot be looked at.
+    Plain(Option<Stamp>),
+    /// Something that other names lead to, or that leads to others: a link, one name of several, a directory.
+    Linked,
+}
+
 /// The open directory.
 pub(super) struct OpenDir {
     handle: File,
@@ -70,33 +91,52 @@ impl OpenDir {
         PathBuf::from(format!("/proc/self/fd/{}", self.handle.as_raw_fd()))
     }
 
+    /// Whether the directory's path still leads to it.
+    pub(super) fn is_at(&self, dir: &Path) -> bool {
+        fs::metadata(dir)
+            .is_ok_and(|meta| Identity { device: meta.dev(), inode: meta.ino() } == self.identity)
+    }
+
     /// The manifest files by name, in order; `None` where one cannot be looked at (a dangling link, say). Names that
     /// are not UTF-8 come back apart. Anything but regular files, links followed, is passed over.
-    pub(super) fn files(&self, mode: Mode) -> io::Result<(Files, Vec<PathBuf>)> {
-        let mut found = BTreeMap::new();
-        let mut odd = Vec::new();
+    pub(super) fn files(&self, mode: Mode) -> io::Result<Listing> {
+        let mut found = Listing::default();
         for entry in fs::read_dir(self.path())? {
-            let name = entry?.file_name();
+            let entry = entry?;
+            let name = entry.file_name();
             let Some(text) = name.to_str() else {
-                odd.push(PathBuf::from(name));
+                found.odd.push(PathBuf::from(name));
                 continue;
             };
             if !is_manifest(text, mode) {
                 continue;
             }
+            found.linked |= entry.file_type().is_ok_and(|kind| kind.is_symlink());
             match fs::metadata(self.path().join(text)) {
                 Ok(meta) if meta.is_file() => {
-                    found.insert(text.to_owned(), Some(Stamp::of(&meta)));
+                    found.linked |= meta.nlink() > 1;
+                    found.files.insert(text.to_owned(), Some(Stamp::of(&meta)));
                 }
                 Ok(_) => {}
                 // Gone since it was listed; a dangling link is still there.
                 Err(e) if e.kind() == io::ErrorKind::NotFound && !self.is_link(text) => {}
                 Err(_) => {
-                    found.insert(text.to_owned(), None);
+                    found.files.insert(text.to_owned(), None);
                 }
             }
         }
-        Ok((found, odd))
+        Ok(found)
+    }
+
+    /// What stands at one name now.
+    pub(super) fn entry(&self, name: &str) -> Entry {
+        match fs::symlink_metadata(self.path().join(name)) {
+            Ok(meta) if meta.is_symlink() || meta.is_dir() || meta.nlink() > 1 => Entry::Linked,
+            Ok(meta) if meta.is_file() => Entry::Plain(Some(Stamp::of(&meta))),
+            Ok(_) => Entry::Nothing,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Entry::Nothing,
+            Err(_) => Entry::Plain(None),
+        }
     }
 
     fn is_link(&self, name: &str) -> bool {

@@ -1,258 +1,274 @@
-//! From files to one snapshot. Pure: the files in order of their names, the first to define something wins.
+//! From files to one set of objects. Pure: the files in order of their names, the first to define something wins. A
+//! change of a file costs what the file holds and what else has the same names.
 
-use crate::{
-    DesiredPod, DesiredService, ManifestError, Snapshot,
-    manifest::{Parsed, PodEntry, ServiceEntry},
+use super::{
+    claims::{Claims, Part, Place},
+    good::{DataKey, Good, data_key},
 };
+use crate::{DesiredPod, DesiredService, ManifestError, Shared};
 use berth_core::{
-    ids::PodKey,
+    ids::{PodKey, PodUid},
     model::{EndpointSlice, KeyedData, Objects},
-    time::Wall,
 };
-use serde_json::Value;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
+    fmt::Display,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-/// A file's last good contents, ready to be shared.
-#[derive(Debug, Default)]
-pub(super) struct Good {
-    /// Each pod with its document.
-    pub(super) pods: Vec<(usize, Arc<DesiredPod>)>,
-    /// The same pods while the file is held, made when the hold begins.
-    held: Vec<(usize, Arc<DesiredPod>)>,
-    config_maps: Vec<KeyedData>,
-    secrets: Vec<KeyedData>,
-    services: Vec<Arc<DesiredService>>,
-    slices: Vec<Arc<EndpointSlice>>,
-    warnings: Vec<ManifestError>,
+/// What all files together hold.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Whole {
+    pub(super) pods: Arc<BTreeMap<PodUid, Arc<DesiredPod>>>,
+    pub(super) objects: Arc<Objects>,
+    /// As the manifests have them.
+    pub(super) services: Shared<DesiredService>,
+    pub(super) slices: Shared<EndpointSlice>,
 }
 
-impl Good {
-    /// Takes over what was read. Pods that are as before keep their `Arc`; when a pod was first seen stays the same,
-    /// and is looked up and noted in `seen`.
-    pub(super) fn new(parsed: Parsed, before: Option<&Good>, seen: &mut BTreeMap<String, i64>) -> Good {
-        let pods = parsed.pods.into_iter().map(|mut entry| {
-            first_seen(&mut entry, seen);
-            let desired = DesiredPod { pod: Arc::new(entry.pod), raw: Arc::new(entry.raw), held: None };
-            let same = before.and_then(|b| b.pods.iter().find(|(_, old)| **old == desired));
-            (entry.document, same.map_or_else(|| Arc::new(desired), |(_, old)| Arc::clone(old)))
+type Pod = (usize, Arc<DesiredPod>);
+
+/// The files as they are shown, and what follows from them.
+#[derive(Debug)]
+pub(super) struct Index {
+    files: BTreeMap<Arc<str>, Arc<Good>>,
+    pods: Claims<PodKey, Pod>,
+    /// The pods that won their names; the first to have a UID wins that.
+    uids: Claims<PodUid, Pod>,
+    /// Where in `uids` the pod that won a name stands.
+    won: BTreeMap<PodKey, (PodUid, Place)>,
+    config_maps: Claims<DataKey, Arc<KeyedData>>,
+    secrets: Claims<DataKey, Arc<KeyedData>>,
+    services: Claims<PodKey, Arc<DesiredService>>,
+    slices: Claims<PodKey, Arc<EndpointSlice>>,
+    errors: Errors,
+    whole: Whole,
+}
+
+impl Index {
+    /// Of an empty directory.
+    pub(super) fn new(dir: PathBuf) -> Index {
+        Index {
+            errors: Errors { dir, by: BTreeMap::new() },
+            files: BTreeMap::new(),
+            pods: Claims::default(),
+            uids: Claims::default(),
+            won: BTreeMap::new(),
+            config_maps: Claims::default(),
+            secrets: Claims::default(),
+            services: Claims::default(),
+            slices: Claims::default(),
+            whole: Whole::default(),
+        }
+    }
+
+    /// A file is to be shown like this now; with neither contents nor problem it is not there. Nothing follows from it
+    /// before [`Index::settle`].
+    pub(super) fn update(&mut self, name: &str, good: Option<Arc<Good>>, problem: Option<&ManifestError>) {
+        let file = self.files.get_key_value(name).map_or_else(|| name.into(), |(file, _)| Arc::clone(file));
+        let before = self.files.remove(name).unwrap_or_default();
+        if let Some(good) = &good {
+            self.files.insert(Arc::clone(&file), Arc::clone(good));
+        }
+        let now = good.unwrap_or_default();
+        let errors = &mut self.errors;
+        errors.set(Place { file: Arc::clone(&file), part: Part::Problem, number: 0 }, problem.cloned());
+        if Arc::ptr_eq(&before, &now) {
+            return;
+        }
+        for number in 0..before.warnings.len().max(now.warnings.len()) {
+            let place = Place { file: Arc::clone(&file), part: Part::Warnings, number };
+            errors.set(place, now.warnings.get(number).cloned());
+        }
+        let same = |a: &Pod, b: &Pod| a.0 == b.0 && Arc::ptr_eq(&a.1, &b.1);
+        let key = |pod: &Pod| pod.1.pod.key.clone();
+        let mut part = Entry { file, part: Part::Pods, errors };
+        part.enter(&mut self.pods, &before.pods, &now.pods, key, same);
+        let key = |o: &Arc<KeyedData>| data_key(o);
+        part.part = Part::ConfigMaps;
+        part.enter(&mut self.config_maps, &before.config_maps, &now.config_maps, key, Arc::ptr_eq);
+        part.part = Part::Secrets;
+        part.enter(&mut self.secrets, &before.secrets, &now.secrets, key, Arc::ptr_eq);
+        part.part = Part::Services;
+        let key = |s: &Arc<DesiredService>| s.service.key.clone();
+        part.enter(&mut self.services, &before.services, &now.services, key, Arc::ptr_eq);
+        part.part = Part::Slices;
+        let key = |s: &Arc<EndpointSlice>| s.key.clone();
+        part.enter(&mut self.slices, &before.slices, &now.slices, key, Arc::ptr_eq);
+    }
+
+    /// Everything together, after the files that were updated.
+    pub(super) fn settle(&mut self) -> &Whole {
+        self.settle_pods();
+        self.settle_objects();
+        let Index { errors, whole, .. } = self;
+        self.services.settle(|key, claims| {
+            errors.twice("Service", key, claims, |_| None);
+            match claims.first() {
+                None => whole.services.remove(key),
+                Some((_, now)) if whole.services.get(key).is_some_and(|old| Arc::ptr_eq(old, now)) => {}
+                Some((_, now)) => whole.services.put(Arc::clone(now)),
+            }
         });
-        Good {
-            pods: pods.collect(),
-            held: Vec::new(),
-            config_maps: parsed.config_maps,
-            secrets: parsed.secrets,
-            services: parsed
-                .services
-                .into_iter()
-                .map(|mut entry| {
-                    service_first_seen(&mut entry, seen);
-                    let s = DesiredService { service: Arc::new(entry.service), raw: Arc::new(entry.raw) };
-                    let same = before.and_then(|b| b.services.iter().find(|old| ***old == s));
-                    same.map_or_else(|| Arc::new(s), Arc::clone)
-                })
-                .collect(),
-            slices: parsed
-                .slices
-                .into_iter()
-                .map(|s| {
-                    let same = before.and_then(|b| b.slices.iter().find(|old| ***old == s));
-                    same.map_or_else(|| Arc::new(s), Arc::clone)
-                })
-                .collect(),
-            warnings: parsed.warnings,
-        }
-    }
-
-    /// The UIDs of its pods and Services.
-    pub(super) fn uids(&self) -> impl Iterator<Item = &str> {
-        let services = self.services.iter().map(|s| &*s.service.uid);
-        self.pods.iter().map(|(_, p)| p.pod.uid.as_str()).chain(services)
-    }
-
-    /// The pods as they are to be shown while the file is held for that reason, or not held.
-    pub(super) fn hold(&mut self, why: Option<&str>) {
-        let now = self.held.first().map(|(_, p)| p.held.as_deref());
-        match why {
-            None => self.held.clear(),
-            Some(why) if now == Some(Some(why)) => {}
-            Some(why) => {
-                self.held = self
-                    .pods
-                    .iter()
-                    .map(|(document, p)| {
-                        (
-                            *document,
-                            Arc::new(DesiredPod { held: Some(why.to_owned()), ..DesiredPod::clone(p) }),
-                        )
-                    })
-                    .collect();
+        self.slices.settle(|key, claims| {
+            errors.twice("EndpointSlice", key, claims, |_| None);
+            match claims.first() {
+                None => whole.slices.remove(key),
+                Some((_, now)) if whole.slices.get(key).is_some_and(|old| Arc::ptr_eq(old, now)) => {}
+                Some((_, now)) => whole.slices.put(Arc::clone(now)),
             }
+        });
+        whole
+    }
+
+    /// What is wrong with the files, in order of file and document.
+    pub(super) fn errors(&self) -> impl Iterator<Item = &ManifestError> {
+        self.errors.by.values()
+    }
+
+    fn settle_pods(&mut self) {
+        let Index { pods, uids, won, errors, whole, .. } = self;
+        let document = |(document, _): &Pod| Some(*document);
+        let mut winners = Vec::new();
+        pods.settle(|key, claims| {
+            errors.twice("pod", key, claims, document);
+            if let Some((uid, place)) = won.remove(key) {
+                uids.take(&uid, &place);
+            }
+            winners.extend(claims.first().map(|(place, pod)| (key.clone(), place.clone(), pod.clone())));
+        });
+        // After all have left their places: two may have changed theirs.
+        for (key, place, pod) in winners {
+            let uid = pod.1.pod.uid.clone();
+            uids.put(uid.clone(), place.clone(), pod);
+            won.insert(key, (uid, place));
         }
+        uids.settle(|uid, claims| {
+            let reason =
+                |_: &Path, _: &Place| format!("uid {uid} is already taken by another pod of this directory");
+            errors.losers(claims, document, reason);
+            let now = claims.first().map(|(_, (_, pod))| pod);
+            let same = match (now, whole.pods.get(uid)) {
+                (Some(now), Some(old)) => Arc::ptr_eq(now, old),
+                (now, old) => now.is_none() && old.is_none(),
+            };
+            match now {
+                _ if same => {}
+                Some(now) => drop(Arc::make_mut(&mut whole.pods).insert(uid.clone(), Arc::clone(now))),
+                None => drop(Arc::make_mut(&mut whole.pods).remove(uid)),
+            }
+        });
     }
-}
 
-fn first_seen(entry: &mut PodEntry, seen: &mut BTreeMap<String, i64>) {
-    if !entry.created_given {
-        let uid = entry.pod.uid.to_string();
-        since(uid, &mut entry.pod.created, &mut entry.raw, seen);
-    }
-}
-
-fn service_first_seen(entry: &mut ServiceEntry, seen: &mut BTreeMap<String, i64>) {
-    if !entry.created_given {
-        let uid = entry.service.uid.to_string();
-        since(uid, &mut entry.service.created, &mut entry.raw, seen);
-    }
-}
-
-/// An object that gives no time was made when it was first seen.
-fn since(uid: String, created: &mut Wall, raw: &mut Value, seen: &mut BTreeMap<String, i64>) {
-    let since = *seen.entry(uid).or_insert(created.0);
-    if created.0 != since {
-        *created = Wall(since);
-        if let Some(time) = crate::status::time(Wall(since))
-            && let Some(shown) = raw.pointer_mut("/metadata/creationTimestamp")
-        {
-            *shown = time;
-        }
-    }
-}
-
-/// One file on its way into the snapshot.
-pub(super) struct FileView<'a> {
-    pub(super) path: PathBuf,
-    pub(super) good: Option<&'a Good>,
-    pub(super) problem: Option<&'a ManifestError>,
-}
-
-/// Everything together. The version and unchanged parts are taken from the snapshot before.
-pub(super) fn merge(
-    listed: bool,
-    directory: Option<ManifestError>,
-    files: &[FileView<'_>],
-    before: &Snapshot,
-) -> Snapshot {
-    let mut next = Snapshot { listed, errors: directory.into_iter().collect(), ..Snapshot::default() };
-    let mut objects = Objects::default();
-    let mut taken = Taken::default();
-    for file in files {
-        next.errors.extend(file.problem.cloned());
-        let Some(good) = file.good else { continue };
-        next.errors.extend(good.warnings.iter().cloned());
-        let pods = if good.held.is_empty() { &good.pods } else { &good.held };
-        for (document, pod) in pods {
-            let clash = taken.pod(&file.path, &pod.pod.key).or_else(|| taken.uid(pod));
-            match clash {
-                None => {
-                    next.pods.insert(pod.pod.uid.clone(), Arc::clone(pod));
+    fn settle_objects(&mut self) {
+        let Index { config_maps, secrets, errors, whole, .. } = self;
+        let objects = &mut whole.objects;
+        config_maps.settle(|key, claims| {
+            errors.twice("ConfigMap", &shown(key), claims, |_| None);
+            let now = claims.first().map(|(_, now)| now);
+            match (now, objects.config_map(&key.0, &key.1)) {
+                (Some(now), old) if old != Some(now) => {
+                    Arc::make_mut(objects).put_config_map(Arc::clone(now))
                 }
-                Some(reason) => next.errors.push(ManifestError {
-                    file: file.path.clone(),
-                    document: Some(*document),
-                    field: Some("metadata.name".to_owned()),
-                    reason,
-                }),
+                (None, Some(_)) => Arc::make_mut(objects).remove_config_map(key),
+                _ => {}
             }
-        }
-        let mut clash = |what: &'static str, name: String| {
-            taken.object(&file.path, what, name).map(|reason| {
-                next.errors.push(ManifestError {
-                    file: file.path.clone(),
-                    document: None,
-                    field: Some("metadata.name".to_owned()),
-                    reason,
-                });
-            })
-        };
-        for object in &good.config_maps {
-            if clash("ConfigMap", format!("{}/{}", object.namespace, object.name)).is_none() {
-                objects.put_config_map(object.clone());
+        });
+        secrets.settle(|key, claims| {
+            errors.twice("Secret", &shown(key), claims, |_| None);
+            let now = claims.first().map(|(_, now)| now);
+            match (now, objects.secret(&key.0, &key.1)) {
+                (Some(now), old) if old != Some(now) => Arc::make_mut(objects).put_secret(Arc::clone(now)),
+                (None, Some(_)) => Arc::make_mut(objects).remove_secret(key),
+                _ => {}
             }
-        }
-        for object in &good.secrets {
-            if clash("Secret", format!("{}/{}", object.namespace, object.name)).is_none() {
-                objects.put_secret(object.clone());
-            }
-        }
-        for service in &good.services {
-            if clash("Service", service.service.key.to_string()).is_none() {
-                next.services.push(Arc::clone(service));
-            }
-        }
-        for slice in &good.slices {
-            if clash("EndpointSlice", slice.key.to_string()).is_none() {
-                next.slices.push(Arc::clone(slice));
-            }
-        }
+        });
     }
-    next.objects = if objects == *before.objects { Arc::clone(&before.objects) } else { Arc::new(objects) };
-    next.version = before.version;
-    next
 }
 
-/// Services that are as before keep their `Arc`: what they were given made new ones of them.
-pub(super) fn keep_services(next: &mut Snapshot, before: &Snapshot) {
-    let known: BTreeMap<&PodKey, &Arc<DesiredService>> =
-        before.services.iter().map(|s| (&s.service.key, s)).collect();
-    for service in &mut next.services {
-        if let Some(old) = known.get(&service.service.key).filter(|old| ***old == *service) {
-            *service = Arc::clone(old);
+fn shown((namespace, name): &DataKey) -> String {
+    format!("{namespace}/{name}")
+}
+
+/// A part of a file on its way into the claims.
+struct Entry<'a> {
+    file: Arc<str>,
+    part: Part,
+    errors: &'a mut Errors,
+}
+
+impl Entry<'_> {
+    /// What stood in that part of the file before, and what does now.
+    fn enter<K: Ord + Clone, T: Clone>(
+        &mut self,
+        claims: &mut Claims<K, T>,
+        before: &[T],
+        now: &[T],
+        key: impl Fn(&T) -> K,
+        same: impl Fn(&T, &T) -> bool,
+    ) {
+        let place = |number| Place { file: Arc::clone(&self.file), part: self.part, number };
+        let other = |at: usize, there: &[T], object: &T| there.get(at).is_none_or(|t| !same(t, object));
+        for (number, object) in before.iter().enumerate().filter(|(at, o)| other(*at, now, o)) {
+            claims.take(&key(object), &place(number));
+            self.errors.set(place(number), None);
+        }
+        for (number, object) in now.iter().enumerate().filter(|(at, o)| other(*at, before, o)) {
+            claims.put(key(object), place(number), object.clone());
         }
     }
 }
 
-fn all_same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+/// What is wrong where.
+#[derive(Debug)]
+struct Errors {
+    dir: PathBuf,
+    by: BTreeMap<Place, ManifestError>,
 }
 
-/// Whether nothing changed, versions aside: what did not change kept its `Arc`.
-pub(super) fn same(a: &Snapshot, b: &Snapshot) -> bool {
-    a.listed == b.listed
-        && a.pods.len() == b.pods.len()
-        && a.pods.values().zip(b.pods.values()).all(|(a, b)| Arc::ptr_eq(a, b))
-        && Arc::ptr_eq(&a.objects, &b.objects)
-        && all_same(&a.services, &b.services)
-        && all_same(&a.slices, &b.slices)
-        && a.errors == b.errors
-}
-
-/// Who defined what first.
-#[derive(Default)]
-struct Taken {
-    pods: BTreeMap<PodKey, PathBuf>,
-    uids: BTreeSet<String>,
-    objects: BTreeMap<(&'static str, String), PathBuf>,
-}
-
-impl Taken {
-    fn pod(&mut self, file: &Path, key: &PodKey) -> Option<String> {
-        let first = self.pods.get(key).map(|first| twice("pod", &key.to_string(), first));
-        if first.is_none() {
-            self.pods.insert(key.clone(), file.to_owned());
+impl Errors {
+    fn set(&mut self, place: Place, error: Option<ManifestError>) {
+        match error {
+            Some(error) => drop(self.by.insert(place, error)),
+            None => drop(self.by.remove(&place)),
         }
-        first
     }
 
-    fn uid(&mut self, pod: &DesiredPod) -> Option<String> {
-        let uid = pod.pod.uid.to_string();
-        (!self.uids.insert(uid.clone()))
-            .then(|| format!("uid {uid} is already taken by another pod of this directory"))
+    /// All but the first define a name again.
+    fn twice<T>(
+        &mut self,
+        what: &str,
+        name: &dyn Display,
+        claims: &[(Place, T)],
+        document: impl Fn(&T) -> Option<usize>,
+    ) {
+        self.losers(claims, document, |dir, first| {
+            let first = dir.join(&*first.file);
+            format!("{what} {name} is already defined in {}; that one is used", first.display())
+        });
     }
 
-    fn object(&mut self, file: &Path, what: &'static str, name: String) -> Option<String> {
-        let key = (what, name);
-        let first = self.objects.get(&key).map(|first| twice(what, &key.1, first));
-        if first.is_none() {
-            self.objects.insert(key, file.to_owned());
+    /// All but the first lose, for a reason that may name the place of the first.
+    fn losers<T>(
+        &mut self,
+        claims: &[(Place, T)],
+        document: impl Fn(&T) -> Option<usize>,
+        reason: impl Fn(&Path, &Place) -> String,
+    ) {
+        let Some(((first, _), losers)) = claims.split_first() else { return };
+        self.by.remove(first);
+        for (place, object) in losers {
+            let error = ManifestError {
+                file: self.dir.join(&*place.file),
+                document: document(object),
+                field: Some("metadata.name".to_owned()),
+                reason: reason(&self.dir, first),
+            };
+            self.by.insert(place.clone(), error);
         }
-        first
     }
 }
 
-fn twice(what: &str, name: &str, first: &Path) -> String {
-    format!("{what} {name} is already defined in {}; that one is used", first.display())
-}
+#[cfg(test)]
+mod tests;

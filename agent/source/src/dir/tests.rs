@@ -1,7 +1,13 @@
 //! Real directories, waited for by condition.
 
-use super::*;
-use std::{collections::BTreeSet, fs, io::Write};
+use super::{looker::Looker, watch::WRITE_QUIET, *};
+use crate::manifest;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write,
+    time::Instant,
+};
 use tempfile::TempDir;
 
 struct Node {
@@ -116,7 +122,7 @@ async fn objects_are_there_for_the_pods() {
     let first = rx.until("one", |s| value(s).as_deref() == Some("one") && s.services.len() == 1).await;
     node.put("m.yaml", &map("two"));
     let second = rx.until("two", |s| value(s).as_deref() == Some("two")).await;
-    assert!(Arc::ptr_eq(&first.services[0], &second.services[0]));
+    assert!(first.services.is(&second.services) && Arc::ptr_eq(&first.pods, &second.pods));
     node.put("z.yaml", &pod("z", "i"));
     let third = rx.until("z", |s| has(s, &["z"])).await;
     assert!(Arc::ptr_eq(&second.objects, &third.objects));
@@ -481,4 +487,99 @@ async fn random_histories_end_in_what_the_files_say() {
         })
         .await;
     }
+}
+
+/// One look after what happened, on this thread.
+fn step(looker: &mut Looker) {
+    looker.hear();
+    looker.look();
+}
+
+/// Looks at what events name against looks at everything, and against a source that has only just come.
+#[test]
+fn looks_at_names_find_what_looks_at_the_whole_find() {
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = |below: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below
+    };
+    let mut named = 0;
+    for history in 0..40 {
+        let node = Node::new();
+        let links = history % 4 == 0;
+        let source = |state: &str| {
+            let (sender, receiver) = channel::channel(Arc::new(Snapshot::default()));
+            let cfg = DirConfig { state: node.home.path().join(state), ..node.cfg.clone() };
+            (Looker::new(cfg, sender), receiver)
+        };
+        let (mut by_name, mut by_whole) = (source("named"), source("whole"));
+        for at in 0..40 {
+            let file = format!("f{}.yaml", random(4));
+            let object = |random: &mut dyn FnMut(u64) -> u64| {
+                let meta = format!("name: n{}, creationTimestamp: \"2024-01-01T00:00:00Z\"", random(4));
+                match random(3) {
+                    0 => format!(
+                        "{{apiVersion: v1, kind: Pod, metadata: {{{meta}}}, spec: {{containers: [{{name: c, image: i{at}}}]}}}}\n"
+                    ),
+                    1 => format!(
+                        "{{apiVersion: v1, kind: ConfigMap, metadata: {{{meta}}}, data: {{k: v{at}}}}}\n"
+                    ),
+                    _ => format!(
+                        "{{apiVersion: v1, kind: Service, metadata: {{{meta}}}, spec: {{ports: [{{port: {}}}]}}}}\n",
+                        at + 1
+                    ),
+                }
+            };
+            let text = object(&mut random) + "---\n" + &object(&mut random);
+            match random(if links { 12 } else { 9 }) {
+                0..=2 => node.put(&file, &text),
+                3 => {
+                    // Aside in the directory itself.
+                    fs::write(node.path(".aside"), text).unwrap();
+                    fs::rename(node.path(".aside"), node.path(&file)).unwrap();
+                }
+                // It fails where the name is a link to itself.
+                4 => drop(fs::write(node.path(&file), text)),
+                5 => node.put(&file, "kind: Pod"),
+                6 | 7 => drop(fs::remove_file(node.path(&file))),
+                8 => {
+                    let other = format!("f{}.yaml", random(4));
+                    fs::rename(node.path(&file), node.path(&other)).ok();
+                }
+                9 => {
+                    fs::remove_file(node.path(&file)).ok();
+                    std::os::unix::fs::symlink("f0.yaml", node.path(&file)).unwrap();
+                }
+                10 => {
+                    fs::remove_file(node.path(&file)).ok();
+                    fs::write(node.path("other"), text).unwrap();
+                    fs::hard_link(node.path("other"), node.path(&file)).unwrap();
+                }
+                _ => fs::write(node.path("other"), text).unwrap(),
+            }
+            by_whole.0.whole_next();
+            if random(4) > 0 {
+                step(&mut by_name.0);
+                step(&mut by_whole.0);
+                let (a, b) = (by_name.1.borrow().clone(), by_whole.1.borrow().clone());
+                assert_eq!(
+                    *a,
+                    Snapshot { version: a.version, ..Snapshot::clone(&b) },
+                    "history {history}, step {at}"
+                );
+                named += u32::from(by_name.0.looked_by_name());
+            }
+        }
+        step(&mut by_name.0);
+        let (mut fresh, now) = source("fresh");
+        step(&mut fresh);
+        let (a, b) = (by_name.1.borrow().clone(), now.borrow().clone());
+        if a.errors.iter().all(|e| e.field.as_deref() == Some("metadata.name")) {
+            // Nothing is held for what it was.
+            assert_eq!(*a, Snapshot { version: a.version, ..Snapshot::clone(&b) }, "history {history}");
+        }
+    }
+    assert!(named > 300, "only {named} looks were at names");
 }

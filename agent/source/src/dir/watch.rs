@@ -2,9 +2,12 @@
 //!
 //! A file that is created or written in place passes through states that must not be read (empty, cut off): from the
 //! first write to the close it counts as being written. What is renamed or linked into place is complete.
+//!
+//! An event names the one file that is to be looked at, as long as each manifest is a plain file with one name; else,
+//! and where events were lost, the whole directory is.
 
-use super::listing::{Identity, OpenDir};
-use crate::Error;
+use super::listing::{Entry, Identity, OpenDir, is_manifest};
+use crate::{Error, manifest::Mode};
 use nix::{
     errno::Errno,
     sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor},
@@ -21,15 +24,43 @@ pub(super) const WRITE_QUIET: Duration = Duration::from_secs(1);
 
 /// The watch and what it told.
 pub(super) struct Watch {
+    mode: Mode,
     inotify: Option<Inotify>,
     on: Option<(Identity, WatchDescriptor)>,
     writing: BTreeMap<String, Instant>,
     dirty: BTreeSet<String>,
+    /// Whether names do not tell what is to be looked at.
+    whole: bool,
+    linked: bool,
+}
+
+/// What is to be looked at.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    Whole,
+    /// These names; no other manifest changed.
+    Names(BTreeSet<String>),
 }
 
 impl Watch {
-    pub(super) fn new() -> Watch {
-        Watch { inotify: None, on: None, writing: BTreeMap::new(), dirty: BTreeSet::new() }
+    pub(super) fn new(mode: Mode) -> Watch {
+        let (writing, dirty) = (BTreeMap::new(), BTreeSet::new());
+        Watch { mode, inotify: None, on: None, writing, dirty, whole: true, linked: false }
+    }
+
+    /// What happened since the whole was last looked at, if events tell it. Files whose writer fell silent are among it.
+    pub(super) fn told(&self, dir: &OpenDir, now: Instant) -> Told {
+        if self.whole || self.linked || self.on.is_none_or(|(identity, _)| identity != dir.identity) {
+            return Told::Whole;
+        }
+        let silent = |since: &Instant| now.saturating_duration_since(*since) >= WRITE_QUIET;
+        let silent = self.writing.iter().filter(|(_, since)| silent(since)).map(|(name, _)| name);
+        Told::Names(self.dirty.iter().chain(silent).cloned().collect())
+    }
+
+    /// The whole was looked at and believed; `linked` says whether a manifest has more names than its own.
+    pub(super) fn looked_at_whole(&mut self, linked: bool) {
+        (self.whole, self.linked) = (false, linked);
     }
 
     /// What to poll.
@@ -53,6 +84,7 @@ impl Watch {
             inotify.rm_watch(old).ok();
         }
         self.writing.clear();
+        self.whole = true;
         let flags = AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_MODIFY
             | AddWatchFlags::IN_ATTRIB
@@ -87,6 +119,7 @@ impl Watch {
         use AddWatchFlags as F;
         if event.mask.contains(F::IN_Q_OVERFLOW) {
             self.writing.clear();
+            self.whole = true;
             return true;
         }
         if self.on.is_none_or(|(_, watch)| watch != event.wd) {
@@ -98,9 +131,19 @@ impl Watch {
                 // It fails where the kernel ended the watch already.
                 inotify.rm_watch(watch).ok();
             }
+            self.whole = true;
             return true;
         }
-        let Some(name) = event.name.as_ref().and_then(|n| n.to_str()) else { return true };
+        let Some(name) = event.name.as_ref().and_then(|n| n.to_str()) else {
+            self.whole = true;
+            return true;
+        };
+        if !is_manifest(name, self.mode) {
+            // It matters where manifests may lead to it.
+            let matters = self.linked || dir.is_none_or(|d| d.entry(name) == Entry::Linked);
+            self.whole |= matters;
+            return matters && !event.mask.contains(F::IN_MODIFY);
+        }
         let created = event.mask.contains(F::IN_CREATE);
         let fresh = created && dir.is_some_and(|d| d.is_fresh_file(name));
         if event.mask.contains(F::IN_MODIFY) || fresh {
@@ -110,6 +153,9 @@ impl Watch {
         if event.mask.intersects(F::IN_CLOSE_WRITE | F::IN_MOVED_TO | F::IN_MOVED_FROM | F::IN_DELETE) {
             self.writing.remove(name);
         }
+        // It may be another name's file now, which has to come in the same look as its going: of that no event may have
+        // come yet.
+        self.whole |= event.mask.contains(F::IN_MOVED_FROM);
         // Times may be too coarse to show a second write of the same length: what an event names is read anyway.
         self.dirty.insert(name.to_owned());
         true
@@ -136,6 +182,24 @@ impl Watch {
     /// Whether an event named the file since it was last read; read it, whatever its times say.
     pub(super) fn take_dirty(&mut self, name: &str) -> bool {
         self.dirty.remove(name)
+    }
+
+    /// What fell silent does not count as being written any more.
+    pub(super) fn end_silent(&mut self, now: Instant) {
+        let dirty = &mut self.dirty;
+        self.writing.retain(|name, since| {
+            let goes_on = now.saturating_duration_since(*since) < WRITE_QUIET;
+            if !goes_on {
+                dirty.insert(name.clone());
+            }
+            goes_on
+        });
+    }
+
+    /// Forgets about a name that is not there any more.
+    pub(super) fn forget(&mut self, name: &str) {
+        self.dirty.remove(name);
+        self.writing.remove(name);
     }
 
     /// Forgets about names that are not there any more.

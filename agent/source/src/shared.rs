@@ -1,0 +1,253 @@
+//! An ordered set of shared objects, of which versions are cheap: a copy shares all but what is changed in it later, and
+//! two versions are compared at the cost of their difference.
+//!
+//! Objects stand in chunks, in order of their names. A change copies the pointers of one chunk, a copy of the whole the
+//! pointers of the chunks.
+
+use berth_core::ids::PodKey;
+use std::{collections::BTreeSet, fmt, iter::Peekable, sync::Arc};
+
+/// No chunk holds more.
+const CHUNK: usize = 64;
+
+/// What has a name in a namespace.
+pub trait Keyed {
+    /// The name.
+    fn key(&self) -> &PodKey;
+}
+
+type Chunk<T> = Arc<Vec<Arc<T>>>;
+
+/// See the module's page.
+pub struct Shared<T> {
+    /// None is empty; names rise within them and from one to the next.
+    chunks: Vec<Chunk<T>>,
+    len: usize,
+}
+
+/// How one version became another.
+#[derive(Debug, PartialEq)]
+pub struct Changes<T> {
+    /// What is not there any more.
+    pub gone: Vec<Arc<T>>,
+    /// What is new, or another object than before.
+    pub now: Vec<Arc<T>>,
+}
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Shared { chunks: Vec::new(), len: 0 }
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Shared { chunks: self.chunks.clone(), len: self.len }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Shared<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl<T: PartialEq> PartialEq for Shared<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.len == other.len && self.iter().eq(other.iter())
+    }
+}
+
+impl<T> Shared<T> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether both are one version: nothing was changed in either since one was copied from the other.
+    pub fn is(&self, other: &Shared<T>) -> bool {
+        let same = |(a, b): (&Chunk<T>, &Chunk<T>)| Arc::ptr_eq(a, b);
+        self.chunks.len() == other.chunks.len() && self.chunks.iter().zip(&other.chunks).all(same)
+    }
+
+    /// All of them, in order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<T>> {
+        self.chunks.iter().flat_map(|chunk| chunk.iter())
+    }
+}
+
+impl<T: Keyed> Shared<T> {
+    /// The object of that name.
+    pub fn get(&self, key: &PodKey) -> Option<&Arc<T>> {
+        let chunk = self.chunks.get(self.chunk_of(key))?;
+        chunk.get(find(chunk, key).ok()?)
+    }
+
+    /// Adds an object, in the place of the one that has its name.
+    pub fn put(&mut self, object: Arc<T>) {
+        let at = self.chunk_of(object.key());
+        let Some(shared) = self.chunks.get_mut(at) else {
+            self.len += 1;
+            self.chunks.push(Arc::new(vec![object]));
+            return;
+        };
+        let chunk = Arc::make_mut(shared);
+        match find(chunk, object.key()) {
+            Ok(there) => {
+                if let Some(there) = chunk.get_mut(there) {
+                    *there = object;
+                }
+            }
+            Err(place) => {
+                chunk.insert(place, object);
+                self.len += 1;
+                if chunk.len() > CHUNK {
+                    let back = chunk.split_off(CHUNK / 2);
+                    self.chunks.insert(at + 1, Arc::new(back));
+                }
+            }
+        }
+    }
+
+    /// Takes the object of that name away.
+    pub fn remove(&mut self, key: &PodKey) {
+        let at = self.chunk_of(key);
+        let Some(shared) = self.chunks.get_mut(at) else { return };
+        let Ok(there) = find(shared, key) else { return };
+        let chunk = Arc::make_mut(shared);
+        chunk.remove(there);
+        self.len -= 1;
+        let left = chunk.len();
+        let next = self.chunks.get(at + 1).map(|next| next.len());
+        if left == 0 {
+            self.chunks.remove(at);
+        } else if next.is_some_and(|next| left + next <= CHUNK / 2) {
+            // Two that are nearly empty become one.
+            let next = self.chunks.remove(at + 1);
+            if let Some(chunk) = self.chunks.get_mut(at) {
+                Arc::make_mut(chunk).extend(next.iter().cloned());
+            }
+        }
+    }
+
+    /// How `before` became this one, by pointer. Chunks that both share are passed over.
+    pub fn changes_since(&self, before: &Shared<T>) -> Changes<T> {
+        let mut old = before.without(self).peekable();
+        let mut changes = Changes { gone: Vec::new(), now: Vec::new() };
+        for object in self.without(before) {
+            let gone = std::iter::from_fn(|| old.next_if(|o| o.key() < object.key()));
+            changes.gone.extend(gone.cloned());
+            if !same(&mut old, object) {
+                changes.now.push(Arc::clone(object));
+            }
+        }
+        changes.gone.extend(old.cloned());
+        changes
+    }
+
+    /// What stands in chunks that the other one does not share.
+    fn without<'a>(&'a self, other: &Shared<T>) -> impl Iterator<Item = &'a Arc<T>> {
+        let shared: BTreeSet<*const Vec<Arc<T>>> = other.chunks.iter().map(Arc::as_ptr).collect();
+        let own = self.chunks.iter().filter(move |chunk| !shared.contains(&Arc::as_ptr(chunk)));
+        own.flat_map(|chunk| chunk.iter())
+    }
+
+    /// The chunk in which the name stands if it is there, and into which it belongs if it is not. That chunk is missing
+    /// only where there is none at all.
+    fn chunk_of(&self, key: &PodKey) -> usize {
+        let after = |chunk: &Chunk<T>| chunk.first().is_some_and(|first| first.key() <= key);
+        self.chunks.partition_point(after).saturating_sub(1)
+    }
+}
+
+/// Whether the object is the next of the old ones; the old one of its name is passed over.
+fn same<'a, T: Keyed + 'a>(old: &mut Peekable<impl Iterator<Item = &'a Arc<T>>>, object: &Arc<T>) -> bool {
+    old.next_if(|o| o.key() == object.key()).is_some_and(|o| Arc::ptr_eq(o, object))
+}
+
+fn find<T: Keyed>(chunk: &[Arc<T>], key: &PodKey) -> Result<usize, usize> {
+    chunk.binary_search_by(|object| object.key().cmp(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_core::ids::{Namespace, PodName};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    #[derive(Debug, PartialEq)]
+    struct Object(PodKey, u32);
+
+    impl Keyed for Object {
+        fn key(&self) -> &PodKey {
+            &self.0
+        }
+    }
+
+    fn object(name: u32, value: u32) -> Arc<Object> {
+        let (namespace, name) = (Namespace::new("n").unwrap(), PodName::new(format!("p{name:04}")).unwrap());
+        Arc::new(Object(PodKey { namespace, name }, value))
+    }
+
+    /// The differences by comparing all.
+    fn differences(
+        before: &BTreeMap<PodKey, Arc<Object>>,
+        now: &BTreeMap<PodKey, Arc<Object>>,
+    ) -> Changes<Object> {
+        let other = |(key, o): &(&PodKey, &Arc<Object>)| before.get(*key).is_none_or(|b| !Arc::ptr_eq(b, o));
+        let gone = before.iter().filter(|(key, _)| !now.contains_key(*key));
+        Changes {
+            gone: gone.map(|(_, o)| Arc::clone(o)).collect(),
+            now: now.iter().filter(other).map(|(_, o)| Arc::clone(o)).collect(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_an_ordered_map_and_tells_what_changed(
+            steps in prop::collection::vec((0..400_u32, any::<u32>(), 0..5_u8, any::<bool>()), 0..1500),
+        ) {
+            let (mut shared, mut model) = (Shared::default(), BTreeMap::new());
+            let (mut kept, mut kept_model) = (shared.clone(), model.clone());
+            for (name, value, what, keep) in steps {
+                let new = object(name, value);
+                if what == 0 {
+                    shared.remove(new.key());
+                    model.remove(new.key());
+                } else {
+                    shared.put(Arc::clone(&new));
+                    model.insert(new.key().clone(), Arc::clone(&new));
+                }
+                prop_assert_eq!(shared.get(new.key()), model.get(new.key()));
+                if keep && value % 16 == 0 {
+                    prop_assert_eq!(shared.changes_since(&kept), differences(&kept_model, &model));
+                    prop_assert!(kept.iter().eq(kept_model.values()), "a version does not change");
+                    (kept, kept_model) = (shared.clone(), model.clone());
+                }
+            }
+            prop_assert!(shared.iter().eq(model.values()));
+            prop_assert_eq!(shared.len(), model.len());
+            prop_assert!(shared.chunks.iter().all(|c| !c.is_empty() && c.len() <= CHUNK));
+            let names: Vec<PodKey> = model.keys().cloned().collect();
+            names.iter().for_each(|key| shared.remove(key));
+            prop_assert!(shared.is_empty() && shared.chunks.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_version_with_one_change_shares_all_but_one_chunk() {
+        let mut shared = Shared::default();
+        (0..10_000).for_each(|n| shared.put(object(n, 0)));
+        let before = shared.clone();
+        shared.put(object(5000, 1));
+        let own = |a: &Shared<Object>, b: &Shared<Object>| a.without(b).count();
+        assert!(own(&shared, &before) <= CHUNK && own(&before, &shared) <= CHUNK);
+        assert_eq!(shared.changes_since(&before).now, [object(5000, 1)]);
+    }
+}
