@@ -3,12 +3,8 @@
 use super::{Fake, key};
 use berth_core::{
     ids::{NodeName, PodKey, PodUid},
-    model::{
-        Endpoint, EndpointPort, EndpointSlice, Origin, Pod, PodDns, PodNamespaces, PodSecurity, QosClass,
-        RestartPolicy, Service,
-    },
+    model::{Endpoint, EndpointPort, EndpointSlice, Pod, QosClass, Service},
     status::{Phase, PodStatus},
-    time::Wall,
 };
 use berth_ebpf_abi::{
     Chunk, ChunkKey, Client, Config, LocalPod, MemberKey, NodeAddress, Service as Value, ServiceKey, V4, V6,
@@ -409,30 +405,8 @@ pub(crate) fn uid(name: &str) -> PodUid {
 /// A ready pod with one label `app`.
 pub(crate) fn pod(name: &str, app: &str, ip: &str) -> SeenPod {
     let pod = Pod {
-        uid: uid(name),
-        key: key(name),
         labels: [("app".to_owned(), app.to_owned())].into(),
-        annotations: BTreeMap::new(),
-        created: Wall(0),
-        origin: Origin::Cluster,
-        node: NodeName::new("n").unwrap(),
-        restart_policy: RestartPolicy::Always,
-        grace_seconds: 30,
-        active_deadline_seconds: None,
-        init_containers: Vec::new(),
-        containers: Vec::new(),
-        volumes: Vec::new(),
-        resources: None,
-        overhead: None,
-        namespaces: PodNamespaces::default(),
-        dns: PodDns::default(),
-        security: PodSecurity::default(),
-        service_account: "default".to_owned(),
-        runtime_class: None,
-        priority: 0,
-        priority_class: None,
-        enable_service_links: true,
-        readiness_gates: Vec::new(),
+        ..Pod::new(uid(name), key(name), NodeName::new("n").unwrap())
     };
     let status = PodStatus {
         phase: Phase::Running,
