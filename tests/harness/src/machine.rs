@@ -32,6 +32,16 @@ impl Scope {
     }
 }
 
+/// A kind that counts whoever made it: a BPF file system is shared by all, so it bears nobody's mark, and where nothing is
+/// pinned in it nobody needs it.
+const UNUSED_BPFFS: &str = "BPF file systems without pins";
+
+/// Kinds of which something may go whenever it likes: a process that was there before, what somebody else left.
+const MAY_GO: [&str; 2] = ["processes", UNUSED_BPFFS];
+
+/// What the kernel itself puts into each BPF file system.
+const PINNED_BY_KERNEL: [&str; 2] = ["maps.debug", "progs.debug"];
+
 /// The machine at one moment: by kind, what there is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine(BTreeMap<&'static str, BTreeSet<String>>);
@@ -45,6 +55,8 @@ impl Machine {
         Ok(Machine(BTreeMap::from([
             ("processes", processes(scope)),
             ("mounts", mounts()?),
+            ("BPF pins", bpf_pins()?),
+            (UNUSED_BPFFS, unused_bpffs()?),
             ("network namespaces", net_namespaces()),
             ("links", lines("ip", &["-o", "link", "show"], strip_link)?),
             ("addresses", lines("ip", &["-o", "address", "show"], strip_lifetime)?),
@@ -67,7 +79,9 @@ impl Machine {
         loop {
             let mut differences = self.differences(&Machine::now(scope)?);
             if !Scope::alone() {
-                differences.retain(|d| scope.marks.iter().any(|m| d.contains(m.as_str())));
+                differences.retain(|d| {
+                    d.contains(UNUSED_BPFFS) || scope.marks.iter().any(|m| d.contains(m.as_str()))
+                });
             }
             if differences.is_empty() {
                 return Ok(());
@@ -85,8 +99,7 @@ impl Machine {
         for (kind, before) in &self.0 {
             let now = now.0.get(kind).unwrap_or(&nothing);
             found.extend(now.difference(before).map(|l| format!("  {kind}, left: {l}")));
-            // A process that was there before may end whenever it likes.
-            if *kind != "processes" {
+            if !MAY_GO.contains(kind) {
                 found.extend(before.difference(now).map(|l| format!("  {kind}, gone: {l}")));
             }
         }
@@ -151,6 +164,31 @@ fn mounts() -> Result<BTreeSet<String>> {
         found.insert(format!("{} {shared} {right}", left.join(" ")));
     }
     Ok(found)
+}
+
+/// Where BPF file systems are mounted.
+fn bpf_mounts() -> Result<BTreeSet<PathBuf>> {
+    let all = berth_sys::mount::mounts().context("read the mounts")?;
+    Ok(all.into_iter().filter(|m| m.fs_type == "bpf").map(|m| m.mount_point).collect())
+}
+
+fn bpf_pins() -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for dir in bpf_mounts()? {
+        below(&dir, 8, &mut |path, _| {
+            found.insert(path.display().to_string());
+        });
+    }
+    Ok(found)
+}
+
+fn unused_bpffs() -> Result<BTreeSet<String>> {
+    let by_kernel = |name: &std::ffi::OsStr| PINNED_BY_KERNEL.iter().any(|n| name == *n);
+    let unused = |dir: &PathBuf| {
+        // One that goes meanwhile is in nobody's way.
+        fs::read_dir(dir).is_ok_and(|all| all.flatten().all(|e| by_kernel(&e.file_name())))
+    };
+    Ok(bpf_mounts()?.into_iter().filter(unused).map(|dir| dir.display().to_string()).collect())
 }
 
 fn net_namespaces() -> BTreeSet<String> {

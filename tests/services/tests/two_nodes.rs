@@ -118,6 +118,5 @@ fn run(programs: &Path) -> Result<()> {
         ensure!(fetch(other, VIP).is_ok(), "the other node fails without this one's agent");
         guest.agent()?;
     }
-    a.end()?;
-    b.end()
+    Guest::end_all([a, b])
 }

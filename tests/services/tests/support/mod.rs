@@ -2,17 +2,29 @@
 #![allow(dead_code, unreachable_pub, reason = "each suite uses its part")]
 
 use anyhow::{Context, Result, ensure};
+use berth_ebpf_loader::{Pins, detach};
 use berth_harness::{
     image,
+    machine::{Machine, Scope},
     node::Node,
     tools::{self, Build},
 };
 use berth_tests_services::{load::Load, netns::Netns};
-use std::{
-    ffi::OsStr,
-    path::{Path, PathBuf},
-    sync::OnceLock,
-};
+use std::{ffi::OsStr, path::PathBuf, sync::OnceLock};
+
+/// Directories whose files are compared before and after a node.
+const WATCHED: [&str; 10] = [
+    "/etc/cni",
+    "/opt/cni",
+    "/var/lib/berth",
+    "/var/lib/kubelet",
+    "/var/lib/cni",
+    "/var/log/pods",
+    "/var/log/containers",
+    "/run/berth",
+    "/run/containerd",
+    "/run/netns",
+];
 
 /// Whether everything is to be run, or a tenth of it.
 pub fn full() -> bool {
@@ -36,6 +48,8 @@ pub fn load() -> Result<Load> {
 pub struct Guest {
     pub node: Node,
     pub netns: Netns,
+    before: Machine,
+    scope: Scope,
     ended: bool,
     _dir: tempfile::TempDir,
 }
@@ -45,9 +59,14 @@ impl Guest {
     pub fn new(what: &str, programs: PathBuf) -> Result<Guest> {
         let dir = tempfile::Builder::new().prefix(&format!("berth-svc-{what}-")).tempdir_in("/tmp")?;
         let unique = dir.path().file_name().and_then(OsStr::to_str).context("a name")?.to_ascii_lowercase();
+        let mut scope = Scope { dirs: WATCHED.iter().map(PathBuf::from).collect(), marks: Vec::new() };
+        // The first namespace of a machine that has a name makes /run/netns a mount, which stays.
+        drop(Netns::new(&format!("{unique}-first"))?);
+        let before = Machine::now(&scope)?;
         let netns = Netns::new(&unique)?;
         let node = Node::new(&dir.path().join(&unique), &dir.path().join("run"), what, programs)?;
-        Ok(Guest { node, netns, ended: false, _dir: dir })
+        scope.marks = node.marks();
+        Ok(Guest { node, netns, before, scope, ended: false, _dir: dir })
     }
 
     /// Starts containerd, with the test image.
@@ -73,21 +92,26 @@ impl Guest {
     fn down(&mut self) -> Result<()> {
         self.ended = true;
         self.netns.enter(|| self.node.down())??;
-        remove_pins(&self.node.roots.bpf_pins)
+        // What a test pinned itself, where no agent came to reset it.
+        detach(&Pins::new(&self.node.roots.bpf_pins)).context("remove the pins")
     }
 
-    /// Ends it and says what went wrong in doing so.
-    pub fn end(mut self) -> Result<()> {
-        self.down()
+    /// Ends it and says what went wrong in doing so, and what of it is left on the machine.
+    pub fn end(self) -> Result<()> {
+        Guest::end_all([self])
     }
-}
 
-fn remove_pins(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("remove {}", dir.display()))
+    /// The same of several, in the order in which they were made: until the last is gone each is something left to the
+    /// others.
+    pub fn end_all<const N: usize>(mut guests: [Guest; N]) -> Result<()> {
+        for guest in &mut guests {
+            guest.down()?;
         }
-        _ => Ok(()),
+        let first = guests.first().context("no node")?;
+        let (before, mut scope) = (first.before.clone(), first.scope.clone());
+        scope.marks = guests.iter().flat_map(|guest| guest.scope.marks.clone()).collect();
+        drop(guests);
+        before.assert_as_before(&scope)
     }
 }
 

@@ -73,12 +73,25 @@ struct Bench {
     dir: PathBuf,
     /// The programs and maps.
     object: Vec<u8>,
+    _held: Held,
+}
+
+/// A pin directory that stays empty: by it the BPF file system stays mounted from one comparison to the next.
+struct Held(Pins);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Err(error) = berth_ebpf_loader::detach(&self.0) {
+            say(&format!("service-bench: {error}"));
+        }
+    }
 }
 
 impl Bench {
     fn new(args: &Args) -> Result<Bench> {
         let name = format!("berth-sb-{}", std::process::id());
-        berth_ebpf_loader::ensure_bpffs(&Pins::new(pins(&name, "x")))?;
+        let held = Held(Pins::new(pins(&name, "held")));
+        berth_ebpf_loader::ensure_bpffs(&held.0)?;
         let dir = std::env::temp_dir().join(&name);
         let object = match &args.object {
             Some(file) => std::fs::read(file).with_context(|| format!("read {}", file.display()))?,
@@ -95,6 +108,7 @@ impl Bench {
             dir,
             object,
             name,
+            _held: held,
         })
     }
 
