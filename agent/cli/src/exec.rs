@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
 };
 
@@ -67,6 +67,8 @@ pub(crate) async fn run(roots: &Roots, args: ExecArgs) -> Result<u8, Error> {
     if args.tty && !terminal {
         out::tell("berth: standard input is no terminal; the command gets one all the same");
     }
+    // Before the size is read: a change from then on is told, also one that comes while the command is being started.
+    let resized = signal(SignalKind::window_change()).map_err(Error::io("listen for the terminal's size"))?;
     let spec = ExecSpec {
         uid: view.uid.clone(),
         container,
@@ -75,7 +77,7 @@ pub(crate) async fn run(roots: &Roots, args: ExecArgs) -> Result<u8, Error> {
         stdin: args.stdin,
         size: if terminal { size() } else { None },
     };
-    session(&mut client, spec, terminal).await
+    session(&mut client, spec, terminal, resized).await
 }
 
 /// The first of the main containers, as `kubectl` takes it, told where there are more.
@@ -91,7 +93,12 @@ fn the_container(view: &berth_api::view::PodView) -> Result<ContainerName, Error
     first.parse().map_err(|e: berth_core::ids::IdError| Error::Usage(e.to_string()))
 }
 
-async fn session(client: &mut Client, spec: ExecSpec, terminal: bool) -> Result<u8, Error> {
+async fn session(
+    client: &mut Client,
+    spec: ExecSpec,
+    terminal: bool,
+    mut resized: Signal,
+) -> Result<u8, Error> {
     let paths = match client.ask(&Request::Exec(spec), START).await? {
         Reply::ExecReady(paths) => paths,
         _ => return Err(berth_api::Error::Unexpected.into()),
@@ -113,8 +120,6 @@ async fn session(client: &mut Client, spec: ExecSpec, terminal: bool) -> Result<
             input_ended.blocking_send(()).ok();
         });
     }
-    let mut resized =
-        signal(SignalKind::window_change()).map_err(Error::io("listen for the terminal's size"))?;
     let code = loop {
         tokio::select! {
             reply = client.next() => match reply? {

@@ -8,7 +8,10 @@ use berth_core::{
 };
 use nix::{
     pty::{Winsize, openpty},
-    sys::termios::{LocalFlags, tcgetattr},
+    sys::{
+        signal::Signal::SIGWINCH,
+        termios::{LocalFlags, tcgetattr},
+    },
 };
 use serde_json::json;
 use std::{
@@ -313,17 +316,22 @@ fn terminal() {
     let pty = openpty(Some(&size), None).unwrap();
     let echoes = || tcgetattr(&pty.slave).unwrap().local_flags.contains(LocalFlags::ECHO);
     assert!(echoes());
+    // The agent does not answer: what the command does before it is told to go on is seen at leisure.
+    let held = node.sizes.lock().unwrap();
     let mut child = node
         .command(&["exec", "-it", "web", "--", "sh", "-c", "read line; echo got $line; exit 3"])
         .stdin(Stdio::from(pty.slave.try_clone().unwrap()))
         .spawn()
         .unwrap();
+    // Otherwise a change between the size that it tells and the first that it hears of would be lost.
+    until("it listens for changes of the size", || catches(child.id(), SIGWINCH));
+    drop(held);
     until("the terminal is raw", || !echoes());
     assert_eq!(*node.sizes.lock().unwrap(), [Size { width: 100, height: 40 }]);
     set_size(&pty.master, 80, 24);
     // It has no controlling terminal here, so the kernel does not tell it.
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGWINCH).unwrap();
+    nix::sys::signal::kill(pid, SIGWINCH).unwrap();
     until("the new size is told", || node.sizes.lock().unwrap().contains(&Size { width: 80, height: 24 }));
     let mut master = File::from(pty.master.try_clone().unwrap());
     master.write_all(b"word\n").unwrap();
@@ -331,6 +339,13 @@ fn terminal() {
     child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
     assert_eq!((out.as_str(), child.wait().unwrap().code()), ("got word\n", Some(3)));
     assert!(echoes(), "the terminal is as it was");
+}
+
+/// Whether a process has a handler for a signal.
+fn catches(pid: u32, signal: nix::sys::signal::Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(caught.trim(), 16).unwrap() >> (signal as i32 - 1) & 1 == 1
 }
 
 fn set_size(master: &std::os::fd::OwnedFd, columns: u16, rows: u16) {
