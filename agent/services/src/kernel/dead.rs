@@ -106,6 +106,32 @@ fn parse(line: &str) -> Option<Lost> {
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use nix::sched::{CloneFlags, unshare};
+    use std::{net::UdpSocket, process::Command};
+
+    #[test]
+    fn without_the_iterators_all_sockets_to_a_backend_are_ended() {
+        let inside = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+            let connected = |to: &str| {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.connect(to).unwrap();
+                socket
+            };
+            let (gone, other) = (connected("127.0.0.2:5353"), connected("127.0.0.3:5353"));
+            let front = Some(Front { address: Some("10.96.0.1".parse().unwrap()), port: 53 });
+            let dead = HashSet::from([Lost { backend: "127.0.0.2:5353".parse().unwrap(), front }]);
+            let dir = tempfile::tempdir().unwrap();
+            let (pins, mut blind) = (Pins::new(dir.path()), false);
+            let here = [dir.path().join("no-namespace"), "/proc/thread-self/ns/net".into()];
+            assert_eq!(end_sockets(&pins, &dead, &here, &mut blind), 1);
+            assert!(blind, "it was said");
+            assert!(gone.peer_addr().is_err() && other.peer_addr().is_ok());
+            assert_eq!(end_sockets(&pins, &dead, &here, &mut blind), 0);
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
+    }
 
     #[test]
     fn a_note_says_what_was_written_down() {
