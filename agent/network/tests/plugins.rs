@@ -345,7 +345,9 @@ fn the_reference_plugins_attach_and_leave_nothing() {
     drop((network, b));
     // The agent died, the namespace is gone.
     node.block_on(node.open().gc(&BTreeSet::new())).unwrap();
-    assert_eq!((node.leftovers(), node.files()), Default::default());
+    assert_eq!(node.files(), Vec::<String>::new());
+    // The bridge plugin cannot take the device of a namespace that is gone; the kernel does, a while after the namespace.
+    wait_until(|| node.leftovers().is_empty());
     let held: Vec<_> = fs::read_dir(data.join("ref")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(held.iter().all(|n| !n.to_str().unwrap().starts_with("10.66")), "{held:?}");
 }
