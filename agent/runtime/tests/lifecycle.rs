@@ -24,7 +24,7 @@ async fn a_container_runs_and_its_exit_is_known() {
         &image,
         "pod-a",
         "app",
-        "echo out; echo err >&2; trap 'exit 7' TERM; while :; do sleep 0.05; done",
+        "trap 'exit 7' TERM; echo out; echo err >&2; while :; do sleep 0.05; done",
     );
     let started = runtime.create_and_start(request.clone()).await.unwrap();
     assert!(!started.adopted);

@@ -38,8 +38,9 @@ use std::{
 use tokio::{io::AsyncReadExt, net::unix::pipe, sync::broadcast};
 
 pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
-/// The bound of every wait here: far above what anything takes, so that only a real failure meets it.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The bound of every wait here: above twice the longest deadline of the adapter, so that what is given up at one and
+/// done again still comes in time, and only what hangs meets it.
+pub const PATIENCE: Duration = Duration::from_secs(150);
 
 /// Where containerd, runc and the shim lie.
 pub fn tools() -> PathBuf {
