@@ -4,7 +4,7 @@ use crate::{
     Error, Hook, Pins, Result,
     bpffs::release_bpffs,
     device::{self, parse_pin},
-    pins::{failed, list, pin_over, remove},
+    pins::{failed, list, lock, pin_over, remove},
     sys::{LinkInfo, ProgInfo, Target, info, link_create, link_update, obj_get},
 };
 use std::{
@@ -15,7 +15,11 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::Path,
+    time::Duration,
 };
+
+/// How long a load may take before it is not waited for any more.
+const LOADED: Duration = Duration::from_secs(30);
 
 const LINK_TYPE_CGROUP: u32 = 3;
 
@@ -73,14 +77,18 @@ pub fn attach(pins: &Pins, cgroup: &Path) -> Result<Attached> {
 
 /// Detaches everything and removes all pins, and the BPF file system below them where [`ensure_bpffs`](crate::ensure_bpffs)
 /// has mounted it and nobody else keeps anything there: for uninstalling, and for tests. Connections that packets were
-/// translated for break.
+/// translated for break. Waits for a load that is under way: that of an agent killed a moment ago may be.
 ///
 /// # Errors
-/// The kernel refuses.
+/// The kernel refuses, or the load takes longer than half a minute.
 pub fn detach(pins: &Pins) -> Result<()> {
-    match std::fs::remove_dir_all(pins.root()) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove", pins.root())(e)),
-        _ => {}
+    if let Some(one_at_a_time) = lock(pins.root(), LOADED)? {
+        match std::fs::remove_dir_all(pins.root()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove", pins.root())(e)),
+            _ => {}
+        }
+        // A file that is open in there keeps the file system mounted.
+        drop(one_at_a_time);
     }
     release_bpffs(pins)
 }

@@ -10,11 +10,11 @@
 
 use crate::{
     Error, Pins, Result,
-    pins::{failed, list, make_dir},
+    pins::{failed, list, lock, make_dir},
 };
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg},
+    fcntl::Flock,
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
@@ -126,20 +126,10 @@ fn escaped(path: &Path) -> Vec<u8> {
     out
 }
 
-/// The lock of all who mount on the directory or unmount it; released when the value goes, and by the process's death.
+/// The lock of all who mount on the directory or unmount it.
 fn lock_above(dir: &Path) -> Result<Flock<File>> {
     let above = dir.parent().unwrap_or(dir);
-    let mut file = File::open(above).map_err(failed("open", above))?;
-    let end = Instant::now() + PATIENCE;
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((back, Errno::EAGAIN)) if Instant::now() < end => file = back,
-            Err((_, Errno::EAGAIN)) => return Err(failed("lock", above)(io::ErrorKind::TimedOut.into())),
-            Err((_, e)) => return Err(failed("lock", above)(e.into())),
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    lock(above, PATIENCE)?.ok_or_else(|| failed("lock", above)(io::ErrorKind::NotFound.into()))
 }
 
 #[cfg(test)]

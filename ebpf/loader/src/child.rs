@@ -3,7 +3,7 @@
 use crate::{Error, OBJECT, Pins, Result, load, load::is_loaded};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, pidfd_open},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal},
 };
 use std::{
     ffi::OsString,
@@ -101,6 +101,11 @@ pub fn child_main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     if flag != "--pins" {
         eprintln!("usage: {ROLE} --pins DIR");
         return ExitCode::from(2);
+    }
+    // What is half done the next load completes; without the agent nobody wants it, and a reset would meet it.
+    if let Err(e) = set_parent_process_death_signal(Some(Signal::KILL)) {
+        eprintln!("cannot be bound to the agent's life: {e}");
+        return ExitCode::FAILURE;
     }
     match load(&Pins::new(dir), OBJECT, |_| {}) {
         Ok(()) => ExitCode::SUCCESS,

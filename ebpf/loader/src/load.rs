@@ -3,7 +3,7 @@
 use crate::{
     Error, Pins, Result, digest, ensure_bpffs,
     object::Contents,
-    pins::{failed, list, pin_over, remove},
+    pins::{failed, list, lock, pin_over, remove},
     records,
     sys::{MapInfo, info, obj_get},
 };
@@ -11,13 +11,10 @@ use aya::{
     EbpfLoader,
     programs::{Program, ProgramError},
 };
-use nix::fcntl::{Flock, FlockArg};
-use std::{
-    fs::File,
-    io,
-    os::fd::AsFd,
-    path::{Path, PathBuf},
-};
+use std::{io, os::fd::AsFd, time::Duration};
+
+/// How long other loads of the same pins may take.
+const OTHERS: Duration = Duration::from_secs(60);
 
 /// How far a load has come. A test stops it at each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +45,10 @@ pub fn load(pins: &Pins, object: &[u8], mut at: impl FnMut(Step)) -> Result<()> 
     ensure_bpffs(pins)?;
     check_maps(pins, &contents)?;
     at(Step::Checked);
+    // Taken away in between, by a reset: nothing is wanted any more.
+    let gone = || failed("lock", pins.root())(io::ErrorKind::NotFound.into());
+    let _one_at_a_time = lock(pins.root(), OTHERS)?.ok_or_else(gone)?;
     pins.make()?;
-    let _one_at_a_time = lock(pins.root())?;
     // Another loader may have made maps since.
     check_maps(pins, &contents)?;
     pins.forget_digest()?;
@@ -133,10 +132,4 @@ fn check_maps(pins: &Pins, contents: &Contents) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn lock(dir: &Path) -> Result<Flock<File>> {
-    let dir: PathBuf = dir.into();
-    let file = File::open(&dir).map_err(failed("open", &dir))?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed("lock", &dir)(e.into()))
 }

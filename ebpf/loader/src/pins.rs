@@ -2,11 +2,16 @@
 
 use crate::{Error, Result};
 use berth_ebpf_abi::SCHEMA;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt, symlink},
+    os::unix::fs::{DirBuilderExt, MetadataExt, symlink},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 /// The pin directory, as this program's schema sees it.
@@ -86,13 +91,10 @@ impl Pins {
         remove(&self.object()).map(drop)
     }
 
-    /// Makes the directories.
+    /// Makes the directories below the pin directory.
     pub(crate) fn make(&self) -> Result<()> {
-        let own = [self.own(), self.maps(), self.programs(), self.iterators()];
-        for dir in [self.root.clone()].into_iter().chain(own).chain([self.links()]) {
-            make_dir(&dir)?;
-        }
-        Ok(())
+        let all = [self.own(), self.maps(), self.programs(), self.iterators(), self.links()];
+        all.iter().try_for_each(|dir| make_dir(dir))
     }
 
     /// Removes the directories of other schemas: their maps and programs die with their last user.
@@ -114,6 +116,34 @@ pub(crate) fn make_dir(dir: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(failed("make", dir)(e)),
         _ => Ok(()),
+    }
+}
+
+/// Locks a directory against all who lock it likewise; released when the value goes, and by the process's death. `None`
+/// where there is no such directory, also where it went while it was waited for.
+pub(crate) fn lock(dir: &Path, patience: Duration) -> Result<Option<Flock<File>>> {
+    let end = Instant::now() + patience;
+    let mut file = match File::open(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(failed("open", dir))?,
+    };
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => {
+                let locked = lock.metadata().map_err(failed("examine", dir))?;
+                let there = match fs::metadata(dir) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    there => there.map_err(failed("examine", dir))?,
+                };
+                let same = (locked.dev(), locked.ino()) == (there.dev(), there.ino());
+                return Ok(same.then_some(lock));
+            }
+            Err((back, Errno::EAGAIN)) if Instant::now() < end => file = back,
+            Err((_, Errno::EAGAIN)) => return Err(failed("lock", dir)(io::ErrorKind::TimedOut.into())),
+            Err((_, e)) => return Err(failed("lock", dir)(e.into())),
+        }
+        // flock(2) has no deadline of its own.
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

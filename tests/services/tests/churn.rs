@@ -140,7 +140,7 @@ fn run() -> Result<()> {
     join((&guest.netns, "pods", &["192.0.2.1/24"]), (&pods, "eth0", &["192.0.2.2/24"]))?;
     guest.netns.ip("route add default via 192.0.2.2")?;
     pods.ip("route add local 10.200.0.0/16 dev lo")?;
-    let _server = load.serve_any(&pods, 8080)?;
+    let server = load.serve_any(&pods, 8080)?;
 
     let manifests = guest.node.manifests();
     let mut rng = Rng::new(seed() ^ 1);
@@ -243,5 +243,6 @@ fn run() -> Result<()> {
     ensure!(swaps >= wanted, "builds' programs took each other's places {swaps} times only, wanted {wanted}");
     ensure!(renewed > 0, "no connected socket ever lost its backend");
     fs::remove_dir(&group).context("remove the clients' group")?;
+    drop(server);
     guest.end()
 }

@@ -1,11 +1,14 @@
 //! Who mounts and unmounts the file system below the pins.
 
-use crate::{Pins, detach, ensure_bpffs};
+use crate::{
+    Pins, detach, ensure_bpffs,
+    pins::{lock, make_dir},
+};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
-use std::{fs, path::PathBuf, thread};
+use std::{fs, path::PathBuf, thread, time::Duration};
 
 /// A directory on which file systems are mounted; none is left, however the test ends.
 struct Point(tempfile::TempDir);
@@ -94,5 +97,26 @@ fn who_comes_and_goes_at_once_never_loses_its_pins() {
             });
         }
     });
+    assert_eq!(point.mounted(), 0);
+}
+
+/// An agent that is killed leaves a loader for a moment, which goes on making pins.
+#[test]
+fn what_is_removed_was_made_to_its_end() {
+    let point = Point::new();
+    for round in 0..20 {
+        let pins = point.pins("a");
+        ensure_bpffs(&pins).unwrap();
+        let loading = lock(pins.root(), Duration::from_secs(20)).unwrap().unwrap();
+        thread::scope(|scope| {
+            let removed = scope.spawn(|| detach(&pins));
+            for n in 0..200 {
+                make_dir(&pins.root().join(n.to_string())).unwrap();
+            }
+            drop(loading);
+            removed.join().unwrap().unwrap();
+        });
+        assert!(!pins.root().exists(), "round {round}");
+    }
     assert_eq!(point.mounted(), 0);
 }

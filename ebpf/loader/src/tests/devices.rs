@@ -3,7 +3,7 @@
 use super::{Scratch, in_new_netns, scratch::ip};
 use crate::{
     DeviceLink, Pins, Place, Role, attach_device, collect_flows, detach_device, devices, enable_stats,
-    pins::pin_over,
+    pins::{make_dir, pin_over},
     report,
     sys::{load_classifier, test_run},
 };
@@ -13,6 +13,7 @@ use std::{os::fd::AsFd, thread, time::Instant};
 const NEXT: i32 = -1;
 
 fn pin_programs(pins: &Pins) {
+    make_dir(pins.root()).unwrap();
     pins.make().unwrap();
     for place in [Place::Out, Place::Pod, Place::Uplink] {
         let program = load_classifier(NEXT).unwrap();
@@ -102,6 +103,7 @@ fn many_devices_are_attached_at_once() {
 fn runs_are_counted_while_somebody_asks() {
     let scratch = Scratch::new();
     let pins = scratch.pins();
+    make_dir(pins.root()).unwrap();
     pins.make().unwrap();
     let program = load_classifier(5).unwrap();
     pin_over(program.as_fd(), &pins.programs().join("counted")).unwrap();
@@ -119,6 +121,7 @@ fn runs_are_counted_while_somebody_asks() {
 fn without_programs_nothing_is_attached_and_it_is_told() {
     let scratch = Scratch::new();
     let pins = scratch.pins();
+    make_dir(pins.root()).unwrap();
     pins.make().unwrap();
     assert!(attach_device(&pins, 1, Role::Pod).is_err());
     crate::load(&pins, crate::OBJECT, |_| {}).unwrap();

@@ -5,7 +5,7 @@ use crate::{
     Access, Attached, Datapath, Error, Hook, OBJECT, Pins, Prepared, SocketRecords, attach, detach, digest,
     load,
     object::Contents,
-    pins::{list, pin_over},
+    pins::{list, make_dir, pin_over},
     prepare, report,
     sys::create_map,
 };
@@ -97,6 +97,7 @@ fn a_map_that_differs_is_named_and_nothing_is_changed() {
     for (wrong, (kind, key, value, max, flags)) in cases {
         let scratch = Scratch::new();
         let pins = scratch.pins();
+        make_dir(pins.root()).unwrap();
         pins.make().unwrap();
         pins.write_digest("of an older build").unwrap();
         let other = create_map(kind, key, value, max, flags).unwrap();

@@ -3,7 +3,7 @@
 use super::Scratch;
 use crate::{
     CounterMap, Error, Map, Pins, ensure_bpffs,
-    pins::pin_over,
+    pins::{make_dir, pin_over},
     sys::{MapFd, create_map, obj_get},
 };
 use std::{collections::BTreeMap, fs, os::fd::AsFd};
@@ -16,6 +16,7 @@ const NO_PREALLOC: u32 = 1;
 fn hash(scratch: &Scratch, name: &'static str, kind: u32, max: u32) -> Map<u64, [u32; 4]> {
     let flags = if kind == HASH { NO_PREALLOC } else { 0 };
     let pins = scratch.pins();
+    make_dir(pins.root()).unwrap();
     pins.make().unwrap();
     pin_over(create_map(kind, 8, 16, max, flags).unwrap().as_fd(), &pins.maps().join(name)).unwrap();
     Map::open(&pins.maps(), name, false).unwrap()
@@ -113,6 +114,7 @@ fn readers_cannot_write() {
 fn counters_are_summed_over_processors() {
     let scratch = Scratch::new();
     let pins = scratch.pins();
+    make_dir(pins.root()).unwrap();
     pins.make().unwrap();
     let fd = create_map(PERCPU_ARRAY, 4, 8, 3, 0).unwrap();
     pin_over(fd.as_fd(), &pins.maps().join("COUNT")).unwrap();
