@@ -95,9 +95,7 @@ impl PidFd {
             }
         }
     }
-}
 
-impl PidFd {
     /// Takes the exit status of a child of this process that has ended, so that nothing of it is left. A process that
     /// still runs, or is nobody's or another's child, is left alone.
     ///

@@ -7,8 +7,9 @@
 
 use crate::{
     Result,
-    process::{PidFd, Signal},
+    process::{self, PidFd, Signal},
 };
+use rustix::process::{Pid, WaitOptions, kill_process, waitpid};
 use std::{
     ffi::{CString, OsStr, OsString},
     io,
@@ -169,13 +170,12 @@ fn hold(pid: u32) -> Result<PidFd> {
     if let Ok(Some(fd)) = held {
         return Ok(fd);
     }
-    let Some(raw) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else {
-        return Err(crate::process::no_child(pid));
-    };
-    // The first failure is the one to tell; a child of this process cannot be another's by now.
-    let _killed = rustix::process::kill_process(raw, Signal::KILL);
-    let _reaped = rustix::process::waitpid(Some(raw), rustix::process::WaitOptions::empty());
-    held.and_then(|gone| gone.ok_or_else(|| crate::process::no_child(pid)))
+    if let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // The first failure is the one to tell; a child of this process cannot be another's by now.
+        let _killed = kill_process(raw, Signal::KILL);
+        let _reaped = waitpid(Some(raw), WaitOptions::empty());
+    }
+    Err(held.err().unwrap_or_else(|| process::no_child(pid)))
 }
 
 #[cfg(test)]

@@ -25,7 +25,26 @@ pub struct Scope {
     pub marks: Vec<String>,
 }
 
+/// Directories in which a node of the defaults would leave files.
+const OF_NODES: [&str; 10] = [
+    "/etc/cni",
+    "/opt/cni",
+    "/var/lib/berth",
+    "/var/lib/kubelet",
+    "/var/lib/cni",
+    "/var/log/pods",
+    "/var/log/containers",
+    "/run/berth",
+    "/run/containerd",
+    "/run/netns",
+];
+
 impl Scope {
+    /// What is compared before and after a node, which has one of these words in everything that it starts.
+    pub fn of_node(marks: Vec<String>) -> Scope {
+        Scope { dirs: OF_NODES.iter().map(PathBuf::from).collect(), marks }
+    }
+
     /// Whether the machine is this run's alone (`BERTH_ALONE=1`): then every difference counts.
     fn alone() -> bool {
         std::env::var_os("BERTH_ALONE").is_some_and(|v| v == "1")

@@ -1,9 +1,11 @@
 //! The demo as its user runs it, and a second look at what it leaves behind.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
-mod support;
-
-use berth_harness::{cgroup, machine::Machine, node};
+use berth_harness::{
+    cgroup,
+    machine::{Machine, Scope},
+    node,
+};
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -50,7 +52,7 @@ fn the_demo_shows_everything_twice_and_leaves_nothing() {
     let mark = dir.path().file_name().unwrap().to_str().unwrap().to_owned();
     let mut marks = node::marks("berth-demo-test");
     marks.push(mark);
-    let mut scope = support::scope(marks);
+    let mut scope = Scope::of_node(marks);
     scope.dirs.push(dir.path().into());
     let before = Machine::now(&scope).unwrap();
     let down = Down(dir.path());

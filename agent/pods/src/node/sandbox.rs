@@ -25,7 +25,6 @@ use berth_volumes::PodHostname;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
-    io::ErrorKind,
     net::IpAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -437,13 +436,9 @@ impl NodeHands {
         self.gates.blocking(uid, Area::Sandbox, move || ns::unpin(&dir)).await?.map_err(kill)?;
         let record = self.record_path(uid);
         for path in [record.with_extension("bad"), record] {
-            match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != ErrorKind::NotFound => {
-                    let message = format!("remove {}: {e}", path.display());
-                    return Err(Failure::new("FailedKillPodSandbox", message));
-                }
-                _ => {}
-            }
+            berth_sys::fs::remove_if_there(&path).map_err(|e| {
+                Failure::new("FailedKillPodSandbox", format!("remove {}: {e}", path.display()))
+            })?;
         }
         Ok(())
     }

@@ -200,7 +200,7 @@ impl Kernel for Linux {
     }
 
     fn collect_flows(&mut self, maps: &Datapath) -> Result<bool, Cause> {
-        let now_s = u32::try_from(monotonic().as_secs()).unwrap_or(u32::MAX);
+        let now_s = u32::try_from(berth_sys::clock::monotonic().as_secs()).unwrap_or(u32::MAX);
         Ok(loader::collect_flows(&self.pins, maps, now_s)?.seen > 0)
     }
 }
@@ -208,11 +208,6 @@ impl Kernel for Linux {
 /// Backends whose sockets an agent began to end.
 fn dead_note(roots: &Roots) -> PathBuf {
     roots.runtime_state.join("dead-backends")
-}
-
-/// The clock that the programs note times by.
-fn monotonic() -> Duration {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
 /// The cgroup whose sockets the hooks serve; `None` where the machine has no cgroup2.

@@ -5,7 +5,7 @@ use super::{
     claims::{Claims, Part, Place},
     good::{DataKey, Good, data_key},
 };
-use crate::{DesiredPod, DesiredService, ManifestError, Shared};
+use crate::{DesiredPod, DesiredService, Keyed, ManifestError, Shared};
 use berth_core::{
     ids::{PodKey, PodUid},
     model::{EndpointSlice, KeyedData, Objects},
@@ -44,6 +44,23 @@ pub(super) struct Index {
     slices: Claims<PodKey, Arc<EndpointSlice>>,
     errors: Errors,
     whole: Whole,
+}
+
+/// Shows the winners of names in the set of what is there.
+fn settle_named<T: Keyed>(
+    what: &str,
+    claims: &mut Claims<PodKey, Arc<T>>,
+    errors: &mut Errors,
+    set: &mut Shared<T>,
+) {
+    claims.settle(|key, claims| {
+        errors.twice(what, key, claims, |_| None);
+        match claims.first() {
+            None => set.remove(key),
+            Some((_, now)) if set.get(key).is_some_and(|old| Arc::ptr_eq(old, now)) => {}
+            Some((_, now)) => set.put(Arc::clone(now)),
+        }
+    });
 }
 
 impl Index {
@@ -103,22 +120,8 @@ impl Index {
         self.settle_pods();
         self.settle_objects();
         let Index { errors, whole, .. } = self;
-        self.services.settle(|key, claims| {
-            errors.twice("Service", key, claims, |_| None);
-            match claims.first() {
-                None => whole.services.remove(key),
-                Some((_, now)) if whole.services.get(key).is_some_and(|old| Arc::ptr_eq(old, now)) => {}
-                Some((_, now)) => whole.services.put(Arc::clone(now)),
-            }
-        });
-        self.slices.settle(|key, claims| {
-            errors.twice("EndpointSlice", key, claims, |_| None);
-            match claims.first() {
-                None => whole.slices.remove(key),
-                Some((_, now)) if whole.slices.get(key).is_some_and(|old| Arc::ptr_eq(old, now)) => {}
-                Some((_, now)) => whole.slices.put(Arc::clone(now)),
-            }
-        });
+        settle_named("Service", &mut self.services, errors, &mut whole.services);
+        settle_named("EndpointSlice", &mut self.slices, errors, &mut whole.slices);
         whole
     }
 

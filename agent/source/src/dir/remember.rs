@@ -121,10 +121,7 @@ impl Memory {
     /// The manifest is gone.
     pub(super) fn forget(&self, name: &str) -> Result<(), Error> {
         let path = self.path(name);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::Remember { path, source: e }),
-            _ => Ok(()),
-        }
+        berth_sys::fs::remove_if_there(&path).map_err(|source| Error::Remember { path, source })
     }
 
     /// This directory is the one that all the rest is about. Manifests of another one are forgotten.

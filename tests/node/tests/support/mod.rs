@@ -8,7 +8,7 @@ use berth_harness::{
     node::{Node, TestNode},
     tools::Build,
 };
-use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf, process::Command, time::Duration};
+use std::{collections::BTreeMap, ffi::OsStr, process::Command, time::Duration};
 
 /// The image with everything that the suites run.
 pub const IMAGE: &str = "berth.test/test:1";
@@ -18,31 +18,11 @@ pub fn full() -> bool {
     std::env::var_os("BERTH_SCALE").as_deref() == Some(OsStr::new("full"))
 }
 
-/// What is compared before and after a node, which has one of these words in everything that it starts.
-pub fn scope(marks: Vec<String>) -> Scope {
-    let dirs = [
-        "/etc/cni",
-        "/opt/cni",
-        "/var/lib/berth",
-        "/var/lib/kubelet",
-        "/var/lib/cni",
-        "/var/log/pods",
-        "/var/log/containers",
-        "/run/berth",
-        "/run/containerd",
-        "/run/netns",
-    ];
-    Scope {
-        dirs: dirs.iter().map(PathBuf::from).collect(),
-        marks: marks.iter().map(|m| (*m).to_owned()).collect(),
-    }
-}
-
 /// Runs a test on a node of its own, and looks at the machine before and after.
 pub fn on_a_node(build: Build, test: impl FnOnce(&mut TestNode) -> anyhow::Result<()>) {
-    let before = Machine::now(&scope(Vec::new())).unwrap();
+    let before = Machine::now(&Scope::of_node(Vec::new())).unwrap();
     let mut node = TestNode::start(build).unwrap();
-    let scope = scope(node.marks());
+    let scope = Scope::of_node(node.marks());
     if let Err(error) = test(&mut node) {
         panic!("{error:?}");
     }

@@ -12,20 +12,6 @@ use berth_harness::{
 use berth_tests_services::{load::Load, netns::Netns};
 use std::{ffi::OsStr, path::PathBuf, sync::OnceLock};
 
-/// Directories whose files are compared before and after a node.
-const WATCHED: [&str; 10] = [
-    "/etc/cni",
-    "/opt/cni",
-    "/var/lib/berth",
-    "/var/lib/kubelet",
-    "/var/lib/cni",
-    "/var/log/pods",
-    "/var/log/containers",
-    "/run/berth",
-    "/run/containerd",
-    "/run/netns",
-];
-
 /// Whether everything is to be run, or a tenth of it.
 pub fn full() -> bool {
     std::env::var_os("BERTH_SCALE").as_deref() == Some(OsStr::new("full"))
@@ -59,7 +45,7 @@ impl Guest {
     pub fn new(what: &str, programs: PathBuf) -> Result<Guest> {
         let dir = tempfile::Builder::new().prefix(&format!("berth-svc-{what}-")).tempdir_in("/tmp")?;
         let unique = dir.path().file_name().and_then(OsStr::to_str).context("a name")?.to_ascii_lowercase();
-        let mut scope = Scope { dirs: WATCHED.iter().map(PathBuf::from).collect(), marks: Vec::new() };
+        let mut scope = Scope::of_node(Vec::new());
         // The first namespace of a machine that has a name makes /run/netns a mount, which stays.
         drop(Netns::new(&format!("{unique}-first"))?);
         let before = Machine::now(&scope)?;

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::{
-    Keyed as _,
     dir::seen::Seen,
     manifest::{Context, Mode, parse_file},
 };
