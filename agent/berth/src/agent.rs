@@ -116,6 +116,20 @@ pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
     done
 }
 
+/// Removes the temporary files of state that an agent was writing when it was killed.
+fn remove_unfinished_files(roots: &Roots) {
+    for dir in [&roots.runtime_state, &roots.lasting_state] {
+        let below = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let below =
+            below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path());
+        for dir in std::iter::once(dir.clone()).chain(below) {
+            if let Err(error) = berth_sys::fs::remove_unfinished(&dir) {
+                tracing::warn!(dir = %dir.display(), %error, "cannot remove unfinished files");
+            }
+        }
+    }
+}
+
 async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     let boot = clock::boot_id(&roots.boot_id).context("read the boot id")?;
     let exe = std::env::current_exe().context("find this program")?;
@@ -125,7 +139,15 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     let masquerade = args.masquerade.then(|| MasqueradeConfig { non_masquerade_cidrs: Vec::new() });
     let network = Network::open(&roots, NetworkConfig { masquerade, ..NetworkConfig::default() })
         .context("open the network")?;
-    network.prepare_host().await.context("prepare the host's network")?;
+    if let Err(error) = network.prepare_host().await {
+        // What runs goes on; new sandboxes fail with the reason until it works, and `berth status` tells.
+        let error = anyhow::Error::new(error);
+        tracing::error!(
+            error = format!("{error:#}"),
+            "cannot prepare the host's network; tried again with the next pod"
+        );
+    }
+    remove_unfinished_files(&roots);
     let prober =
         Prober::new(ProberConfig::new("/proc/self/exe", cgroups.roots())).context("set up probes")?;
 

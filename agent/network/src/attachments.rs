@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Write as _},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -79,6 +79,13 @@ impl Record {
     pub(crate) fn attachment(&self) -> Option<Attachment> {
         Attachment::of("in the attachment file", self.result.clone()?).ok()
     }
+
+    /// The capability arguments of the pod that no plugin of the list asks for (`capabilities` of a plugin's object),
+    /// by their names: what they ask for is not given.
+    pub(crate) fn unserved(&self) -> Vec<String> {
+        let names = self.capabilities.keys();
+        names.filter(|name| !self.plugins.iter().any(|p| conflist::wants(p, name))).cloned().collect()
+    }
 }
 
 /// The directory of the files.
@@ -91,6 +98,8 @@ impl Attachments {
     pub(crate) fn open(lasting_state: &Path) -> Result<Attachments, Error> {
         let dir = lasting_state.join("attachments");
         fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
+        // The files repeat the plugins' configurations, which may hold tokens and lie in files of mode 0600.
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(Error::file("protect", &dir))?;
         Ok(Attachments { dir })
     }
 
@@ -133,15 +142,14 @@ impl Attachments {
             let mut file = fs::OpenOptions::new()
                 .append(true)
                 .create(true)
+                .mode(0o600)
                 .open(&path)
                 .map_err(Error::file("open", &path))?;
             // A line of its own, also where an earlier one was cut short.
             let line = [b"\n", line.as_slice(), b"\n"].concat();
             return file.write_all(&line).map_err(Error::file("write", &path));
         }
-        let new = path.with_extension("json.new");
-        fs::write(&new, line).map_err(Error::file("write", &new))?;
-        fs::rename(&new, &path).map_err(Error::file("rename", &new))
+        berth_sys::fs::write_atomic(&path, &line, 0o600).map_err(|source| Error::State { source })
     }
 
     /// Removes a sandbox's file; none is fine.

@@ -193,8 +193,13 @@ impl PluginConfig {
 
     /// Whether the plugin asks for this capability's argument.
     pub(crate) fn wants(&self, capability: &str) -> bool {
-        self.raw.get("capabilities").and_then(|c| c.get(capability)) == Some(&Value::Bool(true))
+        wants(&self.raw, capability)
     }
+}
+
+/// Whether a plugin's object asks for this capability's argument.
+pub(crate) fn wants(plugin: &Map<String, Value>, capability: &str) -> bool {
+    plugin.get("capabilities").and_then(|c| c.get(capability)) == Some(&Value::Bool(true))
 }
 
 /// Names of networks, plugins and sandboxes: what may become a file's name.

@@ -42,6 +42,24 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A state file could not be replaced.
+    #[error("cannot keep the network's state")]
+    State {
+        /// Why, with the file.
+        #[source]
+        source: berth_sys::Error,
+    },
+    /// An annotation of the pod names no rate that an interface can be limited to.
+    #[error(
+        "cannot limit the pod's bandwidth: annotation {annotation} is {value:?}, and must be a quantity of bits a second \
+         from 1k to 1P"
+    )]
+    Bandwidth {
+        /// The annotation.
+        annotation: &'static str,
+        /// Its value, cut.
+        value: String,
+    },
     /// The sandbox id is not one that may become a file's name.
     #[error(
         "sandbox id {0:?} must be 1 to 128 letters, digits, '_', '.' and '-', the first a letter or digit"

@@ -5,7 +5,7 @@ use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
-use std::{io, path::Path, process::Stdio, time::Duration};
+use std::{ffi::OsString, io, path::Path, process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process::{Child, Command},
@@ -18,6 +18,9 @@ const LARGEST_OUTPUT: usize = 4 << 20;
 const KEPT_STDERR: usize = 4 << 10;
 /// How long a plugin that has ended may leave its output open (a grandchild may hold it).
 const DRAIN: Duration = Duration::from_millis(500);
+/// Where the tools lie that plugins start by name: `bridge` with `ipMasq`, `portmap` and `firewall` look `iptables` or
+/// `nft` up in `PATH`. The list is Debian's and systemd's default for services.
+const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a plugin is called with, besides its configuration.
 #[derive(Debug, Clone)]
@@ -41,7 +44,7 @@ pub(crate) async fn run(bin_dir: &Path, call: &Call<'_>, input: &[u8]) -> Result
     let mut command = Command::new(&path);
     command
         .env_clear()
-        .env("PATH", bin_dir)
+        .env("PATH", search_path(bin_dir))
         .env("CNI_PATH", bin_dir)
         .env("CNI_COMMAND", call.verb)
         .envs(call.environment.iter().map(|(k, v)| (k, v)))
@@ -109,6 +112,14 @@ pub(crate) async fn run(bin_dir: &Path, call: &Call<'_>, input: &[u8]) -> Result
     let stderr = String::from_utf8_lossy(&err.bytes);
     let source = PluginFailure::parse(&out.bytes, &stderr, &status.to_string());
     Err(Error::Plugin { plugin, verb, source })
+}
+
+/// `PATH` of a plugin: the directory of plugins before the system's own, as a plugin may start another by its name.
+fn search_path(bin_dir: &Path) -> OsString {
+    let mut path = bin_dir.as_os_str().to_owned();
+    path.push(":");
+    path.push(SYSTEM_PATH);
+    path
 }
 
 /// Starts the child; waits while the binary is still being written by an installer.

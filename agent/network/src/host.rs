@@ -30,10 +30,8 @@ pub(crate) fn forward(record: &Path, boot: &BootId) -> Result<(), Error> {
         let before = Before { boot: boot.clone(), values: current()? };
         let dir = record.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
-        let new = record.with_extension("new");
-        let bytes = serde_json::to_vec(&before).map_err(|e| Error::file("write", &new)(e.into()))?;
-        fs::write(&new, bytes).map_err(Error::file("write", &new))?;
-        fs::rename(&new, record).map_err(Error::file("rename", &new))?;
+        let bytes = serde_json::to_vec(&before).map_err(|e| Error::file("write", record)(e.into()))?;
+        berth_sys::fs::write_atomic(record, &bytes, 0o600).map_err(|source| Error::State { source })?;
     }
     if !fs::exists(sysctl("net/ipv6")).unwrap_or(true) {
         return set("net/ipv4/ip_forward", "1");

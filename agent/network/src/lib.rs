@@ -8,8 +8,11 @@
 //! Invariants:
 //! - The attachment's file is written before the first plugin runs, with the configuration that is used, so that DEL
 //!   can be made whatever happened since: the agent died, the conflist was changed or removed, the machine was booted.
-//! - A plugin gets a clean environment, a deadline and bounded output; its answer is parsed as a stranger's.
-//! - GC never names an attachment that this process has made itself: its owner is alive and will take it away.
+//! - A plugin gets a clean environment (`CNI_*` and a `PATH` with the system's tools), a deadline and bounded output; its
+//!   answer is parsed as a stranger's.
+//! - GC never names an attachment that this process has made or is making: its owner is alive and will take it away.
+//! - The host's network that cannot be prepared (no `nft`, a broken configuration list) ends nothing that runs: an ADD
+//!   tries again and fails with the reason.
 //!
 //! On failure: ADD takes back what it made (DEL along the chain); what could not be taken back stays in the file for a
 //! later DEL or GC. A torn attachment file is set aside.
@@ -18,6 +21,7 @@
 //! their DEL after it.
 
 mod attachments;
+mod capabilities;
 mod conflist;
 mod default_conflist;
 mod error;
@@ -33,5 +37,5 @@ mod verbs;
 pub use conflist::{Conflist, PluginConfig};
 pub use default_conflist::{write_default_conflist, write_default_conflist_with};
 pub use error::Error;
-pub use network::{MasqueradeConfig, Network, NetworkConfig, NetworkStatus, SandboxNetwork};
+pub use network::{MasqueradeConfig, Network, NetworkConfig, NetworkStatus, SandboxNetwork, Unserved};
 pub use result::{Attachment, PluginFailure};

@@ -3,16 +3,15 @@
 use crate::{
     Attachment, Conflist, Error,
     attachments::{Attachments, Record, netns_inode},
-    host, loopback,
+    capabilities, host, loopback,
     verbs::Runner,
 };
 use berth_core::{
     ids::{BootId, PodKey, PodUid},
-    model::{ContainerPort, Protocol},
+    model::ContainerPort,
     roots::Roots,
 };
 use ipnet::IpNet;
-use serde_json::{Map, Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -24,6 +23,8 @@ use tokio::sync::RwLock;
 
 /// The pod's interface in its sandbox.
 const IFNAME: &str = "eth0";
+/// How long one plugin may take for its GC: every ADD and DEL of the node waits for it.
+const GC_TIMEOUT: Duration = Duration::from_secs(10);
 /// For how long plugins are not asked for their STATUS again.
 const STATUS_LASTS: Duration = Duration::from_secs(5);
 
@@ -76,6 +77,19 @@ pub struct SandboxNetwork {
     pub ports: Vec<ContainerPort>,
     /// Its labels, kept with the attachment.
     pub labels: BTreeMap<String, String>,
+    /// Its annotations: those that limit its bandwidth go to plugins that can shape it.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What a pod asks of the network and does not get.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unserved {
+    /// The list's `name`.
+    pub network: String,
+    /// Its host ports: no plugin of the list takes `portMappings`.
+    pub host_ports: bool,
+    /// Limits of its bandwidth: no plugin of the list takes `bandwidth`.
+    pub bandwidth: bool,
 }
 
 /// The pod network of this node.
@@ -93,13 +107,24 @@ struct Inner {
     runner: Runner,
     sysctls: PathBuf,
     table: String,
-    /// Sandboxes that this process has attached: GC leaves them to their owner.
+    /// Sandboxes that this process has attached or is attaching: GC leaves them to their owner.
     own: Mutex<BTreeSet<String>>,
-    /// ADD and DEL hold it together, GC alone.
-    quiet: RwLock<()>,
+    /// ADD and DEL take it shared; the plugins' GC, which names all valid attachments, takes it exclusively.
+    plugins: RwLock<()>,
     status: Mutex<Option<(Instant, NetworkStatus)>>,
-    /// The pod networks that the rules were made for; `None` before [`Network::prepare_host`].
-    masqueraded: tokio::sync::Mutex<Option<Vec<IpNet>>>,
+    host: tokio::sync::Mutex<HostNetwork>,
+}
+
+/// How far the host's network was prepared.
+#[derive(Debug, Default)]
+enum HostNetwork {
+    /// Nobody asked for it.
+    #[default]
+    Untouched,
+    /// Forwarding is on, and the rules were made for these pod networks.
+    Prepared(Vec<IpNet>),
+    /// The last try failed: the next ADD tries again.
+    Failed(String),
 }
 
 impl Network {
@@ -119,9 +144,9 @@ impl Network {
                 sysctls: roots.runtime_state.join("network/sysctls.json"),
                 table: table_name(&roots.runtime_state),
                 own: Mutex::default(),
-                quiet: RwLock::default(),
+                plugins: RwLock::default(),
                 status: Mutex::default(),
-                masqueraded: tokio::sync::Mutex::default(),
+                host: tokio::sync::Mutex::default(),
             }),
         })
     }
@@ -139,7 +164,11 @@ impl Network {
             Err(error) => NetworkStatus { ready: false, network: None, reason: Some(chain(&error)) },
             Ok(list) => {
                 let answer = self.inner.runner.status(&list).await;
-                let reason = answer.err().map(|e| chain(&e));
+                let host = match &*self.inner.host.lock().await {
+                    HostNetwork::Failed(why) => Some(format!("cannot prepare the host's network: {why}")),
+                    HostNetwork::Untouched | HostNetwork::Prepared(_) => None,
+                };
+                let reason = answer.err().map(|e| chain(&e)).or(host);
                 NetworkStatus { ready: reason.is_none(), network: Some(list.name), reason }
             }
         };
@@ -153,7 +182,25 @@ impl Network {
 
     /// Turns forwarding on and, by configuration, masquerades pod egress. What it changes is recorded first, so that
     /// [`Network::restore_host`] can put it back; may be called again. The masquerade needs the `nft` binary.
+    ///
+    /// # Errors
+    /// The kernel or `nft` refuses. [`Network::ready`] tells so, and each ADD tries again before it attaches anything.
     pub async fn prepare_host(&self) -> Result<(), Error> {
+        let mut host = self.inner.host.lock().await;
+        self.prepare(&mut host).await
+    }
+
+    async fn prepare(&self, host: &mut HostNetwork) -> Result<(), Error> {
+        let prepared = self.try_prepare().await;
+        *host = match &prepared {
+            Ok(pods) => HostNetwork::Prepared(pods.clone()),
+            Err(error) => HostNetwork::Failed(chain(error)),
+        };
+        prepared.map(drop)
+    }
+
+    /// Returns the pod networks that the rules were made for.
+    async fn try_prepare(&self) -> Result<Vec<IpNet>, Error> {
         let inner = self.inner.clone();
         blocking("sysctls", move || host::forward(&inner.sysctls, &inner.boot)).await?;
         if self.inner.config.masquerade.is_none() {
@@ -161,31 +208,34 @@ impl Network {
             if let Err(error) = host::apply(&self.inner.table, &host::no_rules(&self.inner.table)).await {
                 tracing::debug!(error = chain(&error), "no masquerade rules to remove");
             }
-            return Ok(());
+            return Ok(Vec::new());
         }
         let pods = match self.conflist().await {
             Ok(list) => list.pod_cidrs(),
-            // The rules follow with the first ADD.
-            Err(Error::NoConflist { .. }) => Vec::new(),
-            Err(e) => return Err(e),
+            // Without a list that can be read nothing is attached: the rules follow with the first ADD.
+            Err(error) => {
+                tracing::warn!(
+                    error = chain(&error),
+                    "pod egress is masqueraded once there is a network configuration"
+                );
+                Vec::new()
+            }
         };
-        let mut made_for = self.inner.masqueraded.lock().await;
         self.masquerade(&pods).await?;
-        *made_for = Some(pods);
-        Ok(())
+        Ok(pods)
     }
 
     /// Removes the rules and puts the sysctls back, for the end of the node on this machine: forwarding is off again
     /// where it was off before, also for others that came to count on it (a second node beside this one, unless it
     /// goes first).
     pub async fn restore_host(&self) -> Result<(), Error> {
-        let mut made_for = self.inner.masqueraded.lock().await;
+        let mut host = self.inner.host.lock().await;
         match host::apply(&self.inner.table, &host::no_rules(&self.inner.table)).await {
             // Without nft there are no rules of ours.
             Err(Error::Nft(e)) if e.kind() == std::io::ErrorKind::NotFound => {}
             other => other?,
         }
-        *made_for = None;
+        *host = HostNetwork::Untouched;
         let inner = self.inner.clone();
         blocking("sysctls", move || host::restore(&inner.sysctls, &inner.boot)).await
     }
@@ -194,12 +244,30 @@ impl Network {
     /// the same namespace, the answer is the earlier one; what an earlier attempt left half done is taken away first.
     /// On failure everything is taken back as far as the plugins can.
     pub async fn add(&self, request: &SandboxNetwork) -> Result<Attachment, Error> {
-        let _together = self.inner.quiet.read().await;
+        let _shared = self.inner.plugins.read().await;
+        // Before its file is written: GC lists the files first and then asks whose they are.
+        lock(&self.inner.own).insert(request.sandbox_id.clone());
         let added = self.attach(request).await;
-        if added.is_ok() {
-            lock(&self.inner.own).insert(request.sandbox_id.clone());
+        if added.is_err() {
+            lock(&self.inner.own).remove(&request.sandbox_id);
         }
         added
+    }
+
+    /// What an attached sandbox asks of the network and no plugin of the list that attached it takes.
+    pub async fn unserved(&self, request: &SandboxNetwork) -> Result<Unserved, Error> {
+        if capabilities::arguments(&request.ports, &request.annotations)?.is_empty() {
+            return Ok(Unserved::default());
+        }
+        let record = self.read(&request.sandbox_id).await?;
+        Ok(record.map_or_else(Unserved::default, |record| {
+            let names = record.unserved();
+            Unserved {
+                network: record.network,
+                host_ports: names.iter().any(|name| name == capabilities::PORT_MAPPINGS),
+                bandwidth: names.iter().any(|name| name == capabilities::BANDWIDTH),
+            }
+        }))
     }
 
     async fn attach(&self, request: &SandboxNetwork) -> Result<Attachment, Error> {
@@ -234,7 +302,7 @@ impl Network {
             disable_check: list.disable_check,
             plugins: list.plugins.iter().map(|p| p.raw.clone()).collect(),
             args: cni_args(request),
-            capabilities: capabilities(&request.ports),
+            capabilities: capabilities::arguments(&request.ports, &request.annotations)?,
             result: None,
         };
         self.write(&record).await?;
@@ -263,7 +331,7 @@ impl Network {
     /// Detaches a sandbox, with the configuration and result it was attached with. Succeeds where it is not attached,
     /// and where its namespace is gone. `netns` defaults to where it was at ADD.
     pub async fn del(&self, sandbox_id: &str, netns: Option<&Path>) -> Result<(), Error> {
-        let _together = self.inner.quiet.read().await;
+        let _shared = self.inner.plugins.read().await;
         if let Some(record) = self.read(sandbox_id).await? {
             let key = record.key.clone();
             self.take_back(record, netns).await?;
@@ -284,13 +352,17 @@ impl Network {
 
     /// Takes away what belongs to no valid sandbox: attachments of earlier lives of the agent by DEL, then whatever
     /// the plugins of the current list still know (GC). Everything is tried; the first failure is returned.
+    ///
+    /// ADDs and DELs of other sandboxes go on beside the DELs. They wait for the plugins' GC, which is given all valid
+    /// attachments and takes each other one away: it has [`GC_TIMEOUT`] for that.
     pub async fn gc(&self, valid_sandboxes: &BTreeSet<String>) -> Result<(), Error> {
-        let _alone = self.inner.quiet.write().await;
-        let valid: BTreeSet<String> = valid_sandboxes.union(&lock(&self.inner.own)).cloned().collect();
         let inner = self.inner.clone();
         let known = blocking("attachment files", move || inner.attachments.list()).await?;
+        let own = || lock(&self.inner.own).clone();
+        let valid: BTreeSet<String> = valid_sandboxes.union(&own()).cloned().collect();
         let mut errors = Vec::new();
         for sandbox in known.difference(&valid) {
+            let _shared = self.inner.plugins.read().await;
             let gone = match self.read(sandbox).await {
                 Ok(Some(record)) => self.take_back(record, None).await,
                 Ok(None) => Ok(()),
@@ -301,21 +373,33 @@ impl Network {
                 Err(e) => errors.push(e),
             }
         }
-        match self.conflist().await {
-            Ok(list) => {
-                // What could not be detached above stays known to its plugins until it can.
-                let left = self.inner.attachments.list().unwrap_or_default();
-                let keep = valid.union(&left).map(|id| (id.clone(), IFNAME.to_owned()));
-                errors.extend(self.inner.runner.gc(&list, &keep.collect::<Vec<_>>()).await);
-            }
-            Err(Error::NoConflist { .. }) => {}
-            Err(e) => errors.push(e),
-        }
+        errors.extend(self.plugins_gc(valid_sandboxes).await);
         let failed = errors.len();
         match errors.into_iter().next() {
             None => Ok(()),
             Some(first) => Err(Error::Collect { failed, source: Box::new(first) }),
         }
+    }
+
+    /// GC by the plugins of the list in force.
+    async fn plugins_gc(&self, valid_sandboxes: &BTreeSet<String>) -> Vec<Error> {
+        let list = match self.conflist().await {
+            Ok(list) => list,
+            Err(Error::NoConflist { .. }) => return Vec::new(),
+            Err(error) => return vec![error],
+        };
+        let _alone = self.inner.plugins.write().await;
+        // What could not be detached stays known to its plugins until it can.
+        let left = match self.inner.attachments.list() {
+            Ok(left) => left,
+            Err(error) => return vec![error],
+        };
+        let keep: BTreeSet<String> =
+            valid_sandboxes.iter().chain(&*lock(&self.inner.own)).cloned().chain(left).collect();
+        let keep: Vec<_> = keep.into_iter().map(|id| (id, IFNAME.to_owned())).collect();
+        let runner =
+            Runner { timeout: self.inner.runner.timeout.min(GC_TIMEOUT), ..self.inner.runner.clone() };
+        runner.gc(&list, &keep).await
     }
 
     /// What a sandbox was given, from its file, for adoption; `None` where it is not attached in this boot.
@@ -353,15 +437,19 @@ impl Network {
 
     /// Makes the rules anew where the list's networks are not those they were made for.
     async fn follow_masquerade(&self, list: &Conflist) -> Result<(), Error> {
-        let mut made_for = self.inner.masqueraded.lock().await;
-        if let Some(before) = &*made_for {
-            let pods = list.pod_cidrs();
-            if *before != pods {
-                self.masquerade(&pods).await?;
-                *made_for = Some(pods);
+        let mut host = self.inner.host.lock().await;
+        match &*host {
+            HostNetwork::Untouched => Ok(()),
+            HostNetwork::Failed(_) => self.prepare(&mut host).await,
+            HostNetwork::Prepared(before) => {
+                let pods = list.pod_cidrs();
+                if *before != pods {
+                    self.masquerade(&pods).await?;
+                    *host = HostNetwork::Prepared(pods);
+                }
+                Ok(())
             }
         }
-        Ok(())
     }
 
     async fn masquerade(&self, pods: &[IpNet]) -> Result<(), Error> {
@@ -383,26 +471,6 @@ fn cni_args(request: &SandboxNetwork) -> String {
         "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
         request.key.namespace, request.key.name, request.sandbox_id, request.uid
     )
-}
-
-fn capabilities(ports: &[ContainerPort]) -> Map<String, Value> {
-    let mapping = |port: &ContainerPort| {
-        let protocol = match port.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-            Protocol::Sctp => "sctp",
-        };
-        let host_ip = port.host_ip.map(|ip| ip.to_string()).unwrap_or_default();
-        Some(json!({
-            "hostPort": port.host_port?, "containerPort": port.port, "protocol": protocol, "hostIP": host_ip,
-        }))
-    };
-    let mappings: Vec<_> = ports.iter().filter_map(mapping).collect();
-    let mut all = Map::new();
-    if !mappings.is_empty() {
-        all.insert("portMappings".into(), mappings.into());
-    }
-    all
 }
 
 async fn blocking<T: Send + 'static>(

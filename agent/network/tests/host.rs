@@ -80,6 +80,25 @@ fn the_hosts_sysctls_and_rules_are_put_back_as_they_were() {
     assert_eq!(sysctls(&node), before);
 }
 
+/// A node whose first configuration list is damaged starts, tells so, and masquerades with the first ADD after the mend.
+#[test]
+fn a_broken_configuration_list_does_not_keep_the_host_from_being_prepared() {
+    let node = Node::with_plugin("broken");
+    fs::write(node.roots.cni_conf.join("00-x.conflist"), "{").unwrap();
+    let network = node.open_with(masquerading());
+    node.block_on(network.prepare_host()).unwrap();
+    let status = node.block_on(network.ready()).unwrap();
+    assert!(!status.ready && status.reason.unwrap().contains("00-x.conflist"));
+    let a = Netns::new("a");
+    let error = node.block_on(network.add(&sandbox("a", &a.path()))).unwrap_err().to_string();
+    assert!(error.contains("00-x.conflist"), "{error}");
+    fs::remove_file(node.roots.cni_conf.join("00-x.conflist")).unwrap();
+    node.block_on(network.add(&sandbox("a", &a.path()))).unwrap();
+    assert!(nft(&node, &["list", "ruleset"]).contains("10.77.0.0/24"));
+    node.block_on(network.del("a", None)).unwrap();
+    node.block_on(network.restore_host()).unwrap();
+}
+
 #[test]
 fn two_nodes_on_one_machine_have_their_own_rules() {
     let node = Node::with_plugin("two");

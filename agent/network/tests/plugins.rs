@@ -82,9 +82,12 @@ fn a_chain_is_called_in_order_with_a_clean_environment_and_the_last_result() {
             "CNI_IFNAME=eth0",
             &format!("CNI_NETNS={}", a.path().display()),
             &format!("CNI_PATH={bin}"),
-            "PATH=/bin:/usr/bin",
+            // A plugin finds the tools of the system (iptables, nft) by their names.
+            &format!("PATH={bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ]
     );
+    let unserved = node.block_on(network.unserved(&request)).unwrap();
+    assert_eq!((unserved.host_ports, unserved.bandwidth), (false, false));
     node.block_on(network.check("abc")).unwrap();
     // The list changes, DEL stays with the one that was used.
     node.conflist(&chain(&["one"], ""));
@@ -93,6 +96,79 @@ fn a_chain_is_called_in_order_with_a_clean_environment_and_the_last_result() {
     assert_eq!(calls, "ADD one\nADD two\nCHECK one\nCHECK two\nDEL two\nDEL one\n");
     let config: serde_json::Value = serde_json::from_str(&read(&node, "one.DEL.json")).unwrap();
     assert_eq!(config["prevResult"], attachment.result);
+}
+
+#[test]
+fn what_no_plugin_of_the_list_takes_is_told() {
+    let node = Node::with_plugin("unserved");
+    let a = Netns::new("a");
+    let mut request = sandbox("abc", &a.path());
+    let network = node.open();
+    node.block_on(network.add(&request)).unwrap();
+    assert_eq!(node.block_on(network.unserved(&request)).unwrap(), berth_network::Unserved::default());
+    node.block_on(network.del("abc", None)).unwrap();
+    request.ports = vec![ContainerPort {
+        name: None,
+        port: 80,
+        protocol: Protocol::Tcp,
+        host_port: Some(38113),
+        host_ip: None,
+    }];
+    request.annotations.insert("kubernetes.io/egress-bandwidth".into(), "10M".into());
+    node.block_on(network.add(&request)).unwrap();
+    let expected = berth_network::Unserved { network: "pods".into(), host_ports: true, bandwidth: true };
+    assert_eq!(node.block_on(network.unserved(&request)).unwrap(), expected);
+    // A later life of the agent tells it too, from the attachment.
+    assert_eq!(node.block_on(node.open().unserved(&request)).unwrap(), expected);
+    node.block_on(network.del("abc", None)).unwrap();
+
+    request.annotations.insert("kubernetes.io/egress-bandwidth".into(), "fast".into());
+    let error = node.block_on(network.add(&request)).unwrap_err().to_string();
+    assert!(error.contains("kubernetes.io/egress-bandwidth is \"fast\""), "{error}");
+    assert_eq!(node.files(), [""; 0]);
+}
+
+#[test]
+fn sandboxes_are_attached_while_a_stale_one_takes_long_to_detach() {
+    let node = Node::new("slow");
+    let gate = node.dir.path().join("gate");
+    node.script(
+        "one",
+        &recorder(&format!(
+            r#"if [ $CNI_COMMAND = DEL ] && [ "$CNI_CONTAINERID" = stale ]; then
+  until [ -e {gate:?} ]; do sleep 0.02; done
+fi"#
+        )),
+    );
+    node.conflist(&chain(&["one"], ""));
+    let (a, b) = (Netns::new("a"), Netns::new("b"));
+    node.block_on(node.open().add(&sandbox("stale", &a.path()))).unwrap();
+    let network = node.open();
+    let request = sandbox("fresh", &b.path());
+    let work = async {
+        let nobody = BTreeSet::new();
+        let attach = async {
+            let begun = || read(&node, "calls").contains("DEL one");
+            while !begun() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let added = network.add(&request).await;
+            fs::write(&gate, "").unwrap();
+            added
+        };
+        tokio::join!(network.gc(&nobody), attach)
+    };
+    let (collected, added) =
+        node.block_on(async { tokio::time::timeout(Duration::from_secs(15), work).await.unwrap() });
+    collected.unwrap();
+    added.unwrap();
+    // The collection that was under way has spared the sandbox that came meanwhile.
+    assert_eq!(node.files(), ["fresh.json"]);
+    let gc: serde_json::Value = serde_json::from_str(&read(&node, "one.GC.json")).unwrap();
+    assert_eq!(
+        gc["cni.dev/valid-attachments"],
+        serde_json::json!([{"containerID": "fresh", "ifname": "eth0"}])
+    );
 }
 
 #[test]
@@ -320,7 +396,8 @@ fn the_default_configuration_is_written_whole_and_only_where_there_is_none() {
     assert!(!path.exists());
 }
 
-/// bridge, host-local and portmap of the CNI project, which most nodes have.
+/// bridge, host-local and portmap of the CNI project, which most nodes have, as containerd's own example configures
+/// them: masquerade and host ports are rules that the plugins make by `iptables` or `nft`.
 #[test]
 fn the_reference_plugins_attach_and_leave_nothing() {
     let node = Node::new("reference");
@@ -330,12 +407,27 @@ fn the_reference_plugins_attach_and_leave_nothing() {
     let data = node.data_dir();
     node.conflist(&format!(
         r#"{{"cniVersion":"1.0.0","name":"ref","plugins":[{{"type":"bridge","bridge":"br0","isGateway":true,
-        "ipam":{{"type":"host-local","dataDir":{data:?},"ranges":[[{{"subnet":"10.66.0.0/24"}}]],
-        "routes":[{{"dst":"0.0.0.0/0"}}]}}}}]}}"#
+        "ipMasq":true,"ipam":{{"type":"host-local","dataDir":{data:?},"ranges":[[{{"subnet":"10.66.0.0/24"}}]],
+        "routes":[{{"dst":"0.0.0.0/0"}}]}}}},{{"type":"portmap","capabilities":{{"portMappings":true}}}}]}}"#
     ));
     let (a, b) = (Netns::new("a"), Netns::new("b"));
     let network = node.open();
-    let attachment = node.block_on(network.add(&sandbox("abc", &a.path()))).unwrap();
+    let mut request = sandbox("abc", &a.path());
+    request.ports = vec![ContainerPort {
+        name: None,
+        port: 80,
+        protocol: Protocol::Tcp,
+        host_port: Some(8080),
+        host_ip: None,
+    }];
+    let attachment = node.block_on(network.add(&request)).unwrap();
+    assert!(!node.block_on(network.unserved(&request)).unwrap().host_ports);
+    let listener = a.enter(|| std::net::TcpListener::bind("0.0.0.0:80")).unwrap();
+    let host_port = "192.0.2.10:8080".parse().unwrap();
+    node.host
+        .enter(|| std::net::TcpStream::connect_timeout(&host_port, Duration::from_secs(5)))
+        .expect("the host port leads to the pod");
+    drop(listener);
     assert_eq!(attachment.ips, ["10.66.0.2".parse::<std::net::IpAddr>().unwrap()]);
     assert!(attachment.host_interface.as_deref().unwrap().starts_with("veth"));
     assert!(a.ip("addr show eth0").contains(attachment.mac.as_deref().unwrap()));

@@ -47,6 +47,30 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes what [`write_atomic`] left in a directory when its process was killed: temporary files of processes that do
+/// not run any more, and of an earlier process with this one's id. To be called before this process writes there.
+///
+/// # Errors
+/// The directory cannot be listed, or a file of that kind not removed.
+pub fn remove_unfinished(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let Some(writer) = entry.file_name().to_str().and_then(temporary_writer) else { continue };
+        let runs = writer != std::process::id() && Path::new("/proc").join(writer.to_string()).exists();
+        if !runs && entry.file_type()?.is_file() {
+            remove_if_there(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The process that made a temporary file, by the name that [`temporary_beside`] gave it.
+fn temporary_writer(name: &str) -> Option<u32> {
+    let mut parts = name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit('.');
+    let (_counter, process) = (parts.next()?.parse::<u64>().ok()?, parts.next()?.parse().ok()?);
+    parts.next().map(|_name| process)
+}
+
 fn replace(path: &Path, bytes: &[u8], mode: u32, sync: bool) -> Result<()> {
     let tmp = temporary_beside(path)?;
     let failed = |source| Error::Write { path: path.into(), source };
@@ -187,6 +211,28 @@ mod tests {
         assert_eq!((first.mode() & 0o7777, second.mode() & 0o7777), (0o640, 0o666));
         assert_ne!(first.ino(), second.ino());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_temporary_files_of_dead_writers_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = temporary_beside(&dir.path().join("a.json")).unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let dead = format!(".b.json.{}.7.tmp", child.id());
+        let kept = [".c.json.1.7.tmp", "d.json", ".e.tmp", ".f.1.tmp", "g.json.4194304.1.tmp", ".h.x.1.tmp"];
+        for name in kept.iter().copied().chain([own.file_name().unwrap().to_str().unwrap(), &dead]) {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        remove_unfinished(dir.path()).unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        let mut kept = kept.map(str::to_owned);
+        kept.sort();
+        assert_eq!(left, kept);
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl Node {
     pub(crate) fn script(&self, name: &str, body: &str) {
         use std::os::unix::fs::PermissionsExt;
         let path = self.roots.cni_bin.join(name);
-        fs::write(&path, format!("#!/bin/sh\nexport PATH=/bin:/usr/bin\n{body}\n")).unwrap();
+        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
@@ -176,6 +176,7 @@ pub(crate) fn sandbox(id: &str, netns: &Path) -> SandboxNetwork {
         netns: netns.to_owned(),
         ports: Vec::new(),
         labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
     }
 }
 

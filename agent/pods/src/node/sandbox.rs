@@ -10,11 +10,12 @@ use crate::{
     worker::Letter,
 };
 use berth_core::{
+    event::Event,
     ids::{Attempt, BootId, ContainerId, ContainerName, Incarnation, PodUid},
     model::{Pod, PodNamespaces},
     plan::{Failure, SandboxSeen, SandboxState},
 };
-use berth_network::SandboxNetwork;
+use berth_network::{SandboxNetwork, Unserved};
 use berth_runtime::spec::sandbox_sysctls;
 use berth_sys::{
     ns::{self, NsKind},
@@ -112,6 +113,35 @@ fn kinds(namespaces: &PodNamespaces) -> Vec<NsKind> {
         kinds.push(NsKind::Ipc);
     }
     kinds
+}
+
+/// Events about what a pod asks of its network and does not get. `UndefinedShaper` is the kubelet's reason; for host
+/// ports without a plugin upstream says nothing.
+fn events_of_unserved(request: &SandboxNetwork, unserved: &Unserved) -> Vec<Event> {
+    let network = &unserved.network;
+    let mut events = Vec::new();
+    if unserved.host_ports {
+        let ports: Vec<String> =
+            request.ports.iter().filter_map(|p| p.host_port).map(|port| port.to_string()).collect();
+        events.push(Event::warning(
+            "HostPortNotServed",
+            format!(
+                "cannot serve host port {}: no plugin of network {network} takes portMappings; add the plugin portmap to \
+                 its configuration list",
+                ports.join(", ")
+            ),
+        ));
+    }
+    if unserved.bandwidth {
+        events.push(Event::warning(
+            "UndefinedShaper",
+            format!(
+                "cannot limit the pod's bandwidth: no plugin of network {network} takes bandwidth; add the plugin \
+                 bandwidth to its configuration list"
+            ),
+        ));
+    }
+    events
 }
 
 fn failed(what: &str, error: &dyn std::error::Error) -> Failure {
@@ -300,7 +330,8 @@ impl NodeHands {
             .await??;
         step("cgroup+namespaces", &mut steps);
 
-        record.ips = self.attach(pod, incarnation, netns).await?;
+        let (ips, events) = self.attach(pod, incarnation, netns).await?;
+        record.ips = ips;
         step("network", &mut steps);
         // Moving a process between cgroups waits for every fork and exit of the machine: off the way of the containers,
         // which need pause only where it is their process 1.
@@ -315,17 +346,18 @@ impl NodeHands {
         record.complete = true;
         self.write_record(uid, &record)?;
         let seen = SandboxSeen { incarnation, state, ips: record.ips };
-        Ok(Performed { changes: vec![Change::Sandbox(Some(seen))], steps, ..Performed::default() })
+        Ok(Performed { changes: vec![Change::Sandbox(Some(seen))], steps, events, ..Performed::default() })
     }
 
+    /// Attaches the pod to its network. Returns its addresses, and events about what the network does not give it.
     async fn attach(
         &self,
         pod: &Pod,
         incarnation: Incarnation,
         netns: PathBuf,
-    ) -> Result<Vec<IpAddr>, Failure> {
+    ) -> Result<(Vec<IpAddr>, Vec<Event>), Failure> {
         if pod.namespaces.host_network {
-            return Ok(self.config.node_ips.clone());
+            return Ok((self.config.node_ips.clone(), Vec::new()));
         }
         let request = SandboxNetwork {
             uid: pod.uid.clone(),
@@ -338,10 +370,13 @@ impl NodeHands {
                 .filter(|p| p.host_port.is_some())
                 .collect(),
             labels: pod.labels.clone(),
+            annotations: pod.annotations.clone(),
         };
         let attachment =
             self.network.add(&request).await.map_err(|e| failed("attach the pod's network", &e))?;
-        Ok(attachment.ips)
+        let unserved = self.network.unserved(&request).await;
+        let unserved = unserved.map_err(|e| failed("read the pod's network attachment", &e))?;
+        Ok((attachment.ips, events_of_unserved(&request, &unserved)))
     }
 
     pub(super) async fn start_pause(&self, pod: &std::sync::Arc<Pod>) -> Result<Process, Failure> {
