@@ -1,6 +1,10 @@
 //! The child that loads: it takes some 20 MB for a tenth of a second, which the agent shall not keep.
 
-use crate::{Error, OBJECT, Pins, Result, load, load::is_loaded};
+use crate::{
+    Error, OBJECT, Pins, Result, Sizes,
+    load::{is_loaded, load_maps},
+    sizes,
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal},
@@ -26,12 +30,12 @@ pub enum Prepared {
 }
 
 /// Sees to it that maps and programs of the embedded object are pinned: runs `exe ebpf-load --pins DIR` unless they
-/// are. Attaches nothing.
+/// are, with an argument `MAP=ENTRIES` for each map whose size is not the object's own. Attaches nothing.
 ///
 /// # Errors
 /// A pinned map is another than wanted ([`Error::MapMismatch`], or told by the child), the child fails, or it takes
 /// longer than `deadline` (it is killed then; the next call goes on from there).
-pub fn prepare(pins: &Pins, exe: &Path, deadline: Duration) -> Result<Prepared> {
+pub fn prepare(pins: &Pins, exe: &Path, sizes: &Sizes, deadline: Duration) -> Result<Prepared> {
     if is_loaded(pins, OBJECT)? {
         return Ok(Prepared::Adopted);
     }
@@ -39,6 +43,7 @@ pub fn prepare(pins: &Pins, exe: &Path, deadline: Duration) -> Result<Prepared> 
     let mut child = Command::new(exe)
         .args([ROLE, "--pins"])
         .arg(pins.root())
+        .args(sizes::arguments(&sizes.other_than_default()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -92,22 +97,21 @@ fn tail(text: &str) -> String {
     format!("{head} [...] {tail}")
 }
 
-/// The child's part: `--pins DIR`. Tells what went wrong on standard error.
+/// The child's part: `--pins DIR [MAP=ENTRIES]...`. Tells what went wrong on standard error.
 pub fn child_main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
-    let (Some(flag), Some(dir), None) = (args.next(), args.next(), args.next()) else {
-        eprintln!("usage: {ROLE} --pins DIR");
+    let (flag, dir) = (args.next(), args.next());
+    let entries: Option<Vec<_>> = args.map(|argument| sizes::parse(&argument)).collect();
+    let (Some(dir), Some(entries)) = (dir.filter(|_| flag.is_some_and(|flag| flag == "--pins")), entries)
+    else {
+        eprintln!("usage: {ROLE} --pins DIR [MAP=ENTRIES]...");
         return ExitCode::from(2);
     };
-    if flag != "--pins" {
-        eprintln!("usage: {ROLE} --pins DIR");
-        return ExitCode::from(2);
-    }
     // What is half done the next load completes; without the agent nobody wants it, and a reset would meet it.
     if let Err(e) = set_parent_process_death_signal(Some(Signal::KILL)) {
         eprintln!("cannot be bound to the agent's life: {e}");
         return ExitCode::FAILURE;
     }
-    match load(&Pins::new(dir), OBJECT, |_| {}) {
+    match load_maps(&Pins::new(dir), OBJECT, &entries, |_| {}) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             let mut text = e.to_string();

@@ -18,7 +18,7 @@
 //! period for each of the two, about 27 ms; the kernel's RTNL lock makes parallel calls wait for each other), and
 //! [`destroy_sockets`] and [`destroy_translated`] (the number of sockets).
 //!
-//! Invariants: pinned maps are used only if kind, sizes, entries and flags are the wanted ones; a loader that was
+//! Invariants: pinned maps are used only if kind, sizes of keys and values, and flags are the wanted ones; a loader that was
 //! killed anywhere leaves what the next one completes; programs in use stay in use until their successors take over.
 //!
 //! On failure nothing that was attached is detached, and the error names the operation and its object.
@@ -40,6 +40,7 @@ mod plain;
 mod records;
 mod report;
 mod run;
+mod sizes;
 mod sockets;
 mod sys;
 #[cfg(test)]
@@ -52,7 +53,7 @@ pub use datapath::{Access, Datapath};
 pub use device::{DeviceLink, Place, Role, attach_device, detach_device, devices};
 pub use error::{Error, Result};
 pub use flows::{Collected, collect_flows};
-pub use load::{Step, check_pinned_maps, load, program_names};
+pub use load::{Step, check_pinned_maps, load, load_sized, program_names};
 pub use map::{CounterMap, Map};
 pub use netns::netns_cookie;
 pub use object::{Hook, OBJECT, digest};
@@ -63,5 +64,6 @@ pub use report::{
     FunctionReport, LinkReport, MapReport, ProgramReport, Report, StatsGuard, enable_stats, functions, report,
 };
 pub use run::PacketProgram;
+pub use sizes::Sizes;
 pub use sockets::{Proto, destroy_sockets, destroy_translated};
 pub use sys::TestRunAnswer;

@@ -1,10 +1,10 @@
 //! The loading itself: runs in a child, for what it takes of memory.
 
 use crate::{
-    Error, Pins, Result, digest, ensure_bpffs,
+    Error, Pins, Result, Sizes, digest, ensure_bpffs,
     object::Contents,
     pins::{failed, list, lock, pin_over, remove},
-    records,
+    records, sizes,
     sys::{MapInfo, info, obj_get},
 };
 use aya::{
@@ -40,8 +40,27 @@ pub enum Step {
 ///
 /// # Errors
 /// A pinned map is another than wanted ([`Error::MapMismatch`]; nothing is changed), or the kernel refuses.
-pub fn load(pins: &Pins, object: &[u8], mut at: impl FnMut(Step)) -> Result<()> {
-    let contents = Contents::parse(object)?;
+pub fn load(pins: &Pins, object: &[u8], at: impl FnMut(Step)) -> Result<()> {
+    load_maps(pins, object, &[], at)
+}
+
+/// [`load`], with maps of these sizes where they are made.
+///
+/// # Errors
+/// Likewise.
+pub fn load_sized(pins: &Pins, object: &[u8], sizes: &Sizes) -> Result<()> {
+    load_maps(pins, object, &sizes.other_than_default(), |_| {})
+}
+
+/// [`load`], with so many entries in the maps of these names.
+pub(crate) fn load_maps(
+    pins: &Pins,
+    object: &[u8],
+    entries: &[(String, u32)],
+    mut at: impl FnMut(Step),
+) -> Result<()> {
+    let mut contents = Contents::parse(object)?;
+    sizes::resize(&mut contents, entries);
     ensure_bpffs(pins)?;
     check_maps(pins, &contents)?;
     at(Step::Checked);
@@ -56,6 +75,7 @@ pub fn load(pins: &Pins, object: &[u8], mut at: impl FnMut(Step)) -> Result<()> 
     let mut loader = EbpfLoader::new();
     for map in &contents.maps {
         loader.map_pin_path(&map.name, pins.maps().join(&map.name));
+        loader.map_max_entries(&map.name, map.max_entries);
     }
     let mut loaded = loader.load(object).map_err(Box::new)?;
     at(Step::Maps);
@@ -103,7 +123,8 @@ pub(crate) fn is_loaded(pins: &Pins, object: &[u8]) -> Result<bool> {
     records::are_pinned(pins)
 }
 
-/// Whether the pinned maps are those that `object` wants: kind, sizes, entries and flags. A missing one is no error.
+/// Whether the pinned maps are those that `object` wants: kind, sizes of keys and values, and flags. A missing one is no
+/// error, and neither is another number of entries: a map keeps the size that it was made with.
 ///
 /// # Errors
 /// One differs ([`Error::MapMismatch`]), or the kernel refuses.

@@ -118,13 +118,12 @@ pub(crate) struct MapSpec {
 }
 
 impl MapSpec {
-    /// Whether a pinned map is this one.
+    /// Whether a pinned map may serve as this one, be its size what it may.
     pub(crate) fn check(&self, found: &MapInfo) -> Result<()> {
         let fields = [
             ("kind", self.kind, found.kind),
             ("key size", self.key_size, found.key_size),
             ("value size", self.value_size, found.value_size),
-            ("max entries", self.max_entries, found.max_entries),
             ("flags", self.flags, found.flags),
         ];
         match fields.into_iter().find(|(_, want, found)| want != found) {

@@ -9,7 +9,7 @@ mod tables;
 
 use crate::{Attachment, Cause, Device, Kernel, PodNetwork, veth_pair};
 use berth_core::{ids::PodUid, roots::Roots};
-use berth_ebpf_loader::{self as loader, Access, Datapath, Lost, Pins, Prepared, Role};
+use berth_ebpf_loader::{self as loader, Access, Datapath, Lost, Pins, Prepared, Role, Sizes};
 pub use devices::DeviceEvents;
 use std::{
     collections::{BTreeMap, HashSet},
@@ -87,7 +87,7 @@ impl Linux {
     }
 
     fn prepare(&mut self) -> Result<(), Cause> {
-        if loader::prepare(&self.pins, &self.cfg.exe, LOADING)? == Prepared::Loaded {
+        if loader::prepare(&self.pins, &self.cfg.exe, &Sizes::default(), LOADING)? == Prepared::Loaded {
             tracing::info!("programs of the Service data plane loaded");
         }
         self.prepared = true;

@@ -2,8 +2,8 @@
 
 use super::{Cgroup, Scratch, kills, other_build};
 use crate::{
-    Access, Attached, Datapath, Error, Hook, OBJECT, Pins, Prepared, SocketRecords, attach, detach, digest,
-    load,
+    Access, Attached, Datapath, Error, Hook, OBJECT, Pins, Prepared, Sizes, SocketRecords, attach, detach,
+    digest, load, load_sized,
     object::Contents,
     pins::{list, make_dir, pin_over},
     prepare, report,
@@ -53,7 +53,10 @@ fn everything_is_pinned_attached_once_and_adopted_by_the_next() {
 
     // No child is needed: there is no such program.
     let start = Instant::now();
-    assert_eq!(prepare(&pins, Path::new("/nowhere"), PATIENCE).unwrap(), Prepared::Adopted);
+    assert_eq!(
+        prepare(&pins, Path::new("/nowhere"), &Sizes::default(), PATIENCE).unwrap(),
+        Prepared::Adopted
+    );
     let prepared = start.elapsed();
     assert_eq!(attach(&pins, cgroup.path()).unwrap(), Attached { kept: 8, ..Attached::default() });
     let attached = start.elapsed();
@@ -91,7 +94,6 @@ fn a_map_that_differs_is_named_and_nothing_is_changed() {
         ("kind", (9, right.1, right.2, right.3, 0)),
         ("key size", (right.0, right.1 + 4, right.2, right.3, right.4)),
         ("value size", (right.0, right.1, right.2 + 8, right.3, right.4)),
-        ("max entries", (right.0, right.1, right.2, 77, right.4)),
         ("flags", (right.0, right.1, right.2, right.3, 0)),
     ];
     for (wrong, (kind, key, value, max, flags)) in cases {
@@ -110,9 +112,29 @@ fn a_map_that_differs_is_named_and_nothing_is_changed() {
         assert_eq!(pins.loaded_digest().unwrap().as_deref(), Some("of an older build"));
         // The same where the digest says that all is loaded.
         pins.write_digest(&digest(OBJECT)).unwrap();
-        let refused = prepare(&pins, Path::new("/nowhere"), PATIENCE).unwrap_err();
+        let refused = prepare(&pins, Path::new("/nowhere"), &Sizes::default(), PATIENCE).unwrap_err();
         assert!(matches!(refused, Error::MapMismatch { .. }), "{refused}");
     }
+}
+
+#[test]
+fn maps_are_made_as_large_as_wanted_and_keep_their_size() {
+    let scratch = Scratch::new();
+    let pins = scratch.pins();
+    let entries = |name: &str| {
+        let maps = report(&pins, false).unwrap().maps;
+        maps.into_iter().find(|map| map.name == name).unwrap().max_entries
+    };
+    load_sized(&pins, OBJECT, &Sizes { services: [500, 300], ..Sizes::default() }).unwrap();
+    assert_eq!([entries(maps::SERVICE4), entries(maps::SERVICE6), entries(maps::CHUNK4)], [500, 300, 65_536]);
+    Datapath::open(&pins, Access::Write).unwrap().service4.put(&KEY, &service()).unwrap();
+    // Other sizes, in another load: what is pinned is adopted as it is.
+    load(&pins, &other_build(1), |_| {}).unwrap();
+    assert_eq!(entries(maps::SERVICE4), 500);
+    assert_eq!(Datapath::open(&pins, Access::Read).unwrap().service4.get(&KEY).unwrap(), Some(service()));
+    fs::remove_file(pins.maps().join(maps::CHUNK4)).unwrap();
+    load_sized(&pins, OBJECT, &Sizes { services: [900, 900], chunks: [50, 1], ..Sizes::default() }).unwrap();
+    assert_eq!([entries(maps::SERVICE4), entries(maps::CHUNK4)], [500, 50]);
 }
 
 #[test]
@@ -144,7 +166,7 @@ fn an_incomplete_directory_is_not_taken_for_loaded() {
     let pins = scratch.pins();
     load(&pins, OBJECT, |_| {}).unwrap();
     attach(&pins, cgroup.path()).unwrap();
-    let nowhere = || prepare(&pins, Path::new("/nowhere"), PATIENCE);
+    let nowhere = || prepare(&pins, Path::new("/nowhere"), &Sizes::default(), PATIENCE);
     for lost in [pins.programs().join("connect4"), pins.maps().join(maps::FLOW4)] {
         fs::remove_file(&lost).unwrap();
         assert!(matches!(nowhere().unwrap_err(), Error::Child { op: "start", .. }), "{}", lost.display());
@@ -184,16 +206,19 @@ fn the_child_loads_and_its_failure_and_its_silence_are_told() {
     let scratch = Scratch::new();
     let pins = scratch.pins();
     let failing = script(&scratch, "echo \"refused: $*\" >&2; exit 3");
-    let failed = prepare(&pins, &failing, PATIENCE).unwrap_err();
+    let failed = prepare(&pins, &failing, &Sizes::default(), PATIENCE).unwrap_err();
     let Error::ChildFailed { status, message } = &failed else { panic!("{failed}") };
     assert_eq!(status.code(), Some(3));
     assert_eq!(*message, format!("refused: ebpf-load --pins {}", pins.root().display()));
 
     let silent = script(&scratch, "exec sleep 600");
-    let late = prepare(&pins, &silent, Duration::from_millis(50)).unwrap_err();
+    let late = prepare(&pins, &silent, &Sizes::default(), Duration::from_millis(50)).unwrap_err();
     assert!(matches!(late, Error::ChildDeadline(_)), "{late}");
 
     let loading = script(&scratch, &kills::as_role("load", &pins, None));
-    assert_eq!(prepare(&pins, &loading, PATIENCE).unwrap(), Prepared::Loaded);
-    assert_eq!(prepare(&pins, Path::new("/nowhere"), PATIENCE).unwrap(), Prepared::Adopted);
+    assert_eq!(prepare(&pins, &loading, &Sizes::default(), PATIENCE).unwrap(), Prepared::Loaded);
+    assert_eq!(
+        prepare(&pins, Path::new("/nowhere"), &Sizes::default(), PATIENCE).unwrap(),
+        Prepared::Adopted
+    );
 }

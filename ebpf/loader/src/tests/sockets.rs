@@ -2,7 +2,7 @@
 
 use super::{Cgroup, Scratch, in_new_netns, kills, scratch::ip};
 use crate::{
-    Access, Datapath, Error, Front, Lost, OBJECT, Pins, Prepared, Proto, SocketRecords, attach,
+    Access, Datapath, Error, Front, Lost, OBJECT, Pins, Prepared, Proto, Sizes, SocketRecords, attach,
     destroy_sockets, destroy_translated, detach, load, netns_cookie,
     pins::list,
     prepare,
@@ -167,7 +167,7 @@ fn damaged_iterators_are_told_and_made_anew() {
     assert!(matches!(SocketRecords::open(&pins), Err(Error::OpenPin { .. })), "nothing was loaded");
     load(&pins, OBJECT, |_| {}).unwrap();
     SocketRecords::open(&pins).unwrap();
-    let nowhere = || prepare(&pins, Path::new("/nowhere"), Duration::from_secs(60));
+    let nowhere = || prepare(&pins, Path::new("/nowhere"), &Sizes::default(), Duration::from_secs(60));
     assert_eq!(nowhere().unwrap(), Prepared::Adopted);
     let names = || list(&pins.iterators()).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     assert_eq!(names(), ["REVERSE4-1", "REVERSE6-1"]);

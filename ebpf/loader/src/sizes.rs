@@ -1,0 +1,119 @@
+//! How many entries the maps take.
+
+use crate::object::{Contents, MapSpec};
+use berth_ebpf_abi::maps;
+use std::ffi::OsString;
+
+/// The most entries of the maps that a load makes, those of IPv4 and of IPv6 where there are two. A map that is pinned
+/// already keeps its size, until a reset or the node's next boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Sizes {
+    /// Ways into Services; one with a single port has two, and a third for its node port.
+    pub services: [u32; 2],
+    /// Chunks of sixteen backends, of Services that have more than four.
+    pub chunks: [u32; 2],
+    /// Backends of Services with affinity, and of chunked UDP Services.
+    pub members: [u32; 2],
+    /// Clients that stay with a backend.
+    pub affinity: [u32; 2],
+    /// Pods of the node.
+    pub pods: u32,
+    /// The node's own addresses of each family.
+    pub node_addresses: u32,
+    /// Fragmented datagrams in transit.
+    pub fragments: [u32; 2],
+}
+
+impl Default for Sizes {
+    /// As the object has them.
+    fn default() -> Sizes {
+        Sizes {
+            services: [131_072, 65_536],
+            chunks: [65_536, 32_768],
+            members: [65_536, 32_768],
+            affinity: [16_384, 8_192],
+            pods: 4_096,
+            node_addresses: 1_024,
+            fragments: [8_192, 4_096],
+        }
+    }
+}
+
+impl Sizes {
+    /// By the maps' names.
+    fn by_name(&self) -> [(&'static str, u32); 15] {
+        let Sizes { services, chunks, members, affinity, pods, node_addresses, fragments } = *self;
+        [
+            (maps::SERVICE4, services[0]),
+            (maps::SERVICE6, services[1]),
+            (maps::CHUNK4, chunks[0]),
+            (maps::CHUNK6, chunks[1]),
+            (maps::MEMBER4, members[0]),
+            (maps::MEMBER6, members[1]),
+            (maps::AFFINITY4, affinity[0]),
+            (maps::AFFINITY6, affinity[1]),
+            (maps::CLIENT, pods),
+            (maps::POD4, pods),
+            (maps::POD6, pods),
+            (maps::NODE4, node_addresses),
+            (maps::NODE6, node_addresses),
+            (maps::FRAGMENT4, fragments[0]),
+            (maps::FRAGMENT6, fragments[1]),
+        ]
+    }
+
+    /// Those that are other than the object's own, by the maps' names. A map always has room for one entry.
+    pub(crate) fn other_than_default(&self) -> Vec<(String, u32)> {
+        let both = self.by_name().into_iter().zip(Sizes::default().by_name());
+        both.filter(|(own, default)| own != default)
+            .map(|((name, n), _)| (name.to_owned(), n.max(1)))
+            .collect()
+    }
+}
+
+/// Sizes as the loading child is told them: one argument a map, `NAME=ENTRIES`.
+pub(crate) fn arguments(sizes: &[(String, u32)]) -> Vec<OsString> {
+    sizes.iter().map(|(name, entries)| format!("{name}={entries}").into()).collect()
+}
+
+/// Reads such an argument.
+pub(crate) fn parse(argument: &OsString) -> Option<(String, u32)> {
+    let (name, entries) = argument.to_str()?.split_once('=')?;
+    Some((name.to_owned(), entries.parse().ok()?))
+}
+
+/// An object's maps with these sizes.
+pub(crate) fn resize(contents: &mut Contents, sizes: &[(String, u32)]) {
+    let wanted =
+        |map: &MapSpec| sizes.iter().find(|(name, _)| *name == map.name).map(|(_, entries)| *entries);
+    for map in &mut contents.maps {
+        map.max_entries = wanted(map).unwrap_or(map.max_entries);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::OBJECT;
+
+    #[test]
+    fn the_defaults_are_those_of_the_object() {
+        let contents = Contents::parse(OBJECT).unwrap();
+        for (name, entries) in Sizes::default().by_name() {
+            let map = contents.maps.iter().find(|map| map.name == name).unwrap();
+            assert_eq!(map.max_entries, entries, "{name}");
+        }
+        assert_eq!(Sizes::default().other_than_default(), []);
+    }
+
+    #[test]
+    fn sizes_reach_the_child() {
+        let sizes = Sizes { members: [7, 0], ..Sizes::default() }.other_than_default();
+        let arguments = arguments(&sizes);
+        assert_eq!(arguments, ["MEMBER4=7", "MEMBER6=1"]);
+        assert_eq!(arguments.iter().map(|one| parse(one).unwrap()).collect::<Vec<_>>(), sizes);
+        for wrong in ["MEMBER4", "MEMBER4=", "MEMBER4=-1", "MEMBER4=4294967296"] {
+            assert_eq!(parse(&wrong.into()), None, "{wrong}");
+        }
+    }
+}
