@@ -49,6 +49,10 @@ pub(crate) struct AgentArgs {
     /// The node's addresses; found on the machine where not given.
     #[arg(long = "node-ip", value_name = "IP")]
     node_ips: Vec<IpAddr>,
+    /// A label of the node, for pods' node selectors and affinity; besides those that every node has
+    /// (`kubernetes.io/hostname`, `/os`, `/arch`).
+    #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = node::label)]
+    node_labels: Vec<(String, String)>,
     /// Addresses of the cluster's DNS.
     #[arg(long, value_name = "IP")]
     cluster_dns: Vec<IpAddr>,
@@ -184,7 +188,8 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         cluster_dns: args.cluster_dns.clone(),
         cluster_domain: args.cluster_domain.clone(),
         pids_limit: args.pod_pids_limit,
-        allocatable: node::allocatable(),
+        allocatable: node::allocatable(&roots),
+        labels: node::labels(&roots, &args.node_labels),
         host,
         recursive_read_only: recursive_read_only(),
     };
@@ -309,7 +314,7 @@ async fn keep_house(board: Arc<Board>, cgroups: CgroupTree) {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let (board, cgroups) = (Arc::clone(&board), cgroups.clone());
         let updated = tokio::task::spawn_blocking(move || {
-            let pods = board.pods();
+            let pods = board.active_pods();
             cgroups.update_qos(&pods.iter().map(AsRef::as_ref).collect::<Vec<_>>())
         });
         if let Ok(Err(error)) = updated.await {

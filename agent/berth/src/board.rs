@@ -12,6 +12,7 @@ use berth_core::{
     event::EventRecord,
     ids::PodUid,
     model::{Origin, Pod},
+    status::Phase,
     time::{Boottime, Wall},
 };
 use berth_pods::{DesiredSet, PodReport, Reports};
@@ -30,6 +31,7 @@ use tokio::sync::{Notify, watch};
 #[derive(Debug)]
 pub(crate) struct Board {
     pods: Mutex<BTreeMap<PodUid, Entry>>,
+    /// A pod became active, or is so no longer.
     pub(crate) changed: Notify,
     /// Endpoints may follow from what a pod's worker told.
     pub(crate) endpoints: Notify,
@@ -57,9 +59,9 @@ impl Board {
         }
     }
 
-    /// The pods that have a worker.
-    pub(crate) fn pods(&self) -> Vec<Arc<Pod>> {
-        self.entries().values().map(|e| Arc::clone(&e.report.pod)).collect()
+    /// The pods that are active in the kubelet's sense: those that have not come to their end (`GetActivePods`).
+    pub(crate) fn active_pods(&self) -> Vec<Arc<Pod>> {
+        self.entries().values().filter(|e| active(&e.report)).map(|e| Arc::clone(&e.report.pod)).collect()
     }
 
     /// The pods that have a worker; without more where it has not looked at its pod yet.
@@ -108,13 +110,14 @@ impl Reports for Board {
         let desired = self.desired(&uid);
         let mut pods = self.entries();
         let before = pods.remove(&uid);
-        let new = before.is_none();
+        let was_active = before.as_ref().is_some_and(|b| active(&b.report));
+        let changed = was_active != active(&report);
         let endpoints = before.as_ref().is_none_or(|b| matters(&b.report, &report));
         let entry = Entry { report, desired: desired.or_else(|| before.and_then(|b| b.desired)) };
         self.show(&entry);
         pods.insert(uid, entry);
         drop(pods);
-        if new {
+        if changed {
             self.changed.notify_one();
         }
         if endpoints {
@@ -134,6 +137,10 @@ impl Reports for Board {
     fn event(&self, event: EventRecord) {
         self.hub.event(event);
     }
+}
+
+fn active(report: &PodReport) -> bool {
+    !matches!(report.status.phase, Phase::Succeeded | Phase::Failed)
 }
 
 fn view(report: &PodReport, desired: Option<&DesiredPod>, node_ips: &[IpAddr]) -> PodView {

@@ -1,18 +1,86 @@
 //! What this machine is.
 
-use berth_core::model::ResourceList;
-use std::net::IpAddr;
+use berth_core::{
+    model::{NodeLabels, ResourceList},
+    quantity::Quantity,
+    roots::Roots,
+};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
-/// What pods may use of the machine: all of it.
-pub(crate) fn allocatable() -> ResourceList {
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+/// What pods may use of the machine: all of it. What could not be found out is left out.
+pub(crate) fn allocatable(roots: &Roots) -> ResourceList {
+    let pages = hugepages("/sys/kernel/mm/hugepages".as_ref());
+    let reserved = pages.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = info.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"));
-    let memory = kib.map_or_else(|| "0".to_owned(), |k| format!("{}Ki", k.trim()));
-    [("cpu", cpus.to_string()), ("memory", memory)]
+    let memory = kib.and_then(|k| k.trim().parse::<u64>().ok());
+    // Pages that are set aside are nobody's memory otherwise.
+    let memory = memory.map(|kib| format!("{}Ki", kib.saturating_sub(reserved / 1024)));
+    let cpus = std::thread::available_parallelism().ok().map(|n| n.to_string());
+    [("cpu", cpus), ("memory", memory), ("ephemeral-storage", storage(&roots.pod_state))]
         .into_iter()
-        .filter_map(|(name, amount)| Some((name.to_owned(), amount.parse().ok()?)))
+        .filter_map(|(name, amount)| Some((name.to_owned(), amount?.parse().ok()?)))
+        .chain(pages.into_iter().filter_map(|(name, bytes)| Some((name, amount_of_pages(bytes)?))))
         .collect()
+}
+
+fn amount_of_pages(bytes: u64) -> Option<Quantity> {
+    bytes.to_string().parse().ok()
+}
+
+/// Bytes of the file system that holds the pods' directories.
+fn storage(pods: &Path) -> Option<String> {
+    let found = nix::sys::statvfs::statvfs(pods).ok()?;
+    Some(found.blocks().saturating_mul(found.fragment_size()).to_string())
+}
+
+/// The huge pages that are set aside: the resource's name and bytes, for each size that the machine has.
+fn hugepages(dir: &Path) -> Vec<(String, u64)> {
+    let Ok(sizes) = std::fs::read_dir(dir) else { return Vec::new() };
+    let size = |path: PathBuf| {
+        let kib: u64 =
+            path.file_name()?.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        let count: u64 = std::fs::read_to_string(path.join("nr_hugepages")).ok()?.trim().parse().ok()?;
+        let name = match kib {
+            _ if kib.is_multiple_of(1 << 20) => format!("hugepages-{}Gi", kib >> 20),
+            _ if kib.is_multiple_of(1 << 10) => format!("hugepages-{}Mi", kib >> 10),
+            _ => format!("hugepages-{kib}Ki"),
+        };
+        Some((name, count.saturating_mul(kib).saturating_mul(1024)))
+    };
+    sizes.filter_map(|entry| size(entry.ok()?.path())).collect()
+}
+
+/// The node's labels: those that every node has, and what is given, which wins (`initialNode`).
+pub(crate) fn labels(roots: &Roots, given: &[(String, String)]) -> NodeLabels {
+    let own = [
+        ("kubernetes.io/hostname", roots.node_name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture(std::env::consts::ARCH)),
+    ];
+    let own = own.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
+    own.chain(given.iter().cloned()).collect()
+}
+
+/// Go's name of an architecture.
+fn architecture(rust: &'static str) -> &'static str {
+    match rust {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+/// `KEY=VALUE`.
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("must be KEY=VALUE".to_owned()),
+    }
 }
 
 /// The node's addresses: those that are given, or the first global one of each family.
@@ -42,4 +110,36 @@ pub(crate) fn addresses(given: &[IpAddr]) -> Vec<IpAddr> {
     }
     let found: Vec<IpAddr> = v4.into_iter().chain(v6).collect();
     if found.is_empty() { vec![IpAddr::from([127, 0, 0, 1])] } else { found }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_pages_are_named_by_their_size() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, count) in
+            [("hugepages-2048kB", "3"), ("hugepages-1048576kB", "1"), ("hugepages-64kB", "0")]
+        {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            std::fs::write(dir.path().join(name).join("nr_hugepages"), format!("{count}\n")).unwrap();
+        }
+        let mut found = hugepages(dir.path());
+        found.sort();
+        let want = [("hugepages-1Gi", 1 << 30), ("hugepages-2Mi", 6 << 20), ("hugepages-64Ki", 0)];
+        assert_eq!(found, want.map(|(name, bytes)| (name.to_owned(), bytes)));
+        assert_eq!(hugepages(&dir.path().join("none")), []);
+    }
+
+    #[test]
+    fn a_given_label_wins_over_the_nodes_own() {
+        let roots = Roots::defaults("n1".parse().unwrap());
+        let given = [label("kubernetes.io/hostname=other").unwrap(), label("disk=").unwrap()];
+        let labels = labels(&roots, &given);
+        assert_eq!(labels["kubernetes.io/hostname"], "other");
+        assert_eq!((labels["kubernetes.io/os"].as_str(), labels["disk"].as_str()), ("linux", ""));
+        assert!(["amd64", "arm64", "riscv64"].contains(&labels["kubernetes.io/arch"].as_str()));
+        assert!(label("=x").is_err() && label("x").is_err());
+    }
 }

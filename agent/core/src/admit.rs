@@ -2,63 +2,108 @@
 //! good; what made room later is for another pod (`pkg/kubelet/lifecycle/predicate.go`).
 
 use crate::{
-    model::{ContainerPort, Origin, Pod, ResourceList},
+    model::{ContainerPort, NodeLabels, Pod, Protocol, ResourceList},
     plan::Failure,
     quantity::Quantity,
 };
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
-/// From here on a priority is one of the system's (`scheduling.SystemCriticalPriority`).
-const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
+/// What the node is, as far as admission asks.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeInfo<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its labels.
+    pub labels: &'a NodeLabels,
+    /// What pods may use of it. A page size that it does not name is one that the node has not; another resource that
+    /// it does not name is not counted.
+    pub allocatable: &'a ResourceList,
+}
 
-/// Judges one pod by what the node has and by the pods that it runs already. Those that have ended, or were refused
-/// themselves, must not be among them; those that are ending must. A resource that `node` does not name is not counted.
+/// Judges one pod by what the node is and by the pods that it runs already. Those that have ended, were refused
+/// themselves or are no longer wanted must not be among them. Texts are the kubelet's; what it leaves out stands in
+/// brackets behind them.
 ///
 /// # Errors
-/// The pod does not fit: reason and message of its phase Failed.
+/// The pod does not fit: reason of its phase Failed, and message without the words that every such message begins with.
 pub fn admit<'p>(
-    node: &ResourceList,
+    node: NodeInfo<'_>,
     others: impl IntoIterator<Item = &'p Pod> + Clone,
     pod: &Pod,
 ) -> Result<(), Failure> {
-    let mut short = Vec::new();
-    for (name, capacity) in node {
-        let amount = if name == "cpu" { Quantity::millis } else { Quantity::units };
-        let (capacity, asked) = (amount(capacity), pod.request(name, amount));
+    let short = short_resource(node.allocatable, others.clone(), pod);
+    // The kubelet frees resources for such a pod by ending less important ones, so that other reasons come first.
+    if let (Some((name, message)), false) = (&short, pod.is_critical()) {
+        return Err(Failure::new(&format!("OutOf{name}"), message.clone()));
+    }
+    if !pod.selects_node(node.name, node.labels) {
+        return Err(predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"));
+    }
+    if let Some((port, holder)) = taken_port(others, pod) {
+        return Err(predicate(
+            "NodePorts",
+            &format!(
+                "node(s) didn't have free ports for the requested pod ports (pod {} has {port})",
+                holder.key
+            ),
+        ));
+    }
+    match short {
+        None => Ok(()),
+        Some((_, message)) => Err(Failure::new(
+            "UnexpectedAdmissionError",
+            format!("{message} (less important pods are not ended for it)"),
+        )),
+    }
+}
+
+fn predicate(name: &str, why: &str) -> Failure {
+    Failure::new(name, format!("Predicate {name} failed: {why}"))
+}
+
+/// The first resource that the node has not enough of, and the text about it.
+fn short_resource<'p>(
+    allocatable: &ResourceList,
+    others: impl IntoIterator<Item = &'p Pod> + Clone,
+    pod: &Pod,
+) -> Option<(String, String)> {
+    const FIRST: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+    let requested = pod.all_containers().map(|c| &c.resources).chain(&pod.resources);
+    let pages: BTreeSet<&str> = requested
+        .flat_map(|r| r.requests.keys())
+        .map(String::as_str)
+        .filter(|name| name.starts_with("hugepages-"))
+        .collect();
+    let named: BTreeSet<&str> = allocatable.keys().map(String::as_str).chain(pages).collect();
+    let rest = named.iter().copied().filter(|name| !FIRST.contains(name));
+    for name in FIRST.into_iter().filter(|name| named.contains(name)).chain(rest) {
+        let (amount, unit): (fn(&Quantity) -> i64, &str) =
+            if name == "cpu" { (Quantity::millis, "m") } else { (Quantity::units, "") };
+        let (capacity, asked) = (allocatable.get(name).map_or(0, amount), pod.request(name, amount));
         let used =
             others.clone().into_iter().fold(0_i64, |sum, p| sum.saturating_add(p.request(name, amount)));
         // A pod that asks for nothing of it is no worse for a node that has too little already.
         if asked > 0 && asked > capacity.saturating_sub(used) {
-            short.push((
-                name.as_str(),
-                format!("{name}: requested {asked}, used {used}, capacity {capacity}"),
-            ));
+            let message = format!(
+                "Node didn't have enough resource: {name}, requested: {asked}{unit}, used: {used}{unit}, capacity: {capacity}{unit}"
+            );
+            return Some((name.to_owned(), message));
         }
     }
-    if let Some((first, _)) = short.first() {
-        let all: Vec<&str> = short.iter().map(|(_, text)| text.as_str()).collect();
-        let message = format!("Pod was rejected: the node has not enough of {}", all.join("; "));
-        // The kubelet looks for less important pods to end before it refuses such a pod; a failure of that is the reason.
-        let reason =
-            if critical(pod) { "UnexpectedAdmissionError".to_owned() } else { format!("OutOf{first}") };
-        return Err(Failure::new(&reason, message));
-    }
-    let taken = |port: &ContainerPort| {
-        others
-            .clone()
-            .into_iter()
-            .flat_map(host_ports)
-            .any(|other| collide(port, other))
-            .then_some(port.host_port)
-    };
-    if let Some(Some(port)) = host_ports(pod).find_map(taken) {
-        return Err(Failure::new("NodePorts", format!("Pod was rejected: port {port} of the node is taken")));
-    }
-    Ok(())
+    None
 }
 
-fn critical(pod: &Pod) -> bool {
-    matches!(pod.origin, Origin::StaticFile(_)) || pod.priority >= SYSTEM_CRITICAL_PRIORITY
+/// The first port of the node that another pod has, as text, and that pod.
+fn taken_port<'p>(others: impl IntoIterator<Item = &'p Pod> + Clone, pod: &Pod) -> Option<(String, &'p Pod)> {
+    host_ports(pod).find_map(|port| {
+        let holder = others.clone().into_iter().find(|p| host_ports(p).any(|other| collide(port, other)))?;
+        let protocol = match port.protocol {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        };
+        Some((format!("port {}/{protocol}", port.host_port?), holder))
+    })
 }
 
 fn host_ports(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
@@ -79,7 +124,7 @@ mod tests {
     use super::*;
     use crate::{
         ids::PodKey,
-        model::{Container, Protocol, Resources},
+        model::{Container, Origin, Resources, SYSTEM_CRITICAL_PRIORITY},
     };
 
     fn pod(wanted: serde_json::Value) -> Pod {
@@ -102,11 +147,22 @@ mod tests {
     }
 
     fn node() -> ResourceList {
-        [("cpu", "2"), ("memory", "1Gi")].map(|(k, v)| (k.to_owned(), v.parse().unwrap())).into()
+        [("cpu", "2"), ("memory", "1Gi"), ("ephemeral-storage", "1Ti"), ("hugepages-2Mi", "4Mi")]
+            .map(|(k, v)| (k.to_owned(), v.parse().unwrap()))
+            .into()
+    }
+
+    fn judge(others: &[Pod], pod: &Pod) -> Result<(), Failure> {
+        let labels = [("disk".to_owned(), "ssd".to_owned())].into();
+        admit(NodeInfo { name: "n", labels: &labels, allocatable: &node() }, others, pod)
     }
 
     fn verdict(others: &[Pod], pod: &Pod) -> String {
-        admit(&node(), others, pod).map_or_else(|f| f.reason, |()| "admitted".to_owned())
+        judge(others, pod).map_or_else(|f| f.reason, |()| "admitted".to_owned())
+    }
+
+    fn text(others: &[Pod], pod: &Pod) -> String {
+        judge(others, pod).unwrap_err().message
     }
 
     #[test]
@@ -117,11 +173,41 @@ mod tests {
         assert_eq!(verdict(&[half.clone(), half.clone()], &half), "OutOfcpu");
         let memory = pod(serde_json::json!({"requests": {"memory": "513Mi"}}));
         assert_eq!(verdict(std::slice::from_ref(&half), &memory), "OutOfmemory");
-        let other =
-            pod(serde_json::json!({"requests": {"example.org/thing": "1", "ephemeral-storage": "1Ti"}}));
+        // What the node does not name is somebody else's, but for pages: a size that it does not name it has not.
+        let other = pod(serde_json::json!({"requests": {"example.org/thing": "1"}}));
         assert_eq!(verdict(&[], &other), "admitted");
+        for (name, reason) in [
+            ("ephemeral-storage", "OutOfephemeral-storage"),
+            ("hugepages-2Mi", "OutOfhugepages-2Mi"),
+            ("hugepages-1Gi", "OutOfhugepages-1Gi"),
+        ] {
+            assert_eq!(verdict(&[], &pod(serde_json::json!({"requests": {name: "100Ti"}}))), reason);
+        }
+        assert_eq!(verdict(&[], &pod(serde_json::json!({"requests": {"hugepages-2Mi": "4Mi"}}))), "admitted");
         let nothing = pod(serde_json::json!({}));
         assert_eq!(verdict(&[half.clone(), half.clone(), half], &nothing), "admitted");
+    }
+
+    #[test]
+    fn texts_are_the_kubelets_and_say_more() {
+        let half = pod(serde_json::json!({"requests": {"cpu": "900m"}}));
+        let more = pod(serde_json::json!({"requests": {"cpu": "1500m"}}));
+        assert_eq!(
+            text(std::slice::from_ref(&half), &more),
+            "Node didn't have enough resource: cpu, requested: 1500m, used: 900m, capacity: 2000m"
+        );
+        let http = pod(serde_json::json!({"ports": [{"port": 80}]}));
+        assert_eq!(
+            text(std::slice::from_ref(&http), &http),
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports (pod ns/p has port 80/TCP)"
+        );
+        let mut elsewhere = pod(serde_json::json!({}));
+        elsewhere.node_selector = [("disk".to_owned(), "hdd".to_owned())].into();
+        assert_eq!(verdict(&[], &elsewhere), "NodeAffinity");
+        assert_eq!(
+            text(&[], &elsewhere),
+            "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
+        );
     }
 
     #[test]
@@ -133,6 +219,9 @@ mod tests {
         huge.origin = Origin::Cluster;
         huge.priority = SYSTEM_CRITICAL_PRIORITY;
         assert_eq!(verdict(&[], &huge), "UnexpectedAdmissionError");
+        // Resources would be freed for it, a label would not.
+        huge.node_selector = [("disk".to_owned(), "hdd".to_owned())].into();
+        assert_eq!(verdict(&[], &huge), "NodeAffinity");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Owns: the identities ([`ids`]), the one place for paths and names ([`roots`]), the pod as the node sees it
 //! ([`model`]), Kubernetes quantities ([`quantity`]), clocks as plain data ([`time`]), what is reported
-//! ([`status`], [`event`]), whether a node takes a pod on ([`admit`]), and the two state machines, [`plan`] for
+//! ([`status`], [`event`]), whether a node takes a pod on ([`admit`]), what requests and limits mean to the kernel ([`resources`]), and the two state machines, [`plan`] for
 //! a pod and [`probe`] for one probe.
 //!
 //! Invariants: no IO, no tasks, no clock is read here; every function gives the same answer for the same input.
@@ -16,6 +16,7 @@ pub mod model;
 pub mod plan;
 pub mod probe;
 pub mod quantity;
+pub mod resources;
 pub mod roots;
 pub mod status;
 pub mod time;

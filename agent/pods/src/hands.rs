@@ -159,7 +159,7 @@ pub trait Hands: Send + Sync + 'static {
     }
 
     /// Whether the node takes a new pod on beside those; asked before anything of it is made. The error is the reason
-    /// and message that the pod fails with.
+    /// that the pod fails with, and its message without the words that every such message begins with.
     ///
     /// # Errors
     /// It does not.

@@ -271,10 +271,10 @@ impl<H: Hands, R: Reports> Manager<H, R> {
 
     /// Brings the workers in line with what is wanted and with what is there.
     fn reconcile(&mut self) {
-        // What is there takes its names before what is new.
+        // What is there takes its names before what is new; what ends leaves its ports and resources to what is new.
         self.adopt();
-        self.start_wanted();
         self.end_unwanted();
+        self.start_wanted();
         self.show_waiting();
         self.clean();
     }
@@ -311,6 +311,7 @@ impl<H: Hands, R: Reports> Manager<H, R> {
 
     fn start_wanted(&mut self) {
         let desired = Arc::clone(&self.desired);
+        let mut new = Vec::new();
         for (uid, pod) in &desired.pods {
             if let Some(live) = self.live.get_mut(uid) {
                 if live.pod != *pod {
@@ -319,7 +320,14 @@ impl<H: Hands, R: Reports> Manager<H, R> {
                     self.names.take(&pod.key, uid);
                     self.send(uid, Letter::Desired(Desired { pod: Arc::clone(pod), end: None }));
                 }
-            } else if self.hindrance(uid, pod).is_none() {
+            } else {
+                new.push(pod);
+            }
+        }
+        // The older first, as the kubelet does: of two that want one port it has it.
+        new.sort_by_key(|pod| (pod.created.seconds(), pod.origin.clone(), pod.created));
+        for pod in new {
+            if self.hindrance(&pod.uid, pod).is_none() {
                 self.start(Arc::clone(pod), None);
             }
         }
@@ -415,10 +423,12 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         self.live.insert(uid, Live { pod, mail: Some(mail), ending: end.is_some(), over });
     }
 
-    /// What is remembered of a new pod that the node does not take on; `None` where it does.
+    /// What is remembered of a new pod that the node does not take on; `None` where it does. Pods that no source wants
+    /// do not count, as to the kubelet, which forgets what its sources take away (`HandlePodRemoves`).
     fn refusal(&self, pod: &Arc<Pod>) -> Option<Memory> {
-        let needy = self.live.values().filter(|l| !l.over.load(Ordering::Relaxed));
-        let others: Vec<Arc<Pod>> = needy.map(|l| Arc::clone(&l.pod)).collect();
+        let wanted = self.live.iter().filter(|(uid, _)| self.desired.pods.contains_key(*uid));
+        let needy = wanted.filter(|(_, l)| !l.over.load(Ordering::Relaxed));
+        let others: Vec<Arc<Pod>> = needy.map(|(_, l)| Arc::clone(&l.pod)).collect();
         let why = self.hands.admit(pod, &others).err()?;
         tracing::warn!(pod = %pod.key, uid = %pod.uid, reason = why.reason, why = why.message, "not taken on");
         let now = self.hands.now().wall;

@@ -18,7 +18,6 @@ mod mounts;
 #[cfg(test)]
 mod mutations;
 mod process;
-mod resources;
 mod seccomp;
 mod sysctls;
 #[cfg(test)]
@@ -30,13 +29,13 @@ mod user;
 pub use host::{HostFacts, HostFactsError};
 pub use image::{ImageConfig, ImageConfigError, MAX_CONFIG_BYTES};
 pub use mounts::{MountOrigin, MountSpec};
-pub use resources::{CPU_PERIOD_US, ContainerResources, MAX_SHARES, MIN_QUOTA_US, MIN_SHARES, oom_score_adj};
 pub use sysctls::{SysctlError, sandbox_sysctls};
 pub use user::{MAX_USER_FILE_BYTES, ResolvedUser, UserError, UserFiles, resolve_user};
 
 use berth_core::{
     ids::ContainerId,
     model::{AppArmor, Container, Pod, Seccomp},
+    resources::ContainerResources,
 };
 use oci_spec::{
     OciSpecError,
@@ -126,7 +125,7 @@ pub struct SpecInput<'a> {
     pub cgroups_path: &'a str,
     /// Its limits, from [`ContainerResources::of`].
     pub resources: &'a ContainerResources,
-    /// From [`oom_score_adj`]; raised to the node's floor where there is one.
+    /// From [`berth_core::resources::oom_score_adj`]; raised to the node's floor where there is one.
     pub oom_score_adj: i32,
     /// The pod's host name, the node's for host-network pods; becomes `HOSTNAME`.
     pub hostname: &'a str,

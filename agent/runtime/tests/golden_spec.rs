@@ -7,11 +7,11 @@
 use berth_core::{
     ids::{Attempt, ContainerId, Incarnation, NodeName},
     model::{Container, Pod, QosClass, VolumeSource},
+    resources::{ContainerResources, oom_score_adj},
     time::Wall,
 };
 use berth_runtime::spec::{
-    self, ContainerResources, HostFacts, ImageConfig, MountSpec, NamespacePaths, PidNamespace, SpecError,
-    SpecInput, UserFiles,
+    self, HostFacts, ImageConfig, MountSpec, NamespacePaths, PidNamespace, SpecError, SpecInput, UserFiles,
 };
 use berth_source::manifest::{self, Context, Mode};
 use serde::Deserialize;
@@ -174,7 +174,7 @@ fn seccomp_profile() -> String {
 fn build(node: &Node, pod: &Pod, container: &Container, recorded: &Recorded) -> Result<Value, SpecError> {
     let image = node.image(&recorded.image);
     let user = spec::resolve_user(pod, container, &image.user, node.users()).unwrap();
-    let resources = ContainerResources::of(pod, container, &node.facts);
+    let resources = ContainerResources::of(pod, container, node.facts.cgroup_facts());
     let id = ContainerId::derive(&pod.uid, Incarnation(0), &container.name, Attempt(0));
     let profile = seccomp_profile();
     let spec = spec::build(&SpecInput {
@@ -190,7 +190,7 @@ fn build(node: &Node, pod: &Pod, container: &Container, recorded: &Recorded) -> 
         namespaces: &namespaces(pod),
         cgroups_path: &cgroups_path(pod),
         resources: &resources,
-        oom_score_adj: spec::oom_score_adj(pod, container, node.facts.memory_capacity),
+        oom_score_adj: oom_score_adj(pod, container, node.facts.memory_capacity),
         hostname: &hostname(pod),
         seccomp_file: Some(&profile),
         host: &node.facts,

@@ -1,6 +1,7 @@
 //! A pod as the node sees it: already checked, in types that say what they hold. Sources make these values from
 //! Kubernetes API objects; the raw objects stay with the source.
 
+mod affinity;
 mod container;
 mod objects;
 mod pod;
@@ -12,6 +13,7 @@ mod service;
 mod variable;
 mod volume;
 
+pub use affinity::*;
 pub use container::*;
 pub use objects::*;
 pub use pod::*;

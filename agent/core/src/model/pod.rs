@@ -1,6 +1,6 @@
 //! The pod itself.
 
-use super::{Container, PodSecurity, Resources, Volume};
+use super::{Container, NodeSelectorTerm, PodSecurity, Resources, Volume};
 use crate::{
     ids::{NodeName, PodKey, PodUid},
     time::Wall,
@@ -19,12 +19,19 @@ pub struct Pod {
     pub labels: BTreeMap<String, String>,
     /// `metadata.annotations`.
     pub annotations: BTreeMap<String, String>,
-    /// `metadata.creationTimestamp`, or when the source first saw it.
+    /// `metadata.creationTimestamp`, or when the source first saw it; the pods of one file are then a nanosecond apart, in
+    /// its order.
     pub created: Wall,
     /// Which source it came from.
     pub origin: Origin,
     /// `spec.nodeName`.
     pub node: NodeName,
+    /// `spec.nodeSelector`.
+    #[serde(default)]
+    pub node_selector: BTreeMap<String, String>,
+    /// `spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution`.
+    #[serde(default)]
+    pub node_affinity: Option<Vec<NodeSelectorTerm>>,
     /// `spec.restartPolicy`.
     pub restart_policy: RestartPolicy,
     /// `spec.terminationGracePeriodSeconds`, default 30.
@@ -73,6 +80,8 @@ impl Pod {
             created: Wall(0),
             origin: Origin::Cluster,
             node,
+            node_selector: BTreeMap::new(),
+            node_affinity: None,
             restart_policy: RestartPolicy::default(),
             grace_seconds: 30,
             active_deadline_seconds: None,

@@ -1,6 +1,6 @@
 //! Quality of service (`pkg/apis/core/v1/helper/qos`): which cgroup a pod lies in and who dies first.
 
-use super::{Pod, Resources};
+use super::{Origin, Pod, Resources};
 use crate::quantity::Quantity;
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,21 @@ fn asks_nothing(r: &Resources) -> bool {
     ["cpu", "memory"].iter().all(|n| positive(&r.requests, n).is_none() && positive(&r.limits, n).is_none())
 }
 
+/// From here on a priority is one of the system's (`scheduling.SystemCriticalPriority`).
+pub const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
 impl Pod {
+    /// Whether less important pods make room for it (`pkg/kubelet/types` IsCriticalPod): static pods and those of one of
+    /// the system's priorities.
+    pub fn is_critical(&self) -> bool {
+        matches!(self.origin, Origin::StaticFile(_)) || self.priority >= SYSTEM_CRITICAL_PRIORITY
+    }
+
+    /// Whether the node cannot do without it (`IsNodeCriticalPod`).
+    pub fn is_node_critical(&self) -> bool {
+        self.is_critical() && self.priority_class.as_deref() == Some("system-node-critical")
+    }
+
     /// The pod's class. Pod-level resources decide alone where they are set.
     pub fn qos(&self) -> QosClass {
         if let Some(r) = self.resources.as_ref().filter(|r| !asks_nothing(r)) {

@@ -37,20 +37,25 @@ impl Resources {
     }
 }
 
-impl Pod {
-    /// What the containers need together at their worst moment: either the main containers with all sidecars, or an
-    /// init container with those sidecars that were started before it (`component-helpers/resource`).
-    pub fn peak(&self, of: impl Fn(&Container) -> i64) -> i64 {
-        let main = self.containers.iter().fold(0_i64, |sum, c| sum.saturating_add(of(c)));
-        let (mut sidecars, mut peak) = (0_i64, 0_i64);
-        for c in &self.init_containers {
-            let moment = sidecars.saturating_add(of(c));
-            if c.sidecar {
-                sidecars = moment;
-            }
-            peak = peak.max(moment);
+/// What containers need together at their worst moment: either the main ones with all sidecars, or an init container
+/// with those sidecars that were started before it (`component-helpers/resource`).
+pub fn peak(init_containers: &[Container], containers: &[Container], of: impl Fn(&Container) -> i64) -> i64 {
+    let main = containers.iter().fold(0_i64, |sum, c| sum.saturating_add(of(c)));
+    let (mut sidecars, mut peak) = (0_i64, 0_i64);
+    for c in init_containers {
+        let moment = sidecars.saturating_add(of(c));
+        if c.sidecar {
+            sidecars = moment;
         }
-        main.saturating_add(sidecars).max(peak)
+        peak = peak.max(moment);
+    }
+    main.saturating_add(sidecars).max(peak)
+}
+
+impl Pod {
+    /// What its containers need together at their worst moment, see [`peak`].
+    pub fn peak(&self, of: impl Fn(&Container) -> i64) -> i64 {
+        peak(&self.init_containers, &self.containers, of)
     }
 
     /// What the pod requests of one resource in all: its containers or its own `resources`, and its overhead. `amount`

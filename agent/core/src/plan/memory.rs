@@ -40,9 +40,10 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Of a pod that the node does not take on.
+    /// Of a pod that the node does not take on (`rejectPod`).
     pub fn of_refused(why: Failure) -> Memory {
-        Memory { failed: Some(why), refused: true, ..Memory::default() }
+        let message = format!("Pod was rejected: {}", why.message);
+        Memory { failed: Some(Failure { message, ..why }), refused: true, ..Memory::default() }
     }
 }
 

@@ -76,7 +76,11 @@ fn refused(d: &Decision<'_>) -> PodStatus {
         containers: Vec::new(),
         qos: d.pod.qos(),
         terminating: d.memory.ending.is_some(),
-        waiting_for: None,
+        waiting_for: d
+            .memory
+            .failed
+            .as_ref()
+            .map(|f| format!("{}; it is not tried again: take its manifest away and put it back", f.message)),
         next_try: None,
     }
 }

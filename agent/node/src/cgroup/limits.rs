@@ -1,7 +1,8 @@
 //! Writing limits; the only place that knows cgroups-rs.
 
 use super::hierarchy::Hierarchy;
-use crate::{Error, resources::cpu_weight};
+use crate::Error;
+use berth_core::resources::cpu_weight;
 use cgroups_rs::fs::{MaxValue, cpu::CpuController, memory::MemController, pid::PidController};
 use std::path::Path;
 

@@ -12,13 +12,11 @@ mod remove;
 #[cfg(test)]
 mod tests;
 
-use crate::{
-    Error,
-    resources::{self, CPU_PERIOD_US, CgroupFacts, MIN_SHARES},
-};
+use crate::Error;
 use berth_core::{
     ids::{ContainerId, PodUid},
     model::{Pod, QosClass},
+    resources::{self, CPU_PERIOD_US, MIN_SHARES},
     roots::Roots,
 };
 use hierarchy::{Hierarchy, Kind, discover};
@@ -77,15 +75,6 @@ impl CgroupTree {
             root: relative(&roots.cgroup_root)?,
             helpers: relative(&roots.cgroup_helpers)?,
         })
-    }
-
-    /// What the values of containers depend on. Call after [`CgroupTree::prepare`].
-    pub fn facts(&self) -> CgroupFacts {
-        let swap = self.hierarchies.iter().filter(|h| h.has("memory")).any(|h| {
-            let file = if h.is_v2() { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };
-            h.mount.join(&self.root).join(file).exists()
-        });
-        CgroupFacts { v2: self.hierarchies.iter().any(Hierarchy::is_v2), swap }
     }
 
     /// Makes the root of all pods, its two QoS groups and the helpers' group in every hierarchy. With cgroup v2 every

@@ -280,9 +280,6 @@ fn version_2_writes_weight_max_and_hands_controllers_on() {
     tree.update_qos(&[&p]).unwrap();
     assert_eq!(value("burstable", "cpu.weight"), "10");
     assert_eq!(tree.pod_procs_dirs(&p), [at["pod"].join("pause")]);
-    assert_eq!(tree.facts(), CgroupFacts { v2: true, swap: false });
-    fs::write(at["root"].join("memory.swap.max"), "max").unwrap();
-    assert_eq!(tree.facts(), CgroupFacts { v2: true, swap: true });
     fs::write(at["burstable"].join("cpu.weight"), "").unwrap();
     let free = pod("u-1", vec![], vec![container("cpu=250m", "")]);
     tree.create_pod(&free, None).unwrap();

@@ -26,9 +26,9 @@ use crate::{
     manager::Incoming,
 };
 use berth_core::{
-    admit::admit,
+    admit::{NodeInfo, admit},
     ids::{BootId, ContainerId, ContainerName, PodUid},
-    model::{Pod, Probe, ResourceList},
+    model::{NodeLabels, Pod, Probe, ResourceList},
     plan::{Action, Failure},
     probe::ProbeResult,
     roots::Roots,
@@ -71,6 +71,8 @@ pub struct NodeConfig {
     pub pids_limit: Option<i64>,
     /// What pods may use of the node.
     pub allocatable: ResourceList,
+    /// The node's labels.
+    pub labels: NodeLabels,
     /// Facts that show in container specs.
     pub host: HostFacts,
     /// Whether kernel and OCI runtime can make a mount read-only together with those below it
@@ -284,9 +286,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 impl Hands for NodeHands {
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
-        sandbox_sysctls(pod)
-            .map_err(|e| Failure::new("SysctlForbidden", format!("Pod was rejected: {}", chain(&e))))?;
-        admit(&self.config.allocatable, others.iter().map(Arc::as_ref), pod)
+        sandbox_sysctls(pod).map_err(|e| Failure::new("SysctlForbidden", chain(&e)))?;
+        let NodeConfig { roots, labels, allocatable, .. } = &self.config;
+        let node = NodeInfo { name: roots.node_name.as_str(), labels, allocatable };
+        admit(node, others.iter().map(Arc::as_ref), pod)
     }
 
     async fn perform(&self, context: Context, action: Action) -> Performed {

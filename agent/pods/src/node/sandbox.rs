@@ -14,6 +14,7 @@ use berth_core::{
     ids::{Attempt, BootId, ContainerId, ContainerName, Incarnation, PodUid},
     model::{Pod, PodNamespaces},
     plan::{Failure, SandboxSeen, SandboxState},
+    resources::OOM_SANDBOX,
 };
 use berth_network::{SandboxNetwork, Unserved};
 use berth_runtime::spec::sandbox_sysctls;
@@ -32,8 +33,6 @@ use std::{
 };
 use tokio::io::unix::AsyncFd;
 
-/// `oom_score_adj` of pause, as the sandbox container has with containerd's CRI plugin.
-const PAUSE_OOM_SCORE: i32 = -998;
 /// How long a killed pause may take to be gone.
 const PAUSE_DIES: Duration = Duration::from_secs(10);
 
@@ -386,7 +385,7 @@ impl NodeHands {
             kinds: kinds(&pod.namespaces),
             share_pid: pod.namespaces.share_pid,
             cgroup_dirs: self.cgroups.pod_procs_dirs(pod),
-            oom_score_adj: PAUSE_OOM_SCORE,
+            oom_score_adj: OOM_SANDBOX,
             label: format!("berth-pause {}", pod.key),
         };
         // One that an earlier try started and that nobody wrote down.

@@ -7,11 +7,12 @@ use berth_core::{
     ids::{Attempt, ContainerId, ContainerName, Incarnation},
     model::{Container, MountPropagation, Pod, PullPolicy, RecursiveReadOnly, Seccomp},
     plan::{ContainerSeen, Exit, Failure, Seen},
+    resources::{ContainerResources, oom_score_adj},
 };
 use berth_logd::StreamSpec;
 use berth_runtime::{
     ExitRecord, Image, START_ERROR_EXIT_CODE, Stage, StartFailure, StartRequest, Stdio,
-    spec::{self, ContainerResources, MountSpec, NamespacePaths, PidNamespace, SpecInput, UserFiles},
+    spec::{self, MountSpec, NamespacePaths, PidNamespace, SpecInput, UserFiles},
 };
 use berth_sys::ns::NsKind;
 use berth_volumes::{ContainerMount, PodHostname, env};
@@ -313,8 +314,8 @@ impl NodeHands {
             mounts: &made.mounts,
             namespaces: &namespaces,
             cgroups_path: &self.cgroups.container_cgroup(pod, id),
-            resources: &ContainerResources::of(pod, container, host),
-            oom_score_adj: spec::oom_score_adj(pod, container, host.memory_capacity),
+            resources: &ContainerResources::of(pod, container, host.cgroup_facts()),
+            oom_score_adj: oom_score_adj(pod, container, host.memory_capacity),
             hostname: &hostname,
             seccomp_file: seccomp_file.as_deref(),
             host,

@@ -8,7 +8,7 @@ use crate::{
 };
 use berth_core::{
     ids::{Incarnation, NodeName},
-    model::{PodNamespaces, RestartPolicy},
+    model::{NodeLabels, PodNamespaces, RestartPolicy},
     plan::{SandboxSeen, SandboxState},
     time::Wall,
 };
@@ -65,6 +65,7 @@ impl Node {
             cluster_domain: None,
             pids_limit: None,
             allocatable: ResourceList::default(),
+            labels: NodeLabels::default(),
             host: HostFacts::default(),
             recursive_read_only: recursive_read_only(),
         };

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 #![expect(unreachable_pub, reason = "shared by the parts of this test alone")]
 
+mod admission;
 mod adoption;
 mod fake;
 mod many;

@@ -1,7 +1,7 @@
 //! What the builder must know of the node, as plain data: the same input gives the same spec on any machine.
 //! [`HostFacts::read`] is the one place of this module that looks at the machine.
 
-use berth_core::model::CAPABILITIES;
+use berth_core::{model::CAPABILITIES, resources::CgroupFacts};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -64,6 +64,15 @@ fn malformed(path: &Path) -> HostFactsError {
 }
 
 impl HostFacts {
+    /// What containers' limits depend on.
+    pub fn cgroup_facts(&self) -> CgroupFacts<'_> {
+        CgroupFacts {
+            v2: self.unified_cgroups,
+            swap: self.swap_accounting,
+            hugepage_sizes: &self.hugepage_sizes,
+        }
+    }
+
     /// Looks at the node: `proc`, `sys` and `dev` are `/proc`, `/sys` and `/dev`, `cgroup_mount` is where the
     /// hierarchies are mounted. Read at each start and where devices may have come; no waiting is involved.
     pub fn read(

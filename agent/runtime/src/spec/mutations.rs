@@ -1,7 +1,10 @@
 //! What an image brings along, mutated: its configuration up to the spec, and its user databases.
 
 use super::{testing::pod, *};
-use berth_core::ids::{Attempt, Incarnation};
+use berth_core::{
+    ids::{Attempt, Incarnation},
+    resources::ContainerResources,
+};
 use berth_harness::{
     mutate::{Bytes, Reached, bytes, index, json::Corpus, pick, run},
     rng::Rng,
@@ -50,7 +53,7 @@ fn mutated_image_configurations() {
             mounts: &[],
             namespaces: &NamespacePaths::default(),
             cgroups_path: "/kubepods/podu1/c",
-            resources: &ContainerResources::of(&pod, container, &host),
+            resources: &ContainerResources::of(&pod, container, host.cgroup_facts()),
             oom_score_adj: 0,
             hostname: "p",
             seccomp_file: None,

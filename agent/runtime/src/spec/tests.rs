@@ -4,6 +4,7 @@ use super::{testing::pod, *};
 use berth_core::{
     ids::{Attempt, Incarnation},
     model::{CAPABILITIES, MountPropagation, RecursiveReadOnly, VolumeMount},
+    resources::ContainerResources,
 };
 use oci_spec::runtime::Capability;
 use proptest::prelude::*;
@@ -57,7 +58,7 @@ impl Case {
             mounts: &self.mounts,
             namespaces: &joined,
             cgroups_path: "/kubepods/podu1/c",
-            resources: &ContainerResources::of(&self.pod, container, &self.host),
+            resources: &ContainerResources::of(&self.pod, container, self.host.cgroup_facts()),
             oom_score_adj: self.oom,
             hostname: "p",
             seccomp_file: self.seccomp_file.as_deref(),

@@ -283,7 +283,7 @@ pub(super) fn protocol(at: &At<'_>, word: Option<&str>) -> Result<Protocol, Faul
     choice(at, word, &[("TCP", Protocol::Tcp), ("UDP", Protocol::Udp), ("SCTP", Protocol::Sctp)])
 }
 
-/// No port of the host twice over the pod's main containers and sidecars.
+/// No port of the host twice over the pod's main containers, as the API server looks at it.
 pub(super) fn host_ports(at: &At<'_>, list: &[Container]) -> Result<(), Fault> {
     let mut taken: BTreeSet<(Protocol, Option<IpAddr>, u16)> = BTreeSet::new();
     for (index, c) in list.iter().enumerate() {

@@ -4,6 +4,7 @@
 //! document: text to a generic value ([`text`]), to the API's type with unknown fields found ([`field`]), to the
 //! model, checked as the API server would check it and with its defaults.
 
+mod affinity;
 mod check;
 mod container;
 mod field;
@@ -171,7 +172,10 @@ impl Reader<'_> {
         let statics = self.ctx.mode == Mode::StaticPods;
         match kind {
             "Pod" => {
-                let entry = pod::entry(at, value, self.ctx, &self.path, document, &mut self.warnings)?;
+                let mut entry = pod::entry(at, value, self.ctx, &self.path, document, &mut self.warnings)?;
+                if !entry.created_given {
+                    self.in_order(&mut entry.pod.created);
+                }
                 self.parsed.pods.push(entry);
             }
             "PodList" if depth == Depth::Document => self.list(at, value, document, Some("Pod"))?,
@@ -182,7 +186,13 @@ impl Reader<'_> {
             }
             "ConfigMap" => self.parsed.config_maps.push(objects::config_map(at, value)?),
             "Secret" => self.parsed.secrets.push(objects::secret(at, value)?),
-            "Service" => self.parsed.services.push(service::service(at, value, self.ctx)?),
+            "Service" => {
+                let mut entry = service::service(at, value, self.ctx)?;
+                if !entry.created_given {
+                    self.in_order(&mut entry.service.created);
+                }
+                self.parsed.services.push(entry);
+            }
             "EndpointSlice" => self.parsed.slices.push(service::slice(at, value)?),
             "List" if depth == Depth::Document => self.list(at, value, document, None)?,
             "ConfigMapList" | "SecretList" | "ServiceList" | "EndpointSliceList"
@@ -197,6 +207,13 @@ impl Reader<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What has no time of its own is a nanosecond younger than what stands before it in the file: of two that want the
+    /// same, the first has it.
+    fn in_order(&self, created: &mut Wall) {
+        let before = self.parsed.pods.len().saturating_add(self.parsed.services.len());
+        created.0 = created.0.saturating_add(i64::try_from(before).unwrap_or(0));
     }
 
     /// A list's items; those of a typed list need not repeat `apiVersion` and `kind`.

@@ -1,7 +1,7 @@
 //! The pod itself: metadata, and what of its spec is not a container's.
 
 use super::{
-    Context, Mode, PodEntry, check,
+    Context, Mode, PodEntry, affinity, check,
     container::{self, PodFacts, Role},
     field::{self, At, Fault, shorten},
     identity,
@@ -13,7 +13,7 @@ use berth_core::{
     ids::{Namespace, NodeName, PodKey, PodName, PodUid},
     model::{
         Container, DnsPolicy, Origin, Pod, PodDns, PodNamespaces, PodSecurity, ResourceList, Resources,
-        RestartPolicy,
+        RestartPolicy, SYSTEM_CRITICAL_PRIORITY, peak,
     },
     time::Wall,
 };
@@ -84,10 +84,16 @@ pub(super) fn entry(
             Mode::StaticPods => Origin::StaticFile(file.to_owned()),
         },
         node: ctx.node.clone(),
+        node_selector: {
+            let selector = spec.node_selector.clone().unwrap_or_default();
+            check::labels(&spec_at.key("nodeSelector"), &selector)?;
+            selector
+        },
+        node_affinity: affinity::required(spec_at, &spec)?,
         restart_policy,
         grace_seconds,
         active_deadline_seconds,
-        resources: pod_resources(spec_at, &spec, &containers)?,
+        resources: pod_resources(spec_at, &spec, &init_containers, &containers)?,
         overhead: match &spec.overhead {
             None => None,
             Some(o) => Some(resources::list(&spec_at.key("overhead"), Some(o), Owner::Container)?),
@@ -119,7 +125,7 @@ pub(super) fn entry(
             }
             None => None,
         },
-        priority: spec.priority.unwrap_or(0),
+        priority: spec.priority.unwrap_or_else(|| class_priority(spec.priority_class_name.as_deref())),
         priority_class: spec.priority_class_name.clone().filter(|n| !n.is_empty()),
         enable_service_links: spec.enable_service_links.unwrap_or(true),
         readiness_gates: readiness_gates(spec_at, &spec)?,
@@ -286,10 +292,21 @@ fn app_armor(
     Ok(())
 }
 
-/// `spec.resources`. A request that the pod leaves open is what its containers ask for together, or its limit.
+/// The priority of a class that every cluster has; there are no objects of others here.
+fn class_priority(class: Option<&str>) -> i32 {
+    match class {
+        Some("system-node-critical") => SYSTEM_CRITICAL_PRIORITY + 1000,
+        Some("system-cluster-critical") => SYSTEM_CRITICAL_PRIORITY,
+        _ => 0,
+    }
+}
+
+/// `spec.resources`. Where the pod has limits, a request that it leaves open is what its containers ask for at their
+/// worst moment, or its limit (`pkg/apis/core/v1/defaults.go` defaultPodRequests).
 fn pod_resources(
     at: &At<'_>,
     spec: &api::PodSpec,
+    init_containers: &[Container],
     containers: &[Container],
 ) -> Result<Option<Resources>, Fault> {
     let Some(given) = &spec.resources else { return Ok(None) };
@@ -300,8 +317,12 @@ fn pod_resources(
         let asked = |list: &ResourceList| {
             list.get(name).map_or(0_i64, |q| if millis { q.millis() } else { q.units() })
         };
-        let total = containers.iter().map(|c| asked(&c.resources.requests)).fold(0_i64, i64::saturating_add);
-        if total > 0 && !explicit(name) {
+        let total = peak(init_containers, containers, |c| asked(&c.resources.requests));
+        let all = || init_containers.iter().chain(containers);
+        if !found.limits.is_empty()
+            && !explicit(name)
+            && all().any(|c| c.resources.requests.contains_key(name))
+        {
             let text = if millis { format!("{total}m") } else { total.to_string() };
             found.requests.insert(name.to_owned(), check::quantity(&at.key("requests"), &text)?);
         }

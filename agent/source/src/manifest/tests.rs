@@ -978,6 +978,75 @@ fn pull_policies_follow_the_tag() {
 }
 
 #[test]
+fn a_pod_says_which_nodes_it_may_run_on() {
+    const AFFINITY: &str = "/spec/affinity";
+    const WHERE: &str =
+        "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms";
+    let required = |terms: &str| {
+        format!(
+            r#"{{"nodeAffinity":{{"requiredDuringSchedulingIgnoredDuringExecution":{{"nodeSelectorTerms":{terms}}}}}}}"#
+        )
+    };
+    let found = pod(&[
+        ("/spec/nodeSelector", r#"{"disk":"ssd"}"#),
+        (AFFINITY, &required(r#"[{"matchExpressions":[{"key":"n","operator":"Gt","values":["7"]}]}]"#)),
+    ]);
+    let labels: NodeLabels = [("disk", "ssd"), ("n", "8")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    assert!(found.selects_node("n", &labels) && !found.selects_node("n", &NodeLabels::new()));
+    let preferred = r#"{"nodeAffinity":{"preferredDuringSchedulingIgnoredDuringExecution":[{"weight":1,"preference":
+        {"matchExpressions":[{"key":"n","operator":"Exists"}]}}]}}"#;
+    assert!(pod(&[(AFFINITY, preferred)]).selects_node("n", &NodeLabels::new()));
+    for (terms, field, reason) in [
+        ("[]", "", "at least one term"),
+        (
+            r#"[{"matchExpressions":[{"key":"a","operator":"in"}]}]"#,
+            "[0].matchExpressions[0].operator",
+            "one of In",
+        ),
+        (
+            r#"[{"matchExpressions":[{"key":"a","operator":"In"}]}]"#,
+            "[0].matchExpressions[0].values",
+            "at least one",
+        ),
+        (
+            r#"[{"matchExpressions":[{"key":"a","operator":"Exists","values":["b"]}]}]"#,
+            "[0].matchExpressions[0].values",
+            "empty",
+        ),
+        (
+            r#"[{"matchExpressions":[{"key":"a","operator":"Lt","values":["x"]}]}]"#,
+            "[0].matchExpressions[0].values[0]",
+            "whole number",
+        ),
+        (
+            r#"[{"matchFields":[{"key":"metadata.uid","operator":"In","values":["x"]}]}]"#,
+            "[0].matchFields[0].key",
+            "metadata.name",
+        ),
+    ] {
+        let e = parse_pod(&with(&[(AFFINITY, &required(terms))]), &ctx()).unwrap_err();
+        assert_eq!(e.field, Some(format!("{WHERE}{field}")), "{terms}: {e}");
+        assert!(e.reason.contains(reason), "{terms}: {e}");
+    }
+}
+
+#[test]
+fn the_systems_priority_classes_are_known() {
+    let class = |name: &str| pod(&[("/spec/priorityClassName", &format!("{name:?}"))]).priority;
+    assert_eq!(class("system-node-critical"), 2_000_001_000);
+    assert_eq!(class("system-cluster-critical"), 2_000_000_000);
+    assert_eq!(class("mine"), 0);
+}
+
+#[test]
+fn what_stands_first_in_a_file_is_older() {
+    let text = format!("{SMALL}\n---\n{}\n", SMALL.replace("web", "two"));
+    let parsed = parse_file(Path::new("f.yaml"), text.as_bytes(), &ctx()).unwrap();
+    let created: Vec<i64> = parsed.pods.iter().map(|p| p.pod.created.0 - ctx().now.0).collect();
+    assert_eq!(created, [0, 1]);
+}
+
+#[test]
 fn pod_level_requests_default_to_the_containers_or_the_limit() {
     let pod = pod(&[
         ("/spec/resources", r#"{"limits":{"cpu":"2","memory":"1Gi"}}"#),
@@ -985,6 +1054,18 @@ fn pod_level_requests_default_to_the_containers_or_the_limit() {
     ]);
     let r = pod.resources.unwrap();
     assert_eq!((r.cpu_request_millis(), r.memory_request_bytes()), (300, 1 << 30));
+    // As the kubelet has it: a sidecar beside a large init container counts, so that 240m are asked for at the worst.
+    let init = r#"[{"name":"s","image":"i","restartPolicy":"Always","resources":{"requests":{"cpu":"40m"}}},
+        {"name":"big","image":"i","resources":{"requests":{"cpu":"200m"}}}]"#;
+    let limits = r#"{"limits":{"cpu":"300m","memory":"100Mi"}}"#;
+    let main = r#"{"requests":{"cpu":"20m"}}"#;
+    let changes = [("/spec/initContainers", init), ("/spec/containers/0/resources", main)];
+    let with_limits = self::pod(&[changes[0], changes[1], ("/spec/resources", limits)]);
+    assert_eq!(with_limits.resources.unwrap().cpu_request_millis(), 240);
+    // Without limits of the pod nothing is added to what it says.
+    let without =
+        self::pod(&[changes[0], changes[1], ("/spec/resources", r#"{"requests":{"memory":"1Mi"}}"#)]);
+    assert_eq!(without.resources.unwrap().requests.keys().collect::<Vec<_>>(), ["memory"]);
     let e = parse_pod(
         &with(&[
             ("/spec/resources", r#"{"requests":{"cpu":"100m"}}"#),

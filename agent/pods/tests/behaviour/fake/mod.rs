@@ -5,8 +5,9 @@ pub mod board;
 pub mod pods;
 
 use berth_core::{
+    admit::{NodeInfo, admit},
     ids::{ContainerId, ContainerName, PodUid},
-    model::{Pod, Probe},
+    model::{NodeLabels, Pod, Probe, ResourceList},
     plan::{Action, ContainerSeen, Exit, Failure, Observed, SandboxSeen, SandboxState, Seen},
     probe::ProbeResult,
     time::{Boottime, Now, Wall},
@@ -416,6 +417,12 @@ impl Hands for Node {
             boottime: Boottime(Duration::from_secs(1000) + passed),
             wall: Wall(1_700_000_000_000_000_000 + i64::try_from(passed.as_nanos()).unwrap()),
         }
+    }
+
+    fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
+        let (labels, allocatable) = (NodeLabels::new(), ResourceList::new());
+        let node = NodeInfo { name: "n", labels: &labels, allocatable: &allocatable };
+        admit(node, others.iter().map(Arc::as_ref), pod)
     }
 
     async fn perform(&self, context: Context, action: Action) -> Performed {

@@ -1,0 +1,48 @@
+//! Pods of requests and limits for the tests of this module.
+
+use crate::{
+    ids::PodKey,
+    model::{Container, Pod, ResourceList, Resources},
+};
+
+fn list(pairs: &[(&str, &str)]) -> ResourceList {
+    pairs.iter().map(|(k, v)| ((*k).to_owned(), v.parse().unwrap())).collect()
+}
+
+/// `cpu=100m,memory=1Gi` as a list; empty is empty.
+fn parse(text: &str) -> ResourceList {
+    list(&text.split(',').filter_map(|pair| pair.split_once('=')).collect::<Vec<_>>())
+}
+
+/// Requests and limits; a request that is missing while its limit is there equals it, as sources see to.
+pub(crate) fn resources(requests: &str, limits: &str) -> Resources {
+    let limits = parse(limits);
+    let mut all = limits.clone();
+    all.extend(parse(requests));
+    Resources { requests: all, limits }
+}
+
+/// A main container.
+pub(crate) fn container(requests: &str, limits: &str) -> Container {
+    Container { resources: resources(requests, limits), ..Container::new("c".parse().unwrap(), "i") }
+}
+
+/// A sidecar.
+pub(crate) fn sidecar(requests: &str, limits: &str) -> Container {
+    Container { sidecar: true, ..container(requests, limits) }
+}
+
+/// A pod of these init and main containers.
+pub(crate) fn pod(uid: &str, init: Vec<Container>, main: Vec<Container>) -> Pod {
+    let key = PodKey { namespace: "ns".parse().unwrap(), name: "pod".parse().unwrap() };
+    Pod {
+        init_containers: init,
+        containers: main,
+        ..Pod::new(uid.parse().unwrap(), key, "node".parse().unwrap())
+    }
+}
+
+/// The same pod with an overhead.
+pub(crate) fn with_overhead(pod: Pod, overhead: &str) -> Pod {
+    Pod { overhead: Some(parse(overhead)), ..pod }
+}
