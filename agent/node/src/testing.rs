@@ -27,11 +27,6 @@ pub(crate) fn container(requests: &str, limits: &str) -> Container {
     Container { resources: resources(requests, limits), ..Container::new("c".parse().unwrap(), "i") }
 }
 
-/// A sidecar.
-pub(crate) fn sidecar(requests: &str, limits: &str) -> Container {
-    Container { sidecar: true, ..container(requests, limits) }
-}
-
 /// A pod of these init and main containers.
 pub(crate) fn pod(uid: &str, init: Vec<Container>, main: Vec<Container>) -> Pod {
     let key = PodKey { namespace: "ns".parse().unwrap(), name: "pod".parse().unwrap() };
@@ -40,9 +35,4 @@ pub(crate) fn pod(uid: &str, init: Vec<Container>, main: Vec<Container>) -> Pod 
         containers: main,
         ..Pod::new(uid.parse().unwrap(), key, "node".parse().unwrap())
     }
-}
-
-/// The same pod with an overhead.
-pub(crate) fn with_overhead(pod: Pod, overhead: &str) -> Pod {
-    Pod { overhead: Some(parse(overhead)), ..pod }
 }
