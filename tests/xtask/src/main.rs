@@ -1,4 +1,4 @@
-//! The project's tasks: `cargo xtask setup`, `demo`, `test`, `ebpf`, `bench`.
+//! The project's tasks: `cargo xtask setup`, `demo`, `test`, `vm`, `ebpf`, `bench`.
 //!
 //! It builds without protoc and without anything that `setup` installs, so that a fresh machine needs Rust, Go and a
 //! linker only.
@@ -11,6 +11,7 @@ mod ebpf;
 mod out;
 mod setup;
 mod test;
+mod vm;
 
 use clap::{Parser, Subcommand};
 use std::{path::PathBuf, process::ExitCode};
@@ -31,6 +32,8 @@ enum Task {
     Demo(demo::Args),
     /// Run the tests: formatting, lints, crate borders, all crates, and the suites of a real node.
     Test(test::Args),
+    /// Boot a VM with Berth on it as README says, and run a command there; or look around in it.
+    Vm(vm::Args),
     /// Build the programs of the kernel, or check the committed object against them.
     Ebpf(ebpf::Args),
     /// Measure, side by side with a yardstick.
@@ -39,6 +42,11 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Args::parse().task {
+        // A command in a VM ends as it does here.
+        Task::Vm(args) => match vm::run(&args) {
+            Ok(code) => return ExitCode::from(code),
+            Err(error) => Err(error),
+        },
         Task::Setup => setup::run().map(|()| true),
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),

@@ -35,7 +35,7 @@ const CNI_PLUGINS: &str = "v1.9.1";
 
 /// Sets the machine up.
 pub(crate) fn run() -> Result<()> {
-    packages()?;
+    packages(&PACKAGES)?;
     containerd()?;
     runc()?;
     cni_plugins()?;
@@ -43,8 +43,30 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-fn packages() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES
+/// What a VM is made and run with.
+const VM_PACKAGES: [(&str, &[&str]); 8] = [
+    ("qemu-system-x86", &["/usr/bin/qemu-system-x86_64"]),
+    ("qemu-utils", &["/usr/bin/qemu-img"]),
+    ("debootstrap", &["/usr/sbin/debootstrap"]),
+    ("debian-archive-keyring", &["/usr/share/keyrings/debian-archive-keyring.gpg"]),
+    ("cpio", &["/usr/bin/cpio"]),
+    ("e2fsprogs", &["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"]),
+    ("xz-utils", &["/usr/bin/xz"]),
+    ("zstd", &["/usr/bin/zstd"]),
+];
+
+/// Installs what VMs need.
+pub(crate) fn for_vm() -> Result<()> {
+    ensure!(
+        std::env::consts::ARCH == "x86_64",
+        "a VM is started on x86_64 only so far; this machine is {}",
+        std::env::consts::ARCH
+    );
+    packages(&VM_PACKAGES)
+}
+
+fn packages(wanted: &[(&'static str, &[&str])]) -> Result<()> {
+    let missing: Vec<&str> = wanted
         .iter()
         .filter(|(_, files)| !files.iter().any(|f| Path::new(f).exists()))
         .map(|(name, _)| *name)

@@ -2,7 +2,7 @@
 
 mod binaries;
 mod skips;
-mod tally;
+pub(crate) mod tally;
 
 use crate::{cargo, out, setup};
 use anyhow::{Context, Result};
@@ -31,12 +31,15 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 pub(crate) struct Args {
     /// Only this suite: fmt, clippy, deny, ebpf, arrows, crates, plan (a million histories), mutations (a hundred thousand
     /// of each kind of input), services (five minutes of churn, two nodes), node (all of them), or one of the node's:
-    /// demo, lifecycle, output, kill, parity. A suite that is asked for by name runs in full.
+    /// demo, lifecycle, output, kill, parity; or vm (Debian in a VM). A suite that is asked for by name runs in full.
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
     /// Of a suite asked for by name, only what the default run does of it.
     #[arg(long)]
     quick: bool,
+    /// Of the suite vm: the kernel, `stable` (Debian 13's own), `oldest`, `newest` or the beginning of a release.
+    #[arg(long, value_name = "KERNEL", default_value = "stable")]
+    kernel: String,
     /// Only tests whose name contains this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
@@ -72,6 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Some("crates") => run.crates()?,
         Some("plan") => run.plan()?,
         Some("mutations") => run.mutations()?,
+        Some("vm") => crate::vm::suite(&args.kernel, args.filter.as_deref(), &mut run.tally)?,
         Some("services") => run.suites(SERVICES, None, !args.quick)?,
         Some("node") => run.suites(NODE, None, !args.quick)?,
         Some(name) => run.suites(NODE, Some(name), !args.quick)?,

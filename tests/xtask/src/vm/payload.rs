@@ -1,0 +1,66 @@
+//! What a VM gets on its second disk: the programs of others that a node has, a built checkout of this repository, the
+//! image of the examples, and the checks.
+
+use super::image;
+use crate::{out, setup::succeed};
+use anyhow::{Context, Result};
+use berth_harness::{
+    image::BUSYBOX,
+    oci,
+    tools::{self, Build},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// What puts it in place.
+pub(super) const UNPACK: &str = "tar -C / -xf /dev/vdb && systemctl enable --now containerd";
+
+/// The checkout in the VM.
+pub(super) const CHECKOUT: &str = "/root/berth";
+
+/// Programs that a node has in its PATH.
+const PROGRAMS: [&str; 4] = ["containerd", "containerd-shim-runc-v2", "ctr", "runc"];
+
+/// CNI plugins of others; never from PATH, where iproute2 has a `bridge` too.
+const PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
+
+/// Makes it below `dir`. Returns its file.
+///
+/// # Errors
+/// Berth does not build, or a program is missing.
+pub(super) fn make(dir: &Path, release: bool) -> Result<PathBuf> {
+    let build = if release { Build::Release } else { Build::Plain };
+    let built = out::timed(&format!("build berth ({build:?})"), || tools::programs(build))?;
+    let payload = dir.join("payload");
+    for name in PROGRAMS {
+        program(&tools::find(name)?, &payload.join("usr/local/bin").join(name))?;
+    }
+    for name in PLUGINS {
+        program(&tools::dir()?.join(name), &payload.join("opt/cni/bin").join(name))?;
+    }
+    let checkout = payload.join(CHECKOUT.trim_start_matches('/'));
+    for name in ["berth", "berth-cni"] {
+        program(&built.join(name), &checkout.join("target/release").join(name))?;
+    }
+    for (from, to) in [("deploy", checkout.clone()), ("tests/vm/checks", payload.join("root"))] {
+        fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
+        succeed(Command::new("cp").args(["-r", "--preserve=mode"]).arg(crate::root().join(from)).arg(&to))?;
+    }
+    let busybox = oci::Image::busybox(BUSYBOX)?;
+    oci::write_archive(&checkout.join("busybox.tar"), &[busybox])?;
+    let disk = dir.join("payload.tar");
+    image::tar(&payload, &disk)?;
+    fs::remove_dir_all(&payload).with_context(|| format!("cannot remove {}", payload.display()))?;
+    Ok(disk)
+}
+
+/// A program without what debuggers read: an emulated processor has to load it.
+fn program(from: &Path, to: &Path) -> Result<()> {
+    let dir = to.parent().unwrap_or(to);
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    succeed(Command::new("strip").args(["--strip-debug", "-o"]).args([to, from]))?;
+    succeed(Command::new("chmod").arg("755").arg(to))
+}
