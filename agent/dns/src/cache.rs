@@ -85,6 +85,7 @@ impl Cache {
             return None;
         }
         let mut message = Message::from_vec(&entry.wire).ok()?;
+        crate::forward::sane_ttls(&mut message);
         let age = u32::try_from(now.saturating_duration_since(entry.since).as_secs()).unwrap_or(u32::MAX);
         let Message { answers, authorities, additionals, .. } = &mut message;
         for record in answers.iter_mut().chain(authorities).chain(additionals) {

@@ -57,6 +57,20 @@ fn nodata() -> Found {
     exists(Vec::new())
 }
 
+/// SRV records with the addresses of their targets.
+fn services(srv: impl IntoIterator<Item = RData>, glue: impl IntoIterator<Item = (Name, RData)>) -> Found {
+    let answers: Vec<RData> = srv.into_iter().collect();
+    if answers.is_empty() {
+        return nodata();
+    }
+    Found::Records { answers, additionals: glue.into_iter().collect() }
+}
+
+/// The weight of each of so many SRV records of one name, as CoreDNS shares 100 out.
+fn share_of_weight(records: usize) -> u16 {
+    u16::try_from(records).ok().and_then(|n| 100_u16.checked_div(n)).map_or(1, |weight| weight.max(1))
+}
+
 /// The record of an address.
 pub(crate) fn address(ip: IpAddr) -> RData {
     match ip {
@@ -227,6 +241,12 @@ impl Index {
                 _ => Found::NoName,
             },
             Target::Cluster { ips, ports, endpoints } => match below {
+                [] if kind == RecordType::SRV => {
+                    let Ok(target) = self.name_of(service) else { return Found::NoName };
+                    let weight = share_of_weight(ports.len());
+                    let srv = |port: &ZonePort| RData::SRV(SRV::new(0, weight, port.port, target.clone()));
+                    services(ports.iter().map(srv), ips.iter().map(|ip| (target.clone(), address(*ip))))
+                }
                 [] => addresses(ips.iter().copied(), kind),
                 [label] if ports.iter().any(|p| p.proto.label() == *label) => nodata(),
                 [host] => at_host(endpoints, host, kind),
@@ -238,15 +258,15 @@ impl Index {
                     if kind != RecordType::SRV {
                         return nodata();
                     }
-                    let glue = ips.iter().map(|ip| (target.clone(), address(*ip))).collect();
-                    let srv = RData::SRV(SRV::new(0, 100, number.port, target));
-                    Found::Records { answers: vec![srv], additionals: glue }
+                    let srv = RData::SRV(SRV::new(0, share_of_weight(1), number.port, target.clone()));
+                    services([srv], ips.iter().map(|ip| (target.clone(), address(*ip))))
                 }
                 _ => Found::NoName,
             },
             // Section 2.4.1: without ready endpoints the name does not exist.
             Target::Headless { endpoints, .. } if endpoints.is_empty() => Found::NoName,
             Target::Headless { endpoints, port_sets } => match below {
+                [] if kind == RecordType::SRV => self.headless_ports(service, endpoints, port_sets, |_| true),
                 [] => addresses(endpoints.iter().map(|e| e.ip), kind),
                 [label] if has_proto(endpoints, port_sets, label) => nodata(),
                 [host] => at_host(endpoints, host, kind),
@@ -264,31 +284,46 @@ impl Index {
         (port, proto): (&str, &str),
         kind: RecordType,
     ) -> Found {
-        let on =
-            |e: &ZoneEndpoint| ports_of(e, sets).iter().find(|p| is_port(p, port, proto)).map(|p| p.port);
-        let mut targets: Vec<(&str, u16)> =
-            endpoints.iter().filter_map(|e| on(e).map(|port| (&*e.host, port))).collect();
-        if targets.is_empty() {
+        let wanted = |p: &ZonePort| is_port(p, port, proto);
+        if !endpoints.iter().any(|e| ports_of(e, sets).iter().any(wanted)) {
             return Found::NoName;
         }
-        let Ok(base) = self.name_of(service) else { return Found::NoName };
         if kind != RecordType::SRV {
             return nodata();
         }
-        // Two addresses of one host are one target.
+        self.headless_ports(service, endpoints, sets, wanted)
+    }
+
+    /// SRV records of the ports that are wanted, of each endpoint that has them.
+    fn headless_ports(
+        &self,
+        service: &ZoneService,
+        endpoints: &[ZoneEndpoint],
+        sets: &[Box<[ZonePort]>],
+        wanted: impl Fn(&ZonePort) -> bool,
+    ) -> Found {
+        let Ok(base) = self.name_of(service) else { return Found::NoName };
+        let on = |e: &ZoneEndpoint| ports_of(e, sets).iter().filter(|p| wanted(p)).map(|p| p.port).collect();
+        let mut targets: Vec<(&str, u16)> = Vec::new();
+        for endpoint in endpoints {
+            let ports: Vec<u16> = on(endpoint);
+            // Two addresses of one host are one target.
+            targets.extend(ports.into_iter().map(|port| (&*endpoint.host, port)));
+        }
+        targets.sort_unstable();
         targets.dedup();
-        let weight = u16::try_from(targets.len()).map_or(1, |n| (100 / n).max(1));
+        let weight = share_of_weight(targets.len());
         let answers = targets.iter().filter_map(|(host, port)| {
             let target = base.prepend_label(*host).ok()?;
             Some(RData::SRV(SRV::new(0, weight, *port, target)))
         });
         let mut glue: Vec<(Name, RData)> = endpoints
             .iter()
-            .filter(|e| on(e).is_some())
+            .filter(|e| ports_of(e, sets).iter().any(&wanted))
             .filter_map(|e| Some((base.prepend_label(&*e.host).ok()?, address(e.ip))))
             .collect();
         glue.dedup();
-        Found::Records { answers: answers.collect(), additionals: glue }
+        services(answers, glue)
     }
 
     fn find_pod(&self, label: &str, ns: &str, kind: RecordType) -> Found {

@@ -67,6 +67,8 @@ pub struct Answer {
     pub authorities: Vec<Record>,
     /// What helps; left out where there is no room.
     pub additionals: Vec<Record>,
+    /// The upstream itself had only a part of it (TC): a client that asked by datagram hears so.
+    pub truncated: bool,
 }
 
 impl Answer {
@@ -86,7 +88,9 @@ pub fn read(bytes: &[u8], transport: Transport) -> Asked {
     let id = u16::from_be_bytes([*high, *low]);
     let op_code = OpCode::from_u8((flags >> 3) & 0x0f);
     let refused = |code| {
-        let message = Message::error_msg(id, op_code, code);
+        let mut message = Message::error_msg(id, op_code, code);
+        // RFC 1035 4.1.1: copied into the answer.
+        message.metadata.recursion_desired = flags & 1 != 0;
         message.to_vec().map_or(Asked::Nothing, Asked::Refused)
     };
     // A dynamic update's sections mean something else.
@@ -139,6 +143,7 @@ impl Question {
         meta.authoritative = answer.authoritative;
         meta.authentic_data = answer.authentic;
         meta.response_code = answer.code;
+        meta.truncation = answer.truncated && self.limit < u16::MAX;
         message.queries.push(self.query.clone());
         message.answers.clone_from(&answer.answers);
         message.authorities.clone_from(&answer.authorities);

@@ -40,6 +40,14 @@ fn each_kind_of_name_has_its_records() {
         ("_http._tcp.web.default.svc.cluster.local", SRV, format!(
             "NoError | _http._tcp.{web} SRV 0 100 80 {web} + {web} A 10.96.0.20 + {web} AAAA fd00:96::20"
         )),
+        // Every port with a name, by the bare name of the Service, as CoreDNS answers it.
+        (web, SRV, format!(
+            "NoError | {web} SRV 0 100 80 {web} + {web} A 10.96.0.20 + {web} AAAA fd00:96::20"
+        )),
+        (db, SRV, format!(
+            "NoError | {db} SRV 0 50 15432 10-0-0-2.{db} | {db} SRV 0 50 15432 db-0.{db} \
+             + 10-0-0-2.{db} A 10.0.0.2 + db-0.{db} A 10.0.0.1 + db-0.{db} AAAA fd00::1"
+        )),
         ("20.0.96.10.in-addr.arpa", PTR, format!("NoError | 20.0.96.10.in-addr.arpa. PTR {web}")),
         (
             "0.2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.0.d.f.ip6.arpa",
@@ -90,7 +98,7 @@ fn what_has_no_records_is_told_from_what_does_not_exist() {
         ("dns.cluster.local", A),
         ("dns-version.cluster.local", A),
         ("web.default.svc.cluster.local", MX),
-        ("web.default.svc.cluster.local", SRV),
+        ("v4.default.svc.cluster.local", SRV),
         ("v4.default.svc.cluster.local", AAAA),
         ("_tcp.web.default.svc.cluster.local", SRV),
         ("_http._tcp.web.default.svc.cluster.local", A),

@@ -1,7 +1,7 @@
 //! The zone file and resolv.conf, read again when they change.
 //!
-//! Directories are watched, as both files are replaced by rename. Where resolv.conf is a link, the directory of its
-//! target is watched too.
+//! Directories are watched, as both files are replaced by rename. Where resolv.conf is a link, the directory of each link
+//! on its way and of the file itself are watched too, and found anew whenever one of them changes.
 
 use super::Server;
 use crate::{
@@ -16,9 +16,10 @@ use rustix::{
     io::Errno,
 };
 use std::{
+    collections::BTreeSet,
     io,
     mem::MaybeUninit,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -30,6 +31,13 @@ const REST: Duration = Duration::from_secs(1);
 /// A larger resolv.conf is not read, in bytes.
 const RESOLV_MAX: usize = 64 * 1024;
 
+/// So many links are followed, as many as the kernel follows.
+const LINKS: usize = 40;
+
+/// What of a directory tells that a file in it may be another.
+const FLAGS: WatchFlags =
+    WatchFlags::MOVED_TO.union(WatchFlags::CLOSE_WRITE).union(WatchFlags::CREATE).union(WatchFlags::DELETE);
+
 /// A zone file up to this many bytes is read at once, in well under a millisecond; a larger one by another thread.
 const SMALL: u64 = 64 * 1024;
 
@@ -39,18 +47,12 @@ pub(super) async fn start(server: &Arc<Server>, tasks: &mut JoinSet<()>) -> Resu
     let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
         .map_err(|e| kernel("make an inotify instance")(e.into()))?;
     let (zone, resolv) = (server.cfg.roots.zone_file(), server.cfg.roots.resolv_conf.clone());
-    let flags = WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE | WatchFlags::CREATE | WatchFlags::DELETE;
-    let watch = |file: &Path| {
-        let dir = file.parent().unwrap_or(Path::new("/"));
-        inotify::add_watch(&events, dir, flags).map_err(io::Error::from)
-    };
     // Before the first reading, so that no change falls between the two.
-    let zone_watch = watch(&zone).map_err(kernel("watch the zone's directory"))?;
-    for file in [Some(resolv.clone()), resolv.canonicalize().ok()].into_iter().flatten() {
-        if let Err(error) = watch(&file) {
-            tracing::warn!(path = %file.display(), %error, "changes of upstreams are not seen");
-        }
-    }
+    let dir = zone.parent().unwrap_or(Path::new("/"));
+    let zone_watch = inotify::add_watch(&events, dir, FLAGS)
+        .map_err(|e| kernel("watch the zone's directory")(e.into()))?;
+    let mut watched = BTreeSet::new();
+    follow(&events, zone_watch, &mut watched, &resolv);
     #[expect(
         deprecated,
         reason = "an OwnedFd stays the same descriptor and open, which is what the other one asks for"
@@ -87,11 +89,44 @@ pub(super) async fn start(server: &Arc<Server>, tasks: &mut JoinSet<()>) -> Resu
                 read_zone(&server).await;
             }
             if changed.other {
+                follow(events.get_ref(), zone_watch, &mut watched, &resolv);
                 read_upstreams(&server);
             }
         }
     });
     Ok(())
+}
+
+/// Watches the directories that say what resolv.conf is, and those alone.
+fn follow(events: &OwnedFd, zone_watch: i32, watched: &mut BTreeSet<i32>, resolv: &Path) {
+    let mut now = BTreeSet::new();
+    for dir in directories(resolv) {
+        match inotify::add_watch(events, &dir, FLAGS) {
+            Ok(watch) => drop(now.insert(watch)),
+            Err(error) => tracing::warn!(dir = %dir.display(), %error, "changes of upstreams are not seen"),
+        }
+    }
+    for gone in watched.difference(&now).filter(|watch| **watch != zone_watch) {
+        // A directory that is gone took its watch along.
+        inotify::remove_watch(events, *gone).unwrap_or_default();
+    }
+    *watched = now;
+}
+
+/// The directories of a file and of what its links lead to.
+fn directories(file: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut file = file.to_owned();
+    for _ in 0..LINKS {
+        let dir = file.parent().unwrap_or(Path::new("/")).to_owned();
+        let target = std::fs::read_link(&file);
+        found.push(dir.clone());
+        match target {
+            Ok(target) => file = dir.join(target),
+            Err(_no_link) => break,
+        }
+    }
+    found
 }
 
 #[derive(Debug, Default)]

@@ -2,7 +2,8 @@
 //!
 //! Tasks, all owned by [`serve`] and gone with it: for each address one that reads datagrams and one that accepts
 //! streams; one that watches the zone file and resolv.conf; one for the local socket. Questions that must be forwarded
-//! and streams have a task each, at most [`FORWARDS`] and [`STREAMS`].
+//! and streams have a task each, at most [`FORWARDS`] and [`STREAMS`], shared out among clients ([`shares`]). Equal
+//! questions are forwarded once ([`pending`]).
 //!
 //! Invariants: an answer from the zone waits for nothing. The zone in use is replaced whole; a file that cannot be read
 //! changes nothing. Before the first zone, names of the cluster are answered by SERVFAIL: they are not known not to exist.
@@ -17,6 +18,8 @@ mod bind;
 mod control;
 mod files;
 mod handover;
+mod pending;
+mod shares;
 mod stream;
 
 use crate::{
@@ -37,6 +40,8 @@ use hickory_proto::{
     op::ResponseCode,
     rr::{Name, Record, RecordType},
 };
+use pending::{Part, Pending};
+use shares::{Place, Shares};
 use std::{
     io,
     net::{IpAddr, SocketAddr},
@@ -49,15 +54,18 @@ use std::{
 use tokio::{
     io::AsyncReadExt as _,
     net::{UdpSocket, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     task::{JoinError, JoinSet},
 };
 
-/// Questions that are forwarded at one time; more are answered by SERVFAIL.
+/// Questions that wait for upstreams at one time; more, or more than a client's share, are answered by SERVFAIL.
 pub const FORWARDS: usize = 512;
 
-/// Streams at one time; more wait in the kernel.
+/// Streams at one time; more, or more than a client's share, are closed at once.
 pub const STREAMS: usize = 128;
+
+/// Between two words about an upstream that leads back to us.
+const LOOP_TOLD: Duration = Duration::from_secs(60);
 
 /// The cache's bounds: answers, and bytes.
 const CACHE: (usize, usize) = (4096, 1024 * 1024);
@@ -186,7 +194,7 @@ pub async fn serve(cfg: Config) -> Result<Ended, Error> {
 /// The sockets go on being read until nothing is under way.
 async fn finish(server: &Server) {
     let finished = async {
-        while server.forwards.available_permits() < FORWARDS {
+        while !server.forwards.unused() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -214,8 +222,10 @@ struct Server {
     zone: Mutex<ZoneState>,
     upstreams: Upstreams,
     cache: Mutex<Cache>,
-    forwards: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
+    pending: Arc<Pending>,
+    forwards: Shares,
+    streams: Shares,
+    loop_told: Mutex<Option<Instant>>,
     counters: Counters,
 }
 
@@ -251,8 +261,10 @@ enum Todo {
 struct Forward {
     question: Question,
     aliases: Vec<Record>,
+    /// The name in the client's cases.
+    name: Name,
     key: Key,
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Server {
@@ -267,8 +279,10 @@ impl Server {
             zone: Mutex::default(),
             upstreams: Upstreams::default(),
             cache: Mutex::new(Cache::new(CACHE.0, CACHE.1)),
-            forwards: Arc::new(Semaphore::new(FORWARDS)),
-            streams: Arc::new(Semaphore::new(STREAMS)),
+            pending: Arc::default(),
+            forwards: Shares::new(FORWARDS),
+            streams: Shares::new(STREAMS),
+            loop_told: Mutex::default(),
             counters: Counters::default(),
             cfg,
         })
@@ -309,7 +323,7 @@ impl Server {
     }
 
     /// Answers at once what can be.
-    fn handle(&self, bytes: &[u8], transport: Transport) -> Todo {
+    fn handle(&self, bytes: &[u8], transport: Transport, client: IpAddr) -> Todo {
         count(if transport == Transport::Udp { &self.counters.udp } else { &self.counters.tcp });
         let question = match question::read(bytes, transport) {
             Asked::Question(question) => question,
@@ -340,11 +354,11 @@ impl Server {
                 count(&self.counters.refused);
                 reply(&question, &Answer::code(ResponseCode::Refused))
             }
-            Step::Forward { aliases, name } => self.forward(question, aliases, name),
+            Step::Forward { aliases, name } => self.forward(question, aliases, name, client),
         }
     }
 
-    fn forward(&self, question: Question, aliases: Vec<Record>, name: Name) -> Todo {
+    fn forward(&self, question: Question, aliases: Vec<Record>, name: Name, client: IpAddr) -> Todo {
         let key = Key {
             // Cases are the client's; the answers are the same.
             name: name.to_lowercase(),
@@ -356,30 +370,53 @@ impl Server {
             count(&self.counters.cache);
             return reply(&question, &forwarded(message, &name, aliases));
         }
-        match Arc::clone(&self.forwards).try_acquire_owned() {
-            Ok(permit) => {
-                let key = Key { name, ..key };
-                Todo::Forward(Box::new(Forward { question, aliases, key, _permit: permit }))
-            }
-            Err(_many) => {
+        let leads_back = self.pending.is_ours(&key, &name);
+        if leads_back {
+            self.tell_loop(client);
+        }
+        match self.forwards.take(client).filter(|_| !leads_back) {
+            Some(place) => Todo::Forward(Box::new(Forward { question, aliases, name, key, _place: place })),
+            None => {
                 count(&self.counters.failed);
                 reply(&question, &Answer::code(ResponseCode::ServFail))
             }
         }
     }
 
-    /// Asks the upstreams.
+    fn tell_loop(&self, from: IpAddr) {
+        let mut told = self.loop_told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|at| at.elapsed() > LOOP_TOLD) {
+            *told = Some(Instant::now());
+            let (upstreams, resolv_conf) = (self.upstreams.servers(), &self.cfg.roots.resolv_conf);
+            tracing::error!(
+                ?upstreams, %from, resolv_conf = %resolv_conf.display(),
+                "cannot resolve names outside of the cluster: an upstream forwards to cluster DNS, which asked it; name \
+                 another server in resolv.conf"
+            );
+        }
+    }
+
+    /// Asks the upstreams, or waits for who has asked them the same.
     async fn finish(&self, forward: Forward) -> Option<Vec<u8>> {
-        let Forward { question, aliases, key, _permit } = forward;
-        let Some((message, wire)) = self.upstreams.ask(&key).await else {
+        let Forward { question, aliases, name, key, _place } = forward;
+        let outcome = match self.pending.join(&key) {
+            Part::Joined(receiver) => pending::outcome(receiver).await,
+            Part::Leader(leader) => {
+                let answer = self.upstreams.ask(&key, &leader.sent).await;
+                let outcome = answer.map(|(message, wire)| {
+                    count(&self.counters.upstream);
+                    self.cache().put(key, &message, &wire, Instant::now());
+                    Arc::new(message)
+                });
+                leader.tell(outcome.clone());
+                outcome
+            }
+        };
+        let Some(message) = outcome else {
             count(&self.counters.failed);
             return question.write(&Answer::code(ResponseCode::ServFail));
         };
-        count(&self.counters.upstream);
-        let name = key.name.clone();
-        let key = Key { name: name.to_lowercase(), ..key };
-        self.cache().put(key, &message, &wire, Instant::now());
-        question.write(&forwarded(message, &name, aliases))
+        question.write(&forwarded(Arc::unwrap_or_clone(message), &name, aliases))
     }
 }
 
@@ -400,6 +437,7 @@ fn forwarded(message: hickory_proto::op::Message, name: &Name, aliases: Vec<Reco
         code: message.metadata.response_code,
         authoritative: false,
         authentic: message.metadata.authentic_data,
+        truncated: message.metadata.truncation,
         answers,
         authorities: message.authorities,
         additionals: message.additionals,
@@ -428,7 +466,7 @@ async fn datagrams(server: Arc<Server>, socket: Arc<UdpSocket>, mut stop: watch:
                 // Of an answer before, that found nobody.
                 Err(_icmp) => continue,
             };
-            match server.handle(buffer.get(..n).unwrap_or_default(), Transport::Udp) {
+            match server.handle(buffer.get(..n).unwrap_or_default(), Transport::Udp, from.ip()) {
                 Todo::Nothing => {}
                 // One that does not fit into the socket's buffer is lost like any datagram: the client asks again.
                 Todo::Reply(bytes) => drop(socket.try_send_to(&bytes, from)),

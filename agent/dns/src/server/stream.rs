@@ -1,8 +1,9 @@
-//! Questions in streams (RFC 7766): each with its length, answered in order.
+//! Questions in streams (RFC 7766): each with its length, answered in order. A client with more streams than its share
+//! has the newest closed at once.
 
-use super::{Server, Todo};
+use super::{Server, Todo, count};
 use crate::question::Transport;
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -22,22 +23,22 @@ pub(super) async fn accept(server: Arc<Server>, listener: Arc<TcpListener>, mut 
     let mut streams = JoinSet::new();
     loop {
         while streams.try_join_next().is_some() {}
-        let next = async {
-            let permit = Arc::clone(&server.streams).acquire_owned().await;
-            (listener.accept().await, permit)
-        };
-        let (taken, permit) = tokio::select! {
+        let taken = tokio::select! {
             // The sender goes with the program.
             _stopped = stop.wait_for(|stop| *stop) => break,
-            next = next => next,
+            taken = listener.accept() => taken,
         };
         match taken {
-            Ok((stream, _from)) => {
+            Ok((stream, from)) => {
+                let Some(place) = server.streams.take(from.ip()) else {
+                    count(&server.counters.refused);
+                    continue;
+                };
                 let server = Arc::clone(&server);
                 streams.spawn(async move {
                     // The client's business, which it sees itself.
-                    drop(serve(&server, stream).await);
-                    drop(permit);
+                    drop(serve(&server, stream, from.ip()).await);
+                    drop(place);
                 });
             }
             Err(error) => {
@@ -50,12 +51,12 @@ pub(super) async fn accept(server: Arc<Server>, listener: Arc<TcpListener>, mut 
     while streams.join_next().await.is_some() {}
 }
 
-async fn serve(server: &Server, mut stream: TcpStream) -> io::Result<()> {
+async fn serve(server: &Server, mut stream: TcpStream, client: IpAddr) -> io::Result<()> {
     loop {
         let length = timeout(IDLE, stream.read_u16()).await??;
         let mut bytes = vec![0; usize::from(length)];
         timeout(IDLE, stream.read_exact(&mut bytes)).await??;
-        let answer = match server.handle(&bytes, Transport::Tcp) {
+        let answer = match server.handle(&bytes, Transport::Tcp, client) {
             Todo::Nothing => return Ok(()),
             Todo::Reply(bytes) => Some(bytes),
             Todo::Forward(forward) => server.finish(*forward).await,

@@ -1,6 +1,8 @@
 //! Services and questions for the tests.
 #![allow(dead_code, reason = "each suite takes what it needs")]
 
+pub(crate) mod node;
+
 use berth_core::{
     ids::{Namespace, PodKey, PodName},
     model::{

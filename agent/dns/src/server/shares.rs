@@ -1,0 +1,102 @@
+//! Places that clients share. Pure, but for the lock around it.
+//!
+//! A client may hold as many places as are free. So one client alone takes half of them and no more, two take a third
+//! each, and there is always a free place for a client that has none (the "dynamic threshold" of shared-memory switches).
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// Places and who holds them. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub(super) struct Shares {
+    most: usize,
+    held: Arc<Mutex<Held>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    by_client: HashMap<IpAddr, usize>,
+    total: usize,
+}
+
+/// One place, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    client: IpAddr,
+    shares: Shares,
+}
+
+impl Shares {
+    /// So many places, all free.
+    pub(super) fn new(most: usize) -> Shares {
+        Shares { most, held: Arc::default() }
+    }
+
+    /// A place for that client, where its share leaves one.
+    pub(super) fn take(&self, client: IpAddr) -> Option<Place> {
+        let client = client.to_canonical();
+        let mut held = self.held();
+        let free = self.most.saturating_sub(held.total);
+        let own = held.by_client.get(&client).copied().unwrap_or(0);
+        if own >= free {
+            return None;
+        }
+        held.total += 1;
+        held.by_client.insert(client, own + 1);
+        Some(Place { client, shares: self.clone() })
+    }
+
+    /// Whether nobody holds a place.
+    pub(super) fn unused(&self) -> bool {
+        self.held().total == 0
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut held = self.shares.held();
+        held.total = held.total.saturating_sub(1);
+        if let Some(own) = held.by_client.get_mut(&self.client) {
+            *own = own.saturating_sub(1);
+            if *own == 0 {
+                held.by_client.remove(&self.client);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(n: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, n])
+    }
+
+    fn fill(shares: &Shares, who: IpAddr) -> Vec<Place> {
+        std::iter::from_fn(|| shares.take(who)).collect()
+    }
+
+    #[test]
+    fn one_client_gets_half_and_each_newcomer_finds_a_place() {
+        let shares = Shares::new(128);
+        let first = fill(&shares, client(1));
+        assert_eq!(first.len(), 64);
+        let second = fill(&shares, client(2));
+        assert_eq!(second.len(), 32);
+        let others: Vec<_> = (3..8).map(|n| fill(&shares, client(n))).collect();
+        assert!(others.iter().all(|places| !places.is_empty()), "{others:?}");
+        // The same client by its other name.
+        assert!(shares.take("::ffff:10.0.0.1".parse().unwrap()).is_none());
+        drop((first, second, others));
+        assert!(shares.unused() && shares.held().by_client.is_empty());
+        assert_eq!(fill(&shares, client(9)).len(), 64);
+    }
+}
