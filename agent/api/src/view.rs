@@ -6,7 +6,7 @@ use berth_core::{
     time::Wall,
 };
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 /// A pod as its worker last told it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -93,18 +93,35 @@ pub struct Health {
     /// Its version, or why it does not work.
     #[serde(default)]
     pub message: String,
+    /// Since when it does not work, where that is known.
+    #[serde(default)]
+    pub since: Option<Wall>,
 }
 
 impl Health {
     /// It works.
     pub fn good(message: impl Into<String>) -> Health {
-        Health { ok: true, message: message.into() }
+        Health { ok: true, message: message.into(), since: None }
     }
 
     /// It does not, for this reason.
     pub fn bad(message: impl Into<String>) -> Health {
-        Health { ok: false, message: message.into() }
+        Health { ok: false, message: message.into(), since: None }
     }
+}
+
+/// The node's addresses, and where what comes from outside arrives.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressesView {
+    /// The node IPs, the primary one first.
+    #[serde(default)]
+    pub node_ips: Vec<IpAddr>,
+    /// The names of the uplinks.
+    #[serde(default)]
+    pub uplinks: Vec<String>,
+    /// What is wrong with them, a line each.
+    #[serde(default)]
+    pub problems: Vec<String>,
 }
 
 /// The node on one page.
@@ -130,6 +147,15 @@ pub struct NodeView {
     /// The helper that drains container output.
     #[serde(default)]
     pub logd: Health,
+    /// Services; `None` where the node runs without.
+    #[serde(default)]
+    pub services: Option<Health>,
+    /// Cluster DNS; `None` where this node serves none.
+    #[serde(default)]
+    pub dns: Option<Health>,
+    /// The node's addresses and uplinks; `None` from an agent that does not tell.
+    #[serde(default)]
+    pub addresses: Option<AddressesView>,
     /// Where pods come from.
     #[serde(default)]
     pub sources: Vec<SourceView>,

@@ -4,7 +4,7 @@ use crate::{
     backend::Local,
     board::Board,
     dns::Dns,
-    local, lock, node,
+    host_network, local, lock, node,
     services::{self, ServicesConfig, Sight},
     sources,
 };
@@ -14,10 +14,11 @@ use berth_network::{MasqueradeConfig, Network, NetworkConfig};
 use berth_node::cgroup::CgroupTree;
 use berth_pods::{
     ManagerConfig, Store,
-    node::{NodeConfig, NodeHands, pump, recursive_read_only},
+    node::{HostIps, NodeConfig, NodeHands, pump, recursive_read_only},
 };
 use berth_probe::{Prober, ProberConfig};
 use berth_runtime::{RuntimeConfig, spec::HostFacts};
+use berth_services::HostNetworkConfig;
 use berth_source::dir::ServiceRanges;
 use berth_sys::{clock, memory, mount};
 use berth_volumes::Volumes;
@@ -30,6 +31,9 @@ use tokio::{
 
 /// How long the manager may take to end.
 const GOODBYE: Duration = Duration::from_secs(5);
+
+/// The label of the node's zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Pods have come to rest when nothing of them has changed for so long.
 const REST: Duration = Duration::from_secs(3);
@@ -46,7 +50,7 @@ pub(crate) struct AgentArgs {
     /// Run the pods of this directory by the kubelet's rules for static pods (`staticPodPath`).
     #[arg(long, value_name = "DIR")]
     static_pods: Option<PathBuf>,
-    /// The node's addresses; found on the machine where not given.
+    /// The node's addresses; where not given, the address of the default route's device, followed as it changes.
     #[arg(long = "node-ip", value_name = "IP")]
     node_ips: Vec<IpAddr>,
     /// A label of the node, for pods' node selectors and affinity; besides those that every node has
@@ -66,8 +70,8 @@ pub(crate) struct AgentArgs {
     /// first.
     #[arg(long = "service-cidr", value_name = "CIDR", value_parser = services::network, default_value = "10.96.0.0/16")]
     service_cidrs: Vec<(IpAddr, u8)>,
-    /// A device that brings what comes from outside, for NodePorts; without, every device with an address, but none
-    /// where the socket hooks are on a part of the machine only.
+    /// A device that brings what comes from outside, for NodePorts; without, those of the default routes and every other
+    /// with an address of the node, but none where the socket hooks are on a part of the machine only.
     #[arg(long = "uplink", value_name = "DEVICE")]
     uplinks: Vec<String>,
     /// Run pods without Services.
@@ -170,6 +174,7 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
 
     let served: &[IpAddr] = if args.serve_dns { &args.cluster_dns } else { &[] };
     let dns = Dns::new(&roots, &roots_file, &exe, &cgroups, served, args.cluster_domain.as_deref());
+    let watched_dns = dns.as_ref().map(Dns::watched);
     let dns = async {
         match &dns {
             Some(dns) => dns.supervise().await,
@@ -178,18 +183,28 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     };
 
     let (incoming_tx, incoming) = mpsc::channel(1024);
-    let node_ips = node::addresses(&args.node_ips);
+    let (host_network, following) = host_network::start(HostNetworkConfig {
+        node_ips: args.node_ips.clone(),
+        uplinks: args.uplinks.clone(),
+        cluster_dns: args.cluster_dns.clone(),
+        whole_machine: roots.cgroup_hooks.as_os_str().is_empty(),
+    });
+    let host_ips = {
+        let host = host_network.clone();
+        HostIps::new(move || host.borrow().host_ips())
+    };
     let host = HostFacts::read("/proc".as_ref(), "/sys".as_ref(), "/dev".as_ref(), &roots.cgroup_mount)
         .context("look at the node")?;
+    let labels = node::labels(&roots, &args.node_labels);
     let config = NodeConfig {
         roots: roots.clone(),
         boot: boot.clone(),
-        node_ips: node_ips.clone(),
+        host_ips,
         cluster_dns: args.cluster_dns.clone(),
         cluster_domain: args.cluster_domain.clone(),
         pids_limit: args.pod_pids_limit,
         allocatable: node::allocatable(&roots),
-        labels: node::labels(&roots, &args.node_labels),
+        labels: labels.clone(),
         host,
         recursive_read_only: recursive_read_only(),
     };
@@ -209,7 +224,8 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     };
     let (sources, desired) = sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges);
     let hub = berth_server::Hub::default();
-    let board = Arc::new(Board::new(hub.clone(), Arc::clone(&sources.latest), node_ips.clone()));
+    let board = Arc::new(Board::new(hub.clone(), Arc::clone(&sources.latest), host_network.clone()));
+    let health = services::Shown::default();
     let local = Local {
         roots: roots.clone(),
         hub,
@@ -218,6 +234,9 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         logd: Arc::clone(&logd),
         dirs: args.manifests.iter().chain(&args.static_pods).cloned().collect(),
         latest: Arc::clone(&sources.latest),
+        host: host_network.clone(),
+        services: (!args.no_services).then(|| health.clone()),
+        dns: watched_dns,
         since: clock::wall(),
     };
     let serving = local::start(local, &board, &desired).await?;
@@ -237,15 +256,16 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
             roots: roots.clone(),
             exe: exe.clone(),
             cgroup: services::hooks(&roots),
-            node_ips,
+            zone: labels.get(ZONE).cloned().unwrap_or_default(),
             networks: args.service_cidrs.clone(),
-            uplinks: args.uplinks.clone(),
             domain: args.cluster_domain.clone().unwrap_or_else(|| services::DOMAIN.to_owned()),
         };
         let sight = Sight {
             board: Arc::clone(&board),
             latest: Arc::clone(&sources.latest),
             hands: Arc::clone(&hands),
+            host: host_network.clone(),
+            health,
         };
         services::start(config, sight, sources.changed.clone())
     });
@@ -280,7 +300,7 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         services.end();
     }
     serving.shutdown().await;
-    for task in [pumping, house] {
+    for task in [pumping, house, following] {
         task.abort();
     }
     sources.shutdown().await.context("end the sources")?;

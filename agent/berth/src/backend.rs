@@ -1,15 +1,16 @@
 //! What the local socket needs of the agent: how the node is, images, commands in containers.
 
-use crate::sources::Latest;
+use crate::{dns, host_network::Host, services, sources::Latest};
 use berth_api::{
     message::{ErrorCode, ExecSpec},
-    view::{Health, ImageView, ManifestProblem, NodeView, SourceView},
+    view::{AddressesView, Health, ImageView, ManifestProblem, NodeView, SourceView},
 };
 use berth_core::{roots::Roots, time::Wall};
 use berth_network::Network;
 use berth_pods::node::NodeHands;
 use berth_runtime::Runtime;
 use berth_server::{Backend, Hub, Refusal};
+use berth_services::NetworkProblem;
 use berth_sys::{clock, process};
 use std::{
     path::PathBuf,
@@ -32,6 +33,11 @@ pub(crate) struct Local {
     /// The directories of the sources, in the order of `latest`.
     pub(crate) dirs: Vec<PathBuf>,
     pub(crate) latest: Latest,
+    pub(crate) host: Host,
+    /// Nothing where the node runs without Services.
+    pub(crate) services: Option<services::Shown>,
+    /// Nothing where this node does not serve the cluster's names.
+    pub(crate) dns: Option<dns::Watched>,
     pub(crate) since: Wall,
 }
 
@@ -70,6 +76,23 @@ impl Local {
         }
     }
 
+    async fn dns(&self) -> Option<Health> {
+        let dns = self.dns.as_ref()?;
+        let health = timeout(LOOK, dns.health()).await;
+        Some(health.unwrap_or_else(|_elapsed| Health::bad("does not answer in time")))
+    }
+
+    fn addresses(&self) -> AddressesView {
+        let host = self.host.borrow();
+        // Without Services nothing comes in by an uplink.
+        let matters = |p: &&NetworkProblem| self.services.is_some() || matches!(p, NetworkProblem::NoNodeIp);
+        AddressesView {
+            node_ips: host.node_ips.clone(),
+            uplinks: host.uplinks.values().map(|u| u.name.to_string()).collect(),
+            problems: host.problems.iter().filter(matters).map(ToString::to_string).collect(),
+        }
+    }
+
     fn sources(&self) -> Vec<SourceView> {
         let all = self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let view = |(dir, snapshot): (&PathBuf, &Arc<berth_source::Snapshot>)| SourceView {
@@ -96,7 +119,8 @@ impl Backend for Local {
     type Exec = crate::exec::Exec;
 
     async fn status(&self) -> NodeView {
-        let (containerd, network, logd) = tokio::join!(self.containerd(), self.network(), self.logd());
+        let (containerd, network, logd, dns) =
+            tokio::join!(self.containerd(), self.network(), self.logd(), self.dns());
         let pid = std::process::id();
         NodeView {
             node: self.roots.node_name.clone(),
@@ -108,6 +132,9 @@ impl Backend for Local {
             containerd,
             network,
             logd,
+            services: self.services.as_ref().map(services::Shown::get),
+            dns,
+            addresses: Some(self.addresses()),
             sources: self.sources(),
             as_of: clock::wall(),
         }

@@ -4,6 +4,7 @@
 //! it. The lock keeps the views of one pod in the order of its reports.
 
 use crate::{
+    host_network::Host,
     services::{SeenPod, looked_at, matters},
     sources::Latest,
 };
@@ -37,26 +38,21 @@ pub(crate) struct Board {
     pub(crate) endpoints: Notify,
     hub: Hub,
     latest: Latest,
-    node_ips: Vec<IpAddr>,
+    host: Host,
 }
 
 #[derive(Debug)]
 struct Entry {
     report: PodReport,
+    /// As Services see the pod, where it was looked at.
+    seen: Option<SeenPod>,
     /// As the source last had it; kept while the pod ends.
     desired: Option<Arc<DesiredPod>>,
 }
 
 impl Board {
-    pub(crate) fn new(hub: Hub, latest: Latest, node_ips: Vec<IpAddr>) -> Board {
-        Board {
-            pods: Mutex::default(),
-            changed: Notify::new(),
-            endpoints: Notify::new(),
-            hub,
-            latest,
-            node_ips,
-        }
+    pub(crate) fn new(hub: Hub, latest: Latest, host: Host) -> Board {
+        Board { pods: Mutex::default(), changed: Notify::new(), endpoints: Notify::new(), hub, latest, host }
     }
 
     /// The pods that are active in the kubelet's sense: those that have not come to their end (`GetActivePods`).
@@ -66,7 +62,7 @@ impl Board {
 
     /// The pods that have a worker; without more where it has not looked at its pod yet.
     pub(crate) fn seen(&self) -> BTreeMap<PodUid, Option<SeenPod>> {
-        self.entries().iter().map(|(uid, e)| (uid.clone(), looked_at(&e.report))).collect()
+        self.entries().iter().map(|(uid, e)| (uid.clone(), e.seen.clone())).collect()
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<PodUid, Entry>> {
@@ -80,7 +76,30 @@ impl Board {
     }
 
     fn show(&self, entry: &Entry) {
-        self.hub.publish(view(&entry.report, entry.desired.as_deref(), &self.node_ips));
+        self.hub.publish(view(&entry.report, entry.desired.as_deref(), &self.host_ips()));
+    }
+
+    fn host_ips(&self) -> Vec<IpAddr> {
+        self.host.borrow().host_ips()
+    }
+
+    /// Shows the node's addresses where they change: as `hostIP` of every pod, as `podIP` of those in the host's network.
+    /// Ends with the watch.
+    pub(crate) async fn follow_host(self: Arc<Self>) {
+        let mut host = self.host.clone();
+        let mut shown = self.host_ips();
+        while host.changed().await.is_ok() {
+            let now = host.borrow_and_update().host_ips();
+            if now == shown {
+                continue;
+            }
+            for entry in self.entries().values_mut() {
+                entry.seen = looked_at(&entry.report, &now);
+                self.show(entry);
+            }
+            shown = now;
+            self.endpoints.notify_one();
+        }
     }
 
     /// Shows what the sources change of a pod while its worker has nothing to tell. Ends with the sources.
@@ -113,7 +132,12 @@ impl Reports for Board {
         let was_active = before.as_ref().is_some_and(|b| active(&b.report));
         let changed = was_active != active(&report);
         let endpoints = before.as_ref().is_none_or(|b| matters(&b.report, &report));
-        let entry = Entry { report, desired: desired.or_else(|| before.and_then(|b| b.desired)) };
+        let seen = match &before {
+            // It keeps its identity, by which others see that nothing changed.
+            Some(before) if !endpoints && same(&before.report, &report) => before.seen.clone(),
+            _ => looked_at(&report, &self.host_ips()),
+        };
+        let entry = Entry { report, seen, desired: desired.or_else(|| before.and_then(|b| b.desired)) };
         self.show(&entry);
         pods.insert(uid, entry);
         drop(pods);
@@ -141,6 +165,11 @@ impl Reports for Board {
 
 fn active(report: &PodReport) -> bool {
     !matches!(report.status.phase, Phase::Succeeded | Phase::Failed)
+}
+
+/// Whether neither the pod nor its status was made anew.
+fn same(before: &PodReport, now: &PodReport) -> bool {
+    Arc::ptr_eq(&before.pod, &now.pod) && Arc::ptr_eq(&before.status, &now.status)
 }
 
 fn view(report: &PodReport, desired: Option<&DesiredPod>, node_ips: &[IpAddr]) -> PodView {

@@ -48,6 +48,7 @@ pub(crate) async fn start(
     let socket = tokio::spawn(server.run(listener, stopped));
     let others = vec![
         tokio::spawn(Arc::clone(board).follow(desired.clone())),
+        tokio::spawn(Arc::clone(board).follow_host()),
         tokio::spawn(keep_node_file(local.clone(), desired.clone())),
         tokio::spawn(sweep(local.clone(), desired.clone())),
     ];

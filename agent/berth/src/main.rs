@@ -8,6 +8,7 @@ mod backend;
 mod board;
 mod dns;
 mod exec;
+mod host_network;
 mod local;
 mod lock;
 mod node;

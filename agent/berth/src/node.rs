@@ -5,10 +5,7 @@ use berth_core::{
     quantity::Quantity,
     roots::Roots,
 };
-use std::{
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 /// What pods may use of the machine: all of it. What could not be found out is left out.
 pub(crate) fn allocatable(roots: &Roots) -> ResourceList {
@@ -81,35 +78,6 @@ pub(crate) fn label(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("must be KEY=VALUE".to_owned()),
     }
-}
-
-/// The node's addresses: those that are given, or the first global one of each family.
-pub(crate) fn addresses(given: &[IpAddr]) -> Vec<IpAddr> {
-    if !given.is_empty() {
-        return given.to_vec();
-    }
-    let Ok(all) = nix::ifaddrs::getifaddrs() else { return vec![IpAddr::from([127, 0, 0, 1])] };
-    let mut v4 = None;
-    let mut v6 = None;
-    for a in all {
-        // Pods' own interfaces have addresses of the pods' networks.
-        if a.interface_name.starts_with("veth") {
-            continue;
-        }
-        let Some(address) = a.address else { continue };
-        if let Some(ip) = address.as_sockaddr_in().map(nix::sys::socket::SockaddrIn::ip) {
-            if !ip.is_loopback() && !ip.is_link_local() {
-                v4.get_or_insert(IpAddr::V4(ip));
-            }
-        } else if let Some(ip) = address.as_sockaddr_in6().map(nix::sys::socket::SockaddrIn6::ip)
-            && !ip.is_loopback()
-            && !ip.is_unicast_link_local()
-        {
-            v6.get_or_insert(IpAddr::V6(ip));
-        }
-    }
-    let found: Vec<IpAddr> = v4.into_iter().chain(v6).collect();
-    if found.is_empty() { vec![IpAddr::from([127, 0, 0, 1])] } else { found }
 }
 
 #[cfg(test)]

@@ -5,18 +5,18 @@
 
 mod world;
 
-use crate::{board::Board, sources::Latest};
+pub(crate) use world::Shown;
+
+use crate::{board::Board, host_network::Host, sources::Latest};
 use berth_core::{
     roots::Roots,
     status::{ConditionType, Truth},
 };
 use berth_pods::{PodReport, node::NodeHands};
 pub(crate) use berth_services::SeenPod;
-use berth_services::{Config, DeviceEvents, Engine, Linux, LinuxConfig};
+use berth_services::{Config, Engine, Linux, LinuxConfig};
 use std::{
-    future::pending,
     net::IpAddr,
-    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{
         Arc,
@@ -24,7 +24,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{io::unix::AsyncFd, sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle};
 use world::World;
 
 /// A thread that panicked is started again after this.
@@ -41,13 +41,10 @@ pub(crate) struct ServicesConfig {
     pub(crate) exe: PathBuf,
     /// The cgroup whose sockets the hooks serve; `None` where the machine has no cgroup2.
     pub(crate) cgroup: Option<PathBuf>,
-    /// The node's own addresses, at which node ports answer.
-    pub(crate) node_ips: Vec<IpAddr>,
+    /// The node's zone; empty where it has none.
+    pub(crate) zone: String,
     /// The networks of Services.
     pub(crate) networks: Vec<(IpAddr, u8)>,
-    /// The devices that bring what comes from outside; empty: found by their addresses where the node is the whole
-    /// machine.
-    pub(crate) uplinks: Vec<String>,
     /// The cluster's domain.
     pub(crate) domain: String,
 }
@@ -58,6 +55,9 @@ pub(crate) struct Sight {
     pub(crate) board: Arc<Board>,
     pub(crate) latest: Latest,
     pub(crate) hands: Arc<NodeHands>,
+    pub(crate) host: Host,
+    /// Where it is shown how Services are.
+    pub(crate) health: Shown,
 }
 
 /// The running thread and what wakes it.
@@ -78,17 +78,9 @@ pub(crate) fn start(config: ServicesConfig, sight: Sight, changed: watch::Receiv
 }
 
 async fn pass_on(config: ServicesConfig, sight: Sight, mut sources: watch::Receiver<()>) {
-    let events = DeviceEvents::open(config.uplinks.clone())
-        .inspect_err(|error| tracing::warn!(%error, "devices are looked at once a second at most, when Services change"))
-        .ok();
-    #[expect(
-        deprecated,
-        reason = "an OwnedFd stays the same descriptor and open, which is what the other one asks for"
-    )]
-    let told =
-        events.as_ref().and_then(|events| AsyncFd::new(events.as_fd().try_clone_to_owned().ok()?).ok());
+    let mut host = sight.host.clone();
     loop {
-        let wake = match spawn(config.clone(), sight.clone(), events.clone()) {
+        let wake = match spawn(config.clone(), sight.clone()) {
             Ok(wake) => wake,
             Err(error) => {
                 tracing::error!(%error, "no thread for Services");
@@ -102,43 +94,32 @@ async fn pass_on(config: ServicesConfig, sight: Sight, mut sources: watch::Recei
                     return;
                 },
                 () = sight.board.endpoints.notified() => {}
-                () = device_changed(told.as_ref(), events.as_ref()) => {}
+                changed = host.changed() => if changed.is_err() {
+                    return;
+                },
             }
             sources.mark_unchanged();
+            host.mark_unchanged();
         }
         tracing::error!("the thread of Services ended early; it is started again");
         tokio::time::sleep(AFTER_PANIC).await;
     }
 }
 
-/// Ends when the kernel has told of a device that matters.
-async fn device_changed(told: Option<&AsyncFd<OwnedFd>>, events: Option<&DeviceEvents>) {
-    let (Some(told), Some(events)) = (told, events) else { return pending().await };
-    while let Ok(mut ready) = told.readable().await {
-        ready.clear_ready();
-        if events.drain() {
-            return;
-        }
-    }
-    // The runtime ends.
-    pending().await
-}
-
-fn spawn(config: ServicesConfig, sight: Sight, events: Option<DeviceEvents>) -> std::io::Result<Sender<()>> {
+fn spawn(config: ServicesConfig, sight: Sight) -> std::io::Result<Sender<()>> {
     let (wake, wakes) = channel();
     let run = move || {
-        let ServicesConfig { roots, exe, cgroup, node_ips, networks, uplinks, domain } = config;
+        let ServicesConfig { roots, exe, cgroup, zone, networks, domain } = config;
         let engine = Config {
             node: roots.node_name.as_str().into(),
-            node_ips,
+            zone: zone.into(),
             networks,
-            uplinks: uplinks.clone(),
-            whole_machine: roots.cgroup_hooks.as_os_str().is_empty(),
             next_id: world::next_id(&roots),
         };
-        let kernel = Linux::new(LinuxConfig { roots: roots.clone(), exe, cgroup, uplinks }, events);
-        let Sight { board, latest, hands } = sight;
-        let world = World { roots, domain, board, latest, hands, told: Vec::new(), publisher: None };
+        let Sight { board, latest, hands, host, health } = sight;
+        let kernel =
+            Linux::new(LinuxConfig { roots: roots.clone(), exe, cgroup }, move || Arc::clone(&host.borrow()));
+        let world = World { roots, domain, board, latest, hands, told: Vec::new(), publisher: None, health };
         Engine::new(engine, kernel, world).run(&wakes);
     };
     std::thread::Builder::new().name("berth-services".to_owned()).spawn(run)?;
@@ -161,18 +142,29 @@ pub(crate) fn hooks(roots: &Roots) -> Option<PathBuf> {
         .ok()?
 }
 
-/// A pod that has been looked at: its worker has decided on it, and its readiness is known.
-pub(crate) fn looked_at(report: &PodReport) -> Option<SeenPod> {
+/// Whether the pod has been looked at: its worker has decided on it, and its readiness is known.
+fn is_looked_at(report: &PodReport) -> bool {
     let unknown = report.status.condition(ConditionType::Ready).is_some_and(|c| c.status == Truth::Unknown);
-    (!report.decisions.is_empty() && !unknown)
-        .then(|| SeenPod { pod: Arc::clone(&report.pod), status: Arc::clone(&report.status) })
+    !report.decisions.is_empty() && !unknown
+}
+
+/// A pod that has been looked at. One in the host's network that has an address has those of the node.
+pub(crate) fn looked_at(report: &PodReport, host_ips: &[IpAddr]) -> Option<SeenPod> {
+    if !is_looked_at(report) {
+        return None;
+    }
+    let mut status = Arc::clone(&report.status);
+    if report.pod.namespaces.host_network && !status.pod_ips.is_empty() && status.pod_ips != host_ips {
+        Arc::make_mut(&mut status).pod_ips = host_ips.to_vec();
+    }
+    Some(SeenPod { pod: Arc::clone(&report.pod), status })
 }
 
 /// Whether endpoints may follow from the difference.
 pub(crate) fn matters(before: &PodReport, now: &PodReport) -> bool {
     let of = |r: &PodReport| {
         let s = &r.status;
-        (s.phase, s.terminating, s.is_ready(), s.pod_ips.clone(), looked_at(r).is_some())
+        (s.phase, s.terminating, s.is_ready(), s.pod_ips.clone(), is_looked_at(r))
     };
     of(before) != of(now) || !Arc::ptr_eq(&before.pod, &now.pod) && before.pod != now.pod
 }

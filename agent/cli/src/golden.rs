@@ -5,7 +5,7 @@ use crate::{
     state::{Offline, State},
     v1,
 };
-use berth_api::view::{ImageView, NodeView, PodView};
+use berth_api::view::{Health, ImageView, NodeView, PodView};
 use berth_core::{event::EventRecord, time::Wall};
 use serde::Deserialize;
 use std::{fs, path::PathBuf};
@@ -94,6 +94,8 @@ fn a_node_that_is_well_has_no_problems() {
     let Known { mut node, mut pods, .. } = known();
     node.network.ok = true;
     node.sources.clear();
+    node.services = Some(Health::good("answered"));
+    node.addresses = None;
     pods.retain(|p| p.ready || v1::Pod::of(p).status.phase == "Succeeded");
     let state = State { pods, ..State::default() };
     let page = status::Page { node: Some(&node), state: &state, stuck: false };

@@ -91,6 +91,9 @@ impl Backend for Fake {
             containerd: Health::good("2"),
             network: Health::bad("none"),
             logd: Health::default(),
+            services: None,
+            dns: None,
+            addresses: None,
             sources: Vec::new(),
             as_of: Wall(1),
         }

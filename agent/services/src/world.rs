@@ -1,7 +1,7 @@
 //! What the [`Engine`](crate::Engine) needs of the rest of the world, as two traits: the node, which knows what is
 //! wanted and hears what became of it, and the kernel, with its tables and devices.
 
-use crate::{Named, Notice, Table, Tables, VethPair};
+use crate::{HostNetwork, LinkLayer, Named, Notice, Table, Tables, VethPair};
 use berth_core::{
     ids::{PodKey, PodUid},
     model::{EndpointSlice, Pod, Service},
@@ -10,7 +10,7 @@ use berth_core::{
 use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, V4, V6};
 use berth_ebpf_loader::{Lost, Role};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     error::Error,
     net::IpAddr,
     sync::Arc,
@@ -58,6 +58,17 @@ pub struct Edits {
     pub slices: Vec<Edit<EndpointSlice>>,
 }
 
+/// How the data plane is, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DatapathHealth {
+    /// Whether the hooks are attached: Services are answered.
+    pub hooked: bool,
+    /// Whether enough is known of sources and pods for the tables to be written.
+    pub open: bool,
+    /// What is not as it is wanted, one line each.
+    pub failures: Vec<String>,
+}
+
 /// The rest of the agent: what Services follow from, and who hears of them.
 pub trait Node {
     /// What changed of the sources' objects since the last call; all of it at the first.
@@ -103,6 +114,9 @@ pub trait Node {
 
     /// Something that a Service's owner should know.
     fn tell(&mut self, notice: &Notice);
+
+    /// The data plane is as it says now; told where it changed.
+    fn health(&mut self, health: &DatapathHealth);
 }
 
 /// What the programs know of this node, beside the Services. A [`Table`] each.
@@ -128,12 +142,16 @@ pub struct PodNetwork {
 /// A device of the host that may bear addresses. Those of pods are not among them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Device {
-    /// Its index; 0 where it just went away.
+    /// Its index.
     pub index: u32,
-    /// Its addresses.
-    pub addresses: BTreeSet<IpAddr>,
+    /// Its addresses in the kernel's order; those that are temporary, deprecated or tentative last.
+    pub addresses: Vec<IpAddr>,
     /// Whether it is a bridge.
     pub bridge: bool,
+    /// Whether it is the loopback device (`IFF_LOOPBACK`).
+    pub loopback: bool,
+    /// How it frames packets.
+    pub layer: LinkLayer,
 }
 
 /// What became of an attachment.
@@ -160,14 +178,21 @@ pub trait Kernel {
     fn open(&mut self) -> Result<Self::Maps, Cause>;
 
     /// Sees to it that this build's programs are attached to the hooks. May block as [`open`](Kernel::open) does; once
-    /// it has succeeded it does nothing.
+    /// it has succeeded it does nothing, unless it shall `look` whether all of them are still there.
     ///
     /// # Errors
     /// The programs are refused, or the hooks are.
-    fn attach_hooks(&mut self) -> Result<(), Cause>;
+    fn attach_hooks(&mut self, look: bool) -> Result<(), Cause>;
 
-    /// The devices by name, where they may be others than at the last call; always at the first.
-    fn devices(&mut self) -> Option<BTreeMap<String, Device>>;
+    /// The node's addresses and uplinks, where they are others than at the last call; always at the first.
+    fn host_network(&mut self) -> Option<Arc<HostNetwork>>;
+
+    /// The live devices that links are pinned for, whoever attached them, with what they are attached as; `None` where
+    /// a part is missing.
+    ///
+    /// # Errors
+    /// The pins cannot be read.
+    fn attached(&mut self) -> Result<BTreeMap<u32, Option<Role>>, Cause>;
 
     /// Attaches programs to devices, each of which may take some ten milliseconds.
     fn attach(&mut self, devices: &[(u32, Role)]) -> Vec<(u32, Role, Attachment)>;

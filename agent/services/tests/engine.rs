@@ -18,14 +18,8 @@ use support::{
 };
 
 fn engine(world: &World) -> Engine<FakeKernel, FakeNode> {
-    let config = Config {
-        node: "n".into(),
-        node_ips: vec![ip("192.0.2.1")],
-        networks: vec![(ip("10.96.0.0"), 16)],
-        uplinks: Vec::new(),
-        whole_machine: true,
-        next_id: 1,
-    };
+    let config =
+        Config { node: "n".into(), zone: "".into(), networks: vec![(ip("10.96.0.0"), 16)], next_id: 1 };
     Engine::new(config, world.kernel(), world.node())
 }
 
@@ -236,10 +230,14 @@ fn devices_and_addresses_are_followed() {
         index,
         addresses: addresses.iter().map(|a| ip(a)).collect(),
         bridge,
+        loopback: index == 1,
+        ..Device::default()
     };
     let world = listed();
+    // An earlier agent took it for an uplink.
+    world.state().attached.insert(1, Role::Uplink);
     world.state().devices = [
-        ("lo".to_owned(), device(1, &["127.0.0.1", "::1"], false)),
+        ("lo".to_owned(), device(1, &["127.0.0.1", "::1", "10.96.0.10"], false)),
         ("eth0".to_owned(), device(2, &["192.0.2.1"], false)),
         ("br0".to_owned(), device(3, &["10.1.0.254"], true)),
         ("down0".to_owned(), device(4, &[], false)),
@@ -256,7 +254,8 @@ fn devices_and_addresses_are_followed() {
     assert_eq!(uplinks(&world), [2]);
     let mut there = nodes(&world);
     there.sort();
-    assert_eq!(there, [("10.1.0.254".to_owned(), 0), ("192.0.2.1".to_owned(), 1)]);
+    let own = [("10.1.0.254", 0), ("10.96.0.10", 0), ("192.0.2.1", 1)];
+    assert_eq!(there, own.map(|(ip, node_ports)| (ip.to_owned(), node_ports)));
     {
         let mut state = world.state();
         state.devices.insert("down0".to_owned(), device(4, &["198.51.100.1"], false));
@@ -267,8 +266,18 @@ fn devices_and_addresses_are_followed() {
     world.state().devices_told = true;
     engine.round();
     assert_eq!(uplinks(&world), [4]);
-    assert!(nodes(&world).contains(&("198.51.100.1".to_owned(), 0)));
+    assert!(nodes(&world).contains(&("198.51.100.1".to_owned(), 1)), "node ports follow the node's address");
+    assert!(nodes(&world).iter().all(|(ip, _)| ip != "192.0.2.1"), "{:?}", nodes(&world));
+    let masquerade = |world: &World| world.state().masquerade4.map(|v4| v4.ip());
+    assert_eq!(masquerade(&world), Some(ip("198.51.100.1")), "and so does the masquerade");
+    {
+        let mut state = world.state();
+        state.node_ips = vec![ip("192.0.2.1")];
+        state.devices_told = true;
+    }
+    engine.round();
     assert!(nodes(&world).contains(&("192.0.2.1".to_owned(), 1)), "an address that was given counts anyhow");
+    assert!(nodes(&world).contains(&("198.51.100.1".to_owned(), 0)));
 }
 
 #[test]

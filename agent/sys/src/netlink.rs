@@ -4,7 +4,10 @@
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{RouteAddress, RouteAttribute, RouteMessage},
+};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sys::{
     socket::{setsockopt, sockopt::ReceiveTimeout},
@@ -12,11 +15,15 @@ use nix::sys::{
 };
 use std::{
     io,
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
 };
 
 /// Larger than any datagram of the kernel's answers.
 const DATAGRAM: usize = 64 << 10;
+
+/// How long the kernel may take for one answer, in seconds.
+const DEADLINE_S: i64 = 5;
 
 /// Sends a request with these flags beside `NLM_F_REQUEST`, and `NLM_F_ACK` where it is no dump; returns the kernel's
 /// answers. Each datagram is waited for `deadline_s` seconds at most: the kernel answers before send(2) returns, so
@@ -64,6 +71,36 @@ pub fn route_request(
             }
         }
     }
+}
+
+/// The device by which packets to `to` leave, by the routes of the calling thread's network namespace; `None` where none
+/// leads there.
+///
+/// # Errors
+/// The kernel refuses, or does not answer.
+pub fn route_device(to: IpAddr) -> io::Result<Option<u32>> {
+    let mut asked = RouteMessage::default();
+    let (family, length, destination) = match to {
+        IpAddr::V4(to) => (AddressFamily::Inet, 32, RouteAddress::Inet(to)),
+        IpAddr::V6(to) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(to)),
+    };
+    asked.header.address_family = family;
+    asked.header.destination_prefix_length = length;
+    asked.attributes.push(RouteAttribute::Destination(destination));
+    let told = match route_request(RouteNetlinkMessage::GetRoute(asked), 0, DEADLINE_S) {
+        Err(e) if matches!(e.raw_os_error(), Some(nix::libc::ENETUNREACH | nix::libc::EHOSTUNREACH)) => {
+            return Ok(None);
+        }
+        told => told?,
+    };
+    let routes = told.iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewRoute(route) => Some(&route.attributes),
+        _ => None,
+    });
+    Ok(routes.flatten().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    }))
 }
 
 /// Takes one message off the front.

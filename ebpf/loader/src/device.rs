@@ -18,6 +18,11 @@ pub enum Role {
 }
 
 impl Role {
+    /// Where programs sit at such a device. What turns answers back comes before what sends requests elsewhere.
+    pub fn places(self) -> [Place; 2] {
+        [Place::Out, self.place()]
+    }
+
     fn place(self) -> Place {
         match self {
             Role::Uplink => Place::Uplink,
@@ -111,8 +116,7 @@ pub(crate) fn parse_pin(name: &str) -> Option<(u32, Place)> {
 /// # Errors
 /// Nothing was prepared, there is no such device, or the kernel refuses.
 pub fn attach_device(pins: &Pins, ifindex: u32, role: Role) -> Result<()> {
-    // What turns answers back comes before what sends requests elsewhere.
-    let wanted = [Place::Out, role.place()];
+    let wanted = role.places();
     for place in wanted {
         if adopt(pins, ifindex, place)? == Adoption::Gone {
             make(pins, ifindex, place)?;

@@ -3,16 +3,20 @@
 
 use crate::{board::Board, sources::Latest};
 use anyhow::Context as _;
-use berth_api::services::{NamedPort, ServicesFile, file};
+use berth_api::{
+    services::{NamedPort, ServicesFile, file},
+    view::Health,
+};
 use berth_core::{
     event::{Event, EventRecord, Involved},
     ids::PodUid,
     model::{EndpointSlice, Service},
     roots::Roots,
+    time::Wall,
 };
 use berth_dns::{PodNames, Publisher, build};
 use berth_pods::{Reports as _, node::NodeHands};
-use berth_services::{Cause, Edit, Edits, Named, Node, Notice, SeenPod};
+use berth_services::{Cause, DatapathHealth, Edit, Edits, Named, Node, Notice, SeenPod};
 use berth_source::{
     Keyed as _, Snapshot,
     endpoints::{self, PodFacts},
@@ -22,7 +26,7 @@ use serde_json::Value;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// The most that is read of `services.json`: some hundred thousand Services.
@@ -42,6 +46,7 @@ pub(super) struct World {
     pub(super) told: Vec<Arc<Snapshot>>,
     /// Opened at the first zone.
     pub(super) publisher: Option<Publisher>,
+    pub(super) health: Shown,
 }
 
 impl World {
@@ -127,11 +132,52 @@ impl Node for World {
         Ok(berth_sys::fs::write_atomic(&file(&self.roots), &serde_json::to_vec(&whole)?, 0o644)?)
     }
 
+    fn health(&mut self, health: &DatapathHealth) {
+        self.health.set(health);
+    }
+
     fn tell(&mut self, notice: &Notice) {
         tracing::warn!(service = %notice.service, reason = notice.why.reason(), "{}", notice.why);
         let involved = Involved::Service { key: notice.service.clone(), uid: Arc::clone(&notice.uid) };
         let event = Event::warning(notice.why.reason(), notice.why.to_string());
         self.board.event(EventRecord::once(involved, event, clock::wall()));
+    }
+}
+
+/// How Services are, for the status page.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shown(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    health: DatapathHealth,
+    /// Since when something fails.
+    since: Option<Wall>,
+}
+
+impl Shown {
+    fn set(&self, health: &DatapathHealth) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.since = match (health.failures.is_empty(), state.since) {
+            (true, _) => None,
+            (false, since) => Some(since.unwrap_or_else(clock::wall)),
+        };
+        state.health.clone_from(health);
+    }
+
+    /// For people.
+    pub(crate) fn get(&self) -> Health {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let health = &state.health;
+        match (state.since, health.hooked) {
+            (Some(since), hooked) => {
+                let what = if hooked { "behind" } else { "hooks missing" };
+                let why = Health::bad(format!("{what}: {}", health.failures.join("; ")));
+                Health { since: Some(since), ..why }
+            }
+            (None, true) => Health::good("answered"),
+            (None, false) => Health::bad("not answered yet: sources and pods are waited for"),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::why;
 use crate::{state::State, table::plain, time, v1};
-use berth_api::view::{Health, NodeView};
+use berth_api::view::{AddressesView, Health, NodeView};
 use berth_core::{
     event::{EventKind, EventRecord},
     time::Wall,
@@ -37,9 +37,11 @@ impl Page<'_> {
             if self.state.offline.is_none() {
                 for (what, health) in parts(node) {
                     if !health.ok {
-                        problems.push(format!("{what}: {}", health.message));
+                        let since = health.since.map(|since| format!(" (since {})", time::stamp(since)));
+                        problems.push(format!("{what}: {}{}", health.message, since.unwrap_or_default()));
                     }
                 }
+                problems.extend(node.addresses.iter().flat_map(|a| a.problems.iter().cloned()));
             }
             for source in &node.sources {
                 if !source.listed {
@@ -92,6 +94,9 @@ impl Page<'_> {
                 if self.state.offline.is_none() {
                     for (name, health) in parts(node) {
                         line(name, show(health));
+                    }
+                    if let Some(addresses) = &node.addresses {
+                        line("Addresses", self::addresses(addresses));
                     }
                 }
                 for source in &node.sources {
@@ -154,9 +159,12 @@ impl Page<'_> {
             })
             .collect();
         let node = self.node;
-        let health = |h: &Health| json!({ "ok": h.ok, "message": h.message });
+        let health =
+            |h: &Health| json!({ "ok": h.ok, "message": h.message, "since": h.since.map(time::stamp) });
         let live = self.state.offline.is_none();
         let of = |pick: fn(&NodeView) -> &Health| node.filter(|_| live).map(|n| health(pick(n)));
+        let may = |pick: fn(&NodeView) -> Option<&Health>| node.filter(|_| live).and_then(pick).map(health);
+        let addresses = node.filter(|_| live).and_then(|n| n.addresses.as_ref());
         Ok(json!({
             "apiVersion": "berth/v1",
             "kind": "NodeStatus",
@@ -172,6 +180,10 @@ impl Page<'_> {
             "containerd": of(|n| &n.containerd),
             "network": of(|n| &n.network),
             "output": of(|n| &n.logd),
+            "services": may(|n| n.services.as_ref()),
+            "dns": may(|n| n.dns.as_ref()),
+            "nodeIPs": addresses.map(|a| &a.node_ips),
+            "uplinks": addresses.map(|a| &a.uplinks),
             "sources": serde_json::to_value(node.map(|n| n.sources.as_slice()).unwrap_or_default())?,
             "pods": pods,
             "warnings": serde_json::to_value(warnings(&self.state.events))?,
@@ -180,8 +192,19 @@ impl Page<'_> {
     }
 }
 
-fn parts(node: &NodeView) -> [(&'static str, &Health); 3] {
-    [("containerd", &node.containerd), ("Network", &node.network), ("Output", &node.logd)]
+fn parts(node: &NodeView) -> Vec<(&'static str, &Health)> {
+    let mut parts =
+        vec![("containerd", &node.containerd), ("Network", &node.network), ("Output", &node.logd)];
+    parts.extend(node.services.as_ref().map(|health| ("Services", health)));
+    parts.extend(node.dns.as_ref().map(|health| ("DNS", health)));
+    parts
+}
+
+/// The node IPs, then the uplinks.
+fn addresses(found: &AddressesView) -> String {
+    let or_none = |list: Vec<String>| if list.is_empty() { "none".to_owned() } else { list.join(", ") };
+    let ips = or_none(found.node_ips.iter().map(ToString::to_string).collect());
+    format!("{ips}; uplinks: {}", or_none(found.uplinks.clone()))
 }
 
 fn show(health: &Health) -> String {

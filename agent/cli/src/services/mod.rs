@@ -254,9 +254,9 @@ pub(crate) async fn trace(roots: &Roots, args: &TraceArgs) -> Result<u8, Error> 
         return Err(Error::Usage("port 0 is none that can be dialled".to_owned()));
     }
     if dst.is_ipv4() {
-        follow::<V4>(&datapath, &names, &source, dst, &clients, args)
+        follow::<V4>(&pins, &datapath, &names, &source, dst, &clients, args)
     } else {
-        follow::<V6>(&datapath, &names, &source, dst, &clients, args)
+        follow::<V6>(&pins, &datapath, &names, &source, dst, &clients, args)
     }
 }
 
@@ -279,7 +279,18 @@ fn what(datapath: &Datapath, clients: &[(u64, Client)], ip: IpAddr) -> Result<tr
     }
 }
 
+/// By which device the node's packets to this address leave, and whether our program sits there.
+fn leaves(pins: &Pins, to: IpAddr) -> Result<Option<(String, bool)>, Error> {
+    let failed = || Error::io(format!("ask for the route to {to}"));
+    let Some(index) = berth_sys::netlink::route_device(to).map_err(failed())? else { return Ok(None) };
+    let name = nix::net::if_::if_indextoname(index).map_err(|e| failed()(e.into()))?;
+    let mut links = loader::devices(pins)?.into_iter();
+    let hooked = links.any(|link| link.ifindex == index && link.live && link.place == loader::Place::Out);
+    Ok(Some((name.to_string_lossy().into_owned(), hooked)))
+}
+
 fn follow<A: Net>(
+    pins: &Pins,
     datapath: &Datapath,
     names: &Names,
     source: &trace::Source,
@@ -292,7 +303,7 @@ fn follow<A: Net>(
         return Err(Error::Usage(format!("{} has no {family} address to dial {dst} from", args.src)));
     };
     let now_s = u32::try_from(berth_sys::clock::monotonic().as_secs()).unwrap_or(u32::MAX);
-    let traced = trace::pinned(datapath, now_s, &asked)?;
+    let traced = trace::pinned(datapath, now_s, &asked, leaves(pins, dst.ip())?)?;
     let page = trace::Page { names, asked: &asked, traced: &traced };
     match args.output {
         Output::Table => out::put(&page.text())?,

@@ -152,6 +152,9 @@ impl Backend for Agent {
             containerd: if self.healthy { Health::good("v2") } else { Health::bad("does not answer") },
             network: Health::good(""),
             logd: Health::good(""),
+            services: None,
+            dns: None,
+            addresses: None,
             sources: Vec::new(),
             as_of: Wall(1_700_000_000_000_000_000),
         }

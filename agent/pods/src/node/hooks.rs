@@ -111,7 +111,7 @@ impl NodeHands {
     }
 
     pub(super) fn pod_ip(&self, context: &Context) -> Option<IpAddr> {
-        context.sandbox.as_ref().and_then(|s| s.ips.first().copied())
+        self.pod_ips(context).first().copied()
     }
 
     /// How to enter a container.

@@ -9,6 +9,7 @@ mod ask;
 mod events;
 mod gates;
 mod hooks;
+mod host_ips;
 mod janitor;
 mod look;
 mod sandbox;
@@ -20,6 +21,7 @@ mod turns;
 mod users;
 
 pub use events::pump;
+pub use host_ips::HostIps;
 
 use crate::{
     hands::{Change, Context, Hands, Performed, Process, Sight},
@@ -61,8 +63,8 @@ pub struct NodeConfig {
     pub roots: Roots,
     /// This boot.
     pub boot: BootId,
-    /// The node's addresses, primary family first.
-    pub node_ips: Vec<IpAddr>,
+    /// The node's addresses.
+    pub host_ips: HostIps,
     /// Addresses of the cluster's DNS.
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's DNS domain.
@@ -197,10 +199,19 @@ impl NodeHands {
             .ok_or_else(|| Failure::new("RuntimeNotReady", "containerd has not answered yet"))
     }
 
+    /// The pod's addresses: its own, or the node's for a pod in the host's network.
+    fn pod_ips(&self, context: &Context) -> Vec<IpAddr> {
+        match &context.sandbox {
+            Some(_) if context.pod.namespaces.host_network => self.config.host_ips.get(),
+            Some(sandbox) => sandbox.ips.clone(),
+            None => Vec::new(),
+        }
+    }
+
     fn facts(&self, context: &Context) -> PodFacts {
         PodFacts {
-            ips: context.sandbox.as_ref().map(|s| s.ips.clone()).unwrap_or_default(),
-            host_ips: self.config.node_ips.clone(),
+            ips: self.pod_ips(context),
+            host_ips: self.config.host_ips.get(),
             node: self.config.roots.node_name.clone(),
             cluster_dns: self.config.cluster_dns.clone(),
             cluster_domain: self.config.cluster_domain.clone(),

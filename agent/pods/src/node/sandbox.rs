@@ -254,7 +254,7 @@ impl NodeHands {
     fn rebuild(&self, pod: &Pod, incarnation: Incarnation) -> Result<Option<Record>, Failure> {
         let mut record = Record::begun(incarnation, &self.config.boot, &pod.namespaces);
         record.ips = if pod.namespaces.host_network {
-            self.config.node_ips.clone()
+            self.config.host_ips.get()
         } else {
             match self.network.attachment(&sandbox_id(&pod.uid, incarnation)?) {
                 Some(attachment) => attachment.ips,
@@ -356,7 +356,7 @@ impl NodeHands {
         netns: PathBuf,
     ) -> Result<(Vec<IpAddr>, Vec<Event>), Failure> {
         if pod.namespaces.host_network {
-            return Ok((self.config.node_ips.clone(), Vec::new()));
+            return Ok((self.config.host_ips.get(), Vec::new()));
         }
         let request = SandboxNetwork {
             uid: pod.uid.clone(),

@@ -60,7 +60,7 @@ impl Node {
         let config = NodeConfig {
             roots: roots.clone(),
             boot: berth_sys::clock::boot_id(&roots.boot_id).unwrap(),
-            node_ips: vec!["192.0.2.1".parse().unwrap()],
+            host_ips: HostIps::new(|| vec!["192.0.2.1".parse().unwrap()]),
             cluster_dns: Vec::new(),
             cluster_domain: None,
             pids_limit: None,

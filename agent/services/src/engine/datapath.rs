@@ -1,13 +1,16 @@
 //! One round at the kernel: its order, what is tried again and when.
+//!
+//! The parts of a round do not stand in each other's way: what fails is told and tried again, and the others go on.
 
 use super::{Config, node, pods::Pods};
-use crate::{Allocator, Attachment, Cause, Kernel, NodeFacts, Notice, Stale, TableError, chain};
+use crate::{Allocator, Attachment, Cause, HostNetwork, Kernel, NodeFacts, Notice, Stale, TableError, chain};
 use berth_core::{ids::PodUid, time::Boottime};
 use berth_ebpf_loader::{Lost, Role};
 use berth_sys::clock;
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::SocketAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,23 +25,25 @@ const COLLECT_SELDOM: Duration = Duration::from_secs(120);
 /// What of a round did not work.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("open the tables of Services")]
+    #[error("cannot open the tables of Services")]
     Open(#[source] Cause),
+    #[error("cannot keep the maps of the node")]
+    Node(#[source] TableError),
+    #[error("cannot keep the maps of the pods")]
+    Pods(#[source] TableError),
+    #[error("cannot keep the tables of Services")]
+    Services(#[source] TableError),
     #[error("{0}")]
     NotYet(String),
-    #[error("keep the maps of the node")]
-    Node(#[source] TableError),
-    #[error("keep the maps of the pods")]
-    Pods(#[source] TableError),
-    #[error("keep the tables of Services")]
-    Services(#[source] TableError),
-    #[error("attach the hooks")]
+    #[error("cannot attach the hooks")]
     Hooks(#[source] Cause),
-    #[error("attach to device {0}")]
+    #[error("cannot read the links of devices")]
+    Links(#[source] Cause),
+    #[error("cannot attach to device {0}")]
     Attach(u32, #[source] Cause),
-    #[error("detach from device {0}")]
+    #[error("cannot detach from device {0}")]
     Detach(u32, #[source] Cause),
-    #[error("collect old connections")]
+    #[error("cannot collect old connections")]
     Collect(#[source] Cause),
 }
 
@@ -47,45 +52,52 @@ pub(super) struct Datapath<K: Kernel> {
     cfg: Config,
     kernel: K,
     maps: Option<K::Maps>,
+    host: Arc<HostNetwork>,
     facts: NodeFacts,
     /// The maps of the node may not be what they should be.
     node_behind: bool,
     pods: Pods,
-    /// The devices for outside traffic: those that there are, those that programs were attached to.
-    uplinks: BTreeSet<u32>,
+    /// The uplinks that programs are attached to, and devices that have links of ours but are no uplinks any more.
     attached: BTreeSet<u32>,
-    /// What was said of the last failure, so that it is said once.
-    told: Option<String>,
+    /// The links of devices are to be read: an earlier agent may have left some, somebody may have taken some away.
+    links_behind: bool,
+    /// What was said of the last failures, so that it is said once.
+    told: Vec<String>,
     retry: Option<(Boottime, Duration)>,
+    /// Reading the tables anew is dear: after a failure not before this.
+    tables_again: Option<(Boottime, String)>,
+    /// What Services' owners are to be told.
+    notices: Vec<Notice>,
     collect_at: Boottime,
     /// Backends whose sockets are to be ended, by the ways in that lost them, as noted; none until the note of an earlier
     /// process was read.
     dead: Option<HashSet<Lost>>,
+    /// Whether the hooks are attached, as far as is known.
+    hooked: bool,
 }
 
-/// What a round has to tell, also where it failed half way.
-#[derive(Debug, Default)]
-pub(super) struct Done {
-    pub(super) notices: Vec<Notice>,
-    /// When to come again, at the latest.
-    pub(super) due: Vec<Boottime>,
-}
+/// When the engine is to come again, at the latest.
+pub(super) type Due = Vec<Boottime>;
 
 impl<K: Kernel> Datapath<K> {
     pub(super) fn new(cfg: Config, mut kernel: K) -> Datapath<K> {
-        let devices = kernel.devices().unwrap_or_default();
+        let host = kernel.host_network().unwrap_or_default();
         Datapath {
-            facts: node::facts(&cfg, &devices),
-            uplinks: node::uplinks(&cfg, &devices),
+            facts: node::facts(&cfg, &host),
+            host,
             kernel,
             maps: None,
             node_behind: true,
             pods: Pods::default(),
             attached: BTreeSet::new(),
-            told: None,
+            links_behind: true,
+            told: Vec::new(),
             retry: None,
+            tables_again: None,
+            notices: Vec::new(),
             collect_at: Boottime::default(),
             dead: None,
+            hooked: false,
             cfg,
         }
     }
@@ -95,6 +107,21 @@ impl<K: Kernel> Datapath<K> {
         &self.facts
     }
 
+    /// What did not work in the last round, one line each.
+    pub(super) fn failures(&self) -> &[String] {
+        &self.told
+    }
+
+    /// What Services' owners are to be told; each once.
+    pub(super) fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Whether the hooks are attached.
+    pub(super) fn hooked(&self) -> bool {
+        self.hooked
+    }
+
     /// The pod came, changed or went.
     pub(super) fn pod_changed(&mut self, uid: &PodUid) {
         self.pods.changed(uid);
@@ -102,14 +129,13 @@ impl<K: Kernel> Datapath<K> {
 
     /// The node's facts where they are others than before.
     pub(super) fn node_changed(&mut self) -> Option<NodeFacts> {
-        let devices = self.kernel.devices()?;
-        self.uplinks = node::uplinks(&self.cfg, &devices);
-        let now = node::facts(&self.cfg, &devices);
+        self.host = self.kernel.host_network()?;
+        self.node_behind = true;
+        let now = node::facts(&self.cfg, &self.host);
         if now == self.facts {
             return None;
         }
         self.facts = now.clone();
-        self.node_behind = true;
         Some(now)
     }
 
@@ -119,132 +145,185 @@ impl<K: Kernel> Datapath<K> {
         allocator: &mut Allocator,
         seen: &BTreeMap<PodUid, crate::SeenPod>,
         now: Boottime,
-    ) -> Done {
-        let mut done = Done::default();
-        match self.try_round(allocator, seen, now, &mut done) {
-            Ok(()) => {
-                if self.told.take().is_some() {
-                    tracing::info!("Services are brought up to date again");
-                }
-                self.retry = None;
+    ) -> Due {
+        let mut due = Due::new();
+        let failures = match self.maps.take() {
+            Some(maps) => self.with(maps, allocator, seen, now, &mut due),
+            // Loading is dear: a change alone does not try it again.
+            None if self.retry.is_some_and(|(at, _)| now < at) => {
+                due.extend(self.retry.map(|(at, _)| at));
+                return due;
             }
-            Err(Failure::NotYet(_)) => done.due.extend(self.retry.map(|(at, _)| at)),
-            Err(error) => {
-                let text = chain(&error);
-                if self.told.as_ref() != Some(&text) {
-                    tracing::error!(error = text, "Services are not brought up to date; tried again");
-                    self.told = Some(text);
-                }
-                let pause = match self.retry {
-                    // Woken by a change before its time.
-                    Some((at, _)) if now < at => None,
-                    Some((_, pause)) => Some((pause * 2).min(LONGEST_RETRY)),
-                    None => Some(FIRST_RETRY),
-                };
-                if let Some(pause) = pause {
-                    self.retry = Some((clock::boottime() + pause, pause));
-                }
-                done.due.extend(self.retry.map(|(at, _)| at));
-            }
-        }
-        done
-    }
-
-    fn try_round(
-        &mut self,
-        allocator: &mut Allocator,
-        seen: &BTreeMap<PodUid, crate::SeenPod>,
-        now: Boottime,
-        done: &mut Done,
-    ) -> Result<(), Failure> {
-        let mut maps = match self.maps.take() {
-            Some(maps) => maps,
-            None => self.open(now)?,
+            None => match self.kernel.open() {
+                Ok(maps) => self.with(maps, allocator, seen, now, &mut due),
+                Err(cause) => vec![Failure::Open(cause)],
+            },
         };
-        let result = self.with(&mut maps, allocator, seen, now, done);
-        self.maps = Some(maps);
-        result
+        self.tell(&failures, now);
+        due.extend(self.retry.map(|(at, _)| at));
+        due
     }
 
-    fn open(&mut self, now: Boottime) -> Result<K::Maps, Failure> {
-        // Loading is dear: a change alone does not try it again.
-        if self.retry.is_some_and(|(at, _)| now < at) {
-            return Err(Failure::NotYet(self.told.clone().unwrap_or_default()));
+    fn tell(&mut self, failures: &[Failure], now: Boottime) {
+        let texts: Vec<String> = failures.iter().map(|f| chain(f)).collect();
+        for error in texts.iter().filter(|text| !self.told.contains(text)) {
+            tracing::error!(error, "Services are not brought up to date; tried again");
         }
-        self.kernel.open().map_err(Failure::Open)
+        if texts.is_empty() {
+            if !self.told.is_empty() {
+                tracing::info!("Services are brought up to date again");
+            }
+            self.retry = None;
+        } else {
+            let pause = match self.retry {
+                // Woken by a change before its time.
+                Some((at, _)) if now < at => None,
+                Some((_, pause)) => Some((pause * 2).min(LONGEST_RETRY)),
+                None => Some(FIRST_RETRY),
+            };
+            if let Some(pause) = pause {
+                self.retry = Some((clock::boottime() + pause, pause));
+            }
+        }
+        self.told = texts;
     }
 
-    /// The tables first: what fails after them is tried again without holding them up.
+    /// Tables before hooks, so that whoever asks them first finds all; a pod's device before its endpoint.
     fn with(
         &mut self,
-        maps: &mut K::Maps,
+        mut maps: K::Maps,
         allocator: &mut Allocator,
         seen: &BTreeMap<PodUid, crate::SeenPod>,
         now: Boottime,
-        done: &mut Done,
-    ) -> Result<(), Failure> {
-        let node = self.keep_node(maps).map_err(Failure::Node);
+        due: &mut Due,
+    ) -> Vec<Failure> {
+        let mut failures = Vec::new();
         let slow_net = now >= self.collect_at;
         if slow_net {
             self.pods.all_changed(seen);
+            (self.node_behind, self.links_behind) = (true, true);
         }
-        let pods = self.pods.keep(&self.kernel, maps, seen).map_err(Failure::Pods);
+        failures.extend(self.keep_node(&mut maps).err().map(Failure::Node));
+        failures.extend(self.pods.keep(&self.kernel, &mut maps, seen).err().map(Failure::Pods));
+        self.read_links(&mut failures);
+        let ready = |uid: &PodUid| seen.get(uid).is_some_and(|pod| pod.status.is_ready());
+        let first: Vec<(u32, Role)> = self.pods.unattached(ready).map(|i| (i, Role::Pod)).collect();
+        self.attach(first, &mut failures);
+        self.keep_tables(&mut maps, allocator, now, due, &mut failures);
+        self.end_sockets(seen);
+        let hooks = self.kernel.attach_hooks(slow_net);
+        self.hooked = hooks.is_ok();
+        failures.extend(hooks.err().map(Failure::Hooks));
+        self.devices(&mut failures);
+        if slow_net {
+            let collected = self.kernel.collect_flows(&maps);
+            let any = *collected.as_ref().unwrap_or(&true);
+            failures.extend(collected.err().map(Failure::Collect));
+            self.collect_at = now + if any { COLLECT } else { COLLECT_SELDOM };
+        }
+        due.push(self.collect_at);
+        self.maps = Some(maps);
+        failures
+    }
+
+    fn keep_node(&mut self, maps: &mut K::Maps) -> Result<(), TableError> {
+        if self.node_behind {
+            node::keep(&self.cfg, &self.host, maps)?;
+            self.node_behind = false;
+        }
+        Ok(())
+    }
+
+    fn keep_tables(
+        &mut self,
+        maps: &mut K::Maps,
+        allocator: &mut Allocator,
+        now: Boottime,
+        due: &mut Due,
+        failures: &mut Vec<Failure>,
+    ) {
+        if let Some((again, failed)) = self.tables_again.as_ref().filter(|(again, _)| now < *again) {
+            due.push(*again);
+            failures.push(Failure::NotYet(failed.clone()));
+            return;
+        }
+        self.tables_again = None;
         let (kernel, dead) = (&mut self.kernel, &mut self.dead);
         let dead = dead.get_or_insert_with(|| or_told(kernel.noted_dead(), "read"));
         let announce = |stale: &[Stale]| {
             dead.extend(stale.iter().map(lost));
             or_told(kernel.note_dead(dead), "write");
         };
-        let outcome = allocator.sync_announced(maps, clock::boottime, announce).map_err(Failure::Services)?;
-        done.due.extend(outcome.due);
-        done.notices = outcome.notices;
-        self.end_sockets(seen);
-        node.and(pods)?;
-        self.kernel.attach_hooks().map_err(Failure::Hooks)?;
-        self.devices()?;
-        if slow_net {
-            let any = self.kernel.collect_flows(maps).map_err(Failure::Collect)?;
-            self.collect_at = now + if any { COLLECT } else { COLLECT_SELDOM };
-        }
-        done.due.push(self.collect_at);
-        Ok(())
-    }
-
-    fn keep_node(&mut self, maps: &mut K::Maps) -> Result<(), TableError> {
-        if self.node_behind {
-            node::keep(&self.cfg, &self.facts, maps)?;
-            self.node_behind = false;
-        }
-        Ok(())
-    }
-
-    /// Attaches what is new; what is gone took its links along.
-    fn devices(&mut self) -> Result<(), Failure> {
-        let uplinks: BTreeSet<u32> = self.uplinks.difference(self.pods.devices()).copied().collect();
-        let mut wanted: Vec<(u32, Role)> = self.pods.unattached().map(|i| (i, Role::Pod)).collect();
-        wanted.extend(uplinks.difference(&self.attached).map(|i| (*i, Role::Uplink)));
-        let mut failed = None;
-        if !wanted.is_empty() {
-            for (index, role, done) in self.kernel.attach(&wanted) {
-                match (done, role) {
-                    (Attachment::Done, Role::Pod) => self.pods.attached(index),
-                    (Attachment::Done, Role::Uplink) => drop(self.attached.insert(index)),
-                    (Attachment::Gone, _) => {}
-                    (Attachment::Failed(cause), _) => failed = Some(Failure::Attach(index, cause)),
-                }
+        match allocator.sync_announced(maps, clock::boottime, announce) {
+            Ok(outcome) => {
+                due.extend(outcome.due);
+                self.notices.extend(outcome.notices);
+            }
+            Err(error) => {
+                let failure = Failure::Services(error);
+                let again = now + FIRST_RETRY;
+                self.tables_again = Some((again, chain(&failure)));
+                due.push(again);
+                failures.push(failure);
             }
         }
-        if let Some(failed) = failed {
-            return Err(failed);
+    }
+
+    /// What is attached to devices, by the pins: an earlier agent may have left some for devices that are no uplinks any
+    /// more.
+    fn read_links(&mut self, failures: &mut Vec<Failure>) {
+        if !self.links_behind {
+            return;
         }
-        for index in self.attached.difference(&uplinks).copied().collect::<Vec<_>>() {
-            self.kernel.detach(index).map_err(|cause| Failure::Detach(index, cause))?;
-            self.attached.remove(&index);
+        match self.kernel.attached() {
+            Ok(pinned) => {
+                let with = |wanted| {
+                    let these = pinned.iter().filter(move |(_, role)| **role == wanted);
+                    these.map(|(index, _)| *index)
+                };
+                self.pods.links(with(Some(Role::Pod)).collect());
+                self.attached = with(Some(Role::Uplink)).collect();
+                let uplinks = &self.host.uplinks;
+                self.attached.extend(with(None).filter(|index| !uplinks.contains_key(index)));
+                self.links_behind = false;
+            }
+            Err(cause) => failures.push(Failure::Links(cause)),
+        }
+    }
+
+    /// Attaches what is new, detaches what is not wanted any more; what is gone took its links along.
+    fn devices(&mut self, failures: &mut Vec<Failure>) {
+        let uplinks: BTreeSet<u32> =
+            self.host.uplinks.keys().copied().filter(|index| !self.pods.devices().contains(index)).collect();
+        let mut wanted: Vec<(u32, Role)> = self.pods.unattached(|_| true).map(|i| (i, Role::Pod)).collect();
+        wanted.extend(uplinks.difference(&self.attached).map(|i| (*i, Role::Uplink)));
+        self.attach(wanted, failures);
+        let unwanted = self.attached.difference(&uplinks).copied();
+        for index in unwanted.filter(|index| !self.pods.devices().contains(index)).collect::<Vec<_>>() {
+            match self.kernel.detach(index) {
+                Ok(()) => drop(self.attached.remove(&index)),
+                Err(cause) => failures.push(Failure::Detach(index, cause)),
+            }
         }
         for index in self.pods.gone() {
-            self.kernel.detach(index).map_err(|cause| Failure::Detach(index, cause))?;
+            if let Err(cause) = self.kernel.detach(index) {
+                failures.push(Failure::Detach(index, cause));
+            }
         }
-        Ok(())
+    }
+
+    fn attach(&mut self, devices: Vec<(u32, Role)>, failures: &mut Vec<Failure>) {
+        if devices.is_empty() {
+            return;
+        }
+        for (index, role, done) in self.kernel.attach(&devices) {
+            match (done, role) {
+                (Attachment::Done, Role::Pod) => self.pods.attached(index),
+                (Attachment::Done, Role::Uplink) => drop(self.attached.insert(index)),
+                (Attachment::Gone, _) => {}
+                (Attachment::Failed(cause), _) => failures.push(Failure::Attach(index, cause)),
+            }
+        }
     }
 
     /// Ends connected UDP sockets that came by a way in whose backend is gone, in every pod and on the host. The tables do

@@ -21,7 +21,7 @@ mod node;
 mod outlet;
 mod pods;
 
-use crate::{Allocator, Change, Edits, Kernel, Node, Notice, SeenPod};
+use crate::{Allocator, Change, DatapathHealth, Edits, Kernel, Node, Notice, SeenPod};
 use berth_core::{
     ids::{PodKey, PodUid},
     model::{EndpointSlice, Service},
@@ -62,15 +62,10 @@ const NOTICES: usize = 1000;
 pub struct Config {
     /// The node's name.
     pub node: Arc<str>,
-    /// The node's own addresses, at which node ports answer.
-    pub node_ips: Vec<IpAddr>,
+    /// The node's zone, label `topology.kubernetes.io/zone`; empty where it has none.
+    pub zone: Arc<str>,
     /// The networks of Services, with their prefix lengths.
     pub networks: Vec<(IpAddr, u8)>,
-    /// The devices that bring what comes from outside; empty: found by their addresses where the node is the whole
-    /// machine.
-    pub uplinks: Vec<String>,
-    /// Whether all devices of the machine are the node's.
-    pub whole_machine: bool,
     /// Where the ids of the agent before went on; see [`Allocator::new`].
     pub next_id: u32,
 }
@@ -94,10 +89,12 @@ pub struct Engine<K: Kernel, N: Node> {
     /// When the runtime first answered.
     answered: Option<Boottime>,
     open: bool,
+    /// As it was last told.
+    health: DatapathHealth,
 }
 
 impl<K: Kernel, N: Node> Engine<K, N> {
-    /// Nothing is done yet but to look at the devices.
+    /// Nothing is done yet but to look at the host's network.
     pub fn new(config: Config, kernel: K, node: N) -> Engine<K, N> {
         let next_id = config.next_id;
         let datapath = Datapath::new(config, kernel);
@@ -115,6 +112,7 @@ impl<K: Kernel, N: Node> Engine<K, N> {
             moved: Vec::new(),
             answered: None,
             open: false,
+            health: DatapathHealth::default(),
         }
     }
 
@@ -152,10 +150,24 @@ impl<K: Kernel, N: Node> Engine<K, N> {
         if let Some(facts) = self.datapath.node_changed() {
             self.allocator.set_node(facts);
         }
-        let done = self.datapath.round(&mut self.allocator, &self.pods, now);
-        let published = self.publish(done.notices, now);
-        let due = done.due.into_iter().chain(published).min();
+        let due = self.datapath.round(&mut self.allocator, &self.pods, now);
+        self.tell_health();
+        let notices = self.datapath.take_notices();
+        let published = self.publish(notices, now);
+        let due = due.into_iter().chain(published).min();
         due.map(|at| at.since(clock::boottime()))
+    }
+
+    fn tell_health(&mut self) {
+        let now = DatapathHealth {
+            hooked: self.datapath.hooked(),
+            open: self.open,
+            failures: self.datapath.failures().to_vec(),
+        };
+        if now != self.health {
+            self.node.health(&now);
+            self.health = now;
+        }
     }
 
     /// Whether enough is known for what is absent to count as gone.

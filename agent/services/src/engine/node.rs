@@ -1,67 +1,33 @@
-//! What the programs know of this node: its addresses, its configuration, its uplinks.
+//! What the programs know of this node: its addresses and its configuration.
 
 use super::Config;
-use crate::{Device, Net, NodeFacts, NodeTables, Table, TableError};
+use crate::{HostNetwork, Net, NodeFacts, NodeTables, Table, TableError};
 use berth_ebpf_abi::{Config as Told, NodeAddress, Prefix, V4, V6, config};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 /// Masqueraded connections take ports below node ports and below those that the kernel gives out by itself.
 const MASQUERADE_PORTS: [u16; 2] = [1_024, 29_999];
 
-fn own(ip: &IpAddr) -> bool {
-    let link_local = match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    !ip.is_loopback() && !link_local && !ip.is_unspecified()
-}
-
 /// The node as endpoints are chosen by it.
-pub(super) fn facts(cfg: &Config, devices: &BTreeMap<String, Device>) -> NodeFacts {
-    let found = devices.values().flat_map(|d| &d.addresses).copied().filter(own);
-    NodeFacts {
-        name: Arc::clone(&cfg.node),
-        zone: "".into(),
-        addresses: found.chain(cfg.node_ips.iter().copied()).collect(),
-    }
-}
-
-/// Devices that bring what comes from outside: those that are named; else those with an address that are neither
-/// loopback nor a bridge. A node that has only a part of the machine takes no device by itself.
-pub(super) fn uplinks(cfg: &Config, devices: &BTreeMap<String, Device>) -> BTreeSet<u32> {
-    let named = cfg.uplinks.iter().filter_map(|name| devices.get(name));
-    let found = devices.values().filter(|d| !d.bridge && d.addresses.iter().any(own));
-    let chosen: Vec<&Device> = match (cfg.uplinks.is_empty(), cfg.whole_machine) {
-        (false, _) => named.collect(),
-        (true, true) => found.collect(),
-        (true, false) => Vec::new(),
-    };
-    chosen.into_iter().map(|d| d.index).filter(|index| *index != 0).collect()
+pub(super) fn facts(cfg: &Config, host: &HostNetwork) -> NodeFacts {
+    NodeFacts { name: Arc::clone(&cfg.node), zone: Arc::clone(&cfg.zone), addresses: host.addresses.clone() }
 }
 
 /// Brings the maps of the node's addresses and its configuration to what is wanted.
-pub(super) fn keep(cfg: &Config, facts: &NodeFacts, maps: &mut impl NodeTables) -> Result<(), TableError> {
-    addresses::<V4>(cfg, facts, maps.nodes4())?;
-    addresses::<V6>(cfg, facts, maps.nodes6())?;
-    let wanted = configuration(cfg);
+pub(super) fn keep(cfg: &Config, host: &HostNetwork, maps: &mut impl NodeTables) -> Result<(), TableError> {
+    addresses::<V4>(host, maps.nodes4())?;
+    addresses::<V6>(host, maps.nodes6())?;
+    let wanted = configuration(cfg, host);
     if maps.config().read()?.iter().all(|told| *told != (0, wanted)) {
         maps.config().put(&[(0, wanted)])?;
     }
     Ok(())
 }
 
-fn addresses<A: Net>(
-    cfg: &Config,
-    facts: &NodeFacts,
-    map: &mut dyn Table<A, NodeAddress>,
-) -> Result<(), TableError> {
-    let value = |ip: &IpAddr| NodeAddress { node_ports: u32::from(cfg.node_ips.contains(ip)) };
+fn addresses<A: Net>(host: &HostNetwork, map: &mut dyn Table<A, NodeAddress>) -> Result<(), TableError> {
+    let value = |ip: &IpAddr| NodeAddress { node_ports: u32::from(host.node_ips.contains(ip)) };
     let wanted: BTreeMap<A, NodeAddress> =
-        facts.addresses.iter().filter_map(|ip| Some((A::of(*ip)?, value(ip)))).collect();
+        host.addresses.iter().filter_map(|ip| Some((A::of(*ip)?, value(ip)))).collect();
     let there: BTreeMap<A, NodeAddress> = map.read()?.into_iter().collect();
     for (key, value) in wanted.iter().filter(|(key, value)| there.get(key) != Some(value)) {
         map.put(&[(*key, *value)])?;
@@ -72,10 +38,10 @@ fn addresses<A: Net>(
     Ok(())
 }
 
-fn configuration(cfg: &Config) -> Told {
+fn configuration(cfg: &Config, host: &HostNetwork) -> Told {
     let mut made = Told { flags: config::REDIRECT, masquerade_ports: MASQUERADE_PORTS, ..Told::default() };
-    made.masquerade4 = cfg.node_ips.iter().find_map(|ip| V4::of(*ip)).unwrap_or_default();
-    made.masquerade6 = cfg.node_ips.iter().find_map(|ip| V6::of(*ip)).unwrap_or_default();
+    made.masquerade4 = host.node_ips.iter().find_map(|ip| V4::of(*ip)).unwrap_or_default();
+    made.masquerade6 = host.node_ips.iter().find_map(|ip| V6::of(*ip)).unwrap_or_default();
     let of = |v6: bool| cfg.networks.iter().filter(move |(net, _)| net.is_ipv6() == v6);
     for (to, (net, len)) in made.service4.iter_mut().zip(of(false)) {
         *to = prefix(*net, *len);

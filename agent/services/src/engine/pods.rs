@@ -162,9 +162,16 @@ impl Pods {
         &self.devices
     }
 
-    /// Those that no program is attached to yet.
-    pub(super) fn unattached(&self) -> impl Iterator<Item = u32> {
-        self.devices.difference(&self.attached).copied()
+    /// The devices of these pods that no program is attached to yet.
+    pub(super) fn unattached(&self, of: impl Fn(&PodUid) -> bool) -> impl Iterator<Item = u32> {
+        let devices =
+            self.held.iter().filter(move |(uid, _)| of(uid)).filter_map(|(_, h)| Some(h.device?.ifindex));
+        devices.filter(|index| !self.attached.contains(index))
+    }
+
+    /// The devices that have the links of a pod's, by the pins: those of ours count as attached, those without do not.
+    pub(super) fn links(&mut self, there: BTreeSet<u32>) {
+        self.attached = there.intersection(&self.devices).copied().collect();
     }
 
     /// The programs are attached.

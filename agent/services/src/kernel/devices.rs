@@ -1,20 +1,27 @@
-//! Devices of the host: which there are, and the kernel's word that they changed.
+//! Devices, addresses and default routes of the host: which there are, and the kernel's word that they changed.
 
-use crate::Device;
-use berth_sys::netlink::RouteEvents;
-use netlink_packet_route::{RouteNetlinkMessage, link::LinkAttribute};
+use crate::{DefaultRoute, Device, KernelNetwork, LinkLayer};
+use berth_sys::netlink::{RouteEvents, route_request};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
+};
 use nix::libc;
 use std::{
     collections::BTreeMap,
     io,
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
 };
+
+/// The kernel answers within the call; this only bounds a surprise, in seconds.
+const DEADLINE_S: i64 = 5;
+
+/// `NLM_F_DUMP`
+const DUMP: u16 = 0x300;
 
 /// The pods' devices come and go, and what they bear is the pod network's.
 fn is_pods(name: &str) -> bool {
@@ -28,37 +35,149 @@ pub(super) fn name(index: u32) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// Devices of the host with the addresses they have, loopback among them, the pods' not; but those that are named in any
-/// case.
-pub(super) fn list(named: &[String]) -> BTreeMap<String, Device> {
-    let mut found: BTreeMap<String, Device> = BTreeMap::new();
-    for a in nix::ifaddrs::getifaddrs().into_iter().flatten() {
-        let pods = is_pods(&a.interface_name);
-        if pods && !named.contains(&a.interface_name) {
+/// Reads devices, addresses and default routes of the calling thread's network namespace: loopback among them, pods'
+/// devices not, but those that are named in any case. Blocks for some 100 microseconds; longer where the main table
+/// has very many routes.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn read_network(named: &[String]) -> io::Result<KernelNetwork> {
+    let dump = |message| route_request(message, DUMP, DEADLINE_S);
+    let mut names: BTreeMap<u32, String> = BTreeMap::new();
+    let mut devices: BTreeMap<String, Device> = BTreeMap::new();
+    for link in dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
+        let RouteNetlinkMessage::NewLink(link) = link else { continue };
+        let Some(name) = link_name(&link) else { continue };
+        if is_pods(&name) && !named.contains(&name) {
             continue;
         }
-        let v4 = a.address.as_ref().and_then(|a| a.as_sockaddr_in()).map(|a| IpAddr::V4(a.ip()));
-        let v6 = || a.address.as_ref().and_then(|a| a.as_sockaddr_in6()).map(|a| IpAddr::V6(a.ip()));
-        let ip = v4.or_else(v6).filter(|_| !pods);
-        found.entry(a.interface_name).or_default().addresses.extend(ip);
+        names.insert(link.header.index, name.clone());
+        devices.insert(name, device(&link));
     }
-    for (name, device) in &mut found {
-        device.index = nix::net::if_::if_nametoindex(name.as_str()).unwrap_or(0);
-        device.bridge = Path::new("/sys/class/net").join(name).join("bridge").exists();
+    // Those that may go away, or are not to be used yet, come last.
+    let mut weak: Vec<(u32, IpAddr)> = Vec::new();
+    for address in dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+        let RouteNetlinkMessage::NewAddress(address) = address else { continue };
+        let index = address.header.index;
+        let Some(ip) = address_of(&address) else { continue };
+        let device = names.get(&index).filter(|name| !is_pods(name)).and_then(|name| devices.get_mut(name));
+        let Some(device) = device else { continue };
+        if is_weak(&address) { weak.push((index, ip)) } else { device.addresses.push(ip) }
     }
-    found
+    for (index, ip) in weak {
+        if let Some(device) = names.get(&index).and_then(|name| devices.get_mut(name)) {
+            device.addresses.push(ip);
+        }
+    }
+    let mut routes = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut asked = RouteMessage::default();
+        asked.header.address_family = family;
+        let told = match dump(RouteNetlinkMessage::GetRoute(asked)) {
+            Ok(told) => told,
+            // A kernel without this family.
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => continue,
+            Err(e) => return Err(e),
+        };
+        routes.extend(told.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) => default_route(route),
+            _ => None,
+        }));
+    }
+    Ok(KernelNetwork { devices, routes })
 }
 
-/// What the kernel tells of links and addresses in the network namespace it was opened in. Cheap to clone; all clones
-/// are one.
+fn link_name(link: &LinkMessage) -> Option<String> {
+    link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })
+}
+
+fn device(link: &LinkMessage) -> Device {
+    let kind = |infos: &[LinkInfo]| infos.iter().any(|i| matches!(i, LinkInfo::Kind(InfoKind::Bridge)));
+    Device {
+        index: link.header.index,
+        addresses: Vec::new(),
+        bridge: link.attributes.iter().any(|a| matches!(a, LinkAttribute::LinkInfo(infos) if kind(infos))),
+        loopback: link.header.flags.contains(LinkFlags::Loopback),
+        layer: match link.header.link_layer_type {
+            LinkLayerType::Ether => LinkLayer::Ethernet,
+            LinkLayerType::None
+            | LinkLayerType::Ppp
+            | LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ipgre
+            | LinkLayerType::Rawip => LinkLayer::Layer3,
+            _ => LinkLayer::Other,
+        },
+    }
+}
+
+/// The device's own address: on a point-to-point link `IFA_ADDRESS` is the peer's.
+fn address_of(message: &AddressMessage) -> Option<IpAddr> {
+    let find = |local| {
+        message.attributes.iter().find_map(|a| match a {
+            AddressAttribute::Local(ip) if local => Some(*ip),
+            AddressAttribute::Address(ip) if !local => Some(*ip),
+            _ => None,
+        })
+    };
+    find(true).or_else(|| find(false))
+}
+
+/// Temporary, deprecated, or not yet known to be nobody else's.
+fn is_weak(message: &AddressMessage) -> bool {
+    let flags = message.header.flags;
+    let v6 = message.header.family == AddressFamily::Inet6;
+    let passing =
+        AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed | AddressHeaderFlags::Deprecated;
+    // The same bit says "secondary" of an IPv4 address, which the kernel lists after its primary one by itself.
+    flags.intersects(passing) || v6 && flags.contains(AddressHeaderFlags::Secondary)
+}
+
+/// The route where it is a default route of the main table that leads somewhere.
+fn default_route(route: &RouteMessage) -> Option<DefaultRoute> {
+    let header = &route.header;
+    let table = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    let main = u32::from(RouteHeader::RT_TABLE_MAIN);
+    if header.destination_prefix_length != 0
+        || header.kind != RouteType::Unicast
+        || table.unwrap_or(u32::from(header.table)) != main
+    {
+        return None;
+    }
+    let mut found = DefaultRoute {
+        v6: header.address_family == AddressFamily::Inet6,
+        metric: 0,
+        source: None,
+        devices: Vec::new(),
+    };
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Priority(metric) => found.metric = *metric,
+            RouteAttribute::Oif(index) => found.devices.push(*index),
+            RouteAttribute::MultiPath(hops) => found.devices.extend(hops.iter().map(|h| h.interface_index)),
+            RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => found.source = Some((*ip).into()),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => found.source = Some((*ip).into()),
+            _ => {}
+        }
+    }
+    Some(found)
+}
+
+/// What the kernel tells of links, addresses and routes in the network namespace it was opened in. Cheap to clone; all
+/// clones are one.
 #[derive(Debug, Clone)]
 pub struct DeviceEvents(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     events: RouteEvents,
-    /// Something was told that matters, and nobody took it yet.
-    changed: AtomicBool,
     named: Vec<String>,
 }
 
@@ -68,41 +187,34 @@ impl DeviceEvents {
     /// # Errors
     /// The kernel refuses the socket.
     pub fn open(named: Vec<String>) -> io::Result<DeviceEvents> {
-        let events =
-            RouteEvents::open(&[libc::RTNLGRP_LINK, libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV6_IFADDR])?;
-        Ok(DeviceEvents(Arc::new(Inner { events, changed: AtomicBool::new(false), named })))
+        let groups = [
+            libc::RTNLGRP_LINK,
+            libc::RTNLGRP_IPV4_IFADDR,
+            libc::RTNLGRP_IPV6_IFADDR,
+            libc::RTNLGRP_IPV4_ROUTE,
+            libc::RTNLGRP_IPV6_ROUTE,
+        ];
+        Ok(DeviceEvents(Arc::new(Inner { events: RouteEvents::open(&groups)?, named })))
     }
 
-    /// Reads what was told. Whether any of it matters: the engine is to be woken.
+    /// Reads what was told. Whether any of it matters: the network is to be read again.
     pub fn drain(&self) -> bool {
-        // What cannot be read or was lost may have been anything.
-        let changed = match self.0.events.drain() {
+        match self.0.events.drain() {
             Ok(told) => told.iter().any(|message| self.matters(message)),
+            // What cannot be read or was lost may have been anything.
             Err(_lost) => true,
-        };
-        if changed {
-            self.0.changed.store(true, Ordering::Release);
         }
-        changed
-    }
-
-    /// Whether anything that matters was told since the last call.
-    pub(super) fn take(&self) -> bool {
-        self.drain();
-        self.0.changed.swap(false, Ordering::AcqRel)
     }
 
     fn matters(&self, message: &RouteNetlinkMessage) -> bool {
         let name = match message {
-            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
-                link.attributes.iter().find_map(|a| match a {
-                    LinkAttribute::IfName(name) => Some(name.clone()),
-                    _ => None,
-                })
-            }
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => link_name(link),
             RouteNetlinkMessage::NewAddress(a) | RouteNetlinkMessage::DelAddress(a) => {
                 // Where the device is gone its own end is told besides.
                 name(a.header.index)
+            }
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                return default_route(route).is_some();
             }
             _ => None,
         };

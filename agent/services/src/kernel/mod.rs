@@ -7,16 +7,17 @@ mod dead;
 mod devices;
 mod tables;
 
-use crate::{Attachment, Cause, Device, Kernel, PodNetwork, veth_pair};
+use crate::{Attachment, Cause, HostNetwork, Kernel, PodNetwork, veth_pair};
 use berth_core::{ids::PodUid, roots::Roots};
-use berth_ebpf_loader::{self as loader, Access, Datapath, Lost, Pins, Prepared, Role, Sizes};
-pub use devices::DeviceEvents;
+use berth_ebpf_loader::{self as loader, Access, Datapath, Lost, Pins, Place, Prepared, Role, Sizes};
+pub use devices::{DeviceEvents, read_network};
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Duration,
 };
 
 /// How long the child that loads the programs may take.
@@ -24,9 +25,6 @@ const LOADING: Duration = Duration::from_secs(30);
 
 /// So many devices are attached at the same time: each waits for the kernel.
 const TOGETHER: usize = 8;
-
-/// Where nothing tells of devices they are looked at this often at most.
-const UNTOLD: Duration = Duration::from_secs(1);
 
 /// What the kernel's side is told once.
 #[derive(Debug, Clone)]
@@ -37,8 +35,6 @@ pub struct LinuxConfig {
     pub exe: PathBuf,
     /// The cgroup whose sockets the hooks serve; `None` where the machine has no cgroup2.
     pub cgroup: Option<PathBuf>,
-    /// The devices that bring what comes from outside, where they are named.
-    pub uplinks: Vec<String>,
 }
 
 /// Something of the kernel's side that is no single call's failure.
@@ -50,15 +46,14 @@ enum Missing {
     Panicked,
 }
 
-/// The kernel.
+/// The kernel. `H` says what the node's addresses and uplinks are just now; it costs next to nothing.
 #[derive(Debug)]
-pub struct Linux {
+pub struct Linux<H> {
     cfg: LinuxConfig,
     pins: Pins,
-    /// Tells of devices, where that could be had.
-    events: Option<DeviceEvents>,
-    /// When the devices were last looked at.
-    looked: Option<Instant>,
+    host: H,
+    /// As it was last told.
+    told: Option<Arc<HostNetwork>>,
     /// Whether this build's programs are pinned.
     prepared: bool,
     attached: bool,
@@ -66,12 +61,11 @@ pub struct Linux {
     blind: bool,
 }
 
-impl Linux {
-    /// Nothing is touched yet. Without `events`, which the wiring also waits on, devices are looked at whenever the
-    /// engine is awake, once a second at most.
-    pub fn new(cfg: LinuxConfig, events: Option<DeviceEvents>) -> Linux {
+impl<H: FnMut() -> Arc<HostNetwork>> Linux<H> {
+    /// Nothing is touched yet.
+    pub fn new(cfg: LinuxConfig, host: H) -> Linux<H> {
         let pins = Pins::new(&cfg.roots.bpf_pins);
-        Linux { cfg, pins, events, looked: None, prepared: false, attached: false, blind: false }
+        Linux { cfg, pins, host, told: None, prepared: false, attached: false, blind: false }
     }
 
     /// The maps of another build, where they are the wanted ones: what is attached answers by them, so they are brought
@@ -99,7 +93,7 @@ impl Linux {
     }
 }
 
-impl Kernel for Linux {
+impl<H: FnMut() -> Arc<HostNetwork>> Kernel for Linux<H> {
     type Maps = Datapath;
 
     fn open(&mut self) -> Result<Datapath, Cause> {
@@ -112,29 +106,41 @@ impl Kernel for Linux {
         Ok(Datapath::open(&self.pins, Access::Write)?)
     }
 
-    fn attach_hooks(&mut self) -> Result<(), Cause> {
+    fn attach_hooks(&mut self, look: bool) -> Result<(), Cause> {
         if !self.prepared {
             self.prepare()?;
         }
-        if !self.attached {
+        if !self.attached || look {
             let cgroup = self.cfg.cgroup.as_deref().ok_or(Missing::Cgroup)?;
             let attached = loader::attach(&self.pins, cgroup)?;
-            tracing::info!(?attached, cgroup = %cgroup.display(), "Services are answered");
+            if !self.attached {
+                tracing::info!(?attached, cgroup = %cgroup.display(), "Services are answered");
+            } else if attached.made > 0 || attached.swapped > 0 {
+                tracing::warn!(?attached, cgroup = %cgroup.display(), "hooks were missing and are attached again");
+            }
             self.attached = true;
         }
         Ok(())
     }
 
-    fn devices(&mut self) -> Option<BTreeMap<String, Device>> {
-        let changed = match &self.events {
-            Some(events) => events.take(),
-            None => self.looked.is_none_or(|at| at.elapsed() >= UNTOLD),
-        };
-        if !changed && self.looked.is_some() {
+    fn host_network(&mut self) -> Option<Arc<HostNetwork>> {
+        let now = (self.host)();
+        if self.told.as_ref() == Some(&now) {
             return None;
         }
-        self.looked = Some(Instant::now());
-        Some(devices::list(&self.cfg.uplinks))
+        self.told = Some(Arc::clone(&now));
+        Some(now)
+    }
+
+    fn attached(&mut self) -> Result<BTreeMap<u32, Option<Role>>, Cause> {
+        let mut places: BTreeMap<u32, HashSet<Place>> = BTreeMap::new();
+        for link in loader::devices(&self.pins)?.into_iter().filter(|link| link.live) {
+            places.entry(link.ifindex).or_default().insert(link.place);
+        }
+        let role = |places: HashSet<Place>| {
+            [Role::Pod, Role::Uplink].into_iter().find(|role| places == role.places().into())
+        };
+        Ok(places.into_iter().map(|(index, places)| (index, role(places))).collect())
     }
 
     fn attach(&mut self, devices: &[(u32, Role)]) -> Vec<(u32, Role, Attachment)> {

@@ -11,8 +11,9 @@ use berth_ebpf_abi::{
 };
 use berth_ebpf_loader::{Lost, Role};
 use berth_services::{
-    Attachment, Cause, Device, Edit, Edits, FamilyTables, Kernel, Named, Net as _, Node, NodeTables, Notice,
-    PodNetwork, SeenPod, Table, TableError, VethPair,
+    Attachment, Cause, DatapathHealth, Device, Edit, Edits, FamilyTables, HostNetwork, HostNetworkConfig,
+    Kernel, KernelNetwork, Named, Net as _, Node, NodeTables, Notice, PodNetwork, SeenPod, Table, TableError,
+    VethPair,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -53,6 +54,7 @@ pub(crate) struct State {
     pub(crate) pods: BTreeMap<PodUid, Option<SeenPod>>,
     pub(crate) devices: BTreeMap<String, Device>,
     pub(crate) devices_told: bool,
+    pub(crate) node_ips: Vec<IpAddr>,
     pub(crate) networks: BTreeMap<PodUid, (u64, PodNetwork)>,
     pub(crate) refuse_open: bool,
     // What was done.
@@ -69,10 +71,12 @@ pub(crate) struct State {
     pub(crate) zones: usize,
     pub(crate) files: usize,
     pub(crate) told: Vec<Notice>,
+    pub(crate) health: DatapathHealth,
     pub(crate) clients: BTreeMap<u64, Client>,
     pub(crate) pods4: BTreeMap<V4, LocalPod>,
     pub(crate) nodes4: BTreeMap<V4, NodeAddress>,
     pub(crate) configured: usize,
+    pub(crate) masquerade4: Option<V4>,
     /// Ways in over IPv4 and how many backends their cluster set has.
     pub(crate) fronts: BTreeMap<(IpAddr, u16), u16>,
     pub(crate) written: usize,
@@ -196,6 +200,10 @@ impl Node for FakeNode {
     fn tell(&mut self, notice: &Notice) {
         self.world.state().told.push(notice.clone());
     }
+
+    fn health(&mut self, health: &DatapathHealth) {
+        self.world.state().health = health.clone();
+    }
 }
 
 pub(crate) struct FakeKernel {
@@ -261,7 +269,10 @@ impl FakeMaps {
             pods6: Plain(BTreeMap::new()),
             nodes4: shown(world, nodes4, |state, all| state.nodes4.clone_from(all)),
             nodes6: Plain(BTreeMap::new()),
-            config: shown(world, BTreeMap::new(), |state, _| state.configured += 1),
+            config: shown(world, BTreeMap::new(), |state, all| {
+                state.configured += 1;
+                state.masquerade4 = all.values().next().map(|config| config.masquerade4);
+            }),
         }
     }
 }
@@ -346,15 +357,25 @@ impl Kernel for FakeKernel {
         Ok(FakeMaps::new(&self.world))
     }
 
-    fn attach_hooks(&mut self) -> Result<(), Cause> {
+    fn attach_hooks(&mut self, _look: bool) -> Result<(), Cause> {
         self.world.state().hooked += 1;
         Ok(())
     }
 
-    fn devices(&mut self) -> Option<BTreeMap<String, Device>> {
+    fn host_network(&mut self) -> Option<Arc<HostNetwork>> {
         let mut state = self.world.state();
         let told = std::mem::take(&mut state.devices_told) || !std::mem::replace(&mut self.asked, true);
-        told.then(|| state.devices.clone())
+        let cfg = HostNetworkConfig {
+            node_ips: state.node_ips.clone(),
+            whole_machine: true,
+            ..HostNetworkConfig::default()
+        };
+        let kernel = KernelNetwork { devices: state.devices.clone(), routes: Vec::new() };
+        told.then(|| Arc::new(HostNetwork::choose(&cfg, &kernel)))
+    }
+
+    fn attached(&mut self) -> Result<BTreeMap<u32, Option<Role>>, Cause> {
+        Ok(self.world.state().attached.iter().map(|(index, role)| (*index, Some(*role))).collect())
     }
 
     fn attach(&mut self, devices: &[(u32, Role)]) -> Vec<(u32, Role, Attachment)> {

@@ -58,11 +58,21 @@ pub(crate) struct Traced<A> {
     pub(crate) end: End<A>,
 }
 
+/// The device by which a packet of the node leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Egress {
+    pub(crate) device: String,
+    /// Whether our program sits there.
+    pub(crate) hooked: bool,
+    /// Whether it drops the packet.
+    pub(crate) drops: bool,
+}
+
 /// What was said in the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End<A> {
-    /// At the socket's call.
-    Socket(Verdict<A>),
+    /// At the socket's call. What it leaves as it is may meet a program where it leaves the node.
+    Socket(Verdict<A>, Option<Egress>),
     /// For the first packet: as it came, the verdict, what it becomes where it is translated.
     Packet { hook: Hook, sent: Tuple<A>, verdict: flow::Verdict, to: Tuple<A> },
 }
@@ -71,7 +81,10 @@ impl<A> End<A> {
     /// Whether the client gets through to somewhere.
     pub(crate) fn passes(&self) -> bool {
         match self {
-            End::Socket(verdict) => matches!(verdict, Verdict::Pass | Verdict::To(_)),
+            End::Socket(Verdict::To(_), _) => true,
+            End::Socket(Verdict::Reject(_), _) => false,
+            End::Socket(_, Some(egress)) => !egress.drops,
+            End::Socket(verdict, None) => matches!(verdict, Verdict::Pass),
             End::Packet { verdict, .. } => !matches!(verdict, flow::Verdict::Drop(_) | flow::Verdict::Reject),
         }
     }
@@ -84,7 +97,7 @@ pub(crate) fn run<A: Net, M: FlowMaps<A>>(maps: &M, asked: &Question<A>) -> Trac
         Who::Outside { addr, port } => packet(&trace, Hook::Uplink, addr, port, asked),
         Who::Socket { addr, client } => match dialler::<A>(client.map(|(_, client)| client)) {
             Dialler::LeftAlone => packet(&trace, Hook::Pod, addr, None, asked),
-            Dialler::From(from) => End::Socket(socket(&trace, from, asked)),
+            Dialler::From(from) => End::Socket(socket(&trace, from, asked), None),
         },
     };
     Traced { steps: trace.steps(), end }
@@ -121,14 +134,22 @@ fn packet<A: Net, M: FlowMaps<A>>(
     End::Packet { hook, sent, verdict, to: *room.to() }
 }
 
-/// The same over the kernel's maps. `now_s`: CLOCK_MONOTONIC in seconds.
+/// The same over the kernel's maps. `now_s`: CLOCK_MONOTONIC in seconds. `leaves`: by which device the node's packets
+/// leave, and whether our program sits there.
 pub(crate) fn pinned<A: Net>(
     datapath: &Datapath,
     now_s: u32,
     asked: &Question<A>,
+    leaves: Option<(String, bool)>,
 ) -> Result<Traced<A>, Error> {
     let maps = Pinned::new(datapath, now_s)?;
-    let traced = run(&maps, asked);
+    let mut traced = run(&maps, asked);
+    if let (Some((device, hooked)), Who::Socket { client: None, addr }) = (leaves, asked.from)
+        && let End::Socket(Verdict::Pass | Verdict::Drop(_), egress) = &mut traced.end
+    {
+        let meets = hooked.then(|| packet(&maps, Hook::Egress, addr, None, asked));
+        *egress = Some(Egress { device, hooked, drops: meets.is_some_and(|end| !end.passes()) });
+    }
     maps.finish()?;
     Ok(traced)
 }

@@ -1,6 +1,6 @@
 //! A trace for people and for programs: each step with the map, the key, what was found, and what stands behind it.
 
-use super::{End, Question, Traced, Who};
+use super::{Egress, End, Question, Traced, Who};
 use crate::{
     services::{
         family::{Net, socket},
@@ -54,7 +54,7 @@ impl<A: Net> Page<'_, A> {
         json!({
             "apiVersion": "berth/v1", "kind": "ServiceTrace",
             "source": self.source(), "destination": self.destination(),
-            "decidedAt": match self.traced.end { End::Socket(_) => "socket", End::Packet { .. } => "packet" },
+            "decidedAt": match self.traced.end { End::Socket(..) => "socket", End::Packet { .. } => "packet" },
             "steps": self.rows().into_iter().map(step).collect::<Vec<_>>(),
             "verdict": verdict,
         })
@@ -63,7 +63,7 @@ impl<A: Net> Page<'_, A> {
     /// Where it goes, as fields.
     fn target(&self) -> Option<Value> {
         Some(match &self.traced.end {
-            End::Socket(Verdict::To(choice)) => json!({
+            End::Socket(Verdict::To(choice), _) => json!({
                 "backend": socket(choice.backend.addr, choice.backend.port).to_string(),
                 "pod": self.names.behind(
                     socket(choice.backend.addr, choice.backend.port),
@@ -276,7 +276,10 @@ impl<A: Net> Page<'_, A> {
     /// One word and its reason.
     fn verdict(&self) -> (&'static str, String) {
         match &self.traced.end {
-            End::Socket(verdict) => self.at_socket(verdict),
+            End::Socket(verdict, egress) => {
+                let at_socket = self.at_socket(verdict);
+                egress.as_ref().map_or(at_socket.clone(), |egress| leaving(at_socket, egress))
+            }
             End::Packet { sent, verdict, to, .. } => self.for_packet(sent, verdict, to),
         }
     }
@@ -355,6 +358,24 @@ impl<A: Net> Page<'_, A> {
                 ("backend", format!("{at}{pod}{from}, {via}"))
             }
         }
+    }
+}
+
+/// What the socket hook leaves as it is goes by a device: the program there has the last word.
+fn leaving((outcome, why): (&'static str, String), egress: &Egress) -> (&'static str, String) {
+    let device = &egress.device;
+    match (egress.hooked, egress.drops) {
+        (true, true) => (
+            "dropped",
+            format!(
+                "{why}; at the socket it goes on, and the program at device {device} drops it: a Service's address must not leave the node"
+            ),
+        ),
+        (false, _) if outcome == "dropped" => (
+            "passes",
+            format!("{why}; at the socket it goes on, and device {device} has no program that would drop it"),
+        ),
+        _ => ("passes", format!("{why}; it goes by device {device}")),
     }
 }
 

@@ -1,0 +1,259 @@
+//! The node's addresses and uplinks: one answer for Services, for pods' `hostIP` and for people, out of what the kernel
+//! tells of devices, addresses and default routes. Pure.
+//!
+//! The node IP of a family is the one that was given; else the address of the default route's device, the route's own
+//! source first; else the first address of another device. What only this node uses is never it: `lo`, the addresses
+//! of cluster DNS, the devices of pods, and bridges that the default route does not go by (`docker0`, `cni0`).
+
+use crate::Device;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    sync::Arc,
+};
+
+/// How a device frames what it carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LinkLayer {
+    /// Ethernet: a header of 14 bytes.
+    #[default]
+    Ethernet,
+    /// Packets begin with their IP header: `ARPHRD_NONE`, `ARPHRD_PPP`, the kernel's IP tunnels.
+    Layer3,
+    /// Anything else; no program of ours reads it.
+    Other,
+}
+
+/// A default route of the main table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// Whether it is IPv6's.
+    pub v6: bool,
+    /// `RTA_PRIORITY`: the lowest counts.
+    pub metric: u32,
+    /// The source address that it prefers.
+    pub source: Option<IpAddr>,
+    /// The indices of its devices; more than one where it has several next hops.
+    pub devices: Vec<u32>,
+}
+
+/// Devices, addresses and default routes as the kernel has them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KernelNetwork {
+    /// Devices by name; those of pods are not among them, unless they are named as uplinks.
+    pub devices: BTreeMap<String, Device>,
+    /// The default routes of both families.
+    pub routes: Vec<DefaultRoute>,
+}
+
+/// What is given about the host's network.
+#[derive(Debug, Clone, Default)]
+pub struct HostNetworkConfig {
+    /// `--node-ip`; found on the machine where empty.
+    pub node_ips: Vec<IpAddr>,
+    /// `--uplink`; found by addresses and routes where empty.
+    pub uplinks: Vec<String>,
+    /// Addresses of `--cluster-dns`: `lo` may bear them, and they are not the node's.
+    pub cluster_dns: Vec<IpAddr>,
+    /// Whether all devices of the machine are the node's.
+    pub whole_machine: bool,
+}
+
+/// A device that brings what comes from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its framing: [`LinkLayer::Ethernet`] or [`LinkLayer::Layer3`].
+    pub layer: LinkLayer,
+}
+
+/// The node's addresses and uplinks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostNetwork {
+    /// The node IPs, the primary one first. Empty where the node has none (yet).
+    pub node_ips: Vec<IpAddr>,
+    /// All addresses of this host that others could use, and those of cluster DNS: endpoints there sit in the host's
+    /// network.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The uplinks by index.
+    pub uplinks: BTreeMap<u32, Uplink>,
+    /// What keeps Services from being reached from outside.
+    pub problems: Vec<NetworkProblem>,
+}
+
+/// Something about the host's network that an operator should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkProblem {
+    /// No device has an address that could be the node's.
+    NoNodeIp,
+    /// No device brings what comes from outside.
+    NoUplink,
+    /// `--uplink` names a device that is not there.
+    NoSuchUplink(String),
+    /// `--uplink` names a device that cannot be one.
+    Unfit {
+        /// The device.
+        device: String,
+        /// Why not.
+        why: &'static str,
+    },
+}
+
+impl fmt::Display for NetworkProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NetworkProblem::NoNodeIp => f.write_str(
+                "no device has an address for the node: node ports answer on loopback only (give the machine an address, or --node-ip)",
+            ),
+            NetworkProblem::NoUplink => f.write_str(
+                "no device is an uplink: Services are not reached from outside (give a device an address, or --uplink)",
+            ),
+            NetworkProblem::NoSuchUplink(device) => {
+                write!(f, "there is no device {device} (--uplink): it brings nothing from outside")
+            }
+            NetworkProblem::Unfit { device, why } => {
+                write!(f, "device {device} cannot be an uplink: {why}")
+            }
+        }
+    }
+}
+
+/// Whether there are programs for layer-3 devices.
+const LAYER3: bool = false;
+
+/// Where pods of the host's network are while the node has no IP.
+const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+impl HostNetwork {
+    /// Chooses.
+    pub fn choose(cfg: &HostNetworkConfig, kernel: &KernelNetwork) -> HostNetwork {
+        let chooser = Chooser { cfg, kernel };
+        let node_ips = chooser.node_ips();
+        let (uplinks, mut problems) = chooser.uplinks(&node_ips);
+        if node_ips.is_empty() {
+            problems.insert(0, NetworkProblem::NoNodeIp);
+        }
+        let found = kernel.devices.values().flat_map(|d| &d.addresses).copied().filter(global);
+        let addresses = found.chain(node_ips.iter().copied()).collect();
+        HostNetwork { node_ips, addresses, uplinks, problems }
+    }
+
+    /// The addresses of pods in the host's network, and `hostIPs` of all: the node IPs, or loopback while there are
+    /// none.
+    pub fn host_ips(&self) -> Vec<IpAddr> {
+        if self.node_ips.is_empty() { vec![LOOPBACK] } else { self.node_ips.clone() }
+    }
+}
+
+/// Whether others could use the address.
+fn global(ip: &IpAddr) -> bool {
+    let link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !ip.is_loopback() && !link_local && !ip.is_unspecified()
+}
+
+struct Chooser<'a> {
+    cfg: &'a HostNetworkConfig,
+    kernel: &'a KernelNetwork,
+}
+
+impl<'a> Chooser<'a> {
+    /// Whether the address can be the node's.
+    fn own(&self, ip: &IpAddr) -> bool {
+        global(ip) && !self.cfg.cluster_dns.contains(ip)
+    }
+
+    /// The default routes of one family, or of both, the preferred one first.
+    fn routes(&self, v6: Option<bool>) -> Vec<&'a DefaultRoute> {
+        let mut routes: Vec<&DefaultRoute> =
+            self.kernel.routes.iter().filter(|r| v6.is_none_or(|v6| r.v6 == v6)).collect();
+        routes.sort_by_key(|r| (r.v6, r.metric));
+        routes
+    }
+
+    fn node_ips(&self) -> Vec<IpAddr> {
+        if !self.cfg.node_ips.is_empty() {
+            return self.cfg.node_ips.clone();
+        }
+        [false, true].into_iter().filter_map(|v6| self.node_ip(v6)).collect()
+    }
+
+    fn node_ip(&self, v6: bool) -> Option<IpAddr> {
+        let own = |ip: &&IpAddr| ip.is_ipv6() == v6 && self.own(ip);
+        let devices = || self.kernel.devices.values();
+        let there = |ip: &IpAddr| devices().any(|d| d.addresses.contains(ip));
+        let source = self
+            .routes(Some(v6))
+            .into_iter()
+            .filter_map(|r| r.source.as_ref())
+            .find(|ip| own(ip) && there(ip));
+        // A family without a default route of its own: the other's device comes next.
+        let routed = self.routes(Some(v6)).into_iter().chain(self.routes(None)).flat_map(|r| &r.devices);
+        let by_route = routed
+            .filter_map(|index| devices().find(|d| d.index == *index && !d.loopback))
+            .flat_map(|d| &d.addresses);
+        let mut others: Vec<&Device> = devices().filter(|d| !d.loopback && !d.bridge).collect();
+        others.sort_by_key(|d| d.index);
+        let others = others.into_iter().flat_map(|d| &d.addresses);
+        source.or_else(|| by_route.chain(others).find(own)).copied()
+    }
+
+    fn uplinks(&self, node_ips: &[IpAddr]) -> (BTreeMap<u32, Uplink>, Vec<NetworkProblem>) {
+        let (mut uplinks, mut problems) = (BTreeMap::new(), Vec::new());
+        for (name, device) in self.candidates(node_ips, &mut problems) {
+            let why = match device.layer {
+                _ if device.loopback => "it is the loopback device",
+                LinkLayer::Other => "it is neither Ethernet nor a layer-3 device",
+                LinkLayer::Layer3 if !LAYER3 => {
+                    "it is a layer-3 device (a tunnel), which the programs do not read yet"
+                }
+                layer => {
+                    uplinks.insert(device.index, Uplink { name: name.as_str().into(), layer });
+                    continue;
+                }
+            };
+            problems.push(NetworkProblem::Unfit { device: name.clone(), why });
+        }
+        if uplinks.is_empty() && problems.is_empty() && self.cfg.whole_machine {
+            problems.push(NetworkProblem::NoUplink);
+        }
+        (uplinks, problems)
+    }
+
+    /// The devices that are named; else those by which the default routes go, and those with an address, bridges only
+    /// where that is the node's. A node that has only a part of the machine takes no device by itself.
+    fn candidates(
+        &self,
+        node_ips: &[IpAddr],
+        problems: &mut Vec<NetworkProblem>,
+    ) -> Vec<(&'a String, &'a Device)> {
+        let there = || self.kernel.devices.iter().filter(|(_, d)| d.index != 0);
+        if !self.cfg.uplinks.is_empty() {
+            let find = |name: &String| {
+                let found = there().find(|(there, _)| *there == name);
+                if found.is_none() {
+                    problems.push(NetworkProblem::NoSuchUplink(name.clone()));
+                }
+                found
+            };
+            return self.cfg.uplinks.iter().filter_map(find).collect();
+        }
+        if !self.cfg.whole_machine {
+            return Vec::new();
+        }
+        let routed: BTreeSet<u32> =
+            self.kernel.routes.iter().flat_map(|r| r.devices.iter().copied()).collect();
+        let brings = |d: &Device| {
+            let bears = |ip: &IpAddr| self.own(ip) && (!d.bridge || node_ips.contains(ip));
+            !d.loopback && (routed.contains(&d.index) || d.addresses.iter().any(bears))
+        };
+        there().filter(|(_, d)| brings(d)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;
