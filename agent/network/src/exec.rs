@@ -20,7 +20,7 @@ const KEPT_STDERR: usize = 4 << 10;
 const DRAIN: Duration = Duration::from_millis(500);
 /// Where the tools lie that plugins start by name: `bridge` with `ipMasq`, `portmap` and `firewall` look `iptables` or
 /// `nft` up in `PATH`. The list is Debian's and systemd's default for services.
-const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a plugin is called with, besides its configuration.
 #[derive(Debug, Clone)]

@@ -1,6 +1,6 @@
 //! What the host needs for pods: forwarding, and the masquerade of what leaves the pod network.
 
-use crate::Error;
+use crate::{Error, exec::SYSTEM_PATH};
 use berth_core::ids::BootId;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -156,6 +156,8 @@ pub(crate) fn no_rules(table: &str) -> String {
 pub(crate) async fn apply(table: &str, rules: &str) -> Result<(), Error> {
     let mut child = tokio::process::Command::new("nft")
         .args(["-f", "-"])
+        // Debian's PATH of a user who became root by `su` has no directory of system tools.
+        .env("PATH", SYSTEM_PATH)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
