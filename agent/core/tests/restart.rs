@@ -36,6 +36,7 @@ fn running(desired: &Desired) -> (Observed, ContainerId) {
         volumes_mounted: true,
         volumes_present: true,
         containers: BTreeMap::from([(id.clone(), container)]),
+        stale: false,
     };
     (seen, id)
 }

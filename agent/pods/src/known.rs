@@ -28,6 +28,8 @@ pub(crate) struct Known {
     sandbox_changed: Option<Boottime>,
     volumes_changed: Option<Boottime>,
     runtime_lost: Option<Boottime>,
+    /// When an action failed of which only a look can tell what it left.
+    failed: Option<Boottime>,
 }
 
 /// A run that has ended, for the log.
@@ -66,6 +68,25 @@ impl Known {
         let ended = self.end_early(&id);
         self.mark_oom(&id);
         ended
+    }
+
+    /// An action failed. True where a look has to tell what it left.
+    pub(crate) fn failed(&mut self, action: &Action, at: Boottime) -> bool {
+        let was = (self.seen.sandbox.clone(), self.seen.volumes_mounted, self.seen.volumes_present);
+        let stale = std::mem::take(&mut self.seen.stale);
+        self.seen.failed(action);
+        let failed = self.seen.stale;
+        if failed {
+            self.failed = Some(at);
+        }
+        self.seen.stale |= stale;
+        if was.0 != self.seen.sandbox {
+            self.sandbox_changed = Some(at);
+        }
+        if (was.1, was.2) != (self.seen.volumes_mounted, self.seen.volumes_present) {
+            self.volumes_changed = Some(at);
+        }
+        failed
     }
 
     /// A process of the pod ended.
@@ -148,6 +169,7 @@ impl Known {
         if self.runtime_lost.is_some_and(|t| t > taken) {
             self.seen.runtime_answers = false;
         }
+        self.seen.stale = old.stale && self.failed.is_some_and(|t| t > taken);
         let sandbox_busy = busy(|a| {
             matches!(a, Action::MakeSandbox(_) | Action::RestartPause(_) | Action::TeardownSandbox(_))
         });

@@ -42,6 +42,8 @@ const AFTER_PANIC: Duration = Duration::from_secs(5);
 const LONGEST_REST: Duration = Duration::from_secs(300);
 /// When leftovers that could not be listed or removed are tried again.
 const CLEAN_AGAIN: Duration = Duration::from_secs(120);
+/// When what pods left is looked for again. Every pod clears up after itself, and this is for what it could not know of.
+const CLEAN_NOW_AND_THEN: Duration = Duration::from_secs(300);
 /// A list of the node that is older than this is not what a worker begins with: it looks for itself.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -133,9 +135,8 @@ enum Outcome {
 enum Cleaning {
     /// Waits for the source to list and for containerd.
     Due,
-    /// Goes on.
+    /// Goes on, or rests until the next time.
     Busy,
-    Done,
 }
 
 struct Manager<H, R> {
@@ -152,6 +153,8 @@ struct Manager<H, R> {
     cleaned: BTreeSet<PodUid>,
     cleaning: Cleaning,
     clean_failed: bool,
+    /// The first round has ended with nothing left: from then on the node is swept only after something was found.
+    swept: bool,
     /// From before the agent's start.
     kept: BTreeMap<PodUid, (Arc<Pod>, Memory)>,
     found: BTreeMap<PodUid, Found>,
@@ -187,6 +190,7 @@ pub async fn run<H: Hands, R: Reports>(config: ManagerConfig<H, R>) {
         cleaned: BTreeSet::new(),
         cleaning: Cleaning::Due,
         clean_failed: false,
+        swept: false,
         kept: kept.into_iter().map(|k| (k.pod.uid.clone(), (k.pod, k.memory))).collect(),
         found: BTreeMap::new(),
         unreadable: BTreeSet::new(),
@@ -456,7 +460,7 @@ impl<H: Hands, R: Reports> Manager<H, R> {
             (Some(Errand::List), Ok(Outcome::Listed(Ok(left)))) => self.clean_each(left),
             (Some(Errand::List), Ok(Outcome::Listed(Err(failure)))) => {
                 tracing::warn!(why = failure.message, "leftovers of unknown pods not listed");
-                self.clean_later();
+                self.clean_later(CLEAN_AGAIN);
             }
             (Some(Errand::Clean(uid)), outcome) => {
                 self.cleaned.remove(&uid);
@@ -475,10 +479,13 @@ impl<H: Hands, R: Reports> Manager<H, R> {
                     self.sweep();
                 }
             }
-            (Some(Errand::Sweep), _) if self.clean_failed => self.clean_later(),
-            (Some(Errand::Sweep), _) => self.cleaning = Cleaning::Done,
+            (Some(Errand::Sweep), _) if self.clean_failed => self.clean_later(CLEAN_AGAIN),
+            (Some(Errand::Sweep), _) => {
+                self.swept = true;
+                self.clean_later(CLEAN_NOW_AND_THEN);
+            }
             (Some(Errand::Pause), _) => self.cleaning = Cleaning::Due,
-            (Some(Errand::List), _) => self.clean_later(),
+            (Some(Errand::List), _) => self.clean_later(CLEAN_AGAIN),
             (None, _) => return false,
         }
         true
@@ -525,7 +532,8 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         all.chain(self.found.keys()).chain(self.kept.keys()).cloned().collect()
     }
 
-    /// Sees to what is left of pods that nobody knows: after a reboot, or a death between the last steps.
+    /// Sees to what is left of pods that nobody knows: after a reboot, or a death between the last steps; and now and
+    /// then.
     fn clean(&mut self) {
         if !(self.desired.listed && self.runtime_answers && self.cleaning == Cleaning::Due) {
             return;
@@ -547,8 +555,10 @@ impl<H: Hands, R: Reports> Manager<H, R> {
                 async move { Outcome::Cleaned(hands.clean(&name).await) },
             );
         }
-        if self.cleaned.is_empty() {
-            self.sweep();
+        match (self.cleaned.is_empty(), self.swept) {
+            (true, true) => self.clean_later(CLEAN_NOW_AND_THEN),
+            (true, false) => self.sweep(),
+            (false, _) => {}
         }
     }
 
@@ -560,9 +570,9 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         });
     }
 
-    fn clean_later(&mut self) {
+    fn clean_later(&mut self, rest: Duration) {
         self.errand(Errand::Pause, async move {
-            tokio::time::sleep(CLEAN_AGAIN).await;
+            tokio::time::sleep(rest).await;
             Outcome::Done
         });
     }

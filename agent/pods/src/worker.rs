@@ -263,7 +263,6 @@ impl<H: Hands, R: Reports> Worker<H, R> {
             Err(error) => {
                 let failure =
                     Failure::new("InternalError", format!("the action's task ended early: {error}"));
-                self.look_at = Some(now.boottime);
                 (error.id(), Performed::failed(failure))
             }
         };
@@ -279,9 +278,8 @@ impl<H: Hands, R: Reports> Worker<H, R> {
             }
         }
         self.note(&flight, took, performed.steps, &performed.outcome);
-        if performed.outcome.is_err() && flight.action.container().is_some() {
-            // What a failed call to containerd left is not known: look.
-            self.look_at.get_or_insert(now.boottime);
+        if performed.outcome.is_err() && self.known.failed(&flight.action, now.boottime) {
+            self.look_at = Some(self.look_at.map_or(now.boottime, |t| t.min(now.boottime)));
         }
         if flight.action == Action::MountVolumes && performed.outcome.is_err() {
             // The next try shows what there is then.

@@ -120,34 +120,42 @@ fn candidate(container: Container) -> Result<Option<Candidate>, Error> {
     Ok(Some(Candidate { id, image: container.image, created_at, found }))
 }
 
+fn found(joined: Vec<(Candidate, FoundState)>) -> Vec<FoundContainer> {
+    joined
+        .into_iter()
+        .map(|(c, state)| FoundContainer {
+            id: c.id,
+            pod: c.found.mark.pod,
+            key: c.found.mark.key,
+            container: c.found.mark.container,
+            attempt: c.found.mark.attempt,
+            incarnation: c.found.mark.incarnation,
+            boot: c.found.mark.boot,
+            extension: c.found.mark.extension,
+            image: c.image,
+            image_id: c.found.mark.image_id,
+            created_at: c.created_at,
+            state,
+            exit: c.found.exit,
+        })
+        .collect()
+}
+
 impl Runtime {
     /// Every container that carries our mark, with its task's state. Records that cannot be read are left out and
     /// told in the log; they are never touched.
     pub async fn list(&self) -> Result<Vec<FoundContainer>, Error> {
-        let joined = self.join_tasks().await?;
-        Ok(joined
-            .into_iter()
-            .map(|(c, state)| FoundContainer {
-                id: c.id,
-                pod: c.found.mark.pod,
-                key: c.found.mark.key,
-                container: c.found.mark.container,
-                attempt: c.found.mark.attempt,
-                incarnation: c.found.mark.incarnation,
-                boot: c.found.mark.boot,
-                extension: c.found.mark.extension,
-                image: c.image,
-                image_id: c.found.mark.image_id,
-                created_at: c.created_at,
-                state,
-                exit: c.found.exit,
-            })
-            .collect())
+        Ok(found(self.join_tasks(None).await?))
+    }
+
+    /// The same of one pod: asks for nothing of the others.
+    pub async fn list_of(&self, pod: &PodUid) -> Result<Vec<FoundContainer>, Error> {
+        Ok(found(self.join_tasks(Some(pod)).await?))
     }
 
     /// The containers whose tasks live, or may live, on shims of our own.
     pub(crate) async fn shim_users(&self) -> Result<Vec<(ContainerId, Home)>, Error> {
-        let joined = self.join_tasks().await?;
+        let joined = self.join_tasks(None).await?;
         Ok(joined
             .into_iter()
             .filter(|(_, state)| *state != FoundState::NoTask)
@@ -155,17 +163,18 @@ impl Runtime {
             .collect())
     }
 
-    async fn join_tasks(&self) -> Result<Vec<(Candidate, FoundState)>, Error> {
+    async fn join_tasks(&self, of: Option<&PodUid>) -> Result<Vec<(Candidate, FoundState)>, Error> {
         // Records first: a task that came later is then merely not asked for.
-        let candidates = self.candidates().await?;
-        let mut states = self.task_states().await?;
+        let candidates = self.candidates(of).await?;
+        // Of one pod each task is asked for by its name.
+        let mut states = if of.is_none() { self.task_states().await? } else { HashMap::new() };
         let mut missing = JoinSet::new();
         for c in &candidates {
             if states.contains_key(c.id.as_str()) {
                 continue;
             }
-            // A stored exit means that the task was about to be deleted; that it is gone surprises nobody.
-            if c.found.exit.is_some() {
+            // A stored exit means that the task was about to be deleted; that it is not in the list surprises nobody.
+            if c.found.exit.is_some() && of.is_none() {
                 states.insert(c.id.to_string(), FoundState::NoTask);
                 continue;
             }
@@ -193,9 +202,10 @@ impl Runtime {
             .collect())
     }
 
-    async fn candidates(&self) -> Result<Vec<Candidate>, Error> {
+    async fn candidates(&self, of: Option<&PodUid>) -> Result<Vec<Candidate>, Error> {
         let client = self.client();
-        let request = ListContainersRequest { filters: vec![format!("labels.\"{LABEL_POD_UID}\"")] };
+        let value = of.map(|uid| format!("=={:?}", uid.as_str())).unwrap_or_default();
+        let request = ListContainersRequest { filters: vec![format!("labels.\"{LABEL_POD_UID}\"{value}")] };
         let mut service = client.containers();
         let mut stream =
             call("list", "containers", RECORD, service.list_stream(client.request(request, LIST))).await?;

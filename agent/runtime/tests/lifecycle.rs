@@ -3,7 +3,7 @@
 mod support;
 
 use berth_core::time::Wall;
-use berth_runtime::{ExitRecord, FoundState, RuntimeEvent, Stage, StartFailure};
+use berth_runtime::{ExitRecord, FoundContainer, FoundState, RuntimeEvent, Stage, StartFailure};
 use std::time::Duration;
 use support::{Node, PATIENCE, exit_of, until};
 
@@ -64,6 +64,22 @@ async fn a_container_runs_and_its_exit_is_known() {
 
     let record = ExitRecord { reason: Some("Error".into()), ..exit(7) };
     runtime.record_exit(&request.id, &record).await.unwrap();
+    // One pod alone: its task is still there to be deleted, and the other pod's are not asked for.
+    let (other, _output) = node.request(&image, "pod-b", "app", "exec sleep 1000");
+    runtime.create_and_start(other.clone()).await.unwrap();
+    let of_pod = runtime.list_of(&request.pod).await.unwrap();
+    assert!(
+        matches!(&of_pod[..], [FoundContainer { id, state: FoundState::Stopped { code: 7, .. }, exit: Some(e), .. }]
+            if *id == request.id && *e == record),
+        "{of_pod:?}"
+    );
+    let of_other = runtime.list_of(&other.pod).await.unwrap();
+    assert!(
+        matches!(&of_other[..], [FoundContainer { id, state: FoundState::Running { .. }, .. }] if *id == other.id),
+        "{of_other:?}"
+    );
+    runtime.remove(&other.id).await.unwrap();
+    assert!(runtime.list_of(&other.pod).await.unwrap().is_empty());
     let deleted = runtime.delete_task(&request.id).await.unwrap().expect("the task was there");
     assert_eq!(deleted.code, 7);
     assert_eq!(runtime.delete_task(&request.id).await.unwrap(), None);

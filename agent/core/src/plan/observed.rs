@@ -1,5 +1,6 @@
 //! What the world shows of a pod.
 
+use super::Action;
 use crate::{
     ids::{Attempt, ContainerId, ContainerName, Incarnation},
     status::Terminated,
@@ -22,6 +23,39 @@ pub struct Observed {
     pub volumes_present: bool,
     /// Every container record of the pod.
     pub containers: BTreeMap<ContainerId, ContainerSeen>,
+    /// An action on a container failed, and nobody has looked since at what it left: something may be there that is not
+    /// shown here, and nothing may be decided by its absence.
+    #[serde(default)]
+    pub stale: bool,
+}
+
+impl Observed {
+    /// Takes in that an action failed: what it may have left counts as there. Of volumes and sandbox that is known (each
+    /// is taken away by an action that may find nothing); of a container only a look can tell.
+    pub fn failed(&mut self, action: &Action) {
+        match action {
+            Action::MountVolumes | Action::UnmountVolumes => {
+                self.volumes_mounted = false;
+                self.volumes_present = true;
+            }
+            Action::MakeSandbox(incarnation) | Action::TeardownSandbox(incarnation) => {
+                let ips = self.sandbox.take().map(|s| s.ips).unwrap_or_default();
+                self.sandbox =
+                    Some(SandboxSeen { incarnation: *incarnation, state: SandboxState::Broken, ips });
+            }
+            Action::Start { .. }
+            | Action::Signal { .. }
+            | Action::Kill { .. }
+            | Action::RecordExit { .. }
+            | Action::Reap { .. }
+            | Action::Remove { .. } => self.stale = true,
+            Action::RestartPause(_)
+            | Action::EnsureImage(_)
+            | Action::PostStart { .. }
+            | Action::PreStop { .. }
+            | Action::RemovePod => {}
+        }
+    }
 }
 
 /// What is seen of a sandbox.

@@ -24,6 +24,8 @@ impl Decision<'_> {
             let container = c.container.clone();
             let exit = match &c.state {
                 Seen::Ended(exit) => exit.clone(),
+                // It may run by now.
+                Seen::NotStarted if seen.stale => continue,
                 Seen::NotStarted => {
                     let starting = self.in_flight(|a| matches!(a, Action::Start { id: i, .. } if i == id));
                     let ran = self.run(&container).is_some_and(|r| &r.id == id && r.started_at.is_some());

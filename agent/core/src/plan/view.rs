@@ -147,9 +147,11 @@ impl<'a> Decision<'a> {
         }
     }
 
-    /// Whether the process of any container of the pod runs, or may run: a start is under way.
+    /// Whether the process of any container of the pod runs, or may run: a start is under way, or one failed and nobody
+    /// has looked since.
     pub(super) fn anything_alive(&self) -> bool {
-        self.in_flight(|a| matches!(a, Action::Start { .. }))
+        self.seen.stale
+            || self.in_flight(|a| matches!(a, Action::Start { .. }))
             || self.seen.containers.values().any(|c| matches!(c.state, Seen::Running { .. }))
     }
 
@@ -217,7 +219,8 @@ impl<'a> Decision<'a> {
         self.memory.retries.retain(|action, _| match action {
             Action::MountVolumes => !seen.volumes_mounted,
             Action::UnmountVolumes => seen.volumes_present,
-            Action::MakeSandbox(_) => seen.sandbox.is_none(),
+            // What a failed one left is taken down before the next, and that is no success.
+            Action::MakeSandbox(_) => seen.sandbox.as_ref().is_none_or(|s| s.state == SandboxState::Broken),
             Action::RestartPause(_) => {
                 seen.sandbox.as_ref().is_some_and(|s| s.state == SandboxState::NoPause)
             }

@@ -119,7 +119,9 @@ impl World<'_> {
         {
             return Err(format!("{container} started beside {} which is {:?}", other.short(), c.state));
         }
-        if self.finished_inits.contains(&(incarnation, container.clone())) {
+        // One that is there already is adopted, not run again.
+        let adopted = truth.containers.get(id).is_some_and(|c| c.state != Seen::NotStarted);
+        if !adopted && self.finished_inits.contains(&(incarnation, container.clone())) {
             return Err(format!(
                 "init container {container} has finished in sandbox {incarnation}, and is run again"
             ));

@@ -64,6 +64,8 @@ pub struct World<'t> {
     /// The truth, as containerd, the kernel and the disk would tell it.
     truth: Observed,
     agent: Agent,
+    /// A look at the pod is due: an action failed of which nothing else tells what it left.
+    look_due: bool,
     /// What was stored before the last actions were begun is lost.
     forgotten: bool,
     plan: Option<Plan>,
@@ -93,6 +95,7 @@ impl<'t> World<'t> {
                 seen: Observed { runtime_answers: true, ..Observed::default() },
                 memory: Memory::default(),
             },
+            look_due: false,
             forgotten: false,
             plan: None,
             pending: Vec::new(),
@@ -135,7 +138,7 @@ impl<'t> World<'t> {
         self.calm = true;
         self.truth.runtime_answers = true;
         self.note(|| "calm from here".into());
-        self.relist();
+        self.look();
         self.think()?;
         for _ in 0..400 {
             if self.over() {
@@ -182,6 +185,10 @@ impl<'t> World<'t> {
     /// One step in calm: an action ends well, a probe answers well, or time passes to the next wake. False where
     /// nothing is left to happen.
     fn settle_one(&mut self, rng: &mut Rng) -> Result<bool, String> {
+        if self.look_due {
+            self.look();
+            return Ok(true);
+        }
         if !self.pending.is_empty() {
             let i = rng.below(self.pending.len() as u64) as usize;
             let a = self.pending.swap_remove(i);
@@ -238,6 +245,7 @@ impl<'t> World<'t> {
 
     fn disturb(&mut self, rng: &mut Rng) -> Result<(), String> {
         match rng.below(100) {
+            0..=8 if self.look_due => self.look(),
             0..=54 => self.end_some_action(rng)?,
             55..=63 => {
                 let d = *rng.pick(&[10, 500, 2_000, 11_000, 35_000, 310_000]);
@@ -268,6 +276,7 @@ impl<'t> World<'t> {
                 self.all_condemned = true;
             }
             97 => self.task_vanishes(rng),
+            _ if self.look_due => self.look(),
             _ => {
                 learn(&self.desired.pod, &mut self.agent.memory, Fact::InputsChanged, self.now);
             }
@@ -293,9 +302,11 @@ impl<'t> World<'t> {
         let needs_runtime =
             !matches!(a, Action::MountVolumes | Action::UnmountVolumes | Action::MakeSandbox(_));
         let fails = rng.below(8) == 0 || (needs_runtime && !self.truth.runtime_answers);
-        if !fails || rng.below(2) == 0 {
-            // A failure may come before or after the effect.
-            self.apply(&a)?;
+        // A failure may come before the effect, in its middle or after it.
+        match if fails { rng.below(3) } else { 0 } {
+            0 => self.apply(&a)?,
+            1 => self.apply_half(&a),
+            _ => {}
         }
         let outcome = if fails { Err(Failure::new("Oops", "as the history wants")) } else { Ok(()) };
         if fails && let Action::PostStart { id, .. } = &a {
@@ -305,12 +316,79 @@ impl<'t> World<'t> {
         Ok(())
     }
 
+    /// Tells the agent of an action's end what real hands tell: what it changed where it succeeded, and nothing but the
+    /// failure where it did not.
     fn deliver(&mut self, a: Action, outcome: Result<(), Failure>) {
         self.note(|| format!("end {a:?}: {outcome:?}"));
-        if self.truth.runtime_answers {
-            self.agent.seen = self.truth.clone();
+        match &outcome {
+            Ok(()) => self.report(&a),
+            Err(_) => {
+                self.agent.seen.failed(&a);
+                self.look_due |= self.agent.seen.stale;
+            }
         }
         learn(&self.desired.pod, &mut self.agent.memory, Fact::Finished(a, outcome), self.now);
+    }
+
+    /// What an action that succeeded changed, and nothing else.
+    fn report(&mut self, a: &Action) {
+        let (truth, seen) = (&self.truth, &mut self.agent.seen);
+        match a {
+            Action::MountVolumes | Action::UnmountVolumes => {
+                seen.volumes_mounted = truth.volumes_mounted;
+                seen.volumes_present = truth.volumes_present;
+            }
+            Action::MakeSandbox(_) | Action::RestartPause(_) | Action::TeardownSandbox(_) => {
+                seen.sandbox = truth.sandbox.clone();
+            }
+            Action::Start { id, .. }
+            | Action::RecordExit { id, .. }
+            | Action::Reap { id, .. }
+            | Action::Remove { id, .. } => match truth.containers.get(id) {
+                Some(c) => drop(seen.containers.insert(id.clone(), c.clone())),
+                None => drop(seen.containers.remove(id)),
+            },
+            // The end of a process comes as an event.
+            Action::Signal { .. }
+            | Action::Kill { .. }
+            | Action::EnsureImage(_)
+            | Action::PostStart { .. }
+            | Action::PreStop { .. }
+            | Action::RemovePod => {}
+        }
+    }
+
+    /// A look at the pod, where containerd answers. Volumes are not shown as mounted by it: who has not mounted them in
+    /// this life does it once more. What an action in flight is changing stays as it was known.
+    fn look(&mut self) {
+        if !self.truth.runtime_answers {
+            return;
+        }
+        self.note(|| "the agent looks".into());
+        let old = std::mem::take(&mut self.agent.seen);
+        let mut seen = self.truth.clone();
+        seen.volumes_mounted = old.volumes_mounted && seen.volumes_present;
+        for a in &self.pending {
+            match a {
+                Action::MountVolumes | Action::UnmountVolumes => {
+                    seen.volumes_mounted = old.volumes_mounted;
+                    seen.volumes_present = old.volumes_present;
+                }
+                Action::MakeSandbox(_) | Action::RestartPause(_) | Action::TeardownSandbox(_) => {
+                    seen.sandbox = old.sandbox.clone();
+                }
+                Action::Start { id, .. }
+                | Action::RecordExit { id, .. }
+                | Action::Reap { id, .. }
+                | Action::Remove { id, .. } => match old.containers.get(id) {
+                    Some(c) => drop(seen.containers.insert(id.clone(), c.clone())),
+                    None => drop(seen.containers.remove(id)),
+                },
+                _ => {}
+            }
+        }
+        self.agent.seen = seen;
+        self.look_due = false;
     }
 
     /// Carries an action out in the truth.
@@ -328,7 +406,7 @@ impl<'t> World<'t> {
                 }
             }
             Action::MakeSandbox(i) => {
-                if self.truth.sandbox.as_ref().is_some_and(|s| s.incarnation != *i) {
+                if self.truth.sandbox.is_some() {
                     return Err(format!("sandbox {i} made beside {:?}", self.truth.sandbox));
                 }
                 let ips = vec!["10.0.0.1".parse().map_err(|e| format!("{e}"))?];
@@ -416,13 +494,18 @@ impl<'t> World<'t> {
         let Seen::Running { started_at } = c.state else { return };
         let started_at = Some(started_at);
         c.state = Seen::Ended(Exit { code, at, oom: false, reason: None, message: None, started_at });
+        let ended = c.clone();
         let key = (c.incarnation, c.container.clone());
         if code == 0 && self.is_plain_init(&key.1) {
             self.finished_inits.insert(key);
         }
         self.note(|| format!("{} exits with {code}", id.short()));
-        if self.truth.runtime_answers {
-            self.agent.seen = self.truth.clone();
+        // The event of it; one that comes before its start has ended is taken in with that.
+        if self.truth.runtime_answers
+            && let Some(known) = self.agent.seen.containers.get_mut(id)
+            && matches!(known.state, Seen::Running { .. })
+        {
+            *known = ended;
         }
     }
 
@@ -473,7 +556,11 @@ impl<'t> World<'t> {
             }
             _ => Memory::default(),
         };
-        self.agent.seen = self.truth.clone();
+        self.agent.seen = Observed { runtime_answers: self.truth.runtime_answers, ..Observed::default() };
+        self.look_due = true;
+        // Nothing is decided before the first look.
+        self.truth.runtime_answers = true;
+        self.look();
         Ok(())
     }
 
@@ -511,14 +598,10 @@ impl<'t> World<'t> {
         let up = self.truth.runtime_answers;
         self.note(|| format!("containerd answers: {up}"));
         if up {
-            self.relist();
+            self.look();
         } else {
             self.agent.seen.runtime_answers = false;
         }
-    }
-
-    fn relist(&mut self) {
-        self.agent.seen = self.truth.clone();
     }
 
     /// Every process, namespace and tmpfs is gone, containerd's records are not.
@@ -539,7 +622,8 @@ impl<'t> World<'t> {
         }
         self.unready.clear();
         self.told_ready.clear();
-        self.agent = Agent { seen: self.truth.clone(), memory: Memory::default() };
+        self.agent = Agent { seen: Observed::default(), memory: Memory::default() };
+        self.look();
     }
 
     fn sandbox_suffers(&mut self, rng: &mut Rng) {
@@ -555,9 +639,7 @@ impl<'t> World<'t> {
             }
         }
         self.note(|| "the sandbox suffers".into());
-        if self.truth.runtime_answers {
-            self.relist();
-        }
+        self.look();
     }
 
     /// The shim was killed while containerd was away: no task, no exit.
@@ -568,9 +650,7 @@ impl<'t> World<'t> {
             c.state = Seen::NotStarted;
             c.task = false;
             self.note(|| format!("the task of {} vanishes", id.short()));
-            if self.truth.runtime_answers {
-                self.relist();
-            }
+            self.look();
         }
     }
 

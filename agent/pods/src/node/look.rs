@@ -43,8 +43,8 @@ impl NodeHands {
 
     pub(super) async fn look_at(&self, uid: &PodUid) -> Result<Sight, Failure> {
         let taken = clock::boottime();
-        let list = self.containers().await?;
-        let of_pod: Vec<FoundContainer> = list.into_iter().filter(|c| &c.pod == uid).collect();
+        let of_pod =
+            self.runtime()?.list_of(uid).await.map_err(|e| Failure::new("RuntimeNotReady", e.chain()))?;
         let pod = of_pod.iter().find_map(stored_pod);
         self.sight(uid, pod.as_deref(), of_pod, taken)
     }

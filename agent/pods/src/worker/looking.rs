@@ -59,7 +59,7 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         self.looks_failed = 0;
         self.looked_at = true;
         // A wish that came after the look began stays.
-        self.look_at = self.look_at.filter(|t| *t > sight.taken);
+        self.look_at = self.look_at.filter(|t| *t >= sight.taken);
         if !sight.unsure.is_empty() {
             self.look_at.get_or_insert(self.hands.now().boottime + LOOK_SELDOM);
         }

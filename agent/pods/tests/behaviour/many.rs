@@ -280,5 +280,61 @@ async fn leftovers_that_resist_are_tried_again() {
     node.until("cleaned", |s| s.cleaned == [left.clone()]).await;
     node.until("swept", |s| s.sweeps == 3).await;
     node.pass(SECOND * 3600).await;
-    assert_eq!(node.lock().sweeps, 3, "and then no more");
+    assert_eq!(node.lock().sweeps, 3, "and then only where there is something");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_to_be_nobodys_is_found_now_and_then() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let _agent = Agent::start(&node, &store, wanted([])).await;
+    node.until("swept once", |s| s.sweeps == 1).await;
+    node.lock().leftovers.insert(uid("u-late"));
+    node.until("cleaned", |s| s.cleaned == [uid("u-late")]).await;
+    node.until("swept after it", |s| s.sweeps == 2).await;
+    assert!(node.elapsed() < SECOND * 600, "{:?}", node.elapsed());
+}
+
+/// The fault of an unwanted pod whose mounting or sandbox had failed half way: nothing told what was there, and it
+/// stayed.
+#[tokio::test(start_paused = true)]
+async fn what_a_failed_action_left_goes_with_the_pod() {
+    for kind in ["MountVolumes", "MakeSandbox", "Start"] {
+        let (_dir, store) = store();
+        let node = Node::new();
+        let p = pod("a", vec![]);
+        let uid = p.uid.clone();
+        node.trouble(&uid, kind, Trouble::FailsHalfWay);
+        let agent = Agent::start(&node, &store, wanted([p])).await;
+        node.until("failed", |_| {
+            agent.board.shows(&uid) && agent.board.report(&uid).timeline.iter().any(|t| t.failure.is_some())
+        })
+        .await;
+        agent.want(|d| d.pods.clear());
+        // The fake minds a RemovePod that leaves anything.
+        agent.gone(&uid).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_failed_sandbox_left_is_taken_down_before_the_next_and_the_next_is_later_each_time() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let p = pod("a", vec![]);
+    let uid = p.uid.clone();
+    node.trouble(&uid, "MakeSandbox", Trouble::FailsHalfWay);
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    let made = |s: &crate::fake::State| -> Vec<Duration> {
+        let of_kind = |k: &'static str| s.log.iter().filter(move |(_, _, a)| a.kind() == k);
+        assert!(of_kind("MakeSandbox").count() <= of_kind("TeardownSandbox").count() + 1);
+        of_kind("MakeSandbox").map(|(at, ..)| *at).collect()
+    };
+    node.until("tried five times", |s| made(s).len() == 5).await;
+    let tries = made(&node.lock());
+    let gaps: Vec<Duration> = tries.iter().zip(tries.iter().skip(1)).map(|(a, b)| *b - *a).collect();
+    for (gap, want) in gaps.iter().zip([1, 2, 4, 8]) {
+        assert!(*gap >= SECOND * want && *gap < SECOND * (want + 1), "{gaps:?}");
+    }
+    node.no_trouble();
+    agent.ready(&uid).await;
 }

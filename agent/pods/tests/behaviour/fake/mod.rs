@@ -42,6 +42,8 @@ pub enum Trouble {
     Slow(Duration),
     /// It fails, before it has done anything.
     Fails,
+    /// It fails in the middle of its work, and tells nothing but that.
+    FailsHalfWay,
     /// It panics, once.
     Panics,
 }
@@ -254,11 +256,40 @@ impl Node {
         match trouble {
             Some(Trouble::Stuck) => std::future::pending().await,
             Some(Trouble::Slow(time)) => tokio::time::sleep(time).await,
-            Some(Trouble::Fails) => return Err(Failure::new("Oops", "as the test wants")),
+            Some(Trouble::Fails | Trouble::FailsHalfWay) => {
+                return Err(Failure::new("Oops", "as the test wants"));
+            }
             Some(Trouble::Panics) => panic!("as the test wants"),
             None => {}
         }
         Ok(())
+    }
+
+    /// What an action that is cut off in its middle leaves.
+    fn carry_out_half(&self, context: &Context, action: &Action) {
+        let mut state = self.lock();
+        let (stored, seen) = state.pods.entry(context.pod.uid.clone()).or_default();
+        stored.get_or_insert_with(|| Arc::clone(&context.pod));
+        match action {
+            Action::MountVolumes => seen.volumes_present = true,
+            Action::UnmountVolumes => seen.volumes_mounted = false,
+            Action::MakeSandbox(incarnation) | Action::TeardownSandbox(incarnation) => {
+                let (incarnation, state) = (*incarnation, SandboxState::Broken);
+                seen.sandbox = Some(SandboxSeen { incarnation, state, ips: Vec::new() });
+            }
+            Action::Start { container, attempt, incarnation, id } => {
+                let run = ContainerSeen {
+                    container: container.clone(),
+                    attempt: *attempt,
+                    incarnation: *incarnation,
+                    image_id: "sha256:1".into(),
+                    state: Seen::Running { started_at: self.now().wall },
+                    task: true,
+                };
+                seen.containers.insert(id.clone(), run);
+            }
+            other => panic!("no half of {other:?} is known"),
+        }
     }
 
     fn carry_out(&self, context: &Context, action: &Action) -> Result<Performed, Failure> {
@@ -290,6 +321,9 @@ impl Node {
                 performed.changes.push(Change::Volumes { mounted, present: mounted });
             }
             Action::MakeSandbox(incarnation) | Action::RestartPause(incarnation) => {
+                if matches!(action, Action::MakeSandbox(_)) && seen.sandbox.is_some() {
+                    broken.push(format!("{uid}: sandbox made over {:?}", seen.sandbox));
+                }
                 let broken_by_pause =
                     matches!(action, Action::RestartPause(_)) && context.pod.namespaces.share_pid;
                 let state = if broken_by_pause { SandboxState::Broken } else { SandboxState::Ready };
@@ -431,7 +465,14 @@ impl Hands for Node {
         tokio::time::sleep(WORK).await;
         let done = match self.meet(&context.pod.uid, action.kind()).await {
             Ok(()) => self.carry_out(&context, &action),
-            Err(failure) => Err(failure),
+            Err(failure) => {
+                let half = self.lock().trouble.get(&(context.pod.uid.clone(), action.kind()))
+                    == Some(&Trouble::FailsHalfWay);
+                if half {
+                    self.carry_out_half(&context, &action);
+                }
+                Err(failure)
+            }
         };
         self.bumped();
         done.unwrap_or_else(Performed::failed)
