@@ -32,6 +32,10 @@ pub mod flow {
     pub const RESET: u32 = 1 << 4;
     /// The source was masqueraded, so a port of the masquerade range is held.
     pub const MASQUERADE: u32 = 1 << 5;
+    /// The connection is in use, in both entries (nf_conntrack's `ASSURED`). TCP: the handshake is done and neither
+    /// both sides nor a reset ended it; the entries lie in a table of their own. UDP: a stream, that is it was answered
+    /// and went on for more than two seconds.
+    pub const ASSURED: u32 = 1 << 6;
 }
 
 /// What is done to the packets of one direction of a connection.
@@ -50,6 +54,19 @@ pub struct Flow<A> {
     pub ifindex: u32,
     /// The last packet of this direction, in seconds of CLOCK_MONOTONIC.
     pub seen_s: u32,
+    /// Since when the connection is in this table, likewise; the same in both directions' entries.
+    pub since_s: u32,
+}
+
+/// A connection's place in the order in which those of a table came. It is worth nothing once the connection has
+/// another [`Flow::since_s`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Begun<A> {
+    /// The key of one of its entries.
+    pub key: Tuple<A>,
+    /// [`Flow::since_s`].
+    pub since_s: u32,
 }
 
 /// The fragments of one datagram.
@@ -87,7 +104,8 @@ mod tests {
     #[test]
     fn layouts_are_fixed_and_without_padding() {
         assert_eq!([size_of::<Tuple<V4>>(), size_of::<Tuple<V6>>()], [16, 40]);
-        assert_eq!([size_of::<Flow<V4>>(), size_of::<Flow<V6>>()], [36, 60]);
+        assert_eq!([size_of::<Flow<V4>>(), size_of::<Flow<V6>>()], [40, 64]);
+        assert_eq!([size_of::<Begun<V4>>(), size_of::<Begun<V6>>()], [20, 44]);
         assert_eq!([size_of::<FragmentKey<V4>>(), size_of::<FragmentKey<V6>>()], [16, 40]);
         assert_eq!(size_of::<FragmentPorts>(), 8);
     }

@@ -13,7 +13,7 @@ mod node;
 mod service;
 
 pub use addr::{Addr, V4, V6};
-pub use conntrack::{Flow, FragmentKey, FragmentPorts, Tuple, flow};
+pub use conntrack::{Begun, Flow, FragmentKey, FragmentPorts, Tuple, flow};
 pub use node::{Client, Config, LocalPod, NodeAddress, Prefix, config, local_pod};
 pub use service::{
     Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, REVERSE, Reverse, Reverses,
@@ -21,7 +21,7 @@ pub use service::{
 };
 
 /// The version of everything in this crate.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// The names of the maps, as in the object and in the pin directory (`<bpffs>/<schema>/maps/<NAME>`).
 pub mod maps {
@@ -55,10 +55,26 @@ pub mod maps {
     pub const POD4: &str = "POD4";
     /// `V6 -> LocalPod`, likewise.
     pub const POD6: &str = "POD6";
-    /// `Tuple<V4> -> Flow<V4>`, LRU hash: each translated connection twice, once a direction.
-    pub const FLOW4: &str = "FLOW4";
+    /// `Tuple<V4> -> Flow<V4>`, hash, not preallocated: TCP connections in use, each twice, once a direction.
+    pub const ASSURED4: &str = "ASSURED4";
     /// `Tuple<V6> -> Flow<V6>`, likewise.
-    pub const FLOW6: &str = "FLOW6";
+    pub const ASSURED6: &str = "ASSURED6";
+    /// `Tuple<V4> -> Flow<V4>`, hash: TCP connections that begin or are over, likewise.
+    pub const UNASSURED4: &str = "UNASSURED4";
+    /// `Tuple<V6> -> Flow<V6>`, likewise.
+    pub const UNASSURED6: &str = "UNASSURED6";
+    /// `Tuple<V4> -> Flow<V4>`, hash, not preallocated: what is not TCP, likewise.
+    pub const UDP4: &str = "UDP4";
+    /// `Tuple<V6> -> Flow<V6>`, likewise.
+    pub const UDP6: &str = "UDP6";
+    /// `Begun<V4>`, queue: the order in which connections came into [`UNASSURED4`].
+    pub const BEGUN_TCP4: &str = "BEGUN_TCP4";
+    /// `Begun<V6>`, likewise of [`UNASSURED6`].
+    pub const BEGUN_TCP6: &str = "BEGUN_TCP6";
+    /// `Begun<V4>`, likewise of [`UDP4`].
+    pub const BEGUN_UDP4: &str = "BEGUN_UDP4";
+    /// `Begun<V6>`, likewise of [`UDP6`].
+    pub const BEGUN_UDP6: &str = "BEGUN_UDP6";
     /// `FragmentKey<V4> -> FragmentPorts`, LRU hash.
     pub const FRAGMENT4: &str = "FRAGMENT4";
     /// `FragmentKey<V6> -> FragmentPorts`, LRU hash.

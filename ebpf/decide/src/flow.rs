@@ -1,21 +1,24 @@
 //! Connections that are translated packet by packet: what comes from outside, from pods whose sockets are left alone,
 //! and raw packets.
 //!
-//! Owns the rules; the state is two entries a connection in the flow table, one for each direction, each the other's
-//! reverse. Both are written before the first packet leaves, the answers' first and only where none is: so no two
-//! connections ever share the answers' key, and an answer always finds its way back.
+//! Owns the rules; the state is two entries a connection in the tables of connections, one for each direction, each the
+//! other's reverse. Both are written before the first packet leaves, the answers' first and only where none is: so no
+//! two connections ever share the answers' key, and an answer always finds its way back. In which table they are, and
+//! what goes where one is full, says [`Class`].
 //!
 //! Invariants:
 //! - An answer is shown as from the very address and port that the client dialled.
 //! - A packet writes only its own direction's entry, at most once a second unless its state changes. Once a second it
-//!   also looks for the other entry and puts it back where the table evicted it.
+//!   also looks for the other entry and puts it back where it is missing.
 //! - A UDP flow asks once a second whether its backend is still in a set of the Service, a TCP flow at each SYN; where
 //!   it is not, the flow is forgotten and the packet chooses anew.
 //!
 //! On failure: a packet in the middle of a TCP connection that no entry knows is left to the stack (it may be in
-//! nf_conntrack since before these programs); any other chooses a backend; no free port is a drop.
+//! nf_conntrack since before these programs); any other chooses a backend; no free port is a drop, and so is a full
+//! class. What becomes assured where that class is full is forgotten and left to the stack, which resets it.
 
 pub mod checksum;
+mod class;
 mod lifetime;
 mod limit;
 mod maps;
@@ -24,6 +27,7 @@ pub mod memory;
 mod open;
 mod packet;
 
+pub use class::{Class, Put};
 pub use lifetime::{collect, lifetime_s};
 pub use limit::Bucket;
 pub use maps::FlowMaps;
@@ -35,6 +39,8 @@ use crate::{
     service::{find, search},
 };
 use berth_ebpf_abi::{FragmentKey, FragmentPorts, INLINE, LocalPod, MemberKey, ServiceKey, Set, flow, tag};
+use class::{Moved, find as find_flow, forget, reclass};
+use lifetime::is_stream;
 use packet::is_reverse;
 
 /// Fragments of one datagram that are this far apart, in seconds, are not of one datagram (`ipfrag_time`).
@@ -62,7 +68,8 @@ pub fn glance<A: Family, M: FlowMaps<A>>(
     room: &mut Room<A>,
     pod: &mut LocalPod,
 ) -> Option<Way> {
-    if room.packet.part != Part::Whole || !maps.flow(&room.packet.tuple, &mut room.entry) {
+    let class = Class::common(room.packet.tuple.proto);
+    if room.packet.part != Part::Whole || !maps.find(class, &room.packet.tuple, &mut room.entry) {
         return None;
     }
     let flags = room.entry.flags;
@@ -113,27 +120,42 @@ fn fragment_key<A: Family>(room: &Room<A>, id: u32) -> FragmentKey<A> {
 /// Whether a packet's connection has an entry which holds.
 #[inline(always)]
 fn known<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> bool {
-    if !maps.flow(&room.packet.tuple, &mut room.entry) {
+    if !find_flow(maps, &room.packet.tuple, &mut room.entry) {
         return false;
     }
     let reply = room.entry.flags & flow::REPLY != 0;
     if hook == Hook::Egress && !reply {
         return false;
     }
-    if room.packet.part != Part::Error {
-        let now_s = maps.now_s();
-        let (proto, tcp_flags) = (room.packet.tuple.proto, room.packet.tcp_flags);
-        let flags = after(room.entry.flags, proto, tcp_flags);
-        let begins = proto == TCP && !reply && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-        if begins || now_s != room.entry.seen_s {
-            if !renew(maps, room, begins, now_s) {
-                return false;
-            }
-            maps.touch(&room.packet.tuple, flags, room.entry.generation, now_s);
-        } else if flags != room.entry.flags {
-            maps.touch(&room.packet.tuple, flags, room.entry.generation, now_s);
-        }
+    if room.packet.part == Part::Error {
+        return true;
     }
+    let now_s = maps.now_s();
+    let (proto, tcp_flags) = (room.packet.tuple.proto, room.packet.tcp_flags);
+    let mut flags = after(room.entry.flags, proto, tcp_flags);
+    let begins = proto == TCP && !reply && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+    let moves = if room.entry.flags & flow::ASSURED != 0 {
+        tcp_flags & (tcp::FIN | tcp::RST) != 0
+    } else {
+        !reply && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::ACK
+    };
+    if begins || moves || now_s != room.entry.seen_s {
+        if !renew(maps, room, begins, now_s) {
+            return false;
+        }
+        if proto == TCP {
+            match reclass(maps, room, flags, now_s) {
+                Moved::No => {}
+                Moved::Yes => return true,
+                Moved::Refused => return false,
+            }
+        } else if is_stream(flags | room.other.flags, room.entry.since_s, now_s) {
+            flags |= flow::ASSURED;
+        }
+    } else if flags == room.entry.flags {
+        return true;
+    }
+    maps.touch(Class::of(proto, flags), &room.packet.tuple, flags, room.entry.generation, now_s);
     true
 }
 
@@ -163,23 +185,25 @@ fn renew<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>, begins: bool, 
     let reply = room.entry.flags & flow::REPLY != 0;
     let mut over = room.entry.flags & (flow::FIN_CLIENT | flow::RESET) != 0;
     room.back = reverse(&room.entry.to);
-    let paired = if maps.flow(&room.back, &mut room.other) {
+    let paired = if find_flow(maps, &room.back, &mut room.other) {
         over |= room.other.flags & flow::RESET != 0;
         is_reverse(&room.other.to, &room.packet.tuple)
     } else {
         room.other = room.entry;
         room.other.to = reverse(&room.packet.tuple);
-        room.other.flags = (room.entry.flags & flow::MASQUERADE) | if reply { 0 } else { flow::REPLY };
+        let both = flow::MASQUERADE | flow::ASSURED;
+        room.other.flags = (room.entry.flags & both) | if reply { 0 } else { flow::REPLY };
         room.other.seen_s = now_s;
-        maps.insert(&room.back, &room.other)
+        let class = Class::of(room.back.proto, room.other.flags);
+        maps.insert(class, &room.back, &room.other) == Put::Done
     };
     let asks = !reply && (begins || room.packet.tuple.proto == UDP);
     let holds = paired && !(begins && over) && (!asks || still_there(maps, room));
     if !holds {
         if paired {
-            maps.remove(&room.back);
+            forget(maps, &room.back);
         }
-        maps.remove(&room.packet.tuple);
+        forget(maps, &room.packet.tuple);
     }
     holds
 }

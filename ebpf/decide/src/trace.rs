@@ -2,7 +2,7 @@
 
 mod flow;
 
-use crate::{Family, Header, Maps};
+use crate::{Family, Header, Maps, flow::Class};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, ChunkKey, Flow, FragmentKey, FragmentPorts, LocalPod, MemberKey,
     NodeAddress, ServiceKey, Tuple,
@@ -80,6 +80,8 @@ pub enum Step<A> {
     Changed,
     /// A direction's entry was looked for.
     Flow {
+        /// In the table of this class.
+        class: Class,
         /// What was looked for.
         key: Tuple<A>,
         /// What was found.
@@ -87,6 +89,8 @@ pub enum Step<A> {
     },
     /// An entry is written where none is; a trace itself writes nothing.
     Insert {
+        /// In the table of this class.
+        class: Class,
         /// Where.
         key: Tuple<A>,
         /// What.
@@ -96,6 +100,8 @@ pub enum Step<A> {
     },
     /// An entry is changed in place; likewise.
     Touch {
+        /// In the table of this class.
+        class: Class,
         /// Which.
         key: Tuple<A>,
         /// Its new flags.
@@ -107,6 +113,8 @@ pub enum Step<A> {
     },
     /// An entry is removed; likewise.
     Remove {
+        /// In the table of this class.
+        class: Class,
         /// Which.
         key: Tuple<A>,
     },
@@ -133,8 +141,8 @@ pub enum Step<A> {
     },
 }
 
-/// A connection's key, and its entry where it was not removed.
-type Written<A> = (Tuple<A>, Option<Flow<A>>);
+/// A connection's class and key, and its entry where it was not removed.
+type Written<A> = (Class, Tuple<A>, Option<Flow<A>>);
 
 /// Tables whose uses are written down. Reads go through, writes do not.
 #[derive(Debug)]

@@ -1,11 +1,13 @@
 //! Connections translated packet by packet, in memory: whatever comes in whatever order, answers find their way back.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
+
 use berth_ebpf_abi::{
     Addr, Backend, Config, INLINE, LocalPod, NodeAddress, Prefix, Service, ServiceKey, Tuple, V4, backend,
     config, flow, frontend, tag,
 };
 use berth_ebpf_decide::flow::{
-    Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, collect, judge, memory::Flows, reverse, tcp,
+    Class, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, collect, judge, memory::Flows, reverse, tcp,
 };
 use proptest::prelude::*;
 
@@ -125,8 +127,8 @@ impl Node {
 
     fn forward(&self) -> Vec<Tuple<V4>> {
         let flows = self.maps.flows.borrow();
-        let mut keys: Vec<_> =
-            flows.iter().filter(|(_, flow)| flow.flags & flow::REPLY == 0).map(|(key, _)| *key).collect();
+        let own = flows.iter().filter(|(_, flow)| flow.flags & flow::REPLY == 0);
+        let mut keys: Vec<_> = own.map(|((_, key), _)| *key).collect();
         keys.sort_by_key(|key| (key.src, key.src_port, key.dst, key.proto));
         keys
     }
@@ -142,7 +144,7 @@ impl Node {
         let (dst, dst_port) = if node_port { (NODE, NODE_PORT) } else { (VIP, 80_u16.to_be()) };
         let src_port = (40_000 + u16::from(port)).to_be();
         let tuple = Tuple { src, dst, src_port, dst_port, proto, pad: [0; 3] };
-        let before = self.maps.flows.borrow().get(&tuple).copied();
+        let before = self.maps.entry(&tuple);
         let (verdict, to) = self.send(if inside { Hook::Pod } else { Hook::Uplink }, tuple, flags);
         let Verdict::Translate(via) = verdict else { return };
         let goes_to = |b: &Backend<V4>| b.addr == to.dst && b.port == to.dst_port;
@@ -166,9 +168,13 @@ impl Node {
         let flows = self.maps.flows.borrow();
         let forward = self.forward();
         for key in &forward {
-            let to = flows[key].to;
-            match flows.get(&reverse(&to)) {
+            let entry = self.maps.entry(key).unwrap();
+            let to = entry.to;
+            match self.maps.entry(&reverse(&to)) {
                 Some(reply) => {
+                    let classes = [Class::of(key.proto, entry.flags), Class::of(key.proto, reply.flags)];
+                    assert!(classes[0] == classes[1] || self.evicted, "{key:?} is in two classes");
+                    assert!(entry.since_s == reply.since_s || self.evicted, "{entry:?} {reply:?}");
                     // Whose entry was evicted may lose its key to another, and is forgotten with its next packet.
                     let own = reply.to == reverse(key) || self.evicted;
                     assert!(own, "{key:?} and another have one key of answers");
@@ -192,7 +198,7 @@ fn run(flags: u32, events: Vec<Event>) {
                 let forward = node.forward();
                 if !forward.is_empty() {
                     let key = forward[number % forward.len()];
-                    let to = node.maps.flows.borrow()[&key].to;
+                    let to = node.maps.entry(&key).unwrap().to;
                     node.send(Hook::Pod, reverse(&to), flags);
                 }
             }
@@ -203,7 +209,9 @@ fn run(flags: u32, events: Vec<Event>) {
             Event::Backends(numbers) => node.publish(&numbers),
             Event::Evict(number) => {
                 let mut keys: Vec<_> = node.maps.flows.borrow().keys().copied().collect();
-                keys.sort_by_key(|key| (key.src, key.src_port, key.dst, key.dst_port, key.proto));
+                keys.sort_by_key(|(class, key)| {
+                    (*class, key.src, key.src_port, key.dst, key.dst_port, key.proto)
+                });
                 if !keys.is_empty() {
                     node.maps.flows.borrow_mut().remove(&keys[number % keys.len()]);
                     node.evicted = true;
@@ -212,7 +220,7 @@ fn run(flags: u32, events: Vec<Event>) {
                 }
             }
             Event::Collect => {
-                let keys: Vec<_> = node.maps.flows.borrow().keys().copied().collect();
+                let keys: Vec<_> = node.maps.flows.borrow().keys().map(|(_, key)| *key).collect();
                 let mut room = Room::default();
                 for key in keys {
                     collect(&node.maps, &key, &mut room);
@@ -259,6 +267,9 @@ fn a_closed_connection_is_forgotten_in_time_and_a_living_one_is_not() {
     age(60);
     assert!(!collect(&node.maps, &tuple, &mut room), "60 s unanswered");
     node.send(Hook::Pod, reverse(&to), tcp::SYN | tcp::ACK);
+    age(60);
+    assert!(!collect(&node.maps, &tuple, &mut room), "60 s without the handshake's end");
+    node.send(Hook::Uplink, tuple, tcp::ACK);
     age(24 * 3600);
     assert!(!collect(&node.maps, &tuple, &mut room), "a day without a packet");
     node.send(Hook::Uplink, tuple, tcp::FIN | tcp::ACK);

@@ -33,8 +33,13 @@ pub struct Collected {
 pub fn collect_flows(pins: &Pins, datapath: &Datapath, now_s: u32) -> Result<Collected> {
     let (program, _) = open_program(pins, PROGRAM)?;
     let mut collected = Collected::default();
-    collect(&program, &datapath.flow4, libc::AF_INET, now_s, &mut collected)?;
-    collect(&program, &datapath.flow6, libc::AF_INET6, now_s, &mut collected)?;
+    let Datapath { assured4, assured6, unassured4, unassured6, udp4, udp6, .. } = datapath;
+    for flows in [assured4, unassured4, udp4] {
+        collect(&program, flows, libc::AF_INET, now_s, &mut collected)?;
+    }
+    for flows in [assured6, unassured6, udp6] {
+        collect(&program, flows, libc::AF_INET6, now_s, &mut collected)?;
+    }
     Ok(collected)
 }
 

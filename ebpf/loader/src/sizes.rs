@@ -20,6 +20,12 @@ pub struct Sizes {
     pub pods: u32,
     /// The node's own addresses of each family.
     pub node_addresses: u32,
+    /// TCP connections in use that are translated packet by packet.
+    pub assured: [u32; 2],
+    /// Such that begin, or are over; where more come, the oldest of these go.
+    pub unassured: [u32; 2],
+    /// The same of UDP, of which those that are streams do not go.
+    pub udp: [u32; 2],
     /// Fragmented datagrams in transit.
     pub fragments: [u32; 2],
 }
@@ -34,6 +40,9 @@ impl Default for Sizes {
             affinity: [16_384, 8_192],
             pods: 4_096,
             node_addresses: 1_024,
+            assured: [65_536, 32_768],
+            unassured: [16_384, 8_192],
+            udp: [32_768, 16_384],
             fragments: [8_192, 4_096],
         }
     }
@@ -41,8 +50,13 @@ impl Default for Sizes {
 
 impl Sizes {
     /// By the maps' names.
-    fn by_name(&self) -> [(&'static str, u32); 15] {
-        let Sizes { services, chunks, members, affinity, pods, node_addresses, fragments } = *self;
+    fn by_name(&self) -> [(&'static str, u32); 25] {
+        let Sizes { services, chunks, members, affinity, pods, node_addresses, .. } = *self;
+        let Sizes { assured, unassured, udp, fragments, .. } = *self;
+        // A connection has an entry for each direction, and one place in the order.
+        let [assured_entries, unassured_entries, udp_entries] =
+            [assured, unassured, udp].map(|connections| connections.map(|n: u32| n.saturating_mul(2)));
+
         [
             (maps::SERVICE4, services[0]),
             (maps::SERVICE6, services[1]),
@@ -57,6 +71,16 @@ impl Sizes {
             (maps::POD6, pods),
             (maps::NODE4, node_addresses),
             (maps::NODE6, node_addresses),
+            (maps::ASSURED4, assured_entries[0]),
+            (maps::ASSURED6, assured_entries[1]),
+            (maps::UNASSURED4, unassured_entries[0]),
+            (maps::UNASSURED6, unassured_entries[1]),
+            (maps::BEGUN_TCP4, unassured[0]),
+            (maps::BEGUN_TCP6, unassured[1]),
+            (maps::UDP4, udp_entries[0]),
+            (maps::UDP6, udp_entries[1]),
+            (maps::BEGUN_UDP4, udp[0]),
+            (maps::BEGUN_UDP6, udp[1]),
             (maps::FRAGMENT4, fragments[0]),
             (maps::FRAGMENT6, fragments[1]),
         ]

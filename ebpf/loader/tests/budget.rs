@@ -66,7 +66,7 @@ const PATHS: [Path; 3] = [
         what: "the first such packet in a second",
         programs: &[("tc_uplink", "uplink"), ("tc_pod", "pod"), ("tc_out", "out")],
         functions: &["memset", "act6device#", "act10meet_known#"],
-        budget: [1300, 1700],
+        budget: [2000, 2500],
     },
     Path {
         what: "a connection's first packet",
@@ -79,7 +79,7 @@ const PATHS: [Path; 3] = [
             "act5begin#",
             "flow4open4open#",
         ],
-        budget: [2400, 3100],
+        budget: [4000, 5000],
     },
 ];
 

@@ -1,17 +1,18 @@
 //! The maps, by the names and of the types in `berth_ebpf_abi::maps`.
 //!
-//! Sizes: a hash that is not preallocated costs 16 bytes a slot at once and the rest as it fills; an LRU hash all of
-//! it at once. So the tables of connections are as large as 30 MB in all at 10,000 Services allow, and the loader may
-//! raise every size.
+//! Sizes: a hash that is not preallocated costs 16 bytes a slot at once and the rest as it fills; any other hash, and a
+//! queue, all of it at once. These are the sizes of a load that is told no others, so that all maps stay below 30 MB
+//! with 10,000 Services. Of the tables of connections, a connection takes two entries, and one place in the queue of its
+//! table: so the queue is full before the table is.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue},
 };
 use berth_ebpf_abi::{
-    Affinity, AffinityKey, Chunk, ChunkKey, Client, Config, Flow, FragmentKey, FragmentPorts, LocalPod,
+    Affinity, AffinityKey, Begun, Chunk, ChunkKey, Client, Config, Flow, FragmentKey, FragmentPorts, LocalPod,
     MemberKey, NodeAddress, Reverses, Service, ServiceKey, Tuple, V4, V6, count,
 };
 
@@ -32,6 +33,13 @@ macro_rules! lru {
     };
 }
 
+macro_rules! queue {
+    ($name:ident: $value:ty, $max:expr) => {
+        #[map]
+        pub(crate) static $name: Queue<$value> = Queue::with_max_entries($max, 0);
+    };
+}
+
 hash!(SERVICE4: ServiceKey<V4> => Service<V4>, 131_072);
 hash!(SERVICE6: ServiceKey<V6> => Service<V6>, 65_536);
 hash!(CHUNK4: ChunkKey => Chunk<V4>, 65_536);
@@ -44,10 +52,25 @@ hash!(NODE6: V6 => NodeAddress, 1024);
 hash!(POD4: V4 => LocalPod, 4096);
 hash!(POD6: V6 => LocalPod, 4096);
 
+hash!(ASSURED4: Tuple<V4> => Flow<V4>, 131_072);
+hash!(ASSURED6: Tuple<V6> => Flow<V6>, 65_536);
+hash!(UDP4: Tuple<V4> => Flow<V4>, 65_536);
+hash!(UDP6: Tuple<V6> => Flow<V6>, 32_768);
+
+/// The first thing that a flood meets: its memory is there.
+#[map]
+pub(crate) static UNASSURED4: HashMap<Tuple<V4>, Flow<V4>> = HashMap::with_max_entries(32_768, 0);
+/// Likewise.
+#[map]
+pub(crate) static UNASSURED6: HashMap<Tuple<V6>, Flow<V6>> = HashMap::with_max_entries(16_384, 0);
+
+queue!(BEGUN_TCP4: Begun<V4>, 16_384);
+queue!(BEGUN_TCP6: Begun<V6>, 8_192);
+queue!(BEGUN_UDP4: Begun<V4>, 32_768);
+queue!(BEGUN_UDP6: Begun<V6>, 16_384);
+
 lru!(AFFINITY4: AffinityKey<V4> => Affinity<V4>, 16_384);
 lru!(AFFINITY6: AffinityKey<V6> => Affinity<V6>, 8192);
-lru!(FLOW4: Tuple<V4> => Flow<V4>, 65_536);
-lru!(FLOW6: Tuple<V6> => Flow<V6>, 32_768);
 lru!(FRAGMENT4: FragmentKey<V4> => FragmentPorts, 8192);
 lru!(FRAGMENT6: FragmentKey<V6> => FragmentPorts, 4096);
 

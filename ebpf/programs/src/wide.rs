@@ -160,11 +160,10 @@ impl Wide for V4 {
 
     #[inline(always)]
     unsafe fn take_flow(at: *const Flow<V4>, into: *mut Flow<V4>) {
-        const { assert!(size_of::<Flow<V4>>() == 36) };
+        const { assert!(size_of::<Flow<V4>>() == 40) };
         // SAFETY: the caller's.
         unsafe {
-            copy!(at, into; 0 8 16 24);
-            (*into).seen_s = (*at).seen_s;
+            copy!(at, into; 0 8 16 24 32);
         }
     }
 
@@ -277,11 +276,10 @@ impl Wide for V6 {
 
     #[inline(always)]
     unsafe fn take_flow(at: *const Flow<V6>, into: *mut Flow<V6>) {
-        const { assert!(size_of::<Flow<V6>>() == 60) };
+        const { assert!(size_of::<Flow<V6>>() == 64) };
         // SAFETY: the caller's.
         unsafe {
-            copy!(at, into; 0 8 16 24 32 40 48);
-            (*into).seen_s = (*at).seen_s;
+            copy!(at, into; 0 8 16 24 32 40 48 56);
         }
     }
 

@@ -1,8 +1,8 @@
 //! `berth bpf`: the programs, links and maps in the kernel, and what the programs counted.
 
 use crate::table::Table;
-use berth_ebpf_abi::count;
-use berth_ebpf_decide::flow::Dropped;
+use berth_ebpf_abi::{count, maps};
+use berth_ebpf_decide::flow::{Class, Dropped};
 use berth_ebpf_loader::{LinkReport, MapReport, ProgramReport, Report};
 use serde_json::{Value, json};
 
@@ -104,12 +104,14 @@ impl Page {
         table
     }
 
-    /// Counters with their names; those without a name only where they are not 0.
+    /// Counters with their names; those of connections, and those without a name, only where they are not 0.
     fn named(&self) -> Vec<(String, u64)> {
         let all = (0_u32..).zip(&self.counters);
         let known = |(index, value): (u32, &u64)| match NAMES.iter().find(|(i, _)| *i == index) {
             Some((_, name)) => Some(((*name).to_owned(), *value)),
-            None if *value != 0 => Some((format!("counter-{index}"), *value)),
+            None if *value != 0 => {
+                Some((of_flows(index).unwrap_or_else(|| format!("counter-{index}")), *value))
+            }
             None => None,
         };
         all.filter_map(known).collect()
@@ -152,7 +154,7 @@ impl Page {
 }
 
 /// The counters' names.
-const NAMES: [(u32, &str); 8] = [
+const NAMES: [(u32, &str); 9] = [
     (count::PACKET_REJECTED, "packet-rejected"),
     (count::PACKET_UNANSWERED, "packet-unanswered"),
     (count::PACKET_FAILED, "packet-failed"),
@@ -161,7 +163,30 @@ const NAMES: [(u32, &str); 8] = [
     (count::PACKET_DROPPED + Dropped::Ports as u32, "packet-dropped-ports"),
     (count::PACKET_DROPPED + Dropped::Address as u32, "packet-dropped-address"),
     (count::PACKET_DROPPED + Dropped::Leak as u32, "packet-dropped-leak"),
+    (count::PACKET_DROPPED + Dropped::Full as u32, "packet-dropped-full"),
 ];
+
+/// The name of a counter of connections: its map's, and what happened.
+fn of_flows(index: u32) -> Option<String> {
+    let blocks = [
+        (count::FLOW_ENTERED, "entries-written"),
+        (count::FLOW_LEFT, "entries-removed"),
+        (count::FLOW_EVICTED, "connections-evicted"),
+        (count::FLOW_REFUSED, "connections-refused"),
+    ];
+    let maps = [
+        (Class::Udp, [maps::UDP4, maps::UDP6]),
+        (Class::Unassured, [maps::UNASSURED4, maps::UNASSURED6]),
+        (Class::Assured, [maps::ASSURED4, maps::ASSURED6]),
+    ];
+    blocks.iter().find_map(|(block, what)| {
+        maps.iter().find_map(|(class, [v4, v6])| {
+            let of = |six| count::flow(*block, *class as u32, six) == index;
+            let name = if of(false) { v4 } else { Some(v6).filter(|_| of(true))? };
+            Some(format!("{}-{what}", name.to_lowercase()))
+        })
+    })
+}
 
 /// How full a map is, in whole percent.
 fn fill(map: &MapReport) -> Option<u64> {

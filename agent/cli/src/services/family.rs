@@ -4,9 +4,18 @@ use berth_ebpf_abi::{
     Affinity, AffinityKey, Chunk, ChunkKey, Config, Flow, LocalPod, MemberKey, NodeAddress, Prefix, Service,
     ServiceKey, Tuple, V4, V6, maps,
 };
-use berth_ebpf_decide::Family;
+use berth_ebpf_decide::{Family, flow::Class};
 use berth_ebpf_loader::{Datapath, Map, Plain};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// One of three by a class of connections.
+pub(crate) fn by_class<T: Copy>([udp, unassured, assured]: [T; 3], class: Class) -> T {
+    match class {
+        Class::Udp => udp,
+        Class::Unassured => unassured,
+        Class::Assured => assured,
+    }
+}
 
 /// The pinned maps of one family.
 pub(crate) struct FamilyMaps<'d, A> {
@@ -16,7 +25,8 @@ pub(crate) struct FamilyMaps<'d, A> {
     pub(crate) affinity: &'d Map<AffinityKey<A>, Affinity<A>>,
     pub(crate) node: &'d Map<A, NodeAddress>,
     pub(crate) pod: &'d Map<A, LocalPod>,
-    pub(crate) flow: &'d Map<Tuple<A>, Flow<A>>,
+    /// By [`Class`].
+    pub(crate) flows: [&'d Map<Tuple<A>, Flow<A>>; 3],
 }
 
 /// The maps' names, for people.
@@ -28,7 +38,8 @@ pub(crate) struct MapNames {
     pub(crate) affinity: &'static str,
     pub(crate) node: &'static str,
     pub(crate) pod: &'static str,
-    pub(crate) flow: &'static str,
+    /// By [`Class`].
+    pub(crate) flows: [&'static str; 3],
     pub(crate) fragment: &'static str,
 }
 
@@ -65,7 +76,7 @@ impl Net for V4 {
         affinity: maps::AFFINITY4,
         node: maps::NODE4,
         pod: maps::POD4,
-        flow: maps::FLOW4,
+        flows: [maps::UDP4, maps::UNASSURED4, maps::ASSURED4],
         fragment: maps::FRAGMENT4,
     };
 
@@ -88,7 +99,7 @@ impl Net for V4 {
             affinity: &d.affinity4,
             node: &d.node4,
             pod: &d.pod4,
-            flow: &d.flow4,
+            flows: [&d.udp4, &d.unassured4, &d.assured4],
         }
     }
 
@@ -110,7 +121,7 @@ impl Net for V6 {
         affinity: maps::AFFINITY6,
         node: maps::NODE6,
         pod: maps::POD6,
-        flow: maps::FLOW6,
+        flows: [maps::UDP6, maps::UNASSURED6, maps::ASSURED6],
         fragment: maps::FRAGMENT6,
     };
 
@@ -135,7 +146,7 @@ impl Net for V6 {
             affinity: &d.affinity6,
             node: &d.node6,
             pod: &d.pod6,
-            flow: &d.flow6,
+            flows: [&d.udp6, &d.unassured6, &d.assured6],
         }
     }
 

@@ -1,11 +1,14 @@
 //! The decision core's tables as pinned maps, read-only. What would be written is left to the trace around them.
 
-use super::family::Net;
+use super::family::{Net, by_class};
 use berth_ebpf_abi::{
-    Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, Config, Flow, FragmentKey, FragmentPorts, INLINE,
-    LocalPod, MemberKey, NodeAddress, Service, ServiceKey, Tuple, config,
+    Affinity, AffinityKey, Backend, Begun, CHUNK, Chunk, ChunkKey, Config, Flow, FragmentKey, FragmentPorts,
+    INLINE, LocalPod, MemberKey, NodeAddress, Service, ServiceKey, Tuple, config,
 };
-use berth_ebpf_decide::{Header, Maps, flow::FlowMaps};
+use berth_ebpf_decide::{
+    Header, Maps,
+    flow::{Class, FlowMaps, Put},
+};
 use berth_ebpf_loader::{Datapath, Error, Map, Plain};
 use std::{
     cell::{Cell, RefCell},
@@ -115,21 +118,31 @@ fn element<A: Net>(backends: &[Backend<A>], index: u32, len: usize) -> Backend<A
 }
 
 impl<A: Net> FlowMaps<A> for Pinned<'_, A> {
-    fn flow(&self, key: &Tuple<A>, into: &mut Flow<A>) -> bool {
-        let found = self.get(A::maps(self.datapath).flow, key);
+    fn find(&self, class: Class, key: &Tuple<A>, into: &mut Flow<A>) -> bool {
+        let found = self.get(by_class(A::maps(self.datapath).flows, class), key);
         if let Some(entry) = found {
             *into = entry;
         }
         found.is_some()
     }
 
-    fn insert(&self, _: &Tuple<A>, _: &Flow<A>) -> bool {
+    fn insert(&self, _: Class, _: &Tuple<A>, _: &Flow<A>) -> Put {
+        Put::Full
+    }
+
+    fn touch(&self, _: Class, _: &Tuple<A>, _: u32, _: u32, _: u32) {}
+
+    fn remove(&self, _: Class, _: &Tuple<A>) {}
+
+    fn enqueue(&self, _: Class, _: &Begun<A>) -> bool {
         false
     }
 
-    fn touch(&self, _: &Tuple<A>, _: u32, _: u32, _: u32) {}
+    fn dequeue(&self, _: Class, _: &mut Begun<A>) -> bool {
+        false
+    }
 
-    fn remove(&self, _: &Tuple<A>) {}
+    fn count(&self, _: u32, _: Class) {}
 
     fn fragment(&self, _: &FragmentKey<A>) -> Option<FragmentPorts> {
         // A trace is of whole packets.

@@ -210,13 +210,13 @@ fn kernel() {
     // What goes to the node itself goes by the loopback device.
     node.run(&["trace", "node", "127.0.0.1:9"]).is(0, "it goes by device lo", dead);
     node.run(&["trace", "10.244.0.9", "10.96.0.1:80"]).is(0, "straight into the pod by device 12", dead);
-    node.run(&["trace", "outside:198.51.100.9", "192.0.2.1:30080"]).is(0, "FLOW4", dead);
+    node.run(&["trace", "outside:198.51.100.9", "192.0.2.1:30080"]).is(0, "UNASSURED4", dead);
     node.run(&["trace", "outside:198.51.100.9", "10.96.0.1:80"]).is(0, "as from 192.0.2.1:", dead);
     node.run(&["trace", "outside:198.51.100.9", "10.96.0.1:81"]).is(1, "refused: port unreachable", dead);
     node.run(&["trace", "web-0", "[fd00::1]:80"]).is(2, "", "web-0 has no IPv6 address");
     node.run(&["trace", "10.9.9.9", "10.96.0.1:80"]).is(4, "", "write outside:10.9.9.9");
     // A trace leaves nothing behind.
-    assert_eq!((datapath.flow4.count().unwrap(), datapath.affinity4.count().unwrap()), (0, 0));
+    assert_eq!((datapath.unassured4.count().unwrap(), datapath.affinity4.count().unwrap()), (0, 0));
 
     // What is spoilt is found.
     datapath.chunk4.delete(&CHUNK_1).unwrap();
@@ -226,7 +226,7 @@ fn kernel() {
     check.is(1, "CHUNK4 id 2 generation 5 cluster 1: default/dns: missing\n", "");
     check.is(1, "MEMBER4 id 9 ", "");
     check.is(1, "link sendmsg6: not pinned, so sockets are not served\n", "");
-    fs::remove_file(kernel.pins.maps().join("FLOW6")).unwrap();
-    node.run(&["services", "--check"]).is(1, "FLOW6", "");
+    fs::remove_file(kernel.pins.maps().join("UDP6")).unwrap();
+    node.run(&["services", "--check"]).is(1, "UDP6", "");
     node.run(&["services"]).is(1, "", "cannot open the pin");
 }

@@ -2,6 +2,7 @@
 
 use super::{
     FlowMaps, Room, TCP,
+    class::{find, forget},
     packet::{is_reverse, reverse},
 };
 use crate::Family;
@@ -9,37 +10,39 @@ use berth_ebpf_abi::{Tuple, flow};
 
 /// A reset connection (`nf_conntrack_tcp_timeout_close`).
 const RESET_S: u32 = 10;
-/// A TCP connection without an answer (`nf_conntrack_tcp_timeout_syn_recv`).
-const UNANSWERED_TCP_S: u32 = 60;
+/// A TCP connection whose handshake is not done (`nf_conntrack_tcp_timeout_syn_recv`).
+const OPENING_S: u32 = 60;
 /// Both sides are done (`nf_conntrack_tcp_timeout_time_wait`).
 const CLOSED_S: u32 = 120;
 /// One side is done (kube-proxy's `--conntrack-tcp-timeout-close-wait`).
 const HALF_CLOSED_S: u32 = 3600;
 /// A TCP connection (kube-proxy's `--conntrack-tcp-timeout-established`).
 const ESTABLISHED_S: u32 = 24 * 3600;
-/// UDP without an answer (`nf_conntrack_udp_timeout`).
-const UNANSWERED_S: u32 = 30;
-/// UDP with answers (`nf_conntrack_udp_timeout_stream`).
-const ANSWERED_S: u32 = 120;
+/// UDP, answered or not, until it is a stream (`nf_conntrack_udp_timeout`).
+const UDP_S: u32 = 30;
+/// A stream of UDP (`nf_conntrack_udp_timeout_stream`).
+const UDP_STREAM_S: u32 = 120;
+/// UDP with answers is a stream after this (`nf_conntrack`'s `stream_ts`).
+const STREAM_AFTER_S: u32 = 2;
 
 /// How long, in seconds after the last packet of either direction, a connection is remembered; `flags` are those of
 /// both directions together.
 #[inline(always)]
 pub fn lifetime_s(proto: u8, flags: u32) -> u32 {
-    let answered = flags & flow::ANSWERED != 0;
+    let assured = flags & flow::ASSURED != 0;
     if proto != TCP {
-        return if answered { ANSWERED_S } else { UNANSWERED_S };
+        return if assured { UDP_STREAM_S } else { UDP_S };
     }
     if flags & flow::RESET != 0 {
         RESET_S
     } else if is_closed(flags) {
         CLOSED_S
+    } else if !assured {
+        OPENING_S
     } else if flags & (flow::FIN_CLIENT | flow::FIN_SERVER) != 0 {
         HALF_CLOSED_S
-    } else if answered {
-        ESTABLISHED_S
     } else {
-        UNANSWERED_TCP_S
+        ESTABLISHED_S
     }
 }
 
@@ -48,6 +51,12 @@ pub fn lifetime_s(proto: u8, flags: u32) -> u32 {
 pub(super) fn is_closed(flags: u32) -> bool {
     let both = flow::FIN_CLIENT | flow::FIN_SERVER;
     flags & flow::RESET != 0 || flags & both == both
+}
+
+/// Whether UDP with these flags in both directions together is a stream by now.
+#[inline(always)]
+pub(super) fn is_stream(flags: u32, since_s: u32, now_s: u32) -> bool {
+    flags & flow::ANSWERED != 0 && now_s.saturating_sub(since_s) > STREAM_AFTER_S
 }
 
 /// Whether a connection's time is over.
@@ -60,13 +69,13 @@ pub(super) fn is_over(proto: u8, flags: u32, seen_s: u32, now_s: u32) -> bool {
 /// of the table thought before is asked once more here, so a packet that came since saves its connection.
 #[inline(always)]
 pub fn collect<A: Family, M: FlowMaps<A>>(maps: &M, key: &Tuple<A>, room: &mut Room<A>) -> bool {
-    if !maps.flow(key, &mut room.entry) {
+    if !find(maps, key, &mut room.entry) {
         return false;
     }
     room.back = reverse(&room.entry.to);
     let mut flags = room.entry.flags;
     let mut seen_s = room.entry.seen_s;
-    let paired = maps.flow(&room.back, &mut room.other) && is_reverse(&room.other.to, key);
+    let paired = find(maps, &room.back, &mut room.other) && is_reverse(&room.other.to, key);
     if paired {
         flags |= room.other.flags;
         seen_s = seen_s.max(room.other.seen_s);
@@ -75,8 +84,8 @@ pub fn collect<A: Family, M: FlowMaps<A>>(maps: &M, key: &Tuple<A>, room: &mut R
         return false;
     }
     if paired {
-        maps.remove(&room.back);
+        forget(maps, &room.back);
     }
-    maps.remove(key);
+    forget(maps, key);
     true
 }

@@ -1,18 +1,26 @@
 //! What the packet path reads and writes beyond the Service decision.
 
+use super::{Class, Put};
 use crate::{Family, Maps};
-use berth_ebpf_abi::{Flow, FragmentKey, FragmentPorts, LocalPod, Tuple};
+use berth_ebpf_abi::{Begun, Flow, FragmentKey, FragmentPorts, LocalPod, Tuple};
 
 /// The tables of connections, and what translation needs to know of the node.
 pub trait FlowMaps<A: Family>: Maps<A> {
-    /// Reads a direction's entry; says whether there is one.
-    fn flow(&self, key: &Tuple<A>, into: &mut Flow<A>) -> bool;
-    /// Writes an entry where none is; says whether it did.
-    fn insert(&self, key: &Tuple<A>, value: &Flow<A>) -> bool;
+    /// Reads a direction's entry in the table of a class; says whether there is one.
+    fn find(&self, class: Class, key: &Tuple<A>, into: &mut Flow<A>) -> bool;
+    /// Writes an entry where that table has none.
+    fn insert(&self, class: Class, key: &Tuple<A>, value: &Flow<A>) -> Put;
     /// Changes an entry in place; one that is gone stays gone.
-    fn touch(&self, key: &Tuple<A>, flags: u32, generation: u32, seen_s: u32);
+    fn touch(&self, class: Class, key: &Tuple<A>, flags: u32, generation: u32, seen_s: u32);
     /// Removes an entry, if it is there.
-    fn remove(&self, key: &Tuple<A>);
+    fn remove(&self, class: Class, key: &Tuple<A>);
+    /// Gives a connection the last place in the order of a class; not where all places are taken, or the class has no
+    /// order. Nothing takes a place away but [`FlowMaps::dequeue`].
+    fn enqueue(&self, class: Class, begun: &Begun<A>) -> bool;
+    /// Takes the first place; says whether there was one.
+    fn dequeue(&self, class: Class, into: &mut Begun<A>) -> bool;
+    /// Adds one to the counter of a class in a block of [`berth_ebpf_abi::count`].
+    fn count(&self, block: u32, class: Class);
 
     /// Reads the ports of a fragmented datagram.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts>;

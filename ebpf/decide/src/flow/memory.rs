@@ -1,24 +1,33 @@
 //! The tables of connections in memory: for tests.
 
-use super::FlowMaps;
+use super::{Class, FlowMaps, Put};
 use crate::{Family, Header, Maps, memory::Tables};
 use berth_ebpf_abi::{
-    Affinity, AffinityKey, Backend, Chunk, ChunkKey, Config, Flow, FragmentKey, FragmentPorts, LocalPod,
-    MemberKey, NodeAddress, Service, ServiceKey, Tuple, config,
+    Affinity, AffinityKey, Backend, Begun, Chunk, ChunkKey, Config, Flow, FragmentKey, FragmentPorts,
+    LocalPod, MemberKey, NodeAddress, Service, ServiceKey, Tuple, config,
 };
 use core::cell::RefCell;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     vec::Vec,
 };
 
-/// One family's tables of connections, with those of Services.
+/// Entries of connections by their class and key.
+pub type ByClass<A> = HashMap<(Class, Tuple<A>), Flow<A>>;
+
+/// One family's tables of connections, with those of Services. Without limits until they are set.
 #[derive(Debug, Clone, Default)]
 pub struct Flows<A> {
     /// The tables of Services, the clock and the dice.
     pub tables: Tables<A>,
-    /// Connections.
-    pub flows: RefCell<HashMap<Tuple<A>, Flow<A>>>,
+    /// Connections, by class.
+    pub flows: RefCell<ByClass<A>>,
+    /// The order in which they came into a class.
+    pub begun: RefCell<BTreeMap<Class, VecDeque<Begun<A>>>>,
+    /// Entries that a class's table takes, and places in its order.
+    pub limits: BTreeMap<Class, (usize, usize)>,
+    /// What was counted, by block of [`berth_ebpf_abi::count`].
+    pub counters: RefCell<BTreeMap<(u32, Class), u64>>,
     /// Ports of fragmented datagrams.
     pub fragments: RefCell<HashMap<FragmentKey<A>, FragmentPorts>>,
     /// The node's pods.
@@ -36,12 +45,31 @@ pub struct Flows<A> {
 /// What was before a change.
 #[derive(Debug, Clone)]
 enum Before<A> {
-    Flow(Tuple<A>, Option<Flow<A>>),
+    Flow(Class, Tuple<A>, Option<Flow<A>>),
     Fragment(FragmentKey<A>, Option<FragmentPorts>),
 }
 
 impl<A: Family> Flows<A> {
-    /// Runs `what`; unless it says that it did well, connections, fragments and affinity are as before.
+    /// A direction's entry in whatever class.
+    pub fn entry(&self, key: &Tuple<A>) -> Option<Flow<A>> {
+        let flows = self.flows.borrow();
+        [Class::Assured, Class::Unassured, Class::Udp]
+            .iter()
+            .find_map(|class| flows.get(&(*class, *key)).copied())
+    }
+
+    /// Writes an entry into the class that it belongs to.
+    pub fn set(&self, key: &Tuple<A>, flow: Flow<A>) {
+        self.change(Class::of(key.proto, flow.flags), key, Some(flow));
+    }
+
+    /// Entries of a class.
+    pub fn len(&self, class: Class) -> usize {
+        self.flows.borrow().keys().filter(|(of, _)| *of == class).count()
+    }
+
+    /// Runs `what`; unless it says that it did well, connections, fragments and affinity are as before. Places in the
+    /// order of classes that were taken stay taken.
     pub fn attempt(&self, what: impl FnOnce(&Flows<A>) -> bool) -> bool {
         let affinity = self.tables.affinity.borrow().clone();
         *self.journal.borrow_mut() = Some(Vec::new());
@@ -51,7 +79,7 @@ impl<A: Family> Flows<A> {
             *self.tables.affinity.borrow_mut() = affinity;
             for before in journal.into_iter().flatten().rev() {
                 match before {
-                    Before::Flow(key, value) => self.change(&key, value),
+                    Before::Flow(class, key, value) => self.change(class, &key, value),
                     Before::Fragment(key, value) => self.change_fragment(&key, value),
                 }
             }
@@ -59,14 +87,14 @@ impl<A: Family> Flows<A> {
         well
     }
 
-    fn change(&self, key: &Tuple<A>, value: Option<Flow<A>>) {
+    fn change(&self, class: Class, key: &Tuple<A>, value: Option<Flow<A>>) {
         let mut flows = self.flows.borrow_mut();
         let before = match value {
-            Some(value) => flows.insert(*key, value),
-            None => flows.remove(key),
+            Some(value) => flows.insert((class, *key), value),
+            None => flows.remove(&(class, *key)),
         };
         if let Some(journal) = self.journal.borrow_mut().as_mut() {
-            journal.push(Before::Flow(*key, before));
+            journal.push(Before::Flow(class, *key, before));
         }
     }
 
@@ -83,8 +111,8 @@ impl<A: Family> Flows<A> {
 }
 
 impl<A: Family> FlowMaps<A> for Flows<A> {
-    fn flow(&self, key: &Tuple<A>, into: &mut Flow<A>) -> bool {
-        match self.flows.borrow().get(key) {
+    fn find(&self, class: Class, key: &Tuple<A>, into: &mut Flow<A>) -> bool {
+        match self.flows.borrow().get(&(class, *key)) {
             Some(flow) => {
                 *into = *flow;
                 true
@@ -93,23 +121,48 @@ impl<A: Family> FlowMaps<A> for Flows<A> {
         }
     }
 
-    fn insert(&self, key: &Tuple<A>, value: &Flow<A>) -> bool {
-        let free = !self.flows.borrow().contains_key(key);
+    fn insert(&self, class: Class, key: &Tuple<A>, value: &Flow<A>) -> Put {
+        if self.flows.borrow().contains_key(&(class, *key)) {
+            return Put::Exists;
+        }
+        if self.limits.get(&class).is_some_and(|(entries, _)| self.len(class) >= *entries) {
+            return Put::Full;
+        }
+        self.change(class, key, Some(*value));
+        Put::Done
+    }
+
+    fn touch(&self, class: Class, key: &Tuple<A>, flags: u32, generation: u32, seen_s: u32) {
+        let found = self.flows.borrow().get(&(class, *key)).copied();
+        if let Some(flow) = found {
+            self.change(class, key, Some(Flow { flags, generation, seen_s, ..flow }));
+        }
+    }
+
+    fn remove(&self, class: Class, key: &Tuple<A>) {
+        self.change(class, key, None);
+    }
+
+    fn enqueue(&self, class: Class, begun: &Begun<A>) -> bool {
+        let mut all = self.begun.borrow_mut();
+        let places = all.entry(class).or_default();
+        let free = self.limits.get(&class).is_none_or(|(_, most)| places.len() < *most);
         if free {
-            self.change(key, Some(*value));
+            places.push_back(*begun);
         }
         free
     }
 
-    fn touch(&self, key: &Tuple<A>, flags: u32, generation: u32, seen_s: u32) {
-        let found = self.flows.borrow().get(key).copied();
-        if let Some(flow) = found {
-            self.change(key, Some(Flow { flags, generation, seen_s, ..flow }));
+    fn dequeue(&self, class: Class, into: &mut Begun<A>) -> bool {
+        let first = self.begun.borrow_mut().get_mut(&class).and_then(VecDeque::pop_front);
+        if let Some(first) = first {
+            *into = first;
         }
+        first.is_some()
     }
 
-    fn remove(&self, key: &Tuple<A>) {
-        self.change(key, None);
+    fn count(&self, block: u32, class: Class) {
+        *self.counters.borrow_mut().entry((block, class)).or_default() += 1;
     }
 
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts> {

@@ -1,13 +1,14 @@
 //! A connection's first packet: where its packets come from and go to from now on.
 
 use super::{
-    Dropped, FlowMaps, Hook, Room, Verdict, Via, Way,
+    Class, Dropped, FlowMaps, Hook, Put, Room, Verdict, Via, Way,
+    class::{evict, find, forget, make_room},
     lifetime::{is_closed, is_over},
     note_fragment,
     packet::{is_reverse, reverse},
 };
 use crate::{Family, service::scale};
-use berth_ebpf_abi::{Flow, LocalPod, backend, flow, frontend};
+use berth_ebpf_abi::{Flow, LocalPod, backend, count, flow, frontend};
 
 /// So many source ports are tried.
 const TRIES: u32 = 32;
@@ -46,6 +47,12 @@ pub fn open<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>)
     room.entry.flags = if masquerade { flow::MASQUERADE } else { 0 };
     room.entry.ifindex = if hook == Hook::Pod { 0 } else { room.packet.ifindex };
     room.entry.seen_s = maps.now_s();
+    room.entry.since_s = room.entry.seen_s;
+    let class = Class::first(room.packet.tuple.proto);
+    if !make_room(maps, class, room, room.entry.seen_s) {
+        maps.count(count::FLOW_REFUSED, class);
+        return Verdict::Drop(Dropped::Full);
+    }
     let [first, last] = maps.ports();
     let source_port = u16::from_be(room.packet.tuple.src_port);
     // The node's own sockets have the other ports of its address.
@@ -58,10 +65,10 @@ pub fn open<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>)
             let port = u32::from(first) + scale(maps.rand(), span);
             room.entry.to.src_port = ((port & 0xffff) as u16).to_be();
         }
-        room.claimed = claim(maps, room, tried >= CLOSED_TOO);
+        room.claimed = claim(maps, class, room, tried >= CLOSED_TOO);
         room.claimed
     });
-    if room.claimed { enter(maps, hook, room) } else { Verdict::Drop(Dropped::Ports) }
+    if room.claimed { enter(maps, hook, class, room) } else { Verdict::Drop(Dropped::Ports) }
 }
 
 /// The answers' entry, as it must be.
@@ -73,52 +80,73 @@ fn write_reply<A: Family>(room: &mut Room<A>) {
     room.other.generation = room.entry.generation;
     room.other.ifindex = room.entry.ifindex;
     room.other.seen_s = room.entry.seen_s;
+    room.other.since_s = room.entry.since_s;
 }
 
 /// Writes the answers' entry, if no other connection holds its key.
 #[inline(always)]
-fn claim<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>, closed_too: bool) -> bool {
+fn claim<A: Family, M: FlowMaps<A>>(maps: &M, class: Class, room: &mut Room<A>, closed_too: bool) -> bool {
     room.back = reverse(&room.entry.to);
     write_reply(room);
-    if maps.insert(&room.back, &room.other) {
-        return true;
-    }
-    if maps.flow(&room.back, &mut room.other) {
-        let (theirs, entry) = &mut room.theirs;
-        // What an earlier connection with the same addresses and ports left is taken over.
-        if !is_reverse(&room.other.to, &room.packet.tuple) {
-            *theirs = reverse(&room.other.to);
-            let mut flags = room.other.flags;
-            let mut seen_s = room.other.seen_s;
-            let paired = maps.flow(theirs, entry) && is_reverse(&entry.to, &room.back);
-            if paired {
-                flags |= entry.flags;
-                seen_s = seen_s.max(entry.seen_s);
-            }
-            let free = is_over(room.back.proto, flags, seen_s, room.entry.seen_s)
-                || (closed_too && is_closed(flags));
-            if !free {
-                return false;
-            }
-            if paired {
-                maps.remove(theirs);
-            }
+    let put = maps.insert(class, &room.back, &room.other);
+    // An assured connection may hold the key too. It is looked for after the insertion: one that becomes assured
+    // meanwhile is there before it leaves the table in which the insertion would have met it.
+    let assured = |into: &mut _| class == Class::Unassured && maps.find(Class::Assured, &room.back, into);
+    match put {
+        Put::Done if !assured(&mut room.other) => return true,
+        Put::Done => maps.remove(class, &room.back),
+        Put::Exists if find(maps, &room.back, &mut room.other) => {}
+        // It just went.
+        Put::Exists => return maps.insert(class, &room.back, &room.other) == Put::Done,
+        Put::Full => {
+            evict(maps, class, room, room.entry.seen_s);
+            return false;
         }
-        maps.remove(&room.back);
-        write_reply(room);
     }
-    maps.insert(&room.back, &room.other)
+    let (theirs, entry) = &mut room.theirs;
+    // What an earlier connection with the same addresses and ports left is taken over.
+    if !is_reverse(&room.other.to, &room.packet.tuple) {
+        *theirs = reverse(&room.other.to);
+        let mut flags = room.other.flags;
+        let mut seen_s = room.other.seen_s;
+        let paired = find(maps, theirs, entry) && is_reverse(&entry.to, &room.back);
+        if paired {
+            flags |= entry.flags;
+            seen_s = seen_s.max(entry.seen_s);
+        }
+        let free =
+            is_over(room.back.proto, flags, seen_s, room.entry.seen_s) || (closed_too && is_closed(flags));
+        if !free {
+            return false;
+        }
+        if paired {
+            forget(maps, theirs);
+        }
+    }
+    forget(maps, &room.back);
+    write_reply(room);
+    maps.insert(class, &room.back, &room.other) == Put::Done
 }
 
 /// Writes the entry of the client's packets. Where another processor was quicker, its choice holds.
 #[inline(always)]
-fn enter<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Verdict {
-    if !maps.insert(&room.packet.tuple, &room.entry) {
-        if !maps.flow(&room.packet.tuple, &mut room.entry) {
+fn enter<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, class: Class, room: &mut Room<A>) -> Verdict {
+    let mut put = maps.insert(class, &room.packet.tuple, &room.entry);
+    if put == Put::Full {
+        evict(maps, class, room, room.entry.seen_s);
+        put = maps.insert(class, &room.packet.tuple, &room.entry);
+    }
+    if put == Put::Full {
+        maps.remove(class, &room.back);
+        maps.count(count::FLOW_REFUSED, class);
+        return Verdict::Drop(Dropped::Full);
+    }
+    if put == Put::Exists {
+        if !find(maps, &room.packet.tuple, &mut room.entry) {
             return Verdict::Drop(Dropped::Ports);
         }
         if !is_reverse(&room.entry.to, &room.back) {
-            maps.remove(&room.back);
+            forget(maps, &room.back);
         }
     }
     note_fragment(maps, room);

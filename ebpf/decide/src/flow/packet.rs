@@ -1,6 +1,6 @@
 //! What the packet path looks at, and what it says.
 
-use berth_ebpf_abi::{Addr, Flow, LocalPod, Tuple};
+use berth_ebpf_abi::{Addr, Begun, Flow, LocalPod, Tuple};
 
 /// Where a packet is met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +72,8 @@ pub enum Dropped {
     Address = 3,
     /// A Service's address would have left the node.
     Leak = 4,
+    /// A connection begins, and those of its class are all in use.
+    Full = 5,
 }
 
 /// How a translated packet goes on.
@@ -136,6 +138,10 @@ pub struct Room<A> {
     pub(super) other: Flow<A>,
     /// A key and an entry of somebody else's.
     pub(super) theirs: (Tuple<A>, Flow<A>),
+    /// The connection that may have to go.
+    pub(super) oldest: Begun<A>,
+    /// The entry of its other direction.
+    pub(super) spare: Flow<A>,
     /// [`berth_ebpf_abi::backend`] of what a new connection was given.
     pub(super) backend: u16,
     /// [`berth_ebpf_abi::frontend`] by which it came.

@@ -1,53 +1,72 @@
 //! The tables of connections: what is written is kept aside, so that later steps of the same decision find it.
 
 use super::{Step, Trace};
-use crate::{Family, flow::FlowMaps};
-use berth_ebpf_abi::{Flow, FragmentKey, FragmentPorts, LocalPod, Tuple};
+use crate::{
+    Family,
+    flow::{Class, FlowMaps, Put},
+};
+use berth_ebpf_abi::{Begun, Flow, FragmentKey, FragmentPorts, LocalPod, Tuple};
 
 impl<A: Family, M: FlowMaps<A>> Trace<'_, A, M> {
-    fn entry(&self, key: &Tuple<A>) -> Option<Flow<A>> {
-        if let Some((_, entry)) = self.written.borrow().iter().rev().find(|(written, _)| written == key) {
+    fn entry(&self, class: Class, key: &Tuple<A>) -> Option<Flow<A>> {
+        let written = self.written.borrow();
+        if let Some((.., entry)) = written.iter().rev().find(|(of, at, _)| *of == class && at == key) {
             return *entry;
         }
         let mut entry = Flow::default();
-        self.maps.flow(key, &mut entry).then_some(entry)
+        self.maps.find(class, key, &mut entry).then_some(entry)
     }
 
-    fn write(&self, key: &Tuple<A>, entry: Option<Flow<A>>) {
-        self.written.borrow_mut().push((*key, entry));
+    fn write(&self, class: Class, key: &Tuple<A>, entry: Option<Flow<A>>) {
+        self.written.borrow_mut().push((class, *key, entry));
     }
 }
 
 impl<A: Family, M: FlowMaps<A>> FlowMaps<A> for Trace<'_, A, M> {
-    fn flow(&self, key: &Tuple<A>, into: &mut Flow<A>) -> bool {
-        let found = self.entry(key);
-        self.note(Step::Flow { key: *key, found });
+    fn find(&self, class: Class, key: &Tuple<A>, into: &mut Flow<A>) -> bool {
+        let found = self.entry(class, key);
+        let step = Step::Flow { class, key: *key, found };
+        // What is not there is looked for several times.
+        if found.is_some() || !self.steps.borrow().contains(&step) {
+            self.note(step);
+        }
         if let Some(entry) = found {
             *into = entry;
         }
         found.is_some()
     }
 
-    fn insert(&self, key: &Tuple<A>, value: &Flow<A>) -> bool {
-        let done = self.entry(key).is_none();
-        self.note(Step::Insert { key: *key, value: *value, done });
+    fn insert(&self, class: Class, key: &Tuple<A>, value: &Flow<A>) -> Put {
+        let done = self.entry(class, key).is_none();
+        self.note(Step::Insert { class, key: *key, value: *value, done });
         if done {
-            self.write(key, Some(*value));
+            self.write(class, key, Some(*value));
         }
-        done
+        if done { Put::Done } else { Put::Exists }
     }
 
-    fn touch(&self, key: &Tuple<A>, flags: u32, generation: u32, seen_s: u32) {
-        self.note(Step::Touch { key: *key, flags, generation, seen_s });
-        if let Some(entry) = self.entry(key) {
-            self.write(key, Some(Flow { flags, generation, seen_s, ..entry }));
+    fn touch(&self, class: Class, key: &Tuple<A>, flags: u32, generation: u32, seen_s: u32) {
+        self.note(Step::Touch { class, key: *key, flags, generation, seen_s });
+        if let Some(entry) = self.entry(class, key) {
+            self.write(class, key, Some(Flow { flags, generation, seen_s, ..entry }));
         }
     }
 
-    fn remove(&self, key: &Tuple<A>) {
-        self.note(Step::Remove { key: *key });
-        self.write(key, None);
+    fn remove(&self, class: Class, key: &Tuple<A>) {
+        self.note(Step::Remove { class, key: *key });
+        self.write(class, key, None);
     }
+
+    /// A trace finds room in every class.
+    fn enqueue(&self, _: Class, _: &Begun<A>) -> bool {
+        true
+    }
+
+    fn dequeue(&self, _: Class, _: &mut Begun<A>) -> bool {
+        false
+    }
+
+    fn count(&self, _: u32, _: Class) {}
 
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts> {
         let found = self.maps.fragment(key);
@@ -92,6 +111,10 @@ mod tests {
     use berth_ebpf_abi::{Backend, INLINE, Service, ServiceKey, V4, flow, tag};
     use std::collections::HashMap;
 
+    fn tuple() -> Tuple<V4> {
+        Tuple { src: 5, dst: 7, src_port: 40_000, dst_port: 80, proto: TCP, pad: [0; 3] }
+    }
+
     /// A pod opens a connection to a Service with one backend.
     fn dial() -> (Flows<V4>, Room<V4>) {
         let key = ServiceKey { addr: 7, port: 80, proto: TCP, pad: 0 };
@@ -100,8 +123,7 @@ mod tests {
         let service =
             Service { tag: tag(3, 1), id: 3, generation: 1, counts: [1, 0], inline, ..Service::default() };
         let tables = Tables { services: HashMap::from([(key, service)]), ..Tables::default() };
-        let tuple = Tuple { src: 5, dst: 7, src_port: 40_000, dst_port: 80, proto: TCP, pad: [0; 3] };
-        let packet = Packet { tuple, tcp_flags: tcp::SYN, ..Packet::default() };
+        let packet = Packet { tuple: tuple(), tcp_flags: tcp::SYN, ..Packet::default() };
         let (mut flows, mut room) = (Flows::default(), Room::default());
         flows.tables = tables;
         room.packet = packet;
@@ -116,7 +138,8 @@ mod tests {
         assert_eq!((room.to().dst, room.to().dst_port), (9, 8080));
         assert!(flows.flows.borrow().is_empty());
         let steps = trace.steps();
-        assert!(matches!(steps.first(), Some(Step::Flow { found: None, .. })), "{steps:?}");
+        let looked = Step::Flow { class: Class::Assured, key: tuple(), found: None };
+        assert_eq!(steps.first(), Some(&looked), "{steps:?}");
         let inserted: std::vec::Vec<_> = steps
             .iter()
             .filter_map(|step| match step {

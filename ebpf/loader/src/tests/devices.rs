@@ -131,7 +131,7 @@ fn without_programs_nothing_is_attached_and_it_is_told() {
         let key = berth_ebpf_abi::Tuple { src_port: port, ..Default::default() };
         let seen_s = if port < 200 { 0 } else { 95 };
         let flow = berth_ebpf_abi::Flow { seen_s, ..Default::default() };
-        datapath.flow4.put(&key, &flow).unwrap();
+        datapath.udp4.put(&key, &flow).unwrap();
     }
     let collected = collect_flows(&pins, &datapath, 100).unwrap();
     assert_eq!((collected.seen, collected.candidates), (300, 200));

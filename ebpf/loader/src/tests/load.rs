@@ -167,7 +167,7 @@ fn an_incomplete_directory_is_not_taken_for_loaded() {
     load(&pins, OBJECT, |_| {}).unwrap();
     attach(&pins, cgroup.path()).unwrap();
     let nowhere = || prepare(&pins, Path::new("/nowhere"), &Sizes::default(), PATIENCE);
-    for lost in [pins.programs().join("connect4"), pins.maps().join(maps::FLOW4)] {
+    for lost in [pins.programs().join("connect4"), pins.maps().join(maps::UDP4)] {
         fs::remove_file(&lost).unwrap();
         assert!(matches!(nowhere().unwrap_err(), Error::Child { op: "start", .. }), "{}", lost.display());
         load(&pins, OBJECT, |_| {}).unwrap();

@@ -3,10 +3,10 @@
 use crate::frame::{Net, OURS, Spec, THEIRS, frame, refusal, same};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, Config, Flow, INLINE, LocalPod, MemberKey,
-    NodeAddress, Prefix, Service, ServiceKey, Tuple, backend, config, frontend, tag,
+    NodeAddress, Prefix, Service, ServiceKey, Tuple, backend, config, count, frontend, tag,
 };
 use berth_ebpf_decide::flow::{
-    Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, collect, judge, memory::Flows, reverse,
+    Class, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, collect, judge, memory::Flows, reverse,
 };
 use berth_ebpf_loader::{CounterMap, Datapath, Map, PacketProgram, Pins};
 use nix::time::ClockId;
@@ -54,8 +54,16 @@ pub(crate) struct Kernel<'a, A> {
     pub(crate) member: &'a Map<MemberKey<A>, u32>,
     pub(crate) node: &'a Map<A, NodeAddress>,
     pub(crate) pod: &'a Map<A, LocalPod>,
-    pub(crate) flow: &'a Map<Tuple<A>, Flow<A>>,
+    /// By [`Class`].
+    pub(crate) flows: [&'a Map<Tuple<A>, Flow<A>>; 3],
     pub(crate) affinity: &'a Map<AffinityKey<A>, Affinity<A>>,
+}
+
+impl<A: Net + berth_ebpf_loader::Plain> Kernel<'_, A> {
+    /// A direction's entry, in whatever class.
+    fn entry(&self, key: &Tuple<A>) -> Option<Flow<A>> {
+        self.flows.iter().rev().find_map(|flows| flows.get(key).unwrap())
+    }
 }
 
 pub(crate) struct Programs {
@@ -291,7 +299,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
         let mut tuple = spec.tuple;
         (tuple.src_port, tuple.dst_port) =
             if spec.part == Part::Error { (tuple.src_port, tuple.dst_port) } else { spec.ports };
-        let chosen = self.kernel.flow.get(&tuple).unwrap();
+        let chosen = self.kernel.entry(&tuple);
         let stays: Vec<_> = self
             .service_of(&tuple)
             .map(|service| AffinityKey { id: service.id, client: tuple.src })
@@ -312,11 +320,9 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
                 let mut room = Room::default();
                 room.packet = packet;
                 verdict = judge(model, hook, &mut room);
-                let entry = model.flows.borrow().get(&tuple).copied();
+                let entry = model.entry(&tuple);
                 let back = chosen.map(|flow| reverse(&flow.to));
-                let same_back = back.is_none_or(|back| {
-                    model.flows.borrow().get(&back).copied() == kernel.flow.get(&back).unwrap()
-                });
+                let same_back = back.is_none_or(|back| model.entry(&back) == kernel.entry(&back));
                 let same_stay =
                     stays.iter().all(|(key, stay)| model.tables.affinity.borrow().get(key) == stay.as_ref());
                 let (value, want) = expected(spec, &sent, &verdict, &room);
@@ -407,12 +413,13 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
 
     /// Makes a direction look older, and the other too where `both`.
     pub(crate) fn age(&mut self, key: &Tuple<A>, seconds: u32, both: bool) {
-        let mut flows = self.model.flows.borrow_mut();
-        let Some(flow) = flows.get_mut(key) else { return };
+        let Some(mut flow) = self.model.entry(key) else { return };
         flow.seen_s = flow.seen_s.saturating_sub(seconds);
-        self.kernel.flow.put(key, flow).unwrap();
+        flow.since_s = flow.since_s.saturating_sub(seconds);
+        self.model.set(key, flow);
+        let class = Class::of(key.proto, flow.flags) as usize;
+        self.kernel.flows[class].put(key, &flow).unwrap();
         let back = reverse(&flow.to);
-        drop(flows);
         if both {
             self.age(&back, seconds, false);
         }
@@ -440,12 +447,19 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
 
     /// Requires both tables of connections to be the same, and every connection to have its answers to itself.
     pub(crate) fn compare(&self) {
-        let mut kernel = self.kernel.flow.entries().unwrap();
         let model = self.model.flows.borrow();
-        for (key, flow) in kernel.drain(..) {
-            assert_eq!(model.get(&key), Some(&flow), "{key:?}");
+        let (sums, mut all) = (self.counters.sums().unwrap(), 0);
+        for class in [Class::Udp, Class::Unassured, Class::Assured] {
+            let kernel = self.kernel.flows[class as usize].entries().unwrap();
+            all += kernel.len();
+            let counted = |block| sums[count::flow(block, class as u32, A::ICMP != 1) as usize];
+            let there = counted(count::FLOW_ENTERED) - counted(count::FLOW_LEFT);
+            assert_eq!(there, u64::try_from(kernel.len()).unwrap(), "{class:?} as counted");
+            for (key, flow) in kernel {
+                assert_eq!(model.get(&(class, key)), Some(&flow), "{class:?} {key:?}");
+            }
         }
-        assert_eq!(self.kernel.flow.count().unwrap(), model.len());
+        assert_eq!(all, model.len());
     }
 }
 

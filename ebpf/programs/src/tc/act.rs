@@ -99,7 +99,7 @@ impl Said {
 }
 
 /// Room for a [`Work`]. Its size is part of the pinned maps, so it has some to spare.
-pub(crate) type Scratch = [u64; 64];
+pub(crate) type Scratch = [u64; 128];
 
 /// A family's headers.
 pub(super) trait Headers: Wide {

@@ -3,17 +3,19 @@
 use super::act::{Headers, Scratch, Work};
 use crate::{
     kernel::Kernel,
-    maps,
+    maps::{self, bump},
     wide::{Wide, take_pod},
 };
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::generated::bpf_loop,
+    helpers::generated::{bpf_loop, bpf_map_pop_elem},
     macros::map,
-    maps::PerCpuArray,
+    maps::{PerCpuArray, Queue},
 };
-use berth_ebpf_abi::{Addr, Config, Flow, FragmentKey, FragmentPorts, LocalPod, Tuple, V4, V6, config};
-use berth_ebpf_decide::flow::{Bucket, FlowMaps};
+use berth_ebpf_abi::{
+    Addr, Begun, Config, Flow, FragmentKey, FragmentPorts, LocalPod, Tuple, V4, V6, config, count,
+};
+use berth_ebpf_decide::flow::{Bucket, Class, FlowMaps, Put};
 use core::{
     ffi::c_void,
     mem::size_of,
@@ -80,27 +82,97 @@ macro_rules! config {
     };
 }
 
+/// `EEXIST`.
+const EXISTS: i32 = 17;
+const UDP: u32 = Class::Udp as u32;
+const UNASSURED: u32 = Class::Unassured as u32;
+
+/// Takes the first of a queue.
+#[inline(always)]
+fn pop<T>(queue: &Queue<T>, into: &mut T) -> bool {
+    // SAFETY: the map's definition is all of `Queue`; the helper writes all of `into` or fails.
+    unsafe { bpf_map_pop_elem(addr_of!(*queue).cast_mut().cast(), addr_of_mut!(*into).cast()) == 0 }
+}
+
+/// Writing and removing are functions of their own: each names three tables and counts.
+macro_rules! changes {
+    ($put:ident, $cut:ident: $addr:ty, $v6:literal, $udp:ident, $unassured:ident, $assured:ident) => {
+        /// Says what came of it: [`Put`] as a number.
+        #[inline(never)]
+        fn $put(class: u32, key: &Tuple<$addr>, value: &Flow<$addr>) -> u32 {
+            let flags = u64::from(BPF_NOEXIST);
+            let done = match class {
+                UDP => maps::$udp.insert(key, value, flags),
+                UNASSURED => maps::$unassured.insert(key, value, flags),
+                _ => maps::$assured.insert(key, value, flags),
+            };
+            match done {
+                Ok(()) => {
+                    bump(count::flow(count::FLOW_ENTERED, class, $v6));
+                    Put::Done as u32
+                }
+                Err(e) if e == -EXISTS => Put::Exists as u32,
+                Err(_) => Put::Full as u32,
+            }
+        }
+
+        /// What is gone already is gone.
+        #[inline(never)]
+        fn $cut(class: u32, key: &Tuple<$addr>) -> u32 {
+            let done = match class {
+                UDP => maps::$udp.remove(key),
+                UNASSURED => maps::$unassured.remove(key),
+                _ => maps::$assured.remove(key),
+            };
+            if done.is_ok() {
+                bump(count::flow(count::FLOW_LEFT, class, $v6));
+            }
+            0
+        }
+    };
+}
+
+changes!(put4, cut4: V4, false, UDP4, UNASSURED4, ASSURED4);
+changes!(put6, cut6: V6, true, UDP6, UNASSURED6, ASSURED6);
+
 macro_rules! family {
-    ($addr:ty, $flow:ident, $fragment:ident, $pod:ident, $masquerade:ident) => {
+    (
+        $addr:ty, [$udp:ident, $unassured:ident, $assured:ident], [$begun_udp:ident, $begun_tcp:ident],
+        $put:ident, $cut:ident, $fragment:ident, $pod:ident, $masquerade:ident
+    ) => {
         impl FlowMaps<$addr> for Kernel {
             #[inline(always)]
-            fn flow(&self, key: &Tuple<$addr>, into: &mut Flow<$addr>) -> bool {
-                let Some(at) = maps::$flow.get_ptr(key) else { return false };
-                // SAFETY: a value of this type until the run's end, and a run's memory. An entry that the table evicts meanwhile may be
-                // read as another's: as with any table that is reused without waiting, the next packet reads right.
+            fn find(&self, class: Class, key: &Tuple<$addr>, into: &mut Flow<$addr>) -> bool {
+                let found = match class {
+                    Class::Udp => maps::$udp.get_ptr(key),
+                    Class::Unassured => maps::$unassured.get_ptr(key),
+                    Class::Assured => maps::$assured.get_ptr(key),
+                };
+                let Some(at) = found else { return false };
+                // SAFETY: a value of this type until the run's end, and a run's memory. An entry that is removed meanwhile
+                // may be read as another's: as with any table that is reused without waiting, the next packet reads right.
                 unsafe { <$addr>::take_flow(at, into) };
                 true
             }
 
             #[inline(always)]
-            fn insert(&self, key: &Tuple<$addr>, value: &Flow<$addr>) -> bool {
-                maps::$flow.insert(key, value, u64::from(BPF_NOEXIST)).is_ok()
+            fn insert(&self, class: Class, key: &Tuple<$addr>, value: &Flow<$addr>) -> Put {
+                match $put(class as u32, key, value) {
+                    0 => Put::Done,
+                    1 => Put::Exists,
+                    _ => Put::Full,
+                }
             }
 
             #[inline(always)]
-            fn touch(&self, key: &Tuple<$addr>, flags: u32, generation: u32, seen_s: u32) {
-                if let Some(at) = maps::$flow.get_ptr_mut(key) {
-                    // SAFETY: as in `flow`; the packets of one direction come on one CPU, and where not, a state that
+            fn touch(&self, class: Class, key: &Tuple<$addr>, flags: u32, generation: u32, seen_s: u32) {
+                let found = match class {
+                    Class::Udp => maps::$udp.get_ptr_mut(key),
+                    Class::Unassured => maps::$unassured.get_ptr_mut(key),
+                    Class::Assured => maps::$assured.get_ptr_mut(key),
+                };
+                if let Some(at) = found {
+                    // SAFETY: as in `find`; the packets of one direction come on one CPU, and where not, a state that
                     // is lost only changes when the entry is removed.
                     unsafe {
                         addr_of_mut!((*at).flags).write_volatile(flags);
@@ -111,14 +183,34 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn remove(&self, key: &Tuple<$addr>) {
-                // What is gone already is gone.
-                let _ = maps::$flow.remove(key);
+            fn remove(&self, class: Class, key: &Tuple<$addr>) {
+                let _always = $cut(class as u32, key);
+            }
+
+            #[inline(always)]
+            fn enqueue(&self, class: Class, begun: &Begun<$addr>) -> bool {
+                match class {
+                    Class::Udp => maps::$begun_udp.push(begun, 0).is_ok(),
+                    _ => maps::$begun_tcp.push(begun, 0).is_ok(),
+                }
+            }
+
+            #[inline(always)]
+            fn dequeue(&self, class: Class, into: &mut Begun<$addr>) -> bool {
+                match class {
+                    Class::Udp => pop(&maps::$begun_udp, into),
+                    _ => pop(&maps::$begun_tcp, into),
+                }
+            }
+
+            #[inline(always)]
+            fn count(&self, block: u32, class: Class) {
+                bump(count::flow(block, class as u32, size_of::<$addr>() == size_of::<V6>()));
             }
 
             #[inline(always)]
             fn fragment(&self, key: &FragmentKey<$addr>) -> Option<FragmentPorts> {
-                // SAFETY: as in `flow`.
+                // SAFETY: as in `find`.
                 maps::$fragment.get_ptr(key).map(|at| unsafe { at.read() })
             }
 
@@ -130,7 +222,7 @@ macro_rules! family {
 
             #[inline(always)]
             fn pod(&self, addr: &$addr) -> Option<LocalPod> {
-                // SAFETY: as in `flow`; entries are not changed in place.
+                // SAFETY: as in `find`; entries are not changed in place.
                 maps::$pod.get_ptr(addr).map(|at| unsafe { at.read() })
             }
 
@@ -174,5 +266,9 @@ macro_rules! family {
     };
 }
 
-family!(V4, FLOW4, FRAGMENT4, POD4, masquerade4);
-family!(V6, FLOW6, FRAGMENT6, POD6, masquerade6);
+family!(
+    V4, [UDP4, UNASSURED4, ASSURED4], [BEGUN_UDP4, BEGUN_TCP4], put4, cut4, FRAGMENT4, POD4, masquerade4
+);
+family!(
+    V6, [UDP6, UNASSURED6, ASSURED6], [BEGUN_UDP6, BEGUN_TCP6], put6, cut6, FRAGMENT6, POD6, masquerade6
+);

@@ -3,7 +3,7 @@
 use super::{Egress, End, Question, Traced, Who};
 use crate::{
     services::{
-        family::{Net, socket},
+        family::{Net, by_class, socket},
         names::Names,
         snapshot::Protocol,
     },
@@ -161,6 +161,7 @@ impl<A: Net> Page<'_, A> {
 
     fn row(&self, step: &Step<A>, service: Option<u32>) -> Row {
         let map = A::MAPS;
+        let flows = |class| by_class(map.flows, class);
         let row = |map: &str, key: String, found: String, means: String| [map.to_owned(), key, found, means];
         match step {
             Step::Service { key, found } => {
@@ -216,27 +217,32 @@ impl<A: Net> Page<'_, A> {
                 "changed".to_owned(),
                 "changed while it was read: read once more".to_owned(),
             ),
-            Step::Flow { key, found } => {
+            Step::Flow { class, key, found } => {
                 let means = if found.is_some() { "a connection that is known" } else { "no connection yet" };
                 row(
-                    map.flow,
+                    flows(*class),
                     tuple(key),
                     found.as_ref().map_or_else(|| NOTHING.to_owned(), entry),
                     means.to_owned(),
                 )
             }
-            Step::Insert { key, value, done } => {
+            Step::Insert { class, key, value, done } => {
                 let means = match (done, value.flags & flag::REPLY != 0) {
                     (false, _) => "taken by another connection",
                     (true, true) => "would be written for the answers",
                     (true, false) => "would be written for the client's packets",
                 };
-                row(map.flow, tuple(key), entry(value), means.to_owned())
+                row(flows(*class), tuple(key), entry(value), means.to_owned())
             }
-            Step::Touch { key, generation, .. } => {
-                row(map.flow, tuple(key), format!("generation {generation}"), "would be renewed".to_owned())
+            Step::Touch { class, key, generation, .. } => row(
+                flows(*class),
+                tuple(key),
+                format!("generation {generation}"),
+                "would be renewed".to_owned(),
+            ),
+            Step::Remove { class, key } => {
+                row(flows(*class), tuple(key), String::new(), "would be removed".to_owned())
             }
-            Step::Remove { key } => row(map.flow, tuple(key), String::new(), "would be removed".to_owned()),
             Step::Fragment { key, found } => {
                 row(map.fragment, key.src.ip().to_string(), yes(found.is_some()), "a fragment".to_owned())
             }
@@ -340,6 +346,7 @@ impl<A: Net> Page<'_, A> {
                     Dropped::Ports => "no port is left to masquerade with",
                     Dropped::Address => "the node has no address to masquerade with",
                     Dropped::Leak => "a Service's address must not leave the node",
+                    Dropped::Full => "all connections of its class are in use",
                 };
                 ("dropped", why.to_owned())
             }
