@@ -3,6 +3,10 @@
 //!
 //! Threads: one copies input, one each copies output and error; they only move bytes. The main thread speaks with the
 //! agent. With a terminal, it is raw until the end, whatever the end is.
+//!
+//! Where the output cannot be written (its reader has gone, the disk is full), the session ends at once: the agent kills
+//! a command whose client leaves. A reader that has gone gives the exit code of a process that SIGPIPE ended, as with
+//! kubectl; anything else is an error, also where the command itself has ended well.
 
 use crate::{error::Error, names, out, state};
 use berth_api::{
@@ -18,7 +22,6 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     path::Path,
-    sync::mpsc as sync_mpsc,
     time::Duration,
 };
 use tokio::{
@@ -28,6 +31,9 @@ use tokio::{
 
 /// How long the agent may take to start the command.
 const START: Duration = Duration::from_secs(60);
+
+/// The exit code of a process that SIGPIPE ended, as a shell shows it.
+const BROKEN_PIPE: u8 = 128 + 13;
 
 /// How long output may go on after the command's end: what it left behind may hold it open for ever.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -103,7 +109,7 @@ async fn session(
         Reply::ExecReady(paths) => paths,
         _ => return Err(berth_api::Error::Unexpected.into()),
     };
-    let (outputs, ended) = open(&paths)?;
+    let (mut outputs, mut ended) = open(&paths)?;
     let (input_ended, mut no_more_input) = mpsc::channel::<()>(1);
     let input = paths.stdin.as_deref().map(write_end).transpose()?;
     match client.ask(&Request::ExecGo, START).await? {
@@ -114,7 +120,8 @@ async fn session(
     let raw = terminal.then(Raw::enter).transpose()?;
     if let Some(to) = input {
         std::thread::spawn(move || {
-            copy(&mut io::stdin().lock(), &to);
+            // A command that does not read its input any more is no failure of the session.
+            copy_to(&mut io::stdin().lock(), &mut &to).ok();
             drop(to);
             // The session may be over.
             input_ended.blocking_send(()).ok();
@@ -132,23 +139,38 @@ async fn session(
                 }
             }
             Some(()) = no_more_input.recv() => client.send(&Request::CloseStdin).await?,
+            Some(copied) = ended.recv(), if outputs > 0 => match copied {
+                Ok(()) => outputs = outputs.saturating_sub(1),
+                Err(error) => return unwritten(error),
+            },
         }
     };
-    for _ in 0..outputs {
-        // What comes later than that is of processes that the command left behind.
-        if ended.recv_timeout(DRAIN).is_err() {
-            break;
+    while outputs > 0 {
+        match tokio::time::timeout(DRAIN, ended.recv()).await {
+            Ok(Some(Err(error))) => return unwritten(error),
+            Ok(Some(Ok(()))) => outputs = outputs.saturating_sub(1),
+            // What comes later than that is of processes that the command left behind.
+            Ok(None) | Err(_) => break,
         }
     }
     drop(raw);
     Ok(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
 }
 
-/// Opens the output FIFOs and starts to copy; how many, and where each tells its end.
-fn open(paths: &ExecPaths) -> Result<(usize, sync_mpsc::Receiver<()>), Error> {
-    let (tell, ended) = sync_mpsc::channel();
-    let mut outputs = 0usize;
+/// The end of a session whose output could not be written.
+fn unwritten(error: io::Error) -> Result<u8, Error> {
+    match Error::output(error) {
+        Error::Pipe => Ok(BROKEN_PIPE),
+        error => Err(error),
+    }
+}
+
+/// Opens the output FIFOs and starts to copy. Returns how many there are, and where each tells its end, with the error
+/// where something read could not be written.
+fn open(paths: &ExecPaths) -> Result<(usize, mpsc::Receiver<io::Result<()>>), Error> {
     let both = [(Some(paths.stdout.as_path()), false), (paths.stderr.as_deref(), true)];
+    let (tell, ended) = mpsc::channel(both.len());
+    let mut outputs = 0usize;
     for (path, is_error) in both {
         let Some(path) = path else { continue };
         // Does not block: the agent holds the other end.
@@ -156,13 +178,12 @@ fn open(paths: &ExecPaths) -> Result<(usize, sync_mpsc::Receiver<()>), Error> {
         let tell = tell.clone();
         outputs = outputs.saturating_add(1);
         std::thread::spawn(move || {
-            if is_error {
-                copy_to(&mut from, &mut io::stderr());
-            } else {
-                copy_to(&mut from, &mut io::stdout());
-            }
+            let copied = match is_error {
+                true => copy_to(&mut from, &mut io::stderr()),
+                false => copy_to(&mut from, &mut io::stdout()),
+            };
             // Nobody waits where the session failed.
-            tell.send(()).ok();
+            tell.blocking_send(copied).ok();
         });
     }
     Ok((outputs, ended))
@@ -172,23 +193,20 @@ fn write_end(path: &Path) -> Result<File, Error> {
     OpenOptions::new().write(true).open(path).map_err(Error::io(format!("open {}", path.display())))
 }
 
-/// Copies until either side ends. Which of them failed makes no difference: the command's exit code is what counts.
-fn copy(from: &mut impl Read, mut to: &File) {
-    copy_to(from, &mut to);
-}
-
-fn copy_to(from: &mut impl Read, to: &mut impl Write) {
+/// Copies until the source ends, or cannot be read any more.
+///
+/// # Errors
+/// What was read could not be written.
+fn copy_to(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     let mut buffer = vec![0; 32 << 10];
     loop {
         let n = match from.read(&mut buffer) {
-            Ok(0) => return,
+            Ok(0) => return Ok(()),
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => return,
+            Err(_) => return Ok(()),
         };
-        if to.write_all(buffer.get(..n).unwrap_or_default()).and_then(|()| to.flush()).is_err() {
-            return;
-        }
+        to.write_all(buffer.get(..n).unwrap_or_default()).and_then(|()| to.flush())?;
     }
 }
 

@@ -3,7 +3,8 @@
 //! A record is `<RFC 3339 time, nine digits> <stdout|stderr> <F|P> <text>\n`. `F` ends a line; `P` says that the
 //! line goes on in the stream's next record. A line of more than [`MAX_LINE`] bytes is cut into `P` records of
 //! exactly that size. What a stream holds after its last newline becomes a `P` record when it ends, so that the
-//! texts, each followed by a newline where the tag is `F`, give back the raw bytes.
+//! texts, each followed by a newline where the tag is `F`, give back the raw bytes; but a carriage return before a newline
+//! goes with it, as with the CRI plugin, so that a terminal's lines read as any others.
 //!
 //! Invariant: how the raw bytes were cut into reads has no influence on the records.
 
@@ -49,6 +50,14 @@ pub struct Piece<'a> {
     pub text: &'a [u8],
 }
 
+impl Piece<'_> {
+    /// What came before a newline, or a part of a line.
+    fn of(text: &[u8], partial: bool) -> Piece<'_> {
+        let line = text.strip_suffix(b"\r").filter(|_| !partial);
+        Piece { partial, text: line.unwrap_or(text) }
+    }
+}
+
 /// Cuts one stream into pieces. It keeps the begun line: at most [`MAX_LINE`] bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Splitter {
@@ -84,10 +93,10 @@ impl Splitter {
             };
             let text = text.unwrap_or_default();
             if self.carry.is_empty() {
-                emit(Piece { partial, text });
+                emit(Piece::of(text, partial));
             } else {
                 self.carry.extend_from_slice(text);
-                emit(Piece { partial, text: &self.carry });
+                emit(Piece::of(&self.carry, partial));
                 self.carry.clear();
             }
             rest = rest.get(skip..).unwrap_or_default();
@@ -201,7 +210,7 @@ mod tests {
     fn empty_lines_carriage_returns_and_a_missing_last_newline_are_kept() {
         assert_eq!(
             split(&[b"\n\r\n", b"a\r", b"\nlast"]),
-            [(false, vec![]), (false, b"\r".to_vec()), (false, b"a\r".to_vec()), (true, b"last".to_vec())]
+            [(false, vec![]), (false, vec![]), (false, b"a".to_vec()), (true, b"last".to_vec())]
         );
     }
 

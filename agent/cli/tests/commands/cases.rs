@@ -15,7 +15,7 @@ use nix::{
 };
 use serde_json::json;
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::{BufRead, BufReader, Read, Write},
     process::{Child, Command, Stdio},
 };
@@ -292,6 +292,18 @@ fn exec() {
     node.run(&["exec", "web", "-c", "other", "--", "true"]).is(4, "", "it does not run");
     node.run(&["exec", "none", "--", "true"]).is(4, "", "none");
     node.run(&["exec", "web", "--", "/no/such/program"]).is(1, "", "spawn: No such file");
+    // Output that cannot be written ends the session, and with it the command.
+    let mut child = node.spawn(&["exec", "web", "--", "yes"]);
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!((line.as_str(), child.wait().unwrap().code()), ("y\n", Some(141)));
+    for command in ["echo hi", "head -c 3000000 /dev/zero"] {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let ran = node.command(&["exec", "web", "--", "sh", "-c", command]).stdout(full).output().unwrap();
+        let error = String::from_utf8_lossy(&ran.stderr);
+        assert!(error.contains("write the output: No space left on device"), "{command}: {error}");
+        assert_eq!(ran.status.code(), Some(1), "{command}");
+    }
     // What the command leaves behind holds its output open, but not the one who ran it.
     node.run(&["exec", "web", "--", "sh", "-c", "sleep 20 & echo done"]).is(0, "done\n", "");
     // The command ends with its client.

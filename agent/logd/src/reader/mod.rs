@@ -21,14 +21,18 @@ use berth_core::{
 };
 use pump::Pump;
 use rustix::fd::OwnedFd;
-use std::{io, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+};
 
 /// Where to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum From {
     /// With the oldest record that is left.
     Start,
-    /// With the last so many lines; parts of lines do not count.
+    /// With the last so many lines. Parts of a line count as one; so does what comes after the last newline.
     Tail(u64),
     /// With the first record of this time or later.
     Since(Wall),
@@ -140,7 +144,7 @@ impl LogSet {
                     file.skip_until(time);
                 }
             }
-            From::End => {
+            From::End | From::Tail(0) => {
                 if let Some(mut last) = files.pop() {
                     self.told(last.seek_to_end())?;
                     files = vec![last];
@@ -192,10 +196,21 @@ impl LogSet {
 /// Leaves only the last so many lines.
 fn tail(files: &mut Vec<Pump>, wanted: u64) -> io::Result<()> {
     let mut found: u64 = 0;
+    // Streams whose last record was met: in the newest file that has one of them.
+    let mut ended = BTreeSet::new();
     for index in (0..files.len()).rev() {
         let Some(file) = files.get_mut(index) else { break };
         let mut lines: u64 = 0;
-        while file.pump(&mut |r| lines = lines.saturating_add(u64::from(!r.partial)))? {}
+        let mut unfinished = BTreeMap::new();
+        while file.pump(&mut |r| {
+            lines = lines.saturating_add(u64::from(!r.partial));
+            unfinished.insert(r.stream, r.partial);
+        })? {}
+        for (stream, unfinished) in unfinished {
+            if ended.insert(stream) && unfinished {
+                lines = lines.saturating_add(1);
+            }
+        }
         file.rewind()?;
         found = found.saturating_add(lines);
         if found >= wanted {
@@ -205,4 +220,38 @@ fn tail(files: &mut Vec<Pump>, wanted: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_core::ids::NodeName;
+
+    #[test]
+    fn what_follows_the_last_newline_is_a_line_of_the_tail() {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "t");
+        let key = PodKey { namespace: Namespace::new("ns").unwrap(), name: PodName::new("p").unwrap() };
+        let (uid, container) = (PodUid::new("u").unwrap(), ContainerName::new("c").unwrap());
+        let path = roots.pod_log_dir(&key, &uid).join("c");
+        std::fs::create_dir_all(&path).unwrap();
+        let tail = |records: &str, lines: u64| {
+            let record = |line: &str| format!("2026-01-02T03:04:05.000000006Z {line}\n");
+            std::fs::write(path.join("0.log"), records.lines().map(record).collect::<String>()).unwrap();
+            let set = LogSet::open(&roots, &key, &uid, &container, Attempt(0)).unwrap();
+            let mut texts = Vec::new();
+            set.read(From::Tail(lines), &mut |r| texts.push(String::from_utf8(r.text.to_vec()).unwrap()))
+                .unwrap();
+            texts.join(",")
+        };
+        let unfinished = "stdout F one\nstdout F two\nstdout P three";
+        assert_eq!(tail(unfinished, 0), "");
+        assert_eq!(tail(unfinished, 1), "three");
+        assert_eq!(tail(unfinished, 2), "two,three");
+        assert_eq!(tail(unfinished, 9), "one,two,three");
+        let long = "stdout F one\nstdout P thr\nstdout F ee";
+        assert_eq!(tail(long, 1), "thr,ee");
+        let both = "stdout F one\nstdout P two\nstderr P three";
+        assert_eq!(tail(both, 2), "two,three");
+    }
 }

@@ -14,6 +14,26 @@ use nix::sys::signal::Signal;
 /// What `FallbackToLogsOnError` takes of the output (`pkg/kubelet/container/runtime.go`).
 const TAIL_LINES: u64 = 80;
 const TAIL_BYTES: usize = 2048;
+/// So much of the output is held at a time while its end is looked for.
+const LARGEST_TAIL: usize = 64 << 10;
+
+/// All termination messages of a pod together, in bytes (`MaxPodTerminationMessageLogLength`).
+const POD_MESSAGES: usize = 12 << 10;
+
+/// What one container's message may take of [`POD_MESSAGES`]: its share, whether the others write any or not
+/// (`pkg/kubelet/status/status_manager.go`, `normalizeStatus`).
+fn message_budget(pod: &Pod) -> usize {
+    POD_MESSAGES.checked_div(pod.all_containers().count()).unwrap_or(POD_MESSAGES)
+}
+
+/// At most so many bytes of the beginning, in whole characters.
+fn head(text: &str, most: usize) -> &str {
+    let mut end = most.min(text.len());
+    while !text.is_char_boundary(end) {
+        end = end.saturating_sub(1);
+    }
+    text.get(..end).unwrap_or_default()
+}
 
 /// A stop signal as images name it: `SIGQUIT`, `QUIT` or a number.
 fn signal_number(name: &str) -> Option<i32> {
@@ -67,7 +87,9 @@ impl NodeHands {
         mut exit: Exit,
     ) -> Result<Performed, Failure> {
         if exit.message.is_none() {
-            exit.message = self.termination_message(context, container.clone(), exit.code).await?;
+            let most = message_budget(&context.pod);
+            let message = self.termination_message(context, container.clone(), exit.code).await?;
+            exit.message = message.map(|text| head(&text, most).to_owned());
         }
         let record = ExitRecord {
             code: exit.code,
@@ -171,6 +193,10 @@ fn tail(set: &reader::LogSet) -> Option<String> {
         if !record.partial {
             text.push(b'\n');
         }
+        // Eighty lines may be the whole output.
+        if text.len() > LARGEST_TAIL {
+            text.drain(..text.len().saturating_sub(TAIL_BYTES));
+        }
     };
     set.read(reader::From::Tail(TAIL_LINES), &mut emit).ok()?;
     let from = text.len().saturating_sub(TAIL_BYTES);
@@ -181,7 +207,21 @@ fn tail(set: &reader::LogSet) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::signal_number;
+    use super::{head, message_budget, signal_number};
+    use berth_core::{
+        ids::PodKey,
+        model::{Container, Pod},
+    };
+
+    #[test]
+    fn containers_share_a_pods_budget_for_messages() {
+        let key = PodKey { namespace: "default".parse().unwrap(), name: "p".parse().unwrap() };
+        let mut pod = Pod::new("u".parse().unwrap(), key, "n".parse().unwrap());
+        pod.containers = (0..8).map(|n| Container::new(format!("c{n}").parse().unwrap(), "i")).collect();
+        assert_eq!(message_budget(&pod), 1536);
+        assert_eq!(head(&"x".repeat(4096), 1536).len(), 1536);
+        assert_eq!((head("short", 1536), head("aä", 2), head("", 0)), ("short", "a", ""));
+    }
 
     #[test]
     fn stop_signals_in_every_spelling() {
