@@ -76,15 +76,15 @@ async fn follow(cfg: HostNetworkConfig, events: Option<DeviceEvents>, tx: watch:
             tokio::time::sleep(UNTOLD).await;
             continue;
         };
-        let other = tx.send_if_modified(|host| {
-            let other = **host != now;
-            if other {
-                *host = Arc::new(now);
+        let before = tx.borrow().clone();
+        if *before != now {
+            if (&before.node_ips, &before.uplinks, &before.problems)
+                != (&now.node_ips, &now.uplinks, &now.problems)
+            {
+                tell(&now);
             }
-            other
-        });
-        if other {
-            tell(&tx.borrow());
+            // Whether anybody still listens is asked below.
+            let _before = tx.send_replace(Arc::new(now));
         }
         if tx.is_closed() {
             return;
