@@ -30,6 +30,10 @@ use world::World;
 /// A thread that panicked is started again after this.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
 
+/// Between two comparisons of the maps in the kernel with what was written to them: some ten milliseconds at 10,000
+/// Services.
+const RECONCILE: Duration = Duration::from_secs(120);
+
 /// The domain of names where nothing else is said.
 pub(crate) const DOMAIN: &str = "cluster.local";
 
@@ -114,6 +118,7 @@ fn spawn(config: ServicesConfig, sight: Sight) -> std::io::Result<Sender<()>> {
             node: roots.node_name.as_str().into(),
             zone: zone.into(),
             networks,
+            reconcile: RECONCILE,
             next_id: world::next_id(&roots),
         };
         let Sight { board, latest, hands, host, health } = sight;

@@ -26,6 +26,9 @@ pub trait Table<K, V> {
 
     /// Takes entries out; one that is not there is no error.
     fn delete(&mut self, keys: &[K]) -> Result<(), TableError>;
+
+    /// How many entries it takes at most. One that is there already can be overwritten also where it is full.
+    fn capacity(&self) -> usize;
 }
 
 /// The maps of one family.

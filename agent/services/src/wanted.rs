@@ -126,6 +126,26 @@ pub enum Why {
         /// Who has it.
         by: PodKey,
     },
+    /// The node's table of ways in is full.
+    NoRoom {
+        /// The address; unspecified for a NodePort.
+        address: IpAddr,
+        /// The port.
+        port: u16,
+        /// The protocol.
+        transport: Transport,
+    },
+    /// The node's tables of backends are full.
+    CutShort {
+        /// The port's name, empty for the only one.
+        name: Arc<str>,
+        /// How many endpoints are used.
+        used: usize,
+        /// How many there are.
+        endpoints: usize,
+        /// Whether its clients should stay with an endpoint, which they do not.
+        affinity: bool,
+    },
 }
 
 impl Why {
@@ -134,6 +154,7 @@ impl Why {
         match self {
             Why::Sctp { .. } | Why::SourceRanges { .. } => "NotCarried",
             Why::TooMany { .. } => "TooManyEndpoints",
+            Why::NoRoom { .. } | Why::CutShort { .. } => "ServiceTablesFull",
             Why::Taken { address, .. } if address.is_unspecified() => "PortAlreadyAllocated",
             Why::Taken { .. } => "ClusterIPAlreadyAllocated",
         }
@@ -155,6 +176,23 @@ impl fmt::Display for Why {
             }
             Why::Taken { address, port, transport, by } if address.is_unspecified() => {
                 write!(f, "node port {port}/{transport} is held by the older Service {by}")
+            }
+            Why::NoRoom { address, port, transport } if address.is_unspecified() => {
+                write!(f, "node port {port}/{transport} is not served: the node's table of Services is full")
+            }
+            Why::NoRoom { address, port, transport } => {
+                write!(
+                    f,
+                    "{address} port {port}/{transport} is not served: the node's table of Services is full"
+                )
+            }
+            Why::CutShort { name, used, endpoints, affinity } => {
+                let of = if name.is_empty() { String::new() } else { format!("port {name}: ") };
+                let stay = if *affinity { ", and clients do not stay with one" } else { "" };
+                write!(
+                    f,
+                    "{of}{used} of {endpoints} endpoints are used{stay}: the node's tables of backends are full"
+                )
             }
             Why::Taken { address, port, transport, by } => {
                 write!(f, "{address} port {port}/{transport} is held by the older Service {by}")

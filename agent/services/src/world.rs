@@ -101,15 +101,15 @@ pub trait Node {
         slices: impl Iterator<Item = &'a EndpointSlice>,
     ) -> Result<(), Cause>;
 
-    /// Publishes what the ids in the tables stand for, where ids go on, and the last notices, oldest first.
+    /// Publishes what the ids in the tables stand for, where ids go on, and the notices that hold just now.
     ///
     /// # Errors
     /// They could not be written; the engine comes again.
-    fn publish_ids<'a>(
+    fn publish_ids(
         &mut self,
         ids: impl Iterator<Item = Named>,
         next_id: u32,
-        notices: impl Iterator<Item = &'a Notice>,
+        notices: impl Iterator<Item = Notice>,
     ) -> Result<(), Cause>;
 
     /// Something that a Service's owner should know.

@@ -14,12 +14,17 @@ use std::{
 };
 use support::{
     endpoint, key, service, slice,
-    world::{FakeKernel, FakeNode, World, network, pod, uid},
+    world::{FakeKernel, FakeNode, State, World, network, pod, uid},
 };
 
 fn engine(world: &World) -> Engine<FakeKernel, FakeNode> {
-    let config =
-        Config { node: "n".into(), zone: "".into(), networks: vec![(ip("10.96.0.0"), 16)], next_id: 1 };
+    reconciling(world, Duration::from_secs(3600))
+}
+
+/// One that compares the maps with what it wrote that often.
+fn reconciling(world: &World, reconcile: Duration) -> Engine<FakeKernel, FakeNode> {
+    let networks = vec![(ip("10.96.0.0"), 16)];
+    let config = Config { node: "n".into(), zone: "".into(), networks, reconcile, next_id: 1 };
     Engine::new(config, world.kernel(), world.node())
 }
 
@@ -355,6 +360,119 @@ fn a_kernel_that_refuses_is_asked_again_later_and_the_owner_hears_of_conflicts()
     let told: Vec<_> = state.told.iter().map(|n| (n.service.name.to_string(), n.why.reason())).collect();
     assert_eq!(told, [("b".to_owned(), "ClusterIPAlreadyAllocated")]);
     assert!(matches!(&state.told[0].why, Why::Taken { by, .. } if *by == key("a")));
+}
+
+#[test]
+fn a_table_that_is_full_stops_nothing_else_and_is_told() {
+    let world = listed();
+    // Each Service has two ways in: its port, and its bare address.
+    world.state().capacity = Some(4);
+    world.state().services =
+        Arc::new(vec![web("a", "10.96.0.1"), web("b", "10.96.0.2"), web("c", "10.96.0.3")]);
+    world.state().slices = Arc::new(vec![behind("a", &["10.1.0.1", "10.1.0.2"])]);
+    world.state().pods.insert(uid("p"), Some(pod("p", "a", "10.2.0.1")));
+    world.state().networks.insert(uid("p"), network(1, 100));
+    world.state().devices =
+        [("eth0".to_owned(), Device { index: 2, addresses: vec![ip("192.0.2.1")], ..Device::default() })]
+            .into();
+    let mut engine = engine(&world);
+    rounds(&mut engine, &world, |w| w.state().files == 1);
+    {
+        let state = world.state();
+        assert_eq!(
+            state.attached.keys().copied().collect::<Vec<_>>(),
+            [2, 100],
+            "devices get their programs"
+        );
+        assert!(state.hooked > 0 && state.health.hooked);
+        let told: Vec<_> = state.told.iter().map(|n| (n.service.name.to_string(), n.why.reason())).collect();
+        assert_eq!(told, [("c".to_owned(), "ServiceTablesFull")]);
+        assert_eq!(state.notices.len(), 1);
+        let [full, ..] = &*state.health.failures else { panic!("{:?}", state.health) };
+        assert!(full.contains("the tables are full: "), "{full}");
+    }
+    // A change of another, and a new Service without room, in one.
+    Arc::make_mut(&mut world.state().slices)[0] = behind("a", &["10.1.0.2"]);
+    Arc::make_mut(&mut world.state().services).push(web("d", "10.96.0.4"));
+    engine.round();
+    assert_eq!(backends(&world, "10.96.0.1"), Some(1));
+    Arc::make_mut(&mut world.state().services).drain(..2);
+    Arc::make_mut(&mut world.state().slices).clear();
+    rounds(&mut engine, &world, |w| w.state().notices.is_empty());
+    assert!(backends(&world, "10.96.0.3").is_some() && backends(&world, "10.96.0.4").is_some());
+    let failures = world.state().health.failures.clone();
+    assert!(failures.iter().all(|f| f.contains("nearly full")), "{failures:?}");
+}
+
+#[test]
+fn a_part_that_fails_is_told_and_the_others_go_on() {
+    let world = listed();
+    world.state().services = Arc::new(vec![web("a", "10.96.0.1")]);
+    world.state().pods.insert(uid("p"), Some(pod("p", "a", "10.2.0.1")));
+    world.state().networks.insert(uid("p"), network(1, 100));
+    world.state().refuse_hooks = true;
+    let mut engine = engine(&world);
+    engine.round();
+    {
+        let state = world.state();
+        assert_eq!(state.attached.keys().copied().collect::<Vec<_>>(), [100]);
+        assert!(!state.health.hooked);
+        assert_eq!(state.health.failures, ["cannot attach the hooks: no cgroup"]);
+    }
+    assert!(backends(&world, "10.96.0.1").is_some());
+    world.state().refuse_hooks = false;
+    rounds(&mut engine, &world, |w| w.state().health.hooked);
+    assert!(world.state().health.failures.is_empty());
+}
+
+/// Takes something out of a map.
+type Spoiling = fn(&mut State);
+
+#[test]
+fn what_somebody_else_did_to_the_maps_is_mended() {
+    let world = listed();
+    world.state().services = Arc::new(vec![web("a", "10.96.0.1")]);
+    world.state().slices = Arc::new(vec![behind("a", &["10.1.0.1"])]);
+    world.state().node_ips = vec![ip("192.0.2.1")];
+    world.state().pods.insert(uid("p"), Some(pod("p", "a", "10.2.0.1")));
+    world.state().networks.insert(uid("p"), network(1, 100));
+    let mut engine = reconciling(&world, Duration::from_millis(1));
+    rounds(&mut engine, &world, |w| w.state().files == 1);
+    let spoil: [(&str, Spoiling); 5] = [
+        ("SERVICE", |s| s.spoil.services = true),
+        ("NODE", |s| s.nodes4.clear()),
+        ("POD", |s| s.pods4.clear()),
+        ("CLIENT", |s| s.clients.clear()),
+        ("CONFIG", |s| s.masquerade4 = None),
+    ];
+    let whole = |w: &World| {
+        let s = w.state();
+        let maps =
+            s.nodes4.len() == 1 && s.pods4.len() == 1 && s.clients.len() == 1 && s.masquerade4.is_some();
+        maps && !s.spoil.services && s.fronts.contains_key(&(ip("10.96.0.1"), 80)) && s.attached.len() == 1
+    };
+    for (what, spoil) in spoil {
+        assert!(whole(&world), "before {what}");
+        {
+            let mut state = world.state();
+            spoil(&mut state);
+            state.spoil.maps = true;
+        }
+        rounds(&mut engine, &world, whole);
+    }
+}
+
+#[test]
+fn notices_end_with_their_service() {
+    let world = listed();
+    world.state().services = Arc::new(vec![web("a", "10.96.0.1"), web("b", "10.96.0.1")]);
+    let mut engine = engine(&world);
+    rounds(&mut engine, &world, |w| w.state().files == 1);
+    assert_eq!(world.state().notices.iter().map(|n| n.service.name.as_str()).collect::<Vec<_>>(), ["b"]);
+    Arc::make_mut(&mut world.state().services).pop();
+    rounds(&mut engine, &world, |w| w.state().files == 2);
+    assert!(world.state().notices.is_empty());
+    assert_eq!(world.state().told.len(), 1);
 }
 
 /// How long a round takes after one slice of many changed, a pod, a Service: told with `--nocapture`, not judged.

@@ -116,15 +116,17 @@ impl Node for World {
         Ok(())
     }
 
-    fn publish_ids<'a>(
+    fn publish_ids(
         &mut self,
         ids: impl Iterator<Item = Named>,
         next_id: u32,
-        notices: impl Iterator<Item = &'a Notice>,
+        notices: impl Iterator<Item = Notice>,
     ) -> Result<(), Cause> {
         let mut ports: Vec<NamedPort> = ids.map(port).collect();
         ports.sort_by_key(|p| (p.v6, p.id));
-        let notices = notices.map(|n| format!("{}: {}: {}", n.service, n.why.reason(), n.why)).collect();
+        let mut notices: Vec<String> =
+            notices.map(|n| format!("{}: {}: {}", n.service, n.why.reason(), n.why)).collect();
+        notices.sort();
         let mut whole = serde_json::to_value(ServicesFile { as_of: clock::wall(), ports, notices })?;
         if let Some(object) = whole.as_object_mut() {
             object.insert(NEXT_ID.to_owned(), next_id.into());

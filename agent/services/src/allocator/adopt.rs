@@ -2,7 +2,7 @@
 
 use super::{
     Ids, Stale,
-    family::{Family, Port, UdpKey, chunk_keys, gone, members, number},
+    family::{Family, Port, UdpKey, chunk_keys, gone, number, published_members},
 };
 use crate::{Net, TableError, Transport, tables::FamilyTables};
 use berth_ebpf_abi::{Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, Service, ServiceKey, Set, tag};
@@ -45,9 +45,9 @@ impl<A> Default for Adopted<A> {
 /// What the tables of a family hold.
 #[derive(Debug)]
 pub(super) struct Contents<A> {
-    services: Vec<(ServiceKey<A>, Service<A>)>,
-    chunks: HashMap<ChunkKey, Chunk<A>>,
-    members: Vec<(MemberKey<A>, u32)>,
+    pub(super) services: Vec<(ServiceKey<A>, Service<A>)>,
+    pub(super) chunks: HashMap<ChunkKey, Chunk<A>>,
+    pub(super) members: Vec<(MemberKey<A>, u32)>,
 }
 
 impl<A: Net> Contents<A> {
@@ -119,7 +119,7 @@ impl<A: Net> Family<A> {
         let chunks: HashSet<ChunkKey> = self.ports.iter().flat_map(|(id, p)| chunk_keys(*id, p)).collect();
         self.old_chunks.extend(self.chunks.iter().filter(|key| !chunks.contains(key)));
         let members: HashSet<MemberKey<A>> =
-            self.ports.iter().flat_map(|(id, p)| members(*id, &p.wanted)).collect();
+            self.ports.iter().flat_map(|(id, p)| published_members(*id, p)).collect();
         self.old_members.extend(self.members.iter().filter(|key| !members.contains(key)));
     }
 }

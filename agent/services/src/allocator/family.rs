@@ -1,6 +1,7 @@
-//! The tables of one address family: what is wanted, what is written, what is to be written.
+//! The tables of one address family: what is wanted, what is written, what is to be written. How it is written stands in
+//! [`super::write`].
 
-use super::{Difference, Ids, Named, Outcome, REST, Stale, adopt::Adopted};
+use super::{Difference, Ids, Named, Stale, adopt::Adopted};
 use crate::{Net, Notice, TableError, Transport, WantedPort, Why, compile::shown, tables::FamilyTables};
 use berth_core::{
     ids::PodKey,
@@ -11,7 +12,7 @@ use berth_ebpf_abi::{
 };
 use berth_ebpf_loader::Front;
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -21,6 +22,45 @@ pub(super) struct Owner {
     pub(super) service: PodKey,
     pub(super) uid: Arc<str>,
     pub(super) created: Wall,
+}
+
+impl Owner {
+    fn notice(&self, why: Why) -> Notice {
+        Notice { service: self.service.clone(), uid: Arc::clone(&self.uid), why }
+    }
+}
+
+impl<A: Net> Port<A> {
+    /// The owner of a port that is published in part is to know.
+    pub(super) fn cut_short(&self) -> Notice {
+        let [cluster, local] = self.published();
+        let wanted = &self.wanted;
+        self.owner.notice(Why::CutShort {
+            name: Arc::clone(&wanted.name),
+            used: cluster.len().max(local.len()),
+            endpoints: wanted.cluster.len().max(wanted.local.len()),
+            affinity: wanted.affinity_s != 0,
+        })
+    }
+}
+
+/// What does not fit into the tables.
+#[derive(Debug)]
+pub(super) struct Unfit<A> {
+    /// Ways in that are not there; their owners know.
+    pub(super) keys: HashSet<ServiceKey<A>>,
+    /// Ports that are published in part.
+    pub(super) ports: BTreeSet<u32>,
+    /// Those of them whose owners know.
+    pub(super) told: BTreeSet<u32>,
+    /// The room that there was when this was found: services, chunks, members.
+    pub(super) room: [usize; 3],
+}
+
+impl<A> Default for Unfit<A> {
+    fn default() -> Self {
+        Unfit { keys: HashSet::new(), ports: BTreeSet::new(), told: BTreeSet::new(), room: [0; 3] }
+    }
 }
 
 /// Which port of a Service has which id.
@@ -45,6 +85,27 @@ pub(super) struct Port<A> {
     pub(super) flows: Vec<Backend<A>>,
     /// The ways by which they may have come to them: those that there are, and those that there were.
     pub(super) ways: Vec<ServiceKey<A>>,
+    /// There is no room for all of it: the first backends that a value itself has room for are published, without
+    /// affinity.
+    pub(super) reduced: bool,
+}
+
+impl<A: Net> Port<A> {
+    /// The sets as they are published: cluster, local.
+    pub(super) fn published(&self) -> [&[Backend<A>]; 2] {
+        let (cluster, local) = (self.wanted.cluster.as_slice(), self.wanted.local.as_slice());
+        if !self.reduced {
+            return [cluster, local];
+        }
+        // Half of it for those of this node, where a policy asks for them.
+        let here = local.len().min(INLINE / 2);
+        let room = INLINE.saturating_sub(here);
+        [cluster.get(..room).unwrap_or(cluster), local.get(..here).unwrap_or(local)]
+    }
+
+    fn affinity_s(&self) -> u32 {
+        if self.reduced { 0 } else { self.wanted.affinity_s }
+    }
 }
 
 /// A UDP key of the tables with its id and backends.
@@ -67,11 +128,19 @@ pub(super) struct Family<A> {
     pub(super) chunks: HashSet<ChunkKey>,
     /// Keys whose value may have changed.
     pub(super) touched: HashSet<ServiceKey<A>>,
-    new_chunks: Vec<(ChunkKey, Chunk<A>)>,
-    new_members: Vec<(MemberKey<A>, u32)>,
+    /// Ports whose chunks and members may not all be there.
+    pub(super) pending: BTreeSet<u32>,
+    /// Those of them that waited once for room that was about to come.
+    pub(super) waited: HashSet<u32>,
     pub(super) old_members: Vec<MemberKey<A>>,
     pub(super) old_chunks: Vec<ChunkKey>,
-    resting: VecDeque<(Boottime, ChunkKey)>,
+    pub(super) resting: VecDeque<(Boottime, ChunkKey)>,
+    /// What does not fit.
+    pub(super) unfit: Unfit<A>,
+    /// How many entries the tables take: services, chunks, members.
+    pub(super) capacity: [usize; 3],
+    /// Whether the mirror is what the tables hold.
+    pub(super) synced: bool,
     /// What was in the tables at the last reading and has not been claimed yet, by id.
     pub(super) adopted: HashMap<u32, Adopted<A>>,
     /// The UDP keys that were in the tables at the last reading.
@@ -89,11 +158,14 @@ impl<A> Default for Family<A> {
             members: HashSet::new(),
             chunks: HashSet::new(),
             touched: HashSet::new(),
-            new_chunks: Vec::new(),
-            new_members: Vec::new(),
+            pending: BTreeSet::new(),
+            waited: HashSet::new(),
             old_members: Vec::new(),
             old_chunks: Vec::new(),
             resting: VecDeque::new(),
+            unfit: Unfit::default(),
+            capacity: [0; 3],
+            synced: false,
             adopted: HashMap::new(),
             adopted_udp: Vec::new(),
             told: HashSet::new(),
@@ -102,10 +174,10 @@ impl<A> Default for Family<A> {
 }
 
 impl<A: Net> Family<A> {
-    /// Everything is forgotten but the conflicts that were told.
+    /// Everything is forgotten but what was told.
     pub(super) fn forget(&mut self) {
-        let told = std::mem::take(&mut self.told);
-        *self = Family { told, ..Family::default() };
+        let (told, unfit) = (std::mem::take(&mut self.told), std::mem::take(&mut self.unfit));
+        *self = Family { told, unfit, ..Family::default() };
     }
 
     /// The ports of one Service become these; returns their ids. `before` are those it had.
@@ -153,11 +225,13 @@ impl<A: Net> Family<A> {
 
     fn set_port(&mut self, id: u32, owner: &Arc<Owner>, wanted: WantedPort<A>, stale: &mut Vec<Stale>) {
         let before = self.ports.remove(&id);
+        let mut reduced = false;
         let adopted = self.adopted.remove(&id);
         let none = Vec::new();
         let (kept, highest, flows, came_by) = match (&before, &adopted) {
             (Some(port), _) => {
                 let same = wanted.same_sets(&port.wanted.cluster, &port.wanted.local);
+                reduced = same && port.reduced;
                 if !same {
                     self.doom(id, port);
                 }
@@ -174,30 +248,30 @@ impl<A: Net> Family<A> {
         let udp = wanted.transport == Transport::Udp;
         let flows = if udp { flows_after(id, (flows, came_by), &wanted, stale) } else { Vec::new() };
         let ways = if udp { ways_after(came_by, &wanted) } else { Vec::new() };
-        let port = Port { owner: Arc::clone(owner), wanted, generation, highest, flows, ways };
-        for (key, chunk) in chunks(id, &port) {
-            if !self.chunks.contains(&key) {
-                self.new_chunks.push((key, chunk));
-            }
-        }
-        let members = members(id, &port.wanted);
+        let port = Port { owner: Arc::clone(owner), wanted, generation, highest, flows, ways, reduced };
         if let Some(before) = &before {
+            let members = published_members(id, &port);
             let kept: HashSet<&MemberKey<A>> = members.iter().collect();
-            self.old_members.extend(self::members(id, &before.wanted).iter().filter(|m| !kept.contains(m)));
+            // What an earlier change left to be taken out may have come back.
+            self.old_members.retain(|key| !kept.contains(key));
+            self.old_members.extend(published_members(id, before).iter().filter(|m| !kept.contains(m)));
             let kept = &port.wanted.fronts;
             for (key, _) in before.wanted.fronts.iter().filter(|(k, _)| kept.iter().all(|(n, _)| n != k)) {
                 self.unclaim(id, key);
             }
         }
-        self.new_members.extend(members.iter().filter(|m| !self.members.contains(m)).map(|m| (*m, 1)));
         self.ports.insert(id, port);
+        self.pending.insert(id);
         self.claim(id);
     }
 
     fn remove_port(&mut self, id: u32, stale: &mut Vec<Stale>) {
         let Some(port) = self.ports.remove(&id) else { return };
         self.doom(id, &port);
-        self.old_members.extend(members(id, &port.wanted));
+        self.old_members.extend(published_members(id, &port));
+        self.pending.remove(&id);
+        self.waited.remove(&id);
+        self.unfit.ports.remove(&id);
         for (key, _) in &port.wanted.fronts {
             self.unclaim(id, key);
         }
@@ -205,7 +279,7 @@ impl<A: Net> Family<A> {
         stale.extend(port.flows.iter().flat_map(|b| gone(id, b, &port.ways)));
     }
 
-    fn doom(&mut self, id: u32, port: &Port<A>) {
+    pub(super) fn doom(&mut self, id: u32, port: &Port<A>) {
         self.old_chunks.extend(chunk_keys(id, port));
     }
 
@@ -230,6 +304,7 @@ impl<A: Net> Family<A> {
             claims.retain(|c| *c != id);
             if claims.is_empty() {
                 self.claims.remove(key);
+                self.unfit.keys.remove(key);
             }
         }
         self.told.remove(&(*key, id));
@@ -237,7 +312,7 @@ impl<A: Net> Family<A> {
     }
 
     /// What should stand at a key.
-    fn value(&self, key: &ServiceKey<A>) -> Option<Service<A>> {
+    pub(super) fn value(&self, key: &ServiceKey<A>) -> Option<Service<A>> {
         let id = *self.claims.get(key)?.first()?;
         if key.port == 0 {
             return Some(Service { tag: tag(0, 0), frontend: frontend::ADDRESS, ..Service::default() });
@@ -247,60 +322,11 @@ impl<A: Net> Family<A> {
         Some(value(id, port, *flags))
     }
 
-    /// Writes everything that is due, in the order that keeps readers whole.
-    pub(super) fn carry_out<T: FamilyTables<A>>(
-        &mut self,
-        tables: &mut T,
-        clock: &impl Fn() -> Boottime,
-        outcome: &mut Outcome,
-        notices: &mut Vec<Notice>,
-    ) -> Result<(), TableError> {
-        put(&self.new_chunks, |e| tables.chunks().put(e), outcome)?;
-        self.chunks.extend(self.new_chunks.drain(..).map(|(key, _)| key));
-        put(&self.new_members, |e| tables.members().put(e), outcome)?;
-        self.members.extend(self.new_members.drain(..).map(|(key, _)| key));
-
-        let (mut changed, mut gone) = (Vec::new(), Vec::new());
-        for key in std::mem::take(&mut self.touched) {
-            self.conflicts(&key, notices);
-            match (self.value(&key), self.services.get(&key)) {
-                (Some(value), Some(there)) if value == *there => {}
-                (Some(value), _) => changed.push((key, value)),
-                (None, Some(_)) => gone.push(key),
-                (None, None) => {}
-            }
-        }
-        put(&changed, |e| tables.services().put(e), outcome)?;
-        self.services.extend(changed);
-        delete(&gone, |k| tables.services().delete(k), outcome)?;
-        for key in &gone {
-            self.services.remove(key);
-        }
-
-        self.old_members.retain(|m| self.members.contains(m));
-        delete(&self.old_members, |k| tables.members().delete(k), outcome)?;
-        for key in self.old_members.drain(..) {
-            self.members.remove(&key);
-        }
-
-        let now = clock();
-        self.resting.extend(self.old_chunks.drain(..).map(|key| (now + REST, key)));
-        let rested = self.resting.partition_point(|(due, _)| *due <= now);
-        let rested: Vec<ChunkKey> = self.resting.drain(..rested).map(|(_, key)| key).collect();
-        delete(&rested, |k| tables.chunks().delete(k), outcome)?;
-        for key in &rested {
-            self.chunks.remove(key);
-        }
-        let due = self.resting.front().map(|(due, _)| *due);
-        outcome.due = [outcome.due, due].into_iter().flatten().min();
-        Ok(())
-    }
-
     /// Tells those who want a key that an older Service has.
-    fn conflicts(&mut self, key: &ServiceKey<A>, notices: &mut Vec<Notice>) {
+    pub(super) fn conflicts(&mut self, key: &ServiceKey<A>, notices: &mut Vec<Notice>) {
         // The bare address is shared.
         let Some([winner, losers @ ..]) = self.claims.get(key).map(Vec::as_slice) else { return };
-        let transport = if key.proto == Transport::Udp.number() { Transport::Udp } else { Transport::Tcp };
+        let transport = transport(key);
         let Some(by) = self.ports.get(winner).map(|p| &p.owner.service).filter(|_| key.port != 0) else {
             return;
         };
@@ -309,13 +335,32 @@ impl<A: Net> Family<A> {
             let Some(loser) = self.ports.get(id) else { continue };
             if self.told.insert((*key, *id)) {
                 let (address, port) = shown(key);
-                notices.push(Notice {
-                    service: loser.owner.service.clone(),
-                    uid: Arc::clone(&loser.owner.uid),
-                    why: Why::Taken { address, port, transport, by: by.clone() },
-                });
+                let why = Why::Taken { address, port, transport, by: by.clone() };
+                notices.push(loser.owner.notice(why));
             }
         }
+    }
+
+    /// The conflicts that there are, and what does not fit.
+    pub(super) fn notices(&self) -> impl Iterator<Item = Notice> {
+        let conflicts = self.told.iter().filter_map(|(key, id)| {
+            let loser = self.ports.get(id)?;
+            let by = self.ports.get(self.claims.get(key)?.first()?)?.owner.service.clone();
+            let (address, port) = shown(key);
+            Some(loser.owner.notice(Why::Taken { address, port, transport: transport(key), by }))
+        });
+        let keys = self.unfit.keys.iter().filter_map(|key| self.no_room(key));
+        let ports = self.unfit.told.iter().filter_map(|id| Some(self.ports.get(id)?.cut_short()));
+        conflicts.chain(keys).chain(ports)
+    }
+
+    /// The owner of a way in that does not fit is to know.
+    pub(super) fn no_room(&self, key: &ServiceKey<A>) -> Option<Notice> {
+        let owner = &self.ports.get(self.claims.get(key)?.first()?)?.owner;
+        // The bare address only says that other ports are refused.
+        let (address, port) = shown(key);
+        let why = Why::NoRoom { address, port, transport: transport(key) };
+        (key.port != 0).then(|| owner.notice(why))
     }
 
     /// See [`super::Allocator::names`].
@@ -346,7 +391,7 @@ impl<A: Net> Family<A> {
         let there = tables.chunks().read()?.into_iter().filter(|(k, _)| !resting.contains(k));
         compare(chunk_table, &wanted, there.collect(), &mut found);
         let wanted: HashMap<_, _> =
-            self.ports.iter().flat_map(|(id, p)| members(*id, &p.wanted)).map(|m| (m, 1)).collect();
+            self.ports.iter().flat_map(|(id, p)| published_members(*id, p)).map(|m| (m, 1)).collect();
         compare(member_table, &wanted, tables.members().read()?, &mut found);
         Ok(found)
     }
@@ -368,24 +413,6 @@ fn compare<K: Eq + std::hash::Hash + std::fmt::Debug, V: PartialEq>(
         }
     }
     there.keys().filter(|k| !wanted.contains_key(*k)).for_each(|k| tell(k, "is too much"));
-}
-
-fn put<T>(
-    entries: &[T],
-    write: impl FnOnce(&[T]) -> Result<(), TableError>,
-    outcome: &mut Outcome,
-) -> Result<(), TableError> {
-    outcome.put = outcome.put.saturating_add(entries.len());
-    if entries.is_empty() { Ok(()) } else { write(entries) }
-}
-
-fn delete<T>(
-    keys: &[T],
-    write: impl FnOnce(&[T]) -> Result<(), TableError>,
-    outcome: &mut Outcome,
-) -> Result<(), TableError> {
-    outcome.deleted = outcome.deleted.saturating_add(keys.len());
-    if keys.is_empty() { Ok(()) } else { write(keys) }
 }
 
 /// A backend that clients who came by these ways must leave, once for each way.
@@ -437,15 +464,15 @@ fn flows_after<A: Net>(
 }
 
 fn value<A: Net>(id: u32, port: &Port<A>, flags: u32) -> Service<A> {
-    let WantedPort { cluster, local, has_endpoints, affinity_s, .. } = &port.wanted;
-    let has = if *has_endpoints { frontend::HAS_ENDPOINTS } else { 0 };
+    let [cluster, local] = port.published();
+    let has = if port.wanted.has_endpoints { frontend::HAS_ENDPOINTS } else { 0 };
     let count = |set: &[Backend<A>]| u16::try_from(set.len()).unwrap_or(u16::MAX);
     let mut service = Service {
         tag: tag(id, port.generation),
         id,
         generation: port.generation,
         frontend: flags | has,
-        affinity_s: *affinity_s,
+        affinity_s: port.affinity_s(),
         counts: [count(cluster), count(local)],
         inline: [Backend::default(); INLINE],
     };
@@ -457,13 +484,13 @@ fn value<A: Net>(id: u32, port: &Port<A>, flags: u32) -> Service<A> {
     service
 }
 
-fn fits_inline<A>(port: &Port<A>) -> bool {
-    port.wanted.cluster.len().saturating_add(port.wanted.local.len()) <= INLINE
+fn fits_inline<A: Net>(port: &Port<A>) -> bool {
+    let [cluster, local] = port.published();
+    cluster.len().saturating_add(local.len()) <= INLINE
 }
 
-fn sets<A>(port: &Port<A>) -> [(Set, &[Backend<A>]); 2] {
-    let (cluster, local): (&[_], &[_]) =
-        if fits_inline(port) { (&[], &[]) } else { (&port.wanted.cluster, &port.wanted.local) };
+fn sets<A: Net>(port: &Port<A>) -> [(Set, &[Backend<A>]); 2] {
+    let [cluster, local] = if fits_inline(port) { [&[][..], &[]] } else { port.published() };
     [(Set::Cluster, cluster), (Set::Local, local)]
 }
 
@@ -475,7 +502,7 @@ pub(super) const fn number(set: Set) -> u16 {
     }
 }
 
-pub(super) fn chunk_keys<A>(id: u32, port: &Port<A>) -> impl Iterator<Item = ChunkKey> {
+pub(super) fn chunk_keys<A: Net>(id: u32, port: &Port<A>) -> impl Iterator<Item = ChunkKey> {
     let generation = port.generation;
     sets(port).into_iter().flat_map(move |(set, backends)| {
         let indices = 0..u32::try_from(backends.len().div_ceil(CHUNK)).unwrap_or(u32::MAX);
@@ -483,7 +510,7 @@ pub(super) fn chunk_keys<A>(id: u32, port: &Port<A>) -> impl Iterator<Item = Chu
     })
 }
 
-fn chunks<A: Net>(id: u32, port: &Port<A>) -> impl Iterator<Item = (ChunkKey, Chunk<A>)> {
+pub(super) fn chunks<A: Net>(id: u32, port: &Port<A>) -> impl Iterator<Item = (ChunkKey, Chunk<A>)> {
     let parts = sets(port).into_iter().flat_map(|(_, backends)| backends.chunks(CHUNK));
     chunk_keys(id, port).zip(parts).map(|(key, part)| {
         let mut backends = [Backend::default(); CHUNK];
@@ -493,6 +520,15 @@ fn chunks<A: Net>(id: u32, port: &Port<A>) -> impl Iterator<Item = (ChunkKey, Ch
         let len = u32::try_from(part.len()).unwrap_or(0);
         (key, Chunk { tag: tag(key.id, key.generation), len, backends })
     })
+}
+
+/// The members that stand in the tables for a port.
+pub(super) fn published_members<A: Net>(id: u32, port: &Port<A>) -> Vec<MemberKey<A>> {
+    if port.reduced { Vec::new() } else { members(id, &port.wanted) }
+}
+
+fn transport<A>(key: &ServiceKey<A>) -> Transport {
+    if key.proto == Transport::Udp.number() { Transport::Udp } else { Transport::Tcp }
 }
 
 /// The entries of a port with affinity.

@@ -5,20 +5,21 @@
 //! left in the tables answers on. The first sync, and the one after a failed write, read the tables, adopt ids and
 //! generations where the backends are the same, and write only what differs.
 //!
-//! Order of one sync, per family: new chunks and members, then Service values (each overwrite publishes a whole set),
-//! then deletion of keys and members, then, [`REST`] later, of the chunks that no value names any more.
+//! The order of one sync, and what becomes of what finds no room, stands in [`write`]. The families do not stand in each
+//! other's way.
 
 mod adopt;
 mod family;
+mod write;
 
-use crate::{NodeFacts, Notice, TableError, Tables, Transport, compile, tables::FamilyTables};
+use crate::{Net, NodeFacts, Notice, TableError, Tables, Transport, compile, tables::FamilyTables};
 use adopt::Contents;
 use berth_core::{
     ids::PodKey,
     model::{EndpointSlice, Service},
     time::Boottime,
 };
-use berth_ebpf_abi::{V4, V6};
+use berth_ebpf_abi::{V4, V6, maps};
 use berth_ebpf_loader::Front;
 use family::{Family, Numbered, Owner};
 use std::{
@@ -28,6 +29,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use write::Writing;
 
 /// A program that read a value before it was overwritten has ended after this: it cannot outlive an RCU grace period.
 pub const REST: Duration = Duration::from_millis(100);
@@ -123,8 +125,6 @@ pub struct Allocator {
     v6: Family<V6>,
     ids: Ids,
     listed: bool,
-    /// Whether the mirror is what the tables hold.
-    synced: bool,
     stale: Vec<Stale>,
     notices: Vec<Notice>,
 }
@@ -165,7 +165,6 @@ impl Allocator {
             v6: Family::default(),
             ids: Ids { next: next_id.max(1), used: HashSet::new() },
             listed: false,
-            synced: false,
             stale: Vec::new(),
             notices: Vec::new(),
         }
@@ -261,17 +260,14 @@ impl Allocator {
             return Ok(Outcome::default());
         }
         let mut outcome = Outcome::default();
-        let adopting = !self.synced;
-        if adopting {
-            let (v4, v6) = (Contents::read(tables)?, Contents::read(tables)?);
-            self.v4.adopt(v4, &mut self.ids);
-            self.v6.adopt(v6, &mut self.ids);
-            self.dirty.extend(self.entries.keys().cloned());
-        }
-        // Until all is written.
-        self.synced = false;
+        let mut failed = None;
+        let adopting = [
+            adopt(&mut self.v4, tables, &mut self.ids, &mut failed),
+            adopt(&mut self.v6, tables, &mut self.ids, &mut failed),
+        ];
         let mut dirty: Vec<PodKey> = mem::take(&mut self.dirty).into_iter().collect();
-        if adopting {
+        if adopting != [false, false] {
+            dirty = self.entries.keys().cloned().collect();
             // The one that has a key claims the id that stands there.
             dirty.sort_by_cached_key(|key| {
                 let service = self.entries.get(key).and_then(|e| e.service.as_ref());
@@ -281,21 +277,69 @@ impl Allocator {
         for key in dirty {
             self.compile(&key);
         }
-        if adopting {
+        let [adopting4, adopting6] = adopting;
+        if adopting4 {
             self.v4.settle(&mut self.stale);
+        }
+        if adopting6 {
             self.v6.settle(&mut self.stale);
         }
         if !self.stale.is_empty() {
             announce(&self.stale);
         }
-        self.v4.carry_out(tables, &clock, &mut outcome, &mut self.notices)?;
-        self.v6.carry_out(tables, &clock, &mut outcome, &mut self.notices)?;
-        self.synced = true;
+        carry_out(&mut self.v4, tables, &clock, &mut outcome, &mut self.notices, &mut failed);
+        carry_out(&mut self.v6, tables, &clock, &mut outcome, &mut self.notices, &mut failed);
+        if let Some(error) = failed {
+            return Err(error);
+        }
         outcome.stale = mem::take(&mut self.stale);
         outcome.stale.sort_unstable();
         outcome.stale.dedup();
         outcome.notices = mem::take(&mut self.notices);
         Ok(outcome)
+    }
+
+    /// Reads the tables and takes what they hold for the mirror: what somebody else deleted or altered is mended by the
+    /// next sync. Returns how many entries were not as they were written. To be called seldom.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn reconcile<T: Tables>(&mut self, tables: &mut T) -> Result<usize, TableError> {
+        let mut found: usize = 0;
+        if self.v4.synced {
+            found = found.saturating_add(self.v4.reconcile(Contents::read(tables)?));
+        }
+        if self.v6.synced {
+            found = found.saturating_add(self.v6.reconcile(Contents::read(tables)?));
+        }
+        Ok(found)
+    }
+
+    /// Everything that Services' owners should know just now.
+    pub fn notices(&self) -> impl Iterator<Item = Notice> {
+        let compiled = self.entries.iter().flat_map(|(key, entry)| {
+            let uid = entry.service.as_ref().map(|s| Arc::clone(&s.uid)).unwrap_or_default();
+            entry.told.iter().map(move |why| Notice {
+                service: key.clone(),
+                uid: Arc::clone(&uid),
+                why: why.clone(),
+            })
+        });
+        compiled.chain(self.v4.notices()).chain(self.v6.notices())
+    }
+
+    /// How many ways in and ports of Services find no room, or not for all of them.
+    pub fn unfit(&self) -> usize {
+        let of = |keys: usize, ports: usize| keys.saturating_add(ports);
+        let v4 = of(self.v4.unfit.keys.len(), self.v4.unfit.ports.len());
+        v4.saturating_add(of(self.v6.unfit.keys.len(), self.v6.unfit.ports.len()))
+    }
+
+    /// How full the tables are: name, entries, capacity.
+    pub fn fill_levels(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        let v4 = [maps::SERVICE4, maps::CHUNK4, maps::MEMBER4].into_iter().zip(self.v4.fill_level());
+        let v6 = [maps::SERVICE6, maps::CHUNK6, maps::MEMBER6].into_iter().zip(self.v6.fill_level());
+        v4.chain(v6).map(|(name, (entries, capacity))| (name, entries, capacity))
     }
 
     /// One Service's objects to its ports in both families.
@@ -329,5 +373,48 @@ impl Allocator {
         let mut found = self.v4.check(tables as &mut dyn FamilyTables<V4>)?;
         found.extend(self.v6.check(tables as &mut dyn FamilyTables<V6>)?);
         Ok(found)
+    }
+}
+
+/// Makes what the tables of a family hold its mirror, where it is not yet; says whether it did.
+fn adopt<A: Net>(
+    family: &mut Family<A>,
+    tables: &mut dyn FamilyTables<A>,
+    ids: &mut Ids,
+    failed: &mut Option<TableError>,
+) -> bool {
+    if family.synced {
+        return false;
+    }
+    match Contents::read(tables) {
+        Ok(contents) => {
+            family.adopt(contents, ids);
+            // Until something fails.
+            family.synced = true;
+            true
+        }
+        Err(error) => {
+            failed.get_or_insert(error);
+            false
+        }
+    }
+}
+
+/// Writes what is due in a family whose mirror is what the tables hold.
+fn carry_out<A: Net>(
+    family: &mut Family<A>,
+    tables: &mut dyn FamilyTables<A>,
+    clock: &dyn Fn() -> Boottime,
+    outcome: &mut Outcome,
+    notices: &mut Vec<Notice>,
+    failed: &mut Option<TableError>,
+) {
+    if !family.synced {
+        return;
+    }
+    if let Err(error) = family.carry_out(&mut Writing { tables, clock, outcome, notices }) {
+        // Some of it may have been written.
+        family.synced = false;
+        failed.get_or_insert(error);
     }
 }

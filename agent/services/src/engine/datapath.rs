@@ -69,6 +69,7 @@ pub(super) struct Datapath<K: Kernel> {
     /// What Services' owners are to be told.
     notices: Vec<Notice>,
     collect_at: Boottime,
+    reconcile_at: Boottime,
     /// Backends whose sockets are to be ended, by the ways in that lost them, as noted; none until the note of an earlier
     /// process was read.
     dead: Option<HashSet<Lost>>,
@@ -96,6 +97,7 @@ impl<K: Kernel> Datapath<K> {
             tables_again: None,
             notices: Vec::new(),
             collect_at: Boottime::default(),
+            reconcile_at: clock::boottime() + cfg.reconcile,
             dead: None,
             hooked: false,
             cfg,
@@ -201,10 +203,15 @@ impl<K: Kernel> Datapath<K> {
         let slow_net = now >= self.collect_at;
         if slow_net {
             self.pods.all_changed(seen);
-            (self.node_behind, self.links_behind) = (true, true);
+            self.links_behind = true;
         }
         failures.extend(self.keep_node(&mut maps).err().map(Failure::Node));
         failures.extend(self.pods.keep(&self.kernel, &mut maps, seen).err().map(Failure::Pods));
+        if now >= self.reconcile_at {
+            self.reconcile(&mut maps, allocator, &mut failures);
+            self.reconcile_at = now + self.cfg.reconcile;
+        }
+        due.push(self.reconcile_at);
         self.read_links(&mut failures);
         let ready = |uid: &PodUid| seen.get(uid).is_some_and(|pod| pod.status.is_ready());
         let first: Vec<(u32, Role)> = self.pods.unattached(ready).map(|i| (i, Role::Pod)).collect();
@@ -226,12 +233,36 @@ impl<K: Kernel> Datapath<K> {
         failures
     }
 
+    /// Compares the maps with what was written to them; what somebody else took away or altered is mended.
+    fn reconcile(&mut self, maps: &mut K::Maps, allocator: &mut Allocator, failures: &mut Vec<Failure>) {
+        let mut mended: usize = 0;
+        let mut took = |done: Result<usize, TableError>, failed: fn(TableError) -> Failure| match done {
+            Ok(count) => mended = mended.saturating_add(count),
+            Err(error) => failures.push(failed(error)),
+        };
+        took(node::keep(&self.cfg, &self.host, maps), Failure::Node);
+        took(self.pods.reconcile(maps), Failure::Pods);
+        took(allocator.reconcile(maps), Failure::Services);
+        if mended > 0 {
+            tracing::warn!(
+                entries = mended,
+                "entries of the maps were not as this agent wrote them; they are mended"
+            );
+        }
+    }
+
     fn keep_node(&mut self, maps: &mut K::Maps) -> Result<(), TableError> {
         if self.node_behind {
-            node::keep(&self.cfg, &self.host, maps)?;
+            // How many entries were written.
+            let _written = node::keep(&self.cfg, &self.host, maps)?;
             self.node_behind = false;
         }
         Ok(())
+    }
+
+    /// How full the maps of the node and the pods are: name, entries, capacity.
+    pub(super) fn fill_levels(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        self.pods.fill_level().into_iter()
     }
 
     fn keep_tables(

@@ -10,9 +10,10 @@
 //! ten seconds after the runtime answered), so that an agent that has just started takes no endpoint for lost; the hooks
 //! are attached when the tables are full.
 //!
-//! On failure (no BPF file system, programs refused, a full map) pods run without the part that failed, which is said
-//! once and tried again; what is in the kernel goes on. The slow net beneath is the look for old connections: with it
-//! the networks of all pods are looked at.
+//! On failure (no BPF file system, programs refused) pods run without the part that failed, which is said once and tried
+//! again; what is in the kernel goes on. The slow net beneath: now and then the networks of all pods are looked at, the
+//! links of devices and hooks, and the maps are compared with what was written to them; what somebody else took away or
+//! altered is mended.
 
 mod datapath;
 mod made;
@@ -33,7 +34,7 @@ use made::Made;
 use merged::{Changed, Merged};
 use outlet::Outlet;
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{
         Arc,
@@ -54,7 +55,7 @@ const NAMES_SETTLE: Duration = Duration::from_millis(50);
 /// A burst of changes is written once.
 const IDS_SETTLE: Duration = Duration::from_millis(200);
 
-/// So many notices are kept.
+/// So many notices are published.
 const NOTICES: usize = 1000;
 
 /// What the engine is told of its node once.
@@ -66,6 +67,8 @@ pub struct Config {
     pub zone: Arc<str>,
     /// The networks of Services, with their prefix lengths.
     pub networks: Vec<(IpAddr, u8)>,
+    /// Between two comparisons of the maps with what was written to them.
+    pub reconcile: Duration,
     /// Where the ids of the agent before went on; see [`Allocator::new`].
     pub next_id: u32,
 }
@@ -80,8 +83,6 @@ pub struct Engine<K: Kernel, N: Node> {
     made: Made,
     names: Outlet,
     ids: Outlet,
-    /// What is not carried, newest last.
-    notices: VecDeque<Notice>,
     /// The pods as last looked at.
     pods: BTreeMap<PodUid, SeenPod>,
     /// Pods as they were before they changed, and as they are, until slices were made of them.
@@ -107,7 +108,6 @@ impl<K: Kernel, N: Node> Engine<K, N> {
             made: Made::default(),
             names: Outlet::new("names of Services are", NAMES_SETTLE),
             ids: Outlet::new("names of Services for commands are", IDS_SETTLE),
-            notices: VecDeque::new(),
             pods: BTreeMap::new(),
             moved: Vec::new(),
             answered: None,
@@ -159,11 +159,17 @@ impl<K: Kernel, N: Node> Engine<K, N> {
     }
 
     fn tell_health(&mut self) {
-        let now = DatapathHealth {
-            hooked: self.datapath.hooked(),
-            open: self.open,
-            failures: self.datapath.failures().to_vec(),
-        };
+        let mut failures = self.datapath.failures().to_vec();
+        let unfit = self.allocator.unfit();
+        if unfit > 0 {
+            failures.push(format!(
+                "the tables are full: {unfit} ways in or ports of Services are left out or served in part (see `berth events` and `berth bpf`)"
+            ));
+        }
+        let fill = self.allocator.fill_levels().chain(self.datapath.fill_levels());
+        let full = fill.filter(|(_, entries, capacity)| is_nearly_full(*entries, *capacity));
+        failures.extend(full.map(|(table, ..)| format!("table {table} is nearly full (see `berth bpf`)")));
+        let now = DatapathHealth { hooked: self.datapath.hooked(), open: self.open, failures };
         if now != self.health {
             self.node.health(&now);
             self.health = now;
@@ -249,15 +255,18 @@ impl<K: Kernel, N: Node> Engine<K, N> {
         for notice in notices {
             self.node.tell(&notice);
             self.ids.changed();
-            self.notices.push_back(notice);
         }
-        self.notices.drain(..self.notices.len().saturating_sub(NOTICES));
-        let Engine { node, allocator, services, slices, notices, .. } = self;
-        let ids =
-            self.ids.keep(now, || node.publish_ids(allocator.names(), allocator.next_id(), notices.iter()));
+        let Engine { node, allocator, services, slices, .. } = self;
+        let notices = || allocator.notices().take(NOTICES);
+        let ids = self.ids.keep(now, || node.publish_ids(allocator.names(), allocator.next_id(), notices()));
         let names = self.names.keep(now, || node.publish_names(services.all(), slices.all()));
         [ids, names].into_iter().flatten()
     }
+}
+
+/// From nine tenths on.
+fn is_nearly_full(entries: usize, capacity: usize) -> bool {
+    capacity > 0 && entries.saturating_mul(10) >= capacity.saturating_mul(9)
 }
 
 /// Whether names of the zone may follow from the slice: those of a headless Service's endpoints, and of endpoints that

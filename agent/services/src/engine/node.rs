@@ -3,7 +3,11 @@
 use super::Config;
 use crate::{HostNetwork, Net, NodeFacts, NodeTables, Table, TableError};
 use berth_ebpf_abi::{Config as Told, NodeAddress, Prefix, V4, V6, config};
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 /// Masqueraded connections take ports below node ports and below those that the kernel gives out by itself.
 const MASQUERADE_PORTS: [u16; 2] = [1_024, 29_999];
@@ -13,29 +17,43 @@ pub(super) fn facts(cfg: &Config, host: &HostNetwork) -> NodeFacts {
     NodeFacts { name: Arc::clone(&cfg.node), zone: Arc::clone(&cfg.zone), addresses: host.addresses.clone() }
 }
 
-/// Brings the maps of the node's addresses and its configuration to what is wanted.
-pub(super) fn keep(cfg: &Config, host: &HostNetwork, maps: &mut impl NodeTables) -> Result<(), TableError> {
-    addresses::<V4>(host, maps.nodes4())?;
-    addresses::<V6>(host, maps.nodes6())?;
+/// Brings the maps of the node's addresses and its configuration to what is wanted; returns how many entries that took.
+pub(super) fn keep(
+    cfg: &Config,
+    host: &HostNetwork,
+    maps: &mut impl NodeTables,
+) -> Result<usize, TableError> {
+    let written = addresses::<V4>(host, maps.nodes4())?.saturating_add(addresses::<V6>(host, maps.nodes6())?);
     let wanted = configuration(cfg, host);
     if maps.config().read()?.iter().all(|told| *told != (0, wanted)) {
         maps.config().put(&[(0, wanted)])?;
+        return Ok(written.saturating_add(1));
     }
-    Ok(())
+    Ok(written)
 }
 
-fn addresses<A: Net>(host: &HostNetwork, map: &mut dyn Table<A, NodeAddress>) -> Result<(), TableError> {
+fn addresses<A: Net>(host: &HostNetwork, map: &mut dyn Table<A, NodeAddress>) -> Result<usize, TableError> {
     let value = |ip: &IpAddr| NodeAddress { node_ports: u32::from(host.node_ips.contains(ip)) };
-    let wanted: BTreeMap<A, NodeAddress> =
+    let mut wanted: Vec<(A, NodeAddress)> =
         host.addresses.iter().filter_map(|ip| Some((A::of(*ip)?, value(ip)))).collect();
+    // Where not all of them find room (a left-over kube-ipvs0 bears one for each Service) the node IPs do.
+    wanted.sort_by_key(|(_, value)| value.node_ports == 0);
+    wanted.truncate(map.capacity());
     let there: BTreeMap<A, NodeAddress> = map.read()?.into_iter().collect();
-    for (key, value) in wanted.iter().filter(|(key, value)| there.get(key) != Some(value)) {
-        map.put(&[(*key, *value)])?;
+    let keys: BTreeSet<A> = wanted.iter().map(|(key, _)| *key).collect();
+    let gone: Vec<A> = there.keys().filter(|key| !keys.contains(key)).copied().collect();
+    wanted.retain(|(key, value)| there.get(key) != Some(value));
+    let full = there.len().saturating_add(wanted.len()) > map.capacity();
+    if full && !gone.is_empty() {
+        map.delete(&gone)?;
     }
-    for key in there.keys().filter(|k| !wanted.contains_key(*k)) {
-        map.delete(&[*key])?;
+    if !wanted.is_empty() {
+        map.put(&wanted)?;
     }
-    Ok(())
+    if !full && !gone.is_empty() {
+        map.delete(&gone)?;
+    }
+    Ok(wanted.len().saturating_add(gone.len()))
 }
 
 fn configuration(cfg: &Config, host: &HostNetwork) -> Told {

@@ -39,6 +39,10 @@ pub(super) struct Pods {
     attached: BTreeSet<u32>,
     /// Whether the maps were read: what stands there for nobody goes then.
     read: bool,
+    /// Networks are to be looked at anew, whatever is known of them.
+    anew: bool,
+    /// How many pods the maps take.
+    capacity: Option<usize>,
 }
 
 impl Pods {
@@ -47,8 +51,10 @@ impl Pods {
         self.again.insert(uid.clone());
     }
 
-    /// All are to be looked at.
+    /// All are to be looked at, also those of which nothing changed that is seen from here: the pair of devices may have
+    /// been made anew in the same namespace.
     pub(super) fn all_changed(&mut self, seen: &BTreeMap<PodUid, SeenPod>) {
+        self.anew = true;
         self.again.extend(seen.keys().chain(self.held.keys()).cloned());
     }
 
@@ -82,6 +88,7 @@ impl Pods {
             }
         }
         self.again = later;
+        self.anew = false;
         for (uid, now) in found {
             let before = match &now {
                 Some(held) if self.held.get(&uid) == Some(held) => continue,
@@ -92,6 +99,7 @@ impl Pods {
             self.devices = self.held.values().filter_map(|h| Some(h.device?.ifindex)).collect();
         }
         if !self.read {
+            self.capacity = Some(maps.clients().capacity());
             self.sweep(maps)?;
             self.read = true;
         }
@@ -109,7 +117,7 @@ impl Pods {
         let out = pod.pod.annotations.get(SOCKET_HOOKS).is_some_and(|value| value == "off");
         let flags = if out { local_pod::NO_SOCKET_HOOKS } else { 0 };
         let same = |h: &&Held| h.inode == inode && h.ips == *ips && h.client.flags == flags;
-        if let Some(held) = self.held.get(uid).filter(same) {
+        if let Some(held) = self.held.get(uid).filter(same).filter(|_| !self.anew) {
             return Ok(held.clone());
         }
         let network = kernel.network(uid)?;
@@ -155,6 +163,42 @@ impl Pods {
         all(maps.clients(), |cookie| cookies.contains(cookie))?;
         all(maps.pods4(), |ip| ips.contains(&ip.ip()))?;
         all(maps.pods6(), |ip| ips.contains(&ip.ip()))
+    }
+
+    /// Compares the maps with what was written to them and mends them; returns how many entries were others.
+    pub(super) fn reconcile(&mut self, maps: &mut impl NodeTables) -> Result<usize, TableError> {
+        fn mend<K: Ord + Copy, V: PartialEq + Copy>(
+            table: &mut dyn Table<K, V>,
+            wanted: &BTreeMap<K, V>,
+        ) -> Result<usize, TableError> {
+            let there: BTreeMap<K, V> = table.read()?.into_iter().collect();
+            let lost: Vec<(K, V)> =
+                wanted.iter().filter(|(k, v)| there.get(k) != Some(v)).map(|(k, v)| (*k, *v)).collect();
+            let strange: Vec<K> = there.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+            if !lost.is_empty() {
+                table.put(&lost)?;
+            }
+            if !strange.is_empty() {
+                table.delete(&strange)?;
+            }
+            Ok(lost.len().saturating_add(strange.len()))
+        }
+        if !self.read || !self.leaving.is_empty() {
+            return Ok(0);
+        }
+        let clients = self.held.values().map(|h| (h.cookie, h.client)).collect();
+        let mut found = mend(maps.clients(), &clients)?;
+        let with_device = || self.held.values().filter_map(|h| Some((h.device?, &h.ips)));
+        let of = || with_device().flat_map(|(device, ips)| ips.iter().map(move |ip| (*ip, device)));
+        let v4 = of().filter_map(|(ip, device)| Some((V4::of(ip)?, device))).collect();
+        found = found.saturating_add(mend(maps.pods4(), &v4)?);
+        let v6 = of().filter_map(|(ip, device)| Some((V6::of(ip)?, device))).collect();
+        Ok(found.saturating_add(mend(maps.pods6(), &v6)?))
+    }
+
+    /// How full the maps are: name, entries, capacity.
+    pub(super) fn fill_level(&self) -> Option<(&'static str, usize, usize)> {
+        self.capacity.map(|capacity| (berth_ebpf_abi::maps::CLIENT, self.held.len(), capacity))
     }
 
     /// The host's devices of all pods.

@@ -23,6 +23,10 @@ impl<K: Plain, V: Plain> Table<K, V> for Map<K, V> {
     fn delete(&mut self, keys: &[K]) -> Result<(), TableError> {
         self.delete_all(keys).map(drop).map_err(failed("delete from", self.name()))
     }
+
+    fn capacity(&self) -> usize {
+        usize::try_from(self.max_entries()).unwrap_or(usize::MAX)
+    }
 }
 
 fn failed(

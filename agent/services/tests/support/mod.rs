@@ -143,6 +143,8 @@ pub(crate) struct Maps<A: Net> {
     /// When a generation was last to be seen at any key.
     last_seen: HashMap<(u32, u32), Boottime>,
     pub(crate) watched: bool,
+    /// How many entries they take: services, chunks, members.
+    pub(crate) capacity: [usize; 3],
     clock: Rc<Cell<Duration>>,
     fuse: Rc<Fuse>,
 }
@@ -156,6 +158,7 @@ impl<A: Net> Maps<A> {
             new: HashMap::new(),
             last_seen: HashMap::new(),
             watched: true,
+            capacity: [usize::MAX; 3],
             clock: Rc::clone(clock),
             fuse: Rc::clone(fuse),
         }
@@ -310,7 +313,20 @@ impl FamilyTables<V6> for Fake {
     }
 }
 
+/// As the kernel's hash: what is there may be written over.
+fn full<K: Eq + std::hash::Hash, V>(map: &HashMap<K, V>, key: &K, capacity: usize) -> Result<(), TableError> {
+    if map.len() < capacity || map.contains_key(key) {
+        return Ok(());
+    }
+    let source = std::io::Error::from_raw_os_error(7).into();
+    Err(TableError { operation: "put into", table: "FAKE", source })
+}
+
 impl<A: Net> Table<ServiceKey<A>, Value<A>> for Maps<A> {
+    fn capacity(&self) -> usize {
+        self.capacity[0]
+    }
+
     fn read(&mut self) -> Result<Vec<(ServiceKey<A>, Value<A>)>, TableError> {
         Ok(self.services.iter().map(|(k, v)| (*k, *v)).collect())
     }
@@ -325,6 +341,7 @@ impl<A: Net> Table<ServiceKey<A>, Value<A>> for Maps<A> {
                 assert_eq!(maps.new.get(key), Some(&view), "{key:?}");
                 maps.check_members(value, &view);
             }
+            full(&maps.services, key, maps.capacity[0])?;
             if let Some(old) = maps.services.insert(*key, *value) {
                 maps.last_seen.insert((old.id, old.generation), now);
             }
@@ -347,6 +364,10 @@ impl<A: Net> Table<ServiceKey<A>, Value<A>> for Maps<A> {
 }
 
 impl<A: Net> Table<ChunkKey, Chunk<A>> for Maps<A> {
+    fn capacity(&self) -> usize {
+        self.capacity[1]
+    }
+
     fn read(&mut self) -> Result<Vec<(ChunkKey, Chunk<A>)>, TableError> {
         Ok(self.chunks.iter().map(|(k, v)| (*k, *v)).collect())
     }
@@ -360,6 +381,7 @@ impl<A: Net> Table<ChunkKey, Chunk<A>> for Maps<A> {
                     maps.services.values().any(|v| (v.id, v.generation) == (key.id, key.generation));
                 assert!(!visible, "{key:?} is written below its readers");
             }
+            full(&maps.chunks, key, maps.capacity[1])?;
             maps.chunks.insert(*key, *chunk);
         }
         Ok(())
@@ -388,6 +410,10 @@ impl<A: Net> Table<ChunkKey, Chunk<A>> for Maps<A> {
 }
 
 impl<A: Net> Table<MemberKey<A>, u32> for Maps<A> {
+    fn capacity(&self) -> usize {
+        self.capacity[2]
+    }
+
     fn read(&mut self) -> Result<Vec<(MemberKey<A>, u32)>, TableError> {
         Ok(self.members.iter().map(|(k, v)| (*k, *v)).collect())
     }
@@ -395,6 +421,7 @@ impl<A: Net> Table<MemberKey<A>, u32> for Maps<A> {
     fn put(&mut self, entries: &[(MemberKey<A>, u32)]) -> Result<(), TableError> {
         for (key, value) in entries {
             self.fuse.burn()?;
+            full(&self.members, key, self.capacity[2])?;
             self.members.insert(*key, *value);
         }
         Ok(())

@@ -37,10 +37,22 @@ impl<K: Ord + Copy, V: Copy> Table<K, V> for Plain<K, V> {
         self.0.retain(|k, _| !keys.contains(k));
         Ok(())
     }
+    fn capacity(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// A list of objects, handed over as a whole.
 pub(crate) type Shared<T> = Arc<Vec<Arc<T>>>;
+
+/// What somebody else did to the maps; each is taken away where the engine reads them.
+#[derive(Debug, Default)]
+pub(crate) struct Spoil {
+    /// The ways in over IPv4 are gone.
+    pub(crate) services: bool,
+    /// What is shown of the other maps is what they hold.
+    pub(crate) maps: bool,
+}
 
 /// What both halves share with the test.
 #[derive(Debug, Default)]
@@ -57,6 +69,8 @@ pub(crate) struct State {
     pub(crate) node_ips: Vec<IpAddr>,
     pub(crate) networks: BTreeMap<PodUid, (u64, PodNetwork)>,
     pub(crate) refuse_open: bool,
+    pub(crate) refuse_hooks: bool,
+    pub(crate) spoil: Spoil,
     // What was done.
     pub(crate) opened: usize,
     pub(crate) hooked: usize,
@@ -72,6 +86,8 @@ pub(crate) struct State {
     pub(crate) files: usize,
     pub(crate) told: Vec<Notice>,
     pub(crate) health: DatapathHealth,
+    /// As they were last published.
+    pub(crate) notices: Vec<Notice>,
     pub(crate) clients: BTreeMap<u64, Client>,
     pub(crate) pods4: BTreeMap<V4, LocalPod>,
     pub(crate) nodes4: BTreeMap<V4, NodeAddress>,
@@ -80,6 +96,8 @@ pub(crate) struct State {
     /// Ways in over IPv4 and how many backends their cluster set has.
     pub(crate) fronts: BTreeMap<(IpAddr, u16), u16>,
     pub(crate) written: usize,
+    /// How many ways in over IPv4 there is room for.
+    pub(crate) capacity: Option<usize>,
 }
 
 /// The world; clones are one.
@@ -187,13 +205,15 @@ impl Node for FakeNode {
         Ok(())
     }
 
-    fn publish_ids<'a>(
+    fn publish_ids(
         &mut self,
         _ids: impl Iterator<Item = Named>,
         _next_id: u32,
-        _notices: impl Iterator<Item = &'a Notice>,
+        notices: impl Iterator<Item = Notice>,
     ) -> Result<(), Cause> {
-        self.world.state().files += 1;
+        let mut state = self.world.state();
+        state.files += 1;
+        state.notices = notices.collect();
         Ok(())
     }
 
@@ -230,10 +250,16 @@ struct Shown<K, V> {
     table: Plain<K, V>,
     world: World,
     show: Show<K, V>,
+    /// Whether it shows nothing.
+    gone: fn(&State) -> bool,
 }
 
 impl<K: Ord + Copy, V: Copy> Table<K, V> for Shown<K, V> {
     fn read(&mut self) -> Result<Vec<(K, V)>, TableError> {
+        let state = self.world.state();
+        if state.spoil.maps && (self.gone)(&state) {
+            self.table.0.clear();
+        }
         self.table.read()
     }
     fn put(&mut self, entries: &[(K, V)]) -> Result<(), TableError> {
@@ -246,6 +272,9 @@ impl<K: Ord + Copy, V: Copy> Table<K, V> for Shown<K, V> {
         (self.show)(&mut self.world.state(), &self.table.0);
         Ok(())
     }
+    fn capacity(&self) -> usize {
+        self.table.capacity()
+    }
 }
 
 impl FakeMaps {
@@ -254,8 +283,9 @@ impl FakeMaps {
             world: &World,
             there: BTreeMap<K, V>,
             show: Show<K, V>,
+            gone: fn(&State) -> bool,
         ) -> Shown<K, V> {
-            Shown { table: Plain(there), world: world.clone(), show }
+            Shown { table: Plain(there), world: world.clone(), show, gone }
         }
         let (clients, pods4, nodes4) = {
             let state = world.state();
@@ -264,21 +294,36 @@ impl FakeMaps {
         FakeMaps {
             world: world.clone(),
             tables: Fake::unwatched(),
-            clients: shown(world, clients, |state, all| state.clients.clone_from(all)),
-            pods4: shown(world, pods4, |state, all| state.pods4.clone_from(all)),
+            clients: shown(
+                world,
+                clients,
+                |state, all| state.clients.clone_from(all),
+                |s| s.clients.is_empty(),
+            ),
+            pods4: shown(world, pods4, |state, all| state.pods4.clone_from(all), |s| s.pods4.is_empty()),
             pods6: Plain(BTreeMap::new()),
-            nodes4: shown(world, nodes4, |state, all| state.nodes4.clone_from(all)),
+            nodes4: shown(world, nodes4, |state, all| state.nodes4.clone_from(all), |s| s.nodes4.is_empty()),
             nodes6: Plain(BTreeMap::new()),
-            config: shown(world, BTreeMap::new(), |state, all| {
-                state.configured += 1;
-                state.masquerade4 = all.values().next().map(|config| config.masquerade4);
-            }),
+            config: shown(
+                world,
+                BTreeMap::new(),
+                |state, all| {
+                    state.configured += 1;
+                    state.masquerade4 = all.values().next().map(|config| config.masquerade4);
+                },
+                |s| s.masquerade4.is_none(),
+            ),
         }
     }
 }
 
 impl Table<ServiceKey<V4>, Value<V4>> for FakeMaps {
     fn read(&mut self) -> Result<Vec<(ServiceKey<V4>, Value<V4>)>, TableError> {
+        let mut state = self.world.state();
+        if std::mem::take(&mut state.spoil.services) {
+            self.tables.v4.services.clear();
+            state.fronts.clear();
+        }
         self.tables.v4.read()
     }
     fn put(&mut self, entries: &[(ServiceKey<V4>, Value<V4>)]) -> Result<(), TableError> {
@@ -296,6 +341,9 @@ impl Table<ServiceKey<V4>, Value<V4>> for FakeMaps {
             state.fronts.remove(&(key.addr.ip(), u16::from_be(key.port)));
         }
         self.tables.v4.delete(keys)
+    }
+    fn capacity(&self) -> usize {
+        self.world.state().capacity.unwrap_or(usize::MAX)
     }
 }
 
@@ -358,7 +406,11 @@ impl Kernel for FakeKernel {
     }
 
     fn attach_hooks(&mut self, _look: bool) -> Result<(), Cause> {
-        self.world.state().hooked += 1;
+        let mut state = self.world.state();
+        if state.refuse_hooks {
+            return Err("no cgroup".into());
+        }
+        state.hooked += 1;
         Ok(())
     }
 

@@ -1,0 +1,333 @@
+//! Writing: the order that keeps readers whole, what is done where a table has no room, and what is mended.
+//!
+//! New chunks and members come first, then Service values (each overwrite publishes a whole set), then deletion of keys
+//! and members, then, [`REST`] later, of the chunks that no value names any more.
+//!
+//! What does not fit holds up nobody else. A port whose chunks or members find no room waits until what is removed in the
+//! same sync has made some, at most once for chunks that still rest; then the backends that fit into its value are
+//! published, without affinity. A way in that finds no room is left out, the newest Service's first. Owners hear of both.
+//! When room comes, all of it is published.
+
+use super::{
+    Outcome, REST,
+    adopt::Contents,
+    family::{Family, Port, chunk_keys, chunks, published_members},
+};
+use crate::{Net, Notice, TableError, tables::FamilyTables};
+use berth_core::time::Boottime;
+use berth_ebpf_abi::{ChunkKey, MemberKey, ServiceKey};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    mem,
+};
+
+/// Where a sync writes to, and what it tells.
+pub(super) struct Writing<'w, A: Net> {
+    pub(super) tables: &'w mut dyn FamilyTables<A>,
+    pub(super) clock: &'w dyn Fn() -> Boottime,
+    pub(super) outcome: &'w mut Outcome,
+    pub(super) notices: &'w mut Vec<Notice>,
+}
+
+impl<A: Net> Family<A> {
+    /// Writes everything that is due.
+    pub(super) fn carry_out(&mut self, to: &mut Writing<'_, A>) -> Result<(), TableError> {
+        self.remove_rested(to)?;
+        self.try_unfit(to);
+        let mut short = self.fill(to)?;
+        let mut unfit = self.publish(to, &short)?;
+        self.remove(to, &short)?;
+        if !short.is_empty() || !unfit.is_empty() {
+            // What was removed may have made room.
+            self.pending = mem::take(&mut short);
+            self.touched.extend(unfit.drain(..));
+            short = self.fill(to)?;
+            self.unfit.room = self.room(to);
+            self.cut_short(&mut short);
+            unfit = self.publish(to, &short)?;
+            self.remove(to, &short)?;
+        }
+        self.pending.extend(short);
+        self.tell_unfit(to, unfit);
+        let due = self.resting.front().map(|(due, _)| *due);
+        // What made way by being published in part may have made room for all of it.
+        let again = (self.has_unfit() && self.grew(to)).then(|| (to.clock)());
+        to.outcome.due = [to.outcome.due, due, again].into_iter().flatten().min();
+        Ok(())
+    }
+
+    fn has_unfit(&self) -> bool {
+        !self.unfit.keys.is_empty() || !self.unfit.ports.is_empty()
+    }
+
+    /// Whether there is more room than when it was found that something does not fit.
+    fn grew(&mut self, to: &mut Writing<'_, A>) -> bool {
+        self.room(to).iter().zip(self.unfit.room).any(|(now, then)| *now > then)
+    }
+
+    /// What fits by now although it did not before is to be written.
+    fn try_unfit(&mut self, to: &mut Writing<'_, A>) {
+        if !self.has_unfit() || !self.grew(to) {
+            return;
+        }
+        let room = self.room(to);
+        self.unfit.room = room;
+        if room.first().is_some_and(|services| *services > 0) {
+            self.touched.extend(&self.unfit.keys);
+        }
+        let [_, mut chunk_room, mut member_room] = room;
+        for id in self.unfit.ports.clone() {
+            let Some(port) = self.ports.get_mut(&id).filter(|port| port.reduced) else { continue };
+            port.reduced = false;
+            let members = published_members(id, port);
+            let chunk_count = chunk_keys(id, port).count();
+            if chunk_count > chunk_room || members.len() > member_room {
+                port.reduced = true;
+                continue;
+            }
+            chunk_room = chunk_room.saturating_sub(chunk_count);
+            member_room = member_room.saturating_sub(members.len());
+            let members: HashSet<MemberKey<A>> = members.into_iter().collect();
+            self.old_members.retain(|key| !members.contains(key));
+            port.highest = port.highest.wrapping_add(1);
+            port.generation = port.highest;
+            self.pending.insert(id);
+            self.touched.extend(port.wanted.fronts.iter().map(|(key, _)| *key));
+        }
+    }
+
+    /// The room in the tables: services, chunks, members.
+    fn room(&mut self, to: &mut Writing<'_, A>) -> [usize; 3] {
+        let tables = &mut to.tables;
+        self.capacity =
+            [tables.services().capacity(), tables.chunks().capacity(), tables.members().capacity()];
+        let [services, chunks, members] = self.capacity;
+        [
+            services.saturating_sub(self.services.len()),
+            chunks.saturating_sub(self.chunks.len()),
+            members.saturating_sub(self.members.len()),
+        ]
+    }
+
+    /// How full the tables are: services, chunks, members; entries and capacity.
+    pub(super) fn fill_level(&self) -> [(usize, usize); 3] {
+        let [services, chunks, members] = self.capacity;
+        [(self.services.len(), services), (self.chunks.len(), chunks), (self.members.len(), members)]
+    }
+
+    /// Writes chunks and members of pending ports; returns the ports for which there is no room.
+    fn fill(&mut self, to: &mut Writing<'_, A>) -> Result<BTreeSet<u32>, TableError> {
+        let [_, mut chunk_room, mut member_room] = self.room(to);
+        let (mut short, mut new_chunks, mut new_members) = (BTreeSet::new(), Vec::new(), Vec::new());
+        for id in mem::take(&mut self.pending) {
+            let Some(port) = self.ports.get(&id) else { continue };
+            let chunks: Vec<_> = chunks(id, port).filter(|(key, _)| !self.chunks.contains(key)).collect();
+            let mut members = published_members(id, port);
+            members.retain(|key| !self.members.contains(key));
+            if chunks.len() > chunk_room || members.len() > member_room {
+                short.insert(id);
+                continue;
+            }
+            chunk_room = chunk_room.saturating_sub(chunks.len());
+            member_room = member_room.saturating_sub(members.len());
+            new_chunks.extend(chunks);
+            new_members.extend(members.into_iter().map(|key| (key, 1)));
+            self.waited.remove(&id);
+        }
+        put(&new_chunks, |e| to.tables.chunks().put(e), to.outcome)?;
+        self.chunks.extend(new_chunks.into_iter().map(|(key, _)| key));
+        put(&new_members, |e| to.tables.members().put(e), to.outcome)?;
+        self.members.extend(new_members.into_iter().map(|(key, _)| key));
+        Ok(short)
+    }
+
+    /// Ports that have waited, or that no resting chunks make room for, are published in part.
+    fn cut_short(&mut self, short: &mut BTreeSet<u32>) {
+        for id in short.clone() {
+            if !self.resting.is_empty() && self.waited.insert(id) {
+                continue;
+            }
+            short.remove(&id);
+            let Some(port) = self.ports.get_mut(&id) else { continue };
+            let there = published_members(id, port).into_iter().filter(|key| self.members.contains(key));
+            self.old_members.extend(there);
+            port.reduced = true;
+            port.highest = port.highest.wrapping_add(1);
+            port.generation = port.highest;
+            self.unfit.ports.insert(id);
+            self.waited.remove(&id);
+            self.touched.extend(port.wanted.fronts.iter().map(|(key, _)| *key));
+        }
+    }
+
+    /// Writes the values of touched keys, but those of ports that wait; takes out keys that are nobody's any more.
+    /// Returns the new keys for which there is no room.
+    fn publish(
+        &mut self,
+        to: &mut Writing<'_, A>,
+        short: &BTreeSet<u32>,
+    ) -> Result<Vec<ServiceKey<A>>, TableError> {
+        let (mut over, mut new, mut gone, mut later) = (Vec::new(), Vec::new(), Vec::new(), HashSet::new());
+        for key in mem::take(&mut self.touched) {
+            self.conflicts(&key, to.notices);
+            if self.claims.get(&key).and_then(|c| c.first()).is_some_and(|id| short.contains(id)) {
+                later.insert(key);
+                continue;
+            }
+            match (self.value(&key), self.services.get(&key)) {
+                (Some(value), Some(there)) if value == *there => {}
+                (Some(value), Some(_)) => over.push((key, value)),
+                (Some(value), None) => new.push((key, value)),
+                (None, Some(_)) => gone.push(key),
+                (None, None) => {}
+            }
+        }
+        self.touched = later;
+        let [room, ..] = self.room(to);
+        if new.len() > room {
+            self.take_out(to, &mem::take(&mut gone))?;
+            // Older Services first, and their ports before the bare address.
+            let age = |key: &ServiceKey<A>| {
+                let owner = self.claims.get(key).and_then(|c| self.ports.get(c.first()?)).map(|p| &p.owner);
+                (owner.map(|o| (o.created, o.uid.clone())), key.port == 0)
+            };
+            new.sort_by_cached_key(|(key, _)| age(key));
+        }
+        let [room, ..] = self.room(to);
+        let unfit = new.split_off(new.len().min(room)).into_iter().map(|(key, _)| key).collect();
+        over.extend(new);
+        put(&over, |e| to.tables.services().put(e), to.outcome)?;
+        for (key, _) in &over {
+            self.unfit.keys.remove(key);
+        }
+        self.services.extend(over);
+        self.take_out(to, &gone)?;
+        Ok(unfit)
+    }
+
+    fn take_out(&mut self, to: &mut Writing<'_, A>, gone: &[ServiceKey<A>]) -> Result<(), TableError> {
+        delete(gone, |k| to.tables.services().delete(k), to.outcome)?;
+        for key in gone {
+            self.services.remove(key);
+        }
+        Ok(())
+    }
+
+    /// Takes out members and chunks that nobody may find any more; what the values of waiting ports name stays.
+    fn remove(&mut self, to: &mut Writing<'_, A>, short: &BTreeSet<u32>) -> Result<(), TableError> {
+        let there = |key: &MemberKey<A>| self.members.contains(key);
+        let (kept, mut gone): (Vec<_>, Vec<_>) =
+            mem::take(&mut self.old_members).into_iter().partition(|key| short.contains(&key.id));
+        gone.retain(there);
+        delete(&gone, |k| to.tables.members().delete(k), to.outcome)?;
+        for key in &gone {
+            self.members.remove(key);
+        }
+        self.old_members = kept;
+
+        let now = (to.clock)();
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            mem::take(&mut self.old_chunks).into_iter().partition(|key: &ChunkKey| short.contains(&key.id));
+        self.old_chunks = kept;
+        self.resting.extend(gone.into_iter().map(|key| (now + REST, key)));
+        self.remove_rested(to)
+    }
+
+    /// Takes out chunks that no reader can meet any more.
+    fn remove_rested(&mut self, to: &mut Writing<'_, A>) -> Result<(), TableError> {
+        if self.resting.is_empty() {
+            return Ok(());
+        }
+        let now = (to.clock)();
+        let rested = self.resting.partition_point(|(due, _)| *due <= now);
+        let rested: Vec<ChunkKey> = self.resting.drain(..rested).map(|(_, key)| key).collect();
+        delete(&rested, |k| to.tables.chunks().delete(k), to.outcome)?;
+        for key in &rested {
+            self.chunks.remove(key);
+        }
+        Ok(())
+    }
+
+    /// Notes what does not fit, and tells the owners who do not know yet.
+    fn tell_unfit(&mut self, to: &mut Writing<'_, A>, unfit: Vec<ServiceKey<A>>) {
+        for key in unfit {
+            if self.unfit.keys.insert(key) {
+                to.notices.extend(self.no_room(&key));
+            }
+        }
+        let ports = &self.ports;
+        self.unfit.ports.retain(|id| ports.get(id).is_some_and(|port| port.reduced));
+        self.unfit.told.retain(|id| self.unfit.ports.contains(id));
+        // While there is more room to come, or to be tried, nobody is told.
+        if self.resting.is_empty() && !self.grew(to) {
+            for id in self.unfit.ports.difference(&self.unfit.told) {
+                to.notices.extend(self.ports.get(id).map(Port::cut_short));
+            }
+            self.unfit.told.clone_from(&self.unfit.ports);
+        }
+    }
+
+    /// Takes what the tables really hold for the mirror: what is other than it should be is written at the next carrying
+    /// out. Returns how many entries were others.
+    pub(super) fn reconcile(&mut self, contents: Contents<A>) -> usize {
+        let mut found: usize = 0;
+        let services: HashMap<_, _> = contents.services.into_iter().collect();
+        let mut other = |other: bool| found = found.saturating_add(usize::from(other));
+        for key in services.keys().chain(self.services.keys().filter(|key| !services.contains_key(*key))) {
+            let differs = services.get(key) != self.services.get(key);
+            other(differs);
+            if differs {
+                self.touched.insert(*key);
+            }
+        }
+        self.services = services;
+        for (id, port) in &self.ports {
+            for (key, chunk) in chunks(*id, port).filter(|(key, _)| self.chunks.contains(key)) {
+                if contents.chunks.get(&key) != Some(&chunk) {
+                    other(true);
+                    self.pending.insert(*id);
+                }
+            }
+        }
+        let mut wanted: HashMap<ChunkKey, _> = HashMap::new();
+        for id in &self.pending {
+            wanted.extend(self.ports.get(id).into_iter().flat_map(|port| chunks(*id, port)));
+        }
+        let strange: Vec<ChunkKey> =
+            contents.chunks.keys().filter(|key| !self.chunks.contains(key)).copied().collect();
+        strange.iter().for_each(|_| other(true));
+        // One that differs counts as one that is not there: it is written over.
+        let whole =
+            |key: &ChunkKey| wanted.get(key).is_none_or(|chunk| contents.chunks.get(key) == Some(chunk));
+        self.chunks = contents.chunks.keys().filter(|key| whole(key)).copied().collect();
+        self.old_chunks.extend(strange);
+        let members: HashSet<MemberKey<A>> = contents.members.into_iter().map(|(key, _)| key).collect();
+        for key in self.members.difference(&members) {
+            other(true);
+            self.pending.insert(key.id);
+        }
+        let strange: Vec<MemberKey<A>> = members.difference(&self.members).copied().collect();
+        strange.iter().for_each(|_| other(true));
+        self.members = members;
+        self.old_members.extend(strange);
+        found
+    }
+}
+
+fn put<T>(
+    entries: &[T],
+    write: impl FnOnce(&[T]) -> Result<(), TableError>,
+    outcome: &mut Outcome,
+) -> Result<(), TableError> {
+    outcome.put = outcome.put.saturating_add(entries.len());
+    if entries.is_empty() { Ok(()) } else { write(entries) }
+}
+
+fn delete<T>(
+    keys: &[T],
+    write: impl FnOnce(&[T]) -> Result<(), TableError>,
+    outcome: &mut Outcome,
+) -> Result<(), TableError> {
+    outcome.deleted = outcome.deleted.saturating_add(keys.len());
+    if keys.is_empty() { Ok(()) } else { write(keys) }
+}
