@@ -157,7 +157,8 @@ fn both_sides_are_as_the_design_says() {
     assert_eq!(host.netns.sysctl("ipv4/ip_forward"), "0");
     assert_eq!(host.netns.sysctl(&format!("ipv4/conf/{end}/proxy_arp")), "0");
     assert_eq!(host.netns.sysctl(&format!("ipv4/conf/{end}/route_localnet")), "0");
-    let v6 = pod.ip("-6 addr show dev eth0");
+    // The kernel's own link-local address, which comes by itself, may be tentative for a second.
+    let v6 = pod.ip("-6 -o addr show dev eth0 scope global");
     assert!(v6.contains("fd78::1/128") && !v6.contains("tentative"), "{v6}");
     assert!(pod.ip("neigh").lines().all(|l| l.trim_end().ends_with("PERMANENT")));
     assert!(host.netns.ip(&format!("-6 addr show dev {end}")).contains("fe80::1/128"));
