@@ -20,7 +20,7 @@ use berth_probe::{Prober, ProberConfig};
 use berth_runtime::{RuntimeConfig, spec::HostFacts};
 use berth_services::HostNetworkConfig;
 use berth_source::dir::ServiceRanges;
-use berth_sys::{clock, memory, mount};
+use berth_sys::{clock, memory, mount, service};
 use berth_volumes::Volumes;
 use clap::Args;
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -106,7 +106,8 @@ pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
         args.cluster_domain.get_or_insert_with(|| services::DOMAIN.to_owned());
     }
     memory::bound_arenas();
-    crate::log_to_stderr();
+    crate::logging::to_stderr();
+    crate::helper();
     for dir in [&roots.runtime_state, &roots.lasting_state, &roots.pod_state] {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
@@ -156,8 +157,11 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         );
     }
     remove_unfinished_files(&roots);
-    let prober =
-        Prober::new(ProberConfig::new("/proc/self/exe", cgroups.roots())).context("set up probes")?;
+    let prober = ProberConfig {
+        helper_group: group(&cgroups, "probe-exec"),
+        ..ProberConfig::new("/proc/self/exe", cgroups.roots())
+    };
+    let prober = Prober::new(prober).context("set up probes")?;
 
     let logd = Arc::new(berth_logd::client::Client::new(roots.logd_socket()));
     let roots_file = roots.runtime_state.join("roots.json");
@@ -244,6 +248,7 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
     let runtime_config = RuntimeConfig {
         shim_binary: args.shim,
         shim_pool: args.shim_pool,
+        shim_group: group(&cgroups, "shims"),
         runc_binary: args.runc,
         runc_root: Some(roots.runtime_state.join("runc")),
         ..RuntimeConfig::new(roots.clone(), boot.clone())
@@ -281,6 +286,9 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         stop: stopped,
     }));
     tracing::info!(node = %roots.node_name, "agent runs");
+    if let Err(error) = service::ready() {
+        tracing::warn!(%error, "the service manager is not told that the agent is ready");
+    }
 
     let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -308,6 +316,14 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         runtime.shutdown().await;
     }
     Ok(())
+}
+
+/// The cgroup of helpers that are to be no part of the service that starts them.
+fn group(cgroups: &CgroupTree, name: &str) -> Option<PathBuf> {
+    cgroups.helper_group(name).unwrap_or_else(|error| {
+        tracing::warn!(%error, name, "helpers stay in the agent's cgroup");
+        None
+    })
 }
 
 /// The QoS groups follow the sum of what their pods ask for; when pods have come to rest, the memory that their changes

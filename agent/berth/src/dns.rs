@@ -36,7 +36,8 @@ pub(crate) struct DnsArgs {
 
 /// Serves until told to end.
 pub(crate) fn run(roots: Roots, args: DnsArgs) -> anyhow::Result<()> {
-    crate::log_to_stderr();
+    crate::logging::to_stderr();
+    crate::helper();
     serve(Config::new(roots, args.addresses, args.cluster_domain)).context("dns").map(drop)
 }
 

@@ -11,6 +11,7 @@ mod exec;
 mod host_network;
 mod local;
 mod lock;
+mod logging;
 mod node;
 mod reset;
 mod roots;
@@ -80,18 +81,21 @@ fn main() -> ExitCode {
 }
 
 fn logd(roots: berth_core::roots::Roots) -> anyhow::Result<()> {
-    log_to_stderr();
+    logging::to_stderr();
+    helper();
     match berth_logd::server::run(berth_logd::server::Config::defaults(roots)) {
         Ok(_never_or_replaced) => Ok(()),
         Err(error) => Err(error).context("logd"),
     }
 }
 
-/// One line per change of state, to standard error; `BERTH_LOG` sets the level.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BERTH_LOG")
-        .unwrap_or_else(|_unset| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+/// What every process that pods hang on does for itself first.
+fn helper() {
+    let own = std::process::id();
+    if let Err(error) = berth_sys::service::protect_from_oom(own, berth_core::resources::OOM_AGENT) {
+        // Where it may not, whoever started this one has to.
+        tracing::info!(%error, "the score for the OOM killer is left as it is");
+    }
 }
 
 #[expect(clippy::print_stderr, reason = "the end of the program is told where its user looks")]

@@ -9,7 +9,7 @@ use berth_network::{Network, NetworkConfig};
 /// Detaches and removes the programs and maps of Services, ends cluster DNS and takes its addresses off the node, and
 /// puts sysctls and nft tables back. Refused while an agent runs.
 pub(crate) fn run(roots: &Roots) -> anyhow::Result<()> {
-    crate::log_to_stderr();
+    crate::logging::to_stderr();
     if !roots.runtime_state.is_dir() {
         tracing::info!(state = %roots.runtime_state.display(), "nothing of a node is here");
         return Ok(());

@@ -65,3 +65,27 @@ fn a_stop_signal_that_was_not_sent_is_sent_by_the_next_agent() {
     assert!(!third.actions.contains(&signal), "sent once is enough: {:?}", third.actions);
     assert_eq!(third.wake_at, Some(now(130).boottime), "SIGKILL waits for the end of the grace");
 }
+
+#[test]
+fn the_task_of_a_finished_init_container_stays_until_the_next_one_runs_on_the_pods_shim() {
+    let desired = world::specs()
+        .into_iter()
+        .find(|d| d.pod.init_containers.first().is_some_and(|c| !c.sidecar))
+        .expect("a pod with an init container");
+    let (mut seen, main) = running(&desired);
+    let mut next = seen.containers.remove(&main).expect("the main container");
+    let init = &desired.pod.init_containers[0];
+    let id = ContainerId::derive(&desired.pod.uid, Incarnation(0), &init.name, Attempt(0));
+    let exit = Exit { code: 0, ..Exit::unknown(now(95).wall) };
+    let finished =
+        ContainerSeen { container: init.name.clone(), state: Seen::Recorded(exit), ..next.clone() };
+    seen.containers.insert(id.clone(), finished);
+    let reaps = |p: &Plan| p.actions.iter().any(|a| matches!(a, Action::Reap { id: i, .. } if i == &id));
+
+    let first = plan(&desired, &seen, &Memory::default(), now(100));
+    assert!(!reaps(&first), "the shim would end before the next container is on it: {:?}", first.actions);
+    next.state = Seen::Running { started_at: now(101).wall };
+    seen.containers.insert(main, next);
+    let second = plan(&desired, &seen, &first.memory, now(102));
+    assert!(reaps(&second), "{:?}", second.actions);
+}

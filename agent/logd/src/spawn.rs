@@ -8,6 +8,7 @@ use crate::{
     error::{Error, chain},
 };
 use berth_core::roots::Roots;
+use berth_sys::service;
 use std::{
     convert::Infallible,
     ffi::OsStr,
@@ -134,7 +135,7 @@ pub fn spawn_detached_to(
         let output = OpenOptions::new().create(true).append(true).mode(0o640).open(output)?;
         bound(&output)?;
         let mut command = tokio::process::Command::new(exe);
-        command.args(args).current_dir("/").kill_on_drop(false);
+        command.args(args).current_dir("/").kill_on_drop(false).env_remove(service::NOTIFY_SOCKET);
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = command.spawn()?;
         child.id().ok_or_else(|| io::Error::other("it ended at once"))

@@ -24,12 +24,19 @@ pub struct ProberConfig {
     /// The directory of all pods in each cgroup hierarchy: a new helper removes what one that was killed left behind
     /// below them.
     pub cgroup_roots: Vec<PathBuf>,
+    /// The cgroup that the helper is put into, so that it is not the service's that started it; `None` leaves it.
+    pub helper_group: Option<PathBuf>,
 }
 
 impl ProberConfig {
     /// The helper as role `probe-exec` of `exe`.
     pub fn new(exe: impl Into<PathBuf>, cgroup_roots: Vec<PathBuf>) -> ProberConfig {
-        ProberConfig { helper_exe: exe.into(), helper_args: vec!["probe-exec".to_owned()], cgroup_roots }
+        ProberConfig {
+            helper_exe: exe.into(),
+            helper_args: vec!["probe-exec".to_owned()],
+            cgroup_roots,
+            helper_group: None,
+        }
     }
 }
 

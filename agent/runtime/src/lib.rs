@@ -74,6 +74,8 @@ pub struct RuntimeConfig {
     pub shim_binary: Option<PathBuf>,
     /// Started shims kept ready (2 is a good number); 0 lets containerd start shims.
     pub shim_pool: usize,
+    /// The cgroup that shims are put into, so that they are not the service's that started them; `None` leaves them.
+    pub shim_group: Option<PathBuf>,
     /// This boot: written on each container.
     pub boot: BootId,
     /// The OCI runtime; `None` is `runc` as the shim finds it.
@@ -85,7 +87,15 @@ pub struct RuntimeConfig {
 impl RuntimeConfig {
     /// The usual set-up: two shims kept ready, everything else found by itself.
     pub fn new(roots: Roots, boot: BootId) -> RuntimeConfig {
-        RuntimeConfig { roots, shim_binary: None, shim_pool: 2, boot, runc_binary: None, runc_root: None }
+        RuntimeConfig {
+            roots,
+            shim_binary: None,
+            shim_pool: 2,
+            shim_group: None,
+            boot,
+            runc_binary: None,
+            runc_root: None,
+        }
     }
 }
 
@@ -296,6 +306,7 @@ fn own_shims(config: &RuntimeConfig, stopped: watch::Receiver<bool>) -> Option<A
         dir: config.roots.runtime_state.join("shims"),
         containerd: config.roots.containerd_socket.clone(),
         namespace: config.roots.containerd_namespace.clone(),
+        group: config.shim_group.clone(),
     };
     Some(Shims::new(spawner, config.shim_pool, stopped))
 }

@@ -1,5 +1,5 @@
 //! The kernel as the node's agent uses it: clocks, files, mounts, namespaces, processes, commands in containers,
-//! routing netlink, memory. All user-space unsafe code lies here, in the pause program and in the eBPF loader.
+//! routing netlink, memory, the process as a service. All user-space unsafe code lies here, in the pause program and in the eBPF loader.
 //!
 //! Invariants: no task and no lock lives here. What changes a thread's namespaces runs on a thread of its own that
 //! ends with it. What is asked of the kernel and not answered at once ([`process::PidFd::poll_exited`]) takes a
@@ -17,6 +17,7 @@ pub mod netlink;
 pub mod ns;
 pub mod pause;
 pub mod process;
+pub mod service;
 pub mod spawn;
 mod tree;
 

@@ -92,7 +92,7 @@ pub fn plan(desired: &Desired, seen: &Observed, memory: &Memory, now: Now) -> Pl
         } else {
             d.keep_running();
         }
-        d.collect_dead();
+        d.collect_dead(terminal);
     }
     let probes = d.probes();
     let gone = d.memory.ending.is_some() && d.is_gone();

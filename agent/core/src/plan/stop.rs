@@ -217,9 +217,13 @@ impl Decision<'_> {
         self.seen.containers.values().all(|c| !matches!(c.state, Seen::Ended(_)))
     }
 
+    fn another_runs(&self, id: &ContainerId) -> bool {
+        self.seen.containers.iter().any(|(other, c)| other != id && matches!(c.state, Seen::Running { .. }))
+    }
+
     /// While the pod is wanted: a dead task is reaped once its successor runs or none will come, so that the pod's
     /// shim lives on between runs; of the dead only the newest is kept.
-    pub(super) fn collect_dead(&mut self) {
+    pub(super) fn collect_dead(&mut self, terminal: Option<Phase>) {
         if self.memory.ending.is_some() {
             return;
         }
@@ -230,7 +234,9 @@ impl Decision<'_> {
             let newest = self.newest(&container).is_some_and(|(n, _)| n == &id);
             let keep = newest || self.previous(&container).is_some_and(|(p, _)| p == &id);
             let successor_runs = !newest && matches!(self.standing(&container), Standing::Running(_));
-            let last = newest && !self.restartable(&container, &id, exit);
+            // While another container is to start on the pod's shim, this one's task keeps it alive.
+            let shim_needed = terminal.is_none() && !self.another_runs(&id);
+            let last = newest && !self.restartable(&container, &id, exit) && !shim_needed;
             if c.task && (successor_runs || last || !keep) {
                 self.emit(Action::Reap { container, id });
             } else if !c.task && !keep {

@@ -75,6 +75,10 @@ impl ContainerResources {
         if node.v2 {
             // One process of a container killed for lack of memory leaves a half-alive container.
             unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+            if node.swap {
+                // Also without a memory limit: a node that swaps does so for nobody's container.
+                unified.insert("memory.swap.max".to_owned(), "0".to_owned());
+            }
         }
         ContainerResources {
             cpu_shares: cpu_shares(request),
@@ -134,6 +138,12 @@ mod tests {
         assert_eq!((got.memory_limit, got.memory_swap), (Some(1 << 20), Some(1 << 20)));
         assert_eq!(got.hugepages, [("2MB".to_owned(), 4 << 20), ("1GB".to_owned(), 0)]);
         assert_eq!(got.unified.get("memory.oom.group").map(String::as_str), Some("1"));
+        assert_eq!(got.unified.get("memory.swap.max").map(String::as_str), Some("0"));
+        let unlimited = pod("u", vec![], vec![container("", "")]);
+        let of_unlimited = |node| ContainerResources::of(&unlimited, &unlimited.containers[0], node).unified;
+        assert_eq!(of_unlimited(node).get("memory.swap.max").map(String::as_str), Some("0"));
+        // The kernel has no such file where it does not count swap.
+        assert_eq!(of_unlimited(CgroupFacts { swap: false, ..node }).get("memory.swap.max"), None);
         let no_swap =
             ContainerResources::of(&p, &p.containers[0], CgroupFacts { swap: false, v2: false, ..node });
         assert_eq!((no_swap.memory_limit, no_swap.memory_swap), (Some(1 << 20), None));

@@ -10,7 +10,7 @@ mod pod;
 mod testing;
 
 pub use container::{CgroupFacts, ContainerResources};
-pub use oom::{OOM_BEST_EFFORT, OOM_GUARANTEED, OOM_SANDBOX, oom_score_adj};
+pub use oom::{OOM_AGENT, OOM_BEST_EFFORT, OOM_GUARANTEED, OOM_SANDBOX, oom_score_adj};
 pub use pod::{Amounts, PodCgroup, burstable_shares, pod_cgroup, pod_limits, pod_requests};
 
 /// The fewest CPU shares there are; also those of all best-effort pods together.

@@ -6,6 +6,8 @@ use crate::model::{Container, Pod, QosClass, Resources};
 pub const OOM_GUARANTEED: i32 = -997;
 /// Of best-effort pods: killed first.
 pub const OOM_BEST_EFFORT: i32 = 1000;
+/// Of the agent and of what pods hang on: its helpers and their shims.
+pub const OOM_AGENT: i32 = -999;
 /// Of a pod's pause program.
 pub const OOM_SANDBOX: i32 = -998;
 

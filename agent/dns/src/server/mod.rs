@@ -33,6 +33,7 @@ use crate::{
     resolve::{Step, resolve},
 };
 use berth_core::roots::Roots;
+use berth_sys::service;
 use bind::Pair;
 use control::{Charge, End};
 use handover::Start;
@@ -114,6 +115,10 @@ pub enum Ended {
 /// The addresses cannot be served, or another one holds the lock and does not yield.
 pub fn run(cfg: Config) -> Result<Ended, Error> {
     berth_sys::memory::bound_arenas();
+    // A question that is forwarded has a socket, a stream has one.
+    if let Err(error) = service::raise_descriptor_limit() {
+        tracing::warn!(%error, "limit of open files cannot be raised");
+    }
     // Fails only for the leader of a process group, as one started by hand or by a service manager is.
     let _leader = rustix::process::setsid();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -171,6 +176,9 @@ pub async fn serve(cfg: Config) -> Result<Ended, Error> {
         None => None,
     };
     tracing::info!(addresses = ?server.cfg.addresses, serial = server.status().serial, "cluster DNS runs");
+    if let Err(error) = service::ready() {
+        tracing::warn!(%error, "the service manager is not told that cluster DNS is ready");
+    }
     let broken = |ended: Result<(), JoinError>| {
         let source = ended.err().map_or_else(|| io::Error::other("it returned"), io::Error::other);
         Error::Kernel { what: "a task that should run for ever", source }

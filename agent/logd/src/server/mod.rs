@@ -44,7 +44,7 @@ use berth_core::{
     ids::{ContainerId, PodKey, PodUid},
     roots::Roots,
 };
-use berth_sys::memory;
+use berth_sys::{memory, service};
 use conn::{Conn, Incoming};
 use container::Container;
 pub(crate) use container::hold_fifo;
@@ -55,7 +55,6 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, epoll},
     fd::{AsFd, OwnedFd},
     io::Errno,
-    process::{Resource, Rlimit},
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -114,17 +113,11 @@ pub fn run(cfg: Config) -> Result<Ended, Error> {
     }
     // Fails only for the leader of a process group, as one started by hand or by a service manager is.
     let _leader = rustix::process::setsid();
-    raise_descriptor_limit();
-    Logd::start(cfg)?.serve()
-}
-
-/// Each container needs six descriptors, and the usual limit of 1024 is soon met.
-fn raise_descriptor_limit() {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+    // Each container needs six descriptors, and the usual limit of 1024 is soon met.
+    if let Err(error) = service::raise_descriptor_limit() {
         tracing::warn!(%error, "limit of open files cannot be raised");
     }
+    Logd::start(cfg)?.serve()
 }
 
 #[derive(Debug)]
@@ -195,6 +188,9 @@ impl Logd {
             }
         }
         tracing::info!(streams = logd.containers.len(), by_handover, "logd is in charge");
+        if let Err(error) = service::ready() {
+            tracing::warn!(%error, "the service manager is not told that logd is ready");
+        }
         Ok(logd)
     }
 

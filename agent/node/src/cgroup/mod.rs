@@ -184,21 +184,43 @@ impl CgroupTree {
         Ok(())
     }
 
+    /// The directory of the helpers' group of that name, for what this process starts and what outlives it, in the
+    /// hierarchy by which a service manager knows processes (version 2); the group is made where missing. None where this
+    /// process is in no group of its own there: nothing is to be left then.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn helper_group(&self, name: &str) -> Result<Option<PathBuf>, Error> {
+        let own = read(Path::new("/proc/self/cgroup"))?;
+        let root = own.lines().find_map(|l| l.strip_prefix("0::")).is_none_or(|path| path == "/");
+        let Some(h) = self.hierarchies.iter().find(|h| h.is_cgroup2()).filter(|_| !root) else {
+            return Ok(None);
+        };
+        let relative = self.helper(name)?;
+        make(h, &relative, false)?;
+        Ok(Some(h.mount.join(relative)))
+    }
+
     /// Puts a process into the helpers' group of that name in every hierarchy; the group is made where missing.
     ///
     /// # Errors
     /// The name is no single path component, the process is gone, or the kernel refuses.
     pub fn join_helper(&self, name: &str, pid: u32) -> Result<(), Error> {
-        let relative = self.helpers.join(name);
-        let plain = Path::new(name).components().collect::<Vec<_>>();
-        if !matches!(plain.as_slice(), [Component::Normal(_)]) || name.contains('/') {
-            return Err(Error::BadRoot { path: relative });
-        }
+        let relative = self.helper(name)?;
         for h in &self.hierarchies {
             make(h, &relative, false)?;
             write(&h.mount.join(&relative).join("cgroup.procs"), &pid.to_string())?;
         }
         Ok(())
+    }
+
+    fn helper(&self, name: &str) -> Result<PathBuf, Error> {
+        let relative = self.helpers.join(name);
+        let plain = Path::new(name).components().collect::<Vec<_>>();
+        if !matches!(plain.as_slice(), [Component::Normal(_)]) || name.contains('/') {
+            return Err(Error::BadRoot { path: relative });
+        }
+        Ok(relative)
     }
 
     /// `<root>`, `<root>/burstable` or `<root>/besteffort`.

@@ -53,7 +53,8 @@ impl<H: Hands, R: Reports> Worker<H, R> {
     ) {
         let kind = flight.action.kind();
         let container = flight.action.container().map(ToString::to_string);
-        let took_ms = took.as_secs_f64() * 1000.0;
+        // A tenth of a millisecond is as much as anybody reads.
+        let took_ms = (took.as_secs_f64() * 10_000.0).round() / 10.0;
         tracing::debug!(pod = %self.desired.pod.key, container, kind, ?steps, "steps");
         match outcome {
             Ok(()) => tracing::info!(pod = %self.desired.pod.key, container, kind, took_ms, "done"),

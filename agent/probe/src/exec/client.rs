@@ -113,6 +113,11 @@ impl Client {
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .spawn()?;
+        if let (Some(group), Some(pid)) = (&self.config.helper_group, child.id())
+            && let Err(error) = std::fs::write(group.join("cgroup.procs"), pid.to_string())
+        {
+            tracing::warn!(group = %group.display(), %error, "the exec helper stays in its starter's cgroup");
+        }
         Ok((child, UnixStream::from_std(ours)?))
     }
 }

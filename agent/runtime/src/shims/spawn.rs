@@ -6,7 +6,8 @@
 
 use super::Shim;
 use crate::error::Error;
-use berth_sys::{clock, process::PidFd, spawn::Spawn};
+use berth_core::resources::OOM_AGENT;
+use berth_sys::{clock, process::PidFd, service::protect_from_oom, spawn::Spawn};
 use rustix::{
     fs::{CWD, FileType, Mode, mknodat},
     process::Signal,
@@ -51,6 +52,8 @@ pub(crate) struct Spawner {
     pub(crate) containerd: PathBuf,
     /// The containerd namespace.
     pub(crate) namespace: String,
+    /// The cgroup that they are put into.
+    pub(crate) group: Option<PathBuf>,
 }
 
 /// A shim together with what its watcher needs.
@@ -173,8 +176,22 @@ impl Spawner {
         };
         let process = process.spawn().map_err(failed)?;
         let pid = process.pid();
+        self.settle(pid);
         tracing::debug!(shim = id, pid, "shim started");
         Ok((shim(id, dir, pid), log, process))
+    }
+
+    /// Takes a shim out of its starter's cgroup, and away from the kernel's OOM killer: its end is its pod's.
+    fn settle(&self, pid: u32) {
+        if let Some(group) = &self.group
+            && let Err(error) = fs::write(group.join("cgroup.procs"), pid.to_string())
+        {
+            tracing::warn!(pid, group = %group.display(), %error, "a shim stays in its starter's cgroup");
+        }
+        if let Err(error) = protect_from_oom(pid, OOM_AGENT) {
+            // As that of the agent, which has told it.
+            tracing::debug!(pid, %error, "a shim's score for the OOM killer is left as it is");
+        }
     }
 
     /// The shims of an earlier agent. Directories without a process are cleared.
@@ -185,7 +202,10 @@ impl Spawner {
         let mut found = Vec::new();
         for (dir, id, pid) in live {
             match attach(&id, &dir, pid).await {
-                Ok(handle) => found.push(handle),
+                Ok(handle) => {
+                    self.settle(pid);
+                    found.push(handle);
+                }
                 Err(e) => tracing::warn!(shim = id, pid, error = e.chain(), "cannot adopt shim"),
             }
         }

@@ -95,8 +95,10 @@ impl HostFacts {
             let own = text(&proc.join("self/cgroup"))?;
             let own = own.lines().find_map(|l| l.strip_prefix("0::/")).unwrap_or_default().to_owned();
             // The root group has no such file; any group below shows whether the kernel counts swap.
-            let file = cgroup_mount.join(own).join("memory.swap.max");
-            (controllers.split_whitespace().any(|c| c == "hugetlb"), file.exists())
+            let counts = |dir: PathBuf| dir.join("memory.swap.max").exists();
+            let below = || fs::read_dir(cgroup_mount).into_iter().flatten().flatten().map(|e| e.path());
+            let swap = counts(cgroup_mount.join(own)) || below().any(counts);
+            (controllers.split_whitespace().any(|c| c == "hugetlb"), swap)
         } else {
             let file = cgroup_mount.join("memory/memory.memsw.limit_in_bytes");
             (cgroup_mount.join("hugetlb").is_dir(), file.exists())
