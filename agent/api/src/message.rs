@@ -11,6 +11,7 @@
 //! | `exec` | `exec-ready`; after `exec-go`: `exec-started`, `exec-exited`; meanwhile `resize` and `close-stdin` are heard |
 //! | `import-image` | `imported` |
 //! | `images` | `images` |
+//! | `shutdown` | `shutting-down` |
 //!
 //! Any of them may be answered by `error` instead. A watch ends with its connection, and so does an exec: its process
 //! is killed when the client goes.
@@ -92,6 +93,11 @@ pub enum Request {
     },
     /// All images.
     Images,
+    /// The machine is shut down: end every pod and start none.
+    Shutdown {
+        /// The longest grace of a pod, in seconds.
+        grace: u32,
+    },
     /// Something a newer client asks.
     #[serde(other)]
     Unknown,
@@ -188,6 +194,8 @@ pub enum Reply {
         /// By name.
         images: Vec<ImageView>,
     },
+    /// The pods are being ended.
+    ShuttingDown,
     /// It cannot be done.
     Error {
         /// What kind.

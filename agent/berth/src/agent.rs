@@ -108,6 +108,14 @@ pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
     memory::bound_arenas();
     crate::logging::to_stderr();
     crate::helper();
+    // Some seven descriptors a pod. Containers get what they would have without.
+    let open_files = match service::raise_descriptor_limit() {
+        Ok(before) => Some(before),
+        Err(error) => {
+            tracing::warn!(%error, "limit of open files cannot be raised");
+            None
+        }
+    };
     for dir in [&roots.runtime_state, &roots.lasting_state, &roots.pod_state] {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
@@ -119,7 +127,7 @@ pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the async runtime")?;
-    let done = runtime.block_on(serve(roots, args));
+    let done = runtime.block_on(serve(roots, args, open_files));
     // Blocking work that hangs (a stuck mount) must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
@@ -139,7 +147,7 @@ fn remove_unfinished_files(roots: &Roots) {
     }
 }
 
-async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
+async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) -> anyhow::Result<()> {
     let boot = clock::boot_id(&roots.boot_id).context("read the boot id")?;
     let exe = std::env::current_exe().context("find this program")?;
 
@@ -197,8 +205,9 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         let host = host_network.clone();
         HostIps::new(move || host.borrow().host_ips())
     };
-    let host = HostFacts::read("/proc".as_ref(), "/sys".as_ref(), "/dev".as_ref(), &roots.cgroup_mount)
+    let mut host = HostFacts::read("/proc".as_ref(), "/sys".as_ref(), "/dev".as_ref(), &roots.cgroup_mount)
         .context("look at the node")?;
+    host.open_files = open_files;
     let labels = node::labels(&roots, &args.node_labels);
     let config = NodeConfig {
         roots: roots.clone(),
@@ -219,7 +228,7 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         Volumes::new(&roots),
         cgroups.clone(),
         prober,
-        incoming_tx,
+        incoming_tx.clone(),
     ));
     let ranges = ServiceRanges {
         networks: args.service_cidrs.clone(),
@@ -242,6 +251,7 @@ async fn serve(roots: Roots, args: AgentArgs) -> anyhow::Result<()> {
         services: (!args.no_services).then(|| health.clone()),
         dns: watched_dns,
         since: clock::wall(),
+        pods: incoming_tx,
     };
     let serving = local::start(local, &board, &desired).await?;
 

@@ -7,7 +7,7 @@ use berth_api::{
 };
 use berth_core::{roots::Roots, time::Wall};
 use berth_network::Network;
-use berth_pods::node::NodeHands;
+use berth_pods::{Incoming, node::NodeHands};
 use berth_runtime::Runtime;
 use berth_server::{Backend, Hub, Refusal};
 use berth_services::NetworkProblem;
@@ -17,7 +17,7 @@ use std::{
     sync::{Arc, PoisonError},
     time::Duration,
 };
-use tokio::time::timeout;
+use tokio::{sync::mpsc, time::timeout};
 
 /// How long each part of the status page may take.
 const LOOK: Duration = Duration::from_secs(2);
@@ -39,6 +39,8 @@ pub(crate) struct Local {
     /// Nothing where this node does not serve the cluster's names.
     pub(crate) dns: Option<dns::Watched>,
     pub(crate) since: Wall,
+    /// Where pods hear of the end of the machine.
+    pub(crate) pods: mpsc::Sender<Incoming>,
 }
 
 impl Local {
@@ -158,6 +160,11 @@ impl Backend for Local {
         let names = self.runtime()?.import(&path).await.map_err(|e| refusal(&e))?;
         tracing::info!(archive = %path.display(), images = ?names, "imported");
         Ok(names)
+    }
+
+    async fn shutdown(&self, grace: u32) -> Result<(), Refusal> {
+        let told = self.pods.send(Incoming::Shutdown(grace)).await;
+        told.map_err(|_ended| Refusal::new(ErrorCode::Unavailable, "the agent itself ends"))
     }
 
     async fn prepare_exec(&self, spec: ExecSpec) -> Result<crate::exec::Exec, Refusal> {

@@ -16,6 +16,7 @@ mod node;
 mod reset;
 mod roots;
 mod services;
+mod shutdown;
 mod sources;
 
 use anyhow::Context as _;
@@ -48,6 +49,9 @@ enum Role {
     ProbeExec,
     /// Take away what is made to outlive the agent: hooks and tables of Services, cluster DNS, sysctls. Pods stay.
     Reset,
+    /// End the pods by their grace because the machine is shut down; none is started until the next boot. A service
+    /// manager calls it.
+    Shutdown(shutdown::ShutdownArgs),
     #[command(flatten)]
     Cli(berth_cli::Command),
 }
@@ -71,6 +75,7 @@ fn main() -> ExitCode {
         Role::Logd => logd(roots),
         Role::Dns(args) => dns::run(roots, args),
         Role::Reset => reset::run(&roots),
+        Role::Shutdown(args) => shutdown::run(&roots, &args),
         Role::ProbeExec => return berth_probe::exec_helper::main(),
         Role::Cli(command) => return berth_cli::run(&roots, command),
     };

@@ -89,3 +89,38 @@ fn the_task_of_a_finished_init_container_stays_until_the_next_one_runs_on_the_po
     let second = plan(&desired, &seen, &first.memory, now(102));
     assert!(reaps(&second), "{:?}", second.actions);
 }
+
+#[test]
+fn a_shutdown_ends_a_pod_within_the_shorter_grace_and_keeps_it_on_record() {
+    let desired = world::specs()[0].clone();
+    let (mut seen, id) = running(&desired);
+    let main = desired.pod.containers[0].name.clone();
+    let mut memory = plan(&desired, &seen, &Memory::default(), now(100)).memory;
+    memory.shutdown = Some(Ending { since: now(200).boottime, grace: 1 });
+    let first = plan(&desired, &seen, &memory, now(200));
+    let signal = Action::Signal { container: main.clone(), id: id.clone() };
+    assert!(first.actions.contains(&signal), "{:?}", first.actions);
+    // The least time between a signal and SIGKILL is two seconds.
+    assert_eq!(
+        first.wake_at,
+        Some(now(202).boottime),
+        "the pod's own grace is {}",
+        desired.pod.grace_seconds
+    );
+
+    let killed = plan(&desired, &seen, &reborn(&first.memory), now(202));
+    assert!(
+        killed.actions.contains(&Action::Kill { container: main, id: id.clone() }),
+        "{:?}",
+        killed.actions
+    );
+    let exit = Exit { code: 137, ..Exit::unknown(now(202).wall) };
+    seen.containers.get_mut(&id).expect("it is there").state = Seen::Recorded(exit);
+    let ended = plan(&desired, &seen, &reborn(&killed.memory), now(203));
+    assert_eq!(ended.status.phase, berth_core::status::Phase::Failed);
+    assert_eq!(ended.status.reason.as_deref(), Some("Terminated"));
+    let started =
+        |a: &Action| matches!(a, Action::Start { .. } | Action::MakeSandbox(_) | Action::Remove { .. });
+    assert!(!ended.actions.iter().any(started), "{:?}", ended.actions);
+    assert!(!ended.gone && !ended.finished);
+}

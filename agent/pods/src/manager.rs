@@ -72,6 +72,8 @@ pub struct Found {
 pub enum Incoming {
     /// Something about one pod.
     One(PodUid, Letter),
+    /// The machine is shut down: every pod ends within this grace in seconds, and stays on record for the next boot.
+    Shutdown(u32),
     /// containerd does not answer.
     RuntimeLost,
     /// containerd answers, for the first time or again: every pod that has a container or a sandbox.
@@ -166,6 +168,8 @@ struct Manager<H, R> {
     runtime_answers: bool,
     /// containerd has answered in this life.
     answered: bool,
+    /// The machine is shut down.
+    shutdown: bool,
     agent_start: Boottime,
 }
 
@@ -198,6 +202,7 @@ pub async fn run<H: Hands, R: Reports>(config: ManagerConfig<H, R>) {
         shown_waiting: BTreeMap::new(),
         runtime_answers: false,
         answered: false,
+        shutdown: false,
         agent_start,
     };
     m.reconcile();
@@ -248,6 +253,12 @@ impl<H: Hands, R: Reports> Manager<H, R> {
             Incoming::One(uid, letter) => {
                 self.send(&uid, letter);
                 false
+            }
+            Incoming::Shutdown(grace) => {
+                tracing::info!(grace, "the machine is shut down: pods end");
+                self.shutdown = true;
+                self.live.keys().for_each(|u| self.send(u, Letter::Shutdown(grace)));
+                true
             }
             Incoming::RuntimeLost => {
                 self.runtime_answers = false;
@@ -339,6 +350,9 @@ impl<H: Hands, R: Reports> Manager<H, R> {
 
     /// Why a wanted pod has no worker yet.
     fn hindrance(&self, uid: &PodUid, pod: &Pod) -> Option<&'static str> {
+        if self.shutdown {
+            return Some(waiting::SHUTDOWN);
+        }
         if !self.answered {
             return Some(waiting::RUNTIME);
         }

@@ -13,6 +13,8 @@ use std::{collections::BTreeMap, sync::Arc};
 pub(crate) const RUNTIME: &str = "containerd to answer";
 /// One pod after the other.
 pub(crate) const NAME: &str = "an earlier pod of the same name to be gone";
+/// Nothing is started on a machine that goes down.
+pub(crate) const SHUTDOWN: &str = "the next boot: the machine is shut down";
 /// Nobody else may work on it.
 pub(crate) const LEFTOVERS: &str = "what an earlier life of the pod left to be removed";
 

@@ -28,7 +28,7 @@ use berth_core::{
     event::Event,
     ids::ContainerId,
     model::{Objects, Pod},
-    plan::{Action, Desired, Fact, Failure, Memory, Plan, learn, plan},
+    plan::{Action, Desired, Ending, Fact, Failure, Memory, Plan, learn, plan},
     probe::Verdict,
     status::PodStatus,
     time::{Boottime, Now, Wall},
@@ -317,6 +317,9 @@ impl<H: Hands, R: Reports> Worker<H, R> {
             Letter::Exit(id, exit) => {
                 let ended = self.known.exit(id, exit, now.boottime);
                 self.note_ends(ended);
+            }
+            Letter::Shutdown(grace) => {
+                self.memory.shutdown.get_or_insert(Ending { since: now.boottime, grace });
             }
             Letter::Oom(id) => self.known.oom(id),
             Letter::PauseDied => self.known.pause_died(now.boottime),

@@ -308,6 +308,8 @@ pub fn build(input: &SpecInput<'_>) -> Result<Spec, SpecError> {
     user.set_gid(input.user.gid);
     user.set_additional_gids(Some(input.user.additional_gids.clone()).filter(|g| !g.is_empty()));
 
+    let open_files = input.host.open_files.map(|(soft, hard)| process::open_files(soft, hard)).transpose()?;
+
     let mut process = Process::default();
     process
         .set_terminal(Some(input.container.tty))
@@ -316,7 +318,7 @@ pub fn build(input: &SpecInput<'_>) -> Result<Spec, SpecError> {
         .set_env(Some(process::environment(input.image, input.env, input.hostname, input.container.tty)?))
         .set_cwd(process::directory(input.container.working_dir.as_deref(), input.image)?.into())
         .set_capabilities(Some(process::capabilities(&bounding)?))
-        .set_rlimits(None)
+        .set_rlimits(open_files.map(|limit| vec![limit]))
         .set_no_new_privileges(Some(security.allow_privilege_escalation == Some(false)))
         .set_oom_score_adj(Some(
             input.host.oom_score_floor.map_or(input.oom_score_adj, |floor| floor.max(input.oom_score_adj)),

@@ -37,6 +37,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Takes an OCI archive in and gives the names of its images.
     fn import(&self, path: PathBuf) -> impl Future<Output = Result<Vec<String>, Refusal>> + Send;
 
+    /// Begins to end every pod, because the machine is shut down.
+    fn shutdown(&self, grace: u32) -> impl Future<Output = Result<(), Refusal>> + Send {
+        let refusal = format!("pods are not ended here within {grace} s");
+        async { Err(Refusal::new(ErrorCode::Unsupported, refusal)) }
+    }
+
     /// Makes the FIFOs of a command and holds them open.
     fn prepare_exec(&self, spec: ExecSpec) -> impl Future<Output = Result<Self::Exec, Refusal>> + Send;
 }

@@ -92,6 +92,10 @@ impl<B: Backend> Connection<B> {
                 Ok(images) => self.reply(&Reply::Images { images }).await,
                 Err(refusal) => self.refuse(refusal).await,
             },
+            Request::Shutdown { grace } => match self.backend.shutdown(grace).await {
+                Ok(()) => self.reply(&Reply::ShuttingDown).await,
+                Err(refusal) => self.refuse(refusal).await,
+            },
             Request::ExecGo | Request::Resize(_) | Request::CloseStdin => {
                 self.refuse(Refusal::new(ErrorCode::Invalid, "no command is running")).await
             }

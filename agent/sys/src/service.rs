@@ -23,13 +23,15 @@ pub fn is_journal(fd: impl AsFd) -> bool {
     env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// Raises the limit of open files to what is allowed. What this process starts inherits it.
+/// Raises the limit of open files to what is allowed. What this process starts inherits it. Returns what it was: the soft
+/// limit and the hard one, `u64::MAX` where there is none.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn raise_descriptor_limit() -> io::Result<()> {
+pub fn raise_descriptor_limit() -> io::Result<(u64, u64)> {
     let limit = getrlimit(Resource::Nofile);
-    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?)
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+    Ok((limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX)))
 }
 
 /// Sets a process' `oom_score_adj`, unless it is as low already.

@@ -14,7 +14,7 @@ check "restarted: the node's port" node_port
 check "restarted: hostIP" host_ip
 systemctl restart berth-logd berth-dns
 check "helpers restarted: output goes on" within 20 sh -c 'berth logs --since 3s asker | grep -q name'
-check "helpers restarted: a name" within 20 berth exec client -- wget -T 5 -q -O - http://web/live/prepared.txt
+check "helpers restarted: a name" within 20 by_name
 systemctl stop berth
 systemctl daemon-reload
 systemctl restart systemd-networkd systemd-resolved containerd
@@ -22,12 +22,12 @@ check "stopped: no process was restarted" equal "$(processes)" "$before"
 check "stopped: the node's port" within 10 node_port
 check "stopped: a name" within 10 dig +tries=1 +time=3 +short @$cluster_dns web.default.svc.cluster.local
 check "stopped: the pods are shown" sh -c 'berth pods 2>/dev/null | grep -q web-a'
+systemctl stop berth-dns
 check "reset" berth reset
 check "reset: no programs" empty "$(bpftool net show | grep berth)"
 check "reset: no address" empty "$(ip address show lo | grep $cluster_dns)"
 check "reset: no rules" empty "$(nft list ruleset | grep -i berth)"
 systemctl start berth
-systemctl restart berth-dns
 check "after a reset: the agent comes up" agent_is_up
 check "after a reset: no process was restarted" equal "$(processes)" "$before"
 check "after a reset: the node's port" within 15 node_port

@@ -10,7 +10,7 @@ cp cni.yaml $manifests/
 check "bridge: pods get Ready" within 90 ready bridged bridged-client
 check "bridge: the address is the plugin's" sh -c "berth pods -o json bridged | grep -q '\"podIP\": *\"10.88.'"
 check "bridge: from pod to pod" within 10 berth exec bridged-client -- wget -T 5 -q -O - "http://$(pod_ip bridged):8080/"
-check "bridge: a Service's name" within 10 berth exec bridged-client -- wget -T 5 -q -O - http://web/live/prepared.txt
+check "bridge: a Service's name" within 10 ask_by_name bridged-client
 check "bridge: the host's port at its address" within 10 curl -sS -m 5 "http://$(node_ip):18080/"
 outside
 check "bridge: the host's port from another network" within 10 \

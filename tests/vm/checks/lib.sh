@@ -10,7 +10,7 @@ device=$(ls /sys/class/net | grep -v '^lo$' | grep '^e' | head -1)
 check() {
   local name=$1 said
   shift
-  if said=$("$@" 2>&1); then echo "PASS $name"; else echo "FAIL $name: $(tail -c 400 <<<"$said" | tr '\n' ' ')"; fi
+  if said=$("$@" 2>&1); then echo "PASS $name"; else echo "FAIL $name: $(tail -c 1500 <<<"$said" | tr '\n' ' ')"; fi
 }
 
 # within <seconds> <command…>: succeeds as soon as the command does; else fails with what it said last.
@@ -58,6 +58,20 @@ processes() {
   done | sort
 }
 
+# ask_by_name <pod>: the pod asks a Service by its name. In two steps, as in the demo: nslookup asks for one family alone.
+ask_by_name() {
+  berth exec "$1" -- sh -c 'timeout 5 wget -q -O - "http://$(nslookup -type=a web.default.svc.cluster.local |
+    awk "/^Address/ {a = \$2} END {print a}"):80/live/prepared.txt"'
+}
+
+# by_name: the same from the client; where it gets no answer, what it sees is told.
+by_name() {
+  ask_by_name client && return
+  berth exec client -- cat /etc/resolv.conf
+  berth exec client -- timeout 5 nslookup web.default.svc.cluster.local
+  berth trace default/client $cluster_dns:53 --udp
+  return 1
+}
 node_port() { curl -sS -m 5 "http://$(node_ip):30080/live/prepared.txt" | grep prepared; }
 services_answered() { journalctl -u berth -o cat --no-pager _PID="$(main_pid berth)" | grep -q 'Services are answered'; }
 agent_is_up() { within 60 services_answered && within 30 berth exec client -- true; }

@@ -1,7 +1,8 @@
 # The node after its installation.
 check "cgroup version 2 only" equal "$(stat -fc %T /sys/fs/cgroup)" cgroup2fs
 within 60 node_ip >/dev/null
-check "the agent answers when its unit is started" berth status
+check "the agent answers when its unit is started" sh -c 'berth version | grep -q "^agent *[0-9]"'
+check "the node gets well" within 60 berth status
 for unit in berth berth-logd berth-dns; do
   check "unit $unit runs" equal "$(systemctl is-active $unit)" active
 done

@@ -1,7 +1,7 @@
 # Services by their names, from pods, from the node and from a network beside it.
 within 60 services_answered
 check "hostIP is the node's address" host_ip
-check "a name from a pod" within 20 berth exec client -- wget -T 5 -q -O - http://web/live/prepared.txt
+check "a name from a pod" within 20 by_name
 check "a name from a pod on the host's network" within 10 berth exec host-network -- nslookup -type=a web.default.svc.cluster.local
 check "a name from the node, UDP" within 10 dig +tries=1 +time=3 +short @$cluster_dns web.default.svc.cluster.local
 check "a name from the node, TCP" within 10 dig +tcp +tries=1 +time=3 +short @$cluster_dns web.default.svc.cluster.local

@@ -21,6 +21,9 @@ pub struct Memory {
     pub start_boottime: Option<Boottime>,
     /// Set once the pod is being ended.
     pub ending: Option<Ending>,
+    /// Set once the machine is shut down: containers end within this grace, and none is started any more.
+    #[serde(default)]
+    pub shutdown: Option<Ending>,
     /// A verdict over the whole pod that the containers alone do not show: reason and message of phase Failed.
     pub failed: Option<Failure>,
     /// The node did not take the pod on: `failed` says why, and nothing of it was ever made.
@@ -47,7 +50,7 @@ impl Memory {
     }
 }
 
-/// That the pod shall go.
+/// That the pod, or what runs of it, shall end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
     /// Since when.

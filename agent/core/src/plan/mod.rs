@@ -23,7 +23,7 @@ mod view;
 
 pub use action::{Action, Failure};
 pub use learn::{Fact, learn};
-pub use memory::{HookState, Memory, Readiness, Run, Stop, StopCause};
+pub use memory::{Ending, HookState, Memory, Readiness, Run, Stop, StopCause};
 pub use observed::{ContainerSeen, Exit, Observed, SandboxSeen, SandboxState, Seen};
 
 use crate::{
@@ -83,7 +83,7 @@ pub fn plan(desired: &Desired, seen: &Observed, memory: &Memory, now: Now) -> Pl
     let mut d = view::Decision::new(&desired.pod, seen, memory.clone(), now);
     d.remember();
     d.note_end(desired.end);
-    let terminal = d.terminal();
+    let terminal = d.terminal().or_else(|| d.shut_down());
     if seen.runtime_answers {
         d.record_exits();
         if d.memory.ending.is_some() || terminal.is_some() || d.sandbox_lost() {

@@ -50,6 +50,7 @@ impl Decision<'_> {
     pub(super) fn stop_containers(&mut self) {
         let pod = self.pod;
         let grace = self.memory.ending.map_or(pod.grace_seconds, |e| e.grace);
+        let grace = self.memory.shutdown.map_or(grace, |s| s.grace.min(grace));
         let cause = if self.memory.ending.is_some() || self.memory.failed.is_some() || !self.sandbox_lost() {
             StopCause::PodEnds
         } else {
@@ -87,7 +88,8 @@ impl Decision<'_> {
 
     /// The end of the pod, or a shorter grace for it, shortens a stop that is under way; never the other way round.
     fn shorten(&mut self, spec: &Container, id: &ContainerId, grace: u32) {
-        let Some(ending) = self.memory.ending else { return };
+        let ends = [self.memory.ending, self.memory.shutdown].into_iter().flatten();
+        let Some(ending) = ends.max_by_key(|e| e.since) else { return };
         if let Some(stop) = self.run_mut(&spec.name, id).and_then(|r| r.stop.as_mut()) {
             let used = ending.since.since(stop.since).as_secs();
             let total = u32::try_from(used).unwrap_or(u32::MAX).saturating_add(grace);

@@ -247,6 +247,15 @@ impl<'a> Decision<'a> {
         ending.grace = ending.grace.min(grace);
     }
 
+    /// The verdict over a pod that had not ended when the machine was shut down, in the kubelet's words
+    /// (`pkg/kubelet/nodeshutdown`). The pod stays on record; the next boot runs it again.
+    pub(super) fn shut_down(&mut self) -> Option<Phase> {
+        self.memory.shutdown?;
+        const WHY: &str = "Pod was terminated in response to imminent node shutdown.";
+        self.memory.failed = Some(super::Failure::new("Terminated", WHY));
+        Some(Phase::Failed)
+    }
+
     /// Whether the dead newest run of a container is followed by another.
     pub(super) fn restartable(
         &self,

@@ -16,6 +16,8 @@ pub enum Letter {
     Desired(Desired),
     /// What pods refer to has changed.
     Objects(Arc<Objects>),
+    /// The machine is shut down: what runs ends within this grace in seconds, and nothing is started.
+    Shutdown(u32),
     /// A process of the pod ended.
     Exit(ContainerId, Exit),
     /// The kernel killed something in that container for memory.

@@ -37,6 +37,10 @@ pub struct HostFacts {
     pub memory_capacity: i64,
     /// The lowest `oom_score_adj` that the runtime may set: its own where it lacks `CAP_SYS_RESOURCE`.
     pub oom_score_floor: Option<i32>,
+    /// Soft and hard limit of open files that containers get; `None` leaves them what they inherit by their shim. Set where
+    /// the agent has raised its own.
+    #[serde(default)]
+    pub open_files: Option<(u64, u64)>,
 }
 
 /// A part of the node that could not be looked at.
@@ -115,6 +119,7 @@ impl HostFacts {
             cgroup_mount_options: preserved_options(&text(&proc.join("self/mountinfo"))?, cgroup_mount),
             memory_capacity,
             oom_score_floor: restricted.then_some(own_score),
+            open_files: None,
         })
     }
 }

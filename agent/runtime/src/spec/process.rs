@@ -4,7 +4,10 @@ use super::{HostFacts, ImageConfig, SpecError};
 use berth_core::model::ContainerSecurity;
 use oci_spec::{
     OciSpecError,
-    runtime::{Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder},
+    runtime::{
+        Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, PosixRlimit,
+        PosixRlimitBuilder, PosixRlimitType,
+    },
 };
 use std::collections::HashMap;
 
@@ -166,4 +169,8 @@ pub(super) fn capabilities(bounding: &[String]) -> Result<LinuxCapabilities, Spe
         .ambient(Capabilities::new())
         .build();
     Ok(built?)
+}
+/// A limit of open files.
+pub(super) fn open_files(soft: u64, hard: u64) -> Result<PosixRlimit, OciSpecError> {
+    PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitNofile).soft(soft).hard(hard).build()
 }

@@ -162,6 +162,17 @@ fn recursive_read_only_follows_the_runtime_where_it_may() {
 }
 
 #[test]
+fn a_container_gets_the_limit_of_open_files_that_the_agent_had_before_it_raised_its_own() {
+    let limits = |open_files| {
+        let spec = built(|c| c.host = HostFacts { open_files, ..HostFacts::default() });
+        spec["process"]["rlimits"].clone()
+    };
+    assert_eq!(limits(None), serde_json::Value::Null);
+    let given = serde_json::json!([{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 524_288}]);
+    assert_eq!(limits(Some((1024, 524_288))), given);
+}
+
+#[test]
 fn the_unified_hierarchy_gets_a_cgroup_namespace_unless_privileged() {
     let facts = HostFacts {
         unified_cgroups: true,
