@@ -16,7 +16,7 @@ use berth_api::{
     message::{Reply, Request},
     view::PodView,
 };
-use berth_core::roots::Roots;
+use berth_core::{event::EventRecord, roots::Roots};
 use berth_sys::{clock, process};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
@@ -138,7 +138,7 @@ pub struct EventsArgs {
     /// How to show them.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
-    /// Only those of this pod.
+    /// Only those of this pod or Service.
     name: Option<String>,
 }
 
@@ -237,6 +237,7 @@ pub(crate) fn put_table(mut table: crate::table::Table, none: &str) -> Result<()
         out::tell(none);
         return Ok(());
     }
+    table.fit(out::columns());
     out::put(&table.take())
 }
 
@@ -256,7 +257,10 @@ async fn describe_pod(roots: &Roots, args: &NamedArgs) -> Result<(), Error> {
     let State { pods, offline, events } = known(roots, true).await?;
     let (mut shown, _) = narrow(pods, Some(&args.name))?;
     let Some(view) = shown.pop() else {
-        return Err(Error::NotFound(format!("no pod is named {:?}", args.name)));
+        return Err(Error::NotFound(format!(
+            "no pod is named {:?}; `berth status` tells of manifests that are refused",
+            args.name
+        )));
     };
     let events: Vec<_> = events.into_iter().filter(|e| e.involved.is_pod(&view.uid)).collect();
     match args.output {
@@ -294,8 +298,14 @@ async fn show_images(roots: &Roots, output: Output) -> Result<(), Error> {
 async fn show_events(roots: &Roots, args: &EventsArgs) -> Result<(), Error> {
     let State { pods, mut events, .. } = known(roots, true).await?;
     if let Some(name) = &args.name {
-        let (shown, _) = narrow(pods, Some(name))?;
-        events.retain(|e| shown.iter().any(|p| e.involved.is_pod(&p.uid)));
+        let of_service = |e: &EventRecord| events::is_of_service(e, name);
+        let has_service = events.iter().any(of_service);
+        let shown = match narrow(pods, Some(name)) {
+            Ok((shown, _)) => shown,
+            Err(Error::NotFound(_)) if has_service => Vec::new(),
+            Err(e) => return Err(e),
+        };
+        events.retain(|e| of_service(e) || shown.iter().any(|p| e.involved.is_pod(&p.uid)));
     }
     match args.output {
         Output::Table => put_table(events::table(&events, clock::wall()), "No events."),

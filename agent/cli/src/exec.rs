@@ -52,8 +52,8 @@ pub struct ExecArgs {
     container: Option<String>,
     /// namespace/pod/container, or less where that is enough.
     name: String,
-    /// The command and its arguments.
-    #[arg(last = true, required = true)]
+    /// The command and its arguments; `--` before it where it begins with a hyphen.
+    #[arg(trailing_var_arg = true, required = true)]
     command: Vec<String>,
 }
 

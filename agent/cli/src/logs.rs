@@ -38,9 +38,9 @@ pub struct LogsArgs {
     /// Of the run before the last.
     #[arg(short, long)]
     previous: bool,
-    /// Only the last so many lines.
-    #[arg(long, value_name = "LINES")]
-    tail: Option<u64>,
+    /// Only the last so many lines; all where it is negative.
+    #[arg(long, value_name = "LINES", allow_negative_numbers = true)]
+    tail: Option<i64>,
     /// Only what is newer: a span such as 10m, or a time such as 2026-01-02T03:04:05Z.
     #[arg(long, value_name = "WHEN")]
     since: Option<String>,
@@ -90,7 +90,8 @@ fn read(
     since: Option<Wall>,
     of: &Followed,
 ) -> Result<(), Error> {
-    let from = match (args.tail, since) {
+    let tail = args.tail.and_then(|lines| u64::try_from(lines).ok());
+    let from = match (tail, since) {
         (Some(lines), _) => From::Tail(lines),
         (None, Some(time)) => From::Since(time),
         (None, None) => From::Start,

@@ -38,7 +38,11 @@ pub(crate) fn resolve(name: &str, among: &[Candidate]) -> Result<Meant, Error> {
         [ns, pod, container] => by_pod(Some(ns), pod, Some(container), among)?,
         _ => return Err(Error::Usage(format!("{name:?} is not of the form namespace/pod/container"))),
     };
-    found.ok_or_else(|| Error::NotFound(format!("no pod or container is named {name:?}")))
+    found.ok_or_else(|| {
+        Error::NotFound(format!(
+            "no pod or container is named {name:?}; `berth status` tells of manifests that are refused"
+        ))
+    })
 }
 
 fn by_pod(

@@ -3,6 +3,12 @@
 use crate::error::Error;
 use std::io::{self, Write};
 
+/// How many columns the screen has; `None` where the output is no terminal, so that programs get all there is.
+pub(crate) fn columns() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok()?;
+    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
 /// Writes to standard output at once.
 pub(crate) fn put(text: &str) -> Result<(), Error> {
     put_bytes(text.as_bytes())

@@ -34,6 +34,30 @@ impl Table {
         self.rows.len().saturating_sub(1)
     }
 
+    /// Makes room on a screen that is so many columns wide: the widest columns are cut, but the last, which may wrap.
+    /// Of a cell that is cut its middle is left out: beginnings tell names apart, and so do ends.
+    pub(crate) fn fit(&mut self, columns: Option<usize>) {
+        let Some(columns) = columns else { return };
+        let last = self.widths.len().saturating_sub(1);
+        let room = columns.saturating_sub(OPEN.min(self.widths.get(last).copied().unwrap_or_default()));
+        loop {
+            let kept = self.widths.get(..last).unwrap_or_default();
+            let taken: usize = kept.iter().map(|w| w.saturating_add(3)).sum();
+            let widest = kept.iter().copied().enumerate().max_by_key(|(_, w)| *w);
+            let Some((n, width)) = widest.filter(|(_, w)| taken > room && *w > NARROWEST) else { break };
+            if let Some(w) = self.widths.get_mut(n) {
+                *w = width.saturating_sub(taken.saturating_sub(room)).max(NARROWEST);
+            }
+        }
+        for row in &mut self.rows {
+            for (cell, width) in row.iter_mut().zip(self.widths.iter().take(last)) {
+                if cell.chars().count() > *width {
+                    *cell = cut(cell, *width);
+                }
+            }
+        }
+    }
+
     /// The rows since the last call, one line each.
     pub(crate) fn take(&mut self) -> String {
         let mut text = String::new();
@@ -55,6 +79,19 @@ impl Table {
     }
 }
 
+/// A column is cut to no less than this.
+const NARROWEST: usize = 16;
+/// What the last column gets at least.
+const OPEN: usize = 20;
+
+fn cut(cell: &str, width: usize) -> String {
+    let all: Vec<char> = cell.chars().collect();
+    let head = width.saturating_sub(1).div_ceil(2);
+    let tail = width.saturating_sub(1).saturating_sub(head);
+    let from = all.len().saturating_sub(tail);
+    all.iter().take(head).chain(&['…']).chain(all.iter().skip(from)).collect()
+}
+
 /// One line without control characters.
 pub(crate) fn plain(text: &str) -> String {
     text.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
@@ -63,6 +100,27 @@ pub(crate) fn plain(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_widest_column_is_cut_for_a_narrow_screen_and_the_last_is_not() {
+        let mut table = Table::new(&["NAME", "STATUS", "WHY"]);
+        table.row(vec![format!("{}-end", "a".repeat(200)), "Running".into(), "w".repeat(50)]);
+        let whole = table.clone().take();
+        table.fit(None);
+        assert_eq!(table.clone().take(), whole);
+        table.fit(Some(80));
+        let text = table.take();
+        let [_, row] = text.lines().collect::<Vec<_>>().try_into().unwrap();
+        let name = row.split_whitespace().next().unwrap();
+        assert!(name.starts_with("aaaaaa") && name.contains('…') && name.ends_with("-end"), "{name}");
+        assert_eq!(name.chars().count(), 80 - 20 - 3 - "Running".len() - 3);
+        assert!(row.ends_with(&"w".repeat(50)));
+        // Nothing is cut to nothing.
+        let mut tiny = Table::new(&["A", "B"]);
+        tiny.row(vec!["b".repeat(40), String::new()]);
+        tiny.fit(Some(1));
+        assert_eq!(tiny.take().lines().nth(1).unwrap().chars().count(), 16);
+    }
 
     #[test]
     fn columns_line_up_and_escape_nothing_to_the_terminal() {

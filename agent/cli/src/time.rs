@@ -61,26 +61,38 @@ pub(crate) fn millis(ms: f64) -> String {
     if ms >= 10_000.0 { format!("{:.1} s", ms / 1000.0) } else { format!("{ms:.1} ms") }
 }
 
-/// A span such as `90s`, `10m`, `1h30m`, `2d`.
+/// A span such as `90s`, `10m`, `1h30m`, `500ms`, `1.5h`, as Go reads one, and `2d`.
 pub(crate) fn span(text: &str) -> Option<Duration> {
-    let mut total: u64 = 0;
+    const UNITS: [(&str, u128); 9] = [
+        ("ns", 1),
+        ("us", 1_000),
+        ("µs", 1_000),
+        ("μs", 1_000),
+        ("ms", 1_000_000),
+        ("s", 1_000_000_000),
+        ("m", 60_000_000_000),
+        ("h", 3_600_000_000_000),
+        ("d", 86_400_000_000_000),
+    ];
+    let mut total: u128 = 0;
     let mut rest = text;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let number: u64 = rest.get(..digits)?.parse().ok()?;
-        rest = rest.get(digits..)?;
-        let unit = rest.chars().next()?;
-        let factor = match unit {
-            's' => 1,
-            'm' => 60,
-            'h' => 3600,
-            'd' => 86_400,
-            _ => return None,
-        };
-        total = total.checked_add(number.checked_mul(factor)?)?;
-        rest = rest.get(1..)?;
+        let number = rest.get(..rest.find(|c: char| !c.is_ascii_digit() && c != '.')?)?;
+        rest = rest.get(number.len()..)?;
+        let (name, unit) = UNITS.into_iter().find(|(name, _)| rest.starts_with(name))?;
+        rest = rest.get(name.len()..)?;
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if (whole.is_empty() && fraction.is_empty()) || whole.len() > 18 || fraction.len() > 18 {
+            return None;
+        }
+        let part = |digits: &str| if digits.is_empty() { Some(0) } else { digits.parse::<u128>().ok() };
+        let scale = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+        let value =
+            part(whole)?.checked_mul(unit)?.checked_add(part(fraction)?.checked_mul(unit)? / scale)?;
+        total = total.checked_add(value)?;
     }
-    (!text.is_empty()).then(|| Duration::from_secs(total))
+    let nanos = u64::try_from(total).ok()?;
+    (!text.is_empty()).then(|| Duration::from_nanos(nanos))
 }
 
 #[cfg(test)]
@@ -116,7 +128,10 @@ mod tests {
     fn spans_add_up_and_nonsense_is_none() {
         assert_eq!(span("90s"), Some(Duration::from_secs(90)));
         assert_eq!(span("1h30m"), Some(Duration::from_secs(5400)));
-        for bad in ["", "5", "m", "1x", "1h-3m", "99999999999999999999s", "é"] {
+        assert_eq!(span("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(span("1.5h"), Some(Duration::from_secs(5400)));
+        assert_eq!(span("2d"), Some(Duration::from_secs(172_800)));
+        for bad in ["", "5", "m", ".s", "1.2.3s", "1x", "1h-3m", "99999999999999999999s", "é"] {
             assert_eq!(span(bad), None, "{bad}");
         }
     }

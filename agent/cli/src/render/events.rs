@@ -21,6 +21,17 @@ pub(crate) fn line(e: &EventRecord, now: Wall) -> String {
     plain(&format!("{ago} ago{times}  {}  {}  {}", object(e), e.event.reason, e.event.message))
 }
 
+/// Whether it is about the Service of that name: `namespace/name`, or `name` in any namespace, with or without
+/// `service/` before it.
+pub(crate) fn is_of_service(e: &EventRecord, name: &str) -> bool {
+    let Involved::Service { key, .. } = &e.involved else { return false };
+    let name = name.strip_prefix("service/").or(name.strip_prefix("svc/")).unwrap_or(name);
+    match name.split_once('/') {
+        Some((namespace, name)) => key.namespace.as_str() == namespace && key.name.as_str() == name,
+        None => key.name.as_str() == name,
+    }
+}
+
 fn object(e: &EventRecord) -> String {
     let key = e.involved.key();
     match (&e.involved, &e.event.container) {

@@ -36,8 +36,14 @@ fn names_leave_their_services() {
         ("10.96.0.2:53", "2"),
         ("[fd00:96::10]:80", "1"),
         ("e", "2: \"e\" fits several: default/empty, default/exporter"),
-        ("10.96.0.2:54", "4: no Service in the tables is named \"10.96.0.2:54\""),
-        ("other/web", "4: no Service in the tables is named \"other/web\""),
+        (
+            "10.96.0.2:54",
+            "4: no Service in the tables is named \"10.96.0.2:54\"; headless and ExternalName Services are in none: they answer by their names alone",
+        ),
+        (
+            "other/web",
+            "4: no Service in the tables is named \"other/web\"; headless and ExternalName Services are in none: they answer by their names alone",
+        ),
         ("a/b/c", "2: \"a/b/c\" is not of the form namespace/service"),
         ("", "2: \"\" is not of the form namespace/service"),
     ] {

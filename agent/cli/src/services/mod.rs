@@ -78,6 +78,7 @@ pub struct TraceArgs {
     /// Who dials: a pod (namespace/pod, or less), its address, `node`, or `outside:ADDRESS[:PORT]`.
     src: String,
     /// What is dialled: address and port, `[address]:port` for IPv6.
+    #[arg(value_parser = destination)]
     dst: SocketAddr,
     /// A datagram; otherwise a TCP connection.
     #[arg(long)]
@@ -85,6 +86,14 @@ pub struct TraceArgs {
     /// How to show it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
+}
+
+/// Where a connection goes to.
+fn destination(text: &str) -> Result<SocketAddr, String> {
+    text.parse().ok().ok_or_else(|| {
+        "must be an address and a port, 10.96.0.1:80 or [fd00::1]:80; for a Service's name see `berth services NAME`"
+            .to_owned()
+    })
 }
 
 /// The pins, where there are any.

@@ -146,6 +146,10 @@ fn some(ports: Vec<Port>, name: &str, published: bool) -> Result<Vec<Port>, Erro
     if !ports.is_empty() {
         return Ok(ports);
     }
-    let why = if published { "" } else { "; the agent has not named any: ask by address" };
+    let why = if published {
+        "; headless and ExternalName Services are in none: they answer by their names alone"
+    } else {
+        "; the agent has not named any: ask by address"
+    };
     Err(Error::NotFound(format!("no Service in the tables is named {name:?}{why}")))
 }

@@ -142,9 +142,10 @@ impl Front {
         self.flags & frontend::EXTERNAL != 0
     }
 
-    /// The address and port; a NodePort has only a port.
+    /// The address and port; a NodePort has only a port and a family, IPv6 in brackets.
     pub(crate) fn shown(&self) -> String {
         match self.kind() {
+            Kind::NodePort if self.at.is_ipv6() => format!("[*]:{}/{}", self.at.port(), self.protocol),
             Kind::NodePort => format!("*:{}/{}", self.at.port(), self.protocol),
             _ => format!("{}/{}", self.at, self.protocol),
         }

@@ -41,7 +41,8 @@ pub(crate) fn find(
         return Ok(Source::Node);
     }
     if let Some(rest) = text.strip_prefix("outside:") {
-        let ip = rest.parse::<IpAddr>().map(|ip| (ip, None));
+        let bare = rest.strip_prefix('[').and_then(|r| r.strip_suffix(']')).unwrap_or(rest);
+        let ip = bare.parse::<IpAddr>().map(|ip| (ip, None));
         let found = ip.or_else(|_| rest.parse::<SocketAddr>().map(|at| (at.ip(), Some(at.port()))));
         let wrong = |_| Error::Usage(format!("{rest:?} is no address, with or without a port"));
         let (ip, port) = found.map_err(wrong)?;
@@ -120,7 +121,10 @@ mod tests {
             ("outside:fd00::9", "outside fd00::9 None"),
             ("outside:me", "2: \"me\" is no address, with or without a port"),
             ("none", "4: pod default/none has no address"),
-            ("nobody", "4: no pod or container is named \"nobody\""),
+            (
+                "nobody",
+                "4: no pod or container is named \"nobody\"; `berth status` tells of manifests that are refused",
+            ),
             (
                 "10.244.0.6",
                 "4: 10.244.0.6 is neither a pod of this node nor the node: for somebody elsewhere write outside:10.244.0.6",
