@@ -186,7 +186,7 @@ pub struct SourceView {
 pub struct ManifestProblem {
     /// The file.
     pub file: PathBuf,
-    /// Which document of it, counted from 0.
+    /// Which document of it, counted from 1.
     #[serde(default)]
     pub document: Option<usize>,
     /// The field.

@@ -235,8 +235,9 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         node_ports: 30_000..=32_767,
         reserved: args.cluster_dns.clone(),
     };
-    let (sources, desired) = sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges);
     let hub = berth_server::Hub::default();
+    let (sources, desired) =
+        sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges, &hub);
     let board = Arc::new(Board::new(hub.clone(), Arc::clone(&sources.latest), host_network.clone()));
     let health = services::Shown::default();
     let local = Local {

@@ -3,13 +3,20 @@
 //! One task per source passes its snapshots on; the set counts as listed once every source has listed. Who waits for
 //! the set hears of pods and their objects only; who wants to hear of Services too waits for [`Sources::changed`].
 
-use berth_core::{ids::NodeName, model::Objects, roots::Roots};
+use berth_core::{
+    event::{Event, EventRecord, Involved},
+    ids::NodeName,
+    model::Objects,
+    roots::Roots,
+};
 use berth_pods::DesiredSet;
+use berth_server::Hub;
 use berth_source::{
     Snapshot,
     dir::{DirConfig, ManifestDir, ServiceRanges},
     manifest::Mode,
 };
+use berth_sys::clock;
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -35,6 +42,7 @@ pub(crate) fn start(
     manifests: Option<PathBuf>,
     static_pods: Option<PathBuf>,
     services: ServiceRanges,
+    hub: &Hub,
 ) -> (Sources, watch::Receiver<Arc<DesiredSet>>) {
     let (desired, receiver) = watch::channel(Arc::new(DesiredSet::default()));
     let desired = Arc::new(desired);
@@ -60,6 +68,7 @@ pub(crate) fn start(
             latest: Arc::clone(&sources.latest),
             desired: Arc::clone(&desired),
             changed: Arc::clone(&tell),
+            hub: hub.clone(),
         };
         sources.tasks.push(tokio::spawn(follow(index, snapshot, out)));
     }
@@ -88,6 +97,7 @@ struct Out {
     latest: Latest,
     desired: Arc<watch::Sender<Arc<DesiredSet>>>,
     changed: Arc<watch::Sender<()>>,
+    hub: Hub,
 }
 
 /// Passes one source's snapshots on; errors are told once each.
@@ -99,6 +109,11 @@ async fn follow(index: usize, mut snapshots: watch::Receiver<Arc<Snapshot>>, out
             for error in snapshot.errors.iter().filter(|e| !before.errors.contains(e)) {
                 tracing::error!(%error, "manifest refused");
             }
+        }
+        for lacks in snapshot.unserved.iter().filter(|u| !before.unserved.contains(u)) {
+            let involved = Involved::Service { key: lacks.service.clone(), uid: Arc::clone(&lacks.uid) };
+            let event = Event::warning("AllocationFailed", lacks.message.clone());
+            out.hub.event(EventRecord::once(involved, event, clock::wall()));
         }
         {
             let mut all = lock(&out.latest);

@@ -2,7 +2,7 @@
 //!
 //! Owns: the identities ([`ids`]), the one place for paths and names ([`roots`]), the pod as the node sees it
 //! ([`model`]), Kubernetes quantities ([`quantity`]), clocks as plain data ([`time`]), what is reported
-//! ([`status`], [`event`]), whether a node takes a pod on ([`admit`]), what requests and limits mean to the kernel ([`resources`]), and the two state machines, [`plan`] for
+//! ([`status`], [`event`]), whether a node takes a pod on ([`admit`]) and what of it the node does not give ([`unsupported`]), what requests and limits mean to the kernel ([`resources`]), and the two state machines, [`plan`] for
 //! a pod and [`probe`] for one probe.
 //!
 //! Invariants: no IO, no tasks, no clock is read here; every function gives the same answer for the same input.
@@ -20,3 +20,4 @@ pub mod resources;
 pub mod roots;
 pub mod status;
 pub mod time;
+pub mod unsupported;

@@ -29,6 +29,38 @@ impl Quantity {
         clamp(div_ceil(self.nanos, 1_000_000_000))
     }
 
+    /// As Kubernetes writes it back (`CanonicalizeBytes`): the largest suffix with which nothing is lost; powers of 1024
+    /// where it was written so, as long as it is whole and at least 1024.
+    pub fn canonical(&self) -> String {
+        const DECIMAL: [&str; 10] = ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"];
+        const BINARY: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+        const UNIT: i128 = 1_000_000_000;
+        if self.nanos == 0 {
+            return "0".to_owned();
+        }
+        let suffix =
+            self.text.trim_start_matches(|c: char| c.is_ascii_digit() || matches!(c, '.' | '+' | '-'));
+        if suffix.ends_with('i') && self.nanos % UNIT == 0 && self.nanos.abs() >= 1024 * UNIT {
+            let (mut number, mut power) = (self.nanos / UNIT, 0_usize);
+            while number % 1024 == 0 && power < BINARY.len() - 1 {
+                number /= 1024;
+                power += 1;
+            }
+            return format!("{number}{}", BINARY.get(power).copied().unwrap_or_default());
+        }
+        let (mut number, mut power) = (self.nanos, 0_usize);
+        while number % 1000 == 0 && power < DECIMAL.len() - 1 {
+            number /= 1000;
+            power += 1;
+        }
+        let exponent = suffix.starts_with(['e', 'E']) && suffix.len() > 1;
+        match (exponent, power) {
+            (true, 3) => number.to_string(),
+            (true, power) => format!("{number}e{}", i64::try_from(power).map_or(0, |p| p * 3 - 9)),
+            (false, power) => format!("{number}{}", DECIMAL.get(power).copied().unwrap_or_default()),
+        }
+    }
+
     /// As it was written.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -158,6 +190,30 @@ mod tests {
         assert_eq!(q(".5").millis(), 500);
         assert_eq!(q("5.").units(), 5);
         assert_eq!(q("100Ei").units(), i64::MAX);
+    }
+
+    /// Those of the faults' page were seen on the kubelet.
+    #[test]
+    fn writes_what_kubernetes_writes() {
+        for (given, canonical) in [
+            ("0.1Gi", "107374182400m"),
+            ("1000", "1k"),
+            ("0.15", "150m"),
+            ("20480Ki", "20Mi"),
+            ("100m", "100m"),
+            ("64Mi", "64Mi"),
+            ("1.5Gi", "1536Mi"),
+            ("1Ki", "1Ki"),
+            ("1023", "1023"),
+            ("0.5Ki", "512"),
+            ("0Mi", "0"),
+            ("2e3", "2e3"),
+            ("1e2", "100"),
+            ("-1000", "-1k"),
+            ("1500m", "1500m"),
+        ] {
+            assert_eq!(given.parse::<Quantity>().unwrap().canonical(), canonical, "{given}");
+        }
     }
 
     #[test]

@@ -67,6 +67,9 @@ async fn a_pod_goes_with_its_links_and_nothing_else() {
     std::os::unix::fs::symlink("/elsewhere", &foreign).unwrap();
     client.remove_pod(&gone.key, &gone.uid).await.unwrap();
     client.remove_pod(&gone.key, &gone.uid).await.unwrap();
+    // No directory has a name of 300 bytes: there is nothing to remove, and the pod can go.
+    let long = berth_core::ids::PodKey { name: "a".repeat(253).parse().unwrap(), ..gone.key.clone() };
+    client.remove_pod(&long, &gone.uid).await.unwrap();
     assert!(!node.roots.pod_log_dir(&gone.key, &gone.uid).exists());
     assert!(!node.roots.container_log_links.join(format!("gone_ns_app-{}.log", gone.id)).exists_or_link());
     assert!(foreign.exists_or_link());

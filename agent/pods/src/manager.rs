@@ -22,6 +22,7 @@ use berth_core::{
     model::{Objects, Pod},
     plan::{Desired, Failure, Memory},
     time::Boottime,
+    unsupported::unsupported,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -410,6 +411,9 @@ impl<H: Hands, R: Reports> Manager<H, R> {
             // Neither containerd's list nor the memory knew of it, and no worker has had it since.
             (None, None) if !self.panics.contains_key(&uid) => {
                 memory = self.refusal(&pod);
+                if memory.is_none() && end.is_none() {
+                    self.tell_unsupported(&pod);
+                }
                 let mut nothing = Sight::nothing(now);
                 nothing.seen.runtime_answers = self.runtime_answers;
                 Beginning::Seen(Box::new(nothing))
@@ -454,6 +458,14 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         let event = Event::warning(&why.reason, why.message.clone());
         self.reports.event(EventRecord::once(involved, event, now));
         Some(Memory::of_refused(why))
+    }
+
+    fn tell_unsupported(&self, pod: &Pod) {
+        let now = self.hands.now().wall;
+        for event in unsupported(pod) {
+            let involved = Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() };
+            self.reports.event(EventRecord::once(involved, event, now));
+        }
     }
 
     fn errand(&mut self, errand: Errand, task: impl Future<Output = Outcome> + Send + 'static) {

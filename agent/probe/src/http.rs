@@ -239,6 +239,8 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send>(
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .title_case_headers(true)
         .max_buf_size(MAX_HEAD)
+        // A name with a blank in it is no reason to call a server unhealthy.
+        .ignore_invalid_headers_in_responses(true)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(failed)?;

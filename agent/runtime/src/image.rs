@@ -237,6 +237,10 @@ impl Runtime {
     /// The image that `reference` names, if containerd has it with all that is needed to run it. Tried are the full
     /// form of the name and the name as written. A name whose content was removed counts as missing.
     pub async fn resolve_image(&self, reference: &str) -> Result<Option<Image>, Error> {
+        let by_id = self.image_of_config(reference).await?;
+        if by_id.is_some() {
+            return Ok(by_id);
+        }
         for name in reference::candidates(reference) {
             let client = self.client();
             let found = absent(
@@ -250,19 +254,54 @@ impl Runtime {
             )?;
             let Some(target) = found.and_then(|r| r.image).and_then(|i| i.target) else { continue };
             let Some(content) = absent(self.image_content(&name, &target).await)? else { continue };
-            let image_id = match self.repo_digest(&name, &target.digest).await? {
-                Some(canonical) => canonical,
-                None => content.config_digest.clone(),
-            };
-            return Ok(Some(Image {
-                name,
-                image_id,
-                config: content.config.clone(),
-                chain_id: content.chain_id.clone(),
-                target_digest: target.digest,
-            }));
+            return self.found(name, target, &content).await.map(Some);
         }
         Ok(None)
+    }
+
+    /// The image that has this configuration; `None` where the reference is no digest of one. What an image says of
+    /// itself is kept, so that only the first time costs a look at each.
+    async fn image_of_config(&self, reference: &str) -> Result<Option<Image>, Error> {
+        let is_digest = reference.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64);
+        if !is_digest {
+            return Ok(None);
+        }
+        let client = self.client();
+        let all = call(
+            "list",
+            "images",
+            RECORD,
+            client.images().list(client.request(ListImagesRequest::default(), RECORD)),
+        )
+        .await?;
+        for image in all.images {
+            let Some(target) = image.target else { continue };
+            let content = match self.image_content(&image.name, &target).await {
+                Ok(content) => content,
+                Err(e) if e.is_unknown() => return Err(e),
+                // Of another platform, or incomplete: not this one.
+                Err(_other) => continue,
+            };
+            if content.config_digest != reference {
+                continue;
+            }
+            return self.found(image.name, target, &content).await.map(Some);
+        }
+        Ok(None)
+    }
+
+    async fn found(&self, name: String, target: Descriptor, content: &Content) -> Result<Image, Error> {
+        let image_id = match self.repo_digest(&name, &target.digest).await? {
+            Some(canonical) => canonical,
+            None => content.config_digest.clone(),
+        };
+        Ok(Image {
+            name,
+            image_id,
+            config: content.config.clone(),
+            chain_id: content.chain_id.clone(),
+            target_digest: target.digest,
+        })
     }
 
     /// All images by name.

@@ -23,6 +23,56 @@ pub fn normalise(reference: &str) -> String {
     }
 }
 
+/// What is wrong with a reference, in the words of the grammar's own library; `None` where it is good. The digest of an
+/// image's configuration (`sha256:…`) is one too.
+pub fn fault(reference: &str) -> Option<&'static str> {
+    const INVALID: &str = "invalid reference format";
+    let hex = |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if hex(reference) {
+        return Some("invalid repository name, cannot specify 64-byte hexadecimal strings");
+    }
+    let (name, digest) = match reference.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (reference, None),
+    };
+    let (repository, tag) = split_tag(name);
+    let (domain, path) = match repository.split_once('/') {
+        Some((first, rest)) if is_registry(first) => (Some(first), rest),
+        _ => (None, repository),
+    };
+    if path.bytes().any(|b| b.is_ascii_uppercase()) {
+        return Some("invalid reference format: repository name must be lowercase");
+    }
+    let domain_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']');
+    let good_tag = |tag: &str| {
+        (1..=128).contains(&tag.len())
+            && !tag.starts_with(['.', '-'])
+            && tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+    };
+    let good_digest = |digest: &str| {
+        digest.split_once(':').is_some_and(|(algorithm, hex)| {
+            algorithm.starts_with(|c: char| c.is_ascii_alphabetic())
+                && hex.len() >= 32
+                && hex.bytes().all(|b| b.is_ascii_hexdigit())
+        })
+    };
+    let good = domain.is_none_or(|d| !d.is_empty() && d.bytes().all(domain_byte))
+        && path.split('/').all(path_component)
+        && tag.is_none_or(good_tag)
+        && digest.is_none_or(good_digest);
+    (!good).then_some(INVALID)
+}
+
+/// Lower-case letters and digits with single `.`, one or two `_`, or any number of `-` between them.
+fn path_component(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let ends = text.bytes().next().is_some_and(plain) && text.bytes().next_back().is_some_and(plain);
+    let separators = text.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+    ends && separators
+        .filter(|s| !s.is_empty())
+        .all(|s| matches!(s, "." | "_" | "__") || s.bytes().all(|b| b == b'-'))
+}
+
 /// The repository of a full reference: without tag and digest.
 pub fn repository(full: &str) -> &str {
     let name = full.split_once('@').map_or(full, |(name, _)| name);
@@ -81,6 +131,34 @@ mod tests {
     fn a_repository_has_neither_tag_nor_digest() {
         assert_eq!(repository("localhost:5000/a:b@sha256:0"), "localhost:5000/a");
         assert_eq!(repository("docker.io/library/busybox:latest"), "docker.io/library/busybox");
+    }
+
+    #[test]
+    fn a_reference_is_judged_as_the_kubelet_judges_it() {
+        let hex = "548025ab".repeat(8);
+        for good in [
+            "busybox",
+            "busybox:UPPER",
+            "x/a-b.c_d__e---f:1",
+            "localhost:5000/a/b@sha256:00000000000000000000000000000000",
+            "UPPER.host/a",
+            &format!("sha256:{hex}"),
+        ] {
+            assert_eq!(fault(good), None, "{good}");
+        }
+        for (bad, why) in [
+            (hex.as_str(), "64-byte hexadecimal"),
+            ("Busybox:UPPER", "must be lowercase"),
+            ("", "invalid reference format"),
+            ("a//b", "invalid reference format"),
+            ("a:", "invalid reference format"),
+            ("a..b", "invalid reference format"),
+            ("a b", "invalid reference format"),
+            ("a@sha256:00", "invalid reference format"),
+            (":x", "invalid reference format"),
+        ] {
+            assert!(fault(bad).is_some_and(|f| f.contains(why)), "{bad}: {:?}", fault(bad));
+        }
     }
 
     #[test]

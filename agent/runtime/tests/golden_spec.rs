@@ -334,7 +334,8 @@ fn check_refused(node: &Node, pod: &Pod, container: &Container, reason: &str) {
 }
 
 fn parse(path: &Path, text: &str) -> Pod {
-    let context = Context { node: NodeName::new(NODE).unwrap(), mode: Mode::StaticPods, now: Wall(0) };
+    let context =
+        Context { node: NodeName::new(NODE).unwrap(), mode: Mode::StaticPods, now: Wall(0), services: None };
     let parsed = manifest::parse_file(path, text.as_bytes(), &context).unwrap_or_else(|e| panic!("{e}"));
     assert!(parsed.warnings.is_empty(), "{:?}", parsed.warnings);
     let [entry] = parsed.pods.as_slice() else { panic!("{}: not one pod", path.display()) };

@@ -18,6 +18,9 @@ pub fn compile(service: &Service, slices: &[Arc<EndpointSlice>], node: &NodeFact
     if service.foreign || service.headless || service.kind == ServiceType::ExternalName {
         return wanted;
     }
+    if let Some(port) = service.health_check_node_port {
+        wanted.notices.push(Why::HealthCheck { port });
+    }
     wanted.v4 = family::<V4>(service, slices, node, &mut wanted.notices);
     wanted.v6 = family::<V6>(service, slices, node, &mut wanted.notices);
     wanted

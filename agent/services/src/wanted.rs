@@ -108,6 +108,11 @@ pub enum Why {
         /// The address.
         address: IpAddr,
     },
+    /// `healthCheckNodePort` is not answered here: a load balancer that asks there takes the node for dead.
+    HealthCheck {
+        /// The port.
+        port: u16,
+    },
     /// More endpoints than a set holds.
     TooMany {
         /// The port.
@@ -152,7 +157,7 @@ impl Why {
     /// The event's reason.
     pub fn reason(&self) -> &'static str {
         match self {
-            Why::Sctp { .. } | Why::SourceRanges { .. } => "NotCarried",
+            Why::Sctp { .. } | Why::SourceRanges { .. } | Why::HealthCheck { .. } => "NotCarried",
             Why::TooMany { .. } => "TooManyEndpoints",
             Why::NoRoom { .. } | Why::CutShort { .. } => "ServiceTablesFull",
             Why::Taken { address, .. } if address.is_unspecified() => "PortAlreadyAllocated",
@@ -167,6 +172,12 @@ impl fmt::Display for Why {
             Why::Sctp { port } => write!(f, "port {port}: SCTP is not carried"),
             Why::SourceRanges { address } => {
                 write!(f, "{address} is not served: loadBalancerSourceRanges are not enforced on this node")
+            }
+            Why::HealthCheck { port } => {
+                write!(
+                    f,
+                    "healthCheckNodePort {port} is not answered on this node: nothing may ask there for its health"
+                )
             }
             Why::TooMany { port, endpoints } => {
                 write!(

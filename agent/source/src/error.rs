@@ -7,7 +7,7 @@ use std::{fmt, path::PathBuf};
 pub struct ManifestError {
     /// The file; empty for a text that came from none.
     pub file: PathBuf,
-    /// Which document of the file, counted from 0; `None` where it is about the file as a whole.
+    /// Which document of the file, counted from 1; `None` where it is about the file as a whole, or there is but one.
     pub document: Option<usize>,
     /// The field, for example `spec.containers[0].ports[1].containerPort`.
     pub field: Option<String>,

@@ -22,4 +22,4 @@ pub mod status;
 
 pub use error::{Error, ManifestError};
 pub use shared::{Changes, Keyed, Shared};
-pub use snapshot::{DesiredPod, DesiredService, Snapshot};
+pub use snapshot::{DesiredPod, DesiredService, Snapshot, Unserved};

@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub slices: Shared<EndpointSlice>,
     /// Every file that cannot be used as it is, in order of file and document; for people.
     pub errors: Arc<[ManifestError]>,
+    /// What could not be given to Services, for their events; each is among `errors` too.
+    pub unserved: Arc<[Unserved]>,
     /// Counts the changes, from 1; 0 before the first look.
     pub version: u64,
 }
@@ -38,7 +40,19 @@ impl Snapshot {
             && self.services.is(&other.services)
             && self.slices.is(&other.slices)
             && self.errors == other.errors
+            && self.unserved == other.unserved
     }
+}
+
+/// A Service that lacks something which an API server would have refused it for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unserved {
+    /// The Service.
+    pub service: PodKey,
+    /// Its `metadata.uid`.
+    pub uid: Arc<str>,
+    /// What it lacks, for people.
+    pub message: String,
 }
 
 /// A pod to run.

@@ -181,15 +181,15 @@ fn container(c: &ContainerStatus, spec: Option<&Container>) -> Value {
     let last = c.last_state.as_ref().map_or(json!({}), |t| json!({ "terminated": terminated(t) }));
     map.insert("lastState".to_owned(), last);
     if let Some(spec) = spec {
-        from_spec(&mut map, spec);
+        from_spec(&mut map, spec, c.id.is_some());
     }
     map.into()
 }
 
-/// What the kubelet repeats from the spec that it carried out.
-fn from_spec(map: &mut Map<String, Value>, spec: &Container) {
+/// What the kubelet repeats from the spec that it carried out; of a container that never ran it says no resources.
+fn from_spec(map: &mut Map<String, Value>, spec: &Container, has_run: bool) {
     let list = |list: &ResourceList| -> Map<String, Value> {
-        list.iter().map(|(name, amount)| (name.clone(), amount.as_str().into())).collect()
+        list.iter().map(|(name, amount)| (name.clone(), amount.canonical().into())).collect()
     };
     let mut resources = Map::new();
     for (side, amounts) in [("limits", &spec.resources.limits), ("requests", &spec.resources.requests)] {
@@ -197,10 +197,12 @@ fn from_spec(map: &mut Map<String, Value>, spec: &Container) {
             resources.insert(side.to_owned(), list(amounts).into());
         }
     }
-    if !spec.resources.requests.is_empty() {
+    if has_run && !spec.resources.requests.is_empty() {
         map.insert("allocatedResources".to_owned(), list(&spec.resources.requests).into());
     }
-    map.insert("resources".to_owned(), resources.into());
+    if has_run {
+        map.insert("resources".to_owned(), resources.into());
+    }
     let mounts: Vec<Value> = spec
         .mounts
         .iter()

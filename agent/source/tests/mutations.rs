@@ -195,6 +195,7 @@ fn contexts() -> [Context; 2] {
         node: NodeName::new("n1").unwrap(),
         mode,
         now: Wall(1_700_000_000_000_000_000),
+        services: None,
     })
 }
 

@@ -117,8 +117,7 @@ pub fn resolve(
         let Some(object) = find(objects, pod, kind, name, from.optional)? else { continue };
         for (key, bytes) in &object.data {
             let name = format!("{}{key}", from.prefix);
-            // A ConfigMap's binaryData is never part of the environment.
-            let Some(value) = text(kind, &name, bytes)? else { continue };
+            let value = text(&name, bytes)?;
             vars.set(name, value)?;
         }
     }
@@ -161,14 +160,10 @@ fn find<'a>(
     Ok(found)
 }
 
-/// The value as text; `None` for a ConfigMap's binary data.
-fn text(kind: ObjectKind, variable: &str, bytes: &[u8]) -> Result<Option<String>, EnvError> {
-    match (std::str::from_utf8(bytes), kind) {
-        (Ok(text), _) => Ok(Some(text.to_owned())),
-        (Err(_), ObjectKind::ConfigMap) => Ok(None),
-        (Err(_), ObjectKind::Secret) => {
-            Err(EnvError::Invalid { name: variable.to_owned(), reason: "is not UTF-8 text" })
-        }
+fn text(variable: &str, bytes: &[u8]) -> Result<String, EnvError> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => Err(EnvError::Invalid { name: variable.to_owned(), reason: "is not UTF-8 text" }),
     }
 }
 
@@ -181,7 +176,7 @@ fn key_value(
 ) -> Result<Option<String>, EnvError> {
     let Some(object) = find(objects, pod, kind, &key.name, key.optional)? else { return Ok(None) };
     let value = match object.data.get(&key.key) {
-        Some(bytes) => text(kind, variable, bytes)?,
+        Some(bytes) => Some(text(variable, bytes)?),
         None => None,
     };
     if value.is_none() && !key.optional {

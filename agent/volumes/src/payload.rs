@@ -77,7 +77,7 @@ pub(crate) fn payload(
 /// [`Volumes::refresh`](crate::Volumes::refresh) has something to do.
 pub fn volume_objects(pod: &Pod) -> BTreeSet<(ObjectKind, &str)> {
     let mut out = BTreeSet::new();
-    for volume in &pod.volumes {
+    for volume in pod.mounted_volumes() {
         match &volume.source {
             VolumeSource::ConfigMap(keys) => out.extend([(ObjectKind::ConfigMap, keys.name.as_str())]),
             VolumeSource::Secret(keys) => out.extend([(ObjectKind::Secret, keys.name.as_str())]),
@@ -117,12 +117,12 @@ impl Collector<'_> {
             return Err(Error::MissingObject { volume: self.volume.clone(), kind, name: keys.name.clone() });
         };
         if keys.items.is_empty() {
-            for (key, bytes) in &object.data {
+            for (key, bytes) in object.files() {
                 self.put(Path::new(key), bytes.clone(), default_mode)?;
             }
         }
         for item in &keys.items {
-            match object.data.get(&item.key) {
+            match object.file(&item.key) {
                 Some(bytes) => self.put(&item.path, bytes.clone(), item.mode.unwrap_or(default_mode))?,
                 None if keys.optional => {}
                 None => {

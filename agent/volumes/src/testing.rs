@@ -52,12 +52,24 @@ pub(crate) fn mount(volume: &str, path: &str) -> VolumeMount {
     }
 }
 
+/// The pod with all its volumes mounted by its first container, which is made where there is none.
+pub(crate) fn mounting_all(mut pod: Pod) -> Pod {
+    let all =
+        pod.volumes.iter().map(|v| mount(v.name.as_str(), &format!("/all/{}", v.name))).collect::<Vec<_>>();
+    if pod.containers.is_empty() {
+        pod.containers.push(container("all"));
+    }
+    pod.containers[0].mounts.extend(all);
+    pod
+}
+
 pub(crate) fn keys(name: &str) -> KeysVolume {
     KeysVolume { name: name.into(), items: Vec::new(), default_mode: 0o644, optional: false }
 }
 
 pub(crate) fn keyed(name: &str, data: &[(&str, &[u8])]) -> KeyedData {
     KeyedData {
+        binary_data: Default::default(),
         namespace: Namespace::new("default").unwrap(),
         name: name.into(),
         data: data.iter().map(|(k, v)| ((*k).to_owned(), v.to_vec())).collect(),

@@ -27,7 +27,7 @@ const TMPFS_ROOT: u32 = 0o1777;
 const GROUP_ROOT: u32 = 0o2000;
 
 impl Volumes {
-    /// Sets up all volumes of the pod. What is set up already stays as it is, so that the call may be repeated at any
+    /// Sets up all volumes that a container of the pod mounts. What is set up already stays as it is, so that the call may be repeated at any
     /// time; files from objects are brought up to date.
     ///
     /// All volumes are tried; the error is the first one's. [`Error::is_retryable`] says whether trying again makes
@@ -36,7 +36,7 @@ impl Volumes {
         let dir = self.pod_dir(&pod.uid);
         os::make_dirs(&dir, NODE_DIR).map_err(Error::io("make", dir))?;
         let mut failed = None;
-        for volume in &pod.volumes {
+        for volume in pod.mounted_volumes() {
             if let Err(e) = self.mount_one(pod, volume, facts, objects) {
                 let e = e.in_volume(&volume.name);
                 // The caller tells of a failure and its end; here it may come with every retry.
@@ -54,7 +54,7 @@ impl Volumes {
     pub fn refresh(&self, pod: &Pod, facts: &PodFacts, objects: &Objects) -> Result<bool, Error> {
         let mut changed = false;
         let mut failed = None;
-        for volume in &pod.volumes {
+        for volume in pod.mounted_volumes() {
             let Some(dir) = self.volume_dir(&pod.uid, volume).filter(|d| atomic::is_set_up(d)) else {
                 continue;
             };

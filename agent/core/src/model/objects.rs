@@ -11,14 +11,35 @@ pub struct KeyedData {
     pub namespace: Namespace,
     /// `metadata.name`.
     pub name: String,
-    /// `data` and `binaryData` (ConfigMap), `data` and `stringData` (Secret), decoded.
+    /// `data` (ConfigMap), `data` and `stringData` (Secret), decoded.
     pub data: BTreeMap<String, Vec<u8>>,
+    /// `binaryData` of a ConfigMap, decoded: files of volumes, and never part of an environment. No key is in both.
+    #[serde(default)]
+    pub binary_data: BTreeMap<String, Vec<u8>>,
+}
+
+impl KeyedData {
+    /// Every key with its bytes, as a volume shows them.
+    pub fn files(&self) -> impl Iterator<Item = (&String, &Vec<u8>)> {
+        self.data.iter().chain(&self.binary_data)
+    }
+
+    /// The bytes of a key, as a volume shows them.
+    pub fn file(&self, key: &str) -> Option<&Vec<u8>> {
+        self.data.get(key).or_else(|| self.binary_data.get(key))
+    }
 }
 
 impl std::fmt::Debug for KeyedData {
     /// Shows the keys, never the values: they may be secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{} {:?}", self.namespace, self.name, self.data.keys().collect::<Vec<_>>())
+        write!(
+            f,
+            "{}/{} {:?}",
+            self.namespace,
+            self.name,
+            self.files().map(|(key, _)| key).collect::<Vec<_>>()
+        )
     }
 }
 

@@ -107,6 +107,14 @@ impl Pod {
         self.init_containers.iter().chain(&self.containers)
     }
 
+    /// The volumes that a container mounts. Nobody asks for the others: what they need may be missing
+    /// (`pkg/kubelet/volumemanager/populator`).
+    pub fn mounted_volumes(&self) -> impl Iterator<Item = &Volume> {
+        let mounted =
+            |v: &&Volume| self.all_containers().any(|c| c.mounts.iter().any(|m| m.volume == v.name));
+        self.volumes.iter().filter(mounted)
+    }
+
     /// The container of that name, init or main.
     pub fn container(&self, name: &crate::ids::ContainerName) -> Option<&Container> {
         self.all_containers().find(|c| &c.name == name)

@@ -35,9 +35,12 @@ pub(super) fn link(roots: &Roots, spec: &StreamSpec) -> Result<(), Error> {
     make().map_err(|source| Error::Link { path: path.clone(), source })
 }
 
+/// What cannot be there for its name's length is not there.
 fn gone(path: PathBuf, result: io::Result<()>) -> Result<(), Error> {
     match result {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::Remove { path, source }),
+        Err(source) if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename) => {
+            Err(Error::Remove { path, source })
+        }
         _ => Ok(()),
     }
 }

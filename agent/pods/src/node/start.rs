@@ -98,6 +98,15 @@ impl NodeHands {
     }
 
     async fn image(&self, spec: &Container) -> Result<Image, Failure> {
+        if let Some(fault) = berth_runtime::reference::fault(&spec.image) {
+            return Err(Failure::new(
+                "InvalidImageName",
+                format!(
+                    "Failed to apply default image tag {0:?}: couldn't parse image name {0:?}: {fault}",
+                    spec.image
+                ),
+            ));
+        }
         let found = self.runtime()?.resolve_image(&spec.image).await;
         match found.map_err(|e| Failure::new("ImageInspectError", e.chain()))? {
             Some(image) => Ok(image),

@@ -111,7 +111,8 @@ pub(super) fn directory(pod: Option<&str>, image: &ImageConfig) -> Result<String
     if asked.is_empty() {
         return Ok("/".to_owned());
     }
-    if !asked.starts_with('/') {
+    // A relative one of the pod is runc's to refuse: a run that failed, not a configuration that is tried for ever.
+    if !asked.starts_with('/') && pod.is_none_or(str::is_empty) {
         return Err(SpecError::RelativePath { what: "workingDir", path: asked.to_owned() });
     }
     if asked.contains('\0') {

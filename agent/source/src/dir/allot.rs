@@ -38,6 +38,13 @@ pub struct ServiceRanges {
     pub reserved: Vec<IpAddr>,
 }
 
+impl ServiceRanges {
+    /// Whether a Service may have the address.
+    pub(crate) fn holds(&self, ip: IpAddr) -> bool {
+        self.networks.iter().any(|(net, len)| holds(*net, *len, ip))
+    }
+}
+
 /// What was given to one Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Given {
@@ -66,8 +73,8 @@ pub(super) struct Allotment {
     taken: Taken,
     /// Names in the journal without a Service.
     absent: BTreeSet<String>,
-    /// Services for which nothing was free.
-    lacking: BTreeMap<String, PodKey>,
+    /// Services for which nothing was free, and what of.
+    lacking: BTreeMap<String, (PodKey, String)>,
 }
 
 impl Allotment {
@@ -108,7 +115,10 @@ impl Allotment {
             return &self.shown;
         };
         let changes = services.changes_since(&self.stated);
-        let mut todo = std::mem::take(&mut self.lacking);
+        let lacking = std::mem::take(&mut self.lacking);
+        let told: BTreeSet<String> = lacking.keys().cloned().collect();
+        let mut todo: BTreeMap<String, PodKey> =
+            lacking.into_iter().map(|(name, (key, _))| (name, key)).collect();
         for gone in &changes.gone {
             self.taken.stated(&gone.service, false);
             self.shown.remove(gone.key());
@@ -136,10 +146,16 @@ impl Allotment {
         }
         for (name, key) in todo {
             if let Some(service) = services.get(&key) {
-                self.give(name, service, &ranges);
+                let told = told.contains(&name);
+                self.give(name, service, &ranges, told);
             }
         }
         &self.shown
+    }
+
+    /// The Services for which nothing was free, and what they lack.
+    pub(super) fn lacking(&self) -> impl Iterator<Item = (&PodKey, &str)> {
+        self.lacking.values().map(|(key, what)| (key, what.as_str()))
     }
 
     /// What is not needed any more is given back: the manifest names its own, or the type changed.
@@ -154,7 +170,7 @@ impl Allotment {
     }
 
     /// Gives the Service what it lacks, as far as it is free, and shows it so.
-    fn give(&mut self, name: String, service: &Arc<DesiredService>, ranges: &ServiceRanges) {
+    fn give(&mut self, name: String, service: &Arc<DesiredService>, ranges: &ServiceRanges, told: bool) {
         let mut given = self.journal.services.get(&name).cloned().unwrap_or_default();
         let mut lacks = Vec::new();
         for v6 in missing_families(service, ranges) {
@@ -189,8 +205,11 @@ impl Allotment {
             self.shown.put(now);
         }
         if !lacks.is_empty() {
-            tracing::warn!(service = name, lacks = lacks.join(", "), "nothing is free");
-            self.lacking.insert(name, service.service.key.clone());
+            let lacks = lacks.join(", ");
+            if !told {
+                tracing::warn!(service = name, lacks, "nothing is free");
+            }
+            self.lacking.insert(name, (service.service.key.clone(), lacks));
         }
     }
 

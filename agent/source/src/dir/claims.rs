@@ -63,6 +63,11 @@ impl<K: Ord + Clone, T> Claims<K, T> {
         self.touched.insert(key.clone());
     }
 
+    /// Who has the name.
+    pub(super) fn first(&self, key: &K) -> Option<&(Place, T)> {
+        self.by.get(key)?.first()
+    }
+
     /// Shows each name that changed since the last call with all that claim it, the winner first.
     pub(super) fn settle(&mut self, mut show: impl FnMut(&K, &[(Place, T)])) {
         for key in std::mem::take(&mut self.touched) {

@@ -11,8 +11,8 @@ use super::{
     seen::Seen,
     watch::{Told, WRITE_QUIET, Watch},
 };
-use crate::{ManifestError, Snapshot, manifest::Context};
-use berth_core::time::Wall;
+use crate::{DesiredService, ManifestError, Shared, Snapshot, Unserved, manifest::Context};
+use berth_core::{ids::PodKey, time::Wall};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -229,7 +229,12 @@ impl Looker {
     fn context(&self) -> Context {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = Wall(i64::try_from(now.as_nanos()).unwrap_or(i64::MAX));
-        Context { node: self.cfg.node.clone(), mode: self.cfg.mode, now }
+        Context {
+            node: self.cfg.node.clone(),
+            mode: self.cfg.mode,
+            now,
+            services: self.cfg.services.clone().map(Arc::new),
+        }
     }
 
     /// Takes a believed listing over: gone files go, changed ones are read. Whether one changed while it was read.
@@ -328,8 +333,16 @@ impl Looker {
         let odd = self.odd.iter().map(|name| {
             problem(self.cfg.dir.join(name), "its name is not UTF-8; it is passed over".to_owned())
         });
-        let errors = directory.into_iter().chain(self.index.errors().cloned()).chain(odd).collect();
-        let mut next = Snapshot { listed, pods, objects, services, slices, errors, version: before.version };
+        let unserved: Arc<[Unserved]> =
+            self.allotment.lacking().filter_map(|l| unserved(&services, l)).collect();
+        let lacking = unserved.iter().map(|u| {
+            let file = self.index.file_of_service(&u.service).unwrap_or_else(|| self.cfg.dir.clone());
+            problem(file, format!("Service {}: {}", u.service, u.message))
+        });
+        let errors =
+            directory.into_iter().chain(self.index.errors().cloned()).chain(lacking).chain(odd).collect();
+        let version = before.version;
+        let mut next = Snapshot { listed, pods, objects, services, slices, errors, unserved, version };
         if !next.is(&before) {
             next.version = next.version.saturating_add(1);
             self.sender.send_replace(Arc::new(next));
@@ -386,4 +399,10 @@ fn wait(stop: &UnixStream, watch: &Watch, timeout: Duration) -> Option<bool> {
             (!stopped).then_some(true)
         }
     }
+}
+
+/// What a Service lacks, to be told.
+fn unserved(services: &Shared<DesiredService>, (key, lacks): (&PodKey, &str)) -> Option<Unserved> {
+    let uid = Arc::clone(&services.get(key)?.service.uid);
+    Some(Unserved { service: key.clone(), uid, message: format!("{lacks} is not to be had: none is free") })
 }

@@ -125,6 +125,12 @@ impl Index {
         whole
     }
 
+    /// The file that holds a Service.
+    pub(super) fn file_of_service(&self, key: &PodKey) -> Option<PathBuf> {
+        let (place, _) = self.services.first(key)?;
+        Some(self.errors.dir.join(&*place.file))
+    }
+
     /// What is wrong with the files, in order of file and document.
     pub(super) fn errors(&self) -> impl Iterator<Item = &ManifestError> {
         self.errors.by.values()

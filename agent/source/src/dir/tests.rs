@@ -145,7 +145,7 @@ async fn a_bad_file_holds_its_pods_also_over_a_restart() {
         }
         assert_eq!(get(s, "c").held, None);
         let e = &s.errors[0];
-        assert_eq!((e.file.clone(), e.document), (node.path("a.yaml"), Some(1)));
+        assert_eq!((e.file.clone(), e.document), (node.path("a.yaml"), Some(2)));
         assert_eq!(e.field.as_deref(), Some("spec.containers[0].image"));
     };
     check(&*rx.until("held", |s| s.errors.len() == 1).await);

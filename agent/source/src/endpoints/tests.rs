@@ -8,7 +8,7 @@ use berth_core::{
 use std::path::Path;
 
 fn ctx() -> Context {
-    Context { node: "n1".parse().unwrap(), mode: Mode::Manifests, now: Wall(0) }
+    Context { node: "n1".parse().unwrap(), mode: Mode::Manifests, now: Wall(0), services: None }
 }
 
 fn service(spec: &str) -> Arc<Service> {

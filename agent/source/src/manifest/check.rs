@@ -180,6 +180,15 @@ pub(super) fn amount(at: &At<'_>, value: i64) -> Result<u32, Fault> {
         .ok_or_else(|| at.fault(format!("{value} must be 0 to {}", i32::MAX)))
 }
 
+/// `terminationGracePeriodSeconds`: a negative one is 1, as the API server makes of it; one beyond 32 bits is 68 years.
+pub(super) fn grace(seconds: i64) -> u32 {
+    match u32::try_from(seconds) {
+        Ok(seconds) => seconds.min(i32::MAX.unsigned_abs()),
+        Err(_) if seconds < 0 => 1,
+        Err(_) => i32::MAX.unsigned_abs(),
+    }
+}
+
 /// An id of the core model.
 pub(super) fn id<T>(at: &At<'_>, made: Result<T, berth_core::ids::IdError>) -> Result<T, Fault> {
     made.map_err(|e| if e.text.is_empty() { at.fault("is required") } else { at.fault(e.to_string()) })

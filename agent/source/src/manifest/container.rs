@@ -1,7 +1,7 @@
 //! Containers of a pod.
 
 use super::{
-    check,
+    Mode, check,
     field::{At, Fault, shorten},
     probe,
     resources::{self, Owner},
@@ -16,13 +16,29 @@ use berth_core::{
     },
 };
 use k8s_openapi::api::core::v1 as api;
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{cell::RefCell, collections::BTreeSet, net::IpAddr};
 
 /// What a container's fields are checked against.
 pub(super) struct PodFacts {
+    pub(super) mode: Mode,
+    /// What was left aside in a static pod.
+    pub(super) warnings: RefCell<Vec<Fault>>,
     pub(super) volumes: BTreeSet<VolumeName>,
     pub(super) host_network: bool,
     pub(super) grace_seconds: u32,
+}
+
+impl PodFacts {
+    /// What the kubelet passes over is an error in a manifest and a warning in a static pod.
+    pub(super) fn passed_over(&self, fault: Fault) -> Result<(), Fault> {
+        match self.mode {
+            Mode::Manifests => Err(fault),
+            Mode::StaticPods => {
+                self.warnings.borrow_mut().push(fault);
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Which of the pod's lists.
@@ -43,7 +59,7 @@ pub(super) fn container(
     let name = check::id(&at.key("name"), ContainerName::new(c.name.as_str()))?;
     let image = image(&at.key("image"), c.image.as_deref().unwrap_or_default())?;
     let security = match &c.security_context {
-        Some(s) => security::container(&at.key("securityContext"), s)?,
+        Some(s) => security::container(&at.key("securityContext"), s, pod)?,
         None => ContainerSecurity::default(),
     };
     if c.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {

@@ -1,6 +1,7 @@
 //! Where in an object something stands, and how a generic value becomes one of the API's types without losing a field
 //! silently.
 
+use super::decode::Lenient;
 use k8s_openapi::serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::fmt;
@@ -103,7 +104,7 @@ pub(super) fn typed<T>(at: &At<'_>, value: &Value) -> Result<(T, Vec<Fault>), Fa
 where
     T: DeserializeOwned + Serialize,
 {
-    let typed: T = serde_path_to_error::deserialize(value).map_err(|e| {
+    let typed: T = serde_path_to_error::deserialize(Lenient(value)).map_err(|e| {
         let path = e.path().to_string();
         let at = at.to_string();
         let field = match (at.is_empty(), path.as_str()) {

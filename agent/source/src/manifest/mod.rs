@@ -7,19 +7,22 @@
 mod affinity;
 mod check;
 mod container;
+mod decode;
 mod field;
 mod identity;
 mod objects;
 mod pod;
 mod probe;
 mod resources;
+mod scalar;
 mod security;
 mod service;
 mod static_pod;
 mod text;
 mod volume;
+mod yaml;
 
-use crate::ManifestError;
+use crate::{ManifestError, dir::ServiceRanges};
 use berth_core::{
     ids::NodeName,
     model::{EndpointSlice, KeyedData, Pod, Service},
@@ -27,7 +30,10 @@ use berth_core::{
 };
 use field::{At, Fault};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 pub use text::MAX_FILE_BYTES;
 
@@ -50,6 +56,8 @@ pub struct Context {
     pub mode: Mode,
     /// Becomes the creation time of pods that give none.
     pub now: Wall,
+    /// Where Services' addresses and node ports come from; `None` where nobody checks them.
+    pub services: Option<Arc<ServiceRanges>>,
 }
 
 /// What a file holds.
@@ -76,7 +84,7 @@ pub struct PodEntry {
     pub pod: Pod,
     /// The v1.Pod as it was given, with `metadata` filled (uid, namespace, creationTimestamp) and `spec.nodeName`.
     pub raw: Value,
-    /// Which document of its file it is, from 0.
+    /// Which document of its file it is, from 1.
     pub document: usize,
     /// Whether the manifest itself gave `metadata.creationTimestamp`.
     pub created_given: bool,
@@ -102,13 +110,22 @@ pub fn parse_file(path: &Path, bytes: &[u8], ctx: &Context) -> Result<Parsed, Ma
         reason: fault.reason,
     };
     let documents = text::documents(path, bytes).map_err(|(document, fault)| error(document, fault))?;
-    if documents.is_empty() {
+    // Where there is but one, nobody has to count.
+    let several = documents.values.last().is_some_and(|(number, _)| *number > 1);
+    let error = |document: Option<usize>, fault| error(document.filter(|_| several), fault);
+    let twice = documents.twice.into_iter().map(|(document, fault)| error(Some(document), fault));
+    // The kubelet lets the last one count; who writes a manifest wants to hear of it.
+    let mut warnings: Vec<ManifestError> = twice.collect();
+    if ctx.mode == Mode::Manifests && !warnings.is_empty() {
+        return Err(warnings.swap_remove(0));
+    }
+    if documents.values.is_empty() {
         // A file that is being written looks like this for a moment: it must not pass for "no pods".
         return Err(error(None, Fault::plain("holds no object")));
     }
-    let mut parsed = Parsed::default();
+    let mut parsed = Parsed { warnings, ..Parsed::default() };
     let mut reader = Reader { path: path.to_owned(), ctx, parsed: &mut parsed, warnings: Vec::new() };
-    for (number, value) in &documents {
+    for (number, value) in &documents.values {
         if ctx.mode == Mode::StaticPods && !reader.parsed.pods.is_empty() {
             reader.warnings.push(Fault::plain("only the first document of a static pod file is used"));
         } else {

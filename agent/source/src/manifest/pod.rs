@@ -19,7 +19,7 @@ use berth_core::{
 };
 use k8s_openapi::{api::core::v1 as api, apimachinery::pkg::apis::meta::v1 as meta, jiff::Timestamp};
 use serde_json::Value;
-use std::{collections::BTreeSet, path::Path};
+use std::{cell::RefCell, collections::BTreeSet, path::Path};
 
 /// A Pod object as the model has it, and the object itself with its metadata filled.
 pub(super) fn entry(
@@ -54,8 +54,7 @@ pub(super) fn entry(
         ],
     )?;
     refuse_later(spec_at, &spec)?;
-    let grace_at = &spec_at.key("terminationGracePeriodSeconds");
-    let grace_seconds = check::amount(grace_at, spec.termination_grace_period_seconds.unwrap_or(30))?;
+    let grace_seconds = check::grace(spec.termination_grace_period_seconds.unwrap_or(30));
     let deadline_at = &spec_at.key("activeDeadlineSeconds");
     let active_deadline_seconds = match spec.active_deadline_seconds {
         None => None,
@@ -65,11 +64,14 @@ pub(super) fn entry(
     let namespaces = namespaces(spec_at, &spec)?;
     let volumes = volume::volumes(&spec_at.key("volumes"), spec.volumes.as_deref().unwrap_or_default())?;
     let facts = PodFacts {
+        mode: ctx.mode,
+        warnings: RefCell::default(),
         volumes: volumes.iter().map(|v| v.name.clone()).collect(),
         host_network: namespaces.host_network,
         grace_seconds,
     };
     let (mut init_containers, mut containers) = containers(spec_at, &spec, &facts)?;
+    warnings.append(&mut facts.warnings.into_inner());
     let annotations = object.metadata.annotations.clone().unwrap_or_default();
     let annotations_at = &at.key("metadata");
     app_armor(&annotations_at.key("annotations"), &annotations, &mut init_containers, &mut containers)?;
@@ -141,6 +143,9 @@ struct Identity {
     created: Wall,
 }
 
+/// Bytes of a name in a directory (`NAME_MAX`).
+const MAX_FILE_NAME: usize = 255;
+
 /// Checks the metadata and fills what it leaves open, in the object too.
 fn metadata(
     at: &At<'_>,
@@ -187,6 +192,17 @@ fn metadata(
         annotations.insert("kubernetes.io/config.source".to_owned(), "file".to_owned());
     } else {
         other_node(spec_at, spec, &ctx.node)?;
+    }
+    // The name of the directory of its output; nothing of the pod could be started without.
+    let output =
+        [namespace.as_str().len(), name.as_str().len(), uid.as_str().len()].iter().sum::<usize>() + 2;
+    if output > MAX_FILE_NAME {
+        let most = MAX_FILE_NAME - 2 - namespace.as_str().len() - uid.as_str().len();
+        return Err(name_at.fault(format!(
+            "is too long by {}: the output of a pod lies in a directory <namespace>_<name>_<uid>, a name of at most \
+             {MAX_FILE_NAME} bytes, so that the name may have {most} here",
+            output - MAX_FILE_NAME
+        )));
     }
     if let Some(gate) = spec.scheduling_gates.as_ref().and_then(|g| g.first()) {
         let reason = format!("gate {:?} cannot hold a pod that is bound to a node", shorten(&gate.name));

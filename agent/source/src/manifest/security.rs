@@ -2,6 +2,7 @@
 
 use super::{
     check,
+    container::PodFacts,
     field::{At, Fault, shorten},
 };
 use berth_core::model::{AppArmor, CAPABILITIES, ContainerSecurity, PodSecurity, Seccomp};
@@ -54,15 +55,19 @@ pub(super) fn pod(
 }
 
 /// `containers[].securityContext`.
-pub(super) fn container(at: &At<'_>, s: &api::SecurityContext) -> Result<ContainerSecurity, Fault> {
+pub(super) fn container(
+    at: &At<'_>,
+    s: &api::SecurityContext,
+    pod: &PodFacts,
+) -> Result<ContainerSecurity, Fault> {
     selinux(at, s.se_linux_options.as_ref())?;
     if s.windows_options.is_some() {
         return Err(at.key("windowsOptions").fault("this is a Linux node"));
     }
     let capabilities = s.capabilities.clone().unwrap_or_default();
     let caps_at = &at.key("capabilities");
-    let add = capability_list(&caps_at.key("add"), capabilities.add.as_deref().unwrap_or_default())?;
-    let drop = capability_list(&caps_at.key("drop"), capabilities.drop.as_deref().unwrap_or_default())?;
+    let add = capability_list(&caps_at.key("add"), capabilities.add.as_deref().unwrap_or_default(), pod)?;
+    let drop = capability_list(&caps_at.key("drop"), capabilities.drop.as_deref().unwrap_or_default(), pod)?;
     let privileged = s.privileged.unwrap_or(false);
     if s.allow_privilege_escalation == Some(false) {
         let at = at.key("allowPrivilegeEscalation");
@@ -124,13 +129,16 @@ pub(super) fn choice<T: Copy + Default>(
     })
 }
 
-fn capability_list(at: &At<'_>, list: &[String]) -> Result<Vec<String>, Fault> {
+/// Names that the kernel does not know mean nothing to runtimes, which pass over them; in a static pod so do they here.
+fn capability_list(at: &At<'_>, list: &[String], pod: &PodFacts) -> Result<Vec<String>, Fault> {
     let mut found = Vec::new();
     for (index, name) in list.iter().enumerate() {
         let upper = name.to_ascii_uppercase();
         if upper != "ALL" && !CAPABILITIES.contains(&upper.as_str()) {
             let hint = if upper.starts_with("CAP_") { " (names go without CAP_)" } else { "" };
-            return Err(at.index(index).fault(format!("{:?} is no capability{hint}", shorten(name))));
+            let fault = at.index(index).fault(format!("{:?} is no capability{hint}", shorten(name)));
+            pod.passed_over(fault)?;
+            continue;
         }
         found.push(upper);
     }

@@ -8,6 +8,7 @@ use super::{
     probe,
     security::choice,
 };
+use crate::dir::ServiceRanges;
 use berth_core::{
     ids::{Namespace, PodKey, PodName},
     model::{
@@ -43,9 +44,12 @@ pub(super) fn service(at: &At<'_>, value: &Value, ctx: &Context) -> Result<Servi
     let mut object: api::Service = strict(at, value)?;
     let (namespace, name) = names(at, &object.metadata)?;
     let meta_at = &at.key("metadata");
-    // A Service's name is one label of a DNS name.
+    // A Service's name is one label of a DNS name, and begins with a letter (DNS-1035).
     check::id(&meta_at.key("name"), Namespace::new(name.as_str()))
         .map_err(|f| Fault { reason: f.reason.replace("namespace", "service name"), ..f })?;
+    if name.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(meta_at.key("name").fault(format!("service name {name:?} must begin with a letter")));
+    }
     let key = PodKey { namespace, name: check::id(&meta_at.key("name"), PodName::new(name))? };
     let spec_at = &at.key("spec");
     let spec = object.spec.as_ref().ok_or_else(|| spec_at.fault("is required"))?;
@@ -94,12 +98,141 @@ pub(super) fn service(at: &At<'_>, value: &Value, ctx: &Context) -> Result<Servi
         foreign: labels.is_some_and(|l| FOREIGN.iter().any(|f| l.contains_key(*f))),
         key,
     };
+    belongs_together(spec_at, spec, kind)?;
+    if let Some(ranges) = &ctx.services {
+        within(spec_at, spec, &service, ranges)?;
+    }
     let created_given = object.metadata.creation_timestamp.is_some();
     object.metadata.namespace = Some(service.key.namespace.to_string());
     object.metadata.uid = Some(service.uid.to_string());
     object.metadata.creation_timestamp.get_or_insert_with(|| time(service.created));
     let raw = serde_json::to_value(&object).map_err(|e| at.fault(e.to_string()))?;
     Ok(ServiceEntry { service, raw, created_given })
+}
+
+/// Fields that mean something with others only (`ValidateService`).
+fn belongs_together(at: &At<'_>, spec: &api::ServiceSpec, kind: ServiceType) -> Result<(), Fault> {
+    let refuse = |field: &str, reason: &str| Err(at.key(field).fault(reason));
+    let load_balancer = kind == ServiceType::LoadBalancer;
+    let outside = load_balancer
+        || kind == ServiceType::NodePort
+        || spec.external_ips.as_ref().is_some_and(|l| !l.is_empty());
+    if kind == ServiceType::ClusterIp {
+        let ports = spec.ports.iter().flatten().enumerate();
+        if let Some((index, _)) = ports.into_iter().find(|(_, p)| p.node_port.is_some_and(|n| n != 0)) {
+            let at = &at.key("ports");
+            return Err(at.index(index).key("nodePort").fault("may not be used when type is ClusterIP"));
+        }
+    }
+    if spec.session_affinity.as_deref().unwrap_or_default() != "ClientIP"
+        && spec.session_affinity_config.is_some()
+    {
+        return refuse("sessionAffinityConfig", "must not be set when sessionAffinity is None");
+    }
+    if !load_balancer && spec.load_balancer_source_ranges.as_ref().is_some_and(|l| !l.is_empty()) {
+        return refuse("loadBalancerSourceRanges", "may be used only when type is LoadBalancer");
+    }
+    if !load_balancer && spec.allocate_load_balancer_node_ports.is_some() {
+        return refuse("allocateLoadBalancerNodePorts", "may be used only when type is LoadBalancer");
+    }
+    let policy = spec.external_traffic_policy.as_deref().unwrap_or_default();
+    if !policy.is_empty() && !outside {
+        return refuse(
+            "externalTrafficPolicy",
+            "may be set only where type is NodePort or LoadBalancer, or there are externalIPs",
+        );
+    }
+    if spec.health_check_node_port.is_some_and(|p| p != 0) && !(load_balancer && policy == "Local") {
+        return refuse(
+            "healthCheckNodePort",
+            "may be set only when type is LoadBalancer and externalTrafficPolicy is Local",
+        );
+    }
+    families(at, spec, kind)
+}
+
+/// `ipFamilies` and `ipFamilyPolicy` by themselves and beside the addresses.
+fn families(at: &At<'_>, spec: &api::ServiceSpec, kind: ServiceType) -> Result<(), Fault> {
+    let given = spec.ip_families.as_deref().unwrap_or_default();
+    let policy = spec.ip_family_policy.as_deref();
+    let (families_at, policy_at) = (&at.key("ipFamilies"), &at.key("ipFamilyPolicy"));
+    if kind == ServiceType::ExternalName && !(given.is_empty() && policy.is_none()) {
+        return Err(families_at.fault("ipFamilies and ipFamilyPolicy may not be set for type ExternalName"));
+    }
+    for (index, family) in given.iter().enumerate() {
+        if !matches!(family.as_str(), "IPv4" | "IPv6") {
+            return Err(families_at
+                .index(index)
+                .fault(format!("{:?} must be IPv4 or IPv6", shorten(family))));
+        }
+        if given.iter().take(index).any(|f| f == family) {
+            return Err(families_at.index(index).fault(format!("{family} is there twice")));
+        }
+    }
+    let known = [("SingleStack", ()), ("PreferDualStack", ()), ("RequireDualStack", ())];
+    choice(policy_at, policy, &known)?;
+    let addresses = || {
+        spec.cluster_ips
+            .iter()
+            .flatten()
+            .chain(spec.cluster_ips.is_none().then_some(&spec.cluster_ip).into_iter().flatten())
+    };
+    if policy == Some("SingleStack") && (given.len() > 1 || addresses().count() > 1) {
+        return Err(policy_at.fault("SingleStack goes with one address and one family alone"));
+    }
+    let parsed = addresses().filter_map(|a| a.parse::<IpAddr>().ok());
+    for (ip, family) in parsed.zip(given) {
+        if ip.is_ipv6() != (family == "IPv6") {
+            return Err(families_at.fault(format!("{ip} is not of its family, {family}")));
+        }
+    }
+    Ok(())
+}
+
+/// What the API server's allocators refuse: addresses and node ports that are not theirs, families that the node has
+/// not.
+fn within(
+    at: &At<'_>,
+    spec: &api::ServiceSpec,
+    service: &Service,
+    ranges: &ServiceRanges,
+) -> Result<(), Fault> {
+    let networks = || {
+        let all: Vec<String> = ranges.networks.iter().map(|(net, len)| format!("{net}/{len}")).collect();
+        all.join(", ")
+    };
+    for (index, port) in service.ports.iter().enumerate() {
+        if let Some(number) = port.node_port.filter(|n| !ranges.node_ports.contains(n)) {
+            let (first, last) = (ranges.node_ports.start(), ranges.node_ports.end());
+            let at = &at.key("ports");
+            return Err(at.index(index).key("nodePort").fault(format!("{number} must be {first} to {last}")));
+        }
+    }
+    if let Some(ip) = service.cluster_ips.iter().find(|ip| !ranges.holds(**ip)) {
+        return Err(at.key("clusterIP").fault(format!(
+            "{ip} is no address of the Services' networks, {} (--service-cidr); leave it out to be given one",
+            networks()
+        )));
+    }
+    if service.headless || service.kind == ServiceType::ExternalName {
+        return Ok(());
+    }
+    let offered = |v6: bool| ranges.networks.iter().any(|(net, _)| net.is_ipv6() == v6);
+    let missing = spec.ip_families.iter().flatten().enumerate().find(|(_, f)| !offered(f.as_str() == "IPv6"));
+    if let Some((index, family)) = missing {
+        let at = &at.key("ipFamilies");
+        return Err(at.index(index).fault(format!(
+            "{family} is not configured on this node: Services have addresses of {} (--service-cidr)",
+            networks()
+        )));
+    }
+    if spec.ip_family_policy.as_deref() == Some("RequireDualStack") && !(offered(false) && offered(true)) {
+        return Err(at.key("ipFamilyPolicy").fault(format!(
+            "RequireDualStack needs networks of both families, and Services have addresses of {} (--service-cidr)",
+            networks()
+        )));
+    }
+    Ok(())
 }
 
 fn uid(meta: &ObjectMeta, key: &PodKey) -> Arc<str> {

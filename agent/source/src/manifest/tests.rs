@@ -8,6 +8,7 @@ pub(crate) fn ctx() -> Context {
         node: NodeName::new("node-1").unwrap(),
         mode: Mode::Manifests,
         now: Wall(1_700_000_000_000_000_000),
+        services: None,
     }
 }
 
@@ -79,7 +80,12 @@ fn refused_as_the_api_server_would() {
         ("/metadata/uid", "\"../x\"", "metadata.uid", "letters"),
         ("/metadata/labels", r#"{"a b":"c"}"#, "metadata.labels", "at most 63"),
         ("/metadata/labels", r#"{"a":"c/d"}"#, "metadata.labels.a", "label value"),
-        ("/metadata/labels", r#"{"a":1}"#, "metadata.labels.a", "expected"),
+        (
+            "/metadata/labels",
+            r#"{"a":1}"#,
+            "metadata.labels.a",
+            "must be a string, not the number 1: quote it",
+        ),
         ("/metadata/annotations", r#"{"/x":"y"}"#, "metadata.annotations", "prefix"),
         (
             "/metadata/deletionTimestamp",
@@ -100,8 +106,18 @@ fn refused_as_the_api_server_would() {
         ("/spec/containers", "null", "spec.containers", "at least one"),
         ("/spec/container", "[]", "spec.container", "unknown field"),
         ("/spec/restartPolicy", "\"Sometimes\"", "spec.restartPolicy", "one of Always, OnFailure, Never"),
-        ("/spec/terminationGracePeriodSeconds", "-1", "spec.terminationGracePeriodSeconds", "0 to"),
-        ("/spec/terminationGracePeriodSeconds", "1.5", "spec.terminationGracePeriodSeconds", "expected"),
+        (
+            "/spec/terminationGracePeriodSeconds",
+            "1.5",
+            "spec.terminationGracePeriodSeconds",
+            "a whole number",
+        ),
+        (
+            "/spec/terminationGracePeriodSeconds",
+            "5.0",
+            "spec.terminationGracePeriodSeconds",
+            "a whole number",
+        ),
         ("/spec/activeDeadlineSeconds", "0", "spec.activeDeadlineSeconds", "at least 1"),
         ("/spec/nodeName", "\"other\"", "spec.nodeName", "another node"),
         ("/spec/dnsPolicy", "\"Dunno\"", "spec.dnsPolicy", "one of"),
@@ -276,8 +292,8 @@ fn refused_as_the_api_server_would() {
         ("C/image", "\" i\"", "spec.containers[0].image", "blanks"),
         ("C/imagePullPolicy", "\"always\"", "spec.containers[0].imagePullPolicy", "one of"),
         ("C/imagepullpolicy", "\"Always\"", "spec.containers[0].imagepullpolicy", "unknown field"),
-        ("C/command", "\"sh\"", "spec.containers[0].command", "expected"),
-        ("C/args", "[1]", "spec.containers[0].args[0]", "expected a string"),
+        ("C/command", "\"sh\"", "spec.containers[0].command", "must be a list, not a string"),
+        ("C/args", "[1]", "spec.containers[0].args[0]", "must be a string, not the number 1"),
         ("C/restartPolicy", "\"Always\"", "spec.containers[0].restartPolicy", "not supported yet"),
         (
             "C/restartPolicyRules",
@@ -325,12 +341,7 @@ fn refused_as_the_api_server_would() {
             "spec.containers[0].ports[1].containerPort",
             "1 to 65535",
         ),
-        (
-            "C/ports",
-            r#"[{"containerPort":"80"}]"#,
-            "spec.containers[0].ports[0].containerPort",
-            "expected i32",
-        ),
+        ("C/ports", r#"[{"containerPort":"80"}]"#, "spec.containers[0].ports[0].containerPort", "must be"),
         (
             "C/ports",
             r#"[{"containerPort":1,"name":"a"},{"containerPort":2,"name":"a"}]"#,
@@ -372,7 +383,12 @@ fn refused_as_the_api_server_would() {
         ("C/env", r#"[{"value":"x"}]"#, "spec.containers[0].env[0].name", "required"),
         ("C/env", r#"[{"name":"a=b"}]"#, "spec.containers[0].env[0].name", "'='"),
         ("C/env", r#"[{"name":"ä"}]"#, "spec.containers[0].env[0].name", "printable"),
-        ("C/env", r#"[{"name":"a","value":1}]"#, "spec.containers[0].env[0].value", "expected a string"),
+        (
+            "C/env",
+            r#"[{"name":"a","value":1}]"#,
+            "spec.containers[0].env[0].value",
+            "must be a string, not the number 1",
+        ),
         (
             "C/env",
             r#"[{"name":"a","value":"x","valueFrom":{"fieldRef":{"fieldPath":"metadata.name"}}}]"#,
@@ -693,7 +709,7 @@ fn refused_as_the_api_server_would() {
             Err(e) => {
                 assert_eq!(e.field.as_deref(), Some(*field), "{pointer} = {value}: {e}");
                 assert!(e.reason.contains(reason), "{pointer} = {value}: {e}");
-                assert_eq!(e.document, Some(0));
+                assert_eq!(e.document, None);
             }
         }
     }
@@ -777,7 +793,7 @@ fn every_field_reaches_the_model() {
     assert_eq!(pod.security.sysctls, [("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned())]);
     assert_eq!(pod.dns.options, [("ndots".to_owned(), Some("2".to_owned()))]);
     assert_eq!(parsed.config_maps[0].data["index.html"], b"<h1>hi</h1>\n");
-    assert_eq!(parsed.config_maps[0].data["blob"], [0, 1, 2]);
+    assert_eq!(parsed.config_maps[0].binary_data["blob"], [0, 1, 2]);
     assert_eq!(parsed.secrets[0].data["password"], b"stringData wins");
     assert_eq!(parsed.services[0].service.key.to_string(), "prod/web");
     assert_eq!(parsed.services[0].raw["spec"]["ports"][0]["port"], 80);
@@ -789,10 +805,16 @@ fn documents_lists_and_their_numbers() {
     let two =
         format!("# only a comment\n---\n{SMALL}\n---\n# nothing\n---\n{}\n", SMALL.replace("web", "two"));
     let parsed = read(&two).unwrap();
-    assert_eq!(parsed.pods.iter().map(|p| p.document).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(parsed.pods.iter().map(|p| p.document).collect::<Vec<_>>(), [1, 3]);
     let e = read(&format!("{SMALL}\n---\na: [\n")).unwrap_err();
-    assert_eq!((e.document, e.file.as_path()), (Some(1), Path::new("f.yaml")));
+    assert_eq!((e.document, e.file.as_path()), (Some(2), Path::new("f.yaml")));
     assert!(e.reason.contains("YAML") && e.reason.contains("line 3"), "{e}");
+    let bad = SMALL.replace("web", "WEB");
+    let e = read(&format!("{SMALL}\n---\n{bad}")).unwrap_err();
+    assert_eq!(e.document, Some(2));
+    // Where there is but one, nobody has to count.
+    assert_eq!(read(&bad).unwrap_err().document, None);
+    assert_eq!(read("a: [").unwrap_err().document, None);
     for empty in ["", "\n\n", "# c\n", "---\n---\n", "null"] {
         assert_eq!(read(empty).unwrap_err().reason, "holds no object", "{empty:?}");
     }
@@ -828,7 +850,7 @@ fn yaml_is_read_as_kubernetes_reads_it() {
     assert!(spec("hostNetwork: yes").unwrap().pod.namespaces.host_network);
     assert!(spec("hostNetwork: yess").is_err());
     assert!(spec("activeDeadlineSeconds: .inf").is_err());
-    assert!(spec("hostPID: true, hostPID: false").unwrap_err().reason.contains("YAML"));
+    assert!(spec("hostPID: true, hostPID: false").unwrap_err().reason.contains("twice"));
     let limits = SMALL.replace("image: i", "image: i, resources: {limits: {cpu: 1, memory: 0.5}}");
     assert_eq!(
         parse_pod(&limits, &ctx()).unwrap().raw["spec"]["containers"][0]["resources"]["limits"]["cpu"],
@@ -836,6 +858,107 @@ fn yaml_is_read_as_kubernetes_reads_it() {
     );
     let anchors = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers:\n  - &c {name: c, image: i}\n  - <<: *c\n    name: d\n";
     assert_eq!(parse_pod(anchors, &ctx()).unwrap().pod.containers[1].image, "i");
+}
+
+#[test]
+fn what_stands_twice_is_an_error_here_and_a_warning_in_a_static_pod() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers: [{name: c, image: i}]\n  restartPolicy: Never\n  restartPolicy: OnFailure\n";
+    let e = parse_pod(text, &ctx()).unwrap_err();
+    assert!(e.reason.contains("key \"restartPolicy\" is there twice at line 7, column 3"), "{e}");
+    let parsed = parse_file(Path::new("f"), text.as_bytes(), &statics()).unwrap();
+    assert_eq!(parsed.pods[0].pod.restart_policy, RestartPolicy::OnFailure, "the last counts");
+    assert_eq!(parsed.warnings.len(), 1);
+    let caps = with(&[(
+        "/spec/containers/0/securityContext",
+        r#"{"capabilities":{"add":["CAP_SYS_TIME","NET_RAW"]}}"#,
+    )]);
+    let e = parse_pod(&caps, &ctx()).unwrap_err();
+    assert!(e.reason.contains("without CAP_"), "{e}");
+    let parsed = parse_file(Path::new("f"), caps.as_bytes(), &statics()).unwrap();
+    assert_eq!(parsed.pods[0].pod.containers[0].security.capabilities_add, ["NET_RAW"]);
+    assert_eq!(parsed.warnings.len(), 1);
+}
+
+#[test]
+fn null_is_nothing_wherever_it_stands() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, annotations: {a: null, b: ~, c: }, labels: {x: }, creationTimestamp: null}\nspec:\n  hostNetwork: null\n  containers: [{name: c, image: i, args: [a, null], env: [{name: A, value: }], ports: null, resources: {limits: {cpu: null}}}]\n";
+    let pod = parse_pod(text, &ctx()).unwrap().pod;
+    assert!(["a", "b", "c"].iter().all(|k| pod.annotations[*k].is_empty()));
+    assert_eq!(pod.labels["x"], "");
+    assert_eq!(pod.containers[0].args, ["a", ""]);
+    assert_eq!(pod.containers[0].env[0].value, EnvValue::Text(String::new()));
+    assert_eq!(pod.containers[0].resources.cpu_limit_millis(), None);
+    let e = parse_pod(&SMALL.replace("{name: c, image: i}", "null"), &ctx()).unwrap_err();
+    assert_eq!((e.field.as_deref(), e.reason.as_str()), (Some("spec.containers[0].name"), "is required"));
+}
+
+#[test]
+fn whole_numbers_may_be_written_as_helm_writes_them() {
+    let read = |spec: &str| parse_pod(&SMALL.replace("spec: {", &format!("spec: {{{spec}, ")), &ctx());
+    let pod = read("securityContext: {runAsUser: 1.00065e+09}, activeDeadlineSeconds: 1e3").unwrap().pod;
+    assert_eq!((pod.security.run_as_user, pod.active_deadline_seconds), (Some(1_000_650_000), Some(1000)));
+    let e = read("activeDeadlineSeconds: 5.5").unwrap_err();
+    assert_eq!(e.reason, "must be a whole number, not the number 5.5");
+    assert_eq!(e.field.as_deref(), Some("spec.activeDeadlineSeconds"));
+    // JSON is not converted.
+    assert!(parse_pod(&with(&[("/spec/activeDeadlineSeconds", "5.0")]), &ctx()).is_err());
+}
+
+#[test]
+fn graces_are_bounded_not_refused() {
+    let grace = |text: &str| pod(&[("/spec/terminationGracePeriodSeconds", text)]).grace_seconds;
+    assert_eq!((grace("-5"), grace("0"), grace("7")), (1, 0, 7));
+    assert_eq!(grace("100000000000"), 2_147_483_647);
+}
+
+#[test]
+fn a_name_that_has_no_room_for_its_output_is_refused() {
+    let named =
+        |length: usize| parse_pod(&with(&[("/metadata/name", &format!("{:?}", "a".repeat(length)))]), &ctx());
+    // default_<name>_<36 characters>.
+    assert!(named(210).is_ok());
+    let e = named(211).unwrap_err();
+    assert_eq!(e.field.as_deref(), Some("metadata.name"));
+    assert!(e.reason.contains("too long by 1") && e.reason.contains("may have 210"), "{e}");
+    assert!(named(253).is_err());
+}
+
+#[test]
+fn texts_name_the_fault_and_the_way_out() {
+    let read =
+        |spec: &str| parse_pod(&SMALL.replace("spec: {", &format!("spec: {{{spec}, ")), &ctx()).unwrap_err();
+    assert_eq!(
+        read("hostname: y").reason,
+        "must be a string, not the boolean true: quote it (y, n, yes, no, on and off are booleans too)"
+    );
+    assert_eq!(read("volumes: {}").reason, "must be a list, not an object");
+    assert_eq!(read("securityContext: []").reason, "must be an object, not a list");
+    assert_eq!(read("hostNetwork: \"yes\"").reason, "must be true or false, not a string");
+    assert!(read("activeDeadlineSeconds: .nan").reason.contains("\".nan\" is no finite number: quote it"));
+    let e = parse_file(
+        Path::new("f"),
+        b"{apiVersion: v1, kind: Secret, metadata: {name: s}, data: {cert: plain text}}",
+        &ctx(),
+    );
+    let e = e.unwrap_err();
+    assert_eq!(e.field.as_deref(), Some("data.cert"));
+    assert!(e.reason.starts_with("is no base64: ' ' at byte 5; plain text goes into stringData"), "{e}");
+}
+
+#[test]
+fn binary_data_stands_apart_and_may_be_wrapped() {
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {a: \"1\", b: , on: x}\nbinaryData:\n  t: aGk=\n  w: |\n    AAEC\n    AAEC\n";
+    let parsed = parse_file(Path::new("f"), text.as_bytes(), &ctx()).unwrap();
+    let map = &parsed.config_maps[0];
+    let keys = |data: &std::collections::BTreeMap<String, Vec<u8>>| data.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&map.data), ["a", "b", "true"], "`on` is a boolean");
+    assert_eq!(map.data["b"], b"");
+    assert_eq!(keys(&map.binary_data), ["t", "w"]);
+    assert_eq!(map.binary_data["w"], [0, 1, 2, 0, 1, 2]);
+    let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {a: null, b: \"YWJj\\n\"}\nstringData: {c: ~}\n";
+    let parsed = parse_file(Path::new("f"), secret.as_bytes(), &ctx()).unwrap();
+    let data = &parsed.secrets[0].data;
+    assert_eq!((&data["a"][..], &data["b"][..], &data["c"][..]), (&b""[..], &b"abc"[..], &b""[..]));
 }
 
 #[test]
@@ -1128,5 +1251,5 @@ fn other_objects_are_checked() {
 fn an_error_reads_like_a_sentence() {
     let e = parse_file(Path::new("/m/web.yaml"), with(&[("/spec/containers", "[]")]).as_bytes(), &ctx())
         .unwrap_err();
-    assert_eq!(e.to_string(), "/m/web.yaml: document 0: spec.containers: must hold at least one container");
+    assert_eq!(e.to_string(), "/m/web.yaml: spec.containers: must hold at least one container");
 }

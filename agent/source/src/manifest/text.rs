@@ -1,10 +1,13 @@
 //! Text to generic values: documents of a YAML file, or JSON. Limits stand here: size, depth, number of nodes, and
 //! how much aliases may unfold.
 
-use super::field::{Fault, shorten};
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use super::{
+    field::{Fault, shorten},
+    yaml,
+};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
-use std::{fmt, path::Path};
+use std::{cell::RefCell, fmt, path::Path};
 
 /// A larger file is refused unread.
 pub const MAX_FILE_BYTES: u64 = 10 << 20;
@@ -15,10 +18,16 @@ const MAX_DEPTH: usize = 64;
 /// Documents in a file.
 const MAX_DOCUMENTS: usize = 10_000;
 
-/// Each document with its number.
-type Documents = Vec<(usize, Value)>;
+/// The documents of a file, with their numbers in it from 1.
+#[derive(Debug, Default)]
+pub(super) struct Documents {
+    /// Each document with its number.
+    pub(super) values: Vec<(usize, Value)>,
+    /// Keys that stand twice in an object, with the numbers of their documents; the last of them counts.
+    pub(super) twice: Vec<(usize, Fault)>,
+}
 
-/// The file's documents and their numbers from 0; documents without content are left out but counted.
+/// The file's documents and their numbers from 1; documents without content are left out but counted.
 pub(super) fn documents(path: &Path, bytes: &[u8]) -> Result<Documents, (Option<usize>, Fault)> {
     if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_FILE_BYTES) {
         return Err((None, Fault::plain(format!("is larger than {MAX_FILE_BYTES} bytes"))));
@@ -39,30 +48,43 @@ pub(super) fn documents(path: &Path, bytes: &[u8]) -> Result<Documents, (Option<
 }
 
 fn json_documents(text: &str) -> Result<Documents, (Option<usize>, Fault)> {
-    let mut documents = Vec::new();
-    for next in serde_json::Deserializer::from_str(text).into_iter::<Unique>() {
-        let number = documents.len();
-        let value = next.map_err(|e| (Some(number), Fault::plain(format!("no valid JSON: {e}"))))?;
-        if number >= MAX_DOCUMENTS {
+    let mut documents = Documents::default();
+    let mut reader = serde_json::Deserializer::from_str(text);
+    // `end` passes over blanks and fails where something follows.
+    while reader.end().is_err() {
+        let number = documents.values.len().saturating_add(1);
+        let twice = RefCell::default();
+        let value = At { left: MAX_DEPTH, twice: &twice }
+            .deserialize(&mut reader)
+            .map_err(|e| (Some(number), Fault::plain(format!("no valid JSON: {e}"))))?;
+        if number > MAX_DOCUMENTS {
             return Err((None, Fault::plain(format!("holds more than {MAX_DOCUMENTS} documents"))));
         }
-        documents.push((number, value.0));
+        documents.values.push((number, value));
+        let twice = twice.into_inner().into_iter();
+        documents.twice.extend(
+            twice.map(|key| (number, Fault::plain(format!("key {:?} is there twice", shorten(&key))))),
+        );
     }
     Ok(documents)
 }
 
 fn yaml_documents(text: &str) -> Result<Documents, (Option<usize>, Fault)> {
-    let mut documents = Vec::new();
-    for (number, (line, chunk)) in chunks(text).into_iter().enumerate() {
-        if number >= MAX_DOCUMENTS {
+    let mut documents = Documents::default();
+    let chunks = chunks(text);
+    let only = chunks.len() == 1;
+    for (number, (line, chunk)) in (1_usize..).zip(chunks) {
+        if number > MAX_DOCUMENTS {
             return Err((None, Fault::plain(format!("holds more than {MAX_DOCUMENTS} documents"))));
         }
         if blank(chunk) {
             continue;
         }
-        let value = yaml(chunk, line).map_err(|f| (Some(number), f))?;
+        let (value, twice) =
+            yaml::document(chunk, line, MAX_DEPTH).map_err(|f| (Some(number).filter(|_| !only), f))?;
+        documents.twice.extend(twice.into_iter().map(|fault| (number, fault)));
         if !value.is_null() {
-            documents.push((number, value));
+            documents.values.push((number, value));
         }
     }
     Ok(documents)
@@ -103,67 +125,31 @@ fn blank(chunk: &str) -> bool {
     })
 }
 
-fn yaml(chunk: &str, lines_before: usize) -> Result<Value, Fault> {
-    let mut budget = serde_saphyr::Budget::default();
-    budget.max_depth = MAX_DEPTH;
-    budget.max_documents = 1;
-    budget.max_nodes = 500_000;
-    budget.max_aliases = 1_000;
-    budget.max_anchors = 1_000;
-    budget.max_recorded_anchor_events = 100_000;
-    let mut options = serde_saphyr::Options::default();
-    options.budget = Some(budget);
-    options.alias_limits.max_total_replayed_events = 100_000;
-    // Kubernetes reads YAML 1.1: `defaultMode: 0644` is octal.
-    options.legacy_octal_numbers = true;
-    options.with_snippet = false;
-    let value: Unique = serde_saphyr::from_str_with_options(chunk, options).map_err(|e| {
-        let place = e.location().map(|l| {
-            let line = usize::try_from(l.line()).unwrap_or(0).saturating_add(lines_before);
-            format!(" at line {line}, column {}", l.column())
-        });
-        let text = e.without_snippet().to_string();
-        // The parser names the line within the document; the file's line is what an editor shows.
-        let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(head, _)| head);
-        Fault::plain(format!("no valid YAML: {}{}", long(text), place.unwrap_or_default()))
-    })?;
-    Ok(value.0)
-}
-
-fn long(text: &str) -> String {
-    text.chars().take(300).collect()
-}
-
-/// A generic value in which no object names a key twice and no number is lost.
-struct Unique(Value);
-
-impl<'de> Deserialize<'de> for Unique {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        At(MAX_DEPTH).deserialize(deserializer).map(Unique)
-    }
-}
-
-/// How many levels may still follow.
+/// A generic value of which no number is lost.
 #[derive(Clone, Copy)]
-struct At(usize);
+struct At<'t> {
+    /// How many levels may still follow.
+    left: usize,
+    /// Keys that an object names more than once.
+    twice: &'t RefCell<Vec<String>>,
+}
 
-impl<'de> DeserializeSeed<'de> for At {
+impl<'de> DeserializeSeed<'de> for At<'_> {
     type Value = Value;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl At {
-    fn below<E: serde::de::Error>(self) -> Result<At, E> {
-        self.0
-            .checked_sub(1)
-            .map(At)
+impl At<'_> {
+    fn below<E: serde::de::Error>(self) -> Result<Self, E> {
+        let left = self.left.checked_sub(1);
+        left.map(|left| At { left, ..self })
             .ok_or_else(|| E::custom(format!("is nested deeper than {MAX_DEPTH} levels")))
     }
 }
 
-impl<'de> Visitor<'de> for At {
+impl<'de> Visitor<'de> for At<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -209,7 +195,7 @@ impl<'de> Visitor<'de> for At {
         let mut map = Map::new();
         while let Some(key) = access.next_key::<String>()? {
             if map.contains_key(&key) {
-                return Err(A::Error::custom(format!("key {:?} is there twice", shorten(&key))));
+                self.twice.borrow_mut().push(key.clone());
             }
             let value = access.next_value_seed(below)?;
             map.insert(key, value);

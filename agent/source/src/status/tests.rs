@@ -12,7 +12,12 @@ fn at(seconds: i64) -> Wall {
 }
 
 fn sample() -> (Value, Pod, PodStatus) {
-    let ctx = Context { node: NodeName::new("n1").unwrap(), mode: Mode::Manifests, now: at(1_700_000_000) };
+    let ctx = Context {
+        node: NodeName::new("n1").unwrap(),
+        mode: Mode::Manifests,
+        now: at(1_700_000_000),
+        services: None,
+    };
     let entry = parse_pod(
         "{apiVersion: v1, kind: Pod, metadata: {name: web, uid: u-1}, spec: {containers: [\
            {name: app, image: 'i:1', resources: {limits: {cpu: 1, memory: 64Mi}}, \

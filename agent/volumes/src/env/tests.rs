@@ -60,14 +60,26 @@ fn later_and_stronger_sources_win() {
 #[test]
 fn env_from_has_prefixes_and_skips_binary_data() {
     let mut c = container("main");
-    let mut objects = config_map("cm", &[("k.with-dots", b"v"), ("bin", b"\xff\xfe")]);
+    let mut objects = Objects::default();
+    let binary_data = [("bin", &b"\xff\xfe"[..]), ("t", b"hi")].map(|(k, v)| (k.to_owned(), v.to_vec()));
+    objects.put_config_map(KeyedData {
+        binary_data: binary_data.into(),
+        ..keyed("cm", &[("k.with-dots", b"v")])
+    });
     objects.put_secret(keyed("s", &[("pw", b"x")]));
     c.env_from = vec![
         from("P_", EnvFromSource::ConfigMap("cm".into()), false),
         from("", EnvFromSource::Secret("s".into()), false),
         from("", EnvFromSource::Secret("gone".into()), true),
     ];
+    c.env = vec![var("T", EnvValue::ConfigMapKey(key("cm", "t", true)))];
     assert_eq!(pairs(&run(&c, &objects, &[]).unwrap()), [("P_k.with-dots", "v"), ("pw", "x")]);
+    c.env = vec![var("T", EnvValue::ConfigMapKey(key("cm", "t", false)))];
+    assert_eq!(
+        run(&c, &objects, &[]).unwrap_err().message(),
+        "couldn't find key t in ConfigMap default/cm",
+        "text or not: it is binaryData"
+    );
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Node, config_map, container, empty_dir, facts, keys, mount, pod, volume};
+use crate::testing::{Node, config_map, container, empty_dir, facts, keys, mount, mounting_all, pod, volume};
 use berth_core::model::{Medium, Objects};
 use std::fs;
 
@@ -12,6 +12,7 @@ fn set_up(node: &Node) -> Pod {
         volume("conf", VolumeSource::ConfigMap(keys("cm"))),
         volume("host", host),
     ];
+    let p = mounting_all(p);
     node.volumes.mount(&p, &facts(), &config_map("cm", &[("k", b"1")])).unwrap();
     node.volumes.prepare_files(&p, &facts()).unwrap();
     p

@@ -149,6 +149,7 @@ fn the_objects_that_volumes_show_are_known() {
         volume("b", VolumeSource::Projected { sources, default_mode: 0o644 }),
         volume("c", crate::testing::empty_dir(berth_core::model::Medium::Disk)),
     ];
+    let p = crate::testing::mounting_all(p);
     let got: Vec<_> = volume_objects(&p).into_iter().collect();
     assert_eq!(
         got,

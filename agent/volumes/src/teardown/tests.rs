@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Node, config_map, container, empty_dir, facts, keys, mount, pod, volume};
+use crate::testing::{Node, config_map, container, empty_dir, facts, keys, mount, mounting_all, pod, volume};
 use berth_core::model::{HostPathType, Medium, Pod, SubPath, VolumeMount, VolumeSource};
 use berth_sys::mount::{BindOpts, bind};
 use std::{fs, os::unix::fs::symlink, path::Path};
@@ -16,6 +16,7 @@ fn set_up(node: &Node) -> (Pod, PathBuf) {
         volume("conf", VolumeSource::ConfigMap(keys("cm"))),
         volume("host", VolumeSource::HostPath { path: host.clone(), kind: HostPathType::Directory }),
     ];
+    let p = mounting_all(p);
     let sub = |v: &str, s: &str| VolumeMount { sub_path: Some(SubPath::Plain(s.into())), ..mount(v, "/x") };
     let mut c = container("main");
     c.mounts = vec![sub("scratch", "a"), sub("mem", "b"), sub("conf", "k"), sub("host", "sub")];
@@ -101,7 +102,7 @@ fn a_mount_that_is_in_use_goes_too() {
 #[test]
 fn a_deep_tree_goes() {
     let node = Node::new();
-    let p = Pod { volumes: vec![volume("scratch", empty_dir(Medium::Disk))], ..pod("web") };
+    let p = mounting_all(Pod { volumes: vec![volume("scratch", empty_dir(Medium::Disk))], ..pod("web") });
     node.volumes.mount(&p, &facts(), &Default::default()).unwrap();
     let mut fd = os::open_dir(&node.volume_dir(&p, "scratch")).unwrap();
     for _ in 0..3000 {

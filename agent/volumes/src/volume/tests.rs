@@ -1,5 +1,7 @@
 use super::*;
-use crate::testing::{Node, Stop, config_map, container, empty_dir, facts, keyed, keys, mount, pod, volume};
+use crate::testing::{
+    Node, Stop, config_map, container, empty_dir, facts, keyed, keys, mount, mounting_all, pod, volume,
+};
 use berth_core::model::{SubPath, VolumeMount};
 use std::{
     fs,
@@ -17,7 +19,26 @@ fn is_tmpfs(path: &Path) -> bool {
 }
 
 fn pod_with(volumes: Vec<Volume>) -> Pod {
-    Pod { volumes, ..pod("web") }
+    mounting_all(Pod { volumes, ..pod("web") })
+}
+
+#[test]
+fn what_no_container_mounts_is_nobodys_business() {
+    let node = Node::new();
+    let unmounted = Pod {
+        volumes: vec![
+            volume("s", VolumeSource::Secret(keys("nosuch"))),
+            volume("claim", VolumeSource::NotYet { kind: "persistentVolumeClaim".into() }),
+            volume("e", empty_dir(Medium::Disk)),
+        ],
+        ..pod("web")
+    };
+    node.volumes.mount(&unmounted, &facts(), &Objects::default()).unwrap();
+    assert!(!node.volumes.volume_dir(&unmounted.uid, &unmounted.volumes[2]).unwrap().exists());
+    assert_eq!(payload::volume_objects(&unmounted).len(), 0);
+    let mounted = mounting_all(unmounted);
+    assert!(node.volumes.mount(&mounted, &facts(), &Objects::default()).is_err());
+    assert_eq!(payload::volume_objects(&mounted).len(), 1);
 }
 
 fn read(path: &Path) -> String {

@@ -40,6 +40,7 @@ pub fn pod(text: &str, containers: Vec<Container>) -> Pod {
 
 pub fn config_map(name: &str, value: &str) -> KeyedData {
     KeyedData {
+        binary_data: Default::default(),
         namespace: Namespace::new("default").unwrap(),
         name: name.into(),
         data: [("k".to_owned(), value.as_bytes().to_vec())].into(),
@@ -54,5 +55,15 @@ pub fn showing(text: &str, config_map: &str) -> Pod {
         default_mode: 0o644,
         optional: true,
     });
-    Pod { volumes: vec![Volume { name: VolumeName::new("v").unwrap(), source }], ..pod(text, vec![]) }
+    let name = VolumeName::new("v").unwrap();
+    let mount = VolumeMount {
+        volume: name.clone(),
+        mount_path: "/v".into(),
+        read_only: false,
+        recursive_read_only: RecursiveReadOnly::Disabled,
+        sub_path: None,
+        propagation: MountPropagation::None,
+    };
+    let showing = Container { mounts: vec![mount], ..container("c") };
+    Pod { volumes: vec![Volume { name, source }], ..pod(text, vec![showing]) }
 }

@@ -4,7 +4,7 @@ use berth_core::time::Wall;
 use proptest::prelude::*;
 
 fn services(text: &str) -> Vec<Arc<DesiredService>> {
-    let ctx = Context { node: "n".parse().unwrap(), mode: Mode::Manifests, now: Wall(0) };
+    let ctx = Context { node: "n".parse().unwrap(), mode: Mode::Manifests, now: Wall(0), services: None };
     let parsed = parse_file(Path::new("f.yaml"), text.as_bytes(), &ctx).unwrap_or_else(|e| panic!("{e}"));
     let desired = parsed
         .services
@@ -97,6 +97,27 @@ fn families_types_and_ports() {
     assert_eq!(all[4].raw["spec"]["ports"][0]["nodePort"], ports[0]);
     assert_eq!(all[5].service.ports[0].node_port, None);
     assert!(all[6].service.ports[0].node_port.is_some(), "another protocol's ports are other ports");
+}
+
+#[test]
+fn what_is_not_to_be_had_is_told_until_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut allotment = Allotment::open(Some(ranges()), folder.path());
+    let ports = |n: u8| a(&format!("s{n}"), "type: NodePort, ports: [{port: 80}]");
+    let all: String = (0..5).map(ports).collect();
+    let told = |allotment: &Allotment| -> Vec<String> {
+        allotment.lacking().map(|(key, what)| format!("{key}: {what}")).collect()
+    };
+    fill(&mut allotment, &services(&all), true);
+    let [one] = told(&allotment).try_into().unwrap();
+    assert!(one.ends_with("a node port for /TCP"), "{one}");
+    fill(&mut allotment, &services(&all), true);
+    assert_eq!(told(&allotment), std::slice::from_ref(&one), "still");
+    let lacking = one.split(':').next().unwrap().trim_start_matches("default/s").parse::<u8>().unwrap();
+    let other = (0..5).find(|n| *n != lacking).unwrap();
+    let fewer: String = (0..5).filter(|n| *n != other).map(ports).collect();
+    fill(&mut allotment, &services(&fewer), true);
+    assert_eq!(told(&allotment), [""; 0]);
 }
 
 #[test]

@@ -143,14 +143,14 @@ fn object(kind: u8, name: u8, value: u8) -> String {
 }
 
 fn good(objects: &[(u8, u8, u8)], before: Option<&Good>) -> Good {
-    let ctx = Context { node: "n".parse().unwrap(), mode: Mode::Manifests, now: Wall(0) };
+    let ctx = Context { node: "n".parse().unwrap(), mode: Mode::Manifests, now: Wall(0), services: None };
     let text: String = objects.iter().map(|(k, n, v)| object(*k, *n, *v) + "\n---\n").collect();
     let mut parsed =
         parse_file(Path::new("f.yaml"), text.as_bytes(), &ctx).unwrap_or_else(|e| panic!("{e}\n{text}"));
     if objects.len() == 3 {
         let of = |reason: &str| ManifestError {
             file: "f".into(),
-            document: Some(0),
+            document: Some(1),
             field: None,
             reason: reason.into(),
         };

@@ -1,9 +1,10 @@
+use crate::dir::ServiceRanges;
 use crate::manifest::{Context, Mode, Parsed, parse_file};
 use berth_core::{model::*, time::Wall};
 use std::path::Path;
 
 fn read(text: &str) -> Result<Parsed, String> {
-    let ctx = Context { node: "n1".parse().unwrap(), mode: Mode::Manifests, now: Wall(7) };
+    let ctx = Context { node: "n1".parse().unwrap(), mode: Mode::Manifests, now: Wall(7), services: None };
     parse_file(Path::new("f.yaml"), text.as_bytes(), &ctx).map_err(|e| e.to_string())
 }
 
@@ -108,7 +109,88 @@ fn what_is_wrong_is_named() {
         ("ports: [{port: 80, targetPort: 0}]", "spec.ports[0].targetPort"),
     ] {
         let error = service(spec).unwrap_err();
-        assert!(error.starts_with(&format!("f.yaml: document 0: {field}: ")), "{spec}: {error}");
+        assert!(error.starts_with(&format!("f.yaml: {field}: ")), "{spec}: {error}");
+    }
+}
+
+#[test]
+fn fields_that_do_not_belong_together_are_refused() {
+    for (spec, field) in [
+        ("ports: [{port: 80, nodePort: 31999}]", "spec.ports[0].nodePort"),
+        ("type: ClusterIP, ports: [{port: 80}, {port: 81, name: b, nodePort: 31999}]", "spec.ports[0].name"),
+        (
+            "ports: [{port: 80}], sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}",
+            "spec.sessionAffinityConfig",
+        ),
+        ("ports: [{port: 80}], loadBalancerSourceRanges: [10.0.0.0/8]", "spec.loadBalancerSourceRanges"),
+        ("ports: [{port: 80}], allocateLoadBalancerNodePorts: true", "spec.allocateLoadBalancerNodePorts"),
+        ("ports: [{port: 80}], externalTrafficPolicy: Local", "spec.externalTrafficPolicy"),
+        ("type: NodePort, ports: [{port: 80}], healthCheckNodePort: 32100", "spec.healthCheckNodePort"),
+        ("ports: [{port: 80}], ipFamilies: [IPv4, IPv4]", "spec.ipFamilies[1]"),
+        ("ports: [{port: 80}], ipFamilies: [ipv4]", "spec.ipFamilies[0]"),
+        ("ports: [{port: 80}], ipFamilyPolicy: Both", "spec.ipFamilyPolicy"),
+        ("ports: [{port: 80}], ipFamilyPolicy: SingleStack, ipFamilies: [IPv4, IPv6]", "spec.ipFamilyPolicy"),
+        ("ports: [{port: 80}], ipFamilies: [IPv6], clusterIP: 10.78.3.3", "spec.ipFamilies"),
+        ("type: ExternalName, externalName: a.b, ipFamilies: [IPv4]", "spec.ipFamilies"),
+    ] {
+        let error = service(spec).unwrap_err();
+        assert!(error.starts_with(&format!("f.yaml: {field}: ")), "{spec}: {error}");
+    }
+    let digit = "{apiVersion: v1, kind: Service, metadata: {name: 9bad}, spec: {ports: [{port: 80}]}}";
+    assert!(read(digit).unwrap_err().contains("must begin with a letter"));
+    for good in [
+        "ports: [{port: 80}], externalIPs: [192.0.2.1], externalTrafficPolicy: Local",
+        "type: LoadBalancer, ports: [{port: 80}], externalTrafficPolicy: Local, healthCheckNodePort: 32100",
+        "ports: [{port: 80}], clusterIPs: [\"fd00::1\", 10.0.0.1], ipFamilies: [IPv6, IPv4]",
+    ] {
+        service(good).unwrap();
+    }
+}
+
+#[test]
+fn what_the_allocators_of_an_api_server_refuse_is_refused() {
+    let on = |networks: &[(&str, u8)], spec: &str| {
+        let ranges = ServiceRanges {
+            networks: networks.iter().map(|(net, len)| (net.parse().unwrap(), *len)).collect(),
+            node_ports: 30_000..=32_767,
+            reserved: Vec::new(),
+        };
+        let services = Some(std::sync::Arc::new(ranges));
+        let ctx = Context { node: "n1".parse().unwrap(), mode: Mode::Manifests, now: Wall(7), services };
+        let text = format!("{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{{spec}}}}}");
+        parse_file(Path::new("f.yaml"), text.as_bytes(), &ctx).map_err(|e| e.to_string())
+    };
+    let (v4, both) = (&[("10.78.0.0", 16)][..], &[("10.78.0.0", 16), ("fd78::", 112)][..]);
+    for (networks, spec, field) in [
+        (
+            v4,
+            "type: NodePort, ports: [{port: 80, nodePort: 2222}]",
+            "spec.ports[0].nodePort: 2222 must be 30000 to 32767",
+        ),
+        (
+            v4,
+            "ports: [{port: 80}], clusterIP: 10.99.0.1",
+            "spec.clusterIP: 10.99.0.1 is no address of the Services'",
+        ),
+        (v4, "ports: [{port: 80}], clusterIP: 198.18.77.1", "spec.clusterIP: "),
+        (both, "ports: [{port: 80}], clusterIPs: [10.78.0.9, \"fd00::1\"]", "spec.clusterIP: fd00::1 "),
+        (
+            v4,
+            "ports: [{port: 80}], ipFamilies: [IPv6]",
+            "spec.ipFamilies[0]: IPv6 is not configured on this node",
+        ),
+        (v4, "ports: [{port: 80}], ipFamilyPolicy: RequireDualStack", "spec.ipFamilyPolicy: "),
+    ] {
+        let error = on(networks, spec).unwrap_err();
+        assert!(error.starts_with(&format!("f.yaml: {field}")), "{spec}: {error}");
+    }
+    for (networks, spec) in [
+        (v4, "type: NodePort, ports: [{port: 80, nodePort: 30000}], clusterIP: 10.78.255.254"),
+        (v4, "ports: [{port: 80}], ipFamilyPolicy: PreferDualStack"),
+        (v4, "ports: [{port: 80}], clusterIP: None, ipFamilies: [IPv6]"),
+        (both, "ports: [{port: 80}], ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv6, IPv4]"),
+    ] {
+        on(networks, spec).unwrap();
     }
 }
 
@@ -172,6 +254,6 @@ fn what_is_wrong_with_a_slice_is_named() {
         let text = SLICE.replacen(from, to, 1);
         assert_ne!(text, SLICE);
         let error = read(&text).unwrap_err();
-        assert!(error.starts_with(&format!("f.yaml: document 0: {field}: ")), "{to}: {error}");
+        assert!(error.starts_with(&format!("f.yaml: {field}: ")), "{to}: {error}");
     }
 }

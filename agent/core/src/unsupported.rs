@@ -1,0 +1,80 @@
+//! What a pod asks for that a node of this kind does not give though it runs the pod: told by an event as the pod is
+//! taken on, so that it is not passed over. Pure.
+
+use crate::{
+    event::Event,
+    model::{Medium, Pod, PullPolicy, VolumeSource},
+};
+
+/// The events, in the order of the pod's volumes and containers.
+pub fn unsupported(pod: &Pod) -> Vec<Event> {
+    let sizes = pod.volumes.iter().filter_map(|v| match &v.source {
+        // A tmpfs has its size.
+        VolumeSource::EmptyDir { medium: Medium::Disk, size_limit: Some(limit) } => Some(format!(
+            "sizeLimit {} of volume {} is not enforced: this node does not evict pods",
+            limit.as_str(),
+            v.name
+        )),
+        _ => None,
+    });
+    let storage = pod.all_containers().filter_map(|c| {
+        let limit = c.resources.limits.get("ephemeral-storage")?;
+        Some(format!(
+            "ephemeral-storage limit {} of container {} is not enforced: this node does not evict pods",
+            limit.as_str(),
+            c.name
+        ))
+    });
+    let enforced = sizes.chain(storage).map(|text| Event::warning("NotEnforced", text));
+    let pulled = pod.all_containers().filter(|c| c.pull_policy == PullPolicy::Always).map(|c| {
+        Event::normal(
+            "NotPulled",
+            format!(
+                "imagePullPolicy of container {} is Always, but this node does not pull: {:?} is taken as it is here",
+                c.name, c.image
+            ),
+        )
+    });
+    enforced.chain(pulled).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ids::PodKey,
+        model::{Container, Volume},
+    };
+
+    #[test]
+    fn each_thing_that_is_not_given_is_told() {
+        let empty = |name: &str, medium, limit: Option<&str>| Volume {
+            name: name.parse().unwrap(),
+            source: VolumeSource::EmptyDir { medium, size_limit: limit.map(|l| l.parse().unwrap()) },
+        };
+        let mut limited = Container::new("c".parse().unwrap(), "busybox:1");
+        limited.resources.limits = [("ephemeral-storage".to_owned(), "1Mi".parse().unwrap())].into();
+        limited.pull_policy = PullPolicy::IfNotPresent;
+        let always =
+            Container { pull_policy: PullPolicy::Always, ..Container::new("d".parse().unwrap(), "busybox") };
+        let key = PodKey { namespace: "ns".parse().unwrap(), name: "p".parse().unwrap() };
+        let pod = Pod {
+            volumes: vec![
+                empty("disk", Medium::Disk, Some("1Mi")),
+                empty("memory", Medium::Memory, Some("1Mi")),
+                empty("free", Medium::Disk, None),
+            ],
+            containers: vec![limited, always],
+            ..Pod::new("u".parse().unwrap(), key, "n".parse().unwrap())
+        };
+        let told: Vec<(String, String)> =
+            unsupported(&pod).into_iter().map(|e| (e.reason, e.message)).collect();
+        let reasons: Vec<&str> = told.iter().map(|(reason, _)| reason.as_str()).collect();
+        assert_eq!(reasons, ["NotEnforced", "NotEnforced", "NotPulled"]);
+        for (n, part) in
+            ["sizeLimit 1Mi of volume disk", "limit 1Mi of container c", "\"busybox\""].iter().enumerate()
+        {
+            assert!(told[n].1.contains(part), "{told:?}");
+        }
+    }
+}
