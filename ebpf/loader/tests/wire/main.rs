@@ -197,7 +197,9 @@ impl Net {
             for (family, addr, gateway, len) in
                 [("-4", place.v4(), "169.254.1.1", 32), ("-6", place.v6(), "fe80::1", 128)]
             {
-                far.ip(&format!("{family} addr add {addr}/{len} dev eth0"));
+                // Otherwise the kernel holds the address back until its own worker finds that nothing is to be detected.
+                let dad = if family == "-6" { " nodad" } else { "" };
+                far.ip(&format!("{family} addr add {addr}/{len} dev eth0{dad}"));
                 far.ip(&format!("{family} neigh add {gateway} lladdr {} dev eth0 nud permanent", macs.0));
                 far.ip(&format!("{family} route add {gateway} dev eth0"));
                 far.ip(&format!("{family} route add default via {gateway} dev eth0"));
@@ -206,7 +208,7 @@ impl Net {
             }
         }
         net.node.ip(&format!("-4 addr add {}/32 dev up0", NODE.v4()));
-        net.node.ip(&format!("-6 addr add {}/128 dev up0", NODE.v6()));
+        net.node.ip(&format!("-6 addr add {}/128 dev up0 nodad", NODE.v6()));
         for (place, namespace, port) in [
             (PODS[0], &net.pods[0], 8080),
             (PODS[1], &net.pods[1], 8080),
