@@ -54,7 +54,9 @@ var imageConfigs = map[string]imageConfig{
 	"berth.test/numeric:1": {Env: []string{path}, User: "1000:50", Cmd: []string{"sleep", "100000"}},
 	"berth.test/named:1":   {Env: []string{path}, User: "app:staff", Cmd: []string{"sleep", "100000"}},
 	"berth.test/bare:1":    {},
-	"berth.test/pause:1":   {Entrypoint: []string{"/bin/sleep", "2147483647"}},
+	// Of a registry that does not answer.
+	"127.0.0.1:9/there:1": {Env: []string{path}, Cmd: []string{"sh"}, Labels: map[string]string{"org.example.note": "there"}},
+	"berth.test/pause:1":  {Entrypoint: []string{"/bin/sleep", "2147483647"}},
 }
 
 // importImages makes every image out of the host's static busybox and gives it to containerd. It returns what the

@@ -37,12 +37,11 @@ clusterDNS: [10.96.0.10]
 clusterDomain: cluster.local
 fileCheckFrequency: 1s
 failSwapOn: false
-localStorageCapacityIsolation: false
 makeIPTablesUtilChains: false
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 1Mi, nodefs.available: 1Mi, imagefs.available: 1Mi, nodefs.inodesFree: "1", imagefs.inodesFree: "1"}
 eventRecordQPS: 0
-logging: {verbosity: 3}
+logging: {format: json, verbosity: 3}
 `
 
 type pod struct {
@@ -53,28 +52,41 @@ type pod struct {
 	Status podStatus `json:"status"`
 }
 
+// podStatus is what is recorded of a status. Addresses are recorded as being there.
 type podStatus struct {
 	Phase                 string            `json:"phase"`
 	Reason                string            `json:"reason,omitempty"`
+	Message               string            `json:"message,omitempty"`
 	Conditions            []condition       `json:"conditions"`
 	InitContainerStatuses []containerStatus `json:"initContainerStatuses,omitempty"`
 	ContainerStatuses     []containerStatus `json:"containerStatuses,omitempty"`
 	QOSClass              string            `json:"qosClass"`
+	HostIP                string            `json:"hostIP,omitempty"`
+	PodIP                 string            `json:"podIP,omitempty"`
+	AllocatedResources    json.RawMessage   `json:"allocatedResources,omitempty"`
+	Resources             json.RawMessage   `json:"resources,omitempty"`
 }
 
 type condition struct {
-	Type   string `json:"type"`
-	Status string `json:"status"`
-	Reason string `json:"reason,omitempty"`
+	Type    string `json:"type"`
+	Status  string `json:"status"`
+	Reason  string `json:"reason,omitempty"`
+	Message string `json:"message,omitempty"`
 }
 
 type containerStatus struct {
-	Name         string `json:"name"`
-	State        state  `json:"state"`
-	LastState    state  `json:"lastState"`
-	Ready        bool   `json:"ready"`
-	Started      *bool  `json:"started,omitempty"`
-	RestartCount int    `json:"restartCount"`
+	Name               string          `json:"name"`
+	State              state           `json:"state"`
+	LastState          state           `json:"lastState"`
+	Ready              bool            `json:"ready"`
+	Started            *bool           `json:"started,omitempty"`
+	RestartCount       int             `json:"restartCount"`
+	Image              string          `json:"image"`
+	AllocatedResources json.RawMessage `json:"allocatedResources,omitempty"`
+	Resources          json.RawMessage `json:"resources,omitempty"`
+	User               json.RawMessage `json:"user,omitempty"`
+	VolumeMounts       json.RawMessage `json:"volumeMounts,omitempty"`
+	StopSignal         string          `json:"stopSignal,omitempty"`
 }
 
 type state struct {
@@ -82,13 +94,15 @@ type state struct {
 	Running    *struct{} `json:"running,omitempty"`
 	Terminated *struct {
 		ExitCode int    `json:"exitCode"`
+		Signal   int    `json:"signal,omitempty"`
 		Reason   string `json:"reason"`
 		Message  string `json:"message,omitempty"`
 	} `json:"terminated,omitempty"`
 }
 
 type waiting struct {
-	Reason string `json:"reason"`
+	Reason  string `json:"reason"`
+	Message string `json:"message,omitempty"`
 }
 
 func startKubelet(ctx context.Context, path, tools string) (*kubelet, error) {
@@ -105,7 +119,7 @@ func startKubelet(ctx context.Context, path, tools string) (*kubelet, error) {
 	}
 	err := spawn(ctx, "kubelet.log", []string{"PATH=" + tools + ":" + os.Getenv("PATH")}, path,
 		"--config", config, "--root-dir", filepath.Join(root, "kubelet"), "--cert-dir", filepath.Join(root, "pki"),
-		"--hostname-override", nodeName, "--node-ip", "10.245.77.1")
+		"--hostname-override", nodeName, "--node-ip", hostAddress)
 	if err != nil {
 		return nil, err
 	}

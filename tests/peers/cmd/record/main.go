@@ -27,13 +27,18 @@ const cgroup = "berth-peers"
 
 const nodeName = "berth-peer"
 
+const hostAddress = "10.245.77.1"
+
+// How long after its status was recorded a pod is watched for more events.
+const eventsLag = 3 * time.Second
+
 // Set in the child that lives in namespaces of its own.
 const insideEnv = "BERTH_PEERS_INSIDE"
 
 type options struct {
-	shapes, golden, tools, kubelet, only string
-	batch                                int
-	keep                                 bool
+	shapes, golden, base, tools, kubelet, only string
+	atOnce                                     int
+	keep                                       bool
 }
 
 func main() {
@@ -42,10 +47,11 @@ func main() {
 	var o options
 	flag.StringVar(&o.shapes, "shapes", "../shapes", "directory of pod manifests")
 	flag.StringVar(&o.golden, "golden", "../golden", "directory to write the recordings to")
+	flag.StringVar(&o.base, "base", "", "directory of recordings; only what differs from them is written")
 	flag.StringVar(&o.tools, "tools", toolsDir(), "directory of containerd, its shim, runc, ctr and the CNI plugins")
 	flag.StringVar(&o.kubelet, "kubelet", "bin/kubelet", "the kubelet; built there where missing")
 	flag.StringVar(&o.only, "only", "", "shapes to record, by comma; the others keep their recordings")
-	flag.IntVar(&o.batch, "batch", 12, "pods at once")
+	flag.IntVar(&o.atOnce, "at-once", 12, "pods at once")
 	flag.BoolVar(&o.keep, "keep-logs", false, "copy the logs of kubelet and containerd to the golden directory's parent")
 	flag.Parse()
 	var err error
@@ -73,7 +79,10 @@ func toolsDir() string {
 // outside builds what is missing, starts the recorder again in namespaces of its own and cleans up behind it. When
 // that child ends, the kernel ends every process of its PID namespace and drops its mounts and network.
 func outside(o options) error {
-	for _, dir := range []*string{&o.shapes, &o.golden, &o.tools, &o.kubelet} {
+	for _, dir := range []*string{&o.shapes, &o.golden, &o.base, &o.tools, &o.kubelet} {
+		if *dir == "" {
+			continue
+		}
 		abs, err := filepath.Abs(*dir)
 		if err != nil {
 			return err
@@ -97,7 +106,7 @@ func outside(o options) error {
 		return err
 	}
 	cmd := exec.Command(self, "-shapes", o.shapes, "-golden", o.golden, "-tools", o.tools, "-kubelet", o.kubelet,
-		"-only", o.only, "-batch", fmt.Sprint(o.batch), fmt.Sprintf("-keep-logs=%v", o.keep))
+		"-base", o.base, "-only", o.only, "-at-once", fmt.Sprint(o.atOnce), fmt.Sprintf("-keep-logs=%v", o.keep))
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -170,78 +179,13 @@ func inside(o options) error {
 			}
 		}
 	}()
-	var failed []string
-	for start := 0; start < len(shapes); start += o.batch {
-		batch := shapes[start:min(start+o.batch, len(shapes))]
-		for _, err := range recordBatch(ctx, o, cri, kubelet, batch) {
-			log.Print(err)
-			failed = append(failed, err.Error())
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-	}
+	failed := (&recorder{o: o, c: cri, k: kubelet, log: eventLog{events: map[string][]event{}}}).all(ctx, shapes)
 	if len(failed) > 0 {
 		sort.Strings(failed)
 		return errors.New(strings.Join(failed, "\n"))
 	}
 	log.Printf("%d shapes, %d of them skipped", len(shapes), skipped(shapes))
 	return nil
-}
-
-func recordBatch(ctx context.Context, o options, c *containerd, k *kubelet, batch []shape) []error {
-	var errs []error
-	for _, s := range batch {
-		if s.skip == "" {
-			if err := os.WriteFile(k.manifest(s), s.text, 0o644); err != nil {
-				return []error{err}
-			}
-		}
-	}
-	deadline := time.Now().Add(2 * time.Minute)
-	waiting := map[string]shape{}
-	for _, s := range batch {
-		if s.skip == "" {
-			waiting[s.name] = s
-		}
-	}
-	for len(waiting) > 0 {
-		pods, err := k.pods(ctx)
-		if err != nil {
-			return append(errs, err)
-		}
-		for name, s := range waiting {
-			p, ok := pods[name]
-			if !ok || !s.settled(p) {
-				continue
-			}
-			delete(waiting, name)
-			if err := writeRecording(ctx, o, c, s, p); err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", name, err))
-			}
-			log.Printf("%-28s %s", name, p.Status.Phase)
-		}
-		if len(waiting) > 0 && time.Now().After(deadline) {
-			for name := range waiting {
-				errs = append(errs, fmt.Errorf("%s: not settled: %s", name, describe(pods[name])))
-			}
-			break
-		}
-		pause(ctx, 200*time.Millisecond)
-	}
-	for _, s := range batch {
-		_ = os.Remove(k.manifest(s))
-	}
-	for end := time.Now().Add(2 * time.Minute); ; {
-		pods, err := k.pods(ctx)
-		if err == nil && len(pods) == 0 {
-			return errs
-		}
-		if time.Now().After(end) || ctx.Err() != nil {
-			return append(errs, fmt.Errorf("%d pods did not go away", len(pods)))
-		}
-		pause(ctx, 200*time.Millisecond)
-	}
 }
 
 func pause(ctx context.Context, d time.Duration) {

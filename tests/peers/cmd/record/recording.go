@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -32,6 +35,7 @@ var (
 	imageVolume    = regexp.MustCompile(`/volumes/[0-9a-f]{64}"`)
 )
 
+// writeRecording writes down what there is of a settled pod: specs and status.
 func writeRecording(ctx context.Context, o options, c *containerd, s shape, p pod) error {
 	m, err := c.madeOf(ctx, p.Metadata.UID)
 	if err != nil {
@@ -60,7 +64,7 @@ func writeRecording(ctx context.Context, o options, c *containerd, s shape, p po
 		spec.Containers[name] = back
 	}
 	// A container that the kubelet refused to make has no spec; that is part of the recording.
-	if err := writeJSON(filepath.Join(o.golden, "spec", s.name+".json"), spec); err != nil {
+	if err := o.write("spec", s, spec); err != nil {
 		return err
 	}
 	status, err := json.Marshal(p.Status)
@@ -68,8 +72,7 @@ func writeRecording(ctx context.Context, o options, c *containerd, s shape, p po
 		return err
 	}
 	var normal podStatus
-	text := strings.ReplaceAll(string(status), p.Metadata.UID, "$UID")
-	if err := json.Unmarshal([]byte(text), &normal); err != nil {
+	if err := json.Unmarshal([]byte(plainText(string(status), p)), &normal); err != nil {
 		return err
 	}
 	if _, ok := s.settle["backoff"]; ok {
@@ -79,7 +82,42 @@ func writeRecording(ctx context.Context, o options, c *containerd, s shape, p po
 			}
 		}
 	}
-	return writeJSON(filepath.Join(o.golden, "status", s.name+".json"), normal)
+	return o.write("status", s, normal)
+}
+
+// writeOutput writes down what the containers wrote, where the shape asks for it. It comes to the files a moment after
+// the end of a container is told.
+func writeOutput(o options, s shape, p pod) error {
+	if len(s.output) == 0 {
+		return nil
+	}
+	output := map[string][]string{}
+	for _, name := range s.output {
+		var err error
+		if output[name], err = outputOf(p, name); err != nil {
+			return err
+		}
+	}
+	return o.write("output", s, output)
+}
+
+// write writes one recording of a shape. With a base it writes only what differs from the base's recording.
+func (o options) write(kind string, s shape, value any) error {
+	path := filepath.Join(o.golden, kind, s.name+".json")
+	if o.base != "" {
+		text, err := marshal(value)
+		if err != nil {
+			return err
+		}
+		if old, err := os.ReadFile(filepath.Join(o.base, kind, s.name+".json")); err == nil && bytes.Equal(old, text) {
+			err := os.Remove(path)
+			if errors.Is(err, os.ErrNotExist) {
+				err = nil
+			}
+			return err
+		}
+	}
+	return writeJSON(path, value)
 }
 
 // asBackingOff turns an ended container that is to be started again into the form that the kubelet gives it at its
@@ -88,6 +126,9 @@ func (c *containerStatus) asBackingOff() {
 	if c.RestartCount > 0 && c.State.Terminated != nil {
 		c.LastState = state{Terminated: c.State.Terminated}
 		c.State = state{Waiting: &waiting{Reason: "CrashLoopBackOff"}}
+	}
+	if c.State.Waiting != nil && c.State.Waiting.Reason == "CrashLoopBackOff" {
+		c.State.Waiting.Message = ""
 	}
 }
 
@@ -132,6 +173,7 @@ func sortEnv(c *containerRecording) error {
 func normalise(text, id, sandbox, uid string) string {
 	text = strings.NewReplacer(id, "$ID", sandbox, "$SANDBOX", uid, "$UID", root, "/ROOT",
 		fmt.Sprintf("/%s/kubepods", cgroup), "/KUBEPODS").Replace(text)
+	text = addresses.ReplaceAllStringFunc(text, standIn)
 	text = procNamespace.ReplaceAllString(text, "/NS/")
 	text = terminationLog.ReplaceAllString(text, `${1}$$LOG"`)
 	return imageVolume.ReplaceAllString(text, `/volumes/$$VOLUME"`)

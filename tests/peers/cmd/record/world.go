@@ -44,7 +44,7 @@ func enterPrivateWorld() error {
 			return err
 		}
 	}
-	for _, dir := range []string{"/dev/pts", "/dev/shm", "/dev/mqueue", root, "/run/lock"} {
+	for _, dir := range []string{"/dev/pts", "/dev/shm", "/dev/mqueue", root, "/run/lock", "/run/berth-shapes"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
@@ -75,18 +75,26 @@ func enterPrivateWorld() error {
 	return nil
 }
 
-// makeCgroups makes the recorder's cgroup in every hierarchy that is mounted below /sys/fs/cgroup.
+// makeCgroups makes the recorder's cgroup in every hierarchy that is mounted below /sys/fs/cgroup, or in the one there.
 func makeCgroups() ([]string, error) {
-	hierarchies, err := os.ReadDir("/sys/fs/cgroup")
-	if err != nil {
-		return nil, err
+	const mount = "/sys/fs/cgroup"
+	var hierarchies []string
+	if _, err := os.Stat(filepath.Join(mount, "cgroup.controllers")); err == nil {
+		hierarchies = []string{mount}
+	} else {
+		all, err := os.ReadDir(mount)
+		if err != nil {
+			return nil, err
+		}
+		for _, h := range all {
+			base := filepath.Join(mount, h.Name())
+			if _, err := os.Stat(filepath.Join(base, "cgroup.procs")); err == nil && h.IsDir() {
+				hierarchies = append(hierarchies, base)
+			}
+		}
 	}
 	var made []string
-	for _, h := range hierarchies {
-		base := filepath.Join("/sys/fs/cgroup", h.Name())
-		if _, err := os.Stat(filepath.Join(base, "cgroup.procs")); err != nil || !h.IsDir() {
-			continue
-		}
+	for _, base := range hierarchies {
 		dir := filepath.Join(base, cgroup)
 		// Left behind by a recorder that was killed; rmdir fails where one is at work.
 		if _, err := os.Stat(dir); err == nil {
@@ -104,7 +112,7 @@ func makeCgroups() ([]string, error) {
 		}
 	}
 	if len(made) == 0 {
-		return nil, fmt.Errorf("no cgroup v1 or hybrid hierarchy below /sys/fs/cgroup: this recorder knows no other yet")
+		return nil, fmt.Errorf("no cgroup hierarchy at or below %s", mount)
 	}
 	return made, nil
 }
