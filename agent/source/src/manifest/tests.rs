@@ -972,6 +972,9 @@ fn bombs_are_refused() {
     let deep_block: String = (0..3_000).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
     let deep_json = format!("{}{}", "{\"a\":".repeat(20_000), "}".repeat(20_000));
     let many = "---\na: 1\n".repeat(20_000);
+    let leaves = "x,".repeat(100_000);
+    let anchors: String = (0..40).map(|n| format!("&a{n} [")).collect();
+    let copies = format!("a: {anchors}{leaves}{}", "]".repeat(40));
     let big = vec![b' '; usize::try_from(MAX_FILE_BYTES).unwrap() + 1];
     for (what, bytes) in [
         ("laughs", laughs.as_bytes()),
@@ -979,6 +982,7 @@ fn bombs_are_refused() {
         ("deep block", deep_block.as_bytes()),
         ("deep json", deep_json.as_bytes()),
         ("documents", many.as_bytes()),
+        ("anchors within anchors", copies.as_bytes()),
         ("size", &big),
         ("utf-8", b"a: \xff"),
     ] {

@@ -136,6 +136,8 @@ impl<'i> Reader<'i> {
             if self.anchors.len() >= MAX_ANCHORS {
                 return Err(self.fault(at, &format!("holds more than {MAX_ANCHORS} anchors")));
             }
+            // A copy is kept, and anchors within anchors would keep a copy each.
+            self.count(node.nodes, at)?;
             self.anchors.insert(anchor, node.clone());
         }
         Ok(node)
