@@ -18,6 +18,7 @@ use berth_pods::{
 };
 use berth_probe::{Prober, ProberConfig};
 use berth_runtime::{RuntimeConfig, spec::HostFacts};
+use berth_services::ClearPods;
 use berth_services::HostNetworkConfig;
 use berth_source::dir::ServiceRanges;
 use berth_sys::{clock, memory, mount, service};
@@ -232,7 +233,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     ));
     let ranges = ServiceRanges {
         networks: args.service_cidrs.clone(),
-        node_ports: 30_000..=32_767,
+        node_ports: berth_core::ports::NODE_PORTS,
         reserved: args.cluster_dns.clone(),
     };
     let hub = berth_server::Hub::default();
@@ -240,6 +241,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges, &hub);
     let board = Arc::new(Board::new(hub.clone(), Arc::clone(&sources.latest), host_network.clone()));
     let health = services::Shown::default();
+    let attached = network.clone();
     let local = Local {
         roots: roots.clone(),
         hub,
@@ -272,6 +274,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             roots: roots.clone(),
             exe: exe.clone(),
             cgroup: services::hooks(&roots),
+            clear: ClearPods::new(move |pod| attached.stays_clear_of_host(pod)),
             zone: labels.get(ZONE).cloned().unwrap_or_default(),
             networks: args.service_cidrs.clone(),
             domain: args.cluster_domain.clone().unwrap_or_else(|| services::DOMAIN.to_owned()),

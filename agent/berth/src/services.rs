@@ -14,7 +14,7 @@ use berth_core::{
 };
 use berth_pods::{PodReport, node::NodeHands};
 pub(crate) use berth_services::SeenPod;
-use berth_services::{Config, Engine, Linux, LinuxConfig};
+use berth_services::{ClearPods, Config, Engine, Linux, LinuxConfig};
 use std::{
     net::IpAddr,
     path::PathBuf,
@@ -45,6 +45,8 @@ pub(crate) struct ServicesConfig {
     pub(crate) exe: PathBuf,
     /// The cgroup whose sockets the hooks serve; `None` where the machine has no cgroup2.
     pub(crate) cgroup: Option<PathBuf>,
+    /// The pods whose packets may go past the host's stack.
+    pub(crate) clear: ClearPods,
     /// The node's zone; empty where it has none.
     pub(crate) zone: String,
     /// The networks of Services.
@@ -113,7 +115,7 @@ async fn pass_on(config: ServicesConfig, sight: Sight, mut sources: watch::Recei
 fn spawn(config: ServicesConfig, sight: Sight) -> std::io::Result<Sender<()>> {
     let (wake, wakes) = channel();
     let run = move || {
-        let ServicesConfig { roots, exe, cgroup, zone, networks, domain } = config;
+        let ServicesConfig { roots, exe, cgroup, clear, zone, networks, domain } = config;
         let engine = Config {
             node: roots.node_name.as_str().into(),
             zone: zone.into(),
@@ -122,8 +124,9 @@ fn spawn(config: ServicesConfig, sight: Sight) -> std::io::Result<Sender<()>> {
             next_id: world::next_id(&roots),
         };
         let Sight { board, latest, hands, host, health } = sight;
-        let kernel =
-            Linux::new(LinuxConfig { roots: roots.clone(), exe, cgroup }, move || Arc::clone(&host.borrow()));
+        let kernel = Linux::new(LinuxConfig { roots: roots.clone(), exe, cgroup, clear }, move || {
+            Arc::clone(&host.borrow())
+        });
         let world = World { roots, domain, board, latest, hands, told: Vec::new(), publisher: None, health };
         Engine::new(engine, kernel, world).run(&wakes);
     };

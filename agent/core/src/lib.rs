@@ -3,7 +3,7 @@
 //! Owns: the identities ([`ids`]), the one place for paths and names ([`roots`]), the pod as the node sees it
 //! ([`model`]), Kubernetes quantities ([`quantity`]), clocks as plain data ([`time`]), what is reported
 //! ([`status`], [`event`]), whether a node takes a pod on ([`admit`]) and what of it the node does not give ([`unsupported`]), what requests and limits mean to the kernel ([`resources`]), and the two state machines, [`plan`] for
-//! a pod and [`probe`] for one probe.
+//! a pod and [`probe`] for one probe; whose the node's ports are ([`ports`]).
 //!
 //! Invariants: no IO, no tasks, no clock is read here; every function gives the same answer for the same input.
 //! Nothing here panics on any input.
@@ -14,6 +14,7 @@ pub mod event;
 pub mod ids;
 pub mod model;
 pub mod plan;
+pub mod ports;
 pub mod probe;
 pub mod quantity;
 pub mod resources;

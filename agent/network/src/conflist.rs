@@ -197,6 +197,17 @@ impl PluginConfig {
     }
 }
 
+/// Plugins beside our own that may be in a list whose pods stay clear of the host's stack: they touch nothing that a packet
+/// meets there later, or translate connections where they begin.
+const HARMLESS: [&str; 2] = ["portmap", "tuning"];
+
+/// Whether our own plugin is the first of a list, and no other puts rules or queues in the way of packets.
+pub(crate) fn stays_clear(plugins: &[Map<String, Value>]) -> bool {
+    let mut kinds =
+        plugins.iter().map(|plugin| plugin.get("type").and_then(Value::as_str).unwrap_or_default());
+    kinds.next() == Some("berth-cni") && kinds.all(|kind| HARMLESS.contains(&kind))
+}
+
 /// Whether a plugin's object asks for this capability's argument.
 pub(crate) fn wants(plugin: &Map<String, Value>, capability: &str) -> bool {
     plugin.get("capabilities").and_then(|c| c.get(capability)) == Some(&Value::Bool(true))
@@ -239,4 +250,32 @@ fn inlined_only(bytes: &[u8]) -> bool {
 fn field_error(path: &Path, field: &str, reason: &str) -> Error {
     let field = if field.is_empty() { "the file" } else { field };
     Error::ConflistField { path: path.to_owned(), field: field.to_owned(), reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_plugin_leaves_the_hosts_stack_out() {
+        let list = |kinds: &[&str]| {
+            let one = |kind: &&str| Map::from_iter([("type".to_owned(), Value::from(*kind))]);
+            kinds.iter().map(one).collect::<Vec<_>>()
+        };
+        for clear in [&["berth-cni"][..], &["berth-cni", "portmap"], &["berth-cni", "tuning", "portmap"]] {
+            assert!(stays_clear(&list(clear)), "{clear:?}");
+        }
+        for not in [
+            &[][..],
+            &["bridge"],
+            &["portmap"],
+            &["berth-cni", "bandwidth"],
+            &["berth-cni", "firewall"],
+            &["bridge", "berth-cni"],
+            &["calico"],
+        ] {
+            assert!(!stays_clear(&list(not)), "{not:?}");
+        }
+        assert!(!stays_clear(&[Map::new()]));
+    }
 }

@@ -1,11 +1,16 @@
-//! What the host needs for pods: forwarding, and the masquerade of what leaves the pod network.
+//! What the host needs for pods: forwarding, ports that are kept for Services, and the masquerade of what leaves the pod
+//! network.
 
 use crate::{Error, exec::SYSTEM_PATH};
-use berth_core::ids::BootId;
+use berth_core::{
+    ids::BootId,
+    ports::{POD_MASQUERADE_PORTS, RESERVED_PORTS},
+};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -13,6 +18,8 @@ use std::{
 use tokio::io::AsyncWriteExt;
 
 const SYSCTLS: &str = "/proc/sys";
+/// Ports that the kernel gives to no socket by itself: numbers and ranges, for IPv6 too.
+const RESERVED: &str = "net/ipv4/ip_local_reserved_ports";
 const NFT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The values that were there before, in the order in which they are put back: the global switches first, as writing
@@ -23,15 +30,29 @@ struct Before {
     values: Vec<(String, String)>,
 }
 
-/// Turns forwarding on for both families. What it finds is recorded first, once a boot, in `record`. Blocks.
+/// Turns forwarding on for both families, and keeps the ports of Services. What it finds is recorded first, once a boot, in
+/// `record`. Blocks.
 pub(crate) fn forward(record: &Path, boot: &BootId) -> Result<(), Error> {
-    let known = read_record(record)?.is_some_and(|before| before.boot == *boot);
-    if !known {
-        let before = Before { boot: boot.clone(), values: current()? };
+    let known = read_record(record)?.filter(|before| before.boot == *boot);
+    // A record of an agent that kept no ports lacks theirs.
+    let lacks = |before: &Before| before.values.iter().all(|(key, _)| key != RESERVED);
+    if known.as_ref().is_none_or(lacks) {
+        let reserved = get(RESERVED)?.map(|value| (RESERVED.to_owned(), value));
+        let values = match known {
+            Some(before) => before.values,
+            None => current()?,
+        };
+        let before = Before { boot: boot.clone(), values: values.into_iter().chain(reserved).collect() };
         let dir = record.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
         let bytes = serde_json::to_vec(&before).map_err(|e| Error::file("write", record)(e.into()))?;
         berth_sys::fs::write_atomic(record, &bytes, 0o600).map_err(|source| Error::State { source })?;
+    }
+    if let Some(now) = get(RESERVED)? {
+        let wanted = reserve(&now, &RESERVED_PORTS);
+        if wanted != now {
+            set(RESERVED, &wanted)?;
+        }
     }
     if !fs::exists(sysctl("net/ipv6")).unwrap_or(true) {
         return set("net/ipv4/ip_forward", "1");
@@ -59,6 +80,29 @@ pub(crate) fn restore(record: &Path, boot: &BootId) -> Result<(), Error> {
         }
     }
     fs::remove_file(record).map_err(Error::file("remove", record))
+}
+
+/// The list of ports with this range in it, as the kernel writes it.
+fn reserve(now: &str, range: &RangeInclusive<u16>) -> String {
+    let number = |text: &str| text.trim().parse::<u16>().ok();
+    let read = |part: &str| match part.split_once('-') {
+        Some((first, last)) => Some((number(first)?, number(last)?)),
+        None => Some((number(part)?, number(part)?)),
+    };
+    let mut all: Vec<(u16, u16)> = now.split(',').filter_map(read).collect();
+    all.push((*range.start(), *range.end()));
+    all.sort_unstable();
+    let mut joined: Vec<(u16, u16)> = Vec::new();
+    for (first, last) in all {
+        match joined.last_mut() {
+            Some((_, end)) if first <= end.saturating_add(1) => *end = last.max(*end),
+            _ => joined.push((first, last)),
+        }
+    }
+    let text = |(first, last): &(u16, u16)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    joined.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
 fn read_record(record: &Path) -> Result<Option<Before>, Error> {
@@ -121,8 +165,8 @@ fn set(key: &str, value: &str) -> Result<(), Error> {
     }
 }
 
-/// The rules that masquerade what pods send to anywhere but pods and `exempt`. One transaction: there is never a
-/// moment without them.
+/// The rules that masquerade what pods send to anywhere but pods and `exempt`, under ports that are no Service's. One
+/// transaction: there is never a moment without them.
 pub(crate) fn rules(table: &str, pods: &[IpNet], exempt: &[IpNet]) -> String {
     let mut text = format!("add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
     text.push_str("  chain postrouting {\n    type nat hook postrouting priority srcnat; policy accept;\n");
@@ -140,10 +184,14 @@ pub(crate) fn rules(table: &str, pods: &[IpNet], exempt: &[IpNet]) -> String {
         let exempt: Vec<IpNet> = pods.iter().chain(exempt).copied().chain(multicast.parse()).collect();
         let (sources, exempt) = (sources.join(", "), of(&exempt).join(", "));
         text.push_str(&format!(
-            "    {word} saddr {{ {sources} }} {word} daddr != {{ {exempt} }} masquerade fully-random\n"
+            "    {word} saddr {{ {sources} }} {word} daddr != {{ {exempt} }} goto pods\n"
         ));
     }
-    text.push_str("  }\n}\n");
+    let (first, last) = (POD_MASQUERADE_PORTS.start(), POD_MASQUERADE_PORTS.end());
+    text.push_str(&format!(
+        "  }}\n  chain pods {{\n    meta l4proto {{ tcp, udp, sctp }} masquerade to :{first}-{last} fully-random\n    \
+         masquerade fully-random\n  }}\n}}\n"
+    ));
     text
 }
 
@@ -195,9 +243,24 @@ mod tests {
             text,
             "add table inet berth_1\ndelete table inet berth_1\ntable inet berth_1 {\n  chain postrouting {\n    type nat \
              hook postrouting priority srcnat; policy accept;\n    ip saddr { 10.1.0.0/16 } ip daddr != { 10.0.0.0/8, \
-             192.168.0.0/16, 224.0.0.0/4 } masquerade fully-random\n    ip6 saddr { fd00::/64 } ip6 daddr != { \
-             fd00::/64, ff00::/8 } masquerade fully-random\n  }\n}\n"
+             192.168.0.0/16, 224.0.0.0/4 } goto pods\n    ip6 saddr { fd00::/64 } ip6 daddr != { fd00::/64, \
+             ff00::/8 } goto pods\n  }\n  chain pods {\n    meta l4proto { tcp, udp, sctp } masquerade to \
+             :32768-65535 fully-random\n    masquerade fully-random\n  }\n}\n"
         );
         assert!(!rules("t", &nets(&["10.1.0.0/16"]), &[]).contains("ip6"));
+    }
+
+    #[test]
+    fn reserved_ports_join_those_that_are_reserved_already() {
+        for (now, wanted) in [
+            ("", "1024-32767"),
+            ("22,80", "22,80,1024-32767"),
+            ("8080,9000-9100,50000", "1024-32767,50000"),
+            ("1000-1023,32768", "1000-32768"),
+            ("1-65535", "1-65535"),
+            ("1024-32767", "1024-32767"),
+        ] {
+            assert_eq!(reserve(now, &RESERVED_PORTS), wanted, "{now}");
+        }
     }
 }

@@ -109,6 +109,8 @@ struct Inner {
     table: String,
     /// Sandboxes that this process has attached or is attaching: GC leaves them to their owner.
     own: Mutex<BTreeSet<String>>,
+    /// The pods whose attachments were read, and whether each [stays clear](Network::stays_clear_of_host).
+    clear: Mutex<Option<BTreeMap<PodUid, bool>>>,
     /// ADD and DEL take it shared; the plugins' GC, which names all valid attachments, takes it exclusively.
     plugins: RwLock<()>,
     status: Mutex<Option<(Instant, NetworkStatus)>>,
@@ -144,6 +146,7 @@ impl Network {
                 sysctls: roots.runtime_state.join("network/sysctls.json"),
                 table: table_name(&roots.runtime_state),
                 own: Mutex::default(),
+                clear: Mutex::default(),
                 plugins: RwLock::default(),
                 status: Mutex::default(),
                 host: tokio::sync::Mutex::default(),
@@ -248,6 +251,8 @@ impl Network {
         // Before its file is written: GC lists the files first and then asks whose they are.
         lock(&self.inner.own).insert(request.sandbox_id.clone());
         let added = self.attach(request).await;
+        // Read anew by who asks next.
+        lock(&self.inner.clear).take();
         if added.is_err() {
             lock(&self.inner.own).remove(&request.sandbox_id);
         }
@@ -406,6 +411,21 @@ impl Network {
     pub fn attachment(&self, sandbox_id: &str) -> Option<Attachment> {
         let record = self.inner.attachments.read(sandbox_id).ok().flatten()?;
         (record.boot == self.inner.boot).then(|| record.attachment()).flatten()
+    }
+
+    /// Whether our own plugin attached the pod and every other one of the list leaves its traffic alone or does its work
+    /// where connections begin: so that packets from and to it may go past the host's stack.
+    /// A pod that is not attached in this boot does not. Blocks where it is asked for the first time, or after an ADD: it
+    /// reads the file of each attachment.
+    pub fn stays_clear_of_host(&self, pod: &PodUid) -> bool {
+        let mut clear = lock(&self.inner.clear);
+        let read = || {
+            let sandboxes = self.inner.attachments.list().unwrap_or_default();
+            let records = sandboxes.iter().filter_map(|id| self.inner.attachments.read(id).ok().flatten());
+            let here = records.filter(|record| record.boot == self.inner.boot && record.result.is_some());
+            here.map(|record| (record.uid.clone(), crate::conflist::stays_clear(&record.plugins))).collect()
+        };
+        clear.get_or_insert_with(read).get(pod).copied().unwrap_or(false)
     }
 
     /// DEL along the chain that was used at ADD; the file goes last.

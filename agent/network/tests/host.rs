@@ -23,7 +23,10 @@ fn masquerading() -> NetworkConfig {
 /// Every sysctl of the namespace that routing could touch.
 fn sysctls(node: &Node) -> BTreeMap<String, String> {
     node.host.enter(|| {
-        let mut found = BTreeMap::from([("ip_forward".to_owned(), read("/proc/sys/net/ipv4/ip_forward"))]);
+        let mut found = BTreeMap::from(["ip_forward", "ip_local_reserved_ports"].map(|key| {
+            let path = format!("/proc/sys/net/ipv4/{key}");
+            (key.to_owned(), read(&path))
+        }));
         for family in ["ipv4", "ipv6"] {
             let root = format!("/proc/sys/net/{family}/conf");
             for device in fs::read_dir(root).unwrap() {
@@ -55,6 +58,7 @@ fn the_hosts_sysctls_and_rules_are_put_back_as_they_were() {
         // A new namespace inherits the machine's IPv4 settings, whatever those are.
         fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
         fs::write("/proc/sys/net/ipv4/conf/up0/forwarding", "1").unwrap();
+        fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", "8080,50000").unwrap();
         fs::write("/proc/sys/net/ipv4/conf/all/accept_redirects", "0").unwrap();
     });
     let before = sysctls(&node);
@@ -63,6 +67,7 @@ fn the_hosts_sysctls_and_rules_are_put_back_as_they_were() {
     node.block_on(network.prepare_host()).unwrap();
     let during = sysctls(&node);
     assert_eq!(during["ip_forward"], "1");
+    assert_eq!(during["ip_local_reserved_ports"], "1024-32767,50000");
     assert_eq!(during["/proc/sys/net/ipv6/conf/all/forwarding"], "1");
     assert_eq!(during["/proc/sys/net/ipv6/conf/up0/accept_ra"], "2", "still listens to its router");
     // Another life of the agent finds its own changes and does not take them for the host's.

@@ -33,7 +33,7 @@ pub use engine::{Config, Engine};
 pub use host_network::{
     DefaultRoute, HostNetwork, HostNetworkConfig, KernelNetwork, LinkLayer, NetworkProblem, Uplink,
 };
-pub use kernel::{DeviceEvents, Linux, LinuxConfig, detach, hooks_group, read_network};
+pub use kernel::{ClearPods, DeviceEvents, Linux, LinuxConfig, detach, hooks_group, read_network};
 pub use net::Net;
 pub use tables::{FamilyTables, Table, TableError, Tables};
 pub use veth::{VethError, VethPair, veth_pair};

@@ -13,6 +13,9 @@ use std::{
 /// The kernel answers within the call; this only bounds a surprise, in seconds.
 const PATIENCE_S: i64 = 5;
 
+/// How `berth-cni` begins the alias of a host's end.
+const ALIAS: &str = "berth-cni/";
+
 /// The pair of a pod could not be looked up.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {}", path.display())]
@@ -32,11 +35,15 @@ pub struct VethPair {
     pub host_mac: [u8; 6],
     /// The hardware address of the pod's end.
     pub pod_mac: [u8; 6],
+    /// Whether `berth-cni` made it: it marks the host's end by an alias.
+    pub ours: bool,
 }
 
 /// A device as far as it matters here.
 struct Device {
     mac: [u8; 6],
+    /// What it is called besides its name (`ip link show` calls it alias).
+    alias: Option<String>,
     /// The other end of a veth.
     peer: Option<u32>,
 }
@@ -58,7 +65,12 @@ pub fn veth_pair(netns: &Path) -> Result<Option<VethPair>, VethError> {
         find(|l| l.header.index = host_index).map_err(failed("look for the device that is joined to"))?;
     // An index of another namespace may by chance be that of a device here.
     let pair = host.filter(|host| host.peer.is_some());
-    Ok(pair.map(|host| VethPair { host_index, host_mac: host.mac, pod_mac: pod.mac }))
+    Ok(pair.map(|host| VethPair {
+        host_index,
+        host_mac: host.mac,
+        pod_mac: pod.mac,
+        ours: host.alias.is_some_and(|alias| alias.starts_with(ALIAS)),
+    }))
 }
 
 /// The device that the request names, in the namespace of this thread.
@@ -77,11 +89,12 @@ fn find(name: impl FnOnce(&mut LinkMessage)) -> io::Result<Option<Device>> {
 
 /// `None` for a device without an Ethernet address.
 fn device(link: &LinkMessage) -> Option<Device> {
-    let mut mac = None;
+    let (mut mac, mut alias) = (None, None);
     let (mut peer, mut veth) = (None, false);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::Address(address) => mac = <[u8; 6]>::try_from(address.as_slice()).ok(),
+            LinkAttribute::IfAlias(text) => alias = Some(text.clone()),
             LinkAttribute::Link(index) => peer = Some(*index),
             LinkAttribute::LinkInfo(infos) => {
                 veth = infos.iter().any(|i| matches!(i, LinkInfo::Kind(InfoKind::Veth)));
@@ -89,5 +102,5 @@ fn device(link: &LinkMessage) -> Option<Device> {
             _ => {}
         }
     }
-    Some(Device { mac: mac?, peer: peer.filter(|_| veth) })
+    Some(Device { mac: mac?, alias, peer: peer.filter(|_| veth) })
 }

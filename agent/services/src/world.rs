@@ -7,7 +7,7 @@ use berth_core::{
     model::{EndpointSlice, Pod, Service},
     status::PodStatus,
 };
-use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, V4, V6};
+use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, PodDevice, V4, V6};
 use berth_ebpf_loader::{Lost, Role};
 use std::{
     collections::{BTreeMap, HashSet},
@@ -125,6 +125,7 @@ pub trait NodeTables: Tables {
     fn clients(&mut self) -> &mut dyn Table<u64, Client>;
     fn pods4(&mut self) -> &mut dyn Table<V4, LocalPod>;
     fn pods6(&mut self) -> &mut dyn Table<V6, LocalPod>;
+    fn pod_devices(&mut self) -> &mut dyn Table<u32, PodDevice>;
     fn nodes4(&mut self) -> &mut dyn Table<V4, NodeAddress>;
     fn nodes6(&mut self) -> &mut dyn Table<V6, NodeAddress>;
     fn config(&mut self) -> &mut dyn Table<u32, Config>;
@@ -137,6 +138,8 @@ pub struct PodNetwork {
     pub cookie: u64,
     /// The pair of devices that joins it to the host, where it has one.
     pub pair: Option<VethPair>,
+    /// Nothing of the host's stack is meant for its packets, as far as who attached it knows.
+    pub clear: bool,
 }
 
 /// A device of the host that may bear addresses. Those of pods are not among them.

@@ -323,7 +323,28 @@ fn a_pod_may_opt_out_of_the_socket_hooks() {
         engine.round();
         let state = world.state();
         assert_eq!(state.clients.values().map(|c| c.flags).collect::<Vec<_>>(), [flags], "{value:?}");
-        assert_eq!(state.pods4.values().map(|p| p.flags).collect::<Vec<_>>(), [flags], "{value:?}");
+        let own = local_pod::OWN_SOURCE | local_pod::DIRECT;
+        assert_eq!(state.pods4.values().map(|p| p.flags).collect::<Vec<_>>(), [flags | own], "{value:?}");
+    }
+}
+
+/// Who attached a pod says what its packets may do.
+#[test]
+fn only_pods_of_our_own_plugin_go_past_the_stack() {
+    let world = listed();
+    let mut engine = engine(&world);
+    let (own, direct) = (local_pod::OWN_SOURCE, local_pod::DIRECT);
+    for (number, ours, clear, flags) in
+        [(1, true, true, own | direct), (2, true, false, own), (3, false, true, 0), (4, false, false, 0)]
+    {
+        let (inode, mut network) = network(number, 10);
+        network.clear = clear;
+        network.pair.as_mut().unwrap().ours = ours;
+        world.state().networks.insert(uid("a"), (inode, network));
+        world.state().pods.insert(uid("a"), Some(pod("a", "a", &format!("10.1.0.{number}"))));
+        engine.round();
+        let state = world.state();
+        assert_eq!(state.pods4.values().map(|p| p.flags).collect::<Vec<_>>(), [flags], "{ours} {clear}");
     }
 }
 

@@ -36,6 +36,9 @@ fn a_pods_pair_is_found_from_its_namespace() {
     assert!(shown.contains(&format!("link/ether {}", text(pair.host_mac))), "{shown} {pair:?}");
     let inside = ip(&format!("-n {} -o link show dev eth0", netns.0));
     assert!(inside.contains(&format!("link/ether {}", text(pair.pod_mac))), "{inside} {pair:?}");
+    assert!(!pair.ours, "of some other plugin");
+    ip(&format!("link set dev {host} alias berth-cni/0011223344556677/s/eth0"));
+    assert!(veth_pair(&path).unwrap().unwrap().ours);
     // A device of another kind is no pod's.
     ip(&format!("link del {host}"));
     ip(&format!("-n {} link add eth0 type bridge", netns.0));

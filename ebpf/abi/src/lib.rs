@@ -14,7 +14,7 @@ mod service;
 
 pub use addr::{Addr, V4, V6};
 pub use conntrack::{Begun, Flow, FragmentKey, FragmentPorts, Tuple, flow};
-pub use node::{Client, Config, LocalPod, NodeAddress, Prefix, config, local_pod};
+pub use node::{Client, Config, LocalPod, NodeAddress, PodDevice, Prefix, config, local_pod};
 pub use service::{
     Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, REVERSE, Reverse, Reverses,
     Service, ServiceKey, Set, backend, frontend, tag,
@@ -55,6 +55,13 @@ pub mod maps {
     pub const POD4: &str = "POD4";
     /// `V6 -> LocalPod`, likewise.
     pub const POD6: &str = "POD6";
+    /// `u32` index of a device `-> PodDevice`: the pods of this node by the host's side of their veth pairs; hash, not
+    /// preallocated.
+    pub const POD_DEVICE: &str = "POD_DEVICE";
+    /// `Tuple<V4> -> u32` (unused, 1), LRU hash: answers between pods of this node that belong to what the stack translated.
+    pub const STACK4: &str = "STACK4";
+    /// `Tuple<V6> -> u32`, likewise.
+    pub const STACK6: &str = "STACK6";
     /// `Tuple<V4> -> Flow<V4>`, hash, not preallocated: TCP connections in use, each twice, once a direction.
     pub const ASSURED4: &str = "ASSURED4";
     /// `Tuple<V6> -> Flow<V6>`, likewise.

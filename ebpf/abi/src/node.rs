@@ -18,6 +18,11 @@ pub struct Client {
 pub mod local_pod {
     /// Its sockets are left alone: Services reach it packet by packet (a sidecar proxy must see virtual addresses).
     pub const NO_SOCKET_HOOKS: u32 = 1;
+    /// `berth-cni` attached it, alone: no rule of the host's stack is meant for what it sends or gets, so packets go past the
+    /// stack. Others' plugins may have put rules there (network policies, firewalls, queues), or joined pods by a bridge.
+    pub const DIRECT: u32 = 1 << 1;
+    /// Its device sends under its own addresses only.
+    pub const OWN_SOURCE: u32 = 1 << 2;
 }
 
 /// A pod of this node as a destination.
@@ -32,6 +37,18 @@ pub struct LocalPod {
     pub mac: [u8; 6],
     /// Hardware address of the host's side.
     pub host_mac: [u8; 6],
+}
+
+/// A pod of this node as a sender, found by the index of its veth pair's host side.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PodDevice {
+    /// Its IPv4 address; 0: none.
+    pub v4: V4,
+    /// Its IPv6 address; zeros: none.
+    pub v6: V6,
+    /// [`local_pod`].
+    pub flags: u32,
 }
 
 /// One of the node's own addresses.
@@ -87,6 +104,7 @@ mod tests {
     fn layouts_are_fixed_and_without_padding() {
         assert_eq!(size_of::<Client>(), 24);
         assert_eq!(size_of::<LocalPod>(), 20);
+        assert_eq!(size_of::<PodDevice>(), 24);
         assert_eq!(size_of::<NodeAddress>(), 4);
         assert_eq!(size_of::<Config>(), 28 + 4 * 32);
     }

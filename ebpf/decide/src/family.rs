@@ -1,6 +1,6 @@
 //! What differs between IPv4 and IPv6.
 
-use berth_ebpf_abi::{Addr, Client, Prefix, V4, V6};
+use berth_ebpf_abi::{Addr, Client, PodDevice, Prefix, V4, V6};
 
 /// An address family, as far as decisions depend on it.
 pub trait Family: Addr {
@@ -10,6 +10,11 @@ pub trait Family: Addr {
     fn is_loopback(self) -> bool;
     /// A pod's address of this family; [`Addr::ANY`] where it has none.
     fn of_client(client: &Client) -> Self;
+    /// The same of a pod's device.
+    fn of_device(device: &PodDevice) -> Self;
+    /// Whether it is no host's in particular: link-local (`169.254.0.0/16`, `fe80::/10`), or unspecified, as before a host
+    /// has an address.
+    fn is_of_the_link(self) -> bool;
 }
 
 impl Family for V4 {
@@ -27,6 +32,16 @@ impl Family for V4 {
     #[inline(always)]
     fn of_client(client: &Client) -> Self {
         client.v4
+    }
+
+    #[inline(always)]
+    fn of_device(device: &PodDevice) -> Self {
+        device.v4
+    }
+
+    #[inline(always)]
+    fn is_of_the_link(self) -> bool {
+        self == 0 || u32::from_be(self) >> 16 == 0xa9fe
     }
 }
 
@@ -49,6 +64,16 @@ impl Family for V6 {
     #[inline(always)]
     fn of_client(client: &Client) -> Self {
         client.v6
+    }
+
+    #[inline(always)]
+    fn of_device(device: &PodDevice) -> Self {
+        device.v6
+    }
+
+    #[inline(always)]
+    fn is_of_the_link(self) -> bool {
+        u32::from_be(self[0]) >> 22 == 0x3fa || (self[0] | self[1] | self[2] | self[3]) == 0
     }
 }
 

@@ -38,7 +38,9 @@ use crate::{
     Aligned, Family, From, Side, decide,
     service::{find, search},
 };
-use berth_ebpf_abi::{FragmentKey, FragmentPorts, INLINE, LocalPod, MemberKey, ServiceKey, Set, flow, tag};
+use berth_ebpf_abi::{
+    FragmentKey, FragmentPorts, INLINE, LocalPod, MemberKey, ServiceKey, Set, flow, local_pod, tag,
+};
 use class::{Moved, find as find_flow, forget, reclass};
 use lifetime::is_stream;
 use packet::is_reverse;
@@ -51,12 +53,26 @@ const FRAGMENTS_S: u32 = 30;
 /// Its four parts are functions of their own in the kernel, where each has a small stack.
 #[inline(always)]
 pub fn judge<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Verdict {
+    if hook == Hook::Pod && forged(maps, room) {
+        return Verdict::Drop(Dropped::Forged);
+    }
     let mut pod = LocalPod::default();
     let way = glance(maps, hook, room, &mut pod).or_else(|| meet(maps, hook, room, &mut pod));
     if let Some(way) = way {
         return Verdict::Translate(way.with(pod));
     }
     choose(maps, hook, room).unwrap_or_else(|| open(maps, hook, room))
+}
+
+/// Whether a pod sends under an address that is not its own, as its device is known: what is looked at before anything
+/// else. Of the packet its source and its device must be there. Writes whether what it sends may go past the stack.
+#[inline(always)]
+pub fn forged<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>) -> bool {
+    room.direct = false;
+    let Some(device) = maps.pod_device(room.packet.ifindex) else { return false };
+    room.direct = device.flags & local_pod::DIRECT != 0;
+    let src = room.packet.tuple.src;
+    device.flags & local_pod::OWN_SOURCE != 0 && src != A::of_device(&device) && !src.is_of_the_link()
 }
 
 /// The quick part of [`judge`]: a packet of a connection that was looked at in this very second and does not change.
@@ -260,6 +276,18 @@ fn still_there<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>) -> bool 
     found
 }
 
+/// Whether the stack delivers, to a pod, what another pod of this node sent, and both may do without it: what pods send
+/// each other goes past the stack, so it was sent to another address, and the stack gave it this one (a host port). Then
+/// the answer must go by the stack too.
+#[inline(always)]
+fn of_stack<A: Family, M: FlowMaps<A>>(maps: &M, room: &Room<A>) -> bool {
+    let direct = |flags: u32| flags & local_pod::DIRECT != 0;
+    maps.redirects()
+        && maps.pod_device(room.packet.ifindex).is_some_and(|device| direct(device.flags))
+        && maps.pod(&room.packet.tuple.src).is_some_and(|pod| direct(pod.flags))
+        && !maps.is_of_stack(&reverse(&room.packet.tuple))
+}
+
 /// The part of [`judge`] for what no entry knows. Nothing means that a connection begins and [`open`] has the say, with
 /// what was chosen in `room`.
 #[inline(always)]
@@ -268,11 +296,20 @@ pub fn choose<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A
     if hook == Hook::Egress {
         // What the socket hooks leave alone for want of an endpoint, and what belongs to no Service.
         let leak = maps.in_service_range(tuple.dst);
+        if !leak && of_stack(maps, room) {
+            maps.note_of_stack(&reverse(&room.packet.tuple));
+        }
         return Some(if leak { Verdict::Drop(Dropped::Leak) } else { Verdict::Pass });
     }
+    // Fragments may belong to what the stack translated, and lack the ports that tell.
+    let whole = !matches!(room.packet.part, Part::First(_) | Part::Later(_));
     if hook == Hook::Pod
+        && room.direct
+        && whole
         && maps.redirects()
         && let Some(pod) = maps.pod(&tuple.dst)
+        && pod.flags & local_pod::DIRECT != 0
+        && !maps.is_of_stack(tuple)
     {
         return Some(Verdict::Forward(pod));
     }

@@ -4,7 +4,7 @@
 
 use berth_ebpf_abi::{
     Addr, Backend, Config, INLINE, LocalPod, NodeAddress, Prefix, Service, ServiceKey, Tuple, V4, backend,
-    config, flow, frontend, tag,
+    config, flow, frontend, local_pod, tag,
 };
 use berth_ebpf_decide::flow::{
     Class, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, collect, judge, memory::Flows, reverse, tcp,
@@ -85,7 +85,8 @@ impl Node {
         maps.tables.ranges[0] = Prefix { net: [addr(96, 0), 0, 0, 0], mask: [addr(255, 0) | 0xff, 0, 0, 0] };
         maps.tables.nodes.insert(NODE, NodeAddress { node_ports: 1 });
         for number in 0..9 {
-            let pod = LocalPod { ifindex: 10 + u32::from(number), ..LocalPod::default() };
+            let pod =
+                LocalPod { ifindex: 10 + u32::from(number), flags: local_pod::DIRECT, ..LocalPod::default() };
             if a_backend(number).flags == backend::LOCAL {
                 maps.pods.insert(addr(1, number), pod);
             }

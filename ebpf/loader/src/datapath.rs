@@ -3,7 +3,7 @@
 use crate::{CounterMap, Map, Pins, Result};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Chunk, ChunkKey, Client, Config, Flow, FragmentKey, FragmentPorts, LocalPod,
-    MemberKey, NodeAddress, Service, ServiceKey, Tuple, V4, V6, maps,
+    MemberKey, NodeAddress, PodDevice, Service, ServiceKey, Tuple, V4, V6, maps,
 };
 
 /// What a handle may do.
@@ -32,6 +32,7 @@ pub struct Datapath {
     pub node6: Map<V6, NodeAddress>,
     pub pod4: Map<V4, LocalPod>,
     pub pod6: Map<V6, LocalPod>,
+    pub pod_device: Map<u32, PodDevice>,
     pub assured4: Map<Tuple<V4>, Flow<V4>>,
     pub assured6: Map<Tuple<V6>, Flow<V6>>,
     pub unassured4: Map<Tuple<V4>, Flow<V4>>,
@@ -65,6 +66,7 @@ impl Datapath {
             node6: Map::open(dir, maps::NODE6, read_only)?,
             pod4: Map::open(dir, maps::POD4, read_only)?,
             pod6: Map::open(dir, maps::POD6, read_only)?,
+            pod_device: Map::open(dir, maps::POD_DEVICE, read_only)?,
             assured4: Map::open(dir, maps::ASSURED4, read_only)?,
             assured6: Map::open(dir, maps::ASSURED6, read_only)?,
             unassured4: Map::open(dir, maps::UNASSURED4, read_only)?,

@@ -2,7 +2,7 @@
 
 use berth_ebpf_abi::{
     Addr, Affinity, AffinityKey, Chunk, ChunkKey, Client, Config, Flow, FragmentKey, FragmentPorts, LocalPod,
-    MemberKey, NodeAddress, Reverses, Service, ServiceKey, Tuple, V6,
+    MemberKey, NodeAddress, PodDevice, Reverses, Service, ServiceKey, Tuple, V6,
 };
 
 /// A key or value of a map.
@@ -32,7 +32,7 @@ macro_rules! plain_by_address {
     )*};
 }
 
-plain!(ChunkKey, Client, Config, FragmentPorts, LocalPod, NodeAddress);
+plain!(ChunkKey, Client, Config, FragmentPorts, LocalPod, NodeAddress, PodDevice);
 plain_by_address!(
     Affinity,
     AffinityKey,

@@ -26,6 +26,8 @@ pub struct Sizes {
     pub unassured: [u32; 2],
     /// The same of UDP, of which those that are streams do not go.
     pub udp: [u32; 2],
+    /// Connections between pods of this node that the host's stack translated (host ports).
+    pub stack: [u32; 2],
     /// Fragmented datagrams in transit.
     pub fragments: [u32; 2],
 }
@@ -43,6 +45,7 @@ impl Default for Sizes {
             assured: [65_536, 32_768],
             unassured: [16_384, 8_192],
             udp: [32_768, 16_384],
+            stack: [4_096, 2_048],
             fragments: [8_192, 4_096],
         }
     }
@@ -50,9 +53,9 @@ impl Default for Sizes {
 
 impl Sizes {
     /// By the maps' names.
-    fn by_name(&self) -> [(&'static str, u32); 25] {
+    fn by_name(&self) -> [(&'static str, u32); 28] {
         let Sizes { services, chunks, members, affinity, pods, node_addresses, .. } = *self;
-        let Sizes { assured, unassured, udp, fragments, .. } = *self;
+        let Sizes { assured, unassured, udp, stack, fragments, .. } = *self;
         // A connection has an entry for each direction, and one place in the order.
         let [assured_entries, unassured_entries, udp_entries] =
             [assured, unassured, udp].map(|connections| connections.map(|n: u32| n.saturating_mul(2)));
@@ -69,6 +72,7 @@ impl Sizes {
             (maps::CLIENT, pods),
             (maps::POD4, pods),
             (maps::POD6, pods),
+            (maps::POD_DEVICE, pods),
             (maps::NODE4, node_addresses),
             (maps::NODE6, node_addresses),
             (maps::ASSURED4, assured_entries[0]),
@@ -81,6 +85,8 @@ impl Sizes {
             (maps::UDP6, udp_entries[1]),
             (maps::BEGUN_UDP4, udp[0]),
             (maps::BEGUN_UDP6, udp[1]),
+            (maps::STACK4, stack[0]),
+            (maps::STACK6, stack[1]),
             (maps::FRAGMENT4, fragments[0]),
             (maps::FRAGMENT6, fragments[1]),
         ]

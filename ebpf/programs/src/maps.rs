@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Begun, Chunk, ChunkKey, Client, Config, Flow, FragmentKey, FragmentPorts, LocalPod,
-    MemberKey, NodeAddress, Reverses, Service, ServiceKey, Tuple, V4, V6, count,
+    MemberKey, NodeAddress, PodDevice, Reverses, Service, ServiceKey, Tuple, V4, V6, count,
 };
 
 /// The map's elements are allocated as they come.
@@ -51,6 +51,7 @@ hash!(NODE4: V4 => NodeAddress, 1024);
 hash!(NODE6: V6 => NodeAddress, 1024);
 hash!(POD4: V4 => LocalPod, 4096);
 hash!(POD6: V6 => LocalPod, 4096);
+hash!(POD_DEVICE: u32 => PodDevice, 4096);
 
 hash!(ASSURED4: Tuple<V4> => Flow<V4>, 131_072);
 hash!(ASSURED6: Tuple<V6> => Flow<V6>, 65_536);
@@ -71,6 +72,8 @@ queue!(BEGUN_UDP6: Begun<V6>, 16_384);
 
 lru!(AFFINITY4: AffinityKey<V4> => Affinity<V4>, 16_384);
 lru!(AFFINITY6: AffinityKey<V6> => Affinity<V6>, 8192);
+lru!(STACK4: Tuple<V4> => u32, 4096);
+lru!(STACK6: Tuple<V6> => u32, 2048);
 lru!(FRAGMENT4: FragmentKey<V4> => FragmentPorts, 8192);
 lru!(FRAGMENT6: FragmentKey<V6> => FragmentPorts, 4096);
 

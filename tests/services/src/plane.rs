@@ -2,7 +2,7 @@
 
 use crate::{netns::tell, plugin::Pod};
 use anyhow::{Context, Result};
-use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, Prefix, V4, config};
+use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, PodDevice, Prefix, V4, config, local_pod};
 use berth_ebpf_loader::{Access, Datapath, Pins, Role, attach, attach_device, detach, load, netns_cookie};
 use berth_services::Net as _;
 use std::{
@@ -75,7 +75,9 @@ impl Plane {
         self.maps.client.put(&netns_cookie(&file)?, &client)?;
         if device {
             let (ifindex, host_mac) = pod.host;
-            let local = LocalPod { ifindex, flags: 0, mac: pod.mac, host_mac };
+            let local = LocalPod { ifindex, flags: local_pod::DIRECT, mac: pod.mac, host_mac };
+            let device = PodDevice { v4: v4(pod.address), flags: local.flags, ..PodDevice::default() };
+            self.maps.pod_device.put(&ifindex, &device)?;
             self.maps.pod4.put(&v4(pod.address), &local)?;
             pod.node().enter(|| attach_device(&self.pins, ifindex, Role::Pod))??;
         }

@@ -154,7 +154,7 @@ impl Page {
 }
 
 /// The counters' names.
-const NAMES: [(u32, &str); 9] = [
+const NAMES: [(u32, &str); 10] = [
     (count::PACKET_REJECTED, "packet-rejected"),
     (count::PACKET_UNANSWERED, "packet-unanswered"),
     (count::PACKET_FAILED, "packet-failed"),
@@ -164,6 +164,7 @@ const NAMES: [(u32, &str); 9] = [
     (count::PACKET_DROPPED + Dropped::Address as u32, "packet-dropped-address"),
     (count::PACKET_DROPPED + Dropped::Leak as u32, "packet-dropped-leak"),
     (count::PACKET_DROPPED + Dropped::Full as u32, "packet-dropped-full"),
+    (count::PACKET_DROPPED + Dropped::Forged as u32, "packet-dropped-forged"),
 ];
 
 /// The name of a counter of connections: its map's, and what happened.

@@ -13,7 +13,7 @@ use berth_api::{
 use berth_core::{ids::PodKey, time::Wall};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, Client, Config, INLINE, LocalPod, MemberKey,
-    NodeAddress, Prefix, Service, ServiceKey, V4, V6, backend, config, frontend, tag,
+    NodeAddress, PodDevice, Prefix, Service, ServiceKey, V4, V6, backend, config, frontend, local_pod, tag,
 };
 use berth_ebpf_decide::flow::{TCP, UDP, memory::Flows};
 use berth_ebpf_loader::{Hook, LinkReport, MapReport, ProgramReport, Report};
@@ -239,7 +239,16 @@ pub(super) fn flows() -> Flows<V4> {
     };
     let client = AffinityKey { id: 3, client: addr("10.244.0.8") };
     flows.tables.affinity.borrow_mut().insert(client, stays);
-    flows.pods.insert(addr("10.244.0.5"), LocalPod { ifindex: 12, ..LocalPod::default() });
+    flows.pods.insert(
+        addr("10.244.0.5"),
+        LocalPod { ifindex: 12, flags: local_pod::DIRECT, ..LocalPod::default() },
+    );
+    // A pod of the golden traces that dials from a socket left alone.
+    let own = LocalPod { ifindex: 13, flags: local_pod::DIRECT, ..LocalPod::default() };
+    flows.pods.insert(addr("10.244.0.9"), own);
+    flows
+        .devices
+        .insert(13, PodDevice { v4: addr("10.244.0.9"), flags: local_pod::DIRECT, ..PodDevice::default() });
     flows.config =
         Config { flags: config::REDIRECT, masquerade_ports: [61_000, 65_535], ..Config::default() };
     flows.masquerade = addr("192.0.2.1");

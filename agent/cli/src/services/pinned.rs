@@ -3,7 +3,7 @@
 use super::family::{Net, by_class};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, Begun, CHUNK, Chunk, ChunkKey, Config, Flow, FragmentKey, FragmentPorts,
-    INLINE, LocalPod, MemberKey, NodeAddress, Service, ServiceKey, Tuple, config,
+    INLINE, LocalPod, MemberKey, NodeAddress, PodDevice, Service, ServiceKey, Tuple, config,
 };
 use berth_ebpf_decide::{
     Header, Maps,
@@ -154,6 +154,17 @@ impl<A: Net> FlowMaps<A> for Pinned<'_, A> {
     fn pod(&self, addr: &A) -> Option<LocalPod> {
         self.get(A::maps(self.datapath).pod, addr)
     }
+
+    fn pod_device(&self, ifindex: u32) -> Option<PodDevice> {
+        self.get(&self.datapath.pod_device, &ifindex)
+    }
+
+    fn is_of_stack(&self, _: &Tuple<A>) -> bool {
+        // Only between pods, by addresses that are no Service's.
+        false
+    }
+
+    fn note_of_stack(&self, _: &Tuple<A>) {}
 
     fn redirects(&self) -> bool {
         self.config.flags & config::REDIRECT != 0

@@ -94,7 +94,10 @@ fn fill(datapath: &Datapath) {
     let client = |last, flags| Client { v4: addr([10, 244, 0, last]), flags, ..Client::default() };
     datapath.client.put(&101, &client(5, 0)).unwrap();
     datapath.client.put(&102, &client(9, local_pod::NO_SOCKET_HOOKS)).unwrap();
-    datapath.pod4.put(&one.addr, &LocalPod { ifindex: 12, ..LocalPod::default() }).unwrap();
+    datapath
+        .pod4
+        .put(&one.addr, &LocalPod { ifindex: 12, flags: local_pod::DIRECT, ..LocalPod::default() })
+        .unwrap();
     datapath.node4.put(&addr([192, 0, 2, 1]), &NodeAddress { node_ports: 1 }).unwrap();
     let range = Prefix { net: [addr([10, 96, 0, 0]), 0, 0, 0], mask: [addr([255, 255, 0, 0]), 0, 0, 0] };
     let service4 = [range, Prefix::default()];

@@ -2,15 +2,13 @@
 
 use super::Config;
 use crate::{HostNetwork, Net, NodeFacts, NodeTables, Table, TableError};
+use berth_core::ports::SERVICE_MASQUERADE_PORTS;
 use berth_ebpf_abi::{Config as Told, NodeAddress, Prefix, V4, V6, config};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
 };
-
-/// Masqueraded connections take ports below node ports and below those that the kernel gives out by itself.
-const MASQUERADE_PORTS: [u16; 2] = [1_024, 29_999];
 
 /// The node as endpoints are chosen by it.
 pub(super) fn facts(cfg: &Config, host: &HostNetwork) -> NodeFacts {
@@ -57,7 +55,8 @@ fn addresses<A: Net>(host: &HostNetwork, map: &mut dyn Table<A, NodeAddress>) ->
 }
 
 fn configuration(cfg: &Config, host: &HostNetwork) -> Told {
-    let mut made = Told { flags: config::REDIRECT, masquerade_ports: MASQUERADE_PORTS, ..Told::default() };
+    let masquerade_ports = [*SERVICE_MASQUERADE_PORTS.start(), *SERVICE_MASQUERADE_PORTS.end()];
+    let mut made = Told { flags: config::REDIRECT, masquerade_ports, ..Told::default() };
     made.masquerade4 = host.node_ips.iter().find_map(|ip| V4::of(*ip)).unwrap_or_default();
     made.masquerade6 = host.node_ips.iter().find_map(|ip| V6::of(*ip)).unwrap_or_default();
     let of = |v6: bool| cfg.networks.iter().filter(move |(net, _)| net.is_ipv6() == v6);

@@ -5,7 +5,7 @@
 
 use crate::{Kernel, Net, NodeTables, SeenPod, Table, TableError};
 use berth_core::{ids::PodUid, status::Phase};
-use berth_ebpf_abi::{Client, LocalPod, V4, V6, local_pod};
+use berth_ebpf_abi::{Client, LocalPod, PodDevice, V4, V6, local_pod};
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
@@ -126,9 +126,12 @@ impl Pods {
             v6: ips.iter().find_map(|ip| V6::of(*ip)).unwrap_or_default(),
             flags,
         };
+        // Of other plugins' pods nobody knows what else they may send: some route for others, some have more addresses.
         let device = network.pair.map(|p| LocalPod {
             ifindex: p.host_index,
-            flags,
+            flags: flags
+                | if p.ours { local_pod::OWN_SOURCE } else { 0 }
+                | if p.ours && network.clear { local_pod::DIRECT } else { 0 },
             mac: p.pod_mac,
             host_mac: p.host_mac,
         });
@@ -139,6 +142,10 @@ impl Pods {
     fn take_out(&self, maps: &mut impl NodeTables, held: &Held) -> Result<(), TableError> {
         if self.held.values().all(|w| w.cookie != held.cookie) {
             maps.clients().delete(&[held.cookie])?;
+        }
+        let index = held.device.map(|device| device.ifindex);
+        if let Some(index) = index.filter(|index| !self.devices.contains(index)) {
+            maps.pod_devices().delete(&[index])?;
         }
         for ip in held.ips.iter().filter(|ip| self.held.values().all(|w| !w.ips.contains(ip))) {
             if let Some(v4) = V4::of(*ip) {
@@ -161,6 +168,7 @@ impl Pods {
         let cookies: BTreeSet<u64> = self.held.values().map(|h| h.cookie).collect();
         let ips: BTreeSet<IpAddr> = with_device().copied().collect();
         all(maps.clients(), |cookie| cookies.contains(cookie))?;
+        all(maps.pod_devices(), |index| self.devices.contains(index))?;
         all(maps.pods4(), |ip| ips.contains(&ip.ip()))?;
         all(maps.pods6(), |ip| ips.contains(&ip.ip()))
     }
@@ -241,6 +249,8 @@ fn has_own_network(pod: &SeenPod) -> bool {
 fn put(maps: &mut impl NodeTables, held: &Held) -> Result<(), TableError> {
     maps.clients().put(&[(held.cookie, held.client)])?;
     let Some(device) = held.device else { return Ok(()) };
+    let Client { v4, v6, .. } = held.client;
+    maps.pod_devices().put(&[(device.ifindex, PodDevice { v4, v6, flags: device.flags })])?;
     for ip in &held.ips {
         if let Some(v4) = V4::of(*ip) {
             maps.pods4().put(&[(v4, device)])?;

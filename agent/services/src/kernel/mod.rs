@@ -35,6 +35,35 @@ pub struct LinuxConfig {
     pub exe: PathBuf,
     /// The cgroup whose sockets the hooks serve; `None` where the machine has no cgroup2.
     pub cgroup: Option<PathBuf>,
+    /// The pods whose packets may go past the host's stack.
+    pub clear: ClearPods,
+}
+
+/// Says of a pod whether nothing of the host's stack is meant for its packets: no rule, no queue. None, by default.
+#[derive(Clone)]
+pub struct ClearPods(Arc<dyn Fn(&PodUid) -> bool + Send + Sync>);
+
+impl ClearPods {
+    /// Those that `says` names. It may block for as long as a few files are read.
+    pub fn new(says: impl Fn(&PodUid) -> bool + Send + Sync + 'static) -> ClearPods {
+        ClearPods(Arc::new(says))
+    }
+
+    fn has(&self, pod: &PodUid) -> bool {
+        (self.0)(pod)
+    }
+}
+
+impl Default for ClearPods {
+    fn default() -> ClearPods {
+        ClearPods::new(|_| false)
+    }
+}
+
+impl std::fmt::Debug for ClearPods {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClearPods")
+    }
 }
 
 /// Something of the kernel's side that is no single call's failure.
@@ -188,7 +217,7 @@ impl<H: FnMut() -> Arc<HostNetwork>> Kernel for Linux<H> {
     fn network(&self, pod: &PodUid) -> Result<PodNetwork, Cause> {
         let netns = self.net(pod);
         let cookie = loader::netns_cookie(&File::open(&netns)?)?;
-        Ok(PodNetwork { cookie, pair: veth_pair(&netns)? })
+        Ok(PodNetwork { cookie, pair: veth_pair(&netns)?, clear: self.cfg.clear.has(pod) })
     }
 
     fn end_sockets(&mut self, dead: &HashSet<Lost>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {

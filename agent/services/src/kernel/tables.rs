@@ -2,7 +2,7 @@
 
 use crate::{FamilyTables, NodeTables, Table, TableError};
 use berth_ebpf_abi::{
-    Chunk, ChunkKey, Client, Config, LocalPod, MemberKey, NodeAddress, Service, ServiceKey, V4, V6,
+    Chunk, ChunkKey, Client, Config, LocalPod, MemberKey, NodeAddress, PodDevice, Service, ServiceKey, V4, V6,
 };
 use berth_ebpf_loader::{Datapath, Map, Plain};
 
@@ -75,6 +75,10 @@ impl NodeTables for Datapath {
 
     fn pods6(&mut self) -> &mut dyn Table<V6, LocalPod> {
         &mut self.pod6
+    }
+
+    fn pod_devices(&mut self) -> &mut dyn Table<u32, PodDevice> {
+        &mut self.pod_device
     }
 
     fn nodes4(&mut self) -> &mut dyn Table<V4, NodeAddress> {

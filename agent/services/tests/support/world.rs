@@ -7,7 +7,8 @@ use berth_core::{
     status::{Phase, PodStatus},
 };
 use berth_ebpf_abi::{
-    Chunk, ChunkKey, Client, Config, LocalPod, MemberKey, NodeAddress, Service as Value, ServiceKey, V4, V6,
+    Chunk, ChunkKey, Client, Config, LocalPod, MemberKey, NodeAddress, PodDevice, Service as Value,
+    ServiceKey, V4, V6,
 };
 use berth_ebpf_loader::{Lost, Role};
 use berth_services::{
@@ -238,6 +239,7 @@ pub(crate) struct FakeMaps {
     clients: Shown<u64, Client>,
     pods4: Shown<V4, LocalPod>,
     pods6: Plain<V6, LocalPod>,
+    pub(crate) pod_devices: Plain<u32, PodDevice>,
     nodes4: Shown<V4, NodeAddress>,
     nodes6: Plain<V6, NodeAddress>,
     config: Shown<u32, Config>,
@@ -302,6 +304,7 @@ impl FakeMaps {
             ),
             pods4: shown(world, pods4, |state, all| state.pods4.clone_from(all), |s| s.pods4.is_empty()),
             pods6: Plain(BTreeMap::new()),
+            pod_devices: Plain(BTreeMap::new()),
             nodes4: shown(world, nodes4, |state, all| state.nodes4.clone_from(all), |s| s.nodes4.is_empty()),
             nodes6: Plain(BTreeMap::new()),
             config: shown(
@@ -378,6 +381,10 @@ impl NodeTables for FakeMaps {
     fn pods4(&mut self) -> &mut dyn Table<V4, LocalPod> {
         &mut self.pods4
     }
+    fn pod_devices(&mut self) -> &mut dyn Table<u32, PodDevice> {
+        &mut self.pod_devices
+    }
+
     fn pods6(&mut self) -> &mut dyn Table<V6, LocalPod> {
         &mut self.pods6
     }
@@ -500,6 +507,6 @@ pub(crate) fn pod(name: &str, app: &str, ip: &str) -> SeenPod {
 
 /// A pod's network behind that device of the host.
 pub(crate) fn network(inode: u64, host_index: u32) -> (u64, PodNetwork) {
-    let pair = VethPair { host_index, host_mac: [2; 6], pod_mac: [4; 6] };
-    (inode, PodNetwork { cookie: inode * 10, pair: Some(pair) })
+    let pair = VethPair { host_index, host_mac: [2; 6], pod_mac: [4; 6], ours: true };
+    (inode, PodNetwork { cookie: inode * 10, pair: Some(pair), clear: true })
 }

@@ -2,7 +2,7 @@
 
 use super::{Class, Put};
 use crate::{Family, Maps};
-use berth_ebpf_abi::{Begun, Flow, FragmentKey, FragmentPorts, LocalPod, Tuple};
+use berth_ebpf_abi::{Begun, Flow, FragmentKey, FragmentPorts, LocalPod, PodDevice, Tuple};
 
 /// The tables of connections, and what translation needs to know of the node.
 pub trait FlowMaps<A: Family>: Maps<A> {
@@ -40,6 +40,12 @@ pub trait FlowMaps<A: Family>: Maps<A> {
             None => false,
         }
     }
+    /// The pod of this node whose device this is.
+    fn pod_device(&self, ifindex: u32) -> Option<PodDevice>;
+    /// Whether this packet between pods belongs to what the stack translated.
+    fn is_of_stack(&self, key: &Tuple<A>) -> bool;
+    /// Writes that down. A full table is no error: the oldest is forgotten.
+    fn note_of_stack(&self, key: &Tuple<A>);
     /// Whether packets are handed to pods directly ([`berth_ebpf_abi::config::REDIRECT`]).
     fn redirects(&self) -> bool;
     /// Whether everything is masqueraded ([`berth_ebpf_abi::config::MASQUERADE_ALL`]).

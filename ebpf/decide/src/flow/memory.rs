@@ -4,11 +4,11 @@ use super::{Class, FlowMaps, Put};
 use crate::{Family, Header, Maps, memory::Tables};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, Begun, Chunk, ChunkKey, Config, Flow, FragmentKey, FragmentPorts,
-    LocalPod, MemberKey, NodeAddress, Service, ServiceKey, Tuple, config,
+    LocalPod, MemberKey, NodeAddress, PodDevice, Service, ServiceKey, Tuple, config,
 };
 use core::cell::RefCell;
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     vec::Vec,
 };
 
@@ -32,6 +32,10 @@ pub struct Flows<A> {
     pub fragments: RefCell<HashMap<FragmentKey<A>, FragmentPorts>>,
     /// The node's pods.
     pub pods: HashMap<A, LocalPod>,
+    /// Their devices.
+    pub devices: HashMap<u32, PodDevice>,
+    /// Answers of what the stack translated.
+    pub of_stack: RefCell<HashSet<Tuple<A>>>,
     /// Flags and ports.
     pub config: Config,
     /// The address for masqueraded connections.
@@ -175,6 +179,18 @@ impl<A: Family> FlowMaps<A> for Flows<A> {
 
     fn pod(&self, addr: &A) -> Option<LocalPod> {
         self.pods.get(addr).copied()
+    }
+
+    fn pod_device(&self, ifindex: u32) -> Option<PodDevice> {
+        self.devices.get(&ifindex).copied()
+    }
+
+    fn is_of_stack(&self, key: &Tuple<A>) -> bool {
+        self.of_stack.borrow().contains(key)
+    }
+
+    fn note_of_stack(&self, key: &Tuple<A>) {
+        self.of_stack.borrow_mut().insert(*key);
     }
 
     fn redirects(&self) -> bool {

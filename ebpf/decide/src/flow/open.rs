@@ -8,7 +8,7 @@ use super::{
     packet::{is_reverse, reverse},
 };
 use crate::{Family, service::scale};
-use berth_ebpf_abi::{Flow, LocalPod, backend, count, flow, frontend};
+use berth_ebpf_abi::{Flow, LocalPod, backend, count, flow, frontend, local_pod};
 
 /// So many source ports are tried.
 const TRIES: u32 = 32;
@@ -23,14 +23,13 @@ const CLOSED_TOO: u32 = 8;
 /// - a pod's with `masqueradeAll`;
 /// - an outside client's, unless the traffic policy keeps its address.
 ///
-/// Never towards the host's own network: there the answer goes through the stack, which must find the client's
-/// address in it to send it out.
+/// Never towards the host's own network, on whatever node its endpoint says it is: there the answer goes through the
+/// stack, which must find the client's address in it to send it out.
 #[inline(always)]
 pub fn open<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Verdict {
-    let host = backend::LOCAL | backend::HOST_NETWORK;
     let kept = frontend::OUTSIDE_LOCAL | frontend::EXTERNAL;
     let client = room.packet.tuple.src;
-    let masquerade = if room.backend & host == host {
+    let masquerade = if room.backend & backend::HOST_NETWORK != 0 {
         false
     } else if hook == Hook::Pod {
         room.entry.to.dst == client || maps.masquerades_all()
@@ -173,7 +172,7 @@ pub(super) fn way<A: Family, M: FlowMaps<A>>(
     }
     let foreign = entry.flags & (flow::REPLY | flow::MASQUERADE) != 0;
     if maps.take_pod(&entry.to.dst, pod) {
-        if maps.redirects() {
+        if maps.redirects() && pod.flags & local_pod::DIRECT != 0 {
             Way::Pod
         } else if foreign {
             Way::Neighbour(pod.ifindex)

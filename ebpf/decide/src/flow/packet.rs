@@ -74,6 +74,8 @@ pub enum Dropped {
     Leak = 4,
     /// A connection begins, and those of its class are all in use.
     Full = 5,
+    /// A pod sent it under an address that is not its own.
+    Forged = 6,
 }
 
 /// How a translated packet goes on.
@@ -81,7 +83,7 @@ pub enum Dropped {
 pub enum Via {
     /// Straight into a pod of this node.
     Pod(LocalPod),
-    /// Out by this device, to the neighbour the routes name; 0: the routes name the device too.
+    /// Out by the device and to the neighbour that the routes name; by this device where they name none, if not 0.
     Neighbour(u32),
     /// The node's stack routes it.
     Stack,
@@ -146,6 +148,8 @@ pub struct Room<A> {
     pub(super) backend: u16,
     /// [`berth_ebpf_abi::frontend`] by which it came.
     pub(super) frontend: u32,
+    /// A pod sent the packet, and it may go past the stack ([`berth_ebpf_abi::local_pod::DIRECT`]).
+    pub(super) direct: bool,
     /// The first port tried is the client's own.
     pub(super) keep: bool,
     /// The other direction's entry is written.

@@ -5,7 +5,7 @@ use crate::{
     Family,
     flow::{Class, FlowMaps, Put},
 };
-use berth_ebpf_abi::{Begun, Flow, FragmentKey, FragmentPorts, LocalPod, Tuple};
+use berth_ebpf_abi::{Begun, Flow, FragmentKey, FragmentPorts, LocalPod, PodDevice, Tuple};
 
 impl<A: Family, M: FlowMaps<A>> Trace<'_, A, M> {
     fn entry(&self, class: Class, key: &Tuple<A>) -> Option<Flow<A>> {
@@ -83,6 +83,16 @@ impl<A: Family, M: FlowMaps<A>> FlowMaps<A> for Trace<'_, A, M> {
         self.note(Step::Pod { addr: *addr, found });
         found
     }
+
+    fn pod_device(&self, ifindex: u32) -> Option<PodDevice> {
+        self.maps.pod_device(ifindex)
+    }
+
+    fn is_of_stack(&self, key: &Tuple<A>) -> bool {
+        self.maps.is_of_stack(key)
+    }
+
+    fn note_of_stack(&self, _: &Tuple<A>) {}
 
     fn redirects(&self) -> bool {
         self.maps.redirects()

@@ -9,7 +9,7 @@ use crate::{
 };
 use berth_ebpf_abi::{
     Backend, Flow, LocalPod, NodeAddress, Service, ServiceKey, Tuple, V4, V6, backend, config, count,
-    frontend, tag,
+    frontend, local_pod, tag,
 };
 use berth_ebpf_decide::flow::{Class, Hook, TCP, UDP, reverse, tcp};
 use berth_ebpf_loader::{Access, CounterMap, Datapath, Map, Plain, Sizes, load_sized};
@@ -101,7 +101,7 @@ fn flood<A: Net + Plain>(tables: &Tables<'_, A>, programs: &Programs, limits: [u
         tables.service.put(&ServiceKey { addr: A::ANY, port: port(proto), proto, pad: 0 }, &service).unwrap();
     }
     tables.node.put(&node, &NodeAddress { node_ports: 1 }).unwrap();
-    tables.pod.put(&pod, &LocalPod { ifindex: 1, ..LocalPod::default() }).unwrap();
+    tables.pod.put(&pod, &LocalPod { ifindex: 1, flags: local_pod::DIRECT, ..LocalPod::default() }).unwrap();
 
     let client = |proto, number: u32| {
         let [_, a, b, c] = number.to_be_bytes();

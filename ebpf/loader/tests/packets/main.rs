@@ -12,6 +12,7 @@ mod support;
 
 mod classes;
 mod flood;
+mod forged;
 mod frame;
 mod world;
 
@@ -41,6 +42,7 @@ fn kernel_and_memory_agree_on_every_ipv4_packet() {
         member: &maps.member4,
         node: &maps.node4,
         pod: &maps.pod4,
+        pod_device: &maps.pod_device,
         flows: [&maps.udp4, &maps.unassured4, &maps.assured4],
         affinity: &maps.affinity4,
     });
@@ -54,6 +56,7 @@ fn kernel_and_memory_agree_on_every_ipv6_packet() {
         member: &maps.member6,
         node: &maps.node6,
         pod: &maps.pod6,
+        pod_device: &maps.pod_device,
         flows: [&maps.udp6, &maps.unassured6, &maps.assured6],
         affinity: &maps.affinity6,
     });

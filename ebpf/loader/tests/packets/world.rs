@@ -3,7 +3,8 @@
 use crate::frame::{Net, OURS, Spec, THEIRS, frame, refusal, same};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, Config, Flow, INLINE, LocalPod, MemberKey,
-    NodeAddress, Prefix, Service, ServiceKey, Tuple, backend, config, count, frontend, tag,
+    NodeAddress, PodDevice, Prefix, Service, ServiceKey, Tuple, backend, config, count, frontend, local_pod,
+    tag,
 };
 use berth_ebpf_decide::flow::{
     Class, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, collect, judge, memory::Flows, reverse,
@@ -54,6 +55,7 @@ pub(crate) struct Kernel<'a, A> {
     pub(crate) member: &'a Map<MemberKey<A>, u32>,
     pub(crate) node: &'a Map<A, NodeAddress>,
     pub(crate) pod: &'a Map<A, LocalPod>,
+    pub(crate) pod_device: &'a Map<u32, PodDevice>,
     /// By [`Class`].
     pub(crate) flows: [&'a Map<Tuple<A>, Flow<A>>; 3],
     pub(crate) affinity: &'a Map<AffinityKey<A>, Affinity<A>>,
@@ -162,13 +164,18 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
         for host in 1..10 {
             let pod = LocalPod {
                 ifindex: 100 + u32::from(host),
-                flags: 0,
+                // Some were attached by others' plugins.
+                flags: if host % 4 == 0 { 0 } else { local_pod::DIRECT },
                 mac: [2, 1, 0, 0, 0, host],
                 host_mac: [2, 2, 0, 0, 0, host],
             };
             world.kernel.pod.put(&A::make(PODS, host), &pod).unwrap();
             world.model.pods.insert(A::make(PODS, host), pod);
         }
+        // Every pod's packets come by the device of the test run.
+        let device = PodDevice { flags: local_pod::DIRECT, ..PodDevice::default() };
+        world.kernel.pod_device.put(&1, &device).unwrap();
+        world.model.devices.insert(1, device);
         for host in [1, 2] {
             let node = NodeAddress { node_ports: u32::from(host == 1) };
             world.kernel.node.put(&A::make(NODES, host), &node).unwrap();

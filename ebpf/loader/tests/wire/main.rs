@@ -9,7 +9,8 @@ mod support;
 mod namespace;
 
 use berth_ebpf_abi::{
-    Backend, Config, LocalPod, NodeAddress, Prefix, Service, ServiceKey, backend, config, frontend, tag,
+    Backend, Config, LocalPod, NodeAddress, PodDevice, Prefix, Service, ServiceKey, backend, config,
+    frontend, local_pod, tag,
 };
 use berth_ebpf_loader::{Access, Datapath, Map, OBJECT, Pins, Plain, Role, attach_device, load};
 use namespace::Namespace;
@@ -233,12 +234,14 @@ impl Net {
         for (number, name, place) in [(3, "pod0", PODS[0]), (4, "pod1", PODS[1])] {
             let pod = LocalPod {
                 ifindex: index(name),
-                flags: 0,
+                flags: local_pod::DIRECT | local_pod::OWN_SOURCE,
                 mac: mac(2 * number + 1),
                 host_mac: mac(2 * number),
             };
             maps.pod4.put(&words4(place.v4), &pod).unwrap();
             maps.pod6.put(&words6(place.v6), &pod).unwrap();
+            let device = PodDevice { v4: words4(place.v4), v6: words6(place.v6), flags: pod.flags };
+            maps.pod_device.put(&pod.ifindex, &device).unwrap();
         }
         let node = NodeAddress { node_ports: 1 };
         maps.node4.put(&words4(NODE.v4), &node).unwrap();
@@ -277,6 +280,29 @@ fn refused(from: &Namespace, to: Place, port: u16) {
     }
 }
 
+/// Has the stack of the node give its port 8088 to the first pod.
+fn host_port(node: &Namespace) {
+    let rule = |word, node: IpAddr, pod: IpAddr| {
+        let to = SocketAddr::new(pod, 8080);
+        format!(
+            "add rule inet hp pre {word} daddr {node} meta l4proto {{ tcp, udp }} th dport 8088 dnat {word} to {to}"
+        )
+    };
+    let rules = [
+        "add table inet hp".to_owned(),
+        "flush table inet hp".to_owned(),
+        "add chain inet hp pre { type nat hook prerouting priority dstnat; }".to_owned(),
+        rule("ip", NODE.v4(), PODS[0].v4()),
+        rule("ip6", NODE.v6(), PODS[0].v6()),
+    ];
+    node.run(move || {
+        for rule in rules {
+            let done = std::process::Command::new("nft").arg(&rule).output().unwrap();
+            assert!(done.status.success(), "nft {rule}: {}", String::from_utf8_lossy(&done.stderr));
+        }
+    });
+}
+
 #[test]
 fn services_answer_whoever_passes_no_socket_hook() {
     let scratch = support::Scratch::new();
@@ -311,5 +337,9 @@ fn services_answer_whoever_passes_no_socket_hook() {
         sees(pod, VIP, 80, NODE);
         // Straight across.
         sees(client, PODS[0], 8080, PODS[1]);
+        // By a port of the node that the stack translates, as plugin portmap does: the answer goes the same way.
+        host_port(&net.node);
+        sees(client, NODE, 8088, PODS[1]);
+        sees(&net.outside, NODE, 8088, OUTSIDE);
     }
 }

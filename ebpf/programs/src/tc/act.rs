@@ -14,9 +14,9 @@ use crate::{
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_fib_lookup};
 use berth_ebpf_abi::{LocalPod, Tuple, count};
 use berth_ebpf_decide::flow::{
-    Bucket, FlowMaps, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, Way,
+    Bucket, Dropped, FlowMaps, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, Way,
     checksum::{Summand, difference, ports},
-    choose, glance, meet, open,
+    choose, forged, glance, meet, open,
 };
 use core::{
     mem::offset_of,
@@ -111,7 +111,9 @@ pub(super) trait Headers: Wide {
     fn work() -> Option<&'static mut Work<Self>>;
     /// What this processor may still answer; nothing never happens.
     fn bucket() -> Option<&'static mut Bucket>;
-    /// Reads the headers; nothing for what is cut short or cannot be understood: it passes. Says whether it is an ICMP
+    /// Reads the network header: addresses, protocol, device; nothing for what is cut short or is not of this family.
+    fn parse_ends(skb: Skb, packet: &mut Packet<Self>, view: &mut Self::View) -> Option<()>;
+    /// Reads the rest; nothing for what is cut short or cannot be understood: it passes. Says whether it is an ICMP
     /// error, so that [`Headers::parse_quoted`] has to go on.
     fn parse(skb: Skb, packet: &mut Packet<Self>, view: &mut Self::View) -> Option<bool>;
     /// Reads what an ICMP error quotes.
@@ -141,6 +143,13 @@ where
     Kernel: FlowMaps<A>,
 {
     let Some(Work { room, view, said, .. }) = A::work() else { return NEXT };
+    // Of what a device hears that listens to everything, another node has the say.
+    if (hook == Hook::Uplink && !skb.is_for_host()) || A::parse_ends(skb, &mut room.packet, view).is_none() {
+        return NEXT;
+    }
+    if hook == Hook::Pod && forged(&Kernel, room) {
+        return shoot(count::PACKET_DROPPED + Dropped::Forged as u32);
+    }
     match A::parse(skb, &mut room.packet, view) {
         Some(false) => {}
         Some(true) if parse_quoted::<A>(skb.raw()) == 0 => {}
@@ -178,7 +187,7 @@ where
     match said.what {
         FORWARD | TO_POD => into(skb, &said.pod),
         TO_NEIGHBOUR => {
-            let ifindex = if said.number == 0 { device::<A>(skb.raw()) } else { said.number };
+            let ifindex = device::<A>(skb.raw(), said.number);
             if ifindex == 0 { NEXT } else { to_neighbour(ifindex) }
         }
         _ => NEXT,
@@ -290,7 +299,12 @@ fn into(skb: Skb, pod: &LocalPod) -> i32 {
     // SAFETY: both addresses, one behind the other, which is what `Ends` is; bytes have no alignment.
     let ends = unsafe { &*addr_of!(pod.mac).cast::<Ends>() };
     match skb.store(0, ends) {
-        Some(()) => into_peer(pod.ifindex),
+        Some(()) => {
+            // On a bridge it was addressed to another device, and would be so still when it comes out in the pod
+            // (before Linux 6.15).
+            skb.make_for_host();
+            into_peer(pod.ifindex)
+        }
         None => SHOT,
     }
 }
@@ -320,9 +334,9 @@ pub(super) struct Route {
 /// `BPF_FIB_LOOKUP_SKIP_NEIGH`: the neighbour is found when the packet is sent.
 const SKIP_NEIGHBOUR: u32 = 1 << 2;
 
-/// The device by which the routes reach a translated packet's destination; 0 where it is not forwarded.
+/// The device by which the routes reach a translated packet's destination; `otherwise` where they name none.
 #[inline(never)]
-fn device<A: Headers>(skb: *mut __sk_buff) -> u32 {
+fn device<A: Headers>(skb: *mut __sk_buff, otherwise: u32) -> u32 {
     let Some(Work { room, .. }) = A::work() else { return 0 };
     let mut route = A::question(room.to());
     route.ifindex = room.packet.ifindex;
@@ -330,7 +344,7 @@ fn device<A: Headers>(skb: *mut __sk_buff) -> u32 {
     let answer = unsafe {
         bpf_fib_lookup(skb.cast(), addr_of_mut!(route).cast(), size_of::<Route>() as i32, SKIP_NEIGHBOUR)
     };
-    if answer == 0 { route.ifindex } else { 0 }
+    if answer == 0 { route.ifindex } else { otherwise }
 }
 
 /// Where a transport header's checksum lies in it, and how it is to be treated; none for what has no known one or for

@@ -4,6 +4,7 @@ use aya_ebpf::{
     bindings::__sk_buff,
     helpers::generated::{
         bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_tail,
+        bpf_skb_change_type,
         bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     programs::TcContext,
@@ -26,6 +27,9 @@ pub(super) const PSEUDO: u64 = 1 << 4;
 pub(super) const ZERO_IS_NONE: u64 = 1 << 5;
 /// `BPF_F_IPV6` (Linux 6.16 and its stable kin): the change of addresses needs none in the sum over all of the packet.
 const OVER_IPV6: u64 = 1 << 7;
+
+/// What the kernel calls a packet that is addressed to this machine.
+const PACKET_HOST: u32 = 0;
 
 /// What may be read from a packet: any bytes make one.
 ///
@@ -69,6 +73,22 @@ impl Skb {
     pub(super) fn ifindex(self) -> u32 {
         // SAFETY: as above.
         unsafe { addr_of!((*self.0).ifindex).read_volatile() }
+    }
+
+    /// Whether it is addressed to the node: by its hardware address, where the device has one.
+    #[inline(always)]
+    pub(super) fn is_for_host(self) -> bool {
+        // SAFETY: as above.
+        unsafe { addr_of!((*self.0).pkt_type).read_volatile() == PACKET_HOST }
+    }
+
+    /// Makes it so.
+    #[inline(always)]
+    pub(super) fn make_for_host(self) {
+        if !self.is_for_host() {
+            // SAFETY: a helper of plain arguments. What it refuses are kinds that no program here meets.
+            let _refused = unsafe { bpf_skb_change_type(self.0.cast(), PACKET_HOST) };
+        }
     }
 
     /// Reads a value, wherever its bytes lie; nothing beyond the packet's end.

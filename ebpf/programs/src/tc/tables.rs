@@ -13,7 +13,8 @@ use aya_ebpf::{
     maps::{PerCpuArray, Queue},
 };
 use berth_ebpf_abi::{
-    Addr, Begun, Config, Flow, FragmentKey, FragmentPorts, LocalPod, Tuple, V4, V6, config, count,
+    Addr, Begun, Config, Flow, FragmentKey, FragmentPorts, LocalPod, PodDevice, Tuple, V4, V6, config,
+    count,
 };
 use berth_ebpf_decide::flow::{Bucket, Class, FlowMaps, Put};
 use core::{
@@ -138,7 +139,7 @@ changes!(put6, cut6: V6, true, UDP6, UNASSURED6, ASSURED6);
 macro_rules! family {
     (
         $addr:ty, [$udp:ident, $unassured:ident, $assured:ident], [$begun_udp:ident, $begun_tcp:ident],
-        $put:ident, $cut:ident, $fragment:ident, $pod:ident, $masquerade:ident
+        $put:ident, $cut:ident, $fragment:ident, $pod:ident, $stack:ident, $masquerade:ident
     ) => {
         impl FlowMaps<$addr> for Kernel {
             #[inline(always)]
@@ -235,6 +236,23 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn pod_device(&self, ifindex: u32) -> Option<PodDevice> {
+                // SAFETY: as in `pod`.
+                maps::POD_DEVICE.get_ptr(ifindex).map(|at| unsafe { at.read() })
+            }
+
+            #[inline(always)]
+            fn is_of_stack(&self, key: &Tuple<$addr>) -> bool {
+                maps::$stack.get_ptr(key).is_some()
+            }
+
+            #[inline(always)]
+            fn note_of_stack(&self, key: &Tuple<$addr>) {
+                // An LRU table takes it, unless there is no memory: then the connection fails as without it.
+                let _ = maps::$stack.insert(key, 1, u64::from(BPF_ANY));
+            }
+
+            #[inline(always)]
             fn redirects(&self) -> bool {
                 config!(flags) & config::REDIRECT != 0
             }
@@ -267,8 +285,8 @@ macro_rules! family {
 }
 
 family!(
-    V4, [UDP4, UNASSURED4, ASSURED4], [BEGUN_UDP4, BEGUN_TCP4], put4, cut4, FRAGMENT4, POD4, masquerade4
+    V4, [UDP4, UNASSURED4, ASSURED4], [BEGUN_UDP4, BEGUN_TCP4], put4, cut4, FRAGMENT4, POD4, STACK4, masquerade4
 );
 family!(
-    V6, [UDP6, UNASSURED6, ASSURED6], [BEGUN_UDP6, BEGUN_TCP6], put6, cut6, FRAGMENT6, POD6, masquerade6
+    V6, [UDP6, UNASSURED6, ASSURED6], [BEGUN_UDP6, BEGUN_TCP6], put6, cut6, FRAGMENT6, POD6, STACK6, masquerade6
 );

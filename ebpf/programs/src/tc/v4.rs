@@ -156,18 +156,23 @@ impl Headers for V4 {
     }
 
     #[inline(always)]
-    fn parse(skb: Skb, packet: &mut Packet<V4>, view: &mut View) -> Option<bool> {
+    fn parse_ends(skb: Skb, packet: &mut Packet<V4>, view: &mut View) -> Option<()> {
         skb.load_into(NETWORK, &mut view.ip)?;
         let ip = &view.ip;
         if ip.version >> 4 != 4 || ip.version & 15 < 5 {
             return None;
         }
-        let transport = NETWORK + ip.len();
-        view.transport = transport;
+        view.transport = NETWORK + ip.len();
         put_ends(packet, addr_of!(ip.src), ip.proto);
         packet.tcp_flags = 0;
         packet.part = Part::Whole;
         packet.ifindex = skb.ifindex();
+        Some(())
+    }
+
+    #[inline(always)]
+    fn parse(skb: Skb, packet: &mut Packet<V4>, view: &mut View) -> Option<bool> {
+        let (ip, transport) = (&view.ip, view.transport);
         let fragment = u16::from_be(ip.fragment);
         if fragment & OFFSET != 0 {
             packet.part = Part::Later(u32::from(ip.id));

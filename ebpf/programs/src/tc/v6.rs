@@ -132,7 +132,7 @@ impl Headers for V6 {
     }
 
     #[inline(always)]
-    fn parse(skb: Skb, packet: &mut Packet<V6>, view: &mut View) -> Option<bool> {
+    fn parse_ends(skb: Skb, packet: &mut Packet<V6>, view: &mut View) -> Option<()> {
         skb.load_into(NETWORK, &mut view.ip)?;
         let ip = &view.ip;
         if !ip.is_six() {
@@ -143,7 +143,12 @@ impl Headers for V6 {
         packet.tcp_flags = 0;
         packet.part = Part::Whole;
         packet.ifindex = skb.ifindex();
-        if ip.proto == FRAGMENT {
+        Some(())
+    }
+
+    #[inline(always)]
+    fn parse(skb: Skb, packet: &mut Packet<V6>, view: &mut View) -> Option<bool> {
+        if view.ip.proto == FRAGMENT {
             let fragment: Fragment = skb.load(view.transport)?;
             view.transport += 8;
             packet.tuple.proto = fragment.proto;

@@ -10,7 +10,7 @@ pub(crate) use show::Page;
 pub(crate) use source::{Is, Source, find};
 
 use super::{family::Net, pinned::Pinned};
-use berth_ebpf_abi::{Client, ServiceKey, Tuple};
+use berth_ebpf_abi::{Client, LocalPod, ServiceKey, Tuple};
 use berth_ebpf_decide::{
     Dialler, From, Verdict, decide, dialler,
     flow::{self, FlowMaps, Hook, Packet, Room, TCP, UDP, judge, tcp},
@@ -128,8 +128,10 @@ fn packet<A: Net, M: FlowMaps<A>>(
         proto: proto(asked),
         pad: [0; 3],
     };
-    room.packet =
-        Packet { tuple: sent, tcp_flags: if asked.udp { 0 } else { tcp::SYN }, ..Packet::default() };
+    let mut pod = LocalPod::default();
+    let ifindex = if hook == Hook::Pod && maps.take_pod(&src, &mut pod) { pod.ifindex } else { 0 };
+    let tcp_flags = if asked.udp { 0 } else { tcp::SYN };
+    room.packet = Packet { tuple: sent, tcp_flags, ifindex, ..Packet::default() };
     let verdict = judge(maps, hook, &mut room);
     End::Packet { hook, sent, verdict, to: *room.to() }
 }

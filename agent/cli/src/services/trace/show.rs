@@ -347,6 +347,7 @@ impl<A: Net> Page<'_, A> {
                     Dropped::Address => "the node has no address to masquerade with",
                     Dropped::Leak => "a Service's address must not leave the node",
                     Dropped::Full => "all connections of its class are in use",
+                    Dropped::Forged => "a pod's packet under an address that is not its own",
                 };
                 ("dropped", why.to_owned())
             }

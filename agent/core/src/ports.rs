@@ -1,0 +1,33 @@
+//! Which of the node's ports are whose. Three parts share them without asking each other: node ports, the connections that
+//! are masqueraded packet by packet for Services, and the masquerade of pods' own traffic by the host's rules.
+
+use std::ops::RangeInclusive;
+
+/// Ports of Services at the node's addresses (`--service-node-port-range` of the API server, at its default).
+pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+
+/// Source ports of connections to Services that are masqueraded packet by packet.
+pub const SERVICE_MASQUERADE_PORTS: RangeInclusive<u16> = 1_024..=29_999;
+
+/// Source ports of what the host's rules masquerade: neither of the two above, or answers would go to a Service.
+pub const POD_MASQUERADE_PORTS: RangeInclusive<u16> = 32_768..=65_535;
+
+/// Ports that the kernel must not give to the node's own sockets by itself (`ip_local_reserved_ports`). One that a
+/// program asks for by number it gets.
+pub const RESERVED_PORTS: RangeInclusive<u16> = *SERVICE_MASQUERADE_PORTS.start()..=*NODE_PORTS.end();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_port_has_two_owners() {
+        for port in 1..=u16::MAX {
+            let owners =
+                [NODE_PORTS, SERVICE_MASQUERADE_PORTS, POD_MASQUERADE_PORTS].map(|all| all.contains(&port));
+            let count = owners.iter().filter(|owns| **owns).count();
+            assert!(count <= 1, "{port}");
+            assert_eq!(RESERVED_PORTS.contains(&port), owners[0] || owners[1], "{port}");
+        }
+    }
+}
