@@ -81,6 +81,19 @@ pub(crate) struct AgentArgs {
     /// Masquerade what pods send out of the cluster.
     #[arg(long)]
     masquerade: bool,
+    /// With --masquerade: what pods send there keeps its source; give the pod networks of the other nodes.
+    #[arg(long = "non-masquerade-cidr", value_name = "CIDR", requires = "masquerade")]
+    non_masquerade_cidrs: Vec<ipnet::IpNet>,
+    /// Ways into Services over IPv4 that the node has room for (two or three a port); half as many over IPv6. Like the
+    /// next two for maps that are made anew: after `berth reset` or a boot.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    max_service_entries: Option<u32>,
+    /// Backends of Services with affinity, and chunks of 16 backends of Services with more than four, likewise.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    max_backend_entries: Option<u32>,
+    /// Clients that stay with a backend (sessionAffinity: ClientIP), likewise; beyond it the longest unseen are forgotten.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    max_affinity_entries: Option<u32>,
     /// Processes a pod may have at most.
     #[arg(long, value_name = "N")]
     pod_pids_limit: Option<i64>,
@@ -154,7 +167,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
 
     let cgroups = CgroupTree::open(&roots).context("find the cgroup hierarchies")?;
     cgroups.prepare().context("make the cgroups")?;
-    let masquerade = args.masquerade.then(|| MasqueradeConfig { non_masquerade_cidrs: Vec::new() });
+    let masquerade =
+        args.masquerade.then(|| MasqueradeConfig { non_masquerade_cidrs: args.non_masquerade_cidrs.clone() });
     let network = Network::open(&roots, NetworkConfig { masquerade, ..NetworkConfig::default() })
         .context("open the network")?;
     if let Err(error) = network.prepare_host().await {
@@ -277,6 +291,11 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             clear: ClearPods::new(move |pod| attached.stays_clear_of_host(pod)),
             zone: labels.get(ZONE).cloned().unwrap_or_default(),
             networks: args.service_cidrs.clone(),
+            sizes: services::sizes(
+                args.max_service_entries,
+                args.max_backend_entries,
+                args.max_affinity_entries,
+            ),
             domain: args.cluster_domain.clone().unwrap_or_else(|| services::DOMAIN.to_owned()),
         };
         let sight = Sight {

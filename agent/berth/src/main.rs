@@ -37,7 +37,7 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Role {
     /// Run the node agent.
-    Agent(agent::AgentArgs),
+    Agent(Box<agent::AgentArgs>),
     /// Drain container output into files (started by the agent or a service manager).
     #[command(hide = true)]
     Logd,
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error),
     };
     let done = match args.role {
-        Role::Agent(agent) => agent::run(roots, agent),
+        Role::Agent(agent) => agent::run(roots, *agent),
         Role::Logd => logd(roots),
         Role::Dns(args) => dns::run(roots, args),
         Role::Reset => reset::run(&roots),

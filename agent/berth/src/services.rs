@@ -14,7 +14,7 @@ use berth_core::{
 };
 use berth_pods::{PodReport, node::NodeHands};
 pub(crate) use berth_services::SeenPod;
-use berth_services::{ClearPods, Config, Engine, Linux, LinuxConfig};
+use berth_services::{ClearPods, Config, Engine, Linux, LinuxConfig, Sizes};
 use std::{
     net::IpAddr,
     path::PathBuf,
@@ -51,6 +51,8 @@ pub(crate) struct ServicesConfig {
     pub(crate) zone: String,
     /// The networks of Services.
     pub(crate) networks: Vec<(IpAddr, u8)>,
+    /// How many entries the maps take.
+    pub(crate) sizes: Sizes,
     /// The cluster's domain.
     pub(crate) domain: String,
 }
@@ -115,7 +117,7 @@ async fn pass_on(config: ServicesConfig, sight: Sight, mut sources: watch::Recei
 fn spawn(config: ServicesConfig, sight: Sight) -> std::io::Result<Sender<()>> {
     let (wake, wakes) = channel();
     let run = move || {
-        let ServicesConfig { roots, exe, cgroup, clear, zone, networks, domain } = config;
+        let ServicesConfig { roots, exe, cgroup, clear, zone, networks, sizes, domain } = config;
         let engine = Config {
             node: roots.node_name.as_str().into(),
             zone: zone.into(),
@@ -124,7 +126,7 @@ fn spawn(config: ServicesConfig, sight: Sight) -> std::io::Result<Sender<()>> {
             next_id: world::next_id(&roots),
         };
         let Sight { board, latest, hands, host, health } = sight;
-        let kernel = Linux::new(LinuxConfig { roots: roots.clone(), exe, cgroup, clear }, move || {
+        let kernel = Linux::new(LinuxConfig { roots: roots.clone(), exe, cgroup, clear, sizes }, move || {
             Arc::clone(&host.borrow())
         });
         let world = World { roots, domain, board, latest, hands, told: Vec::new(), publisher: None, health };
@@ -141,6 +143,17 @@ pub(crate) fn network(text: &str) -> Result<(IpAddr, u8), String> {
         (len <= if net.is_ipv4() { 32 } else { 128 }).then_some((net, len))
     });
     parsed.ok_or_else(|| "must be an address range such as 10.96.0.0/16".to_owned())
+}
+
+/// The sizes of the maps: given for IPv4, half as many for IPv6. Chunks go with the backends that clients stay with.
+pub(crate) fn sizes(services: Option<u32>, backends: Option<u32>, affinity: Option<u32>) -> Sizes {
+    let mut sizes = Sizes::default();
+    let both = |given: Option<u32>, default: [u32; 2]| given.map_or(default, |n| [n, n.div_ceil(2)]);
+    sizes.services = both(services, sizes.services);
+    sizes.members = both(backends, sizes.members);
+    sizes.chunks = both(backends, sizes.chunks);
+    sizes.affinity = both(affinity, sizes.affinity);
+    sizes
 }
 
 /// The cgroup whose sockets the hooks serve.

@@ -42,6 +42,8 @@ pub use world::{
     Attachment, Cause, DatapathHealth, Device, Edit, Edits, Kernel, Node, NodeTables, PodNetwork, SeenPod,
 };
 
+pub use berth_ebpf_loader::Sizes;
+
 /// An error and what caused it, on one line.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |e| e.source());

@@ -11,7 +11,7 @@ mod production {
 mod support;
 
 use anyhow::{Context, Result, ensure};
-use berth_ebpf_loader::{Pins, Place, Role, attach_device, devices};
+use berth_ebpf_loader::{Access, Datapath, Pins, Place, Role, attach_device, devices};
 use berth_harness::wait::{self, PATIENCE};
 use berth_tests_services::netns::run;
 use production::{
@@ -54,6 +54,7 @@ fn scenario(node: &Production, outside: Outside<'_>) -> Result<()> {
     late_address(node, outside)?;
     names_of_the_host(node)?;
     other_address(node, outside)?;
+    checked(node)?;
     next_agents(node, outside)?;
     other_devices(node, outside)
 }
@@ -113,6 +114,27 @@ fn other_address(node: &Production, outside: Outside<'_>) -> Result<()> {
     ip("address add 198.51.100.2/24 dev uplink")?;
     ip(&format!("route replace default via {OUTSIDE}"))?;
     reached(node, outside, "198.51.100.2", &["uplink"])
+}
+
+/// The tables are as they should be, and the check sees where they are not; the next agent mends it.
+fn checked(node: &Production) -> Result<()> {
+    let check = || -> Result<(bool, String)> {
+        let out = node.node.berth(&["services", "--check"])?;
+        Ok((out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned()))
+    };
+    let (well, said) = check()?;
+    ensure!(well, "{said}");
+    let maps = Datapath::open(&Pins::new(&node.node.roots.bpf_pins), Access::Write)?;
+    for (address, _) in maps.node4.entries()? {
+        maps.node4.delete(&address)?;
+    }
+    for (cookie, _) in maps.client.entries()? {
+        maps.client.delete(&cookie)?;
+    }
+    let (well, said) = check()?;
+    ensure!(!well && said.contains("NODE4 198.51.100.2: missing"), "{said}");
+    ensure!(said.contains("CLIENT") && said.contains("counts as the node"), "{said}");
+    Ok(())
 }
 
 /// An agent after a kill finds the same node, and takes off what a predecessor attached to `lo`.

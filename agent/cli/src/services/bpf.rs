@@ -31,6 +31,16 @@ impl Page {
             found.push("nothing is attached".to_owned());
         }
         found.extend(links.iter().filter(|l| !l.live).map(|l| format!("link {} is dead", l.name)));
+        // The kernel makes room in an LRU map by itself.
+        let fixed = self.report.maps.iter().filter(|m| m.kind == HASH);
+        for map in fixed {
+            let (entries, most) = (map.entries.unwrap_or_default(), map.max_entries);
+            if u64::try_from(entries).unwrap_or(u64::MAX).saturating_mul(10)
+                >= u64::from(most).saturating_mul(9)
+            {
+                found.push(format!("map {} is nearly full: {entries} of {most} entries", map.name));
+            }
+        }
         found
     }
 
@@ -152,6 +162,9 @@ impl Page {
         })
     }
 }
+
+/// `BPF_MAP_TYPE_HASH`
+const HASH: u32 = 1;
 
 /// The counters' names.
 const NAMES: [(u32, &str); 10] = [

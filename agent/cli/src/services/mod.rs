@@ -13,6 +13,7 @@ mod family;
 mod fixture;
 #[cfg(test)]
 mod golden;
+mod known;
 mod list;
 mod names;
 mod pinned;
@@ -32,6 +33,7 @@ use berth_ebpf_loader::{self as loader, Access, Datapath, OBJECT, Pins};
 use check::Findings;
 use clap::Args;
 use family::Net;
+use known::Known;
 use names::Names;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use serde_json::json;
@@ -45,14 +47,14 @@ use std::{
 /// What is found inconsistent is looked at again after this: longer than replaced chunks stay.
 const SECOND_LOOK: Duration = Duration::from_millis(300);
 
-/// So many of the last notices are told.
+/// So many of the notices are told.
 const NOTICES: usize = 10;
 
 /// Options of `services`.
 #[derive(Debug, Args)]
 pub struct ServicesArgs {
-    /// Check that the tables fit together, fit the Services' names, and are asked by the programs. Exits with 1 where
-    /// not.
+    /// Check that the tables fit together, fit the Services' names, the node and its pods, and are asked by the programs,
+    /// and that no Service lacks anything. Exits with 1 where not.
     #[arg(long, conflicts_with = "name")]
     check: bool,
     /// How to show them.
@@ -187,8 +189,8 @@ pub(crate) async fn backends(roots: &Roots, args: &BackendsArgs) -> Result<(), E
     }
 }
 
-/// One reading of everything, compared.
-fn look(roots: &Roots, pins: &Pins) -> Result<(Findings, usize), Error> {
+/// One reading of everything, compared; with what is known of the node, where its agent or its files tell.
+fn look(roots: &Roots, pins: &Pins, known: &Known) -> Result<(Findings, usize), Error> {
     // Unlike for the other commands a broken file is a finding.
     let (file, mut found) = match file::read(roots) {
         Ok(Some(file)) => (Some(file), Findings::new()),
@@ -196,6 +198,8 @@ fn look(roots: &Roots, pins: &Pins) -> Result<(Findings, usize), Error> {
         Err(e) => (None, Findings::from([format!("services.json: {}", e.chain())])),
     };
     let names = Names::new(file, &[]);
+    // What a Service's owner was told is not as the Service wants it.
+    found.extend(names.notices.iter().map(|notice| plain(notice)));
     found.extend(check::programs(&loader::report(pins, false)?, &loader::program_names(OBJECT)?));
     if let Err(e) = loader::check_pinned_maps(pins, OBJECT) {
         found.insert(Error::from(e).chain());
@@ -207,6 +211,9 @@ fn look(roots: &Roots, pins: &Pins) -> Result<(Findings, usize), Error> {
             seen = v4.services.len().saturating_add(v6.services.len());
             found.extend(check::tables(&v4, &names));
             found.extend(check::tables(&v6, &names));
+            let clients = datapath.client.entries()?;
+            found.extend(known.check::<V4>(&datapath, &clients)?);
+            found.extend(known.check::<V6>(&datapath, &clients)?);
         }
         Err(e) => drop(found.insert(Error::from(e).chain())),
     }
@@ -214,10 +221,10 @@ fn look(roots: &Roots, pins: &Pins) -> Result<(Findings, usize), Error> {
 }
 
 async fn check(roots: &Roots, pins: &Pins, output: Output) -> Result<u8, Error> {
-    let (mut found, mut seen) = look(roots, pins)?;
+    let (mut found, mut seen) = look(roots, pins, &Known::read(roots).await)?;
     if !found.is_empty() {
         tokio::time::sleep(SECOND_LOOK).await;
-        let (again, now) = look(roots, pins)?;
+        let (again, now) = look(roots, pins, &Known::read(roots).await)?;
         found.retain(|line| again.contains(line));
         seen = now;
     }

@@ -37,6 +37,8 @@ pub struct LinuxConfig {
     pub cgroup: Option<PathBuf>,
     /// The pods whose packets may go past the host's stack.
     pub clear: ClearPods,
+    /// How many entries maps take that are made anew.
+    pub sizes: Sizes,
 }
 
 /// Says of a pod whether nothing of the host's stack is meant for its packets: no rule, no queue. None, by default.
@@ -110,7 +112,7 @@ impl<H: FnMut() -> Arc<HostNetwork>> Linux<H> {
     }
 
     fn prepare(&mut self) -> Result<(), Cause> {
-        if loader::prepare(&self.pins, &self.cfg.exe, &Sizes::default(), LOADING)? == Prepared::Loaded {
+        if loader::prepare(&self.pins, &self.cfg.exe, &self.cfg.sizes, LOADING)? == Prepared::Loaded {
             tracing::info!("programs of the Service data plane loaded");
         }
         self.prepared = true;
@@ -132,7 +134,22 @@ impl<H: FnMut() -> Arc<HostNetwork>> Kernel for Linux<H> {
             return Ok(maps);
         }
         self.prepare()?;
-        Ok(Datapath::open(&self.pins, Access::Write)?)
+        let maps = Datapath::open(&self.pins, Access::Write)?;
+        let Sizes { services, affinity, members, .. } = self.cfg.sizes;
+        let sizes = [
+            (maps.service4.name(), maps.service4.max_entries(), services[0]),
+            (maps.member4.name(), maps.member4.max_entries(), members[0]),
+            (maps.affinity4.name(), maps.affinity4.max_entries(), affinity[0]),
+        ];
+        for (map, has, wanted) in sizes.into_iter().filter(|(_, has, wanted)| has != wanted) {
+            tracing::warn!(
+                map,
+                has,
+                wanted,
+                "a map that is there keeps its size until `berth reset` or the next boot"
+            );
+        }
+        Ok(maps)
     }
 
     fn attach_hooks(&mut self, look: bool) -> Result<(), Cause> {
