@@ -9,7 +9,7 @@ END
 cp cni.yaml $manifests/
 check "bridge: pods get Ready" within 90 ready bridged bridged-client
 check "bridge: the address is the plugin's" sh -c "berth pods -o json bridged | grep -q '\"podIP\": *\"10.88.'"
-check "bridge: from pod to pod" within 10 berth exec bridged-client -- wget -T 5 -q -O - "http://$(pod_ip bridged):8080/"
+check "bridge: from pod to pod" within 10 berth exec bridged-client -- timeout 5 wget -q -O - "http://$(pod_ip bridged):8080/"
 check "bridge: a Service's name" within 10 ask_by_name bridged-client
 check "bridge: the host's port at its address" within 10 curl -sS -m 5 "http://$(node_ip):18080/"
 outside
@@ -18,5 +18,5 @@ check "bridge: the host's port from another network" within 10 \
 check "bridge: to another network by masquerade" sh -c "nft list ruleset | grep -q '10.88.'"
 rm $manifests/cni.yaml
 check "bridge: the pods end" within 60 sh -c '! berth pods -o name | grep -q bridged'
-check "bridge: nothing of its rules is left" empty "$(nft list ruleset | grep -E '18080|10\.88\.0\.[0-9]+')"
+check "bridge: nothing of its rules is left" empty "$(iptables-save | grep -E '18080|10\.88\.')"
 rm /etc/cni/net.d/05-bridge.conflist

@@ -1,5 +1,5 @@
 # What the checks have in common. Sourced by bash in the VM, as root, in the directory of the checks.
-# Every check prints one line: PASS <name>, or FAIL <name>: <why>.
+# Every check prints one line: PASS <name>, or FAIL <name>, a tab and why.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 checkout=/root/berth
 manifests=/etc/berth/manifests
@@ -10,7 +10,7 @@ device=$(ls /sys/class/net | grep -v '^lo$' | grep '^e' | head -1)
 check() {
   local name=$1 said
   shift
-  if said=$("$@" 2>&1); then echo "PASS $name"; else echo "FAIL $name: $(tail -c 1500 <<<"$said" | tr '\n' ' ')"; fi
+  if said=$("$@" 2>&1); then echo "PASS $name"; else printf 'FAIL %s\t%s\n' "$name" "$(tail -c 1500 <<<"$said" | tr '\n' ' ')"; fi
 }
 
 # within <seconds> <command…>: succeeds as soon as the command does; else fails with what it said last.

@@ -1,6 +1,6 @@
 //! The checks: scripts in `tests/vm/checks`, run in the VM one after the other.
 //!
-//! Each line `PASS <name>` or `FAIL <name>: <why>` of a script is a test; what else it prints is told. A script that does
+//! Each line `PASS <name>`, or `FAIL <name>`, a tab and why, of a script is a test; what else it prints is told. A script that does
 //! not get to its end is a failed test of its own.
 
 use super::machine::Machine;
@@ -73,7 +73,7 @@ fn script(machine: &mut Machine, name: &str, tally: &mut Tally) -> Result<()> {
                 tally.add(&format!("vm {name}: {what}"), Outcome::Passed, last.elapsed());
             }
             "FAIL" => {
-                let (what, why) = what.split_once(": ").unwrap_or((what, ""));
+                let (what, why) = what.split_once('\t').unwrap_or((what, ""));
                 tally.add(&format!("vm {name}: {what}"), Outcome::Failed(why.to_owned()), last.elapsed());
             }
             "END" => ended = true,
