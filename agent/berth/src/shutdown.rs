@@ -9,6 +9,7 @@ use berth_api::{
     message::{Reply, Request},
 };
 use berth_core::roots::Roots;
+use berth_node::cgroup::CgroupTree;
 use clap::Args;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -30,10 +31,10 @@ pub(crate) struct ShutdownArgs {
     grace: u32,
 }
 
-/// Tells the agent and waits until no container runs.
+/// Tells the agent and waits until no process of a pod runs.
 ///
 /// # Errors
-/// The agent does not answer, or containers run on after the grace.
+/// The agent does not answer, or processes run on after the grace.
 pub(crate) fn run(roots: &Roots, args: &ShutdownArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -48,15 +49,16 @@ async fn end_pods(roots: &Roots, grace: u32) -> anyhow::Result<()> {
         bail!("cannot end the pods: the agent gives another answer than was asked for");
     };
     let until = Instant::now() + Duration::from_secs(u64::from(grace)) + AFTER_GRACE;
+    // By the kernel: an agent that has just started does not know its pods yet.
+    let cgroups = CgroupTree::open(roots).context("cannot find the cgroup hierarchies")?;
     loop {
-        let pods = client.pods(ANSWER).await?;
-        let left: Vec<String> =
-            pods.iter().filter(|p| !p.containers.is_empty()).map(|p| p.key.to_string()).collect();
+        let left = cgroups.pods_with_processes().context("cannot look for the pods' processes")?;
         if left.is_empty() {
             return Ok(());
         }
         if Instant::now() >= until {
-            bail!("containers of these pods run on after {grace} s: {}", left.join(", "));
+            let left: Vec<String> = left.iter().map(ToString::to_string).collect();
+            bail!("processes of these pods run on after {grace} s: {}", left.join(", "));
         }
         sleep(LOOK).await;
     }

@@ -20,7 +20,7 @@ use berth_core::{
     event::{Event, EventRecord, Involved},
     ids::PodUid,
     model::{Objects, Pod},
-    plan::{Desired, Failure, Memory},
+    plan::{Desired, Ending, Failure, Memory},
     time::Boottime,
     unsupported::unsupported,
 };
@@ -169,8 +169,8 @@ struct Manager<H, R> {
     runtime_answers: bool,
     /// containerd has answered in this life.
     answered: bool,
-    /// The machine is shut down.
-    shutdown: bool,
+    /// The machine is shut down: the longest grace of a pod.
+    shutdown: Option<u32>,
     agent_start: Boottime,
 }
 
@@ -203,7 +203,7 @@ pub async fn run<H: Hands, R: Reports>(config: ManagerConfig<H, R>) {
         shown_waiting: BTreeMap::new(),
         runtime_answers: false,
         answered: false,
-        shutdown: false,
+        shutdown: None,
         agent_start,
     };
     m.reconcile();
@@ -257,7 +257,7 @@ impl<H: Hands, R: Reports> Manager<H, R> {
             }
             Incoming::Shutdown(grace) => {
                 tracing::info!(grace, "the machine is shut down: pods end");
-                self.shutdown = true;
+                self.shutdown = Some(grace);
                 self.live.keys().for_each(|u| self.send(u, Letter::Shutdown(grace)));
                 true
             }
@@ -351,9 +351,6 @@ impl<H: Hands, R: Reports> Manager<H, R> {
 
     /// Why a wanted pod has no worker yet.
     fn hindrance(&self, uid: &PodUid, pod: &Pod) -> Option<&'static str> {
-        if self.shutdown {
-            return Some(waiting::SHUTDOWN);
-        }
         if !self.answered {
             return Some(waiting::RUNTIME);
         }
@@ -362,6 +359,9 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         }
         // What runs is looked after, whoever else has its name.
         let there = self.found.contains_key(uid) || self.kept.contains_key(uid);
+        if !there && self.shutdown.is_some() {
+            return Some(waiting::SHUTDOWN);
+        }
         (!there && self.names.taken(&pod.key, uid)).then_some(waiting::NAME)
     }
 
@@ -422,15 +422,19 @@ impl<H: Hands, R: Reports> Manager<H, R> {
             (Some(f), _) if now.since(f.sight.taken) <= FRESH => Beginning::Seen(Box::new(f.sight)),
             _ => Beginning::Look,
         };
+        let mut memory = memory.unwrap_or_default();
+        if let Some(grace) = self.shutdown {
+            memory.shutdown.get_or_insert(Ending { since: now, grace });
+        }
         self.unreadable.remove(&uid);
         self.references.put(&pod);
         self.names.take(&pod.key, &uid);
         let (mail, box_) = mpsc::unbounded_channel();
-        let over = Arc::new(AtomicBool::new(memory.as_ref().is_some_and(|m| m.refused)));
+        let over = Arc::new(AtomicBool::new(memory.refused));
         let start = Start {
             desired: Desired { pod: Arc::clone(&pod), end },
             objects: Arc::clone(&self.desired.objects),
-            memory: memory.unwrap_or_default(),
+            memory,
             sight,
             hands: Arc::clone(&self.hands),
             reports: Arc::clone(&self.reports),

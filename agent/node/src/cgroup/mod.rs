@@ -170,6 +170,26 @@ impl CgroupTree {
         Ok(found.into_iter().collect())
     }
 
+    /// The pods that have a process, pause included.
+    ///
+    /// # Errors
+    /// A group cannot be read.
+    pub fn pods_with_processes(&self) -> Result<Vec<PodUid>, Error> {
+        let Some(h) = self.hierarchies.first() else { return Ok(Vec::new()) };
+        let mut busy = Vec::new();
+        for uid in self.pods()? {
+            let mut dirs = self.pod_dirs(h, &uid).to_vec();
+            while let Some(dir) = dirs.pop() {
+                if !procs(&dir)?.is_empty() {
+                    busy.push(uid);
+                    break;
+                }
+                dirs.extend(children(&dir)?.into_iter().map(|name| dir.join(name)));
+            }
+        }
+        Ok(busy)
+    }
+
     /// Sets the shares of the two QoS groups: what the burstable ones among `pods` (all that are not at their end)
     /// request together, and the least there is for best effort.
     ///
