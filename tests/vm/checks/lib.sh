@@ -74,7 +74,8 @@ by_name() {
 }
 node_port() { curl -sS -m 5 "http://$(node_ip):30080/live/prepared.txt" | grep prepared; }
 services_answered() { journalctl -u berth -o cat --no-pager _PID="$(main_pid berth)" | grep -q 'Services are answered'; }
-agent_is_up() { within 60 services_answered && within 30 berth exec client -- true; }
+# The programs are loaded anew after a reset and a boot, which an emulated processor takes long for.
+agent_is_up() { within 240 services_answered && within 30 berth exec client -- true; }
 host_ip() { equal "$(berth pods -o json client | grep -o '"hostIP": *"[^"]*"' | head -1 | cut -d'"' -f4)" "$(node_ip)"; }
 
 # A network beside the node, to ask from: namespace `outside`, whose way out is the node.
