@@ -73,7 +73,9 @@ pub(crate) fn choose<A: Net>(
     }
     if protocol == Protocol::Udp {
         let in_no_set = |c: &Candidate<'_, A>| {
-            c.endpoint.serving && !chosen.cluster.contains(&c.backend) && !chosen.local.contains(&c.backend)
+            (c.endpoint.serving || c.endpoint.ready)
+                && !chosen.cluster.contains(&c.backend)
+                && !chosen.local.contains(&c.backend)
         };
         chosen.serving = take(&all, in_no_set);
     }

@@ -40,10 +40,23 @@ fn family<A: Net>(
     notices: &mut Vec<Why>,
 ) -> Vec<WantedPort<A>> {
     let Some(cluster) = service.cluster_ips.iter().find_map(|ip| A::of(*ip)) else { return Vec::new() };
-    let mut external: Vec<A> = service.external_ips.iter().filter_map(|ip| A::of(*ip)).collect();
+    if node.own.contains(&cluster.ip()) {
+        notices.push(Why::Own { address: cluster.ip() });
+        return Vec::new();
+    }
+    let mut external: Vec<A> = Vec::new();
+    for address in service.external_ips.iter().filter(|ip| A::of(**ip).is_some()) {
+        if node.own.contains(address) {
+            notices.push(Why::Own { address: *address });
+        } else {
+            external.extend(A::of(*address));
+        }
+    }
     let guarded = guarded::<A>(&service.source_ranges);
     for address in service.load_balancer_ips.iter().filter(|ip| A::of(**ip).is_some()) {
-        if guarded {
+        if node.own.contains(address) {
+            notices.push(Why::Own { address: *address });
+        } else if guarded {
             notices.push(Why::SourceRanges { address: *address });
         } else {
             external.extend(A::of(*address));

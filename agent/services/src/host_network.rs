@@ -77,6 +77,8 @@ pub struct HostNetwork {
     /// All addresses of this host that others could use, and those of cluster DNS: endpoints there sit in the host's
     /// network.
     pub addresses: BTreeSet<IpAddr>,
+    /// Addresses of cluster DNS that `lo` bears: answered here, whatever Services say.
+    pub cluster_dns: BTreeSet<IpAddr>,
     /// The uplinks by index.
     pub uplinks: BTreeMap<u32, Uplink>,
     /// What keeps Services from being reached from outside.
@@ -137,7 +139,9 @@ impl HostNetwork {
         }
         let found = kernel.devices.values().flat_map(|d| &d.addresses).copied().filter(global);
         let addresses = found.chain(node_ips.iter().copied()).collect();
-        HostNetwork { node_ips, addresses, uplinks, problems }
+        let on_loopback = kernel.devices.values().filter(|d| d.loopback).flat_map(|d| &d.addresses);
+        let cluster_dns = on_loopback.filter(|ip| cfg.cluster_dns.contains(ip)).copied().collect();
+        HostNetwork { node_ips, addresses, cluster_dns, uplinks, problems }
     }
 
     /// The addresses of pods in the host's network, and `hostIPs` of all: the node IPs, or loopback while there are

@@ -14,6 +14,8 @@ pub struct NodeFacts {
     pub zone: Arc<str>,
     /// The node's own addresses: endpoints there sit in the host's network.
     pub addresses: BTreeSet<IpAddr>,
+    /// Addresses that the node answers itself and that are no Service's: those of its cluster DNS.
+    pub own: BTreeSet<IpAddr>,
 }
 
 /// The protocols that the tables carry.
@@ -113,6 +115,11 @@ pub enum Why {
         /// The port.
         port: u16,
     },
+    /// The node answers the address itself.
+    Own {
+        /// The address.
+        address: IpAddr,
+    },
     /// More endpoints than a set holds.
     TooMany {
         /// The port.
@@ -157,7 +164,9 @@ impl Why {
     /// The event's reason.
     pub fn reason(&self) -> &'static str {
         match self {
-            Why::Sctp { .. } | Why::SourceRanges { .. } | Why::HealthCheck { .. } => "NotCarried",
+            Why::Sctp { .. } | Why::SourceRanges { .. } | Why::HealthCheck { .. } | Why::Own { .. } => {
+                "NotCarried"
+            }
             Why::TooMany { .. } => "TooManyEndpoints",
             Why::NoRoom { .. } | Why::CutShort { .. } => "ServiceTablesFull",
             Why::Taken { address, .. } if address.is_unspecified() => "PortAlreadyAllocated",
@@ -177,6 +186,12 @@ impl fmt::Display for Why {
                 write!(
                     f,
                     "healthCheckNodePort {port} is not answered on this node: nothing may ask there for its health"
+                )
+            }
+            Why::Own { address } => {
+                write!(
+                    f,
+                    "{address} is not served: the node answers it itself (--cluster-dns); give the Service another"
                 )
             }
             Why::TooMany { port, endpoints } => {

@@ -206,6 +206,12 @@ pub trait Kernel {
     /// They are still there.
     fn detach(&mut self, index: u32) -> Result<(), Cause>;
 
+    /// The cookie of the host's own network namespace, which is this process's. Some 100 microseconds.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn host_cookie(&self) -> Result<u64, Cause>;
+
     /// The number that the pod's network namespace has as a file: another one is another namespace.
     ///
     /// # Errors

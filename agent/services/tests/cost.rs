@@ -12,7 +12,7 @@ const SERVICES: usize = 10_000;
 const ENDPOINTS: usize = 10;
 
 fn node() -> NodeFacts {
-    NodeFacts { name: "a".into(), zone: "".into(), addresses: Default::default() }
+    NodeFacts { name: "a".into(), zone: "".into(), addresses: Default::default(), own: Default::default() }
 }
 
 fn a_slice(number: usize, round: usize) -> Change {

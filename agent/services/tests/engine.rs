@@ -4,7 +4,7 @@
 mod support;
 
 use berth_core::model::{EndpointSlice, Protocol, Service};
-use berth_ebpf_abi::local_pod;
+use berth_ebpf_abi::{client, local_pod};
 use berth_ebpf_loader::{Front, Lost, Role};
 use berth_services::{Config, Device, Engine, Net as _, SeenPod, Why};
 use std::{
@@ -14,7 +14,7 @@ use std::{
 };
 use support::{
     endpoint, key, service, slice,
-    world::{FakeKernel, FakeNode, State, World, network, pod, uid},
+    world::{FakeKernel, FakeNode, HOST, State, World, network, pod, uid},
 };
 
 fn engine(world: &World) -> Engine<FakeKernel, FakeNode> {
@@ -96,7 +96,7 @@ fn nothing_is_written_before_all_is_known() {
     let state = world.state();
     assert_eq!((state.opened, state.hooked, state.configured), (1, 1, 1));
     assert_eq!(state.attached.get(&70), Some(&Role::Pod));
-    assert_eq!(state.clients.keys().copied().collect::<Vec<_>>(), [70]);
+    assert_eq!(state.clients.keys().copied().collect::<Vec<_>>(), [HOST, 70]);
 }
 
 #[test]
@@ -294,7 +294,7 @@ fn an_address_that_moved_on_stays_with_its_new_pod() {
     world.state().clients.insert(99, Default::default());
     let mut engine = engine(&world);
     engine.round();
-    assert_eq!(world.state().clients.keys().copied().collect::<Vec<_>>(), [10]);
+    assert_eq!(world.state().clients.keys().copied().collect::<Vec<_>>(), [HOST, 10]);
     {
         let mut state = world.state();
         state.pods = [(uid("new"), Some(pod("new", "a", "10.1.0.1")))].into();
@@ -302,7 +302,8 @@ fn an_address_that_moved_on_stays_with_its_new_pod() {
     }
     engine.round();
     let state = world.state();
-    assert_eq!(state.clients.keys().copied().collect::<Vec<_>>(), [20]);
+    assert_eq!(state.clients.keys().copied().collect::<Vec<_>>(), [HOST, 20]);
+    assert_eq!(state.clients.get(&HOST).map(|c| (c.v4, c.flags)), Some((0, client::HOST)));
     assert_eq!(state.pods4.values().map(|p| p.ifindex).collect::<Vec<_>>(), [12]);
     assert_eq!(state.attached.keys().copied().collect::<Vec<_>>(), [12]);
 }
@@ -322,7 +323,11 @@ fn a_pod_may_opt_out_of_the_socket_hooks() {
         world.state().pods.insert(uid("a"), Some(annotated(value)));
         engine.round();
         let state = world.state();
-        assert_eq!(state.clients.values().map(|c| c.flags).collect::<Vec<_>>(), [flags], "{value:?}");
+        assert_eq!(
+            state.clients.values().map(|c| c.flags).collect::<Vec<_>>(),
+            [client::HOST, flags],
+            "{value:?}"
+        );
         let own = local_pod::OWN_SOURCE | local_pod::DIRECT;
         assert_eq!(state.pods4.values().map(|p| p.flags).collect::<Vec<_>>(), [flags | own], "{value:?}");
     }
@@ -355,10 +360,10 @@ fn a_network_that_is_not_there_yet_is_looked_for_again() {
     world.state().pods.insert(uid("a"), Some(seen));
     let mut engine = engine(&world);
     engine.round();
-    assert!(world.state().clients.is_empty());
+    assert_eq!(world.state().clients.keys().copied().collect::<Vec<_>>(), [HOST]);
     world.state().networks.insert(uid("a"), network(1, 11));
     engine.round();
-    assert_eq!(world.state().clients.len(), 1);
+    assert_eq!(world.state().clients.len(), 2);
     let looked = world.state().looked_at;
     engine.round();
     assert_eq!(world.state().looked_at, looked);
@@ -469,8 +474,12 @@ fn what_somebody_else_did_to_the_maps_is_mended() {
     let whole = |w: &World| {
         let s = w.state();
         let maps =
-            s.nodes4.len() == 1 && s.pods4.len() == 1 && s.clients.len() == 1 && s.masquerade4.is_some();
-        maps && !s.spoil.services && s.fronts.contains_key(&(ip("10.96.0.1"), 80)) && s.attached.len() == 1
+            s.nodes4.len() == 1 && s.pods4.len() == 1 && s.clients.len() == 2 && s.masquerade4.is_some();
+        let host = s.clients.get(&HOST).is_some_and(|c| c.flags == client::HOST);
+        maps && host
+            && !s.spoil.services
+            && s.fronts.contains_key(&(ip("10.96.0.1"), 80))
+            && s.attached.len() == 1
     };
     for (what, spoil) in spoil {
         assert!(whole(&world), "before {what}");

@@ -9,7 +9,7 @@ use berth_core::{
     model::{EndpointSlice, Protocol, Service, TrafficPolicy},
     time::Wall,
 };
-use berth_ebpf_abi::{ServiceKey, frontend};
+use berth_ebpf_abi::{SERVING, ServiceKey, frontend};
 use berth_ebpf_loader::Front;
 use berth_services::{Allocator, Change, Net, NodeFacts, REST, Transport, WantedPort, compile};
 use std::{
@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use support::{Fake, Maps, View, endpoint, service, slice};
+use support::{Fake, Maps, View, endpoint, is_udp, service, slice};
 
 /// SplitMix64: a history is a number.
 struct Dice(u64);
@@ -43,7 +43,7 @@ struct World {
 }
 
 fn node() -> NodeFacts {
-    NodeFacts { name: "a".into(), zone: "".into(), addresses: BTreeSet::new() }
+    NodeFacts { name: "a".into(), zone: "".into(), addresses: BTreeSet::new(), own: BTreeSet::new() }
 }
 
 impl World {
@@ -162,6 +162,28 @@ impl World {
         views.into_iter().map(|(key, (_, view))| (key, view)).collect()
     }
 
+    /// Backends that flows by a UDP key may go on with, though nobody is given them: those of the Service that has the key.
+    fn serving<A: Net>(
+        &self,
+        of: impl Fn(&berth_services::Wanted) -> &Vec<WantedPort<A>>,
+    ) -> HashMap<ServiceKey<A>, BTreeSet<(A, u16)>> {
+        type Aged<A> = ((Wall, Arc<str>), BTreeSet<(A, u16)>);
+        let mut serving: HashMap<ServiceKey<A>, Aged<A>> = HashMap::new();
+        for (service, wanted) in self.wanted() {
+            for port in of(&wanted) {
+                let only =
+                    port.serving.iter().map(|b| (b.addr, u16::from_be(b.port))).collect::<BTreeSet<_>>();
+                for (key, _) in port.fronts.iter().filter(|(key, _)| is_udp(key)) {
+                    let age = (service.created, Arc::clone(&service.uid));
+                    if serving.get(key).is_none_or(|(there, _)| age < *there) {
+                        serving.insert(*key, (age, only.clone()));
+                    }
+                }
+            }
+        }
+        serving.into_iter().map(|(key, (_, only))| (key, only)).collect()
+    }
+
     fn feed(&self, allocator: &mut Allocator) {
         self.services.values().for_each(|s| allocator.change(Change::Service(Arc::clone(s))));
         self.slices.values().for_each(|s| allocator.change(Change::Slice(Arc::clone(s))));
@@ -221,6 +243,25 @@ fn hidden(fake: &Fake, allocator: &Allocator) -> (BTreeSet<u32>, BTreeSet<u32>) 
     (fake.v4.hidden(ids(false)), fake.v6.hidden(ids(true)))
 }
 
+/// The generation of an id, and whom its flows may go on with.
+type Flows<A> = HashMap<u32, (u32, BTreeSet<(A, u16)>)>;
+
+/// A flow asks where there is a new generation: so one is due when a backend is gone.
+fn asked<A: Net>(before: &mut Flows<A>, maps: &Maps<A>) {
+    let mut now = Flows::new();
+    for (_, value) in maps.services.iter().filter(|(key, _)| is_udp(key)) {
+        let members = maps.members.keys().filter(|m| m.id == value.id && m.set == SERVING);
+        let serving: BTreeSet<_> = members.map(|m| (m.addr, m.port)).collect();
+        if let Some((generation, there)) = before.get(&value.id)
+            && *generation == value.generation
+        {
+            assert!(there.is_subset(&serving), "flows of {} are not asked: {there:?}, {serving:?}", value.id);
+        }
+        now.insert(value.id, (value.generation, serving));
+    }
+    *before = now;
+}
+
 fn run(number: u64) {
     let mut dice = Dice(number);
     let mut fake = Fake::default();
@@ -229,6 +270,7 @@ fn run(number: u64) {
     let mut allocator = Allocator::new(node(), 1);
     allocator.listed();
     let mut names = Names::new();
+    let (mut flows4, mut flows6) = (HashMap::new(), HashMap::new());
     for _ in 0..6 + dice.roll(10) {
         for _ in 0..1 + dice.roll(3) {
             let change = world.step(&mut dice);
@@ -263,8 +305,10 @@ fn run(number: u64) {
         let outcome = allocator.sync(&mut fake, &clock).unwrap();
         owed.retain(|o| outcome.stale.iter().all(|s| (s.address, s.port, s.front) != *o));
         let (v4, v6) = hidden(&fake, &allocator);
-        fake.v4.check(&v4);
-        fake.v6.check(&v6);
+        fake.v4.check(&v4, &world.serving(|w| &w.v4));
+        fake.v6.check(&v6, &world.serving(|w| &w.v6));
+        asked(&mut flows4, &fake.v4);
+        asked(&mut flows6, &fake.v6);
         assert!(owed.is_empty(), "not told as stale: {owed:?}");
         assert_eq!(allocator.check(&mut fake).unwrap(), []);
         names = allocator.names().map(|n| ((n.v6, n.id), n.service)).collect();

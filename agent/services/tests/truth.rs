@@ -75,8 +75,12 @@ fn endpoints_are_chosen_as_kube_proxy_chooses_them() {
     let (mut local, mut none, mut fallback) = (0, 0, 0);
     for (number, line) in BufReader::new(GzDecoder::new(File::open(path).unwrap())).lines().enumerate() {
         let case: Value = serde_json::from_str(&line.unwrap()).unwrap();
-        let node =
-            NodeFacts { name: "node-a".into(), zone: text(&case, "zone").into(), addresses: BTreeSet::new() };
+        let node = NodeFacts {
+            name: "node-a".into(),
+            zone: text(&case, "zone").into(),
+            addresses: BTreeSet::new(),
+            own: BTreeSet::new(),
+        };
         let ports: Vec<_> = list(&case["ports"])
             .iter()
             .map(|p| {

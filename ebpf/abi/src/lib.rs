@@ -14,10 +14,10 @@ mod service;
 
 pub use addr::{Addr, V4, V6};
 pub use conntrack::{Begun, Flow, FragmentKey, FragmentPorts, Tuple, flow};
-pub use node::{Client, Config, LocalPod, NodeAddress, PodDevice, Prefix, config, local_pod};
+pub use node::{Client, Config, LocalPod, NodeAddress, PodDevice, Prefix, client, config, local_pod};
 pub use service::{
     Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, REVERSE, Reverse, Reverses,
-    Service, ServiceKey, Set, backend, frontend, tag,
+    SERVING, Service, ServiceKey, Set, backend, frontend, tag,
 };
 
 /// The version of everything in this crate.
@@ -37,7 +37,8 @@ pub mod maps {
     pub const AFFINITY4: &str = "AFFINITY4";
     /// `AffinityKey<V6> -> Affinity<V6>`, LRU hash.
     pub const AFFINITY6: &str = "AFFINITY6";
-    /// `MemberKey<V4> -> u32` (unused, 1): backends of the Services with affinity and of chunked UDP Services; hash, not preallocated.
+    /// `MemberKey<V4> -> u32` (unused, 1): by set, the backends of the Services with affinity; and those that the flows of
+    /// each UDP Service may go on with ([`crate::SERVING`]); hash, not preallocated.
     pub const MEMBER4: &str = "MEMBER4";
     /// `MemberKey<V6> -> u32`, likewise.
     pub const MEMBER6: &str = "MEMBER6";
@@ -45,7 +46,7 @@ pub mod maps {
     pub const REVERSE4: &str = "REVERSE4";
     /// Socket storage: `Reverses<V6>` of AF_INET6 sockets.
     pub const REVERSE6: &str = "REVERSE6";
-    /// `u64` netns cookie `-> Client`: the pods, by network namespace; hash, not preallocated.
+    /// `u64` netns cookie `-> Client`: the host and the pods, by network namespace; hash, not preallocated.
     pub const CLIENT: &str = "CLIENT";
     /// `V4 -> NodeAddress`: the node's own addresses; hash, not preallocated.
     pub const NODE4: &str = "NODE4";

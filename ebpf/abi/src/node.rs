@@ -2,7 +2,8 @@
 
 use crate::{V4, V6};
 
-/// A pod as a client, found by the cookie of its network namespace. A namespace without an entry is the host's.
+/// The host or a pod as a client, found by the cookie of its network namespace. A namespace without an entry is nobody's:
+/// a container of somebody else, a pod that is just being started. Its clients are served as those from outside are.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Client {
@@ -10,8 +11,14 @@ pub struct Client {
     pub v4: V4,
     /// Its IPv6 address; zeros: none.
     pub v6: V6,
-    /// [`local_pod::NO_SOCKET_HOOKS`] and friends.
+    /// [`client::HOST`] or a pod's [`local_pod`].
     pub flags: u32,
+}
+
+/// Flags of [`Client::flags`] beyond a pod's.
+pub mod client {
+    /// The host's own network namespace: node ports answer at its loopback, and it has no address here.
+    pub const HOST: u32 = 1 << 31;
 }
 
 /// Flags of a local pod.

@@ -96,7 +96,7 @@ pub struct Service<A> {
 /// The check value of one generation's parts.
 #[inline(always)]
 pub const fn tag(id: u32, generation: u32) -> u32 {
-    id.rotate_left(16) ^ generation ^ 0x5eb7_11ed
+    id.wrapping_mul(0x9e37_79b1) ^ generation ^ 0x5eb7_11ed
 }
 
 /// Where a chunk of backends lies.
@@ -145,8 +145,8 @@ pub struct Affinity<A> {
     pub seen_s: u32,
 }
 
-/// Says that a backend is still in a set of a Service with affinity, or of a UDP Service whose backends lie in chunks
-/// (a translated UDP flow asks after each new generation, and chooses anew where it finds nothing).
+/// Says that a backend is in a set of a Service with affinity, or ([`SERVING`]) that the flows of a UDP Service may go on
+/// with it: each new generation a translated flow asks that, and each datagram of a socket that is not connected.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct MemberKey<A> {
@@ -156,11 +156,16 @@ pub struct MemberKey<A> {
     pub addr: A,
     /// The backend's port, network order.
     pub port: u16,
-    /// The [`Set`] as a number.
+    /// The [`Set`] as a number, or [`SERVING`].
     pub set: u16,
 }
 
-/// One translation that a socket remembers: answers of `backend` are shown as from the virtual address.
+/// In [`MemberKey::set`]: every backend of a UDP Service that serves, be it in a set or in none. Who ends but still serves
+/// (`conditions.serving`), or is ready and chosen no more, keeps the flows that it has and gets no new one.
+pub const SERVING: u16 = 2;
+
+/// One translation that a socket remembers: answers of `backend` are shown as from the virtual address, and datagrams to
+/// that address go to `backend` for as long as it serves.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reverse<A> {
@@ -174,7 +179,8 @@ pub struct Reverse<A> {
     pub backend_port: u16,
 }
 
-/// All that a socket remembers; the oldest is overwritten.
+/// All that a socket remembers; the oldest is overwritten. Of two entries with one backend the first is the one that was
+/// dialled last.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reverses<A> {

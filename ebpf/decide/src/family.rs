@@ -8,6 +8,9 @@ pub trait Family: Addr {
     fn within(self, range: &Prefix) -> bool;
     /// `127.0.0.0/8` or `::1`.
     fn is_loopback(self) -> bool;
+    /// Whether node ports answer at the host's loopback: `127.0.0.0/8`, as kube-proxy has it by default
+    /// (`iptables.localhostNodePorts`), and never `::1`.
+    const LOOPBACK_NODE_PORTS: bool;
     /// A pod's address of this family; [`Addr::ANY`] where it has none.
     fn of_client(client: &Client) -> Self;
     /// The same of a pod's device.
@@ -15,6 +18,8 @@ pub trait Family: Addr {
     /// Whether it is no host's in particular: link-local (`169.254.0.0/16`, `fe80::/10`), or unspecified, as before a host
     /// has an address.
     fn is_of_the_link(self) -> bool;
+    /// An address that stands for a network namespace, by its cookie, and is nobody's: of `240.0.0.0/8` or `100::/64`.
+    fn of_namespace(cookie: u64) -> Self;
 }
 
 impl Family for V4 {
@@ -29,6 +34,8 @@ impl Family for V4 {
         u32::from_be(self) >> 24 == 127
     }
 
+    const LOOPBACK_NODE_PORTS: bool = true;
+
     #[inline(always)]
     fn of_client(client: &Client) -> Self {
         client.v4
@@ -42,6 +49,12 @@ impl Family for V4 {
     #[inline(always)]
     fn is_of_the_link(self) -> bool {
         self == 0 || u32::from_be(self) >> 16 == 0xa9fe
+    }
+
+    #[inline(always)]
+    fn of_namespace(cookie: u64) -> Self {
+        // The lowest three bytes; the shift leaves room for the first of the address.
+        ((cookie & 0xff_ffff) << 8) as u32 | 240
     }
 }
 
@@ -61,6 +74,8 @@ impl Family for V6 {
         self[0] == 0 && self[1] == 0 && self[2] == 0 && self[3] == 1_u32.to_be()
     }
 
+    const LOOPBACK_NODE_PORTS: bool = false;
+
     #[inline(always)]
     fn of_client(client: &Client) -> Self {
         client.v6
@@ -74,6 +89,11 @@ impl Family for V6 {
     #[inline(always)]
     fn is_of_the_link(self) -> bool {
         u32::from_be(self[0]) >> 22 == 0x3fa || (self[0] | self[1] | self[2] | self[3]) == 0
+    }
+
+    #[inline(always)]
+    fn of_namespace(cookie: u64) -> Self {
+        [1, 0, (cookie & 0xffff_ffff) as u32, (cookie >> 32) as u32]
     }
 }
 

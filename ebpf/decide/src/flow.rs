@@ -10,8 +10,8 @@
 //! - An answer is shown as from the very address and port that the client dialled.
 //! - A packet writes only its own direction's entry, at most once a second unless its state changes. Once a second it
 //!   also looks for the other entry and puts it back where it is missing.
-//! - A UDP flow asks once a second whether its backend is still in a set of the Service, a TCP flow at each SYN; where
-//!   it is not, the flow is forgotten and the packet chooses anew.
+//! - A UDP flow asks once a second whether its backend still serves; where it does not, the flow is forgotten and the
+//!   packet chooses anew. So does the SYN of a TCP connection whose Service has got other backends since its last.
 //!
 //! On failure: a packet in the middle of a TCP connection that no entry knows is left to the stack (it may be in
 //! nf_conntrack since before these programs); any other chooses a backend; no free port is a drop, and so is a full
@@ -35,12 +35,10 @@ pub use open::open;
 pub use packet::{Dropped, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, Way, reverse, tcp};
 
 use crate::{
-    Aligned, Family, From, Side, decide,
-    service::{find, search},
+    Aligned, Asked, Family, From, decide,
+    service::{find, search, serves},
 };
-use berth_ebpf_abi::{
-    FragmentKey, FragmentPorts, INLINE, LocalPod, MemberKey, ServiceKey, Set, flow, local_pod, tag,
-};
+use berth_ebpf_abi::{FragmentKey, FragmentPorts, LocalPod, ServiceKey, flow, local_pod, tag};
 use class::{Moved, find as find_flow, forget, reclass};
 use lifetime::is_stream;
 use packet::is_reverse;
@@ -224,14 +222,14 @@ fn renew<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>, begins: bool, 
     holds
 }
 
-/// Looks for a flow's backend in the sets of its Service, and notes the generation in which it is there.
+/// Looks whether a flow's backend still serves, and notes the generation in which it does.
 #[inline(always)]
 fn still_there<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>) -> bool {
     let tuple = &room.packet.tuple;
     let key = ServiceKey { addr: tuple.dst, port: tuple.dst_port, proto: tuple.proto, pad: 0 };
     let mut key = Aligned(key);
     let mut search = search::DIALLED;
-    let Ok(at) = find(maps, &mut key, &mut search, Side::Outside) else {
+    let Some(at) = find(maps, &mut key, &mut search) else {
         return false;
     };
     let header = maps.header(at);
@@ -245,30 +243,10 @@ fn still_there<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>) -> bool 
     if header.generation == room.entry.generation {
         return true;
     }
-    let backend = &room.entry.to;
-    let [cluster, here] = header.counts;
-    let count = u32::from(cluster) + u32::from(here);
-    let mut found = false;
-    if count <= INLINE as u32 {
-        let mut index = 0;
-        while index < INLINE as u32 {
-            let one = maps.inline(at, index);
-            found |= index < count && one.addr == backend.dst && one.port == backend.dst_port;
-            index += 1;
-        }
-    } else {
-        // One after the other: the kernel's verifier refuses both answers in one condition.
-        let (addr, port) = (backend.dst, backend.dst_port);
-        let mut member = MemberKey { id: header.id, addr, port, set: Set::Cluster as u16 };
-        if maps.member(&member) {
-            found = true;
-        } else {
-            member.set = Set::Local as u16;
-            if maps.member(&member) {
-                found = true;
-            }
-        }
-    }
+    let mut asked = Asked::default();
+    asked.member.addr = room.entry.to.dst;
+    asked.member.port = room.entry.to.dst_port;
+    let found = serves(maps, &mut asked, header.id);
     if maps.header(at).tag != header.tag {
         return true;
     }

@@ -22,15 +22,19 @@ pub mod flow;
 mod maps;
 #[cfg(feature = "std")]
 pub mod memory;
+pub mod ring;
 mod service;
+#[cfg(feature = "std")]
+pub mod socket;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(feature = "std")]
 pub mod trace;
 
-pub use client::{Dialler, dialler, left_alone};
+pub use client::{Dialler, ECONNREFUSED, EHOSTUNREACH, dialler, is_host, left_alone, refusal};
 pub use family::Family;
 pub use maps::{Header, Maps};
 pub use service::{
-    Aligned, Choice, DropReason, From, Given, RejectReason, Ruling, Side, Verdict, Who, decide, rule,
+    Aligned, Asked, Choice, DropReason, From, Given, RejectReason, Ruling, Verdict, Who, decide, goes_on,
+    lot, rule,
 };

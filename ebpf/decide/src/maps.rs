@@ -83,11 +83,16 @@ pub trait Maps<A: Family> {
     }
     /// Writes whom a client stays with. A full table is no error: the client is then given a backend anew.
     fn stick(&self, key: &AffinityKey<A>, value: &Affinity<A>);
-    /// Whether a backend is in a set of a Service with affinity.
+    /// Whether a backend is in a set of a Service with affinity, or serves flows of a UDP Service.
     fn member(&self, key: &MemberKey<A>) -> bool;
 
     /// One of the node's own addresses.
     fn node(&self, addr: &A) -> Option<NodeAddress>;
+    /// The same as a number: 0, none; 1, one without node ports; 2, one with them.
+    #[inline(always)]
+    fn node_number(&self, addr: &A) -> u32 {
+        self.node(addr).map_or(0, |node| 1 + (node.node_ports & 1))
+    }
     /// Whether an address lies in one of the Service ranges.
     fn in_service_range(&self, addr: A) -> bool;
 

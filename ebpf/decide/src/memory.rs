@@ -17,7 +17,7 @@ pub struct Tables<A> {
     pub chunks: HashMap<ChunkKey, Chunk<A>>,
     /// Whom clients stay with.
     pub affinity: RefCell<HashMap<AffinityKey<A>, Affinity<A>>>,
-    /// Backends of Services with affinity.
+    /// Backends of Services with affinity, by set, and those that serve flows of UDP Services.
     pub members: HashSet<MemberKey<A>>,
     /// The node's own addresses.
     pub nodes: HashMap<A, NodeAddress>,

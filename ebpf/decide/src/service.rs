@@ -2,7 +2,7 @@
 
 use crate::{Family, Header, Maps};
 use berth_ebpf_abi::{
-    Affinity, AffinityKey, Backend, ChunkKey, INLINE, MemberKey, ServiceKey, Set, frontend, tag,
+    Affinity, AffinityKey, Backend, ChunkKey, INLINE, MemberKey, SERVING, ServiceKey, Set, frontend, tag,
 };
 
 /// Where a client sits.
@@ -12,7 +12,7 @@ pub enum From<A> {
     Host,
     /// A pod of this node, with its address.
     Pod(A),
-    /// Any other, with its address.
+    /// Any other, with its address; also a network namespace of this machine that is neither the node's nor a pod's.
     Outside(A),
 }
 
@@ -67,32 +67,39 @@ pub enum DropReason {
 }
 
 /// A client, as far as a decision asks: its address is only read for a Service with affinity.
-pub trait Who<A>: Copy {
-    /// Where it sits.
-    fn side(self) -> Side;
+pub trait Who<A: Family>: Copy {
+    /// Whether it is this node itself.
+    fn is_host(self) -> bool;
+    /// Has the bit [`frontend::EXTERNAL`] where it is neither this node nor a pod of it: a way in from outside has a policy
+    /// of its own for it.
+    fn outside(self) -> u32;
     /// Writes its address; [`berth_ebpf_abi::Addr::ANY`] for the node itself.
     fn put_addr(self, into: &mut A);
+    /// 32 bits by which it is given one of a Service's backends: any, or the same ones for whoever is to come to the same
+    /// backend again.
+    #[inline(always)]
+    fn lot<M: Maps<A>>(self, maps: &M, _service: u32) -> u32 {
+        maps.rand()
+    }
 }
 
-/// Where a client sits, without its address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// This node itself.
-    Host,
-    /// A pod of this node.
-    Pod,
-    /// Any other.
-    Outside,
+/// [`Who::lot`] of a datagram socket, by its cookie: what it has forgotten it comes to again, while the set stands.
+#[inline(always)]
+pub fn lot(cookie: u64, service: u32) -> u32 {
+    // Cookies are given out one after the other: both multiplications are for neighbours to lie apart.
+    let mixed = (cookie ^ (u64::from(service) << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32
 }
 
 impl<A: Family> Who<A> for From<A> {
     #[inline(always)]
-    fn side(self) -> Side {
-        match self {
-            From::Host => Side::Host,
-            From::Pod(_) => Side::Pod,
-            From::Outside(_) => Side::Outside,
-        }
+    fn is_host(self) -> bool {
+        matches!(self, From::Host)
+    }
+
+    #[inline(always)]
+    fn outside(self) -> u32 {
+        if matches!(self, From::Outside(_)) { frontend::EXTERNAL } else { 0 }
     }
 
     #[inline(always)]
@@ -114,6 +121,14 @@ pub(crate) mod search {
     pub(crate) const NODE_PORT: u32 = 2;
     /// The value changed while it was read: it is looked for, and read, once more and no third time.
     pub(crate) const AGAIN: u32 = 3;
+    /// It is over: no Service is meant.
+    pub(crate) const PASS: u32 = 4;
+    /// It is over: the address is a Service's, the port is not.
+    pub(crate) const UNKNOWN_PORT: u32 = 5;
+    /// It is over: the address lies in a Service range and is no Service's.
+    pub(crate) const NO_SUCH_SERVICE: u32 = 6;
+    /// It is over: the value was there and is not any more.
+    pub(crate) const UNSETTLED: u32 = 7;
 }
 
 /// Where eight bytes may be read and written at once, as the kernel's stack requires it for that.
@@ -154,7 +169,7 @@ pub enum Ruling {
 /// Decides for a client that dials `key` (`port` and `proto` are never 0).
 ///
 /// The rules are kube-proxy's: an address and port of a Service go to the set that the traffic policies give; a node's
-/// own address with a NodePort likewise, from the node itself also by loopback; other ports of a cluster address are
+/// own address with a NodePort likewise, from the node itself also by IPv4's loopback; other ports of a cluster address are
 /// refused; other addresses in a Service range are dropped, but for the node's own. `0.0.0.0` and `::` mean the client's own loopback.
 #[inline(always)]
 pub fn decide<A: Family, M: Maps<A>>(maps: &M, key: &ServiceKey<A>, from: From<A>) -> Verdict<A> {
@@ -178,11 +193,18 @@ pub fn rule<A: Family, M: Maps<A>, W: Who<A>>(
     from: W,
     given: &mut Given<A>,
 ) -> Ruling {
-    let mut search = maps.number::<{ search::DIALLED }>();
+    let mut search = start(maps, &key.0, from);
+    if search == search::PASS {
+        return Ruling::Pass;
+    }
     loop {
-        let at = match find(maps, key, &mut search, from.side()) {
-            Ok(at) => at,
-            Err(ruling) => return ruling,
+        let Some(at) = find(maps, key, &mut search) else {
+            return match search {
+                search::UNKNOWN_PORT => Ruling::Reject(RejectReason::UnknownPort),
+                search::NO_SUCH_SERVICE => Ruling::Drop(DropReason::NoSuchService),
+                search::UNSETTLED => Ruling::Drop(DropReason::Unsettled),
+                _ => Ruling::Pass,
+            };
         };
         if let Some(ruling) = serve(maps, &key.0, at, from, given) {
             return ruling;
@@ -194,8 +216,24 @@ pub fn rule<A: Family, M: Maps<A>, W: Who<A>>(
     }
 }
 
-/// Finds the way in that is dialled, or what becomes of a client of none. A NodePort's key loses its address. `flow` finds a
-/// connection's Service once more by it.
+/// Where the search for a way in starts; nowhere ([`search::PASS`]) at a client's own loopback, but for IPv4's of the node.
+#[inline(always)]
+pub(crate) fn start<A: Family, M: Maps<A>, W: Who<A>>(maps: &M, key: &ServiceKey<A>, from: W) -> u32 {
+    if A::LOOPBACK_NODE_PORTS {
+        if key.addr == A::ANY || key.addr.is_loopback() {
+            return if from.is_host() { maps.number::<{ search::NODE_PORT }>() } else { search::PASS };
+        }
+    } else if key.addr == A::ANY {
+        // It would be the key of a node port; `::1` is in no table.
+        return search::PASS;
+    }
+    maps.number::<{ search::DIALLED }>()
+}
+
+/// Finds the way in that is dialled; where there is none, `search` says why. A NodePort's key loses its address. `flow` finds
+/// a connection's Service once more by it.
+///
+/// A number and not the ruling: of that the compiler makes half a register beside half an address.
 ///
 /// One loop with one look into each table: in the kernel each look that stands here takes ten instructions.
 #[inline(always)]
@@ -203,28 +241,28 @@ pub(crate) fn find<A: Family, M: Maps<A>>(
     maps: &M,
     key: &mut Aligned<ServiceKey<A>>,
     search: &mut u32,
-    from: Side,
-) -> Result<M::Service, Ruling> {
+) -> Option<M::Service> {
     let key = &mut key.0;
-    if *search == search::DIALLED && (key.addr == A::ANY || key.addr.is_loopback()) {
-        if from != Side::Host {
-            return Err(Ruling::Pass);
-        }
-        *search = maps.number::<{ search::NODE_PORT }>();
-    }
     loop {
         if maps.hide(*search) == search::NODE_PORT {
             maps.clear(&mut key.addr);
         }
         if let Some(at) = maps.service(key) {
-            return match *search {
-                search::BARE => Err(Ruling::Reject(RejectReason::UnknownPort)),
-                _ => Ok(at),
-            };
+            if *search == search::BARE {
+                *search = search::UNKNOWN_PORT;
+                return None;
+            }
+            return Some(at);
         }
         match *search {
-            search::AGAIN => return Err(Ruling::Drop(DropReason::Unsettled)),
-            search::NODE_PORT => return Err(Ruling::Pass),
+            search::AGAIN => {
+                *search = search::UNSETTLED;
+                return None;
+            }
+            search::NODE_PORT => {
+                *search = search::PASS;
+                return None;
+            }
             search::DIALLED if maps.in_service_range(key.addr) => {
                 key.port = 0;
                 key.proto = 0;
@@ -233,19 +271,56 @@ pub(crate) fn find<A: Family, M: Maps<A>>(
             }
             _ => {}
         }
-        let node = maps.node(&key.addr);
+        let node = maps.node_number(&key.addr);
         if *search == search::BARE {
             // Cluster DNS on the node itself has an address of the Service range.
-            return Err(if node.is_some() { Ruling::Pass } else { Ruling::Drop(DropReason::NoSuchService) });
+            *search = if node != 0 { search::PASS } else { search::NO_SUCH_SERVICE };
+            return None;
         }
-        if !matches!(node, Some(node) if node.node_ports != 0) {
-            return Err(Ruling::Pass);
+        if node <= 1 {
+            *search = search::PASS;
+            return None;
         }
         *search = maps.number::<{ search::NODE_PORT }>();
     }
 }
 
-/// Takes a backend; nothing when the value changed while it was read.
+/// A backend as it is looked for among those that serve, in the caller's memory.
+#[repr(C, align(8))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Asked<A> {
+    /// Puts the address behind it where eight bytes may be copied at once.
+    room: u32,
+    /// Its address and port are the caller's to write.
+    pub member: MemberKey<A>,
+}
+
+/// Whether the flows of a UDP Service port may go on with a backend.
+#[inline(always)]
+pub(crate) fn serves<A: Family, M: Maps<A>>(maps: &M, asked: &mut Asked<A>, id: u32) -> bool {
+    asked.member.id = id;
+    asked.member.set = SERVING;
+    maps.member(&asked.member)
+}
+
+/// Whether a datagram goes on with the backend that its socket was given before for `key`, which is changed. It does for
+/// as long as that serves, whatever set its client would be given another from; affinity has no say, as with kube-proxy.
+#[inline(always)]
+pub fn goes_on<A: Family, M: Maps<A>>(
+    maps: &M,
+    key: &mut Aligned<ServiceKey<A>>,
+    asked: &mut Asked<A>,
+) -> bool {
+    // A socket that was given a backend at its loopback is the host's.
+    let mut search = start(maps, &key.0, From::Host);
+    let Some(at) = find(maps, key, &mut search) else { return false };
+    let header = maps.header(at);
+    // What changes right now is asked with the next datagram.
+    header.tag != tag(header.id, header.generation) || serves(maps, asked, header.id)
+}
+
+/// Takes a backend: the one that affinity keeps the client with, else one by lot. Nothing when the value changed while it
+/// was read.
 #[inline(always)]
 fn serve<A: Family, M: Maps<A>, W: Who<A>>(
     maps: &M,
@@ -258,16 +333,16 @@ fn serve<A: Family, M: Maps<A>, W: Who<A>>(
     if header.tag != tag(header.id, header.generation) {
         return None;
     }
-    let local = match from.side() {
-        Side::Outside if header.frontend & frontend::EXTERNAL != 0 => frontend::OUTSIDE_LOCAL,
-        _ => frontend::INSIDE_LOCAL,
+    const {
+        assert!(
+            frontend::INSIDE_LOCAL == 1 && frontend::OUTSIDE_LOCAL == 1 << 1 && frontend::EXTERNAL == 1 << 2
+        )
     };
-    let set = if header.frontend & local != 0 { Set::Local } else { Set::Cluster };
+    // By bits, not by branches: the flag of the one or of the other, which is the set's number.
+    let outside = (header.frontend & from.outside() & frontend::EXTERNAL) >> 2;
+    let set = maps.hide((header.frontend >> outside) & 1);
     let [cluster, here] = header.counts.map(u32::from);
-    let (count, before) = match set {
-        Set::Cluster => (cluster, 0),
-        Set::Local => (here, cluster),
-    };
+    let (count, before) = if set == 0 { (cluster, 0) } else { (here, cluster) };
     // None while its port is 0.
     given.last.backend.port = 0;
     let mut now_s = 0;
@@ -277,7 +352,7 @@ fn serve<A: Family, M: Maps<A>, W: Who<A>>(
             last(maps, given, &header, set, from, now_s);
         }
         if given.last.backend.port == 0 {
-            let ordinal = scale(maps.rand(), count);
+            let ordinal = scale(from.lot(maps, header.id), count);
             if cluster + here <= INLINE as u32 {
                 maps.take_inline(at, before + ordinal, &mut given.last.backend);
             } else {
@@ -301,7 +376,7 @@ fn serve<A: Family, M: Maps<A>, W: Who<A>>(
         let given = maps.place(given);
         maps.stick(&given.client, &given.last);
     }
-    Some(Ruling::To(header, set))
+    Some(Ruling::To(header, if set == 0 { Set::Cluster } else { Set::Local }))
 }
 
 /// Writes the backend that the client had, if it may stay with it; else one with port 0.
@@ -310,7 +385,7 @@ fn last<A: Family, M: Maps<A>, W: Who<A>>(
     maps: &M,
     given: &mut Given<A>,
     header: &Header,
-    set: Set,
+    set: u32,
     from: W,
     now_s: u32,
 ) {
@@ -319,7 +394,7 @@ fn last<A: Family, M: Maps<A>, W: Who<A>>(
     from.put_addr(&mut given.client.client);
     if maps.take_affinity(&given.client, &mut given.last) {
         let Backend { addr, port, .. } = given.last.backend;
-        given.member = MemberKey { id: header.id, addr, port, set: set as u16 };
+        given.member = MemberKey { id: header.id, addr, port, set: (set & 0xffff) as u16 };
         let young = now_s.wrapping_sub(given.last.seen_s) < header.affinity_s;
         if young && maps.member(&given.member) {
             return;
@@ -334,13 +409,13 @@ fn last<A: Family, M: Maps<A>, W: Who<A>>(
 fn of_chunk<A: Family, M: Maps<A>>(
     maps: &M,
     header: &Header,
-    set: Set,
+    set: u32,
     ordinal: u32,
     into: &mut Backend<A>,
 ) -> Option<()> {
     let Header { id, generation, tag, .. } = *header;
     // CHUNK is a power of two: the kernel's verifier follows a shift and a mask, not a division.
-    let at = maps.chunk(&ChunkKey { id, generation, set: set as u32, index: ordinal >> 4 })?;
+    let at = maps.chunk(&ChunkKey { id, generation, set, index: ordinal >> 4 })?;
     // A generation's chunks go after its Service's value: while that is unchanged, which is looked at next, so is this.
     if maps.chunk_tag(at) != tag {
         return None;

@@ -5,8 +5,8 @@
 
 use crate::{DropReason, Family, From, RejectReason, Verdict, memory::Tables};
 use berth_ebpf_abi::{
-    Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, NodeAddress, Prefix, Service,
-    ServiceKey, Set, V4, V6, backend, frontend, tag,
+    Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, NodeAddress, Prefix, SERVING,
+    Service, ServiceKey, Set, V4, V6, backend, frontend, tag,
 };
 use std::{collections::HashMap, vec::Vec};
 
@@ -356,6 +356,12 @@ impl<A: Sample> World<A> {
                     tables.services.insert(bare, value);
                 }
             }
+            if port.ways.iter().any(|way| way.key.proto == UDP) {
+                let serving = port.sets.iter().flatten().map(|b| (b.addr, b.port));
+                let member =
+                    |(addr, port_number)| MemberKey { id: port.id, addr, port: port_number, set: SERVING };
+                tables.members.extend(serving.map(member));
+            }
             if port.affinity_s != 0 {
                 for set in 0..2_u16 {
                     tables.members.extend(port.sets[usize::from(set)].iter().map(|b| MemberKey {
@@ -386,7 +392,8 @@ impl<A: Sample> World<A> {
         let own = addr == A::ANY || addr == A::loopback();
         let known = |way: &&Way<A>| way.flags & frontend::EXTERNAL == 0 && way.key.addr == addr;
         let found = if own {
-            if dial.from == From::Host { by(A::ANY) } else { None }
+            // IPv4's alone, as kube-proxy has it.
+            if dial.from == From::Host && A::LOOPBACK_NODE_PORTS { by(A::ANY) } else { None }
         } else if let Some(found) = by(addr) {
             Some(found)
         } else if self.range && (0..64).any(|n| A::nth(Kind::Virtual, n) == addr) {

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
 use berth_ebpf_abi::{
-    Addr, Backend, Config, INLINE, LocalPod, NodeAddress, Prefix, Service, ServiceKey, Tuple, V4, backend,
-    config, flow, frontend, local_pod, tag,
+    Addr, Backend, Chunk, ChunkKey, Config, INLINE, LocalPod, MemberKey, NodeAddress, Prefix, SERVING,
+    Service, ServiceKey, Tuple, V4, backend, config, flow, frontend, local_pod, tag,
 };
 use berth_ebpf_decide::flow::{
     Class, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, collect, judge, memory::Flows, reverse, tcp,
@@ -61,7 +61,7 @@ fn event(evictions: u32) -> impl Strategy<Value = Event> {
         ),
         6 => (any::<usize>(), flags()).prop_map(|(number, flags)| Event::Answer { number, flags }),
         2 => prop_oneof![Just(1), Just(1), Just(15), Just(200), Just(100_000)].prop_map(Event::Pass),
-        1 => prop::collection::vec(0..9_u8, 0..4).prop_map(Event::Backends),
+        1 => prop::collection::vec(0..9_u8, 0..8).prop_map(Event::Backends),
         evictions => any::<usize>().prop_map(Event::Evict),
         1 => Just(Event::Collect),
     ]
@@ -109,8 +109,20 @@ impl Node {
                 counts: [count, 0],
                 ..Service::default()
             };
-            assert!(numbers.len() <= INLINE);
-            service.inline[..numbers.len()].copy_from_slice(&self.backends);
+            if numbers.len() <= INLINE {
+                service.inline[..numbers.len()].copy_from_slice(&self.backends);
+            } else {
+                let len = u32::from(count);
+                let mut chunk = Chunk { tag: service.tag, len, ..Chunk::default() };
+                chunk.backends[..numbers.len()].copy_from_slice(&self.backends);
+                let key = ChunkKey { id, generation: self.generation, set: 0, index: 0 };
+                self.maps.tables.chunks.insert(key, chunk);
+            }
+            if proto == UDP {
+                self.maps.tables.members.clear();
+                let member = |b: &Backend<V4>| MemberKey { id, addr: b.addr, port: b.port, set: SERVING };
+                self.maps.tables.members.extend(self.backends.iter().map(member));
+            }
             let key = ServiceKey { addr: VIP, port: 80_u16.to_be(), proto, pad: 0 };
             self.maps.tables.services.insert(key, service);
             service.frontend |= frontend::EXTERNAL | frontend::NODE_PORT;

@@ -1,8 +1,8 @@
 //! Sockets that are connected to a backend which is no more: found by sock_diag(7) and destroyed by SOCK_DESTROY.
 //!
 //! A destroyed UDP socket wakes its reader with ECONNABORTED and is disconnected; the next send to no address fails
-//! with EDESTADDRREQ, so the application must connect anew (resolvers do). Unconnected sockets stay: the hooks choose
-//! for each of their datagrams.
+//! with EDESTADDRREQ, so the application must connect anew (resolvers do). Unconnected sockets stay: the next
+//! datagram finds that their backend serves no more, and chooses anew.
 //!
 //! Whether a socket came to its peer through a Service, and through which, it remembers itself: [`destroy_translated`]
 //! leaves those alone that dialled the backend themselves or through a Service that still has it. The list is made

@@ -108,7 +108,11 @@ macro_rules! family {
                     generation: read!(at, generation),
                     frontend: read!(at, frontend),
                     affinity_s: read!(at, affinity_s),
-                    counts: read!(at, counts),
+                    counts: {
+                        // SAFETY: as above; the two stand side by side, at four bytes' alignment.
+                        let both = unsafe { addr_of!((*at).counts).cast::<u32>().read_volatile() };
+                        [(both & 0xffff) as u16, (both >> 16) as u16]
+                    },
                 }
             }
 
@@ -197,6 +201,14 @@ macro_rules! family {
             fn node(&self, addr: &$addr) -> Option<NodeAddress> {
                 let at = maps::$node.get_ptr(addr)?;
                 Some(NodeAddress { node_ports: read!(at, node_ports) })
+            }
+
+            #[inline(always)]
+            fn node_number(&self, addr: &$addr) -> u32 {
+                match maps::$node.get_ptr(addr) {
+                    Some(at) => (read!(at, node_ports) & 1) + 1,
+                    None => 0,
+                }
             }
 
             #[inline(always)]

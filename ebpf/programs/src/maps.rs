@@ -12,8 +12,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue},
 };
 use berth_ebpf_abi::{
-    Affinity, AffinityKey, Begun, Chunk, ChunkKey, Client, Config, Flow, FragmentKey, FragmentPorts, LocalPod,
-    MemberKey, NodeAddress, PodDevice, Reverses, Service, ServiceKey, Tuple, V4, V6, count,
+    Affinity, AffinityKey, Begun, Chunk, ChunkKey, Client, Config, Flow, FragmentKey, FragmentPorts,
+    LocalPod, MemberKey, NodeAddress, PodDevice, Reverses, Service, ServiceKey, Tuple, V4, V6, count,
 };
 
 /// The map's elements are allocated as they come.

@@ -101,16 +101,22 @@ pub(crate) fn port(ctx: &SockAddrContext) -> u16 {
     get!(ctx, user_port) as u16
 }
 
+/// The same with the upper half, which the kernel fills with zeros: so it is compared as it is.
+#[inline(always)]
+pub(crate) fn whole_port(ctx: &SockAddrContext) -> u32 {
+    get!(ctx, user_port)
+}
+
 #[inline(always)]
 pub(crate) fn set_port(ctx: &SockAddrContext, port: u16) {
     set!(ctx, u32::from(port), user_port);
 }
 
-/// The third word of `::ffff:a.b.c.d`.
-const MAPPED: u32 = 0xffff_u32.to_be();
+/// The third word of `::ffff:a.b.c.d`, as the upper half.
+const MAPPED: u64 = (0xffff_u32.to_be() as u64) << 32;
 
 /// Whether an address is an IPv4 one, `::ffff:a.b.c.d`.
 #[inline(always)]
 pub(crate) fn is_mapped([a, b]: [u64; 2]) -> bool {
-    a == 0 && b as u32 == MAPPED
+    a == 0 && b << 32 == MAPPED
 }

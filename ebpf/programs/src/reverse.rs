@@ -7,7 +7,8 @@ use crate::{
     wide::Wide,
 };
 use aya_ebpf::{btf_maps::SkStorage, programs::SockAddrContext};
-use berth_ebpf_abi::{Backend, REVERSE, Reverse, Reverses, V4, V6};
+use berth_ebpf_abi::{REVERSE, Reverse, Reverses, V4, V6};
+use berth_ebpf_decide::ring::{Ring, remember, remember_alone, search};
 use core::ptr::addr_of_mut;
 
 /// A family with its socket storage.
@@ -30,72 +31,139 @@ impl Remembered for V6 {
     }
 }
 
-/// Where an entry of the ring lies.
-///
-/// # Safety
-/// `at` is a value of the socket storage of this run.
-#[inline(always)]
-unsafe fn entry<A>(at: *mut Reverses<A>, index: u32) -> *mut Reverse<A> {
-    const { assert!(REVERSE == 8) };
-    // SAFETY: masked to the array's length.
-    unsafe { addr_of_mut!((*at).entries).cast::<Reverse<A>>().add((index & 7) as usize) }
+/// What a call's socket remembers.
+pub(crate) struct Memory<'c, N: Naming> {
+    at: *mut Reverses<N::Addr>,
+    ctx: &'c SockAddrContext,
 }
 
-/// Finds the entry of a backend.
-///
-/// # Safety
-/// As for [`entry`].
-#[inline(always)]
-unsafe fn find<A: Remembered>(
-    at: *mut Reverses<A>,
-    backend: A::Halves,
-    port: u16,
-) -> Option<*mut Reverse<A>> {
-    // Unknown to the compiler, which would write the loop's body eight times; the verifier walks it.
-    let mut left = number::<{ REVERSE as u32 }>();
-    // SAFETY: the caller's.
-    let mut here = unsafe { entry(at, 0) };
-    loop {
+impl<'c, N: Naming> Memory<'c, N> {
+    /// Of a socket that remembers anything.
+    #[inline(always)]
+    pub(crate) fn of(ctx: &'c SockAddrContext) -> Option<Memory<'c, N>> {
+        // SAFETY: the context is the kernel's own; its socket is what the helper wants.
+        let at = unsafe { N::Addr::storage().get_ptr_mut(ctx) };
+        if at.is_null() { None } else { Some(Memory { at, ctx }) }
+    }
+
+    /// Makes room for it. Nothing where the kernel has none.
+    #[inline(always)]
+    fn made(ctx: &'c SockAddrContext) -> Option<Memory<'c, N>> {
+        // SAFETY: as above.
+        let at = unsafe { N::Addr::storage().get_or_insert_ptr_mut(ctx, None) };
+        if at.is_null() { None } else { Some(Memory { at, ctx }) }
+    }
+}
+
+impl<N: Naming> Ring<N::Addr> for Memory<'_, N> {
+    type Place = *mut Reverse<N::Addr>;
+    type Addr = (Halves<N>, u16);
+
+    #[inline(always)]
+    fn first(&self) -> Self::Place {
+        // SAFETY: a value of the socket storage of this run.
+        unsafe { addr_of_mut!((*self.at).entries).cast() }
+    }
+
+    #[inline(always)]
+    fn after(&self, place: Self::Place) -> Self::Place {
+        place.wrapping_add(1)
+    }
+
+    #[inline(always)]
+    fn oldest(&self) -> Self::Place {
+        const { assert!(REVERSE == 8) };
+        // SAFETY: as above; masked to the array's length.
+        unsafe {
+            let next = addr_of_mut!((*self.at).next).read_volatile();
+            addr_of_mut!((*self.at).next).write_volatile(next.wrapping_add(1));
+            self.first().add((next & 7) as usize)
+        }
+    }
+
+    #[inline(always)]
+    fn size(&self) -> u32 {
+        number::<{ REVERSE as u32 }>()
+    }
+
+    #[inline(always)]
+    fn named(&self) -> Self::Addr {
+        (N::read(self.ctx), naming::port(self.ctx))
+    }
+
+    #[inline(always)]
+    fn is_dialled(&self, place: Self::Place, (addr, port): Self::Addr) -> bool {
         // SAFETY: within the value. Another thread may be writing it when it sends by the same socket to a ninth
-        // backend; then one datagram's sender may be shown as it is, or as the address just dialled.
-        if unsafe { (*here).backend_port == port && A::same(here, backend) } {
-            return Some(here);
+        // address; then a datagram chooses anew.
+        unsafe { (*place).port == port && N::Addr::is_dialled(place, addr) }
+    }
+
+    #[inline(always)]
+    fn leads_to(&self, place: Self::Place, (addr, port): Self::Addr) -> bool {
+        // SAFETY: within the value. As above; then one datagram's sender may be shown as it is, or as the address just
+        // dialled.
+        unsafe { (*place).backend_port == port && N::Addr::same(place, addr) }
+    }
+
+    #[inline(always)]
+    fn copy_dialled(&self, from: Self::Place, to: Self::Place) {
+        // SAFETY: within the value.
+        unsafe {
+            N::Addr::put_addr(to, N::Addr::dialled(from));
+            (*to).port = (*from).port;
         }
-        left -= 1;
-        if left == 0 {
-            return None;
+    }
+
+    #[inline(always)]
+    fn write_dialled(&self, place: Self::Place, (addr, port): Self::Addr) {
+        // SAFETY: within the value.
+        unsafe {
+            N::Addr::put_addr(place, addr);
+            (*place).port = port;
         }
-        here = here.wrapping_add(1);
+    }
+
+    #[inline(always)]
+    fn write_backend(&self, place: Self::Place, (addr, port): Self::Addr) {
+        // SAFETY: within the value.
+        unsafe {
+            N::Addr::put_backend(place, addr);
+            (*place).backend_port = port;
+        }
     }
 }
 
-/// Turns a call to a backend, after remembering what it named. One memory per backend: a later one over the same
-/// backend replaces it.
-///
-/// Without memory for it the call stays as it is.
+/// Turns a connecting call to a backend, after remembering what it named. Without memory for it the socket shows the
+/// backend.
 #[inline(always)]
-pub(crate) fn redirect<N: Naming>(ctx: &SockAddrContext, backend: &Backend<N::Addr>) {
-    // SAFETY: the context is the kernel's own; its socket is what the helper wants.
-    let at = unsafe { N::Addr::storage().get_or_insert_ptr_mut(ctx, None) };
-    if at.is_null() {
-        return;
+pub(crate) fn redirect<N: Naming>(ctx: &SockAddrContext, backend: (Halves<N>, u16)) {
+    if let Some(memory) = Memory::<N>::made(ctx) {
+        remember_alone(&memory, backend);
     }
-    let (addr, port) = (backend.addr.halves(), backend.port);
-    // SAFETY: a value of this run's socket, and places in it.
-    unsafe {
-        let place = match find(at, addr, port) {
-            Some(place) => place,
-            None => {
-                let next = addr_of_mut!((*at).next).read_volatile();
-                addr_of_mut!((*at).next).write_volatile(next.wrapping_add(1));
-                entry(at, next)
-            }
-        };
-        N::Addr::put_addr(place, N::read(ctx));
-        (*place).port = naming::port(ctx);
-        N::Addr::put_backend(place, addr);
-        (*place).backend_port = port;
+    turn::<N>(ctx, backend);
+}
+
+/// Turns a datagram to a backend, likewise. `kept` is the entry of what it names; null where there is none.
+///
+/// Without memory for it a pod's datagram stays as it is: it is translated at the pod's device, and so is the answer.
+#[inline(always)]
+pub(crate) fn redirect_datagram<N: Naming>(
+    ctx: &SockAddrContext,
+    backend: (Halves<N>, u16),
+    kept: *mut Reverse<N::Addr>,
+    pod: bool,
+) {
+    match Memory::<N>::made(ctx) {
+        Some(memory) => remember(&memory, if kept.is_null() { None } else { Some(kept) }, backend),
+        None if pod => return,
+        None => {}
     }
+    turn::<N>(ctx, backend);
+}
+
+/// Turns a call to a backend.
+#[inline(always)]
+pub(crate) fn turn<N: Naming>(ctx: &SockAddrContext, (addr, port): (Halves<N>, u16)) {
     N::write(ctx, addr);
     naming::set_port(ctx, port);
 }
@@ -103,15 +171,15 @@ pub(crate) fn redirect<N: Naming>(ctx: &SockAddrContext, backend: &Backend<N::Ad
 /// Shows what was dialled where an answer is of a backend. Its port is not 0, so no unused entry is found.
 #[inline(always)]
 pub(crate) fn recall<N: Naming>(ctx: &SockAddrContext, backend: Halves<N>) {
-    let port = naming::port(ctx);
-    // SAFETY: as above.
-    let at = unsafe { N::Addr::storage().get_ptr_mut(ctx) };
-    if at.is_null() || port == 0 {
+    let port = naming::whole_port(ctx);
+    if port == 0 {
         return;
     }
-    // SAFETY: a value of this run's socket.
-    unsafe {
-        if let Some(place) = find(at, backend, port) {
+    let port = port as u16;
+    let Some(memory) = Memory::<N>::of(ctx) else { return };
+    if let Some(place) = search(&memory, |place| memory.leads_to(place, (backend, port))) {
+        // SAFETY: a value of this run's socket.
+        unsafe {
             N::write(ctx, N::Addr::dialled(place));
             naming::set_port(ctx, (*place).port);
         }

@@ -4,23 +4,25 @@ use crate::{
     kernel::Kernel,
     maps::CLIENT,
     naming::{self, Halves, Mapped4, Naming, Plain4, Plain6, is_mapped},
-    reverse::{recall, redirect},
+    reverse::{Memory, recall, redirect, redirect_datagram, turn},
     wide::Wide,
 };
 use aya_ebpf::{
     bindings::bpf_sock_addr,
-    helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use berth_ebpf_abi::{Addr, Client, ServiceKey};
-use berth_ebpf_decide::{Aligned, Given, Maps, Ruling, Side, Who, left_alone, rule};
+use berth_ebpf_abi::{Addr, Backend, Client, Reverse, ServiceKey, V4, V6, client, frontend, local_pod};
+use berth_ebpf_decide::{
+    Aligned, Asked, Given, Maps, Ruling, Who, goes_on, is_host, left_alone, lot, refusal,
+    ring::{again, kept},
+    rule,
+};
 use core::mem::MaybeUninit;
 
 /// The hook lets the call go on; where a result was set, the call ends with that.
 const GO_ON: i32 = 1;
-/// What a call that nobody listens to ends with: clients tell it from a failure of policy.
-const ECONNREFUSED: i32 = 111;
 
 const TCP: u32 = 6;
 const UDP: u32 = 17;
@@ -28,72 +30,221 @@ const UDP: u32 = 17;
 /// Port, network order, and protocol, where Services speak it.
 #[inline(always)]
 fn port_and_proto(ctx: &SockAddrContext) -> Option<(u16, u8)> {
-    let (proto, port) = (naming::protocol(ctx), naming::port(ctx));
-    ((proto == TCP || proto == UDP) && port != 0).then_some((port, proto as u8))
+    let (proto, port) = (naming::protocol(ctx), naming::whole_port(ctx));
+    ((proto == TCP || proto == UDP) && port != 0).then_some((port as u16, proto as u8))
 }
 
-/// Who calls: the entry of the socket's network namespace, or the host.
+/// A namespace that has no entry, beside the flags of those that have one: served as those from outside.
+const UNKNOWN: u32 = frontend::EXTERNAL;
+const _: () = assert!(UNKNOWN & (local_pod::NO_SOCKET_HOOKS | client::HOST) == 0);
+
+/// Who calls: the socket's network namespace and its entry.
 ///
 /// Not preallocated, and a pod's entry is written once: what is read may be an older or a newer pod's only when the
 /// namespace itself is gone.
 #[derive(Clone, Copy)]
-struct Caller(Option<*const Client>);
+struct Caller {
+    /// Of the namespace.
+    cookie: u64,
+    client: Option<*const Client>,
+    /// The entry's, or [`UNKNOWN`].
+    flags: u32,
+}
 
 impl Caller {
     #[inline(always)]
-    fn left_alone(self) -> bool {
+    fn new(ctx: &SockAddrContext) -> Caller {
+        // SAFETY: the kernel's context is what the helper wants.
+        let cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
+        let client = CLIENT.get_ptr(cookie);
         // SAFETY: an element of the map, there until the run's end.
-        self.0.is_some_and(|at| left_alone(unsafe { (*at).flags }))
+        let flags = client.map_or(UNKNOWN, |at| unsafe { (*at).flags });
+        Caller { cookie, client, flags }
+    }
+
+    #[inline(always)]
+    fn host(self) -> bool {
+        is_host(self.flags)
+    }
+
+    /// Whether its packets pass the programs at a pod's device.
+    #[inline(always)]
+    fn is_pod(self) -> bool {
+        self.flags & (UNKNOWN | client::HOST) == 0
     }
 }
 
 impl<A: Wide> Who<A> for Caller {
     #[inline(always)]
-    fn side(self) -> Side {
-        if self.0.is_some() { Side::Pod } else { Side::Host }
+    fn is_host(self) -> bool {
+        self.host()
+    }
+
+    #[inline(always)]
+    fn outside(self) -> u32 {
+        self.flags
     }
 
     #[inline(always)]
     fn put_addr(self, into: &mut A) {
-        // SAFETY: as above; the decision's memory is aligned.
+        // SAFETY: an element of the map; the decision's memory is aligned. The host's entry has no address.
         unsafe {
-            match self.0 {
+            match self.client {
                 Some(at) => A::take_client(at, into),
-                None => A::clear(into),
+                None => into.put(A::namespace(self.cookie)),
             }
         }
     }
 }
 
-/// Decides for the address that a call names and acts.
+/// Who sends a datagram from a socket that is not connected.
+#[derive(Clone, Copy)]
+struct Sender {
+    caller: Caller,
+    ctx: *mut bpf_sock_addr,
+}
+
+impl<A: Wide> Who<A> for Sender {
+    #[inline(always)]
+    fn is_host(self) -> bool {
+        self.caller.host()
+    }
+
+    #[inline(always)]
+    fn outside(self) -> u32 {
+        self.caller.flags
+    }
+
+    #[inline(always)]
+    fn put_addr(self, into: &mut A) {
+        self.caller.put_addr(into);
+    }
+
+    /// What the socket has forgotten it comes to again.
+    #[inline(always)]
+    fn lot<M: Maps<A>>(self, _maps: &M, service: u32) -> u32 {
+        // SAFETY: the kernel's context is what the helper wants.
+        lot(unsafe { bpf_get_socket_cookie(self.ctx.cast()) }, service)
+    }
+}
+
+/// What a call dials.
+#[inline(always)]
+fn key<A: Wide>(addr: A::Halves, port: u16, proto: u8) -> Aligned<ServiceKey<A>> {
+    let mut key = Aligned(ServiceKey { addr: A::ANY, port, proto, pad: 0 });
+    // SAFETY: it is aligned.
+    unsafe { key.0.addr.put(addr) };
+    key
+}
+
+/// Ends a call that got no backend with an error, where it is to have one.
+#[inline(always)]
+fn end(ruling: &Ruling, host: bool, sends: bool) {
+    if let Some(errno) = refusal(ruling, host, sends) {
+        // SAFETY: a helper of plain arguments.
+        unsafe { bpf_set_retval(-errno) };
+    }
+}
+
+/// Decides for the address that a socket is connected to, and acts.
 #[inline(always)]
 fn translate<N: Naming>(ctx: &SockAddrContext, addr: Halves<N>) -> i32
 where
     Kernel: Maps<N::Addr>,
 {
     let Some((port, proto)) = port_and_proto(ctx) else { return GO_ON };
-    let mut key = Aligned(ServiceKey { addr: N::Addr::ANY, port, proto, pad: 0 });
-    // SAFETY: it is aligned.
-    unsafe { key.0.addr.put(addr) };
-    // SAFETY: the kernel's context is what the helper wants.
-    let cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
-    let from = Caller(CLIENT.get_ptr(cookie));
-    if from.left_alone() {
+    let mut key = key::<N::Addr>(addr, port, proto);
+    let caller = Caller::new(ctx);
+    if left_alone(caller.flags) {
         return GO_ON;
     }
     let mut given = MaybeUninit::<Given<N::Addr>>::uninit();
     // SAFETY: integers, which are written before they are read.
     let given = unsafe { &mut *given.as_mut_ptr() };
-    match rule(&Kernel, &mut key, from, given) {
-        Ruling::To(..) => redirect::<N>(ctx, &given.last.backend),
-        Ruling::Reject(_) => {
-            // SAFETY: a helper of plain arguments.
-            unsafe { bpf_set_retval(-ECONNREFUSED) };
+    match rule(&Kernel, &mut key, caller, given) {
+        Ruling::To(..) => {
+            let Backend { addr, port, .. } = &given.last.backend;
+            redirect::<N>(ctx, (addr.halves(), *port));
         }
-        // Of what is dropped, too: nothing listens at the address as it is, and its packets are dropped at the device.
-        Ruling::Pass | Ruling::Drop(_) => {}
+        ruling => end(&ruling, caller.host(), false),
     }
     GO_ON
+}
+
+/// A datagram goes on with the backend that its socket was given for what it names, or is given one by `anew`.
+#[inline(always)]
+fn converse<N: Naming>(
+    ctx: &SockAddrContext,
+    addr: Halves<N>,
+    anew: fn(*mut bpf_sock_addr, *mut Reverse<N::Addr>) -> i32,
+) -> i32
+where
+    Kernel: Maps<N::Addr>,
+{
+    let Some((port, proto)) = port_and_proto(ctx) else { return GO_ON };
+    let mut place = core::ptr::null_mut();
+    if let Some(memory) = Memory::<N>::of(ctx)
+        && let Some(kept) = kept(&memory)
+    {
+        let mut key = key::<N::Addr>(addr, port, proto);
+        let mut asked = MaybeUninit::<Asked<N::Addr>>::uninit();
+        // SAFETY: integers, which are written before they are read.
+        let asked = unsafe { &mut *asked.as_mut_ptr() };
+        // SAFETY: within the value; the decision's memory is aligned. Another thread may be writing the entry when it
+        // sends by the same socket: what is read is looked for in the Service.
+        let backend = unsafe {
+            let backend = (N::Addr::kept(kept), (&raw const (*kept).backend_port).read_volatile());
+            asked.member.addr.put(backend.0);
+            asked.member.port = backend.1;
+            backend
+        };
+        if goes_on(&Kernel, &mut key, asked) {
+            again(&memory, kept, backend);
+            turn::<N>(ctx, backend);
+            return GO_ON;
+        }
+        place = kept;
+    }
+    anew(ctx.sock_addr, place)
+}
+
+/// Decides for the address that a datagram names, and acts. `kept` is what its socket remembers of it, or null.
+#[inline(always)]
+fn begin<N: Naming>(ctx: &SockAddrContext, addr: Halves<N>, kept: *mut Reverse<N::Addr>) -> i32
+where
+    Kernel: Maps<N::Addr>,
+{
+    let Some((port, proto)) = port_and_proto(ctx) else { return GO_ON };
+    let mut key = key::<N::Addr>(addr, port, proto);
+    let sender = Sender { caller: Caller::new(ctx), ctx: ctx.sock_addr };
+    if left_alone(sender.caller.flags) {
+        return GO_ON;
+    }
+    let mut given = MaybeUninit::<Given<N::Addr>>::uninit();
+    // SAFETY: as above.
+    let given = unsafe { &mut *given.as_mut_ptr() };
+    match rule(&Kernel, &mut key, sender, given) {
+        Ruling::To(..) => {
+            let Backend { addr, port, .. } = &given.last.backend;
+            redirect_datagram::<N>(ctx, (addr.halves(), *port), kept, sender.caller.is_pod());
+        }
+        ruling => end(&ruling, sender.caller.host(), true),
+    }
+    GO_ON
+}
+
+/// A function of its own: most datagrams run through the other, and a budget holds for each.
+#[inline(never)]
+fn begin4(ctx: *mut bpf_sock_addr, kept: *mut Reverse<V4>) -> i32 {
+    let ctx = SockAddrContext { sock_addr: ctx };
+    begin::<Plain4>(&ctx, Plain4::read(&ctx), kept)
+}
+
+/// Likewise.
+#[inline(never)]
+fn begin6(ctx: *mut bpf_sock_addr, kept: *mut Reverse<V6>) -> i32 {
+    let ctx = SockAddrContext { sock_addr: ctx };
+    begin::<Plain6>(&ctx, Plain6::read(&ctx), kept)
 }
 
 /// A function of its own: the kernel runs one family's code for a call, and a budget holds for each.
@@ -137,13 +288,13 @@ fn connect6(ctx: SockAddrContext) -> i32 {
 /// A socket sends a datagram to a named address.
 #[cgroup_sock_addr(sendmsg4)]
 fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    translate::<Plain4>(&ctx, Plain4::read(&ctx))
+    converse::<Plain4>(&ctx, Plain4::read(&ctx), begin4)
 }
 
 /// A socket sends a datagram to a named IPv6 address; mapped ones come to [`sendmsg4`].
 #[cgroup_sock_addr(sendmsg6)]
 fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    translate::<Plain6>(&ctx, Plain6::read(&ctx))
+    converse::<Plain6>(&ctx, Plain6::read(&ctx), begin6)
 }
 
 /// A socket asks who sent a datagram.

@@ -97,11 +97,23 @@ pub(crate) trait Wide: Family {
     /// # Safety
     /// It is aligned to eight bytes.
     unsafe fn clear(&mut self);
+    /// The address that stands for a network namespace.
+    fn namespace(cookie: u64) -> Self::Halves;
     /// Whether the address lies in a range of the configuration.
     ///
     /// # Safety
     /// `range` lies in a value of a map of this run.
     unsafe fn lies_in(addr: Self::Halves, range: *const Prefix) -> bool;
+    /// Whether an entry of a socket's storage is of this dialled address.
+    ///
+    /// # Safety
+    /// `at` lies in a value of a map of this run.
+    unsafe fn is_dialled(at: *const Reverse<Self>, addr: Self::Halves) -> bool;
+    /// The backend's address of an entry.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn kept(at: *const Reverse<Self>) -> Self::Halves;
     /// Whether an entry of a socket's storage is of this backend.
     ///
     /// # Safety
@@ -178,6 +190,23 @@ impl Wide for V4 {
     #[inline(always)]
     unsafe fn clear(&mut self) {
         *self = 0;
+    }
+
+    #[inline(always)]
+    fn namespace(cookie: u64) -> V4 {
+        V4::of_namespace(cookie)
+    }
+
+    #[inline(always)]
+    unsafe fn is_dialled(at: *const Reverse<V4>, addr: V4) -> bool {
+        // SAFETY: the caller's.
+        unsafe { (*at).addr == addr }
+    }
+
+    #[inline(always)]
+    unsafe fn kept(at: *const Reverse<V4>) -> V4 {
+        // SAFETY: the caller's.
+        unsafe { (&raw const (*at).backend).read_volatile() }
     }
 
     #[inline(always)]
@@ -289,6 +318,23 @@ impl Wide for V6 {
         unsafe {
             copy!(at, into; 0 8 16 24);
         };
+    }
+
+    #[inline(always)]
+    fn namespace(cookie: u64) -> [u64; 2] {
+        [1, cookie]
+    }
+
+    #[inline(always)]
+    unsafe fn is_dialled(at: *const Reverse<V6>, [a, b]: [u64; 2]) -> bool {
+        // SAFETY: the caller's.
+        unsafe { load::<0, _>(at) == a && load::<8, _>(at) == b }
+    }
+
+    #[inline(always)]
+    unsafe fn kept(at: *const Reverse<V6>) -> [u64; 2] {
+        // SAFETY: the caller's.
+        unsafe { [load::<BACKEND, _>(at), load::<{ BACKEND + 8 }, _>(at)] }
     }
 
     #[inline(always)]

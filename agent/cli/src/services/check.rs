@@ -9,7 +9,7 @@ use super::{
     snapshot::{Protocol, Snapshot, chunk_keys},
 };
 use berth_api::services::NamedPort;
-use berth_ebpf_abi::{ChunkKey, INLINE, MemberKey, ServiceKey, Set, frontend, tag};
+use berth_ebpf_abi::{ChunkKey, INLINE, MemberKey, SERVING, ServiceKey, Set, frontend, tag};
 use berth_ebpf_decide::flow::{TCP, UDP};
 use berth_ebpf_loader::{Hook, Report};
 use std::{
@@ -26,7 +26,8 @@ pub(crate) fn tables<A: Net>(snapshot: &Snapshot<A>, names: &Names) -> Findings 
     let map = A::MAPS;
     let mut generations: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
     let (mut chunks, mut members) = (HashSet::new(), HashSet::new());
-    let mut with_affinity = HashSet::new();
+    // What may be among the members beside those of the sets: who serves and is in none.
+    let mut with_members: HashMap<u32, bool> = HashMap::new();
     let keys: HashSet<ServiceKey<A>> = snapshot.services.iter().map(|(key, _)| *key).collect();
     let with_ports: HashSet<A> = keys.iter().filter(|k| k.port != 0).map(|k| k.addr).collect();
     for (key, value) in &snapshot.services {
@@ -75,16 +76,15 @@ pub(crate) fn tables<A: Net>(snapshot: &Snapshot<A>, names: &Names) -> Findings 
                 found.insert(format!("{at}: a backend without a port"));
             }
         }
-        if value.affinity_s != 0 {
-            with_affinity.insert(value.id);
-            for (number, set) in [(0, Set::Cluster), (1, Set::Local)] {
-                let backends = snapshot.backends(value, set).into_iter();
-                members.extend(backends.map(|b| MemberKey {
-                    id: value.id,
-                    addr: b.addr,
-                    port: b.port,
-                    set: number,
-                }));
+        let udp = key.proto == UDP;
+        if value.affinity_s != 0 || udp {
+            *with_members.entry(value.id).or_default() |= udp;
+        }
+        for (number, set) in [(0, Set::Cluster), (1, Set::Local)] {
+            for b in snapshot.backends(value, set).into_iter().filter(|b| b.port != 0) {
+                let member = MemberKey { id: value.id, addr: b.addr, port: b.port, set: number };
+                members.extend((value.affinity_s != 0).then_some(member));
+                members.extend(udp.then_some(MemberKey { set: SERVING, ..member }));
             }
         }
     }
@@ -100,8 +100,9 @@ pub(crate) fn tables<A: Net>(snapshot: &Snapshot<A>, names: &Names) -> Findings 
     }
     for member in members.difference(&snapshot.members) {
         let service = names.told(A::V6, member.id);
+        let who = if member.set == SERVING { "no flow" } else { "no client" };
         found.insert(format!(
-            "{} {}: {service}: missing, so no client stays there",
+            "{} {}: {service}: missing, so {who} stays there",
             map.member,
             member_told(member)
         ));
@@ -109,7 +110,8 @@ pub(crate) fn tables<A: Net>(snapshot: &Snapshot<A>, names: &Names) -> Findings 
     for member in snapshot.members.iter().filter(|m| !known(&m.id)) {
         found.insert(format!("{} {}: no Service has this id", map.member, member_told(member)));
     }
-    for member in snapshot.members.difference(&members).filter(|m| with_affinity.contains(&m.id)) {
+    let too_much = |m: &&MemberKey<A>| with_members.get(&m.id).is_some_and(|udp| m.set != SERVING || !udp);
+    for member in snapshot.members.difference(&members).filter(too_much) {
         let service = names.told(A::V6, member.id);
         found.insert(format!("{} {}: {service}: not one of its backends", map.member, member_told(member)));
     }
@@ -173,7 +175,11 @@ fn chunk_told(chunk: &ChunkKey) -> String {
 }
 
 fn member_told<A: Net>(member: &MemberKey<A>) -> String {
-    let set = if member.set == 0 { "cluster" } else { "local" };
+    let set = match member.set {
+        0 => "cluster",
+        SERVING => "serving",
+        _ => "local",
+    };
     format!("id {} {} {set}", member.id, socket(member.addr, member.port))
 }
 

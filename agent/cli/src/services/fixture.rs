@@ -13,7 +13,8 @@ use berth_api::{
 use berth_core::{ids::PodKey, time::Wall};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, Client, Config, INLINE, LocalPod, MemberKey,
-    NodeAddress, PodDevice, Prefix, Service, ServiceKey, V4, V6, backend, config, frontend, local_pod, tag,
+    NodeAddress, PodDevice, Prefix, SERVING, Service, ServiceKey, V4, V6, backend, config, frontend,
+    local_pod, tag,
 };
 use berth_ebpf_decide::flow::{TCP, UDP, memory::Flows};
 use berth_ebpf_loader::{Hook, LinkReport, MapReport, ProgramReport, Report};
@@ -71,6 +72,14 @@ impl Made<'_> {
                     set,
                 }));
             }
+        }
+        if self.proto == UDP {
+            tables.members.extend(sets.concat().iter().map(|b| MemberKey {
+                id,
+                addr: b.addr,
+                port: b.port,
+                set: SERVING,
+            }));
         }
         for (ip, port, flags) in self.fronts {
             let key = ServiceKey { addr: addr(ip), port: port.to_be(), proto: self.proto, pad: 0 };

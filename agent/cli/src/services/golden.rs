@@ -10,7 +10,7 @@ use super::{
 };
 use crate::golden::{check as golden, check_json as golden_json};
 use berth_api::services::NamedPort;
-use berth_ebpf_abi::{Chunk, ChunkKey, MemberKey, V4, local_pod, tag};
+use berth_ebpf_abi::{Chunk, ChunkKey, Client, MemberKey, V4, client::HOST, local_pod, tag};
 
 #[test]
 fn services_and_backends() {
@@ -56,7 +56,8 @@ fn names_leave_their_services() {
 #[test]
 fn traces() {
     let pod = client("10.244.0.8", 0);
-    let node = Who::Socket { addr: 0, client: None };
+    let host = Client { flags: HOST, ..Client::default() };
+    let node = Who::Socket { addr: 0, client: Some((1, host)) };
     let outside = Who::Outside { addr: addr("198.51.100.9"), port: None };
     let cases = [
         (pod, "10.96.0.10", 80, false, true),
@@ -70,6 +71,7 @@ fn traces() {
         (pod, "198.51.100.1", 443, false, true),
         (node, "10.96.0.14", 9100, false, true),
         (node, "127.0.0.1", 30080, false, true),
+        (node, "10.96.0.99", 80, false, false),
         (Who::Socket { addr: addr("10.244.0.77"), client: None }, "10.96.0.12", 80, false, false),
         (client("10.244.0.9", local_pod::NO_SOCKET_HOOKS), "10.96.0.11", 443, false, true),
         (client("10.244.0.9", local_pod::NO_SOCKET_HOOKS), "10.244.0.5", 8080, false, true),

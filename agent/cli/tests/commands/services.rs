@@ -3,7 +3,7 @@
 use crate::agent::Node;
 use berth_ebpf_abi::{
     Backend, CHUNK, Chunk, ChunkKey, Client, Config, INLINE, LocalPod, MemberKey, NodeAddress, Prefix,
-    Service, ServiceKey, V4, backend, config, frontend, local_pod, tag,
+    SERVING, Service, ServiceKey, V4, backend, client::HOST, config, frontend, local_pod, tag,
 };
 use berth_ebpf_loader::{Access, Datapath, OBJECT, Pins, attach, detach, load};
 use serde_json::{Value, json};
@@ -78,6 +78,7 @@ fn fill(datapath: &Datapath) {
     datapath.chunk4.put(&ChunkKey { index: 0, ..CHUNK_1 }, &chunk).unwrap();
     chunk.len = 4;
     datapath.chunk4.put(&CHUNK_1, &chunk).unwrap();
+    datapath.member4.put(&MemberKey { id: 2, addr: one.addr, port: one.port, set: SERVING }, &1).unwrap();
     for set in [0, 1] {
         datapath.member4.put(&MemberKey { id: 1, addr: one.addr, port: one.port, set }, &1).unwrap();
     }
@@ -92,6 +93,7 @@ fn fill(datapath: &Datapath) {
     let all = [(WEB, web), (BARE, bare), (DNS, dns), (NODE_PORT, Service { frontend: outside, ..web })];
     datapath.service4.put_all(&all).unwrap();
     let client = |last, flags| Client { v4: addr([10, 244, 0, last]), flags, ..Client::default() };
+    datapath.client.put(&1, &Client { flags: HOST, ..Client::default() }).unwrap();
     datapath.client.put(&101, &client(5, 0)).unwrap();
     datapath.client.put(&102, &client(9, local_pod::NO_SOCKET_HOOKS)).unwrap();
     datapath
@@ -205,11 +207,13 @@ fn kernel() {
     node.run(&["trace", "node", "[::ffff:10.96.0.1]:80"]).is(0, to_web, dead);
     node.run(&["trace", "node", "[fd00::1]:80"]).is(0, "passes: no Service is meant", dead);
     node.run(&["trace", "node", "10.96.0.1:81"]).is(1, "refused: ECONNREFUSED", dead);
+    let none = "refused: EHOSTUNREACH, for the address lies in a Service range and is no Service's";
+    node.run(&["trace", "node", "10.96.0.2:80"]).is(1, none, dead);
     // The socket hook lets it go on; what becomes of it is up to the device, by the machine's own routes.
-    let gone = node.run(&["trace", "node", "10.96.0.2:80"]);
-    assert!(gone.out.contains("the address lies in a Service range and is no Service's"), "{gone:?}");
-    let route = berth_sys::netlink::route_device("10.96.0.2".parse().unwrap()).unwrap();
-    assert_eq!(gone.out.contains("has no program that would drop it"), route.is_some(), "{gone:?}");
+    let gone = node.run(&["trace", "node", "192.0.2.77:80"]);
+    assert!(gone.out.contains("no Service is meant"), "{gone:?}");
+    let route = berth_sys::netlink::route_device("192.0.2.77".parse().unwrap()).unwrap();
+    assert_eq!(gone.out.contains("it goes by device"), route.is_some(), "{gone:?}");
     // What goes to the node itself goes by the loopback device.
     node.run(&["trace", "node", "127.0.0.1:9"]).is(0, "it goes by device lo", dead);
     node.run(&["trace", "10.244.0.9", "10.96.0.1:80"]).is(0, "straight into the pod by device 12", dead);

@@ -5,7 +5,9 @@ use super::{
     family::{Family, Port, UdpKey, chunk_keys, gone, number, published_members},
 };
 use crate::{Net, TableError, Transport, tables::FamilyTables};
-use berth_ebpf_abi::{Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, Service, ServiceKey, Set, tag};
+use berth_ebpf_abi::{
+    Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, SERVING, Service, ServiceKey, Set, tag,
+};
 use std::{
     collections::{HashMap, HashSet},
     slice,
@@ -22,6 +24,8 @@ pub(super) struct Adopted<A> {
     pub(super) whole: bool,
     pub(super) cluster: Vec<Backend<A>>,
     pub(super) local: Vec<Backend<A>>,
+    /// The entries of those that flows of a UDP port may go on with.
+    pub(super) serving: HashSet<MemberKey<A>>,
     /// Backends that clients of the port may talk to, from an earlier try.
     pub(super) flows: Vec<Backend<A>>,
     /// The ways by which they may have come to them.
@@ -36,6 +40,7 @@ impl<A> Default for Adopted<A> {
             whole: false,
             cluster: Vec::new(),
             local: Vec::new(),
+            serving: HashSet::new(),
             flows: Vec::new(),
             ways: Vec::new(),
         }
@@ -84,6 +89,11 @@ impl<A: Net> Family<A> {
             ids.seen(key.id);
             if let Some(entry) = adopted.get_mut(&key.id) {
                 entry.highest = entry.highest.max(key.generation);
+            }
+        }
+        for (key, _) in members.iter().filter(|(key, _)| key.set == SERVING) {
+            if let Some(entry) = adopted.get_mut(&key.id) {
+                entry.serving.insert(*key);
             }
         }
         adopted.keys().for_each(|id| ids.seen(*id));

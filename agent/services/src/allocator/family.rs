@@ -8,7 +8,8 @@ use berth_core::{
     time::{Boottime, Wall},
 };
 use berth_ebpf_abi::{
-    Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, Service, ServiceKey, Set, frontend, maps, tag,
+    Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, SERVING, Service, ServiceKey, Set, frontend, maps,
+    tag,
 };
 use berth_ebpf_loader::Front;
 use std::{
@@ -230,7 +231,8 @@ impl<A: Net> Family<A> {
         let none = Vec::new();
         let (kept, highest, flows, came_by) = match (&before, &adopted) {
             (Some(port), _) => {
-                let same = wanted.same_sets(&port.wanted.cluster, &port.wanted.local);
+                let same = wanted.same_sets(&port.wanted.cluster, &port.wanted.local)
+                    && wanted.serving == port.wanted.serving;
                 reduced = same && port.reduced;
                 if !same {
                     self.doom(id, port);
@@ -238,7 +240,9 @@ impl<A: Net> Family<A> {
                 (same.then_some(port.generation), port.highest, &port.flows, &port.ways)
             }
             (None, Some(a)) => {
-                let same = a.whole && wanted.same_sets(&a.cluster, &a.local);
+                let same = a.whole
+                    && wanted.same_sets(&a.cluster, &a.local)
+                    && serving(id, &wanted).iter().copied().collect::<HashSet<_>>() == a.serving;
                 (same.then_some(a.generation), a.highest, &a.flows, &a.ways)
             }
             (None, None) => (None, 0, &none, &Vec::new()),
@@ -531,15 +535,28 @@ fn transport<A>(key: &ServiceKey<A>) -> Transport {
     if key.proto == Transport::Udp.number() { Transport::Udp } else { Transport::Tcp }
 }
 
-/// The entries of a port with affinity.
+/// The entries of a port: those of its sets where it has affinity, and those that flows may go on with.
 pub(super) fn members<A: Net>(id: u32, wanted: &WantedPort<A>) -> Vec<MemberKey<A>> {
-    if wanted.affinity_s == 0 {
+    let mut members = serving(id, wanted);
+    if wanted.affinity_s != 0 {
+        members.extend(wanted.cluster.iter().map(|b| member(id, b, number(Set::Cluster))));
+        members.extend(wanted.local.iter().map(|b| member(id, b, number(Set::Local))));
+    }
+    members
+}
+
+/// The backends that the flows of a UDP port may go on with, each once: those of its sets and those that only serve.
+fn serving<A: Net>(id: u32, wanted: &WantedPort<A>) -> Vec<MemberKey<A>> {
+    if wanted.transport != Transport::Udp {
         return Vec::new();
     }
-    let of = |set, backends: &[Backend<A>]| -> Vec<MemberKey<A>> {
-        backends.iter().map(|b| MemberKey { id, addr: b.addr, port: b.port, set: number(set) }).collect()
-    };
-    let mut members = of(Set::Cluster, &wanted.cluster);
-    members.extend(of(Set::Local, &wanted.local));
+    let all = wanted.cluster.iter().chain(&wanted.local).chain(&wanted.serving);
+    let mut members: Vec<MemberKey<A>> = all.map(|b| member(id, b, SERVING)).collect();
+    members.sort_unstable_by_key(|m| (m.addr, m.port));
+    members.dedup();
     members
+}
+
+fn member<A: Net>(id: u32, backend: &Backend<A>, set: u16) -> MemberKey<A> {
+    MemberKey { id, addr: backend.addr, port: backend.port, set }
 }

@@ -12,7 +12,12 @@ use std::{
 
 /// The node as endpoints are chosen by it.
 pub(super) fn facts(cfg: &Config, host: &HostNetwork) -> NodeFacts {
-    NodeFacts { name: Arc::clone(&cfg.node), zone: Arc::clone(&cfg.zone), addresses: host.addresses.clone() }
+    NodeFacts {
+        name: Arc::clone(&cfg.node),
+        zone: Arc::clone(&cfg.zone),
+        addresses: host.addresses.clone(),
+        own: host.cluster_dns.clone(),
+    }
 }
 
 /// Brings the maps of the node's addresses and its configuration to what is wanted; returns how many entries that took.

@@ -1,11 +1,12 @@
-//! The maps of this node's pods: as clients by the cookie of their network namespace, as destinations by address.
+//! The maps of this node's pods: as clients by the cookie of their network namespace, as destinations by address; and of
+//! the host as a client.
 //!
 //! A pod with annotation [`SOCKET_HOOKS`] `off` has its sockets left alone: its connections to Services are translated
 //! packet by packet at its device, so that what runs in it (a proxy beside the app, say) sees Services' addresses.
 
 use crate::{Kernel, Net, NodeTables, SeenPod, Table, TableError};
 use berth_core::{ids::PodUid, status::Phase};
-use berth_ebpf_abi::{Client, LocalPod, PodDevice, V4, V6, local_pod};
+use berth_ebpf_abi::{Client, LocalPod, PodDevice, V4, V6, client, local_pod};
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
@@ -14,6 +15,9 @@ use std::{
 
 /// The annotation by which a pod opts out of the socket hooks, with the value `off`.
 const SOCKET_HOOKS: &str = "berth.dev/socket-hooks";
+
+/// What stands in the maps for the host.
+const HOST: Client = Client { v4: 0, v6: [0; 4], flags: client::HOST };
 
 /// What stands in the maps for one pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +47,8 @@ pub(super) struct Pods {
     anew: bool,
     /// How many pods the maps take.
     capacity: Option<usize>,
+    /// The cookie of the host's own network namespace, once it stands in the maps.
+    host: Option<u64>,
 }
 
 impl Pods {
@@ -65,6 +71,7 @@ impl Pods {
         maps: &mut impl NodeTables,
         seen: &BTreeMap<PodUid, SeenPod>,
     ) -> Result<(), TableError> {
+        self.keep_host(kernel, maps)?;
         let (mut found, mut later) = (Vec::new(), BTreeSet::new());
         for uid in &self.again {
             let own = seen.get(uid).filter(|pod| has_own_network(pod));
@@ -108,6 +115,26 @@ impl Pods {
                 self.take_out(maps, held)?;
             }
             self.leaving.truncate(at);
+        }
+        Ok(())
+    }
+
+    /// Without its entry the host counts as anybody on this machine: Services answer it, its loopback has no node ports.
+    fn keep_host(&mut self, kernel: &impl Kernel, maps: &mut impl NodeTables) -> Result<(), TableError> {
+        if self.host.is_none() {
+            match kernel.host_cookie() {
+                Ok(cookie) => {
+                    maps.clients().put(&[(cookie, HOST)])?;
+                    self.host = Some(cookie);
+                }
+                Err(error) => {
+                    let error = crate::chain(&*error);
+                    tracing::warn!(
+                        error,
+                        "cannot tell the host's network namespace: its loopback has no node ports"
+                    );
+                }
+            }
         }
         Ok(())
     }
@@ -165,7 +192,7 @@ impl Pods {
             if left.is_empty() { Ok(()) } else { table.delete(&left) }
         }
         let with_device = || self.held.values().filter(|h| h.device.is_some()).flat_map(|h| &h.ips);
-        let cookies: BTreeSet<u64> = self.held.values().map(|h| h.cookie).collect();
+        let cookies: BTreeSet<u64> = self.held.values().map(|h| h.cookie).chain(self.host).collect();
         let ips: BTreeSet<IpAddr> = with_device().copied().collect();
         all(maps.clients(), |cookie| cookies.contains(cookie))?;
         all(maps.pod_devices(), |index| self.devices.contains(index))?;
@@ -194,7 +221,8 @@ impl Pods {
         if !self.read || !self.leaving.is_empty() {
             return Ok(0);
         }
-        let clients = self.held.values().map(|h| (h.cookie, h.client)).collect();
+        let host = self.host.map(|cookie| (cookie, HOST));
+        let clients = self.held.values().map(|h| (h.cookie, h.client)).chain(host).collect();
         let mut found = mend(maps.clients(), &clients)?;
         let with_device = || self.held.values().filter_map(|h| Some((h.device?, &h.ips)));
         let of = || with_device().flat_map(|(device, ips)| ips.iter().map(move |ip| (*ip, device)));

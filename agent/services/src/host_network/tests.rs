@@ -69,6 +69,13 @@ fn endpoints_at_any_address_of_the_host_sit_in_its_network() {
     let host = HostNetwork::choose(&config(), &kernel);
     assert_eq!(host.addresses, [ip("10.1.0.1"), ip("10.96.0.10")].into());
     assert_eq!(host.host_ips(), [ip("127.0.0.1")]);
+    assert_eq!(host.cluster_dns, [ip("10.96.0.10")].into(), "answered here");
+    // A left-over device of another proxy (kube-ipvs0) answers nothing.
+    let kernel = KernelNetwork {
+        devices: [lo(&[]), named("kube-ipvs0", device(4, &["10.96.0.10"]))].into(),
+        routes: vec![],
+    };
+    assert!(HostNetwork::choose(&config(), &kernel).cluster_dns.is_empty());
 }
 
 #[test]

@@ -23,6 +23,9 @@ use std::{
 /// How long the child that loads the programs may take.
 const LOADING: Duration = Duration::from_secs(30);
 
+/// The host's own network namespace: the agent runs in it.
+const HOST_NET: &str = "/proc/self/ns/net";
+
 /// So many devices are attached at the same time: each waits for the kernel.
 const TOGETHER: usize = 8;
 
@@ -227,6 +230,10 @@ impl<H: FnMut() -> Arc<HostNetwork>> Kernel for Linux<H> {
         Ok(())
     }
 
+    fn host_cookie(&self) -> Result<u64, Cause> {
+        Ok(loader::netns_cookie(&File::open(HOST_NET)?)?)
+    }
+
     fn network_inode(&self, pod: &PodUid) -> Result<u64, Cause> {
         Ok(std::fs::metadata(self.net(pod))?.ino())
     }
@@ -239,7 +246,7 @@ impl<H: FnMut() -> Arc<HostNetwork>> Kernel for Linux<H> {
 
     fn end_sockets(&mut self, dead: &HashSet<Lost>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
         let pods = pods.map(|pod| self.net(pod));
-        let namespaces: Vec<PathBuf> = pods.chain(["/proc/self/ns/net".into()]).collect();
+        let namespaces: Vec<PathBuf> = pods.chain([HOST_NET.into()]).collect();
         dead::end_sockets(&self.pins, dead, &namespaces, &mut self.blind)
     }
 

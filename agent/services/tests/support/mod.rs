@@ -13,9 +13,9 @@ use berth_core::{
     time::{Boottime, Wall},
 };
 use berth_ebpf_abi::{
-    Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, Service as Value, ServiceKey, V4, V6, tag,
+    Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, SERVING, Service as Value, ServiceKey, V4, V6, tag,
 };
-use berth_services::{FamilyTables, Net, REST, Table, TableError};
+use berth_services::{FamilyTables, Net, REST, Table, TableError, Transport};
 use std::{
     cell::Cell,
     collections::{BTreeSet, HashMap},
@@ -132,6 +132,11 @@ impl Fuse {
     }
 }
 
+/// Whether the flows by a key are looked after: datagrams, and no bare address.
+pub(crate) fn is_udp<A: Net>(key: &ServiceKey<A>) -> bool {
+    key.proto == Transport::Udp.number() && key.port != 0
+}
+
 /// The three maps of a family.
 #[derive(Debug)]
 pub(crate) struct Maps<A: Net> {
@@ -198,11 +203,11 @@ impl<A: Net> Maps<A> {
         View { frontend: value.frontend, affinity_s: value.affinity_s, cluster, local }
     }
 
-    fn check_members(&self, value: &Value<A>, view: &View<A>) {
-        if value.affinity_s == 0 {
-            return;
-        }
-        for (set, backends) in [(0, &view.cluster), (1, &view.local)] {
+    /// What a reader of the value looks for: whom clients stay with, and whom flows of UDP may go on with.
+    fn check_members(&self, udp: bool, value: &Value<A>, view: &View<A>) {
+        let affinity = [(0, &view.cluster), (1, &view.local)].into_iter().filter(|_| value.affinity_s != 0);
+        let flows = [(SERVING, &view.cluster), (SERVING, &view.local)].into_iter().filter(|_| udp);
+        for (set, backends) in affinity.chain(flows) {
             for (addr, port) in backends {
                 let member = MemberKey { id: value.id, addr: *addr, port: port.to_be(), set };
                 assert!(self.members.contains_key(&member), "{member:?} of {value:?}");
@@ -212,30 +217,43 @@ impl<A: Net> Maps<A> {
 
     /// Everything, when a sync is through.
     ///
-    /// `hidden` are ids of ports that have no key of their own: an older Service has them all.
-    pub(crate) fn check(&self, hidden: &BTreeSet<u32>) {
+    /// `hidden` are ids of ports that have no key of their own: an older Service has them all. `serving` are the backends
+    /// that flows by a key may go on with beside those of its sets.
+    pub(crate) fn check(&self, hidden: &BTreeSet<u32>, serving: &HashMap<ServiceKey<A>, BTreeSet<(A, u16)>>) {
         assert_eq!(self.services.len(), self.new.len(), "{:?}\n{:?}", self.services, self.new);
         let mut ids: HashMap<u32, (u32, u8)> = HashMap::new();
         for (key, value) in &self.services {
             let view = self.view(value);
             assert_eq!(Some(&view), self.new.get(key), "{key:?}");
-            self.check_members(value, &view);
+            self.check_members(is_udp(key), value, &view);
             if key.port != 0 {
                 let first = *ids.entry(value.id).or_insert((value.generation, key.proto));
                 assert_eq!(first, (value.generation, key.proto), "one id, one generation");
             }
         }
         for member in self.members.keys().filter(|m| !hidden.contains(&m.id)) {
+            let at = (member.addr, u16::from_be(member.port));
             assert!(
-                self.services.values().any(|v| {
+                self.services.iter().filter(|(_, v)| v.id == member.id).any(|(key, v)| {
                     let view = self.view(v);
-                    let set = if member.set == 0 { &view.cluster } else { &view.local };
-                    v.id == member.id
-                        && v.affinity_s > 0
-                        && set.contains(&(member.addr, u16::from_be(member.port)))
+                    match member.set {
+                        0 => v.affinity_s > 0 && view.cluster.contains(&at),
+                        1 => v.affinity_s > 0 && view.local.contains(&at),
+                        _ => {
+                            let only = serving.get(key).is_some_and(|only| only.contains(&at));
+                            is_udp(key) && (view.cluster.contains(&at) || view.local.contains(&at) || only)
+                        }
+                    }
                 }),
                 "{member:?} is left over"
             );
+        }
+        for (key, only) in serving {
+            let Some(value) = self.services.get(key).filter(|v| !hidden.contains(&v.id)) else { continue };
+            for (addr, port) in only {
+                let member = MemberKey { id: value.id, addr: *addr, port: port.to_be(), set: SERVING };
+                assert!(self.members.contains_key(&member), "{member:?}: flows by {key:?} may go on with it");
+            }
         }
     }
 
@@ -339,7 +357,7 @@ impl<A: Net> Table<ServiceKey<A>, Value<A>> for Maps<A> {
             if maps.watched {
                 let view = maps.view(value);
                 assert_eq!(maps.new.get(key), Some(&view), "{key:?}");
-                maps.check_members(value, &view);
+                maps.check_members(is_udp(key), value, &view);
             }
             full(&maps.services, key, maps.capacity[0])?;
             if let Some(old) = maps.services.insert(*key, *value) {
@@ -433,8 +451,8 @@ impl<A: Net> Table<MemberKey<A>, u32> for Maps<A> {
             let maps = &mut *self;
             maps.members.remove(key);
             if maps.watched {
-                for value in maps.services.values().filter(|v| v.id == key.id) {
-                    maps.check_members(value, &maps.view(value));
+                for (way, value) in maps.services.iter().filter(|(_, v)| v.id == key.id) {
+                    maps.check_members(is_udp(way), value, &maps.view(value));
                 }
             }
         }

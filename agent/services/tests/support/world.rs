@@ -22,6 +22,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+/// The cookie of the host's network namespace.
+pub(crate) const HOST: u64 = 1;
+
 /// A table without checks.
 #[derive(Debug)]
 pub(crate) struct Plain<K, V>(pub(crate) BTreeMap<K, V>);
@@ -444,6 +447,10 @@ impl Kernel for FakeKernel {
 
     fn detach(&mut self, index: u32) -> Result<(), Cause> {
         self.world.state().attached.remove(&index).map(drop).ok_or_else(|| "not attached".into())
+    }
+
+    fn host_cookie(&self) -> Result<u64, Cause> {
+        Ok(HOST)
     }
 
     fn network_inode(&self, pod: &PodUid) -> Result<u64, Cause> {

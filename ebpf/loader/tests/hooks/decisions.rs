@@ -38,6 +38,7 @@ struct Maps<'n, A> {
 enum Came {
     To(SocketAddr),
     Refused,
+    Unreachable,
 }
 
 /// Who listens on all ports.
@@ -127,6 +128,7 @@ fn dial(how: How, to: SocketAddr, servers: &Servers, number: u64) -> Came {
     match done {
         Ok(peer) => Came::To(peer),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Came::Refused,
+        Err(e) if e.kind() == io::ErrorKind::HostUnreachable => Came::Unreachable,
         Err(e) => panic!("{how:?} to {to}: {e}"),
     }
 }
@@ -163,10 +165,14 @@ fn agrees<A: Sample + Plain>(
             let mut tables = world.tables();
             tables.dice.set(dice.throw() | 1);
             fill(&maps, &tables);
-            for from in [From::Host, From::Pod(A::nth(Kind::Pod, 0)), From::Pod(A::nth(Kind::Pod, 1))] {
+            let unknown = From::Outside(A::of_namespace(cookie));
+            for from in
+                [From::Host, From::Pod(A::nth(Kind::Pod, 0)), From::Pod(A::nth(Kind::Pod, 1)), unknown]
+            {
                 match from {
+                    From::Host => node.host_here(),
                     From::Pod(addr) => node.maps.client.put(&cookie, &as_client(addr)).unwrap(),
-                    _ => {
+                    From::Outside(_) => {
                         node.maps.client.delete(&cookie).unwrap();
                     }
                 }
@@ -198,12 +204,21 @@ fn agrees<A: Sample + Plain>(
                             assert!(came_to(came, show(own, case.key.port)), "{}", wrong());
                             "pass"
                         }
+                        (Expected::Exactly(Verdict::Drop(_)), Verdict::Drop(_)) if from == From::Host => {
+                            assert_eq!(came, Came::Unreachable, "{}", wrong());
+                            "drop"
+                        }
                         (Expected::Exactly(Verdict::Drop(_)), Verdict::Drop(_)) => {
                             assert!(came_to(came, show(own, case.key.port)), "{}", wrong());
                             "drop"
                         }
                         (Expected::Exactly(Verdict::Reject(_)), Verdict::Reject(_)) => {
-                            assert_eq!(came, Came::Refused, "{}", wrong());
+                            // A datagram's socket hears of no refusal; the host's packets go nowhere else.
+                            if how == How::UdpSend && from != From::Host {
+                                assert!(came_to(came, show(own, case.key.port)), "{}", wrong());
+                            } else {
+                                assert_eq!(came, Came::Refused, "{}", wrong());
+                            }
                             "reject"
                         }
                         (Expected::Stays(backend), Verdict::To(choice)) => {
@@ -238,7 +253,7 @@ fn agrees<A: Sample + Plain>(
                 );
             }
         }
-        assert_eq!(number, worlds * 180);
+        assert_eq!(number, worlds * 240);
     });
 }
 

@@ -1,6 +1,6 @@
 //! A node of nothing but the hooks: pins, a cgroup, network namespaces.
 
-use berth_ebpf_abi::{Config, Prefix, V4, V6};
+use berth_ebpf_abi::{Client, Config, Prefix, V4, V6, client};
 use berth_ebpf_decide::testing::Sample;
 use berth_ebpf_loader::{Access, Datapath, OBJECT, Pins, attach, ensure_bpffs, load};
 use nix::{
@@ -96,6 +96,14 @@ pub(crate) fn in_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         Ok(done) => done,
         Err(panic) => std::panic::resume_unwind(panic),
     })
+}
+
+impl Node {
+    /// The calling thread's network namespace becomes the host's.
+    pub(crate) fn host_here(&self) {
+        let host = Client { flags: client::HOST, ..Client::default() };
+        self.maps.client.put(&cookie(), &host).unwrap();
+    }
 }
 
 /// The cookie of the calling thread's network namespace.

@@ -2,8 +2,8 @@
 
 use crate::node::{Node, cookie, in_netns, mapped, v4, v6};
 use berth_ebpf_abi::{
-    Affinity, AffinityKey, Backend, Client, MemberKey, NodeAddress, Service, ServiceKey, V4, V6, frontend,
-    local_pod, tag,
+    Affinity, AffinityKey, Backend, Chunk, ChunkKey, Client, MemberKey, NodeAddress, SERVING, Service,
+    ServiceKey, V4, V6, frontend, local_pod, tag,
 };
 use berth_ebpf_decide::testing::{Kind, Sample, TCP, UDP};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
@@ -13,7 +13,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// What everybody dials, network order.
@@ -182,6 +182,7 @@ fn without_endpoints_and_on_unknown_ports_calls_are_refused_at_once() {
     let bare = Service { frontend: frontend::ADDRESS, tag: tag(0, 0), ..Service::default() };
     node.maps.service6.put(&ServiceKey { addr: vip(1), ..ServiceKey::default() }, &bare).unwrap();
     in_netns(|| {
+        node.host_here();
         for dialled in dialled(1) {
             for to in [dialled, SocketAddr::new(dialled.ip(), 81)] {
                 // Everything is local here: somebody listening at the address itself would be reached.
@@ -203,15 +204,20 @@ fn without_endpoints_and_on_unknown_ports_calls_are_refused_at_once() {
 }
 
 #[test]
-fn a_pod_that_opted_out_and_a_pod_at_its_own_loopback_are_left_alone() {
+fn loopback_node_ports_are_the_hosts_alone_and_a_pod_that_opted_out_is_left_alone() {
     let node = Node::new();
     one_service(&node, 1, 5);
-    let any = |proto| ServiceKey { addr: 0, port: 30_080_u16.to_be(), proto, pad: 0 };
     let mut node_port = service::<V4>(9, &[5]);
     node_port.frontend |= frontend::NODE_PORT | frontend::EXTERNAL;
-    node.maps.service4.put(&any(UDP), &node_port).unwrap();
+    let any = ServiceKey { addr: 0, port: 30_080_u16.to_be(), proto: UDP, pad: 0 };
+    node.maps.service4.put(&any, &node_port).unwrap();
+    let mut node_port = service::<V6>(9, &[5]);
+    node_port.frontend |= frontend::NODE_PORT | frontend::EXTERNAL;
+    let any = ServiceKey { addr: [0; 4], port: 30_080_u16.to_be(), proto: UDP, pad: 0 };
+    node.maps.service6.put(&any, &node_port).unwrap();
     node.maps.node4.put(&V4::nth(Kind::Node, 0), &NodeAddress { node_ports: 1 }).unwrap();
     node.detach("getpeername4");
+    node.detach("getpeername6");
     in_netns(|| {
         let real = |to: SocketAddr| {
             let socket = udp(to);
@@ -220,17 +226,186 @@ fn a_pod_that_opted_out_and_a_pod_at_its_own_loopback_are_left_alone() {
         };
         let pod = v4(V4::nth(Kind::Pod, 5), TARGET);
         let loopback: SocketAddr = (Ipv4Addr::LOCALHOST, 30_080).into();
+        let loopback6: SocketAddr = (Ipv6Addr::LOCALHOST, 30_080).into();
         let own = v4(V4::nth(Kind::Node, 0), 30_080_u16.to_be());
-        // The host.
-        assert_eq!([real(dialled(1)[0]), real(loopback), real(own)], [pod, pod, pod]);
-        // A pod: its loopback is no node's.
+        let come = || [real(dialled(1)[0]), real(loopback), real(own), real(loopback6)];
+        // A container of somebody else, or a pod that is just being started: nobody's loopback is the node's.
+        assert_eq!(come(), [pod, loopback, pod, loopback6]);
+        // IPv6's is nobody's, as with kube-proxy.
+        node.host_here();
+        assert_eq!(come(), [pod, pod, pod, loopback6]);
         let client = Client { v4: V4::nth(Kind::Pod, 1), ..Client::default() };
         node.maps.client.put(&cookie(), &client).unwrap();
-        assert_eq!([real(dialled(1)[0]), real(loopback), real(own)], [pod, loopback, pod]);
-        // A pod that opted out.
+        assert_eq!(come(), [pod, loopback, pod, loopback6]);
         let client = Client { flags: local_pod::NO_SOCKET_HOOKS, ..client };
         node.maps.client.put(&cookie(), &client).unwrap();
-        assert_eq!([real(dialled(1)[0]), real(loopback), real(own)], [dialled(1)[0], loopback, own]);
+        assert_eq!(come(), [dialled(1)[0], loopback, own, loopback6]);
+    });
+}
+
+/// Publishes the first virtual address with these pods, of which only `given` are in the set.
+fn publish(node: &Node, generation: u32, given: &[u16], serving: &[u16]) {
+    fn of<A: Sample>(generation: u32, given: &[u16]) -> (Service<A>, Chunk<A>) {
+        let few = if given.len() > 4 { &[] } else { given };
+        let mut value = Service { tag: tag(7, generation), generation, ..service::<A>(7, few) };
+        value.counts = [u16::try_from(given.len()).unwrap(), 0];
+        let len = u32::try_from(given.len()).unwrap();
+        let mut chunk = Chunk { tag: value.tag, len, ..Chunk::default() };
+        for (place, pod) in chunk.backends.iter_mut().zip(given) {
+            *place = Backend { addr: A::nth(Kind::Pod, *pod), port: TARGET, flags: 0 };
+        }
+        (value, chunk)
+    }
+    let chunk = ChunkKey { id: 7, generation, set: 0, index: 0 };
+    let ((four, chunk4), (six, chunk6)) = (of::<V4>(generation, given), of::<V6>(generation, given));
+    node.maps.chunk4.put(&chunk, &chunk4).unwrap();
+    node.maps.chunk6.put(&chunk, &chunk6).unwrap();
+    for pod in 0..40 {
+        let four = MemberKey { id: 7, addr: V4::nth(Kind::Pod, pod), port: TARGET, set: SERVING };
+        let six = MemberKey { id: 7, addr: V6::nth(Kind::Pod, pod), port: TARGET, set: SERVING };
+        if serving.contains(&pod) {
+            node.maps.member4.put(&four, &1).unwrap();
+            node.maps.member6.put(&six, &1).unwrap();
+        } else {
+            node.maps.member4.delete(&four).unwrap();
+            node.maps.member6.delete(&six).unwrap();
+        }
+    }
+    for n in [1, 2] {
+        node.maps.service4.put(&key(vip(n), UDP), &four).unwrap();
+        node.maps.service6.put(&key(vip(n), UDP), &six).unwrap();
+    }
+}
+
+/// Sends a datagram and says which pod got it; the answer is shown as from where it was sent to.
+fn sent(socket: &UdpSocket, to: SocketAddr, servers: &[[UdpSocket; 2]]) -> usize {
+    socket.send_to(b"q", to).unwrap();
+    let family = usize::from(to.ip().to_canonical().is_ipv6());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut bytes = [0; 4];
+    loop {
+        for (pod, server) in servers.iter().enumerate() {
+            server[family].set_nonblocking(true).unwrap();
+            if let Ok((len, from)) = server[family].recv_from(&mut bytes) {
+                server[family].send_to(&bytes[..len], from).unwrap();
+                assert_eq!(socket.recv_from(&mut bytes).unwrap(), (len, to), "who answers");
+                return pod;
+            }
+        }
+        assert!(Instant::now() < deadline, "a datagram to {to} came to nobody");
+    }
+}
+
+#[test]
+fn a_socket_stays_with_its_backend_while_that_serves() {
+    let node = Node::new();
+    in_netns(|| {
+        let servers: Vec<_> = (0..40).map(echo).collect();
+        let mut generation = 0;
+        let mut publish = |given: &[u16], serving: &[u16]| {
+            generation += 1;
+            publish(&node, generation, given, serving);
+        };
+        let (all, few): (Vec<u16>, Vec<u16>) = ((0..16).collect(), (0..4).collect());
+        for (given, way) in [&all, &few].into_iter().flat_map(|given| (0..3).map(move |way| (given, way))) {
+            publish(given, given);
+            let sockets: Vec<UdpSocket> = (0..24).map(|_| udp(dialled(1)[way])).collect();
+            let at: Vec<usize> =
+                sockets.iter().map(|socket| sent(socket, dialled(1)[way], &servers)).collect();
+            let different: HashSet<_> = at.iter().collect();
+            assert!(different.len() > given.len() / 3, "24 sockets came to {different:?}");
+            // Others come, and the old ones only serve; by another way in the same backends are given, of which each
+            // answers as from the way that was dialled.
+            let other: Vec<u16> = (20..20 + u16::try_from(given.len()).unwrap()).collect();
+            let both: Vec<u16> = given.iter().chain(&other).copied().collect();
+            publish(&other, &both);
+            for (socket, before) in sockets.iter().zip(&at) {
+                let by_two = sent(socket, dialled(2)[way], &servers);
+                for _ in 0..3 {
+                    assert_eq!(sent(socket, dialled(1)[way], &servers), *before);
+                    assert_eq!(sent(socket, dialled(2)[way], &servers), by_two);
+                }
+            }
+            publish(&other, &other);
+            for socket in &sockets {
+                let now = sent(socket, dialled(1)[way], &servers);
+                assert!(now >= 20, "{now} does not serve any more");
+                assert_eq!(sent(socket, dialled(1)[way], &servers), now);
+            }
+        }
+    });
+}
+
+#[test]
+fn two_addresses_of_one_backend_keep_it_each() {
+    let node = Node::new();
+    in_netns(|| {
+        let servers: Vec<_> = (0..40).map(echo).collect();
+        for way in 0..3 {
+            // One backend for both addresses, then another that each would be given anew.
+            publish(&node, u32::try_from(way).unwrap() * 2 + 1, &[3], &[3]);
+            let socket = udp(dialled(1)[way]);
+            for n in [1, 2, 1, 2, 2, 1] {
+                assert_eq!(sent(&socket, dialled(n)[way], &servers), 3);
+            }
+            publish(&node, u32::try_from(way).unwrap() * 2 + 2, &[4], &[3, 4]);
+            for n in [2, 1, 1, 2, 1] {
+                assert_eq!(sent(&socket, dialled(n)[way], &servers), 3, "address {n}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_datagram_without_an_endpoint_is_the_devices_to_refuse_but_on_the_host() {
+    let node = Node::new();
+    let none = Service { frontend: 0, ..service::<V4>(1, &[]) };
+    node.maps.service4.put(&key(vip(1), UDP), &none).unwrap();
+    in_netns(|| {
+        let to = dialled(1)[0];
+        let sends = || udp(to).send_to(b"x", to).map_err(|e| e.kind());
+        assert_eq!(sends(), Ok(1), "a container of somebody else");
+        let client = Client { v4: V4::nth(Kind::Pod, 1), ..Client::default() };
+        node.maps.client.put(&cookie(), &client).unwrap();
+        assert_eq!(sends(), Ok(1), "a pod");
+        node.host_here();
+        assert_eq!(sends(), Err(ErrorKind::ConnectionRefused));
+    });
+}
+
+#[test]
+fn the_host_reaches_no_address_of_the_range_that_no_service_has() {
+    let node = Node::new();
+    in_netns(|| {
+        for to in dialled(9) {
+            // Everything is local here: somebody listening at the address itself would be reached.
+            let _there = TcpListener::bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), to.port())).unwrap();
+            assert!(TcpStream::connect(to).is_ok(), "a container of somebody else may have it");
+            node.host_here();
+            let gone = Err(ErrorKind::HostUnreachable);
+            assert_eq!(TcpStream::connect(to).map(drop).map_err(|e| e.kind()), gone, "{to}");
+            assert_eq!(udp(to).connect(to).map_err(|e| e.kind()), gone, "{to}");
+            assert_eq!(udp(to).send_to(b"x", to).map(drop).map_err(|e| e.kind()), gone, "{to}");
+            node.maps.client.delete(&cookie()).unwrap();
+        }
+    });
+}
+
+#[test]
+fn without_memory_for_a_socket_its_connection_is_made_all_the_same() {
+    let node = Node::new();
+    one_service(&node, 1, 5);
+    in_netns(|| {
+        node.host_here();
+        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, u16::from_be(TARGET))).unwrap();
+        // Of this namespace where the kernel has one each (6.7), else there is nothing to be tested.
+        std::fs::write("/proc/sys/net/core/optmem_max", "0").unwrap();
+        for to in dialled(1) {
+            let client = TcpStream::connect(to).unwrap();
+            let (server, _) = listener.accept().unwrap();
+            let pod = server.local_addr().unwrap().ip().to_canonical();
+            assert_eq!(client.peer_addr().unwrap().ip().to_canonical(), pod, "it shows the backend");
+        }
     });
 }
 

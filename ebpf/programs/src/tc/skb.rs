@@ -4,8 +4,7 @@ use aya_ebpf::{
     bindings::__sk_buff,
     helpers::generated::{
         bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_tail,
-        bpf_skb_change_type,
-        bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };

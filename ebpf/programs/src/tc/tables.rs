@@ -13,8 +13,7 @@ use aya_ebpf::{
     maps::{PerCpuArray, Queue},
 };
 use berth_ebpf_abi::{
-    Addr, Begun, Config, Flow, FragmentKey, FragmentPorts, LocalPod, PodDevice, Tuple, V4, V6, config,
-    count,
+    Addr, Begun, Config, Flow, FragmentKey, FragmentPorts, LocalPod, PodDevice, Tuple, V4, V6, config, count,
 };
 use berth_ebpf_decide::flow::{Bucket, Class, FlowMaps, Put};
 use core::{
@@ -285,8 +284,24 @@ macro_rules! family {
 }
 
 family!(
-    V4, [UDP4, UNASSURED4, ASSURED4], [BEGUN_UDP4, BEGUN_TCP4], put4, cut4, FRAGMENT4, POD4, STACK4, masquerade4
+    V4,
+    [UDP4, UNASSURED4, ASSURED4],
+    [BEGUN_UDP4, BEGUN_TCP4],
+    put4,
+    cut4,
+    FRAGMENT4,
+    POD4,
+    STACK4,
+    masquerade4
 );
 family!(
-    V6, [UDP6, UNASSURED6, ASSURED6], [BEGUN_UDP6, BEGUN_TCP6], put6, cut6, FRAGMENT6, POD6, STACK6, masquerade6
+    V6,
+    [UDP6, UNASSURED6, ASSURED6],
+    [BEGUN_UDP6, BEGUN_TCP6],
+    put6,
+    cut6,
+    FRAGMENT6,
+    POD6,
+    STACK6,
+    masquerade6
 );

@@ -14,6 +14,7 @@ use berth_ebpf_abi::{Client, LocalPod, ServiceKey, Tuple};
 use berth_ebpf_decide::{
     Dialler, From, Verdict, decide, dialler,
     flow::{self, FlowMaps, Hook, Packet, Room, TCP, UDP, judge, tcp},
+    is_host,
     trace::{Step, Trace},
 };
 use berth_ebpf_loader::{Datapath, Error};
@@ -95,10 +96,13 @@ pub(crate) fn run<A: Net, M: FlowMaps<A>>(maps: &M, asked: &Question<A>) -> Trac
     let trace = Trace::new(maps);
     let end = match asked.from {
         Who::Outside { addr, port } => packet(&trace, Hook::Uplink, addr, port, asked),
-        Who::Socket { addr, client } => match dialler::<A>(client.map(|(_, client)| client)) {
-            Dialler::LeftAlone => packet(&trace, Hook::Pod, addr, None, asked),
-            Dialler::From(from) => End::Socket(socket(&trace, from, asked), None),
-        },
+        Who::Socket { addr, client } => {
+            let cookie = client.map_or(0, |(cookie, _)| cookie);
+            match dialler::<A>(cookie, client.map(|(_, client)| client)) {
+                Dialler::LeftAlone => packet(&trace, Hook::Pod, addr, None, asked),
+                Dialler::From(from) => End::Socket(socket(&trace, from, asked), None),
+            }
+        }
     };
     Traced { steps: trace.steps(), end }
 }
@@ -146,8 +150,10 @@ pub(crate) fn pinned<A: Net>(
 ) -> Result<Traced<A>, Error> {
     let maps = Pinned::new(datapath, now_s)?;
     let mut traced = run(&maps, asked);
-    if let (Some((device, hooked)), Who::Socket { client: None, addr }) = (leaves, asked.from)
-        && let End::Socket(Verdict::Pass | Verdict::Drop(_), egress) = &mut traced.end
+    // What is dropped, the host's call is refused.
+    if let (Some((device, hooked)), Who::Socket { client, addr }) = (leaves, asked.from)
+        && client.is_none_or(|(_, client)| is_host(client.flags))
+        && let End::Socket(Verdict::Pass, egress) = &mut traced.end
     {
         let meets = hooked.then(|| packet(&maps, Hook::Egress, addr, None, asked));
         *egress = Some(Egress { device, hooked, drops: meets.is_some_and(|end| !end.passes()) });
@@ -164,7 +170,9 @@ pub(crate) fn question<A: Net>(
     clients: &[(u64, Client)],
 ) -> Option<Question<A>> {
     let from = match source {
-        Source::Node => Who::Socket { addr: A::ANY, client: None },
+        Source::Node => {
+            Who::Socket { addr: A::ANY, client: clients.iter().find(|(_, c)| is_host(c.flags)).copied() }
+        }
         Source::Pod { ips } => {
             let addr = ips.iter().find_map(|ip| A::of(*ip))?;
             let client = clients.iter().find(|(_, client)| A::of_client(client) == addr).copied();

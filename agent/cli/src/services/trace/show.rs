@@ -10,11 +10,12 @@ use crate::{
     table::{Table, plain},
 };
 use berth_ebpf_abi::{
-    Affinity, Backend, Flow, ServiceKey, Set, Tuple, backend, flow as flag, local_pod, maps,
+    Affinity, Backend, Flow, SERVING, ServiceKey, Set, Tuple, backend, flow as flag, local_pod, maps,
 };
 use berth_ebpf_decide::{
     Choice, DropReason, Header, RejectReason, Verdict,
     flow::{self, Dropped, Hook, Via},
+    is_host,
     trace::Step,
 };
 use serde_json::{Value, json};
@@ -141,12 +142,19 @@ impl<A: Net> Page<'_, A> {
             Some([maps::CLIENT.to_owned(), key, found.to_owned(), means])
         };
         match client {
-            None if addr == A::ANY => row("netns of the node".into(), NOTHING, "the node itself".into()),
+            None if addr == A::ANY => row(
+                "netns of the node".into(),
+                NOTHING,
+                "the node's network is not known yet: it counts as a client from outside".into(),
+            ),
             None => row(
                 format!("netns of {}", addr.ip()),
                 NOTHING,
-                format!("{} is not known as a pod: it counts as the node itself", self.who(addr.ip())),
+                format!("{} is not known as a pod: it counts as a client from outside", self.who(addr.ip())),
             ),
+            Some((cookie, client)) if is_host(client.flags) => {
+                row(format!("netns {cookie}"), "host", "the node itself".into())
+            }
             Some((cookie, client)) => {
                 let alone = client.flags & local_pod::NO_SOCKET_HOOKS != 0;
                 let how = if alone { ", sockets left alone: packets are translated" } else { "" };
@@ -194,7 +202,11 @@ impl<A: Net> Page<'_, A> {
                 "would be written".to_owned(),
             ),
             Step::Member { key, found } => {
-                let set = if key.set == 0 { "cluster" } else { "local" };
+                let set = match key.set {
+                    0 => "cluster",
+                    SERVING => "serving",
+                    _ => "local",
+                };
                 let means = if *found { "still a backend" } else { "no longer a backend: another is chosen" };
                 let key = format!("id {} {} {set}", key.id, socket(key.addr, key.port));
                 row(map.member, key, yes(*found), means.to_owned())
@@ -322,7 +334,13 @@ impl<A: Net> Page<'_, A> {
                     DropReason::Policy => "the traffic policy leaves this client no endpoint",
                     DropReason::Unsettled => "the tables changed in two readings in a row",
                 };
-                ("dropped", why.to_owned())
+                let host =
+                    matches!(self.asked.from, Who::Socket { client: Some((_, c)), .. } if is_host(c.flags));
+                if host {
+                    ("refused", format!("EHOSTUNREACH, for {why}"))
+                } else {
+                    ("dropped", why.to_owned())
+                }
             }
         }
     }
@@ -370,7 +388,7 @@ impl<A: Net> Page<'_, A> {
 }
 
 /// What the socket hook leaves as it is goes by a device: the program there has the last word.
-fn leaving((outcome, why): (&'static str, String), egress: &Egress) -> (&'static str, String) {
+fn leaving((_, why): (&'static str, String), egress: &Egress) -> (&'static str, String) {
     let device = &egress.device;
     match (egress.hooked, egress.drops) {
         (true, true) => (
@@ -378,10 +396,6 @@ fn leaving((outcome, why): (&'static str, String), egress: &Egress) -> (&'static
             format!(
                 "{why}; at the socket it goes on, and the program at device {device} drops it: a Service's address must not leave the node"
             ),
-        ),
-        (false, _) if outcome == "dropped" => (
-            "passes",
-            format!("{why}; at the socket it goes on, and device {device} has no program that would drop it"),
         ),
         _ => ("passes", format!("{why}; it goes by device {device}")),
     }

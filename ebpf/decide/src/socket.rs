@@ -1,0 +1,158 @@
+//! A datagram socket in memory, as the hooks treat one: for tests.
+
+use crate::{
+    Aligned, Asked, Family, From, Given, Maps, Ruling, Who, goes_on, lot, refusal,
+    ring::{Ring, again, kept, remember, search},
+    rule,
+};
+use berth_ebpf_abi::{REVERSE, Reverses, ServiceKey};
+use core::cell::RefCell;
+
+/// A socket that is not connected.
+#[derive(Debug, Clone)]
+pub struct Socket<A> {
+    /// Where it is.
+    pub from: From<A>,
+    /// Its own.
+    pub cookie: u64,
+    /// What it remembers.
+    pub ring: RefCell<Reverses<A>>,
+}
+
+/// What becomes of a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent<A> {
+    /// It goes to the address that it names.
+    AsItIs,
+    /// It goes to a backend.
+    To(A, u16),
+    /// The call ends with this error.
+    Failed(i32),
+}
+
+impl<A: Family> Socket<A> {
+    /// One that remembers nothing.
+    pub fn new(from: From<A>, cookie: u64) -> Socket<A> {
+        Socket { from, cookie, ring: RefCell::default() }
+    }
+
+    /// Sends a datagram. `key` is what it names.
+    pub fn send<M: Maps<A>>(&self, maps: &M, key: &ServiceKey<A>) -> Sent<A> {
+        let call = Call { socket: self, key };
+        let kept = kept(&call);
+        if let Some(kept) = kept {
+            let entry = self.ring.borrow().entries[kept];
+            let backend = (entry.backend, entry.backend_port);
+            let (mut key, mut asked) = (Aligned(*key), Asked::default());
+            (asked.member.addr, asked.member.port) = backend;
+            if goes_on(maps, &mut key, &mut asked) {
+                again(&call, kept, backend);
+                return Sent::To(backend.0, backend.1);
+            }
+        }
+        let (mut key, mut given) = (Aligned(*key), Given::default());
+        match rule(maps, &mut key, Sender(self), &mut given) {
+            Ruling::To(..) => {
+                let backend = (given.last.backend.addr, given.last.backend.port);
+                remember(&call, kept, backend);
+                Sent::To(backend.0, backend.1)
+            }
+            ruling => refusal(&ruling, self.from == From::Host, true).map_or(Sent::AsItIs, Sent::Failed),
+        }
+    }
+
+    /// The address and port that an answer of a backend is shown as from.
+    pub fn shown(&self, addr: A, port: u16) -> (A, u16) {
+        let key = ServiceKey::default();
+        let call = Call { socket: self, key: &key };
+        match search(&call, |place| call.leads_to(place, (addr, port))) {
+            Some(at) => {
+                let ring = self.ring.borrow();
+                (ring.entries[at].addr, ring.entries[at].port)
+            }
+            None => (addr, port),
+        }
+    }
+}
+
+/// The socket as a client.
+#[derive(Debug, Clone, Copy)]
+struct Sender<'s, A>(&'s Socket<A>);
+
+impl<A: Family> Who<A> for Sender<'_, A> {
+    fn is_host(self) -> bool {
+        self.0.from.is_host()
+    }
+
+    fn outside(self) -> u32 {
+        self.0.from.outside()
+    }
+
+    fn put_addr(self, into: &mut A) {
+        self.0.from.put_addr(into);
+    }
+
+    fn lot<M: Maps<A>>(self, _maps: &M, service: u32) -> u32 {
+        lot(self.0.cookie, service)
+    }
+}
+
+/// A call of it that names an address.
+struct Call<'s, A> {
+    socket: &'s Socket<A>,
+    key: &'s ServiceKey<A>,
+}
+
+impl<A: Family> Ring<A> for Call<'_, A> {
+    type Place = usize;
+    type Addr = (A, u16);
+
+    fn first(&self) -> usize {
+        0
+    }
+
+    fn after(&self, place: usize) -> usize {
+        place + 1
+    }
+
+    fn oldest(&self) -> usize {
+        let mut ring = self.socket.ring.borrow_mut();
+        let place = ring.next as usize % REVERSE;
+        ring.next = ring.next.wrapping_add(1);
+        place
+    }
+
+    fn size(&self) -> u32 {
+        REVERSE as u32
+    }
+
+    fn named(&self) -> (A, u16) {
+        (self.key.addr, self.key.port)
+    }
+
+    fn is_dialled(&self, place: usize, addr: (A, u16)) -> bool {
+        let entry = &self.socket.ring.borrow().entries[place];
+        (entry.addr, entry.port) == addr
+    }
+
+    fn leads_to(&self, place: usize, backend: (A, u16)) -> bool {
+        let entry = &self.socket.ring.borrow().entries[place];
+        (entry.backend, entry.backend_port) == backend
+    }
+
+    fn copy_dialled(&self, from: usize, to: usize) {
+        let mut ring = self.socket.ring.borrow_mut();
+        let entry = ring.entries[from];
+        (ring.entries[to].addr, ring.entries[to].port) = (entry.addr, entry.port);
+    }
+
+    fn write_dialled(&self, place: usize, addr: (A, u16)) {
+        let entry = &mut self.socket.ring.borrow_mut().entries[place];
+        (entry.addr, entry.port) = addr;
+    }
+
+    fn write_backend(&self, place: usize, backend: (A, u16)) {
+        let entry = &mut self.socket.ring.borrow_mut().entries[place];
+        (entry.backend, entry.backend_port) = backend;
+    }
+}
