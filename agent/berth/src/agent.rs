@@ -224,6 +224,14 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         .context("look at the node")?;
     host.open_files = open_files;
     let labels = node::labels(&roots, &args.node_labels);
+    let ranges = ServiceRanges {
+        networks: args.service_cidrs.clone(),
+        node_ports: berth_core::ports::NODE_PORTS,
+        reserved: args.cluster_dns.clone(),
+    };
+    let hub = berth_server::Hub::default();
+    let (sources, desired) =
+        sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges, &hub);
     let config = NodeConfig {
         roots: roots.clone(),
         boot: boot.clone(),
@@ -234,6 +242,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         allocatable: node::allocatable(&roots),
         labels: labels.clone(),
         host,
+        services: sources::lister(&sources.latest),
         recursive_read_only: recursive_read_only(),
     };
     let hands = Arc::new(NodeHands::new(
@@ -245,14 +254,6 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         prober,
         incoming_tx.clone(),
     ));
-    let ranges = ServiceRanges {
-        networks: args.service_cidrs.clone(),
-        node_ports: berth_core::ports::NODE_PORTS,
-        reserved: args.cluster_dns.clone(),
-    };
-    let hub = berth_server::Hub::default();
-    let (sources, desired) =
-        sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges, &hub);
     let board = Arc::new(Board::new(hub.clone(), Arc::clone(&sources.latest), host_network.clone()));
     let health = services::Shown::default();
     let attached = network.clone();

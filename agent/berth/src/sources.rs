@@ -9,7 +9,7 @@ use berth_core::{
     model::Objects,
     roots::Roots,
 };
-use berth_pods::DesiredSet;
+use berth_pods::{DesiredSet, node::ServiceLister};
 use berth_server::Hub;
 use berth_source::{
     Snapshot,
@@ -101,6 +101,15 @@ struct Out {
 }
 
 /// Passes one source's snapshots on; errors are told once each.
+/// The Services of all sources, for the environment of containers.
+pub(crate) fn lister(latest: &Latest) -> ServiceLister {
+    let latest = Arc::clone(latest);
+    ServiceLister::new(move || {
+        let all = lock(&latest).clone();
+        all.iter().flat_map(|s| s.services.iter().map(|d| Arc::clone(&d.service))).collect()
+    })
+}
+
 async fn follow(index: usize, mut snapshots: watch::Receiver<Arc<Snapshot>>, out: Out) {
     let mut before: Arc<Snapshot> = Arc::default();
     loop {

@@ -29,6 +29,9 @@ use std::time::Duration;
 pub enum ProbeResult {
     /// The container answered well.
     Success,
+    /// The container answered well, but in a way that people should know of: counts as a success; the text is for the
+    /// `ProbeWarning` event.
+    Warning(String),
     /// The container answered badly, late or not at all; the text is for the `Unhealthy` event.
     Failure(String),
     /// It could not be found out, for a reason that is not the container's: counts for nothing.
@@ -265,7 +268,9 @@ pub fn step(state: &ProbeState, probe: &Probe, event: ProbeEvent) -> (ProbeState
         ProbeEvent::Result(now, result) => {
             let awaited = state.asked_at.take().is_some() && !state.on_hold;
             let changed = match result {
-                ProbeResult::Success if awaited => state.count(probe, Verdict::Success),
+                ProbeResult::Success | ProbeResult::Warning(_) if awaited => {
+                    state.count(probe, Verdict::Success)
+                }
                 ProbeResult::Failure(_) if awaited => state.count(probe, Verdict::Failure),
                 _ => None,
             };

@@ -211,7 +211,7 @@ impl<H: Hands> Asker<H> {
         };
         match &answer {
             ProbeResult::Failure(message) => self.last_failure = Some(message.clone()),
-            ProbeResult::Success => self.last_failure = None,
+            ProbeResult::Success | ProbeResult::Warning(_) => self.last_failure = None,
             ProbeResult::Unknown(why) => {
                 tracing::debug!(container = %self.container, kind = ?self.state.kind(), why, "probe could not be asked");
             }

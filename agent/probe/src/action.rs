@@ -1,10 +1,10 @@
 //! From a probe or hook as specified to what is asked on the wire.
 
-use crate::{Error, exec::ExecTarget};
-use berth_core::model::{Container, EnvValue, EnvVar, Hook, HttpTarget, PortRef, Probe, ProbeAction, expand};
+use crate::Error;
+use berth_core::model::{Container, EnvValue, EnvVar, HttpTarget, PortRef, Probe, ProbeAction, expand};
 use std::{collections::HashMap, fmt, net::IpAddr};
 
-/// One question, ready to be asked.
+/// One question over the network, ready to be asked.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ResolvedAction {
     /// A GET; a status of 200 to 399 is success.
@@ -18,8 +18,6 @@ pub enum ResolvedAction {
         /// `service` of the request, possibly empty.
         service: String,
     },
-    /// A command in the container; exit code 0 is success.
-    Exec(Box<ExecTarget>),
 }
 
 /// An HTTP request of a probe or hook.
@@ -88,17 +86,16 @@ impl Endpoint {
     }
 }
 
-/// Resolves a probe: ports by name, the pod's address as the default host, `$(VAR)` of the command.
+/// Resolves a probe over the network: ports by name, the pod's address as the default host.
 ///
 /// `node_local` says whether a `host` of the probe may be the node's loopback or a link-local address: pass
-/// `hostNetwork`, or true where the node's configuration allows it to all pods. `exec` is how to enter the container,
-/// needed for exec probes only; its command is replaced.
+/// `hostNetwork`, or true where the node's configuration allows it to all pods. An exec probe is an error here: its
+/// command is [`probe_command`]'s.
 pub fn resolve(
     probe: &Probe,
     container: &Container,
     pod_ip: Option<IpAddr>,
     node_local: bool,
-    exec: Option<&ExecTarget>,
 ) -> Result<ResolvedAction, Error> {
     match &probe.action {
         ProbeAction::Http(target) => {
@@ -112,11 +109,7 @@ pub fn resolve(
             endpoint: Endpoint::new(None, *port, pod_ip, node_local)?,
             service: service.clone(),
         }),
-        ProbeAction::Exec(command) => {
-            let target = exec.ok_or(Error::NoExecTarget)?;
-            let command = expand_static(command, &container.env);
-            Ok(ResolvedAction::Exec(Box::new(ExecTarget { command, ..target.clone() })))
-        }
+        ProbeAction::Exec(_) => Err(Error::NotOverTheNetwork),
     }
 }
 
@@ -138,14 +131,6 @@ pub fn resolve_http(
     })
 }
 
-/// The command of an exec hook, `$(VAR)` of the container's literal variables expanded; `None` for other hooks.
-pub fn hook_command(hook: &Hook, container: &Container) -> Option<Vec<String>> {
-    match hook {
-        Hook::Exec(command) => Some(expand_static(command, &container.env)),
-        Hook::Http(_) | Hook::Sleep(_) => None,
-    }
-}
-
 fn number(container: &Container, port: &PortRef) -> Result<u16, Error> {
     container.port(port).filter(|p| *p != 0).ok_or_else(|| Error::NoSuchPort {
         port: match port {
@@ -155,9 +140,9 @@ fn number(container: &Container, port: &PortRef) -> Result<u16, Error> {
     })
 }
 
-/// Commands of probes and hooks see only the literal `env` entries; those from elsewhere expand to nothing, and a name
-/// that is not there stays as written.
-fn expand_static(command: &[String], env: &[EnvVar]) -> Vec<String> {
+/// The command of an exec probe with `$(VAR)` and `$$` expanded. It sees only the literal `env` entries; those from
+/// elsewhere expand to nothing, and a name that is not there stays as written. (Commands of hooks are not expanded.)
+pub fn probe_command(command: &[String], env: &[EnvVar]) -> Vec<String> {
     let values: HashMap<&str, &str> = env
         .iter()
         .map(|var| match &var.value {

@@ -12,9 +12,9 @@ pub enum Error {
     /// The pod has no address yet.
     #[error("the pod has no address yet")]
     NoPodAddress,
-    /// An exec probe was to be resolved without knowing the container's process.
-    #[error("the container's process is not known")]
-    NoExecTarget,
+    /// An exec probe was to be asked over the network.
+    #[error("an exec probe is not asked over the network")]
+    NotOverTheNetwork,
     /// The TLS client could not be set up.
     #[error("set up TLS")]
     Tls(#[source] rustls::Error),

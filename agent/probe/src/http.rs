@@ -1,8 +1,8 @@
 //! HTTP probes and hooks: one GET over a connection of its own.
 //!
-//! Rules (`pkg/probe/http`): 200 to 399 is success; redirects are followed on the same host only, at most 10, one to
-//! another host ends the question well; at most 10 KiB of the body are read and none of it is reported; no proxy, no
-//! keep-alive, no check of certificates.
+//! Rules (`pkg/probe/http`): 200 to 399 is success; redirects are followed on the same host only, at most 10. An answer
+//! that stays a redirect (one to another host, or one without a place to go) is a success with a warning, which shows
+//! the beginning of its body. At most 10 KiB of the body are read; no proxy, no keep-alive, no check of certificates.
 
 use crate::{
     action::{Host, HttpAction},
@@ -20,7 +20,12 @@ use tokio_rustls::TlsConnector;
 
 const MAX_BODY: usize = 10 * 1024;
 const MAX_REDIRECTS: usize = 10;
-const MAX_HEAD: usize = 64 * 1024;
+/// The largest head of an answer that is read. Go's client takes 10 MiB; so much is not held here for one probe.
+const MAX_HEAD: usize = 1024 * 1024;
+/// The most header fields of an answer. Go's client takes any number; room for all is made before they are read.
+const MAX_FIELDS: usize = 1024;
+/// So much of a redirect's body is told; an event has room for about as much.
+const TOLD_BODY: usize = 512;
 
 /// `User-Agent` of probes.
 pub(crate) const PROBE_AGENT: &str = "kube-probe/1.36";
@@ -39,12 +44,18 @@ pub struct HookReply {
 struct Reply {
     status: u16,
     location: Option<String>,
+    /// The beginning of the body.
+    body: Vec<u8>,
 }
 
 /// Asks by HTTP.
 pub(crate) async fn probe(action: &HttpAction, tls: &TlsConnector) -> ProbeResult {
     match follow(action, tls, PROBE_AGENT).await {
-        Ok(reply) if (200..400).contains(&reply.status) => ProbeResult::Success,
+        Ok(reply) if (200..300).contains(&reply.status) => ProbeResult::Success,
+        Ok(reply) if (300..400).contains(&reply.status) => ProbeResult::Warning(format!(
+            "Probe terminated redirects, Response body: {}",
+            String::from_utf8_lossy(&reply.body)
+        )),
         Ok(reply) => ProbeResult::Failure(format!("HTTP probe failed with statuscode: {}", reply.status)),
         Err(e) => e.into_result(),
     }
@@ -241,6 +252,7 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send>(
         .max_buf_size(MAX_HEAD)
         // A name with a blank in it is no reason to call a server unhealthy.
         .ignore_invalid_headers_in_responses(true)
+        .max_headers(MAX_FIELDS)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(failed)?;
@@ -269,14 +281,15 @@ async fn read(response: Response<Incoming>) -> Result<Reply, hyper::Error> {
     let location =
         response.headers().get(header::LOCATION).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
     let mut body = response.into_body();
-    let mut seen = 0;
+    let (mut seen, mut begin) = (0, Vec::new());
     while seen < MAX_BODY {
-        match body.frame().await {
-            Some(frame) => seen += frame?.data_ref().map_or(0, Bytes::len),
-            None => break,
-        }
+        let Some(frame) = body.frame().await.transpose()? else { break };
+        let Some(data) = frame.data_ref() else { continue };
+        seen += data.len();
+        let room = TOLD_BODY.saturating_sub(begin.len()).min(data.len());
+        begin.extend_from_slice(data.get(..room).unwrap_or_default());
     }
-    Ok(Reply { status, location })
+    Ok(Reply { status, location, body: begin })
 }
 
 #[cfg(test)]

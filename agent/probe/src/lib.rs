@@ -25,4 +25,4 @@ pub use action::{Endpoint, Host, HttpAction, ResolvedAction, resolve, resolve_ht
 pub use error::Error;
 pub use exec::{ExecOutcome, ExecProcess, ExecTarget, Unsupported};
 pub use http::HookReply;
-pub use prober::{Prober, ProberConfig, http_hook};
+pub use prober::{Prober, ProberConfig, TRIES, http_hook};

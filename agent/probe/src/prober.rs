@@ -11,7 +11,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio_rustls::TlsConnector;
 
 /// A question that could not be put is put again this often in all, as the kubelet does.
-const TRIES: u32 = 3;
+pub const TRIES: u32 = 3;
 
 /// What a [`Prober`] needs to know.
 #[derive(Debug, Clone)]
@@ -83,10 +83,6 @@ impl Prober {
                 let question = grpc::probe(endpoint, service, timeout);
                 net::within(timeout, format!("gRPC health check of {endpoint}"), question).await
             }
-            ResolvedAction::Exec(target) => match self.exec(target, timeout).await {
-                Ok(outcome) => outcome.into_result(timeout),
-                Err(Unsupported(why)) => ProbeResult::Unknown(format!("cannot enter the container: {why}")),
-            },
         }
     }
 

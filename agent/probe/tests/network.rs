@@ -86,8 +86,6 @@ async fn statuses() {
     for (line, good) in [
         ("HTTP/1.1 200 OK", true),
         ("HTTP/1.1 204 No Content", true),
-        ("HTTP/1.1 304 Not Modified", true),
-        ("HTTP/1.1 399 Odd", true),
         ("HTTP/1.0 200 OK", true),
         ("HTTP/1.1 400 Bad", false),
         ("HTTP/1.1 503 Unavailable", false),
@@ -95,6 +93,38 @@ async fn statuses() {
         let at = fixed(Box::leak(format!("{line}\r\nContent-Length: 0\r\n\r\n").into_boxed_str())).await;
         let answer = ask(http(at), LONG).await;
         assert_eq!(answer == ProbeResult::Success, good, "{line}: {answer:?}");
+    }
+}
+
+fn warning(body: &str) -> ProbeResult {
+    ProbeResult::Warning(format!("Probe terminated redirects, Response body: {body}"))
+}
+
+#[tokio::test]
+async fn an_answer_that_stays_a_redirect_is_a_warning_and_good() {
+    for line in ["302 Found", "304 Not Modified", "399 Odd"] {
+        let answer = format!("HTTP/1.1 {line}\r\nConnection: close\r\n\r\n").into_boxed_str();
+        let at = serve({
+            let answer: &'static str = Box::leak(answer);
+            move |mut stream| async move {
+                head(&mut stream).await;
+                drop(stream.write_all(answer.as_bytes()).await);
+            }
+        })
+        .await;
+        assert_eq!(ask(http(at), LONG).await, warning(""), "{line}");
+    }
+    let at = fixed("HTTP/1.1 300 Choose\r\nContent-Length: 5\r\n\r\nhello").await;
+    assert_eq!(ask(http(at), LONG).await, warning("hello"));
+}
+
+#[tokio::test]
+async fn large_heads_are_read() {
+    let many = (0..500).map(|n| format!("X-{n}: y\r\n")).collect::<String>();
+    let long = format!("X-Long: {}\r\n", "y".repeat(70_000));
+    for fields in [many, long] {
+        let text = format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{fields}\r\n").into_boxed_str();
+        assert_eq!(ask(http(fixed(Box::leak(text)).await), LONG).await, ProbeResult::Success);
     }
 }
 
@@ -223,7 +253,7 @@ async fn redirects_on_the_same_host_only() {
     let to = |path: &str| HttpAction { path: path.into(), ..http(at) };
     failed_with(ask(to("/once"), LONG).await, "statuscode: 500");
     assert_eq!(hits.swap(0, Ordering::Relaxed), 2);
-    assert_eq!(ask(to("/away"), LONG).await, ProbeResult::Success, "not followed, and well");
+    assert_eq!(ask(to("/away"), LONG).await, warning(""), "not followed, and well");
     assert_eq!(hits.swap(0, Ordering::Relaxed), 1);
     failed_with(ask(to("/loop"), LONG).await, "10 redirects");
     assert_eq!(hits.load(Ordering::Relaxed), 10);

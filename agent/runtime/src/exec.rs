@@ -1,9 +1,9 @@
 //! More processes in a running container, through containerd: for people, terminals, hooks, and for what the exec
 //! prober cannot take on.
 //!
-//! A process belongs to its [`ExecHandle`]: dropped before its end, the process is killed, and either way its record
-//! and FIFOs are removed by a task of their own. Children of the process that outlive it stay; they are the
-//! container's.
+//! A process belongs to its [`ExecHandle`]: dropped before its end, the process is killed with all that it started, and
+//! either way its record and FIFOs are removed by a task of their own. Children of a process that ended by itself stay;
+//! they are the container's.
 
 use crate::{
     Runtime,
@@ -11,7 +11,7 @@ use crate::{
     error::{Error, absent},
     process,
     start::Stdio,
-    wire,
+    tree, wire,
 };
 use berth_core::ids::ContainerId;
 use containerd_client::services::v1::{
@@ -203,7 +203,7 @@ impl Runtime {
     }
 
     /// Runs a process to its end and returns what it wrote, at most `limit` bytes of each stream; the rest is read
-    /// and dropped. At the deadline it is killed.
+    /// and dropped. It may run for `deadline` from its start; then it is killed with all that it started.
     pub async fn exec_output(
         &self,
         request: ExecRequest,
@@ -211,8 +211,9 @@ impl Runtime {
         deadline: Duration,
     ) -> Result<ExecOutput, Error> {
         let request = ExecRequest { stdio: None, stdin: false, ..request };
-        let end = tokio::time::Instant::now() + deadline;
         let mut handle = self.exec(request).await?;
+        let longest = Duration::from_secs(u64::from(u32::MAX));
+        let end = tokio::time::Instant::now() + deadline.min(longest);
         let (out, err) = (handle.stdout.take(), handle.stderr.take());
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let outcome = {
@@ -232,6 +233,7 @@ impl Runtime {
                 }
             };
             if outcome.is_err() {
+                end_tree(handle.pid, handle.start_time).await;
                 // If it fails, dropping the handle does it again.
                 drop(handle.kill(9).await);
             }
@@ -358,8 +360,12 @@ impl Drop for ExecHandle {
         let (runtime, id, exec_id) =
             (self.runtime.clone(), self.id.clone(), std::mem::take(&mut self.exec_id));
         let (made, ended) = (self.made, self.ended);
+        let (pid, start_time) = (self.pid, self.start_time);
         // Ends by the deadlines of its three calls.
         tokio.spawn(async move {
+            if !ended {
+                end_tree(pid, start_time).await;
+            }
             if made && let Err(e) = finish(&runtime, &id, &exec_id, ended).await {
                 tracing::warn!(
                     container = id.short(),
@@ -373,6 +379,12 @@ impl Drop for ExecHandle {
             }
         });
     }
+}
+
+/// Kills a process and all that it started.
+async fn end_tree(pid: u32, start_time: u64) {
+    // Only a panic could end it early, and the process is killed through containerd all the same.
+    drop(tokio::task::spawn_blocking(move || tree::end(pid, start_time)).await);
 }
 
 /// Kills the process if it runs, and deletes its record.

@@ -28,6 +28,7 @@ mod shims;
 pub mod spec;
 mod start;
 mod stop;
+mod tree;
 mod wire;
 
 pub use error::{Error, Kind};

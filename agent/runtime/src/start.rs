@@ -14,7 +14,7 @@ pub use request::{StartRequest, Started, Stdio};
 use crate::{
     Runtime,
     client::{WORK, call},
-    error::present,
+    error::{Error, present},
     process,
     record::ExitRecord,
     shims::Home,
@@ -23,10 +23,18 @@ use crate::{
 use berth_sys::clock;
 use containerd_client::{
     services::v1::StartRequest as StartTaskRequest,
-    types::v1::{Process, Status},
+    types::{
+        Mount,
+        v1::{Process, Status},
+    },
 };
 use record::Met;
 use std::time::{Duration, Instant};
+
+/// So many more shims a start may take where one after the other ends under it.
+const SHIMS_TRIED: u32 = 8;
+/// How long a shim that is about to end may take to do so.
+const SHIM_ENDS: Duration = Duration::from_secs(2);
 
 /// Times steps.
 #[derive(Default)]
@@ -70,31 +78,39 @@ impl Runtime {
     async fn start_with(&self, request: &StartRequest, steps: &mut Steps) -> Result<Started, StartError> {
         let failed = |stage| move |e| StartError::new(&request.id, stage, e);
         steps.time("lease", self.ensure_lease(&request.pod)).await.map_err(failed(Stage::Lease))?;
-        let home = steps.time("shim", self.home(request)).await;
-        match self.start_at(request, home.as_ref(), steps).await {
-            Ok(started) => Ok(started),
-            Err(error) => {
-                let Some(home) = home else { return Err(error) };
-                let Some(shims) = self.known_shims() else { return Err(error) };
-                if matches!(error.failure, StartFailure::Finished(_)) {
-                    shims.release(&request.id);
-                    return Err(error);
-                }
-                if !matches!(error.stage, Stage::Create | Stage::Start) {
-                    return Err(error);
-                }
-                let dead = shims.distrust(&home.address).await;
-                if !dead {
-                    // After an unknown outcome the task may be there, on this shim.
-                    if !error.is_unknown() {
-                        shims.release(&request.id);
-                    }
-                    return Err(error);
-                }
-                tracing::warn!(pod = %request.key, container = %request.container, "shim is gone, taking another");
-                let home = steps.time("second shim", self.home(request)).await;
-                self.start_at(request, home.as_ref(), steps).await
+        let mut again = 0;
+        loop {
+            let home = steps.time(if again == 0 { "shim" } else { "next shim" }, self.home(request)).await;
+            let error = match self.start_at(request, home.as_ref(), steps).await {
+                Ok(started) => return Ok(started),
+                Err(error) => error,
+            };
+            let (Some(home), Some(shims)) = (home, self.known_shims()) else { return Err(error) };
+            if matches!(error.failure, StartFailure::Finished(_)) {
+                shims.release(&request.id);
+                return Err(error);
             }
+            if !matches!(error.stage, Stage::Create | Stage::Start) {
+                return Err(error);
+            }
+            if error.is_of_shim() {
+                // It is about to go, and takes connections until then.
+                shims.await_end(&home.address, SHIM_ENDS).await;
+            }
+            let dead = shims.distrust(&home.address).await;
+            if !dead || again >= SHIMS_TRIED {
+                // After an unknown outcome the task may be there, on this shim.
+                if !error.is_unknown() {
+                    shims.release(&request.id);
+                }
+                return Err(error);
+            }
+            if !error.is_unknown() {
+                // The container's own failure, which ended the shim.
+                return Err(error);
+            }
+            tracing::debug!(pod = %request.key, container = %request.container, "shim has ended, taking another");
+            again += 1;
         }
     }
 
@@ -135,7 +151,7 @@ impl Runtime {
             Some(Met::Task(process)) => return self.adopt_task(request, &process, steps).await,
         }
         let mounts = prepared.map_err(failed(Stage::Snapshot))?;
-        let created = steps.time("create", self.create_task(request, home, mounts)).await;
+        let created = steps.time("create", self.create_alone(request, home, mounts)).await;
         if present(created).map_err(failed(Stage::Create))?.is_none() {
             let task = self.task(&request.id).await.map_err(failed(Stage::Create))?;
             if let Some(process) = task {
@@ -143,6 +159,27 @@ impl Runtime {
             }
         }
         self.start_task(request, steps, false).await
+    }
+
+    /// Creates the task; alone on its shim as long as no task is there. containerd ends a shim after a create that
+    /// failed while no other task was in it, and would cut off the creates that are under way there.
+    async fn create_alone(
+        &self,
+        request: &StartRequest,
+        home: Option<&Home>,
+        rootfs: Vec<Mount>,
+    ) -> Result<(), Error> {
+        let Some((home, shims)) = home.zip(self.known_shims()) else {
+            return self.create_task(request, home, rootfs).await;
+        };
+        let alone = shims.alone_until_a_task_lives(&home.address).await;
+        let created = self.create_task(request, Some(home), rootfs).await;
+        match &created {
+            Ok(()) => shims.lives(&request.id, &home.address),
+            Err(_) if alone.is_some() => shims.await_end(&home.address, SHIM_ENDS).await,
+            Err(_) => {}
+        }
+        created
     }
 
     /// Goes on from a task that is there.

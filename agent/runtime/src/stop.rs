@@ -178,6 +178,12 @@ impl Runtime {
         Ok(reply.map(|r| r.processes.iter().map(|p| p.pid).collect()).unwrap_or_default())
     }
 
+    /// What the caller of its start put on a container's record; `None` where there is no such container.
+    pub async fn extension(&self, id: &ContainerId) -> Result<Option<serde_json::Value>, Error> {
+        let Some(container) = self.get_container(id).await? else { return Ok(None) };
+        Ok(record::read(&container.id, &container.extensions)?.map(|found| found.mark.extension))
+    }
+
     /// The OCI spec a container was made with; `None` where there is no such container.
     pub async fn spec(&self, id: &ContainerId) -> Result<Option<serde_json::Value>, Error> {
         let Some(spec) = self.get_container(id).await?.and_then(|c| c.spec) else { return Ok(None) };

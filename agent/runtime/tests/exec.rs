@@ -76,6 +76,28 @@ async fn what_is_too_much_or_too_long_is_cut_off() {
     runtime.shutdown().await;
 }
 
+/// The first process of an exec leads a session, so its children are found also where their parent has ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_deadline_the_whole_tree_ends() {
+    let node = Node::start().await;
+    let (runtime, id, _output) = running(&node).await;
+    let tree =
+        "sleep 1000 & (sleep 1000 & sleep 1000 & setsid sleep 1000 & wait) & (sleep 1000 &) ; echo up; wait";
+    let late =
+        runtime.exec_output(request(&id, "tree", tree), 100, Duration::from_millis(1500)).await.unwrap();
+    assert_eq!((late.code, late.stdout.as_slice()), (None, &b"up\n"[..]));
+    until("nothing but the container is left", || async { runtime.pids(&id).await.unwrap().len() == 1 })
+        .await;
+
+    let handle = runtime.exec(request(&id, "dropped", tree)).await.unwrap();
+    until("the tree stands", || async { runtime.pids(&id).await.unwrap().len() >= 7 }).await;
+    drop(handle);
+    until("nothing but the container is left", || async { runtime.pids(&id).await.unwrap().len() == 1 })
+        .await;
+    no_exec_left(&node).await;
+    runtime.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn input_reaches_the_process_and_ends() {
     let node = Node::start().await;

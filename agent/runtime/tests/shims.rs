@@ -52,6 +52,50 @@ async fn the_containers_of_a_pod_share_one_shim() {
     until("no shim is left", || async { node.shims().is_empty() }).await;
 }
 
+/// containerd ends a shim after a create that failed while no task was in it, and with it the creates under way there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_cannot_start_takes_no_neighbour_with_it() {
+    let node = Node::start().await;
+    let (runtime, image) = node.ready().await;
+    for round in 0..8 {
+        let pod = format!("pod-{round}");
+        let mut requests = Vec::new();
+        for (name, args) in [
+            ("low", &["sleep", "9"][..]),
+            ("empty", &[""]),
+            ("dir", &["/tmp"]),
+            ("file", &["/etc/passwd"]),
+            ("ok", &["sleep", "1000"]),
+            ("ok2", &["sleep", "1000"]),
+        ] {
+            let (mut request, output) = node.request_args(&image, &pod, name, args);
+            if name == "low" {
+                request.spec["linux"]["resources"]["memory"] = serde_json::json!({"limit": 512 << 10});
+            }
+            requests.push((request, output));
+        }
+        let starts = requests.iter().map(|(request, _)| {
+            let (runtime, request) = (runtime.clone(), request.clone());
+            tokio::spawn(async move { runtime.create_and_start(request).await })
+        });
+        for (start, (request, _)) in starts.collect::<Vec<_>>().into_iter().zip(&requests) {
+            let name = request.container.as_str();
+            match start.await.unwrap() {
+                Ok(_) => assert!(name.starts_with("ok"), "round {round}: {name} runs"),
+                Err(e) => {
+                    assert!(!name.starts_with("ok"), "round {round}: {name}: {}", e.message());
+                    assert!(!e.is_unknown(), "round {round}: {name}: {}", e.message());
+                }
+            }
+        }
+        for (request, _) in &requests {
+            runtime.remove(&request.id).await.unwrap();
+        }
+    }
+    settled(&node, &runtime, 0).await;
+    runtime.shutdown().await;
+}
+
 #[test]
 fn a_killed_agent_leaks_no_shim_and_its_successor_uses_them() {
     let build = || tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();

@@ -3,6 +3,10 @@
 //! Service variables are weaker than `envFrom`, which is weaker than `env`; a later entry of the same name wins.
 //! `$(NAME)` stands for variables that were defined before (services and `envFrom` included).
 
+mod services;
+
+pub use services::service_env;
+
 use crate::{
     ObjectKind, PodFacts,
     fields::{self, FieldError},

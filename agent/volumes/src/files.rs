@@ -28,7 +28,7 @@ impl Volumes {
         os::make_dirs(&dir, NODE_DIR).map_err(Error::io("make", dir))?;
         let (hosts, hostname) = if pod.namespaces.host_network {
             let hosts = hosts::host_network(pod, &read_node_file(&self.roots.hosts_file)?)?;
-            (hosts, rustix::system::uname().nodename().to_string_lossy().into_owned())
+            (hosts, host_name())
         } else {
             let name = PodHostname::of(pod, facts.cluster_domain.as_deref())?;
             (hosts::managed(pod, &name, &facts.ips)?.into_bytes(), name.kernel)
@@ -55,6 +55,11 @@ impl Volumes {
         let bytes = read_node_file(path)?;
         Ok(Some(dns::ResolvConf::parse(&String::from_utf8_lossy(&bytes))))
     }
+}
+
+/// The host's own name, which pods in its network have too.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn read_node_file(path: &Path) -> Result<Vec<u8>, Error> {

@@ -44,6 +44,7 @@ mod volume;
 
 pub use error::{Error, ObjectKind};
 pub use fields::FieldError;
+pub use files::host_name;
 pub use hostname::PodHostname;
 pub use mounts::ContainerMount;
 pub use payload::volume_objects;

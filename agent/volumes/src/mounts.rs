@@ -149,12 +149,9 @@ impl Volumes {
             source,
         };
         let root = open_root(volume, root).map_err(prepared)?;
-        let fd = if writable(&volume.source) {
-            let mode = rustix::fs::fstat(&root).map_err(|e| prepared(e.into()))?.st_mode & 0o7777;
-            subpath::resolve_or_make(root.as_fd(), path, mode).map_err(created)?
-        } else {
-            subpath::resolve(root.as_fd(), path).map_err(prepared)?
-        };
+        // What is missing becomes a directory, also in a volume of a ConfigMap that lacks the key: as the kubelet has it.
+        let mode = rustix::fs::fstat(&root).map_err(|e| prepared(e.into()))?.st_mode & 0o7777;
+        let fd = subpath::resolve_or_make(root.as_fd(), path, mode).map_err(created)?;
         let target = self.sub_path_dir(&pod.uid, &volume.name, &container.name).join(index.to_string());
         subpath::bind(&fd, &target).map_err(prepared)?;
         Ok(target)
@@ -231,11 +228,6 @@ fn always_read_only(source: &VolumeSource) -> bool {
         | VolumeSource::Projected { .. } => true,
         VolumeSource::EmptyDir { .. } | VolumeSource::HostPath { .. } | VolumeSource::NotYet { .. } => false,
     }
-}
-
-/// Whether a missing sub-path is made.
-fn writable(source: &VolumeSource) -> bool {
-    !always_read_only(source)
 }
 
 fn same_place(a: &str, b: &str) -> bool {

@@ -276,7 +276,12 @@ fn kinds() -> impl Strategy<Value = ProbeKind> {
 }
 
 fn answers() -> impl Strategy<Value = ProbeResult> {
-    prop_oneof![3 => Just(ProbeResult::Success), 3 => Just(failure()), 2 => Just(unknown())]
+    prop_oneof![
+        3 => Just(ProbeResult::Success),
+        1 => Just(ProbeResult::Warning("w".to_owned())),
+        3 => Just(failure()),
+        2 => Just(unknown())
+    ]
 }
 
 /// The rule of rows told in another way: looks back over the whole history at every answer.
@@ -284,7 +289,7 @@ fn reference(kind: ProbeKind, p: &Probe, initial: Option<Verdict>, history: &[Pr
     let known: Vec<Verdict> = history
         .iter()
         .filter_map(|r| match r {
-            ProbeResult::Success => Some(Verdict::Success),
+            ProbeResult::Success | ProbeResult::Warning(_) => Some(Verdict::Success),
             ProbeResult::Failure(_) => Some(Verdict::Failure),
             ProbeResult::Unknown(_) => None,
         })

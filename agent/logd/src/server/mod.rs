@@ -417,12 +417,16 @@ impl Logd {
     }
 
     fn finish(&mut self, id: &ContainerId) -> Result<FinishReport, Error> {
-        let Some(mut container) = self.containers.remove(id) else {
+        let Some(container) = self.containers.get_mut(id) else {
             return Ok(FinishReport { known: false, bytes: 0, lost: 0 });
         };
         container.end(&mut self.scratch);
-        self.tokens.retain(|_, (owner, _)| owner != id);
+        // As long as its row is there the container is known: a logd that starts anew takes it up by the row.
         table::remove(&self.cfg.roots, id)?;
+        let Some(container) = self.containers.remove(id) else {
+            return Ok(FinishReport { known: false, bytes: 0, lost: 0 });
+        };
+        self.tokens.retain(|_, (owner, _)| owner != id);
         container::remove_state(&self.cfg.roots, &container);
         let (spec, bytes, lost) = (&container.spec, container.bytes(), container.lost().0);
         tracing::info!(pod = %spec.key, container = %spec.container, id = id.short(), bytes, lost, "output has ended");

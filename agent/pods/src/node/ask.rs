@@ -1,16 +1,19 @@
 //! Asking one probe once.
 
-use super::{NodeHands, chain, hooks::Ran};
-use crate::hands::Context;
+use super::{NodeHands, chain};
+use crate::hands::{Context, Process};
 use berth_core::{
     ids::{ContainerId, ContainerName},
     model::{Probe, ProbeAction},
     probe::ProbeResult,
 };
-use berth_probe::resolve;
-use std::time::Duration;
+use berth_probe::{TRIES, action::probe_command, resolve};
+use std::time::{Duration, Instant};
 
 impl NodeHands {
+    /// Asks one probe. What keeps the question from being put (a port that the container does not name, a pod without
+    /// an address, a command that cannot be started) is [`ProbeResult::Unknown`]: the kubelet calls it an errored
+    /// probe, tells it by an event and throws the result away.
     pub(super) async fn ask_probe(
         &self,
         context: Context,
@@ -22,37 +25,34 @@ impl NodeHands {
             return ProbeResult::Unknown("the pod has no such container".to_owned());
         };
         let timeout = Duration::from_secs(u64::from(probe.timeout_seconds.max(1)));
-        let node_local = context.pod.namespaces.host_network;
-        let exec = match (&probe.action, context.process) {
-            (ProbeAction::Exec(_), Some(process)) => match self.target(&id, process, Vec::new()).await {
-                Ok(target) => Some(target),
-                Err(why) => {
-                    tracing::debug!(container = id.short(), why, "exec probe goes through containerd");
-                    None
-                }
-            },
-            _ => None,
-        };
-        if let (ProbeAction::Exec(command), None) = (&probe.action, &exec) {
-            return self.ask_through_containerd(&id, command.clone(), timeout).await;
+        if let ProbeAction::Exec(command) = &probe.action {
+            let command = probe_command(command, &container.env);
+            return self.ask_command(&id, context.process, command, timeout).await;
         }
-        match resolve(&probe, container, self.pod_ip(&context), node_local, exec.as_ref()) {
+        let node_local = context.pod.namespaces.host_network;
+        match resolve(&probe, container, self.pod_ip(&context), node_local) {
             Ok(action) => self.prober.ask(&action, timeout).await,
-            Err(e) => ProbeResult::Failure(chain(&e)),
+            Err(e) => ProbeResult::Unknown(chain(&e)),
         }
     }
 
-    async fn ask_through_containerd(
+    /// As for every probe: what could not be asked is asked again, within the probe's own time.
+    async fn ask_command(
         &self,
         id: &ContainerId,
+        process: Option<Process>,
         command: Vec<String>,
         timeout: Duration,
     ) -> ProbeResult {
-        match self.run(id, None, command, timeout).await {
-            Ran::Code(0, _) => ProbeResult::Success,
-            Ran::Code(_, output) => ProbeResult::Failure(output),
-            Ran::TimedOut => ProbeResult::Failure(format!("command timed out after {timeout:?}")),
-            Ran::NotRun(why) => ProbeResult::Unknown(why),
+        let begun = Instant::now();
+        let mut tries = 1;
+        loop {
+            let outcome = self.run_command(id, process, command.clone(), timeout).await;
+            let result = outcome.into_result(timeout);
+            if !matches!(result, ProbeResult::Unknown(_)) || tries >= TRIES || begun.elapsed() >= timeout {
+                return result;
+            }
+            tries += 1;
         }
     }
 }

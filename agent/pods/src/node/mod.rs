@@ -6,6 +6,7 @@
 //! one stuck mount holds up its own pod only and takes one thread only.
 
 mod ask;
+mod command;
 mod events;
 mod gates;
 mod hooks;
@@ -13,8 +14,10 @@ mod host_ips;
 mod janitor;
 mod look;
 mod sandbox;
+mod service_lister;
 mod start;
 mod stop;
+mod stop_signal;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -22,6 +25,7 @@ mod users;
 
 pub use events::pump;
 pub use host_ips::HostIps;
+pub use service_lister::ServiceLister;
 
 use crate::{
     hands::{Change, Context, Hands, Performed, Process, Sight},
@@ -77,6 +81,8 @@ pub struct NodeConfig {
     pub labels: NodeLabels,
     /// Facts that show in container specs.
     pub host: HostFacts,
+    /// The Services that containers may find in their environment.
+    pub services: ServiceLister,
     /// Whether kernel and OCI runtime can make a mount read-only together with those below it
     /// ([`recursive_read_only`]).
     pub recursive_read_only: bool,

@@ -1,6 +1,6 @@
 //! Starting one attempt of one container: image, environment, mounts, user, spec, output, task.
 
-use super::{NodeHands, gates::Area, lock};
+use super::{NodeHands, gates::Area, lock, stop_signal};
 use crate::hands::{Change, Context, Performed, Process};
 use berth_core::{
     event::Event,
@@ -12,11 +12,11 @@ use berth_core::{
 use berth_logd::StreamSpec;
 use berth_runtime::{
     ExitRecord, Image, START_ERROR_EXIT_CODE, Stage, StartFailure, StartRequest, Stdio,
-    spec::{self, MountSpec, NamespacePaths, PidNamespace, SpecInput, UserFiles},
+    spec::{self, HostFacts, MountSpec, NamespacePaths, PidNamespace, SpecInput, UserError, UserFiles},
 };
 use berth_sys::ns::NsKind;
 use berth_volumes::{ContainerMount, PodHostname, env};
-use std::{sync::Arc, time::Instant};
+use std::{borrow::Cow, path::Path, sync::Arc, time::Instant};
 
 /// How long an image that was found is taken for still there.
 const FRESH: std::time::Duration = std::time::Duration::from_secs(2);
@@ -33,6 +33,32 @@ struct Made {
     env: Vec<(String, String)>,
     mounts: Vec<MountSpec>,
     events: Vec<Event>,
+}
+
+/// Tells of VOLUMEs of the image that the container could not write to: they are not mounted apart.
+fn unmounted_volumes(container: &Container, image: &Image, mounts: &[MountSpec]) -> Option<Event> {
+    let covered = |path: &String| mounts.iter().any(|m| Path::new(&m.destination) == Path::new(path));
+    let bare: Vec<&str> = image.config.volumes.iter().filter(|v| !covered(v)).map(String::as_str).collect();
+    (container.security.read_only_root && !bare.is_empty()).then(|| {
+        let text = format!(
+            "image {:?} has the VOLUMEs {}, which are not mounted and lie in the read-only root: mount an emptyDir",
+            container.image,
+            bare.join(", ")
+        );
+        Event::warning("ImageVolumeNotMounted", text).of(&container.name)
+    })
+}
+
+/// Who breaks the rule is named where `runAsNonRoot` does not hold, in the kubelet's words.
+fn user_error(pod: &Pod, container: &Container, error: &UserError) -> String {
+    let text = super::chain(error);
+    match error {
+        UserError::RunAsUserIsRoot | UserError::ImageIsRoot | UserError::NonNumericUser(_) => format!(
+            "{text} (pod: \"{}_{}({})\", container: {})",
+            pod.key.name, pod.key.namespace, pod.uid, container.name
+        ),
+        _ => text,
+    }
 }
 
 /// `recursive` says whether the node can make mounts read-only together with those below them.
@@ -160,7 +186,7 @@ impl NodeHands {
             self.make(context.clone(), container.clone(), attempt),
             self.users.of(&runtime, &image),
         );
-        let (made, (passwd, group)) = (made?, users?);
+        let (mut made, (passwd, group)) = (made?, users?);
         let paths = paths
             .map_err(|e| Failure::new("CreateContainerError", format!("output: {}", super::chain(&e))))?;
         steps.push(("files+logd", clock.elapsed()));
@@ -172,10 +198,20 @@ impl NodeHands {
             serde_json::to_value(&oci).map_err(|e| Failure::new("CreateContainerError", e.to_string()))?;
         let extension = serde_json::to_value(pod.as_ref())
             .map_err(|e| Failure::new("CreateContainerError", e.to_string()))?;
-        lock(&self.specs).insert(id.clone(), Arc::new(super::hooks::entry_of(&oci)));
+        lock(&self.specs).insert(id.clone(), Arc::new(super::command::entry_of(&oci)));
         steps.push(("spec", clock.elapsed()));
 
+        made.events.extend(unmounted_volumes(spec, &image, &made.mounts));
         let image_id = image.image_id.clone();
+        let wanted = image.config.stop_signal.as_deref();
+        let stop = wanted.and_then(stop_signal::number);
+        if let (Some(name), None) = (wanted, stop) {
+            let text = format!(
+                "image {:?} names the stop signal {name:?}, which is none: SIGTERM is sent",
+                spec.image
+            );
+            made.events.push(Event::warning("InvalidStopSignal", text).of(&container));
+        }
         let request = StartRequest {
             id: id.clone(),
             pod: pod.uid.clone(),
@@ -185,7 +221,7 @@ impl NodeHands {
             incarnation,
             image,
             spec: oci,
-            extension: serde_json::json!({ "pod": extension }),
+            extension: serde_json::json!({ "pod": extension, "stopSignal": stop }),
             stdio: Stdio {
                 stdout: paths.stdout,
                 stderr: paths.stderr.unwrap_or_default(),
@@ -255,12 +291,13 @@ impl NodeHands {
     ) -> Result<Made, Failure> {
         let (volumes, facts) = (self.volumes.clone(), self.facts(&context));
         let (uid, recursive) = (context.pod.uid.clone(), self.config.recursive_read_only);
+        let services = env::service_env(&context.pod, &self.config.services.get());
         self.gates
             .blocking(&uid, Area::Files, move || {
                 let pod = &context.pod;
                 let spec =
                     pod.container(&container).ok_or_else(|| config_error("the pod has no such container"))?;
-                let env = env::resolve(pod, spec, &facts, &context.objects, &[])
+                let env = env::resolve(pod, spec, &facts, &context.objects, &services)
                     .map_err(|e| config_error(e.message()))?;
                 let events = volumes.prepare_files(pod, &facts).map_err(|e| config_error(e.message()))?;
                 let mut mounts =
@@ -285,7 +322,7 @@ impl NodeHands {
         files: UserFiles<'_>,
     ) -> Result<oci_spec::runtime::Spec, Failure> {
         let user = spec::resolve_user(pod, container, &image.config.user, files)
-            .map_err(|e| config_error(super::chain(&e)))?;
+            .map_err(|e| config_error(user_error(pod, container, &e)))?;
         let dir = self.config.roots.sandbox_dir(&pod.uid);
         let pinned = |kind: NsKind| dir.join(kind.file_name());
         let n = &pod.namespaces;
@@ -302,14 +339,16 @@ impl NodeHands {
             },
         };
         let hostname = if n.host_network {
-            self.config.roots.node_name.to_string()
+            // The host's name, which the node's need not be.
+            berth_volumes::host_name()
         } else {
             PodHostname::of(pod, self.config.cluster_domain.as_deref())
                 .map_err(|e| config_error(e.message()))?
                 .kernel
         };
         let expand = |words: &[String]| words.iter().map(|w| env::expand(w, &made.env)).collect::<Vec<_>>();
-        let host = &self.config.host;
+        let host = self.host_facts(container)?;
+        let host = host.as_ref();
         let seccomp_file = self.seccomp_file(pod, container)?;
         let input = SpecInput {
             pod,
@@ -331,6 +370,17 @@ impl NodeHands {
             shim_group: pod.uid.as_str(),
         };
         spec::build(&input).map_err(|e| Failure::new("CreateContainerError", super::chain(&e)))
+    }
+
+    /// The node's facts, its devices as they are now where the container gets them all.
+    fn host_facts(&self, container: &Container) -> Result<Cow<'_, HostFacts>, Failure> {
+        let host = &self.config.host;
+        if !container.security.privileged {
+            return Ok(Cow::Borrowed(host));
+        }
+        let devices = HostFacts::devices("/dev".as_ref())
+            .map_err(|e| Failure::new("CreateContainerError", super::chain(&e)))?;
+        Ok(Cow::Owned(HostFacts { devices, ..host.clone() }))
     }
 
     /// The text of the profile that `seccompProfile: Localhost` names; a missing one fails the container.

@@ -1,6 +1,6 @@
 //! Ending runs: signals, exit records, reaping, removal.
 
-use super::{NodeHands, chain, gates::Area, lock};
+use super::{NodeHands, chain, gates::Area, lock, stop_signal};
 use crate::hands::{Change, Context, Performed};
 use berth_core::{
     ids::{ContainerId, ContainerName},
@@ -8,7 +8,7 @@ use berth_core::{
     plan::{Exit, Failure},
 };
 use berth_logd::{StreamSpec, reader};
-use berth_runtime::ExitRecord;
+use berth_runtime::{ExitRecord, Runtime};
 use nix::sys::signal::Signal;
 
 /// What `FallbackToLogsOnError` takes of the output (`pkg/kubelet/container/runtime.go`).
@@ -35,16 +35,6 @@ fn head(text: &str, most: usize) -> &str {
     text.get(..end).unwrap_or_default()
 }
 
-/// A stop signal as images name it: `SIGQUIT`, `QUIT` or a number.
-fn signal_number(name: &str) -> Option<i32> {
-    if let Ok(n) = name.parse::<i32>() {
-        return (1..=64).contains(&n).then_some(n);
-    }
-    let upper = name.to_ascii_uppercase();
-    let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
-    full.parse::<Signal>().ok().map(|s| s as i32)
-}
-
 impl NodeHands {
     /// Sends a signal: the one given, or the container's stop signal.
     pub(super) async fn signal(
@@ -57,19 +47,7 @@ impl NodeHands {
         let runtime = self.runtime()?;
         let number = match number {
             Some(n) => n,
-            None => {
-                let spec = context.pod.container(container);
-                // An image's stop signal does not change under its name while a run of it goes on.
-                let known = spec.and_then(|c| lock(&self.images).get(&c.image).map(|(_, i)| i.clone()));
-                let image = match spec {
-                    Some(_) if known.is_some() => known,
-                    Some(c) => runtime.resolve_image(&c.image).await.ok().flatten(),
-                    None => None,
-                };
-                image
-                    .and_then(|i| i.config.stop_signal.as_deref().and_then(signal_number))
-                    .unwrap_or(Signal::SIGTERM as i32)
-            }
+            None => self.stop_signal(&runtime, context, container, id).await,
         };
         let (pid, start_time) = context.process.map_or((0, 0), |p| (p.pid, p.start_time));
         runtime
@@ -79,6 +57,29 @@ impl NodeHands {
         Ok(Performed::done(Vec::new()))
     }
 
+    /// The signal that the run was made with, as its record keeps it. A run of an earlier version has none on record:
+    /// its image, by its name, must do.
+    async fn stop_signal(
+        &self,
+        runtime: &Runtime,
+        context: &Context,
+        container: &ContainerName,
+        id: &ContainerId,
+    ) -> i32 {
+        // Where it cannot be read, the usual signal is better than none.
+        let stored = runtime.extension(id).await.ok().flatten();
+        if let Some(kept) = stored.as_ref().and_then(|e| e.get("stopSignal")) {
+            let number = kept.as_i64().and_then(|n| i32::try_from(n).ok());
+            return number.unwrap_or(Signal::SIGTERM as i32);
+        }
+        let image = match context.pod.container(container) {
+            Some(spec) => runtime.resolve_image(&spec.image).await.ok().flatten(),
+            None => None,
+        };
+        let named = image.and_then(|i| i.config.stop_signal.as_deref().and_then(stop_signal::number));
+        named.unwrap_or(Signal::SIGTERM as i32)
+    }
+
     pub(super) async fn record_exit(
         &self,
         context: Context,
@@ -86,11 +87,41 @@ impl NodeHands {
         id: ContainerId,
         mut exit: Exit,
     ) -> Result<Performed, Failure> {
+        let mut changes = Vec::new();
         if exit.message.is_none() {
+            let file = self.termination_file_message(&context, container).await?;
+            if file.is_none() && exit.code != 0 && falls_back_to_logs(&context, container) {
+                // Only with its task all output is surely written, a line without an end too. The exit is stored
+                // first: where this is cut short, no more than the message is lost.
+                if !self.store_exit(&id, &exit).await? {
+                    return Ok(Performed::done(vec![Change::Removed(id)]));
+                }
+                match self.reap(id.clone()).await {
+                    Ok(reaped) => changes.extend(reaped.changes),
+                    Err(failure) => {
+                        tracing::warn!(
+                            container = id.short(),
+                            why = failure.message,
+                            "the message may lack the output's end"
+                        );
+                    }
+                }
+                exit.message = self.end_of_output(&context, container).await?;
+            } else {
+                exit.message = file;
+            }
             let most = message_budget(&context.pod);
-            let message = self.termination_message(context, container.clone(), exit.code).await?;
-            exit.message = message.map(|text| head(&text, most).to_owned());
+            exit.message = exit.message.map(|text| head(&text, most).to_owned());
         }
+        if !self.store_exit(&id, &exit).await? {
+            return Ok(Performed::done(vec![Change::Removed(id)]));
+        }
+        changes.insert(0, Change::Recorded(id, exit));
+        Ok(Performed::done(changes))
+    }
+
+    /// Writes an exit on the container's record; false where there is no record any more, to write on or to read.
+    async fn store_exit(&self, id: &ContainerId, exit: &Exit) -> Result<bool, Failure> {
         let record = ExitRecord {
             code: exit.code,
             at: exit.at,
@@ -99,38 +130,46 @@ impl NodeHands {
             message: exit.message.clone(),
             started_at: exit.started_at,
         };
-        match self.runtime()?.record_exit(&id, &record).await {
-            Ok(()) => {}
-            // There is nothing left to write on, nor to be read from later.
-            Err(e) if e.kind() == berth_runtime::Kind::NotFound => {
-                return Ok(Performed::done(vec![Change::Removed(id)]));
-            }
-            Err(e) => return Err(Failure::new("FailedSync", e.chain())),
+        match self.runtime()?.record_exit(id, &record).await {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == berth_runtime::Kind::NotFound => Ok(false),
+            Err(e) => Err(Failure::new("FailedSync", e.chain())),
         }
-        Ok(Performed::done(vec![Change::Recorded(id, exit)]))
     }
 
-    async fn termination_message(
+    /// What the run wrote into its file.
+    async fn termination_file_message(
         &self,
-        context: Context,
-        container: ContainerName,
-        code: i32,
+        context: &Context,
+        container: &ContainerName,
     ) -> Result<Option<String>, Failure> {
-        let (volumes, roots) = (self.volumes.clone(), self.config.roots.clone());
+        let (volumes, context, container) = (self.volumes.clone(), context.clone(), container.clone());
         let uid = context.pod.uid.clone();
         self.gates
             .blocking(&uid, Area::Files, move || {
                 let pod = &context.pod;
-                let (spec, attempt) = pod.container(&container).zip(context.run.map(|r| r.attempt))?;
+                let (spec, attempt) =
+                    pod.container(&container).zip(context.run.as_ref().map(|r| r.attempt))?;
                 // A message that cannot be read is no message: the exit itself must be stored.
-                let message = volumes.termination_message(pod, spec, attempt).ok().flatten();
-                let fallback =
-                    spec.termination_message_policy == TerminationMessagePolicy::FallbackToLogsOnError;
-                if message.is_none() && fallback && code != 0 {
-                    let set = reader::LogSet::open(&roots, &pod.key, &pod.uid, &container, attempt).ok()?;
-                    return tail(&set);
-                }
-                message
+                volumes.termination_message(pod, spec, attempt).ok().flatten()
+            })
+            .await
+    }
+
+    /// The last of the run's output.
+    async fn end_of_output(
+        &self,
+        context: &Context,
+        container: &ContainerName,
+    ) -> Result<Option<String>, Failure> {
+        let Some(run) = &context.run else { return Ok(None) };
+        let (attempt, roots) = (run.attempt, self.config.roots.clone());
+        let (pod, container) = (context.pod.clone(), container.clone());
+        let uid = pod.uid.clone();
+        self.gates
+            .blocking(&uid, Area::Files, move || {
+                let set = reader::LogSet::open(&roots, &pod.key, &pod.uid, &container, attempt).ok()?;
+                tail(&set)
             })
             .await
     }
@@ -185,7 +224,14 @@ fn stream_of(
     }
 }
 
-/// The end of the output, cut to whole characters.
+fn falls_back_to_logs(context: &Context, container: &ContainerName) -> bool {
+    context
+        .pod
+        .container(container)
+        .is_some_and(|c| c.termination_message_policy == TerminationMessagePolicy::FallbackToLogsOnError)
+}
+
+/// The end of the output, cut to whole characters. No more of it is held than is wanted.
 fn tail(set: &reader::LogSet) -> Option<String> {
     let mut text = Vec::new();
     let mut emit = |record: berth_logd::format::Record<'_>| {
@@ -200,17 +246,20 @@ fn tail(set: &reader::LogSet) -> Option<String> {
     };
     set.read(reader::From::Tail(TAIL_LINES), &mut emit).ok()?;
     let from = text.len().saturating_sub(TAIL_BYTES);
-    let cut = text.get(from..)?;
-    let text = String::from_utf8_lossy(cut).into_owned();
+    // A character that was cut has lost its first byte; the rest of it would show as something else.
+    let cut = text.get(from..)?.iter().skip_while(|b| from > 0 && **b & 0xc0 == 0x80).copied();
+    let text = String::from_utf8_lossy(&cut.collect::<Vec<_>>()).into_owned();
     (!text.is_empty()).then_some(text)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{head, message_budget, signal_number};
+    use super::*;
+    use crate::testing::{container, pod};
     use berth_core::{
-        ids::PodKey,
-        model::{Container, Pod},
+        ids::{Attempt, NodeName, PodKey},
+        model::{Container, RestartPolicy},
+        roots::Roots,
     };
 
     #[test]
@@ -224,11 +273,31 @@ mod tests {
     }
 
     #[test]
-    fn stop_signals_in_every_spelling() {
-        assert_eq!(signal_number("SIGQUIT"), Some(3));
-        assert_eq!(signal_number("quit"), Some(3));
-        assert_eq!(signal_number("37"), Some(37));
-        assert_eq!(signal_number("SIGNOPE"), None);
-        assert_eq!(signal_number("0"), None);
+    fn the_end_of_the_output_is_whole_without_a_last_newline_and_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "none");
+        let pod = pod(RestartPolicy::Never, vec![], vec![container("c", false)]);
+        let name = pod.containers[0].name.clone();
+        let logs = roots.pod_log_dir(&pod.key, &pod.uid).join("c");
+        std::fs::create_dir_all(&logs).unwrap();
+        let message = |records: &str| {
+            std::fs::write(logs.join("0.log"), records).unwrap();
+            let set = reader::LogSet::open(&roots, &pod.key, &pod.uid, &name, Attempt(0)).unwrap();
+            tail(&set)
+        };
+        let at = "2026-01-01T00:00:00.000000000Z";
+        assert_eq!(message(""), None);
+        assert_eq!(
+            message(&format!("{at} stdout F x\n{at} stderr P panic: y\n")).as_deref(),
+            Some("x\npanic: y")
+        );
+        let long = format!("{at} stdout F {}\n", "ä".repeat(8000)).repeat(100);
+        let end = message(&long).unwrap();
+        assert!(
+            end.len() <= TAIL_BYTES && end.len() > TAIL_BYTES - 4 && end.ends_with("ä\n"),
+            "{}",
+            end.len()
+        );
+        assert!(!end.contains('\u{fffd}'));
     }
 }

@@ -67,6 +67,7 @@ impl Node {
             allocatable: ResourceList::default(),
             labels: NodeLabels::default(),
             host: HostFacts::default(),
+            services: ServiceLister::new(Vec::new),
             recursive_read_only: recursive_read_only(),
         };
         let hands = NodeHands::new(

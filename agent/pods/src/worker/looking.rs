@@ -6,7 +6,10 @@ use crate::{
     hands::{Hands, Sight},
     report::Reports,
 };
-use berth_core::plan::{Action, Failure};
+use berth_core::{
+    event::Event,
+    plan::{Action, Failure},
+};
 use std::{sync::Arc, time::Duration};
 use tokio::{task::JoinError, time::timeout};
 
@@ -75,5 +78,6 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         };
         tracing::warn!(pod = %self.desired.pod.key, reason = failure.reason, why = failure.message, "volumes not refreshed");
         self.refresh_at.get_or_insert(self.hands.now().boottime + REFRESH_AGAIN);
+        self.event(Event::warning(&failure.reason, failure.message));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::fixture::{self, Container, Runc, prober, process, runtime, until};
 use berth_core::probe::ProbeResult;
-use berth_probe::{Endpoint, ExecOutcome, Host, Prober, ProberConfig, ResolvedAction};
+use berth_probe::{Endpoint, ExecOutcome, ExecTarget, Host, Prober, ProberConfig, ResolvedAction};
 use serde_json::json;
 use std::{
     collections::BTreeMap,
@@ -37,6 +37,14 @@ pub(crate) const ALL: &[Case] = &[
 
 const LONG: Duration = Duration::from_secs(10);
 
+/// A command's end as a probe's answer.
+async fn ask(prober: &Prober, target: &ExecTarget) -> ProbeResult {
+    match prober.exec(target, LONG).await {
+        Ok(outcome) => outcome.into_result(LONG),
+        Err(unsupported) => ProbeResult::Unknown(unsupported.0),
+    }
+}
+
 /// A fresh container and helper, one command that must exit with 0; what it wrote.
 fn output(process: &serde_json::Value, script: &str) -> (Container, String) {
     let container = Container::start();
@@ -56,7 +64,7 @@ fn outcomes() {
         let ask = |command: &[&str]| {
             let target = container.target(&process(), command);
             let prober = prober.clone();
-            async move { prober.ask(&ResolvedAction::Exec(Box::new(target)), LONG).await }
+            async move { ask(&prober, &target).await }
         };
         assert_eq!(ask(&["true"]).await, ProbeResult::Success);
         assert_eq!(ask(&["/bin/true"]).await, ProbeResult::Success);
@@ -308,7 +316,7 @@ fn gone_container_is_unknown() {
         let target = container.target(&process(), &["true"]);
         assert!(Command::new("kill").args(["-9", &container.pid.to_string()]).status().unwrap().success());
         until("it is gone", || fs::read_link(format!("/proc/{}/ns/pid", container.pid)).is_err());
-        let answer = prober.ask(&ResolvedAction::Exec(Box::new(target)), LONG).await;
+        let answer = ask(&prober, &target).await;
         assert!(matches!(answer, ProbeResult::Unknown(_)), "{answer:?}");
     });
 }
@@ -361,7 +369,7 @@ fn seccomp_is_unsupported() {
     target.process.seccomp = Some(json!({"defaultAction": "SCMP_ACT_ALLOW"}));
     let prober = prober(&container);
     assert!(runtime().block_on(prober.exec(&target, LONG)).is_err());
-    let answer = runtime().block_on(prober.ask(&ResolvedAction::Exec(Box::new(target)), LONG));
+    let answer = runtime().block_on(ask(&prober, &target));
     assert!(matches!(answer, ProbeResult::Unknown(_)));
 }
 
@@ -375,10 +383,10 @@ fn no_descriptors_is_unknown() {
         let port = at.local_addr().unwrap().port();
         let host = Host::Address("127.0.0.1".parse().unwrap());
         let tcp = ResolvedAction::Tcp(Endpoint { host, port, node_local: true });
-        let exec = ResolvedAction::Exec(Box::new(container.target(&process(), &["true"])));
+        let exec = container.target(&process(), &["true"]);
         let before = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..before }).unwrap();
-        let answers = [prober.ask(&tcp, LONG).await, prober.ask(&exec, LONG).await];
+        let answers = [prober.ask(&tcp, LONG).await, ask(&prober, &exec).await];
         setrlimit(Resource::Nofile, before).unwrap();
         for answer in answers {
             assert!(matches!(answer, ProbeResult::Unknown(_)), "{answer:?}");

@@ -22,7 +22,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::sync::{Notify, watch as watched};
+use tokio::sync::{Notify, OwnedMutexGuard, watch as watched};
 
 /// Pauses between attempts to fill the pool: first and longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
@@ -50,6 +50,10 @@ struct State {
     /// Containers by the address of the shim they run on.
     users: HashMap<String, HashSet<ContainerId>>,
     homes: HashMap<ContainerId, Home>,
+    /// Containers whose task was created, by the address of their shim: what keeps containerd from ending it.
+    tasks: HashMap<String, HashSet<ContainerId>>,
+    /// Held by the create that is under way on a shim without a task.
+    firsts: HashMap<String, Arc<tokio::sync::Mutex<()>>>,
 }
 
 /// Where a container's task lives.
@@ -107,6 +111,7 @@ impl Shims {
         for (id, home) in users {
             let Some(shim) = state.all.get(&home.address).cloned() else { continue };
             state.users.entry(home.address.clone()).or_default().insert(id.clone());
+            state.tasks.entry(home.address.clone()).or_default().insert(id.clone());
             state.groups.entry(home.group.clone()).or_insert(shim);
             state.homes.insert(id, home);
         }
@@ -149,6 +154,9 @@ impl Shims {
     pub(crate) fn release(&self, id: &ContainerId) -> Option<Home> {
         let mut state = self.state();
         let home = state.homes.remove(id)?;
+        if let Some(tasks) = state.tasks.get_mut(&home.address) {
+            tasks.remove(id);
+        }
         let users = state.users.entry(home.address.clone()).or_default();
         users.remove(id);
         if !users.is_empty() {
@@ -170,6 +178,7 @@ impl Shims {
         let Some(shim) = state.all.get(&home.address).cloned() else { return };
         state.groups.entry(home.group.clone()).or_insert(shim);
         state.users.entry(home.address.clone()).or_default().insert(id.clone());
+        state.tasks.entry(home.address.clone()).or_default().insert(id.clone());
         state.homes.insert(id.clone(), home);
     }
 
@@ -186,12 +195,45 @@ impl Shims {
         !alive
     }
 
+    /// Waits until a shim's process is gone, at most `limit`.
+    pub(crate) async fn await_end(&self, address: &str, limit: Duration) {
+        let shim = self.state().all.get(address).cloned();
+        if let Some(shim) = shim {
+            spawn::gone(&shim, limit).await;
+        }
+    }
+
+    /// The right to create a task on a shim where none lives; `None` once one does.
+    pub(crate) async fn alone_until_a_task_lives(&self, address: &str) -> Option<OwnedMutexGuard<()>> {
+        let lives = |state: &State| state.tasks.get(address).is_some_and(|tasks| !tasks.is_empty());
+        let first = {
+            let mut state = self.state();
+            if lives(&state) {
+                return None;
+            }
+            Arc::clone(state.firsts.entry(address.to_owned()).or_default())
+        };
+        let alone = first.lock_owned().await;
+        let state = self.state();
+        (!lives(&state)).then_some(alone)
+    }
+
+    /// A container's task was created.
+    pub(crate) fn lives(&self, id: &ContainerId, address: &str) {
+        let mut state = self.state();
+        if state.all.contains_key(address) {
+            state.tasks.entry(address.to_owned()).or_default().insert(id.clone());
+        }
+    }
+
     /// Removes a shim that ended.
     fn forget(&self, address: &str) {
         let mut state = self.state();
         state.all.remove(address);
         state.idle.retain(|s| s.address != address);
         state.groups.retain(|_, s| s.address != address);
+        state.tasks.remove(address);
+        state.firsts.remove(address);
         for id in state.users.remove(address).unwrap_or_default() {
             state.homes.remove(&id);
         }

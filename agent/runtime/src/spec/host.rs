@@ -77,6 +77,13 @@ impl HostFacts {
         }
     }
 
+    /// The devices that are there now, `dev` being `/dev`: they come and go while the agent runs.
+    pub fn devices(dev: &Path) -> Result<Vec<LinuxDevice>, HostFactsError> {
+        let mut devices = Vec::new();
+        add_devices(dev, dev, 0, &mut devices)?;
+        Ok(devices)
+    }
+
     /// Looks at the node: `proc`, `sys` and `dev` are `/proc`, `/sys` and `/dev`, `cgroup_mount` is where the
     /// hierarchies are mounted. Read at each start and where devices may have come; no waiting is involved.
     pub fn read(
@@ -107,11 +114,9 @@ impl HostFacts {
             let file = cgroup_mount.join("memory/memory.memsw.limit_in_bytes");
             (cgroup_mount.join("hugetlb").is_dir(), file.exists())
         };
-        let mut devices = Vec::new();
-        add_devices(dev, dev, 0, &mut devices)?;
         Ok(HostFacts {
             capabilities,
-            devices,
+            devices: HostFacts::devices(dev)?,
             thermal_throttle: thermal_throttle(&sys.join("devices/system/cpu")),
             hugepage_sizes: if hugetlb { page_sizes(&sys.join("kernel/mm/hugepages")) } else { Vec::new() },
             swap_accounting,

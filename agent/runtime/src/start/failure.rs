@@ -86,10 +86,26 @@ impl StartError {
         }
     }
 
+    /// Whether the shim, not the container, is what failed. containerd ends a shim after a create that failed while no
+    /// other task is in it, and with it every create that is under way there.
+    pub(super) fn is_of_shim(&self) -> bool {
+        self.source.as_deref().is_some_and(|e| of_shim(&e.chain()))
+    }
+
     pub(super) fn new(id: &ContainerId, stage: Stage, error: Error) -> StartError {
-        let failure = if error.is_unknown() { StartFailure::Unknown } else { refusal(&error.chain()) };
+        let text = error.chain();
+        let failure =
+            if error.is_unknown() || of_shim(&text) { StartFailure::Unknown } else { refusal(&text) };
         StartError { id: id.clone(), stage, failure, source: Some(Box::new(error)) }
     }
+}
+
+/// What containerd says where it could not reach the shim, or lost it. It has no code for it.
+fn of_shim(text: &str) -> bool {
+    ["ttrpc: closed", "failed to start shim", "failed to load sandbox task", "shim disconnected"]
+        .iter()
+        .any(|sign| text.contains(sign))
+        || (text.contains("ttrpc") && text.contains("dial"))
 }
 
 /// What runc's words say of the command. It has no codes for it.
@@ -113,6 +129,23 @@ fn refusal(text: &str) -> StartFailure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_of_the_shim_are_no_refusal_of_the_container() {
+        for text in [
+            "failed to start shim: failed to load sandbox task \"n\": dial unix /run/shims/1/s: no such file",
+            "ttrpc: closed: unknown",
+            "failed to create shim task: ttrpc: closed",
+        ] {
+            assert!(of_shim(text), "{text}");
+        }
+        for text in [
+            "failed to create shim task: OCI runtime create failed: runc create failed: exec: \"\": executable file",
+            "failed to create shim task: OCI runtime create failed: container init was OOM-killed",
+        ] {
+            assert!(!of_shim(text), "{text}");
+        }
+    }
 
     #[test]
     fn runcs_words_about_the_command_are_understood() {

@@ -1,0 +1,124 @@
+//! Commands in containers, for probes, hooks and `exec`: the one way in.
+//!
+//! A command runs through the exec helper where the helper can take on all that confines the container, else through
+//! containerd, which always can. `exec` for people needs a terminal and streams and always goes through containerd.
+//! Either way a command that runs out of time is ended together with the processes that it started.
+
+use super::NodeHands;
+use crate::hands::Process;
+use berth_core::ids::ContainerId;
+use berth_probe::{ExecOutcome, ExecProcess, ExecTarget, Unsupported, exec::MAX_OUTPUT};
+use berth_runtime::ExecRequest;
+use berth_sys::clock;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+static EXECS: AtomicU64 = AtomicU64::new(0);
+
+/// The part of a spec that entering the container needs: the rest, most of it the seccomp filter, is not kept.
+pub(super) fn entry_of(spec: &serde_json::Value) -> serde_json::Value {
+    let at = |pointer: &str| spec.pointer(pointer).cloned().unwrap_or_default();
+    let filtered = at("/linux/seccomp");
+    let seccomp = if filtered.is_null() { filtered } else { serde_json::json!({ "present": true }) };
+    serde_json::json!({
+        "process": at("/process"),
+        "linux": { "cgroupsPath": at("/linux/cgroupsPath"), "seccomp": seccomp },
+    })
+}
+
+impl NodeHands {
+    /// How to enter a container.
+    async fn target(
+        &self,
+        id: &ContainerId,
+        process: Process,
+        command: Vec<String>,
+    ) -> Result<ExecTarget, String> {
+        let spec = self.stored_spec(id).await?;
+        let exec = ExecProcess::from_spec(&spec).map_err(|e| e.0)?;
+        let path = spec
+            .pointer("/linux/cgroupsPath")
+            .and_then(|p| p.as_str())
+            .ok_or("the spec has no cgroup path")?;
+        Ok(ExecTarget {
+            command,
+            pid: process.pid,
+            start_time: process.start_time,
+            process: exec,
+            cgroup_dirs: self.cgroups.dirs_of(path),
+        })
+    }
+
+    async fn stored_spec(&self, id: &ContainerId) -> Result<std::sync::Arc<serde_json::Value>, String> {
+        if let Some(spec) = super::lock(&self.specs).get(id) {
+            return Ok(std::sync::Arc::clone(spec));
+        }
+        let runtime = self.runtime().map_err(|f| f.message)?;
+        let spec = runtime.spec(id).await.map_err(|e| e.chain())?.ok_or("the container is gone")?;
+        let spec = std::sync::Arc::new(entry_of(&spec));
+        super::lock(&self.specs).insert(id.clone(), std::sync::Arc::clone(&spec));
+        Ok(spec)
+    }
+
+    /// Runs a command to its end. It has `within` from when it was started.
+    pub(super) async fn run_command(
+        &self,
+        id: &ContainerId,
+        process: Option<Process>,
+        command: Vec<String>,
+        within: Duration,
+    ) -> ExecOutcome {
+        let why = match process {
+            Some(process) => match self.target(id, process, command.clone()).await {
+                Ok(target) => match self.prober.exec(&target, within).await {
+                    Ok(outcome) => return outcome,
+                    Err(Unsupported(why)) => why,
+                },
+                Err(why) => why,
+            },
+            None => "its process is not known".to_owned(),
+        };
+        tracing::debug!(container = id.short(), why, "command goes through containerd");
+        self.run_through_containerd(id, command, within).await.unwrap_or_else(ExecOutcome::NotRun)
+    }
+
+    async fn run_through_containerd(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        within: Duration,
+    ) -> Result<ExecOutcome, String> {
+        let request = self.exec_request(id, command).await?;
+        let runtime = self.runtime().map_err(|failure| failure.message)?;
+        let ended = runtime.exec_output(request, MAX_OUTPUT, within).await.map_err(|e| e.chain())?;
+        let mut bytes = ended.stdout;
+        bytes.extend(ended.stderr);
+        bytes.truncate(MAX_OUTPUT);
+        let output = String::from_utf8_lossy(&bytes).into_owned();
+        Ok(match ended.code {
+            Some(code) => ExecOutcome::Exited { code, output },
+            None => ExecOutcome::TimedOut { output },
+        })
+    }
+
+    /// A request for containerd's exec with the container's own process settings.
+    pub async fn exec_request(&self, id: &ContainerId, command: Vec<String>) -> Result<ExecRequest, String> {
+        let spec = self.stored_spec(id).await?;
+        let mut process = spec.get("process").cloned().ok_or("the spec has no process")?;
+        if let Some(fields) = process.as_object_mut() {
+            fields.insert("args".to_owned(), serde_json::json!(command));
+            fields.insert("terminal".to_owned(), serde_json::json!(false));
+        }
+        let n = EXECS.fetch_add(1, Ordering::Relaxed);
+        Ok(ExecRequest {
+            id: id.clone(),
+            exec_id: format!("x{}-{n}", clock::boottime().0.as_nanos()),
+            process,
+            stdio: None,
+            stdin: false,
+            terminal: false,
+        })
+    }
+}

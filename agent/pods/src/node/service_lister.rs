@@ -1,0 +1,26 @@
+//! Which Services there are, asked of whoever runs the agent.
+
+use berth_core::model::Service;
+use std::{fmt, sync::Arc};
+
+/// The Services of the node's sources as they are now, for the environment of containers. Cheap to clone.
+#[derive(Clone)]
+pub struct ServiceLister(Arc<dyn Fn() -> Vec<Arc<Service>> + Send + Sync>);
+
+impl ServiceLister {
+    /// Asks `now` at each start of a container; it must not block.
+    pub fn new(now: impl Fn() -> Vec<Arc<Service>> + Send + Sync + 'static) -> ServiceLister {
+        ServiceLister(Arc::new(now))
+    }
+
+    /// As they are now.
+    pub fn get(&self) -> Vec<Arc<Service>> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for ServiceLister {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServiceLister").finish_non_exhaustive()
+    }
+}
