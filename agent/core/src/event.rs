@@ -28,23 +28,44 @@ pub struct Event {
     pub message: String,
     /// The container concerned, where there is one.
     pub container: Option<ContainerName>,
+    /// Whether that is an init container, a sidecar too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub init: bool,
 }
 
 impl Event {
     /// A `Normal` event.
     pub fn normal(reason: &str, message: impl Into<String>) -> Event {
-        Event { kind: EventKind::Normal, reason: reason.into(), message: message.into(), container: None }
+        Event {
+            kind: EventKind::Normal,
+            reason: reason.into(),
+            message: message.into(),
+            container: None,
+            init: false,
+        }
     }
 
     /// A `Warning` event.
     pub fn warning(reason: &str, message: impl Into<String>) -> Event {
-        Event { kind: EventKind::Warning, reason: reason.into(), message: message.into(), container: None }
+        Event {
+            kind: EventKind::Warning,
+            reason: reason.into(),
+            message: message.into(),
+            container: None,
+            init: false,
+        }
     }
 
     /// The same event about one container.
     pub fn of(mut self, container: &ContainerName) -> Event {
         self.container = Some(container.clone());
         self
+    }
+
+    /// `involvedObject.fieldPath`: where in the pod the container stands.
+    pub fn field_path(&self) -> Option<String> {
+        let list = if self.init { "initContainers" } else { "containers" };
+        self.container.as_ref().map(|c| format!("spec.{list}{{{c}}}"))
     }
 }
 

@@ -63,6 +63,13 @@ pub enum Phase {
     Failed,
 }
 
+impl Phase {
+    /// Whether it is one that a pod ends in.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Phase::Succeeded | Phase::Failed)
+    }
+}
+
 /// A condition's type, those that a node owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ConditionType {

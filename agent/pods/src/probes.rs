@@ -36,8 +36,19 @@ pub(crate) struct News {
     pub(crate) kind: ProbeKind,
     /// The verdict, where it changed.
     pub(crate) verdict: Option<Verdict>,
-    /// The answer, where it was bad and not the same as the one before.
-    pub(crate) failure: Option<String>,
+    /// What of the answer people should know.
+    pub(crate) trouble: Option<Trouble>,
+}
+
+/// An answer that becomes an event of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The answer was bad: `Unhealthy`.
+    Failed(String),
+    /// The answer was good, with a warning: `ProbeWarning`.
+    Warned(String),
+    /// There is no answer, and why: `Unhealthy`, in an unknown state.
+    Errored(String),
 }
 
 struct Task {
@@ -93,7 +104,6 @@ impl Probes {
                 context: context(&w.id),
                 news: self.news.clone(),
                 nudges: self.nudges.subscribe(),
-                last_failure: None,
             };
             let handle = tokio::spawn(asker.run());
             self.tasks.insert(key, Task { handle });
@@ -147,7 +157,6 @@ struct Asker<H> {
     context: Context,
     news: mpsc::Sender<News>,
     nudges: watch::Receiver<u64>,
-    last_failure: Option<String>,
 }
 
 impl<H: Hands> Asker<H> {
@@ -203,22 +212,15 @@ impl<H: Hands> Asker<H> {
 
     /// Counts an answer and tells what is new; false where nobody listens any more.
     async fn tell(&mut self, answer: ProbeResult) -> bool {
-        let failure = match &answer {
-            ProbeResult::Failure(message) if self.last_failure.as_ref() != Some(message) => {
-                Some(message.clone())
-            }
-            _ => None,
+        let trouble = match &answer {
+            ProbeResult::Success => None,
+            ProbeResult::Warning(what) => Some(Trouble::Warned(what.clone())),
+            ProbeResult::Failure(message) => Some(Trouble::Failed(message.clone())),
+            ProbeResult::Unknown(why) => Some(Trouble::Errored(why.clone())),
         };
-        match &answer {
-            ProbeResult::Failure(message) => self.last_failure = Some(message.clone()),
-            ProbeResult::Success | ProbeResult::Warning(_) => self.last_failure = None,
-            ProbeResult::Unknown(why) => {
-                tracing::debug!(container = %self.container, kind = ?self.state.kind(), why, "probe could not be asked");
-            }
-        }
         let (state, _, verdict) = step(&self.state, &self.probe, ProbeEvent::Result(self.now(), answer));
         self.state = state;
-        if verdict.is_none() && failure.is_none() {
+        if verdict.is_none() && trouble.is_none() {
             return !self.news.is_closed();
         }
         let news = News {
@@ -226,7 +228,7 @@ impl<H: Hands> Asker<H> {
             container: self.container.clone(),
             kind: self.state.kind(),
             verdict,
-            failure,
+            trouble,
         };
         self.news.send(news).await.is_ok()
     }

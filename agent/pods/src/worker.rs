@@ -18,9 +18,9 @@ pub use telling::Decision;
 
 use crate::{
     failpoint::{Side, pass},
-    hands::{Context, Hands, Performed, Sight},
+    hands::{Change, Context, Hands, Performed, Sight},
     known::Known,
-    probes::{News, Probes},
+    probes::{News, Probes, Trouble},
     report::{ActionRecord, Reports},
     store::Store,
 };
@@ -43,6 +43,18 @@ use tokio::{
     sync::mpsc,
     task::{Id, JoinError, JoinSet},
 };
+
+/// Why the command of a started container cannot be run, where that is what came of its start.
+fn start_error(action: &Action, changes: &[Change]) -> Option<String> {
+    let Action::Start { id, .. } = action else { return None };
+    changes.iter().find_map(|change| match change {
+        Change::Container(of, seen, _) if of == id => {
+            let exit = seen.state.exit().filter(|e| e.reason.as_deref() == Some("StartError"))?;
+            Some(exit.message.clone().unwrap_or_default())
+        }
+        _ => None,
+    })
+}
 
 /// The longest sleep: the boot clock also counts suspended time, timers do not.
 const LONGEST_REST: Duration = Duration::from_secs(300);
@@ -268,6 +280,7 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         };
         let Some(flight) = self.by_task.remove(&id) else { return };
         let took = flight.begun.elapsed();
+        let unstartable = start_error(&flight.action, &performed.changes);
         for change in performed.changes {
             let ended = self.known.apply(change, now.boottime);
             self.note_ends(ended);
@@ -285,7 +298,13 @@ impl<H: Hands, R: Reports> Worker<H, R> {
             // The next try shows what there is then.
             self.refresh_at = None;
         }
-        self.learn(Fact::Finished(flight.action, performed.outcome), now);
+        let fact = match unstartable {
+            Some(message) if performed.outcome.is_ok() => {
+                Fact::Unstartable { action: flight.action, message }
+            }
+            _ => Fact::Finished(flight.action, performed.outcome),
+        };
+        self.learn(fact, now);
         self.probes.nudge();
     }
 
@@ -338,10 +357,24 @@ impl<H: Hands, R: Reports> Worker<H, R> {
 
     fn hear(&mut self, news: News) {
         let now = self.hands.now();
-        if let Some(message) = news.failure {
-            let text = format!("{:?} probe failed: {message}", news.kind);
-            self.event(Event::warning("Unhealthy", text).of(&news.container));
-            if news.kind != berth_core::model::ProbeKind::Liveness {
+        if let Some(trouble) = news.trouble {
+            // Reasons and texts are the kubelet's (`pkg/kubelet/prober/prober.go`).
+            let kind = news.kind;
+            let (reason, text) = match &trouble {
+                Trouble::Failed(message) => ("Unhealthy", format!("{kind:?} probe failed: {message}")),
+                Trouble::Warned(what) => ("ProbeWarning", format!("{kind:?} probe warning: {what}")),
+                Trouble::Errored(why) => {
+                    ("Unhealthy", format!("{kind:?} probe errored and resulted in unknown state: {why}"))
+                }
+            };
+            self.event(Event::warning(reason, text).of(&news.container));
+            let message = match trouble {
+                Trouble::Failed(message) | Trouble::Errored(message) => Some(message),
+                Trouble::Warned(_) => None,
+            };
+            if let Some(message) = message
+                && kind != berth_core::model::ProbeKind::Liveness
+            {
                 self.learn(Fact::ProbeFailed { id: news.id.clone(), message }, now);
             }
         }

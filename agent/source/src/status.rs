@@ -29,7 +29,10 @@ pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node_ips: &[IpAddr
     put(&mut s, "reason", status.reason.clone().map(Value::from));
     put(&mut s, "message", status.message.clone().map(Value::from));
     put(&mut s, "startTime", status.start_time.and_then(time));
-    addresses(&mut s, ("hostIP", "hostIPs"), node_ips);
+    // A pod that the node did not take on has neither conditions nor addresses.
+    if !status.conditions.is_empty() {
+        addresses(&mut s, ("hostIP", "hostIPs"), node_ips);
+    }
     addresses(&mut s, ("podIP", "podIPs"), own_ips);
     let generation = raw.pointer("/metadata/generation");
     let conditions: Vec<Value> = status.conditions.iter().map(|c| condition(c, generation)).collect();
@@ -78,7 +81,7 @@ pub fn event_object(record: &EventRecord) -> Value {
     involved.insert("namespace".to_owned(), key.namespace.as_str().into());
     involved.insert("name".to_owned(), key.name.as_str().into());
     involved.insert("uid".to_owned(), record.involved.uid().into());
-    let field_path = event.container.as_ref().map(|c| Value::from(format!("spec.containers{{{c}}}")));
+    let field_path = event.field_path().map(Value::from);
     put(&mut involved, "fieldPath", field_path);
     json!({
         "apiVersion": "v1",

@@ -75,8 +75,8 @@ pub(crate) fn json(events: &[EventRecord]) -> Vec<Value> {
                 "apiVersion": "v1", "kind": e.involved.kind(),
                 "namespace": key.namespace, "name": key.name, "uid": e.involved.uid(),
             });
-            if let (Some(container), Some(fields)) = (&e.event.container, involved.as_object_mut()) {
-                fields.insert("fieldPath".to_owned(), format!("spec.containers{{{container}}}").into());
+            if let (Some(path), Some(fields)) = (e.event.field_path(), involved.as_object_mut()) {
+                fields.insert("fieldPath".to_owned(), path.into());
             }
             json!({
                 "apiVersion": "v1", "kind": "Event",

@@ -107,6 +107,10 @@ fn ended(t: &v1::Terminated) -> String {
 }
 
 fn initialising(pod: &v1::Pod) -> Option<String> {
+    // One that was initialized once is so for good, whatever its sidecars do.
+    if pod.status.conditions.iter().any(|c| c.r#type == "Initialized" && c.status == "True") {
+        return None;
+    }
     let all = pod.spec.init_containers.len();
     for (n, c) in pod.containers().filter(|c| c.init).enumerate() {
         let status = c.status?;

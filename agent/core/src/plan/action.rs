@@ -3,8 +3,43 @@
 use super::Exit;
 use crate::ids::{Attempt, ContainerId, ContainerName, Incarnation};
 use serde::{Deserialize, Serialize};
+use std::{
+    cmp::Ordering,
+    hash::{Hash, Hasher},
+};
 
-/// One effect. Each is idempotent: carried out twice it ends in the same world. The value itself is its identity.
+/// What an action carries with it and is no part of its identity: two actions that differ in nothing else are one, in
+/// flight and in the memory of what failed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Payload<T>(pub T);
+
+impl<T> PartialEq for Payload<T> {
+    fn eq(&self, _: &Payload<T>) -> bool {
+        true
+    }
+}
+
+impl<T> Eq for Payload<T> {}
+
+impl<T> PartialOrd for Payload<T> {
+    fn partial_cmp(&self, other: &Payload<T>) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Payload<T> {
+    fn cmp(&self, _: &Payload<T>) -> Ordering {
+        Ordering::Equal
+    }
+}
+
+impl<T> Hash for Payload<T> {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+/// One effect. Each is idempotent: carried out twice it ends in the same world. The value itself, but for its payload,
+/// is its identity.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Action {
     /// Mount every volume and write the pod's files.
@@ -60,8 +95,8 @@ pub enum Action {
         container: ContainerName,
         /// Which run of it.
         id: ContainerId,
-        /// How it ended.
-        exit: Exit,
+        /// How it ended. An end that nobody saw is told with the time of each look.
+        exit: Payload<Exit>,
     },
     /// Delete the ended task and close its output.
     Reap {

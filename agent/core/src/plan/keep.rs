@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     event::Event,
-    ids::{Attempt, Incarnation},
+    ids::{Attempt, ContainerName, Incarnation},
     model::Container,
 };
 
@@ -25,6 +25,11 @@ impl Decision<'_> {
         }
         self.keep_sandbox();
         let pod = self.pod;
+        // What runs is cared for first, whatever the others wait for.
+        for spec in pod.all_containers() {
+            self.care_for(spec);
+        }
+        // Then what is next in the order is begun.
         for spec in &pod.init_containers {
             if self.keep_init(spec) == Gate::Shut {
                 return;
@@ -64,6 +69,17 @@ impl Decision<'_> {
         }
     }
 
+    /// What a running container needs: the steps of its start that follow its process, or of its stop.
+    fn care_for(&mut self, spec: &Container) {
+        if let Standing::Running(id) = self.standing(&spec.name) {
+            if self.run(&spec.name).is_some_and(|r| r.stop.is_some()) {
+                self.go_on_stopping(spec, id, true);
+            } else {
+                self.after_start(spec);
+            }
+        }
+    }
+
     fn keep_init(&mut self, spec: &Container) -> Gate {
         if spec.sidecar {
             self.keep_alive(spec);
@@ -71,9 +87,9 @@ impl Decision<'_> {
                 Standing::Running(id) => self.run(&spec.name).is_some_and(|r| {
                     &r.id == id && r.startup_done && r.post_start == HookState::Done && r.started_at.is_some()
                 }),
-                _ => self.init_passed(spec),
+                _ => false,
             };
-            return if up { Gate::Open } else { Gate::Shut };
+            return if up || self.init_passed(spec) { Gate::Open } else { Gate::Shut };
         }
         if self.init_finished(&spec.name) {
             return Gate::Open;
@@ -82,7 +98,7 @@ impl Decision<'_> {
         Gate::Shut
     }
 
-    /// A sidecar that died later does not hold up what has already been started after it.
+    /// A sidecar that died later, or was started anew, does not hold up what has already been started after it.
     fn init_passed(&self, spec: &Container) -> bool {
         let later = self.pod.init_containers.iter().skip_while(|c| c.name != spec.name).skip(1);
         let incarnation = self.ready_incarnation();
@@ -91,13 +107,15 @@ impl Decision<'_> {
             .any(|c| self.newest(&c.name).is_some_and(|(_, s)| Some(s.incarnation) == incarnation))
     }
 
-    /// Main containers start in their order; a postStart hook holds up those after it until it ends.
+    /// Main containers start in their order; a postStart hook holds up those after it until it ends. One that cannot be
+    /// started holds up nobody.
     fn keep_main(&mut self, spec: &Container) -> Gate {
         self.keep_alive(spec);
         if spec.post_start.is_none() {
             return Gate::Open;
         }
         match self.standing(&spec.name) {
+            Standing::Never | Standing::Starting if self.start_failed(&spec.name) => Gate::Open,
             Standing::Never | Standing::Starting => Gate::Shut,
             Standing::Dead(..) => Gate::Open,
             Standing::Running(id) => {
@@ -108,17 +126,17 @@ impl Decision<'_> {
         }
     }
 
-    /// Sees that a container runs, or waits for the time when it may.
+    /// Whether the last try to start a container failed; also while the next is under way.
+    fn start_failed(&self, container: &ContainerName) -> bool {
+        self.memory.retries.keys().any(
+            |a| matches!(a, Action::EnsureImage(c) | Action::Start { container: c, .. } if c == container),
+        )
+    }
+
+    /// Starts a container that does not run, or waits for the time when it may.
     fn keep_alive(&mut self, spec: &Container) {
-        let now = self.now.boottime;
         match self.standing(&spec.name) {
-            Standing::Running(id) => {
-                if self.run(&spec.name).is_some_and(|r| r.stop.is_some()) {
-                    self.go_on_stopping(spec, id, true);
-                } else {
-                    self.after_start(spec);
-                }
-            }
+            Standing::Running(_) => {}
             Standing::Starting => {
                 let Some((id, seen)) = self.newest(&spec.name).filter(|(_, s)| s.state == Seen::NotStarted)
                 else {
@@ -157,15 +175,14 @@ impl Decision<'_> {
                     self.begin(spec, begun);
                     return;
                 }
-                let ended_at = self.run(&spec.name).and_then(|r| r.ended_at).unwrap_or(now);
-                let backoff = self.mem(&spec.name).map(|m| m.backoff).unwrap_or_default();
-                if let Some((until, delay)) = backoff.wait(ended_at, now) {
+                if let Some((until, _)) = self.back_off(&spec.name, id) {
                     self.wake(until);
-                    self.tell_backoff(spec, id, delay);
+                    self.tell_backoff(spec, id);
                     return;
                 }
+                let counted = self.counted(&spec.name, id);
                 if self.begin(spec, attempt.next()) {
-                    self.mem_mut(&spec.name).backoff.count(ended_at, now);
+                    self.mem_mut(&spec.name).backoff = counted;
                 }
             }
         }
@@ -175,14 +192,17 @@ impl Decision<'_> {
         self.role(&spec.name) == super::view::Role::Init
     }
 
-    fn tell_backoff(&mut self, spec: &Container, id: &crate::ids::ContainerId, delay: std::time::Duration) {
-        let pod = self.pod;
+    fn tell_backoff(&mut self, spec: &Container, id: &crate::ids::ContainerId) {
+        let key = &self.pod.key;
+        let message = format!(
+            "Back-off restarting failed container {} in pod {}_{}({})",
+            spec.name, key.name, key.namespace, self.pod.uid
+        );
         let mem = self.mem_mut(&spec.name);
         if mem.backoff_told.as_ref() == Some(id) {
             return;
         }
         mem.backoff_told = Some(id.clone());
-        let message = super::report::backoff_message(pod, spec, delay);
         self.events.push(Event::warning("BackOff", message).of(&spec.name));
     }
 

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     event::Event,
     ids::ContainerId,
-    model::{Container, Pod, ProbeKind},
+    model::{Container, Pod, ProbeKind, RestartPolicy},
     time::Now,
 };
 
@@ -17,6 +17,13 @@ use crate::{
 pub enum Fact {
     /// An action ended; [`super::Observed`] already shows what it did.
     Finished(Action, Result<(), Failure>),
+    /// A start went as far as its command can be run, and it cannot: the run has ended, as [`super::Observed`] shows.
+    Unstartable {
+        /// The start.
+        action: Action,
+        /// Why.
+        message: String,
+    },
     /// The verdict of a probe changed.
     Probe {
         /// Which run was asked.
@@ -53,6 +60,17 @@ pub fn learn(pod: &Pod, memory: &mut Memory, fact: Fact, now: Now) -> Vec<Event>
                 Err(failure) => failed(pod, memory, action, failure, now, &mut events),
             }
         }
+        Fact::Unstartable { action, message } => {
+            memory.in_flight.remove(&action);
+            memory.retries.remove(&action);
+            if let (Some(container), Some(id)) = (action.container(), action.run()) {
+                if let Some((_, run)) = run_of(memory, pod, id) {
+                    run.started_at.get_or_insert(now.boottime);
+                }
+                events.push(Event::normal("Created", "Container created").of(container));
+                events.push(Event::warning("Failed", format!("Error: {message}")).of(container));
+            }
+        }
         Fact::Probe { id, kind, success } => probed(pod, memory, &id, kind, success, now, &mut events),
         Fact::ProbeFailed { id, message } => {
             if let Some((_, run)) = run_of(memory, pod, &id) {
@@ -84,11 +102,15 @@ fn succeeded(pod: &Pod, memory: &mut Memory, action: &Action, now: Now, events: 
     match action {
         Action::EnsureImage(container) => {
             memory.containers.entry(container.clone()).or_default().image_ready = true;
+            let image = pod.container(container).map(|c| c.image.as_str()).unwrap_or_default();
+            let message = format!("Container image {image:?} already present on machine");
+            events.push(Event::normal("Pulled", message).of(container));
         }
         Action::Start { container, id, .. } => {
             if let Some((_, run)) = run_of(memory, pod, id) {
                 run.started_at.get_or_insert(now.boottime);
             }
+            events.push(Event::normal("Created", "Container created").of(container));
             events.push(Event::normal("Started", "Container started").of(container));
         }
         Action::PostStart { id, .. } => {
@@ -114,7 +136,6 @@ fn end_pre_stop(pod: &Pod, memory: &mut Memory, id: &ContainerId) {
 }
 
 fn stop(run: &mut Run, cause: StopCause, grace: u32, now: Now) {
-    run.readiness = Readiness::No;
     run.stop.get_or_insert(Stop {
         cause,
         since: now.boottime,
@@ -141,6 +162,8 @@ fn failed(
             events.push(Event::warning("FailedPostStartHook", message).of(container));
             if let Some((_, run)) = run_of(memory, pod, id) {
                 run.post_start = HookState::Done;
+                run.readiness = Readiness::No;
+                events.push(Event::normal("Killing", "FailedPostStartHook").of(container));
                 stop(run, StopCause::PostStart, pod.grace_seconds, now);
             }
             return;
@@ -164,24 +187,69 @@ fn failed(
         }
         _ => {}
     }
-    let before = memory.retries.get(&action);
-    let failures = before.map_or(1, |r| r.failures.saturating_add(1));
-    if before.is_none_or(|r| r.failure != failure) {
-        let event = Event::warning(&event_reason(&action, &failure), failure.message.clone());
-        events.push(match action.container() {
-            Some(c) => event.of(c),
-            None => event,
-        });
-    }
+    let failures = memory.retries.get(&action).map_or(1, |r| r.failures.saturating_add(1));
+    tell_failure(pod, &action, &failure, failures, events);
     let not_before = now.boottime + after_failure(&action, failures);
     memory.retries.insert(action, Retry { failures, not_before, failure });
 }
 
-/// Container failures are events of reason `Failed`, as the kubelet's; the rest keep their own reason.
-fn event_reason(action: &Action, failure: &Failure) -> String {
+/// The events of a failed action, as the kubelet tells them: of an image what is the matter with it and that the
+/// container is not started for it (`pkg/kubelet/images/image_manager.go`), of the rest one. Each try is told.
+fn tell_failure(pod: &Pod, action: &Action, failure: &Failure, failures: u32, events: &mut Vec<Event>) {
+    let (reason, message) = (failure.reason.as_str(), failure.message.as_str());
     match action {
-        Action::EnsureImage(_) | Action::Start { .. } => "Failed".to_owned(),
-        _ => failure.reason.clone(),
+        Action::EnsureImage(container) => {
+            let image = pod.container(container).map(|c| c.image.as_str()).unwrap_or_default();
+            let mut reason = reason;
+            events.push(
+                match reason {
+                    "ErrImageNeverPull" => Event::warning(reason, message),
+                    "ErrImagePull" if failures > 1 => {
+                        reason = "ImagePullBackOff";
+                        Event::normal("BackOff", format!("Back-off pulling image {image:?}: {message}"))
+                    }
+                    "ErrImagePull" => {
+                        Event::warning("Failed", format!("Failed to pull image {image:?}: {message}"))
+                    }
+                    "InvalidImageName" => Event::warning("InspectFailed", message),
+                    "ImageInspectError" => Event::warning(
+                        "InspectFailed",
+                        format!("Failed to inspect image {image:?}: {message}"),
+                    ),
+                    other => Event::warning("Failed", format!("{other}: {message}")),
+                }
+                .of(container),
+            );
+            events.push(Event::warning("Failed", format!("Error: {reason}")).of(container));
+        }
+        Action::Start { container, .. } => {
+            events.push(Event::warning("Failed", format!("Error: {message}")).of(container));
+        }
+        Action::MakeSandbox(_) if reason == "FailedCreatePodSandBox" => {
+            events.push(Event::warning(reason, format!("Failed to create pod sandbox: {message}")));
+        }
+        _ => {
+            let event = Event::warning(reason, message);
+            events.push(match action.container() {
+                Some(c) => event.of(c),
+                None => event,
+            });
+        }
+    }
+}
+
+/// What the kubelet says when it kills a container for its probe (`pkg/kubelet/kuberuntime`): of the only main container
+/// that will not be restarted, what it says of each when the pod ends.
+fn killing_message(pod: &Pod, spec: &Container, cause: StopCause) -> String {
+    let (name, word) = (&spec.name, if cause == StopCause::Startup { "startup" } else { "liveness" });
+    if spec.sidecar {
+        format!("Init container {name} failed {word} probe")
+    } else if pod.restart_policy != RestartPolicy::Never {
+        format!("Container {name} failed {word} probe, will be restarted")
+    } else if pod.containers.len() > 1 {
+        format!("Container {name} failed {word} probe")
+    } else {
+        format!("Stopping container {name}")
     }
 }
 
@@ -200,7 +268,7 @@ fn probed(
     }
     let (probe, cause) = match kind {
         ProbeKind::Readiness => {
-            run.readiness = if success && run.stop.is_none() { Readiness::Yes } else { Readiness::No };
+            run.readiness = if success { Readiness::Yes } else { Readiness::No };
             return;
         }
         ProbeKind::Startup if success => {
@@ -215,8 +283,7 @@ fn probed(
         ProbeKind::Liveness => (&spec.liveness, StopCause::Liveness),
     };
     if run.stop.is_none() && run.ended_at.is_none() {
-        let word = if cause == StopCause::Startup { "startup" } else { "liveness" };
-        let message = format!("Container {} failed {word} probe, will be restarted", spec.name);
+        let message = killing_message(pod, spec, cause);
         events.push(Event::normal("Killing", message).of(&spec.name));
         let grace = probe.as_ref().and_then(|p| p.grace_seconds).unwrap_or(pod.grace_seconds);
         stop(run, cause, grace, now);

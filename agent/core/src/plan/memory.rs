@@ -3,11 +3,14 @@
 use super::{Action, Failure, backoff::CrashBackoff};
 use crate::{
     ids::{Attempt, ContainerId, ContainerName, Incarnation},
-    status::{ConditionType, Truth},
+    status::{ConditionType, ContainerStatus, Phase, Truth},
     time::{Boottime, Wall},
 };
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 /// What is remembered of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -31,6 +34,18 @@ pub struct Memory {
     pub refused: bool,
     /// The last sandbox that was asked for.
     pub incarnation: Option<Incarnation>,
+    /// The phase that was told last: it goes on to the next and never back.
+    #[serde(default)]
+    pub phase: Option<Phase>,
+    /// When the pod was first told to have ended.
+    #[serde(default)]
+    pub ended_at: Option<Wall>,
+    /// The addresses of the last sandbox: a pod that has ended is shown with them.
+    #[serde(default)]
+    pub ips: Vec<IpAddr>,
+    /// When runs that have no place in the pod were last killed.
+    #[serde(default)]
+    pub strays: BTreeMap<ContainerId, Boottime>,
     /// Whether RemovePod succeeded.
     pub removed: bool,
     /// By container.
@@ -85,6 +100,12 @@ pub struct ContainerMemory {
     pub finished_in: Option<Incarnation>,
     /// A BackOff event was sent for this back-off.
     pub backoff_told: Option<ContainerId>,
+    /// The largest `restartCount` that was seen: it never falls.
+    #[serde(default)]
+    pub restarts: u32,
+    /// What was told last of a container of an ending pod that has ended: shown on once its record is removed.
+    #[serde(default)]
+    pub last: Option<ContainerStatus>,
 }
 
 /// What is remembered of a run.

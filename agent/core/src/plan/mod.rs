@@ -21,7 +21,7 @@ mod report;
 mod stop;
 mod view;
 
-pub use action::{Action, Failure};
+pub use action::{Action, Failure, Payload};
 pub use learn::{Fact, learn};
 pub use memory::{Ending, HookState, Memory, Readiness, Run, Stop, StopCause};
 pub use observed::{ContainerSeen, Exit, Observed, SandboxSeen, SandboxState, Seen};

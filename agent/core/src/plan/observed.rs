@@ -146,6 +146,12 @@ impl Exit {
         Exit { code: 255, at, oom: false, reason: Some("Unknown".into()), message: None, started_at: None }
     }
 
+    /// Whether an init container that ended so has done its work. One of which a process was killed for memory has not,
+    /// whatever its own exit code (`pkg/kubelet/kuberuntime` isInitContainerFailed).
+    pub fn init_done(&self) -> bool {
+        self.code == 0 && self.reason() != "OOMKilled"
+    }
+
     /// `reason` in `state.terminated`.
     pub fn reason(&self) -> &str {
         match (&self.reason, self.oom, self.code) {

@@ -16,8 +16,11 @@ use crate::{
 };
 use std::time::Duration;
 
+/// The reason of an end that was not to be found out.
+const CONTAINER_STATUS_UNKNOWN: &str = "ContainerStatusUnknown";
+
 /// The text of `CrashLoopBackOff`.
-pub(super) fn backoff_message(pod: &Pod, spec: &Container, delay: Duration) -> String {
+fn backoff_message(pod: &Pod, spec: &Container, delay: Duration) -> String {
     let secs = delay.as_secs();
     let shown = match (secs / 60, secs % 60) {
         (0, s) => format!("{s}s"),
@@ -35,14 +38,23 @@ pub(super) fn status(d: &mut Decision<'_>, terminal: Option<Phase>) -> PodStatus
     if d.memory.refused {
         return refused(d);
     }
-    let initialized = pod.init_containers.iter().all(|c| passed(d, c));
-    let init: Vec<ContainerStatus> =
-        pod.init_containers.iter().map(|c| container_status(d, c, initialized)).collect();
+    let over = terminal.is_some();
+    let mut init: Vec<ContainerStatus> =
+        pod.init_containers.iter().map(|c| container_status(d, c, over)).collect();
     let mut mains: Vec<ContainerStatus> =
-        pod.containers.iter().map(|c| container_status(d, c, initialized)).collect();
-    let phase = phase(d, &init, &mains, terminal);
-    mains.sort_by(|a, b| a.name.cmp(&b.name));
+        pod.containers.iter().map(|c| container_status(d, c, over)).collect();
+    let phase = forwards(d, phase(d, &init, &mains, terminal));
+    let initialized = is_initialized(d, &init, &mains);
+    if phase.is_terminal() && initialized {
+        end_what_never_ran(d, &mut init);
+        end_what_never_ran(d, &mut mains);
+    }
+    if phase.is_terminal() || d.memory.ending.is_some() {
+        keep_told(d, &init);
+        keep_told(d, &mains);
+    }
     let conditions = conditions(d, phase, initialized, &init, &mains);
+    mains.sort_by(|a, b| a.name.cmp(&b.name));
     let failed = d.memory.failed.clone().filter(|_| phase == Phase::Failed);
     let ready = conditions.iter().any(|c| c.kind == ConditionType::Ready && c.status == Truth::True);
     let waiting = if ready { None } else { waiting_for(d, phase, &init, &mains) };
@@ -52,7 +64,12 @@ pub(super) fn status(d: &mut Decision<'_>, terminal: Option<Phase>) -> PodStatus
         reason: failed.as_ref().map(|f| f.reason.clone()),
         message: failed.map(|f| f.message),
         start_time: d.memory.start_time,
-        pod_ips: d.seen.sandbox.as_ref().map(|s| s.ips.clone()).unwrap_or_default(),
+        pod_ips: match &d.seen.sandbox {
+            Some(s) => s.ips.clone(),
+            // One that has ended is shown with the addresses that it had.
+            None if phase.is_terminal() => d.memory.ips.clone(),
+            None => Vec::new(),
+        },
         conditions,
         init_containers: init,
         containers: mains,
@@ -85,20 +102,101 @@ fn refused(d: &Decision<'_>) -> PodStatus {
     }
 }
 
-/// Whether an init container lets those after it go on.
-fn passed(d: &Decision<'_>, spec: &Container) -> bool {
-    if !spec.sidecar {
-        return d.init_finished(&spec.name);
+/// A phase follows the one that was told before or is that one: none is taken back, whatever is cleared away.
+fn forwards(d: &mut Decision<'_>, phase: Phase) -> Phase {
+    let phase = match d.memory.phase {
+        Some(told) if told.is_terminal() => told,
+        Some(told) => told.max(phase),
+        None => phase,
+    };
+    d.memory.phase = Some(phase);
+    if phase.is_terminal() {
+        d.memory.ended_at.get_or_insert(d.now.wall);
     }
-    d.run(&spec.name).is_some_and(|r| r.startup_done && r.started_at.is_some())
+    phase
 }
 
-fn container_status(d: &Decision<'_>, spec: &Container, initialized: bool) -> ContainerStatus {
+/// The init containers that have not done what those after them wait for.
+fn incomplete<'p>(d: &Decision<'p>, init: &[ContainerStatus]) -> Vec<&'p str> {
+    let done = |spec: &Container, s: &ContainerStatus| match spec.sidecar {
+        true => s.started == Some(true),
+        false => s.ready == Truth::True,
+    };
+    d.pod
+        .init_containers
+        .iter()
+        .zip(init)
+        .filter(|(c, s)| !done(c, s))
+        .map(|(c, _)| c.name.as_str())
+        .collect()
+}
+
+/// Once a main container has started the pod stays initialized, also while a sidecar or the sandbox is made anew.
+fn is_initialized(d: &Decision<'_>, init: &[ContainerStatus], mains: &[ContainerStatus]) -> bool {
+    let before = d.memory.conditions.get(&ConditionType::Initialized).is_some_and(|c| c.0 == Truth::True);
+    let started = || mains.iter().any(|c| !matches!(c.state, ContainerState::Waiting { .. }));
+    before || incomplete(d, init).is_empty() || started()
+}
+
+/// Of a pod that has ended nothing is waited for: what never ran, or is not known to have ended, counts as failed
+/// (`TerminatePod`, `pkg/kubelet/status`).
+fn end_what_never_ran(d: &Decision<'_>, containers: &mut [ContainerStatus]) {
+    for c in containers {
+        if !matches!(c.state, ContainerState::Waiting { .. }) {
+            continue;
+        }
+        let attempt = d.mem(&c.name).and_then(|m| m.attempt).unwrap_or_default();
+        let incarnation = d.memory.incarnation.unwrap_or_default();
+        let id = c.id.clone();
+        let id = id.unwrap_or_else(|| ContainerId::derive(&d.pod.uid, incarnation, &c.name, attempt));
+        c.state = ContainerState::Terminated(Terminated {
+            exit_code: 137,
+            reason: CONTAINER_STATUS_UNKNOWN.to_owned(),
+            message: Some("The container could not be located when the pod was terminated".to_owned()),
+            started_at: None,
+            finished_at: d.memory.ended_at.unwrap_or(d.now.wall),
+            id,
+        });
+    }
+}
+
+/// What was told last of a container that has ended, where its record is removed since or only an older one is left.
+fn told_last(d: &Decision<'_>, container: &ContainerName) -> Option<ContainerStatus> {
+    let last = d.mem(container)?.last.as_ref()?;
+    let unknown =
+        matches!(&last.state, ContainerState::Terminated(t) if t.reason == CONTAINER_STATUS_UNKNOWN);
+    let newer = d.newest(container).is_some_and(|(id, c)| {
+        (last.id.as_ref() == Some(id) && !unknown) || c.attempt.0 > last.restart_count
+    });
+    let restarts = d.mem(container)?.restarts;
+    (!newer).then(|| ContainerStatus { restart_count: restarts.max(last.restart_count), ..last.clone() })
+}
+
+/// Keeps what is told of those that have ended in a pod that has ended or is on its way there.
+fn keep_told(d: &mut Decision<'_>, containers: &[ContainerStatus]) {
+    for c in containers.iter().filter(|c| matches!(c.state, ContainerState::Terminated(_))) {
+        let mem = d.mem_mut(&c.name);
+        if mem.last.as_ref() != Some(c) {
+            mem.last = Some(c.clone());
+        }
+    }
+}
+
+fn container_status(d: &Decision<'_>, spec: &Container, over: bool) -> ContainerStatus {
+    if (d.memory.ending.is_some() || over)
+        && let Some(last) = told_last(d, &spec.name)
+    {
+        return last;
+    }
+    container_status_now(d, spec, over)
+}
+
+fn container_status_now(d: &Decision<'_>, spec: &Container, over: bool) -> ContainerStatus {
     let newest = d.newest(&spec.name);
     let run = d.run(&spec.name);
     let standing = d.standing(&spec.name);
     let running = matches!(standing, Standing::Running(_));
-    let state = state(d, spec, standing, initialized);
+    let state = state(d, spec, standing, over);
     let last_state: Option<Terminated> = match (&state, newest) {
         (ContainerState::Waiting { .. }, Some((id, c))) if c.state.exit().is_some() => {
             c.state.exit().map(|e| e.terminated(id))
@@ -125,7 +223,7 @@ fn container_status(d: &Decision<'_>, spec: &Container, initialized: bool) -> Co
         id: newest.map(|(id, _)| id.clone()),
         ready,
         started: Some(started),
-        restart_count: newest.map_or(0, |(_, c)| c.attempt.0),
+        restart_count: d.mem(&spec.name).map_or(0, |m| m.restarts),
         state,
         last_state,
     }
@@ -135,8 +233,10 @@ fn truth(b: bool) -> Truth {
     if b { Truth::True } else { Truth::False }
 }
 
-fn state(d: &Decision<'_>, spec: &Container, standing: Standing<'_>, initialized: bool) -> ContainerState {
-    if let Some(retry) = failure_of(d, &spec.name) {
+fn state(d: &Decision<'_>, spec: &Container, standing: Standing<'_>, over: bool) -> ContainerState {
+    let ended = ending(d) || over;
+    let dead = matches!(standing, Standing::Dead(..));
+    if let Some(retry) = failure_of(d, &spec.name).filter(|_| !(ended && dead)) {
         return ContainerState::Waiting {
             reason: waiting_reason(retry),
             message: Some(retry.failure.message.clone()),
@@ -145,18 +245,16 @@ fn state(d: &Decision<'_>, spec: &Container, standing: Standing<'_>, initialized
     match standing {
         Standing::Running(id) => match d.seen.containers.get(id).map(|c| &c.state) {
             Some(Seen::Running { started_at }) => ContainerState::Running { started_at: *started_at },
-            _ => waiting(default_reason(d, spec, initialized)),
+            _ => waiting(default_reason(d)),
         },
         Standing::Dead(id, exit) => {
             if let Some(started_at) = exit.started_at.filter(|_| d.being_recorded(id)) {
                 return ContainerState::Running { started_at };
             }
-            let again = !ending(d)
+            let again = !ended
                 && d.restartable(&spec.name, id, exit)
-                && !(d.role(&spec.name) == Role::Init && exit.code == 0);
-            let now = d.now.boottime;
-            let ended_at = d.run(&spec.name).and_then(|r| r.ended_at).unwrap_or(now);
-            let wait = d.mem(&spec.name).and_then(|m| m.backoff.wait(ended_at, now)).filter(|_| again);
+                && !(d.role(&spec.name) == Role::Init && exit.init_done());
+            let wait = d.back_off(&spec.name, id).filter(|_| again);
             match wait {
                 Some((_, delay)) => ContainerState::Waiting {
                     reason: "CrashLoopBackOff".into(),
@@ -165,7 +263,7 @@ fn state(d: &Decision<'_>, spec: &Container, standing: Standing<'_>, initialized
                 None => ContainerState::Terminated(exit.terminated(id)),
             }
         }
-        Standing::Starting | Standing::Never => waiting(default_reason(d, spec, initialized)),
+        Standing::Starting | Standing::Never => waiting(default_reason(d)),
     }
 }
 
@@ -188,10 +286,9 @@ fn waiting(reason: &str) -> ContainerState {
     ContainerState::Waiting { reason: reason.into(), message: None }
 }
 
-fn default_reason(d: &Decision<'_>, spec: &Container, initialized: bool) -> &'static str {
-    let held_up = !d.pod.init_containers.is_empty() && !initialized;
-    let is_first = d.pod.init_containers.first().is_some_and(|c| c.name == spec.name);
-    if held_up && !is_first { "PodInitializing" } else { "ContainerCreating" }
+/// Of a pod with init containers every one that has not run says so, main ones until they run.
+fn default_reason(d: &Decision<'_>) -> &'static str {
+    if d.pod.init_containers.is_empty() { "ContainerCreating" } else { "PodInitializing" }
 }
 
 /// The failed action that keeps a container from starting, unless it is being tried again right now.
@@ -265,17 +362,23 @@ fn conditions(
     init: &[ContainerStatus],
     mains: &[ContainerStatus],
 ) -> Vec<Condition> {
-    let network = d.seen.sandbox.as_ref().is_some_and(|s| s.state != super::SandboxState::Broken);
+    // The sandbox is made beside the volumes; for those who are told, the one comes after the other.
+    let sandbox = d.seen.sandbox.as_ref().filter(|s| s.state != super::SandboxState::Broken);
+    let told = d.memory.conditions.get(&ConditionType::PodReadyToStartContainers);
+    let may_start = sandbox.is_some_and(|s| {
+        d.seen.volumes_mounted
+            || told.is_some_and(|c| c.0 == Truth::True)
+            || d.seen.containers.values().any(|c| c.incarnation == s.incarnation)
+    });
     let mut list = Vec::with_capacity(5);
-    list.push(condition(d, ConditionType::PodReadyToStartContainers, truth(network), None, None));
+    list.push(condition(d, ConditionType::PodReadyToStartContainers, truth(may_start), None, None));
 
     let (status, reason, message) = if phase == Phase::Succeeded {
         (Truth::True, Some("PodCompleted"), None)
     } else if initialized {
         (Truth::True, None, None)
     } else {
-        let names: Vec<&str> =
-            d.pod.init_containers.iter().filter(|c| !passed(d, c)).map(|c| c.name.as_str()).collect();
+        let names = incomplete(d, init);
         (
             Truth::False,
             Some("ContainersNotInitialized"),
@@ -368,9 +471,15 @@ fn waiting_for(
         let what = match &c.state {
             ContainerState::Waiting { reason, .. } if reason == "CrashLoopBackOff" => {
                 let code = c.last_state.as_ref().map_or(0, |t| t.exit_code);
-                let ended = d.run(name).and_then(|r| r.ended_at).unwrap_or(now);
-                let next = d.mem(name).and_then(|m| m.backoff.wait(ended, now)).map_or(now, |(at, _)| at);
-                return Some((format!("container {name}: exited with code {code}"), Some(next)));
+                let why = match &c.last_state {
+                    Some(Terminated { reason, message: Some(message), .. }) if reason == "StartError" => {
+                        format!("{reason}: {message}")
+                    }
+                    _ => format!("exited with code {code}"),
+                };
+                let wait = d.newest(name).and_then(|(id, _)| d.back_off(name, id));
+                let next = wait.map_or(now, |(at, _)| at);
+                return Some((format!("container {name}: {why}"), Some(next)));
             }
             ContainerState::Running { .. } if d.role(name) == Role::Init => {
                 format!("init container {name} to finish")

@@ -1,7 +1,7 @@
 //! Stopping containers in their order and clearing away what a pod leaves.
 
 use super::{
-    Action, Exit, HookState, SandboxState, Seen, StopCause,
+    Action, Exit, HookState, Payload, SandboxState, Seen, StopCause,
     view::{Decision, Standing},
 };
 use crate::{event::Event, ids::ContainerId, model::Container, status::Phase};
@@ -38,19 +38,17 @@ impl Decision<'_> {
                 }
                 _ => continue,
             };
-            // The time in an unknown exit changes with each look: one in flight is enough.
-            if !self.in_flight(|a| matches!(a, Action::RecordExit { id: i, .. } if i == id)) {
-                self.emit(Action::RecordExit { container, id: id.clone(), exit });
-            }
+            self.emit(Action::RecordExit { container, id: id.clone(), exit: Payload(exit) });
         }
     }
 
     /// Stops everything that runs: main containers and plain init containers together, sidecars in reverse order
-    /// after them, all within one grace.
+    /// after them, all within one grace: at its end all that is left has its turn
+    /// (`pkg/kubelet/kuberuntime/kuberuntime_termination_order.go`).
     pub(super) fn stop_containers(&mut self) {
         let pod = self.pod;
         let grace = self.memory.ending.map_or(pod.grace_seconds, |e| e.grace);
-        let grace = self.memory.shutdown.map_or(grace, |s| s.grace.min(grace));
+        let grace = self.memory.shutdown.map_or(grace, |s| s.grace.min(grace)).max(1);
         let cause = if self.memory.ending.is_some() || self.memory.failed.is_some() || !self.sandbox_lost() {
             StopCause::PodEnds
         } else {
@@ -104,9 +102,18 @@ impl Decision<'_> {
             let newest = self.newest(&c.container).is_some_and(|(newest, _)| newest == id);
             let named = self.pod.container(&c.container).is_some();
             if matches!(c.state, Seen::Running { .. }) && !(newest && named) {
-                self.emit(Action::Kill { container: c.container.clone(), id: id.clone() });
+                let again = self.memory.strays.get(id).map(|t| *t + KILL_AGAIN);
+                match again.filter(|t| *t > self.now.boottime) {
+                    Some(again) => self.wake(again),
+                    None if self.emit(Action::Kill { container: c.container.clone(), id: id.clone() }) => {
+                        self.memory.strays.insert(id.clone(), self.now.boottime);
+                        self.wake(self.now.boottime + KILL_AGAIN);
+                    }
+                    None => {}
+                }
             }
         }
+        self.memory.strays.retain(|id, _| seen.containers.contains_key(id));
     }
 
     /// One step of a stop: hook, then signal when it is this container's turn, then SIGKILL.
@@ -134,8 +141,10 @@ impl Decision<'_> {
         }
         if next.pre_stop != HookState::Done && now < deadline {
             self.wake(deadline);
-        } else if turn {
+        } else if turn || now >= deadline {
             self.signal_then_kill(spec, id, &mut next, deadline);
+        } else {
+            self.wake(deadline);
         }
         if next != stop
             && let Some(run) = self.run_mut(&spec.name, id)

@@ -2,7 +2,9 @@
 //! every part asks of them.
 
 use super::{
-    Action, ActiveProbe, ContainerSeen, Memory, Observed, Readiness, Run, SandboxState, Seen, StopCause,
+    Action, ActiveProbe, ContainerSeen, Exit, Memory, Observed, Readiness, Run, SandboxState, Seen,
+    StopCause,
+    backoff::CrashBackoff,
     memory::{ContainerMemory, Ending},
 };
 use crate::{
@@ -39,7 +41,7 @@ pub(super) enum Standing<'a> {
     /// Its process runs.
     Running(&'a ContainerId),
     /// Its newest run ended.
-    Dead(&'a ContainerId, &'a super::Exit),
+    Dead(&'a ContainerId, &'a Exit),
 }
 
 /// Which list of the spec a container stands in.
@@ -175,17 +177,21 @@ impl<'a> Decision<'a> {
         if let Some(s) = &self.seen.sandbox {
             let seen = s.incarnation;
             self.memory.incarnation = Some(self.memory.incarnation.map_or(seen, |i| i.max(seen)));
+            if !s.ips.is_empty() && self.memory.ips != s.ips {
+                self.memory.ips.clone_from(&s.ips);
+            }
         }
         self.drop_settled_retries();
         let pod = self.pod;
         for spec in pod.all_containers() {
             let Some((id, seen)) = self.newest(&spec.name) else { continue };
             let finished =
-                self.role(&spec.name) == Role::Init && seen.state.exit().is_some_and(|e| e.code == 0);
+                self.role(&spec.name) == Role::Init && seen.state.exit().is_some_and(Exit::init_done);
             let has_readiness = spec.readiness.is_some();
             let start_in_flight = self.in_flight(|a| matches!(a, Action::Start { id: i, .. } if i == id));
             let mem = self.mem_mut(&spec.name);
             mem.attempt = Some(mem.attempt.map_or(seen.attempt, |a| a.max(seen.attempt)));
+            mem.restarts = mem.restarts.max(seen.attempt.0);
             if finished {
                 mem.finished_in = Some(seen.incarnation);
             }
@@ -225,7 +231,14 @@ impl<'a> Decision<'a> {
                 seen.sandbox.as_ref().is_some_and(|s| s.state == SandboxState::NoPause)
             }
             Action::TeardownSandbox(i) => seen.sandbox.as_ref().is_some_and(|s| s.incarnation == *i),
-            Action::Start { id, .. } => matches!(state(id), None | Some(Seen::NotStarted)),
+            // One of an earlier sandbox, or that another run has followed, is not tried again.
+            Action::Start { id, container, attempt, incarnation } => {
+                let sandbox = seen.sandbox.as_ref().map(|s| s.incarnation);
+                let newer = |c: &ContainerSeen| &c.container == container && c.attempt > *attempt;
+                matches!(state(id), None | Some(Seen::NotStarted))
+                    && sandbox.is_none_or(|i| i == *incarnation)
+                    && !seen.containers.values().any(newer)
+            }
             Action::Signal { id, .. } | Action::Kill { id, .. } => {
                 matches!(state(id), Some(Seen::Running { .. }))
             }
@@ -243,6 +256,9 @@ impl<'a> Decision<'a> {
     pub(super) fn note_end(&mut self, end: Option<u32>) {
         let Some(grace) = end else { return };
         let since = self.now.boottime;
+        // Never less than a second (`calculateEffectiveGracePeriod`, `pkg/kubelet/pod_workers.go`): preStop hooks have
+        // that much.
+        let grace = grace.max(1);
         let ending = self.memory.ending.get_or_insert(Ending { since, grace });
         ending.grace = ending.grace.min(grace);
     }
@@ -257,12 +273,7 @@ impl<'a> Decision<'a> {
     }
 
     /// Whether the dead newest run of a container is followed by another.
-    pub(super) fn restartable(
-        &self,
-        container: &ContainerName,
-        id: &ContainerId,
-        exit: &super::Exit,
-    ) -> bool {
+    pub(super) fn restartable(&self, container: &ContainerName, id: &ContainerId, exit: &Exit) -> bool {
         let failed_probe =
             self.run(container).filter(|r| &r.id == id).and_then(|r| r.stop.as_ref()).is_some_and(|s| {
                 matches!(
@@ -277,10 +288,59 @@ impl<'a> Decision<'a> {
             _ if begun => true,
             (Role::Sidecar, _) => true,
             (_, RestartPolicy::Never) => false,
-            (Role::Init, _) => exit.code != 0,
+            (Role::Init, _) => !exit.init_done(),
             (Role::Main, RestartPolicy::Always) => true,
             (Role::Main, RestartPolicy::OnFailure) => exit.code != 0 || failed_probe,
         }
+    }
+
+    /// Until when the newest run of a container, which ended, may not be followed by another, and how long that is in
+    /// all; `None` where at once.
+    ///
+    /// A run that a probe had killed is followed at once where the end of the one before it lies far enough back, as the
+    /// kubelet kills and starts in one pass over the pod and counts from the last end that it then knows (`doBackOff`,
+    /// `pkg/kubelet/kuberuntime`).
+    pub(super) fn back_off(
+        &self,
+        container: &ContainerName,
+        id: &ContainerId,
+    ) -> Option<(Boottime, Duration)> {
+        let now = self.now.boottime;
+        let ended_at = self.run(container).and_then(|r| r.ended_at).unwrap_or(now);
+        let backoff = self.mem(container).map(|m| m.backoff).unwrap_or_default();
+        let at_once =
+            self.killed_by_probe(container, id) && self.back_off_ran_out_before(container, ended_at);
+        if at_once { None } else { backoff.wait(ended_at, now) }
+    }
+
+    /// The back-off of a container once its newest run, which ended, is followed by another now.
+    pub(super) fn counted(&self, container: &ContainerName, id: &ContainerId) -> CrashBackoff {
+        let now = self.now.boottime;
+        let mut backoff = self.mem(container).map(|m| m.backoff).unwrap_or_default();
+        let ended_at = self.run(container).and_then(|r| r.ended_at).unwrap_or(now);
+        let at_once =
+            self.killed_by_probe(container, id) && self.back_off_ran_out_before(container, ended_at);
+        let counted = if at_once { self.previous_end(container) } else { Some(ended_at) };
+        if let Some(end) = counted {
+            backoff.count(end, now);
+        }
+        backoff
+    }
+
+    /// Whether the back-off since the end of the run before the newest was over when the newest ended.
+    fn back_off_ran_out_before(&self, container: &ContainerName, ended_at: Boottime) -> bool {
+        let backoff = self.mem(container).map(|m| m.backoff).unwrap_or_default();
+        self.previous_end(container).is_none_or(|end| backoff.wait(end, ended_at).is_none())
+    }
+
+    fn killed_by_probe(&self, container: &ContainerName, id: &ContainerId) -> bool {
+        let stop = self.run(container).filter(|r| &r.id == id).and_then(|r| r.stop.as_ref());
+        stop.is_some_and(|s| matches!(s.cause, StopCause::Liveness | StopCause::Startup))
+    }
+
+    fn previous_end(&self, container: &ContainerName) -> Option<Boottime> {
+        let exit = self.previous(container)?.1.state.exit()?;
+        Some(boottime_of(exit.at, self.now))
     }
 
     /// Whether some run of a main container was ever started.
@@ -306,8 +366,16 @@ impl<'a> Decision<'a> {
     /// The phase that the pod ends in, once nothing of it will be started again.
     pub(super) fn terminal(&mut self) -> Option<Phase> {
         let pod = self.pod;
+        // A pod that has ended stays so, whatever becomes of what is left of it.
+        if let Some(phase) = self.memory.phase.filter(|p| p.is_terminal()) {
+            return Some(phase);
+        }
         if self.memory.failed.is_some() {
             return Some(Phase::Failed);
+        }
+        let by_containers = self.ended_by_itself();
+        if by_containers.is_some() {
+            return by_containers;
         }
         if self.memory.ending.is_none()
             && let (Some(limit), Some(start)) = (pod.active_deadline_seconds, self.memory.start_boottime)
@@ -321,12 +389,18 @@ impl<'a> Decision<'a> {
             }
             self.wake(due);
         }
+        None
+    }
+
+    /// The phase of a pod of which every container has ended for good.
+    fn ended_by_itself(&self) -> Option<Phase> {
+        let pod = self.pod;
         if pod.restart_policy == RestartPolicy::Never && !self.mains_ever_started() {
             let failed = pod
                 .init_containers
                 .iter()
                 .filter(|c| !c.sidecar)
-                .any(|c| matches!(self.standing(&c.name), Standing::Dead(_, exit) if exit.code != 0));
+                .any(|c| matches!(self.standing(&c.name), Standing::Dead(_, exit) if !exit.init_done()));
             if failed {
                 return Some(Phase::Failed);
             }

@@ -5,7 +5,7 @@ use berth_core::{
     ids::{ContainerId, ContainerName, Incarnation},
     model::RestartPolicy,
     plan::*,
-    status::{Phase, Truth},
+    status::{ConditionType, ContainerState, Phase, PodStatus, Truth},
 };
 
 impl World<'_> {
@@ -52,6 +52,42 @@ impl World<'_> {
         }
         if !self.agent.seen.runtime_answers && !p.actions.is_empty() {
             return Err(format!("containerd does not answer, asked for {:?}", p.actions));
+        }
+        Ok(())
+    }
+
+    /// What was told is not taken back.
+    pub(super) fn check_forwards(&self, p: &Plan) -> Result<(), String> {
+        let now = &p.status;
+        let initialized =
+            |s: &PodStatus| s.condition(ConditionType::Initialized).is_some_and(|c| c.status == Truth::True);
+        let all = |s: &PodStatus| s.init_containers.iter().chain(&s.containers).cloned().collect::<Vec<_>>();
+        if now.phase.is_terminal()
+            && initialized(now)
+            && let Some(c) = all(now).iter().find(|c| !matches!(c.state, ContainerState::Terminated(_)))
+        {
+            return Err(format!("{} is {:?} in a pod that has ended", c.name, c.state));
+        }
+        let Some(before) = &self.told else { return Ok(()) };
+        if now.phase < before.phase || (before.phase.is_terminal() && now.phase != before.phase) {
+            return Err(format!("phase went from {:?} to {:?}", before.phase, now.phase));
+        }
+        if initialized(before) && !initialized(now) {
+            return Err("Initialized went back to False".to_owned());
+        }
+        for (was, is) in all(before).iter().zip(all(now)) {
+            if is.restart_count < was.restart_count {
+                return Err(format!("restartCount of {} fell: {was:?}, then {is:?}", is.name));
+            }
+            // A run that began before, and that nobody had seen yet, is told of.
+            let same_run = is.restart_count == was.restart_count;
+            let kept = same_run && (before.terminating || before.phase.is_terminal());
+            if kept
+                && let ContainerState::Terminated(t) = &was.state
+                && !matches!(&is.state, ContainerState::Terminated(u) if u.id == t.id && u.exit_code == t.exit_code)
+            {
+                return Err(format!("the end of {} is taken back: {was:?}, then {is:?}", is.name));
+            }
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ pub use rng::Rng;
 use berth_core::{
     ids::{ContainerId, ContainerName, Incarnation},
     plan::*,
-    status::Truth,
+    status::{PodStatus, Truth},
     time::{Boottime, Now, Wall},
 };
 use std::{
@@ -69,6 +69,8 @@ pub struct World<'t> {
     /// What was stored before the last actions were begun is lost.
     forgotten: bool,
     plan: Option<Plan>,
+    /// The status that was told last; `None` where the memory of it is lost.
+    pub(crate) told: Option<PodStatus>,
     /// Actions begun by the agent that lives.
     pending: Vec<Action>,
     /// Runs that somebody had a reason to stop.
@@ -98,6 +100,7 @@ impl<'t> World<'t> {
             look_due: false,
             forgotten: false,
             plan: None,
+            told: None,
             pending: Vec::new(),
             condemned: BTreeSet::new(),
             all_condemned: false,
@@ -162,6 +165,8 @@ impl<'t> World<'t> {
         let mut p = plan(&self.desired, &self.agent.seen, &self.agent.memory, self.now);
         self.tally.plans += 1;
         self.check_plan(&p)?;
+        self.check_forwards(&p)?;
+        self.told = Some(p.status.clone());
         self.agent.memory = p.memory.clone();
         self.forgotten = false;
         for a in std::mem::take(&mut p.actions) {
@@ -437,7 +442,7 @@ impl<'t> World<'t> {
                     if let Seen::Running { .. } = c.state {
                         return Err(format!("exit of running {id} recorded"));
                     }
-                    c.state = Seen::Recorded(exit.clone());
+                    c.state = Seen::Recorded(exit.0.clone());
                 }
             }
             Action::Reap { id, .. } => {
@@ -554,7 +559,10 @@ impl<'t> World<'t> {
                 let text = serde_json::to_vec(&plan.memory).map_err(|e| e.to_string())?;
                 serde_json::from_slice(&text).map_err(|e| e.to_string())?
             }
-            _ => Memory::default(),
+            _ => {
+                self.told = None;
+                Memory::default()
+            }
         };
         self.agent.seen = Observed { runtime_answers: self.truth.runtime_answers, ..Observed::default() };
         self.look_due = true;
@@ -609,6 +617,7 @@ impl<'t> World<'t> {
         self.tally.reboots += 1;
         self.note(|| "the node reboots".into());
         self.pending.clear();
+        self.told = None;
         self.forgotten = true;
         self.now.boottime = Boottime(Duration::from_secs(20));
         self.truth.sandbox = None;

@@ -239,7 +239,7 @@ impl NodeHands {
             Action::Signal { container, id } => self.signal(&context, &container, &id, None).await,
             Action::Kill { container, id } => self.signal(&context, &container, &id, Some(9)).await,
             Action::RecordExit { container, id, exit } => {
-                self.record_exit(context, &container, id, exit).await
+                self.record_exit(context, &container, id, exit.0).await
             }
             Action::Reap { id, .. } => self.reap(id).await,
             Action::Remove { container, id } => self.remove(&context, &container, id).await,

@@ -49,7 +49,7 @@ fn carry_out(action: &Action, seen: &mut Observed, at: Wall) {
         Action::Signal { id, .. } | Action::Kill { id, .. } => end(seen, id, 137, at),
         Action::RecordExit { id, exit, .. } => {
             if let Some(c) = seen.containers.get_mut(id) {
-                c.state = Seen::Recorded(exit.clone());
+                c.state = Seen::Recorded(exit.0.clone());
             }
         }
         Action::Reap { id, .. } => {

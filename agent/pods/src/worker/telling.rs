@@ -81,9 +81,11 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         }
     }
 
-    pub(super) fn event(&self, event: Event) {
+    pub(super) fn event(&self, mut event: Event) {
         let at = self.hands.now().wall;
         let pod = self.pod();
+        event.init =
+            event.container.as_ref().is_some_and(|c| pod.init_containers.iter().any(|i| &i.name == c));
         if event.kind == EventKind::Warning {
             tracing::info!(pod = %pod.key, reason = event.reason, message = event.message, "event");
         }

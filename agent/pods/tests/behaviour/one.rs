@@ -79,7 +79,12 @@ async fn exits_restart_at_once_and_then_ever_later() {
     }
     agent.ready(&uid).await;
     assert_eq!(agent.board.container(&uid, "c").restart_count, 4);
-    assert!(agent.board.reasons(&uid).contains(&"BackOff".to_owned()));
+    let key = agent.board.report(&uid).pod.key.clone();
+    let text = format!("Back-off restarting failed container c in pod {}_{}({uid})", key.name, key.namespace);
+    assert!(agent.board.messages(&uid, "BackOff").iter().all(|m| *m == text));
+    let mut reasons = agent.board.reasons(&uid);
+    reasons.retain(|r| r != "BackOff");
+    assert_eq!(reasons, ["Pulled", "Created", "Started"].repeat(5), "as the kubelet tells a start");
     // Of the dead only the newest is kept.
     node.until("old runs removed", |s| s.pods[&uid].1.containers.len() == 2).await;
 }
@@ -184,7 +189,11 @@ async fn a_probe_that_panics_counts_for_nothing_and_is_asked_again() {
     assert!(!agent.board.is_ready(&uid));
     node.lock().ask_panics = false;
     agent.ready(&uid).await;
-    assert!(!agent.board.reasons(&uid).contains(&"Unhealthy".to_owned()));
+    let told = agent.board.messages(&uid, "Unhealthy");
+    assert!(told.len() >= 3, "each try is told: {told:?}");
+    assert!(
+        told.iter().all(|m| m == "Readiness probe errored and resulted in unknown state: asking panicked")
+    );
     // It does not know, then knows that not: only a full row of bad answers counts.
     node.lock().answers.insert(name("c"), ProbeResult::Unknown("?".into()));
     let asked = node.lock().asked;
@@ -194,6 +203,9 @@ async fn a_probe_that_panics_counts_for_nothing_and_is_asked_again() {
     let asked = node.lock().asked;
     node.until("not ready", |_| !agent.board.is_ready(&uid)).await;
     assert_eq!(node.lock().asked, asked + 3);
+    let failed =
+        agent.board.messages(&uid, "Unhealthy").into_iter().filter(|m| m == "Readiness probe failed: no");
+    assert_eq!(failed.count(), 3, "each failure counts");
     let waiting = agent.board.report(&uid).status.waiting_for.clone().unwrap();
     assert!(waiting.ends_with("readiness probe: no"), "{waiting}");
 }
@@ -289,4 +301,54 @@ async fn a_hook_and_the_grace_are_kept_on_the_boot_clock() {
     // 30 s of grace, used up by the hook, and the 2 s that always follow a signal.
     assert!(took >= SECOND * 32 && took < SECOND * 33, "{took:?}");
     assert!(agent.board.report(&uid).status.terminating);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_cannot_be_run_is_a_failed_run_and_no_start() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    node.lock().unstartable.insert(name("i"));
+    let p = Pod {
+        restart_policy: RestartPolicy::Never,
+        init_containers: vec![container("i")],
+        ..pod("a", vec![])
+    };
+    let uid = p.uid.clone();
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    node.until("failed", |_| {
+        agent.board.shows(&uid) && agent.board.report(&uid).status.phase == Phase::Failed
+    })
+    .await;
+    assert_eq!(agent.board.reasons(&uid), ["Pulled", "Created", "Failed"]);
+    assert_eq!(agent.board.messages(&uid, "Failed"), ["Error: no such file"]);
+    let path = agent.board.told().events.last().unwrap().event.field_path();
+    assert_eq!(path.as_deref(), Some("spec.initContainers{i}"));
+    let ContainerState::Terminated(t) = agent.board.container(&uid, "i").state else { panic!("not ended") };
+    assert_eq!((t.exit_code, t.reason.as_str()), (128, "StartError"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_does_not_run_backwards_while_the_pod_is_cleared_away() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let p = Pod { restart_policy: RestartPolicy::Never, ..pod("a", vec![container("c"), container("d")]) };
+    let uid = p.uid.clone();
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    agent.ready(&uid).await;
+    node.exit(&uid, "c", 0).await;
+    node.exit(&uid, "d", 0).await;
+    node.until("ended", |_| agent.board.report(&uid).status.phase == Phase::Succeeded).await;
+    let ips = agent.board.report(&uid).status.pod_ips.clone();
+    assert_eq!(ips.len(), 1, "the address that it had is shown on");
+    // The last step takes its time, and everything before it is done.
+    node.trouble(&uid, "RemovePod", Trouble::Slow(SECOND * 60));
+    agent.want(|d| d.pods.clear());
+    node.until("all but gone", |s| s.pods[&uid].1.containers.is_empty()).await;
+    node.pass(SECOND).await;
+    let status = agent.board.report(&uid).status;
+    assert_eq!((status.phase, status.pod_ips.clone()), (Phase::Succeeded, ips));
+    for c in &status.containers {
+        assert!(matches!(&c.state, ContainerState::Terminated(t) if t.reason == "Completed"), "{c:?}");
+    }
+    agent.gone(&uid).await;
 }

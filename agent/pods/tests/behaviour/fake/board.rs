@@ -63,6 +63,13 @@ impl Board {
         told.events.iter().filter(|e| e.involved.is_pod(pod)).map(|e| e.event.reason.clone()).collect()
     }
 
+    /// The messages of a pod's events of that reason, in order.
+    pub fn messages(&self, pod: &PodUid, reason: &str) -> Vec<String> {
+        let told = self.told();
+        let of_pod = told.events.iter().filter(|e| e.involved.is_pod(pod) && e.event.reason == reason);
+        of_pod.map(|e| e.event.message.clone()).collect()
+    }
+
     fn bumped(&self) {
         self.bump.send_modify(|n| *n += 1);
     }

@@ -65,6 +65,8 @@ pub struct State {
     pub refreshed: Vec<PodUid>,
     /// Containers whose shim does not answer.
     pub unsure: BTreeSet<ContainerId>,
+    /// Those whose command is not there.
+    pub unstartable: BTreeSet<ContainerName>,
     /// Those that end before their start is told.
     pub ends_at_once: BTreeSet<ContainerName>,
     /// Events that starts report beside their success.
@@ -302,6 +304,7 @@ impl Node {
         let uid = context.pod.uid.clone();
         let mut broken = Vec::new();
         let started_at = self.now().wall;
+        let unstartable = action.container().is_some_and(|c| state.unstartable.contains(c));
         let ends_at_once = action.container().is_some_and(|c| state.ends_at_once.contains(c));
         let pid = 1000 + u32::try_from(state.log.len()).unwrap();
         let events = state.events.clone();
@@ -362,6 +365,16 @@ impl Node {
                     (run.state, run.task) = (Seen::Running { started_at }, true);
                     process = Some(Process { pid, start_time: u64::from(pid) });
                 }
+                if unstartable {
+                    let exit = Exit {
+                        code: 128,
+                        reason: Some("StartError".into()),
+                        message: Some("no such file".into()),
+                        ..Exit::unknown(started_at)
+                    };
+                    (run.state, run.task) = (Seen::Ended(exit), false);
+                    process = None;
+                }
                 performed.changes.push(Change::Container(id.clone(), Box::new(run.clone()), process));
                 performed.events = events;
                 if ends_at_once {
@@ -388,10 +401,10 @@ impl Node {
             Action::RecordExit { id, exit, .. } => match seen.containers.get_mut(id) {
                 Some(c) => {
                     if matches!(c.state, Seen::Running { .. }) {
-                        broken.push(format!("{uid}: exit of running {id} recorded: {exit:?}"));
+                        broken.push(format!("{uid}: exit of running {id} recorded: {:?}", exit.0));
                     }
-                    c.state = Seen::Recorded(exit.clone());
-                    performed.changes.push(Change::Recorded(id.clone(), exit.clone()));
+                    c.state = Seen::Recorded(exit.0.clone());
+                    performed.changes.push(Change::Recorded(id.clone(), exit.0.clone()));
                 }
                 None => performed.changes.push(Change::Removed(id.clone())),
             },
