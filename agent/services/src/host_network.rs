@@ -129,7 +129,7 @@ const LAYER3: bool = false;
 const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 impl HostNetwork {
-    /// Chooses.
+    /// Chooses the addresses and uplinks of a node out of what the kernel has and what was configured.
     pub fn choose(cfg: &HostNetworkConfig, kernel: &KernelNetwork) -> HostNetwork {
         let chooser = Chooser { cfg, kernel };
         let node_ips = chooser.node_ips();

@@ -47,7 +47,7 @@ pub fn load(pins: &Pins, object: &[u8], at: impl FnMut(Step)) -> Result<()> {
 /// [`load`], with maps of these sizes where they are made.
 ///
 /// # Errors
-/// Likewise.
+/// As for [`load`].
 pub fn load_sized(pins: &Pins, object: &[u8], sizes: &Sizes) -> Result<()> {
     load_maps(pins, object, &sizes.other_than_default(), |_| {})
 }

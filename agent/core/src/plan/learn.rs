@@ -21,7 +21,7 @@ pub enum Fact {
     Unstartable {
         /// The start.
         action: Action,
-        /// Why.
+        /// What the runtime says, for the event and the state.
         message: String,
     },
     /// The verdict of a probe changed.

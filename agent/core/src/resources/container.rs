@@ -26,7 +26,7 @@ pub struct ContainerResources {
     pub cpu_shares: u64,
     /// Microseconds of CPU per period; `None` means no limit.
     pub cpu_quota: Option<i64>,
-    /// Microseconds.
+    /// The period of [`Self::cpu_quota`] in microseconds.
     pub cpu_period: u64,
     /// Bytes; `None` means no limit.
     pub memory_limit: Option<i64>,

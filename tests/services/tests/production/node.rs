@@ -57,7 +57,7 @@ fn manifests() -> String {
     .concat()
 }
 
-/// See the module's page.
+/// A node of the default roots, in namespaces of its own.
 pub(crate) struct Production {
     pub(crate) node: Node,
 }
