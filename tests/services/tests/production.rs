@@ -107,7 +107,10 @@ fn names_of_the_host(node: &Production) -> Result<()> {
     ensure!(said.contains("refused: EHOSTUNREACH"), "{said}");
     // The hook does what trace says.
     let refused = std::net::TcpStream::connect("10.96.200.200:80").map_err(|e| e.kind());
-    ensure!(refused.is_err_and(|kind| kind == std::io::ErrorKind::HostUnreachable), "an address of no Service");
+    ensure!(
+        refused.is_err_and(|kind| kind == std::io::ErrorKind::HostUnreachable),
+        "an address of no Service"
+    );
     Ok(())
 }
 
