@@ -32,7 +32,10 @@ pub(super) struct Kernel {
 impl Kernel {
     /// The bootable image.
     pub(super) fn image(&self) -> PathBuf {
-        self.dir.join("boot").join(format!("vmlinuz-{}", self.release))
+        // Newer packages put it beside the modules, and leave /boot to the machine that installs them.
+        let beside = self.modules().join("vmlinuz");
+        let boot = self.dir.join("boot").join(format!("vmlinuz-{}", self.release));
+        if beside.is_file() { beside } else { boot }
     }
 
     /// The directory of its modules.
