@@ -14,7 +14,7 @@ use berth_network::{MasqueradeConfig, Network, NetworkConfig};
 use berth_node::cgroup::CgroupTree;
 use berth_pods::{
     ManagerConfig, Store,
-    node::{HostIps, NodeConfig, NodeHands, pump, recursive_read_only},
+    node::{HostIps, NodeConfig, NodeExecutor, pump, recursive_read_only},
 };
 use berth_probe::{Prober, ProberConfig};
 use berth_runtime::{RuntimeConfig, spec::HostFacts};
@@ -245,7 +245,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         services: sources::lister(&sources.latest),
         recursive_read_only: recursive_read_only(),
     };
-    let hands = Arc::new(NodeHands::new(
+    let executor = Arc::new(NodeExecutor::new(
         config,
         Arc::clone(&logd),
         network.clone(),
@@ -260,7 +260,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     let local = Local {
         roots: roots.clone(),
         hub,
-        hands: Arc::clone(&hands),
+        executor: Arc::clone(&executor),
         network,
         logd: Arc::clone(&logd),
         dirs: args.manifests.iter().chain(&args.static_pods).cloned().collect(),
@@ -281,7 +281,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         runc_root: Some(roots.runtime_state.join("runc")),
         ..RuntimeConfig::new(roots.clone(), boot.clone())
     };
-    let pumping = tokio::spawn(pump(Arc::clone(&hands), runtime_config));
+    let pumping = tokio::spawn(pump(Arc::clone(&executor), runtime_config));
     let house = tokio::spawn(keep_house(Arc::clone(&board), cgroups.clone()));
 
     let services = (!args.no_services).then(|| {
@@ -302,7 +302,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         let sight = Sight {
             board: Arc::clone(&board),
             latest: Arc::clone(&sources.latest),
-            hands: Arc::clone(&hands),
+            executor: Arc::clone(&executor),
             host: host_network.clone(),
             health,
         };
@@ -312,7 +312,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     let (stop, stopped) = oneshot::channel();
     let store = Store::open(&roots, &boot).context("open the memory store")?;
     let manager = tokio::spawn(berth_pods::run(ManagerConfig {
-        hands: Arc::clone(&hands),
+        executor: Arc::clone(&executor),
         reports: board,
         store,
         desired,
@@ -346,7 +346,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         task.abort();
     }
     sources.shutdown().await.context("end the sources")?;
-    if let Ok(runtime) = hands.runtime() {
+    if let Ok(runtime) = executor.runtime() {
         runtime.shutdown().await;
     }
     Ok(())

@@ -7,7 +7,7 @@ use berth_api::{
 };
 use berth_core::{roots::Roots, time::Wall};
 use berth_network::Network;
-use berth_pods::{Incoming, node::NodeHands};
+use berth_pods::{NodeEvent, node::NodeExecutor};
 use berth_runtime::Runtime;
 use berth_server::{Backend, Hub, Refusal};
 use berth_services::NetworkProblem;
@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_secs(2);
 pub(crate) struct Local {
     pub(crate) roots: Roots,
     pub(crate) hub: Hub,
-    pub(crate) hands: Arc<NodeHands>,
+    pub(crate) executor: Arc<NodeExecutor>,
     pub(crate) network: Network,
     pub(crate) logd: Arc<berth_logd::client::Client>,
     /// The directories of the sources, in the order of `latest`.
@@ -40,16 +40,16 @@ pub(crate) struct Local {
     pub(crate) dns: Option<dns::Watched>,
     pub(crate) since: Wall,
     /// Where pods hear of the end of the machine.
-    pub(crate) pods: mpsc::Sender<Incoming>,
+    pub(crate) pods: mpsc::Sender<NodeEvent>,
 }
 
 impl Local {
     pub(crate) fn runtime(&self) -> Result<Runtime, Refusal> {
-        self.hands.runtime().map_err(|f| Refusal::new(ErrorCode::Unavailable, f.message))
+        self.executor.runtime().map_err(|f| Refusal::new(ErrorCode::Unavailable, f.message))
     }
 
     async fn containerd(&self) -> Health {
-        let runtime = match self.hands.runtime() {
+        let runtime = match self.executor.runtime() {
             Ok(runtime) => runtime,
             Err(failure) => return Health::bad(failure.message),
         };
@@ -163,7 +163,7 @@ impl Backend for Local {
     }
 
     async fn shutdown(&self, grace: u32) -> Result<(), Refusal> {
-        let told = self.pods.send(Incoming::Shutdown(grace)).await;
+        let told = self.pods.send(NodeEvent::Shutdown(grace)).await;
         told.map_err(|_ended| Refusal::new(ErrorCode::Unavailable, "the agent itself ends"))
     }
 

@@ -98,7 +98,7 @@ pub(crate) async fn prepare(local: &Local, spec: ExecSpec) -> Result<Exec, Refus
     };
     let runtime = local.runtime()?;
     let unavailable = |why| Refusal::new(ErrorCode::Unavailable, why);
-    let mut request = local.hands.exec_request(&id, spec.command).await.map_err(unavailable)?;
+    let mut request = local.executor.exec_request(&id, spec.command).await.map_err(unavailable)?;
     if spec.tty {
         terminal(&mut request.process, spec.size);
     }

@@ -92,7 +92,7 @@ async fn remember_events(local: &Local) {
 /// that after the agent's death it is known when that was.
 async fn keep_node_file(local: Local, mut desired: watch::Receiver<Arc<DesiredSet>>) {
     write_node(&local).await;
-    let mut up = local.hands.runtime().is_ok();
+    let mut up = local.executor.runtime().is_ok();
     loop {
         tokio::select! {
             changed = desired.changed() => match changed {
@@ -106,7 +106,7 @@ async fn keep_node_file(local: Local, mut desired: watch::Receiver<Arc<DesiredSe
                 }
             }
             () = tokio::time::sleep(COMING_UP), if !up => {
-                up = local.hands.runtime().is_ok();
+                up = local.executor.runtime().is_ok();
                 if !up {
                     continue;
                 }
@@ -128,7 +128,7 @@ async fn write_node(local: &Local) {
 
 /// Once everything has listed: files of pods that nobody knows any more are removed.
 async fn sweep(local: Local, desired: watch::Receiver<Arc<DesiredSet>>) {
-    while !desired.borrow().listed || local.hands.runtime().is_err() {
+    while !desired.borrow().listed || local.executor.runtime().is_err() {
         if desired.has_changed().is_err() {
             return;
         }

@@ -12,7 +12,7 @@ use berth_core::{
     roots::Roots,
     status::{ConditionType, Truth},
 };
-use berth_pods::{PodReport, node::NodeHands};
+use berth_pods::{PodReport, node::NodeExecutor};
 pub(crate) use berth_services::SeenPod;
 use berth_services::{ClearPods, Config, Engine, Linux, LinuxConfig, Sizes};
 use std::{
@@ -62,7 +62,7 @@ pub(crate) struct ServicesConfig {
 pub(crate) struct Sight {
     pub(crate) board: Arc<Board>,
     pub(crate) latest: Latest,
-    pub(crate) hands: Arc<NodeHands>,
+    pub(crate) executor: Arc<NodeExecutor>,
     pub(crate) host: Host,
     /// Where it is shown how Services are.
     pub(crate) health: Shown,
@@ -125,11 +125,12 @@ fn spawn(config: ServicesConfig, sight: Sight) -> std::io::Result<Sender<()>> {
             reconcile: RECONCILE,
             next_id: world::next_id(&roots),
         };
-        let Sight { board, latest, hands, host, health } = sight;
+        let Sight { board, latest, executor, host, health } = sight;
         let kernel = Linux::new(LinuxConfig { roots: roots.clone(), exe, cgroup, clear, sizes }, move || {
             Arc::clone(&host.borrow())
         });
-        let world = World { roots, domain, board, latest, hands, told: Vec::new(), publisher: None, health };
+        let world =
+            World { roots, domain, board, latest, executor, told: Vec::new(), publisher: None, health };
         Engine::new(engine, kernel, world).run(&wakes);
     };
     std::thread::Builder::new().name("berth-services".to_owned()).spawn(run)?;

@@ -176,9 +176,9 @@ text_id!(
 
 /// Counts a pod's sandboxes, from 0: a new one after a reboot or when the old one was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
-pub struct Incarnation(pub u32);
+pub struct SandboxAttempt(pub u32);
 
-/// Counts the runs of one container over all incarnations, from 0: equals `restartCount` of that run.
+/// Counts the runs of one container over all sandbox_attempts, from 0: equals `restartCount` of that run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 pub struct Attempt(pub u32);
 
@@ -189,7 +189,7 @@ impl Attempt {
     }
 }
 
-impl fmt::Display for Incarnation {
+impl fmt::Display for SandboxAttempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -206,14 +206,14 @@ impl ContainerId {
     /// (`AlreadyExists` means adopt).
     pub fn derive(
         pod: &PodUid,
-        incarnation: Incarnation,
+        sandbox_attempt: SandboxAttempt,
         container: &ContainerName,
         attempt: Attempt,
     ) -> Self {
         let mut hash = Sha256::new();
         hash.update(pod.as_str());
         hash.update([0]);
-        hash.update(incarnation.0.to_be_bytes());
+        hash.update(sandbox_attempt.0.to_be_bytes());
         hash.update(container.as_str());
         hash.update([0]);
         hash.update(attempt.0.to_be_bytes());
@@ -273,12 +273,15 @@ mod tests {
     fn container_ids_differ_in_every_part() {
         let uid = PodUid::new("u1").unwrap();
         let name = ContainerName::new("c").unwrap();
-        let base = ContainerId::derive(&uid, Incarnation(0), &name, Attempt(0));
-        assert_eq!(base, ContainerId::derive(&uid, Incarnation(0), &name, Attempt(0)));
+        let base = ContainerId::derive(&uid, SandboxAttempt(0), &name, Attempt(0));
+        assert_eq!(base, ContainerId::derive(&uid, SandboxAttempt(0), &name, Attempt(0)));
         assert!(ContainerId::new(base.as_str()).is_ok());
-        assert_ne!(base, ContainerId::derive(&uid, Incarnation(1), &name, Attempt(0)));
-        assert_ne!(base, ContainerId::derive(&uid, Incarnation(0), &name, Attempt(1)));
-        assert_ne!(base, ContainerId::derive(&PodUid::new("u2").unwrap(), Incarnation(0), &name, Attempt(0)));
+        assert_ne!(base, ContainerId::derive(&uid, SandboxAttempt(1), &name, Attempt(0)));
+        assert_ne!(base, ContainerId::derive(&uid, SandboxAttempt(0), &name, Attempt(1)));
+        assert_ne!(
+            base,
+            ContainerId::derive(&PodUid::new("u2").unwrap(), SandboxAttempt(0), &name, Attempt(0))
+        );
     }
 
     #[test]

@@ -124,26 +124,26 @@ impl Case {
         match a {
             Action::MountVolumes => (self.seen.volumes_mounted, self.seen.volumes_present) = (true, true),
             Action::UnmountVolumes => (self.seen.volumes_mounted, self.seen.volumes_present) = (false, false),
-            Action::MakeSandbox(incarnation) | Action::RestartPause(incarnation) => {
+            Action::MakeSandbox(sandbox_attempt) | Action::EnsurePause(sandbox_attempt) => {
                 let ips = vec!["10.0.0.1".parse().expect("as the case has it")];
                 let state = SandboxState::Ready;
-                self.seen.sandbox = Some(SandboxSeen { incarnation: *incarnation, state, ips });
+                self.seen.sandbox = Some(ObservedSandbox { sandbox_attempt: *sandbox_attempt, state, ips });
             }
             Action::TeardownSandbox(_) => self.seen.sandbox = None,
-            Action::Start { container, attempt, incarnation, id } => {
-                let run = ContainerSeen {
+            Action::Start { container, attempt, sandbox_attempt, id } => {
+                let run = ObservedContainer {
                     container: container.clone(),
                     attempt: *attempt,
-                    incarnation: *incarnation,
+                    sandbox_attempt: *sandbox_attempt,
                     image_id: String::new(),
-                    state: Seen::Running { started_at: self.now.wall },
+                    state: RunState::Running { started_at: self.now.wall },
                     task: true,
                 };
                 self.seen.containers.insert(id.clone(), run);
             }
             Action::RecordExit { id, exit, .. } => {
                 self.seen.containers.get_mut(id).expect("as the case has it").state =
-                    Seen::Recorded(exit.0.clone());
+                    RunState::Recorded(exit.0.clone());
             }
             Action::Reap { id, .. } => {
                 self.seen.containers.get_mut(id).expect("as the case has it").task = false
@@ -155,14 +155,15 @@ impl Case {
 
     fn running(&self, name: &str) -> Option<ContainerId> {
         let mut runs = self.seen.containers.iter();
-        let run = runs.find(|(_, c)| c.container.as_str() == name && matches!(c.state, Seen::Running { .. }));
+        let run =
+            runs.find(|(_, c)| c.container.as_str() == name && matches!(c.state, RunState::Running { .. }));
         run.map(|(id, _)| id.clone())
     }
 
     fn exit(&mut self, name: &str, code: i32, oom: bool) {
         let id = self.running(name).expect("it runs");
         let exit = Exit { code, at: self.now.wall, oom, reason: None, message: None, started_at: None };
-        self.seen.containers.get_mut(&id).expect("as the case has it").state = Seen::Ended(exit);
+        self.seen.containers.get_mut(&id).expect("as the case has it").state = RunState::Ended(exit);
     }
 
     fn probe(&mut self, name: &str, kind: ProbeKind, success: bool) {
@@ -379,7 +380,7 @@ fn an_init_container_of_which_a_process_was_killed_for_memory_has_failed() {
 fn an_end_that_nobody_saw_is_one_record_however_often_it_is_tried() {
     let mut case = Case::up(pod(vec![], vec![container("a")]));
     let id = case.running("a").expect("as the case has it");
-    case.seen.containers.get_mut(&id).expect("as the case has it").state = Seen::NotStarted;
+    case.seen.containers.get_mut(&id).expect("as the case has it").state = RunState::NotStarted;
     case.held = vec!["RecordExit"];
     let mut tries = Vec::new();
     for _ in 0..600 {
@@ -397,15 +398,15 @@ fn an_end_that_nobody_saw_is_one_record_however_often_it_is_tried() {
 #[test]
 fn a_stray_that_does_not_die_is_killed_again_at_a_pace() {
     let mut case = Case::up(pod(vec![], vec![container("a")]));
-    let stray = ContainerSeen {
+    let stray = ObservedContainer {
         container: ContainerName::new("other").expect("as the case has it"),
         attempt: Attempt(0),
-        incarnation: Incarnation(0),
+        sandbox_attempt: SandboxAttempt(0),
         image_id: String::new(),
-        state: Seen::Running { started_at: case.now.wall },
+        state: RunState::Running { started_at: case.now.wall },
         task: true,
     };
-    let id = ContainerId::derive(&case.desired.pod.uid, Incarnation(0), &stray.container, Attempt(0));
+    let id = ContainerId::derive(&case.desired.pod.uid, SandboxAttempt(0), &stray.container, Attempt(0));
     case.seen.containers.insert(id, stray);
     case.desired.end = Some(30);
     assert!(case.settle().wake_at.is_some());

@@ -4,7 +4,7 @@
 mod world;
 
 use berth_core::{
-    ids::{Attempt, ContainerId, Incarnation},
+    ids::{Attempt, ContainerId, SandboxAttempt},
     plan::*,
     time::{Boottime, Now, Wall},
 };
@@ -17,19 +17,19 @@ fn now(seconds: u64) -> Now {
 /// The pod's first container runs, everything is in place.
 fn running(desired: &Desired) -> (Observed, ContainerId) {
     let spec = &desired.pod.containers[0];
-    let id = ContainerId::derive(&desired.pod.uid, Incarnation(0), &spec.name, Attempt(0));
-    let container = ContainerSeen {
+    let id = ContainerId::derive(&desired.pod.uid, SandboxAttempt(0), &spec.name, Attempt(0));
+    let container = ObservedContainer {
         container: spec.name.clone(),
         attempt: Attempt(0),
-        incarnation: Incarnation(0),
+        sandbox_attempt: SandboxAttempt(0),
         image_id: String::new(),
-        state: Seen::Running { started_at: now(90).wall },
+        state: RunState::Running { started_at: now(90).wall },
         task: true,
     };
     let seen = Observed {
         runtime_answers: true,
-        sandbox: Some(SandboxSeen {
-            incarnation: Incarnation(0),
+        sandbox: Some(ObservedSandbox {
+            sandbox_attempt: SandboxAttempt(0),
             state: SandboxState::Ready,
             ips: Vec::new(),
         }),
@@ -75,16 +75,16 @@ fn the_task_of_a_finished_init_container_stays_until_the_next_one_runs_on_the_po
     let (mut seen, main) = running(&desired);
     let mut next = seen.containers.remove(&main).expect("the main container");
     let init = &desired.pod.init_containers[0];
-    let id = ContainerId::derive(&desired.pod.uid, Incarnation(0), &init.name, Attempt(0));
+    let id = ContainerId::derive(&desired.pod.uid, SandboxAttempt(0), &init.name, Attempt(0));
     let exit = Exit { code: 0, ..Exit::unknown(now(95).wall) };
     let finished =
-        ContainerSeen { container: init.name.clone(), state: Seen::Recorded(exit), ..next.clone() };
+        ObservedContainer { container: init.name.clone(), state: RunState::Recorded(exit), ..next.clone() };
     seen.containers.insert(id.clone(), finished);
     let reaps = |p: &Plan| p.actions.iter().any(|a| matches!(a, Action::Reap { id: i, .. } if i == &id));
 
     let first = plan(&desired, &seen, &Memory::default(), now(100));
     assert!(!reaps(&first), "the shim would end before the next container is on it: {:?}", first.actions);
-    next.state = Seen::Running { started_at: now(101).wall };
+    next.state = RunState::Running { started_at: now(101).wall };
     seen.containers.insert(main, next);
     let second = plan(&desired, &seen, &first.memory, now(102));
     assert!(reaps(&second), "{:?}", second.actions);
@@ -115,7 +115,7 @@ fn a_shutdown_ends_a_pod_within_the_shorter_grace_and_keeps_it_on_record() {
         killed.actions
     );
     let exit = Exit { code: 137, ..Exit::unknown(now(202).wall) };
-    seen.containers.get_mut(&id).expect("it is there").state = Seen::Recorded(exit);
+    seen.containers.get_mut(&id).expect("it is there").state = RunState::Recorded(exit);
     let ended = plan(&desired, &seen, &reborn(&killed.memory), now(203));
     assert_eq!(ended.status.phase, berth_core::status::Phase::Failed);
     assert_eq!(ended.status.reason.as_deref(), Some("Terminated"));

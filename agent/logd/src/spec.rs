@@ -162,7 +162,7 @@ mod tests {
         let uid = PodUid::new("u-1").unwrap();
         let container = ContainerName::new("app").unwrap();
         StreamSpec {
-            id: ContainerId::derive(&uid, Incarnation(0), &container, Attempt(0)),
+            id: ContainerId::derive(&uid, SandboxAttempt(0), &container, Attempt(0)),
             uid,
             key: PodKey { namespace: Namespace::new("ns").unwrap(), name: PodName::new(pod).unwrap() },
             container,

@@ -8,13 +8,13 @@
 //! notices; nobody works on a pod while its leftovers are cleaned away.
 
 use crate::{
-    hands::{Hands, Sight},
+    executor::{Executor, PodSnapshot},
     names::Names,
     refs::References,
     report::Reports,
     store::Store,
     waiting,
-    worker::{self, Beginning, Letter, Start},
+    worker::{self, InitialState, WorkerConfig, WorkerMessage},
 };
 use berth_core::{
     event::{Event, EventRecord, Involved},
@@ -42,9 +42,9 @@ const AFTER_PANIC: Duration = Duration::from_secs(5);
 /// The longest such rest.
 const LONGEST_REST: Duration = Duration::from_secs(300);
 /// When leftovers that could not be listed or removed are tried again.
-const CLEAN_AGAIN: Duration = Duration::from_secs(120);
+const CLEANUP_RETRY: Duration = Duration::from_secs(120);
 /// When what pods left is looked for again. Every pod clears up after itself, and this is for what it could not know of.
-const CLEAN_NOW_AND_THEN: Duration = Duration::from_secs(300);
+const CLEANUP_PERIOD: Duration = Duration::from_secs(300);
 /// A list of the node that is older than this is not what a worker begins with: it looks for itself.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -65,14 +65,14 @@ pub struct Found {
     /// The pod as stored on its containers, where that could be read.
     pub pod: Option<Arc<Pod>>,
     /// What is there of it.
-    pub sight: Sight,
+    pub snapshot: PodSnapshot,
 }
 
 /// What the node tells.
 #[derive(Debug)]
-pub enum Incoming {
+pub enum NodeEvent {
     /// Something about one pod.
-    One(PodUid, Letter),
+    One(PodUid, WorkerMessage),
     /// The machine is shut down: every pod ends within this grace in seconds, and stays on record for the next boot.
     Shutdown(u32),
     /// containerd does not answer.
@@ -90,7 +90,7 @@ pub enum Incoming {
 #[derive(Debug)]
 pub struct ManagerConfig<H, R> {
     /// Carries actions out.
-    pub hands: Arc<H>,
+    pub executor: Arc<H>,
     /// Is told.
     pub reports: Arc<R>,
     /// Keeps memory.
@@ -98,16 +98,16 @@ pub struct ManagerConfig<H, R> {
     /// What is wanted.
     pub desired: watch::Receiver<Arc<DesiredSet>>,
     /// What the node tells.
-    pub incoming: mpsc::Receiver<Incoming>,
+    pub incoming: mpsc::Receiver<NodeEvent>,
     /// Ends the manager, leaving every pod as it is.
     pub stop: oneshot::Receiver<()>,
 }
 
 /// A pod that has a worker, or rests after its worker panicked.
-struct Live {
+struct WorkerHandle {
     pod: Arc<Pod>,
     /// `None` while it rests.
-    mail: Option<mpsc::UnboundedSender<Letter>>,
+    mailbox: Option<mpsc::UnboundedSender<WorkerMessage>>,
     ending: bool,
     /// It has ended, or was not taken on: it needs nothing of the node.
     over: Arc<AtomicBool>,
@@ -115,15 +115,15 @@ struct Live {
 
 /// What one of the manager's tasks is about.
 #[derive(Debug, Clone)]
-enum Errand {
+enum ManagerTask {
     Worker(PodUid),
-    Rest(PodUid),
+    RestartDelay(PodUid),
     /// The leftovers of unknown pods are listed.
-    List,
-    Clean(PodUid),
-    Sweep,
+    ListOrphans,
+    CleanupPod(PodUid),
+    CleanupNode,
     /// Time passes until the next listing.
-    Pause,
+    CleanupWait,
 }
 
 /// What came of it.
@@ -135,7 +135,7 @@ enum Outcome {
 
 /// How far the cleaning away of leftovers is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cleaning {
+enum CleanupState {
     /// Waits for the source to list and for containerd.
     Due,
     /// Goes on, or rests until the next time.
@@ -143,23 +143,23 @@ enum Cleaning {
 }
 
 struct Manager<H, R> {
-    hands: Arc<H>,
+    executor: Arc<H>,
     reports: Arc<R>,
     store: Store,
     desired: Arc<DesiredSet>,
-    live: BTreeMap<PodUid, Live>,
+    workers: BTreeMap<PodUid, WorkerHandle>,
     names: Names,
     references: References,
     tasks: JoinSet<Outcome>,
-    errands: HashMap<Id, Errand>,
+    task_kinds: HashMap<Id, ManagerTask>,
     /// Pods whose leftovers are being removed: nobody starts them.
     cleaned: BTreeSet<PodUid>,
-    cleaning: Cleaning,
+    cleanup: CleanupState,
     clean_failed: bool,
     /// The first round has ended with nothing left: from then on the node is swept only after something was found.
     swept: bool,
     /// From before the agent's start.
-    kept: BTreeMap<PodUid, (Arc<Pod>, Memory)>,
+    stored: BTreeMap<PodUid, (Arc<Pod>, Memory)>,
     found: BTreeMap<PodUid, Found>,
     /// Containers of these are there and nobody can tell what pod they belong to: left alone.
     unreadable: BTreeSet<PodUid>,
@@ -175,28 +175,28 @@ struct Manager<H, R> {
 }
 
 /// Runs the pods until told to stop.
-pub async fn run<H: Hands, R: Reports>(config: ManagerConfig<H, R>) {
-    let ManagerConfig { hands, reports, store, mut desired, mut incoming, mut stop } = config;
-    let kept = store.load().unwrap_or_else(|error| {
+pub async fn run<H: Executor, R: Reports>(config: ManagerConfig<H, R>) {
+    let ManagerConfig { executor, reports, store, mut desired, mut incoming, mut stop } = config;
+    let stored = store.load().unwrap_or_else(|error| {
         tracing::error!(%error, "memory of pods not read; what runs is taken for started");
         Vec::new()
     });
-    let agent_start = hands.now().boottime;
+    let agent_start = executor.now().boottime;
     let mut m = Manager {
-        hands,
+        executor,
         reports,
         store,
         desired: desired.borrow_and_update().clone(),
-        live: BTreeMap::new(),
+        workers: BTreeMap::new(),
         names: Names::default(),
         references: References::default(),
         tasks: JoinSet::new(),
-        errands: HashMap::new(),
+        task_kinds: HashMap::new(),
         cleaned: BTreeSet::new(),
-        cleaning: Cleaning::Due,
+        cleanup: CleanupState::Due,
         clean_failed: false,
         swept: false,
-        kept: kept.into_iter().map(|k| (k.pod.uid.clone(), (k.pod, k.memory))).collect(),
+        stored: stored.into_iter().map(|k| (k.pod.uid.clone(), (k.pod, k.memory))).collect(),
         found: BTreeMap::new(),
         unreadable: BTreeSet::new(),
         panics: HashMap::new(),
@@ -230,54 +230,54 @@ pub async fn run<H: Hands, R: Reports>(config: ManagerConfig<H, R>) {
     }
 }
 
-impl<H: Hands, R: Reports> Manager<H, R> {
+impl<H: Executor, R: Reports> Manager<H, R> {
     fn want(&mut self, now: Arc<DesiredSet>) {
         let before = std::mem::replace(&mut self.desired, now);
         if !Arc::ptr_eq(&before.objects, &self.desired.objects) {
             let changed = self.desired.objects.changed_since(&before.objects);
             for uid in self.references.holders(&changed) {
-                self.send(&uid, Letter::Objects(Arc::clone(&self.desired.objects)));
+                self.send(&uid, WorkerMessage::Objects(Arc::clone(&self.desired.objects)));
             }
         }
     }
 
-    fn send(&self, uid: &PodUid, letter: Letter) {
-        if let Some(mail) = self.live.get(uid).and_then(|l| l.mail.as_ref()) {
-            // A worker that has just ended needs no letter any more; its end is in the JoinSet.
-            mail.send(letter).ok();
+    fn send(&self, uid: &PodUid, message: WorkerMessage) {
+        if let Some(mailbox) = self.workers.get(uid).and_then(|l| l.mailbox.as_ref()) {
+            // A worker that has just ended needs no message any more; its end is in the JoinSet.
+            mailbox.send(message).ok();
         }
     }
 
     /// True where workers have to be brought in line.
-    fn hear(&mut self, incoming: Incoming) -> bool {
+    fn hear(&mut self, incoming: NodeEvent) -> bool {
         match incoming {
-            Incoming::One(uid, letter) => {
-                self.send(&uid, letter);
+            NodeEvent::One(uid, message) => {
+                self.send(&uid, message);
                 false
             }
-            Incoming::Shutdown(grace) => {
+            NodeEvent::Shutdown(grace) => {
                 tracing::info!(grace, "the machine is shut down: pods end");
                 self.shutdown = Some(grace);
-                self.live.keys().for_each(|u| self.send(u, Letter::Shutdown(grace)));
+                self.workers.keys().for_each(|u| self.send(u, WorkerMessage::Shutdown(grace)));
                 true
             }
-            Incoming::RuntimeLost => {
+            NodeEvent::RuntimeLost => {
                 self.runtime_answers = false;
-                self.live.keys().for_each(|u| self.send(u, Letter::RuntimeLost));
+                self.workers.keys().for_each(|u| self.send(u, WorkerMessage::RuntimeLost));
                 false
             }
-            Incoming::RuntimeBack { mut found, taken } => {
+            NodeEvent::RuntimeBack { mut found, taken } => {
                 self.runtime_answers = true;
                 self.answered = true;
-                for (uid, live) in &self.live {
+                for (uid, live) in &self.workers {
                     // One that rests keeps what was found of it for nobody: it will look for itself.
                     let found = found.remove(uid);
-                    let Some(mail) = &live.mail else { continue };
-                    let letter = match found {
-                        Some(f) => Letter::Sight(Box::new(f.sight)),
-                        None => Letter::NothingThere(taken),
+                    let Some(mailbox) = &live.mailbox else { continue };
+                    let message = match found {
+                        Some(f) => WorkerMessage::Snapshot(Box::new(f.snapshot)),
+                        None => WorkerMessage::NothingThere(taken),
                     };
-                    mail.send(letter).ok();
+                    mailbox.send(message).ok();
                 }
                 self.found = found;
                 true
@@ -292,7 +292,7 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         self.end_unwanted();
         self.start_wanted();
         self.show_waiting();
-        self.clean();
+        self.cleanup_orphans();
     }
 
     /// Gives a worker to what is there and not wanted: kept running until the source has listed, ended after that.
@@ -303,16 +303,16 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         let strays: BTreeSet<PodUid> = self
             .found
             .keys()
-            .chain(self.kept.keys())
-            .filter(|u| !self.live.contains_key(*u) && !self.desired.pods.contains_key(*u))
+            .chain(self.stored.keys())
+            .filter(|u| !self.workers.contains_key(*u) && !self.desired.pods.contains_key(*u))
             .filter(|u| !self.cleaned.contains(*u))
             .cloned()
             .collect();
         for uid in strays {
             let found = self.found.get(&uid);
             let stored = found.and_then(|f| f.pod.clone());
-            let Some(pod) = stored.or_else(|| self.kept.get(&uid).map(|k| Arc::clone(&k.0))) else {
-                let has_containers = found.is_some_and(|f| !f.sight.seen.containers.is_empty());
+            let Some(pod) = stored.or_else(|| self.stored.get(&uid).map(|k| Arc::clone(&k.0))) else {
+                let has_containers = found.is_some_and(|f| !f.snapshot.seen.containers.is_empty());
                 if has_containers && self.unreadable.insert(uid.clone()) {
                     tracing::error!(%uid, "containers of a pod whose spec cannot be read are left alone");
                 }
@@ -329,12 +329,12 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         let desired = Arc::clone(&self.desired);
         let mut new = Vec::new();
         for (uid, pod) in &desired.pods {
-            if let Some(live) = self.live.get_mut(uid) {
+            if let Some(live) = self.workers.get_mut(uid) {
                 if live.pod != *pod {
                     live.pod = Arc::clone(pod);
                     self.references.put(pod);
                     self.names.take(&pod.key, uid);
-                    self.send(uid, Letter::Desired(Desired { pod: Arc::clone(pod), end: None }));
+                    self.send(uid, WorkerMessage::Desired(Desired { pod: Arc::clone(pod), end: None }));
                 }
             } else {
                 new.push(pod);
@@ -343,14 +343,14 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         // The older first, as the kubelet does: of two that want one port it has it.
         new.sort_by_key(|pod| (pod.created.seconds(), pod.origin.clone(), pod.created));
         for pod in new {
-            if self.hindrance(&pod.uid, pod).is_none() {
+            if self.start_blocked_by(&pod.uid, pod).is_none() {
                 self.start(Arc::clone(pod), None);
             }
         }
     }
 
     /// Why a wanted pod has no worker yet.
-    fn hindrance(&self, uid: &PodUid, pod: &Pod) -> Option<&'static str> {
+    fn start_blocked_by(&self, uid: &PodUid, pod: &Pod) -> Option<&'static str> {
         if !self.answered {
             return Some(waiting::RUNTIME);
         }
@@ -358,7 +358,7 @@ impl<H: Hands, R: Reports> Manager<H, R> {
             return Some(waiting::LEFTOVERS);
         }
         // What runs is looked after, whoever else has its name.
-        let there = self.found.contains_key(uid) || self.kept.contains_key(uid);
+        let there = self.found.contains_key(uid) || self.stored.contains_key(uid);
         if !there && self.shutdown.is_some() {
             return Some(waiting::SHUTDOWN);
         }
@@ -371,7 +371,7 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         }
         let wanted = &self.desired.pods;
         let mut over = Vec::new();
-        for (uid, live) in self.live.iter_mut().filter(|(u, l)| !l.ending && !wanted.contains_key(*u)) {
+        for (uid, live) in self.workers.iter_mut().filter(|(u, l)| !l.ending && !wanted.contains_key(*u)) {
             live.ending = true;
             let pod = Arc::clone(&live.pod);
             tracing::info!(pod = %pod.key, %uid, grace = pod.grace_seconds, "no longer wanted");
@@ -379,7 +379,7 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         }
         for pod in over {
             let (uid, end) = (pod.uid.clone(), Some(pod.grace_seconds));
-            self.send(&uid, Letter::Desired(Desired { pod, end }));
+            self.send(&uid, WorkerMessage::Desired(Desired { pod, end }));
         }
     }
 
@@ -387,16 +387,16 @@ impl<H: Hands, R: Reports> Manager<H, R> {
     fn show_waiting(&mut self) {
         let desired = Arc::clone(&self.desired);
         let mut waiting = BTreeMap::new();
-        for (uid, pod) in desired.pods.iter().filter(|(u, _)| !self.live.contains_key(*u)) {
-            let Some(why) = self.hindrance(uid, pod) else { continue };
+        for (uid, pod) in desired.pods.iter().filter(|(u, _)| !self.workers.contains_key(*u)) {
+            let Some(why) = self.start_blocked_by(uid, pod) else { continue };
             waiting.insert(uid.clone(), why);
             if self.shown_waiting.get(uid) != Some(&why) {
-                let memory = self.kept.get(uid).map(|k| &k.1);
-                self.reports.pod(waiting::report(pod, memory, why, self.hands.now()));
+                let memory = self.stored.get(uid).map(|k| &k.1);
+                self.reports.pod(waiting::report(pod, memory, why, self.executor.now()));
             }
         }
         for uid in self.shown_waiting.keys() {
-            if !waiting.contains_key(uid) && !self.live.contains_key(uid) {
+            if !waiting.contains_key(uid) && !self.workers.contains_key(uid) {
                 self.reports.removed(uid);
             }
         }
@@ -405,22 +405,24 @@ impl<H: Hands, R: Reports> Manager<H, R> {
 
     fn start(&mut self, pod: Arc<Pod>, end: Option<u32>) {
         let uid = pod.uid.clone();
-        let now = self.hands.now().boottime;
-        let mut memory = self.kept.remove(&uid).map(|k| k.1);
-        let sight = match (self.found.remove(&uid), &memory) {
+        let now = self.executor.now().boottime;
+        let mut memory = self.stored.remove(&uid).map(|k| k.1);
+        let snapshot = match (self.found.remove(&uid), &memory) {
             // Neither containerd's list nor the memory knew of it, and no worker has had it since.
             (None, None) if !self.panics.contains_key(&uid) => {
-                memory = self.refusal(&pod);
+                memory = self.rejection(&pod);
                 if memory.is_none() && end.is_none() {
-                    self.tell_unsupported(&pod);
+                    self.report_unsupported(&pod);
                 }
-                let mut nothing = Sight::nothing(now);
+                let mut nothing = PodSnapshot::nothing(now);
                 nothing.seen.runtime_answers = self.runtime_answers;
-                Beginning::Seen(Box::new(nothing))
+                InitialState::Observed(Box::new(nothing))
             }
-            _ if !self.runtime_answers => Beginning::Wait,
-            (Some(f), _) if now.since(f.sight.taken) <= FRESH => Beginning::Seen(Box::new(f.sight)),
-            _ => Beginning::Look,
+            _ if !self.runtime_answers => InitialState::Wait,
+            (Some(f), _) if now.since(f.snapshot.taken) <= FRESH => {
+                InitialState::Observed(Box::new(f.snapshot))
+            }
+            _ => InitialState::Observe,
         };
         let mut memory = memory.unwrap_or_default();
         if let Some(grace) = self.shutdown {
@@ -429,52 +431,52 @@ impl<H: Hands, R: Reports> Manager<H, R> {
         self.unreadable.remove(&uid);
         self.references.put(&pod);
         self.names.take(&pod.key, &uid);
-        let (mail, box_) = mpsc::unbounded_channel();
-        let over = Arc::new(AtomicBool::new(memory.refused));
-        let start = Start {
+        let (sender, mailbox) = mpsc::unbounded_channel();
+        let over = Arc::new(AtomicBool::new(memory.rejected));
+        let config = WorkerConfig {
             desired: Desired { pod: Arc::clone(&pod), end },
             objects: Arc::clone(&self.desired.objects),
             memory,
-            sight,
-            hands: Arc::clone(&self.hands),
+            snapshot,
+            executor: Arc::clone(&self.executor),
             reports: Arc::clone(&self.reports),
             store: self.store.clone(),
             agent_start: self.agent_start,
             over: Arc::clone(&over),
         };
-        self.errand(Errand::Worker(uid.clone()), async move {
-            worker::run(start, box_).await;
+        self.spawn(ManagerTask::Worker(uid.clone()), async move {
+            worker::run(config, mailbox).await;
             Outcome::Done
         });
-        self.live.insert(uid, Live { pod, mail: Some(mail), ending: end.is_some(), over });
+        self.workers.insert(uid, WorkerHandle { pod, mailbox: Some(sender), ending: end.is_some(), over });
     }
 
     /// What is remembered of a new pod that the node does not take on; `None` where it does. Pods that no source wants
     /// do not count, as to the kubelet, which forgets what its sources take away (`HandlePodRemoves`).
-    fn refusal(&self, pod: &Arc<Pod>) -> Option<Memory> {
-        let wanted = self.live.iter().filter(|(uid, _)| self.desired.pods.contains_key(*uid));
+    fn rejection(&self, pod: &Arc<Pod>) -> Option<Memory> {
+        let wanted = self.workers.iter().filter(|(uid, _)| self.desired.pods.contains_key(*uid));
         let needy = wanted.filter(|(_, l)| !l.over.load(Ordering::Relaxed));
         let others: Vec<Arc<Pod>> = needy.map(|(_, l)| Arc::clone(&l.pod)).collect();
-        let why = self.hands.admit(pod, &others).err()?;
+        let why = self.executor.admit(pod, &others).err()?;
         tracing::warn!(pod = %pod.key, uid = %pod.uid, reason = why.reason, why = why.message, "not taken on");
-        let now = self.hands.now().wall;
+        let now = self.executor.now().wall;
         let involved = Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() };
         let event = Event::warning(&why.reason, why.message.clone());
         self.reports.event(EventRecord::once(involved, event, now));
-        Some(Memory::of_refused(why))
+        Some(Memory::of_rejected(why))
     }
 
-    fn tell_unsupported(&self, pod: &Pod) {
-        let now = self.hands.now().wall;
+    fn report_unsupported(&self, pod: &Pod) {
+        let now = self.executor.now().wall;
         for event in unsupported(pod) {
             let involved = Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() };
             self.reports.event(EventRecord::once(involved, event, now));
         }
     }
 
-    fn errand(&mut self, errand: Errand, task: impl Future<Output = Outcome> + Send + 'static) {
+    fn spawn(&mut self, kind: ManagerTask, task: impl Future<Output = Outcome> + Send + 'static) {
         let handle = self.tasks.spawn(task);
-        self.errands.insert(handle.id(), errand);
+        self.task_kinds.insert(handle.id(), kind);
     }
 
     /// One of the manager's tasks ended; true where workers have to be brought in line.
@@ -483,16 +485,16 @@ impl<H: Hands, R: Reports> Manager<H, R> {
             Ok((id, outcome)) => (id, Ok(outcome)),
             Err(e) => (e.id(), Err(e.to_string())),
         };
-        match (self.errands.remove(&id), outcome) {
-            (Some(Errand::Worker(uid)), Ok(_)) => self.over(&uid),
-            (Some(Errand::Worker(uid)), Err(panic)) => self.rest(uid, &panic),
-            (Some(Errand::Rest(uid)), _) => self.start_again(&uid),
-            (Some(Errand::List), Ok(Outcome::Listed(Ok(left)))) => self.clean_each(left),
-            (Some(Errand::List), Ok(Outcome::Listed(Err(failure)))) => {
+        match (self.task_kinds.remove(&id), outcome) {
+            (Some(ManagerTask::Worker(uid)), Ok(_)) => self.over(&uid),
+            (Some(ManagerTask::Worker(uid)), Err(panic)) => self.rest(uid, &panic),
+            (Some(ManagerTask::RestartDelay(uid)), _) => self.start_again(&uid),
+            (Some(ManagerTask::ListOrphans), Ok(Outcome::Listed(Ok(left)))) => self.cleanup_each(left),
+            (Some(ManagerTask::ListOrphans), Ok(Outcome::Listed(Err(failure)))) => {
                 tracing::warn!(why = failure.message, "leftovers of unknown pods not listed");
-                self.clean_later(CLEAN_AGAIN);
+                self.cleanup_later(CLEANUP_RETRY);
             }
-            (Some(Errand::Clean(uid)), outcome) => {
+            (Some(ManagerTask::CleanupPod(uid)), outcome) => {
                 self.cleaned.remove(&uid);
                 match outcome {
                     Ok(Outcome::Cleaned(Err(failure))) => {
@@ -506,16 +508,16 @@ impl<H: Hands, R: Reports> Manager<H, R> {
                     }
                 }
                 if self.cleaned.is_empty() {
-                    self.sweep();
+                    self.cleanup_node();
                 }
             }
-            (Some(Errand::Sweep), _) if self.clean_failed => self.clean_later(CLEAN_AGAIN),
-            (Some(Errand::Sweep), _) => {
+            (Some(ManagerTask::CleanupNode), _) if self.clean_failed => self.cleanup_later(CLEANUP_RETRY),
+            (Some(ManagerTask::CleanupNode), _) => {
                 self.swept = true;
-                self.clean_later(CLEAN_NOW_AND_THEN);
+                self.cleanup_later(CLEANUP_PERIOD);
             }
-            (Some(Errand::Pause), _) => self.cleaning = Cleaning::Due,
-            (Some(Errand::List), _) => self.clean_later(CLEAN_AGAIN),
+            (Some(ManagerTask::CleanupWait), _) => self.cleanup = CleanupState::Due,
+            (Some(ManagerTask::ListOrphans), _) => self.cleanup_later(CLEANUP_RETRY),
             (None, _) => return false,
         }
         true
@@ -523,7 +525,7 @@ impl<H: Hands, R: Reports> Manager<H, R> {
 
     /// Nothing of a pod is left.
     fn over(&mut self, uid: &PodUid) {
-        self.live.remove(uid);
+        self.workers.remove(uid);
         self.names.release(uid);
         self.references.remove(uid);
         self.panics.remove(uid);
@@ -531,23 +533,23 @@ impl<H: Hands, R: Reports> Manager<H, R> {
 
     /// A pod whose worker panicked keeps its name and rests.
     fn rest(&mut self, uid: PodUid, panic: &str) {
-        let Some(live) = self.live.get_mut(&uid) else { return };
-        live.mail = None;
+        let Some(live) = self.workers.get_mut(&uid) else { return };
+        live.mailbox = None;
         let panics = self.panics.entry(uid.clone()).or_default();
         let rest = AFTER_PANIC.saturating_mul(1 << (*panics).min(8)).min(LONGEST_REST);
         *panics = panics.saturating_add(1);
         tracing::error!(pod = %live.pod.key, %uid, panic, ?rest, "the pod's worker panicked; it will be started again");
-        self.errand(Errand::Rest(uid), async move {
+        self.spawn(ManagerTask::RestartDelay(uid), async move {
             tokio::time::sleep(rest).await;
             Outcome::Done
         });
     }
 
     fn start_again(&mut self, uid: &PodUid) {
-        let Some(live) = self.live.remove(uid) else { return };
+        let Some(live) = self.workers.remove(uid) else { return };
         match self.store.load_one(uid) {
-            Ok(Some(kept)) => {
-                self.kept.insert(uid.clone(), (kept.pod, kept.memory));
+            Ok(Some(stored)) => {
+                self.stored.insert(uid.clone(), (stored.pod, stored.memory));
             }
             Ok(None) => {}
             Err(error) => tracing::error!(%uid, %error, "memory of a pod not read"),
@@ -558,50 +560,52 @@ impl<H: Hands, R: Reports> Manager<H, R> {
 
     /// The pods that somebody knows: wanted, at work, or not to be touched.
     fn known(&self) -> BTreeSet<PodUid> {
-        let all = self.live.keys().chain(self.desired.pods.keys()).chain(&self.unreadable);
-        all.chain(self.found.keys()).chain(self.kept.keys()).cloned().collect()
+        let all = self.workers.keys().chain(self.desired.pods.keys()).chain(&self.unreadable);
+        all.chain(self.found.keys()).chain(self.stored.keys()).cloned().collect()
     }
 
     /// Sees to what is left of pods that nobody knows: after a reboot, or a death between the last steps; and now and
     /// then.
-    fn clean(&mut self) {
-        if !(self.desired.listed && self.runtime_answers && self.cleaning == Cleaning::Due) {
+    fn cleanup_orphans(&mut self) {
+        if !(self.desired.listed && self.runtime_answers && self.cleanup == CleanupState::Due) {
             return;
         }
-        self.cleaning = Cleaning::Busy;
+        self.cleanup = CleanupState::Busy;
         self.clean_failed = false;
-        let (hands, known) = (Arc::clone(&self.hands), self.known());
-        self.errand(Errand::List, async move { Outcome::Listed(hands.leftovers(known).await) });
+        let (executor, known) = (Arc::clone(&self.executor), self.known());
+        self.spawn(
+            ManagerTask::ListOrphans,
+            async move { Outcome::Listed(executor.orphaned_pods(known).await) },
+        );
     }
 
-    fn clean_each(&mut self, left: BTreeSet<PodUid>) {
+    fn cleanup_each(&mut self, left: BTreeSet<PodUid>) {
         // Somebody may have come to know it since.
         let known = self.known();
         for uid in left.difference(&known) {
             self.cleaned.insert(uid.clone());
-            let (hands, name) = (Arc::clone(&self.hands), uid.clone());
-            self.errand(
-                Errand::Clean(uid.clone()),
-                async move { Outcome::Cleaned(hands.clean(&name).await) },
-            );
+            let (executor, name) = (Arc::clone(&self.executor), uid.clone());
+            self.spawn(ManagerTask::CleanupPod(uid.clone()), async move {
+                Outcome::Cleaned(executor.cleanup_pod(&name).await)
+            });
         }
         match (self.cleaned.is_empty(), self.swept) {
-            (true, true) => self.clean_later(CLEAN_NOW_AND_THEN),
-            (true, false) => self.sweep(),
+            (true, true) => self.cleanup_later(CLEANUP_PERIOD),
+            (true, false) => self.cleanup_node(),
             (false, _) => {}
         }
     }
 
-    fn sweep(&mut self) {
-        let (hands, known) = (Arc::clone(&self.hands), self.known());
-        self.errand(Errand::Sweep, async move {
-            hands.sweep(known).await;
+    fn cleanup_node(&mut self) {
+        let (executor, known) = (Arc::clone(&self.executor), self.known());
+        self.spawn(ManagerTask::CleanupNode, async move {
+            executor.cleanup_node(known).await;
             Outcome::Done
         });
     }
 
-    fn clean_later(&mut self, rest: Duration) {
-        self.errand(Errand::Pause, async move {
+    fn cleanup_later(&mut self, rest: Duration) {
+        self.spawn(ManagerTask::CleanupWait, async move {
             tokio::time::sleep(rest).await;
             Outcome::Done
         });

@@ -1,9 +1,9 @@
 //! The probes of one pod: a task for each that is active, which asks, counts and tells what changed.
 //!
-//! The worker owns the tasks; dropping the set ends them. News goes to the worker by one bounded channel; a task
+//! The worker owns the tasks; dropping the set ends them. ProbeUpdate goes to the worker by one bounded channel; a task
 //! waits where it is full, so that a busy worker slows its own pod's probes and nothing else.
 
-use crate::hands::{Context, Hands};
+use crate::executor::{Context, Executor};
 use berth_core::{
     ids::{ContainerId, ContainerName},
     model::{Pod, Probe, ProbeKind},
@@ -30,7 +30,7 @@ const NAP: Duration = Duration::from_secs(60);
 
 /// Something a probe found.
 #[derive(Debug)]
-pub(crate) struct News {
+pub(crate) struct ProbeUpdate {
     pub(crate) id: ContainerId,
     pub(crate) container: ContainerName,
     pub(crate) kind: ProbeKind,
@@ -62,17 +62,17 @@ impl Drop for Task {
 }
 
 /// The active probes of a pod.
-pub(crate) struct Probes {
+pub(crate) struct ProbeManager {
     tasks: BTreeMap<(ContainerId, ProbeKind), Task>,
-    news: mpsc::Sender<News>,
+    news: mpsc::Sender<ProbeUpdate>,
     nudges: watch::Sender<u64>,
     agent_start: Boottime,
 }
 
-impl Probes {
-    pub(crate) fn new(agent_start: Boottime) -> (Probes, mpsc::Receiver<News>) {
+impl ProbeManager {
+    pub(crate) fn new(agent_start: Boottime) -> (ProbeManager, mpsc::Receiver<ProbeUpdate>) {
         let (news, receiver) = mpsc::channel(16);
-        (Probes { tasks: BTreeMap::new(), news, nudges: watch::channel(0).0, agent_start }, receiver)
+        (ProbeManager { tasks: BTreeMap::new(), news, nudges: watch::channel(0).0, agent_start }, receiver)
     }
 
     /// Something about the pod changed: readiness may be asked anew.
@@ -81,12 +81,12 @@ impl Probes {
     }
 
     /// Begins what is wanted and not yet going on, ends what is no longer wanted.
-    pub(crate) fn reconcile<H: Hands>(
+    pub(crate) fn reconcile<H: Executor>(
         &mut self,
         wanted: &[ActiveProbe],
         pod: &Pod,
         memory: &Memory,
-        hands: &Arc<H>,
+        executor: &Arc<H>,
         context: impl Fn(&ContainerId) -> Context,
     ) {
         self.tasks.retain(|(id, kind), t| {
@@ -95,12 +95,12 @@ impl Probes {
         for w in wanted {
             let key = (w.id.clone(), w.kind);
             let Some(probe) = spec_of(pod, w).filter(|_| !self.tasks.contains_key(&key)) else { continue };
-            let asker = Asker {
-                state: self.state(w, &probe, memory, hands.now().boottime),
+            let asker = ProbeWorker {
+                state: self.state(w, &probe, memory, executor.now().boottime),
                 probe,
                 id: w.id.clone(),
                 container: w.container.clone(),
-                hands: Arc::clone(hands),
+                executor: Arc::clone(executor),
                 context: context(&w.id),
                 news: self.news.clone(),
                 nudges: self.nudges.subscribe(),
@@ -148,20 +148,20 @@ async fn caught<F: Future>(future: F) -> Option<F::Output> {
     .await
 }
 
-struct Asker<H> {
+struct ProbeWorker<H> {
     state: ProbeState,
     probe: Probe,
     id: ContainerId,
     container: ContainerName,
-    hands: Arc<H>,
+    executor: Arc<H>,
     context: Context,
-    news: mpsc::Sender<News>,
+    news: mpsc::Sender<ProbeUpdate>,
     nudges: watch::Receiver<u64>,
 }
 
-impl<H: Hands> Asker<H> {
+impl<H: Executor> ProbeWorker<H> {
     fn now(&self) -> Boottime {
-        self.hands.now().boottime
+        self.executor.now().boottime
     }
 
     async fn run(mut self) {
@@ -176,7 +176,7 @@ impl<H: Hands> Asker<H> {
                 },
                 Step::Ask => {
                     // Asking takes some 20 KB, and most of the time nothing is asked: not a part of the task.
-                    let ask = Box::pin(self.hands.ask(
+                    let ask = Box::pin(self.executor.probe(
                         self.context.clone(),
                         self.id.clone(),
                         self.probe.clone(),
@@ -185,7 +185,7 @@ impl<H: Hands> Asker<H> {
                     let answer = caught(ask)
                         .await
                         .unwrap_or_else(|| ProbeResult::Unknown("asking panicked".to_owned()));
-                    if !self.tell(answer).await {
+                    if !self.publish(answer).await {
                         return;
                     }
                     ProbeEvent::Tick(self.now())
@@ -211,7 +211,7 @@ impl<H: Hands> Asker<H> {
     }
 
     /// Counts an answer and tells what is new; false where nobody listens any more.
-    async fn tell(&mut self, answer: ProbeResult) -> bool {
+    async fn publish(&mut self, answer: ProbeResult) -> bool {
         let trouble = match &answer {
             ProbeResult::Success => None,
             ProbeResult::Warning(what) => Some(Trouble::Warned(what.clone())),
@@ -223,7 +223,7 @@ impl<H: Hands> Asker<H> {
         if verdict.is_none() && trouble.is_none() {
             return !self.news.is_closed();
         }
-        let news = News {
+        let news = ProbeUpdate {
             id: self.id.clone(),
             container: self.container.clone(),
             kind: self.state.kind(),

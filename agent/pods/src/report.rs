@@ -1,6 +1,6 @@
 //! What workers tell: the state of their pod after each decision, and events.
 
-use crate::{hands::Process, worker::Decision};
+use crate::{executor::Process, worker::PlanRecord};
 use berth_core::{
     event::EventRecord,
     ids::{ContainerId, PodUid},
@@ -22,7 +22,7 @@ pub struct PodReport {
     /// The last actions, newest last.
     pub timeline: Vec<ActionRecord>,
     /// The last decisions, newest last.
-    pub decisions: Vec<Arc<Decision>>,
+    pub decisions: Vec<Arc<PlanRecord>>,
     /// Nobody can meet the pod any more.
     pub gone: bool,
     /// When this was so.

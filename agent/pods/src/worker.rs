@@ -1,6 +1,6 @@
 //! One pod's worker: a task that feeds [`plan`] with what it hears and carries out what comes of it.
 //!
-//! Owns: what is known of the pod ([`Known`]) and its [`Memory`], the actions in flight, at most one look and one
+//! Owns: what is known of the pod ([`PodCache`]) and its [`Memory`], the actions in flight, at most one look and one
 //! refresh (each a `JoinSet`), the probes. Hears: its mailbox (desired state, exits, outages), the ends of actions, the
 //! news of probes, the time.
 //! Invariants: nothing is decided, stored or claimed of a pod before it was looked at once (until then it is shown as
@@ -8,19 +8,19 @@
 //! that panics is a failed action; nothing here waits for another pod, and the mailbox never for an action, a look or a
 //! refresh.
 
-mod letter;
-mod looking;
-mod telling;
+mod message;
+mod observe;
+mod publish;
 
-pub use letter::Letter;
-pub(crate) use letter::{Beginning, Start};
-pub use telling::Decision;
+pub use message::WorkerMessage;
+pub(crate) use message::{InitialState, WorkerConfig};
+pub use publish::PlanRecord;
 
 use crate::{
+    executor::{ActionResult, Change, Context, Executor, PodSnapshot},
     failpoint::{Side, pass},
-    hands::{Change, Context, Hands, Performed, Sight},
-    known::Known,
-    probes::{News, Probes, Trouble},
+    pod_cache::PodCache,
+    probes::{ProbeManager, ProbeUpdate, Trouble},
     report::{ActionRecord, Reports},
     store::Store,
 };
@@ -33,7 +33,7 @@ use berth_core::{
     status::PodStatus,
     time::{Boottime, Now, Wall},
 };
-use looking::LOOK_SELDOM;
+use observe::OBSERVE_RETRY_MAX;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, atomic::AtomicBool},
@@ -61,7 +61,7 @@ const LONGEST_REST: Duration = Duration::from_secs(300);
 /// The least rest where a decision asked for a moment that has passed: no input makes a worker spin.
 const LEAST_REST: Duration = Duration::from_millis(100);
 
-struct Flight {
+struct RunningAction {
     action: Action,
     begun: Instant,
     begun_wall: Wall,
@@ -72,113 +72,116 @@ struct Worker<H, R> {
     objects: Arc<Objects>,
     memory: Memory,
     stored: Option<Memory>,
-    known: Known,
+    cache: PodCache,
     /// The pod was looked at, so that what is not in `known` is not there.
-    looked_at: bool,
-    hands: Arc<H>,
+    observed_once: bool,
+    executor: Arc<H>,
     reports: Arc<R>,
     store: Store,
-    flights: JoinSet<Performed>,
-    by_task: BTreeMap<Id, Flight>,
-    looks: JoinSet<Result<Sight, Failure>>,
-    look_at: Option<Boottime>,
-    looks_failed: u32,
+    running: JoinSet<ActionResult>,
+    by_task: BTreeMap<Id, RunningAction>,
+    observations: JoinSet<Result<PodSnapshot, Failure>>,
+    observe_at: Option<Boottime>,
+    observe_failures: u32,
     refreshes: JoinSet<Result<(), Failure>>,
     refresh_at: Option<Boottime>,
-    probes: Probes,
+    probes: ProbeManager,
     timeline: VecDeque<ActionRecord>,
-    ring: VecDeque<Arc<Decision>>,
-    told: Option<Arc<PodStatus>>,
-    told_gone: bool,
-    told_events: BTreeSet<Event>,
+    records: VecDeque<Arc<PlanRecord>>,
+    last_published: Option<Arc<PodStatus>>,
+    last_gone: bool,
+    logged_events: BTreeSet<Event>,
     over: Arc<AtomicBool>,
     wake_at: Option<Boottime>,
 }
 
 /// Runs one pod until nothing of it is left or the mailbox closes.
-pub(crate) async fn run<H: Hands, R: Reports>(start: Start<H, R>, mut mail: mpsc::UnboundedReceiver<Letter>) {
-    let (probes, mut news) = Probes::new(start.agent_start);
-    let now = start.hands.now().boottime;
-    let mut known = Known::default();
-    let (looked_at, look_at) = match start.sight {
-        Beginning::Seen(sight) => {
-            let unsure = !sight.unsure.is_empty();
-            known.see(*sight, &BTreeSet::new());
-            (true, unsure.then_some(now + LOOK_SELDOM))
+pub(crate) async fn run<H: Executor, R: Reports>(
+    config: WorkerConfig<H, R>,
+    mut mailbox: mpsc::UnboundedReceiver<WorkerMessage>,
+) {
+    let (probes, mut news) = ProbeManager::new(config.agent_start);
+    let now = config.executor.now().boottime;
+    let mut cache = PodCache::default();
+    let (observed_once, observe_at) = match config.snapshot {
+        InitialState::Observed(snapshot) => {
+            let unsure = !snapshot.unsure.is_empty();
+            cache.merge(*snapshot, &BTreeSet::new());
+            (true, unsure.then_some(now + OBSERVE_RETRY_MAX))
         }
-        Beginning::Look => (false, Some(now)),
-        Beginning::Wait => (false, None),
+        InitialState::Observe => (false, Some(now)),
+        InitialState::Wait => (false, None),
     };
     let mut w = Worker {
-        desired: start.desired,
-        objects: start.objects,
-        memory: start.memory,
+        desired: config.desired,
+        objects: config.objects,
+        memory: config.memory,
         stored: None,
-        known,
-        looked_at,
-        hands: start.hands,
-        reports: start.reports,
-        store: start.store,
-        flights: JoinSet::new(),
+        cache,
+        observed_once,
+        executor: config.executor,
+        reports: config.reports,
+        store: config.store,
+        running: JoinSet::new(),
         by_task: BTreeMap::new(),
-        looks: JoinSet::new(),
-        look_at,
-        looks_failed: 0,
+        observations: JoinSet::new(),
+        observe_at,
+        observe_failures: 0,
         refreshes: JoinSet::new(),
         refresh_at: None,
         probes,
         timeline: VecDeque::new(),
-        ring: VecDeque::new(),
-        told: None,
-        told_gone: false,
-        told_events: BTreeSet::new(),
-        over: start.over,
+        records: VecDeque::new(),
+        last_published: None,
+        last_gone: false,
+        logged_events: BTreeSet::new(),
+        over: config.over,
         wake_at: None,
     };
     loop {
-        if !w.looked_at {
-            w.tell_remembered();
-        } else if w.think() {
+        if !w.observed_once {
+            w.publish_remembered();
+        } else if w.sync() {
             let uid = w.desired.pod.uid.clone();
             w.reports.removed(&uid);
             return;
         }
-        w.begin_what_is_due();
+        w.spawn_due();
         let rest = w.rest();
         tokio::select! {
-            letter = mail.recv() => match letter {
-                Some(letter) => w.read(letter),
+            message = mailbox.recv() => match message {
+                Some(message) => w.handle(message),
                 None => return,
             },
-            Some(ended) = w.flights.join_next_with_id() => w.land(ended),
-            Some(looked) = w.looks.join_next() => w.looked(looked),
+            Some(ended) = w.running.join_next_with_id() => w.action_ended(ended),
+            Some(observed) = w.observations.join_next() => w.observation_ended(observed),
             Some(refreshed) = w.refreshes.join_next() => w.refreshed(refreshed),
-            Some(n) = news.recv() => w.hear(n),
+            Some(n) = news.recv() => w.take_probe_update(n),
             () = tokio::time::sleep(rest) => {}
         }
-        while let Ok(letter) = mail.try_recv() {
-            w.read(letter);
+        while let Ok(message) = mailbox.try_recv() {
+            w.handle(message);
         }
-        while let Some(ended) = w.flights.try_join_next_with_id() {
-            w.land(ended);
+        while let Some(ended) = w.running.try_join_next_with_id() {
+            w.action_ended(ended);
         }
     }
 }
 
-impl<H: Hands, R: Reports> Worker<H, R> {
+impl<H: Executor, R: Reports> Worker<H, R> {
     fn pod(&self) -> &Arc<Pod> {
         &self.desired.pod
     }
 
     fn boottime(&self) -> Boottime {
-        self.hands.now().boottime
+        self.executor.now().boottime
     }
 
     /// How long nothing is due by the clock.
     fn rest(&self) -> Duration {
         let now = self.boottime();
         // A look or a refresh that goes on is followed by the next at its own end.
-        let look = self.look_at.filter(|_| self.looks.is_empty());
+        let look = self.observe_at.filter(|_| self.observations.is_empty());
         let refresh = self.refresh_at.filter(|_| self.refreshes.is_empty() && self.may_refresh());
         match [self.wake_at, look, refresh].into_iter().flatten().min() {
             Some(next) if next <= now => LEAST_REST,
@@ -188,9 +191,9 @@ impl<H: Hands, R: Reports> Worker<H, R> {
     }
 
     /// Decides, stores, begins, tells. True once nothing of the pod is left.
-    fn think(&mut self) -> bool {
-        let now = self.hands.now();
-        let p: Plan = plan(&self.desired, &self.known.seen, &self.memory, now);
+    fn sync(&mut self) -> bool {
+        let now = self.executor.now();
+        let p: Plan = plan(&self.desired, &self.cache.seen, &self.memory, now);
         self.memory = p.memory;
         self.wake_at = p.wake_at;
         for e in p.events {
@@ -200,7 +203,7 @@ impl<H: Hands, R: Reports> Worker<H, R> {
             if let Err(error) = self.store.forget(&self.desired.pod.uid) {
                 tracing::warn!(pod = %self.desired.pod.key, %error, "memory of an ended pod is left behind");
             }
-            self.tell(p.status, true);
+            self.publish(p.status, true);
             return true;
         }
         self.save();
@@ -213,13 +216,13 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         let context = |id: &ContainerId| Context {
             pod: Arc::clone(&self.desired.pod),
             objects: Arc::clone(&self.objects),
-            sandbox: self.known.seen.sandbox.clone(),
-            process: self.known.processes.get(id).copied(),
-            run: self.known.seen.containers.get(id).cloned(),
+            sandbox: self.cache.seen.sandbox.clone(),
+            process: self.cache.processes.get(id).copied(),
+            run: self.cache.seen.containers.get(id).cloned(),
             deadline: None,
         };
-        self.probes.reconcile(&p.probes, &self.desired.pod, &self.memory, &self.hands, context);
-        self.tell(p.status, p.gone);
+        self.probes.reconcile(&p.probes, &self.desired.pod, &self.memory, &self.executor, context);
+        self.publish(p.status, p.gone);
         false
     }
 
@@ -235,16 +238,16 @@ impl<H: Hands, R: Reports> Worker<H, R> {
 
     fn begin(&mut self, action: Action) {
         let context = self.context(&action);
-        let hands = Arc::clone(&self.hands);
+        let executor = Arc::clone(&self.executor);
         let kind = action.kind();
         let performing = action.clone();
-        let handle = self.flights.spawn(async move {
+        let handle = self.running.spawn(async move {
             pass(Side::Before, kind);
-            let performed = hands.perform(context, performing).await;
+            let performed = executor.perform(context, performing).await;
             pass(Side::After, kind);
             performed
         });
-        let flight = Flight { action, begun: Instant::now(), begun_wall: self.hands.now().wall };
+        let flight = RunningAction { action, begun: Instant::now(), begun_wall: self.executor.now().wall };
         self.by_task.insert(handle.id(), flight);
     }
 
@@ -260,39 +263,39 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         Context {
             pod: Arc::clone(self.pod()),
             objects: Arc::clone(&self.objects),
-            sandbox: self.known.seen.sandbox.clone(),
-            process: id.and_then(|id| self.known.processes.get(id).copied()),
-            run: id.and_then(|id| self.known.seen.containers.get(id).cloned()),
+            sandbox: self.cache.seen.sandbox.clone(),
+            process: id.and_then(|id| self.cache.processes.get(id).copied()),
+            run: id.and_then(|id| self.cache.seen.containers.get(id).cloned()),
             deadline,
         }
     }
 
     /// An action ended.
-    fn land(&mut self, ended: Result<(Id, Performed), JoinError>) {
-        let now = self.hands.now();
+    fn action_ended(&mut self, ended: Result<(Id, ActionResult), JoinError>) {
+        let now = self.executor.now();
         let (id, performed) = match ended {
             Ok((id, performed)) => (id, performed),
             Err(error) => {
                 let failure =
                     Failure::new("InternalError", format!("the action's task ended early: {error}"));
-                (error.id(), Performed::failed(failure))
+                (error.id(), ActionResult::failed(failure))
             }
         };
         let Some(flight) = self.by_task.remove(&id) else { return };
         let took = flight.begun.elapsed();
         let unstartable = start_error(&flight.action, &performed.changes);
         for change in performed.changes {
-            let ended = self.known.apply(change, now.boottime);
+            let ended = self.cache.apply(change, now.boottime);
             self.note_ends(ended);
         }
         for e in performed.events {
-            if self.told_events.insert(e.clone()) {
+            if self.logged_events.insert(e.clone()) {
                 self.event(e);
             }
         }
         self.note(&flight, took, performed.steps, &performed.outcome);
-        if performed.outcome.is_err() && self.known.failed(&flight.action, now.boottime) {
-            self.look_at = Some(self.look_at.map_or(now.boottime, |t| t.min(now.boottime)));
+        if performed.outcome.is_err() && self.cache.failed(&flight.action, now.boottime) {
+            self.observe_at = Some(self.observe_at.map_or(now.boottime, |t| t.min(now.boottime)));
         }
         if flight.action == Action::MountVolumes && performed.outcome.is_err() {
             // The next try shows what there is then.
@@ -314,49 +317,49 @@ impl<H: Hands, R: Reports> Worker<H, R> {
         }
     }
 
-    fn read(&mut self, letter: Letter) {
-        let now = self.hands.now();
-        match letter {
-            Letter::Desired(d) => {
+    fn handle(&mut self, message: WorkerMessage) {
+        let now = self.executor.now();
+        match message {
+            WorkerMessage::Desired(d) => {
                 let changed = d.pod != self.desired.pod;
                 self.desired = d;
                 if changed {
-                    if !self.looked_at {
-                        self.told = None;
+                    if !self.observed_once {
+                        self.last_published = None;
                     }
                     self.stored = None;
                     self.refresh_at = Some(now.boottime);
                 }
             }
-            Letter::Objects(o) => {
+            WorkerMessage::Objects(o) => {
                 self.objects = o;
                 self.learn(Fact::InputsChanged, now);
                 self.refresh_at = Some(now.boottime);
             }
-            Letter::Exit(id, exit) => {
-                let ended = self.known.exit(id, exit, now.boottime);
+            WorkerMessage::Exit(id, exit) => {
+                let ended = self.cache.exit(id, exit, now.boottime);
                 self.note_ends(ended);
             }
-            Letter::Shutdown(grace) => {
+            WorkerMessage::Shutdown(grace) => {
                 self.memory.shutdown.get_or_insert(Ending { since: now.boottime, grace });
             }
-            Letter::Oom(id) => self.known.oom(id),
-            Letter::PauseDied => self.known.pause_died(now.boottime),
-            Letter::RuntimeLost => {
-                self.known.runtime_lost(now.boottime);
+            WorkerMessage::Oom(id) => self.cache.oom(id),
+            WorkerMessage::PauseDied => self.cache.pause_died(now.boottime),
+            WorkerMessage::RuntimeLost => {
+                self.cache.runtime_lost(now.boottime);
                 // Asking on is of no use: what is there will be told once containerd is back.
-                self.look_at = None;
+                self.observe_at = None;
             }
-            Letter::Sight(sight) => self.see(*sight),
-            Letter::NothingThere(taken) => {
-                self.looked_at = true;
-                self.known.nothing_there(taken, &self.memory.in_flight);
+            WorkerMessage::Snapshot(snapshot) => self.take_snapshot(*snapshot),
+            WorkerMessage::NothingThere(taken) => {
+                self.observed_once = true;
+                self.cache.nothing_there(taken, &self.memory.in_flight);
             }
         }
     }
 
-    fn hear(&mut self, news: News) {
-        let now = self.hands.now();
+    fn take_probe_update(&mut self, news: ProbeUpdate) {
+        let now = self.executor.now();
         if let Some(trouble) = news.trouble {
             // Reasons and texts are the kubelet's (`pkg/kubelet/prober/prober.go`).
             let kind = news.kind;

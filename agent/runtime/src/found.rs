@@ -13,7 +13,7 @@ use crate::{
     wire,
 };
 use berth_core::{
-    ids::{Attempt, BootId, ContainerId, ContainerName, Incarnation, PodKey, PodUid},
+    ids::{Attempt, BootId, ContainerId, ContainerName, PodKey, PodUid, SandboxAttempt},
     time::Wall,
 };
 use containerd_client::{
@@ -40,7 +40,7 @@ pub struct FoundContainer {
     /// Which run of it.
     pub attempt: Attempt,
     /// In which sandbox of the pod.
-    pub incarnation: Incarnation,
+    pub sandbox_attempt: SandboxAttempt,
     /// The boot it was made in: of another boot only the record is left.
     pub boot: BootId,
     /// What the agent stored with it.
@@ -129,7 +129,7 @@ fn found(joined: Vec<(Candidate, FoundState)>) -> Vec<FoundContainer> {
             key: c.found.mark.key,
             container: c.found.mark.container,
             attempt: c.found.mark.attempt,
-            incarnation: c.found.mark.incarnation,
+            sandbox_attempt: c.found.mark.sandbox_attempt,
             boot: c.found.mark.boot,
             extension: c.found.mark.extension,
             image: c.image,

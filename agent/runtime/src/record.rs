@@ -6,7 +6,7 @@
 
 use crate::{error::Error, shims::Home, wire};
 use berth_core::{
-    ids::{Attempt, BootId, ContainerId, ContainerName, Incarnation, PodKey, PodUid},
+    ids::{Attempt, BootId, ContainerId, ContainerName, PodKey, PodUid, SandboxAttempt},
     time::Wall,
 };
 use prost_types::Any;
@@ -54,7 +54,8 @@ pub(crate) struct Mark {
     pub(crate) key: PodKey,
     pub(crate) container: ContainerName,
     pub(crate) attempt: Attempt,
-    pub(crate) incarnation: Incarnation,
+    #[serde(rename = "incarnation")]
+    pub(crate) sandbox_attempt: SandboxAttempt,
     pub(crate) boot: BootId,
     pub(crate) image_id: String,
     pub(crate) extension: serde_json::Value,
@@ -147,7 +148,7 @@ mod tests {
             },
             container: ContainerName::new("app").unwrap(),
             attempt: Attempt(3),
-            incarnation: Incarnation(1),
+            sandbox_attempt: SandboxAttempt(1),
             boot: BootId::new("b").unwrap(),
             image_id: "sha256:0".into(),
             extension: serde_json::json!({"grace": 30}),

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test: what is missing fails it")]
 
 use berth_core::{
-    ids::{Attempt, ContainerId, Incarnation, NodeName},
+    ids::{Attempt, ContainerId, NodeName, SandboxAttempt},
     model::{Container, Pod, QosClass, VolumeSource},
     resources::{ContainerResources, oom_score_adj},
     time::Wall,
@@ -181,7 +181,7 @@ fn build(node: &Node, pod: &Pod, container: &Container, recorded: &Recorded) -> 
     let image = node.image(&recorded.image);
     let user = spec::resolve_user(pod, container, &image.user, node.users()).unwrap();
     let resources = ContainerResources::of(pod, container, node.facts.cgroup_facts());
-    let id = ContainerId::derive(&pod.uid, Incarnation(0), &container.name, Attempt(0));
+    let id = ContainerId::derive(&pod.uid, SandboxAttempt(0), &container.name, Attempt(0));
     let profile = seccomp_profile();
     let spec = spec::build(&SpecInput {
         pod,

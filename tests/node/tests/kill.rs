@@ -251,7 +251,7 @@ fn at_failpoint(node: &mut TestNode, point: &str, kind: &str, n: usize) -> Resul
     };
     let while_ending =
         ["PreStop", "Signal", "Kill", "TeardownSandbox", "UnmountVolumes", "RemovePod"].contains(&kind);
-    if while_ending || kind == "RestartPause" {
+    if while_ending || kind == "EnsurePause" {
         apply(node, &name, &exercise(&name))?;
         node.pod("works", &full, PATIENCE, works)?;
     }
@@ -259,7 +259,7 @@ fn at_failpoint(node: &mut TestNode, point: &str, kind: &str, n: usize) -> Resul
     node.agent_env.insert("BERTH_FAILPOINT".into(), format!("{point}:1"));
     let agent = node.spawn_agent()?;
     node.agent_env.clear();
-    if kind == "RestartPause" {
+    if kind == "EnsurePause" {
         let uid = wait::ok("the agent answers", PATIENCE, || {
             node.pods()?.get(&full).map(Pod::uid).context("the pod is not there")
         })?;

@@ -15,7 +15,7 @@ use berth_core::{
     time::Wall,
 };
 use berth_dns::{PodNames, Publisher, build};
-use berth_pods::{Reports as _, node::NodeHands};
+use berth_pods::{Reports as _, node::NodeExecutor};
 use berth_services::{Cause, DatapathHealth, Edit, Edits, Named, Node, Notice, SeenPod};
 use berth_source::{
     Keyed as _, Snapshot,
@@ -41,7 +41,7 @@ pub(super) struct World {
     pub(super) domain: String,
     pub(super) board: Arc<Board>,
     pub(super) latest: Latest,
-    pub(super) hands: Arc<NodeHands>,
+    pub(super) executor: Arc<NodeExecutor>,
     /// What the engine was told of the sources.
     pub(super) told: Vec<Arc<Snapshot>>,
     /// Opened at the first zone.
@@ -88,7 +88,7 @@ impl Node for World {
     }
 
     fn runtime_answers(&self) -> bool {
-        self.hands.runtime().is_ok()
+        self.executor.runtime().is_ok()
     }
 
     fn endpoints(

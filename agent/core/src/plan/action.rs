@@ -1,7 +1,7 @@
 //! What the shell can be asked to do to a pod.
 
 use super::Exit;
-use crate::ids::{Attempt, ContainerId, ContainerName, Incarnation};
+use crate::ids::{Attempt, ContainerId, ContainerName, SandboxAttempt};
 use serde::{Deserialize, Serialize};
 use std::{
     cmp::Ordering,
@@ -45,9 +45,10 @@ pub enum Action {
     /// Mount every volume and write the pod's files.
     MountVolumes,
     /// Make the cgroup, the namespaces and the network; pause too where it is process 1 of a shared PID namespace.
-    MakeSandbox(Incarnation),
+    MakeSandbox(SandboxAttempt),
     /// The namespaces are there, pause is not: start it, beside the containers.
-    RestartPause(Incarnation),
+    #[serde(rename = "RestartPause")]
+    EnsurePause(SandboxAttempt),
     /// See that the container's image is here.
     EnsureImage(ContainerName),
     /// Create the container and start its process; goes on where an earlier try stopped.
@@ -57,7 +58,8 @@ pub enum Action {
         /// Which run of it.
         attempt: Attempt,
         /// In which sandbox.
-        incarnation: Incarnation,
+        #[serde(rename = "incarnation")]
+        sandbox_attempt: SandboxAttempt,
         /// The id that follows from the three.
         id: ContainerId,
     },
@@ -113,7 +115,7 @@ pub enum Action {
         id: ContainerId,
     },
     /// End pause, release the network, unpin the namespaces: in that order, each step allowed to be done already.
-    TeardownSandbox(Incarnation),
+    TeardownSandbox(SandboxAttempt),
     /// Unmount every volume and remove the pod's directory.
     UnmountVolumes,
     /// Remove the cgroup, the output files and what is remembered.
@@ -126,7 +128,7 @@ impl Action {
         match self {
             Action::MountVolumes => "MountVolumes",
             Action::MakeSandbox(_) => "MakeSandbox",
-            Action::RestartPause(_) => "RestartPause",
+            Action::EnsurePause(_) => "EnsurePause",
             Action::EnsureImage(_) => "EnsureImage",
             Action::Start { .. } => "Start",
             Action::PostStart { .. } => "PostStart",
@@ -146,7 +148,7 @@ impl Action {
     pub const KINDS: [&'static str; 15] = [
         "MountVolumes",
         "MakeSandbox",
-        "RestartPause",
+        "EnsurePause",
         "EnsureImage",
         "Start",
         "PostStart",

@@ -2,7 +2,7 @@
 
 use super::{Action, Failure, backoff::CrashBackoff};
 use crate::{
-    ids::{Attempt, ContainerId, ContainerName, Incarnation},
+    ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
     status::{ConditionType, ContainerStatus, Phase, Truth},
     time::{Boottime, Wall},
 };
@@ -30,10 +30,11 @@ pub struct Memory {
     /// A verdict over the whole pod that the containers alone do not show: reason and message of phase Failed.
     pub failed: Option<Failure>,
     /// The node did not take the pod on: `failed` says why, and nothing of it was ever made.
-    #[serde(default)]
-    pub refused: bool,
+    #[serde(default, rename = "refused")]
+    pub rejected: bool,
     /// The last sandbox that was asked for.
-    pub incarnation: Option<Incarnation>,
+    #[serde(rename = "incarnation")]
+    pub sandbox_attempt: Option<SandboxAttempt>,
     /// The phase that was told last: it goes on to the next and never back.
     #[serde(default)]
     pub phase: Option<Phase>,
@@ -59,9 +60,9 @@ pub struct Memory {
 
 impl Memory {
     /// Of a pod that the node does not take on (`rejectPod`).
-    pub fn of_refused(why: Failure) -> Memory {
+    pub fn of_rejected(why: Failure) -> Memory {
         let message = format!("Pod was rejected: {}", why.message);
-        Memory { failed: Some(Failure { message, ..why }), refused: true, ..Memory::default() }
+        Memory { failed: Some(Failure { message, ..why }), rejected: true, ..Memory::default() }
     }
 }
 
@@ -97,7 +98,7 @@ pub struct ContainerMemory {
     /// Between crashes.
     pub backoff: CrashBackoff,
     /// The sandbox in which this init container has finished with 0.
-    pub finished_in: Option<Incarnation>,
+    pub finished_in: Option<SandboxAttempt>,
     /// A BackOff event was sent for this back-off.
     pub backoff_told: Option<ContainerId>,
     /// The largest `restartCount` that was seen: it never falls.

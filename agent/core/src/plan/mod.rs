@@ -13,18 +13,18 @@
 
 mod action;
 mod backoff;
-mod keep;
 mod learn;
 mod memory;
 mod observed;
-mod report;
+mod planner;
+mod start;
+mod status;
 mod stop;
-mod view;
 
 pub use action::{Action, Failure, Payload};
 pub use learn::{Fact, learn};
 pub use memory::{Ending, HookState, Memory, Readiness, Run, Stop, StopCause};
-pub use observed::{ContainerSeen, Exit, Observed, SandboxSeen, SandboxState, Seen};
+pub use observed::{Exit, Observed, ObservedContainer, ObservedSandbox, RunState, SandboxState};
 
 use crate::{
     event::Event,
@@ -80,7 +80,7 @@ pub struct Plan {
 
 /// Decides what happens next to one pod.
 pub fn plan(desired: &Desired, seen: &Observed, memory: &Memory, now: Now) -> Plan {
-    let mut d = view::Decision::new(&desired.pod, seen, memory.clone(), now);
+    let mut d = planner::Planner::new(&desired.pod, seen, memory.clone(), now);
     d.remember();
     d.note_end(desired.end);
     let terminal = d.terminal().or_else(|| d.shut_down());
@@ -97,7 +97,7 @@ pub fn plan(desired: &Desired, seen: &Observed, memory: &Memory, now: Now) -> Pl
     let probes = d.probes();
     let gone = d.memory.ending.is_some() && d.is_gone();
     let finished = d.memory.removed;
-    let status = report::status(&mut d, terminal);
+    let status = status::status(&mut d, terminal);
     Plan {
         status,
         probes,

@@ -2,7 +2,7 @@
 
 use super::Action;
 use crate::{
-    ids::{Attempt, ContainerId, ContainerName, Incarnation},
+    ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
     status::Terminated,
     time::Wall,
 };
@@ -16,13 +16,13 @@ pub struct Observed {
     /// Whether containerd answers. While it does not, everything else here is the last that was known.
     pub runtime_answers: bool,
     /// The sandbox, where there is anything of one.
-    pub sandbox: Option<SandboxSeen>,
+    pub sandbox: Option<ObservedSandbox>,
     /// Whether every volume is mounted and the pod's files are written.
     pub volumes_mounted: bool,
     /// Whether there is a pod directory at all, mounted or half mounted.
     pub volumes_present: bool,
     /// Every container record of the pod.
-    pub containers: BTreeMap<ContainerId, ContainerSeen>,
+    pub containers: BTreeMap<ContainerId, ObservedContainer>,
     /// An action on a container failed, and nobody has looked since at what it left: something may be there that is not
     /// shown here, and nothing may be decided by its absence.
     #[serde(default)]
@@ -38,10 +38,13 @@ impl Observed {
                 self.volumes_mounted = false;
                 self.volumes_present = true;
             }
-            Action::MakeSandbox(incarnation) | Action::TeardownSandbox(incarnation) => {
+            Action::MakeSandbox(sandbox_attempt) | Action::TeardownSandbox(sandbox_attempt) => {
                 let ips = self.sandbox.take().map(|s| s.ips).unwrap_or_default();
-                self.sandbox =
-                    Some(SandboxSeen { incarnation: *incarnation, state: SandboxState::Broken, ips });
+                self.sandbox = Some(ObservedSandbox {
+                    sandbox_attempt: *sandbox_attempt,
+                    state: SandboxState::Broken,
+                    ips,
+                });
             }
             Action::Start { .. }
             | Action::Signal { .. }
@@ -49,7 +52,7 @@ impl Observed {
             | Action::RecordExit { .. }
             | Action::Reap { .. }
             | Action::Remove { .. } => self.stale = true,
-            Action::RestartPause(_)
+            Action::EnsurePause(_)
             | Action::EnsureImage(_)
             | Action::PostStart { .. }
             | Action::PreStop { .. }
@@ -60,9 +63,10 @@ impl Observed {
 
 /// What is seen of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SandboxSeen {
+pub struct ObservedSandbox {
     /// Which one.
-    pub incarnation: Incarnation,
+    #[serde(rename = "incarnation")]
+    pub sandbox_attempt: SandboxAttempt,
     /// How complete it is.
     pub state: SandboxState,
     /// The pod's addresses, primary family first; the node's for host-network pods.
@@ -82,24 +86,25 @@ pub enum SandboxState {
 
 /// What is seen of one container record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ContainerSeen {
+pub struct ObservedContainer {
     /// Whose run it is.
     pub container: ContainerName,
     /// Which run.
     pub attempt: Attempt,
     /// In which sandbox it ran.
-    pub incarnation: Incarnation,
+    #[serde(rename = "incarnation")]
+    pub sandbox_attempt: SandboxAttempt,
     /// `repo@digest` or the digest of what runs.
     pub image_id: String,
     /// Its state.
-    pub state: Seen,
+    pub state: RunState,
     /// Whether a task is still there to be reaped.
     pub task: bool,
 }
 
 /// The state of a container record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Seen {
+pub enum RunState {
     /// No process was started, as far as is known.
     NotStarted,
     /// Its process runs.
@@ -113,11 +118,11 @@ pub enum Seen {
     Recorded(Exit),
 }
 
-impl Seen {
+impl RunState {
     /// How it ended, stored or not.
     pub fn exit(&self) -> Option<&Exit> {
         match self {
-            Seen::Ended(e) | Seen::Recorded(e) => Some(e),
+            RunState::Ended(e) | RunState::Recorded(e) => Some(e),
             _ => None,
         }
     }

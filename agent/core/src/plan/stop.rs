@@ -1,8 +1,8 @@
 //! Stopping containers in their order and clearing away what a pod leaves.
 
 use super::{
-    Action, Exit, HookState, Payload, SandboxState, Seen, StopCause,
-    view::{Decision, Standing},
+    Action, Exit, HookState, Payload, RunState, SandboxState, StopCause,
+    planner::{ContainerPhase, Planner},
 };
 use crate::{event::Event, ids::ContainerId, model::Container, status::Phase};
 use std::time::Duration;
@@ -13,24 +13,24 @@ const MINIMUM_GRACE: Duration = Duration::from_secs(2);
 /// A process that does not die from SIGKILL is sent another after this time.
 const KILL_AGAIN: Duration = Duration::from_secs(10);
 
-impl Decision<'_> {
+impl Planner<'_> {
     /// An end that is seen is stored before anything is decided by it. A run whose task is gone without a trace
     /// ended in an unknown way.
     pub(super) fn record_exits(&mut self) {
         let seen = self.seen;
         let current =
-            seen.sandbox.as_ref().filter(|s| s.state != SandboxState::Broken).map(|s| s.incarnation);
+            seen.sandbox.as_ref().filter(|s| s.state != SandboxState::Broken).map(|s| s.sandbox_attempt);
         for (id, c) in &seen.containers {
             let container = c.container.clone();
             let exit = match &c.state {
-                Seen::Ended(exit) => exit.clone(),
+                RunState::Ended(exit) => exit.clone(),
                 // It may run by now.
-                Seen::NotStarted if seen.stale => continue,
-                Seen::NotStarted => {
+                RunState::NotStarted if seen.stale => continue,
+                RunState::NotStarted => {
                     let starting = self.in_flight(|a| matches!(a, Action::Start { id: i, .. } if i == id));
                     let ran = self.run(&container).is_some_and(|r| &r.id == id && r.started_at.is_some());
                     let superseded = self.newest(&container).is_some_and(|(newest, _)| newest != id);
-                    let homeless = Some(c.incarnation) != current;
+                    let homeless = Some(c.sandbox_attempt) != current;
                     if starting || !(ran || superseded || homeless) {
                         continue;
                     }
@@ -64,7 +64,7 @@ impl Decision<'_> {
             if sidecar {
                 turn = !others_alive;
             }
-            if let Standing::Running(id) = self.standing(&spec.name) {
+            if let ContainerPhase::Running(id) = self.container_phase(&spec.name) {
                 let told = self.run(&spec.name).is_some_and(|r| &r.id == id && r.stop.is_some());
                 if !told {
                     self.events.push(
@@ -101,7 +101,7 @@ impl Decision<'_> {
         for (id, c) in &seen.containers {
             let newest = self.newest(&c.container).is_some_and(|(newest, _)| newest == id);
             let named = self.pod.container(&c.container).is_some();
-            if matches!(c.state, Seen::Running { .. }) && !(newest && named) {
+            if matches!(c.state, RunState::Running { .. }) && !(newest && named) {
                 let again = self.memory.strays.get(id).map(|t| *t + KILL_AGAIN);
                 match again.filter(|t| *t > self.now.boottime) {
                     Some(again) => self.wake(again),
@@ -186,15 +186,15 @@ impl Decision<'_> {
     /// still wanted keeps its dead containers, for their logs and codes; a lost sandbox is only taken down.
     pub(super) fn clear_away(&mut self, terminal: Option<Phase>) {
         let busy = self.in_flight(|a| {
-            matches!(a, Action::Start { .. } | Action::MakeSandbox(_) | Action::RestartPause(_))
+            matches!(a, Action::Start { .. } | Action::MakeSandbox(_) | Action::EnsurePause(_))
         });
         if self.anything_alive() || busy {
             return;
         }
         let ending = self.memory.ending.is_some();
         if let Some(s) = &self.seen.sandbox {
-            let incarnation = s.incarnation;
-            self.emit(Action::TeardownSandbox(incarnation));
+            let sandbox_attempt = s.sandbox_attempt;
+            self.emit(Action::TeardownSandbox(sandbox_attempt));
         }
         let unmount = (ending || terminal.is_some()) && self.seen.volumes_present;
         if unmount && !self.in_flight(|a| matches!(a, Action::MountVolumes)) && self.all_recorded() {
@@ -209,10 +209,10 @@ impl Decision<'_> {
             left = true;
             let (container, id) = (c.container.clone(), id.clone());
             match &c.state {
-                Seen::Recorded(_) if c.task => {
+                RunState::Recorded(_) if c.task => {
                     self.emit(Action::Reap { container, id });
                 }
-                Seen::Recorded(_) | Seen::NotStarted => {
+                RunState::Recorded(_) | RunState::NotStarted => {
                     self.emit(Action::Remove { container, id });
                 }
                 _ => {}
@@ -225,11 +225,14 @@ impl Decision<'_> {
 
     /// Termination messages lie in the pod's directory: it stays until they are stored.
     fn all_recorded(&self) -> bool {
-        self.seen.containers.values().all(|c| !matches!(c.state, Seen::Ended(_)))
+        self.seen.containers.values().all(|c| !matches!(c.state, RunState::Ended(_)))
     }
 
     fn another_runs(&self, id: &ContainerId) -> bool {
-        self.seen.containers.iter().any(|(other, c)| other != id && matches!(c.state, Seen::Running { .. }))
+        self.seen
+            .containers
+            .iter()
+            .any(|(other, c)| other != id && matches!(c.state, RunState::Running { .. }))
     }
 
     /// While the pod is wanted: a dead task is reaped once its successor runs or none will come, so that the pod's
@@ -240,11 +243,12 @@ impl Decision<'_> {
         }
         let seen = self.seen;
         for (id, c) in &seen.containers {
-            let Seen::Recorded(exit) = &c.state else { continue };
+            let RunState::Recorded(exit) = &c.state else { continue };
             let (container, id) = (c.container.clone(), id.clone());
             let newest = self.newest(&container).is_some_and(|(n, _)| n == &id);
             let keep = newest || self.previous(&container).is_some_and(|(p, _)| p == &id);
-            let successor_runs = !newest && matches!(self.standing(&container), Standing::Running(_));
+            let successor_runs =
+                !newest && matches!(self.container_phase(&container), ContainerPhase::Running(_));
             // While another container is to start on the pod's shim, this one's task keeps it alive.
             let shim_needed = terminal.is_none() && !self.another_runs(&id);
             let last = newest && !self.restartable(&container, &id, exit) && !shim_needed;

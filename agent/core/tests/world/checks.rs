@@ -2,7 +2,7 @@
 
 use super::World;
 use berth_core::{
-    ids::{ContainerId, ContainerName, Incarnation},
+    ids::{ContainerId, ContainerName, SandboxAttempt},
     model::RestartPolicy,
     plan::*,
     status::{ConditionType, ContainerState, Phase, PodStatus, Truth},
@@ -31,7 +31,7 @@ impl World<'_> {
                 || self.all_condemned
                 || !matches!(
                     self.agent.seen.containers.get(id).map(|c| &c.state),
-                    Some(Seen::Running { .. })
+                    Some(RunState::Running { .. })
                 )
                 || p.memory.failed.is_some()
                 || p.memory
@@ -46,7 +46,7 @@ impl World<'_> {
             }
         }
         if matches!(p.status.phase, Phase::Succeeded | Phase::Failed)
-            && self.agent.seen.containers.values().any(|c| matches!(c.state, Seen::Running { .. }))
+            && self.agent.seen.containers.values().any(|c| matches!(c.state, RunState::Running { .. }))
         {
             return Err(format!("phase {:?} while a container runs", p.status.phase));
         }
@@ -114,11 +114,11 @@ impl World<'_> {
 
     /// Its sandbox is gone.
     fn stray(&self, id: &ContainerId) -> bool {
-        let incarnation = self.truth.containers.get(id).map(|c| c.incarnation);
+        let sandbox_attempt = self.truth.containers.get(id).map(|c| c.sandbox_attempt);
         self.truth
             .sandbox
             .as_ref()
-            .is_none_or(|s| Some(s.incarnation) != incarnation || s.state == SandboxState::Broken)
+            .is_none_or(|s| Some(s.sandbox_attempt) != sandbox_attempt || s.state == SandboxState::Broken)
     }
 
     /// Only sidecars are left of a pod whose main containers have all ended for good.
@@ -129,12 +129,12 @@ impl World<'_> {
                     .truth
                     .containers
                     .values()
-                    .any(|s| s.container == c.name && matches!(s.state, Seen::Running { .. }))
+                    .any(|s| s.container == c.name && matches!(s.state, RunState::Running { .. }))
             })
     }
 
     pub(super) fn check_teardown(&self, truth: &Observed) -> Result<(), String> {
-        let alive = truth.containers.iter().find(|(_, c)| matches!(c.state, Seen::Running { .. }));
+        let alive = truth.containers.iter().find(|(_, c)| matches!(c.state, RunState::Running { .. }));
         match alive {
             Some((id, _)) => Err(format!("sandbox taken down under running {}", id.short())),
             None => Ok(()),
@@ -145,21 +145,21 @@ impl World<'_> {
         &self,
         truth: &Observed,
         container: &ContainerName,
-        incarnation: Incarnation,
+        sandbox_attempt: SandboxAttempt,
         id: &ContainerId,
     ) -> Result<(), String> {
         if let Some((other, c)) = truth
             .containers
             .iter()
-            .find(|(o, c)| &c.container == container && *o != id && !matches!(c.state, Seen::Recorded(_)))
+            .find(|(o, c)| &c.container == container && *o != id && !matches!(c.state, RunState::Recorded(_)))
         {
             return Err(format!("{container} started beside {} which is {:?}", other.short(), c.state));
         }
         // One that is there already is adopted, not run again.
-        let adopted = truth.containers.get(id).is_some_and(|c| c.state != Seen::NotStarted);
-        if !adopted && self.finished_inits.contains(&(incarnation, container.clone())) {
+        let adopted = truth.containers.get(id).is_some_and(|c| c.state != RunState::NotStarted);
+        if !adopted && self.finished_inits.contains(&(sandbox_attempt, container.clone())) {
             return Err(format!(
-                "init container {container} has finished in sandbox {incarnation}, and is run again"
+                "init container {container} has finished in sandbox {sandbox_attempt}, and is run again"
             ));
         }
         if !truth.volumes_mounted {
@@ -169,7 +169,7 @@ impl World<'_> {
         let is_main = pod.containers.iter().any(|c| &c.name == container);
         if is_main {
             for init in pod.init_containers.iter().filter(|c| !c.sidecar) {
-                if !self.finished_inits.contains(&(incarnation, init.name.clone())) {
+                if !self.finished_inits.contains(&(sandbox_attempt, init.name.clone())) {
                     return Err(format!("{container} started before init container {} finished", init.name));
                 }
             }
@@ -191,7 +191,7 @@ impl World<'_> {
         if self.desired.end.is_some() {
             return Err(format!("the pod shall end and does not: {:?}", p.status));
         }
-        let any_alive = self.truth.containers.values().any(|c| matches!(c.state, Seen::Running { .. }));
+        let any_alive = self.truth.containers.values().any(|c| matches!(c.state, RunState::Running { .. }));
         match p.status.phase {
             Phase::Succeeded | Phase::Failed => {
                 self.tally.terminal += 1;

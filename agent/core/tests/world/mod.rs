@@ -8,7 +8,7 @@ pub use pods::specs;
 pub use rng::Rng;
 
 use berth_core::{
-    ids::{ContainerId, ContainerName, Incarnation},
+    ids::{ContainerId, ContainerName, SandboxAttempt},
     plan::*,
     status::{PodStatus, Truth},
     time::{Boottime, Now, Wall},
@@ -80,7 +80,7 @@ pub struct World<'t> {
     pub(crate) unready: BTreeSet<ContainerId>,
     /// Runs whose readiness probe has said yes.
     pub(crate) told_ready: BTreeSet<ContainerId>,
-    pub(crate) finished_inits: BTreeSet<(Incarnation, ContainerName)>,
+    pub(crate) finished_inits: BTreeSet<(SandboxAttempt, ContainerName)>,
     pub(crate) calm: bool,
     log: String,
     keep_log: bool,
@@ -222,7 +222,7 @@ impl<'t> World<'t> {
             .truth
             .containers
             .iter()
-            .filter(|(_, c)| matches!(c.state, Seen::Running { .. }) && self.is_plain_init(&c.container))
+            .filter(|(_, c)| matches!(c.state, RunState::Running { .. }) && self.is_plain_init(&c.container))
             .map(|(id, _)| id.clone())
             .collect();
         if let Some(id) = ending.first() {
@@ -294,7 +294,7 @@ impl<'t> World<'t> {
     }
 
     fn running(&self) -> Vec<ContainerId> {
-        let runs = self.truth.containers.iter().filter(|(_, c)| matches!(c.state, Seen::Running { .. }));
+        let runs = self.truth.containers.iter().filter(|(_, c)| matches!(c.state, RunState::Running { .. }));
         runs.map(|(id, _)| id.clone()).collect()
     }
 
@@ -343,7 +343,7 @@ impl<'t> World<'t> {
                 seen.volumes_mounted = truth.volumes_mounted;
                 seen.volumes_present = truth.volumes_present;
             }
-            Action::MakeSandbox(_) | Action::RestartPause(_) | Action::TeardownSandbox(_) => {
+            Action::MakeSandbox(_) | Action::EnsurePause(_) | Action::TeardownSandbox(_) => {
                 seen.sandbox = truth.sandbox.clone();
             }
             Action::Start { id, .. }
@@ -379,7 +379,7 @@ impl<'t> World<'t> {
                     seen.volumes_mounted = old.volumes_mounted;
                     seen.volumes_present = old.volumes_present;
                 }
-                Action::MakeSandbox(_) | Action::RestartPause(_) | Action::TeardownSandbox(_) => {
+                Action::MakeSandbox(_) | Action::EnsurePause(_) | Action::TeardownSandbox(_) => {
                     seen.sandbox = old.sandbox.clone();
                 }
                 Action::Start { id, .. }
@@ -406,7 +406,7 @@ impl<'t> World<'t> {
             Action::UnmountVolumes => {
                 self.truth.volumes_mounted = false;
                 self.truth.volumes_present = false;
-                if self.truth.containers.values().any(|c| matches!(c.state, Seen::Running { .. })) {
+                if self.truth.containers.values().any(|c| matches!(c.state, RunState::Running { .. })) {
                     return Err("volumes unmounted under a running container".into());
                 }
             }
@@ -415,22 +415,23 @@ impl<'t> World<'t> {
                     return Err(format!("sandbox {i} made beside {:?}", self.truth.sandbox));
                 }
                 let ips = vec!["10.0.0.1".parse().map_err(|e| format!("{e}"))?];
-                self.truth.sandbox = Some(SandboxSeen { incarnation: *i, state: SandboxState::NoPause, ips });
+                self.truth.sandbox =
+                    Some(ObservedSandbox { sandbox_attempt: *i, state: SandboxState::NoPause, ips });
             }
-            Action::RestartPause(_) => {
+            Action::EnsurePause(_) => {
                 if let Some(s) = self.truth.sandbox.as_mut().filter(|s| s.state == SandboxState::NoPause) {
                     s.state = SandboxState::Ready;
                 }
             }
             Action::TeardownSandbox(i) => {
                 self.check_teardown(&self.truth)?;
-                if self.truth.sandbox.as_ref().is_some_and(|s| s.incarnation == *i) {
+                if self.truth.sandbox.as_ref().is_some_and(|s| s.sandbox_attempt == *i) {
                     self.truth.sandbox = None;
                 }
             }
             Action::EnsureImage(_) => {}
-            Action::Start { container, attempt, incarnation, id } => {
-                self.start(container, *attempt, *incarnation, id)?
+            Action::Start { container, attempt, sandbox_attempt, id } => {
+                self.start(container, *attempt, *sandbox_attempt, id)?
             }
             Action::PostStart { .. } | Action::PreStop { .. } => {}
             Action::Signal { id, .. } | Action::Kill { id, .. } => {
@@ -439,15 +440,15 @@ impl<'t> World<'t> {
             }
             Action::RecordExit { id, exit, .. } => {
                 if let Some(c) = self.truth.containers.get_mut(id) {
-                    if let Seen::Running { .. } = c.state {
+                    if let RunState::Running { .. } = c.state {
                         return Err(format!("exit of running {id} recorded"));
                     }
-                    c.state = Seen::Recorded(exit.0.clone());
+                    c.state = RunState::Recorded(exit.0.clone());
                 }
             }
             Action::Reap { id, .. } => {
                 if let Some(c) = self.truth.containers.get_mut(id) {
-                    if !matches!(c.state, Seen::Recorded(_)) {
+                    if !matches!(c.state, RunState::Recorded(_)) {
                         return Err(format!(
                             "task of {id} reaped before its exit was recorded: {:?}",
                             c.state
@@ -457,7 +458,7 @@ impl<'t> World<'t> {
                 }
             }
             Action::Remove { id, .. } => {
-                if let Some(Seen::Running { .. }) = self.truth.containers.get(id).map(|c| &c.state) {
+                if let Some(RunState::Running { .. }) = self.truth.containers.get(id).map(|c| &c.state) {
                     return Err(format!("running {id} removed"));
                 }
                 self.truth.containers.remove(id);
@@ -471,23 +472,23 @@ impl<'t> World<'t> {
         &mut self,
         container: &ContainerName,
         attempt: berth_core::ids::Attempt,
-        incarnation: Incarnation,
+        sandbox_attempt: SandboxAttempt,
         id: &ContainerId,
     ) -> Result<(), String> {
-        self.check_start(&self.truth, container, incarnation, id)?;
+        self.check_start(&self.truth, container, sandbox_attempt, id)?;
         let started_at = self.now.wall;
-        self.truth.containers.entry(id.clone()).or_insert_with(|| ContainerSeen {
+        self.truth.containers.entry(id.clone()).or_insert_with(|| ObservedContainer {
             container: container.clone(),
             attempt,
-            incarnation,
+            sandbox_attempt,
             image_id: "sha256:1".into(),
-            state: Seen::Running { started_at },
+            state: RunState::Running { started_at },
             task: true,
         });
         if let Some(c) = self.truth.containers.get_mut(id)
-            && c.state == Seen::NotStarted
+            && c.state == RunState::NotStarted
         {
-            c.state = Seen::Running { started_at };
+            c.state = RunState::Running { started_at };
             c.task = true;
         }
         Ok(())
@@ -496,11 +497,11 @@ impl<'t> World<'t> {
     fn exit(&mut self, id: &ContainerId, code: i32) {
         let at = self.now.wall;
         let Some(c) = self.truth.containers.get_mut(id) else { return };
-        let Seen::Running { started_at } = c.state else { return };
+        let RunState::Running { started_at } = c.state else { return };
         let started_at = Some(started_at);
-        c.state = Seen::Ended(Exit { code, at, oom: false, reason: None, message: None, started_at });
+        c.state = RunState::Ended(Exit { code, at, oom: false, reason: None, message: None, started_at });
         let ended = c.clone();
-        let key = (c.incarnation, c.container.clone());
+        let key = (c.sandbox_attempt, c.container.clone());
         if code == 0 && self.is_plain_init(&key.1) {
             self.finished_inits.insert(key);
         }
@@ -508,7 +509,7 @@ impl<'t> World<'t> {
         // The event of it; one that comes before its start has ended is taken in with that.
         if self.truth.runtime_answers
             && let Some(known) = self.agent.seen.containers.get_mut(id)
-            && matches!(known.state, Seen::Running { .. })
+            && matches!(known.state, RunState::Running { .. })
         {
             *known = ended;
         }
@@ -578,21 +579,24 @@ impl<'t> World<'t> {
             Action::MountVolumes => self.truth.volumes_present = true,
             Action::UnmountVolumes => self.truth.volumes_mounted = false,
             Action::MakeSandbox(i) if self.truth.sandbox.is_none() => {
-                self.truth.sandbox =
-                    Some(SandboxSeen { incarnation: *i, state: SandboxState::Broken, ips: Vec::new() });
+                self.truth.sandbox = Some(ObservedSandbox {
+                    sandbox_attempt: *i,
+                    state: SandboxState::Broken,
+                    ips: Vec::new(),
+                });
             }
             Action::TeardownSandbox(_) => {
                 if let Some(s) = &mut self.truth.sandbox {
                     s.state = SandboxState::Broken;
                 }
             }
-            Action::Start { container, attempt, incarnation, id } => {
-                self.truth.containers.entry(id.clone()).or_insert_with(|| ContainerSeen {
+            Action::Start { container, attempt, sandbox_attempt, id } => {
+                self.truth.containers.entry(id.clone()).or_insert_with(|| ObservedContainer {
                     container: container.clone(),
                     attempt: *attempt,
-                    incarnation: *incarnation,
+                    sandbox_attempt: *sandbox_attempt,
                     image_id: String::new(),
-                    state: Seen::NotStarted,
+                    state: RunState::NotStarted,
                     task: false,
                 });
             }
@@ -624,8 +628,8 @@ impl<'t> World<'t> {
         self.truth.volumes_mounted = false;
         self.truth.runtime_answers = true;
         for c in self.truth.containers.values_mut() {
-            if matches!(c.state, Seen::Running { .. } | Seen::Ended(_)) {
-                c.state = Seen::NotStarted;
+            if matches!(c.state, RunState::Running { .. } | RunState::Ended(_)) {
+                c.state = RunState::NotStarted;
             }
             c.task = false;
         }
@@ -640,9 +644,9 @@ impl<'t> World<'t> {
         self.tally.sandbox_losses += 1;
         s.state = if rng.below(2) == 0 { SandboxState::NoPause } else { SandboxState::Broken };
         if s.state == SandboxState::Broken {
-            let incarnation = s.incarnation;
+            let sandbox_attempt = s.sandbox_attempt;
             for (id, c) in &self.truth.containers {
-                if c.incarnation == incarnation {
+                if c.sandbox_attempt == sandbox_attempt {
                     self.condemned.insert(id.clone());
                 }
             }
@@ -656,7 +660,7 @@ impl<'t> World<'t> {
         if let Some(id) = rng.choose(&self.running())
             && let Some(c) = self.truth.containers.get_mut(&id)
         {
-            c.state = Seen::NotStarted;
+            c.state = RunState::NotStarted;
             c.task = false;
             self.note(|| format!("the task of {} vanishes", id.short()));
             self.look();

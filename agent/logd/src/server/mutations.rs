@@ -10,7 +10,9 @@ use crate::{
     spec::{StreamSpec, fifo_dir},
 };
 use berth_core::{
-    ids::{Attempt, ContainerId, ContainerName, Incarnation, Namespace, NodeName, PodKey, PodName, PodUid},
+    ids::{
+        Attempt, ContainerId, ContainerName, Namespace, NodeName, PodKey, PodName, PodUid, SandboxAttempt,
+    },
     roots::Roots,
 };
 use berth_harness::{
@@ -31,7 +33,7 @@ fn spec() -> StreamSpec {
     let uid = PodUid::new("1b4e28ba-2fa1-11d2-883f-0016d3cca427").unwrap();
     let container = ContainerName::new("app").unwrap();
     StreamSpec {
-        id: ContainerId::derive(&uid, Incarnation(0), &container, Attempt(2)),
+        id: ContainerId::derive(&uid, SandboxAttempt(0), &container, Attempt(2)),
         uid,
         key: PodKey { namespace: Namespace::new("default").unwrap(), name: PodName::new("web").unwrap() },
         container,

@@ -164,7 +164,7 @@ impl Node {
         let uid = PodUid::new(format!("uid-{name}")).unwrap();
         let container = ContainerName::new("app").unwrap();
         StreamSpec {
-            id: ContainerId::derive(&uid, Incarnation(0), &container, Attempt(0)),
+            id: ContainerId::derive(&uid, SandboxAttempt(0), &container, Attempt(0)),
             uid,
             key: PodKey { namespace: Namespace::new("ns").unwrap(), name: PodName::new(name).unwrap() },
             container,

@@ -4,8 +4,8 @@
 //! containerd, which always can. `exec` for people needs a terminal and streams and always goes through containerd.
 //! Either way a command that runs out of time is ended together with the processes that it started.
 
-use super::NodeHands;
-use crate::hands::Process;
+use super::NodeExecutor;
+use crate::executor::Process;
 use berth_core::ids::ContainerId;
 use berth_probe::{ExecOutcome, ExecProcess, ExecTarget, Unsupported, exec::MAX_OUTPUT};
 use berth_runtime::ExecRequest;
@@ -28,7 +28,7 @@ pub(super) fn entry_of(spec: &serde_json::Value) -> serde_json::Value {
     })
 }
 
-impl NodeHands {
+impl NodeExecutor {
     /// How to enter a container.
     async fn target(
         &self,

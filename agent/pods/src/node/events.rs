@@ -3,8 +3,8 @@
 //! One task, [`pump`]: connects (and goes on trying), lists, then passes events on until the stream is lost, which it
 //! tells the manager, and lists again when it is back, and now and then where nothing happens.
 
-use super::{NodeHands, lock};
-use crate::{manager::Incoming, worker::Letter};
+use super::{NodeExecutor, lock};
+use crate::{manager::NodeEvent, worker::WorkerMessage};
 use berth_core::plan::Exit;
 use berth_runtime::{Runtime, RuntimeConfig, RuntimeEvent};
 use std::{sync::Arc, time::Duration};
@@ -17,7 +17,7 @@ const REDIAL: Duration = Duration::from_millis(200);
 const RECONCILE: Duration = Duration::from_secs(300);
 
 /// Keeps the node connected to containerd and the manager told. Ends when the manager does.
-pub async fn pump(hands: Arc<NodeHands>, config: RuntimeConfig) {
+pub async fn pump(executor: Arc<NodeExecutor>, config: RuntimeConfig) {
     let mut told = false;
     let runtime = loop {
         match Runtime::connect(config.clone()).await {
@@ -30,57 +30,57 @@ pub async fn pump(hands: Arc<NodeHands>, config: RuntimeConfig) {
                 tokio::time::sleep(REDIAL).await;
             }
         }
-        if hands.incoming.is_closed() {
+        if executor.incoming.is_closed() {
             return;
         }
     };
     tell_version(&runtime).await;
     let mut events = runtime.events();
-    *lock(&hands.runtime) = Some(runtime.clone());
-    if !list(&hands).await {
+    *lock(&executor.runtime) = Some(runtime.clone());
+    if !list(&executor).await {
         return;
     }
     loop {
         let Ok(event) = tokio::time::timeout(RECONCILE, events.recv()).await else {
-            if !list(&hands).await {
+            if !list(&executor).await {
                 return;
             }
             continue;
         };
         let sent = match event {
             Ok(RuntimeEvent::Exit { id, exec_id: None, code, at, .. }) => {
-                let owner = lock(&hands.owners).get(&id).cloned();
+                let owner = lock(&executor.owners).get(&id).cloned();
                 match owner {
                     Some(uid) => {
                         let exit =
                             Exit { code, at, oom: false, reason: None, message: None, started_at: None };
-                        hands.incoming.send(Incoming::One(uid, Letter::Exit(id, exit))).await
+                        executor.incoming.send(NodeEvent::One(uid, WorkerMessage::Exit(id, exit))).await
                     }
                     None => Ok(()),
                 }
             }
             Ok(RuntimeEvent::Oom { id }) => {
-                let owner = lock(&hands.owners).get(&id).cloned();
+                let owner = lock(&executor.owners).get(&id).cloned();
                 match owner {
-                    Some(uid) => hands.incoming.send(Incoming::One(uid, Letter::Oom(id))).await,
+                    Some(uid) => executor.incoming.send(NodeEvent::One(uid, WorkerMessage::Oom(id))).await,
                     None => Ok(()),
                 }
             }
             Ok(RuntimeEvent::Exit { .. }) => Ok(()),
             Ok(RuntimeEvent::Lost) => {
                 tracing::warn!("containerd is gone; pods run on");
-                hands.incoming.send(Incoming::RuntimeLost).await
+                executor.incoming.send(NodeEvent::RuntimeLost).await
             }
             Ok(RuntimeEvent::Reestablished) => {
                 tracing::info!("containerd is back");
-                if !list(&hands).await {
+                if !list(&executor).await {
                     return;
                 }
                 Ok(())
             }
             Err(RecvError::Lagged(missed)) => {
                 tracing::warn!(missed, "events missed; listing instead");
-                if !list(&hands).await {
+                if !list(&executor).await {
                     return;
                 }
                 Ok(())
@@ -103,18 +103,18 @@ async fn tell_version(runtime: &Runtime) {
 }
 
 /// Lists until it works and tells the manager; false where the manager is gone.
-async fn list(hands: &Arc<NodeHands>) -> bool {
+async fn list(executor: &Arc<NodeExecutor>) -> bool {
     loop {
-        match hands.look_at_all().await {
+        match executor.relist().await {
             Ok((found, taken)) => {
-                return hands.incoming.send(Incoming::RuntimeBack { found, taken }).await.is_ok();
+                return executor.incoming.send(NodeEvent::RuntimeBack { found, taken }).await.is_ok();
             }
             Err(failure) => {
                 tracing::warn!(why = failure.message, "containers could not be listed; trying on");
                 tokio::time::sleep(REDIAL).await;
             }
         }
-        if hands.incoming.is_closed() {
+        if executor.incoming.is_closed() {
             return false;
         }
     }

@@ -1,7 +1,7 @@
 //! Lifecycle hooks.
 
-use super::{NodeHands, chain};
-use crate::hands::{Context, Performed};
+use super::{NodeExecutor, chain};
+use crate::executor::{ActionResult, Context};
 use berth_core::{
     ids::{ContainerId, ContainerName},
     model::{Container, Hook, Pod},
@@ -13,17 +13,17 @@ use std::{net::IpAddr, time::Duration};
 
 /// A hook without an end of its own is given this much.
 const LONGEST: Duration = Duration::from_secs(12 * 3600);
-impl NodeHands {
+impl NodeExecutor {
     pub(super) async fn post_start(
         &self,
         context: Context,
         container: &ContainerName,
         id: &ContainerId,
-    ) -> Result<Performed, Failure> {
+    ) -> Result<ActionResult, Failure> {
         let pod = context.pod.clone();
         let Some((spec, hook)) = pod.container(container).and_then(|c| Some((c, c.post_start.as_ref()?)))
         else {
-            return Ok(Performed::done(Vec::new()));
+            return Ok(ActionResult::done(Vec::new()));
         };
         self.hook(&pod, spec, hook, id, &context, LONGEST).await
     }
@@ -33,11 +33,11 @@ impl NodeHands {
         context: Context,
         container: &ContainerName,
         id: &ContainerId,
-    ) -> Result<Performed, Failure> {
+    ) -> Result<ActionResult, Failure> {
         let pod = context.pod.clone();
         let Some((spec, hook)) = pod.container(container).and_then(|c| Some((c, c.pre_stop.as_ref()?)))
         else {
-            return Ok(Performed::done(Vec::new()));
+            return Ok(ActionResult::done(Vec::new()));
         };
         let left = context.deadline.map_or(LONGEST, |d| d.since(clock::boottime()));
         self.hook(&pod, spec, hook, id, &context, left).await
@@ -51,7 +51,7 @@ impl NodeHands {
         id: &ContainerId,
         context: &Context,
         within: Duration,
-    ) -> Result<Performed, Failure> {
+    ) -> Result<ActionResult, Failure> {
         let failed = |message: String| Failure::new("FailedHook", message);
         match hook {
             Hook::Sleep(seconds) => {
@@ -69,7 +69,7 @@ impl NodeHands {
             Hook::Exec(command) => {
                 let outcome = self.run_command(id, context.process, command.clone(), within).await;
                 let (why, output) = match outcome {
-                    ExecOutcome::Exited { code: 0, .. } => return Ok(Performed::done(Vec::new())),
+                    ExecOutcome::Exited { code: 0, .. } => return Ok(ActionResult::done(Vec::new())),
                     ExecOutcome::Exited { code, output } => (format!("command exited with {code}"), output),
                     ExecOutcome::Killed { signal, output } => {
                         (format!("command was ended by signal {signal}"), output)
@@ -85,7 +85,7 @@ impl NodeHands {
                 return Err(failed(why));
             }
         }
-        Ok(Performed::done(Vec::new()))
+        Ok(ActionResult::done(Vec::new()))
     }
 
     pub(super) fn pod_ip(&self, context: &Context) -> Option<IpAddr> {

@@ -1,35 +1,35 @@
-//! [`Hands`] on a real node: containerd, logd, the CNI, volumes, cgroups and probes behind one door.
+//! [`Executor`] on a real node: containerd, logd, the CNI, volumes, cgroups and probes behind one door.
 //!
 //! Owns: the connection to containerd (put in place by [`events::pump`], which redials), the watchers of pause
 //! processes, the directory of which container belongs to which pod. Every action ends within [`limit`].
-//! Blocking work (mounts, cgroups, namespaces) runs on blocking threads, one at a time for a pod ([`gates`]), so that
+//! Blocking work (mounts, cgroups, namespaces) runs on blocking threads, one at a time for a pod ([`pod_locks`]), so that
 //! one stuck mount holds up its own pod only and takes one thread only.
 
-mod ask;
+mod cleanup;
 mod command;
 mod events;
-mod gates;
 mod hooks;
 mod host_ips;
-mod janitor;
-mod look;
+mod image_users;
+mod observe;
+mod pod_locks;
+mod probe;
 mod sandbox;
 mod service_lister;
+mod slots;
 mod start;
 mod stop;
 mod stop_signal;
 #[cfg(test)]
 mod tests;
-mod turns;
-mod users;
 
 pub use events::pump;
 pub use host_ips::HostIps;
 pub use service_lister::ServiceLister;
 
 use crate::{
-    hands::{Change, Context, Hands, Performed, Process, Sight},
-    manager::Incoming,
+    executor::{ActionResult, Change, Context, Executor, PodSnapshot, Process},
+    manager::NodeEvent,
 };
 use berth_core::{
     admit::{NodeInfo, admit},
@@ -47,7 +47,7 @@ use berth_runtime::{
     spec::{HostFacts, sandbox_sysctls},
 };
 use berth_volumes::{PodFacts, Volumes};
-use gates::Area;
+use pod_locks::Area;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     error::Error,
@@ -97,7 +97,7 @@ pub fn recursive_read_only() -> bool {
 }
 
 /// The adapters behind one door.
-pub struct NodeHands {
+pub struct NodeExecutor {
     config: NodeConfig,
     runtime: Mutex<Option<Runtime>>,
     logd: Arc<berth_logd::client::Client>,
@@ -105,23 +105,23 @@ pub struct NodeHands {
     volumes: Volumes,
     cgroups: CgroupTree,
     prober: Prober,
-    incoming: mpsc::Sender<Incoming>,
+    incoming: mpsc::Sender<NodeEvent>,
     owners: Mutex<HashMap<ContainerId, PodUid>>,
     pauses: Mutex<BTreeMap<PodUid, (Process, AbortHandle)>>,
     specs: Mutex<HashMap<ContainerId, Arc<serde_json::Value>>>,
-    users: users::Users,
+    users: image_users::ImageUsers,
     images: Mutex<HashMap<String, (std::time::Instant, berth_runtime::Image)>>,
-    starts: turns::Turns,
-    sandboxes: turns::Turns,
-    gates: gates::Gates,
+    starts: slots::Slots,
+    sandboxes: slots::Slots,
+    pod_locks: pod_locks::PodLocks,
     /// The pods that this life of the agent has begun to work on. Held while one is entered, and while what seems to be
     /// nobody's is let go.
     claims: tokio::sync::Mutex<BTreeSet<PodUid>>,
 }
 
-impl std::fmt::Debug for NodeHands {
+impl std::fmt::Debug for NodeExecutor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NodeHands").field("node", &self.config.roots.node_name).finish_non_exhaustive()
+        f.debug_struct("NodeExecutor").field("node", &self.config.roots.node_name).finish_non_exhaustive()
     }
 }
 
@@ -133,7 +133,7 @@ fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// Containers that are started at once, for each processor: five wait for disks and locks as much as they compute.
 const STARTS: usize = 5;
 /// Sandboxes that are made at once, for each processor. The kernel makes networks one after the other and waits between
-/// (RTNL, grace periods of RCU). Turns of their own, so that the processors start containers meanwhile and the first of
+/// (RTNL, grace periods of RCU). Slots of their own, so that the processors start containers meanwhile and the first of
 /// many pods is not held up by the sandboxes of all others.
 const SANDBOXES: usize = 2;
 
@@ -165,7 +165,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     text
 }
 
-impl NodeHands {
+impl NodeExecutor {
     /// Puts the adapters together. Events go to `incoming`.
     #[allow(clippy::too_many_arguments, reason = "the adapters, handed in once by the wiring")]
     pub fn new(
@@ -175,9 +175,9 @@ impl NodeHands {
         volumes: Volumes,
         cgroups: CgroupTree,
         prober: Prober,
-        incoming: mpsc::Sender<Incoming>,
-    ) -> NodeHands {
-        NodeHands {
+        incoming: mpsc::Sender<NodeEvent>,
+    ) -> NodeExecutor {
+        NodeExecutor {
             config,
             runtime: Mutex::new(None),
             logd,
@@ -189,11 +189,11 @@ impl NodeHands {
             owners: Mutex::default(),
             pauses: Mutex::default(),
             specs: Mutex::default(),
-            users: users::Users::default(),
+            users: image_users::ImageUsers::default(),
             images: Mutex::default(),
-            starts: turns::Turns::of_each_processor(STARTS),
-            sandboxes: turns::Turns::of_each_processor(SANDBOXES),
-            gates: gates::Gates::default(),
+            starts: slots::Slots::of_each_processor(STARTS),
+            sandboxes: slots::Slots::of_each_processor(SANDBOXES),
+            pod_locks: pod_locks::PodLocks::default(),
             claims: tokio::sync::Mutex::default(),
         }
     }
@@ -225,14 +225,14 @@ impl NodeHands {
         }
     }
 
-    async fn act(&self, context: Context, action: Action) -> Result<Performed, Failure> {
+    async fn act(&self, context: Context, action: Action) -> Result<ActionResult, Failure> {
         match action {
             Action::MountVolumes => self.mount_volumes(context).await,
-            Action::MakeSandbox(incarnation) => self.make_sandbox(context, incarnation).await,
-            Action::RestartPause(incarnation) => self.restart_pause(context, incarnation).await,
+            Action::MakeSandbox(sandbox_attempt) => self.make_sandbox(context, sandbox_attempt).await,
+            Action::EnsurePause(sandbox_attempt) => self.ensure_pause(context, sandbox_attempt).await,
             Action::EnsureImage(container) => self.ensure_image(&context.pod, &container).await,
-            Action::Start { container, attempt, incarnation, id } => {
-                self.start(context, container, attempt, incarnation, id).await
+            Action::Start { container, attempt, sandbox_attempt, id } => {
+                self.start(context, container, attempt, sandbox_attempt, id).await
             }
             Action::PostStart { container, id } => self.post_start(context, &container, &id).await,
             Action::PreStop { container, id } => self.pre_stop(context, &container, &id).await,
@@ -243,34 +243,36 @@ impl NodeHands {
             }
             Action::Reap { id, .. } => self.reap(id).await,
             Action::Remove { container, id } => self.remove(&context, &container, id).await,
-            Action::TeardownSandbox(incarnation) => self.teardown_sandbox(&context.pod, incarnation).await,
+            Action::TeardownSandbox(sandbox_attempt) => {
+                self.teardown_sandbox(&context.pod, sandbox_attempt).await
+            }
             Action::UnmountVolumes => self.unmount_volumes(context).await,
             Action::RemovePod => self.remove_pod(&context.pod).await,
         }
     }
 
-    async fn mount_volumes(&self, context: Context) -> Result<Performed, Failure> {
+    async fn mount_volumes(&self, context: Context) -> Result<ActionResult, Failure> {
         let (volumes, facts) = (self.volumes.clone(), self.facts(&context));
         let uid = context.pod.uid.clone();
-        self.gates
+        self.pod_locks
             .blocking(&uid, Area::Files, move || volumes.mount(&context.pod, &facts, &context.objects))
             .await?
             .map_err(|e| Failure::new("FailedMount", e.message()))?;
-        Ok(Performed::done(vec![Change::Volumes { mounted: true, present: true }]))
+        Ok(ActionResult::done(vec![Change::Volumes { mounted: true, present: true }]))
     }
 
-    async fn unmount_volumes(&self, context: Context) -> Result<Performed, Failure> {
+    async fn unmount_volumes(&self, context: Context) -> Result<ActionResult, Failure> {
         let (volumes, uid) = (self.volumes.clone(), context.pod.uid.clone());
-        self.gates
+        self.pod_locks
             .blocking(&context.pod.uid, Area::Files, move || volumes.unmount(&uid))
             .await?
             .map_err(|e| Failure::new("FailedUnMount", e.message()))?;
-        Ok(Performed::done(vec![Change::Volumes { mounted: false, present: false }]))
+        Ok(ActionResult::done(vec![Change::Volumes { mounted: false, present: false }]))
     }
 
-    async fn remove_pod(&self, pod: &Pod) -> Result<Performed, Failure> {
+    async fn remove_pod(&self, pod: &Pod) -> Result<ActionResult, Failure> {
         let (cgroups, uid) = (self.cgroups.clone(), pod.uid.clone());
-        self.gates
+        self.pod_locks
             .blocking(&pod.uid, Area::Sandbox, move || {
                 cgroups.kill_pod(&uid).and_then(|()| cgroups.remove_pod(&uid))
             })
@@ -281,9 +283,9 @@ impl NodeHands {
             tokio::join!(self.logd.remove_pod(&pod.key, &pod.uid), runtime.release_lease(&pod.uid));
         logs.map_err(|e| Failure::new("FailedKillPod", chain(&e)))?;
         lease.map_err(|e| Failure::new("FailedKillPod", e.chain()))?;
-        self.gates.forget(&pod.uid);
+        self.pod_locks.forget(&pod.uid);
         self.claims.lock().await.remove(&pod.uid);
-        Ok(Performed::done(Vec::new()))
+        Ok(ActionResult::done(Vec::new()))
     }
 }
 
@@ -301,7 +303,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         .map_err(|e| Failure::new("InternalError", format!("blocking work ended early: {e}")))
 }
 
-impl Hands for NodeHands {
+impl Executor for NodeExecutor {
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
         sandbox_sysctls(pod).map_err(|e| Failure::new("SysctlForbidden", chain(&e)))?;
         let NodeConfig { roots, labels, allocatable, .. } = &self.config;
@@ -309,35 +311,35 @@ impl Hands for NodeHands {
         admit(node, others.iter().map(Arc::as_ref), pod)
     }
 
-    async fn perform(&self, context: Context, action: Action) -> Performed {
-        within(limit(&action), self.act(context, action)).await.unwrap_or_else(Performed::failed)
+    async fn perform(&self, context: Context, action: Action) -> ActionResult {
+        within(limit(&action), self.act(context, action)).await.unwrap_or_else(ActionResult::failed)
     }
 
-    async fn look(&self, pod: &PodUid) -> Result<Sight, Failure> {
-        self.look_at(pod).await
+    async fn observe(&self, pod: &PodUid) -> Result<PodSnapshot, Failure> {
+        self.observe_pod(pod).await
     }
 
-    async fn ask(&self, context: Context, id: ContainerId, probe: Probe, of: ContainerName) -> ProbeResult {
-        self.ask_probe(context, id, probe, of).await
+    async fn probe(&self, context: Context, id: ContainerId, probe: Probe, of: ContainerName) -> ProbeResult {
+        self.probe_container(context, id, probe, of).await
     }
 
-    async fn leftovers(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
-        within(CLEANING, self.list_leftovers(known)).await
+    async fn orphaned_pods(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
+        within(CLEANING, self.list_orphans(known)).await
     }
 
-    async fn clean(&self, pod: &PodUid) -> Result<(), Failure> {
-        within(CLEANING, self.clean_pod(pod)).await
+    async fn cleanup_pod(&self, pod: &PodUid) -> Result<(), Failure> {
+        within(CLEANING, self.remove_orphan(pod)).await
     }
 
-    async fn sweep(&self, known: BTreeSet<PodUid>) {
-        self.sweep_node(known).await;
+    async fn cleanup_node(&self, known: BTreeSet<PodUid>) {
+        self.remove_orphaned_files(known).await;
     }
 
     async fn refresh(&self, context: Context) -> Result<(), Failure> {
         let (volumes, facts) = (self.volumes.clone(), self.facts(&context));
         let (key, uid) = (context.pod.key.clone(), context.pod.uid.clone());
         let refresh = self
-            .gates
+            .pod_locks
             .blocking(&uid, Area::Files, move || volumes.refresh(&context.pod, &facts, &context.objects));
         let changed =
             within(REFRESH, refresh).await?.map_err(|e| Failure::new("FailedMount", e.message()))?;

@@ -3,17 +3,17 @@
 //! Made in that order and taken down in the reverse one. A record on the tmpfs says how far it came: it is written
 //! before the first step and completed after the last; what is found without being complete is finished backwards.
 
-use super::{NodeHands, chain, gates::Area, lock};
+use super::{NodeExecutor, chain, lock, pod_locks::Area};
 use crate::{
-    hands::{Change, Context, Performed, Process},
-    manager::Incoming,
-    worker::Letter,
+    executor::{ActionResult, Change, Context, Process},
+    manager::NodeEvent,
+    worker::WorkerMessage,
 };
 use berth_core::{
     event::Event,
-    ids::{Attempt, BootId, ContainerId, ContainerName, Incarnation, PodUid},
+    ids::{Attempt, BootId, ContainerId, ContainerName, PodUid, SandboxAttempt},
     model::{Pod, PodNamespaces},
-    plan::{Failure, SandboxSeen, SandboxState},
+    plan::{Failure, ObservedSandbox, SandboxState},
     resources::OOM_SANDBOX,
 };
 use berth_network::{SandboxNetwork, Unserved};
@@ -39,7 +39,8 @@ const PAUSE_DIES: Duration = Duration::from_secs(10);
 /// What is on record of a sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Record {
-    pub(super) incarnation: Incarnation,
+    #[serde(rename = "incarnation")]
+    pub(super) sandbox_attempt: SandboxAttempt,
     boot: BootId,
     complete: bool,
     ips: Vec<IpAddr>,
@@ -52,11 +53,11 @@ pub(super) struct Record {
 
 impl Record {
     /// Of a sandbox of which nothing is made yet.
-    fn begun(incarnation: Incarnation, boot: &BootId, namespaces: &PodNamespaces) -> Record {
+    fn begun(sandbox_attempt: SandboxAttempt, boot: &BootId, namespaces: &PodNamespaces) -> Record {
         let shared_pid = namespaces.share_pid.then_some(NsKind::Pid);
         let pins = kinds(namespaces).into_iter().chain(shared_pid);
         Record {
-            incarnation,
+            sandbox_attempt,
             boot: boot.clone(),
             complete: false,
             ips: Vec::new(),
@@ -88,8 +89,8 @@ impl Record {
         self.pause.map(|(pid, start_time)| Process { pid, start_time })
     }
 
-    fn seen(self, state: SandboxState) -> SandboxSeen {
-        SandboxSeen { incarnation: self.incarnation, state, ips: self.ips }
+    fn seen(self, state: SandboxState) -> ObservedSandbox {
+        ObservedSandbox { sandbox_attempt: self.sandbox_attempt, state, ips: self.ips }
     }
 }
 
@@ -97,10 +98,10 @@ impl Record {
 const MOST: usize = 64 << 10;
 
 /// The sandbox's name towards the CNI.
-fn sandbox_id(uid: &PodUid, incarnation: Incarnation) -> Result<String, Failure> {
+fn sandbox_id(uid: &PodUid, sandbox_attempt: SandboxAttempt) -> Result<String, Failure> {
     let name = ContainerName::new("sandbox").map_err(|e| Failure::new("InternalError", e.to_string()))?;
     // No container has this attempt.
-    Ok(ContainerId::derive(uid, incarnation, &name, Attempt(u32::MAX)).to_string())
+    Ok(ContainerId::derive(uid, sandbox_attempt, &name, Attempt(u32::MAX)).to_string())
 }
 
 fn kinds(namespaces: &PodNamespaces) -> Vec<NsKind> {
@@ -175,7 +176,7 @@ async fn wait_for_end(pause: Process) -> Result<(), String> {
     fd.readable().await.map(drop).map_err(|e| e.to_string())
 }
 
-impl NodeHands {
+impl NodeExecutor {
     pub(super) fn record_path(&self, uid: &PodUid) -> PathBuf {
         self.config.roots.runtime_state.join("sandbox-records").join(format!("{uid}.json"))
     }
@@ -213,13 +214,17 @@ impl NodeHands {
     pub(super) fn see_sandbox(
         &self,
         uid: &PodUid,
-        lives: Option<(&Pod, Incarnation)>,
-    ) -> Result<Option<SandboxSeen>, Failure> {
+        lives: Option<(&Pod, SandboxAttempt)>,
+    ) -> Result<Option<ObservedSandbox>, Failure> {
         let dir = self.config.roots.sandbox_dir(uid);
         let record = match self.sandbox_record(uid)? {
             Some(record) => record,
             None => {
-                match lives.map(|(pod, incarnation)| self.rebuild(pod, incarnation)).transpose()?.flatten() {
+                match lives
+                    .map(|(pod, sandbox_attempt)| self.rebuild(pod, sandbox_attempt))
+                    .transpose()?
+                    .flatten()
+                {
                     Some(record) => {
                         tracing::warn!(%uid, "sandbox without a readable record: told by what is there of it");
                         self.write_record(uid, &record)?;
@@ -227,10 +232,11 @@ impl NodeHands {
                     }
                     None if dir.exists() => {
                         // Something of one, to be finished backwards.
-                        let incarnation = lives.map(|(_, i)| i).unwrap_or_default();
+                        let sandbox_attempt = lives.map(|(_, i)| i).unwrap_or_default();
                         let own = PodNamespaces::default();
                         return Ok(Some(
-                            Record::begun(incarnation, &self.config.boot, &own).seen(SandboxState::Broken),
+                            Record::begun(sandbox_attempt, &self.config.boot, &own)
+                                .seen(SandboxState::Broken),
                         ));
                     }
                     None => return Ok(None),
@@ -251,12 +257,12 @@ impl NodeHands {
 
     /// The record of a complete sandbox, out of its pins, its network and its pause process; `None` where one of the
     /// first two is missing.
-    fn rebuild(&self, pod: &Pod, incarnation: Incarnation) -> Result<Option<Record>, Failure> {
-        let mut record = Record::begun(incarnation, &self.config.boot, &pod.namespaces);
+    fn rebuild(&self, pod: &Pod, sandbox_attempt: SandboxAttempt) -> Result<Option<Record>, Failure> {
+        let mut record = Record::begun(sandbox_attempt, &self.config.boot, &pod.namespaces);
         record.ips = if pod.namespaces.host_network {
             self.config.host_ips.get()
         } else {
-            match self.network.attachment(&sandbox_id(&pod.uid, incarnation)?) {
+            match self.network.attachment(&sandbox_id(&pod.uid, sandbox_attempt)?) {
                 Some(attachment) => attachment.ips,
                 None => return Ok(None),
             }
@@ -284,8 +290,8 @@ impl NodeHands {
     pub(super) async fn make_sandbox(
         &self,
         context: Context,
-        incarnation: Incarnation,
-    ) -> Result<Performed, Failure> {
+        sandbox_attempt: SandboxAttempt,
+    ) -> Result<ActionResult, Failure> {
         let pod = &context.pod;
         let uid = &pod.uid;
         if let Some(class) = &pod.runtime_class {
@@ -294,14 +300,14 @@ impl NodeHands {
                 format!("runtimeClassName {class:?}: this build runs the node's default runtime only"),
             ));
         }
-        let _turn = self.sandboxes.take().await;
+        let _turn = self.sandboxes.acquire().await;
         let mut steps = Vec::new();
         let mut clock = Instant::now();
         let mut step = |name, steps: &mut Vec<(&'static str, Duration)>| {
             steps.push((name, clock.elapsed()));
             clock = Instant::now();
         };
-        let mut record = Record::begun(incarnation, &self.config.boot, &pod.namespaces);
+        let mut record = Record::begun(sandbox_attempt, &self.config.boot, &pod.namespaces);
         self.write_record(uid, &record)?;
 
         let (cgroups, dir) = (self.cgroups.clone(), self.config.roots.sandbox_dir(uid));
@@ -318,7 +324,7 @@ impl NodeHands {
         let sysctls: Vec<(String, String)> =
             sandbox_sysctls(pod).map_err(|e| failed("set the pod's sysctls", &e))?.into_iter().collect();
         let kinds = kinds(&pod.namespaces);
-        self.gates
+        self.pod_locks
             .blocking(uid, Area::Sandbox, move || {
                 cgroups
                     .create_pod(&for_blocking, pids_limit)
@@ -329,7 +335,7 @@ impl NodeHands {
             .await??;
         step("cgroup+namespaces", &mut steps);
 
-        let (ips, events) = self.attach(pod, incarnation, netns).await?;
+        let (ips, events) = self.attach(pod, sandbox_attempt, netns).await?;
         record.ips = ips;
         step("network", &mut steps);
         // Moving a process between cgroups waits for every fork and exit of the machine: off the way of the containers,
@@ -344,15 +350,20 @@ impl NodeHands {
         }
         record.complete = true;
         self.write_record(uid, &record)?;
-        let seen = SandboxSeen { incarnation, state, ips: record.ips };
-        Ok(Performed { changes: vec![Change::Sandbox(Some(seen))], steps, events, ..Performed::default() })
+        let seen = ObservedSandbox { sandbox_attempt, state, ips: record.ips };
+        Ok(ActionResult {
+            changes: vec![Change::Sandbox(Some(seen))],
+            steps,
+            events,
+            ..ActionResult::default()
+        })
     }
 
     /// Attaches the pod to its network. Returns its addresses, and events about what the network does not give it.
     async fn attach(
         &self,
         pod: &Pod,
-        incarnation: Incarnation,
+        sandbox_attempt: SandboxAttempt,
         netns: PathBuf,
     ) -> Result<(Vec<IpAddr>, Vec<Event>), Failure> {
         if pod.namespaces.host_network {
@@ -361,7 +372,7 @@ impl NodeHands {
         let request = SandboxNetwork {
             uid: pod.uid.clone(),
             key: pod.key.clone(),
-            sandbox_id: sandbox_id(&pod.uid, incarnation)?,
+            sandbox_id: sandbox_id(&pod.uid, sandbox_attempt)?,
             netns,
             ports: pod
                 .all_containers()
@@ -391,7 +402,7 @@ impl NodeHands {
         // One that an earlier try started and that nobody wrote down.
         let strays = self.stray_pauses(&pod.uid)?;
         let started = self
-            .gates
+            .pod_locks
             .blocking(&pod.uid, Area::Sandbox, move || {
                 end_pauses(&strays)?;
                 pause::prepare_rootfs(&spec.rootfs, berth_pause::PAUSE)?;
@@ -402,72 +413,76 @@ impl NodeHands {
         Ok(Process { pid: started.pid, start_time: started.start_time })
     }
 
-    pub(super) async fn restart_pause(
+    pub(super) async fn ensure_pause(
         &self,
         context: Context,
-        incarnation: Incarnation,
-    ) -> Result<Performed, Failure> {
+        sandbox_attempt: SandboxAttempt,
+    ) -> Result<ActionResult, Failure> {
         let uid = &context.pod.uid;
         let Some(mut record) = self.sandbox_record(uid)? else {
-            return Ok(Performed::done(vec![Change::Sandbox(None)]));
+            return Ok(ActionResult::done(vec![Change::Sandbox(None)]));
         };
         if record.pause_alive()? {
             // Word of its death was of an earlier one.
             if let Some(pause) = record.process() {
                 self.watch_pause(uid, pause);
             }
-            return Ok(Performed::done(vec![Change::Sandbox(Some(record.seen(SandboxState::Ready)))]));
+            return Ok(ActionResult::done(vec![Change::Sandbox(Some(record.seen(SandboxState::Ready)))]));
         }
         if context.pod.namespaces.share_pid {
             // Process 1 of the shared namespace took every other with it.
             record.complete = false;
             self.write_record(uid, &record)?;
-            let seen = SandboxSeen { incarnation, state: SandboxState::Broken, ips: record.ips };
-            return Ok(Performed::done(vec![Change::Sandbox(Some(seen))]));
+            let seen = ObservedSandbox { sandbox_attempt, state: SandboxState::Broken, ips: record.ips };
+            return Ok(ActionResult::done(vec![Change::Sandbox(Some(seen))]));
         }
         let pause = self.start_pause(&context.pod).await?;
         record.pause = Some((pause.pid, pause.start_time));
         self.write_record(uid, &record)?;
         self.watch_pause(uid, pause);
-        let seen = SandboxSeen { incarnation, state: SandboxState::Ready, ips: record.ips };
-        Ok(Performed::done(vec![Change::Sandbox(Some(seen))]))
+        let seen = ObservedSandbox { sandbox_attempt, state: SandboxState::Ready, ips: record.ips };
+        Ok(ActionResult::done(vec![Change::Sandbox(Some(seen))]))
     }
 
     pub(super) async fn teardown_sandbox(
         &self,
         pod: &Pod,
-        incarnation: Incarnation,
-    ) -> Result<Performed, Failure> {
+        sandbox_attempt: SandboxAttempt,
+    ) -> Result<ActionResult, Failure> {
         let mut steps = Vec::new();
         let begun = Instant::now();
-        self.take_down(&pod.uid, incarnation).await?;
+        self.take_down(&pod.uid, sandbox_attempt).await?;
         steps.push(("take down", begun.elapsed()));
-        Ok(Performed { changes: vec![Change::Sandbox(None)], steps, ..Performed::default() })
+        Ok(ActionResult { changes: vec![Change::Sandbox(None)], steps, ..ActionResult::default() })
     }
 
     /// Backwards: pause, network, namespaces, record. Each may be done already.
-    pub(super) async fn take_down(&self, uid: &PodUid, incarnation: Incarnation) -> Result<(), Failure> {
+    pub(super) async fn take_down(
+        &self,
+        uid: &PodUid,
+        sandbox_attempt: SandboxAttempt,
+    ) -> Result<(), Failure> {
         let kill = |e: berth_sys::Error| Failure::new("FailedKillPodSandbox", chain(&e));
         let record = self.sandbox_record(uid)?;
         if let Some((_, watch)) = lock(&self.pauses).remove(uid) {
             watch.abort();
         }
-        let mut incarnations = vec![incarnation];
-        incarnations.extend(record.as_ref().map(|r| r.incarnation).filter(|i| *i != incarnation));
+        let mut sandbox_attempts = vec![sandbox_attempt];
+        sandbox_attempts.extend(record.as_ref().map(|r| r.sandbox_attempt).filter(|i| *i != sandbox_attempt));
         let mut pauses = self.stray_pauses(uid)?;
         let of_this_boot = record.as_ref().filter(|r| r.boot == self.config.boot);
         pauses.extend(of_this_boot.and_then(Record::process).filter(|p| !pauses.contains(p)));
-        self.gates.blocking(uid, Area::Sandbox, move || end_pauses(&pauses)).await?.map_err(kill)?;
+        self.pod_locks.blocking(uid, Area::Sandbox, move || end_pauses(&pauses)).await?.map_err(kill)?;
         let dir = self.config.roots.sandbox_dir(uid);
         let netns = dir.join(NsKind::Net.file_name());
-        for i in incarnations {
+        for i in sandbox_attempts {
             let id = sandbox_id(uid, i)?;
             self.network
                 .del(&id, netns.exists().then_some(netns.as_path()))
                 .await
                 .map_err(|e| Failure::new("FailedKillPodSandbox", chain(&e)))?;
         }
-        self.gates.blocking(uid, Area::Sandbox, move || ns::unpin(&dir)).await?.map_err(kill)?;
+        self.pod_locks.blocking(uid, Area::Sandbox, move || ns::unpin(&dir)).await?.map_err(kill)?;
         let record = self.record_path(uid);
         for path in [record.with_extension("bad"), record] {
             berth_sys::fs::remove_if_there(&path).map_err(|e| {
@@ -490,7 +505,7 @@ impl NodeHands {
         let task = tokio::spawn(async move {
             match wait_for_end(pause).await {
                 // Where the manager is gone, so is the agent.
-                Ok(()) => drop(incoming.send(Incoming::One(name, Letter::PauseDied)).await),
+                Ok(()) => drop(incoming.send(NodeEvent::One(name, WorkerMessage::PauseDied)).await),
                 // Its death is seen with the next look.
                 Err(why) => tracing::warn!(uid = %name, why, "pause is not watched"),
             }
@@ -517,7 +532,7 @@ impl NodeHands {
     pub(super) fn sandbox_ids(&self, uids: impl Iterator<Item = PodUid>) -> BTreeSet<String> {
         uids.filter_map(|u| {
             let record = self.sandbox_record(&u).ok()??;
-            sandbox_id(&u, record.incarnation).ok()
+            sandbox_id(&u, record.sandbox_attempt).ok()
         })
         .collect()
     }

@@ -1,12 +1,12 @@
 //! Starting one attempt of one container: image, environment, mounts, user, spec, output, task.
 
-use super::{NodeHands, gates::Area, lock, stop_signal};
-use crate::hands::{Change, Context, Performed, Process};
+use super::{NodeExecutor, lock, pod_locks::Area, stop_signal};
+use crate::executor::{ActionResult, Change, Context, Process};
 use berth_core::{
     event::Event,
-    ids::{Attempt, ContainerId, ContainerName, Incarnation},
+    ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
     model::{Container, MountPropagation, Pod, PullPolicy, RecursiveReadOnly, Seccomp},
-    plan::{ContainerSeen, Exit, Failure, Seen},
+    plan::{Exit, Failure, ObservedContainer, RunState},
     resources::{ContainerResources, oom_score_adj},
 };
 use berth_logd::StreamSpec;
@@ -83,12 +83,12 @@ fn mount_spec(m: ContainerMount, recursive: bool) -> Result<MountSpec, Failure> 
     Ok(MountSpec { read_only: m.read_only, recursive_read_only, propagation: m.propagation, ..plain })
 }
 
-impl NodeHands {
+impl NodeExecutor {
     pub(super) async fn ensure_image(
         &self,
         pod: &Pod,
         container: &ContainerName,
-    ) -> Result<Performed, Failure> {
+    ) -> Result<ActionResult, Failure> {
         let spec = pod.container(container).ok_or_else(|| config_error("the pod has no such container"))?;
         self.claim(&pod.uid, None).await;
         let image = self.fresh_image(spec).await?;
@@ -101,7 +101,7 @@ impl NodeHands {
         {
             tracing::debug!(pod = %pod.key, why = e.message, "nothing prepared for the start");
         }
-        Ok(Performed::done(Vec::new()))
+        Ok(ActionResult::done(Vec::new()))
     }
 
     /// The image as it was found a moment ago, for the start that follows and for other pods of it; else looked for
@@ -156,12 +156,12 @@ impl NodeHands {
         context: Context,
         container: ContainerName,
         attempt: Attempt,
-        incarnation: Incarnation,
+        sandbox_attempt: SandboxAttempt,
         id: ContainerId,
-    ) -> Result<Performed, Failure> {
+    ) -> Result<ActionResult, Failure> {
         self.claim(&context.pod.uid, Some(&id)).await;
         let waited = Instant::now();
-        let _turn = self.starts.take().await;
+        let _turn = self.starts.acquire().await;
         let waited = waited.elapsed();
         let begun = Instant::now();
         let pod = Arc::clone(&context.pod);
@@ -218,7 +218,7 @@ impl NodeHands {
             key: pod.key.clone(),
             container: container.clone(),
             attempt,
-            incarnation,
+            sandbox_attempt,
             image,
             spec: oci,
             extension: serde_json::json!({ "pod": extension, "stopSignal": stop }),
@@ -231,10 +231,10 @@ impl NodeHands {
             shim_group: pod.uid.to_string(),
         };
         let seen = |state, task| {
-            Box::new(ContainerSeen {
+            Box::new(ObservedContainer {
                 container: container.clone(),
                 attempt,
-                incarnation,
+                sandbox_attempt,
                 image_id: image_id.clone(),
                 state,
                 task,
@@ -246,8 +246,8 @@ impl NodeHands {
                 let message = error.message();
                 return match error.failure {
                     StartFailure::Finished(exit) => {
-                        let state = Seen::Recorded(exit_of(exit));
-                        Ok(Performed::done(vec![Change::Container(id, seen(state, true), None)]))
+                        let state = RunState::Recorded(exit_of(exit));
+                        Ok(ActionResult::done(vec![Change::Container(id, seen(state, true), None)]))
                     }
                     StartFailure::CommandNotFound | StartFailure::NotExecutable | StartFailure::Refused
                         if matches!(error.stage, Stage::Create | Stage::Start) =>
@@ -261,7 +261,11 @@ impl NodeHands {
                             message: Some(message),
                             started_at: None,
                         };
-                        Ok(Performed::done(vec![Change::Container(id, seen(Seen::Ended(exit), false), None)]))
+                        Ok(ActionResult::done(vec![Change::Container(
+                            id,
+                            seen(RunState::Ended(exit), false),
+                            None,
+                        )]))
                     }
                     StartFailure::Unknown => Err(Failure::new("RunContainerError", message)),
                     _ => Err(Failure::new("CreateContainerError", message)),
@@ -271,10 +275,10 @@ impl NodeHands {
         steps.extend(started.timings);
         let process = Process { pid: started.pid, start_time: started.start_time };
         let state = match started.exit {
-            Some(exit) => Seen::Ended(exit_of(exit)),
-            None => Seen::Running { started_at: started.started_at },
+            Some(exit) => RunState::Ended(exit_of(exit)),
+            None => RunState::Running { started_at: started.started_at },
         };
-        Ok(Performed {
+        Ok(ActionResult {
             outcome: Ok(()),
             changes: vec![Change::Container(id, seen(state, true), Some(process))],
             steps,
@@ -292,7 +296,7 @@ impl NodeHands {
         let (volumes, facts) = (self.volumes.clone(), self.facts(&context));
         let (uid, recursive) = (context.pod.uid.clone(), self.config.recursive_read_only);
         let services = env::service_env(&context.pod, &self.config.services.get());
-        self.gates
+        self.pod_locks
             .blocking(&uid, Area::Files, move || {
                 let pod = &context.pod;
                 let spec =

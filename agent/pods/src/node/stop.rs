@@ -1,7 +1,7 @@
 //! Ending runs: signals, exit records, reaping, removal.
 
-use super::{NodeHands, chain, gates::Area, lock, stop_signal};
-use crate::hands::{Change, Context, Performed};
+use super::{NodeExecutor, chain, lock, pod_locks::Area, stop_signal};
+use crate::executor::{ActionResult, Change, Context};
 use berth_core::{
     ids::{ContainerId, ContainerName},
     model::{Pod, TerminationMessagePolicy},
@@ -35,7 +35,7 @@ fn head(text: &str, most: usize) -> &str {
     text.get(..end).unwrap_or_default()
 }
 
-impl NodeHands {
+impl NodeExecutor {
     /// Sends a signal: the one given, or the container's stop signal.
     pub(super) async fn signal(
         &self,
@@ -43,7 +43,7 @@ impl NodeHands {
         container: &ContainerName,
         id: &ContainerId,
         number: Option<i32>,
-    ) -> Result<Performed, Failure> {
+    ) -> Result<ActionResult, Failure> {
         let runtime = self.runtime()?;
         let number = match number {
             Some(n) => n,
@@ -54,7 +54,7 @@ impl NodeHands {
             .signal(id, pid, start_time, number)
             .await
             .map_err(|e| Failure::new("FailedKillPod", e.chain()))?;
-        Ok(Performed::done(Vec::new()))
+        Ok(ActionResult::done(Vec::new()))
     }
 
     /// The signal that the run was made with, as its record keeps it. A run of an earlier version has none on record:
@@ -86,7 +86,7 @@ impl NodeHands {
         container: &ContainerName,
         id: ContainerId,
         mut exit: Exit,
-    ) -> Result<Performed, Failure> {
+    ) -> Result<ActionResult, Failure> {
         let mut changes = Vec::new();
         if exit.message.is_none() {
             let file = self.termination_file_message(&context, container).await?;
@@ -94,7 +94,7 @@ impl NodeHands {
                 // Only with its task all output is surely written, a line without an end too. The exit is stored
                 // first: where this is cut short, no more than the message is lost.
                 if !self.store_exit(&id, &exit).await? {
-                    return Ok(Performed::done(vec![Change::Removed(id)]));
+                    return Ok(ActionResult::done(vec![Change::Removed(id)]));
                 }
                 match self.reap(id.clone()).await {
                     Ok(reaped) => changes.extend(reaped.changes),
@@ -114,10 +114,10 @@ impl NodeHands {
             exit.message = exit.message.map(|text| head(&text, most).to_owned());
         }
         if !self.store_exit(&id, &exit).await? {
-            return Ok(Performed::done(vec![Change::Removed(id)]));
+            return Ok(ActionResult::done(vec![Change::Removed(id)]));
         }
         changes.insert(0, Change::Recorded(id, exit));
-        Ok(Performed::done(changes))
+        Ok(ActionResult::done(changes))
     }
 
     /// Writes an exit on the container's record; false where there is no record any more, to write on or to read.
@@ -145,7 +145,7 @@ impl NodeHands {
     ) -> Result<Option<String>, Failure> {
         let (volumes, context, container) = (self.volumes.clone(), context.clone(), container.clone());
         let uid = context.pod.uid.clone();
-        self.gates
+        self.pod_locks
             .blocking(&uid, Area::Files, move || {
                 let pod = &context.pod;
                 let (spec, attempt) =
@@ -166,7 +166,7 @@ impl NodeHands {
         let (attempt, roots) = (run.attempt, self.config.roots.clone());
         let (pod, container) = (context.pod.clone(), container.clone());
         let uid = pod.uid.clone();
-        self.gates
+        self.pod_locks
             .blocking(&uid, Area::Files, move || {
                 let set = reader::LogSet::open(&roots, &pod.key, &pod.uid, &container, attempt).ok()?;
                 tail(&set)
@@ -174,7 +174,7 @@ impl NodeHands {
             .await
     }
 
-    pub(super) async fn reap(&self, id: ContainerId) -> Result<Performed, Failure> {
+    pub(super) async fn reap(&self, id: ContainerId) -> Result<ActionResult, Failure> {
         let begun = std::time::Instant::now();
         self.runtime()?.delete_task(&id).await.map_err(|e| Failure::new("FailedSync", e.chain()))?;
         let mut steps = vec![("delete task", begun.elapsed())];
@@ -182,7 +182,7 @@ impl NodeHands {
         self.logd.finish(&id).await.map_err(|e| Failure::new("FailedSync", chain(&e)))?;
         steps.push(("finish output", begun.elapsed()));
         lock(&self.specs).remove(&id);
-        Ok(Performed { changes: vec![Change::Reaped(id)], steps, ..Performed::default() })
+        Ok(ActionResult { changes: vec![Change::Reaped(id)], steps, ..ActionResult::default() })
     }
 
     pub(super) async fn remove(
@@ -190,7 +190,7 @@ impl NodeHands {
         context: &Context,
         container: &ContainerName,
         id: ContainerId,
-    ) -> Result<Performed, Failure> {
+    ) -> Result<ActionResult, Failure> {
         self.runtime()?.remove(&id).await.map_err(|e| Failure::new("FailedSync", e.chain()))?;
         let finished = self.logd.finish(&id).await;
         if let Some(run) = &context.run {
@@ -202,7 +202,7 @@ impl NodeHands {
         }
         lock(&self.specs).remove(&id);
         lock(&self.owners).remove(&id);
-        Ok(Performed::done(vec![Change::Removed(id)]))
+        Ok(ActionResult::done(vec![Change::Removed(id)]))
     }
 }
 

@@ -4,12 +4,12 @@
 use super::*;
 use crate::{
     testing::{Rng, container, mutate, mutations, pod},
-    worker::Letter,
+    worker::WorkerMessage,
 };
 use berth_core::{
-    ids::{Incarnation, NodeName},
+    ids::{NodeName, SandboxAttempt},
     model::{NodeLabels, PodNamespaces, RestartPolicy},
-    plan::{SandboxSeen, SandboxState},
+    plan::{ObservedSandbox, SandboxState},
     time::Wall,
 };
 use berth_network::NetworkConfig;
@@ -25,8 +25,8 @@ static NODES: AtomicU32 = AtomicU32::new(0);
 
 struct Node {
     dir: tempfile::TempDir,
-    hands: NodeHands,
-    told: mpsc::Receiver<Incoming>,
+    executor: NodeExecutor,
+    node_events: mpsc::Receiver<NodeEvent>,
     pod: Arc<Pod>,
 }
 
@@ -34,9 +34,9 @@ impl Drop for Node {
     fn drop(&mut self) {
         // Where the test has failed, whatever it left.
         let uid = &self.pod.uid;
-        let ended = self.hands.cgroups.kill_pod(uid).and_then(|()| self.hands.cgroups.remove_pod(uid));
-        let unpinned = berth_sys::ns::unpin(&self.hands.config.roots.sandbox_dir(uid));
-        let removed = self.hands.cgroups.remove_all();
+        let ended = self.executor.cgroups.kill_pod(uid).and_then(|()| self.executor.cgroups.remove_pod(uid));
+        let unpinned = berth_sys::ns::unpin(&self.executor.config.roots.sandbox_dir(uid));
+        let removed = self.executor.cgroups.remove_all();
         if !std::thread::panicking() {
             ended.unwrap();
             unpinned.unwrap();
@@ -56,7 +56,7 @@ impl Node {
         }
         let cgroups = CgroupTree::open(&roots).unwrap();
         cgroups.prepare().unwrap();
-        let (incoming, told) = mpsc::channel(16);
+        let (incoming, node_events) = mpsc::channel(16);
         let config = NodeConfig {
             roots: roots.clone(),
             boot: berth_sys::clock::boot_id(&roots.boot_id).unwrap(),
@@ -70,7 +70,7 @@ impl Node {
             services: ServiceLister::new(Vec::new),
             recursive_read_only: recursive_read_only(),
         };
-        let hands = NodeHands::new(
+        let executor = NodeExecutor::new(
             config,
             Arc::new(berth_logd::client::Client::new(roots.logd_socket())),
             Network::open(&roots, NetworkConfig::default()).unwrap(),
@@ -81,7 +81,7 @@ impl Node {
         );
         let plain = pod(RestartPolicy::Always, vec![], vec![container("c", false)]);
         let pod = Arc::new(Pod { namespaces, ..Pod::clone(&plain) });
-        Node { dir, hands, told, pod }
+        Node { dir, executor, node_events, pod }
     }
 
     fn context(&self) -> Context {
@@ -95,8 +95,8 @@ impl Node {
         }
     }
 
-    async fn act(&self, action: Action) -> Result<Option<SandboxSeen>, Failure> {
-        let performed = self.hands.perform(self.context(), action).await;
+    async fn act(&self, action: Action) -> Result<Option<ObservedSandbox>, Failure> {
+        let performed = self.executor.perform(self.context(), action).await;
         performed.outcome?;
         match performed.changes.into_iter().next() {
             Some(Change::Sandbox(seen)) => Ok(seen),
@@ -105,26 +105,26 @@ impl Node {
     }
 
     /// Makes the sandbox whole.
-    async fn make(&self, incarnation: u32) -> SandboxSeen {
-        let incarnation = Incarnation(incarnation);
-        let made = self.act(Action::MakeSandbox(incarnation)).await.unwrap().unwrap();
+    async fn make(&self, sandbox_attempt: u32) -> ObservedSandbox {
+        let sandbox_attempt = SandboxAttempt(sandbox_attempt);
+        let made = self.act(Action::MakeSandbox(sandbox_attempt)).await.unwrap().unwrap();
         assert_ne!(made.state, SandboxState::Broken);
         assert_eq!(self.state(), Some(made.state));
-        self.act(Action::RestartPause(incarnation)).await.unwrap().unwrap()
+        self.act(Action::EnsurePause(sandbox_attempt)).await.unwrap().unwrap()
     }
 
     fn state(&self) -> Option<SandboxState> {
-        self.hands.see_sandbox(&self.pod.uid, None).unwrap().map(|s| s.state)
+        self.executor.see_sandbox(&self.pod.uid, None).unwrap().map(|s| s.state)
     }
 
     /// As where containers run in that sandbox.
-    fn state_of_living(&self, incarnation: u32) -> Option<SandboxSeen> {
-        let lives = Some((self.pod.as_ref(), Incarnation(incarnation)));
-        self.hands.see_sandbox(&self.pod.uid, lives).unwrap()
+    fn state_of_living(&self, sandbox_attempt: u32) -> Option<ObservedSandbox> {
+        let lives = Some((self.pod.as_ref(), SandboxAttempt(sandbox_attempt)));
+        self.executor.see_sandbox(&self.pod.uid, lives).unwrap()
     }
 
     fn pause(&self) -> Process {
-        let pauses = self.hands.stray_pauses(&self.pod.uid).unwrap();
+        let pauses = self.executor.stray_pauses(&self.pod.uid).unwrap();
         assert_eq!(pauses.len(), 1, "{pauses:?}");
         pauses[0]
     }
@@ -136,21 +136,24 @@ impl Node {
     }
 
     async fn hears_that_pause_died(&mut self) {
-        let told = tokio::time::timeout(Duration::from_secs(10), self.told.recv()).await.unwrap();
-        let Some(Incoming::One(uid, Letter::PauseDied)) = told else { panic!("{told:?}") };
+        let node_events =
+            tokio::time::timeout(Duration::from_secs(10), self.node_events.recv()).await.unwrap();
+        let Some(NodeEvent::One(uid, WorkerMessage::PauseDied)) = node_events else {
+            panic!("{node_events:?}")
+        };
         assert_eq!(uid, self.pod.uid);
     }
 
-    async fn take_down(&self, incarnation: u32) {
-        let pauses = self.hands.stray_pauses(&self.pod.uid).unwrap();
-        assert_eq!(self.act(Action::TeardownSandbox(Incarnation(incarnation))).await.unwrap(), None);
+    async fn take_down(&self, sandbox_attempt: u32) {
+        let pauses = self.executor.stray_pauses(&self.pod.uid).unwrap();
+        assert_eq!(self.act(Action::TeardownSandbox(SandboxAttempt(sandbox_attempt))).await.unwrap(), None);
         assert_eq!(self.state(), None);
-        assert_eq!(self.hands.sandboxes().len(), 0);
+        assert_eq!(self.executor.sandboxes().len(), 0);
         for p in pauses {
             assert!(!process::alive(p.pid, p.start_time).unwrap());
         }
-        assert!(!self.hands.record_path(&self.pod.uid).exists());
-        assert!(!self.hands.config.roots.sandbox_dir(&self.pod.uid).exists());
+        assert!(!self.executor.record_path(&self.pod.uid).exists());
+        assert!(!self.executor.config.roots.sandbox_dir(&self.pod.uid).exists());
         assert!(self.dir.path().exists());
     }
 }
@@ -165,18 +168,21 @@ async fn pause_dies_and_is_restarted_also_where_nothing_is_pinned() {
         let mut node = Node::new(namespaces);
         assert_eq!(node.state(), None);
         let made = node.make(3).await;
-        assert_eq!((made.state, made.incarnation, made.ips.len()), (SandboxState::Ready, Incarnation(3), 1));
+        assert_eq!(
+            (made.state, made.sandbox_attempt, made.ips.len()),
+            (SandboxState::Ready, SandboxAttempt(3), 1)
+        );
         assert_eq!(node.state(), Some(SandboxState::Ready));
         let first = node.pause();
         node.kill_pause();
         node.hears_that_pause_died().await;
         assert_eq!(node.state(), Some(SandboxState::NoPause));
-        let again = node.act(Action::RestartPause(Incarnation(3))).await.unwrap().unwrap();
+        let again = node.act(Action::EnsurePause(SandboxAttempt(3))).await.unwrap().unwrap();
         assert_eq!((again.state, again.ips), (SandboxState::Ready, made.ips));
         let second = node.pause();
         assert_ne!(first, second);
         // A late word of the first one's death starts no third.
-        let still = node.act(Action::RestartPause(Incarnation(3))).await.unwrap().unwrap();
+        let still = node.act(Action::EnsurePause(SandboxAttempt(3))).await.unwrap().unwrap();
         assert_eq!((still.state, node.pause()), (SandboxState::Ready, second));
         // And the second is watched like the first.
         node.kill_pause();
@@ -189,7 +195,7 @@ async fn pause_dies_and_is_restarted_also_where_nothing_is_pinned() {
 async fn a_pin_that_is_gone_breaks_the_sandbox() {
     let node = Node::new(OWN_IPC);
     node.make(0).await;
-    let pin = node.hands.config.roots.sandbox_dir(&node.pod.uid).join("ipc");
+    let pin = node.executor.config.roots.sandbox_dir(&node.pod.uid).join("ipc");
     assert!(berth_sys::mount::unmount(&pin).unwrap());
     assert_eq!(node.state(), Some(SandboxState::Broken), "pause alone does not hold a name for it");
     node.take_down(0).await;
@@ -202,7 +208,7 @@ async fn the_end_of_a_shared_pid_namespace_is_the_sandboxs_end() {
     assert_eq!(node.state(), Some(SandboxState::Ready));
     node.kill_pause();
     node.hears_that_pause_died().await;
-    let seen = node.act(Action::RestartPause(Incarnation(0))).await.unwrap().unwrap();
+    let seen = node.act(Action::EnsurePause(SandboxAttempt(0))).await.unwrap().unwrap();
     assert_eq!(seen.state, SandboxState::Broken);
     assert_eq!(node.state(), Some(SandboxState::Broken), "also for the next agent");
     node.take_down(0).await;
@@ -216,7 +222,7 @@ async fn a_sandbox_whose_record_is_torn_or_gone_is_told_by_what_is_there() {
     let node = Node::new(OWN_IPC);
     let made = node.make(2).await;
     let pause = node.pause();
-    let path = node.hands.record_path(&node.pod.uid);
+    let path = node.executor.record_path(&node.pod.uid);
     let whole = std::fs::read(&path).unwrap();
     for torn in [Some(&whole[..whole.len() / 2]), Some(b"".as_slice()), None] {
         match torn {
@@ -249,14 +255,14 @@ async fn a_pause_that_nobody_wrote_down_is_ended_by_the_next_and_by_the_taking_d
     node.make(0).await;
     let mut pauses = vec![node.pause()];
     for _ in 0..3 {
-        node.hands.start_pause(&node.pod).await.unwrap();
+        node.executor.start_pause(&node.pod).await.unwrap();
         pauses.push(node.pause());
     }
     pauses.dedup();
     assert_eq!(pauses.len(), 4, "each try has its own, and one lives at a time");
     node.take_down(0).await;
-    node.hands.clean(&node.pod.uid).await.unwrap();
-    assert!(node.hands.cgroups.pods().unwrap().is_empty());
+    node.executor.cleanup_pod(&node.pod.uid).await.unwrap();
+    assert!(node.executor.cgroups.pods().unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -264,25 +270,25 @@ async fn a_making_that_failed_is_seen_as_broken_and_cleaned_away() {
     // A network of its own, and no CNI configuration to attach it.
     let node = Node::new(PodNamespaces::default());
     for _ in 0..2 {
-        let failure = node.act(Action::MakeSandbox(Incarnation(0))).await.unwrap_err();
+        let failure = node.act(Action::MakeSandbox(SandboxAttempt(0))).await.unwrap_err();
         assert_eq!(failure.reason, "FailedCreatePodSandBox", "{failure}");
         assert_eq!(node.state(), Some(SandboxState::Broken));
     }
-    // As the janitor does it, who knows of no incarnation.
-    node.hands.clean(&node.pod.uid).await.unwrap();
-    assert_eq!((node.state(), node.hands.sandboxes().len()), (None, 0));
-    assert!(node.hands.cgroups.pods().unwrap().is_empty());
+    // As the janitor does it, who knows of no sandbox attempt.
+    node.executor.cleanup_pod(&node.pod.uid).await.unwrap();
+    assert_eq!((node.state(), node.executor.sandboxes().len()), (None, 0));
+    assert!(node.executor.cgroups.pods().unwrap().is_empty());
 }
 
 #[tokio::test]
 async fn mutated_records_are_set_aside_or_borne() {
     let node = Node::new(OWN_IPC);
-    let boot = node.hands.config.boot.as_str();
+    let boot = node.executor.config.boot.as_str();
     let me = std::process::id();
     let start_time = process::start_time(me).unwrap().unwrap();
-    let record = |incarnation: u32, boot: &str, complete: bool, pause: Value, pins: Value| {
+    let record = |sandbox_attempt: u32, boot: &str, complete: bool, pause: Value, pins: Value| {
         let ips = json!(["10.0.0.1", "fd00::1"]);
-        json!({"incarnation": incarnation, "boot": boot, "complete": complete, "ips": ips, "pause": pause, "pins": pins})
+        json!({"incarnation": sandbox_attempt, "boot": boot, "complete": complete, "ips": ips, "pause": pause, "pins": pins})
     };
     let corpus = [
         record(0, boot, true, json!([me, start_time]), json!([])),
@@ -290,7 +296,7 @@ async fn mutated_records_are_set_aside_or_borne() {
         record(2, boot, false, Value::Null, json!(["net", "uts", "pid"])),
         record(u32::MAX, "another", true, json!([u32::MAX, u64::MAX]), json!(["ipc"])),
     ];
-    let path = node.hands.record_path(&node.pod.uid);
+    let path = node.executor.record_path(&node.pod.uid);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let (count, begun) = (mutations(), Instant::now());
     let (mut past_syntax, mut read) = (0, 0);
@@ -299,7 +305,7 @@ async fn mutated_records_are_set_aside_or_borne() {
         let text = mutate(&mut rng, &corpus);
         past_syntax += usize::from(serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok());
         std::fs::write(&path, &text).unwrap();
-        let seen = node.hands.see_sandbox(&node.pod.uid, None).unwrap();
+        let seen = node.executor.see_sandbox(&node.pod.uid, None).unwrap();
         let aside = path.with_extension("bad");
         assert_eq!(seen.is_some(), path.exists(), "seed {seed}");
         assert_eq!(seen.is_none(), aside.exists(), "seed {seed}");

@@ -34,22 +34,29 @@ fn carry_out(action: &Action, seen: &mut Observed, at: Wall) {
     match action {
         Action::MountVolumes => (seen.volumes_mounted, seen.volumes_present) = (true, true),
         Action::UnmountVolumes => (seen.volumes_mounted, seen.volumes_present) = (false, false),
-        Action::MakeSandbox(incarnation) => {
-            let (incarnation, state) = (*incarnation, SandboxState::Ready);
-            seen.sandbox = Some(SandboxSeen { incarnation, state, ips: vec!["10.0.0.1".parse().unwrap()] });
+        Action::MakeSandbox(sandbox_attempt) => {
+            let (sandbox_attempt, state) = (*sandbox_attempt, SandboxState::Ready);
+            seen.sandbox =
+                Some(ObservedSandbox { sandbox_attempt, state, ips: vec!["10.0.0.1".parse().unwrap()] });
         }
         Action::TeardownSandbox(_) => seen.sandbox = None,
-        Action::Start { container, attempt, incarnation, id } => {
-            let state = Seen::Running { started_at: at };
-            let (container, attempt, incarnation) = (container.clone(), *attempt, *incarnation);
-            let run =
-                ContainerSeen { container, attempt, incarnation, image_id: "i".into(), state, task: true };
+        Action::Start { container, attempt, sandbox_attempt, id } => {
+            let state = RunState::Running { started_at: at };
+            let (container, attempt, sandbox_attempt) = (container.clone(), *attempt, *sandbox_attempt);
+            let run = ObservedContainer {
+                container,
+                attempt,
+                sandbox_attempt,
+                image_id: "i".into(),
+                state,
+                task: true,
+            };
             seen.containers.insert(id.clone(), run);
         }
         Action::Signal { id, .. } | Action::Kill { id, .. } => end(seen, id, 137, at),
         Action::RecordExit { id, exit, .. } => {
             if let Some(c) = seen.containers.get_mut(id) {
-                c.state = Seen::Recorded(exit.0.clone());
+                c.state = RunState::Recorded(exit.0.clone());
             }
         }
         Action::Reap { id, .. } => {
@@ -64,7 +71,7 @@ fn carry_out(action: &Action, seen: &mut Observed, at: Wall) {
 
 fn end(seen: &mut Observed, id: &ContainerId, code: i32, at: Wall) {
     if let Some(c) = seen.containers.get_mut(id) {
-        c.state = Seen::Ended(Exit { code, ..Exit::unknown(at) });
+        c.state = RunState::Ended(Exit { code, ..Exit::unknown(at) });
     }
 }
 
@@ -101,7 +108,7 @@ fn corpus() -> (Vec<Value>, Vec<Value>) {
             if !ids.is_empty() && rng.below(3) == 0 {
                 let code = *rng.pick(&[0, 1]);
                 let id = rng.pick(&ids);
-                if matches!(seen.containers[id].state, Seen::Running { .. }) {
+                if matches!(seen.containers[id].state, RunState::Running { .. }) {
                     end(&mut seen, id, code, now.wall);
                 }
             }

@@ -7,11 +7,11 @@ use crate::fake::{
 };
 use berth_core::{
     model::{Container, Hook, Pod},
-    plan::Seen,
+    plan::RunState,
     probe::ProbeResult,
     status::{ConditionType, Phase, Truth},
 };
-use berth_pods::{DesiredSet, Incoming, Store};
+use berth_pods::{DesiredSet, NodeEvent, Store};
 use std::{sync::Arc, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -149,13 +149,14 @@ async fn nothing_is_claimed_of_a_pod_that_nobody_has_looked_at_yet() {
     let list = node.list();
     node.pass(SECOND * 3).await;
     for p in [&a, &b] {
-        node.trouble(&p.uid, "look", Trouble::Slow(SECOND * 20));
+        node.trouble(&p.uid, "observe", Trouble::Slow(SECOND * 20));
     }
     node.send(list).await;
-    node.until("looked", |s| s.looks.contains_key(&a.uid) && s.looks.contains_key(&b.uid)).await;
+    node.until("observed", |s| s.observations.contains_key(&a.uid) && s.observations.contains_key(&b.uid))
+        .await;
     node.pass(SECOND * 10).await;
     // An outage in the middle of it, and the end of the looks.
-    node.send(Incoming::RuntimeLost).await;
+    node.send(NodeEvent::RuntimeLost).await;
     node.pass(SECOND * 5).await;
     assert_eq!(agent.board.readiness(&a.uid), [Truth::True], "as it was");
     assert_eq!(agent.board.readiness(&b.uid), [Truth::Unknown]);
@@ -210,7 +211,7 @@ async fn memory_of_a_pod_of_which_nothing_is_left_ends_well() {
     node.lock().pods.clear();
     let before = node.kinds(&p.uid).len();
     let agent = Agent::start(&node, &store, DesiredSet::default()).await;
-    node.until("looked at", |s| s.looks.contains_key(&p.uid)).await;
+    node.until("observed at", |s| s.observations.contains_key(&p.uid)).await;
     agent.want(|d| d.listed = true);
     agent.gone(&p.uid).await;
     node.until("forgotten", |_| memory_files(&dir).is_empty()).await;
@@ -251,7 +252,7 @@ async fn containers_whose_pod_nobody_can_tell_are_left_alone() {
     std::fs::remove_file(dir.path().join("run/memory/u-a.json")).unwrap();
     node.lock().pods.get_mut(&p.uid).unwrap().0 = None;
     // Its directory and its cgroup are there.
-    node.lock().leftovers.insert(p.uid.clone());
+    node.lock().orphans.insert(p.uid.clone());
     let (run, before) = (node.running(&p.uid, "c"), node.kinds(&p.uid).len());
     let agent = Agent::start(&node, &store, wanted([])).await;
     node.until("cleaned", |s| s.sweeps == 1).await;
@@ -278,21 +279,21 @@ async fn a_container_whose_shim_does_not_answer_is_not_taken_for_dead() {
     node.pass(SECOND * 300).await;
     assert_eq!(node.kinds(&p.uid).into_iter().skip(before).collect::<Vec<_>>(), ["MountVolumes"]);
     assert_eq!(agent.board.readiness(&p.uid), [Truth::True]);
-    let looks = node.lock().looks[&p.uid];
-    assert!((5..=15).contains(&looks), "looked at again now and then: {looks}");
+    let observations = node.lock().observations[&p.uid];
+    assert!((5..=15).contains(&observations), "observed at again now and then: {observations}");
     // It answers again: the container ended while nobody could tell.
     {
         let mut state = node.lock();
         state.unsure.clear();
         let at = berth_core::time::Wall(1_700_000_100_000_000_000);
         let exit = berth_core::plan::Exit { code: 3, ..berth_core::plan::Exit::unknown(at) };
-        state.pods.get_mut(&p.uid).unwrap().1.containers.get_mut(&run).unwrap().state = Seen::Ended(exit);
+        state.pods.get_mut(&p.uid).unwrap().1.containers.get_mut(&run).unwrap().state = RunState::Ended(exit);
     }
     node.until("restarted", |_| node.starts(&p.uid, "c").len() == 2).await;
     agent.ready(&p.uid).await;
-    let looks = node.lock().looks[&p.uid];
+    let observations = node.lock().observations[&p.uid];
     node.pass(SECOND * 3600).await;
-    assert_eq!(node.lock().looks[&p.uid], looks, "and then no more");
+    assert_eq!(node.lock().observations[&p.uid], observations, "and then no more");
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use berth_core::{
     model::{Objects, Pod},
     status::Truth,
 };
-use berth_pods::{Decision, DesiredSet};
+use berth_pods::{DesiredSet, PlanRecord};
 use std::{sync::Arc, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -61,15 +61,15 @@ async fn a_waiting_pod_that_is_no_longer_wanted_is_no_longer_shown() {
 #[tokio::test(start_paused = true)]
 async fn a_stuck_or_slow_action_or_look_holds_up_its_own_pod_only() {
     let (_dir, store) = store();
-    let kinds = ["MountVolumes", "MakeSandbox", "EnsureImage", "Start", "look"];
+    let kinds = ["MountVolumes", "MakeSandbox", "EnsureImage", "Start", "observe"];
     let node = Node::new();
     let stuck: Vec<Pod> = kinds.iter().map(|k| pod(&k.to_lowercase(), vec![])).collect();
     for (p, kind) in stuck.iter().zip(kinds) {
         node.trouble(&p.uid, kind, Trouble::Stuck);
     }
     // Its start fails, so that it looks.
-    let looking = stuck.last().unwrap().uid.clone();
-    node.trouble(&looking, "Start", Trouble::Fails);
+    let observe = stuck.last().unwrap().uid.clone();
+    node.trouble(&observe, "Start", Trouble::Fails);
     let others: Vec<Pod> = (0..20).map(|n| pod(&format!("p{n}"), vec![])).collect();
     let uids: Vec<PodUid> = others.iter().map(|p| p.uid.clone()).collect();
     let agent = Agent::start(&node, &store, wanted(stuck.iter().cloned().chain(others))).await;
@@ -77,7 +77,7 @@ async fn a_stuck_or_slow_action_or_look_holds_up_its_own_pod_only() {
         agent.ready(uid).await;
     }
     assert!(node.elapsed() < SECOND, "{:?}", node.elapsed());
-    node.until("looked", |s| s.looks.contains_key(&looking)).await;
+    node.until("observed", |s| s.observations.contains_key(&observe)).await;
     // They come and go as ever.
     let begun = node.elapsed();
     agent.want(|d| d.pods.retain(|u, _| !uids.contains(u)));
@@ -87,8 +87,8 @@ async fn a_stuck_or_slow_action_or_look_holds_up_its_own_pod_only() {
     assert!(node.elapsed() - begun < SECOND);
     assert!(stuck.iter().all(|p| !agent.board.is_ready(&p.uid)));
     // A stuck look holds up nothing of its pod that can go on without it: the next start succeeds.
-    node.lock().trouble.remove(&(looking.clone(), "Start"));
-    agent.ready(&looking).await;
+    node.lock().trouble.remove(&(observe.clone(), "Start"));
+    agent.ready(&observe).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,7 +125,7 @@ async fn a_panic_in_a_worker_is_that_pods_failure_alone() {
     assert!(node.elapsed() - at < SECOND, "nobody rests with it");
     node.until("panicked again", |_| agent.board.told().panics[&ua] == 0).await;
     assert!(node.elapsed() - at >= SECOND * 4);
-    node.until("looked at anew", |s| s.looks.contains_key(&ua)).await;
+    node.until("observed at anew", |s| s.observations.contains_key(&ua)).await;
     let rested = node.elapsed() - at;
     assert!(rested >= SECOND * 14 && rested < SECOND * 20, "5 s, then 10 s: {rested:?}");
     assert_eq!(node.running(&ua, "c"), run, "it ran on");
@@ -220,7 +220,7 @@ async fn decisions_can_be_made_again_from_what_was_recorded() {
     let uid = p.uid.clone();
     let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
     agent.ready(&uid).await;
-    let decisions: Vec<Arc<Decision>> = agent.board.report(&uid).decisions;
+    let decisions: Vec<Arc<PlanRecord>> = agent.board.report(&uid).decisions;
     assert!(decisions.len() >= 2);
     for d in decisions {
         let mut memory = d.memory.clone();
@@ -239,16 +239,16 @@ async fn leftovers_of_unknown_pods_are_removed_and_nobody_works_on_them_meanwhil
     let node = Node::new();
     let (known, old) = (pod("known", vec![]), pod("old", vec![]));
     let (uk, uo) = (known.uid.clone(), old.uid.clone());
-    node.lock().leftovers.extend([uk.clone(), uo.clone(), uid("u-stuck")]);
-    node.trouble(&uo, "clean", Trouble::Slow(SECOND * 20));
-    node.trouble(&uid("u-stuck"), "clean", Trouble::Slow(SECOND * 40));
+    node.lock().orphans.extend([uk.clone(), uo.clone(), uid("u-stuck")]);
+    node.trouble(&uo, "cleanup", Trouble::Slow(SECOND * 20));
+    node.trouble(&uid("u-stuck"), "cleanup", Trouble::Slow(SECOND * 40));
     let agent = Agent::start_unlisted(&node, &store, DesiredSet { listed: false, ..wanted([known.clone()]) });
     node.back().await;
     agent.ready(&uk).await;
     node.pass(SECOND * 10).await;
     assert!(node.lock().cleaned.is_empty(), "not before the source has listed");
     agent.want(|d| d.listed = true);
-    node.until("cleaning", |_| node.lock().leftovers.len() == 3).await;
+    node.until("cleaning", |_| node.lock().orphans.len() == 3).await;
     node.pass(SECOND).await;
     // Its file is put back just now.
     let begun = node.elapsed();
@@ -259,7 +259,7 @@ async fn leftovers_of_unknown_pods_are_removed_and_nobody_works_on_them_meanwhil
     let waited = node.elapsed() - begun;
     assert!(waited > SECOND * 15 && waited < SECOND * 25, "{waited:?}");
     node.until("swept", |s| s.sweeps == 1).await;
-    assert_eq!(node.lock().cleaned, [uo, uid("u-stuck")], "known pods are not leftovers");
+    assert_eq!(node.lock().cleaned, [uo, uid("u-stuck")], "known pods are not orphans");
     assert_eq!(memory_files(&dir).len(), 2);
     assert_eq!(agent.board.readiness(&uk), [Truth::Unknown, Truth::False, Truth::True]);
 }
@@ -269,12 +269,12 @@ async fn leftovers_that_resist_are_tried_again() {
     let (_dir, store) = store();
     let node = Node::new();
     let left = uid("u-left");
-    node.lock().leftovers.insert(left.clone());
-    node.trouble(&left, "clean", Trouble::Fails);
+    node.lock().orphans.insert(left.clone());
+    node.trouble(&left, "cleanup", Trouble::Fails);
     let _agent = Agent::start(&node, &store, wanted([])).await;
     node.until("swept all the same", |s| s.sweeps == 1).await;
     assert!(node.lock().cleaned.is_empty());
-    node.trouble(&left, "clean", Trouble::Panics);
+    node.trouble(&left, "cleanup", Trouble::Panics);
     node.until("and again", |s| s.sweeps == 2).await;
     assert!(node.lock().cleaned.is_empty());
     node.until("cleaned", |s| s.cleaned == [left.clone()]).await;
@@ -289,7 +289,7 @@ async fn what_comes_to_be_nobodys_is_found_now_and_then() {
     let node = Node::new();
     let _agent = Agent::start(&node, &store, wanted([])).await;
     node.until("swept once", |s| s.sweeps == 1).await;
-    node.lock().leftovers.insert(uid("u-late"));
+    node.lock().orphans.insert(uid("u-late"));
     node.until("cleaned", |s| s.cleaned == [uid("u-late")]).await;
     node.until("swept after it", |s| s.sweeps == 2).await;
     assert!(node.elapsed() < SECOND * 600, "{:?}", node.elapsed());

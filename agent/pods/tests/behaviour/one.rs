@@ -8,11 +8,11 @@ use crate::fake::{
 use berth_core::{
     event::Event,
     model::{Container, Hook, Pod, PodNamespaces, RestartPolicy},
-    plan::{Action, Exit, Seen},
+    plan::{Action, Exit, RunState},
     probe::ProbeResult,
     status::{ContainerState, Phase},
 };
-use berth_pods::Letter;
+use berth_pods::WorkerMessage;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -104,7 +104,7 @@ async fn an_exit_that_comes_before_its_start_ends_is_not_lost() {
     let ContainerState::Terminated(t) = agent.board.container(&uid, "c").state else { panic!("not ended") };
     assert_eq!((t.exit_code, t.reason.as_str()), (7, "Error"));
     assert!(t.started_at.is_some());
-    assert_eq!(node.lock().looks.get(&uid), None, "nothing had to be looked at");
+    assert_eq!(node.lock().observations.get(&uid), None, "nothing had to be observed at");
 }
 
 #[tokio::test(start_paused = true)]
@@ -134,7 +134,7 @@ async fn a_failed_start_is_looked_into() {
     let uid = p.uid.clone();
     node.trouble(&uid, "Start", Trouble::Fails);
     let agent = Agent::start(&node, &store, wanted([p])).await;
-    node.until("looked", |s| s.looks.contains_key(&uid)).await;
+    node.until("observed", |s| s.observations.contains_key(&uid)).await;
     let ContainerState::Waiting { reason, .. } = agent.board.container(&uid, "c").state else {
         panic!("not waiting")
     };
@@ -157,17 +157,17 @@ async fn what_the_kernel_killed_for_memory_is_told_so_however_late_it_is_known()
         agent.ready(uid).await;
         let id = node.running(uid, "c").unwrap();
         if text == "before" {
-            node.letter(uid, Letter::Oom(id.clone())).await;
+            node.message(uid, WorkerMessage::Oom(id.clone())).await;
             // A child was killed: the container runs on.
             assert!(agent.board.is_ready(uid));
         }
         node.exit(uid, "c", 137).await;
-        node.until("stored", |s| matches!(s.pods[uid].1.containers[&id].state, Seen::Recorded(_))).await;
+        node.until("stored", |s| matches!(s.pods[uid].1.containers[&id].state, RunState::Recorded(_))).await;
         if text == "after" {
-            node.letter(uid, Letter::Oom(id.clone())).await;
+            node.message(uid, WorkerMessage::Oom(id.clone())).await;
         }
         node.until("stored as such", |s| {
-            matches!(&s.pods[uid].1.containers[&id].state, Seen::Recorded(Exit { oom: true, .. }))
+            matches!(&s.pods[uid].1.containers[&id].state, RunState::Recorded(Exit { oom: true, .. }))
         })
         .await;
         node.until("told", |_| {
@@ -253,11 +253,11 @@ async fn the_death_of_pause_restarts_pause_and_no_container() {
     let agent = Agent::start(&node, &store, wanted([p])).await;
     agent.ready(&uid).await;
     let run = node.running(&uid, "c");
-    node.letter(&uid, Letter::PauseDied).await;
-    node.until("again", |_| node.kinds(&uid).contains(&"RestartPause")).await;
+    node.message(&uid, WorkerMessage::PauseDied).await;
+    node.until("again", |_| node.kinds(&uid).contains(&"EnsurePause")).await;
     node.pass(SECOND * 60).await;
     assert_eq!((node.running(&uid, "c"), agent.board.is_ready(&uid)), (run, true));
-    assert_eq!(node.kinds(&uid).iter().filter(|k| **k == "RestartPause").count(), 1);
+    assert_eq!(node.kinds(&uid).iter().filter(|k| **k == "EnsurePause").count(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -270,14 +270,14 @@ async fn the_death_of_pause_in_a_shared_pid_namespace_brings_a_new_sandbox() {
     let agent = Agent::start(&node, &store, wanted([p])).await;
     agent.ready(&uid).await;
     // The kernel kills every process of the namespace.
-    node.letter(&uid, Letter::PauseDied).await;
+    node.message(&uid, WorkerMessage::PauseDied).await;
     node.exit(&uid, "c", 137).await;
     node.exit(&uid, "d", 137).await;
     node.until("taken down", |_| node.kinds(&uid).contains(&"TeardownSandbox")).await;
     node.until("both run anew", |_| {
         ["c", "d"].iter().all(|c| {
             node.newest(&uid, c)
-                .is_some_and(|(_, c)| matches!(c.state, Seen::Running { .. }) && c.incarnation.0 == 1)
+                .is_some_and(|(_, c)| matches!(c.state, RunState::Running { .. }) && c.sandbox_attempt.0 == 1)
         })
     })
     .await;

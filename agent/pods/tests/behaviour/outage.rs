@@ -7,10 +7,10 @@ use crate::fake::{
 };
 use berth_core::{
     model::Pod,
-    plan::{Exit, Seen},
+    plan::{Exit, RunState},
     status::{ContainerState, Truth},
 };
-use berth_pods::Incoming;
+use berth_pods::NodeEvent;
 use std::{sync::Arc, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ async fn nothing_is_restarted_and_an_exit_of_that_time_is_learnt() {
     node.exit(&pods[0].uid, "d", 9).await;
     node.pass(SECOND * 600).await;
     assert_eq!(node.lock().log.len(), before, "nothing is asked of it");
-    assert!(node.lock().looks.is_empty(), "nor is it polled");
+    assert!(node.lock().observations.is_empty(), "nor is it polled");
     for (p, told) in pods.iter().zip(told) {
         assert_eq!(agent.board.readiness(&p.uid), told);
         assert_eq!(told.last(), Some(&Truth::True));
@@ -127,7 +127,7 @@ async fn a_container_that_vanished_is_recorded_as_unknown_and_followed_by_the_ne
         // The shim was killed with its container: no task, no exit.
         let mut state = node.lock();
         let c = state.pods.get_mut(&p.uid).unwrap().1.containers.get_mut(&id).unwrap();
-        (c.state, c.task) = (Seen::NotStarted, false);
+        (c.state, c.task) = (RunState::NotStarted, false);
     }
     node.pass(SECOND).await;
     node.back().await;
@@ -145,13 +145,13 @@ async fn killed_for_memory_while_nobody_listened() {
     let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
     agent.ready(&p.uid).await;
     let id = node.running(&p.uid, "c").unwrap();
-    node.letter(&p.uid, berth_pods::Letter::Oom(id.clone())).await;
+    node.message(&p.uid, berth_pods::WorkerMessage::Oom(id.clone())).await;
     node.outage().await;
     node.exit(&p.uid, "c", 137).await;
     node.pass(SECOND).await;
     node.back().await;
     node.until("stored", |s| {
-        matches!(&s.pods[&p.uid].1.containers[&id].state, Seen::Recorded(Exit { oom: true, .. }))
+        matches!(&s.pods[&p.uid].1.containers[&id].state, RunState::Recorded(Exit { oom: true, .. }))
     })
     .await;
     node.until("told", |_| {
@@ -166,11 +166,11 @@ async fn a_word_of_loss_after_the_list_is_not_overruled_by_an_earlier_look() {
     let node = Node::new();
     let p = pod("a", vec![]);
     node.trouble(&p.uid, "Start", crate::fake::Trouble::Fails);
-    node.trouble(&p.uid, "look", crate::fake::Trouble::Slow(SECOND * 5));
+    node.trouble(&p.uid, "observe", crate::fake::Trouble::Slow(SECOND * 5));
     let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
-    node.until("looks", |s| s.looks.contains_key(&p.uid)).await;
+    node.until("observations", |s| s.observations.contains_key(&p.uid)).await;
     node.pass(SECOND).await;
-    node.send(Incoming::RuntimeLost).await;
+    node.send(NodeEvent::RuntimeLost).await;
     node.no_trouble();
     let before = node.lock().log.len();
     node.pass(SECOND * 120).await;

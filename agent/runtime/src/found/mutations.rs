@@ -25,7 +25,7 @@ fn listed() -> ListContainerMessage {
         },
         container: ContainerName::new("app").unwrap(),
         attempt: Attempt(3),
-        incarnation: Incarnation(1),
+        sandbox_attempt: SandboxAttempt(1),
         boot: BootId::new("7c9e6679-7425-40de-944b-e07fc1f90ae7").unwrap(),
         image_id: "sha256:0123".into(),
         extension: json!({"grace": 30, "hooks": [{"exec": ["a", "b"]}], "spec": null}),

@@ -2,7 +2,7 @@
 
 use super::{testing::pod, *};
 use berth_core::{
-    ids::{Attempt, Incarnation},
+    ids::{Attempt, SandboxAttempt},
     resources::ContainerResources,
 };
 use berth_harness::{
@@ -44,7 +44,7 @@ fn mutated_image_configurations() {
         let spec = build(&SpecInput {
             pod: &pod,
             container,
-            id: &ContainerId::derive(&pod.uid, Incarnation(0), &container.name, Attempt(0)),
+            id: &ContainerId::derive(&pod.uid, SandboxAttempt(0), &container.name, Attempt(0)),
             image: &image,
             user: &user,
             env: &[],

@@ -2,7 +2,7 @@
 
 use super::{testing::pod, *};
 use berth_core::{
-    ids::{Attempt, Incarnation},
+    ids::{Attempt, SandboxAttempt},
     model::{CAPABILITIES, MountPropagation, RecursiveReadOnly, VolumeMount},
     resources::ContainerResources,
 };
@@ -38,7 +38,7 @@ impl Case {
 
     fn build(&self) -> Result<Value, SpecError> {
         let container = &self.pod.containers[0];
-        let id = ContainerId::derive(&self.pod.uid, Incarnation(0), &container.name, Attempt(0));
+        let id = ContainerId::derive(&self.pod.uid, SandboxAttempt(0), &container.name, Attempt(0));
         let user = ResolvedUser { uid: 0, gid: 0, additional_gids: vec![0] };
         let joined = NamespacePaths {
             net: Some("/ns/net".into()),

@@ -105,7 +105,7 @@ impl Runtime {
             key: request.key.clone(),
             container: request.container.clone(),
             attempt: request.attempt,
-            incarnation: request.incarnation,
+            sandbox_attempt: request.sandbox_attempt,
             boot: self.config().boot.clone(),
             image_id: request.image.image_id.clone(),
             extension: request.extension.clone(),

@@ -2,7 +2,7 @@
 
 use crate::{image::Image, record::ExitRecord};
 use berth_core::{
-    ids::{Attempt, ContainerId, ContainerName, Incarnation, PodKey, PodUid},
+    ids::{Attempt, ContainerId, ContainerName, PodKey, PodUid, SandboxAttempt},
     time::Wall,
 };
 use std::{path::PathBuf, time::Duration};
@@ -35,7 +35,7 @@ pub struct StartRequest {
     /// Which run of it.
     pub attempt: Attempt,
     /// In which sandbox of the pod.
-    pub incarnation: Incarnation,
+    pub sandbox_attempt: SandboxAttempt,
     /// Its image.
     pub image: Image,
     /// Its OCI spec.

@@ -9,8 +9,8 @@
 
 use berth_core::{
     ids::{
-        Attempt, BootId, ContainerId, ContainerName, Incarnation, Namespace, NodeName, PodKey, PodName,
-        PodUid,
+        Attempt, BootId, ContainerId, ContainerName, Namespace, NodeName, PodKey, PodName, PodUid,
+        SandboxAttempt,
     },
     roots::Roots,
 };
@@ -202,7 +202,7 @@ impl Node {
         let pod = PodUid::new(pod).unwrap();
         let container = ContainerName::new(name).unwrap();
         let attempt = Attempt(self.counter.fetch_add(1, Ordering::Relaxed));
-        let id = ContainerId::derive(&pod, Incarnation(0), &container, attempt);
+        let id = ContainerId::derive(&pod, SandboxAttempt(0), &container, attempt);
         let output = Output::new(&self.dir.path().join("io"), id.short());
         let request = StartRequest {
             key: PodKey {
@@ -211,7 +211,7 @@ impl Node {
             },
             container,
             attempt,
-            incarnation: Incarnation(0),
+            sandbox_attempt: SandboxAttempt(0),
             image: image.clone(),
             spec: self.spec(&id, pod.as_str(), args),
             extension: json!({"grace": 30, "name": name}),

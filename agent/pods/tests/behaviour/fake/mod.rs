@@ -8,13 +8,13 @@ use berth_core::{
     admit::{NodeInfo, admit},
     ids::{ContainerId, ContainerName, PodUid},
     model::{NodeLabels, Pod, Probe, ResourceList},
-    plan::{Action, ContainerSeen, Exit, Failure, Observed, SandboxSeen, SandboxState, Seen},
+    plan::{Action, Exit, Failure, Observed, ObservedContainer, ObservedSandbox, RunState, SandboxState},
     probe::ProbeResult,
     time::{Boottime, Now, Wall},
 };
 use berth_pods::{
-    Change, Context, DesiredSet, Found, Hands, Incoming, Letter, ManagerConfig, Performed, Process, Sight,
-    Store,
+    ActionResult, Change, Context, DesiredSet, Executor, Found, ManagerConfig, NodeEvent, PodSnapshot,
+    Process, Store, WorkerMessage,
 };
 use board::Board;
 use std::{
@@ -61,7 +61,7 @@ pub struct State {
     pub answers: BTreeMap<ContainerName, ProbeResult>,
     pub ask_panics: bool,
     pub asked: u64,
-    pub looks: BTreeMap<PodUid, u32>,
+    pub observations: BTreeMap<PodUid, u32>,
     pub refreshed: Vec<PodUid>,
     /// Containers whose shim does not answer.
     pub unsure: BTreeSet<ContainerId>,
@@ -71,7 +71,7 @@ pub struct State {
     pub ends_at_once: BTreeSet<ContainerName>,
     /// Events that starts report beside their success.
     pub events: Vec<berth_core::event::Event>,
-    pub leftovers: BTreeSet<PodUid>,
+    pub orphans: BTreeSet<PodUid>,
     pub cleaned: Vec<PodUid>,
     pub sweeps: u32,
     pub violations: Vec<String>,
@@ -79,7 +79,7 @@ pub struct State {
 
 pub struct Node {
     state: Mutex<State>,
-    incoming: Mutex<Option<mpsc::Sender<Incoming>>>,
+    incoming: Mutex<Option<mpsc::Sender<NodeEvent>>>,
     begun: Instant,
     /// Something has changed that a test may wait for.
     pub bump: watch::Sender<u64>,
@@ -148,7 +148,7 @@ impl Node {
         tokio::time::sleep(time).await;
     }
 
-    async fn tell(&self, incoming: Incoming) {
+    async fn tell(&self, incoming: NodeEvent) {
         let sender = self.incoming.lock().unwrap().clone();
         if let Some(sender) = sender {
             // An agent that is dead hears nothing.
@@ -157,7 +157,7 @@ impl Node {
     }
 
     /// The newest run of a container.
-    pub fn newest(&self, pod: &PodUid, container: &str) -> Option<(ContainerId, ContainerSeen)> {
+    pub fn newest(&self, pod: &PodUid, container: &str) -> Option<(ContainerId, ObservedContainer)> {
         let state = self.lock();
         let seen = &state.pods.get(pod)?.1;
         let runs = seen.containers.iter().filter(|(_, c)| c.container.as_str() == container);
@@ -165,17 +165,19 @@ impl Node {
     }
 
     pub fn running(&self, pod: &PodUid, container: &str) -> Option<ContainerId> {
-        self.newest(pod, container).filter(|(_, c)| matches!(c.state, Seen::Running { .. })).map(|(id, _)| id)
+        self.newest(pod, container)
+            .filter(|(_, c)| matches!(c.state, RunState::Running { .. }))
+            .map(|(id, _)| id)
     }
 
     fn end(&self, state: &mut State, pod: &PodUid, id: &ContainerId, code: i32) -> Option<Exit> {
         let at = self.now().wall;
         let exit = Exit { code, at, oom: false, reason: None, message: None, started_at: None };
         let c = state.pods.get_mut(pod)?.1.containers.get_mut(id)?;
-        if !matches!(c.state, Seen::Running { .. }) {
+        if !matches!(c.state, RunState::Running { .. }) {
             return None;
         }
-        c.state = Seen::Ended(exit.clone());
+        c.state = RunState::Ended(exit.clone());
         state.processes.remove(id);
         Some(exit)
     }
@@ -188,21 +190,21 @@ impl Node {
             (self.end(&mut state, pod, &id, code).expect("it runs"), state.up)
         };
         if up {
-            self.tell(Incoming::One(pod.clone(), Letter::Exit(id, exit))).await;
+            self.tell(NodeEvent::One(pod.clone(), WorkerMessage::Exit(id, exit))).await;
         }
     }
 
-    pub async fn letter(&self, pod: &PodUid, letter: Letter) {
-        self.tell(Incoming::One(pod.clone(), letter)).await;
+    pub async fn message(&self, pod: &PodUid, message: WorkerMessage) {
+        self.tell(NodeEvent::One(pod.clone(), message)).await;
     }
 
     pub async fn outage(&self) {
         self.lock().up = false;
-        self.tell(Incoming::RuntimeLost).await;
+        self.tell(NodeEvent::RuntimeLost).await;
     }
 
     /// Everything that is there, as the list at the agent's start and after an outage.
-    pub fn list(&self) -> Incoming {
+    pub fn list(&self) -> NodeEvent {
         let taken = self.now().boottime;
         let state = self.lock();
         let found = state
@@ -211,10 +213,10 @@ impl Node {
             .filter(|(_, (_, seen))| !seen.containers.is_empty() || seen.sandbox.is_some())
             .map(|(uid, (pod, seen))| {
                 let pod = pod.clone().filter(|_| !seen.containers.is_empty());
-                (uid.clone(), Found { pod, sight: sight(&state, seen, taken) })
+                (uid.clone(), Found { pod, snapshot: snapshot(&state, seen, taken) })
             })
             .collect();
-        Incoming::RuntimeBack { found, taken }
+        NodeEvent::RuntimeBack { found, taken }
     }
 
     pub async fn back(&self) {
@@ -223,7 +225,7 @@ impl Node {
         self.tell(list).await;
     }
 
-    pub async fn send(&self, incoming: Incoming) {
+    pub async fn send(&self, incoming: NodeEvent) {
         self.tell(incoming).await;
     }
 
@@ -275,17 +277,17 @@ impl Node {
         match action {
             Action::MountVolumes => seen.volumes_present = true,
             Action::UnmountVolumes => seen.volumes_mounted = false,
-            Action::MakeSandbox(incarnation) | Action::TeardownSandbox(incarnation) => {
-                let (incarnation, state) = (*incarnation, SandboxState::Broken);
-                seen.sandbox = Some(SandboxSeen { incarnation, state, ips: Vec::new() });
+            Action::MakeSandbox(sandbox_attempt) | Action::TeardownSandbox(sandbox_attempt) => {
+                let (sandbox_attempt, state) = (*sandbox_attempt, SandboxState::Broken);
+                seen.sandbox = Some(ObservedSandbox { sandbox_attempt, state, ips: Vec::new() });
             }
-            Action::Start { container, attempt, incarnation, id } => {
-                let run = ContainerSeen {
+            Action::Start { container, attempt, sandbox_attempt, id } => {
+                let run = ObservedContainer {
                     container: container.clone(),
                     attempt: *attempt,
-                    incarnation: *incarnation,
+                    sandbox_attempt: *sandbox_attempt,
                     image_id: "sha256:1".into(),
-                    state: Seen::Running { started_at: self.now().wall },
+                    state: RunState::Running { started_at: self.now().wall },
                     task: true,
                 };
                 seen.containers.insert(id.clone(), run);
@@ -294,7 +296,7 @@ impl Node {
         }
     }
 
-    fn carry_out(&self, context: &Context, action: &Action) -> Result<Performed, Failure> {
+    fn carry_out(&self, context: &Context, action: &Action) -> Result<ActionResult, Failure> {
         let needs_runtime =
             !matches!(action, Action::MountVolumes | Action::UnmountVolumes | Action::MakeSandbox(_));
         let mut state = self.lock();
@@ -311,9 +313,9 @@ impl Node {
         let (stored, seen) = state.pods.entry(uid.clone()).or_default();
         stored.get_or_insert_with(|| Arc::clone(&context.pod));
         let runs =
-            |seen: &Observed| seen.containers.values().any(|c| matches!(c.state, Seen::Running { .. }));
-        let mut performed = Performed::default();
-        let mut letter = None;
+            |seen: &Observed| seen.containers.values().any(|c| matches!(c.state, RunState::Running { .. }));
+        let mut performed = ActionResult::default();
+        let mut message = None;
         match action {
             Action::MountVolumes | Action::UnmountVolumes => {
                 let mounted = *action == Action::MountVolumes;
@@ -323,15 +325,15 @@ impl Node {
                 (seen.volumes_mounted, seen.volumes_present) = (mounted, mounted);
                 performed.changes.push(Change::Volumes { mounted, present: mounted });
             }
-            Action::MakeSandbox(incarnation) | Action::RestartPause(incarnation) => {
+            Action::MakeSandbox(sandbox_attempt) | Action::EnsurePause(sandbox_attempt) => {
                 if matches!(action, Action::MakeSandbox(_)) && seen.sandbox.is_some() {
                     broken.push(format!("{uid}: sandbox made over {:?}", seen.sandbox));
                 }
                 let broken_by_pause =
-                    matches!(action, Action::RestartPause(_)) && context.pod.namespaces.share_pid;
+                    matches!(action, Action::EnsurePause(_)) && context.pod.namespaces.share_pid;
                 let state = if broken_by_pause { SandboxState::Broken } else { SandboxState::Ready };
                 let ips = vec!["10.0.0.1".parse().unwrap()];
-                seen.sandbox = Some(SandboxSeen { incarnation: *incarnation, state, ips });
+                seen.sandbox = Some(ObservedSandbox { sandbox_attempt: *sandbox_attempt, state, ips });
                 performed.changes.push(Change::Sandbox(seen.sandbox.clone()));
             }
             Action::TeardownSandbox(_) => {
@@ -342,9 +344,9 @@ impl Node {
                 performed.changes.push(Change::Sandbox(None));
             }
             Action::EnsureImage(_) | Action::PostStart { .. } | Action::PreStop { .. } => {}
-            Action::Start { container, attempt, incarnation, id } => {
+            Action::Start { container, attempt, sandbox_attempt, id } => {
                 let other = seen.containers.iter().find(|(o, c)| {
-                    &c.container == container && *o != id && !matches!(c.state, Seen::Recorded(_))
+                    &c.container == container && *o != id && !matches!(c.state, RunState::Recorded(_))
                 });
                 if let Some((other, c)) = other {
                     broken.push(format!("{uid}: {container} started beside {other}: {:?}", c.state));
@@ -352,17 +354,17 @@ impl Node {
                 if !seen.volumes_mounted || seen.sandbox.is_none() {
                     broken.push(format!("{uid}: {container} started without volumes or sandbox"));
                 }
-                let run = seen.containers.entry(id.clone()).or_insert_with(|| ContainerSeen {
+                let run = seen.containers.entry(id.clone()).or_insert_with(|| ObservedContainer {
                     container: container.clone(),
                     attempt: *attempt,
-                    incarnation: *incarnation,
+                    sandbox_attempt: *sandbox_attempt,
                     image_id: "sha256:1".into(),
-                    state: Seen::NotStarted,
+                    state: RunState::NotStarted,
                     task: false,
                 });
                 let mut process = None;
-                if run.state == Seen::NotStarted {
-                    (run.state, run.task) = (Seen::Running { started_at }, true);
+                if run.state == RunState::NotStarted {
+                    (run.state, run.task) = (RunState::Running { started_at }, true);
                     process = Some(Process { pid, start_time: u64::from(pid) });
                 }
                 if unstartable {
@@ -372,7 +374,7 @@ impl Node {
                         message: Some("no such file".into()),
                         ..Exit::unknown(started_at)
                     };
-                    (run.state, run.task) = (Seen::Ended(exit), false);
+                    (run.state, run.task) = (RunState::Ended(exit), false);
                     process = None;
                 }
                 performed.changes.push(Change::Container(id.clone(), Box::new(run.clone()), process));
@@ -386,8 +388,8 @@ impl Node {
                         message: None,
                         started_at: None,
                     };
-                    run.state = Seen::Ended(exit.clone());
-                    letter = Some(Letter::Exit(id.clone(), exit));
+                    run.state = RunState::Ended(exit.clone());
+                    message = Some(WorkerMessage::Exit(id.clone(), exit));
                 } else if let Some(process) = process {
                     state.processes.insert(id.clone(), process);
                 }
@@ -395,15 +397,15 @@ impl Node {
             Action::Signal { id, .. } | Action::Kill { id, .. } => {
                 let code = if matches!(action, Action::Kill { .. }) { 137 } else { 143 };
                 if let Some(exit) = self.end(&mut state, &uid, id, code) {
-                    letter = Some(Letter::Exit(id.clone(), exit));
+                    message = Some(WorkerMessage::Exit(id.clone(), exit));
                 }
             }
             Action::RecordExit { id, exit, .. } => match seen.containers.get_mut(id) {
                 Some(c) => {
-                    if matches!(c.state, Seen::Running { .. }) {
+                    if matches!(c.state, RunState::Running { .. }) {
                         broken.push(format!("{uid}: exit of running {id} recorded: {:?}", exit.0));
                     }
-                    c.state = Seen::Recorded(exit.0.clone());
+                    c.state = RunState::Recorded(exit.0.clone());
                     performed.changes.push(Change::Recorded(id.clone(), exit.0.clone()));
                 }
                 None => performed.changes.push(Change::Removed(id.clone())),
@@ -415,7 +417,7 @@ impl Node {
                 performed.changes.push(Change::Reaped(id.clone()));
             }
             Action::Remove { id, .. } => {
-                if seen.containers.get(id).is_some_and(|c| matches!(c.state, Seen::Running { .. })) {
+                if seen.containers.get(id).is_some_and(|c| matches!(c.state, RunState::Running { .. })) {
                     broken.push(format!("{uid}: running {id} removed"));
                 }
                 seen.containers.remove(id);
@@ -430,18 +432,18 @@ impl Node {
         }
         state.violations.extend(broken);
         drop(state);
-        if let Some(letter) = letter {
+        if let Some(message) = message {
             // Its event is under way before the action's end is told.
             let sender = self.incoming.lock().unwrap().clone();
             if let Some(sender) = sender {
-                sender.try_send(Incoming::One(uid, letter)).ok();
+                sender.try_send(NodeEvent::One(uid, message)).ok();
             }
         }
         Ok(performed)
     }
 }
 
-fn sight(state: &State, seen: &Observed, taken: Boottime) -> Sight {
+fn snapshot(state: &State, seen: &Observed, taken: Boottime) -> PodSnapshot {
     let mut seen = seen.clone();
     seen.volumes_mounted = false;
     seen.runtime_answers = true;
@@ -451,13 +453,13 @@ fn sight(state: &State, seen: &Observed, taken: Boottime) -> Sight {
         state.unsure.iter().filter(|id| seen.containers.contains_key(*id)).cloned().collect();
     for id in &unsure {
         if let Some(c) = seen.containers.get_mut(id) {
-            c.state = Seen::Running { started_at: Wall(0) };
+            c.state = RunState::Running { started_at: Wall(0) };
         }
     }
-    Sight { seen, processes, unsure, taken }
+    PodSnapshot { seen, processes, unsure, taken }
 }
 
-impl Hands for Node {
+impl Executor for Node {
     fn now(&self) -> Now {
         let passed = self.begun.elapsed();
         Now {
@@ -472,7 +474,7 @@ impl Hands for Node {
         admit(node, others.iter().map(Arc::as_ref), pod)
     }
 
-    async fn perform(&self, context: Context, action: Action) -> Performed {
+    async fn perform(&self, context: Context, action: Action) -> ActionResult {
         self.lock().log.push((self.elapsed(), context.pod.uid.clone(), action.clone()));
         self.bumped();
         tokio::time::sleep(WORK).await;
@@ -488,25 +490,25 @@ impl Hands for Node {
             }
         };
         self.bumped();
-        done.unwrap_or_else(Performed::failed)
+        done.unwrap_or_else(ActionResult::failed)
     }
 
-    async fn look(&self, pod: &PodUid) -> Result<Sight, Failure> {
-        *self.lock().looks.entry(pod.clone()).or_default() += 1;
+    async fn observe(&self, pod: &PodUid) -> Result<PodSnapshot, Failure> {
+        *self.lock().observations.entry(pod.clone()).or_default() += 1;
         self.bumped();
         let taken = self.now().boottime;
-        self.meet(pod, "look").await?;
+        self.meet(pod, "observe").await?;
         let state = self.lock();
         if !state.up {
             return Err(Failure::new("RuntimeNotReady", "containerd does not answer"));
         }
         Ok(match state.pods.get(pod) {
-            Some((_, seen)) => sight(&state, seen, taken),
-            None => Sight::nothing(taken),
+            Some((_, seen)) => snapshot(&state, seen, taken),
+            None => PodSnapshot::nothing(taken),
         })
     }
 
-    async fn ask(&self, _: Context, _: ContainerId, _: Probe, of: ContainerName) -> ProbeResult {
+    async fn probe(&self, _: Context, _: ContainerId, _: Probe, of: ContainerName) -> ProbeResult {
         tokio::time::sleep(WORK).await;
         let (panics, answer) = {
             let mut state = self.lock();
@@ -524,15 +526,15 @@ impl Hands for Node {
         self.meet(&context.pod.uid, "refresh").await
     }
 
-    async fn leftovers(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
-        Ok(self.lock().leftovers.difference(&known).cloned().collect())
+    async fn orphaned_pods(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
+        Ok(self.lock().orphans.difference(&known).cloned().collect())
     }
 
-    async fn clean(&self, pod: &PodUid) -> Result<(), Failure> {
+    async fn cleanup_pod(&self, pod: &PodUid) -> Result<(), Failure> {
         self.bumped();
-        self.meet(pod, "clean").await?;
+        self.meet(pod, "cleanup").await?;
         let mut state = self.lock();
-        state.leftovers.remove(pod);
+        state.orphans.remove(pod);
         state.pods.remove(pod);
         state.cleaned.push(pod.clone());
         drop(state);
@@ -540,7 +542,7 @@ impl Hands for Node {
         Ok(())
     }
 
-    async fn sweep(&self, _known: BTreeSet<PodUid>) {
+    async fn cleanup_node(&self, _known: BTreeSet<PodUid>) {
         self.lock().sweeps += 1;
         self.bumped();
     }
@@ -579,7 +581,7 @@ impl Agent {
         let (desired_tx, desired) = watch::channel(Arc::new(desired));
         let (stop, stopped) = oneshot::channel();
         let manager = tokio::spawn(berth_pods::run(ManagerConfig {
-            hands: Arc::clone(node),
+            executor: Arc::clone(node),
             reports: Arc::clone(&board),
             store: store.clone(),
             desired,

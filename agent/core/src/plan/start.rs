@@ -1,13 +1,13 @@
 //! A pod that shall run: sandbox and volumes, then init containers one after the other, then the main ones.
 
 use super::{
-    Action, HookState, Run, SandboxState, Seen, StopCause,
+    Action, HookState, Run, RunState, SandboxState, StopCause,
     memory::Stop,
-    view::{Decision, Standing, start},
+    planner::{ContainerPhase, Planner, start},
 };
 use crate::{
     event::Event,
-    ids::{Attempt, ContainerName, Incarnation},
+    ids::{Attempt, ContainerName, SandboxAttempt},
     model::Container,
 };
 
@@ -18,7 +18,7 @@ enum Gate {
     Shut,
 }
 
-impl Decision<'_> {
+impl Planner<'_> {
     pub(super) fn keep_running(&mut self) {
         if !self.seen.volumes_mounted {
             self.emit(Action::MountVolumes);
@@ -45,25 +45,25 @@ impl Decision<'_> {
     fn keep_sandbox(&mut self) {
         match &self.seen.sandbox {
             None => {
-                let used = self.seen.containers.values().map(|c| c.incarnation).max();
-                let next = used.map_or(Incarnation(0), |i| Incarnation(i.0.saturating_add(1)));
-                let incarnation = self.memory.incarnation.map_or(next, |i| i.max(next));
+                let used = self.seen.containers.values().map(|c| c.sandbox_attempt).max();
+                let next = used.map_or(SandboxAttempt(0), |i| SandboxAttempt(i.0.saturating_add(1)));
+                let sandbox_attempt = self.memory.sandbox_attempt.map_or(next, |i| i.max(next));
                 if self.in_flight(|a| matches!(a, Action::TeardownSandbox(_) | Action::MakeSandbox(_))) {
                     return;
                 }
-                if self.emit(Action::MakeSandbox(incarnation)) {
+                if self.emit(Action::MakeSandbox(sandbox_attempt)) {
                     if used.is_some() {
                         self.events.push(Event::normal(
                             "SandboxChanged",
                             "Pod sandbox changed, it will be killed and re-created.",
                         ));
                     }
-                    self.memory.incarnation = Some(incarnation);
+                    self.memory.sandbox_attempt = Some(sandbox_attempt);
                 }
             }
             Some(s) if s.state == SandboxState::NoPause => {
-                let incarnation = s.incarnation;
-                self.emit(Action::RestartPause(incarnation));
+                let sandbox_attempt = s.sandbox_attempt;
+                self.emit(Action::EnsurePause(sandbox_attempt));
             }
             Some(_) => {}
         }
@@ -71,7 +71,7 @@ impl Decision<'_> {
 
     /// What a running container needs: the steps of its start that follow its process, or of its stop.
     fn care_for(&mut self, spec: &Container) {
-        if let Standing::Running(id) = self.standing(&spec.name) {
+        if let ContainerPhase::Running(id) = self.container_phase(&spec.name) {
             if self.run(&spec.name).is_some_and(|r| r.stop.is_some()) {
                 self.go_on_stopping(spec, id, true);
             } else {
@@ -83,8 +83,8 @@ impl Decision<'_> {
     fn keep_init(&mut self, spec: &Container) -> Gate {
         if spec.sidecar {
             self.keep_alive(spec);
-            let up = match self.standing(&spec.name) {
-                Standing::Running(id) => self.run(&spec.name).is_some_and(|r| {
+            let up = match self.container_phase(&spec.name) {
+                ContainerPhase::Running(id) => self.run(&spec.name).is_some_and(|r| {
                     &r.id == id && r.startup_done && r.post_start == HookState::Done && r.started_at.is_some()
                 }),
                 _ => false,
@@ -101,10 +101,10 @@ impl Decision<'_> {
     /// A sidecar that died later, or was started anew, does not hold up what has already been started after it.
     fn init_passed(&self, spec: &Container) -> bool {
         let later = self.pod.init_containers.iter().skip_while(|c| c.name != spec.name).skip(1);
-        let incarnation = self.ready_incarnation();
+        let sandbox_attempt = self.ready_sandbox();
         later
             .chain(&self.pod.containers)
-            .any(|c| self.newest(&c.name).is_some_and(|(_, s)| Some(s.incarnation) == incarnation))
+            .any(|c| self.newest(&c.name).is_some_and(|(_, s)| Some(s.sandbox_attempt) == sandbox_attempt))
     }
 
     /// Main containers start in their order; a postStart hook holds up those after it until it ends. One that cannot be
@@ -114,11 +114,11 @@ impl Decision<'_> {
         if spec.post_start.is_none() {
             return Gate::Open;
         }
-        match self.standing(&spec.name) {
-            Standing::Never | Standing::Starting if self.start_failed(&spec.name) => Gate::Open,
-            Standing::Never | Standing::Starting => Gate::Shut,
-            Standing::Dead(..) => Gate::Open,
-            Standing::Running(id) => {
+        match self.container_phase(&spec.name) {
+            ContainerPhase::Never | ContainerPhase::Starting if self.start_failed(&spec.name) => Gate::Open,
+            ContainerPhase::Never | ContainerPhase::Starting => Gate::Shut,
+            ContainerPhase::Dead(..) => Gate::Open,
+            ContainerPhase::Running(id) => {
                 let done =
                     self.run(&spec.name).is_some_and(|r| &r.id == id && r.post_start == HookState::Done);
                 if done { Gate::Open } else { Gate::Shut }
@@ -135,21 +135,22 @@ impl Decision<'_> {
 
     /// Starts a container that does not run, or waits for the time when it may.
     fn keep_alive(&mut self, spec: &Container) {
-        match self.standing(&spec.name) {
-            Standing::Running(_) => {}
-            Standing::Starting => {
-                let Some((id, seen)) = self.newest(&spec.name).filter(|(_, s)| s.state == Seen::NotStarted)
+        match self.container_phase(&spec.name) {
+            ContainerPhase::Running(_) => {}
+            ContainerPhase::Starting => {
+                let Some((id, seen)) =
+                    self.newest(&spec.name).filter(|(_, s)| s.state == RunState::NotStarted)
                 else {
                     return;
                 };
                 // A run that had started and has no task any more is lost, not cut off: its end is being recorded.
                 let lost = self.run(&spec.name).is_some_and(|r| &r.id == id && r.started_at.is_some())
                     || self.in_flight(|a| matches!(a, Action::RecordExit { id: i, .. } if i == id));
-                if !lost && Some(seen.incarnation) == self.ready_incarnation() {
+                if !lost && Some(seen.sandbox_attempt) == self.ready_sandbox() {
                     self.begin(spec, seen.attempt);
                 }
             }
-            Standing::Never => {
+            ContainerPhase::Never => {
                 // A run that was begun and left no record is begun again under its number.
                 let attempt = match self.mem(&spec.name).and_then(|m| m.attempt) {
                     Some(a) if self.run(&spec.name).is_some_and(|r| r.started_at.is_some()) => a.next(),
@@ -158,13 +159,12 @@ impl Decision<'_> {
                 };
                 self.begin(spec, attempt);
             }
-            Standing::Dead(id, exit) => {
+            ContainerPhase::Dead(id, exit) => {
                 let recorded =
-                    matches!(self.seen.containers.get(id).map(|c| &c.state), Some(Seen::Recorded(_)));
+                    matches!(self.seen.containers.get(id).map(|c| &c.state), Some(RunState::Recorded(_)));
                 let old_sandbox =
-                    self.seen.containers.get(id).map(|c| c.incarnation) != self.ready_incarnation();
-                let init_again =
-                    old_sandbox && self.ready_incarnation().is_some() && self.is_plain_init(spec);
+                    self.seen.containers.get(id).map(|c| c.sandbox_attempt) != self.ready_sandbox();
+                let init_again = old_sandbox && self.ready_sandbox().is_some() && self.is_plain_init(spec);
                 if !recorded || !(init_again || self.restartable(&spec.name, id, exit)) {
                     return;
                 }
@@ -189,7 +189,7 @@ impl Decision<'_> {
     }
 
     fn is_plain_init(&self, spec: &Container) -> bool {
-        self.role(&spec.name) == super::view::Role::Init
+        self.role(&spec.name) == super::planner::Role::Init
     }
 
     fn tell_backoff(&mut self, spec: &Container, id: &crate::ids::ContainerId) {
@@ -212,13 +212,13 @@ impl Decision<'_> {
             self.emit(Action::EnsureImage(spec.name.clone()));
             return false;
         }
-        let Some(incarnation) = self.ready_incarnation().filter(|_| self.seen.volumes_mounted) else {
+        let Some(sandbox_attempt) = self.ready_sandbox().filter(|_| self.seen.volumes_mounted) else {
             return false;
         };
         if self.in_flight(|a| matches!(a, Action::Start { container, .. } if container == &spec.name)) {
             return false;
         }
-        let action = start(self.pod, spec, attempt, incarnation);
+        let action = start(self.pod, spec, attempt, sandbox_attempt);
         let Action::Start { id, .. } = &action else { return false };
         let id = id.clone();
         if !self.emit(action) {

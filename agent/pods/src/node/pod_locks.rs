@@ -17,17 +17,17 @@ pub(super) enum Area {
     Sandbox,
 }
 
-type Gate = Arc<tokio::sync::Mutex<()>>;
+type PodLock = Arc<tokio::sync::Mutex<()>>;
 
-/// The gates of all pods.
+/// The locks of all pods.
 #[derive(Debug, Default)]
-pub(super) struct Gates(Mutex<HashMap<(PodUid, Area), Gate>>);
+pub(super) struct PodLocks(Mutex<HashMap<(PodUid, Area), PodLock>>);
 
-impl Gates {
-    fn of(&self, pod: &PodUid, area: Area) -> Gate {
+impl PodLocks {
+    fn of(&self, pod: &PodUid, area: Area) -> PodLock {
         // A panic of another holder leaves a map that is whole.
-        let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(gates.entry((pod.clone(), area)).or_default())
+        let mut pod_locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(pod_locks.entry((pod.clone(), area)).or_default())
     }
 
     /// Runs blocking work once what was begun before on the same has ended. Dropped before, it does not begin.
@@ -48,8 +48,8 @@ impl Gates {
 
     /// Forgets a pod of which nothing is left.
     pub(super) fn forget(&self, pod: &PodUid) {
-        let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        gates.retain(|(uid, _), gate| uid != pod || Arc::strong_count(gate) > 1);
+        let mut pod_locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pod_locks.retain(|(uid, _), gate| uid != pod || Arc::strong_count(gate) > 1);
     }
 }
 
@@ -66,13 +66,13 @@ mod tests {
 
     #[tokio::test]
     async fn stuck_work_takes_one_thread_and_keeps_nobody_else() {
-        let gates = Gates::default();
+        let pod_locks = PodLocks::default();
         let (pod, other) = (PodUid::new("a").unwrap(), PodUid::new("b").unwrap());
         let (release, stuck) = mpsc::channel::<()>();
         let begun = Arc::new(AtomicU32::new(0));
         let (is_in, mut in_it) = tokio::sync::mpsc::channel(1);
         let count = Arc::clone(&begun);
-        let work = gates.blocking(&pod, Area::Files, move || {
+        let work = pod_locks.blocking(&pod, Area::Files, move || {
             count.fetch_add(1, Ordering::SeqCst);
             is_in.blocking_send(()).unwrap();
             // Ends when the test lets it.
@@ -85,20 +85,20 @@ mod tests {
         // Its caller has given up; the work goes on.
         for _ in 0..100 {
             let count = Arc::clone(&begun);
-            let again = gates.blocking(&pod, Area::Files, move || count.fetch_add(1, Ordering::SeqCst));
+            let again = pod_locks.blocking(&pod, Area::Files, move || count.fetch_add(1, Ordering::SeqCst));
             assert!(tokio::time::timeout(Duration::ZERO, again).await.is_err());
         }
         assert_eq!(begun.load(Ordering::SeqCst), 1, "tries that wait take no thread");
-        assert_eq!(gates.blocking(&pod, Area::Sandbox, || 1).await.unwrap(), 1);
-        assert_eq!(gates.blocking(&other, Area::Files, || 2).await.unwrap(), 2);
+        assert_eq!(pod_locks.blocking(&pod, Area::Sandbox, || 1).await.unwrap(), 1);
+        assert_eq!(pod_locks.blocking(&other, Area::Files, || 2).await.unwrap(), 2);
         release.send(()).unwrap();
-        assert_eq!(gates.blocking(&pod, Area::Files, || 3).await.unwrap(), 3);
+        assert_eq!(pod_locks.blocking(&pod, Area::Files, || 3).await.unwrap(), 3);
         assert_eq!(begun.load(Ordering::SeqCst), 1, "a try whose caller gave up before its turn never runs");
         // The thread of the first lets go of its gate a moment after it has opened it.
-        while gates.0.lock().unwrap().keys().any(|(uid, _)| uid == &pod) {
-            gates.forget(&pod);
+        while pod_locks.0.lock().unwrap().keys().any(|(uid, _)| uid == &pod) {
+            pod_locks.forget(&pod);
             tokio::task::yield_now().await;
         }
-        assert_eq!(gates.0.lock().unwrap().len(), 1);
+        assert_eq!(pod_locks.0.lock().unwrap().len(), 1);
     }
 }

@@ -3,16 +3,16 @@
 //! The manager asks for it once every source has listed and containerd has answered. Touches only what carries our
 //! names below our roots. What somebody may be about to use again is asked for under the lock of the claims.
 
-use super::{NodeHands, chain, gates::Area, lock};
+use super::{NodeExecutor, chain, lock, pod_locks::Area};
 use berth_core::{
     ids::{ContainerId, PodUid},
     plan::Failure,
 };
 use std::collections::BTreeSet;
 
-impl NodeHands {
+impl NodeExecutor {
     /// The pods other than the known ones that have a sandbox, a directory or a cgroup, and no container.
-    pub(super) async fn list_leftovers(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
+    pub(super) async fn list_orphans(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
         let mut left: BTreeSet<PodUid> = self.sandboxes();
         let (volumes, cgroups) = (self.volumes.clone(), self.cgroups.clone());
         let (on_disk, groups) = super::blocking(move || (volumes.pods_on_disk(), cgroups.pods())).await?;
@@ -30,28 +30,28 @@ impl NodeHands {
         Ok(left)
     }
 
-    pub(super) async fn clean_pod(&self, uid: &PodUid) -> Result<(), Failure> {
+    pub(super) async fn remove_orphan(&self, uid: &PodUid) -> Result<(), Failure> {
         if self.sandboxes().contains(uid) {
             let record = self.sandbox_record(uid)?;
-            self.take_down(uid, record.map(|r| r.incarnation).unwrap_or_default()).await?;
+            self.take_down(uid, record.map(|r| r.sandbox_attempt).unwrap_or_default()).await?;
         }
         let (volumes, name) = (self.volumes.clone(), uid.clone());
-        let unmounted = self.gates.blocking(uid, Area::Files, move || volumes.unmount(&name)).await?;
+        let unmounted = self.pod_locks.blocking(uid, Area::Files, move || volumes.unmount(&name)).await?;
         unmounted.map_err(|e| Failure::new("FailedUnMount", e.message()))?;
         let (cgroups, name) = (self.cgroups.clone(), uid.clone());
         let removed = self
-            .gates
+            .pod_locks
             .blocking(uid, Area::Sandbox, move || {
                 cgroups.kill_pod(&name).and_then(|()| cgroups.remove_pod(&name))
             })
             .await?;
         removed.map_err(|e| Failure::new("FailedKillPod", chain(&e)))?;
-        self.gates.forget(uid);
+        self.pod_locks.forget(uid);
         Ok(())
     }
 
     /// Stale addresses, leases and output.
-    pub(super) async fn sweep_node(&self, known: BTreeSet<PodUid>) {
+    pub(super) async fn remove_orphaned_files(&self, known: BTreeSet<PodUid>) {
         let valid = self.sandbox_ids(known.iter().cloned());
         if let Err(e) = self.network.gc(&valid).await {
             tracing::warn!(why = chain(&e), "stale network attachments not removed");

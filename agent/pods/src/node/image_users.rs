@@ -11,12 +11,12 @@ type Files = (Option<Arc<str>>, Option<Arc<str>>);
 
 /// A cache by the image's file system.
 #[derive(Debug, Default)]
-pub(super) struct Users(Mutex<HashMap<String, Files>>);
+pub(super) struct ImageUsers(Mutex<HashMap<String, Files>>);
 
 /// Images whose files are remembered at once.
 const MOST: usize = 256;
 
-impl Users {
+impl ImageUsers {
     pub(super) async fn of(&self, runtime: &Runtime, image: &Image) -> Result<Files, Failure> {
         if let Some(files) = super::lock(&self.0).get(&image.chain_id) {
             return Ok(files.clone());

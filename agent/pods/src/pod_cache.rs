@@ -4,17 +4,17 @@
 //! its start is kept for it; what changed after a look began, or is being changed by an action in flight, stays as the
 //! worker knows it; what a look could not find out changes nothing.
 
-use crate::hands::{Change, Process, Sight};
+use crate::executor::{Change, PodSnapshot, Process};
 use berth_core::{
     ids::{ContainerId, ContainerName},
-    plan::{Action, ContainerSeen, Exit, Observed, SandboxState, Seen},
+    plan::{Action, Exit, Observed, ObservedContainer, RunState, SandboxState},
     time::Boottime,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is known of one pod.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
+pub(crate) struct PodCache {
     /// The pod as `plan` sees it.
     pub(crate) seen: Observed,
     /// The processes of what runs.
@@ -39,7 +39,7 @@ pub(crate) struct Ended {
     pub(crate) exit: Exit,
 }
 
-impl Known {
+impl PodCache {
     /// Takes what an action changed.
     pub(crate) fn apply(&mut self, change: Change, at: Boottime) -> Option<Ended> {
         let run = match &change {
@@ -92,8 +92,8 @@ impl Known {
     /// A process of the pod ended.
     pub(crate) fn exit(&mut self, id: ContainerId, exit: Exit, at: Boottime) -> Option<Ended> {
         match self.seen.containers.get(&id).map(|c| &c.state) {
-            Some(Seen::Ended(_) | Seen::Recorded(_)) => return None,
-            Some(Seen::Running { .. } | Seen::NotStarted) | None => {}
+            Some(RunState::Ended(_) | RunState::Recorded(_)) => return None,
+            Some(RunState::Running { .. } | RunState::NotStarted) | None => {}
         }
         self.changed.insert(id.clone(), at);
         self.early.insert(id.clone(), exit);
@@ -104,17 +104,17 @@ impl Known {
     fn end_early(&mut self, id: &ContainerId) -> Option<Ended> {
         let c = self.seen.containers.get_mut(id)?;
         match c.state {
-            Seen::NotStarted => None,
-            Seen::Running { started_at } => {
+            RunState::NotStarted => None,
+            RunState::Running { started_at } => {
                 let mut exit = self.early.remove(id)?;
                 exit.started_at.get_or_insert(started_at);
                 exit.oom |= self.oomed.contains(id);
                 let ended = Ended { container: c.container.clone(), exit: exit.clone() };
-                c.state = Seen::Ended(exit);
+                c.state = RunState::Ended(exit);
                 self.processes.remove(id);
                 Some(ended)
             }
-            Seen::Ended(_) | Seen::Recorded(_) => {
+            RunState::Ended(_) | RunState::Recorded(_) => {
                 self.early.remove(id);
                 None
             }
@@ -132,10 +132,10 @@ impl Known {
             return;
         }
         let Some(c) = self.seen.containers.get_mut(id) else { return };
-        if let Seen::Ended(exit) | Seen::Recorded(exit) = &c.state
+        if let RunState::Ended(exit) | RunState::Recorded(exit) = &c.state
             && !exit.oom
         {
-            c.state = Seen::Ended(Exit { oom: true, ..exit.clone() });
+            c.state = RunState::Ended(Exit { oom: true, ..exit.clone() });
         }
     }
 
@@ -155,14 +155,14 @@ impl Known {
 
     /// containerd answers, and the node shows neither containers nor a sandbox of the pod.
     pub(crate) fn nothing_there(&mut self, taken: Boottime, in_flight: &BTreeSet<Action>) {
-        let mut sight = Sight::nothing(taken);
-        sight.seen.volumes_present = self.seen.volumes_present;
-        self.see(sight, in_flight);
+        let mut snapshot = PodSnapshot::nothing(taken);
+        snapshot.seen.volumes_present = self.seen.volumes_present;
+        self.merge(snapshot, in_flight);
     }
 
     /// Takes a whole new look at the pod.
-    pub(crate) fn see(&mut self, sight: Sight, in_flight: &BTreeSet<Action>) -> Vec<Ended> {
-        let Sight { seen, processes, unsure, taken } = sight;
+    pub(crate) fn merge(&mut self, snapshot: PodSnapshot, in_flight: &BTreeSet<Action>) -> Vec<Ended> {
+        let PodSnapshot { seen, processes, unsure, taken } = snapshot;
         let busy = |test: fn(&Action) -> bool| in_flight.iter().any(test);
         let later = |at: Option<Boottime>| at.is_some_and(|t| t >= taken);
         let old = std::mem::replace(&mut self.seen, seen);
@@ -171,7 +171,7 @@ impl Known {
         }
         self.seen.stale = old.stale && self.failed.is_some_and(|t| t > taken);
         let sandbox_busy = busy(|a| {
-            matches!(a, Action::MakeSandbox(_) | Action::RestartPause(_) | Action::TeardownSandbox(_))
+            matches!(a, Action::MakeSandbox(_) | Action::EnsurePause(_) | Action::TeardownSandbox(_))
         });
         if sandbox_busy || later(self.sandbox_changed) {
             self.seen.sandbox = old.sandbox;
@@ -194,8 +194,8 @@ impl Known {
             let known = if in_hand || later(self.changed.get(&id).copied()) {
                 was
             } else {
-                let ran = was.as_ref().is_some_and(|c| matches!(c.state, Seen::Running { .. }));
-                let known = is.map(|is| merge(was, is, unsure.contains(&id)));
+                let ran = was.as_ref().is_some_and(|c| matches!(c.state, RunState::Running { .. }));
+                let known = is.map(|is| merge_container(was, is, unsure.contains(&id)));
                 if let Some(c) = known.as_ref().filter(|_| ran)
                     && let Some(exit) = c.state.exit()
                 {
@@ -209,7 +209,8 @@ impl Known {
         }
         self.processes.extend(processes);
         let runs = &self.seen.containers;
-        self.processes.retain(|id, _| runs.get(id).is_some_and(|c| matches!(c.state, Seen::Running { .. })));
+        self.processes
+            .retain(|id, _| runs.get(id).is_some_and(|c| matches!(c.state, RunState::Running { .. })));
         self.changed.retain(|id, t| runs.contains_key(id) || *t >= taken);
         let ids: Vec<ContainerId> = runs.keys().cloned().collect();
         for id in ids {
@@ -221,7 +222,7 @@ impl Known {
 }
 
 /// What is known of a run after a look at it.
-fn merge(was: Option<ContainerSeen>, is: ContainerSeen, unsure: bool) -> ContainerSeen {
+fn merge_container(was: Option<ObservedContainer>, is: ObservedContainer, unsure: bool) -> ObservedContainer {
     let Some(was) = was else { return is };
     if unsure {
         return was;
@@ -229,11 +230,14 @@ fn merge(was: Option<ContainerSeen>, is: ContainerSeen, unsure: bool) -> Contain
     let task = is.task;
     match (&was.state, &is.state) {
         // An exit that was seen is not unseen.
-        (Seen::Ended(_) | Seen::Recorded(_), Seen::Running { .. }) | (Seen::Ended(_), Seen::Ended(_)) => was,
-        (Seen::Ended(_) | Seen::Recorded(_), Seen::NotStarted) => ContainerSeen { task, ..was },
-        (Seen::Running { started_at }, Seen::Ended(exit)) => {
+        (RunState::Ended(_) | RunState::Recorded(_), RunState::Running { .. })
+        | (RunState::Ended(_), RunState::Ended(_)) => was,
+        (RunState::Ended(_) | RunState::Recorded(_), RunState::NotStarted) => {
+            ObservedContainer { task, ..was }
+        }
+        (RunState::Running { started_at }, RunState::Ended(exit)) => {
             let started_at = Some(*started_at);
-            ContainerSeen { state: Seen::Ended(Exit { started_at, ..exit.clone() }), ..is }
+            ObservedContainer { state: RunState::Ended(Exit { started_at, ..exit.clone() }), ..is }
         }
         _ => is,
     }

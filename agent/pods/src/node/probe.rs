@@ -1,7 +1,7 @@
 //! Asking one probe once.
 
-use super::{NodeHands, chain};
-use crate::hands::{Context, Process};
+use super::{NodeExecutor, chain};
+use crate::executor::{Context, Process};
 use berth_core::{
     ids::{ContainerId, ContainerName},
     model::{Probe, ProbeAction},
@@ -10,11 +10,11 @@ use berth_core::{
 use berth_probe::{TRIES, action::probe_command, resolve};
 use std::time::{Duration, Instant};
 
-impl NodeHands {
+impl NodeExecutor {
     /// Asks one probe. What keeps the question from being put (a port that the container does not name, a pod without
     /// an address, a command that cannot be started) is [`ProbeResult::Unknown`]: the kubelet calls it an errored
     /// probe, tells it by an event and throws the result away.
-    pub(super) async fn ask_probe(
+    pub(super) async fn probe_container(
         &self,
         context: Context,
         id: ContainerId,

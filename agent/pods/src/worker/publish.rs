@@ -1,9 +1,9 @@
 //! What a worker keeps to be looked at, and tells: the last actions and decisions, events, the pod's state.
 
-use super::{Flight, Worker};
+use super::{RunningAction, Worker};
 use crate::{
-    hands::Hands,
-    known::Ended,
+    executor::Executor,
+    pod_cache::Ended,
     report::{ActionRecord, PodReport, Reports},
     waiting,
 };
@@ -19,12 +19,12 @@ use std::{
 };
 
 /// How many ended actions and decisions are kept to be looked at.
-const RING: usize = 32;
+const RECORDS: usize = 32;
 
 /// A step of the recorder: what was decided on, and what came of it. `plan` over `seen` and `memory` at `at` gives
 /// `actions` again.
 #[derive(Debug, Clone)]
-pub struct Decision {
+pub struct PlanRecord {
     /// When.
     pub at: Now,
     /// What was seen.
@@ -35,18 +35,18 @@ pub struct Decision {
     pub actions: Vec<Action>,
 }
 
-impl<H: Hands, R: Reports> Worker<H, R> {
+impl<H: Executor, R: Reports> Worker<H, R> {
     pub(super) fn record(&mut self, at: Now, actions: &[Action]) {
-        if self.ring.len() == RING {
-            self.ring.pop_front();
+        if self.records.len() == RECORDS {
+            self.records.pop_front();
         }
-        let (seen, memory) = (self.known.seen.clone(), self.memory.clone());
-        self.ring.push_back(Arc::new(Decision { at, seen, memory, actions: actions.to_vec() }));
+        let (seen, memory) = (self.cache.seen.clone(), self.memory.clone());
+        self.records.push_back(Arc::new(PlanRecord { at, seen, memory, actions: actions.to_vec() }));
     }
 
     pub(super) fn note(
         &mut self,
-        flight: &Flight,
+        flight: &RunningAction,
         took: Duration,
         steps: Vec<(&'static str, Duration)>,
         outcome: &Result<(), Failure>,
@@ -62,7 +62,7 @@ impl<H: Hands, R: Reports> Worker<H, R> {
                 tracing::warn!(pod = %self.desired.pod.key, container, kind, took_ms, reason = failure.reason, why = failure.message, "failed");
             }
         }
-        if self.timeline.len() == RING {
+        if self.timeline.len() == RECORDS {
             self.timeline.pop_front();
         }
         self.timeline.push_back(ActionRecord {
@@ -82,7 +82,7 @@ impl<H: Hands, R: Reports> Worker<H, R> {
     }
 
     pub(super) fn event(&self, mut event: Event) {
-        let at = self.hands.now().wall;
+        let at = self.executor.now().wall;
         let pod = self.pod();
         event.init =
             event.container.as_ref().is_some_and(|c| pod.init_containers.iter().any(|i| &i.name == c));
@@ -94,34 +94,35 @@ impl<H: Hands, R: Reports> Worker<H, R> {
     }
 
     /// Tells what is remembered of the pod, once.
-    pub(super) fn tell_remembered(&mut self) {
-        if self.told.is_none() {
-            let report = waiting::report(self.pod(), Some(&self.memory), waiting::RUNTIME, self.hands.now());
-            self.told = Some(Arc::clone(&report.status));
+    pub(super) fn publish_remembered(&mut self) {
+        if self.last_published.is_none() {
+            let report =
+                waiting::report(self.pod(), Some(&self.memory), waiting::RUNTIME, self.executor.now());
+            self.last_published = Some(Arc::clone(&report.status));
             self.reports.pod(report);
         }
     }
 
-    pub(super) fn tell(&mut self, status: PodStatus, gone: bool) {
-        if self.told.as_deref() == Some(&status) && self.told_gone == gone {
+    pub(super) fn publish(&mut self, status: PodStatus, gone: bool) {
+        if self.last_published.as_deref() == Some(&status) && self.last_gone == gone {
             return;
         }
-        let was_ready = self.told.as_ref().is_some_and(|s| s.is_ready());
+        let was_ready = self.last_published.as_ref().is_some_and(|s| s.is_ready());
         if was_ready != status.is_ready() {
             tracing::info!(pod = %self.desired.pod.key, ready = status.is_ready(), "readiness");
         }
         let status = Arc::new(status);
-        self.told = Some(Arc::clone(&status));
-        self.told_gone = gone;
+        self.last_published = Some(Arc::clone(&status));
+        self.last_gone = gone;
         self.over.store(matches!(status.phase, Phase::Succeeded | Phase::Failed), Ordering::Relaxed);
         self.reports.pod(PodReport {
             pod: Arc::clone(&self.desired.pod),
             status,
-            processes: self.known.processes.clone(),
+            processes: self.cache.processes.clone(),
             timeline: self.timeline.iter().cloned().collect(),
-            decisions: self.ring.iter().cloned().collect(),
+            decisions: self.records.iter().cloned().collect(),
             gone,
-            as_of: self.hands.now().wall,
+            as_of: self.executor.now().wall,
         });
     }
 }

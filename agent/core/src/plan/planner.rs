@@ -2,14 +2,14 @@
 //! every part asks of them.
 
 use super::{
-    Action, ActiveProbe, ContainerSeen, Exit, Memory, Observed, Readiness, Run, SandboxState, Seen,
+    Action, ActiveProbe, Exit, Memory, Observed, ObservedContainer, Readiness, Run, RunState, SandboxState,
     StopCause,
     backoff::CrashBackoff,
     memory::{ContainerMemory, Ending},
 };
 use crate::{
     event::Event,
-    ids::{Attempt, ContainerId, ContainerName, Incarnation},
+    ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
     model::{Container, Pod, ProbeKind, RestartPolicy},
     status::Phase,
     time::{Boottime, Now, Wall},
@@ -17,13 +17,13 @@ use crate::{
 use std::time::Duration;
 
 /// A run that is seen of a container.
-type SeenRun<'a> = (&'a ContainerId, &'a ContainerSeen);
+type ObservedRun<'a> = (&'a ContainerId, &'a ObservedContainer);
 
-pub(super) struct Decision<'a> {
+pub(super) struct Planner<'a> {
     pub(super) pod: &'a Pod,
     pub(super) seen: &'a Observed,
     /// The newest run that is seen of each container: nearly every question begins with it.
-    newest: Vec<SeenRun<'a>>,
+    newest: Vec<ObservedRun<'a>>,
     pub(super) memory: Memory,
     pub(super) now: Now,
     pub(super) actions: Vec<Action>,
@@ -33,7 +33,7 @@ pub(super) struct Decision<'a> {
 
 /// Where a container stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing<'a> {
+pub(super) enum ContainerPhase<'a> {
     /// No run of it is known.
     Never,
     /// A run is begun, its process not yet started.
@@ -53,9 +53,9 @@ pub(super) enum Role {
 }
 
 /// The newest run of each container that has any.
-fn newest_runs(seen: &Observed) -> Vec<SeenRun<'_>> {
-    let age = |c: &ContainerSeen| (c.attempt, c.incarnation);
-    let mut newest: Vec<SeenRun<'_>> = Vec::with_capacity(seen.containers.len());
+fn newest_runs(seen: &Observed) -> Vec<ObservedRun<'_>> {
+    let age = |c: &ObservedContainer| (c.attempt, c.sandbox_attempt);
+    let mut newest: Vec<ObservedRun<'_>> = Vec::with_capacity(seen.containers.len());
     for run in &seen.containers {
         match newest.iter_mut().find(|(_, c)| c.container == run.1.container) {
             Some(known) if age(known.1) <= age(run.1) => *known = run,
@@ -66,10 +66,10 @@ fn newest_runs(seen: &Observed) -> Vec<SeenRun<'_>> {
     newest
 }
 
-impl<'a> Decision<'a> {
+impl<'a> Planner<'a> {
     pub(super) fn new(pod: &'a Pod, seen: &'a Observed, memory: Memory, now: Now) -> Self {
         let newest = newest_runs(seen);
-        Decision { pod, seen, newest, memory, now, actions: Vec::new(), events: Vec::new(), wake_at: None }
+        Planner { pod, seen, newest, memory, now, actions: Vec::new(), events: Vec::new(), wake_at: None }
     }
 
     pub(super) fn wake(&mut self, at: Boottime) {
@@ -105,18 +105,18 @@ impl<'a> Decision<'a> {
     }
 
     /// The newest run that is seen of a container.
-    pub(super) fn newest(&self, container: &ContainerName) -> Option<SeenRun<'a>> {
+    pub(super) fn newest(&self, container: &ContainerName) -> Option<ObservedRun<'a>> {
         self.newest.iter().find(|(_, c)| &c.container == container).copied()
     }
 
     /// The newest dead run before the newest run.
-    pub(super) fn previous(&self, container: &ContainerName) -> Option<SeenRun<'a>> {
+    pub(super) fn previous(&self, container: &ContainerName) -> Option<ObservedRun<'a>> {
         let newest = self.newest(container)?.0;
         self.seen
             .containers
             .iter()
             .filter(|(id, c)| &c.container == container && *id != newest && c.state.exit().is_some())
-            .max_by_key(|(_, c)| (c.attempt, c.incarnation))
+            .max_by_key(|(_, c)| (c.attempt, c.sandbox_attempt))
     }
 
     pub(super) fn mem(&self, container: &ContainerName) -> Option<&ContainerMemory> {
@@ -135,16 +135,16 @@ impl<'a> Decision<'a> {
         self.memory.containers.get_mut(container)?.run.as_mut().filter(|r| &r.id == id)
     }
 
-    pub(super) fn standing(&self, container: &ContainerName) -> Standing<'a> {
+    pub(super) fn container_phase(&self, container: &ContainerName) -> ContainerPhase<'a> {
         let begun = self.in_flight(|a| matches!(a, Action::Start { container: c, .. } if c == container));
         match self.newest(container) {
-            None if begun => Standing::Starting,
-            None => Standing::Never,
+            None if begun => ContainerPhase::Starting,
+            None => ContainerPhase::Never,
             Some((id, c)) => match &c.state {
-                Seen::NotStarted => Standing::Starting,
-                Seen::Running { .. } => Standing::Running(id),
-                Seen::Ended(_) | Seen::Recorded(_) if begun => Standing::Starting,
-                Seen::Ended(exit) | Seen::Recorded(exit) => Standing::Dead(id, exit),
+                RunState::NotStarted => ContainerPhase::Starting,
+                RunState::Running { .. } => ContainerPhase::Running(id),
+                RunState::Ended(_) | RunState::Recorded(_) if begun => ContainerPhase::Starting,
+                RunState::Ended(exit) | RunState::Recorded(exit) => ContainerPhase::Dead(id, exit),
             },
         }
     }
@@ -154,19 +154,19 @@ impl<'a> Decision<'a> {
     pub(super) fn anything_alive(&self) -> bool {
         self.seen.stale
             || self.in_flight(|a| matches!(a, Action::Start { .. }))
-            || self.seen.containers.values().any(|c| matches!(c.state, Seen::Running { .. }))
+            || self.seen.containers.values().any(|c| matches!(c.state, RunState::Running { .. }))
     }
 
     /// The sandbox that containers may be started in. The namespaces are pinned: only where pause is process 1 of a
     /// shared one do they wait for it.
-    pub(super) fn ready_incarnation(&self) -> Option<Incarnation> {
+    pub(super) fn ready_sandbox(&self) -> Option<SandboxAttempt> {
         let pause_needed = self.pod.namespaces.share_pid;
         let usable = |state| match state {
             SandboxState::Ready => true,
             SandboxState::NoPause => !pause_needed,
             SandboxState::Broken => false,
         };
-        self.seen.sandbox.as_ref().filter(|s| usable(s.state)).map(|s| s.incarnation)
+        self.seen.sandbox.as_ref().filter(|s| usable(s.state)).map(|s| s.sandbox_attempt)
     }
 
     /// Takes what is seen into the memory: runs that it does not know are adopted, ends get their time.
@@ -175,8 +175,8 @@ impl<'a> Decision<'a> {
         self.memory.start_time.get_or_insert(now.wall);
         self.memory.start_boottime.get_or_insert(now.boottime);
         if let Some(s) = &self.seen.sandbox {
-            let seen = s.incarnation;
-            self.memory.incarnation = Some(self.memory.incarnation.map_or(seen, |i| i.max(seen)));
+            let seen = s.sandbox_attempt;
+            self.memory.sandbox_attempt = Some(self.memory.sandbox_attempt.map_or(seen, |i| i.max(seen)));
             if !s.ips.is_empty() && self.memory.ips != s.ips {
                 self.memory.ips.clone_from(&s.ips);
             }
@@ -193,7 +193,7 @@ impl<'a> Decision<'a> {
             mem.attempt = Some(mem.attempt.map_or(seen.attempt, |a| a.max(seen.attempt)));
             mem.restarts = mem.restarts.max(seen.attempt.0);
             if finished {
-                mem.finished_in = Some(seen.incarnation);
+                mem.finished_in = Some(seen.sandbox_attempt);
             }
             let known = mem.run.as_ref().is_some_and(|r| &r.id == id);
             let newer_begun = mem.attempt > Some(seen.attempt) && mem.run.is_some();
@@ -206,10 +206,10 @@ impl<'a> Decision<'a> {
             }
             let Some(run) = mem.run.as_mut().filter(|r| &r.id == id) else { continue };
             match &seen.state {
-                Seen::Running { started_at } if run.started_at.is_none() && !start_in_flight => {
+                RunState::Running { started_at } if run.started_at.is_none() && !start_in_flight => {
                     run.started_at = Some(boottime_of(*started_at, now));
                 }
-                Seen::Ended(exit) | Seen::Recorded(exit) if run.ended_at.is_none() => {
+                RunState::Ended(exit) | RunState::Recorded(exit) if run.ended_at.is_none() => {
                     run.ended_at = Some(boottime_of(exit.at, now));
                     mem.image_ready = false;
                 }
@@ -227,22 +227,22 @@ impl<'a> Decision<'a> {
             Action::UnmountVolumes => seen.volumes_present,
             // What a failed one left is taken down before the next, and that is no success.
             Action::MakeSandbox(_) => seen.sandbox.as_ref().is_none_or(|s| s.state == SandboxState::Broken),
-            Action::RestartPause(_) => {
-                seen.sandbox.as_ref().is_some_and(|s| s.state == SandboxState::NoPause)
-            }
-            Action::TeardownSandbox(i) => seen.sandbox.as_ref().is_some_and(|s| s.incarnation == *i),
+            Action::EnsurePause(_) => seen.sandbox.as_ref().is_some_and(|s| s.state == SandboxState::NoPause),
+            Action::TeardownSandbox(i) => seen.sandbox.as_ref().is_some_and(|s| s.sandbox_attempt == *i),
             // One of an earlier sandbox, or that another run has followed, is not tried again.
-            Action::Start { id, container, attempt, incarnation } => {
-                let sandbox = seen.sandbox.as_ref().map(|s| s.incarnation);
-                let newer = |c: &ContainerSeen| &c.container == container && c.attempt > *attempt;
-                matches!(state(id), None | Some(Seen::NotStarted))
-                    && sandbox.is_none_or(|i| i == *incarnation)
+            Action::Start { id, container, attempt, sandbox_attempt } => {
+                let sandbox = seen.sandbox.as_ref().map(|s| s.sandbox_attempt);
+                let newer = |c: &ObservedContainer| &c.container == container && c.attempt > *attempt;
+                matches!(state(id), None | Some(RunState::NotStarted))
+                    && sandbox.is_none_or(|i| i == *sandbox_attempt)
                     && !seen.containers.values().any(newer)
             }
             Action::Signal { id, .. } | Action::Kill { id, .. } => {
-                matches!(state(id), Some(Seen::Running { .. }))
+                matches!(state(id), Some(RunState::Running { .. }))
             }
-            Action::RecordExit { id, .. } => matches!(state(id), Some(Seen::Ended(_) | Seen::NotStarted)),
+            Action::RecordExit { id, .. } => {
+                matches!(state(id), Some(RunState::Ended(_) | RunState::NotStarted))
+            }
             Action::Reap { id, .. } => seen.containers.get(id).is_some_and(|c| c.task),
             Action::Remove { id, .. } => seen.containers.contains_key(id),
             Action::EnsureImage(_)
@@ -351,16 +351,17 @@ impl<'a> Decision<'a> {
     /// An init container that has finished in the sandbox now at hand. Where its record is gone, a main container
     /// started in the same sandbox proves it.
     pub(super) fn init_finished(&self, container: &ContainerName) -> bool {
-        let Some(incarnation) = self.seen.sandbox.as_ref().map(|s| s.incarnation).or(self.memory.incarnation)
+        let Some(sandbox_attempt) =
+            self.seen.sandbox.as_ref().map(|s| s.sandbox_attempt).or(self.memory.sandbox_attempt)
         else {
             return false;
         };
-        self.mem(container).is_some_and(|m| m.finished_in == Some(incarnation))
+        self.mem(container).is_some_and(|m| m.finished_in == Some(sandbox_attempt))
             || self
                 .pod
                 .containers
                 .iter()
-                .any(|c| self.newest(&c.name).is_some_and(|(_, s)| s.incarnation == incarnation))
+                .any(|c| self.newest(&c.name).is_some_and(|(_, s)| s.sandbox_attempt == sandbox_attempt))
     }
 
     /// The phase that the pod ends in, once nothing of it will be started again.
@@ -400,15 +401,15 @@ impl<'a> Decision<'a> {
                 .init_containers
                 .iter()
                 .filter(|c| !c.sidecar)
-                .any(|c| matches!(self.standing(&c.name), Standing::Dead(_, exit) if !exit.init_done()));
+                .any(|c| matches!(self.container_phase(&c.name), ContainerPhase::Dead(_, exit) if !exit.init_done()));
             if failed {
                 return Some(Phase::Failed);
             }
         }
         let mut all_well = true;
         for c in &pod.containers {
-            match self.standing(&c.name) {
-                Standing::Dead(id, exit) if !self.restartable(&c.name, id, exit) => {
+            match self.container_phase(&c.name) {
+                ContainerPhase::Dead(id, exit) if !self.restartable(&c.name, id, exit) => {
                     all_well &= exit.code == 0
                 }
                 _ => return self.unrecreatable(),
@@ -441,8 +442,8 @@ impl<'a> Decision<'a> {
         let broken = current.is_some_and(|s| s.state == SandboxState::Broken)
             && !self.in_flight(|a| matches!(a, Action::MakeSandbox(_)));
         let homeless = self.seen.containers.values().any(|c| {
-            matches!(c.state, Seen::Running { .. } | Seen::NotStarted)
-                && current.is_none_or(|s| s.incarnation != c.incarnation)
+            matches!(c.state, RunState::Running { .. } | RunState::NotStarted)
+                && current.is_none_or(|s| s.sandbox_attempt != c.sandbox_attempt)
         });
         broken || homeless
     }
@@ -451,7 +452,7 @@ impl<'a> Decision<'a> {
     pub(super) fn probes(&self) -> Vec<ActiveProbe> {
         let mut probes = Vec::new();
         for spec in self.pod.all_containers() {
-            let Standing::Running(id) = self.standing(&spec.name) else { continue };
+            let ContainerPhase::Running(id) = self.container_phase(&spec.name) else { continue };
             let Some(run) = self.run(&spec.name).filter(|r| &r.id == id) else { continue };
             let Some(started_at) = run.started_at.filter(|_| run.post_start == super::HookState::Done) else {
                 continue;
@@ -479,7 +480,7 @@ impl<'a> Decision<'a> {
     pub(super) fn is_gone(&self) -> bool {
         !self.anything_alive()
             && !self.seen.volumes_present
-            && !self.seen.containers.values().any(|c| matches!(c.state, Seen::Ended(_)))
+            && !self.seen.containers.values().any(|c| matches!(c.state, RunState::Ended(_)))
             && !self.in_flight(|a| {
                 matches!(a, Action::MakeSandbox(_) | Action::MountVolumes | Action::UnmountVolumes)
             })
@@ -509,7 +510,12 @@ pub(super) fn boottime_of(wall: Wall, now: Now) -> Boottime {
 }
 
 /// The next run of a container in that sandbox.
-pub(super) fn start(pod: &Pod, spec: &Container, attempt: Attempt, incarnation: Incarnation) -> Action {
-    let id = ContainerId::derive(&pod.uid, incarnation, &spec.name, attempt);
-    Action::Start { container: spec.name.clone(), attempt, incarnation, id }
+pub(super) fn start(
+    pod: &Pod,
+    spec: &Container,
+    attempt: Attempt,
+    sandbox_attempt: SandboxAttempt,
+) -> Action {
+    let id = ContainerId::derive(&pod.uid, sandbox_attempt, &spec.name, attempt);
+    Action::Start { container: spec.name.clone(), attempt, sandbox_attempt, id }
 }

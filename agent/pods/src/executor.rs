@@ -4,7 +4,7 @@ use berth_core::{
     event::Event,
     ids::{ContainerId, ContainerName, PodUid},
     model::{Objects, Pod, Probe},
-    plan::{Action, ContainerSeen, Exit, Failure, Observed, SandboxSeen, Seen},
+    plan::{Action, Exit, Failure, Observed, ObservedContainer, ObservedSandbox, RunState},
     probe::ProbeResult,
     time::{Boottime, Now},
 };
@@ -32,11 +32,11 @@ pub struct Context {
     /// What it may refer to.
     pub objects: Arc<Objects>,
     /// Its sandbox.
-    pub sandbox: Option<SandboxSeen>,
+    pub sandbox: Option<ObservedSandbox>,
     /// The process of the run concerned.
     pub process: Option<Process>,
     /// The run concerned.
-    pub run: Option<ContainerSeen>,
+    pub run: Option<ObservedContainer>,
     /// When a hook must have ended.
     pub deadline: Option<Boottime>,
 }
@@ -45,7 +45,7 @@ pub struct Context {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// The sandbox is this now.
-    Sandbox(Option<SandboxSeen>),
+    Sandbox(Option<ObservedSandbox>),
     /// The volumes are so now.
     Volumes {
         /// All of them, and the pod's files.
@@ -54,7 +54,7 @@ pub enum Change {
         present: bool,
     },
     /// A container record is this now.
-    Container(ContainerId, Box<ContainerSeen>, Option<Process>),
+    Container(ContainerId, Box<ObservedContainer>, Option<Process>),
     /// A container's exit is stored.
     Recorded(ContainerId, Exit),
     /// A container's task is gone.
@@ -80,7 +80,7 @@ impl Change {
             }
             Change::Recorded(id, exit) => {
                 if let Some(c) = seen.containers.get_mut(&id) {
-                    c.state = Seen::Recorded(exit);
+                    c.state = RunState::Recorded(exit);
                 }
                 processes.remove(&id);
             }
@@ -99,7 +99,7 @@ impl Change {
 
 /// What came of an action.
 #[derive(Debug)]
-pub struct Performed {
+pub struct ActionResult {
     /// Whether it succeeded.
     pub outcome: Result<(), Failure>,
     /// What it changed, also where it failed half way.
@@ -110,27 +110,27 @@ pub struct Performed {
     pub events: Vec<Event>,
 }
 
-impl Default for Performed {
-    fn default() -> Performed {
-        Performed::done(Vec::new())
+impl Default for ActionResult {
+    fn default() -> ActionResult {
+        ActionResult::done(Vec::new())
     }
 }
 
-impl Performed {
+impl ActionResult {
     /// It succeeded with these changes.
-    pub fn done(changes: Vec<Change>) -> Performed {
-        Performed { outcome: Ok(()), changes, steps: Vec::new(), events: Vec::new() }
+    pub fn done(changes: Vec<Change>) -> ActionResult {
+        ActionResult { outcome: Ok(()), changes, steps: Vec::new(), events: Vec::new() }
     }
 
     /// It failed and changed nothing that is known.
-    pub fn failed(failure: Failure) -> Performed {
-        Performed { outcome: Err(failure), ..Performed::default() }
+    pub fn failed(failure: Failure) -> ActionResult {
+        ActionResult { outcome: Err(failure), ..ActionResult::default() }
     }
 }
 
 /// One look at a pod.
 #[derive(Debug, Default, Clone)]
-pub struct Sight {
+pub struct PodSnapshot {
     /// What is there. Volumes are never shown as mounted: who has not mounted them in this life does it once more.
     pub seen: Observed,
     /// The processes of what runs.
@@ -142,17 +142,17 @@ pub struct Sight {
     pub taken: Boottime,
 }
 
-impl Sight {
+impl PodSnapshot {
     /// Nothing is there of the pod, and containerd answers.
-    pub fn nothing(taken: Boottime) -> Sight {
+    pub fn nothing(taken: Boottime) -> PodSnapshot {
         let seen = Observed { runtime_answers: true, ..Observed::default() };
-        Sight { seen, taken, ..Sight::default() }
+        PodSnapshot { seen, taken, ..PodSnapshot::default() }
     }
 }
 
 /// Carries actions out. Every call has a deadline of its own making; a call that is dropped leaves a world that the
 /// same action can be tried in again.
-pub trait Hands: Send + Sync + 'static {
+pub trait Executor: Send + Sync + 'static {
     /// The clocks that everything here goes by.
     fn now(&self) -> Now {
         clock::now()
@@ -169,13 +169,13 @@ pub trait Hands: Send + Sync + 'static {
     }
 
     /// Carries out one action.
-    fn perform(&self, context: Context, action: Action) -> impl Future<Output = Performed> + Send;
+    fn perform(&self, context: Context, action: Action) -> impl Future<Output = ActionResult> + Send;
 
     /// Looks at one pod anew. An error means that it could not be found out, and changes nothing.
-    fn look(&self, pod: &PodUid) -> impl Future<Output = Result<Sight, Failure>> + Send;
+    fn observe(&self, pod: &PodUid) -> impl Future<Output = Result<PodSnapshot, Failure>> + Send;
 
     /// Asks one probe of a run once, within its timeout.
-    fn ask(
+    fn probe(
         &self,
         context: Context,
         container: ContainerId,
@@ -187,15 +187,15 @@ pub trait Hands: Send + Sync + 'static {
     fn refresh(&self, context: Context) -> impl Future<Output = Result<(), Failure>> + Send;
 
     /// The pods of which something is left on this node, the known ones apart.
-    fn leftovers(
+    fn orphaned_pods(
         &self,
         known: BTreeSet<PodUid>,
     ) -> impl Future<Output = Result<BTreeSet<PodUid>, Failure>> + Send;
 
     /// Removes what is left of a pod that nobody will ask for any more. No worker of it is started meanwhile.
-    fn clean(&self, pod: &PodUid) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn cleanup_pod(&self, pod: &PodUid) -> impl Future<Output = Result<(), Failure>> + Send;
 
     /// Removes what belongs to no pod's directory: stale addresses, leases and output streams of pods other than the
     /// known ones. Pods that come meanwhile are not harmed.
-    fn sweep(&self, known: BTreeSet<PodUid>) -> impl Future<Output = ()> + Send;
+    fn cleanup_node(&self, known: BTreeSet<PodUid>) -> impl Future<Output = ()> + Send;
 }

@@ -2,9 +2,9 @@
 //! (`pkg/kubelet/kubelet_pods.go` getPhase, `pkg/kubelet/status/generate.go`).
 
 use super::{
-    Action, Readiness, Seen,
+    Action, Readiness, RunState,
     memory::Retry,
-    view::{Decision, Role, Standing},
+    planner::{ContainerPhase, Planner, Role},
 };
 use crate::{
     ids::{ContainerId, ContainerName},
@@ -33,10 +33,10 @@ fn backoff_message(pod: &Pod, spec: &Container, delay: Duration) -> String {
 }
 
 /// Makes the status, and remembers since when each condition has been what it is.
-pub(super) fn status(d: &mut Decision<'_>, terminal: Option<Phase>) -> PodStatus {
+pub(super) fn status(d: &mut Planner<'_>, terminal: Option<Phase>) -> PodStatus {
     let pod = d.pod;
-    if d.memory.refused {
-        return refused(d);
+    if d.memory.rejected {
+        return rejected(d);
     }
     let over = terminal.is_some();
     let mut init: Vec<ContainerStatus> =
@@ -81,7 +81,7 @@ pub(super) fn status(d: &mut Decision<'_>, terminal: Option<Phase>) -> PodStatus
 }
 
 /// A pod that the node did not take on has neither containers nor conditions.
-fn refused(d: &Decision<'_>) -> PodStatus {
+fn rejected(d: &Planner<'_>) -> PodStatus {
     PodStatus {
         phase: Phase::Failed,
         reason: d.memory.failed.as_ref().map(|f| f.reason.clone()),
@@ -103,7 +103,7 @@ fn refused(d: &Decision<'_>) -> PodStatus {
 }
 
 /// A phase follows the one that was told before or is that one: none is taken back, whatever is cleared away.
-fn forwards(d: &mut Decision<'_>, phase: Phase) -> Phase {
+fn forwards(d: &mut Planner<'_>, phase: Phase) -> Phase {
     let phase = match d.memory.phase {
         Some(told) if told.is_terminal() => told,
         Some(told) => told.max(phase),
@@ -117,7 +117,7 @@ fn forwards(d: &mut Decision<'_>, phase: Phase) -> Phase {
 }
 
 /// The init containers that have not done what those after them wait for.
-fn incomplete<'p>(d: &Decision<'p>, init: &[ContainerStatus]) -> Vec<&'p str> {
+fn incomplete<'p>(d: &Planner<'p>, init: &[ContainerStatus]) -> Vec<&'p str> {
     let done = |spec: &Container, s: &ContainerStatus| match spec.sidecar {
         true => s.started == Some(true),
         false => s.ready == Truth::True,
@@ -132,7 +132,7 @@ fn incomplete<'p>(d: &Decision<'p>, init: &[ContainerStatus]) -> Vec<&'p str> {
 }
 
 /// Once a main container has started the pod stays initialized, also while a sidecar or the sandbox is made anew.
-fn is_initialized(d: &Decision<'_>, init: &[ContainerStatus], mains: &[ContainerStatus]) -> bool {
+fn is_initialized(d: &Planner<'_>, init: &[ContainerStatus], mains: &[ContainerStatus]) -> bool {
     let before = d.memory.conditions.get(&ConditionType::Initialized).is_some_and(|c| c.0 == Truth::True);
     let started = || mains.iter().any(|c| !matches!(c.state, ContainerState::Waiting { .. }));
     before || incomplete(d, init).is_empty() || started()
@@ -140,15 +140,15 @@ fn is_initialized(d: &Decision<'_>, init: &[ContainerStatus], mains: &[Container
 
 /// Of a pod that has ended nothing is waited for: what never ran, or is not known to have ended, counts as failed
 /// (`TerminatePod`, `pkg/kubelet/status`).
-fn end_what_never_ran(d: &Decision<'_>, containers: &mut [ContainerStatus]) {
+fn end_what_never_ran(d: &Planner<'_>, containers: &mut [ContainerStatus]) {
     for c in containers {
         if !matches!(c.state, ContainerState::Waiting { .. }) {
             continue;
         }
         let attempt = d.mem(&c.name).and_then(|m| m.attempt).unwrap_or_default();
-        let incarnation = d.memory.incarnation.unwrap_or_default();
+        let sandbox_attempt = d.memory.sandbox_attempt.unwrap_or_default();
         let id = c.id.clone();
-        let id = id.unwrap_or_else(|| ContainerId::derive(&d.pod.uid, incarnation, &c.name, attempt));
+        let id = id.unwrap_or_else(|| ContainerId::derive(&d.pod.uid, sandbox_attempt, &c.name, attempt));
         c.state = ContainerState::Terminated(Terminated {
             exit_code: 137,
             reason: CONTAINER_STATUS_UNKNOWN.to_owned(),
@@ -161,7 +161,7 @@ fn end_what_never_ran(d: &Decision<'_>, containers: &mut [ContainerStatus]) {
 }
 
 /// What was told last of a container that has ended, where its record is removed since or only an older one is left.
-fn told_last(d: &Decision<'_>, container: &ContainerName) -> Option<ContainerStatus> {
+fn told_last(d: &Planner<'_>, container: &ContainerName) -> Option<ContainerStatus> {
     let last = d.mem(container)?.last.as_ref()?;
     let unknown =
         matches!(&last.state, ContainerState::Terminated(t) if t.reason == CONTAINER_STATUS_UNKNOWN);
@@ -173,7 +173,7 @@ fn told_last(d: &Decision<'_>, container: &ContainerName) -> Option<ContainerSta
 }
 
 /// Keeps what is told of those that have ended in a pod that has ended or is on its way there.
-fn keep_told(d: &mut Decision<'_>, containers: &[ContainerStatus]) {
+fn keep_told(d: &mut Planner<'_>, containers: &[ContainerStatus]) {
     for c in containers.iter().filter(|c| matches!(c.state, ContainerState::Terminated(_))) {
         let mem = d.mem_mut(&c.name);
         if mem.last.as_ref() != Some(c) {
@@ -182,7 +182,7 @@ fn keep_told(d: &mut Decision<'_>, containers: &[ContainerStatus]) {
     }
 }
 
-fn container_status(d: &Decision<'_>, spec: &Container, over: bool) -> ContainerStatus {
+fn container_status(d: &Planner<'_>, spec: &Container, over: bool) -> ContainerStatus {
     if (d.memory.ending.is_some() || over)
         && let Some(last) = told_last(d, &spec.name)
     {
@@ -191,12 +191,12 @@ fn container_status(d: &Decision<'_>, spec: &Container, over: bool) -> Container
     container_status_now(d, spec, over)
 }
 
-fn container_status_now(d: &Decision<'_>, spec: &Container, over: bool) -> ContainerStatus {
+fn container_status_now(d: &Planner<'_>, spec: &Container, over: bool) -> ContainerStatus {
     let newest = d.newest(&spec.name);
     let run = d.run(&spec.name);
-    let standing = d.standing(&spec.name);
-    let running = matches!(standing, Standing::Running(_));
-    let state = state(d, spec, standing, over);
+    let phase = d.container_phase(&spec.name);
+    let running = matches!(phase, ContainerPhase::Running(_));
+    let state = state(d, spec, phase, over);
     let last_state: Option<Terminated> = match (&state, newest) {
         (ContainerState::Waiting { .. }, Some((id, c))) if c.state.exit().is_some() => {
             c.state.exit().map(|e| e.terminated(id))
@@ -233,21 +233,21 @@ fn truth(b: bool) -> Truth {
     if b { Truth::True } else { Truth::False }
 }
 
-fn state(d: &Decision<'_>, spec: &Container, standing: Standing<'_>, over: bool) -> ContainerState {
+fn state(d: &Planner<'_>, spec: &Container, phase: ContainerPhase<'_>, over: bool) -> ContainerState {
     let ended = ending(d) || over;
-    let dead = matches!(standing, Standing::Dead(..));
+    let dead = matches!(phase, ContainerPhase::Dead(..));
     if let Some(retry) = failure_of(d, &spec.name).filter(|_| !(ended && dead)) {
         return ContainerState::Waiting {
             reason: waiting_reason(retry),
             message: Some(retry.failure.message.clone()),
         };
     }
-    match standing {
-        Standing::Running(id) => match d.seen.containers.get(id).map(|c| &c.state) {
-            Some(Seen::Running { started_at }) => ContainerState::Running { started_at: *started_at },
+    match phase {
+        ContainerPhase::Running(id) => match d.seen.containers.get(id).map(|c| &c.state) {
+            Some(RunState::Running { started_at }) => ContainerState::Running { started_at: *started_at },
             _ => waiting(default_reason(d)),
         },
-        Standing::Dead(id, exit) => {
+        ContainerPhase::Dead(id, exit) => {
             if let Some(started_at) = exit.started_at.filter(|_| d.being_recorded(id)) {
                 return ContainerState::Running { started_at };
             }
@@ -263,22 +263,22 @@ fn state(d: &Decision<'_>, spec: &Container, standing: Standing<'_>, over: bool)
                 None => ContainerState::Terminated(exit.terminated(id)),
             }
         }
-        Standing::Starting | Standing::Never => waiting(default_reason(d)),
+        ContainerPhase::Starting | ContainerPhase::Never => waiting(default_reason(d)),
     }
 }
 
-impl Decision<'_> {
+impl Planner<'_> {
     /// Whether the end of a run is seen and its termination message not read yet: that is a matter of milliseconds, and
     /// whoever waits for the end reads the message with it. Where it takes longer the end is told without.
     fn being_recorded(&self, id: &ContainerId) -> bool {
         let recording = |a: &Action| matches!(a, Action::RecordExit { id: i, .. } if i == id);
-        matches!(self.seen.containers.get(id).map(|c| &c.state), Some(Seen::Ended(exit)) if exit.started_at.is_some())
+        matches!(self.seen.containers.get(id).map(|c| &c.state), Some(RunState::Ended(exit)) if exit.started_at.is_some())
             && self.in_flight(recording)
             && !self.memory.retries.keys().any(recording)
     }
 }
 
-fn ending(d: &Decision<'_>) -> bool {
+fn ending(d: &Planner<'_>) -> bool {
     d.memory.ending.is_some() || d.memory.failed.is_some()
 }
 
@@ -287,13 +287,13 @@ fn waiting(reason: &str) -> ContainerState {
 }
 
 /// Of a pod with init containers every one that has not run says so, main ones until they run.
-fn default_reason(d: &Decision<'_>) -> &'static str {
+fn default_reason(d: &Planner<'_>) -> &'static str {
     if d.pod.init_containers.is_empty() { "ContainerCreating" } else { "PodInitializing" }
 }
 
 /// The failed action that keeps a container from starting, unless it is being tried again right now.
-fn failure_of<'d>(d: &'d Decision<'_>, container: &ContainerName) -> Option<&'d Retry> {
-    if matches!(d.standing(container), Standing::Running(_)) {
+fn failure_of<'d>(d: &'d Planner<'_>, container: &ContainerName) -> Option<&'d Retry> {
+    if matches!(d.container_phase(container), ContainerPhase::Running(_)) {
         return None;
     }
     d.memory
@@ -313,7 +313,7 @@ fn waiting_reason(retry: &Retry) -> String {
 }
 
 fn phase(
-    d: &Decision<'_>,
+    d: &Planner<'_>,
     init: &[ContainerStatus],
     mains: &[ContainerStatus],
     terminal: Option<Phase>,
@@ -356,7 +356,7 @@ fn exit_code(c: &ContainerStatus) -> Option<i32> {
 }
 
 fn conditions(
-    d: &mut Decision<'_>,
+    d: &mut Planner<'_>,
     phase: Phase,
     initialized: bool,
     init: &[ContainerStatus],
@@ -368,7 +368,7 @@ fn conditions(
     let may_start = sandbox.is_some_and(|s| {
         d.seen.volumes_mounted
             || told.is_some_and(|c| c.0 == Truth::True)
-            || d.seen.containers.values().any(|c| c.incarnation == s.incarnation)
+            || d.seen.containers.values().any(|c| c.sandbox_attempt == s.sandbox_attempt)
     });
     let mut list = Vec::with_capacity(5);
     list.push(condition(d, ConditionType::PodReadyToStartContainers, truth(may_start), None, None));
@@ -419,7 +419,7 @@ fn conditions(
 }
 
 fn condition(
-    d: &mut Decision<'_>,
+    d: &mut Planner<'_>,
     kind: ConditionType,
     status: Truth,
     reason: Option<&str>,
@@ -435,7 +435,7 @@ fn condition(
 
 /// One sentence on what keeps the pod from being Ready, and when that is tried again.
 fn waiting_for(
-    d: &Decision<'_>,
+    d: &Planner<'_>,
     phase: Phase,
     init: &[ContainerStatus],
     mains: &[ContainerStatus],
@@ -501,7 +501,7 @@ fn waiting_for(
 }
 
 /// What the last failing probe was told.
-fn because(d: &Decision<'_>, name: &ContainerName) -> String {
+fn because(d: &Planner<'_>, name: &ContainerName) -> String {
     d.run(name).and_then(|r| r.unready_because.as_ref()).map(|m| format!(": {m}")).unwrap_or_default()
 }
 

@@ -1,23 +1,23 @@
 //! Looking at what is there: containerd's list, the sandbox records, the pod directories.
 
-use super::{NodeHands, lock, start::exit_of};
+use super::{NodeExecutor, lock, start::exit_of};
 use crate::{
-    hands::{Process, Sight},
+    executor::{PodSnapshot, Process},
     manager::Found,
 };
 use berth_core::{
     ids::PodUid,
     model::Pod,
-    plan::{ContainerSeen, Exit, Failure, Seen},
+    plan::{Exit, Failure, ObservedContainer, RunState},
     time::Boottime,
 };
 use berth_runtime::{FoundContainer, FoundState};
 use berth_sys::{clock, fs::read_to_string_limited};
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-impl NodeHands {
+impl NodeExecutor {
     /// Everything of ours that is there, by pod, and when the look began.
-    pub(super) async fn look_at_all(&self) -> Result<(BTreeMap<PodUid, Found>, Boottime), Failure> {
+    pub(super) async fn relist(&self) -> Result<(BTreeMap<PodUid, Found>, Boottime), Failure> {
         let taken = clock::boottime();
         let list = self.containers().await?;
         let mut by_pod: BTreeMap<PodUid, Vec<FoundContainer>> = BTreeMap::new();
@@ -30,9 +30,9 @@ impl NodeHands {
         let mut all = BTreeMap::new();
         for (uid, containers) in by_pod {
             let pod = containers.iter().find_map(stored_pod);
-            match self.sight(&uid, pod.as_deref(), containers, taken) {
-                Ok(sight) => {
-                    all.insert(uid, Found { pod, sight });
+            match self.snapshot(&uid, pod.as_deref(), containers, taken) {
+                Ok(snapshot) => {
+                    all.insert(uid, Found { pod, snapshot });
                 }
                 // Whoever works on it looks for itself: one pod that cannot be seen hides no other.
                 Err(failure) => tracing::warn!(%uid, why = failure.message, "pod not seen"),
@@ -41,35 +41,35 @@ impl NodeHands {
         Ok((all, taken))
     }
 
-    pub(super) async fn look_at(&self, uid: &PodUid) -> Result<Sight, Failure> {
+    pub(super) async fn observe_pod(&self, uid: &PodUid) -> Result<PodSnapshot, Failure> {
         let taken = clock::boottime();
         let of_pod =
             self.runtime()?.list_of(uid).await.map_err(|e| Failure::new("RuntimeNotReady", e.chain()))?;
         let pod = of_pod.iter().find_map(stored_pod);
-        self.sight(uid, pod.as_deref(), of_pod, taken)
+        self.snapshot(uid, pod.as_deref(), of_pod, taken)
     }
 
     async fn containers(&self) -> Result<Vec<FoundContainer>, Failure> {
         self.runtime()?.list().await.map_err(|e| Failure::new("RuntimeNotReady", e.chain()))
     }
 
-    fn sight(
+    fn snapshot(
         &self,
         uid: &PodUid,
         pod: Option<&Pod>,
         containers: Vec<FoundContainer>,
         taken: Boottime,
-    ) -> Result<Sight, Failure> {
-        let mut sight = Sight { taken, ..Sight::default() };
+    ) -> Result<PodSnapshot, Failure> {
+        let mut snapshot = PodSnapshot { taken, ..PodSnapshot::default() };
         for c in containers {
             lock(&self.owners).insert(c.id.clone(), uid.clone());
             if let FoundState::Running { pid, start_time, .. } = c.state
                 && c.exit.is_none()
             {
-                sight.processes.insert(c.id.clone(), Process { pid, start_time });
+                snapshot.processes.insert(c.id.clone(), Process { pid, start_time });
             }
             if c.state == FoundState::Unknown && c.exit.is_none() {
-                sight.unsure.insert(c.id.clone());
+                snapshot.unsure.insert(c.id.clone());
             }
             let task = !matches!(c.state, FoundState::NoTask);
             let killed = || {
@@ -77,11 +77,11 @@ impl NodeHands {
                 dirs.is_some_and(|dirs| oom_killed(&dirs))
             };
             let state = match (&c.exit, c.state) {
-                (Some(exit), _) => Seen::Recorded(exit_of(exit.clone())),
+                (Some(exit), _) => RunState::Recorded(exit_of(exit.clone())),
                 (None, FoundState::Running { started_at, .. }) => {
-                    Seen::Running { started_at: started_at.or(c.created_at).unwrap_or_default() }
+                    RunState::Running { started_at: started_at.or(c.created_at).unwrap_or_default() }
                 }
-                (None, FoundState::Stopped { code, at }) => Seen::Ended(Exit {
+                (None, FoundState::Stopped { code, at }) => RunState::Ended(Exit {
                     code,
                     at,
                     // The event may have come while nobody listened.
@@ -90,29 +90,31 @@ impl NodeHands {
                     message: None,
                     started_at: c.created_at,
                 }),
-                (None, _) if c.boot != self.config.boot => Seen::Ended(Exit::unknown(clock::wall())),
+                (None, _) if c.boot != self.config.boot => RunState::Ended(Exit::unknown(clock::wall())),
                 // Its shim does not answer: it may run, and nothing is done to it for not being able to tell.
-                (None, FoundState::Unknown) => Seen::Running { started_at: c.created_at.unwrap_or_default() },
-                (None, FoundState::NoTask | FoundState::Created { .. }) => Seen::NotStarted,
+                (None, FoundState::Unknown) => {
+                    RunState::Running { started_at: c.created_at.unwrap_or_default() }
+                }
+                (None, FoundState::NoTask | FoundState::Created { .. }) => RunState::NotStarted,
             };
-            sight.seen.containers.insert(
+            snapshot.seen.containers.insert(
                 c.id.clone(),
-                ContainerSeen {
+                ObservedContainer {
                     container: c.container,
                     attempt: c.attempt,
-                    incarnation: c.incarnation,
+                    sandbox_attempt: c.sandbox_attempt,
                     image_id: c.image_id,
                     state,
                     task,
                 },
             );
         }
-        let alive = sight.seen.containers.values().filter(|c| matches!(c.state, Seen::Running { .. }));
-        let lives_in = alive.map(|c| c.incarnation).max();
-        sight.seen.sandbox = self.see_sandbox(uid, pod.zip(lives_in))?;
-        sight.seen.volumes_present = self.config.roots.pod_dir(uid).exists();
-        sight.seen.runtime_answers = true;
-        Ok(sight)
+        let alive = snapshot.seen.containers.values().filter(|c| matches!(c.state, RunState::Running { .. }));
+        let lives_in = alive.map(|c| c.sandbox_attempt).max();
+        snapshot.seen.sandbox = self.see_sandbox(uid, pod.zip(lives_in))?;
+        snapshot.seen.volumes_present = self.config.roots.pod_dir(uid).exists();
+        snapshot.seen.runtime_answers = true;
+        Ok(snapshot)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a worker begins with, and what it hears from its manager.
 
-use crate::{hands::Sight, store::Store};
+use crate::{executor::PodSnapshot, store::Store};
 use berth_core::{
     ids::ContainerId,
     model::Objects,
@@ -11,7 +11,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 /// What a worker hears from its manager.
 #[derive(Debug)]
-pub enum Letter {
+pub enum WorkerMessage {
     /// The source wants this now.
     Desired(Desired),
     /// What pods refer to has changed.
@@ -27,18 +27,18 @@ pub enum Letter {
     /// containerd does not answer.
     RuntimeLost,
     /// containerd answers again, and this is what it shows.
-    Sight(Box<Sight>),
+    Snapshot(Box<PodSnapshot>),
     /// containerd answers again, and there is neither a container nor a sandbox of the pod. With the moment of the look.
     NothingThere(Boottime),
 }
 
 /// What a worker begins with.
-pub(crate) struct Start<H, R> {
+pub(crate) struct WorkerConfig<H, R> {
     pub(crate) desired: Desired,
     pub(crate) objects: Arc<Objects>,
     pub(crate) memory: Memory,
-    pub(crate) sight: Beginning,
-    pub(crate) hands: Arc<H>,
+    pub(crate) snapshot: InitialState,
+    pub(crate) executor: Arc<H>,
     pub(crate) reports: Arc<R>,
     pub(crate) store: Store,
     pub(crate) agent_start: Boottime,
@@ -48,11 +48,11 @@ pub(crate) struct Start<H, R> {
 
 /// What a worker knows of its pod at first.
 #[derive(Debug)]
-pub(crate) enum Beginning {
+pub(crate) enum InitialState {
     /// This.
-    Seen(Box<Sight>),
+    Observed(Box<PodSnapshot>),
     /// Nothing: it looks for itself.
-    Look,
+    Observe,
     /// Nothing, and containerd is away: it will be told. Until then nothing is claimed of it.
     Wait,
 }

@@ -11,36 +11,36 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// The longest a turn is lent.
 const LENT: Duration = Duration::from_secs(3);
 
-/// The turns of one kind of work on a node.
+/// The slots of one kind of work on a node.
 #[derive(Debug, Clone)]
-pub(super) struct Turns(Arc<Semaphore>);
+pub(super) struct Slots(Arc<Semaphore>);
 
-/// A turn; given back when dropped, or after [`LENT`].
+/// A slot; given back when dropped, or after [`LENT`].
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct Slot {
     permit: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
     timer: tokio::task::AbortHandle,
 }
 
-impl Drop for Turn {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.timer.abort();
         self.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
-impl Turns {
-    pub(super) fn new(at_once: usize) -> Turns {
-        Turns(Arc::new(Semaphore::new(at_once.max(1))))
+impl Slots {
+    pub(super) fn new(at_once: usize) -> Slots {
+        Slots(Arc::new(Semaphore::new(at_once.max(1))))
     }
 
     /// That many at once for each processor.
-    pub(super) fn of_each_processor(at_once: usize) -> Turns {
-        Turns::new(std::thread::available_parallelism().map_or(2, |n| n.get()).saturating_mul(at_once))
+    pub(super) fn of_each_processor(at_once: usize) -> Slots {
+        Slots::new(std::thread::available_parallelism().map_or(2, |n| n.get()).saturating_mul(at_once))
     }
 
     /// Waits for a turn, in order of asking.
-    pub(super) async fn take(&self) -> Turn {
+    pub(super) async fn acquire(&self) -> Slot {
         // The semaphore is never closed; were it, everybody would simply go on.
         let permit = Arc::new(Mutex::new(Arc::clone(&self.0).acquire_owned().await.ok()));
         let lent = Arc::clone(&permit);
@@ -49,7 +49,7 @@ impl Turns {
             lent.lock().unwrap_or_else(PoisonError::into_inner).take();
         })
         .abort_handle();
-        Turn { permit, timer }
+        Slot { permit, timer }
     }
 }
 
@@ -60,13 +60,13 @@ mod tests {
     #[tokio::test]
     async fn a_stuck_holder_does_not_keep_others_waiting_for_ever() {
         tokio::time::pause();
-        let turns = Turns::new(1);
-        let stuck = turns.take().await;
+        let slots = Slots::new(1);
+        let stuck = slots.acquire().await;
         let begun = tokio::time::Instant::now();
-        let next = turns.take().await;
+        let next = slots.acquire().await;
         assert!(begun.elapsed() >= LENT, "the turn is lent for its time");
         drop(next);
-        let at_once = turns.take().await;
+        let at_once = slots.acquire().await;
         drop((stuck, at_once));
     }
 }
