@@ -20,7 +20,7 @@ use berth_probe::{Prober, ProberConfig};
 use berth_runtime::{RuntimeConfig, spec::HostFacts};
 use berth_services::ClearPods;
 use berth_services::HostNetworkConfig;
-use berth_source::dir::ServiceRanges;
+use berth_source::ServiceRanges;
 use berth_sys::{clock, memory, mount, service};
 use berth_volumes::Volumes;
 use clap::Args;

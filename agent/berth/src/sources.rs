@@ -12,8 +12,8 @@ use berth_core::{
 use berth_pods::{DesiredSet, node::ServiceLister};
 use berth_server::Hub;
 use berth_source::{
-    Snapshot,
-    dir::{DirConfig, ManifestDir, ServiceRanges},
+    ServiceRanges, Snapshot,
+    directory::{DirectoryConfig, DirectorySource},
     manifest::Mode,
 };
 use berth_sys::clock;
@@ -28,7 +28,7 @@ pub(crate) type Latest = Arc<Mutex<Vec<Arc<Snapshot>>>>;
 
 /// The running sources.
 pub(crate) struct Sources {
-    dirs: Vec<ManifestDir>,
+    dirs: Vec<DirectorySource>,
     tasks: Vec<JoinHandle<()>>,
     /// What each of them shows.
     pub(crate) latest: Latest,
@@ -57,8 +57,8 @@ pub(crate) fn start(
         let state = roots.lasting_state.join(name);
         // Static pods have no Services.
         let services = (mode == Mode::Manifests).then(|| services.clone());
-        let config = DirConfig { services, ..DirConfig::new(dir, node, mode, state) };
-        let (source, snapshot) = berth_source::dir::start(config);
+        let config = DirectoryConfig { services, ..DirectoryConfig::new(dir, node, mode, state) };
+        let (source, snapshot) = berth_source::directory::start(config);
         sources.dirs.push(source);
         lock(&sources.latest).push(Arc::new(Snapshot::default()));
         snapshots.push(snapshot);

@@ -13,7 +13,7 @@ use berth_core::{
 use berth_runtime::spec::{
     self, HostFacts, ImageConfig, MountSpec, NamespacePaths, PidNamespace, SpecError, SpecInput, UserFiles,
 };
-use berth_source::manifest::{self, Context, Mode};
+use berth_source::manifest::{self, ManifestContext, Mode};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::{
@@ -345,8 +345,12 @@ fn check_refused(node: &Node, pod: &Pod, container: &Container, reason: &str, me
 }
 
 fn parse(path: &Path, text: &str) -> Result<Pod, String> {
-    let context =
-        Context { node: NodeName::new(NODE).unwrap(), mode: Mode::StaticPods, now: Wall(0), services: None };
+    let context = ManifestContext {
+        node: NodeName::new(NODE).unwrap(),
+        mode: Mode::StaticPods,
+        now: Wall(0),
+        services: None,
+    };
     let parsed = manifest::parse_file(path, text.as_bytes(), &context).map_err(|e| e.to_string())?;
     let [entry] = parsed.pods.as_slice() else { return Err(format!("{}: not one pod", path.display())) };
     match parsed.warnings.as_slice() {

@@ -3,8 +3,8 @@
 //!
 //! - [`manifest`] is pure: bytes of a file become a checked model, or an error that names file, document, field and
 //!   reason.
-//! - [`dir`] is the shell around it: a directory is watched, and a [`Snapshot`] is published for every change.
-//! - [`endpoints`] makes EndpointSlices of Services and the pods they select, where no control plane does.
+//! - [`directory`] is the shell around it: a directory is watched, and a [`Snapshot`] is published for every change.
+//! - [`controllers`] plays the controllers of a control plane where there is none: ClusterIPs and EndpointSlices.
 //! - [`status`] turns what is reported about a pod back into Kubernetes' JSON.
 //!
 //! Invariants: an unreadable file or a missing directory is never taken for a deletion; nothing here panics on any
@@ -12,14 +12,16 @@
 //! costs what it changes, not what is there.
 #![forbid(unsafe_code)]
 
-pub mod dir;
-pub mod endpoints;
+pub mod controllers;
+pub mod directory;
 mod error;
 pub mod manifest;
 mod shared;
 mod snapshot;
+mod state_file;
 pub mod status;
 
+pub use controllers::cluster_ips::ServiceRanges;
 pub use error::{Error, ManifestError};
 pub use shared::{Changes, Keyed, Shared};
-pub use snapshot::{DesiredPod, DesiredService, Snapshot, Unserved};
+pub use snapshot::{DesiredPod, DesiredService, Snapshot, UnallocatedService};

@@ -26,7 +26,7 @@ pub struct Snapshot {
     /// Every file that cannot be used as it is, in order of file and document; for people.
     pub errors: Arc<[ManifestError]>,
     /// What could not be given to Services, for their events; each is among `errors` too.
-    pub unserved: Arc<[Unserved]>,
+    pub unserved: Arc<[UnallocatedService]>,
     /// Counts the changes, from 1; 0 before the first look.
     pub version: u64,
 }
@@ -46,7 +46,7 @@ impl Snapshot {
 
 /// A Service that lacks something which an API server would have refused it for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unserved {
+pub struct UnallocatedService {
     /// The Service.
     pub service: PodKey,
     /// Its `metadata.uid`.

@@ -3,8 +3,8 @@
 
 use berth_core::time::Wall;
 use berth_source::{
-    dir::ServiceRanges,
-    manifest::{Context, Mode, parse_file},
+    ServiceRanges,
+    manifest::{ManifestContext, Mode, parse_file},
 };
 use std::{path::Path, sync::Arc};
 
@@ -15,7 +15,7 @@ fn every_example_is_accepted() {
         node_ports: 30_000..=32_767,
         reserved: Vec::new(),
     };
-    let ctx = Context {
+    let ctx = ManifestContext {
         node: "n1".parse().unwrap(),
         mode: Mode::Manifests,
         now: Wall(0),

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use berth_core::{ids::NodeName, time::Wall};
-use berth_source::manifest::{Context, Mode, parse_file, parse_pod};
+use berth_source::manifest::{ManifestContext, Mode, parse_file, parse_pod};
 use serde_json::{Value, json};
 use std::{
     fmt::Write,
@@ -190,8 +190,8 @@ fn yaml(value: &Value, indent: usize, out: &mut String) {
     }
 }
 
-fn contexts() -> [Context; 2] {
-    [Mode::Manifests, Mode::StaticPods].map(|mode| Context {
+fn contexts() -> [ManifestContext; 2] {
+    [Mode::Manifests, Mode::StaticPods].map(|mode| ManifestContext {
         node: NodeName::new("n1").unwrap(),
         mode,
         now: Wall(1_700_000_000_000_000_000),

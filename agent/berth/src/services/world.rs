@@ -19,7 +19,7 @@ use berth_pods::{Reports as _, node::NodeExecutor};
 use berth_services::{Cause, DatapathHealth, Edit, Edits, Named, Node, Notice, SeenPod};
 use berth_source::{
     Keyed as _, Snapshot,
-    endpoints::{self, PodFacts},
+    controllers::endpoint_slices::{self, EndpointPod},
 };
 use berth_sys::clock;
 use serde_json::Value;
@@ -97,9 +97,9 @@ impl Node for World {
         pods: &[&SeenPod],
         before: &[Arc<EndpointSlice>],
     ) -> Vec<Arc<EndpointSlice>> {
-        let facts: Vec<PodFacts<'_>> =
-            pods.iter().map(|p| PodFacts { pod: &p.pod, status: &p.status }).collect();
-        endpoints::slices(services, &facts, before)
+        let facts: Vec<EndpointPod<'_>> =
+            pods.iter().map(|p| EndpointPod { pod: &p.pod, status: &p.status }).collect();
+        endpoint_slices::slices(services, &facts, before)
     }
 
     fn publish_names<'a>(

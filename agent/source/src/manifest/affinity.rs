@@ -3,13 +3,16 @@
 
 use super::{
     check,
-    field::{At, Fault, shorten},
+    field::{FieldError, FieldPath, shorten},
 };
 use berth_core::model::{NodeSelectorOperator, NodeSelectorRequirement, NodeSelectorTerm};
 use k8s_openapi::api::core::v1 as api;
 
 /// `requiredDuringSchedulingIgnoredDuringExecution`, where there is one.
-pub(super) fn required(at: &At<'_>, spec: &api::PodSpec) -> Result<Option<Vec<NodeSelectorTerm>>, Fault> {
+pub(super) fn required(
+    at: &FieldPath<'_>,
+    spec: &api::PodSpec,
+) -> Result<Option<Vec<NodeSelectorTerm>>, FieldError> {
     let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
     let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     let Some(selector) = required else { return Ok(None) };
@@ -18,7 +21,7 @@ pub(super) fn required(at: &At<'_>, spec: &api::PodSpec) -> Result<Option<Vec<No
     let at = &at.key("requiredDuringSchedulingIgnoredDuringExecution");
     let at = &at.key("nodeSelectorTerms");
     if selector.node_selector_terms.is_empty() {
-        return Err(at.fault("must hold at least one term"));
+        return Err(at.error("must hold at least one term"));
     }
     let mut terms = Vec::new();
     for (index, term) in selector.node_selector_terms.iter().enumerate() {
@@ -27,9 +30,9 @@ pub(super) fn required(at: &At<'_>, spec: &api::PodSpec) -> Result<Option<Vec<No
             let at = &at.key(name);
             given.iter().flatten().enumerate().map(|(n, r)| requirement(&at.index(n), r, of)).collect()
         };
-        let match_expressions: Result<_, Fault> =
+        let match_expressions: Result<_, FieldError> =
             list("matchExpressions", &term.match_expressions, Of::Labels);
-        let match_fields: Result<_, Fault> = list("matchFields", &term.match_fields, Of::Fields);
+        let match_fields: Result<_, FieldError> = list("matchFields", &term.match_fields, Of::Fields);
         terms.push(NodeSelectorTerm { match_expressions: match_expressions?, match_fields: match_fields? });
     }
     Ok(Some(terms))
@@ -42,35 +45,35 @@ enum Of {
 }
 
 fn requirement(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     r: &api::NodeSelectorRequirement,
     of: Of,
-) -> Result<NodeSelectorRequirement, Fault> {
+) -> Result<NodeSelectorRequirement, FieldError> {
     let key_at = &at.key("key");
     match of {
         Of::Labels => check::qualified_name(key_at, &r.key)?,
         Of::Fields if r.key == "metadata.name" => {}
         Of::Fields => {
-            return Err(key_at.fault(format!("{:?} is no field: metadata.name is", shorten(&r.key))));
+            return Err(key_at.error(format!("{:?} is no field: metadata.name is", shorten(&r.key))));
         }
     }
     let values = r.values.clone().unwrap_or_default();
     let values_at = &at.key("values");
     let some = |values: Vec<String>| match (of, values.len()) {
-        (_, 0) => Err(values_at.fault(format!("must hold at least one with operator {}", r.operator))),
-        (Of::Fields, 2..) => Err(values_at.fault("must hold one alone")),
+        (_, 0) => Err(values_at.error(format!("must hold at least one with operator {}", r.operator))),
+        (Of::Fields, 2..) => Err(values_at.error("must hold one alone")),
         _ => Ok(values),
     };
     let none = |values: &[String]| match values {
         [] => Ok(()),
-        _ => Err(values_at.fault(format!("must be empty with operator {}", r.operator))),
+        _ => Err(values_at.error(format!("must be empty with operator {}", r.operator))),
     };
     let number = |values: &[String]| match values {
         [one] => one
             .parse::<i64>()
             .ok()
-            .ok_or_else(|| values_at.index(0).fault(format!("{:?} must be a whole number", shorten(one)))),
-        _ => Err(values_at.fault(format!("must hold one alone with operator {}", r.operator))),
+            .ok_or_else(|| values_at.index(0).error(format!("{:?} must be a whole number", shorten(one)))),
+        _ => Err(values_at.error(format!("must hold one alone with operator {}", r.operator))),
     };
     let operator = match (r.operator.as_str(), of) {
         ("In", _) => NodeSelectorOperator::In(some(values)?),
@@ -82,7 +85,7 @@ fn requirement(
         (other, _) => {
             let known =
                 if of == Of::Labels { "In, NotIn, Exists, DoesNotExist, Gt, Lt" } else { "In, NotIn" };
-            return Err(at.key("operator").fault(format!("{:?} must be one of {known}", shorten(other))));
+            return Err(at.key("operator").error(format!("{:?} must be one of {known}", shorten(other))));
         }
     };
     Ok(NodeSelectorRequirement { key: r.key.clone(), operator })

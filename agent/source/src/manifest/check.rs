@@ -1,11 +1,11 @@
 //! The formats of names and values that several objects share.
 
-use super::field::{At, Fault, shorten};
+use super::field::{FieldError, FieldPath, shorten};
 use berth_core::quantity::Quantity;
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// `[-._a-zA-Z0-9]{1,253}`, neither `.` nor starting with `..`: a key of a ConfigMap or Secret, which becomes a file.
-pub(super) fn data_key(at: &At<'_>, key: &str) -> Result<(), Fault> {
+pub(super) fn data_key(at: &FieldPath<'_>, key: &str) -> Result<(), FieldError> {
     let good = !key.is_empty()
         && key.len() <= 253
         && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
@@ -14,25 +14,25 @@ pub(super) fn data_key(at: &At<'_>, key: &str) -> Result<(), Fault> {
     if good {
         return Ok(());
     }
-    Err(at.fault(format!(
+    Err(at.error(format!(
         "{:?} is no key: 1 to 253 letters, digits, '-', '_' and '.', not \".\" and not starting with \"..\"",
         shorten(key)
     )))
 }
 
 /// A name of an environment variable or a prefix of one: printable ASCII without `=`.
-pub(super) fn env_name(at: &At<'_>, name: &str) -> Result<(), Fault> {
+pub(super) fn env_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldError> {
     if name.is_empty() {
-        return Err(at.fault("is required"));
+        return Err(at.error("is required"));
     }
     if name.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'=') {
         return Ok(());
     }
-    Err(at.fault(format!("{:?} must be printable ASCII characters other than '='", shorten(name))))
+    Err(at.error(format!("{:?} must be printable ASCII characters other than '='", shorten(name))))
 }
 
 /// An IANA service name, for ports: at most 15 of lower-case letters, digits and single `-`, with a letter.
-pub(super) fn port_name(at: &At<'_>, name: &str) -> Result<(), Fault> {
+pub(super) fn port_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldError> {
     let good = !name.is_empty()
         && name.len() <= 15
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -43,76 +43,76 @@ pub(super) fn port_name(at: &At<'_>, name: &str) -> Result<(), Fault> {
     if good {
         return Ok(());
     }
-    Err(at.fault(format!(
+    Err(at.error(format!(
         "port name {:?} must be at most 15 lower-case letters, digits and single '-' within, with at least one letter",
         shorten(name)
     )))
 }
 
 /// A port number.
-pub(super) fn port(at: &At<'_>, number: i32) -> Result<u16, Fault> {
+pub(super) fn port(at: &FieldPath<'_>, number: i32) -> Result<u16, FieldError> {
     match u16::try_from(number) {
         Ok(port) if port != 0 => Ok(port),
-        _ => Err(at.fault(format!("port {number} must be 1 to 65535"))),
+        _ => Err(at.error(format!("port {number} must be 1 to 65535"))),
     }
 }
 
 /// An address.
-pub(super) fn address(at: &At<'_>, text: &str) -> Result<IpAddr, Fault> {
-    text.parse().ok().ok_or_else(|| at.fault(format!("{:?} is no IP address", shorten(text))))
+pub(super) fn address(at: &FieldPath<'_>, text: &str) -> Result<IpAddr, FieldError> {
+    text.parse().ok().ok_or_else(|| at.error(format!("{:?} is no IP address", shorten(text))))
 }
 
 /// A quantity that is not negative.
-pub(super) fn quantity(at: &At<'_>, text: &str) -> Result<Quantity, Fault> {
+pub(super) fn quantity(at: &FieldPath<'_>, text: &str) -> Result<Quantity, FieldError> {
     let quantity: Quantity =
-        text.parse().map_err(|e: berth_core::quantity::QuantityError| at.fault(e.to_string()))?;
+        text.parse().map_err(|e: berth_core::quantity::QuantityError| at.error(e.to_string()))?;
     if text.starts_with('-') && (quantity.millis() != 0 || quantity.units() != 0) {
-        return Err(at.fault(format!("quantity {} must not be negative", shorten(text))));
+        return Err(at.error(format!("quantity {} must not be negative", shorten(text))));
     }
     Ok(quantity)
 }
 
 /// Relative and nowhere `..`: a path below something.
-pub(super) fn path_below(at: &At<'_>, path: &str) -> Result<(), Fault> {
+pub(super) fn path_below(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError> {
     if path.starts_with('/') {
-        return Err(at.fault(format!("{:?} must be a relative path", shorten(path))));
+        return Err(at.error(format!("{:?} must be a relative path", shorten(path))));
     }
     no_parent(at, path)
 }
 
 /// Nowhere `..`.
-pub(super) fn no_parent(at: &At<'_>, path: &str) -> Result<(), Fault> {
+pub(super) fn no_parent(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError> {
     if path.contains('\0') {
-        return Err(at.fault("must not contain a NUL character"));
+        return Err(at.error("must not contain a NUL character"));
     }
     if path.split('/').any(|part| part == "..") {
-        return Err(at.fault(format!("{:?} must not contain \"..\"", shorten(path))));
+        return Err(at.error(format!("{:?} must not contain \"..\"", shorten(path))));
     }
     Ok(())
 }
 
 /// A file of a volume made from keys: below the volume, and its name not one the volume itself uses (`..data`).
-pub(super) fn item_path(at: &At<'_>, path: &str) -> Result<(), Fault> {
+pub(super) fn item_path(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError> {
     if path.is_empty() {
-        return Err(at.fault("is required"));
+        return Err(at.error("is required"));
     }
     path_below(at, path)?;
     if path.starts_with("..") {
-        return Err(at.fault(format!("{:?} must not start with \"..\"", shorten(path))));
+        return Err(at.error(format!("{:?} must not start with \"..\"", shorten(path))));
     }
     Ok(())
 }
 
 /// File mode bits.
-pub(super) fn mode(at: &At<'_>, mode: i32) -> Result<u32, Fault> {
+pub(super) fn mode(at: &FieldPath<'_>, mode: i32) -> Result<u32, FieldError> {
     match u32::try_from(mode) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
-        _ => Err(at.fault(format!("mode {mode} must be 0 to 0777 octal (511 decimal)"))),
+        _ => Err(at.error(format!("mode {mode} must be 0 to 0777 octal (511 decimal)"))),
     }
 }
 
 /// `[prefix/]name`: the form of label keys, annotation keys and condition types.
-pub(super) fn qualified_name(at: &At<'_>, text: &str) -> Result<(), Fault> {
+pub(super) fn qualified_name(at: &FieldPath<'_>, text: &str) -> Result<(), FieldError> {
     let (prefix, name) = match text.rsplit_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, text),
@@ -121,7 +121,7 @@ pub(super) fn qualified_name(at: &At<'_>, text: &str) -> Result<(), Fault> {
     if prefix_good && !name.is_empty() && label_shape(name) {
         return Ok(());
     }
-    Err(at.fault(format!(
+    Err(at.error(format!(
         "{:?} must be a name of at most 63 letters, digits, '-', '_' and '.', with an optional DNS prefix and '/'",
         shorten(text)
     )))
@@ -136,11 +136,11 @@ fn label_shape(text: &str) -> bool {
 }
 
 /// `metadata.labels` or a selector.
-pub(super) fn labels(at: &At<'_>, labels: &BTreeMap<String, String>) -> Result<(), Fault> {
+pub(super) fn labels(at: &FieldPath<'_>, labels: &BTreeMap<String, String>) -> Result<(), FieldError> {
     for (key, value) in labels {
         qualified_name(at, key)?;
         if !label_shape(value) {
-            return Err(at.key(key).fault(format!(
+            return Err(at.key(key).error(format!(
                 "label value {:?} must be at most 63 letters, digits, '-', '_' and '.', alphanumeric at both ends",
                 shorten(value)
             )));
@@ -150,34 +150,37 @@ pub(super) fn labels(at: &At<'_>, labels: &BTreeMap<String, String>) -> Result<(
 }
 
 /// `metadata.annotations`: names checked without regard to case, 256 KiB in all.
-pub(super) fn annotations(at: &At<'_>, annotations: &BTreeMap<String, String>) -> Result<(), Fault> {
+pub(super) fn annotations(
+    at: &FieldPath<'_>,
+    annotations: &BTreeMap<String, String>,
+) -> Result<(), FieldError> {
     let mut total = 0_usize;
     for (key, value) in annotations {
         qualified_name(at, &key.to_ascii_lowercase())?;
         total = total.saturating_add(key.len()).saturating_add(value.len());
     }
     if total > 256 << 10 {
-        return Err(at.fault(format!("hold {total} bytes, more than 262144")));
+        return Err(at.error(format!("hold {total} bytes, more than 262144")));
     }
     Ok(())
 }
 
 /// The name of an object that a pod refers to, a DNS subdomain.
-pub(super) fn object_name(at: &At<'_>, name: &str) -> Result<(), Fault> {
+pub(super) fn object_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldError> {
     if name.is_empty() {
-        return Err(at.fault("is required"));
+        return Err(at.error("is required"));
     }
     berth_core::ids::PodName::new(name)
         .map(drop)
-        .map_err(|e| at.fault(format!("object name {:?} {}", e.text, e.reason)))
+        .map_err(|e| at.error(format!("object name {:?} {}", e.text, e.reason)))
 }
 
 /// A non-negative 32-bit amount, for example seconds.
-pub(super) fn amount(at: &At<'_>, value: i64) -> Result<u32, Fault> {
+pub(super) fn amount(at: &FieldPath<'_>, value: i64) -> Result<u32, FieldError> {
     u32::try_from(value)
         .ok()
         .filter(|v| *v <= i32::MAX.unsigned_abs())
-        .ok_or_else(|| at.fault(format!("{value} must be 0 to {}", i32::MAX)))
+        .ok_or_else(|| at.error(format!("{value} must be 0 to {}", i32::MAX)))
 }
 
 /// `terminationGracePeriodSeconds`: a negative one is 1, as the API server makes of it; one beyond 32 bits is 68 years.
@@ -190,6 +193,6 @@ pub(super) fn grace(seconds: i64) -> u32 {
 }
 
 /// An id of the core model.
-pub(super) fn id<T>(at: &At<'_>, made: Result<T, berth_core::ids::IdError>) -> Result<T, Fault> {
-    made.map_err(|e| if e.text.is_empty() { at.fault("is required") } else { at.fault(e.to_string()) })
+pub(super) fn id<T>(at: &FieldPath<'_>, made: Result<T, berth_core::ids::IdError>) -> Result<T, FieldError> {
+    made.map_err(|e| if e.text.is_empty() { at.error("is required") } else { at.error(e.to_string()) })
 }

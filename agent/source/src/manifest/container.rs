@@ -2,9 +2,9 @@
 
 use super::{
     Mode, check,
-    field::{At, Fault, shorten},
+    field::{FieldError, FieldPath, shorten},
     probe,
-    resources::{self, Owner},
+    resources::{self, ResourceOwner},
     security::{self, choice},
     volume::{self, FieldPlace},
 };
@@ -19,18 +19,18 @@ use k8s_openapi::api::core::v1 as api;
 use std::{cell::RefCell, collections::BTreeSet, net::IpAddr};
 
 /// What a container's fields are checked against.
-pub(super) struct PodFacts {
+pub(super) struct PodContext {
     pub(super) mode: Mode,
     /// What was left aside in a static pod.
-    pub(super) warnings: RefCell<Vec<Fault>>,
+    pub(super) warnings: RefCell<Vec<FieldError>>,
     pub(super) volumes: BTreeSet<VolumeName>,
     pub(super) host_network: bool,
     pub(super) grace_seconds: u32,
 }
 
-impl PodFacts {
+impl PodContext {
     /// What the kubelet passes over is an error in a manifest and a warning in a static pod.
-    pub(super) fn passed_over(&self, fault: Fault) -> Result<(), Fault> {
+    pub(super) fn passed_over(&self, fault: FieldError) -> Result<(), FieldError> {
         match self.mode {
             Mode::Manifests => Err(fault),
             Mode::StaticPods => {
@@ -43,18 +43,18 @@ impl PodFacts {
 
 /// Which of the pod's lists.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum ContainerKind {
     Init,
     Main,
 }
 
 /// One container with its defaults.
 pub(super) fn container(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     c: &api::Container,
-    role: Role,
-    pod: &PodFacts,
-) -> Result<Container, Fault> {
+    role: ContainerKind,
+    pod: &PodContext,
+) -> Result<Container, FieldError> {
     let sidecar = restart(at, c, role)?;
     let name = check::id(&at.key("name"), ContainerName::new(c.name.as_str()))?;
     let image = image(&at.key("image"), c.image.as_deref().unwrap_or_default())?;
@@ -63,10 +63,10 @@ pub(super) fn container(
         None => ContainerSecurity::default(),
     };
     if c.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
-        return Err(at.key("volumeDevices").fault("block devices are not supported yet"));
+        return Err(at.key("volumeDevices").error("block devices are not supported yet"));
     }
     let lifecycle = c.lifecycle.clone().unwrap_or_default();
-    if role == Role::Init && !sidecar {
+    if role == ContainerKind::Init && !sidecar {
         let given = [
             ("livenessProbe", c.liveness_probe.is_some()),
             ("readinessProbe", c.readiness_probe.is_some()),
@@ -74,12 +74,12 @@ pub(super) fn container(
             ("lifecycle", lifecycle.post_start.is_some() || lifecycle.pre_stop.is_some()),
         ];
         if let Some((field, _)) = given.iter().find(|(_, given)| *given) {
-            return Err(at.key(field).fault("is only for init containers with restartPolicy: Always"));
+            return Err(at.key(field).error("is only for init containers with restartPolicy: Always"));
         }
     }
     let lifecycle_at = &at.key("lifecycle");
     if lifecycle.stop_signal.as_deref().is_some_and(|s| !s.is_empty()) {
-        return Err(lifecycle_at.key("stopSignal").fault("is not supported yet"));
+        return Err(lifecycle_at.key("stopSignal").error("is not supported yet"));
     }
     let hook = |name: &str, h: &Option<api::LifecycleHandler>| {
         h.as_ref().map(|h| probe::hook(&lifecycle_at.key(name), h, pod.grace_seconds)).transpose()
@@ -98,7 +98,11 @@ pub(super) fn container(
         env_from: env_from(&at.key("envFrom"), c.env_from.as_deref().unwrap_or_default())?,
         env: env(&at.key("env"), c.env.as_deref().unwrap_or_default())?,
         ports: ports(&at.key("ports"), c.ports.as_deref().unwrap_or_default(), pod.host_network)?,
-        resources: resources::resources(&at.key("resources"), c.resources.as_ref(), Owner::Container)?,
+        resources: resources::resources(
+            &at.key("resources"),
+            c.resources.as_ref(),
+            ResourceOwner::Container,
+        )?,
         mounts: volume::mounts(
             &at.key("volumeMounts"),
             c.volume_mounts.as_deref().unwrap_or_default(),
@@ -128,40 +132,40 @@ pub(super) fn container(
 }
 
 /// Whether it is a sidecar; other restart policies of a container's own are refused for now.
-fn restart(at: &At<'_>, c: &api::Container, role: Role) -> Result<bool, Fault> {
+fn restart(at: &FieldPath<'_>, c: &api::Container, role: ContainerKind) -> Result<bool, FieldError> {
     if c.restart_policy_rules.as_ref().is_some_and(|r| !r.is_empty()) {
-        return Err(at.key("restartPolicyRules").fault("restart rules of a container are not supported yet"));
+        return Err(at.key("restartPolicyRules").error("restart rules of a container are not supported yet"));
     }
     match (c.restart_policy.as_deref(), role) {
         (None | Some(""), _) => Ok(false),
-        (Some("Always"), Role::Init) => Ok(true),
+        (Some("Always"), ContainerKind::Init) => Ok(true),
         (Some("Always" | "OnFailure" | "Never"), _) => Err(at
             .key("restartPolicy")
-            .fault("is not supported yet for a container, but for Always on an init container (a sidecar)")),
+            .error("is not supported yet for a container, but for Always on an init container (a sidecar)")),
         (Some(other), _) => Err(at
             .key("restartPolicy")
-            .fault(format!("{:?} must be one of Always, OnFailure, Never", shorten(other)))),
+            .error(format!("{:?} must be one of Always, OnFailure, Never", shorten(other)))),
     }
 }
 
-fn image(at: &At<'_>, image: &str) -> Result<String, Fault> {
+fn image(at: &FieldPath<'_>, image: &str) -> Result<String, FieldError> {
     if image.is_empty() {
-        return Err(at.fault("is required"));
+        return Err(at.error("is required"));
     }
     if image.trim() != image || image.chars().any(char::is_control) {
-        return Err(at.fault("must not have blanks around it nor control characters"));
+        return Err(at.error("must not have blanks around it nor control characters"));
     }
     Ok(image.to_owned())
 }
 
-fn pull_policy(at: &At<'_>, policy: Option<&str>, image: &str) -> Result<PullPolicy, Fault> {
+fn pull_policy(at: &FieldPath<'_>, policy: Option<&str>, image: &str) -> Result<PullPolicy, FieldError> {
     Ok(match policy {
         Some("Always") => PullPolicy::Always,
         Some("IfNotPresent") => PullPolicy::IfNotPresent,
         Some("Never") => PullPolicy::Never,
         None | Some("") => default_pull_policy(image),
         Some(other) => {
-            return Err(at.fault(format!("{:?} must be one of Always, IfNotPresent, Never", shorten(other))));
+            return Err(at.error(format!("{:?} must be one of Always, IfNotPresent, Never", shorten(other))));
         }
     })
 }
@@ -180,19 +184,19 @@ fn default_pull_policy(image: &str) -> PullPolicy {
     }
 }
 
-fn env(at: &At<'_>, list: &[api::EnvVar]) -> Result<Vec<EnvVar>, Fault> {
+fn env(at: &FieldPath<'_>, list: &[api::EnvVar]) -> Result<Vec<EnvVar>, FieldError> {
     let mut found = Vec::new();
     for (index, e) in list.iter().enumerate() {
         let at = &at.index(index);
         check::env_name(&at.key("name"), &e.name)?;
         let text = e.value.clone().unwrap_or_default();
         if text.contains('\0') {
-            return Err(at.key("value").fault("must not contain a NUL character"));
+            return Err(at.key("value").error("must not contain a NUL character"));
         }
         let value = match &e.value_from {
             None => EnvValue::Text(text),
             Some(_) if !text.is_empty() => {
-                return Err(at.key("valueFrom").fault("cannot be set together with value"));
+                return Err(at.key("valueFrom").error("cannot be set together with value"));
             }
             Some(source) => env_source(&at.key("valueFrom"), source)?,
         };
@@ -201,7 +205,7 @@ fn env(at: &At<'_>, list: &[api::EnvVar]) -> Result<Vec<EnvVar>, Fault> {
     Ok(found)
 }
 
-fn env_source(at: &At<'_>, s: &api::EnvVarSource) -> Result<EnvValue, Fault> {
+fn env_source(at: &FieldPath<'_>, s: &api::EnvVarSource) -> Result<EnvValue, FieldError> {
     let mut found = Vec::new();
     if let Some(f) = &s.field_ref {
         found.push(EnvValue::Field(volume::field_path(&at.key("fieldRef"), f, FieldPlace::Env)?));
@@ -216,23 +220,23 @@ fn env_source(at: &At<'_>, s: &api::EnvVarSource) -> Result<EnvValue, Fault> {
         found.push(EnvValue::SecretKey(key_ref(&at.key("secretKeyRef"), &c.name, &c.key, c.optional)?));
     }
     if s.file_key_ref.is_some() {
-        return Err(at.key("fileKeyRef").fault("variables from files are not supported yet"));
+        return Err(at.key("fileKeyRef").error("variables from files are not supported yet"));
     }
     let of = "fieldRef, resourceFieldRef, configMapKeyRef or secretKeyRef";
     match (found.pop(), found.is_empty()) {
         (Some(value), true) => Ok(value),
-        (None, _) => Err(at.fault(format!("must say one of {of}"))),
-        (Some(_), false) => Err(at.fault(format!("must say only one of {of}"))),
+        (None, _) => Err(at.error(format!("must say one of {of}"))),
+        (Some(_), false) => Err(at.error(format!("must say only one of {of}"))),
     }
 }
 
-fn key_ref(at: &At<'_>, name: &str, key: &str, optional: Option<bool>) -> Result<KeyRef, Fault> {
+fn key_ref(at: &FieldPath<'_>, name: &str, key: &str, optional: Option<bool>) -> Result<KeyRef, FieldError> {
     check::object_name(&at.key("name"), name)?;
     check::data_key(&at.key("key"), key)?;
     Ok(KeyRef { name: name.to_owned(), key: key.to_owned(), optional: optional.unwrap_or(false) })
 }
 
-fn env_from(at: &At<'_>, list: &[api::EnvFromSource]) -> Result<Vec<EnvFrom>, Fault> {
+fn env_from(at: &FieldPath<'_>, list: &[api::EnvFromSource]) -> Result<Vec<EnvFrom>, FieldError> {
     let mut found = Vec::new();
     for (index, e) in list.iter().enumerate() {
         let at = &at.index(index);
@@ -251,15 +255,19 @@ fn env_from(at: &At<'_>, list: &[api::EnvFromSource]) -> Result<Vec<EnvFrom>, Fa
                 check::object_name(&at.key("name"), &s.name)?;
                 (EnvFromSource::Secret(s.name.clone()), s.optional)
             }
-            (None, None) => return Err(at.fault("must say one of configMapRef or secretRef")),
-            (Some(_), Some(_)) => return Err(at.fault("must say only one of configMapRef or secretRef")),
+            (None, None) => return Err(at.error("must say one of configMapRef or secretRef")),
+            (Some(_), Some(_)) => return Err(at.error("must say only one of configMapRef or secretRef")),
         };
         found.push(EnvFrom { prefix, source, optional: optional.unwrap_or(false) });
     }
     Ok(found)
 }
 
-fn ports(at: &At<'_>, list: &[api::ContainerPort], host_network: bool) -> Result<Vec<ContainerPort>, Fault> {
+fn ports(
+    at: &FieldPath<'_>,
+    list: &[api::ContainerPort],
+    host_network: bool,
+) -> Result<Vec<ContainerPort>, FieldError> {
     let mut names = BTreeSet::new();
     let mut found = Vec::new();
     for (index, p) in list.iter().enumerate() {
@@ -268,7 +276,7 @@ fn ports(at: &At<'_>, list: &[api::ContainerPort], host_network: bool) -> Result
         if let Some(name) = &name {
             check::port_name(&at.key("name"), name)?;
             if !names.insert(name.clone()) {
-                return Err(at.key("name").fault(format!("{name:?} is there twice")));
+                return Err(at.key("name").error(format!("{name:?} is there twice")));
             }
         }
         let port = check::port(&at.key("containerPort"), p.container_port)?;
@@ -278,7 +286,7 @@ fn ports(at: &At<'_>, list: &[api::ContainerPort], host_network: bool) -> Result
             Some(h) => Some(check::port(host_at, h)?),
         };
         if host_network && host_port != Some(port) {
-            return Err(host_at.fault("must equal containerPort with hostNetwork"));
+            return Err(host_at.error("must equal containerPort with hostNetwork"));
         }
         found.push(ContainerPort {
             name,
@@ -295,12 +303,12 @@ fn ports(at: &At<'_>, list: &[api::ContainerPort], host_network: bool) -> Result
 }
 
 /// A transport protocol, TCP by default.
-pub(super) fn protocol(at: &At<'_>, word: Option<&str>) -> Result<Protocol, Fault> {
+pub(super) fn protocol(at: &FieldPath<'_>, word: Option<&str>) -> Result<Protocol, FieldError> {
     choice(at, word, &[("TCP", Protocol::Tcp), ("UDP", Protocol::Udp), ("SCTP", Protocol::Sctp)])
 }
 
 /// No port of the host twice over the pod's main containers, as the API server looks at it.
-pub(super) fn host_ports(at: &At<'_>, list: &[Container]) -> Result<(), Fault> {
+pub(super) fn host_ports(at: &FieldPath<'_>, list: &[Container]) -> Result<(), FieldError> {
     let mut taken: BTreeSet<(Protocol, Option<IpAddr>, u16)> = BTreeSet::new();
     for (index, c) in list.iter().enumerate() {
         for (number, port) in c.ports.iter().enumerate() {
@@ -311,7 +319,7 @@ pub(super) fn host_ports(at: &At<'_>, list: &[Container]) -> Result<(), Fault> {
                 return Err(at
                     .index(number)
                     .key("hostPort")
-                    .fault(format!("{host_port} is taken by another port of this pod")));
+                    .error(format!("{host_port} is taken by another port of this pod")));
             }
         }
     }

@@ -8,8 +8,8 @@ use std::fmt;
 
 /// A place in an object. It lives on the stack and costs nothing until something is wrong there.
 #[derive(Clone, Copy)]
-pub(super) struct At<'a> {
-    parent: Option<&'a At<'a>>,
+pub(super) struct FieldPath<'a> {
+    parent: Option<&'a FieldPath<'a>>,
     step: Step<'a>,
 }
 
@@ -20,28 +20,28 @@ enum Step<'a> {
     Index(usize),
 }
 
-impl At<'_> {
+impl FieldPath<'_> {
     /// The object itself.
-    pub(super) const ROOT: At<'static> = At { parent: None, step: Step::Root };
+    pub(super) const ROOT: FieldPath<'static> = FieldPath { parent: None, step: Step::Root };
 
     /// A field of it.
-    pub(super) fn key<'a>(&'a self, key: &'a str) -> At<'a> {
-        At { parent: Some(self), step: Step::Key(key) }
+    pub(super) fn key<'a>(&'a self, key: &'a str) -> FieldPath<'a> {
+        FieldPath { parent: Some(self), step: Step::Key(key) }
     }
 
     /// An element of it.
-    pub(super) fn index(&self, index: usize) -> At<'_> {
-        At { parent: Some(self), step: Step::Index(index) }
+    pub(super) fn index(&self, index: usize) -> FieldPath<'_> {
+        FieldPath { parent: Some(self), step: Step::Index(index) }
     }
 
     /// Something is wrong here.
-    pub(super) fn fault(&self, reason: impl Into<String>) -> Fault {
+    pub(super) fn error(&self, reason: impl Into<String>) -> FieldError {
         let field = self.to_string();
-        Fault { field: (!field.is_empty()).then_some(field), reason: reason.into() }
+        FieldError { field: (!field.is_empty()).then_some(field), reason: reason.into() }
     }
 }
 
-impl fmt::Display for At<'_> {
+impl fmt::Display for FieldPath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(parent) = self.parent {
             parent.fmt(f)?;
@@ -65,15 +65,15 @@ impl fmt::Display for At<'_> {
 
 /// What is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct FieldError {
     pub(super) field: Option<String>,
     pub(super) reason: String,
 }
 
-impl Fault {
+impl FieldError {
     /// Something that stands at no field.
-    pub(super) fn plain(reason: impl Into<String>) -> Fault {
-        Fault { field: None, reason: reason.into() }
+    pub(super) fn plain(reason: impl Into<String>) -> FieldError {
+        FieldError { field: None, reason: reason.into() }
     }
 }
 
@@ -100,7 +100,7 @@ pub(super) fn kind_of(value: &Value) -> &'static str {
 
 /// The value as a type of the API, and the fields that the type does not know: the generated types pass over them, so
 /// they are found as what is missing when the typed value is written again.
-pub(super) fn typed<T>(at: &At<'_>, value: &Value) -> Result<(T, Vec<Fault>), Fault>
+pub(super) fn typed<T>(at: &FieldPath<'_>, value: &Value) -> Result<(T, Vec<FieldError>), FieldError>
 where
     T: DeserializeOwned + Serialize,
 {
@@ -114,9 +114,12 @@ where
             (false, path) if path.starts_with('[') => format!("{at}{path}"),
             (false, path) => format!("{at}.{path}"),
         };
-        Fault { field: (!field.is_empty()).then_some(field), reason: shorten_reason(&e.inner().to_string()) }
+        FieldError {
+            field: (!field.is_empty()).then_some(field),
+            reason: shorten_reason(&e.inner().to_string()),
+        }
     })?;
-    let again = serde_json::to_value(&typed).map_err(|e| at.fault(e.to_string()))?;
+    let again = serde_json::to_value(&typed).map_err(|e| at.error(e.to_string()))?;
     let mut unknown = Vec::new();
     missing(at, value, &again, &mut unknown);
     Ok((typed, unknown))
@@ -127,14 +130,14 @@ fn shorten_reason(text: &str) -> String {
 }
 
 /// The fields of `given` that `kept` lacks. `null` means "not given" everywhere in the API.
-fn missing(at: &At<'_>, given: &Value, kept: &Value, found: &mut Vec<Fault>) {
+fn missing(at: &FieldPath<'_>, given: &Value, kept: &Value, found: &mut Vec<FieldError>) {
     match (given, kept) {
         (Value::Object(given), Value::Object(kept)) => {
             for (key, value) in given {
                 match kept.get(key) {
                     Some(kept) => missing(&at.key(key), value, kept, found),
                     None if value.is_null() => {}
-                    None => found.push(at.key(key).fault("unknown field")),
+                    None => found.push(at.key(key).error("unknown field")),
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{
     check,
-    field::{self, At, Fault},
+    field::{self, FieldError, FieldPath},
 };
 use berth_core::{ids::Namespace, model::KeyedData};
 use k8s_openapi::{
@@ -17,13 +17,16 @@ use std::{borrow::Cow, collections::BTreeMap};
 const MAX_DATA_BYTES: usize = 1 << 20;
 
 /// The value as a type of the API; an unknown field is an error.
-pub(super) fn strict<T: DeserializeOwned + Serialize>(at: &At<'_>, value: &Value) -> Result<T, Fault> {
+pub(super) fn strict<T: DeserializeOwned + Serialize>(
+    at: &FieldPath<'_>,
+    value: &Value,
+) -> Result<T, FieldError> {
     let (object, unknown) = field::typed(at, value)?;
     unknown.into_iter().next().map_or(Ok(object), Err)
 }
 
 /// Namespace and name, with labels and annotations checked.
-pub(super) fn names(at: &At<'_>, meta: &meta::ObjectMeta) -> Result<(Namespace, String), Fault> {
+pub(super) fn names(at: &FieldPath<'_>, meta: &meta::ObjectMeta) -> Result<(Namespace, String), FieldError> {
     let at = &at.key("metadata");
     let namespace = meta.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
     let namespace = check::id(&at.key("namespace"), Namespace::new(namespace))?;
@@ -35,7 +38,7 @@ pub(super) fn names(at: &At<'_>, meta: &meta::ObjectMeta) -> Result<(Namespace, 
 }
 
 /// A ConfigMap: `data` and `binaryData` may not share a key.
-pub(super) fn config_map(at: &At<'_>, value: &Value) -> Result<KeyedData, Fault> {
+pub(super) fn config_map(at: &FieldPath<'_>, value: &Value) -> Result<KeyedData, FieldError> {
     let (value, binary_data) = without_bytes(at, value, "binaryData")?;
     let object: api::ConfigMap = strict(at, &value)?;
     let (namespace, name) = names(at, &object.metadata)?;
@@ -45,13 +48,13 @@ pub(super) fn config_map(at: &At<'_>, value: &Value) -> Result<KeyedData, Fault>
     }
     let binary_at = &at.key("binaryData");
     if let Some(key) = binary_data.keys().find(|key| data.contains_key(*key)) {
-        return Err(binary_at.key(key).fault("is also in data"));
+        return Err(binary_at.key(key).error("is also in data"));
     }
     checked(at, KeyedData { namespace, name, data, binary_data })
 }
 
 /// A Secret: `stringData` wins over `data`.
-pub(super) fn secret(at: &At<'_>, value: &Value) -> Result<KeyedData, Fault> {
+pub(super) fn secret(at: &FieldPath<'_>, value: &Value) -> Result<KeyedData, FieldError> {
     let (value, mut data) = without_bytes(at, value, "data")?;
     let object: api::Secret = strict(at, &value)?;
     let (namespace, name) = names(at, &object.metadata)?;
@@ -66,7 +69,11 @@ type Data = BTreeMap<String, Vec<u8>>;
 
 /// The object without the values of a field of base64 texts, and those decoded. Line ends in such a text mean nothing,
 /// as to Go's decoder.
-fn without_bytes<'v>(at: &At<'_>, value: &'v Value, field: &str) -> Result<(Cow<'v, Value>, Data), Fault> {
+fn without_bytes<'v>(
+    at: &FieldPath<'_>,
+    value: &'v Value,
+    field: &str,
+) -> Result<(Cow<'v, Value>, Data), FieldError> {
     let mut decoded = BTreeMap::new();
     let Some(Value::Object(texts)) = value.get(field) else { return Ok((Cow::Borrowed(value), decoded)) };
     let at = &at.key(field);
@@ -74,10 +81,10 @@ fn without_bytes<'v>(at: &At<'_>, value: &'v Value, field: &str) -> Result<(Cow<
         let at = &at.key(key);
         let bytes = match text {
             Value::Null => Vec::new(),
-            Value::String(text) => base64(text).map_err(|why| at.fault(why))?,
+            Value::String(text) => base64(text).map_err(|why| at.error(why))?,
             other => {
                 let other = field::kind_of(other);
-                return Err(at.fault(format!("must be a base64 text, not {other}")));
+                return Err(at.error(format!("must be a base64 text, not {other}")));
             }
         };
         decoded.insert(key.clone(), bytes);
@@ -132,7 +139,7 @@ fn base64(text: &str) -> Result<Vec<u8>, String> {
     Ok(out)
 }
 
-fn checked(at: &At<'_>, object: KeyedData) -> Result<KeyedData, Fault> {
+fn checked(at: &FieldPath<'_>, object: KeyedData) -> Result<KeyedData, FieldError> {
     let mut total = 0_usize;
     for (key, value) in object.files() {
         let field = if object.data.contains_key(key) { "data" } else { "binaryData" };
@@ -140,7 +147,7 @@ fn checked(at: &At<'_>, object: KeyedData) -> Result<KeyedData, Fault> {
         total = total.saturating_add(key.len()).saturating_add(value.len());
     }
     if total > MAX_DATA_BYTES {
-        return Err(at.key("data").fault(format!("holds {total} bytes, more than {MAX_DATA_BYTES}")));
+        return Err(at.key("data").error(format!("holds {total} bytes, more than {MAX_DATA_BYTES}")));
     }
     Ok(object)
 }

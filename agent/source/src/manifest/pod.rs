@@ -1,11 +1,11 @@
 //! The pod itself: metadata, and what of its spec is not a container's.
 
 use super::{
-    Context, Mode, PodEntry, affinity, check,
-    container::{self, PodFacts, Role},
-    field::{self, At, Fault, shorten},
+    ManifestContext, Mode, PodEntry, affinity, check,
+    container::{self, ContainerKind, PodContext},
+    field::{self, FieldError, FieldPath, shorten},
     identity,
-    resources::{self, Owner},
+    resources::{self, ResourceOwner},
     security::{self, choice},
     static_pod, volume,
 };
@@ -23,13 +23,13 @@ use std::{cell::RefCell, collections::BTreeSet, path::Path};
 
 /// A Pod object as the model has it, and the object itself with its metadata filled.
 pub(super) fn entry(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     value: &Value,
-    ctx: &Context,
+    ctx: &ManifestContext,
     file: &Path,
     document: usize,
-    warnings: &mut Vec<Fault>,
-) -> Result<PodEntry, Fault> {
+    warnings: &mut Vec<FieldError>,
+) -> Result<PodEntry, FieldError> {
     let (mut object, unknown) = field::typed::<api::Pod>(at, value)?;
     match (ctx.mode, unknown.into_iter().next()) {
         (Mode::Manifests, Some(fault)) => return Err(fault),
@@ -40,7 +40,7 @@ pub(super) fn entry(
     object.status = None;
     object.metadata.managed_fields = None;
     let spec_at = &at.key("spec");
-    let mut spec = object.spec.take().ok_or_else(|| spec_at.fault("is required"))?;
+    let mut spec = object.spec.take().ok_or_else(|| spec_at.error("is required"))?;
     let created_given = object.metadata.creation_timestamp.is_some();
     let identity = metadata(at, &mut object.metadata, &mut spec, ctx, file)?;
 
@@ -58,12 +58,12 @@ pub(super) fn entry(
     let deadline_at = &spec_at.key("activeDeadlineSeconds");
     let active_deadline_seconds = match spec.active_deadline_seconds {
         None => None,
-        Some(0) => return Err(deadline_at.fault("must be at least 1")),
+        Some(0) => return Err(deadline_at.error("must be at least 1")),
         Some(v) => Some(check::amount(deadline_at, v)?),
     };
     let namespaces = namespaces(spec_at, &spec)?;
     let volumes = volume::volumes(&spec_at.key("volumes"), spec.volumes.as_deref().unwrap_or_default())?;
-    let facts = PodFacts {
+    let facts = PodContext {
         mode: ctx.mode,
         warnings: RefCell::default(),
         volumes: volumes.iter().map(|v| v.name.clone()).collect(),
@@ -98,7 +98,7 @@ pub(super) fn entry(
         resources: pod_resources(spec_at, &spec, &init_containers, &containers)?,
         overhead: match &spec.overhead {
             None => None,
-            Some(o) => Some(resources::list(&spec_at.key("overhead"), Some(o), Owner::Container)?),
+            Some(o) => Some(resources::list(&spec_at.key("overhead"), Some(o), ResourceOwner::Container)?),
         },
         init_containers,
         containers,
@@ -133,11 +133,11 @@ pub(super) fn entry(
         readiness_gates: readiness_gates(spec_at, &spec)?,
     };
     object.spec = Some(spec);
-    let raw = serde_json::to_value(&object).map_err(|e| at.fault(e.to_string()))?;
+    let raw = serde_json::to_value(&object).map_err(|e| at.error(e.to_string()))?;
     Ok(PodEntry { pod, raw, document, created_given })
 }
 
-struct Identity {
+struct PodIdentity {
     uid: PodUid,
     key: PodKey,
     created: Wall,
@@ -148,18 +148,18 @@ const MAX_FILE_NAME: usize = 255;
 
 /// Checks the metadata and fills what it leaves open, in the object too.
 fn metadata(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     meta: &mut meta::ObjectMeta,
     spec: &mut api::PodSpec,
-    ctx: &Context,
+    ctx: &ManifestContext,
     file: &Path,
-) -> Result<Identity, Fault> {
+) -> Result<PodIdentity, FieldError> {
     let meta_at = &at.key("metadata");
     let spec_at = &at.key("spec");
     if meta.deletion_timestamp.is_some() {
         return Err(meta_at
             .key("deletionTimestamp")
-            .fault("must not be set: take the manifest away instead"));
+            .error("must not be set: take the manifest away instead"));
     }
     check::labels(&meta_at.key("labels"), meta.labels.get_or_insert_default())?;
     check::annotations(&meta_at.key("annotations"), meta.annotations.get_or_insert_default())?;
@@ -171,7 +171,7 @@ fn metadata(
     // The given name is checked first, so that the message shows what was written.
     let mut name = check::id(name_at, PodName::new(name))?;
     let given_uid = meta.uid.clone().filter(|u| !u.is_empty());
-    let json = |v: serde_json::Result<Value>| v.map_err(|e| at.fault(e.to_string()));
+    let json = |v: serde_json::Result<Value>| v.map_err(|e| at.error(e.to_string()));
     let uid = match (given_uid, ctx.mode) {
         (Some(uid), _) => uid,
         (None, Mode::Manifests) => {
@@ -198,7 +198,7 @@ fn metadata(
         [namespace.as_str().len(), name.as_str().len(), uid.as_str().len()].iter().sum::<usize>() + 2;
     if output > MAX_FILE_NAME {
         let most = MAX_FILE_NAME - 2 - namespace.as_str().len() - uid.as_str().len();
-        return Err(name_at.fault(format!(
+        return Err(name_at.error(format!(
             "is too long by {}: the output of a pod lies in a directory <namespace>_<name>_<uid>, a name of at most \
              {MAX_FILE_NAME} bytes, so that the name may have {most} here",
             output - MAX_FILE_NAME
@@ -206,7 +206,7 @@ fn metadata(
     }
     if let Some(gate) = spec.scheduling_gates.as_ref().and_then(|g| g.first()) {
         let reason = format!("gate {:?} cannot hold a pod that is bound to a node", shorten(&gate.name));
-        return Err(spec_at.key("schedulingGates").fault(reason));
+        return Err(spec_at.key("schedulingGates").error(reason));
     }
     spec.node_name = Some(ctx.node.to_string());
     let created = match &meta.creation_timestamp {
@@ -219,40 +219,40 @@ fn metadata(
     meta.uid = Some(uid.to_string());
     meta.namespace = Some(namespace.to_string());
     meta.name = Some(name.to_string());
-    Ok(Identity { uid, key: PodKey { namespace, name }, created })
+    Ok(PodIdentity { uid, key: PodKey { namespace, name }, created })
 }
 
-fn other_node(at: &At<'_>, spec: &api::PodSpec, node: &NodeName) -> Result<(), Fault> {
+fn other_node(at: &FieldPath<'_>, spec: &api::PodSpec, node: &NodeName) -> Result<(), FieldError> {
     match spec.node_name.as_deref() {
         Some(name) if !name.is_empty() && name != node.as_str() => Err(at
             .key("nodeName")
-            .fault(format!("{:?} is another node than this one ({node})", shorten(name)))),
+            .error(format!("{:?} is another node than this one ({node})", shorten(name)))),
         _ => Ok(()),
     }
 }
 
 /// What the node cannot honour yet is refused, never passed over.
-fn refuse_later(at: &At<'_>, spec: &api::PodSpec) -> Result<(), Fault> {
+fn refuse_later(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<(), FieldError> {
     if spec.ephemeral_containers.as_ref().is_some_and(|c| !c.is_empty()) {
-        return Err(at.key("ephemeralContainers").fault("cannot be part of a new pod"));
+        return Err(at.key("ephemeralContainers").error("cannot be part of a new pod"));
     }
     if spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()) {
-        return Err(at.key("resourceClaims").fault("resource claims are not supported yet"));
+        return Err(at.key("resourceClaims").error("resource claims are not supported yet"));
     }
     if spec.host_users == Some(false) {
-        return Err(at.key("hostUsers").fault("user namespaces are not supported yet"));
+        return Err(at.key("hostUsers").error("user namespaces are not supported yet"));
     }
     if spec.hostname_override.as_deref().is_some_and(|h| !h.is_empty()) {
-        return Err(at.key("hostnameOverride").fault("is not supported yet"));
+        return Err(at.key("hostnameOverride").error("is not supported yet"));
     }
     if let Some(os) = spec.os.as_ref().filter(|os| os.name != "linux") {
         let at = at.key("os");
-        return Err(at.key("name").fault(format!("{:?} cannot run on a Linux node", shorten(&os.name))));
+        return Err(at.key("name").error(format!("{:?} cannot run on a Linux node", shorten(&os.name))));
     }
     Ok(())
 }
 
-fn namespaces(at: &At<'_>, spec: &api::PodSpec) -> Result<PodNamespaces, Fault> {
+fn namespaces(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<PodNamespaces, FieldError> {
     let found = PodNamespaces {
         host_network: spec.host_network.unwrap_or(false),
         host_pid: spec.host_pid.unwrap_or(false),
@@ -260,18 +260,18 @@ fn namespaces(at: &At<'_>, spec: &api::PodSpec) -> Result<PodNamespaces, Fault> 
         share_pid: spec.share_process_namespace.unwrap_or(false),
     };
     if found.host_pid && found.share_pid {
-        return Err(at.key("shareProcessNamespace").fault("cannot be set together with hostPID"));
+        return Err(at.key("shareProcessNamespace").error("cannot be set together with hostPID"));
     }
     Ok(found)
 }
 
 fn containers(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     spec: &api::PodSpec,
-    facts: &PodFacts,
-) -> Result<(Vec<Container>, Vec<Container>), Fault> {
+    facts: &PodContext,
+) -> Result<(Vec<Container>, Vec<Container>), FieldError> {
     if spec.containers.is_empty() {
-        return Err(at.key("containers").fault("must hold at least one container"));
+        return Err(at.key("containers").error("must hold at least one container"));
     }
     let mut names = BTreeSet::new();
     let mut read = |field: &str, list: &[api::Container], role| {
@@ -281,24 +281,25 @@ fn containers(
             let at = &at.index(index);
             let container = container::container(at, c, role, facts)?;
             if !names.insert(container.name.clone()) {
-                return Err(at.key("name").fault(format!("{} is there twice", container.name)));
+                return Err(at.key("name").error(format!("{} is there twice", container.name)));
             }
             found.push(container);
         }
         Ok(found)
     };
-    let init = read("initContainers", spec.init_containers.as_deref().unwrap_or_default(), Role::Init)?;
-    let main = read("containers", &spec.containers, Role::Main)?;
+    let init =
+        read("initContainers", spec.init_containers.as_deref().unwrap_or_default(), ContainerKind::Init)?;
+    let main = read("containers", &spec.containers, ContainerKind::Main)?;
     container::host_ports(&at.key("containers"), &main)?;
     Ok((init, main))
 }
 
 fn app_armor(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     annotations: &std::collections::BTreeMap<String, String>,
     init: &mut [Container],
     main: &mut [Container],
-) -> Result<(), Fault> {
+) -> Result<(), FieldError> {
     for container in init.iter_mut().chain(main) {
         let key = format!("container.apparmor.security.beta.kubernetes.io/{}", container.name);
         if let (Some(value), None) = (annotations.get(&key), &container.security.app_armor) {
@@ -320,14 +321,14 @@ fn class_priority(class: Option<&str>) -> i32 {
 /// `spec.resources`. Where the pod has limits, a request that it leaves open is what its containers ask for at their
 /// worst moment, or its limit (`pkg/apis/core/v1/defaults.go` defaultPodRequests).
 fn pod_resources(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     spec: &api::PodSpec,
     init_containers: &[Container],
     containers: &[Container],
-) -> Result<Option<Resources>, Fault> {
+) -> Result<Option<Resources>, FieldError> {
     let Some(given) = &spec.resources else { return Ok(None) };
     let at = &at.key("resources");
-    let mut found = resources::resources(at, Some(given), Owner::Pod)?;
+    let mut found = resources::resources(at, Some(given), ResourceOwner::Pod)?;
     let explicit = |name: &str| given.requests.as_ref().is_some_and(|r| r.contains_key(name));
     for (name, millis) in [("cpu", true), ("memory", false)] {
         let asked = |list: &ResourceList| {
@@ -346,17 +347,17 @@ fn pod_resources(
         if explicit(name) && total > asked(&found.requests) {
             return Err(requests_at
                 .key(name)
-                .fault("must not be below what the containers request together"));
+                .error("must not be below what the containers request together"));
         }
         let limits_at = &at.key("limits");
         if found.limits.contains_key(name) && asked(&found.requests) > asked(&found.limits) {
-            return Err(limits_at.key(name).fault("must not be below what the containers request together"));
+            return Err(limits_at.key(name).error("must not be below what the containers request together"));
         }
     }
     Ok(Some(found))
 }
 
-fn dns(at: &At<'_>, spec: &api::PodSpec) -> Result<PodDns, Fault> {
+fn dns(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<PodDns, FieldError> {
     let policy = choice(
         &at.key("dnsPolicy"),
         spec.dns_policy.as_deref(),
@@ -375,24 +376,24 @@ fn dns(at: &At<'_>, spec: &api::PodSpec) -> Result<PodDns, Fault> {
         found.nameservers.push(check::address(&servers_at.index(index), server)?);
     }
     if found.nameservers.len() > 3 {
-        return Err(servers_at.fault("must not hold more than 3"));
+        return Err(servers_at.error("must not hold more than 3"));
     }
     if policy == DnsPolicy::None && found.nameservers.is_empty() {
-        return Err(servers_at.fault("must hold at least one with dnsPolicy None"));
+        return Err(servers_at.error("must hold at least one with dnsPolicy None"));
     }
     found.searches = config.searches.clone().unwrap_or_default();
     let searches_at = &config_at.key("searches");
     if found.searches.len() > 32
         || found.searches.iter().map(|s| s.len().saturating_add(1)).sum::<usize>() > 2049
     {
-        return Err(searches_at.fault("must not hold more than 32 names or 2048 characters"));
+        return Err(searches_at.error("must not hold more than 32 names or 2048 characters"));
     }
     for (index, search) in found.searches.iter().enumerate() {
         // The API allows a trailing dot, the root alone, and underscores within.
         let name = search.strip_suffix('.').unwrap_or(search).replace('_', "-");
         let good = search == "." || name.split('.').all(|p| PodName::new(p.trim_matches('-')).is_ok());
         if !good || name.len() > 253 {
-            return Err(searches_at.index(index).fault(format!("{:?} is no domain name", shorten(search))));
+            return Err(searches_at.index(index).error(format!("{:?} is no domain name", shorten(search))));
         }
     }
     for (index, option) in config.options.iter().flatten().enumerate() {
@@ -400,16 +401,16 @@ fn dns(at: &At<'_>, spec: &api::PodSpec) -> Result<PodDns, Fault> {
         let value = option.value.clone();
         let options_at = &config_at.key("options");
         if name.is_empty() {
-            return Err(options_at.index(index).key("name").fault("is required"));
+            return Err(options_at.index(index).key("name").error("is required"));
         }
         if format!("{name}{}", value.as_deref().unwrap_or_default()).chars().any(char::is_whitespace) {
-            return Err(options_at.index(index).fault("must not contain blanks or line ends"));
+            return Err(options_at.index(index).error("must not contain blanks or line ends"));
         }
         found.options.push((name, value));
     }
     let label = |field: &str, text: &Option<String>| match text.as_deref().filter(|t| !t.is_empty()) {
         Some(text) => check::id(&at.key(field), Namespace::new(text))
-            .map_err(|f| Fault { reason: f.reason.replace("namespace ", ""), ..f })
+            .map_err(|f| FieldError { reason: f.reason.replace("namespace ", ""), ..f })
             .map(|label| Some(label.to_string())),
         None => Ok(None),
     };
@@ -423,14 +424,14 @@ fn dns(at: &At<'_>, spec: &api::PodSpec) -> Result<PodDns, Fault> {
         for (number, name) in names.iter().enumerate() {
             let at = &at.key("hostnames");
             check::object_name(&at.index(number), name)
-                .map_err(|f| Fault { reason: f.reason.replace("object name", "host name"), ..f })?;
+                .map_err(|f| FieldError { reason: f.reason.replace("object name", "host name"), ..f })?;
         }
         found.host_aliases.push((check::address(&at.key("ip"), &alias.ip)?, names));
     }
     Ok(found)
 }
 
-fn readiness_gates(at: &At<'_>, spec: &api::PodSpec) -> Result<Vec<String>, Fault> {
+fn readiness_gates(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<Vec<String>, FieldError> {
     let at = &at.key("readinessGates");
     let mut found = Vec::new();
     for (index, gate) in spec.readiness_gates.iter().flatten().enumerate() {

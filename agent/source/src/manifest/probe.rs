@@ -2,32 +2,32 @@
 
 use super::{
     check,
-    field::{At, Fault, shorten},
+    field::{FieldError, FieldPath, shorten},
 };
 use berth_core::model::{Hook, HttpTarget, PortRef, Probe, ProbeAction, ProbeKind};
 use k8s_openapi::{api::core::v1 as api, apimachinery::pkg::util::intstr::IntOrString};
 
 /// A probe with its defaults: a zero or missing timeout is 1 s, period 10 s, success threshold 1, failure threshold 3.
-pub(super) fn probe(at: &At<'_>, p: &api::Probe, kind: ProbeKind) -> Result<Probe, Fault> {
+pub(super) fn probe(at: &FieldPath<'_>, p: &api::Probe, kind: ProbeKind) -> Result<Probe, FieldError> {
     let number = |name: &str, value: Option<i32>, default: u32| match value {
         None | Some(0) => Ok(default),
         Some(v) => {
-            u32::try_from(v).ok().ok_or_else(|| at.key(name).fault(format!("{v} must not be negative")))
+            u32::try_from(v).ok().ok_or_else(|| at.key(name).error(format!("{v} must not be negative")))
         }
     };
     let success_threshold = number("successThreshold", p.success_threshold, 1)?;
     if kind != ProbeKind::Readiness && success_threshold != 1 {
-        return Err(at.key("successThreshold").fault("must be 1 for liveness and startup probes"));
+        return Err(at.key("successThreshold").error("must be 1 for liveness and startup probes"));
     }
     let grace_seconds = match p.termination_grace_period_seconds {
         None => None,
         Some(_) if kind == ProbeKind::Readiness => {
             return Err(at
                 .key("terminationGracePeriodSeconds")
-                .fault("must not be set for readiness probes"));
+                .error("must not be set for readiness probes"));
         }
         Some(v) => match check::amount(&at.key("terminationGracePeriodSeconds"), v)? {
-            0 => return Err(at.key("terminationGracePeriodSeconds").fault("must be greater than 0")),
+            0 => return Err(at.key("terminationGracePeriodSeconds").error("must be greater than 0")),
             v => Some(v),
         },
     };
@@ -42,7 +42,7 @@ pub(super) fn probe(at: &At<'_>, p: &api::Probe, kind: ProbeKind) -> Result<Prob
     })
 }
 
-fn action(at: &At<'_>, p: &api::Probe) -> Result<ProbeAction, Fault> {
+fn action(at: &FieldPath<'_>, p: &api::Probe) -> Result<ProbeAction, FieldError> {
     let mut found = Vec::new();
     if let Some(e) = &p.exec {
         found.push(ProbeAction::Exec(command(&at.key("exec"), e)?));
@@ -68,7 +68,11 @@ fn action(at: &At<'_>, p: &api::Probe) -> Result<ProbeAction, Fault> {
 }
 
 /// A `postStart` or `preStop` hook; a sleep may not outlast the pod's grace.
-pub(super) fn hook(at: &At<'_>, h: &api::LifecycleHandler, grace_seconds: u32) -> Result<Hook, Fault> {
+pub(super) fn hook(
+    at: &FieldPath<'_>,
+    h: &api::LifecycleHandler,
+    grace_seconds: u32,
+) -> Result<Hook, FieldError> {
     let mut found = Vec::new();
     if let Some(e) = &h.exec {
         found.push(Hook::Exec(command(&at.key("exec"), e)?));
@@ -81,30 +85,30 @@ pub(super) fn hook(at: &At<'_>, h: &api::LifecycleHandler, grace_seconds: u32) -
         let at = &at.key("seconds");
         let seconds = check::amount(at, s.seconds)?;
         if seconds > grace_seconds {
-            return Err(at.fault(format!(
+            return Err(at.error(format!(
                 "{seconds} must not exceed terminationGracePeriodSeconds ({grace_seconds})"
             )));
         }
         found.push(Hook::Sleep(seconds));
     }
     if h.tcp_socket.is_some() {
-        return Err(at.key("tcpSocket").fault("is not supported as a lifecycle hook"));
+        return Err(at.key("tcpSocket").error("is not supported as a lifecycle hook"));
     }
     one(at, found, "exec, httpGet or sleep")
 }
 
-fn one<T>(at: &At<'_>, mut found: Vec<T>, of: &str) -> Result<T, Fault> {
+fn one<T>(at: &FieldPath<'_>, mut found: Vec<T>, of: &str) -> Result<T, FieldError> {
     match (found.pop(), found.is_empty()) {
         (Some(action), true) => Ok(action),
-        (None, _) => Err(at.fault(format!("must say one of {of}"))),
-        (Some(_), false) => Err(at.fault(format!("must say only one of {of}"))),
+        (None, _) => Err(at.error(format!("must say one of {of}"))),
+        (Some(_), false) => Err(at.error(format!("must say only one of {of}"))),
     }
 }
 
-fn command(at: &At<'_>, e: &api::ExecAction) -> Result<Vec<String>, Fault> {
+fn command(at: &FieldPath<'_>, e: &api::ExecAction) -> Result<Vec<String>, FieldError> {
     match &e.command {
         Some(command) if !command.is_empty() => Ok(command.clone()),
-        _ => Err(at.key("command").fault("is required")),
+        _ => Err(at.key("command").error("is required")),
     }
 }
 
@@ -112,19 +116,19 @@ fn host(host: Option<&str>) -> Option<String> {
     host.filter(|h| !h.is_empty()).map(str::to_owned)
 }
 
-pub(super) fn port_ref(at: &At<'_>, port: &IntOrString) -> Result<PortRef, Fault> {
+pub(super) fn port_ref(at: &FieldPath<'_>, port: &IntOrString) -> Result<PortRef, FieldError> {
     match port {
         IntOrString::Int(n) => check::port(at, *n).map(PortRef::Number),
         IntOrString::String(name) => check::port_name(at, name).map(|()| PortRef::Name(name.clone())),
     }
 }
 
-fn http(at: &At<'_>, h: &api::HTTPGetAction) -> Result<HttpTarget, Fault> {
+fn http(at: &FieldPath<'_>, h: &api::HTTPGetAction) -> Result<HttpTarget, FieldError> {
     let https = match h.scheme.as_deref() {
         None | Some("" | "HTTP") => false,
         Some("HTTPS") => true,
         Some(other) => {
-            return Err(at.key("scheme").fault(format!("{:?} must be HTTP or HTTPS", shorten(other))));
+            return Err(at.key("scheme").error(format!("{:?} must be HTTP or HTTPS", shorten(other))));
         }
     };
     let mut headers = Vec::new();
@@ -133,10 +137,10 @@ fn http(at: &At<'_>, h: &api::HTTPGetAction) -> Result<HttpTarget, Fault> {
         let at = &at.index(index);
         let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
         if header.name.is_empty() || !header.name.bytes().all(token) {
-            return Err(at.key("name").fault(format!("{:?} is no header name", shorten(&header.name))));
+            return Err(at.key("name").error(format!("{:?} is no header name", shorten(&header.name))));
         }
         if header.value.bytes().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
-            return Err(at.key("value").fault("must not contain line ends or NUL"));
+            return Err(at.key("value").error("must not contain line ends or NUL"));
         }
         headers.push((header.name.clone(), header.value.clone()));
     }

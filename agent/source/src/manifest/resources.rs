@@ -2,7 +2,7 @@
 
 use super::{
     check,
-    field::{At, Fault, shorten},
+    field::{FieldError, FieldPath, shorten},
 };
 use berth_core::{
     ids::ContainerName,
@@ -14,20 +14,20 @@ use std::collections::BTreeMap;
 
 /// Whose resources.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(super) enum ResourceOwner {
     Container,
     Pod,
 }
 
 /// Requests and limits: names, amounts, no limit below its request, a missing request equal to its limit.
 pub(super) fn resources(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     r: Option<&api::ResourceRequirements>,
-    owner: Owner,
-) -> Result<Resources, Fault> {
+    owner: ResourceOwner,
+) -> Result<Resources, FieldError> {
     let Some(r) = r else { return Ok(Resources::default()) };
     if r.claims.as_ref().is_some_and(|c| !c.is_empty()) {
-        return Err(at.key("claims").fault("resource claims are not supported yet"));
+        return Err(at.key("claims").error("resource claims are not supported yet"));
     }
     let limits = list(&at.key("limits"), r.limits.as_ref(), owner)?;
     let mut requests = list(&at.key("requests"), r.requests.as_ref(), owner)?;
@@ -36,7 +36,7 @@ pub(super) fn resources(
         let at = &requests_at.key(name);
         let Some(limit) = limits.get(name) else {
             if !overcommits(name) {
-                return Err(at.fault(format!(
+                return Err(at.error(format!(
                     "{name} cannot be overcommitted: it needs a limit equal to the request"
                 )));
             }
@@ -44,14 +44,14 @@ pub(super) fn resources(
         };
         let below = |of: fn(&Quantity) -> i64| of(request) > of(limit);
         if below(Quantity::millis) || below(Quantity::units) {
-            return Err(at.fault(format!("must not exceed the {name} limit of {}", limit.as_str())));
+            return Err(at.error(format!("must not exceed the {name} limit of {}", limit.as_str())));
         }
         if !overcommits(name) && request.units() != limit.units() {
-            return Err(at.fault(format!("must equal the {name} limit of {}", limit.as_str())));
+            return Err(at.error(format!("must equal the {name} limit of {}", limit.as_str())));
         }
     }
     for (name, limit) in &limits {
-        if owner == Owner::Container || !requests.contains_key(name) {
+        if owner == ResourceOwner::Container || !requests.contains_key(name) {
             requests.entry(name.clone()).or_insert_with(|| limit.clone());
         }
     }
@@ -60,17 +60,17 @@ pub(super) fn resources(
 
 /// An amount by resource name, for overhead.
 pub(super) fn list(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     list: Option<&BTreeMap<String, resource::Quantity>>,
-    owner: Owner,
-) -> Result<ResourceList, Fault> {
+    owner: ResourceOwner,
+) -> Result<ResourceList, FieldError> {
     let mut found = ResourceList::new();
     for (name, amount) in list.into_iter().flatten() {
         let at = &at.key(name);
         resource_name(at, name, owner)?;
         let amount = check::quantity(at, &amount.0)?;
         if name.contains('/') && amount.millis() % 1000 != 0 {
-            return Err(at.fault(format!("{} must be a whole number", amount.as_str())));
+            return Err(at.error(format!("{} must be a whole number", amount.as_str())));
         }
         found.insert(name.clone(), amount);
     }
@@ -81,15 +81,15 @@ fn overcommits(name: &str) -> bool {
     matches!(name, "cpu" | "memory" | "ephemeral-storage")
 }
 
-fn resource_name(at: &At<'_>, name: &str, owner: Owner) -> Result<(), Fault> {
+fn resource_name(at: &FieldPath<'_>, name: &str, owner: ResourceOwner) -> Result<(), FieldError> {
     if matches!(name, "cpu" | "memory") {
         return Ok(());
     }
     if let Some(size) = name.strip_prefix("hugepages-") {
         return check::quantity(at, size).map(drop);
     }
-    if owner == Owner::Pod {
-        return Err(at.fault("only cpu, memory and hugepages can be set for the pod as a whole"));
+    if owner == ResourceOwner::Pod {
+        return Err(at.error("only cpu, memory and hugepages can be set for the pod as a whole"));
     }
     if name == "ephemeral-storage" {
         return Ok(());
@@ -97,10 +97,10 @@ fn resource_name(at: &At<'_>, name: &str, owner: Owner) -> Result<(), Fault> {
     check::qualified_name(at, name)?;
     match name.split_once('/') {
         Some((domain, _)) if domain == "kubernetes.io" || domain.ends_with(".kubernetes.io") => {
-            Err(at.fault(format!("{:?} is no resource of a container", shorten(name))))
+            Err(at.error(format!("{:?} is no resource of a container", shorten(name))))
         }
         Some(_) if !name.starts_with("requests.") => Ok(()),
-        _ => Err(at.fault(format!(
+        _ => Err(at.error(format!(
             "{:?} is no resource: cpu, memory, ephemeral-storage, hugepages-<size> or <domain>/<name>",
             shorten(name)
         ))),
@@ -109,13 +109,13 @@ fn resource_name(at: &At<'_>, name: &str, owner: Owner) -> Result<(), Fault> {
 
 /// `resourceFieldRef`; a volume must say whose.
 pub(super) fn field_ref(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     r: &api::ResourceFieldSelector,
     in_volume: bool,
-) -> Result<ResourceFieldRef, Fault> {
+) -> Result<ResourceFieldRef, FieldError> {
     let container = match r.container_name.as_deref().filter(|n| !n.is_empty()) {
         Some(name) => Some(check::id(&at.key("containerName"), ContainerName::new(name))?),
-        None if in_volume => return Err(at.key("containerName").fault("is required in a volume")),
+        None if in_volume => return Err(at.key("containerName").error("is required in a volume")),
         None => None,
     };
     let resource_at = &at.key("resource");
@@ -125,7 +125,7 @@ pub(super) fn field_ref(
             && (matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-"))
     });
     if !known {
-        return Err(resource_at.fault(format!(
+        return Err(resource_at.error(format!(
             "{:?} must be limits. or requests. with cpu, memory, ephemeral-storage or hugepages-<size>",
             shorten(&r.resource)
         )));
@@ -142,7 +142,7 @@ pub(super) fn field_ref(
                 &["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"]
             };
             if !allowed.contains(&text) {
-                return Err(at.fault(format!("{} must be one of {}", shorten(text), allowed.join(", "))));
+                return Err(at.error(format!("{} must be one of {}", shorten(text), allowed.join(", "))));
             }
             Some(divisor)
         }

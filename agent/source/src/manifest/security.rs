@@ -2,26 +2,26 @@
 
 use super::{
     check,
-    container::PodFacts,
-    field::{At, Fault, shorten},
+    container::PodContext,
+    field::{FieldError, FieldPath, shorten},
 };
 use berth_core::model::{AppArmor, CAPABILITIES, ContainerSecurity, PodSecurity, Seccomp};
 use k8s_openapi::api::core::v1 as api;
 
 /// `spec.securityContext`.
 pub(super) fn pod(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     s: &api::PodSecurityContext,
     host_network: bool,
     host_ipc: bool,
-) -> Result<PodSecurity, Fault> {
+) -> Result<PodSecurity, FieldError> {
     selinux(at, s.se_linux_options.as_ref())?;
     if s.windows_options.is_some() {
-        return Err(at.key("windowsOptions").fault("this is a Linux node"));
+        return Err(at.key("windowsOptions").error("this is a Linux node"));
     }
     if let Some(policy) = s.se_linux_change_policy.as_deref().filter(|p| !p.is_empty()) {
         let at = at.key("seLinuxChangePolicy");
-        return Err(at.fault(format!("{:?} is not supported yet", shorten(policy))));
+        return Err(at.error(format!("{:?} is not supported yet", shorten(policy))));
     }
     let mut groups = Vec::new();
     for (index, group) in s.supplemental_groups.iter().flatten().enumerate() {
@@ -56,13 +56,13 @@ pub(super) fn pod(
 
 /// `containers[].securityContext`.
 pub(super) fn container(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     s: &api::SecurityContext,
-    pod: &PodFacts,
-) -> Result<ContainerSecurity, Fault> {
+    pod: &PodContext,
+) -> Result<ContainerSecurity, FieldError> {
     selinux(at, s.se_linux_options.as_ref())?;
     if s.windows_options.is_some() {
-        return Err(at.key("windowsOptions").fault("this is a Linux node"));
+        return Err(at.key("windowsOptions").error("this is a Linux node"));
     }
     let capabilities = s.capabilities.clone().unwrap_or_default();
     let caps_at = &at.key("capabilities");
@@ -72,15 +72,15 @@ pub(super) fn container(
     if s.allow_privilege_escalation == Some(false) {
         let at = at.key("allowPrivilegeEscalation");
         if privileged {
-            return Err(at.fault("cannot be false where privileged is true"));
+            return Err(at.error("cannot be false where privileged is true"));
         }
         if add.iter().any(|c| c == "SYS_ADMIN") {
-            return Err(at.fault("cannot be false where capabilities.add holds SYS_ADMIN"));
+            return Err(at.error("cannot be false where capabilities.add holds SYS_ADMIN"));
         }
     }
     if choice(&at.key("procMount"), s.proc_mount.as_deref(), &[("Default", false), ("Unmasked", true)])? {
         // The API server lets it through only with a user namespace, which is refused elsewhere for now.
-        return Err(at.key("procMount").fault("Unmasked needs hostUsers: false, which is not supported yet"));
+        return Err(at.key("procMount").error("Unmasked needs hostUsers: false, which is not supported yet"));
     }
     Ok(ContainerSecurity {
         run_as_user: optional_id(&at.key("runAsUser"), s.run_as_user)?,
@@ -97,46 +97,46 @@ pub(super) fn container(
     })
 }
 
-fn selinux(at: &At<'_>, options: Option<&api::SELinuxOptions>) -> Result<(), Fault> {
+fn selinux(at: &FieldPath<'_>, options: Option<&api::SELinuxOptions>) -> Result<(), FieldError> {
     match options {
         Some(o) if *o != api::SELinuxOptions::default() => {
-            Err(at.key("seLinuxOptions").fault("SELinux labels are not supported yet"))
+            Err(at.key("seLinuxOptions").error("SELinux labels are not supported yet"))
         }
         _ => Ok(()),
     }
 }
 
-fn id(at: &At<'_>, value: i64) -> Result<u32, Fault> {
+fn id(at: &FieldPath<'_>, value: i64) -> Result<u32, FieldError> {
     check::amount(at, value)
 }
 
-fn optional_id(at: &At<'_>, value: Option<i64>) -> Result<Option<u32>, Fault> {
+fn optional_id(at: &FieldPath<'_>, value: Option<i64>) -> Result<Option<u32>, FieldError> {
     value.map(|v| id(at, v)).transpose()
 }
 
 /// One of a few words; the first is the default.
 pub(super) fn choice<T: Copy + Default>(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     word: Option<&str>,
     of: &[(&str, T)],
-) -> Result<T, Fault> {
+) -> Result<T, FieldError> {
     let Some(word) = word.filter(|w| !w.is_empty()) else {
         return Ok(of.first().map(|(_, value)| *value).unwrap_or_default());
     };
     of.iter().find(|(name, _)| *name == word).map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<&str> = of.iter().map(|(name, _)| *name).collect();
-        at.fault(format!("{:?} must be one of {}", shorten(word), names.join(", ")))
+        at.error(format!("{:?} must be one of {}", shorten(word), names.join(", ")))
     })
 }
 
 /// Names that the kernel does not know mean nothing to runtimes, which pass over them; in a static pod so do they here.
-fn capability_list(at: &At<'_>, list: &[String], pod: &PodFacts) -> Result<Vec<String>, Fault> {
+fn capability_list(at: &FieldPath<'_>, list: &[String], pod: &PodContext) -> Result<Vec<String>, FieldError> {
     let mut found = Vec::new();
     for (index, name) in list.iter().enumerate() {
         let upper = name.to_ascii_uppercase();
         if upper != "ALL" && !CAPABILITIES.contains(&upper.as_str()) {
             let hint = if upper.starts_with("CAP_") { " (names go without CAP_)" } else { "" };
-            let fault = at.index(index).fault(format!("{:?} is no capability{hint}", shorten(name)));
+            let fault = at.index(index).error(format!("{:?} is no capability{hint}", shorten(name)));
             pod.passed_over(fault)?;
             continue;
         }
@@ -145,39 +145,39 @@ fn capability_list(at: &At<'_>, list: &[String], pod: &PodFacts) -> Result<Vec<S
     Ok(found)
 }
 
-fn seccomp(at: &At<'_>, p: Option<&api::SeccompProfile>) -> Result<Option<Seccomp>, Fault> {
+fn seccomp(at: &FieldPath<'_>, p: Option<&api::SeccompProfile>) -> Result<Option<Seccomp>, FieldError> {
     let Some(p) = p else { return Ok(None) };
     let profile_at = &at.key("localhostProfile");
     match (p.type_.as_str(), p.localhost_profile.as_deref()) {
-        ("Localhost", None | Some("")) => Err(profile_at.fault("is required for type Localhost")),
+        ("Localhost", None | Some("")) => Err(profile_at.error("is required for type Localhost")),
         ("Localhost", Some(profile)) => {
             check::path_below(profile_at, profile)?;
             Ok(Some(Seccomp::Localhost(profile.to_owned())))
         }
         (_, Some(profile)) if !profile.is_empty() => {
-            Err(profile_at.fault("may be set only for type Localhost"))
+            Err(profile_at.error("may be set only for type Localhost"))
         }
         ("Unconfined", _) => Ok(Some(Seccomp::Unconfined)),
         ("RuntimeDefault", _) => Ok(Some(Seccomp::RuntimeDefault)),
-        (other, _) => Err(at.key("type").fault(profile_type(other))),
+        (other, _) => Err(at.key("type").error(profile_type(other))),
     }
 }
 
-fn app_armor(at: &At<'_>, p: Option<&api::AppArmorProfile>) -> Result<Option<AppArmor>, Fault> {
+fn app_armor(at: &FieldPath<'_>, p: Option<&api::AppArmorProfile>) -> Result<Option<AppArmor>, FieldError> {
     let Some(p) = p else { return Ok(None) };
     let profile_at = &at.key("localhostProfile");
     match (p.type_.as_str(), p.localhost_profile.as_deref()) {
-        ("Localhost", None) => Err(profile_at.fault("is required for type Localhost")),
+        ("Localhost", None) => Err(profile_at.error("is required for type Localhost")),
         ("Localhost", Some(profile)) => {
             if profile.trim().is_empty() || profile.trim() != profile || profile.len() > 4095 {
-                return Err(profile_at.fault("must be 1 to 4095 characters without blanks around them"));
+                return Err(profile_at.error("must be 1 to 4095 characters without blanks around them"));
             }
             Ok(Some(AppArmor::Localhost(profile.to_owned())))
         }
-        (_, Some(_)) => Err(profile_at.fault("may be set only for type Localhost")),
+        (_, Some(_)) => Err(profile_at.error("may be set only for type Localhost")),
         ("Unconfined", None) => Ok(Some(AppArmor::Unconfined)),
         ("RuntimeDefault", None) => Ok(Some(AppArmor::RuntimeDefault)),
-        (other, None) => Err(at.key("type").fault(profile_type(other))),
+        (other, None) => Err(at.key("type").error(profile_type(other))),
     }
 }
 
@@ -190,12 +190,12 @@ fn profile_type(given: &str) -> String {
 }
 
 /// A container's profile from the annotation that went before the field; the field wins.
-pub(super) fn app_armor_annotation(at: &At<'_>, value: &str) -> Result<AppArmor, Fault> {
+pub(super) fn app_armor_annotation(at: &FieldPath<'_>, value: &str) -> Result<AppArmor, FieldError> {
     match (value, value.strip_prefix("localhost/")) {
         ("runtime/default", _) => Ok(AppArmor::RuntimeDefault),
         ("unconfined", _) => Ok(AppArmor::Unconfined),
         (_, Some(profile)) if !profile.trim().is_empty() => Ok(AppArmor::Localhost(profile.to_owned())),
-        _ => Err(at.fault(format!(
+        _ => Err(at.error(format!(
             "{:?} must be runtime/default, unconfined or localhost/<profile>",
             shorten(value)
         ))),
@@ -203,31 +203,31 @@ pub(super) fn app_armor_annotation(at: &At<'_>, value: &str) -> Result<AppArmor,
 }
 
 fn sysctls(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     list: &[api::Sysctl],
     host_network: bool,
     host_ipc: bool,
-) -> Result<Vec<(String, String)>, Fault> {
+) -> Result<Vec<(String, String)>, FieldError> {
     let mut found: Vec<(String, String)> = Vec::new();
     for (index, sysctl) in list.iter().enumerate() {
         let at = &at.index(index);
         let at = &at.key("name");
         if !sysctl_name(&sysctl.name) {
-            return Err(at.fault(format!("{:?} is no sysctl name", shorten(&sysctl.name))));
+            return Err(at.error(format!("{:?} is no sysctl name", shorten(&sysctl.name))));
         }
         let name = dotted(&sysctl.name);
         if found.iter().any(|(n, _)| *n == name) {
-            return Err(at.fault(format!("{:?} is there twice", shorten(&name))));
+            return Err(at.error(format!("{:?} is there twice", shorten(&name))));
         }
         if host_network && name.starts_with("net.") {
-            return Err(at.fault(format!("{name:?} cannot be set with hostNetwork")));
+            return Err(at.error(format!("{name:?} cannot be set with hostNetwork")));
         }
         let ipc = name.starts_with("kernel.shm")
             || name.starts_with("kernel.msg")
             || name.starts_with("fs.mqueue.")
             || name == "kernel.sem";
         if host_ipc && ipc {
-            return Err(at.fault(format!("{name:?} cannot be set with hostIPC")));
+            return Err(at.error(format!("{name:?} cannot be set with hostIPC")));
         }
         found.push((name, sysctl.value.clone()));
     }

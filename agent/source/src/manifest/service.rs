@@ -1,14 +1,14 @@
 //! Services and EndpointSlices.
 
 use super::{
-    Context, ServiceEntry, check, container,
-    field::{At, Fault, shorten},
+    ManifestContext, ServiceEntry, check, container,
+    field::{FieldError, FieldPath, shorten},
     identity,
     objects::{names, strict},
     probe,
     security::choice,
 };
-use crate::dir::ServiceRanges;
+use crate::ServiceRanges;
 use berth_core::{
     ids::{Namespace, PodKey, PodName},
     model::{
@@ -40,19 +40,23 @@ const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// A Service, checked and with the API server's defaults. Addresses and node ports that it does not name are given to
 /// it later, when all files are known.
-pub(super) fn service(at: &At<'_>, value: &Value, ctx: &Context) -> Result<ServiceEntry, Fault> {
+pub(super) fn service(
+    at: &FieldPath<'_>,
+    value: &Value,
+    ctx: &ManifestContext,
+) -> Result<ServiceEntry, FieldError> {
     let mut object: api::Service = strict(at, value)?;
     let (namespace, name) = names(at, &object.metadata)?;
     let meta_at = &at.key("metadata");
     // A Service's name is one label of a DNS name, and begins with a letter (DNS-1035).
     check::id(&meta_at.key("name"), Namespace::new(name.as_str()))
-        .map_err(|f| Fault { reason: f.reason.replace("namespace", "service name"), ..f })?;
+        .map_err(|f| FieldError { reason: f.reason.replace("namespace", "service name"), ..f })?;
     if name.starts_with(|c: char| c.is_ascii_digit()) {
-        return Err(meta_at.key("name").fault(format!("service name {name:?} must begin with a letter")));
+        return Err(meta_at.key("name").error(format!("service name {name:?} must begin with a letter")));
     }
     let key = PodKey { namespace, name: check::id(&meta_at.key("name"), PodName::new(name))? };
     let spec_at = &at.key("spec");
-    let spec = object.spec.as_ref().ok_or_else(|| spec_at.fault("is required"))?;
+    let spec = object.spec.as_ref().ok_or_else(|| spec_at.error("is required"))?;
     let kind = choice(
         &spec_at.key("type"),
         spec.type_.as_deref().filter(|t| !t.is_empty()).or(Some("ClusterIP")),
@@ -106,13 +110,17 @@ pub(super) fn service(at: &At<'_>, value: &Value, ctx: &Context) -> Result<Servi
     object.metadata.namespace = Some(service.key.namespace.to_string());
     object.metadata.uid = Some(service.uid.to_string());
     object.metadata.creation_timestamp.get_or_insert_with(|| time(service.created));
-    let raw = serde_json::to_value(&object).map_err(|e| at.fault(e.to_string()))?;
+    let raw = serde_json::to_value(&object).map_err(|e| at.error(e.to_string()))?;
     Ok(ServiceEntry { service, raw, created_given })
 }
 
 /// Fields that mean something with others only (`ValidateService`).
-fn belongs_together(at: &At<'_>, spec: &api::ServiceSpec, kind: ServiceType) -> Result<(), Fault> {
-    let refuse = |field: &str, reason: &str| Err(at.key(field).fault(reason));
+fn belongs_together(
+    at: &FieldPath<'_>,
+    spec: &api::ServiceSpec,
+    kind: ServiceType,
+) -> Result<(), FieldError> {
+    let refuse = |field: &str, reason: &str| Err(at.key(field).error(reason));
     let load_balancer = kind == ServiceType::LoadBalancer;
     let outside = load_balancer
         || kind == ServiceType::NodePort
@@ -121,7 +129,7 @@ fn belongs_together(at: &At<'_>, spec: &api::ServiceSpec, kind: ServiceType) -> 
         let ports = spec.ports.iter().flatten().enumerate();
         if let Some((index, _)) = ports.into_iter().find(|(_, p)| p.node_port.is_some_and(|n| n != 0)) {
             let at = &at.key("ports");
-            return Err(at.index(index).key("nodePort").fault("may not be used when type is ClusterIP"));
+            return Err(at.index(index).key("nodePort").error("may not be used when type is ClusterIP"));
         }
     }
     if spec.session_affinity.as_deref().unwrap_or_default() != "ClientIP"
@@ -152,21 +160,21 @@ fn belongs_together(at: &At<'_>, spec: &api::ServiceSpec, kind: ServiceType) -> 
 }
 
 /// `ipFamilies` and `ipFamilyPolicy` by themselves and beside the addresses.
-fn families(at: &At<'_>, spec: &api::ServiceSpec, kind: ServiceType) -> Result<(), Fault> {
+fn families(at: &FieldPath<'_>, spec: &api::ServiceSpec, kind: ServiceType) -> Result<(), FieldError> {
     let given = spec.ip_families.as_deref().unwrap_or_default();
     let policy = spec.ip_family_policy.as_deref();
     let (families_at, policy_at) = (&at.key("ipFamilies"), &at.key("ipFamilyPolicy"));
     if kind == ServiceType::ExternalName && !(given.is_empty() && policy.is_none()) {
-        return Err(families_at.fault("ipFamilies and ipFamilyPolicy may not be set for type ExternalName"));
+        return Err(families_at.error("ipFamilies and ipFamilyPolicy may not be set for type ExternalName"));
     }
     for (index, family) in given.iter().enumerate() {
         if !matches!(family.as_str(), "IPv4" | "IPv6") {
             return Err(families_at
                 .index(index)
-                .fault(format!("{:?} must be IPv4 or IPv6", shorten(family))));
+                .error(format!("{:?} must be IPv4 or IPv6", shorten(family))));
         }
         if given.iter().take(index).any(|f| f == family) {
-            return Err(families_at.index(index).fault(format!("{family} is there twice")));
+            return Err(families_at.index(index).error(format!("{family} is there twice")));
         }
     }
     let known = [("SingleStack", ()), ("PreferDualStack", ()), ("RequireDualStack", ())];
@@ -178,12 +186,12 @@ fn families(at: &At<'_>, spec: &api::ServiceSpec, kind: ServiceType) -> Result<(
             .chain(spec.cluster_ips.is_none().then_some(&spec.cluster_ip).into_iter().flatten())
     };
     if policy == Some("SingleStack") && (given.len() > 1 || addresses().count() > 1) {
-        return Err(policy_at.fault("SingleStack goes with one address and one family alone"));
+        return Err(policy_at.error("SingleStack goes with one address and one family alone"));
     }
     let parsed = addresses().filter_map(|a| a.parse::<IpAddr>().ok());
     for (ip, family) in parsed.zip(given) {
         if ip.is_ipv6() != (family == "IPv6") {
-            return Err(families_at.fault(format!("{ip} is not of its family, {family}")));
+            return Err(families_at.error(format!("{ip} is not of its family, {family}")));
         }
     }
     Ok(())
@@ -192,11 +200,11 @@ fn families(at: &At<'_>, spec: &api::ServiceSpec, kind: ServiceType) -> Result<(
 /// What the API server's allocators refuse: addresses and node ports that are not theirs, families that the node has
 /// not.
 fn within(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     spec: &api::ServiceSpec,
     service: &Service,
     ranges: &ServiceRanges,
-) -> Result<(), Fault> {
+) -> Result<(), FieldError> {
     let networks = || {
         let all: Vec<String> = ranges.networks.iter().map(|(net, len)| format!("{net}/{len}")).collect();
         all.join(", ")
@@ -205,11 +213,11 @@ fn within(
         if let Some(number) = port.node_port.filter(|n| !ranges.node_ports.contains(n)) {
             let (first, last) = (ranges.node_ports.start(), ranges.node_ports.end());
             let at = &at.key("ports");
-            return Err(at.index(index).key("nodePort").fault(format!("{number} must be {first} to {last}")));
+            return Err(at.index(index).key("nodePort").error(format!("{number} must be {first} to {last}")));
         }
     }
     if let Some(ip) = service.cluster_ips.iter().find(|ip| !ranges.holds(**ip)) {
-        return Err(at.key("clusterIP").fault(format!(
+        return Err(at.key("clusterIP").error(format!(
             "{ip} is no address of the Services' networks, {} (--service-cidr); leave it out to be given one",
             networks()
         )));
@@ -221,13 +229,13 @@ fn within(
     let missing = spec.ip_families.iter().flatten().enumerate().find(|(_, f)| !offered(f.as_str() == "IPv6"));
     if let Some((index, family)) = missing {
         let at = &at.key("ipFamilies");
-        return Err(at.index(index).fault(format!(
+        return Err(at.index(index).error(format!(
             "{family} is not configured on this node: Services have addresses of {} (--service-cidr)",
             networks()
         )));
     }
     if spec.ip_family_policy.as_deref() == Some("RequireDualStack") && !(offered(false) && offered(true)) {
-        return Err(at.key("ipFamilyPolicy").fault(format!(
+        return Err(at.key("ipFamilyPolicy").error(format!(
             "RequireDualStack needs networks of both families, and Services have addresses of {} (--service-cidr)",
             networks()
         )));
@@ -240,7 +248,7 @@ fn uid(meta: &ObjectMeta, key: &PodKey) -> Arc<str> {
     given.map_or_else(|| identity::of_object("Service", &key.namespace, &key.name).into(), Into::into)
 }
 
-fn created(meta: &ObjectMeta, ctx: &Context) -> Wall {
+fn created(meta: &ObjectMeta, ctx: &ManifestContext) -> Wall {
     let given = meta.creation_timestamp.as_ref().and_then(|t| i64::try_from(t.0.as_nanosecond()).ok());
     given.map_or(ctx.now, Wall)
 }
@@ -253,7 +261,11 @@ fn pairs(map: Option<&BTreeMap<String, String>>) -> Vec<(Arc<str>, Arc<str>)> {
     map.into_iter().flatten().map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect()
 }
 
-fn external_name(at: &At<'_>, kind: ServiceType, spec: &api::ServiceSpec) -> Result<Option<Arc<str>>, Fault> {
+fn external_name(
+    at: &FieldPath<'_>,
+    kind: ServiceType,
+    spec: &api::ServiceSpec,
+) -> Result<Option<Arc<str>>, FieldError> {
     if kind != ServiceType::ExternalName {
         return Ok(None);
     }
@@ -265,10 +277,10 @@ fn external_name(at: &At<'_>, kind: ServiceType, spec: &api::ServiceSpec) -> Res
 
 /// `clusterIPs` or `clusterIP`, at most one of each family, and whether the Service is headless.
 fn cluster_ips(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     kind: ServiceType,
     spec: &api::ServiceSpec,
-) -> Result<(Vec<IpAddr>, bool), Fault> {
+) -> Result<(Vec<IpAddr>, bool), FieldError> {
     let given = |texts: &[&str]| -> Vec<String> {
         texts.iter().filter(|t| !t.is_empty()).map(|t| (*t).to_owned()).collect()
     };
@@ -278,19 +290,19 @@ fn cluster_ips(
     if let (Some(one), Some(first)) = (one.first(), many.first())
         && one != first
     {
-        return Err(at.fault(format!("the first must be clusterIP, {:?}", shorten(one))));
+        return Err(at.error(format!("the first must be clusterIP, {:?}", shorten(one))));
     }
     let texts = if many.is_empty() { one } else { many };
     let headless = texts.iter().any(|t| t == "None");
     if kind == ServiceType::ExternalName && !texts.is_empty() {
-        return Err(at.fault("must not be set for type ExternalName"));
+        return Err(at.error("must not be set for type ExternalName"));
     }
     if headless {
         if matches!(kind, ServiceType::NodePort | ServiceType::LoadBalancer) {
-            return Err(at.fault("cannot be None for types NodePort and LoadBalancer"));
+            return Err(at.error("cannot be None for types NodePort and LoadBalancer"));
         }
         if texts.len() > 1 {
-            return Err(at.fault("None stands alone"));
+            return Err(at.error("None stands alone"));
         }
         return Ok((Vec::new(), true));
     }
@@ -298,10 +310,10 @@ fn cluster_ips(
     let same_family =
         ips.iter().filter(|ip| ip.is_ipv4()).count() > 1 || ips.iter().filter(|ip| ip.is_ipv6()).count() > 1;
     if same_family {
-        return Err(at.fault("may hold one address of each family"));
+        return Err(at.error("may hold one address of each family"));
     }
     if let Some(ip) = ips.iter().find(|ip| unusable(**ip)) {
-        return Err(at.fault(format!("{ip} cannot be a Service's address")));
+        return Err(at.error(format!("{ip} cannot be a Service's address")));
     }
     Ok((ips, false))
 }
@@ -315,12 +327,12 @@ fn unusable(ip: IpAddr) -> bool {
     ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || link_local
 }
 
-fn addresses(at: &At<'_>, texts: Option<&[String]>) -> Result<Vec<IpAddr>, Fault> {
+fn addresses(at: &FieldPath<'_>, texts: Option<&[String]>) -> Result<Vec<IpAddr>, FieldError> {
     let address = |(index, text): (usize, &String)| {
         let at = &at.index(index);
         let ip = check::address(at, text)?;
         if unusable(ip) {
-            return Err(at.fault(format!("{ip} cannot be a Service's address")));
+            return Err(at.error(format!("{ip} cannot be a Service's address")));
         }
         Ok(ip)
     };
@@ -329,7 +341,10 @@ fn addresses(at: &At<'_>, texts: Option<&[String]>) -> Result<Vec<IpAddr>, Fault
 
 /// Addresses of load balancers that hand packets on with their destination unchanged: those of mode Proxy answer
 /// themselves.
-fn load_balancer(at: &At<'_>, ingress: &[api::LoadBalancerIngress]) -> Result<Vec<IpAddr>, Fault> {
+fn load_balancer(
+    at: &FieldPath<'_>,
+    ingress: &[api::LoadBalancerIngress],
+) -> Result<Vec<IpAddr>, FieldError> {
     let at = &at.key("loadBalancer");
     let at = &at.key("ingress");
     let mut found = Vec::new();
@@ -343,7 +358,7 @@ fn load_balancer(at: &At<'_>, ingress: &[api::LoadBalancerIngress]) -> Result<Ve
     Ok(found)
 }
 
-fn ranges(at: &At<'_>, texts: &[String]) -> Result<Vec<SourceRange>, Fault> {
+fn ranges(at: &FieldPath<'_>, texts: &[String]) -> Result<Vec<SourceRange>, FieldError> {
     let range = |(index, text): (usize, &String)| {
         let text = text.trim();
         let parsed = text.split_once('/').and_then(|(net, len)| {
@@ -352,29 +367,33 @@ fn ranges(at: &At<'_>, texts: &[String]) -> Result<Vec<SourceRange>, Fault> {
             (len <= if net.is_ipv4() { 32 } else { 128 }).then_some(SourceRange { net, len })
         });
         parsed.ok_or_else(|| {
-            at.index(index).fault(format!("{:?} is no address range such as 10.0.0.0/8", shorten(text)))
+            at.index(index).error(format!("{:?} is no address range such as 10.0.0.0/8", shorten(text)))
         })
     };
     texts.iter().enumerate().map(range).collect()
 }
 
-fn affinity(at: &At<'_>, spec: &api::ServiceSpec) -> Result<Option<u32>, Fault> {
+fn affinity(at: &FieldPath<'_>, spec: &api::ServiceSpec) -> Result<Option<u32>, FieldError> {
     let word = spec.session_affinity.as_deref().filter(|w| !w.is_empty()).or(Some("None"));
     let on = choice(&at.key("sessionAffinity"), word, &[("None", false), ("ClientIP", true)])?;
     let seconds = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
     let seconds = match seconds {
         None => AFFINITY_S,
         Some(v) => u32::try_from(v).ok().filter(|v| (1..=86_400).contains(v)).ok_or_else(|| {
-            at.key("sessionAffinityConfig").fault(format!("timeoutSeconds {v} must be 1 to 86400"))
+            at.key("sessionAffinityConfig").error(format!("timeoutSeconds {v} must be 1 to 86400"))
         })?,
     };
     Ok(on.then_some(seconds))
 }
 
-fn ports(at: &At<'_>, spec: &api::ServiceSpec, may_be_none: bool) -> Result<Vec<ServicePort>, Fault> {
+fn ports(
+    at: &FieldPath<'_>,
+    spec: &api::ServiceSpec,
+    may_be_none: bool,
+) -> Result<Vec<ServicePort>, FieldError> {
     let given = spec.ports.as_deref().unwrap_or_default();
     if given.is_empty() && !may_be_none {
-        return Err(at.fault("must hold at least one port"));
+        return Err(at.error("must hold at least one port"));
     }
     let (mut names, mut taken, mut node_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut ports = Vec::with_capacity(given.len());
@@ -382,19 +401,19 @@ fn ports(at: &At<'_>, spec: &api::ServiceSpec, may_be_none: bool) -> Result<Vec<
         let at = &at.index(index);
         let name = p.name.clone().unwrap_or_default();
         if name.is_empty() && given.len() > 1 {
-            return Err(at.key("name").fault("is required where there is more than one port"));
+            return Err(at.key("name").error("is required where there is more than one port"));
         }
         if !name.is_empty() {
             check::id(&at.key("name"), Namespace::new(name.as_str()))
-                .map_err(|f| Fault { reason: f.reason.replace("namespace", "port name"), ..f })?;
+                .map_err(|f| FieldError { reason: f.reason.replace("namespace", "port name"), ..f })?;
         }
         if !names.insert(name.clone()) {
-            return Err(at.key("name").fault(format!("{name:?} is there twice")));
+            return Err(at.key("name").error(format!("{name:?} is there twice")));
         }
         let port = check::port(&at.key("port"), p.port)?;
         let protocol = container::protocol(&at.key("protocol"), p.protocol.as_deref())?;
         if !taken.insert((protocol, port)) {
-            return Err(at.key("port").fault(format!("{port} is there twice")));
+            return Err(at.key("port").error(format!("{port} is there twice")));
         }
         let node_port = match p.node_port {
             None | Some(0) => None,
@@ -403,7 +422,7 @@ fn ports(at: &At<'_>, spec: &api::ServiceSpec, may_be_none: bool) -> Result<Vec<
         if let Some(node_port) = node_port
             && !node_ports.insert((protocol, node_port))
         {
-            return Err(at.key("nodePort").fault(format!("{node_port} is there twice")));
+            return Err(at.key("nodePort").error(format!("{node_port} is there twice")));
         }
         let target = match &p.target_port {
             Some(target) => probe::port_ref(&at.key("targetPort"), target)?,
@@ -415,14 +434,14 @@ fn ports(at: &At<'_>, spec: &api::ServiceSpec, may_be_none: bool) -> Result<Vec<
 }
 
 /// An EndpointSlice: addresses of one family with a Service's name on them.
-pub(super) fn slice(at: &At<'_>, value: &Value) -> Result<EndpointSlice, Fault> {
+pub(super) fn slice(at: &FieldPath<'_>, value: &Value) -> Result<EndpointSlice, FieldError> {
     let object: discovery::EndpointSlice = strict(at, value)?;
     let (namespace, name) = names(at, &object.metadata)?;
     let meta_at = &at.key("metadata");
     let label_at = &meta_at.key("labels");
     let label_at = &label_at.key(SERVICE_NAME);
     let service = object.metadata.labels.as_ref().and_then(|l| l.get(SERVICE_NAME));
-    let service = service.filter(|s| !s.is_empty()).ok_or_else(|| label_at.fault("is required"))?;
+    let service = service.filter(|s| !s.is_empty()).ok_or_else(|| label_at.error("is required"))?;
     let service =
         PodKey { namespace: namespace.clone(), name: check::id(label_at, PodName::new(service.as_str()))? };
     let kind = [("IPv4", false), ("IPv6", true)];
@@ -451,15 +470,15 @@ pub(super) fn slice(at: &At<'_>, value: &Value) -> Result<EndpointSlice, Fault> 
     })
 }
 
-fn endpoint(at: &At<'_>, e: &discovery::Endpoint, v6: bool) -> Result<Endpoint, Fault> {
+fn endpoint(at: &FieldPath<'_>, e: &discovery::Endpoint, v6: bool) -> Result<Endpoint, FieldError> {
     let at_addresses = &at.key("addresses");
-    let first = e.addresses.first().ok_or_else(|| at_addresses.fault("must hold at least one address"))?;
+    let first = e.addresses.first().ok_or_else(|| at_addresses.error("must hold at least one address"))?;
     let address = check::address(at_addresses, first)?;
     if address.is_ipv6() != v6 {
-        return Err(at_addresses.fault(format!("{address} is not of the slice's addressType")));
+        return Err(at_addresses.error(format!("{address} is not of the slice's addressType")));
     }
     if unusable(address) {
-        return Err(at_addresses.fault(format!("{address} cannot be an endpoint's address")));
+        return Err(at_addresses.error(format!("{address} cannot be an endpoint's address")));
     }
     let given = e.conditions.as_ref();
     let (ready, serving, terminating) = conditions(
@@ -469,7 +488,7 @@ fn endpoint(at: &At<'_>, e: &discovery::Endpoint, v6: bool) -> Result<Endpoint, 
     );
     if let Some(hostname) = &e.hostname {
         check::id(&at.key("hostname"), Namespace::new(hostname.as_str()))
-            .map_err(|f| Fault { reason: f.reason.replace("namespace", "hostname"), ..f })?;
+            .map_err(|f| FieldError { reason: f.reason.replace("namespace", "hostname"), ..f })?;
     }
     let hints = e.hints.as_ref();
     let zones = hints.and_then(|h| h.for_zones.as_deref()).unwrap_or_default();

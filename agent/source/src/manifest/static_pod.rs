@@ -1,13 +1,14 @@
 //! The kubelet's rules for static pods (`pkg/kubelet/config/common.go`).
 
-use super::field::{At, Fault};
+use super::field::{FieldError, FieldPath};
 use berth_core::ids::NodeName;
 use k8s_openapi::api::core::v1 as api;
 use serde_json::Value;
 
 /// Nothing of the API server may be needed to run the pod (`PreventStaticPodAPIReferences`).
-pub(super) fn no_references(at: &At<'_>, spec: &api::PodSpec) -> Result<(), Fault> {
-    let refuse = |at: &At<'_>, what: &str| Err(at.fault(format!("a static pod may not refer to {what}")));
+pub(super) fn no_references(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<(), FieldError> {
+    let refuse =
+        |at: &FieldPath<'_>, what: &str| Err(at.error(format!("a static pod may not refer to {what}")));
     let given = |s: &Option<String>| s.as_deref().is_some_and(|s| !s.is_empty());
     for (field, name) in
         [("serviceAccountName", &spec.service_account_name), ("serviceAccount", &spec.service_account)]
@@ -36,7 +37,7 @@ pub(super) fn no_references(at: &At<'_>, spec: &api::PodSpec) -> Result<(), Faul
     let at = &at.key("volumes");
     for (index, volume) in spec.volumes.iter().flatten().enumerate() {
         let at = &at.index(index);
-        let json = serde_json::to_value(volume).map_err(|e| at.fault(e.to_string()))?;
+        let json = serde_json::to_value(volume).map_err(|e| at.error(e.to_string()))?;
         match what_volume_needs(&json) {
             Some((kind, what)) => return refuse(&at.key(kind), what),
             None => {
@@ -62,10 +63,10 @@ pub(super) fn no_references(at: &At<'_>, spec: &api::PodSpec) -> Result<(), Faul
 }
 
 fn environment(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     container: &api::Container,
-    refuse: &impl Fn(&At<'_>, &str) -> Result<(), Fault>,
-) -> Result<(), Fault> {
+    refuse: &impl Fn(&FieldPath<'_>, &str) -> Result<(), FieldError>,
+) -> Result<(), FieldError> {
     for (index, e) in container.env.iter().flatten().enumerate() {
         let at = &at.key("env");
         let at = &at.index(index);

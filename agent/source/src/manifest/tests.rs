@@ -3,8 +3,8 @@
 use super::*;
 use berth_core::model::*;
 
-pub(crate) fn ctx() -> Context {
-    Context {
+pub(crate) fn ctx() -> ManifestContext {
+    ManifestContext {
         node: NodeName::new("node-1").unwrap(),
         mode: Mode::Manifests,
         now: Wall(1_700_000_000_000_000_000),
@@ -12,8 +12,8 @@ pub(crate) fn ctx() -> Context {
     }
 }
 
-fn statics() -> Context {
-    Context { mode: Mode::StaticPods, ..ctx() }
+fn statics() -> ManifestContext {
+    ManifestContext { mode: Mode::StaticPods, ..ctx() }
 }
 
 const SMALL: &str =
@@ -1013,11 +1013,11 @@ fn a_uid_follows_the_spec_and_nothing_else() {
 
 #[test]
 fn static_pods_follow_the_kubelets_rules() {
-    let node = |name: &str| Context { node: NodeName::new(name).unwrap(), ..statics() };
-    let read = |file: &str, ctx: &Context, text: &str| {
+    let node = |name: &str| ManifestContext { node: NodeName::new(name).unwrap(), ..statics() };
+    let read = |file: &str, ctx: &ManifestContext, text: &str| {
         parse_file(Path::new(file), text.as_bytes(), ctx).unwrap_or_else(|e| panic!("{e}"))
     };
-    let one = |file: &str, ctx: &Context, text: &str| read(file, ctx, text).pods.remove(0);
+    let one = |file: &str, ctx: &ManifestContext, text: &str| read(file, ctx, text).pods.remove(0);
     let base = one("/m/a", &node("n1"), SMALL);
     assert_eq!(base.pod.key.to_string(), "default/web-n1");
     assert_eq!(base.pod.origin, Origin::StaticFile("/m/a".into()));
@@ -1029,7 +1029,7 @@ fn static_pods_follow_the_kubelets_rules() {
         serde_json::json!([{"operator": "Exists", "effect": "NoExecute"}])
     );
     assert_eq!(base.pod.uid.as_str().len(), 32);
-    let uid = |file: &str, ctx: &Context, text: &str| one(file, ctx, text).pod.uid;
+    let uid = |file: &str, ctx: &ManifestContext, text: &str| one(file, ctx, text).pod.uid;
     assert_eq!(uid("/m/a", &node("n1"), SMALL), base.pod.uid);
     assert_ne!(uid("/m/b", &node("n1"), SMALL), base.pod.uid, "the path counts");
     assert_ne!(uid("/m/a", &node("n2"), SMALL), base.pod.uid, "the node counts");

@@ -2,7 +2,7 @@
 //! how much aliases may unfold.
 
 use super::{
-    field::{Fault, shorten},
+    field::{FieldError, shorten},
     yaml,
 };
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -24,16 +24,16 @@ pub(super) struct Documents {
     /// Each document with its number.
     pub(super) values: Vec<(usize, Value)>,
     /// Keys that stand twice in an object, with the numbers of their documents; the last of them counts.
-    pub(super) twice: Vec<(usize, Fault)>,
+    pub(super) twice: Vec<(usize, FieldError)>,
 }
 
 /// The file's documents and their numbers from 1; documents without content are left out but counted.
-pub(super) fn documents(path: &Path, bytes: &[u8]) -> Result<Documents, (Option<usize>, Fault)> {
+pub(super) fn documents(path: &Path, bytes: &[u8]) -> Result<Documents, (Option<usize>, FieldError)> {
     if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_FILE_BYTES) {
-        return Err((None, Fault::plain(format!("is larger than {MAX_FILE_BYTES} bytes"))));
+        return Err((None, FieldError::plain(format!("is larger than {MAX_FILE_BYTES} bytes"))));
     }
     let text = std::str::from_utf8(bytes)
-        .map_err(|e| (None, Fault::plain(format!("is not UTF-8 from byte {} on", e.valid_up_to()))))?;
+        .map_err(|e| (None, FieldError::plain(format!("is not UTF-8 from byte {} on", e.valid_up_to()))))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let json = path.extension().is_some_and(|e| e == "json");
     if json || text.trim_start().starts_with('{') {
@@ -47,35 +47,35 @@ pub(super) fn documents(path: &Path, bytes: &[u8]) -> Result<Documents, (Option<
     yaml_documents(text)
 }
 
-fn json_documents(text: &str) -> Result<Documents, (Option<usize>, Fault)> {
+fn json_documents(text: &str) -> Result<Documents, (Option<usize>, FieldError)> {
     let mut documents = Documents::default();
     let mut reader = serde_json::Deserializer::from_str(text);
     // `end` passes over blanks and fails where something follows.
     while reader.end().is_err() {
         let number = documents.values.len().saturating_add(1);
         let twice = RefCell::default();
-        let value = At { left: MAX_DEPTH, twice: &twice }
+        let value = ValueSeed { left: MAX_DEPTH, twice: &twice }
             .deserialize(&mut reader)
-            .map_err(|e| (Some(number), Fault::plain(format!("no valid JSON: {e}"))))?;
+            .map_err(|e| (Some(number), FieldError::plain(format!("no valid JSON: {e}"))))?;
         if number > MAX_DOCUMENTS {
-            return Err((None, Fault::plain(format!("holds more than {MAX_DOCUMENTS} documents"))));
+            return Err((None, FieldError::plain(format!("holds more than {MAX_DOCUMENTS} documents"))));
         }
         documents.values.push((number, value));
         let twice = twice.into_inner().into_iter();
         documents.twice.extend(
-            twice.map(|key| (number, Fault::plain(format!("key {:?} is there twice", shorten(&key))))),
+            twice.map(|key| (number, FieldError::plain(format!("key {:?} is there twice", shorten(&key))))),
         );
     }
     Ok(documents)
 }
 
-fn yaml_documents(text: &str) -> Result<Documents, (Option<usize>, Fault)> {
+fn yaml_documents(text: &str) -> Result<Documents, (Option<usize>, FieldError)> {
     let mut documents = Documents::default();
     let chunks = chunks(text);
     let only = chunks.len() == 1;
     for (number, (line, chunk)) in (1_usize..).zip(chunks) {
         if number > MAX_DOCUMENTS {
-            return Err((None, Fault::plain(format!("holds more than {MAX_DOCUMENTS} documents"))));
+            return Err((None, FieldError::plain(format!("holds more than {MAX_DOCUMENTS} documents"))));
         }
         if blank(chunk) {
             continue;
@@ -127,29 +127,29 @@ fn blank(chunk: &str) -> bool {
 
 /// A generic value of which no number is lost.
 #[derive(Clone, Copy)]
-struct At<'t> {
+struct ValueSeed<'t> {
     /// How many levels may still follow.
     left: usize,
     /// Keys that an object names more than once.
     twice: &'t RefCell<Vec<String>>,
 }
 
-impl<'de> DeserializeSeed<'de> for At<'_> {
+impl<'de> DeserializeSeed<'de> for ValueSeed<'_> {
     type Value = Value;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl At<'_> {
+impl ValueSeed<'_> {
     fn below<E: serde::de::Error>(self) -> Result<Self, E> {
         let left = self.left.checked_sub(1);
-        left.map(|left| At { left, ..self })
+        left.map(|left| ValueSeed { left, ..self })
             .ok_or_else(|| E::custom(format!("is nested deeper than {MAX_DEPTH} levels")))
     }
 }
 
-impl<'de> Visitor<'de> for At<'_> {
+impl<'de> Visitor<'de> for ValueSeed<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

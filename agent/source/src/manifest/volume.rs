@@ -2,7 +2,7 @@
 
 use super::{
     check,
-    field::{At, Fault, shorten},
+    field::{FieldError, FieldPath, shorten},
     resources,
     security::choice,
 };
@@ -20,14 +20,14 @@ use std::collections::BTreeSet;
 const DEFAULT_MODE: u32 = 0o644;
 
 /// `spec.volumes`.
-pub(super) fn volumes(at: &At<'_>, list: &[api::Volume]) -> Result<Vec<Volume>, Fault> {
+pub(super) fn volumes(at: &FieldPath<'_>, list: &[api::Volume]) -> Result<Vec<Volume>, FieldError> {
     let mut names = BTreeSet::new();
     let mut found = Vec::new();
     for (index, v) in list.iter().enumerate() {
         let at = &at.index(index);
         let name = check::id(&at.key("name"), VolumeName::new(v.name.as_str()))?;
         if !names.insert(name.clone()) {
-            return Err(at.key("name").fault(format!("{name} is there twice")));
+            return Err(at.key("name").error(format!("{name} is there twice")));
         }
         found.push(Volume { name, source: source(at, v)? });
     }
@@ -36,8 +36,8 @@ pub(super) fn volumes(at: &At<'_>, list: &[api::Volume]) -> Result<Vec<Volume>, 
 
 /// The volume's one source. The generated type has a field for each kind; those of them that are set are what its
 /// JSON holds besides the name.
-fn source(at: &At<'_>, v: &api::Volume) -> Result<VolumeSource, Fault> {
-    let json = serde_json::to_value(v).map_err(|e| at.fault(e.to_string()))?;
+fn source(at: &FieldPath<'_>, v: &api::Volume) -> Result<VolumeSource, FieldError> {
+    let json = serde_json::to_value(v).map_err(|e| at.error(e.to_string()))?;
     let kinds: Vec<&String> = match &json {
         Value::Object(map) => map.keys().filter(|k| *k != "name").collect(),
         _ => Vec::new(),
@@ -47,7 +47,7 @@ fn source(at: &At<'_>, v: &api::Volume) -> Result<VolumeSource, Fault> {
         [] => return Ok(VolumeSource::EmptyDir { medium: Medium::Disk, size_limit: None }),
         [kind] => kind.as_str(),
         [_, second, ..] => {
-            return Err(at.key(second).fault("a volume may have only one source"));
+            return Err(at.key(second).error("a volume may have only one source"));
         }
     };
     let at = &at.key(kind);
@@ -83,7 +83,7 @@ fn source(at: &At<'_>, v: &api::Volume) -> Result<VolumeSource, Fault> {
     Ok(VolumeSource::NotYet { kind: kind.to_owned() })
 }
 
-fn empty_dir(at: &At<'_>, e: &api::EmptyDirVolumeSource) -> Result<VolumeSource, Fault> {
+fn empty_dir(at: &FieldPath<'_>, e: &api::EmptyDirVolumeSource) -> Result<VolumeSource, FieldError> {
     let medium = match e.medium.as_deref() {
         None | Some("") => Medium::Disk,
         Some("Memory") => Medium::Memory,
@@ -94,7 +94,7 @@ fn empty_dir(at: &At<'_>, e: &api::EmptyDirVolumeSource) -> Result<VolumeSource,
                 Medium::HugePages(Some(size.to_owned()))
             }
             None => {
-                return Err(at.key("medium").fault(format!(
+                return Err(at.key("medium").error(format!(
                     "{:?} must be empty, Memory, HugePages or HugePages-<size>",
                     shorten(other)
                 )));
@@ -105,13 +105,13 @@ fn empty_dir(at: &At<'_>, e: &api::EmptyDirVolumeSource) -> Result<VolumeSource,
     Ok(VolumeSource::EmptyDir { medium, size_limit: e.size_limit.as_ref().map(limit).transpose()? })
 }
 
-fn host_path(at: &At<'_>, h: &api::HostPathVolumeSource) -> Result<VolumeSource, Fault> {
+fn host_path(at: &FieldPath<'_>, h: &api::HostPathVolumeSource) -> Result<VolumeSource, FieldError> {
     let path_at = &at.key("path");
     if h.path.is_empty() {
-        return Err(path_at.fault("is required"));
+        return Err(path_at.error("is required"));
     }
     if !h.path.starts_with('/') {
-        return Err(path_at.fault(format!("{:?} must be absolute", shorten(&h.path))));
+        return Err(path_at.error(format!("{:?} must be absolute", shorten(&h.path))));
     }
     check::no_parent(path_at, &h.path)?;
     let kind = choice(
@@ -131,24 +131,24 @@ fn host_path(at: &At<'_>, h: &api::HostPathVolumeSource) -> Result<VolumeSource,
     Ok(VolumeSource::HostPath { path: h.path.clone().into(), kind })
 }
 
-fn default_mode(at: &At<'_>, mode: Option<i32>) -> Result<u32, Fault> {
+fn default_mode(at: &FieldPath<'_>, mode: Option<i32>) -> Result<u32, FieldError> {
     mode.map_or(Ok(DEFAULT_MODE), |m| check::mode(&at.key("defaultMode"), m))
 }
 
 fn keys(
-    at: &At<'_>,
-    (name_at, name): (&At<'_>, &str),
+    at: &FieldPath<'_>,
+    (name_at, name): (&FieldPath<'_>, &str),
     items: Option<&[api::KeyToPath]>,
     mode: Option<i32>,
     optional: Option<bool>,
-) -> Result<KeysVolume, Fault> {
+) -> Result<KeysVolume, FieldError> {
     check::object_name(name_at, name)?;
     let mut found = Vec::new();
     for (index, item) in items.unwrap_or_default().iter().enumerate() {
         let at = &at.key("items");
         let at = &at.index(index);
         if item.key.is_empty() {
-            return Err(at.key("key").fault("is required"));
+            return Err(at.key("key").error("is required"));
         }
         check::item_path(&at.key("path"), &item.path)?;
         let mode = item.mode.map(|m| check::mode(&at.key("mode"), m)).transpose()?;
@@ -162,7 +162,10 @@ fn keys(
     })
 }
 
-fn downward(at: &At<'_>, items: &[api::DownwardAPIVolumeFile]) -> Result<Vec<DownwardItem>, Fault> {
+fn downward(
+    at: &FieldPath<'_>,
+    items: &[api::DownwardAPIVolumeFile],
+) -> Result<Vec<DownwardItem>, FieldError> {
     let mut found = Vec::new();
     for (index, item) in items.iter().enumerate() {
         let at = &at.index(index);
@@ -174,8 +177,8 @@ fn downward(at: &At<'_>, items: &[api::DownwardAPIVolumeFile]) -> Result<Vec<Dow
             (None, Some(r)) => {
                 DownwardValue::Resource(resources::field_ref(&at.key("resourceFieldRef"), r, true)?)
             }
-            (None, None) => return Err(at.fault("must say one of fieldRef or resourceFieldRef")),
-            (Some(_), Some(_)) => return Err(at.fault("must say only one of fieldRef or resourceFieldRef")),
+            (None, None) => return Err(at.error("must say one of fieldRef or resourceFieldRef")),
+            (Some(_), Some(_)) => return Err(at.error("must say only one of fieldRef or resourceFieldRef")),
         };
         let mode = item.mode.map(|m| check::mode(&at.key("mode"), m)).transpose()?;
         found.push(DownwardItem { path: item.path.clone().into(), value, mode });
@@ -192,17 +195,17 @@ pub(super) enum FieldPlace {
 
 /// `fieldRef.fieldPath`.
 pub(super) fn field_path(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     field: &api::ObjectFieldSelector,
     place: FieldPlace,
-) -> Result<String, Fault> {
+) -> Result<String, FieldError> {
     if let Some(version) = field.api_version.as_deref().filter(|v| !v.is_empty() && *v != "v1") {
-        return Err(at.key("apiVersion").fault(format!("{:?} must be v1", shorten(version))));
+        return Err(at.key("apiVersion").error(format!("{:?} must be v1", shorten(version))));
     }
     let at = &at.key("fieldPath");
     let path = field.field_path.as_str();
     if path.is_empty() {
-        return Err(at.fault("is required"));
+        return Err(at.error("is required"));
     }
     let subscript = ["metadata.labels", "metadata.annotations"]
         .iter()
@@ -228,21 +231,24 @@ pub(super) fn field_path(
     if known {
         Ok(path.to_owned())
     } else {
-        Err(at.fault(format!("{:?} cannot be referred to here", shorten(path))))
+        Err(at.error(format!("{:?} cannot be referred to here", shorten(path))))
     }
 }
 
-fn projected(at: &At<'_>, sources: &[api::VolumeProjection]) -> Result<Vec<ProjectedSource>, Fault> {
+fn projected(
+    at: &FieldPath<'_>,
+    sources: &[api::VolumeProjection],
+) -> Result<Vec<ProjectedSource>, FieldError> {
     let mut found = Vec::new();
     let mut paths = BTreeSet::new();
     for (index, s) in sources.iter().enumerate() {
         let at = &at.index(index);
-        let json = serde_json::to_value(s).map_err(|e| at.fault(e.to_string()))?;
+        let json = serde_json::to_value(s).map_err(|e| at.error(e.to_string()))?;
         let kinds: Vec<&String> = json.as_object().into_iter().flatten().map(|(k, _)| k).collect();
         let kind = match kinds.as_slice() {
-            [] => return Err(at.fault("must say its source")),
+            [] => return Err(at.error("must say its source")),
             [kind] => kind.as_str(),
-            [_, second, ..] => return Err(at.key(second).fault("a projection may have only one source")),
+            [_, second, ..] => return Err(at.key(second).error("a projection may have only one source")),
         };
         let at = &at.key(kind);
         let name_at = &at.key("name");
@@ -265,7 +271,7 @@ fn projected(at: &At<'_>, sources: &[api::VolumeProjection]) -> Result<Vec<Proje
         for path in taken {
             if !paths.insert(path.clone()) {
                 let path = path.display().to_string();
-                return Err(at.fault(format!("path {:?} is taken by another source", shorten(&path))));
+                return Err(at.error(format!("path {:?} is taken by another source", shorten(&path))));
             }
         }
         found.push(source);
@@ -275,18 +281,18 @@ fn projected(at: &At<'_>, sources: &[api::VolumeProjection]) -> Result<Vec<Proje
 
 /// `volumeMounts` of a container.
 pub(super) fn mounts(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     list: &[api::VolumeMount],
     volumes: &BTreeSet<VolumeName>,
     privileged: bool,
-) -> Result<Vec<VolumeMount>, Fault> {
+) -> Result<Vec<VolumeMount>, FieldError> {
     let mut paths = BTreeSet::new();
     let mut found = Vec::new();
     for (index, m) in list.iter().enumerate() {
         let at = &at.index(index);
         let mount = mount(at, m, volumes, privileged)?;
         if !paths.insert(mount.mount_path.clone()) {
-            return Err(at.key("mountPath").fault(format!("{:?} is there twice", shorten(&m.mount_path))));
+            return Err(at.key("mountPath").error(format!("{:?} is there twice", shorten(&m.mount_path))));
         }
         found.push(mount);
     }
@@ -294,21 +300,21 @@ pub(super) fn mounts(
 }
 
 fn mount(
-    at: &At<'_>,
+    at: &FieldPath<'_>,
     m: &api::VolumeMount,
     volumes: &BTreeSet<VolumeName>,
     privileged: bool,
-) -> Result<VolumeMount, Fault> {
+) -> Result<VolumeMount, FieldError> {
     let volume = check::id(&at.key("name"), VolumeName::new(m.name.as_str()))?;
     if !volumes.contains(&volume) {
-        return Err(at.key("name").fault(format!("volume {volume} is not in spec.volumes")));
+        return Err(at.key("name").error(format!("volume {volume} is not in spec.volumes")));
     }
     let path_at = &at.key("mountPath");
     if m.mount_path.is_empty() {
-        return Err(path_at.fault("is required"));
+        return Err(path_at.error("is required"));
     }
     if m.mount_path.contains('\0') {
-        return Err(path_at.fault("must not contain a NUL character"));
+        return Err(path_at.error("must not contain a NUL character"));
     }
     // A relative path counts from the container's root.
     let mount_path =
@@ -324,7 +330,7 @@ fn mount(
             check::path_below(&at.key("subPathExpr"), &path)?;
             Some(SubPath::Expr(path))
         }
-        (Some(_), Some(_)) => return Err(at.key("subPathExpr").fault("cannot be set together with subPath")),
+        (Some(_), Some(_)) => return Err(at.key("subPathExpr").error("cannot be set together with subPath")),
     };
     let read_only = m.read_only.unwrap_or(false);
     let propagation = choice(
@@ -337,7 +343,7 @@ fn mount(
         ],
     )?;
     if propagation == MountPropagation::Bidirectional && !privileged {
-        return Err(at.key("mountPropagation").fault("Bidirectional is only for privileged containers"));
+        return Err(at.key("mountPropagation").error("Bidirectional is only for privileged containers"));
     }
     let recursive_read_only = choice(
         &at.key("recursiveReadOnly"),
@@ -351,7 +357,7 @@ fn mount(
     if recursive_read_only != RecursiveReadOnly::Disabled
         && !(read_only && propagation == MountPropagation::None)
     {
-        return Err(at.key("recursiveReadOnly").fault("needs readOnly: true and no mount propagation"));
+        return Err(at.key("recursiveReadOnly").error("needs readOnly: true and no mount propagation"));
     }
     Ok(VolumeMount { volume, mount_path, read_only, recursive_read_only, sub_path, propagation })
 }

@@ -2,7 +2,7 @@
 //! count as if they were written out.
 
 use super::{
-    field::{Fault, shorten},
+    field::{FieldError, shorten},
     scalar,
 };
 use granit_parser::{Event, Marker, Options, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
@@ -20,11 +20,11 @@ pub(super) fn document(
     text: &str,
     lines_before: usize,
     max_depth: usize,
-) -> Result<(Value, Vec<Fault>), Fault> {
+) -> Result<(Value, Vec<FieldError>), FieldError> {
     let mut options = Options::default();
     options.flow_nesting_limit = max_depth;
     options.block_nesting_limit = max_depth;
-    let mut reader = Reader {
+    let mut reader = ObjectReader {
         events: Parser::new_from_str_with_options(text, options),
         lines_before,
         max_depth,
@@ -52,68 +52,68 @@ struct Node {
     height: usize,
 }
 
-struct Reader<'i> {
+struct ObjectReader<'i> {
     events: Parser<'i, StrInput<'i>>,
     lines_before: usize,
     max_depth: usize,
     nodes: usize,
     anchors: HashMap<usize, Node>,
     aliases: usize,
-    twice: Vec<Fault>,
+    twice: Vec<FieldError>,
 }
 
-impl<'i> Reader<'i> {
-    fn next(&mut self) -> Result<(Event<'i>, Span), Fault> {
+impl<'i> ObjectReader<'i> {
+    fn next(&mut self) -> Result<(Event<'i>, Span), FieldError> {
         match self.events.next() {
             Some(Ok(next)) => Ok(next),
             Some(Err(e)) => Err(self.scan_error(&e)),
-            None => Err(Fault::plain("no valid YAML: ends too early")),
+            None => Err(FieldError::plain("no valid YAML: ends too early")),
         }
     }
 
-    fn scan_error(&self, e: &ScanError) -> Fault {
+    fn scan_error(&self, e: &ScanError) -> FieldError {
         let info: String = e.info().chars().take(300).collect();
-        self.fault(*e.marker(), &info)
+        self.error(*e.marker(), &info)
     }
 
     fn place(&self, at: Marker) -> String {
         format!("line {}, column {}", at.line().saturating_add(self.lines_before), at.col().saturating_add(1))
     }
 
-    fn fault(&self, at: Marker, reason: &str) -> Fault {
-        Fault::plain(format!("no valid YAML: {reason} at {}", self.place(at)))
+    fn error(&self, at: Marker, reason: &str) -> FieldError {
+        FieldError::plain(format!("no valid YAML: {reason} at {}", self.place(at)))
     }
 
     /// Counts what is added to the document.
-    fn count(&mut self, nodes: usize, at: Marker) -> Result<(), Fault> {
+    fn count(&mut self, nodes: usize, at: Marker) -> Result<(), FieldError> {
         self.nodes = self.nodes.saturating_add(nodes);
         if self.nodes > MAX_NODES {
-            return Err(self.fault(at, &format!("holds more than {MAX_NODES} values")));
+            return Err(self.error(at, &format!("holds more than {MAX_NODES} values")));
         }
         Ok(())
     }
 
-    fn deep(&self, depth: usize, at: Marker) -> Result<(), Fault> {
+    fn deep(&self, depth: usize, at: Marker) -> Result<(), FieldError> {
         if depth > self.max_depth {
             let most = self.max_depth;
-            return Err(self.fault(at, &format!("is nested deeper than {most} levels")));
+            return Err(self.error(at, &format!("is nested deeper than {most} levels")));
         }
         Ok(())
     }
 
-    fn node(&mut self, event: Event<'i>, span: Span, depth: usize) -> Result<Node, Fault> {
+    fn node(&mut self, event: Event<'i>, span: Span, depth: usize) -> Result<Node, FieldError> {
         let at = span.start;
         let (anchor, node) = match event {
             Event::Alias(id) => {
                 self.aliases = self.aliases.saturating_add(1);
                 // It is not there while it is being read: an anchor that holds itself has no end.
                 let Some(node) = self.anchors.get(&id).filter(|_| self.aliases <= MAX_ANCHORS) else {
-                    return Err(self.fault(at, "an alias stands for what holds it, or there are too many"));
+                    return Err(self.error(at, "an alias stands for what holds it, or there are too many"));
                 };
                 let (nodes, height) = (node.nodes, node.height);
                 self.deep(depth.saturating_add(height), at)?;
                 self.count(nodes, at)?;
-                return self.anchors.get(&id).cloned().ok_or_else(|| self.fault(at, "the alias is unknown"));
+                return self.anchors.get(&id).cloned().ok_or_else(|| self.error(at, "the alias is unknown"));
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.count(1, at)?;
@@ -130,11 +130,11 @@ impl<'i> Reader<'i> {
                 self.count(1, at)?;
                 (anchor, self.mapping(depth.saturating_add(1))?)
             }
-            _ => return Err(self.fault(at, "a value is missing")),
+            _ => return Err(self.error(at, "a value is missing")),
         };
         if anchor != 0 {
             if self.anchors.len() >= MAX_ANCHORS {
-                return Err(self.fault(at, &format!("holds more than {MAX_ANCHORS} anchors")));
+                return Err(self.error(at, &format!("holds more than {MAX_ANCHORS} anchors")));
             }
             // A copy is kept, and anchors within anchors would keep a copy each.
             self.count(node.nodes, at)?;
@@ -143,7 +143,7 @@ impl<'i> Reader<'i> {
         Ok(node)
     }
 
-    fn sequence(&mut self, depth: usize) -> Result<Node, Fault> {
+    fn sequence(&mut self, depth: usize) -> Result<Node, FieldError> {
         let (mut list, mut nodes, mut height) = (Vec::new(), 1_usize, 0_usize);
         loop {
             let (event, span) = self.next()?;
@@ -162,7 +162,7 @@ impl<'i> Reader<'i> {
         }
     }
 
-    fn mapping(&mut self, depth: usize) -> Result<Node, Fault> {
+    fn mapping(&mut self, depth: usize) -> Result<Node, FieldError> {
         let (mut map, mut merged) = (Map::new(), Vec::new());
         let (mut nodes, mut height) = (1_usize, 0_usize);
         loop {
@@ -187,7 +187,7 @@ impl<'i> Reader<'i> {
                 Some(key) => {
                     if map.contains_key(&key) {
                         let reason = format!("key {:?} is there twice", shorten(&key));
-                        self.twice.push(self.fault(span.start, &reason));
+                        self.twice.push(self.error(span.start, &reason));
                     }
                     map.insert(key, value.value);
                 }
@@ -201,14 +201,14 @@ impl<'i> Reader<'i> {
     }
 
     /// A key as a text; `None` for `<<`.
-    fn key(&mut self, event: Event<'i>, span: Span, depth: usize) -> Result<Option<String>, Fault> {
+    fn key(&mut self, event: Event<'i>, span: Span, depth: usize) -> Result<Option<String>, FieldError> {
         let at = span.start;
         if let Event::Scalar(text, style, 0, None) = &event {
             return match (style, text.as_ref()) {
                 (ScalarStyle::Plain, "<<") => Ok(None),
                 (ScalarStyle::Plain, text) => scalar::plain_key(text)
                     .map(Some)
-                    .map_err(|why| self.fault(at, &format!("key {text:?} {why}"))),
+                    .map_err(|why| self.error(at, &format!("key {text:?} {why}"))),
                 (_, text) => Ok(Some(text.to_owned())),
             };
         }
@@ -216,19 +216,19 @@ impl<'i> Reader<'i> {
             Value::String(text) => Ok(Some(text)),
             Value::Bool(value) => Ok(Some(value.to_string())),
             Value::Number(number) => Ok(Some(number.to_string())),
-            _ => Err(self.fault(at, "a key must be a text")),
+            _ => Err(self.error(at, "a key must be a text")),
         }
     }
 
     /// `<<`: what an object takes over where it says nothing itself.
-    fn merge(&self, map: &mut Map<String, Value>, value: Value, at: Marker) -> Result<(), Fault> {
+    fn merge(&self, map: &mut Map<String, Value>, value: Value, at: Marker) -> Result<(), FieldError> {
         let list = match value {
             Value::Array(list) => list,
             one => vec![one],
         };
         for value in list {
             let Value::Object(from) = value else {
-                return Err(self.fault(at, "\"<<\" must stand for an object or a list of objects"));
+                return Err(self.error(at, "\"<<\" must stand for an object or a list of objects"));
             };
             for (key, value) in from {
                 map.entry(key).or_insert(value);
@@ -237,18 +237,24 @@ impl<'i> Reader<'i> {
         Ok(())
     }
 
-    fn scalar(&self, text: &str, style: ScalarStyle, tag: Option<&Tag>, at: Marker) -> Result<Value, Fault> {
+    fn scalar(
+        &self,
+        text: &str,
+        style: ScalarStyle,
+        tag: Option<&Tag>,
+        at: Marker,
+    ) -> Result<Value, FieldError> {
         let said = || format!("{:?}", shorten(text));
         let core = tag.filter(|t| t.handle() == "tag:yaml.org,2002:").map(Tag::suffix);
         match (core, tag) {
             (None, None) if style == ScalarStyle::Plain => {
-                scalar::plain(text).map_err(|why| self.fault(at, &format!("{} {why}", said())))
+                scalar::plain(text).map_err(|why| self.error(at, &format!("{} {why}", said())))
             }
             // A quoted text, `!!str`, and tags that nobody knows.
             (None, _) | (Some("str"), _) => Ok(text.into()),
             (Some(kind), _) => {
                 let value =
-                    scalar::plain(text).map_err(|why| self.fault(at, &format!("{} {why}", said())))?;
+                    scalar::plain(text).map_err(|why| self.error(at, &format!("{} {why}", said())))?;
                 let fits = match kind {
                     "int" => value.is_i64() || value.is_u64(),
                     "float" => value.is_number(),
@@ -260,7 +266,7 @@ impl<'i> Reader<'i> {
                 if fits {
                     Ok(value)
                 } else {
-                    Err(self.fault(at, &format!("{} is no !!{}", said(), shorten(kind))))
+                    Err(self.error(at, &format!("{} is no !!{}", said(), shorten(kind))))
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The shape against what Kubernetes' own type reads, and one object in full.
 
 use super::*;
-use crate::manifest::{Context, Mode, parse_pod};
+use crate::manifest::{ManifestContext, Mode, parse_pod};
 use berth_core::{
     event::{Event, Involved},
     ids::{ContainerId, ContainerName, NodeName},
@@ -12,7 +12,7 @@ fn at(seconds: i64) -> Wall {
 }
 
 fn sample() -> (Value, Pod, PodStatus) {
-    let ctx = Context {
+    let ctx = ManifestContext {
         node: NodeName::new("n1").unwrap(),
         mode: Mode::Manifests,
         now: at(1_700_000_000),

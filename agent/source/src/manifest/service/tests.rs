@@ -1,10 +1,11 @@
-use crate::dir::ServiceRanges;
-use crate::manifest::{Context, Mode, Parsed, parse_file};
+use crate::ServiceRanges;
+use crate::manifest::{ManifestContext, Mode, ParsedFile, parse_file};
 use berth_core::{model::*, time::Wall};
 use std::path::Path;
 
-fn read(text: &str) -> Result<Parsed, String> {
-    let ctx = Context { node: "n1".parse().unwrap(), mode: Mode::Manifests, now: Wall(7), services: None };
+fn read(text: &str) -> Result<ParsedFile, String> {
+    let ctx =
+        ManifestContext { node: "n1".parse().unwrap(), mode: Mode::Manifests, now: Wall(7), services: None };
     parse_file(Path::new("f.yaml"), text.as_bytes(), &ctx).map_err(|e| e.to_string())
 }
 
@@ -156,7 +157,8 @@ fn what_the_allocators_of_an_api_server_refuse_is_refused() {
             reserved: Vec::new(),
         };
         let services = Some(std::sync::Arc::new(ranges));
-        let ctx = Context { node: "n1".parse().unwrap(), mode: Mode::Manifests, now: Wall(7), services };
+        let ctx =
+            ManifestContext { node: "n1".parse().unwrap(), mode: Mode::Manifests, now: Wall(7), services };
         let text = format!("{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{{spec}}}}}");
         parse_file(Path::new("f.yaml"), text.as_bytes(), &ctx).map_err(|e| e.to_string())
     };

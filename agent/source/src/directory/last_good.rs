@@ -4,14 +4,15 @@
 //! that is torn or altered (its digest says so) is set aside as `<name>.torn`. The file `directory` says which
 //! directory all this is about. Secrets may be among it: the folder is 0700, the files 0600.
 
-use crate::Error;
+use crate::{
+    Error,
+    state_file::{replace, set_aside},
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -27,7 +28,7 @@ pub(super) fn hash(bytes: &[u8]) -> ContentHash {
 
 /// What is known of one manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Remembered {
+pub(super) struct LastGood {
     pub(super) bytes: Vec<u8>,
     pub(super) hash: ContentHash,
     /// When each pod and Service (by UID) that gives no creation time was first seen, in nanoseconds since 1970.
@@ -51,18 +52,18 @@ struct DirectoryFile {
 
 /// The folder with all that.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct LastGoodStore {
     folder: PathBuf,
 }
 
-impl Memory {
-    pub(super) fn new(folder: PathBuf) -> Memory {
-        Memory { folder }
+impl LastGoodStore {
+    pub(super) fn new(folder: PathBuf) -> LastGoodStore {
+        LastGoodStore { folder }
     }
 
     /// Everything that is remembered about that directory, and its inode. What is remembered about another directory
     /// does not count.
-    pub(super) fn load(&self, dir: &Path) -> (BTreeMap<String, Remembered>, Option<u64>) {
+    pub(super) fn load(&self, dir: &Path) -> (BTreeMap<String, LastGood>, Option<u64>) {
         let mut found = BTreeMap::new();
         let about = self.folder.join("directory");
         let inode = match fs::read(&about) {
@@ -103,7 +104,7 @@ impl Memory {
     }
 
     /// Writes the manifest's last good contents.
-    pub(super) fn keep(&self, name: &str, remembered: &Remembered) -> Result<(), Error> {
+    pub(super) fn keep(&self, name: &str, remembered: &LastGood) -> Result<(), Error> {
         let header = Header {
             version: VERSION,
             name: name.to_owned(),
@@ -147,47 +148,26 @@ impl Memory {
     }
 }
 
-/// Writes a file of the folder anew.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
-    let temporary = path.with_extension("tmp");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    drop(file);
-    // Not synced: a file that a power cut tears is known by its digest, and only the chance to hold is lost, while
-    // a sync for each file would slow a burst of changes.
-    fs::rename(&temporary, path)
-}
-
-fn parse(bytes: &[u8]) -> Option<(String, Remembered)> {
+fn parse(bytes: &[u8]) -> Option<(String, LastGood)> {
     let end = bytes.iter().position(|b| *b == b'\n')?;
     let header: Header = serde_json::from_slice(bytes.get(..end)?).ok()?;
     let bytes = bytes.get(end.checked_add(1)?..)?.to_vec();
     (header.version == VERSION && hash(&bytes) == header.sha256)
-        .then_some((header.name, Remembered { bytes, hash: header.sha256, seen: header.seen }))
-}
-
-pub(super) fn set_aside(path: &Path) {
-    let mut torn = path.as_os_str().to_owned();
-    torn.push(".torn");
-    let moved = fs::rename(path, &torn);
-    tracing::warn!(path = %path.display(), moved = moved.is_ok(), "what is remembered of manifests is torn and is set aside");
+        .then_some((header.name, LastGood { bytes, hash: header.sha256, seen: header.seen }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn remembered(text: &str) -> Remembered {
-        Remembered { bytes: text.into(), hash: hash(text.as_bytes()), seen: [("u".to_owned(), 5)].into() }
+    fn remembered(text: &str) -> LastGood {
+        LastGood { bytes: text.into(), hash: hash(text.as_bytes()), seen: [("u".to_owned(), 5)].into() }
     }
 
     #[test]
     fn what_is_kept_is_loaded() {
         let folder = tempfile::tempdir().unwrap();
-        let memory = Memory::new(folder.path().join("state"));
+        let memory = LastGoodStore::new(folder.path().join("state"));
         memory.keep("a.yaml", &remembered("one\ntwo")).unwrap();
         memory.keep("b.yaml", &remembered("")).unwrap();
         memory.keep("a.yaml", &remembered("three")).unwrap();
@@ -205,7 +185,7 @@ mod tests {
     #[test]
     fn a_torn_file_is_set_aside_at_any_length() {
         let folder = tempfile::tempdir().unwrap();
-        let memory = Memory::new(folder.path().to_owned());
+        let memory = LastGoodStore::new(folder.path().to_owned());
         memory.keep("a.yaml", &remembered("contents")).unwrap();
         let path = memory.path("a.yaml");
         let whole = fs::read(&path).unwrap();
@@ -222,7 +202,7 @@ mod tests {
     fn nobody_else_can_read_it() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
-        let memory = Memory::new(folder.path().join("state"));
+        let memory = LastGoodStore::new(folder.path().join("state"));
         memory.keep("a.yaml", &remembered("secret")).unwrap();
         let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&memory.path("a.yaml")), 0o600);

@@ -2,15 +2,15 @@
 
 use super::*;
 use crate::{
-    dir::seen::Seen,
-    manifest::{Context, Mode, parse_file},
+    directory::first_seen::FirstSeen,
+    manifest::{ManifestContext, Mode, parse_file},
 };
 use berth_core::time::Wall;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
 /// By name: the contents and what is wrong.
-type Files = BTreeMap<String, (Option<Arc<Good>>, Option<ManifestError>)>;
+type Files = BTreeMap<String, (Option<Arc<FileObjects>>, Option<ManifestError>)>;
 
 #[derive(Debug, Default, PartialEq)]
 struct All {
@@ -142,8 +142,9 @@ fn object(kind: u8, name: u8, value: u8) -> String {
     }
 }
 
-fn good(objects: &[(u8, u8, u8)], before: Option<&Good>) -> Good {
-    let ctx = Context { node: "n".parse().unwrap(), mode: Mode::Manifests, now: Wall(0), services: None };
+fn good(objects: &[(u8, u8, u8)], before: Option<&FileObjects>) -> FileObjects {
+    let ctx =
+        ManifestContext { node: "n".parse().unwrap(), mode: Mode::Manifests, now: Wall(0), services: None };
     let text: String = objects.iter().map(|(k, n, v)| object(*k, *n, *v) + "\n---\n").collect();
     let mut parsed =
         parse_file(Path::new("f.yaml"), text.as_bytes(), &ctx).unwrap_or_else(|e| panic!("{e}\n{text}"));
@@ -156,7 +157,7 @@ fn good(objects: &[(u8, u8, u8)], before: Option<&Good>) -> Good {
         };
         parsed.warnings = vec![of("one"), of("two")];
     }
-    Good::new(parsed, before, &mut Seen::default())
+    FileObjects::new(parsed, before, &mut FirstSeen::default())
 }
 
 proptest! {
@@ -168,7 +169,7 @@ proptest! {
             1..60,
         ),
     ) {
-        let mut index = Index::new("/m".into());
+        let mut index = ObjectIndex::new("/m".into());
         let mut files = Files::new();
         for (file, what, objects, settle) in steps {
             let name = format!("f{file}.yaml");
@@ -199,7 +200,7 @@ proptest! {
     }
 }
 
-fn check(index: &mut Index, files: &Files) -> Result<(), TestCaseError> {
+fn check(index: &mut ObjectIndex, files: &Files) -> Result<(), TestCaseError> {
     let before = index.settle().clone();
     // Nothing more follows from nothing more.
     let whole = index.settle();

@@ -47,54 +47,54 @@ impl ServiceRanges {
 
 /// What was given to one Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Given {
+struct Assigned {
     addresses: Vec<IpAddr>,
     /// By name and protocol of the port.
     node_ports: BTreeMap<String, u16>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Journal {
+struct AllocationJournal {
     version: u32,
     /// By `<namespace>/<name>`.
-    services: BTreeMap<String, Given>,
+    services: BTreeMap<String, Assigned>,
 }
 
 /// The journal, the ranges, and the Services as they are and as they are shown. A change costs what it changes.
 #[derive(Debug)]
-pub(super) struct Allotment {
+pub(crate) struct ClusterIpAllocator {
     ranges: Option<ServiceRanges>,
     path: PathBuf,
-    journal: Journal,
+    journal: AllocationJournal,
     /// Whether the file holds something else than the journal.
     unkept: bool,
     stated: Shared<DesiredService>,
     shown: Shared<DesiredService>,
-    taken: Taken,
+    taken: UseCounts,
     /// Names in the journal without a Service.
     absent: BTreeSet<String>,
     /// Services for which nothing was free, and what of.
-    lacking: BTreeMap<String, (PodKey, String)>,
+    short: BTreeMap<String, (PodKey, String)>,
 }
 
-impl Allotment {
+impl ClusterIpAllocator {
     /// Reads the journal; a torn one is set aside, and the same addresses are found by name again where they are free.
-    pub(super) fn open(ranges: Option<ServiceRanges>, folder: &Path) -> Allotment {
+    pub(crate) fn open(ranges: Option<ServiceRanges>, folder: &Path) -> ClusterIpAllocator {
         let path = folder.join("service-addresses.json");
         let journal = match std::fs::read(&path) {
-            Err(_absent) => Journal::default(),
-            Ok(bytes) => match serde_json::from_slice::<Journal>(&bytes) {
+            Err(_absent) => AllocationJournal::default(),
+            Ok(bytes) => match serde_json::from_slice::<AllocationJournal>(&bytes) {
                 Ok(journal) if journal.version == VERSION => journal,
                 _ => {
-                    super::remember::set_aside(&path);
-                    Journal::default()
+                    crate::state_file::set_aside(&path);
+                    AllocationJournal::default()
                 }
             },
         };
-        let mut taken = Taken::default();
+        let mut taken = UseCounts::default();
         taken.count(ranges.iter().flat_map(|r| &r.reserved), [], true);
         journal.services.values().for_each(|given| taken.given(given, true));
-        Allotment {
+        ClusterIpAllocator {
             ranges,
             path,
             absent: journal.services.keys().cloned().collect(),
@@ -103,22 +103,22 @@ impl Allotment {
             stated: Shared::default(),
             shown: Shared::default(),
             taken,
-            lacking: BTreeMap::new(),
+            short: BTreeMap::new(),
         }
     }
 
     /// The Services with what they lack filled in. `all` says that these are all Services there are: what others had
     /// is free.
-    pub(super) fn fill(&mut self, services: &Shared<DesiredService>, all: bool) -> &Shared<DesiredService> {
+    pub(crate) fn fill(&mut self, services: &Shared<DesiredService>, all: bool) -> &Shared<DesiredService> {
         let Some(ranges) = self.ranges.clone() else {
             self.shown = services.clone();
             return &self.shown;
         };
         let changes = services.changes_since(&self.stated);
-        let lacking = std::mem::take(&mut self.lacking);
-        let told: BTreeSet<String> = lacking.keys().cloned().collect();
+        let short = std::mem::take(&mut self.short);
+        let told: BTreeSet<String> = short.keys().cloned().collect();
         let mut todo: BTreeMap<String, PodKey> =
-            lacking.into_iter().map(|(name, (key, _))| (name, key)).collect();
+            short.into_iter().map(|(name, (key, _))| (name, key)).collect();
         for gone in &changes.gone {
             self.taken.stated(&gone.service, false);
             self.shown.remove(gone.key());
@@ -141,7 +141,7 @@ impl Allotment {
         self.stated = services.clone();
         if all {
             for name in std::mem::take(&mut self.absent) {
-                self.note(name, Given::default());
+                self.note(name, Assigned::default());
             }
         }
         for (name, key) in todo {
@@ -154,8 +154,8 @@ impl Allotment {
     }
 
     /// The Services for which nothing was free, and what they lack.
-    pub(super) fn lacking(&self) -> impl Iterator<Item = (&PodKey, &str)> {
-        self.lacking.values().map(|(key, what)| (key, what.as_str()))
+    pub(crate) fn short(&self) -> impl Iterator<Item = (&PodKey, &str)> {
+        self.short.values().map(|(key, what)| (key, what.as_str()))
     }
 
     /// What is not needed any more is given back: the manifest names its own, or the type changed.
@@ -209,13 +209,13 @@ impl Allotment {
             if !told {
                 tracing::warn!(service = name, lacks, "nothing is free");
             }
-            self.lacking.insert(name, (service.service.key.clone(), lacks));
+            self.short.insert(name, (service.service.key.clone(), lacks));
         }
     }
 
     /// Takes what is given to a Service into the journal.
-    fn note(&mut self, name: String, given: Given) {
-        let before = if given == Given::default() {
+    fn note(&mut self, name: String, given: Assigned) {
+        let before = if given == Assigned::default() {
             self.journal.services.remove(&name)
         } else {
             self.taken.given(&given, true);
@@ -228,14 +228,14 @@ impl Allotment {
     }
 
     /// Writes the journal where it changed.
-    pub(super) fn keep(&mut self) -> Result<(), Error> {
+    pub(crate) fn keep(&mut self) -> Result<(), Error> {
         if !self.unkept {
             return Ok(());
         }
         self.journal.version = VERSION;
         let fail = |source| Error::Remember { path: self.path.clone(), source };
         let bytes = serde_json::to_vec_pretty(&self.journal).map_err(|e| fail(e.into()))?;
-        super::remember::replace(&self.path, &bytes).map_err(fail)?;
+        crate::state_file::replace(&self.path, &bytes).map_err(fail)?;
         self.unkept = false;
         Ok(())
     }
@@ -243,12 +243,12 @@ impl Allotment {
 
 /// How often each address and node port is stated, given or reserved.
 #[derive(Debug, Default, PartialEq)]
-struct Taken {
+struct UseCounts {
     addresses: HashMap<IpAddr, u32>,
     ports: HashMap<(&'static str, u16), u32>,
 }
 
-impl Taken {
+impl UseCounts {
     fn address(&self, ip: IpAddr) -> bool {
         self.addresses.contains_key(&ip)
     }
@@ -263,7 +263,7 @@ impl Taken {
         self.count(addresses, ports, more);
     }
 
-    fn given(&mut self, given: &Given, more: bool) {
+    fn given(&mut self, given: &Assigned, more: bool) {
         let ports = given.node_ports.iter().map(|(of, port)| (protocol_of(of), *port));
         self.count(&given.addresses, ports, more);
     }
@@ -363,7 +363,7 @@ fn holds(net: IpAddr, len: u8, ip: IpAddr) -> bool {
 
 /// A free address, the first from the place that the name's hash points at. The lowest sixteenth, at most 256, is left
 /// to those that are given by hand, as an API server does.
-fn address(name: &str, net: IpAddr, len: u8, taken: &Taken) -> Option<IpAddr> {
+fn address(name: &str, net: IpAddr, len: u8, taken: &UseCounts) -> Option<IpAddr> {
     let (base, width) = bits(net);
     let size = 1_u128.checked_shl(width.saturating_sub(u32::from(len))).unwrap_or(u128::MAX);
     let base = base & !size.wrapping_sub(1);
@@ -399,8 +399,8 @@ fn hash(name: &str) -> u64 {
 }
 
 /// The Service with what was given to it, in the model and in the object.
-fn filled(service: &DesiredService, given: &Given) -> Option<DesiredService> {
-    if *given == Given::default() {
+fn filled(service: &DesiredService, given: &Assigned) -> Option<DesiredService> {
+    if *given == Assigned::default() {
         return None;
     }
     let mut s = Service::clone(&service.service);

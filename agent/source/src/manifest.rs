@@ -22,13 +22,13 @@ mod text;
 mod volume;
 mod yaml;
 
-use crate::{ManifestError, dir::ServiceRanges};
+use crate::{ManifestError, ServiceRanges};
 use berth_core::{
     ids::NodeName,
     model::{EndpointSlice, KeyedData, Pod, Service},
     time::Wall,
 };
-use field::{At, Fault};
+use field::{FieldError, FieldPath};
 use serde_json::Value;
 use std::{
     path::{Path, PathBuf},
@@ -49,7 +49,7 @@ pub enum Mode {
 
 /// What reading a file depends on besides its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Context {
+pub struct ManifestContext {
     /// This node.
     pub node: NodeName,
     /// The rules.
@@ -62,7 +62,7 @@ pub struct Context {
 
 /// What a file holds.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Parsed {
+pub struct ParsedFile {
     /// Its pods.
     pub pods: Vec<PodEntry>,
     /// Its ConfigMaps.
@@ -102,8 +102,8 @@ pub struct ServiceEntry {
 }
 
 /// Reads a file: YAML of many documents, or JSON. The file is bad as a whole if any document is.
-pub fn parse_file(path: &Path, bytes: &[u8], ctx: &Context) -> Result<Parsed, ManifestError> {
-    let error = |document, fault: Fault| ManifestError {
+pub fn parse_file(path: &Path, bytes: &[u8], ctx: &ManifestContext) -> Result<ParsedFile, ManifestError> {
+    let error = |document, fault: FieldError| ManifestError {
         file: path.to_owned(),
         document,
         field: fault.field,
@@ -121,15 +121,17 @@ pub fn parse_file(path: &Path, bytes: &[u8], ctx: &Context) -> Result<Parsed, Ma
     }
     if documents.values.is_empty() {
         // A file that is being written looks like this for a moment: it must not pass for "no pods".
-        return Err(error(None, Fault::plain("holds no object")));
+        return Err(error(None, FieldError::plain("holds no object")));
     }
-    let mut parsed = Parsed { warnings, ..Parsed::default() };
-    let mut reader = Reader { path: path.to_owned(), ctx, parsed: &mut parsed, warnings: Vec::new() };
+    let mut parsed = ParsedFile { warnings, ..ParsedFile::default() };
+    let mut reader = ObjectReader { path: path.to_owned(), ctx, parsed: &mut parsed, warnings: Vec::new() };
     for (number, value) in &documents.values {
         if ctx.mode == Mode::StaticPods && !reader.parsed.pods.is_empty() {
-            reader.warnings.push(Fault::plain("only the first document of a static pod file is used"));
+            reader.warnings.push(FieldError::plain("only the first document of a static pod file is used"));
         } else {
-            reader.object(&At::ROOT, value, *number, Depth::Document).map_err(|f| error(Some(*number), f))?;
+            reader
+                .object(&FieldPath::ROOT, value, *number, Nesting::Document)
+                .map_err(|f| error(Some(*number), f))?;
         }
         let warnings = std::mem::take(&mut reader.warnings);
         reader.parsed.warnings.extend(warnings.into_iter().map(|f| error(Some(*number), f)));
@@ -138,7 +140,7 @@ pub fn parse_file(path: &Path, bytes: &[u8], ctx: &Context) -> Result<Parsed, Ma
 }
 
 /// Reads a text that holds one v1.Pod, YAML or JSON.
-pub fn parse_pod(text: &str, ctx: &Context) -> Result<PodEntry, ManifestError> {
+pub fn parse_pod(text: &str, ctx: &ManifestContext) -> Result<PodEntry, ManifestError> {
     let parsed = parse_file(Path::new(""), text.as_bytes(), ctx)?;
     let error = |reason: &str| ManifestError {
         file: PathBuf::new(),
@@ -160,22 +162,28 @@ pub fn parse_pod(text: &str, ctx: &Context) -> Result<PodEntry, ManifestError> {
 
 /// Where an object stands: lists hold objects, but no further lists.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Depth {
+enum Nesting {
     Document,
     Item,
 }
 
-struct Reader<'a> {
+struct ObjectReader<'a> {
     path: PathBuf,
-    ctx: &'a Context,
-    parsed: &'a mut Parsed,
-    warnings: Vec<Fault>,
+    ctx: &'a ManifestContext,
+    parsed: &'a mut ParsedFile,
+    warnings: Vec<FieldError>,
 }
 
-impl Reader<'_> {
-    fn object(&mut self, at: &At<'_>, value: &Value, document: usize, depth: Depth) -> Result<(), Fault> {
+impl ObjectReader<'_> {
+    fn object(
+        &mut self,
+        at: &FieldPath<'_>,
+        value: &Value,
+        document: usize,
+        depth: Nesting,
+    ) -> Result<(), FieldError> {
         if !value.is_object() {
-            return Err(at.fault(format!("must be an object, not {}", field::kind_of(value))));
+            return Err(at.error(format!("must be an object, not {}", field::kind_of(value))));
         }
         let kind = text_field(at, value, "kind")?;
         let api_version = text_field(at, value, "apiVersion")?;
@@ -184,7 +192,7 @@ impl Reader<'_> {
         if api_version != wanted {
             return Err(at
                 .key("apiVersion")
-                .fault(format!("{kind} of {api_version:?} is not supported: only {wanted:?} is")));
+                .error(format!("{kind} of {api_version:?} is not supported: only {wanted:?} is")));
         }
         let statics = self.ctx.mode == Mode::StaticPods;
         match kind {
@@ -195,11 +203,11 @@ impl Reader<'_> {
                 }
                 self.parsed.pods.push(entry);
             }
-            "PodList" if depth == Depth::Document => self.list(at, value, document, Some("Pod"))?,
+            "PodList" if depth == Nesting::Document => self.list(at, value, document, Some("Pod"))?,
             _ if statics => {
                 return Err(at
                     .key("kind")
-                    .fault(format!("{kind:?} is no static pod: only Pod and PodList are")));
+                    .error(format!("{kind:?} is no static pod: only Pod and PodList are")));
             }
             "ConfigMap" => self.parsed.config_maps.push(objects::config_map(at, value)?),
             "Secret" => self.parsed.secrets.push(objects::secret(at, value)?),
@@ -211,14 +219,14 @@ impl Reader<'_> {
                 self.parsed.services.push(entry);
             }
             "EndpointSlice" => self.parsed.slices.push(service::slice(at, value)?),
-            "List" if depth == Depth::Document => self.list(at, value, document, None)?,
+            "List" if depth == Nesting::Document => self.list(at, value, document, None)?,
             "ConfigMapList" | "SecretList" | "ServiceList" | "EndpointSliceList"
-                if depth == Depth::Document =>
+                if depth == Nesting::Document =>
             {
                 self.list(at, value, document, kind.strip_suffix("List"))?;
             }
             _ => {
-                return Err(at.key("kind").fault(format!(
+                return Err(at.key("kind").error(format!(
                     "{kind:?} is not supported: Pod, ConfigMap, Secret, Service, EndpointSlice and lists of them are"
                 )));
             }
@@ -234,7 +242,13 @@ impl Reader<'_> {
     }
 
     /// A list's items; those of a typed list need not repeat `apiVersion` and `kind`.
-    fn list(&mut self, at: &At<'_>, value: &Value, document: usize, of: Option<&str>) -> Result<(), Fault> {
+    fn list(
+        &mut self,
+        at: &FieldPath<'_>,
+        value: &Value,
+        document: usize,
+        of: Option<&str>,
+    ) -> Result<(), FieldError> {
         if let Some(key) = value
             .as_object()
             .into_iter()
@@ -242,13 +256,13 @@ impl Reader<'_> {
             .map(|(k, _)| k)
             .find(|k| !matches!(k.as_str(), "apiVersion" | "kind" | "metadata" | "items"))
         {
-            self.unknown(at.key(key).fault("unknown field"))?;
+            self.unknown(at.key(key).error("unknown field"))?;
         }
         let at = &at.key("items");
         let items = match value.get("items") {
             Some(Value::Array(items)) => items,
             None | Some(Value::Null) => return Ok(()),
-            Some(other) => return Err(at.fault(format!("must be a list, not {}", field::kind_of(other)))),
+            Some(other) => return Err(at.error(format!("must be a list, not {}", field::kind_of(other)))),
         };
         for (index, item) in items.iter().enumerate() {
             let at = &at.index(index);
@@ -259,17 +273,17 @@ impl Reader<'_> {
                     map.entry("apiVersion").or_insert_with(|| version.into());
                     let kind = map.entry("kind").or_insert_with(|| of.into());
                     if kind != of {
-                        return Err(at.key("kind").fault(format!("must be {of:?} in a {of}List")));
+                        return Err(at.key("kind").error(format!("must be {of:?} in a {of}List")));
                     }
-                    self.object(at, &Value::Object(map), document, Depth::Item)?;
+                    self.object(at, &Value::Object(map), document, Nesting::Item)?;
                 }
-                _ => self.object(at, item, document, Depth::Item)?,
+                _ => self.object(at, item, document, Nesting::Item)?,
             }
         }
         Ok(())
     }
 
-    fn unknown(&mut self, fault: Fault) -> Result<(), Fault> {
+    fn unknown(&mut self, fault: FieldError) -> Result<(), FieldError> {
         match self.ctx.mode {
             Mode::Manifests => Err(fault),
             Mode::StaticPods => {
@@ -280,11 +294,11 @@ impl Reader<'_> {
     }
 }
 
-fn text_field<'v>(at: &At<'_>, value: &'v Value, key: &str) -> Result<&'v str, Fault> {
+fn text_field<'v>(at: &FieldPath<'_>, value: &'v Value, key: &str) -> Result<&'v str, FieldError> {
     match value.get(key) {
         Some(Value::String(text)) if !text.is_empty() => Ok(text),
-        None | Some(Value::Null | Value::String(_)) => Err(at.key(key).fault("is required")),
-        Some(other) => Err(at.key(key).fault(format!("must be a string, not {}", field::kind_of(other)))),
+        None | Some(Value::Null | Value::String(_)) => Err(at.key(key).error("is required")),
+        Some(other) => Err(at.key(key).error(format!("must be a string, not {}", field::kind_of(other)))),
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 
 /// Which directory it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Identity {
+pub(super) struct FileId {
     pub(super) device: u64,
     pub(super) inode: u64,
 }
@@ -23,7 +23,7 @@ pub(super) struct Identity {
 /// What changes when a file's content does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
-    identity: Identity,
+    identity: FileId,
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
@@ -32,7 +32,7 @@ pub(super) struct Stamp {
 impl Stamp {
     fn of(meta: &fs::Metadata) -> Stamp {
         Stamp {
-            identity: Identity { device: meta.dev(), inode: meta.ino() },
+            identity: FileId { device: meta.dev(), inode: meta.ino() },
             size: meta.size(),
             modified: (meta.mtime(), meta.mtime_nsec()),
             changed: (meta.ctime(), meta.ctime_nsec()),
@@ -60,9 +60,9 @@ pub(super) struct Listing {
 
 /// What stands at one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Entry {
+pub(super) enum NameState {
     /// Nothing that counts: no name, or no regular file.
-    Nothing,
+    Absent,
     /// A plain file with one name; `None` where it cannot be looked at.
     Plain(Option<Stamp>),
     /// Something that other names lead to, or that leads to others: a link, one name of several, a directory.
@@ -72,7 +72,7 @@ pub(super) enum Entry {
 /// The open directory.
 pub(super) struct OpenDir {
     handle: File,
-    pub(super) identity: Identity,
+    pub(super) identity: FileId,
 }
 
 impl OpenDir {
@@ -83,7 +83,7 @@ impl OpenDir {
             .custom_flags(nix::libc::O_DIRECTORY | nix::libc::O_CLOEXEC)
             .open(dir)?;
         let meta = handle.metadata()?;
-        Ok(OpenDir { identity: Identity { device: meta.dev(), inode: meta.ino() }, handle })
+        Ok(OpenDir { identity: FileId { device: meta.dev(), inode: meta.ino() }, handle })
     }
 
     /// A path to the directory that stays right wherever it is moved, as long as this value lives.
@@ -93,8 +93,7 @@ impl OpenDir {
 
     /// Whether the directory's path still leads to it.
     pub(super) fn is_at(&self, dir: &Path) -> bool {
-        fs::metadata(dir)
-            .is_ok_and(|meta| Identity { device: meta.dev(), inode: meta.ino() } == self.identity)
+        fs::metadata(dir).is_ok_and(|meta| FileId { device: meta.dev(), inode: meta.ino() } == self.identity)
     }
 
     /// The manifest files by name, in order; `None` where one cannot be looked at (a dangling link, say). Names that
@@ -129,13 +128,13 @@ impl OpenDir {
     }
 
     /// What stands at one name now.
-    pub(super) fn entry(&self, name: &str) -> Entry {
+    pub(super) fn entry(&self, name: &str) -> NameState {
         match fs::symlink_metadata(self.path().join(name)) {
-            Ok(meta) if meta.is_symlink() || meta.is_dir() || meta.nlink() > 1 => Entry::Linked,
-            Ok(meta) if meta.is_file() => Entry::Plain(Some(Stamp::of(&meta))),
-            Ok(_) => Entry::Nothing,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Entry::Nothing,
-            Err(_) => Entry::Plain(None),
+            Ok(meta) if meta.is_symlink() || meta.is_dir() || meta.nlink() > 1 => NameState::Linked,
+            Ok(meta) if meta.is_file() => NameState::Plain(Some(Stamp::of(&meta))),
+            Ok(_) => NameState::Absent,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => NameState::Absent,
+            Err(_) => NameState::Plain(None),
         }
     }
 

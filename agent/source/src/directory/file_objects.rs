@@ -1,9 +1,9 @@
 //! A file's last good contents, ready to be shared.
 
-use super::seen::Seen;
+use super::first_seen::FirstSeen;
 use crate::{
     DesiredPod, DesiredService, ManifestError,
-    manifest::{Parsed, PodEntry, ServiceEntry},
+    manifest::{ParsedFile, PodEntry, ServiceEntry},
 };
 use berth_core::{
     ids::{Namespace, PodKey},
@@ -15,7 +15,7 @@ use std::{collections::HashMap, hash::Hash, sync::Arc};
 
 /// See the module's page.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Good {
+pub(super) struct FileObjects {
     /// Each pod with its document.
     pub(super) pods: Vec<(usize, Arc<DesiredPod>)>,
     pub(super) config_maps: Vec<Arc<KeyedData>>,
@@ -32,11 +32,11 @@ pub(super) fn data_key(object: &KeyedData) -> DataKey {
     (object.namespace.clone(), object.name.clone())
 }
 
-impl Good {
+impl FileObjects {
     /// Takes over what was read. What is as before keeps its `Arc`; when a pod or Service was first seen stays the
     /// same, and is looked up and noted in `seen`.
-    pub(super) fn new(parsed: Parsed, before: Option<&Good>, seen: &mut Seen) -> Good {
-        let nothing = Good::default();
+    pub(super) fn new(parsed: ParsedFile, before: Option<&FileObjects>, seen: &mut FirstSeen) -> FileObjects {
+        let nothing = FileObjects::default();
         let before = before.unwrap_or(&nothing);
         let pod = |mut entry: PodEntry| {
             first_seen(&mut entry, seen);
@@ -51,7 +51,7 @@ impl Good {
             DesiredService { service: Arc::new(entry.service), raw: Arc::new(entry.raw) }
         };
         let services: Vec<DesiredService> = parsed.services.into_iter().map(service).collect();
-        Good {
+        FileObjects {
             pods: documents.into_iter().zip(pods).collect(),
             config_maps: keep(parsed.config_maps, &before.config_maps, data_key),
             secrets: keep(parsed.secrets, &before.secrets, data_key),
@@ -68,10 +68,10 @@ impl Good {
     }
 
     /// The contents as they are to be shown while the file is held for that reason.
-    pub(super) fn held(&self, why: &str) -> Good {
+    pub(super) fn held(&self, why: &str) -> FileObjects {
         let hold = |pod: &DesiredPod| Arc::new(DesiredPod { held: Some(why.to_owned()), ..pod.clone() });
         let pods = self.pods.iter().map(|(document, pod)| (*document, hold(pod))).collect();
-        Good { pods, ..self.clone() }
+        FileObjects { pods, ..self.clone() }
     }
 }
 
@@ -86,14 +86,14 @@ fn keep<T: PartialEq, K: Hash + Eq>(
     objects.into_iter().map(|object| same(&object).map_or_else(|| Arc::new(object), Arc::clone)).collect()
 }
 
-fn first_seen(entry: &mut PodEntry, seen: &mut Seen) {
+fn first_seen(entry: &mut PodEntry, seen: &mut FirstSeen) {
     if !entry.created_given {
         let uid = entry.pod.uid.as_str().to_owned();
         since(uid, &mut entry.pod.created, &mut entry.raw, seen);
     }
 }
 
-fn service_first_seen(entry: &mut ServiceEntry, seen: &mut Seen) {
+fn service_first_seen(entry: &mut ServiceEntry, seen: &mut FirstSeen) {
     if !entry.created_given {
         let uid = entry.service.uid.to_string();
         since(uid, &mut entry.service.created, &mut entry.raw, seen);
@@ -101,7 +101,7 @@ fn service_first_seen(entry: &mut ServiceEntry, seen: &mut Seen) {
 }
 
 /// An object that gives no time was made when it was first seen.
-fn since(uid: String, created: &mut Wall, raw: &mut Value, seen: &mut Seen) {
+fn since(uid: String, created: &mut Wall, raw: &mut Value, seen: &mut FirstSeen) {
     let since = seen.since(uid, created.0);
     if created.0 != since {
         *created = Wall(since);

@@ -1,44 +1,44 @@
 //! One manifest file: what it holds, what it held when it was last good, and how it is shown.
 
 use super::{
-    good::Good,
+    file_objects::FileObjects,
+    first_seen::FirstSeen,
+    last_good::{self, ContentHash, LastGood},
     listing::Stamp,
-    remember::{self, ContentHash, Remembered},
-    seen::Seen,
 };
 use crate::{
     ManifestError,
-    manifest::{self, Context, Parsed},
+    manifest::{self, ManifestContext, ParsedFile},
 };
 use std::{panic::AssertUnwindSafe, path::Path, sync::Arc};
 
 /// See the module's page.
 #[derive(Default)]
-pub(super) struct Record {
+pub(super) struct ManifestFile {
     /// What was last read, good or bad.
     pub(super) stamp: Option<Stamp>,
     /// The content that was last read.
     hash: Option<ContentHash>,
-    pub(super) good: Option<Arc<Good>>,
+    pub(super) good: Option<Arc<FileObjects>>,
     /// From before the restart, as long as nothing good was read since.
-    pub(super) remembered: Option<Remembered>,
+    pub(super) remembered: Option<LastGood>,
     pub(super) problem: Option<ManifestError>,
     /// Good contents that still have to be written to disk.
-    pub(super) to_keep: Option<Remembered>,
-    held: Option<Held>,
+    pub(super) to_keep: Option<LastGood>,
+    held: Option<HeldObjects>,
 }
 
 /// The contents as they are shown while the file is held.
-struct Held {
+struct HeldObjects {
     why: String,
-    of: Arc<Good>,
-    shown: Arc<Good>,
+    of: Arc<FileObjects>,
+    shown: Arc<FileObjects>,
 }
 
-impl Record {
+impl ManifestFile {
     /// A file that is known from before the restart.
-    pub(super) fn known(remembered: Remembered) -> Record {
-        Record { remembered: Some(remembered), ..Record::default() }
+    pub(super) fn known(remembered: LastGood) -> ManifestFile {
+        ManifestFile { remembered: Some(remembered), ..ManifestFile::default() }
     }
 
     /// Whether nothing of it was read by this process.
@@ -47,16 +47,16 @@ impl Record {
     }
 
     /// Takes in what the file holds now.
-    pub(super) fn read(&mut self, path: &Path, bytes: &[u8], ctx: &Context, seen: &mut Seen) {
-        let hash = remember::hash(bytes);
+    pub(super) fn read(&mut self, path: &Path, bytes: &[u8], ctx: &ManifestContext, seen: &mut FirstSeen) {
+        let hash = last_good::hash(bytes);
         if self.hash.as_ref() == Some(&hash) {
             return;
         }
         match parse(path, bytes, ctx) {
             Ok(parsed) => {
                 let (pods, first) = (parsed.pods.len(), self.good.is_none());
-                let good = Good::new(parsed, self.good.as_deref(), seen);
-                let keep = Remembered { bytes: bytes.to_vec(), hash: hash.clone(), seen: seen.of(&good) };
+                let good = FileObjects::new(parsed, self.good.as_deref(), seen);
+                let keep = LastGood { bytes: bytes.to_vec(), hash: hash.clone(), seen: seen.of(&good) };
                 if self.remembered.as_ref() != Some(&keep) {
                     self.to_keep = Some(keep);
                 }
@@ -74,7 +74,13 @@ impl Record {
     }
 
     /// The file cannot be read.
-    pub(super) fn unreadable(&mut self, path: &Path, error: &std::io::Error, ctx: &Context, seen: &mut Seen) {
+    pub(super) fn unreadable(
+        &mut self,
+        path: &Path,
+        error: &std::io::Error,
+        ctx: &ManifestContext,
+        seen: &mut FirstSeen,
+    ) {
         (self.stamp, self.hash) = (None, None);
         let reason = format!("cannot be read: {error}");
         let problem = ManifestError { file: path.to_owned(), document: None, field: None, reason };
@@ -90,7 +96,7 @@ impl Record {
     }
 
     /// Without anything good from this run, what is remembered from before the restart counts.
-    pub(super) fn recall(&mut self, path: &Path, ctx: &Context, seen: &mut Seen) {
+    pub(super) fn recall(&mut self, path: &Path, ctx: &ManifestContext, seen: &mut FirstSeen) {
         if self.good.is_some() {
             return;
         }
@@ -98,7 +104,7 @@ impl Record {
         seen.extend(&remembered.seen);
         match parse(path, &remembered.bytes, ctx) {
             Ok(parsed) => {
-                let good = Good::new(parsed, None, seen);
+                let good = FileObjects::new(parsed, None, seen);
                 self.become_good(good, seen);
             }
             Err(e) => {
@@ -107,7 +113,7 @@ impl Record {
         }
     }
 
-    fn become_good(&mut self, good: Good, seen: &mut Seen) {
+    fn become_good(&mut self, good: FileObjects, seen: &mut FirstSeen) {
         seen.enter(&good);
         if let Some(before) = self.good.replace(Arc::new(good)) {
             seen.leave(&before);
@@ -115,7 +121,7 @@ impl Record {
     }
 
     /// The contents as they are to be shown: held where the directory or the file is bad.
-    pub(super) fn shown(&mut self, directory: Option<&str>) -> Option<Arc<Good>> {
+    pub(super) fn shown(&mut self, directory: Option<&str>) -> Option<Arc<FileObjects>> {
         let good = self.good.as_ref()?;
         let why = directory.map(str::to_owned).or_else(|| self.problem.as_ref().map(ToString::to_string));
         let Some(why) = why else {
@@ -126,13 +132,13 @@ impl Record {
             return Some(Arc::clone(&held.shown));
         }
         let shown = Arc::new(good.held(&why));
-        self.held = Some(Held { why, of: Arc::clone(good), shown: Arc::clone(&shown) });
+        self.held = Some(HeldObjects { why, of: Arc::clone(good), shown: Arc::clone(&shown) });
         Some(shown)
     }
 }
 
 /// A panic on one file is that file's failure alone.
-fn parse(path: &Path, bytes: &[u8], ctx: &Context) -> Result<Parsed, ManifestError> {
+fn parse(path: &Path, bytes: &[u8], ctx: &ManifestContext) -> Result<ParsedFile, ManifestError> {
     std::panic::catch_unwind(AssertUnwindSafe(|| manifest::parse_file(path, bytes, ctx))).unwrap_or_else(
         |_| {
             Err(ManifestError {

@@ -1,6 +1,6 @@
 //! When each pod and Service that gives no creation time was first seen.
 
-use super::good::Good;
+use super::file_objects::FileObjects;
 use std::collections::BTreeMap;
 
 #[derive(Debug, Default)]
@@ -14,12 +14,12 @@ struct First {
 /// By UID. What no file has any more is forgotten at the end of the look, not before: it may have moved from one file
 /// to another.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct FirstSeen {
     first: BTreeMap<String, First>,
     doubtful: Vec<String>,
 }
 
-impl Seen {
+impl FirstSeen {
     /// Takes over what is remembered.
     pub(super) fn extend(&mut self, remembered: &BTreeMap<String, i64>) {
         for (uid, at) in remembered {
@@ -34,12 +34,12 @@ impl Seen {
     }
 
     /// What is known of the file's objects.
-    pub(super) fn of(&self, good: &Good) -> BTreeMap<String, i64> {
+    pub(super) fn of(&self, good: &FileObjects) -> BTreeMap<String, i64> {
         good.uids().filter_map(|uid| Some((uid.to_owned(), self.first.get(uid)?.at?))).collect()
     }
 
     /// A file has these contents.
-    pub(super) fn enter(&mut self, good: &Good) {
+    pub(super) fn enter(&mut self, good: &FileObjects) {
         for uid in good.uids() {
             let first = self.first.entry(uid.to_owned()).or_default();
             first.holders = first.holders.saturating_add(1);
@@ -47,7 +47,7 @@ impl Seen {
     }
 
     /// A file had these contents.
-    pub(super) fn leave(&mut self, good: &Good) {
+    pub(super) fn leave(&mut self, good: &FileObjects) {
         for uid in good.uids() {
             if let Some(first) = self.first.get_mut(uid) {
                 first.holders = first.holders.saturating_sub(1);

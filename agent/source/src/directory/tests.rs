@@ -1,6 +1,6 @@
 //! Real directories, waited for by condition.
 
-use super::{looker::Looker, watch::WRITE_QUIET, *};
+use super::{events::WRITE_QUIET, watcher::DirectoryWatcher, *};
 use crate::manifest;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,14 +12,14 @@ use tempfile::TempDir;
 
 struct Node {
     home: TempDir,
-    cfg: DirConfig,
+    cfg: DirectoryConfig,
 }
 
 impl Node {
     fn new() -> Node {
         let home = tempfile::tempdir().unwrap();
         fs::create_dir(home.path().join("m")).unwrap();
-        let mut cfg = DirConfig::new(
+        let mut cfg = DirectoryConfig::new(
             home.path().join("m"),
             NodeName::new("n1").unwrap(),
             Mode::Manifests,
@@ -29,7 +29,7 @@ impl Node {
         Node { home, cfg }
     }
 
-    fn start(&self) -> (ManifestDir, Rx) {
+    fn start(&self) -> (DirectorySource, Rx) {
         let (dir, receiver) = start(self.cfg.clone());
         (dir, Rx(receiver))
     }
@@ -490,7 +490,7 @@ async fn random_histories_end_in_what_the_files_say() {
 }
 
 /// One look after what happened, on this thread.
-fn step(looker: &mut Looker) {
+fn step(looker: &mut DirectoryWatcher) {
     looker.hear();
     looker.look();
 }
@@ -511,8 +511,8 @@ fn looks_at_names_find_what_looks_at_the_whole_find() {
         let links = history % 4 == 0;
         let source = |state: &str| {
             let (sender, receiver) = channel::channel(Arc::new(Snapshot::default()));
-            let cfg = DirConfig { state: node.home.path().join(state), ..node.cfg.clone() };
-            (Looker::new(cfg, sender), receiver)
+            let cfg = DirectoryConfig { state: node.home.path().join(state), ..node.cfg.clone() };
+            (DirectoryWatcher::new(cfg, sender), receiver)
         };
         let (mut by_name, mut by_whole) = (source("named"), source("whole"));
         for at in 0..40 {

@@ -1,17 +1,19 @@
 //! The thread's work: when to look, at what, and what follows.
 
 use super::{
-    DirConfig,
-    allot::Allotment,
-    judge::{Judge, Known, Verdict},
-    listing::{Entry, Files, Listing, OpenDir, Stamp},
-    merge::Index,
-    record::Record,
-    remember::Memory,
-    seen::Seen,
-    watch::{Told, WRITE_QUIET, Watch},
+    DirectoryConfig,
+    events::{DirectoryEvents, ScanScope, WRITE_QUIET},
+    first_seen::FirstSeen,
+    last_good::LastGoodStore,
+    listing::{Files, Listing, NameState, OpenDir, Stamp},
+    listing_guard::{KnownDirectory, ListingGuard, ListingVerdict},
+    manifest_file::ManifestFile,
+    merged_objects::ObjectIndex,
 };
-use crate::{DesiredService, ManifestError, Shared, Snapshot, Unserved, manifest::Context};
+use crate::{
+    DesiredService, ManifestError, Shared, Snapshot, UnallocatedService,
+    controllers::cluster_ips::ClusterIpAllocator, manifest::ManifestContext,
+};
 use berth_core::{ids::PodKey, time::Wall};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use std::{
@@ -31,17 +33,17 @@ const MISSING_RETRY: Duration = Duration::from_secs(1);
 const UNSTEADY_RETRY: Duration = Duration::from_millis(100);
 
 /// See the module's page.
-pub(super) struct Looker {
-    cfg: DirConfig,
+pub(super) struct DirectoryWatcher {
+    cfg: DirectoryConfig,
     sender: channel::Sender<Arc<Snapshot>>,
-    records: BTreeMap<String, Record>,
-    judge: Judge,
-    memory: Memory,
-    watch: Watch,
+    records: BTreeMap<String, ManifestFile>,
+    judge: ListingGuard,
+    memory: LastGoodStore,
+    watch: DirectoryEvents,
     open: Option<OpenDir>,
-    seen: Seen,
-    index: Index,
-    allotment: Allotment,
+    seen: FirstSeen,
+    index: ObjectIndex,
+    allotment: ClusterIpAllocator,
     /// When the whole is to be looked at at the latest.
     whole_due: Instant,
     /// The directory that the memory on disk is about.
@@ -61,24 +63,24 @@ pub(super) struct Looker {
     by_name: bool,
 }
 
-impl Looker {
-    pub(super) fn new(cfg: DirConfig, sender: channel::Sender<Arc<Snapshot>>) -> Looker {
-        let memory = Memory::new(cfg.state.clone());
+impl DirectoryWatcher {
+    pub(super) fn new(cfg: DirectoryConfig, sender: channel::Sender<Arc<Snapshot>>) -> DirectoryWatcher {
+        let memory = LastGoodStore::new(cfg.state.clone());
         let (remembered, about) = memory.load(&cfg.dir);
-        let mut seen = Seen::default();
+        let mut seen = FirstSeen::default();
         let mut records = BTreeMap::new();
         for (name, remembered) in remembered {
             seen.extend(&remembered.seen);
-            records.insert(name, Record::known(remembered));
+            records.insert(name, ManifestFile::known(remembered));
         }
-        Looker {
-            judge: Judge::new(about.map(Known::Inode), cfg.settle),
+        DirectoryWatcher {
+            judge: ListingGuard::new(about.map(KnownDirectory::Inode), cfg.settle),
             memory,
-            watch: Watch::new(cfg.mode),
+            watch: DirectoryEvents::new(cfg.mode),
             open: None,
             seen,
-            index: Index::new(cfg.dir.clone()),
-            allotment: Allotment::open(cfg.services.clone(), &cfg.state),
+            index: ObjectIndex::new(cfg.dir.clone()),
+            allotment: ClusterIpAllocator::open(cfg.services.clone(), &cfg.state),
             whole_due: Instant::now(),
             about: None,
             directory_problem: None,
@@ -146,22 +148,22 @@ impl Looker {
     }
 
     /// The files that events name, with what stands there now; `None` where that does not tell all.
-    fn named(&self, now: Instant) -> Option<Vec<(String, Entry)>> {
+    fn named(&self, now: Instant) -> Option<Vec<(String, NameState)>> {
         let open = self.open.as_ref().filter(|_| self.directory_problem.is_none())?;
-        let Told::Names(names) = self.watch.told(open, now) else { return None };
+        let ScanScope::Names(names) = self.watch.told(open, now) else { return None };
         let named: Vec<_> = names.into_iter().map(|name| (open.entry(&name), name)).collect();
-        let plain = named.iter().all(|(entry, _)| *entry != Entry::Linked);
+        let plain = named.iter().all(|(entry, _)| *entry != NameState::Linked);
         // Asked last: what was seen was seen there.
         (plain && open.is_at(&self.cfg.dir)).then(|| named.into_iter().map(|(e, n)| (n, e)).collect())
     }
 
-    fn look_at(&mut self, named: Vec<(String, Entry)>, now: Instant) {
+    fn look_at(&mut self, named: Vec<(String, NameState)>, now: Instant) {
         let ctx = self.context();
         let mut unsteady = false;
         for (name, entry) in named {
             match entry {
-                Entry::Plain(stamp) => unsteady |= self.take(&name, stamp, &ctx, now),
-                Entry::Nothing | Entry::Linked => {
+                NameState::Plain(stamp) => unsteady |= self.take(&name, stamp, &ctx, now),
+                NameState::Absent | NameState::Linked => {
                     self.gone(&name);
                     self.watch.forget(&name);
                 }
@@ -186,12 +188,12 @@ impl Looker {
                 self.judge.unreadable();
                 self.open = None;
                 let reason = format!("cannot be read: {e}");
-                (Verdict::NotListed { reason, again: Some(MISSING_RETRY) }, Listing::default())
+                (ListingVerdict::NotListed { reason, again: Some(MISSING_RETRY) }, Listing::default())
             }
         };
         self.odd = odd;
         match verdict {
-            Verdict::Listed => {
+            ListingVerdict::Listed => {
                 if self.directory_problem.take().is_some() {
                     tracing::info!(dir = %self.cfg.dir.display(), "the manifest directory is back");
                 }
@@ -200,7 +202,7 @@ impl Looker {
                 self.publish(true);
                 unsteady.then_some(UNSTEADY_RETRY)
             }
-            Verdict::NotListed { reason, again } => {
+            ListingVerdict::NotListed { reason, again } => {
                 if self.directory_problem.as_ref() != Some(&reason) {
                     tracing::warn!(dir = %self.cfg.dir.display(), reason, "the manifest directory is not listed: its pods stay");
                     self.directory_problem = Some(reason);
@@ -226,10 +228,10 @@ impl Looker {
         Ok((open, listing))
     }
 
-    fn context(&self) -> Context {
+    fn context(&self) -> ManifestContext {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = Wall(i64::try_from(now.as_nanos()).unwrap_or(i64::MAX));
-        Context {
+        ManifestContext {
             node: self.cfg.node.clone(),
             mode: self.cfg.mode,
             now,
@@ -261,7 +263,7 @@ impl Looker {
     }
 
     /// Takes a file over that is there; it is read where it changed. Whether it changed while it was read.
-    fn take(&mut self, name: &str, stamp: Option<Stamp>, ctx: &Context, now: Instant) -> bool {
+    fn take(&mut self, name: &str, stamp: Option<Stamp>, ctx: &ManifestContext, now: Instant) -> bool {
         let record = self.records.entry(name.to_owned()).or_default();
         let path = self.cfg.dir.join(name);
         if record.unread()
@@ -333,7 +335,7 @@ impl Looker {
         let odd = self.odd.iter().map(|name| {
             problem(self.cfg.dir.join(name), "its name is not UTF-8; it is passed over".to_owned())
         });
-        let unserved: Arc<[Unserved]> =
+        let unserved: Arc<[UnallocatedService]> =
             self.allotment.lacking().filter_map(|l| unserved(&services, l)).collect();
         let lacking = unserved.iter().map(|u| {
             let file = self.index.file_of_service(&u.service).unwrap_or_else(|| self.cfg.dir.clone());
@@ -386,7 +388,7 @@ fn just_written(stamp: &Stamp, now: Wall) -> Option<Duration> {
 }
 
 /// Waits for an event (`true`) or the time (`false`); `None` when it is the end.
-fn wait(stop: &UnixStream, watch: &Watch, timeout: Duration) -> Option<bool> {
+fn wait(stop: &UnixStream, watch: &DirectoryEvents, timeout: Duration) -> Option<bool> {
     let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
     fds.extend(watch.descriptor().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
     // Rounded up, so that it does not wake just before the time.
@@ -402,7 +404,11 @@ fn wait(stop: &UnixStream, watch: &Watch, timeout: Duration) -> Option<bool> {
 }
 
 /// What a Service lacks, to be told.
-fn unserved(services: &Shared<DesiredService>, (key, lacks): (&PodKey, &str)) -> Option<Unserved> {
+fn unserved(services: &Shared<DesiredService>, (key, lacks): (&PodKey, &str)) -> Option<UnallocatedService> {
     let uid = Arc::clone(&services.get(key)?.service.uid);
-    Some(Unserved { service: key.clone(), uid, message: format!("{lacks} is not to be had: none is free") })
+    Some(UnallocatedService {
+        service: key.clone(),
+        uid,
+        message: format!("{lacks} is not to be had: none is free"),
+    })
 }

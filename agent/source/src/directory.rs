@@ -6,32 +6,31 @@
 //! An event leads to a look at the file that it names; where events do not tell all (links, an overflow, the slow
 //! rescan) all names are looked at. Only files that changed are read, and only what has their objects' names is settled
 //! again. A bad file holds what its last good version held; that version is remembered on disk, so that the hold
-//! outlives a restart. Whether a look at the whole is believed is decided in `judge`.
+//! outlives a restart. Whether a look at the whole is believed is decided in `listing_guard`.
 
-mod allot;
-mod claims;
-mod good;
-mod judge;
+mod events;
+mod file_objects;
+mod first_seen;
+mod last_good;
 mod listing;
-mod looker;
-mod merge;
-mod record;
-mod remember;
-mod seen;
-mod watch;
+mod listing_guard;
+mod manifest_file;
+mod merged_objects;
+mod name_index;
+mod watcher;
 
-use crate::{Error, Snapshot, manifest::Mode};
+use crate::{Error, ServiceRanges, Snapshot, manifest::Mode};
 use berth_core::ids::NodeName;
-use looker::Looker;
 use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{oneshot, watch as channel};
+use watcher::DirectoryWatcher;
 
-/// How long [`ManifestDir::shutdown`] waits for a look that is under way.
+/// How long [`DirectorySource::shutdown`] waits for a look that is under way.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What to watch, and how.
 #[derive(Debug, Clone)]
-pub struct DirConfig {
+pub struct DirectoryConfig {
     /// The directory.
     pub dir: PathBuf,
     /// This node.
@@ -48,25 +47,23 @@ pub struct DirConfig {
     pub services: Option<ServiceRanges>,
 }
 
-pub use allot::ServiceRanges;
-
-impl DirConfig {
+impl DirectoryConfig {
     /// With a rescan every 20 s, and 1 s for a replaced directory to settle.
-    pub fn new(dir: PathBuf, node: NodeName, mode: Mode, state: PathBuf) -> DirConfig {
+    pub fn new(dir: PathBuf, node: NodeName, mode: Mode, state: PathBuf) -> DirectoryConfig {
         let (rescan, settle) = (Duration::from_secs(20), Duration::from_secs(1));
-        DirConfig { dir, node, mode, rescan, settle, state, services: None }
+        DirectoryConfig { dir, node, mode, rescan, settle, state, services: None }
     }
 }
 
 /// Owns the watching thread, which ends when this is dropped.
 #[derive(Debug)]
-pub struct ManifestDir {
+pub struct DirectorySource {
     dir: PathBuf,
     stop: Option<UnixStream>,
     ended: oneshot::Receiver<()>,
 }
 
-impl ManifestDir {
+impl DirectorySource {
     /// Ends the thread and waits for it, at most 5 s.
     pub async fn shutdown(mut self) -> Result<(), Error> {
         drop(self.stop.take());
@@ -79,8 +76,8 @@ impl ManifestDir {
 }
 
 /// Starts watching. The receiver shows an empty snapshot that is not listed until the first look is done; it closes
-/// when the thread ends, which before [`ManifestDir`] is dropped only happens if it could not be started.
-pub fn start(cfg: DirConfig) -> (ManifestDir, channel::Receiver<Arc<Snapshot>>) {
+/// when the thread ends, which before [`DirectorySource`] is dropped only happens if it could not be started.
+pub fn start(cfg: DirectoryConfig) -> (DirectorySource, channel::Receiver<Arc<Snapshot>>) {
     let (sender, receiver) = channel::channel(Arc::new(Snapshot::default()));
     let (end, ended) = oneshot::channel();
     let dir = cfg.dir.clone();
@@ -88,7 +85,7 @@ pub fn start(cfg: DirConfig) -> (ManifestDir, channel::Receiver<Arc<Snapshot>>) 
         std::thread::Builder::new().name("berth-manifests".to_owned()).stack_size(8 << 20).spawn(
             move || {
                 let _end: oneshot::Sender<()> = end;
-                Looker::new(cfg, sender).run(&theirs);
+                DirectoryWatcher::new(cfg, sender).run(&theirs);
             },
         )?;
         Ok(ours)
@@ -96,7 +93,7 @@ pub fn start(cfg: DirConfig) -> (ManifestDir, channel::Receiver<Arc<Snapshot>>) 
     let stop = stop.inspect_err(|e| {
         tracing::error!(dir = %dir.display(), error = %e, "the manifest source cannot be started");
     });
-    (ManifestDir { dir, stop: stop.ok(), ended }, receiver)
+    (DirectorySource { dir, stop: stop.ok(), ended }, receiver)
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 use super::*;
-use crate::manifest::{Context, Mode, parse_file};
+use crate::manifest::{ManifestContext, Mode, parse_file};
 use berth_core::time::Wall;
 use proptest::prelude::*;
 
 fn services(text: &str) -> Vec<Arc<DesiredService>> {
-    let ctx = Context { node: "n".parse().unwrap(), mode: Mode::Manifests, now: Wall(0), services: None };
+    let ctx =
+        ManifestContext { node: "n".parse().unwrap(), mode: Mode::Manifests, now: Wall(0), services: None };
     let parsed = parse_file(Path::new("f.yaml"), text.as_bytes(), &ctx).unwrap_or_else(|e| panic!("{e}"));
     let desired = parsed
         .services
@@ -14,10 +15,14 @@ fn services(text: &str) -> Vec<Arc<DesiredService>> {
 }
 
 /// The Services as they are shown, in the order that they were given in.
-fn fill(allotment: &mut Allotment, services: &[Arc<DesiredService>], all: bool) -> Vec<Arc<DesiredService>> {
+fn fill(
+    allocator: &mut ClusterIpAllocator,
+    services: &[Arc<DesiredService>],
+    all: bool,
+) -> Vec<Arc<DesiredService>> {
     let mut set = Shared::default();
     services.iter().for_each(|s| set.put(Arc::clone(s)));
-    let shown = allotment.fill(&set, all);
+    let shown = allocator.fill(&set, all);
     assert_eq!(shown.len(), services.len());
     services.iter().map(|s| Arc::clone(shown.get(s.key()).unwrap())).collect()
 }
@@ -37,11 +42,11 @@ fn ranges() -> ServiceRanges {
 #[test]
 fn what_is_given_stays_over_restarts_and_is_given_once() {
     let folder = tempfile::tempdir().unwrap();
-    let open = || Allotment::open(Some(ranges()), folder.path());
+    let open = || ClusterIpAllocator::open(Some(ranges()), folder.path());
     let many: String = (0..100).map(|n| a(&format!("s{n}"), "ports: [{port: 80}]")).collect();
-    let mut allotment = open();
-    let first = fill(&mut allotment, &services(&many), true);
-    allotment.keep().unwrap();
+    let mut allocator = open();
+    let first = fill(&mut allocator, &services(&many), true);
+    allocator.keep().unwrap();
     let ips: BTreeSet<IpAddr> = first.iter().map(|s| s.service.cluster_ips[0]).collect();
     assert_eq!(ips.len(), 100);
     assert!(ips.iter().all(|ip| holds("10.96.0.0".parse().unwrap(), 24, *ip)));
@@ -54,8 +59,8 @@ fn what_is_given_stays_over_restarts_and_is_given_once() {
     let more = a("a0", &format!("clusterIP: {hand}, ports: [{{port: 1}}]"))
         + &a("a1", "ports: [{port: 80}]")
         + &many;
-    let mut allotment = open();
-    let second = fill(&mut allotment, &services(&more), true);
+    let mut allocator = open();
+    let second = fill(&mut allocator, &services(&more), true);
     for (before, now) in first.iter().zip(&second[2..]) {
         assert_eq!(before.service.cluster_ips, now.service.cluster_ips);
         assert_eq!(now.raw["spec"]["clusterIP"], json!(now.service.cluster_ips[0]));
@@ -63,16 +68,16 @@ fn what_is_given_stays_over_restarts_and_is_given_once() {
     assert_eq!(second[0].service.cluster_ips, [hand]);
     assert!(!ips.contains(&second[1].service.cluster_ips[0]));
     // One that is gone gives its address back, but only when all are known.
-    fill(&mut allotment, &[], false);
-    assert_eq!(allotment.journal.services.len(), 101);
-    fill(&mut allotment, &[], true);
-    assert!(allotment.journal.services.is_empty());
+    fill(&mut allocator, &[], false);
+    assert_eq!(allocator.journal.services.len(), 101);
+    fill(&mut allocator, &[], true);
+    assert!(allocator.journal.services.is_empty());
 }
 
 #[test]
 fn families_types_and_ports() {
     let folder = tempfile::tempdir().unwrap();
-    let mut allotment = Allotment::open(Some(ranges()), folder.path());
+    let mut allocator = ClusterIpAllocator::open(Some(ranges()), folder.path());
     let text = [
         a("dual", "ipFamilyPolicy: RequireDualStack, ports: [{port: 80}]"),
         a("six", "ipFamilies: [IPv6], ports: [{port: 80}]"),
@@ -85,7 +90,7 @@ fn families_types_and_ports() {
         a("lb", "type: LoadBalancer, allocateLoadBalancerNodePorts: false, ports: [{port: 80}]"),
         a("udp", "type: NodePort, ports: [{port: 80, protocol: UDP}]"),
     ];
-    let all = fill(&mut allotment, &services(&text.concat()), true);
+    let all = fill(&mut allocator, &services(&text.concat()), true);
     let families =
         |n: usize| -> Vec<bool> { all[n].service.cluster_ips.iter().map(IpAddr::is_ipv6).collect() };
     assert_eq!(families(0), [false, true]);
@@ -102,40 +107,45 @@ fn families_types_and_ports() {
 #[test]
 fn what_is_not_to_be_had_is_told_until_it_is() {
     let folder = tempfile::tempdir().unwrap();
-    let mut allotment = Allotment::open(Some(ranges()), folder.path());
+    let mut allocator = ClusterIpAllocator::open(Some(ranges()), folder.path());
     let ports = |n: u8| a(&format!("s{n}"), "type: NodePort, ports: [{port: 80}]");
     let all: String = (0..5).map(ports).collect();
-    let told = |allotment: &Allotment| -> Vec<String> {
-        allotment.lacking().map(|(key, what)| format!("{key}: {what}")).collect()
+    let told = |allocator: &ClusterIpAllocator| -> Vec<String> {
+        allocator.short().map(|(key, what)| format!("{key}: {what}")).collect()
     };
-    fill(&mut allotment, &services(&all), true);
-    let [one] = told(&allotment).try_into().unwrap();
+    fill(&mut allocator, &services(&all), true);
+    let [one] = told(&allocator).try_into().unwrap();
     assert!(one.ends_with("a node port for /TCP"), "{one}");
-    fill(&mut allotment, &services(&all), true);
-    assert_eq!(told(&allotment), std::slice::from_ref(&one), "still");
-    let lacking = one.split(':').next().unwrap().trim_start_matches("default/s").parse::<u8>().unwrap();
-    let other = (0..5).find(|n| *n != lacking).unwrap();
+    fill(&mut allocator, &services(&all), true);
+    assert_eq!(told(&allocator), std::slice::from_ref(&one), "still");
+    let short = one.split(':').next().unwrap().trim_start_matches("default/s").parse::<u8>().unwrap();
+    let other = (0..5).find(|n| *n != short).unwrap();
     let fewer: String = (0..5).filter(|n| *n != other).map(ports).collect();
-    fill(&mut allotment, &services(&fewer), true);
-    assert_eq!(told(&allotment), [""; 0]);
+    fill(&mut allocator, &services(&fewer), true);
+    assert_eq!(told(&allocator), [""; 0]);
 }
 
 #[test]
 fn a_torn_journal_is_set_aside_and_the_same_is_given_again() {
     let folder = tempfile::tempdir().unwrap();
     let web = services(&a("web", "ports: [{port: 80}]"));
-    let mut allotment = Allotment::open(Some(ranges()), folder.path());
-    let first = fill(&mut allotment, &web, true);
-    allotment.keep().unwrap();
-    let whole = std::fs::read(&allotment.path).unwrap();
-    std::fs::write(&allotment.path, &whole[..whole.len() / 2]).unwrap();
-    let mut allotment = Allotment::open(Some(ranges()), folder.path());
-    let again = fill(&mut allotment, &web, true);
+    let mut allocator = ClusterIpAllocator::open(Some(ranges()), folder.path());
+    let first = fill(&mut allocator, &web, true);
+    allocator.keep().unwrap();
+    let whole = std::fs::read(&allocator.path).unwrap();
+    std::fs::write(&allocator.path, &whole[..whole.len() / 2]).unwrap();
+    let mut allocator = ClusterIpAllocator::open(Some(ranges()), folder.path());
+    let again = fill(&mut allocator, &web, true);
     assert_eq!(first[0].service, again[0].service);
 }
 
 /// The model: the whole journal made anew.
-fn whole(journal: &Journal, ranges: &ServiceRanges, services: &[Arc<DesiredService>], all: bool) -> Journal {
+fn whole(
+    journal: &AllocationJournal,
+    ranges: &ServiceRanges,
+    services: &[Arc<DesiredService>],
+    all: bool,
+) -> AllocationJournal {
     let there: BTreeMap<String, &DesiredService> =
         services.iter().map(|s| (s.service.key.to_string(), &**s)).collect();
     let mut next = journal.clone();
@@ -151,7 +161,7 @@ fn whole(journal: &Journal, ranges: &ServiceRanges, services: &[Arc<DesiredServi
         let wanted: BTreeSet<String> = missing_ports(service).map(port_name).collect();
         given.node_ports.retain(|name, port| wanted.contains(name) && ranges.node_ports.contains(port));
     }
-    let mut taken = Taken::default();
+    let mut taken = UseCounts::default();
     taken.count(&ranges.reserved, [], true);
     services.iter().for_each(|s| taken.stated(&s.service, true));
     next.services.values().for_each(|given| taken.given(given, true));
@@ -180,7 +190,7 @@ fn whole(journal: &Journal, ranges: &ServiceRanges, services: &[Arc<DesiredServi
                 given.node_ports.insert(of, number);
             }
         }
-        if given != Given::default() {
+        if given != Assigned::default() {
             next.services.insert(name.clone(), given);
         } else {
             next.services.remove(name);
@@ -212,9 +222,9 @@ proptest! {
     ) {
         let folder = tempfile::tempdir().unwrap();
         let narrow = ServiceRanges { networks: vec![("10.96.0.0".parse().unwrap(), 29), ("fd00::".parse().unwrap(), 125)], ..ranges() };
-        let mut allotment = Allotment::open(Some(narrow.clone()), folder.path());
+        let mut allocator = ClusterIpAllocator::open(Some(narrow.clone()), folder.path());
         let mut there: BTreeMap<u8, Arc<DesiredService>> = BTreeMap::new();
-        let mut journal = Journal::default();
+        let mut journal = AllocationJournal::default();
         for (name, number, what, all) in steps {
             match what {
                 0 => drop(there.remove(&name)),
@@ -222,20 +232,20 @@ proptest! {
             }
             let services: Vec<Arc<DesiredService>> = there.values().cloned().collect();
             journal = whole(&journal, &narrow, &services, all);
-            let shown = fill(&mut allotment, &services, all);
-            prop_assert_eq!(&allotment.journal.services, &journal.services);
+            let shown = fill(&mut allocator, &services, all);
+            prop_assert_eq!(&allocator.journal.services, &journal.services);
             for (stated, shown) in services.iter().zip(&shown) {
                 let given = journal.services.get(&stated.service.key.to_string());
                 let expected = given.and_then(|g| filled(stated, g));
                 prop_assert_eq!(expected.as_ref().unwrap_or(stated), &**shown);
             }
-            allotment.keep().unwrap();
-            let again = Allotment::open(Some(narrow.clone()), folder.path());
+            allocator.keep().unwrap();
+            let again = ClusterIpAllocator::open(Some(narrow.clone()), folder.path());
             prop_assert_eq!(&again.journal.services, &journal.services);
         }
-        fill(&mut allotment, &[], true);
-        let mut reserved = Taken::default();
+        fill(&mut allocator, &[], true);
+        let mut reserved = UseCounts::default();
         reserved.count(&narrow.reserved, [], true);
-        prop_assert_eq!(&allotment.taken, &reserved, "everything was given back");
+        prop_assert_eq!(&allocator.taken, &reserved, "everything was given back");
     }
 }

@@ -20,7 +20,7 @@ use std::{
 
 /// A pod and what is known of it.
 #[derive(Debug, Clone, Copy)]
-pub struct PodFacts<'a> {
+pub struct EndpointPod<'a> {
     /// The pod.
     pub pod: &'a Pod,
     /// Its status.
@@ -31,10 +31,10 @@ pub struct PodFacts<'a> {
 /// `Arc`.
 pub fn slices(
     services: &[Arc<Service>],
-    pods: &[PodFacts<'_>],
+    pods: &[EndpointPod<'_>],
     before: &[Arc<EndpointSlice>],
 ) -> Vec<Arc<EndpointSlice>> {
-    let mut by_namespace: HashMap<&str, Vec<&PodFacts<'_>>> = HashMap::new();
+    let mut by_namespace: HashMap<&str, Vec<&EndpointPod<'_>>> = HashMap::new();
     for pod in pods.iter().filter(|p| counts(p)) {
         by_namespace.entry(pod.pod.key.namespace.as_str()).or_default().push(pod);
     }
@@ -53,7 +53,7 @@ pub fn slices(
     all
 }
 
-fn counts(pod: &PodFacts<'_>) -> bool {
+fn counts(pod: &EndpointPod<'_>) -> bool {
     !pod.status.pod_ips.is_empty() && !matches!(pod.status.phase, Phase::Succeeded | Phase::Failed)
 }
 
@@ -61,7 +61,7 @@ fn counts(pod: &PodFacts<'_>) -> bool {
 type Ports = Vec<(Arc<str>, Protocol, u16)>;
 
 /// One slice for each family and set of port numbers: a named port may have another number in each pod.
-fn of_service(service: &Service, pods: &[&PodFacts<'_>]) -> Vec<EndpointSlice> {
+fn of_service(service: &Service, pods: &[&EndpointPod<'_>]) -> Vec<EndpointSlice> {
     let selected = pods.iter().filter(|p| selects(service, p.pod));
     let mut slices: BTreeMap<(bool, Ports), Vec<Endpoint>> = BTreeMap::new();
     for pod in selected {
@@ -123,7 +123,7 @@ fn number(port: &ServicePort, pod: &Pod) -> Option<u16> {
     }
 }
 
-fn endpoint(service: &Service, pod: &PodFacts<'_>, address: IpAddr) -> Endpoint {
+fn endpoint(service: &Service, pod: &EndpointPod<'_>, address: IpAddr) -> Endpoint {
     let serving = pod.status.is_ready();
     let terminating = pod.status.terminating;
     let dns = &pod.pod.dns;

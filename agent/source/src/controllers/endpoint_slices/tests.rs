@@ -1,5 +1,5 @@
 use super::*;
-use crate::manifest::{Context, Mode, parse_file, parse_pod};
+use crate::manifest::{ManifestContext, Mode, parse_file, parse_pod};
 use berth_core::{
     model::QosClass,
     status::{Condition, ConditionType, Truth},
@@ -7,8 +7,8 @@ use berth_core::{
 };
 use std::path::Path;
 
-fn ctx() -> Context {
-    Context { node: "n1".parse().unwrap(), mode: Mode::Manifests, now: Wall(0), services: None }
+fn ctx() -> ManifestContext {
+    ManifestContext { node: "n1".parse().unwrap(), mode: Mode::Manifests, now: Wall(0), services: None }
 }
 
 fn service(spec: &str) -> Arc<Service> {
@@ -50,7 +50,7 @@ fn status(ips: &[&str], ready: bool) -> PodStatus {
 }
 
 fn run(service: &Arc<Service>, pods: &[(Pod, PodStatus)]) -> Vec<Arc<EndpointSlice>> {
-    let facts: Vec<_> = pods.iter().map(|(pod, status)| PodFacts { pod, status }).collect();
+    let facts: Vec<_> = pods.iter().map(|(pod, status)| EndpointPod { pod, status }).collect();
     slices(std::slice::from_ref(service), &facts, &[])
 }
 
@@ -176,19 +176,19 @@ fn what_did_not_change_keeps_its_arc() {
     let (one, mut two) = (status(&["10.1.0.1"], true), status(&["10.1.0.2"], true));
     let first = slices(
         std::slice::from_ref(&s),
-        &[PodFacts { pod: &a, status: &one }, PodFacts { pod: &b, status: &two }],
+        &[EndpointPod { pod: &a, status: &one }, EndpointPod { pod: &b, status: &two }],
         &[],
     );
     let again = slices(
         std::slice::from_ref(&s),
-        &[PodFacts { pod: &b, status: &two }, PodFacts { pod: &a, status: &one }],
+        &[EndpointPod { pod: &b, status: &two }, EndpointPod { pod: &a, status: &one }],
         &first,
     );
     assert!(Arc::ptr_eq(&first[0], &again[0]));
     two.terminating = true;
     let third = slices(
         std::slice::from_ref(&s),
-        &[PodFacts { pod: &b, status: &two }, PodFacts { pod: &a, status: &one }],
+        &[EndpointPod { pod: &b, status: &two }, EndpointPod { pod: &a, status: &one }],
         &again,
     );
     assert!(!Arc::ptr_eq(&first[0], &third[0]));

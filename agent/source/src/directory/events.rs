@@ -6,7 +6,7 @@
 //! An event names the one file that is to be looked at, as long as each manifest is a plain file with one name; else,
 //! and where events were lost, the whole directory is.
 
-use super::listing::{Entry, Identity, OpenDir, is_manifest};
+use super::listing::{FileId, NameState, OpenDir, is_manifest};
 use crate::{Error, manifest::Mode};
 use nix::{
     errno::Errno,
@@ -23,10 +23,10 @@ use std::{
 pub(super) const WRITE_QUIET: Duration = Duration::from_secs(1);
 
 /// The watch and what it told.
-pub(super) struct Watch {
+pub(super) struct DirectoryEvents {
     mode: Mode,
     inotify: Option<Inotify>,
-    on: Option<(Identity, WatchDescriptor)>,
+    on: Option<(FileId, WatchDescriptor)>,
     writing: BTreeMap<String, Instant>,
     dirty: BTreeSet<String>,
     /// Whether names do not tell what is to be looked at.
@@ -36,26 +36,26 @@ pub(super) struct Watch {
 
 /// What is to be looked at.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Told {
-    Whole,
+pub(super) enum ScanScope {
+    Full,
     /// These names; no other manifest changed.
     Names(BTreeSet<String>),
 }
 
-impl Watch {
-    pub(super) fn new(mode: Mode) -> Watch {
+impl DirectoryEvents {
+    pub(super) fn new(mode: Mode) -> DirectoryEvents {
         let (writing, dirty) = (BTreeMap::new(), BTreeSet::new());
-        Watch { mode, inotify: None, on: None, writing, dirty, whole: true, linked: false }
+        DirectoryEvents { mode, inotify: None, on: None, writing, dirty, whole: true, linked: false }
     }
 
     /// What happened since the whole was last looked at, if events tell it. Files whose writer fell silent are among it.
-    pub(super) fn told(&self, dir: &OpenDir, now: Instant) -> Told {
+    pub(super) fn told(&self, dir: &OpenDir, now: Instant) -> ScanScope {
         if self.whole || self.linked || self.on.is_none_or(|(identity, _)| identity != dir.identity) {
-            return Told::Whole;
+            return ScanScope::Full;
         }
         let silent = |since: &Instant| now.saturating_duration_since(*since) >= WRITE_QUIET;
         let silent = self.writing.iter().filter(|(_, since)| silent(since)).map(|(name, _)| name);
-        Told::Names(self.dirty.iter().chain(silent).cloned().collect())
+        ScanScope::Names(self.dirty.iter().chain(silent).cloned().collect())
     }
 
     /// The whole was looked at and believed; `linked` says whether a manifest has more names than its own.
@@ -74,7 +74,7 @@ impl Watch {
         if self.on.is_some_and(|(identity, _)| identity == dir.identity) {
             return Ok(());
         }
-        let fail = |e: Errno| Error::Watch { dir: shown.to_owned(), source: e.into() };
+        let fail = |e: Errno| Error::DirectoryEvents { dir: shown.to_owned(), source: e.into() };
         if self.inotify.is_none() {
             self.inotify = Some(Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(fail)?);
         }
@@ -140,7 +140,7 @@ impl Watch {
         };
         if !is_manifest(name, self.mode) {
             // It matters where manifests may lead to it.
-            let matters = self.linked || dir.is_none_or(|d| d.entry(name) == Entry::Linked);
+            let matters = self.linked || dir.is_none_or(|d| d.entry(name) == NameState::Linked);
             self.whole |= matters;
             return matters && !event.mask.contains(F::IN_MODIFY);
         }

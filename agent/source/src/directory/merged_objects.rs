@@ -2,8 +2,8 @@
 //! change of a file costs what the file holds and what else has the same names.
 
 use super::{
-    claims::{Claims, Part, Place},
-    good::{DataKey, Good, data_key},
+    file_objects::{DataKey, FileObjects, data_key},
+    name_index::{FilePart, NameIndex, ObjectPlace},
 };
 use crate::{DesiredPod, DesiredService, Keyed, ManifestError, Shared};
 use berth_core::{
@@ -19,7 +19,7 @@ use std::{
 
 /// What all files together hold.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Whole {
+pub(super) struct MergedObjects {
     pub(super) pods: Arc<BTreeMap<PodUid, Arc<DesiredPod>>>,
     pub(super) objects: Arc<Objects>,
     /// As the manifests have them.
@@ -31,17 +31,17 @@ type Pod = (usize, Arc<DesiredPod>);
 
 /// The files as they are shown, and what follows from them.
 #[derive(Debug)]
-pub(super) struct Index {
-    files: BTreeMap<Arc<str>, Arc<Good>>,
-    pods: Claims<PodKey, Pod>,
+pub(super) struct ObjectIndex {
+    files: BTreeMap<Arc<str>, Arc<FileObjects>>,
+    pods: NameIndex<PodKey, Pod>,
     /// The pods that won their names; the first to have a UID wins that.
-    uids: Claims<PodUid, Pod>,
+    uids: NameIndex<PodUid, Pod>,
     /// Where in `uids` the pod that won a name stands.
-    won: BTreeMap<PodKey, (PodUid, Place)>,
-    config_maps: Claims<DataKey, Arc<KeyedData>>,
-    secrets: Claims<DataKey, Arc<KeyedData>>,
-    services: Claims<PodKey, Arc<DesiredService>>,
-    slices: Claims<PodKey, Arc<EndpointSlice>>,
+    won: BTreeMap<PodKey, (PodUid, ObjectPlace)>,
+    config_maps: NameIndex<DataKey, Arc<KeyedData>>,
+    secrets: NameIndex<DataKey, Arc<KeyedData>>,
+    services: NameIndex<PodKey, Arc<DesiredService>>,
+    slices: NameIndex<PodKey, Arc<EndpointSlice>>,
     errors: Errors,
     whole: Whole,
 }
@@ -49,7 +49,7 @@ pub(super) struct Index {
 /// Shows the winners of names in the set of what is there.
 fn settle_named<T: Keyed>(
     what: &str,
-    claims: &mut Claims<PodKey, Arc<T>>,
+    claims: &mut NameIndex<PodKey, Arc<T>>,
     errors: &mut Errors,
     set: &mut Shared<T>,
 ) {
@@ -63,26 +63,31 @@ fn settle_named<T: Keyed>(
     });
 }
 
-impl Index {
+impl ObjectIndex {
     /// Of an empty directory.
-    pub(super) fn new(dir: PathBuf) -> Index {
-        Index {
+    pub(super) fn new(dir: PathBuf) -> ObjectIndex {
+        ObjectIndex {
             errors: Errors { dir, by: BTreeMap::new() },
             files: BTreeMap::new(),
-            pods: Claims::default(),
-            uids: Claims::default(),
+            pods: NameIndex::default(),
+            uids: NameIndex::default(),
             won: BTreeMap::new(),
-            config_maps: Claims::default(),
-            secrets: Claims::default(),
-            services: Claims::default(),
-            slices: Claims::default(),
-            whole: Whole::default(),
+            config_maps: NameIndex::default(),
+            secrets: NameIndex::default(),
+            services: NameIndex::default(),
+            slices: NameIndex::default(),
+            whole: MergedObjects::default(),
         }
     }
 
     /// A file is to be shown like this now; with neither contents nor problem it is not there. Nothing follows from it
-    /// before [`Index::settle`].
-    pub(super) fn update(&mut self, name: &str, good: Option<Arc<Good>>, problem: Option<&ManifestError>) {
+    /// before [`ObjectIndex::settle`].
+    pub(super) fn update(
+        &mut self,
+        name: &str,
+        good: Option<Arc<FileObjects>>,
+        problem: Option<&ManifestError>,
+    ) {
         let file = self.files.get_key_value(name).map_or_else(|| name.into(), |(file, _)| Arc::clone(file));
         let before = self.files.remove(name).unwrap_or_default();
         if let Some(good) = &good {
@@ -90,36 +95,39 @@ impl Index {
         }
         let now = good.unwrap_or_default();
         let errors = &mut self.errors;
-        errors.set(Place { file: Arc::clone(&file), part: Part::Problem, number: 0 }, problem.cloned());
+        errors.set(
+            ObjectPlace { file: Arc::clone(&file), part: FilePart::Problem, number: 0 },
+            problem.cloned(),
+        );
         if Arc::ptr_eq(&before, &now) {
             return;
         }
         for number in 0..before.warnings.len().max(now.warnings.len()) {
-            let place = Place { file: Arc::clone(&file), part: Part::Warnings, number };
+            let place = ObjectPlace { file: Arc::clone(&file), part: FilePart::Warnings, number };
             errors.set(place, now.warnings.get(number).cloned());
         }
         let same = |a: &Pod, b: &Pod| a.0 == b.0 && Arc::ptr_eq(&a.1, &b.1);
         let key = |pod: &Pod| pod.1.pod.key.clone();
-        let mut part = Entry { file, part: Part::Pods, errors };
+        let mut part = FilePartUpdate { file, part: FilePart::Pods, errors };
         part.enter(&mut self.pods, &before.pods, &now.pods, key, same);
         let key = |o: &Arc<KeyedData>| data_key(o);
-        part.part = Part::ConfigMaps;
+        part.part = FilePart::ConfigMaps;
         part.enter(&mut self.config_maps, &before.config_maps, &now.config_maps, key, Arc::ptr_eq);
-        part.part = Part::Secrets;
+        part.part = FilePart::Secrets;
         part.enter(&mut self.secrets, &before.secrets, &now.secrets, key, Arc::ptr_eq);
-        part.part = Part::Services;
+        part.part = FilePart::Services;
         let key = |s: &Arc<DesiredService>| s.service.key.clone();
         part.enter(&mut self.services, &before.services, &now.services, key, Arc::ptr_eq);
-        part.part = Part::Slices;
+        part.part = FilePart::Slices;
         let key = |s: &Arc<EndpointSlice>| s.key.clone();
         part.enter(&mut self.slices, &before.slices, &now.slices, key, Arc::ptr_eq);
     }
 
     /// Everything together, after the files that were updated.
-    pub(super) fn settle(&mut self) -> &Whole {
+    pub(super) fn settle(&mut self) -> &MergedObjects {
         self.settle_pods();
         self.settle_objects();
-        let Index { errors, whole, .. } = self;
+        let ObjectIndex { errors, whole, .. } = self;
         settle_named("Service", &mut self.services, errors, &mut whole.services);
         settle_named("EndpointSlice", &mut self.slices, errors, &mut whole.slices);
         whole
@@ -137,7 +145,7 @@ impl Index {
     }
 
     fn settle_pods(&mut self) {
-        let Index { pods, uids, won, errors, whole, .. } = self;
+        let ObjectIndex { pods, uids, won, errors, whole, .. } = self;
         let document = |(document, _): &Pod| Some(*document);
         let mut winners = Vec::new();
         pods.settle(|key, claims| {
@@ -154,8 +162,9 @@ impl Index {
             won.insert(key, (uid, place));
         }
         uids.settle(|uid, claims| {
-            let reason =
-                |_: &Path, _: &Place| format!("uid {uid} is already taken by another pod of this directory");
+            let reason = |_: &Path, _: &ObjectPlace| {
+                format!("uid {uid} is already taken by another pod of this directory")
+            };
             errors.losers(claims, document, reason);
             let now = claims.first().map(|(_, (_, pod))| pod);
             let same = match (now, whole.pods.get(uid)) {
@@ -171,7 +180,7 @@ impl Index {
     }
 
     fn settle_objects(&mut self) {
-        let Index { config_maps, secrets, errors, whole, .. } = self;
+        let ObjectIndex { config_maps, secrets, errors, whole, .. } = self;
         let objects = &mut whole.objects;
         config_maps.settle(|key, claims| {
             errors.twice("ConfigMap", &shown(key), claims, |_| None);
@@ -201,23 +210,23 @@ fn shown((namespace, name): &DataKey) -> String {
 }
 
 /// A part of a file on its way into the claims.
-struct Entry<'a> {
+struct FilePartUpdate<'a> {
     file: Arc<str>,
-    part: Part,
+    part: FilePart,
     errors: &'a mut Errors,
 }
 
-impl Entry<'_> {
+impl FilePartUpdate<'_> {
     /// What stood in that part of the file before, and what does now.
     fn enter<K: Ord + Clone, T: Clone>(
         &mut self,
-        claims: &mut Claims<K, T>,
+        claims: &mut NameIndex<K, T>,
         before: &[T],
         now: &[T],
         key: impl Fn(&T) -> K,
         same: impl Fn(&T, &T) -> bool,
     ) {
-        let place = |number| Place { file: Arc::clone(&self.file), part: self.part, number };
+        let place = |number| ObjectPlace { file: Arc::clone(&self.file), part: self.part, number };
         let other = |at: usize, there: &[T], object: &T| there.get(at).is_none_or(|t| !same(t, object));
         for (number, object) in before.iter().enumerate().filter(|(at, o)| other(*at, now, o)) {
             claims.take(&key(object), &place(number));
@@ -233,11 +242,11 @@ impl Entry<'_> {
 #[derive(Debug)]
 struct Errors {
     dir: PathBuf,
-    by: BTreeMap<Place, ManifestError>,
+    by: BTreeMap<ObjectPlace, ManifestError>,
 }
 
 impl Errors {
-    fn set(&mut self, place: Place, error: Option<ManifestError>) {
+    fn set(&mut self, place: ObjectPlace, error: Option<ManifestError>) {
         match error {
             Some(error) => drop(self.by.insert(place, error)),
             None => drop(self.by.remove(&place)),
@@ -249,7 +258,7 @@ impl Errors {
         &mut self,
         what: &str,
         name: &dyn Display,
-        claims: &[(Place, T)],
+        claims: &[(ObjectPlace, T)],
         document: impl Fn(&T) -> Option<usize>,
     ) {
         self.losers(claims, document, |dir, first| {
@@ -261,9 +270,9 @@ impl Errors {
     /// All but the first lose, for a reason that may name the place of the first.
     fn losers<T>(
         &mut self,
-        claims: &[(Place, T)],
+        claims: &[(ObjectPlace, T)],
         document: impl Fn(&T) -> Option<usize>,
-        reason: impl Fn(&Path, &Place) -> String,
+        reason: impl Fn(&Path, &ObjectPlace) -> String,
     ) {
         let Some(((first, _), losers)) = claims.split_first() else { return };
         self.by.remove(first);

@@ -1,0 +1,30 @@
+//! Writing and setting aside of the source's own state files.
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+};
+
+/// Replaces a state file by rename. The folder is created where it is missing, mode 0700; the file has mode 0600.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    let temporary = path.with_extension("tmp");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    drop(file);
+    // Not synced: the reader knows a file torn by a power cut by its digest, and only the chance to hold is lost. A
+    // sync for each file would slow a burst of changes.
+    fs::rename(&temporary, path)
+}
+
+/// Moves a torn state file to `<name>.torn`, so that the next write starts from nothing.
+pub(crate) fn set_aside(path: &Path) {
+    let mut torn = path.as_os_str().to_owned();
+    torn.push(".torn");
+    let moved = fs::rename(path, &torn);
+    tracing::warn!(path = %path.display(), moved = moved.is_ok(), "what is remembered of manifests is torn and is set aside");
+}
