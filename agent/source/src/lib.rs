@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod controllers;
+mod convert;
 pub mod directory;
 mod error;
 pub mod manifest;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use berth_core::{ids::NodeName, time::Wall};
-use berth_source::manifest::{ManifestContext, Mode, parse_file, parse_pod};
+use berth_source::manifest::{ManifestContext, Mode, parse_file};
 use serde_json::{Value, json};
 use std::{
     fmt::Write,
@@ -242,9 +242,12 @@ fn run(name: &str, file: &str, write: fn(&Value) -> String) {
                 for entry in &parsed.pods {
                     assert!(!entry.pod.containers.is_empty(), "mutation {number}");
                     if context.mode == Mode::Manifests && number % 4 == 0 {
-                        let again = parse_pod(&entry.raw.to_string(), context).unwrap_or_else(|e| {
+                        let again = parse_file(Path::new(""), entry.raw.to_string().as_bytes(), context);
+                        let mut again = again.unwrap_or_else(|e| {
                             panic!("mutation {number}: its own object is refused: {e}\n{}", text())
                         });
+                        assert_eq!(again.pods.len(), 1, "mutation {number}");
+                        let again = again.pods.remove(0);
                         let mut pod = again.pod;
                         pod.origin = entry.pod.origin.clone();
                         assert_eq!(pod, entry.pod, "mutation {number}");

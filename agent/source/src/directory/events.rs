@@ -74,7 +74,7 @@ impl DirectoryEvents {
         if self.on.is_some_and(|(identity, _)| identity == dir.identity) {
             return Ok(());
         }
-        let fail = |e: Errno| Error::DirectoryEvents { dir: shown.to_owned(), source: e.into() };
+        let fail = |e: Errno| Error::Watch { dir: shown.to_owned(), source: e.into() };
         if self.inotify.is_none() {
             self.inotify = Some(Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(fail)?);
         }

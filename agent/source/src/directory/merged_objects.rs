@@ -43,7 +43,7 @@ pub(super) struct ObjectIndex {
     services: NameIndex<PodKey, Arc<DesiredService>>,
     slices: NameIndex<PodKey, Arc<EndpointSlice>>,
     errors: Errors,
-    whole: Whole,
+    whole: MergedObjects,
 }
 
 /// Shows the winners of names in the set of what is there.

@@ -43,7 +43,7 @@ pub(super) struct DirectoryWatcher {
     open: Option<OpenDir>,
     seen: FirstSeen,
     index: ObjectIndex,
-    allotment: ClusterIpAllocator,
+    allocator: ClusterIpAllocator,
     /// When the whole is to be looked at at the latest.
     whole_due: Instant,
     /// The directory that the memory on disk is about.
@@ -80,7 +80,7 @@ impl DirectoryWatcher {
             open: None,
             seen,
             index: ObjectIndex::new(cfg.dir.clone()),
-            allotment: ClusterIpAllocator::open(cfg.services.clone(), &cfg.state),
+            allocator: ClusterIpAllocator::open(cfg.services.clone(), &cfg.state),
             whole_due: Instant::now(),
             about: None,
             directory_problem: None,
@@ -326,17 +326,17 @@ impl DirectoryWatcher {
         let before = Arc::clone(&self.sender.borrow());
         let whole = self.index.settle();
         // A file that is bad from the start may hold Services that nobody knows of yet.
-        let services = self.allotment.fill(&whole.services, listed && self.unknown.is_empty()).clone();
+        let services = self.allocator.fill(&whole.services, listed && self.unknown.is_empty()).clone();
         let (pods, objects, slices) =
             (Arc::clone(&whole.pods), Arc::clone(&whole.objects), whole.slices.clone());
-        if let Err(error) = self.allotment.keep() {
+        if let Err(error) = self.allocator.keep() {
             tracing::warn!(%error, "addresses given to Services are not remembered; tried again at the next look");
         }
         let odd = self.odd.iter().map(|name| {
             problem(self.cfg.dir.join(name), "its name is not UTF-8; it is passed over".to_owned())
         });
         let unserved: Arc<[UnallocatedService]> =
-            self.allotment.lacking().filter_map(|l| unserved(&services, l)).collect();
+            self.allocator.short().filter_map(|l| unserved(&services, l)).collect();
         let lacking = unserved.iter().map(|u| {
             let file = self.index.file_of_service(&u.service).unwrap_or_else(|| self.cfg.dir.clone());
             problem(file, format!("Service {}: {}", u.service, u.message))

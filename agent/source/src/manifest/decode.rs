@@ -1,7 +1,7 @@
 //! A generic value as a deserializer that gives in where Go's does: `null` is the zero value of whatever is expected,
 //! an empty text, 0, `false`, an empty object. What does not fit is told in the words of a manifest.
 
-use super::field::kind_of;
+use crate::convert::field::kind_of;
 use serde::de::{
     self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor, value::Error,
 };

@@ -1,179 +1,37 @@
-//! ConfigMaps and Secrets, and what all objects have in common.
+//! ConfigMaps, Secrets and EndpointSlices of manifests: decoded strictly, then converted.
 
-use super::{
-    check,
-    field::{self, FieldError, FieldPath},
+use super::{base64::without_bytes, typed::strict};
+use crate::convert::{
+    self,
+    field::{FieldError, FieldPath},
 };
-use berth_core::{ids::Namespace, model::KeyedData};
+use berth_core::model::{EndpointSlice, KeyedData};
 use k8s_openapi::{
-    api::core::v1 as api,
-    apimachinery::pkg::apis::meta::v1 as meta,
-    serde::{Serialize, de::DeserializeOwned},
+    ByteString,
+    api::{core::v1 as api, discovery::v1 as discovery},
 };
 use serde_json::Value;
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
-/// All keys and values of a ConfigMap or Secret together.
-const MAX_DATA_BYTES: usize = 1 << 20;
-
-/// The value as a type of the API; an unknown field is an error.
-pub(super) fn strict<T: DeserializeOwned + Serialize>(
-    at: &FieldPath<'_>,
-    value: &Value,
-) -> Result<T, FieldError> {
-    let (object, unknown) = field::typed(at, value)?;
-    unknown.into_iter().next().map_or(Ok(object), Err)
-}
-
-/// Namespace and name, with labels and annotations checked.
-pub(super) fn names(at: &FieldPath<'_>, meta: &meta::ObjectMeta) -> Result<(Namespace, String), FieldError> {
-    let at = &at.key("metadata");
-    let namespace = meta.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or("default");
-    let namespace = check::id(&at.key("namespace"), Namespace::new(namespace))?;
-    let name = meta.name.clone().unwrap_or_default();
-    check::object_name(&at.key("name"), &name)?;
-    check::labels(&at.key("labels"), meta.labels.as_ref().unwrap_or(&BTreeMap::new()))?;
-    check::annotations(&at.key("annotations"), meta.annotations.as_ref().unwrap_or(&BTreeMap::new()))?;
-    Ok((namespace, name))
-}
-
-/// A ConfigMap: `data` and `binaryData` may not share a key.
+/// A ConfigMap.
 pub(super) fn config_map(at: &FieldPath<'_>, value: &Value) -> Result<KeyedData, FieldError> {
     let (value, binary_data) = without_bytes(at, value, "binaryData")?;
     let object: api::ConfigMap = strict(at, &value)?;
-    let (namespace, name) = names(at, &object.metadata)?;
-    let mut data = BTreeMap::new();
-    for (key, text) in object.data.into_iter().flatten() {
-        data.insert(key, text.into_bytes());
-    }
-    let binary_at = &at.key("binaryData");
-    if let Some(key) = binary_data.keys().find(|key| data.contains_key(*key)) {
-        return Err(binary_at.key(key).error("is also in data"));
-    }
-    checked(at, KeyedData { namespace, name, data, binary_data })
+    convert::config_map(at, api::ConfigMap { binary_data: Some(byte_strings(binary_data)), ..object })
 }
 
-/// A Secret: `stringData` wins over `data`.
+/// A Secret.
 pub(super) fn secret(at: &FieldPath<'_>, value: &Value) -> Result<KeyedData, FieldError> {
-    let (value, mut data) = without_bytes(at, value, "data")?;
+    let (value, data) = without_bytes(at, value, "data")?;
     let object: api::Secret = strict(at, &value)?;
-    let (namespace, name) = names(at, &object.metadata)?;
-    for (key, text) in object.string_data.into_iter().flatten() {
-        data.insert(key, text.into_bytes());
-    }
-    checked(at, KeyedData { namespace, name, data, binary_data: BTreeMap::new() })
+    convert::secret(at, api::Secret { data: Some(byte_strings(data)), ..object })
 }
 
-/// Keys and their bytes.
-type Data = BTreeMap<String, Vec<u8>>;
-
-/// The object without the values of a field of base64 texts, and those decoded. Line ends in such a text mean nothing,
-/// as to Go's decoder.
-fn without_bytes<'v>(
-    at: &FieldPath<'_>,
-    value: &'v Value,
-    field: &str,
-) -> Result<(Cow<'v, Value>, Data), FieldError> {
-    let mut decoded = BTreeMap::new();
-    let Some(Value::Object(texts)) = value.get(field) else { return Ok((Cow::Borrowed(value), decoded)) };
-    let at = &at.key(field);
-    for (key, text) in texts {
-        let at = &at.key(key);
-        let bytes = match text {
-            Value::Null => Vec::new(),
-            Value::String(text) => base64(text).map_err(|why| at.error(why))?,
-            other => {
-                let other = field::kind_of(other);
-                return Err(at.error(format!("must be a base64 text, not {other}")));
-            }
-        };
-        decoded.insert(key.clone(), bytes);
-    }
-    let mut value = value.clone();
-    if let Some(texts) = value.get_mut(field) {
-        *texts = Value::Null;
-    }
-    Ok((Cow::Owned(value), decoded))
+fn byte_strings(data: BTreeMap<String, Vec<u8>>) -> BTreeMap<String, ByteString> {
+    data.into_iter().map(|(key, bytes)| (key, ByteString(bytes))).collect()
 }
 
-/// Base64 of the standard alphabet, padded.
-fn base64(text: &str) -> Result<Vec<u8>, String> {
-    let mut out = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut bits, mut held, mut padding, mut count) = (0_u32, 0_u32, 0_usize, 0_usize);
-    for (place, byte) in text.bytes().enumerate() {
-        let value = match byte {
-            b'\r' | b'\n' => continue,
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            b'=' => {
-                padding = padding.saturating_add(1);
-                count = count.saturating_add(1);
-                continue;
-            }
-            _ => {
-                let found = text.get(place..).and_then(|t| t.chars().next()).unwrap_or_default();
-                return Err(format!(
-                    "is no base64: {found:?} at byte {place}; plain text goes into stringData or data"
-                ));
-            }
-        };
-        if padding > 0 {
-            return Err(format!("is no base64: something follows the padding at byte {place}"));
-        }
-        count = count.saturating_add(1);
-        held = (held << 6 | u32::from(value)) & 0xff_ffff;
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            out.push(u8::try_from(held >> bits & 0xff).unwrap_or_default());
-        }
-    }
-    let wanted = [0, 9, 2, 1];
-    let rest = count.saturating_sub(padding) % 4;
-    if count % 4 != 0 || wanted.get(rest) != Some(&padding) {
-        return Err("is no base64: it is cut off, or its padding ('=') is not right".to_owned());
-    }
-    Ok(out)
-}
-
-fn checked(at: &FieldPath<'_>, object: KeyedData) -> Result<KeyedData, FieldError> {
-    let mut total = 0_usize;
-    for (key, value) in object.files() {
-        let field = if object.data.contains_key(key) { "data" } else { "binaryData" };
-        check::data_key(&at.key(field), key)?;
-        total = total.saturating_add(key.len()).saturating_add(value.len());
-    }
-    if total > MAX_DATA_BYTES {
-        return Err(at.key("data").error(format!("holds {total} bytes, more than {MAX_DATA_BYTES}")));
-    }
-    Ok(object)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base64_is_decoded_as_go_decodes_it() {
-        for (text, bytes) in [
-            ("", &b""[..]),
-            ("YQ==", b"a"),
-            ("YWI=", b"ab"),
-            ("YWJj", b"abc"),
-            ("YWJj\n", b"abc"),
-            ("YW\r\nJj\n", b"abc"),
-            ("YQ=\n=", b"a"),
-            ("AAEC/+8=", &[0, 1, 2, 0xff, 0xef]),
-            // Bits that nobody needs may be set.
-            ("YR==", b"a"),
-        ] {
-            assert_eq!(base64(text).as_deref(), Ok(bytes), "{text:?}");
-        }
-        for bad in ["YQ", "YQ=", "Y===", "=", "====", "YQ==YQ==", "a b=", "_-A=", "ä"] {
-            assert!(base64(bad).unwrap_err().starts_with("is no base64"), "{bad:?}");
-        }
-    }
+/// An EndpointSlice.
+pub(super) fn endpoint_slice(at: &FieldPath<'_>, value: &Value) -> Result<EndpointSlice, FieldError> {
+    convert::endpoint_slice(at, &strict::<discovery::EndpointSlice>(at, value)?)
 }

@@ -1,9 +1,10 @@
 //! The kubelet's rules for static pods (`pkg/kubelet/config/common.go`).
 
-use super::field::{FieldError, FieldPath};
-use berth_core::ids::NodeName;
+use crate::convert::field::{FieldError, FieldPath};
+use berth_core::ids::{NodeName, PodUid};
 use k8s_openapi::api::core::v1 as api;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Nothing of the API server may be needed to run the pod (`PreventStaticPodAPIReferences`).
 pub(super) fn no_references(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<(), FieldError> {
@@ -123,4 +124,10 @@ pub(super) fn tolerate_no_execute(spec: &mut api::PodSpec) {
     if !list.contains(&toleration) {
         list.push(toleration);
     }
+}
+
+/// Adds the kubelet's annotations of a pod that comes from a file.
+pub(super) fn annotate(annotations: &mut BTreeMap<String, String>, uid: &PodUid) {
+    annotations.insert("kubernetes.io/config.hash".to_owned(), uid.to_string());
+    annotations.insert("kubernetes.io/config.source".to_owned(), "file".to_owned());
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use berth_core::model::*;
+use std::path::PathBuf;
 
 pub(crate) fn ctx() -> ManifestContext {
     ManifestContext {

@@ -1,10 +1,8 @@
 //! Text to generic values: documents of a YAML file, or JSON. Limits stand here: size, depth, number of nodes, and
 //! how much aliases may unfold.
 
-use super::{
-    field::{FieldError, shorten},
-    yaml,
-};
+use super::yaml;
+use crate::convert::field::{FieldError, shorten};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::{cell::RefCell, fmt, path::Path};
@@ -24,7 +22,7 @@ pub(super) struct Documents {
     /// Each document with its number.
     pub(super) values: Vec<(usize, Value)>,
     /// Keys that stand twice in an object, with the numbers of their documents; the last of them counts.
-    pub(super) twice: Vec<(usize, FieldError)>,
+    pub(super) repeated_keys: Vec<(usize, FieldError)>,
 }
 
 /// The file's documents and their numbers from 1; documents without content are left out but counted.
@@ -53,17 +51,18 @@ fn json_documents(text: &str) -> Result<Documents, (Option<usize>, FieldError)> 
     // `end` passes over blanks and fails where something follows.
     while reader.end().is_err() {
         let number = documents.values.len().saturating_add(1);
-        let twice = RefCell::default();
-        let value = ValueSeed { left: MAX_DEPTH, twice: &twice }
+        let repeated_keys = RefCell::default();
+        let value = ValueSeed { left: MAX_DEPTH, repeated_keys: &repeated_keys }
             .deserialize(&mut reader)
             .map_err(|e| (Some(number), FieldError::plain(format!("no valid JSON: {e}"))))?;
         if number > MAX_DOCUMENTS {
             return Err((None, FieldError::plain(format!("holds more than {MAX_DOCUMENTS} documents"))));
         }
         documents.values.push((number, value));
-        let twice = twice.into_inner().into_iter();
-        documents.twice.extend(
-            twice.map(|key| (number, FieldError::plain(format!("key {:?} is there twice", shorten(&key))))),
+        let repeated_keys = repeated_keys.into_inner().into_iter();
+        documents.repeated_keys.extend(
+            repeated_keys
+                .map(|key| (number, FieldError::plain(format!("key {:?} is there twice", shorten(&key))))),
         );
     }
     Ok(documents)
@@ -80,9 +79,9 @@ fn yaml_documents(text: &str) -> Result<Documents, (Option<usize>, FieldError)> 
         if blank(chunk) {
             continue;
         }
-        let (value, twice) =
+        let (value, repeated_keys) =
             yaml::document(chunk, line, MAX_DEPTH).map_err(|f| (Some(number).filter(|_| !only), f))?;
-        documents.twice.extend(twice.into_iter().map(|fault| (number, fault)));
+        documents.repeated_keys.extend(repeated_keys.into_iter().map(|error| (number, error)));
         if !value.is_null() {
             documents.values.push((number, value));
         }
@@ -131,7 +130,7 @@ struct ValueSeed<'t> {
     /// How many levels may still follow.
     left: usize,
     /// Keys that an object names more than once.
-    twice: &'t RefCell<Vec<String>>,
+    repeated_keys: &'t RefCell<Vec<String>>,
 }
 
 impl<'de> DeserializeSeed<'de> for ValueSeed<'_> {
@@ -195,7 +194,7 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
         let mut map = Map::new();
         while let Some(key) = access.next_key::<String>()? {
             if map.contains_key(&key) {
-                self.twice.borrow_mut().push(key.clone());
+                self.repeated_keys.borrow_mut().push(key.clone());
             }
             let value = access.next_value_seed(below)?;
             map.insert(key, value);

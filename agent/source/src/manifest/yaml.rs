@@ -1,10 +1,8 @@
 //! One YAML document to a generic value, as Kubernetes reads it. Bounded: depth, nodes, and what aliases unfold to
 //! count as if they were written out.
 
-use super::{
-    field::{FieldError, shorten},
-    scalar,
-};
+use super::scalar;
+use crate::convert::field::{FieldError, shorten};
 use granit_parser::{Event, Marker, Options, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -24,20 +22,20 @@ pub(super) fn document(
     let mut options = Options::default();
     options.flow_nesting_limit = max_depth;
     options.block_nesting_limit = max_depth;
-    let mut reader = ObjectReader {
+    let mut reader = DocumentReader {
         events: Parser::new_from_str_with_options(text, options),
         lines_before,
         max_depth,
         nodes: 0,
         anchors: HashMap::new(),
         aliases: 0,
-        twice: Vec::new(),
+        repeated_keys: Vec::new(),
     };
     let mut value = Value::Null;
     loop {
         let (event, span) = reader.next()?;
         match event {
-            Event::StreamEnd => return Ok((value, reader.twice)),
+            Event::StreamEnd => return Ok((value, reader.repeated_keys)),
             event if event.is_node() => value = reader.node(event, span, 0)?.value,
             _ => {}
         }
@@ -52,17 +50,17 @@ struct Node {
     height: usize,
 }
 
-struct ObjectReader<'i> {
+struct DocumentReader<'i> {
     events: Parser<'i, StrInput<'i>>,
     lines_before: usize,
     max_depth: usize,
     nodes: usize,
     anchors: HashMap<usize, Node>,
     aliases: usize,
-    twice: Vec<FieldError>,
+    repeated_keys: Vec<FieldError>,
 }
 
-impl<'i> ObjectReader<'i> {
+impl<'i> DocumentReader<'i> {
     fn next(&mut self) -> Result<(Event<'i>, Span), FieldError> {
         match self.events.next() {
             Some(Ok(next)) => Ok(next),
@@ -187,7 +185,7 @@ impl<'i> ObjectReader<'i> {
                 Some(key) => {
                     if map.contains_key(&key) {
                         let reason = format!("key {:?} is there twice", shorten(&key));
-                        self.twice.push(self.error(span.start, &reason));
+                        self.repeated_keys.push(self.error(span.start, &reason));
                     }
                     map.insert(key, value.value);
                 }

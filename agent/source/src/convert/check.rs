@@ -5,7 +5,7 @@ use berth_core::quantity::Quantity;
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// `[-._a-zA-Z0-9]{1,253}`, neither `.` nor starting with `..`: a key of a ConfigMap or Secret, which becomes a file.
-pub(super) fn data_key(at: &FieldPath<'_>, key: &str) -> Result<(), FieldError> {
+pub(crate) fn data_key(at: &FieldPath<'_>, key: &str) -> Result<(), FieldError> {
     let good = !key.is_empty()
         && key.len() <= 253
         && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
@@ -21,7 +21,7 @@ pub(super) fn data_key(at: &FieldPath<'_>, key: &str) -> Result<(), FieldError> 
 }
 
 /// A name of an environment variable or a prefix of one: printable ASCII without `=`.
-pub(super) fn env_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldError> {
+pub(crate) fn env_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldError> {
     if name.is_empty() {
         return Err(at.error("is required"));
     }
@@ -32,7 +32,7 @@ pub(super) fn env_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldError>
 }
 
 /// An IANA service name, for ports: at most 15 of lower-case letters, digits and single `-`, with a letter.
-pub(super) fn port_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldError> {
+pub(crate) fn port_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldError> {
     let good = !name.is_empty()
         && name.len() <= 15
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -50,7 +50,7 @@ pub(super) fn port_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldError
 }
 
 /// A port number.
-pub(super) fn port(at: &FieldPath<'_>, number: i32) -> Result<u16, FieldError> {
+pub(crate) fn port(at: &FieldPath<'_>, number: i32) -> Result<u16, FieldError> {
     match u16::try_from(number) {
         Ok(port) if port != 0 => Ok(port),
         _ => Err(at.error(format!("port {number} must be 1 to 65535"))),
@@ -58,12 +58,12 @@ pub(super) fn port(at: &FieldPath<'_>, number: i32) -> Result<u16, FieldError> {
 }
 
 /// An address.
-pub(super) fn address(at: &FieldPath<'_>, text: &str) -> Result<IpAddr, FieldError> {
+pub(crate) fn address(at: &FieldPath<'_>, text: &str) -> Result<IpAddr, FieldError> {
     text.parse().ok().ok_or_else(|| at.error(format!("{:?} is no IP address", shorten(text))))
 }
 
 /// A quantity that is not negative.
-pub(super) fn quantity(at: &FieldPath<'_>, text: &str) -> Result<Quantity, FieldError> {
+pub(crate) fn quantity(at: &FieldPath<'_>, text: &str) -> Result<Quantity, FieldError> {
     let quantity: Quantity =
         text.parse().map_err(|e: berth_core::quantity::QuantityError| at.error(e.to_string()))?;
     if text.starts_with('-') && (quantity.millis() != 0 || quantity.units() != 0) {
@@ -73,7 +73,7 @@ pub(super) fn quantity(at: &FieldPath<'_>, text: &str) -> Result<Quantity, Field
 }
 
 /// Relative and nowhere `..`: a path below something.
-pub(super) fn path_below(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError> {
+pub(crate) fn path_below(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError> {
     if path.starts_with('/') {
         return Err(at.error(format!("{:?} must be a relative path", shorten(path))));
     }
@@ -81,7 +81,7 @@ pub(super) fn path_below(at: &FieldPath<'_>, path: &str) -> Result<(), FieldErro
 }
 
 /// Nowhere `..`.
-pub(super) fn no_parent(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError> {
+pub(crate) fn no_parent(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError> {
     if path.contains('\0') {
         return Err(at.error("must not contain a NUL character"));
     }
@@ -92,7 +92,7 @@ pub(super) fn no_parent(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError
 }
 
 /// A file of a volume made from keys: below the volume, and its name not one the volume itself uses (`..data`).
-pub(super) fn item_path(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError> {
+pub(crate) fn item_path(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError> {
     if path.is_empty() {
         return Err(at.error("is required"));
     }
@@ -104,7 +104,7 @@ pub(super) fn item_path(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError
 }
 
 /// File mode bits.
-pub(super) fn mode(at: &FieldPath<'_>, mode: i32) -> Result<u32, FieldError> {
+pub(crate) fn mode(at: &FieldPath<'_>, mode: i32) -> Result<u32, FieldError> {
     match u32::try_from(mode) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err(at.error(format!("mode {mode} must be 0 to 0777 octal (511 decimal)"))),
@@ -112,7 +112,7 @@ pub(super) fn mode(at: &FieldPath<'_>, mode: i32) -> Result<u32, FieldError> {
 }
 
 /// `[prefix/]name`: the form of label keys, annotation keys and condition types.
-pub(super) fn qualified_name(at: &FieldPath<'_>, text: &str) -> Result<(), FieldError> {
+pub(crate) fn qualified_name(at: &FieldPath<'_>, text: &str) -> Result<(), FieldError> {
     let (prefix, name) = match text.rsplit_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, text),
@@ -136,7 +136,7 @@ fn label_shape(text: &str) -> bool {
 }
 
 /// `metadata.labels` or a selector.
-pub(super) fn labels(at: &FieldPath<'_>, labels: &BTreeMap<String, String>) -> Result<(), FieldError> {
+pub(crate) fn labels(at: &FieldPath<'_>, labels: &BTreeMap<String, String>) -> Result<(), FieldError> {
     for (key, value) in labels {
         qualified_name(at, key)?;
         if !label_shape(value) {
@@ -150,7 +150,7 @@ pub(super) fn labels(at: &FieldPath<'_>, labels: &BTreeMap<String, String>) -> R
 }
 
 /// `metadata.annotations`: names checked without regard to case, 256 KiB in all.
-pub(super) fn annotations(
+pub(crate) fn annotations(
     at: &FieldPath<'_>,
     annotations: &BTreeMap<String, String>,
 ) -> Result<(), FieldError> {
@@ -166,7 +166,7 @@ pub(super) fn annotations(
 }
 
 /// The name of an object that a pod refers to, a DNS subdomain.
-pub(super) fn object_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldError> {
+pub(crate) fn object_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldError> {
     if name.is_empty() {
         return Err(at.error("is required"));
     }
@@ -176,7 +176,7 @@ pub(super) fn object_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldErr
 }
 
 /// A non-negative 32-bit amount, for example seconds.
-pub(super) fn amount(at: &FieldPath<'_>, value: i64) -> Result<u32, FieldError> {
+pub(crate) fn amount(at: &FieldPath<'_>, value: i64) -> Result<u32, FieldError> {
     u32::try_from(value)
         .ok()
         .filter(|v| *v <= i32::MAX.unsigned_abs())
@@ -184,7 +184,7 @@ pub(super) fn amount(at: &FieldPath<'_>, value: i64) -> Result<u32, FieldError> 
 }
 
 /// `terminationGracePeriodSeconds`: a negative one is 1, as the API server makes of it; one beyond 32 bits is 68 years.
-pub(super) fn grace(seconds: i64) -> u32 {
+pub(crate) fn grace(seconds: i64) -> u32 {
     match u32::try_from(seconds) {
         Ok(seconds) => seconds.min(i32::MAX.unsigned_abs()),
         Err(_) if seconds < 0 => 1,
@@ -193,6 +193,21 @@ pub(super) fn grace(seconds: i64) -> u32 {
 }
 
 /// An id of the core model.
-pub(super) fn id<T>(at: &FieldPath<'_>, made: Result<T, berth_core::ids::IdError>) -> Result<T, FieldError> {
+pub(crate) fn id<T>(at: &FieldPath<'_>, made: Result<T, berth_core::ids::IdError>) -> Result<T, FieldError> {
     made.map_err(|e| if e.text.is_empty() { at.error("is required") } else { at.error(e.to_string()) })
+}
+
+/// The value of one of a few words; the first is the default.
+pub(crate) fn choice<T: Copy + Default>(
+    at: &FieldPath<'_>,
+    word: Option<&str>,
+    of: &[(&str, T)],
+) -> Result<T, FieldError> {
+    let Some(word) = word.filter(|w| !w.is_empty()) else {
+        return Ok(of.first().map(|(_, value)| *value).unwrap_or_default());
+    };
+    of.iter().find(|(name, _)| *name == word).map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<&str> = of.iter().map(|(name, _)| *name).collect();
+        at.error(format!("{:?} must be one of {}", shorten(word), names.join(", ")))
+    })
 }

@@ -1,7 +1,7 @@
 //! Security contexts.
 
 use super::{
-    check,
+    check::{self, choice},
     container::PodContext,
     field::{FieldError, FieldPath, shorten},
 };
@@ -114,30 +114,15 @@ fn optional_id(at: &FieldPath<'_>, value: Option<i64>) -> Result<Option<u32>, Fi
     value.map(|v| id(at, v)).transpose()
 }
 
-/// One of a few words; the first is the default.
-pub(super) fn choice<T: Copy + Default>(
-    at: &FieldPath<'_>,
-    word: Option<&str>,
-    of: &[(&str, T)],
-) -> Result<T, FieldError> {
-    let Some(word) = word.filter(|w| !w.is_empty()) else {
-        return Ok(of.first().map(|(_, value)| *value).unwrap_or_default());
-    };
-    of.iter().find(|(name, _)| *name == word).map(|(_, value)| *value).ok_or_else(|| {
-        let names: Vec<&str> = of.iter().map(|(name, _)| *name).collect();
-        at.error(format!("{:?} must be one of {}", shorten(word), names.join(", ")))
-    })
-}
-
-/// Names that the kernel does not know mean nothing to runtimes, which pass over them; in a static pod so do they here.
+/// Capabilities in upper case. Runtimes ignore names that the kernel does not know, and so does a static pod here.
 fn capability_list(at: &FieldPath<'_>, list: &[String], pod: &PodContext) -> Result<Vec<String>, FieldError> {
     let mut found = Vec::new();
     for (index, name) in list.iter().enumerate() {
         let upper = name.to_ascii_uppercase();
         if upper != "ALL" && !CAPABILITIES.contains(&upper.as_str()) {
             let hint = if upper.starts_with("CAP_") { " (names go without CAP_)" } else { "" };
-            let fault = at.index(index).error(format!("{:?} is no capability{hint}", shorten(name)));
-            pod.passed_over(fault)?;
+            let error = at.index(index).error(format!("{:?} is no capability{hint}", shorten(name)));
+            pod.ignored.ignore(error)?;
             continue;
         }
         found.push(upper);
@@ -189,7 +174,7 @@ fn profile_type(given: &str) -> String {
     }
 }
 
-/// A container's profile from the annotation that went before the field; the field wins.
+/// A profile from the annotation that preceded the field `appArmorProfile`.
 pub(super) fn app_armor_annotation(at: &FieldPath<'_>, value: &str) -> Result<AppArmor, FieldError> {
     match (value, value.strip_prefix("localhost/")) {
         ("runtime/default", _) => Ok(AppArmor::RuntimeDefault),

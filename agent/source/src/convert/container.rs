@@ -1,0 +1,238 @@
+//! Containers of a pod.
+
+use super::{
+    check::{self, choice},
+    env::{env, env_from},
+    field::{FieldError, FieldPath, shorten},
+    mounts,
+    ports::ports,
+    probe,
+    resources::{self, ResourceOwner},
+    security,
+};
+use berth_core::{
+    ids::{ContainerName, VolumeName},
+    model::{Container, ContainerSecurity, Hook, Probe, ProbeKind, PullPolicy, TerminationMessagePolicy},
+};
+use k8s_openapi::api::core::v1 as api;
+use std::{cell::RefCell, collections::BTreeSet};
+
+/// Treatment of values that the kubelet ignores although they mean nothing, such as a capability's unknown name.
+pub(crate) struct IgnoredValues {
+    refuse: bool,
+    errors: RefCell<Vec<FieldError>>,
+}
+
+impl IgnoredValues {
+    /// An ignored value is an error.
+    pub(crate) fn refused() -> IgnoredValues {
+        IgnoredValues { refuse: true, errors: RefCell::default() }
+    }
+
+    /// An ignored value is skipped; its error is kept for a warning.
+    pub(crate) fn collected() -> IgnoredValues {
+        IgnoredValues { refuse: false, errors: RefCell::default() }
+    }
+
+    /// Reports an ignored value.
+    pub(super) fn ignore(&self, error: FieldError) -> Result<(), FieldError> {
+        if self.refuse {
+            return Err(error);
+        }
+        self.errors.borrow_mut().push(error);
+        Ok(())
+    }
+
+    /// The errors about values that were skipped.
+    pub(super) fn into_errors(self) -> Vec<FieldError> {
+        self.errors.into_inner()
+    }
+}
+
+/// What a container's fields are checked against.
+pub(super) struct PodContext {
+    pub(super) ignored: IgnoredValues,
+    /// The names of the pod's volumes.
+    pub(super) volumes: BTreeSet<VolumeName>,
+    pub(super) host_network: bool,
+    pub(super) grace_seconds: u32,
+}
+
+/// The list of the pod in which a container stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum ContainerKind {
+    /// `initContainers`.
+    Init,
+    /// `containers`.
+    Main,
+}
+
+/// A container with the API server's defaults.
+pub(super) fn container(
+    at: &FieldPath<'_>,
+    c: &api::Container,
+    kind: ContainerKind,
+    pod: &PodContext,
+) -> Result<Container, FieldError> {
+    let sidecar = restart(at, c, kind)?;
+    let name = check::id(&at.key("name"), ContainerName::new(c.name.as_str()))?;
+    let image = image(&at.key("image"), c.image.as_deref().unwrap_or_default())?;
+    let security = match &c.security_context {
+        Some(s) => security::container(&at.key("securityContext"), s, pod)?,
+        None => ContainerSecurity::default(),
+    };
+    refuse_unsupported(at, c)?;
+    if kind == ContainerKind::Init && !sidecar {
+        refuse_in_init_container(at, c)?;
+    }
+    let message_path = c.termination_message_path.clone().filter(|p| !p.is_empty());
+    Ok(Container {
+        name,
+        pull_policy: pull_policy(&at.key("imagePullPolicy"), c.image_pull_policy.as_deref(), &image)?,
+        image,
+        command: c.command.clone().unwrap_or_default(),
+        args: c.args.clone().unwrap_or_default(),
+        working_dir: c.working_dir.clone().filter(|d| !d.is_empty()),
+        env_from: env_from(&at.key("envFrom"), c.env_from.as_deref().unwrap_or_default())?,
+        env: env(&at.key("env"), c.env.as_deref().unwrap_or_default())?,
+        ports: ports(&at.key("ports"), c.ports.as_deref().unwrap_or_default(), pod.host_network)?,
+        resources: resources::resources(
+            &at.key("resources"),
+            c.resources.as_ref(),
+            ResourceOwner::Container,
+        )?,
+        mounts: mounts::mounts(
+            &at.key("volumeMounts"),
+            c.volume_mounts.as_deref().unwrap_or_default(),
+            &pod.volumes,
+            security.privileged,
+        )?,
+        liveness: probe(&at.key("livenessProbe"), c.liveness_probe.as_ref(), ProbeKind::Liveness)?,
+        readiness: probe(&at.key("readinessProbe"), c.readiness_probe.as_ref(), ProbeKind::Readiness)?,
+        startup: probe(&at.key("startupProbe"), c.startup_probe.as_ref(), ProbeKind::Startup)?,
+        post_start: hook(at, "postStart", c.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()), pod)?,
+        pre_stop: hook(at, "preStop", c.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()), pod)?,
+        termination_message_path: message_path.unwrap_or_else(|| "/dev/termination-log".to_owned()),
+        termination_message_policy: termination_message_policy(at, c)?,
+        security,
+        stdin: c.stdin.unwrap_or(false),
+        stdin_once: c.stdin_once.unwrap_or(false),
+        tty: c.tty.unwrap_or(false),
+        sidecar,
+    })
+}
+
+/// Refuses fields that the node cannot honour yet.
+fn refuse_unsupported(at: &FieldPath<'_>, c: &api::Container) -> Result<(), FieldError> {
+    if c.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
+        return Err(at.key("volumeDevices").error("block devices are not supported yet"));
+    }
+    let stop_signal = c.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref());
+    if stop_signal.is_some_and(|s| !s.is_empty()) {
+        let at = at.key("lifecycle");
+        return Err(at.key("stopSignal").error("is not supported yet"));
+    }
+    Ok(())
+}
+
+/// Refuses what only containers that keep running may have.
+fn refuse_in_init_container(at: &FieldPath<'_>, c: &api::Container) -> Result<(), FieldError> {
+    let hooks = c.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some() || l.pre_stop.is_some());
+    let given = [
+        ("livenessProbe", c.liveness_probe.is_some()),
+        ("readinessProbe", c.readiness_probe.is_some()),
+        ("startupProbe", c.startup_probe.is_some()),
+        ("lifecycle", hooks),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((field, _)) => {
+            Err(at.key(field).error("is only for init containers with restartPolicy: Always"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn probe(
+    at: &FieldPath<'_>,
+    probe: Option<&api::Probe>,
+    kind: ProbeKind,
+) -> Result<Option<Probe>, FieldError> {
+    probe.map(|p| probe::probe(at, p, kind)).transpose()
+}
+
+fn hook(
+    at: &FieldPath<'_>,
+    name: &str,
+    handler: Option<&api::LifecycleHandler>,
+    pod: &PodContext,
+) -> Result<Option<Hook>, FieldError> {
+    let at = &at.key("lifecycle");
+    handler.map(|h| probe::hook(&at.key(name), h, pod.grace_seconds)).transpose()
+}
+
+fn termination_message_policy(
+    at: &FieldPath<'_>,
+    c: &api::Container,
+) -> Result<TerminationMessagePolicy, FieldError> {
+    choice(
+        &at.key("terminationMessagePolicy"),
+        c.termination_message_policy.as_deref(),
+        &[
+            ("File", TerminationMessagePolicy::File),
+            ("FallbackToLogsOnError", TerminationMessagePolicy::FallbackToLogsOnError),
+        ],
+    )
+}
+
+/// Whether the container is a sidecar. Any other restart policy of a single container is refused for now.
+fn restart(at: &FieldPath<'_>, c: &api::Container, kind: ContainerKind) -> Result<bool, FieldError> {
+    if c.restart_policy_rules.as_ref().is_some_and(|r| !r.is_empty()) {
+        return Err(at.key("restartPolicyRules").error("restart rules of a container are not supported yet"));
+    }
+    match (c.restart_policy.as_deref(), kind) {
+        (None | Some(""), _) => Ok(false),
+        (Some("Always"), ContainerKind::Init) => Ok(true),
+        (Some("Always" | "OnFailure" | "Never"), _) => Err(at
+            .key("restartPolicy")
+            .error("is not supported yet for a container, but for Always on an init container (a sidecar)")),
+        (Some(other), _) => Err(at
+            .key("restartPolicy")
+            .error(format!("{:?} must be one of Always, OnFailure, Never", shorten(other)))),
+    }
+}
+
+fn image(at: &FieldPath<'_>, image: &str) -> Result<String, FieldError> {
+    if image.is_empty() {
+        return Err(at.error("is required"));
+    }
+    if image.trim() != image || image.chars().any(char::is_control) {
+        return Err(at.error("must not have blanks around it nor control characters"));
+    }
+    Ok(image.to_owned())
+}
+
+fn pull_policy(at: &FieldPath<'_>, policy: Option<&str>, image: &str) -> Result<PullPolicy, FieldError> {
+    Ok(match policy {
+        Some("Always") => PullPolicy::Always,
+        Some("IfNotPresent") => PullPolicy::IfNotPresent,
+        Some("Never") => PullPolicy::Never,
+        None | Some("") => default_pull_policy(image),
+        Some(other) => {
+            return Err(at.error(format!("{:?} must be one of Always, IfNotPresent, Never", shorten(other))));
+        }
+    })
+}
+
+/// `Always` for the tag `latest` and for an image without tag and digest, else `IfNotPresent`.
+fn default_pull_policy(image: &str) -> PullPolicy {
+    let (name, digest) = match image.split_once('@') {
+        Some((name, _)) => (name, true),
+        None => (image, false),
+    };
+    let last = name.rsplit('/').next().unwrap_or(name);
+    match last.split_once(':').map(|(_, tag)| tag) {
+        Some("latest") => PullPolicy::Always,
+        None if !digest => PullPolicy::Always,
+        _ => PullPolicy::IfNotPresent,
+    }
+}
