@@ -30,7 +30,7 @@ mod packet;
 pub use class::{Class, Put};
 pub use lifetime::{collect, lifetime_s};
 pub use limit::Bucket;
-pub use maps::FlowMaps;
+pub use maps::{FlowMaps, Sockets};
 pub use open::open;
 pub use packet::{Dropped, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, Way, reverse, tcp};
 
@@ -38,7 +38,7 @@ use crate::{
     Aligned, Asked, Family, From, decide,
     service::{find, search, serves},
 };
-use berth_ebpf_abi::{FragmentKey, FragmentPorts, LocalPod, ServiceKey, flow, local_pod, tag};
+use berth_ebpf_abi::{FragmentKey, FragmentPorts, LocalPod, ServiceKey, flow, frontend, local_pod, tag};
 use class::{Moved, find as find_flow, forget, reclass};
 use lifetime::is_stream;
 use packet::is_reverse;
@@ -50,7 +50,7 @@ const FRAGMENTS_S: u32 = 30;
 ///
 /// Its four parts are functions of their own in the kernel, where each has a small stack.
 #[inline(always)]
-pub fn judge<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Verdict {
+pub fn judge<A: Family, M: FlowMaps<A> + Sockets<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Verdict {
     if hook == Hook::Pod && forged(maps, room) {
         return Verdict::Drop(Dropped::Forged);
     }
@@ -59,7 +59,7 @@ pub fn judge<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>
     if let Some(way) = way {
         return Verdict::Translate(way.with(pod));
     }
-    choose(maps, hook, room).unwrap_or_else(|| open(maps, hook, room))
+    choose(maps, maps, hook, room).unwrap_or_else(|| open(maps, maps, hook, room))
 }
 
 /// Whether a pod sends under an address that is not its own, as its device is known: what is looked at before anything
@@ -269,7 +269,12 @@ fn of_stack<A: Family, M: FlowMaps<A>>(maps: &M, room: &Room<A>) -> bool {
 /// The part of [`judge`] for what no entry knows. Nothing means that a connection begins and [`open`] has the say, with
 /// what was chosen in `room`.
 #[inline(always)]
-pub fn choose<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Option<Verdict> {
+pub fn choose<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
+    maps: &M,
+    sockets: &S,
+    hook: Hook,
+    room: &mut Room<A>,
+) -> Option<Verdict> {
     let tuple = &room.packet.tuple;
     if hook == Hook::Egress {
         // What the socket hooks leave alone for want of an endpoint, and what belongs to no Service.
@@ -303,6 +308,15 @@ pub fn choose<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A
         crate::Verdict::Drop(_) => Some(Verdict::Drop(Dropped::Service)),
         _ if later => Some(Verdict::Drop(Dropped::Fragment)),
         crate::Verdict::Reject(_) => Some(Verdict::Reject),
+        // An answer to a socket of the node's own, whose port happens to be a node port.
+        crate::Verdict::To(choice)
+            if tuple.proto == UDP
+                && hook == Hook::Uplink
+                && choice.frontend & frontend::NODE_PORT != 0
+                && sockets.connected(tuple) =>
+        {
+            Some(Verdict::Pass)
+        }
         crate::Verdict::To(choice) => {
             room.entry.to.dst = choice.backend.addr;
             room.entry.to.dst_port = choice.backend.port;

@@ -305,3 +305,64 @@ fn what_belongs_to_no_connection_in_progress_is_left_to_the_stack() {
     assert_eq!(node.send(Hook::Uplink, Tuple { dst: addr(7, 7), ..tuple }, tcp::SYN).0, Verdict::Pass);
     assert_eq!(node.send(Hook::Uplink, Tuple { dst_port: 1, ..tuple }, tcp::SYN).0, Verdict::Pass);
 }
+
+#[test]
+fn an_answer_to_a_socket_of_the_nodes_own_is_no_services() {
+    let mut node = Node::new(config::REDIRECT);
+    let answer =
+        Tuple { src: addr(9, 1), dst: NODE, src_port: 53, dst_port: NODE_PORT, proto: UDP, pad: [0; 3] };
+    let of_tcp = Tuple { proto: TCP, ..answer };
+    node.maps.sockets.extend([answer, of_tcp]);
+    let translated = |tuple| matches!(node.send(Hook::Uplink, tuple, tcp::SYN).0, Verdict::Translate(_));
+    assert_eq!(node.send(Hook::Uplink, answer, 0).0, Verdict::Pass);
+    assert!(translated(Tuple { src_port: 54, ..answer }), "of another port");
+    assert!(translated(of_tcp), "a SYN is no answer");
+}
+
+#[test]
+fn a_port_that_a_socket_of_the_nodes_own_has_is_not_taken() {
+    for spare in [20_000_u16, 20_007, 20_031] {
+        let mut node = Node::new(config::REDIRECT);
+        node.publish(&[1]);
+        let Backend { addr: backend, port, .. } = a_backend(1);
+        let towards = |own: u16| Tuple {
+            src: backend,
+            dst: NODE,
+            src_port: port,
+            dst_port: own.to_be(),
+            proto: TCP,
+            pad: [0; 3],
+        };
+        node.maps.sockets.extend((20_000..=20_031).filter(|own| *own != spare).map(towards));
+        let tuple = Tuple {
+            src: addr(9, 1),
+            dst: NODE,
+            src_port: 20_001_u16.to_be(),
+            dst_port: NODE_PORT,
+            proto: TCP,
+            pad: [0; 3],
+        };
+        let (verdict, to) = node.send(Hook::Uplink, tuple, tcp::SYN);
+        assert!(matches!(verdict, Verdict::Translate(_)), "{verdict:?}");
+        assert_eq!(u16::from_be(to.src_port), spare);
+    }
+}
+
+#[test]
+fn ports_towards_a_backend_are_found_until_nineteen_of_twenty_are_taken() {
+    let mut node = Node::new(config::REDIRECT);
+    node.maps.config.masquerade_ports = [20_000, 21_999];
+    node.publish(&[1]);
+    for number in 0..1_900_u16 {
+        let tuple = Tuple {
+            src: addr(9, 1),
+            dst: NODE,
+            src_port: (40_000 + number).to_be(),
+            dst_port: NODE_PORT,
+            proto: TCP,
+            pad: [0; 3],
+        };
+        let (verdict, _) = node.send(Hook::Uplink, tuple, tcp::SYN);
+        assert!(matches!(verdict, Verdict::Translate(_)), "{number}: {verdict:?}");
+    }
+}

@@ -44,7 +44,7 @@ impl Default for Sizes {
             node_addresses: 1_024,
             assured: [65_536, 32_768],
             unassured: [16_384, 8_192],
-            udp: [32_768, 16_384],
+            udp: [24_576, 12_288],
             stack: [4_096, 2_048],
             fragments: [8_192, 4_096],
         }

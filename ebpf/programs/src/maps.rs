@@ -3,7 +3,7 @@
 //! Sizes: a hash that is not preallocated costs 16 bytes a slot at once and the rest as it fills; any other hash, and a
 //! queue, all of it at once. These are the sizes of a load that is told no others, so that all maps stay below 30 MB
 //! with 10,000 Services. Of the tables of connections, a connection takes two entries, and one place in the queue of its
-//! table: so the queue is full before the table is.
+//! table: so the queue is full before the table is. Of UDP there are fewer than the node has ports towards one backend.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -55,8 +55,8 @@ hash!(POD_DEVICE: u32 => PodDevice, 4096);
 
 hash!(ASSURED4: Tuple<V4> => Flow<V4>, 131_072);
 hash!(ASSURED6: Tuple<V6> => Flow<V6>, 65_536);
-hash!(UDP4: Tuple<V4> => Flow<V4>, 65_536);
-hash!(UDP6: Tuple<V6> => Flow<V6>, 32_768);
+hash!(UDP4: Tuple<V4> => Flow<V4>, 49_152);
+hash!(UDP6: Tuple<V6> => Flow<V6>, 24_576);
 
 /// The first thing that a flood meets: its memory is there.
 #[map]
@@ -67,8 +67,8 @@ pub(crate) static UNASSURED6: HashMap<Tuple<V6>, Flow<V6>> = HashMap::with_max_e
 
 queue!(BEGUN_TCP4: Begun<V4>, 16_384);
 queue!(BEGUN_TCP6: Begun<V6>, 8_192);
-queue!(BEGUN_UDP4: Begun<V4>, 32_768);
-queue!(BEGUN_UDP6: Begun<V6>, 16_384);
+queue!(BEGUN_UDP4: Begun<V4>, 24_576);
+queue!(BEGUN_UDP6: Begun<V6>, 12_288);
 
 lru!(AFFINITY4: AffinityKey<V4> => Affinity<V4>, 16_384);
 lru!(AFFINITY6: AffinityKey<V6> => Affinity<V6>, 8192);

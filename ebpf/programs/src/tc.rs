@@ -13,6 +13,7 @@ mod act;
 mod gc;
 mod refuse;
 mod skb;
+mod stack;
 mod tables;
 mod v4;
 mod v6;

@@ -7,7 +7,7 @@ use berth_ebpf_abi::{
 };
 use berth_ebpf_decide::{
     Header, Maps,
-    flow::{Class, FlowMaps, Put},
+    flow::{Class, FlowMaps, Put, Sockets},
 };
 use berth_ebpf_loader::{Datapath, Error, Map, Plain};
 use std::{
@@ -115,6 +115,13 @@ impl<A: Net> Maps<A> for Pinned<'_, A> {
 fn element<A: Net>(backends: &[Backend<A>], index: u32, len: usize) -> Backend<A> {
     let index = usize::try_from(index).ok().and_then(|i| i.checked_rem(len));
     index.and_then(|i| backends.get(i)).copied().unwrap_or_default()
+}
+
+impl<A: Net> Sockets<A> for Pinned<'_, A> {
+    /// A trace begins where no socket of the node's did.
+    fn connected(&self, _: &Tuple<A>) -> bool {
+        false
+    }
 }
 
 impl<A: Net> FlowMaps<A> for Pinned<'_, A> {

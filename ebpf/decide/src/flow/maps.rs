@@ -4,6 +4,13 @@ use super::{Class, Put};
 use crate::{Family, Maps};
 use berth_ebpf_abi::{Begun, Flow, FragmentKey, FragmentPorts, LocalPod, PodDevice, Tuple};
 
+/// The node's own sockets, as its stack knows them.
+pub trait Sockets<A> {
+    /// Whether one of them is connected to where this arriving packet comes from, at the address and port that it goes to.
+    /// A socket that only listens there is none.
+    fn connected(&self, arriving: &Tuple<A>) -> bool;
+}
+
 /// The tables of connections, and what translation needs to know of the node.
 pub trait FlowMaps<A: Family>: Maps<A> {
     /// Reads a direction's entry in the table of a class; says whether there is one.

@@ -1,6 +1,6 @@
 //! The tables of connections in memory: for tests.
 
-use super::{Class, FlowMaps, Put};
+use super::{Class, FlowMaps, Put, Sockets};
 use crate::{Family, Header, Maps, memory::Tables};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, Begun, Chunk, ChunkKey, Config, Flow, FragmentKey, FragmentPorts,
@@ -34,6 +34,8 @@ pub struct Flows<A> {
     pub pods: HashMap<A, LocalPod>,
     /// Their devices.
     pub devices: HashMap<u32, PodDevice>,
+    /// What arrives for connected sockets of the node's own.
+    pub sockets: HashSet<Tuple<A>>,
     /// Answers of what the stack translated.
     pub of_stack: RefCell<HashSet<Tuple<A>>>,
     /// Flags and ports.
@@ -111,6 +113,12 @@ impl<A: Family> Flows<A> {
         if let Some(journal) = self.journal.borrow_mut().as_mut() {
             journal.push(Before::Fragment(*key, before));
         }
+    }
+}
+
+impl<A: Family> Sockets<A> for Flows<A> {
+    fn connected(&self, arriving: &Tuple<A>) -> bool {
+        self.sockets.contains(arriving)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Step, Trace};
 use crate::{
     Family,
-    flow::{Class, FlowMaps, Put},
+    flow::{Class, FlowMaps, Put, Sockets},
 };
 use berth_ebpf_abi::{Begun, Flow, FragmentKey, FragmentPorts, LocalPod, PodDevice, Tuple};
 
@@ -19,6 +19,12 @@ impl<A: Family, M: FlowMaps<A>> Trace<'_, A, M> {
 
     fn write(&self, class: Class, key: &Tuple<A>, entry: Option<Flow<A>>) {
         self.written.borrow_mut().push((class, *key, entry));
+    }
+}
+
+impl<A: Family, M: Sockets<A>> Sockets<A> for Trace<'_, A, M> {
+    fn connected(&self, arriving: &Tuple<A>) -> bool {
+        self.maps.connected(arriving)
     }
 }
 

@@ -412,7 +412,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
         let mut scripts = Vec::new();
         for port in ports {
             for backend in &backends {
-                scripts.push([backend.clone(), vec![throw(port, span); 32]].concat());
+                scripts.push([backend.clone(), vec![throw(port, span); 128]].concat());
             }
         }
         scripts

@@ -6,7 +6,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod flood;
+#[path = "../packets/frame.rs"]
+#[expect(dead_code, reason = "the test of packets uses the rest")]
+mod frame;
 mod namespace;
+mod raw;
+mod routes;
 
 use berth_ebpf_abi::{
     Backend, Config, LocalPod, NodeAddress, PodDevice, Prefix, Service, ServiceKey, backend, config,
@@ -23,6 +29,8 @@ use std::{
 
 /// What a test may take for one exchange.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// Where a server takes all that it is sent.
+const SINK: u16 = 8081;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -75,16 +83,23 @@ struct Way {
 }
 
 const LOCAL: u16 = backend::LOCAL;
-const WAYS: [Way; 5] = [
+const WAYS: [Way; 7] = [
     Way { port: 80, node_port: 30080, flags: 0, backend: Some((PODS[0], 8080, LOCAL)) },
     Way { port: 81, node_port: 30081, flags: frontend::OUTSIDE_LOCAL, backend: Some((PODS[0], 8080, LOCAL)) },
     Way { port: 82, node_port: 30082, flags: 0, backend: None },
     Way { port: 83, node_port: 30083, flags: 0, backend: Some((NODE, 9100, LOCAL | backend::HOST_NETWORK)) },
     Way { port: 84, node_port: 30084, flags: 0, backend: Some((OTHER, 8080, 0)) },
+    // At the node's address, by an EndpointSlice that names no node.
+    Way { port: 85, node_port: 30085, flags: 0, backend: Some((NODE, 9100, backend::HOST_NETWORK)) },
+    Way { port: 86, node_port: 30086, flags: 0, backend: Some((OTHER, SINK, 0)) },
 ];
 
-fn publish<A: berth_ebpf_abi::Addr + Plain>(map: &Map<ServiceKey<A>, Service<A>>, addr: impl Fn(Place) -> A) {
-    for (id, way) in (1..).zip(&WAYS) {
+fn publish<A: berth_ebpf_abi::Addr + Plain>(
+    map: &Map<ServiceKey<A>, Service<A>>,
+    ways: &[Way],
+    addr: impl Fn(Place) -> A,
+) {
+    for (id, way) in (1..).zip(ways) {
         for proto in [TCP, UDP] {
             let id = id * 2 + u32::from(proto == UDP);
             let mut service = Service { tag: tag(id, 1), id, generation: 1, ..Service::default() };
@@ -110,7 +125,7 @@ fn publish<A: berth_ebpf_abi::Addr + Plain>(map: &Map<ServiceKey<A>, Service<A>>
 fn configure(maps: &Datapath, flags: u32) {
     let mut config = Config {
         flags,
-        masquerade_ports: [20_000, 29_999],
+        masquerade_ports: [1_024, 29_999],
         masquerade4: words4(NODE.v4),
         masquerade6: words6(NODE.v6),
         ..Config::default()
@@ -215,10 +230,14 @@ impl Net {
             (PODS[1], &net.pods[1], 8080),
             (OTHER, &net.other, 8080),
             (NODE, &net.node, 9100),
+            (OUTSIDE, &net.outside, 7777),
         ] {
             for addr in place.both() {
                 namespace.run(move || serve(addr, port));
             }
+        }
+        for addr in OTHER.both() {
+            net.other.run(move || routes::take_all(addr));
         }
         net
     }
@@ -303,18 +322,24 @@ fn host_port(node: &Namespace) {
     });
 }
 
-#[test]
-fn services_answer_whoever_passes_no_socket_hook() {
+/// The programs with these ways in, at the devices of a network.
+fn node(ways: &[Way]) -> (support::Scratch, Datapath, Net) {
     let scratch = support::Scratch::new();
     let pins = scratch.pins();
     let object = std::env::var_os("BERTH_OBJECT").map(|path| std::fs::read(path).unwrap());
     load(&pins, object.as_deref().unwrap_or(OBJECT), |_| ()).unwrap();
     let maps = Datapath::open(&pins, Access::Write).unwrap();
-    publish(&maps.service4, |place| words4(place.v4));
-    publish(&maps.service6, |place| words6(place.v6));
+    publish(&maps.service4, ways, |place| words4(place.v4));
+    publish(&maps.service6, ways, |place| words6(place.v6));
     configure(&maps, config::REDIRECT);
     let net = Net::new();
     net.attach(&pins, &maps);
+    (scratch, maps, net)
+}
+
+#[test]
+fn services_answer_whoever_passes_no_socket_hook() {
+    let (_scratch, maps, net) = node(&WAYS);
     for flags in [config::REDIRECT, 0] {
         configure(&maps, flags);
         let [pod, client] = &net.pods;
@@ -324,6 +349,7 @@ fn services_answer_whoever_passes_no_socket_hook() {
         refused(&net.outside, NODE, 30082);
         sees(&net.outside, NODE, 30083, OUTSIDE);
         sees(&net.outside, NODE, 30084, NODE);
+        sees(&net.outside, NODE, 30085, OUTSIDE);
         // A cluster address, where it is routed here.
         sees(&net.outside, VIP, 80, NODE);
         // A pod whose sockets are left alone.
@@ -332,14 +358,17 @@ fn services_answer_whoever_passes_no_socket_hook() {
         sees(client, VIP, 84, PODS[1]);
         sees(client, NODE, 30080, PODS[1]);
         refused(client, VIP, 82);
-        refused(client, VIP, 85);
+        refused(client, VIP, 87);
         // To itself.
         sees(pod, VIP, 80, NODE);
         // Straight across.
         sees(client, PODS[0], 8080, PODS[1]);
+        routes::own_socket(&net);
         // By a port of the node that the stack translates, as plugin portmap does: the answer goes the same way.
         host_port(&net.node);
         sees(client, NODE, 8088, PODS[1]);
         sees(&net.outside, NODE, 8088, OUTSIDE);
+        routes::answers_go_by_them(&net);
     }
+    routes::what_is_too_big_is_told(&net);
 }

@@ -4,6 +4,7 @@ use super::{
     NEXT, SHOT,
     refuse::Answer,
     skb::{ETH, Skb, Wire, into_peer, to_neighbour},
+    stack::Stack,
     v4::{Ports, Segment},
 };
 use crate::{
@@ -131,7 +132,11 @@ pub(super) trait Headers: Wide {
         hop: bool,
     ) -> Option<()>;
     /// Turns the packet into "port unreachable" for its sender.
-    fn refuse(skb: Skb, view: &Self::View, answer: &mut Answer<Self::Header>) -> Option<()>;
+    ///
+    /// With an `mtu` into "too big" for that.
+    fn refuse(skb: Skb, view: &Self::View, answer: &mut Answer<Self::Header>, mtu: u32) -> Option<()>;
+    /// Where the transport header begins.
+    fn transport(view: &Self::View) -> u32;
     /// Puts the addresses of a route's question.
     fn question(to: &Tuple<Self>) -> Route;
 }
@@ -160,9 +165,9 @@ where
         None => {
             let number = hook as u32;
             if meet_known::<A>(number) != 0 {
-                choose_new::<A>(number);
+                choose_new::<A>(skb.raw(), number);
                 if hook != Hook::Egress && said.what == BEGINS {
-                    begin::<A>(number);
+                    begin::<A>(skb.raw(), number);
                 }
             }
         }
@@ -170,10 +175,16 @@ where
     match said.what {
         PASS => return NEXT,
         DROP => return shoot(count::PACKET_DROPPED + said.number),
-        REJECT => return refuse::<A>(skb.raw()),
+        REJECT => return refuse::<A>(skb.raw(), 0),
         FORWARD => {}
         what => {
             let hop = what == TO_NEIGHBOUR;
+            if hop {
+                said.number = device::<A>(skb.raw(), said.number);
+                if said.number & TOO_BIG != 0 {
+                    return refuse::<A>(skb.raw(), said.number & !TOO_BIG);
+                }
+            }
             let rewritten = if room.packet.part == Part::Error {
                 rewrite_error::<A>(skb.raw(), u32::from(hop)) == 0
             } else {
@@ -186,10 +197,7 @@ where
     }
     match said.what {
         FORWARD | TO_POD => into(skb, &said.pod),
-        TO_NEIGHBOUR => {
-            let ifindex = device::<A>(skb.raw(), said.number);
-            if ifindex == 0 { NEXT } else { to_neighbour(ifindex) }
-        }
+        TO_NEIGHBOUR if said.number != 0 => to_neighbour(said.number),
         _ => NEXT,
     }
 }
@@ -227,12 +235,12 @@ where
 
 /// The same for what no entry knows.
 #[inline(never)]
-fn choose_new<A: Headers>(hook: u32) -> i32
+fn choose_new<A: Headers>(skb: *mut __sk_buff, hook: u32) -> i32
 where
     Kernel: FlowMaps<A>,
 {
     let Some(Work { room, said, .. }) = A::work() else { return 0 };
-    match choose(&Kernel, hook_of(hook), room) {
+    match choose(&Kernel, &Stack(skb), hook_of(hook), room) {
         Some(verdict) => said.verdict(verdict),
         None => said.what = BEGINS,
     }
@@ -241,12 +249,12 @@ where
 
 /// A connection's first packet.
 #[inline(never)]
-fn begin<A: Headers>(hook: u32) -> i32
+fn begin<A: Headers>(skb: *mut __sk_buff, hook: u32) -> i32
 where
     Kernel: FlowMaps<A>,
 {
     let Some(Work { room, said, .. }) = A::work() else { return 0 };
-    said.verdict(open(&Kernel, hook_of(hook), room));
+    said.verdict(open(&Kernel, &Stack(skb), hook_of(hook), room));
     0
 }
 
@@ -259,16 +267,16 @@ fn hook_of(number: u32) -> Hook {
     }
 }
 
-/// Answers "port unreachable", unless too many were answered.
+/// Answers "port unreachable", or "too big" for an `mtu`, unless too many were answered.
 #[inline(never)]
-fn refuse<A: Headers>(skb: *mut __sk_buff) -> i32 {
+fn refuse<A: Headers>(skb: *mut __sk_buff, mtu: u32) -> i32 {
     if !A::bucket().is_some_and(|bucket| bucket.take(now_ms())) {
         return shoot(count::PACKET_UNANSWERED);
     }
     bump(count::PACKET_REJECTED);
     let skb = Skb::at(skb);
     let Some(Work { view, answer, .. }) = A::work() else { return SHOT };
-    match A::refuse(skb, view, answer) {
+    match A::refuse(skb, view, answer, mtu) {
         Some(()) => skb.send_back(),
         None => SHOT,
     }
@@ -323,6 +331,7 @@ pub(super) struct Route {
     pub(super) proto: u8,
     pub(super) src_port: u16,
     pub(super) dst_port: u16,
+    /// The packet's size, of which 0 is not looked at; afterwards the size that fits.
     pub(super) total: u16,
     pub(super) ifindex: u32,
     pub(super) info: u32,
@@ -334,17 +343,36 @@ pub(super) struct Route {
 /// `BPF_FIB_LOOKUP_SKIP_NEIGH`: the neighbour is found when the packet is sent.
 const SKIP_NEIGHBOUR: u32 = 1 << 2;
 
-/// The device by which the routes reach a translated packet's destination; `otherwise` where they name none.
+/// `BPF_FIB_LKUP_RET_FRAG_NEEDED`.
+const FRAGMENTATION_NEEDED: i64 = 8;
+/// Added to the size that fits where a packet is larger. No device has such an index.
+const TOO_BIG: u32 = 1 << 31;
+
+/// The device by which the routes reach a translated packet's destination; `otherwise` where they name none; the size that
+/// fits with [`TOO_BIG`].
 #[inline(never)]
 fn device<A: Headers>(skb: *mut __sk_buff, otherwise: u32) -> u32 {
-    let Some(Work { room, .. }) = A::work() else { return 0 };
+    let Some(Work { room, view, .. }) = A::work() else { return 0 };
     let mut route = A::question(room.to());
     route.ifindex = room.packet.ifindex;
+    if room.packet.part == Part::Whole {
+        let packet = Skb::at(skb);
+        // One that is cut is cut into packets of this size, with the shortest header of TCP.
+        let size = match packet.gso_size() {
+            0 => packet.len() - ETH,
+            payload => payload + A::transport(view) - ETH + 20,
+        };
+        route.total = (size & 0xffff) as u16;
+    }
     // SAFETY: `Route` has the layout and the size that the kernel wants, and lives over the call.
     let answer = unsafe {
         bpf_fib_lookup(skb.cast(), addr_of_mut!(route).cast(), size_of::<Route>() as i32, SKIP_NEIGHBOUR)
     };
-    if answer == 0 { route.ifindex } else { otherwise }
+    match answer {
+        0 => route.ifindex,
+        FRAGMENTATION_NEEDED => TOO_BIG | u32::from(route.total),
+        _ => otherwise,
+    }
 }
 
 /// Where a transport header's checksum lies in it, and how it is to be treated; none for what has no known one or for

@@ -1,4 +1,5 @@
-//! "Port unreachable", made of the packet that is refused (RFC 792, RFC 4443): to TCP too, as kube-proxy's `reject`.
+//! "Port unreachable", made of the packet that is refused (RFC 792, RFC 4443): to TCP too, as kube-proxy's `reject`. And
+//! "too big" (RFC 1191, RFC 4443), made of one that does not fit through the device that it would leave by.
 //!
 //! The packet is cut or stretched to the answer's length and written anew from its network header on, then sent back
 //! by its device. It quotes the header and eight bytes, which hold the ports and so tell the client's socket.
@@ -40,7 +41,7 @@ struct Message<H> {
     kind: u8,
     code: u8,
     check: u16,
-    unused: u32,
+    mtu: u32,
     quote: H,
     start: Start,
 }
@@ -60,11 +61,11 @@ unsafe impl Wire for Answer<Ip6> {}
 impl<H> Message<H> {
     /// Writes its head, without a checksum.
     #[inline(always)]
-    fn begin(&mut self, kind: u8, code: u8) {
+    fn begin(&mut self, (kind, code): (u8, u8), mtu: u32) {
         self.kind = kind;
         self.code = code;
         self.check = 0;
-        self.unused = 0;
+        self.mtu = mtu.to_be();
     }
 
     /// The sum of all of its words.
@@ -80,14 +81,14 @@ impl<H> Message<H> {
 }
 
 #[inline(always)]
-pub(super) fn v4(skb: Skb, ip: &Ip4, transport: u32, answer: &mut Answer<Ip4>) -> Option<()> {
+pub(super) fn v4(skb: Skb, ip: &Ip4, transport: u32, answer: &mut Answer<Ip4>, mtu: u32) -> Option<()> {
     if transport != NETWORK + size_of::<Ip4>() as u32 {
         return None;
     }
     let Answer { ip: head, message } = answer;
     skb.load_into(transport, &mut message.start)?;
     message.quote = *ip;
-    message.begin(3, 3);
+    message.begin(if mtu == 0 { (3, 3) } else { (3, 4) }, mtu);
     message.check = !fold16(message.sum());
     let len = size_of::<Answer<Ip4>>() as u32;
     *head = ip.answer(len, ICMP, TTL);
@@ -97,14 +98,14 @@ pub(super) fn v4(skb: Skb, ip: &Ip4, transport: u32, answer: &mut Answer<Ip4>) -
 }
 
 #[inline(always)]
-pub(super) fn v6(skb: Skb, ip: &Ip6, transport: u32, answer: &mut Answer<Ip6>) -> Option<()> {
+pub(super) fn v6(skb: Skb, ip: &Ip6, transport: u32, answer: &mut Answer<Ip6>, mtu: u32) -> Option<()> {
     if transport != NETWORK + size_of::<Ip6>() as u32 {
         return None;
     }
     let Answer { ip: head, message } = answer;
     skb.load_into(transport, &mut message.start)?;
     message.quote = *ip;
-    message.begin(1, 4);
+    message.begin(if mtu == 0 { (1, 4) } else { (2, 0) }, mtu);
     let len = size_of::<Message<Ip6>>() as u32;
     let pseudo = ip.pseudo(len, ICMP6);
     message.check = !fold16(difference(u64::from(message.sum()), pseudo));

@@ -67,6 +67,20 @@ impl Skb {
         if tagged != 0 { 0 } else { (protocol & 0xffff) as u16 }
     }
 
+    /// Its length with the Ethernet header.
+    #[inline(always)]
+    pub(super) fn len(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { addr_of!((*self.0).len).read_volatile() }
+    }
+
+    /// What each packet carries that it will be cut into; 0 for one that is not to be cut.
+    #[inline(always)]
+    pub(super) fn gso_size(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { addr_of!((*self.0).gso_size).read_volatile() }
+    }
+
     /// The device it is met on.
     #[inline(always)]
     pub(super) fn ifindex(self) -> u32 {

@@ -219,8 +219,13 @@ impl Headers for V6 {
     }
 
     #[inline(always)]
-    fn refuse(skb: Skb, view: &View, answer: &mut Answer<Ip>) -> Option<()> {
-        refuse::v6(skb, &view.ip, view.transport, answer)
+    fn refuse(skb: Skb, view: &View, answer: &mut Answer<Ip>, mtu: u32) -> Option<()> {
+        refuse::v6(skb, &view.ip, view.transport, answer, mtu)
+    }
+
+    #[inline(always)]
+    fn transport(view: &View) -> u32 {
+        view.transport
     }
 
     #[inline(always)]

@@ -13,7 +13,7 @@ use super::{family::Net, pinned::Pinned};
 use berth_ebpf_abi::{Client, LocalPod, ServiceKey, Tuple};
 use berth_ebpf_decide::{
     Dialler, From, Verdict, decide, dialler,
-    flow::{self, FlowMaps, Hook, Packet, Room, TCP, UDP, judge, tcp},
+    flow::{self, FlowMaps, Hook, Packet, Room, Sockets, TCP, UDP, judge, tcp},
     is_host,
     trace::{Step, Trace},
 };
@@ -92,7 +92,7 @@ impl<A> End<A> {
 }
 
 /// Decides as the programs do.
-pub(crate) fn run<A: Net, M: FlowMaps<A>>(maps: &M, asked: &Question<A>) -> Traced<A> {
+pub(crate) fn run<A: Net, M: FlowMaps<A> + Sockets<A>>(maps: &M, asked: &Question<A>) -> Traced<A> {
     let trace = Trace::new(maps);
     let end = match asked.from {
         Who::Outside { addr, port } => packet(&trace, Hook::Uplink, addr, port, asked),
@@ -111,12 +111,12 @@ fn proto<A>(asked: &Question<A>) -> u8 {
     if asked.udp { UDP } else { TCP }
 }
 
-fn socket<A: Net, M: FlowMaps<A>>(maps: &M, from: From<A>, asked: &Question<A>) -> Verdict<A> {
+fn socket<A: Net, M: FlowMaps<A> + Sockets<A>>(maps: &M, from: From<A>, asked: &Question<A>) -> Verdict<A> {
     let key = ServiceKey { addr: asked.dst, port: asked.dst_port.to_be(), proto: proto(asked), pad: 0 };
     decide(maps, &key, from)
 }
 
-fn packet<A: Net, M: FlowMaps<A>>(
+fn packet<A: Net, M: FlowMaps<A> + Sockets<A>>(
     maps: &M,
     hook: Hook,
     src: A,

@@ -1,0 +1,193 @@
+//! Floods over devices: UDP and half-open TCP, every packet with a source of its own, while connections that were open
+//! before go on and new ones are opened. By outside clients and by a pod whose sockets are left alone, masqueraded and
+//! with the client's address kept, over both families.
+//!
+//! `BERTH_FLOOD=1000000` sends so many of each, and holds every connection to [`LONGEST`]: for a quiet machine.
+
+use crate::{
+    DEADLINE, LOCAL, NODE, Namespace, Net, OUTSIDE, PODS, Place, TCP, UDP, VIP, Way, ask_tcp, node, raw::Raw,
+};
+use berth_ebpf_abi::{count, frontend};
+use berth_ebpf_decide::flow::{Class, tcp};
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+/// Packets of UDP, and of TCP, where nothing else is said: more than there is room for connections that just begin.
+const DEFAULT: u32 = 50_000;
+/// Connections that are open all the time.
+const HELD: usize = 200;
+/// What the long form grants a round trip of an open connection, and a new one with its answer.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// Where a pod echoes.
+const ECHO: u16 = 8081;
+const WAYS: [Way; 4] = [
+    Way { port: 80, node_port: 30080, flags: 0, backend: Some((PODS[0], 8080, LOCAL)) },
+    Way { port: 81, node_port: 30081, flags: frontend::OUTSIDE_LOCAL, backend: Some((PODS[0], 8080, LOCAL)) },
+    Way { port: 90, node_port: 30090, flags: 0, backend: Some((PODS[0], ECHO, LOCAL)) },
+    Way { port: 91, node_port: 30091, flags: frontend::OUTSIDE_LOCAL, backend: Some((PODS[0], ECHO, LOCAL)) },
+];
+
+/// Gives back whatever comes.
+fn echo(place: IpAddr) {
+    let listener = TcpListener::bind((place, ECHO)).unwrap();
+    // They end with the test's process.
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            thread::spawn(move || {
+                let mut byte = [0];
+                while stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte)).is_ok() {}
+            });
+        }
+    });
+}
+
+/// Times of what went well, or what did not.
+type Times = Result<Vec<Duration>, String>;
+
+/// Has every connection go on, one after the other, until it is over and once more.
+fn go_on(mut held: Vec<(SocketAddr, TcpStream)>, over: &AtomicBool) -> Times {
+    let mut times = Vec::new();
+    loop {
+        let last = over.load(Ordering::Relaxed);
+        for (number, (to, stream)) in (0..=255).cycle().zip(&mut held) {
+            let (begun, mut byte) = (Instant::now(), [0]);
+            stream
+                .write_all(&[number])
+                .and_then(|()| stream.read_exact(&mut byte))
+                .map_err(|e| format!("an open connection to {to}: {e}"))?;
+            assert_eq!(byte, [number], "{to}");
+            times.push(begun.elapsed());
+        }
+        if last {
+            return Ok(times);
+        }
+    }
+}
+
+/// Opens connections, one after the other, until it is over and once more.
+fn open(targets: &[SocketAddr], over: &AtomicBool) -> Times {
+    let mut times = Vec::new();
+    loop {
+        let last = over.load(Ordering::Relaxed);
+        for to in targets {
+            let begun = Instant::now();
+            ask_tcp(*to).map_err(|e| format!("a new connection to {to}: {e}"))?;
+            times.push(begun.elapsed());
+        }
+        if last {
+            return Ok(times);
+        }
+    }
+}
+
+/// Where a client dials: each way over each family.
+fn targets(at: &[(Place, u16)]) -> Vec<SocketAddr> {
+    at.iter().flat_map(|(place, port)| place.both().map(|addr| SocketAddr::new(addr, *port))).collect()
+}
+
+/// Sixteen ports of each of many addresses that nobody has.
+fn source(number: u32, v6: bool) -> SocketAddr {
+    let port = 10_000 + u16::try_from(number % 16).unwrap();
+    let [_, a, b, c] = (number / 16).to_be_bytes();
+    let addr = if v6 {
+        IpAddr::from([0xfd01, 0, 0, 0, 0, 0, u16::from(a), u16::from_be_bytes([b, c])])
+    } else {
+        IpAddr::from([198, 18 + a, b, c])
+    };
+    SocketAddr::new(addr, port)
+}
+
+/// Sends both floods; what answers they get leads nowhere.
+fn flood(net: &Net, packets: u32) -> Duration {
+    let (via4, via6) = (OUTSIDE.v4(), OUTSIDE.v6());
+    net.node.ip(&format!("-4 route add 198.18.0.0/15 via {via4} dev up0 onlink"));
+    net.node.ip(&format!("-6 route add fd01::/64 via {via6} dev up0 onlink"));
+    net.outside.ip("-4 route add blackhole 198.18.0.0/15");
+    net.outside.ip("-6 route add blackhole fd01::/64");
+    let begun = Instant::now();
+    net.outside.run(move || {
+        let raw = Raw::new();
+        for number in 0..packets {
+            let v6 = number % 2 == 1;
+            let port = 30_080 + u16::try_from(number / 2 % 2).unwrap();
+            let to = SocketAddr::new(NODE.both()[usize::from(v6)], port);
+            raw.send(UDP, source(number, v6), to, 0);
+            raw.send(TCP, source(number, v6), to, tcp::SYN);
+        }
+    });
+    begun.elapsed()
+}
+
+#[test]
+fn floods_end_no_connection_in_use_and_keep_no_new_one_out() {
+    let given = std::env::var("BERTH_FLOOD").ok();
+    let packets = given.as_ref().map_or(DEFAULT, |packets| packets.parse().unwrap());
+    let (_scratch, maps, net) = node(&WAYS);
+    for addr in PODS[0].both() {
+        net.pods[0].run(move || echo(addr));
+    }
+    let [_, pod] = &net.pods;
+    let mut held = Vec::new();
+    for (from, at) in [(&net.outside, [(NODE, 30_090), (NODE, 30_091)]), (pod, [(VIP, 90), (VIP, 91)])] {
+        let streams = from.run(move || {
+            let all = targets(&at).into_iter().cycle().take(HELD / 2);
+            all.map(|to| (to, TcpStream::connect_timeout(&to, DEADLINE).unwrap())).collect::<Vec<_>>()
+        });
+        held.extend(streams);
+    }
+    for (_, stream) in &held {
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    }
+    let over = Arc::new(AtomicBool::new(false));
+    // A thread that is started in a namespace is in it too.
+    let opening = |from: &Namespace, at: [(Place, u16); 2]| -> JoinHandle<Times> {
+        let over = Arc::clone(&over);
+        from.run(move || thread::spawn(move || open(&targets(&at), &over)))
+    };
+    let going_on = {
+        let over = Arc::clone(&over);
+        thread::spawn(move || go_on(held, &over))
+    };
+    let clients = [
+        ("open connections", going_on),
+        ("new ones from outside", opening(&net.outside, [(NODE, 30_080), (NODE, 30_081)])),
+        ("new ones of a pod", opening(pod, [(VIP, 80), (VIP, 81)])),
+    ];
+    let took = flood(&net, packets);
+    over.store(true, Ordering::Relaxed);
+    println!("{packets} datagrams and {packets} half-open connections in {took:.1?}");
+    for (what, client) in clients {
+        let mut times = client.join().unwrap().unwrap();
+        times.sort_unstable();
+        let (all, longest) = (times.len(), times[times.len() - 1]);
+        println!(
+            "{what}: {all}, p50 {:.2?}, p99 {:.2?}, longest {longest:.2?}",
+            times[all / 2],
+            times[all * 99 / 100]
+        );
+        assert!(given.is_none() || longest <= LONGEST, "{what}: {longest:?}");
+    }
+
+    let sums = maps.count.sums().unwrap();
+    for v6 in [false, true] {
+        let counted = |block, class| sums[usize::try_from(count::flow(block, class as u32, v6)).unwrap()];
+        for class in [Class::Udp, Class::Unassured, Class::Assured] {
+            assert_eq!(counted(count::FLOW_REFUSED, class), 0, "{class:?}");
+        }
+        for class in [Class::Udp, Class::Unassured] {
+            // Two entries for each packet of half of the floods.
+            let entered = counted(count::FLOW_ENTERED, class);
+            assert!(entered >= u64::from(packets) * 9 / 10, "{class:?}: only {entered} entries");
+        }
+    }
+}
