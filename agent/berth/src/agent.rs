@@ -5,11 +5,11 @@ use crate::{
     board::Board,
     dns::Dns,
     host_network, local, lock, node,
-    services::{self, ServicesConfig, Sight},
+    services::{self, Given, Limits, ServicesConfig, Sight},
     sources,
 };
 use anyhow::{Context as _, bail};
-use berth_core::roots::Roots;
+use berth_core::{model::NodeLabels, roots::Roots};
 use berth_network::{MasqueradeConfig, Network, NetworkConfig};
 use berth_node::cgroup::CgroupTree;
 use berth_pods::{
@@ -94,6 +94,10 @@ pub(crate) struct AgentArgs {
     /// Clients that stay with a backend (sessionAffinity: ClientIP), likewise; beyond it the longest unseen are forgotten.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     max_affinity_entries: Option<u32>,
+    /// TCP connections in use over IPv4 that are translated packet by packet (by node ports, mostly); half as many over IPv6,
+    /// half as many of UDP, a quarter as many that begin or end. 65536, or twice as many from 8 GiB of memory on. Likewise.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
+    max_connections: Option<u32>,
     /// Processes a pod may have at most.
     #[arg(long, value_name = "N")]
     pod_pids_limit: Option<i64>,
@@ -167,8 +171,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
 
     let cgroups = CgroupTree::open(&roots).context("find the cgroup hierarchies")?;
     cgroups.prepare().context("make the cgroups")?;
-    let masquerade =
-        args.masquerade.then(|| MasqueradeConfig { non_masquerade_cidrs: args.non_masquerade_cidrs.clone() });
+    let masquerade = masquerade(&args);
     let network = Network::open(&roots, NetworkConfig { masquerade, ..NetworkConfig::default() })
         .context("open the network")?;
     if let Err(error) = network.prepare_host().await {
@@ -215,6 +218,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         uplinks: args.uplinks.clone(),
         cluster_dns: args.cluster_dns.clone(),
         whole_machine: roots.cgroup_hooks.as_os_str().is_empty(),
+        service_networks: if args.no_services { Vec::new() } else { args.service_cidrs.clone() },
     });
     let host_ips = {
         let host = host_network.clone();
@@ -229,6 +233,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         node_ports: berth_core::ports::NODE_PORTS,
         reserved: args.cluster_dns.clone(),
     };
+    let given = given(&args, &labels, node::memory());
     let hub = berth_server::Hub::default();
     let (sources, desired) =
         sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges, &hub);
@@ -290,14 +295,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             exe: exe.clone(),
             cgroup: services::hooks(&roots),
             clear: ClearPods::new(move |pod| attached.stays_clear_of_host(pod)),
-            zone: labels.get(ZONE).cloned().unwrap_or_default(),
-            networks: args.service_cidrs.clone(),
-            sizes: services::sizes(
-                args.max_service_entries,
-                args.max_backend_entries,
-                args.max_affinity_entries,
-            ),
-            domain: args.cluster_domain.clone().unwrap_or_else(|| services::DOMAIN.to_owned()),
+            given,
         };
         let sight = Sight {
             board: Arc::clone(&board),
@@ -352,6 +350,27 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     Ok(())
 }
 
+/// What pods send out of the cluster is masqueraded so.
+fn masquerade(args: &AgentArgs) -> Option<MasqueradeConfig> {
+    args.masquerade.then(|| MasqueradeConfig { non_masquerade_cidrs: args.non_masquerade_cidrs.clone() })
+}
+
+/// What options and labels say of Services, on a machine with so many bytes of memory.
+fn given(args: &AgentArgs, labels: &NodeLabels, memory: Option<u64>) -> Given {
+    let limits = Limits {
+        services: args.max_service_entries,
+        backends: args.max_backend_entries,
+        affinity: args.max_affinity_entries,
+        connections: args.max_connections,
+    };
+    Given {
+        zone: labels.get(ZONE).cloned().unwrap_or_default(),
+        networks: args.service_cidrs.clone(),
+        sizes: limits.sizes(memory),
+        domain: args.cluster_domain.clone().unwrap_or_else(|| services::DOMAIN.to_owned()),
+    }
+}
+
 /// The cgroup of helpers that are to be no part of the service that starts them.
 fn group(cgroups: &CgroupTree, name: &str) -> Option<PathBuf> {
     cgroups.helper_group(name).unwrap_or_else(|error| {
@@ -390,5 +409,52 @@ async fn keep_house(board: Arc<Board>, cgroups: CgroupTree) {
         if let Ok(Err(error)) = updated.await {
             tracing::warn!(%error, "QoS cgroups not updated");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(Debug, clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: AgentArgs,
+    }
+
+    fn given_by(options: &[&str]) -> (Given, Option<MasqueradeConfig>) {
+        let Command { args } = Command::try_parse_from([&["agent"], options].concat()).unwrap();
+        let roots = Roots::defaults("n1".parse().unwrap());
+        let labels = node::labels(&roots, &args.node_labels);
+        (given(&args, &labels, Some(1 << 30)), masquerade(&args))
+    }
+
+    #[test]
+    fn options_reach_services_and_the_masquerade() {
+        let (given, masquerade) = given_by(&[]);
+        assert_eq!((given.zone.as_str(), given.domain.as_str()), ("", "cluster.local"));
+        assert_eq!((given.sizes, masquerade), (berth_services::Sizes::default(), None));
+        let (given, masquerade) = given_by(&[
+            "--node-label=topology.kubernetes.io/zone=east",
+            "--cluster-domain=example",
+            "--service-cidr=10.7.0.0/16",
+            "--masquerade",
+            "--non-masquerade-cidr=10.8.0.0/16",
+            "--non-masquerade-cidr=fd00:8::/64",
+            "--max-service-entries=16",
+            "--max-backend-entries=18",
+            "--max-affinity-entries=20",
+            "--max-connections=64",
+        ]);
+        assert_eq!((given.zone.as_str(), given.domain.as_str()), ("east", "example"));
+        assert_eq!(given.networks, [("10.7.0.0".parse().unwrap(), 16)]);
+        let sizes = given.sizes;
+        assert_eq!((sizes.services, sizes.members, sizes.affinity), ([16, 8], [18, 9], [20, 10]));
+        assert_eq!(sizes.assured, [64, 32]);
+        let exempt = masquerade.unwrap().non_masquerade_cidrs;
+        assert_eq!(exempt, ["10.8.0.0/16".parse().unwrap(), "fd00:8::/64".parse().unwrap()]);
+        // Without a masquerade it says nothing.
+        assert!(Command::try_parse_from(["agent", "--non-masquerade-cidr=10.8.0.0/16"]).is_err());
     }
 }

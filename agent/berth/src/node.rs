@@ -11,17 +11,21 @@ use std::path::{Path, PathBuf};
 pub(crate) fn allocatable(roots: &Roots) -> ResourceList {
     let pages = hugepages("/sys/kernel/mm/hugepages".as_ref());
     let reserved = pages.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
-    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = info.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"));
-    let memory = kib.and_then(|k| k.trim().parse::<u64>().ok());
     // Pages that are set aside are nobody's memory otherwise.
-    let memory = memory.map(|kib| format!("{}Ki", kib.saturating_sub(reserved / 1024)));
+    let memory = memory().map(|bytes| format!("{}Ki", bytes.saturating_sub(reserved) / 1024));
     let cpus = std::thread::available_parallelism().ok().map(|n| n.to_string());
     [("cpu", cpus), ("memory", memory), ("ephemeral-storage", storage(&roots.pod_state))]
         .into_iter()
         .filter_map(|(name, amount)| Some((name.to_owned(), amount?.parse().ok()?)))
         .chain(pages.into_iter().filter_map(|(name, bytes)| Some((name, amount_of_pages(bytes)?))))
         .collect()
+}
+
+/// Bytes of the machine's memory.
+pub(crate) fn memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = info.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"))?;
+    kib.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 fn amount_of_pages(bytes: u64) -> Option<Quantity> {

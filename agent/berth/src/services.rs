@@ -3,8 +3,10 @@
 //! A task passes the wishes on (the sources changed, a pod's address or readiness did, the kernel told of a device) and
 //! starts the thread again should it panic. What becomes of them, and what happens on failure, stands with the engine.
 
+mod limits;
 mod world;
 
+pub(crate) use limits::Limits;
 pub(crate) use world::Shown;
 
 use crate::{board::Board, host_network::Host, sources::Latest};
@@ -47,6 +49,13 @@ pub(crate) struct ServicesConfig {
     pub(crate) cgroup: Option<PathBuf>,
     /// The pods whose packets may go past the host's stack.
     pub(crate) clear: ClearPods,
+    /// What options and labels say.
+    pub(crate) given: Given,
+}
+
+/// What options and the node's labels say of Services.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Given {
     /// The node's zone; empty where it has none.
     pub(crate) zone: String,
     /// The networks of Services.
@@ -117,7 +126,8 @@ async fn pass_on(config: ServicesConfig, sight: Sight, mut sources: watch::Recei
 fn spawn(config: ServicesConfig, sight: Sight) -> std::io::Result<Sender<()>> {
     let (wake, wakes) = channel();
     let run = move || {
-        let ServicesConfig { roots, exe, cgroup, clear, zone, networks, sizes, domain } = config;
+        let ServicesConfig { roots, exe, cgroup, clear, given } = config;
+        let Given { zone, networks, sizes, domain } = given;
         let engine = Config {
             node: roots.node_name.as_str().into(),
             zone: zone.into(),
@@ -144,17 +154,6 @@ pub(crate) fn network(text: &str) -> Result<(IpAddr, u8), String> {
         (len <= if net.is_ipv4() { 32 } else { 128 }).then_some((net, len))
     });
     parsed.ok_or_else(|| "must be an address range such as 10.96.0.0/16".to_owned())
-}
-
-/// The sizes of the maps: given for IPv4, half as many for IPv6. Chunks go with the backends that clients stay with.
-pub(crate) fn sizes(services: Option<u32>, backends: Option<u32>, affinity: Option<u32>) -> Sizes {
-    let mut sizes = Sizes::default();
-    let both = |given: Option<u32>, default: [u32; 2]| given.map_or(default, |n| [n, n.div_ceil(2)]);
-    sizes.services = both(services, sizes.services);
-    sizes.members = both(backends, sizes.members);
-    sizes.chunks = both(backends, sizes.chunks);
-    sizes.affinity = both(affinity, sizes.affinity);
-    sizes
 }
 
 /// The cgroup whose sockets the hooks serve.

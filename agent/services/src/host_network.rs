@@ -58,6 +58,8 @@ pub struct HostNetworkConfig {
     pub cluster_dns: Vec<IpAddr>,
     /// Whether all devices of the machine are the node's.
     pub whole_machine: bool,
+    /// `--service-cidr`, with prefix lengths.
+    pub service_networks: Vec<(IpAddr, u8)>,
 }
 
 /// A device that brings what comes from outside.
@@ -92,6 +94,13 @@ pub enum NetworkProblem {
     NoNodeIp,
     /// No device brings what comes from outside.
     NoUplink,
+    /// A node IP lies in a network of Services, and with it the node's neighbours do.
+    AmongServices {
+        /// The node IP.
+        address: IpAddr,
+        /// The network.
+        network: (IpAddr, u8),
+    },
     /// `--uplink` names a device that is not there.
     NoSuchUplink(String),
     /// `--uplink` names a device that cannot be one.
@@ -112,6 +121,12 @@ impl fmt::Display for NetworkProblem {
             NetworkProblem::NoUplink => f.write_str(
                 "no device is an uplink: Services are not reached from outside (give a device an address, or --uplink)",
             ),
+            NetworkProblem::AmongServices { address, network: (net, len) } => {
+                write!(
+                    f,
+                    "the node's address {address} lies in the network of Services, {net}/{len}: other machines there are not reached (give --service-cidr a network that nobody else has)"
+                )
+            }
             NetworkProblem::NoSuchUplink(device) => {
                 write!(f, "there is no device {device} (--uplink): it brings nothing from outside")
             }
@@ -137,6 +152,10 @@ impl HostNetwork {
         if node_ips.is_empty() {
             problems.insert(0, NetworkProblem::NoNodeIp);
         }
+        problems.extend(node_ips.iter().filter_map(|address| {
+            let network = cfg.service_networks.iter().find(|(net, len)| within(*address, *net, *len))?;
+            Some(NetworkProblem::AmongServices { address: *address, network: *network })
+        }));
         let found = kernel.devices.values().flat_map(|d| &d.addresses).copied().filter(global);
         let addresses = found.chain(node_ips.iter().copied()).collect();
         let on_loopback = kernel.devices.values().filter(|d| d.loopback).flat_map(|d| &d.addresses);
@@ -158,6 +177,17 @@ fn global(ip: &IpAddr) -> bool {
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     };
     !ip.is_loopback() && !link_local && !ip.is_unspecified()
+}
+
+/// Whether the address lies in the network.
+fn within(ip: IpAddr, net: IpAddr, len: u8) -> bool {
+    let bits = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => (u128::from(ip.to_bits()) << 96, 32),
+        IpAddr::V6(ip) => (ip.to_bits(), 128),
+    };
+    let ((ip, width), (net, net_width)) = (bits(ip), bits(net));
+    let rest = 128_u32.saturating_sub(u32::from(len));
+    width == net_width && ip.checked_shr(rest).unwrap_or(0) == net.checked_shr(rest).unwrap_or(0)
 }
 
 struct Chooser<'a> {

@@ -180,6 +180,9 @@ pub trait Kernel {
     /// There is no BPF file system, or the programs are refused.
     fn open(&mut self) -> Result<Self::Maps, Cause>;
 
+    /// What is not as it is wanted though nothing fails, one line each. Reads some tables.
+    fn shortcomings(&mut self, maps: &Self::Maps) -> Vec<String>;
+
     /// Sees to it that this build's programs are attached to the hooks. May block as [`open`](Kernel::open) does; once
     /// it has succeeded it does nothing, unless it shall `look` whether all of them are still there.
     ///

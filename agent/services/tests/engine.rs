@@ -3,7 +3,11 @@
 
 mod support;
 
-use berth_core::model::{EndpointSlice, Protocol, Service};
+use berth_core::{
+    model::{EndpointSlice, Protocol, Service, ServiceType, TrafficPolicy},
+    status::{Condition, ConditionType, Truth},
+    time::Wall,
+};
 use berth_ebpf_abi::{client, local_pod};
 use berth_ebpf_loader::{Front, Lost, Role};
 use berth_services::{Config, Device, Engine, Net as _, SeenPod, Why};
@@ -464,10 +468,11 @@ fn what_somebody_else_did_to_the_maps_is_mended() {
     world.state().networks.insert(uid("p"), network(1, 100));
     let mut engine = reconciling(&world, Duration::from_millis(1));
     rounds(&mut engine, &world, |w| w.state().files == 1);
-    let spoil: [(&str, Spoiling); 5] = [
+    let spoil: [(&str, Spoiling); 6] = [
         ("SERVICE", |s| s.spoil.services = true),
         ("NODE", |s| s.nodes4.clear()),
         ("POD", |s| s.pods4.clear()),
+        ("POD_DEVICE", |s| s.pod_devices.clear()),
         ("CLIENT", |s| s.clients.clear()),
         ("CONFIG", |s| s.masquerade4 = None),
     ];
@@ -475,6 +480,7 @@ fn what_somebody_else_did_to_the_maps_is_mended() {
         let s = w.state();
         let maps =
             s.nodes4.len() == 1 && s.pods4.len() == 1 && s.clients.len() == 2 && s.masquerade4.is_some();
+        let maps = maps && s.pod_devices.len() == 1;
         let host = s.clients.get(&HOST).is_some_and(|c| c.flags == client::HOST);
         maps && host
             && !s.spoil.services
@@ -490,6 +496,93 @@ fn what_somebody_else_did_to_the_maps_is_mended() {
         }
         rounds(&mut engine, &world, whole);
     }
+}
+
+#[test]
+fn a_pair_of_devices_that_is_made_anew_is_found_without_being_told() {
+    let world = listed();
+    world.state().pods.insert(uid("p"), Some(pod("p", "a", "10.2.0.1")));
+    world.state().networks.insert(uid("p"), network(1, 100));
+    let mut engine = reconciling(&world, Duration::from_millis(1));
+    engine.round();
+    assert_eq!(world.state().attached.keys().copied().collect::<Vec<_>>(), [100]);
+    // The same namespace, the same address; the old pair took its links along.
+    world.state().attached.remove(&100);
+    world.state().networks.insert(uid("p"), network(1, 101));
+    rounds(&mut engine, &world, |w| {
+        let state = w.state();
+        state.pods4.values().all(|p| p.ifindex == 101)
+            && state.attached.keys().copied().eq([101])
+            && state.pod_devices.keys().copied().eq([101])
+    });
+}
+
+#[test]
+fn a_ready_pods_device_has_its_program_before_the_pod_is_an_endpoint() {
+    let world = listed();
+    world.state().services = Arc::new(vec![selecting("web", "10.96.0.1", "a")]);
+    let mut engine = engine(&world);
+    engine.round();
+    assert_eq!(backends(&world, "10.96.0.1"), Some(0));
+    let written = world.state().written;
+    let mut seen = pod("p", "a", "10.2.0.1");
+    Arc::make_mut(&mut seen.status).conditions.push(Condition {
+        kind: ConditionType::Ready,
+        status: Truth::True,
+        reason: None,
+        message: None,
+        since: Wall(0),
+    });
+    world.state().pods.insert(uid("p"), Some(seen));
+    world.state().networks.insert(uid("p"), network(1, 100));
+    engine.round();
+    assert_eq!(backends(&world, "10.96.0.1"), Some(1));
+    assert_eq!(world.state().attached_at, [(100, written)]);
+}
+
+#[test]
+fn the_owner_hears_of_a_health_check_port_that_nobody_answers() {
+    let world = listed();
+    let mut service = service("web", "10.96.0.1", &[("", Protocol::Tcp, 80, Some(30080))]);
+    service.kind = ServiceType::LoadBalancer;
+    service.external_policy = TrafficPolicy::Local;
+    service.health_check_node_port = Some(32100);
+    world.state().services = Arc::new(vec![Arc::new(service)]);
+    let mut engine = engine(&world);
+    rounds(&mut engine, &world, |w| w.state().files == 1);
+    let state = world.state();
+    let told: Vec<_> = state.told.iter().map(|n| (n.why.reason(), n.why.to_string())).collect();
+    let [("NotCarried", why)] = &*told else { panic!("{told:?}") };
+    assert!(why.contains("healthCheckNodePort 32100 is not answered"), "{why}");
+    assert_eq!(state.notices.len(), 1, "and `berth services` says so for as long as it holds");
+}
+
+/// The API server refuses a ClusterIP that another Service has, whatever their ports are.
+#[test]
+fn a_cluster_ip_is_one_services_with_all_ports() {
+    let world = listed();
+    let mut other = service("b", "10.96.0.1", &[("", Protocol::Tcp, 81, None)]);
+    other.created = Wall(1);
+    world.state().services = Arc::new(vec![web("a", "10.96.0.1"), Arc::new(other)]);
+    let mut engine = engine(&world);
+    rounds(&mut engine, &world, |w| w.state().files == 1);
+    let served = |w: &World| w.state().fronts.keys().map(|(_, port)| *port).collect::<Vec<_>>();
+    assert_eq!(served(&world), [0, 80]);
+    let told: Vec<_> = world.state().told.iter().map(|n| n.why.to_string()).collect();
+    assert_eq!(told, ["10.96.0.1 port 81/TCP is held by the older Service default/a"]);
+    Arc::make_mut(&mut world.state().services).remove(0);
+    rounds(&mut engine, &world, |w| w.state().files == 2);
+    assert_eq!(served(&world), [0, 81], "it has the address now");
+    assert!(world.state().notices.is_empty());
+}
+
+#[test]
+fn what_the_tables_lack_is_a_problem_of_the_node() {
+    let world = listed();
+    let short = "table SERVICE4 has room for 16 entries, not for 32".to_owned();
+    world.state().shortcomings = vec![short.clone()];
+    let mut engine = engine(&world);
+    rounds(&mut engine, &world, |w| w.state().health.failures == [short.as_str()]);
 }
 
 #[test]

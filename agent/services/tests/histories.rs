@@ -127,13 +127,33 @@ impl World {
         self.services.values().map(of).collect()
     }
 
-    /// What readers are to see, by the rule alone: the oldest Service has the key.
+    /// Whose each ClusterIP is: the oldest Service's that has it.
+    fn address_holders<A: Net>(
+        &self,
+        of: impl Fn(&berth_services::Wanted) -> &Vec<WantedPort<A>>,
+    ) -> HashMap<A, (Wall, Arc<str>)> {
+        let mut holders: HashMap<A, (Wall, Arc<str>)> = HashMap::new();
+        for (service, wanted) in self.wanted() {
+            let age = (service.created, Arc::clone(&service.uid));
+            let bare = of(&wanted).iter().flat_map(|p| &p.fronts).filter(|(k, _)| k.port == 0);
+            for (key, _) in bare {
+                let holder = holders.entry(key.addr).or_insert_with(|| age.clone());
+                if age < *holder {
+                    *holder = age.clone();
+                }
+            }
+        }
+        holders
+    }
+
+    /// What readers are to see, by the rule alone: the oldest Service has the key, if it also has the ClusterIP.
     fn views<A: Net>(
         &self,
         of: impl Fn(&berth_services::Wanted) -> &Vec<WantedPort<A>>,
     ) -> HashMap<ServiceKey<A>, View<A>> {
         type Aged<A> = ((Wall, Arc<str>), View<A>);
         let mut views: HashMap<ServiceKey<A>, Aged<A>> = HashMap::new();
+        let holders = self.address_holders(&of);
         for (service, wanted) in self.wanted() {
             for port in of(&wanted) {
                 let set = |b: &[berth_ebpf_abi::Backend<A>]| -> BTreeSet<(A, u16)> {
@@ -141,6 +161,9 @@ impl World {
                 };
                 for (key, flags) in &port.fronts {
                     let age = (service.created, Arc::clone(&service.uid));
+                    if holders.get(&key.addr).is_some_and(|holder| age != *holder) {
+                        continue;
+                    }
                     let view = if *flags == frontend::ADDRESS {
                         View { frontend: *flags, affinity_s: 0, cluster: [].into(), local: [].into() }
                     } else {
@@ -169,12 +192,16 @@ impl World {
     ) -> HashMap<ServiceKey<A>, BTreeSet<(A, u16)>> {
         type Aged<A> = ((Wall, Arc<str>), BTreeSet<(A, u16)>);
         let mut serving: HashMap<ServiceKey<A>, Aged<A>> = HashMap::new();
+        let holders = self.address_holders(&of);
         for (service, wanted) in self.wanted() {
             for port in of(&wanted) {
                 let only =
                     port.serving.iter().map(|b| (b.addr, u16::from_be(b.port))).collect::<BTreeSet<_>>();
                 for (key, _) in port.fronts.iter().filter(|(key, _)| is_udp(key)) {
                     let age = (service.created, Arc::clone(&service.uid));
+                    if holders.get(&key.addr).is_some_and(|holder| age != *holder) {
+                        continue;
+                    }
                     if serving.get(key).is_none_or(|(there, _)| age < *there) {
                         serving.insert(*key, (age, only.clone()));
                     }

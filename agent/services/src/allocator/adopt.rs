@@ -120,8 +120,7 @@ impl<A: Net> Family<A> {
         }
         // Whom clients of a key were sent to is judged by who has the key now, whatever its id.
         for UdpKey { key, id, backends } in std::mem::take(&mut self.adopted_udp) {
-            let owner = self.claims.get(&key).and_then(|claims| claims.first());
-            let port = owner.and_then(|id| self.ports.get_mut(id));
+            let port = self.holder(&key).and_then(|id| self.ports.get_mut(&id));
             stale.extend(
                 flows_of_key(port, &backends).iter().flat_map(|b| gone(id, b, slice::from_ref(&key))),
             );

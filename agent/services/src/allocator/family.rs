@@ -104,6 +104,11 @@ impl<A: Net> Port<A> {
         [cluster.get(..room).unwrap_or(cluster), local.get(..here).unwrap_or(local)]
     }
 
+    /// Its way in by the ClusterIP, which is the first of its ways.
+    fn at_cluster_ip(&self) -> Option<ServiceKey<A>> {
+        self.wanted.fronts.first().map(|(key, _)| *key)
+    }
+
     fn affinity_s(&self) -> u32 {
         if self.reduced { 0 } else { self.wanted.affinity_s }
     }
@@ -300,12 +305,20 @@ impl<A: Net> Family<A> {
                 claims.sort_by_key(|id| ports.get(id).map(|p| (p.owner.created, &p.owner.uid, *id)));
             }
             self.touched.insert(*key);
+            // Whose the address is may have changed, and with it who has its ports.
+            let others = |id: &u32| ports.get(id).is_some_and(|p| p.owner.service != port.owner.service);
+            if key.port == 0 && claims.iter().any(others) {
+                self.touched.extend(claims.iter().filter_map(|id| ports.get(id)?.at_cluster_ip()));
+            }
         }
     }
 
     fn unclaim(&mut self, id: u32, key: &ServiceKey<A>) {
         if let Some(claims) = self.claims.get_mut(key) {
             claims.retain(|c| *c != id);
+            if key.port == 0 {
+                self.touched.extend(claims.iter().filter_map(|id| self.ports.get(id)?.at_cluster_ip()));
+            }
             if claims.is_empty() {
                 self.claims.remove(key);
                 self.unfit.keys.remove(key);
@@ -315,9 +328,35 @@ impl<A: Net> Family<A> {
         self.touched.insert(*key);
     }
 
+    /// Who has a key: the oldest of those that want it and may have it.
+    pub(super) fn holder(&self, key: &ServiceKey<A>) -> Option<u32> {
+        self.claims.get(key)?.iter().copied().find(|id| self.may_have(*id, key))
+    }
+
+    /// A ClusterIP is one Service's, the oldest's, with all of its ports: the API server refuses another that names it.
+    fn may_have(&self, id: u32, key: &ServiceKey<A>) -> bool {
+        let Some((port, owner)) = self.ports.get(&id).zip(self.has_address(key)) else { return true };
+        let is_external = |(k, flags): &(ServiceKey<A>, u32)| k == key && flags & frontend::EXTERNAL != 0;
+        key.port == 0 || port.owner.service == owner.service || port.wanted.fronts.iter().any(is_external)
+    }
+
+    /// Whose ClusterIP a key's address is.
+    fn has_address(&self, key: &ServiceKey<A>) -> Option<&Owner> {
+        let bare = ServiceKey { port: 0, proto: 0, ..*key };
+        Some(&self.ports.get(self.claims.get(&bare)?.first()?)?.owner)
+    }
+
+    /// Who has a key that others want, or its address.
+    fn held_by(&self, key: &ServiceKey<A>) -> Option<&Owner> {
+        match self.holder(key) {
+            Some(id) => self.ports.get(&id).map(|port| &*port.owner),
+            None => self.has_address(key),
+        }
+    }
+
     /// What should stand at a key.
     pub(super) fn value(&self, key: &ServiceKey<A>) -> Option<Service<A>> {
-        let id = *self.claims.get(key)?.first()?;
+        let id = self.holder(key)?;
         if key.port == 0 {
             return Some(Service { tag: tag(0, 0), frontend: frontend::ADDRESS, ..Service::default() });
         }
@@ -328,16 +367,16 @@ impl<A: Net> Family<A> {
 
     /// Tells those who want a key that an older Service has.
     pub(super) fn conflicts(&mut self, key: &ServiceKey<A>, notices: &mut Vec<Notice>) {
-        // The bare address is shared.
-        let Some([winner, losers @ ..]) = self.claims.get(key).map(Vec::as_slice) else { return };
+        // The ports of an address tell of it.
+        let Some(claims) = self.claims.get(key).filter(|_| key.port != 0) else { return };
+        let Some(by) = self.held_by(key).map(|owner| owner.service.clone()) else { return };
+        let holder = self.holder(key);
         let transport = transport(key);
-        let Some(by) = self.ports.get(winner).map(|p| &p.owner.service).filter(|_| key.port != 0) else {
-            return;
-        };
-        self.told.remove(&(*key, *winner));
-        for id in losers {
+        for id in claims {
             let Some(loser) = self.ports.get(id) else { continue };
-            if self.told.insert((*key, *id)) {
+            if Some(*id) == holder {
+                self.told.remove(&(*key, *id));
+            } else if self.told.insert((*key, *id)) {
                 let (address, port) = shown(key);
                 let why = Why::Taken { address, port, transport, by: by.clone() };
                 notices.push(loser.owner.notice(why));
@@ -349,7 +388,7 @@ impl<A: Net> Family<A> {
     pub(super) fn notices(&self) -> impl Iterator<Item = Notice> {
         let conflicts = self.told.iter().filter_map(|(key, id)| {
             let loser = self.ports.get(id)?;
-            let by = self.ports.get(self.claims.get(key)?.first()?)?.owner.service.clone();
+            let by = self.held_by(key)?.service.clone();
             let (address, port) = shown(key);
             Some(loser.owner.notice(Why::Taken { address, port, transport: transport(key), by }))
         });
@@ -360,7 +399,7 @@ impl<A: Net> Family<A> {
 
     /// The owner of a way in that does not fit is to know.
     pub(super) fn no_room(&self, key: &ServiceKey<A>) -> Option<Notice> {
-        let owner = &self.ports.get(self.claims.get(key)?.first()?)?.owner;
+        let owner = &self.ports.get(&self.holder(key)?)?.owner;
         // The bare address only says that other ports are refused.
         let (address, port) = shown(key);
         let why = Why::NoRoom { address, port, transport: transport(key) };

@@ -170,7 +170,7 @@ impl<A: Net> Family<A> {
         let (mut over, mut new, mut gone, mut later) = (Vec::new(), Vec::new(), Vec::new(), HashSet::new());
         for key in mem::take(&mut self.touched) {
             self.conflicts(&key, to.notices);
-            if self.claims.get(&key).and_then(|c| c.first()).is_some_and(|id| short.contains(id)) {
+            if self.holder(&key).is_some_and(|id| short.contains(&id)) {
                 later.insert(key);
                 continue;
             }
@@ -188,7 +188,7 @@ impl<A: Net> Family<A> {
             self.take_out(to, &mem::take(&mut gone))?;
             // Older Services first, and their ports before the bare address.
             let age = |key: &ServiceKey<A>| {
-                let owner = self.claims.get(key).and_then(|c| self.ports.get(c.first()?)).map(|p| &p.owner);
+                let owner = self.holder(key).and_then(|id| self.ports.get(&id)).map(|p| &p.owner);
                 (owner.map(|o| (o.created, o.uid.clone())), key.port == 0)
             };
             new.sort_by_cached_key(|(key, _)| age(key));

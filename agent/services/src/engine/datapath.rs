@@ -75,6 +75,8 @@ pub(super) struct Datapath<K: Kernel> {
     dead: Option<HashSet<Lost>>,
     /// Whether the hooks are attached, as far as is known.
     hooked: bool,
+    /// What the kernel's side said last that it lacks.
+    shortcomings: Vec<String>,
 }
 
 /// When the engine is to come again, at the latest.
@@ -100,6 +102,7 @@ impl<K: Kernel> Datapath<K> {
             reconcile_at: clock::boottime() + cfg.reconcile,
             dead: None,
             hooked: false,
+            shortcomings: Vec::new(),
             cfg,
         }
     }
@@ -112,6 +115,11 @@ impl<K: Kernel> Datapath<K> {
     /// What did not work in the last round, one line each.
     pub(super) fn failures(&self) -> &[String] {
         &self.told
+    }
+
+    /// What is not as it is wanted though nothing fails, one line each.
+    pub(super) fn shortcomings(&self) -> &[String] {
+        &self.shortcomings
     }
 
     /// What Services' owners are to be told; each once.
@@ -200,14 +208,15 @@ impl<K: Kernel> Datapath<K> {
         due: &mut Due,
     ) -> Vec<Failure> {
         let mut failures = Vec::new();
-        let slow_net = now >= self.collect_at;
+        // The slow net: what nobody tells of is looked for.
+        let slow_net = now >= self.reconcile_at;
         if slow_net {
             self.pods.all_changed(seen);
             self.links_behind = true;
         }
         failures.extend(self.keep_node(&mut maps).err().map(Failure::Node));
         failures.extend(self.pods.keep(&self.kernel, &mut maps, seen).err().map(Failure::Pods));
-        if now >= self.reconcile_at {
+        if slow_net {
             self.reconcile(&mut maps, allocator, &mut failures);
             self.reconcile_at = now + self.cfg.reconcile;
         }
@@ -222,15 +231,24 @@ impl<K: Kernel> Datapath<K> {
         self.hooked = hooks.is_ok();
         failures.extend(hooks.err().map(Failure::Hooks));
         self.devices(&mut failures);
-        if slow_net {
+        if now >= self.collect_at {
             let collected = self.kernel.collect_flows(&maps);
             let any = *collected.as_ref().unwrap_or(&true);
             failures.extend(collected.err().map(Failure::Collect));
+            self.look_for_shortcomings(&maps);
             self.collect_at = now + if any { COLLECT } else { COLLECT_SELDOM };
         }
         due.push(self.collect_at);
         self.maps = Some(maps);
         failures
+    }
+
+    fn look_for_shortcomings(&mut self, maps: &K::Maps) {
+        let now = self.kernel.shortcomings(maps);
+        for shortcoming in now.iter().filter(|now| !self.shortcomings.contains(now)) {
+            tracing::warn!(shortcoming, "the Service data plane is not all that is wanted");
+        }
+        self.shortcomings = now;
     }
 
     /// Compares the maps with what was written to them; what somebody else took away or altered is mended.

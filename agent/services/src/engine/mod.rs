@@ -67,7 +67,7 @@ pub struct Config {
     pub zone: Arc<str>,
     /// The networks of Services, with their prefix lengths.
     pub networks: Vec<(IpAddr, u8)>,
-    /// Between two comparisons of the maps with what was written to them.
+    /// Between two looks for what nobody tells of: pods' networks, links of devices and hooks, entries of the maps.
     pub reconcile: Duration,
     /// Where the ids of the agent before went on; see [`Allocator::new`].
     pub next_id: u32,
@@ -160,6 +160,7 @@ impl<K: Kernel, N: Node> Engine<K, N> {
 
     fn tell_health(&mut self) {
         let mut failures = self.datapath.failures().to_vec();
+        failures.extend_from_slice(self.datapath.shortcomings());
         let unfit = self.allocator.unfit();
         if unfit > 0 {
             failures.push(format!(
@@ -265,7 +266,7 @@ impl<K: Kernel, N: Node> Engine<K, N> {
 }
 
 /// From nine tenths on.
-fn is_nearly_full(entries: usize, capacity: usize) -> bool {
+pub(crate) fn is_nearly_full(entries: usize, capacity: usize) -> bool {
     capacity > 0 && entries.saturating_mul(10) >= capacity.saturating_mul(9)
 }
 

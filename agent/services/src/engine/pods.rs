@@ -229,7 +229,9 @@ impl Pods {
         let v4 = of().filter_map(|(ip, device)| Some((V4::of(ip)?, device))).collect();
         found = found.saturating_add(mend(maps.pods4(), &v4)?);
         let v6 = of().filter_map(|(ip, device)| Some((V6::of(ip)?, device))).collect();
-        Ok(found.saturating_add(mend(maps.pods6(), &v6)?))
+        found = found.saturating_add(mend(maps.pods6(), &v6)?);
+        let devices = self.held.values().filter_map(pod_device).collect();
+        Ok(found.saturating_add(mend(maps.pod_devices(), &devices)?))
     }
 
     /// How full the maps are: name, entries, capacity.
@@ -274,11 +276,16 @@ fn has_own_network(pod: &SeenPod) -> bool {
         && !matches!(pod.status.phase, Phase::Succeeded | Phase::Failed)
 }
 
+/// The host's device of a pod, with the addresses that the pod has.
+fn pod_device(held: &Held) -> Option<(u32, PodDevice)> {
+    let Client { v4, v6, .. } = held.client;
+    held.device.map(|device| (device.ifindex, PodDevice { v4, v6, flags: device.flags }))
+}
+
 fn put(maps: &mut impl NodeTables, held: &Held) -> Result<(), TableError> {
     maps.clients().put(&[(held.cookie, held.client)])?;
+    maps.pod_devices().put(pod_device(held).as_slice())?;
     let Some(device) = held.device else { return Ok(()) };
-    let Client { v4, v6, .. } = held.client;
-    maps.pod_devices().put(&[(device.ifindex, PodDevice { v4, v6, flags: device.flags })])?;
     for ip in &held.ips {
         if let Some(v4) = V4::of(*ip) {
             maps.pods4().put(&[(v4, device)])?;

@@ -191,3 +191,25 @@ fn what_is_given_counts() {
         chosen(&part, vec![lo(&[]), named("eth0", device(2, &["192.0.2.1"]))], vec![]);
     assert_eq!((ips, uplinks, problems), (vec!["192.0.2.1".to_owned()], vec![], vec![]));
 }
+
+#[test]
+fn a_node_whose_neighbours_have_services_addresses_is_told() {
+    let cfg = HostNetworkConfig {
+        service_networks: vec![(ip("10.96.0.0"), 16), (ip("fd00:96::"), 112)],
+        ..config()
+    };
+    let problems = |address: &str| {
+        let devices = vec![lo(&["10.96.0.10"]), named("eth0", device(2, &[address]))];
+        chosen(&cfg, devices, vec![]).2
+    };
+    for apart in ["10.97.0.1", "10.95.255.255", "fd00:96::1:0", "192.0.2.1"] {
+        assert_eq!(problems(apart), [], "{apart}");
+    }
+    for (address, network) in
+        [("10.96.3.4", cfg.service_networks[0]), ("fd00:96::7", cfg.service_networks[1])]
+    {
+        assert_eq!(problems(address), [NetworkProblem::AmongServices { address: ip(address), network }]);
+    }
+    let said = problems("10.96.3.4")[0].to_string();
+    assert!(said.contains("10.96.3.4 lies in the network of Services, 10.96.0.0/16"), "{said}");
+}

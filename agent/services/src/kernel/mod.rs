@@ -20,8 +20,10 @@ use std::{
     time::Duration,
 };
 
-/// How long the child that loads the programs may take.
+/// How long the child that loads the programs may take. Where that is not enough, as on an emulated processor, the next one
+/// has twice as long: each begins with the programs anew.
 const LOADING: Duration = Duration::from_secs(30);
+const LONGEST_LOADING: Duration = Duration::from_secs(480);
 
 /// The host's own network namespace: the agent runs in it.
 const HOST_NET: &str = "/proc/self/ns/net";
@@ -88,6 +90,8 @@ pub struct Linux<H> {
     host: H,
     /// As it was last told.
     told: Option<Arc<HostNetwork>>,
+    /// How long the next load may take.
+    loading: Duration,
     /// Whether this build's programs are pinned.
     prepared: bool,
     attached: bool,
@@ -99,7 +103,8 @@ impl<H: FnMut() -> Arc<HostNetwork>> Linux<H> {
     /// Nothing is touched yet.
     pub fn new(cfg: LinuxConfig, host: H) -> Linux<H> {
         let pins = Pins::new(&cfg.roots.bpf_pins);
-        Linux { cfg, pins, host, told: None, prepared: false, attached: false, blind: false }
+        let loading = LOADING;
+        Linux { cfg, pins, host, told: None, loading, prepared: false, attached: false, blind: false }
     }
 
     /// The maps of another build, where they are the wanted ones: what is attached answers by them, so they are brought
@@ -115,8 +120,21 @@ impl<H: FnMut() -> Arc<HostNetwork>> Linux<H> {
     }
 
     fn prepare(&mut self) -> Result<(), Cause> {
-        if loader::prepare(&self.pins, &self.cfg.exe, &self.cfg.sizes, LOADING)? == Prepared::Loaded {
-            tracing::info!("programs of the Service data plane loaded");
+        match loader::prepare(&self.pins, &self.cfg.exe, &self.cfg.sizes, self.loading) {
+            Ok(Prepared::Loaded) => tracing::info!("programs of the Service data plane loaded"),
+            Ok(Prepared::Adopted) => {}
+            Err(error) => {
+                if let loader::Error::ChildDeadline(deadline) = error {
+                    self.loading = longer(deadline);
+                    let next = self.loading;
+                    tracing::warn!(
+                        ?deadline,
+                        ?next,
+                        "loading the eBPF programs takes long; the next try may take longer"
+                    );
+                }
+                return Err(error.into());
+            }
         }
         self.prepared = true;
         Ok(())
@@ -137,22 +155,27 @@ impl<H: FnMut() -> Arc<HostNetwork>> Kernel for Linux<H> {
             return Ok(maps);
         }
         self.prepare()?;
-        let maps = Datapath::open(&self.pins, Access::Write)?;
-        let Sizes { services, affinity, members, .. } = self.cfg.sizes;
-        let sizes = [
-            (maps.service4.name(), maps.service4.max_entries(), services[0]),
-            (maps.member4.name(), maps.member4.max_entries(), members[0]),
-            (maps.affinity4.name(), maps.affinity4.max_entries(), affinity[0]),
-        ];
-        for (map, has, wanted) in sizes.into_iter().filter(|(_, has, wanted)| has != wanted) {
-            tracing::warn!(
-                map,
-                has,
-                wanted,
-                "a map that is there keeps its size until `berth reset` or the next boot"
-            );
+        Ok(Datapath::open(&self.pins, Access::Write)?)
+    }
+
+    fn shortcomings(&mut self, maps: &Datapath) -> Vec<String> {
+        let given = given_sizes(maps, &self.cfg.sizes).into_iter().filter(|(_, has, wanted)| has != wanted);
+        let mut short: Vec<String> = given
+            .map(|(map, has, wanted)| {
+                format!("table {map} has room for {has} entries, not for {wanted}: it keeps its size until `berth reset` or the next boot")
+            })
+            .collect();
+        for (map, count, room) in [
+            (maps.affinity4.name(), maps.affinity4.count(), maps.affinity4.max_entries()),
+            (maps.affinity6.name(), maps.affinity6.count(), maps.affinity6.max_entries()),
+        ] {
+            let room = usize::try_from(room).unwrap_or(usize::MAX);
+            // One that cannot be read is told by whatever else fails.
+            if count.is_ok_and(|count| crate::engine::is_nearly_full(count, room)) {
+                short.push(format!("table {map} is nearly full: clients with affinity that were not seen for longest are given other backends (--max-affinity-entries)"));
+            }
         }
-        Ok(maps)
+        short
     }
 
     fn attach_hooks(&mut self, look: bool) -> Result<(), Cause> {
@@ -264,6 +287,24 @@ impl<H: FnMut() -> Arc<HostNetwork>> Kernel for Linux<H> {
     }
 }
 
+/// The maps whose sizes are given: their names, how many entries they take, and how many were wanted.
+fn given_sizes(maps: &Datapath, wanted: &Sizes) -> [(&'static str, u32, u32); 6] {
+    let both = |connections: u32| connections.saturating_mul(2);
+    [
+        (maps.service4.name(), maps.service4.max_entries(), wanted.services[0]),
+        (maps.member4.name(), maps.member4.max_entries(), wanted.members[0]),
+        (maps.affinity4.name(), maps.affinity4.max_entries(), wanted.affinity[0]),
+        (maps.assured4.name(), maps.assured4.max_entries(), both(wanted.assured[0])),
+        (maps.unassured4.name(), maps.unassured4.max_entries(), both(wanted.unassured[0])),
+        (maps.udp4.name(), maps.udp4.max_entries(), both(wanted.udp[0])),
+    ]
+}
+
+/// The next deadline of a load after this one was too short.
+fn longer(deadline: Duration) -> Duration {
+    deadline.saturating_mul(2).min(LONGEST_LOADING)
+}
+
 /// Backends whose sockets an agent began to end.
 fn dead_note(roots: &Roots) -> PathBuf {
     roots.runtime_state.join("dead-backends")
@@ -286,4 +327,16 @@ pub fn hooks_group(roots: &Roots) -> Result<Option<PathBuf>, berth_sys::Error> {
 pub fn detach(roots: &Roots) -> Result<(), Cause> {
     loader::detach(&Pins::new(&roots.bpf_pins))?;
     Ok(berth_sys::fs::remove_if_there(&dead_note(roots))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_that_was_cut_off_has_longer_the_next_time() {
+        let tries: Vec<u64> =
+            std::iter::successors(Some(LOADING), |d| Some(longer(*d))).take(6).map(|d| d.as_secs()).collect();
+        assert_eq!(tries, [30, 60, 120, 240, 480, 480]);
+    }
 }

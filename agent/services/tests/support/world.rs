@@ -74,11 +74,14 @@ pub(crate) struct State {
     pub(crate) networks: BTreeMap<PodUid, (u64, PodNetwork)>,
     pub(crate) refuse_open: bool,
     pub(crate) refuse_hooks: bool,
+    pub(crate) shortcomings: Vec<String>,
     pub(crate) spoil: Spoil,
     // What was done.
     pub(crate) opened: usize,
     pub(crate) hooked: usize,
     pub(crate) attached: BTreeMap<u32, Role>,
+    /// What was attached to, and what had been written to the tables each time.
+    pub(crate) attached_at: Vec<(u32, usize)>,
     pub(crate) ended: Vec<(BTreeSet<Lost>, Vec<PodUid>)>,
     /// As the engine had it noted, and what had been written to the tables each time.
     pub(crate) dead: HashSet<Lost>,
@@ -94,6 +97,7 @@ pub(crate) struct State {
     pub(crate) notices: Vec<Notice>,
     pub(crate) clients: BTreeMap<u64, Client>,
     pub(crate) pods4: BTreeMap<V4, LocalPod>,
+    pub(crate) pod_devices: BTreeMap<u32, PodDevice>,
     pub(crate) nodes4: BTreeMap<V4, NodeAddress>,
     pub(crate) configured: usize,
     pub(crate) masquerade4: Option<V4>,
@@ -242,7 +246,7 @@ pub(crate) struct FakeMaps {
     clients: Shown<u64, Client>,
     pods4: Shown<V4, LocalPod>,
     pods6: Plain<V6, LocalPod>,
-    pub(crate) pod_devices: Plain<u32, PodDevice>,
+    pod_devices: Shown<u32, PodDevice>,
     nodes4: Shown<V4, NodeAddress>,
     nodes6: Plain<V6, NodeAddress>,
     config: Shown<u32, Config>,
@@ -292,9 +296,10 @@ impl FakeMaps {
         ) -> Shown<K, V> {
             Shown { table: Plain(there), world: world.clone(), show, gone }
         }
-        let (clients, pods4, nodes4) = {
+        let (clients, pods4, pod_devices, nodes4) = {
             let state = world.state();
-            (state.clients.clone(), state.pods4.clone(), state.nodes4.clone())
+            let (pods4, pod_devices) = (state.pods4.clone(), state.pod_devices.clone());
+            (state.clients.clone(), pods4, pod_devices, state.nodes4.clone())
         };
         FakeMaps {
             world: world.clone(),
@@ -307,7 +312,12 @@ impl FakeMaps {
             ),
             pods4: shown(world, pods4, |state, all| state.pods4.clone_from(all), |s| s.pods4.is_empty()),
             pods6: Plain(BTreeMap::new()),
-            pod_devices: Plain(BTreeMap::new()),
+            pod_devices: shown(
+                world,
+                pod_devices,
+                |state, all| state.pod_devices.clone_from(all),
+                |s| s.pod_devices.is_empty(),
+            ),
             nodes4: shown(world, nodes4, |state, all| state.nodes4.clone_from(all), |s| s.nodes4.is_empty()),
             nodes6: Plain(BTreeMap::new()),
             config: shown(
@@ -415,6 +425,10 @@ impl Kernel for FakeKernel {
         Ok(FakeMaps::new(&self.world))
     }
 
+    fn shortcomings(&mut self, _maps: &FakeMaps) -> Vec<String> {
+        self.world.state().shortcomings.clone()
+    }
+
     fn attach_hooks(&mut self, _look: bool) -> Result<(), Cause> {
         let mut state = self.world.state();
         if state.refuse_hooks {
@@ -441,7 +455,10 @@ impl Kernel for FakeKernel {
     }
 
     fn attach(&mut self, devices: &[(u32, Role)]) -> Vec<(u32, Role, Attachment)> {
-        self.world.state().attached.extend(devices.iter().copied());
+        let mut state = self.world.state();
+        state.attached.extend(devices.iter().copied());
+        let written = state.written;
+        state.attached_at.extend(devices.iter().map(|(index, _)| (*index, written)));
         devices.iter().map(|(index, role)| (*index, *role, Attachment::Done)).collect()
     }
 
