@@ -33,7 +33,8 @@ pub struct NamedPort {
     /// `TCP` or `UDP`.
     pub protocol: String,
     /// The ways in: address (unspecified for a NodePort) and port.
-    pub fronts: Vec<SocketAddr>,
+    #[serde(rename = "fronts")]
+    pub frontends: Vec<SocketAddr>,
 }
 
 /// Where it lies.

@@ -5,7 +5,7 @@
 
 use crate::{
     host_network::Host,
-    services::{SeenPod, looked_at, matters},
+    services::{ObservedPod, looked_at, matters},
     sources::Latest,
 };
 use berth_api::view::{ActionView, ContainerView, PodView};
@@ -45,7 +45,7 @@ pub(crate) struct Board {
 struct Entry {
     report: PodReport,
     /// As Services see the pod, where it was looked at.
-    seen: Option<SeenPod>,
+    seen: Option<ObservedPod>,
     /// As the source last had it; kept while the pod ends.
     desired: Option<Arc<DesiredPod>>,
 }
@@ -61,7 +61,7 @@ impl Board {
     }
 
     /// The pods that have a worker; without more where it has not looked at its pod yet.
-    pub(crate) fn seen(&self) -> BTreeMap<PodUid, Option<SeenPod>> {
+    pub(crate) fn seen(&self) -> BTreeMap<PodUid, Option<ObservedPod>> {
         self.entries().iter().map(|(uid, e)| (uid.clone(), e.seen.clone())).collect()
     }
 

@@ -15,8 +15,8 @@ use berth_core::{
     status::{ConditionType, Truth},
 };
 use berth_pods::{PodReport, node::NodeExecutor};
-pub(crate) use berth_services::SeenPod;
-use berth_services::{ClearPods, Config, Engine, Linux, LinuxConfig, Sizes};
+pub(crate) use berth_services::ObservedPod;
+use berth_services::{ClearPods, Config, Engine, LinuxDatapath, LinuxDatapathConfig, Sizes};
 use std::{
     net::IpAddr,
     path::PathBuf,
@@ -136,9 +136,10 @@ fn spawn(config: ServicesConfig, sight: Sight) -> std::io::Result<Sender<()>> {
             next_id: world::next_id(&roots),
         };
         let Sight { board, latest, executor, host, health } = sight;
-        let kernel = Linux::new(LinuxConfig { roots: roots.clone(), exe, cgroup, clear, sizes }, move || {
-            Arc::clone(&host.borrow())
-        });
+        let kernel = LinuxDatapath::new(
+            LinuxDatapathConfig { roots: roots.clone(), exe, cgroup, clear, sizes },
+            move || Arc::clone(&host.borrow()),
+        );
         let world =
             World { roots, domain, board, latest, executor, told: Vec::new(), publisher: None, health };
         Engine::new(engine, kernel, world).run(&wakes);
@@ -170,7 +171,7 @@ fn is_looked_at(report: &PodReport) -> bool {
 }
 
 /// A pod that has been looked at. One in the host's network that has an address has those of the node.
-pub(crate) fn looked_at(report: &PodReport, host_ips: &[IpAddr]) -> Option<SeenPod> {
+pub(crate) fn looked_at(report: &PodReport, host_ips: &[IpAddr]) -> Option<ObservedPod> {
     if !is_looked_at(report) {
         return None;
     }
@@ -178,7 +179,7 @@ pub(crate) fn looked_at(report: &PodReport, host_ips: &[IpAddr]) -> Option<SeenP
     if report.pod.namespaces.host_network && !status.pod_ips.is_empty() && status.pod_ips != host_ips {
         Arc::make_mut(&mut status).pod_ips = host_ips.to_vec();
     }
-    Some(SeenPod { pod: Arc::clone(&report.pod), status })
+    Some(ObservedPod { pod: Arc::clone(&report.pod), status })
 }
 
 /// Whether endpoints may follow from the difference.

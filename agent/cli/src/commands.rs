@@ -193,7 +193,7 @@ fn narrow(pods: Vec<PodView>, name: Option<&str>) -> Result<(Vec<PodView>, Optio
 async fn status(roots: &Roots, output: Output) -> Result<u8, Error> {
     let (node, silent) = state::node(roots).await?;
     let state = match silent {
-        // Asked twice the answer could differ: one look, one state.
+        // MemberQuery twice the answer could differ: one look, one state.
         Some(why) => state::offline(roots, why)?,
         None => state::read(roots, true).await?,
     };

@@ -1,8 +1,8 @@
 //! One Service and its slices to what this node wants of it.
 
 use crate::{
-    Net, NodeFacts, Transport, Wanted, WantedPort, Why,
-    choose::{Chosen, Uses, choose},
+    Net, NodeFacts, NoticeReason, Transport, Wanted, WantedPort,
+    endpoint_choice::{Chosen, Uses, choose},
 };
 use berth_core::model::{
     EndpointSlice, Protocol, Service, ServicePort, ServiceType, SourceRange, TrafficPolicy,
@@ -19,7 +19,7 @@ pub fn compile(service: &Service, slices: &[Arc<EndpointSlice>], node: &NodeFact
         return wanted;
     }
     if let Some(port) = service.health_check_node_port {
-        wanted.notices.push(Why::HealthCheck { port });
+        wanted.notices.push(NoticeReason::HealthCheck { port });
     }
     wanted.v4 = family::<V4>(service, slices, node, &mut wanted.notices);
     wanted.v6 = family::<V6>(service, slices, node, &mut wanted.notices);
@@ -37,17 +37,17 @@ fn family<A: Net>(
     service: &Service,
     slices: &[Arc<EndpointSlice>],
     node: &NodeFacts,
-    notices: &mut Vec<Why>,
+    notices: &mut Vec<NoticeReason>,
 ) -> Vec<WantedPort<A>> {
     let Some(cluster) = service.cluster_ips.iter().find_map(|ip| A::of(*ip)) else { return Vec::new() };
     if node.own.contains(&cluster.ip()) {
-        notices.push(Why::Own { address: cluster.ip() });
+        notices.push(NoticeReason::Own { address: cluster.ip() });
         return Vec::new();
     }
     let mut external: Vec<A> = Vec::new();
     for address in service.external_ips.iter().filter(|ip| A::of(**ip).is_some()) {
         if node.own.contains(address) {
-            notices.push(Why::Own { address: *address });
+            notices.push(NoticeReason::Own { address: *address });
         } else {
             external.extend(A::of(*address));
         }
@@ -55,9 +55,9 @@ fn family<A: Net>(
     let guarded = guarded::<A>(&service.source_ranges);
     for address in service.load_balancer_ips.iter().filter(|ip| A::of(**ip).is_some()) {
         if node.own.contains(address) {
-            notices.push(Why::Own { address: *address });
+            notices.push(NoticeReason::Own { address: *address });
         } else if guarded {
-            notices.push(Why::SourceRanges { address: *address });
+            notices.push(NoticeReason::SourceRanges { address: *address });
         } else {
             external.extend(A::of(*address));
         }
@@ -82,13 +82,13 @@ fn port<A: Net>(
     addresses: &Addresses<A>,
     slices: &[Arc<EndpointSlice>],
     node: &NodeFacts,
-    notices: &mut Vec<Why>,
+    notices: &mut Vec<NoticeReason>,
 ) -> Option<WantedPort<A>> {
     let transport = match port.protocol {
         Protocol::Tcp => Transport::Tcp,
         Protocol::Udp => Transport::Udp,
         Protocol::Sctp => {
-            let why = Why::Sctp { port: port.port };
+            let why = NoticeReason::Sctp { port: port.port };
             if !notices.contains(&why) {
                 notices.push(why);
             }
@@ -105,14 +105,14 @@ fn port<A: Net>(
         choose::<A>(slices, &port.name, port.protocol, uses, node);
     for set in [&mut cluster, &mut local] {
         if set.len() > usize::from(u16::MAX) {
-            notices.push(Why::TooMany { port: port.port, endpoints: set.len() });
+            notices.push(NoticeReason::TooMany { port: port.port, endpoints: set.len() });
             set.truncate(usize::from(u16::MAX));
         }
     }
     Some(WantedPort {
         name: Arc::clone(&port.name),
         transport,
-        fronts: fronts(port, transport, addresses, inside_local),
+        frontends: frontends(port, transport, addresses, inside_local),
         affinity_s: service.affinity_s.unwrap_or(0),
         cluster,
         local,
@@ -122,7 +122,7 @@ fn port<A: Net>(
 }
 
 /// The ways into a port, each once: where an external address is the ClusterIP itself, the latter's rules hold.
-fn fronts<A: Net>(
+fn frontends<A: Net>(
     port: &ServicePort,
     transport: Transport,
     addresses: &Addresses<A>,
@@ -132,15 +132,15 @@ fn fronts<A: Net>(
     let outside = frontend::EXTERNAL | if addresses.outside_local { frontend::OUTSIDE_LOCAL } else { 0 };
     let inside = if inside_local { frontend::INSIDE_LOCAL } else { 0 };
     let bare = ServiceKey { addr: addresses.cluster, port: 0, proto: 0, pad: 0 };
-    let mut fronts = vec![(key(addresses.cluster, port.port), inside), (bare, frontend::ADDRESS)];
+    let mut frontends = vec![(key(addresses.cluster, port.port), inside), (bare, frontend::ADDRESS)];
     let external = addresses.external.iter().map(|a| (key(*a, port.port), outside));
     let node_port = port.node_port.map(|p| (key(A::ANY, p), outside | frontend::NODE_PORT));
-    for front in external.chain(node_port) {
-        if fronts.iter().all(|(known, _)| *known != front.0) {
-            fronts.push(front);
+    for frontend in external.chain(node_port) {
+        if frontends.iter().all(|(known, _)| *known != frontend.0) {
+            frontends.push(frontend);
         }
     }
-    fronts
+    frontends
 }
 
 /// An address that a key's own stands for, for messages.

@@ -15,8 +15,8 @@ impl<T> Edit<T> {
         key: impl Fn(&T) -> &PodKey,
     ) -> Option<Edit<T>> {
         let same = |(a, b): &(&Arc<L>, &Arc<L>)| Arc::ptr_eq(a, b);
-        let front = before.iter().zip(now).take_while(same).count();
-        let (before, now) = (before.get(front..)?, now.get(front..)?);
+        let frontend = before.iter().zip(now).take_while(same).count();
+        let (before, now) = (before.get(frontend..)?, now.get(frontend..)?);
         let back = before.iter().rev().zip(now.iter().rev()).take_while(same).count();
         let before = before.get(..before.len().saturating_sub(back))?;
         let now = now.get(..now.len().saturating_sub(back))?;

@@ -104,10 +104,10 @@ pub enum NetworkProblem {
     /// `--uplink` names a device that is not there.
     NoSuchUplink(String),
     /// `--uplink` names a device that cannot be one.
-    Unfit {
+    Overflow {
         /// The device.
         device: String,
-        /// Why not.
+        /// NoticeReason not.
         why: &'static str,
     },
 }
@@ -130,7 +130,7 @@ impl fmt::Display for NetworkProblem {
             NetworkProblem::NoSuchUplink(device) => {
                 write!(f, "there is no device {device} (--uplink): it brings nothing from outside")
             }
-            NetworkProblem::Unfit { device, why } => {
+            NetworkProblem::Overflow { device, why } => {
                 write!(f, "device {device} cannot be an uplink: {why}")
             }
         }
@@ -250,7 +250,7 @@ impl<'a> Chooser<'a> {
                     continue;
                 }
             };
-            problems.push(NetworkProblem::Unfit { device: name.clone(), why });
+            problems.push(NetworkProblem::Overflow { device: name.clone(), why });
         }
         if uplinks.is_empty() && problems.is_empty() && self.cfg.whole_machine {
             problems.push(NetworkProblem::NoUplink);

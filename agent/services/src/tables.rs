@@ -1,4 +1,4 @@
-//! What the Allocator needs of the kernel.
+//! What the TableReconciler needs of the kernel.
 
 use crate::Net;
 use berth_ebpf_abi::{Chunk, ChunkKey, MemberKey, Service, ServiceKey, V4, V6};
@@ -11,7 +11,7 @@ pub struct TableError {
     pub operation: &'static str,
     /// The map's name.
     pub table: &'static str,
-    /// Why.
+    /// NoticeReason.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }

@@ -54,7 +54,7 @@ pub struct Wanted {
     /// Its ports over IPv6.
     pub v6: Vec<WantedPort<V6>>,
     /// What of it is not carried.
-    pub notices: Vec<Why>,
+    pub notices: Vec<NoticeReason>,
 }
 
 /// One port of a Service in one family.
@@ -66,7 +66,7 @@ pub struct WantedPort<A> {
     pub transport: Transport,
     /// The ways in and their `frontend` flags, without `HAS_ENDPOINTS`; the ClusterIP's first. The bare ClusterIP
     /// (`ADDRESS`) is among them.
-    pub fronts: Vec<(ServiceKey<A>, u32)>,
+    pub frontends: Vec<(ServiceKey<A>, u32)>,
     /// Seconds of client affinity, 0 for none.
     pub affinity_s: u32,
     /// The cluster set, in order of address and port.
@@ -94,12 +94,12 @@ pub struct Notice {
     /// Its `metadata.uid`.
     pub uid: Arc<str>,
     /// What.
-    pub why: Why,
+    pub why: NoticeReason,
 }
 
-/// Why (a part of) a Service is not carried.
+/// NoticeReason (a part of) a Service is not carried.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Why {
+pub enum NoticeReason {
     /// The port's protocol has no data path here.
     Sctp {
         /// The port.
@@ -160,59 +160,60 @@ pub enum Why {
     },
 }
 
-impl Why {
+impl NoticeReason {
     /// The event's reason.
     pub fn reason(&self) -> &'static str {
         match self {
-            Why::Sctp { .. } | Why::SourceRanges { .. } | Why::HealthCheck { .. } | Why::Own { .. } => {
-                "NotCarried"
-            }
-            Why::TooMany { .. } => "TooManyEndpoints",
-            Why::NoRoom { .. } | Why::CutShort { .. } => "ServiceTablesFull",
-            Why::Taken { address, .. } if address.is_unspecified() => "PortAlreadyAllocated",
-            Why::Taken { .. } => "ClusterIPAlreadyAllocated",
+            NoticeReason::Sctp { .. }
+            | NoticeReason::SourceRanges { .. }
+            | NoticeReason::HealthCheck { .. }
+            | NoticeReason::Own { .. } => "NotCarried",
+            NoticeReason::TooMany { .. } => "TooManyEndpoints",
+            NoticeReason::NoRoom { .. } | NoticeReason::CutShort { .. } => "ServiceTablesFull",
+            NoticeReason::Taken { address, .. } if address.is_unspecified() => "PortAlreadyAllocated",
+            NoticeReason::Taken { .. } => "ClusterIPAlreadyAllocated",
         }
     }
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for NoticeReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Why::Sctp { port } => write!(f, "port {port}: SCTP is not carried"),
-            Why::SourceRanges { address } => {
+            NoticeReason::Sctp { port } => write!(f, "port {port}: SCTP is not carried"),
+            NoticeReason::SourceRanges { address } => {
                 write!(f, "{address} is not served: loadBalancerSourceRanges are not enforced on this node")
             }
-            Why::HealthCheck { port } => {
+            NoticeReason::HealthCheck { port } => {
                 write!(
                     f,
                     "healthCheckNodePort {port} is not answered on this node: nothing may ask there for its health"
                 )
             }
-            Why::Own { address } => {
+            NoticeReason::Own { address } => {
                 write!(
                     f,
                     "{address} is not served: the node answers it itself (--cluster-dns); give the Service another"
                 )
             }
-            Why::TooMany { port, endpoints } => {
+            NoticeReason::TooMany { port, endpoints } => {
                 write!(
                     f,
                     "port {port}: {endpoints} endpoints are more than a Service may have; the first 65535 count"
                 )
             }
-            Why::Taken { address, port, transport, by } if address.is_unspecified() => {
+            NoticeReason::Taken { address, port, transport, by } if address.is_unspecified() => {
                 write!(f, "node port {port}/{transport} is held by the older Service {by}")
             }
-            Why::NoRoom { address, port, transport } if address.is_unspecified() => {
+            NoticeReason::NoRoom { address, port, transport } if address.is_unspecified() => {
                 write!(f, "node port {port}/{transport} is not served: the node's table of Services is full")
             }
-            Why::NoRoom { address, port, transport } => {
+            NoticeReason::NoRoom { address, port, transport } => {
                 write!(
                     f,
                     "{address} port {port}/{transport} is not served: the node's table of Services is full"
                 )
             }
-            Why::CutShort { name, used, endpoints, affinity } => {
+            NoticeReason::CutShort { name, used, endpoints, affinity } => {
                 let of = if name.is_empty() { String::new() } else { format!("port {name}: ") };
                 let stay = if *affinity { ", and clients do not stay with one" } else { "" };
                 write!(
@@ -220,7 +221,7 @@ impl fmt::Display for Why {
                     "{of}{used} of {endpoints} endpoints are used{stay}: the node's tables of backends are full"
                 )
             }
-            Why::Taken { address, port, transport, by } => {
+            NoticeReason::Taken { address, port, transport, by } => {
                 write!(f, "{address} port {port}/{transport} is held by the older Service {by}")
             }
         }

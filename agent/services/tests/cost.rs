@@ -4,7 +4,7 @@
 mod support;
 
 use berth_core::model::Protocol;
-use berth_services::{Allocator, Change, NodeFacts};
+use berth_services::{Change, NodeFacts, TableReconciler};
 use std::{sync::Arc, time::Instant};
 use support::{Fake, endpoint, service, slice};
 
@@ -29,36 +29,36 @@ fn a_slice(number: usize, round: usize) -> Change {
     )))
 }
 
-fn fill(allocator: &mut Allocator) {
+fn fill(reconciler: &mut TableReconciler) {
     for number in 0..SERVICES {
         let ip = format!("10.96.{}.{}", number / 256, number % 256);
-        allocator.change(Change::Service(Arc::new(service(
+        reconciler.change(Change::Service(Arc::new(service(
             &format!("s{number}"),
             &ip,
             &[("", Protocol::Tcp, 80, None)],
         ))));
-        allocator.change(a_slice(number, 0));
+        reconciler.change(a_slice(number, 0));
     }
-    allocator.listed();
+    reconciler.listed();
 }
 
 #[test]
 fn a_change_costs_what_it_changes() {
     let mut fake = Fake::unwatched();
     let clock = fake.clock();
-    let mut allocator = Allocator::new(node(), 1);
-    fill(&mut allocator);
+    let mut reconciler = TableReconciler::new(node(), 1);
+    fill(&mut reconciler);
     let begun = Instant::now();
-    let outcome = allocator.sync(&mut fake, &clock).unwrap();
+    let outcome = reconciler.sync(&mut fake, &clock).unwrap();
     println!("fill: {:?}", begun.elapsed());
     assert_eq!((outcome.put, outcome.deleted), (3 * SERVICES, 0), "value, bare address and one chunk each");
 
     let mut times: Vec<_> = (0..2000)
         .map(|n| {
-            allocator.change(a_slice(n * 5, 1));
+            reconciler.change(a_slice(n * 5, 1));
             fake.pass(berth_services::REST);
             let begun = Instant::now();
-            let outcome = allocator.sync(&mut fake, &clock).unwrap();
+            let outcome = reconciler.sync(&mut fake, &clock).unwrap();
             let took = begun.elapsed();
             assert_eq!(
                 (outcome.put, outcome.deleted),
@@ -71,7 +71,7 @@ fn a_change_costs_what_it_changes() {
     times.sort();
     println!("change: p50 {:?}, p99 {:?}", times[1000], times[1980]);
 
-    let mut again = Allocator::new(node(), 1);
+    let mut again = TableReconciler::new(node(), 1);
     fill(&mut again);
     for n in 0..2000 {
         again.change(a_slice(n * 5, 1));

@@ -9,8 +9,8 @@ use berth_core::{
     time::Wall,
 };
 use berth_ebpf_abi::{client, local_pod};
-use berth_ebpf_loader::{Front, Lost, Role};
-use berth_services::{Config, Device, Engine, Net as _, SeenPod, Why};
+use berth_ebpf_loader::{Frontend, Role, StalePeer};
+use berth_services::{Config, Device, Engine, Net as _, NoticeReason, ObservedPod};
 use std::{
     net::IpAddr,
     sync::Arc,
@@ -68,12 +68,12 @@ fn rounds(engine: &mut Engine<FakeKernel, FakeNode>, world: &World, holds: impl 
     }
 }
 
-fn lost(backend: &str, front: Option<Front>) -> Lost {
-    Lost { backend: backend.parse().unwrap(), front }
+fn lost(backend: &str, frontend: Option<Frontend>) -> StalePeer {
+    StalePeer { backend: backend.parse().unwrap(), frontend }
 }
 
 fn backends(world: &World, address: &str) -> Option<u16> {
-    world.state().fronts.get(&(ip(address), 80)).copied()
+    world.state().frontends.get(&(ip(address), 80)).copied()
 }
 
 fn published(world: &World) -> (usize, usize) {
@@ -142,7 +142,7 @@ fn a_change_is_followed_alone() {
     assert_eq!(world.state().written, written + 3);
     assert_eq!(world.state().looked_at, 21, "one pod's network");
     let ended: Vec<_> = world.state().ended.iter().map(|(dead, _)| dead.clone()).collect();
-    let by = |address| lost("10.2.0.3:80", Some(Front { address: Some(ip(address)), port: 80 }));
+    let by = |address| lost("10.2.0.3:80", Some(Frontend { address: Some(ip(address)), port: 80 }));
     assert_eq!(
         ended,
         [[by("10.96.1.3"), by("10.96.1.13")].into()],
@@ -173,7 +173,7 @@ fn a_change_is_followed_alone() {
 fn sockets_that_an_agent_did_not_get_to_are_ended_by_the_next() {
     let world = listed();
     Arc::make_mut(&mut world.state().services).push(web("s", "10.96.0.1"));
-    let gone = lost("10.1.0.9:53", Some(Front { address: None, port: 30053 }));
+    let gone = lost("10.1.0.9:53", Some(Frontend { address: None, port: 30053 }));
     world.state().dead.insert(gone);
     let mut engine = engine(&world);
     rounds(&mut engine, &world, |w| published(w) == (1, 1));
@@ -195,7 +195,7 @@ fn clients_of_an_earlier_address_lose_their_backend_too() {
     assert!(world.state().ended.is_empty(), "the backend is there still");
     world.state().pods.remove(&uid("p"));
     rounds(&mut engine, &world, |w| backends(w, "10.96.0.2") == Some(0));
-    let by = |address| lost("10.2.0.1:80", Some(Front { address: Some(ip(address)), port: 80 }));
+    let by = |address| lost("10.2.0.1:80", Some(Frontend { address: Some(ip(address)), port: 80 }));
     let ended: Vec<_> = world.state().ended.iter().map(|(dead, _)| dead.clone()).collect();
     assert_eq!(ended, [[by("10.96.0.1"), by("10.96.0.2")].into()]);
 }
@@ -316,10 +316,10 @@ fn an_address_that_moved_on_stays_with_its_new_pod() {
 fn a_pod_may_opt_out_of_the_socket_hooks() {
     let world = listed();
     let annotated = |value: Option<&str>| {
-        let SeenPod { pod, status } = pod("a", "a", "10.1.0.1");
+        let ObservedPod { pod, status } = pod("a", "a", "10.1.0.1");
         let mut pod = Arc::unwrap_or_clone(pod);
         pod.annotations.extend(value.map(|v| ("berth.dev/socket-hooks".to_owned(), v.to_owned())));
-        SeenPod { pod: Arc::new(pod), status }
+        ObservedPod { pod: Arc::new(pod), status }
     };
     world.state().networks.insert(uid("a"), network(1, 11));
     let mut engine = engine(&world);
@@ -360,7 +360,7 @@ fn only_pods_of_our_own_plugin_go_past_the_stack() {
 #[test]
 fn a_network_that_is_not_there_yet_is_looked_for_again() {
     let world = listed();
-    let seen: SeenPod = pod("a", "a", "10.1.0.1");
+    let seen: ObservedPod = pod("a", "a", "10.1.0.1");
     world.state().pods.insert(uid("a"), Some(seen));
     let mut engine = engine(&world);
     engine.round();
@@ -389,7 +389,7 @@ fn a_kernel_that_refuses_is_asked_again_later_and_the_owner_hears_of_conflicts()
     let state = world.state();
     let told: Vec<_> = state.told.iter().map(|n| (n.service.name.to_string(), n.why.reason())).collect();
     assert_eq!(told, [("b".to_owned(), "ClusterIPAlreadyAllocated")]);
-    assert!(matches!(&state.told[0].why, Why::Taken { by, .. } if *by == key("a")));
+    assert!(matches!(&state.told[0].why, NoticeReason::Taken { by, .. } if *by == key("a")));
 }
 
 #[test]
@@ -484,7 +484,7 @@ fn what_somebody_else_did_to_the_maps_is_mended() {
         let host = s.clients.get(&HOST).is_some_and(|c| c.flags == client::HOST);
         maps && host
             && !s.spoil.services
-            && s.fronts.contains_key(&(ip("10.96.0.1"), 80))
+            && s.frontends.contains_key(&(ip("10.96.0.1"), 80))
             && s.attached.len() == 1
     };
     for (what, spoil) in spoil {
@@ -566,7 +566,7 @@ fn a_cluster_ip_is_one_services_with_all_ports() {
     world.state().services = Arc::new(vec![web("a", "10.96.0.1"), Arc::new(other)]);
     let mut engine = engine(&world);
     rounds(&mut engine, &world, |w| w.state().files == 1);
-    let served = |w: &World| w.state().fronts.keys().map(|(_, port)| *port).collect::<Vec<_>>();
+    let served = |w: &World| w.state().frontends.keys().map(|(_, port)| *port).collect::<Vec<_>>();
     assert_eq!(served(&world), [0, 80]);
     let told: Vec<_> = world.state().told.iter().map(|n| n.why.to_string()).collect();
     assert_eq!(told, ["10.96.0.1 port 81/TCP is held by the older Service default/a"]);

@@ -5,7 +5,7 @@ mod support;
 
 use berth_core::model::{EndpointSlice, Protocol, Service};
 use berth_ebpf_abi::{ServiceKey, V4};
-use berth_services::{Allocator, Change, Net as _, NodeFacts, Outcome, REST, Why};
+use berth_services::{Change, Net as _, NodeFacts, NoticeReason, Outcome, REST, TableReconciler};
 use proptest::prelude::*;
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use support::{Fake, endpoint, key, service, slice};
@@ -13,8 +13,8 @@ use support::{Fake, endpoint, key, service, slice};
 /// The tables, and what is wanted of them.
 struct World {
     fake: Fake,
-    allocator: Allocator,
-    told: Vec<Why>,
+    reconciler: TableReconciler,
+    told: Vec<NoticeReason>,
 }
 
 impl World {
@@ -22,14 +22,14 @@ impl World {
         let mut fake = Fake::unwatched();
         fake.v4.capacity = capacity;
         let facts = NodeFacts { name: "n".into(), ..NodeFacts::default() };
-        let mut allocator = Allocator::new(facts, 1);
-        allocator.listed();
-        World { fake, allocator, told: Vec::new() }
+        let mut reconciler = TableReconciler::new(facts, 1);
+        reconciler.listed();
+        World { fake, reconciler, told: Vec::new() }
     }
 
     fn sync(&mut self) -> Outcome {
         let clock = self.fake.clock();
-        let outcome = self.allocator.sync(&mut self.fake, clock).unwrap();
+        let outcome = self.reconciler.sync(&mut self.fake, clock).unwrap();
         self.told.extend(outcome.notices.iter().map(|n| n.why.clone()));
         outcome
     }
@@ -47,13 +47,13 @@ impl World {
 
     fn service(&mut self, n: u8, endpoints: &[u16], affinity: bool) {
         let (service, slice) = objects(n, endpoints, affinity);
-        self.allocator.change(Change::Service(Arc::new(service)));
-        self.allocator.change(Change::Slice(Arc::new(slice)));
+        self.reconciler.change(Change::Service(Arc::new(service)));
+        self.reconciler.change(Change::Slice(Arc::new(slice)));
     }
 
     fn gone(&mut self, n: u8) {
-        self.allocator.change(Change::ServiceGone(key(&format!("s{n}"))));
-        self.allocator.change(Change::SliceGone(key(&format!("s{n}-x"))));
+        self.reconciler.change(Change::ServiceGone(key(&format!("s{n}"))));
+        self.reconciler.change(Change::SliceGone(key(&format!("s{n}-x"))));
     }
 
     /// The endpoints that clients of a Service are given; nothing where it is not served.
@@ -124,16 +124,16 @@ fn what_does_not_fit_holds_up_nobody_and_is_told_and_comes_when_there_is_room() 
     assert_eq!(world.served(2), all(&[8]), "an endpoint that went is given to nobody");
     assert_eq!(world.served(4), all(&[5]), "a new Service is served");
     assert_eq!(world.served(3), all(&up_to(4)), "in part, for want of room");
-    let cut = Why::CutShort { name: "".into(), used: 4, endpoints: 30, affinity: true };
+    let cut = NoticeReason::CutShort { name: "".into(), used: 4, endpoints: 30, affinity: true };
     assert_eq!(world.told, std::slice::from_ref(&cut), "once");
-    assert_eq!(world.allocator.unfit(), 1);
-    let now: Vec<Why> = world.allocator.notices().map(|n| n.why).collect();
+    assert_eq!(world.reconciler.unfit(), 1);
+    let now: Vec<NoticeReason> = world.reconciler.notices().map(|n| n.why).collect();
     assert_eq!(now, [cut]);
 
     world.gone(1);
     world.settle();
     assert_eq!(world.served(3), all(&up_to(30)), "as soon as there is room");
-    assert_eq!((world.allocator.unfit(), world.allocator.notices().count()), (0, 0));
+    assert_eq!((world.reconciler.unfit(), world.reconciler.notices().count()), (0, 0));
     assert_eq!(world.fake.v4.members.len(), 30);
 }
 
@@ -190,7 +190,7 @@ fn the_newest_services_find_no_way_in() {
     assert_eq!([1, 2, 3, 4].map(|n| world.served(n).is_some()), [true, true, true, false]);
     let address = address(4);
     let transport = berth_services::Transport::Tcp;
-    assert_eq!(world.told, [Why::NoRoom { address, port: 80, transport }]);
+    assert_eq!(world.told, [NoticeReason::NoRoom { address, port: 80, transport }]);
     world.service(2, &[2], false);
     world.settle();
     assert_eq!(world.served(2), all(&[2]), "what is there is written over");
@@ -198,7 +198,7 @@ fn the_newest_services_find_no_way_in() {
     world.settle();
     assert_eq!([1, 2, 3, 4].map(|n| world.served(n).is_some()), [false, true, true, true]);
     assert_eq!(world.told.len(), 1);
-    assert_eq!(world.allocator.notices().count(), 0);
+    assert_eq!(world.reconciler.notices().count(), 0);
 }
 
 #[test]
@@ -210,9 +210,10 @@ fn entries_that_somebody_deleted_or_altered_are_mended() {
     let (services, chunks, members) =
         (world.fake.v4.services.clone(), world.fake.v4.chunks.clone(), world.fake.v4.members.clone());
     let mended = |world: &mut World, found: usize| {
-        let mut allocator = std::mem::replace(&mut world.allocator, Allocator::new(NodeFacts::default(), 1));
-        assert_eq!(allocator.reconcile(&mut world.fake).unwrap(), found);
-        world.allocator = allocator;
+        let mut reconciler =
+            std::mem::replace(&mut world.reconciler, TableReconciler::new(NodeFacts::default(), 1));
+        assert_eq!(reconciler.reconcile(&mut world.fake).unwrap(), found);
+        world.reconciler = reconciler;
         world.settle();
         assert_eq!(world.fake.v4.services, services);
         assert_eq!(world.fake.v4.chunks, chunks);
@@ -306,7 +307,7 @@ proptest! {
         for n in 1..8 {
             prop_assert_eq!(world.served(n), wanted[usize::from(n)].clone(), "service {}", n);
         }
-        prop_assert_eq!(world.allocator.unfit(), 0);
-        prop_assert!(world.allocator.check(&mut world.fake).unwrap().is_empty());
+        prop_assert_eq!(world.reconciler.unfit(), 0);
+        prop_assert!(world.reconciler.check(&mut world.fake).unwrap().is_empty());
     }
 }

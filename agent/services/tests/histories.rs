@@ -10,8 +10,8 @@ use berth_core::{
     time::Wall,
 };
 use berth_ebpf_abi::{SERVING, ServiceKey, frontend};
-use berth_ebpf_loader::Front;
-use berth_services::{Allocator, Change, Net, NodeFacts, REST, Transport, WantedPort, compile};
+use berth_ebpf_loader::Frontend;
+use berth_services::{Change, Net, NodeFacts, REST, TableReconciler, Transport, WantedPort, compile};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -135,7 +135,7 @@ impl World {
         let mut holders: HashMap<A, (Wall, Arc<str>)> = HashMap::new();
         for (service, wanted) in self.wanted() {
             let age = (service.created, Arc::clone(&service.uid));
-            let bare = of(&wanted).iter().flat_map(|p| &p.fronts).filter(|(k, _)| k.port == 0);
+            let bare = of(&wanted).iter().flat_map(|p| &p.frontends).filter(|(k, _)| k.port == 0);
             for (key, _) in bare {
                 let holder = holders.entry(key.addr).or_insert_with(|| age.clone());
                 if age < *holder {
@@ -159,7 +159,7 @@ impl World {
                 let set = |b: &[berth_ebpf_abi::Backend<A>]| -> BTreeSet<(A, u16)> {
                     b.iter().map(|b| (b.addr, u16::from_be(b.port))).collect()
                 };
-                for (key, flags) in &port.fronts {
+                for (key, flags) in &port.frontends {
                     let age = (service.created, Arc::clone(&service.uid));
                     if holders.get(&key.addr).is_some_and(|holder| age != *holder) {
                         continue;
@@ -197,7 +197,7 @@ impl World {
             for port in of(&wanted) {
                 let only =
                     port.serving.iter().map(|b| (b.addr, u16::from_be(b.port))).collect::<BTreeSet<_>>();
-                for (key, _) in port.fronts.iter().filter(|(key, _)| is_udp(key)) {
+                for (key, _) in port.frontends.iter().filter(|(key, _)| is_udp(key)) {
                     let age = (service.created, Arc::clone(&service.uid));
                     if holders.get(&key.addr).is_some_and(|holder| age != *holder) {
                         continue;
@@ -211,9 +211,9 @@ impl World {
         serving.into_iter().map(|(key, (_, only))| (key, only)).collect()
     }
 
-    fn feed(&self, allocator: &mut Allocator) {
-        self.services.values().for_each(|s| allocator.change(Change::Service(Arc::clone(s))));
-        self.slices.values().for_each(|s| allocator.change(Change::Slice(Arc::clone(s))));
+    fn feed(&self, reconciler: &mut TableReconciler) {
+        self.services.values().for_each(|s| reconciler.change(Change::Service(Arc::clone(s))));
+        self.slices.values().for_each(|s| reconciler.change(Change::Slice(Arc::clone(s))));
     }
 }
 
@@ -221,10 +221,10 @@ impl World {
 type Names = HashMap<(bool, u32), PodKey>;
 
 /// A backend's address and port, and the way in by which clients came to it.
-type Owed = (std::net::IpAddr, u16, Front);
+type Owed = (std::net::IpAddr, u16, Frontend);
 
-fn owed_by<A: Net>(key: &ServiceKey<A>) -> Front {
-    Front { address: (key.addr != A::ANY).then(|| key.addr.ip()), port: u16::from_be(key.port) }
+fn owed_by<A: Net>(key: &ServiceKey<A>) -> Frontend {
+    Frontend { address: (key.addr != A::ANY).then(|| key.addr.ip()), port: u16::from_be(key.port) }
 }
 
 /// Backends of a UDP key that must be told as stale when the value there changes: where the key stays with its Service,
@@ -243,7 +243,7 @@ fn left<A: Net>(
         let there = maps.view(value);
         let owner = names.get(&(A::V6, value.id));
         let ports = wanted.iter().flat_map(|(s, w)| of(w).iter().map(move |p| (&s.key, p)));
-        let ports: Vec<_> = ports.filter(|(_, p)| p.fronts.iter().any(|(k, _)| k == key)).collect();
+        let ports: Vec<_> = ports.filter(|(_, p)| p.frontends.iter().any(|(k, _)| k == key)).collect();
         let keep: BTreeSet<(A, u16)> = match ports.as_slice() {
             [] if owner.is_some_and(|o| !world.services.contains_key(o)) => BTreeSet::new(),
             [(service, port)] if owner == Some(*service) => {
@@ -265,8 +265,8 @@ fn left_of_both(fake: &Fake, world: &World, names: &Names) -> BTreeSet<Owed> {
 }
 
 /// Ports that lost all their keys to older Services: their parts lie in the tables and nothing leads there.
-fn hidden(fake: &Fake, allocator: &Allocator) -> (BTreeSet<u32>, BTreeSet<u32>) {
-    let ids = |v6| allocator.names().filter(move |n| n.v6 == v6).map(|n| n.id);
+fn hidden(fake: &Fake, reconciler: &TableReconciler) -> (BTreeSet<u32>, BTreeSet<u32>) {
+    let ids = |v6| reconciler.names().filter(move |n| n.v6 == v6).map(|n| n.id);
     (fake.v4.hidden(ids(false)), fake.v6.hidden(ids(true)))
 }
 
@@ -294,14 +294,14 @@ fn run(number: u64) {
     let mut fake = Fake::default();
     let clock = fake.clock();
     let mut world = World::default();
-    let mut allocator = Allocator::new(node(), 1);
-    allocator.listed();
+    let mut reconciler = TableReconciler::new(node(), 1);
+    reconciler.listed();
     let mut names = Names::new();
     let (mut flows4, mut flows6) = (HashMap::new(), HashMap::new());
     for _ in 0..6 + dice.roll(10) {
         for _ in 0..1 + dice.roll(3) {
             let change = world.step(&mut dice);
-            allocator.change(change);
+            reconciler.change(change);
         }
         fake.v4.new = world.views(|w| &w.v4);
         fake.v6.new = world.views(|w| &w.v6);
@@ -312,43 +312,43 @@ fn run(number: u64) {
             for _ in 0..1 + dice.roll(2) {
                 fake.fuse.left.set(Some(dice.roll(12) as usize));
                 // Whether it got through is as chance has it.
-                let told = allocator.sync(&mut fake, &clock);
+                let told = reconciler.sync(&mut fake, &clock);
                 fake.fuse.left.set(None);
                 if let Ok(outcome) = told {
-                    owed.retain(|o| outcome.stale.iter().all(|s| (s.address, s.port, s.front) != *o));
+                    owed.retain(|o| outcome.stale.iter().all(|s| (s.address, s.port, s.frontend) != *o));
                 }
                 if dice.one_in(2) {
-                    allocator = Allocator::new(node(), 1);
-                    world.feed(&mut allocator);
-                    let idle = allocator.sync(&mut fake, &clock).unwrap();
+                    reconciler = TableReconciler::new(node(), 1);
+                    world.feed(&mut reconciler);
+                    let idle = reconciler.sync(&mut fake, &clock).unwrap();
                     assert_eq!(idle.put + idle.deleted, 0, "nothing is written before all have listed");
-                    allocator.listed();
+                    reconciler.listed();
                     // A killed agent tells nobody: what is still in the tables is owed by the next.
                     owed = left_of_both(&fake, &world, &names);
                 }
                 fake.pass(Duration::from_millis(dice.roll(150)));
             }
         }
-        let outcome = allocator.sync(&mut fake, &clock).unwrap();
-        owed.retain(|o| outcome.stale.iter().all(|s| (s.address, s.port, s.front) != *o));
-        let (v4, v6) = hidden(&fake, &allocator);
+        let outcome = reconciler.sync(&mut fake, &clock).unwrap();
+        owed.retain(|o| outcome.stale.iter().all(|s| (s.address, s.port, s.frontend) != *o));
+        let (v4, v6) = hidden(&fake, &reconciler);
         fake.v4.check(&v4, &world.serving(|w| &w.v4));
         fake.v6.check(&v6, &world.serving(|w| &w.v6));
         asked(&mut flows4, &fake.v4);
         asked(&mut flows6, &fake.v6);
         assert!(owed.is_empty(), "not told as stale: {owed:?}");
-        assert_eq!(allocator.check(&mut fake).unwrap(), []);
-        names = allocator.names().map(|n| ((n.v6, n.id), n.service)).collect();
+        assert_eq!(reconciler.check(&mut fake).unwrap(), []);
+        names = reconciler.names().map(|n| ((n.v6, n.id), n.service)).collect();
     }
     fake.pass(REST);
-    let outcome = allocator.sync(&mut fake, &clock).unwrap();
+    let outcome = reconciler.sync(&mut fake, &clock).unwrap();
     assert_eq!((outcome.put, outcome.due), (0, None));
-    let (v4, v6) = hidden(&fake, &allocator);
+    let (v4, v6) = hidden(&fake, &reconciler);
     fake.v4.check_rested(&v4);
     fake.v6.check_rested(&v6);
     let unseen = v4.len() + v6.len();
     // A restart with nothing new writes nothing.
-    let mut again = Allocator::new(node(), 1);
+    let mut again = TableReconciler::new(node(), 1);
     world.feed(&mut again);
     again.listed();
     let outcome = again.sync(&mut fake, &clock).unwrap();

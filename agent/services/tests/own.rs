@@ -4,7 +4,7 @@
 mod support;
 
 use berth_core::model::Protocol;
-use berth_services::{NodeFacts, Why, compile};
+use berth_services::{NodeFacts, NoticeReason, compile};
 use support::{endpoint, service, slice};
 
 #[test]
@@ -15,17 +15,17 @@ fn no_service_is_served_at_an_address_of_the_nodes_own_cluster_dns() {
     let port: &[_] = &[("", Protocol::Udp, 53, None)];
     // A cluster that has CoreDNS of its own on other nodes.
     let wanted = compile(&service("dns", "10.96.0.10", port), &slices, &facts);
-    assert_eq!((wanted.v4.len(), wanted.notices), (0, vec![Why::Own { address: ip("10.96.0.10") }]));
+    assert_eq!((wanted.v4.len(), wanted.notices), (0, vec![NoticeReason::Own { address: ip("10.96.0.10") }]));
     // Nor is one at another address by way of this one.
     let mut other = service("dns", "10.96.0.11", port);
     other.external_ips = vec![ip("10.96.0.10"), ip("198.51.100.1")];
     other.load_balancer_ips = vec![ip("10.96.0.10")];
     let wanted = compile(&other, &slices, &facts);
-    let own = Why::Own { address: ip("10.96.0.10") };
+    let own = NoticeReason::Own { address: ip("10.96.0.10") };
     assert_eq!((wanted.v4.len(), wanted.notices), (1, vec![own.clone(), own]));
-    assert!(wanted.v4[0].fronts.iter().all(|(key, _)| key.addr != u32::from_ne_bytes([10, 96, 0, 10])));
+    assert!(wanted.v4[0].frontends.iter().all(|(key, _)| key.addr != u32::from_ne_bytes([10, 96, 0, 10])));
     assert_eq!(
-        wanted.v4[0].fronts.len(),
+        wanted.v4[0].frontends.len(),
         3,
         "the ClusterIP with its bare address, and the other external address"
     );

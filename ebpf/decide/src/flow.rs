@@ -3,7 +3,7 @@
 //!
 //! Owns the rules; the state is two entries a connection in the tables of connections, one for each direction, each the
 //! other's reverse. Both are written before the first packet leaves, the answers' first and only where none is: so no
-//! two connections ever share the answers' key, and an answer always finds its way back. In which table they are, and
+//! two connections ever share the answers' key, and an answer always finds its next_hop back. In which table they are, and
 //! what goes where one is full, says [`Class`].
 //!
 //! Invariants:
@@ -24,152 +24,159 @@ mod limit;
 mod maps;
 #[cfg(feature = "std")]
 pub mod memory;
-mod open;
+mod open_flow;
 mod packet;
 
 pub use class::{Class, Put};
 pub use lifetime::{collect, lifetime_s};
 pub use limit::Bucket;
 pub use maps::{FlowMaps, Sockets};
-pub use open::open;
-pub use packet::{Dropped, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, Way, reverse, tcp};
+pub use open_flow::open_flow;
+pub use packet::{
+    Dropped, FlowContext, Forwarding, Hook, NextHop, Packet, Part, TCP, UDP, Verdict, reverse, tcp,
+};
 
 use crate::{
-    Aligned, Asked, Family, From, decide,
+    Aligned, ClientLocation, Family, MemberQuery, decide,
     service::{find, search, serves},
 };
 use berth_ebpf_abi::{FragmentKey, FragmentPorts, LocalPod, ServiceKey, flow, frontend, local_pod, tag};
-use class::{Moved, find as find_flow, forget, reclass};
+use class::{Reclassified, find as find_flow, forget, reclass};
 use lifetime::is_stream;
 use packet::is_reverse;
 
 /// Fragments of one datagram that are this far apart, in seconds, are not of one datagram (`ipfrag_time`).
 const FRAGMENTS_S: u32 = 30;
 
-/// Says what becomes of the packet in `room`, and writes down what the next ones of its connection need.
+/// Says what becomes of the packet in `ctx`, and writes down what the next ones of its connection need.
 ///
 /// Its four parts are functions of their own in the kernel, where each has a small stack.
 #[inline(always)]
-pub fn judge<A: Family, M: FlowMaps<A> + Sockets<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> Verdict {
-    if hook == Hook::Pod && forged(maps, room) {
+pub fn decide_packet<A: Family, M: FlowMaps<A> + Sockets<A>>(
+    maps: &M,
+    hook: Hook,
+    ctx: &mut FlowContext<A>,
+) -> Verdict {
+    if hook == Hook::Pod && forged(maps, ctx) {
         return Verdict::Drop(Dropped::Forged);
     }
     let mut pod = LocalPod::default();
-    let way = glance(maps, hook, room, &mut pod).or_else(|| meet(maps, hook, room, &mut pod));
-    if let Some(way) = way {
-        return Verdict::Translate(way.with(pod));
+    let next_hop = fast_path(maps, hook, ctx, &mut pod).or_else(|| refresh_flow(maps, hook, ctx, &mut pod));
+    if let Some(next_hop) = next_hop {
+        return Verdict::Translate(next_hop.with(pod));
     }
-    choose(maps, maps, hook, room).unwrap_or_else(|| open(maps, maps, hook, room))
+    classify(maps, maps, hook, ctx).unwrap_or_else(|| open_flow(maps, maps, hook, ctx))
 }
 
 /// Whether a pod sends under an address that is not its own, as its device is known: what is looked at before anything
 /// else. Of the packet its source and its device must be there. Writes whether what it sends may go past the stack.
 #[inline(always)]
-pub fn forged<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>) -> bool {
-    room.direct = false;
-    let Some(device) = maps.pod_device(room.packet.ifindex) else { return false };
-    room.direct = device.flags & local_pod::DIRECT != 0;
-    let src = room.packet.tuple.src;
+pub fn forged<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &mut FlowContext<A>) -> bool {
+    ctx.direct = false;
+    let Some(device) = maps.pod_device(ctx.packet.ifindex) else { return false };
+    ctx.direct = device.flags & local_pod::DIRECT != 0;
+    let src = ctx.packet.tuple.src;
     device.flags & local_pod::OWN_SOURCE != 0 && src != A::of_device(&device) && !src.is_of_the_link()
 }
 
-/// The quick part of [`judge`]: a packet of a connection that was looked at in this very second and does not change.
-/// Nothing means that [`meet`] has the say. A pod's entry is written to `pod`.
+/// The quick part of [`decide_packet`]: a packet of a connection that was looked at in this very second and does not change.
+/// Nothing means that [`refresh_flow`] has the say. A pod's entry is written to `pod`.
 #[inline(always)]
-pub fn glance<A: Family, M: FlowMaps<A>>(
+pub fn fast_path<A: Family, M: FlowMaps<A>>(
     maps: &M,
     hook: Hook,
-    room: &mut Room<A>,
+    ctx: &mut FlowContext<A>,
     pod: &mut LocalPod,
-) -> Option<Way> {
-    let class = Class::common(room.packet.tuple.proto);
-    if room.packet.part != Part::Whole || !maps.find(class, &room.packet.tuple, &mut room.entry) {
+) -> Option<NextHop> {
+    let class = Class::common(ctx.packet.tuple.proto);
+    if ctx.packet.part != Part::Whole || !maps.find(class, &ctx.packet.tuple, &mut ctx.entry) {
         return None;
     }
-    let flags = room.entry.flags;
-    let tcp_flags = room.packet.tcp_flags;
-    let same = after(flags, room.packet.tuple.proto, tcp_flags) == flags && tcp_flags & tcp::SYN == 0;
+    let flags = ctx.entry.flags;
+    let tcp_flags = ctx.packet.tcp_flags;
+    let same = after(flags, ctx.packet.tuple.proto, tcp_flags) == flags && tcp_flags & tcp::SYN == 0;
     let met = hook != Hook::Egress || flags & flow::REPLY != 0;
-    (same && met && maps.now_s() == room.entry.seen_s).then(|| open::way(maps, hook, &room.entry, pod))
+    (same && met && maps.now_s() == ctx.entry.seen_s)
+        .then(|| open_flow::next_hop(maps, hook, &ctx.entry, pod))
 }
 
-/// The thorough part of [`judge`]: any packet of a connection that has an entry, which is renewed. Nothing means that
-/// [`choose`] has the say. A pod's entry is written to `pod`.
+/// The thorough part of [`decide_packet`]: any packet of a connection that has an entry, which is renewed. Nothing means that
+/// [`classify`] has the say. A pod's entry is written to `pod`.
 #[inline(always)]
-pub fn meet<A: Family, M: FlowMaps<A>>(
+pub fn refresh_flow<A: Family, M: FlowMaps<A>>(
     maps: &M,
     hook: Hook,
-    room: &mut Room<A>,
+    ctx: &mut FlowContext<A>,
     pod: &mut LocalPod,
-) -> Option<Way> {
-    if let Part::Later(id) = room.packet.part
-        && let Some(ports) = maps.fragment(&fragment_key(room, id))
+) -> Option<NextHop> {
+    if let Part::Later(id) = ctx.packet.part
+        && let Some(ports) = maps.fragment(&fragment_key(ctx, id))
         && maps.now_s().saturating_sub(ports.seen_s) < FRAGMENTS_S
     {
-        room.packet.tuple.src_port = ports.src_port;
-        room.packet.tuple.dst_port = ports.dst_port;
+        ctx.packet.tuple.src_port = ports.src_port;
+        ctx.packet.tuple.dst_port = ports.dst_port;
     }
-    known(maps, hook, room).then(|| {
-        note_fragment(maps, room);
-        open::way(maps, hook, &room.entry, pod)
+    known(maps, hook, ctx).then(|| {
+        note_fragment(maps, ctx);
+        open_flow::next_hop(maps, hook, &ctx.entry, pod)
     })
 }
 
 /// Writes down the ports that a datagram's other fragments lack.
 #[inline(always)]
-fn note_fragment<A: Family, M: FlowMaps<A>>(maps: &M, room: &Room<A>) {
-    if let Part::First(id) = room.packet.part {
-        let (src_port, dst_port) = (room.packet.tuple.src_port, room.packet.tuple.dst_port);
+fn note_fragment<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &FlowContext<A>) {
+    if let Part::First(id) = ctx.packet.part {
+        let (src_port, dst_port) = (ctx.packet.tuple.src_port, ctx.packet.tuple.dst_port);
         let ports = FragmentPorts { src_port, dst_port, seen_s: maps.now_s() };
-        maps.keep_fragment(&fragment_key(room, id), &ports);
+        maps.keep_fragment(&fragment_key(ctx, id), &ports);
     }
 }
 
 #[inline(always)]
-fn fragment_key<A: Family>(room: &Room<A>, id: u32) -> FragmentKey<A> {
-    let tuple = &room.packet.tuple;
+fn fragment_key<A: Family>(ctx: &FlowContext<A>, id: u32) -> FragmentKey<A> {
+    let tuple = &ctx.packet.tuple;
     FragmentKey { src: tuple.src, dst: tuple.dst, id, proto: u32::from(tuple.proto) }
 }
 
 /// Whether a packet's connection has an entry which holds.
 #[inline(always)]
-fn known<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, room: &mut Room<A>) -> bool {
-    if !find_flow(maps, &room.packet.tuple, &mut room.entry) {
+fn known<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, ctx: &mut FlowContext<A>) -> bool {
+    if !find_flow(maps, &ctx.packet.tuple, &mut ctx.entry) {
         return false;
     }
-    let reply = room.entry.flags & flow::REPLY != 0;
+    let reply = ctx.entry.flags & flow::REPLY != 0;
     if hook == Hook::Egress && !reply {
         return false;
     }
-    if room.packet.part == Part::Error {
+    if ctx.packet.part == Part::Error {
         return true;
     }
     let now_s = maps.now_s();
-    let (proto, tcp_flags) = (room.packet.tuple.proto, room.packet.tcp_flags);
-    let mut flags = after(room.entry.flags, proto, tcp_flags);
+    let (proto, tcp_flags) = (ctx.packet.tuple.proto, ctx.packet.tcp_flags);
+    let mut flags = after(ctx.entry.flags, proto, tcp_flags);
     let begins = proto == TCP && !reply && tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-    let moves = if room.entry.flags & flow::ASSURED != 0 {
+    let moves = if ctx.entry.flags & flow::ASSURED != 0 {
         tcp_flags & (tcp::FIN | tcp::RST) != 0
     } else {
         !reply && tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::ACK
     };
-    if begins || moves || now_s != room.entry.seen_s {
-        if !renew(maps, room, begins, now_s) {
+    if begins || moves || now_s != ctx.entry.seen_s {
+        if !renew(maps, ctx, begins, now_s) {
             return false;
         }
         if proto == TCP {
-            match reclass(maps, room, flags, now_s) {
-                Moved::No => {}
-                Moved::Yes => return true,
-                Moved::Refused => return false,
+            match reclass(maps, ctx, flags, now_s) {
+                Reclassified::No => {}
+                Reclassified::Yes => return true,
+                Reclassified::Refused => return false,
             }
-        } else if is_stream(flags | room.other.flags, room.entry.since_s, now_s) {
+        } else if is_stream(flags | ctx.other.flags, ctx.entry.since_s, now_s) {
             flags |= flow::ASSURED;
         }
-    } else if flags == room.entry.flags {
+    } else if flags == ctx.entry.flags {
         return true;
     }
-    maps.touch(Class::of(proto, flags), &room.packet.tuple, flags, room.entry.generation, now_s);
+    maps.touch(Class::of(proto, flags), &ctx.packet.tuple, flags, ctx.entry.generation, now_s);
     true
 }
 
@@ -195,37 +202,37 @@ fn after(flags: u32, proto: u8, tcp_flags: u8) -> u32 {
 /// must be there or be put back, and a backend must still be one. Says whether it holds; where not, its entries are
 /// gone.
 #[inline(always)]
-fn renew<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>, begins: bool, now_s: u32) -> bool {
-    let reply = room.entry.flags & flow::REPLY != 0;
-    let mut over = room.entry.flags & (flow::FIN_CLIENT | flow::RESET) != 0;
-    room.back = reverse(&room.entry.to);
-    let paired = if find_flow(maps, &room.back, &mut room.other) {
-        over |= room.other.flags & flow::RESET != 0;
-        is_reverse(&room.other.to, &room.packet.tuple)
+fn renew<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &mut FlowContext<A>, begins: bool, now_s: u32) -> bool {
+    let reply = ctx.entry.flags & flow::REPLY != 0;
+    let mut over = ctx.entry.flags & (flow::FIN_CLIENT | flow::RESET) != 0;
+    ctx.back = reverse(&ctx.entry.to);
+    let paired = if find_flow(maps, &ctx.back, &mut ctx.other) {
+        over |= ctx.other.flags & flow::RESET != 0;
+        is_reverse(&ctx.other.to, &ctx.packet.tuple)
     } else {
-        room.other = room.entry;
-        room.other.to = reverse(&room.packet.tuple);
+        ctx.other = ctx.entry;
+        ctx.other.to = reverse(&ctx.packet.tuple);
         let both = flow::MASQUERADE | flow::ASSURED;
-        room.other.flags = (room.entry.flags & both) | if reply { 0 } else { flow::REPLY };
-        room.other.seen_s = now_s;
-        let class = Class::of(room.back.proto, room.other.flags);
-        maps.insert(class, &room.back, &room.other) == Put::Done
+        ctx.other.flags = (ctx.entry.flags & both) | if reply { 0 } else { flow::REPLY };
+        ctx.other.seen_s = now_s;
+        let class = Class::of(ctx.back.proto, ctx.other.flags);
+        maps.insert(class, &ctx.back, &ctx.other) == Put::Done
     };
-    let asks = !reply && (begins || room.packet.tuple.proto == UDP);
-    let holds = paired && !(begins && over) && (!asks || still_there(maps, room));
+    let asks = !reply && (begins || ctx.packet.tuple.proto == UDP);
+    let holds = paired && !(begins && over) && (!asks || backend_still_serves(maps, ctx));
     if !holds {
         if paired {
-            forget(maps, &room.back);
+            forget(maps, &ctx.back);
         }
-        forget(maps, &room.packet.tuple);
+        forget(maps, &ctx.packet.tuple);
     }
     holds
 }
 
 /// Looks whether a flow's backend still serves, and notes the generation in which it does.
 #[inline(always)]
-fn still_there<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>) -> bool {
-    let tuple = &room.packet.tuple;
+fn backend_still_serves<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &mut FlowContext<A>) -> bool {
+    let tuple = &ctx.packet.tuple;
     let key = ServiceKey { addr: tuple.dst, port: tuple.dst_port, proto: tuple.proto, pad: 0 };
     let mut key = Aligned(key);
     let mut search = search::DIALLED;
@@ -237,20 +244,20 @@ fn still_there<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>) -> bool 
         // It changes right now: asked again with the next second.
         return true;
     }
-    if header.id != room.entry.service {
+    if header.id != ctx.entry.service {
         return false;
     }
-    if header.generation == room.entry.generation {
+    if header.generation == ctx.entry.generation {
         return true;
     }
-    let mut asked = Asked::default();
-    asked.member.addr = room.entry.to.dst;
-    asked.member.port = room.entry.to.dst_port;
+    let mut asked = MemberQuery::default();
+    asked.member.addr = ctx.entry.to.dst;
+    asked.member.port = ctx.entry.to.dst_port;
     let found = serves(maps, &mut asked, header.id);
     if maps.header(at).tag != header.tag {
         return true;
     }
-    room.entry.generation = header.generation;
+    ctx.entry.generation = header.generation;
     found
 }
 
@@ -258,36 +265,36 @@ fn still_there<A: Family, M: FlowMaps<A>>(maps: &M, room: &mut Room<A>) -> bool 
 /// each other goes past the stack, so it was sent to another address, and the stack gave it this one (a host port). Then
 /// the answer must go by the stack too.
 #[inline(always)]
-fn of_stack<A: Family, M: FlowMaps<A>>(maps: &M, room: &Room<A>) -> bool {
+fn of_stack<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &FlowContext<A>) -> bool {
     let direct = |flags: u32| flags & local_pod::DIRECT != 0;
     maps.redirects()
-        && maps.pod_device(room.packet.ifindex).is_some_and(|device| direct(device.flags))
-        && maps.pod(&room.packet.tuple.src).is_some_and(|pod| direct(pod.flags))
-        && !maps.is_of_stack(&reverse(&room.packet.tuple))
+        && maps.pod_device(ctx.packet.ifindex).is_some_and(|device| direct(device.flags))
+        && maps.pod(&ctx.packet.tuple.src).is_some_and(|pod| direct(pod.flags))
+        && !maps.is_of_stack(&reverse(&ctx.packet.tuple))
 }
 
-/// The part of [`judge`] for what no entry knows. Nothing means that a connection begins and [`open`] has the say, with
-/// what was chosen in `room`.
+/// The part of [`decide_packet`] for what no entry knows. Nothing means that a connection begins and [`open_flow`] has the say, with
+/// what was chosen in `ctx`.
 #[inline(always)]
-pub fn choose<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
+pub fn classify<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
     maps: &M,
     sockets: &S,
     hook: Hook,
-    room: &mut Room<A>,
+    ctx: &mut FlowContext<A>,
 ) -> Option<Verdict> {
-    let tuple = &room.packet.tuple;
+    let tuple = &ctx.packet.tuple;
     if hook == Hook::Egress {
         // What the socket hooks leave alone for want of an endpoint, and what belongs to no Service.
         let leak = maps.in_service_range(tuple.dst);
-        if !leak && of_stack(maps, room) {
-            maps.note_of_stack(&reverse(&room.packet.tuple));
+        if !leak && of_stack(maps, ctx) {
+            maps.note_of_stack(&reverse(&ctx.packet.tuple));
         }
         return Some(if leak { Verdict::Drop(Dropped::Leak) } else { Verdict::Pass });
     }
     // Fragments may belong to what the stack translated, and lack the ports that tell.
-    let whole = !matches!(room.packet.part, Part::First(_) | Part::Later(_));
+    let whole = !matches!(ctx.packet.part, Part::First(_) | Part::Later(_));
     if hook == Hook::Pod
-        && room.direct
+        && ctx.direct
         && whole
         && maps.redirects()
         && let Some(pod) = maps.pod(&tuple.dst)
@@ -296,13 +303,14 @@ pub fn choose<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
     {
         return Some(Verdict::Forward(pod));
     }
-    let later = matches!(room.packet.part, Part::Later(_));
-    let begins = room.packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-    if room.packet.part == Part::Error || (tuple.proto == TCP && !later && !begins) {
+    let later = matches!(ctx.packet.part, Part::Later(_));
+    let begins = ctx.packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+    if ctx.packet.part == Part::Error || (tuple.proto == TCP && !later && !begins) {
         return Some(Verdict::Pass);
     }
     let key = ServiceKey { addr: tuple.dst, port: tuple.dst_port, proto: tuple.proto, pad: 0 };
-    let from = if hook == Hook::Pod { From::Pod(tuple.src) } else { From::Outside(tuple.src) };
+    let from =
+        if hook == Hook::Pod { ClientLocation::Pod(tuple.src) } else { ClientLocation::Outside(tuple.src) };
     match decide(maps, &key, from) {
         crate::Verdict::Pass => Some(Verdict::Pass),
         crate::Verdict::Drop(_) => Some(Verdict::Drop(Dropped::Service)),
@@ -318,12 +326,12 @@ pub fn choose<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
             Some(Verdict::Pass)
         }
         crate::Verdict::To(choice) => {
-            room.entry.to.dst = choice.backend.addr;
-            room.entry.to.dst_port = choice.backend.port;
-            room.entry.service = choice.service;
-            room.entry.generation = choice.generation;
-            room.backend = choice.backend.flags;
-            room.frontend = choice.frontend;
+            ctx.entry.to.dst = choice.backend.addr;
+            ctx.entry.to.dst_port = choice.backend.port;
+            ctx.entry.service = choice.service;
+            ctx.entry.generation = choice.generation;
+            ctx.backend = choice.backend.flags;
+            ctx.frontend = choice.frontend;
             None
         }
     }

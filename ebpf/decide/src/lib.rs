@@ -16,7 +16,6 @@
 #[cfg(any(feature = "std", test))]
 extern crate std;
 
-mod client;
 mod family;
 pub mod flow;
 mod maps;
@@ -26,15 +25,18 @@ pub mod ring;
 mod service;
 #[cfg(feature = "std")]
 pub mod socket;
+mod socket_client;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(feature = "std")]
 pub mod trace;
 
-pub use client::{Dialler, ECONNREFUSED, EHOSTUNREACH, dialler, is_host, left_alone, refusal};
 pub use family::Family;
 pub use maps::{Header, Maps};
 pub use service::{
-    Aligned, Asked, Choice, DropReason, From, Given, RejectReason, Ruling, Verdict, Who, decide, goes_on,
-    lot, rule,
+    Aligned, Choice, ClientIdentity, ClientLocation, Decision, DropReason, MemberQuery, RejectReason,
+    Selection, Verdict, backend_hash, decide, decide_into, may_keep_backend,
+};
+pub use socket_client::{
+    ECONNREFUSED, EHOSTUNREACH, SocketClient, is_host, left_alone, refusal, socket_client,
 };

@@ -82,7 +82,7 @@ pub trait Maps<A: Family> {
         }
     }
     /// Writes whom a client stays with. A full table is no error: the client is then given a backend anew.
-    fn stick(&self, key: &AffinityKey<A>, value: &Affinity<A>);
+    fn set_affinity(&self, key: &AffinityKey<A>, value: &Affinity<A>);
     /// Whether a backend is in a set of a Service with affinity, or serves flows of a UDP Service.
     fn member(&self, key: &MemberKey<A>) -> bool;
 
@@ -104,13 +104,13 @@ pub trait Maps<A: Family> {
     }
     /// The same number, of which the compiler knows nothing any more.
     #[inline(always)]
-    fn hide(&self, number: u32) -> u32 {
+    fn opaque(&self, number: u32) -> u32 {
         number
     }
     /// The same place, likewise: the compiler would compute the address of each field once, before all loops, and keep
     /// them all.
     #[inline(always)]
-    fn place<'p, T>(&self, at: &'p mut T) -> &'p mut T {
+    fn opaque_ref<'p, T>(&self, at: &'p mut T) -> &'p mut T {
         at
     }
     /// Makes an address [`berth_ebpf_abi::Addr::ANY`]; it lies where eight bytes may be written at once.

@@ -61,7 +61,7 @@ impl<A: Family> Maps<A> for Tables<A> {
         self.affinity.borrow().get(key).copied()
     }
 
-    fn stick(&self, key: &AffinityKey<A>, value: &Affinity<A>) {
+    fn set_affinity(&self, key: &AffinityKey<A>, value: &Affinity<A>) {
         self.affinity.borrow_mut().insert(*key, *value);
     }
 

@@ -7,7 +7,7 @@ use berth_ebpf_abi::{
 
 /// Where a client sits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum From<A> {
+pub enum ClientLocation<A> {
     /// This node itself.
     Host,
     /// A pod of this node, with its address.
@@ -67,7 +67,7 @@ pub enum DropReason {
 }
 
 /// A client, as far as a decision asks: its address is only read for a Service with affinity.
-pub trait Who<A: Family>: Copy {
+pub trait ClientIdentity<A: Family>: Copy {
     /// Whether it is this node itself.
     fn is_host(self) -> bool;
     /// Has the bit [`frontend::EXTERNAL`] where it is neither this node nor a pod of it: a way in from outside has a policy
@@ -78,35 +78,35 @@ pub trait Who<A: Family>: Copy {
     /// 32 bits by which it is given one of a Service's backends: any, or the same ones for whoever is to come to the same
     /// backend again.
     #[inline(always)]
-    fn lot<M: Maps<A>>(self, maps: &M, _service: u32) -> u32 {
+    fn backend_hash<M: Maps<A>>(self, maps: &M, _service: u32) -> u32 {
         maps.rand()
     }
 }
 
-/// [`Who::lot`] of a datagram socket, by its cookie: what it has forgotten it comes to again, while the set stands.
+/// [`ClientIdentity::lot`] of a datagram socket, by its cookie: what it has forgotten it comes to again, while the set stands.
 #[inline(always)]
-pub fn lot(cookie: u64, service: u32) -> u32 {
+pub fn backend_hash(cookie: u64, service: u32) -> u32 {
     // Cookies are given out one after the other: both multiplications are for neighbours to lie apart.
     let mixed = (cookie ^ (u64::from(service) << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32
 }
 
-impl<A: Family> Who<A> for From<A> {
+impl<A: Family> ClientIdentity<A> for ClientLocation<A> {
     #[inline(always)]
     fn is_host(self) -> bool {
-        matches!(self, From::Host)
+        matches!(self, ClientLocation::Host)
     }
 
     #[inline(always)]
     fn outside(self) -> u32 {
-        if matches!(self, From::Outside(_)) { frontend::EXTERNAL } else { 0 }
+        if matches!(self, ClientLocation::Outside(_)) { frontend::EXTERNAL } else { 0 }
     }
 
     #[inline(always)]
     fn put_addr(self, into: &mut A) {
         *into = match self {
-            From::Host => A::ANY,
-            From::Pod(addr) | From::Outside(addr) => addr,
+            ClientLocation::Host => A::ANY,
+            ClientLocation::Pod(addr) | ClientLocation::Outside(addr) => addr,
         };
     }
 }
@@ -140,22 +140,22 @@ pub struct Aligned<T>(pub T);
 /// around each call of a helper.
 #[repr(C, align(8))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Given<A> {
-    /// The backend, and when its client was last given it. Meaningless before [`Ruling::To`].
+pub struct Selection<A> {
+    /// The backend, and when its client was last given it. Meaningless before [`Decision::To`].
     pub last: Affinity<A>,
     /// Puts the address behind it where eight bytes may be copied at once.
-    room: u32,
+    pad: u32,
     /// Whose it is to stay; written for a Service with affinity only.
     client: AffinityKey<A>,
     /// Likewise.
-    room2: u32,
+    pad2: u32,
     /// The backend as it is looked for in the Service's sets.
     member: MemberKey<A>,
 }
 
-/// A verdict whose backend is in [`Given::last`].
+/// A verdict whose backend is in [`Selection::last`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ruling {
+pub enum Decision {
     /// See [`Verdict::Pass`].
     Pass,
     /// The backend that was written, by the Service of this head, from this set.
@@ -172,45 +172,45 @@ pub enum Ruling {
 /// own address with a NodePort likewise, from the node itself also by IPv4's loopback; other ports of a cluster address are
 /// refused; other addresses in a Service range are dropped, but for the node's own. `0.0.0.0` and `::` mean the client's own loopback.
 #[inline(always)]
-pub fn decide<A: Family, M: Maps<A>>(maps: &M, key: &ServiceKey<A>, from: From<A>) -> Verdict<A> {
-    let (mut key, mut given) = (Aligned(*key), Given::default());
-    match rule(maps, &mut key, from, &mut given) {
-        Ruling::Pass => Verdict::Pass,
-        Ruling::To(header, set) => {
+pub fn decide<A: Family, M: Maps<A>>(maps: &M, key: &ServiceKey<A>, from: ClientLocation<A>) -> Verdict<A> {
+    let (mut key, mut selection) = (Aligned(*key), Selection::default());
+    match decide_into(maps, &mut key, from, &mut selection) {
+        Decision::Pass => Verdict::Pass,
+        Decision::To(header, set) => {
             let Header { id: service, generation, frontend, .. } = header;
-            Verdict::To(Choice { backend: given.last.backend, service, generation, frontend, set })
+            Verdict::To(Choice { backend: selection.last.backend, service, generation, frontend, set })
         }
-        Ruling::Reject(reason) => Verdict::Reject(reason),
-        Ruling::Drop(reason) => Verdict::Drop(reason),
+        Decision::Reject(reason) => Verdict::Reject(reason),
+        Decision::Drop(reason) => Verdict::Drop(reason),
     }
 }
 
 /// [`decide`] in the caller's memory; `key` is changed too.
 #[inline(always)]
-pub fn rule<A: Family, M: Maps<A>, W: Who<A>>(
+pub fn decide_into<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
     maps: &M,
     key: &mut Aligned<ServiceKey<A>>,
     from: W,
-    given: &mut Given<A>,
-) -> Ruling {
+    selection: &mut Selection<A>,
+) -> Decision {
     let mut search = start(maps, &key.0, from);
     if search == search::PASS {
-        return Ruling::Pass;
+        return Decision::Pass;
     }
     loop {
         let Some(at) = find(maps, key, &mut search) else {
             return match search {
-                search::UNKNOWN_PORT => Ruling::Reject(RejectReason::UnknownPort),
-                search::NO_SUCH_SERVICE => Ruling::Drop(DropReason::NoSuchService),
-                search::UNSETTLED => Ruling::Drop(DropReason::Unsettled),
-                _ => Ruling::Pass,
+                search::UNKNOWN_PORT => Decision::Reject(RejectReason::UnknownPort),
+                search::NO_SUCH_SERVICE => Decision::Drop(DropReason::NoSuchService),
+                search::UNSETTLED => Decision::Drop(DropReason::Unsettled),
+                _ => Decision::Pass,
             };
         };
-        if let Some(ruling) = serve(maps, &key.0, at, from, given) {
-            return ruling;
+        if let Some(decision) = serve(maps, &key.0, at, from, selection) {
+            return decision;
         }
         if search == search::AGAIN {
-            return Ruling::Drop(DropReason::Unsettled);
+            return Decision::Drop(DropReason::Unsettled);
         }
         search = maps.number::<{ search::AGAIN }>();
     }
@@ -218,7 +218,11 @@ pub fn rule<A: Family, M: Maps<A>, W: Who<A>>(
 
 /// Where the search for a way in starts; nowhere ([`search::PASS`]) at a client's own loopback, but for IPv4's of the node.
 #[inline(always)]
-pub(crate) fn start<A: Family, M: Maps<A>, W: Who<A>>(maps: &M, key: &ServiceKey<A>, from: W) -> u32 {
+pub(crate) fn start<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
+    maps: &M,
+    key: &ServiceKey<A>,
+    from: W,
+) -> u32 {
     if A::LOOPBACK_NODE_PORTS {
         if key.addr == A::ANY || key.addr.is_loopback() {
             return if from.is_host() { maps.number::<{ search::NODE_PORT }>() } else { search::PASS };
@@ -244,7 +248,7 @@ pub(crate) fn find<A: Family, M: Maps<A>>(
 ) -> Option<M::Service> {
     let key = &mut key.0;
     loop {
-        if maps.hide(*search) == search::NODE_PORT {
+        if maps.opaque(*search) == search::NODE_PORT {
             maps.clear(&mut key.addr);
         }
         if let Some(at) = maps.service(key) {
@@ -288,16 +292,16 @@ pub(crate) fn find<A: Family, M: Maps<A>>(
 /// A backend as it is looked for among those that serve, in the caller's memory.
 #[repr(C, align(8))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Asked<A> {
+pub struct MemberQuery<A> {
     /// Puts the address behind it where eight bytes may be copied at once.
-    room: u32,
+    pad: u32,
     /// Its address and port are the caller's to write.
     pub member: MemberKey<A>,
 }
 
 /// Whether the flows of a UDP Service port may go on with a backend.
 #[inline(always)]
-pub(crate) fn serves<A: Family, M: Maps<A>>(maps: &M, asked: &mut Asked<A>, id: u32) -> bool {
+pub(crate) fn serves<A: Family, M: Maps<A>>(maps: &M, asked: &mut MemberQuery<A>, id: u32) -> bool {
     asked.member.id = id;
     asked.member.set = SERVING;
     maps.member(&asked.member)
@@ -306,13 +310,13 @@ pub(crate) fn serves<A: Family, M: Maps<A>>(maps: &M, asked: &mut Asked<A>, id: 
 /// Whether a datagram goes on with the backend that its socket was given before for `key`, which is changed. It does for
 /// as long as that serves, whatever set its client would be given another from; affinity has no say, as with kube-proxy.
 #[inline(always)]
-pub fn goes_on<A: Family, M: Maps<A>>(
+pub fn may_keep_backend<A: Family, M: Maps<A>>(
     maps: &M,
     key: &mut Aligned<ServiceKey<A>>,
-    asked: &mut Asked<A>,
+    asked: &mut MemberQuery<A>,
 ) -> bool {
     // A socket that was given a backend at its loopback is the host's.
-    let mut search = start(maps, &key.0, From::Host);
+    let mut search = start(maps, &key.0, ClientLocation::Host);
     let Some(at) = find(maps, key, &mut search) else { return false };
     let header = maps.header(at);
     // What changes right now is asked with the next datagram.
@@ -322,13 +326,13 @@ pub fn goes_on<A: Family, M: Maps<A>>(
 /// Takes a backend: the one that affinity keeps the client with, else one by lot. Nothing when the value changed while it
 /// was read.
 #[inline(always)]
-fn serve<A: Family, M: Maps<A>, W: Who<A>>(
+fn serve<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
     maps: &M,
     key: &ServiceKey<A>,
     at: M::Service,
     from: W,
-    given: &mut Given<A>,
-) -> Option<Ruling> {
+    selection: &mut Selection<A>,
+) -> Option<Decision> {
     let header = maps.header(at);
     if header.tag != tag(header.id, header.generation) {
         return None;
@@ -340,73 +344,73 @@ fn serve<A: Family, M: Maps<A>, W: Who<A>>(
     };
     // By bits, not by branches: the flag of the one or of the other, which is the set's number.
     let outside = (header.frontend & from.outside() & frontend::EXTERNAL) >> 2;
-    let set = maps.hide((header.frontend >> outside) & 1);
+    let set = maps.opaque((header.frontend >> outside) & 1);
     let [cluster, here] = header.counts.map(u32::from);
     let (count, before) = if set == 0 { (cluster, 0) } else { (here, cluster) };
     // None while its port is 0.
-    given.last.backend.port = 0;
+    selection.last.backend.port = 0;
     let mut now_s = 0;
     if count != 0 {
         if header.affinity_s != 0 {
             now_s = maps.now_s();
-            last(maps, given, &header, set, from, now_s);
+            last(maps, selection, &header, set, from, now_s);
         }
-        if given.last.backend.port == 0 {
-            let ordinal = scale(from.lot(maps, header.id), count);
+        if selection.last.backend.port == 0 {
+            let ordinal = scale(from.backend_hash(maps, header.id), count);
             if cluster + here <= INLINE as u32 {
-                maps.take_inline(at, before + ordinal, &mut given.last.backend);
+                maps.take_inline(at, before + ordinal, &mut selection.last.backend);
             } else {
-                of_chunk(maps, &header, set, ordinal, &mut given.last.backend)?;
+                chunk_backend(maps, &header, set, ordinal, &mut selection.last.backend)?;
             }
         }
     }
     if !maps.unchanged(key, at, header.tag) {
         return None;
     }
-    if given.last.backend.port == 0 {
+    if selection.last.backend.port == 0 {
         return Some(if header.frontend & frontend::HAS_ENDPOINTS != 0 {
-            Ruling::Drop(DropReason::Policy)
+            Decision::Drop(DropReason::Policy)
         } else {
-            Ruling::Reject(RejectReason::NoEndpoints)
+            Decision::Reject(RejectReason::NoEndpoints)
         });
     }
     // Once a second.
-    if header.affinity_s != 0 && given.last.seen_s != now_s {
-        given.last.seen_s = now_s;
-        let given = maps.place(given);
-        maps.stick(&given.client, &given.last);
+    if header.affinity_s != 0 && selection.last.seen_s != now_s {
+        selection.last.seen_s = now_s;
+        let selection = maps.opaque_ref(selection);
+        maps.set_affinity(&selection.client, &selection.last);
     }
-    Some(Ruling::To(header, if set == 0 { Set::Cluster } else { Set::Local }))
+    Some(Decision::To(header, if set == 0 { Set::Cluster } else { Set::Local }))
 }
 
 /// Writes the backend that the client had, if it may stay with it; else one with port 0.
 #[inline(always)]
-fn last<A: Family, M: Maps<A>, W: Who<A>>(
+fn last<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
     maps: &M,
-    given: &mut Given<A>,
+    selection: &mut Selection<A>,
     header: &Header,
     set: u32,
     from: W,
     now_s: u32,
 ) {
-    let given = maps.place(given);
-    given.client.id = header.id;
-    from.put_addr(&mut given.client.client);
-    if maps.take_affinity(&given.client, &mut given.last) {
-        let Backend { addr, port, .. } = given.last.backend;
-        given.member = MemberKey { id: header.id, addr, port, set: (set & 0xffff) as u16 };
-        let young = now_s.wrapping_sub(given.last.seen_s) < header.affinity_s;
-        if young && maps.member(&given.member) {
+    let selection = maps.opaque_ref(selection);
+    selection.client.id = header.id;
+    from.put_addr(&mut selection.client.client);
+    if maps.take_affinity(&selection.client, &mut selection.last) {
+        let Backend { addr, port, .. } = selection.last.backend;
+        selection.member = MemberKey { id: header.id, addr, port, set: (set & 0xffff) as u16 };
+        let young = now_s.wrapping_sub(selection.last.seen_s) < header.affinity_s;
+        if young && maps.member(&selection.member) {
             return;
         }
     }
-    given.last.backend.port = 0;
+    selection.last.backend.port = 0;
     // Any other second: whom it is given next is written down.
-    given.last.seen_s = !now_s;
+    selection.last.seen_s = !now_s;
 }
 
 #[inline(always)]
-fn of_chunk<A: Family, M: Maps<A>>(
+fn chunk_backend<A: Family, M: Maps<A>>(
     maps: &M,
     header: &Header,
     set: u32,

@@ -1,9 +1,9 @@
 //! A datagram socket in memory, as the hooks treat one: for tests.
 
 use crate::{
-    Aligned, Asked, Family, From, Given, Maps, Ruling, Who, goes_on, lot, refusal,
+    Aligned, ClientIdentity, ClientLocation, Decision, Family, Maps, MemberQuery, Selection, backend_hash,
+    decide_into, may_keep_backend, refusal,
     ring::{Ring, again, kept, remember, search},
-    rule,
 };
 use berth_ebpf_abi::{REVERSE, Reverses, ServiceKey};
 use core::cell::RefCell;
@@ -12,7 +12,7 @@ use core::cell::RefCell;
 #[derive(Debug, Clone)]
 pub struct Socket<A> {
     /// Where it is.
-    pub from: From<A>,
+    pub from: ClientLocation<A>,
     /// Its own.
     pub cookie: u64,
     /// What it remembers.
@@ -32,7 +32,7 @@ pub enum Sent<A> {
 
 impl<A: Family> Socket<A> {
     /// One that remembers nothing.
-    pub fn new(from: From<A>, cookie: u64) -> Socket<A> {
+    pub fn new(from: ClientLocation<A>, cookie: u64) -> Socket<A> {
         Socket { from, cookie, ring: RefCell::default() }
     }
 
@@ -43,21 +43,23 @@ impl<A: Family> Socket<A> {
         if let Some(kept) = kept {
             let entry = self.ring.borrow().entries[kept];
             let backend = (entry.backend, entry.backend_port);
-            let (mut key, mut asked) = (Aligned(*key), Asked::default());
+            let (mut key, mut asked) = (Aligned(*key), MemberQuery::default());
             (asked.member.addr, asked.member.port) = backend;
-            if goes_on(maps, &mut key, &mut asked) {
+            if may_keep_backend(maps, &mut key, &mut asked) {
                 again(&call, kept, backend);
                 return Sent::To(backend.0, backend.1);
             }
         }
-        let (mut key, mut given) = (Aligned(*key), Given::default());
-        match rule(maps, &mut key, Sender(self), &mut given) {
-            Ruling::To(..) => {
-                let backend = (given.last.backend.addr, given.last.backend.port);
+        let (mut key, mut selection) = (Aligned(*key), Selection::default());
+        match decide_into(maps, &mut key, Sender(self), &mut selection) {
+            Decision::To(..) => {
+                let backend = (selection.last.backend.addr, selection.last.backend.port);
                 remember(&call, kept, backend);
                 Sent::To(backend.0, backend.1)
             }
-            ruling => refusal(&ruling, self.from == From::Host, true).map_or(Sent::AsItIs, Sent::Failed),
+            decision => {
+                refusal(&decision, self.from == ClientLocation::Host, true).map_or(Sent::AsItIs, Sent::Failed)
+            }
         }
     }
 
@@ -79,7 +81,7 @@ impl<A: Family> Socket<A> {
 #[derive(Debug, Clone, Copy)]
 struct Sender<'s, A>(&'s Socket<A>);
 
-impl<A: Family> Who<A> for Sender<'_, A> {
+impl<A: Family> ClientIdentity<A> for Sender<'_, A> {
     fn is_host(self) -> bool {
         self.0.from.is_host()
     }
@@ -92,8 +94,8 @@ impl<A: Family> Who<A> for Sender<'_, A> {
         self.0.from.put_addr(into);
     }
 
-    fn lot<M: Maps<A>>(self, _maps: &M, service: u32) -> u32 {
-        lot(self.0.cookie, service)
+    fn backend_hash<M: Maps<A>>(self, _maps: &M, service: u32) -> u32 {
+        backend_hash(self.0.cookie, service)
     }
 }
 

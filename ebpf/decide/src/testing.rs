@@ -3,7 +3,7 @@
 //!
 //! The model shares nothing with the decision but the flags' names: it looks through lists.
 
-use crate::{DropReason, Family, From, RejectReason, Verdict, memory::Tables};
+use crate::{ClientLocation, DropReason, Family, RejectReason, Verdict, memory::Tables};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, NodeAddress, Prefix, SERVING,
     Service, ServiceKey, Set, V4, V6, backend, frontend, tag,
@@ -177,7 +177,7 @@ pub struct Dial<A> {
     /// What.
     pub key: ServiceKey<A>,
     /// From where.
-    pub from: From<A>,
+    pub from: ClientLocation<A>,
 }
 
 /// What may become of a client.
@@ -284,9 +284,9 @@ impl<A: Sample> World<A> {
     /// Makes a client.
     pub fn dial(&self, dice: &mut Dice) -> Dial<A> {
         let from = match dice.below(3) {
-            0 => From::Host,
-            1 => From::Pod(A::nth(Kind::Pod, dice.small(3))),
-            _ => From::Outside(A::nth(Kind::Pod, dice.small(3))),
+            0 => ClientLocation::Host,
+            1 => ClientLocation::Pod(A::nth(Kind::Pod, dice.small(3))),
+            _ => ClientLocation::Outside(A::nth(Kind::Pod, dice.small(3))),
         };
         let ways: Vec<_> = self.ports.iter().flat_map(|port| port.ways.iter().map(|way| way.key)).collect();
         let mut key = if ways.is_empty() || dice.one_in(8) {
@@ -393,7 +393,7 @@ impl<A: Sample> World<A> {
         let known = |way: &&Way<A>| way.flags & frontend::EXTERNAL == 0 && way.key.addr == addr;
         let found = if own {
             // IPv4's alone, as kube-proxy has it.
-            if dial.from == From::Host && A::LOOPBACK_NODE_PORTS { by(A::ANY) } else { None }
+            if dial.from == ClientLocation::Host && A::LOOPBACK_NODE_PORTS { by(A::ANY) } else { None }
         } else if let Some(found) = by(addr) {
             Some(found)
         } else if self.range && (0..64).any(|n| A::nth(Kind::Virtual, n) == addr) {
@@ -410,7 +410,8 @@ impl<A: Sample> World<A> {
             None
         };
         let Some((port, way)) = found else { return Exactly(Verdict::Pass) };
-        let from_outside = matches!(dial.from, From::Outside(_)) && way.flags & frontend::EXTERNAL != 0;
+        let from_outside =
+            matches!(dial.from, ClientLocation::Outside(_)) && way.flags & frontend::EXTERNAL != 0;
         let local =
             way.flags & if from_outside { frontend::OUTSIDE_LOCAL } else { frontend::INSIDE_LOCAL } != 0;
         let set = &port.sets[usize::from(local)];
@@ -432,7 +433,7 @@ impl<A: Sample> World<A> {
     }
 
     /// Takes note of a backend that a client was given.
-    pub fn given(&mut self, dial: &Dial<A>, service: u32, backend: Backend<A>) {
+    pub fn selection(&mut self, dial: &Dial<A>, service: u32, backend: Backend<A>) {
         if self.ports.iter().any(|port| port.id == service && port.affinity_s != 0) {
             self.stuck.insert((service, client(dial)), Affinity { backend, seen_s: self.now_s });
         }
@@ -442,7 +443,7 @@ impl<A: Sample> World<A> {
 /// Whom affinity knows a client as.
 pub fn client<A: Sample>(dial: &Dial<A>) -> A {
     match dial.from {
-        From::Host => A::ANY,
-        From::Pod(addr) | From::Outside(addr) => addr,
+        ClientLocation::Host => A::ANY,
+        ClientLocation::Pod(addr) | ClientLocation::Outside(addr) => addr,
     }
 }

@@ -219,7 +219,7 @@ impl<A: Family, M: Maps<A>> Maps<A> for Trace<'_, A, M> {
         found
     }
 
-    fn stick(&self, key: &AffinityKey<A>, value: &Affinity<A>) {
+    fn set_affinity(&self, key: &AffinityKey<A>, value: &Affinity<A>) {
         self.note(Step::Stick { key: *key, value: *value });
     }
 

@@ -7,7 +7,8 @@ use berth_ebpf_abi::{
     frontend, tag,
 };
 use berth_ebpf_decide::flow::{
-    Class, Dropped, Hook, Packet, Part, Room, TCP, UDP, Verdict, collect, judge, memory::Flows, reverse, tcp,
+    Class, Dropped, FlowContext, Hook, Packet, Part, TCP, UDP, Verdict, collect, decide_packet,
+    memory::Flows, reverse, tcp,
 };
 use std::collections::BTreeMap;
 
@@ -63,10 +64,10 @@ impl Node {
 
     /// A packet: what becomes of it, and its addresses after.
     fn send(&self, hook: Hook, tuple: Tuple<V4>, tcp_flags: u8) -> (Verdict, Tuple<V4>) {
-        let mut room = Room::default();
-        room.packet = Packet { tuple, tcp_flags, part: Part::Whole, ifindex: 5 };
-        let verdict = judge(&self.0, hook, &mut room);
-        (verdict, *room.to())
+        let mut ctx = FlowContext::default();
+        ctx.packet = Packet { tuple, tcp_flags, part: Part::Whole, ifindex: 5 };
+        let verdict = decide_packet(&self.0, hook, &mut ctx);
+        (verdict, *ctx.to())
     }
 
     fn client(&self, tuple: Tuple<V4>, flags: u8) -> bool {
@@ -213,7 +214,7 @@ fn udp_lives_as_long_as_in_nf_conntrack() {
         let node = Node::new(8, 8, 8);
         prepare(&node);
         let mut seconds = 0;
-        while !collect(&node.0, &tuple(UDP, 1), &mut Room::default()) {
+        while !collect(&node.0, &tuple(UDP, 1), &mut FlowContext::default()) {
             node.pass(1);
             seconds += 1;
         }
@@ -285,7 +286,7 @@ fn a_place_is_worth_nothing_to_a_later_connection() {
     let flow: Flow<V4> = node.0.entry(&tuple(TCP, 1)).unwrap();
     assert!(node.answer(tuple(TCP, 1), tcp::RST | tcp::ACK));
     node.pass(12);
-    assert!(collect(&node.0, &tuple(TCP, 1), &mut Room::default()));
+    assert!(collect(&node.0, &tuple(TCP, 1), &mut FlowContext::default()));
     assert!((2..5).all(|number| node.client(tuple(TCP, number), tcp::SYN)));
     assert!(node.client(tuple(TCP, 1), tcp::SYN));
     assert_ne!(node.0.entry(&tuple(TCP, 1)).unwrap().since_s, flow.since_s);

@@ -7,7 +7,8 @@ use berth_ebpf_abi::{
     Service, ServiceKey, Tuple, V4, backend, config, flow, frontend, local_pod, tag,
 };
 use berth_ebpf_decide::flow::{
-    Class, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, collect, judge, memory::Flows, reverse, tcp,
+    Class, FlowContext, Forwarding, Hook, Packet, Part, TCP, UDP, Verdict, collect, decide_packet,
+    memory::Flows, reverse, tcp,
 };
 use proptest::prelude::*;
 
@@ -132,10 +133,10 @@ impl Node {
 
     fn send(&self, hook: Hook, tuple: Tuple<V4>, flags: u8) -> (Verdict, Tuple<V4>) {
         let tcp_flags = if tuple.proto == TCP { flags } else { 0 };
-        let mut room = Room::default();
-        room.packet = Packet { tuple, tcp_flags, part: Part::Whole, ifindex: 5 };
-        let verdict = judge(&self.maps, hook, &mut room);
-        (verdict, *room.to())
+        let mut ctx = FlowContext::default();
+        ctx.packet = Packet { tuple, tcp_flags, part: Part::Whole, ifindex: 5 };
+        let verdict = decide_packet(&self.maps, hook, &mut ctx);
+        (verdict, *ctx.to())
     }
 
     fn forward(&self) -> Vec<Tuple<V4>> {
@@ -168,7 +169,7 @@ impl Node {
             assert!(self.backends.iter().any(goes_to), "{tuple:?} to {to:?}");
         }
         assert_ne!(to.src, to.dst, "nobody answers himself");
-        if via == Via::Neighbour(0) {
+        if via == Forwarding::Neighbour(0) {
             assert_eq!(to.src, NODE, "answers from elsewhere come back here");
         }
         // At once, in any state of the connection: the answer looks as from whom the client dialled.
@@ -234,9 +235,9 @@ fn run(flags: u32, events: Vec<Event>) {
             }
             Event::Collect => {
                 let keys: Vec<_> = node.maps.flows.borrow().keys().map(|(_, key)| *key).collect();
-                let mut room = Room::default();
+                let mut ctx = FlowContext::default();
                 for key in keys {
-                    collect(&node.maps, &key, &mut room);
+                    collect(&node.maps, &key, &mut ctx);
                 }
             }
         }
@@ -274,25 +275,25 @@ fn a_closed_connection_is_forgotten_in_time_and_a_living_one_is_not() {
         proto: TCP,
         pad: [0; 3],
     };
-    let mut room = Room::default();
+    let mut ctx = FlowContext::default();
     let age = |seconds| node.maps.tables.now_s.set(node.maps.tables.now_s.get() + seconds);
     let (_, to) = node.send(Hook::Uplink, tuple, tcp::SYN);
     age(60);
-    assert!(!collect(&node.maps, &tuple, &mut room), "60 s unanswered");
+    assert!(!collect(&node.maps, &tuple, &mut ctx), "60 s unanswered");
     node.send(Hook::Pod, reverse(&to), tcp::SYN | tcp::ACK);
     age(60);
-    assert!(!collect(&node.maps, &tuple, &mut room), "60 s without the handshake's end");
+    assert!(!collect(&node.maps, &tuple, &mut ctx), "60 s without the handshake's end");
     node.send(Hook::Uplink, tuple, tcp::ACK);
     age(24 * 3600);
-    assert!(!collect(&node.maps, &tuple, &mut room), "a day without a packet");
+    assert!(!collect(&node.maps, &tuple, &mut ctx), "a day without a packet");
     node.send(Hook::Uplink, tuple, tcp::FIN | tcp::ACK);
     age(3600);
-    assert!(!collect(&node.maps, &tuple, &mut room), "half closed");
+    assert!(!collect(&node.maps, &tuple, &mut ctx), "half closed");
     node.send(Hook::Pod, reverse(&to), tcp::FIN | tcp::ACK);
     age(120);
-    assert!(!collect(&node.maps, &reverse(&to), &mut room), "closed, 120 s");
+    assert!(!collect(&node.maps, &reverse(&to), &mut ctx), "closed, 120 s");
     age(1);
-    assert!(collect(&node.maps, &reverse(&to), &mut room), "closed, 121 s");
+    assert!(collect(&node.maps, &reverse(&to), &mut ctx), "closed, 121 s");
     assert_eq!(node.maps.flows.borrow().len(), 0, "both directions");
 }
 

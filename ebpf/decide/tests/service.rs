@@ -5,7 +5,7 @@ use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, Chunk, ChunkKey, MemberKey, NodeAddress, Service, ServiceKey, V4, V6, tag,
 };
 use berth_ebpf_decide::{
-    DropReason, From, Header, Maps, Verdict, decide,
+    ClientLocation, DropReason, Header, Maps, Verdict, decide,
     memory::Tables,
     testing::{Dice, Expected, Kind, Sample, TCP, World, client},
     trace::{Step, Trace},
@@ -53,12 +53,12 @@ fn agrees_with_the_model<A: Sample>(seed: u64) {
                 }
                 (Expected::Stays(backend), Verdict::To(choice)) => {
                     assert_eq!(choice.backend, *backend, "{}", wrong());
-                    world.given(&dial, choice.service, choice.backend);
+                    world.selection(&dial, choice.service, choice.backend);
                     "stays"
                 }
                 (Expected::OneOf(set), Verdict::To(choice)) => {
                     assert!(set.contains(&choice.backend), "{}", wrong());
-                    world.given(&dial, choice.service, choice.backend);
+                    world.selection(&dial, choice.service, choice.backend);
                     if set.len() > 4 { "one of many" } else { "one of few" }
                 }
                 _ => panic!("{}", wrong()),
@@ -123,7 +123,7 @@ fn backends_are_chosen_evenly() {
     tables.dice.set(7);
     let mut hits: HashMap<Backend<V4>, u32> = HashMap::new();
     for _ in 0..40_000 {
-        let Verdict::To(choice) = decide(&tables, &KEY, From::Host) else { panic!("no backend") };
+        let Verdict::To(choice) = decide(&tables, &KEY, ClientLocation::Host) else { panic!("no backend") };
         *hits.entry(choice.backend).or_default() += 1;
     }
     assert_eq!(hits.len(), 40);
@@ -141,7 +141,7 @@ fn affinity_is_written_once_a_second_and_ends_with_its_time_or_its_backend() {
     let member = |b: &Backend<V4>| MemberKey { id: 1, addr: b.addr, port: b.port, set: 0 };
     tables.members.extend(backends.iter().map(member));
     tables.dice.set(9);
-    let client = From::Pod(V4::nth(Kind::Pod, 9));
+    let client = ClientLocation::Pod(V4::nth(Kind::Pod, 9));
     let writes = |tables: &Tables<V4>| {
         let trace = Trace::new(tables);
         let verdict = decide(&trace, &KEY, client);
@@ -164,7 +164,7 @@ fn affinity_is_written_once_a_second_and_ends_with_its_time_or_its_backend() {
     }
     tables.now_s.set(1029 + 10);
     let key = AffinityKey { id: 1, client: V4::nth(Kind::Pod, 9) };
-    let given: HashSet<_> = (0..200)
+    let selection: HashSet<_> = (0..200)
         .map(|_| {
             tables.affinity.borrow_mut().insert(key, Affinity { backend: first.backend, seen_s: 1029 });
             match decide(&tables, &KEY, client) {
@@ -173,7 +173,7 @@ fn affinity_is_written_once_a_second_and_ends_with_its_time_or_its_backend() {
             }
         })
         .collect();
-    assert_eq!(given.len(), 4, "after its time any is given");
+    assert_eq!(selection.len(), 4, "after its time any is selection");
     tables.now_s.set(1030);
     tables.members.remove(&member(&first.backend));
     tables.services.insert(KEY, {
@@ -263,7 +263,7 @@ impl Maps<V4> for Moving {
     fn affinity(&self, _: &AffinityKey<V4>) -> Option<Affinity<V4>> {
         None
     }
-    fn stick(&self, _: &AffinityKey<V4>, _: &Affinity<V4>) {}
+    fn set_affinity(&self, _: &AffinityKey<V4>, _: &Affinity<V4>) {}
     fn member(&self, _: &MemberKey<V4>) -> bool {
         false
     }
@@ -324,7 +324,7 @@ fn a_value_that_is_replaced_while_it_is_read_gives_no_strange_backend() {
             moves: RefCell::new(moves),
             dice: Cell::new(dice.throw()),
         };
-        let kind = match decide(&maps, &KEY, From::Host) {
+        let kind = match decide(&maps, &KEY, ClientLocation::Host) {
             Verdict::To(choice) => {
                 assert!(wanted.contains(&choice.backend), "seed {seed}: {choice:?}");
                 assert_eq!(choice.service, 5, "seed {seed}");
@@ -350,7 +350,7 @@ fn a_trace_names_each_step() {
     tables.services.insert(KEY, value);
     tables.chunks.insert(place, chunk);
     let trace = Trace::new(&tables);
-    let verdict = decide(&trace, &KEY, From::Host);
+    let verdict = decide(&trace, &KEY, ClientLocation::Host);
     let steps = trace.steps();
     assert!(matches!(verdict, Verdict::To(choice) if choice.backend == many[0]));
     let header = Header::from(&value);

@@ -9,9 +9,8 @@ use berth_ebpf_abi::{
     ServiceKey, Set, Tuple, V4, V6, frontend, tag,
 };
 use berth_ebpf_decide::{
-    From,
-    flow::{Hook, Packet, Room, Verdict, judge, memory::Flows},
-    lot,
+    ClientLocation, backend_hash,
+    flow::{FlowContext, Hook, Packet, Verdict, decide_packet, memory::Flows},
     socket::{Sent, Socket},
     testing::{Dice, Kind, Sample, UDP},
 };
@@ -149,12 +148,12 @@ impl<A: Sample + Ord> World<A> {
         ServiceKey { addr, port, proto: UDP, pad: 0 }
     }
 
-    fn client(&mut self) -> From<A> {
+    fn client(&mut self) -> ClientLocation<A> {
         let addr = A::nth(Kind::Pod, u16::try_from(1000 + self.dice.below(5)).unwrap());
         match self.dice.below(3) {
-            0 => From::Host,
-            1 => From::Pod(addr),
-            _ => From::Outside(A::of_namespace(u64::from(self.dice.below(9)))),
+            0 => ClientLocation::Host,
+            1 => ClientLocation::Pod(addr),
+            _ => ClientLocation::Outside(A::of_namespace(u64::from(self.dice.below(9)))),
         }
     }
 }
@@ -260,12 +259,12 @@ impl<A: Sample + Ord> World<A> {
                     now_s.set(now_s.get() + 1);
                 }
                 let (id, hook, tuple) = self.dice.of(&tuples);
-                let mut room = Room::default();
-                room.packet = Packet { tuple, ifindex: 5, ..Packet::default() };
+                let mut ctx = FlowContext::default();
+                ctx.packet = Packet { tuple, ifindex: 5, ..Packet::default() };
                 let before = at.get(&tuple).copied();
-                match judge(&self.maps, hook, &mut room) {
+                match decide_packet(&self.maps, hook, &mut ctx) {
                     Verdict::Translate(_) => {
-                        let to = (room.to().dst, room.to().dst_port);
+                        let to = (ctx.to().dst, ctx.to().dst_port);
                         at.insert(tuple, to);
                         done += u32::from(before.is_none());
                         self.check(id, before, to, tally, "a packet");
@@ -343,7 +342,7 @@ fn sockets_are_spread_evenly_whatever_their_cookies_are() {
         for backends in [2_u64, 3, 7, 40] {
             let mut hits = vec![0_u32; usize::try_from(backends).unwrap()];
             for n in 0..20_000 {
-                let at = (u64::from(lot(n * stride, 7)) * backends) >> 32;
+                let at = (u64::from(backend_hash(n * stride, 7)) * backends) >> 32;
                 hits[usize::try_from(at).unwrap()] += 1;
             }
             let fair = 20_000 / u32::try_from(backends).unwrap();

@@ -59,7 +59,7 @@ pub use netns::netns_cookie;
 pub use object::{Hook, OBJECT, digest};
 pub use pins::Pins;
 pub use plain::Plain;
-pub use records::{Front, Lost, SocketRecords};
+pub use records::{Frontend, SocketRecords, StalePeer};
 pub use report::{
     FunctionReport, LinkReport, MapReport, ProgramReport, Report, StatsGuard, enable_stats, functions, report,
 };

@@ -103,7 +103,7 @@ pub(crate) fn are_pinned(pins: &Pins) -> Result<bool> {
 
 /// A way into a Service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Front {
+pub struct Frontend {
     /// What is dialled; nothing where any address of the node may be: a node port.
     pub address: Option<IpAddr>,
     /// The port that is dialled.
@@ -112,11 +112,11 @@ pub struct Front {
 
 /// A backend that one Service port has no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Lost {
+pub struct StalePeer {
     /// The backend.
     pub backend: SocketAddr,
     /// One of the Service port's ways in; nothing where they are not known: any.
-    pub front: Option<Front>,
+    pub frontend: Option<Frontend>,
 }
 
 /// Reads what sockets remember. Opened for one change and dropped with it: so it is always that of the pinned maps.
@@ -228,13 +228,13 @@ fn came<A: Address>(ring: Option<&Reverses<A>>, peer: SocketAddr) -> Came {
 
 /// The ways in that were lost, by backend.
 #[derive(Debug, Default)]
-pub(crate) struct Losses(HashMap<SocketAddr, HashSet<Option<Front>>>);
+pub(crate) struct Losses(HashMap<SocketAddr, HashSet<Option<Frontend>>>);
 
 impl Losses {
-    pub(crate) fn new(lost: &[Lost]) -> Losses {
+    pub(crate) fn new(lost: &[StalePeer]) -> Losses {
         let mut losses = Losses::default();
-        for Lost { backend, front } in lost {
-            losses.0.entry(*backend).or_default().insert(*front);
+        for StalePeer { backend, frontend } in lost {
+            losses.0.entry(*backend).or_default().insert(*frontend);
         }
         losses
     }
@@ -246,7 +246,7 @@ impl Losses {
     /// Whether a socket with this cookie and peer has to go. Where that is not known it has: one that stays may talk
     /// to nobody for ever, one that goes connects anew.
     pub(crate) fn doom(&self, remembered: &Remembered, cookie: u64, peer: SocketAddr) -> bool {
-        let Some(fronts) = self.0.get(&peer) else { return false };
+        let Some(frontends) = self.0.get(&peer) else { return false };
         let came = match peer {
             SocketAddr::V4(_) => came(remembered.v4.get(&cookie), peer),
             SocketAddr::V6(_) => came(remembered.v6.get(&cookie), peer),
@@ -258,10 +258,10 @@ impl Losses {
                 let port = dialled.port();
                 let ways = [
                     None,
-                    Some(Front { address: None, port }),
-                    Some(Front { address: Some(dialled.ip()), port }),
+                    Some(Frontend { address: None, port }),
+                    Some(Frontend { address: Some(dialled.ip()), port }),
                 ];
-                ways.iter().any(|way| fronts.contains(way))
+                ways.iter().any(|way| frontends.contains(way))
             }
         }
     }
@@ -281,12 +281,12 @@ mod tests {
             IpAddr::V4(ip) => u32::from_ne_bytes(ip.octets()),
             IpAddr::V6(_) => panic!("{a}"),
         };
-        for (place, (front, backend)) in ring.entries.iter_mut().zip(entries) {
-            let (front, backend) = (addr(front), addr(backend));
+        for (place, (frontend, backend)) in ring.entries.iter_mut().zip(entries) {
+            let (frontend, backend) = (addr(frontend), addr(backend));
             *place = Reverse {
-                addr: word(front),
+                addr: word(frontend),
                 backend: word(backend),
-                port: front.port().to_be(),
+                port: frontend.port().to_be(),
                 backend_port: backend.port().to_be(),
             };
         }
@@ -309,20 +309,20 @@ mod tests {
         let v4 = (0..).zip(rings).collect();
         let remembered = Remembered { v4, v6: HashMap::new() };
         // The last one has no ring at all.
-        let doomed = |front| {
-            let losses = Losses::new(&[Lost { backend: addr(gone), front }]);
+        let doomed = |frontend| {
+            let losses = Losses::new(&[StalePeer { backend: addr(gone), frontend }]);
             [0, 1, 2, 3, 4, 99].map(|cookie| losses.doom(&remembered, cookie, addr(gone)))
         };
         let at = |text: &str| {
             let at = addr(text);
-            Some(Front { address: Some(at.ip()), port: at.port() })
+            Some(Frontend { address: Some(at.ip()), port: at.port() })
         };
         assert_eq!(doomed(at(one)), [true, false, false, true, false, false]);
         assert_eq!(doomed(at(other)), [false, true, false, true, false, false]);
-        let node_port = Some(Front { address: None, port: 30053 });
+        let node_port = Some(Frontend { address: None, port: 30053 });
         assert_eq!(doomed(node_port), [false, false, false, true, true, false]);
         assert_eq!(doomed(None), [true, true, false, true, true, false]);
-        let losses = Losses::new(&[Lost { backend: addr(gone), front: None }]);
+        let losses = Losses::new(&[StalePeer { backend: addr(gone), frontend: None }]);
         assert!(!losses.doom(&remembered, 0, addr("10.0.0.9:5354")));
     }
 

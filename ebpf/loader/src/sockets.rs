@@ -9,7 +9,7 @@
 //! first and what its sockets remember is read afterwards: a socket is connected only after its hook has remembered.
 
 use crate::{
-    Error, Lost, Result, SocketRecords,
+    Error, Result, SocketRecords, StalePeer,
     netns::within,
     records::{Losses, Remembered},
 };
@@ -93,7 +93,7 @@ pub fn destroy_sockets(netns: impl AsFd, proto: Proto, dead: &HashSet<SocketAddr
 pub fn destroy_translated(
     netns: impl AsFd,
     proto: Proto,
-    lost: &[Lost],
+    lost: &[StalePeer],
     records: &SocketRecords,
 ) -> Result<usize> {
     let losses = Losses::new(lost);
@@ -107,14 +107,14 @@ pub fn destroy_translated(
 }
 
 /// Which of the sockets found have to go.
-type Judge<'a> = Box<dyn Fn(&SocketId) -> bool + 'a>;
+type SocketFilter<'a> = Box<dyn Fn(&SocketId) -> bool + 'a>;
 
-/// `judge` is made anew after each list, and told whether there is anything to judge.
+/// `select` is made anew after each list, and told whether there is anything to judge.
 fn destroy<'a>(
     netns: BorrowedFd<'_>,
     proto: Proto,
     dead: &HashSet<SocketAddr>,
-    judge: impl Fn(bool) -> Result<Judge<'a>> + Sync,
+    select: impl Fn(bool) -> Result<SocketFilter<'a>> + Sync,
 ) -> Result<usize> {
     if dead.is_empty() {
         return Ok(0);
@@ -128,7 +128,7 @@ fn destroy<'a>(
                 let family = u8::try_from(family).map_err(|e| failed("list sockets")(io::Error::other(e)))?;
                 found.extend(diag.list(family, proto, dead).map_err(failed("list sockets"))?);
             }
-            let doomed = judge(!found.is_empty())?;
+            let doomed = select(!found.is_empty())?;
             let mut gone = 0;
             for id in found.iter().filter(|id| doomed(id)) {
                 gone += usize::from(diag.destroy(proto, id).map_err(failed("destroy a socket"))?);

@@ -58,9 +58,9 @@ pub(crate) fn number<const N: u32>() -> u32 {
     (hidden & 0xffff_ffff) as u32
 }
 
-/// See [`Maps::hide`].
+/// See [`Maps::opaque`].
 #[inline(always)]
-fn hide(number: u32) -> u32 {
+fn opaque(number: u32) -> u32 {
     let hidden: u64;
     // SAFETY: moves a number from register to register.
     unsafe {
@@ -78,9 +78,9 @@ pub(crate) fn zeros() -> u64 {
     zeros
 }
 
-/// See [`Maps::place`].
+/// See [`Maps::opaque_ref`].
 #[inline(always)]
-fn place<T>(at: &mut T) -> &mut T {
+fn opaque_ref<T>(at: &mut T) -> &mut T {
     let hidden: *mut T;
     // SAFETY: moves an address from register to register; it stays borrowed as it was.
     unsafe {
@@ -187,7 +187,7 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn stick(&self, key: &AffinityKey<$addr>, value: &Affinity<$addr>) {
+            fn set_affinity(&self, key: &AffinityKey<$addr>, value: &Affinity<$addr>) {
                 // A client that is not remembered is given a backend anew: no fault.
                 let _ = maps::$affinity.insert(key, value, u64::from(BPF_ANY));
             }
@@ -238,13 +238,13 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn hide(&self, number: u32) -> u32 {
-                hide(number)
+            fn opaque(&self, number: u32) -> u32 {
+                opaque(number)
             }
 
             #[inline(always)]
-            fn place<'p, T>(&self, at: &'p mut T) -> &'p mut T {
-                place(at)
+            fn opaque_ref<'p, T>(&self, at: &'p mut T) -> &'p mut T {
+                opaque_ref(at)
             }
 
             #[inline(always)]

@@ -13,11 +13,11 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use berth_ebpf_abi::{Addr, Backend, Client, Reverse, ServiceKey, V4, V6, client, frontend, local_pod};
+use berth_ebpf_abi::{Backend, Client, Reverse, ServiceKey, V4, V6, client, frontend, local_pod};
 use berth_ebpf_decide::{
-    Aligned, Asked, Given, Maps, Ruling, Who, goes_on, is_host, left_alone, lot, refusal,
+    Aligned, MemberQuery, Selection, Maps, Decision, ClientIdentity, may_keep_backend, is_host, left_alone, backend_hash, refusal,
     ring::{again, kept},
-    rule,
+    decide_into,
 };
 use core::mem::MaybeUninit;
 
@@ -38,7 +38,7 @@ fn port_and_proto(ctx: &SockAddrContext) -> Option<(u16, u8)> {
 const UNKNOWN: u32 = frontend::EXTERNAL;
 const _: () = assert!(UNKNOWN & (local_pod::NO_SOCKET_HOOKS | client::HOST) == 0);
 
-/// Who calls: the socket's network namespace and its entry.
+/// ClientIdentity calls: the socket's network namespace and its entry.
 ///
 /// Not preallocated, and a pod's entry is written once: what is read may be an older or a newer pod's only when the
 /// namespace itself is gone.
@@ -74,7 +74,7 @@ impl Caller {
     }
 }
 
-impl<A: Wide> Who<A> for Caller {
+impl<A: Wide> ClientIdentity<A> for Caller {
     #[inline(always)]
     fn is_host(self) -> bool {
         self.host()
@@ -97,14 +97,14 @@ impl<A: Wide> Who<A> for Caller {
     }
 }
 
-/// Who sends a datagram from a socket that is not connected.
+/// ClientIdentity sends a datagram from a socket that is not connected.
 #[derive(Clone, Copy)]
 struct Sender {
     caller: Caller,
     ctx: *mut bpf_sock_addr,
 }
 
-impl<A: Wide> Who<A> for Sender {
+impl<A: Wide> ClientIdentity<A> for Sender {
     #[inline(always)]
     fn is_host(self) -> bool {
         self.caller.host()
@@ -122,9 +122,9 @@ impl<A: Wide> Who<A> for Sender {
 
     /// What the socket has forgotten it comes to again.
     #[inline(always)]
-    fn lot<M: Maps<A>>(self, _maps: &M, service: u32) -> u32 {
+    fn backend_hash<M: Maps<A>>(self, _maps: &M, service: u32) -> u32 {
         // SAFETY: the kernel's context is what the helper wants.
-        lot(unsafe { bpf_get_socket_cookie(self.ctx.cast()) }, service)
+        backend_hash(unsafe { bpf_get_socket_cookie(self.ctx.cast()) }, service)
     }
 }
 
@@ -139,8 +139,8 @@ fn key<A: Wide>(addr: A::Halves, port: u16, proto: u8) -> Aligned<ServiceKey<A>>
 
 /// Ends a call that got no backend with an error, where it is to have one.
 #[inline(always)]
-fn end(ruling: &Ruling, host: bool, sends: bool) {
-    if let Some(errno) = refusal(ruling, host, sends) {
+fn end(decision: &Decision, host: bool, sends: bool) {
+    if let Some(errno) = refusal(decision, host, sends) {
         // SAFETY: a helper of plain arguments.
         unsafe { bpf_set_retval(-errno) };
     }
@@ -158,15 +158,15 @@ where
     if left_alone(caller.flags) {
         return GO_ON;
     }
-    let mut given = MaybeUninit::<Given<N::Addr>>::uninit();
+    let mut selection = MaybeUninit::<Selection<N::Addr>>::uninit();
     // SAFETY: integers, which are written before they are read.
-    let given = unsafe { &mut *given.as_mut_ptr() };
-    match rule(&Kernel, &mut key, caller, given) {
-        Ruling::To(..) => {
-            let Backend { addr, port, .. } = &given.last.backend;
+    let selection = unsafe { &mut *selection.as_mut_ptr() };
+    match decide_into(&Kernel, &mut key, caller, selection) {
+        Decision::To(..) => {
+            let Backend { addr, port, .. } = &selection.last.backend;
             redirect::<N>(ctx, (addr.halves(), *port));
         }
-        ruling => end(&ruling, caller.host(), false),
+        decision => end(&decision, caller.host(), false),
     }
     GO_ON
 }
@@ -187,7 +187,7 @@ where
         && let Some(kept) = kept(&memory)
     {
         let mut key = key::<N::Addr>(addr, port, proto);
-        let mut asked = MaybeUninit::<Asked<N::Addr>>::uninit();
+        let mut asked = MaybeUninit::<MemberQuery<N::Addr>>::uninit();
         // SAFETY: integers, which are written before they are read.
         let asked = unsafe { &mut *asked.as_mut_ptr() };
         // SAFETY: within the value; the decision's memory is aligned. Another thread may be writing the entry when it
@@ -198,7 +198,7 @@ where
             asked.member.port = backend.1;
             backend
         };
-        if goes_on(&Kernel, &mut key, asked) {
+        if may_keep_backend(&Kernel, &mut key, asked) {
             again(&memory, kept, backend);
             turn::<N>(ctx, backend);
             return GO_ON;
@@ -220,15 +220,15 @@ where
     if left_alone(sender.caller.flags) {
         return GO_ON;
     }
-    let mut given = MaybeUninit::<Given<N::Addr>>::uninit();
+    let mut selection = MaybeUninit::<Selection<N::Addr>>::uninit();
     // SAFETY: as above.
-    let given = unsafe { &mut *given.as_mut_ptr() };
-    match rule(&Kernel, &mut key, sender, given) {
-        Ruling::To(..) => {
-            let Backend { addr, port, .. } = &given.last.backend;
+    let selection = unsafe { &mut *selection.as_mut_ptr() };
+    match decide_into(&Kernel, &mut key, sender, selection) {
+        Decision::To(..) => {
+            let Backend { addr, port, .. } = &selection.last.backend;
             redirect_datagram::<N>(ctx, (addr.halves(), *port), kept, sender.caller.is_pod());
         }
-        ruling => end(&ruling, sender.caller.host(), true),
+        decision => end(&decision, sender.caller.host(), true),
     }
     GO_ON
 }

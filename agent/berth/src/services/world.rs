@@ -16,7 +16,7 @@ use berth_core::{
 };
 use berth_dns::{PodNames, Publisher, build};
 use berth_pods::{Reports as _, node::NodeExecutor};
-use berth_services::{Cause, DatapathHealth, Edit, Edits, Named, Node, Notice, SeenPod};
+use berth_services::{Cause, DatapathHealth, Edit, Edits, Named, Notice, ObservedPod, ServiceInputs};
 use berth_source::{
     Keyed as _, Snapshot,
     controllers::endpoint_slices::{self, EndpointPod},
@@ -55,7 +55,7 @@ impl World {
     }
 }
 
-impl Node for World {
+impl ServiceInputs for World {
     fn edits(&mut self) -> Edits {
         let latest = self.latest();
         let mut edits = Edits { listed: latest.iter().all(|s| s.listed), ..Edits::default() };
@@ -83,7 +83,7 @@ impl Node for World {
         self.latest().iter().flat_map(|s| s.pods.keys()).cloned().collect()
     }
 
-    fn pods(&self) -> BTreeMap<PodUid, Option<SeenPod>> {
+    fn pods(&self) -> BTreeMap<PodUid, Option<ObservedPod>> {
         self.board.seen()
     }
 
@@ -94,7 +94,7 @@ impl Node for World {
     fn endpoints(
         &self,
         services: &[Arc<Service>],
-        pods: &[&SeenPod],
+        pods: &[&ObservedPod],
         before: &[Arc<EndpointSlice>],
     ) -> Vec<Arc<EndpointSlice>> {
         let facts: Vec<EndpointPod<'_>> =
@@ -190,7 +190,7 @@ fn port(n: Named) -> NamedPort {
         service: n.service,
         port: n.port.as_ref().to_owned(),
         protocol: n.transport.to_string(),
-        fronts: n.fronts.iter().map(|(address, port)| SocketAddr::new(*address, *port)).collect(),
+        frontends: n.frontends.iter().map(|(address, port)| SocketAddr::new(*address, *port)).collect(),
     }
 }
 

@@ -225,7 +225,7 @@ fn action(p: &mut Page, a: &ActionView) {
     }
 }
 
-/// With milliseconds: what follows what is seen at a glance.
+/// With milliseconds: what follows what is seen at a fast_path.
 fn precise(at: Wall) -> String {
     let stamp = time::stamp(at);
     let ms = at.0.rem_euclid(1_000_000_000) / 1_000_000;

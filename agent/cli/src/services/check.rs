@@ -134,7 +134,8 @@ fn named<A: Net>(
     let mut losers = BTreeSet::new();
     for port in names.all().filter(|p| p.v6 == A::V6) {
         let told = names.told(A::V6, port.id);
-        let (fronts, missing): (Vec<_>, Vec<_>) = fronts::<A>(port).partition(|key| there.contains_key(key));
+        let (frontends, missing): (Vec<_>, Vec<_>) =
+            frontends::<A>(port).partition(|key| there.contains_key(key));
         for key in &missing {
             found.insert(format!("services.json {told}: no entry {} in {map}", way_in(key)));
         }
@@ -142,7 +143,7 @@ fn named<A: Net>(
             continue;
         }
         let taken = |key| there.get(key).is_some_and(|id| names.port(A::V6, *id).is_some());
-        if missing.is_empty() && !fronts.is_empty() && fronts.iter().all(taken) {
+        if missing.is_empty() && !frontends.is_empty() && frontends.iter().all(taken) {
             losers.insert(port.id);
         } else {
             found.insert(format!("services.json {told}: no value in {map} has its id {}", port.id));
@@ -152,13 +153,13 @@ fn named<A: Net>(
 }
 
 /// The keys of a named port's ways in.
-fn fronts<A: Net>(port: &NamedPort) -> impl Iterator<Item = ServiceKey<A>> {
+fn frontends<A: Net>(port: &NamedPort) -> impl Iterator<Item = ServiceKey<A>> {
     let proto = if port.protocol == "UDP" { UDP } else { TCP };
     let key = move |at: &SocketAddr| {
         Some(ServiceKey { addr: A::of(at.ip())?, port: at.port().to_be(), proto, pad: 0 })
     };
     // The bare address belongs to all.
-    port.fronts.iter().filter(|at| at.port() != 0).filter_map(key)
+    port.frontends.iter().filter(|at| at.port() != 0).filter_map(key)
 }
 
 fn way_in<A: Net>(key: &ServiceKey<A>) -> String {

@@ -4,7 +4,7 @@ use super::{
     family::Net,
     names::Names,
     snapshot::{Port, Snapshot},
-    trace::Who,
+    trace::ClientIdentity,
 };
 use berth_api::{
     services::{NamedPort, ServicesFile},
@@ -37,7 +37,7 @@ struct Made<'m> {
     affinity_s: u32,
     cluster: &'m [(&'m str, u16, u16)],
     local: &'m [(&'m str, u16, u16)],
-    fronts: &'m [(&'m str, u16, u32)],
+    frontends: &'m [(&'m str, u16, u32)],
 }
 
 impl Made<'_> {
@@ -81,7 +81,7 @@ impl Made<'_> {
                 set: SERVING,
             }));
         }
-        for (ip, port, flags) in self.fronts {
+        for (ip, port, flags) in self.frontends {
             let key = ServiceKey { addr: addr(ip), port: port.to_be(), proto: self.proto, pad: 0 };
             let counts = [self.cluster.len(), self.local.len()].map(|n| u16::try_from(n).unwrap());
             let (tag, affinity_s) = (tag(id, generation), self.affinity_s);
@@ -114,7 +114,7 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
             affinity_s: 0,
             cluster: &web,
             local: &web[..1],
-            fronts: &[
+            frontends: &[
                 ("10.96.0.10", 80, HAS),
                 ("0.0.0.0", 30080, HAS | EXTERNAL | frontend::NODE_PORT | frontend::OUTSIDE_LOCAL),
                 ("203.0.113.5", 80, HAS | EXTERNAL),
@@ -126,7 +126,7 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
             affinity_s: 0,
             cluster: &many,
             local: no,
-            fronts: &[("10.96.0.2", 53, HAS)],
+            frontends: &[("10.96.0.2", 53, HAS)],
         },
         Made {
             id: 3,
@@ -134,16 +134,23 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
             affinity_s: 10800,
             cluster: &web,
             local: &web[..1],
-            fronts: &[("10.96.0.11", 443, HAS)],
+            frontends: &[("10.96.0.11", 443, HAS)],
         },
-        Made { id: 4, proto: TCP, affinity_s: 0, cluster: no, local: no, fronts: &[("10.96.0.12", 80, 0)] },
+        Made {
+            id: 4,
+            proto: TCP,
+            affinity_s: 0,
+            cluster: no,
+            local: no,
+            frontends: &[("10.96.0.12", 80, 0)],
+        },
         Made {
             id: 5,
             proto: TCP,
             affinity_s: 0,
             cluster: &[("10.244.1.9", 9000, 0)],
             local: no,
-            fronts: &[("10.96.0.13", 80, HAS | frontend::INSIDE_LOCAL)],
+            frontends: &[("10.96.0.13", 80, HAS | frontend::INSIDE_LOCAL)],
         },
         Made {
             id: 6,
@@ -151,7 +158,7 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
             affinity_s: 0,
             cluster: &[("192.0.2.1", 9100, HOST)],
             local: no,
-            fronts: &[("10.96.0.14", 9100, HAS)],
+            frontends: &[("10.96.0.14", 9100, HAS)],
         },
     ];
     made.iter().for_each(|one| one.put(&mut v4));
@@ -163,7 +170,7 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
         affinity_s: 0,
         cluster: &six,
         local: &six,
-        fronts: &[("fd00:96::10", 80, HAS)],
+        frontends: &[("fd00:96::10", 80, HAS)],
     }
     .put(&mut v6);
     // Two Services at one address share its bare entry.
@@ -184,9 +191,9 @@ pub(super) fn names() -> Names {
 
 pub(super) fn file() -> ServicesFile {
     let ports = ports();
-    let fronts = |id, v6| -> Vec<SocketAddr> {
+    let frontends = |id, v6| -> Vec<SocketAddr> {
         let port = ports.iter().find(|p| (p.id, p.v6) == (id, v6));
-        port.into_iter().flat_map(|p| &p.fronts).map(|f| f.at).collect()
+        port.into_iter().flat_map(|p| &p.frontends).map(|f| f.at).collect()
     };
     let named = |id, v6, service: &str, port: &str| NamedPort {
         id,
@@ -194,7 +201,7 @@ pub(super) fn file() -> ServicesFile {
         service: PodKey { namespace: "default".parse().unwrap(), name: service.parse().unwrap() },
         port: port.to_owned(),
         protocol: if service == "dns" { "UDP" } else { "TCP" }.to_owned(),
-        fronts: fronts(id, v6),
+        frontends: frontends(id, v6),
     };
     ServicesFile {
         as_of: Wall(0),
@@ -264,9 +271,9 @@ pub(super) fn flows() -> Flows<V4> {
     flows
 }
 
-pub(super) fn client(ip: &str, flags: u32) -> Who<V4> {
+pub(super) fn client(ip: &str, flags: u32) -> ClientIdentity<V4> {
     let entry = Client { v4: addr(ip), flags, ..Client::default() };
-    Who::Socket { addr: entry.v4, client: Some((4711, entry)) }
+    ClientIdentity::Socket { addr: entry.v4, client: Some((4711, entry)) }
 }
 
 pub(super) fn report() -> Report {

@@ -6,7 +6,7 @@ use super::{
     list,
     names::Names,
     snapshot::Snapshot,
-    trace::{self, End, Page, Question, Who},
+    trace::{self, ClientIdentity, End, Page, Question},
 };
 use crate::golden::{check as golden, check_json as golden_json};
 use berth_api::services::NamedPort;
@@ -57,8 +57,8 @@ fn names_leave_their_services() {
 fn traces() {
     let pod = client("10.244.0.8", 0);
     let host = Client { flags: HOST, ..Client::default() };
-    let node = Who::Socket { addr: 0, client: Some((1, host)) };
-    let outside = Who::Outside { addr: addr("198.51.100.9"), port: None };
+    let node = ClientIdentity::Socket { addr: 0, client: Some((1, host)) };
+    let outside = ClientIdentity::Outside { addr: addr("198.51.100.9"), port: None };
     let cases = [
         (pod, "10.96.0.10", 80, false, true),
         (pod, "10.96.0.2", 53, true, true),
@@ -72,7 +72,7 @@ fn traces() {
         (node, "10.96.0.14", 9100, false, true),
         (node, "127.0.0.1", 30080, false, true),
         (node, "10.96.0.99", 80, false, false),
-        (Who::Socket { addr: addr("10.244.0.77"), client: None }, "10.96.0.12", 80, false, false),
+        (ClientIdentity::Socket { addr: addr("10.244.0.77"), client: None }, "10.96.0.12", 80, false, false),
         (client("10.244.0.9", local_pod::NO_SOCKET_HOOKS), "10.96.0.11", 443, false, true),
         (client("10.244.0.9", local_pod::NO_SOCKET_HOOKS), "10.244.0.5", 8080, false, true),
         (outside, "192.0.2.1", 30080, false, true),
@@ -114,7 +114,7 @@ fn a_service_that_lost_all_its_ways_in_keeps_what_it_has() {
     let (mut v4, _) = tables();
     let mut file = file();
     let web = file.ports.first().unwrap().clone();
-    file.ports.push(NamedPort { id: 8, fronts: vec!["203.0.113.5:80".parse().unwrap()], ..web });
+    file.ports.push(NamedPort { id: 8, frontends: vec!["203.0.113.5:80".parse().unwrap()], ..web });
     v4.chunks.insert(ChunkKey { id: 8, ..ChunkKey::default() }, Chunk::default());
     v4.members.insert(MemberKey { id: 8, ..MemberKey::default() });
     assert_eq!(check::tables(&v4, &Names::new(Some(file), &[])), check::Findings::new());

@@ -2,7 +2,7 @@
 
 use super::{
     names::Names,
-    snapshot::{Endpoint, Front, Port, Reach},
+    snapshot::{Endpoint, Frontend, Port, Reach},
 };
 use crate::table::Table;
 use berth_ebpf_abi::frontend;
@@ -13,19 +13,21 @@ use std::collections::BTreeMap;
 pub(crate) fn services(ports: &[Port], names: &Names) -> Table {
     let head = ["SERVICE", "PORT", "TYPE", "ADDRESS", "POLICY", "AFFINITY", "CLUSTER", "LOCAL", "CLIENTS"];
     let mut table = Table::new(&head);
-    for (port, front) in sorted(ports, names).into_iter().flat_map(|p| p.fronts.iter().map(move |f| (p, f))) {
+    for (port, frontend) in
+        sorted(ports, names).into_iter().flat_map(|p| p.frontends.iter().map(move |f| (p, f)))
+    {
         let named = names.port(port.v6, port.id);
         let [cluster, _] = port.counts;
         table.row(vec![
             names.service(port.v6, port.id),
             named.map_or("-", |n| if n.port.is_empty() { "-" } else { &n.port }).to_owned(),
-            front.kind().to_string(),
-            front.shown(),
-            policy(front),
+            frontend.kind().to_string(),
+            frontend.shown(),
+            policy(frontend),
             if port.affinity_s == 0 { "-".to_owned() } else { format!("{}s", port.affinity_s) },
             cluster.to_string(),
             port.on_this_node().to_string(),
-            clients(port, front),
+            clients(port, frontend),
         ]);
     }
     table
@@ -41,20 +43,20 @@ fn sorted<'p>(ports: &'p [Port], names: &Names) -> Vec<&'p Port> {
     sorted
 }
 
-fn policy(front: &Front) -> String {
+fn policy(frontend: &Frontend) -> String {
     let mut words = Vec::new();
-    if front.flags & frontend::INSIDE_LOCAL != 0 {
+    if frontend.flags & frontend::INSIDE_LOCAL != 0 {
         words.push("internal=Local");
     }
-    if front.flags & frontend::OUTSIDE_LOCAL != 0 {
+    if frontend.flags & frontend::OUTSIDE_LOCAL != 0 {
         words.push("external=Local");
     }
     if words.is_empty() { "Cluster".to_owned() } else { words.join(",") }
 }
 
 /// What clients meet: one word where those of this node and those from outside meet the same.
-fn clients(port: &Port, front: &Front) -> String {
-    let (inside, outside) = (port.reach(front, false), port.reach(front, true));
+fn clients(port: &Port, frontend: &Frontend) -> String {
+    let (inside, outside) = (port.reach(frontend, false), port.reach(frontend, true));
     match (inside, outside) {
         (inside, outside) if inside == outside => inside.to_string(),
         (Reach::Served, outside) => format!("{outside} from outside"),
@@ -71,8 +73,8 @@ pub(crate) fn services_json(ports: &[Port], names: &Names) -> Value {
 
 fn port_json(port: &Port, names: &Names) -> Value {
     let named = names.port(port.v6, port.id);
-    let fronts: Vec<Value> = port
-        .fronts
+    let frontends: Vec<Value> = port
+        .frontends
         .iter()
         .map(|f| {
             json!({
@@ -97,7 +99,7 @@ fn port_json(port: &Port, names: &Names) -> Value {
         "generation": port.generation,
         "affinitySeconds": (port.affinity_s != 0).then_some(port.affinity_s),
         "backends": { "cluster": cluster, "local": local, "onThisNode": port.on_this_node() },
-        "fronts": fronts,
+        "fronts": frontends,
     })
 }
 

@@ -77,7 +77,7 @@ pub struct BackendsArgs {
 /// Options of `trace`.
 #[derive(Debug, Args)]
 pub struct TraceArgs {
-    /// Who dials: a pod (namespace/pod, or less), its address, `node`, or `outside:ADDRESS[:PORT]`.
+    /// ClientIdentity dials: a pod (namespace/pod, or less), its address, `node`, or `outside:ADDRESS[:PORT]`.
     src: String,
     /// What is dialled: address and port, `[address]:port` for IPv6.
     #[arg(value_parser = destination)]

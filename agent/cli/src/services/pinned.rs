@@ -85,7 +85,7 @@ impl<A: Net> Maps<A> for Pinned<'_, A> {
         self.get(A::maps(self.datapath).affinity, key)
     }
 
-    fn stick(&self, _: &AffinityKey<A>, _: &Affinity<A>) {}
+    fn set_affinity(&self, _: &AffinityKey<A>, _: &Affinity<A>) {}
 
     fn member(&self, key: &MemberKey<A>) -> bool {
         self.get(A::maps(self.datapath).member, key).is_some()

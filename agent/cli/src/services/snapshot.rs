@@ -39,14 +39,14 @@ impl<A: Net> Snapshot<A> {
                 let sets = [self.set(value, Set::Cluster), self.set(value, Set::Local)];
                 (Port::new(A::V6, value, sets), *value)
             });
-            port.fronts.push(Front {
+            port.frontends.push(Frontend {
                 at: socket(key.addr, key.port),
                 protocol: Protocol(key.proto),
                 flags: value.frontend,
             });
         }
         let mut ports: Vec<Port> = ports.into_values().map(|(port, _)| port).collect();
-        ports.iter_mut().for_each(|port| port.fronts.sort_by_key(|f| (f.kind(), f.at)));
+        ports.iter_mut().for_each(|port| port.frontends.sort_by_key(|f| (f.kind(), f.at)));
         ports
     }
 
@@ -119,14 +119,14 @@ impl fmt::Display for Kind {
 
 /// One way into a Service port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Front {
+pub(crate) struct Frontend {
     pub(crate) at: SocketAddr,
     pub(crate) protocol: Protocol,
     /// [`frontend`].
     pub(crate) flags: u32,
 }
 
-impl Front {
+impl Frontend {
     pub(crate) fn kind(&self) -> Kind {
         if self.flags & frontend::NODE_PORT != 0 {
             Kind::NodePort
@@ -184,7 +184,7 @@ pub(crate) struct Port {
     pub(crate) cluster: Vec<Endpoint>,
     /// Likewise.
     pub(crate) local: Vec<Endpoint>,
-    pub(crate) fronts: Vec<Front>,
+    pub(crate) frontends: Vec<Frontend>,
 }
 
 /// What a client meets at a way in.
@@ -211,17 +211,17 @@ impl fmt::Display for Reach {
 impl Port {
     fn new<A>(v6: bool, value: &Service<A>, [cluster, local]: [Vec<Endpoint>; 2]) -> Port {
         let Service { id, generation, affinity_s, counts, .. } = *value;
-        Port { v6, id, generation, affinity_s, counts, cluster, local, fronts: Vec::new() }
+        Port { v6, id, generation, affinity_s, counts, cluster, local, frontends: Vec::new() }
     }
 
     /// What a client meets, from this node (its pods too) or from outside.
-    pub(crate) fn reach(&self, front: &Front, outside: bool) -> Reach {
+    pub(crate) fn reach(&self, frontend: &Frontend, outside: bool) -> Reach {
         let local =
-            if outside && front.external() { frontend::OUTSIDE_LOCAL } else { frontend::INSIDE_LOCAL };
+            if outside && frontend.external() { frontend::OUTSIDE_LOCAL } else { frontend::INSIDE_LOCAL };
         let [cluster, here] = self.counts;
-        let count = if front.flags & local != 0 { here } else { cluster };
+        let count = if frontend.flags & local != 0 { here } else { cluster };
         match count {
-            0 if front.flags & frontend::HAS_ENDPOINTS != 0 => Reach::Dropped,
+            0 if frontend.flags & frontend::HAS_ENDPOINTS != 0 => Reach::Dropped,
             0 => Reach::Refused,
             _ => Reach::Served,
         }
@@ -236,6 +236,6 @@ impl Port {
 
     /// The node's own port or an address of this port.
     pub(crate) fn answers(&self, ip: IpAddr, port: Option<u16>) -> bool {
-        self.fronts.iter().any(|f| f.at.ip() == ip && port.is_none_or(|p| p == f.at.port()))
+        self.frontends.iter().any(|f| f.at.ip() == ip && port.is_none_or(|p| p == f.at.port()))
     }
 }

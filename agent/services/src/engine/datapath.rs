@@ -3,9 +3,12 @@
 //! The parts of a round do not stand in each other's way: what fails is told and tried again, and the others go on.
 
 use super::{Config, node, pods::Pods};
-use crate::{Allocator, Attachment, Cause, HostNetwork, Kernel, NodeFacts, Notice, Stale, TableError, chain};
+use crate::{
+    Attachment, Cause, DatapathBackend, HostNetwork, NodeFacts, Notice, StaleBackend, TableError,
+    TableReconciler, chain,
+};
 use berth_core::{ids::PodUid, time::Boottime};
-use berth_ebpf_loader::{Lost, Role};
+use berth_ebpf_loader::{Role, StalePeer};
 use berth_sys::clock;
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -48,7 +51,7 @@ enum Failure {
 }
 
 /// Everything that is done to the kernel.
-pub(super) struct Datapath<K: Kernel> {
+pub(super) struct Datapath<K: DatapathBackend> {
     cfg: Config,
     kernel: K,
     maps: Option<K::Maps>,
@@ -72,7 +75,7 @@ pub(super) struct Datapath<K: Kernel> {
     reconcile_at: Boottime,
     /// Backends whose sockets are to be ended, by the ways in that lost them, as noted; none until the note of an earlier
     /// process was read.
-    dead: Option<HashSet<Lost>>,
+    dead: Option<HashSet<StalePeer>>,
     /// Whether the hooks are attached, as far as is known.
     hooked: bool,
     /// What the kernel's side said last that it lacks.
@@ -82,7 +85,7 @@ pub(super) struct Datapath<K: Kernel> {
 /// When the engine is to come again, at the latest.
 pub(super) type Due = Vec<Boottime>;
 
-impl<K: Kernel> Datapath<K> {
+impl<K: DatapathBackend> Datapath<K> {
     pub(super) fn new(cfg: Config, mut kernel: K) -> Datapath<K> {
         let host = kernel.host_network().unwrap_or_default();
         Datapath {
@@ -152,20 +155,20 @@ impl<K: Kernel> Datapath<K> {
     /// Brings the kernel to what is wanted.
     pub(super) fn round(
         &mut self,
-        allocator: &mut Allocator,
-        seen: &BTreeMap<PodUid, crate::SeenPod>,
+        reconciler: &mut TableReconciler,
+        seen: &BTreeMap<PodUid, crate::ObservedPod>,
         now: Boottime,
     ) -> Due {
         let mut due = Due::new();
         let failures = match self.maps.take() {
-            Some(maps) => self.with(maps, allocator, seen, now, &mut due),
+            Some(maps) => self.with(maps, reconciler, seen, now, &mut due),
             // Loading is dear: a change alone does not try it again.
             None if self.retry.is_some_and(|(at, _)| now < at) => {
                 due.extend(self.retry.map(|(at, _)| at));
                 return due;
             }
             None => match self.kernel.open() {
-                Ok(maps) => self.with(maps, allocator, seen, now, &mut due),
+                Ok(maps) => self.with(maps, reconciler, seen, now, &mut due),
                 Err(cause) => vec![Failure::Open(cause)],
             },
         };
@@ -202,8 +205,8 @@ impl<K: Kernel> Datapath<K> {
     fn with(
         &mut self,
         mut maps: K::Maps,
-        allocator: &mut Allocator,
-        seen: &BTreeMap<PodUid, crate::SeenPod>,
+        reconciler: &mut TableReconciler,
+        seen: &BTreeMap<PodUid, crate::ObservedPod>,
         now: Boottime,
         due: &mut Due,
     ) -> Vec<Failure> {
@@ -217,7 +220,7 @@ impl<K: Kernel> Datapath<K> {
         failures.extend(self.keep_node(&mut maps).err().map(Failure::Node));
         failures.extend(self.pods.keep(&self.kernel, &mut maps, seen).err().map(Failure::Pods));
         if slow_net {
-            self.reconcile(&mut maps, allocator, &mut failures);
+            self.reconcile(&mut maps, reconciler, &mut failures);
             self.reconcile_at = now + self.cfg.reconcile;
         }
         due.push(self.reconcile_at);
@@ -225,7 +228,7 @@ impl<K: Kernel> Datapath<K> {
         let ready = |uid: &PodUid| seen.get(uid).is_some_and(|pod| pod.status.is_ready());
         let first: Vec<(u32, Role)> = self.pods.unattached(ready).map(|i| (i, Role::Pod)).collect();
         self.attach(first, &mut failures);
-        self.keep_tables(&mut maps, allocator, now, due, &mut failures);
+        self.keep_tables(&mut maps, reconciler, now, due, &mut failures);
         self.end_sockets(seen);
         let hooks = self.kernel.attach_hooks(slow_net);
         self.hooked = hooks.is_ok();
@@ -252,7 +255,12 @@ impl<K: Kernel> Datapath<K> {
     }
 
     /// Compares the maps with what was written to them; what somebody else took away or altered is mended.
-    fn reconcile(&mut self, maps: &mut K::Maps, allocator: &mut Allocator, failures: &mut Vec<Failure>) {
+    fn reconcile(
+        &mut self,
+        maps: &mut K::Maps,
+        reconciler: &mut TableReconciler,
+        failures: &mut Vec<Failure>,
+    ) {
         let mut mended: usize = 0;
         let mut took = |done: Result<usize, TableError>, failed: fn(TableError) -> Failure| match done {
             Ok(count) => mended = mended.saturating_add(count),
@@ -260,7 +268,7 @@ impl<K: Kernel> Datapath<K> {
         };
         took(node::keep(&self.cfg, &self.host, maps), Failure::Node);
         took(self.pods.reconcile(maps), Failure::Pods);
-        took(allocator.reconcile(maps), Failure::Services);
+        took(reconciler.reconcile(maps), Failure::Services);
         if mended > 0 {
             tracing::warn!(
                 entries = mended,
@@ -286,7 +294,7 @@ impl<K: Kernel> Datapath<K> {
     fn keep_tables(
         &mut self,
         maps: &mut K::Maps,
-        allocator: &mut Allocator,
+        reconciler: &mut TableReconciler,
         now: Boottime,
         due: &mut Due,
         failures: &mut Vec<Failure>,
@@ -298,12 +306,12 @@ impl<K: Kernel> Datapath<K> {
         }
         self.tables_again = None;
         let (kernel, dead) = (&mut self.kernel, &mut self.dead);
-        let dead = dead.get_or_insert_with(|| or_told(kernel.noted_dead(), "read"));
-        let announce = |stale: &[Stale]| {
+        let dead = dead.get_or_insert_with(|| or_told(kernel.recorded_stale(), "read"));
+        let announce = |stale: &[StaleBackend]| {
             dead.extend(stale.iter().map(lost));
-            or_told(kernel.note_dead(dead), "write");
+            or_told(kernel.record_stale(dead), "write");
         };
-        match allocator.sync_announced(maps, clock::boottime, announce) {
+        match reconciler.sync_announced(maps, clock::boottime, announce) {
             Ok(outcome) => {
                 due.extend(outcome.due);
                 self.notices.extend(outcome.notices);
@@ -377,7 +385,7 @@ impl<K: Kernel> Datapath<K> {
 
     /// Ends connected UDP sockets that came by a way in whose backend is gone, in every pod and on the host. The tables do
     /// not show these backends any more: the note of them goes last.
-    fn end_sockets(&mut self, seen: &BTreeMap<PodUid, crate::SeenPod>) {
+    fn end_sockets(&mut self, seen: &BTreeMap<PodUid, crate::ObservedPod>) {
         let Some(dead) = self.dead.as_mut().filter(|dead| !dead.is_empty()) else { return };
         let ended = self.kernel.end_sockets(dead, &mut seen.keys());
         if ended > 0 {
@@ -385,12 +393,12 @@ impl<K: Kernel> Datapath<K> {
             tracing::info!(ended, backends = backends.len(), "ended UDP sockets to backends that are gone");
         }
         dead.clear();
-        or_told(self.kernel.note_dead(dead), "remove");
+        or_told(self.kernel.record_stale(dead), "remove");
     }
 }
 
-fn lost(stale: &Stale) -> Lost {
-    Lost { backend: SocketAddr::new(stale.address, stale.port), front: Some(stale.front) }
+fn lost(stale: &StaleBackend) -> StalePeer {
+    StalePeer { backend: SocketAddr::new(stale.address, stale.port), frontend: Some(stale.frontend) }
 }
 
 /// Without the note only an agent that dies within the same round leaves sockets with a backend that is gone.

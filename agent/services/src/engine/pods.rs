@@ -4,7 +4,7 @@
 //! A pod with annotation [`SOCKET_HOOKS`] `off` has its sockets left alone: its connections to Services are translated
 //! packet by packet at its device, so that what runs in it (a proxy beside the app, say) sees Services' addresses.
 
-use crate::{Kernel, Net, NodeTables, SeenPod, Table, TableError};
+use crate::{DatapathBackend, Net, NodeTables, ObservedPod, Table, TableError};
 use berth_core::{ids::PodUid, status::Phase};
 use berth_ebpf_abi::{Client, LocalPod, PodDevice, V4, V6, client, local_pod};
 use std::{
@@ -59,7 +59,7 @@ impl Pods {
 
     /// All are to be looked at, also those of which nothing changed that is seen from here: the pair of devices may have
     /// been made anew in the same namespace.
-    pub(super) fn all_changed(&mut self, seen: &BTreeMap<PodUid, SeenPod>) {
+    pub(super) fn all_changed(&mut self, seen: &BTreeMap<PodUid, ObservedPod>) {
         self.anew = true;
         self.again.extend(seen.keys().chain(self.held.keys()).cloned());
     }
@@ -67,9 +67,9 @@ impl Pods {
     /// Brings the maps to the pods that there are.
     pub(super) fn keep(
         &mut self,
-        kernel: &impl Kernel,
+        kernel: &impl DatapathBackend,
         maps: &mut impl NodeTables,
-        seen: &BTreeMap<PodUid, SeenPod>,
+        seen: &BTreeMap<PodUid, ObservedPod>,
     ) -> Result<(), TableError> {
         self.keep_host(kernel, maps)?;
         let (mut found, mut later) = (Vec::new(), BTreeSet::new());
@@ -120,7 +120,11 @@ impl Pods {
     }
 
     /// Without its entry the host counts as anybody on this machine: Services answer it, its loopback has no node ports.
-    fn keep_host(&mut self, kernel: &impl Kernel, maps: &mut impl NodeTables) -> Result<(), TableError> {
+    fn keep_host(
+        &mut self,
+        kernel: &impl DatapathBackend,
+        maps: &mut impl NodeTables,
+    ) -> Result<(), TableError> {
         if self.host.is_none() {
             match kernel.host_cookie() {
                 Ok(cookie) => {
@@ -139,7 +143,12 @@ impl Pods {
         Ok(())
     }
 
-    fn look(&self, kernel: &impl Kernel, uid: &PodUid, pod: &SeenPod) -> Result<Held, crate::Cause> {
+    fn look(
+        &self,
+        kernel: &impl DatapathBackend,
+        uid: &PodUid,
+        pod: &ObservedPod,
+    ) -> Result<Held, crate::Cause> {
         let (inode, ips) = (kernel.network_inode(uid)?, &pod.status.pod_ips);
         let out = pod.pod.annotations.get(SOCKET_HOOKS).is_some_and(|value| value == "off");
         let flags = if out { local_pod::NO_SOCKET_HOOKS } else { 0 };
@@ -270,7 +279,7 @@ impl Pods {
     }
 }
 
-fn has_own_network(pod: &SeenPod) -> bool {
+fn has_own_network(pod: &ObservedPod) -> bool {
     !pod.pod.namespaces.host_network
         && !pod.status.pod_ips.is_empty()
         && !matches!(pod.status.phase, Phase::Succeeded | Phase::Failed)

@@ -162,7 +162,8 @@ fn layer_3_devices_are_known_as_such() {
     let layers: Vec<_> = host.uplinks.iter().map(|(index, up)| (*index, &*up.name, up.layer)).collect();
     assert_eq!(layers, [(2, "eth0", LinkLayer::Ethernet)]);
     for name in ["wg0", "ib0"] {
-        let unfit = |p: &NetworkProblem| matches!(p, NetworkProblem::Unfit { device, .. } if device == name);
+        let unfit =
+            |p: &NetworkProblem| matches!(p, NetworkProblem::Overflow { device, .. } if device == name);
         assert!(host.problems.iter().any(unfit), "{name}: {:?}", host.problems);
     }
 }
@@ -180,7 +181,8 @@ fn what_is_given_counts() {
     assert_eq!(host.node_ips, given.node_ips);
     assert!(host.addresses.contains(&ip("198.51.100.9")));
     assert_eq!(host.uplinks.keys().copied().collect::<Vec<_>>(), [3]);
-    let [NetworkProblem::NoSuchUplink(absent), NetworkProblem::Unfit { device: unfit, .. }] = &*host.problems
+    let [NetworkProblem::NoSuchUplink(absent), NetworkProblem::Overflow { device: unfit, .. }] =
+        &*host.problems
     else {
         panic!("{:?}", host.problems);
     };

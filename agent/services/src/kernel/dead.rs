@@ -5,7 +5,7 @@
 //! connects anew, than one that goes on with a backend that is not there.
 
 use crate::{Cause, chain};
-use berth_ebpf_loader::{self as loader, Error, Front, Lost, Pins, Proto, SocketRecords};
+use berth_ebpf_loader::{self as loader, Error, Frontend, Pins, Proto, SocketRecords, StalePeer};
 use std::{
     collections::HashSet,
     fs::{self, File},
@@ -18,11 +18,11 @@ use std::{
 /// that which Service they came by cannot be read.
 pub(super) fn end_sockets(
     pins: &Pins,
-    dead: &HashSet<Lost>,
+    dead: &HashSet<StalePeer>,
     namespaces: &[PathBuf],
     blind: &mut bool,
 ) -> usize {
-    let lost: Vec<Lost> = dead.iter().copied().collect();
+    let lost: Vec<StalePeer> = dead.iter().copied().collect();
     let backends: HashSet<SocketAddr> = lost.iter().map(|l| l.backend).collect();
     let mut tell = |error: &Error| {
         if !mem::replace(blind, true) {
@@ -62,7 +62,7 @@ pub(super) fn end_sockets(
 }
 
 /// Writes down what is to be ended; takes the note away where that is nothing.
-pub(super) fn note(path: &Path, dead: &HashSet<Lost>) -> Result<(), Cause> {
+pub(super) fn note(path: &Path, dead: &HashSet<StalePeer>) -> Result<(), Cause> {
     if dead.is_empty() {
         return Ok(berth_sys::fs::remove_if_there(path)?);
     }
@@ -71,7 +71,7 @@ pub(super) fn note(path: &Path, dead: &HashSet<Lost>) -> Result<(), Cause> {
 }
 
 /// What was written down.
-pub(super) fn noted(path: &Path) -> io::Result<HashSet<Lost>> {
+pub(super) fn noted(path: &Path) -> io::Result<HashSet<StalePeer>> {
     match fs::read_to_string(path) {
         // It is written by one rename: a line that is none is nobody's of ours.
         Ok(text) => Ok(text.lines().filter_map(parse).collect()),
@@ -81,25 +81,27 @@ pub(super) fn noted(path: &Path) -> io::Result<HashSet<Lost>> {
 }
 
 /// The backend, and what was dialled: `*` and the port for a node port.
-fn line(lost: &Lost) -> String {
+fn line(lost: &StalePeer) -> String {
     let backend = lost.backend;
-    match lost.front {
-        Some(Front { address: Some(address), port }) => {
+    match lost.frontend {
+        Some(Frontend { address: Some(address), port }) => {
             format!("{backend} {}\n", SocketAddr::new(address, port))
         }
-        Some(Front { address: None, port }) => format!("{backend} *:{port}\n"),
+        Some(Frontend { address: None, port }) => format!("{backend} *:{port}\n"),
         None => format!("{backend}\n"),
     }
 }
 
 /// A backend without a way in that can be read is lost to all: earlier builds noted no more.
-fn parse(line: &str) -> Option<Lost> {
-    let (backend, front) = line.split_once(' ').unwrap_or((line, ""));
-    let front = match front.strip_prefix("*:") {
-        Some(port) => port.parse().ok().map(|port| Front { address: None, port }),
-        None => front.parse().ok().map(|at: SocketAddr| Front { address: Some(at.ip()), port: at.port() }),
+fn parse(line: &str) -> Option<StalePeer> {
+    let (backend, frontend) = line.split_once(' ').unwrap_or((line, ""));
+    let frontend = match frontend.strip_prefix("*:") {
+        Some(port) => port.parse().ok().map(|port| Frontend { address: None, port }),
+        None => {
+            frontend.parse().ok().map(|at: SocketAddr| Frontend { address: Some(at.ip()), port: at.port() })
+        }
     };
-    Some(Lost { backend: backend.parse().ok()?, front })
+    Some(StalePeer { backend: backend.parse().ok()?, frontend })
 }
 
 #[cfg(test)]
@@ -120,8 +122,8 @@ mod tests {
                 socket
             };
             let (gone, other) = (connected("127.0.0.2:5353"), connected("127.0.0.3:5353"));
-            let front = Some(Front { address: Some("10.96.0.1".parse().unwrap()), port: 53 });
-            let dead = HashSet::from([Lost { backend: "127.0.0.2:5353".parse().unwrap(), front }]);
+            let frontend = Some(Frontend { address: Some("10.96.0.1".parse().unwrap()), port: 53 });
+            let dead = HashSet::from([StalePeer { backend: "127.0.0.2:5353".parse().unwrap(), frontend }]);
             let dir = tempfile::tempdir().unwrap();
             let (pins, mut blind) = (Pins::new(dir.path()), false);
             let here = [dir.path().join("no-namespace"), "/proc/thread-self/ns/net".into()];
@@ -138,11 +140,14 @@ mod tests {
         let backend: SocketAddr = "10.0.0.9:53".parse().unwrap();
         let six: SocketAddr = "[fd00::9]:53".parse().unwrap();
         let dead = HashSet::from([
-            Lost { backend, front: Some(Front { address: Some("10.96.0.1".parse().unwrap()), port: 53 }) },
-            Lost { backend, front: Some(Front { address: None, port: 30053 }) },
-            Lost {
+            StalePeer {
+                backend,
+                frontend: Some(Frontend { address: Some("10.96.0.1".parse().unwrap()), port: 53 }),
+            },
+            StalePeer { backend, frontend: Some(Frontend { address: None, port: 30053 }) },
+            StalePeer {
                 backend: six,
-                front: Some(Front { address: Some("fd00:96::1".parse().unwrap()), port: 53 }),
+                frontend: Some(Frontend { address: Some("fd00:96::1".parse().unwrap()), port: 53 }),
             },
         ]);
         let dir = tempfile::tempdir().unwrap();
@@ -155,7 +160,7 @@ mod tests {
 
         // As earlier builds wrote it, and what is nobody's.
         fs::write(&path, "10.0.0.9:53\n10.0.0.9 *:7\n[fd00::9]:53 *:none\n\n").unwrap();
-        let any = [backend, six].map(|backend| Lost { backend, front: None });
+        let any = [backend, six].map(|backend| StalePeer { backend, frontend: None });
         assert_eq!(noted(&path).unwrap(), any.into());
     }
 }

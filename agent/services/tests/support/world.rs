@@ -10,11 +10,11 @@ use berth_ebpf_abi::{
     Chunk, ChunkKey, Client, Config, LocalPod, MemberKey, NodeAddress, PodDevice, Service as Value,
     ServiceKey, V4, V6,
 };
-use berth_ebpf_loader::{Lost, Role};
+use berth_ebpf_loader::{Role, StalePeer};
 use berth_services::{
-    Attachment, Cause, DatapathHealth, Device, Edit, Edits, FamilyTables, HostNetwork, HostNetworkConfig,
-    Kernel, KernelNetwork, Named, Net as _, Node, NodeTables, Notice, PodNetwork, SeenPod, Table, TableError,
-    VethPair,
+    Attachment, Cause, DatapathBackend, DatapathHealth, Device, Edit, Edits, FamilyTables, HostNetwork,
+    HostNetworkConfig, KernelNetwork, Named, Net as _, NodeTables, Notice, ObservedPod, PodNetwork,
+    ServiceInputs, Table, TableError, VethPair,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -67,7 +67,7 @@ pub(crate) struct State {
     pub(crate) services: Shared<Service>,
     pub(crate) slices: Shared<EndpointSlice>,
     pub(crate) wanted: Vec<PodUid>,
-    pub(crate) pods: BTreeMap<PodUid, Option<SeenPod>>,
+    pub(crate) pods: BTreeMap<PodUid, Option<ObservedPod>>,
     pub(crate) devices: BTreeMap<String, Device>,
     pub(crate) devices_told: bool,
     pub(crate) node_ips: Vec<IpAddr>,
@@ -82,9 +82,9 @@ pub(crate) struct State {
     pub(crate) attached: BTreeMap<u32, Role>,
     /// What was attached to, and what had been written to the tables each time.
     pub(crate) attached_at: Vec<(u32, usize)>,
-    pub(crate) ended: Vec<(BTreeSet<Lost>, Vec<PodUid>)>,
+    pub(crate) ended: Vec<(BTreeSet<StalePeer>, Vec<PodUid>)>,
     /// As the engine had it noted, and what had been written to the tables each time.
-    pub(crate) dead: HashSet<Lost>,
+    pub(crate) dead: HashSet<StalePeer>,
     pub(crate) noted_at: Vec<usize>,
     pub(crate) looked_at: usize,
     /// The Services that the endpoint controller was asked about.
@@ -102,7 +102,7 @@ pub(crate) struct State {
     pub(crate) configured: usize,
     pub(crate) masquerade4: Option<V4>,
     /// Ways in over IPv4 and how many backends their cluster set has.
-    pub(crate) fronts: BTreeMap<(IpAddr, u16), u16>,
+    pub(crate) frontends: BTreeMap<(IpAddr, u16), u16>,
     pub(crate) written: usize,
     /// How many ways in over IPv4 there is room for.
     pub(crate) capacity: Option<usize>,
@@ -135,7 +135,7 @@ pub(crate) struct FakeNode {
     slices: Shared<EndpointSlice>,
 }
 
-impl Node for FakeNode {
+impl ServiceInputs for FakeNode {
     fn edits(&mut self) -> Edits {
         let state = self.world.state();
         let services = Edit::between(0, &self.services, &state.services, Arc::clone, |s: &Service| &s.key);
@@ -157,7 +157,7 @@ impl Node for FakeNode {
         self.world.state().wanted.clone()
     }
 
-    fn pods(&self) -> BTreeMap<PodUid, Option<SeenPod>> {
+    fn pods(&self) -> BTreeMap<PodUid, Option<ObservedPod>> {
         self.world.state().pods.clone()
     }
 
@@ -169,13 +169,13 @@ impl Node for FakeNode {
     fn endpoints(
         &self,
         services: &[Arc<Service>],
-        pods: &[&SeenPod],
+        pods: &[&ObservedPod],
         before: &[Arc<EndpointSlice>],
     ) -> Vec<Arc<EndpointSlice>> {
         self.world.state().made_for.extend(services.iter().map(|s| s.key.clone()));
         let selecting = services.iter().filter(|s| !s.selector.is_empty());
         let made = selecting.map(|service| {
-            let selected = |pod: &SeenPod| {
+            let selected = |pod: &ObservedPod| {
                 service.selector.iter().all(|(k, v)| pod.pod.labels.get(&**k).is_some_and(|l| **l == **v))
             };
             let addresses = pods.iter().filter(|p| selected(p)).flat_map(|p| &p.status.pod_ips);
@@ -338,7 +338,7 @@ impl Table<ServiceKey<V4>, Value<V4>> for FakeMaps {
         let mut state = self.world.state();
         if std::mem::take(&mut state.spoil.services) {
             self.tables.v4.services.clear();
-            state.fronts.clear();
+            state.frontends.clear();
         }
         self.tables.v4.read()
     }
@@ -346,7 +346,7 @@ impl Table<ServiceKey<V4>, Value<V4>> for FakeMaps {
         let mut state = self.world.state();
         state.written += entries.len();
         for (key, value) in entries {
-            state.fronts.insert((key.addr.ip(), u16::from_be(key.port)), value.counts[0]);
+            state.frontends.insert((key.addr.ip(), u16::from_be(key.port)), value.counts[0]);
         }
         self.tables.v4.put(entries)
     }
@@ -354,7 +354,7 @@ impl Table<ServiceKey<V4>, Value<V4>> for FakeMaps {
         let mut state = self.world.state();
         state.written += keys.len();
         for key in keys {
-            state.fronts.remove(&(key.addr.ip(), u16::from_be(key.port)));
+            state.frontends.remove(&(key.addr.ip(), u16::from_be(key.port)));
         }
         self.tables.v4.delete(keys)
     }
@@ -412,7 +412,7 @@ impl NodeTables for FakeMaps {
     }
 }
 
-impl Kernel for FakeKernel {
+impl DatapathBackend for FakeKernel {
     type Maps = FakeMaps;
 
     fn open(&mut self) -> Result<FakeMaps, Cause> {
@@ -480,12 +480,12 @@ impl Kernel for FakeKernel {
         self.world.state().networks.get(pod).map(|(_, network)| *network).ok_or_else(|| "no network".into())
     }
 
-    fn end_sockets(&mut self, dead: &HashSet<Lost>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
+    fn end_sockets(&mut self, dead: &HashSet<StalePeer>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
         self.world.state().ended.push((dead.iter().copied().collect(), pods.cloned().collect()));
         0
     }
 
-    fn note_dead(&mut self, dead: &HashSet<Lost>) -> Result<(), Cause> {
+    fn record_stale(&mut self, dead: &HashSet<StalePeer>) -> Result<(), Cause> {
         let mut state = self.world.state();
         state.dead.clone_from(dead);
         let written = state.written;
@@ -493,7 +493,7 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    fn noted_dead(&mut self) -> Result<HashSet<Lost>, Cause> {
+    fn recorded_stale(&mut self) -> Result<HashSet<StalePeer>, Cause> {
         Ok(self.world.state().dead.clone())
     }
 
@@ -507,7 +507,7 @@ pub(crate) fn uid(name: &str) -> PodUid {
 }
 
 /// A ready pod with one label `app`.
-pub(crate) fn pod(name: &str, app: &str, ip: &str) -> SeenPod {
+pub(crate) fn pod(name: &str, app: &str, ip: &str) -> ObservedPod {
     let pod = Pod {
         labels: [("app".to_owned(), app.to_owned())].into(),
         ..Pod::new(uid(name), key(name), NodeName::new("n").unwrap())
@@ -526,7 +526,7 @@ pub(crate) fn pod(name: &str, app: &str, ip: &str) -> SeenPod {
         waiting_for: None,
         next_try: None,
     };
-    SeenPod { pod: Arc::new(pod), status: Arc::new(status) }
+    ObservedPod { pod: Arc::new(pod), status: Arc::new(status) }
 }
 
 /// A pod's network behind that device of the host.

@@ -11,7 +11,7 @@
 //! the moments in which it moves: they are written to the new table before they go from the old one.
 
 use super::{
-    FlowMaps, Room, TCP,
+    FlowContext, FlowMaps, TCP,
     lifetime::{is_closed, is_over},
     packet::{is_reverse, reverse, tcp},
 };
@@ -95,23 +95,23 @@ pub(super) fn forget<A: Family, M: FlowMaps<A>>(maps: &M, key: &Tuple<A>) {
     maps.remove(Class::Assured, key);
 }
 
-/// Gives the connection of the packet in `room` the last place in the order of its class, for which the oldest
+/// Gives the connection of the packet in `ctx` the last place in the order of its class, for which the oldest
 /// may have to go. Nothing but `room.theirs`, `room.oldest` and `room.spare` is changed.
 #[inline(always)]
 pub(super) fn make_room<A: Family, M: FlowMaps<A>>(
     maps: &M,
     class: Class,
-    room: &mut Room<A>,
+    ctx: &mut FlowContext<A>,
     now_s: u32,
 ) -> bool {
     let mut placed = false;
     maps.repeat(LOOKS, |_| {
-        room.oldest = Begun { key: room.packet.tuple, since_s: now_s };
-        if maps.enqueue(class, &room.oldest) {
+        ctx.oldest = Begun { key: ctx.packet.tuple, since_s: now_s };
+        if maps.enqueue(class, &ctx.oldest) {
             placed = true;
             return true;
         }
-        evict(maps, class, room, now_s);
+        evict(maps, class, ctx, now_s);
         false
     });
     placed
@@ -119,12 +119,12 @@ pub(super) fn make_room<A: Family, M: FlowMaps<A>>(
 
 /// Takes the oldest place of a class, and the connection that has it unless that is in use: a UDP stream goes to the end.
 #[inline(always)]
-pub(super) fn evict<A: Family, M: FlowMaps<A>>(maps: &M, class: Class, room: &mut Room<A>, now_s: u32) {
-    if !maps.dequeue(class, &mut room.oldest) {
+pub(super) fn evict<A: Family, M: FlowMaps<A>>(maps: &M, class: Class, ctx: &mut FlowContext<A>, now_s: u32) {
+    if !maps.dequeue(class, &mut ctx.oldest) {
         return;
     }
-    let oldest = &room.oldest;
-    let (back, entry) = &mut room.theirs;
+    let oldest = &ctx.oldest;
+    let (back, entry) = &mut ctx.theirs;
     // One that went, or came into another class, has left its place behind.
     if !maps.find(class, &oldest.key, entry) || entry.since_s != oldest.since_s {
         return;
@@ -132,10 +132,10 @@ pub(super) fn evict<A: Family, M: FlowMaps<A>>(maps: &M, class: Class, room: &mu
     *back = reverse(&entry.to);
     let mut flags = entry.flags;
     let mut seen_s = entry.seen_s;
-    let paired = maps.find(class, back, &mut room.spare) && is_reverse(&room.spare.to, &oldest.key);
+    let paired = maps.find(class, back, &mut ctx.spare) && is_reverse(&ctx.spare.to, &oldest.key);
     if paired {
-        flags |= room.spare.flags;
-        seen_s = seen_s.max(room.spare.seen_s);
+        flags |= ctx.spare.flags;
+        seen_s = seen_s.max(ctx.spare.seen_s);
     }
     if !is_closed(flags) && !is_over(oldest.key.proto, flags, seen_s, now_s) {
         if flags & flow::ASSURED != 0 && maps.enqueue(class, oldest) {
@@ -151,7 +151,7 @@ pub(super) fn evict<A: Family, M: FlowMaps<A>>(maps: &M, class: Class, room: &mu
 
 /// What became of a connection that may change its class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Moved {
+pub(super) enum Reclassified {
     /// It stays; the entry is not written.
     No,
     /// Both entries are written anew.
@@ -160,47 +160,47 @@ pub(super) enum Moved {
     Refused,
 }
 
-/// Brings a TCP connection into the class that it belongs to after the packet in `room`, which leaves its direction
+/// Brings a TCP connection into the class that it belongs to after the packet in `ctx`, which leaves its direction
 /// with `flags`. The other direction's entry must be in `room.other`.
 #[inline(always)]
 pub(super) fn reclass<A: Family, M: FlowMaps<A>>(
     maps: &M,
-    room: &mut Room<A>,
+    ctx: &mut FlowContext<A>,
     flags: u32,
     now_s: u32,
-) -> Moved {
-    let closed = is_closed(flags | room.other.flags);
+) -> Reclassified {
+    let closed = is_closed(flags | ctx.other.flags);
     let assured = flags & flow::ASSURED != 0;
-    let answered = room.other.flags & flow::ANSWERED != 0;
+    let answered = ctx.other.flags & flow::ANSWERED != 0;
     // Only the client's own packets assure: an answer to a forged SYN does not.
     let done = flags & flow::REPLY == 0
         && answered
-        && room.packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::ACK;
+        && ctx.packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::ACK;
     let wanted = !closed && (assured || done);
     if wanted == assured {
-        return Moved::No;
+        return Reclassified::No;
     }
     let (from, to) =
         if wanted { (Class::Unassured, Class::Assured) } else { (Class::Assured, Class::Unassured) };
     let bit = if wanted { flow::ASSURED } else { 0 };
-    let mut fits = wanted || make_room(maps, Class::Unassured, room, now_s);
+    let mut fits = wanted || make_room(maps, Class::Unassured, ctx, now_s);
     if fits {
-        room.entry.flags = flags & !flow::ASSURED | bit;
-        room.entry.seen_s = now_s;
-        room.entry.since_s = now_s;
-        room.other.flags = room.other.flags & !flow::ASSURED | bit;
-        room.other.since_s = now_s;
+        ctx.entry.flags = flags & !flow::ASSURED | bit;
+        ctx.entry.seen_s = now_s;
+        ctx.entry.since_s = now_s;
+        ctx.other.flags = ctx.other.flags & !flow::ASSURED | bit;
+        ctx.other.since_s = now_s;
         // Another processor may have been quicker: then it is there.
-        fits = maps.insert(to, &room.back, &room.other) != Put::Full
-            && maps.insert(to, &room.packet.tuple, &room.entry) != Put::Full;
+        fits = maps.insert(to, &ctx.back, &ctx.other) != Put::Full
+            && maps.insert(to, &ctx.packet.tuple, &ctx.entry) != Put::Full;
     }
-    maps.remove(from, &room.packet.tuple);
-    maps.remove(from, &room.back);
+    maps.remove(from, &ctx.packet.tuple);
+    maps.remove(from, &ctx.back);
     if fits {
-        return Moved::Yes;
+        return Reclassified::Yes;
     }
-    maps.remove(to, &room.back);
+    maps.remove(to, &ctx.back);
     maps.count(count::FLOW_REFUSED, to);
     // One that is closed needs no memory: this packet is translated, and what may follow is nobody's.
-    if wanted { Moved::Refused } else { Moved::Yes }
+    if wanted { Reclassified::Refused } else { Reclassified::Yes }
 }

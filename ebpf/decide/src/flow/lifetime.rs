@@ -1,7 +1,7 @@
 //! How long a connection is remembered.
 
 use super::{
-    FlowMaps, Room, TCP,
+    FlowContext, FlowMaps, TCP,
     class::{find, forget},
     packet::{is_reverse, reverse},
 };
@@ -68,23 +68,23 @@ pub(super) fn is_over(proto: u8, flags: u32, seen_s: u32, now_s: u32) -> bool {
 /// Removes both entries of a connection whose time is over, by the key of either; says whether it did. What a reader
 /// of the table thought before is asked once more here, so a packet that came since saves its connection.
 #[inline(always)]
-pub fn collect<A: Family, M: FlowMaps<A>>(maps: &M, key: &Tuple<A>, room: &mut Room<A>) -> bool {
-    if !find(maps, key, &mut room.entry) {
+pub fn collect<A: Family, M: FlowMaps<A>>(maps: &M, key: &Tuple<A>, ctx: &mut FlowContext<A>) -> bool {
+    if !find(maps, key, &mut ctx.entry) {
         return false;
     }
-    room.back = reverse(&room.entry.to);
-    let mut flags = room.entry.flags;
-    let mut seen_s = room.entry.seen_s;
-    let paired = find(maps, &room.back, &mut room.other) && is_reverse(&room.other.to, key);
+    ctx.back = reverse(&ctx.entry.to);
+    let mut flags = ctx.entry.flags;
+    let mut seen_s = ctx.entry.seen_s;
+    let paired = find(maps, &ctx.back, &mut ctx.other) && is_reverse(&ctx.other.to, key);
     if paired {
-        flags |= room.other.flags;
-        seen_s = seen_s.max(room.other.seen_s);
+        flags |= ctx.other.flags;
+        seen_s = seen_s.max(ctx.other.seen_s);
     }
     if !is_over(key.proto, flags, seen_s, maps.now_s()) {
         return false;
     }
     if paired {
-        forget(maps, &room.back);
+        forget(maps, &ctx.back);
     }
     forget(maps, key);
     true

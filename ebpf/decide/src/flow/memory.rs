@@ -250,8 +250,8 @@ impl<A: Family> Maps<A> for Flows<A> {
         self.tables.affinity(key)
     }
 
-    fn stick(&self, key: &AffinityKey<A>, value: &Affinity<A>) {
-        self.tables.stick(key, value);
+    fn set_affinity(&self, key: &AffinityKey<A>, value: &Affinity<A>) {
+        self.tables.set_affinity(key, value);
     }
 
     fn member(&self, key: &MemberKey<A>) -> bool {

@@ -80,7 +80,7 @@ pub enum Dropped {
 
 /// How a translated packet goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Via {
+pub enum Forwarding {
     /// Straight into a pod of this node.
     Pod(LocalPod),
     /// Out by the device and to the neighbour that the routes name; by this device where they name none, if not 0.
@@ -89,25 +89,25 @@ pub enum Via {
     Stack,
 }
 
-/// [`Via`] whose pod is elsewhere: in the kernel a verdict in registers is copied at every step.
+/// [`Forwarding`] whose pod is elsewhere: in the kernel a verdict in registers is copied at every step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// See [`Via::Pod`].
+pub enum NextHop {
+    /// See [`Forwarding::Pod`].
     Pod,
-    /// See [`Via::Neighbour`].
+    /// See [`Forwarding::Neighbour`].
     Neighbour(u32),
-    /// See [`Via::Stack`].
+    /// See [`Forwarding::Stack`].
     Stack,
 }
 
-impl Way {
+impl NextHop {
     /// With that pod.
     #[inline(always)]
-    pub(super) fn with(self, pod: LocalPod) -> Via {
+    pub(super) fn with(self, pod: LocalPod) -> Forwarding {
         match self {
-            Way::Pod => Via::Pod(pod),
-            Way::Neighbour(ifindex) => Via::Neighbour(ifindex),
-            Way::Stack => Via::Stack,
+            NextHop::Pod => Forwarding::Pod(pod),
+            NextHop::Neighbour(ifindex) => Forwarding::Neighbour(ifindex),
+            NextHop::Stack => Forwarding::Stack,
         }
     }
 }
@@ -123,13 +123,13 @@ pub enum Verdict {
     Reject,
     /// Unchanged, straight into a pod of this node.
     Forward(LocalPod),
-    /// With the addresses and ports of [`Room::to`].
-    Translate(Via),
+    /// With the addresses and ports of [`FlowContext::to`].
+    Translate(Forwarding),
 }
 
 /// What a judgement works on. It has a place of its own, for in the kernel a stack has 512 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Room<A> {
+pub struct FlowContext<A> {
     /// The packet. A fragment gets its ports from the first one's.
     pub packet: Packet<A>,
     /// The entry of its direction.
@@ -156,7 +156,7 @@ pub struct Room<A> {
     pub(super) claimed: bool,
 }
 
-impl<A: Addr> Room<A> {
+impl<A: Addr> FlowContext<A> {
     /// What a translated packet's addresses and ports become.
     #[inline(always)]
     pub fn to(&self) -> &Tuple<A> {

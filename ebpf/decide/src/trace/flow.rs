@@ -121,7 +121,7 @@ impl<A: Family, M: FlowMaps<A>> FlowMaps<A> for Trace<'_, A, M> {
 mod tests {
     use super::*;
     use crate::{
-        flow::{Hook, Packet, Room, TCP, Verdict, Via, judge, memory::Flows, tcp},
+        flow::{FlowContext, Forwarding, Hook, Packet, TCP, Verdict, decide_packet, memory::Flows, tcp},
         memory::Tables,
     };
     use berth_ebpf_abi::{Backend, INLINE, Service, ServiceKey, V4, flow, tag};
@@ -132,7 +132,7 @@ mod tests {
     }
 
     /// A pod opens a connection to a Service with one backend.
-    fn dial() -> (Flows<V4>, Room<V4>) {
+    fn dial() -> (Flows<V4>, FlowContext<V4>) {
         let key = ServiceKey { addr: 7, port: 80, proto: TCP, pad: 0 };
         let mut inline = [Backend::default(); INLINE];
         inline[0] = Backend { addr: 9, port: 8080, flags: 0 };
@@ -140,18 +140,18 @@ mod tests {
             Service { tag: tag(3, 1), id: 3, generation: 1, counts: [1, 0], inline, ..Service::default() };
         let tables = Tables { services: HashMap::from([(key, service)]), ..Tables::default() };
         let packet = Packet { tuple: tuple(), tcp_flags: tcp::SYN, ..Packet::default() };
-        let (mut flows, mut room) = (Flows::default(), Room::default());
+        let (mut flows, mut ctx) = (Flows::default(), FlowContext::default());
         flows.tables = tables;
-        room.packet = packet;
-        (flows, room)
+        ctx.packet = packet;
+        (flows, ctx)
     }
 
     #[test]
     fn a_packet_s_decision_is_written_down_and_the_tables_are_not() {
-        let (flows, mut room) = dial();
+        let (flows, mut ctx) = dial();
         let trace = Trace::new(&flows);
-        assert_eq!(judge(&trace, Hook::Pod, &mut room), Verdict::Translate(Via::Stack));
-        assert_eq!((room.to().dst, room.to().dst_port), (9, 8080));
+        assert_eq!(decide_packet(&trace, Hook::Pod, &mut ctx), Verdict::Translate(Forwarding::Stack));
+        assert_eq!((ctx.to().dst, ctx.to().dst_port), (9, 8080));
         assert!(flows.flows.borrow().is_empty());
         let steps = trace.steps();
         let looked = Step::Flow { class: Class::Assured, key: tuple(), found: None };
@@ -168,7 +168,7 @@ mod tests {
 
         // The verdict is that of the tables themselves.
         let (flows, mut untraced) = dial();
-        assert_eq!(judge(&flows, Hook::Pod, &mut untraced), Verdict::Translate(Via::Stack));
-        assert_eq!(untraced.to(), room.to());
+        assert_eq!(decide_packet(&flows, Hook::Pod, &mut untraced), Verdict::Translate(Forwarding::Stack));
+        assert_eq!(untraced.to(), ctx.to());
     }
 }

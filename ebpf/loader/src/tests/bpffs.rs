@@ -1,4 +1,4 @@
-//! Who mounts and unmounts the file system below the pins.
+//! ClientIdentity mounts and unmounts the file system below the pins.
 
 use crate::{
     Pins, detach, ensure_bpffs,

@@ -2,8 +2,8 @@
 
 use super::{Cgroup, Scratch, in_new_netns, kills, scratch::ip};
 use crate::{
-    Access, Datapath, Error, Front, Lost, OBJECT, Pins, Prepared, Proto, Sizes, SocketRecords, attach,
-    destroy_sockets, destroy_translated, detach, load, netns_cookie,
+    Access, Datapath, Error, Frontend, OBJECT, Pins, Prepared, Proto, Sizes, SocketRecords, StalePeer,
+    attach, destroy_sockets, destroy_translated, detach, load, netns_cookie,
     pins::list,
     prepare,
     sys::{obj_get, obj_pin},
@@ -115,13 +115,13 @@ pub(super) fn dial(pins: &Pins, cgroup: &Path) {
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     ip("link set lo up");
     hide_kernel_types();
-    let lost = |backend: &str, front: &str| {
-        let front: SocketAddr = front.parse().unwrap();
-        let front = Some(Front { address: Some(front.ip()), port: front.port() });
-        [Lost { backend: backend.parse().unwrap(), front }]
+    let lost = |backend: &str, frontend: &str| {
+        let frontend: SocketAddr = frontend.parse().unwrap();
+        let frontend = Some(Frontend { address: Some(frontend.ip()), port: frontend.port() });
+        [StalePeer { backend: backend.parse().unwrap(), frontend }]
     };
     let records = SocketRecords::open(pins).unwrap();
-    let destroy = |proto, lost: &[Lost]| destroy_translated(here(), proto, lost, &records).unwrap();
+    let destroy = |proto, lost: &[StalePeer]| destroy_translated(here(), proto, lost, &records).unwrap();
     let one = [connected("0.0.0.0:0", ONE), connected("[::]:0", "[::ffff:10.96.0.1]:53")];
     let one6 = connected("[::]:0", ONE6);
     let other = [connected("0.0.0.0:0", OTHER), connected("[::]:0", "[::ffff:10.96.0.2]:53")];
@@ -208,18 +208,18 @@ fn only_sockets_that_came_through_the_service_go() {
     let datapath = Datapath::open(&pins, Access::Write).unwrap();
     let ids = [(1, ONE, 17), (2, OTHER, 17), (3, ONE, 6), (4, OTHER, 6), (5, ONE6, 17)];
     let port = 5353_u16.to_be();
-    for (id, front, proto) in ids {
+    for (id, frontend, proto) in ids {
         let (head, counts) = (frontend::HAS_ENDPOINTS, [1, 0]);
-        let front: SocketAddr = front.parse().unwrap();
+        let frontend: SocketAddr = frontend.parse().unwrap();
         let tag = tag(id, 1);
-        match front.ip() {
+        match frontend.ip() {
             IpAddr::V4(addr) => {
                 let addr = u32::from_ne_bytes(addr.octets());
                 let mut service =
                     Service { tag, id, generation: 1, frontend: head, counts, ..Service::default() };
                 let backend = u32::from_ne_bytes([127, 0, 0, 2]);
                 service.inline[0] = Backend { addr: backend, port, flags: 0 };
-                let key = ServiceKey { addr, port: front.port().to_be(), proto, pad: 0 };
+                let key = ServiceKey { addr, port: frontend.port().to_be(), proto, pad: 0 };
                 datapath.service4.put(&key, &service).unwrap();
             }
             IpAddr::V6(addr) => {
@@ -228,7 +228,7 @@ fn only_sockets_that_came_through_the_service_go() {
                 let mut service =
                     Service { tag, id, generation: 1, frontend: head, counts, ..Service::default() };
                 service.inline[0] = Backend { addr: [0, 0, 0, 1_u32.to_be()], port, flags: 0 };
-                let key = ServiceKey { addr, port: front.port().to_be(), proto, pad: 0 };
+                let key = ServiceKey { addr, port: frontend.port().to_be(), proto, pad: 0 };
                 datapath.service6.put(&key, &service).unwrap();
             }
         }

@@ -7,7 +7,7 @@ use berth_ebpf_abi::{
     V6,
 };
 use berth_ebpf_decide::{
-    From, Verdict, decide,
+    ClientLocation, Verdict, decide,
     memory::Tables,
     testing::{Dial, Dice, Expected, Kind, PORTS, Sample, TCP, World, client},
 };
@@ -41,7 +41,7 @@ enum Came {
     Unreachable,
 }
 
-/// Who listens on all ports.
+/// ClientIdentity listens on all ports.
 struct Servers {
     tcp: Vec<TcpListener>,
     udp: Vec<UdpSocket>,
@@ -165,14 +165,17 @@ fn agrees<A: Sample + Plain>(
             let mut tables = world.tables();
             tables.dice.set(dice.throw() | 1);
             fill(&maps, &tables);
-            let unknown = From::Outside(A::of_namespace(cookie));
-            for from in
-                [From::Host, From::Pod(A::nth(Kind::Pod, 0)), From::Pod(A::nth(Kind::Pod, 1)), unknown]
-            {
+            let unknown = ClientLocation::Outside(A::of_namespace(cookie));
+            for from in [
+                ClientLocation::Host,
+                ClientLocation::Pod(A::nth(Kind::Pod, 0)),
+                ClientLocation::Pod(A::nth(Kind::Pod, 1)),
+                unknown,
+            ] {
                 match from {
-                    From::Host => node.host_here(),
-                    From::Pod(addr) => node.maps.client.put(&cookie, &as_client(addr)).unwrap(),
-                    From::Outside(_) => {
+                    ClientLocation::Host => node.host_here(),
+                    ClientLocation::Pod(addr) => node.maps.client.put(&cookie, &as_client(addr)).unwrap(),
+                    ClientLocation::Outside(_) => {
                         node.maps.client.delete(&cookie).unwrap();
                     }
                 }
@@ -193,7 +196,7 @@ fn agrees<A: Sample + Plain>(
                             "world {index}, {how:?}, {case:?} ({to}): came {came:?}, expected {expected:?}, in memory {verdict:?}"
                         )
                     };
-                    let given = |set: &[Backend<A>]| {
+                    let selection = |set: &[Backend<A>]| {
                         let one = set.iter().find(|b| came_to(came, show(b.addr, b.port)));
                         *one.unwrap_or_else(|| panic!("{}", wrong()))
                     };
@@ -204,7 +207,9 @@ fn agrees<A: Sample + Plain>(
                             assert!(came_to(came, show(own, case.key.port)), "{}", wrong());
                             "pass"
                         }
-                        (Expected::Exactly(Verdict::Drop(_)), Verdict::Drop(_)) if from == From::Host => {
+                        (Expected::Exactly(Verdict::Drop(_)), Verdict::Drop(_))
+                            if from == ClientLocation::Host =>
+                        {
                             assert_eq!(came, Came::Unreachable, "{}", wrong());
                             "drop"
                         }
@@ -214,7 +219,7 @@ fn agrees<A: Sample + Plain>(
                         }
                         (Expected::Exactly(Verdict::Reject(_)), Verdict::Reject(_)) => {
                             // A datagram's socket hears of no refusal; the host's packets go nowhere else.
-                            if how == How::UdpSend && from != From::Host {
+                            if how == How::UdpSend && from != ClientLocation::Host {
                                 assert!(came_to(came, show(own, case.key.port)), "{}", wrong());
                             } else {
                                 assert_eq!(came, Came::Refused, "{}", wrong());
@@ -222,15 +227,15 @@ fn agrees<A: Sample + Plain>(
                             "reject"
                         }
                         (Expected::Stays(backend), Verdict::To(choice)) => {
-                            given(&[*backend]);
+                            selection(&[*backend]);
                             assert_eq!(choice.backend, *backend, "{}", wrong());
-                            world.given(&case, choice.service, *backend);
+                            world.selection(&case, choice.service, *backend);
                             "stays"
                         }
                         (Expected::OneOf(set), Verdict::To(choice)) => {
-                            let backend = given(set);
+                            let backend = selection(set);
                             // The two threw different dice; from here on both stay with the kernel's.
-                            world.given(&case, choice.service, backend);
+                            world.selection(&case, choice.service, backend);
                             let key = AffinityKey { id: choice.service, client: client(&case) };
                             if let Some(last) = tables.affinity.get_mut().get_mut(&key) {
                                 last.backend = backend;

@@ -243,21 +243,21 @@ fn loopback_node_ports_are_the_hosts_alone_and_a_pod_that_opted_out_is_left_alon
     });
 }
 
-/// Publishes the first virtual address with these pods, of which only `given` are in the set.
-fn publish(node: &Node, generation: u32, given: &[u16], serving: &[u16]) {
-    fn of<A: Sample>(generation: u32, given: &[u16]) -> (Service<A>, Chunk<A>) {
-        let few = if given.len() > 4 { &[] } else { given };
+/// Publishes the first virtual address with these pods, of which only `selection` are in the set.
+fn publish(node: &Node, generation: u32, selection: &[u16], serving: &[u16]) {
+    fn of<A: Sample>(generation: u32, selection: &[u16]) -> (Service<A>, Chunk<A>) {
+        let few = if selection.len() > 4 { &[] } else { selection };
         let mut value = Service { tag: tag(7, generation), generation, ..service::<A>(7, few) };
-        value.counts = [u16::try_from(given.len()).unwrap(), 0];
-        let len = u32::try_from(given.len()).unwrap();
+        value.counts = [u16::try_from(selection.len()).unwrap(), 0];
+        let len = u32::try_from(selection.len()).unwrap();
         let mut chunk = Chunk { tag: value.tag, len, ..Chunk::default() };
-        for (place, pod) in chunk.backends.iter_mut().zip(given) {
+        for (place, pod) in chunk.backends.iter_mut().zip(selection) {
             *place = Backend { addr: A::nth(Kind::Pod, *pod), port: TARGET, flags: 0 };
         }
         (value, chunk)
     }
     let chunk = ChunkKey { id: 7, generation, set: 0, index: 0 };
-    let ((four, chunk4), (six, chunk6)) = (of::<V4>(generation, given), of::<V6>(generation, given));
+    let ((four, chunk4), (six, chunk6)) = (of::<V4>(generation, selection), of::<V6>(generation, selection));
     node.maps.chunk4.put(&chunk, &chunk4).unwrap();
     node.maps.chunk6.put(&chunk, &chunk6).unwrap();
     for pod in 0..40 {
@@ -302,22 +302,24 @@ fn a_socket_stays_with_its_backend_while_that_serves() {
     in_netns(|| {
         let servers: Vec<_> = (0..40).map(echo).collect();
         let mut generation = 0;
-        let mut publish = |given: &[u16], serving: &[u16]| {
+        let mut publish = |selection: &[u16], serving: &[u16]| {
             generation += 1;
-            publish(&node, generation, given, serving);
+            publish(&node, generation, selection, serving);
         };
         let (all, few): (Vec<u16>, Vec<u16>) = ((0..16).collect(), (0..4).collect());
-        for (given, way) in [&all, &few].into_iter().flat_map(|given| (0..3).map(move |way| (given, way))) {
-            publish(given, given);
+        for (selection, way) in
+            [&all, &few].into_iter().flat_map(|selection| (0..3).map(move |way| (selection, way)))
+        {
+            publish(selection, selection);
             let sockets: Vec<UdpSocket> = (0..24).map(|_| udp(dialled(1)[way])).collect();
             let at: Vec<usize> =
                 sockets.iter().map(|socket| sent(socket, dialled(1)[way], &servers)).collect();
             let different: HashSet<_> = at.iter().collect();
-            assert!(different.len() > given.len() / 3, "24 sockets came to {different:?}");
-            // Others come, and the old ones only serve; by another way in the same backends are given, of which each
+            assert!(different.len() > selection.len() / 3, "24 sockets came to {different:?}");
+            // Others come, and the old ones only serve; by another way in the same backends are selection, of which each
             // answers as from the way that was dialled.
-            let other: Vec<u16> = (20..20 + u16::try_from(given.len()).unwrap()).collect();
-            let both: Vec<u16> = given.iter().chain(&other).copied().collect();
+            let other: Vec<u16> = (20..20 + u16::try_from(selection.len()).unwrap()).collect();
+            let both: Vec<u16> = selection.iter().chain(&other).copied().collect();
             publish(&other, &both);
             for (socket, before) in sockets.iter().zip(&at) {
                 let by_two = sent(socket, dialled(2)[way], &servers);
@@ -342,7 +344,7 @@ fn two_addresses_of_one_backend_keep_it_each() {
     in_netns(|| {
         let servers: Vec<_> = (0..40).map(echo).collect();
         for way in 0..3 {
-            // One backend for both addresses, then another that each would be given anew.
+            // One backend for both addresses, then another that each would be selection anew.
             publish(&node, u32::try_from(way).unwrap() * 2 + 1, &[3], &[3]);
             let socket = udp(dialled(1)[way]);
             for n in [1, 2, 1, 2, 2, 1] {
@@ -424,7 +426,7 @@ fn each_pod_stays_with_its_own_backend_whatever_namespace_asks() {
         node.maps.member4.put(&member, &1).unwrap();
     }
     node.detach("getpeername4");
-    let mut given = HashSet::new();
+    let mut selection = HashSet::new();
     thread::scope(|scope| {
         let clients: Vec<_> = (100..124_u16)
             .map(|number| {
@@ -451,9 +453,9 @@ fn each_pod_stays_with_its_own_backend_whatever_namespace_asks() {
             })
             .collect();
         for client in clients {
-            given.insert(client.join().unwrap());
+            selection.insert(client.join().unwrap());
         }
     });
     // That 24 pods come to fewer than three of four backends: less than one time in a million.
-    assert!(given.len() >= 3, "{given:?}");
+    assert!(selection.len() >= 3, "{selection:?}");
 }

@@ -7,7 +7,8 @@ use berth_ebpf_abi::{
     tag,
 };
 use berth_ebpf_decide::flow::{
-    Class, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, collect, judge, memory::Flows, reverse,
+    Class, FlowContext, Forwarding, Hook, Packet, Part, TCP, UDP, Verdict, collect, decide_packet,
+    memory::Flows, reverse,
 };
 use berth_ebpf_loader::{CounterMap, Datapath, Map, PacketProgram, Pins};
 use nix::time::ClockId;
@@ -324,20 +325,22 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
             let mut verdict = Verdict::Pass;
             let agrees = self.model.attempt(|model| {
                 *model.script.borrow_mut() = script.into();
-                let mut room = Room::default();
-                room.packet = packet;
-                verdict = judge(model, hook, &mut room);
+                let mut ctx = FlowContext::default();
+                ctx.packet = packet;
+                verdict = decide_packet(model, hook, &mut ctx);
                 let entry = model.entry(&tuple);
                 let back = chosen.map(|flow| reverse(&flow.to));
                 let same_back = back.is_none_or(|back| model.entry(&back) == kernel.entry(&back));
                 let same_stay =
                     stays.iter().all(|(key, stay)| model.tables.affinity.borrow().get(key) == stay.as_ref());
-                let (value, want) = expected(spec, &sent, &verdict, &room);
+                let (value, want) = expected(spec, &sent, &verdict, &ctx);
                 // So many in so short a time that this one gets no answer.
                 let quiet = verdict == Verdict::Reject && answer.value == SHOT;
                 let right = match verdict {
                     Verdict::Reject if quiet => true,
-                    Verdict::Translate(Via::Neighbour(0)) => answer.value == NEXT || answer.value == value,
+                    Verdict::Translate(Forwarding::Neighbour(0)) => {
+                        answer.value == NEXT || answer.value == value
+                    }
                     _ => answer.value == value,
                 };
                 let fits = same_stay
@@ -370,9 +373,9 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
             );
         };
         let name = match verdict {
-            Verdict::Translate(Via::Pod(_)) => "translate to a pod".to_owned(),
-            Verdict::Translate(Via::Neighbour(0)) => "translate by route".to_owned(),
-            Verdict::Translate(Via::Neighbour(_)) => "translate by device".to_owned(),
+            Verdict::Translate(Forwarding::Pod(_)) => "translate to a pod".to_owned(),
+            Verdict::Translate(Forwarding::Neighbour(0)) => "translate by route".to_owned(),
+            Verdict::Translate(Forwarding::Neighbour(_)) => "translate by device".to_owned(),
             Verdict::Forward(_) => "forward".to_owned(),
             Verdict::Reject if answer.value == SHOT => "unanswered".to_owned(),
             other => format!("{other:?}").to_lowercase(),
@@ -446,8 +449,8 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
             frame.extend([key.proto, 0, 0, 0]);
         }
         let answer = self.programs.gc.run(&frame).unwrap();
-        let mut room = Room::default();
-        let gone = keys.iter().filter(|key| collect(&self.model, key, &mut room)).count();
+        let mut ctx = FlowContext::default();
+        let gone = keys.iter().filter(|key| collect(&self.model, key, &mut ctx)).count();
         assert_eq!(answer.value as usize, gone, "collected {keys:?}");
         *self.seen.entry("collected".to_owned()).or_default() += u64::try_from(gone).unwrap();
     }
@@ -475,7 +478,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// What the program must return and what it must leave.
-fn expected<A: Net>(spec: &Spec<A>, sent: &[u8], verdict: &Verdict, room: &Room<A>) -> (u32, Vec<u8>) {
+fn expected<A: Net>(spec: &Spec<A>, sent: &[u8], verdict: &Verdict, ctx: &FlowContext<A>) -> (u32, Vec<u8>) {
     match verdict {
         Verdict::Pass => (NEXT, sent.to_vec()),
         Verdict::Drop(_) => (SHOT, Vec::new()),
@@ -485,7 +488,7 @@ fn expected<A: Net>(spec: &Spec<A>, sent: &[u8], verdict: &Verdict, room: &Room<
         Verdict::Forward(pod) => (REDIRECT, frame(&Spec { macs: (pod.mac, pod.host_mac), ..*spec })),
         Verdict::Translate(via) => {
             let mut after = *spec;
-            let to = room.to();
+            let to = ctx.to();
             if spec.part == Part::Error {
                 after.tuple = *to;
                 after.outer = Some((to.src, to.dst));
@@ -494,13 +497,13 @@ fn expected<A: Net>(spec: &Spec<A>, sent: &[u8], verdict: &Verdict, room: &Room<
                 after.ports = (to.src_port, to.dst_port);
             }
             let value = match via {
-                Via::Stack => NEXT,
-                Via::Pod(pod) => {
+                Forwarding::Stack => NEXT,
+                Forwarding::Pod(pod) => {
                     after.macs = (pod.mac, pod.host_mac);
                     REDIRECT
                 }
-                Via::Neighbour(_) if spec.ttl < 2 => return (SHOT, Vec::new()),
-                Via::Neighbour(_) => {
+                Forwarding::Neighbour(_) if spec.ttl < 2 => return (SHOT, Vec::new()),
+                Forwarding::Neighbour(_) => {
                     after.ttl -= 1;
                     REDIRECT
                 }

@@ -15,9 +15,9 @@ use crate::{
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_fib_lookup};
 use berth_ebpf_abi::{LocalPod, Tuple, count};
 use berth_ebpf_decide::flow::{
-    Bucket, Dropped, FlowMaps, Hook, Packet, Part, Room, TCP, UDP, Verdict, Via, Way,
+    Bucket, Dropped, FlowMaps, Hook, Packet, Part, FlowContext, TCP, UDP, Verdict, Forwarding, NextHop,
     checksum::{Summand, difference, ports},
-    choose, forged, glance, meet, open,
+    classify, forged, fast_path, open_flow, refresh_flow,
 };
 use core::{
     mem::offset_of,
@@ -26,17 +26,17 @@ use core::{
 
 /// What a run works on, in memory of its processor: a packet's program is not interrupted by another's.
 pub(super) struct Work<A: Headers> {
-    pub(super) room: Room<A>,
+    pub(super) ctx: FlowContext<A>,
     pub(super) view: A::View,
     pub(super) answer: Answer<A::Header>,
-    said: Said,
+    stored: StoredVerdict,
     /// What a collection removed.
     pub(super) removed: u32,
 }
 
 /// A verdict in memory, or that there is none yet. Not the enum itself: its copy has bytes that mean nothing in some variants, which the verifier
 /// refuses to see stored.
-struct Said {
+struct StoredVerdict {
     what: u32,
     /// Why dropped; a device.
     number: u32,
@@ -52,32 +52,32 @@ const TO_NEIGHBOUR: u32 = 5;
 const TO_STACK: u32 = 6;
 const BEGINS: u32 = 7;
 
-impl Said {
+impl StoredVerdict {
     /// The pod, if any, is there already.
     #[inline(always)]
-    fn way(&mut self, way: Way) {
-        match way {
-            Way::Pod => self.what = TO_POD,
-            Way::Neighbour(ifindex) => {
+    fn next_hop(&mut self, next_hop: NextHop) {
+        match next_hop {
+            NextHop::Pod => self.what = TO_POD,
+            NextHop::Neighbour(ifindex) => {
                 self.number = ifindex;
                 self.what = TO_NEIGHBOUR;
             }
-            Way::Stack => self.what = TO_STACK,
+            NextHop::Stack => self.what = TO_STACK,
         }
     }
 
     #[inline(always)]
-    fn via(&mut self, via: Via) {
-        match via {
-            Via::Pod(pod) => {
+    fn forwarding(&mut self, forwarding: Forwarding) {
+        match forwarding {
+            Forwarding::Pod(pod) => {
                 self.pod = pod;
                 self.what = TO_POD;
             }
-            Via::Neighbour(ifindex) => {
+            Forwarding::Neighbour(ifindex) => {
                 self.number = ifindex;
                 self.what = TO_NEIGHBOUR;
             }
-            Via::Stack => self.what = TO_STACK,
+            Forwarding::Stack => self.what = TO_STACK,
         }
     }
 
@@ -94,12 +94,12 @@ impl Said {
                 self.pod = pod;
                 self.what = FORWARD;
             }
-            Verdict::Translate(via) => self.via(via),
+            Verdict::Translate(forwarding) => self.forwarding(forwarding),
         }
     }
 }
 
-/// Room for a [`Work`]. Its size is part of the pinned maps, so it has some to spare.
+/// FlowContext for a [`Work`]. Its size is part of the pinned maps, so it has some to spare.
 pub(crate) type Scratch = [u64; 128];
 
 /// A family's headers.
@@ -147,57 +147,57 @@ pub(super) fn run<A: Headers>(skb: Skb, hook: Hook) -> i32
 where
     Kernel: FlowMaps<A>,
 {
-    let Some(Work { room, view, said, .. }) = A::work() else { return NEXT };
+    let Some(Work { ctx, view, stored, .. }) = A::work() else { return NEXT };
     // Of what a device hears that listens to everything, another node has the say.
-    if (hook == Hook::Uplink && !skb.is_for_host()) || A::parse_ends(skb, &mut room.packet, view).is_none() {
+    if (hook == Hook::Uplink && !skb.is_for_host()) || A::parse_ends(skb, &mut ctx.packet, view).is_none() {
         return NEXT;
     }
-    if hook == Hook::Pod && forged(&Kernel, room) {
+    if hook == Hook::Pod && forged(&Kernel, ctx) {
         return shoot(count::PACKET_DROPPED + Dropped::Forged as u32);
     }
-    match A::parse(skb, &mut room.packet, view) {
+    match A::parse(skb, &mut ctx.packet, view) {
         Some(false) => {}
         Some(true) if parse_quoted::<A>(skb.raw()) == 0 => {}
         _ => return NEXT,
     }
-    match glance(&Kernel, hook, room, &mut said.pod) {
-        Some(way) => said.way(way),
+    match fast_path(&Kernel, hook, ctx, &mut stored.pod) {
+        Some(next_hop) => stored.next_hop(next_hop),
         None => {
             let number = hook as u32;
-            if meet_known::<A>(number) != 0 {
-                choose_new::<A>(skb.raw(), number);
-                if hook != Hook::Egress && said.what == BEGINS {
+            if refresh_known::<A>(number) != 0 {
+                classify_new::<A>(skb.raw(), number);
+                if hook != Hook::Egress && stored.what == BEGINS {
                     begin::<A>(skb.raw(), number);
                 }
             }
         }
     }
-    match said.what {
+    match stored.what {
         PASS => return NEXT,
-        DROP => return shoot(count::PACKET_DROPPED + said.number),
+        DROP => return shoot(count::PACKET_DROPPED + stored.number),
         REJECT => return refuse::<A>(skb.raw(), 0),
         FORWARD => {}
         what => {
             let hop = what == TO_NEIGHBOUR;
             if hop {
-                said.number = device::<A>(skb.raw(), said.number);
-                if said.number & TOO_BIG != 0 {
-                    return refuse::<A>(skb.raw(), said.number & !TOO_BIG);
+                stored.number = device::<A>(skb.raw(), stored.number);
+                if stored.number & TOO_BIG != 0 {
+                    return refuse::<A>(skb.raw(), stored.number & !TOO_BIG);
                 }
             }
-            let rewritten = if room.packet.part == Part::Error {
+            let rewritten = if ctx.packet.part == Part::Error {
                 rewrite_error::<A>(skb.raw(), u32::from(hop)) == 0
             } else {
-                A::rewrite(skb, view, &room.packet, room.to(), hop).is_some()
+                A::rewrite(skb, view, &ctx.packet, ctx.to(), hop).is_some()
             };
             if !rewritten {
                 return shoot(count::PACKET_FAILED);
             }
         }
     }
-    match said.what {
-        FORWARD | TO_POD => into(skb, &said.pod),
-        TO_NEIGHBOUR if said.number != 0 => to_neighbour(said.number),
+    match stored.what {
+        FORWARD | TO_POD => into(skb, &stored.pod),
+        TO_NEIGHBOUR if stored.number != 0 => to_neighbour(stored.number),
         _ => NEXT,
     }
 }
@@ -212,21 +212,21 @@ fn shoot(index: u32) -> i32 {
 /// Reads what an ICMP error quotes; 0 when that went well.
 #[inline(never)]
 fn parse_quoted<A: Headers>(skb: *mut __sk_buff) -> i32 {
-    let Some(Work { room, view, .. }) = A::work() else { return 1 };
-    i32::from(A::parse_quoted(Skb::at(skb), &mut room.packet, view).is_none())
+    let Some(Work { ctx, view, .. }) = A::work() else { return 1 };
+    i32::from(A::parse_quoted(Skb::at(skb), &mut ctx.packet, view).is_none())
 }
 
 /// What one packet a second needs: a function with a stack of its own. It works on the same memory. 0 where it has
 /// the say.
 #[inline(never)]
-fn meet_known<A: Headers>(hook: u32) -> i32
+fn refresh_known<A: Headers>(hook: u32) -> i32
 where
     Kernel: FlowMaps<A>,
 {
-    let Some(Work { room, said, .. }) = A::work() else { return 1 };
-    match meet(&Kernel, hook_of(hook), room, &mut said.pod) {
-        Some(way) => {
-            said.way(way);
+    let Some(Work { ctx, stored, .. }) = A::work() else { return 1 };
+    match refresh_flow(&Kernel, hook_of(hook), ctx, &mut stored.pod) {
+        Some(next_hop) => {
+            stored.next_hop(next_hop);
             0
         }
         None => 1,
@@ -235,14 +235,14 @@ where
 
 /// The same for what no entry knows.
 #[inline(never)]
-fn choose_new<A: Headers>(skb: *mut __sk_buff, hook: u32) -> i32
+fn classify_new<A: Headers>(skb: *mut __sk_buff, hook: u32) -> i32
 where
     Kernel: FlowMaps<A>,
 {
-    let Some(Work { room, said, .. }) = A::work() else { return 0 };
-    match choose(&Kernel, &Stack(skb), hook_of(hook), room) {
-        Some(verdict) => said.verdict(verdict),
-        None => said.what = BEGINS,
+    let Some(Work { ctx, stored, .. }) = A::work() else { return 0 };
+    match classify(&Kernel, &Stack(skb), hook_of(hook), ctx) {
+        Some(verdict) => stored.verdict(verdict),
+        None => stored.what = BEGINS,
     }
     0
 }
@@ -253,8 +253,8 @@ fn begin<A: Headers>(skb: *mut __sk_buff, hook: u32) -> i32
 where
     Kernel: FlowMaps<A>,
 {
-    let Some(Work { room, said, .. }) = A::work() else { return 0 };
-    said.verdict(open(&Kernel, &Stack(skb), hook_of(hook), room));
+    let Some(Work { ctx, stored, .. }) = A::work() else { return 0 };
+    stored.verdict(open_flow(&Kernel, &Stack(skb), hook_of(hook), ctx));
     0
 }
 
@@ -285,8 +285,8 @@ fn refuse<A: Headers>(skb: *mut __sk_buff, mtu: u32) -> i32 {
 /// Rewrites an ICMP error with what it quotes; 0 when that went well.
 #[inline(never)]
 fn rewrite_error<A: Headers>(skb: *mut __sk_buff, hop: u32) -> i32 {
-    let Some(Work { room, view, .. }) = A::work() else { return 1 };
-    i32::from(A::rewrite_error(Skb::at(skb), view, &room.packet, room.to(), hop != 0).is_none())
+    let Some(Work { ctx, view, .. }) = A::work() else { return 1 };
+    i32::from(A::rewrite_error(Skb::at(skb), view, &ctx.packet, ctx.to(), hop != 0).is_none())
 }
 
 /// An Ethernet header's addresses.
@@ -352,10 +352,10 @@ const TOO_BIG: u32 = 1 << 31;
 /// fits with [`TOO_BIG`].
 #[inline(never)]
 fn device<A: Headers>(skb: *mut __sk_buff, otherwise: u32) -> u32 {
-    let Some(Work { room, view, .. }) = A::work() else { return 0 };
-    let mut route = A::question(room.to());
-    route.ifindex = room.packet.ifindex;
-    if room.packet.part == Part::Whole {
+    let Some(Work { ctx, view, .. }) = A::work() else { return 0 };
+    let mut route = A::question(ctx.to());
+    route.ifindex = ctx.packet.ifindex;
+    if ctx.packet.part == Part::Whole {
         let packet = Skb::at(skb);
         // One that is cut is cut into packets of this size, with the shortest header of TCP.
         let size = match packet.gso_size() {

@@ -38,15 +38,15 @@ where
     Kernel: FlowMaps<A>,
     Tuple<A>: Wire,
 {
-    let Some(Work { room, removed, .. }) = A::work() else { return 0 };
+    let Some(Work { ctx, removed, .. }) = A::work() else { return 0 };
     *removed = 0;
     repeat(count.min(MAX), |index| {
         let at = ETH + 8 + index * size_of::<Tuple<A>>() as u32;
-        if skb.load_into(at, &mut room.packet.tuple).is_none() {
+        if skb.load_into(at, &mut ctx.packet.tuple).is_none() {
             return true;
         }
-        let key = room.packet.tuple;
-        if collect(&Kernel, &key, room) {
+        let key = ctx.packet.tuple;
+        if collect(&Kernel, &key, ctx) {
             *removed += 1;
         }
         false

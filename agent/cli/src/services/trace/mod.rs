@@ -12,9 +12,9 @@ pub(crate) use source::{Is, Source, find};
 use super::{family::Net, pinned::Pinned};
 use berth_ebpf_abi::{Client, LocalPod, ServiceKey, Tuple};
 use berth_ebpf_decide::{
-    Dialler, From, Verdict, decide, dialler,
-    flow::{self, FlowMaps, Hook, Packet, Room, Sockets, TCP, UDP, judge, tcp},
-    is_host,
+    ClientLocation, SocketClient, Verdict, decide,
+    flow::{self, FlowContext, FlowMaps, Hook, Packet, Sockets, TCP, UDP, decide_packet, tcp},
+    is_host, socket_client,
     trace::{Step, Trace},
 };
 use berth_ebpf_loader::{Datapath, Error};
@@ -26,16 +26,16 @@ const SOURCE_PORT: u16 = 40_000;
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Question<A> {
-    pub(crate) from: Who<A>,
+    pub(crate) from: ClientIdentity<A>,
     pub(crate) dst: A,
     /// Host order.
     pub(crate) dst_port: u16,
     pub(crate) udp: bool,
 }
 
-/// Who dials.
+/// ClientIdentity dials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Who<A> {
+pub(crate) enum ClientIdentity<A> {
     /// A socket of this node, or of a pod of it, with the entry of its network namespace.
     Socket {
         /// The pod's address; [`berth_ebpf_abi::Addr::ANY`] for the node.
@@ -95,12 +95,12 @@ impl<A> End<A> {
 pub(crate) fn run<A: Net, M: FlowMaps<A> + Sockets<A>>(maps: &M, asked: &Question<A>) -> Traced<A> {
     let trace = Trace::new(maps);
     let end = match asked.from {
-        Who::Outside { addr, port } => packet(&trace, Hook::Uplink, addr, port, asked),
-        Who::Socket { addr, client } => {
+        ClientIdentity::Outside { addr, port } => packet(&trace, Hook::Uplink, addr, port, asked),
+        ClientIdentity::Socket { addr, client } => {
             let cookie = client.map_or(0, |(cookie, _)| cookie);
-            match dialler::<A>(cookie, client.map(|(_, client)| client)) {
-                Dialler::LeftAlone => packet(&trace, Hook::Pod, addr, None, asked),
-                Dialler::From(from) => End::Socket(socket(&trace, from, asked), None),
+            match socket_client::<A>(cookie, client.map(|(_, client)| client)) {
+                SocketClient::LeftAlone => packet(&trace, Hook::Pod, addr, None, asked),
+                SocketClient::At(from) => End::Socket(socket(&trace, from, asked), None),
             }
         }
     };
@@ -111,7 +111,11 @@ fn proto<A>(asked: &Question<A>) -> u8 {
     if asked.udp { UDP } else { TCP }
 }
 
-fn socket<A: Net, M: FlowMaps<A> + Sockets<A>>(maps: &M, from: From<A>, asked: &Question<A>) -> Verdict<A> {
+fn socket<A: Net, M: FlowMaps<A> + Sockets<A>>(
+    maps: &M,
+    from: ClientLocation<A>,
+    asked: &Question<A>,
+) -> Verdict<A> {
     let key = ServiceKey { addr: asked.dst, port: asked.dst_port.to_be(), proto: proto(asked), pad: 0 };
     decide(maps, &key, from)
 }
@@ -123,7 +127,7 @@ fn packet<A: Net, M: FlowMaps<A> + Sockets<A>>(
     src_port: Option<u16>,
     asked: &Question<A>,
 ) -> End<A> {
-    let mut room = Room::default();
+    let mut room = FlowContext::default();
     let sent = Tuple {
         src,
         dst: asked.dst,
@@ -136,7 +140,7 @@ fn packet<A: Net, M: FlowMaps<A> + Sockets<A>>(
     let ifindex = if hook == Hook::Pod && maps.take_pod(&src, &mut pod) { pod.ifindex } else { 0 };
     let tcp_flags = if asked.udp { 0 } else { tcp::SYN };
     room.packet = Packet { tuple: sent, tcp_flags, ifindex, ..Packet::default() };
-    let verdict = judge(maps, hook, &mut room);
+    let verdict = decide_packet(maps, hook, &mut room);
     End::Packet { hook, sent, verdict, to: *room.to() }
 }
 
@@ -151,7 +155,7 @@ pub(crate) fn pinned<A: Net>(
     let maps = Pinned::new(datapath, now_s)?;
     let mut traced = run(&maps, asked);
     // What is dropped, the host's call is refused.
-    if let (Some((device, hooked)), Who::Socket { client, addr }) = (leaves, asked.from)
+    if let (Some((device, hooked)), ClientIdentity::Socket { client, addr }) = (leaves, asked.from)
         && client.is_none_or(|(_, client)| is_host(client.flags))
         && let End::Socket(Verdict::Pass, egress) = &mut traced.end
     {
@@ -170,15 +174,16 @@ pub(crate) fn question<A: Net>(
     clients: &[(u64, Client)],
 ) -> Option<Question<A>> {
     let from = match source {
-        Source::Node => {
-            Who::Socket { addr: A::ANY, client: clients.iter().find(|(_, c)| is_host(c.flags)).copied() }
-        }
+        Source::Node => ClientIdentity::Socket {
+            addr: A::ANY,
+            client: clients.iter().find(|(_, c)| is_host(c.flags)).copied(),
+        },
         Source::Pod { ips } => {
             let addr = ips.iter().find_map(|ip| A::of(*ip))?;
             let client = clients.iter().find(|(_, client)| A::of_client(client) == addr).copied();
-            Who::Socket { addr, client }
+            ClientIdentity::Socket { addr, client }
         }
-        Source::Outside { ip, port } => Who::Outside { addr: A::of(*ip)?, port: *port },
+        Source::Outside { ip, port } => ClientIdentity::Outside { addr: A::of(*ip)?, port: *port },
     };
     Some(Question { from, dst: A::of(dst.ip())?, dst_port: dst.port(), udp })
 }

@@ -1,6 +1,6 @@
 //! A trace for people and for programs: each step with the map, the key, what was found, and what stands behind it.
 
-use super::{Egress, End, Question, Traced, Who};
+use super::{ClientIdentity, Egress, End, Question, Traced};
 use crate::{
     services::{
         family::{Net, by_class, socket},
@@ -14,7 +14,7 @@ use berth_ebpf_abi::{
 };
 use berth_ebpf_decide::{
     Choice, DropReason, Header, RejectReason, Verdict,
-    flow::{self, Dropped, Hook, Via},
+    flow::{self, Dropped, Forwarding, Hook},
     is_host,
     trace::Step,
 };
@@ -96,8 +96,10 @@ impl<A: Net> Page<'_, A> {
                     (None, _) => at.to_string(),
                 }
             }
-            (Who::Socket { addr, .. }, _) if addr == A::ANY => "node".to_owned(),
-            (Who::Socket { addr, .. } | Who::Outside { addr, .. }, _) => self.who(addr.ip()),
+            (ClientIdentity::Socket { addr, .. }, _) if addr == A::ANY => "node".to_owned(),
+            (ClientIdentity::Socket { addr, .. } | ClientIdentity::Outside { addr, .. }, _) => {
+                self.who(addr.ip())
+            }
         }
     }
 
@@ -107,7 +109,7 @@ impl<A: Net> Page<'_, A> {
     }
 
     fn rows(&self) -> Vec<Row> {
-        let mut rows: Vec<Row> = self.dialler().into_iter().collect();
+        let mut rows: Vec<Row> = self.socket_client().into_iter().collect();
         let mut service = None;
         for step in &self.traced.steps {
             if let Step::Service { found: Some(header), .. } = step {
@@ -136,8 +138,8 @@ impl<A: Net> Page<'_, A> {
     }
 
     /// How the socket's network namespace was looked for.
-    fn dialler(&self) -> Option<Row> {
-        let Who::Socket { addr, client } = self.asked.from else { return None };
+    fn socket_client(&self) -> Option<Row> {
+        let ClientIdentity::Socket { addr, client } = self.asked.from else { return None };
         let row = |key: String, found: &str, means: String| {
             Some([maps::CLIENT.to_owned(), key, found.to_owned(), means])
         };
@@ -334,8 +336,7 @@ impl<A: Net> Page<'_, A> {
                     DropReason::Policy => "the traffic policy leaves this client no endpoint",
                     DropReason::Unsettled => "the tables changed in two readings in a row",
                 };
-                let host =
-                    matches!(self.asked.from, Who::Socket { client: Some((_, c)), .. } if is_host(c.flags));
+                let host = matches!(self.asked.from, ClientIdentity::Socket { client: Some((_, c)), .. } if is_host(c.flags));
                 if host {
                     ("refused", format!("EHOSTUNREACH, for {why}"))
                 } else {
@@ -376,10 +377,10 @@ impl<A: Net> Page<'_, A> {
                 let from =
                     if masked { format!(", as from {}", socket(to.src, to.src_port)) } else { String::new() };
                 let via = match via {
-                    Via::Pod(pod) => format!("straight into the pod by device {}", pod.ifindex),
-                    Via::Neighbour(0) => "out as the routes say".to_owned(),
-                    Via::Neighbour(ifindex) => format!("out by device {ifindex}"),
-                    Via::Stack => "routed by the stack".to_owned(),
+                    Forwarding::Pod(pod) => format!("straight into the pod by device {}", pod.ifindex),
+                    Forwarding::Neighbour(0) => "out as the routes say".to_owned(),
+                    Forwarding::Neighbour(ifindex) => format!("out by device {ifindex}"),
+                    Forwarding::Stack => "routed by the stack".to_owned(),
                 };
                 ("backend", format!("{at}{pod}{from}, {via}"))
             }

@@ -1,10 +1,10 @@
-//! Who dials, as people write it.
+//! ClientIdentity dials, as people write it.
 
 use crate::{error::Error, names, state, v1};
 use berth_api::view::PodView;
 use std::net::{IpAddr, SocketAddr};
 
-/// Who dials.
+/// ClientIdentity dials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
     /// A socket in the node's own network, also a pod's.

@@ -11,7 +11,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use berth_core::time::Boottime;
 use berth_ebpf_loader::{enable_stats, report};
-use berth_services::{Allocator, NodeFacts};
+use berth_services::{NodeFacts, TableReconciler};
 use berth_sys::clock;
 use berth_tests_services::{
     load::Mode,
@@ -43,14 +43,14 @@ pub(crate) fn own_config(bench: &Bench, name: &str, subnet: &str) -> serde_json:
 pub(crate) fn fill(plane: &mut Plane, others: u32, backend: Ipv4Addr) -> Result<()> {
     let mut all: Vec<Pair> = objects::many(others, 1)?;
     all.push(objects::pair("measured", VIP, Some(NODE_PORT), &[backend])?);
-    let mut allocator = Allocator::new(NodeFacts::default(), 1);
+    let mut reconciler = TableReconciler::new(NodeFacts::default(), 1);
     for change in all.iter().flat_map(Pair::changes) {
-        allocator.change(change);
+        reconciler.change(change);
     }
-    allocator.listed();
-    let done = allocator.sync(&mut plane.maps, clock::boottime).context("fill the tables")?;
+    reconciler.listed();
+    let done = reconciler.sync(&mut plane.maps, clock::boottime).context("fill the tables")?;
     ensure!(done.put > all.len(), "{} entries for {} Services", done.put, all.len());
-    let differences = allocator.check(&mut plane.maps)?;
+    let differences = reconciler.check(&mut plane.maps)?;
     ensure!(differences.is_empty(), "the tables differ from what was put in: {differences:?}");
     Ok(())
 }
@@ -148,7 +148,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// The clock of the Allocator.
+/// The clock of the TableReconciler.
 pub(crate) fn now() -> Boottime {
     clock::boottime()
 }

@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use berth_ebpf_loader::report;
 use berth_harness::rng::{Rng, seed};
-use berth_services::{Allocator, Change, NodeFacts};
+use berth_services::{Change, NodeFacts, TableReconciler};
 use berth_tests_services::{
     objects::{self, Pair},
     plane::Plane,
@@ -34,13 +34,13 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     let objects = objects::many(bench.services, ENDPOINTS)?;
 
     let mut fills = Vec::new();
-    let mut allocator = Allocator::new(NodeFacts::default(), 1);
+    let mut reconciler = TableReconciler::new(NodeFacts::default(), 1);
     for round in 0..TIMES {
         if round > 0 {
-            clear(&mut plane, &mut allocator, &objects)?;
-            allocator = Allocator::new(NodeFacts::default(), allocator.next_id());
+            clear(&mut plane, &mut reconciler, &objects)?;
+            reconciler = TableReconciler::new(NodeFacts::default(), reconciler.next_id());
         }
-        fills.push(begin(&mut plane, &mut allocator, &objects)?.0);
+        fills.push(begin(&mut plane, &mut reconciler, &objects)?.0);
     }
     say(&format!("fill of {} Services x {ENDPOINTS}: {} s", bench.services, spread(&fills, 3)));
 
@@ -55,7 +55,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
         ));
     }
 
-    let updates = updates(&mut plane, &mut allocator, &objects)?;
+    let updates = updates(&mut plane, &mut reconciler, &objects)?;
     say(&format!(
         "one EndpointSlice of {} Services until the kernel has it: p50 {:.1}, p99 {:.1}, longest {:.1} µs",
         bench.services,
@@ -65,20 +65,20 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     ));
 
     let mut restarts = Vec::new();
-    settle(&mut plane, &mut allocator)?;
+    settle(&mut plane, &mut reconciler)?;
     // As the objects were at the beginning: what the events changed is put right, and is not timed.
     for change in objects.iter().flat_map(Pair::changes) {
-        allocator.change(change);
+        reconciler.change(change);
     }
-    settle(&mut plane, &mut allocator)?;
+    settle(&mut plane, &mut reconciler)?;
     for _ in 0..TIMES {
-        let mut next = Allocator::new(NodeFacts::default(), allocator.next_id());
+        let mut next = TableReconciler::new(NodeFacts::default(), reconciler.next_id());
         let (took, written) = begin(&mut plane, &mut next, &objects)?;
         ensure!(written == 0, "a restart wrote {written} entries, though all was in place");
         restarts.push(took);
     }
     say(&format!("restart with all in place: {} s", spread(&restarts, 3)));
-    let differences = allocator.check(&mut plane.maps)?;
+    let differences = reconciler.check(&mut plane.maps)?;
     ensure!(differences.is_empty(), "the tables differ from what is wanted: {differences:?}");
 
     let size = format!("{} Services x {ENDPOINTS} endpoints", bench.services);
@@ -109,34 +109,34 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     ])
 }
 
-/// Hands everything to a new Allocator and brings the tables there. Says how long, in seconds, and how many entries were
+/// Hands everything to a new TableReconciler and brings the tables there. Says how long, in seconds, and how many entries were
 /// written.
-fn begin(plane: &mut Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result<(f64, usize)> {
+fn begin(plane: &mut Plane, reconciler: &mut TableReconciler, objects: &[Pair]) -> Result<(f64, usize)> {
     let changes: Vec<Change> = objects.iter().flat_map(Pair::changes).collect();
     let begun = Instant::now();
     for change in changes {
-        allocator.change(change);
+        reconciler.change(change);
     }
-    allocator.listed();
-    let done = allocator.sync(&mut plane.maps, east_west::now).context("bring the tables there")?;
+    reconciler.listed();
+    let done = reconciler.sync(&mut plane.maps, east_west::now).context("bring the tables there")?;
     Ok((begun.elapsed().as_secs_f64(), done.put + done.deleted))
 }
 
 /// Takes everything out again.
-fn clear(plane: &mut Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result<()> {
+fn clear(plane: &mut Plane, reconciler: &mut TableReconciler, objects: &[Pair]) -> Result<()> {
     for change in objects.iter().flat_map(Pair::ends) {
-        allocator.change(change);
+        reconciler.change(change);
     }
-    settle(plane, allocator)?;
+    settle(plane, reconciler)?;
     let left = plane.maps.service4.count()? + plane.maps.chunk4.count()?;
     ensure!(left == 0, "{left} entries are left of Services that are gone");
     Ok(())
 }
 
 /// Syncs until nothing is due.
-fn settle(plane: &mut Plane, allocator: &mut Allocator) -> Result<()> {
+fn settle(plane: &mut Plane, reconciler: &mut TableReconciler) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(10);
-    while let Some(due) = allocator.sync(&mut plane.maps, east_west::now)?.due {
+    while let Some(due) = reconciler.sync(&mut plane.maps, east_west::now)?.due {
         ensure!(Instant::now() < end, "chunks are due for ten seconds");
         thread::sleep(due.since(east_west::now()));
     }
@@ -144,7 +144,7 @@ fn settle(plane: &mut Plane, allocator: &mut Allocator) -> Result<()> {
 }
 
 /// One endpoint of one Service after the other is replaced. The times, in microseconds.
-fn updates(plane: &mut Plane, allocator: &mut Allocator, objects: &[Pair]) -> Result<Vec<f64>> {
+fn updates(plane: &mut Plane, reconciler: &mut TableReconciler, objects: &[Pair]) -> Result<Vec<f64>> {
     let mut rng = Rng::new(seed());
     let services = u64::try_from(objects.len())?;
     let mut times = Vec::with_capacity(EVENTS);
@@ -155,8 +155,8 @@ fn updates(plane: &mut Plane, allocator: &mut Allocator, objects: &[Pair]) -> Re
         let endpoints: Vec<Ipv4Addr> = (0..ENDPOINTS).map(|e| objects::at(fresh + e)).collect();
         let change = Change::Slice(pair.with(&endpoints));
         let begun = Instant::now();
-        allocator.change(change);
-        let done = allocator.sync(&mut plane.maps, east_west::now)?;
+        reconciler.change(change);
+        let done = reconciler.sync(&mut plane.maps, east_west::now)?;
         times.push(begun.elapsed().as_secs_f64() * 1e6);
         ensure!(done.put > 0, "an event wrote nothing");
     }

@@ -9,7 +9,7 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// One thing that is published.
 #[derive(Debug)]
-pub(super) struct Outlet {
+pub(super) struct DebouncedPublisher {
     what: &'static str,
     /// A burst of changes is let come to its end for so long.
     settle: Duration,
@@ -18,10 +18,10 @@ pub(super) struct Outlet {
     told: bool,
 }
 
-impl Outlet {
+impl DebouncedPublisher {
     /// To be published at the first round.
-    pub(super) fn new(what: &'static str, settle: Duration) -> Outlet {
-        Outlet { what, settle, dirty: true, due: None, told: false }
+    pub(super) fn new(what: &'static str, settle: Duration) -> DebouncedPublisher {
+        DebouncedPublisher { what, settle, dirty: true, due: None, told: false }
     }
 
     /// Something that it follows from changed.
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_one_and_a_failure_comes_again() {
-        let mut outlet = Outlet::new("names are", Duration::from_millis(50));
+        let mut outlet = DebouncedPublisher::new("names are", Duration::from_millis(50));
         assert_eq!(outlet.keep(at(0), || unreachable!()), Some(at(50)));
         outlet.changed();
         assert_eq!(outlet.keep(at(49), || unreachable!()), Some(at(50)));

@@ -1,7 +1,7 @@
 //! Ids, generations and conflicts of all Services, and the writes that follow from a change.
 //!
-//! A change is taken into memory by [`Allocator::change`] and carried out by [`Allocator::sync`], which works on what
-//! changed alone. Until the sources are [`listed`](Allocator::listed) nothing is written at all: what an earlier agent
+//! A change is taken into memory by [`TableReconciler::change`] and carried out by [`TableReconciler::sync`], which works on what
+//! changed alone. Until the sources are [`listed`](TableReconciler::listed) nothing is written at all: what an earlier agent
 //! left in the tables answers on. The first sync, and the one after a failed write, read the tables, adopt ids and
 //! generations where the backends are the same, and write only what differs.
 //!
@@ -20,7 +20,7 @@ use berth_core::{
     time::Boottime,
 };
 use berth_ebpf_abi::{V4, V6, maps};
-use berth_ebpf_loader::Front;
+use berth_ebpf_loader::Frontend;
 use family::{Family, Numbered, Owner};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -49,7 +49,7 @@ pub enum Change {
 
 /// A backend that clients of a UDP port must not go on with: it left the sets and does not serve any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Stale {
+pub struct StaleBackend {
     /// The backend's address.
     pub address: IpAddr,
     /// Its port, host order.
@@ -57,14 +57,14 @@ pub struct Stale {
     /// The Service port's id in the tables.
     pub service: u32,
     /// One of the ways into the port by which clients came to it.
-    pub front: Front,
+    pub frontend: Frontend,
 }
 
 /// What a sync did and found.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// UDP backends that are gone.
-    pub stale: Vec<Stale>,
+    pub stale: Vec<StaleBackend>,
     /// What Services' owners should know; each once.
     pub notices: Vec<Notice>,
     /// Entries put into the tables.
@@ -89,7 +89,7 @@ pub struct Named {
     /// The protocol.
     pub transport: Transport,
     /// The ways in: address (unspecified for a NodePort) and port; port 0 is the bare address.
-    pub fronts: Vec<(IpAddr, u16)>,
+    pub frontends: Vec<(IpAddr, u16)>,
 }
 
 /// A difference between the tables and what should be there.
@@ -110,12 +110,12 @@ struct Entry {
     slices: BTreeMap<PodKey, Arc<EndpointSlice>>,
     v4: Vec<Numbered>,
     v6: Vec<Numbered>,
-    told: Vec<crate::Why>,
+    told: Vec<crate::NoticeReason>,
 }
 
 /// See the module's page.
 #[derive(Debug)]
-pub struct Allocator {
+pub struct TableReconciler {
     node: NodeFacts,
     entries: HashMap<PodKey, Entry>,
     /// Which Service a slice was last seen with.
@@ -125,7 +125,7 @@ pub struct Allocator {
     v6: Family<V6>,
     ids: Ids,
     listed: bool,
-    stale: Vec<Stale>,
+    stale: Vec<StaleBackend>,
     notices: Vec<Notice>,
 }
 
@@ -152,11 +152,11 @@ impl Ids {
     }
 }
 
-impl Allocator {
-    /// Ids are given out from `next_id` on, or above the highest in the tables: hand in [`Allocator::next_id`] of the
+impl TableReconciler {
+    /// Ids are given out from `next_id` on, or above the highest in the tables: hand in [`TableReconciler::next_id`] of the
     /// agent before, so that no id comes back soon.
-    pub fn new(node: NodeFacts, next_id: u32) -> Allocator {
-        Allocator {
+    pub fn new(node: NodeFacts, next_id: u32) -> TableReconciler {
+        TableReconciler {
             node,
             entries: HashMap::new(),
             slices: HashMap::new(),
@@ -248,13 +248,13 @@ impl Allocator {
         self.sync_announced(tables, clock, |_stale| {})
     }
 
-    /// As [`Allocator::sync`]; `announce` is shown what will be stale before anything is written: whoever dies after
+    /// As [`TableReconciler::sync`]; `announce` is shown what will be stale before anything is written: whoever dies after
     /// that leaves tables that do not show it any more. Not called where there is nothing.
     pub fn sync_announced<T: Tables>(
         &mut self,
         tables: &mut T,
         clock: impl Fn() -> Boottime,
-        announce: impl FnOnce(&[Stale]),
+        announce: impl FnOnce(&[StaleBackend]),
     ) -> Result<Outcome, TableError> {
         if !self.listed {
             return Ok(Outcome::default());

@@ -1,9 +1,9 @@
 //! What the sources and the pods say becomes tables in the kernel, names in the zone, and notices for owners.
 //!
-//! Owns the [`Allocator`], the kernel and what was last seen of the world. No thread of its own: whoever owns the
+//! Owns the [`TableReconciler`], the kernel and what was last seen of the world. No thread of its own: whoever owns the
 //! engine gives it one ([`Engine::run`]), because its calls block for microseconds, at a device's first attachment for
 //! milliseconds, and wakes it by a channel: the sources changed, a pod's address or readiness did, or the node's
-//! devices. The engine then asks [`Node`] and [`Kernel`] what changed, and each step costs what did: a wake compares
+//! devices. The engine then asks [`ServiceInputs`] and [`DatapathBackend`] what changed, and each step costs what did: a wake compares
 //! the pods by pointer, everything else is looked at only where it is other than before.
 //!
 //! Invariants: nothing is taken out of the tables before every source has listed and every wanted pod was looked at (or
@@ -16,13 +16,15 @@
 //! altered is mended.
 
 mod datapath;
-mod made;
-mod merged;
+mod endpoint_slice_controller;
 mod node;
-mod outlet;
 mod pods;
+mod publisher;
+mod source_merge;
 
-use crate::{Allocator, Change, DatapathHealth, Edits, Kernel, Node, Notice, SeenPod};
+use crate::{
+    Change, DatapathBackend, DatapathHealth, Edits, Notice, ObservedPod, ServiceInputs, TableReconciler,
+};
 use berth_core::{
     ids::{PodKey, PodUid},
     model::{EndpointSlice, Service},
@@ -30,9 +32,9 @@ use berth_core::{
 };
 use berth_sys::clock;
 use datapath::Datapath;
-use made::Made;
-use merged::{Changed, Merged};
-use outlet::Outlet;
+use endpoint_slice_controller::EndpointSliceController;
+use publisher::DebouncedPublisher;
+use source_merge::{Changed, SourceMerge};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -69,24 +71,24 @@ pub struct Config {
     pub networks: Vec<(IpAddr, u8)>,
     /// Between two looks for what nobody tells of: pods' networks, links of devices and hooks, entries of the maps.
     pub reconcile: Duration,
-    /// Where the ids of the agent before went on; see [`Allocator::new`].
+    /// Where the ids of the agent before went on; see [`TableReconciler::new`].
     pub next_id: u32,
 }
 
 /// See the module's page.
-pub struct Engine<K: Kernel, N: Node> {
+pub struct Engine<K: DatapathBackend, N: ServiceInputs> {
     node: N,
-    allocator: Allocator,
+    reconciler: TableReconciler,
     datapath: Datapath<K>,
-    services: Merged<Service>,
-    slices: Merged<EndpointSlice>,
-    made: Made,
-    names: Outlet,
-    ids: Outlet,
+    services: SourceMerge<Service>,
+    slices: SourceMerge<EndpointSlice>,
+    made: EndpointSliceController,
+    names: DebouncedPublisher,
+    ids: DebouncedPublisher,
     /// The pods as last looked at.
-    pods: BTreeMap<PodUid, SeenPod>,
+    pods: BTreeMap<PodUid, ObservedPod>,
     /// Pods as they were before they changed, and as they are, until slices were made of them.
-    moved: Vec<SeenPod>,
+    moved: Vec<ObservedPod>,
     /// When the runtime first answered.
     answered: Option<Boottime>,
     open: bool,
@@ -94,20 +96,20 @@ pub struct Engine<K: Kernel, N: Node> {
     health: DatapathHealth,
 }
 
-impl<K: Kernel, N: Node> Engine<K, N> {
+impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
     /// Nothing is done yet but to look at the host's network.
     pub fn new(config: Config, kernel: K, node: N) -> Engine<K, N> {
         let next_id = config.next_id;
         let datapath = Datapath::new(config, kernel);
         Engine {
-            allocator: Allocator::new(datapath.facts().clone(), next_id),
+            reconciler: TableReconciler::new(datapath.facts().clone(), next_id),
             datapath,
             node,
-            services: Merged::default(),
-            slices: Merged::default(),
-            made: Made::default(),
-            names: Outlet::new("names of Services are", NAMES_SETTLE),
-            ids: Outlet::new("names of Services for commands are", IDS_SETTLE),
+            services: SourceMerge::default(),
+            slices: SourceMerge::default(),
+            made: EndpointSliceController::default(),
+            names: DebouncedPublisher::new("names of Services are", NAMES_SETTLE),
+            ids: DebouncedPublisher::new("names of Services for commands are", IDS_SETTLE),
             pods: BTreeMap::new(),
             moved: Vec::new(),
             answered: None,
@@ -144,13 +146,13 @@ impl<K: Kernel, N: Node> Engine<K, N> {
                 return Some(STARTING);
             }
             self.open = true;
-            self.allocator.listed();
+            self.reconciler.listed();
         }
         self.feed(listed);
         if let Some(facts) = self.datapath.node_changed() {
-            self.allocator.set_node(facts);
+            self.reconciler.set_node(facts);
         }
-        let due = self.datapath.round(&mut self.allocator, &self.pods, now);
+        let due = self.datapath.round(&mut self.reconciler, &self.pods, now);
         self.tell_health();
         let notices = self.datapath.take_notices();
         let published = self.publish(notices, now);
@@ -161,13 +163,13 @@ impl<K: Kernel, N: Node> Engine<K, N> {
     fn tell_health(&mut self) {
         let mut failures = self.datapath.failures().to_vec();
         failures.extend_from_slice(self.datapath.shortcomings());
-        let unfit = self.allocator.unfit();
+        let unfit = self.reconciler.unfit();
         if unfit > 0 {
             failures.push(format!(
                 "the tables are full: {unfit} ways in or ports of Services are left out or served in part (see `berth events` and `berth bpf`)"
             ));
         }
-        let fill = self.allocator.fill_levels().chain(self.datapath.fill_levels());
+        let fill = self.reconciler.fill_levels().chain(self.datapath.fill_levels());
         let full = fill.filter(|(_, entries, capacity)| is_nearly_full(*entries, *capacity));
         failures.extend(full.map(|(table, ..)| format!("table {table} is nearly full (see `berth bpf`)")));
         let now = DatapathHealth { hooked: self.datapath.hooked(), open: self.open, failures };
@@ -225,7 +227,7 @@ impl<K: Kernel, N: Node> Engine<K, N> {
             self.ids.changed();
             self.made.service(before.as_deref(), now.as_deref());
             concerned.insert(key.clone());
-            self.allocator.change(match now {
+            self.reconciler.change(match now {
                 Some(service) => Change::Service(service),
                 None => Change::ServiceGone(key),
             });
@@ -234,7 +236,7 @@ impl<K: Kernel, N: Node> Engine<K, N> {
             concerned.extend(self.made.selecting(&pod.pod).cloned());
         }
         if !concerned.is_empty() {
-            let pods: Vec<&SeenPod> = self.pods.values().collect();
+            let pods: Vec<&ObservedPod> = self.pods.values().collect();
             let service = |key: &PodKey| self.services.get(key).cloned();
             let edit = self.made.again(&self.node, concerned, service, &pods);
             self.slices.apply(edit);
@@ -244,7 +246,7 @@ impl<K: Kernel, N: Node> Engine<K, N> {
             if both.into_iter().flatten().any(|slice| names_follow(slice, &self.services)) {
                 self.names.changed();
             }
-            self.allocator.change(match now {
+            self.reconciler.change(match now {
                 Some(slice) => Change::Slice(slice),
                 None => Change::SliceGone(key),
             });
@@ -257,9 +259,10 @@ impl<K: Kernel, N: Node> Engine<K, N> {
             self.node.tell(&notice);
             self.ids.changed();
         }
-        let Engine { node, allocator, services, slices, .. } = self;
-        let notices = || allocator.notices().take(NOTICES);
-        let ids = self.ids.keep(now, || node.publish_ids(allocator.names(), allocator.next_id(), notices()));
+        let Engine { node, reconciler, services, slices, .. } = self;
+        let notices = || reconciler.notices().take(NOTICES);
+        let ids =
+            self.ids.keep(now, || node.publish_ids(reconciler.names(), reconciler.next_id(), notices()));
         let names = self.names.keep(now, || node.publish_names(services.all(), slices.all()));
         [ids, names].into_iter().flatten()
     }
@@ -272,7 +275,7 @@ pub(crate) fn is_nearly_full(entries: usize, capacity: usize) -> bool {
 
 /// Whether names of the zone may follow from the slice: those of a headless Service's endpoints, and of endpoints that
 /// have a name of their own.
-fn names_follow(slice: &EndpointSlice, services: &Merged<Service>) -> bool {
+fn names_follow(slice: &EndpointSlice, services: &SourceMerge<Service>) -> bool {
     services.get(&slice.service).is_some_and(|service| service.headless)
         || slice.endpoints.iter().any(|e| e.hostname.is_some())
 }

@@ -92,7 +92,7 @@ impl<A: Net> Family<A> {
             port.highest = port.highest.wrapping_add(1);
             port.generation = port.highest;
             self.pending.insert(id);
-            self.touched.extend(port.wanted.fronts.iter().map(|(key, _)| *key));
+            self.touched.extend(port.wanted.frontends.iter().map(|(key, _)| *key));
         }
     }
 
@@ -156,7 +156,7 @@ impl<A: Net> Family<A> {
             port.generation = port.highest;
             self.unfit.ports.insert(id);
             self.waited.remove(&id);
-            self.touched.extend(port.wanted.fronts.iter().map(|(key, _)| *key));
+            self.touched.extend(port.wanted.frontends.iter().map(|(key, _)| *key));
         }
     }
 

@@ -40,7 +40,7 @@ struct Held<T> {
 
 /// See the module's page.
 #[derive(Debug)]
-pub(super) struct Merged<T> {
+pub(super) struct SourceMerge<T> {
     held: BTreeMap<PodKey, Held<T>>,
     touched: BTreeSet<PodKey>,
 }
@@ -54,13 +54,13 @@ pub(super) struct Changed<T> {
     pub(super) now: Option<Arc<T>>,
 }
 
-impl<T> Default for Merged<T> {
+impl<T> Default for SourceMerge<T> {
     fn default() -> Self {
-        Merged { held: BTreeMap::new(), touched: BTreeSet::new() }
+        SourceMerge { held: BTreeMap::new(), touched: BTreeSet::new() }
     }
 }
 
-impl<T: Keyed> Merged<T> {
+impl<T: Keyed> SourceMerge<T> {
     /// Takes an edit in; nothing is told by it.
     pub(super) fn apply(&mut self, edit: Edit<T>) {
         for key in edit.gone {
@@ -158,7 +158,7 @@ mod tests {
         Edit { source, gone: gone.iter().map(|n| key(n)).collect(), now: now.collect() }
     }
 
-    fn settle(merged: &mut Merged<Object>, all: bool) -> Vec<(String, Option<u32>, Option<u32>)> {
+    fn settle(merged: &mut SourceMerge<Object>, all: bool) -> Vec<(String, Option<u32>, Option<u32>)> {
         let number = |o: Option<Arc<Object>>| o.map(|o| o.1);
         let changed = merged.settle(all).into_iter();
         changed.map(|c| (c.key.name.to_string(), number(c.before), number(c.now))).collect()
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn the_highest_source_counts_and_what_it_hid_comes_back() {
-        let mut merged = Merged::default();
+        let mut merged = SourceMerge::default();
         merged.apply(edit(1, &[], &[("a", 1), ("b", 2)]));
         merged.apply(edit(0, &[], &[("a", 10)]));
         assert_eq!(settle(&mut merged, true), [("a".into(), None, Some(1)), ("b".into(), None, Some(2))]);
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn what_is_absent_is_gone_only_where_all_is_known() {
-        let mut merged = Merged::default();
+        let mut merged = SourceMerge::default();
         merged.apply(edit(0, &[], &[("a", 1), ("b", 2)]));
         settle(&mut merged, true);
         merged.apply(edit(0, &["a", "b"], &[]));
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn the_same_object_again_is_no_change() {
-        let mut merged = Merged::default();
+        let mut merged = SourceMerge::default();
         merged.apply(edit(0, &[], &[("a", 1)]));
         settle(&mut merged, true);
         let same = Arc::clone(merged.get(&key("a")).unwrap());

@@ -1,8 +1,10 @@
 //! The tables of one address family: what is wanted, what is written, what is to be written. How it is written stands in
 //! [`super::write`].
 
-use super::{Difference, Ids, Named, Stale, adopt::Adopted};
-use crate::{Net, Notice, TableError, Transport, WantedPort, Why, compile::shown, tables::FamilyTables};
+use super::{Difference, Ids, Named, StaleBackend, adopt::Adopted};
+use crate::{
+    Net, Notice, NoticeReason, TableError, Transport, WantedPort, compile::shown, tables::FamilyTables,
+};
 use berth_core::{
     ids::PodKey,
     time::{Boottime, Wall},
@@ -11,7 +13,7 @@ use berth_ebpf_abi::{
     Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, SERVING, Service, ServiceKey, Set, frontend, maps,
     tag,
 };
-use berth_ebpf_loader::Front;
+use berth_ebpf_loader::Frontend;
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
@@ -26,7 +28,7 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    fn notice(&self, why: Why) -> Notice {
+    fn notice(&self, why: NoticeReason) -> Notice {
         Notice { service: self.service.clone(), uid: Arc::clone(&self.uid), why }
     }
 }
@@ -36,7 +38,7 @@ impl<A: Net> Port<A> {
     pub(super) fn cut_short(&self) -> Notice {
         let [cluster, local] = self.published();
         let wanted = &self.wanted;
-        self.owner.notice(Why::CutShort {
+        self.owner.notice(NoticeReason::CutShort {
             name: Arc::clone(&wanted.name),
             used: cluster.len().max(local.len()),
             endpoints: wanted.cluster.len().max(wanted.local.len()),
@@ -47,7 +49,7 @@ impl<A: Net> Port<A> {
 
 /// What does not fit into the tables.
 #[derive(Debug)]
-pub(super) struct Unfit<A> {
+pub(super) struct Overflow<A> {
     /// Ways in that are not there; their owners know.
     pub(super) keys: HashSet<ServiceKey<A>>,
     /// Ports that are published in part.
@@ -58,9 +60,9 @@ pub(super) struct Unfit<A> {
     pub(super) room: [usize; 3],
 }
 
-impl<A> Default for Unfit<A> {
+impl<A> Default for Overflow<A> {
     fn default() -> Self {
-        Unfit { keys: HashSet::new(), ports: BTreeSet::new(), told: BTreeSet::new(), room: [0; 3] }
+        Overflow { keys: HashSet::new(), ports: BTreeSet::new(), told: BTreeSet::new(), room: [0; 3] }
     }
 }
 
@@ -106,7 +108,7 @@ impl<A: Net> Port<A> {
 
     /// Its way in by the ClusterIP, which is the first of its ways.
     fn at_cluster_ip(&self) -> Option<ServiceKey<A>> {
-        self.wanted.fronts.first().map(|(key, _)| *key)
+        self.wanted.frontends.first().map(|(key, _)| *key)
     }
 
     fn affinity_s(&self) -> u32 {
@@ -142,7 +144,7 @@ pub(super) struct Family<A> {
     pub(super) old_chunks: Vec<ChunkKey>,
     pub(super) resting: VecDeque<(Boottime, ChunkKey)>,
     /// What does not fit.
-    pub(super) unfit: Unfit<A>,
+    pub(super) unfit: Overflow<A>,
     /// How many entries the tables take: services, chunks, members.
     pub(super) capacity: [usize; 3],
     /// Whether the mirror is what the tables hold.
@@ -169,7 +171,7 @@ impl<A> Default for Family<A> {
             old_members: Vec::new(),
             old_chunks: Vec::new(),
             resting: VecDeque::new(),
-            unfit: Unfit::default(),
+            unfit: Overflow::default(),
             capacity: [0; 3],
             synced: false,
             adopted: HashMap::new(),
@@ -193,7 +195,7 @@ impl<A: Net> Family<A> {
         mut before: Vec<Numbered>,
         wanted: Vec<WantedPort<A>>,
         ids: &mut Ids,
-        stale: &mut Vec<Stale>,
+        stale: &mut Vec<StaleBackend>,
     ) -> Vec<Numbered> {
         let mut now = Vec::with_capacity(wanted.len());
         for port in wanted {
@@ -223,13 +225,19 @@ impl<A: Net> Family<A> {
         if self.adopted.is_empty() {
             return None;
         }
-        let there = port.fronts.iter().filter_map(|(key, _)| self.services.get(key)).map(|s| s.id);
+        let there = port.frontends.iter().filter_map(|(key, _)| self.services.get(key)).map(|s| s.id);
         let id = there.into_iter().find(|id| self.adopted.contains_key(id) && !ids.used.contains(id))?;
         ids.used.insert(id);
         Some(id)
     }
 
-    fn set_port(&mut self, id: u32, owner: &Arc<Owner>, wanted: WantedPort<A>, stale: &mut Vec<Stale>) {
+    fn set_port(
+        &mut self,
+        id: u32,
+        owner: &Arc<Owner>,
+        wanted: WantedPort<A>,
+        stale: &mut Vec<StaleBackend>,
+    ) {
         let before = self.ports.remove(&id);
         let mut reduced = false;
         let adopted = self.adopted.remove(&id);
@@ -264,8 +272,8 @@ impl<A: Net> Family<A> {
             // What an earlier change left to be taken out may have come back.
             self.old_members.retain(|key| !kept.contains(key));
             self.old_members.extend(published_members(id, before).iter().filter(|m| !kept.contains(m)));
-            let kept = &port.wanted.fronts;
-            for (key, _) in before.wanted.fronts.iter().filter(|(k, _)| kept.iter().all(|(n, _)| n != k)) {
+            let kept = &port.wanted.frontends;
+            for (key, _) in before.wanted.frontends.iter().filter(|(k, _)| kept.iter().all(|(n, _)| n != k)) {
                 self.unclaim(id, key);
             }
         }
@@ -274,14 +282,14 @@ impl<A: Net> Family<A> {
         self.claim(id);
     }
 
-    fn remove_port(&mut self, id: u32, stale: &mut Vec<Stale>) {
+    fn remove_port(&mut self, id: u32, stale: &mut Vec<StaleBackend>) {
         let Some(port) = self.ports.remove(&id) else { return };
         self.doom(id, &port);
         self.old_members.extend(published_members(id, &port));
         self.pending.remove(&id);
         self.waited.remove(&id);
         self.unfit.ports.remove(&id);
-        for (key, _) in &port.wanted.fronts {
+        for (key, _) in &port.wanted.frontends {
             self.unclaim(id, key);
         }
         self.told.retain(|(_, told)| *told != id);
@@ -294,7 +302,7 @@ impl<A: Net> Family<A> {
 
     fn claim(&mut self, id: u32) {
         let Some(port) = self.ports.get(&id) else { return };
-        for (key, _) in &port.wanted.fronts {
+        for (key, _) in &port.wanted.frontends {
             let claims = self.claims.entry(*key).or_default();
             if !claims.contains(&id) {
                 claims.push(id);
@@ -337,7 +345,7 @@ impl<A: Net> Family<A> {
     fn may_have(&self, id: u32, key: &ServiceKey<A>) -> bool {
         let Some((port, owner)) = self.ports.get(&id).zip(self.has_address(key)) else { return true };
         let is_external = |(k, flags): &(ServiceKey<A>, u32)| k == key && flags & frontend::EXTERNAL != 0;
-        key.port == 0 || port.owner.service == owner.service || port.wanted.fronts.iter().any(is_external)
+        key.port == 0 || port.owner.service == owner.service || port.wanted.frontends.iter().any(is_external)
     }
 
     /// Whose ClusterIP a key's address is.
@@ -361,7 +369,7 @@ impl<A: Net> Family<A> {
             return Some(Service { tag: tag(0, 0), frontend: frontend::ADDRESS, ..Service::default() });
         }
         let port = self.ports.get(&id)?;
-        let (_, flags) = port.wanted.fronts.iter().find(|(k, _)| k == key)?;
+        let (_, flags) = port.wanted.frontends.iter().find(|(k, _)| k == key)?;
         Some(value(id, port, *flags))
     }
 
@@ -378,7 +386,7 @@ impl<A: Net> Family<A> {
                 self.told.remove(&(*key, *id));
             } else if self.told.insert((*key, *id)) {
                 let (address, port) = shown(key);
-                let why = Why::Taken { address, port, transport, by: by.clone() };
+                let why = NoticeReason::Taken { address, port, transport, by: by.clone() };
                 notices.push(loser.owner.notice(why));
             }
         }
@@ -390,7 +398,7 @@ impl<A: Net> Family<A> {
             let loser = self.ports.get(id)?;
             let by = self.held_by(key)?.service.clone();
             let (address, port) = shown(key);
-            Some(loser.owner.notice(Why::Taken { address, port, transport: transport(key), by }))
+            Some(loser.owner.notice(NoticeReason::Taken { address, port, transport: transport(key), by }))
         });
         let keys = self.unfit.keys.iter().filter_map(|key| self.no_room(key));
         let ports = self.unfit.told.iter().filter_map(|id| Some(self.ports.get(id)?.cut_short()));
@@ -402,11 +410,11 @@ impl<A: Net> Family<A> {
         let owner = &self.ports.get(&self.holder(key)?)?.owner;
         // The bare address only says that other ports are refused.
         let (address, port) = shown(key);
-        let why = Why::NoRoom { address, port, transport: transport(key) };
+        let why = NoticeReason::NoRoom { address, port, transport: transport(key) };
         (key.port != 0).then(|| owner.notice(why))
     }
 
-    /// See [`super::Allocator::names`].
+    /// See [`super::TableReconciler::names`].
     pub(super) fn names(&self) -> impl Iterator<Item = Named> {
         self.ports.iter().map(|(id, port)| Named {
             id: *id,
@@ -414,11 +422,11 @@ impl<A: Net> Family<A> {
             service: port.owner.service.clone(),
             port: Arc::clone(&port.wanted.name),
             transport: port.wanted.transport,
-            fronts: port.wanted.fronts.iter().map(|(key, _)| shown(key)).collect(),
+            frontends: port.wanted.frontends.iter().map(|(key, _)| shown(key)).collect(),
         })
     }
 
-    /// See [`super::Allocator::check`].
+    /// See [`super::TableReconciler::check`].
     pub(super) fn check(&self, tables: &mut dyn FamilyTables<A>) -> Result<Vec<Difference>, TableError> {
         let names = if A::V6 {
             [maps::SERVICE6, maps::CHUNK6, maps::MEMBER6]
@@ -463,12 +471,12 @@ pub(super) fn gone<A: Net>(
     id: u32,
     backend: &Backend<A>,
     ways: &[ServiceKey<A>],
-) -> impl Iterator<Item = Stale> {
+) -> impl Iterator<Item = StaleBackend> {
     let (address, port) = (backend.addr.ip(), u16::from_be(backend.port));
     ways.iter().map(move |key| {
         let (dialled, front_port) = shown(key);
-        let front = Front { address: (key.addr != A::ANY).then_some(dialled), port: front_port };
-        Stale { address, port, service: id, front }
+        let frontend = Frontend { address: (key.addr != A::ANY).then_some(dialled), port: front_port };
+        StaleBackend { address, port, service: id, frontend }
     })
 }
 
@@ -476,7 +484,7 @@ pub(super) fn gone<A: Net>(
 /// clients are not told, and who has it next loses sockets that connect anew at worst.
 fn ways_after<A: Net>(before: &[ServiceKey<A>], wanted: &WantedPort<A>) -> Vec<ServiceKey<A>> {
     let mut ways = before.to_vec();
-    let now = wanted.fronts.iter().map(|(key, _)| *key).filter(|key| key.port != 0);
+    let now = wanted.frontends.iter().map(|(key, _)| *key).filter(|key| key.port != 0);
     ways.extend(now.filter(|key| !before.contains(key)));
     ways
 }
@@ -486,7 +494,7 @@ fn flows_after<A: Net>(
     id: u32,
     (before, ways): (&[Backend<A>], &[ServiceKey<A>]),
     wanted: &WantedPort<A>,
-    stale: &mut Vec<Stale>,
+    stale: &mut Vec<StaleBackend>,
 ) -> Vec<Backend<A>> {
     let place = |b: &Backend<A>| (b.addr, b.port);
     let mut now: Vec<Backend<A>> = wanted.cluster.iter().chain(&wanted.local).copied().collect();

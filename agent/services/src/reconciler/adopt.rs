@@ -1,7 +1,7 @@
 //! What an earlier agent, or an earlier try, left in the tables.
 
 use super::{
-    Ids, Stale,
+    Ids, StaleBackend,
     family::{Family, Port, UdpKey, chunk_keys, gone, number, published_members},
 };
 use crate::{Net, TableError, Transport, tables::FamilyTables};
@@ -114,7 +114,7 @@ impl<A: Net> Family<A> {
     }
 
     /// All ports are set: what nobody claimed goes.
-    pub(super) fn settle(&mut self, stale: &mut Vec<Stale>) {
+    pub(super) fn settle(&mut self, stale: &mut Vec<StaleBackend>) {
         for (id, left) in self.adopted.drain() {
             stale.extend(left.flows.iter().flat_map(|b| gone(id, b, &left.ways)));
         }

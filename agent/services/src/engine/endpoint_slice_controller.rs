@@ -1,6 +1,6 @@
 //! Slices that follow from selectors and pods: which Services a change concerns, and what was made for each of them.
 
-use crate::{Edit, Node, SeenPod};
+use crate::{Edit, ObservedPod, ServiceInputs};
 use berth_core::{
     ids::{Namespace, PodKey},
     model::{EndpointSlice, Pod, Service},
@@ -18,13 +18,13 @@ type Pair = (Namespace, Arc<str>, Arc<str>);
 
 /// See the module's page.
 #[derive(Debug, Default)]
-pub(super) struct Made {
+pub(super) struct EndpointSliceController {
     /// The Services with a selector, by its first pair.
     selecting: HashMap<Pair, BTreeSet<PodKey>>,
     slices: HashMap<PodKey, Vec<Arc<EndpointSlice>>>,
 }
 
-impl Made {
+impl EndpointSliceController {
     /// A Service is another one now.
     pub(super) fn service(&mut self, before: Option<&Service>, now: Option<&Service>) {
         if let Some((pair, service)) = before.and_then(|s| Some((pair(s)?, s)))
@@ -51,10 +51,10 @@ impl Made {
     /// Makes the slices of these Services anew; those of Services that are gone go.
     pub(super) fn again(
         &mut self,
-        node: &impl Node,
+        node: &impl ServiceInputs,
         concerned: BTreeSet<PodKey>,
         service: impl Fn(&PodKey) -> Option<Arc<Service>>,
-        pods: &[&SeenPod],
+        pods: &[&ObservedPod],
     ) -> Edit<EndpointSlice> {
         let services: Vec<Arc<Service>> = concerned.iter().filter_map(service).collect();
         let before: Vec<Arc<EndpointSlice>> =

@@ -7,9 +7,9 @@ mod dead;
 mod devices;
 mod tables;
 
-use crate::{Attachment, Cause, HostNetwork, Kernel, PodNetwork, veth_pair};
+use crate::{Attachment, Cause, DatapathBackend, HostNetwork, PodNetwork, veth_pair};
 use berth_core::{ids::PodUid, roots::Roots};
-use berth_ebpf_loader::{self as loader, Access, Datapath, Lost, Pins, Place, Prepared, Role, Sizes};
+use berth_ebpf_loader::{self as loader, Access, Datapath, Pins, Place, Prepared, Role, Sizes, StalePeer};
 pub use devices::{DeviceEvents, read_network};
 use std::{
     collections::{BTreeMap, HashSet},
@@ -33,7 +33,7 @@ const TOGETHER: usize = 8;
 
 /// What the kernel's side is told once.
 #[derive(Debug, Clone)]
-pub struct LinuxConfig {
+pub struct LinuxDatapathConfig {
     /// Where pins, and the network namespaces of pods, are.
     pub roots: Roots,
     /// This program, for the child that loads the programs.
@@ -84,8 +84,8 @@ enum Missing {
 
 /// The kernel. `H` says what the node's addresses and uplinks are just now; it costs next to nothing.
 #[derive(Debug)]
-pub struct Linux<H> {
-    cfg: LinuxConfig,
+pub struct LinuxDatapath<H> {
+    cfg: LinuxDatapathConfig,
     pins: Pins,
     host: H,
     /// As it was last told.
@@ -99,12 +99,12 @@ pub struct Linux<H> {
     blind: bool,
 }
 
-impl<H: FnMut() -> Arc<HostNetwork>> Linux<H> {
+impl<H: FnMut() -> Arc<HostNetwork>> LinuxDatapath<H> {
     /// Nothing is touched yet.
-    pub fn new(cfg: LinuxConfig, host: H) -> Linux<H> {
+    pub fn new(cfg: LinuxDatapathConfig, host: H) -> LinuxDatapath<H> {
         let pins = Pins::new(&cfg.roots.bpf_pins);
         let loading = LOADING;
-        Linux { cfg, pins, host, told: None, loading, prepared: false, attached: false, blind: false }
+        LinuxDatapath { cfg, pins, host, told: None, loading, prepared: false, attached: false, blind: false }
     }
 
     /// The maps of another build, where they are the wanted ones: what is attached answers by them, so they are brought
@@ -145,7 +145,7 @@ impl<H: FnMut() -> Arc<HostNetwork>> Linux<H> {
     }
 }
 
-impl<H: FnMut() -> Arc<HostNetwork>> Kernel for Linux<H> {
+impl<H: FnMut() -> Arc<HostNetwork>> DatapathBackend for LinuxDatapath<H> {
     type Maps = Datapath;
 
     fn open(&mut self) -> Result<Datapath, Cause> {
@@ -267,17 +267,17 @@ impl<H: FnMut() -> Arc<HostNetwork>> Kernel for Linux<H> {
         Ok(PodNetwork { cookie, pair: veth_pair(&netns)?, clear: self.cfg.clear.has(pod) })
     }
 
-    fn end_sockets(&mut self, dead: &HashSet<Lost>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
+    fn end_sockets(&mut self, dead: &HashSet<StalePeer>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize {
         let pods = pods.map(|pod| self.net(pod));
         let namespaces: Vec<PathBuf> = pods.chain([HOST_NET.into()]).collect();
         dead::end_sockets(&self.pins, dead, &namespaces, &mut self.blind)
     }
 
-    fn note_dead(&mut self, dead: &HashSet<Lost>) -> Result<(), Cause> {
+    fn record_stale(&mut self, dead: &HashSet<StalePeer>) -> Result<(), Cause> {
         dead::note(&dead_note(&self.cfg.roots), dead)
     }
 
-    fn noted_dead(&mut self) -> Result<HashSet<Lost>, Cause> {
+    fn recorded_stale(&mut self) -> Result<HashSet<StalePeer>, Cause> {
         Ok(dead::noted(&dead_note(&self.cfg.roots))?)
     }
 

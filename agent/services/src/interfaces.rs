@@ -8,7 +8,7 @@ use berth_core::{
     status::PodStatus,
 };
 use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, PodDevice, V4, V6};
-use berth_ebpf_loader::{Lost, Role};
+use berth_ebpf_loader::{Role, StalePeer};
 use std::{
     collections::{BTreeMap, HashSet},
     error::Error,
@@ -16,21 +16,21 @@ use std::{
     sync::Arc,
 };
 
-/// Why something outside did not work; the engine tells it on and tries again.
+/// NoticeReason something outside did not work; the engine tells it on and tries again.
 pub type Cause = Box<dyn Error + Send + Sync>;
 
 /// A pod as it was last looked at.
 #[derive(Debug, Clone)]
-pub struct SeenPod {
+pub struct ObservedPod {
     /// The pod.
     pub pod: Arc<Pod>,
     /// Its status.
     pub status: Arc<PodStatus>,
 }
 
-impl SeenPod {
+impl ObservedPod {
     /// Whether neither was made anew.
-    pub(crate) fn is(&self, other: &SeenPod) -> bool {
+    pub(crate) fn is(&self, other: &ObservedPod) -> bool {
         Arc::ptr_eq(&self.pod, &other.pod) && Arc::ptr_eq(&self.status, &other.status)
     }
 }
@@ -70,7 +70,7 @@ pub struct DatapathHealth {
 }
 
 /// The rest of the agent: what Services follow from, and who hears of them.
-pub trait Node {
+pub trait ServiceInputs {
     /// What changed of the sources' objects since the last call; all of it at the first.
     fn edits(&mut self) -> Edits;
 
@@ -78,7 +78,7 @@ pub trait Node {
     fn wanted_pods(&self) -> Vec<PodUid>;
 
     /// The pods that there are; without more where nobody has looked at one yet, or just does.
-    fn pods(&self) -> BTreeMap<PodUid, Option<SeenPod>>;
+    fn pods(&self) -> BTreeMap<PodUid, Option<ObservedPod>>;
 
     /// Whether the runtime answers, so that pods can be looked at.
     fn runtime_answers(&self) -> bool;
@@ -87,7 +87,7 @@ pub trait Node {
     fn endpoints(
         &self,
         services: &[Arc<Service>],
-        pods: &[&SeenPod],
+        pods: &[&ObservedPod],
         before: &[Arc<EndpointSlice>],
     ) -> Vec<Arc<EndpointSlice>>;
 
@@ -169,7 +169,7 @@ pub enum Attachment {
 }
 
 /// The kernel of this machine. Every call blocks for some microseconds, unless it says otherwise.
-pub trait Kernel {
+pub trait DatapathBackend {
     /// Its tables.
     type Maps: NodeTables;
 
@@ -230,19 +230,19 @@ pub trait Kernel {
     /// Ends connected UDP sockets of the host and of these pods that came to one of the backends by the way in that lost
     /// it, or, where that cannot be known, all that have such a peer; how many there were. Blocks for as long as there
     /// are sockets. What does not work is told and left.
-    fn end_sockets(&mut self, dead: &HashSet<Lost>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize;
+    fn end_sockets(&mut self, dead: &HashSet<StalePeer>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize;
 
     /// Remembers beyond this process which backends' sockets are to be ended; none where all are.
     ///
     /// # Errors
     /// It cannot be kept.
-    fn note_dead(&mut self, dead: &HashSet<Lost>) -> Result<(), Cause>;
+    fn record_stale(&mut self, dead: &HashSet<StalePeer>) -> Result<(), Cause>;
 
     /// What a process before this one noted and did not get to.
     ///
     /// # Errors
     /// It cannot be read.
-    fn noted_dead(&mut self) -> Result<HashSet<Lost>, Cause>;
+    fn recorded_stale(&mut self) -> Result<HashSet<StalePeer>, Cause>;
 
     /// Removes translated connections that are too old; whether there were any at all.
     ///
