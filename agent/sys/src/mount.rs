@@ -179,20 +179,39 @@ pub fn is_mount_point(path: &Path) -> Result<bool> {
     }
 }
 
-/// Makes `path` a mount of its own whose events pass both ways, so that what is mounted below later is seen in every
-/// mount namespace that holds it, and the other way round. A directory that is no mount point is bound onto itself.
-/// A second call changes nothing.
+/// Sees to it that mount events at `path` pass both ways, so that what is mounted below later is seen in every mount
+/// namespace that holds it, and the other way round. On a shared mount, as systemd makes them all, a directory has that
+/// already. Elsewhere one that is no mount point is bound onto itself. A second call changes nothing.
 ///
 /// # Errors
 /// `path` is missing or the kernel refuses.
 pub fn make_rshared(path: &Path) -> Result<()> {
-    let shared = BindOpts { recursive: true, propagation: Propagation::Shared, ..BindOpts::default() };
-    if !is_mount_point(path)? {
-        return bind(path, path, shared);
+    if is_mount_point(path)? {
+        return share(path);
     }
+    if is_on_shared_mount(path)? {
+        // No mount of our own: a service manager would try to unmount it at the shutdown, while pods are on it.
+        return mounts_below(path)?
+            .iter()
+            .filter(|m| m.shared.is_none())
+            .try_for_each(|m| share(&m.mount_point));
+    }
+    let shared = BindOpts { recursive: true, propagation: Propagation::Shared, ..BindOpts::default() };
+    bind(path, path, shared)
+}
+
+/// Makes the topmost mount at `path` and all below it shared.
+fn share(path: &Path) -> Result<()> {
     let fd = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)
         .map_err(|e| Error::Open { path: path.into(), source: e.into() })?;
     set_attr(fd, 0, libc::MS_SHARED, true).map_err(failed("make a shared mount", path))
+}
+
+/// Whether the mount that holds `path` shares its events.
+fn is_on_shared_mount(path: &Path) -> Result<bool> {
+    let x = statx(CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID)
+        .map_err(|e| Error::Read { path: path.into(), source: e.into() })?;
+    Ok(mounts()?.iter().any(|m| u64::from(m.id) == x.stx_mnt_id && m.shared.is_some()))
 }
 
 /// Every mount of this process's mount namespace, in the order of `/proc/self/mountinfo`: a mount stands after the

@@ -126,24 +126,48 @@ fn unmounting_follows_no_link() {
 }
 
 #[test]
-fn rshared_is_a_mount_of_its_own_with_its_own_peers() {
+fn what_is_mounted_below_an_rshared_directory_is_shared() {
+    let t = Dir::new();
+    let outer = t.dir("outer");
+    for _ in 0..2 {
+        mount::make_rshared(&outer).unwrap();
+    }
+    assert_eq!(mount::mounts_below(&outer).unwrap().len(), 1, "bound onto itself once");
+    assert!(mount_at(&outer).shared.is_some());
+    let below = t.dir("outer/below");
+    mount::tmpfs(&below, None, 0o755).unwrap();
+    assert!(mount_at(&below).shared.is_some());
+    let names = mount::mounts_below(&outer).unwrap().into_iter().map(|m| m.mount_point).collect::<Vec<_>>();
+    assert_eq!(names, [outer, below]);
+    assert!(mount::mounts_below(&t.path("none")).unwrap().is_empty());
+    assert!(mount::make_rshared(&t.path("none")).is_err());
+}
+
+#[test]
+fn on_a_shared_mount_an_rshared_directory_is_no_mount_of_its_own() {
     let t = Dir::new();
     let outer = t.dir("outer");
     mount::make_rshared(&outer).unwrap();
-    let inner = t.dir("outer/inner");
-    for _ in 0..2 {
-        mount::make_rshared(&inner).unwrap();
-    }
-    let (a, b) = (mount_at(&outer).shared.unwrap(), mount_at(&inner).shared.unwrap());
-    assert_ne!(a, b, "what is mounted in one must not appear below the other");
-    assert_eq!(mount::mounts_below(&outer).unwrap().len(), 2);
+    // One that was made private there before.
+    let old = t.dir("outer/inner/old");
+    mount::bind(
+        &t.dir("source"),
+        &old,
+        BindOpts { propagation: Propagation::Private, ..BindOpts::default() },
+    )
+    .unwrap();
+    assert_eq!(mount_at(&old).shared, None);
+    let inner = t.path("outer/inner");
+    mount::make_rshared(&inner).unwrap();
+    assert!(
+        !mount::is_mount_point(&inner).unwrap(),
+        "a service manager would unmount it before its users end"
+    );
+    assert!(mount_at(&old).shared.is_some());
     let below = t.dir("outer/inner/below");
     mount::tmpfs(&below, None, 0o755).unwrap();
-    assert_eq!(mount::mounts_below(&outer).unwrap().len(), 3);
-    let names = mount::mounts_below(&inner).unwrap().into_iter().map(|m| m.mount_point).collect::<Vec<_>>();
-    assert_eq!(names, [inner.clone(), below]);
-    assert!(mount::mounts_below(&t.path("none")).unwrap().is_empty());
-    assert!(mount::make_rshared(&t.path("none")).is_err());
+    assert!(mount_at(&below).shared.is_some());
+    assert_eq!(mount::mounts_below(&outer).unwrap().len(), 3, "each is there once");
 }
 
 #[test]
