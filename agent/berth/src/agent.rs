@@ -171,6 +171,14 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
 
     let cgroups = CgroupTree::open(&roots).context("find the cgroup hierarchies")?;
     cgroups.prepare().context("make the cgroups")?;
+    let allocatable = node::allocatable(&roots);
+    if let Err(error) = cgroups.limit_all(&allocatable) {
+        let error = anyhow::Error::new(error);
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "cannot limit all pods together to the node's resources"
+        );
+    }
     let masquerade = masquerade(&args);
     let network = Network::open(&roots, NetworkConfig { masquerade, ..NetworkConfig::default() })
         .context("open the network")?;
@@ -244,7 +252,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         cluster_dns: args.cluster_dns.clone(),
         cluster_domain: args.cluster_domain.clone(),
         pids_limit: args.pod_pids_limit,
-        allocatable: node::allocatable(&roots),
+        allocatable,
         labels: labels.clone(),
         host,
         services: sources::lister(&sources.latest),

@@ -11,6 +11,9 @@ check "out of memory: the whole container" within 60 sh -c 'berth pods oom-child
 check "cpu.max" equal "$(cgroup_file client cpu.max)" "20000 100000"
 check "memory.max" equal "$(cgroup_file client memory.max)" 16777216
 check "memory.oom.group" equal "$(cgroup_file client memory.oom.group)" 1
+check "memory of all pods together" equal "$(cat /sys/fs/cgroup/kubepods/memory.max)" \
+  "$(awk '/^MemTotal/ {printf "%.0f", $2 * 1024}' /proc/meminfo)"
+check "cpu.weight of all pods together" equal "$(cat /sys/fs/cgroup/kubepods/cpu.weight)" 79
 check "cpu.weight of best-effort pods" equal "$(cat /sys/fs/cgroup/kubepods/besteffort/cpu.weight)" 1
 check "swap is off with a memory limit" equal "$(cgroup_file client memory.swap.max)" 0
 check "swap is off without a memory limit" equal "$(cgroup_file host-network memory.swap.max)" 0

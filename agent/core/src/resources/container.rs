@@ -39,7 +39,7 @@ pub struct ContainerResources {
 }
 
 /// `hugepages-2Mi` is page size `2MB` to the kernel's controller.
-fn page_size(resource: &str) -> Option<String> {
+pub(super) fn page_size(resource: &str) -> Option<String> {
     let bytes = resource.strip_prefix("hugepages-")?.parse::<Quantity>().ok()?.units();
     let (mut value, mut unit) = (bytes, 0_usize);
     while value >= 1024 && unit < 3 {

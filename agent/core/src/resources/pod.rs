@@ -1,11 +1,12 @@
 //! What a pod requests and may use in all, and its own cgroup (`pkg/kubelet/cm/helpers_linux.go` ResourceConfigForPod,
 //! `component-helpers/resource`).
 
-use super::{CPU_PERIOD_US, MIN_SHARES, cpu_quota, cpu_shares};
+use super::{CPU_PERIOD_US, MIN_SHARES, container::page_size, cpu_quota, cpu_shares};
 use crate::{
     model::{Container, Pod, QosClass, ResourceList},
     quantity::Quantity,
 };
+use std::collections::BTreeMap;
 
 /// Amounts of cpu (thousandths of a core) and memory (bytes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -17,7 +18,8 @@ pub struct Amounts {
 }
 
 impl Amounts {
-    fn of(list: &ResourceList) -> Amounts {
+    /// Those of a list; 0 where it does not name one.
+    pub fn of(list: &ResourceList) -> Amounts {
         Amounts {
             cpu_millis: list.get("cpu").map_or(0, |q| q.millis().max(0)),
             memory_bytes: list.get("memory").map_or(0, |q| q.units().max(0)),
@@ -58,7 +60,7 @@ pub fn pod_limits(pod: &Pod) -> Amounts {
 }
 
 /// What a pod's own cgroup is set to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodCgroup {
     /// Shares; as a weight see [`super::cpu_weight`].
     pub cpu_shares: u64,
@@ -66,6 +68,8 @@ pub struct PodCgroup {
     pub cpu_quota: Option<i64>,
     /// Memory limit in bytes; `None` is unlimited.
     pub memory_limit: Option<i64>,
+    /// Bytes by page size (`2MB`); of sizes that are not named here the pod may use none.
+    pub hugepages: BTreeMap<String, i64>,
     /// The most processes and threads; `None` is unlimited.
     pub pids_limit: Option<i64>,
 }
@@ -101,8 +105,16 @@ pub fn pod_cgroup(pod: &Pod, pids_limit: Option<i64>) -> PodCgroup {
             .then(|| cpu_quota(Some(limits.cpu_millis), CPU_PERIOD_US))
             .flatten(),
         memory_limit: limited(|a| a.memory_bytes).then_some(limits.memory_bytes).filter(|m| *m > 0),
+        hugepages: hugepages(pod),
         pids_limit: pids_limit.filter(|n| *n > 0),
     }
+}
+
+/// What the pod requests of huge pages in all, by page size.
+fn hugepages(pod: &Pod) -> BTreeMap<String, i64> {
+    let containers = pod.init_containers.iter().chain(&pod.containers).map(|c| &c.resources);
+    let names = containers.chain(&pod.resources).flat_map(|r| r.requests.keys());
+    names.filter_map(|name| Some((page_size(name)?, pod.request(name, Quantity::units)))).collect()
 }
 
 /// The shares of all burstable pods together: the sum of their requests.
@@ -204,6 +216,28 @@ mod tests {
         assert_eq!(pod_cgroup(&p, Some(100)).pids_limit, Some(100));
         assert_eq!(pod_cgroup(&p, Some(-1)).pids_limit, None);
         assert_eq!(pod_cgroup(&p, None).pids_limit, None);
+    }
+
+    #[test]
+    fn a_pod_may_use_the_huge_pages_that_it_requests() {
+        let main = || {
+            vec![
+                container("", "hugepages-2Mi=4Mi,memory=1Mi"),
+                container("", "hugepages-2Mi=2Mi,hugepages-1Gi=1Gi"),
+            ]
+        };
+        let p = pod("u", vec![container("", "hugepages-2Mi=8Mi")], main());
+        let of = |p: &Pod| {
+            pod_cgroup(p, None).hugepages.into_iter().map(|(size, n)| (size, n / MI)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&p), [("1GB".to_owned(), 1024), ("2MB".to_owned(), 8)]);
+        assert_eq!(of(&pod("u", vec![], main()[..1].to_vec())), [("2MB".to_owned(), 4)]);
+        let by_the_pod = Pod {
+            resources: Some(resources("", "hugepages-2Mi=16Mi")),
+            ..pod("u", vec![], vec![container("", "")])
+        };
+        assert_eq!(of(&by_the_pod), [("2MB".to_owned(), 16)]);
+        assert_eq!(of(&pod("u", vec![], vec![container("cpu=1", "")])), []);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::hierarchy::Hierarchy;
 use crate::Error;
 use berth_core::resources::cpu_weight;
 use cgroups_rs::fs::{MaxValue, cpu::CpuController, memory::MemController, pid::PidController};
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 type Answer = Result<(), cgroups_rs::fs::error::Error>;
 
@@ -46,6 +46,27 @@ pub(crate) fn set_memory(h: &Hierarchy, dir: &Path, limit: Option<i64>) -> Resul
     let value = limit.unwrap_or(-1);
     let memory = MemController::new(dir.into(), h.mount.clone(), h.is_v2());
     checked("memory limit", dir, value, memory.set_limit(value))
+}
+
+/// Bytes of huge pages by page size (`2MB`), used and reserved; 0 for each size that is not named.
+pub(crate) fn set_hugepages(h: &Hierarchy, dir: &Path, limits: &BTreeMap<String, i64>) -> Result<(), Error> {
+    if !h.has("hugetlb") {
+        return Ok(());
+    }
+    let ends = if h.is_v2() { [".rsvd.max", ".max"] } else { [".rsvd.limit_in_bytes", ".limit_in_bytes"] };
+    let failed = |source| Error::Read { path: dir.into(), source };
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let size = name.to_str().and_then(|n| {
+            let rest = n.strip_prefix("hugetlb.")?;
+            ends.iter().find_map(|end| rest.strip_suffix(end))
+        });
+        if let Some(size) = size {
+            let bytes = limits.get(size).copied().unwrap_or(0);
+            super::write(&dir.join(&name), &bytes.to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// The most processes and threads; `None` takes a limit away.

@@ -15,8 +15,8 @@ mod tests;
 use crate::Error;
 use berth_core::{
     ids::{ContainerId, PodUid},
-    model::{Pod, QosClass},
-    resources::{self, CPU_PERIOD_US, MIN_SHARES},
+    model::{Pod, QosClass, ResourceList},
+    resources::{self, Amounts, CPU_PERIOD_US, MIN_SHARES},
     roots::Roots,
 };
 use hierarchy::{Hierarchy, Kind, discover};
@@ -93,8 +93,25 @@ impl CgroupTree {
         Ok(())
     }
 
-    /// Makes the pod's group in every hierarchy and sets its shares, quota, memory and pids, as the kubelet computes
-    /// them. `pids_limit` is the node's limit per pod.
+    /// Limits all pods together to what the node has for them, as the kubelet does (`enforceNodeAllocatable: [pods]`):
+    /// their memory, and their weight against what else the machine runs. What `allocatable` does not name has no limit.
+    ///
+    /// # Errors
+    /// The kernel refuses, version 1 also where pods use more memory than that already.
+    pub fn limit_all(&self, allocatable: &ResourceList) -> Result<(), Error> {
+        let node = Amounts::of(allocatable);
+        for h in &self.hierarchies {
+            let dir = h.mount.join(&self.root);
+            if node.cpu_millis > 0 {
+                limits::set_shares(h, &dir, resources::cpu_shares(node.cpu_millis))?;
+            }
+            limits::set_memory(h, &dir, Some(node.memory_bytes).filter(|bytes| *bytes > 0))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the pod's group in every hierarchy and sets its shares, quota, memory, huge pages and pids, as the
+    /// kubelet computes them. `pids_limit` is the node's limit per pod.
     ///
     /// # Errors
     /// The kernel refuses; what was made stays for the next try or for [`CgroupTree::remove_pod`].
@@ -107,6 +124,7 @@ impl CgroupTree {
             limits::set_shares(h, &dir, values.cpu_shares)?;
             limits::set_quota(h, &dir, values.cpu_quota, CPU_PERIOD_US)?;
             limits::set_memory(h, &dir, values.memory_limit)?;
+            limits::set_hugepages(h, &dir, &values.hugepages)?;
             limits::set_pids(h, &dir, values.pids_limit)?;
             if h.is_v2() {
                 make(h, &relative.join(PAUSE_LEAF), false)?;

@@ -1,7 +1,7 @@
 //! The tree on this machine's own hierarchies, and version 2 on a directory that looks like one. Needs root.
 
 use super::*;
-use crate::testing::{container, pod};
+use crate::testing::{container, pod, resources};
 use berth_core::ids::NodeName;
 use std::{
     collections::BTreeMap,
@@ -231,14 +231,17 @@ fn roots_stay_below_the_mount() {
     assert!(matches!(CgroupTree::open(&roots), Err(Error::NoHierarchy { .. })));
 }
 
+/// Files of the hugetlb controller.
+const HUGETLB: [&str; 3] = ["hugetlb.2MB.max", "hugetlb.2MB.rsvd.max", "hugetlb.1GB.max"];
+
 /// Version 2 as far as a directory can be it: files are made beforehand, what is written stays.
 fn fake_v2(dir: &Path, offered: &[&str]) -> (CgroupTree, BTreeMap<&'static str, PathBuf>) {
     let group = |relative: &str| {
         let path = dir.join(relative);
         fs::create_dir_all(&path).unwrap();
-        for file in
-            ["cgroup.subtree_control", "cgroup.procs", "cpu.weight", "cpu.max", "memory.max", "pids.max"]
-        {
+        let files =
+            ["cgroup.subtree_control", "cgroup.procs", "cpu.weight", "cpu.max", "memory.max", "pids.max"];
+        for file in files.into_iter().chain(HUGETLB) {
             fs::write(path.join(file), "").unwrap();
         }
         path
@@ -263,13 +266,13 @@ fn fake_v2(dir: &Path, offered: &[&str]) -> (CgroupTree, BTreeMap<&'static str, 
 #[test]
 fn version_2_writes_weight_max_and_hands_controllers_on() {
     let dir = tempfile::tempdir().unwrap();
-    let (tree, at) = fake_v2(dir.path(), &["cpu", "memory", "pids", "misc"]);
+    let (tree, at) = fake_v2(dir.path(), &["cpu", "memory", "pids", "hugetlb", "misc"]);
     tree.prepare().unwrap();
-    let p = burstable("u-1");
+    let p = pod("u-1", vec![], vec![container("cpu=250m", "cpu=500m,memory=64Mi,hugepages-2Mi=2Mi")]);
     tree.create_pod(&p, Some(77)).unwrap();
     let value = |group: &str, file: &str| fs::read_to_string(at[group].join(file)).unwrap();
     for group in ["mount", "above", "root", "burstable", "besteffort", "pod"] {
-        assert_eq!(value(group, "cgroup.subtree_control"), "+cpu +memory +pids", "{group}");
+        assert_eq!(value(group, "cgroup.subtree_control"), "+cpu +memory +pids +hugetlb", "{group}");
     }
     assert_eq!(value("helpers", "cgroup.subtree_control"), "");
     assert_eq!(value("pod", "cpu.weight"), "10");
@@ -280,11 +283,31 @@ fn version_2_writes_weight_max_and_hands_controllers_on() {
     tree.update_qos(&[&p]).unwrap();
     assert_eq!(value("burstable", "cpu.weight"), "10");
     assert_eq!(tree.pod_procs_dirs(&p), [at["pod"].join("pause")]);
+    for (file, want) in HUGETLB.into_iter().zip(["2097152", "2097152", "0"]) {
+        assert_eq!(value("pod", file), want, "{file}");
+    }
     fs::write(at["burstable"].join("cpu.weight"), "").unwrap();
     let free = pod("u-1", vec![], vec![container("cpu=250m", "")]);
     tree.create_pod(&free, None).unwrap();
     assert_eq!((value("pod", "cpu.max"), value("pod", "memory.max")), ("max 100000".into(), "max".into()));
     assert_eq!(value("pod", "pids.max"), "max");
+}
+
+#[test]
+fn all_pods_together_have_what_the_node_has_for_them() {
+    let real = Real::new();
+    let node = resources("cpu=2,memory=4Gi,ephemeral-storage=1Gi", "").requests;
+    real.tree.limit_all(&node).unwrap();
+    assert_eq!(real.value("cpu", "kubepods/cpu.shares").as_deref(), Some("2048"));
+    assert_eq!(real.value("memory", "kubepods/memory.limit_in_bytes").as_deref(), Some("4294967296"));
+    real.tree.limit_all(&ResourceList::default()).unwrap();
+    assert_ne!(real.value("memory", "kubepods/memory.limit_in_bytes").as_deref(), Some("4294967296"));
+
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, at) = fake_v2(dir.path(), &["cpu", "memory"]);
+    tree.limit_all(&node).unwrap();
+    let value = |file: &str| fs::read_to_string(at["root"].join(file)).unwrap();
+    assert_eq!((value("cpu.weight"), value("memory.max")), ("79".into(), "4294967296".into()));
 }
 
 #[test]
