@@ -81,16 +81,4 @@ impl Error {
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Error::Connect { .. } | Error::Io { .. } | Error::Closed | Error::Deadline)
     }
-
-    /// The message with its causes, as one line.
-    pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(e) = source {
-            text.push_str(": ");
-            text.push_str(&e.to_string());
-            source = e.source();
-        }
-        text
-    }
 }

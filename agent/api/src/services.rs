@@ -32,7 +32,7 @@ pub struct NamedPort {
     pub port: String,
     /// `TCP` or `UDP`.
     pub protocol: String,
-    /// The ways in: address (unspecified for a NodePort) and port.
+    /// The frontends: address (unspecified for a NodePort) and port.
     #[serde(rename = "fronts")]
     pub frontends: Vec<SocketAddr>,
 }

@@ -242,9 +242,9 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         reserved: args.cluster_dns.clone(),
     };
     let given = given(&args, &labels, node::memory());
-    let hub = berth_server::Hub::default();
+    let cache = berth_server::WatchCache::default();
     let (sources, desired) =
-        sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges, &hub);
+        sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges, &cache);
     let config = NodeConfig {
         roots: roots.clone(),
         boot: boot.clone(),
@@ -267,12 +267,12 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         prober,
         incoming_tx.clone(),
     ));
-    let board = Arc::new(Board::new(hub.clone(), Arc::clone(&sources.latest), host_network.clone()));
+    let board = Arc::new(Board::new(cache.clone(), Arc::clone(&sources.latest), host_network.clone()));
     let health = services::Shown::default();
     let attached = network.clone();
     let local = Local {
         roots: roots.clone(),
-        hub,
+        cache,
         executor: Arc::clone(&executor),
         network,
         logd: Arc::clone(&logd),

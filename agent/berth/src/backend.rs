@@ -5,18 +5,14 @@ use berth_api::{
     message::{ErrorCode, ExecSpec},
     view::{AddressesView, Health, ImageView, ManifestProblem, NodeView, SourceView},
 };
-use berth_core::{roots::Roots, time::Wall};
+use berth_core::{error::Chain, roots::Roots, sync::lock, time::Wall};
 use berth_network::Network;
 use berth_pods::{NodeEvent, node::NodeExecutor};
 use berth_runtime::Runtime;
-use berth_server::{Backend, Hub, Refusal};
+use berth_server::{ApiError, Backend, WatchCache};
 use berth_services::NetworkProblem;
 use berth_sys::{clock, process};
-use std::{
-    path::PathBuf,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, time::timeout};
 
 /// How long each part of the status page may take.
@@ -26,7 +22,7 @@ const LOOK: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(crate) struct Local {
     pub(crate) roots: Roots,
-    pub(crate) hub: Hub,
+    pub(crate) cache: WatchCache,
     pub(crate) executor: Arc<NodeExecutor>,
     pub(crate) network: Network,
     pub(crate) logd: Arc<berth_logd::client::Client>,
@@ -44,8 +40,8 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    pub(crate) fn runtime(&self) -> Result<Runtime, Refusal> {
-        self.executor.runtime().map_err(|f| Refusal::new(ErrorCode::Unavailable, f.message))
+    pub(crate) fn runtime(&self) -> Result<Runtime, ApiError> {
+        self.executor.runtime().map_err(|f| ApiError::new(ErrorCode::Unavailable, f.message))
     }
 
     async fn containerd(&self) -> Health {
@@ -55,7 +51,7 @@ impl Local {
         };
         match timeout(LOOK, runtime.version()).await {
             Ok(Ok(version)) => Health::good(version),
-            Ok(Err(e)) => Health::bad(e.chain()),
+            Ok(Err(e)) => Health::bad(Chain(&e)),
             Err(_elapsed) => Health::bad("does not answer in time"),
         }
     }
@@ -96,7 +92,7 @@ impl Local {
     }
 
     fn sources(&self) -> Vec<SourceView> {
-        let all = self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let all = lock(&self.latest).clone();
         let view = |(dir, snapshot): (&PathBuf, &Arc<berth_source::Snapshot>)| SourceView {
             dir: dir.clone(),
             listed: snapshot.listed,
@@ -142,7 +138,7 @@ impl Backend for Local {
         }
     }
 
-    async fn images(&self) -> Result<Vec<ImageView>, Refusal> {
+    async fn images(&self) -> Result<Vec<ImageView>, ApiError> {
         let images = self.runtime()?.images().await.map_err(|e| refusal(&e))?;
         let view = |i: berth_runtime::ImageSummary| ImageView {
             name: i.name,
@@ -153,26 +149,26 @@ impl Backend for Local {
         Ok(images.into_iter().map(view).collect())
     }
 
-    async fn import(&self, path: PathBuf) -> Result<Vec<String>, Refusal> {
+    async fn import(&self, path: PathBuf) -> Result<Vec<String>, ApiError> {
         if !path.is_absolute() {
-            return Err(Refusal::new(ErrorCode::Invalid, "the archive's path must be absolute"));
+            return Err(ApiError::new(ErrorCode::Invalid, "the archive's path must be absolute"));
         }
         let names = self.runtime()?.import(&path).await.map_err(|e| refusal(&e))?;
         tracing::info!(archive = %path.display(), images = ?names, "imported");
         Ok(names)
     }
 
-    async fn shutdown(&self, grace: u32) -> Result<(), Refusal> {
+    async fn shutdown(&self, grace: u32) -> Result<(), ApiError> {
         let told = self.pods.send(NodeEvent::Shutdown(grace)).await;
-        told.map_err(|_ended| Refusal::new(ErrorCode::Unavailable, "the agent itself ends"))
+        told.map_err(|_ended| ApiError::new(ErrorCode::Unavailable, "the agent itself ends"))
     }
 
-    async fn prepare_exec(&self, spec: ExecSpec) -> Result<crate::exec::Exec, Refusal> {
+    async fn prepare_exec(&self, spec: ExecSpec) -> Result<crate::exec::Exec, ApiError> {
         crate::exec::prepare(self, spec).await
     }
 }
 
-pub(crate) fn refusal(error: &berth_runtime::Error) -> Refusal {
+pub(crate) fn refusal(error: &berth_runtime::Error) -> ApiError {
     let code = if error.is_unknown() { ErrorCode::Unavailable } else { ErrorCode::Failed };
-    Refusal::new(code, error.chain())
+    ApiError::new(code, Chain(&error))
 }

@@ -14,17 +14,18 @@ use berth_core::{
     ids::PodUid,
     model::{Origin, Pod},
     status::Phase,
+    sync::lock,
     time::{Boottime, Wall},
 };
 use berth_pods::{DesiredSet, PodReport, Reports};
-use berth_server::Hub;
+use berth_server::WatchCache;
 use berth_source::{DesiredPod, status::pod_object};
 use berth_sys::clock;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 use tokio::sync::{Notify, watch};
 
@@ -36,7 +37,7 @@ pub(crate) struct Board {
     pub(crate) changed: Notify,
     /// Endpoints may follow from what a pod's worker told.
     pub(crate) endpoints: Notify,
-    hub: Hub,
+    cache: WatchCache,
     latest: Latest,
     host: Host,
 }
@@ -51,8 +52,15 @@ struct Entry {
 }
 
 impl Board {
-    pub(crate) fn new(hub: Hub, latest: Latest, host: Host) -> Board {
-        Board { pods: Mutex::default(), changed: Notify::new(), endpoints: Notify::new(), hub, latest, host }
+    pub(crate) fn new(cache: WatchCache, latest: Latest, host: Host) -> Board {
+        Board {
+            pods: Mutex::default(),
+            changed: Notify::new(),
+            endpoints: Notify::new(),
+            cache,
+            latest,
+            host,
+        }
     }
 
     /// The pods that are active in the kubelet's sense: those that have not come to their end (`GetActivePods`).
@@ -66,17 +74,16 @@ impl Board {
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<PodUid, Entry>> {
-        // A panic of another holder leaves a map that is whole.
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pods)
     }
 
     fn desired(&self, uid: &PodUid) -> Option<Arc<DesiredPod>> {
-        let all = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = lock(&self.latest);
         all.iter().find_map(|s| s.pods.get(uid)).cloned()
     }
 
     fn show(&self, entry: &Entry) {
-        self.hub.publish(view(&entry.report, entry.desired.as_deref(), &self.host_ips()));
+        self.cache.publish(view(&entry.report, entry.desired.as_deref(), &self.host_ips()));
     }
 
     fn host_ips(&self) -> Vec<IpAddr> {
@@ -152,14 +159,14 @@ impl Reports for Board {
     fn removed(&self, uid: &PodUid) {
         let mut pods = self.entries();
         pods.remove(uid);
-        self.hub.remove(uid);
+        self.cache.remove(uid);
         drop(pods);
         self.changed.notify_one();
         self.endpoints.notify_one();
     }
 
     fn event(&self, event: EventRecord) {
-        self.hub.event(event);
+        self.cache.event(event);
     }
 }
 

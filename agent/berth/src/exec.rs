@@ -5,7 +5,7 @@ use crate::backend::{Local, refusal};
 use berth_api::message::{ErrorCode, ExecPaths, ExecSpec, Size};
 use berth_core::roots::Roots;
 use berth_runtime::{ExecHandle, ExecRequest, Runtime, Stdio};
-use berth_server::{ExecSession, Refusal};
+use berth_server::{ApiError, ExecSession};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -82,12 +82,13 @@ fn both_ends(path: &Path) -> io::Result<File> {
 }
 
 /// Finds the container, takes its process settings and makes the FIFOs.
-pub(crate) async fn prepare(local: &Local, spec: ExecSpec) -> Result<Exec, Refusal> {
-    let missing = |what: String| Refusal::new(ErrorCode::NotFound, what);
+pub(crate) async fn prepare(local: &Local, spec: ExecSpec) -> Result<Exec, ApiError> {
+    let missing = |what: String| ApiError::new(ErrorCode::NotFound, what);
     if spec.command.is_empty() {
-        return Err(Refusal::new(ErrorCode::Invalid, "there is no command"));
+        return Err(ApiError::new(ErrorCode::Invalid, "there is no command"));
     }
-    let pod = local.hub.pod(&spec.uid).ok_or_else(|| missing(format!("no pod has the UID {}", spec.uid)))?;
+    let pod =
+        local.cache.pod(&spec.uid).ok_or_else(|| missing(format!("no pod has the UID {}", spec.uid)))?;
     let view = pod.view.containers.iter().find(|c| c.name == spec.container);
     let id = match view {
         Some(running) => running.id.clone(),
@@ -97,14 +98,14 @@ pub(crate) async fn prepare(local: &Local, spec: ExecSpec) -> Result<Exec, Refus
         }
     };
     let runtime = local.runtime()?;
-    let unavailable = |why| Refusal::new(ErrorCode::Unavailable, why);
+    let unavailable = |why| ApiError::new(ErrorCode::Unavailable, why);
     let mut request = local.executor.exec_request(&id, spec.command).await.map_err(unavailable)?;
     if spec.tty {
         terminal(&mut request.process, spec.size);
     }
     let dir = directory(&local.roots).join(format!("{}-{}", id.short(), request.exec_id));
     let fifos = Fifos::make(dir, spec.tty, spec.stdin)
-        .map_err(|e| Refusal::new(ErrorCode::Failed, format!("make the FIFOs: {e}")))?;
+        .map_err(|e| ApiError::new(ErrorCode::Failed, format!("make the FIFOs: {e}")))?;
     request.stdio = Some(fifos.stdio.clone());
     request.terminal = spec.tty;
     request.stdin = spec.stdin;
@@ -138,9 +139,9 @@ impl ExecSession for Exec {
         }
     }
 
-    async fn start(&mut self) -> Result<u32, Refusal> {
+    async fn start(&mut self) -> Result<u32, ApiError> {
         let Some(request) = self.request.take() else {
-            return Err(Refusal::new(ErrorCode::Invalid, "the command was started already"));
+            return Err(ApiError::new(ErrorCode::Invalid, "the command was started already"));
         };
         let handle = self.runtime.exec(request).await.map_err(|e| refusal(&e))?;
         // The command's shim and the client have theirs.
@@ -154,16 +155,16 @@ impl ExecSession for Exec {
         Ok(pid)
     }
 
-    async fn wait(&mut self) -> Result<i32, Refusal> {
+    async fn wait(&mut self) -> Result<i32, ApiError> {
         self.running()?.wait().await.map_err(|e| refusal(&e))
     }
 
-    async fn resize(&mut self, size: Size) -> Result<(), Refusal> {
+    async fn resize(&mut self, size: Size) -> Result<(), ApiError> {
         let (width, height) = (u32::from(size.width), u32::from(size.height));
         self.running()?.resize(width, height).await.map_err(|e| refusal(&e))
     }
 
-    async fn close_stdin(&mut self) -> Result<(), Refusal> {
+    async fn close_stdin(&mut self) -> Result<(), ApiError> {
         if !self.stdin {
             return Ok(());
         }
@@ -172,7 +173,7 @@ impl ExecSession for Exec {
 }
 
 impl Exec {
-    fn running(&mut self) -> Result<&mut ExecHandle, Refusal> {
-        self.handle.as_mut().ok_or_else(|| Refusal::new(ErrorCode::Invalid, "the command was not started"))
+    fn running(&mut self) -> Result<&mut ExecHandle, ApiError> {
+        self.handle.as_mut().ok_or_else(|| ApiError::new(ErrorCode::Invalid, "the command was not started"))
     }
 }

@@ -3,6 +3,7 @@
 use crate::{backend::Local, board::Board, exec};
 use anyhow::Context as _;
 use berth_api::files;
+use berth_core::error::Chain;
 use berth_pods::DesiredSet;
 use berth_server::{Backend as _, Server, bind, status_files};
 use std::{sync::Arc, time::Duration};
@@ -42,9 +43,9 @@ pub(crate) async fn start(
     remember_events(&local).await;
     let listener = bind(&local.roots.agent_socket()).context("open the local socket")?;
     let (stop_files, stopped) = oneshot::channel();
-    let files = tokio::spawn(status_files::keep(local.hub.clone(), local.roots.clone(), stopped));
+    let files = tokio::spawn(status_files::keep(local.cache.clone(), local.roots.clone(), stopped));
     let (stop_socket, stopped) = oneshot::channel();
-    let server = Server { hub: local.hub.clone(), backend: Arc::new(local.clone()) };
+    let server = Server { cache: local.cache.clone(), backend: Arc::new(local.clone()) };
     let socket = tokio::spawn(server.run(listener, stopped));
     let others = vec![
         tokio::spawn(Arc::clone(board).follow(desired.clone())),
@@ -78,14 +79,14 @@ async fn remember_events(local: &Local) {
     let files = match spawn_blocking(move || files::read_pods(&roots)).await {
         Ok(Ok((files, _unread))) => files,
         Ok(Err(error)) => {
-            tracing::warn!(error = error.chain(), "earlier events are not read");
+            tracing::warn!(error = %Chain(&error), "earlier events are not read");
             return;
         }
         Err(_panicked) => return,
     };
     let mut events: Vec<_> = files.into_iter().flat_map(|f| f.events).collect();
     events.sort_by_key(|e| e.last);
-    events.into_iter().for_each(|e| local.hub.event(e));
+    events.into_iter().for_each(|e| local.cache.event(e));
 }
 
 /// The node's page on disk: written when the node has come up and when the manifests change; touched now and then, so
@@ -135,7 +136,7 @@ async fn sweep(local: Local, desired: watch::Receiver<Arc<DesiredSet>>) {
         tokio::time::sleep(COMING_UP).await;
     }
     tokio::time::sleep(MET).await;
-    let swept = spawn_blocking(move || status_files::sweep(&local.hub, &local.roots)).await;
+    let swept = spawn_blocking(move || status_files::cleanup(&local.cache, &local.roots)).await;
     if let Ok(Err(error)) = swept {
         tracing::warn!(%error, "status files of pods that are gone are left behind");
     }

@@ -8,9 +8,10 @@ use berth_core::{
     ids::NodeName,
     model::Objects,
     roots::Roots,
+    sync::lock,
 };
 use berth_pods::{DesiredSet, node::ServiceLister};
-use berth_server::Hub;
+use berth_server::WatchCache;
 use berth_source::{
     ServiceRanges, Snapshot,
     directory::{DirectoryConfig, DirectorySource},
@@ -19,7 +20,7 @@ use berth_source::{
 use berth_sys::clock;
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -42,7 +43,7 @@ pub(crate) fn start(
     manifests: Option<PathBuf>,
     static_pods: Option<PathBuf>,
     services: ServiceRanges,
-    hub: &Hub,
+    cache: &WatchCache,
 ) -> (Sources, watch::Receiver<Arc<DesiredSet>>) {
     let (desired, receiver) = watch::channel(Arc::new(DesiredSet::default()));
     let desired = Arc::new(desired);
@@ -68,7 +69,7 @@ pub(crate) fn start(
             latest: Arc::clone(&sources.latest),
             desired: Arc::clone(&desired),
             changed: Arc::clone(&tell),
-            hub: hub.clone(),
+            cache: cache.clone(),
         };
         sources.tasks.push(tokio::spawn(follow(index, snapshot, out)));
     }
@@ -88,16 +89,12 @@ impl Sources {
     }
 }
 
-fn lock(latest: &Latest) -> std::sync::MutexGuard<'_, Vec<Arc<Snapshot>>> {
-    latest.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Where snapshots are passed on to.
 struct Out {
     latest: Latest,
     desired: Arc<watch::Sender<Arc<DesiredSet>>>,
     changed: Arc<watch::Sender<()>>,
-    hub: Hub,
+    cache: WatchCache,
 }
 
 /// Passes one source's snapshots on; errors are told once each.
@@ -122,7 +119,7 @@ async fn follow(index: usize, mut snapshots: watch::Receiver<Arc<Snapshot>>, out
         for lacks in snapshot.unserved.iter().filter(|u| !before.unserved.contains(u)) {
             let involved = Involved::Service { key: lacks.service.clone(), uid: Arc::clone(&lacks.uid) };
             let event = Event::warning("AllocationFailed", lacks.message.clone());
-            out.hub.event(EventRecord::once(involved, event, clock::wall()));
+            out.cache.event(EventRecord::once(involved, event, clock::wall()));
         }
         {
             let mut all = lock(&out.latest);

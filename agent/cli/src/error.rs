@@ -1,90 +1,97 @@
-//! What can go wrong, and the exit code of each.
+//! Errors of the commands, and their exit codes.
 
 use berth_api::message::ErrorCode;
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{io, path::PathBuf};
 
-/// All is well.
+/// Exit code of success.
 pub(crate) const OK: u8 = 0;
-/// A problem was found, or something failed.
+/// Exit code of a found problem, or of a failure.
 pub(crate) const PROBLEM: u8 = 1;
-/// The command was not understood; clap's own code.
+/// Exit code of wrong usage; clap's own.
 pub(crate) const USAGE: u8 = 2;
-/// The agent cannot be reached, and without it the command cannot do anything.
+/// Exit code where the command needs the agent and the agent cannot be reached.
 pub(crate) const UNREACHABLE: u8 = 3;
-/// What was asked for does not exist.
+/// Exit code where no object has the given name.
 pub(crate) const NOT_FOUND: u8 = 4;
 
-/// A command that failed.
+/// The failure of a command.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The agent, or its absence.
+    /// The agent cannot be reached, or answered with an error.
     #[error(transparent)]
     Agent(#[from] berth_api::Error),
-    /// No agent, and it left no state behind.
+    /// No agent runs, and none has left state.
     #[error("the agent is not running and has left no state in {path}: {why}", path = .path.display())]
     NoState {
-        /// Where it would be.
+        /// The directory of the status files.
         path: PathBuf,
-        /// Why the agent could not be asked.
+        /// Why the agent cannot be reached.
         why: String,
     },
-    /// There is no such thing.
+    /// No object has the given name.
     #[error("{0}")]
     NotFound(String),
-    /// A name that fits several.
+    /// The given name fits several objects.
     #[error("{name:?} fits several: {fits}")]
     Ambiguous {
-        /// What was written.
+        /// The given name.
         name: String,
-        /// What it fits.
+        /// The names of the objects.
         fits: String,
     },
-    /// A name or option that makes no sense.
+    /// A malformed name or option.
     #[error("{0}")]
     Usage(String),
-    /// Log files.
-    #[error("read container output")]
+    /// The log files cannot be read.
+    #[error("cannot read container output")]
     Logs(#[from] berth_logd::Error),
-    /// The terminal, the FIFOs of a command, a file.
-    #[error("{what}")]
+    /// A system call failed: on the terminal, the FIFOs of `exec`, or a file.
+    #[error("cannot {what}")]
     Io {
         /// The operation and its subject.
         what: String,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Nothing is pinned that could be read.
+    /// No Service tables are pinned.
     #[error("no Service tables in {path}: {why}", path = .path.display())]
     NoTables {
         /// The pin directory.
         path: PathBuf,
-        /// Why there are none.
+        /// The reason.
         why: &'static str,
     },
-    /// The programs and maps in the kernel.
-    #[error("read the Service tables in the kernel")]
+    /// The programs or maps in the kernel cannot be read.
+    #[error("cannot read the Service tables in the kernel")]
     Datapath(#[from] berth_ebpf_loader::Error),
-    /// Something that cannot be written as JSON.
-    #[error("write JSON")]
+    /// The output cannot be encoded as JSON.
+    #[error("cannot encode JSON")]
     Json(#[from] serde_json::Error),
-    /// Whoever read the output has gone.
-    #[error("the output was closed")]
+    /// Standard output is closed.
+    #[error("standard output is closed")]
     Pipe,
 }
 
 impl Error {
-    /// An error of the system.
+    /// Wraps an error of the system; `what` is a verb phrase such as `open /run/x`.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
         |source| Error::Io { what: what.into(), source }
     }
 
-    /// Of writing to standard output.
+    /// Wraps a failed write to standard output.
     pub(crate) fn output(source: io::Error) -> Error {
         if source.kind() == io::ErrorKind::BrokenPipe {
             return Error::Pipe;
         }
         Error::Io { what: "write the output".to_owned(), source }
+    }
+
+    /// No pod has this name.
+    pub(crate) fn no_pod(name: &str) -> Error {
+        Error::NotFound(format!(
+            "no pod is named {name:?}; `berth status` lists manifests that cannot be used"
+        ))
     }
 
     /// The exit code.
@@ -98,25 +105,5 @@ impl Error {
             Error::Ambiguous { .. } | Error::Usage(_) => USAGE,
             _ => PROBLEM,
         }
-    }
-
-    /// Tells it and gives the exit code.
-    pub(crate) fn report(&self) -> ExitCode {
-        if !matches!(self, Error::Pipe) {
-            crate::out::tell(&format!("berth: {}", self.chain()));
-        }
-        ExitCode::from(self.code())
-    }
-
-    /// With all its causes.
-    pub(crate) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(e) = source {
-            text.push_str(": ");
-            text.push_str(&e.to_string());
-            source = e.source();
-        }
-        text
     }
 }

@@ -1,4 +1,4 @@
-//! What commands show of one state, against `tests/golden`. `BERTH_UPDATE_GOLDEN=1` writes the files anew.
+//! Output of the commands for one state, against `tests/golden`. `BERTH_UPDATE_GOLDEN=1` rewrites the files.
 
 use crate::{
     render::{self, describe, events, images, pods, ps, status},
@@ -10,7 +10,7 @@ use berth_core::{event::EventRecord, time::Wall};
 use serde::Deserialize;
 use std::{fs, path::PathBuf};
 
-/// 2026-01-02T03:04:05Z, the moment that the state is about.
+/// The time of the state: 2026-01-02T03:04:05Z.
 const NOW: Wall = Wall(1_767_323_045_000_000_000);
 
 #[derive(Deserialize)]
@@ -36,11 +36,11 @@ pub(crate) fn check(name: &str, shown: &str) {
         return;
     }
     let wanted = fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(shown, wanted, "{} differs; BERTH_UPDATE_GOLDEN=1 writes it anew", path.display());
+    assert_eq!(shown, wanted, "{} differs; BERTH_UPDATE_GOLDEN=1 rewrites it", path.display());
 }
 
 pub(crate) fn check_json(name: &str, shown: &serde_json::Value) {
-    check(name, &crate::out::pretty(shown).unwrap());
+    check(name, &crate::output::pretty(shown).unwrap());
 }
 
 fn state(offline: bool) -> State {
@@ -54,7 +54,7 @@ fn state(offline: bool) -> State {
 }
 
 #[test]
-fn pods_table_wide_and_json() {
+fn pods_have_the_golden_table_wide_and_json_output() {
     let views = known().pods;
     for (form, name) in [(pods::Form::Table, "pods.txt"), (pods::Form::Wide, "pods-wide.txt")] {
         let mut table = pods::table(form);
@@ -65,7 +65,7 @@ fn pods_table_wide_and_json() {
 }
 
 #[test]
-fn containers_table_wide_json_and_names() {
+fn containers_have_the_golden_table_wide_json_and_name_output() {
     let views = known().pods;
     check("ps.txt", &ps::table(&views, None, false, NOW).take());
     check("ps-wide.txt", &ps::table(&views, Some("app"), true, NOW).take());
@@ -74,7 +74,7 @@ fn containers_table_wide_json_and_names() {
 }
 
 #[test]
-fn status_with_the_agent_and_without() {
+fn status_has_the_golden_output_with_an_agent_and_without() {
     let node = known().node;
     for (name, offline, stuck) in
         [("status", false, false), ("status-offline", true, false), ("status-stuck", true, true)]
@@ -90,7 +90,7 @@ fn status_with_the_agent_and_without() {
 }
 
 #[test]
-fn a_node_that_is_well_has_no_problems() {
+fn a_healthy_node_has_no_problems() {
     let Known { mut node, mut pods, .. } = known();
     node.network.ok = true;
     node.sources.clear();
@@ -104,7 +104,7 @@ fn a_node_that_is_well_has_no_problems() {
 }
 
 #[test]
-fn descriptions() {
+fn descriptions_have_the_golden_output() {
     let Known { pods, events, .. } = known();
     let offline = state(true).offline;
     for view in &pods {
@@ -115,7 +115,7 @@ fn descriptions() {
 }
 
 #[test]
-fn events_and_images() {
+fn events_and_images_have_the_golden_output() {
     let Known { events, images, .. } = known();
     check("events.txt", &events::table(&events, NOW).take());
     check_json("events.json", &render::list(events::json(&events)));
@@ -124,9 +124,9 @@ fn events_and_images() {
     check("offline-banner.txt", &state(true).offline.unwrap().banner());
 }
 
-/// An agent of another version, or a broken file: any object shows as something.
+/// An agent of another version may send, and a broken file may hold, any object.
 #[test]
-fn any_object_is_shown() {
+fn any_json_as_a_pods_object_is_shown() {
     for object in ["null", "7", "[]", r#"{"status":7,"spec":null}"#, r#"{"spec":{"containers":[{}]}}"#] {
         let text = format!(
             r#"{{"uid":"u","key":{{"namespace":"d","name":"p"}},"object":{object},"next_try":9223372036854775807}}"#
@@ -141,10 +141,10 @@ fn any_object_is_shown() {
     }
 }
 
-/// Broken pages of pods, 10,000 or as `BERTH_MUTATIONS` says: whatever parses is shown, and nothing panics. At least
-/// 30 % get past the syntax.
+/// Mutated pod views, 10,000 or `BERTH_MUTATIONS`: each one that parses is shown, and none makes a command panic. At least
+/// 30 % are valid JSON.
 #[test]
-fn mutations_of_pages_are_shown_or_refused() {
+fn mutations_of_pod_views_are_shown_or_rejected() {
     let pages: u32 = std::env::var("BERTH_MUTATIONS").map_or(10_000, |count| count.parse().unwrap());
     let text = fs::read(dir().join("state.json")).unwrap();
     let state: serde_json::Value = serde_json::from_slice(&text).unwrap();

@@ -1,38 +1,42 @@
-//! Which pod, and which container of it, a name means.
+//! Resolution of names on the command line to pods and containers.
 //!
-//! `ns/pod/container`, `ns/pod`, `pod/container` and `pod`; a pod without a namespace is sought in `default` first.
-//! Anything that fits nothing in full may be the beginning of one name, of a container's id or of a pod's UID.
+//! Forms: `namespace/pod/container`, `namespace/pod`, `pod/container` and `pod`. A pod without a namespace is looked up
+//! in `default` first, then in all namespaces. A name that equals none may be a unique prefix of a name, of a
+//! container's id or of a pod's UID.
 
 use crate::error::Error;
 use berth_core::ids::{PodKey, PodUid};
 
-/// Something that can be meant.
+/// A pod that a name can resolve to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Candidate {
     pub(crate) key: PodKey,
     pub(crate) uid: PodUid,
-    /// Names and the ids of the last runs.
+    /// The containers' names, each with the ids of its last attempts.
     pub(crate) containers: Vec<(String, Vec<String>)>,
 }
 
-/// What is meant.
+/// The pod, and maybe its container, that a name resolved to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Meant {
-    /// Which of the candidates.
+pub(crate) struct Resolved {
+    /// Index of the pod among the candidates.
     pub(crate) pod: usize,
-    /// Its container, where one was named.
+    /// The container, where the name has one.
     pub(crate) container: Option<String>,
 }
 
-/// The shortest beginning of an id or UID.
+/// Length of the shortest accepted prefix of an id or UID.
 const SHORTEST: usize = 4;
 
-/// Finds what a name means.
-pub(crate) fn resolve(name: &str, among: &[Candidate]) -> Result<Meant, Error> {
+/// Resolves a name.
+///
+/// # Errors
+/// The name is malformed, fits no candidate, or fits several.
+pub(crate) fn resolve(name: &str, among: &[Candidate]) -> Result<Resolved, Error> {
     let name = name.strip_prefix("containerd://").unwrap_or(name);
     let parts: Vec<&str> = name.split('/').collect();
     let found = match parts.as_slice() {
-        [] | [""] => return Err(Error::Usage("an empty name".to_owned())),
+        [] | [""] => return Err(Error::Usage("the name is empty".to_owned())),
         [pod] => by_pod(None, pod, None, among)?.or(by_id(pod, name, among)?),
         [a, b] => by_pod(Some(a), b, None, among)?.or(by_pod(None, a, Some(b), among)?),
         [ns, pod, container] => by_pod(Some(ns), pod, Some(container), among)?,
@@ -40,7 +44,7 @@ pub(crate) fn resolve(name: &str, among: &[Candidate]) -> Result<Meant, Error> {
     };
     found.ok_or_else(|| {
         Error::NotFound(format!(
-            "no pod or container is named {name:?}; `berth status` tells of manifests that are refused"
+            "no pod or container is named {name:?}; `berth status` lists manifests that cannot be used"
         ))
     })
 }
@@ -50,7 +54,7 @@ fn by_pod(
     pod: &str,
     container: Option<&str>,
     among: &[Candidate],
-) -> Result<Option<Meant>, Error> {
+) -> Result<Option<Resolved>, Error> {
     if pod.is_empty() {
         return Ok(None);
     }
@@ -59,7 +63,7 @@ fn by_pod(
     };
     let in_namespace = |c: &Candidate| namespace.is_none_or(|ns| c.key.namespace.as_str() == ns);
     let tries: [Vec<usize>; 3] = [
-        // Only where no namespace was given does `default` come first.
+        // `default` comes first, but only where no namespace is given.
         fits(&|c| namespace.is_none() && c.key.namespace.as_str() == "default" && c.key.name.as_str() == pod),
         fits(&|c| in_namespace(c) && c.key.name.as_str() == pod),
         fits(&|c| in_namespace(c) && c.key.name.as_str().starts_with(pod)),
@@ -70,37 +74,37 @@ fn by_pod(
         else {
             continue;
         };
-        let Some(container) = container else { return Ok(Some(Meant { pod, container: None })) };
+        let Some(container) = container else { return Ok(Some(Resolved { pod, container: None })) };
         let names: Vec<&String> =
             among.get(pod).into_iter().flat_map(|c| c.containers.iter().map(|(n, _)| n)).collect();
         if names.iter().any(|n| *n == container) {
-            return Ok(Some(Meant { pod, container: Some(container.to_owned()) }));
+            return Ok(Some(Resolved { pod, container: Some(container.to_owned()) }));
         }
         let begun: Vec<usize> =
             names.iter().enumerate().filter(|(_, n)| n.starts_with(container)).map(|(n, _)| n).collect();
         let name = |n: usize| names.get(n).map(ToString::to_string).unwrap_or_default();
-        return Ok(one(&whole, &begun, name)?.map(|n| Meant { pod, container: Some(name(n)) }));
+        return Ok(one(&whole, &begun, name)?.map(|n| Resolved { pod, container: Some(name(n)) }));
     }
     Ok(None)
 }
 
-fn by_id(id: &str, name: &str, among: &[Candidate]) -> Result<Option<Meant>, Error> {
+fn by_id(id: &str, name: &str, among: &[Candidate]) -> Result<Option<Resolved>, Error> {
     if id.len() < SHORTEST {
         return Ok(None);
     }
     let mut fits = Vec::new();
     for (pod, candidate) in among.iter().enumerate() {
         if candidate.uid.as_str().starts_with(id) {
-            fits.push(Meant { pod, container: None });
+            fits.push(Resolved { pod, container: None });
         }
         for (container, ids) in &candidate.containers {
             if ids.iter().any(|i| i.starts_with(id)) {
-                fits.push(Meant { pod, container: Some(container.clone()) });
+                fits.push(Resolved { pod, container: Some(container.clone()) });
             }
         }
     }
     let all: Vec<usize> = (0..fits.len()).collect();
-    let told = |n: usize| {
+    let shown = |n: usize| {
         let fit = fits.get(n);
         let key = fit.and_then(|f| among.get(f.pod)).map(|c| c.key.to_string()).unwrap_or_default();
         match fit.and_then(|f| f.container.as_ref()) {
@@ -108,16 +112,16 @@ fn by_id(id: &str, name: &str, among: &[Candidate]) -> Result<Option<Meant>, Err
             None => key,
         }
     };
-    Ok(one(name, &all, told)?.and_then(|n| fits.get(n).cloned()))
+    Ok(one(name, &all, shown)?.and_then(|n| fits.get(n).cloned()))
 }
 
-/// The only one, nothing where there is none, an error where there are more.
-fn one(name: &str, fits: &[usize], told: impl Fn(usize) -> String) -> Result<Option<usize>, Error> {
+/// The only fit, `None` where there is none, an error that lists them where there are several.
+fn one(name: &str, fits: &[usize], shown: impl Fn(usize) -> String) -> Result<Option<usize>, Error> {
     match fits {
         [] => Ok(None),
         [one] => Ok(Some(*one)),
         more => {
-            let mut names: Vec<String> = more.iter().map(|n| told(*n)).collect();
+            let mut names: Vec<String> = more.iter().map(|n| shown(*n)).collect();
             names.sort();
             names.dedup();
             let rest = names.len().saturating_sub(8);
@@ -154,7 +158,7 @@ mod tests {
         ]
     }
 
-    fn meant(name: &str) -> String {
+    fn resolved(name: &str) -> String {
         match resolve(name, &all()) {
             Ok(m) => {
                 let container = m.container.map(|c| format!("/{c}")).unwrap_or_default();
@@ -167,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn names_mean_what_they_say() {
+    fn a_name_resolves_by_equality_then_by_unique_prefix() {
         for (name, what) in [
             ("web-0", "default/web-0"),
             ("prod/web-0", "prod/web-0"),
@@ -186,11 +190,11 @@ mod tests {
             ("uid-c", "prod/web-0"),
             ("uid-", "one of default/web-0, default/web-1, prod/db, prod/db-2, prod/web-0"),
             ("abc", "not found"),
-            ("", "an empty name"),
+            ("", "the name is empty"),
             ("/", "not found"),
             ("a/b/c/d", "\"a/b/c/d\" is not of the form namespace/pod/container"),
         ] {
-            assert_eq!(meant(name), what, "{name}");
+            assert_eq!(resolved(name), what, "{name}");
         }
     }
 }

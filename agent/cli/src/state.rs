@@ -1,5 +1,4 @@
-//! What is known of the node: from the agent, or, where it does not run, from the files that it left, with every
-//! process looked at anew.
+//! The node's state: from the agent, or, where no agent runs, from its status files, with each process checked again.
 
 use crate::{error::Error, names::Candidate, time, v1};
 use berth_api::{
@@ -8,41 +7,41 @@ use berth_api::{
     message::{Reply, Request},
     view::{NodeView, PodView},
 };
-use berth_core::{event::EventRecord, roots::Roots, time::Wall};
+use berth_core::{error::Chain, event::EventRecord, roots::Roots, time::Wall};
 use berth_sys::process;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// How long the agent may take for an answer.
+/// Deadline of a request to the agent.
 pub(crate) const ANSWER: Duration = Duration::from_secs(10);
 
-/// Why a container of a dead agent has no exit code.
+/// Message of a container whose process ended while no agent ran.
 const ENDED_UNSEEN: &str = "its process ended while the agent was not running; the exit code is not known";
 
-/// The pods, and how they are known.
+/// The node's pods and events, and whether an agent reported them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct State {
-    /// By name.
+    /// The pods, by name.
     pub(crate) pods: Vec<PodView>,
-    /// Set where the agent was not there to be asked.
+    /// Set where the pods are from status files, because the agent cannot be reached.
     pub(crate) offline: Option<Offline>,
-    /// Of all pods, oldest first; only where asked for.
+    /// The events, oldest first; empty unless requested.
     pub(crate) events: Vec<EventRecord>,
 }
 
-/// The agent does not run.
+/// State that was read from status files.
 #[derive(Debug, Clone)]
 pub(crate) struct Offline {
-    /// When the agent was last seen alive.
+    /// When the agent last showed that it is alive.
     pub(crate) as_of: Option<Wall>,
-    /// Why it could not be asked.
+    /// Why the agent cannot be reached.
     pub(crate) why: String,
-    /// Files that could not be read.
+    /// The status files that cannot be read, each with the reason.
     pub(crate) unread: Vec<String>,
 }
 
 impl Offline {
-    /// For standard error.
+    /// The warning on standard error.
     pub(crate) fn banner(&self) -> String {
         let when = self.as_of.map_or_else(|| "never".to_owned(), time::stamp);
         let mut text = format!("agent not running; as of {when}, processes looked at now");
@@ -53,11 +52,11 @@ impl Offline {
     }
 }
 
-/// Asks the agent, or reads what it left.
+/// Reads the state from the agent, or from its status files where it cannot be reached.
 pub(crate) async fn read(roots: &Roots, with_events: bool) -> Result<State, Error> {
     match live(roots, with_events).await {
         Ok(state) => Ok(state),
-        Err(e) if e.is_unreachable() => offline(roots, e.chain()),
+        Err(e) if e.is_unreachable() => offline(roots, Chain(&e).to_string()),
         Err(e) => Err(e.into()),
     }
 }
@@ -76,7 +75,7 @@ async fn events(client: &mut Client) -> Result<Vec<EventRecord>, berth_api::Erro
     }
 }
 
-/// What the agent left.
+/// Reads the state from the status files; `why` is the reason why the agent cannot be reached.
 pub(crate) fn offline(roots: &Roots, why: String) -> Result<State, Error> {
     let (found, unread) = files::read_pods(roots)?;
     let node = files::read_node(roots).ok().flatten();
@@ -87,18 +86,18 @@ pub(crate) fn offline(roots: &Roots, why: String) -> Result<State, Error> {
     let as_of = written.max(files::last_alive(roots));
     let (mut pods, mut events) = (Vec::new(), Vec::new());
     for mut file in found {
-        look_at_processes(&mut file.pod, |pid, start| process::alive(pid, start).unwrap_or(true));
-        // Nothing is tried again while nobody is there to try.
+        mark_ended(&mut file.pod, |pid, start| process::alive(pid, start).unwrap_or(true));
+        // Without an agent nothing is retried.
         file.pod.next_try = None;
         pods.push(file.pod);
         events.extend(file.events);
     }
     events.sort_by_key(|e| e.last);
-    let unread = unread.iter().map(berth_api::Error::chain).collect();
+    let unread = unread.iter().map(|e| Chain(e).to_string()).collect();
     Ok(State { pods, offline: Some(Offline { as_of, why, unread }), events })
 }
 
-/// The node's page from the agent, or the last one it left, with why it could not be asked.
+/// The node's view from the agent, or the last one in its status file with the reason why the agent cannot be reached.
 pub(crate) async fn node(roots: &Roots) -> Result<(Option<NodeView>, Option<String>), Error> {
     let asked = async {
         let mut client = Client::connect(&roots.agent_socket()).await?;
@@ -107,13 +106,14 @@ pub(crate) async fn node(roots: &Roots) -> Result<(Option<NodeView>, Option<Stri
     match asked.await {
         Ok(Reply::Status(view)) => Ok((Some(*view), None)),
         Ok(_) => Err(berth_api::Error::Unexpected.into()),
-        Err(e) if e.is_unreachable() => Ok((files::read_node(roots)?, Some(e.chain()))),
+        Err(e) if e.is_unreachable() => Ok((files::read_node(roots)?, Some(Chain(&e).to_string()))),
         Err(e) => Err(e.into()),
     }
 }
 
-/// Shows containers whose process is gone as ended: `ContainerStatusUnknown` and 137, the kubelet's convention.
-fn look_at_processes(pod: &mut PodView, alive: impl Fn(u32, u64) -> bool) {
+/// Marks containers whose process has ended as terminated: reason `ContainerStatusUnknown` and exit code 137, as the
+/// kubelet does.
+fn mark_ended(pod: &mut PodView, alive: impl Fn(u32, u64) -> bool) {
     let (running, ended): (Vec<_>, Vec<_>) =
         std::mem::take(&mut pod.containers).into_iter().partition(|c| alive(c.pid, c.start_time));
     pod.containers = running;
@@ -161,7 +161,7 @@ fn look_at_processes(pod: &mut PodView, alive: impl Fn(u32, u64) -> bool) {
     pod.next_try = None;
 }
 
-/// The pods as what a name can mean.
+/// The pods as candidates for names.
 pub(crate) fn candidates(pods: &[PodView]) -> Vec<Candidate> {
     pods.iter()
         .map(|view| {
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_container_that_died_unseen_shows_as_such_and_the_others_stay() {
+    fn a_container_that_ended_without_an_agent_is_terminated_and_others_stay() {
         let mut view: PodView = serde_json::from_value(json!({
             "uid": "u", "key": {"namespace": "d", "name": "p"}, "ready": true,
             "object": {"status": {
@@ -200,9 +200,9 @@ mod tests {
         }))
         .unwrap();
         let before = view.clone();
-        look_at_processes(&mut view, |_, _| true);
+        mark_ended(&mut view, |_, _| true);
         assert_eq!(view, before);
-        look_at_processes(&mut view, |pid, _| pid == 6);
+        mark_ended(&mut view, |pid, _| pid == 6);
         assert!(!view.ready && view.containers.len() == 1);
         let at = |p: &str| view.object.pointer(p).unwrap().clone();
         assert_eq!(at("/status/conditions/0/status"), "False");

@@ -1,6 +1,6 @@
-//! Columns for people.
+//! Text tables: columns for people.
 
-/// Rows under a head; columns as wide as their widest cell, three blanks apart, the last one open.
+/// Rows under a header. Columns are as wide as their widest cell and three blanks apart; the last one is not padded.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -8,15 +8,14 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// With this head.
+    /// An empty table with this header.
     pub(crate) fn new(head: &[&str]) -> Table {
         let mut table = Table::default();
         table.row(head.iter().map(|h| (*h).to_owned()).collect());
         table
     }
 
-    /// Adds a row. Line breaks and control characters of a cell are shown as blanks: no text of a pod draws on the
-    /// user's terminal.
+    /// Adds a row. Control characters and line breaks become blanks, so that no text of a pod controls the terminal.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         let cells: Vec<String> = cells.iter().map(|c| plain(c)).collect();
         for (n, cell) in cells.iter().enumerate() {

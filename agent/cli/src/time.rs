@@ -1,16 +1,16 @@
-//! Times as people read them.
+//! Times and durations as people read and write them.
 
 use berth_core::time::Wall;
 use jiff::Timestamp;
 use std::time::Duration;
 
-/// A time of Kubernetes' JSON; nothing where there is none.
+/// Parses a time of Kubernetes' JSON (RFC 3339); `None` where the text is no time.
 pub(crate) fn parse(text: &str) -> Option<Wall> {
     let at: Timestamp = text.parse().ok()?;
     Some(Wall(i64::try_from(at.as_nanosecond()).ok()?))
 }
 
-/// UTC in whole seconds.
+/// A time as RFC 3339 in UTC, in whole seconds.
 pub(crate) fn stamp(at: Wall) -> String {
     match Timestamp::from_second(at.seconds()) {
         Ok(at) => at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
@@ -18,7 +18,7 @@ pub(crate) fn stamp(at: Wall) -> String {
     }
 }
 
-/// How long ago, as `kubectl` writes ages; `<unknown>` where there is no time.
+/// The age of a time as `kubectl` writes it; `<unknown>` without a time.
 pub(crate) fn age(at: Option<Wall>, now: Wall) -> String {
     at.map_or_else(
         || "<unknown>".to_owned(),
@@ -26,17 +26,17 @@ pub(crate) fn age(at: Option<Wall>, now: Wall) -> String {
     )
 }
 
-/// Until when, in words.
+/// The duration until a time: `in 5s`, or `now`.
 pub(crate) fn until(at: Wall, now: Wall) -> String {
     let left = at.0.saturating_sub(now.0);
     if left <= 0 {
         return "now".to_owned();
     }
-    // Rounded up: "in 0s" would be now.
+    // Rounded up, so that "in 0s" never appears.
     format!("in {}", short(left.saturating_add(999_999_999).div_euclid(1_000_000_000)))
 }
 
-/// Seconds in at most two units.
+/// Seconds in at most two units, as `kubectl` writes durations (`HumanDuration`).
 pub(crate) fn short(seconds: i64) -> String {
     let s = seconds.max(0);
     let (m, h, d) = (s / 60, s / 3600, s / 86_400);
@@ -56,12 +56,12 @@ pub(crate) fn short(seconds: i64) -> String {
     }
 }
 
-/// Milliseconds of something done.
+/// The duration of an action, given in milliseconds.
 pub(crate) fn millis(ms: f64) -> String {
     if ms >= 10_000.0 { format!("{:.1} s", ms / 1000.0) } else { format!("{ms:.1} ms") }
 }
 
-/// A span such as `90s`, `10m`, `1h30m`, `500ms`, `1.5h`, as Go reads one, and `2d`.
+/// Parses a duration such as `90s`, `10m`, `1h30m`, `500ms` or `1.5h`, as Go does; and `2d`.
 pub(crate) fn span(text: &str) -> Option<Duration> {
     const UNITS: [(&str, u128); 9] = [
         ("ns", 1),
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_are_kubectls() {
+    fn ages_are_written_as_kubectl_writes_them() {
         for (seconds, text) in [
             (-5, "0s"),
             (119, "119s"),
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_add_up_and_nonsense_is_none() {
+    fn durations_add_up_and_malformed_ones_are_none() {
         assert_eq!(span("90s"), Some(Duration::from_secs(90)));
         assert_eq!(span("1h30m"), Some(Duration::from_secs(5400)));
         assert_eq!(span("500ms"), Some(Duration::from_millis(500)));

@@ -1,11 +1,11 @@
-//! The parts of a `v1.Pod` that are shown. Read from the object that the agent sends, which is Kubernetes' own shape:
-//! what an older or newer agent does not send is simply not shown.
+//! The fields of a `v1.Pod` that commands display. They are read leniently from the object that the agent sends: a field
+//! that an older or newer agent does not send is left out.
 
 use berth_api::view::PodView;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 
-/// Kubernetes writes null for empty in places.
+/// Reads null as the default: Kubernetes writes null for empty lists and objects in places.
 fn lax<'d, D: Deserializer<'d>, T: Default + Deserialize<'d>>(d: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
 }
@@ -150,7 +150,7 @@ object!(
 );
 
 impl Pod {
-    /// The pod of a view. An object that is none shows as an empty pod of that name.
+    /// The pod of a view. A malformed object gives an empty pod with the view's name.
     pub(crate) fn of(view: &PodView) -> Pod {
         let mut pod = Pod::deserialize(&view.object).unwrap_or_default();
         pod.metadata.name = view.key.name.to_string();
@@ -159,7 +159,7 @@ impl Pod {
         pod
     }
 
-    /// Every container, init containers first, each with its status where there is one.
+    /// All containers, init containers first, each with its status where there is one.
     pub(crate) fn containers(&self) -> impl Iterator<Item = Shown<'_>> {
         let of = |init: bool| {
             let (specs, list) = if init {
@@ -178,21 +178,21 @@ impl Pod {
     }
 }
 
-/// A container and its status.
+/// A container with its status.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shown<'p> {
     /// Whether it is an init container.
     pub(crate) init: bool,
-    /// Whether it is an init container that goes on running.
+    /// Whether it is a sidecar: an init container with restart policy Always.
     pub(crate) sidecar: bool,
-    /// As specified.
+    /// Its specification.
     pub(crate) spec: &'p Container,
-    /// As it is.
+    /// Its status; `None` before the agent has reported one.
     pub(crate) status: Option<&'p ContainerStatus>,
 }
 
 impl ContainerStatus {
-    /// The id without the runtime's name.
+    /// The container's id without the prefix `containerd://`.
     pub(crate) fn id(&self) -> &str {
         self.container_id.split_once("://").map_or(self.container_id.as_str(), |(_, id)| id)
     }

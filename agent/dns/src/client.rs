@@ -4,9 +4,10 @@
 //! it, [`ensure_running`] finds it answering and starts nothing.
 
 use crate::{
-    error::{Error, chain},
+    error::Error,
     proto::{Reply, Request, Status, receive, send},
 };
+use berth_core::error::Chain;
 use std::{
     convert::Infallible,
     io,
@@ -135,7 +136,7 @@ pub async fn supervise<E: From<Error> + std::error::Error>(
                     continue;
                 }
             }
-            Err(error) => tracing::error!(error = %chain(&error), "cluster DNS does not run"),
+            Err(error) => tracing::error!(error = %Chain(&error), "cluster DNS does not run"),
         }
         sleep(wait).await;
         wait = wait.saturating_mul(2).min(Duration::from_secs(2));

@@ -13,6 +13,7 @@
 //! question its deadline.
 
 use crate::cache::Key;
+use berth_core::sync::lock;
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{Name, RecordType},
@@ -21,7 +22,7 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::Duration,
 };
 use tokio::{
@@ -62,11 +63,11 @@ struct Heard {
 impl Upstreams {
     /// Replaces the servers; whether they differ from those before.
     pub fn set(&self, servers: Vec<SocketAddr>) -> bool {
-        let mut now = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = lock(&self.servers);
         let changed = *now != servers;
         if changed {
             // What was learned of the servers before says nothing of others at their addresses.
-            self.caseless.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            lock(&self.caseless).clear();
         }
         *now = servers;
         changed
@@ -74,20 +75,20 @@ impl Upstreams {
 
     /// The servers, in the order of resolv.conf.
     pub fn servers(&self) -> Vec<SocketAddr> {
-        self.servers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.servers).clone()
     }
 
     /// The same, those that were silent just now last.
     fn in_turn(&self) -> Vec<SocketAddr> {
         let mut servers = self.servers();
-        let (now, mut silent) = (Instant::now(), self.silent.lock().unwrap_or_else(PoisonError::into_inner));
+        let (now, mut silent) = (Instant::now(), lock(&self.silent));
         silent.retain(|server, since| now.duration_since(*since) < DEMOTED && servers.contains(server));
         servers.sort_by_key(|server| silent.contains_key(server));
         servers
     }
 
     fn heard(&self, server: SocketAddr, answered: bool) {
-        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut silent = lock(&self.silent);
         if answered {
             silent.remove(&server);
         } else {
@@ -133,9 +134,7 @@ impl Upstreams {
         if heard.message.metadata.response_code == ResponseCode::FormErr && query.edns.take().is_some() {
             heard = by_udp(server, &query).await?;
         }
-        let caseless = |set: &Mutex<HashSet<SocketAddr>>| {
-            set.lock().unwrap_or_else(PoisonError::into_inner).contains(&server)
-        };
+        let caseless = |set: &Mutex<HashSet<SocketAddr>>| lock(set).contains(&server);
         let believed = heard.same_case || caseless(&self.caseless);
         if believed && !heard.message.metadata.truncation {
             return Ok((heard.message, heard.wire));
@@ -144,7 +143,7 @@ impl Upstreams {
             Ok(whole) => {
                 if !whole.same_case && !believed {
                     tracing::debug!(%server, "upstream changes the case of names");
-                    self.caseless.lock().unwrap_or_else(PoisonError::into_inner).insert(server);
+                    lock(&self.caseless).insert(server);
                 }
                 Ok((whole.message, whole.wire))
             }

@@ -12,13 +12,16 @@ use crate::{
     server::hold_fifo,
     spec::{StreamPaths, StreamSpec},
 };
-use berth_core::ids::{ContainerId, PodKey, PodUid};
+use berth_core::{
+    ids::{ContainerId, PodKey, PodUid},
+    sync::lock,
+};
 use std::{
     collections::HashMap,
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Mutex as StdMutex, MutexGuard, PoisonError},
+    sync::{Mutex as StdMutex, MutexGuard},
     time::Duration,
 };
 use tokio::{
@@ -152,7 +155,7 @@ impl Client {
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<ContainerId, Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 
     fn hold(&self, id: ContainerId, pod: PodUid, paths: &StreamPaths) {

@@ -3,11 +3,8 @@
 //! Owned by the agent, but only as its starter: logd goes on when the agent ends. Where a service manager runs logd,
 //! [`ensure_running`] finds it answering and starts nothing.
 
-use crate::{
-    client::Client,
-    error::{Error, chain},
-};
-use berth_core::roots::Roots;
+use crate::{client::Client, error::Error};
+use berth_core::{error::Chain, roots::Roots};
 use berth_sys::service;
 use std::{
     convert::Infallible,
@@ -96,7 +93,7 @@ pub async fn supervise(
                     continue;
                 }
             }
-            Err(error) => tracing::error!(error = %chain(&error), "logd does not run"),
+            Err(error) => tracing::error!(error = %Chain(&error), "logd does not run"),
         }
         sleep(wait).await;
         wait = wait.saturating_mul(2).min(Duration::from_secs(2));
@@ -105,7 +102,7 @@ pub async fn supervise(
 
 async fn adopt(roots: &Roots, client: &Client) -> Infallible {
     while let Err(error) = client.adopt(roots).await {
-        tracing::warn!(error = %chain(&error), "streams of logd cannot be listed");
+        tracing::warn!(error = %Chain(&error), "streams of logd cannot be listed");
         sleep(Duration::from_secs(1)).await;
     }
     std::future::pending().await

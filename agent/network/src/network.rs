@@ -7,16 +7,18 @@ use crate::{
     verbs::Runner,
 };
 use berth_core::{
+    error::Chain,
     ids::{BootId, PodKey, PodUid},
     model::ContainerPort,
     roots::Roots,
+    sync::lock,
 };
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 use tokio::sync::RwLock;
@@ -164,14 +166,16 @@ impl Network {
         }
         let status = match self.conflist().await {
             Err(Error::Panicked(what)) => return Err(Error::Panicked(what)),
-            Err(error) => NetworkStatus { ready: false, network: None, reason: Some(chain(&error)) },
+            Err(error) => {
+                NetworkStatus { ready: false, network: None, reason: Some(Chain(&error).to_string()) }
+            }
             Ok(list) => {
                 let answer = self.inner.runner.status(&list).await;
                 let host = match &*self.inner.host.lock().await {
                     HostNetwork::Failed(why) => Some(format!("cannot prepare the host's network: {why}")),
                     HostNetwork::Untouched | HostNetwork::Prepared(_) => None,
                 };
-                let reason = answer.err().map(|e| chain(&e)).or(host);
+                let reason = answer.err().map(|e| Chain(&e).to_string()).or(host);
                 NetworkStatus { ready: reason.is_none(), network: Some(list.name), reason }
             }
         };
@@ -197,7 +201,7 @@ impl Network {
         let prepared = self.try_prepare().await;
         *host = match &prepared {
             Ok(pods) => HostNetwork::Prepared(pods.clone()),
-            Err(error) => HostNetwork::Failed(chain(error)),
+            Err(error) => HostNetwork::Failed(Chain(error).to_string()),
         };
         prepared.map(drop)
     }
@@ -209,7 +213,7 @@ impl Network {
         if self.inner.config.masquerade.is_none() {
             // An earlier life may have been configured otherwise. A host without nft or nf_tables has no rules of ours.
             if let Err(error) = host::apply(&self.inner.table, &host::no_rules(&self.inner.table)).await {
-                tracing::debug!(error = chain(&error), "no masquerade rules to remove");
+                tracing::debug!(error = %Chain(&error), "no masquerade rules to remove");
             }
             return Ok(Vec::new());
         }
@@ -218,7 +222,7 @@ impl Network {
             // Without a list that can be read nothing is attached: the rules follow with the first ADD.
             Err(error) => {
                 tracing::warn!(
-                    error = chain(&error),
+                    error = %Chain(&error),
                     "pod egress is masqueraded once there is a network configuration"
                 );
                 Vec::new()
@@ -326,7 +330,7 @@ impl Network {
             Err(error) => {
                 if let Err(left) = self.take_back(record, Some(&request.netns)).await {
                     // The file stays: a later DEL or GC tries again.
-                    tracing::warn!(pod = %request.key, error = chain(&left), "half an attachment is left");
+                    tracing::warn!(pod = %request.key, error = %Chain(&left), "half an attachment is left");
                 }
                 Err(error)
             }
@@ -498,20 +502,4 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(|_panic| Error::Panicked(what))?
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// An error with its sources, for a status line.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }

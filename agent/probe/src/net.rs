@@ -4,7 +4,7 @@
 //! sends its FIN first, so that the other end reads an orderly end of stream before the reset.
 
 use crate::action::{Endpoint, Host};
-use berth_core::probe::ProbeResult;
+use berth_core::{error::Chain, probe::ProbeResult};
 use rustix::io::Errno;
 use std::{
     error::Error as StdError,
@@ -59,25 +59,13 @@ impl AskError {
     /// A failure of the container, or nothing known where the node itself lacked something or the request could not
     /// be made.
     pub(crate) fn into_result(self) -> ProbeResult {
-        let text = chain(&self);
+        let text = Chain(&self).to_string();
         if matches!(self, AskError::Request(_)) || lacks_resources(&self) {
             ProbeResult::Unknown(text)
         } else {
             ProbeResult::Failure(text)
         }
     }
-}
-
-/// The error and its causes, joined by colons.
-pub(crate) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 fn lacks_resources(error: &(dyn StdError + 'static)) -> bool {

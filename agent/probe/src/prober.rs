@@ -6,7 +6,7 @@ use crate::{
     exec::{ExecOutcome, ExecTarget, Unsupported, client::Client},
     grpc, http, net, tls,
 };
-use berth_core::probe::ProbeResult;
+use berth_core::{error::Chain, probe::ProbeResult};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio_rustls::TlsConnector;
 
@@ -104,7 +104,7 @@ pub async fn http_hook(
     deadline: Duration,
 ) -> Result<http::HookReply, Error> {
     match tokio::time::timeout(deadline, http::hook(action, &prober.tls)).await {
-        Ok(answer) => answer.map_err(|e| Error::Hook(net::chain(&e))),
+        Ok(answer) => answer.map_err(|e| Error::Hook(Chain(&e).to_string())),
         Err(_) => Err(Error::Hook(format!("GET {}: no answer within {deadline:?}", action.endpoint))),
     }
 }

@@ -4,7 +4,7 @@
 //! work at it, and the caller gives up shortly after even if nothing answers. A containerd that was killed and
 //! started again is reached by the next call; calls that were under way fail as [`Kind::Unavailable`].
 
-use crate::error::{Error, Kind};
+use crate::error::{Answer, Error, Kind};
 use containerd_client::services::v1 as services;
 use hyper_util::rt::TokioIo;
 use std::{fmt::Display, future::Future, path::Path, time::Duration};
@@ -133,7 +133,7 @@ pub(crate) fn from_status(
     if kind == Kind::Deadline {
         return Error::Deadline { operation, subject: subject.to_string(), after: deadline };
     }
-    Error::Call { operation, subject: subject.to_string(), kind, source: Box::new(status) }
+    Error::Call { operation, subject: subject.to_string(), kind, source: Answer::from(status) }
 }
 
 fn classify(status: &Status) -> Kind {

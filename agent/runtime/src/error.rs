@@ -1,7 +1,36 @@
 //! What can go wrong between the agent and containerd, and how a failure is to be read.
 
 use berth_core::ids::{ContainerId, IdError};
-use std::{io, path::PathBuf, time::Duration};
+use std::{fmt, io, path::PathBuf, time::Duration};
+
+/// containerd's answer to a call that failed. Prints as its message alone: the gRPC code is in [`Kind`].
+#[derive(Debug)]
+pub struct Answer(Box<tonic::Status>);
+
+impl Answer {
+    /// What containerd, its shim or the OCI runtime wrote.
+    pub fn message(&self) -> &str {
+        self.0.message()
+    }
+}
+
+impl From<tonic::Status> for Answer {
+    fn from(status: tonic::Status) -> Answer {
+        Answer(Box::new(status))
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.message())
+    }
+}
+
+impl std::error::Error for Answer {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&*self.0)
+    }
+}
 
 /// How a failed call is to be taken; the caller decides by this, never by text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +82,7 @@ pub enum Error {
         kind: Kind,
         /// containerd's answer.
         #[source]
-        source: Box<tonic::Status>,
+        source: Answer,
     },
     /// A call had no answer in time.
     #[error("no answer to {operation} {subject} within {after:?}")]
@@ -209,22 +238,6 @@ impl Error {
     /// Whether nothing is known about the subject: the call may or may not have happened, and a retry is right.
     pub fn is_unknown(&self) -> bool {
         matches!(self.kind(), Kind::Unavailable | Kind::Deadline)
-    }
-
-    /// The whole chain as one line, for events and messages to people.
-    pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut next: Option<&dyn std::error::Error> = std::error::Error::source(self);
-        while let Some(error) = next {
-            text.push_str(": ");
-            let status = error.downcast_ref::<Box<tonic::Status>>().map(AsRef::as_ref);
-            match status.or_else(|| error.downcast_ref::<tonic::Status>()) {
-                Some(status) => text.push_str(status.message()),
-                None => text.push_str(&error.to_string()),
-            }
-            next = error.source();
-        }
-        text
     }
 
     pub(crate) fn file(operation: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Error {

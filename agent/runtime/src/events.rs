@@ -11,7 +11,7 @@ use crate::{
     client::{Client, RECORD, call},
     wire,
 };
-use berth_core::{ids::ContainerId, time::Wall};
+use berth_core::{error::Chain, ids::ContainerId, time::Wall};
 use containerd_client::{
     events::{TaskExit, TaskOom},
     services::v1::{PublishRequest, SubscribeRequest},
@@ -113,7 +113,7 @@ async fn open(client: &Client, namespace: &str) -> Option<Streaming<Envelope>> {
             let sent =
                 call("publish", TOPIC_HELLO, RECORD, publisher.publish(client.request(hello, RECORD))).await;
             if let Err(e) = sent {
-                tracing::debug!(error = e.chain(), "containerd takes no event");
+                tracing::debug!(error = %Chain(&e), "containerd takes no event");
                 return;
             }
             tokio::time::sleep(POKE).await;

@@ -13,7 +13,7 @@ use crate::{
     start::Stdio,
     tree, wire,
 };
-use berth_core::ids::ContainerId;
+use berth_core::{error::Chain, ids::ContainerId};
 use containerd_client::services::v1::{
     CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, StartRequest, WaitRequest,
 };
@@ -370,7 +370,7 @@ impl Drop for ExecHandle {
                 tracing::warn!(
                     container = id.short(),
                     exec = exec_id,
-                    error = e.chain(),
+                    error = %Chain(&e),
                     "exec not cleaned up"
                 );
             }

@@ -13,6 +13,7 @@ use crate::{
     wire,
 };
 use berth_core::{
+    error::Chain,
     ids::{Attempt, BootId, ContainerId, ContainerName, PodKey, PodUid, SandboxAttempt},
     time::Wall,
 };
@@ -218,7 +219,7 @@ impl Runtime {
             match candidate(container) {
                 Ok(Some(c)) => all.push(c),
                 Ok(None) => tracing::warn!(container = id, "container is labelled as ours but has no mark"),
-                Err(e) => tracing::warn!(container = id, error = e.chain(), "container record set aside"),
+                Err(e) => tracing::warn!(container = id, error = %Chain(&e), "container record set aside"),
             }
         }
     }

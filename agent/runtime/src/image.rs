@@ -11,7 +11,7 @@ use crate::{
     spec::ImageConfig,
     wire,
 };
-use berth_core::time::Wall;
+use berth_core::{sync::lock, time::Wall};
 use berth_sys::clock;
 use containerd_client::{
     services::v1::{
@@ -24,7 +24,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 #[cfg(test)]
@@ -83,11 +83,11 @@ const CACHED: usize = 1024;
 
 impl Cache {
     fn get(&self, digest: &str) -> Option<Arc<Content>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
+        lock(&self.0).get(digest).cloned()
     }
 
     fn put(&self, digest: &str, content: Arc<Content>) {
-        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = lock(&self.0);
         if map.len() >= CACHED {
             map.clear();
         }

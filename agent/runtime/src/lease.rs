@@ -6,11 +6,11 @@ use crate::{
     error::{Error, absent, present},
     record::LABEL_POD_UID,
 };
-use berth_core::ids::PodUid;
+use berth_core::{ids::PodUid, sync::lock};
 use containerd_client::services::v1::{CreateRequest, DeleteRequest, ListRequest};
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
 };
 
 /// Pods whose lease is known to exist, so that only a pod's first container pays for it.
@@ -25,7 +25,7 @@ pub(crate) fn name(pod: &PodUid) -> String {
 impl Runtime {
     /// Makes the pod's lease, unless it is there. Starting a container does it too.
     pub async fn ensure_lease(&self, pod: &PodUid) -> Result<(), Error> {
-        if self.leases().0.lock().unwrap_or_else(PoisonError::into_inner).contains(pod) {
+        if lock(&self.leases().0).contains(pod) {
             return Ok(());
         }
         let client = self.client();
@@ -35,13 +35,13 @@ impl Runtime {
         };
         let mut service = client.leases();
         present(call("make lease", pod, RECORD, service.create(client.request(request, RECORD))).await)?;
-        self.leases().0.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.clone());
+        lock(&self.leases().0).insert(pod.clone());
         Ok(())
     }
 
     /// Gives the pod's lease up: what nothing else holds is collected. Done where there is none.
     pub async fn release_lease(&self, pod: &PodUid) -> Result<(), Error> {
-        self.leases().0.lock().unwrap_or_else(PoisonError::into_inner).remove(pod);
+        lock(&self.leases().0).remove(pod);
         let client = self.client();
         let request = DeleteRequest { id: name(pod), sync: false };
         let mut service = client.leases();

@@ -31,7 +31,7 @@ mod stop;
 mod tree;
 mod wire;
 
-pub use error::{Error, Kind};
+pub use error::{Answer, Error, Kind};
 pub use events::RuntimeEvent;
 pub use exec::{ExecHandle, ExecOutput, ExecRequest};
 pub use found::{FoundContainer, FoundState};
@@ -40,7 +40,7 @@ pub use record::ExitRecord;
 pub use spec::ImageConfig;
 pub use start::{START_ERROR_EXIT_CODE, Stage, StartError, StartFailure, StartRequest, Started, Stdio};
 
-use berth_core::{ids::BootId, roots::Roots};
+use berth_core::{error::Chain, ids::BootId, roots::Roots, sync::lock};
 use client::{Client, QUERY, RECORD, call};
 use containerd_client::{
     services::v1::{PluginsRequest, sandbox::StoreCreateRequest},
@@ -50,7 +50,7 @@ use shims::{Shims, spawn::Spawner};
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -225,14 +225,14 @@ impl Runtime {
 
     fn stop_tasks(&self) {
         self.0.stop.send_replace(true);
-        let tasks = std::mem::take(&mut *self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let tasks = std::mem::take(&mut *lock(&self.0.tasks));
         for task in tasks {
             task.abort();
         }
     }
 
     fn own(&self, task: JoinHandle<()>) {
-        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+        lock(&self.0.tasks).push(task);
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -349,12 +349,12 @@ async fn look_again(
         match runtime.cri_plugin_on().await {
             Ok(cri) => runtime.0.records.store(!cri, Ordering::Relaxed),
             // Nothing is known, so nothing changes; the next opening asks again.
-            Err(e) => tracing::warn!(error = e.chain(), "cannot ask containerd for its plugins"),
+            Err(e) => tracing::warn!(error = %Chain(&e), "cannot ask containerd for its plugins"),
         }
         if runtime.own_shims().is_some()
             && let Err(e) = runtime.node_sandbox().await
         {
-            tracing::warn!(error = e.chain(), "cannot make the node's sandbox record");
+            tracing::warn!(error = %Chain(&e), "cannot make the node's sandbox record");
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     shims::Home,
     wire,
 };
+use berth_core::error::Chain;
 use berth_sys::clock;
 use containerd_client::{
     services::v1::StartRequest as StartTaskRequest,
@@ -120,7 +121,7 @@ impl Runtime {
         match shims.take(&request.shim_group, &request.id).await {
             Ok(home) => Some(home),
             Err(e) => {
-                tracing::warn!(pod = %request.key, error = e.chain(), "no shim of our own, containerd starts one");
+                tracing::warn!(pod = %request.key, error = %Chain(&e), "no shim of our own, containerd starts one");
                 None
             }
         }
@@ -229,7 +230,7 @@ impl Runtime {
                     // The remover of the record meets it again.
                     tracing::warn!(
                         container = request.id.short(),
-                        error = left.chain(),
+                        error = %Chain(&left),
                         "task of failed start left"
                     );
                 }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use berth_core::ids::ContainerId;
+use berth_core::{error::Chain, ids::ContainerId};
 use berth_runtime::{ExecRequest, Kind, Runtime};
 use serde_json::json;
 use std::time::Duration;
@@ -141,7 +141,7 @@ async fn a_dropped_handle_ends_its_process_and_no_other() {
     assert!(handle.pid > 1 && handle.start_time > 0);
     // The same id again is refused, and that leaves the first alone.
     let second = runtime.exec(request(&id, "same", "true")).await.unwrap_err();
-    assert!(matches!(second.kind(), Kind::AlreadyExists | Kind::Local), "{}", second.chain());
+    assert!(matches!(second.kind(), Kind::AlreadyExists | Kind::Local), "{}", Chain(&second));
     assert!(handle.stdio.stdout.exists());
     assert_eq!(runtime.pids(&id).await.unwrap().len(), 2);
     drop(handle);
@@ -159,7 +159,7 @@ async fn a_command_that_cannot_run_fails_and_leaves_nothing() {
     let mut missing = request(&id, "missing", "");
     missing.process = process(&["/no/such"]);
     let error = runtime.exec(missing.clone()).await.unwrap_err();
-    assert!(error.chain().contains("no such file or directory"), "{}", error.chain());
+    assert!(Chain(&error).to_string().contains("no such file or directory"), "{}", Chain(&error));
     no_exec_left(&node).await;
     // The id is free again once the failed one is cleaned up.
     missing.process = process(&["true"]);

@@ -1,4 +1,4 @@
-//! What the socket needs of the agent beside the published pods.
+//! The trait through which the servers reach the rest of the agent.
 
 use berth_api::{
     message::{ErrorCode, ExecPaths, ExecSpec, Size},
@@ -6,61 +6,60 @@ use berth_api::{
 };
 use std::{future::Future, path::PathBuf};
 
-/// That something cannot be done, for the client.
+/// The error that answers a client's request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// What kind.
+pub struct ApiError {
+    /// The kind of error, for programs.
     pub code: ErrorCode,
-    /// Why, for people.
+    /// The message, for people.
     pub message: String,
 }
 
-impl Refusal {
-    /// A refusal.
-    pub fn new(code: ErrorCode, message: impl Into<String>) -> Refusal {
-        Refusal { code, message: message.into() }
+impl ApiError {
+    /// An error with this code and message.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> ApiError {
+        ApiError { code, message: message.into() }
     }
 }
 
-/// The agent, as the socket sees it. Every call has a deadline of its own making; a call that is dropped leaves
-/// nothing behind.
+/// The agent behind its servers. Implementations give every call a deadline; a dropped call leaves nothing behind.
 pub trait Backend: Send + Sync + 'static {
-    /// A command running in a container.
+    /// A command in a container.
     type Exec: ExecSession;
 
-    /// How the node is.
+    /// The state of the node and of its parts.
     fn status(&self) -> impl Future<Output = NodeView> + Send;
 
-    /// The images of the runtime, by name.
-    fn images(&self) -> impl Future<Output = Result<Vec<ImageView>, Refusal>> + Send;
+    /// The images in the runtime, sorted by name.
+    fn images(&self) -> impl Future<Output = Result<Vec<ImageView>, ApiError>> + Send;
 
-    /// Takes an OCI archive in and gives the names of its images.
-    fn import(&self, path: PathBuf) -> impl Future<Output = Result<Vec<String>, Refusal>> + Send;
+    /// Imports an OCI archive and returns the names of its images.
+    fn import(&self, path: PathBuf) -> impl Future<Output = Result<Vec<String>, ApiError>> + Send;
 
-    /// Begins to end every pod, because the machine is shut down.
-    fn shutdown(&self, grace: u32) -> impl Future<Output = Result<(), Refusal>> + Send {
-        let refusal = format!("pods are not ended here within {grace} s");
-        async { Err(Refusal::new(ErrorCode::Unsupported, refusal)) }
+    /// Starts to terminate every pod, with at most `grace` seconds each, because the machine shuts down.
+    fn shutdown(&self, grace: u32) -> impl Future<Output = Result<(), ApiError>> + Send {
+        let message = format!("cannot terminate pods within {grace} s: this agent does not support it");
+        async { Err(ApiError::new(ErrorCode::Unsupported, message)) }
     }
 
-    /// Makes the FIFOs of a command and holds them open.
-    fn prepare_exec(&self, spec: ExecSpec) -> impl Future<Output = Result<Self::Exec, Refusal>> + Send;
+    /// Makes the FIFOs of a command and holds both ends open.
+    fn prepare_exec(&self, spec: ExecSpec) -> impl Future<Output = Result<Self::Exec, ApiError>> + Send;
 }
 
-/// A command in a container. Dropped before its end, it is killed; either way its FIFOs are removed.
+/// A command in a container. Dropping the session kills a running command and removes its FIFOs.
 pub trait ExecSession: Send + Sync + 'static {
-    /// Its FIFOs.
+    /// The paths of its FIFOs.
     fn paths(&self) -> ExecPaths;
 
-    /// Starts it, now that the client holds its ends, and gives its process id.
-    fn start(&mut self) -> impl Future<Output = Result<u32, Refusal>> + Send;
+    /// Starts the command and returns its process id. Called once the client has its ends of the FIFOs open.
+    fn start(&mut self) -> impl Future<Output = Result<u32, ApiError>> + Send;
 
-    /// Waits for its end and gives its exit code. May be dropped and called again.
-    fn wait(&mut self) -> impl Future<Output = Result<i32, Refusal>> + Send;
+    /// Waits for the command's end and returns its exit code. May be dropped and called again.
+    fn wait(&mut self) -> impl Future<Output = Result<i32, ApiError>> + Send;
 
     /// Sets the size of its terminal.
-    fn resize(&mut self, size: Size) -> impl Future<Output = Result<(), Refusal>> + Send;
+    fn resize(&mut self, size: Size) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Ends its standard input.
-    fn close_stdin(&mut self) -> impl Future<Output = Result<(), Refusal>> + Send;
+    fn close_stdin(&mut self) -> impl Future<Output = Result<(), ApiError>> + Send;
 }

@@ -1,25 +1,25 @@
-//! What can go wrong with the socket.
+//! Errors of the servers.
 
 use std::{io, path::PathBuf};
 
-/// An operation of the server that failed.
+/// A failed operation of a server.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The socket cannot be listened on.
-    #[error("listen on {path}", path = .path.display())]
+    /// The socket cannot be made.
+    #[error("cannot listen on {path}", path = .path.display())]
     Listen {
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The directory of the status files cannot be made or read.
-    #[error("keep status files in {path}", path = .path.display())]
+    /// The status files cannot be written or removed.
+    #[error("cannot keep status files in {path}", path = .path.display())]
     StatusFiles {
-        /// The directory.
+        /// The directory or file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },

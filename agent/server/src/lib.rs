@@ -1,23 +1,19 @@
-//! The agent's local socket, and the published state behind it.
+//! The servers of the agent. Today there is one, the local socket, in [`local`].
 //!
-//! - [`hub`] holds what is known of the pods and what happened to them, and wakes those who watch.
-//! - [`backend`] is what the socket needs of the agent beside that: a small trait that the wiring fills.
-//! - [`socket`] owns the listening socket and one task per connection.
-//! - [`status_files`] keeps the files by which the command line works while the agent is away.
+//! [`Backend`] is what the servers need of the rest of the agent: a small trait that the wiring implements.
 //!
-//! Invariants: publishing never waits, neither for a client nor for a disk; a client that does not read holds up its
-//! own connection and a queue no longer than the number of pods; no bytes from a client end anything but its own
-//! connection.
+//! Invariants: publishing never waits for a client or a disk; a client that does not read delays its own connection
+//! only, and its queue holds at most one entry a pod; malformed bytes end no other connection than their own.
 #![forbid(unsafe_code)]
 
-pub mod backend;
-mod connection;
+mod backend;
 mod error;
-pub mod hub;
-pub mod socket;
-pub mod status_files;
+pub mod local;
 
-pub use backend::{Backend, ExecSession, Refusal};
+pub use backend::{ApiError, Backend, ExecSession};
 pub use error::Error;
-pub use hub::{Hub, Subscription};
-pub use socket::{Server, bind};
+pub use local::{
+    socket::{Server, bind},
+    status_files,
+    watch_cache::{Subscription, WatchCache},
+};

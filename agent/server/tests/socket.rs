@@ -1,4 +1,4 @@
-//! The socket from outside: greetings, lists, watches, what breaks, who is slow.
+//! The local socket from outside: greetings, lists, watches, malformed bytes, slow readers.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use berth_api::{
@@ -14,7 +14,7 @@ use berth_core::{
     roots::Roots,
     time::Wall,
 };
-use berth_server::{Backend, ExecSession, Hub, Refusal, Server, bind, status_files};
+use berth_server::{ApiError, Backend, ExecSession, Server, WatchCache, bind, status_files};
 use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -34,7 +34,7 @@ use tokio::{
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// An agent whose commands end when told to.
+/// A fake backend whose commands end on a resize.
 #[derive(Default)]
 struct Fake {
     killed: Arc<AtomicUsize>,
@@ -59,22 +59,22 @@ impl ExecSession for FakeExec {
     fn paths(&self) -> ExecPaths {
         ExecPaths { stdout: "/out".into(), ..ExecPaths::default() }
     }
-    async fn start(&mut self) -> Result<u32, Refusal> {
+    async fn start(&mut self) -> Result<u32, ApiError> {
         Ok(7)
     }
-    async fn wait(&mut self) -> Result<i32, Refusal> {
+    async fn wait(&mut self) -> Result<i32, ApiError> {
         if self.spec.command.first().is_some_and(|c| c == "sleep") && !self.ended {
             std::future::pending::<()>().await;
         }
         self.ended = true;
         Ok(42)
     }
-    async fn resize(&mut self, _size: Size) -> Result<(), Refusal> {
+    async fn resize(&mut self, _size: Size) -> Result<(), ApiError> {
         self.ended = true;
         Ok(())
     }
-    async fn close_stdin(&mut self) -> Result<(), Refusal> {
-        Err(Refusal::new(ErrorCode::Failed, "no input"))
+    async fn close_stdin(&mut self) -> Result<(), ApiError> {
+        Err(ApiError::new(ErrorCode::Failed, "no input"))
     }
 }
 
@@ -98,13 +98,13 @@ impl Backend for Fake {
             as_of: Wall(1),
         }
     }
-    async fn images(&self) -> Result<Vec<ImageView>, Refusal> {
-        Err(Refusal::new(ErrorCode::Unavailable, "no containerd"))
+    async fn images(&self) -> Result<Vec<ImageView>, ApiError> {
+        Err(ApiError::new(ErrorCode::Unavailable, "no containerd"))
     }
-    async fn import(&self, path: PathBuf) -> Result<Vec<String>, Refusal> {
+    async fn import(&self, path: PathBuf) -> Result<Vec<String>, ApiError> {
         Ok(vec![path.display().to_string()])
     }
-    async fn prepare_exec(&self, spec: ExecSpec) -> Result<FakeExec, Refusal> {
+    async fn prepare_exec(&self, spec: ExecSpec) -> Result<FakeExec, ApiError> {
         self.made.fetch_add(1, Ordering::SeqCst);
         Ok(FakeExec { spec, ended: false, killed: Arc::clone(&self.killed) })
     }
@@ -112,7 +112,7 @@ impl Backend for Fake {
 
 struct Node {
     dir: tempfile::TempDir,
-    hub: Hub,
+    cache: WatchCache,
     fake: Arc<Fake>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
@@ -121,12 +121,12 @@ struct Node {
 impl Node {
     async fn start() -> Node {
         let dir = tempfile::Builder::new().prefix("berth-server-").tempdir().unwrap();
-        let (hub, fake) = (Hub::default(), Arc::new(Fake::default()));
+        let (cache, fake) = (WatchCache::default(), Arc::new(Fake::default()));
         let listener = bind(&dir.path().join("agent.sock")).unwrap();
         let (stop, stopped) = oneshot::channel();
-        let server = Server { hub: hub.clone(), backend: Arc::clone(&fake) };
+        let server = Server { cache: cache.clone(), backend: Arc::clone(&fake) };
         let task = tokio::spawn(server.run(listener, stopped));
-        Node { dir, hub, fake, stop: Some(stop), task }
+        Node { dir, cache, fake, stop: Some(stop), task }
     }
 
     fn socket(&self) -> PathBuf {
@@ -167,9 +167,9 @@ async fn until_synced(client: &mut Client) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_question_has_its_answer_on_one_connection() {
+async fn every_request_is_answered_on_one_connection() {
     let node = Node::start().await;
-    node.hub.publish(pod(1));
+    node.cache.publish(pod(1));
     let mut client = node.client().await;
     assert_eq!(client.agent, Hello::ours());
     assert_eq!(client.pods(SOON).await.unwrap(), [pod(1)]);
@@ -185,30 +185,30 @@ async fn every_question_has_its_answer_on_one_connection() {
     assert_eq!(imported, Reply::Imported { names: vec!["/a".into()] });
     let involved = Involved::Pod { key: pod(1).key, uid: pod(1).uid };
     let event = EventRecord::once(involved, Event::normal("Started", "m"), Wall(1));
-    node.hub.event(event.clone());
+    node.cache.event(event.clone());
     let events = client.ask(&Request::Events { pod: None }, SOON).await.unwrap();
     assert_eq!(events, Reply::Events { events: vec![event] });
     node.end().await;
 }
 
 #[tokio::test]
-async fn a_watch_is_told_at_once_and_in_order() {
+async fn a_watch_delivers_changes_at_once_and_in_order() {
     let node = Node::start().await;
-    node.hub.publish(pod(1));
+    node.cache.publish(pod(1));
     let mut watch = node.client().await;
     watch.send(&Request::Pods { watch: true }).await.unwrap();
     assert_eq!(until_synced(&mut watch).await, ["d/p1"]);
-    node.hub.publish(pod(2));
-    node.hub.publish(PodView { ready: true, ..pod(1) });
+    node.cache.publish(pod(2));
+    node.cache.publish(PodView { ready: true, ..pod(1) });
     assert_eq!(next(&mut watch).await, Reply::Pod { pod: Box::new(pod(2)) });
     assert_eq!(next(&mut watch).await, Reply::Pod { pod: Box::new(PodView { ready: true, ..pod(1) }) });
-    node.hub.remove(&pod(1).uid);
+    node.cache.remove(&pod(1).uid);
     assert_eq!(next(&mut watch).await, Reply::Removed { uid: pod(1).uid, key: pod(1).key });
     // From publishing to reading in another task: no polling lies between.
     let mut took = Vec::new();
     for _ in 0..200 {
         let begun = Instant::now();
-        node.hub.publish(pod(3));
+        node.cache.publish(pod(3));
         next(&mut watch).await;
         took.push(begun.elapsed());
     }
@@ -220,7 +220,7 @@ async fn a_watch_is_told_at_once_and_in_order() {
 }
 
 #[tokio::test]
-async fn who_does_not_read_holds_up_nobody_and_is_told_to_begin_anew() {
+async fn a_slow_watcher_delays_no_other_and_gets_one_resync() {
     let node = Node::start().await;
     let mut slow = node.client().await;
     slow.send(&Request::Pods { watch: true }).await.unwrap();
@@ -231,13 +231,13 @@ async fn who_does_not_read_holds_up_nobody_and_is_told_to_begin_anew() {
     let filler = "x".repeat(4000);
     let object = serde_json::json!({ "filler": filler });
     // More pods than a queue holds, more bytes than a socket does; each is gone again but the last.
-    let all = 3 * berth_server::hub::QUEUE;
+    let all = 3 * berth_server::local::watch_cache::QUEUE;
     for n in 0..all {
-        node.hub.publish(PodView { object: object.clone(), ..pod(n) });
+        node.cache.publish(PodView { object: object.clone(), ..pod(n) });
         let told = next(&mut quick).await;
         assert!(matches!(&told, Reply::Pod { pod: p } if p.uid == pod(n).uid), "{told:?}");
         if n + 1 < all {
-            node.hub.remove(&pod(n).uid);
+            node.cache.remove(&pod(n).uid);
             assert!(matches!(next(&mut quick).await, Reply::Removed { .. }));
         }
     }
@@ -301,7 +301,7 @@ async fn a_command_ends_with_its_client() {
 }
 
 #[tokio::test]
-async fn strangers_are_told_why_and_newer_clients_go_on() {
+async fn incompatible_clients_get_the_versions_and_newer_ones_are_served() {
     let node = Node::start().await;
     let mut stream = UnixStream::connect(node.socket()).await.unwrap();
     let later = serde_json::json!({"protocol": 9, "oldest": 8, "version": "later"});
@@ -333,7 +333,7 @@ async fn strangers_are_told_why_and_newer_clients_go_on() {
 }
 
 #[tokio::test]
-async fn the_socket_of_the_dead_is_replaced_also_while_somebody_has_its_descriptor() {
+async fn a_dead_agents_socket_is_replaced_even_while_its_descriptor_is_open() {
     let node = Node::start().await;
     let mode = std::fs::metadata(node.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
@@ -354,14 +354,14 @@ async fn the_socket_of_the_dead_is_replaced_also_while_somebody_has_its_descript
 }
 
 #[tokio::test]
-async fn the_files_follow_and_leftovers_are_swept() {
+async fn status_files_follow_the_pods_and_leftovers_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "x");
     status_files::prepare(&roots).unwrap();
     std::fs::write(files::pod_file(&roots, &pod(9).uid), "{").unwrap();
-    let hub = Hub::default();
+    let cache = WatchCache::default();
     let (stop, stopped) = oneshot::channel();
-    let keeper = tokio::spawn(status_files::keep(hub.clone(), roots.clone(), stopped));
+    let keeper = tokio::spawn(status_files::keep(cache.clone(), roots.clone(), stopped));
     let shown = |what: Vec<(PodView, usize)>| {
         let roots = roots.clone();
         async move {
@@ -378,19 +378,19 @@ async fn the_files_follow_and_leftovers_are_swept() {
         }
     };
     tokio::task::yield_now().await;
-    hub.publish(pod(1));
-    hub.publish(pod(2));
+    cache.publish(pod(1));
+    cache.publish(pod(2));
     shown(vec![(pod(1), 0), (pod(2), 0)]).await;
     let event = Event::warning("BackOff", "m");
     let involved = Involved::Pod { key: pod(2).key, uid: pod(2).uid };
-    hub.event(EventRecord::once(involved, event, Wall(1)));
-    hub.remove(&pod(1).uid);
+    cache.event(EventRecord::once(involved, event, Wall(1)));
+    cache.remove(&pod(1).uid);
     shown(vec![(pod(2), 1)]).await;
     assert_eq!(files::read_pods(&roots).unwrap().1.len(), 1, "the torn file is told");
-    status_files::sweep(&hub, &roots).unwrap();
+    status_files::cleanup(&cache, &roots).unwrap();
     assert_eq!(files::read_pods(&roots).unwrap().1.len(), 0);
     // What changes last is written before the end.
-    hub.publish(PodView { ready: true, ..pod(2) });
+    cache.publish(PodView { ready: true, ..pod(2) });
     drop(stop);
     timeout(SOON, keeper).await.unwrap().unwrap();
     assert_eq!(files::read_pods(&roots).unwrap().0.first().unwrap().pod, PodView { ready: true, ..pod(2) });
@@ -415,7 +415,7 @@ async fn no_bytes_harm_it() {
     const FRAMES: usize = 100_000;
     const PER_CONNECTION: usize = 250;
     let node = Node::start().await;
-    (0..3).for_each(|n| node.hub.publish(pod(n)));
+    (0..3).for_each(|n| node.cache.publish(pod(n)));
     let corpus: Vec<String> = [
         r#"{"op":"status"}"#,
         r#"{"op":"pods","watch":false}"#,

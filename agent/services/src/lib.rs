@@ -46,9 +46,3 @@ pub use veth::{VethError, VethPair, veth_pair};
 pub use wanted::{NodeFacts, Notice, NoticeReason, Transport, Wanted, WantedPort};
 
 pub use berth_ebpf_loader::Sizes;
-
-/// An error and what caused it, on one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |e| e.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}

@@ -12,6 +12,7 @@ use crate::{
     fields::{self, FieldError},
 };
 use berth_core::{
+    error::Chain,
     ids::Namespace,
     model::{Container, EnvFromSource, EnvValue, KeyRef, KeyedData, Objects, Pod},
 };
@@ -62,10 +63,7 @@ pub enum EnvError {
 impl EnvError {
     /// The text for people: this error and its cause.
     pub fn message(&self) -> String {
-        match self {
-            EnvError::Field { source, .. } => format!("{self}: {source}"),
-            _ => self.to_string(),
-        }
+        Chain(self).to_string()
     }
 }
 

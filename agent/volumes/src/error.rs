@@ -2,10 +2,11 @@
 
 use crate::fields::FieldError;
 use berth_core::{
+    error::Chain,
     event::Event,
     ids::{ContainerName, VolumeName},
 };
-use std::{error::Error as _, fmt, io, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
 
 /// The kinds of objects that pods take files and variables from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -242,17 +243,10 @@ impl Error {
     /// The text for people: this error and its causes. Causes of sub-path errors are left out, since they may tell
     /// about the node's own files.
     pub fn message(&self) -> String {
-        let mut text = self.to_string();
-        if matches!(self, Error::SubPathCreate { .. } | Error::SubPathPrepare { .. }) {
-            return text;
+        match self {
+            Error::SubPathCreate { .. } | Error::SubPathPrepare { .. } => self.to_string(),
+            _ => Chain(self).to_string(),
         }
-        let mut cause = self.source();
-        while let Some(e) = cause {
-            text.push_str(": ");
-            text.push_str(&e.to_string());
-            cause = e.source();
-        }
-        text
     }
 
     /// The `FailedMount` event of a [`Volumes::mount`](crate::Volumes::mount) that failed.

@@ -5,6 +5,7 @@ use crate::{
     load::{is_loaded, load_maps},
     sizes,
 };
+use berth_core::error::Chain;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal},
@@ -114,14 +115,7 @@ pub fn child_main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     match load_maps(&Pins::new(dir), OBJECT, &entries, |_| {}) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            let mut text = e.to_string();
-            let mut cause = std::error::Error::source(&e);
-            while let Some(e) = cause {
-                text.push_str(": ");
-                text.push_str(&e.to_string());
-                cause = e.source();
-            }
-            eprintln!("{}", tail(&text));
+            eprintln!("{}", tail(&Chain(&e).to_string()));
             ExitCode::FAILURE
         }
     }

@@ -11,7 +11,7 @@ use crate::{
     wait::{self, PATIENCE},
 };
 use anyhow::{Context, Result, bail, ensure};
-use berth_core::{ids::NodeName, roots::Roots};
+use berth_core::{ids::NodeName, roots::Roots, sync::lock};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::{
@@ -20,7 +20,7 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -478,7 +478,7 @@ impl TestNode {
     /// # Errors
     /// Something of it does not start.
     pub fn prepare(build: Build) -> Result<TestNode> {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = lock(&ALONE);
         let dir = tempfile::Builder::new().prefix("berth-node-").tempdir_in("/tmp")?;
         let programs = tools::programs(build)?;
         let node = Node::new(

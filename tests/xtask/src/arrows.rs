@@ -37,7 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The Service data plane: abi is the language, decide is shared by programs, tests and `berth trace`.
     ("berth-ebpf-abi", &[]),
     ("berth-ebpf-decide", &["berth-ebpf-abi"]),
-    ("berth-ebpf-loader", &["berth-ebpf-abi", "berth-ebpf-decide"]),
+    ("berth-ebpf-loader", &["berth-core", "berth-ebpf-abi", "berth-ebpf-decide"]),
     ("berth-services", &["berth-core", "berth-sys", "berth-ebpf-abi", "berth-ebpf-loader"]),
     ("berth-dns", &["berth-core", "berth-sys"]),
     // Needs no agent.

@@ -12,6 +12,7 @@ use berth_core::{
     ids::PodUid,
     model::{EndpointSlice, Service},
     roots::Roots,
+    sync::lock,
     time::Wall,
 };
 use berth_dns::{PodNames, Publisher, build};
@@ -26,7 +27,7 @@ use serde_json::Value;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 /// The most that is read of `services.json`: some hundred thousand Services.
@@ -51,7 +52,7 @@ pub(super) struct World {
 
 impl World {
     fn latest(&self) -> Vec<Arc<Snapshot>> {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.latest).clone()
     }
 }
 
@@ -159,7 +160,7 @@ struct State {
 
 impl Shown {
     fn set(&self, health: &DatapathHealth) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0);
         state.since = match (health.failures.is_empty(), state.since) {
             (true, _) => None,
             (false, since) => Some(since.unwrap_or_else(clock::wall)),
@@ -169,7 +170,7 @@ impl Shown {
 
     /// For people.
     pub(crate) fn get(&self) -> Health {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.0);
         let health = &state.health;
         match (state.since, health.hooked) {
             (Some(since), hooked) => {

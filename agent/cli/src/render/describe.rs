@@ -1,4 +1,4 @@
-//! `berth describe pod`: everything that is known of one pod, and how it came about.
+//! Page of `berth describe pod`: specification, status, events and last actions of one pod.
 
 use super::pods;
 use crate::{state::Offline, table::plain, time, v1};
@@ -7,7 +7,7 @@ use berth_core::{event::EventRecord, time::Wall};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Lines under headings.
+/// A page of indented lines under headings. Empty fields are left out.
 #[derive(Default)]
 struct Page(String);
 
@@ -29,41 +29,16 @@ impl Page {
     }
 }
 
-/// The page.
+/// The page of a pod.
 pub(crate) fn page(view: &PodView, events: &[EventRecord], offline: Option<&Offline>, now: Wall) -> String {
     let pod = v1::Pod::of(view);
     let mut page = Page::default();
     let p = &mut page;
-    p.field(0, "Name", &pod.metadata.name);
-    p.field(0, "Namespace", &pod.metadata.namespace);
-    p.field(0, "UID", &pod.metadata.uid);
-    p.field(0, "Node", &pod.spec.node_name);
-    p.field(0, "Source", &view.file.as_ref().map(|f| f.display().to_string()).unwrap_or_default());
-    p.field(0, "Labels", &pairs(&pod.metadata.labels));
-    p.field(0, "Annotations", &pairs(&pod.metadata.annotations));
-    p.field(0, "Status", &pods::state(&pod, view));
-    p.field(0, "Phase", &pod.status.phase);
-    p.field(0, "Reason", &pod.status.reason);
-    p.field(0, "Message", &pod.status.message);
-    let (ready, all) = pods::ready(&pod);
-    p.field(0, "Ready", &format!("{ready}/{all}"));
-    p.field(0, "Waiting for", view.waiting_for.as_deref().unwrap_or_default());
-    if let Some(at) = view.next_try {
-        p.field(0, "Next try", &format!("{} ({})", time::stamp(at), time::until(at, now)));
-    }
-    p.field(0, "Held", view.held.as_deref().unwrap_or_default());
-    let ips: Vec<&str> = pod.status.pod_ips.iter().map(|a| a.ip.as_str()).collect();
-    p.field(0, "IPs", &ips.join(", "));
-    p.field(0, "Host network", if pod.spec.host_network { "yes" } else { "" });
-    p.field(0, "QoS class", &pod.status.qos_class);
-    p.field(0, "Restart policy", &pod.spec.restart_policy);
-    let grace = pod.spec.termination_grace_period_seconds;
-    p.field(0, "Grace period", &grace.map(|s| format!("{s}s")).unwrap_or_default());
-    p.field(0, "Created", &since(&pod.metadata.creation_timestamp, now));
-    p.field(0, "Started", &since(&pod.status.start_time, now));
+    identity(p, &pod, view);
+    status(p, &pod, view, now);
+    specification(p, &pod, now);
     let as_of = offline.map_or("", |_| " (agent not running)");
     p.field(0, "As of", &format!("{}{as_of}", time::stamp(view.as_of)));
-
     for (init, name) in [(true, "Init containers"), (false, "Containers")] {
         let list: Vec<_> = pod.containers().filter(|c| c.init == init).collect();
         if !list.is_empty() {
@@ -71,18 +46,7 @@ pub(crate) fn page(view: &PodView, events: &[EventRecord], offline: Option<&Offl
             list.iter().for_each(|c| container(p, *c, view, now));
         }
     }
-    if !pod.status.conditions.is_empty() {
-        p.head(0, "Conditions");
-        for c in &pod.status.conditions {
-            let because = [c.reason.as_str(), c.message.as_str()]
-                .into_iter()
-                .filter(|t| !t.is_empty())
-                .collect::<Vec<_>>()
-                .join(": ");
-            let since = time::age(time::parse(&c.last_transition_time), now);
-            p.line(1, &format!("{:<27}{:<9}{since:<8}{because}", c.r#type, c.status));
-        }
-    }
+    conditions(p, &pod.status.conditions, now);
     if !pod.spec.volumes.is_empty() {
         p.head(0, "Volumes");
         pod.spec.volumes.iter().for_each(|v| p.line(1, &volume(v)));
@@ -96,6 +60,55 @@ pub(crate) fn page(view: &PodView, events: &[EventRecord], offline: Option<&Offl
         events.iter().for_each(|e| p.line(1, &super::events::line(e, now)));
     }
     page.0
+}
+
+fn identity(p: &mut Page, pod: &v1::Pod, view: &PodView) {
+    p.field(0, "Name", &pod.metadata.name);
+    p.field(0, "Namespace", &pod.metadata.namespace);
+    p.field(0, "UID", &pod.metadata.uid);
+    p.field(0, "Node", &pod.spec.node_name);
+    p.field(0, "Source", &view.file.as_ref().map(|f| f.display().to_string()).unwrap_or_default());
+    p.field(0, "Labels", &pairs(&pod.metadata.labels));
+    p.field(0, "Annotations", &pairs(&pod.metadata.annotations));
+}
+
+fn status(p: &mut Page, pod: &v1::Pod, view: &PodView, now: Wall) {
+    p.field(0, "Status", &pods::state(pod, view));
+    p.field(0, "Phase", &pod.status.phase);
+    p.field(0, "Reason", &pod.status.reason);
+    p.field(0, "Message", &pod.status.message);
+    let (ready, all) = pods::ready(pod);
+    p.field(0, "Ready", &format!("{ready}/{all}"));
+    p.field(0, "Waiting for", view.waiting_for.as_deref().unwrap_or_default());
+    if let Some(at) = view.next_try {
+        p.field(0, "Next try", &format!("{} ({})", time::stamp(at), time::until(at, now)));
+    }
+    p.field(0, "Held", view.held.as_deref().unwrap_or_default());
+    let ips: Vec<&str> = pod.status.pod_ips.iter().map(|a| a.ip.as_str()).collect();
+    p.field(0, "IPs", &ips.join(", "));
+}
+
+fn specification(p: &mut Page, pod: &v1::Pod, now: Wall) {
+    p.field(0, "Host network", if pod.spec.host_network { "yes" } else { "" });
+    p.field(0, "QoS class", &pod.status.qos_class);
+    p.field(0, "Restart policy", &pod.spec.restart_policy);
+    let grace = pod.spec.termination_grace_period_seconds;
+    p.field(0, "Grace period", &grace.map(|s| format!("{s}s")).unwrap_or_default());
+    p.field(0, "Created", &since(&pod.metadata.creation_timestamp, now));
+    p.field(0, "Started", &since(&pod.status.start_time, now));
+}
+
+fn conditions(p: &mut Page, conditions: &[v1::Condition], now: Wall) {
+    if conditions.is_empty() {
+        return;
+    }
+    p.head(0, "Conditions");
+    for c in conditions {
+        let texts = [c.reason.as_str(), c.message.as_str()].into_iter().filter(|t| !t.is_empty());
+        let because = texts.collect::<Vec<_>>().join(": ");
+        let since = time::age(time::parse(&c.last_transition_time), now);
+        p.line(1, &format!("{:<27}{:<9}{since:<8}{because}", c.r#type, c.status));
+    }
 }
 
 fn pairs(map: &BTreeMap<String, String>) -> String {
@@ -173,7 +186,7 @@ fn scalar(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// As `kubectl describe` writes probes.
+/// A probe as `kubectl describe` writes it.
 fn probe(probe: &Value) -> String {
     let at = |path: &str| probe.pointer(path).map(scalar).unwrap_or_default();
     let asks = if probe.get("httpGet").is_some() {
@@ -225,7 +238,7 @@ fn action(p: &mut Page, a: &ActionView) {
     }
 }
 
-/// With milliseconds: what follows what is seen at a fast_path.
+/// A time with milliseconds, so that the order of actions is visible.
 fn precise(at: Wall) -> String {
     let stamp = time::stamp(at);
     let ms = at.0.rem_euclid(1_000_000_000) / 1_000_000;

@@ -1,4 +1,4 @@
-//! `berth events`, and events where they are part of another page.
+//! Table and JSON of `berth events`, and the events of other pages.
 
 use crate::{
     table::{Table, plain},
@@ -10,7 +10,7 @@ use berth_core::{
 };
 use serde_json::{Value, json};
 
-/// One line.
+/// An event as one line.
 pub(crate) fn line(e: &EventRecord, now: Wall) -> String {
     let times = if e.count > 1 {
         format!(" (x{} over {})", e.count, time::age(Some(e.first), now))
@@ -21,8 +21,8 @@ pub(crate) fn line(e: &EventRecord, now: Wall) -> String {
     plain(&format!("{ago} ago{times}  {}  {}  {}", object(e), e.event.reason, e.event.message))
 }
 
-/// Whether it is about the Service of that name: `namespace/name`, or `name` in any namespace, with or without
-/// `service/` before it.
+/// Whether an event is about the Service of this name: `namespace/name`, or `name` in any namespace, with or without the
+/// prefix `service/`.
 pub(crate) fn is_of_service(e: &EventRecord, name: &str) -> bool {
     let Involved::Service { key, .. } = &e.involved else { return false };
     let name = name.strip_prefix("service/").or(name.strip_prefix("svc/")).unwrap_or(name);
@@ -37,7 +37,7 @@ fn object(e: &EventRecord) -> String {
     match (&e.involved, &e.event.container) {
         (Involved::Pod { .. }, Some(container)) => format!("{key}/{container}"),
         (Involved::Pod { .. }, None) => key.to_string(),
-        // What has no kind is a pod.
+        // A name without a kind is a pod's.
         (Involved::Service { .. }, _) => format!("service {key}"),
     }
 }
@@ -49,7 +49,7 @@ fn kind(e: &EventRecord) -> &'static str {
     }
 }
 
-/// The table.
+/// The table of events.
 pub(crate) fn table(events: &[EventRecord], now: Wall) -> Table {
     let mut table = Table::new(&["LAST SEEN", "COUNT", "TYPE", "REASON", "OBJECT", "MESSAGE"]);
     for e in events {
@@ -65,7 +65,7 @@ pub(crate) fn table(events: &[EventRecord], now: Wall) -> Table {
     table
 }
 
-/// As `v1.Event`s.
+/// The events as `v1.Event`s.
 pub(crate) fn json(events: &[EventRecord]) -> Vec<Value> {
     events
         .iter()
@@ -82,7 +82,7 @@ pub(crate) fn json(events: &[EventRecord]) -> Vec<Value> {
                 "apiVersion": "v1", "kind": "Event",
                 "metadata": {
                     "namespace": key.namespace,
-                    // The nanosecond in which it was first told sets it apart from the others of its object.
+                    // The nanosecond of the first occurrence makes the name unique among the object's events.
                     "name": format!("{}.{:x}", key.name, e.first.0),
                     "creationTimestamp": time::stamp(e.first),
                 },

@@ -1,11 +1,12 @@
-//! `berth images`. As JSON each as one of `v1.Node`'s `status.images`, with its digest and time besides.
+//! Table and JSON of `berth images`. The JSON items have the fields of `v1.Node`'s `status.images`, and the digest and time
+//! besides.
 
 use crate::{table::Table, time};
 use berth_api::view::ImageView;
 use berth_core::time::Wall;
 use serde_json::{Value, json};
 
-/// The table.
+/// The table of images.
 pub(crate) fn table(images: &[ImageView], now: Wall) -> Table {
     let mut table = Table::new(&["NAME", "DIGEST", "SIZE", "AGE"]);
     for i in images {
@@ -16,7 +17,7 @@ pub(crate) fn table(images: &[ImageView], now: Wall) -> Table {
     table
 }
 
-/// A list.
+/// The JSON list of images.
 pub(crate) fn json(images: &[ImageView]) -> Value {
     let items: Vec<Value> = images
         .iter()

@@ -1,18 +1,18 @@
-//! `berth pods`.
+//! Table of `berth pods`.
 
 use super::why;
 use crate::{table::Table, time, v1};
 use berth_api::view::PodView;
 use berth_core::time::Wall;
 
-/// Whether the wide form.
+/// The columns of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     Table,
     Wide,
 }
 
-/// An empty table.
+/// An empty table with the form's header.
 pub(crate) fn table(form: Form) -> Table {
     match form {
         Form::Table => {
@@ -33,15 +33,15 @@ pub(crate) fn table(form: Form) -> Table {
     }
 }
 
-/// The column that changes by itself.
+/// Index of the AGE column, the only one that changes without a change of the pod.
 pub(crate) const AGE: usize = 5;
 
-/// Adds a pod.
+/// Adds the row of a pod.
 pub(crate) fn row(table: &mut Table, form: Form, view: &PodView, now: Wall) {
     table.row(cells(form, view, now));
 }
 
-/// The cells of a pod.
+/// The cells of a pod's row.
 pub(crate) fn cells(form: Form, view: &PodView, now: Wall) -> Vec<String> {
     let pod = v1::Pod::of(view);
     let (ready, all) = ready(&pod);
@@ -65,7 +65,7 @@ pub(crate) fn cells(form: Form, view: &PodView, now: Wall) -> Vec<String> {
     cells
 }
 
-/// Containers that are ready and all that count: the main ones and sidecars.
+/// The numbers of ready containers and of all; main containers and sidecars count.
 pub(crate) fn ready(pod: &v1::Pod) -> (usize, usize) {
     let counted: Vec<_> = pod.containers().filter(|c| !c.init || c.sidecar).collect();
     let ready =
@@ -73,7 +73,7 @@ pub(crate) fn ready(pod: &v1::Pod) -> (usize, usize) {
     (ready, counted.len())
 }
 
-/// The STATUS column, as `kubectl` puts it together (`printPod`).
+/// The STATUS column, computed as `kubectl` does (`printPod`).
 pub(crate) fn state(pod: &v1::Pod, view: &PodView) -> String {
     if view.terminating {
         return "Terminating".to_owned();
@@ -107,7 +107,7 @@ fn ended(t: &v1::Terminated) -> String {
 }
 
 fn initialising(pod: &v1::Pod) -> Option<String> {
-    // One that was initialized once is so for good, whatever its sidecars do.
+    // A pod that was initialized once stays so, whatever its sidecars do.
     if pod.status.conditions.iter().any(|c| c.r#type == "Initialized" && c.status == "True") {
         return None;
     }

@@ -1,4 +1,4 @@
-//! `berth ps`: containers. As JSON:
+//! Table and JSON of `berth ps`. The JSON:
 //!
 //! ```json
 //! {"apiVersion": "berth/v1", "kind": "ContainerList", "items": [{
@@ -6,7 +6,7 @@
 //!   "state": "running", "reason": null, "ready": true, "restarts": 0, "exitCode": null,
 //!   "pid": 4242, "id": "…", "image": "…", "imageID": "…", "startedAt": "…", "finishedAt": null}]}
 //! ```
-//! `state` is `running`, `waiting` or `terminated`; what is not known is null.
+//! `state` is `running`, `waiting` or `terminated`; unknown fields are null.
 
 use crate::{
     table::{Table, plain},
@@ -16,7 +16,7 @@ use berth_api::view::PodView;
 use berth_core::time::Wall;
 use serde_json::{Value, json};
 
-/// The table of the containers of these pods, or of one container of theirs.
+/// The table of these pods' containers, or of the containers named `only`.
 pub(crate) fn table(pods: &[PodView], only: Option<&str>, wide: bool, now: Wall) -> Table {
     let mut head = vec!["CONTAINER", "STATE", "RESTARTS", "PID", "ID", "IMAGE", "AGE"];
     if wide {
@@ -46,7 +46,7 @@ pub(crate) fn table(pods: &[PodView], only: Option<&str>, wide: bool, now: Wall)
     table
 }
 
-/// The same as JSON.
+/// The JSON list of these pods' containers, or of the containers named `only`.
 pub(crate) fn json(pods: &[PodView], only: Option<&str>) -> Value {
     let mut items = Vec::new();
     for view in pods {
@@ -89,7 +89,7 @@ fn pid(view: &PodView, id: &str) -> Option<u32> {
     view.containers.iter().find(|c| c.id.as_str() == id).map(|c| c.pid)
 }
 
-/// What a container does, in a word or two.
+/// The STATE column of a container.
 pub(crate) fn state(c: v1::Shown<'_>, now: Wall) -> String {
     let Some(status) = c.status else { return "Waiting".to_owned() };
     match (&status.state.running, &status.state.terminated, &status.state.waiting) {
@@ -112,7 +112,7 @@ fn since(c: v1::Shown<'_>) -> Option<Wall> {
     time::parse(started.or(state.terminated.as_ref().map(|t| &t.started_at))?)
 }
 
-/// Names only, one a line.
+/// The containers' names, one a line.
 pub(crate) fn names(pods: &[PodView], only: Option<&str>) -> String {
     let mut text = String::new();
     for view in pods {

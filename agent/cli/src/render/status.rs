@@ -1,4 +1,4 @@
-//! `berth status`: the node on one page, its problems last. As JSON the same facts, with `problems` as a list.
+//! Page of `berth status`: the node's state, then its problems. The JSON has the same facts, with `problems` as a list.
 
 use super::why;
 use crate::{state::State, table::plain, time, v1};
@@ -10,20 +10,22 @@ use berth_core::{
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// Warnings shown.
+/// Most warnings on the page.
 const WARNINGS: usize = 5;
 
-/// What is shown.
+/// The facts of the page.
 #[derive(Debug)]
 pub(crate) struct Page<'s> {
+    /// The node's view; `None` where no agent has left one.
     pub(crate) node: Option<&'s NodeView>,
+    /// The pods and events.
     pub(crate) state: &'s State,
-    /// Whether the agent's process of the page still runs, where it does not answer.
+    /// Whether the agent's process runs although the agent does not answer.
     pub(crate) stuck: bool,
 }
 
 impl Page<'_> {
-    /// Everything that somebody should look at, one line each.
+    /// The problems that need attention, one line each.
     pub(crate) fn problems(&self, now: Wall) -> Vec<String> {
         let mut problems = Vec::new();
         if let Some(offline) = &self.state.offline {
@@ -68,60 +70,17 @@ impl Page<'_> {
         problems
     }
 
-    /// For people.
+    /// The page as text.
     pub(crate) fn text(&self, now: Wall) -> String {
         let mut text = String::new();
         let mut line = |name: &str, value: String| {
             text.push_str(&format!("{name:<12}{}\n", plain(&value)));
         };
         match self.node {
-            Some(node) => {
-                line("Node", node.node.to_string());
-                let since =
-                    format!("since {} ({})", time::stamp(node.since), time::age(Some(node.since), now));
-                match &self.state.offline {
-                    None => line("Agent", format!("{}, process {}, {since}", node.version, node.pid)),
-                    Some(_) if self.stuck => {
-                        line(
-                            "Agent",
-                            format!("does not answer: {}, process {}, {since}", node.version, node.pid),
-                        );
-                    }
-                    Some(_) => {
-                        line("Agent", format!("not running; was {}, process {}", node.version, node.pid))
-                    }
-                }
-                if self.state.offline.is_none() {
-                    for (name, health) in parts(node) {
-                        line(name, show(health));
-                    }
-                    if let Some(addresses) = &node.addresses {
-                        line("Addresses", self::addresses(addresses));
-                    }
-                }
-                for source in &node.sources {
-                    let listed = if source.listed { "" } else { ", not listed" };
-                    let bad = match source.errors.len() {
-                        0 => String::new(),
-                        n => format!(", {n} errors"),
-                    };
-                    line("Manifests", format!("{}: {} pods{listed}{bad}", source.dir.display(), source.pods));
-                }
-            }
+            Some(node) => self.node_lines(node, now, &mut line),
             None => line("Agent", "not running".to_owned()),
         }
-        let mut phases: BTreeMap<String, usize> = BTreeMap::new();
-        for view in &self.state.pods {
-            let count = phases.entry(v1::Pod::of(view).status.phase).or_default();
-            *count = count.saturating_add(1);
-        }
-        let ready = self.state.pods.iter().filter(|p| p.ready).count();
-        let all: Vec<String> = phases.iter().map(|(phase, n)| format!("{n} {phase}")).collect();
-        let mut pods = format!("{}", self.state.pods.len());
-        if !all.is_empty() {
-            pods.push_str(&format!(": {}; {ready} ready", all.join(", ")));
-        }
-        line("Pods", pods);
+        line("Pods", self.pods());
         if let Some(offline) = &self.state.offline {
             line("As of", offline.as_of.map_or_else(|| "never".to_owned(), time::stamp));
         }
@@ -144,7 +103,54 @@ impl Page<'_> {
         text
     }
 
-    /// For programs.
+    /// The lines about the agent, the parts of the node and its sources.
+    fn node_lines(&self, node: &NodeView, now: Wall, line: &mut impl FnMut(&str, String)) {
+        line("Node", node.node.to_string());
+        let since = format!("since {} ({})", time::stamp(node.since), time::age(Some(node.since), now));
+        let process = format!("{}, process {}", node.version, node.pid);
+        line(
+            "Agent",
+            match &self.state.offline {
+                None => format!("{process}, {since}"),
+                Some(_) if self.stuck => format!("does not answer: {process}, {since}"),
+                Some(_) => format!("not running; was {process}"),
+            },
+        );
+        if self.state.offline.is_none() {
+            for (name, health) in parts(node) {
+                line(name, show(health));
+            }
+            if let Some(addresses) = &node.addresses {
+                line("Addresses", self::addresses(addresses));
+            }
+        }
+        for source in &node.sources {
+            let listed = if source.listed { "" } else { ", not listed" };
+            let bad = match source.errors.len() {
+                0 => String::new(),
+                n => format!(", {n} errors"),
+            };
+            line("Manifests", format!("{}: {} pods{listed}{bad}", source.dir.display(), source.pods));
+        }
+    }
+
+    /// The number of pods, of each phase, and of ready ones.
+    fn pods(&self) -> String {
+        let mut phases: BTreeMap<String, usize> = BTreeMap::new();
+        for view in &self.state.pods {
+            let count = phases.entry(v1::Pod::of(view).status.phase).or_default();
+            *count = count.saturating_add(1);
+        }
+        let ready = self.state.pods.iter().filter(|p| p.ready).count();
+        let phases: Vec<String> = phases.iter().map(|(phase, n)| format!("{n} {phase}")).collect();
+        let mut pods = self.state.pods.len().to_string();
+        if !phases.is_empty() {
+            pods.push_str(&format!(": {}; {ready} ready", phases.join(", ")));
+        }
+        pods
+    }
+
+    /// The page as JSON.
     pub(crate) fn json(&self, now: Wall) -> Result<Value, serde_json::Error> {
         let pods: Vec<Value> = self
             .state
@@ -200,7 +206,7 @@ fn parts(node: &NodeView) -> Vec<(&'static str, &Health)> {
     parts
 }
 
-/// The node IPs, then the uplinks.
+/// The node IPs and the uplinks in one line.
 fn addresses(found: &AddressesView) -> String {
     let or_none = |list: Vec<String>| if list.is_empty() { "none".to_owned() } else { list.join(", ") };
     let ips = or_none(found.node_ips.iter().map(ToString::to_string).collect());

@@ -1,4 +1,4 @@
-//! `berth bpf`: the programs, links and maps in the kernel, and what the programs counted.
+//! Page of `berth bpf`: the eBPF programs, links and maps in the kernel, and the programs' counters.
 
 use crate::table::Table;
 use berth_ebpf_abi::{count, maps};
@@ -6,24 +6,24 @@ use berth_ebpf_decide::flow::{Class, Dropped};
 use berth_ebpf_loader::{LinkReport, MapReport, ProgramReport, Report};
 use serde_json::{Value, json};
 
-/// All that is shown.
+/// The facts of the page.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Page {
     pub(crate) pins: String,
-    /// The SHA-256 of the object that the pinned programs came from.
+    /// SHA-256 of the object that the pinned programs were loaded from; `None` where the programs are not complete.
     pub(crate) object: Option<String>,
     pub(crate) report: Report,
-    /// By index; see [`count`].
+    /// The counters by index; see [`count`].
     pub(crate) counters: Vec<u64>,
-    /// Why the maps are not what this program knows.
-    pub(crate) refused: Option<String>,
+    /// Why this program cannot read the maps: they are of another version.
+    pub(crate) unreadable: Option<String>,
 }
 
 impl Page {
-    /// What is wrong, a line each.
+    /// The problems, one line each.
     pub(crate) fn problems(&self) -> Vec<String> {
         let links = &self.report.links;
-        let mut found: Vec<String> = self.refused.iter().cloned().collect();
+        let mut found: Vec<String> = self.unreadable.iter().cloned().collect();
         if self.object.is_none() {
             found.push("the pinned programs are not complete".to_owned());
         }
@@ -31,7 +31,7 @@ impl Page {
             found.push("nothing is attached".to_owned());
         }
         found.extend(links.iter().filter(|l| !l.live).map(|l| format!("link {} is dead", l.name)));
-        // The kernel makes room in an LRU map by itself.
+        // Only hash maps can be full: the kernel evicts entries of LRU maps.
         let fixed = self.report.maps.iter().filter(|m| m.kind == HASH);
         for map in fixed {
             let (entries, most) = (map.entries.unwrap_or_default(), map.max_entries);
@@ -44,7 +44,7 @@ impl Page {
         found
     }
 
-    /// For people.
+    /// The page as text.
     pub(crate) fn text(&self) -> String {
         let object = self.object.as_deref().unwrap_or("not complete");
         let mut text = format!("Pins:    {}\nObject:  {object}\n", self.pins);
@@ -114,7 +114,7 @@ impl Page {
         table
     }
 
-    /// Counters with their names; those of connections, and those without a name, only where they are not 0.
+    /// The counters with their names. Counters of connections, and counters without a name, are left out where 0.
     fn named(&self) -> Vec<(String, u64)> {
         let all = (0_u32..).zip(&self.counters);
         let known = |(index, value): (u32, &u64)| match NAMES.iter().find(|(i, _)| *i == index) {
@@ -127,7 +127,7 @@ impl Page {
         all.filter_map(known).collect()
     }
 
-    /// For programs.
+    /// The page as JSON.
     pub(crate) fn json(&self) -> Value {
         let Report { programs, links, maps } = &self.report;
         let programs: Vec<Value> = programs
@@ -163,10 +163,10 @@ impl Page {
     }
 }
 
-/// `BPF_MAP_TYPE_HASH`
+/// `BPF_MAP_TYPE_HASH` of `bpf(2)`.
 const HASH: u32 = 1;
 
-/// The counters' names.
+/// Names of the counters by index.
 const NAMES: [(u32, &str); 10] = [
     (count::PACKET_REJECTED, "packet-rejected"),
     (count::PACKET_UNANSWERED, "packet-unanswered"),
@@ -180,7 +180,7 @@ const NAMES: [(u32, &str); 10] = [
     (count::PACKET_DROPPED + Dropped::Forged as u32, "packet-dropped-forged"),
 ];
 
-/// The name of a counter of connections: its map's, and what happened.
+/// The name of a counter of connections: map and event.
 fn of_flows(index: u32) -> Option<String> {
     let blocks = [
         (count::FLOW_ENTERED, "entries-written"),
@@ -202,7 +202,7 @@ fn of_flows(index: u32) -> Option<String> {
     })
 }
 
-/// How full a map is, in whole percent.
+/// The fill level of a map in whole percent.
 fn fill(map: &MapReport) -> Option<u64> {
     let entries = u64::try_from(map.entries?).ok()?;
     entries.saturating_mul(100).checked_div(map.max_entries.into())

@@ -1,4 +1,4 @@
-//! What differs between the tables of IPv4 and IPv6.
+//! The differences between the tables of IPv4 and IPv6.
 
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Chunk, ChunkKey, Config, Flow, LocalPod, MemberKey, NodeAddress, Prefix, Service,
@@ -8,7 +8,7 @@ use berth_ebpf_decide::{Family, flow::Class};
 use berth_ebpf_loader::{Datapath, Map, Plain};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// One of three by a class of connections.
+/// The element of a class of connections.
 pub(crate) fn by_class<T: Copy>([udp, unassured, assured]: [T; 3], class: Class) -> T {
     match class {
         Class::Udp => udp,
@@ -25,11 +25,11 @@ pub(crate) struct FamilyMaps<'d, A> {
     pub(crate) affinity: &'d Map<AffinityKey<A>, Affinity<A>>,
     pub(crate) node: &'d Map<A, NodeAddress>,
     pub(crate) pod: &'d Map<A, LocalPod>,
-    /// By [`Class`].
+    /// In the order of [`Class`].
     pub(crate) flows: [&'d Map<Tuple<A>, Flow<A>>; 3],
 }
 
-/// The maps' names, for people.
+/// The names of one family's maps.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MapNames {
     pub(crate) service: &'static str,
@@ -38,31 +38,31 @@ pub(crate) struct MapNames {
     pub(crate) affinity: &'static str,
     pub(crate) node: &'static str,
     pub(crate) pod: &'static str,
-    /// By [`Class`].
+    /// In the order of [`Class`].
     pub(crate) flows: [&'static str; 3],
     pub(crate) fragment: &'static str,
 }
 
-/// An address family: its addresses as the standard library has them, and its maps.
+/// An address family: conversion of its addresses to the standard library's, and its maps.
 pub(crate) trait Net: Family + Plain {
-    /// Whether this is the IPv6 one.
+    /// Whether this is IPv6.
     const V6: bool;
-    /// Its maps.
+    /// The names of its maps.
     const MAPS: MapNames;
 
-    /// The address, where it is of this family.
+    /// Converts an address; `None` where it is of the other family.
     fn of(ip: IpAddr) -> Option<Self>;
-    /// Back again.
+    /// Converts back.
     fn ip(self) -> IpAddr;
-    /// Its maps in the kernel.
+    /// Its pinned maps.
     fn maps(datapath: &Datapath) -> FamilyMaps<'_, Self>;
-    /// The Service ranges.
+    /// The Service ranges of the node's configuration.
     fn ranges(config: &Config) -> [Prefix; 2];
-    /// The address that masqueraded connections take.
+    /// The source address of masqueraded connections.
     fn masquerade(config: &Config) -> Self;
 }
 
-/// An address and a port in network order, for people.
+/// The socket address of an address and a port in network byte order.
 pub(crate) fn socket<A: Net>(addr: A, port: u16) -> SocketAddr {
     SocketAddr::new(addr.ip(), u16::from_be(port))
 }
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_stand_as_in_a_packet() {
+    fn addresses_have_the_byte_order_of_a_packet() {
         for (text, first) in [("10.96.0.1", 10), ("fd00:96::1:2", 0xfd)] {
             let ip: IpAddr = text.parse().unwrap();
             match (V4::of(ip), V6::of(ip)) {

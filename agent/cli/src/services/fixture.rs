@@ -1,10 +1,10 @@
-//! One set of tables, with names, pods and programs, for the tests of what is shown of it.
+//! Fixture of the tests: one set of tables, with names, pods and programs.
 
 use super::{
     family::Net,
     names::Names,
     snapshot::{Port, Snapshot},
-    trace::ClientIdentity,
+    trace::QueryClient,
 };
 use berth_api::{
     services::{NamedPort, ServicesFile},
@@ -30,8 +30,8 @@ pub(super) fn addr<A: Net>(text: &str) -> A {
     A::of(text.parse::<IpAddr>().unwrap()).unwrap()
 }
 
-/// One Service port: backends of the cluster set and of the local set, ways in with their flags.
-struct Made<'m> {
+/// A Service port to be put into the tables: backends of both sets, and frontends with their flags.
+struct ServicePort<'m> {
     id: u32,
     proto: u8,
     affinity_s: u32,
@@ -40,7 +40,7 @@ struct Made<'m> {
     frontends: &'m [(&'m str, u16, u32)],
 }
 
-impl Made<'_> {
+impl ServicePort<'_> {
     fn put<A: Net>(&self, tables: &mut Snapshot<A>) {
         let (id, generation) = (self.id, 2);
         let of = |set: &[(&str, u16, u16)]| -> Vec<Backend<A>> {
@@ -107,8 +107,8 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
     let many: Vec<(&str, u16, u16)> =
         many.iter().map(|(ip, port, flags)| (ip.as_str(), *port, *flags)).collect();
     let no: &[(&str, u16, u16)] = &[];
-    let made = [
-        Made {
+    let service_ports = [
+        ServicePort {
             id: 1,
             proto: TCP,
             affinity_s: 0,
@@ -120,7 +120,7 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
                 ("203.0.113.5", 80, HAS | EXTERNAL),
             ],
         },
-        Made {
+        ServicePort {
             id: 2,
             proto: UDP,
             affinity_s: 0,
@@ -128,7 +128,7 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
             local: no,
             frontends: &[("10.96.0.2", 53, HAS)],
         },
-        Made {
+        ServicePort {
             id: 3,
             proto: TCP,
             affinity_s: 10800,
@@ -136,7 +136,7 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
             local: &web[..1],
             frontends: &[("10.96.0.11", 443, HAS)],
         },
-        Made {
+        ServicePort {
             id: 4,
             proto: TCP,
             affinity_s: 0,
@@ -144,7 +144,7 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
             local: no,
             frontends: &[("10.96.0.12", 80, 0)],
         },
-        Made {
+        ServicePort {
             id: 5,
             proto: TCP,
             affinity_s: 0,
@@ -152,7 +152,7 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
             local: no,
             frontends: &[("10.96.0.13", 80, HAS | frontend::INSIDE_LOCAL)],
         },
-        Made {
+        ServicePort {
             id: 6,
             proto: TCP,
             affinity_s: 0,
@@ -161,10 +161,10 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
             frontends: &[("10.96.0.14", 9100, HAS)],
         },
     ];
-    made.iter().for_each(|one| one.put(&mut v4));
+    service_ports.iter().for_each(|one| one.put(&mut v4));
     let mut v6 = Snapshot::default();
     let six = [("fd00:244::5", 8080, LOCAL)];
-    Made {
+    ServicePort {
         id: 1,
         proto: TCP,
         affinity_s: 0,
@@ -237,7 +237,7 @@ pub(super) fn pods() -> Vec<PodView> {
     ]
 }
 
-/// The same tables as the decision core has them in memory.
+/// The same tables in the decision core's in-memory form.
 pub(super) fn flows() -> Flows<V4> {
     let (v4, _) = tables();
     let mut flows = Flows::default();
@@ -259,7 +259,7 @@ pub(super) fn flows() -> Flows<V4> {
         addr("10.244.0.5"),
         LocalPod { ifindex: 12, flags: local_pod::DIRECT, ..LocalPod::default() },
     );
-    // A pod of the golden traces that dials from a socket left alone.
+    // A pod of the golden traces whose sockets have no hooks.
     let own = LocalPod { ifindex: 13, flags: local_pod::DIRECT, ..LocalPod::default() };
     flows.pods.insert(addr("10.244.0.9"), own);
     flows
@@ -271,9 +271,9 @@ pub(super) fn flows() -> Flows<V4> {
     flows
 }
 
-pub(super) fn client(ip: &str, flags: u32) -> ClientIdentity<V4> {
+pub(super) fn client(ip: &str, flags: u32) -> QueryClient<V4> {
     let entry = Client { v4: addr(ip), flags, ..Client::default() };
-    ClientIdentity::Socket { addr: entry.v4, client: Some((4711, entry)) }
+    QueryClient::Socket { addr: entry.v4, client: Some((4711, entry)) }
 }
 
 pub(super) fn report() -> Report {

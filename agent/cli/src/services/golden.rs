@@ -1,4 +1,4 @@
-//! What the commands about Services show of one set of tables, against `tests/golden`, and what a check finds.
+//! Output of the commands about Services for one set of tables, against `tests/golden`, and findings of the check.
 
 use super::{
     bpf, check,
@@ -6,14 +6,14 @@ use super::{
     list,
     names::Names,
     snapshot::Snapshot,
-    trace::{self, ClientIdentity, End, Page, Question},
+    trace::{self, End, Page, Query, QueryClient},
 };
 use crate::golden::{check as golden, check_json as golden_json};
 use berth_api::services::NamedPort;
 use berth_ebpf_abi::{Chunk, ChunkKey, Client, MemberKey, V4, client::HOST, local_pod, tag};
 
 #[test]
-fn services_and_backends() {
+fn services_and_backends_have_the_golden_output() {
     let (ports, names) = (ports(), names());
     golden("services.txt", &list::services(&ports, &names).take());
     golden_json("services.json", &list::services_json(&ports, &names));
@@ -23,8 +23,8 @@ fn services_and_backends() {
 }
 
 #[test]
-fn names_leave_their_services() {
-    let left = |name: &str| match names().narrow(ports(), Some(name)) {
+fn a_name_selects_its_services() {
+    let left = |name: &str| match names().select(ports(), Some(name)) {
         Ok(ports) => ports.iter().map(|p| p.id.to_string()).collect::<Vec<_>>().join(" "),
         Err(e) => format!("{}: {e}", e.code()),
     };
@@ -49,16 +49,16 @@ fn names_leave_their_services() {
     ] {
         assert_eq!(left(name), what, "{name}");
     }
-    let unnamed = Names::default().narrow(ports(), Some("web")).unwrap_err();
+    let unnamed = Names::default().select(ports(), Some("web")).unwrap_err();
     assert!(unnamed.to_string().contains("the agent has not named any"), "{unnamed}");
 }
 
 #[test]
-fn traces() {
+fn traces_have_the_golden_output_and_write_nothing() {
     let pod = client("10.244.0.8", 0);
     let host = Client { flags: HOST, ..Client::default() };
-    let node = ClientIdentity::Socket { addr: 0, client: Some((1, host)) };
-    let outside = ClientIdentity::Outside { addr: addr("198.51.100.9"), port: None };
+    let node = QueryClient::Socket { addr: 0, client: Some((1, host)) };
+    let outside = QueryClient::Outside { addr: addr("198.51.100.9"), port: None };
     let cases = [
         (pod, "10.96.0.10", 80, false, true),
         (pod, "10.96.0.2", 53, true, true),
@@ -72,7 +72,7 @@ fn traces() {
         (node, "10.96.0.14", 9100, false, true),
         (node, "127.0.0.1", 30080, false, true),
         (node, "10.96.0.99", 80, false, false),
-        (ClientIdentity::Socket { addr: addr("10.244.0.77"), client: None }, "10.96.0.12", 80, false, false),
+        (QueryClient::Socket { addr: addr("10.244.0.77"), client: None }, "10.96.0.12", 80, false, false),
         (client("10.244.0.9", local_pod::NO_SOCKET_HOOKS), "10.96.0.11", 443, false, true),
         (client("10.244.0.9", local_pod::NO_SOCKET_HOOKS), "10.244.0.5", 8080, false, true),
         (outside, "192.0.2.1", 30080, false, true),
@@ -82,16 +82,16 @@ fn traces() {
         (outside, "192.0.2.1", 22, false, true),
     ];
     let (names, mut text) = (names(), String::new());
-    for (from, dst, dst_port, udp, passes) in cases {
-        // Dice that always show 0: masqueraded ports are the first, backends too.
+    for (client, dst, dst_port, udp, passes) in cases {
+        // These maps' random number is always 0: the first backend and the first masqueraded port are chosen.
         let maps = flows();
         let before = maps.tables.affinity.borrow().clone();
-        let asked = Question { from, dst: addr(dst), dst_port, udp };
-        let traced = trace::run(&maps, &asked);
+        let query = Query { client, dst: addr(dst), dst_port, udp };
+        let traced = trace::run(&maps, &query);
         assert_eq!(traced.end.passes(), passes, "{dst}:{dst_port}");
         assert!(maps.flows.borrow().is_empty(), "a trace writes nothing");
         assert_eq!(*maps.tables.affinity.borrow(), before);
-        let page = Page { names: &names, asked: &asked, traced: &traced };
+        let page = Page { names: &names, query: &query, traced: &traced };
         text.push_str(&page.text());
         text.push_str("\n---\n\n");
         if dst_port == 30080 && matches!(traced.end, End::Packet { .. }) {
@@ -102,7 +102,7 @@ fn traces() {
 }
 
 #[test]
-fn tables_that_fit_are_not_complained_of() {
+fn consistent_tables_have_no_findings() {
     let (v4, v6) = tables();
     assert_eq!(check::tables(&v4, &names()), check::Findings::new());
     assert_eq!(check::tables(&v6, &names()), check::Findings::new());
@@ -110,7 +110,7 @@ fn tables_that_fit_are_not_complained_of() {
 }
 
 #[test]
-fn a_service_that_lost_all_its_ways_in_keeps_what_it_has() {
+fn entries_of_a_service_whose_frontends_are_all_taken_are_no_finding() {
     let (mut v4, _) = tables();
     let mut file = file();
     let web = file.ports.first().unwrap().clone();
@@ -121,7 +121,7 @@ fn a_service_that_lost_all_its_ways_in_keeps_what_it_has() {
 }
 
 #[test]
-fn what_does_not_fit_is_named() {
+fn each_inconsistency_of_the_tables_is_a_finding() {
     fn at(tables: &mut Snapshot<V4>, ip: &str) -> usize {
         tables.services.iter().position(|(k, _)| k.addr == addr::<V4>(ip) && k.port != 0).unwrap()
     }
@@ -173,7 +173,7 @@ fn what_does_not_fit_is_named() {
                 t.services[n].1.generation = 3;
                 t.services[n].1.tag = tag(1, 3);
             },
-            &["SERVICE4 default/web:http: its ways in have generations {2, 3}"],
+            &["SERVICE4 default/web:http: its frontends have generations {2, 3}"],
         ),
         (
             |t| {
@@ -234,7 +234,7 @@ fn what_does_not_fit_is_named() {
 }
 
 #[test]
-fn programs_that_do_not_run_are_named() {
+fn missing_and_replaced_programs_are_findings() {
     let wanted: Vec<String> = report().programs.into_iter().map(|p| p.name).collect();
     assert_eq!(check::programs(&report(), &wanted), check::Findings::new());
     let mut spoilt = report();
@@ -257,14 +257,14 @@ fn programs_that_do_not_run_are_named() {
 }
 
 #[test]
-fn the_kernel_s_page() {
+fn bpf_has_the_golden_output_and_names_problems() {
     let counters = (0..32).map(|n| if (1..8).contains(&n) || n > 20 { 0 } else { n }).collect();
     let mut page = bpf::Page {
         pins: "/sys/fs/bpf/berth".to_owned(),
         object: Some("0123abcd".to_owned()),
         report: report(),
         counters,
-        refused: None,
+        unreadable: None,
     };
     assert_eq!(page.problems(), Vec::<String>::new());
     page.report.links.iter_mut().filter(|l| l.name == "tcx-12-pod").for_each(|l| l.live = false);
@@ -272,6 +272,6 @@ fn the_kernel_s_page() {
     golden_json("bpf.json", &page.json());
     page.report.links.clear();
     page.object = None;
-    page.refused = Some("the pinned map SERVICE4 has key size 9, the programs want 8".to_owned());
+    page.unreadable = Some("the pinned map SERVICE4 has key size 9, the programs want 8".to_owned());
     assert_eq!(page.problems().len(), 3);
 }

@@ -1,4 +1,4 @@
-//! What is known of the node and its pods besides the maps, for `--check`.
+//! Facts about the node and its pods from outside of the maps, for `berth services --check`.
 
 use super::{check::Findings, family::Net};
 use crate::{error::Error, state, v1};
@@ -7,7 +7,8 @@ use berth_ebpf_abi::{Client, maps};
 use berth_ebpf_loader::Datapath;
 use std::net::IpAddr;
 
-/// Nothing of what nobody tells: then it is not checked.
+/// The node's and the pods' addresses. Empty lists, which are not checked, where neither agent nor status files have
+/// them.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     /// The node IPs.
@@ -17,7 +18,7 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    /// Asks the agent; what it does not tell is not known.
+    /// Reads the facts from the agent or its status files.
     pub(crate) async fn read(roots: &Roots) -> Known {
         let node = state::node(roots).await.ok().and_then(|(node, _silent)| node);
         let pods = state::read(roots, false).await.map(|state| state.pods).unwrap_or_default();
@@ -35,7 +36,7 @@ impl Known {
         Known { node_ips: addresses.map(|a| a.node_ips).unwrap_or_default(), pods: of_pods.collect() }
     }
 
-    /// Whether the maps of the node and the pods have them.
+    /// Checks that the maps of the node and of pods have these addresses.
     pub(crate) fn check<A: Net>(
         &self,
         datapath: &Datapath,
@@ -55,7 +56,8 @@ impl Known {
                 found.insert(format!("{} {ip}: missing, so pod {pod} counts as the node", maps::CLIENT));
             }
         }
-        // A pod that no veth joins has none; where some have, all have.
+        // A pod without a veth has no entry, nor has any pod of a network without veths. So a missing entry is a problem
+        // only where another pod has one.
         let pods = A::maps(datapath).pod;
         let lacking: Vec<_> = {
             let mut lacking = Vec::new();

@@ -1,4 +1,4 @@
-//! `berth services` and `berth backends`: the Service ports, and where they lead.
+//! Tables and JSON of `berth services` and `berth backends`.
 
 use super::{
     names::Names,
@@ -9,11 +9,11 @@ use berth_ebpf_abi::frontend;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// A row for each way in.
+/// The table of Service ports, a row for each frontend.
 pub(crate) fn services(ports: &[Port], names: &Names) -> Table {
     let head = ["SERVICE", "PORT", "TYPE", "ADDRESS", "POLICY", "AFFINITY", "CLUSTER", "LOCAL", "CLIENTS"];
     let mut table = Table::new(&head);
-    for (port, frontend) in
+    for (port, entry) in
         sorted(ports, names).into_iter().flat_map(|p| p.frontends.iter().map(move |f| (p, f)))
     {
         let named = names.port(port.v6, port.id);
@@ -21,19 +21,19 @@ pub(crate) fn services(ports: &[Port], names: &Names) -> Table {
         table.row(vec![
             names.service(port.v6, port.id),
             named.map_or("-", |n| if n.port.is_empty() { "-" } else { &n.port }).to_owned(),
-            frontend.kind().to_string(),
-            frontend.shown(),
-            policy(frontend),
+            entry.kind().to_string(),
+            entry.address(),
+            policy(entry),
             if port.affinity_s == 0 { "-".to_owned() } else { format!("{}s", port.affinity_s) },
             cluster.to_string(),
             port.on_this_node().to_string(),
-            clients(port, frontend),
+            clients(port, entry),
         ]);
     }
     table
 }
 
-/// By name; those without one by id, last.
+/// The ports sorted by name; those without a name last, by id.
 fn sorted<'p>(ports: &'p [Port], names: &Names) -> Vec<&'p Port> {
     let mut sorted: Vec<&Port> = ports.iter().collect();
     sorted.sort_by_cached_key(|p| {
@@ -43,20 +43,20 @@ fn sorted<'p>(ports: &'p [Port], names: &Names) -> Vec<&'p Port> {
     sorted
 }
 
-fn policy(frontend: &Frontend) -> String {
+fn policy(entry: &Frontend) -> String {
     let mut words = Vec::new();
-    if frontend.flags & frontend::INSIDE_LOCAL != 0 {
+    if entry.flags & frontend::INSIDE_LOCAL != 0 {
         words.push("internal=Local");
     }
-    if frontend.flags & frontend::OUTSIDE_LOCAL != 0 {
+    if entry.flags & frontend::OUTSIDE_LOCAL != 0 {
         words.push("external=Local");
     }
     if words.is_empty() { "Cluster".to_owned() } else { words.join(",") }
 }
 
-/// What clients meet: one word where those of this node and those from outside meet the same.
-fn clients(port: &Port, frontend: &Frontend) -> String {
-    let (inside, outside) = (port.reach(frontend, false), port.reach(frontend, true));
+/// The CLIENTS column: one word where clients of this node and from outside are treated the same.
+fn clients(port: &Port, entry: &Frontend) -> String {
+    let (inside, outside) = (port.reach(entry, false), port.reach(entry, true));
     match (inside, outside) {
         (inside, outside) if inside == outside => inside.to_string(),
         (Reach::Served, outside) => format!("{outside} from outside"),
@@ -65,7 +65,7 @@ fn clients(port: &Port, frontend: &Frontend) -> String {
     }
 }
 
-/// A list of Service ports.
+/// The JSON list of Service ports.
 pub(crate) fn services_json(ports: &[Port], names: &Names) -> Value {
     let items: Vec<Value> = sorted(ports, names).into_iter().map(|p| port_json(p, names)).collect();
     json!({ "apiVersion": "berth/v1", "kind": "ServicePortList", "items": items, "notices": names.notices })
@@ -107,25 +107,25 @@ fn word(local: bool) -> &'static str {
     if local { "Local" } else { "Cluster" }
 }
 
-/// Where backends are used.
+/// The Service ports that use a backend.
 #[derive(Debug, Clone, Default)]
 struct Uses {
-    /// Service ports, each with the sets.
+    /// Names of Service ports, each with whether the backend is in the cluster set and in the local set.
     of: BTreeMap<String, [bool; 2]>,
 }
 
-/// Each backend with the Service ports whose sets it is in.
+/// The backends, each with the Service ports that use it.
 fn uses(ports: &[Port], names: &Names) -> BTreeMap<Endpoint, Uses> {
     let mut all: BTreeMap<Endpoint, Uses> = BTreeMap::new();
     for port in ports {
-        let told = names.told(port.v6, port.id);
-        let mut note = |endpoint: &Endpoint, local: bool| {
+        let service = names.service_port(port.v6, port.id);
+        let mut add = |endpoint: &Endpoint, local: bool| {
             let [in_cluster, in_local] =
-                all.entry(*endpoint).or_default().of.entry(told.clone()).or_default();
+                all.entry(*endpoint).or_default().of.entry(service.clone()).or_default();
             *(if local { in_local } else { in_cluster }) = true;
         };
-        port.cluster.iter().for_each(|e| note(e, false));
-        port.local.iter().for_each(|e| note(e, true));
+        port.cluster.iter().for_each(|e| add(e, false));
+        port.local.iter().for_each(|e| add(e, true));
     }
     all
 }
@@ -142,7 +142,7 @@ fn place(endpoint: &Endpoint) -> &'static str {
     }
 }
 
-/// A row for each backend and Service port.
+/// The table of backends, a row for each Service port that uses one.
 pub(crate) fn backends(ports: &[Port], names: &Names) -> Table {
     let mut table = Table::new(&["BACKEND", "POD", "NODE", "SETS", "SERVICE"]);
     for (endpoint, uses) in uses(ports, names) {
@@ -159,7 +159,7 @@ pub(crate) fn backends(ports: &[Port], names: &Names) -> Table {
     table
 }
 
-/// A list of backends.
+/// The JSON list of backends.
 pub(crate) fn backends_json(ports: &[Port], names: &Names) -> Value {
     let item = |(endpoint, uses): (Endpoint, Uses)| {
         let of = uses.of.into_iter().map(|(service, used)| json!({ "service": service, "sets": sets(used) }));

@@ -1,4 +1,4 @@
-//! What stands behind ids and addresses: the Services that the agent named in a file, the pods that it knew.
+//! Names of ids and addresses: Services by the agent's file, pods by the node's state.
 
 use super::snapshot::{Endpoint, Port};
 use crate::{error::Error, v1};
@@ -11,7 +11,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-/// A pod at an address.
+/// A pod that has an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct PodAt {
     key: String,
@@ -20,18 +20,19 @@ struct PodAt {
     ended: bool,
 }
 
-/// Names of what the tables hold.
+/// Names of the Service ports and backends in the tables.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Names {
     ports: BTreeMap<(bool, u32), NamedPort>,
     pods: HashMap<IpAddr, Vec<PodAt>>,
-    /// Whether the agent has named Services at all.
+    /// Whether the agent has written names of Services.
     pub(crate) published: bool,
-    /// What Services could not have.
+    /// What the tables do not carry of Services: conflicts and unsupported parts, for people.
     pub(crate) notices: Vec<String>,
 }
 
 impl Names {
+    /// Names by the agent's file and these pods.
     pub(crate) fn new(file: Option<ServicesFile>, pods: &[PodView]) -> Names {
         let mut names = Names { published: file.is_some(), ..Names::default() };
         let ServicesFile { ports, notices, .. } = file.unwrap_or_default();
@@ -52,18 +53,18 @@ impl Names {
         names
     }
 
-    /// The Service port of an id.
+    /// The Service port with an id.
     pub(crate) fn port(&self, v6: bool, id: u32) -> Option<&NamedPort> {
         self.ports.get(&(v6, id))
     }
 
-    /// All that is named, by family and id.
+    /// All named Service ports, by family and id.
     pub(crate) fn all(&self) -> impl Iterator<Item = &NamedPort> {
         self.ports.values()
     }
 
-    /// `ns/service`, `ns/service:port`, or the number where nobody named it.
-    pub(crate) fn told(&self, v6: bool, id: u32) -> String {
+    /// The name of a Service port, `namespace/service` or `namespace/service:port`; `(id n)` without a name.
+    pub(crate) fn service_port(&self, v6: bool, id: u32) -> String {
         match self.port(v6, id) {
             Some(named) if named.port.is_empty() => named.service.to_string(),
             Some(named) => format!("{}:{}", named.service, named.port),
@@ -71,18 +72,18 @@ impl Names {
         }
     }
 
-    /// `ns/service` alone.
+    /// The name of a port's Service, `namespace/service`; `(id n)` without a name.
     pub(crate) fn service(&self, v6: bool, id: u32) -> String {
         self.port(v6, id).map_or_else(|| format!("(id {id})"), |named| named.service.to_string())
     }
 
-    /// The pod with an address of its own. One that has ended may have left it to another.
+    /// The pod with this address as its own. A running pod wins over an ended one, whose address may have been reused.
     pub(crate) fn pod(&self, ip: IpAddr) -> Option<&str> {
         let own = || self.pods.get(&ip).into_iter().flatten().filter(|p| !p.host_network);
         own().find(|p| !p.ended).or_else(|| own().next()).map(|p| p.key.as_str())
     }
 
-    /// The pod behind a backend: by its address, or, on the host's network, by the port that it declares.
+    /// The pod behind a backend: by its address, or, with host network, by its declared port.
     pub(crate) fn behind(&self, at: SocketAddr, host_network: bool) -> Option<&str> {
         if !host_network {
             return self.pod(at.ip());
@@ -93,14 +94,14 @@ impl Names {
         fits.next().map(|p| p.key.as_str())
     }
 
-    /// The pod behind a backend of the tables.
+    /// The pod behind an endpoint.
     pub(crate) fn endpoint(&self, endpoint: &Endpoint) -> Option<&str> {
         self.behind(endpoint.at, endpoint.host_network())
     }
 
-    /// The ports that a name leaves: `ns/name`, `name` (in `default` first, then anywhere, then as a beginning), an
-    /// address, or address and port. All without a name.
-    pub(crate) fn narrow(&self, ports: Vec<Port>, name: Option<&str>) -> Result<Vec<Port>, Error> {
+    /// The Service ports that a name selects; all without a name. A name is `namespace/service`, `service` (looked up in
+    /// `default` first, then in all namespaces, then as a prefix), an address, or an address and port.
+    pub(crate) fn select(&self, ports: Vec<Port>, name: Option<&str>) -> Result<Vec<Port>, Error> {
         let Some(name) = name else { return Ok(ports) };
         let address = name.parse::<IpAddr>().map(|ip| (ip, None));
         let address = address.or_else(|_| name.parse::<SocketAddr>().map(|at| (at.ip(), Some(at.port()))));

@@ -1,4 +1,5 @@
-//! The decision core's tables as pinned maps, read-only. What would be written is left to the trace around them.
+//! The decision core's tables over the pinned maps, read-only: writes do nothing. The trace around them records what would
+//! be written.
 
 use super::family::{Net, by_class};
 use berth_ebpf_abi::{
@@ -16,19 +17,19 @@ use std::{
     hash::BuildHasher,
 };
 
-/// One family's maps.
+/// The pinned maps of one family.
 pub(crate) struct Pinned<'d, A> {
     datapath: &'d Datapath,
     config: Config,
     now_s: u32,
-    /// The first lookup that the kernel refused: the decision counts for nothing.
+    /// The first failed lookup; with one the decision is invalid.
     failed: RefCell<Option<Error>>,
     dice: Cell<u64>,
     family: std::marker::PhantomData<A>,
 }
 
 impl<'d, A: Net> Pinned<'d, A> {
-    /// `now_s`: CLOCK_MONOTONIC in seconds.
+    /// Tables over these maps. `now_s`: CLOCK_MONOTONIC in seconds.
     pub(crate) fn new(datapath: &'d Datapath, now_s: u32) -> Result<Pinned<'d, A>, Error> {
         Ok(Pinned {
             datapath,
@@ -40,7 +41,10 @@ impl<'d, A: Net> Pinned<'d, A> {
         })
     }
 
-    /// Why the decisions so far count for nothing, where they do.
+    /// Ends the decisions.
+    ///
+    /// # Errors
+    /// A lookup failed, so the decisions are invalid.
     pub(crate) fn finish(self) -> Result<(), Error> {
         self.failed.into_inner().map_or(Ok(()), Err)
     }
@@ -100,7 +104,7 @@ impl<A: Net> Maps<A> for Pinned<'_, A> {
     }
 
     fn rand(&self) -> u32 {
-        // Keys of the hasher are random; each throw hashes another number.
+        // The hasher's keys are random, and each call hashes another number.
         self.dice.set(self.dice.get().wrapping_add(1));
         let [a, b, c, d, ..] = RandomState::new().hash_one(self.dice.get()).to_ne_bytes();
         u32::from_ne_bytes([a, b, c, d])
@@ -111,14 +115,14 @@ impl<A: Net> Maps<A> for Pinned<'_, A> {
     }
 }
 
-/// An element by the low bits of its index, as the kernel's programs take it.
+/// The backend at an index modulo the length, as the eBPF programs compute it.
 fn element<A: Net>(backends: &[Backend<A>], index: u32, len: usize) -> Backend<A> {
     let index = usize::try_from(index).ok().and_then(|i| i.checked_rem(len));
     index.and_then(|i| backends.get(i)).copied().unwrap_or_default()
 }
 
 impl<A: Net> Sockets<A> for Pinned<'_, A> {
-    /// A trace begins where no socket of the node's did.
+    /// A trace begins with a connection that no socket of the node has.
     fn connected(&self, _: &Tuple<A>) -> bool {
         false
     }
@@ -152,7 +156,7 @@ impl<A: Net> FlowMaps<A> for Pinned<'_, A> {
     fn count(&self, _: u32, _: Class) {}
 
     fn fragment(&self, _: &FragmentKey<A>) -> Option<FragmentPorts> {
-        // A trace is of whole packets.
+        // Traced packets are not fragmented.
         None
     }
 
@@ -167,7 +171,7 @@ impl<A: Net> FlowMaps<A> for Pinned<'_, A> {
     }
 
     fn is_of_stack(&self, _: &Tuple<A>) -> bool {
-        // Only between pods, by addresses that are no Service's.
+        // Such connections are only between pods, to addresses of no Service.
         false
     }
 

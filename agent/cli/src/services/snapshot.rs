@@ -1,4 +1,4 @@
-//! The Service tables as they stood at one moment, and the Service ports in them.
+//! One reading of the Service tables, and the Service ports in it.
 
 use super::family::{Net, socket};
 use berth_ebpf_abi::{
@@ -12,7 +12,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-/// One family's tables.
+/// The tables of one address family.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Snapshot<A> {
     pub(crate) services: Vec<(ServiceKey<A>, Service<A>)>,
@@ -21,7 +21,7 @@ pub(crate) struct Snapshot<A> {
 }
 
 impl<A: Net> Snapshot<A> {
-    /// Reads them. Values first: their chunks stay for a while when they are replaced.
+    /// Reads the tables. Service entries come first: chunks that are replaced meanwhile stay for a moment.
     pub(crate) fn read(datapath: &Datapath) -> Result<Snapshot<A>, Error> {
         let maps = A::maps(datapath);
         Ok(Snapshot {
@@ -50,7 +50,7 @@ impl<A: Net> Snapshot<A> {
         ports
     }
 
-    /// A set's backends; what is not there is left out.
+    /// The backends of a set; backends of missing chunks are left out.
     pub(crate) fn backends(&self, value: &Service<A>, set: Set) -> Vec<Backend<A>> {
         let [cluster, local] = value.counts.map(usize::from);
         let (before, count) = match set {
@@ -70,7 +70,7 @@ impl<A: Net> Snapshot<A> {
     }
 }
 
-/// The keys of a set's chunks, each with how many backends are in it. None where the backends lie inline.
+/// The keys of a set's chunks, each with its number of backends. Empty where the backends are inline.
 pub(crate) fn chunk_keys<A>(value: &Service<A>, set: Set) -> impl Iterator<Item = (ChunkKey, usize)> {
     let [cluster, local] = value.counts.map(usize::from);
     let (id, generation) = (value.id, value.generation);
@@ -84,7 +84,7 @@ pub(crate) fn chunk_keys<A>(value: &Service<A>, set: Set) -> impl Iterator<Item 
     })
 }
 
-/// `IPPROTO_*`, shown as Kubernetes does.
+/// A protocol number (`IPPROTO_*`), printed as Kubernetes names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Protocol(pub(crate) u8);
 
@@ -98,65 +98,67 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// What a way in is.
+/// The type of a frontend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub(crate) enum FrontendKind {
     ClusterIp,
     NodePort,
-    /// A load balancer's or an external address.
+    /// A load balancer's address or an external IP.
     External,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for FrontendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Kind::ClusterIp => "ClusterIP",
-            Kind::NodePort => "NodePort",
-            Kind::External => "External",
+            FrontendKind::ClusterIp => "ClusterIP",
+            FrontendKind::NodePort => "NodePort",
+            FrontendKind::External => "External",
         })
     }
 }
 
-/// One way into a Service port.
+/// A frontend of a Service port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Frontend {
     pub(crate) at: SocketAddr,
     pub(crate) protocol: Protocol,
-    /// [`frontend`].
+    /// Flags of module [`frontend`].
     pub(crate) flags: u32,
 }
 
 impl Frontend {
-    pub(crate) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> FrontendKind {
         if self.flags & frontend::NODE_PORT != 0 {
-            Kind::NodePort
+            FrontendKind::NodePort
         } else if self.flags & frontend::EXTERNAL != 0 {
-            Kind::External
+            FrontendKind::External
         } else {
-            Kind::ClusterIp
+            FrontendKind::ClusterIp
         }
     }
 
-    /// Whether clients from outside come in here.
+    /// Whether clients outside of the cluster use this frontend.
     pub(crate) fn external(&self) -> bool {
         self.flags & frontend::EXTERNAL != 0
     }
 
-    /// The address and port; a NodePort has only a port and a family, IPv6 in brackets.
-    pub(crate) fn shown(&self) -> String {
+    /// The ADDRESS column: address, port and protocol; a NodePort as `*:port`, of IPv6 as `[*]:port`.
+    pub(crate) fn address(&self) -> String {
         match self.kind() {
-            Kind::NodePort if self.at.is_ipv6() => format!("[*]:{}/{}", self.at.port(), self.protocol),
-            Kind::NodePort => format!("*:{}/{}", self.at.port(), self.protocol),
+            FrontendKind::NodePort if self.at.is_ipv6() => {
+                format!("[*]:{}/{}", self.at.port(), self.protocol)
+            }
+            FrontendKind::NodePort => format!("*:{}/{}", self.at.port(), self.protocol),
             _ => format!("{}/{}", self.at, self.protocol),
         }
     }
 }
 
-/// One backend.
+/// A backend of a Service port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Endpoint {
     pub(crate) at: SocketAddr,
-    /// [`backend`].
+    /// Flags of module [`backend`].
     pub(crate) flags: u16,
 }
 
@@ -170,31 +172,31 @@ impl Endpoint {
     }
 }
 
-/// A Service port as the tables have it.
+/// A Service port of the tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Port {
     pub(crate) v6: bool,
     pub(crate) id: u32,
     pub(crate) generation: u32,
-    /// Seconds; 0: none.
+    /// Session affinity timeout in seconds; 0 without affinity.
     pub(crate) affinity_s: u32,
-    /// Cluster and local set, as the value counts them.
+    /// Sizes of the cluster set and of the local set, by the Service entry.
     pub(crate) counts: [u16; 2],
-    /// Those that were found.
+    /// Backends of the cluster set, without those of missing chunks.
     pub(crate) cluster: Vec<Endpoint>,
-    /// Likewise.
+    /// Backends of the local set, without those of missing chunks.
     pub(crate) local: Vec<Endpoint>,
     pub(crate) frontends: Vec<Frontend>,
 }
 
-/// What a client meets at a way in.
+/// What a client's connection to a frontend comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// A backend.
+    /// Forwarded to a backend.
     Served,
-    /// Nothing listens: no endpoint anywhere.
+    /// Refused: the Service has no endpoint.
     Refused,
-    /// No answer: the traffic policy leaves no endpoint.
+    /// Dropped: the traffic policy leaves no endpoint.
     Dropped,
 }
 
@@ -214,27 +216,27 @@ impl Port {
         Port { v6, id, generation, affinity_s, counts, cluster, local, frontends: Vec::new() }
     }
 
-    /// What a client meets, from this node (its pods too) or from outside.
-    pub(crate) fn reach(&self, frontend: &Frontend, outside: bool) -> Reach {
+    /// What a connection to a frontend comes to, from this node and its pods, or from outside.
+    pub(crate) fn reach(&self, entry: &Frontend, outside: bool) -> Reach {
         let local =
-            if outside && frontend.external() { frontend::OUTSIDE_LOCAL } else { frontend::INSIDE_LOCAL };
+            if outside && entry.external() { frontend::OUTSIDE_LOCAL } else { frontend::INSIDE_LOCAL };
         let [cluster, here] = self.counts;
-        let count = if frontend.flags & local != 0 { here } else { cluster };
+        let count = if entry.flags & local != 0 { here } else { cluster };
         match count {
-            0 if frontend.flags & frontend::HAS_ENDPOINTS != 0 => Reach::Dropped,
+            0 if entry.flags & frontend::HAS_ENDPOINTS != 0 => Reach::Dropped,
             0 => Reach::Refused,
             _ => Reach::Served,
         }
     }
 
-    /// Backends on this node. The local set holds them only where a policy asks for it.
+    /// The number of backends on this node, counted in both sets: the local set is empty without a policy that needs it.
     pub(crate) fn on_this_node(&self) -> usize {
         let local: BTreeSet<&Endpoint> =
             self.cluster.iter().chain(&self.local).filter(|e| e.local()).collect();
         local.len()
     }
 
-    /// The node's own port or an address of this port.
+    /// Whether one of the frontends has this address and, where given, this port.
     pub(crate) fn answers(&self, ip: IpAddr, port: Option<u16>) -> bool {
         self.frontends.iter().any(|f| f.at.ip() == ip && port.is_none_or(|p| p == f.at.port()))
     }

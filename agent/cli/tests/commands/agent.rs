@@ -5,7 +5,7 @@ use berth_api::{
     view::{Health, ImageView, NodeView, PodView},
 };
 use berth_core::{ids::NodeName, roots::Roots, time::Wall};
-use berth_server::{Backend, ExecSession, Hub, Refusal, Server, bind, status_files};
+use berth_server::{ApiError, Backend, ExecSession, Server, WatchCache, bind, status_files};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use std::{
     fs::{File, OpenOptions},
@@ -29,7 +29,7 @@ pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
 pub(crate) struct Node {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) roots: Roots,
-    pub(crate) hub: Hub,
+    pub(crate) cache: WatchCache,
     pub(crate) sizes: Arc<Mutex<Vec<Size>>>,
     agent: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
@@ -40,14 +40,14 @@ impl Node {
         let roots = Roots::below(dir.path(), NodeName::new("n1").unwrap(), "unused");
         std::fs::create_dir_all(&roots.runtime_state).unwrap();
         std::fs::write(dir.path().join("roots.json"), serde_json::to_vec(&roots).unwrap()).unwrap();
-        Node { dir, roots, hub: Hub::default(), sizes: Arc::default(), agent: None }
+        Node { dir, roots, cache: WatchCache::default(), sizes: Arc::default(), agent: None }
     }
 
     /// Starts the agent; it answers when this returns.
     pub(crate) fn start(&mut self, healthy: bool) {
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
-        let (roots, hub) = (self.roots.clone(), self.hub.clone());
+        let (roots, cache) = (self.roots.clone(), self.cache.clone());
         let backend = Agent { roots: roots.clone(), healthy, sizes: Arc::clone(&self.sizes) };
         let thread = std::thread::spawn(move || {
             let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -55,12 +55,12 @@ impl Node {
                 status_files::prepare(&roots).unwrap();
                 status_files::write_node(&roots, &backend.status().await).unwrap();
                 let (stop_files, files_stopped) = oneshot::channel();
-                let files = tokio::spawn(status_files::keep(hub.clone(), roots.clone(), files_stopped));
+                let files = tokio::spawn(status_files::keep(cache.clone(), roots.clone(), files_stopped));
                 let listener = bind(&roots.agent_socket()).unwrap();
                 // The files' task listens before anything is published.
                 tokio::task::yield_now().await;
                 ready.send(()).unwrap();
-                Server { hub, backend: Arc::new(backend) }.run(listener, stopped).await;
+                Server { cache, backend: Arc::new(backend) }.run(listener, stopped).await;
                 drop(stop_files);
                 files.await.unwrap();
             });
@@ -160,21 +160,21 @@ impl Backend for Agent {
         }
     }
 
-    async fn images(&self) -> Result<Vec<ImageView>, Refusal> {
+    async fn images(&self) -> Result<Vec<ImageView>, ApiError> {
         if !self.healthy {
-            return Err(Refusal::new(ErrorCode::Unavailable, "containerd does not answer"));
+            return Err(ApiError::new(ErrorCode::Unavailable, "containerd does not answer"));
         }
         Ok(vec![ImageView { name: "i:1".into(), digest: "sha256:aa".into(), size: Some(5), created: None }])
     }
 
-    async fn import(&self, path: PathBuf) -> Result<Vec<String>, Refusal> {
+    async fn import(&self, path: PathBuf) -> Result<Vec<String>, ApiError> {
         assert!(path.is_absolute());
         Ok(vec![format!("imported {}", path.file_name().unwrap().display())])
     }
 
-    async fn prepare_exec(&self, spec: ExecSpec) -> Result<HostExec, Refusal> {
+    async fn prepare_exec(&self, spec: ExecSpec) -> Result<HostExec, ApiError> {
         if spec.container.as_str() != "app" {
-            return Err(Refusal::new(ErrorCode::NotFound, "it does not run"));
+            return Err(ApiError::new(ErrorCode::NotFound, "it does not run"));
         }
         let dir = tempfile::Builder::new().prefix("exec-").tempdir_in(&self.roots.runtime_state).unwrap();
         let mut held = Vec::new();
@@ -223,7 +223,7 @@ impl ExecSession for HostExec {
         self.paths.clone()
     }
 
-    async fn start(&mut self) -> Result<u32, Refusal> {
+    async fn start(&mut self) -> Result<u32, ApiError> {
         let mut words = self.spec.command.iter();
         let mut command = tokio::process::Command::new(words.next().unwrap());
         let write = |path: &Path| OpenOptions::new().write(true).open(path).unwrap();
@@ -236,24 +236,24 @@ impl ExecSession for HostExec {
             self.input = Some(write(path));
             command.stdin(File::open(path).unwrap());
         }
-        let child = command.spawn().map_err(|e| Refusal::new(ErrorCode::Failed, format!("spawn: {e}")))?;
+        let child = command.spawn().map_err(|e| ApiError::new(ErrorCode::Failed, format!("spawn: {e}")))?;
         self.held.clear();
         let pid = child.id().unwrap_or_default();
         self.child = Some(child);
         Ok(pid)
     }
 
-    async fn wait(&mut self) -> Result<i32, Refusal> {
+    async fn wait(&mut self) -> Result<i32, ApiError> {
         let status = self.child.as_mut().unwrap().wait().await.unwrap();
         Ok(status.code().unwrap_or(137))
     }
 
-    async fn resize(&mut self, size: Size) -> Result<(), Refusal> {
+    async fn resize(&mut self, size: Size) -> Result<(), ApiError> {
         self.sizes.lock().unwrap().push(size);
         Ok(())
     }
 
-    async fn close_stdin(&mut self) -> Result<(), Refusal> {
+    async fn close_stdin(&mut self) -> Result<(), ApiError> {
         self.input = None;
         Ok(())
     }

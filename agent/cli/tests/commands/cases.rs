@@ -116,9 +116,9 @@ fn living() {
     node.start(true);
     node.run(&["pods"]).is(0, "", "No pods.");
     node.run(&["status"]).is(0, "No problems.", "");
-    node.hub.publish(pod("web", true, Some(&process)));
+    node.cache.publish(pod("web", true, Some(&process)));
     node.run(&["status"]).is(0, "1: 1 Running; 1 ready", "");
-    node.hub.publish(pod("crash", false, None));
+    node.cache.publish(pod("crash", false, None));
     node.run(&["status"]).is(
         1,
         "pod default/crash is not ready: container app: exited with code 1; next try in",
@@ -134,7 +134,7 @@ fn living() {
     node.run(&["image", "import", "/dev/null"]).is(0, "imported null\n", "");
     node.run(&["image", "import", "/nowhere"]).is(1, "", "find /nowhere: No such file");
     let view = pod("web", true, None);
-    node.hub.event(EventRecord {
+    node.cache.event(EventRecord {
         involved: Involved::Pod { key: view.key, uid: view.uid },
         event: Event::warning("BackOff", "rests"),
         first: Wall(1),
@@ -155,7 +155,7 @@ fn names() {
     let mut node = Node::new();
     node.start(true);
     for name in ["web-0", "web-1", "db"] {
-        node.hub.publish(pod(name, true, None));
+        node.cache.publish(pod(name, true, None));
     }
     node.run(&["pods", "default/web-1"]).is(0, "web-1", "");
     node.run(&["pods", "d"]).is(0, "db", "");
@@ -169,8 +169,8 @@ fn dead() {
     let (mut first, second) = (Process::start(), Process::start());
     let mut node = Node::new();
     node.start(true);
-    node.hub.publish(pod("falls", true, Some(&first)));
-    node.hub.publish(pod("stays", true, Some(&second)));
+    node.cache.publish(pod("falls", true, Some(&first)));
+    node.cache.publish(pod("stays", true, Some(&second)));
     node.stop();
     let alive = berth_api::files::last_alive(&node.roots).unwrap();
     assert!(berth_sys::clock::wall().0 - alive.0 < 60_000_000_000);
@@ -199,14 +199,14 @@ fn dead() {
 fn watch() {
     let mut node = Node::new();
     node.start(true);
-    node.hub.publish(pod("one", false, None));
+    node.cache.publish(pod("one", false, None));
     let mut child = node.spawn(&["pods", "-w"]);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.next().unwrap().starts_with("NAMESPACE   NAME"));
     assert!(lines.next().unwrap().contains("CrashLoopBackOff"));
-    node.hub.publish(pod("one", true, None));
+    node.cache.publish(pod("one", true, None));
     assert!(lines.next().unwrap().starts_with("default     one"));
-    node.hub.remove(&pod("one", true, None).uid);
+    node.cache.remove(&pod("one", true, None).uid);
     assert!(lines.next().unwrap().contains("Removed"));
     node.stop();
     assert_eq!(lines.next(), None);
@@ -219,7 +219,7 @@ fn closed_pipe() {
     for n in 0..300 {
         let mut view = pod(&format!("p{n}"), true, None);
         view.object["metadata"]["annotations"] = json!({"filler": "x".repeat(1000)});
-        node.hub.publish(view);
+        node.cache.publish(view);
     }
     let mut child = node.spawn(&["pods", "-o", "json"]);
     let mut some = [0; 10];
@@ -241,13 +241,17 @@ fn logs() {
     assert_eq!(node.run(&["logs", "--since", "2026-01-02T03:04:02Z", "--tail", "5", "web"]).out, "b\nc\n");
     node.run(&["logs", "--timestamps", "--tail", "1", "web"]).is(0, "2026-01-02T03:04:03.000000000Z c\n", "");
     node.run(&["logs", "web", "-c", "none"]).is(4, "", "container none of pod default/web has no output");
-    node.run(&["logs", "web", "--since", "never"]).is(2, "", "neither a span");
+    node.run(&["logs", "web", "--since", "never"]).is(2, "", "neither a duration");
     node.write_log(&view, "side", 0, &line(1, "s"));
-    node.run(&["logs", "web"]).is(2, "", "which container of pod default/web? app, side");
-    node.run(&["logs", "-p", "web/side"]).is(4, "", "no run before the last");
+    node.run(&["logs", "web"]).is(2, "", "pod default/web has several containers: choose one of app, side");
+    node.run(&["logs", "-p", "web/side"]).is(
+        4,
+        "",
+        "container side of pod default/web has no previous attempt",
+    );
     // By the id of its container, which only the agent knows.
     node.start(true);
-    node.hub.publish(pod("web", true, None));
+    node.cache.publish(pod("web", true, None));
     node.run(&["logs", "aaaaaaaa", "--tail", "1"]).is(0, "c\n", "");
 }
 
@@ -256,7 +260,7 @@ fn follow() {
     let mut node = Node::new();
     node.start(true);
     let view = pod("web", true, Some(&process));
-    node.hub.publish(view.clone());
+    node.cache.publish(view.clone());
     let line = |text: &str| format!("2026-01-02T03:04:05.000000000Z stdout F {text}\n");
     node.write_log(&view, "app", 1, &line("one"));
     let mut child = node.spawn(&["logs", "-f", "web"]);
@@ -278,7 +282,7 @@ fn follow() {
 fn exec() {
     let mut node = Node::new();
     node.start(true);
-    node.hub.publish(pod("web", true, None));
+    node.cache.publish(pod("web", true, None));
     let script = "cat; echo problem >&2; exit 42";
     let mut child = node.spawn(&["exec", "-i", "web", "--", "sh", "-c", script]);
     let input = "line\n".repeat(50_000);
@@ -323,7 +327,7 @@ fn exec() {
 fn terminal() {
     let mut node = Node::new();
     node.start(true);
-    node.hub.publish(pod("web", true, None));
+    node.cache.publish(pod("web", true, None));
     let size = Winsize { ws_row: 40, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = openpty(Some(&size), None).unwrap();
     let echoes = || tcgetattr(&pty.slave).unwrap().local_flags.contains(LocalFlags::ECHO);

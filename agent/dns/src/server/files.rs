@@ -4,11 +4,8 @@
 //! on its way and of the file itself are watched too, and found anew whenever one of them changes.
 
 use super::Server;
-use crate::{
-    error::{Error, chain},
-    index::Index,
-    publish, resolv,
-};
+use crate::{error::Error, index::Index, publish, resolv};
+use berth_core::{error::Chain, sync::lock};
 use berth_sys::memory;
 use rustix::{
     fd::OwnedFd,
@@ -20,7 +17,7 @@ use std::{
     io,
     mem::MaybeUninit,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{io::unix::AsyncFd, task::JoinSet, time::timeout};
@@ -80,7 +77,7 @@ pub(super) async fn start(server: &Arc<Server>, tasks: &mut JoinSet<()>) -> Resu
             let changed = match changed {
                 Ok(changed) => changed,
                 Err(error) => {
-                    tracing::error!(error = %chain(&error), "file events cannot be read");
+                    tracing::error!(error = %Chain(&error), "file events cannot be read");
                     return;
                 }
             };
@@ -187,7 +184,7 @@ async fn read_zone(server: &Arc<Server>) {
             Err(error) => Err(Error::Kernel { what: "read the zone", source: io::Error::other(error) }),
         }
     };
-    let mut state = server.zone.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut state = lock(&server.zone);
     match loaded {
         Ok(index) => {
             tracing::debug!(serial = index.serial(), services = index.services(), "zone");
@@ -195,7 +192,7 @@ async fn read_zone(server: &Arc<Server>) {
             state.error = None;
         }
         Err(error) => {
-            let error = chain(&error);
+            let error = Chain(&error).to_string();
             tracing::warn!(%error, "zone not taken; the last one stays");
             state.error = Some(error);
         }
@@ -213,6 +210,6 @@ fn read_upstreams(server: &Server) {
                 server.cache().clear();
             }
         }
-        Err(error) => tracing::warn!(error = %chain(&error), "upstreams not read; the last ones stay"),
+        Err(error) => tracing::warn!(error = %Chain(&error), "upstreams not read; the last ones stay"),
     }
 }

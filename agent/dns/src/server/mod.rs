@@ -25,14 +25,14 @@ mod stream;
 use crate::{
     address,
     cache::{Cache, Key},
-    error::{Error, chain},
+    error::Error,
     forward::Upstreams,
     index::Index,
     proto::{Counts, Status},
     question::{self, Answer, Asked, Question, Transport},
     resolve::{Step, resolve},
 };
-use berth_core::roots::Roots;
+use berth_core::{error::Chain, roots::Roots, sync::lock};
 use berth_sys::service;
 use bind::Pair;
 use control::{Charge, End};
@@ -47,7 +47,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -297,16 +297,16 @@ impl Server {
     }
 
     fn index(&self) -> Option<Arc<Index>> {
-        self.zone.lock().unwrap_or_else(PoisonError::into_inner).index.clone()
+        lock(&self.zone).index.clone()
     }
 
     fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.cache)
     }
 
     fn status(&self) -> Status {
         let index = self.index();
-        let error = self.zone.lock().unwrap_or_else(PoisonError::into_inner).error.clone();
+        let error = lock(&self.zone).error.clone();
         let c = &self.counters;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Status {
@@ -392,7 +392,7 @@ impl Server {
     }
 
     fn tell_loop(&self, from: IpAddr) {
-        let mut told = self.loop_told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.loop_told);
         if told.is_none_or(|at| at.elapsed() > LOOP_TOLD) {
             *told = Some(Instant::now());
             let (upstreams, resolv_conf) = (self.upstreams.servers(), &self.cfg.roots.resolv_conf);
@@ -464,7 +464,7 @@ async fn datagrams(server: Arc<Server>, socket: Arc<UdpSocket>, mut stop: watch:
             ready = socket.readable() => ready,
         };
         if let Err(error) = ready {
-            tracing::error!(error = %chain(&error), "datagrams cannot be waited for");
+            tracing::error!(error = %Chain(&error), "datagrams cannot be waited for");
             return;
         }
         for _ in 0..TURN {

@@ -4,10 +4,11 @@
 //! equal questions asked one by one, each would raise the odds of a forged answer (RFC 5452 5).
 
 use crate::{cache::Key, forward};
+use berth_core::sync::lock;
 use hickory_proto::{op::Message, rr::Name};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 use tokio::sync::watch;
 
@@ -67,7 +68,7 @@ impl Pending {
     }
 
     fn asked(&self) -> MutexGuard<'_, HashMap<Key, Asked>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.asked)
     }
 }
 

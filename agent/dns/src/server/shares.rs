@@ -3,10 +3,11 @@
 //! A client may hold as many places as are free. So one client alone takes half of them and no more, two take a third
 //! each, and there is always a free place for a client that has none (the "dynamic threshold" of shared-memory switches).
 
+use berth_core::sync::lock;
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 /// Places and who holds them. Cheap to clone; all clones are one.
@@ -55,7 +56,7 @@ impl Shares {
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 }
 

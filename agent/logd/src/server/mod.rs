@@ -34,13 +34,14 @@ mod start;
 mod table;
 
 use crate::{
-    error::{Error, chain},
+    error::Error,
     proto::{FinishReport, Hello, Reply, Request},
     spec::{StreamPaths, StreamSpec},
 };
 pub use batch::READ_SIZE;
 use batch::Scratch;
 use berth_core::{
+    error::Chain,
     ids::{ContainerId, PodKey, PodUid},
     roots::Roots,
 };
@@ -204,7 +205,7 @@ impl Logd {
             },
         );
         if let Err(error) = resumed {
-            tracing::error!(container = %id, error = %chain(&error), "output of a container is not read");
+            tracing::error!(container = %id, error = %Chain(&error), "output of a container is not read");
         }
     }
 
@@ -358,8 +359,8 @@ impl Logd {
                 Incoming::Request(seq, request) => {
                     let op = request.name();
                     let reply = self.answer(request).unwrap_or_else(|error| {
-                        let message = chain(&error);
-                        tracing::warn!(op, error = message, "request failed");
+                        let message = Chain(&error).to_string();
+                        tracing::warn!(op, error = %message, "request failed");
                         Reply::Failed { message }
                     });
                     (seq, reply)

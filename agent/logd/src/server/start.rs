@@ -6,7 +6,7 @@ use crate::{
     proto::{Reply, Request},
     spec::{StreamSpec, state_dir},
 };
-use berth_core::roots::Roots;
+use berth_core::{error::Chain, roots::Roots};
 use rustix::{
     fd::OwnedFd,
     fs::{FlockOperation, Mode, OFlags},
@@ -66,7 +66,7 @@ pub(super) fn take_charge(roots: &Roots) -> Result<Charge, Error> {
             Err(error) => error,
         };
         if until.is_none_or(|until| Instant::now() >= until) {
-            tracing::warn!(error = %crate::error::chain(&failed), "the running logd does not yield");
+            tracing::warn!(error = %Chain(&failed), "the running logd does not yield");
             return Err(Error::Busy { path });
         }
         // The other one may be starting, ending, or in the midst of another takeover: there is no event to wait on.

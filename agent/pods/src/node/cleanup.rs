@@ -3,8 +3,9 @@
 //! The manager asks for it once every source has listed and containerd has answered. Touches only what carries our
 //! names below our roots. What somebody may be about to use again is asked for under the lock of the claims.
 
-use super::{NodeExecutor, chain, lock, pod_locks::Area};
+use super::{NodeExecutor, lock, pod_locks::Area};
 use berth_core::{
+    error::Chain,
     ids::{ContainerId, PodUid},
     plan::Failure,
 };
@@ -17,13 +18,13 @@ impl NodeExecutor {
         let (volumes, cgroups) = (self.volumes.clone(), self.cgroups.clone());
         let (on_disk, groups) = super::blocking(move || (volumes.pods_on_disk(), cgroups.pods())).await?;
         left.extend(on_disk.map_err(|e| Failure::new("FailedCleanup", e.message()))?);
-        left.extend(groups.map_err(|e| Failure::new("FailedCleanup", chain(&e)))?);
+        left.extend(groups.map_err(|e| Failure::new("FailedCleanup", Chain(&e)))?);
         left.retain(|uid| !known.contains(uid));
         if left.is_empty() {
             return Ok(left);
         }
         // Whoever has containers is somebody's, or at least not ours to guess.
-        let list = self.runtime()?.list().await.map_err(|e| Failure::new("FailedCleanup", e.chain()))?;
+        let list = self.runtime()?.list().await.map_err(|e| Failure::new("FailedCleanup", Chain(&e)))?;
         for c in list {
             left.remove(&c.pod);
         }
@@ -45,7 +46,7 @@ impl NodeExecutor {
                 cgroups.kill_pod(&name).and_then(|()| cgroups.remove_pod(&name))
             })
             .await?;
-        removed.map_err(|e| Failure::new("FailedKillPod", chain(&e)))?;
+        removed.map_err(|e| Failure::new("FailedKillPod", Chain(&e)))?;
         self.pod_locks.forget(uid);
         Ok(())
     }
@@ -54,7 +55,7 @@ impl NodeExecutor {
     pub(super) async fn remove_orphaned_files(&self, known: BTreeSet<PodUid>) {
         let valid = self.sandbox_ids(known.iter().cloned());
         if let Err(e) = self.network.gc(&valid).await {
-            tracing::warn!(why = chain(&e), "stale network attachments not removed");
+            tracing::warn!(why = %Chain(&e), "stale network attachments not removed");
         }
         if let Err(failure) = self.release_stale_leases(&known).await {
             tracing::warn!(why = failure.message, "stale leases not released");
@@ -65,7 +66,7 @@ impl NodeExecutor {
     }
 
     async fn release_stale_leases(&self, known: &BTreeSet<PodUid>) -> Result<(), Failure> {
-        let failed = |e: berth_runtime::Error| Failure::new("FailedCleanup", e.chain());
+        let failed = |e: berth_runtime::Error| Failure::new("FailedCleanup", Chain(&e));
         let runtime = self.runtime()?;
         // Leases first: a container that comes later keeps its pod out of the difference.
         let leased = runtime.leased_pods().await.map_err(failed)?;
@@ -81,7 +82,7 @@ impl NodeExecutor {
             }
             match runtime.release_lease(&uid).await {
                 Ok(()) => tracing::info!(%uid, "stale lease released"),
-                Err(e) => tracing::debug!(%uid, why = e.chain(), "lease not released"),
+                Err(e) => tracing::debug!(%uid, why = %Chain(&e), "lease not released"),
             }
         }
         Ok(())
@@ -90,11 +91,11 @@ impl NodeExecutor {
     /// Streams of containers that are no more: the agent died after removing the one and before ending the other.
     async fn finish_stale_output(&self) -> Result<(), Failure> {
         // Streams first, likewise.
-        let streams = self.logd.list().await.map_err(|e| Failure::new("FailedCleanup", chain(&e)))?;
+        let streams = self.logd.list().await.map_err(|e| Failure::new("FailedCleanup", Chain(&e)))?;
         if streams.is_empty() {
             return Ok(());
         }
-        let list = self.runtime()?.list().await.map_err(|e| Failure::new("FailedCleanup", e.chain()))?;
+        let list = self.runtime()?.list().await.map_err(|e| Failure::new("FailedCleanup", Chain(&e)))?;
         let containers: BTreeSet<ContainerId> = list.into_iter().map(|c| c.id).collect();
         for stream in streams.into_iter().filter(|s| !containers.contains(&s.spec.id)) {
             let _alone = self.claims.lock().await;
@@ -107,7 +108,7 @@ impl NodeExecutor {
                     tracing::info!(%pod, container = id.short(), "output of a container that is gone finished")
                 }
                 Err(e) => {
-                    tracing::warn!(%pod, container = id.short(), why = chain(&e), "output not finished")
+                    tracing::warn!(%pod, container = id.short(), why = %Chain(&e), "output not finished")
                 }
             }
         }

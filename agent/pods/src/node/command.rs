@@ -6,7 +6,7 @@
 
 use super::NodeExecutor;
 use crate::executor::Process;
-use berth_core::ids::ContainerId;
+use berth_core::{error::Chain, ids::ContainerId};
 use berth_probe::{ExecOutcome, ExecProcess, ExecTarget, Unsupported, exec::MAX_OUTPUT};
 use berth_runtime::ExecRequest;
 use berth_sys::clock;
@@ -56,7 +56,8 @@ impl NodeExecutor {
             return Ok(std::sync::Arc::clone(spec));
         }
         let runtime = self.runtime().map_err(|f| f.message)?;
-        let spec = runtime.spec(id).await.map_err(|e| e.chain())?.ok_or("the container is gone")?;
+        let spec =
+            runtime.spec(id).await.map_err(|e| Chain(&e).to_string())?.ok_or("the container is gone")?;
         let spec = std::sync::Arc::new(entry_of(&spec));
         super::lock(&self.specs).insert(id.clone(), std::sync::Arc::clone(&spec));
         Ok(spec)
@@ -92,7 +93,8 @@ impl NodeExecutor {
     ) -> Result<ExecOutcome, String> {
         let request = self.exec_request(id, command).await?;
         let runtime = self.runtime().map_err(|failure| failure.message)?;
-        let ended = runtime.exec_output(request, MAX_OUTPUT, within).await.map_err(|e| e.chain())?;
+        let ended =
+            runtime.exec_output(request, MAX_OUTPUT, within).await.map_err(|e| Chain(&e).to_string())?;
         let mut bytes = ended.stdout;
         bytes.extend(ended.stderr);
         bytes.truncate(MAX_OUTPUT);

@@ -5,7 +5,7 @@
 
 use super::{NodeExecutor, lock};
 use crate::{manager::NodeEvent, worker::WorkerMessage};
-use berth_core::plan::Exit;
+use berth_core::{error::Chain, plan::Exit};
 use berth_runtime::{Runtime, RuntimeConfig, RuntimeEvent};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::broadcast::error::RecvError;
@@ -25,7 +25,7 @@ pub async fn pump(executor: Arc<NodeExecutor>, config: RuntimeConfig) {
             Err(error) => {
                 if !told {
                     told = true;
-                    tracing::warn!(error = error.chain(), "containerd does not answer; trying on");
+                    tracing::warn!(error = %Chain(&error), "containerd does not answer; trying on");
                 }
                 tokio::time::sleep(REDIAL).await;
             }

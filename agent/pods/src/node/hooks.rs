@@ -1,8 +1,9 @@
 //! Lifecycle hooks.
 
-use super::{NodeExecutor, chain};
+use super::NodeExecutor;
 use crate::executor::{ActionResult, Context};
 use berth_core::{
+    error::Chain,
     ids::{ContainerId, ContainerName},
     model::{Container, Hook, Pod},
     plan::Failure,
@@ -59,8 +60,10 @@ impl NodeExecutor {
             }
             Hook::Http(target) => {
                 let action = resolve_http(target, spec, self.pod_ip(context), pod.namespaces.host_network)
-                    .map_err(|e| failed(chain(&e)))?;
-                let reply = http_hook(&self.prober, &action, within).await.map_err(|e| failed(chain(&e)))?;
+                    .map_err(|e| failed(Chain(&e).to_string()))?;
+                let reply = http_hook(&self.prober, &action, within)
+                    .await
+                    .map_err(|e| failed(Chain(&e).to_string()))?;
                 if reply.fell_back_to_http {
                     tracing::warn!(pod = %pod.key, container = %spec.name, "the hook's server speaks HTTP where HTTPS is specified");
                 }

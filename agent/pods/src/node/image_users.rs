@@ -1,6 +1,6 @@
 //! The user databases of images: `/etc/passwd` and `/etc/group` as the image has them, read once per image.
 
-use berth_core::plan::Failure;
+use berth_core::{error::Chain, plan::Failure};
 use berth_runtime::{Image, Runtime};
 use std::{
     collections::HashMap,
@@ -24,7 +24,7 @@ impl ImageUsers {
         let [passwd, group] = runtime
             .image_files(image, ["etc/passwd", "etc/group"])
             .await
-            .map_err(|e| Failure::new("CreateContainerError", e.chain()))?;
+            .map_err(|e| Failure::new("CreateContainerError", Chain(&e)))?;
         let files: Files = (passwd.map(Arc::from), group.map(Arc::from));
         let mut cache = super::lock(&self.0);
         if cache.len() >= MOST {

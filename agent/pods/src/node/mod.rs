@@ -33,11 +33,13 @@ use crate::{
 };
 use berth_core::{
     admit::{NodeInfo, admit},
+    error::Chain,
     ids::{BootId, ContainerId, ContainerName, PodUid},
     model::{NodeLabels, Pod, Probe, ResourceList},
     plan::{Action, Failure},
     probe::ProbeResult,
     roots::Roots,
+    sync::lock,
 };
 use berth_network::Network;
 use berth_node::cgroup::CgroupTree;
@@ -50,9 +52,8 @@ use berth_volumes::{PodFacts, Volumes};
 use pod_locks::Area;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    error::Error,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::{
@@ -125,11 +126,6 @@ impl std::fmt::Debug for NodeExecutor {
     }
 }
 
-fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // A panic of another holder leaves a map that is whole: each change is one insert or remove.
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Containers that are started at once, for each processor: five wait for disks and locks as much as they compute.
 const STARTS: usize = 5;
 /// Sandboxes that are made at once, for each processor. The kernel makes networks one after the other and waits between
@@ -151,18 +147,6 @@ fn limit(action: &Action) -> Duration {
         Action::PostStart { .. } | Action::PreStop { .. } => 24 * 3600,
         _ => 60,
     })
-}
-
-/// An error with its causes, as one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(e) = source {
-        text.push_str(": ");
-        text.push_str(&e.to_string());
-        source = e.source();
-    }
-    text
 }
 
 impl NodeExecutor {
@@ -277,12 +261,12 @@ impl NodeExecutor {
                 cgroups.kill_pod(&uid).and_then(|()| cgroups.remove_pod(&uid))
             })
             .await?
-            .map_err(|e| Failure::new("FailedKillPod", chain(&e)))?;
+            .map_err(|e| Failure::new("FailedKillPod", Chain(&e)))?;
         let runtime = self.runtime()?;
         let (logs, lease) =
             tokio::join!(self.logd.remove_pod(&pod.key, &pod.uid), runtime.release_lease(&pod.uid));
-        logs.map_err(|e| Failure::new("FailedKillPod", chain(&e)))?;
-        lease.map_err(|e| Failure::new("FailedKillPod", e.chain()))?;
+        logs.map_err(|e| Failure::new("FailedKillPod", Chain(&e)))?;
+        lease.map_err(|e| Failure::new("FailedKillPod", Chain(&e)))?;
         self.pod_locks.forget(&pod.uid);
         self.claims.lock().await.remove(&pod.uid);
         Ok(ActionResult::done(Vec::new()))
@@ -305,7 +289,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 impl Executor for NodeExecutor {
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
-        sandbox_sysctls(pod).map_err(|e| Failure::new("SysctlForbidden", chain(&e)))?;
+        sandbox_sysctls(pod).map_err(|e| Failure::new("SysctlForbidden", Chain(&e)))?;
         let NodeConfig { roots, labels, allocatable, .. } = &self.config;
         let node = NodeInfo { name: roots.node_name.as_str(), labels, allocatable };
         admit(node, others.iter().map(Arc::as_ref), pod)

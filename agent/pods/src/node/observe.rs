@@ -6,6 +6,7 @@ use crate::{
     manager::Found,
 };
 use berth_core::{
+    error::Chain,
     ids::PodUid,
     model::Pod,
     plan::{Exit, Failure, ObservedContainer, RunState},
@@ -44,13 +45,13 @@ impl NodeExecutor {
     pub(super) async fn observe_pod(&self, uid: &PodUid) -> Result<PodSnapshot, Failure> {
         let taken = clock::boottime();
         let of_pod =
-            self.runtime()?.list_of(uid).await.map_err(|e| Failure::new("RuntimeNotReady", e.chain()))?;
+            self.runtime()?.list_of(uid).await.map_err(|e| Failure::new("RuntimeNotReady", Chain(&e)))?;
         let pod = of_pod.iter().find_map(stored_pod);
         self.snapshot(uid, pod.as_deref(), of_pod, taken)
     }
 
     async fn containers(&self) -> Result<Vec<FoundContainer>, Failure> {
-        self.runtime()?.list().await.map_err(|e| Failure::new("RuntimeNotReady", e.chain()))
+        self.runtime()?.list().await.map_err(|e| Failure::new("RuntimeNotReady", Chain(&e)))
     }
 
     fn snapshot(

@@ -1,10 +1,10 @@
 //! Blocking work of a pod, one piece at a time: what is stuck keeps one thread, however often it is tried again, and two
 //! pieces of work on the same files never meet.
 
-use berth_core::{ids::PodUid, plan::Failure};
+use berth_core::{ids::PodUid, plan::Failure, sync::lock};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 use tokio::task::spawn_blocking;
 
@@ -25,8 +25,7 @@ pub(super) struct PodLocks(Mutex<HashMap<(PodUid, Area), PodLock>>);
 
 impl PodLocks {
     fn of(&self, pod: &PodUid, area: Area) -> PodLock {
-        // A panic of another holder leaves a map that is whole.
-        let mut pod_locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pod_locks = lock(&self.0);
         Arc::clone(pod_locks.entry((pod.clone(), area)).or_default())
     }
 
@@ -48,7 +47,7 @@ impl PodLocks {
 
     /// Forgets a pod of which nothing is left.
     pub(super) fn forget(&self, pod: &PodUid) {
-        let mut pod_locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pod_locks = lock(&self.0);
         pod_locks.retain(|(uid, _), gate| uid != pod || Arc::strong_count(gate) > 1);
     }
 }

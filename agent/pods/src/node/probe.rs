@@ -1,8 +1,9 @@
 //! Asking one probe once.
 
-use super::{NodeExecutor, chain};
+use super::NodeExecutor;
 use crate::executor::{Context, Process};
 use berth_core::{
+    error::Chain,
     ids::{ContainerId, ContainerName},
     model::{Probe, ProbeAction},
     probe::ProbeResult,
@@ -32,7 +33,7 @@ impl NodeExecutor {
         let node_local = context.pod.namespaces.host_network;
         match resolve(&probe, container, self.pod_ip(&context), node_local) {
             Ok(action) => self.prober.ask(&action, timeout).await,
-            Err(e) => ProbeResult::Unknown(chain(&e)),
+            Err(e) => ProbeResult::Unknown(Chain(&e).to_string()),
         }
     }
 

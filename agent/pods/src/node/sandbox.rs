@@ -3,13 +3,14 @@
 //! Made in that order and taken down in the reverse one. A record on the tmpfs says how far it came: it is written
 //! before the first step and completed after the last; what is found without being complete is finished backwards.
 
-use super::{NodeExecutor, chain, lock, pod_locks::Area};
+use super::{NodeExecutor, lock, pod_locks::Area};
 use crate::{
     executor::{ActionResult, Change, Context, Process},
     manager::NodeEvent,
     worker::WorkerMessage,
 };
 use berth_core::{
+    error::Chain,
     event::Event,
     ids::{Attempt, BootId, ContainerId, ContainerName, PodUid, SandboxAttempt},
     model::{Pod, PodNamespaces},
@@ -73,7 +74,7 @@ impl Record {
     /// Whether everything that it names is pinned.
     fn is_pinned(&self, dir: &Path) -> Result<bool, Failure> {
         for kind in NsKind::ALL.into_iter().filter(|k| self.pins.iter().any(|p| p == k.file_name())) {
-            if !ns::is_pinned(dir, kind).map_err(|e| Failure::new("InternalError", chain(&e)))? {
+            if !ns::is_pinned(dir, kind).map_err(|e| Failure::new("InternalError", Chain(&e)))? {
                 return Ok(false);
             }
         }
@@ -82,7 +83,7 @@ impl Record {
 
     fn pause_alive(&self) -> Result<bool, Failure> {
         let Some((pid, start)) = self.pause else { return Ok(false) };
-        process::alive(pid, start).map_err(|e| Failure::new("InternalError", chain(&e)))
+        process::alive(pid, start).map_err(|e| Failure::new("InternalError", Chain(&e)))
     }
 
     fn process(&self) -> Option<Process> {
@@ -145,7 +146,7 @@ fn events_of_unserved(request: &SandboxNetwork, unserved: &Unserved) -> Vec<Even
 }
 
 fn failed(what: &str, error: &dyn std::error::Error) -> Failure {
-    Failure::new("FailedCreatePodSandBox", format!("{what}: {}", chain(error)))
+    Failure::new("FailedCreatePodSandBox", format!("{what}: {}", Chain(error)))
 }
 
 /// Ends these processes and waits until they are gone.
@@ -163,8 +164,8 @@ fn end_pauses(pauses: &[Process]) -> berth_sys::Result<()> {
 
 /// Returns when the process has ended; an error where that cannot be watched.
 async fn wait_for_end(pause: Process) -> Result<(), String> {
-    let Some(fd) = PidFd::open(pause.pid).map_err(|e| chain(&e))? else { return Ok(()) };
-    if process::start_time(pause.pid).map_err(|e| chain(&e))? != Some(pause.start_time) {
+    let Some(fd) = PidFd::open(pause.pid).map_err(|e| Chain(&e).to_string())? else { return Ok(()) };
+    if process::start_time(pause.pid).map_err(|e| Chain(&e).to_string())? != Some(pause.start_time) {
         return Ok(());
     }
     #[expect(
@@ -185,7 +186,7 @@ impl NodeExecutor {
     pub(super) fn sandbox_record(&self, uid: &PodUid) -> Result<Option<Record>, Failure> {
         let path = self.record_path(uid);
         let internal = |what: &str, e: &dyn std::error::Error| {
-            Failure::new("InternalError", format!("{what} {}: {}", path.display(), chain(e)))
+            Failure::new("InternalError", format!("{what} {}: {}", path.display(), Chain(e)))
         };
         if !path.try_exists().map_err(|e| internal("look for", &e))? {
             return Ok(None);
@@ -277,7 +278,7 @@ impl NodeExecutor {
 
     /// The processes that lie where pause does.
     pub(super) fn stray_pauses(&self, uid: &PodUid) -> Result<Vec<Process>, Failure> {
-        let internal = |e: &dyn std::error::Error| Failure::new("InternalError", chain(e));
+        let internal = |e: &dyn std::error::Error| Failure::new("InternalError", Chain(e));
         let mut found = Vec::new();
         for pid in self.cgroups.pause_pids(uid).map_err(|e| internal(&e))? {
             if let Some(start_time) = process::start_time(pid).map_err(|e| internal(&e))? {
@@ -462,7 +463,7 @@ impl NodeExecutor {
         uid: &PodUid,
         sandbox_attempt: SandboxAttempt,
     ) -> Result<(), Failure> {
-        let kill = |e: berth_sys::Error| Failure::new("FailedKillPodSandbox", chain(&e));
+        let kill = |e: berth_sys::Error| Failure::new("FailedKillPodSandbox", Chain(&e));
         let record = self.sandbox_record(uid)?;
         if let Some((_, watch)) = lock(&self.pauses).remove(uid) {
             watch.abort();
@@ -480,7 +481,7 @@ impl NodeExecutor {
             self.network
                 .del(&id, netns.exists().then_some(netns.as_path()))
                 .await
-                .map_err(|e| Failure::new("FailedKillPodSandbox", chain(&e)))?;
+                .map_err(|e| Failure::new("FailedKillPodSandbox", Chain(&e)))?;
         }
         self.pod_locks.blocking(uid, Area::Sandbox, move || ns::unpin(&dir)).await?.map_err(kill)?;
         let record = self.record_path(uid);

@@ -2,8 +2,9 @@
 //!
 //! A turn is lent for [`LENT`] at most: whoever is stuck (a shim, a plugin) goes on without it and holds up nobody.
 
+use berth_core::sync::lock;
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -25,7 +26,7 @@ pub(super) struct Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.timer.abort();
-        self.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lock(&self.permit).take();
     }
 }
 
@@ -46,7 +47,7 @@ impl Slots {
         let lent = Arc::clone(&permit);
         let timer = tokio::spawn(async move {
             tokio::time::sleep(LENT).await;
-            lent.lock().unwrap_or_else(PoisonError::into_inner).take();
+            lock(&lent).take();
         })
         .abort_handle();
         Slot { permit, timer }

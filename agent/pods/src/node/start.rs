@@ -3,6 +3,7 @@
 use super::{NodeExecutor, lock, pod_locks::Area, stop_signal};
 use crate::executor::{ActionResult, Change, Context, Process};
 use berth_core::{
+    error::Chain,
     event::Event,
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
     model::{Container, MountPropagation, Pod, PullPolicy, RecursiveReadOnly, Seccomp},
@@ -51,7 +52,7 @@ fn unmounted_volumes(container: &Container, image: &Image, mounts: &[MountSpec])
 
 /// Who breaks the rule is named where `runAsNonRoot` does not hold, in the kubelet's words.
 fn user_error(pod: &Pod, container: &Container, error: &UserError) -> String {
-    let text = super::chain(error);
+    let text = Chain(error).to_string();
     match error {
         UserError::RunAsUserIsRoot | UserError::ImageIsRoot | UserError::NonNumericUser(_) => format!(
             "{text} (pod: \"{}_{}({})\", container: {})",
@@ -97,7 +98,7 @@ impl NodeExecutor {
         let runtime = self.runtime()?;
         let (lease, users) = tokio::join!(runtime.ensure_lease(&pod.uid), self.users.of(&runtime, &image));
         if let (Err(e), _) | (Ok(()), Err(e)) =
-            (lease.map_err(|e| Failure::new("FailedSync", e.chain())), users.map(drop))
+            (lease.map_err(|e| Failure::new("FailedSync", Chain(&e))), users.map(drop))
         {
             tracing::debug!(pod = %pod.key, why = e.message, "nothing prepared for the start");
         }
@@ -134,7 +135,7 @@ impl NodeExecutor {
             ));
         }
         let found = self.runtime()?.resolve_image(&spec.image).await;
-        match found.map_err(|e| Failure::new("ImageInspectError", e.chain()))? {
+        match found.map_err(|e| Failure::new("ImageInspectError", Chain(&e)))? {
             Some(image) => Ok(image),
             None if spec.pull_policy == PullPolicy::Never => Err(Failure::new(
                 "ErrImageNeverPull",
@@ -187,8 +188,8 @@ impl NodeExecutor {
             self.users.of(&runtime, &image),
         );
         let (mut made, (passwd, group)) = (made?, users?);
-        let paths = paths
-            .map_err(|e| Failure::new("CreateContainerError", format!("output: {}", super::chain(&e))))?;
+        let paths =
+            paths.map_err(|e| Failure::new("CreateContainerError", format!("output: {}", Chain(&e))))?;
         steps.push(("files+logd", clock.elapsed()));
 
         let clock = Instant::now();
@@ -373,7 +374,7 @@ impl NodeExecutor {
             host,
             shim_group: pod.uid.as_str(),
         };
-        spec::build(&input).map_err(|e| Failure::new("CreateContainerError", super::chain(&e)))
+        spec::build(&input).map_err(|e| Failure::new("CreateContainerError", Chain(&e)))
     }
 
     /// The node's facts, its devices as they are now where the container gets them all.
@@ -383,7 +384,7 @@ impl NodeExecutor {
             return Ok(Cow::Borrowed(host));
         }
         let devices = HostFacts::devices("/dev".as_ref())
-            .map_err(|e| Failure::new("CreateContainerError", super::chain(&e)))?;
+            .map_err(|e| Failure::new("CreateContainerError", Chain(&e)))?;
         Ok(Cow::Owned(HostFacts { devices, ..host.clone() }))
     }
 
@@ -393,7 +394,7 @@ impl NodeExecutor {
         let Some(Seccomp::Localhost(name)) = wanted else { return Ok(None) };
         let path = self.config.roots.seccomp.join(name);
         berth_sys::fs::read_to_string_limited(&path, 4 << 20).map(Some).map_err(|e| {
-            Failure::new("CreateContainerError", format!("seccomp profile {name:?}: {}", super::chain(&e)))
+            Failure::new("CreateContainerError", format!("seccomp profile {name:?}: {}", Chain(&e)))
         })
     }
 }

@@ -1,8 +1,9 @@
 //! Ending runs: signals, exit records, reaping, removal.
 
-use super::{NodeExecutor, chain, lock, pod_locks::Area, stop_signal};
+use super::{NodeExecutor, lock, pod_locks::Area, stop_signal};
 use crate::executor::{ActionResult, Change, Context};
 use berth_core::{
+    error::Chain,
     ids::{ContainerId, ContainerName},
     model::{Pod, TerminationMessagePolicy},
     plan::{Exit, Failure},
@@ -53,7 +54,7 @@ impl NodeExecutor {
         runtime
             .signal(id, pid, start_time, number)
             .await
-            .map_err(|e| Failure::new("FailedKillPod", e.chain()))?;
+            .map_err(|e| Failure::new("FailedKillPod", Chain(&e)))?;
         Ok(ActionResult::done(Vec::new()))
     }
 
@@ -133,7 +134,7 @@ impl NodeExecutor {
         match self.runtime()?.record_exit(id, &record).await {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == berth_runtime::Kind::NotFound => Ok(false),
-            Err(e) => Err(Failure::new("FailedSync", e.chain())),
+            Err(e) => Err(Failure::new("FailedSync", Chain(&e))),
         }
     }
 
@@ -176,10 +177,10 @@ impl NodeExecutor {
 
     pub(super) async fn reap(&self, id: ContainerId) -> Result<ActionResult, Failure> {
         let begun = std::time::Instant::now();
-        self.runtime()?.delete_task(&id).await.map_err(|e| Failure::new("FailedSync", e.chain()))?;
+        self.runtime()?.delete_task(&id).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
         let mut steps = vec![("delete task", begun.elapsed())];
         let begun = std::time::Instant::now();
-        self.logd.finish(&id).await.map_err(|e| Failure::new("FailedSync", chain(&e)))?;
+        self.logd.finish(&id).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
         steps.push(("finish output", begun.elapsed()));
         lock(&self.specs).remove(&id);
         Ok(ActionResult { changes: vec![Change::Reaped(id)], steps, ..ActionResult::default() })
@@ -191,14 +192,14 @@ impl NodeExecutor {
         container: &ContainerName,
         id: ContainerId,
     ) -> Result<ActionResult, Failure> {
-        self.runtime()?.remove(&id).await.map_err(|e| Failure::new("FailedSync", e.chain()))?;
+        self.runtime()?.remove(&id).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
         let finished = self.logd.finish(&id).await;
         if let Some(run) = &context.run {
             let stream = stream_of(&context.pod, container, &id, run.attempt);
-            self.logd.remove_attempt(&stream).await.map_err(|e| Failure::new("FailedSync", chain(&e)))?;
+            self.logd.remove_attempt(&stream).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
         }
         if let Err(error) = finished {
-            tracing::debug!(container = id.short(), error = chain(&error), "output was closed before");
+            tracing::debug!(container = id.short(), error = %Chain(&error), "output was closed before");
         }
         lock(&self.specs).remove(&id);
         lock(&self.owners).remove(&id);

@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::record::{Mark, exit_extension, extensions, labels};
-use berth_core::ids::{Namespace, PodName};
+use berth_core::{
+    error::Chain,
+    ids::{Namespace, PodName},
+};
 use berth_harness::{
     mutate::{Bytes, Reached, json::Corpus, run, wire},
     rng::Rng,
@@ -102,7 +105,7 @@ fn mutated_container_records() {
             match candidate(container) {
                 Err(_) if !is_json => Reached::Syntax,
                 Err(e) => {
-                    assert!(!e.is_unknown() && !e.chain().is_empty());
+                    assert!(!e.is_unknown() && !Chain(&e).to_string().is_empty());
                     Reached::Checks
                 }
                 Ok(None) => {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{image_files, import};
+use berth_core::error::Chain;
 use berth_harness::{
     mutate::{Bytes, Reached, json::Corpus, run, wire},
     rng::Rng,
@@ -73,7 +74,7 @@ fn mutated_image_indices() {
             match chosen {
                 Err(_) if !is_json(text) => Reached::Syntax,
                 Err(e) => {
-                    assert!(!e.is_unknown() && e.chain().contains("image i"), "{}", e.chain());
+                    assert!(!e.is_unknown() && Chain(&e).to_string().contains("image i"), "{}", Chain(&e));
                     Reached::Checks
                 }
                 Ok(chosen) => {
@@ -110,7 +111,7 @@ fn mutated_image_manifests_and_configurations() {
     run("image manifests and configurations", make, |(one, two)| match whole(one, two) {
         Err(_) if !is_json(one) || !is_json(two) => Reached::Syntax,
         Err(e) => {
-            assert!(!e.is_unknown() && e.chain().contains("image i"), "{}", e.chain());
+            assert!(!e.is_unknown() && Chain(&e).to_string().contains("image i"), "{}", Chain(&e));
             Reached::Checks
         }
         Ok(content) => {

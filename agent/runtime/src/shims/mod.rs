@@ -13,13 +13,13 @@ pub(crate) mod spawn;
 mod watch;
 
 use crate::error::Error;
-use berth_core::ids::ContainerId;
+use berth_core::{error::Chain, ids::ContainerId, sync::lock};
 use serde::{Deserialize, Serialize};
 use spawn::{Handle, Spawner};
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 use tokio::sync::{Notify, OwnedMutexGuard, watch as watched};
@@ -90,7 +90,7 @@ impl Shims {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Takes over what an earlier agent left: shims in use by group, spare ones into the pool, the rest is ended.
@@ -266,7 +266,7 @@ impl Shims {
                         self.state().idle.push_back(shim);
                     }
                     Err(e) => {
-                        tracing::warn!(error = e.chain(), "cannot fill the shim pool");
+                        tracing::warn!(error = %Chain(&e), "cannot fill the shim pool");
                         tokio::select! {
                             () = tokio::time::sleep(pause) => {}
                             _stopped = stop.wait_for(|s| *s) => return,

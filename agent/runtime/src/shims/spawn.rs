@@ -6,7 +6,7 @@
 
 use super::Shim;
 use crate::error::Error;
-use berth_core::resources::OOM_AGENT;
+use berth_core::{error::Chain, resources::OOM_AGENT};
 use berth_sys::{clock, process::PidFd, service::protect_from_oom, spawn::Spawn};
 use rustix::{
     fs::{CWD, FileType, Mode, mknodat},
@@ -206,7 +206,7 @@ impl Spawner {
                     self.settle(pid);
                     found.push(handle);
                 }
-                Err(e) => tracing::warn!(shim = id, pid, error = e.chain(), "cannot adopt shim"),
+                Err(e) => tracing::warn!(shim = id, pid, error = %Chain(&e), "cannot adopt shim"),
             }
         }
         found

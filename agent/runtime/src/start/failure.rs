@@ -1,7 +1,7 @@
 //! How a start fails: at which step, and how that is to be taken.
 
 use crate::{error::Error, record::ExitRecord};
-use berth_core::ids::ContainerId;
+use berth_core::{error::Chain, ids::ContainerId};
 use std::fmt;
 
 /// The exit code of a container that never started, as Kubernetes shows it (reason `StartError`).
@@ -81,7 +81,7 @@ impl StartError {
             (Stage::Start, Some(Error::Call { source, .. })) => {
                 format!("failed to start containerd task {:?}: {}", self.id.as_str(), source.message())
             }
-            (_, Some(error)) => error.chain(),
+            (_, Some(error)) => Chain(error).to_string(),
             (_, None) => self.to_string(),
         }
     }
@@ -89,11 +89,11 @@ impl StartError {
     /// Whether the shim, not the container, is what failed. containerd ends a shim after a create that failed while no
     /// other task is in it, and with it every create that is under way there.
     pub(super) fn is_of_shim(&self) -> bool {
-        self.source.as_deref().is_some_and(|e| of_shim(&e.chain()))
+        self.source.as_deref().is_some_and(|e| of_shim(&Chain(e).to_string()))
     }
 
     pub(super) fn new(id: &ContainerId, stage: Stage, error: Error) -> StartError {
-        let text = error.chain();
+        let text = Chain(&error).to_string();
         let failure =
             if error.is_unknown() || of_shim(&text) { StartFailure::Unknown } else { refusal(&text) };
         StartError { id: id.clone(), stage, failure, source: Some(Box::new(error)) }

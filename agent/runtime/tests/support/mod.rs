@@ -8,6 +8,7 @@
 )]
 
 use berth_core::{
+    error::Chain,
     ids::{
         Attempt, BootId, ContainerId, ContainerName, Namespace, NodeName, PodKey, PodName, PodUid,
         SandboxAttempt,
@@ -163,7 +164,7 @@ impl Node {
                 Err(e) if Instant::now() < end && e.is_unknown() => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
-                Err(e) => panic!("{}", e.chain()),
+                Err(e) => panic!("{}", Chain(&e)),
             }
         }
     }

@@ -5,9 +5,9 @@
 use super::{Config, node, pods::Pods};
 use crate::{
     Attachment, Cause, DatapathBackend, HostNetwork, NodeFacts, Notice, StaleBackend, TableError,
-    TableReconciler, chain,
+    TableReconciler,
 };
-use berth_core::{ids::PodUid, time::Boottime};
+use berth_core::{error::Chain, ids::PodUid, time::Boottime};
 use berth_ebpf_loader::{Role, StalePeer};
 use berth_sys::clock;
 use std::{
@@ -178,9 +178,9 @@ impl<K: DatapathBackend> Datapath<K> {
     }
 
     fn tell(&mut self, failures: &[Failure], now: Boottime) {
-        let texts: Vec<String> = failures.iter().map(|f| chain(f)).collect();
+        let texts: Vec<String> = failures.iter().map(|f| Chain(f).to_string()).collect();
         for error in texts.iter().filter(|text| !self.told.contains(text)) {
-            tracing::error!(error, "Services are not brought up to date; tried again");
+            tracing::error!(%error, "Services are not brought up to date; tried again");
         }
         if texts.is_empty() {
             if !self.told.is_empty() {
@@ -319,7 +319,7 @@ impl<K: DatapathBackend> Datapath<K> {
             Err(error) => {
                 let failure = Failure::Services(error);
                 let again = now + FIRST_RETRY;
-                self.tables_again = Some((again, chain(&failure)));
+                self.tables_again = Some((again, Chain(&failure).to_string()));
                 due.push(again);
                 failures.push(failure);
             }
@@ -404,7 +404,7 @@ fn lost(stale: &StaleBackend) -> StalePeer {
 /// Without the note only an agent that dies within the same round leaves sockets with a backend that is gone.
 fn or_told<T: Default>(done: Result<T, Cause>, op: &'static str) -> T {
     done.unwrap_or_else(|error| {
-        tracing::warn!(error = chain(&*error), op, "note of backends that are gone");
+        tracing::warn!(error = %Chain(&*error), op, "note of backends that are gone");
         T::default()
     })
 }

@@ -5,7 +5,7 @@
 //! packet by packet at its device, so that what runs in it (a proxy beside the app, say) sees Services' addresses.
 
 use crate::{DatapathBackend, Net, NodeTables, ObservedPod, Table, TableError};
-use berth_core::{ids::PodUid, status::Phase};
+use berth_core::{error::Chain, ids::PodUid, status::Phase};
 use berth_ebpf_abi::{Client, LocalPod, PodDevice, V4, V6, client, local_pod};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -83,7 +83,7 @@ impl Pods {
                 Ok(held) => found.push((uid.clone(), Some(held))),
                 Err(error) => {
                     // Its sandbox is being taken down, or made anew.
-                    tracing::debug!(pod = %pod.pod.key, error = crate::chain(&*error), "not in the maps");
+                    tracing::debug!(pod = %pod.pod.key, error = %Chain(&*error), "not in the maps");
                     later.insert(uid.clone());
                     found.push((uid.clone(), None));
                 }
@@ -132,9 +132,8 @@ impl Pods {
                     self.host = Some(cookie);
                 }
                 Err(error) => {
-                    let error = crate::chain(&*error);
                     tracing::warn!(
-                        error,
+                        error = %Chain(&*error),
                         "cannot tell the host's network namespace: its loopback has no node ports"
                     );
                 }

@@ -1,7 +1,7 @@
 //! When something is published that follows from many changes: a burst makes one, a failure comes again.
 
-use crate::{Cause, chain};
-use berth_core::time::Boottime;
+use crate::Cause;
+use berth_core::{error::Chain, time::Boottime};
 use std::time::Duration;
 
 /// What cannot be written is tried again after this.
@@ -46,7 +46,7 @@ impl DebouncedPublisher {
             Ok(()) => (self.due, self.dirty, self.told) = (None, false, false),
             Err(error) => {
                 if !std::mem::replace(&mut self.told, true) {
-                    tracing::error!(error = chain(&*error), "{} not published; tried again", self.what);
+                    tracing::error!(error = %Chain(&*error), "{} not published; tried again", self.what);
                 }
                 self.due = Some(now + RETRY);
             }

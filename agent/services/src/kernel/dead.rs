@@ -4,7 +4,8 @@
 //! there, all sockets to such a backend are ended, however they came to it: rather one of another Service, which
 //! connects anew, than one that goes on with a backend that is not there.
 
-use crate::{Cause, chain};
+use crate::Cause;
+use berth_core::error::Chain;
 use berth_ebpf_loader::{self as loader, Error, Frontend, Pins, Proto, SocketRecords, StalePeer};
 use std::{
     collections::HashSet,
@@ -26,9 +27,8 @@ pub(super) fn end_sockets(
     let backends: HashSet<SocketAddr> = lost.iter().map(|l| l.backend).collect();
     let mut tell = |error: &Error| {
         if !mem::replace(blind, true) {
-            let error = chain(error);
             tracing::warn!(
-                error,
+                error = %Chain(error),
                 "which Service sockets came by cannot be read: all sockets to backends that are gone are ended"
             );
         }
@@ -50,8 +50,7 @@ pub(super) fn end_sockets(
         match done {
             Ok(count) => ended = ended.saturating_add(count),
             Err(error) => {
-                let error = chain(&error);
-                tracing::warn!(netns = %netns.display(), error, "sockets to backends that are gone may be left");
+                tracing::warn!(netns = %netns.display(), error = %Chain(&error), "sockets to backends that are gone may be left");
             }
         }
     }

@@ -1,5 +1,6 @@
 //! A node of nothing but the hooks: pins, a cgroup, network namespaces.
 
+use berth_core::sync::lock;
 use berth_ebpf_abi::{Client, Config, Prefix, V4, V6, client};
 use berth_ebpf_decide::testing::Sample;
 use berth_ebpf_loader::{Access, Datapath, OBJECT, Pins, attach, ensure_bpffs, load};
@@ -12,7 +13,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     thread,
 };
 
@@ -31,7 +32,7 @@ pub(crate) struct Node {
 impl Node {
     /// Loads and attaches, and moves this process into the cgroup.
     pub(crate) fn new() -> Node {
-        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = lock(&ONE);
         let dir = tempfile::Builder::new().prefix("berth-hooks-").tempdir().unwrap();
         let pins = Pins::new(dir.path().join("bpf/berth"));
         ensure_bpffs(&pins).unwrap();

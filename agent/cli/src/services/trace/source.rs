@@ -1,41 +1,41 @@
-//! ClientIdentity dials, as people write it.
+//! Parsing of the client of a traced connection.
 
 use crate::{error::Error, names, state, v1};
 use berth_api::view::PodView;
 use std::net::{IpAddr, SocketAddr};
 
-/// ClientIdentity dials.
+/// The client of a traced connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A socket in the node's own network, also a pod's.
+    /// A socket in the node's network namespace, also of a pod with host network.
     Node,
-    /// A pod of this node, by its addresses.
+    /// A pod of this node.
     Pod {
-        /// Those.
+        /// Its addresses.
         ips: Vec<IpAddr>,
     },
-    /// Somebody elsewhere.
+    /// A client outside of the node.
     Outside {
-        /// From here.
+        /// Its address.
         ip: IpAddr,
-        /// From this port.
+        /// Its source port; `None` for any.
         port: Option<u16>,
     },
 }
 
-/// What an address is to this node.
+/// To whom on this node an address belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Is {
+pub(crate) enum AddressKind {
     Pod,
     Node,
     Neither,
 }
 
-/// Finds who is meant by `node`, `outside:ADDRESS[:PORT]`, an address, or a pod's name.
+/// Parses `node`, `outside:ADDRESS[:PORT]`, an address of this node or of a pod, or a pod's name.
 pub(crate) fn find(
     text: &str,
     pods: &[PodView],
-    is: impl Fn(IpAddr) -> Result<Is, Error>,
+    kind: impl Fn(IpAddr) -> Result<AddressKind, Error>,
 ) -> Result<Source, Error> {
     if text == "node" {
         return Ok(Source::Node);
@@ -44,24 +44,22 @@ pub(crate) fn find(
         let bare = rest.strip_prefix('[').and_then(|r| r.strip_suffix(']')).unwrap_or(rest);
         let ip = bare.parse::<IpAddr>().map(|ip| (ip, None));
         let found = ip.or_else(|_| rest.parse::<SocketAddr>().map(|at| (at.ip(), Some(at.port()))));
-        let wrong = |_| Error::Usage(format!("{rest:?} is no address, with or without a port"));
+        let wrong = |_| Error::Usage(format!("{rest:?} is neither an address nor an address and port"));
         let (ip, port) = found.map_err(wrong)?;
         return Ok(Source::Outside { ip: ip.to_canonical(), port });
     }
     if let Ok(ip) = text.parse::<IpAddr>() {
         let ip = ip.to_canonical();
-        return match is(ip)? {
-            Is::Pod => Ok(Source::Pod { ips: vec![ip] }),
-            Is::Node => Ok(Source::Node),
-            Is::Neither => Err(Error::NotFound(format!(
-                "{ip} is neither a pod of this node nor the node: for somebody elsewhere write outside:{ip}"
+        return match kind(ip)? {
+            AddressKind::Pod => Ok(Source::Pod { ips: vec![ip] }),
+            AddressKind::Node => Ok(Source::Node),
+            AddressKind::Neither => Err(Error::NotFound(format!(
+                "{ip} belongs neither to a pod of this node nor to the node: for a client outside write outside:{ip}"
             ))),
         };
     }
-    let meant = names::resolve(text, &state::candidates(pods))?;
-    let Some(view) = pods.get(meant.pod) else {
-        return Err(Error::NotFound(format!("no pod is named {text:?}")));
-    };
+    let resolved = names::resolve(text, &state::candidates(pods))?;
+    let Some(view) = pods.get(resolved.pod) else { return Err(Error::no_pod(text)) };
     let pod = v1::Pod::of(view);
     if pod.spec.host_network {
         return Ok(Source::Node);
@@ -90,14 +88,14 @@ mod tests {
         };
         let pods =
             [pod("web-0", "10.244.0.5", false), pod("hostly", "192.0.2.1", true), pod("none", "", false)];
-        let is = |ip: IpAddr| {
+        let kind = |ip: IpAddr| {
             Ok(match ip.to_string().as_str() {
-                "10.244.0.5" => Is::Pod,
-                "192.0.2.1" => Is::Node,
-                _ => Is::Neither,
+                "10.244.0.5" => AddressKind::Pod,
+                "192.0.2.1" => AddressKind::Node,
+                _ => AddressKind::Neither,
             })
         };
-        match find(text, &pods, is) {
+        match find(text, &pods, kind) {
             Ok(Source::Node) => "node".to_owned(),
             Ok(Source::Pod { ips }) => format!("pod {ips:?}"),
             Ok(Source::Outside { ip, port }) => format!("outside {ip} {port:?}"),
@@ -106,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_mean_what_they_say() {
+    fn clients_are_parsed_by_every_form() {
         for (text, what) in [
             ("node", "node"),
             ("web", "pod [10.244.0.5]"),
@@ -119,15 +117,15 @@ mod tests {
             ("outside:198.51.100.9:1234", "outside 198.51.100.9 Some(1234)"),
             ("outside:[fd00::9]:1234", "outside fd00::9 Some(1234)"),
             ("outside:fd00::9", "outside fd00::9 None"),
-            ("outside:me", "2: \"me\" is no address, with or without a port"),
+            ("outside:me", "2: \"me\" is neither an address nor an address and port"),
             ("none", "4: pod default/none has no address"),
             (
                 "nobody",
-                "4: no pod or container is named \"nobody\"; `berth status` tells of manifests that are refused",
+                "4: no pod or container is named \"nobody\"; `berth status` lists manifests that cannot be used",
             ),
             (
                 "10.244.0.6",
-                "4: 10.244.0.6 is neither a pod of this node nor the node: for somebody elsewhere write outside:10.244.0.6",
+                "4: 10.244.0.6 belongs neither to a pod of this node nor to the node: for a client outside write outside:10.244.0.6",
             ),
         ] {
             assert_eq!(found(text), what, "{text}");

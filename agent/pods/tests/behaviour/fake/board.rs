@@ -4,11 +4,12 @@ use berth_core::{
     event::EventRecord,
     ids::PodUid,
     status::{ConditionType, ContainerStatus, Truth},
+    sync::lock,
 };
 use berth_pods::{PodReport, Reports};
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 use tokio::sync::watch;
 
@@ -33,7 +34,7 @@ impl Board {
     }
 
     pub fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.told)
     }
 
     pub fn shows(&self, pod: &PodUid) -> bool {

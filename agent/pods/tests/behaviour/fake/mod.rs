@@ -10,6 +10,7 @@ use berth_core::{
     model::{NodeLabels, Pod, Probe, ResourceList},
     plan::{Action, Exit, Failure, Observed, ObservedContainer, ObservedSandbox, RunState, SandboxState},
     probe::ProbeResult,
+    sync::lock,
     time::{Boottime, Now, Wall},
 };
 use berth_pods::{
@@ -106,7 +107,7 @@ impl Node {
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
         // Panics are part of the tests.
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn bumped(&self) {

@@ -1,4 +1,4 @@
-//! What is shown, as pure functions of what is known and of the time.
+//! Text and JSON of each command, as pure functions of the state and the time.
 
 pub(crate) mod describe;
 pub(crate) mod events;
@@ -12,13 +12,13 @@ use berth_api::view::PodView;
 use berth_core::time::Wall;
 use serde_json::{Value, json};
 
-/// Why a pod is not Ready and what comes next, in one line; empty where there is nothing to tell.
+/// Why a pod is not Ready and when the next try is, in one line; empty where there is no reason.
 pub(crate) fn why(view: &PodView, now: Wall) -> String {
     let next = view.next_try.map(|at| format!("next try {}", time::until(at, now)));
     view.waiting_for.iter().cloned().chain(next).collect::<Vec<_>>().join("; ")
 }
 
-/// `v1.List`, as `kubectl get -o json` gives it.
+/// A `v1.List`, as `kubectl get -o json` prints it.
 pub(crate) fn list(items: Vec<Value>) -> Value {
     json!({ "apiVersion": "v1", "items": items, "kind": "List", "metadata": { "resourceVersion": "" } })
 }

@@ -1,11 +1,12 @@
-//! `berth pods -w`: what is there, then every change as it is told.
+//! `berth pods --watch`: the pods, then each change as the agent reports it.
 
 use crate::{
-    commands::PodOutput,
     error::Error,
-    names, out,
+    names,
+    output::{self, PodOutput},
     render::pods::{self, Form},
     state,
+    table::Table,
 };
 use berth_api::{
     client::Client,
@@ -19,7 +20,7 @@ use berth_core::{
 use berth_sys::clock;
 use std::collections::HashMap;
 
-/// Watches until the agent or the reader goes.
+/// Watches until the agent ends or standard output is closed.
 pub(crate) async fn run(roots: &Roots, output: PodOutput, name: Option<&str>) -> Result<(), Error> {
     let mut client = Client::connect(&roots.agent_socket()).await?;
     client.send(&Request::Pods { watch: true }).await?;
@@ -34,8 +35,8 @@ pub(crate) async fn run(roots: &Roots, output: PodOutput, name: Option<&str>) ->
     first.sort_by(|a, b| a.key.cmp(&b.key));
     let only: Option<PodKey> = match name {
         Some(name) => {
-            let meant = names::resolve(name, &state::candidates(&first))?;
-            first.get(meant.pod).map(|p| p.key.clone())
+            let resolved = names::resolve(name, &state::candidates(&first))?;
+            first.get(resolved.pod).map(|p| p.key.clone())
         }
         None => None,
     };
@@ -58,24 +59,24 @@ pub(crate) async fn run(roots: &Roots, output: PodOutput, name: Option<&str>) ->
     }
 }
 
+/// Printer of pods in the chosen format.
 struct Printer {
     output: PodOutput,
     form: Form,
-    table: crate::table::Table,
+    table: Table,
     text: String,
-    /// The last row of each pod, without its age.
-    shown: HashMap<PodUid, Vec<String>>,
+    /// The last printed row of each pod, without its age.
+    printed: HashMap<PodUid, Vec<String>>,
 }
 
 impl Printer {
     fn new(output: PodOutput) -> Printer {
         let form = if output == PodOutput::Wide { Form::Wide } else { Form::Table };
-        Printer { output, form, table: pods::table(form), text: String::new(), shown: HashMap::new() }
+        Printer { output, form, table: pods::table(form), text: String::new(), printed: HashMap::new() }
     }
 
     fn add(&mut self, pod: &PodView) -> Result<(), Error> {
         match self.output {
-            // What changed may not be among what is shown.
             PodOutput::Table | PodOutput::Wide => {
                 let cells = pods::cells(self.form, pod, clock::wall());
                 let timeless: Vec<String> = cells
@@ -84,20 +85,21 @@ impl Printer {
                     .filter(|(n, _)| *n != pods::AGE)
                     .map(|(_, c)| c.clone())
                     .collect();
-                if self.shown.get(&pod.uid) != Some(&timeless) {
+                // A change of a field that no column displays prints no row.
+                if self.printed.get(&pod.uid) != Some(&timeless) {
                     self.table.row(cells);
-                    self.shown.insert(pod.uid.clone(), timeless);
+                    self.printed.insert(pod.uid.clone(), timeless);
                 }
             }
             PodOutput::Name => self.text.push_str(&format!("{}\n", pod.key)),
-            // One object a line.
+            // JSON lines: one object a line.
             PodOutput::Json => self.text.push_str(&format!("{}\n", serde_json::to_string(&pod.object)?)),
         }
         Ok(())
     }
 
     fn removed(&mut self, uid: &PodUid, key: &PodKey) -> Result<(), Error> {
-        self.shown.remove(uid);
+        self.printed.remove(uid);
         match self.output {
             PodOutput::Table | PodOutput::Wide => {
                 let cells = [key.namespace.as_str(), key.name.as_str(), "-", "Removed"];
@@ -113,6 +115,6 @@ impl Printer {
             PodOutput::Table | PodOutput::Wide => self.table.take(),
             PodOutput::Name | PodOutput::Json => std::mem::take(&mut self.text),
         };
-        out::put(&text)
+        output::put(&text)
     }
 }

@@ -1,33 +1,30 @@
-//! The published pods as files, for the time when the agent is not there.
+//! Status files: the published pods on disk, for commands while no agent runs.
 //!
-//! Owns one task, which hears of changes like any watcher, lets a burst settle for a moment and writes off the async
-//! threads. A file that cannot be written is told and tried again at the pod's next change.
+//! Owns one task, a watcher of the cache. The task gathers a burst of changes and writes on a blocking thread. A file that
+//! cannot be written is logged and tried again at the pod's next change.
 
-use crate::{
-    Error,
-    hub::{Change, Hub, Interest, Subscription},
-};
+use super::watch_cache::{Change, Interest, Subscription, WatchCache};
+use crate::Error;
 use berth_api::{files, view::NodeView};
 use berth_core::{ids::PodUid, roots::Roots};
 use std::{collections::BTreeSet, fs, io, time::Duration};
 use tokio::{sync::oneshot, task::spawn_blocking};
 
-/// How long changes are gathered before they are written.
+/// Time for which changes are gathered before they are written.
 const SETTLE: Duration = Duration::from_millis(5);
 
-/// Mode of the files: as the socket's, for root and its group.
+/// Mode of the files: readable by root and its group, as the socket is.
 const MODE: u32 = 0o640;
 
-/// Makes the directory. Files of an earlier agent stay until their pods are met again, or [`sweep`].
+/// Makes the directory. Files of an earlier agent stay until their pods are published again, or until [`cleanup`].
 pub fn prepare(roots: &Roots) -> Result<(), Error> {
     let dir = files::dir(roots);
     fs::create_dir_all(&dir).map_err(|source| Error::StatusFiles { path: dir, source })
 }
 
-/// Keeps the files until told to stop (or until the other end of `stop` is dropped); what changed until then is
-/// written.
-pub async fn keep(hub: Hub, roots: Roots, mut stop: oneshot::Receiver<()>) {
-    let changes = hub.subscribe(Interest::PodsAndEvents);
+/// Writes the files of changed pods until `stop` is sent or its sender dropped; changes up to then are written.
+pub async fn keep(cache: WatchCache, roots: Roots, mut stop: oneshot::Receiver<()>) {
+    let changes = cache.subscribe(Interest::PodsAndEvents);
     let mut last = false;
     loop {
         tokio::select! {
@@ -37,11 +34,11 @@ pub async fn keep(hub: Hub, roots: Roots, mut stop: oneshot::Receiver<()>) {
         if !last {
             tokio::time::sleep(SETTLE).await;
         }
-        let due = due(&hub, &changes);
-        let (hub, roots) = (hub.clone(), roots.clone());
-        let written = spawn_blocking(move || due.iter().for_each(|uid| write(&hub, &roots, uid))).await;
+        let due = due(&cache, &changes);
+        let (cache, roots) = (cache.clone(), roots.clone());
+        let written = spawn_blocking(move || due.iter().for_each(|uid| write(&cache, &roots, uid))).await;
         if let Err(error) = written {
-            tracing::error!(%error, "writing status files ended early");
+            tracing::error!(%error, "cannot write status files: the writer panicked");
         }
         if last {
             return;
@@ -49,7 +46,7 @@ pub async fn keep(hub: Hub, roots: Roots, mut stop: oneshot::Receiver<()>) {
     }
 }
 
-fn due(hub: &Hub, changes: &Subscription) -> BTreeSet<PodUid> {
+fn due(cache: &WatchCache, changes: &Subscription) -> BTreeSet<PodUid> {
     let mut due = BTreeSet::new();
     while let Some(change) = changes.take() {
         match change {
@@ -59,22 +56,22 @@ fn due(hub: &Hub, changes: &Subscription) -> BTreeSet<PodUid> {
             Change::Events(uid) | Change::Removed(uid, _) => {
                 due.insert(uid);
             }
-            Change::Resync => due.extend(hub.pods().iter().map(|p| p.view.uid.clone())),
+            Change::Resync => due.extend(cache.pods().iter().map(|p| p.view.uid.clone())),
         }
     }
     due
 }
 
-/// Brings the file of one pod up to date.
-fn write(hub: &Hub, roots: &Roots, uid: &PodUid) {
+/// Writes or removes the file of one pod.
+fn write(cache: &WatchCache, roots: &Roots, uid: &PodUid) {
     let path = files::pod_file(roots, uid);
-    let done = match hub.pod(uid) {
+    let done = match cache.pod(uid) {
         Some(pod) => {
             let Some(json) = pod.json() else { return };
-            let events = match serde_json::to_vec(&hub.events(Some(uid))) {
+            let events = match serde_json::to_vec(&cache.events(Some(uid))) {
                 Ok(events) => events,
                 Err(error) => {
-                    tracing::error!(pod = %pod.view.key, %error, "events cannot be written");
+                    tracing::error!(pod = %pod.view.key, %error, "cannot encode the pod's events");
                     return;
                 }
             };
@@ -84,7 +81,7 @@ fn write(hub: &Hub, roots: &Roots, uid: &PodUid) {
         None => berth_sys::fs::remove_if_there(&path).map_err(|e| e.to_string()),
     };
     if let Err(error) = done {
-        tracing::warn!(uid = %uid, error, "status file not kept");
+        tracing::warn!(%uid, error, "cannot update the pod's status file");
     }
 }
 
@@ -96,15 +93,15 @@ pub fn write_node(roots: &Roots, view: &NodeView) -> Result<(), Error> {
     berth_sys::fs::write_atomic(&path, &text, MODE).map_err(|e| failed(io::Error::other(e)))
 }
 
-/// Removes the files of pods that are not published: to be called once every source has listed and the runtime has
-/// shown what there is. Blocks on the file system.
-pub fn sweep(hub: &Hub, roots: &Roots) -> Result<(), Error> {
+/// Removes the files of pods that are not published. To be called once every source has listed its pods and the runtime
+/// its containers. Blocks on the file system.
+pub fn cleanup(cache: &WatchCache, roots: &Roots) -> Result<(), Error> {
     let dir = files::dir(roots);
     let failed = |source| Error::StatusFiles { path: dir.clone(), source };
     for entry in fs::read_dir(&dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         if let Some(uid) = files::uid_of(&entry.file_name())
-            && hub.pod(&uid).is_none()
+            && cache.pod(&uid).is_none()
         {
             berth_sys::fs::remove_if_there(&entry.path()).map_err(failed)?;
         }

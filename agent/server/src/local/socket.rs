@@ -1,9 +1,10 @@
 //! The listening socket, and one task per connection.
 //!
-//! Only root may connect: the socket has mode 0660 and belongs to root's group. What lies at its path is replaced: the
-//! node's lock is what keeps a second agent away.
+//! Only root may connect: the socket has mode 0660 and belongs to root's group. An existing socket at the path is
+//! replaced: the node's lock, not the socket, keeps a second agent away.
 
-use crate::{Backend, Error, connection, hub::Hub};
+use super::{connection, watch_cache::WatchCache};
+use crate::{Backend, Error};
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -11,21 +12,21 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Connections at a time; further ones wait in the kernel's queue.
+/// Most connections at a time; further ones wait in the kernel's backlog.
 const CONNECTIONS: usize = 128;
 
-/// Pause after a connection could not be taken, for want of descriptors say.
+/// Pause after a failed accept, which may be for want of file descriptors.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
-/// Listens on the path, within a Tokio runtime. The caller holds the node's lock: what lies there is from an agent that
-/// is gone. Whether a connection succeeds there tells nothing: a child that the dead agent was just starting still has
-/// its listening descriptor, until its exec.
+/// Listens on the path; to be called within a Tokio runtime. The caller holds the node's lock, so that an existing socket
+/// is from a dead agent. A successful connect to it would prove nothing: a child that the dead agent was starting
+/// inherits the listening descriptor until its exec.
 ///
 /// # Errors
-/// The socket cannot be made or moved to its place.
+/// The socket cannot be made or moved to its path.
 pub fn bind(path: &Path) -> Result<UnixListener, Error> {
     let failed = |source| Error::Listen { path: path.to_owned(), source };
-    // Bound under another name and only then moved: nobody meets it with the umask's mode.
+    // Bound under another name and moved once its mode is set, so that no client finds it with the umask's mode.
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let temporary = path.with_file_name(name);
@@ -36,36 +37,36 @@ pub fn bind(path: &Path) -> Result<UnixListener, Error> {
     Ok(listener)
 }
 
-/// What answers on the socket.
+/// The server of the local socket.
 #[derive(Debug)]
 pub struct Server<B> {
-    /// The published pods.
-    pub hub: Hub,
+    /// The published pods and events.
+    pub cache: WatchCache,
     /// The rest of the agent.
     pub backend: Arc<B>,
 }
 
 impl<B: Backend> Server<B> {
-    /// Answers until told to stop (or until the other end of `stop` is dropped); ends every connection then.
+    /// Serves connections until `stop` is sent or its sender dropped, then ends them.
     pub async fn run(self, listener: UnixListener, mut stop: oneshot::Receiver<()>) {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let slots = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 _ = &mut stop => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-                accepted = accept(&listener, &room) => accepted,
+                accepted = accept(&listener, &slots) => accepted,
             };
             match accepted {
                 Ok((stream, permit)) => {
-                    let (hub, backend) = (self.hub.clone(), Arc::clone(&self.backend));
+                    let (cache, backend) = (self.cache.clone(), Arc::clone(&self.backend));
                     connections.spawn(async move {
-                        connection::serve(stream, hub, backend).await;
+                        connection::serve(stream, cache, backend).await;
                         drop(permit);
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be taken");
+                    tracing::warn!(%error, "cannot accept a connection to the local socket; raise the limit of open files if they ran out");
                     tokio::time::sleep(AFTER_ERROR).await;
                 }
             }
@@ -76,9 +77,9 @@ impl<B: Backend> Server<B> {
 
 async fn accept(
     listener: &UnixListener,
-    room: &Arc<Semaphore>,
+    slots: &Arc<Semaphore>,
 ) -> io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
+    let permit = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
     let (stream, _address) = listener.accept().await?;
     Ok((stream, permit))
 }

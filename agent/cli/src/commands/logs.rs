@@ -1,10 +1,10 @@
-//! `berth logs`: reads the files; needs neither agent nor logd. Where one of them is there, or has left its state, it
-//! tells which run is the last and when it is over.
+//! `berth logs`: reads the log files, with or without agent and logd. The agent, or the state that it left, says which
+//! attempt is the last and whether its process still runs.
 
 use crate::{
     error::Error,
-    names::{self, Candidate, Meant},
-    out, state, time,
+    names::{self, Candidate, Resolved},
+    output, state, time,
 };
 use berth_core::{
     ids::{Attempt, ContainerName},
@@ -18,77 +18,74 @@ use berth_logd::{
 use berth_sys::{clock, process};
 use std::{collections::BTreeMap, fs, time::Duration};
 
-/// Between two looks whether the container still runs.
+/// Interval between two checks whether a followed container still runs.
 const STILL_RUNS: Duration = Duration::from_secs(1);
 
-/// What may still come of a container that has ended, through its FIFO and logd.
+/// Longest wait for output that is still on its way through FIFO and logd after the container has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Options.
+/// Options of `logs`.
 #[derive(Debug, clap::Args)]
 pub struct LogsArgs {
-    /// namespace/pod/container, or less where that is enough.
+    /// namespace/pod/container, or less where that is unique.
     name: String,
-    /// The container.
+    /// Print the output of this container.
     #[arg(short, long, value_name = "NAME")]
     container: Option<String>,
-    /// Go on as more is written, until the container ends.
+    /// Follow the output until the container ends.
     #[arg(short, long)]
     follow: bool,
-    /// Of the run before the last.
+    /// Print the output of the previous attempt.
     #[arg(short, long)]
     previous: bool,
-    /// Only the last so many lines; all where it is negative.
+    /// Print only the last LINES lines; all where negative.
     #[arg(long, value_name = "LINES", allow_negative_numbers = true)]
     tail: Option<i64>,
-    /// Only what is newer: a span such as 10m, or a time such as 2026-01-02T03:04:05Z.
+    /// Print only newer lines: a duration such as 10m, or a time such as 2026-01-02T03:04:05Z.
     #[arg(long, value_name = "WHEN")]
     since: Option<String>,
-    /// Show the time of each line.
+    /// Print the time of each line.
     #[arg(long)]
     timestamps: bool,
 }
 
-/// Runs the command.
 pub(crate) async fn run(roots: &Roots, args: LogsArgs) -> Result<(), Error> {
     let since = args.since.as_deref().map(since).transpose()?;
-    // Without an agent and without its state the names of the directories do.
+    // Without any state of an agent, the directories' names identify the pods.
     let known = state::read(roots, false).await.map(|s| s.pods).unwrap_or_default();
     let mut among = with_output(roots, &known)?;
-    let meant = names::resolve(&args.name, &among)?;
-    let pod = among.swap_remove(meant.pod);
-    let container = container(&args, &meant, &pod)?;
+    let resolved = names::resolve(&args.name, &among)?;
+    let pod = among.swap_remove(resolved.pod);
+    let container = container(&args, &resolved, &pod)?;
     let attempts = reader::attempts(roots, &pod.key, &pod.uid, &container)?;
     let which = if args.previous { attempts.iter().rev().nth(1) } else { attempts.last() };
     let Some(attempt) = which.copied() else {
-        let what = if args.previous { "run before the last" } else { "output" };
-        return Err(Error::NotFound(format!(
-            "there is no {what} of container {container} of pod {}",
-            pod.key
-        )));
+        let what = if args.previous { "previous attempt" } else { "output" };
+        return Err(Error::NotFound(format!("container {container} of pod {} has no {what}", pod.key)));
     };
     let view = known.iter().find(|v| v.uid == pod.uid);
     let runs = view.map(|v| v.containers.iter().find(|c| c.name == container && c.attempt == attempt.0));
     let process = runs.map(|r| r.map(|c| (c.pid, c.start_time)));
     let set = LogSet::open(roots, &pod.key, &pod.uid, &container, attempt)?;
-    // Reading blocks; nothing else happens on this thread.
-    read(roots, &args, set, since, &Followed { pod, container, attempt, process })
+    // The read blocks this thread; nothing else runs on it.
+    print(roots, &args, set, since, &Target { pod, container, attempt, process })
 }
 
-struct Followed {
+/// The attempt whose output is printed.
+struct Target {
     pod: Candidate,
     container: ContainerName,
     attempt: Attempt,
-    /// `None` where nothing is known, `Some(None)` where it is known not to run.
+    /// Process id and start time. `Some(None)`: the attempt does not run. `None`: not known.
     process: Option<Option<(u32, u64)>>,
 }
 
-fn read(
+fn print(
     roots: &Roots,
     args: &LogsArgs,
     set: LogSet,
     since: Option<Wall>,
-    of: &Followed,
+    target: &Target,
 ) -> Result<(), Error> {
     let tail = args.tail.and_then(|lines| u64::try_from(lines).ok());
     let from = match (tail, since) {
@@ -108,33 +105,35 @@ fn read(
         if any {
             continue;
         }
-        if follow.gone() || over(roots, of)? {
+        if follow.gone() || is_over(roots, target)? {
             while follow.next(LAST_WORDS, &mut |record| printer.take(record))? {
                 printer.flush()?;
             }
             if follow.missed() > 0 {
-                out::tell("berth: output was removed by the limit of files before it was read");
+                output::notice(
+                    "berth: output was lost: the oldest log file was rotated away before it was read",
+                );
             }
             return printer.end();
         }
     }
 }
 
-/// Whether nothing more can come of that run.
-fn over(roots: &Roots, of: &Followed) -> Result<bool, Error> {
-    let attempts = reader::attempts(roots, &of.pod.key, &of.pod.uid, &of.container)?;
-    if attempts.last().is_some_and(|last| *last > of.attempt) {
+/// Whether the attempt can write nothing more: a later one has begun, or its process has ended.
+fn is_over(roots: &Roots, target: &Target) -> Result<bool, Error> {
+    let attempts = reader::attempts(roots, &target.pod.key, &target.pod.uid, &target.container)?;
+    if attempts.last().is_some_and(|last| *last > target.attempt) {
         return Ok(true);
     }
-    Ok(match of.process {
+    Ok(match target.process {
         Some(Some((pid, start))) => !process::alive(pid, start).unwrap_or(true),
         Some(None) => true,
         None => false,
     })
 }
 
-/// The pods that have output, with what else is known of them. Of several of one name the one that is known comes
-/// first, else the newest; the others only answer to their UIDs.
+/// The pods that have log files. Of several pods with one name, the one known to the agent owns the name, else the
+/// newest; the others are found by `name.uid`.
 fn with_output(roots: &Roots, known: &[berth_api::view::PodView]) -> Result<Vec<Candidate>, Error> {
     let known_candidates = state::candidates(known);
     let mut newest: BTreeMap<_, (bool, std::time::SystemTime, Candidate)> = BTreeMap::new();
@@ -148,7 +147,7 @@ fn with_output(roots: &Roots, known: &[berth_api::view::PodView]) -> Result<Vec<
             .into_iter()
             .map(|name| (name.to_string(), ids(name.as_str()).unwrap_or_default()))
             .collect();
-        // In the order of the specification where that is known: the first is shown where none is named.
+        // In the specification's order where that is known, so that the first container is the default.
         let candidate = Candidate { key: key.clone(), uid: uid.clone(), containers: sorted(containers, of) };
         let modified = fs::metadata(roots.pod_log_dir(&key, &uid)).and_then(|m| m.modified());
         let rank = (of.is_some(), modified.unwrap_or(std::time::UNIX_EPOCH));
@@ -162,7 +161,7 @@ fn with_output(roots: &Roots, known: &[berth_api::view::PodView]) -> Result<Vec<
         }
     }
     let mut named: Vec<Candidate> = newest.into_values().map(|(_, _, c)| c).collect();
-    // An older life of a pod: its name is taken, its UID is not.
+    // An older pod of the same name is named by its UID too.
     for mut old in all {
         if let Ok(name) = format!("{}.{}", old.key.name, old.uid.as_str().to_ascii_lowercase()).parse() {
             old.key.name = name;
@@ -178,8 +177,8 @@ fn sorted(mut containers: Vec<(String, Vec<String>)>, of: Option<&Candidate>) ->
     containers
 }
 
-fn container(args: &LogsArgs, meant: &Meant, pod: &Candidate) -> Result<ContainerName, Error> {
-    let named = args.container.as_ref().or(meant.container.as_ref());
+fn container(args: &LogsArgs, resolved: &Resolved, pod: &Candidate) -> Result<ContainerName, Error> {
+    let named = args.container.as_ref().or(resolved.container.as_ref());
     let name = match (named, pod.containers.as_slice()) {
         (Some(name), all) if all.iter().any(|(n, _)| n == name) => name.clone(),
         (Some(name), _) => {
@@ -190,7 +189,11 @@ fn container(args: &LogsArgs, meant: &Meant, pod: &Candidate) -> Result<Containe
         (None, []) => return Err(Error::NotFound(format!("pod {} has no output", pod.key))),
         (None, all) => {
             let names: Vec<&str> = all.iter().map(|(n, _)| n.as_str()).collect();
-            return Err(Error::Usage(format!("which container of pod {}? {}", pod.key, names.join(", "))));
+            return Err(Error::Usage(format!(
+                "pod {} has several containers: choose one of {} with --container",
+                pod.key,
+                names.join(", ")
+            )));
         }
     };
     name.parse().map_err(|e: berth_core::ids::IdError| Error::Usage(e.to_string()))
@@ -201,20 +204,25 @@ fn since(text: &str) -> Result<Wall, Error> {
         let nanos = i64::try_from(span.as_nanos()).unwrap_or(i64::MAX);
         return Ok(Wall(clock::wall().0.saturating_sub(nanos)));
     }
-    time::parse(text).ok_or_else(|| Error::Usage(format!("{text:?} is neither a span (10m) nor a time")))
+    time::parse(text).ok_or_else(|| {
+        Error::Usage(format!(
+            "{text:?} is neither a duration such as 10m nor a time such as 2026-01-02T03:04:05Z"
+        ))
+    })
 }
 
-/// Output that is gathered before it is written.
+/// Bytes that are gathered before they are written.
 const GATHER: usize = 64 << 10;
 
-/// Turns records back into what the container wrote.
+/// Printer of log records as the container wrote them.
 #[derive(Debug, Default)]
 struct Printer {
     timestamps: bool,
     since: Option<Wall>,
     buffer: Vec<u8>,
-    /// The stream whose line is begun.
-    begun: Option<Stream>,
+    /// The stream of the last record, where that record did not end its line.
+    open_line: Option<Stream>,
+    /// The first failed write; later records are dropped.
     failed: Option<Error>,
 }
 
@@ -223,12 +231,12 @@ impl Printer {
         if self.failed.is_some() || self.since.is_some_and(|s| record.time < s) {
             return;
         }
-        let begun = self.begun == Some(record.stream);
-        if !begun && self.begun.is_some() {
-            // The other stream's line is begun: two lines are not mixed into one.
+        let continues = self.open_line == Some(record.stream);
+        if !continues && self.open_line.is_some() {
+            // The other stream's line is still open: it is ended here, so that two lines do not mix.
             self.buffer.push(b'\n');
         }
-        if self.timestamps && !begun {
+        if self.timestamps && !continues {
             self.buffer.extend_from_slice(Stamp::new(record.time).as_str().as_bytes());
             self.buffer.push(b' ');
         }
@@ -236,14 +244,14 @@ impl Printer {
         if !record.partial {
             self.buffer.push(b'\n');
         }
-        self.begun = record.partial.then_some(record.stream);
+        self.open_line = record.partial.then_some(record.stream);
         if self.buffer.len() >= GATHER {
             self.write();
         }
     }
 
     fn write(&mut self) {
-        if let Err(e) = out::put_bytes(&self.buffer) {
+        if let Err(e) = output::put_bytes(&self.buffer) {
             self.failed = Some(e);
         }
         self.buffer.clear();
@@ -269,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_come_back_as_they_were_written() {
+    fn records_are_printed_as_the_container_wrote_them() {
         let mut p = Printer::default();
         let record = |stream, partial, text: &'static [u8]| Record { time: Wall(5), stream, partial, text };
         p.take(record(Stream::Stdout, true, b"a"));
@@ -286,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn since_is_a_span_or_a_time() {
+    fn since_is_a_duration_or_a_time() {
         assert_eq!(since("1970-01-01T00:00:01Z").unwrap(), Wall(1_000_000_000));
         assert!(since("10m").unwrap() < clock::wall());
         assert!(matches!(since("yesterday"), Err(Error::Usage(_))));

@@ -1,80 +1,81 @@
-//! What is known of the pods and what happened to them, and those who want to hear of changes.
+//! Watch cache: the published pods and their events, with subscriptions to changes.
 //!
-//! A subscription is told which pods changed, not how: whoever reads slowly finds each pod once, as it is by then. Its
-//! queue holds a pod at most once and is cut at [`QUEUE`]; then it is told to begin anew.
-//! A pod's JSON is written at most once per change, by the first who needs it.
+//! A subscription queues which pods changed, not how, so that a slow reader finds each pod once, in its latest state. Its
+//! queue holds each pod at most once, and at most [`QUEUE`] in all; beyond that the reader gets [`Change::Resync`].
+//! A pod's JSON is encoded at most once per change, when it is first needed.
 
 use berth_api::{
-    Error as ApiError,
+    Error,
     frame::{self, REPLY_MAX},
     view::PodView,
 };
 use berth_core::{
     event::{EventKind, EventRecord, Involved},
     ids::{PodKey, PodUid},
+    sync::lock,
 };
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, OnceLock, Weak},
 };
 use tokio::sync::Notify;
 
-/// The most changes that a subscription keeps before it is told to begin anew: several times the pods of a node.
+/// Most changes in a subscription's queue: several times the pods of a node.
 pub const QUEUE: usize = 4096;
 
-/// Events kept in all.
+/// Most events that are kept in all.
 pub const EVENTS: usize = 1000;
 
-/// Events kept of one pod or Service.
+/// Most events that are kept of one pod or Service.
 pub const EVENTS_OF_POD: usize = 32;
 
-/// A pod as published.
+/// A published pod.
 #[derive(Debug)]
 pub struct Published {
-    /// It.
+    /// Its view.
     pub view: PodView,
     json: OnceLock<Option<Arc<[u8]>>>,
 }
 
 impl Published {
-    /// The view as JSON, written once; nothing where it cannot be written, which is told once.
+    /// The view as JSON, encoded once; `None` where that fails, which is logged once.
     pub fn json(&self) -> Option<Arc<[u8]>> {
         let write = || match serde_json::to_vec(&self.view) {
             Ok(bytes) => Some(bytes.into()),
             Err(error) => {
-                tracing::error!(pod = %self.view.key, %error, "pod cannot be shown");
+                tracing::error!(pod = %self.view.key, %error, "cannot encode the pod's view");
                 None
             }
         };
         self.json.get_or_init(write).clone()
     }
 
-    /// The answer that shows the pod, ready to be sent.
-    pub fn frame(&self) -> Option<Result<Vec<u8>, ApiError>> {
+    /// The frame of a `pod` reply, ready to be sent.
+    pub fn frame(&self) -> Option<Result<Vec<u8>, Error>> {
         let json = self.json()?;
         Some(frame::of_parts(&[br#"{"kind":"pod","pod":"#, &json, b"}"], REPLY_MAX))
     }
 }
 
-/// A change, as a subscription sees it.
+/// A change that a subscription delivers.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// The pod is this now.
+    /// The pod changed to this state.
     Pod(Arc<Published>),
-    /// Something happened to the pod; it is the same as before.
+    /// The pod has a new event; its state is unchanged.
     Events(PodUid),
-    /// Nothing of it is left.
+    /// The pod was removed.
     Removed(PodUid, PodKey),
-    /// Too much changed since the last look: everything is to be read anew.
+    /// The queue was full: the reader must list all pods again.
     Resync,
 }
 
-/// What a subscription hears of.
+/// The changes that a subscription delivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interest {
-    /// Pods.
+    /// Changes of pods.
     Pods,
-    /// Pods, and that something happened to them.
+    /// Changes of pods, and their events.
     PodsAndEvents,
 }
 
@@ -100,33 +101,28 @@ struct State {
     subscribers: Vec<Weak<Subscriber>>,
 }
 
-/// The published state. Cheap to clone; all clones are one.
+/// Cache of published pods and events, filled by the status manager. Clones share one cache.
 #[derive(Debug, Clone, Default)]
-pub struct Hub(Arc<Mutex<State>>);
+pub struct WatchCache(Arc<Mutex<State>>);
 
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic of another holder leaves queues and maps that are whole.
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Hub {
-    /// The pod is this now.
+impl WatchCache {
+    /// Publishes the state of a pod.
     pub fn publish(&self, view: PodView) {
         let (uid, key) = (view.uid.clone(), view.key.clone());
         let mut state = lock(&self.0);
         state.pods.insert(uid.clone(), Arc::new(Published { view, json: OnceLock::new() }));
-        state.tell(&uid, &key, true);
+        state.notify(&uid, &key, true);
     }
 
-    /// Nothing of the pod is left. What happened to it is kept.
+    /// Removes a pod. Its events are kept.
     pub fn remove(&self, uid: &PodUid) {
         let mut state = lock(&self.0);
         if let Some(gone) = state.pods.remove(uid) {
-            state.tell(uid, &gone.view.key, true);
+            state.notify(uid, &gone.view.key, true);
         }
     }
 
-    /// Something happened to a pod or a Service. The same again within what is kept is counted.
+    /// Adds an event of a pod or a Service. An equal event that is kept already is counted instead.
     pub fn event(&self, event: EventRecord) {
         let involved = event.involved.clone();
         let mut state = lock(&self.0);
@@ -134,26 +130,26 @@ impl Hub {
         if let Involved::Pod { key, uid } = involved
             && state.pods.contains_key(&uid)
         {
-            state.tell(&uid, &key, false);
+            state.notify(&uid, &key, false);
         }
     }
 
-    /// One pod.
+    /// The published state of one pod.
     pub fn pod(&self, uid: &PodUid) -> Option<Arc<Published>> {
         lock(&self.0).pods.get(uid).cloned()
     }
 
-    /// All pods.
+    /// The published states of all pods.
     pub fn pods(&self) -> Vec<Arc<Published>> {
         lock(&self.0).pods.values().cloned().collect()
     }
 
-    /// What happened, to one pod or to all and to Services, oldest first.
+    /// The events of one pod, or all events, oldest first.
     pub fn events(&self, of: Option<&PodUid>) -> Vec<EventRecord> {
         lock(&self.0).events.iter().filter(|e| of.is_none_or(|u| e.involved.is_pod(u))).cloned().collect()
     }
 
-    /// The last events of type Warning, at most so many, oldest first.
+    /// The last events of type Warning, at most `most`, oldest first.
     pub fn warnings(&self, most: usize) -> Vec<EventRecord> {
         let state = lock(&self.0);
         let warning = |e: &&EventRecord| e.event.kind == EventKind::Warning;
@@ -162,16 +158,16 @@ impl Hub {
         last
     }
 
-    /// Hears of every change from now on. Subscribe first, then read what is there.
+    /// Subscribes to changes from now on. Subscribe first and read the state after that, so that no change is missed.
     pub fn subscribe(&self, interest: Interest) -> Subscription {
         let subscriber = Arc::new(Subscriber { interest, queue: Mutex::default(), wake: Notify::new() });
         lock(&self.0).subscribers.push(Arc::downgrade(&subscriber));
-        Subscription { hub: self.clone(), subscriber }
+        Subscription { cache: self.clone(), subscriber }
     }
 }
 
 impl State {
-    fn tell(&mut self, uid: &PodUid, key: &PodKey, pod: bool) {
+    fn notify(&mut self, uid: &PodUid, key: &PodKey, pod: bool) {
         self.subscribers.retain(|subscriber| {
             let Some(subscriber) = subscriber.upgrade() else { return false };
             if pod || subscriber.interest == Interest::PodsAndEvents {
@@ -197,7 +193,7 @@ impl Queue {
     }
 }
 
-/// Adds an event; the same event again is counted instead. The newest stands last.
+/// Adds an event, or counts it where an equal one is kept. The newest is last.
 fn aggregate(events: &mut VecDeque<EventRecord>, mut event: EventRecord) {
     let of = |e: &EventRecord| e.involved.uid() == event.involved.uid();
     let same = |e: &EventRecord| of(e) && e.event == event.event;
@@ -216,15 +212,15 @@ fn aggregate(events: &mut VecDeque<EventRecord>, mut event: EventRecord) {
     events.push_back(event);
 }
 
-/// Hears of changes; ends when dropped.
+/// A subscription to changes; ends when dropped.
 #[derive(Debug)]
 pub struct Subscription {
-    hub: Hub,
+    cache: WatchCache,
     subscriber: Arc<Subscriber>,
 }
 
 impl Subscription {
-    /// Waits until there is a change to be taken. May be dropped and called again.
+    /// Waits until a change is queued. May be dropped and called again.
     pub async fn changed(&self) {
         loop {
             {
@@ -237,7 +233,7 @@ impl Subscription {
         }
     }
 
-    /// The next change, as it is by now; `None` where there is none left.
+    /// Takes the next change, with the pod's latest state; `None` where the queue is empty.
     pub fn take(&self) -> Option<Change> {
         let (uid, key, pod) = {
             let mut queue = lock(&self.subscriber.queue);
@@ -256,7 +252,7 @@ impl Subscription {
         if !pod {
             return Some(Change::Events(uid));
         }
-        Some(match self.hub.pod(&uid) {
+        Some(match self.cache.pod(&uid) {
             Some(published) => Change::Pod(published),
             None => Change::Removed(uid, key),
         })
@@ -293,89 +289,89 @@ mod tests {
     }
 
     #[test]
-    fn whoever_reads_late_finds_each_pod_once_as_it_is_now() {
-        let hub = Hub::default();
-        let watch = hub.subscribe(Interest::Pods);
-        hub.publish(view(1));
-        hub.publish(view(2));
-        hub.publish(PodView { ready: true, ..view(1) });
-        hub.event(event(1, "m", 1));
-        hub.remove(&view(2).uid);
-        hub.remove(&view(3).uid);
+    fn a_slow_reader_finds_each_pod_once_in_its_latest_state() {
+        let cache = WatchCache::default();
+        let watch = cache.subscribe(Interest::Pods);
+        cache.publish(view(1));
+        cache.publish(view(2));
+        cache.publish(PodView { ready: true, ..view(1) });
+        cache.event(event(1, "m", 1));
+        cache.remove(&view(2).uid);
+        cache.remove(&view(3).uid);
         assert_eq!(drain(&watch), ["d/p1 true", "removed d/p2"]);
         assert_eq!(drain(&watch), Vec::<String>::new());
-        hub.publish(view(2));
+        cache.publish(view(2));
         assert_eq!(drain(&watch), ["d/p2 false"]);
     }
 
     #[test]
-    fn a_queue_has_an_end_and_then_all_is_read_anew() {
-        let hub = Hub::default();
-        let watch = hub.subscribe(Interest::PodsAndEvents);
+    fn a_full_queue_becomes_one_resync() {
+        let cache = WatchCache::default();
+        let watch = cache.subscribe(Interest::PodsAndEvents);
         for n in 0..QUEUE {
-            hub.publish(view(n));
+            cache.publish(view(n));
         }
         assert_eq!(lock(&watch.subscriber.queue).order.len(), QUEUE);
-        hub.event(event(1, "m", 1));
-        hub.publish(view(QUEUE + 1));
+        cache.event(event(1, "m", 1));
+        cache.publish(view(QUEUE + 1));
         assert_eq!(drain(&watch), ["resync"]);
-        hub.event(event(1, "m", 1));
-        hub.publish(view(1));
+        cache.event(event(1, "m", 1));
+        cache.publish(view(1));
         assert_eq!(drain(&watch), ["events u1", "d/p1 false"]);
     }
 
     #[test]
-    fn equal_events_are_counted_and_what_is_kept_is_bounded() {
-        let hub = Hub::default();
+    fn equal_events_are_counted_and_kept_events_are_bounded() {
+        let cache = WatchCache::default();
         for at in 0..5 {
-            hub.event(event(1, "same", at));
+            cache.event(event(1, "same", at));
         }
-        let kept = hub.events(None);
+        let kept = cache.events(None);
         assert_eq!((kept.len(), kept[0].count, kept[0].first, kept[0].last), (1, 5, Wall(0), Wall(4)));
         for n in 0..100 {
-            hub.event(event(1, &n.to_string(), n));
+            cache.event(event(1, &n.to_string(), n));
         }
-        let kept = hub.events(Some(&view(1).uid));
+        let kept = cache.events(Some(&view(1).uid));
         assert_eq!(kept.len(), EVENTS_OF_POD);
         assert_eq!(kept.last().unwrap().event.message, "99");
         for n in 0..2 * EVENTS {
-            hub.event(event(n + 10, "m", 1));
+            cache.event(event(n + 10, "m", 1));
         }
-        assert_eq!(hub.events(None).len(), EVENTS);
-        assert_eq!(hub.warnings(3).len(), 3);
-        assert_eq!(hub.warnings(1)[0].involved.uid(), format!("u{}", 2 * EVENTS + 9));
+        assert_eq!(cache.events(None).len(), EVENTS);
+        assert_eq!(cache.warnings(3).len(), 3);
+        assert_eq!(cache.warnings(1)[0].involved.uid(), format!("u{}", 2 * EVENTS + 9));
     }
 
     #[test]
-    fn the_frame_is_the_answer_that_it_stands_for() {
-        let hub = Hub::default();
-        hub.publish(view(7));
-        let frame = hub.pod(&view(7).uid).unwrap().frame().unwrap().unwrap();
+    fn a_published_pods_frame_decodes_to_its_reply() {
+        let cache = WatchCache::default();
+        cache.publish(view(7));
+        let frame = cache.pod(&view(7).uid).unwrap().frame().unwrap().unwrap();
         let reply: berth_api::message::Reply = serde_json::from_slice(&frame[4..]).unwrap();
         assert_eq!(reply, berth_api::message::Reply::Pod { pod: Box::new(view(7)) });
     }
 
     #[test]
-    fn a_subscription_that_is_gone_costs_nothing() {
-        let hub = Hub::default();
-        drop(hub.subscribe(Interest::Pods));
-        hub.publish(view(1));
-        assert!(lock(&hub.0).subscribers.is_empty());
+    fn a_dropped_subscription_is_forgotten() {
+        let cache = WatchCache::default();
+        drop(cache.subscribe(Interest::Pods));
+        cache.publish(view(1));
+        assert!(lock(&cache.0).subscribers.is_empty());
     }
 
     #[test]
-    fn a_services_events_are_kept_with_the_pods_and_wake_nobody_who_looks_at_pods() {
-        let hub = Hub::default();
-        hub.publish(view(1));
-        let s = hub.subscribe(Interest::PodsAndEvents);
+    fn a_services_events_are_kept_and_wake_no_subscriber_of_pods() {
+        let cache = WatchCache::default();
+        cache.publish(view(1));
+        let s = cache.subscribe(Interest::PodsAndEvents);
         for at in [1, 2] {
-            // By the same UID as a pod's, even.
+            // The Service has a pod's UID, and still its events are not the pod's.
             let involved = Involved::Service { key: view(1).key, uid: "u1".into() };
-            hub.event(EventRecord::once(involved, Event::warning("NotCarried", "m"), Wall(at)));
+            cache.event(EventRecord::once(involved, Event::warning("NotCarried", "m"), Wall(at)));
         }
         assert_eq!(drain(&s), Vec::<String>::new());
-        assert!(hub.events(Some(&view(1).uid)).is_empty());
-        let [kept] = hub.events(None).try_into().unwrap();
+        assert!(cache.events(Some(&view(1).uid)).is_empty());
+        let [kept] = cache.events(None).try_into().unwrap();
         assert_eq!((kept.count, kept.first, kept.last), (2, Wall(1), Wall(2)));
     }
 }

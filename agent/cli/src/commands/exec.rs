@@ -1,14 +1,14 @@
 //! `berth exec`: a command in a container. Its input and output go through FIFOs that the agent makes and this
-//! process opens; the agent only starts it, resizes its terminal and tells its exit code.
+//! process opens; the agent only starts the command, resizes its terminal and reports its exit code.
 //!
-//! Threads: one copies input, one each copies output and error; they only move bytes. The main thread speaks with the
-//! agent. With a terminal, it is raw until the end, whatever the end is.
+//! Threads: one copies input, one output and one error output. The main thread speaks with the agent. A terminal is raw
+//! until the command returns, whatever the reason.
 //!
-//! Where the output cannot be written (its reader has gone, the disk is full), the session ends at once: the agent kills
-//! a command whose client leaves. A reader that has gone gives the exit code of a process that SIGPIPE ended, as with
-//! kubectl; anything else is an error, also where the command itself has ended well.
+//! Where the output cannot be written (a closed pipe, a full disk), the session ends at once: the agent kills a command
+//! whose client leaves. A closed pipe gives the exit code of a process that SIGPIPE ended, as with kubectl; any other
+//! failed write is an error, even where the command itself succeeded.
 
-use crate::{error::Error, names, out, state};
+use crate::{error::Error, names, output, state};
 use berth_api::{
     client::Client,
     message::{ExecPaths, ExecSpec, Reply, Request, Size},
@@ -29,51 +29,49 @@ use tokio::{
     sync::mpsc,
 };
 
-/// How long the agent may take to start the command.
+/// Deadline for the agent to start the command.
 const START: Duration = Duration::from_secs(60);
 
-/// The exit code of a process that SIGPIPE ended, as a shell shows it.
+/// Exit code of a process that SIGPIPE ended, as a shell shows it.
 const BROKEN_PIPE: u8 = 128 + 13;
 
-/// How long output may go on after the command's end: what it left behind may hold it open for ever.
+/// Longest wait for output after the command's end: processes that it left behind may hold the FIFOs open for ever.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Options.
+/// Options of `exec`.
 #[derive(Debug, clap::Args)]
 pub struct ExecArgs {
-    /// Give the command this standard input.
+    /// Pass standard input to the command.
     #[arg(short = 'i', long)]
     stdin: bool,
-    /// Give the command a terminal.
+    /// Allocate a terminal for the command.
     #[arg(short = 't', long)]
     tty: bool,
-    /// The container.
+    /// Run the command in this container.
     #[arg(short, long, value_name = "NAME")]
     container: Option<String>,
-    /// namespace/pod/container, or less where that is enough.
+    /// namespace/pod/container, or less where that is unique.
     name: String,
-    /// The command and its arguments; `--` before it where it begins with a hyphen.
+    /// The command and its arguments, after `--` where it begins with a hyphen.
     #[arg(trailing_var_arg = true, required = true)]
     command: Vec<String>,
 }
 
-/// Runs the command and gives its exit code.
+/// Runs the command and returns its exit code.
 pub(crate) async fn run(roots: &Roots, args: ExecArgs) -> Result<u8, Error> {
     let mut client = Client::connect(&roots.agent_socket()).await?;
     let pods = client.pods(state::ANSWER).await?;
-    let meant = names::resolve(&args.name, &state::candidates(&pods))?;
-    let Some(view) = pods.get(meant.pod) else {
-        return Err(Error::NotFound(format!("no pod is named {:?}", args.name)));
-    };
-    let container = match args.container.or(meant.container) {
+    let resolved = names::resolve(&args.name, &state::candidates(&pods))?;
+    let Some(view) = pods.get(resolved.pod) else { return Err(Error::no_pod(&args.name)) };
+    let container = match args.container.or(resolved.container) {
         Some(name) => name.parse().map_err(|e: berth_core::ids::IdError| Error::Usage(e.to_string()))?,
-        None => the_container(view)?,
+        None => default_container(view)?,
     };
     let terminal = args.tty && isatty(stdio::stdin());
     if args.tty && !terminal {
-        out::tell("berth: standard input is no terminal; the command gets one all the same");
+        output::notice("berth: standard input is not a terminal; the command still gets one");
     }
-    // Before the size is read: a change from then on is told, also one that comes while the command is being started.
+    // Before the size is read, so that no later change is missed, even one while the command is being started.
     let resized = signal(SignalKind::window_change()).map_err(Error::io("listen for the terminal's size"))?;
     let spec = ExecSpec {
         uid: view.uid.clone(),
@@ -86,15 +84,15 @@ pub(crate) async fn run(roots: &Roots, args: ExecArgs) -> Result<u8, Error> {
     session(&mut client, spec, terminal, resized).await
 }
 
-/// The first of the main containers, as `kubectl` takes it, told where there are more.
-fn the_container(view: &berth_api::view::PodView) -> Result<ContainerName, Error> {
+/// The first main container, as with `kubectl`; a line on standard error names it where there are several.
+fn default_container(view: &berth_api::view::PodView) -> Result<ContainerName, Error> {
     let pod = crate::v1::Pod::of(view);
     let mut mains = pod.containers().filter(|c| !c.init).map(|c| c.spec.name.clone());
     let Some(first) = mains.next() else {
         return Err(Error::NotFound(format!("pod {} has no container", view.key)));
     };
     if mains.next().is_some() {
-        out::tell(&format!("berth: in container {first}"));
+        output::notice(&format!("berth: in container {first}"));
     }
     first.parse().map_err(|e: berth_core::ids::IdError| Error::Usage(e.to_string()))
 }
@@ -116,14 +114,14 @@ async fn session(
         Reply::ExecStarted { .. } => {}
         _ => return Err(berth_api::Error::Unexpected.into()),
     }
-    // From here on the terminal is raw; the guard puts it back on every way out.
+    // The guard restores the terminal on every return from here on.
     let raw = terminal.then(Raw::enter).transpose()?;
     if let Some(to) = input {
         std::thread::spawn(move || {
-            // A command that does not read its input any more is no failure of the session.
+            // A command that no longer reads its input is no failure of the session.
             copy_to(&mut io::stdin().lock(), &mut &to).ok();
             drop(to);
-            // The session may be over.
+            // The receiver is gone once the session has ended.
             input_ended.blocking_send(()).ok();
         });
     }
@@ -149,7 +147,7 @@ async fn session(
         match tokio::time::timeout(DRAIN, ended.recv()).await {
             Ok(Some(Err(error))) => return unwritten(error),
             Ok(Some(Ok(()))) => outputs = outputs.saturating_sub(1),
-            // What comes later than that is of processes that the command left behind.
+            // Later output is from processes that the command left behind.
             Ok(None) | Err(_) => break,
         }
     }
@@ -157,7 +155,7 @@ async fn session(
     Ok(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
 }
 
-/// The end of a session whose output could not be written.
+/// The result of a session whose output could not be written.
 fn unwritten(error: io::Error) -> Result<u8, Error> {
     match Error::output(error) {
         Error::Pipe => Ok(BROKEN_PIPE),
@@ -165,25 +163,25 @@ fn unwritten(error: io::Error) -> Result<u8, Error> {
     }
 }
 
-/// Opens the output FIFOs and starts to copy. Returns how many there are, and where each tells its end, with the error
-/// where something read could not be written.
+/// Opens the output FIFOs and starts a copying thread for each. Returns the number of threads and the channel on which
+/// each reports its end: an error where it could not write what it had read.
 fn open(paths: &ExecPaths) -> Result<(usize, mpsc::Receiver<io::Result<()>>), Error> {
     let both = [(Some(paths.stdout.as_path()), false), (paths.stderr.as_deref(), true)];
-    let (tell, ended) = mpsc::channel(both.len());
+    let (report, ended) = mpsc::channel(both.len());
     let mut outputs = 0usize;
     for (path, is_error) in both {
         let Some(path) = path else { continue };
-        // Does not block: the agent holds the other end.
+        // The open does not block: the agent holds the other end.
         let mut from = File::open(path).map_err(Error::io(format!("open {}", path.display())))?;
-        let tell = tell.clone();
+        let report = report.clone();
         outputs = outputs.saturating_add(1);
         std::thread::spawn(move || {
             let copied = match is_error {
                 true => copy_to(&mut from, &mut io::stderr()),
                 false => copy_to(&mut from, &mut io::stdout()),
             };
-            // Nobody waits where the session failed.
-            tell.blocking_send(copied).ok();
+            // The receiver is gone where the session failed.
+            report.blocking_send(copied).ok();
         });
     }
     Ok((outputs, ended))
@@ -193,10 +191,10 @@ fn write_end(path: &Path) -> Result<File, Error> {
     OpenOptions::new().write(true).open(path).map_err(Error::io(format!("open {}", path.display())))
 }
 
-/// Copies until the source ends, or cannot be read any more.
+/// Copies until the source ends or cannot be read any more.
 ///
 /// # Errors
-/// What was read could not be written.
+/// A failed write.
 fn copy_to(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     let mut buffer = vec![0; 32 << 10];
     loop {
@@ -215,7 +213,7 @@ fn size() -> Option<Size> {
     Some(Size { width: size.ws_col, height: size.ws_row }).filter(|s| s.width > 0 && s.height > 0)
 }
 
-/// The terminal as it was before.
+/// Guard of a raw terminal: restores its former settings when dropped.
 struct Raw(Termios);
 
 impl Raw {
@@ -231,7 +229,7 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // A terminal that is gone needs nothing.
+        // A terminal that is gone needs no restoring.
         tcsetattr(stdio::stdin(), OptionalActions::Now, &self.0).ok();
     }
 }
