@@ -1,4 +1,4 @@
-//! The asking side.
+//! The client of the local socket.
 
 use crate::{
     Error,
@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-/// How long the greeting may take: whoever needs longer is taken for away.
+/// Deadline of connect and greeting; a slower agent counts as unreachable.
 const GREETING: Duration = Duration::from_secs(2);
 
 /// A connection to the agent.
@@ -23,12 +23,12 @@ const GREETING: Duration = Duration::from_secs(2);
 pub struct Client {
     reader: FrameReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
-    /// What the agent said of itself.
+    /// The agent's greeting.
     pub agent: Hello,
 }
 
 impl Client {
-    /// Connects and greets, within two seconds.
+    /// Connects and exchanges greetings, within [`GREETING`] (2 s).
     pub async fn connect(socket: &Path) -> Result<Client, Error> {
         timeout(GREETING, Client::greet(socket)).await.map_err(|_elapsed| Error::Deadline)?
     }
@@ -48,21 +48,21 @@ impl Client {
         Ok(Client { reader, writer, agent })
     }
 
-    /// Sends a request; the answers come by [`Client::next`].
+    /// Sends a request; [`Client::next`] returns the replies.
     pub async fn send(&mut self, request: &Request) -> Result<(), Error> {
         frame::send(&mut self.writer, &frame::encode(request, REQUEST_MAX)?).await
     }
 
-    /// The next answer. Waits as long as it takes; may be dropped and called again.
+    /// The next reply. Waits without a deadline; may be dropped and called again.
     pub async fn next(&mut self) -> Result<Reply, Error> {
         match self.reader.message().await? {
-            Some(Reply::Error { code, message }) => Err(Error::Refused { code, message }),
+            Some(Reply::Error { code, message }) => Err(Error::Agent { code, message }),
             Some(reply) => Ok(reply),
             None => Err(Error::Closed),
         }
     }
 
-    /// One question, one answer, within the time given.
+    /// Sends a request and returns its reply, within `within`.
     pub async fn ask(&mut self, request: &Request, within: Duration) -> Result<Reply, Error> {
         timeout(within, async {
             self.send(request).await?;
@@ -72,7 +72,7 @@ impl Client {
         .map_err(|_elapsed| Error::Deadline)?
     }
 
-    /// All pods, by name, within the time given.
+    /// All pods, sorted by name, within `within`.
     pub async fn pods(&mut self, within: Duration) -> Result<Vec<PodView>, Error> {
         timeout(within, async {
             self.send(&Request::Pods { watch: false }).await?;
@@ -81,7 +81,7 @@ impl Client {
                 match self.next().await? {
                     Reply::Pod { pod } => pods.push(*pod),
                     Reply::Synced => break,
-                    // What a newer agent says besides.
+                    // Replies of a newer agent are skipped.
                     _ => {}
                 }
             }

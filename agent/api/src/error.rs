@@ -1,83 +1,85 @@
-//! What can go wrong between the two sides.
+//! Errors of the local socket and of the status files.
 
 use crate::message::ErrorCode;
 use std::{io, path::PathBuf};
 
-/// An operation of this crate that failed.
+/// A failed operation of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody listens on the socket.
-    #[error("reach the agent at {path}", path = .path.display())]
+    /// No agent listens on the socket.
+    #[error("cannot reach the agent at {path}", path = .path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// The connection failed.
-    #[error("{what} the agent's socket")]
+    #[error("cannot {what} the agent's socket")]
     Io {
         /// `read from` or `write to`.
         what: &'static str,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The other side ended the connection.
-    #[error("the connection was ended by the other side")]
+    /// The other side closed the connection.
+    #[error("the other side closed the connection")]
     Closed,
-    /// A frame longer than is allowed.
-    #[error("a frame of {length} bytes is longer than {limit}")]
+    /// A frame is longer than its limit.
+    #[error("a message of {length} bytes is longer than the limit of {limit}")]
     TooLong {
-        /// Its length.
+        /// Its length in bytes.
         length: usize,
-        /// What is allowed.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// A frame that is no message.
-    #[error("read a message")]
+    /// A frame holds no message.
+    #[error("cannot decode a message")]
     Decode(#[source] serde_json::Error),
-    /// A message that cannot be written.
-    #[error("write a message")]
+    /// A message cannot be encoded.
+    #[error("cannot encode a message")]
     Encode(#[source] serde_json::Error),
-    /// The two sides share no protocol.
-    #[error("the agent speaks protocols {oldest} to {newest}, this program {ours}")]
+    /// The two sides share no protocol version.
+    #[error(
+        "the agent accepts protocol versions {oldest} to {newest}, this program speaks {ours}: use the agent's version of berth"
+    )]
     Protocol {
-        /// The oldest that the other side accepts.
+        /// The oldest version that the agent accepts.
         oldest: u32,
-        /// The other side's own.
+        /// The agent's own version.
         newest: u32,
-        /// This side's own.
+        /// This program's version.
         ours: u32,
     },
-    /// No answer in time.
+    /// The agent missed a deadline.
     #[error("the agent did not answer in time")]
     Deadline,
-    /// The agent answered that it cannot.
+    /// The agent answered with an error.
     #[error("{message}")]
-    Refused {
-        /// What kind of refusal.
+    Agent {
+        /// The kind of error.
         code: ErrorCode,
-        /// Why, for people.
+        /// The message, for people.
         message: String,
     },
-    /// An answer to another question.
-    #[error("the agent's answer does not fit the question")]
+    /// A reply does not belong to the request.
+    #[error("the agent's reply does not fit the request")]
     Unexpected,
-    /// A published state file could not be read.
-    #[error("read {path}", path = .path.display())]
+    /// A status file cannot be read.
+    #[error("cannot read {path}", path = .path.display())]
     File {
         /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
 impl Error {
-    /// Whether this means that no agent is there, rather than that it said something.
+    /// Whether no agent answers, as opposed to one that answers with an error.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Error::Connect { .. } | Error::Io { .. } | Error::Closed | Error::Deadline)
     }

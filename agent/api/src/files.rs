@@ -1,5 +1,5 @@
-//! What the agent publishes in files, for the time when it is not there: `<runtime_state>/status/pod-<uid>.json` a pod
-//! and `<runtime_state>/status/node.json`, each replaced as a whole. A tmpfs: they die with the boot, as the pods do.
+//! Status files, for commands while no agent runs: `<runtime_state>/status/pod-<uid>.json` for each pod and
+//! `<runtime_state>/status/node.json`, each replaced as a whole. They are on a tmpfs and end with the boot, as the pods do.
 
 use crate::{
     Error,
@@ -15,43 +15,38 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// The node's file; those of pods begin with `pod-`.
+/// Name of the node's file; the names of pods' files begin with `pod-`.
 const NODE: &str = "node.json";
 
-/// How often the agent says that it is alive: so closely is known when it died.
+/// Interval in which the agent touches the node's file, and so the precision of [`last_alive`].
 pub const ALIVE: Duration = Duration::from_secs(30);
 
-/// One pod's file.
+/// Contents of a pod's file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PodFile {
     /// The pod.
     pub pod: PodView,
-    /// What happened to it, oldest first.
+    /// The pod's events, oldest first.
     #[serde(default)]
     pub events: Vec<EventRecord>,
 }
 
-/// The directory.
-pub fn dir(roots: &Roots) -> PathBuf {
-    roots.runtime_state.join("status")
-}
-
-/// The file of the node.
+/// The path of the node's file.
 pub fn node_file(roots: &Roots) -> PathBuf {
-    dir(roots).join(NODE)
+    roots.status_dir().join(NODE)
 }
 
-/// The file of a pod.
+/// The path of a pod's file.
 pub fn pod_file(roots: &Roots, uid: &PodUid) -> PathBuf {
-    dir(roots).join(format!("pod-{uid}.json"))
+    roots.status_dir().join(format!("pod-{uid}.json"))
 }
 
-/// Whose file that name is.
+/// The UID of the pod whose file has this name; `None` for other files.
 pub fn uid_of(name: &OsStr) -> Option<PodUid> {
     PodUid::new(name.to_str()?.strip_prefix("pod-")?.strip_suffix(".json")?).ok()
 }
 
-/// What was published of the node; `None` where nothing was.
+/// Reads the node's file; `None` where there is none.
 pub fn read_node(roots: &Roots) -> Result<Option<NodeView>, Error> {
     let path = node_file(roots);
     match fs::read(&path) {
@@ -64,23 +59,23 @@ pub fn read_node(roots: &Roots) -> Result<Option<NodeView>, Error> {
     }
 }
 
-/// When the agent last was seen alive: it touches the node's file at least every [`ALIVE`]. `None` where it never was.
+/// The last time that an agent touched the node's file, which it does at least every [`ALIVE`]; `None` without the file.
 pub fn last_alive(roots: &Roots) -> Option<Wall> {
     let modified = fs::metadata(node_file(roots)).and_then(|m| m.modified()).ok()?;
     let since_1970 = modified.duration_since(UNIX_EPOCH).ok()?;
     Some(Wall(i64::try_from(since_1970.as_nanos()).ok()?))
 }
 
-/// Says that the agent is alive; see [`last_alive`].
+/// Touches the node's file; see [`last_alive`].
 pub fn touch(roots: &Roots) -> Result<(), Error> {
     let path = node_file(roots);
     let touched = File::options().write(true).open(&path).and_then(|f| f.set_modified(SystemTime::now()));
     touched.map_err(|source| Error::File { path, source })
 }
 
-/// What was published of the pods, by name, and which files could not be read.
+/// Reads the files of all pods, sorted by name; and the errors of unreadable files.
 pub fn read_pods(roots: &Roots) -> Result<(Vec<PodFile>, Vec<Error>), Error> {
-    let dir = dir(roots);
+    let dir = roots.status_dir();
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
@@ -94,7 +89,7 @@ pub fn read_pods(roots: &Roots) -> Result<(Vec<PodFile>, Vec<Error>), Error> {
         }
         match read_pod(&entry.path()) {
             Ok(Some(file)) => pods.push(file),
-            // Removed since it was listed.
+            // Removed since the directory was listed.
             Ok(None) => {}
             Err(e) => bad.push(e),
         }
@@ -118,17 +113,17 @@ mod tests {
     use berth_core::ids::NodeName;
 
     #[test]
-    fn a_torn_file_hides_no_other_pod() {
+    fn a_torn_status_file_hides_no_other_pod() {
         let tmp = tempfile::tempdir().unwrap();
         let roots = Roots::below(tmp.path(), NodeName::new("n").unwrap(), "x");
         assert_eq!(read_pods(&roots).unwrap().0, []);
         assert!(read_node(&roots).unwrap().is_none());
-        fs::create_dir_all(dir(&roots)).unwrap();
+        fs::create_dir_all(roots.status_dir()).unwrap();
         let uid = PodUid::new("node").unwrap();
         let good = r#"{"pod":{"uid":"node","key":{"namespace":"d","name":"p"},"object":{}}}"#;
         fs::write(pod_file(&roots, &uid), good).unwrap();
         fs::write(pod_file(&roots, &PodUid::new("u2").unwrap()), "{\"pod\":").unwrap();
-        fs::write(dir(&roots).join(".pod-u3.json.1.tmp"), "").unwrap();
+        fs::write(roots.status_dir().join(".pod-u3.json.1.tmp"), "").unwrap();
         let (pods, bad) = read_pods(&roots).unwrap();
         assert_eq!(pods.len(), 1);
         assert_eq!(pods.first().unwrap().pod.uid, uid);

@@ -5,23 +5,29 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// The longest request.
+/// Limit of a request's length in bytes.
 pub const REQUEST_MAX: usize = 256 << 10;
 
-/// The longest answer.
+/// Limit of a reply's length in bytes.
 pub const REPLY_MAX: usize = 16 << 20;
 
-/// Bytes of a frame's length.
+/// Size of the length prefix in bytes.
 const HEAD: usize = 4;
 
-/// A frame, ready to be sent.
+/// Encodes a message as a frame.
+///
+/// # Errors
+/// The message cannot be encoded, or is longer than `limit`.
 pub fn encode<T: Serialize>(message: &T, limit: usize) -> Result<Vec<u8>, Error> {
     let mut frame = vec![0; HEAD];
     serde_json::to_writer(&mut frame, message).map_err(Error::Encode)?;
     seal(frame, limit)
 }
 
-/// A frame of JSON text that was written already, in parts.
+/// Encodes a frame from parts of JSON text.
+///
+/// # Errors
+/// The text is longer than `limit`.
 pub fn of_parts(parts: &[&[u8]], limit: usize) -> Result<Vec<u8>, Error> {
     let mut frame = vec![0; HEAD];
     for part in parts {
@@ -40,7 +46,7 @@ fn seal(mut frame: Vec<u8>, limit: usize) -> Result<Vec<u8>, Error> {
     Ok(frame)
 }
 
-/// Reads frames. Safe to be dropped in the middle of a read and asked again: what came is kept here.
+/// Reader of frames. A read may be dropped and repeated: received bytes are kept.
 #[derive(Debug)]
 pub struct FrameReader<R> {
     from: R,
@@ -49,12 +55,12 @@ pub struct FrameReader<R> {
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    /// Reads frames of at most `limit` bytes.
+    /// A reader of frames of at most `limit` bytes.
     pub fn new(from: R, limit: usize) -> FrameReader<R> {
         FrameReader { from, buffer: Vec::new(), limit }
     }
 
-    /// The next frame's bytes; `None` at the end of the connection, also in the middle of a frame.
+    /// The next frame's bytes; `None` at the end of the connection, even in the middle of a frame.
     pub async fn bytes(&mut self) -> Result<Option<Vec<u8>>, Error> {
         loop {
             if let Some((head, _)) = self.buffer.split_first_chunk::<HEAD>() {
@@ -87,7 +93,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
-/// Writes a frame.
+/// Writes an encoded frame.
 pub async fn send(to: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Result<(), Error> {
     to.write_all(frame).await.map_err(|source| Error::Io { what: "write to", source })
 }
@@ -109,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn frames_come_back_whole_and_a_torn_one_is_the_end() {
+    async fn whole_frames_are_read_and_a_torn_one_ends_the_connection() {
         let mut bytes = encode(&"one", 100).unwrap();
         bytes.extend(of_parts(&[b"{\"a\":", b"1}"], 100).unwrap());
         bytes.extend([200, 0, 0, 0, b'x']);
@@ -119,7 +125,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_limit_holds_on_both_sides() {
+    async fn a_frame_above_the_limit_is_neither_sent_nor_read() {
         assert!(matches!(encode(&"x".repeat(99), 100), Err(Error::TooLong { length: 101, limit: 100 })));
         let (frames, error) = read_all(&[0xff; 20], 100).await;
         assert!(frames.is_empty());
@@ -127,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_read_that_is_dropped_loses_nothing() {
+    async fn a_dropped_read_loses_no_bytes() {
         let (mut ours, theirs) = tokio::io::duplex(64);
         let mut reader = FrameReader::new(theirs, 100);
         let frame = encode(&"abc", 100).unwrap();

@@ -1,20 +1,20 @@
-//! What is said. Both sides first send a [`Hello`]. Then the client asks, one [`Request`] at a time, and the agent
-//! answers with one or more [`Reply`]s:
+//! The messages. Both sides first send a [`Hello`]. Then the client sends one [`Request`] at a time, and the agent answers
+//! with one or more [`Reply`]s:
 //!
-//! | Request | Answers |
+//! | Request | Replies |
 //! | --- | --- |
 //! | `status` | `status` |
 //! | `pods` | `pod` for each, then `synced` |
-//! | `pods` with `watch` | the same, then `pod` and `removed` as things change; `resync` means that what follows, up to the next `synced`, is all there is |
+//! | `pods` with `watch` | the same, then `pod` and `removed` at each change; `resync` starts a new list of all pods, up to the next `synced` |
 //! | `pod` | `pod` |
 //! | `events` | `events` |
-//! | `exec` | `exec-ready`; after `exec-go`: `exec-started`, `exec-exited`; meanwhile `resize` and `close-stdin` are heard |
+//! | `exec` | `exec-ready`; after `exec-go`: `exec-started`, `exec-exited`; `resize` and `close-stdin` are accepted meanwhile |
 //! | `import-image` | `imported` |
 //! | `images` | `images` |
 //! | `shutdown` | `shutting-down` |
 //!
-//! Any of them may be answered by `error` instead. A watch ends with its connection, and so does an exec: its process
-//! is killed when the client goes.
+//! The reply to any request may be `error` instead. A watch ends with its connection. So does an exec: its process is
+//! killed when the client disconnects.
 
 use crate::view::{ImageView, NodeView, PodView};
 use berth_core::{
@@ -24,81 +24,81 @@ use berth_core::{
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// The number of this protocol. Raised when a meaning changes; added fields and requests do not count.
+/// Version of this protocol. A changed meaning raises it; added fields and requests do not.
 pub const PROTOCOL: u32 = 1;
 
-/// The oldest protocol that is still understood.
+/// The oldest version that this build accepts.
 pub const OLDEST: u32 = 1;
 
 /// The greeting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// The sender's protocol.
+    /// The sender's protocol version.
     pub protocol: u32,
-    /// The oldest that it understands.
+    /// The oldest version that the sender accepts.
     pub oldest: u32,
-    /// The sender's version, for people.
+    /// The version of the sender's program, for people.
     #[serde(default)]
     pub version: String,
 }
 
 impl Hello {
-    /// This build's.
+    /// The greeting of this build.
     pub fn ours() -> Hello {
         Hello { protocol: PROTOCOL, oldest: OLDEST, version: env!("CARGO_PKG_VERSION").to_owned() }
     }
 
-    /// The protocol that both speak, the newest they share.
+    /// The newest version that both sides accept; `None` where there is none.
     pub fn common(&self, other: &Hello) -> Option<u32> {
         let newest = self.protocol.min(other.protocol);
         (newest >= self.oldest && newest >= other.oldest).then_some(newest)
     }
 }
 
-/// What the client asks.
+/// A request of the client.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub enum Request {
-    /// How the node is.
+    /// The state of the node.
     Status,
     /// All pods.
     Pods {
-        /// Whether to go on telling changes.
+        /// Whether to send changes after the list.
         #[serde(default)]
         watch: bool,
     },
     /// One pod.
     Pod {
-        /// Which.
+        /// The pod's UID.
         uid: PodUid,
     },
-    /// What happened, oldest first.
+    /// The events, oldest first.
     Events {
-        /// To this pod only.
+        /// Only the events of this pod.
         #[serde(default)]
         pod: Option<PodUid>,
     },
     /// Run a command in a container.
     Exec(ExecSpec),
-    /// The client has its ends of the FIFOs open: begin.
+    /// Starts the command: the client has its ends of the FIFOs open.
     ExecGo,
-    /// The terminal's size changed.
+    /// The terminal of the client has this size now.
     Resize(Size),
-    /// The client's standard input ended.
+    /// The client's standard input has ended.
     CloseStdin,
-    /// Take an OCI archive in.
+    /// Import an OCI archive.
     ImportImage {
-        /// The archive; absolute, readable by the agent.
+        /// The archive: an absolute path that the agent can read.
         path: PathBuf,
     },
     /// All images.
     Images,
-    /// The machine is shut down: end every pod and start none.
+    /// Terminate every pod and start none, because the machine shuts down.
     Shutdown {
-        /// The longest grace of a pod, in seconds.
+        /// The longest grace period of a pod, in seconds.
         grace: u32,
     },
-    /// Something a newer client asks.
+    /// A request of a newer client.
     #[serde(other)]
     Unknown,
 }
@@ -112,10 +112,10 @@ pub struct ExecSpec {
     pub container: ContainerName,
     /// The program and its arguments.
     pub command: Vec<String>,
-    /// Whether it gets a terminal.
+    /// Whether the command gets a terminal.
     #[serde(default)]
     pub tty: bool,
-    /// Whether it gets a standard input.
+    /// Whether the command gets a standard input.
     #[serde(default)]
     pub stdin: bool,
     /// The terminal's size.
@@ -132,102 +132,102 @@ pub struct Size {
     pub height: u16,
 }
 
-/// Where a command's output goes and its input comes from: FIFOs, made and removed by the agent.
+/// The FIFOs of a command's input and output, made and removed by the agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecPaths {
-    /// Standard output, and everything of a terminal.
+    /// Standard output; all output of a terminal.
     pub stdout: PathBuf,
-    /// Standard error; none with a terminal.
+    /// Standard error; `None` with a terminal.
     #[serde(default)]
     pub stderr: Option<PathBuf>,
-    /// Standard input, where one was asked for.
+    /// Standard input, where the request has one.
     #[serde(default)]
     pub stdin: Option<PathBuf>,
 }
 
-/// What the agent answers.
+/// A reply of the agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Reply {
-    /// The node.
+    /// The state of the node.
     Status(Box<NodeView>),
-    /// A pod as it is now.
+    /// The latest state of a pod.
     Pod {
-        /// It.
+        /// The pod.
         pod: Box<PodView>,
     },
-    /// Nothing of that pod is left.
+    /// A pod was removed.
     Removed {
-        /// Which.
+        /// The pod's UID.
         uid: PodUid,
-        /// Its names.
+        /// The pod's namespace and name.
         key: PodKey,
     },
-    /// The client fell behind: forget everything, all of it follows.
+    /// The client has missed changes: a list of all pods follows and replaces what it knows.
     Resync,
-    /// That was all there is now.
+    /// The list of pods is complete.
     Synced,
-    /// What happened.
+    /// Events.
     Events {
-        /// Oldest first.
+        /// The events, oldest first.
         events: Vec<EventRecord>,
     },
-    /// The FIFOs are there.
+    /// The FIFOs are made.
     ExecReady(ExecPaths),
     /// The command runs.
     ExecStarted {
-        /// Its process, in the host's PID namespace.
+        /// The command's process in the host's PID namespace.
         pid: u32,
     },
-    /// The command ended; nothing more is written to the FIFOs by it.
+    /// The command has ended and writes nothing more to the FIFOs.
     ExecExited {
-        /// Its exit code.
+        /// The command's exit code.
         code: i32,
     },
-    /// The archive is in.
+    /// The archive is imported.
     Imported {
         /// The names of its images.
         names: Vec<String>,
     },
-    /// The images.
+    /// All images.
     Images {
-        /// By name.
+        /// The images, sorted by name.
         images: Vec<ImageView>,
     },
-    /// The pods are being ended.
+    /// The pods are being terminated.
     ShuttingDown,
-    /// It cannot be done.
+    /// The request failed.
     Error {
-        /// What kind.
+        /// The kind of error, for programs.
         code: ErrorCode,
-        /// Why, for people.
+        /// The message, for people.
         message: String,
     },
-    /// Something a newer agent says.
+    /// A reply of a newer agent.
     #[serde(other)]
     Unknown,
 }
 
 impl Reply {
-    /// A refusal.
+    /// An error with this code and message.
     pub fn error(code: ErrorCode, message: impl Into<String>) -> Reply {
         Reply::Error { code, message: message.into() }
     }
 }
 
-/// Kinds of refusal.
+/// Kinds of errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorCode {
-    /// There is no such thing.
+    /// The named object does not exist.
     NotFound,
-    /// The request makes no sense.
+    /// The request is malformed, or not possible in this state of the connection.
     Invalid,
-    /// This agent does not know the request.
+    /// This agent does not support the request.
     Unsupported,
-    /// What it takes is not there now, containerd for example.
+    /// A part that the request needs does not answer now, containerd for example.
     Unavailable,
-    /// It failed; a newer agent's codes are read as this.
+    /// Any other failure; a newer agent's codes are read as this.
     #[serde(other)]
     Failed,
 }
@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_understand_each_other_and_strangers_do_not() {
+    fn neighbouring_protocol_versions_are_compatible_and_distant_ones_are_not() {
         let hello = |protocol, oldest| Hello { protocol, oldest, version: String::new() };
         assert_eq!(hello(2, 1).common(&hello(1, 1)), Some(1));
         assert_eq!(hello(2, 1).common(&hello(3, 2)), Some(2));
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_no_error() {
+    fn unknown_requests_replies_and_fields_are_no_errors() {
         let later = r#"{"op":"services","vip":"10.0.0.1"}"#;
         assert_eq!(serde_json::from_str::<Request>(later).unwrap(), Request::Unknown);
         let more = r#"{"op":"pods","watch":true,"since":5}"#;
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_agent_may_tell_less_of_a_pod() {
+    fn a_pod_of_an_older_agent_may_lack_fields() {
         let least = r#"{"kind":"pod","pod":{"uid":"u","key":{"namespace":"d","name":"p"},"object":{}}}"#;
         let Reply::Pod { pod } = serde_json::from_str(least).unwrap() else { panic!("no pod") };
         assert_eq!(pod.key.to_string(), "d/p");

@@ -1,30 +1,30 @@
-//! The names of what the kernel's Service tables hold, for commands that work with the agent dead:
-//! `<runtime_state>/services.json`, replaced as a whole when they change. The tables themselves are read from their pins.
+//! The names of the Service ports in the kernel's tables: `<runtime_state>/services.json`, replaced as a whole at each
+//! change. Commands read it while no agent runs, and the tables themselves from their pins.
 
 use crate::Error;
 use berth_core::{ids::PodKey, roots::Roots, time::Wall};
 use serde::{Deserialize, Serialize};
-use std::{fs, io, net::SocketAddr, path::PathBuf};
+use std::{fs, io, net::SocketAddr};
 
-/// The file.
+/// Contents of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ServicesFile {
-    /// When it was written.
+    /// The time of the write.
     pub as_of: Wall,
     /// Every Service port that has an id in the tables.
     #[serde(default)]
     pub ports: Vec<NamedPort>,
-    /// What Services could not have, for people: conflicts, what is not carried.
+    /// What the tables do not carry of Services, for people: conflicts and unsupported parts.
     #[serde(default)]
     pub notices: Vec<String>,
 }
 
-/// What an id in the tables stands for.
+/// The name of an id in the tables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedPort {
     /// The id in the tables of its family.
     pub id: u32,
-    /// Whether it is in the IPv6 tables.
+    /// Whether the id is of the IPv6 tables.
     pub v6: bool,
     /// The Service.
     pub service: PodKey,
@@ -37,17 +37,12 @@ pub struct NamedPort {
     pub frontends: Vec<SocketAddr>,
 }
 
-/// Where it lies.
-pub fn file(roots: &Roots) -> PathBuf {
-    roots.runtime_state.join("services.json")
-}
-
-/// What was published; `None` where nothing was.
+/// Reads the file; `None` where no agent has written one.
 ///
 /// # Errors
 /// The file cannot be read, or is not what an agent writes.
 pub fn read(roots: &Roots) -> Result<Option<ServicesFile>, Error> {
-    let path = file(roots);
+    let path = roots.services_file();
     match fs::read(&path) {
         Ok(bytes) => match serde_json::from_slice(&bytes) {
             Ok(file) => Ok(Some(file)),

@@ -1,5 +1,5 @@
-//! What is shown of pods, of the node and of images. Fields may be added, with a default for those who do not send
-//! them; none changes its meaning.
+//! The published state of pods, the node and images. New fields need a default, for senders without them; no field
+//! changes its meaning.
 
 use berth_core::{
     ids::{ContainerId, ContainerName, NodeName, PodKey, PodUid},
@@ -8,43 +8,43 @@ use berth_core::{
 use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, path::PathBuf};
 
-/// A pod as its worker last told it.
+/// A pod's state by its worker's last report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PodView {
-    /// Its UID.
+    /// The UID.
     pub uid: PodUid,
-    /// Its names.
+    /// Namespace and name.
     pub key: PodKey,
     /// The `v1.Pod` with its status.
     pub object: serde_json::Value,
     /// Whether condition Ready is True.
     #[serde(default)]
     pub ready: bool,
-    /// Set while it is being ended.
+    /// Whether the pod is being terminated.
     #[serde(default)]
     pub terminating: bool,
-    /// Why it is not Ready and what is waited for, one sentence without times; `None` when Ready.
+    /// Why the pod is not Ready, in one sentence without times; `None` when it is.
     #[serde(default)]
     pub waiting_for: Option<String>,
-    /// When what failed is tried again, or a crashed container started again.
+    /// When a failed action is retried, or a crashed container restarted.
     #[serde(default)]
     pub next_try: Option<Wall>,
-    /// The file it comes from, where it comes from one.
+    /// The manifest's file, where the pod is from one.
     #[serde(default)]
     pub file: Option<PathBuf>,
-    /// Why that file cannot be read now; the pod stays as it was.
+    /// Why that file cannot be read; the pod keeps its last good specification meanwhile.
     #[serde(default)]
     pub held: Option<String>,
-    /// The processes of what runs.
+    /// The processes of the running containers.
     #[serde(default)]
     pub containers: Vec<ContainerView>,
     /// The last actions, newest last.
     #[serde(default)]
     pub timeline: Vec<ActionView>,
-    /// When this was so.
+    /// The time of this state.
     #[serde(default)]
     pub as_of: Wall,
-    /// Nobody can meet the pod any more.
+    /// Whether every process has ended, every exit is recorded and no volume is mounted.
     #[serde(default)]
     pub gone: bool,
 }
@@ -52,82 +52,82 @@ pub struct PodView {
 /// A running container's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerView {
-    /// Its name.
+    /// The container's name.
     pub name: ContainerName,
-    /// Its id.
+    /// The container's id.
     pub id: ContainerId,
     /// The process id in the host's PID namespace.
     pub pid: u32,
-    /// Field 22 of `/proc/<pid>/stat`: tells the process from a later one of the same number.
+    /// Field 22 of `/proc/<pid>/stat`; distinguishes the process from a later one with the same id.
     pub start_time: u64,
-    /// Which run it is.
+    /// The attempt, counted from 0.
     #[serde(default)]
     pub attempt: u32,
 }
 
-/// One action that ended.
+/// A finished action of a pod's worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ActionView {
-    /// What was done, for example `MakeSandbox`.
+    /// The kind of action, for example `MakeSandbox`.
     pub kind: String,
-    /// The container concerned.
+    /// The container, for actions on one.
     #[serde(default)]
     pub container: Option<String>,
-    /// When it began.
+    /// The time of its start.
     pub begun: Wall,
-    /// How long it took, in milliseconds.
+    /// Its duration in milliseconds.
     pub took_ms: f64,
-    /// Its parts, in order, each with its milliseconds.
+    /// Its steps in order, each with its duration in milliseconds.
     #[serde(default)]
     pub steps: Vec<(String, f64)>,
-    /// Why it failed, where it did.
+    /// The reason, where the action failed.
     #[serde(default)]
     pub failure: Option<String>,
 }
 
-/// Something that the node needs: there, or why not.
+/// The health of a part of the node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
-    /// Whether it works.
+    /// Whether the part works.
     pub ok: bool,
-    /// Its version, or why it does not work.
+    /// Its version, or the reason why it does not work.
     #[serde(default)]
     pub message: String,
-    /// Since when it does not work, where that is known.
+    /// The start of the failure, where known.
     #[serde(default)]
     pub since: Option<Wall>,
 }
 
 impl Health {
-    /// It works.
+    /// The health of a part that works.
     pub fn good(message: impl Into<String>) -> Health {
         Health { ok: true, message: message.into(), since: None }
     }
 
-    /// It does not, for this reason.
+    /// The health of a part that does not work, with the reason.
     pub fn bad(message: impl Into<String>) -> Health {
         Health { ok: false, message: message.into(), since: None }
     }
 }
 
-/// The node's addresses, and where what comes from outside arrives.
+/// The node's addresses and uplinks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressesView {
     /// The node IPs, the primary one first.
     #[serde(default)]
     pub node_ips: Vec<IpAddr>,
-    /// The names of the uplinks.
+    /// The names of the uplinks: devices on which traffic from outside arrives.
     #[serde(default)]
     pub uplinks: Vec<String>,
-    /// What is wrong with them, a line each.
+    /// Problems of addresses and uplinks, one line each.
     #[serde(default)]
     pub problems: Vec<String>,
 }
 
-/// The node on one page.
+/// The state of the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeView {
-    /// Its name.
+    /// The node's name.
     pub node: NodeName,
     /// The agent's version.
     pub version: String,
@@ -136,77 +136,77 @@ pub struct NodeView {
     /// That process's start time, as in [`ContainerView::start_time`].
     #[serde(default)]
     pub start_time: u64,
-    /// Since when the agent runs.
+    /// The agent's start.
     pub since: Wall,
-    /// containerd.
+    /// Health of containerd.
     #[serde(default)]
     pub containerd: Health,
-    /// The pod network.
+    /// Health of the pod network.
     #[serde(default)]
     pub network: Health,
-    /// The helper that drains container output.
+    /// Health of logd, the helper that writes container output to files.
     #[serde(default)]
     pub logd: Health,
-    /// Services; `None` where the node runs without.
+    /// Health of Services; `None` where the node runs without them.
     #[serde(default)]
     pub services: Option<Health>,
-    /// Cluster DNS; `None` where this node serves none.
+    /// Health of cluster DNS; `None` where this node does not serve it.
     #[serde(default)]
     pub dns: Option<Health>,
-    /// The node's addresses and uplinks; `None` from an agent that does not tell.
+    /// The node's addresses and uplinks; `None` from an older agent.
     #[serde(default)]
     pub addresses: Option<AddressesView>,
-    /// Where pods come from.
+    /// The sources of pods.
     #[serde(default)]
     pub sources: Vec<SourceView>,
-    /// When this was so.
+    /// The time of this state.
     #[serde(default)]
     pub as_of: Wall,
 }
 
-/// A directory of manifests.
+/// A source of pods: a directory of manifests.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceView {
     /// The directory.
     pub dir: PathBuf,
-    /// Whether it could be listed, so that what is not in it is ended.
+    /// Whether the directory could be listed; only then pods that are missing in it are terminated.
     pub listed: bool,
-    /// How many pods it asks for.
+    /// The number of its pods.
     pub pods: u32,
-    /// Files that cannot be used as they are.
+    /// Files, or objects in them, that cannot be used.
     #[serde(default)]
     pub errors: Vec<ManifestProblem>,
-    /// Pods that stay as they were because their file cannot be read, with the reason.
+    /// Pods that keep their last good specification because their file cannot be read, with the reason.
     #[serde(default)]
     pub held: Vec<(PodKey, String)>,
 }
 
-/// A file, or one object in it, that cannot be used.
+/// A problem of a file, or of one object in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManifestProblem {
     /// The file.
     pub file: PathBuf,
-    /// Which document of it, counted from 1.
+    /// The YAML document in the file, counted from 1.
     #[serde(default)]
     pub document: Option<usize>,
     /// The field.
     #[serde(default)]
     pub field: Option<String>,
-    /// What is wrong.
+    /// The problem.
     pub reason: String,
 }
 
-/// An image that containerd has.
+/// An image in containerd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageView {
-    /// Its name.
+    /// The image's name.
     pub name: String,
-    /// The digest it points to.
+    /// The digest of its target.
     pub digest: String,
-    /// Compressed bytes, where all of it is there.
+    /// The compressed size in bytes; `None` for an incomplete image.
     #[serde(default)]
     pub size: Option<u64>,
-    /// When it was made or imported here.
+    /// The time of its creation or import on this node.
     #[serde(default)]
     pub created: Option<Wall>,
 }

@@ -1,16 +1,31 @@
-//! The agent's wiring on one page: what is made, what is handed to whom, in which order it starts and ends.
+//! The wiring of the agent: its parts, their connections, and the order in which they start and end.
 
-use crate::{
-    backend::Local,
-    board::Board,
-    dns::Dns,
-    host_network, local, lock, node,
-    services::{self, Given, Limits, ServicesConfig, Sight},
-    sources,
+mod api_error;
+pub(crate) mod args;
+mod cluster_dns;
+mod exec_session;
+mod host_network;
+mod housekeeping;
+mod local_api;
+mod local_server;
+mod node;
+mod service_inputs;
+mod services;
+mod sources;
+mod status_manager;
+
+use self::{
+    args::{AgentArgs, masquerade, service_options},
+    cluster_dns::ClusterDns,
+    local_api::LocalApi,
+    service_inputs::ServicesHealth,
+    services::{EngineInputs, ServicesConfig},
+    status_manager::StatusManager,
 };
+use crate::{dns::DEFAULT_DOMAIN, lock};
 use anyhow::{Context as _, bail};
-use berth_core::{model::NodeLabels, roots::Roots};
-use berth_network::{MasqueradeConfig, Network, NetworkConfig};
+use berth_core::roots::Roots;
+use berth_network::{Network, NetworkConfig};
 use berth_node::cgroup::CgroupTree;
 use berth_pods::{
     ManagerConfig, Store,
@@ -23,96 +38,16 @@ use berth_services::HostNetworkConfig;
 use berth_source::ServiceRanges;
 use berth_sys::{clock, memory, mount, service};
 use berth_volumes::Volumes;
-use clap::Args;
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
 };
 
-/// How long the manager may take to end.
+/// Deadline for the manager to end.
 const GOODBYE: Duration = Duration::from_secs(5);
 
-/// The label of the node's zone.
-const ZONE: &str = "topology.kubernetes.io/zone";
-
-/// Pods have come to rest when nothing of them has changed for so long.
-const REST: Duration = Duration::from_secs(3);
-
-/// Options of `berth agent`.
-#[derive(Debug, Args)]
-pub(crate) struct AgentArgs {
-    /// Run without a control plane.
-    #[arg(long)]
-    standalone: bool,
-    /// Run the pods of this directory of manifests.
-    #[arg(long, value_name = "DIR")]
-    manifests: Option<PathBuf>,
-    /// Run the pods of this directory by the kubelet's rules for static pods (`staticPodPath`).
-    #[arg(long, value_name = "DIR")]
-    static_pods: Option<PathBuf>,
-    /// The node's addresses; where not given, the address of the default route's device, followed as it changes.
-    #[arg(long = "node-ip", value_name = "IP")]
-    node_ips: Vec<IpAddr>,
-    /// A label of the node, for pods' node selectors and affinity; besides those that every node has
-    /// (`kubernetes.io/hostname`, `/os`, `/arch`).
-    #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = node::label)]
-    node_labels: Vec<(String, String)>,
-    /// Addresses of the cluster's DNS.
-    #[arg(long, value_name = "IP")]
-    cluster_dns: Vec<IpAddr>,
-    /// Answer the cluster's names on this node, at the addresses of --cluster-dns.
-    #[arg(long, requires = "cluster_dns")]
-    serve_dns: bool,
-    /// The cluster's DNS domain; with --serve-dns `cluster.local` where not given.
-    #[arg(long, value_name = "DOMAIN")]
-    cluster_domain: Option<String>,
-    /// Networks of Services' addresses, one of each family at most; a Service that names no address gets one of the
-    /// first.
-    #[arg(long = "service-cidr", value_name = "CIDR", value_parser = services::network, default_value = "10.96.0.0/16")]
-    service_cidrs: Vec<(IpAddr, u8)>,
-    /// A device that brings what comes from outside, for NodePorts; without, those of the default routes and every other
-    /// with an address of the node, but none where the socket hooks are on a part of the machine only.
-    #[arg(long = "uplink", value_name = "DEVICE")]
-    uplinks: Vec<String>,
-    /// Run pods without Services.
-    #[arg(long)]
-    no_services: bool,
-    /// Masquerade what pods send out of the cluster.
-    #[arg(long)]
-    masquerade: bool,
-    /// With --masquerade: what pods send there keeps its source; give the pod networks of the other nodes.
-    #[arg(long = "non-masquerade-cidr", value_name = "CIDR", requires = "masquerade")]
-    non_masquerade_cidrs: Vec<ipnet::IpNet>,
-    /// Ways into Services over IPv4 that the node has room for (two or three a port); half as many over IPv6. Like the
-    /// next two for maps that are made anew: after `berth reset` or a boot.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
-    max_service_entries: Option<u32>,
-    /// Backends of Services with affinity, and chunks of 16 backends of Services with more than four, likewise.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
-    max_backend_entries: Option<u32>,
-    /// Clients that stay with a backend (sessionAffinity: ClientIP), likewise; beyond it the longest unseen are forgotten.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
-    max_affinity_entries: Option<u32>,
-    /// TCP connections in use over IPv4 that are translated packet by packet (by node ports, mostly); half as many over IPv6,
-    /// half as many of UDP, a quarter as many that begin or end. 65536, or twice as many from 8 GiB of memory on. Likewise.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
-    max_connections: Option<u32>,
-    /// Processes a pod may have at most.
-    #[arg(long, value_name = "N")]
-    pod_pids_limit: Option<i64>,
-    /// The runc shim's binary; looked up where not given.
-    #[arg(long, value_name = "FILE")]
-    shim: Option<PathBuf>,
-    /// The OCI runtime's binary; looked up where not given.
-    #[arg(long, value_name = "FILE")]
-    runc: Option<PathBuf>,
-    /// Shims kept ready.
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    shim_pool: usize,
-}
-
-/// Runs the agent until it is told to stop. The pods run on.
+/// Runs the agent until SIGTERM or SIGINT. The pods keep running.
 pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
     if !args.standalone {
         bail!("this build runs standalone nodes only: give --standalone and --manifests DIR");
@@ -121,23 +56,23 @@ pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
         bail!("--standalone needs --manifests DIR or --static-pods DIR");
     }
     if args.serve_dns {
-        args.cluster_domain.get_or_insert_with(|| services::DOMAIN.to_owned());
+        args.cluster_domain.get_or_insert_with(|| DEFAULT_DOMAIN.to_owned());
     }
     memory::bound_arenas();
     crate::logging::to_stderr();
     crate::helper();
-    // Some seven descriptors a pod. Containers get what they would have without.
+    // The agent has about seven descriptors a pod open. Containers get the limit from before.
     let open_files = match service::raise_descriptor_limit() {
         Ok(before) => Some(before),
         Err(error) => {
-            tracing::warn!(%error, "limit of open files cannot be raised");
+            tracing::warn!(%error, "cannot raise the limit of open files; many pods may run out of them");
             None
         }
     };
     for dir in [&roots.runtime_state, &roots.lasting_state, &roots.pod_state] {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
-    let _lock = lock::take(&roots.runtime_state)?;
+    let _lock = lock::take(&roots.agent_lock())?;
     mount::make_rshared(&roots.runtime_state).context("share mounts below the runtime state")?;
     mount::make_rshared(&roots.pod_state).context("share mounts below the pod state")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -146,23 +81,9 @@ pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
         .build()
         .context("start the async runtime")?;
     let done = runtime.block_on(serve(roots, args, open_files));
-    // Blocking work that hangs (a stuck mount) must not keep the process.
+    // Blocking work that hangs (a stuck mount) must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
-}
-
-/// Removes the temporary files of state that an agent was writing when it was killed.
-fn remove_unfinished_files(roots: &Roots) {
-    for dir in [&roots.runtime_state, &roots.lasting_state] {
-        let below = std::fs::read_dir(dir).into_iter().flatten().flatten();
-        let below =
-            below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path());
-        for dir in std::iter::once(dir.clone()).chain(below) {
-            if let Err(error) = berth_sys::fs::remove_unfinished(&dir) {
-                tracing::warn!(dir = %dir.display(), %error, "cannot remove unfinished files");
-            }
-        }
-    }
 }
 
 async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) -> anyhow::Result<()> {
@@ -183,14 +104,14 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     let network = Network::open(&roots, NetworkConfig { masquerade, ..NetworkConfig::default() })
         .context("open the network")?;
     if let Err(error) = network.prepare_host().await {
-        // What runs goes on; new sandboxes fail with the reason until it works, and `berth status` tells.
+        // Running pods are not affected. New sandboxes fail with the reason until this works, and `berth status` shows it.
         let error = anyhow::Error::new(error);
         tracing::error!(
             error = format!("{error:#}"),
             "cannot prepare the host's network; tried again with the next pod"
         );
     }
-    remove_unfinished_files(&roots);
+    housekeeping::remove_unfinished_files(&roots);
     let prober = ProberConfig {
         helper_group: group(&cgroups, "probe-exec"),
         ..ProberConfig::new("/proc/self/exe", cgroups.roots())
@@ -198,7 +119,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     let prober = Prober::new(prober).context("set up probes")?;
 
     let logd = Arc::new(berth_logd::client::Client::new(roots.logd_socket()));
-    let roots_file = roots.runtime_state.join("roots.json");
+    let roots_file = roots.roots_file();
     let text = serde_json::to_vec_pretty(&roots).context("encode the roots")?;
     berth_sys::fs::write_atomic(&roots_file, &text, 0o600).context("write the roots file")?;
     let spawn_logd = async || {
@@ -211,8 +132,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     };
 
     let served: &[IpAddr] = if args.serve_dns { &args.cluster_dns } else { &[] };
-    let dns = Dns::new(&roots, &roots_file, &exe, &cgroups, served, args.cluster_domain.as_deref());
-    let watched_dns = dns.as_ref().map(Dns::watched);
+    let dns = ClusterDns::new(&roots, &roots_file, &exe, &cgroups, served, args.cluster_domain.as_deref());
+    let dns_health = dns.as_ref().map(ClusterDns::health_check);
     let dns = async {
         match &dns {
             Some(dns) => dns.supervise().await,
@@ -241,7 +162,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         node_ports: berth_core::ports::NODE_PORTS,
         reserved: args.cluster_dns.clone(),
     };
-    let given = given(&args, &labels, node::memory());
+    let service_options = service_options(&args, &labels, node::memory());
     let cache = berth_server::WatchCache::default();
     let (sources, desired) =
         sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges, &cache);
@@ -267,10 +188,11 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         prober,
         incoming_tx.clone(),
     ));
-    let board = Arc::new(Board::new(cache.clone(), Arc::clone(&sources.latest), host_network.clone()));
-    let health = services::Shown::default();
+    let status =
+        Arc::new(StatusManager::new(cache.clone(), Arc::clone(&sources.latest), host_network.clone()));
+    let health = ServicesHealth::default();
     let attached = network.clone();
-    let local = Local {
+    let api = LocalApi {
         roots: roots.clone(),
         cache,
         executor: Arc::clone(&executor),
@@ -280,22 +202,22 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         latest: Arc::clone(&sources.latest),
         host: host_network.clone(),
         services: (!args.no_services).then(|| health.clone()),
-        dns: watched_dns,
+        dns: dns_health,
         since: clock::wall(),
         pods: incoming_tx,
     };
-    let serving = local::start(local, &board, &desired).await?;
+    let serving = local_server::start(api, &status, &desired).await?;
 
     let runtime_config = RuntimeConfig {
         shim_binary: args.shim,
         shim_pool: args.shim_pool,
         shim_group: group(&cgroups, "shims"),
         runc_binary: args.runc,
-        runc_root: Some(roots.runtime_state.join("runc")),
+        runc_root: Some(roots.runc_root()),
         ..RuntimeConfig::new(roots.clone(), boot.clone())
     };
     let pumping = tokio::spawn(pump(Arc::clone(&executor), runtime_config));
-    let house = tokio::spawn(keep_house(Arc::clone(&board), cgroups.clone()));
+    let housekeeping = tokio::spawn(housekeeping::run(Arc::clone(&status), cgroups.clone()));
 
     let services = (!args.no_services).then(|| {
         let config = ServicesConfig {
@@ -303,23 +225,23 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             exe: exe.clone(),
             cgroup: services::hooks(&roots),
             clear: ClearPods::new(move |pod| attached.stays_clear_of_host(pod)),
-            given,
+            options: service_options,
         };
-        let sight = Sight {
-            board: Arc::clone(&board),
+        let inputs = EngineInputs {
+            status: Arc::clone(&status),
             latest: Arc::clone(&sources.latest),
             executor: Arc::clone(&executor),
             host: host_network.clone(),
             health,
         };
-        services::start(config, sight, sources.changed.clone())
+        services::start(config, inputs, sources.changed.clone())
     });
 
     let (stop, stopped) = oneshot::channel();
     let store = Store::open(&roots, &boot).context("open the memory store")?;
     let manager = tokio::spawn(berth_pods::run(ManagerConfig {
         executor: Arc::clone(&executor),
-        reports: board,
+        reports: status,
         store,
         desired,
         incoming,
@@ -327,7 +249,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     }));
     tracing::info!(node = %roots.node_name, "agent runs");
     if let Err(error) = service::ready() {
-        tracing::warn!(%error, "the service manager is not told that the agent is ready");
+        tracing::warn!(%error, "cannot report readiness to the service manager");
     }
 
     let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
@@ -338,17 +260,17 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         never = berth_logd::supervise(&roots, &logd, spawn_logd) => match never {},
         never = dns => match never {},
     }
-    tracing::info!("agent ends; pods run on");
-    // Where the manager has ended by itself nobody listens.
+    tracing::info!("agent ends; pods keep running");
+    // The receiver is gone where the manager has ended by itself.
     stop.send(()).ok();
     if tokio::time::timeout(GOODBYE, manager).await.is_err() {
-        tracing::warn!("pods' workers did not end in time");
+        tracing::warn!("pods' workers have not ended in time");
     }
     if let Some(services) = services {
         services.end();
     }
     serving.shutdown().await;
-    for task in [pumping, house, following] {
+    for task in [pumping, housekeeping, following] {
         task.abort();
     }
     sources.shutdown().await.context("end the sources")?;
@@ -358,111 +280,10 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     Ok(())
 }
 
-/// What pods send out of the cluster is masqueraded so.
-fn masquerade(args: &AgentArgs) -> Option<MasqueradeConfig> {
-    args.masquerade.then(|| MasqueradeConfig { non_masquerade_cidrs: args.non_masquerade_cidrs.clone() })
-}
-
-/// What options and labels say of Services, on a machine with so many bytes of memory.
-fn given(args: &AgentArgs, labels: &NodeLabels, memory: Option<u64>) -> Given {
-    let limits = Limits {
-        services: args.max_service_entries,
-        backends: args.max_backend_entries,
-        affinity: args.max_affinity_entries,
-        connections: args.max_connections,
-    };
-    Given {
-        zone: labels.get(ZONE).cloned().unwrap_or_default(),
-        networks: args.service_cidrs.clone(),
-        sizes: limits.sizes(memory),
-        domain: args.cluster_domain.clone().unwrap_or_else(|| services::DOMAIN.to_owned()),
-    }
-}
-
-/// The cgroup of helpers that are to be no part of the service that starts them.
+/// The cgroup of a helper, outside of the agent's own, so that the service manager does not end it with the agent.
 fn group(cgroups: &CgroupTree, name: &str) -> Option<PathBuf> {
     cgroups.helper_group(name).unwrap_or_else(|error| {
         tracing::warn!(%error, name, "helpers stay in the agent's cgroup");
         None
     })
-}
-
-/// The QoS groups follow the sum of what their pods ask for; when pods have come to rest, the memory that their changes
-/// took is given back.
-async fn keep_house(board: Arc<Board>, cgroups: CgroupTree) {
-    let mut restless = false;
-    loop {
-        let changed = board.changed.notified();
-        if !restless {
-            changed.await;
-        } else if tokio::time::timeout(REST, changed).await.is_err() {
-            restless = false;
-            let given_back = tokio::task::spawn_blocking(|| {
-                memory::give_back();
-                memory::let_go_of_text();
-            });
-            if given_back.await.is_err() {
-                tracing::warn!("memory was not given back");
-            }
-            continue;
-        }
-        restless = true;
-        // One update for a burst.
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let (board, cgroups) = (Arc::clone(&board), cgroups.clone());
-        let updated = tokio::task::spawn_blocking(move || {
-            let pods = board.active_pods();
-            cgroups.update_qos(&pods.iter().map(AsRef::as_ref).collect::<Vec<_>>())
-        });
-        if let Ok(Err(error)) = updated.await {
-            tracing::warn!(%error, "QoS cgroups not updated");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser as _;
-
-    #[derive(Debug, clap::Parser)]
-    struct Command {
-        #[command(flatten)]
-        args: AgentArgs,
-    }
-
-    fn given_by(options: &[&str]) -> (Given, Option<MasqueradeConfig>) {
-        let Command { args } = Command::try_parse_from([&["agent"], options].concat()).unwrap();
-        let roots = Roots::defaults("n1".parse().unwrap());
-        let labels = node::labels(&roots, &args.node_labels);
-        (given(&args, &labels, Some(1 << 30)), masquerade(&args))
-    }
-
-    #[test]
-    fn options_reach_services_and_the_masquerade() {
-        let (given, masquerade) = given_by(&[]);
-        assert_eq!((given.zone.as_str(), given.domain.as_str()), ("", "cluster.local"));
-        assert_eq!((given.sizes, masquerade), (berth_services::Sizes::default(), None));
-        let (given, masquerade) = given_by(&[
-            "--node-label=topology.kubernetes.io/zone=east",
-            "--cluster-domain=example",
-            "--service-cidr=10.7.0.0/16",
-            "--masquerade",
-            "--non-masquerade-cidr=10.8.0.0/16",
-            "--non-masquerade-cidr=fd00:8::/64",
-            "--max-service-entries=16",
-            "--max-backend-entries=18",
-            "--max-affinity-entries=20",
-            "--max-connections=64",
-        ]);
-        assert_eq!((given.zone.as_str(), given.domain.as_str()), ("east", "example"));
-        assert_eq!(given.networks, [("10.7.0.0".parse().unwrap(), 16)]);
-        let sizes = given.sizes;
-        assert_eq!((sizes.services, sizes.members, sizes.affinity), ([16, 8], [18, 9], [20, 10]));
-        assert_eq!(sizes.assured, [64, 32]);
-        let exempt = masquerade.unwrap().non_masquerade_cidrs;
-        assert_eq!(exempt, ["10.8.0.0/16".parse().unwrap(), "fd00:8::/64".parse().unwrap()]);
-        // Without a masquerade it says nothing.
-        assert!(Command::try_parse_from(["agent", "--non-masquerade-cidr=10.8.0.0/16"]).is_err());
-    }
 }

@@ -1,23 +1,15 @@
-//! `berth`: the node agent, its helpers and its debugging commands in one program.
+//! `berth`: the node agent, its helpers and the commands for people in one program.
 //!
 //! The first argument says which role: `agent`, its helpers `logd`, `dns`, `probe-exec` and the loader of the eBPF
 //! programs; `reset` and everything else is a command for people.
 
 mod agent;
-mod backend;
-mod board;
 mod dns;
-mod exec;
-mod host_network;
-mod local;
 mod lock;
 mod logging;
-mod node;
 mod reset;
 mod roots;
-mod services;
 mod shutdown;
-mod sources;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -37,31 +29,31 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Role {
     /// Run the node agent.
-    Agent(Box<agent::AgentArgs>),
-    /// Drain container output into files (started by the agent or a service manager).
+    Agent(Box<agent::args::AgentArgs>),
+    /// Write container output to files (started by the agent or a service manager).
     #[command(hide = true)]
     Logd,
-    /// Answer the cluster's names (started by the agent or a service manager).
+    /// Serve cluster DNS (started by the agent or a service manager).
     #[command(hide = true)]
     Dns(dns::DnsArgs),
     /// Run exec probes (started by the agent).
     #[command(hide = true)]
     ProbeExec,
-    /// Take away what is made to outlive the agent: hooks and tables of Services, cluster DNS, sysctls. Pods stay.
+    /// Remove the state that outlives the agent: hooks and tables of Services, cluster DNS, sysctls. Pods stay.
     Reset,
-    /// End the pods by their grace because the machine is shut down; none is started until the next boot. A service
-    /// manager calls it.
+    /// Terminate all pods because the machine shuts down; none is started until the next boot. Called by a service
+    /// manager.
     Shutdown(shutdown::ShutdownArgs),
     #[command(flatten)]
     Cli(berth_cli::Command),
 }
 
 fn main() -> ExitCode {
-    // The exec helper is single-threaded and small: nothing is set up before it.
+    // The exec helper must stay single-threaded and small, so it runs before anything is set up.
     if std::env::args_os().nth(1).is_some_and(|a| a == "probe-exec") {
         return berth_probe::exec_helper::main();
     }
-    // So is the child that loads the eBPF programs.
+    // The same holds for the child that loads the eBPF programs.
     if std::env::args_os().nth(1).is_some_and(|a| a == berth_ebpf_loader::ROLE) {
         return berth_ebpf_loader::child_main(std::env::args_os().skip(2));
     }
@@ -94,16 +86,16 @@ fn logd(roots: berth_core::roots::Roots) -> anyhow::Result<()> {
     }
 }
 
-/// What every process that pods hang on does for itself first.
+/// Protects this process from the OOM killer; the first step of every process on which pods depend.
 fn helper() {
     let own = std::process::id();
     if let Err(error) = berth_sys::service::protect_from_oom(own, berth_core::resources::OOM_AGENT) {
-        // Where it may not, whoever started this one has to.
-        tracing::info!(%error, "the score for the OOM killer is left as it is");
+        // Without the privilege the process that starts this one sets the score.
+        tracing::info!(%error, "cannot set the OOM score");
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the end of the program is told where its user looks")]
+#[expect(clippy::print_stderr, reason = "the program's last error goes to its user")]
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("berth: {error:#}");
     ExitCode::FAILURE

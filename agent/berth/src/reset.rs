@@ -1,23 +1,23 @@
-//! `berth reset`: takes away what is made to outlive the agent. Pods, their output and their addresses stay; an agent
-//! started later finds them.
+//! `berth reset`: removes the state that outlives the agent. Pods, their output and their addresses stay; an agent that is
+//! started later adopts them.
 
 use crate::lock;
 use anyhow::Context as _;
 use berth_core::roots::Roots;
 use berth_network::{Network, NetworkConfig};
 
-/// Detaches and removes the programs and maps of Services, ends cluster DNS and takes its addresses off the node, and
-/// puts sysctls and nft tables back. Refused while an agent runs.
+/// Detaches and removes the programs and maps of Services, ends cluster DNS and removes its addresses from the node, and
+/// restores sysctls and nft tables. Fails while an agent runs.
 pub(crate) fn run(roots: &Roots) -> anyhow::Result<()> {
     crate::logging::to_stderr();
     if !roots.runtime_state.is_dir() {
-        tracing::info!(state = %roots.runtime_state.display(), "nothing of a node is here");
+        tracing::info!(state = %roots.runtime_state.display(), "no state of a node to reset");
         return Ok(());
     }
-    let _lock = lock::take(&roots.runtime_state)?;
+    let _lock = lock::take(&roots.agent_lock())?;
     let detached = berth_services::detach(roots).map_err(anyhow::Error::from_boxed);
     detached.context("remove the programs of Services")?;
-    let ids = berth_api::services::file(roots);
+    let ids = roots.services_file();
     berth_sys::fs::remove_if_there(&ids).with_context(|| format!("remove {}", ids.display()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -25,15 +25,15 @@ pub(crate) fn run(roots: &Roots) -> anyhow::Result<()> {
         .context("start the async runtime")?;
     runtime.block_on(async {
         let dns = berth_dns::Client::new(roots.dns_socket());
-        // Where nobody answers there is none to end.
+        // No answer means that no helper runs.
         if dns.status().await.is_ok() {
             dns.end().await.context("end cluster DNS")?;
             dns.closed().await;
         }
         let network = Network::open(roots, NetworkConfig::default()).context("open the network")?;
-        network.restore_host().await.context("put the host's network back")
+        network.restore_host().await.context("restore the host's network")
     })?;
-    let removed = berth_dns::address::remove(roots).context("take cluster DNS' addresses away")?;
+    let removed = berth_dns::address::remove(roots).context("remove cluster DNS' addresses")?;
     tracing::info!(addresses = ?removed, "node reset; pods stay");
     Ok(())
 }

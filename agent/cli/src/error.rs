@@ -98,8 +98,9 @@ impl Error {
     pub(crate) fn code(&self) -> u8 {
         match self {
             Error::Pipe => OK,
-            Error::Agent(berth_api::Error::Refused { code: ErrorCode::NotFound, .. })
-            | Error::NotFound(_) => NOT_FOUND,
+            Error::Agent(berth_api::Error::Agent { code: ErrorCode::NotFound, .. }) | Error::NotFound(_) => {
+                NOT_FOUND
+            }
             Error::Agent(e) if e.is_unreachable() => UNREACHABLE,
             Error::NoState { .. } => UNREACHABLE,
             Error::Ambiguous { .. } | Error::Usage(_) => USAGE,

@@ -47,8 +47,8 @@ fn state(offline: bool) -> State {
     let Known { pods, events, .. } = known();
     let offline = offline.then(|| Offline {
         as_of: Some(Wall(NOW.0 - 65_000_000_000)),
-        why: "reach the agent at /run/berth/agent.sock: Connection refused (os error 111)".into(),
-        unread: vec!["read /run/berth/status/pod-x.json: EOF while parsing a value".into()],
+        why: "cannot reach the agent at /run/berth/agent.sock: Connection refused (os error 111)".into(),
+        unread: vec!["cannot read /run/berth/status/pod-x.json: EOF while parsing a value".into()],
     });
     State { pods, events, offline }
 }

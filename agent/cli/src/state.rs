@@ -46,7 +46,7 @@ impl Offline {
         let when = self.as_of.map_or_else(|| "never".to_owned(), time::stamp);
         let mut text = format!("agent not running; as of {when}, processes looked at now");
         for file in &self.unread {
-            text.push_str(&format!("\nnot read: {file}"));
+            text.push_str(&format!("\n{file}"));
         }
         text
     }
@@ -80,7 +80,7 @@ pub(crate) fn offline(roots: &Roots, why: String) -> Result<State, Error> {
     let (found, unread) = files::read_pods(roots)?;
     let node = files::read_node(roots).ok().flatten();
     if found.is_empty() && unread.is_empty() && node.is_none() {
-        return Err(Error::NoState { path: files::dir(roots), why });
+        return Err(Error::NoState { path: roots.status_dir(), why });
     }
     let written = found.iter().map(|f| f.pod.as_of).chain(node.map(|n| n.as_of)).max();
     let as_of = written.max(files::last_alive(roots));

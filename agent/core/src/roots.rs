@@ -128,6 +128,41 @@ impl Roots {
         self.runtime_state.join("agent.sock")
     }
 
+    /// Lock of the one agent of this node.
+    pub fn agent_lock(&self) -> PathBuf {
+        self.runtime_state.join("agent.lock")
+    }
+
+    /// These roots as JSON, for the helpers that the agent starts.
+    pub fn roots_file(&self) -> PathBuf {
+        self.runtime_state.join("roots.json")
+    }
+
+    /// Directory of the status files, for commands while no agent runs.
+    pub fn status_dir(&self) -> PathBuf {
+        self.runtime_state.join("status")
+    }
+
+    /// Names of the Service ports in the kernel's tables.
+    pub fn services_file(&self) -> PathBuf {
+        self.runtime_state.join("services.json")
+    }
+
+    /// Directory of the FIFOs of commands that clients of the local socket run.
+    pub fn exec_sessions_dir(&self) -> PathBuf {
+        self.runtime_state.join("exec-local")
+    }
+
+    /// State directory of the OCI runtime (`runc --root`).
+    pub fn runc_root(&self) -> PathBuf {
+        self.runtime_state.join("runc")
+    }
+
+    /// Standard output and error of `berth dns`.
+    pub fn dns_output(&self) -> PathBuf {
+        self.runtime_state.join("dns.out")
+    }
+
     /// logd's local socket.
     pub fn logd_socket(&self) -> PathBuf {
         self.runtime_state.join("logd.sock")

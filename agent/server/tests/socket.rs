@@ -176,11 +176,11 @@ async fn every_request_is_answered_on_one_connection() {
     let asked = client.ask(&Request::Pod { uid: pod(1).uid }, SOON).await.unwrap();
     assert_eq!(asked, Reply::Pod { pod: Box::new(pod(1)) });
     let missing = client.ask(&Request::Pod { uid: pod(2).uid }, SOON).await.unwrap_err();
-    assert!(matches!(missing, berth_api::Error::Refused { code: ErrorCode::NotFound, .. }), "{missing}");
+    assert!(matches!(missing, berth_api::Error::Agent { code: ErrorCode::NotFound, .. }), "{missing}");
     let Reply::Status(view) = client.ask(&Request::Status, SOON).await.unwrap() else { panic!() };
     assert_eq!((view.node.as_str(), view.network.message.as_str()), ("n1", "none"));
     let refused = client.ask(&Request::Images, SOON).await.unwrap_err();
-    assert!(matches!(refused, berth_api::Error::Refused { code: ErrorCode::Unavailable, .. }));
+    assert!(matches!(refused, berth_api::Error::Agent { code: ErrorCode::Unavailable, .. }));
     let imported = client.ask(&Request::ImportImage { path: "/a".into() }, SOON).await.unwrap();
     assert_eq!(imported, Reply::Imported { names: vec!["/a".into()] });
     let involved = Involved::Pod { key: pod(1).key, uid: pod(1).uid };
@@ -296,7 +296,7 @@ async fn a_command_ends_with_its_client() {
     .unwrap();
     let mut client = node.client().await;
     let stray = client.ask(&Request::ExecGo, SOON).await.unwrap_err();
-    assert!(matches!(stray, berth_api::Error::Refused { code: ErrorCode::Invalid, .. }));
+    assert!(matches!(stray, berth_api::Error::Agent { code: ErrorCode::Invalid, .. }));
     node.end().await;
 }
 

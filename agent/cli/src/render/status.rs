@@ -33,7 +33,7 @@ impl Page<'_> {
                 true => format!("the agent runs but does not answer: {}", offline.why),
                 false => "the agent is not running; pods run on, nothing is restarted".to_owned(),
             });
-            problems.extend(offline.unread.iter().map(|u| format!("not read: {u}")));
+            problems.extend(offline.unread.iter().cloned());
         }
         if let Some(node) = self.node {
             if self.state.offline.is_none() {

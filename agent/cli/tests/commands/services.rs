@@ -168,7 +168,7 @@ fn kernel() {
     attach(&kernel.pins, &kernel.cgroup).unwrap();
     node.run(&["services"]).is(0, "(id 1)", unnamed);
 
-    let file = berth_api::services::file(&node.roots);
+    let file = node.roots.services_file();
     fs::write(&file, names().to_string()).unwrap();
     node.run(&["services"]).is(
         0,
@@ -186,7 +186,7 @@ fn kernel() {
     assert_eq!(map["entries"], 4);
 
     // The agent has left the pods too, and is dead.
-    let status = berth_api::files::dir(&node.roots);
+    let status = node.roots.status_dir();
     fs::create_dir_all(&status).unwrap();
     let pod = json!({ "pod": {
         "uid": "u1", "key": {"namespace": "default", "name": "web-0"},

@@ -18,7 +18,7 @@ const MODE: u32 = 0o640;
 
 /// Makes the directory. Files of an earlier agent stay until their pods are published again, or until [`cleanup`].
 pub fn prepare(roots: &Roots) -> Result<(), Error> {
-    let dir = files::dir(roots);
+    let dir = roots.status_dir();
     fs::create_dir_all(&dir).map_err(|source| Error::StatusFiles { path: dir, source })
 }
 
@@ -96,7 +96,7 @@ pub fn write_node(roots: &Roots, view: &NodeView) -> Result<(), Error> {
 /// Removes the files of pods that are not published. To be called once every source has listed its pods and the runtime
 /// its containers. Blocks on the file system.
 pub fn cleanup(cache: &WatchCache, roots: &Roots) -> Result<(), Error> {
-    let dir = files::dir(roots);
+    let dir = roots.status_dir();
     let failed = |source| Error::StatusFiles { path: dir.clone(), source };
     for entry in fs::read_dir(&dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;

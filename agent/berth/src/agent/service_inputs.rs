@@ -1,10 +1,9 @@
-//! The rest of the agent as the engine of Services sees it: sources and the board in, the zone, `services.json` and
-//! notices out.
+//! The agent as the engine of Services sees it: sources and reports in; the DNS zone, `services.json` and notices out.
 
-use crate::{board::Board, sources::Latest};
+use super::{sources::Latest, status_manager::StatusManager};
 use anyhow::Context as _;
 use berth_api::{
-    services::{NamedPort, ServicesFile, file},
+    services::{NamedPort, ServicesFile},
     view::Health,
 };
 use berth_core::{
@@ -30,33 +29,33 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-/// The most that is read of `services.json`: some hundred thousand Services.
+/// Most bytes that are read of `services.json`: some hundred thousand Services.
 const MOST: usize = 256 << 20;
 
-/// Beside what [`ServicesFile`] has.
+/// Field of `services.json` beside those of [`ServicesFile`]: the next free id.
 const NEXT_ID: &str = "next_id";
 
-/// See the module's page.
-pub(super) struct World {
+/// Implementation of the engine's [`ServiceInputs`] by the parts of the agent.
+pub(super) struct AgentInputs {
     pub(super) roots: Roots,
     pub(super) domain: String,
-    pub(super) board: Arc<Board>,
+    pub(super) status: Arc<StatusManager>,
     pub(super) latest: Latest,
     pub(super) executor: Arc<NodeExecutor>,
     /// What the engine was told of the sources.
     pub(super) told: Vec<Arc<Snapshot>>,
-    /// Opened at the first zone.
+    /// Publisher of the DNS zone, opened with the first zone.
     pub(super) publisher: Option<Publisher>,
-    pub(super) health: Shown,
+    pub(super) health: ServicesHealth,
 }
 
-impl World {
+impl AgentInputs {
     fn latest(&self) -> Vec<Arc<Snapshot>> {
         lock(&self.latest).clone()
     }
 }
 
-impl ServiceInputs for World {
+impl ServiceInputs for AgentInputs {
     fn edits(&mut self) -> Edits {
         let latest = self.latest();
         let mut edits = Edits { listed: latest.iter().all(|s| s.listed), ..Edits::default() };
@@ -85,7 +84,7 @@ impl ServiceInputs for World {
     }
 
     fn pods(&self) -> BTreeMap<PodUid, Option<ObservedPod>> {
-        self.board.seen()
+        self.status.seen()
     }
 
     fn runtime_answers(&self) -> bool {
@@ -112,7 +111,7 @@ impl ServiceInputs for World {
             Some(publisher) => publisher,
             none => none.insert(Publisher::open(&self.roots)?),
         };
-        // Whether it is another zone than before.
+        // An unchanged zone is not written again.
         let _changed = publisher.publish(build(services, slices, PodNames::Any, &self.domain))?;
         Ok(())
     }
@@ -132,7 +131,7 @@ impl ServiceInputs for World {
         if let Some(object) = whole.as_object_mut() {
             object.insert(NEXT_ID.to_owned(), next_id.into());
         }
-        Ok(berth_sys::fs::write_atomic(&file(&self.roots), &serde_json::to_vec(&whole)?, 0o644)?)
+        Ok(berth_sys::fs::write_atomic(&self.roots.services_file(), &serde_json::to_vec(&whole)?, 0o644)?)
     }
 
     fn health(&mut self, health: &DatapathHealth) {
@@ -143,22 +142,22 @@ impl ServiceInputs for World {
         tracing::warn!(service = %notice.service, reason = notice.why.reason(), "{}", notice.why);
         let involved = Involved::Service { key: notice.service.clone(), uid: Arc::clone(&notice.uid) };
         let event = Event::warning(notice.why.reason(), notice.why.to_string());
-        self.board.event(EventRecord::once(involved, event, clock::wall()));
+        self.status.event(EventRecord::once(involved, event, clock::wall()));
     }
 }
 
-/// How Services are, for the status page.
+/// Health of Services, for the status page.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Shown(Arc<Mutex<State>>);
+pub(crate) struct ServicesHealth(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
     health: DatapathHealth,
-    /// Since when something fails.
+    /// The time of the first of the present failures.
     since: Option<Wall>,
 }
 
-impl Shown {
+impl ServicesHealth {
     fn set(&self, health: &DatapathHealth) {
         let mut state = lock(&self.0);
         state.since = match (health.failures.is_empty(), state.since) {
@@ -168,7 +167,7 @@ impl Shown {
         state.health.clone_from(health);
     }
 
-    /// For people.
+    /// The health for the status page.
     pub(crate) fn get(&self) -> Health {
         let state = lock(&self.0);
         let health = &state.health;
@@ -195,14 +194,14 @@ fn port(n: Named) -> NamedPort {
     }
 }
 
-/// Where an earlier agent's ids went on; 1 where there was none.
+/// The next free id by an earlier agent's file; 1 without one.
 pub(super) fn next_id(roots: &Roots) -> u32 {
     let read = || {
-        let bytes = berth_sys::fs::read_limited(&file(roots), MOST).context("read")?;
+        let bytes = berth_sys::fs::read_limited(&roots.services_file(), MOST).context("read")?;
         let whole: Value = serde_json::from_slice(&bytes)?;
         let next = whole.get(NEXT_ID).and_then(Value::as_u64).context("no id")?;
         anyhow::Ok(u32::try_from(next)?)
     };
-    // Above what the tables hold they go on in any case.
+    // The engine also starts above all ids in the tables.
     read().unwrap_or(1)
 }

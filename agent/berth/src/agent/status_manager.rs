@@ -1,24 +1,22 @@
-//! What workers report, handed on: to the published views, to the QoS cgroups, to the events.
+//! Status manager: holds the workers' last reports, publishes them as views, and wakes housekeeping and Services.
 //!
-//! A view is made on the worker's own time, which is some ten microseconds; its JSON is written by whoever first needs
-//! it. The lock keeps the views of one pod in the order of its reports.
+//! A view is computed in the worker's task, in about ten microseconds; its JSON is encoded when it is first needed. The lock
+//! keeps the views of one pod in the order of its reports. The reports stay here and not in the [`WatchCache`]: the server
+//! knows no worker and no API types.
 
-use crate::{
-    host_network::Host,
-    services::{ObservedPod, looked_at, matters},
-    sources::Latest,
-};
+use super::{host_network::Host, sources::Latest};
 use berth_api::view::{ActionView, ContainerView, PodView};
 use berth_core::{
     event::EventRecord,
     ids::PodUid,
     model::{Origin, Pod},
-    status::Phase,
+    status::{ConditionType, Phase, Truth},
     sync::lock,
     time::{Boottime, Wall},
 };
 use berth_pods::{DesiredSet, PodReport, Reports};
 use berth_server::WatchCache;
+use berth_services::ObservedPod;
 use berth_source::{DesiredPod, status::pod_object};
 use berth_sys::clock;
 use serde_json::{Value, json};
@@ -29,13 +27,13 @@ use std::{
 };
 use tokio::sync::{Notify, watch};
 
-/// Where reports come together.
+/// Holder of the pods' last reports; the [`Reports`] of the workers.
 #[derive(Debug)]
-pub(crate) struct Board {
+pub(crate) struct StatusManager {
     pods: Mutex<BTreeMap<PodUid, Entry>>,
-    /// A pod became active, or is so no longer.
+    /// Notified when the set of active pods changes.
     pub(crate) changed: Notify,
-    /// Endpoints may follow from what a pod's worker told.
+    /// Notified when a report may change endpoints of Services.
     pub(crate) endpoints: Notify,
     cache: WatchCache,
     latest: Latest,
@@ -45,15 +43,15 @@ pub(crate) struct Board {
 #[derive(Debug)]
 struct Entry {
     report: PodReport,
-    /// As Services see the pod, where it was looked at.
+    /// The pod as Services see it; `None` before its worker has observed it.
     seen: Option<ObservedPod>,
-    /// As the source last had it; kept while the pod ends.
+    /// The pod's last state in its source; kept while the pod terminates.
     desired: Option<Arc<DesiredPod>>,
 }
 
-impl Board {
-    pub(crate) fn new(cache: WatchCache, latest: Latest, host: Host) -> Board {
-        Board {
+impl StatusManager {
+    pub(crate) fn new(cache: WatchCache, latest: Latest, host: Host) -> StatusManager {
+        StatusManager {
             pods: Mutex::default(),
             changed: Notify::new(),
             endpoints: Notify::new(),
@@ -63,12 +61,12 @@ impl Board {
         }
     }
 
-    /// The pods that are active in the kubelet's sense: those that have not come to their end (`GetActivePods`).
+    /// The active pods in the kubelet's sense: those that are not terminated (`GetActivePods`).
     pub(crate) fn active_pods(&self) -> Vec<Arc<Pod>> {
         self.entries().values().filter(|e| active(&e.report)).map(|e| Arc::clone(&e.report.pod)).collect()
     }
 
-    /// The pods that have a worker; without more where it has not looked at its pod yet.
+    /// The pods that have a worker, as Services see them; `None` for a pod that its worker has not observed yet.
     pub(crate) fn seen(&self) -> BTreeMap<PodUid, Option<ObservedPod>> {
         self.entries().iter().map(|(uid, e)| (uid.clone(), e.seen.clone())).collect()
     }
@@ -82,7 +80,7 @@ impl Board {
         all.iter().find_map(|s| s.pods.get(uid)).cloned()
     }
 
-    fn show(&self, entry: &Entry) {
+    fn publish(&self, entry: &Entry) {
         self.cache.publish(view(&entry.report, entry.desired.as_deref(), &self.host_ips()));
     }
 
@@ -90,8 +88,8 @@ impl Board {
         self.host.borrow().host_ips()
     }
 
-    /// Shows the node's addresses where they change: as `hostIP` of every pod, as `podIP` of those in the host's network.
-    /// Ends with the watch.
+    /// Publishes changes of the node's addresses: the `hostIP` of every pod, the `podIP` of pods with host network. Ends
+    /// with the watch.
     pub(crate) async fn follow_host(self: Arc<Self>) {
         let mut host = self.host.clone();
         let mut shown = self.host_ips();
@@ -101,15 +99,15 @@ impl Board {
                 continue;
             }
             for entry in self.entries().values_mut() {
-                entry.seen = looked_at(&entry.report, &now);
-                self.show(entry);
+                entry.seen = observed_pod(&entry.report, &now);
+                self.publish(entry);
             }
             shown = now;
             self.endpoints.notify_one();
         }
     }
 
-    /// Shows what the sources change of a pod while its worker has nothing to tell. Ends with the sources.
+    /// Publishes changes of pods in their sources that cause no report of a worker. Ends with the sources.
     pub(crate) async fn follow(self: Arc<Self>, mut desired: watch::Receiver<Arc<DesiredSet>>) {
         while desired.changed().await.is_ok() {
             desired.mark_unchanged();
@@ -117,20 +115,20 @@ impl Board {
                 let now = self.desired(uid);
                 let same = match (&now, &entry.desired) {
                     (Some(now), Some(shown)) => Arc::ptr_eq(now, shown) || now == shown,
-                    // Ending: shown as it was.
+                    // A terminating pod keeps its last state.
                     (None, _) => true,
                     (Some(_), None) => false,
                 };
                 if !same {
                     entry.desired = now;
-                    self.show(entry);
+                    self.publish(entry);
                 }
             }
         }
     }
 }
 
-impl Reports for Board {
+impl Reports for StatusManager {
     fn pod(&self, report: PodReport) {
         let uid = report.pod.uid.clone();
         let desired = self.desired(&uid);
@@ -138,14 +136,14 @@ impl Reports for Board {
         let before = pods.remove(&uid);
         let was_active = before.as_ref().is_some_and(|b| active(&b.report));
         let changed = was_active != active(&report);
-        let endpoints = before.as_ref().is_none_or(|b| matters(&b.report, &report));
+        let endpoints = before.as_ref().is_none_or(|b| may_change_endpoints(&b.report, &report));
         let seen = match &before {
-            // It keeps its identity, by which others see that nothing changed.
+            // The same Arcs tell Services that nothing changed.
             Some(before) if !endpoints && same(&before.report, &report) => before.seen.clone(),
-            _ => looked_at(&report, &self.host_ips()),
+            _ => observed_pod(&report, &self.host_ips()),
         };
         let entry = Entry { report, seen, desired: desired.or_else(|| before.and_then(|b| b.desired)) };
-        self.show(&entry);
+        self.publish(&entry);
         pods.insert(uid, entry);
         drop(pods);
         if changed {
@@ -174,7 +172,7 @@ fn active(report: &PodReport) -> bool {
     !matches!(report.status.phase, Phase::Succeeded | Phase::Failed)
 }
 
-/// Whether neither the pod nor its status was made anew.
+/// Whether both reports share pod and status.
 fn same(before: &PodReport, now: &PodReport) -> bool {
     Arc::ptr_eq(&before.pod, &now.pod) && Arc::ptr_eq(&before.status, &now.status)
 }
@@ -183,7 +181,7 @@ fn view(report: &PodReport, desired: Option<&DesiredPod>, node_ips: &[IpAddr]) -
     let (pod, status) = (&report.pod, &report.status);
     let object = match desired {
         Some(desired) => pod_object(&desired.raw, pod, status, node_ips),
-        None => pod_object(&least(pod), pod, status, node_ips),
+        None => pod_object(&object_of(pod), pod, status, node_ips),
     };
     let now = clock::now();
     let wall = |at: Boottime| {
@@ -234,8 +232,8 @@ fn action(a: &berth_pods::ActionRecord) -> ActionView {
     }
 }
 
-/// A pod that no source has any more, from before the agent's start: its object as far as the model knows it.
-fn least(pod: &Pod) -> Value {
+/// The object of a pod that no source has and that an earlier agent started, built from the model.
+fn object_of(pod: &Pod) -> Value {
     let containers = |list: &[berth_core::model::Container]| -> Vec<Value> {
         list.iter().map(|c| json!({ "name": c.name, "image": c.image })).collect()
     };
@@ -255,4 +253,32 @@ fn least(pod: &Pod) -> Value {
         },
         "spec": spec,
     })
+}
+
+/// Whether the worker has observed its pod: it has decided on it, and the readiness is known.
+fn is_observed(report: &PodReport) -> bool {
+    let unknown = report.status.condition(ConditionType::Ready).is_some_and(|c| c.status == Truth::Unknown);
+    !report.decisions.is_empty() && !unknown
+}
+
+/// The pod as Services see it; `None` before its worker has observed it. A pod with host network and an address has the
+/// node's addresses.
+fn observed_pod(report: &PodReport, host_ips: &[IpAddr]) -> Option<ObservedPod> {
+    if !is_observed(report) {
+        return None;
+    }
+    let mut status = Arc::clone(&report.status);
+    if report.pod.namespaces.host_network && !status.pod_ips.is_empty() && status.pod_ips != host_ips {
+        Arc::make_mut(&mut status).pod_ips = host_ips.to_vec();
+    }
+    Some(ObservedPod { pod: Arc::clone(&report.pod), status })
+}
+
+/// Whether the difference of two reports may change endpoints.
+fn may_change_endpoints(before: &PodReport, now: &PodReport) -> bool {
+    let of = |r: &PodReport| {
+        let s = &r.status;
+        (s.phase, s.terminating, s.is_ready(), s.pod_ips.clone(), is_observed(r))
+    };
+    of(before) != of(now) || !Arc::ptr_eq(&before.pod, &now.pod) && before.pod != now.pod
 }

@@ -1,6 +1,13 @@
-//! What the local socket needs of the agent: how the node is, images, commands in containers.
+//! The [`Backend`] of the local socket: node status, images, commands in containers, shutdown.
 
-use crate::{dns, host_network::Host, services, sources::Latest};
+use super::{
+    api_error::from_runtime,
+    cluster_dns::DnsHealth,
+    exec_session::{self, LocalExec},
+    host_network::Host,
+    service_inputs::ServicesHealth,
+    sources::Latest,
+};
 use berth_api::{
     message::{ErrorCode, ExecSpec},
     view::{AddressesView, Health, ImageView, ManifestProblem, NodeView, SourceView},
@@ -15,12 +22,12 @@ use berth_sys::{clock, process};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, time::timeout};
 
-/// How long each part of the status page may take.
-const LOOK: Duration = Duration::from_secs(2);
+/// Deadline for each part of the status page.
+const DEADLINE: Duration = Duration::from_secs(2);
 
-/// The agent behind its socket.
+/// The parts of the agent that requests on the local socket need.
 #[derive(Clone)]
-pub(crate) struct Local {
+pub(crate) struct LocalApi {
     pub(crate) roots: Roots,
     pub(crate) cache: WatchCache,
     pub(crate) executor: Arc<NodeExecutor>,
@@ -30,16 +37,16 @@ pub(crate) struct Local {
     pub(crate) dirs: Vec<PathBuf>,
     pub(crate) latest: Latest,
     pub(crate) host: Host,
-    /// Nothing where the node runs without Services.
-    pub(crate) services: Option<services::Shown>,
-    /// Nothing where this node does not serve the cluster's names.
-    pub(crate) dns: Option<dns::Watched>,
+    /// `None` where the node runs without Services.
+    pub(crate) services: Option<ServicesHealth>,
+    /// `None` where this node does not serve cluster DNS.
+    pub(crate) dns: Option<DnsHealth>,
     pub(crate) since: Wall,
-    /// Where pods hear of the end of the machine.
+    /// Channel to the manager of pods, for shutdowns.
     pub(crate) pods: mpsc::Sender<NodeEvent>,
 }
 
-impl Local {
+impl LocalApi {
     pub(crate) fn runtime(&self) -> Result<Runtime, ApiError> {
         self.executor.runtime().map_err(|f| ApiError::new(ErrorCode::Unavailable, f.message))
     }
@@ -49,7 +56,7 @@ impl Local {
             Ok(runtime) => runtime,
             Err(failure) => return Health::bad(failure.message),
         };
-        match timeout(LOOK, runtime.version()).await {
+        match timeout(DEADLINE, runtime.version()).await {
             Ok(Ok(version)) => Health::good(version),
             Ok(Err(e)) => Health::bad(Chain(&e)),
             Err(_elapsed) => Health::bad("does not answer in time"),
@@ -57,7 +64,7 @@ impl Local {
     }
 
     async fn network(&self) -> Health {
-        match timeout(LOOK, self.network.ready()).await {
+        match timeout(DEADLINE, self.network.ready()).await {
             Ok(Ok(status)) if status.ready => Health::good(status.network.unwrap_or_default()),
             Ok(Ok(status)) => Health::bad(status.reason.unwrap_or_else(|| "not ready".to_owned())),
             Ok(Err(e)) => Health::bad(e.to_string()),
@@ -66,7 +73,7 @@ impl Local {
     }
 
     async fn logd(&self) -> Health {
-        match self.logd.ping_within(LOOK).await {
+        match self.logd.ping_within(DEADLINE).await {
             Ok(hello) => {
                 Health::good(format!("{}, process {}, {} streams", hello.version, hello.pid, hello.streams))
             }
@@ -76,13 +83,13 @@ impl Local {
 
     async fn dns(&self) -> Option<Health> {
         let dns = self.dns.as_ref()?;
-        let health = timeout(LOOK, dns.health()).await;
+        let health = timeout(DEADLINE, dns.check()).await;
         Some(health.unwrap_or_else(|_elapsed| Health::bad("does not answer in time")))
     }
 
     fn addresses(&self) -> AddressesView {
         let host = self.host.borrow();
-        // Without Services nothing comes in by an uplink.
+        // Problems of uplinks only matter to Services.
         let matters = |p: &&NetworkProblem| self.services.is_some() || matches!(p, NetworkProblem::NoNodeIp);
         AddressesView {
             node_ips: host.node_ips.clone(),
@@ -113,8 +120,8 @@ impl Local {
     }
 }
 
-impl Backend for Local {
-    type Exec = crate::exec::Exec;
+impl Backend for LocalApi {
+    type Exec = LocalExec;
 
     async fn status(&self) -> NodeView {
         let (containerd, network, logd, dns) =
@@ -124,13 +131,13 @@ impl Backend for Local {
             node: self.roots.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid,
-            // Of a process that asks about itself it is always there.
+            // A running process always has a start time.
             start_time: process::start_time(pid).ok().flatten().unwrap_or_default(),
             since: self.since,
             containerd,
             network,
             logd,
-            services: self.services.as_ref().map(services::Shown::get),
+            services: self.services.as_ref().map(ServicesHealth::get),
             dns,
             addresses: Some(self.addresses()),
             sources: self.sources(),
@@ -139,7 +146,7 @@ impl Backend for Local {
     }
 
     async fn images(&self) -> Result<Vec<ImageView>, ApiError> {
-        let images = self.runtime()?.images().await.map_err(|e| refusal(&e))?;
+        let images = self.runtime()?.images().await.map_err(|e| from_runtime(&e))?;
         let view = |i: berth_runtime::ImageSummary| ImageView {
             name: i.name,
             digest: i.target_digest,
@@ -151,24 +158,24 @@ impl Backend for Local {
 
     async fn import(&self, path: PathBuf) -> Result<Vec<String>, ApiError> {
         if !path.is_absolute() {
-            return Err(ApiError::new(ErrorCode::Invalid, "the archive's path must be absolute"));
+            return Err(ApiError::new(
+                ErrorCode::Invalid,
+                "cannot import the archive: its path must be absolute",
+            ));
         }
-        let names = self.runtime()?.import(&path).await.map_err(|e| refusal(&e))?;
+        let names = self.runtime()?.import(&path).await.map_err(|e| from_runtime(&e))?;
         tracing::info!(archive = %path.display(), images = ?names, "imported");
         Ok(names)
     }
 
     async fn shutdown(&self, grace: u32) -> Result<(), ApiError> {
-        let told = self.pods.send(NodeEvent::Shutdown(grace)).await;
-        told.map_err(|_ended| ApiError::new(ErrorCode::Unavailable, "the agent itself ends"))
+        let sent = self.pods.send(NodeEvent::Shutdown(grace)).await;
+        sent.map_err(|_ended| {
+            ApiError::new(ErrorCode::Unavailable, "cannot shut down the pods: the agent is ending")
+        })
     }
 
-    async fn prepare_exec(&self, spec: ExecSpec) -> Result<crate::exec::Exec, ApiError> {
-        crate::exec::prepare(self, spec).await
+    async fn prepare_exec(&self, spec: ExecSpec) -> Result<LocalExec, ApiError> {
+        exec_session::prepare(&self.roots, &self.cache, &self.executor, self.runtime()?, spec).await
     }
-}
-
-pub(crate) fn refusal(error: &berth_runtime::Error) -> ApiError {
-    let code = if error.is_unknown() { ErrorCode::Unavailable } else { ErrorCode::Failed };
-    ApiError::new(code, Chain(&error))
 }

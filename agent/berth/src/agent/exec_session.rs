@@ -1,11 +1,12 @@
-//! A command in a container for somebody on the local socket: FIFOs that the client opens itself, so that no byte of
-//! its input and output passes through the agent.
+//! A command in a container for a client of the local socket. The client opens the FIFOs itself, so that no byte of its
+//! input and output passes through the agent.
 
-use crate::backend::{Local, refusal};
+use super::api_error::from_runtime;
 use berth_api::message::{ErrorCode, ExecPaths, ExecSpec, Size};
 use berth_core::roots::Roots;
+use berth_pods::node::NodeExecutor;
 use berth_runtime::{ExecHandle, ExecRequest, Runtime, Stdio};
-use berth_server::{ApiError, ExecSession};
+use berth_server::{ApiError, ExecSession, WatchCache};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -14,8 +15,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A command, before and while it runs. Dropped before its end it is killed; its FIFOs are removed either way.
-pub(crate) struct Exec {
+/// A command, before and while it runs. Dropping the session kills a running command and removes its FIFOs.
+pub(crate) struct LocalExec {
     runtime: Runtime,
     request: Option<ExecRequest>,
     handle: Option<ExecHandle>,
@@ -24,32 +25,28 @@ pub(crate) struct Exec {
     dir: Fifos,
 }
 
-/// The directory of the FIFOs, removed when dropped.
+/// The FIFOs of a command in a directory of their own, which is removed when dropped.
 struct Fifos {
     dir: PathBuf,
     stdio: Stdio,
-    /// Both ends of each, until the command's and the client's are open.
+    /// Both ends of each FIFO, held open until the shim and the client have opened theirs.
     held: Vec<File>,
 }
 
 impl Drop for Fifos {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.dir) {
-            tracing::warn!(dir = %self.dir.display(), %error, "FIFOs of a command are left behind");
+            tracing::warn!(dir = %self.dir.display(), %error, "cannot remove the FIFOs of a command");
         }
     }
 }
 
-fn directory(roots: &Roots) -> PathBuf {
-    roots.runtime_state.join("exec-local")
-}
-
-/// Removes what commands of an agent that died left.
+/// Removes the FIFOs that a dead agent has left.
 pub(crate) fn clear(roots: &Roots) {
-    let dir = directory(roots);
+    let dir = roots.exec_sessions_dir();
     match std::fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(dir = %dir.display(), %error, "FIFOs of an earlier agent are left behind");
+            tracing::warn!(dir = %dir.display(), %error, "cannot remove the FIFOs of an earlier agent");
         }
         _ => {}
     }
@@ -81,14 +78,19 @@ fn both_ends(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(path)
 }
 
-/// Finds the container, takes its process settings and makes the FIFOs.
-pub(crate) async fn prepare(local: &Local, spec: ExecSpec) -> Result<Exec, ApiError> {
+/// Finds the running container, builds the process from its specification and makes the FIFOs.
+pub(crate) async fn prepare(
+    roots: &Roots,
+    cache: &WatchCache,
+    executor: &NodeExecutor,
+    runtime: Runtime,
+    spec: ExecSpec,
+) -> Result<LocalExec, ApiError> {
     let missing = |what: String| ApiError::new(ErrorCode::NotFound, what);
     if spec.command.is_empty() {
-        return Err(ApiError::new(ErrorCode::Invalid, "there is no command"));
+        return Err(ApiError::new(ErrorCode::Invalid, "cannot run an empty command"));
     }
-    let pod =
-        local.cache.pod(&spec.uid).ok_or_else(|| missing(format!("no pod has the UID {}", spec.uid)))?;
+    let pod = cache.pod(&spec.uid).ok_or_else(|| missing(format!("no pod has the UID {}", spec.uid)))?;
     let view = pod.view.containers.iter().find(|c| c.name == spec.container);
     let id = match view {
         Some(running) => running.id.clone(),
@@ -97,23 +99,22 @@ pub(crate) async fn prepare(local: &Local, spec: ExecSpec) -> Result<Exec, ApiEr
             return Err(missing(text));
         }
     };
-    let runtime = local.runtime()?;
     let unavailable = |why| ApiError::new(ErrorCode::Unavailable, why);
-    let mut request = local.executor.exec_request(&id, spec.command).await.map_err(unavailable)?;
+    let mut request = executor.exec_request(&id, spec.command).await.map_err(unavailable)?;
     if spec.tty {
         terminal(&mut request.process, spec.size);
     }
-    let dir = directory(&local.roots).join(format!("{}-{}", id.short(), request.exec_id));
+    let dir = roots.exec_sessions_dir().join(format!("{}-{}", id.short(), request.exec_id));
     let fifos = Fifos::make(dir, spec.tty, spec.stdin)
-        .map_err(|e| ApiError::new(ErrorCode::Failed, format!("make the FIFOs: {e}")))?;
+        .map_err(|e| ApiError::new(ErrorCode::Failed, format!("cannot make the FIFOs: {e}")))?;
     request.stdio = Some(fifos.stdio.clone());
     request.terminal = spec.tty;
     request.stdin = spec.stdin;
     let size = spec.size.filter(|_| spec.tty);
-    Ok(Exec { runtime, request: Some(request), handle: None, size, stdin: spec.stdin, dir: fifos })
+    Ok(LocalExec { runtime, request: Some(request), handle: None, size, stdin: spec.stdin, dir: fifos })
 }
 
-/// The OCI process gets a terminal, its size, and a name for it where it has none.
+/// Gives the OCI process a terminal with its size, and `TERM` where its environment has none.
 fn terminal(process: &mut serde_json::Value, size: Option<Size>) {
     let Some(fields) = process.as_object_mut() else { return };
     fields.insert("terminal".to_owned(), true.into());
@@ -129,7 +130,7 @@ fn terminal(process: &mut serde_json::Value, size: Option<Size>) {
     }
 }
 
-impl ExecSession for Exec {
+impl ExecSession for LocalExec {
     fn paths(&self) -> ExecPaths {
         let stdio = &self.dir.stdio;
         ExecPaths {
@@ -141,39 +142,39 @@ impl ExecSession for Exec {
 
     async fn start(&mut self) -> Result<u32, ApiError> {
         let Some(request) = self.request.take() else {
-            return Err(ApiError::new(ErrorCode::Invalid, "the command was started already"));
+            return Err(ApiError::new(ErrorCode::Invalid, "cannot start the command twice"));
         };
-        let handle = self.runtime.exec(request).await.map_err(|e| refusal(&e))?;
-        // The command's shim and the client have theirs.
+        let handle = self.runtime.exec(request).await.map_err(|e| from_runtime(&e))?;
+        // The shim and the client have their ends open.
         self.dir.held.clear();
         let pid = handle.pid;
         self.handle = Some(handle);
         if let Some(size) = self.size {
-            // A command that ended at once has no terminal any more.
+            // Fails where the command has already ended.
             self.resize(size).await.ok();
         }
         Ok(pid)
     }
 
     async fn wait(&mut self) -> Result<i32, ApiError> {
-        self.running()?.wait().await.map_err(|e| refusal(&e))
+        self.running()?.wait().await.map_err(|e| from_runtime(&e))
     }
 
     async fn resize(&mut self, size: Size) -> Result<(), ApiError> {
         let (width, height) = (u32::from(size.width), u32::from(size.height));
-        self.running()?.resize(width, height).await.map_err(|e| refusal(&e))
+        self.running()?.resize(width, height).await.map_err(|e| from_runtime(&e))
     }
 
     async fn close_stdin(&mut self) -> Result<(), ApiError> {
         if !self.stdin {
             return Ok(());
         }
-        self.running()?.close_stdin().await.map_err(|e| refusal(&e))
+        self.running()?.close_stdin().await.map_err(|e| from_runtime(&e))
     }
 }
 
-impl Exec {
+impl LocalExec {
     fn running(&mut self) -> Result<&mut ExecHandle, ApiError> {
-        self.handle.as_mut().ok_or_else(|| ApiError::new(ErrorCode::Invalid, "the command was not started"))
+        self.handle.as_mut().ok_or_else(|| ApiError::new(ErrorCode::Invalid, "the command is not started"))
     }
 }

@@ -1,0 +1,59 @@
+//! Housekeeping of the agent: QoS cgroups, freed memory, unfinished files.
+
+use super::status_manager::StatusManager;
+use berth_core::roots::Roots;
+use berth_node::cgroup::CgroupTree;
+use berth_sys::memory;
+use std::{sync::Arc, time::Duration};
+
+/// Time without a change of any pod after which freed memory is returned to the kernel.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// Time for which a burst of changes is gathered into one update of the cgroups.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Keeps the QoS cgroups at the sums of their pods' requests, and returns freed memory to the kernel once no pod has
+/// changed for [`QUIET`].
+pub(super) async fn run(status: Arc<StatusManager>, cgroups: CgroupTree) {
+    let mut busy = false;
+    loop {
+        let changed = status.changed.notified();
+        if !busy {
+            changed.await;
+        } else if tokio::time::timeout(QUIET, changed).await.is_err() {
+            busy = false;
+            let returned = tokio::task::spawn_blocking(|| {
+                memory::give_back();
+                memory::let_go_of_text();
+            });
+            if returned.await.is_err() {
+                tracing::warn!("cannot return freed memory to the kernel: the task panicked");
+            }
+            continue;
+        }
+        busy = true;
+        tokio::time::sleep(SETTLE).await;
+        let (status, cgroups) = (Arc::clone(&status), cgroups.clone());
+        let updated = tokio::task::spawn_blocking(move || {
+            let pods = status.active_pods();
+            cgroups.update_qos(&pods.iter().map(AsRef::as_ref).collect::<Vec<_>>())
+        });
+        if let Ok(Err(error)) = updated.await {
+            tracing::warn!(%error, "cannot update the QoS cgroups; tried again at the next change of a pod");
+        }
+    }
+}
+
+/// Removes the temporary files that a killed agent was writing its state to.
+pub(super) fn remove_unfinished_files(roots: &Roots) {
+    for dir in [&roots.runtime_state, &roots.lasting_state] {
+        let below = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let below =
+            below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path());
+        for dir in std::iter::once(dir.clone()).chain(below) {
+            if let Err(error) = berth_sys::fs::remove_unfinished(&dir) {
+                tracing::warn!(dir = %dir.display(), %error, "cannot remove unfinished files");
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The tasks of the local socket and of the status files.
+
+use super::{exec_session, local_api::LocalApi, status_manager::StatusManager};
+use anyhow::Context as _;
+use berth_api::files;
+use berth_core::error::Chain;
+use berth_pods::DesiredSet;
+use berth_server::{Backend as _, Server, bind, status_files};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{oneshot, watch},
+    task::{JoinHandle, spawn_blocking},
+};
+
+/// Deadline for each task to end.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Time for which a burst of changed manifests is gathered into one write.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Interval of the check whether containerd answers.
+const COMING_UP: Duration = Duration::from_millis(500);
+
+/// Delay until every pod found at start has a worker.
+const WORKERS_STARTED: Duration = Duration::from_secs(5);
+
+/// The running tasks.
+pub(crate) struct LocalServer {
+    api: LocalApi,
+    files: (oneshot::Sender<()>, JoinHandle<()>),
+    socket: (oneshot::Sender<()>, JoinHandle<()>),
+    others: Vec<JoinHandle<()>>,
+}
+
+/// Opens the socket and starts the tasks that publish the node's state.
+pub(crate) async fn start(
+    api: LocalApi,
+    status: &Arc<StatusManager>,
+    desired: &watch::Receiver<Arc<DesiredSet>>,
+) -> anyhow::Result<LocalServer> {
+    status_files::prepare(&api.roots).context("make the directory of status files")?;
+    exec_session::clear(&api.roots);
+    restore_events(&api).await;
+    let listener = bind(&api.roots.agent_socket()).context("open the local socket")?;
+    let (stop_files, stopped) = oneshot::channel();
+    let files = tokio::spawn(status_files::keep(api.cache.clone(), api.roots.clone(), stopped));
+    let (stop_socket, stopped) = oneshot::channel();
+    let server = Server { cache: api.cache.clone(), backend: Arc::new(api.clone()) };
+    let socket = tokio::spawn(server.run(listener, stopped));
+    let others = vec![
+        tokio::spawn(Arc::clone(status).follow(desired.clone())),
+        tokio::spawn(Arc::clone(status).follow_host()),
+        tokio::spawn(keep_node_file(api.clone(), desired.clone())),
+        tokio::spawn(cleanup(api.clone(), desired.clone())),
+    ];
+    Ok(LocalServer { api, files: (stop_files, files), socket: (stop_socket, socket), others })
+}
+
+impl LocalServer {
+    /// Ends the tasks; the last state is written to the status files.
+    pub(crate) async fn shutdown(self) {
+        for task in self.others {
+            task.abort();
+        }
+        write_node(&self.api).await;
+        for (what, (stop, task)) in [("socket", self.socket), ("status files", self.files)] {
+            // The receiver is gone where the task has ended by itself.
+            stop.send(()).ok();
+            if tokio::time::timeout(GOODBYE, task).await.is_err() {
+                tracing::warn!(what, "task has not ended in time");
+            }
+        }
+    }
+}
+
+/// Takes over the events of an earlier agent of this boot.
+async fn restore_events(api: &LocalApi) {
+    let roots = api.roots.clone();
+    let files = match spawn_blocking(move || files::read_pods(&roots)).await {
+        Ok(Ok((files, _unread))) => files,
+        Ok(Err(error)) => {
+            tracing::warn!(error = %Chain(&error), "cannot read the events of an earlier agent");
+            return;
+        }
+        Err(_panicked) => return,
+    };
+    let mut events: Vec<_> = files.into_iter().flat_map(|f| f.events).collect();
+    events.sort_by_key(|e| e.last);
+    events.into_iter().for_each(|e| api.cache.event(e));
+}
+
+/// Keeps the node's status file: written once containerd answers and when manifests change, and touched every
+/// [`files::ALIVE`], so that its time tells when the agent died.
+async fn keep_node_file(api: LocalApi, mut desired: watch::Receiver<Arc<DesiredSet>>) {
+    write_node(&api).await;
+    let mut up = api.executor.runtime().is_ok();
+    loop {
+        tokio::select! {
+            changed = desired.changed() => match changed {
+                Ok(()) => tokio::time::sleep(SETTLE).await,
+                Err(_ended) => return,
+            },
+            () = tokio::time::sleep(files::ALIVE), if up => {
+                // A file that cannot be touched is written again below.
+                if files::touch(&api.roots).is_ok() {
+                    continue;
+                }
+            }
+            () = tokio::time::sleep(COMING_UP), if !up => {
+                up = api.executor.runtime().is_ok();
+                if !up {
+                    continue;
+                }
+            }
+        }
+        desired.mark_unchanged();
+        write_node(&api).await;
+    }
+}
+
+async fn write_node(api: &LocalApi) {
+    let (view, roots) = (api.status().await, api.roots.clone());
+    match spawn_blocking(move || status_files::write_node(&roots, &view)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "cannot write the node's status file"),
+        Err(error) => tracing::error!(%error, "cannot write the node's status file: the writer panicked"),
+    }
+}
+
+/// Removes status files of pods that no longer exist, once every source has listed and containerd answers.
+async fn cleanup(api: LocalApi, desired: watch::Receiver<Arc<DesiredSet>>) {
+    while !desired.borrow().listed || api.executor.runtime().is_err() {
+        if desired.has_changed().is_err() {
+            return;
+        }
+        tokio::time::sleep(COMING_UP).await;
+    }
+    tokio::time::sleep(WORKERS_STARTED).await;
+    let cleaned = spawn_blocking(move || status_files::cleanup(&api.cache, &api.roots)).await;
+    if let Ok(Err(error)) = cleaned {
+        tracing::warn!(%error, "cannot remove status files of pods that no longer exist");
+    }
+}

@@ -1,0 +1,161 @@
+//! Services on this node: runs the engine of [`berth_services`] on a thread of its own and wakes it.
+//!
+//! A task wakes the thread when a source, a pod's address or readiness, or a device of the node changes, and starts a new
+//! thread after a panic. The engine's page says what a wake-up does and what happens on failure.
+
+mod limits;
+
+pub(crate) use limits::Limits;
+
+use super::{
+    host_network::Host,
+    service_inputs::{self, AgentInputs, ServicesHealth},
+    sources::Latest,
+    status_manager::StatusManager,
+};
+use berth_core::roots::Roots;
+use berth_pods::node::NodeExecutor;
+use berth_services::{ClearPods, Config, Engine, LinuxDatapath, LinuxDatapathConfig, Sizes};
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        mpsc::{Sender, channel},
+    },
+    time::Duration,
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+/// Pause before a new thread is started after a panic.
+const AFTER_PANIC: Duration = Duration::from_secs(5);
+
+/// Interval of the comparison of the kernel's maps with their wanted contents, which takes some ten milliseconds at
+/// 10,000 Services.
+const RECONCILE: Duration = Duration::from_secs(120);
+
+/// Configuration of the engine and of the data plane.
+#[derive(Debug, Clone)]
+pub(crate) struct ServicesConfig {
+    pub(crate) roots: Roots,
+    /// This program, for the child that loads the eBPF programs.
+    pub(crate) exe: PathBuf,
+    /// The cgroup to whose sockets the hooks are attached; `None` where the machine has no cgroup2.
+    pub(crate) cgroup: Option<PathBuf>,
+    /// The pods whose packets may bypass the host's stack.
+    pub(crate) clear: ClearPods,
+    /// The options of the agent.
+    pub(crate) options: ServiceOptions,
+}
+
+/// Options of Services, from the agent's arguments and the node's labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ServiceOptions {
+    /// The node's zone; empty where it has none.
+    pub(crate) zone: String,
+    /// The networks of ClusterIPs.
+    pub(crate) networks: Vec<(IpAddr, u8)>,
+    /// The capacities of the maps.
+    pub(crate) sizes: Sizes,
+    /// The cluster's domain.
+    pub(crate) domain: String,
+}
+
+/// The parts of the agent from which the engine reads, and to which it reports.
+#[derive(Clone)]
+pub(crate) struct EngineInputs {
+    pub(crate) status: Arc<StatusManager>,
+    pub(crate) latest: Latest,
+    pub(crate) executor: Arc<NodeExecutor>,
+    pub(crate) host: Host,
+    /// The health of Services, for the status page.
+    pub(crate) health: ServicesHealth,
+}
+
+/// The task that wakes the engine's thread.
+pub(crate) struct Services {
+    task: JoinHandle<()>,
+}
+
+impl Services {
+    /// Ends the task, and the thread with it. Tables, hooks and names stay.
+    pub(crate) fn end(self) {
+        self.task.abort();
+    }
+}
+
+/// Starts the task and the thread.
+pub(crate) fn start(config: ServicesConfig, inputs: EngineInputs, changed: watch::Receiver<()>) -> Services {
+    Services { task: tokio::spawn(wake_engine(config, inputs, changed)) }
+}
+
+async fn wake_engine(config: ServicesConfig, inputs: EngineInputs, mut sources: watch::Receiver<()>) {
+    let mut host = inputs.host.clone();
+    loop {
+        let wake = match spawn(config.clone(), inputs.clone()) {
+            Ok(wake) => wake,
+            Err(error) => {
+                tracing::error!(%error, "cannot start the thread of Services; tried again");
+                tokio::time::sleep(AFTER_PANIC).await;
+                continue;
+            }
+        };
+        while wake.send(()).is_ok() {
+            tokio::select! {
+                changed = sources.changed() => if changed.is_err() {
+                    return;
+                },
+                () = inputs.status.endpoints.notified() => {}
+                changed = host.changed() => if changed.is_err() {
+                    return;
+                },
+            }
+            sources.mark_unchanged();
+            host.mark_unchanged();
+        }
+        tracing::error!("the thread of Services has panicked; it is started again");
+        tokio::time::sleep(AFTER_PANIC).await;
+    }
+}
+
+fn spawn(config: ServicesConfig, inputs: EngineInputs) -> std::io::Result<Sender<()>> {
+    let (wake, wakes) = channel();
+    let run = move || {
+        let ServicesConfig { roots, exe, cgroup, clear, options } = config;
+        let ServiceOptions { zone, networks, sizes, domain } = options;
+        let engine = Config {
+            node: roots.node_name.as_str().into(),
+            zone: zone.into(),
+            networks,
+            reconcile: RECONCILE,
+            next_id: service_inputs::next_id(&roots),
+        };
+        let EngineInputs { status, latest, executor, host, health } = inputs;
+        let kernel = LinuxDatapath::new(
+            LinuxDatapathConfig { roots: roots.clone(), exe, cgroup, clear, sizes },
+            move || Arc::clone(&host.borrow()),
+        );
+        let inputs = AgentInputs {
+            roots,
+            domain,
+            status,
+            latest,
+            executor,
+            told: Vec::new(),
+            publisher: None,
+            health,
+        };
+        Engine::new(engine, kernel, inputs).run(&wakes);
+    };
+    std::thread::Builder::new().name("berth-services".to_owned()).spawn(run)?;
+    Ok(wake)
+}
+
+/// The cgroup to whose sockets the hooks are attached.
+pub(crate) fn hooks(roots: &Roots) -> Option<PathBuf> {
+    berth_services::hooks_group(roots)
+        .inspect_err(
+            |error| tracing::warn!(%error, "cannot find the cgroup2 hierarchy; sockets get no hooks"),
+        )
+        .ok()?
+}
