@@ -1,7 +1,6 @@
-//! What the daemon's roles say, one line a change of state, to standard error.
+//! Logging of the agent and its helpers to standard error, one line for each change of state.
 //!
-//! Where that is systemd's journal, a line begins with its priority (`sd-daemon(3)`) and bears no time: the journal knows
-//! when it came.
+//! A line for systemd's journal begins with its priority (`sd-daemon(3)`) and has no time, which the journal adds.
 
 use std::fmt;
 use tracing::{Event, Level, Subscriber};
@@ -14,7 +13,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// Begins to log; `BERTH_LOG` sets the level.
+/// Starts logging; the variable `BERTH_LOG` sets the level.
 pub(crate) fn to_stderr() {
     let filter = EnvFilter::try_from_env("BERTH_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -25,7 +24,7 @@ pub(crate) fn to_stderr() {
     }
 }
 
-/// Lines as the journal takes them.
+/// Format of lines for systemd's journal.
 struct Journal(Format<Full, ()>);
 
 impl Journal {
@@ -34,7 +33,7 @@ impl Journal {
     }
 }
 
-/// `syslog(3)`'s number.
+/// The priority of `syslog(3)`.
 fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,

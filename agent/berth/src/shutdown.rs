@@ -1,7 +1,7 @@
-//! `berth shutdown`: the graceful end of pods before the machine goes down (the kubelet's graceful node shutdown).
+//! `berth shutdown`: terminates the pods before the machine shuts down (the kubelet's graceful node shutdown).
 //!
-//! A unit of the service manager that is stopped before the agent's calls it. A restart of the agent does not, so that pods
-//! live through that.
+//! A unit of the service manager runs it when the unit is stopped, before the agent's unit. A restart of the agent does not
+//! stop that unit, so that pods survive the restart.
 
 use anyhow::{Context as _, bail};
 use berth_api::{
@@ -14,27 +14,27 @@ use clap::Args;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// How long the agent may take to answer.
+/// Deadline for the agent's reply.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// What SIGKILL and the record of an exit may take after the grace.
+/// Time for SIGKILL and the record of the exit after the grace period.
 const AFTER_GRACE: Duration = Duration::from_secs(5);
 
-/// Between two looks at the pods.
-const LOOK: Duration = Duration::from_millis(200);
+/// Interval of the check for running processes of pods.
+const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Options of `berth shutdown`.
 #[derive(Debug, Args)]
 pub(crate) struct ShutdownArgs {
-    /// The longest grace of a pod, whatever its own is (`shutdownGracePeriod`).
+    /// Upper limit of every pod's grace period (the kubelet's `shutdownGracePeriod`).
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     grace: u32,
 }
 
-/// Tells the agent and waits until no process of a pod runs.
+/// Sends the request and waits until no process of a pod runs.
 ///
 /// # Errors
-/// The agent does not answer, or processes run on after the grace.
+/// The agent does not answer, or processes still run after the grace period.
 pub(crate) fn run(roots: &Roots, args: &ShutdownArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -46,10 +46,10 @@ pub(crate) fn run(roots: &Roots, args: &ShutdownArgs) -> anyhow::Result<()> {
 async fn end_pods(roots: &Roots, grace: u32) -> anyhow::Result<()> {
     let mut client = Client::connect(&roots.agent_socket()).await?;
     let Reply::ShuttingDown = client.ask(&Request::Shutdown { grace }, ANSWER).await? else {
-        bail!("cannot end the pods: the agent gives another answer than was asked for");
+        bail!("cannot terminate the pods: the agent's reply does not fit the request");
     };
     let until = Instant::now() + Duration::from_secs(u64::from(grace)) + AFTER_GRACE;
-    // By the kernel: an agent that has just started does not know its pods yet.
+    // The cgroups tell, not the agent: an agent that has just started does not know its pods yet.
     let cgroups = CgroupTree::open(roots).context("cannot find the cgroup hierarchies")?;
     loop {
         let left = cgroups.pods_with_processes().context("cannot look for the pods' processes")?;
@@ -58,8 +58,8 @@ async fn end_pods(roots: &Roots, grace: u32) -> anyhow::Result<()> {
         }
         if Instant::now() >= until {
             let left: Vec<String> = left.iter().map(ToString::to_string).collect();
-            bail!("processes of these pods run on after {grace} s: {}", left.join(", "));
+            bail!("processes of these pods still run after {grace} s: {}", left.join(", "));
         }
-        sleep(LOOK).await;
+        sleep(INTERVAL).await;
     }
 }

@@ -1,8 +1,8 @@
-//! Follows the node's addresses and uplinks: the one owner of the answer, which pods' `hostIP`, Services and the status
-//! page read from a watch.
+//! The node's addresses and uplinks. This module owns them; pods' `hostIP`, Services and the status page read them from a
+//! watch.
 //!
-//! A task waits for the kernel's word of links, addresses and default routes, reads them again and chooses by
-//! [`HostNetwork::choose`]. Where the kernel cannot be listened to, or cannot be read, it is looked at now and then.
+//! A task waits for the kernel's events of links, addresses and default routes, reads these again and chooses by
+//! [`HostNetwork::choose`]. Without events they are read at an interval.
 
 use berth_services::{DeviceEvents, HostNetwork, HostNetworkConfig, read_network};
 use std::{
@@ -16,32 +16,32 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
 };
 
-/// Between two looks where the kernel tells of changes: the net beneath.
+/// Interval of reads beside the kernel's events, in case an event was lost.
 const SELDOM: Duration = Duration::from_secs(120);
 
-/// Between two looks where it does not.
-const UNTOLD: Duration = Duration::from_secs(5);
+/// Interval of reads without the kernel's events.
+const WITHOUT_EVENTS: Duration = Duration::from_secs(5);
 
-/// A burst of changes makes one look.
+/// Time for which a burst of events is gathered into one read.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// What others read: it is made anew only where it is another one.
+/// Watch of the node's addresses and uplinks; changes only where these do.
 pub(crate) type Host = watch::Receiver<Arc<HostNetwork>>;
 
-/// Looks for the first time, and starts the task. Blocks for some 100 microseconds.
+/// Reads the addresses for the first time and starts the task. Blocks for some 100 microseconds.
 pub(crate) fn start(cfg: HostNetworkConfig) -> (Host, JoinHandle<()>) {
-    // First, so that nothing is missed between the look and the listening.
+    // Opened before the first read, so that no change between the two is missed.
     let events = DeviceEvents::open(cfg.uplinks.clone())
-        .inspect_err(|error| tracing::warn!(%error, "the kernel does not tell of devices: they are looked at every few seconds"))
+        .inspect_err(|error| tracing::warn!(%error, "cannot receive the kernel's events of devices; they are read every few seconds"))
         .ok();
-    let first = look(&cfg)
+    let first = read(&cfg)
         .unwrap_or_else(|| HostNetwork { node_ips: cfg.node_ips.clone(), ..HostNetwork::default() });
-    tell(&first);
+    log(&first);
     let (tx, host) = watch::channel(Arc::new(first));
     (host, tokio::spawn(follow(cfg, events, tx)))
 }
 
-fn look(cfg: &HostNetworkConfig) -> Option<HostNetwork> {
+fn read(cfg: &HostNetworkConfig) -> Option<HostNetwork> {
     read_network(&cfg.uplinks)
         .inspect_err(
             |error| tracing::warn!(%error, "cannot read the node's devices and addresses; tried again"),
@@ -50,7 +50,7 @@ fn look(cfg: &HostNetworkConfig) -> Option<HostNetwork> {
         .map(|kernel| HostNetwork::choose(cfg, &kernel))
 }
 
-fn tell(host: &HostNetwork) {
+fn log(host: &HostNetwork) {
     let uplinks: Vec<&str> = host.uplinks.values().map(|u| &*u.name).collect();
     tracing::info!(node_ips = ?host.node_ips, ?uplinks, "addresses of the node");
     for problem in &host.problems {
@@ -63,17 +63,16 @@ async fn follow(cfg: HostNetworkConfig, events: Option<DeviceEvents>, tx: watch:
         deprecated,
         reason = "an OwnedFd stays the same descriptor and open, which is what the other one asks for"
     )]
-    let told =
+    let events_fd =
         events.as_ref().and_then(|events| AsyncFd::new(events.as_fd().try_clone_to_owned().ok()?).ok());
-    let pause = if told.is_some() { SELDOM } else { UNTOLD };
+    let pause = if events_fd.is_some() { SELDOM } else { WITHOUT_EVENTS };
     loop {
-        // In any case after the pause.
-        if tokio::time::timeout(pause, changed(told.as_ref(), events.as_ref())).await.is_ok() {
+        if tokio::time::timeout(pause, changed(events_fd.as_ref(), events.as_ref())).await.is_ok() {
             tokio::time::sleep(SETTLE).await;
         }
         let again = cfg.clone();
-        let Ok(Some(now)) = spawn_blocking(move || look(&again)).await else {
-            tokio::time::sleep(UNTOLD).await;
+        let Ok(Some(now)) = spawn_blocking(move || read(&again)).await else {
+            tokio::time::sleep(WITHOUT_EVENTS).await;
             continue;
         };
         let before = tx.borrow().clone();
@@ -81,9 +80,9 @@ async fn follow(cfg: HostNetworkConfig, events: Option<DeviceEvents>, tx: watch:
             if (&before.node_ips, &before.uplinks, &before.problems)
                 != (&now.node_ips, &now.uplinks, &now.problems)
             {
-                tell(&now);
+                log(&now);
             }
-            // Whether anybody still listens is asked below.
+            // Without receivers the task ends below.
             let _before = tx.send_replace(Arc::new(now));
         }
         if tx.is_closed() {
@@ -92,15 +91,15 @@ async fn follow(cfg: HostNetworkConfig, events: Option<DeviceEvents>, tx: watch:
     }
 }
 
-/// Ends when the kernel has told of something that matters.
-async fn changed(told: Option<&AsyncFd<OwnedFd>>, events: Option<&DeviceEvents>) {
-    let (Some(told), Some(events)) = (told, events) else { return std::future::pending().await };
-    while let Ok(mut ready) = told.readable().await {
+/// Waits for an event that may change addresses or uplinks; for ever without events.
+async fn changed(events_fd: Option<&AsyncFd<OwnedFd>>, events: Option<&DeviceEvents>) {
+    let (Some(events_fd), Some(events)) = (events_fd, events) else { return std::future::pending().await };
+    while let Ok(mut ready) = events_fd.readable().await {
         ready.clear_ready();
         if events.drain() {
             return;
         }
     }
-    // The runtime ends.
+    // Fails only while the async runtime ends.
     std::future::pending().await
 }

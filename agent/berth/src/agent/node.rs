@@ -1,4 +1,4 @@
-//! What this machine is.
+//! The node by its machine: allocatable resources and labels.
 
 use berth_core::{
     model::{NodeLabels, ResourceList},
@@ -7,11 +7,11 @@ use berth_core::{
 };
 use std::path::{Path, PathBuf};
 
-/// What pods may use of the machine: all of it. What could not be found out is left out.
+/// The allocatable resources: all of the machine. Resources that cannot be read are left out.
 pub(crate) fn allocatable(roots: &Roots) -> ResourceList {
     let pages = hugepages("/sys/kernel/mm/hugepages".as_ref());
     let reserved = pages.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
-    // Pages that are set aside are nobody's memory otherwise.
+    // Reserved huge pages cannot be used as other memory.
     let memory = memory().map(|bytes| format!("{}Ki", bytes.saturating_sub(reserved) / 1024));
     let cpus = std::thread::available_parallelism().ok().map(|n| n.to_string());
     [("cpu", cpus), ("memory", memory), ("ephemeral-storage", storage(&roots.pod_state))]
@@ -32,13 +32,13 @@ fn amount_of_pages(bytes: u64) -> Option<Quantity> {
     bytes.to_string().parse().ok()
 }
 
-/// Bytes of the file system that holds the pods' directories.
+/// Size in bytes of the file system of the pods' directories.
 fn storage(pods: &Path) -> Option<String> {
     let found = nix::sys::statvfs::statvfs(pods).ok()?;
     Some(found.blocks().saturating_mul(found.fragment_size()).to_string())
 }
 
-/// The huge pages that are set aside: the resource's name and bytes, for each size that the machine has.
+/// The reserved huge pages: resource name and bytes of each page size of the machine.
 fn hugepages(dir: &Path) -> Vec<(String, u64)> {
     let Ok(sizes) = std::fs::read_dir(dir) else { return Vec::new() };
     let size = |path: PathBuf| {
@@ -55,7 +55,7 @@ fn hugepages(dir: &Path) -> Vec<(String, u64)> {
     sizes.filter_map(|entry| size(entry.ok()?.path())).collect()
 }
 
-/// The node's labels: those that every node has, and what is given, which wins (`initialNode`).
+/// The node's labels: those of every node, overridden by the options' (`initialNode` of the kubelet).
 pub(crate) fn labels(roots: &Roots, given: &[(String, String)]) -> NodeLabels {
     let own = [
         ("kubernetes.io/hostname", roots.node_name.as_str()),
@@ -66,7 +66,7 @@ pub(crate) fn labels(roots: &Roots, given: &[(String, String)]) -> NodeLabels {
     own.chain(given.iter().cloned()).collect()
 }
 
-/// Go's name of an architecture.
+/// Go's name of a CPU architecture.
 fn architecture(rust: &'static str) -> &'static str {
     match rust {
         "x86_64" => "amd64",
@@ -76,7 +76,7 @@ fn architecture(rust: &'static str) -> &'static str {
     }
 }
 
-/// `KEY=VALUE`.
+/// Parses a label `KEY=VALUE`.
 pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn huge_pages_are_named_by_their_size() {
+    fn huge_pages_are_resources_named_by_their_size() {
         let dir = tempfile::tempdir().unwrap();
         for (name, count) in
             [("hugepages-2048kB", "3"), ("hugepages-1048576kB", "1"), ("hugepages-64kB", "0")]
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_given_label_wins_over_the_nodes_own() {
+    fn a_label_option_overrides_the_nodes_own_label() {
         let roots = Roots::defaults("n1".parse().unwrap());
         let given = [label("kubernetes.io/hostname=other").unwrap(), label("disk=").unwrap()];
         let labels = labels(&roots, &given);

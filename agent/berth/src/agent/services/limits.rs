@@ -1,25 +1,26 @@
-//! How many entries the maps of Services take: what is given, else what suits the machine's memory. Pure.
+//! Capacities of the maps of Services: by the options, else by the machine's memory. Pure.
 
 use berth_services::Sizes;
 
-/// From so much memory on there is room for twice as many connections in use.
+/// Memory in bytes from which on the default capacity for established connections is doubled.
 const LARGE: u64 = 8 << 30;
 
-/// What options give, for IPv4; IPv6 has half as many.
+/// Capacities by the options, for IPv4; IPv6 has half as many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Limits {
-    /// Ways into Services.
+    /// Frontends of Services.
     pub(crate) services: Option<u32>,
-    /// Backends that clients stay with, and chunks of backends.
+    /// Backends of Services with session affinity, and chunks of backends.
     pub(crate) backends: Option<u32>,
-    /// Clients that stay with a backend.
+    /// Clients with session affinity.
     pub(crate) affinity: Option<u32>,
-    /// TCP connections in use that are translated packet by packet. The other classes go with them, as their defaults do.
+    /// Established TCP connections that are translated packet by packet. The capacities of the other classes keep their
+    /// defaults' proportion to it.
     pub(crate) connections: Option<u32>,
 }
 
 impl Limits {
-    /// The sizes on a machine with so many bytes of memory, where that is known.
+    /// The capacities; `memory`: the machine's in bytes, where known.
     pub(crate) fn sizes(self, memory: Option<u64>) -> Sizes {
         let default = Sizes::default();
         let halved = |n: u32| [n, n.div_ceil(2)];
@@ -37,7 +38,7 @@ impl Limits {
                 sizes.unassured = halved(n.div_ceil(4));
                 sizes.udp = halved(n.div_ceil(8).saturating_mul(3));
             }
-            // An entry takes memory when it comes; its slot at once.
+            // A larger map takes memory for its slots at once, for entries only as they are added.
             None if memory.is_some_and(|bytes| bytes >= LARGE) => {
                 sizes.assured = sizes.assured.map(|n| n.saturating_mul(2));
             }
@@ -53,7 +54,7 @@ mod tests {
     use berth_core::ports::SERVICE_MASQUERADE_PORTS;
 
     #[test]
-    fn what_is_given_counts_and_memory_where_nothing_is() {
+    fn options_decide_capacities_and_memory_where_there_are_none() {
         let none = Limits::default();
         let default = Sizes::default();
         assert_eq!(none.sizes(None), default);
@@ -69,9 +70,9 @@ mod tests {
         assert_eq!((sizes.assured, sizes.unassured, sizes.udp), ([64, 32], [16, 8], [24, 12]));
     }
 
-    /// Where all of them go to one backend under one address, each has a port of its own.
+    /// Each flow needs a port of its own where all of them go to one backend with one masquerade address.
     #[test]
-    fn datagrams_of_strangers_do_not_use_up_the_ports_towards_a_backend() {
+    fn capacities_of_unassured_flows_leave_masquerade_ports_to_a_backend() {
         let ports = u32::try_from(SERVICE_MASQUERADE_PORTS.count()).unwrap();
         let Sizes { udp, unassured, .. } = Sizes::default();
         assert!(udp[0].max(unassured[0]) * 10 <= ports * 9, "{udp:?}, {unassured:?} of {ports}");
