@@ -17,6 +17,9 @@ pub struct ServicesFile {
     /// What the tables do not carry of Services, for people: conflicts and unsupported parts.
     #[serde(default)]
     pub notices: Vec<String>,
+    /// The next free id, where the next agent continues; 0 in a file without it.
+    #[serde(default)]
+    pub next_id: u32,
 }
 
 /// The name of an id in the tables.

@@ -22,7 +22,6 @@ use berth_source::{
     controllers::endpoint_slices::{self, EndpointPod},
 };
 use berth_sys::clock;
-use serde_json::Value;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -31,9 +30,6 @@ use std::{
 
 /// Most bytes that are read of `services.json`: some hundred thousand Services.
 const MOST: usize = 256 << 20;
-
-/// Field of `services.json` beside those of [`ServicesFile`]: the next free id.
-const NEXT_ID: &str = "next_id";
 
 /// Implementation of the engine's [`ServiceInputs`] by the parts of the agent.
 pub(super) struct AgentInputs {
@@ -127,11 +123,8 @@ impl ServiceInputs for AgentInputs {
         let mut notices: Vec<String> =
             notices.map(|n| format!("{}: {}: {}", n.service, n.why.reason(), n.why)).collect();
         notices.sort();
-        let mut whole = serde_json::to_value(ServicesFile { as_of: clock::wall(), ports, notices })?;
-        if let Some(object) = whole.as_object_mut() {
-            object.insert(NEXT_ID.to_owned(), next_id.into());
-        }
-        Ok(berth_sys::fs::write_atomic(&self.roots.services_file(), &serde_json::to_vec(&whole)?, 0o644)?)
+        let file = ServicesFile { as_of: clock::wall(), ports, notices, next_id };
+        Ok(berth_sys::fs::write_atomic(&self.roots.services_file(), &serde_json::to_vec(&file)?, 0o644)?)
     }
 
     fn health(&mut self, health: &DatapathHealth) {
@@ -198,10 +191,8 @@ fn port(n: Named) -> NamedPort {
 pub(super) fn next_id(roots: &Roots) -> u32 {
     let read = || {
         let bytes = berth_sys::fs::read_limited(&roots.services_file(), MOST).context("read")?;
-        let whole: Value = serde_json::from_slice(&bytes)?;
-        let next = whole.get(NEXT_ID).and_then(Value::as_u64).context("no id")?;
-        anyhow::Ok(u32::try_from(next)?)
+        anyhow::Ok(serde_json::from_slice::<ServicesFile>(&bytes)?.next_id)
     };
     // The engine also starts above all ids in the tables.
-    read().unwrap_or(1)
+    read().unwrap_or_default().max(1)
 }

@@ -215,6 +215,7 @@ pub(super) fn file() -> ServicesFile {
             named(6, false, "exporter", "metrics"),
         ],
         notices: vec!["default/web-old: 203.0.113.5:80/TCP is default/web's".to_owned()],
+        next_id: 9,
     }
 }
 
