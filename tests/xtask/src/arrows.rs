@@ -63,7 +63,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "berth-core",
             "berth-sys",
-            "berth-pause",
             "berth-api",
             "berth-source",
             "berth-runtime",
@@ -75,8 +74,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-server",
             "berth-cli",
             "berth-pods",
-            "berth-ebpf-abi",
-            "berth-ebpf-decide",
             "berth-ebpf-loader",
             "berth-services",
             "berth-dns",

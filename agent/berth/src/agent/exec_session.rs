@@ -1,7 +1,7 @@
 //! A command in a container for a client of the local socket. The client opens the FIFOs itself, so that no byte of its
 //! input and output passes through the agent.
 
-use super::api_error::from_runtime;
+use super::api_error::{from_runtime, unavailable};
 use berth_api::message::{ErrorCode, ExecPaths, ExecSpec, Size};
 use berth_core::roots::Roots;
 use berth_pods::node::NodeExecutor;
@@ -83,7 +83,6 @@ pub(crate) async fn prepare(
     roots: &Roots,
     cache: &WatchCache,
     executor: &NodeExecutor,
-    runtime: Runtime,
     spec: ExecSpec,
 ) -> Result<LocalExec, ApiError> {
     let missing = |what: String| ApiError::new(ErrorCode::NotFound, what);
@@ -99,8 +98,9 @@ pub(crate) async fn prepare(
             return Err(missing(text));
         }
     };
-    let unavailable = |why| ApiError::new(ErrorCode::Unavailable, why);
-    let mut request = executor.exec_request(&id, spec.command).await.map_err(unavailable)?;
+    let runtime = executor.runtime().map_err(unavailable)?;
+    let failed = |why| ApiError::new(ErrorCode::Unavailable, why);
+    let mut request = executor.exec_request(&id, spec.command).await.map_err(failed)?;
     if spec.tty {
         terminal(&mut request.process, spec.size);
     }

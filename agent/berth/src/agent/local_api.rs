@@ -1,7 +1,7 @@
 //! The [`Backend`] of the local socket: node status, images, commands in containers, shutdown.
 
 use super::{
-    api_error::from_runtime,
+    api_error::{from_runtime, unavailable},
     cluster_dns::DnsHealth,
     exec_session::{self, LocalExec},
     host_network::Host,
@@ -47,8 +47,8 @@ pub(crate) struct LocalApi {
 }
 
 impl LocalApi {
-    pub(crate) fn runtime(&self) -> Result<Runtime, ApiError> {
-        self.executor.runtime().map_err(|f| ApiError::new(ErrorCode::Unavailable, f.message))
+    fn runtime(&self) -> Result<Runtime, ApiError> {
+        self.executor.runtime().map_err(unavailable)
     }
 
     async fn containerd(&self) -> Health {
@@ -176,6 +176,6 @@ impl Backend for LocalApi {
     }
 
     async fn prepare_exec(&self, spec: ExecSpec) -> Result<LocalExec, ApiError> {
-        exec_session::prepare(&self.roots, &self.cache, &self.executor, self.runtime()?, spec).await
+        exec_session::prepare(&self.roots, &self.cache, &self.executor, spec).await
     }
 }

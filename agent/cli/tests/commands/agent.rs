@@ -17,7 +17,7 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Waits until it is so.
+/// Waits until a condition holds, at most 10 s.
 pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(10);
     while !so() {
@@ -43,7 +43,7 @@ impl Node {
         Node { dir, roots, cache: WatchCache::default(), sizes: Arc::default(), agent: None }
     }
 
-    /// Starts the agent; it answers when this returns.
+    /// Starts the agent; it answers once this returns.
     pub(crate) fn start(&mut self, healthy: bool) {
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();

@@ -1,4 +1,4 @@
-//! What is asked, and what must come of it.
+//! The commands: their arguments, and the expected exit codes and output.
 
 use crate::agent::{Node, Ran, until};
 use berth_api::{message::Size, view::PodView};
