@@ -179,6 +179,17 @@ fn kernel() {
     node.run(&["services", "none"]).is(4, "", "no Service in the tables is named \"none\"");
     node.run(&["services", "--check"]).is(0, "4 entries, no problems.", "");
     node.run(&["services", "-o", "json"]).is(0, "\"kind\": \"ServicePortList\"", "");
+    // What a Service's owner was told is a finding for as long as it holds.
+    let mut noticed = names();
+    noticed["notices"] = json!(["default/web: NotCarried: port 9: SCTP is not carried"]);
+    fs::write(&file, noticed.to_string()).unwrap();
+    node.run(&["services", "--check"]).is(1, "default/web: NotCarried: port 9: SCTP is not carried\n", "");
+    node.run(&["services"]).is(
+        0,
+        "default/web",
+        "berth: default/web: NotCarried: port 9: SCTP is not carried",
+    );
+    fs::write(&file, names().to_string()).unwrap();
     node.run(&["bpf"]).is(0, "SERVICE4", "");
     let page: Value = serde_json::from_str(&node.run(&["bpf", "-o", "json"]).out).unwrap();
     assert_eq!(page["links"].as_array().unwrap().len(), 8);

@@ -5,7 +5,9 @@
 //! `BERTH_FLOOD=1000000` sends so many of each, and holds every connection to [`LONGEST`]: for a quiet machine.
 
 use crate::{
-    DEADLINE, LOCAL, NODE, Namespace, Net, OUTSIDE, PODS, Place, TCP, UDP, VIP, Way, ask_tcp, node, raw::Raw,
+    DEADLINE, LOCAL, NODE, Namespace, Net, OUTSIDE, PODS, Place, SINK, TCP, UDP, VIP, Way, node,
+    raw::Raw,
+    routes::{send_many, take_all},
 };
 use berth_ebpf_abi::{count, frontend};
 use berth_ebpf_decide::flow::{Class, tcp};
@@ -28,12 +30,20 @@ const HELD: usize = 200;
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// Where a pod echoes.
-const ECHO: u16 = 8081;
-const WAYS: [Way; 4] = [
-    Way { port: 80, node_port: 30080, flags: 0, backend: Some((PODS[0], 8080, LOCAL)) },
-    Way { port: 81, node_port: 30081, flags: frontend::OUTSIDE_LOCAL, backend: Some((PODS[0], 8080, LOCAL)) },
-    Way { port: 90, node_port: 30090, flags: 0, backend: Some((PODS[0], ECHO, LOCAL)) },
-    Way { port: 91, node_port: 30091, flags: frontend::OUTSIDE_LOCAL, backend: Some((PODS[0], ECHO, LOCAL)) },
+const ECHO: u16 = 8082;
+
+const fn way(port: u16, flags: u32, backend: u16) -> Way {
+    Way { port, node_port: 30_000 + port, flags, backend: Some((PODS[0], backend, LOCAL)) }
+}
+
+/// To a server of datagrams, to one of connections that are short, and to one of those that stay: masqueraded and not.
+const WAYS: [Way; 6] = [
+    way(80, 0, 8080),
+    way(81, frontend::OUTSIDE_LOCAL, 8080),
+    way(82, 0, SINK),
+    way(83, frontend::OUTSIDE_LOCAL, SINK),
+    way(90, 0, ECHO),
+    way(91, frontend::OUTSIDE_LOCAL, ECHO),
 ];
 
 /// Gives back whatever comes.
@@ -74,14 +84,15 @@ fn go_on(mut held: Vec<(SocketAddr, TcpStream)>, over: &AtomicBool) -> Times {
     }
 }
 
-/// Opens connections, one after the other, until it is over and once more.
+/// Opens connections, one after the other, until it is over and once more. The clients close them: where a server does,
+/// it keeps the other end's port for a minute, and one that is given anew before waits for its second SYN.
 fn open(targets: &[SocketAddr], over: &AtomicBool) -> Times {
     let mut times = Vec::new();
     loop {
         let last = over.load(Ordering::Relaxed);
         for to in targets {
             let begun = Instant::now();
-            ask_tcp(*to).map_err(|e| format!("a new connection to {to}: {e}"))?;
+            send_many(*to, 1).map_err(|e| format!("a new connection to {to}: {e}"))?;
             times.push(begun.elapsed());
         }
         if last {
@@ -119,10 +130,10 @@ fn flood(net: &Net, packets: u32) -> Duration {
         let raw = Raw::new();
         for number in 0..packets {
             let v6 = number % 2 == 1;
-            let port = 30_080 + u16::try_from(number / 2 % 2).unwrap();
-            let to = SocketAddr::new(NODE.both()[usize::from(v6)], port);
-            raw.send(UDP, source(number, v6), to, 0);
-            raw.send(TCP, source(number, v6), to, tcp::SYN);
+            let kept = u16::try_from(number / 2 % 2).unwrap();
+            let to = |port| SocketAddr::new(NODE.both()[usize::from(v6)], port + kept);
+            raw.send(UDP, source(number, v6), to(30_080), 0);
+            raw.send(TCP, source(number, v6), to(30_082), tcp::SYN);
         }
     });
     begun.elapsed()
@@ -134,7 +145,10 @@ fn floods_end_no_connection_in_use_and_keep_no_new_one_out() {
     let packets = given.as_ref().map_or(DEFAULT, |packets| packets.parse().unwrap());
     let (_scratch, maps, net) = node(&WAYS);
     for addr in PODS[0].both() {
-        net.pods[0].run(move || echo(addr));
+        net.pods[0].run(move || {
+            echo(addr);
+            take_all(addr);
+        });
     }
     let [_, pod] = &net.pods;
     let mut held = Vec::new();
@@ -160,8 +174,8 @@ fn floods_end_no_connection_in_use_and_keep_no_new_one_out() {
     };
     let clients = [
         ("open connections", going_on),
-        ("new ones from outside", opening(&net.outside, [(NODE, 30_080), (NODE, 30_081)])),
-        ("new ones of a pod", opening(pod, [(VIP, 80), (VIP, 81)])),
+        ("new ones from outside", opening(&net.outside, [(NODE, 30_082), (NODE, 30_083)])),
+        ("new ones of a pod", opening(pod, [(VIP, 82), (VIP, 83)])),
     ];
     let took = flood(&net, packets);
     over.store(true, Ordering::Relaxed);

@@ -15,15 +15,17 @@ pub(crate) fn take_all(place: IpAddr) {
     thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            let count = io::copy(&mut stream, &mut io::sink()).unwrap_or(0);
-            // A client may be gone.
-            let _sent = stream.write_all(count.to_string().as_bytes());
+            thread::spawn(move || {
+                let count = io::copy(&mut stream, &mut io::sink()).unwrap_or(0);
+                // A client may be gone.
+                let _sent = stream.write_all(count.to_string().as_bytes());
+            });
         }
     });
 }
 
-/// Sends so many bytes to [`take_all`]; says how many came.
-fn send_many(to: SocketAddr, bytes: usize) -> io::Result<String> {
+/// Sends so many bytes to [`take_all`]; says how many came. The client is the first to close.
+pub(crate) fn send_many(to: SocketAddr, bytes: usize) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&to, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.set_write_timeout(Some(DEADLINE))?;
