@@ -163,6 +163,15 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// The tree of an image could not be mounted.
+    #[error("cannot open the files of image {image}")]
+    ImageRoot {
+        /// The image.
+        image: String,
+        /// Why not.
+        #[source]
+        source: berth_sys::Error,
+    },
     /// An archive was imported, but it names no image.
     #[error("archive {} names no image", path.display())]
     Unnamed {
@@ -229,6 +238,7 @@ impl Error {
             Error::Config { .. }
             | Error::Encode { .. }
             | Error::File { .. }
+            | Error::ImageRoot { .. }
             | Error::Shim { .. }
             | Error::SocketPath { .. }
             | Error::Signal { .. } => Kind::Local,

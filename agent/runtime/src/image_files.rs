@@ -1,7 +1,9 @@
-//! Small text files of an image, read from its unpacked layers without mounting them or running anything.
+//! The files of an image: small text files, read from its unpacked layers without mounting them, and its whole tree,
+//! mounted out of sight. Nothing of it is run.
 //!
-//! An image is hostile input: paths are resolved below each layer (`openat2`, no link out of it), only regular files
-//! of bounded size are read, and a link that would have to be followed from one layer into another reads as missing.
+//! An image is hostile input: paths of text files are resolved below each layer (`openat2`, no link out of it), only
+//! regular files of bounded size are read, and a link that would have to be followed from one layer into another reads
+//! as missing.
 
 use crate::{
     Runtime,
@@ -15,7 +17,10 @@ use containerd_client::{
     services::v1::snapshots::{RemoveSnapshotRequest, ViewSnapshotRequest},
     types::Mount,
 };
-use rustix::fs::{FileType, Mode, OFlags, openat};
+use rustix::{
+    fd::OwnedFd,
+    fs::{FileType, Mode, OFlags, openat},
+};
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -24,23 +29,41 @@ use std::{
 
 static VIEWS: AtomicU64 = AtomicU64::new(0);
 
+/// A snapshot through which an image's files are read. It is to be given back ([`Runtime::release_view`]); containerd's
+/// garbage collection takes one of an agent that died.
+#[derive(Debug)]
+pub struct ImageView {
+    image: String,
+    key: String,
+    mounts: Vec<Mount>,
+}
+
+impl ImageView {
+    /// The root directory of the image, read-only, mounted at no place. Blocks.
+    ///
+    /// # Errors
+    /// Its snapshotter's mounts are none that this build can make.
+    pub fn root(&self) -> Result<OwnedFd, Error> {
+        let [mount] = self.mounts.as_slice() else {
+            let reason = format!("its files are {} mounts on top of each other, not one", self.mounts.len());
+            return Err(Error::Image { image: self.image.clone(), reason });
+        };
+        berth_sys::mount::read_only(&mount.r#type, &mount.source, &mount.options)
+            .map_err(|source| Error::ImageRoot { image: self.image.clone(), source })
+    }
+}
+
 impl Runtime {
-    /// The texts of these files of an image (paths relative to its root); `None` where one is missing or is not a
-    /// regular file. Invalid UTF-8 is replaced.
-    pub async fn image_files<const N: usize>(
-        &self,
-        image: &Image,
-        paths: [&'static str; N],
-    ) -> Result<[Option<String>; N], Error> {
+    /// A view of an image's files.
+    pub async fn view_image(&self, image: &Image) -> Result<ImageView, Error> {
         let key = format!(
             "berth-view-{}-{}",
             clock::boottime().0.as_nanos(),
             VIEWS.fetch_add(1, Ordering::Relaxed)
         );
-        let snapshotter = self.roots().snapshotter.clone();
         let client = self.client();
         let view = ViewSnapshotRequest {
-            snapshotter: snapshotter.clone(),
+            snapshotter: self.roots().snapshotter.clone(),
             key: key.clone(),
             parent: image.chain_id.clone(),
             ..ViewSnapshotRequest::default()
@@ -48,13 +71,33 @@ impl Runtime {
         let mut service = client.snapshots();
         let reply =
             call("view image", &image.name, RECORD, service.view(client.request(view, RECORD))).await?;
-        let layers = layers(&reply.mounts);
+        Ok(ImageView { image: image.name.clone(), key, mounts: reply.mounts })
+    }
+
+    /// Gives a view back. What was mounted of it stays as long as it is open.
+    pub async fn release_view(&self, view: &ImageView) -> Result<(), Error> {
+        let client = self.client();
+        let removal =
+            RemoveSnapshotRequest { snapshotter: self.roots().snapshotter.clone(), key: view.key.clone() };
+        let mut service = client.snapshots();
+        absent(
+            call("remove view", &view.image, RECORD, service.remove(client.request(removal, RECORD))).await,
+        )
+        .map(drop)
+    }
+
+    /// The texts of these files of an image (paths relative to its root); `None` where one is missing or is not a
+    /// regular file. Invalid UTF-8 is replaced.
+    pub async fn image_files<const N: usize>(
+        &self,
+        image: &Image,
+        paths: [&'static str; N],
+    ) -> Result<[Option<String>; N], Error> {
+        let view = self.view_image(image).await?;
+        let layers = layers(&view.mounts);
         let name = image.name.clone();
         let read = tokio::task::spawn_blocking(move || paths.map(|p| read(&layers, Path::new(p)))).await;
-        let removal = RemoveSnapshotRequest { snapshotter, key };
-        absent(
-            call("remove view", &image.name, RECORD, service.remove(client.request(removal, RECORD))).await,
-        )?;
+        self.release_view(&view).await?;
         let read = read
             .map_err(|e| Error::Image { image: name.clone(), reason: format!("reading its files: {e}") })?;
         let mut texts = [const { None }; N];

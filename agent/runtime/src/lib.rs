@@ -36,6 +36,7 @@ pub use events::RuntimeEvent;
 pub use exec::{ExecHandle, ExecOutput, ExecRequest};
 pub use found::{FoundContainer, FoundState};
 pub use image::{Image, ImageSummary};
+pub use image_files::ImageView;
 pub use record::ExitRecord;
 pub use spec::ImageConfig;
 pub use start::{START_ERROR_EXIT_CODE, Stage, StartError, StartFailure, StartRequest, Started, Stdio};

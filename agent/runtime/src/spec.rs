@@ -28,7 +28,7 @@ mod user;
 
 pub use host::{HostFacts, HostFactsError};
 pub use image::{ImageConfig, ImageConfigError, MAX_CONFIG_BYTES};
-pub use mounts::{MountOrigin, MountSpec};
+pub use mounts::{MountOrigin, MountSpec, image_volumes};
 pub use sysctls::{SysctlError, sandbox_sysctls};
 pub use user::{MAX_USER_FILE_BYTES, ResolvedUser, UserError, UserFiles, resolve_user};
 

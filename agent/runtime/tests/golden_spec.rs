@@ -157,7 +157,8 @@ fn mounts(
     ] {
         mounts.push(MountSpec::sandbox(source.into(), destination));
     }
-    mounts.extend(image.volumes.iter().map(|v| MountSpec::image_volume("/VOLUME".into(), v)));
+    let volumes = spec::image_volumes(image, &mounts);
+    mounts.extend(volumes.iter().map(|v| MountSpec::image_volume("/VOLUME".into(), v)));
     mounts
 }
 

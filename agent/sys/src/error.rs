@@ -44,6 +44,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// An entry of a directory could not be copied.
+    #[error("cannot copy {:?}", path.display())]
+    Copy {
+        /// Which, relative to the directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A file is longer than its reader takes.
     #[error("{} is longer than {max} bytes", path.display())]
     TooLong {

@@ -1,6 +1,7 @@
 //! Files: whole or not at all when written, never more than wanted when read, and never outside of a directory when
 //! opened beneath it.
 
+pub use crate::copy::copy_dir;
 use crate::{Error, Result};
 pub use rustix::fs::{Mode, OFlags};
 use rustix::{
@@ -174,6 +175,15 @@ pub fn open_beneath(dir: impl AsFd, rel: &Path, flags: OFlags) -> Result<OwnedFd
         Mode::empty()
     };
     open_how(dir, rel, flags, mode, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// Opens what `path` names for a process whose root directory is `dir`: links are followed, absolute ones and `..` from
+/// that root on, and nothing leads out of it (`RESOLVE_IN_ROOT`). Magic links are refused.
+///
+/// # Errors
+/// It is missing or cannot be opened.
+pub fn open_in_root(dir: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    open_how(dir, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
 }
 
 /// `openat2` with a bounded number of tries: the kernel answers `EAGAIN` where a rename raced with `..`.

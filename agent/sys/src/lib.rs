@@ -7,6 +7,8 @@
 #![allow(unsafe_code, reason = "this crate is where system calls without a safe wrapper are made")]
 
 pub mod clock;
+mod copy;
+mod detached;
 mod error;
 pub mod exec;
 pub mod fs;

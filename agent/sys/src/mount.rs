@@ -3,6 +3,7 @@
 //! A bind is put together out of sight and then attached in one step, so that nobody ever sees a read-only bind
 //! writable. Nothing here follows a link at the place where something is taken away.
 
+pub use crate::detached::read_only;
 pub use crate::mountinfo::Mount;
 pub use crate::tree::remove_tree_no_xdev;
 use crate::{Error, Result, mountinfo};
@@ -81,7 +82,12 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Mount { what, path, source }
 }
 
-fn clone_tree(dir: BorrowedFd<'_>, path: &Path, extra: OpenTreeFlags, opts: BindOpts) -> io::Result<OwnedFd> {
+pub(crate) fn clone_tree(
+    dir: BorrowedFd<'_>,
+    path: &Path,
+    extra: OpenTreeFlags,
+    opts: BindOpts,
+) -> io::Result<OwnedFd> {
     let mut flags = extra | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if opts.recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;

@@ -190,6 +190,15 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A `VOLUME` of the image got no directory of its own.
+    #[error("cannot make a directory for the VOLUME {volume:?} of the image")]
+    ImageVolume {
+        /// Where the container sees it.
+        volume: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// Something is still mounted below the pod's directory, which is therefore kept.
     #[error("{} is still mounted", path.display())]
     StillMounted {
@@ -229,6 +238,7 @@ impl Error {
             | Error::SubPathPrepare { volume, .. }
             | Error::MountOptions { volume, .. } => Some(volume),
             Error::Io { .. }
+            | Error::ImageVolume { .. }
             | Error::SubPathEnv { .. }
             | Error::PodText { .. }
             | Error::StillMounted { .. } => None,

@@ -2,7 +2,7 @@
 
 use crate::Volumes;
 use berth_core::{
-    ids::{Attempt, ContainerName, PodUid, VolumeName},
+    ids::{Attempt, ContainerId, ContainerName, PodUid, VolumeName},
     model::{Volume, VolumeSource},
 };
 use std::path::PathBuf;
@@ -51,6 +51,10 @@ impl Volumes {
 
     pub(crate) fn container_dir(&self, uid: &PodUid, container: &ContainerName) -> PathBuf {
         self.pod_dir(uid).join("containers").join(container.as_str())
+    }
+
+    pub(crate) fn image_volumes_dir(&self, uid: &PodUid, container: &ContainerId) -> PathBuf {
+        self.pod_dir(uid).join("image-volumes").join(container.as_str())
     }
 
     pub(crate) fn termination_path(

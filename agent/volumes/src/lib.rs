@@ -7,6 +7,7 @@
 //! volumes/kubernetes.io~<plugin>/<volume>       the volumes (none for hostPath: its path is used as it is)
 //! volume-subpaths/<volume>/<container>/<index>  bind mounts of sub-paths
 //! containers/<container>/termination-<attempt>  termination messages
+//! image-volumes/<container id>/<digest>         VOLUMEs of its image, one directory for each
 //! etc-hosts, resolv.conf, hostname, shm         shared by the pod's containers
 //! ```
 //!
@@ -30,6 +31,7 @@ mod fields;
 mod files;
 mod hostname;
 mod hosts;
+mod image_volumes;
 mod layout;
 mod mounts;
 mod os;

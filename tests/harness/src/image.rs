@@ -27,7 +27,11 @@ pub fn import_test(containerd: &Containerd, scratch: &Path) -> Result<()> {
     import(containerd, scratch, &image)
 }
 
-fn import(containerd: &Containerd, scratch: &Path, image: &oci::Image) -> Result<()> {
+/// Imports an image of a suite's own.
+///
+/// # Errors
+/// As [`import_busybox`].
+pub fn import(containerd: &Containerd, scratch: &Path, image: &oci::Image) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("image-").tempdir_in(scratch)?;
     let archive = dir.path().join("image.tar");
     oci::write_archive(&archive, std::slice::from_ref(image))?;

@@ -5,8 +5,9 @@ mod support;
 
 use anyhow::{Context, ensure};
 use berth_harness::{
-    cgroup,
+    cgroup, image,
     node::Node,
+    oci,
     process::Process,
     socket::Pod,
     tools::Build,
@@ -249,6 +250,79 @@ fn pods_reach_each_other_and_their_configuration() {
             Ok(())
         })?;
         ensure!(node.ready("default/server")?.processes() == server.processes(), "it was restarted for it");
+        Ok(())
+    });
+}
+
+#[test]
+fn volumes_of_an_image_begin_with_its_files_and_go_with_the_container() {
+    on_a_node(Build::Plain, |node| {
+        // Of one layer, which is a bind, and of three, which are an overlay. The topmost takes a file away.
+        let config = serde_json::json!({
+            "Env": ["PATH=/bin"], "User": "1234",
+            "Volumes": {"/data": {}, "/new/volume": {}, "/mounted": {}},
+        });
+        let owned = |e: oci::Entry| oci::Entry { owner: (1234, 99), ..e };
+        let data = vec![
+            owned(oci::Entry::dir("data", 0o750)),
+            owned(oci::Entry::file("data/seed", 0o640, "of the image")),
+            oci::Entry::symlink("data/link", "/etc/passwd"),
+        ];
+        let mut one =
+            oci::Image::busybox("berth.test/one-layer:1")?.variant("berth.test/one-layer:1", config.clone());
+        let mut three = one.variant("berth.test/three-layers:1", config);
+        one.layers[0].extend(data.clone());
+        three.layers.push([data, vec![owned(oci::Entry::file("data/taken", 0o640, "away"))]].concat());
+        three.layers.push(vec![oci::Entry::file("data/.wh.taken", 0o644, "")]);
+        for image in [&one, &three] {
+            image::import(&node.containerd, &node.dir, image)?;
+        }
+        let containers: String = [&one, &three]
+            .iter()
+            .enumerate()
+            .map(|(n, image)| {
+                format!(
+                    "  - name: c{n}\n    image: {}\n    command: [sh, -c, 'while ! test -e /data/end; do sleep 0.1; done']\n    \
+                     securityContext: {{readOnlyRootFilesystem: true}}\n    volumeMounts: [{{name: m, mountPath: /mounted}}]\n",
+                    image.name
+                )
+            })
+            .collect();
+        apply(node, "volumes", &pod("volumes", "volumes: [{name: m, emptyDir: {}}]", &containers))?;
+        let ready = node.ready("default/volumes")?;
+        let run = |container: &str, script: &str| {
+            node.exec(&format!("default/volumes/{container}"), &["sh", "-c", script])
+        };
+        let directories = node.roots.pod_dir(&ready.uid().parse()?).join("image-volumes");
+        for container in ["c0", "c1"] {
+            let seen =
+                run(container, "cat /data/seed; readlink /data/link; ls /data | wc -l; touch /data/written")?;
+            ensure!(seen == "of the image/etc/passwd\n2\n", "{container}: {seen:?}");
+            let seen = run(
+                container,
+                "stat -c '%u %g %a' /data /data/seed /new/volume; grep -c ' /mounted ' /proc/mounts",
+            )?;
+            ensure!(seen == "1234 99 750\n1234 99 640\n0 0 755\n1\n", "{container}: {seen:?}");
+            ensure!(run(container, "touch /elsewhere").is_err(), "{container}: the root is writable");
+        }
+        ensure!(fs::read_dir(&directories)?.count() == 2, "one for each container");
+
+        // Another agent finds them as they are; another run of the container begins anew.
+        node.kill_agent()?;
+        node.start_agent()?;
+        node.ready("default/volumes")?;
+        ensure!(run("c1", "ls /data/written")? == "/data/written\n");
+        run("c1", "touch /data/end")?;
+        node.pod("has c1 running again", "default/volumes", PATIENCE, |p| {
+            p.restarts("c1") == 1 && p.ready()
+        })?;
+        let seen = run("c1", "ls /data; cat /data/seed")?;
+        ensure!(seen == "link\nseed\nof the image", "{seen:?}");
+        ensure!(run("c0", "ls /data/written")? == "/data/written\n", "the other one's stay");
+        ensure!(!ready.uid().is_empty() && fs::read_dir(&directories)?.count() == 3);
+        node.remove("volumes.yaml")?;
+        node.gone("default/volumes", PATIENCE)?;
+        ensure!(!directories.exists(), "{} is left", directories.display());
         Ok(())
     });
 }

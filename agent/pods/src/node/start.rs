@@ -12,12 +12,12 @@ use berth_core::{
 };
 use berth_logd::StreamSpec;
 use berth_runtime::{
-    ExitRecord, Image, START_ERROR_EXIT_CODE, Stage, StartFailure, StartRequest, Stdio,
+    ExitRecord, Image, Runtime, START_ERROR_EXIT_CODE, Stage, StartFailure, StartRequest, Stdio,
     spec::{self, HostFacts, MountSpec, NamespacePaths, PidNamespace, SpecInput, UserError, UserFiles},
 };
 use berth_sys::ns::NsKind;
 use berth_volumes::{ContainerMount, PodHostname, env};
-use std::{borrow::Cow, path::Path, sync::Arc, time::Instant};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Instant};
 
 /// How long an image that was found is taken for still there.
 const FRESH: std::time::Duration = std::time::Duration::from_secs(2);
@@ -34,20 +34,6 @@ struct Made {
     env: Vec<(String, String)>,
     mounts: Vec<MountSpec>,
     events: Vec<Event>,
-}
-
-/// Tells of VOLUMEs of the image that the container could not write to: they are not mounted apart.
-fn unmounted_volumes(container: &Container, image: &Image, mounts: &[MountSpec]) -> Option<Event> {
-    let covered = |path: &String| mounts.iter().any(|m| Path::new(&m.destination) == Path::new(path));
-    let bare: Vec<&str> = image.config.volumes.iter().filter(|v| !covered(v)).map(String::as_str).collect();
-    (container.security.read_only_root && !bare.is_empty()).then(|| {
-        let text = format!(
-            "image {:?} has the VOLUMEs {}, which are not mounted and lie in the read-only root: mount an emptyDir",
-            container.image,
-            bare.join(", ")
-        );
-        Event::warning("ImageVolumeNotMounted", text).of(&container.name)
-    })
 }
 
 /// Who breaks the rule is named where `runAsNonRoot` does not hold, in the kubelet's words.
@@ -193,6 +179,13 @@ impl NodeExecutor {
         steps.push(("files+logd", clock.elapsed()));
 
         let clock = Instant::now();
+        let volumes = spec::image_volumes(&image.config, &made.mounts);
+        if !volumes.is_empty() {
+            made.mounts.extend(self.image_volumes(&runtime, &pod, &id, &image, volumes).await?);
+            steps.push(("image volumes", clock.elapsed()));
+        }
+
+        let clock = Instant::now();
         let files = UserFiles { passwd: passwd.as_deref(), group: group.as_deref() };
         let oci = self.spec(&pod, spec, &id, &image, &made, files)?;
         let oci =
@@ -202,7 +195,6 @@ impl NodeExecutor {
         lock(&self.specs).insert(id.clone(), Arc::new(super::command::entry_of(&oci)));
         steps.push(("spec", clock.elapsed()));
 
-        made.events.extend(unmounted_volumes(spec, &image, &made.mounts));
         let image_id = image.image_id.clone();
         let wanted = image.config.stop_signal.as_deref();
         let stop = wanted.and_then(stop_signal::number);
@@ -315,6 +307,29 @@ impl NodeExecutor {
                 Ok(Made { env, mounts, events })
             })
             .await?
+    }
+
+    /// The mounts of the image's VOLUMEs, their directories made and filled.
+    async fn image_volumes(
+        &self,
+        runtime: &Runtime,
+        pod: &Pod,
+        id: &ContainerId,
+        image: &Image,
+        wanted: BTreeSet<String>,
+    ) -> Result<Vec<MountSpec>, Failure> {
+        let failed = |e: berth_runtime::Error| Failure::new("CreateContainerError", Chain(&e));
+        let view = Arc::new(runtime.view_image(image).await.map_err(failed)?);
+        let (volumes, uid, id) = (self.volumes.clone(), pod.uid.clone(), id.clone());
+        let wanted: Vec<String> = wanted.into_iter().collect();
+        let (root, destinations) = (Arc::clone(&view), wanted.clone());
+        let made = self.pod_locks.blocking(&pod.uid, Area::Files, move || {
+            volumes.image_volumes(&uid, &id, &destinations, || root.root().map_err(std::io::Error::other))
+        });
+        let made = made.await;
+        runtime.release_view(&view).await.map_err(failed)?;
+        let sources = made?.map_err(|e| Failure::new("CreateContainerError", e.message()))?;
+        Ok(sources.into_iter().zip(wanted).map(|(source, at)| MountSpec::image_volume(source, &at)).collect())
     }
 
     fn spec(

@@ -192,7 +192,14 @@ impl NodeExecutor {
         container: &ContainerName,
         id: ContainerId,
     ) -> Result<ActionResult, Failure> {
-        self.runtime()?.remove(&id).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
+        let runtime = self.runtime()?;
+        // Before the record, by which a removal that was cut short is found.
+        let (volumes, uid, run) = (self.volumes.clone(), context.pod.uid.clone(), id.clone());
+        self.pod_locks
+            .blocking(&context.pod.uid, Area::Files, move || volumes.remove_image_volumes(&uid, &run))
+            .await?
+            .map_err(|e| Failure::new("FailedSync", e.message()))?;
+        runtime.remove(&id).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
         let finished = self.logd.finish(&id).await;
         if let Some(run) = &context.run {
             let stream = stream_of(&context.pod, container, &id, run.attempt);

@@ -1,13 +1,16 @@
 //! What the container sees where: the fixed mounts, then the pod's, in the order that lets none hide another.
 
-use super::{HostFacts, SpecError};
+use super::{HostFacts, ImageConfig, SpecError};
 use berth_core::model::{MountPropagation, RecursiveReadOnly, VolumeMount};
 use oci_spec::{
     OciSpecError,
     runtime::{Mount, MountBuilder},
 };
 use serde::{Deserialize, Serialize};
-use std::path::{Component, Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Component, Path, PathBuf},
+};
 
 /// Who asks for a mount. Where two have one destination, the pod's wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,7 +20,8 @@ pub enum MountOrigin {
     /// A file of the sandbox (`/etc/hostname`, `/etc/resolv.conf`, `/dev/shm`): what the runtime adds; files follow
     /// `readOnlyRootFilesystem`.
     Sandbox,
-    /// A `VOLUME` of the image: an empty directory of the container's own.
+    /// A `VOLUME` of the image: a directory of the container's own, with what the image has there. Writable also where
+    /// the root is read-only.
     ImageVolume,
 }
 
@@ -74,7 +78,7 @@ impl MountSpec {
         Self::plain(MountOrigin::Sandbox, source, destination)
     }
 
-    /// A directory for a `VOLUME` of the image; a relative destination is meant from the root.
+    /// The container's own directory for a `VOLUME` of the image; a relative destination is meant from the root.
     pub fn image_volume(source: PathBuf, destination: &str) -> MountSpec {
         let absolute = Path::new("/").join(destination);
         Self::plain(MountOrigin::ImageVolume, source, &clean(&absolute.to_string_lossy()))
@@ -90,6 +94,15 @@ impl MountSpec {
             propagation: MountPropagation::None,
         }
     }
+}
+
+/// The `VOLUME`s of an image that a container gets directories of its own for, in plain form and each once: those that
+/// no volume of the pod is mounted at. The root directory is none; containerd's CRI plugin would hide the image by it.
+pub fn image_volumes(image: &ImageConfig, mounts: &[MountSpec]) -> BTreeSet<String> {
+    let of_pod = mounts.iter().filter(|m| m.origin == MountOrigin::Pod);
+    let taken: BTreeSet<String> = of_pod.map(|m| clean(&m.destination)).collect();
+    let wanted = image.volumes.iter().map(|v| clean(v));
+    wanted.filter(|v| v != "/" && !taken.contains(v)).collect()
 }
 
 /// The path without `.`, `..` and doubled separators, by its text alone.

@@ -8,7 +8,7 @@ use berth_core::{
 };
 use oci_spec::runtime::Capability;
 use proptest::prelude::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A complete input to change one thing of.
 struct Case {
@@ -216,6 +216,33 @@ fn images_take_variables_away_and_pods_win() {
     });
     // A name without a value removes what is set before it; runc lets the last of two count.
     assert_eq!(spec["process"]["env"], serde_json::json!(["HOSTNAME=pod", "A=image", "A=pod"]));
+}
+
+/// As containerd's CRI plugin has it (`volumeMounts`, `WithMounts`): a bind at each VOLUME that the pod mounts nothing
+/// at, writable whatever the root is.
+#[test]
+fn volumes_of_an_image_are_mounted_where_the_pod_has_none() {
+    let mut case = Case::new();
+    case.image.volumes = ["/var/lib/data", "relative", "/mounted/", "/twice", "/twice/.", "/", "/../up"]
+        .map(str::to_owned)
+        .into();
+    case.pod.containers[0].security.read_only_root = true;
+    case.mounts = vec![MountSpec::pod("/src".into(), "/mounted")];
+    let volumes = image_volumes(&case.image, &case.mounts);
+    assert_eq!(
+        volumes.iter().map(String::as_str).collect::<Vec<_>>(),
+        ["/relative", "/twice", "/up", "/var/lib/data"]
+    );
+    case.mounts.extend(volumes.iter().map(|v| MountSpec::image_volume(format!("/own{v}").into(), v)));
+    let spec = case.build().unwrap();
+    let at = |path: &str| {
+        let mounts = spec["mounts"].as_array().unwrap();
+        mounts.iter().filter(|m| m["destination"] == path).cloned().collect::<Vec<_>>()
+    };
+    let data = json!({"destination": "/var/lib/data", "type": "bind", "source": "/own/var/lib/data",
+        "options": ["rbind", "rprivate", "rw"]});
+    assert_eq!(at("/var/lib/data"), [data]);
+    assert_eq!(at("/mounted").len(), 1);
 }
 
 #[test]
