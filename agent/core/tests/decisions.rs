@@ -361,6 +361,60 @@ fn after_probe_kills_the_back_off_begins_one_restart_later() {
 }
 
 #[test]
+fn another_image_ends_a_run_and_begins_the_next() {
+    let change = |case: &mut Case, name: &str, change: &dyn Fn(&mut Container)| {
+        let mut pod = Pod::clone(&case.desired.pod);
+        let mut all = pod.init_containers.iter_mut().chain(&mut pod.containers);
+        change(all.find(|c| c.name.as_str() == name).expect("as the case has it"));
+        case.desired.pod = Arc::new(pod);
+    };
+    for policy in [RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::Never] {
+        let mains = vec![container("a"), container("b")];
+        let mut case = Case::up(Pod { restart_policy: policy, ..pod(vec![sidecar("s")], mains) });
+        // Whatever else changes is for the next run.
+        change(&mut case, "a", &|c| {
+            c.env.push(EnvVar { name: "A".into(), value: EnvValue::Text("b".into()) })
+        });
+        case.settle();
+        assert!(case.begun("Signal", "a").is_empty());
+        for name in ["a", "s"] {
+            change(&mut case, name, &|c| c.image = "img:2".into());
+            case.settle();
+            assert_eq!(case.begun("Signal", name), [0], "{policy:?}");
+            case.settle();
+            case.exit(name, 0, false);
+            let status = case.settle().status;
+            assert_eq!((status.phase, case.begun("Start", name)), (Phase::Running, vec![0, 0]), "{policy:?}");
+        }
+        assert_eq!(
+            case.told("Killing"),
+            ["Container a definition changed, will be restarted", "Init container s definition changed"]
+        );
+        assert_eq!(case.begun("Start", "b"), [0], "the others run on");
+        case.settle();
+        assert_eq!(case.begun("Signal", "a"), [0], "once");
+    }
+
+    // A new image ends the back-off of the old one.
+    let mut case = Case::up(pod(vec![], vec![container("a")]));
+    for _ in 0..2 {
+        case.exit("a", 1, false);
+        case.settle();
+    }
+    assert_eq!(case.waits("a").as_deref(), Some("CrashLoopBackOff"));
+    change(&mut case, "a", &|c| c.image = "img:2".into());
+    case.settle();
+    assert_eq!(case.begun("Start", "a"), [0, 0, 0]);
+
+    // What is not remembered is not compared.
+    let mut case = Case::up(pod(vec![], vec![container("a")]));
+    case.memory = Memory::default();
+    change(&mut case, "a", &|c| c.image = "img:2".into());
+    case.settle();
+    assert!(case.begun("Signal", "a").is_empty());
+}
+
+#[test]
 fn an_init_container_of_which_a_process_was_killed_for_memory_has_failed() {
     let two = || pod(vec![container("i")], vec![container("a")]);
     let mut case = Case::up(two());

@@ -40,7 +40,7 @@ pub enum Fact {
         /// What the answer was.
         message: String,
     },
-    /// ConfigMaps, Secrets or images changed: what waits for them need not wait longer.
+    /// The pod's specification, ConfigMaps, Secrets or images changed: what waits for them need not wait longer.
     InputsChanged,
     /// The last action in flight was dropped without an end, as by a panic of its task.
     Dropped(Action),

@@ -114,6 +114,9 @@ pub struct ContainerMemory {
 pub struct Run {
     /// Which.
     pub id: ContainerId,
+    /// The image that it was begun with, as the pod names it; `None` where that is not remembered.
+    #[serde(default)]
+    pub image: Option<String>,
     /// Since when its process runs; `None` while the start is under way.
     pub started_at: Option<Boottime>,
     /// Its postStart hook. One that was begun when the agent died counts as done: it is never run twice.
@@ -188,13 +191,20 @@ pub enum StopCause {
     PostStart,
     /// Its sandbox is lost.
     SandboxLost,
+    /// The pod names another image for it.
+    Changed,
 }
 
 impl Run {
-    /// A run that begins now.
-    pub(super) fn begun(id: ContainerId) -> Run {
+    /// A run that begins now, with this image.
+    pub(super) fn begun(id: ContainerId, image: &str) -> Run {
+        Run { image: Some(image.to_owned()), ..Run::new(id) }
+    }
+
+    fn new(id: ContainerId) -> Run {
         Run {
             id,
+            image: None,
             started_at: None,
             post_start: HookState::NotYet,
             startup_done: false,
@@ -207,12 +217,7 @@ impl Run {
 
     /// A run that is found without any memory of it: taken for started, its hook for done, its readiness for unknown.
     pub(super) fn adopted(id: ContainerId) -> Run {
-        Run {
-            post_start: HookState::Done,
-            startup_done: true,
-            readiness: Readiness::Unknown,
-            ..Run::begun(id)
-        }
+        Run { post_start: HookState::Done, startup_done: true, readiness: Readiness::Unknown, ..Run::new(id) }
     }
 }
 

@@ -274,32 +274,30 @@ impl<'a> Planner<'a> {
 
     /// Whether the dead newest run of a container is followed by another.
     pub(super) fn restartable(&self, container: &ContainerName, id: &ContainerId, exit: &Exit) -> bool {
-        let failed_probe =
-            self.run(container).filter(|r| &r.id == id).and_then(|r| r.stop.as_ref()).is_some_and(|s| {
-                matches!(
-                    s.cause,
-                    StopCause::Liveness | StopCause::Startup | StopCause::PostStart | StopCause::SandboxLost
-                )
-            });
+        let stop = self.run(container).filter(|r| &r.id == id).and_then(|r| r.stop.as_ref()).map(|s| s.cause);
+        let stopped_to_be_followed = matches!(
+            stop,
+            Some(StopCause::Liveness | StopCause::Startup | StopCause::PostStart | StopCause::SandboxLost)
+        );
         // That it is followed was decided already when the next run was begun.
         let begun =
             self.mem(container).and_then(|m| m.attempt) > self.seen.containers.get(id).map(|c| c.attempt);
         match (self.role(container), self.pod.restart_policy) {
-            _ if begun => true,
+            _ if begun || stop == Some(StopCause::Changed) => true,
             (Role::Sidecar, _) => true,
             (_, RestartPolicy::Never) => false,
             (Role::Init, _) => !exit.init_done(),
             (Role::Main, RestartPolicy::Always) => true,
-            (Role::Main, RestartPolicy::OnFailure) => exit.code != 0 || failed_probe,
+            (Role::Main, RestartPolicy::OnFailure) => exit.code != 0 || stopped_to_be_followed,
         }
     }
 
     /// Until when the newest run of a container, which ended, may not be followed by another, and how long that is in
     /// all; `None` where at once.
     ///
-    /// A run that a probe had killed is followed at once where the end of the one before it lies far enough back, as the
-    /// kubelet kills and starts in one pass over the pod and counts from the last end that it then knows (`doBackOff`,
-    /// `pkg/kubelet/kuberuntime`).
+    /// A run that a probe or another image had ended is followed at once where the end of the one before it lies far
+    /// enough back, as the kubelet kills and starts in one pass over the pod and counts from the last end that it then
+    /// knows (`doBackOff`, `pkg/kubelet/kuberuntime`). With another image all that is counted begins anew.
     pub(super) fn back_off(
         &self,
         container: &ContainerName,
@@ -307,19 +305,17 @@ impl<'a> Planner<'a> {
     ) -> Option<(Boottime, Duration)> {
         let now = self.now.boottime;
         let ended_at = self.run(container).and_then(|r| r.ended_at).unwrap_or(now);
-        let backoff = self.mem(container).map(|m| m.backoff).unwrap_or_default();
-        let at_once =
-            self.killed_by_probe(container, id) && self.back_off_ran_out_before(container, ended_at);
+        let backoff = self.crash_back_off(container);
+        let at_once = self.killed_by_node(container, id) && self.back_off_ran_out_before(container, ended_at);
         if at_once { None } else { backoff.wait(ended_at, now) }
     }
 
     /// The back-off of a container once its newest run, which ended, is followed by another now.
     pub(super) fn counted(&self, container: &ContainerName, id: &ContainerId) -> CrashBackoff {
         let now = self.now.boottime;
-        let mut backoff = self.mem(container).map(|m| m.backoff).unwrap_or_default();
+        let mut backoff = self.crash_back_off(container);
         let ended_at = self.run(container).and_then(|r| r.ended_at).unwrap_or(now);
-        let at_once =
-            self.killed_by_probe(container, id) && self.back_off_ran_out_before(container, ended_at);
+        let at_once = self.killed_by_node(container, id) && self.back_off_ran_out_before(container, ended_at);
         let counted = if at_once { self.previous_end(container) } else { Some(ended_at) };
         if let Some(end) = counted {
             backoff.count(end, now);
@@ -329,13 +325,26 @@ impl<'a> Planner<'a> {
 
     /// Whether the back-off since the end of the run before the newest was over when the newest ended.
     fn back_off_ran_out_before(&self, container: &ContainerName, ended_at: Boottime) -> bool {
-        let backoff = self.mem(container).map(|m| m.backoff).unwrap_or_default();
+        let backoff = self.crash_back_off(container);
         self.previous_end(container).is_none_or(|end| backoff.wait(end, ended_at).is_none())
     }
 
-    fn killed_by_probe(&self, container: &ContainerName, id: &ContainerId) -> bool {
+    fn killed_by_node(&self, container: &ContainerName, id: &ContainerId) -> bool {
         let stop = self.run(container).filter(|r| &r.id == id).and_then(|r| r.stop.as_ref());
-        stop.is_some_and(|s| matches!(s.cause, StopCause::Liveness | StopCause::Startup))
+        stop.is_some_and(|s| matches!(s.cause, StopCause::Liveness | StopCause::Startup | StopCause::Changed))
+    }
+
+    /// The back-off of a container with the image that the pod names now.
+    fn crash_back_off(&self, container: &ContainerName) -> CrashBackoff {
+        let same = self.mem(container).filter(|_| !self.image_changed(container));
+        same.map(|m| m.backoff).unwrap_or_default()
+    }
+
+    /// Whether the pod names another image for a container than its last run was begun with, as far as that is known.
+    pub(super) fn image_changed(&self, container: &ContainerName) -> bool {
+        let wanted = self.pod.container(container).map(|c| c.image.as_str());
+        let begun_with = self.run(container).and_then(|r| r.image.as_deref());
+        begun_with.is_some_and(|begun| Some(begun) != wanted)
     }
 
     fn previous_end(&self, container: &ContainerName) -> Option<Boottime> {

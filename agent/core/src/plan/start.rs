@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     event::Event,
-    ids::{Attempt, ContainerName, SandboxAttempt},
+    ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
     model::Container,
 };
 
@@ -72,12 +72,33 @@ impl Planner<'_> {
     /// What a running container needs: the steps of its start that follow its process, or of its stop.
     fn care_for(&mut self, spec: &Container) {
         if let ContainerPhase::Running(id) = self.container_phase(&spec.name) {
+            self.stop_changed(spec, id);
             if self.run(&spec.name).is_some_and(|r| r.stop.is_some()) {
                 self.go_on_stopping(spec, id, true);
             } else {
                 self.after_start(spec);
             }
         }
+    }
+
+    /// Another image ends a run, and another run begins whatever the restart policy is. Of all that a container is made of
+    /// the kubelet compares no more than that (`pickFieldsToHash`, `pkg/kubelet/container`), and not of plain init
+    /// containers.
+    fn stop_changed(&mut self, spec: &Container, id: &ContainerId) {
+        let begins = |r: &Run| &r.id != id || r.started_at.is_none() || r.stop.is_some();
+        if self.is_plain_init(spec)
+            || self.run(&spec.name).is_none_or(begins)
+            || !self.image_changed(&spec.name)
+        {
+            return;
+        }
+        let message = if spec.sidecar {
+            format!("Init container {} definition changed", spec.name)
+        } else {
+            format!("Container {} definition changed, will be restarted", spec.name)
+        };
+        self.events.push(Event::normal("Killing", message).of(&spec.name));
+        self.stop_run(spec, id, StopCause::Changed, self.pod.grace_seconds);
     }
 
     fn keep_init(&mut self, spec: &Container) -> Gate {
@@ -227,7 +248,7 @@ impl Planner<'_> {
         let mem = self.mem_mut(&spec.name);
         mem.attempt = Some(attempt);
         if mem.run.as_ref().is_none_or(|r| r.id != id) {
-            mem.run = Some(Run::begun(id));
+            mem.run = Some(Run::begun(id, &spec.image));
         }
         true
     }
