@@ -55,6 +55,34 @@ async fn files_have_the_names_modes_and_links_of_the_contract() {
 }
 
 #[tokio::test]
+async fn a_container_whose_row_cannot_be_removed_stays_known() {
+    let node = Node::new();
+    let mut logd = node.start().await;
+    let client = node.client();
+    let spec = node.spec("web");
+    let paths = client.register(spec.clone()).await.unwrap();
+    let mut shim = Shim::open(&paths);
+    write!(shim.out, "last words").unwrap();
+    drop(shim);
+    let row = node.roots.runtime_state.join(format!("logd/streams/{}.json", spec.id));
+    let text = std::fs::read(&row).unwrap();
+    // What unlink(2) refuses.
+    std::fs::remove_file(&row).unwrap();
+    std::fs::create_dir(&row).unwrap();
+    client.finish(&spec.id).await.unwrap_err();
+    assert_eq!(client.list().await.unwrap().len(), 1, "as long as its row is there it is known");
+    std::fs::remove_dir(&row).unwrap();
+    std::fs::write(&row, text).unwrap();
+    assert!(client.finish(&spec.id).await.unwrap().known);
+    assert_eq!(node.raw(&spec, Stream::Stdout), b"last words");
+    assert!(!row.exists());
+    // Nor does the next one take it up.
+    logd.kill();
+    let _next = node.start().await;
+    assert_eq!(node.client().list().await.unwrap().len(), 0);
+}
+
+#[tokio::test]
 async fn a_pod_goes_with_its_links_and_nothing_else() {
     let node = Node::new();
     let _logd = node.start().await;

@@ -237,4 +237,22 @@ mod tests {
         files.remove("s1").unwrap();
         assert_eq!(files.read("s1").unwrap(), None);
     }
+
+    #[test]
+    fn the_configuration_of_plugins_is_readable_to_root_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        // As an earlier version made it.
+        let old = dir.path().join("attachments");
+        fs::create_dir(&old).unwrap();
+        fs::set_permissions(&old, fs::Permissions::from_mode(0o755)).unwrap();
+        let files = Attachments::open(dir.path()).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&old), 0o700);
+        files.write(&record(None)).unwrap();
+        assert_eq!(mode(&files.path("s1").unwrap()), 0o600, "before ADD");
+        let done = Record { sandbox: "s2".into(), ..record(Some(json!({}))) };
+        files.write(&done).unwrap();
+        assert_eq!(mode(&files.path("s2").unwrap()), 0o600, "after ADD");
+    }
 }

@@ -81,6 +81,8 @@ pub enum NodeEvent {
     RuntimeBack {
         /// The pods.
         found: BTreeMap<PodUid, Found>,
+        /// Those of which something is there that could not be looked at: whoever has them looks for itself.
+        unseen: BTreeSet<PodUid>,
         /// When the look at them began.
         taken: Boottime,
     },
@@ -161,6 +163,8 @@ struct Manager<H, R> {
     /// From before the agent's start.
     stored: BTreeMap<PodUid, (Arc<Pod>, Memory)>,
     found: BTreeMap<PodUid, Found>,
+    /// Those of which something is there that the last list could not look at.
+    unseen: BTreeSet<PodUid>,
     /// Containers of these are there and nobody can tell what pod they belong to: left alone.
     unreadable: BTreeSet<PodUid>,
     panics: HashMap<PodUid, u32>,
@@ -198,6 +202,7 @@ pub async fn run<H: Executor, R: Reports>(config: ManagerConfig<H, R>) {
         swept: false,
         stored: stored.into_iter().map(|k| (k.pod.uid.clone(), (k.pod, k.memory))).collect(),
         found: BTreeMap::new(),
+        unseen: BTreeSet::new(),
         unreadable: BTreeSet::new(),
         panics: HashMap::new(),
         shown_waiting: BTreeMap::new(),
@@ -266,7 +271,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
                 self.workers.keys().for_each(|u| self.send(u, WorkerMessage::RuntimeLost));
                 false
             }
-            NodeEvent::RuntimeBack { mut found, taken } => {
+            NodeEvent::RuntimeBack { mut found, unseen, taken } => {
                 self.runtime_answers = true;
                 self.answered = true;
                 for (uid, live) in &self.workers {
@@ -275,11 +280,13 @@ impl<H: Executor, R: Reports> Manager<H, R> {
                     let Some(mailbox) = &live.mailbox else { continue };
                     let message = match found {
                         Some(f) => WorkerMessage::Snapshot(Box::new(f.snapshot)),
+                        None if unseen.contains(uid) => WorkerMessage::Observe,
                         None => WorkerMessage::NothingThere(taken),
                     };
                     mailbox.send(message).ok();
                 }
                 self.found = found;
+                self.unseen = unseen;
                 true
             }
         }
@@ -358,7 +365,8 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             return Some(waiting::LEFTOVERS);
         }
         // What runs is looked after, whoever else has its name.
-        let there = self.found.contains_key(uid) || self.stored.contains_key(uid);
+        let there =
+            self.found.contains_key(uid) || self.unseen.contains(uid) || self.stored.contains_key(uid);
         if !there && self.shutdown.is_some() {
             return Some(waiting::SHUTDOWN);
         }
@@ -407,9 +415,10 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         let uid = pod.uid.clone();
         let now = self.executor.now().boottime;
         let mut memory = self.stored.remove(&uid).map(|k| k.1);
+        let unseen = self.unseen.remove(&uid);
         let snapshot = match (self.found.remove(&uid), &memory) {
             // Neither containerd's list nor the memory knew of it, and no worker has had it since.
-            (None, None) if !self.panics.contains_key(&uid) => {
+            (None, None) if !unseen && !self.panics.contains_key(&uid) => {
                 memory = self.rejection(&pod);
                 if memory.is_none() && end.is_none() {
                     self.report_unsupported(&pod);

@@ -329,6 +329,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
                     }
                     self.stored = None;
                     self.refresh_at = Some(now.boottime);
+                    self.learn(Fact::InputsChanged, now);
                 }
             }
             WorkerMessage::Objects(o) => {
@@ -351,6 +352,8 @@ impl<H: Executor, R: Reports> Worker<H, R> {
                 self.observe_at = None;
             }
             WorkerMessage::Snapshot(snapshot) => self.take_snapshot(*snapshot),
+            // Until a look succeeds all stays as it was known, and containerd counts as away.
+            WorkerMessage::Observe => self.observe_at = Some(now.boottime),
             WorkerMessage::NothingThere(taken) => {
                 self.observed_once = true;
                 self.cache.nothing_there(taken, &self.memory.in_flight);

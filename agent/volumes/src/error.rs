@@ -149,7 +149,7 @@ pub enum Error {
     },
     /// The directory of a sub-path could not be made inside the volume. The cause is for the log: it may tell about
     /// the node's files.
-    #[error("failed to create subPath directory for volumeMount {volume:?} of container {container:?}")]
+    #[error("failed to create subPath directory for volumeMount \"{volume}\" of container \"{container}\"")]
     SubPathCreate {
         /// The volume.
         volume: VolumeName,
@@ -160,7 +160,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A sub-path could not be bound. The cause is for the log, likewise.
-    #[error("failed to prepare subPath for volumeMount {volume:?} of container {container:?}")]
+    #[error("failed to prepare subPath for volumeMount \"{volume}\" of container \"{container}\"")]
     SubPathPrepare {
         /// The volume.
         volume: VolumeName,

@@ -151,7 +151,13 @@ impl Volumes {
         let root = open_root(volume, root).map_err(prepared)?;
         // What is missing becomes a directory, also in a volume of a ConfigMap that lacks the key: as the kubelet has it.
         let mode = rustix::fs::fstat(&root).map_err(|e| prepared(e.into()))?.st_mode & 0o7777;
-        let fd = subpath::resolve_or_make(root.as_fd(), path, mode).map_err(created)?;
+        let fd = match subpath::resolve(root.as_fd(), path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                subpath::resolve_or_make(root.as_fd(), path, mode).map_err(created)?
+            }
+            // Something is there, and nothing is made: it leads out of the volume, or is below a file.
+            found => found.map_err(prepared)?,
+        };
         let target = self.sub_path_dir(&pod.uid, &volume.name, &container.name).join(index.to_string());
         subpath::bind(&fd, &target).map_err(prepared)?;
         Ok(target)

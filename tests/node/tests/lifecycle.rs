@@ -77,6 +77,13 @@ fn restart_policies_exit_codes_and_messages() {
         let logs =
             container("main", "echo from the log; exit 1", "terminationMessagePolicy: FallbackToLogsOnError");
         apply(node, "fallback", &pod("fallback", "restartPolicy: Never", &logs))?;
+        // A line without an end is written when logd is told that no more comes.
+        let unended = container(
+            "main",
+            "echo first; printf 'fatal: no newline' >&2; exit 3",
+            "terminationMessagePolicy: FallbackToLogsOnError",
+        );
+        apply(node, "unended", &pod("unended", "restartPolicy: Never", &unended))?;
 
         let ended = |name: &str, phase: &str| {
             let name = format!("default/{name}");
@@ -90,7 +97,17 @@ fn restart_policies_exit_codes_and_messages() {
             })
         };
         let state = |pod: &Pod| pod.container("main")["state"]["terminated"].clone();
-        ensure!(state(&ended("never-0", "Succeeded")?)["exitCode"] == 0);
+        let succeeded = ended("never-0", "Succeeded")?;
+        ensure!(state(&succeeded)["exitCode"] == 0);
+        wait::ok("a pod that has ended has no cgroup", PATIENCE, || {
+            let name = format!("pod{}", succeeded.uid());
+            let left: Vec<_> = cgroup::groups(&node.cgroup)
+                .into_iter()
+                .filter(|g| g.components().any(|c| c.as_os_str() == name.as_str()))
+                .collect();
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })?;
         let failed = state(&told("never-3")?);
         ensure!(failed["exitCode"] == 3 && failed["reason"] == "Error", "{failed}");
         ensure!(failed["message"].as_str().is_some_and(|m| m.trim() == "why"), "{failed}");
@@ -99,6 +116,8 @@ fn restart_policies_exit_codes_and_messages() {
         ensure!(killed["exitCode"] == 137, "{killed}");
         let fallback = state(&told("fallback")?);
         ensure!(fallback["message"].as_str().is_some_and(|m| m.trim() == "from the log"), "{fallback}");
+        let unended = state(&told("unended")?);
+        ensure!(unended["message"] == "first\nfatal: no newline", "{unended}");
         for name in ["on-failure-4", "always-0"] {
             let pod =
                 node.pod("is held back after a restart", &format!("default/{name}"), BACK_OFF, |p| {
@@ -125,7 +144,7 @@ fn hooks_run_around_a_container_and_grace_ends_what_does_not_listen() {
             "trap 'echo term >> /notes/all; exit 0' TERM; echo main >> /notes/all; while :; do sleep 1 & wait $!; done",
             "volumeMounts: [{name: notes, mountPath: /notes}]\nlifecycle:\n  postStart: {exec: {command: [sh, -c, \
              'while ! grep -q main /notes/all; do sleep 0.05; done; echo post >> /notes/all']}}\n  preStop: {exec: \
-             {command: [sh, -c, 'echo pre >> /notes/all']}}",
+             {command: [sh, -c, 'echo \"$1\" >> /notes/all', pre, 'pre $(WORD) $$']}}\nenv: [{name: WORD, value: expanded}]",
         );
         apply(node, "hooks", &pod("hooks", &volumes, &main))?;
         apply(node, "deaf", &shell("deaf", "", "trap '' TERM; while :; do sleep 1; done"))?;
@@ -138,7 +157,8 @@ fn hooks_run_around_a_container_and_grace_ends_what_does_not_listen() {
         ensure!(deaf.len() == 1 && deaf.values().all(|p| !p.alive()), "{deaf:?} still run");
         let notes = fs::read_to_string(host.join("all"))?;
         let lines: Vec<&str> = notes.lines().collect();
-        ensure!(lines == ["main", "post", "pre", "term"], "{lines:?}");
+        // A hook's command is taken literally: variables are expanded in the container's own and in probes'.
+        ensure!(lines == ["main", "post", "pre $(WORD) $$", "term"], "{lines:?}");
         Ok(())
     });
 }
@@ -166,6 +186,34 @@ fn probes_gate_readiness_and_restart_what_is_not_alive() {
         let after =
             node.pod("is restarted", "default/web", PATIENCE, |p| p.restarts("main") == 1 && p.ready())?;
         ensure!(after.processes() != before.processes());
+        Ok(())
+    });
+}
+
+#[test]
+fn commands_of_probes_and_hooks_run_in_a_container_with_a_seccomp_filter() {
+    on_a_node(Build::Plain, |node| {
+        let confined = container(
+            "main",
+            "touch /tmp/alive; exec sleep infinity",
+            "securityContext: {seccompProfile: {type: RuntimeDefault}}\n\
+             lifecycle: {postStart: {exec: {command: [touch, /tmp/started]}}}\n\
+             startupProbe: {exec: {command: [test, -e, /tmp/started]}, periodSeconds: 1}\n\
+             readinessProbe: {exec: {command: [test, -e, /tmp/ready]}, periodSeconds: 1, failureThreshold: 1}\n\
+             livenessProbe: {exec: {command: [test, -e, /tmp/alive]}, periodSeconds: 1, failureThreshold: 1}",
+        );
+        apply(node, "confined", &pod("confined", "", &confined))?;
+        let started = node.pod("has passed its startup probe", "default/confined", PATIENCE, |p| {
+            p.container("main")["started"] == true
+        })?;
+        let process = *started.processes().get("main").context("no process")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", process.pid))?;
+        ensure!(status.lines().any(|l| l == "Seccomp:\t2"), "it has no filter: {status}");
+        ensure!(!started.ready(), "its readiness probe cannot have succeeded yet");
+        node.exec("default/confined/main", &["touch", "/tmp/ready"])?;
+        node.ready("default/confined")?;
+        node.exec("default/confined/main", &["rm", "/tmp/alive"])?;
+        node.pod("is restarted", "default/confined", PATIENCE, |p| p.restarts("main") == 1)?;
         Ok(())
     });
 }

@@ -282,3 +282,59 @@ fn may_change_endpoints(before: &PodReport, now: &PodReport) -> bool {
     };
     of(before) != of(now) || !Arc::ptr_eq(&before.pod, &now.pod) && before.pod != now.pod
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_core::{ids::PodKey, model::QosClass, status::PodStatus};
+    use berth_services::HostNetwork;
+
+    fn report(uid: &str, phase: Phase) -> PodReport {
+        let key = PodKey { namespace: "default".parse().unwrap(), name: uid.parse().unwrap() };
+        let status = PodStatus {
+            phase,
+            reason: None,
+            message: None,
+            start_time: None,
+            pod_ips: Vec::new(),
+            conditions: Vec::new(),
+            init_containers: Vec::new(),
+            containers: Vec::new(),
+            qos: QosClass::BestEffort,
+            terminating: false,
+            waiting_for: None,
+            next_try: None,
+        };
+        PodReport {
+            pod: Arc::new(Pod::new(uid.parse().unwrap(), key, "n".parse().unwrap())),
+            status: Arc::new(status),
+            processes: BTreeMap::new(),
+            timeline: Vec::new(),
+            decisions: Vec::new(),
+            gone: false,
+            as_of: Wall(0),
+        }
+    }
+
+    #[tokio::test]
+    async fn pods_that_have_ended_or_were_refused_are_not_active() {
+        let (_network, host) = watch::channel(Arc::new(HostNetwork::default()));
+        let manager = StatusManager::new(WatchCache::default(), Latest::default(), host);
+        let active = || manager.active_pods().iter().map(|p| p.uid.to_string()).collect::<Vec<_>>();
+        for (uid, phase) in [
+            ("done", Phase::Succeeded),
+            ("refused", Phase::Failed),
+            ("runs", Phase::Running),
+            ("waits", Phase::Pending),
+        ] {
+            manager.pod(report(uid, phase));
+        }
+        assert_eq!(active(), ["runs", "waits"]);
+        // Drains what was told so far; the end of one is told anew, so that the groups follow.
+        manager.changed.notified().await;
+        manager.pod(report("waits", Phase::Pending));
+        manager.pod(report("runs", Phase::Failed));
+        tokio::time::timeout(std::time::Duration::from_secs(10), manager.changed.notified()).await.unwrap();
+        assert_eq!(active(), ["waits"]);
+    }
+}

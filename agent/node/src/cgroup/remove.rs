@@ -1,6 +1,6 @@
 //! The end of groups: killing what is left in them and removing them, children first.
 
-use super::{CgroupTree, children, hierarchy::Hierarchy, procs, write};
+use super::{CgroupTree, children, hierarchy::Hierarchy, pause_dir, procs, write};
 use crate::Error;
 use berth_core::{ids::PodUid, time::Boottime};
 use berth_sys::{
@@ -42,6 +42,22 @@ impl CgroupTree {
             }
         }
         first.map_or(Ok(()), Err)
+    }
+
+    /// Removes the groups that the node itself made of the pod (its own, and pause's), where nothing is left in them. Those
+    /// of containers are the runtime's to remove: the pod's own stays with them, which is no error.
+    ///
+    /// # Errors
+    /// The kernel refuses for another reason than use.
+    pub fn remove_pod_if_unused(&self, uid: &PodUid) -> Result<(), Error> {
+        for h in &self.hierarchies {
+            for dir in self.pod_dirs(h, uid) {
+                for group in [pause_dir(h, &dir), dir] {
+                    remove_one(&group).or_else(in_use_is_fine)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Ends by SIGKILL whatever is left in the pod's groups, and waits for it to be gone. For the end of a pod, after

@@ -168,6 +168,10 @@ fn removing_ends_nobody_and_killing_ends_all() {
     let other = burstable("u-3");
     real.tree.create_pod(&other, None).unwrap();
     let bystander = real.process_in(&real.tree.pod_procs_dirs(&other), "exec sleep 600");
+    for uid in [&p.uid, &other.uid] {
+        real.tree.remove_pod_if_unused(uid).unwrap();
+    }
+    assert!(pod_dirs.iter().all(|d| d.is_dir()) && inner.iter().all(|d| d.is_dir()), "what is in use stays");
 
     let refused = real.tree.remove_pod(&p.uid).unwrap_err();
     assert!(matches!(&refused, Error::Busy { pids, .. } if pids.contains(&deep)), "{refused}");
@@ -180,7 +184,13 @@ fn removing_ends_nobody_and_killing_ends_all() {
         assert_eq!(berth_sys::process::start_time(pid).unwrap(), None, "{pid}");
     }
     real.tree.kill_pod(&p.uid).unwrap();
+    real.tree.remove_pod_if_unused(&p.uid).unwrap();
+    assert!(inner.iter().all(|d| d.is_dir()), "groups of containers are the runtime's to remove");
     real.tree.remove_pod(&p.uid).unwrap();
+    assert!(pod_dirs.iter().all(|d| !d.exists()));
+    real.tree.create_pod(&p, None).unwrap();
+    real.tree.remove_pod_if_unused(&p.uid).unwrap();
+    real.tree.remove_pod_if_unused(&p.uid).unwrap();
     assert!(pod_dirs.iter().all(|d| !d.exists()));
     assert!(berth_sys::process::start_time(bystander).unwrap().is_some());
     real.tree.kill_pod(&other.uid).unwrap();

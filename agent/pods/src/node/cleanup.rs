@@ -1,9 +1,9 @@
 //! What is left of pods that nobody knows any more: after a reboot, or a death between the last steps.
 //!
 //! The manager asks for it once every source has listed and containerd has answered. Touches only what carries our
-//! names below our roots. What somebody may be about to use again is asked for under the lock of the claims.
+//! names below our roots. What somebody may be about to use again is named while it is let go ([`super::claims`]).
 
-use super::{NodeExecutor, lock, pod_locks::Area};
+use super::{NodeExecutor, claims::Thing, pod_locks::Area};
 use berth_core::{
     error::Chain,
     ids::{ContainerId, PodUid},
@@ -76,10 +76,7 @@ impl NodeExecutor {
             if used.contains(&uid) || known.contains(&uid) {
                 continue;
             }
-            let claims = self.claims.lock().await;
-            if claims.contains(&uid) {
-                continue;
-            }
+            let Some(_leaving) = self.claims.leave(Thing::Pod(uid.clone())) else { continue };
             match runtime.release_lease(&uid).await {
                 Ok(()) => tracing::info!(%uid, "stale lease released"),
                 Err(e) => tracing::debug!(%uid, why = %Chain(&e), "lease not released"),
@@ -98,11 +95,8 @@ impl NodeExecutor {
         let list = self.runtime()?.list().await.map_err(|e| Failure::new("FailedCleanup", Chain(&e)))?;
         let containers: BTreeSet<ContainerId> = list.into_iter().map(|c| c.id).collect();
         for stream in streams.into_iter().filter(|s| !containers.contains(&s.spec.id)) {
-            let _alone = self.claims.lock().await;
-            if lock(&self.owners).contains_key(&stream.spec.id) {
-                continue;
-            }
             let (id, pod) = (stream.spec.id, stream.spec.key);
+            let Some(_leaving) = self.claims.leave(Thing::Run(id.clone())) else { continue };
             match self.logd.finish(&id).await {
                 Ok(_) => {
                     tracing::info!(%pod, container = id.short(), "output of a container that is gone finished")
@@ -117,12 +111,6 @@ impl NodeExecutor {
 
     /// Enters a pod as ours, and the run of it, before anything of them is made.
     pub(super) async fn claim(&self, pod: &PodUid, run: Option<&ContainerId>) {
-        let mut claims = self.claims.lock().await;
-        if !claims.contains(pod) {
-            claims.insert(pod.clone());
-        }
-        if let Some(id) = run {
-            lock(&self.owners).insert(id.clone(), pod.clone());
-        }
+        self.claims.claim(pod, run).await;
     }
 }

@@ -49,7 +49,7 @@ pub async fn pump(executor: Arc<NodeExecutor>, config: RuntimeConfig) {
         };
         let sent = match event {
             Ok(RuntimeEvent::Exit { id, exec_id: None, code, at, .. }) => {
-                let owner = lock(&executor.owners).get(&id).cloned();
+                let owner = executor.claims.owner(&id);
                 match owner {
                     Some(uid) => {
                         let exit =
@@ -60,7 +60,7 @@ pub async fn pump(executor: Arc<NodeExecutor>, config: RuntimeConfig) {
                 }
             }
             Ok(RuntimeEvent::Oom { id }) => {
-                let owner = lock(&executor.owners).get(&id).cloned();
+                let owner = executor.claims.owner(&id);
                 match owner {
                     Some(uid) => executor.incoming.send(NodeEvent::One(uid, WorkerMessage::Oom(id))).await,
                     None => Ok(()),
@@ -106,9 +106,7 @@ async fn tell_version(runtime: &Runtime) {
 async fn list(executor: &Arc<NodeExecutor>) -> bool {
     loop {
         match executor.relist().await {
-            Ok((found, taken)) => {
-                return executor.incoming.send(NodeEvent::RuntimeBack { found, taken }).await.is_ok();
-            }
+            Ok(back) => return executor.incoming.send(back).await.is_ok(),
             Err(failure) => {
                 tracing::warn!(why = failure.message, "containers could not be listed; trying on");
                 tokio::time::sleep(REDIAL).await;

@@ -14,6 +14,20 @@ use std::{net::IpAddr, time::Duration};
 
 /// A hook without an end of its own is given this much.
 const LONGEST: Duration = Duration::from_secs(12 * 3600);
+
+/// Why a hook's command failed, and what it wrote; `None` where it did not.
+fn failure_of(outcome: ExecOutcome, within: Duration) -> Option<(String, String)> {
+    Some(match outcome {
+        ExecOutcome::Exited { code: 0, .. } => return None,
+        ExecOutcome::Exited { code, output } => (format!("command exited with {code}"), output),
+        ExecOutcome::Killed { signal, output } => (format!("command was ended by signal {signal}"), output),
+        ExecOutcome::TimedOut { output } => (format!("command did not end within {within:?}"), output),
+        ExecOutcome::NotRun(why) | ExecOutcome::Unsupported(why) => {
+            (format!("command could not be run: {why}"), String::new())
+        }
+    })
+}
+
 impl NodeExecutor {
     pub(super) async fn post_start(
         &self,
@@ -71,18 +85,8 @@ impl NodeExecutor {
             // The command is taken literally: `$(VAR)` is expanded in probes only.
             Hook::Exec(command) => {
                 let outcome = self.run_command(id, context.process, command.clone(), within).await;
-                let (why, output) = match outcome {
-                    ExecOutcome::Exited { code: 0, .. } => return Ok(ActionResult::done(Vec::new())),
-                    ExecOutcome::Exited { code, output } => (format!("command exited with {code}"), output),
-                    ExecOutcome::Killed { signal, output } => {
-                        (format!("command was ended by signal {signal}"), output)
-                    }
-                    ExecOutcome::TimedOut { output } => {
-                        (format!("command did not end within {within:?}"), output)
-                    }
-                    ExecOutcome::NotRun(why) | ExecOutcome::Unsupported(why) => {
-                        (format!("command could not be run: {why}"), String::new())
-                    }
+                let Some((why, output)) = failure_of(outcome, within) else {
+                    return Ok(ActionResult::done(Vec::new()));
                 };
                 tracing::info!(pod = %pod.key, container = %spec.name, why, output, "hook failed");
                 return Err(failed(why));
@@ -93,5 +97,25 @@ impl NodeExecutor {
 
     pub(super) fn pod_ip(&self, context: &Context) -> Option<IpAddr> {
         self.pod_ips(context).first().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_ran_is_never_told_as_one_that_could_not_be_run() {
+        let output = || "out".to_owned();
+        let told = |outcome| failure_of(outcome, Duration::from_secs(3)).map(|(why, _)| why);
+        assert_eq!(told(ExecOutcome::Exited { code: 0, output: output() }), None);
+        for (outcome, why) in [
+            (ExecOutcome::Exited { code: 7, output: output() }, "command exited with 7"),
+            (ExecOutcome::Killed { signal: 9, output: output() }, "command was ended by signal 9"),
+            (ExecOutcome::TimedOut { output: output() }, "command did not end within 3s"),
+            (ExecOutcome::NotRun("no such file".into()), "command could not be run: no such file"),
+        ] {
+            assert_eq!(told(outcome).as_deref(), Some(why));
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! Blocking work (mounts, cgroups, namespaces) runs on blocking threads, one at a time for a pod ([`pod_locks`]), so that
 //! one stuck mount holds up its own pod only and takes one thread only.
 
+mod claims;
 mod cleanup;
 mod command;
 mod events;
@@ -107,7 +108,6 @@ pub struct NodeExecutor {
     cgroups: CgroupTree,
     prober: Prober,
     incoming: mpsc::Sender<NodeEvent>,
-    owners: Mutex<HashMap<ContainerId, PodUid>>,
     pauses: Mutex<BTreeMap<PodUid, (Process, AbortHandle)>>,
     specs: Mutex<HashMap<ContainerId, Arc<serde_json::Value>>>,
     users: image_users::ImageUsers,
@@ -115,9 +115,8 @@ pub struct NodeExecutor {
     starts: slots::Slots,
     sandboxes: slots::Slots,
     pod_locks: pod_locks::PodLocks,
-    /// The pods that this life of the agent has begun to work on. Held while one is entered, and while what seems to be
-    /// nobody's is let go.
-    claims: tokio::sync::Mutex<BTreeSet<PodUid>>,
+    /// What this life of the agent works on; of runs, whose they are.
+    claims: claims::Claims,
 }
 
 impl std::fmt::Debug for NodeExecutor {
@@ -170,7 +169,6 @@ impl NodeExecutor {
             cgroups,
             prober,
             incoming,
-            owners: Mutex::default(),
             pauses: Mutex::default(),
             specs: Mutex::default(),
             users: image_users::ImageUsers::default(),
@@ -178,7 +176,7 @@ impl NodeExecutor {
             starts: slots::Slots::of_each_processor(STARTS),
             sandboxes: slots::Slots::of_each_processor(SANDBOXES),
             pod_locks: pod_locks::PodLocks::default(),
-            claims: tokio::sync::Mutex::default(),
+            claims: claims::Claims::default(),
         }
     }
 
@@ -225,7 +223,7 @@ impl NodeExecutor {
             Action::RecordExit { container, id, exit } => {
                 self.record_exit(context, &container, id, exit.0).await
             }
-            Action::Reap { id, .. } => self.reap(id).await,
+            Action::Reap { id, .. } => self.reap(&context.pod, id).await,
             Action::Remove { container, id } => self.remove(&context, &container, id).await,
             Action::TeardownSandbox(sandbox_attempt) => {
                 self.teardown_sandbox(&context.pod, sandbox_attempt).await
@@ -241,7 +239,7 @@ impl NodeExecutor {
         self.pod_locks
             .blocking(&uid, Area::Files, move || volumes.mount(&context.pod, &facts, &context.objects))
             .await?
-            .map_err(|e| Failure::new("FailedMount", e.message()))?;
+            .map_err(|e| not_mounted(&e))?;
         Ok(ActionResult::done(vec![Change::Volumes { mounted: true, present: true }]))
     }
 
@@ -268,9 +266,15 @@ impl NodeExecutor {
         logs.map_err(|e| Failure::new("FailedKillPod", Chain(&e)))?;
         lease.map_err(|e| Failure::new("FailedKillPod", Chain(&e)))?;
         self.pod_locks.forget(&pod.uid);
-        self.claims.lock().await.remove(&pod.uid);
+        self.claims.forget(&pod.uid);
         Ok(ActionResult::done(Vec::new()))
     }
+}
+
+/// In the kubelet's words, with the volume's name.
+fn not_mounted(error: &berth_volumes::Error) -> Failure {
+    let event = error.event();
+    Failure::new(&event.reason, event.message)
 }
 
 /// Gives up after that time.
@@ -325,8 +329,7 @@ impl Executor for NodeExecutor {
         let refresh = self
             .pod_locks
             .blocking(&uid, Area::Files, move || volumes.refresh(&context.pod, &facts, &context.objects));
-        let changed =
-            within(REFRESH, refresh).await?.map_err(|e| Failure::new("FailedMount", e.message()))?;
+        let changed = within(REFRESH, refresh).await?.map_err(|e| not_mounted(&e))?;
         if changed {
             tracing::info!(pod = %key, "volumes refreshed");
         }

@@ -1,9 +1,9 @@
 //! Looking at what is there: containerd's list, the sandbox records, the pod directories.
 
-use super::{NodeExecutor, lock, start::exit_of};
+use super::{NodeExecutor, start::exit_of};
 use crate::{
     executor::{PodSnapshot, Process},
-    manager::Found,
+    manager::{Found, NodeEvent},
 };
 use berth_core::{
     error::Chain,
@@ -14,11 +14,15 @@ use berth_core::{
 };
 use berth_runtime::{FoundContainer, FoundState};
 use berth_sys::{clock, fs::read_to_string_limited};
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 impl NodeExecutor {
-    /// Everything of ours that is there, by pod, and when the look began.
-    pub(super) async fn relist(&self) -> Result<(BTreeMap<PodUid, Found>, Boottime), Failure> {
+    /// Everything of ours that is there, for the manager.
+    pub(super) async fn relist(&self) -> Result<NodeEvent, Failure> {
         let taken = clock::boottime();
         let list = self.containers().await?;
         let mut by_pod: BTreeMap<PodUid, Vec<FoundContainer>> = BTreeMap::new();
@@ -28,18 +32,21 @@ impl NodeExecutor {
         for c in list {
             by_pod.entry(c.pod.clone()).or_default().push(c);
         }
-        let mut all = BTreeMap::new();
+        let (mut found, mut unseen) = (BTreeMap::new(), BTreeSet::new());
         for (uid, containers) in by_pod {
             let pod = containers.iter().find_map(stored_pod);
             match self.snapshot(&uid, pod.as_deref(), containers, taken) {
                 Ok(snapshot) => {
-                    all.insert(uid, Found { pod, snapshot });
+                    found.insert(uid, Found { pod, snapshot });
                 }
-                // Whoever works on it looks for itself: one pod that cannot be seen hides no other.
-                Err(failure) => tracing::warn!(%uid, why = failure.message, "pod not seen"),
+                // One pod that cannot be seen hides no other.
+                Err(failure) => {
+                    tracing::warn!(%uid, why = failure.message, "pod not seen");
+                    unseen.insert(uid);
+                }
             }
         }
-        Ok((all, taken))
+        Ok(NodeEvent::RuntimeBack { found, unseen, taken })
     }
 
     pub(super) async fn observe_pod(&self, uid: &PodUid) -> Result<PodSnapshot, Failure> {
@@ -63,7 +70,7 @@ impl NodeExecutor {
     ) -> Result<PodSnapshot, Failure> {
         let mut snapshot = PodSnapshot { taken, ..PodSnapshot::default() };
         for c in containers {
-            lock(&self.owners).insert(c.id.clone(), uid.clone());
+            self.claims.found(&c.id, uid);
             if let FoundState::Running { pid, start_time, .. } = c.state
                 && c.exit.is_none()
             {

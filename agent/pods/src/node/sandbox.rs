@@ -453,6 +453,7 @@ impl NodeExecutor {
         let mut steps = Vec::new();
         let begun = Instant::now();
         self.take_down(&pod.uid, sandbox_attempt).await?;
+        self.drop_cgroup(&pod.uid).await;
         steps.push(("take down", begun.elapsed()));
         Ok(ActionResult { changes: vec![Change::Sandbox(None)], steps, ..ActionResult::default() })
     }
@@ -491,6 +492,26 @@ impl NodeExecutor {
             })?;
         }
         Ok(())
+    }
+
+    /// Removes the pod's cgroup where nothing is in it and it has no sandbox: a pod that has ended needs none, as with the
+    /// kubelet. Asked after the end of its sandbox and after that of each task, whichever comes last.
+    pub(super) async fn drop_cgroup(&self, uid: &PodUid) {
+        let (cgroups, record, name) = (self.cgroups.clone(), self.record_path(uid), uid.clone());
+        if record.exists() {
+            return;
+        }
+        // Whoever makes a sandbox writes its record before its cgroup, which is made behind the same gate.
+        let dropped = self.pod_locks.blocking(uid, Area::Sandbox, move || match record.exists() {
+            true => Ok(()),
+            false => cgroups.remove_pod_if_unused(&name),
+        });
+        match dropped.await {
+            Ok(Ok(())) => {}
+            // Harmless: it goes with the pod.
+            Ok(Err(e)) => tracing::debug!(%uid, why = %Chain(&e), "cgroup of a pod without a sandbox stays"),
+            Err(failure) => tracing::debug!(%uid, why = failure.message, "cgroup not looked at"),
+        }
     }
 
     /// Tells the pod's worker when pause dies.

@@ -30,7 +30,8 @@ fn config_error(message: impl Into<String>) -> Failure {
 }
 
 /// What one container is made of, as far as the node's files decide it.
-struct Made {
+#[derive(Default)]
+pub(super) struct Made {
     env: Vec<(String, String)>,
     mounts: Vec<MountSpec>,
     events: Vec<Event>,
@@ -332,7 +333,7 @@ impl NodeExecutor {
         Ok(sources.into_iter().zip(wanted).map(|(source, at)| MountSpec::image_volume(source, &at)).collect())
     }
 
-    fn spec(
+    pub(super) fn spec(
         &self,
         pod: &Pod,
         container: &Container,

@@ -97,7 +97,7 @@ impl NodeExecutor {
                 if !self.store_exit(&id, &exit).await? {
                     return Ok(ActionResult::done(vec![Change::Removed(id)]));
                 }
-                match self.reap(id.clone()).await {
+                match self.reap(&context.pod, id.clone()).await {
                     Ok(reaped) => changes.extend(reaped.changes),
                     Err(failure) => {
                         tracing::warn!(
@@ -175,7 +175,7 @@ impl NodeExecutor {
             .await
     }
 
-    pub(super) async fn reap(&self, id: ContainerId) -> Result<ActionResult, Failure> {
+    pub(super) async fn reap(&self, pod: &Pod, id: ContainerId) -> Result<ActionResult, Failure> {
         let begun = std::time::Instant::now();
         self.runtime()?.delete_task(&id).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
         let mut steps = vec![("delete task", begun.elapsed())];
@@ -183,6 +183,7 @@ impl NodeExecutor {
         self.logd.finish(&id).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
         steps.push(("finish output", begun.elapsed()));
         lock(&self.specs).remove(&id);
+        self.drop_cgroup(&pod.uid).await;
         Ok(ActionResult { changes: vec![Change::Reaped(id)], steps, ..ActionResult::default() })
     }
 
@@ -209,7 +210,7 @@ impl NodeExecutor {
             tracing::debug!(container = id.short(), error = %Chain(&error), "output was closed before");
         }
         lock(&self.specs).remove(&id);
-        lock(&self.owners).remove(&id);
+        self.claims.forget_run(&id);
         Ok(ActionResult::done(vec![Change::Removed(id)]))
     }
 }
@@ -239,25 +240,42 @@ fn falls_back_to_logs(context: &Context, container: &ContainerName) -> bool {
         .is_some_and(|c| c.termination_message_policy == TerminationMessagePolicy::FallbackToLogsOnError)
 }
 
-/// The end of the output, cut to whole characters. No more of it is held than is wanted.
-fn tail(set: &reader::LogSet) -> Option<String> {
-    let mut text = Vec::new();
-    let mut emit = |record: berth_logd::format::Record<'_>| {
-        text.extend_from_slice(record.text);
-        if !record.partial {
-            text.push(b'\n');
+/// The last of a text that comes in pieces. No more of it is held than is wanted: eighty lines may be the whole output.
+#[derive(Default)]
+struct End(Vec<u8>);
+
+impl End {
+    /// Takes the next piece.
+    fn push(&mut self, piece: &[u8]) {
+        // Of a longer piece the rest would go at once.
+        let piece = piece.get(piece.len().saturating_sub(LARGEST_TAIL)..).unwrap_or_default();
+        if self.0.len().saturating_add(piece.len()) > LARGEST_TAIL {
+            self.0.drain(..self.0.len().saturating_sub(TAIL_BYTES));
         }
-        // Eighty lines may be the whole output.
-        if text.len() > LARGEST_TAIL {
-            text.drain(..text.len().saturating_sub(TAIL_BYTES));
+        self.0.extend_from_slice(piece);
+    }
+
+    /// The end, cut to whole characters; `None` where there is nothing.
+    fn text(&self) -> Option<String> {
+        let from = self.0.len().saturating_sub(TAIL_BYTES);
+        // A character that was cut has lost its first byte; the rest of it would show as something else.
+        let cut = self.0.get(from..)?.iter().skip_while(|b| from > 0 && **b & 0xc0 == 0x80).copied();
+        let text = String::from_utf8_lossy(&cut.collect::<Vec<_>>()).into_owned();
+        (!text.is_empty()).then_some(text)
+    }
+}
+
+/// The end of a run's output.
+fn tail(set: &reader::LogSet) -> Option<String> {
+    let mut end = End::default();
+    let mut emit = |record: berth_logd::format::Record<'_>| {
+        end.push(record.text);
+        if !record.partial {
+            end.push(b"\n");
         }
     };
     set.read(reader::From::Tail(TAIL_LINES), &mut emit).ok()?;
-    let from = text.len().saturating_sub(TAIL_BYTES);
-    // A character that was cut has lost its first byte; the rest of it would show as something else.
-    let cut = text.get(from..)?.iter().skip_while(|b| from > 0 && **b & 0xc0 == 0x80).copied();
-    let text = String::from_utf8_lossy(&cut.collect::<Vec<_>>()).into_owned();
-    (!text.is_empty()).then_some(text)
+    end.text()
 }
 
 #[cfg(test)]
@@ -307,5 +325,20 @@ mod tests {
             end.len()
         );
         assert!(!end.contains('\u{fffd}'));
+    }
+
+    #[test]
+    fn of_any_output_no_more_than_its_end_is_held() {
+        let mut end = End::default();
+        for n in 0..2000 {
+            end.push(format!("{n} ").repeat(1000).as_bytes());
+            end.push(b"\n");
+            assert!(end.0.capacity() <= 4 * LARGEST_TAIL, "{} bytes are held", end.0.capacity());
+        }
+        let text = end.text().unwrap();
+        assert!(text.len() == TAIL_BYTES && text.ends_with("1999 1999 \n"), "{} bytes", text.len());
+        end.push(&vec![b'x'; 10 * LARGEST_TAIL]);
+        assert!(end.0.capacity() <= 4 * LARGEST_TAIL);
+        assert_eq!(end.text().unwrap(), "x".repeat(TAIL_BYTES));
     }
 }

@@ -7,8 +7,8 @@ use crate::{
     worker::WorkerMessage,
 };
 use berth_core::{
-    ids::{NodeName, SandboxAttempt},
-    model::{NodeLabels, PodNamespaces, RestartPolicy},
+    ids::{Attempt, NodeName, SandboxAttempt},
+    model::{NodeLabels, PodNamespaces, PortRef, ProbeAction, RestartPolicy},
     plan::{ObservedSandbox, SandboxState},
     time::Wall,
 };
@@ -278,6 +278,80 @@ async fn a_making_that_failed_is_seen_as_broken_and_cleaned_away() {
     node.executor.cleanup_pod(&node.pod.uid).await.unwrap();
     assert_eq!((node.state(), node.executor.sandboxes().len()), (None, 0));
     assert!(node.executor.cgroups.pods().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_question_that_cannot_be_put_is_unknown_and_no_failure() {
+    let node = Node::new(PodNamespaces::default());
+    let ask = |port: PortRef, ips: &[&str]| {
+        let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        let seen = ObservedSandbox { sandbox_attempt: SandboxAttempt(0), state: SandboxState::Ready, ips };
+        let context = Context { sandbox: Some(seen), ..node.context() };
+        let probe = Probe {
+            action: ProbeAction::Tcp { host: None, port },
+            initial_delay_seconds: 0,
+            timeout_seconds: 1,
+            period_seconds: 1,
+            success_threshold: 1,
+            failure_threshold: 1,
+            grace_seconds: None,
+        };
+        let of = node.pod.containers[0].name.clone();
+        let id = ContainerId::derive(&node.pod.uid, SandboxAttempt(0), &of, Attempt(0));
+        node.executor.probe(context, id, probe, of)
+    };
+    for (port, ips) in [
+        (PortRef::Name("nosuch".into()), &["127.0.0.2"][..]),
+        (PortRef::Number(80), &[]),
+        (PortRef::Name("nosuch".into()), &[]),
+    ] {
+        let answer = ask(port, ips).await;
+        assert!(matches!(answer, ProbeResult::Unknown(_)), "{answer:?}");
+    }
+}
+
+/// The spec of the node's container, changed, and of an image that says nothing.
+fn spec_of(node: &Node, change: impl FnOnce(&mut berth_core::model::Container)) -> Value {
+    let mut pod = Pod::clone(&node.pod);
+    change(&mut pod.containers[0]);
+    let container = &pod.containers[0];
+    let id = ContainerId::derive(&pod.uid, SandboxAttempt(0), &container.name, Attempt(0));
+    let image = berth_runtime::Image {
+        name: "i".into(),
+        image_id: "sha256:0".into(),
+        config: berth_runtime::ImageConfig { cmd: vec!["true".into()], ..Default::default() },
+        chain_id: "sha256:0".into(),
+        target_digest: "sha256:0".into(),
+    };
+    let (made, files) =
+        (start::Made::default(), berth_runtime::spec::UserFiles { passwd: None, group: None });
+    let spec = node.executor.spec(&pod, container, &id, &image, &made, files).unwrap();
+    serde_json::to_value(spec).unwrap()
+}
+
+#[tokio::test]
+async fn a_privileged_container_gets_the_devices_that_are_there_when_it_starts() {
+    let node = Node::new(ALL_OF_THE_HOST);
+    assert!(node.executor.config.host.devices.is_empty(), "none was there when the agent started");
+    let devices = |spec: &Value| {
+        let all = spec["linux"]["devices"].as_array().cloned().unwrap_or_default();
+        all.iter().map(|d| d["path"].as_str().unwrap_or_default().to_owned()).collect::<BTreeSet<_>>()
+    };
+    let privileged = devices(&spec_of(&node, |c| c.security.privileged = true));
+    assert!(privileged.contains("/dev/null") && privileged.contains("/dev/zero"), "{privileged:?}");
+    assert_eq!(devices(&spec_of(&node, |_| {})), BTreeSet::new());
+}
+
+#[tokio::test]
+async fn a_pod_of_the_hosts_network_has_the_hosts_name_and_not_the_nodes() {
+    let node = Node::new(ALL_OF_THE_HOST);
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_owned();
+    assert_ne!(host, node.executor.config.roots.node_name.as_str());
+    let spec = spec_of(&node, |_| {});
+    let names = spec["process"]["env"].as_array().unwrap();
+    let names: Vec<_> =
+        names.iter().filter(|v| v.as_str().is_some_and(|v| v.starts_with("HOSTNAME="))).collect();
+    assert_eq!(names, [&json!(format!("HOSTNAME={host}"))]);
 }
 
 #[tokio::test]

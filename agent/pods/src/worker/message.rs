@@ -28,6 +28,8 @@ pub enum WorkerMessage {
     RuntimeLost,
     /// containerd answers again, and this is what it shows.
     Snapshot(Box<PodSnapshot>),
+    /// containerd answers again, and what it shows of the pod could not be looked at.
+    Observe,
     /// containerd answers again, and there is neither a container nor a sandbox of the pod. With the moment of the look.
     NothingThere(Boottime),
 }

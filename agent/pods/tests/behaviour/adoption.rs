@@ -87,6 +87,36 @@ async fn without_its_memory_what_runs_is_taken_for_started_and_readiness_for_unk
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_be_looked_at_is_not_taken_for_gone() {
+    let (dir, store) = store();
+    let node = Node::new();
+    let (a, b) = (full("a"), pod("b", vec![]));
+    up_and_killed(&node, &store, [&a, &b]).await;
+    let run = node.running(&a.uid, "c");
+    let before = node.kinds(&a.uid).len();
+    // The list of all fails on it, with its memory and without; a look at it alone works.
+    for forget in [false, true] {
+        node.lock().unseen.insert(a.uid.clone());
+        if forget {
+            std::fs::remove_file(dir.path().join("run/memory/u-a.json")).unwrap();
+        }
+        let agent = Agent::start(&node, &store, wanted([a.clone(), b.clone()])).await;
+        agent.ready(&a.uid).await;
+        // And once more by an agent that has it already.
+        let looks = node.lock().observations.get(&a.uid).copied();
+        node.outage().await;
+        node.back().await;
+        node.until("looked for itself", |s| s.observations.get(&a.uid).copied() > looks).await;
+        node.pass(SECOND * 60).await;
+        assert_eq!((node.running(&a.uid, "c"), agent.board.is_ready(&a.uid)), (run.clone(), true));
+        let mut done: Vec<&str> = node.kinds(&a.uid).into_iter().skip(before).collect();
+        done.retain(|kind| *kind != "MountVolumes");
+        assert_eq!(done, [""; 0], "nothing of it is made again");
+        agent.kill().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_ended_before_the_source_has_listed() {
     let (_dir, store) = store();
     let node = Node::new();

@@ -180,7 +180,12 @@ async fn a_change_of_objects_reaches_only_those_that_refer_to_them() {
     node.trouble(&uids[1], "refresh", Trouble::Fails);
     objects.put_config_map(config_map("two", "2"));
     agent.want(|d| d.objects = Arc::new(objects.clone()));
+    let begun = node.elapsed();
     node.until("tried again", |s| s.refreshed.len() == 3).await;
+    assert_eq!((node.elapsed() - begun).as_secs(), 20, "every ten seconds");
+    // Its reason is the kubelet's `FailedMount` where it is a volume that fails.
+    let told = agent.board.messages(&uids[1], "Oops");
+    assert!(told.len() >= 2 && told.iter().all(|m| m == "as the test wants"), "each try is told: {told:?}");
     node.trouble(&uids[1], "refresh", Trouble::Slow(SECOND * 100));
     node.until("slow one begun", |s| s.refreshed.len() == 4).await;
     for n in 0..5 {

@@ -13,7 +13,7 @@ use berth_core::{
     status::{ContainerState, Phase},
 };
 use berth_pods::WorkerMessage;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -208,6 +208,64 @@ async fn a_probe_that_panics_counts_for_nothing_and_is_asked_again() {
     assert_eq!(failed.count(), 3, "each failure counts");
     let waiting = agent.board.report(&uid).status.waiting_for.clone().unwrap();
     assert!(waiting.ends_with("readiness probe: no"), "{waiting}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_image_of_the_same_pod_is_run_at_once() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let p = pod("a", vec![]);
+    let uid = p.uid.clone();
+    let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
+    agent.ready(&uid).await;
+    let first = node.running(&uid, "c");
+    let with = |image: &str| {
+        let c = Container { image: image.into(), ..container("c") };
+        let p = Arc::new(Pod { containers: vec![c], ..p.clone() });
+        agent.want(|d| drop(d.pods.insert(uid.clone(), p)));
+    };
+    with("img:2");
+    node.until("the next runs", |_| node.starts(&uid, "c").len() == 2).await;
+    agent.ready(&uid).await;
+    assert_ne!(node.running(&uid, "c"), first);
+    assert_eq!(agent.board.messages(&uid, "Killing"), ["Container c definition changed, will be restarted"]);
+    // One that is not there is waited for; another one is not.
+    node.trouble(&uid, "EnsureImage", Trouble::Fails);
+    with("img:3");
+    node.until("tried twice", |_| node.kinds(&uid).iter().filter(|k| **k == "EnsureImage").count() == 4)
+        .await;
+    node.no_trouble();
+    let begun = node.elapsed();
+    with("img:4");
+    node.until("runs", |_| node.starts(&uid, "c").len() == 3).await;
+    assert!(node.elapsed() - begun < SECOND, "{:?}", node.elapsed() - begun);
+    agent.ready(&uid).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_with_a_warning_is_good_and_told() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let p = pod("a", vec![probed("c")]);
+    let uid = p.uid.clone();
+    node.lock().answers.insert(name("c"), ProbeResult::Warning("Probe terminated redirects".into()));
+    let agent = Agent::start(&node, &store, wanted([p])).await;
+    agent.ready(&uid).await;
+    node.until("asked on", |s| s.asked >= 3).await;
+    let told = agent.board.messages(&uid, "ProbeWarning");
+    assert!(told.len() >= 2, "{told:?}");
+    assert!(told.iter().all(|m| m == "Readiness probe warning: Probe terminated redirects"), "{told:?}");
+    let of = agent
+        .board
+        .told()
+        .events
+        .iter()
+        .find(|e| e.event.reason == "ProbeWarning")
+        .unwrap()
+        .event
+        .field_path();
+    assert_eq!(of.as_deref(), Some("spec.containers{c}"));
+    assert!(agent.board.is_ready(&uid) && agent.board.messages(&uid, "Unhealthy").is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -112,7 +112,10 @@ fn what_cannot_be_mounted_is_said() {
     let node = Node::new();
     let mut p = set_up(&node);
     p.volumes.push(volume("late", empty_dir(Medium::Disk)));
-    std::os::unix::fs::symlink("/etc", node.volume_dir(&p, "scratch").join("out")).unwrap();
+    let scratch = node.volume_dir(&p, "scratch");
+    std::os::unix::fs::symlink("/etc", scratch.join("out")).unwrap();
+    std::os::unix::fs::symlink("nowhere", scratch.join("dead")).unwrap();
+    std::fs::write(scratch.join("file"), "").unwrap();
     let refuse = |m: VolumeMount| {
         let mut c = container("main");
         c.mounts = vec![m];
@@ -126,7 +129,14 @@ fn what_cannot_be_mounted_is_said() {
         (mount("late", "/x"), "volume late of container main is not set up"),
         (plain("/abs"), "subPath \"/abs\" of volume scratch must not be an absolute path"),
         (plain("a/../b"), "subPath \"a/../b\" of volume scratch must not contain '..'"),
-        (plain("out/cron.d"), "failed to create subPath directory for volumeMount scratch of container main"),
+        // What leads outside is there, and is not made.
+        (plain("out"), "failed to prepare subPath for volumeMount \"scratch\" of container \"main\""),
+        (plain("out/cron.d"), "failed to prepare subPath for volumeMount \"scratch\" of container \"main\""),
+        (plain("file/below"), "failed to prepare subPath for volumeMount \"scratch\" of container \"main\""),
+        (
+            plain("dead/end"),
+            "failed to create subPath directory for volumeMount \"scratch\" of container \"main\"",
+        ),
         (with_sub_path(mount("scratch", "/x"), SubPath::Expr("$(B)/$(A)".into())), "missing value for A, B"),
         (
             recursive,

@@ -64,6 +64,8 @@ pub struct State {
     pub asked: u64,
     pub observations: BTreeMap<PodUid, u32>,
     pub refreshed: Vec<PodUid>,
+    /// Pods that the list of all cannot look at.
+    pub unseen: BTreeSet<PodUid>,
     /// Containers whose shim does not answer.
     pub unsure: BTreeSet<ContainerId>,
     /// Those whose command is not there.
@@ -208,16 +210,21 @@ impl Node {
     pub fn list(&self) -> NodeEvent {
         let taken = self.now().boottime;
         let state = self.lock();
-        let found = state
+        let there = |seen: &Observed| !seen.containers.is_empty() || seen.sandbox.is_some();
+        let (unseen, seen): (Vec<_>, Vec<_>) = state
             .pods
             .iter()
-            .filter(|(_, (_, seen))| !seen.containers.is_empty() || seen.sandbox.is_some())
+            .filter(|(_, (_, seen))| there(seen))
+            .partition(|(uid, _)| state.unseen.contains(*uid));
+        let unseen = unseen.into_iter().map(|(uid, _)| uid.clone()).collect();
+        let found = seen
+            .into_iter()
             .map(|(uid, (pod, seen))| {
                 let pod = pod.clone().filter(|_| !seen.containers.is_empty());
                 (uid.clone(), Found { pod, snapshot: snapshot(&state, seen, taken) })
             })
             .collect();
-        NodeEvent::RuntimeBack { found, taken }
+        NodeEvent::RuntimeBack { found, unseen, taken }
     }
 
     pub async fn back(&self) {

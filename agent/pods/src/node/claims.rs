@@ -1,0 +1,153 @@
+//! What this life of the agent works on, and what it is letting go as nobody's: never the same at a time.
+//!
+//! A start enters its pod and its run before anything of them is made. Whoever lets go of what is left of somebody (a
+//! lease, a stream of output) names it meanwhile: a start of that one waits for it, every other goes on.
+
+use berth_core::ids::{ContainerId, PodUid};
+use std::{
+    collections::{BTreeSet, HashMap},
+    pin::pin,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::Notify;
+
+/// Something that is somebody's, or nobody's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Thing {
+    /// A pod's lease.
+    Pod(PodUid),
+    /// A run's output.
+    Run(ContainerId),
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pods: BTreeSet<PodUid>,
+    runs: HashMap<ContainerId, PodUid>,
+    leaving: BTreeSet<Thing>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    state: Mutex<State>,
+    left: Notify,
+}
+
+/// That something is being let go; it is until this is dropped.
+#[derive(Debug)]
+pub(super) struct Leaving<'a>(&'a Claims, Thing);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.state().leaving.remove(&self.1);
+        self.0.left.notify_waiters();
+    }
+}
+
+impl Claims {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic of another holder leaves sets that are whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a pod as ours, and a run of it, once neither is being let go.
+    pub(super) async fn claim(&self, pod: &PodUid, run: Option<&ContainerId>) {
+        loop {
+            let mut left = pin!(self.left.notified());
+            // Before the look: what is let go of in between is heard.
+            left.as_mut().enable();
+            if self.try_claim(pod, run) {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    fn try_claim(&self, pod: &PodUid, run: Option<&ContainerId>) -> bool {
+        let mut state = self.state();
+        let run_leaves = run.is_some_and(|id| state.leaving.contains(&Thing::Run(id.clone())));
+        if run_leaves || state.leaving.contains(&Thing::Pod(pod.clone())) {
+            return false;
+        }
+        state.pods.insert(pod.clone());
+        if let Some(id) = run {
+            state.runs.insert(id.clone(), pod.clone());
+        }
+        true
+    }
+
+    /// Begins to let something go; `None` where it is ours, or somebody lets it go already.
+    pub(super) fn leave(&self, thing: Thing) -> Option<Leaving<'_>> {
+        let mut state = self.state();
+        let ours = match &thing {
+            Thing::Pod(uid) => state.pods.contains(uid),
+            Thing::Run(id) => state.runs.contains_key(id),
+        };
+        if ours || !state.leaving.insert(thing.clone()) {
+            return None;
+        }
+        Some(Leaving(self, thing))
+    }
+
+    /// Whose a run is, as far as this life of the agent has seen it.
+    pub(super) fn owner(&self, run: &ContainerId) -> Option<PodUid> {
+        self.state().runs.get(run).cloned()
+    }
+
+    /// Notes whose a run is that was found.
+    pub(super) fn found(&self, run: &ContainerId, pod: &PodUid) {
+        self.state().runs.insert(run.clone(), pod.clone());
+    }
+
+    /// Nothing is left of a run.
+    pub(super) fn forget_run(&self, run: &ContainerId) {
+        self.state().runs.remove(run);
+    }
+
+    /// Nothing is left of a pod.
+    pub(super) fn forget(&self, pod: &PodUid) {
+        self.state().pods.remove(pod);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn pod(name: &str) -> PodUid {
+        PodUid::new(name).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_being_let_go_holds_up_its_own_start_alone() {
+        let claims = Claims::default();
+        let [run, other] = ["1", "2"].map(|c| ContainerId::new(c.repeat(64)).unwrap());
+        let lease = claims.leave(Thing::Pod(pod("a"))).unwrap();
+        let output = claims.leave(Thing::Run(run.clone())).unwrap();
+        assert!(claims.leave(Thing::Pod(pod("a"))).is_none(), "one at a time");
+        claims.claim(&pod("b"), None).await;
+        claims.claim(&pod("b"), Some(&other)).await;
+        let a = pod("a");
+        let mut waits = pin!(claims.claim(&a, Some(&run)));
+        assert!(tokio::time::timeout(Duration::ZERO, &mut waits).await.is_err());
+        drop(lease);
+        assert!(
+            tokio::time::timeout(Duration::ZERO, &mut waits).await.is_err(),
+            "its output is not let go yet"
+        );
+        drop(output);
+        waits.await;
+        assert_eq!(claims.owner(&run), Some(pod("a")));
+        // What is ours is not let go.
+        assert!(
+            claims.leave(Thing::Pod(pod("a"))).is_none() && claims.leave(Thing::Run(run.clone())).is_none()
+        );
+        claims.forget_run(&run);
+        claims.forget(&pod("a"));
+        assert!(
+            claims.leave(Thing::Pod(pod("a"))).is_some() && claims.leave(Thing::Run(run.clone())).is_some()
+        );
+    }
+}
