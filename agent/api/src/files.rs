@@ -1,5 +1,6 @@
-//! Status files, for commands while no agent runs: `<runtime_state>/status/pod-<uid>.json` for each pod and
-//! `<runtime_state>/status/node.json`, each replaced as a whole. They are on a tmpfs and end with the boot, as the pods do.
+//! Status files, for commands while no agent runs: `<runtime_state>/status/pod-<uid>.json` for each
+//! pod and `<runtime_state>/status/node.json`, each replaced as a whole. They are on a tmpfs and
+//! end with the boot, as the pods do.
 
 use crate::{
     Error,
@@ -59,7 +60,8 @@ pub fn read_node(roots: &Roots) -> Result<Option<NodeView>, Error> {
     }
 }
 
-/// The last time that an agent touched the node's file, which it does at least every [`ALIVE`]; `None` without the file.
+/// The last time that an agent touched the node's file, which it does at least every [`ALIVE`];
+/// `None` without the file.
 pub fn last_alive(roots: &Roots) -> Option<Wall> {
     let modified = fs::metadata(node_file(roots)).and_then(|m| m.modified()).ok()?;
     let since_1970 = modified.duration_since(UNIX_EPOCH).ok()?;

@@ -1,5 +1,5 @@
-//! The messages. Both sides first send a [`Hello`]. Then the client sends one [`Request`] at a time, and the agent answers
-//! with one or more [`Reply`]s:
+//! The messages. Both sides first send a [`Hello`]. Then the client sends one [`Request`] at a
+//! time, and the agent answers with one or more [`Reply`]s:
 //!
 //! | Request | Replies |
 //! | --- | --- |
@@ -13,8 +13,8 @@
 //! | `images` | `images` |
 //! | `shutdown` | `shutting-down` |
 //!
-//! The reply to any request may be `error` instead. A watch ends with its connection. So does an exec: its process is
-//! killed when the client disconnects.
+//! The reply to any request may be `error` instead. A watch ends with its connection. So does an
+//! exec: its process is killed when the client disconnects.
 
 use crate::view::{ImageView, NodeView, PodView};
 use berth_core::{

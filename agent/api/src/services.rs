@@ -1,5 +1,6 @@
-//! The names of the Service ports in the kernel's tables: `<runtime_state>/services.json`, replaced as a whole at each
-//! change. Commands read it while no agent runs, and the tables themselves from their pins.
+//! The names of the Service ports in the kernel's tables: `<runtime_state>/services.json`, replaced
+//! as a whole at each change. Commands read it while no agent runs, and the tables themselves from
+//! their pins.
 
 use crate::Error;
 use berth_core::{ids::PodKey, roots::Roots, time::Wall};

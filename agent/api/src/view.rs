@@ -1,5 +1,5 @@
-//! The published state of pods, the node and images. New fields need a default, for senders without them; no field
-//! changes its meaning.
+//! The published state of pods, the node and images. New fields need a default, for senders without
+//! them; no field changes its meaning.
 
 use berth_core::{
     ids::{ContainerId, ContainerName, NodeName, PodKey, PodUid},
@@ -176,7 +176,8 @@ pub struct SourceView {
     /// Files, or objects in them, that cannot be used.
     #[serde(default)]
     pub errors: Vec<ManifestProblem>,
-    /// Pods that keep their last good specification because their file cannot be read, with the reason.
+    /// Pods that keep their last good specification because their file cannot be read, with the
+    /// reason.
     #[serde(default)]
     pub held: Vec<(PodKey, String)>,
 }

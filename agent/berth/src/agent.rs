@@ -1,4 +1,5 @@
-//! The wiring of the agent: its parts, their connections, and the order in which they start and end.
+//! The wiring of the agent: its parts, their connections, and the order in which they start and
+//! end.
 
 mod api_error;
 pub(crate) mod args;
@@ -104,7 +105,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     let network = Network::open(&roots, NetworkConfig { masquerade, ..NetworkConfig::default() })
         .context("open the network")?;
     if let Err(error) = network.prepare_host().await {
-        // Running pods are not affected. New sandboxes fail with the reason until this works, and `berth status` shows it.
+        // Running pods are not affected. New sandboxes fail with the reason until this works, and
+        // `berth status` shows it.
         let error = anyhow::Error::new(error);
         tracing::error!(
             error = format!("{error:#}"),
@@ -280,7 +282,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     Ok(())
 }
 
-/// The cgroup of a helper, outside of the agent's own, so that the service manager does not end it with the agent.
+/// The cgroup of a helper, outside of the agent's own, so that the service manager does not end it
+/// with the agent.
 fn group(cgroups: &CgroupTree, name: &str) -> Option<PathBuf> {
     cgroups.helper_group(name).unwrap_or_else(|error| {
         tracing::warn!(%error, name, "helpers stay in the agent's cgroup");

@@ -1,10 +1,11 @@
 //! Lock of the one agent of a node, held as long as the process lives.
 //!
-//! The lock is a record lock of the process (`F_SETLK`), not of the open file (`flock`): the kernel releases it when the
-//! process ends, even while another process has a copy of the descriptor. An agent that is killed while it starts a plugin
-//! leaves a child between fork and exec with copies of all its descriptors, and that child must not keep the next agent
-//! away. In return the lock is lost when the process closes *any* descriptor of the file, so only this module may open it
-//! in the agent.
+//! The lock is a record lock of the process (`F_SETLK`), not of the open file (`flock`): the kernel
+//! releases it when the process ends, even while another process has a copy of the descriptor. An
+//! agent that is killed while it starts a plugin leaves a child between fork and exec with copies
+//! of all its descriptors, and that child must not keep the next agent away. In return the lock is
+//! lost when the process closes *any* descriptor of the file, so only this module may open it in
+//! the agent.
 
 use anyhow::{Context as _, bail};
 use nix::{
@@ -63,7 +64,8 @@ fn holder(file: &File) -> nix::Result<Option<libc::pid_t>> {
 
 /// A record lock of the whole file.
 fn whole(kind: libc::c_int) -> libc::flock {
-    // The kernel's constants are small numbers; `libc` gives them as another integer type than the field's.
+    // The kernel's constants are small numbers; `libc` gives them as another integer type than the
+    // field's.
     let short = |n: libc::c_int| libc::c_short::try_from(n).unwrap_or_default();
     libc::flock { l_type: short(kind), l_whence: short(libc::SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 }
 }

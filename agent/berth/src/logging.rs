@@ -1,6 +1,7 @@
 //! Logging of the agent and its helpers to standard error, one line for each change of state.
 //!
-//! A line for systemd's journal begins with its priority (`sd-daemon(3)`) and has no time, which the journal adds.
+//! A line for systemd's journal begins with its priority (`sd-daemon(3)`) and has no time, which
+//! the journal adds.
 
 use std::fmt;
 use tracing::{Event, Level, Subscriber};

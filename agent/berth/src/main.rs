@@ -1,7 +1,7 @@
 //! `berth`: the node agent, its helpers and the commands for people in one program.
 //!
-//! The first argument says which role: `agent`, its helpers `logd`, `dns`, `probe-exec` and the loader of the eBPF
-//! programs; `reset` and everything else is a command for people.
+//! The first argument says which role: `agent`, its helpers `logd`, `dns`, `probe-exec` and the
+//! loader of the eBPF programs; `reset` and everything else is a command for people.
 
 mod agent;
 mod dns;
@@ -19,7 +19,8 @@ use std::{path::PathBuf, process::ExitCode};
 #[derive(Debug, Parser)]
 #[command(name = "berth", version, disable_help_subcommand = true)]
 struct Args {
-    /// A JSON file with every path and name of the node; without it the usual ones of a Kubernetes node.
+    /// A JSON file with every path and name of the node; without it the usual ones of a Kubernetes
+    /// node.
     #[arg(long, global = true, env = "BERTH_ROOTS", value_name = "FILE")]
     roots: Option<PathBuf>,
     #[command(subcommand)]
@@ -39,10 +40,11 @@ enum Role {
     /// Run exec probes (started by the agent).
     #[command(hide = true)]
     ProbeExec,
-    /// Remove the state that outlives the agent: hooks and tables of Services, cluster DNS, sysctls. Pods stay.
+    /// Remove the state that outlives the agent: hooks and tables of Services, cluster DNS,
+    /// sysctls. Pods stay.
     Reset,
-    /// Terminate all pods because the machine shuts down; none is started until the next boot. Called by a service
-    /// manager.
+    /// Terminate all pods because the machine shuts down; none is started until the next boot.
+    /// Called by a service manager.
     Shutdown(shutdown::ShutdownArgs),
     #[command(flatten)]
     Cli(berth_cli::Command),

@@ -1,13 +1,13 @@
-//! `berth reset`: removes the state that outlives the agent. Pods, their output and their addresses stay; an agent that is
-//! started later adopts them.
+//! `berth reset`: removes the state that outlives the agent. Pods, their output and their addresses
+//! stay; an agent that is started later adopts them.
 
 use crate::lock;
 use anyhow::Context as _;
 use berth_core::roots::Roots;
 use berth_network::{Network, NetworkConfig};
 
-/// Detaches and removes the programs and maps of Services, ends cluster DNS and removes its addresses from the node, and
-/// restores sysctls and nft tables. Fails while an agent runs.
+/// Detaches and removes the programs and maps of Services, ends cluster DNS and removes its
+/// addresses from the node, and restores sysctls and nft tables. Fails while an agent runs.
 pub(crate) fn run(roots: &Roots) -> anyhow::Result<()> {
     crate::logging::to_stderr();
     if !roots.runtime_state.is_dir() {

@@ -4,7 +4,8 @@ use anyhow::Context as _;
 use berth_core::{ids::NodeName, roots::Roots};
 use std::path::{Path, PathBuf};
 
-/// Reads the file; without one, returns the defaults with the machine's host name as the node's name.
+/// Reads the file; without one, returns the defaults with the machine's host name as the node's
+/// name.
 pub(crate) fn load(file: Option<&Path>) -> anyhow::Result<Roots> {
     match file {
         Some(path) => {
@@ -27,9 +28,9 @@ pub(crate) fn load(file: Option<&Path>) -> anyhow::Result<Roots> {
 /// systemd-resolved's file with the upstream servers, without its stub on the loopback device.
 const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 
-/// The resolver configuration for pods. A file with systemd-resolved's stub is replaced by the one with its upstream
-/// servers, as installers configure the kubelet (`resolvConf`): the stub is on the node's loopback device, which no pod
-/// reaches.
+/// The resolver configuration for pods. A file with systemd-resolved's stub is replaced by the one
+/// with its upstream servers, as installers configure the kubelet (`resolvConf`): the stub is on
+/// the node's loopback device, which no pod reaches.
 fn resolv_conf(usual: PathBuf) -> PathBuf {
     let stub = std::fs::read_to_string(&usual).is_ok_and(|text| names_only_the_stub(&text));
     if stub && Path::new(RESOLVED).is_file() { RESOLVED.into() } else { usual }

@@ -1,7 +1,8 @@
-//! `berth shutdown`: terminates the pods before the machine shuts down (the kubelet's graceful node shutdown).
+//! `berth shutdown`: terminates the pods before the machine shuts down (the kubelet's graceful node
+//! shutdown).
 //!
-//! A unit of the service manager runs it when the unit is stopped, before the agent's unit. A restart of the agent does not
-//! stop that unit, so that pods survive the restart.
+//! A unit of the service manager runs it when the unit is stopped, before the agent's unit. A
+//! restart of the agent does not stop that unit, so that pods survive the restart.
 
 use anyhow::{Context as _, bail};
 use berth_api::{

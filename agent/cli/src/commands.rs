@@ -1,5 +1,5 @@
-//! The commands: their names on the command line, and which module runs each. A module of this folder holds one
-//! command with its options.
+//! The commands: their names on the command line, and which module runs each. A module of this
+//! folder holds one command with its options.
 
 mod backends;
 mod bpf;
@@ -68,7 +68,8 @@ pub enum Command {
     Services(ServicesArgs),
     /// List the backends of Services.
     Backends(BackendsArgs),
-    /// Trace the decision for a connection, step by step. Exits with 1 where it is refused or dropped.
+    /// Trace the decision for a connection, step by step. Exits with 1 where it is refused or
+    /// dropped.
     Trace(TraceArgs),
     /// Show the eBPF programs, links and maps in the kernel.
     Bpf(OutputArgs),

@@ -1,4 +1,5 @@
-//! Output of the commands for one state, against `tests/golden`. `BERTH_UPDATE_GOLDEN=1` rewrites the files.
+//! Output of the commands for one state, against `tests/golden`. `BERTH_UPDATE_GOLDEN=1` rewrites
+//! the files.
 
 use crate::{
     render::{self, describe, events, images, pods, ps, status},
@@ -141,8 +142,8 @@ fn any_json_as_a_pods_object_is_shown() {
     }
 }
 
-/// Mutated pod views, 10,000 or `BERTH_MUTATIONS`: each one that parses is shown, and none makes a command panic. At least
-/// 30 % are valid JSON.
+/// Mutated pod views, 10,000 or `BERTH_MUTATIONS`: each one that parses is shown, and none makes a
+/// command panic. At least 30 % are valid JSON.
 #[test]
 fn mutations_of_pod_views_are_shown_or_rejected() {
     let pages: u32 = std::env::var("BERTH_MUTATIONS").map_or(10_000, |count| count.parse().unwrap());

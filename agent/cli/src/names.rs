@@ -1,8 +1,8 @@
 //! Resolution of names on the command line to pods and containers.
 //!
-//! Forms: `namespace/pod/container`, `namespace/pod`, `pod/container` and `pod`. A pod without a namespace is looked up
-//! in `default` first, then in all namespaces. A name that equals none may be a unique prefix of a name, of a
-//! container's id or of a pod's UID.
+//! Forms: `namespace/pod/container`, `namespace/pod`, `pod/container` and `pod`. A pod without a
+//! namespace is looked up in `default` first, then in all namespaces. A name that equals none may
+//! be a unique prefix of a name, of a container's id or of a pod's UID.
 
 use crate::error::Error;
 use berth_core::ids::{PodKey, PodUid};

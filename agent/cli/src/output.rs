@@ -1,5 +1,5 @@
-//! Output of the commands: the `-o` options, and writes to standard output and standard error. A closed standard output
-//! (`berth pods | head -1`) ends the command quietly.
+//! Output of the commands: the `-o` options, and writes to standard output and standard error. A
+//! closed standard output (`berth pods | head -1`) ends the command quietly.
 
 use crate::{error::Error, table::Table};
 use clap::{Args, ValueEnum};
@@ -35,7 +35,8 @@ pub struct OutputArgs {
     pub(crate) output: Output,
 }
 
-/// The terminal's width in columns; `None` where standard output is no terminal, so that programs get whole cells.
+/// The terminal's width in columns; `None` where standard output is no terminal, so that programs
+/// get whole cells.
 pub(crate) fn columns() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok()?;
     (size.ws_col > 0).then_some(usize::from(size.ws_col))

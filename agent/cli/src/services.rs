@@ -1,8 +1,10 @@
-//! The Service tables in the kernel as people see them, for `berth services`, `backends`, `trace` and `bpf`.
+//! The Service tables in the kernel as people see them, for `berth services`, `backends`, `trace`
+//! and `bpf`.
 //!
-//! The tables are read from their pins, read-only. Names of Services come from the file that the agent writes, names
-//! of pods from the agent or from its status files. So everything works while the agent is dead. `list`, `check`,
-//! `trace` and `bpf` are pure: they turn what was read into text or JSON.
+//! The tables are read from their pins, read-only. Names of Services come from the file that the
+//! agent writes, names of pods from the agent or from its status files. So everything works while
+//! the agent is dead. `list`, `check`, `trace` and `bpf` are pure: they turn what was read into
+//! text or JSON.
 //!
 //! On failure: missing pins are an error; without names, ids and addresses are shown instead.
 
@@ -55,7 +57,8 @@ pub(crate) fn pins(roots: &Roots) -> Result<Pins, Error> {
     Ok(Pins::new(&roots.bpf_pins))
 }
 
-/// The file with the Services' names; `None`, with a line on standard error, where it cannot be read.
+/// The file with the Services' names; `None`, with a line on standard error, where it cannot be
+/// read.
 fn services_file(roots: &Roots) -> Option<ServicesFile> {
     match file::read(roots) {
         Ok(Some(file)) => Some(file),

@@ -1,4 +1,5 @@
-//! The node's state: from the agent, or, where no agent runs, from its status files, with each process checked again.
+//! The node's state: from the agent, or, where no agent runs, from its status files, with each
+//! process checked again.
 
 use crate::{error::Error, names::Candidate, time, v1};
 use berth_api::{
@@ -97,7 +98,8 @@ pub(crate) fn offline(roots: &Roots, why: String) -> Result<State, Error> {
     Ok(State { pods, offline: Some(Offline { as_of, why, unread }), events })
 }
 
-/// The node's view from the agent, or the last one in its status file with the reason why the agent cannot be reached.
+/// The node's view from the agent, or the last one in its status file with the reason why the agent
+/// cannot be reached.
 pub(crate) async fn node(roots: &Roots) -> Result<(Option<NodeView>, Option<String>), Error> {
     let asked = async {
         let mut client = Client::connect(&roots.agent_socket()).await?;
@@ -111,8 +113,8 @@ pub(crate) async fn node(roots: &Roots) -> Result<(Option<NodeView>, Option<Stri
     }
 }
 
-/// Marks containers whose process has ended as terminated: reason `ContainerStatusUnknown` and exit code 137, as the
-/// kubelet does.
+/// Marks containers whose process has ended as terminated: reason `ContainerStatusUnknown` and exit
+/// code 137, as the kubelet does.
 fn mark_ended(pod: &mut PodView, alive: impl Fn(u32, u64) -> bool) {
     let (running, ended): (Vec<_>, Vec<_>) =
         std::mem::take(&mut pod.containers).into_iter().partition(|c| alive(c.pid, c.start_time));

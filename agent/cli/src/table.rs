@@ -1,6 +1,7 @@
 //! Text tables: columns for people.
 
-/// Rows under a header. Columns are as wide as their widest cell and three blanks apart; the last one is not padded.
+/// Rows under a header. Columns are as wide as their widest cell and three blanks apart; the last
+/// one is not padded.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -15,7 +16,8 @@ impl Table {
         table
     }
 
-    /// Adds a row. Control characters and line breaks become blanks, so that no text of a pod controls the terminal.
+    /// Adds a row. Control characters and line breaks become blanks, so that no text of a pod
+    /// controls the terminal.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         let cells: Vec<String> = cells.iter().map(|c| plain(c)).collect();
         for (n, cell) in cells.iter().enumerate() {
@@ -33,8 +35,9 @@ impl Table {
         self.rows.len().saturating_sub(1)
     }
 
-    /// Makes room on a screen that is so many columns wide: the widest columns are cut, but the last, which may wrap.
-    /// Of a cell that is cut its middle is left out: beginnings tell names apart, and so do ends.
+    /// Makes room on a screen that is so many columns wide: the widest columns are cut, but the
+    /// last, which may wrap. Of a cell that is cut its middle is left out: beginnings tell names
+    /// apart, and so do ends.
     pub(crate) fn fit(&mut self, columns: Option<usize>) {
         let Some(columns) = columns else { return };
         let last = self.widths.len().saturating_sub(1);

@@ -1,5 +1,5 @@
-//! The fields of a `v1.Pod` that commands display. They are read leniently from the object that the agent sends: a field
-//! that an older or newer agent does not send is left out.
+//! The fields of a `v1.Pod` that commands display. They are read leniently from the object that the
+//! agent sends: a field that an older or newer agent does not send is left out.
 
 use berth_api::view::PodView;
 use serde::{Deserialize, Deserializer};

@@ -2,11 +2,11 @@
 
 use std::{error::Error, fmt};
 
-/// An error and its chain of sources as one line, `error: cause: cause of the cause`: the form of errors in logs,
-/// events and messages to people.
+/// An error and its chain of sources as one line, `error: cause: cause of the cause`: the form of
+/// errors in logs, events and messages to people.
 ///
-/// Relies on the workspace's rule for errors: a source is kept by `#[source]` and is not repeated in the text of the
-/// error that holds it.
+/// Relies on the workspace's rule for errors: a source is kept by `#[source]` and is not repeated
+/// in the text of the error that holds it.
 #[derive(Debug, Clone, Copy)]
 pub struct Chain<'a>(pub &'a (dyn Error + 'a));
 

@@ -1,7 +1,7 @@
 //! The one value that every path, name and port of this node comes from.
 //!
-//! The defaults are the de-facto contract of a Kubernetes node; tests and the demo pass others, and two nodes with
-//! different roots share one machine.
+//! The defaults are the de-facto contract of a Kubernetes node; tests and the demo pass others, and
+//! two nodes with different roots share one machine.
 
 use crate::ids::NodeName;
 use serde::{Deserialize, Serialize};
@@ -13,13 +13,15 @@ use std::path::{Path, PathBuf};
 pub struct Roots {
     /// The node's name.
     pub node_name: NodeName,
-    /// Pod state: `pods/<uid>/{volumes,containers,etc-hosts}`. Lasts over reboots. Default `/var/lib/kubelet`.
+    /// Pod state: `pods/<uid>/{volumes,containers,etc-hosts}`. Lasts over reboots. Default
+    /// `/var/lib/kubelet`.
     pub pod_state: PathBuf,
     /// Container output: `<ns>_<pod>_<uid>/<container>/<n>.log`. Default `/var/log/pods`.
     pub pod_logs: PathBuf,
     /// Links to the output files by container. Default `/var/log/containers`.
     pub container_log_links: PathBuf,
-    /// State of this boot: memory of pods, sockets, pinned namespaces. A tmpfs. Default `/run/berth`.
+    /// State of this boot: memory of pods, sockets, pinned namespaces. A tmpfs. Default
+    /// `/run/berth`.
     pub runtime_state: PathBuf,
     /// State that outlives boots: the address journal. Default `/var/lib/berth`.
     pub lasting_state: PathBuf,
@@ -33,15 +35,17 @@ pub struct Roots {
     pub snapshotter: String,
     /// Where cgroup hierarchies are mounted. Default `/sys/fs/cgroup`.
     pub cgroup_mount: PathBuf,
-    /// The cgroup all pods live below, relative to each hierarchy's root. Default `kubepods`; tests use
-    /// `berth-<x>/kubepods`.
+    /// The cgroup all pods live below, relative to each hierarchy's root. Default `kubepods`; tests
+    /// use `berth-<x>/kubepods`.
     pub cgroup_root: PathBuf,
     /// The cgroup of the agent's own helpers, relative likewise. Default `berth`.
     pub cgroup_helpers: PathBuf,
-    /// The cgroup whose sockets Services answer, relative to the cgroup2 hierarchy's root. Default empty, the whole machine; tests
-    /// use a sub-tree of their own, with their host-side clients moved in.
+    /// The cgroup whose sockets Services answer, relative to the cgroup2 hierarchy's root. Default
+    /// empty, the whole machine; tests use a sub-tree of their own, with their host-side clients
+    /// moved in.
     pub cgroup_hooks: PathBuf,
-    /// Where programs, links and maps are pinned: a directory on a BPF file system. Default `/sys/fs/bpf/berth`.
+    /// Where programs, links and maps are pinned: a directory on a BPF file system. Default
+    /// `/sys/fs/bpf/berth`.
     pub bpf_pins: PathBuf,
     /// CNI configuration lists. Default `/etc/cni/net.d`.
     pub cni_conf: PathBuf,
@@ -85,8 +89,8 @@ impl Roots {
         }
     }
 
-    /// Everything below one directory, for tests and the demo: nothing of the node's own contract is touched.
-    /// containerd is expected at `<dir>/containerd/containerd.sock`.
+    /// Everything below one directory, for tests and the demo: nothing of the node's own contract
+    /// is touched. containerd is expected at `<dir>/containerd/containerd.sock`.
     pub fn below(dir: &Path, node_name: NodeName, cgroup: &str) -> Roots {
         Roots {
             pod_state: dir.join("kubelet"),

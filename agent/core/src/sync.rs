@@ -4,8 +4,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks the mutex, also after a panic of another holder.
 ///
-/// For data that is valid after each single statement (an insert, a removal, an assignment), so that a panic between
-/// two statements leaves nothing half written. All mutexes of the workspace guard such data.
+/// For data that is valid after each single statement (an insert, a removal, an assignment), so
+/// that a panic between two statements leaves nothing half written. All mutexes of the workspace
+/// guard such data.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

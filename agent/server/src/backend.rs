@@ -22,7 +22,8 @@ impl ApiError {
     }
 }
 
-/// The agent behind its servers. Implementations give every call a deadline; a dropped call leaves nothing behind.
+/// The agent behind its servers. Implementations give every call a deadline; a dropped call leaves
+/// nothing behind.
 pub trait Backend: Send + Sync + 'static {
     /// A command in a container.
     type Exec: ExecSession;
@@ -36,7 +37,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Imports an OCI archive and returns the names of its images.
     fn import(&self, path: PathBuf) -> impl Future<Output = Result<Vec<String>, ApiError>> + Send;
 
-    /// Starts to terminate every pod, with at most `grace` seconds each, because the machine shuts down.
+    /// Starts to terminate every pod, with at most `grace` seconds each, because the machine shuts
+    /// down.
     fn shutdown(&self, grace: u32) -> impl Future<Output = Result<(), ApiError>> + Send {
         let message = format!("cannot terminate pods within {grace} s: this agent does not support it");
         async { Err(ApiError::new(ErrorCode::Unsupported, message)) }
@@ -51,7 +53,8 @@ pub trait ExecSession: Send + Sync + 'static {
     /// The paths of its FIFOs.
     fn paths(&self) -> ExecPaths;
 
-    /// Starts the command and returns its process id. Called once the client has its ends of the FIFOs open.
+    /// Starts the command and returns its process id. Called once the client has its ends of the
+    /// FIFOs open.
     fn start(&mut self) -> impl Future<Output = Result<u32, ApiError>> + Send;
 
     /// Waits for the command's end and returns its exit code. May be dropped and called again.

@@ -408,8 +408,8 @@ impl Dice {
     }
 }
 
-/// 100,000 frames, most of them broken in some way: the server answers or hangs up, and serves on. At least 30 % get
-/// past the framing and the JSON syntax.
+/// 100,000 frames, most of them broken in some way: the server answers or hangs up, and serves on.
+/// At least 30 % get past the framing and the JSON syntax.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_bytes_harm_it() {
     const FRAMES: usize = 100_000;

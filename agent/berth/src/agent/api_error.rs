@@ -4,7 +4,8 @@ use berth_api::message::ErrorCode;
 use berth_core::{error::Chain, plan::Failure};
 use berth_server::ApiError;
 
-/// The answer for an error of the runtime: [`ErrorCode::Unavailable`] where containerd did not answer.
+/// The answer for an error of the runtime: [`ErrorCode::Unavailable`] where containerd did not
+/// answer.
 pub(super) fn from_runtime(error: &berth_runtime::Error) -> ApiError {
     let code = if error.is_unknown() { ErrorCode::Unavailable } else { ErrorCode::Failed };
     ApiError::new(code, Chain(error))

@@ -25,7 +25,8 @@ pub(crate) struct AgentArgs {
     /// Run the pods of this directory by the kubelet's rules for static pods (`staticPodPath`).
     #[arg(long, value_name = "DIR")]
     pub(super) static_pods: Option<PathBuf>,
-    /// The node's addresses; by default the address of the default route's device, followed as it changes.
+    /// The node's addresses; by default the address of the default route's device, followed as it
+    /// changes.
     #[arg(long = "node-ip", value_name = "IP")]
     pub(super) node_ips: Vec<IpAddr>,
     /// A label of the node, for pods' node selectors and affinity, beside those that every node has
@@ -41,11 +42,13 @@ pub(crate) struct AgentArgs {
     /// The cluster's DNS domain; with --serve-dns `cluster.local` by default.
     #[arg(long, value_name = "DOMAIN")]
     pub(super) cluster_domain: Option<String>,
-    /// Networks of ClusterIPs, at most one of each family. A Service without an address gets one of the first.
+    /// Networks of ClusterIPs, at most one of each family. A Service without an address gets one of
+    /// the first.
     #[arg(long = "service-cidr", value_name = "CIDR", value_parser = network, default_value = "10.96.0.0/16")]
     pub(super) service_cidrs: Vec<(IpAddr, u8)>,
-    /// A device on which traffic for NodePorts arrives. By default the devices of the default routes and all others with an
-    /// address of the node; none where the socket hooks cover only a part of the machine.
+    /// A device on which traffic for NodePorts arrives. By default the devices of the default
+    /// routes and all others with an address of the node; none where the socket hooks cover only a
+    /// part of the machine.
     #[arg(long = "uplink", value_name = "DEVICE")]
     pub(super) uplinks: Vec<String>,
     /// Run pods without Services.
@@ -54,24 +57,25 @@ pub(crate) struct AgentArgs {
     /// Masquerade traffic of pods to destinations outside of the cluster.
     #[arg(long)]
     pub(super) masquerade: bool,
-    /// With --masquerade: a destination that is not masqueraded, such as the pod networks of other nodes.
+    /// With --masquerade: a destination that is not masqueraded, such as the pod networks of other
+    /// nodes.
     #[arg(long = "non-masquerade-cidr", value_name = "CIDR", requires = "masquerade")]
     pub(super) non_masquerade_cidrs: Vec<ipnet::IpNet>,
-    /// Capacity for frontends of Services over IPv4 (two or three a port); half as many over IPv6. This and the next three
-    /// apply when the maps are created: after a boot or `berth reset`.
+    /// Capacity for frontends of Services over IPv4 (two or three a port); half as many over IPv6.
+    /// This and the next three apply when the maps are created: after a boot or `berth reset`.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     pub(super) max_service_entries: Option<u32>,
-    /// Capacity for backends of Services with session affinity, and for chunks of 16 backends of Services with more than
-    /// four; over IPv4, half as many over IPv6.
+    /// Capacity for backends of Services with session affinity, and for chunks of 16 backends of
+    /// Services with more than four; over IPv4, half as many over IPv6.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     pub(super) max_backend_entries: Option<u32>,
-    /// Capacity for clients with session affinity (ClientIP) over IPv4, half as many over IPv6. Beyond it the least recently
-    /// seen clients are evicted.
+    /// Capacity for clients with session affinity (ClientIP) over IPv4, half as many over IPv6.
+    /// Beyond it the least recently seen clients are evicted.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     pub(super) max_affinity_entries: Option<u32>,
-    /// Capacity for established TCP connections over IPv4 that are translated packet by packet, mostly by NodePorts; half as
-    /// many over IPv6, three eighths as many of UDP, a quarter as many that begin or end. 65536 by default, twice as many
-    /// from 8 GiB of memory on.
+    /// Capacity for established TCP connections over IPv4 that are translated packet by packet,
+    /// mostly by NodePorts; half as many over IPv6, three eighths as many of UDP, a quarter as many
+    /// that begin or end. 65536 by default, twice as many from 8 GiB of memory on.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
     pub(super) max_connections: Option<u32>,
     /// Most processes of a pod.

@@ -92,8 +92,8 @@ pub(crate) struct DnsHealth {
 }
 
 impl DnsHealth {
-    /// Asks the helper for its status, and then each of its addresses for a name, as the node's processes do: only that
-    /// shows whether packets arrive.
+    /// Asks the helper for its status, and then each of its addresses for a name, as the node's
+    /// processes do: only that shows whether packets arrive.
     pub(crate) async fn check(&self) -> Health {
         let status = match self.client.status().await {
             Ok(status) => status,

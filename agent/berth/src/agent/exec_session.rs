@@ -1,5 +1,5 @@
-//! A command in a container for a client of the local socket. The client opens the FIFOs itself, so that no byte of its
-//! input and output passes through the agent.
+//! A command in a container for a client of the local socket. The client opens the FIFOs itself, so
+//! that no byte of its input and output passes through the agent.
 
 use super::api_error::{from_runtime, unavailable};
 use berth_api::message::{ErrorCode, ExecPaths, ExecSpec, Size};
@@ -15,7 +15,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A command, before and while it runs. Dropping the session kills a running command and removes its FIFOs.
+/// A command, before and while it runs. Dropping the session kills a running command and removes
+/// its FIFOs.
 pub(crate) struct LocalExec {
     runtime: Runtime,
     request: Option<ExecRequest>,

@@ -1,8 +1,8 @@
-//! The node's addresses and uplinks. This module owns them; pods' `hostIP`, Services and the status page read them from a
-//! watch.
+//! The node's addresses and uplinks. This module owns them; pods' `hostIP`, Services and the status
+//! page read them from a watch.
 //!
-//! A task waits for the kernel's events of links, addresses and default routes, reads these again and chooses by
-//! [`HostNetwork::choose`]. Without events they are read at an interval.
+//! A task waits for the kernel's events of links, addresses and default routes, reads these again
+//! and chooses by [`HostNetwork::choose`]. Without events they are read at an interval.
 
 use berth_services::{DeviceEvents, HostNetwork, HostNetworkConfig, read_network};
 use std::{

@@ -12,8 +12,8 @@ const QUIET: Duration = Duration::from_secs(3);
 /// Time for which a burst of changes is gathered into one update of the cgroups.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// Keeps the QoS cgroups at the sums of their pods' requests, and returns freed memory to the kernel once no pod has
-/// changed for [`QUIET`].
+/// Keeps the QoS cgroups at the sums of their pods' requests, and returns freed memory to the
+/// kernel once no pod has changed for [`QUIET`].
 pub(super) async fn run(status: Arc<StatusManager>, cgroups: CgroupTree) {
     let mut busy = false;
     loop {

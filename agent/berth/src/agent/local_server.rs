@@ -89,8 +89,8 @@ async fn restore_events(api: &LocalApi) {
     events.into_iter().for_each(|e| api.cache.event(e));
 }
 
-/// Keeps the node's status file: written once containerd answers and when manifests change, and touched every
-/// [`files::ALIVE`], so that its time tells when the agent died.
+/// Keeps the node's status file: written once containerd answers and when manifests change, and
+/// touched every [`files::ALIVE`], so that its time tells when the agent died.
 async fn keep_node_file(api: LocalApi, mut desired: watch::Receiver<Arc<DesiredSet>>) {
     write_node(&api).await;
     let mut up = api.executor.runtime().is_ok();
@@ -127,7 +127,8 @@ async fn write_node(api: &LocalApi) {
     }
 }
 
-/// Removes status files of pods that no longer exist, once every source has listed and containerd answers.
+/// Removes status files of pods that no longer exist, once every source has listed and containerd
+/// answers.
 async fn cleanup(api: LocalApi, desired: watch::Receiver<Arc<DesiredSet>>) {
     while !desired.borrow().listed || api.executor.runtime().is_err() {
         if desired.has_changed().is_err() {

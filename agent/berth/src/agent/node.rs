@@ -55,7 +55,8 @@ fn hugepages(dir: &Path) -> Vec<(String, u64)> {
     sizes.filter_map(|entry| size(entry.ok()?.path())).collect()
 }
 
-/// The node's labels: those of every node, overridden by the options' (`initialNode` of the kubelet).
+/// The node's labels: those of every node, overridden by the options' (`initialNode` of the
+/// kubelet).
 pub(crate) fn labels(roots: &Roots, given: &[(String, String)]) -> NodeLabels {
     let own = [
         ("kubernetes.io/hostname", roots.node_name.as_str()),

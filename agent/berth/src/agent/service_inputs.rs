@@ -1,4 +1,5 @@
-//! The agent as the engine of Services sees it: sources and reports in; the DNS zone, `services.json` and notices out.
+//! The agent as the engine of Services sees it: sources and reports in; the DNS zone,
+//! `services.json` and notices out.
 
 use super::{sources::Latest, status_manager::StatusManager};
 use anyhow::Context as _;

@@ -1,7 +1,9 @@
-//! Services on this node: runs the engine of [`berth_services`] on a thread of its own and wakes it.
+//! Services on this node: runs the engine of [`berth_services`] on a thread of its own and wakes
+//! it.
 //!
-//! A task wakes the thread when a source, a pod's address or readiness, or a device of the node changes, and starts a new
-//! thread after a panic. The engine's page says what a wake-up does and what happens on failure.
+//! A task wakes the thread when a source, a pod's address or readiness, or a device of the node
+//! changes, and starts a new thread after a panic. The engine's page says what a wake-up does and
+//! what happens on failure.
 
 mod limits;
 
@@ -30,8 +32,8 @@ use tokio::{sync::watch, task::JoinHandle};
 /// Pause before a new thread is started after a panic.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
 
-/// Interval of the comparison of the kernel's maps with their wanted contents, which takes some ten milliseconds at
-/// 10,000 Services.
+/// Interval of the comparison of the kernel's maps with their wanted contents, which takes some ten
+/// milliseconds at 10,000 Services.
 const RECONCILE: Duration = Duration::from_secs(120);
 
 /// Configuration of the engine and of the data plane.

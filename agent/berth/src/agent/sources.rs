@@ -1,7 +1,8 @@
 //! The sources of pods, merged into one desired set.
 //!
-//! One task per source passes its snapshots on; the set counts as listed once every source has listed. Who waits for
-//! the set hears of pods and their objects only; who wants to hear of Services too waits for [`Sources::changed`].
+//! One task per source passes its snapshots on; the set counts as listed once every source has
+//! listed. Who waits for the set hears of pods and their objects only; who wants to hear of
+//! Services too waits for [`Sources::changed`].
 
 use berth_core::{
     event::{Event, EventRecord, Involved},

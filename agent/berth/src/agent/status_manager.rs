@@ -1,8 +1,9 @@
-//! Status manager: holds the workers' last reports, publishes them as views, and wakes housekeeping and Services.
+//! Status manager: holds the workers' last reports, publishes them as views, and wakes housekeeping
+//! and Services.
 //!
-//! A view is computed in the worker's task, in about ten microseconds; its JSON is encoded when it is first needed. The lock
-//! keeps the views of one pod in the order of its reports. The reports stay here and not in the [`WatchCache`]: the server
-//! knows no worker and no API types.
+//! A view is computed in the worker's task, in about ten microseconds; its JSON is encoded when it
+//! is first needed. The lock keeps the views of one pod in the order of its reports. The reports
+//! stay here and not in the [`WatchCache`]: the server knows no worker and no API types.
 
 use super::{host_network::Host, sources::Latest};
 use berth_api::view::{ActionView, ContainerView, PodView};
@@ -66,7 +67,8 @@ impl StatusManager {
         self.entries().values().filter(|e| active(&e.report)).map(|e| Arc::clone(&e.report.pod)).collect()
     }
 
-    /// The pods that have a worker, as Services see them; `None` for a pod that its worker has not observed yet.
+    /// The pods that have a worker, as Services see them; `None` for a pod that its worker has not
+    /// observed yet.
     pub(crate) fn seen(&self) -> BTreeMap<PodUid, Option<ObservedPod>> {
         self.entries().iter().map(|(uid, e)| (uid.clone(), e.seen.clone())).collect()
     }
@@ -88,8 +90,8 @@ impl StatusManager {
         self.host.borrow().host_ips()
     }
 
-    /// Publishes changes of the node's addresses: the `hostIP` of every pod, the `podIP` of pods with host network. Ends
-    /// with the watch.
+    /// Publishes changes of the node's addresses: the `hostIP` of every pod, the `podIP` of pods
+    /// with host network. Ends with the watch.
     pub(crate) async fn follow_host(self: Arc<Self>) {
         let mut host = self.host.clone();
         let mut shown = self.host_ips();
@@ -107,7 +109,8 @@ impl StatusManager {
         }
     }
 
-    /// Publishes changes of pods in their sources that cause no report of a worker. Ends with the sources.
+    /// Publishes changes of pods in their sources that cause no report of a worker. Ends with the
+    /// sources.
     pub(crate) async fn follow(self: Arc<Self>, mut desired: watch::Receiver<Arc<DesiredSet>>) {
         while desired.changed().await.is_ok() {
             desired.mark_unchanged();
@@ -261,8 +264,8 @@ fn is_observed(report: &PodReport) -> bool {
     !report.decisions.is_empty() && !unknown
 }
 
-/// The pod as Services see it; `None` before its worker has observed it. A pod with host network and an address has the
-/// node's addresses.
+/// The pod as Services see it; `None` before its worker has observed it. A pod with host network
+/// and an address has the node's addresses.
 fn observed_pod(report: &PodReport, host_ips: &[IpAddr]) -> Option<ObservedPod> {
     if !is_observed(report) {
         return None;

@@ -15,7 +15,8 @@ pub struct BackendsArgs {
     /// Output format.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
-    /// Only the backends of this Service: namespace/service, less where that is unique, or an address.
+    /// Only the backends of this Service: namespace/service, less where that is unique, or an
+    /// address.
     name: Option<String>,
 }
 

@@ -1,12 +1,14 @@
-//! `berth exec`: a command in a container. Its input and output go through FIFOs that the agent makes and this
-//! process opens; the agent only starts the command, resizes its terminal and reports its exit code.
+//! `berth exec`: a command in a container. Its input and output go through FIFOs that the agent
+//! makes and this process opens; the agent only starts the command, resizes its terminal and
+//! reports its exit code.
 //!
-//! Threads: one copies input, one output and one error output. The main thread speaks with the agent. A terminal is raw
-//! until the command returns, whatever the reason.
+//! Threads: one copies input, one output and one error output. The main thread speaks with the
+//! agent. A terminal is raw until the command returns, whatever the reason.
 //!
-//! Where the output cannot be written (a closed pipe, a full disk), the session ends at once: the agent kills a command
-//! whose client leaves. A closed pipe gives the exit code of a process that SIGPIPE ended, as with kubectl; any other
-//! failed write is an error, even where the command itself succeeded.
+//! Where the output cannot be written (a closed pipe, a full disk), the session ends at once: the
+//! agent kills a command whose client leaves. A closed pipe gives the exit code of a process that
+//! SIGPIPE ended, as with kubectl; any other failed write is an error, even where the command
+//! itself succeeded.
 
 use crate::{error::Error, names, output, state};
 use berth_api::{
@@ -35,7 +37,8 @@ const START: Duration = Duration::from_secs(60);
 /// Exit code of a process that SIGPIPE ended, as a shell shows it.
 const BROKEN_PIPE: u8 = 128 + 13;
 
-/// Longest wait for output after the command's end: processes that it left behind may hold the FIFOs open for ever.
+/// Longest wait for output after the command's end: processes that it left behind may hold the
+/// FIFOs open for ever.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Options of `exec`.
@@ -71,7 +74,8 @@ pub(crate) async fn run(roots: &Roots, args: ExecArgs) -> Result<u8, Error> {
     if args.tty && !terminal {
         output::notice("berth: standard input is not a terminal; the command still gets one");
     }
-    // Before the size is read, so that no later change is missed, even one while the command is being started.
+    // Before the size is read, so that no later change is missed, even one while the command is
+    // being started.
     let resized = signal(SignalKind::window_change()).map_err(Error::io("listen for the terminal's size"))?;
     let spec = ExecSpec {
         uid: view.uid.clone(),
@@ -84,7 +88,8 @@ pub(crate) async fn run(roots: &Roots, args: ExecArgs) -> Result<u8, Error> {
     session(&mut client, spec, terminal, resized).await
 }
 
-/// The first main container, as with `kubectl`; a line on standard error names it where there are several.
+/// The first main container, as with `kubectl`; a line on standard error names it where there are
+/// several.
 fn default_container(view: &berth_api::view::PodView) -> Result<ContainerName, Error> {
     let pod = crate::v1::Pod::of(view);
     let mut mains = pod.containers().filter(|c| !c.init).map(|c| c.spec.name.clone());
@@ -163,8 +168,8 @@ fn unwritten(error: io::Error) -> Result<u8, Error> {
     }
 }
 
-/// Opens the output FIFOs and starts a copying thread for each. Returns the number of threads and the channel on which
-/// each reports its end: an error where it could not write what it had read.
+/// Opens the output FIFOs and starts a copying thread for each. Returns the number of threads and
+/// the channel on which each reports its end: an error where it could not write what it had read.
 fn open(paths: &ExecPaths) -> Result<(usize, mpsc::Receiver<io::Result<()>>), Error> {
     let both = [(Some(paths.stdout.as_path()), false), (paths.stderr.as_deref(), true)];
     let (report, ended) = mpsc::channel(both.len());

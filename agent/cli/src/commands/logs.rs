@@ -1,5 +1,5 @@
-//! `berth logs`: reads the log files, with or without agent and logd. The agent, or the state that it left, says which
-//! attempt is the last and whether its process still runs.
+//! `berth logs`: reads the log files, with or without agent and logd. The agent, or the state that
+//! it left, says which attempt is the last and whether its process still runs.
 
 use crate::{
     error::Error,
@@ -21,7 +21,8 @@ use std::{collections::BTreeMap, fs, time::Duration};
 /// Interval between two checks whether a followed container still runs.
 const STILL_RUNS: Duration = Duration::from_secs(1);
 
-/// Longest wait for output that is still on its way through FIFO and logd after the container has ended.
+/// Longest wait for output that is still on its way through FIFO and logd after the container has
+/// ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Options of `logs`.
@@ -132,8 +133,8 @@ fn is_over(roots: &Roots, target: &Target) -> Result<bool, Error> {
     })
 }
 
-/// The pods that have log files. Of several pods with one name, the one known to the agent owns the name, else the
-/// newest; the others are found by `name.uid`.
+/// The pods that have log files. Of several pods with one name, the one known to the agent owns the
+/// name, else the newest; the others are found by `name.uid`.
 fn with_output(roots: &Roots, known: &[berth_api::view::PodView]) -> Result<Vec<Candidate>, Error> {
     let known_candidates = state::candidates(known);
     let mut newest: BTreeMap<_, (bool, std::time::SystemTime, Candidate)> = BTreeMap::new();
@@ -147,7 +148,8 @@ fn with_output(roots: &Roots, known: &[berth_api::view::PodView]) -> Result<Vec<
             .into_iter()
             .map(|name| (name.to_string(), ids(name.as_str()).unwrap_or_default()))
             .collect();
-        // In the specification's order where that is known, so that the first container is the default.
+        // In the specification's order where that is known, so that the first container is the
+        // default.
         let candidate = Candidate { key: key.clone(), uid: uid.clone(), containers: sorted(containers, of) };
         let modified = fs::metadata(roots.pod_log_dir(&key, &uid)).and_then(|m| m.modified());
         let rank = (of.is_some(), modified.unwrap_or(std::time::UNIX_EPOCH));
@@ -233,7 +235,8 @@ impl Printer {
         }
         let continues = self.open_line == Some(record.stream);
         if !continues && self.open_line.is_some() {
-            // The other stream's line is still open: it is ended here, so that two lines do not mix.
+            // The other stream's line is still open: it is ended here, so that two lines do not
+            // mix.
             self.buffer.push(b'\n');
         }
         if self.timestamps && !continues {

@@ -16,8 +16,8 @@ pub struct PsArgs {
     /// Output format.
     #[arg(short, long, value_enum, default_value = "table")]
     output: PodOutput,
-    /// Only the containers of this pod (namespace/pod), or only this one (namespace/pod/container); less where that is
-    /// unique.
+    /// Only the containers of this pod (namespace/pod), or only this one (namespace/pod/container);
+    /// less where that is unique.
     name: Option<String>,
 }
 

@@ -30,8 +30,8 @@ const NOTICES: usize = 10;
 /// Options of `services`.
 #[derive(Debug, Args)]
 pub struct ServicesArgs {
-    /// Check that the tables are consistent, agree with the Services' names, the node and its pods, that the programs
-    /// use them, and that no Service lacks anything. Exits with 1 where not.
+    /// Check that the tables are consistent, agree with the Services' names, the node and its pods,
+    /// that the programs use them, and that no Service lacks anything. Exits with 1 where not.
     #[arg(long, conflicts_with = "name")]
     check: bool,
     /// Output format.
@@ -81,7 +81,8 @@ async fn check(roots: &Roots, pins: &Pins, output: Output) -> Result<u8, Error> 
     Ok(if found.is_empty() { error::OK } else { error::PROBLEM })
 }
 
-/// Findings of one reading of the tables, programs and names, and the number of Service entries read.
+/// Findings of one reading of the tables, programs and names, and the number of Service entries
+/// read.
 fn findings(roots: &Roots, pins: &Pins, known: &Known) -> Result<(Findings, usize), Error> {
     // Other commands work without the file; for the check its absence is a finding.
     let (file, mut found) = match file::read(roots) {

@@ -19,7 +19,8 @@ use std::net::{IpAddr, SocketAddr};
 /// Options of `trace`.
 #[derive(Debug, Args)]
 pub struct TraceArgs {
-    /// The client: a pod (namespace/pod, or less), its address, `node`, or `outside:ADDRESS[:PORT]`.
+    /// The client: a pod (namespace/pod, or less), its address, `node`, or
+    /// `outside:ADDRESS[:PORT]`.
     src: String,
     /// The destination: address and port, `[address]:port` for IPv6.
     #[arg(value_parser = destination)]
@@ -76,7 +77,8 @@ fn address_kind(datapath: &Datapath, clients: &[(u64, Client)], ip: IpAddr) -> R
     }
 }
 
-/// The device by which the node's packets to this address leave, and whether our egress program is attached to it.
+/// The device by which the node's packets to this address leave, and whether our egress program is
+/// attached to it.
 fn egress_device(pins: &Pins, to: IpAddr) -> Result<Option<(String, bool)>, Error> {
     let failed = || Error::io(format!("ask for the route to {to}"));
     let Some(index) = berth_sys::netlink::route_device(to).map_err(failed())? else { return Ok(None) };

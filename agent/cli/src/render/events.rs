@@ -21,8 +21,8 @@ pub(crate) fn line(e: &EventRecord, now: Wall) -> String {
     plain(&format!("{ago} ago{times}  {}  {}  {}", object(e), e.event.reason, e.event.message))
 }
 
-/// Whether an event is about the Service of this name: `namespace/name`, or `name` in any namespace, with or without the
-/// prefix `service/`.
+/// Whether an event is about the Service of this name: `namespace/name`, or `name` in any
+/// namespace, with or without the prefix `service/`.
 pub(crate) fn is_of_service(e: &EventRecord, name: &str) -> bool {
     let Involved::Service { key, .. } = &e.involved else { return false };
     let name = name.strip_prefix("service/").or(name.strip_prefix("svc/")).unwrap_or(name);
@@ -82,7 +82,8 @@ pub(crate) fn json(events: &[EventRecord]) -> Vec<Value> {
                 "apiVersion": "v1", "kind": "Event",
                 "metadata": {
                     "namespace": key.namespace,
-                    // The nanosecond of the first occurrence makes the name unique among the object's events.
+                    // The nanosecond of the first occurrence makes the name unique among the
+                    // object's events.
                     "name": format!("{}.{:x}", key.name, e.first.0),
                     "creationTimestamp": time::stamp(e.first),
                 },

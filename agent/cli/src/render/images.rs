@@ -1,5 +1,5 @@
-//! Table and JSON of `berth images`. The JSON items have the fields of `v1.Node`'s `status.images`, and the digest and time
-//! besides.
+//! Table and JSON of `berth images`. The JSON items have the fields of `v1.Node`'s `status.images`,
+//! and the digest and time besides.
 
 use crate::{table::Table, time};
 use berth_api::view::ImageView;

@@ -1,4 +1,5 @@
-//! Page of `berth status`: the node's state, then its problems. The JSON has the same facts, with `problems` as a list.
+//! Page of `berth status`: the node's state, then its problems. The JSON has the same facts, with
+//! `problems` as a list.
 
 use super::why;
 use crate::{state::State, table::plain, time, v1};

@@ -1,4 +1,5 @@
-//! Page of `berth bpf`: the eBPF programs, links and maps in the kernel, and the programs' counters.
+//! Page of `berth bpf`: the eBPF programs, links and maps in the kernel, and the programs'
+//! counters.
 
 use crate::table::Table;
 use berth_ebpf_abi::{count, maps};
@@ -10,7 +11,8 @@ use serde_json::{Value, json};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Page {
     pub(crate) pins: String,
-    /// SHA-256 of the object that the pinned programs were loaded from; `None` where the programs are not complete.
+    /// SHA-256 of the object that the pinned programs were loaded from; `None` where the programs
+    /// are not complete.
     pub(crate) object: Option<String>,
     pub(crate) report: Report,
     /// The counters by index; see [`count`].
@@ -114,7 +116,8 @@ impl Page {
         table
     }
 
-    /// The counters with their names. Counters of connections, and counters without a name, are left out where 0.
+    /// The counters with their names. Counters of connections, and counters without a name, are
+    /// left out where 0.
     fn named(&self) -> Vec<(String, u64)> {
         let all = (0_u32..).zip(&self.counters);
         let known = |(index, value): (u32, &u64)| match NAMES.iter().find(|(i, _)| *i == index) {

@@ -1,7 +1,8 @@
-//! `berth services --check`: consistency of the tables with each other, with the names, and with the programs.
+//! `berth services --check`: consistency of the tables with each other, with the names, and with
+//! the programs.
 //!
-//! Each check compares entries of one reading. The agent may write during the reading, so a problem counts only if a
-//! second reading, after replaced chunks are gone, finds it too.
+//! Each check compares entries of one reading. The agent may write during the reading, so a problem
+//! counts only if a second reading, after replaced chunks are gone, finds it too.
 
 use super::{
     family::{Net, socket},
@@ -49,8 +50,9 @@ struct Expected<A> {
     generations: BTreeMap<u32, BTreeSet<u32>>,
     chunks: HashSet<ChunkKey>,
     members: HashSet<MemberKey<A>>,
-    /// The ids that have members, and whether one of their frontends is UDP. Beside the members of the sets such a
-    /// port may have [`SERVING`] members for terminating endpoints, which are in no set.
+    /// The ids that have members, and whether one of their frontends is UDP. Beside the members of
+    /// the sets such a port may have [`SERVING`] members for terminating endpoints, which are in no
+    /// set.
     with_members: HashMap<u32, bool>,
 }
 
@@ -160,8 +162,9 @@ fn members<A: Net>(
     }
 }
 
-/// Checks that each id has a name and each named port its entries. Returns the ids of ports whose frontends are all
-/// owned by other Services; their entries are kept in case a frontend becomes free.
+/// Checks that each id has a name and each named port its entries. Returns the ids of ports whose
+/// frontends are all owned by other Services; their entries are kept in case a frontend becomes
+/// free.
 fn check_names<A: Net>(
     snapshot: &Snapshot<A>,
     ids: &BTreeSet<u32>,
@@ -226,7 +229,8 @@ fn member_text<A: Net>(member: &MemberKey<A>) -> String {
     format!("id {} {} {set}", member.id, socket(member.addr, member.port))
 }
 
-/// Checks the programs: all `wanted` ones are pinned, and each link is live and runs the pinned program.
+/// Checks the programs: all `wanted` ones are pinned, and each link is live and runs the pinned
+/// program.
 pub(crate) fn programs(report: &Report, wanted: &[String]) -> Findings {
     let mut found = Findings::new();
     let id = |name: &str| report.programs.iter().find(|p| p.name == name).map(|p| p.id);

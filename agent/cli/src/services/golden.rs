@@ -1,4 +1,5 @@
-//! Output of the commands about Services for one set of tables, against `tests/golden`, and findings of the check.
+//! Output of the commands about Services for one set of tables, against `tests/golden`, and
+//! findings of the check.
 
 use super::{
     bpf, check,
@@ -83,7 +84,8 @@ fn traces_have_the_golden_output_and_write_nothing() {
     ];
     let (names, mut text) = (names(), String::new());
     for (client, dst, dst_port, udp, passes) in cases {
-        // These maps' random number is always 0: the first backend and the first masqueraded port are chosen.
+        // These maps' random number is always 0: the first backend and the first masqueraded port
+        // are chosen.
         let maps = flows();
         let before = maps.tables.affinity.borrow().clone();
         let query = Query { client, dst: addr(dst), dst_port, udp };

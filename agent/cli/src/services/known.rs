@@ -7,8 +7,8 @@ use berth_ebpf_abi::{Client, maps};
 use berth_ebpf_loader::Datapath;
 use std::net::IpAddr;
 
-/// The node's and the pods' addresses. Empty lists, which are not checked, where neither agent nor status files have
-/// them.
+/// The node's and the pods' addresses. Empty lists, which are not checked, where neither agent nor
+/// status files have them.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     /// The node IPs.
@@ -56,8 +56,8 @@ impl Known {
                 found.insert(format!("{} {ip}: missing, so pod {pod} counts as the node", maps::CLIENT));
             }
         }
-        // A pod without a veth has no entry, nor has any pod of a network without veths. So a missing entry is a problem
-        // only where another pod has one.
+        // A pod without a veth has no entry, nor has any pod of a network without veths. So a
+        // missing entry is a problem only where another pod has one.
         let pods = A::maps(datapath).pod;
         let lacking: Vec<_> = {
             let mut lacking = Vec::new();

@@ -110,7 +110,8 @@ fn word(local: bool) -> &'static str {
 /// The Service ports that use a backend.
 #[derive(Debug, Clone, Default)]
 struct Uses {
-    /// Names of Service ports, each with whether the backend is in the cluster set and in the local set.
+    /// Names of Service ports, each with whether the backend is in the cluster set and in the local
+    /// set.
     of: BTreeMap<String, [bool; 2]>,
 }
 

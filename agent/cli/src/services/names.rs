@@ -63,7 +63,8 @@ impl Names {
         self.ports.values()
     }
 
-    /// The name of a Service port, `namespace/service` or `namespace/service:port`; `(id n)` without a name.
+    /// The name of a Service port, `namespace/service` or `namespace/service:port`; `(id n)`
+    /// without a name.
     pub(crate) fn service_port(&self, v6: bool, id: u32) -> String {
         match self.port(v6, id) {
             Some(named) if named.port.is_empty() => named.service.to_string(),
@@ -77,7 +78,8 @@ impl Names {
         self.port(v6, id).map_or_else(|| format!("(id {id})"), |named| named.service.to_string())
     }
 
-    /// The pod with this address as its own. A running pod wins over an ended one, whose address may have been reused.
+    /// The pod with this address as its own. A running pod wins over an ended one, whose address
+    /// may have been reused.
     pub(crate) fn pod(&self, ip: IpAddr) -> Option<&str> {
         let own = || self.pods.get(&ip).into_iter().flatten().filter(|p| !p.host_network);
         own().find(|p| !p.ended).or_else(|| own().next()).map(|p| p.key.as_str())
@@ -99,8 +101,9 @@ impl Names {
         self.behind(endpoint.at, endpoint.host_network())
     }
 
-    /// The Service ports that a name selects; all without a name. A name is `namespace/service`, `service` (looked up in
-    /// `default` first, then in all namespaces, then as a prefix), an address, or an address and port.
+    /// The Service ports that a name selects; all without a name. A name is `namespace/service`,
+    /// `service` (looked up in `default` first, then in all namespaces, then as a prefix), an
+    /// address, or an address and port.
     pub(crate) fn select(&self, ports: Vec<Port>, name: Option<&str>) -> Result<Vec<Port>, Error> {
         let Some(name) = name else { return Ok(ports) };
         let address = name.parse::<IpAddr>().map(|ip| (ip, None));

@@ -1,5 +1,5 @@
-//! The decision core's tables over the pinned maps, read-only: writes do nothing. The trace around them records what would
-//! be written.
+//! The decision core's tables over the pinned maps, read-only: writes do nothing. The trace around
+//! them records what would be written.
 
 use super::family::{Net, by_class};
 use berth_ebpf_abi::{

@@ -21,7 +21,8 @@ pub(crate) struct Snapshot<A> {
 }
 
 impl<A: Net> Snapshot<A> {
-    /// Reads the tables. Service entries come first: chunks that are replaced meanwhile stay for a moment.
+    /// Reads the tables. Service entries come first: chunks that are replaced meanwhile stay for a
+    /// moment.
     pub(crate) fn read(datapath: &Datapath) -> Result<Snapshot<A>, Error> {
         let maps = A::maps(datapath);
         Ok(Snapshot {
@@ -70,7 +71,8 @@ impl<A: Net> Snapshot<A> {
     }
 }
 
-/// The keys of a set's chunks, each with its number of backends. Empty where the backends are inline.
+/// The keys of a set's chunks, each with its number of backends. Empty where the backends are
+/// inline.
 pub(crate) fn chunk_keys<A>(value: &Service<A>, set: Set) -> impl Iterator<Item = (ChunkKey, usize)> {
     let [cluster, local] = value.counts.map(usize::from);
     let (id, generation) = (value.id, value.generation);
@@ -142,7 +144,8 @@ impl Frontend {
         self.flags & frontend::EXTERNAL != 0
     }
 
-    /// The ADDRESS column: address, port and protocol; a NodePort as `*:port`, of IPv6 as `[*]:port`.
+    /// The ADDRESS column: address, port and protocol; a NodePort as `*:port`, of IPv6 as
+    /// `[*]:port`.
     pub(crate) fn address(&self) -> String {
         match self.kind() {
             FrontendKind::NodePort if self.at.is_ipv6() => {
@@ -229,7 +232,8 @@ impl Port {
         }
     }
 
-    /// The number of backends on this node, counted in both sets: the local set is empty without a policy that needs it.
+    /// The number of backends on this node, counted in both sets: the local set is empty without a
+    /// policy that needs it.
     pub(crate) fn on_this_node(&self) -> usize {
         let local: BTreeSet<&Endpoint> =
             self.cluster.iter().chain(&self.local).filter(|e| e.local()).collect();

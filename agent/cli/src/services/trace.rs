@@ -1,7 +1,8 @@
 //! `berth trace`: runs the decision core over the pinned maps for one connection or datagram.
 //!
-//! For a socket of a pod or of the node the decision is the one at its call. For clients outside, and for pods whose
-//! sockets have no hooks, it is the one for the first packet. Nothing is written to the maps.
+//! For a socket of a pod or of the node the decision is the one at its call. For clients outside,
+//! and for pods whose sockets have no hooks, it is the one for the first packet. Nothing is written
+//! to the maps.
 
 mod page;
 mod source;
@@ -74,7 +75,8 @@ pub(crate) struct Egress {
 /// The decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End<A> {
-    /// The verdict at the socket's call, and, where that passes, the device by which its packets leave the node.
+    /// The verdict at the socket's call, and, where that passes, the device by which its packets
+    /// leave the node.
     Socket(Verdict<A>, Option<Egress>),
     /// The verdict for the first packet: as it was sent, and, where translated, what it becomes.
     Packet { hook: Hook, sent: Tuple<A>, verdict: flow::Verdict, to: Tuple<A> },
@@ -146,8 +148,8 @@ fn packet<A: Net, M: FlowMaps<A> + Sockets<A>>(
     End::Packet { hook, sent, verdict, to: *context.to() }
 }
 
-/// [`run`] over the pinned maps. `now_s`: CLOCK_MONOTONIC in seconds. `egress_device`: the device by which the node's
-/// packets leave, and whether our egress program is attached to it.
+/// [`run`] over the pinned maps. `now_s`: CLOCK_MONOTONIC in seconds. `egress_device`: the device
+/// by which the node's packets leave, and whether our egress program is attached to it.
 pub(crate) fn pinned<A: Net>(
     datapath: &Datapath,
     now_s: u32,

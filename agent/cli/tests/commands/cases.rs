@@ -332,14 +332,16 @@ fn terminal() {
     let pty = openpty(Some(&size), None).unwrap();
     let echoes = || tcgetattr(&pty.slave).unwrap().local_flags.contains(LocalFlags::ECHO);
     assert!(echoes());
-    // The agent does not answer: what the command does before it is told to go on is seen at leisure.
+    // The agent does not answer: what the command does before it is told to go on is seen at
+    // leisure.
     let held = node.sizes.lock().unwrap();
     let mut child = node
         .command(&["exec", "-it", "web", "--", "sh", "-c", "read line; echo got $line; exit 3"])
         .stdin(Stdio::from(pty.slave.try_clone().unwrap()))
         .spawn()
         .unwrap();
-    // Otherwise a change between the size that it tells and the first that it hears of would be lost.
+    // Otherwise a change between the size that it tells and the first that it hears of would be
+    // lost.
     until("it listens for changes of the size", || catches(child.id(), SIGWINCH));
     drop(held);
     until("the terminal is raw", || !echoes());

@@ -220,7 +220,8 @@ fn kernel() {
     node.run(&["trace", "node", "10.96.0.1:81"]).is(1, "refused: ECONNREFUSED", dead);
     let none = "refused: EHOSTUNREACH, for the address lies in a Service range and is no Service's";
     node.run(&["trace", "node", "10.96.0.2:80"]).is(1, none, dead);
-    // The socket hook lets it go on; what becomes of it is up to the device, by the machine's own routes.
+    // The socket hook lets it go on; what becomes of it is up to the device, by the machine's own
+    // routes.
     let gone = node.run(&["trace", "node", "192.0.2.77:80"]);
     assert!(gone.out.contains("no Service is meant"), "{gone:?}");
     let route = berth_sys::netlink::route_device("192.0.2.77".parse().unwrap()).unwrap();

@@ -1,4 +1,5 @@
-//! One connection of the local socket: a task that ends when the client leaves, sends malformed bytes, or the server ends.
+//! One connection of the local socket: a task that ends when the client leaves, sends malformed
+//! bytes, or the server ends.
 
 use super::watch_cache::{Change, Interest, WatchCache};
 use crate::{ApiError, Backend, ExecSession};
@@ -20,7 +21,8 @@ use tokio::{
 /// Deadline for a client's greeting.
 const GREETING: Duration = Duration::from_secs(5);
 
-/// Deadline for a client to read a message. A watcher that reads nothing for so long is disconnected.
+/// Deadline for a client to read a message. A watcher that reads nothing for so long is
+/// disconnected.
 const READING: Duration = Duration::from_secs(60);
 
 /// Deadline for a client to open its ends of the FIFOs.

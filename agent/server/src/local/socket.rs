@@ -1,7 +1,7 @@
 //! The listening socket, and one task per connection.
 //!
-//! Only root may connect: the socket has mode 0660 and belongs to root's group. An existing socket at the path is
-//! replaced: the node's lock, not the socket, keeps a second agent away.
+//! Only root may connect: the socket has mode 0660 and belongs to root's group. An existing socket
+//! at the path is replaced: the node's lock, not the socket, keeps a second agent away.
 
 use super::{connection, watch_cache::WatchCache};
 use crate::{Backend, Error};
@@ -18,15 +18,16 @@ const CONNECTIONS: usize = 128;
 /// Pause after a failed accept, which may be for want of file descriptors.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
-/// Listens on the path; to be called within a Tokio runtime. The caller holds the node's lock, so that an existing socket
-/// is from a dead agent. A successful connect to it would prove nothing: a child that the dead agent was starting
-/// inherits the listening descriptor until its exec.
+/// Listens on the path; to be called within a Tokio runtime. The caller holds the node's lock, so
+/// that an existing socket is from a dead agent. A successful connect to it would prove nothing: a
+/// child that the dead agent was starting inherits the listening descriptor until its exec.
 ///
 /// # Errors
 /// The socket cannot be made or moved to its path.
 pub fn bind(path: &Path) -> Result<UnixListener, Error> {
     let failed = |source| Error::Listen { path: path.to_owned(), source };
-    // Bound under another name and moved once its mode is set, so that no client finds it with the umask's mode.
+    // Bound under another name and moved once its mode is set, so that no client finds it with the
+    // umask's mode.
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let temporary = path.with_file_name(name);

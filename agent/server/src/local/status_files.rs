@@ -1,7 +1,8 @@
 //! Status files: the published pods on disk, for commands while no agent runs.
 //!
-//! Owns one task, a watcher of the cache. The task gathers a burst of changes and writes on a blocking thread. A file that
-//! cannot be written is logged and tried again at the pod's next change.
+//! Owns one task, a watcher of the cache. The task gathers a burst of changes and writes on a
+//! blocking thread. A file that cannot be written is logged and tried again at the pod's next
+//! change.
 
 use super::watch_cache::{Change, Interest, Subscription, WatchCache};
 use crate::Error;
@@ -16,13 +17,15 @@ const SETTLE: Duration = Duration::from_millis(5);
 /// Mode of the files: readable by root and its group, as the socket is.
 const MODE: u32 = 0o640;
 
-/// Makes the directory. Files of an earlier agent stay until their pods are published again, or until [`cleanup`].
+/// Makes the directory. Files of an earlier agent stay until their pods are published again, or
+/// until [`cleanup`].
 pub fn prepare(roots: &Roots) -> Result<(), Error> {
     let dir = roots.status_dir();
     fs::create_dir_all(&dir).map_err(|source| Error::StatusFiles { path: dir, source })
 }
 
-/// Writes the files of changed pods until `stop` is sent or its sender dropped; changes up to then are written.
+/// Writes the files of changed pods until `stop` is sent or its sender dropped; changes up to then
+/// are written.
 pub async fn keep(cache: WatchCache, roots: Roots, mut stop: oneshot::Receiver<()>) {
     let changes = cache.subscribe(Interest::PodsAndEvents);
     let mut last = false;
@@ -93,8 +96,8 @@ pub fn write_node(roots: &Roots, view: &NodeView) -> Result<(), Error> {
     berth_sys::fs::write_atomic(&path, &text, MODE).map_err(|e| failed(io::Error::other(e)))
 }
 
-/// Removes the files of pods that are not published. To be called once every source has listed its pods and the runtime
-/// its containers. Blocks on the file system.
+/// Removes the files of pods that are not published. To be called once every source has listed its
+/// pods and the runtime its containers. Blocks on the file system.
 pub fn cleanup(cache: &WatchCache, roots: &Roots) -> Result<(), Error> {
     let dir = roots.status_dir();
     let failed = |source| Error::StatusFiles { path: dir.clone(), source };

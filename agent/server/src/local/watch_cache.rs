@@ -1,8 +1,9 @@
 //! Watch cache: the published pods and their events, with subscriptions to changes.
 //!
-//! A subscription queues which pods changed, not how, so that a slow reader finds each pod once, in its latest state. Its
-//! queue holds each pod at most once, and at most [`QUEUE`] in all; beyond that the reader gets [`Change::Resync`].
-//! A pod's JSON is encoded at most once per change, when it is first needed.
+//! A subscription queues which pods changed, not how, so that a slow reader finds each pod once, in
+//! its latest state. Its queue holds each pod at most once, and at most [`QUEUE`] in all; beyond
+//! that the reader gets [`Change::Resync`]. A pod's JSON is encoded at most once per change, when
+//! it is first needed.
 
 use berth_api::{
     Error,
@@ -158,7 +159,8 @@ impl WatchCache {
         last
     }
 
-    /// Subscribes to changes from now on. Subscribe first and read the state after that, so that no change is missed.
+    /// Subscribes to changes from now on. Subscribe first and read the state after that, so that no
+    /// change is missed.
     pub fn subscribe(&self, interest: Interest) -> Subscription {
         let subscriber = Arc::new(Subscriber { interest, queue: Mutex::default(), wake: Notify::new() });
         lock(&self.0).subscribers.push(Arc::downgrade(&subscriber));

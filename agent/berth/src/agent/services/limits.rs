@@ -14,8 +14,8 @@ pub(crate) struct Limits {
     pub(crate) backends: Option<u32>,
     /// Clients with session affinity.
     pub(crate) affinity: Option<u32>,
-    /// Established TCP connections that are translated packet by packet. The capacities of the other classes keep their
-    /// defaults' proportion to it.
+    /// Established TCP connections that are translated packet by packet. The capacities of the
+    /// other classes keep their defaults' proportion to it.
     pub(crate) connections: Option<u32>,
 }
 
@@ -70,7 +70,8 @@ mod tests {
         assert_eq!((sizes.assured, sizes.unassured, sizes.udp), ([64, 32], [16, 8], [24, 12]));
     }
 
-    /// Each flow needs a port of its own where all of them go to one backend with one masquerade address.
+    /// Each flow needs a port of its own where all of them go to one backend with one masquerade
+    /// address.
     #[test]
     fn capacities_of_unassured_flows_leave_masquerade_ports_to_a_backend() {
         let ports = u32::try_from(SERVICE_MASQUERADE_PORTS.count()).unwrap();

@@ -1,4 +1,5 @@
-//! The steps of a trace: each map lookup of the decision with its key, the entry found and its meaning.
+//! The steps of a trace: each map lookup of the decision with its key, the entry found and its
+//! meaning.
 
 use super::{QueryClient, page::Page};
 use crate::services::{
