@@ -39,8 +39,8 @@ pub(super) struct AgentInputs {
     pub(super) status: Arc<StatusManager>,
     pub(super) latest: Latest,
     pub(super) executor: Arc<NodeExecutor>,
-    /// What the engine was told of the sources.
-    pub(super) told: Vec<Arc<Snapshot>>,
+    /// The snapshots of the sources at the engine's last question for changes.
+    pub(super) reported: Vec<Arc<Snapshot>>,
     /// Publisher of the DNS zone, opened with the first zone.
     pub(super) publisher: Option<Publisher>,
     pub(super) health: ServicesHealth,
@@ -58,7 +58,7 @@ impl ServiceInputs for AgentInputs {
         let mut edits = Edits { listed: latest.iter().all(|s| s.listed), ..Edits::default() };
         let nothing = Arc::new(Snapshot::default());
         for (source, now) in latest.iter().enumerate() {
-            let before = self.told.get(source).unwrap_or(&nothing);
+            let before = self.reported.get(source).unwrap_or(&nothing);
             if Arc::ptr_eq(before, now) {
                 continue;
             }
@@ -72,7 +72,7 @@ impl ServiceInputs for AgentInputs {
             let gone = slices.gone.iter().map(|s| s.key().clone()).collect();
             edits.slices.push(Edit { source, gone, now: slices.now });
         }
-        self.told = latest;
+        self.reported = latest;
         edits
     }
 

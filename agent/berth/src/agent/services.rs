@@ -143,7 +143,7 @@ fn spawn(config: ServicesConfig, inputs: EngineInputs) -> std::io::Result<Sender
             status,
             latest,
             executor,
-            told: Vec::new(),
+            reported: Vec::new(),
             publisher: None,
             health,
         };

@@ -211,7 +211,7 @@ struct HostExec {
     spec: ExecSpec,
     paths: ExecPaths,
     held: Vec<File>,
-    /// A shim keeps the input open until it is told that it ended.
+    /// The command's input; a shim keeps it open until the client's input ends.
     input: Option<File>,
     child: Option<tokio::process::Child>,
     sizes: Arc<Mutex<Vec<Size>>>,

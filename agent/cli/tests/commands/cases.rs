@@ -332,22 +332,20 @@ fn terminal() {
     let pty = openpty(Some(&size), None).unwrap();
     let echoes = || tcgetattr(&pty.slave).unwrap().local_flags.contains(LocalFlags::ECHO);
     assert!(echoes());
-    // The agent does not answer: what the command does before it is told to go on is seen at
-    // leisure.
+    // The held lock delays the agent's answer, so that the command stays in its first step.
     let held = node.sizes.lock().unwrap();
     let mut child = node
         .command(&["exec", "-it", "web", "--", "sh", "-c", "read line; echo got $line; exit 3"])
         .stdin(Stdio::from(pty.slave.try_clone().unwrap()))
         .spawn()
         .unwrap();
-    // Otherwise a change between the size that it tells and the first that it hears of would be
-    // lost.
+    // The handler must be installed before the size is sent, or a change in between would be lost.
     until("it listens for changes of the size", || catches(child.id(), SIGWINCH));
     drop(held);
     until("the terminal is raw", || !echoes());
     assert_eq!(*node.sizes.lock().unwrap(), [Size { width: 100, height: 40 }]);
     set_size(&pty.master, 80, 24);
-    // It has no controlling terminal here, so the kernel does not tell it.
+    // The terminal is not the command's controlling one, so the kernel sends no SIGWINCH.
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
     nix::sys::signal::kill(pid, SIGWINCH).unwrap();
     until("the new size is told", || node.sizes.lock().unwrap().contains(&Size { width: 80, height: 24 }));
