@@ -7,6 +7,7 @@ mod arrows;
 mod bench;
 mod cargo;
 mod demo;
+mod docs;
 mod ebpf;
 mod out;
 mod setup;

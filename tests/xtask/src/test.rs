@@ -29,7 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only this suite: fmt, clippy, deny, ebpf, arrows, crates, plan (a million histories), mutations (a hundred thousand
+    /// Only this suite: fmt, clippy, deny, ebpf, arrows, docs, crates, plan (a million histories), mutations (a hundred thousand
     /// of each kind of input), services (five minutes of churn, two nodes), node (all of them), or one of the node's:
     /// demo, lifecycle, output, kill, parity; or vm (Debian in a VM). A suite that is asked for by name runs in full.
     #[arg(long, value_name = "NAME")]
@@ -72,6 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Some("deny") => run.deny()?,
         Some("ebpf") => run.object()?,
         Some("arrows") => run.step("arrows", || crate::arrows::check().map(|()| true))?,
+        Some("docs") => run.step("docs", || crate::docs::check().map(|()| true))?,
         Some("crates") => run.crates()?,
         Some("plan") => run.plan()?,
         Some("mutations") => run.mutations()?,
@@ -89,6 +90,7 @@ impl Run {
         self.fmt()?;
         self.deny()?;
         self.step("arrows", || crate::arrows::check().map(|()| true))?;
+        self.step("docs", || crate::docs::check().map(|()| true))?;
         self.clippy()?;
         self.object()?;
         // All at once: a crate of its own gets its dependencies with fewer features, which is to say built once more.
