@@ -1,5 +1,5 @@
-//! Whether a node takes a pod on: asked once, before anything of it is made. Pure. A pod that is refused has failed for
-//! good; what made room later is for another pod (`pkg/kubelet/lifecycle/predicate.go`).
+//! Admission: whether a node takes a pod on. Asked once, before anything of it is made. Pure. A pod that is rejected has
+//! failed for good; room that is made later is for another pod (`pkg/kubelet/lifecycle/predicate.go`).
 
 use crate::{
     model::{ContainerPort, NodeLabels, Pod, Protocol, ResourceList},

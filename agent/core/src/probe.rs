@@ -1,4 +1,4 @@
-//! One probe of one container as a state machine: when to ask, and what the answers so far amount to.
+//! Probe scheduling: when one probe of one container is asked next, and what its answers so far amount to.
 //!
 //! Owns the schedule and the counting; asking is the shell's. The caller keeps a [`ProbeState`] per container run and
 //! probe, hands every event to [`step`] and does what it says: asks, or comes back with a tick at the time given.

@@ -1,4 +1,4 @@
-//! Import of image archives through containerd's transfer service: the file is streamed to the daemon, which unpacks
+//! Image import: archives go through containerd's transfer service. The file is streamed to the daemon, which unpacks it
 //! it for the node's snapshotter. OCI layouts and docker archives, plain or compressed, are told apart by the daemon.
 //!
 //! Two streams belong to one import, under ids that are never used twice: the data, sent only inside the window that

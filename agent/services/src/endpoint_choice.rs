@@ -1,5 +1,5 @@
-//! Which endpoints count, by kube-proxy's rules (`pkg/proxy/topology.go` and `endpointslicecache.go` of 1.36), held by a
-//! truth table that its own code made.
+//! Endpoint selection: which endpoints a Service port uses on this node, by kube-proxy's rules
+//! (`pkg/proxy/topology.go` and `endpointslicecache.go` of 1.36), held by a truth table that its own code made.
 
 use crate::{Net, NodeFacts};
 use berth_core::model::{Endpoint, EndpointSlice, Protocol};

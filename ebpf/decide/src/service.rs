@@ -1,4 +1,4 @@
-//! Which backend, if any, a client of a Service gets.
+//! Which backend, if any, a client of a Service gets; session affinity.
 
 use crate::{Family, Header, Maps};
 use berth_ebpf_abi::{

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -53,6 +53,9 @@ pub(crate) fn check() -> Result<()> {
     }
     let manifest = fs::read_to_string(root.join("Cargo.toml")).context("read Cargo.toml")?;
     wrong.extend(dependencies(&manifest, &architecture));
+    let contributing = fs::read_to_string(root.join("CONTRIBUTING.md")).context("read CONTRIBUTING.md")?;
+    let heads = known.heads(&root)?;
+    wrong.extend(words(&contributing, &heads));
     if wrong.is_empty() { Ok(()) } else { bail!("{}", wrong.join("\n")) }
 }
 
@@ -97,6 +100,18 @@ impl Known {
         Ok(known)
     }
 
+    /// The first paragraph of each module's page, on one line and in lower case.
+    fn heads(&self, root: &Path) -> Result<BTreeMap<PathBuf, String>> {
+        let mut heads = BTreeMap::new();
+        for path in self.paths.iter().filter(|p| p.extension().is_some_and(|e| e == "rs")) {
+            let text =
+                fs::read_to_string(root.join(path)).with_context(|| format!("read {}", path.display()))?;
+            let head = text.lines().map_while(|line| line.strip_prefix("//! ")).collect::<Vec<_>>().join(" ");
+            heads.insert(path.clone(), head.to_lowercase());
+        }
+        Ok(heads)
+    }
+
     /// What a document in that folder names and is not there, with the line's number from 1.
     fn wrong(&self, folder: &Path, text: &str) -> Vec<(usize, String)> {
         let mut wrong = Vec::new();
@@ -132,7 +147,9 @@ impl Known {
         let is_file = FILES.iter().any(|ending| file.ends_with(ending))
             && file.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c))
             && !file.starts_with('/')
-            && !file.starts_with('.');
+            && !file.starts_with('.')
+            // A name that stands for any module.
+            && !file.starts_with("foo");
         if is_file && file.ends_with(".rs") && !self.has(folder, file) {
             return Some(format!("file {file}, which is not there"));
         }
@@ -158,6 +175,32 @@ impl Known {
             || self.paths.contains(target)
             || self.paths.iter().any(|path| path.ends_with(target))
     }
+}
+
+/// Words of the section "Where to find it" that do not lead to their one module.
+fn words(page: &str, heads: &BTreeMap<PathBuf, String>) -> Vec<String> {
+    let section = page.split("## Where to find it").nth(1).unwrap_or_default();
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | `"));
+    let mut wrong = Vec::new();
+    let mut any = false;
+    for (word, module) in rows {
+        any = true;
+        let module = Path::new(module.trim_end_matches([' ', '|', '`']));
+        let sought = word.to_lowercase();
+        let found: Vec<_> =
+            heads.iter().filter(|(_, head)| head.contains(&sought)).map(|(path, _)| path).collect();
+        if found != [module] {
+            wrong.push(format!(
+                "\"{word}\" should lead to {} alone, and stands in {found:?}",
+                module.display()
+            ));
+        }
+    }
+    if !any {
+        wrong.push("CONTRIBUTING.md has no list \"Where to find it\"".to_owned());
+    }
+    wrong
 }
 
 /// Dependencies of the workspace that the page gives no reason for, and reasons for what is no dependency.
@@ -238,6 +281,19 @@ mod tests {
         let text = "[up](../README.md#top) [far](https://x.test/y.md) `agent/core/src/plan.rs` `core/src/plan.rs: a_test`\n\
                     `cargo test -p berth-core --test kill` --suite kill `berth agent --suite=x`";
         assert_eq!(known().wrong(Path::new("agent"), text), []);
+    }
+
+    #[test]
+    fn a_word_leads_to_one_module() {
+        let heads = |two: &str| {
+            [("a.rs", "back-off: of containers"), ("b.rs", two)]
+                .map(|(path, head)| (PathBuf::from(path), head.to_owned()))
+                .into()
+        };
+        let page = "## Where to find it\n| Word | Module |\n| --- | --- |\n| back-off | `a.rs` |\n";
+        assert_eq!(words(page, &heads("something else")), Vec::<String>::new());
+        assert_eq!(words(page, &heads("the crash back-off")).len(), 1);
+        assert_eq!(words("", &heads("")).len(), 1, "a page without the list");
     }
 
     #[test]

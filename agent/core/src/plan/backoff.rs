@@ -1,4 +1,4 @@
-//! Waiting between tries: the crash back-off of containers and the one of failed actions.
+//! Back-off: the crash back-off of containers and the one of failed actions.
 
 use super::Action;
 use crate::time::Boottime;

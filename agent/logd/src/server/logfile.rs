@@ -1,5 +1,5 @@
-//! One container's output file: whole records are appended, the file is rotated before it would grow too large, and
-//! a disk that takes no more costs records but blocks nobody.
+//! Log rotation: one container's output file. Whole records are appended, the file is rotated before it would grow
+//! too large, and a full disk costs records but blocks nobody.
 //!
 //! Invariants: no record is cut over two files; no file is larger than the limit unless one record is. While writing
 //! fails, records are counted and dropped; a record that was written half is ended first once writing works again,

@@ -1,4 +1,4 @@
-//! A pod's sandbox: cgroup, pinned namespaces, network, pause.
+//! Sandbox creation and teardown: a pod's cgroup, pinned namespaces, network and pause process.
 //!
 //! Made in that order and taken down in the reverse one. A record on the tmpfs says how far it came: it is written
 //! before the first step and completed after the last; what is found without being complete is finished backwards.

@@ -1,4 +1,4 @@
-//! What a worker keeps to be looked at, and tells: the last actions and decisions, events, the pod's state.
+//! Status publishing: a worker's status, events and last actions go to the status manager when they change.
 
 use super::{RunningAction, Worker};
 use crate::{

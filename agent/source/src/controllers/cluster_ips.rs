@@ -1,4 +1,5 @@
-//! Addresses and node ports for Services whose manifest gives none: what an API server does on a cluster.
+//! ClusterIP allocation: addresses and node ports for Services whose manifest gives none, which is what an API server
+//! does on a cluster.
 //!
 //! An address is a function of the Service's name as far as it is free, and what was once given is written down before
 //! it is shown: it stays while the Service stays, over restarts and whatever else comes. What manifests name
