@@ -7,6 +7,8 @@
 //! nothing of the first is left; a worker that panics is started again from what the world shows, and no other pod
 //! notices; nobody works on a pod while its leftovers are cleaned away.
 
+mod cleanup;
+
 use crate::{
     executor::{Executor, PodSnapshot},
     names::Names,
@@ -24,6 +26,7 @@ use berth_core::{
     time::Boottime,
     unsupported::unsupported,
 };
+use cleanup::{CLEANUP_PERIOD, CLEANUP_RETRY};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
@@ -41,10 +44,6 @@ use tokio::{
 const AFTER_PANIC: Duration = Duration::from_secs(5);
 /// The longest such rest.
 const LONGEST_REST: Duration = Duration::from_secs(300);
-/// When leftovers that could not be listed or removed are tried again.
-const CLEANUP_RETRY: Duration = Duration::from_secs(120);
-/// When what pods left is looked for again. Every pod clears up after itself, and this is for what it could not know of.
-const CLEANUP_PERIOD: Duration = Duration::from_secs(300);
 /// A list of the node that is older than this is not what a worker begins with: it looks for itself.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -565,58 +564,5 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         }
         let end = live.ending.then_some(live.pod.grace_seconds);
         self.start(live.pod, end);
-    }
-
-    /// The pods that somebody knows: wanted, at work, or not to be touched.
-    fn known(&self) -> BTreeSet<PodUid> {
-        let all = self.workers.keys().chain(self.desired.pods.keys()).chain(&self.unreadable);
-        all.chain(self.found.keys()).chain(self.stored.keys()).cloned().collect()
-    }
-
-    /// Sees to what is left of pods that nobody knows: after a reboot, or a death between the last steps; and now and
-    /// then.
-    fn cleanup_orphans(&mut self) {
-        if !(self.desired.listed && self.runtime_answers && self.cleanup == CleanupState::Due) {
-            return;
-        }
-        self.cleanup = CleanupState::Busy;
-        self.clean_failed = false;
-        let (executor, known) = (Arc::clone(&self.executor), self.known());
-        self.spawn(
-            ManagerTask::ListOrphans,
-            async move { Outcome::Listed(executor.orphaned_pods(known).await) },
-        );
-    }
-
-    fn cleanup_each(&mut self, left: BTreeSet<PodUid>) {
-        // Somebody may have come to know it since.
-        let known = self.known();
-        for uid in left.difference(&known) {
-            self.cleaned.insert(uid.clone());
-            let (executor, name) = (Arc::clone(&self.executor), uid.clone());
-            self.spawn(ManagerTask::CleanupPod(uid.clone()), async move {
-                Outcome::Cleaned(executor.cleanup_pod(&name).await)
-            });
-        }
-        match (self.cleaned.is_empty(), self.swept) {
-            (true, true) => self.cleanup_later(CLEANUP_PERIOD),
-            (true, false) => self.cleanup_node(),
-            (false, _) => {}
-        }
-    }
-
-    fn cleanup_node(&mut self) {
-        let (executor, known) = (Arc::clone(&self.executor), self.known());
-        self.spawn(ManagerTask::CleanupNode, async move {
-            executor.cleanup_node(known).await;
-            Outcome::Done
-        });
-    }
-
-    fn cleanup_later(&mut self, rest: Duration) {
-        self.spawn(ManagerTask::CleanupWait, async move {
-            tokio::time::sleep(rest).await;
-            Outcome::Done
-        });
     }
 }
