@@ -1,6 +1,7 @@
-//! What draining costs: CPU for each megabyte at container-like rates, the most that goes through, memory.
+//! Cost of draining: CPU for each megabyte at rates of containers, the highest throughput, memory.
 //!
-//! Every line is `name value unit`. CPU is logd's own, user and system, without the writer's.
+//! Every line is `name value unit`. The CPU time is logd's own, user and system, without the
+//! writer's.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,11 +28,11 @@ fn lines(bytes: usize, length: usize) -> Vec<u8> {
     line.repeat(bytes.div_ceil(length)).into_bytes()
 }
 
-/// One container that writes pieces of this size at this rate (0: as fast as it goes).
+/// One container that writes pieces of this size at this rate (0: as fast as possible).
 async fn one(name: &str, max_size: u64, line: usize, piece: usize, rate: usize, total: usize) {
     let node = Node { max_size, ..Node::new() };
     let _state = Tmpfs::mount(node.roots.runtime_state.clone(), 64 * MB);
-    // As on a real node; what is written to a disk there costs that disk's time.
+    // The directory is on a tmpfs, as on a real node. Writes to a disk would cost that disk's time.
     let _state = Tmpfs::mount(node.roots.runtime_state.clone(), 64 * MB);
     let logd = node.start().await;
     let client = node.client();
@@ -69,7 +70,7 @@ async fn one(name: &str, max_size: u64, line: usize, piece: usize, rate: usize, 
 
 async fn hundred() {
     let node = Node::new();
-    // As on a real node; what is written to a disk there costs that disk's time.
+    // The directory is on a tmpfs, as on a real node. Writes to a disk would cost that disk's time.
     let _state = Tmpfs::mount(node.roots.runtime_state.clone(), 64 * MB);
     let logd = node.start().await;
     println!("streams_0_rss {} kB", logd.rss());
@@ -84,7 +85,7 @@ async fn hundred() {
     let cpu = logd.cpu();
     tokio::time::sleep(Duration::from_secs(2)).await;
     println!("streams_100_idle_cpu {:.3} ms in 2 s", (logd.cpu() - cpu).as_secs_f64() * 1000.0);
-    // Each a line a second, and begun lines.
+    // Each container writes a line a second, and unfinished lines.
     for round in 0..3 {
         for shim in &mut shims {
             write!(shim.out, "line {round}\nbegun").unwrap();

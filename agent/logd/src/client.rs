@@ -1,10 +1,12 @@
-//! The agent's side of logd's socket.
+//! The agent's client of logd's socket.
 //!
-//! Owns: one connection, used by one request at a time, made anew when it breaks; and, for each registered stream,
-//! both ends of its FIFOs, so that their content outlives logd and the shim together.
+//! `Client` owns one connection, used by one request at a time and reopened when it breaks, and
+//! both ends of the FIFOs of each registered stream, so that their content survives the end of logd
+//! and of the shim together.
 //!
-//! Every request has a deadline of [`DEADLINE`]; within it, a broken connection is made anew and the request is sent
-//! again, which is safe because each request says what shall be, not what to change. No task is spawned.
+//! Every request has a deadline of [`DEADLINE`]. Within the deadline a broken connection is
+//! reopened and the request is sent again. That is safe because each request states the wanted
+//! result and not a change. No task is spawned.
 
 use crate::{
     error::Error,
@@ -31,16 +33,17 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-/// How long a request may take, reconnecting included.
+/// Deadline of a request, reconnecting included.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
-/// One try of a request: a logd that is stopped must not use up the whole deadline of one that replaces it.
+/// Deadline of one try of a request. A stopped logd must not use up the whole deadline, because
+/// another logd may replace it.
 const TRY: Duration = Duration::from_secs(3);
 
-/// How long until the next try.
+/// Pause between two tries.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Talks to logd.
+/// Client of logd.
 #[derive(Debug)]
 pub struct Client {
     socket: PathBuf,
@@ -61,17 +64,18 @@ struct Conn {
 }
 
 impl Client {
-    /// For the logd behind this socket. Connects when first used.
+    /// Returns a client of the logd that listens on `socket`. The first request connects.
     pub fn new(socket: PathBuf) -> Client {
         Client { socket, conn: Mutex::new(None), held: StdMutex::default() }
     }
 
-    /// The socket.
+    /// Path of the socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Asks who is there, once and with this deadline: for finding out whether anybody is.
+    /// Asks for the running logd's version and process id, once and with this deadline. For finding
+    /// out whether a logd runs.
     pub async fn ping_within(&self, within: Duration) -> Result<Hello, Error> {
         match self.ask(Request::Hello, within, false).await? {
             Reply::Hello(hello) => Ok(hello),
@@ -79,7 +83,7 @@ impl Client {
         }
     }
 
-    /// Asks who is there.
+    /// Asks for the running logd's version and process id.
     pub async fn ping(&self) -> Result<Hello, Error> {
         match self.ask(Request::Hello, DEADLINE, true).await? {
             Reply::Hello(hello) => Ok(hello),
@@ -87,9 +91,9 @@ impl Client {
         }
     }
 
-    /// Makes the FIFOs of a container and has logd hold and read them; makes its log file and link. Must be complete
-    /// before the task is created. Done again for the same container, it answers the same; for another specification
-    /// under the same id it fails.
+    /// Registers a container's output: logd creates the FIFOs, holds and reads them, and creates
+    /// the log file and its link. Must be complete before the task is created. Repeated for the
+    /// same container, the answer is the same. Another specification under the same id is an error.
     pub async fn register(&self, spec: StreamSpec) -> Result<StreamPaths, Error> {
         let (id, pod) = (spec.id.clone(), spec.uid.clone());
         match self.ask(Request::Register { spec }, DEADLINE, true).await? {
@@ -101,8 +105,9 @@ impl Client {
         }
     }
 
-    /// Ends a container's output: what the FIFOs still hold is written, a begun line as a partial one; files are
-    /// closed, FIFOs removed. For after the exit event and the deletion of the task, when the shim has written all.
+    /// Ends a container's output: logd writes what the FIFOs still hold, writes an unfinished line
+    /// as a partial record, closes the files and removes the FIFOs. To be called after the exit
+    /// event and the deletion of the task, when the shim has written everything.
     pub async fn finish(&self, id: &ContainerId) -> Result<FinishReport, Error> {
         match self.ask(Request::Finish { id: id.clone() }, DEADLINE, true).await? {
             Reply::Finished(report) => {
@@ -113,21 +118,22 @@ impl Client {
         }
     }
 
-    /// Removes the output of one attempt, its rotated files and its link; finishes it first.
+    /// Removes the output of one attempt, its rotated files and its link. The stream is finished
+    /// first.
     pub async fn remove_attempt(&self, spec: &StreamSpec) -> Result<(), Error> {
         self.done("remove-attempt", Request::RemoveAttempt { spec: spec.clone() }).await?;
         self.held().remove(&spec.id);
         Ok(())
     }
 
-    /// Removes a pod's log directory and the links into it; finishes its streams first.
+    /// Removes a pod's log directory and the links into it. The pod's streams are finished first.
     pub async fn remove_pod(&self, key: &PodKey, uid: &PodUid) -> Result<(), Error> {
         self.done("remove-pod", Request::RemovePod { key: key.clone(), uid: uid.clone() }).await?;
         self.held().retain(|_, held| held.pod != *uid);
         Ok(())
     }
 
-    /// All streams under logd's care.
+    /// All streams that logd drains.
     pub async fn list(&self) -> Result<Vec<StreamStatus>, Error> {
         match self.ask(Request::List, DEADLINE, true).await? {
             Reply::Streams { streams } => Ok(streams),
@@ -135,7 +141,8 @@ impl Client {
         }
     }
 
-    /// Holds the FIFOs of all streams that logd has, and no others: for an agent that has just started.
+    /// Holds the FIFOs of all streams that logd drains, and no others. For an agent that has just
+    /// started.
     pub async fn adopt(&self, roots: &berth_core::roots::Roots) -> Result<Vec<StreamStatus>, Error> {
         let streams = self.list().await?;
         self.held().retain(|id, _| streams.iter().any(|s| s.spec.id == *id));
@@ -145,11 +152,12 @@ impl Client {
         Ok(streams)
     }
 
-    /// Returns when logd's end of a connection is closed: it has died or was replaced. At once if nobody answers.
+    /// Returns when logd closes a connection, because logd ended or was replaced. Returns at once
+    /// if nothing listens.
     pub async fn closed(&self) {
         if let Ok(mut stream) = UnixStream::connect(&self.socket).await {
             let mut byte = [0];
-            // Nothing is ever sent unasked: whatever comes is the end.
+            // logd sends nothing unasked, so any result of the read is the end of the connection.
             let _end = stream.read(&mut byte).await;
         }
     }
@@ -187,7 +195,8 @@ impl Client {
         let mut conn = timeout_at(until, self.conn.lock()).await.map_err(|_elapsed| late())?;
         loop {
             let try_until = Instant::now().checked_add(TRY).map_or(until, |t| t.min(until));
-            // Taken out, so that neither a failure nor a dropped future leaves a half-used connection behind.
+            // The connection is taken out, so that neither a failure nor a dropped future leaves a
+            // half-used connection behind.
             let error = match timeout_at(try_until, exchange(&self.socket, conn.take(), &request)).await {
                 Ok(Ok((open, reply))) => {
                     *conn = Some(open);

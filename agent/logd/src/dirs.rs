@@ -1,5 +1,6 @@
-//! Opening what lies below a directory that containers may be able to write to (a pod with a writable hostPath over
-//! `/var/log`): no symbolic link is followed, nothing above the root is reached, and only regular files are used.
+//! File access below a directory that containers may be able to write to (a pod with a writable
+//! hostPath over `/var/log`): no symbolic link is followed, nothing above the root is reached, and
+//! only regular files are used.
 
 use rustix::{
     fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags},
@@ -17,7 +18,8 @@ const BENEATH: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// Opens the root itself, by its path; that one is the node owner's.
+/// Opens the root directory by its path. The root belongs to the node's owner, so links in its path
+/// are followed.
 pub(crate) fn open_root(root: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(root, DIRECTORY, Mode::empty())?)
 }
@@ -27,7 +29,7 @@ pub(crate) fn open_dir(root: impl AsFd, names: &[&str]) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat2(root, names.join("/"), DIRECTORY, Mode::empty(), BENEATH)?)
 }
 
-/// Makes and opens the directory `root/names...`, each part 0755.
+/// Creates and opens the directory `root/names...`, each part with mode 0755.
 pub(crate) fn make_dirs(root: &Path, names: &[&str]) -> io::Result<OwnedFd> {
     std::fs::create_dir_all(root)?;
     let mut dir = open_root(root)?;
@@ -46,8 +48,9 @@ pub(crate) fn open_read(dir: impl AsFd, name: &str) -> io::Result<File> {
     regular(rustix::fs::openat2(dir, name, flags, Mode::empty(), BENEATH)?)
 }
 
-/// Opens a file for appending, mode 0640, and makes it if need be. What stands there without being a plain file with
-/// one name is removed: a name in a log directory is logd's, and what was put there may lead anywhere.
+/// Opens a file for appending, mode 0640, and creates the file if it does not exist. Names in a log
+/// directory belong to logd: a name that is not a regular file with one link is removed first,
+/// because it may lead anywhere.
 pub(crate) fn open_append(dir: impl AsFd, name: &str) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(0o640);
@@ -62,7 +65,7 @@ pub(crate) fn open_append(dir: impl AsFd, name: &str) -> io::Result<File> {
     regular(rustix::fs::openat2(&dir, name, flags | OFlags::CREATE | OFlags::EXCL, mode, BENEATH)?)
 }
 
-/// Whether opening failed because something else than a plain file has the name.
+/// Whether opening failed because the name belongs to something other than a regular file.
 fn foreign(e: &io::Error) -> bool {
     let errno = Errno::from_io_error(e);
     e.kind() == io::ErrorKind::InvalidInput || matches!(errno, Some(Errno::LOOP | Errno::NXIO))
@@ -76,7 +79,7 @@ fn regular(fd: OwnedFd) -> io::Result<File> {
     }
 }
 
-/// The names in a directory, without `.` and `..` and without those that are not UTF-8.
+/// The names in a directory, without `.`, `..` and names that are not UTF-8.
 pub(crate) fn names(dir: impl AsFd) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
@@ -89,7 +92,7 @@ pub(crate) fn names(dir: impl AsFd) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Removes a name; that it is gone already is fine.
+/// Removes a name. A missing name is no error.
 pub(crate) fn unlink(dir: impl AsFd, name: &str) -> io::Result<()> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -97,7 +100,7 @@ pub(crate) fn unlink(dir: impl AsFd, name: &str) -> io::Result<()> {
     }
 }
 
-/// Removes `name` and what is in it, `depth` directories deep at most; never across a mount.
+/// Removes `name` and its content, at most `depth` directories deep and never across a mount.
 pub(crate) fn remove_tree(dir: impl AsFd, name: &str, depth: u32) -> io::Result<()> {
     let dir = dir.as_fd();
     let beneath = BENEATH | ResolveFlags::NO_XDEV;

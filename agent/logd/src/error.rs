@@ -1,89 +1,89 @@
-//! What can go wrong here, one variant for each operation.
+//! Errors of this crate, one variant an operation.
 
 use std::{io, path::PathBuf, time::Duration};
 
-/// An operation that failed, with its subject.
+/// A failed operation with its subject.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The limits make no sense.
+    /// The limits of container logs are not usable.
     #[error("container log limits: {reason}")]
     Limits {
-        /// What is wrong with them.
+        /// Reason.
         reason: &'static str,
     },
-    /// Making or opening a directory.
+    /// Creating a directory.
     #[error("open directory {path:?}")]
     Directory {
-        /// Which.
+        /// The directory.
         path: PathBuf,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Making or opening a container's FIFO.
+    /// Creating or opening a container's FIFO.
     #[error("open fifo {path:?}")]
     Fifo {
-        /// Which.
+        /// The FIFO.
         path: PathBuf,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Opening, rotating or reading an output file.
+    /// Opening, rotating or reading a log file.
     #[error("log file {path:?}")]
     LogFile {
-        /// Which.
+        /// The log file.
         path: PathBuf,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Making the link in the directory of links.
+    /// Creating the link to a log file.
     #[error("link {path:?}")]
     Link {
-        /// Which.
+        /// The link.
         path: PathBuf,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
     /// Reading or writing a state file.
     #[error("state file {path:?}")]
     State {
-        /// Which.
+        /// The state file.
         path: PathBuf,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Removing what belonged to a pod or container.
+    /// Removing a file or directory of a pod or container.
     #[error("remove {path:?}")]
     Remove {
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Listening on or connecting to the socket.
+    /// Connecting to logd's socket, or talking over the connection.
     #[error("socket {path:?}")]
     Socket {
-        /// Which.
+        /// The socket.
         path: PathBuf,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Waiting for or setting up kernel events.
+    /// A system call without a file as its subject.
     #[error("{what}")]
     Kernel {
         /// The operation.
         what: &'static str,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Another logd is in charge and neither yields nor answers.
+    /// Another logd holds the lock and neither answers nor hands over.
     #[error("another logd holds {path:?}")]
     Busy {
         /// The lock file.
@@ -92,9 +92,9 @@ pub enum Error {
     /// Taking over from another logd.
     #[error("take over from the running logd: {step}")]
     Takeover {
-        /// Where it ended.
+        /// The step that failed.
         step: &'static str,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
@@ -105,26 +105,26 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// logd did not answer in time.
+    /// logd did not answer within the deadline.
     #[error("{op}: no answer from logd within {after:?}")]
     Deadline {
         /// The request.
         op: &'static str,
-        /// How long was waited.
+        /// The deadline.
         after: Duration,
     },
-    /// logd answered that it could not.
+    /// logd answered that the request failed.
     #[error("{op}: {message}")]
     Refused {
         /// The request.
         op: &'static str,
-        /// Why, in logd's words.
+        /// Reason, in logd's words.
         message: String,
     },
-    /// A container id is registered already as something else.
+    /// Registering a container id that is already registered with another specification.
     #[error("container {id} is registered with another specification")]
     Conflict {
-        /// Its id.
+        /// The container's id.
         id: berth_core::ids::ContainerId,
     },
     /// Starting `berth logd`.
@@ -132,7 +132,7 @@ pub enum Error {
     Spawn {
         /// The program.
         path: PathBuf,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },

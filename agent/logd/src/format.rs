@@ -1,10 +1,13 @@
-//! The CRI log format, without any IO: raw output is split into lines, lines become records, records are read back.
+//! The CRI log format, without any IO: raw output is split into lines, lines become records, and
+//! records are parsed again.
 //!
-//! A record is `<RFC 3339 time, nine digits> <stdout|stderr> <F|P> <text>\n`. `F` ends a line; `P` says that the
-//! line goes on in the stream's next record. A line of more than [`MAX_LINE`] bytes is cut into `P` records of
-//! exactly that size. What a stream holds after its last newline becomes a `P` record when it ends, so that the
-//! texts, each followed by a newline where the tag is `F`, give back the raw bytes; but a carriage return before a newline
-//! goes with it, as with the CRI plugin, so that a terminal's lines read as any others.
+//! A record is `<RFC 3339 time, nine digits> <stdout|stderr> <F|P> <text>
+//! `. The tag `F` ends a line. The tag `P` means that the line continues in the stream's next
+//! record. A line of more than [`MAX_LINE`] bytes is cut into `P` records of exactly that size.
+//! Text after a stream's last newline becomes a `P` record when the stream ends. So the texts, each
+//! followed by a newline where the tag is `F`, give back the raw bytes, with one exception: a
+//! carriage return before a newline is dropped, as the CRI plugin does, so that lines from a
+//! terminal read like other lines.
 //!
 //! Invariant: how the raw bytes were cut into reads has no influence on the records.
 
@@ -12,7 +15,7 @@ use berth_core::time::Wall;
 use memchr::memchr;
 use serde::{Deserialize, Serialize};
 
-/// The longest text of a record in bytes: 16 KiB, as the CRI plugin cuts.
+/// The longest text of a record in bytes: 16 KiB, as in the CRI plugin.
 pub const MAX_LINE: usize = 16 * 1024;
 
 /// Bytes of a record around its text: time, stream, tag, three blanks and the newline.
@@ -21,18 +24,18 @@ pub const OVERHEAD: usize = STAMP_LEN + 11;
 /// Bytes of a formatted time, `2026-01-02T03:04:05.000000006Z`.
 pub const STAMP_LEN: usize = 30;
 
-/// Which of a container's outputs.
+/// One of a container's output streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
-    /// Standard output; with a terminal, everything.
+    /// Standard output. With a terminal, all output.
     Stdout,
     /// Standard error.
     Stderr,
 }
 
 impl Stream {
-    /// The name in a record and of the FIFO. Both have six letters.
+    /// The stream's name in a record and of its FIFO. Both names have six letters.
     pub fn name(self) -> &'static str {
         match self {
             Stream::Stdout => "stdout",
@@ -41,47 +44,47 @@ impl Stream {
     }
 }
 
-/// A line or a part of one, without its newline.
+/// A line or a part of a line, without its newline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece<'a> {
-    /// The line goes on in the next piece.
+    /// The line continues in the next piece.
     pub partial: bool,
-    /// At most [`MAX_LINE`] bytes.
+    /// Text of at most [`MAX_LINE`] bytes.
     pub text: &'a [u8],
 }
 
 impl Piece<'_> {
-    /// What came before a newline, or a part of a line.
+    /// A piece of this text; a carriage return is dropped if the line is complete.
     fn of(text: &[u8], partial: bool) -> Piece<'_> {
         let line = text.strip_suffix(b"\r").filter(|_| !partial);
         Piece { partial, text: line.unwrap_or(text) }
     }
 }
 
-/// Cuts one stream into pieces. It keeps the begun line: at most [`MAX_LINE`] bytes.
+/// Splitter of one stream into pieces. Keeps the unfinished line, at most [`MAX_LINE`] bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Splitter {
     carry: Vec<u8>,
 }
 
 impl Splitter {
-    /// A splitter that goes on with a line begun earlier. Of more than [`MAX_LINE`] bytes the rest is dropped.
+    /// Returns a splitter that continues an unfinished line. Bytes beyond [`MAX_LINE`] are dropped.
     pub fn resume(mut carry: Vec<u8>) -> Splitter {
         carry.truncate(MAX_LINE);
         Splitter { carry }
     }
 
-    /// The begun line so far.
+    /// The unfinished line so far.
     pub fn carry(&self) -> &[u8] {
         &self.carry
     }
 
-    /// Takes more output and hands on every piece that is complete.
+    /// Takes more output and emits every complete piece.
     pub fn push(&mut self, bytes: &[u8], mut emit: impl FnMut(Piece<'_>)) {
         let mut rest = bytes;
         while !rest.is_empty() {
             let room = MAX_LINE.saturating_sub(self.carry.len());
-            // One byte more than fits decides whether the line ends right here or is cut.
+            // One byte more than fits decides whether the line ends here or is cut.
             let window = rest.get(..room.saturating_add(1)).unwrap_or(rest);
             let (text, partial, skip) = match memchr(b'\n', window) {
                 Some(end) => (rest.get(..end), false, end.saturating_add(1)),
@@ -103,7 +106,7 @@ impl Splitter {
         }
     }
 
-    /// Ends the stream: what is left without a newline is handed on as a partial line.
+    /// Ends the stream: text without a newline is emitted as a partial line.
     pub fn finish(&mut self, mut emit: impl FnMut(Piece<'_>)) {
         if !self.carry.is_empty() {
             emit(Piece { partial: true, text: &self.carry });
@@ -112,12 +115,12 @@ impl Splitter {
     }
 }
 
-/// A formatted time: one for all the records of one read.
+/// A formatted time, shared by all records of one read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stamp(String);
 
 impl Stamp {
-    /// UTC with nine digits, so that equal lengths sort as times do.
+    /// Formats a time as UTC with nine digits, so that the texts sort as the times do.
     pub fn new(wall: Wall) -> Stamp {
         let time = jiff::Timestamp::from_nanosecond(i128::from(wall.0)).unwrap_or_default();
         Stamp(format!("{time:.9}"))
@@ -140,29 +143,29 @@ pub fn encode(out: &mut Vec<u8>, stamp: &Stamp, stream: Stream, piece: Piece<'_>
     out.push(b'\n');
 }
 
-/// A record that was read back.
+/// A parsed record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record<'a> {
-    /// When it was read from the container.
+    /// Time at which logd read the text from the container.
     pub time: Wall,
-    /// Where it came from.
+    /// Stream of the text.
     pub stream: Stream,
-    /// The line goes on in this stream's next record.
+    /// The line continues in this stream's next record.
     pub partial: bool,
-    /// Without newline.
+    /// Text without its newline.
     pub text: &'a [u8],
 }
 
-/// Reads one record, with or without its newline. Nothing if it is not one: a torn or foreign line.
+/// Parses one record, with or without its newline. Returns None for a torn or foreign line.
 ///
-/// Tags after the first, set apart by `:`, are allowed by the format and ignored.
+/// The format allows further tags after the first, separated by `:`. They are ignored.
 pub fn parse(line: &[u8]) -> Option<Record<'_>> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let (time, rest) = line.split_at_checked(memchr(b' ', line)?)?;
     let rest = rest.get(1..)?;
     let (stream, rest) = rest.split_at_checked(memchr(b' ', rest)?)?;
     let rest = rest.get(1..)?;
-    // A record without text may have lost the blank behind its tag.
+    // The blank after the tag may be missing in a record without text.
     let (tags, text) = match memchr(b' ', rest) {
         Some(end) => (rest.get(..end)?, rest.get(end.saturating_add(1)..)?),
         None => (rest, [].as_slice()),
@@ -236,7 +239,7 @@ mod tests {
         }
     }
 
-    /// Lines around the limit, newlines, and anything.
+    /// Lines around the limit, newlines, and arbitrary bytes.
     fn raw() -> impl Strategy<Value = Vec<u8>> {
         let part = prop_oneof![
             3 => proptest::collection::vec(any::<u8>(), 0..200),

@@ -1,22 +1,25 @@
-//! Container output: from the FIFOs that a shim writes to CRI-format files, in a process of its own that outlives the
-//! agent.
+//! Container output: from the FIFOs that a shim writes to CRI-format files, in a process that
+//! outlives the agent.
 //!
-//! [`server`] is the main loop of `berth logd`: one thread, no runtime. [`client`] is the agent's side of its socket.
-//! [`spawn`] starts it and keeps it running. [`format`](mod@format) is the pure record format. [`reader`] reads the
-//! files and needs nothing running.
+//! [`server`] is the main loop of `berth logd`: one thread, no async runtime. [`client`] is the
+//! agent's client of its socket. [`spawn`] starts logd and keeps it running. [`format`](mod@format)
+//! is the pure record format. [`reader`] reads the files and needs no running process.
 //!
-//! # Who holds what
-//! A FIFO keeps its content as long as anybody has it open. logd holds both ends of each, the shim holds both of
-//! those it writes, and the agent's [`client::Client`] holds a third pair for the time in which logd is away and the
-//! shim ends: data is lost only if logd and the agent are both gone when the shim goes.
+//! # Holders of a FIFO
+//! A FIFO keeps its content as long as a process has it open. logd holds both ends of each FIFO,
+//! the shim holds both ends of those that it writes, and the agent's [`client::Client`] holds a
+//! third pair for the time in which logd is down and the shim ends. Output is lost only if logd and
+//! the agent are both down when the shim ends.
 //!
-//! # What a death costs
-//! - The agent's: nothing. logd keeps its table of streams in `<runtime_state>/logd/streams/<id>.json`.
-//! - logd's by SIGKILL: nothing is lost. Output is first copied out of the FIFO by tee(2), written to the file, and
-//!   only then taken out of the FIFO, so that what was under way is written again: at most one read,
-//!   [`server::READ_SIZE`] bytes of one stream, and a record torn in mid-write is ended by a newline. The begun line
-//!   of a stream, taken out of the FIFO and not yet written, is in `<runtime_state>/logd/carry`.
-//! - A writer is blocked while nobody reads and its FIFO (1 MiB where permitted) is full.
+//! # Cost of a death
+//! - The agent's death: nothing. logd keeps its table of streams in
+//!   `<runtime_state>/logd/streams/<id>.json`.
+//! - logd's death by SIGKILL: nothing is lost. Output is first copied out of the FIFO by tee(2),
+//!   then written to the file, and only then removed from the FIFO. So output in flight is written
+//!   again: at most one read, [`server::READ_SIZE`] bytes of one stream. A record torn in the
+//!   middle of a write is ended by a newline. The unfinished line of a stream, removed from the
+//!   FIFO and not yet written, is in `<runtime_state>/logd/carry`.
+//! - A writer blocks while no process reads and its FIFO (1 MiB where permitted) is full.
 //! - A replacement by a new logd: nothing is lost or repeated; see [`server`].
 #![forbid(unsafe_code)]
 

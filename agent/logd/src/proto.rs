@@ -1,73 +1,73 @@
 //! Messages on logd's socket: a length (u32, little endian), then JSON.
 //!
-//! Either side ignores fields it does not know and answers an operation it does not know with [`Reply::Unsupported`],
-//! so that an agent and a logd of neighbouring versions understand each other. [`PROTOCOL`] is raised when a meaning
-//! changes; each side accepts its own number and the one before.
+//! Each side ignores unknown fields and answers an unknown operation with [`Reply::Unsupported`],
+//! so that an agent and a logd of neighbouring versions understand each other. [`PROTOCOL`] is
+//! raised when a meaning changes. Each side accepts its own number and the one before.
 
 use crate::spec::{StreamPaths, StreamSpec};
 use berth_core::ids::{ContainerId, PodKey, PodUid};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io;
 
-/// The number of this protocol.
+/// Version of this protocol.
 pub(crate) const PROTOCOL: u32 = 1;
 
-/// The longest request; a longer one ends the connection.
+/// The longest request in bytes. A longer one ends the connection.
 pub(crate) const REQUEST_MAX: usize = 64 * 1024;
 
-/// The longest answer: a list of some ten thousand streams.
+/// The longest reply in bytes: a list of some ten thousand streams.
 pub(crate) const REPLY_MAX: usize = 16 * 1024 * 1024;
 
-/// What travels.
+/// A message with its protocol version and sequence number.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Envelope<T> {
     /// [`PROTOCOL`] of the sender.
     pub(crate) v: u32,
-    /// Chosen by the asking side, repeated in the answer.
+    /// Sequence number, chosen by the client and repeated in the reply.
     #[serde(default)]
     pub(crate) seq: u64,
-    /// The request or answer.
+    /// The request or reply.
     pub(crate) body: T,
 }
 
-/// What a client asks for.
+/// A request of a client.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub(crate) enum Request {
-    /// Are you there?
+    /// Ask for logd's version and process id.
     Hello,
-    /// See `Client::register`.
+    /// Register a stream; see `Client::register`.
     Register {
         /// The stream.
         spec: StreamSpec,
     },
-    /// See `Client::finish`.
+    /// Finish a stream; see `Client::finish`.
     Finish {
         /// The container.
         id: ContainerId,
     },
-    /// See `Client::remove_attempt`.
+    /// Remove an attempt's output; see `Client::remove_attempt`.
     RemoveAttempt {
         /// The stream.
         spec: StreamSpec,
     },
-    /// See `Client::remove_pod`.
+    /// Remove a pod's output; see `Client::remove_pod`.
     RemovePod {
-        /// The pod's names.
+        /// The pod's namespace and name.
         key: PodKey,
-        /// Its UID.
+        /// The pod's UID.
         uid: PodUid,
     },
-    /// See `Client::list`.
+    /// List all streams; see `Client::list`.
     List,
-    /// A new logd wants to be in charge; the server's module documentation has the rest of the exchange.
+    /// Ask the active logd to hand over. The server's module documentation describes the exchange.
     Takeover,
-    /// The new logd has everything and is in charge once this is answered by `Released`.
+    /// The new logd has received everything. It is active once the old one replies `Released`.
     Commit,
 }
 
 impl Request {
-    /// The name in errors.
+    /// The operation's name in errors and logs.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Request::Hello => "hello",
@@ -82,92 +82,95 @@ impl Request {
     }
 }
 
-/// What logd answers.
+/// A reply of logd.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub(crate) enum Reply {
-    /// To hello.
+    /// Reply to `Hello`.
     Hello(Hello),
-    /// To register.
+    /// Reply to `Register`.
     Paths(StreamPaths),
-    /// To finish.
+    /// Reply to `Finish`.
     Finished(FinishReport),
-    /// To list.
+    /// Reply to `List`.
     Streams {
-        /// All of them, by container id.
+        /// All streams, ordered by container id.
         streams: Vec<StreamStatus>,
     },
-    /// Done, with nothing to tell.
+    /// The request was carried out; there is no result.
     Done,
-    /// It could not be done.
+    /// The request failed.
     Failed {
-        /// Why.
+        /// Reason.
         message: String,
     },
     /// This logd does not know the operation.
     Unsupported {
-        /// What was not understood.
+        /// The part that was not understood.
         message: String,
     },
-    /// To takeover: comes with the lock and the listener, and that many [`Reply::Handed`] follow.
+    /// Reply to `Takeover`, with the lock and the listening socket. That many [`Reply::Handed`]
+    /// follow.
     Handover {
-        /// How many containers.
+        /// Number of containers.
         containers: usize,
     },
-    /// One container, with its FIFOs: standard output, standard error, standard input, those that it has.
+    /// One container, with its FIFOs: standard output, standard error and standard input, as far as
+    /// it has them.
     Handed {
         /// The stream.
         spec: StreamSpec,
-        /// Raw bytes so far.
+        /// Raw bytes read so far.
         bytes: u64,
-        /// Records lost and not yet told about in the file.
+        /// Lost records that the log file does not mention yet.
         #[serde(default)]
         lost: u64,
     },
-    /// To commit: the old logd has ended its work.
+    /// Reply to `Commit`: the old logd has stopped.
     Released,
 }
 
-/// Who answers.
+/// Identity of the logd that answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// logd's process id.
+    /// Process id.
     pub pid: u32,
-    /// Its version.
+    /// Version.
     pub version: String,
-    /// Streams under its care.
+    /// Number of streams it drains.
     #[serde(default)]
     pub streams: usize,
 }
 
-/// What became of a stream that ended.
+/// Result of finishing a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinishReport {
-    /// Whether logd knew it; a second finish of one container reports `false` and is no error.
+    /// Whether logd knew the stream. A second finish of one container reports `false` and is no
+    /// error.
     pub known: bool,
-    /// Raw bytes of output since it was registered (since logd's last restart by force, if there was one).
+    /// Raw bytes of output since the registration, or since logd's last forced restart.
     pub bytes: u64,
     /// Records that could not be written, over the same time.
     #[serde(default)]
     pub lost: u64,
 }
 
-/// One stream under logd's care.
+/// State of one stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamStatus {
-    /// What was registered.
+    /// The registered specification.
     pub spec: StreamSpec,
-    /// Raw bytes so far.
+    /// Raw bytes read so far.
     pub bytes: u64,
     /// Records that could not be written.
     #[serde(default)]
     pub lost: u64,
-    /// Why output is being dropped now, if it is.
+    /// Reason why output is being dropped now, if it is.
     #[serde(default)]
     pub failing: Option<String>,
 }
 
-/// A message as it travels.
+/// Encodes a message as one frame.
 pub(crate) fn encode<T: Serialize>(seq: u64, body: T) -> io::Result<Vec<u8>> {
     let json = serde_json::to_vec(&Envelope { v: PROTOCOL, seq, body })?;
     let len = u32::try_from(json.len()).map_err(io::Error::other)?;
@@ -176,7 +179,7 @@ pub(crate) fn encode<T: Serialize>(seq: u64, body: T) -> io::Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// Reads a message without its length.
+/// Decodes a message without its length.
 pub(crate) fn decode<T: DeserializeOwned>(json: &[u8]) -> io::Result<Envelope<T>> {
     let envelope: Envelope<T> = serde_json::from_slice(json)?;
     if envelope.v > PROTOCOL.saturating_add(1) || envelope.v.saturating_add(1) < PROTOCOL {
@@ -188,7 +191,7 @@ pub(crate) fn decode<T: DeserializeOwned>(json: &[u8]) -> io::Result<Envelope<T>
     Ok(envelope)
 }
 
-/// The length that a message begins with.
+/// The length at the start of a frame.
 pub(crate) fn length(head: [u8; 4], max: usize) -> io::Result<usize> {
     let len = usize::try_from(u32::from_le_bytes(head)).map_err(io::Error::other)?;
     if len > max {

@@ -1,7 +1,7 @@
 //! Starting `berth logd` and keeping it running.
 //!
-//! Owned by the agent, but only as its starter: logd goes on when the agent ends. Where a service manager runs logd,
-//! [`ensure_running`] finds it answering and starts nothing.
+//! The agent only starts logd: logd continues when the agent ends. Where a service manager runs
+//! logd, [`ensure_running`] finds it answering and starts nothing.
 
 use crate::{client::Client, error::Error};
 use berth_core::{error::Chain, roots::Roots};
@@ -18,30 +18,30 @@ use std::{
 };
 use tokio::time::{Instant, sleep};
 
-/// A logd that does not answer within this is silent.
+/// A logd that does not answer within this time counts as silent.
 const SILENT: Duration = Duration::from_secs(2);
 
-/// How long a started one may take until it answers.
+/// Time within which a started logd must answer.
 const STARTS: Duration = Duration::from_secs(10);
 
-/// A started one that does not even listen after this is started again.
+/// A started logd that does not listen after this time is started again.
 const STILLBORN: Duration = Duration::from_millis(500);
 
-/// logd's own messages are cut to nothing when they are this much, in bytes.
+/// logd's own messages are truncated when they exceed this many bytes.
 const OUTPUT_MAX: u64 = 1024 * 1024;
 
-/// Where logd's own messages go if nobody else takes them.
+/// File for logd's own messages, if no service manager takes them.
 pub fn output_file(roots: &Roots) -> PathBuf {
     roots.runtime_state.join("logd.out")
 }
 
-/// Returns once a logd answers; calls `spawn` if none does. Returns whether it did.
+/// Returns once a logd answers, and calls `spawn` if none does. Returns whether `spawn` was called.
 ///
-/// `spawn` starts the program and returns without waiting for it, for instance by [`spawn_detached`]; what else a
-/// helper needs, such as a cgroup of its own, is its business.
+/// `spawn` starts the program and returns without waiting for it, for example by
+/// [`spawn_detached`]. It also does whatever else the helper needs, such as a cgroup of its own.
 ///
-/// A logd that is stopped or stuck keeps its lock, so that a second one ends by itself: this then fails with
-/// [`Error::Deadline`] and output waits in the FIFOs.
+/// A stopped or stuck logd keeps its lock, so that a second one ends by itself. Then this function
+/// fails with [`Error::Deadline`] and output waits in the FIFOs.
 pub async fn ensure_running(
     roots: &Roots,
     spawn: impl AsyncFn() -> Result<(), Error>,
@@ -57,7 +57,8 @@ pub async fn ensure_running(
     loop {
         match client.ping_within(SILENT).await {
             Ok(_) => return Ok(true),
-            // Nobody listens for so long: it died as it was started. If it is only slow, the next one takes over.
+            // Nothing listened for so long: the process died at its start. If it is only slow, the
+            // next one takes over.
             Err(Error::Socket { .. }) if spawned.elapsed() > STILLBORN => {
                 spawn().await?;
                 spawned = Instant::now();
@@ -71,7 +72,8 @@ pub async fn ensure_running(
     }
 }
 
-/// Runs for ever: starts logd when its socket closes, and has the client hold the FIFOs of all streams.
+/// Runs for ever: starts logd when its socket closes, and has the client hold the FIFOs of all
+/// streams.
 pub async fn supervise(
     roots: &Roots,
     client: &Client,
@@ -82,12 +84,12 @@ pub async fn supervise(
         match ensure_running(roots, &spawn).await {
             Ok(_) => {
                 let since = Instant::now();
-                // Side by side: a request that waits for logd to come back must not keep it from being started.
+                // Both run side by side: a request that waits for logd must not delay its restart.
                 tokio::select! {
                     () = client.closed() => {}
                     never = adopt(roots, client) => match never {},
                 }
-                // One that dies at once every time is not started in a tight loop.
+                // A logd that dies right after each start is not restarted in a tight loop.
                 if since.elapsed() > Duration::from_secs(1) {
                     wait = Duration::from_millis(10);
                     continue;
@@ -108,7 +110,8 @@ async fn adopt(roots: &Roots, client: &Client) -> Infallible {
     std::future::pending().await
 }
 
-/// Starts logd so that it outlives the agent, its messages to [`output_file`]. As [`spawn_detached_to`].
+/// Starts logd so that it outlives the agent, with its messages in [`output_file`]. See
+/// [`spawn_detached_to`].
 pub fn spawn_detached(
     roots: &Roots,
     exe: &Path,
@@ -117,9 +120,10 @@ pub fn spawn_detached(
     spawn_detached_to(&output_file(roots), exe, args)
 }
 
-/// Starts a program that outlives the agent: no open files but standard ones, working directory `/`, its messages to
-/// the end of the file `output`, whose directory is made. It makes its own session, as [`crate::server::run`] does. Must
-/// be called in a tokio runtime, which reaps it if it ends before the agent. Returns its process id.
+/// Starts a program that outlives the agent: no open files but the standard ones, working directory
+/// `/`, messages appended to the file `output`, whose directory is created. The program makes its
+/// own session, as [`crate::server::run`] does. Must be called in a tokio runtime, which reaps the
+/// process if it ends before the agent. Returns the process id.
 pub fn spawn_detached_to(
     output: &Path,
     exe: &Path,
@@ -144,13 +148,13 @@ fn bound(output: &std::fs::File) -> io::Result<()> {
     if output.metadata()?.len() > OUTPUT_MAX { output.set_len(0) } else { Ok(()) }
 }
 
-/// Keeps [`output_file`] within its bound where it is this process' standard error.
+/// Truncates [`output_file`] if it is too long and is this process's standard error.
 pub(crate) fn bound_own_output(roots: &Roots) {
     let (stderr, file) = (io::stderr(), std::fs::metadata(output_file(roots)));
     let (Ok(stat), Ok(file)) = (rustix::fs::fstat(&stderr), file) else { return };
     let same = stat.st_ino == file.ino() && stat.st_dev == file.dev();
     if same && file.len() > OUTPUT_MAX {
-        // If it fails the next client tries again.
+        // On failure the next client's connection tries again.
         let _again = rustix::fs::ftruncate(&stderr, 0);
     }
 }

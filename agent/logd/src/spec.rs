@@ -1,4 +1,5 @@
-//! What logd is told about one attempt of one container, and the names that follow from it.
+//! Specification of the output of one attempt of one container, and the file names that follow from
+//! it.
 
 use berth_core::{
     ids::{Attempt, ContainerId, ContainerName, PodKey, PodUid},
@@ -7,10 +8,10 @@ use berth_core::{
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// The output of one attempt of one container.
+/// Specification of the output of one attempt of one container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamSpec {
-    /// The container's id with containerd; unique for each attempt.
+    /// The container's id in containerd, unique for each attempt.
     pub id: ContainerId,
     /// The pod's UID.
     pub uid: PodUid,
@@ -18,64 +19,66 @@ pub struct StreamSpec {
     pub key: PodKey,
     /// The container's name.
     pub container: ContainerName,
-    /// Which run; names the file.
+    /// The attempt, which names the log file.
     pub attempt: Attempt,
-    /// One terminal: everything comes as standard output, there is no second FIFO.
+    /// The container has a terminal: all output is standard output, and there is no second FIFO.
     #[serde(default)]
     pub tty: bool,
-    /// The container reads standard input: its FIFO is made and held open, so that it sees no end.
+    /// The container reads standard input: its FIFO is created and held open, so that the container
+    /// sees no end of file.
     #[serde(default)]
     pub stdin: bool,
-    /// Standard input ends with the first attached client. Kept for attach.
+    /// Standard input ends with the first attached client. Stored for attach.
     #[serde(default)]
     pub stdin_once: bool,
 }
 
-/// The FIFOs to hand to the task's creation.
+/// Paths of the FIFOs for the task's creation, and of the log file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamPaths {
-    /// Only where the specification asked for it.
+    /// Standard input, if the specification has `stdin`.
     pub stdin: Option<PathBuf>,
-    /// Always.
+    /// Standard output.
     pub stdout: PathBuf,
-    /// Not with a terminal.
+    /// Standard error, unless the container has a terminal.
     pub stderr: Option<PathBuf>,
-    /// The file that the output goes to.
+    /// The log file.
     pub log: PathBuf,
 }
 
-/// The longest file name.
+/// The longest file name in bytes.
 const NAME_MAX: usize = 255;
 
 impl StreamSpec {
-    /// `<ns>_<pod>_<uid>`.
+    /// Name of the pod's log directory, `<namespace>_<pod>_<uid>`.
     pub fn pod_dir_name(&self) -> String {
         pod_dir_name(&self.key, &self.uid)
     }
 
-    /// `<attempt>.log`.
+    /// Name of the log file, `<attempt>.log`.
     pub fn log_name(&self) -> String {
         log_name(self.attempt)
     }
 
-    /// The output file.
+    /// Path of the log file.
     pub fn log_path(&self, roots: &Roots) -> PathBuf {
         self.log_dir(roots).join(self.log_name())
     }
 
-    /// The directory of the container's output files.
+    /// Directory of the container's log files.
     pub fn log_dir(&self, roots: &Roots) -> PathBuf {
         roots.pod_log_dir(&self.key, &self.uid).join(self.container.as_str())
     }
 
-    /// `<pod>_<ns>_<container>-<id>.log`, cut before the ending where it would be longer than a file name may be.
+    /// Name of the link to the log file, `<pod>_<namespace>_<container>-<id>.log`, cut before
+    /// `.log` where it would exceed the longest file name.
     pub fn link_name(&self) -> String {
         let mut name = format!("{}_{}_{}-{}", self.key.name, self.key.namespace, self.container, self.id);
         name.truncate(NAME_MAX.saturating_sub(".log".len()));
         name + ".log"
     }
 
-    /// The paths of the FIFOs and the file.
+    /// Paths of the FIFOs and of the log file.
     pub fn paths(&self, roots: &Roots) -> StreamPaths {
         let dir = fifo_dir(roots, &self.id);
         StreamPaths {
@@ -87,39 +90,40 @@ impl StreamSpec {
     }
 }
 
-/// `<ns>_<pod>_<uid>`.
+/// Name of a pod's log directory, `<namespace>_<pod>_<uid>`.
 pub(crate) fn pod_dir_name(key: &PodKey, uid: &PodUid) -> String {
     format!("{}_{}_{}", key.namespace, key.name, uid)
 }
 
-/// `<attempt>.log`.
+/// Name of a log file, `<attempt>.log`.
 pub(crate) fn log_name(attempt: Attempt) -> String {
     format!("{attempt}.log")
 }
 
-/// Where a container's FIFOs lie.
+/// Directory of a container's FIFOs.
 pub fn fifo_dir(roots: &Roots, id: &ContainerId) -> PathBuf {
     roots.runtime_state.join("fifo").join(id.as_str())
 }
 
-/// Where logd keeps what it must know after its own death.
+/// Directory of the state that logd needs after a restart.
 pub(crate) fn state_dir(roots: &Roots) -> PathBuf {
     roots.runtime_state.join("logd")
 }
 
-/// A rotated file: `<attempt>.log.<YYYYMMDD-hhmmss>[-NNN][.gz]`, the number only where one second saw several.
+/// Name of a rotated file: `<attempt>.log.<YYYYMMDD-hhmmss>[-NNN][.gz]`. The number is there only
+/// if several files were rotated within one second.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rotated {
-    /// When it was rotated, UTC.
+    /// Time of the rotation, UTC.
     pub stamp: String,
-    /// Counts within one stamp, from 0.
+    /// Count within one second, from 0.
     pub serial: u32,
-    /// Compressed.
+    /// The file is compressed.
     pub gz: bool,
 }
 
 impl Rotated {
-    /// Reads a file's name; nothing if it is not a rotated file of this attempt.
+    /// Parses a file name. Returns None if it is not a rotated file of this attempt.
     pub fn parse(attempt: Attempt, name: &str) -> Option<Rotated> {
         let rest = name.strip_prefix(&log_name(attempt))?.strip_prefix('.')?;
         let (rest, gz) = rest.strip_suffix(".gz").map_or((rest, false), |r| (r, true));
@@ -133,14 +137,15 @@ impl Rotated {
         ok.then(|| Rotated { stamp: stamp.to_owned(), serial, gz })
     }
 
-    /// The file's name.
+    /// The file name.
     pub fn name(&self, attempt: Attempt) -> String {
         let serial = if self.serial == 0 { String::new() } else { format!("-{:03}", self.serial) };
         let gz = if self.gz { ".gz" } else { "" };
         format!("{attempt}.log.{}{serial}{gz}", self.stamp)
     }
 
-    /// The name for a file that is rotated now: always after `last`, whatever the clock did.
+    /// The name for a file that is rotated now. It always sorts after `last`, even if the clock was
+    /// set back.
     pub fn next(now: berth_core::time::Wall, last: Option<&Rotated>) -> Rotated {
         let time = jiff::Timestamp::from_second(now.seconds()).unwrap_or_default();
         let stamp = time.strftime("%Y%m%d-%H%M%S").to_string();

@@ -1,5 +1,5 @@
-//! What becomes of a container's output, byte by byte: whatever happens to logd, at whatever point of the
-//! container's life.
+//! A container's output is complete, byte by byte, whatever happens to logd and at whatever point
+//! of the container's life.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's helpers fail as tests do")]
 
@@ -23,22 +23,23 @@ fn role() {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Trouble {
     None,
-    /// Killed, and started again only after a while.
+    /// logd is killed and started again after a while.
     Down,
-    /// Stopped for a while.
+    /// logd is stopped for a while.
     Slow,
-    /// Killed, and started again at once.
+    /// logd is killed and started again at once.
     Restarted,
-    /// A new one takes over.
+    /// A new logd takes over.
     Replaced,
 }
 
 const ALL: [Trouble; 5] =
     [Trouble::None, Trouble::Down, Trouble::Slow, Trouble::Restarted, Trouble::Replaced];
 const A_WHILE: Duration = Duration::from_millis(150);
-/// A write that takes so long hangs. How long writes take is measured on a real node: a busy machine delays them too.
+/// A write that takes this long hangs. Latencies of writes are measured on a real node, because a
+/// busy machine delays them too.
 const HANGS: Duration = Duration::from_secs(30);
-/// How often logd is killed in the midst of one writer's output.
+/// How often logd is killed while one writer writes.
 const KILLS: u64 = 40;
 
 impl Trouble {
@@ -73,7 +74,7 @@ impl Trouble {
     }
 }
 
-/// A rate of about 5 MB/s, for about 0.8 s: trouble comes in the midst of it.
+/// About 5 MB/s for about 0.8 s, so that the failure comes in the middle of the output.
 async fn write_through(trouble: Trouble, spec: impl Fn(&Node) -> StreamSpec, end: &str) {
     let node = Node::new();
     let logd = node.start().await;
@@ -88,7 +89,7 @@ async fn write_through(trouble: Trouble, spec: impl Fn(&Node) -> StreamSpec, end
     let slowest = tokio::task::spawn_blocking(|| writer.join().unwrap()).await.unwrap();
     client.finish(&spec.id).await.unwrap();
     drop(logd);
-    // A terminal's carriage returns go with their newlines.
+    // A terminal's carriage returns are dropped with their newlines.
     let expected: Vec<u8> = written.iter().copied().filter(|b| *b != b'\r').collect();
     assert_bound(&expected, &node.raw(&spec, Stream::Stdout), trouble.may_repeat());
     assert!(slowest < HANGS, "{trouble:?}: a write took {slowest:?}");
@@ -150,7 +151,7 @@ async fn a_container_that_is_created_meanwhile() {
     }
 }
 
-/// The shim ends while logd is in trouble: only the agent's client holds the FIFOs then.
+/// The shim ends while logd is down: only the agent's client holds the FIFOs then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_exit_meanwhile() {
     for trouble in ALL {
@@ -183,7 +184,7 @@ async fn killed_again_and_again_under_load() {
     let piece = numbered(500_000, "\n");
     let bytes = piece.clone();
     let (killed, all_killed) = mpsc::channel::<()>();
-    // The writing lasts as long as the killing, however slow either is.
+    // The writer writes as long as logd is being killed, however slow either is.
     let writer = thread::spawn(move || {
         let (mut pieces, mut slowest) = (0, Duration::ZERO);
         while all_killed.try_recv() == Err(TryRecvError::Empty) {

@@ -1,5 +1,6 @@
-//! Records and output files, mutated: torn, with NUL bytes, with lines of any length, compressed and damaged so.
-//! Nothing panics, nothing hangs, and what can be read of a file is read.
+//! Mutation tests of records and log files: torn, with NUL bytes, with lines of any length, and
+//! damaged compressed files. Nothing panics, nothing hangs, and every readable part of a file is
+//! read.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 use berth_core::{
@@ -18,7 +19,7 @@ use berth_logd::{
 use flate2::{Compression, write::GzEncoder};
 use std::{fs, io::Write, path::PathBuf};
 
-/// What the reader keeps of a line: longer ones are no records.
+/// The longest line that the reader keeps. Longer ones are no records.
 const LINE_MAX: usize = MAX_LINE + OVERHEAD + 256;
 
 const LINES: [&str; 7] = [
@@ -56,7 +57,7 @@ const PIECES: &[&[u8]] = &[
 fn line(rng: &mut Rng, long: u64) -> Vec<u8> {
     let mut line = pick(rng, &LINES).as_bytes().to_vec();
     if rng.below(long) == 0 {
-        // Around the border of a record, and far beyond it.
+        // Lengths around the limit of a record, and far beyond it.
         let fill = *pick(rng, &[MAX_LINE - 1, MAX_LINE, LINE_MAX, 200_000]) + index(rng, 3);
         let at = line.len() - 1;
         line.splice(at..at, vec![b'x'; fill]);
@@ -64,7 +65,7 @@ fn line(rng: &mut Rng, long: u64) -> Vec<u8> {
     line
 }
 
-/// Some in the text, some in one of the words before it, some anywhere.
+/// Mutations of the text, of one of the words before it, or anywhere.
 fn changed(mut line: Vec<u8>, rng: &mut Rng) -> Vec<u8> {
     const WORDS: [&str; 14] = [
         "stdout",
@@ -118,8 +119,8 @@ fn mutated_records() {
     });
 }
 
-/// As a container's output, read in pieces cut anywhere, anything comes back byte for byte, but for the carriage return
-/// before a newline.
+/// Arbitrary bytes as a container's output, read in pieces cut anywhere, come back byte for byte,
+/// except for the carriage return before a newline.
 fn comes_back(raw: &[u8], rng: &mut Rng) {
     let (mut splitter, mut out, mut rest) = (Splitter::default(), Vec::new(), raw);
     let stamp = Stamp::new(Wall(1));
@@ -147,14 +148,14 @@ fn comes_back(raw: &[u8], rng: &mut Rng) {
     assert_eq!(back, raw.split_inclusive(|b| *b == b'\n').flat_map(line).collect::<Vec<u8>>());
 }
 
-/// A container's files: rotated, perhaps compressed and damaged so, and current.
+/// A container's log files: rotated ones, perhaps compressed and then damaged, and the current one.
 #[derive(Debug)]
 struct Files {
     rotated: Bytes,
     gz: Option<Bytes>,
     current: Bytes,
     tail: u64,
-    /// Which part is read besides the whole.
+    /// The part that is read, besides the whole.
     part: u64,
 }
 
@@ -190,7 +191,8 @@ fn owned(record: Record<'_>) -> Owned {
     (record.time, record.stream, record.partial, record.text.to_vec())
 }
 
-/// What a file's lines are, read the plain way. A line that is not ended is none yet.
+/// The records of a file's lines by a plain reference implementation. An unfinished line is no
+/// record.
 fn plainly(raw: &[u8]) -> Vec<Owned> {
     raw.split_inclusive(|b| *b == b'\n')
         .filter(|l| l.ends_with(b"\n") && l.len() <= LINE_MAX)
@@ -242,7 +244,7 @@ fn mutated_output_files() {
                 assert!(tail.iter().filter(|r| !r.2).count() as u64 <= files.tail);
             }
         }
-        // Of the lines that there are, at least half are records.
+        // At least half of the existing lines are records.
         let lines = [&files.rotated, &files.current].map(|f| f.split_inclusive(|b| *b == b'\n').count());
         let lines = lines.iter().sum::<usize>();
         match all.len() {

@@ -1,4 +1,4 @@
-//! Files, limits, disks that are full, handovers that break, and what is left behind.
+//! Log files, limits, full disks, interrupted handovers, and removal.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test's helpers fail as tests do")]
 
@@ -37,7 +37,7 @@ async fn files_have_the_names_modes_and_links_of_the_contract() {
     let link = node.roots.container_log_links.join(format!("web_ns_app-{}.log", spec.id));
     assert_eq!(std::fs::read_link(&link).unwrap(), log);
     let stdin = paths.stdin.clone().unwrap();
-    // Someone holds it: opening the reading end alone does not block.
+    // Opening the reading end alone does not block, because logd holds the FIFO.
     std::fs::File::open(&stdin).unwrap();
     let mut shim = Shim::open(&paths);
     write!(shim.out, "a\n\nb").unwrap();
@@ -95,7 +95,8 @@ async fn a_pod_goes_with_its_links_and_nothing_else() {
     std::os::unix::fs::symlink("/elsewhere", &foreign).unwrap();
     client.remove_pod(&gone.key, &gone.uid).await.unwrap();
     client.remove_pod(&gone.key, &gone.uid).await.unwrap();
-    // No directory has a name of 300 bytes: there is nothing to remove, and the pod can go.
+    // A directory cannot have a name of 300 bytes: nothing is left to remove, and the pod can be
+    // removed.
     let long = berth_core::ids::PodKey { name: "a".repeat(253).parse().unwrap(), ..gone.key.clone() };
     client.remove_pod(&long, &gone.uid).await.unwrap();
     assert!(!node.roots.pod_log_dir(&gone.key, &gone.uid).exists());
@@ -134,7 +135,7 @@ async fn rotation_is_exact_and_old_files_are_compressed() {
     });
     let mut shim = shim.await.unwrap();
     wait_for("all to be written", || node.raw(&spec, Stream::Stdout) == written);
-    // What is not the newest rotated file is compressed when there is nothing else to do.
+    // Rotated files other than the newest are compressed when nothing else is to be done.
     wait_for("compression", || {
         let files = node.files(&spec);
         let gz = files.iter().filter(|f| f.extension().is_some_and(|e| e == "gz")).count();
@@ -143,11 +144,11 @@ async fn rotation_is_exact_and_old_files_are_compressed() {
     assert_eq!(node.raw(&spec, Stream::Stdout), written);
     for file in node.files(&spec) {
         let size = content(&file).unwrap().len();
-        // Full: not even the shortest record of the next file would have found room.
+        // The file is full: the shortest record of the next file would not have fit.
         let full = size > 100_000 - 20_100 || file.extension().is_some_and(|e| e == "log");
         assert!(size <= 100_000 && full, "{file:?} has {size} bytes");
     }
-    // More than the limit of files holds: the end of it stays.
+    // More output than the limit of files holds: the end of it stays.
     let more = numbered(2_000_000, "\n");
     let bytes = more.clone();
     tokio::task::spawn_blocking(move || shim.out.write_all(&bytes).unwrap()).await.unwrap();
@@ -179,7 +180,7 @@ async fn a_full_disk_costs_records_but_blocks_nobody() {
     let status = client.list().await.unwrap().remove(0);
     assert!(status.lost > 0 && status.failing.as_ref().unwrap().contains("No space left"), "{status:?}");
     std::fs::remove_file(&hog).unwrap();
-    // Trickling output finds the way again by itself.
+    // Little output is written again without a retry from outside.
     let until = Instant::now() + Duration::from_secs(5);
     while client.list().await.unwrap()[0].failing.is_some() {
         assert!(Instant::now() < until);
@@ -219,23 +220,23 @@ async fn a_takeover_that_breaks_off_leaves_the_old_one_in_charge() {
         new.read_exact(&mut head).unwrap();
         new
     };
-    // Dies before it commits.
+    // The new logd ends before it commits.
     drop(ask());
     shim.out.write_all(b"one\n").unwrap();
     assert_eq!(client.ping().await.unwrap().pid, old.0.id());
-    // Dawdles: the old one goes on within a second, and a late commit is not answered.
+    // The new logd is slow: the old one resumes within a second, and a late commit is not answered.
     let mut dawdler = ask();
     let since = Instant::now();
     shim.out.write_all(b"two\n").unwrap();
     assert_eq!(client.ping().await.unwrap().pid, old.0.id());
     assert!(since.elapsed() < Duration::from_millis(1500), "the old one waited {:?}", since.elapsed());
-    // It may have closed the connection already; either way there is no release to be read.
+    // The old logd may have closed the connection already. Either way no release can be read.
     let _refused = dawdler.write_all(&frame(r#"{"v":1,"body":{"op":"commit"}}"#));
     let mut rest = Vec::new();
     let _reset = dawdler.read_to_end(&mut rest);
     assert!(!String::from_utf8_lossy(&rest).contains("released"));
     wait_for("both lines", || node.raw(&spec, Stream::Stdout) == b"one\ntwo\n");
-    // And a real one still can.
+    // A later takeover still succeeds.
     let new = node.start().await;
     old.ended();
     shim.out.write_all(b"three").unwrap();
@@ -244,7 +245,7 @@ async fn a_takeover_that_breaks_off_leaves_the_old_one_in_charge() {
     drop(new);
 }
 
-/// New ones that are killed at any moment of their takeover: somebody is in charge every time.
+/// New logds are killed at any moment of their takeover. A logd is active after each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn takeovers_killed_at_any_moment_leave_somebody_in_charge() {
     let node = Node::new();
@@ -266,8 +267,8 @@ async fn takeovers_killed_at_any_moment_leave_somebody_in_charge() {
             running = vec![new];
         } else {
             new.kill();
-            // Killed after the commit: both are gone or about to be, and the agent starts another. Before it, the
-            // old one answers.
+            // If the new logd is killed after the commit, both have ended or are about to, and the
+            // agent starts another. Before the commit, the old one answers.
             let until = Instant::now() + Duration::from_secs(5);
             while client.ping_within(Duration::from_secs(2)).await.is_err() {
                 assert!(Instant::now() < until, "nobody is in charge");

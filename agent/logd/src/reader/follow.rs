@@ -1,8 +1,9 @@
-//! Following a container's output over rotations.
+//! Following a container's log over rotations.
 //!
-//! The file being read stays open, whatever it is renamed to. When another one has its name, it is read to its end,
-//! then its successors in the chain. Its own place is found by its inode or, once it was compressed, by its time of
-//! modification, which compression keeps. A reader slower than the limit of files allows misses some and counts it.
+//! The file being read stays open, whatever it is renamed to. When another file has its name, the
+//! old file is read to its end, then its successors in the chain. The old file's place in the chain
+//! is found by its inode or, after compression, by its modification time, which compression keeps.
+//! A reader that is slower than the limit of files misses some files and counts them.
 
 use super::{From, LogSet, Pump};
 use crate::{error::Error, format::Record, spec::log_name};
@@ -19,10 +20,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Reads that are handed on before the caller is asked again.
+/// Reads before the caller gets control again.
 const TURN: usize = 16;
 
-/// Follows one attempt of one container.
+/// Follower of the log of one attempt of one container.
 #[derive(Debug)]
 pub struct Follow {
     set: LogSet,
@@ -43,25 +44,25 @@ impl Follow {
             inotify::add_watch(&events, format!("/proc/self/fd/{}", set.dir.as_raw_fd()), what)?;
             Ok::<_, Errno>(events)
         };
-        // Before anything is read, so that nothing is written unseen in between.
+        // The watch starts before the first read, so that no write is missed in between.
         let events = set.told(watch().map_err(io::Error::from))?;
         let mut then = VecDeque::from(set.from(from)?);
         let current = then.pop_front();
         Ok(Follow { set, events, current, then, missed: 0 })
     }
 
-    /// How often files were removed by the limit before they were read.
+    /// How many times files were removed by the limit of files before they were read.
     pub fn missed(&self) -> u64 {
         self.missed
     }
 
-    /// Whether the pod's directory has been removed: nothing more will come.
+    /// Whether the pod's log directory has been removed, so that nothing more will come.
     pub fn gone(&self) -> bool {
         rustix::fs::fstat(&self.set.dir).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
-    /// Hands on what has come; waits for it at most so long. Returns whether anything was read. To be called again
-    /// either way.
+    /// Emits new records and waits for them at most `wait`. Returns whether anything was read. The
+    /// caller calls it again in either case.
     pub fn next(&mut self, wait: Duration, emit: &mut dyn FnMut(Record<'_>)) -> Result<bool, Error> {
         let until = Instant::now().checked_add(wait);
         loop {
@@ -73,7 +74,8 @@ impl Follow {
                 continue;
             }
             if self.rotated()? {
-                // What was written between the end just seen and the renaming; nothing is written after it.
+                // Reads what was written between the end seen above and the rename. Nothing is
+                // written to this file afterwards.
                 while self.drain(emit)? {}
                 self.then = self.successors()?;
                 if let Some(next) = self.then.pop_front() {
@@ -100,13 +102,13 @@ impl Follow {
         Ok(any)
     }
 
-    /// Whether another file than the one being read is the current one.
+    /// Whether the current log file is another file than the one being read.
     fn rotated(&self) -> Result<bool, Error> {
         let named = rustix::fs::statat(&self.set.dir, log_name(self.set.attempt), AtFlags::SYMLINK_NOFOLLOW);
         match (named, &self.current) {
             (Ok(stat), Some(current)) => Ok(!current.is(&stat)),
             (Ok(_), None) => Ok(true),
-            // In the midst of a rotation, or removed.
+            // The file is being rotated, or was removed.
             (Err(Errno::NOENT), _) => Ok(false),
             (Err(e), _) => self.set.told(Err(e.into())),
         }
@@ -138,7 +140,7 @@ impl Follow {
         }
         let mut space = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&self.events, &mut space);
-        // Only that something happened matters; the files say what.
+        // The events only say that something changed; the files say what.
         while events.next().is_ok() {}
         Ok(true)
     }

@@ -1,7 +1,8 @@
-//! Reading output files; needs neither logd nor the agent.
+//! Reading log files, without logd or the agent.
 //!
-//! A container's output is the chain of its rotated files, some of them compressed, and the current one. All of them
-//! are opened below the log root without following links, and only if they are plain files.
+//! A container's log is the chain of its rotated files, some of them compressed, and the current
+//! file. All of them are opened below the log root without following links, and only if they are
+//! regular files.
 
 mod follow;
 mod pump;
@@ -27,20 +28,21 @@ use std::{
     path::PathBuf,
 };
 
-/// Where to begin.
+/// Where reading begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum From {
-    /// With the oldest record that is left.
+    /// The oldest record that is left.
     Start,
-    /// With the last so many lines. Parts of a line count as one; so does what comes after the last newline.
+    /// The last so many lines. The parts of a line count as one line, and so does text after the
+    /// last newline.
     Tail(u64),
-    /// With the first record of this time or later.
+    /// The first record of this time or later.
     Since(Wall),
-    /// With what comes next.
+    /// The next record that is written.
     End,
 }
 
-/// The output files of one attempt of one container.
+/// The log files of one attempt of one container.
 #[derive(Debug)]
 pub struct LogSet {
     dir: OwnedFd,
@@ -56,7 +58,7 @@ fn missing_is_none<T: Default>(path: &std::path::Path, result: io::Result<T>) ->
     }
 }
 
-/// The pods that have a log directory, by name. Directories that are named otherwise are left out.
+/// The pods that have a log directory, sorted. Directories with other names are left out.
 pub fn pods(roots: &Roots) -> Result<Vec<(PodKey, PodUid)>, Error> {
     let names = dirs::open_root(&roots.pod_logs).and_then(dirs::names);
     let mut pods: Vec<_> =
@@ -72,7 +74,7 @@ fn parse_pod_dir(name: &str) -> Option<(PodKey, PodUid)> {
     Some((PodKey { namespace, name }, PodUid::new(parts.next()?).ok()?))
 }
 
-/// The containers of a pod that have a log directory, by name.
+/// The containers of a pod that have a log directory, sorted.
 pub fn containers(roots: &Roots, key: &PodKey, uid: &PodUid) -> Result<Vec<ContainerName>, Error> {
     let names = dirs::open_root(&roots.pod_logs)
         .and_then(|root| dirs::open_dir(root, &[&pod_dir_name(key, uid)]))
@@ -83,7 +85,7 @@ pub fn containers(roots: &Roots, key: &PodKey, uid: &PodUid) -> Result<Vec<Conta
     Ok(containers)
 }
 
-/// The attempts of a container that have a current file, oldest first.
+/// The attempts of a container that have a current log file, oldest first.
 pub fn attempts(
     roots: &Roots,
     key: &PodKey,
@@ -101,7 +103,8 @@ pub fn attempts(
 }
 
 impl LogSet {
-    /// Opens the directory. An error of the kind `NotFound` means that the container has never had output here.
+    /// Opens the container's log directory. An error of the kind `NotFound` means that the
+    /// container never had output here.
     pub fn open(
         roots: &Roots,
         key: &PodKey,
@@ -116,8 +119,9 @@ impl LogSet {
         Ok(LogSet { dir, path, attempt })
     }
 
-    /// Hands on all records from there on, oldest first. Torn and foreign lines are left out, and the rest of a
-    /// compressed file from where it is damaged: one old file must not hide all that came after it.
+    /// Emits all records from there on, oldest first. Torn and foreign lines are left out. So is
+    /// the rest of a compressed file after the place where it is damaged, because one damaged file
+    /// must not hide the files after it.
     pub fn read(&self, from: From, emit: &mut dyn FnMut(Record<'_>)) -> Result<(), Error> {
         for mut pump in self.from(from)? {
             while self.told(pump.pump(emit))? {}
@@ -125,7 +129,7 @@ impl LogSet {
         Ok(())
     }
 
-    /// Begins to follow.
+    /// Follows the log from there on.
     pub fn follow(self, from: From) -> Result<Follow, Error> {
         Follow::start(self, from)
     }
@@ -155,8 +159,8 @@ impl LogSet {
         Ok(files)
     }
 
-    /// All files, oldest first. The current one is opened first: a rotation meanwhile then shows as one file under
-    /// two names, not as a gap.
+    /// Opens all files, oldest first. The current file is opened first, so that a rotation
+    /// meanwhile shows as one file under two names and not as a gap.
     fn open_all(&self) -> io::Result<Vec<Pump>> {
         let absent = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
         let current = match dirs::open_read(&self.dir, &log_name(self.attempt)) {
@@ -167,7 +171,7 @@ impl LogSet {
         let mut rotated: Vec<Rotated> =
             dirs::names(&self.dir)?.iter().filter_map(|n| Rotated::parse(self.attempt, n)).collect();
         rotated.sort();
-        // For a moment a file stands there both as it was and compressed.
+        // During compression a file exists both plain and compressed.
         rotated.dedup_by(|later, kept| later.stamp == kept.stamp && later.serial == kept.serial);
         let mut files = Vec::new();
         for name in rotated {
@@ -193,10 +197,10 @@ impl LogSet {
     }
 }
 
-/// Leaves only the last so many lines.
+/// Skips all but the last so many lines.
 fn tail(files: &mut Vec<Pump>, wanted: u64) -> io::Result<()> {
     let mut found: u64 = 0;
-    // Streams whose last record was met: in the newest file that has one of them.
+    // Streams whose last record was seen. It is in the newest file that has records of the stream.
     let mut ended = BTreeSet::new();
     for index in (0..files.len()).rev() {
         let Some(file) = files.get_mut(index) else { break };

@@ -1,4 +1,4 @@
-//! One output file, compressed or not, as a source of records.
+//! Records of one log file, compressed or not.
 
 use crate::format::{MAX_LINE, OVERHEAD, Record, parse};
 use berth_core::time::Wall;
@@ -9,10 +9,10 @@ use std::{
     io::{self, Read, Seek, SeekFrom},
 };
 
-/// Bytes read at a time.
+/// Bytes of one read.
 const CHUNK: usize = 64 * 1024;
 
-/// No record is longer, tags and foreign times allowed for; what is, is left out.
+/// The longest record in bytes, with tags and foreign times. Longer lines are left out.
 const LINE_MAX: usize = MAX_LINE + OVERHEAD + 256;
 
 #[derive(Debug)]
@@ -21,17 +21,17 @@ enum Source {
     Gz(Box<MultiGzDecoder<File>>),
 }
 
-/// Reads records from one file.
+/// Reader of the records of one file.
 #[derive(Debug)]
 pub(super) struct Pump {
     source: Source,
     stat: Stat,
-    /// The begun line, or as much of it as can be a record.
+    /// The unfinished line, at most the length of a record.
     line: Vec<u8>,
     chunk: Vec<u8>,
     skip_lines: u64,
     since: Option<Wall>,
-    /// What is compressed cannot be read any further.
+    /// The compressed data cannot be decoded any further.
     damaged: bool,
 }
 
@@ -62,33 +62,33 @@ impl Pump {
         }
     }
 
-    /// Whether both are one file, under whatever names.
+    /// Whether both are the same file, whatever their names.
     pub(super) fn same_file(&self, other: &Pump) -> bool {
         self.is(&other.stat)
     }
 
-    /// Whether this is the file.
+    /// Whether this is the file with that status.
     pub(super) fn is(&self, stat: &Stat) -> bool {
         self.stat.st_ino == stat.st_ino && self.stat.st_dev == stat.st_dev
     }
 
-    /// When it was last written, seconds and nanoseconds; compressing keeps that.
+    /// The modification time in seconds and nanoseconds. Compression keeps it.
     pub(super) fn modified(&self) -> io::Result<(i64, u64)> {
         let stat = rustix::fs::fstat(self.file())?;
         Ok((stat.st_mtime, stat.st_mtime_nsec))
     }
 
-    /// Leaves out the next so many lines.
+    /// Skips the next so many lines.
     pub(super) fn skip_lines(&mut self, lines: u64) {
         self.skip_lines = lines;
     }
 
-    /// Leaves out records from before.
+    /// Skips records before `time`.
     pub(super) fn skip_until(&mut self, time: Wall) {
         self.since = Some(time);
     }
 
-    /// To the beginning.
+    /// Goes back to the beginning.
     pub(super) fn rewind(&mut self) -> io::Result<()> {
         self.line.clear();
         self.damaged = false;
@@ -101,7 +101,7 @@ impl Pump {
         Ok(())
     }
 
-    /// To the end; only for files that are not compressed.
+    /// Goes to the end. Only for files that are not compressed.
     pub(super) fn seek_to_end(&mut self) -> io::Result<()> {
         if let Source::Plain(file) = &mut self.source {
             file.seek(SeekFrom::End(0))?;
@@ -109,7 +109,7 @@ impl Pump {
         Ok(())
     }
 
-    /// Reads on and hands on what came. False at the end of the file as it is now.
+    /// Reads the next chunk and emits its records. False at the current end of the file.
     pub(super) fn pump(&mut self, emit: &mut dyn FnMut(Record<'_>)) -> io::Result<bool> {
         if self.chunk.is_empty() {
             self.chunk = vec![0; CHUNK];
@@ -123,7 +123,8 @@ impl Pump {
             };
             match read {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // The decoder's own errors have no number: what is compressed is damaged, not the reading of it.
+                // The decoder's own errors have no error number: then the data is damaged, and
+                // reading the file works.
                 Err(error) if matches!(self.source, Source::Gz(_)) && error.raw_os_error().is_none() => {
                     tracing::warn!(inode = self.stat.st_ino, %error, "compressed output is damaged, its rest is left out");
                     self.damaged = true;

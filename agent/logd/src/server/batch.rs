@@ -1,4 +1,4 @@
-//! The buffers that all streams share, one read at a time.
+//! Buffers shared by all streams, used for one read at a time.
 
 use super::logfile::Old;
 use crate::{error::Error, format::Stamp};
@@ -15,32 +15,32 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-/// The most that is taken from a stream at once, in bytes: what a killed logd repeats at most.
+/// The most bytes of one read, and so the most that is repeated after logd is killed.
 pub const READ_SIZE: usize = 64 * 1024;
 
-/// Encoded records are written out when they are this much.
+/// Encoded records are written when they reach this many bytes.
 pub(super) const FLUSH_SIZE: usize = 256 * 1024;
 
-/// What a FIFO is asked to hold.
+/// Capacity that is requested for a FIFO, in bytes.
 pub(super) const PIPE_SIZE: usize = 1024 * 1024;
 
 /// The records of one read.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// Encoded and not yet written.
+    /// Encoded records that are not yet written.
     pub(super) out: Vec<u8>,
-    /// The time of all of them.
+    /// Time of all records, formatted.
     pub(super) stamp: Stamp,
-    /// The same.
+    /// Time of all records.
     pub(super) wall: Wall,
-    /// The same, for waiting.
+    /// Time of all records on the monotonic clock, for retries.
     pub(super) mono: Instant,
-    /// Files that may be compressed.
+    /// Rotated files that may be compressed.
     pub(super) old: Vec<Old>,
 }
 
 impl Batch {
-    /// Reads the clocks anew.
+    /// Reads the clocks.
     pub(super) fn start(&mut self) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.wall = Wall(i64::try_from(now.as_nanos()).unwrap_or(i64::MAX));
@@ -49,19 +49,19 @@ impl Batch {
     }
 }
 
-/// A private pipe and a buffer, to look into a FIFO without emptying it.
+/// A private pipe and a buffer, to read a FIFO without emptying it.
 #[derive(Debug)]
 pub(super) struct Scratch {
     read: File,
     write: OwnedFd,
     null: OwnedFd,
     buf: Vec<u8>,
-    /// See [`Batch`].
+    /// The records of the read.
     pub(super) batch: Batch,
 }
 
 impl Scratch {
-    /// Makes the pipe and the buffers.
+    /// Creates the pipe and the buffers.
     pub(super) fn new() -> Result<Scratch, Error> {
         let fail = |what| move |e: Errno| Error::Kernel { what, source: e.into() };
         let (read, write) = pipe().map_err(fail("make a pipe"))?;
@@ -78,8 +78,8 @@ impl Scratch {
         Ok(Scratch { read, write, null, buf: vec![0; READ_SIZE], batch })
     }
 
-    /// Copies at most `max` bytes (and at most [`READ_SIZE`]) from the head of a FIFO, which keeps them. Empty if it
-    /// holds nothing.
+    /// Copies at most `max` bytes (and at most [`READ_SIZE`]) from the head of a FIFO, which keeps
+    /// them. Returns 0 if the FIFO is empty.
     pub(super) fn peek(&mut self, fifo: impl AsFd, max: usize) -> io::Result<usize> {
         let n = loop {
             match rustix::pipe::tee(&fifo, &self.write, max.min(READ_SIZE), SpliceFlags::NONBLOCK) {
@@ -92,19 +92,19 @@ impl Scratch {
         let space =
             self.buf.get_mut(..n).ok_or_else(|| io::Error::other("tee gave more than was asked for"))?;
         if let Err(e) = self.read.read_exact(space) {
-            // Whatever is left in the pipe must not be taken for the next stream's.
+            // Bytes left in the pipe would be taken for the next stream's.
             (self.read, self.write) = pipe()?;
             return Err(e);
         }
         Ok(n)
     }
 
-    /// What [`Scratch::peek`] copied, and the batch to put its records in.
+    /// The bytes that [`Scratch::peek`] copied, and the batch for their records.
     pub(super) fn parts(&mut self, n: usize) -> (&[u8], &mut Batch) {
         (self.buf.get(..n).unwrap_or_default(), &mut self.batch)
     }
 
-    /// Takes `n` bytes out of a FIFO.
+    /// Removes `n` bytes from the head of a FIFO.
     pub(super) fn discard(&self, fifo: impl AsFd, mut n: usize) -> io::Result<()> {
         while n > 0 {
             match rustix::pipe::splice(&fifo, None, &self.null, None, n, SpliceFlags::NONBLOCK) {

@@ -1,11 +1,13 @@
-//! The begun line of one stream, kept where logd's death does not reach it.
+//! The unfinished line of one stream, saved so that it survives logd's death.
 //!
-//! A begun line has been taken out of the FIFO and is not in the log file yet. It is saved together with how many
-//! bytes are about to be taken out and a checksum of them: a logd that was killed between the two sees by the FIFO's
-//! content whether they are still to be taken.
+//! An unfinished line has been removed from the FIFO and is not in the log file yet. It is saved
+//! together with the number of bytes that are about to be removed and a checksum of them. A logd
+//! that was killed between the two steps compares them with the FIFO's content and so knows whether
+//! the bytes are still to be removed.
 //!
-//! Layout, little endian: checksum of the line u64, checksum of the read u64, bytes to take out u32, length of the
-//! line u32, the line. A torn file fails its checksum and counts as "no begun line".
+//! Layout, little endian: checksum of the line u64, checksum of the read u64, bytes to remove u32,
+//! length of the line u32, the line. A torn file fails its checksum and counts as "no unfinished
+//! line".
 
 use crate::format::MAX_LINE;
 use std::{
@@ -18,34 +20,35 @@ use std::{
 const HEAD: usize = 24;
 const TAKE_AT: u64 = 16;
 
-/// The file of one stream. It is made when the stream first has a begun line to save.
+/// The carry file of one stream. It is created when the stream first has an unfinished line to
+/// save.
 #[derive(Debug)]
 pub(super) struct CarryFile {
     path: PathBuf,
     file: Option<File>,
-    /// The file says something else than "no begun line".
+    /// The file contains an unfinished line or a pending removal.
     dirty: bool,
     warned: bool,
 }
 
-/// What was found in the file.
+/// Content of a carry file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Saved {
-    /// The begun line.
+    /// The unfinished line.
     pub(super) carry: Vec<u8>,
-    /// That many bytes, if they are still at the head of the FIFO, are in the log already.
+    /// Number of bytes that are already in the log, if they are still at the head of the FIFO.
     pub(super) take: usize,
-    /// [`checksum`] of these.
+    /// [`checksum`] of these bytes.
     pub(super) check: u64,
 }
 
 impl CarryFile {
-    /// The file need not exist.
+    /// Returns the carry file at `path`, which need not exist.
     pub(super) fn new(path: PathBuf) -> CarryFile {
         CarryFile { path, file: None, dirty: false, warned: false }
     }
 
-    /// Reads what an earlier logd left.
+    /// Reads the content that an earlier logd left.
     pub(super) fn load(&mut self) -> Option<Saved> {
         self.dirty = true;
         match std::fs::read(&self.path) {
@@ -61,8 +64,8 @@ impl CarryFile {
         }
     }
 
-    /// Before `read` is taken out of the FIFO: `carry` is what remains of it. Returns whether
-    /// [`CarryFile::taken`] must follow.
+    /// Saves the state before `read` is removed from the FIFO; `carry` is the unfinished line after
+    /// it. Returns whether [`CarryFile::taken`] must follow.
     pub(super) fn save(&mut self, carry: &[u8], read: &[u8]) -> bool {
         if carry.is_empty() && !self.dirty {
             return false;
@@ -78,7 +81,7 @@ impl CarryFile {
         done
     }
 
-    /// The bytes have been taken out.
+    /// Records that the bytes have been removed from the FIFO.
     pub(super) fn taken(&mut self, carry: &[u8]) {
         if self.write(&[0; 4], TAKE_AT) {
             self.dirty = !carry.is_empty();
@@ -123,7 +126,8 @@ fn parse(bytes: &[u8]) -> Option<Saved> {
     Some(Saved { carry, take: usize::try_from(u32_at(16)?).ok()?, check: u64_at(8)? })
 }
 
-/// FNV-1a over the length, the first and the last 512 bytes: tells reads and torn files apart, no more.
+/// FNV-1a over the length and the first and last 512 bytes. Enough to tell reads apart and to
+/// detect torn files.
 pub(super) fn checksum(bytes: &[u8]) -> u64 {
     const EDGE: usize = 512;
     let head = bytes.get(..EDGE.min(bytes.len())).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! One client's connection: bytes in, requests out; answers in, bytes out. Never blocks.
+//! Connection of one client: bytes in, requests out; replies in, bytes out. Never blocks.
 
 use crate::proto::{Envelope, REQUEST_MAX, Reply, Request, decode, encode, length};
 use std::{
@@ -6,35 +6,36 @@ use std::{
     os::unix::net::UnixStream,
 };
 
-/// Answers that a client does not read end its connection when they are this much.
+/// A connection is closed when its client has left this many bytes of replies unread.
 const UNREAD_MAX: usize = 32 * 1024 * 1024;
 
-/// A connection.
+/// Connection of one client.
 #[derive(Debug)]
 pub(super) struct Conn {
-    /// The socket, not blocking.
+    /// The socket, nonblocking.
     pub(super) stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
 }
 
-/// What came in.
+/// An incoming message.
 #[derive(Debug)]
 pub(super) enum Incoming {
-    /// A request with its number.
+    /// A request with its sequence number.
     Request(u64, Request),
-    /// Something that is to be answered as not understood.
+    /// A message that is not understood, with its sequence number and the reason.
     Unknown(u64, String),
 }
 
 impl Conn {
-    /// Takes an accepted socket.
+    /// Wraps an accepted socket.
     pub(super) fn new(stream: UnixStream) -> io::Result<Conn> {
         stream.set_nonblocking(true)?;
         Ok(Conn { stream, input: Vec::new(), output: Vec::new() })
     }
 
-    /// Reads what is there. An error, the end of the connection among them, ends it.
+    /// Reads what the socket has. An error, including the end of the connection, ends the
+    /// connection.
     pub(super) fn fill(&mut self) -> io::Result<()> {
         let mut buf = [0; 4096];
         loop {
@@ -46,13 +47,13 @@ impl Conn {
                 Err(e) => return Err(e),
             }
             if self.input.len() > REQUEST_MAX.saturating_mul(2) {
-                // The rest stays in the socket until these are answered.
+                // The rest stays in the socket until these requests are answered.
                 return Ok(());
             }
         }
     }
 
-    /// The next whole request.
+    /// The next complete request.
     pub(super) fn next(&mut self) -> io::Result<Option<Incoming>> {
         let Some(head) = self.input.first_chunk::<4>() else { return Ok(None) };
         let end = length(*head, REQUEST_MAX)?.saturating_add(4);
@@ -68,13 +69,13 @@ impl Conn {
         Ok(Some(incoming))
     }
 
-    /// Sends an answer, or keeps what the socket does not take.
+    /// Sends a reply. Keeps the bytes that the socket does not take.
     pub(super) fn send(&mut self, seq: u64, reply: Reply) -> io::Result<()> {
         self.output.extend_from_slice(&encode(seq, reply)?);
         self.flush()
     }
 
-    /// Sends what was kept.
+    /// Sends the bytes that were kept.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         let mut sent: usize = 0;
         let result = loop {
@@ -95,7 +96,7 @@ impl Conn {
         result
     }
 
-    /// Whether the socket is to be watched for room.
+    /// Whether the socket must be watched until it can take more bytes.
     pub(super) fn waits_for_room(&self) -> bool {
         !self.output.is_empty()
     }

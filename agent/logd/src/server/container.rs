@@ -1,4 +1,5 @@
-//! One attempt of one container: its FIFOs, held open at both ends, and the way of their bytes into the log file.
+//! Output of one attempt of one container: its FIFOs, held open at both ends, and the copying of
+//! their bytes into the log file.
 
 use super::{
     batch::{PIPE_SIZE, READ_SIZE, Scratch},
@@ -23,45 +24,47 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A last drain ends after this many bytes even if somebody still writes.
+/// The last drain ends after this many bytes, even if a process still writes.
 const LAST_DRAIN_MAX: usize = 8 * PIPE_SIZE;
 
-/// One output of the container.
+/// One output stream of the container.
 #[derive(Debug)]
 pub(super) struct Fifo {
-    /// Open for reading and writing, so that it neither blocks nor ends.
+    /// The FIFO, open for reading and writing, so that reads neither block nor see an end of file.
     pub(super) fd: OwnedFd,
-    /// Which.
+    /// The stream.
     pub(super) stream: Stream,
-    /// What it can hold, in bytes.
+    /// Capacity in bytes.
     pub(super) capacity: usize,
     splitter: Splitter,
     carry: CarryFile,
 }
 
-/// The outputs and the file.
+/// The FIFOs and the log file of a container.
 #[derive(Debug)]
 pub(super) struct Container {
-    /// What was registered.
+    /// The registered specification.
     pub(super) spec: StreamSpec,
     /// Standard output, then standard error unless there is a terminal.
     pub(super) fifos: Vec<Fifo>,
-    /// Only held.
+    /// Standard input, only held open.
     pub(super) stdin: Option<OwnedFd>,
     log: LogFile,
     bytes: u64,
 }
 
 impl Container {
-    /// For a container that does not run yet: makes the FIFOs, and fails where anything is in the way.
+    /// Prepares a container that does not run yet: creates the FIFOs and the log file, and fails on
+    /// any error.
     pub(super) fn register(roots: &Roots, spec: StreamSpec, limits: Limits) -> Result<Container, Error> {
         let fds = open_fifos(roots, &spec)?;
         let log = LogFile::open(roots, &spec, limits)?;
         Ok(Container::build(roots, spec, fds, log))
     }
 
-    /// For one that may be running: after logd's own death, or from another logd that ended its work in order.
-    /// `fds` are its FIFOs, standard output first; without them they are opened by name.
+    /// Prepares a container that may be running, after logd's own restart or from another logd that
+    /// stopped in order. `fds` are its FIFOs, standard output first. Without `fds` the FIFOs are
+    /// opened by name.
     pub(super) fn resume(
         roots: &Roots,
         spec: StreamSpec,
@@ -93,7 +96,8 @@ impl Container {
         Container { spec, fifos, stdin, log, bytes: 0 }
     }
 
-    /// Copies what `fifos[index]` holds into the file, at most `reads` times [`READ_SIZE`]. Returns the bytes.
+    /// Copies the content of `fifos[index]` into the log file, at most `reads` times [`READ_SIZE`].
+    /// Returns the number of bytes.
     pub(super) fn drain(&mut self, index: usize, reads: usize, scratch: &mut Scratch) -> io::Result<usize> {
         let mut total: usize = 0;
         let Some(fifo) = self.fifos.get_mut(index) else { return Ok(0) };
@@ -108,7 +112,7 @@ impl Container {
         Ok(total)
     }
 
-    /// Drains all and writes begun lines as partial ones.
+    /// Drains all FIFOs and writes unfinished lines as partial records.
     pub(super) fn end(&mut self, scratch: &mut Scratch) {
         for index in 0..self.fifos.len() {
             if let Err(error) = self.drain(index, LAST_DRAIN_MAX / READ_SIZE, scratch) {
@@ -133,18 +137,18 @@ impl Container {
         self.bytes
     }
 
-    /// Records lost so far, and how many of them the file does not tell of yet.
+    /// Lost records, and how many of them the log file does not mention yet.
     pub(super) fn lost(&self) -> (u64, u64) {
         (self.log.lost(), self.log.untold())
     }
 
-    /// Goes on with another logd's figures.
+    /// Continues with another logd's counts.
     pub(super) fn inherit(&mut self, bytes: u64, lost: u64) {
         self.bytes = bytes;
         self.log.inherit(lost);
     }
 
-    /// For the list.
+    /// State for the list of streams.
     pub(super) fn status(&self) -> StreamStatus {
         StreamStatus {
             spec: self.spec.clone(),
@@ -157,14 +161,14 @@ impl Container {
 
 impl Fifo {
     fn new(fd: OwnedFd, stream: Stream, carry: PathBuf) -> Fifo {
-        // Where a megabyte is not permitted, what it has already must do.
+        // The current capacity is used where a megabyte is not permitted.
         let capacity = rustix::pipe::fcntl_setpipe_size(&fd, PIPE_SIZE)
             .or_else(|_| rustix::pipe::fcntl_getpipe_size(&fd))
             .unwrap_or(READ_SIZE);
         Fifo { fd, stream, capacity, splitter: Splitter::default(), carry: CarryFile::new(carry) }
     }
 
-    /// Goes on where an earlier logd stopped.
+    /// Continues where an earlier logd stopped.
     fn restore(&mut self, scratch: &mut Scratch) {
         let Some(saved) = self.carry.load() else { return };
         if saved.take > 0 {
@@ -179,7 +183,7 @@ impl Fifo {
         self.splitter = Splitter::resume(saved.carry);
     }
 
-    /// One read: look, write, take out.
+    /// One read: peek, write, remove from the FIFO.
     fn step(&mut self, log: &mut LogFile, scratch: &mut Scratch) -> io::Result<usize> {
         let n = scratch.peek(&self.fd, READ_SIZE)?;
         if n == 0 {
@@ -199,7 +203,7 @@ impl Fifo {
     }
 }
 
-/// The outputs that a container has.
+/// The output streams of a container.
 fn streams(spec: &StreamSpec) -> &'static [Stream] {
     if spec.tty { &[Stream::Stdout] } else { &[Stream::Stdout, Stream::Stderr] }
 }
@@ -208,7 +212,7 @@ fn carry_path(roots: &Roots, id: &ContainerId, stream: Stream) -> PathBuf {
     state_dir(roots).join("carry").join(format!("{id}.{}", stream.name()))
 }
 
-/// Makes the FIFOs that are not there and opens all of them: outputs, then standard input.
+/// Creates the missing FIFOs and opens all of them: outputs, then standard input.
 fn open_fifos(roots: &Roots, spec: &StreamSpec) -> Result<Vec<OwnedFd>, Error> {
     let dir = fifo_dir(roots, &spec.id);
     std::fs::DirBuilder::new()
@@ -228,7 +232,7 @@ fn open_fifos(roots: &Roots, spec: &StreamSpec) -> Result<Vec<OwnedFd>, Error> {
         .collect()
 }
 
-/// Makes a FIFO if need be and opens both its ends.
+/// Creates a FIFO if it does not exist, and opens both its ends.
 pub(crate) fn open_fifo(path: &Path) -> io::Result<OwnedFd> {
     match rustix::fs::mkfifoat(rustix::fs::CWD, path, Mode::from_raw_mode(0o600)) {
         Ok(()) | Err(Errno::EXIST) => hold_fifo(path),
@@ -236,7 +240,7 @@ pub(crate) fn open_fifo(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Opens both ends of a FIFO that exists.
+/// Opens both ends of an existing FIFO.
 pub(crate) fn hold_fifo(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::open(path, flags, Mode::empty())?;
@@ -247,7 +251,7 @@ pub(crate) fn hold_fifo(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Removes what only logd's own work needed. What cannot be removed is told and left.
+/// Removes the state of a finished container. Failures are logged and otherwise ignored.
 pub(super) fn remove_state(roots: &Roots, container: &Container) {
     let id = &container.spec.id;
     for fifo in &container.fifos {

@@ -1,7 +1,8 @@
-//! Compressing rotated files a little at a time, while no stream has anything to read.
+//! Compression of rotated files in small steps, while no stream has anything to read.
 //!
-//! `<name>` becomes `<name>.gz` through `<name>.gz.tmp` and a rename; the modification time is kept, which readers
-//! that follow go by. What a killed logd leaves half done is removed and begun again with the next rotation.
+//! `<name>` becomes `<name>.gz` through `<name>.gz.tmp` and a rename. The modification time is
+//! kept, because followers use it to find their place. The half-written file of a killed logd is
+//! removed, and compressed again at the next rotation.
 
 use super::logfile::Old;
 use crate::dirs;
@@ -18,10 +19,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Bytes compressed at a time: about a millisecond.
+/// Bytes compressed in one step: about a millisecond.
 const STEP: usize = 64 * 1024;
 
-/// Files that wait; what comes on top waits for its next rotation.
+/// The most waiting files. Further files wait for the next rotation.
 const WAITING_MAX: usize = 256;
 
 #[derive(Debug)]
@@ -33,7 +34,7 @@ struct Job {
     buf: Vec<u8>,
 }
 
-/// The files to compress.
+/// Queue of the files to compress.
 #[derive(Debug)]
 pub(super) struct Gzip {
     root: PathBuf,
@@ -42,7 +43,7 @@ pub(super) struct Gzip {
 }
 
 impl Gzip {
-    /// With nothing to do.
+    /// Returns an empty queue.
     pub(super) fn new(root: &Path) -> Gzip {
         Gzip { root: root.to_owned(), waiting: VecDeque::new(), job: None }
     }
@@ -57,12 +58,12 @@ impl Gzip {
         }
     }
 
-    /// Whether [`Gzip::step`] would do anything.
+    /// Whether [`Gzip::step`] has work to do.
     pub(super) fn busy(&self) -> bool {
         self.job.is_some() || !self.waiting.is_empty()
     }
 
-    /// Does a little.
+    /// Compresses one small piece.
     pub(super) fn step(&mut self) {
         let job = match self.job.take() {
             Some(job) => job,
@@ -70,7 +71,7 @@ impl Gzip {
                 let Some(old) = self.waiting.pop_front() else { return };
                 match Job::start(&self.root, old.clone()) {
                     Ok(job) => job,
-                    // Rotated away or removed with its pod while it waited.
+                    // The file was removed by rotation or with its pod while it waited.
                     Err(e) if e.kind() == io::ErrorKind::NotFound => return,
                     Err(error) => return warn(&old, &error),
                 }
@@ -123,7 +124,8 @@ impl Job {
         let meta = self.from.metadata()?;
         let time = Timespec { tv_sec: meta.mtime(), tv_nsec: meta.mtime_nsec() };
         rustix::fs::futimens(&to, &Timestamps { last_access: time, last_modification: time })?;
-        // If the limit removed the file meanwhile, its compressed copy is not wanted either.
+        // If the limit of files removed the file meanwhile, its compressed copy is not wanted
+        // either.
         let name = self.old.name.as_str();
         let there = rustix::fs::statat(&self.dir, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
         if there.is_ok_and(|s| s.st_ino == meta.ino()) {

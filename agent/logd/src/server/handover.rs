@@ -16,10 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The old logd goes on with its work if it has not been released by then: no writer waits longer.
+/// The old logd resumes its work if it has not been released by then, so that no writer waits
+/// longer.
 pub(super) const OLD_WAITS: Duration = Duration::from_millis(900);
 
-/// One message carries at most the lock and the listener, or one container's FIFOs.
+/// One message carries at most the lock and the listening socket, or one container's FIFOs.
 const FDS_MAX: usize = 3;
 
 /// One side of the exchange.
@@ -37,7 +38,7 @@ impl<'a> Peer<'a> {
         Ok(Peer { stream, until })
     }
 
-    /// From here on there is no deadline.
+    /// Removes the deadline.
     pub(super) fn wait_for_ever(&mut self) {
         self.until = None;
     }
@@ -61,7 +62,7 @@ impl<'a> Peer<'a> {
         stream.write_all(&encode(0, request)?)
     }
 
-    /// Sends an answer with descriptors, which travel with its length.
+    /// Sends a reply with descriptors, which travel with the length.
     pub(super) fn send(&self, seq: u64, reply: Reply, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.arm()?;
         let frame = encode(seq, reply)?;

@@ -1,9 +1,9 @@
-//! Log rotation: one container's output file. Whole records are appended, the file is rotated before it would grow
-//! too large, and a full disk costs records but blocks nobody.
+//! Log rotation: one container's log file. Complete records are appended, the file is rotated before
+//! it would grow too large, and a full disk costs records but blocks no writer.
 //!
-//! Invariants: no record is cut over two files; no file is larger than the limit unless one record is. While writing
-//! fails, records are counted and dropped; a record that was written half is ended first once writing works again,
-//! then one record tells how many are missing.
+//! Invariants: no record is split over two files. No file is larger than the limit unless one
+//! record is. While writing fails, records are counted and dropped. Once writing works again, a
+//! half-written record is completed first, then one record says how many are missing.
 
 use super::batch::{Batch, FLUSH_SIZE};
 use crate::{
@@ -21,36 +21,36 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a file that cannot be written is left alone.
+/// Pause between two tries to write a failing file.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// When a file is rotated and how many are kept.
+/// Limits of rotation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// Bytes of one file.
     pub(super) size: u64,
-    /// Files in all, the current one among them.
+    /// Number of files, including the current one.
     pub(super) files: u32,
 }
 
-/// A file that may be compressed now.
+/// A rotated file that may be compressed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Old {
-    /// Below the log root: the pod's and the container's directory.
+    /// The pod's and the container's directory below the log root.
     pub(super) dir: [String; 2],
-    /// In it.
+    /// File name.
     pub(super) name: String,
 }
 
 #[derive(Debug)]
 struct Loss {
     why: String,
-    /// Not yet told about.
+    /// Lost records that the log file does not mention yet.
     records: u64,
     retry_at: Instant,
 }
 
-/// The file being written.
+/// The current log file of one attempt.
 #[derive(Debug)]
 pub(super) struct LogFile {
     root: PathBuf,
@@ -61,7 +61,7 @@ pub(super) struct LogFile {
     file: Option<File>,
     len: u64,
     rotate_at: u64,
-    /// What is missing of a record that was written half.
+    /// The missing part of a half-written record.
     torn: Vec<u8>,
     loss: Option<Loss>,
     /// Records lost since the file was opened.
@@ -69,14 +69,16 @@ pub(super) struct LogFile {
 }
 
 impl LogFile {
-    /// Opens the file, makes it and its directories if need be, and ends a torn last line.
+    /// Opens the file, creates it and its directories if they do not exist, and ends a torn last
+    /// line.
     pub(super) fn open(roots: &Roots, spec: &StreamSpec, limits: Limits) -> Result<LogFile, Error> {
         let mut log = LogFile::closed(roots, spec, limits);
         log.reopen().map_err(|source| Error::LogFile { path: log.path(), source })?;
         Ok(log)
     }
 
-    /// As [`LogFile::open`], but what stands in the way is only remembered: for a container that runs already.
+    /// Like [`LogFile::open`], but an error only starts dropping records. For a container that runs
+    /// already.
     pub(super) fn open_or_lose(roots: &Roots, spec: &StreamSpec, limits: Limits) -> LogFile {
         let mut log = LogFile::closed(roots, spec, limits);
         if let Err(error) = log.reopen() {
@@ -133,12 +135,12 @@ impl LogFile {
         self.lost
     }
 
-    /// Records lost and not yet told about.
+    /// Lost records that the log file does not mention yet.
     pub(super) fn untold(&self) -> u64 {
         self.loss.as_ref().map_or(0, |l| l.records)
     }
 
-    /// Takes over losses that another logd has not told about.
+    /// Takes over lost records that another logd has not written to the file.
     pub(super) fn inherit(&mut self, records: u64) {
         if records > 0 {
             self.lost = self.lost.saturating_add(records);
@@ -147,12 +149,12 @@ impl LogFile {
         }
     }
 
-    /// Why records are being dropped.
+    /// Reason why records are being dropped.
     pub(super) fn failing(&self) -> Option<&str> {
         self.loss.as_ref().map(|l| l.why.as_str())
     }
 
-    /// Before the records of one read: tries again where writing failed.
+    /// Called before the records of one read: retries where writing failed.
     pub(super) fn begin(&mut self, batch: &mut Batch, in_haste: bool) {
         let Some(loss) = &mut self.loss else { return };
         if !in_haste && batch.mono < loss.retry_at {
@@ -174,7 +176,7 @@ impl LogFile {
         if written > torn
             && let Some(loss) = &mut self.loss
         {
-            // The notice is in the file or will be, by what is left of it.
+            // The notice is in the file, or will be when the rest of it is written.
             loss.records = 0;
         }
         match result {
@@ -187,7 +189,7 @@ impl LogFile {
         }
     }
 
-    /// Adds one record to the batch; rotates first if it would not fit.
+    /// Adds one record to the batch. Rotates first if it would not fit.
     pub(super) fn record(&mut self, batch: &mut Batch, stream: Stream, piece: Piece<'_>) {
         let pending = u64::try_from(batch.out.len()).unwrap_or(u64::MAX);
         let filled = self.len.saturating_add(pending);
@@ -207,7 +209,7 @@ impl LogFile {
         }
     }
 
-    /// Writes what the batch holds. What cannot be written is dropped and counted.
+    /// Writes the batch. Records that cannot be written are dropped and counted.
     pub(super) fn flush(&mut self, batch: &mut Batch) {
         if batch.out.is_empty() {
             return;
@@ -236,7 +238,7 @@ impl LogFile {
         self.loss = Some(Loss { why: error.to_string(), records, retry_at });
     }
 
-    /// Appends as much as goes; how much that was, and what stopped it.
+    /// Appends as much as possible. Returns the number of bytes and the error that stopped it.
     fn append(&mut self, bytes: &[u8]) -> (usize, io::Result<()>) {
         let Some(file) = &mut self.file else {
             return (0, Err(io::Error::from(io::ErrorKind::NotFound)));
@@ -257,7 +259,8 @@ impl LogFile {
         (written, result)
     }
 
-    /// Renames the file, opens a new one, removes the oldest beyond the limit and names those to compress.
+    /// Renames the file, opens a new one, removes the oldest files beyond the limit and names the
+    /// files to compress.
     fn rotate(&mut self, batch: &mut Batch) {
         match self.rename(batch) {
             Ok(()) => {
@@ -280,7 +283,7 @@ impl LogFile {
         old.sort();
         let next = Rotated::next(batch.wall, old.last());
         match rustix::fs::renameat(&dir, log_name(self.attempt), &dir, next.name(self.attempt)) {
-            // Somebody removed the file: there is nothing to keep.
+            // The file was removed by someone else, so there is nothing to keep.
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}
             Err(e) => return Err(e.into()),
         }

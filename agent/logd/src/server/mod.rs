@@ -1,24 +1,28 @@
 //! The main loop of `berth logd`: one thread that waits on FIFOs and clients.
 //!
-//! Two epoll sets, one for clients and one for FIFOs. After a round in which streams held little but spoke often,
-//! the FIFOs are left alone for 8 ms, so that a container that writes line by line costs some hundred
-//! wake-ups a second and not one for each line; clients are served meanwhile.
+//! There are two epoll sets, one for clients and one for FIFOs. After a round in which streams held
+//! little but wrote often, the FIFOs are left alone for 8 ms, so that a container that writes line
+//! by line costs some hundred wake-ups a second and not one for each line. Clients are served
+//! meanwhile.
 //!
 //! # Replacement
-//! A logd that starts while another is in charge asks it to hand over:
-//! 1. `takeover`: the old one stops reading and sends the lock, the listening socket, and each container with its
-//!    FIFOs by `SCM_RIGHTS`. Begun lines are in the carry files already.
-//! 2. `commit`: sent by the new one when it has everything. The old one answers `released` and ends.
-//! 3. The new one opens the files and begins to read.
+//! A logd that starts while another is active asks it to hand over:
+//! 1. `takeover`: the old logd stops reading and sends the lock, the listening socket, and each
+//!    container with its FIFOs by `SCM_RIGHTS`. Unfinished lines are already in the carry files.
+//! 2. `commit`: the new logd sends it when it has received everything. The old logd replies
+//!    `released` and ends.
+//! 3. The new logd opens the files and begins to read.
 //!
-//! If the new one dies or dawdles before the commit, the old one goes on. A commit that comes too late is not
-//! answered by `released`, and the new one ends. After the commit the new one waits for that answer or the end of the
-//! old one and for nothing else. The listening socket is never closed, so that clients only see their connection end.
+//! If the new logd ends or is too slow before the commit, the old one resumes. A commit that comes
+//! too late is not answered by `released`, and the new logd ends. After the commit the new logd
+//! waits for that reply or the end of the old process, and for nothing else. The listening socket
+//! is never closed, so clients only see their connection end.
 //!
 //! # Failures
-//! A stream that cannot be read is told and left alone; the others go on. A file that cannot be written costs records,
-//! never a writer's time. A client that misbehaves loses its connection. Only what leaves nothing to serve ends the
-//! loop: the epoll sets and the private pipe.
+//! A stream that cannot be read is logged and left alone; the others continue. A file that cannot
+//! be written costs records, never a writer's time. A client that misbehaves loses its connection.
+//! Only a failure of the epoll sets or of the private pipe ends the loop, because then nothing can
+//! be served.
 
 mod batch;
 mod carry;
@@ -64,47 +68,47 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long FIFOs that trickle are left alone.
+/// Pause in reading FIFOs that receive little at a time.
 const PAUSE: Duration = Duration::from_millis(8);
 
-/// Without a request for so long, what requests alone need leaves memory.
+/// After this long without a request, memory that only requests need is released.
 const REST: Duration = Duration::from_secs(3);
 
-/// A stream that spoke within this time before is a busy one.
+/// A stream that wrote within this time before counts as busy.
 const BUSY: Duration = Duration::from_millis(20);
 
-/// Reads of one stream before the next has its turn.
+/// Reads of one stream before the next stream is served.
 const TURN: usize = 16;
 
-/// The listening socket in the set of clients.
+/// Token of the listening socket in the set of clients.
 const LISTENER: u64 = 0;
 
-/// What a logd is started with.
+/// Configuration of a logd.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where everything lies.
+    /// Root directories.
     pub roots: Roots,
-    /// Bytes of an output file before it is rotated (`containerLogMaxSize`, by default 10 Mi).
+    /// Bytes of a log file before it is rotated (`containerLogMaxSize`, by default 10 Mi).
     pub max_size: u64,
-    /// Output files of one container in all (`containerLogMaxFiles`, by default 5, at least 2).
+    /// Number of log files of one container (`containerLogMaxFiles`, by default 5, at least 2).
     pub max_files: u32,
 }
 
 impl Config {
-    /// With the kubelet's limits.
+    /// Returns the configuration with the kubelet's limits.
     pub fn defaults(roots: Roots) -> Config {
         Config { roots, max_size: 10 * 1024 * 1024, max_files: 5 }
     }
 }
 
-/// Why the loop ended in order.
+/// Reason for an orderly end of the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     /// Another logd has taken over.
     Replaced,
 }
 
-/// Serves until another logd takes over. Blocks. Takes over itself if there is one already.
+/// Serves until another logd takes over. Takes over itself if one is active already. Blocks.
 pub fn run(cfg: Config) -> Result<Ended, Error> {
     if cfg.max_files < 2 {
         return Err(Error::Limits { reason: "at least 2 files must be kept" });
@@ -112,9 +116,10 @@ pub fn run(cfg: Config) -> Result<Ended, Error> {
     if cfg.max_size == 0 {
         return Err(Error::Limits { reason: "the size must not be 0" });
     }
-    // Fails only for the leader of a process group, as one started by hand or by a service manager is.
+    // setsid fails only for the leader of a process group, as a process started by hand or by a
+    // service manager is.
     let _leader = rustix::process::setsid();
-    // Each container needs six descriptors, and the usual limit of 1024 is soon met.
+    // Each container needs six descriptors, so the usual limit of 1024 is soon reached.
     if let Err(error) = service::raise_descriptor_limit() {
         tracing::warn!(%error, "limit of open files cannot be raised");
     }
@@ -130,16 +135,16 @@ struct Logd {
     clients: OwnedFd,
     streams: OwnedFd,
     containers: BTreeMap<ContainerId, Container>,
-    /// Whose FIFO an event of the stream set means.
+    /// Container and FIFO index of each token in the set of streams.
     tokens: HashMap<u64, (ContainerId, usize)>,
     conns: HashMap<u64, Conn>,
     next_token: u64,
     scratch: Scratch,
     gzip: Gzip,
-    /// FIFOs are left alone until then.
+    /// Time until which FIFOs are left alone.
     pause_until: Option<Instant>,
     last_round: Option<Instant>,
-    /// When memory is to be given back; none while it is.
+    /// Time at which memory is released; None after it was.
     rest_at: Option<Instant>,
 }
 
@@ -195,7 +200,7 @@ impl Logd {
         Ok(logd)
     }
 
-    /// Goes on with a container that may be running.
+    /// Continues a container that may be running.
     fn resume(&mut self, spec: StreamSpec, fds: Option<Vec<OwnedFd>>, bytes: u64, lost: u64) {
         let id = spec.id.clone();
         let resumed = Container::resume(&self.cfg.roots, spec, fds, self.limits, &mut self.scratch).and_then(
@@ -243,7 +248,7 @@ impl Logd {
         }
     }
 
-    /// Waits until clients or streams have something, or there is something to compress.
+    /// Waits until clients or streams are ready, or until there is a file to compress.
     fn wait(&mut self) -> Result<(bool, bool), Error> {
         let now = Instant::now();
         let pause = self.pause_until.map(|until| until.saturating_duration_since(now));
@@ -300,7 +305,7 @@ impl Logd {
         Ok(())
     }
 
-    /// Answers clients. True if one of them was a new logd, which is in charge now.
+    /// Serves clients. True if one of them was a new logd, which is active now.
     fn serve_clients(&mut self) -> Result<bool, Error> {
         for event in take_events(&self.clients)? {
             let token = event.data.u64();
@@ -401,7 +406,8 @@ impl Logd {
         }
     }
 
-    /// The row is written last but for the answer: what it names can be opened again.
+    /// The row in the table is written last: everything that it names exists and can be opened
+    /// again.
     fn register(&mut self, spec: StreamSpec) -> Result<StreamPaths, Error> {
         let paths = spec.paths(&self.cfg.roots);
         match self.containers.get(&spec.id) {
@@ -422,7 +428,8 @@ impl Logd {
             return Ok(FinishReport { known: false, bytes: 0, lost: 0 });
         };
         container.end(&mut self.scratch);
-        // As long as its row is there the container is known: a logd that starts anew takes it up by the row.
+        // The container is known as long as its row exists, because a restarted logd reads the
+        // rows.
         table::remove(&self.cfg.roots, id)?;
         let Some(container) = self.containers.remove(id) else {
             return Ok(FinishReport { known: false, bytes: 0, lost: 0 });
@@ -444,7 +451,7 @@ impl Logd {
         Ok(Reply::Done)
     }
 
-    /// The old logd's side of a replacement. An error means that this one stays in charge.
+    /// The old logd's side of a replacement. An error means that this logd stays active.
     fn hand_over(&mut self, conn: &Conn, seq: u64) -> io::Result<()> {
         let new = Peer::new(&conn.stream, Some(OLD_WAITS))?;
         let containers = self.containers.len();

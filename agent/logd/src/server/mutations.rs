@@ -1,4 +1,4 @@
-//! What logd reads back of its own after its death, and what others say to it, mutated.
+//! Mutation tests of logd's own state files and of the messages that it receives.
 
 use super::{
     carry::{CarryFile, checksum},
@@ -48,7 +48,7 @@ fn is_json(text: &[u8]) -> bool {
     serde_json::from_slice::<IgnoredAny>(text).is_ok()
 }
 
-/// Whether a path made of these names stays where it belongs.
+/// Whether a path made of these names stays below its root.
 fn below(path: &Path, root: &Path) -> bool {
     path.strip_prefix(root).is_ok_and(|p| p.components().all(|c| matches!(c, Component::Normal(_))))
 }
@@ -89,7 +89,7 @@ fn mutated_stream_table() {
     );
 }
 
-/// A begun line's file as `CarryFile` writes it, then damaged; mostly under a checksum that is right.
+/// A carry file as `CarryFile` writes it, then damaged, mostly under a correct checksum.
 fn carry_file(rng: &mut Rng) -> Bytes {
     let long = rng.below(20) == 0;
     let mut line = b"begun, not ended".repeat(if long { MAX_LINE / 16 + index(rng, 2) } else { 1 });
@@ -132,7 +132,7 @@ fn mutated_begun_lines() {
         if !saved.carry.contains(&b'\n') {
             assert_eq!(pieces, [(false, saved.carry.clone())]);
         }
-        // And is written over by what comes next.
+        // The next save overwrites the file.
         assert!(file.save(b"next", b"x"));
         assert_eq!(CarryFile::new(path.clone()).load().unwrap().carry, b"next");
         Reached::Taken

@@ -1,4 +1,4 @@
-//! Links to output files, and removing output that nobody wants any more.
+//! Links to log files, and removal of logs.
 
 use crate::{
     dirs,
@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Makes `<pod>_<ns>_<container>-<id>.log` lead to the output file.
+/// Creates the link `<pod>_<namespace>_<container>-<id>.log` to the log file.
 pub(super) fn link(roots: &Roots, spec: &StreamSpec) -> Result<(), Error> {
     let dir = &roots.container_log_links;
     let path = dir.join(spec.link_name());
@@ -35,7 +35,7 @@ pub(super) fn link(roots: &Roots, spec: &StreamSpec) -> Result<(), Error> {
     make().map_err(|source| Error::Link { path: path.clone(), source })
 }
 
-/// What cannot be there for its name's length is not there.
+/// Ignores missing files. A file whose name would be too long cannot exist.
 fn gone(path: PathBuf, result: io::Result<()>) -> Result<(), Error> {
     match result {
         Err(source) if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename) => {
@@ -45,7 +45,7 @@ fn gone(path: PathBuf, result: io::Result<()>) -> Result<(), Error> {
     }
 }
 
-/// Removes one attempt's files, rotated ones too, and its link.
+/// Removes one attempt's log files, rotated ones too, and its link.
 pub(super) fn remove_attempt(roots: &Roots, spec: &StreamSpec) -> Result<(), Error> {
     let link = roots.container_log_links.join(spec.link_name());
     if std::fs::read_link(&link).is_ok_and(|target| target == spec.log_path(roots)) {
@@ -65,7 +65,7 @@ pub(super) fn remove_attempt(roots: &Roots, spec: &StreamSpec) -> Result<(), Err
     gone(spec.log_dir(roots), remove())
 }
 
-/// Removes a pod's directory and every link that leads into it.
+/// Removes a pod's log directory and every link that leads into it.
 pub(super) fn remove_pod(roots: &Roots, key: &PodKey, uid: &PodUid) -> Result<(), Error> {
     let dir = roots.pod_log_dir(key, uid);
     let prefix = format!("{}_{}_", key.name, key.namespace);

@@ -1,4 +1,4 @@
-//! How a logd comes to be in charge: by the free lock, or from the logd that has it.
+//! How a logd becomes active: with the free lock, or by a handover from the active logd.
 
 use super::handover::Peer;
 use crate::{
@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a new logd tries to come into charge.
+/// Time within which a new logd must become active.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A container as the old logd hands it over.
@@ -34,18 +34,18 @@ pub(super) struct Handed {
     pub(super) fds: Vec<OwnedFd>,
 }
 
-/// What makes a logd be in charge.
+/// The resources of the active logd.
 #[derive(Debug)]
 pub(super) struct Charge {
-    /// Held as long as logd is in charge; it belongs to the open file, so it travels with it.
+    /// The lock. It is held by the open file, so it moves with the descriptor.
     pub(super) lock: OwnedFd,
-    /// Never closed in between, so that no client is ever refused.
+    /// The listening socket. It is never closed in between, so that no client is refused.
     pub(super) listener: UnixListener,
-    /// What the old logd had; nothing if there was none.
+    /// The old logd's containers; None if there was no old logd.
     pub(super) handed: Option<Vec<Handed>>,
 }
 
-/// Comes into charge.
+/// Becomes the active logd.
 pub(super) fn take_charge(roots: &Roots) -> Result<Charge, Error> {
     let path = state_dir(roots).join("lock");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
@@ -69,7 +69,8 @@ pub(super) fn take_charge(roots: &Roots) -> Result<Charge, Error> {
             tracing::warn!(error = %Chain(&failed), "the running logd does not yield");
             return Err(Error::Busy { path });
         }
-        // The other one may be starting, ending, or in the midst of another takeover: there is no event to wait on.
+        // The other logd may be starting, ending, or in another takeover: there is no event to wait
+        // for.
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -85,8 +86,8 @@ fn listen(roots: &Roots) -> Result<UnixListener, Error> {
     bind().map_err(|source| Error::Socket { path: path.clone(), source })
 }
 
-/// Asks the running logd for everything. Until the commit is sent, giving up leaves the old one in charge; after it,
-/// only the old one's answer or its death decides.
+/// Asks the active logd for everything. Until the commit is sent, giving up leaves the old logd
+/// active. After it, only the old logd's reply or its death decides.
 fn take_over(roots: &Roots) -> Result<Charge, Error> {
     let at = |step| move |source| Error::Takeover { step, source };
     let path = roots.logd_socket();
@@ -112,7 +113,8 @@ fn take_over(roots: &Roots) -> Result<Charge, Error> {
     match old.receive::<Reply>() {
         Ok((Reply::Released, _)) => {}
         Ok(_) => return Err(at("commit")(io::Error::other("it went on with its work"))),
-        // It died; whatever it did last was done. What it had taken out of a FIFO is in the file or the carry.
+        // The old logd died. Output that it had removed from a FIFO is in the log file or the carry
+        // file.
         Err(error) if ended(&error) => {
             tracing::warn!(%error, "the old logd ended before it had answered the commit");
         }

@@ -1,4 +1,4 @@
-//! The table of streams on disk: `<runtime_state>/logd/streams/<id>.json`, one file for each.
+//! The table of streams on disk: `<runtime_state>/logd/streams/<id>.json`, one file a stream.
 
 use crate::{
     error::Error,
@@ -26,7 +26,7 @@ fn path(roots: &Roots, id: &ContainerId) -> PathBuf {
     dir(roots).join(format!("{id}.json"))
 }
 
-/// Makes the directories.
+/// Creates the directories.
 pub(super) fn prepare(roots: &Roots) -> Result<(), Error> {
     for path in [dir(roots), state_dir(roots).join("carry")] {
         std::fs::create_dir_all(&path).map_err(|source| Error::Directory { path, source })?;
@@ -34,7 +34,7 @@ pub(super) fn prepare(roots: &Roots) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes a row whole or not at all.
+/// Writes a row atomically.
 pub(super) fn save(roots: &Roots, spec: &StreamSpec) -> Result<(), Error> {
     let path = path(roots, &spec.id);
     let tmp = path.with_extension("tmp");
@@ -45,14 +45,14 @@ pub(super) fn save(roots: &Roots, spec: &StreamSpec) -> Result<(), Error> {
     write().map_err(|source| Error::State { path: path.clone(), source })
 }
 
-/// Removes a row; that it is gone already is fine.
+/// Removes a row. A missing row is no error.
 pub(super) fn remove(roots: &Roots, id: &ContainerId) -> Result<(), Error> {
     let path = path(roots, id);
     berth_sys::fs::remove_if_there(&path).map_err(|source| Error::State { path, source })
 }
 
-/// All rows. One that cannot be read, or is not the one that its file's name says and so could never be removed, is
-/// set aside as `<name>.bad`.
+/// Loads all rows. A row that cannot be read, or whose container does not match its file name and
+/// so could never be removed, is renamed to `<name>.bad`.
 pub(super) fn load(roots: &Roots) -> Result<Vec<StreamSpec>, Error> {
     let dir = dir(roots);
     let fail = |source| Error::State { path: dir.clone(), source };

@@ -1,4 +1,4 @@
-//! A node of its own below a temporary directory, real logd processes, and a writer that stands for a shim.
+//! A node below a temporary directory, real logd processes, and a writer in place of a shim.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -26,13 +26,13 @@ pub struct Role {
     pub max_files: u32,
 }
 
-/// Whether this process is to be a logd.
+/// Whether this process is to run as a logd.
 pub fn is_role() -> bool {
     std::env::var_os(ROLE).is_some()
 }
 
-/// The body of the test that is re-run as `berth logd`. Run as an ordinary test, it starts itself with a limit that
-/// must be refused.
+/// Body of the test that is re-executed as `berth logd`. Run as an ordinary test, it starts a logd
+/// with a limit that must be rejected.
 pub fn act_or_check() {
     let Ok(role) = std::env::var(ROLE) else {
         let node = Node::new();
@@ -40,13 +40,13 @@ pub fn act_or_check() {
         assert!(!refused.0.wait().unwrap().success(), "a limit of one file must be refused");
         return;
     };
-    // A test that is killed leaves none behind.
+    // A killed test leaves no logd behind.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
     let Role { roots, max_size, max_files } = serde_json::from_str(&role).unwrap();
     server::run(server::Config { roots, max_size, max_files }).unwrap();
 }
 
-/// Ends with its guard.
+/// A logd process, killed with its guard.
 pub struct Logd(pub Child);
 
 impl Logd {
@@ -58,7 +58,7 @@ impl Logd {
         rustix::process::kill_process(self.pid(), signal).unwrap();
     }
 
-    /// Stops it, all its threads.
+    /// Stops all threads of the process.
     pub fn stop(&self) {
         self.signal(rustix::process::Signal::STOP);
         let stopped = |task: std::io::Result<std::fs::DirEntry>| {
@@ -74,7 +74,7 @@ impl Logd {
         self.0.wait().unwrap();
     }
 
-    /// Waits until it has ended in order.
+    /// Waits until the process has ended in order.
     pub fn ended(&mut self) {
         wait_for("logd to end", || self.0.try_wait().unwrap().is_some());
         assert!(self.0.wait().unwrap().success());
@@ -137,12 +137,12 @@ impl Node {
         Logd(child)
     }
 
-    /// Starts a logd and waits until it, and no other, answers.
+    /// Starts a logd and waits until this logd answers.
     pub async fn start(&self) -> Logd {
         let logd = self.spawn_with(self.role());
         let until = Instant::now() + Duration::from_secs(10);
         loop {
-            // A client of its own: one that is connected would go on with the old logd until that ends.
+            // A new client: a connected one would stay with the old logd until that ends.
             let hello = Client::new(self.roots.logd_socket()).ping_within(Duration::from_secs(1)).await;
             if hello.is_ok_and(|h| h.pid == logd.0.id()) {
                 return logd;
@@ -175,7 +175,7 @@ impl Node {
         }
     }
 
-    /// The output files of a container, oldest first.
+    /// The log files of a container, oldest first.
     pub fn files(&self, spec: &StreamSpec) -> Vec<PathBuf> {
         let mut files: Vec<PathBuf> =
             std::fs::read_dir(spec.log_dir(&self.roots)).unwrap().map(|e| e.unwrap().path()).collect();
@@ -188,7 +188,7 @@ impl Node {
         files
     }
 
-    /// The raw bytes that the records of one stream stand for, over all files. Torn lines are left out.
+    /// The raw bytes of one stream, decoded from the records of all files. Torn lines are left out.
     pub fn raw(&self, spec: &StreamSpec, stream: format::Stream) -> Vec<u8> {
         loop {
             let files = self.files(spec);
@@ -217,7 +217,7 @@ pub fn decode(text: &[u8], stream: format::Stream) -> Vec<u8> {
     raw
 }
 
-/// What a file holds, decompressed; nothing if it is not there any more.
+/// Content of a file, decompressed; empty if the file does not exist any more.
 pub fn content(file: &Path) -> Option<Vec<u8>> {
     let bytes = match std::fs::read(file) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
@@ -232,7 +232,7 @@ pub fn content(file: &Path) -> Option<Vec<u8>> {
     })
 }
 
-/// As a shim: both ends of each FIFO open, writes of at most 32 KiB.
+/// Writer in place of a shim: both ends of each FIFO open, writes of at most 32 KiB.
 pub struct Shim {
     pub out: File,
     pub err: Option<File>,
@@ -244,7 +244,7 @@ impl Shim {
         Shim { out: open(&paths.stdout), err: paths.stderr.as_ref().map(open) }
     }
 
-    /// Writes at a rate in bytes a second; the slowest write.
+    /// Writes at a rate in bytes a second. Returns the duration of the slowest write.
     pub fn write_at(&mut self, bytes: &[u8], rate: usize) -> Duration {
         let (start, mut slowest, mut done) = (Instant::now(), Duration::ZERO, 0);
         for chunk in bytes.chunks(4000) {
@@ -281,7 +281,8 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Nothing lost, in order; at most `repeats` bytes more than was written, where a logd was killed.
+/// Checks that nothing is lost and all is in order. Where logd was killed, at most `repeats` bytes
+/// may be repeated.
 pub fn assert_bound(written: &[u8], read: &[u8], repeats: usize) {
     if written == read {
         return;
@@ -295,7 +296,7 @@ pub fn assert_bound(written: &[u8], read: &[u8], repeats: usize) {
     }
 }
 
-/// A small file system of its own.
+/// A small file system for the test.
 pub struct Tmpfs(pub PathBuf);
 
 impl Tmpfs {
