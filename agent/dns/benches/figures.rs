@@ -1,5 +1,5 @@
-//! Figures of an optimised `berth dns` with 10,000 Services: how long a new zone takes until it is answered, and what
-//! the helper takes of memory.
+//! Figures of an optimised `berth dns` with 10,000 Services: the delay until a new zone is
+//! answered, and the helper's memory.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -44,7 +44,8 @@ impl Drop for Running {
     }
 }
 
-/// Each with two ports; every `nth` is headless with ten endpoints that bear names, the others have an address.
+/// Services with two ports each. Every `nth` one is headless with ten named endpoints, the others
+/// have a ClusterIP.
 fn zone(changed: u8, nth: usize) -> berth_dns::Zone {
     let tcp = Protocol::Tcp;
     let (mut services, mut slices) = (Vec::with_capacity(SERVICES), Vec::new());

@@ -1,9 +1,11 @@
-//! The addresses of the cluster's DNS on `lo`. They stay when every process of the node's agent is dead, so that a
-//! server that comes back finds them; only [`remove`] takes them away, and only what was added here.
+//! Addresses of the cluster's DNS on `lo`.
 //!
-//! An address of ours bears the protocol number [`MARK`] in the kernel (`IFA_PROTO`) and its name stands in
-//! `<runtime_state>/dns/addresses.json`; both must agree before it is removed. Its scope is the host: never chosen as the
-//! source of what the node sends. Blocks.
+//! The addresses stay when every process of the node's agent is dead, so that a restarted server
+//! finds them. Only [`remove`] removes them, and only those that [`ensure`] added.
+//!
+//! An address added here has the protocol number [`MARK`] in the kernel (`IFA_PROTO`) and is listed
+//! in `<runtime_state>/dns/addresses.json`. Both must agree before it is removed. Its scope is the
+//! host, so the node never chooses it as a source address. All functions block.
 
 use crate::error::Error;
 use berth_core::roots::Roots;
@@ -19,29 +21,30 @@ use nix::{
 };
 use std::{io, net::IpAddr, path::PathBuf};
 
-/// The protocol number of our addresses; the kernel's own end at 3.
+/// Protocol number (`IFA_PROTO`) of the addresses added here. The kernel's own numbers end at 3.
 pub const MARK: u8 = 186;
 
-/// The kernel answers at once; a deadline all the same, in seconds.
+/// Deadline of a netlink request in seconds. The kernel answers at once.
 const DEADLINE_S: i64 = 10;
 
-/// The file names at most so many bytes.
+/// The largest file of addresses in bytes.
 const RECORD_MAX: usize = 64 * 1024;
 
 fn record(roots: &Roots) -> PathBuf {
     roots.runtime_state.join("dns/addresses.json")
 }
 
-/// Has `lo` bear these addresses, /32 or /128. One that is there already, whoever's, is left as it is.
+/// Adds these addresses to `lo`, as /32 or /128. An address that `lo` already has is left as it is.
 ///
 /// # Errors
-/// The kernel refused, or the record cannot be written; then nothing was added.
+/// The kernel refused, or the file of addresses cannot be written; then nothing was added.
 pub fn ensure(roots: &Roots, addresses: &[IpAddr]) -> Result<(), Error> {
     let mut ours = recorded(roots)?;
     ours.extend(addresses);
     ours.sort_unstable();
     ours.dedup();
-    // First, so that an end between the two leaves nothing behind that nobody removes.
+    // The file is written first: if the process ends between the two steps, no address is left that
+    // nobody removes.
     let path = record(roots);
     let text = serde_json::to_vec(&ours).map_err(|e| Error::File { path: path.clone(), source: e.into() })?;
     berth_sys::fs::write_atomic(&path, &text, 0o600).map_err(|source| Error::State { path, source })?;
@@ -56,7 +59,7 @@ pub fn ensure(roots: &Roots, addresses: &[IpAddr]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes what [`ensure`] added. Returns what was removed.
+/// Removes the addresses that [`ensure`] added, and returns the removed ones.
 ///
 /// # Errors
 /// The kernel refused.
@@ -89,7 +92,7 @@ fn recorded(roots: &Roots) -> Result<Vec<IpAddr>, Error> {
     }
     let text =
         berth_sys::fs::read_limited(&path, RECORD_MAX).map_err(|source| Error::State { path, source })?;
-    // Replaced by rename; one that cannot be read was not written by us.
+    // The file is replaced by rename, so a file that cannot be parsed was not written here.
     Ok(serde_json::from_slice(&text).unwrap_or_default())
 }
 
@@ -112,7 +115,7 @@ fn of_lo(address: IpAddr) -> io::Result<AddressMessage> {
     Ok(message)
 }
 
-/// Whether `lo` bears the address with our mark.
+/// Whether `lo` has the address with [`MARK`].
 fn marked(address: IpAddr) -> io::Result<bool> {
     let ask = of_lo(address)?;
     let mut all = AddressMessage::default();

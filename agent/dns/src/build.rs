@@ -1,7 +1,7 @@
-//! From Services, slices and pods to the zone. Pure.
+//! Builds the zone from Services, EndpointSlices and pods. Pure.
 //!
-//! After the Kubernetes DNS specification 1.1.0, sections 2.3 to 2.6. Where it leaves the host name of an endpoint open,
-//! it is the address with dashes, as in CoreDNS.
+//! Follows the Kubernetes DNS specification 1.1.0, sections 2.3 to 2.6. Where the specification
+//! leaves the host name of an endpoint open, it is the address with dashes, as in CoreDNS.
 
 use crate::zone::{PodNames, Proto, Target, VERSION, Zone, ZoneEndpoint, ZonePort, ZoneService};
 use berth_core::model::{EndpointSlice, Service, ServiceType};
@@ -10,11 +10,12 @@ use std::{
     net::IpAddr,
 };
 
-/// The named ports of each slice, each set once.
+/// The distinct sets of named ports of a Service's slices.
 type PortSets = Box<[Box<[ZonePort]>]>;
 
-/// The zone of these Services and slices. Slices of Services that are not there are left out; the order of either
-/// does not matter. The serial is 0: [`Publisher`](crate::Publisher) gives it.
+/// Builds the zone of these Services and slices. Slices without a Service are left out. The order
+/// of the input does not matter. The serial is 0, because [`Publisher`](crate::Publisher) assigns
+/// it.
 pub fn build<'a>(
     services: impl IntoIterator<Item = &'a Service>,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
@@ -48,7 +49,8 @@ pub fn build<'a>(
     Zone { version: VERSION, serial: 0, domain, services, pods }
 }
 
-/// Nothing where the Service has no name: a ClusterIP that was not given yet.
+/// The records of a Service. None if the Service has no name yet, because its ClusterIP is not
+/// assigned.
 fn target(service: &Service, slices: &[&EndpointSlice]) -> Option<Target> {
     if service.kind == ServiceType::ExternalName {
         let name = service.external_name.as_deref()?.trim_end_matches('.');
@@ -70,12 +72,12 @@ fn target(service: &Service, slices: &[&EndpointSlice]) -> Option<Target> {
     Some(Target::Cluster {
         ips: service.cluster_ips.as_slice().into(),
         ports: sorted(ports).into(),
-        // Their ports are the Service's.
+        // The ports of these endpoints are the Service's ports.
         endpoints: endpoints.into_iter().map(|e| ZoneEndpoint { ports: 0, ..e }).collect(),
     })
 }
 
-/// The ready endpoints and their port sets; without `unnamed` only those with a host name of their own.
+/// The ready endpoints and their port sets. Without `unnamed`, only the endpoints with a host name.
 fn endpoints(service: &Service, slices: &[&EndpointSlice], unnamed: bool) -> (Box<[ZoneEndpoint]>, PortSets) {
     let mut sets: Vec<Box<[ZonePort]>> = Vec::new();
     let mut found = BTreeSet::new();
@@ -92,7 +94,7 @@ fn endpoints(service: &Service, slices: &[&EndpointSlice], unnamed: bool) -> (Bo
         });
         let at = u32::try_from(at).unwrap_or(u32::MAX);
         for endpoint in &slice.endpoints {
-            // The endpoint controller calls such endpoints ready by itself; a slice made by hand may not.
+            // The endpoint controller marks such endpoints ready. A slice made by hand may not.
             if !endpoint.ready && !service.publish_not_ready {
                 continue;
             }
@@ -112,12 +114,12 @@ fn sorted(ports: impl Iterator<Item = ZonePort>) -> Box<[ZonePort]> {
     ports.into_iter().collect()
 }
 
-/// An address as a label: `10-0-0-1`, `fd00--1`.
+/// An address as a DNS label: `10-0-0-1`, `fd00--1`.
 pub(crate) fn dashed(ip: IpAddr) -> String {
     ip.to_string().replace(['.', ':'], "-")
 }
 
-/// The address that a label means; the label is in lower case.
+/// The address of a DNS label in lower case.
 pub(crate) fn undashed(label: &str) -> Option<IpAddr> {
     let v4 = label.replace('-', ".").parse().map(IpAddr::V4);
     v4.or_else(|_not_v4| label.replace('-', ":").parse().map(IpAddr::V6)).ok()

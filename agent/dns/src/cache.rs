@@ -1,7 +1,7 @@
-//! Answers of upstreams, kept as long as they may be. Pure: the time is handed in.
+//! Cache of upstream answers, kept for their TTL. Pure: the caller passes the time.
 //!
-//! Bounded in number and bytes; where it is full, the answer that ends soonest goes. Answers are kept as bytes, a
-//! fraction of what the parsed records take.
+//! The cache is bounded in entries and bytes. When it is full, the answer that expires first is
+//! evicted. Answers are kept as bytes, which take a fraction of the memory of parsed records.
 
 use hickory_proto::{
     op::{Message, ResponseCode},
@@ -13,25 +13,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// No answer is kept longer than this, whatever it says: a node's cache is not where a wrong answer should stay.
+/// The longest lifetime of an answer, whatever its TTL. A wrong answer should not stay long in a
+/// node's cache.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// The same for answers that say that there is nothing.
+/// The longest lifetime of a negative answer.
 const LONGEST_NEGATIVE: Duration = Duration::from_secs(30);
 
-/// A larger answer is not kept, in bytes.
+/// The largest cached answer in bytes.
 const ENTRY_MAX: usize = 4096;
 
-/// What an answer depends on.
+/// Key of a cached answer: everything that the answer depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// The name; cases do not matter.
+    /// The name, compared without regard to case.
     pub name: Name,
-    /// The type.
+    /// The record type.
     pub kind: RecordType,
-    /// Whether signatures were asked for.
+    /// Whether the question asked for DNSSEC signatures (DO).
     pub dnssec: bool,
-    /// Whether validation was declined.
+    /// Whether the question disabled validation (CD).
     pub checking_disabled: bool,
 }
 
@@ -42,11 +43,11 @@ struct Entry {
     slot: (Instant, u64),
 }
 
-/// The cache.
+/// Cache of upstream answers, bounded in entries and bytes.
 #[derive(Debug)]
 pub struct Cache {
     entries: HashMap<Arc<Key>, Entry>,
-    /// By their end.
+    /// Keys by expiry.
     ends: BTreeMap<(Instant, u64), Arc<Key>>,
     next: u64,
     bytes: usize,
@@ -55,30 +56,30 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// An empty one of these bounds.
+    /// Returns an empty cache with these bounds.
     pub fn new(max_entries: usize, max_bytes: usize) -> Cache {
         let (entries, ends) = (HashMap::new(), BTreeMap::new());
         Cache { entries, ends, next: 0, bytes: 0, max_entries, max_bytes }
     }
 
-    /// How many answers it has.
+    /// Number of cached answers.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether it has none.
+    /// Whether no answer is cached.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Forgets all: the upstreams have changed.
+    /// Removes all answers, because the upstreams have changed.
     pub fn clear(&mut self) {
         self.entries.clear();
         self.ends.clear();
         self.bytes = 0;
     }
 
-    /// The answer, its TTLs less the time that it has been here.
+    /// The cached answer, with its TTLs reduced by its age.
     pub fn get(&self, key: &Key, now: Instant) -> Option<Message> {
         let entry = self.entries.get(key)?;
         if entry.slot.0 <= now {
@@ -94,7 +95,7 @@ impl Cache {
         Some(message)
     }
 
-    /// Keeps an answer as long as it says, if it says so.
+    /// Caches an answer for the lifetime that it allows, if it allows any.
     pub fn put(&mut self, key: Key, message: &Message, wire: &[u8], now: Instant) {
         let Some(until) = lifetime(message).and_then(|life| now.checked_add(life)) else { return };
         if wire.len() > ENTRY_MAX || self.max_entries == 0 {
@@ -122,7 +123,7 @@ impl Cache {
     }
 }
 
-/// How long an answer may be kept; nothing where it must not be.
+/// How long an answer may be cached; None if it must not be.
 pub fn lifetime(message: &Message) -> Option<Duration> {
     let seconds = |ttl: u32| Duration::from_secs(u64::from(ttl));
     let soa = message.authorities.iter().find_map(|record| match &record.data {
@@ -131,7 +132,8 @@ pub fn lifetime(message: &Message) -> Option<Duration> {
     });
     let life = match message.metadata.response_code {
         _ if message.metadata.truncation => None,
-        // RFC 2308 5: a negative answer is kept by its SOA record, not at all without one.
+        // RFC 2308 5: a negative answer is cached for the time in its SOA record, and not without
+        // one.
         ResponseCode::NXDomain => soa.map(|ttl| seconds(ttl).min(LONGEST_NEGATIVE)),
         ResponseCode::NoError if soa.is_some() => {
             let ttl = message.answers.iter().map(|r| r.ttl).chain(soa).min()?;

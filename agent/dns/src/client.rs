@@ -1,7 +1,7 @@
-//! The agent's side: asking `berth dns` how it is, and keeping it running.
+//! The agent's client of `berth dns`: asks for its status and keeps it running.
 //!
-//! Owned by the agent, but only as its starter: `berth dns` goes on when the agent ends. Where a service manager runs
-//! it, [`ensure_running`] finds it answering and starts nothing.
+//! The agent only starts the helper: `berth dns` continues when the agent ends. Where a service
+//! manager runs it, [`ensure_running`] finds it answering and starts nothing.
 
 use crate::{
     error::Error,
@@ -20,36 +20,36 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// One that does not answer within this is silent.
+/// Deadline of a request. A helper that needs longer counts as silent.
 const SILENT: Duration = Duration::from_secs(2);
 
-/// How long a started one may take until it answers.
+/// Time within which a started helper must answer.
 const STARTS: Duration = Duration::from_secs(10);
 
-/// A started one that does not even listen after this is started again.
+/// A started helper that does not listen after this time is started again.
 const STILLBORN: Duration = Duration::from_secs(1);
 
-/// Talks to `berth dns`.
+/// Client of `berth dns`.
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
 }
 
 impl Client {
-    /// For the one behind this socket.
+    /// Returns a client of the helper that listens on `socket`.
     pub fn new(socket: impl Into<PathBuf>) -> Client {
         Client { socket: socket.into() }
     }
 
-    /// The socket.
+    /// Path of the socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Asks how it is.
+    /// Asks for the helper's status.
     ///
     /// # Errors
-    /// Nobody is there, or nobody answers within 2 s.
+    /// Nothing listens on the socket, or the helper does not answer within 2 s.
     pub async fn status(&self) -> Result<Status, Error> {
         match self.ask("status", Request::Status).await? {
             Reply::Status(status) => Ok(*status),
@@ -57,7 +57,7 @@ impl Client {
         }
     }
 
-    /// Has it finish what is under way and end. The addresses on `lo` stay.
+    /// Asks the helper to finish the questions in flight and to end. The addresses on `lo` stay.
     ///
     /// # Errors
     /// As for [`Client::status`].
@@ -68,11 +68,13 @@ impl Client {
         }
     }
 
-    /// Returns when its end of a connection is closed: it has died or was replaced. At once if nobody answers.
+    /// Returns when the helper closes the connection, because it ended or was replaced. Returns at
+    /// once if nothing listens.
     pub async fn closed(&self) {
         if let Ok(mut stream) = UnixStream::connect(&self.socket).await {
             let mut byte = [0];
-            // Nothing is ever sent unasked: whatever comes is the end.
+            // The helper sends nothing unasked, so any result of the read is the end of the
+            // connection.
             let _end = stream.read(&mut byte).await;
         }
     }
@@ -92,10 +94,11 @@ impl Client {
     }
 }
 
-/// Returns once one answers; calls `spawn` if none does. Returns whether it did.
+/// Returns once a helper answers, and calls `spawn` if none does. Returns whether `spawn` was
+/// called.
 ///
 /// # Errors
-/// It cannot be started, or does not answer within 10 s.
+/// The helper cannot be started, or does not answer within 10 s.
 pub async fn ensure_running<E: From<Error>>(
     client: &Client,
     spawn: impl AsyncFn() -> Result<(), E>,
@@ -130,7 +133,7 @@ pub async fn supervise<E: From<Error> + std::error::Error>(
             Ok(_) => {
                 let since = Instant::now();
                 client.closed().await;
-                // One that dies at once every time is not started in a tight loop.
+                // A helper that dies right after each start is not restarted in a tight loop.
                 if since.elapsed() > Duration::from_secs(1) {
                     wait = FIRST;
                     continue;

@@ -1,4 +1,4 @@
-//! What can go wrong here, one variant for each operation.
+//! Errors of this crate, one variant an operation.
 
 use std::{
     io,
@@ -7,61 +7,61 @@ use std::{
     time::Duration,
 };
 
-/// An operation that failed, with its subject.
+/// A failed operation with its subject.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A zone that cannot be read.
+    /// Reading a zone.
     #[error("zone {path:?}: {reason}")]
     Zone {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Reason.
         reason: String,
     },
     /// Reading or writing a file.
     #[error("file {path:?}")]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Reading or writing a file by a crate of ours.
+    /// Reading or writing a state file by `berth_sys`.
     #[error("state file {path:?}")]
     State {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// The cause.
+        /// Cause.
         #[source]
         source: berth_sys::Error,
     },
-    /// Looking at or changing an address of `lo`.
+    /// Listing or changing an address of `lo`.
     #[error("{op} address {address} of lo")]
     Address {
         /// The operation.
         op: &'static str,
         /// The address.
         address: IpAddr,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Binding a socket.
+    /// Binding a socket for questions.
     #[error("listen on {address}")]
     Listen {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Listening on or connecting to the local socket.
+    /// Binding or connecting to the local socket.
     #[error("socket {path:?}")]
     Socket {
-        /// Which.
+        /// The socket.
         path: PathBuf,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
@@ -70,25 +70,25 @@ pub enum Error {
     Kernel {
         /// The operation.
         what: &'static str,
-        /// The cause.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Another one is in charge and does not yield.
+    /// Another `berth dns` holds the lock and does not hand over.
     #[error("another berth dns holds {path:?}")]
     Busy {
         /// The lock file.
         path: PathBuf,
     },
-    /// Nobody answered in time.
+    /// `berth dns` did not answer within the deadline.
     #[error("{op}: no answer from berth dns within {after:?}")]
     Deadline {
         /// The request.
         op: &'static str,
-        /// How long was waited.
+        /// The deadline.
         after: Duration,
     },
-    /// An answer to something else.
+    /// `berth dns` sent a reply that does not belong to the request.
     #[error("{op}: berth dns answered something else")]
     Unexpected {
         /// The request.

@@ -1,16 +1,17 @@
-//! Asking the node's upstreams.
+//! Forwarding of questions to the node's upstreams.
 //!
-//! Each question has a socket of its own, connected, so that the kernel picks its port at random and hands over only
-//! what that upstream sends. Besides port and id, a forger has to guess the case of the name's letters, which is random
-//! and which the answer must repeat. What does not answer the question is passed over until the deadline. No task is
-//! spawned; a dropped future ends the question.
+//! Each question has a connected socket of its own, so that the kernel chooses a random port and
+//! delivers only packets from that upstream. Besides port and id, a forger must guess the random
+//! case of the name's letters, which the answer must repeat. Packets that do not answer the
+//! question are ignored until the deadline. No task is spawned; dropping the future ends the
+//! question.
 //!
-//! An upstream that answers in another case is asked again by TCP, which nobody forges from aside. Where it changes the
-//! case there too, its case is not looked at for the next questions. One that does not know EDNS (FORMERR, RFC 6891 7) is
-//! asked again without.
+//! An upstream that answers in another case is asked again by TCP, where packets cannot be forged
+//! off the path. If the case differs there too, the case is ignored for further questions to this
+//! upstream. An upstream without EDNS (FORMERR, RFC 6891 7) is asked again without it.
 //!
-//! An upstream that was silent is asked last for [`DEMOTED`], so that one dead server of two does not cost each
-//! question its deadline.
+//! An upstream that did not answer is asked last for [`DEMOTED`], so that one dead server of two
+//! does not delay each question by its deadline.
 
 use crate::cache::Key;
 use berth_core::sync::lock;
@@ -31,42 +32,42 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// How long one upstream may take.
+/// Deadline of one upstream.
 pub const UPSTREAM: Duration = Duration::from_secs(2);
 
-/// How long all of them together may take.
+/// Deadline of all upstreams together.
 pub const WHOLE: Duration = Duration::from_secs(5);
 
-/// How long an upstream that was silent is asked last.
+/// How long an upstream that did not answer is asked last.
 const DEMOTED: Duration = Duration::from_secs(10);
 
-/// What we take by UDP, in bytes.
+/// UDP payload size in bytes that is announced to upstreams.
 const PAYLOAD: u16 = crate::question::UDP_MAX;
 
-/// Who is asked.
+/// The node's upstreams and what is known of each.
 #[derive(Debug, Default)]
 pub struct Upstreams {
     servers: Mutex<Vec<SocketAddr>>,
     silent: Mutex<HashMap<SocketAddr, Instant>>,
-    /// Servers that have answered by TCP in another case than they were asked in.
+    /// Servers that have answered by TCP in another case than the question's.
     caseless: Mutex<HashSet<SocketAddr>>,
 }
 
-/// An answer that is one to our question.
+/// An answer that belongs to the question.
 struct Heard {
     message: Message,
     wire: Vec<u8>,
-    /// The name is in the case in which it was asked for.
+    /// The name is in the case of the question.
     same_case: bool,
 }
 
 impl Upstreams {
-    /// Replaces the servers; whether they differ from those before.
+    /// Replaces the servers. Returns whether they changed.
     pub fn set(&self, servers: Vec<SocketAddr>) -> bool {
         let mut now = lock(&self.servers);
         let changed = *now != servers;
         if changed {
-            // What was learned of the servers before says nothing of others at their addresses.
+            // Knowledge about the previous servers does not hold for others at the same addresses.
             lock(&self.caseless).clear();
         }
         *now = servers;
@@ -78,7 +79,7 @@ impl Upstreams {
         lock(&self.servers).clone()
     }
 
-    /// The same, those that were silent just now last.
+    /// The servers, those that recently did not answer last.
     fn in_turn(&self) -> Vec<SocketAddr> {
         let mut servers = self.servers();
         let (now, mut silent) = (Instant::now(), lock(&self.silent));
@@ -96,9 +97,9 @@ impl Upstreams {
         }
     }
 
-    /// Asks one after the other until one has an answer. A name that does not exist is one; a failure or refusal is
-    /// told only where no other has better. Nothing where all are silent or there are none. `name` is the key's name in
-    /// the case in which it is asked for, see [`random_case`].
+    /// Asks one upstream after the other until one has an answer. NXDOMAIN is an answer. A failure
+    /// or refusal is returned only if no other upstream has a better answer. Returns None if no
+    /// upstream answers. `name` is the key's name in the case of the question, see [`random_case`].
     pub async fn ask(&self, key: &Key, name: &Name) -> Option<(Message, Vec<u8>)> {
         let end = Instant::now().checked_add(WHOLE)?;
         let mut poor = None;
@@ -147,7 +148,7 @@ impl Upstreams {
                 }
                 Ok((whole.message, whole.wire))
             }
-            // A part is better than nothing; its truncation is told on.
+            // A truncated answer is better than none. The client sees that it is truncated.
             Err(error) if believed && !heard.message.answers.is_empty() => {
                 tracing::debug!(%server, %error, "upstream cannot be asked by TCP; the truncated answer is handed on");
                 Ok((heard.message, heard.wire))
@@ -157,7 +158,7 @@ impl Upstreams {
     }
 }
 
-/// The name with each letter in upper or lower case by chance.
+/// The name with each letter randomly in upper or lower case.
 pub fn random_case(name: &Name) -> Name {
     let mut bits: u64 = 0;
     let mut left = 0;
@@ -228,10 +229,10 @@ async fn by_tcp(server: SocketAddr, query: &Message) -> io::Result<Heard> {
     answers(query, &bytes).ok_or_else(garbage)
 }
 
-/// The message, where it answers that query.
+/// The parsed message, if it answers that query.
 fn answers(query: &Message, bytes: &[u8]) -> Option<Heard> {
     let id = bytes.first_chunk::<2>().map(|b| u16::from_be_bytes(*b));
-    // Checked first: noise is not worth parsing.
+    // The id is checked first, because other packets are not worth parsing.
     if id != Some(query.metadata.id) {
         return None;
     }
@@ -247,7 +248,8 @@ fn answers(query: &Message, bytes: &[u8]) -> Option<Heard> {
         {
             theirs.name().eq_case(ours.name())
         }
-        // A server that did not understand the question may not repeat it (RFC 6891 7); nothing is believed of it.
+        // A server that did not understand the question may omit it (RFC 6891 7). Nothing else of
+        // its answer is used.
         ([], _) if message.metadata.response_code == ResponseCode::FormErr => true,
         _ => return None,
     };
@@ -255,7 +257,7 @@ fn answers(query: &Message, bytes: &[u8]) -> Option<Heard> {
     Some(Heard { message, wire: bytes.to_vec(), same_case })
 }
 
-/// Takes a TTL with the highest bit set as 0 (RFC 2181 8).
+/// Treats a TTL with the highest bit set as 0 (RFC 2181 8).
 pub(crate) fn sane_ttls(message: &mut Message) {
     let Message { answers, authorities, additionals, .. } = message;
     for record in answers.iter_mut().chain(authorities).chain(additionals) {

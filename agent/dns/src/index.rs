@@ -1,4 +1,4 @@
-//! The zone made ready for questions: every name is found by binary search. Pure.
+//! Index of the zone, in which every name is found by binary search. Pure.
 
 use crate::{
     build::{dashed, undashed},
@@ -10,42 +10,43 @@ use hickory_proto::rr::{
 };
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-/// The time that answers of the zone may be kept, in seconds: a client keeps an endpoint that left a headless Service no
-/// longer than this, and a name that was missing is found this soon after it came. The same as CoreDNS'.
+/// TTL of the zone's answers in seconds: a client keeps an endpoint that left a headless Service no
+/// longer, and finds a new name after at most this time. Same value as in CoreDNS.
 pub const TTL: u32 = 5;
 
-/// The version of the specification, told by `dns-version.<domain>`.
+/// Version of the specification, answered for `dns-version.<domain>`.
 const SCHEMA: &str = "1.1.0";
 
-/// The zone, with its names in order.
+/// Index of a zone: its names in order.
 #[derive(Debug)]
 pub struct Index {
-    /// The domain's name.
+    /// The cluster domain.
     domain: Name,
     serial: u32,
     services: Vec<ZoneService>,
-    /// Sorted; which Service, and which of its endpoints.
+    /// Sorted entries for reverse lookups: address, Service, and endpoint unless the address is the
+    /// Service's own.
     reverse: Vec<(IpAddr, u32, Option<u32>)>,
     pods: PodNames,
-    /// Addresses of the server itself.
+    /// Addresses of this server.
     servers: Vec<IpAddr>,
 }
 
-/// What a name and type lead to.
+/// Result of a lookup.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Found {
-    /// Not a name of the cluster.
+    /// The name is not in the cluster domain.
     Outside,
     /// The name does not exist.
     NoName,
-    /// The name exists; without records where it has none of the type.
+    /// The name exists. `answers` is empty if it has no record of the type.
     Records {
         /// The records' data.
         answers: Vec<RData>,
-        /// What helps in using them.
+        /// Additional records, such as the addresses of SRV targets.
         additionals: Vec<(Name, RData)>,
     },
-    /// The name stands for another.
+    /// The name is an alias of another name.
     Alias(Name),
 }
 
@@ -57,7 +58,7 @@ fn nodata() -> Found {
     exists(Vec::new())
 }
 
-/// SRV records with the addresses of their targets.
+/// SRV records, with the addresses of their targets as additional records.
 fn services(srv: impl IntoIterator<Item = RData>, glue: impl IntoIterator<Item = (Name, RData)>) -> Found {
     let answers: Vec<RData> = srv.into_iter().collect();
     if answers.is_empty() {
@@ -66,12 +67,12 @@ fn services(srv: impl IntoIterator<Item = RData>, glue: impl IntoIterator<Item =
     Found::Records { answers, additionals: glue.into_iter().collect() }
 }
 
-/// The weight of each of so many SRV records of one name, as CoreDNS shares 100 out.
+/// The weight of each of `records` SRV records of one name: 100 divided among them, as in CoreDNS.
 fn share_of_weight(records: usize) -> u16 {
     u16::try_from(records).ok().and_then(|n| 100_u16.checked_div(n)).map_or(1, |weight| weight.max(1))
 }
 
-/// The record of an address.
+/// The record data of an address.
 pub(crate) fn address(ip: IpAddr) -> RData {
     match ip {
         IpAddr::V4(ip) => RData::A(A(ip)),
@@ -90,8 +91,9 @@ fn addresses(ips: impl Iterator<Item = IpAddr>, kind: RecordType) -> Found {
     exists(ips.into_iter().map(address).collect())
 }
 
-/// The same, with what many Services have alike held once, and without gaps between the rest: a zone is read into many
-/// small pieces, and those that go would leave holes as small.
+/// Copies the Services into compact memory: equal port lists are shared, and there are no gaps
+/// between allocations. A parsed zone consists of many small allocations, and freeing some of them
+/// would leave holes as small.
 fn compact(read: Vec<ZoneService>) -> Vec<ZoneService> {
     let (mut ns, mut sets) = (Arc::from(""), BTreeSet::new());
     let share = |service: &ZoneService| {
@@ -114,10 +116,10 @@ fn compact(read: Vec<ZoneService>) -> Vec<ZoneService> {
 }
 
 impl Index {
-    /// Makes a zone ready. `servers` are the addresses that the zone is served at.
+    /// Indexes a zone. `servers` are the addresses at which the zone is served.
     ///
     /// # Errors
-    /// Another version of the format, or a domain that is no name.
+    /// The format has another version, or the domain is not a domain name.
     pub fn new(zone: Zone, servers: &[IpAddr]) -> Result<Index, String> {
         let Zone { version, serial, domain, mut services, mut pods } = zone;
         if version != VERSION {
@@ -129,7 +131,7 @@ impl Index {
         if domain.is_root() {
             return Err("the domain is empty".to_owned());
         }
-        // Sorted by the builder; what is searched in order must be in order whoever wrote it.
+        // The builder sorts, but binary search requires the order whoever wrote the file.
         services.sort_unstable_by(|a, b| (&a.ns, &a.name).cmp(&(&b.ns, &b.name)));
         let mut services = compact(services);
         let mut reverse = Vec::new();
@@ -162,12 +164,12 @@ impl Index {
         &self.domain
     }
 
-    /// How many Services it has.
+    /// Number of Services.
     pub fn services(&self) -> usize {
         self.services.len()
     }
 
-    /// The zone's SOA record, for negative answers too.
+    /// The zone's SOA record, which negative answers carry too.
     pub fn soa(&self) -> RData {
         let below =
             |label: &str| self.domain.prepend_label(label).unwrap_or_else(|_long| self.domain.clone());
@@ -176,7 +178,7 @@ impl Index {
         RData::SOA(SOA::new(server, below("hostmaster"), self.serial, 7200, 1800, 86400, minimum))
     }
 
-    /// What a question leads to. Cases do not matter.
+    /// Looks up a name and type, without regard to case.
     pub fn find(&self, name: &Name, kind: RecordType) -> Found {
         let labels: Option<Vec<String>> =
             name.iter().map(|label| std::str::from_utf8(label).ok().map(str::to_ascii_lowercase)).collect();
@@ -186,13 +188,13 @@ impl Index {
                 None => Found::Outside,
             };
         }
-        // A label that is no text names nothing of ours.
+        // A label that is not UTF-8 is no name of the cluster.
         let Some(labels) = labels else { return Found::NoName };
         let count = labels.len().saturating_sub(usize::from(self.domain.num_labels()));
         let below: Vec<&str> = labels.iter().take(count).map(String::as_str).collect();
         let found = self.find_below(&below, kind);
         match found {
-            // RFC 8482: the smallest answer to a question for everything.
+            // RFC 8482: the smallest answer to a question of type ANY.
             Found::Records { .. } if kind == RecordType::ANY => {
                 exists(vec![RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new()))])
             }
@@ -294,7 +296,7 @@ impl Index {
         self.headless_ports(service, endpoints, sets, wanted)
     }
 
-    /// SRV records of the ports that are wanted, of each endpoint that has them.
+    /// SRV records of the wanted ports, for each endpoint that has them.
     fn headless_ports(
         &self,
         service: &ZoneService,
@@ -331,7 +333,7 @@ impl Index {
         let known = match &self.pods {
             PodNames::Any => true,
             PodNames::Listed(list) => {
-                // Only the usual way to write it is a name.
+                // Only the canonical form of the address is a name.
                 dashed(ip) == label && list.binary_search(&PodAddress { ns: ns.into(), ip }).is_ok()
             }
         };
@@ -347,12 +349,12 @@ impl Index {
         }
     }
 
-    /// Addresses that are not the cluster's are somebody else's to name.
+    /// Looks up a reverse name. Addresses that are not the cluster's are outside of the zone.
     fn find_reverse(&self, labels: &[String], kind: RecordType) -> Found {
         let Some(ip) = arpa(labels) else { return Found::Outside };
         let first = self.reverse.partition_point(|(a, ..)| *a < ip);
         let entries = self.reverse.get(first..).unwrap_or_default().iter().take_while(|(a, ..)| *a == ip);
-        // A cluster address is its Service's alone.
+        // A ClusterIP has the name of its Service only.
         let cluster = entries.clone().any(|(_, _, endpoint)| endpoint.is_none());
         let names: Vec<RData> = entries
             .filter(|(_, _, endpoint)| !cluster || endpoint.is_none())
@@ -395,7 +397,7 @@ fn by_host(
     endpoints.sort_unstable();
     for (i, endpoint) in endpoints.iter().enumerate() {
         let i = u32::try_from(i).map_err(|_many| "too many endpoints")?;
-        // The same address in two slices, with other ports.
+        // The same address may be in two slices with other ports.
         let again = i.checked_sub(1).and_then(|b| endpoints.get(usize::try_from(b).ok()?));
         if again.is_none_or(|b| (&b.host, b.ip) != (&endpoint.host, endpoint.ip)) {
             reverse.push((endpoint.ip, service, Some(i)));
@@ -404,7 +406,7 @@ fn by_host(
     Ok(())
 }
 
-/// A name for an address is none.
+/// The alias of an ExternalName Service. An address in place of a name has no record.
 fn external(name: &str) -> Found {
     if name.parse::<IpAddr>().is_ok() {
         return nodata();
@@ -442,7 +444,7 @@ fn is_port(port: &ZonePort, name: &str, proto: &str) -> bool {
     port.proto.label() == proto && name.strip_prefix('_') == Some(&*port.name)
 }
 
-/// The address that a name below in-addr.arpa or ip6.arpa means, written in full.
+/// The address of a complete name below in-addr.arpa or ip6.arpa.
 fn arpa(labels: &[String]) -> Option<IpAddr> {
     let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
     match labels.as_slice() {

@@ -1,13 +1,14 @@
-//! `berth dns`: the cluster's names, answered on the node itself.
+//! `berth dns`: cluster DNS, answered on the node itself.
 //!
-//! The agent builds the zone from Services, slices and pods ([`build`]) and publishes it as one file ([`Publisher`]); the
-//! helper answers from the last one it could read ([`server`]) and asks the node's own upstreams for all other names,
-//! also while there is no agent. The agent keeps the helper running ([`client::supervise`]).
+//! The agent builds the zone from Services, EndpointSlices and pods ([`build`]) and publishes it as
+//! one file ([`Publisher`]). The helper answers from the last zone that it could read ([`server`])
+//! and forwards all other names to the node's upstreams, also while no agent runs. The agent keeps
+//! the helper running ([`client::supervise`]).
 //!
-//! Pure: [`build`], [`index`], [`question`], [`resolve`], [`resolv`], [`cache`]. What is done to the machine:
-//! [`address`], [`publish`], [`forward`], [`server`].
+//! Pure modules: [`build`], [`index`], [`question`], [`resolve`], [`resolv`], [`cache`]. Modules
+//! with effects: [`address`], [`publish`], [`forward`], [`server`].
 //!
-//! Not known is not "does not exist": without a zone, names of the cluster are answered by SERVFAIL.
+//! Unknown is not "does not exist": without a zone, names of the cluster are answered by SERVFAIL.
 #![forbid(unsafe_code)]
 
 pub mod address;

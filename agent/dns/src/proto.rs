@@ -1,6 +1,6 @@
-//! Messages on the local socket: a length (u32, little endian), then JSON.
+//! Messages on the local socket of `berth dns`: a length (u32, little endian), then JSON.
 //!
-//! Either side ignores fields it does not know; an operation that is not known is answered by [`Reply::Unsupported`].
+//! Each side ignores unknown fields. An unknown operation is answered by [`Reply::Unsupported`].
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -9,84 +9,85 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-/// The longest message, in bytes.
+/// The longest message in bytes.
 const MESSAGE_MAX: usize = 64 * 1024;
 
-/// What a client asks for.
+/// A request of a client.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub(crate) enum Request {
-    /// Who are you, and how do you do?
+    /// Request the server's status.
     Status,
-    /// Give me what you listen with and the lock, and go on until I say `End` on this connection. If I go without it,
-    /// you stay in charge.
+    /// Request the lock and the listening sockets, by SCM_RIGHTS. The server keeps serving until
+    /// `End` on this connection. If the connection closes first, the server keeps the lock.
     HandOver,
-    /// Finish what is under way and end.
+    /// Finish the questions in flight and end.
     End,
-    /// Anything else.
+    /// An operation that this build does not know.
     #[serde(other)]
     Unknown,
 }
 
-/// The answer.
+/// A reply of the server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "kebab-case")]
 pub(crate) enum Reply {
-    /// To `Status`.
+    /// Reply to `Status`.
     Status(Box<Status>),
-    /// To `HandOver`, with descriptors: the lock, then the sockets.
+    /// Reply to `HandOver`, with descriptors: the lock, then the sockets.
     HandedOver,
-    /// To `HandOver`, while another one is taking over: ask again later.
+    /// Reply to `HandOver` while another server is taking over: to be tried again.
     Busy,
-    /// To `End`.
+    /// Reply to `End`.
     Ending,
-    /// Not known here.
+    /// The server does not know the operation.
     Unsupported,
 }
 
-/// What `berth dns` says of itself.
+/// Status of `berth dns`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Its version.
+    /// Version of the program.
     pub version: String,
-    /// Its process id.
+    /// Process id.
     pub pid: u32,
-    /// Where it listens.
+    /// Addresses at which it listens.
     pub addresses: Vec<IpAddr>,
-    /// The zone's serial number; nothing where there was no zone yet.
+    /// The zone's serial number; None before the first zone.
     pub serial: Option<u32>,
-    /// The Services in the zone.
+    /// Number of Services in the zone.
     pub services: usize,
-    /// Why the newest zone file is not the one in use.
+    /// Reason why the newest zone file is not in use, if it is not.
     pub zone_error: Option<String>,
-    /// Who is asked for other names.
+    /// Upstreams for other names.
     pub upstreams: Vec<SocketAddr>,
-    /// Answers kept of theirs.
+    /// Number of cached upstream answers.
     pub cached: usize,
-    /// What was asked since it started.
+    /// Counts of questions since the start.
     pub counts: Counts,
 }
 
-/// What was asked.
+/// Counts of questions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Questions in datagrams.
+    /// Questions by UDP.
     pub udp: u64,
-    /// Questions in streams.
+    /// Questions by TCP.
     pub tcp: u64,
-    /// Answered from the zone.
+    /// Answers from the zone.
     pub zone: u64,
-    /// Answered from the cache.
+    /// Answers from the cache.
     pub cache: u64,
-    /// Answered by an upstream.
+    /// Answers of an upstream.
     pub upstream: u64,
-    /// Not answered: no zone yet, all upstreams silent, too many questions at once.
+    /// Questions without an answer: no zone yet, no upstream answered, or too many questions at
+    /// once.
     pub failed: u64,
-    /// Refused: malformed, or of a kind that is not answered.
+    /// Questions refused: malformed, or of a kind that is not answered.
     pub refused: u64,
 }
 
-/// One message as it is sent.
+/// Encodes one message.
 pub(crate) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let json = serde_json::to_vec(message)?;
     let length = u32::try_from(json.len()).map_err(io::Error::other)?;
@@ -107,7 +108,7 @@ pub(crate) async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Un
     receive_rest(head, from).await
 }
 
-/// Reads what follows a message's length.
+/// Reads the rest of a message after its length.
 pub(crate) async fn receive_rest<T: DeserializeOwned>(
     head: [u8; 4],
     from: &mut (impl AsyncRead + Unpin),

@@ -1,4 +1,4 @@
-//! Publishing the zone: the agent's side of the zone file. Blocks.
+//! Publishing of the zone file by the agent. All functions block.
 
 use crate::{
     error::Error,
@@ -7,19 +7,18 @@ use crate::{
 use berth_core::roots::Roots;
 use std::path::{Path, PathBuf};
 
-/// Writes zones, each under a higher serial number, and only where something changed.
+/// Publisher of zones. Writes only changed zones, each under a higher serial number.
 #[derive(Debug)]
 pub struct Publisher {
     path: PathBuf,
-    /// What the file says, as far as is known.
+    /// The zone in the file, if known.
     last: Option<Zone>,
 }
 
 impl Publisher {
-    /// Reads what was published before. A file that cannot be read is replaced by the next zone.
+    /// Reads the published zone. A file that cannot be read is replaced by the next zone.
     ///
-    /// # Errors
-    /// The directory cannot be made.
+    /// The directory cannot be created.
     pub fn open(roots: &Roots) -> Result<Publisher, Error> {
         let path = roots.zone_file();
         if let Some(dir) = path.parent() {
@@ -29,10 +28,11 @@ impl Publisher {
         Ok(Publisher { path, last })
     }
 
-    /// Publishes a zone; its serial number is given here. Returns whether it differs from the one before.
+    /// Publishes a zone under the next serial number. Returns whether it differs from the published
+    /// one.
     ///
     /// # Errors
-    /// The file cannot be written; the one before stays.
+    /// The file cannot be written; the published one stays.
     pub fn publish(&mut self, mut zone: Zone) -> Result<bool, Error> {
         let before = self.last.as_ref().map_or(0, |last| last.serial);
         zone.serial = before;
@@ -52,14 +52,14 @@ impl Publisher {
 /// Reads a zone file.
 ///
 /// # Errors
-/// It is missing, torn or of another version.
+/// The file is missing, torn or of another version.
 pub fn read(path: &Path) -> Result<Zone, Error> {
     let bytes = berth_sys::fs::read_limited(path, ZONE_MAX)
         .map_err(|source| Error::State { path: path.into(), source })?;
     parse(&bytes).map_err(|reason| Error::Zone { path: path.into(), reason })
 }
 
-/// Reads a zone.
+/// Parses a zone.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Zone, String> {
     let zone: Zone = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     if zone.version != VERSION {

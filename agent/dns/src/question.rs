@@ -1,4 +1,4 @@
-//! What a client asks, read once at the border, and how answers are written. Pure.
+//! Parsing of questions and encoding of answers. Pure.
 
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
@@ -6,22 +6,22 @@ use hickory_proto::{
     serialize::binary::{BinDecodable as _, BinDecoder, BinEncodable as _, BinEncoder},
 };
 
-/// Answers by UDP are no longer than this even where the client would take more, in bytes: what passes every path whole
-/// (DNS flag day 2020).
+/// The longest answer by UDP in bytes, even if the client accepts more: this size passes every path
+/// unfragmented (DNS flag day 2020).
 pub const UDP_MAX: u16 = 1232;
 
-/// The longest answer by UDP to a client that says nothing of sizes, in bytes (RFC 1035 4.2.1).
+/// The longest answer by UDP in bytes to a client without EDNS (RFC 1035 4.2.1).
 const UDP_PLAIN: u16 = 512;
 
-/// The length of a DNS header, in bytes.
+/// Length of a DNS header in bytes.
 const HEADER: usize = 12;
 
-/// How a question came.
+/// Transport of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// In a datagram.
+    /// UDP.
     Udp,
-    /// In a stream.
+    /// TCP.
     Tcp,
 }
 
@@ -31,57 +31,57 @@ pub struct Question {
     id: u16,
     op_code: OpCode,
     recursion_desired: bool,
-    /// Name, type and class, in the client's own cases.
+    /// Name, type and class, in the case of the client.
     pub query: Query,
-    /// Validation is the client's own business (CD).
+    /// The client disabled validation (CD).
     pub checking_disabled: bool,
-    /// The client wants signatures (DO).
+    /// The client asked for DNSSEC signatures (DO).
     pub dnssec: bool,
     edns: bool,
     limit: u16,
 }
 
-/// What came in.
+/// Result of parsing a message.
 #[derive(Debug)]
 pub enum Asked {
     /// A question.
     Question(Question),
-    /// To be refused with this answer.
+    /// The question is refused with this reply.
     Refused(Vec<u8>),
-    /// No answer must be given: it is one itself, or no DNS at all.
+    /// The message must not be answered: it is itself an answer, or not DNS.
     Nothing,
 }
 
 /// The parts of an answer.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
-    /// The result.
+    /// The response code.
     pub code: ResponseCode,
-    /// From the zone itself.
+    /// The answer comes from the zone (AA).
     pub authoritative: bool,
-    /// Validated by the upstream (AD).
+    /// The upstream validated the answer (AD).
     pub authentic: bool,
-    /// Records that answer.
+    /// The answer section.
     pub answers: Vec<Record>,
-    /// Who is responsible: the SOA record of negative answers.
+    /// The authority section: the SOA record of negative answers.
     pub authorities: Vec<Record>,
-    /// What helps; left out where there is no room.
+    /// The additional section, left out if it does not fit.
     pub additionals: Vec<Record>,
-    /// The upstream itself had only a part of it (TC): a client that asked by datagram hears so.
+    /// The upstream's answer was truncated (TC). A client by UDP is told so.
     pub truncated: bool,
 }
 
 impl Answer {
-    /// Nothing but a code.
+    /// An answer with only a response code.
     pub fn code(code: ResponseCode) -> Answer {
         Answer { code, ..Answer::default() }
     }
 }
 
-/// Reads a message.
+/// Parses a message.
 pub fn read(bytes: &[u8], transport: Transport) -> Asked {
     let Some([high, low, flags, ..]) = bytes.get(..HEADER) else { return Asked::Nothing };
-    // An answer: to answer it could go on for ever.
+    // An answer is ignored: two servers could otherwise answer each other for ever.
     if flags & 0x80 != 0 {
         return Asked::Nothing;
     }
@@ -93,7 +93,7 @@ pub fn read(bytes: &[u8], transport: Transport) -> Asked {
         message.metadata.recursion_desired = flags & 1 != 0;
         message.to_vec().map_or(Asked::Nothing, Asked::Refused)
     };
-    // A dynamic update's sections mean something else.
+    // The sections of a dynamic update have another meaning.
     if op_code != OpCode::Query {
         return refused(ResponseCode::NotImp);
     }
@@ -132,7 +132,8 @@ pub fn read(bytes: &[u8], transport: Transport) -> Asked {
 }
 
 impl Question {
-    /// Writes an answer, as much of it as the client takes. Nothing where it cannot be written at all.
+    /// Encodes an answer, truncated to the size that the client accepts. None if it cannot be
+    /// encoded.
     pub fn write(&self, answer: &Answer) -> Option<Vec<u8>> {
         let mut message = Message::response(self.id, self.op_code);
         let meta = &mut message.metadata;
@@ -153,7 +154,7 @@ impl Question {
             edns.set_max_payload(UDP_MAX).set_version(0).set_dnssec_ok(self.dnssec);
             message.edns = Some(edns);
         }
-        // What only helps goes first, and its loss is none.
+        // The additional section is dropped first, because it is optional.
         if let Some(whole) = encode(&message, self.limit) {
             return Some(whole);
         }
@@ -168,13 +169,13 @@ impl Question {
                 return Some(part);
             }
             let fewer = message.answers.len().checked_sub(1)?;
-            // A record takes 10 bytes and more besides its name, so that few rounds are needed.
+            // A record takes at least 10 bytes besides its name, so few rounds are needed.
             message.answers.truncate(fewer.min(usize::from(self.limit) / 12));
         }
     }
 }
 
-/// The message, where it fits.
+/// Encodes the message, if it fits.
 fn encode(message: &Message, limit: u16) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(512);
     let mut encoder = BinEncoder::new(&mut bytes);
@@ -182,7 +183,8 @@ fn encode(message: &Message, limit: u16) -> Option<Vec<u8>> {
     message.emit(&mut encoder).ok()?;
     let cut = bytes.get(2).is_some_and(|flags| flags & 0x02 != 0);
     (message.metadata.truncation || !cut).then_some(bytes).filter(|bytes| {
-        // With the truncation bit set by us, what the encoder left out shows in the counts alone.
+        // If the truncation bit was set here, only the counts show whether the encoder left records
+        // out.
         let count = |at: usize| bytes.get(at..at + 2).map(|b| usize::from(u16::from_be_bytes([b[0], b[1]])));
         count(6) == Some(message.answers.len())
             && count(10) == Some(message.additionals.len() + usize::from(message.edns.is_some()))

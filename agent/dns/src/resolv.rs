@@ -1,16 +1,16 @@
-//! The upstreams of the node's resolv.conf. Pure.
+//! The upstreams in the node's resolv.conf. Pure.
 
 use nix::net::if_::if_nametoindex;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
-/// So many are asked at most.
+/// The most upstreams.
 const UPSTREAMS: usize = 8;
 
 /// The port of DNS.
 pub const PORT: u16 = 53;
 
-/// Reads `nameserver` lines, in order. Addresses of ours are left out: to ask them would be to ask ourselves for ever.
-/// What cannot be read is passed over, as the C library does.
+/// Reads `nameserver` lines, in order. This server's own addresses are left out, because they would
+/// make it ask itself. Other lines and malformed addresses are ignored, as in the C library.
 pub fn upstreams(text: &str, own: &[IpAddr]) -> Vec<SocketAddr> {
     let mut found: Vec<SocketAddr> = Vec::new();
     for line in text.lines() {
@@ -30,7 +30,7 @@ pub fn upstreams(text: &str, own: &[IpAddr]) -> Vec<SocketAddr> {
     found
 }
 
-/// An address, an IPv6 one perhaps with its link: `fe80::1%eth0`.
+/// An address; for IPv6 possibly with its interface: `fe80::1%eth0`.
 fn address(text: &str) -> Option<SocketAddr> {
     let Some((ip, link)) = text.split_once('%') else {
         return text.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, PORT));

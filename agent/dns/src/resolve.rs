@@ -1,4 +1,5 @@
-//! From a question to an answer of the zone, or to what must be asked elsewhere. Pure but for the order of addresses.
+//! Resolution of a question: an answer from the zone, or a name to be forwarded. Pure, except for
+//! the random order of addresses.
 
 use crate::{
     index::{Found, Index, TTL},
@@ -10,24 +11,24 @@ use hickory_proto::{
 };
 use rand::seq::SliceRandom as _;
 
-/// Names that stand for others are followed this often.
+/// The longest chain of aliases.
 const ALIASES: usize = 8;
 
-/// What a question leads to.
+/// Result of a resolution.
 #[derive(Debug)]
 pub enum Step {
     /// The answer.
     Done(Answer),
-    /// Ask the node's upstreams for this name and put these records before what they say.
+    /// The node's upstreams are to be asked for this name; these records precede their answer.
     Forward {
-        /// Aliases of the zone that led there.
+        /// Aliases in the zone that led to the name.
         aliases: Vec<Record>,
         /// The name to ask for.
         name: Name,
     },
 }
 
-/// Answers from the zone. Records bear the question's own cases.
+/// Resolves a name in the zone. Records have the case of the question.
 pub fn resolve(index: &Index, name: &Name, kind: RecordType) -> Step {
     let mut aliases = Vec::new();
     let mut name = name.clone();
@@ -40,7 +41,7 @@ pub fn resolve(index: &Index, name: &Name, kind: RecordType) -> Step {
                 return Step::Done(Answer { authorities, code, ..of_zone(aliases) });
             }
             Found::Records { mut answers, additionals } => {
-                // Clients take the first: everyone has a turn.
+                // The order is random, because clients take the first address.
                 answers.shuffle(&mut rand::rng());
                 let authorities = if answers.is_empty() { vec![negative(index)] } else { Vec::new() };
                 aliases.extend(answers.into_iter().map(|data| record(&name, data)));
@@ -49,7 +50,7 @@ pub fn resolve(index: &Index, name: &Name, kind: RecordType) -> Step {
             }
             Found::Alias(target) => {
                 aliases.push(record(&name, RData::CNAME(CNAME(target.clone()))));
-                // Asked for itself, an alias is the answer; asked for all, it is all there is.
+                // For a question of type CNAME or ANY, the alias itself is the answer.
                 if matches!(kind, RecordType::CNAME | RecordType::ANY) {
                     return Step::Done(of_zone(aliases));
                 }

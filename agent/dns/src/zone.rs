@@ -1,25 +1,25 @@
-//! The zone as the agent publishes it: which names the cluster has, as one JSON file.
+//! The zone that the agent publishes: the names of the cluster, as one JSON file.
 //!
-//! The file says what there is, not the records that follow from it, so that ten thousand Services stay small. It is
-//! written whole and renamed into place. A server of another version reads it as long as [`VERSION`] is the same;
-//! fields that it does not know are ignored.
+//! The file contains the objects and not the records derived from them, so that ten thousand
+//! Services stay small. It is written completely and renamed into place. A server of another
+//! version reads it if [`VERSION`] is the same; unknown fields are ignored.
 
 use berth_core::model::Protocol;
 use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, sync::Arc};
 
-/// The number of this format.
+/// Version of the file format.
 pub const VERSION: u32 = 1;
 
-/// The largest zone file that is read, in bytes: some hundred thousand Services.
+/// The largest zone file in bytes that is read: some hundred thousand Services.
 pub const ZONE_MAX: usize = 256 * 1024 * 1024;
 
-/// Everything that cluster names are answered from.
+/// The zone: everything that cluster names are answered from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Zone {
-    /// [`VERSION`].
+    /// Version of the format, [`VERSION`].
     pub version: u32,
-    /// The serial number of the SOA record; higher with each change.
+    /// The serial number of the SOA record, raised with each change.
     pub serial: u32,
     /// The cluster domain, without a dot at its end.
     pub domain: Box<str>,
@@ -29,42 +29,42 @@ pub struct Zone {
     pub pods: PodNames,
 }
 
-/// One Service.
+/// A Service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZoneService {
-    /// The namespace. One text for all of its Services.
+    /// The namespace, shared by all of its Services.
     pub ns: Arc<str>,
     /// The name.
     pub name: Box<str>,
-    /// What it is answered with.
+    /// The data of its records.
     #[serde(flatten)]
     pub target: Target,
 }
 
-/// What a Service's name means.
+/// The data of a Service's records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
-    /// Its cluster addresses.
+    /// A Service with ClusterIPs.
     Cluster {
         /// `clusterIPs`.
         ips: Box<[IpAddr]>,
-        /// The named ports. One list for all Services that have the same.
+        /// The named ports, shared by all Services with the same ports.
         #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
         ports: Arc<[ZonePort]>,
-        /// The ready endpoints that bear a host name of their own.
+        /// The ready endpoints that have a host name.
         #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
         endpoints: Box<[ZoneEndpoint]>,
     },
-    /// Its ready endpoints.
+    /// A headless Service.
     Headless {
-        /// The endpoints, sorted by host name and address.
+        /// The ready endpoints, sorted by host name and address.
         endpoints: Box<[ZoneEndpoint]>,
-        /// The named ports of endpoints, each set once.
+        /// The distinct sets of named ports of the endpoints.
         #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
         port_sets: Box<[Box<[ZonePort]>]>,
     },
-    /// Another name (ExternalName).
+    /// An ExternalName Service.
     External {
         /// `externalName`, without a dot at its end.
         name: Box<str>,
@@ -78,11 +78,11 @@ pub struct ZonePort {
     pub name: Box<str>,
     /// The protocol.
     pub proto: Proto,
-    /// The number.
+    /// The port number.
     pub port: u16,
 }
 
-/// A transport protocol as it stands in names.
+/// A transport protocol in a DNS name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Proto {
@@ -115,25 +115,25 @@ impl From<Protocol> for Proto {
     }
 }
 
-/// One address of a Service.
+/// One endpoint address of a Service.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ZoneEndpoint {
     /// The label below the Service's name: the endpoint's host name, or its address with dashes.
     pub host: Box<str>,
     /// The address.
     pub ip: IpAddr,
-    /// Which of the Service's port sets it has.
+    /// Index of its port set among the Service's port sets.
     #[serde(default)]
     pub ports: u32,
 }
 
-/// Which names of the form `10-0-0-1.<namespace>.pod.<domain>` exist.
+/// The existing names of the form `10-0-0-1.<namespace>.pod.<domain>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PodNames {
-    /// One for each address that can be written, as the specification has it (section 2.6).
+    /// A name for every address, as in section 2.6 of the specification.
     Any,
-    /// Those of these pods, sorted by namespace and address.
+    /// Names for the addresses of these pods, sorted by namespace and address.
     Listed(Vec<PodAddress>),
 }
 

@@ -1,4 +1,4 @@
-//! What a zone with one of each kind answers.
+//! Answers of a zone with one Service of each kind.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -40,7 +40,7 @@ fn each_kind_of_name_has_its_records() {
         ("_http._tcp.web.default.svc.cluster.local", SRV, format!(
             "NoError | _http._tcp.{web} SRV 0 100 80 {web} + {web} A 10.96.0.20 + {web} AAAA fd00:96::20"
         )),
-        // Every port with a name, by the bare name of the Service, as CoreDNS answers it.
+        // Every named port, asked for by the Service's bare name, as CoreDNS answers.
         (web, SRV, format!(
             "NoError | {web} SRV 0 100 80 {web} + {web} A 10.96.0.20 + {web} AAAA fd00:96::20"
         )),
@@ -196,7 +196,7 @@ fn everything_and_transfers_and_other_classes_are_not_given() {
     assert_eq!(ask(&index(), &two, Transport::Udp).unwrap().metadata.response_code, ResponseCode::FormErr);
     let mut newer = with_edns(query("cluster.local", RecordType::SOA), 1232);
     newer.edns.as_mut().unwrap().set_version(1);
-    // BADVERS; two results share the number.
+    // BADVERS shares its number with another code.
     assert_eq!(u16::from(ask(&index(), &newer, Transport::Udp).unwrap().metadata.response_code), 16);
     let mut answer = query("cluster.local", RecordType::SOA);
     answer.metadata.message_type = hickory_proto::op::MessageType::Response;
@@ -229,7 +229,7 @@ fn what_is_too_long_for_a_datagram_is_cut_and_whole_in_a_stream() {
     let whole = ask(&index, &question, Transport::Tcp).unwrap();
     assert!(!whole.metadata.truncation);
     assert_eq!(whole.answers.len(), 1000);
-    // The glue alone does not make it cut.
+    // Missing additional records alone do not set the truncation bit.
     let few = many(12);
     let srv = query("_p._tcp.many.default.svc.cluster.local", RecordType::SRV);
     let part = ask(&few, &with_edns(srv.clone(), 900), Transport::Udp).unwrap();
@@ -283,7 +283,7 @@ fn a_big_zone_is_read_in_time() {
         text.len(),
         begun.elapsed() / 10_000
     );
-    // Ten times faster where the compiler optimises.
+    // An optimised build is ten times faster.
     let limit = if cfg!(debug_assertions) { 2000 } else { 200 };
     assert!(read.as_millis() < limit, "{read:?}");
 }

@@ -1,4 +1,4 @@
-//! The server in a network namespace of its own, asked over its sockets.
+//! The server in its own network namespace, asked over its sockets.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -36,7 +36,7 @@ fn answers_by_datagram_and_stream_and_follows_the_file() {
             let node = Node::new(address);
             let _running = node.start();
             let web = "web.default.svc.cluster.local";
-            // Nothing is known yet.
+            // No zone exists yet.
             assert_eq!(node.line(web, RecordType::A), "ServFail");
             node.publish(zone());
             let found = "NoError | web.default.svc.cluster.local. A 10.96.0.20";
@@ -82,7 +82,8 @@ fn goes_on_after_a_kill_and_hands_over() {
         let second = node.start();
         assert_eq!(node.line("web.default.svc.cluster.local", RecordType::A), found);
         assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-        // The next ones take over while questions come: not one is lost, of either kind, from the zone or forwarded.
+        // New servers take over while questions arrive: no question is lost, neither from the zone
+        // nor forwarded.
         upstream("127.0.0.2", |question, stream| {
             thread::sleep(Duration::from_millis(30));
             good(0, [192, 0, 2, 1])(question, stream)
@@ -131,7 +132,7 @@ fn goes_on_after_a_kill_and_hands_over() {
         });
         assert_eq!(node.status().unwrap().pid, third.0.id());
         drop(third);
-        // The address outlives them all, and goes when told.
+        // The address stays after all servers, until it is removed explicitly.
         let shown = || {
             let out = Command::new("ip").args(["-o", "addr", "show", "dev", "lo"]).output().unwrap();
             String::from_utf8(out.stdout).unwrap()
@@ -142,7 +143,7 @@ fn goes_on_after_a_kill_and_hands_over() {
     });
 }
 
-/// Asks for the handing over as the next one does; returns the connection once it is answered.
+/// Requests a handover like a new server. Returns the connection once it is answered.
 fn hand_over(node: &Node) -> UnixStream {
     let mut stream = UnixStream::connect(node.roots.dns_socket()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -164,7 +165,7 @@ fn one_that_dies_while_it_takes_over_leaves_the_other_in_charge() {
             let stream = hand_over(&node);
             assert_eq!(node.line("web.default.svc.cluster.local", RecordType::A), found);
             if bound {
-                // It went so far as to put its own socket there.
+                // The new server has bound its own local socket already.
                 std::fs::remove_file(node.roots.dns_socket()).unwrap();
                 drop(UnixListener::bind(node.roots.dns_socket()).unwrap());
             }
@@ -173,7 +174,8 @@ fn one_that_dies_while_it_takes_over_leaves_the_other_in_charge() {
             wait::until("the first one is asked", PATIENCE, there).unwrap();
             assert_eq!(node.line("web.default.svc.cluster.local", RecordType::A), found);
         }
-        // Only one takes over at a time; the second waits until the first is done or gone.
+        // Only one server takes over at a time. The second waits until the first has finished or is
+        // gone.
         let stream = hand_over(&node);
         thread::scope(|scope| {
             let next = scope.spawn(|| node.start());

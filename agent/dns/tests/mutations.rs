@@ -83,7 +83,7 @@ fn damaged_answers_of_upstreams_do_no_harm() {
             if rng.below(3) == 0 {
                 bytes(rng, &mut wire, &[b"\xc0\x0c", b"\xff\xff\xff\xff", b"\x00\x06\x00\x01"]);
             } else {
-                // Most other damage makes it no message at all.
+                // Most other damage makes the message invalid.
                 let at = berth_harness::mutate::index(rng, wire.len());
                 wire[at] ^= 1 << rng.below(8);
             }
@@ -91,7 +91,7 @@ fn damaged_answers_of_upstreams_do_no_harm() {
         },
         |wire| {
             let Ok(message) = Message::from_vec(wire) else { return Reached::Syntax };
-            // What is kept comes out again.
+            // A cached answer can be read again.
             let mut cache = cache::Cache::new(4, 1 << 16);
             let key = cache::Key {
                 name: common::name("x"),
@@ -122,7 +122,7 @@ fn damaged_zones_are_taken_or_refused() {
         "zones",
         |rng| {
             let mut text = text.clone();
-            // In names, so that enough of them are JSON still.
+            // Damage within names, so that enough of the files are still JSON.
             if rng.below(2) == 0 {
                 let at = berth_harness::mutate::index(rng, text.len());
                 if text[at].is_ascii_alphanumeric() {

@@ -1,4 +1,5 @@
-//! Names outside of the cluster: what `berth dns` asks of upstreams of every kind, in a network namespace of its own.
+//! Names outside of the cluster: forwarding to upstreams of every kind, in a network namespace of
+//! its own.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -27,7 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The node uses these upstreams, on port 53.
+/// Makes the node use these upstreams, on port 53.
 fn using(node: &Node, servers: &[&str]) {
     node.upstreams(servers);
     let wanted: Vec<_> = servers.iter().map(|s| format!("{s}:53")).collect();
@@ -48,13 +49,13 @@ fn other_names_are_asked_of_the_upstreams_once() {
         let again = node.ask(&query("WWW.example.COM", RecordType::A)).unwrap();
         assert_eq!(again.answers[0].name.to_ascii(), "WWW.example.COM.");
         assert_eq!(asked.load(Ordering::SeqCst), 1);
-        // An ExternalName leads there too.
+        // An ExternalName leads to an upstream too.
         assert_eq!(
             node.line("out.default.svc.cluster.local", RecordType::A),
             "NoError | out.default.svc.cluster.local. CNAME www.example.com. | www.example.com. A 192.0.2.1"
         );
         assert_eq!(node.line("www.example.com", RecordType::ANY), "Refused");
-        // Other upstreams: what the old ones said is forgotten.
+        // After a change of upstreams the cached answers are gone.
         upstream("127.0.0.3", good(60, [192, 0, 2, 3]));
         node.upstreams(&["127.0.0.3"]);
         wait::until("they are in use", PATIENCE, || {
@@ -72,7 +73,7 @@ fn bad_upstreams_cost_time_but_no_answer() {
     in_netns(|| {
         let node = Node::new(DNS);
         node.publish(zone());
-        // Cut by datagram, whole by stream.
+        // Truncated by UDP, complete by TCP.
         upstream("127.0.0.2", |question, stream| {
             let mut message = response(question, 60, [192, 0, 2, 2]);
             if !stream {
@@ -81,7 +82,7 @@ fn bad_upstreams_cost_time_but_no_answer() {
             }
             vec![message.to_vec().unwrap()]
         });
-        // Noise, a wrong id, another question; then the answer.
+        // Noise, a wrong id, another question, and then the answer.
         upstream("127.0.0.3", |question, _| {
             let mut wrong = response(question, 60, [6, 6, 6, 6]);
             wrong.metadata.id = wrong.metadata.id.wrapping_add(1);
@@ -113,7 +114,7 @@ fn bad_upstreams_cost_time_but_no_answer() {
         let begun = Instant::now();
         assert_eq!(node.line("b.example.com", RecordType::A), "NoError | b.example.com. A 192.0.2.3");
         assert!((2.0..4.0).contains(&begun.elapsed().as_secs_f64()), "{:?}", begun.elapsed());
-        // Meanwhile it is known to be silent, and names of the cluster never wait.
+        // The upstream is known to be silent now, and names of the cluster never wait.
         let begun = Instant::now();
         assert_eq!(node.line("c.example.com", RecordType::A), "NoError | c.example.com. A 192.0.2.3");
         assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
@@ -145,7 +146,7 @@ fn equal_questions_under_way_are_asked_once() {
         thread::scope(|scope| {
             let clients: Vec<_> = (0..20)
                 .map(|n| {
-                    // Cases are a client's own business.
+                    // Each client has its own case.
                     let name = if n % 2 == 0 { "one.example.com" } else { "ONE.example.com" };
                     let node = &node;
                     scope.spawn(move || node.ask(&query(name, RecordType::A)).unwrap())
@@ -161,7 +162,7 @@ fn equal_questions_under_way_are_asked_once() {
             }
         });
         assert_eq!(asked.load(Ordering::SeqCst), 1);
-        // The answer may not be kept: the next one is asked anew.
+        // The answer must not be cached, so the next question is forwarded again.
         node.line("one.example.com", RecordType::A);
         assert_eq!(asked.load(Ordering::SeqCst), 2);
     });
@@ -173,7 +174,7 @@ fn an_answer_in_another_case_is_not_believed_before_tcp_says_the_same() {
         let node = Node::new(DNS);
         node.publish(zone());
         let name = "a-name-with-many-letters.example.com";
-        // Forged from aside: the name as everybody knows it, not as it was asked for.
+        // A forged answer from off the path: it has the name's usual case and not the question's.
         let forger = upstream("127.0.0.2", |question, stream| {
             let forged = |question: &Message| {
                 let mut plain = question.clone();
@@ -186,7 +187,7 @@ fn an_answer_in_another_case_is_not_believed_before_tcp_says_the_same() {
                 false => vec![forged(question)],
             }
         });
-        // A server that knows lower case alone, whatever the way.
+        // A server that answers in lower case only, by UDP and TCP.
         let by_stream = Arc::new(AtomicUsize::new(0));
         let streams = Arc::clone(&by_stream);
         upstream("127.0.0.3", move |question, stream| {
@@ -221,13 +222,13 @@ fn an_upstream_without_edns_or_without_tcp_still_serves() {
             let refusal = Message::error_msg(question.metadata.id, question.metadata.op_code, code);
             vec![refusal.to_vec().unwrap()]
         });
-        // A part by datagram, and nothing by stream.
+        // A truncated answer by UDP, and no answer by TCP.
         upstream("127.0.0.3", |question, stream| {
             let mut message = response(question, 60, [192, 0, 2, 3]);
             message.metadata.truncation = true;
             if stream { Vec::new() } else { vec![message.to_vec().unwrap()] }
         });
-        // A TTL that is no number of seconds (RFC 2181 8).
+        // A TTL with the highest bit set (RFC 2181 8).
         let endless = upstream("127.0.0.4", good(u32::MAX, [192, 0, 2, 4]));
         let _running = node.start();
         using(&node, &["127.0.0.2"]);
@@ -245,7 +246,7 @@ fn an_upstream_without_edns_or_without_tcp_still_serves() {
     });
 }
 
-/// A datagram socket of this client that speaks to the node's DNS.
+/// A client's UDP socket that is connected to the node's DNS.
 fn client(node: &Node, address: &str) -> UdpSocket {
     let socket = UdpSocket::bind((address, 0)).unwrap();
     socket.connect((node.address, 53)).unwrap();
@@ -266,7 +267,7 @@ fn one_client_cannot_use_up_what_all_need() {
         let _running = node.start();
         let greedy = client(&node, "127.0.0.9");
         for n in 0..600 {
-            // Paced by its own answers to names of the zone, so that no datagram is lost.
+            // Paced by answers to names of the zone, so that no datagram is lost.
             greedy.send(&query(&format!("slow-{n}.example.com"), RecordType::A).to_vec().unwrap()).unwrap();
             if n % 50 == 49 {
                 let seen = n + 1;
@@ -321,7 +322,7 @@ fn an_upstream_that_leads_back_is_found_out() {
             let back = UdpSocket::bind("0.0.0.0:0").unwrap();
             back.connect(at).unwrap();
             back.set_read_timeout(Some(PATIENCE)).unwrap();
-            // An id of its own, as a forwarder has.
+            // A new id, like a forwarder's.
             let mut forwarded = question.clone();
             forwarded.metadata.id = question.metadata.id.wrapping_add(1);
             back.send(&forwarded.to_vec().unwrap()).unwrap();
@@ -335,7 +336,7 @@ fn an_upstream_that_leads_back_is_found_out() {
         let _running = node.start();
         let begun = Instant::now();
         assert_eq!(node.line("somewhere-outside.example.com", RecordType::A), "ServFail");
-        // No upstream was waited for.
+        // No upstream timed out.
         assert!(begun.elapsed() < berth_dns::forward::UPSTREAM, "{:?}", begun.elapsed());
         assert_eq!(asked.load(Ordering::SeqCst), 1);
     });

@@ -1,6 +1,7 @@
-//! What questions come by: the sockets that another `berth dns` handed over, or new ones.
+//! Sockets for questions: those that another `berth dns` handed over, or new ones.
 //!
-//! New ones are bound with SO_REUSEPORT, so that one which knows of no handing over does not stand in the way.
+//! New sockets are bound with SO_REUSEPORT, so that they do not conflict with a `berth dns` that
+//! cannot hand over.
 
 use crate::error::Error;
 use rustix::{
@@ -18,7 +19,7 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Takes those of this address out of `handed`; makes what is not there.
+    /// Takes the sockets of this address out of `handed` and binds the missing ones.
     pub(super) fn at(address: SocketAddr, handed: &mut Vec<OwnedFd>) -> Result<Pair, Error> {
         let failed = |source| Error::Listen { address, source };
         let mut take = |kind| {
@@ -33,7 +34,7 @@ impl Pair {
         })
     }
 
-    /// To hand over.
+    /// The descriptors for a handover.
     pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.udp.as_fd(), self.tcp.as_fd()]
     }
@@ -49,7 +50,7 @@ fn bound(at: SocketAddr, kind: SocketType) -> rustix::io::Result<OwnedFd> {
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     sockopt::set_socket_reuseport(&socket, true)?;
     if kind == SocketType::STREAM {
-        // Streams of one that has just died are not yet forgotten.
+        // Connections of a server that has just died may still be in TIME_WAIT.
         sockopt::set_socket_reuseaddr(&socket, true)?;
     }
     bind(&socket, &at)?;

@@ -1,4 +1,4 @@
-//! The local socket of the one in charge.
+//! The local socket of the active server.
 
 use super::{Server, bind::Pair, handover};
 use crate::{
@@ -23,25 +23,25 @@ use tokio::{
     time::sleep,
 };
 
-/// Why to end.
+/// Reason for the end of the server.
 #[derive(Debug)]
 pub(super) enum End {
-    /// Told so.
+    /// A client requested it.
     Told,
-    /// Another one has taken over; the connection lasts as long as it.
+    /// Another server has taken over. Its connection stays open as long as it runs.
     Replaced(UnixStream),
 }
 
-/// Whoever holds it is in charge.
+/// The resources of the active server.
 #[derive(Debug)]
 pub(super) struct Charge {
-    /// Whom to answer for.
+    /// The server.
     pub(super) server: Arc<Server>,
-    /// The lock is for as long as this lives.
+    /// The lock, held as long as this value lives.
     pub(super) lock: OwnedFd,
-    /// What is handed over.
+    /// The sockets for questions.
     pub(super) sockets: Vec<Pair>,
-    /// Where the end is told; the first one counts.
+    /// Channel for the reason to end. The first one counts.
     pub(super) end: mpsc::Sender<End>,
 }
 
@@ -49,16 +49,16 @@ pub(super) struct Charge {
 struct Control {
     charge: Charge,
     path: PathBuf,
-    /// Whether another one is taking over.
+    /// Whether another server is taking over.
     handing: AtomicBool,
-    /// It went without having done so.
+    /// Notified when a takeover fails.
     lost: Notify,
 }
 
-/// Serves the socket.
+/// Serves the local socket.
 ///
 /// # Errors
-/// It cannot be bound.
+/// The socket cannot be bound.
 pub(super) fn start(charge: Charge, tasks: &mut JoinSet<()>) -> Result<AbortHandle, Error> {
     let path = charge.server.cfg.roots.dns_socket();
     let listener = bind(&path).map_err(|source| Error::Socket { path: path.clone(), source })?;
@@ -73,7 +73,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Takes connections for ever.
+/// Accepts connections for ever.
 async fn accept(control: Arc<Control>, mut listener: UnixListener) {
     let mut clients = JoinSet::new();
     loop {
@@ -81,7 +81,7 @@ async fn accept(control: Arc<Control>, mut listener: UnixListener) {
         let taken = tokio::select! {
             taken = listener.accept() => taken,
             () = control.lost.notified() => {
-                // It may have bound the path already.
+                // The other server may have bound the path already.
                 match bind(&control.path) {
                     Ok(again) => listener = again,
                     Err(error) => tracing::error!(%error, "the local socket is not bound again"),
@@ -92,7 +92,7 @@ async fn accept(control: Arc<Control>, mut listener: UnixListener) {
         match taken {
             Ok((stream, _)) => {
                 let control = Arc::clone(&control);
-                // A client that goes, or says what is no message, loses its connection.
+                // A client that disconnects or sends an invalid message loses its connection.
                 clients.spawn(async move { drop(control.serve(stream).await) });
             }
             Err(error) => {
@@ -140,7 +140,7 @@ impl Control {
     }
 
     fn end(&self, end: End) {
-        // Full or closed: it is ending already.
+        // A full or closed channel means that the server is ending already.
         let _ending = self.charge.end.try_send(end);
     }
 }

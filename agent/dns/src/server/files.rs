@@ -1,7 +1,8 @@
 //! The zone file and resolv.conf, read again when they change.
 //!
-//! Directories are watched, as both files are replaced by rename. Where resolv.conf is a link, the directory of each link
-//! on its way and of the file itself are watched too, and found anew whenever one of them changes.
+//! The directories are watched, because both files are replaced by rename. If resolv.conf is a
+//! link, the directories of each link on the way and of the file itself are watched too. The set of
+//! directories is determined again after each change.
 
 use super::Server;
 use crate::{error::Error, index::Index, publish, resolv};
@@ -22,29 +23,30 @@ use std::{
 };
 use tokio::{io::unix::AsyncFd, task::JoinSet, time::timeout};
 
-/// When nothing has changed for so long, memory is given back.
+/// After this long without a change, memory is released.
 const REST: Duration = Duration::from_secs(1);
 
-/// A larger resolv.conf is not read, in bytes.
+/// The largest resolv.conf in bytes that is read.
 const RESOLV_MAX: usize = 64 * 1024;
 
-/// So many links are followed, as many as the kernel follows.
+/// The most links that are followed, the same number as in the kernel.
 const LINKS: usize = 40;
 
-/// What of a directory tells that a file in it may be another.
+/// Directory events after which a file may have changed.
 const FLAGS: WatchFlags =
     WatchFlags::MOVED_TO.union(WatchFlags::CLOSE_WRITE).union(WatchFlags::CREATE).union(WatchFlags::DELETE);
 
-/// A zone file up to this many bytes is read at once, in well under a millisecond; a larger one by another thread.
+/// A zone file of at most this many bytes is read on the server's thread, in well under a
+/// millisecond. A larger one is read on another thread.
 const SMALL: u64 = 64 * 1024;
 
-/// Reads both and begins to watch.
+/// Reads both files and starts watching.
 pub(super) async fn start(server: &Arc<Server>, tasks: &mut JoinSet<()>) -> Result<(), Error> {
     let kernel = |what| move |source: io::Error| Error::Kernel { what, source };
     let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
         .map_err(|e| kernel("make an inotify instance")(e.into()))?;
     let (zone, resolv) = (server.cfg.roots.zone_file(), server.cfg.roots.resolv_conf.clone());
-    // Before the first reading, so that no change falls between the two.
+    // The watch starts before the first read, so that no change is missed in between.
     let dir = zone.parent().unwrap_or(Path::new("/"));
     let zone_watch = inotify::add_watch(&events, dir, FLAGS)
         .map_err(|e| kernel("watch the zone's directory")(e.into()))?;
@@ -66,7 +68,8 @@ pub(super) async fn start(server: &Arc<Server>, tasks: &mut JoinSet<()>) -> Resu
                 next.await
             } else {
                 let Ok(changed) = timeout(REST, next).await else {
-                    // What a zone took while it was read, and what of the program only ran for it.
+                    // Memory for parsing the zone, and program text that only ran for it, are
+                    // released.
                     memory::give_back();
                     memory::let_go_of_text();
                     tidy = true;
@@ -94,7 +97,7 @@ pub(super) async fn start(server: &Arc<Server>, tasks: &mut JoinSet<()>) -> Resu
     Ok(())
 }
 
-/// Watches the directories that say what resolv.conf is, and those alone.
+/// Watches the directories that determine resolv.conf, and no others.
 fn follow(events: &OwnedFd, zone_watch: i32, watched: &mut BTreeSet<i32>, resolv: &Path) {
     let mut now = BTreeSet::new();
     for dir in directories(resolv) {
@@ -104,13 +107,13 @@ fn follow(events: &OwnedFd, zone_watch: i32, watched: &mut BTreeSet<i32>, resolv
         }
     }
     for gone in watched.difference(&now).filter(|watch| **watch != zone_watch) {
-        // A directory that is gone took its watch along.
+        // The kernel removed the watch together with its directory.
         inotify::remove_watch(events, *gone).unwrap_or_default();
     }
     *watched = now;
 }
 
-/// The directories of a file and of what its links lead to.
+/// The directories of a file and of its links' targets.
 fn directories(file: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut file = file.to_owned();
@@ -132,7 +135,7 @@ struct Changed {
     other: bool,
 }
 
-/// Waits for changes and takes all that are there.
+/// Waits for changes and takes all pending ones.
 async fn wait(events: &AsyncFd<OwnedFd>, zone_watch: i32, zone: &Path) -> io::Result<Changed> {
     let mut changed = Changed::default();
     while !changed.zone && !changed.other {
@@ -147,7 +150,7 @@ async fn wait(events: &AsyncFd<OwnedFd>, zone_watch: i32, zone: &Path) -> io::Re
                     if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) {
                         changed = Changed { zone: true, other: true };
                     } else if event.wd() == zone_watch {
-                        // The temporary names beside it mean nothing.
+                        // Temporary files beside the zone are ignored.
                         changed.zone |= is_zone;
                     } else {
                         changed.other = true;
@@ -162,12 +165,12 @@ async fn wait(events: &AsyncFd<OwnedFd>, zone_watch: i32, zone: &Path) -> io::Re
     Ok(changed)
 }
 
-/// Puts the zone in use that the file has; a file that cannot be read changes nothing.
+/// Loads the zone file. A file that cannot be read changes nothing.
 async fn read_zone(server: &Arc<Server>) {
     let path = server.cfg.roots.zone_file();
     let length = match std::fs::metadata(&path) {
         Ok(metadata) => metadata.len(),
-        // Not published yet, or taken away: the last one stays.
+        // The zone is not published yet, or was removed: the last one stays in use.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
         Err(_told_by_the_reader) => 0,
     };
@@ -199,7 +202,7 @@ async fn read_zone(server: &Arc<Server>) {
     }
 }
 
-/// Takes the upstreams of resolv.conf; where it cannot be read they stay.
+/// Loads the upstreams of resolv.conf. A file that cannot be read changes nothing.
 fn read_upstreams(server: &Server) {
     let path = &server.cfg.roots.resolv_conf;
     match berth_sys::fs::read_limited(path, RESOLV_MAX) {

@@ -1,9 +1,10 @@
-//! How one `berth dns` takes over from another without a lost question.
+//! Takeover from another `berth dns` without a lost question.
 //!
-//! Whoever holds the lock is in charge. The next one gets the lock and the listening sockets themselves (SCM_RIGHTS):
-//! it reads them beside the old one, binds the local socket, and only then tells the old one to end. So there is one
-//! socket for each address and transport from the first start on, and whatever waits in it is read by one of the two.
-//! If the next one dies halfway, the old one is still in charge.
+//! The server that holds the lock is active. The new server receives the lock and the listening
+//! sockets themselves (SCM_RIGHTS). It reads them beside the old server, binds the local socket,
+//! and only then tells the old server to end. So there is one socket for each address and transport
+//! from the first start on, and each question in it is read by one of the two. If the new server
+//! ends halfway, the old one is still active.
 
 use crate::{
     client::Client,
@@ -32,40 +33,40 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// How long another one may take for its part.
+/// Deadline of the other server for its part of the exchange.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long to wait before the lock is tried again.
+/// Pause before the lock is tried again.
 const AGAIN: Duration = Duration::from_millis(20);
 
 /// The most descriptors that the kernel lets one message carry (`SCM_MAX_FD`).
 pub(super) const FDS_MAX: usize = 253;
 
-/// How one begins.
+/// Result of a start.
 #[derive(Debug)]
 pub(super) enum Start {
-    /// Nobody was in charge; the lock is ours.
+    /// No server was active; the lock is held now.
     Alone(OwnedFd),
-    /// Another one has handed over, and waits to be told to end.
+    /// The active server has handed over and waits for `End`.
     Taken(Taken),
-    /// Another one is in charge that knows of no handing over: listen beside it, then tell it to end.
+    /// The active server cannot hand over: the new one listens beside it, then tells it to end.
     Beside(Waiting),
 }
 
-/// What was handed over.
+/// The resources that were handed over.
 #[derive(Debug)]
 pub(super) struct Taken {
-    /// Held by the old one too until it ends.
+    /// The lock, held by the old server too until it ends.
     pub(super) lock: OwnedFd,
     pub(super) sockets: Vec<OwnedFd>,
     pub(super) old: Predecessor,
 }
 
-/// One that has handed over.
+/// The old server after its handover.
 #[derive(Debug)]
 pub(super) struct Predecessor(UnixStream);
 
-/// Waits for the lock.
+/// A server that waits for the lock.
 #[derive(Debug)]
 pub(super) struct Waiting {
     lock: OwnedFd,
@@ -73,10 +74,11 @@ pub(super) struct Waiting {
     client: Client,
 }
 
-/// Takes the lock, or over from whoever holds it.
+/// Takes the lock, or takes over from the server that holds it.
 ///
 /// # Errors
-/// The lock cannot be opened, or another one holds it and does not yield within [`PATIENCE`].
+/// The lock cannot be opened, or another server holds it and does not hand over within
+/// [`PATIENCE`].
 pub(super) async fn begin(path: &Path, socket: &Path) -> Result<Start, Error> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
     let lock = rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))
@@ -94,7 +96,7 @@ pub(super) async fn begin(path: &Path, socket: &Path) -> Result<Start, Error> {
             Ok(Ok(Asked::Taken(taken))) => return Ok(Start::Taken(taken)),
             Ok(Ok(Asked::Unknown)) => return Ok(Start::Beside(waiting)),
             Ok(Ok(Asked::Later)) => {}
-            // If it does not listen, it may be ending: the lock tells.
+            // A server that does not listen may be ending: the lock decides.
             Ok(Err(error)) => tracing::debug!(%error, "the one in charge was not asked to hand over"),
             Err(_silent) => return Err(Error::Busy { path: path.into() }),
         }
@@ -131,7 +133,8 @@ impl Waiting {
         }
     }
 
-    /// Tells the other one to end until the lock is free. A question that it has not read by then is lost with it.
+    /// Asks the other server to end until the lock is free. Questions that it has not read by then
+    /// are lost.
     pub(super) async fn lock(self) -> Result<OwnedFd, Error> {
         let begun = Instant::now();
         while !self.try_lock()? {
@@ -148,10 +151,11 @@ impl Waiting {
 }
 
 impl Predecessor {
-    /// Tells it to end, once all that it did is done here. Keep the result: by its end it sees ours.
+    /// Tells the old server to end, once the new one is complete. The returned connection must be
+    /// kept: the old server sees its close as the new server's end.
     ///
     /// # Errors
-    /// It does not: it has waited for too long, is in charge still, and has to be left alone.
+    /// The old server does not end: it has waited too long and is still active.
     pub(super) async fn end(mut self) -> io::Result<UnixStream> {
         let exchange = async {
             send(&mut self.0, &Request::End).await?;
@@ -165,10 +169,11 @@ impl Predecessor {
     }
 }
 
-/// Hands over and waits to be told to end.
+/// Hands over and waits for `End`.
 ///
 /// # Errors
-/// The other one is gone, silent for [`PATIENCE`], or says something else: nothing is handed over.
+/// The new server disconnected, was silent for [`PATIENCE`], or sent something else: nothing is
+/// handed over.
 pub(super) async fn give(stream: &mut UnixStream, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let exchange = async {
         send_with(stream, &Reply::HandedOver, descriptors).await?;

@@ -1,18 +1,20 @@
-//! `berth dns`: one thread that answers names.
+//! `berth dns`: one thread that answers DNS questions.
 //!
-//! Tasks, all owned by [`serve`] and gone with it: for each address one that reads datagrams and one that accepts
-//! streams; one that watches the zone file and resolv.conf; one for the local socket. Questions that must be forwarded
-//! and streams have a task each, at most [`FORWARDS`] and [`STREAMS`], shared out among clients ([`shares`]). Equal
-//! questions are forwarded once ([`pending`]).
+//! Tasks, all owned by [`serve`] and ended with it: for each address one that reads datagrams and
+//! one that accepts TCP connections, one that watches the zone file and resolv.conf, and one for
+//! the local socket. Forwarded questions and TCP connections have a task each, at most [`FORWARDS`]
+//! and [`STREAMS`], shared fairly among clients ([`shares`]). Equal questions are forwarded once
+//! ([`pending`]).
 //!
-//! Invariants: an answer from the zone waits for nothing. The zone in use is replaced whole; a file that cannot be read
-//! changes nothing. Before the first zone, names of the cluster are answered by SERVFAIL: they are not known not to exist.
+//! Invariants: an answer from the zone waits for nothing. The zone in use is replaced completely; a
+//! file that cannot be read changes nothing. Before the first zone, names of the cluster are
+//! answered by SERVFAIL, because it is not known which names exist.
 //!
 //! # Failures
-//! - The agent's death: none, the zone file stays.
-//! - Our own: the addresses stay on `lo`; the next one binds them again.
-//! - Replacement: the next one reads the same sockets before the old one stops to ([`handover`]); the old one finishes
-//!   what it has begun.
+//! - The agent's death has no effect: the zone file stays.
+//! - After the server's own death the addresses stay on `lo`; the next server binds them again.
+//! - Replacement: the new server reads the same sockets before the old one stops reading
+//!   ([`handover`]). The old server finishes the questions that it has read.
 
 mod bind;
 mod control;
@@ -59,67 +61,70 @@ use tokio::{
     task::{JoinError, JoinSet},
 };
 
-/// Questions that wait for upstreams at one time; more, or more than a client's share, are answered by SERVFAIL.
+/// The most questions that wait for upstreams. More, or more than a client's share, are answered by
+/// SERVFAIL.
 pub const FORWARDS: usize = 512;
 
-/// Streams at one time; more, or more than a client's share, are closed at once.
+/// The most TCP connections. More, or more than a client's share, are closed at once.
 pub const STREAMS: usize = 128;
 
-/// Between two words about an upstream that leads back to us.
+/// Pause between two log lines about a forwarding loop.
 const LOOP_TOLD: Duration = Duration::from_secs(60);
 
-/// The cache's bounds: answers, and bytes.
+/// Bounds of the cache: answers and bytes.
 const CACHE: (usize, usize) = (4096, 1024 * 1024);
 
-/// Datagrams that are read before others have their turn.
+/// Datagrams that are read before other tasks run.
 const TURN: usize = 64;
 
-/// How long one that was told to end finishes what is under way.
+/// How long a server that was told to end finishes the questions in flight.
 const FINISH: Duration = Duration::from_secs(1);
 
-/// How long one that was replaced does: until its last stream has been idle, or an upstream has been asked.
+/// How long a replaced server lingers: until its last TCP connection has been idle, or an upstream
+/// has been asked.
 const LINGER: Duration = stream::IDLE.saturating_add(FINISH);
 
-/// What a `berth dns` is started with.
+/// Configuration of `berth dns`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where everything lies.
+    /// Root directories.
     pub roots: Roots,
-    /// Where to listen.
+    /// Addresses to listen on.
     pub addresses: Vec<IpAddr>,
-    /// The port: 53.
+    /// The port; 53 but in tests.
     pub port: u16,
-    /// The cluster domain, as long as there is no zone that says it.
+    /// The cluster domain until there is a zone.
     pub domain: String,
-    /// Whether `lo` is made to bear the addresses.
+    /// Whether the addresses are added to `lo`.
     pub own_addresses: bool,
 }
 
 impl Config {
-    /// On port 53 of these addresses, which `lo` is made to bear.
+    /// Configuration for port 53 of these addresses, which are added to `lo`.
     pub fn new(roots: Roots, addresses: Vec<IpAddr>, domain: impl Into<String>) -> Config {
         Config { roots, addresses, port: crate::resolv::PORT, domain: domain.into(), own_addresses: true }
     }
 }
 
-/// Why it ended in order.
+/// Reason for an orderly end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// Another one has taken over, or it was told to end.
+    /// Another server has taken over, or a client requested the end.
     Told,
 }
 
-/// Serves until it is told to end. Blocks.
+/// Serves until told to end. Blocks.
 ///
 /// # Errors
-/// The addresses cannot be served, or another one holds the lock and does not yield.
+/// The addresses cannot be served, or another server holds the lock and does not hand over.
 pub fn run(cfg: Config) -> Result<Ended, Error> {
     berth_sys::memory::bound_arenas();
-    // A question that is forwarded has a socket, a stream has one.
+    // Each forwarded question and each TCP connection needs a socket.
     if let Err(error) = service::raise_descriptor_limit() {
         tracing::warn!(%error, "limit of open files cannot be raised");
     }
-    // Fails only for the leader of a process group, as one started by hand or by a service manager is.
+    // setsid fails only for the leader of a process group, as a process started by hand or by a
+    // service manager is.
     let _leader = rustix::process::setsid();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -146,7 +151,7 @@ pub async fn serve(cfg: Config) -> Result<Ended, Error> {
     }
     let server = Arc::new(Server::new(cfg)?);
     let mut tasks = JoinSet::new();
-    // Before the sockets, so that the first question finds the zone.
+    // The zone is loaded before the sockets are bound, so that the first question finds it.
     files::start(&server, &mut tasks).await?;
     let (stop, stopping) = watch::channel(false);
     let mut readers = JoinSet::new();
@@ -199,7 +204,7 @@ pub async fn serve(cfg: Config) -> Result<Ended, Error> {
     Ok(Ended::Told)
 }
 
-/// The sockets go on being read until nothing is under way.
+/// Keeps serving until no question is in flight.
 async fn finish(server: &Server) {
     let finished = async {
         while !server.forwards.unused() {
@@ -211,14 +216,15 @@ async fn finish(server: &Server) {
     }
 }
 
-/// Finishes what is under way, as long as there is one that reads the sockets instead: while they are held here and
-/// not read, nobody else can serve them.
+/// Finishes the questions in flight while the new server reads the sockets. If the new server ends,
+/// this one ends at once: as long as it holds the sockets without reading them, no other server can
+/// serve them.
 async fn linger(readers: &mut JoinSet<()>, mut by: UnixStream) {
     let finished = async { while readers.join_next().await.is_some() {} };
     tokio::select! {
         () = finished => {}
         () = tokio::time::sleep(LINGER) => tracing::info!("ends with questions under way"),
-        // It says nothing more: whatever comes is its end.
+        // The new server sends nothing more, so any result of the read is its end.
         _end = by.read_u8() => tracing::warn!("the one that took over has ended"),
     }
 }
@@ -258,7 +264,7 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// What is to be done for a message.
+/// Action for a message.
 enum Todo {
     Nothing,
     Reply(Vec<u8>),
@@ -269,7 +275,7 @@ enum Todo {
 struct Forward {
     question: Question,
     aliases: Vec<Record>,
-    /// The name in the client's cases.
+    /// The name in the case of the client.
     name: Name,
     key: Key,
     _place: Place,
@@ -330,7 +336,7 @@ impl Server {
         }
     }
 
-    /// Answers at once what can be.
+    /// Handles a message: answers at once where possible.
     fn handle(&self, bytes: &[u8], transport: Transport, client: IpAddr) -> Todo {
         count(if transport == Transport::Udp { &self.counters.udp } else { &self.counters.tcp });
         let question = match question::read(bytes, transport) {
@@ -368,7 +374,7 @@ impl Server {
 
     fn forward(&self, question: Question, aliases: Vec<Record>, name: Name, client: IpAddr) -> Todo {
         let key = Key {
-            // Cases are the client's; the answers are the same.
+            // The case belongs to the client; the answers are the same.
             name: name.to_lowercase(),
             kind: question.query.query_type(),
             dnssec: question.dnssec,
@@ -404,7 +410,7 @@ impl Server {
         }
     }
 
-    /// Asks the upstreams, or waits for who has asked them the same.
+    /// Asks the upstreams, or waits for the task that asks them the same question.
     async fn finish(&self, forward: Forward) -> Option<Vec<u8>> {
         let Forward { question, aliases, name, key, _place } = forward;
         let outcome = match self.pending.join(&key) {
@@ -432,7 +438,7 @@ fn reply(question: &Question, answer: &Answer) -> Todo {
     question.write(answer).map_or(Todo::Nothing, Todo::Reply)
 }
 
-/// What an upstream says, after our aliases, in the cases in which it was asked for.
+/// The upstream's answer after the zone's aliases, in the case of the question.
 fn forwarded(message: hickory_proto::op::Message, name: &Name, aliases: Vec<Record>) -> Answer {
     let mut answers = aliases;
     answers.extend(message.answers.into_iter().map(|mut record| {
@@ -452,14 +458,15 @@ fn forwarded(message: hickory_proto::op::Message, name: &Name, aliases: Vec<Reco
     }
 }
 
-/// Reads datagrams until told to stop; then returns when all are answered.
+/// Reads datagrams until told to stop, then returns when all of them are answered.
 async fn datagrams(server: Arc<Server>, socket: Arc<UdpSocket>, mut stop: watch::Receiver<bool>) {
     let mut buffer = vec![0; 4096];
     let mut under_way = JoinSet::new();
     loop {
-        // Only tells that there is something, or that the socket has an error that the next read brings.
+        // Readiness means that there is a datagram, or that the socket has an error, which the next
+        // read returns.
         let ready = tokio::select! {
-            // The sender goes with the program.
+            // The sender lives as long as the program.
             _stopped = stop.wait_for(|stop| *stop) => break,
             ready = socket.readable() => ready,
         };
@@ -471,18 +478,19 @@ async fn datagrams(server: Arc<Server>, socket: Arc<UdpSocket>, mut stop: watch:
             let (n, from) = match socket.try_recv_from(&mut buffer) {
                 Ok(got) => got,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // Of an answer before, that found nobody.
+                // ICMP error of an earlier answer, whose client is gone.
                 Err(_icmp) => continue,
             };
             match server.handle(buffer.get(..n).unwrap_or_default(), Transport::Udp, from.ip()) {
                 Todo::Nothing => {}
-                // One that does not fit into the socket's buffer is lost like any datagram: the client asks again.
+                // A reply that does not fit into the socket's buffer is lost like any datagram: the
+                // client asks again.
                 Todo::Reply(bytes) => drop(socket.try_send_to(&bytes, from)),
                 Todo::Forward(forward) => {
                     let (server, socket) = (Arc::clone(&server), Arc::clone(&socket));
                     under_way.spawn(async move {
                         if let Some(bytes) = server.finish(*forward).await {
-                            // As above.
+                            // A lost reply, as above.
                             drop(socket.send_to(&bytes, from).await);
                         }
                     });

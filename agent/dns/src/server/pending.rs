@@ -1,7 +1,8 @@
-//! Questions to upstreams that are under way: equal ones are asked once.
+//! Questions to upstreams in flight: equal questions are asked once.
 //!
-//! The first that asks is the leader: it asks the upstreams and hands its outcome to all that joined meanwhile. Were
-//! equal questions asked one by one, each would raise the odds of a forged answer (RFC 5452 5).
+//! The first one that asks is the leader. It asks the upstreams and gives its outcome to all that
+//! joined meanwhile. If equal questions were asked separately, each would raise the odds of a
+//! forged answer (RFC 5452 5).
 
 use crate::{cache::Key, forward};
 use berth_core::sync::lock;
@@ -12,13 +13,14 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// What the upstreams said; nothing where none said anything of use.
+/// The upstreams' answer; None if there was none.
 pub(super) type Outcome = Option<Arc<Message>>;
 
-/// Letters that a name must have before its random case tells a question of ours from a client's.
+/// The fewest letters in a name whose random case distinguishes this server's questions from a
+/// client's.
 const TELLING: usize = 10;
 
-/// The questions under way.
+/// The questions in flight.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     asked: Mutex<HashMap<Key, Asked>>,
@@ -26,20 +28,20 @@ pub(super) struct Pending {
 
 #[derive(Debug)]
 struct Asked {
-    /// The name as the upstreams are asked for it.
+    /// The name as it was sent to the upstreams.
     sent: Name,
     outcome: watch::Receiver<Option<Outcome>>,
 }
 
-/// A question's part.
+/// Role of a question.
 pub(super) enum Part {
-    /// The upstreams are to be asked for this name, and the outcome to be told.
+    /// The task asks the upstreams for this name and publishes the outcome.
     Leader(Leader),
-    /// The outcome will be told.
+    /// The task waits for the leader's outcome.
     Joined(watch::Receiver<Option<Outcome>>),
 }
 
-/// Whoever asks for all. Where it is dropped without an outcome, those that joined have none.
+/// The leader of equal questions. If it is dropped without an outcome, those that joined have none.
 pub(super) struct Leader {
     pending: Arc<Pending>,
     key: Key,
@@ -49,7 +51,7 @@ pub(super) struct Leader {
 }
 
 impl Pending {
-    /// Joins the equal question that is under way, or leads.
+    /// Joins the equal question in flight, or becomes the leader.
     pub(super) fn join(self: &Arc<Pending>, key: &Key) -> Part {
         let mut asked = self.asked();
         if let Some(other) = asked.get(key) {
@@ -61,7 +63,7 @@ impl Pending {
         Part::Leader(Leader { pending: Arc::clone(self), key: key.clone(), sent, outcome })
     }
 
-    /// Whether a question that came in is one that we have sent: an upstream leads back to us.
+    /// Whether this server itself sent the question: then an upstream forwards to this server.
     pub(super) fn is_ours(&self, key: &Key, name: &Name) -> bool {
         let letters = || name.iter().flatten().filter(|byte| byte.is_ascii_alphabetic()).count();
         self.asked().get(key).is_some_and(|asked| asked.sent.eq_case(name)) && letters() >= TELLING
@@ -73,9 +75,9 @@ impl Pending {
 }
 
 impl Leader {
-    /// Tells the outcome to all that joined.
+    /// Gives the outcome to all that joined.
     pub(super) fn tell(self, outcome: Outcome) {
-        // Nobody joined where this fails.
+        // The send fails only if no question joined.
         self.outcome.send_replace(Some(outcome));
     }
 }
@@ -88,6 +90,6 @@ impl Drop for Leader {
 
 /// Waits for the leader's outcome.
 pub(super) async fn outcome(mut receiver: watch::Receiver<Option<Outcome>>) -> Outcome {
-    // The leader is gone without one where this fails.
+    // The wait fails if the leader was dropped without an outcome.
     receiver.wait_for(Option::is_some).await.ok().and_then(|told| (*told).clone()).flatten()
 }

@@ -1,7 +1,8 @@
-//! Places that clients share. Pure, but for the lock around it.
+//! Slots that clients share fairly. Pure, except for its lock.
 //!
-//! A client may hold as many places as are free. So one client alone takes half of them and no more, two take a third
-//! each, and there is always a free place for a client that has none (the "dynamic threshold" of shared-memory switches).
+//! A client may hold as many slots as are free. So a single client takes at most half of them, two
+//! clients take a third each, and a client without a slot always finds a free one (the "dynamic
+//! threshold" of shared-memory switches).
 
 use berth_core::sync::lock;
 use std::{
@@ -10,7 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-/// Places and who holds them. Cheap to clone; all clones are one.
+/// The slots and their holders. Clones share the same slots.
 #[derive(Debug, Clone)]
 pub(super) struct Shares {
     most: usize,
@@ -23,7 +24,7 @@ struct Held {
     total: usize,
 }
 
-/// One place, given back when it is dropped.
+/// One slot, released on drop.
 #[derive(Debug)]
 pub(super) struct Place {
     client: IpAddr,
@@ -31,12 +32,12 @@ pub(super) struct Place {
 }
 
 impl Shares {
-    /// So many places, all free.
+    /// Returns `most` slots, all free.
     pub(super) fn new(most: usize) -> Shares {
         Shares { most, held: Arc::default() }
     }
 
-    /// A place for that client, where its share leaves one.
+    /// A slot for that client, if its share allows one.
     pub(super) fn take(&self, client: IpAddr) -> Option<Place> {
         let client = client.to_canonical();
         let mut held = self.held();
@@ -50,7 +51,7 @@ impl Shares {
         Some(Place { client, shares: self.clone() })
     }
 
-    /// Whether nobody holds a place.
+    /// Whether no slot is held.
     pub(super) fn unused(&self) -> bool {
         self.held().total == 0
     }
@@ -94,7 +95,7 @@ mod tests {
         assert_eq!(second.len(), 32);
         let others: Vec<_> = (3..8).map(|n| fill(&shares, client(n))).collect();
         assert!(others.iter().all(|places| !places.is_empty()), "{others:?}");
-        // The same client by its other name.
+        // The IPv4-mapped address is the same client.
         assert!(shares.take("::ffff:10.0.0.1".parse().unwrap()).is_none());
         drop((first, second, others));
         assert!(shares.unused() && shares.held().by_client.is_empty());

@@ -1,5 +1,5 @@
-//! Questions in streams (RFC 7766): each with its length, answered in order. A client with more streams than its share
-//! has the newest closed at once.
+//! Questions by TCP (RFC 7766): each with its length, answered in order. If a client has more
+//! connections than its share, its newest one is closed at once.
 
 use super::{Server, Todo, count};
 use crate::question::Transport;
@@ -12,19 +12,19 @@ use tokio::{
     time::timeout,
 };
 
-/// A stream on which nothing comes or goes for so long is closed.
+/// A connection without traffic for this long is closed.
 pub(super) const IDLE: Duration = Duration::from_secs(10);
 
-/// How long no stream is taken after one could not be.
+/// Pause after a failed accept.
 const REST: Duration = Duration::from_millis(100);
 
-/// Takes streams until told to stop; then returns when those taken have ended.
+/// Accepts connections until told to stop, then returns when the accepted ones have ended.
 pub(super) async fn accept(server: Arc<Server>, listener: Arc<TcpListener>, mut stop: watch::Receiver<bool>) {
     let mut streams = JoinSet::new();
     loop {
         while streams.try_join_next().is_some() {}
         let taken = tokio::select! {
-            // The sender goes with the program.
+            // The sender lives as long as the program.
             _stopped = stop.wait_for(|stop| *stop) => break,
             taken = listener.accept() => taken,
         };
@@ -36,7 +36,7 @@ pub(super) async fn accept(server: Arc<Server>, listener: Arc<TcpListener>, mut 
                 };
                 let server = Arc::clone(&server);
                 streams.spawn(async move {
-                    // The client's business, which it sees itself.
+                    // Errors of a connection concern only its client, who sees them.
                     drop(serve(&server, stream, from.ip()).await);
                     drop(place);
                 });

@@ -95,7 +95,7 @@ pub(crate) fn endpoint(ip: &str, hostname: Option<&str>, ready: bool) -> Endpoin
     }
 }
 
-/// One of each kind.
+/// One Service of each kind.
 pub(crate) fn zone() -> Zone {
     let tcp = Protocol::Tcp;
     let mut web = service("default", "web", &["10.96.0.20", "fd00:96::20"]);
@@ -164,7 +164,7 @@ pub(crate) fn with_edns(mut message: Message, payload: u16) -> Message {
     message
 }
 
-/// What the zone answers, on the wire and back.
+/// The zone's answer, encoded and parsed again.
 pub(crate) fn ask(index: &berth_dns::index::Index, asked: &Message, transport: Transport) -> Option<Message> {
     let bytes = match question::read(&asked.to_vec().unwrap(), transport) {
         Asked::Question(question) => {
@@ -179,7 +179,7 @@ pub(crate) fn ask(index: &berth_dns::index::Index, asked: &Message, transport: T
     Some(Message::from_vec(&bytes).unwrap())
 }
 
-/// An answer on one line: the code, then the records in order of their text.
+/// An answer on one line: the code, then the sorted records.
 pub(crate) fn line(message: &Message) -> String {
     let texts = |records: &[hickory_proto::rr::Record]| {
         let mut texts: Vec<String> =

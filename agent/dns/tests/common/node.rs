@@ -1,4 +1,4 @@
-//! A node without an agent in a network namespace of its own, with `berth dns`, and upstreams for it.
+//! A node without an agent, in its own network namespace, with `berth dns` and upstreams.
 
 use super::{line, query};
 use berth_core::{ids::NodeName, roots::Roots};
@@ -116,7 +116,7 @@ pub(crate) fn read_framed(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     Ok(wire)
 }
 
-/// Runs the test in a network namespace of its own, which ends with its last thread and process.
+/// Runs the test in its own network namespace, which ends with its last thread and process.
 pub(crate) fn in_netns(test: impl FnOnce() + Send + 'static) {
     let ended = thread::spawn(|| {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
@@ -129,7 +129,7 @@ pub(crate) fn in_netns(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// An upstream at this address that answers as it is told; counts questions by datagram.
+/// An upstream at this address that answers as configured and counts questions by UDP.
 pub(crate) fn upstream(
     address: &str,
     answer: impl Fn(&Message, bool) -> Vec<Vec<u8>> + Send + Sync + 'static,
