@@ -226,7 +226,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             roots: roots.clone(),
             exe: exe.clone(),
             cgroup: services::hooks(&roots),
-            clear: ClearPods::new(move |pod| attached.stays_clear_of_host(pod)),
+            clear: ClearPods::new(move |pod| attached.bypasses_host_stack(pod)),
             options: service_options,
         };
         let inputs = EngineInputs {

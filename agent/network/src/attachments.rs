@@ -1,7 +1,9 @@
-//! One file a sandbox: what it was attached with, and what came of it.
+//! Attachment files, one a sandbox: the configuration that the sandbox was attached with, and the
+//! result.
 //!
-//! A file is a line of JSON for what is about to be attached and, once that has succeeded, a second one with the
-//! result. The last line that can be read counts: a line cut short by a full disk loses only itself.
+//! A file has a line of JSON before ADD runs and, once ADD has succeeded, a second line with the
+//! result. The last line that can be parsed counts, so a line cut short by a full disk loses only
+//! itself.
 
 use crate::{Attachment, Conflist, Error, PluginConfig, conflist};
 use berth_core::ids::{BootId, PodKey, PodUid};
@@ -15,43 +17,44 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// All that DEL, CHECK and adoption need, whatever became of the configuration since.
+/// Record of an attachment: everything that DEL, CHECK and adoption need, even if the configuration
+/// has changed since.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// The boot that the sandbox belongs to.
+    /// The boot in which the sandbox was attached.
     pub(crate) boot: BootId,
     /// `CNI_CONTAINERID`.
     pub(crate) sandbox: String,
     /// `CNI_IFNAME`.
     pub(crate) ifname: String,
-    /// `CNI_NETNS`.
+    /// Inode of the network namespace, because the path may name another one later.
     pub(crate) netns: PathBuf,
     /// The namespace itself: a path may come to name another one.
     pub(crate) netns_inode: u64,
-    /// The pod.
+    /// The pod's UID.
     pub(crate) uid: PodUid,
-    /// Its names.
+    /// The pod's namespace and name.
     pub(crate) key: PodKey,
-    /// Its labels at that time.
+    /// The pod's labels at ADD.
     pub(crate) labels: BTreeMap<String, String>,
-    /// The list's `name`.
+    /// `name` of the configuration list.
     pub(crate) network: String,
-    /// The version spoken with the plugins.
+    /// The CNI version used with the plugins.
     pub(crate) version: String,
     /// `disableCheck`.
     pub(crate) disable_check: bool,
-    /// The plugins' objects, in order.
+    /// The plugins' configuration objects, in order.
     pub(crate) plugins: Vec<Map<String, Value>>,
     /// `CNI_ARGS`.
     pub(crate) args: String,
-    /// Arguments by capability, for `runtimeConfig`.
+    /// Capability arguments by capability, for `runtimeConfig`.
     pub(crate) capabilities: Map<String, Value>,
-    /// The last plugin's result; absent until ADD has succeeded.
+    /// The last plugin's result; None until ADD has succeeded.
     pub(crate) result: Option<Value>,
 }
 
 impl Record {
-    /// The list that the sandbox was attached with.
+    /// The configuration list that the sandbox was attached with.
     pub(crate) fn conflist(&self, path: &Path) -> Result<Conflist, Error> {
         let wrong = |field: &str, reason: &str| Error::ConflistField {
             path: path.to_owned(),
@@ -75,20 +78,20 @@ impl Record {
         })
     }
 
-    /// The attachment, where ADD has succeeded.
+    /// The attachment, if ADD has succeeded.
     pub(crate) fn attachment(&self) -> Option<Attachment> {
         Attachment::of("in the attachment file", self.result.clone()?).ok()
     }
 
-    /// The capability arguments of the pod that no plugin of the list asks for (`capabilities` of a plugin's object),
-    /// by their names: what they ask for is not given.
+    /// Names of the pod's capability arguments that no plugin of the list accepts (`capabilities`
+    /// of a plugin's object). What they ask for is not provided.
     pub(crate) fn unserved(&self) -> Vec<String> {
         let names = self.capabilities.keys();
         names.filter(|name| !self.plugins.iter().any(|p| conflist::wants(p, name))).cloned().collect()
     }
 }
 
-/// The directory of the files.
+/// The directory of attachment files.
 #[derive(Debug, Clone)]
 pub(crate) struct Attachments {
     dir: PathBuf,
@@ -98,12 +101,13 @@ impl Attachments {
     pub(crate) fn open(lasting_state: &Path) -> Result<Attachments, Error> {
         let dir = lasting_state.join("attachments");
         fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
-        // The files repeat the plugins' configurations, which may hold tokens and lie in files of mode 0600.
+        // The directory is private, because the files repeat the plugins' configurations, which may
+        // contain tokens.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(Error::file("protect", &dir))?;
         Ok(Attachments { dir })
     }
 
-    /// The file of a sandbox.
+    /// Path of a sandbox's file.
     pub(crate) fn path(&self, sandbox: &str) -> Result<PathBuf, Error> {
         if !conflist::is_name(sandbox) {
             return Err(Error::SandboxId(sandbox.chars().take(150).collect()));
@@ -111,7 +115,7 @@ impl Attachments {
         Ok(self.dir.join(format!("{sandbox}.json")))
     }
 
-    /// Reads a sandbox's file. One that cannot be understood is set aside, and there is none.
+    /// Reads a sandbox's file. A file that cannot be parsed is renamed, and None is returned.
     pub(crate) fn read(&self, sandbox: &str) -> Result<Option<Record>, Error> {
         let path = self.path(sandbox)?;
         let bytes = match fs::read(&path) {
@@ -131,10 +135,10 @@ impl Attachments {
         }
     }
 
-    /// Writes a sandbox's record: in place of all before it where ADD is yet to come, after that one where it has
-    /// succeeded (a second file a pod, put in the place of the first, costs a disk more than the rest of both). Not
-    /// synced: after a loss of power the sandbox is gone too, and addresses that our own plugin keeps do not outlive
-    /// the boot.
+    /// Writes a sandbox's record. Before ADD the record replaces the file; after ADD it is
+    /// appended, because replacing the file a second time costs the disk more than all the rest.
+    /// The file is not synced: after a loss of power the sandbox is gone too, and the addresses of
+    /// our own plugin are valid for one boot only.
     pub(crate) fn write(&self, record: &Record) -> Result<(), Error> {
         let path = self.path(&record.sandbox)?;
         let line = serde_json::to_vec(record).map_err(|e| Error::file("write", &path)(e.into()))?;
@@ -145,20 +149,20 @@ impl Attachments {
                 .mode(0o600)
                 .open(&path)
                 .map_err(Error::file("open", &path))?;
-            // A line of its own, also where an earlier one was cut short.
+            // A newline comes first, because an earlier line may have been cut short.
             let line = [b"\n", line.as_slice(), b"\n"].concat();
             return file.write_all(&line).map_err(Error::file("write", &path));
         }
         berth_sys::fs::write_atomic(&path, &line, 0o600).map_err(|source| Error::State { source })
     }
 
-    /// Removes a sandbox's file; none is fine.
+    /// Removes a sandbox's file. A missing file is no error.
     pub(crate) fn remove(&self, sandbox: &str) -> Result<(), Error> {
         let path = self.path(sandbox)?;
         berth_sys::fs::remove_if_there(&path).map_err(Error::file("remove", &path))
     }
 
-    /// Every sandbox that has a file.
+    /// The sandboxes that have a file.
     pub(crate) fn list(&self) -> Result<BTreeSet<String>, Error> {
         let entries = fs::read_dir(&self.dir).map_err(Error::file("list", &self.dir))?;
         let mut found = BTreeSet::new();
@@ -170,14 +174,14 @@ impl Attachments {
     }
 }
 
-/// The last line that is a record; where there is none, why the last is not.
+/// Parses the last valid line. If no line is valid, returns the error of the last line.
 fn last_record(bytes: &[u8]) -> Result<Record, serde_json::Error> {
     let mut lines = bytes.trim_ascii_end().rsplit(|b| *b == b'\n');
     let last = serde_json::from_slice(lines.next().unwrap_or_default());
     last.or_else(|e| lines.find_map(|line| serde_json::from_slice(line).ok()).ok_or(e))
 }
 
-/// The inode of the namespace that a path names.
+/// Inode of the network namespace at this path.
 pub(crate) fn netns_inode(path: &Path) -> io::Result<u64> {
     fs::metadata(path).map(|m| m.ino())
 }
@@ -226,7 +230,7 @@ mod tests {
             let read = files.read("s1").unwrap();
             let first = serde_json::to_vec(&begun).unwrap().len();
             assert_eq!(read.is_some(), length >= first, "cut at {length}");
-            // What comes after a line that was cut is not lost with it.
+            // A record after a truncated line is not lost with it.
             fs::write(&path, whole.get(..length).unwrap()).unwrap();
             files.write(&done).unwrap();
             assert_eq!(files.read("s1").unwrap().unwrap(), done, "cut at {length}");

@@ -1,4 +1,5 @@
-//! Capability arguments (CNI conventions, "runtimeConfig"): what a pod asks of the network beside an address.
+//! Capability arguments (CNI conventions, "runtimeConfig"): what a pod asks of the network besides
+//! an address.
 
 use crate::Error;
 use berth_core::{
@@ -8,26 +9,27 @@ use berth_core::{
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// Host ports of the pod, for the plugin `portmap` and its like.
+/// The pod's host ports, for `portmap` and similar plugins.
 pub(crate) const PORT_MAPPINGS: &str = "portMappings";
-/// Rates of the pod's interface, for the plugin `bandwidth` and its like.
+/// Rates of the pod's interface, for `bandwidth` and similar plugins.
 pub(crate) const BANDWIDTH: &str = "bandwidth";
 
-/// The annotations of a pod that limit its interface, with the argument's keys for rate and burst: ingress is what the
-/// pod receives (`kubernetes.io/docs/concepts/extend-kubernetes/compute-storage-net/network-plugins`).
+/// Annotations of a pod that limit its interface, with the argument's keys for rate and burst.
+/// Ingress is traffic that the pod receives
+/// (`kubernetes.io/docs/concepts/extend-kubernetes/compute-storage-net/network-plugins`).
 const RATES: [(&str, &str, &str); 2] = [
     ("kubernetes.io/ingress-bandwidth", "ingressRate", "ingressBurst"),
     ("kubernetes.io/egress-bandwidth", "egressRate", "egressBurst"),
 ];
-/// The burst that containerd's CRI plugin asks for: the rate alone limits.
+/// Burst in bits, as in containerd's CRI plugin: only the rate limits.
 const BURST: u32 = i32::MAX as u32;
-/// The rates that the kubelet accepts, in bits a second (`pkg/util/bandwidth`).
+/// Rates that the kubelet accepts, in bits a second (`pkg/util/bandwidth`).
 const RATE_RANGE: std::ops::RangeInclusive<i64> = 1_000..=1_000_000_000_000_000;
 
-/// The arguments of a pod with these ports and annotations, by capability.
+/// The capability arguments of a pod with these ports and annotations, by capability.
 ///
 /// # Errors
-/// An annotation names no rate.
+/// An annotation is not a valid rate.
 pub(crate) fn arguments(
     ports: &[ContainerPort],
     annotations: &BTreeMap<String, String>,

@@ -1,4 +1,4 @@
-//! CNI configuration lists: which one is used, and what it says.
+//! CNI configuration lists: selection of the file, and parsing.
 
 use crate::Error;
 use ipnet::IpNet;
@@ -8,29 +8,29 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The versions of the CNI specification that are spoken, the oldest first.
+/// The supported versions of the CNI specification, oldest first.
 pub(crate) const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-/// No configuration is longer.
+/// The largest configuration file in bytes.
 const LARGEST_FILE: u64 = 4 << 20;
 
-/// One plugin of a list.
+/// Configuration of one plugin of a list.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PluginConfig {
-    /// `type`: the name of its binary.
+    /// `type`: the name of the plugin's binary.
     pub kind: String,
-    /// The object as written.
+    /// The object as in the file.
     pub raw: Map<String, Value>,
 }
 
-/// A network configuration list.
+/// A CNI network configuration list.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conflist {
-    /// The file it is from.
+    /// The file.
     pub path: PathBuf,
     /// `name`.
     pub name: String,
-    /// The newest version that the list and this crate have in common (`cniVersion`, `cniVersions`).
+    /// The newest version that both the list and this crate support (`cniVersion`, `cniVersions`).
     pub version: &'static str,
     /// `disableCheck`.
     pub disable_check: bool,
@@ -41,8 +41,9 @@ pub struct Conflist {
 }
 
 impl Conflist {
-    /// The configuration in force: the first file of the directory by name that ends in `.conflist`, `.conf` or
-    /// `.json`. A broken first file is an error, not a reason to take the next.
+    /// Loads the active configuration: the first file of the directory by name that ends in
+    /// `.conflist`, `.conf` or `.json`. An invalid first file is an error; the next file is not
+    /// tried.
     pub fn load(dir: &Path) -> Result<Conflist, Error> {
         let path = first_file(dir)?;
         let length = fs::metadata(&path).map_err(Error::file("look at", &path))?.len();
@@ -58,7 +59,8 @@ impl Conflist {
         Ok(list)
     }
 
-    /// Parses a list, or a single plugin's configuration as a list of one. `path` is for messages.
+    /// Parses a list, or a single plugin's configuration as a list of one. `path` appears in
+    /// errors.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Conflist, Error> {
         let object: Map<String, Value> = serde_json::from_slice(bytes)
             .map_err(|source| Error::ConflistSyntax { path: path.to_owned(), source })?;
@@ -78,7 +80,7 @@ impl Conflist {
         let flag = |field: &str| match object.get(field) {
             None | Some(Value::Null) => Ok(false),
             Some(Value::Bool(on)) => Ok(*on),
-            // The specification allows the words too.
+            // The specification also allows these words.
             Some(Value::String(word)) if word == "true" || word == "false" => Ok(word == "true"),
             Some(_) => Err(wrong(field, "is not true or false")),
         };
@@ -123,14 +125,14 @@ impl Conflist {
         })
     }
 
-    /// Whether the version in use is at least `version`, one of the specification's.
+    /// Whether the version in use is at least `version`.
     pub fn speaks(&self, version: &str) -> bool {
         let place = |v: &str| VERSIONS.iter().position(|known| *known == v);
         place(self.version) >= place(version)
     }
 
-    /// The subnets that pods get their addresses from, as far as the plugins' usual keys tell (`subnet`, `subnets`,
-    /// `ranges`, at the plugin or its `ipam`).
+    /// The subnets of pod addresses, as far as the plugins' usual keys contain them (`subnet`,
+    /// `subnets`, `ranges`, in the plugin's object or its `ipam`).
     pub fn pod_cidrs(&self) -> Vec<IpNet> {
         let mut found = Vec::new();
         for plugin in &self.plugins {
@@ -152,7 +154,8 @@ impl Conflist {
         found
     }
 
-    /// Appends the plugins of `<configuration directory>/<name>/*.conf` (CNI 1.1, unless `loadOnlyInlinedPlugins`).
+    /// Appends the plugins of `<configuration directory>/<name>/*.conf` (CNI 1.1, unless
+    /// `loadOnlyInlinedPlugins`).
     fn add_from(&mut self, dir: &Path) -> Result<(), Error> {
         let mut paths = match list(dir) {
             Ok(paths) => paths,
@@ -179,7 +182,7 @@ impl PluginConfig {
             Some(_) => return Err(field_error(path, &at("type"), "is not a string")),
             None => return Err(field_error(path, &at("type"), "is missing")),
         };
-        // It becomes a path below the plugin directory.
+        // The name becomes a path below the plugin directory.
         if !is_name(kind) {
             return Err(field_error(path, &at("type"), "must be the plain name of a binary"));
         }
@@ -191,29 +194,30 @@ impl PluginConfig {
         Ok(PluginConfig { kind: kind.clone(), raw: raw.clone() })
     }
 
-    /// Whether the plugin asks for this capability's argument.
+    /// Whether the plugin accepts this capability's argument.
     pub(crate) fn wants(&self, capability: &str) -> bool {
         wants(&self.raw, capability)
     }
 }
 
-/// Plugins beside our own that may be in a list whose pods stay clear of the host's stack: they touch nothing that a packet
-/// meets there later, or translate connections where they begin.
-const HARMLESS: [&str; 2] = ["portmap", "tuning"];
+/// Plugins that may stand beside our own in a list whose pods bypass the host's stack. They either
+/// do not act on packets there, or translate connections only when they begin.
+const PASSIVE_PLUGINS: [&str; 2] = ["portmap", "tuning"];
 
-/// Whether our own plugin is the first of a list, and no other puts rules or queues in the way of packets.
-pub(crate) fn stays_clear(plugins: &[Map<String, Value>]) -> bool {
+/// Whether our own plugin is the first of a list, and no other plugin adds rules or queues to the
+/// path of packets.
+pub(crate) fn bypasses_host_stack(plugins: &[Map<String, Value>]) -> bool {
     let mut kinds =
         plugins.iter().map(|plugin| plugin.get("type").and_then(Value::as_str).unwrap_or_default());
-    kinds.next() == Some("berth-cni") && kinds.all(|kind| HARMLESS.contains(&kind))
+    kinds.next() == Some("berth-cni") && kinds.all(|kind| PASSIVE_PLUGINS.contains(&kind))
 }
 
-/// Whether a plugin's object asks for this capability's argument.
+/// Whether a plugin's object accepts this capability's argument.
 pub(crate) fn wants(plugin: &Map<String, Value>, capability: &str) -> bool {
     plugin.get("capabilities").and_then(|c| c.get(capability)) == Some(&Value::Bool(true))
 }
 
-/// Names of networks, plugins and sandboxes: what may become a file's name.
+/// Whether a text is a valid name of a network, plugin or sandbox, and so may be a file name.
 pub(crate) fn is_name(text: &str) -> bool {
     (1..=128).contains(&text.len())
         && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
@@ -263,7 +267,7 @@ mod tests {
             kinds.iter().map(one).collect::<Vec<_>>()
         };
         for clear in [&["berth-cni"][..], &["berth-cni", "portmap"], &["berth-cni", "tuning", "portmap"]] {
-            assert!(stays_clear(&list(clear)), "{clear:?}");
+            assert!(bypasses_host_stack(&list(clear)), "{clear:?}");
         }
         for not in [
             &[][..],
@@ -274,8 +278,8 @@ mod tests {
             &["bridge", "berth-cni"],
             &["calico"],
         ] {
-            assert!(!stays_clear(&list(not)), "{not:?}");
+            assert!(!bypasses_host_stack(&list(not)), "{not:?}");
         }
-        assert!(!stays_clear(&[Map::new()]));
+        assert!(!bypasses_host_stack(&[Map::new()]));
     }
 }

@@ -1,4 +1,4 @@
-//! The configuration of `berth-cni`, for nodes that have none of another network.
+//! The configuration of `berth-cni`, for nodes without another network configuration.
 
 use crate::{Error, conflist};
 use ipnet::IpNet;
@@ -11,15 +11,16 @@ use std::{
 
 const NAME: &str = "10-berth.conflist";
 
-/// Writes `10-berth.conflist` with pods' addresses from `subnets` (one of each family) and returns its path; `None`
-/// where the directory holds another's configuration, which then stays in force. The file appears whole or not at all.
-/// The journal lies where the plugin keeps it by default, `/var/lib/berth/cni`.
+/// Writes `10-berth.conflist` with the pod addresses `subnets` (one of each family) and returns its
+/// path. Returns None if the directory contains another configuration, which then stays active. The
+/// file is written atomically. The plugin keeps its journal in its default place,
+/// `/var/lib/berth/cni`.
 pub fn write_default_conflist(dir: &Path, subnets: &[IpNet]) -> Result<Option<PathBuf>, Error> {
     write(dir, subnets, None)
 }
 
-/// The same for a node whose state lies elsewhere: `data_dir` (absolute) is where the plugin keeps its journal. Two
-/// nodes of one machine must not share it.
+/// Like [`write_default_conflist`], for a node whose state is elsewhere: the plugin keeps its
+/// journal in `data_dir` (absolute). Two nodes on one machine must not share it.
 pub fn write_default_conflist_with(
     dir: &Path,
     subnets: &[IpNet],
@@ -43,13 +44,13 @@ fn write(dir: &Path, subnets: &[IpNet], data_dir: Option<&Path>) -> Result<Optio
     let text = json!({ "cniVersion": "1.1.0", "name": "berth", "plugins": [plugin] });
     let bytes = format!("{text:#}\n");
     match fs::read(&path) {
-        // Rewriting what is there would wake everyone who watches it.
+        // Rewriting an equal file would wake every process that watches it.
         Ok(there) if there == bytes.as_bytes() => return Ok(Some(path)),
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(Error::file("read", &path)(e)),
     }
-    // Its name ends in neither .conflist, .conf nor .json: no runtime reads it.
+    // The name has none of the suffixes of configuration files, so no runtime reads it.
     let new = dir.join(".10-berth.conflist.new");
     let written = fs::File::create(&new).and_then(|mut f| {
         f.write_all(bytes.as_bytes())?;

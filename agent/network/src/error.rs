@@ -1,15 +1,15 @@
-//! What can go wrong.
+//! Errors of this crate.
 
 use crate::result::PluginFailure;
 use std::{io, path::PathBuf, time::Duration};
 
-/// Why something about the pod network could not be done.
+/// A failed operation on the pod network.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no configuration at all.
+    /// The directory contains no configuration.
     #[error("no network configuration (*.conflist, *.conf, *.json) in {}", dir.display())]
     NoConflist {
-        /// Where it was looked for.
+        /// The configuration directory.
         dir: PathBuf,
     },
     /// A configuration file is not JSON.
@@ -17,39 +17,39 @@ pub enum Error {
     ConflistSyntax {
         /// The file.
         path: PathBuf,
-        /// Where it breaks.
+        /// Position and reason.
         #[source]
         source: serde_json::Error,
     },
-    /// A field of a configuration file is missing or wrong.
+    /// A field of a configuration file is missing or invalid.
     #[error("network configuration {}: {field} {reason}", path.display())]
     ConflistField {
         /// The file.
         path: PathBuf,
         /// The field, with its path.
         field: String,
-        /// What is wrong with it.
+        /// Reason.
         reason: String,
     },
-    /// A file or directory could not be read, written, renamed or removed.
+    /// Reading, writing, renaming or removing a file or directory.
     #[error("{operation} {}", path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// A state file could not be replaced.
+    /// Replacing a state file.
     #[error("cannot keep the network's state")]
     State {
-        /// Why, with the file.
+        /// Cause, with the file.
         #[source]
         source: berth_sys::Error,
     },
-    /// An annotation of the pod names no rate that an interface can be limited to.
+    /// An annotation of the pod is not a rate that an interface can be limited to.
     #[error(
         "cannot limit the pod's bandwidth: annotation {annotation} is {value:?}, and must be a quantity of bits a second \
          from 1k to 1P"
@@ -57,84 +57,84 @@ pub enum Error {
     Bandwidth {
         /// The annotation.
         annotation: &'static str,
-        /// Its value, cut.
+        /// Its value, truncated.
         value: String,
     },
-    /// The sandbox id is not one that may become a file's name.
+    /// The sandbox id cannot be a file name.
     #[error(
         "sandbox id {0:?} must be 1 to 128 letters, digits, '_', '.' and '-', the first a letter or digit"
     )]
     SandboxId(String),
-    /// A plugin is not there.
+    /// The plugin's binary does not exist.
     #[error("network plugin {plugin} is not in {}", dir.display())]
     NoPlugin {
-        /// Its `type`.
+        /// The plugin's `type`.
         plugin: String,
-        /// Where it was looked for.
+        /// The plugin directory.
         dir: PathBuf,
     },
-    /// A plugin could not be started or talked to.
+    /// Starting a plugin, or talking to it.
     #[error("run network plugin {plugin} {verb}")]
     Run {
-        /// Its `type`.
+        /// The plugin's `type`.
         plugin: String,
         /// The CNI command.
         verb: &'static str,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// A plugin did not end in time and was killed.
+    /// A plugin did not end within its deadline and was killed.
     #[error("network plugin {plugin} {verb} did not end within {timeout:?}")]
     Timeout {
-        /// Its `type`.
+        /// The plugin's `type`.
         plugin: String,
         /// The CNI command.
         verb: &'static str,
         /// The deadline.
         timeout: Duration,
     },
-    /// A plugin said more than any result is long.
+    /// A plugin wrote more output than is accepted.
     #[error("network plugin {plugin} {verb} wrote more than {limit} bytes")]
     TooMuchOutput {
-        /// Its `type`.
+        /// The plugin's `type`.
         plugin: String,
         /// The CNI command.
         verb: &'static str,
-        /// The bound.
+        /// The limit in bytes.
         limit: usize,
     },
     /// A plugin reported failure.
     #[error("network plugin {plugin} {verb}")]
     Plugin {
-        /// Its `type`.
+        /// The plugin's `type`.
         plugin: String,
         /// The CNI command.
         verb: &'static str,
-        /// What it reported.
+        /// The reported error.
         #[source]
         source: PluginFailure,
     },
     /// A plugin's result is not JSON.
     #[error("parse the result of network plugin {plugin}")]
     ResultSyntax {
-        /// Its `type`.
+        /// The plugin's `type`.
         plugin: String,
-        /// Where it breaks.
+        /// Position and reason.
         #[source]
         source: serde_json::Error,
     },
-    /// A field of a plugin's result is missing or wrong.
+    /// A field of a plugin's result is missing or invalid.
     #[error("result of network plugin {plugin}: {field} {reason}")]
     ResultField {
-        /// Its `type`.
+        /// The plugin's `type`.
         plugin: String,
         /// The field, with its path.
         field: String,
-        /// What is wrong with it.
+        /// Reason.
         reason: String,
     },
-    /// The plugins succeeded and gave the sandbox no address.
+    /// The plugins succeeded but assigned no address to the sandbox.
     #[error("network {network} gave sandbox {sandbox} no address")]
     NoAddress {
         /// The network.
@@ -142,39 +142,39 @@ pub enum Error {
         /// The sandbox.
         sandbox: String,
     },
-    /// CHECK was asked for a sandbox that is not attached.
+    /// CHECK of a sandbox that is not attached.
     #[error("sandbox {0} is not attached to a network")]
     NotAttached(String),
-    /// The loopback device of a sandbox could not be set up.
+    /// Setting up the loopback device of a sandbox.
     #[error("set up lo in network namespace {}", netns.display())]
     Loopback {
-        /// The namespace.
+        /// The network namespace.
         netns: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// `nft` could not be run.
+    /// Running `nft`.
     #[error("run nft (package nftables), needed to masquerade pod egress")]
     Nft(#[source] io::Error),
-    /// `nft` refused the rules or took too long.
+    /// `nft` rejected the rules or took too long.
     #[error("nft table {table}: {reason}")]
     NftRules {
         /// The table.
         table: String,
-        /// What it said.
+        /// Its message.
         reason: String,
     },
-    /// GC left something behind; the rest was done.
+    /// GC failed in part; everything else was collected.
     #[error("collect unused network attachments: {failed} left")]
     Collect {
-        /// How many steps failed.
+        /// Number of failed steps.
         failed: usize,
         /// The first failure.
         #[source]
         source: Box<Error>,
     },
-    /// Work on a thread of its own did not come back.
+    /// A blocking task panicked.
     #[error("the thread for {0} panicked")]
     Panicked(&'static str),
 }
@@ -185,7 +185,7 @@ impl Error {
         move |source| Error::File { operation, path, source }
     }
 
-    /// Whether the plugin says that it does not know this command at all.
+    /// Whether the plugin does not know this CNI command.
     pub(crate) fn is_unknown_verb(&self) -> bool {
         // 1: incompatible version, 4: invalid environment variables (an unknown CNI_COMMAND).
         matches!(self, Error::Plugin { source, .. } if matches!(source.code, Some(1 | 4)))

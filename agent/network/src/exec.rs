@@ -12,30 +12,31 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-/// The most that a plugin may say.
+/// The most bytes of a plugin's standard output.
 const LARGEST_OUTPUT: usize = 4 << 20;
-/// How much of the end of standard error is kept.
+/// Bytes that are kept of the end of standard error.
 const KEPT_STDERR: usize = 4 << 10;
 /// How long a plugin that has ended may leave its output open (a grandchild may hold it).
 const DRAIN: Duration = Duration::from_millis(500);
-/// Where the tools lie that plugins start by name: `bridge` with `ipMasq`, `portmap` and `firewall` look `iptables` or
-/// `nft` up in `PATH`. The list is Debian's and systemd's default for services.
+/// Directories of tools that plugins start by name: `bridge` with `ipMasq`, `portmap` and
+/// `firewall` look up `iptables` or `nft` in `PATH`. The list is the default of Debian and of
+/// systemd for services.
 pub(crate) const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What a plugin is called with, besides its configuration.
+/// The parameters of one call of a plugin, besides its configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Call<'a> {
-    /// Its `type`.
+    /// The plugin's `type`.
     pub(crate) plugin: &'a str,
     /// `CNI_COMMAND`.
     pub(crate) verb: &'static str,
     /// The other `CNI_*` variables.
     pub(crate) environment: Vec<(&'static str, String)>,
-    /// How long it may take.
+    /// The deadline.
     pub(crate) timeout: Duration,
 }
 
-/// Runs the plugin of that name in `bin_dir` and returns what it wrote to standard output.
+/// Runs the plugin of that name in `bin_dir` and returns its standard output.
 pub(crate) async fn run(bin_dir: &Path, call: &Call<'_>, input: &[u8]) -> Result<Vec<u8>, Error> {
     let (plugin, verb) = (call.plugin.to_owned(), call.verb);
     let failed = |source| Error::Run { plugin: plugin.clone(), verb, source };
@@ -61,20 +62,21 @@ pub(crate) async fn run(bin_dir: &Path, call: &Call<'_>, input: &[u8]) -> Result
         }
         Err(e) => return Err(failed(e)),
     };
-    // Dropped before the child: until that is waited for, the group's number cannot become a stranger's.
+    // Dropped before the child: as long as the child is not reaped, the process group's id cannot
+    // be reused.
     let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()));
     let mut stdin = child.stdin.take();
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let feed = async {
         if let Some(mut stdin) = stdin.take() {
-            // A plugin that does not read its configuration to the end says so by its exit code.
+            // A plugin that does not read its whole configuration reports that by its exit code.
             drop(stdin.write_all(input).await);
         }
     };
     let mut out = Collected::default();
     let mut err = Collected::default();
     let mut ended = None;
-    // The deadline's passing is seen below by what has not come.
+    // A timeout shows below as a missing exit status.
     drop(
         timeout_at(deadline, async {
             let read = async { tokio::join!(out.fill(stdout, Keep::Head), err.fill(stderr, Keep::Tail)) };
@@ -87,7 +89,7 @@ pub(crate) async fn run(bin_dir: &Path, call: &Call<'_>, input: &[u8]) -> Result
             tokio::select! {
                 status = &mut end => {
                     ended = Some(status);
-                    // Nothing more is to come from the plugin itself; what is in the pipes is read.
+                    // The plugin itself has ended; the rest of the pipes is read.
                     drop(timeout(DRAIN, &mut read).await);
                 }
                 _ = &mut read => ended = Some(end.await),
@@ -114,7 +116,8 @@ pub(crate) async fn run(bin_dir: &Path, call: &Call<'_>, input: &[u8]) -> Result
     Err(Error::Plugin { plugin, verb, source })
 }
 
-/// `PATH` of a plugin: the directory of plugins before the system's own, as a plugin may start another by its name.
+/// `PATH` of a plugin: the plugin directory before the system's directories, because a plugin may
+/// start another by name.
 fn search_path(bin_dir: &Path) -> OsString {
     let mut path = bin_dir.as_os_str().to_owned();
     path.push(":");
@@ -122,7 +125,7 @@ fn search_path(bin_dir: &Path) -> OsString {
     path
 }
 
-/// Starts the child; waits while the binary is still being written by an installer.
+/// Starts the child. Retries while an installer is still writing the binary.
 async fn spawn(command: &mut Command, deadline: Instant) -> io::Result<Child> {
     loop {
         match command.spawn() {
@@ -134,13 +137,13 @@ async fn spawn(command: &mut Command, deadline: Instant) -> io::Result<Child> {
     }
 }
 
-/// Kills what is left of a process group.
+/// Guard that kills the rest of a process group.
 struct Group(Option<i32>);
 
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(id) = self.0.take() {
-            // ESRCH: it has just ended by itself.
+            // ESRCH: the group has ended by itself.
             killpg(Pid::from_raw(id), Signal::SIGKILL).unwrap_or_default();
         }
     }
@@ -152,7 +155,7 @@ struct Collected {
     overflowed: bool,
 }
 
-/// Which part of too long an output is kept.
+/// Which part of overlong output is kept.
 #[derive(Debug, Clone, Copy)]
 enum Keep {
     Head,
@@ -160,11 +163,12 @@ enum Keep {
 }
 
 impl Collected {
-    /// Reads to the end, holding no more than the bound: a plugin must never block on a full pipe.
+    /// Reads to the end and keeps at most the limit, because a plugin must never block on a full
+    /// pipe.
     async fn fill(&mut self, from: Option<impl AsyncRead + Unpin>, keep: Keep) {
         let Some(mut from) = from else { return };
         let mut chunk = vec![0; 16 << 10];
-        // An error of the pipe is its end.
+        // An error of the pipe counts as its end.
         while let Ok(n @ 1..) = from.read(&mut chunk).await {
             let new = chunk.get(..n).unwrap_or_default();
             match keep {

@@ -1,5 +1,5 @@
-//! What the host needs for pods: forwarding, ports that are kept for Services, and the masquerade of what leaves the pod
-//! network.
+//! Preparation of the host for pods: forwarding, reserved ports for Services, and masquerade of pod
+//! egress.
 
 use crate::{Error, exec::SYSTEM_PATH};
 use berth_core::{
@@ -18,23 +18,23 @@ use std::{
 use tokio::io::AsyncWriteExt;
 
 const SYSCTLS: &str = "/proc/sys";
-/// Ports that the kernel gives to no socket by itself: numbers and ranges, for IPv6 too.
+/// Ports that the kernel assigns to no socket by itself: numbers and ranges, for IPv6 too.
 const RESERVED: &str = "net/ipv4/ip_local_reserved_ports";
 const NFT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The values that were there before, in the order in which they are put back: the global switches first, as writing
-/// one of them writes every device's.
+/// The previous values of sysctls, in the order in which they are restored: the global switches
+/// first, because writing one of them writes every device's value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Before {
     boot: BootId,
     values: Vec<(String, String)>,
 }
 
-/// Turns forwarding on for both families, and keeps the ports of Services. What it finds is recorded first, once a boot, in
-/// `record`. Blocks.
+/// Turns on forwarding for both families and reserves the ports of Services. The previous values
+/// are recorded in `record` first, once a boot. Blocks.
 pub(crate) fn forward(record: &Path, boot: &BootId) -> Result<(), Error> {
     let known = read_record(record)?.filter(|before| before.boot == *boot);
-    // A record of an agent that kept no ports lacks theirs.
+    // A record of an agent that reserved no ports lacks that key.
     let lacks = |before: &Before| before.values.iter().all(|(key, _)| key != RESERVED);
     if known.as_ref().is_none_or(lacks) {
         let reserved = get(RESERVED)?.map(|value| (RESERVED.to_owned(), value));
@@ -57,7 +57,7 @@ pub(crate) fn forward(record: &Path, boot: &BootId) -> Result<(), Error> {
     if !fs::exists(sysctl("net/ipv6")).unwrap_or(true) {
         return set("net/ipv4/ip_forward", "1");
     }
-    // A router does not listen to router advertisements, unless told that it does so all the same: the node keeps the
+    // A router ignores router advertisements unless `accept_ra` is 2. The node must keep the
     // default route that it has from them.
     for device in devices("net/ipv6/conf")? {
         let key = format!("net/ipv6/conf/{device}/accept_ra");
@@ -69,7 +69,7 @@ pub(crate) fn forward(record: &Path, boot: &BootId) -> Result<(), Error> {
     set("net/ipv6/conf/all/forwarding", "1")
 }
 
-/// Puts back what [`forward`] found, where it was in this boot. Devices that are gone are passed over. Blocks.
+/// Restores the values that [`forward`] recorded in this boot. Missing devices are ignored. Blocks.
 pub(crate) fn restore(record: &Path, boot: &BootId) -> Result<(), Error> {
     let Some(before) = read_record(record)? else { return Ok(()) };
     if before.boot == *boot {
@@ -82,7 +82,7 @@ pub(crate) fn restore(record: &Path, boot: &BootId) -> Result<(), Error> {
     fs::remove_file(record).map_err(Error::file("remove", record))
 }
 
-/// The list of ports with this range in it, as the kernel writes it.
+/// Adds a range to a list of ports in the kernel's format.
 fn reserve(now: &str, range: &RangeInclusive<u16>) -> String {
     let number = |text: &str| text.trim().parse::<u16>().ok();
     let read = |part: &str| match part.split_once('-') {
@@ -107,14 +107,15 @@ fn reserve(now: &str, range: &RangeInclusive<u16>) -> String {
 
 fn read_record(record: &Path) -> Result<Option<Before>, Error> {
     match fs::read(record) {
-        // A torn one cannot be told apart from none: it is replaced by rename, so there is no other kind of damage.
+        // The file is replaced by rename, so an unparsable file was never complete and counts as
+        // missing.
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::file("read", record)(e)),
     }
 }
 
-/// Everything that turning forwarding on changes, by itself or through the kernel.
+/// The values of all sysctls that change with forwarding, directly or by the kernel.
 fn current() -> Result<Vec<(String, String)>, Error> {
     let mut keys: Vec<String> =
         ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"].map(String::from).into();
@@ -146,7 +147,7 @@ fn sysctl(key: &str) -> PathBuf {
     Path::new(SYSCTLS).join(key)
 }
 
-/// `None` where the kernel or the device has no such sysctl.
+/// Reads a sysctl. None if the kernel or the device does not have it.
 fn get(key: &str) -> Result<Option<String>, Error> {
     let path = sysctl(key);
     match fs::read_to_string(&path) {
@@ -159,14 +160,15 @@ fn get(key: &str) -> Result<Option<String>, Error> {
 fn set(key: &str, value: &str) -> Result<(), Error> {
     let path = sysctl(key);
     match fs::write(&path, value) {
-        // A device may go at any time.
+        // A device may disappear at any time.
         Err(e) if e.kind() == io::ErrorKind::NotFound && key.contains("/conf/") => Ok(()),
         other => other.map_err(Error::file("write", &path)),
     }
 }
 
-/// The rules that masquerade what pods send to anywhere but pods and `exempt`, under ports that are no Service's. One
-/// transaction: there is never a moment without them.
+/// nftables rules that masquerade traffic of pods to all destinations but pods and `exempt`, with
+/// source ports that are not used by Services. The rules are one transaction, so there is never a
+/// moment without them.
 pub(crate) fn rules(table: &str, pods: &[IpNet], exempt: &[IpNet]) -> String {
     let mut text = format!("add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
     text.push_str("  chain postrouting {\n    type nat hook postrouting priority srcnat; policy accept;\n");
@@ -195,16 +197,17 @@ pub(crate) fn rules(table: &str, pods: &[IpNet], exempt: &[IpNet]) -> String {
     text
 }
 
-/// The commands that remove a table, whether it is there or not.
+/// nftables commands that remove a table, whether it exists or not.
 pub(crate) fn no_rules(table: &str) -> String {
     format!("add table inet {table}\ndelete table inet {table}\n")
 }
 
-/// Hands rules to `nft`, which takes all of them or none.
+/// Applies rules by `nft`, all or none.
 pub(crate) async fn apply(table: &str, rules: &str) -> Result<(), Error> {
     let mut child = tokio::process::Command::new("nft")
         .args(["-f", "-"])
-        // Debian's PATH of a user who became root by `su` has no directory of system tools.
+        // On Debian, the PATH of a user who became root by `su` lacks the directories of system
+        // tools.
         .env("PATH", SYSTEM_PATH)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

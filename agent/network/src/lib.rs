@@ -1,24 +1,26 @@
-//! The network of pods: CNI calls for their sandboxes, and what the host needs for them.
+//! The network of pods: CNI calls for their sandboxes, and the preparation of the host.
 //!
-//! Owns `<lasting_state>/attachments/<sandbox id>.json` (what each sandbox was attached with, and the result),
-//! `<runtime_state>/network/sysctls.json` (what this node changed of the host's sysctls), and one nftables table. No
-//! task outlives a call: a plugin is a child process of the call that runs it and dies, with its whole process group,
-//! when the call ends or is dropped.
+//! Owns `<lasting_state>/attachments/<sandbox id>.json` (each sandbox's configuration and result),
+//! `<runtime_state>/network/sysctls.json` (the host's sysctls before this node changed them), and
+//! one nftables table. No task outlives a call: a plugin is a child process of the call that runs
+//! it, and dies with its whole process group when the call ends or is dropped.
 //!
 //! Invariants:
-//! - The attachment's file is written before the first plugin runs, with the configuration that is used, so that DEL
-//!   can be made whatever happened since: the agent died, the conflist was changed or removed, the machine was booted.
-//! - A plugin gets a clean environment (`CNI_*` and a `PATH` with the system's tools), a deadline and bounded output; its
-//!   answer is parsed as a stranger's.
-//! - GC never names an attachment that this process has made or is making: its owner is alive and will take it away.
-//! - The host's network that cannot be prepared (no `nft`, a broken configuration list) ends nothing that runs: an ADD
-//!   tries again and fails with the reason.
+//! - The attachment file is written before the first plugin runs, with the configuration in use, so
+//!   that DEL works even if the agent died, the conflist was changed or removed, or the machine was
+//!   booted since.
+//! - A plugin gets a clean environment (`CNI_*` and a `PATH` with the system's tools), a deadline
+//!   and bounded output. Its answer is parsed as untrusted input.
+//! - GC never names an attachment that this process has made or is making: its owner is alive and
+//!   will remove it.
+//! - A failed preparation of the host (no `nft`, an invalid configuration list) ends nothing that
+//!   runs: each ADD retries it and fails with the reason.
 //!
-//! On failure: ADD takes back what it made (DEL along the chain); what could not be taken back stays in the file for a
-//! later DEL or GC. A torn attachment file is set aside.
+//! Failures: ADD undoes its work (DEL along the chain). What could not be undone stays in the
+//! attachment file for a later DEL or GC. A torn attachment file is renamed.
 //!
-//! Attachment files lie in the lasting state, not in `/run`: plugins whose addresses outlive a boot (host-local) need
-//! their DEL after it.
+//! Attachment files are in the lasting state and not in `/run`, because plugins whose addresses
+//! survive a boot (host-local) need their DEL after it.
 
 mod attachments;
 mod capabilities;

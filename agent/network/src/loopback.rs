@@ -1,4 +1,5 @@
-//! The loopback device of a sandbox. Runtimes call the `loopback` plugin for it; one netlink message does the same.
+//! The loopback device of a sandbox. Runtimes call the `loopback` plugin for it; one netlink
+//! message does the same.
 
 use berth_sys::netlink::route_request;
 use netlink_packet_route::{
@@ -8,10 +9,11 @@ use netlink_packet_route::{
 use nix::sched::{CloneFlags, setns};
 use std::{fs::File, io, path::Path};
 
-/// The kernel answers at once; a deadline all the same, in seconds.
+/// Deadline of a netlink request in seconds. The kernel answers at once.
 const DEADLINE_S: i64 = 10;
 
-/// Sets `lo` up in the network namespace at that path. Blocks; enters the namespace on a thread of its own.
+/// Sets `lo` up in the network namespace at that path. Blocks; enters the namespace on its own
+/// thread.
 pub(crate) fn set_up(netns: &Path) -> io::Result<()> {
     let file = File::open(netns)?;
     let thread = std::thread::Builder::new().name("berth-lo".into()).spawn(move || {

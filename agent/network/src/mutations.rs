@@ -1,5 +1,5 @@
-//! What strangers write, mutated: plugins' answers and configuration files. No panic, no hang, and enough of it gets
-//! past the JSON parser to mean something.
+//! Mutation tests of foreign input: plugins' answers and configuration files. No panic, no hang,
+//! and a required share gets past the JSON parser.
 
 use crate::{Attachment, Conflist, result::PluginFailure};
 use serde_json::{Map, Value};
@@ -7,7 +7,7 @@ use std::path::Path;
 
 const RUNS: usize = 100_000;
 
-/// xorshift64*: the same run every time.
+/// xorshift64*, with the same sequence in each run.
 struct Random(u64);
 
 impl Random {
@@ -58,7 +58,7 @@ fn odd_value(random: &mut Random) -> Value {
     }
 }
 
-/// Walks to a random place and changes what is there.
+/// Goes to a random place and changes the value there.
 fn change(value: &mut Value, random: &mut Random) {
     let deeper = random.below(4) != 0;
     match value {
@@ -105,7 +105,7 @@ fn mutate(seed: &Value, random: &mut Random) -> Vec<u8> {
         change(&mut value, random);
     }
     let mut bytes = value.to_string().into_bytes();
-    // A third is damaged as bytes too.
+    // A third is also damaged as bytes.
     if random.below(3) == 0 {
         for _ in 0..=random.below(4) {
             let at = random.below(bytes.len());
@@ -120,7 +120,7 @@ fn mutate(seed: &Value, random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// Runs `parse`, which says whether it took the input, and prints and checks the shares.
+/// Runs `parse`, which returns whether it accepted the input, and prints and checks the shares.
 fn run(what: &str, corpus: &[&str], parse: impl Fn(&[u8]) -> bool) {
     let corpus: Vec<Value> = corpus.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
     for seed in &corpus {
@@ -157,7 +157,7 @@ fn mutated_plugin_output_is_never_more_than_an_error() {
         let parsed = Attachment::parse("p", bytes);
         if let Ok(attachment) = &parsed {
             assert!(attachment.ips.iter().all(|ip| !ip.is_unspecified() && !ip.is_loopback()));
-            // What was taken once is taken again from the attachment's file.
+            // An accepted result is accepted again from the attachment file.
             assert!(Attachment::of("p", attachment.result.clone()).unwrap() == *attachment);
         }
         parsed.is_ok()

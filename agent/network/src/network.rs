@@ -23,74 +23,74 @@ use std::{
 };
 use tokio::sync::RwLock;
 
-/// The pod's interface in its sandbox.
+/// Name of the pod's interface in its sandbox.
 const IFNAME: &str = "eth0";
-/// How long one plugin may take for its GC: every ADD and DEL of the node waits for it.
+/// Deadline of one plugin's GC. Every ADD and DEL of the node waits for it.
 const GC_TIMEOUT: Duration = Duration::from_secs(10);
-/// For how long plugins are not asked for their STATUS again.
+/// How long a STATUS answer of the plugins is reused.
 const STATUS_LASTS: Duration = Duration::from_secs(5);
 
-/// How the pod network is run.
+/// Configuration of the pod network.
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
-    /// Whether what pods send out of the pod network takes on the node's address.
+    /// Masquerade of pod egress with the node's address; None turns it off.
     pub masquerade: Option<MasqueradeConfig>,
-    /// How long one plugin may take for one command.
+    /// Deadline of one plugin for one CNI command.
     pub plugin_timeout: Duration,
 }
 
 impl Default for NetworkConfig {
-    /// No masquerade; 60 s a command.
+    /// No masquerade, 60 s a command.
     fn default() -> Self {
         NetworkConfig { masquerade: None, plugin_timeout: Duration::from_secs(60) }
     }
 }
 
-/// Masquerade of pod egress. Pods' own networks are those that the configuration list names.
+/// Masquerade of pod egress. The pods' own networks come from the configuration list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MasqueradeConfig {
-    /// Destinations that see the pod's own address, besides pods.
+    /// Destinations besides pods that see the pod's own address.
     pub non_masquerade_cidrs: Vec<IpNet>,
 }
 
-/// Whether sandboxes can be attached.
+/// Readiness of the pod network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkStatus {
-    /// Whether they can.
+    /// Whether sandboxes can be attached.
     pub ready: bool,
-    /// The network in force, where there is one.
+    /// The active network, if there is one.
     pub network: Option<String>,
-    /// Why not.
+    /// Reason, if not ready.
     pub reason: Option<String>,
 }
 
-/// A sandbox that shall be attached.
+/// Request to attach a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxNetwork {
-    /// The pod.
+    /// The pod's UID.
     pub uid: PodUid,
-    /// Its names.
+    /// The pod's namespace and name.
     pub key: PodKey,
     /// `CNI_CONTAINERID`.
     pub sandbox_id: String,
-    /// Where its network namespace is pinned.
+    /// Path at which the network namespace is pinned.
     pub netns: PathBuf,
-    /// The ports of all its containers; those with a host port go to plugins that can map them.
+    /// The ports of all containers. Those with a host port are passed to plugins that can map them.
     pub ports: Vec<ContainerPort>,
-    /// Its labels, kept with the attachment.
+    /// The pod's labels, stored with the attachment.
     pub labels: BTreeMap<String, String>,
-    /// Its annotations: those that limit its bandwidth go to plugins that can shape it.
+    /// The pod's annotations. Bandwidth limits are passed to plugins that can shape traffic.
     pub annotations: BTreeMap<String, String>,
 }
 
-/// What a pod asks of the network and does not get.
+/// What a pod asks of the network and no plugin provides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unserved {
-    /// The list's `name`.
+    /// `name` of the configuration list.
     pub network: String,
-    /// Its host ports: no plugin of the list takes `portMappings`.
+    /// The pod has host ports, and no plugin of the list accepts `portMappings`.
     pub host_ports: bool,
-    /// Limits of its bandwidth: no plugin of the list takes `bandwidth`.
+    /// The pod has bandwidth limits, and no plugin of the list accepts `bandwidth`.
     pub bandwidth: bool,
 }
 
@@ -109,30 +109,32 @@ struct Inner {
     runner: Runner,
     sysctls: PathBuf,
     table: String,
-    /// Sandboxes that this process has attached or is attaching: GC leaves them to their owner.
+    /// Sandboxes that this process has attached or is attaching. GC leaves them to their owner.
     own: Mutex<BTreeSet<String>>,
-    /// The pods whose attachments were read, and whether each [stays clear](Network::stays_clear_of_host).
-    clear: Mutex<Option<BTreeMap<PodUid, bool>>>,
-    /// ADD and DEL take it shared; the plugins' GC, which names all valid attachments, takes it exclusively.
+    /// For each attached pod, whether it [bypasses the host's stack](Network::bypasses_host_stack).
+    /// None until read.
+    bypassing: Mutex<Option<BTreeMap<PodUid, bool>>>,
+    /// ADD and DEL take it shared, the plugins' GC exclusively, because GC names all valid
+    /// attachments.
     plugins: RwLock<()>,
     status: Mutex<Option<(Instant, NetworkStatus)>>,
     host: tokio::sync::Mutex<HostNetwork>,
 }
 
-/// How far the host's network was prepared.
+/// State of the host's preparation.
 #[derive(Debug, Default)]
 enum HostNetwork {
-    /// Nobody asked for it.
+    /// The preparation was not requested.
     #[default]
     Untouched,
-    /// Forwarding is on, and the rules were made for these pod networks.
+    /// Forwarding is on, and the rules are for these pod networks.
     Prepared(Vec<IpNet>),
-    /// The last try failed: the next ADD tries again.
+    /// The last try failed; the next ADD tries again.
     Failed(String),
 }
 
 impl Network {
-    /// Opens the state below `roots`. Runs and changes nothing.
+    /// Opens the state below `roots`, without changing anything or running a plugin.
     pub fn open(roots: &Roots, config: NetworkConfig) -> Result<Self, Error> {
         let text = fs::read_to_string(&roots.boot_id).map_err(Error::file("read boot id", &roots.boot_id))?;
         let boot = BootId::new(text.trim())
@@ -148,7 +150,7 @@ impl Network {
                 sysctls: roots.runtime_state.join("network/sysctls.json"),
                 table: table_name(&roots.runtime_state),
                 own: Mutex::default(),
-                clear: Mutex::default(),
+                bypassing: Mutex::default(),
                 plugins: RwLock::default(),
                 status: Mutex::default(),
                 host: tokio::sync::Mutex::default(),
@@ -156,8 +158,8 @@ impl Network {
         })
     }
 
-    /// Whether there is a configuration whose plugins are there and ready (STATUS), and if not, why. The answer may
-    /// be 5 s old.
+    /// Whether there is a configuration whose plugins exist and are ready (STATUS), and if not, the
+    /// reason. The answer may be 5 s old.
     pub async fn ready(&self) -> Result<NetworkStatus, Error> {
         if let Some((at, status)) = &*lock(&self.inner.status)
             && at.elapsed() < STATUS_LASTS
@@ -187,11 +189,13 @@ impl Network {
         Ok(status)
     }
 
-    /// Turns forwarding on and, by configuration, masquerades pod egress. What it changes is recorded first, so that
-    /// [`Network::restore_host`] can put it back; may be called again. The masquerade needs the `nft` binary.
+    /// Turns on forwarding and, if configured, masquerades pod egress. The previous state is
+    /// recorded first, so that [`Network::restore_host`] can restore it. May be called again.
+    /// Masquerade needs the `nft` binary.
     ///
     /// # Errors
-    /// The kernel or `nft` refuses. [`Network::ready`] tells so, and each ADD tries again before it attaches anything.
+    /// The kernel or `nft` refuses. Then [`Network::ready`] reports it, and each ADD retries before
+    /// it attaches anything.
     pub async fn prepare_host(&self) -> Result<(), Error> {
         let mut host = self.inner.host.lock().await;
         self.prepare(&mut host).await
@@ -206,12 +210,13 @@ impl Network {
         prepared.map(drop)
     }
 
-    /// Returns the pod networks that the rules were made for.
+    /// Prepares the host and returns the pod networks of the rules.
     async fn try_prepare(&self) -> Result<Vec<IpNet>, Error> {
         let inner = self.inner.clone();
         blocking("sysctls", move || host::forward(&inner.sysctls, &inner.boot)).await?;
         if self.inner.config.masquerade.is_none() {
-            // An earlier life may have been configured otherwise. A host without nft or nf_tables has no rules of ours.
+            // An earlier agent may have been configured otherwise. A host without nft or nf_tables
+            // has no rules to remove.
             if let Err(error) = host::apply(&self.inner.table, &host::no_rules(&self.inner.table)).await {
                 tracing::debug!(error = %Chain(&error), "no masquerade rules to remove");
             }
@@ -219,7 +224,7 @@ impl Network {
         }
         let pods = match self.conflist().await {
             Ok(list) => list.pod_cidrs(),
-            // Without a list that can be read nothing is attached: the rules follow with the first ADD.
+            // Without a valid list no pod can be attached: the rules follow with the first ADD.
             Err(error) => {
                 tracing::warn!(
                     error = %Chain(&error),
@@ -232,13 +237,13 @@ impl Network {
         Ok(pods)
     }
 
-    /// Removes the rules and puts the sysctls back, for the end of the node on this machine: forwarding is off again
-    /// where it was off before, also for others that came to count on it (a second node beside this one, unless it
-    /// goes first).
+    /// Removes the rules and restores the sysctls, when the node leaves this machine. Forwarding is
+    /// turned off again if it was off before, also for others that rely on it by now (such as a
+    /// second node on this machine, unless it leaves first).
     pub async fn restore_host(&self) -> Result<(), Error> {
         let mut host = self.inner.host.lock().await;
         match host::apply(&self.inner.table, &host::no_rules(&self.inner.table)).await {
-            // Without nft there are no rules of ours.
+            // Without nft there are no rules to remove.
             Err(Error::Nft(e)) if e.kind() == std::io::ErrorKind::NotFound => {}
             other => other?,
         }
@@ -247,23 +252,24 @@ impl Network {
         blocking("sysctls", move || host::restore(&inner.sysctls, &inner.boot)).await
     }
 
-    /// Attaches a sandbox: sets its `lo` up and runs the list's plugins. Where that sandbox is attached already, in
-    /// the same namespace, the answer is the earlier one; what an earlier attempt left half done is taken away first.
-    /// On failure everything is taken back as far as the plugins can.
+    /// Attaches a sandbox: sets its `lo` up and runs the list's plugins. If the sandbox is already
+    /// attached in the same namespace, the earlier result is returned. The rest of an earlier
+    /// failed attempt is removed first. On failure everything is undone as far as the plugins can.
     pub async fn add(&self, request: &SandboxNetwork) -> Result<Attachment, Error> {
         let _shared = self.inner.plugins.read().await;
-        // Before its file is written: GC lists the files first and then asks whose they are.
+        // The sandbox is entered before its file is written, because GC lists the files first and
+        // then asks for owners.
         lock(&self.inner.own).insert(request.sandbox_id.clone());
         let added = self.attach(request).await;
-        // Read anew by who asks next.
-        lock(&self.inner.clear).take();
+        // The next caller reads the attachments again.
+        lock(&self.inner.bypassing).take();
         if added.is_err() {
             lock(&self.inner.own).remove(&request.sandbox_id);
         }
         added
     }
 
-    /// What an attached sandbox asks of the network and no plugin of the list that attached it takes.
+    /// What an attached sandbox asks of the network and no plugin of its list provides.
     pub async fn unserved(&self, request: &SandboxNetwork) -> Result<Unserved, Error> {
         if capabilities::arguments(&request.ports, &request.annotations)?.is_empty() {
             return Ok(Unserved::default());
@@ -329,7 +335,7 @@ impl Network {
             }
             Err(error) => {
                 if let Err(left) = self.take_back(record, Some(&request.netns)).await {
-                    // The file stays: a later DEL or GC tries again.
+                    // The file stays, and a later DEL or GC tries again.
                     tracing::warn!(pod = %request.key, error = %Chain(&left), "half an attachment is left");
                 }
                 Err(error)
@@ -337,8 +343,8 @@ impl Network {
         }
     }
 
-    /// Detaches a sandbox, with the configuration and result it was attached with. Succeeds where it is not attached,
-    /// and where its namespace is gone. `netns` defaults to where it was at ADD.
+    /// Detaches a sandbox, with the configuration and result of its ADD. Succeeds if the sandbox is
+    /// not attached or its namespace is gone. `netns` defaults to the path at ADD.
     pub async fn del(&self, sandbox_id: &str, netns: Option<&Path>) -> Result<(), Error> {
         let _shared = self.inner.plugins.read().await;
         if let Some(record) = self.read(sandbox_id).await? {
@@ -350,7 +356,7 @@ impl Network {
         Ok(())
     }
 
-    /// Asks the plugins whether a sandbox's network is as they made it.
+    /// Runs CHECK: asks the plugins whether a sandbox's network is as they made it.
     pub async fn check(&self, sandbox_id: &str) -> Result<(), Error> {
         let not_attached = || Error::NotAttached(sandbox_id.to_owned());
         let record = self.read(sandbox_id).await?.filter(|r| r.result.is_some() && r.boot == self.inner.boot);
@@ -359,11 +365,12 @@ impl Network {
         self.inner.runner.check(&list, &record).await
     }
 
-    /// Takes away what belongs to no valid sandbox: attachments of earlier lives of the agent by DEL, then whatever
-    /// the plugins of the current list still know (GC). Everything is tried; the first failure is returned.
+    /// Removes attachments without a valid sandbox: those of earlier agents by DEL, then everything
+    /// else that the plugins of the current list know by GC. Everything is tried; the first failure
+    /// is returned.
     ///
-    /// ADDs and DELs of other sandboxes go on beside the DELs. They wait for the plugins' GC, which is given all valid
-    /// attachments and takes each other one away: it has [`GC_TIMEOUT`] for that.
+    /// ADDs and DELs of other sandboxes run beside these DELs. They wait for the plugins' GC, which
+    /// receives all valid attachments and removes all others: its deadline is [`GC_TIMEOUT`].
     pub async fn gc(&self, valid_sandboxes: &BTreeSet<String>) -> Result<(), Error> {
         let inner = self.inner.clone();
         let known = blocking("attachment files", move || inner.attachments.list()).await?;
@@ -390,7 +397,7 @@ impl Network {
         }
     }
 
-    /// GC by the plugins of the list in force.
+    /// Runs GC of the plugins of the active list.
     async fn plugins_gc(&self, valid_sandboxes: &BTreeSet<String>) -> Vec<Error> {
         let list = match self.conflist().await {
             Ok(list) => list,
@@ -398,7 +405,7 @@ impl Network {
             Err(error) => return vec![error],
         };
         let _alone = self.inner.plugins.write().await;
-        // What could not be detached stays known to its plugins until it can.
+        // Sandboxes that could not be detached stay known to their plugins until they can be.
         let left = match self.inner.attachments.list() {
             Ok(left) => left,
             Err(error) => return vec![error],
@@ -411,31 +418,32 @@ impl Network {
         runner.gc(&list, &keep).await
     }
 
-    /// What a sandbox was given, from its file, for adoption; `None` where it is not attached in this boot.
+    /// The attachment of a sandbox, from its file, for adoption. None if it is not attached in this
+    /// boot.
     pub fn attachment(&self, sandbox_id: &str) -> Option<Attachment> {
         let record = self.inner.attachments.read(sandbox_id).ok().flatten()?;
         (record.boot == self.inner.boot).then(|| record.attachment()).flatten()
     }
 
-    /// Whether our own plugin attached the pod and every other one of the list leaves its traffic alone or does its work
-    /// where connections begin: so that packets from and to it may go past the host's stack.
-    /// A pod that is not attached in this boot does not. Blocks where it is asked for the first time, or after an ADD: it
-    /// reads the file of each attachment.
-    pub fn stays_clear_of_host(&self, pod: &PodUid) -> bool {
-        let mut clear = lock(&self.inner.clear);
+    /// Whether the pod's packets may bypass the host's stack: our own plugin attached the pod, and
+    /// every other plugin of its list leaves traffic alone or acts only where connections begin.
+    /// False for a pod that is not attached in this boot. Blocks on the first call and after an
+    /// ADD, when it reads every attachment file.
+    pub fn bypasses_host_stack(&self, pod: &PodUid) -> bool {
+        let mut bypassing = lock(&self.inner.bypassing);
         let read = || {
             let sandboxes = self.inner.attachments.list().unwrap_or_default();
             let records = sandboxes.iter().filter_map(|id| self.inner.attachments.read(id).ok().flatten());
             let here = records.filter(|record| record.boot == self.inner.boot && record.result.is_some());
-            here.map(|record| (record.uid.clone(), crate::conflist::stays_clear(&record.plugins))).collect()
+            here.map(|record| (record.uid.clone(), crate::conflist::bypasses_host_stack(&record.plugins))).collect()
         };
-        clear.get_or_insert_with(read).get(pod).copied().unwrap_or(false)
+        bypassing.get_or_insert_with(read).get(pod).copied().unwrap_or(false)
     }
 
-    /// DEL along the chain that was used at ADD; the file goes last.
+    /// Runs DEL along the chain that was used at ADD, then removes the file.
     async fn take_back(&self, record: Record, netns: Option<&Path>) -> Result<(), Error> {
         let list = record.conflist(&self.inner.attachments.path(&record.sandbox)?)?;
-        // Where the path names another namespace by now, or none, there is nothing to enter.
+        // If the path names another namespace by now, or none, there is no namespace to enter.
         let netns = netns.unwrap_or(&record.netns);
         let there =
             record.boot == self.inner.boot && netns_inode(netns).is_ok_and(|i| i == record.netns_inode);
@@ -459,7 +467,7 @@ impl Network {
         blocking("attachment files", move || inner.attachments.write(&record)).await
     }
 
-    /// Makes the rules anew where the list's networks are not those they were made for.
+    /// Updates the rules if the list's networks have changed.
     async fn follow_masquerade(&self, list: &Conflist) -> Result<(), Error> {
         let mut host = self.inner.host.lock().await;
         match &*host {
@@ -483,7 +491,8 @@ impl Network {
     }
 }
 
-/// The nftables table of the node whose runtime state lies there: two nodes on one machine have different ones.
+/// Name of the nftables table of the node with this runtime state. Two nodes on one machine have
+/// different names.
 fn table_name(runtime_state: &Path) -> String {
     let bytes = runtime_state.as_os_str().as_encoded_bytes();
     let hash = bytes.iter().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193));

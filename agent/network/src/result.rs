@@ -1,4 +1,4 @@
-//! What a plugin answers: results and errors, parsed as a stranger's.
+//! Results and errors of plugins, parsed as untrusted input.
 
 use crate::Error;
 use ipnet::IpNet;
@@ -11,20 +11,20 @@ use std::{fmt, net::IpAddr};
 pub struct Attachment {
     /// The pod's addresses, the primary one first.
     pub ips: Vec<IpAddr>,
-    /// The host's end of the pod's interface, where the plugins named it.
+    /// The host end of the pod's interface, if the plugins named it.
     pub host_interface: Option<String>,
-    /// The hardware address of the pod's interface, where the plugins named it.
+    /// The hardware address of the pod's interface, if the plugins named it.
     pub mac: Option<String>,
-    /// The last plugin's result, as it came.
+    /// The last plugin's result, unchanged.
     pub result: Value,
 }
 
-/// What a plugin that failed had to say.
+/// Error reported by a failed plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PluginFailure {
-    /// The specification's code (11: try again later, 50 and 51: not ready), where it gave one.
+    /// The CNI error code (11: try again later, 50 and 51: not ready), if the plugin gave one.
     pub code: Option<u64>,
-    /// `msg` and `details`, or the end of what it wrote to standard error, or how it ended.
+    /// `msg` and `details`, or else the end of standard error, or else the exit status.
     pub message: String,
 }
 
@@ -39,11 +39,11 @@ impl fmt::Display for PluginFailure {
 
 impl std::error::Error for PluginFailure {}
 
-/// More than any pod has; what names more is not a result.
+/// The longest list in a result. A longer one is invalid.
 const LONGEST_LIST: usize = 1024;
 
 impl Attachment {
-    /// Parses a result of version 0.3.0 to 1.1.0; empty output is an empty result.
+    /// Parses a result of version 0.3.0 to 1.1.0. Empty output is an empty result.
     pub(crate) fn parse(plugin: &str, bytes: &[u8]) -> Result<Attachment, Error> {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Attachment::of(plugin, Value::Object(Map::new()));
@@ -53,7 +53,7 @@ impl Attachment {
         Attachment::of(plugin, result)
     }
 
-    /// Reads a result that is JSON already.
+    /// Interprets a result that is already parsed as JSON.
     pub(crate) fn of(plugin: &str, result: Value) -> Result<Attachment, Error> {
         let wrong = |field: String, reason: &str| Error::ResultField {
             plugin: plugin.to_owned(),
@@ -113,7 +113,8 @@ impl Attachment {
 }
 
 impl PluginFailure {
-    /// Reads a failed plugin's standard output, falling back to the end of standard error and to how it ended.
+    /// Parses a failed plugin's standard output. Falls back to the end of standard error, then to
+    /// the exit status.
     pub(crate) fn parse(stdout: &[u8], stderr: &str, ended: &str) -> PluginFailure {
         let error: Map<String, Value> = serde_json::from_slice(stdout).unwrap_or_default();
         let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default().trim();
@@ -129,7 +130,7 @@ impl PluginFailure {
     }
 }
 
-/// A plugin's words end up in events and logs: bounded, and without control characters.
+/// A plugin's text without control characters and of bounded length, for events and logs.
 fn printable(text: &str) -> String {
     text.chars().take(2048).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -8,17 +8,17 @@ use crate::{
 use serde_json::{Map, Value, json};
 use std::{path::Path, time::Duration};
 
-/// How plugins are run.
+/// Runner of plugins.
 #[derive(Debug, Clone)]
 pub(crate) struct Runner {
-    /// Where their binaries are; nowhere else is looked.
+    /// The only directory of plugins.
     pub(crate) bin_dir: std::path::PathBuf,
-    /// How long one call may take.
+    /// Deadline of one call.
     pub(crate) timeout: Duration,
 }
 
 impl Runner {
-    /// ADD along the chain, each plugin seeing the result of the one before.
+    /// ADD along the chain. Each plugin receives the result of the one before.
     pub(crate) async fn add(&self, list: &Conflist, record: &Record) -> Result<Attachment, Error> {
         let mut last: Option<Attachment> = None;
         for plugin in &list.plugins {
@@ -33,7 +33,8 @@ impl Runner {
         }
     }
 
-    /// DEL along the chain, backwards; stops at the first failure, as the plugins before count on those after.
+    /// DEL along the chain, backwards. Stops at the first failure, because plugins rely on those
+    /// after them.
     pub(crate) async fn del(
         &self,
         list: &Conflist,
@@ -47,7 +48,7 @@ impl Runner {
         Ok(())
     }
 
-    /// CHECK along the chain; nothing where the list forbids it or speaks a version without it.
+    /// CHECK along the chain. Does nothing if the list forbids it or has a version without CHECK.
     pub(crate) async fn check(&self, list: &Conflist, record: &Record) -> Result<(), Error> {
         if list.disable_check || !list.speaks("0.4.0") {
             return Ok(());
@@ -59,7 +60,7 @@ impl Runner {
         Ok(())
     }
 
-    /// STATUS of each plugin, where the list speaks a version that has it.
+    /// STATUS of each plugin, if the list's version has STATUS.
     pub(crate) async fn status(&self, list: &Conflist) -> Result<(), Error> {
         for plugin in &list.plugins {
             let path = self.bin_dir.join(&plugin.kind);
@@ -73,7 +74,7 @@ impl Runner {
         Ok(())
     }
 
-    /// GC of each plugin; the first failure is returned after all were asked.
+    /// GC of each plugin. Every plugin is called, and all failures are returned.
     pub(crate) async fn gc(&self, list: &Conflist, valid: &[(String, String)]) -> Vec<Error> {
         if list.disable_gc || !list.speaks("1.1.0") {
             return Vec::new();
@@ -120,7 +121,7 @@ impl Runner {
         self.run(verb, plugin, environment, config).await
     }
 
-    /// A command that plugins without it may refuse as unknown.
+    /// A command without a sandbox. Plugins that do not know it count as successful.
     async fn network_call(
         &self,
         verb: &'static str,
@@ -150,7 +151,7 @@ impl Runner {
     }
 }
 
-/// A plugin's object as it is sent: what is reserved to the runtime is the runtime's.
+/// The plugin's object as it is sent. Keys that are reserved for the runtime are replaced.
 fn request(list: &Conflist, plugin: &PluginConfig) -> Map<String, Value> {
     let mut config = plugin.raw.clone();
     let reserved = ["capabilities", "runtimeConfig", "prevResult"];

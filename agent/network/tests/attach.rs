@@ -1,4 +1,4 @@
-//! ADD, DEL, CHECK and GC with the real plugin in namespaces of their own.
+//! ADD, DEL, CHECK and GC with the real plugin in network namespaces of the test.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 mod common;
@@ -50,7 +50,7 @@ fn a_sandbox_is_attached_reaches_the_host_and_another_and_leaves_nothing() {
     assert!(!a.ip("link").contains("eth0"));
 }
 
-/// A byte goes from one namespace to an address in the other.
+/// Sends a byte from one namespace to an address in the other.
 fn assert_reaches(from: &Netns, to: &Netns, address: IpAddr) {
     let listener = to.enter(|| TcpListener::bind(SocketAddr::new(address, 0)).unwrap());
     let target = listener.local_addr().unwrap();
@@ -83,13 +83,13 @@ fn gc_takes_away_what_earlier_lives_left_and_spares_its_own() {
     node.block_on(earlier.add(&sandbox("gone", &b.path()))).unwrap();
     let network = node.open();
     node.block_on(network.add(&sandbox("new", &c.path()))).unwrap();
-    // The valid set was drawn up before "new" came.
+    // The set of valid sandboxes was made before "new" was attached.
     node.block_on(network.gc(&BTreeSet::from(["valid".to_owned()]))).unwrap();
     assert_eq!(node.allocated("pods"), ["new", "valid"]);
     assert_eq!(node.files(), ["new.json", "valid.json"]);
     assert_eq!(node.leftovers().lines().filter(|l| l.contains("fd77::2")).count(), 0);
 
-    // An attachment without its file is the plugin's GC to find.
+    // An attachment without its file is found by the plugin's GC.
     fs::remove_file(node.roots.lasting_state.join("attachments/valid.json")).unwrap();
     node.block_on(node.open().gc(&BTreeSet::new())).unwrap();
     assert_eq!((node.leftovers(), node.files(), node.allocated("pods")), Default::default());
@@ -117,12 +117,12 @@ fn a_torn_attachment_file_is_set_aside() {
     node.block_on(network.add(&sandbox("sandbox-a", &a.path()))).unwrap();
     let path = node.roots.lasting_state.join("attachments/sandbox-a.json");
     let bytes = fs::read(&path).unwrap();
-    // In the first line: where only the second is cut short, the first still counts.
+    // The first line is damaged: if only the second line is cut short, the first still counts.
     let first = bytes.iter().position(|b| *b == b'\n').unwrap();
     fs::write(&path, &bytes[..first / 2]).unwrap();
     assert_eq!(network.attachment("sandbox-a"), None);
     assert_eq!(node.files(), ["sandbox-a.json.torn"]);
-    // The plugin's own memory is whole: GC finds what the file no longer tells.
+    // The plugin's own journal is intact: GC finds the attachment that the file no longer contains.
     node.block_on(node.open().gc(&BTreeSet::new())).unwrap();
     assert_eq!((node.leftovers(), node.allocated("pods")), Default::default());
 }

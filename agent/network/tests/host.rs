@@ -1,4 +1,4 @@
-//! Forwarding and masquerade, in a namespace that stands for the host.
+//! Forwarding and masquerade, in a network namespace in place of the host.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 mod common;
@@ -20,7 +20,7 @@ fn masquerading() -> NetworkConfig {
     }
 }
 
-/// Every sysctl of the namespace that routing could touch.
+/// Every sysctl of the namespace that routing could change.
 fn sysctls(node: &Node) -> BTreeMap<String, String> {
     node.host.enter(|| {
         let mut found = BTreeMap::from(["ip_forward", "ip_local_reserved_ports"].map(|key| {
@@ -40,7 +40,7 @@ fn sysctls(node: &Node) -> BTreeMap<String, String> {
     })
 }
 
-/// Some are secrets that may not be read.
+/// Some are secrets that cannot be read.
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
@@ -55,7 +55,7 @@ fn the_hosts_sysctls_and_rules_are_put_back_as_they_were() {
     let node = Node::with_plugin("sysctl");
     node.host.ip("link add up0 type veth peer name up1");
     node.host.enter(|| {
-        // A new namespace inherits the machine's IPv4 settings, whatever those are.
+        // A new namespace inherits the machine's IPv4 settings.
         fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
         fs::write("/proc/sys/net/ipv4/conf/up0/forwarding", "1").unwrap();
         fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", "8080,50000").unwrap();
@@ -70,7 +70,7 @@ fn the_hosts_sysctls_and_rules_are_put_back_as_they_were() {
     assert_eq!(during["ip_local_reserved_ports"], "1024-32767,50000");
     assert_eq!(during["/proc/sys/net/ipv6/conf/all/forwarding"], "1");
     assert_eq!(during["/proc/sys/net/ipv6/conf/up0/accept_ra"], "2", "still listens to its router");
-    // Another life of the agent finds its own changes and does not take them for the host's.
+    // A restarted agent finds its own changes and does not record them as the host's values.
     let later = node.open_with(masquerading());
     node.block_on(later.prepare_host()).unwrap();
     assert_eq!(nft(&node, &["list", "tables"]).lines().count(), 1);
@@ -85,7 +85,8 @@ fn the_hosts_sysctls_and_rules_are_put_back_as_they_were() {
     assert_eq!(sysctls(&node), before);
 }
 
-/// A node whose first configuration list is damaged starts, tells so, and masquerades with the first ADD after the mend.
+/// A node whose first configuration list is damaged starts, reports it, and masquerades with the
+/// first ADD after the repair.
 #[test]
 fn a_broken_configuration_list_does_not_keep_the_host_from_being_prepared() {
     let node = Node::with_plugin("broken");
@@ -108,7 +109,7 @@ fn a_broken_configuration_list_does_not_keep_the_host_from_being_prepared() {
 fn two_nodes_on_one_machine_have_their_own_rules() {
     let node = Node::with_plugin("two");
     let other = Node::with_plugin("other");
-    // Both in the first one's namespace.
+    // Both nodes are in the first one's namespace.
     let (first, second) = (node.open_with(masquerading()), other.open_with(masquerading()));
     node.block_on(first.prepare_host()).unwrap();
     node.block_on(second.prepare_host()).unwrap();
@@ -119,8 +120,8 @@ fn two_nodes_on_one_machine_have_their_own_rules() {
     assert_eq!(nft(&node, &["list", "tables"]), "");
 }
 
-/// What a server outside sees of a pod: the node's address, but the pod's own where that is exempt, and the pod's own
-/// from pod to pod.
+/// Source address that a server outside sees: the node's address, but the pod's own address for
+/// exempt destinations and between pods.
 #[test]
 fn egress_is_masqueraded_except_to_pods_and_exempt_networks() {
     let node = Node::with_plugin("masq");

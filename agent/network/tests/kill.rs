@@ -1,4 +1,4 @@
-//! The plugin killed at any moment: DEL and GC leave nothing, and the network goes on.
+//! The plugin is killed at any moment: DEL and GC remove everything, and the network keeps working.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 mod common;
@@ -33,9 +33,9 @@ fn plugin_config(node: &Node) -> String {
     )
 }
 
-/// Killed after delays that sweep over a whole ADD (and DEL), so that every phase is met. Half of what is left is
-/// taken away by DEL, the other half by GC; after each a complete ADD works, in ranges so small that one leaked
-/// address a round would soon fill them.
+/// The plugin is killed after delays that sweep over a whole ADD and DEL, so that every phase is
+/// covered. Half of the rest is removed by DEL, the other half by GC. After each, a complete ADD
+/// works, in ranges so small that one leaked address a round would soon fill them.
 #[test]
 fn a_kill_at_any_moment_leaves_nothing_that_del_or_gc_does_not_take_away() {
     const ROUNDS: u32 = 100;
@@ -84,8 +84,8 @@ fn a_kill_at_any_moment_leaves_nothing_that_del_or_gc_does_not_take_away() {
     assert_eq!((node.leftovers(), node.files(), node.allocated("pods")), Default::default());
 }
 
-/// The agent's side of it: the future of an ADD is dropped, as when a pod is deleted while it starts or the agent is
-/// stopped. Another life of the agent takes everything away.
+/// The future of an ADD is dropped, as when a pod is deleted while it starts or the agent is
+/// stopped. A restarted agent removes everything.
 #[test]
 fn an_add_dropped_at_any_moment_is_collected_by_the_next_life() {
     let node = Node::with_plugin("drop");

@@ -1,4 +1,4 @@
-//! Other people's plugins: chains, what they are called with, and how they fail.
+//! Foreign plugins: chains, their parameters, and their failures.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 mod common;
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Writes down what it is called with, and answers ADD with an address after `prelude`.
+/// A plugin that writes down its parameters, and answers ADD with an address after `prelude`.
 fn recorder(prelude: &str) -> String {
     format!(
         r#"dir=$(dirname "$0"); env | grep -v ^PWD= | sort > "$dir/$(basename "$0").$CNI_COMMAND.env"
@@ -82,14 +82,14 @@ fn a_chain_is_called_in_order_with_a_clean_environment_and_the_last_result() {
             "CNI_IFNAME=eth0",
             &format!("CNI_NETNS={}", a.path().display()),
             &format!("CNI_PATH={bin}"),
-            // A plugin finds the tools of the system (iptables, nft) by their names.
+            // A plugin finds the system's tools (iptables, nft) by name.
             &format!("PATH={bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ]
     );
     let unserved = node.block_on(network.unserved(&request)).unwrap();
     assert_eq!((unserved.host_ports, unserved.bandwidth), (false, false));
     node.block_on(network.check("abc")).unwrap();
-    // The list changes, DEL stays with the one that was used.
+    // The list changes, and DEL uses the list of the ADD.
     node.conflist(&chain(&["one"], ""));
     node.block_on(network.del("abc", None)).unwrap();
     let calls = read(&node, "calls");
@@ -118,7 +118,7 @@ fn what_no_plugin_of_the_list_takes_is_told() {
     node.block_on(network.add(&request)).unwrap();
     let expected = berth_network::Unserved { network: "pods".into(), host_ports: true, bandwidth: true };
     assert_eq!(node.block_on(network.unserved(&request)).unwrap(), expected);
-    // A later life of the agent tells it too, from the attachment.
+    // A restarted agent reports the same, from the attachment file.
     assert_eq!(node.block_on(node.open().unserved(&request)).unwrap(), expected);
     node.block_on(network.del("abc", None)).unwrap();
 
@@ -162,7 +162,7 @@ fi"#
         node.block_on(async { tokio::time::timeout(Duration::from_secs(15), work).await.unwrap() });
     collected.unwrap();
     added.unwrap();
-    // The collection that was under way has spared the sandbox that came meanwhile.
+    // The running GC has spared the sandbox that was attached meanwhile.
     assert_eq!(node.files(), ["fresh.json"]);
     let gc: serde_json::Value = serde_json::from_str(&read(&node, "one.GC.json")).unwrap();
     assert_eq!(
@@ -359,7 +359,7 @@ fn the_first_file_by_name_counts_even_where_it_is_broken() {
     fs::write(dir.join("10-a.json"), "{").unwrap();
     let error = berth_network::Conflist::load(dir).unwrap_err();
     assert_eq!(error.to_string(), format!("parse network configuration {}", dir.join("10-a.json").display()));
-    // Plugins may come from files of their own (1.1).
+    // Plugins may be in separate files (CNI 1.1).
     fs::write(
         dir.join("10-a.json"),
         r#"{"cniVersion":"0.4.0","cniVersions":["1.1.0","9.0.0"],"name":"net","plugins":[{"type":"one"}]}"#,
@@ -396,8 +396,9 @@ fn the_default_configuration_is_written_whole_and_only_where_there_is_none() {
     assert!(!path.exists());
 }
 
-/// bridge, host-local and portmap of the CNI project, which most nodes have, as containerd's own example configures
-/// them: masquerade and host ports are rules that the plugins make by `iptables` or `nft`.
+/// bridge, host-local and portmap of the CNI project, which most nodes have, configured like
+/// containerd's example. Masquerade and host ports are rules that the plugins make by `iptables` or
+/// `nft`.
 #[test]
 fn the_reference_plugins_attach_and_leave_nothing() {
     let node = Node::new("reference");
@@ -435,17 +436,18 @@ fn the_reference_plugins_attach_and_leave_nothing() {
     node.block_on(network.add(&sandbox("def", &b.path()))).unwrap();
     node.block_on(network.del("abc", Some(&a.path()))).unwrap();
     drop((network, b));
-    // The agent died, the namespace is gone.
+    // The agent died, and the namespace is gone.
     node.block_on(node.open().gc(&BTreeSet::new())).unwrap();
     assert_eq!(node.files(), Vec::<String>::new());
-    // The bridge plugin cannot take the device of a namespace that is gone; the kernel does, a while after the namespace.
+    // The bridge plugin cannot remove the device of a deleted namespace. The kernel removes it a
+    // while after the namespace.
     wait_until(|| node.leftovers().is_empty());
     let held: Vec<_> = fs::read_dir(data.join("ref")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(held.iter().all(|n| !n.to_str().unwrap().starts_with("10.66")), "{held:?}");
 }
 
-/// A plugin in `$BERTH_TOOLS`, by default `berth/tools/bin` of the user's cache, where `cargo xtask setup` puts them.
-/// Never one of PATH: iproute2 has a `bridge` too.
+/// A plugin in `$BERTH_TOOLS`, by default `berth/tools/bin` in the user's cache, where `cargo xtask
+/// setup` installs them. PATH is not searched, because iproute2 also has a `bridge`.
 fn plugin(name: &str) -> PathBuf {
     let var = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let cache = var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")));

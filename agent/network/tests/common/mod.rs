@@ -1,4 +1,4 @@
-//! A node of its own in network namespaces of its own: nothing of the machine's network is touched.
+//! A node in its own network namespaces; the machine's network is not touched.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use berth_core::{
@@ -35,7 +35,7 @@ impl Netns {
         Path::new("/run/netns").join(&self.0)
     }
 
-    /// Runs `work` on a thread in this namespace; child processes of it are there too.
+    /// Runs `work` on a thread in this namespace. Its child processes are there too.
     pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let file = File::open(self.path()).unwrap();
         std::thread::scope(|scope| {
@@ -65,7 +65,7 @@ pub(crate) fn run(command: &mut Command) -> Output {
     output
 }
 
-/// A node: its own roots and its own "host" network namespace.
+/// A node with its own roots and its own "host" network namespace.
 pub(crate) struct Node {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) host: Netns,
@@ -86,7 +86,7 @@ impl Node {
         Node { dir, host, roots }
     }
 
-    /// With our own plugin and a configuration for it.
+    /// A node with our own plugin and a configuration for it.
     pub(crate) fn with_plugin(what: &str) -> Node {
         let node = Node::new(what);
         std::os::unix::fs::symlink(plugin(), node.roots.cni_bin.join("berth-cni")).unwrap();
@@ -110,7 +110,7 @@ impl Node {
         fs::write(self.roots.cni_conf.join("10-test.conflist"), text).unwrap();
     }
 
-    /// A plugin written in shell.
+    /// Installs a plugin written in shell.
     pub(crate) fn script(&self, name: &str, body: &str) {
         use std::os::unix::fs::PermissionsExt;
         let path = self.roots.cni_bin.join(name);
@@ -142,7 +142,7 @@ impl Node {
         [links, v4, v6].concat().lines().filter(|l| l.contains("veth")).collect::<Vec<_>>().join("\n")
     }
 
-    /// The keys that hold addresses, by the journal.
+    /// The keys that have addresses in the journal.
     pub(crate) fn allocated(&self, network: &str) -> Vec<String> {
         let text = fs::read_to_string(self.data_dir().join(network).join("journal")).unwrap_or_default();
         let mut held = BTreeMap::new();
@@ -180,8 +180,9 @@ pub(crate) fn sandbox(id: &str, netns: &Path) -> SandboxNetwork {
     }
 }
 
-/// The plugin. Another crate's binary is no dependency that cargo knows of: it is taken from beside this test where it
-/// is newer than its sources, as in a test run of the whole workspace, and built otherwise.
+/// The plugin's binary. cargo does not track another crate's binary: it is taken from beside this
+/// test if it is newer than its sources, as in a test run of the whole workspace, and built
+/// otherwise.
 pub(crate) fn plugin() -> PathBuf {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| fresh_plugin().unwrap_or_else(build_plugin)).clone()
