@@ -1,19 +1,19 @@
-//! From a probe or hook as specified to what is asked on the wire.
+//! Resolution of a probe or hook to the request that is sent.
 
 use crate::Error;
 use berth_core::model::{Container, EnvValue, EnvVar, HttpTarget, PortRef, Probe, ProbeAction, expand};
 use std::{collections::HashMap, fmt, net::IpAddr};
 
-/// One question over the network, ready to be asked.
+/// A network probe, ready to be sent.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ResolvedAction {
-    /// A GET; a status of 200 to 399 is success.
+    /// A GET. A status of 200 to 399 is success.
     Http(HttpAction),
-    /// An accepted connection is success.
+    /// A TCP connection. An accepted connection is success.
     Tcp(Endpoint),
-    /// `grpc.health.v1.Health/Check` without TLS; SERVING is success.
+    /// `grpc.health.v1.Health/Check` without TLS. SERVING is success.
     Grpc {
-        /// Whom to ask.
+        /// The endpoint.
         endpoint: Endpoint,
         /// `service` of the request, possibly empty.
         service: String,
@@ -23,27 +23,28 @@ pub enum ResolvedAction {
 /// An HTTP request of a probe or hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpAction {
-    /// Whom to connect to.
+    /// The endpoint.
     pub endpoint: Endpoint,
-    /// Over TLS, the certificate unchecked.
+    /// Whether to use TLS. The certificate is not verified.
     pub https: bool,
-    /// Path and query as specified; what a URL cannot hold is escaped when asking.
+    /// Path and query as specified. Characters that a URL cannot contain are escaped when the
+    /// request is sent.
     pub path: String,
-    /// Extra headers in order, `Host` not among them.
+    /// Extra headers in order, without `Host`.
     pub headers: Vec<(String, String)>,
-    /// The `Host` header where one was specified.
+    /// The specified `Host` header, if any.
     pub host_header: Option<String>,
 }
 
-/// Where to connect.
+/// Host and port of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// The host.
     pub host: Host,
     /// The port.
     pub port: u16,
-    /// Whether the node's own loopback and link-local addresses may be reached: those of a host-network pod are the
-    /// pod's, any other pod would reach into the node with them.
+    /// Whether the node's own loopback and link-local addresses are allowed. In a host-network pod
+    /// these are the pod's addresses; any other pod would reach the node's services with them.
     pub node_local: bool,
 }
 
@@ -52,7 +53,7 @@ pub struct Endpoint {
 pub enum Host {
     /// An address.
     Address(IpAddr),
-    /// A name, looked up by the node's resolver each time.
+    /// A name, resolved by the node's resolver for each probe.
     Name(String),
 }
 
@@ -80,17 +81,17 @@ impl Endpoint {
                 Err(_) => Host::Name(text.to_owned()),
             },
         };
-        // A host-network pod's own address may be anything, so it is never refused.
+        // A host-network pod's own address may be any address, so it is always allowed.
         let own = matches!(&host, Host::Address(ip) if Some(*ip) == pod_ip);
         Ok(Endpoint { host, port, node_local: node_local || own })
     }
 }
 
-/// Resolves a probe over the network: ports by name, the pod's address as the default host.
+/// Resolves a network probe: ports by name, and the pod's address as the default host.
 ///
-/// `node_local` says whether a `host` of the probe may be the node's loopback or a link-local address: pass
-/// `hostNetwork`, or true where the node's configuration allows it to all pods. An exec probe is an error here: its
-/// command is [`probe_command`]'s.
+/// `node_local` says whether `host` may be the node's loopback or a link-local address:
+/// `hostNetwork`, or true if the node's configuration allows it to all pods. An exec probe is an
+/// error here; its command is [`probe_command`].
 pub fn resolve(
     probe: &Probe,
     container: &Container,
@@ -140,8 +141,9 @@ fn number(container: &Container, port: &PortRef) -> Result<u16, Error> {
     })
 }
 
-/// The command of an exec probe with `$(VAR)` and `$$` expanded. It sees only the literal `env` entries; those from
-/// elsewhere expand to nothing, and a name that is not there stays as written. (Commands of hooks are not expanded.)
+/// The command of an exec probe with `$(VAR)` and `$$` expanded. Only literal `env` entries are
+/// known. Entries from other sources expand to nothing, and an unknown name stays as written.
+/// (Commands of hooks are not expanded.)
 pub fn probe_command(command: &[String], env: &[EnvVar]) -> Vec<String> {
     let values: HashMap<&str, &str> = env
         .iter()

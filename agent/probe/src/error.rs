@@ -1,9 +1,10 @@
-//! What can go wrong before or beside a question.
+//! Errors before or beside a probe.
 
-/// Why something could not be asked or sent. None of these says anything about a container's health.
+/// A probe or hook that could not be sent. None of these errors says anything about a container's
+/// health.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A probe or hook names a port the container does not declare, or port 0.
+    /// A probe or hook names a port that the container does not declare, or port 0.
     #[error("the container has no port {port:?}")]
     NoSuchPort {
         /// The port as specified.
@@ -12,10 +13,10 @@ pub enum Error {
     /// The pod has no address yet.
     #[error("the pod has no address yet")]
     NoPodAddress,
-    /// An exec probe was to be asked over the network.
+    /// An exec probe was resolved as a network probe.
     #[error("an exec probe is not asked over the network")]
     NotOverTheNetwork,
-    /// The TLS client could not be set up.
+    /// Setting up the TLS client.
     #[error("set up TLS")]
     Tls(#[source] rustls::Error),
     /// An httpGet hook was not answered.

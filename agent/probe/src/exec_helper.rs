@@ -1,11 +1,12 @@
 //! The helper process that runs commands in containers: role `probe-exec` of the agent's program.
 //!
-//! It has one thread, because a process with one may fork and enter namespaces, and one `poll` loop over its socket
-//! and every command under way, so that a container that does not let its command get on (frozen, out of memory) holds
-//! up nobody else's. Standard input is its socket to the agent; when that closes it ends everything and exits.
+//! The helper has one thread, because only a single-threaded process may fork and enter namespaces.
+//! One `poll` loop watches its socket and every running command, so that a container that blocks
+//! its command (frozen, out of memory) delays no other. Standard input is the socket to the agent.
+//! When the agent closes it, the helper kills all commands and exits.
 //!
-//! Each command gets a cgroup of its own below the container's in one hierarchy, and nothing outlives its command
-//! there: at the deadline, and also after an orderly end, whatever is left in it is killed.
+//! Each command has a cgroup of its own below the container's in one hierarchy. No process outlives
+//! its command there: at the deadline, and also after an orderly exit, the rest is killed.
 
 mod group;
 mod running;
@@ -27,13 +28,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// More commands than this at once are not taken on: each holds some descriptors.
+/// The most commands at once, because each holds some descriptors.
 const MAX_RUNNING: usize = 200;
 
 /// Set once the program runs from a read-only view of its file.
 const READ_ONLY: &str = "BERTH_PROBE_EXEC_READ_ONLY";
 
-/// The last goodbye: how long commands may take to die when the agent has gone.
+/// How long killed commands may take to end after the agent has closed the socket.
 const LAST_WAIT: Duration = Duration::from_secs(2);
 
 /// Runs as the helper until the agent closes the socket on standard input.
@@ -51,7 +52,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Containers with CAP_SYS_PTRACE can reach this program's file through a process on its way in.
+/// Re-executes the program from a read-only view of its file. Containers with CAP_SYS_PTRACE can
+/// reach the file through a process that is entering them.
 fn run_from_read_only_view() -> io::Error {
     let argv: Vec<CString> = std::env::args_os().filter_map(|a| CString::new(a.into_vec()).ok()).collect();
     let entry = |(mut name, value): (std::ffi::OsString, std::ffi::OsString)| {
@@ -68,9 +70,9 @@ struct Helper {
     input: Vec<u8>,
     output: VecDeque<u8>,
     running: Vec<Running>,
-    /// Groups that an earlier helper left, until they are gone.
+    /// Cgroups that an earlier helper left, until they are removed.
     left: Vec<(Group, Instant)>,
-    /// Numbers the groups of this helper.
+    /// Counter for the names of this helper's cgroups.
     count: u64,
 }
 
@@ -99,7 +101,7 @@ impl Helper {
         }
     }
 
-    /// Waits until there is something to do, not beyond `last`; true where the socket is ready.
+    /// Waits until there is work, at most until `last`. True if the socket is ready.
     fn wait(&self, last: Option<Instant>) -> io::Result<bool> {
         let interest = if self.output.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
         let mut fds: Vec<PollFd<'_>> = self
@@ -108,7 +110,7 @@ impl Helper {
             .flat_map(Running::watched)
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
             .collect();
-        // Once the agent has gone its end of the socket is always ready and says nothing.
+        // Once the agent is gone, its end of the socket is always ready and gives no data.
         if last.is_none() {
             fds.push(PollFd::new(&self.socket, interest));
         }
@@ -123,7 +125,7 @@ impl Helper {
         Ok(last.is_none() && fds.last().is_some_and(|fd| !fd.revents().is_empty()))
     }
 
-    /// Gets everything on as far as it goes now; gives the answers there are.
+    /// Advances every command as far as possible, and returns the outcomes.
     fn advance(&mut self) -> Vec<wire::Reply> {
         let now = Instant::now();
         let replies = self.running.iter_mut().filter_map(|r| r.advance(now)).collect();
@@ -143,7 +145,8 @@ impl Helper {
         replies
     }
 
-    /// Reads and writes what the socket takes; false where the agent has closed it.
+    /// Reads requests and writes replies, as far as the socket allows. False if the agent has
+    /// closed it.
     fn talk(&mut self) -> io::Result<bool> {
         self.flush()?;
         let mut chunk = vec![0; 64 * 1024];
@@ -199,7 +202,7 @@ impl Helper {
                 Ok(n) => drop(self.output.drain(..n)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // Reading tells that the agent has gone.
+                // The next read reports that the agent is gone.
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => self.output.clear(),
                 Err(e) => return Err(e),
             }
@@ -207,7 +210,7 @@ impl Helper {
         Ok(())
     }
 
-    /// The agent has gone: so does everything here.
+    /// The agent is gone: kills all commands and waits for their end.
     fn end(mut self) -> io::Result<()> {
         self.running.iter_mut().for_each(Running::cancel);
         let last = Instant::now() + LAST_WAIT;

@@ -1,7 +1,7 @@
 //! gRPC probes: one `grpc.health.v1.Health/Check` over HTTP/2 without TLS.
 //!
-//! The message is one text field and the answer one number, so both are coded here. Every error is a failure
-//! (`pkg/probe/grpc`), but for what the node itself lacks.
+//! The request has one text field and the answer one number, so both are encoded here. Every error
+//! is a failure (`pkg/probe/grpc`), except for a lack of resources of the node itself.
 
 use crate::{
     action::Endpoint,
@@ -15,12 +15,12 @@ use http::{HeaderMap, Method, Request, Version, header};
 use std::{pin::pin, time::Duration};
 use tokio::net::TcpStream;
 
-/// More than any health answer needs.
+/// The largest health answer in bytes.
 const MAX_MESSAGE: usize = 4096;
 const SERVING: u64 = 1;
 const UNIMPLEMENTED: &str = "12";
 
-/// Asks by gRPC.
+/// Runs a gRPC probe.
 pub(crate) async fn probe(endpoint: &Endpoint, service: &str, timeout: Duration) -> ProbeResult {
     let mut stream = match net::connect(endpoint).await {
         Ok(stream) => stream,
@@ -141,7 +141,7 @@ async fn read(
     serving_status(&data).ok_or_else(|| AskError::Answer("gRPC health answer cannot be read".to_owned()))
 }
 
-/// The call's own status, in trailers or, where there is no message, in the headers.
+/// The call's status, in trailers or, without a message, in the headers.
 fn rpc_status(headers: &HeaderMap) -> Result<(), AskError> {
     let text = |name| headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
     match text("grpc-status").as_deref() {
@@ -156,7 +156,8 @@ fn rpc_status(headers: &HeaderMap) -> Result<(), AskError> {
     }
 }
 
-/// `HealthCheckResponse { status = 1 }` of one uncompressed message; a message without the field means 0.
+/// `HealthCheckResponse { status = 1 }` of one uncompressed message. Without the field the status
+/// is 0.
 fn serving_status(data: &[u8]) -> Option<u64> {
     let (&compressed, rest) = data.split_first()?;
     let (length, message) = rest.split_at_checked(4)?;

@@ -1,8 +1,9 @@
-//! HTTP probes and hooks: one GET over a connection of its own.
+//! HTTP probes and hooks: one GET over its own connection.
 //!
-//! Rules (`pkg/probe/http`): 200 to 399 is success; redirects are followed on the same host only, at most 10. An answer
-//! that stays a redirect (one to another host, or one without a place to go) is a success with a warning, which shows
-//! the beginning of its body. At most 10 KiB of the body are read; no proxy, no keep-alive, no check of certificates.
+//! Rules (`pkg/probe/http`): 200 to 399 is success. Redirects are followed on the same host only,
+//! at most 10. An answer that stays a redirect (to another host, or without a location) is a
+//! success with a warning, which contains the start of its body. At most 10 KiB of the body are
+//! read. There is no proxy, no keep-alive and no verification of certificates.
 
 use crate::{
     action::{Host, HttpAction},
@@ -20,11 +21,13 @@ use tokio_rustls::TlsConnector;
 
 const MAX_BODY: usize = 10 * 1024;
 const MAX_REDIRECTS: usize = 10;
-/// The largest head of an answer that is read. Go's client takes 10 MiB; so much is not held here for one probe.
+/// The largest head of an answer in bytes. Go's client accepts 10 MiB, which is too much memory for
+/// one probe.
 const MAX_HEAD: usize = 1024 * 1024;
-/// The most header fields of an answer. Go's client takes any number; room for all is made before they are read.
+/// The most header fields of an answer. Go's client accepts any number, but hyper allocates room
+/// for all before it reads them.
 const MAX_FIELDS: usize = 1024;
-/// So much of a redirect's body is told; an event has room for about as much.
+/// Bytes of a redirect's body in the warning. An event has room for about as much.
 const TOLD_BODY: usize = 512;
 
 /// `User-Agent` of probes.
@@ -32,23 +35,23 @@ pub(crate) const PROBE_AGENT: &str = "kube-probe/1.36";
 /// `User-Agent` of lifecycle hooks.
 pub(crate) const HOOK_AGENT: &str = "kube-lifecycle/1.36";
 
-/// How an httpGet hook ended.
+/// Result of an httpGet hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HookReply {
-    /// The answer's status, which decides nothing.
+    /// The answer's status, which is not evaluated.
     pub status: u16,
-    /// The server spoke plain HTTP where HTTPS was specified (event `LifecycleHTTPFallback`).
+    /// The server spoke plain HTTP although HTTPS was specified (event `LifecycleHTTPFallback`).
     pub fell_back_to_http: bool,
 }
 
 struct Reply {
     status: u16,
     location: Option<String>,
-    /// The beginning of the body.
+    /// The start of the body.
     body: Vec<u8>,
 }
 
-/// Asks by HTTP.
+/// Runs an HTTP probe.
 pub(crate) async fn probe(action: &HttpAction, tls: &TlsConnector) -> ProbeResult {
     match follow(action, tls, PROBE_AGENT).await {
         Ok(reply) if (200..300).contains(&reply.status) => ProbeResult::Success,
@@ -74,7 +77,7 @@ pub(crate) async fn hook(action: &HttpAction, tls: &TlsConnector) -> Result<Hook
     }
 }
 
-/// A TLS client that reads plain text finds no record header in it.
+/// Whether the server answered in plain text: a TLS client finds no record header in it.
 fn speaks_plain_http(error: &std::io::Error) -> bool {
     error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()).is_some_and(|e| {
         matches!(e, rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType))
@@ -101,7 +104,7 @@ fn is_redirect(status: u16) -> bool {
     matches!(status, 301 | 302 | 303 | 307 | 308)
 }
 
-/// Where a redirect leads: `None` to another host.
+/// Target of a redirect. None if it is another host.
 fn redirect(
     from: &HttpAction,
     target: &str,
@@ -149,8 +152,8 @@ fn redirect(
     Ok(Some((from.clone(), request_target(&path))))
 }
 
-/// A path and query as a request line can hold it: everything else is escaped, the fragment left out. A path whose
-/// escapes are broken is taken literally as a whole.
+/// A path and query for a request line: other characters are escaped, and the fragment is removed.
+/// A path with an invalid escape is escaped as a whole.
 fn request_target(path: &str) -> String {
     let bytes = path.as_bytes();
     let broken = bytes.iter().enumerate().any(|(i, b)| {
@@ -194,7 +197,7 @@ fn request(action: &HttpAction, target: &str, agent: &str) -> Result<Request<Emp
     headers.insert(header::HOST, HeaderValue::try_from(host).map_err(|e| bad("host", &e))?);
     for (name, value) in &action.headers {
         let key = HeaderName::try_from(name.as_str()).map_err(|e| bad("header", &e))?;
-        // How the message is framed and ended is not the pod's to say.
+        // The pod may not control how the message is framed and ended.
         if matches!(
             key,
             header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::TRAILER | header::CONNECTION
@@ -209,7 +212,7 @@ fn request(action: &HttpAction, target: &str, agent: &str) -> Result<Request<Emp
             None => {
                 headers.insert(key, HeaderValue::from_str(default).map_err(|e| bad("header", &e))?);
             }
-            // An empty value asks for the header not to be sent.
+            // An empty value means that the header is not sent.
             Some(true) => drop(headers.remove(&key)),
             Some(false) => {}
         }
@@ -250,7 +253,7 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send>(
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .title_case_headers(true)
         .max_buf_size(MAX_HEAD)
-        // A name with a blank in it is no reason to call a server unhealthy.
+        // An invalid header name does not make a server unhealthy.
         .ignore_invalid_headers_in_responses(true)
         .max_headers(MAX_FIELDS)
         .handshake(TokioIo::new(stream))
@@ -267,7 +270,7 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send>(
         reply = &mut answer => reply.map_err(failed),
         ended = &mut connection => {
             ended.map_err(failed)?;
-            // What the connection had already read is handed over without it.
+            // The answer may already be complete, though the connection has ended.
             match tokio::time::timeout(Duration::ZERO, answer).await {
                 Ok(reply) => reply.map_err(failed),
                 Err(_) => Err(AskError::Answer(format!("{endpoint} closed the connection without an answer"))),

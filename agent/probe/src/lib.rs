@@ -1,15 +1,17 @@
-//! Asks containers whether they are alive: HTTP, TCP, gRPC and exec probes, and the httpGet lifecycle hook.
+//! Probes of containers: HTTP, TCP, gRPC and exec probes, and the httpGet lifecycle hook.
 //!
-//! Owns: the wire side of a question ([`Prober`]) and the helper process that runs commands in containers
-//! ([`exec_helper`]). When to ask and what answers amount to is `berth_core::probe`'s.
+//! Owns the sending of a probe ([`Prober`]) and the helper process that runs commands in containers
+//! ([`exec_helper`]). Scheduling of probes and evaluation of results are in `berth_core::probe`.
 //!
-//! Tasks: network probes run in the caller's task and spawn none. One task serves the exec helper's socket; it ends
-//! with the last clone of the [`Prober`] or with the helper, and the next exec starts both anew.
+//! Tasks: network probes run in the caller's task. One task serves the exec helper's socket. It
+//! ends with the last clone of the [`Prober`] or with the helper, and the next exec starts both
+//! again.
 //!
-//! Invariants: every question has a deadline over all of its steps. Only what the container did is
-//! [`ProbeResult::Failure`](berth_core::probe::ProbeResult); what this node could not find out (no descriptors, no
-//! ports, the helper died, the agent was held up, the command could not be started) is `Unknown`. Dropping the future
-//! of a question ends the connection or the command with all its children.
+//! Invariants: every probe has one deadline over all its steps. Only behaviour of the container is
+//! [`ProbeResult::Failure`](berth_core::probe::ProbeResult). `Unknown` is everything that this node
+//! could not find out: no descriptors, no ports, a dead helper, a delayed agent, a command that
+//! could not be started. Dropping the future of a probe ends the connection or the command with all
+//! its children.
 
 pub mod action;
 mod error;

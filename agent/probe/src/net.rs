@@ -1,7 +1,7 @@
-//! Connections of probes: how they are made, how they end, and which failures are the node's own.
+//! Connections of probes: connecting, closing, and errors that are the node's own.
 //!
-//! A connection leaves no TIME_WAIT behind on either side: it is set to be reset when dropped, and one that went well
-//! sends its FIN first, so that the other end reads an orderly end of stream before the reset.
+//! A connection leaves no TIME_WAIT on either side: it is reset when dropped. After success a FIN
+//! is sent first, so that the other end reads an orderly end of stream before the reset.
 
 use crate::action::{Endpoint, Host};
 use berth_core::{error::Chain, probe::ProbeResult};
@@ -19,10 +19,11 @@ use tokio::{
     time::Instant,
 };
 
-/// A timer this late says that the agent itself was held up, so that nothing is known about the container.
+/// A timeout that fires this late means that the agent itself was delayed, so that nothing is known
+/// about the container.
 const HELD_UP: Duration = Duration::from_millis(250);
 
-/// How a question can go wrong.
+/// Error of a network probe.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
     #[error("{0}")]
@@ -56,8 +57,8 @@ pub(crate) enum AskError {
 }
 
 impl AskError {
-    /// A failure of the container, or nothing known where the node itself lacked something or the request could not
-    /// be made.
+    /// The error as a probe result: a failure of the container, or unknown if the node lacked
+    /// resources or the request could not be built.
     pub(crate) fn into_result(self) -> ProbeResult {
         let text = Chain(&self).to_string();
         if matches!(self, AskError::Request(_)) || lacks_resources(&self) {
@@ -79,7 +80,7 @@ fn lacks_resources(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// Too few descriptors, buffers, ports or addresses here say nothing about the other end.
+/// A lack of descriptors, buffers, ports or addresses on the node says nothing about the other end.
 fn is_local(code: Errno) -> bool {
     matches!(
         code,
@@ -94,7 +95,7 @@ fn is_local(code: Errno) -> bool {
     )
 }
 
-/// Gives the question `timeout` in all; running out of it is a failure, unless the timer itself came late.
+/// Runs a probe with a deadline. Exceeding it is a failure, unless the timer itself fired late.
 pub(crate) async fn within(
     timeout: Duration,
     what: impl std::fmt::Display,
@@ -110,7 +111,7 @@ pub(crate) async fn within(
     }
 }
 
-/// Connects; a name's addresses are tried in order.
+/// Connects to the endpoint. The addresses of a name are tried in order.
 pub(crate) async fn connect(endpoint: &Endpoint) -> Result<TcpStream, AskError> {
     let failed = |source| AskError::Connect { endpoint: endpoint.to_string(), source };
     let addresses: Vec<SocketAddr> = match &endpoint.host {
@@ -124,7 +125,8 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<TcpStream, AskError> 
         }
         match TcpStream::connect(address).await.and_then(|s| s.set_zero_linger().map(|()| s)) {
             Ok(stream) => {
-                // A request is one write; without this its end would wait for the first acknowledgement.
+                // A request is one write. Without nodelay its last segment would wait for the first
+                // acknowledgement.
                 stream.set_nodelay(true).map_err(failed)?;
                 return Ok(stream);
             }
@@ -134,9 +136,9 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<TcpStream, AskError> 
     Err(failed(last))
 }
 
-/// Ends a connection that went well.
+/// Closes a connection after success.
 pub(crate) async fn end(stream: &mut (impl AsyncWriteExt + Unpin)) {
-    // Whether the other end still listens no longer matters.
+    // An error of the other end no longer matters.
     drop(stream.shutdown().await);
 }
 
@@ -147,7 +149,7 @@ fn is_node_local(ip: IpAddr) -> bool {
     }
 }
 
-/// Connects and closes: a TCP probe.
+/// Runs a TCP probe: connects and closes.
 pub(crate) async fn tcp(endpoint: &Endpoint) -> ProbeResult {
     match connect(endpoint).await {
         Ok(mut stream) => {

@@ -1,4 +1,4 @@
-//! The one door through which questions are asked.
+//! The entry point for probes.
 
 use crate::{
     Error,
@@ -10,26 +10,27 @@ use berth_core::{error::Chain, probe::ProbeResult};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio_rustls::TlsConnector;
 
-/// A question that could not be put is put again this often in all, as the kubelet does.
+/// The most tries of a probe whose result is unknown, as in the kubelet.
 pub const TRIES: u32 = 3;
 
-/// What a [`Prober`] needs to know.
+/// Configuration of a [`Prober`].
 #[derive(Debug, Clone)]
 pub struct ProberConfig {
-    /// The program that runs as the exec helper: the agent's own. `/proc/self/exe` stays the same program also after
-    /// its file was replaced by an upgrade.
+    /// The program that runs as the exec helper: the agent's own. `/proc/self/exe` stays the same
+    /// program even after an upgrade replaced its file.
     pub helper_exe: PathBuf,
-    /// Its arguments, by which it knows its role; standard input is its socket.
+    /// Arguments that select the helper's role. Its standard input is its socket.
     pub helper_args: Vec<String>,
-    /// The directory of all pods in each cgroup hierarchy: a new helper removes what one that was killed left behind
-    /// below them.
+    /// The directory of all pods in each cgroup hierarchy. A new helper removes the cgroups that a
+    /// killed one left below them.
     pub cgroup_roots: Vec<PathBuf>,
-    /// The cgroup that the helper is put into, so that it is not the service's that started it; `None` leaves it.
+    /// The cgroup that the helper is moved into, so that it is not in its starter's service. None
+    /// leaves it there.
     pub helper_group: Option<PathBuf>,
 }
 
 impl ProberConfig {
-    /// The helper as role `probe-exec` of `exe`.
+    /// Configuration with the helper as role `probe-exec` of `exe`.
     pub fn new(exe: impl Into<PathBuf>, cgroup_roots: Vec<PathBuf>) -> ProberConfig {
         ProberConfig {
             helper_exe: exe.into(),
@@ -40,7 +41,7 @@ impl ProberConfig {
     }
 }
 
-/// Asks containers. Clones share the exec helper, which is started by the first exec.
+/// Runner of probes. Clones share the exec helper, which is started by the first exec.
 #[derive(Clone)]
 pub struct Prober {
     tls: TlsConnector,
@@ -48,12 +49,13 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Sets up; nothing is started yet.
+    /// Sets up the TLS client; no process is started yet.
     pub fn new(config: ProberConfig) -> Result<Prober, Error> {
         Ok(Prober { tls: tls::connector().map_err(Error::Tls)?, exec: Arc::new(Client::new(config)) })
     }
 
-    /// Asks once and gives the answer within `timeout`; where it could not be asked, up to three times.
+    /// Runs a probe within `timeout`. If the result is unknown, the probe is tried up to three
+    /// times.
     pub async fn ask(&self, action: &ResolvedAction, timeout: Duration) -> ProbeResult {
         let mut answer = self.ask_once(action, timeout).await;
         for _ in 1..TRIES {
@@ -86,8 +88,8 @@ impl Prober {
         }
     }
 
-    /// Runs a command in a container and gives its end, for callers that have another way (containerd) where this
-    /// one is unsupported. Dropping the future kills the command and all that it started.
+    /// Runs a command in a container. If this way is unsupported, callers go through containerd.
+    /// Dropping the future kills the command and all its children.
     pub async fn exec(&self, target: &ExecTarget, timeout: Duration) -> Result<ExecOutcome, Unsupported> {
         target.supported()?;
         match self.exec.run(target, timeout).await {
@@ -97,7 +99,7 @@ impl Prober {
     }
 }
 
-/// Sends the GET of a lifecycle hook: any answer within `deadline` will do, whatever its status.
+/// Sends the GET of a lifecycle hook. Any answer within `deadline` is success, whatever its status.
 pub async fn http_hook(
     prober: &Prober,
     action: &HttpAction,

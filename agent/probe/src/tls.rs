@@ -1,4 +1,5 @@
-//! TLS for probes: encrypted, not authenticated. A probe asks whether the container answers, not who it is.
+//! TLS for probes: encrypted, not authenticated. A probe checks that the container answers, not its
+//! identity.
 
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
@@ -50,7 +51,8 @@ impl ServerCertVerifier for AnyCertificate {
     }
 }
 
-/// A connector for all probes. Sessions are not resumed, so that each probe meets what a new client would.
+/// A TLS connector for all probes. Sessions are not resumed, so that each probe sees what a new
+/// client would.
 pub(crate) fn connector() -> Result<TlsConnector, Error> {
     let provider = Arc::new(ring::default_provider());
     let verifier = AnyCertificate(Arc::clone(&provider));

@@ -1,4 +1,5 @@
-//! HTTP, TCP and gRPC questions against servers on loopback that answer well, badly, late, endlessly or not at all.
+//! HTTP, TCP and gRPC probes against servers on loopback that answer correctly, wrongly, late,
+//! endlessly or not at all.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use berth_core::probe::ProbeResult;
@@ -36,7 +37,7 @@ async fn ask(action: HttpAction, timeout: Duration) -> ProbeResult {
     prober().ask(&ResolvedAction::Http(action), timeout).await
 }
 
-/// Serves each connection on a task of its own.
+/// Serves each connection on its own task.
 async fn serve<F, R>(handle: F) -> SocketAddr
 where
     F: Fn(TcpStream) -> R + Send + 'static,
@@ -52,7 +53,7 @@ where
     at
 }
 
-/// The request's head, as text.
+/// The head of the request, as text.
 async fn head(stream: &mut TcpStream) -> String {
     let mut text = Vec::new();
     while !text.ends_with(b"\r\n\r\n") {
@@ -64,7 +65,8 @@ async fn head(stream: &mut TcpStream) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// A server that answers each request with the same bytes and then waits for the other end to close.
+/// A server that answers each request with the same bytes and then waits for the other end to
+/// close.
 async fn fixed(answer: &'static str) -> SocketAddr {
     serve(move |mut stream| async move {
         head(&mut stream).await;
@@ -289,7 +291,7 @@ async fn tcp_ends_in_order_and_leaves_no_time_wait() {
     }
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let port = format!(":{:04X}", at.port());
-    // State 06 is TIME_WAIT, 04 and 05 are FIN_WAIT1 and 2.
+    // State 06 is TIME_WAIT, 04 and 05 are FIN_WAIT1 and FIN_WAIT2.
     let left = table.lines().filter(|l| {
         let mut fields = l.split_whitespace().skip(1);
         let ours = fields.next().is_some_and(|a| a.ends_with(&port))
@@ -325,7 +327,7 @@ async fn hooks_take_any_status_and_fall_back_to_http() {
     let reply = http_hook(&prober(), &http(at), LONG).await.unwrap();
     assert_eq!((reply.status, reply.fell_back_to_http), (500, false));
     let chatty = serve(|mut stream| async move {
-        // Answers whatever comes, as a plain server does to a TLS greeting.
+        // Answers any input, as a plain HTTP server does to a TLS greeting.
         let mut first = [0; 1];
         drop(stream.read_exact(&mut first).await);
         drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await);
@@ -338,7 +340,7 @@ async fn hooks_take_any_status_and_fall_back_to_http() {
     assert!(http_hook(&prober(), &http("127.0.0.1:1".parse().unwrap()), LONG).await.is_err());
 }
 
-/// A certificate for another name that has run out.
+/// An expired certificate for another name.
 #[tokio::test]
 async fn https_asks_whoever_is_there() {
     let config =
@@ -366,7 +368,7 @@ async fn https_asks_whoever_is_there() {
     assert_eq!(ask(HttpAction { https: true, ..http(at) }, LONG).await, ProbeResult::Success);
 }
 
-/// The budget: 600 HTTP probes a minute in well under 0.2 s of CPU. The server runs on a thread of its own,
+/// Budget: 600 HTTP probes a minute in well under 0.2 s of CPU. The server runs on its own thread,
 /// which is not counted.
 #[test]
 fn http_probes_are_cheap() {
@@ -395,7 +397,7 @@ fn http_probes_are_cheap() {
         cpu() - before
     });
     println!("{ROUNDS} HTTP probes: {spent:?} of CPU, {:?} each", spent / ROUNDS);
-    // An unoptimised build on a busy machine; the bench holds the real figure.
+    // An unoptimised build on a busy machine; the bench measures the real figure.
     assert!(spent < Duration::from_secs(1), "{spent:?}");
 }
 

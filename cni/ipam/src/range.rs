@@ -1,22 +1,22 @@
-//! The addresses that may be given out.
+//! Ranges of addresses for allocation.
 
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Why a range cannot be used.
+/// An invalid range or set of ranges.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {
-    /// `rangeStart`, `rangeEnd` or `gateway` lies outside.
+    /// `rangeStart`, `rangeEnd` or `gateway` is outside of the subnet.
     #[error("{field} {address} is not in subnet {subnet}")]
     Outside {
         /// The configuration's key.
         field: &'static str,
         /// The address.
         address: IpAddr,
-        /// The subnet it should be in.
+        /// The subnet.
         subnet: IpNet,
     },
-    /// The start lies after the end, or nothing is left between them.
+    /// The start is after the end, or no address is left between them.
     #[error("subnet {subnet} holds no address from {first} to {last}")]
     Empty {
         /// The subnet.
@@ -26,18 +26,18 @@ pub enum RangeError {
         /// The last address.
         last: IpAddr,
     },
-    /// Two ranges share addresses.
+    /// Two ranges overlap.
     #[error("ranges {0} and {1} overlap")]
     Overlap(IpNet, IpNet),
-    /// A set without a range.
+    /// A set has no range.
     #[error("a set of ranges is empty")]
     NoRange,
-    /// A set gives one address, so all its ranges are of one family.
+    /// The ranges of a set are of both families, but a set gives one address.
     #[error("a set of ranges mixes IPv4 and IPv6 ({0} and {1})")]
     MixedFamilies(IpNet, IpNet),
 }
 
-/// A stretch of one subnet: both ends are given out, the gateway in between is not.
+/// A range of one subnet: both ends are allocatable, the gateway in between is not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Range {
     subnet: IpNet,
@@ -47,9 +47,9 @@ pub struct Range {
 }
 
 impl Range {
-    /// The usable addresses of `subnet`, cut to `start..=end`. IPv4's network and broadcast addresses and IPv6's
-    /// subnet-router anycast address (RFC 4291, 2.6.1) are never part of it, except in point-to-point subnets
-    /// (RFC 3021, RFC 6164) and single addresses.
+    /// The usable addresses of `subnet`, limited to `start..=end`. IPv4's network and broadcast
+    /// addresses and IPv6's subnet-router anycast address (RFC 4291, 2.6.1) are excluded, except in
+    /// point-to-point subnets (RFC 3021, RFC 6164) and single addresses.
     pub fn new(
         subnet: IpNet,
         start: Option<IpAddr>,
@@ -87,14 +87,14 @@ impl Range {
         self.subnet
     }
 
-    /// Whether the address may be given out by this range.
+    /// Whether the address may be allocated from this range.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.subnet.contains(&address)
             && (self.first..=self.last).contains(&number(address))
             && self.gateway != Some(address)
     }
 
-    /// The addresses from `after` (exclusive) upwards to the end; from the start where it is none.
+    /// The addresses after `after`, in ascending order; all addresses if `after` is None.
     pub(crate) fn upwards(&self, after: Option<IpAddr>) -> impl Iterator<Item = IpAddr> + '_ {
         let from = after.map_or(self.first, |a| number(a).saturating_add(1).max(self.first));
         (from..=self.last).map(|n| self.address(n)).filter(|a| Some(*a) != self.gateway)
@@ -114,12 +114,13 @@ impl Range {
     }
 }
 
-/// Ranges of one family of which a pod gets one address. Two sets are a dual stack; two ranges in a set are more room.
+/// Ranges of one family, of which a pod gets one address. Two sets are dual stack; two ranges in a
+/// set are more addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RangeSet(Vec<Range>);
 
 impl RangeSet {
-    /// A set of ranges that do not overlap.
+    /// Returns a set of these ranges, which must not overlap.
     pub fn new(ranges: Vec<Range>) -> Result<RangeSet, RangeError> {
         let first = ranges.first().ok_or(RangeError::NoRange)?;
         for (i, range) in ranges.iter().enumerate() {
@@ -152,7 +153,7 @@ impl RangeSet {
         &self.0
     }
 
-    /// Whether the address may be given out by this set.
+    /// Whether the address may be allocated from this set.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.0.iter().any(|r| r.contains(address))
     }

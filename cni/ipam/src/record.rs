@@ -1,18 +1,18 @@
 //! One line of the journal.
 //!
-//! `<checksum> <kind> <fields>`, the checksum FNV-1a of what follows it, in 16 hexadecimal digits. Neither container
-//! ids nor interface names hold spaces, so fields need no quoting.
+//! `<checksum> <kind> <fields>`. The checksum is FNV-1a of the rest of the line, in 16 hexadecimal
+//! digits. Container ids and interface names contain no spaces, so fields need no quoting.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-/// Whose an address is: one interface of one container.
+/// Owner of an address: one interface of one container.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     container: String,
     ifname: String,
 }
 
-/// Why a container id or an interface name cannot be a key.
+/// A container id or interface name that cannot be part of a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {text:?} {reason}")]
 pub struct KeyError {
@@ -20,14 +20,15 @@ pub struct KeyError {
     pub field: &'static str,
     /// The text, cut to 80 characters.
     pub text: String,
-    /// What is wrong with it.
+    /// Reason.
     pub reason: &'static str,
 }
 
 impl Key {
-    /// Checks both texts by the rules of the CNI specification and of the kernel: a container id starts with a letter
-    /// or digit and goes on with those and `_`, `.`, `-` (at most 128 here); an interface name has 1 to 15 characters
-    /// without spaces, `/` and `:`, and is not `.` or `..`.
+    /// Checks both texts by the rules of the CNI specification and of the kernel. A container id
+    /// starts with a letter or digit, followed by letters, digits, `_`, `.`, `-` (at most 128
+    /// characters here). An interface name has 1 to 15 characters without spaces, `/` and `:`, and
+    /// is not `.` or `..`.
     pub fn new(container: &str, ifname: &str) -> Result<Key, KeyError> {
         let reject =
             |field, text: &str, reason| KeyError { field, text: text.chars().take(80).collect(), reason };
@@ -76,38 +77,38 @@ impl fmt::Display for Key {
     }
 }
 
-/// What one line of the journal says. All times are milliseconds on `CLOCK_BOOTTIME`.
+/// A line of the journal. All times are milliseconds on `CLOCK_BOOTTIME`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
-    /// The first line: the format and the boot that all other lines belong to.
+    /// The first line: the format, and the boot of all other lines.
     Header {
         /// The boot id.
         boot: String,
     },
-    /// A key got these addresses, one a set of ranges, in their order.
+    /// Addresses were allocated to a key, one from each set of ranges, in order.
     Allocate {
-        /// Whose they are.
+        /// The key.
         key: Key,
         /// The addresses.
         addresses: Vec<IpAddr>,
     },
-    /// A key gave its addresses back.
+    /// The addresses of a key were released.
     Release {
-        /// Whose they were.
+        /// The key.
         key: Key,
-        /// When.
+        /// Time of the release.
         at: u64,
     },
-    /// An address was given back; only in a rewritten journal, in place of its history.
+    /// An address was released. Only in a rewritten journal, in place of its history.
     Quarantine {
         /// The address.
         address: IpAddr,
-        /// When.
+        /// Time of the release.
         since: u64,
     },
-    /// The last address given from a set; only in a rewritten journal, in place of its history.
+    /// The last address allocated from a set. Only in a rewritten journal, in place of its history.
     Cursor {
-        /// The set's place in the configuration.
+        /// Index of the set in the configuration.
         set: usize,
         /// The address.
         address: IpAddr,
@@ -132,7 +133,7 @@ impl Record {
         format!("{:016x} {body}\n", checksum(body.as_bytes()))
     }
 
-    /// Reads a line without its line feed; `None` where it is damaged or of an unknown kind.
+    /// Parses a line without its line feed. None if it is damaged or of an unknown kind.
     pub fn parse(line: &[u8]) -> Option<Record> {
         let line = std::str::from_utf8(line).ok()?;
         let (sum, body) = line.split_once(' ')?;
@@ -168,7 +169,7 @@ fn next<'a, T: FromStr>(fields: &mut impl Iterator<Item = &'a str>) -> Option<T>
     fields.next()?.parse().ok()
 }
 
-/// FNV-1a, 64 bits: finds accidents, which is all that it is for.
+/// FNV-1a, 64 bits. Detects accidental damage only.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes
         .iter()

@@ -1,7 +1,8 @@
-//! What the journal adds up to, and which address is next. Pure.
+//! Allocations of one network, and the choice of the next address. Pure.
 //!
-//! Addresses are kept in ordered maps and not in bitmaps: a /64 has no bitmap, the plugin starts anew for each pod (a
-//! bitmap of a /8 would be 2 MiB to clear each time), and a node has hundreds of pods, not millions.
+//! Addresses are kept in ordered maps and not in bitmaps: a /64 has no bitmap, the plugin starts
+//! for each pod (a bitmap of a /8 would be 2 MiB to clear each time), and a node has hundreds of
+//! pods, not millions.
 
 use crate::{Key, RangeSet, Record};
 use std::{
@@ -18,12 +19,12 @@ pub struct Exhausted {
     pub subnets: String,
 }
 
-/// What [`State::plan`] found.
+/// Result of [`State::plan`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Planned {
-    /// The key has these addresses already.
+    /// The key already has these addresses.
     Existing(Vec<IpAddr>),
-    /// These are free; they are the key's once this record is written and applied.
+    /// These addresses are free. They belong to the key once this record is written and applied.
     New(Record),
 }
 
@@ -32,7 +33,8 @@ pub enum Planned {
 pub struct State {
     allocations: BTreeMap<Key, Vec<IpAddr>>,
     owned: BTreeMap<IpAddr, Key>,
-    /// Addresses given back and not given out since, with the time of it in milliseconds on `CLOCK_BOOTTIME`.
+    /// Released addresses that were not allocated again, with the time of the release in
+    /// milliseconds on `CLOCK_BOOTTIME`.
     freed: BTreeMap<IpAddr, u64>,
     last: BTreeMap<usize, IpAddr>,
 }
@@ -48,8 +50,9 @@ impl State {
         self.allocations.get(key).map(Vec::as_slice)
     }
 
-    /// Takes a record in. Any sequence of records is accepted; where one contradicts those before (an address that is
-    /// another key's already), the earlier owner keeps it and the answer is `false`.
+    /// Applies a record. Any sequence of records is accepted. If a record contradicts earlier ones
+    /// (an address already belongs to another key), the earlier owner keeps it and the result is
+    /// `false`.
     pub fn apply(&mut self, record: &Record) -> bool {
         match record {
             Record::Header { .. } => true,
@@ -94,9 +97,10 @@ impl State {
         }
     }
 
-    /// Which addresses the key shall get, one of each set: the next free one after the last given out, round and
-    /// round, so that an address rests as long as possible; never one given back less than `quarantine` ago, unless
-    /// nothing else is left: then the one that has rested longest. `now` is in milliseconds on `CLOCK_BOOTTIME`.
+    /// Chooses addresses for the key, one from each set: the next free address after the last
+    /// allocated one, round robin, so that an address stays unused as long as possible. An address
+    /// released less than `quarantine` ago is chosen only if no other is left, the longest unused
+    /// one first. `now` is in milliseconds on `CLOCK_BOOTTIME`.
     pub fn plan(
         &self,
         sets: &[RangeSet],
@@ -116,7 +120,7 @@ impl State {
         Ok(Planned::New(Record::Allocate { key: key.clone(), addresses }))
     }
 
-    /// Whether each set has an address to give, quarantined ones included.
+    /// Whether each set has a free address, including quarantined ones.
     pub fn has_room(&self, sets: &[RangeSet]) -> Result<(), Exhausted> {
         for (i, set) in sets.iter().enumerate() {
             self.next_free(i, set, u64::MAX, 0).ok_or_else(|| exhausted(set))?;
@@ -132,7 +136,8 @@ impl State {
         let at = last.and_then(|a| ranges.iter().position(|r| r.contains(a)));
         let current = at.and_then(|i| ranges.get(i));
         let after = current.and_then(|r| r.upwards(last).find(free));
-        // The ranges after the current one, then all from the first: the current one's lower part comes last.
+        // The ranges after the current one, then all from the first: the current range's lower part
+        // comes last.
         let from = at.map_or(0, |i| i + 1);
         let around = || ranges.iter().skip(from).chain(ranges).find_map(|r| r.upwards(None).find(free));
         after.or_else(around).or_else(|| {
@@ -141,7 +146,8 @@ impl State {
         })
     }
 
-    /// The shortest journal (without header) that adds up to this state. What has rested for `quarantine` is left out.
+    /// The shortest journal (without header) with this state. Addresses whose `quarantine` is over
+    /// are left out.
     pub fn to_records(&self, now: u64, quarantine: Duration) -> Vec<Record> {
         let rest = u64::try_from(quarantine.as_millis()).unwrap_or(u64::MAX);
         let held = self.allocations.iter();
@@ -151,7 +157,7 @@ impl State {
         held.chain(resting).chain(self.cursors()).collect()
     }
 
-    /// Where each set's round stands; all that is worth keeping across a boot.
+    /// The last allocated address of each set. Only this is kept across a boot.
     pub(crate) fn cursors(&self) -> impl Iterator<Item = Record> + '_ {
         self.last.iter().map(|(set, address)| Record::Cursor { set: *set, address: *address })
     }

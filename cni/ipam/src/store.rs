@@ -1,4 +1,4 @@
-//! The journal as a file: the shell around [`State`].
+//! The journal file: the shell around [`State`].
 
 use crate::{Exhausted, Key, Planned, RangeSet, Record, State};
 use nix::{
@@ -15,47 +15,48 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Why an address could not be given or taken back.
+/// A failed allocation or release.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The directory could not be made.
+    /// Creating the directory.
     #[error("create address directory {}", path.display())]
     CreateDirectory {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// A file of the directory could not be opened, read, written or replaced.
+    /// Opening, reading, writing or replacing a file of the directory.
     #[error("{operation} {}", path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Another process holds the lock for too long.
+    /// Another process held the lock longer than the deadline.
     #[error("address directory {} is locked by another process for more than {waited:?}", path.display())]
     Locked {
         /// The lock file.
         path: PathBuf,
-        /// How long it was waited for.
+        /// The deadline.
         waited: Duration,
     },
     /// No address is left.
     #[error("allocate an address for {key}")]
     Exhausted {
-        /// For whom.
+        /// The key.
         key: Key,
-        /// Of which set.
+        /// The exhausted set.
         #[source]
         source: Exhausted,
     },
-    /// A write failed half way and could not be undone; the next [`Store::open`] repairs it.
+    /// A write failed half way and could not be undone. The next [`Store::open`] repairs the
+    /// journal.
     #[error("address journal {} ends in a half-written record", path.display())]
     Broken {
         /// The journal.
@@ -63,42 +64,43 @@ pub enum Error {
     },
 }
 
-/// What was wrong with the journal that was found.
+/// Damage that was found in the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Damage {
-    /// Its last record was cut off, as by a process killed in writing: the record's operation never returned.
+    /// The last record was cut off, as by a process killed while writing: its operation never
+    /// returned.
     Torn {
-        /// Where the cut-off bytes are kept.
+        /// The file with the cut-off bytes.
         kept: PathBuf,
     },
-    /// Records within it were damaged or contradict each other.
+    /// Other records were damaged or contradicted each other.
     Corrupt {
-        /// Where the whole file is kept.
+        /// The copy of the whole file.
         kept: PathBuf,
-        /// How many records were left out.
+        /// Number of invalid records.
         records: usize,
     },
 }
 
-/// How to open a [`Store`].
+/// Options of [`Store::open`].
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// This boot's id.
+    /// The current boot's id.
     pub boot: String,
-    /// How long an address rests after it was given back.
+    /// How long a released address is in quarantine.
     pub quarantine: Duration,
     /// How long to wait for another process's lock.
     pub lock_wait: Duration,
 }
 
 impl Options {
-    /// 60 s of quarantine, 10 s of patience for the lock.
+    /// 60 s of quarantine, 10 s of waiting for the lock.
     pub fn new(boot: impl Into<String>) -> Options {
         Options { boot: boot.into(), quarantine: Duration::from_secs(60), lock_wait: Duration::from_secs(10) }
     }
 }
 
-/// One network's allocations, locked for as long as this value lives.
+/// The allocations of one network, locked as long as this value lives.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
@@ -109,7 +111,7 @@ pub struct Store {
     options: Options,
     damage: Option<Damage>,
     broken: bool,
-    // Last, so that the file is closed before others are let in.
+    // The lock is the last field, so that the file is closed before other processes get the lock.
     _lock: Flock<File>,
 }
 
@@ -122,16 +124,16 @@ pub fn boot_id() -> Result<String, Error> {
 
 /// Milliseconds on `CLOCK_BOOTTIME`.
 pub fn now() -> u64 {
-    // The clock exists on every kernel that runs this; 0 would only prolong a quarantine.
+    // The clock exists on every supported kernel; 0 would only prolong a quarantine.
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |t| {
         u64::try_from(t.tv_sec()).unwrap_or(0) * 1000 + u64::try_from(t.tv_nsec() / 1_000_000).unwrap_or(0)
     })
 }
 
 impl Store {
-    /// Makes the directory where needed, waits for the lock, and reads the journal. `survivors` is asked, only where
-    /// the journal is damaged other than at its end, which allocations can still be seen in the kernel: those join
-    /// what could be read.
+    /// Creates the directory if needed, waits for the lock, and reads the journal. If the journal
+    /// is damaged other than at its end, `survivors` is called for the allocations that the kernel
+    /// still has; they are added to the valid records.
     pub fn open(
         dir: &Path,
         options: Options,
@@ -161,7 +163,7 @@ impl Store {
             fs::write(&kept, &bytes).map_err(file_error("set aside damaged journal as", &kept))?;
             for (key, addresses) in survivors() {
                 if read.state.get(&key).is_none() {
-                    // An address that is another key's by the journal stays with that key.
+                    // An address that belongs to another key in the journal stays with that key.
                     read.state.apply(&Record::Allocate { key, addresses });
                 }
             }
@@ -192,7 +194,7 @@ impl Store {
         Ok(store)
     }
 
-    /// What was wrong with the journal when it was opened.
+    /// Damage that was found when the journal was opened.
     pub fn damage(&self) -> Option<&Damage> {
         self.damage.as_ref()
     }
@@ -202,7 +204,8 @@ impl Store {
         &self.state
     }
 
-    /// Gives the key one address of each set; those it has already, if any. `now` is [`now`].
+    /// Allocates one address of each set to the key, or returns those that the key already has.
+    /// `now` is [`now`].
     pub fn allocate(&mut self, sets: &[RangeSet], key: &Key, now: u64) -> Result<Vec<IpAddr>, Error> {
         let planned = self.state.plan(sets, key, now, self.options.quarantine);
         match planned.map_err(|source| Error::Exhausted { key: key.clone(), source })? {
@@ -214,7 +217,8 @@ impl Store {
         }
     }
 
-    /// Takes the key's addresses back, into quarantine. Returns them; none where it had none. `now` is [`now`].
+    /// Releases the key's addresses into quarantine and returns them; empty if it had none. `now`
+    /// is [`now`].
     pub fn release(&mut self, key: &Key, now: u64) -> Result<Vec<IpAddr>, Error> {
         let Some(addresses) = self.state.get(key).map(<[_]>::to_vec) else { return Ok(Vec::new()) };
         self.write(&Record::Release { key: key.clone(), at: now }, now)?;
@@ -234,17 +238,19 @@ impl Store {
         self.length += line.len() as u64;
         self.records += 1;
         self.state.apply(record);
-        // The first test is cheap and the second exact: what rests counts too, but is not worth counting each time.
+        // The first test is cheap, the second exact: quarantined addresses count too, but counting
+        // them each time is not worth it.
         if self.records > 256 + 2 * self.state.allocations().count()
             && self.records > 256 + 2 * self.state.to_records(now, self.options.quarantine).len()
         {
-            // The record is written already: a journal that could not be shortened is merely long.
+            // The record is already written: a journal that could not be shortened is only longer.
             drop(self.rewrite(now));
         }
         Ok(())
     }
 
-    /// Replaces the journal by the shortest one that says the same: written beside it, then renamed over it.
+    /// Replaces the journal by the shortest one with the same state: written beside it, then
+    /// renamed over it.
     fn rewrite(&mut self, now: u64) -> Result<(), Error> {
         let new = self.path.with_extension("new");
         let header = Record::Header { boot: self.options.boot.clone() };
@@ -274,7 +280,7 @@ fn lock(path: &Path, patience: Duration) -> Result<Flock<File>, Error> {
                     return Err(Error::Locked { path: path.to_owned(), waited: patience });
                 }
                 file = back;
-                // flock(2) has no deadline of its own, and the holder needs microseconds.
+                // flock(2) has no deadline, and the holder needs microseconds.
                 std::thread::sleep(Duration::from_micros(300));
             }
             Err((_, errno)) => return Err(file_error("lock", path)(errno.into())),
@@ -287,15 +293,15 @@ fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) ->
     move |source| Error::File { operation, path, source }
 }
 
-/// What the bytes of a journal say.
+/// Content of a journal.
 struct Reading {
     state: State,
     boot: Option<String>,
-    /// Whole records, the header aside.
+    /// Number of complete records, without the header.
     records: usize,
-    /// Lines that are no records, or that contradict the ones before.
+    /// Number of lines that are no records or contradict earlier ones.
     damaged: usize,
-    /// How many bytes there are up to and with the last line feed.
+    /// Length in bytes up to and including the last line feed.
     whole: usize,
 }
 

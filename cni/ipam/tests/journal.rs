@@ -1,4 +1,5 @@
-//! The journal under random histories, cut at any byte, damaged anywhere, and read by many processes' worth of locks.
+//! The journal under random histories, cut at any byte, damaged anywhere, and shared by many
+//! processes.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
@@ -67,8 +68,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Whatever is done: no address twice, an idempotent answer, an address given back rests unless nothing else is
-    /// left, and after each step a new process reads exactly what was returned.
+    /// After any history: no address is allocated twice, allocation is idempotent, a released
+    /// address is not reused unless no other is left, and after each step a new process reads
+    /// exactly the returned allocations.
     #[test]
     fn histories_keep_every_address_with_one_key(ops in ops()) {
         let dir = tempfile::tempdir().unwrap();
@@ -120,8 +122,8 @@ proptest! {
         prop_assert_eq!(held(&open(dir.path())), model);
     }
 
-    /// A process killed in writing leaves the file cut at some byte: what was acknowledged before is there, no more
-    /// than the one operation under way is missing, and the network goes on.
+    /// A process killed while writing leaves the file cut at some byte: all acknowledged operations
+    /// are there, at most the operation in progress is missing, and the network keeps working.
     #[test]
     fn a_cut_at_any_byte_loses_only_what_was_under_way(ops in ops(), at in 0.0f64..1.0) {
         let dir = tempfile::tempdir().unwrap();
@@ -129,7 +131,7 @@ proptest! {
         let mut store = open(dir.path());
         let journal = dir.path().join("journal");
         let header = fs::metadata(&journal).unwrap().len();
-        // The length of the file after each operation, with what was acknowledged by then.
+        // Length of the file after each operation, with the operations acknowledged by then.
         let mut acknowledged = vec![(header, held(&store))];
         for op in ops {
             match op {
@@ -160,8 +162,8 @@ proptest! {
         prop_assert_eq!(held(&again), after);
     }
 
-    /// Bytes flipped anywhere: never a panic, never an address twice; the damaged file is kept, and what the kernel
-    /// still shows is taken in.
+    /// Bytes flipped anywhere: never a panic, never an address allocated twice. The damaged file is
+    /// kept, and the allocations that the kernel still has are added.
     #[test]
     fn damage_anywhere_is_set_aside(flips in proptest::collection::vec((0.0f64..1.0, 1u8..=255), 1..6)) {
         let dir = tempfile::tempdir().unwrap();
@@ -184,7 +186,8 @@ proptest! {
         let store = Store::open(dir.path(), options("boot-1"), || kernel).unwrap();
         assert_unique(store.state());
         match store.damage() {
-            // A flip may hit only the last line feed: then that record is merely torn. Two flips of one byte may meet.
+            // A flip may hit only the last line feed; then that record is merely torn. Two flips of
+            // one byte may cancel out.
             None | Some(Damage::Torn { .. }) => {}
             Some(Damage::Corrupt { kept, .. }) => {
                 prop_assert_eq!(fs::read(kept).unwrap(), bytes);
@@ -196,8 +199,8 @@ proptest! {
         }
     }
 
-    /// Any sequence of records, sensible or not, adds up to a state without an address twice, and that state's own
-    /// records add up to it again.
+    /// Any sequence of records, valid or not, gives a state without an address allocated twice, and
+    /// that state's own records give the same state.
     #[test]
     fn any_records_add_up(records in proptest::collection::vec(any_record(), 0..40)) {
         let mut state = State::default();
@@ -228,7 +231,8 @@ fn all(set: &RangeSet) -> Vec<IpAddr> {
     set.ranges().iter().flat_map(inside).collect()
 }
 
-/// The rewriting of the journal, killed at each step: beside the old journal lies any beginning of the new one.
+/// The rewriting of the journal, killed at each step: beside the old journal is any prefix of the
+/// new one.
 #[test]
 fn a_rewrite_killed_at_any_byte_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -256,7 +260,7 @@ fn a_long_journal_is_shortened_and_says_the_same() {
     let mut longest = 0;
     for round in 0..2000u64 {
         let n = (round % 100) as u8;
-        // A minute apart: quarantine empties as fast as it fills.
+        // The operations are a minute apart: quarantine empties as fast as it fills.
         store.allocate(&sets, &key(n), round * 60_000).unwrap();
         store.release(&key(n), round * 60_000).unwrap();
         longest = longest.max(fs::metadata(dir.path().join("journal")).unwrap().len());
@@ -313,13 +317,13 @@ fn a_set_without_room_is_named_and_the_others_keep_theirs() {
     assert!(store.state().has_room(&sets).is_err());
     store.release(&key(1), 6).unwrap();
     assert!(store.state().has_room(&sets).is_ok());
-    // Quarantine gives way where nothing else is left.
+    // Quarantined addresses are used if no other is left.
     let got = store.allocate(&sets, &key(3), 7).unwrap();
     assert_eq!(got[1].to_string(), "10.9.0.1");
     assert_ne!(got[0].to_string(), "fd00::1");
 }
 
-/// Threads stand in for processes here: each opens the store anew, as the plugin does.
+/// Threads stand for processes here: each opens the store, as the plugin does.
 #[test]
 fn many_at_once_get_different_addresses() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
-//! Journals with lines lost, repeated, changed (most of them under a checksum that is right again), torn and
-//! damaged: no address is ever two keys', the store works on, and what it says then is read back.
+//! Journals with lines lost, repeated, changed (most of them with a correct checksum), torn and
+//! damaged: no address ever belongs to two keys, the store keeps working, and what it returns can
+//! be read back.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use berth_cni_ipam::{Damage, Error, Key, Options, Range, RangeSet, Record, Store};
@@ -42,7 +43,8 @@ fn valid() -> Vec<Record> {
     ]
 }
 
-/// As the journal's own: what a line says is to be tried, not only that its damage is seen.
+/// The journal's own checksum, so that the content of changed lines is tested and not only the
+/// detection of damage.
 fn checksum(bytes: &[u8]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
@@ -123,7 +125,7 @@ fn mutated_journals() {
         let whole = lines.all(|l| l.strip_suffix(b"\n").is_some_and(|l| Record::parse(l).is_some()));
         let reached = match store.damage() {
             None if whole => Reached::Taken,
-            // What contradicts itself line by right line.
+            // Journals that contradict themselves by valid lines.
             _ if whole => Reached::Checks,
             _ => Reached::Syntax,
         };
@@ -131,7 +133,8 @@ fn mutated_journals() {
             Some(Damage::Corrupt { kept, records }) => {
                 assert!(*records > 0);
                 assert_eq!(fs::read(kept).unwrap(), raw[..]);
-                // Taken in from the kernel, unless the journal says of the key or of its addresses itself.
+                // Taken from the kernel, unless the journal has records of the key or of its
+                // addresses.
                 let held = held(&store);
                 let given = |a: &IpAddr| held.values().flatten().any(|h| h == a);
                 assert!(held.contains_key(&key(3)) || sets_of(3).iter().all(given), "{held:?}");

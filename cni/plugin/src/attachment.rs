@@ -1,4 +1,4 @@
-//! One container's interface: made, looked at, taken away.
+//! One container's interface: created, checked, removed.
 
 use crate::{
     config::{ExtraRoute, GATEWAY_V4, GATEWAY_V6},
@@ -22,16 +22,16 @@ use std::{
     os::fd::AsRawFd,
 };
 
-/// What a container's interface shall be; everything follows from it.
+/// Specification of a container's interface.
 #[derive(Debug, Clone)]
 pub(crate) struct Attachment {
-    /// The host end's name.
+    /// Name of the host end.
     pub(crate) host_end: String,
-    /// The interface's name in the container.
+    /// Name of the interface in the container.
     pub(crate) ifname: String,
     pub(crate) host_mac: Mac,
     pub(crate) pod_mac: Mac,
-    /// What marks the host end as ours.
+    /// The alias that marks the host end as ours.
     pub(crate) alias: String,
     pub(crate) mtu: u32,
     pub(crate) addresses: Vec<IpAddr>,
@@ -47,7 +47,8 @@ impl Attachment {
         self.addresses.iter().any(IpAddr::is_ipv6)
     }
 
-    /// Makes it. Where it is there already and whole, nothing is touched; where it is half made, it is made anew.
+    /// Creates the interface. If it exists and is complete, nothing changes; if it is incomplete,
+    /// it is created again.
     pub(crate) fn make(&self, host: &mut Netlink, netns: &Netns) -> Result<(), Error> {
         if host.link(&self.host_end).map_err(refused("look up", &self.host_end))?.is_some() {
             if self.check(host, netns).is_ok() {
@@ -61,7 +62,8 @@ impl Attachment {
         self.make_host_side(host, index)
     }
 
-    /// Both ends in one request: the pod's end is born in its namespace and never seen in the host's.
+    /// Creates both ends in one request: the pod's end is created in its namespace and never
+    /// visible in the host's.
     fn make_pair(&self, host: &mut Netlink, netns: &Netns) -> Result<u32, Error> {
         let end = |name: &str, mac: Mac| {
             vec![
@@ -81,7 +83,7 @@ impl Attachment {
         ]));
         match host.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL) {
             Ok(_) => {}
-            // Ours is not there, so it is the name in the container that is taken.
+            // The host end did not exist, so the name in the container is taken.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Error::Taken { ifname: self.ifname.clone() });
             }
@@ -91,11 +93,12 @@ impl Attachment {
         link.map(|l| l.index).ok_or_else(|| gone(&self.host_end))
     }
 
-    /// Before the device is up, so that it never makes an address of its own nor listens to advertisements.
+    /// Set before the device is up, so that it never configures an address by itself or accepts
+    /// router advertisements.
     fn make_host_sysctls(&self) -> Result<(), Error> {
         let set = |family, key, value| sysctl::set(family, &self.host_end, key, value);
-        // What comes out of a pod with a source that is not the pod's is dropped here: packets in the other
-        // direction never pass this check.
+        // Packets from a pod with a source address other than the pod's are dropped here. Packets
+        // in the other direction never pass this check.
         set(Family::V4, "rp_filter", "1")?;
         set(Family::V4, "forwarding", "1")?;
         set(Family::V6, "accept_ra", "0")?;
@@ -144,7 +147,7 @@ impl Attachment {
         Ok(())
     }
 
-    /// Looks whether both sides are as [`Attachment::make`] leaves them.
+    /// Checks that both sides are as [`Attachment::make`] leaves them.
     pub(crate) fn check(&self, host: &mut Netlink, netns: &Netns) -> Result<(), Error> {
         let link = host.link(&self.host_end).map_err(refused("look up", &self.host_end))?;
         let link = link.ok_or_else(|| gone(&self.host_end))?;
@@ -195,10 +198,10 @@ impl Attachment {
 const FAR_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const FAR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
-/// The MTU of the device that the default route leaves by; 1500 where there is none.
+/// The MTU of the device of the default route; 1500 if there is no default route.
 pub(crate) fn underlay_mtu(host: &mut Netlink) -> Result<u32, Error> {
     for far in [IpAddr::from(FAR_V4), FAR_V6.into()] {
-        // No route is no failure: a node may have none, or only of the other family.
+        // A missing route is no failure: a node may have none, or only one of the other family.
         let Ok(Some((index, _))) = route_to(host, far) else { continue };
         let link = host.link_by_index(index).map_err(refused("look up device of", "the default route"))?;
         if let Some(link) = link {
@@ -208,12 +211,13 @@ pub(crate) fn underlay_mtu(host: &mut Netlink) -> Result<u32, Error> {
     Ok(1500)
 }
 
-/// Deletes the pair whose host end has that name, and with it all that hangs on it; `false` where there is none.
+/// Deletes the pair with this host end, and with it all its routes and neighbours. `false` if it
+/// does not exist.
 pub(crate) fn delete(host: &mut Netlink, host_end: &str) -> Result<bool, Error> {
     host.delete_link(host_end).map_err(refused("delete", host_end))
 }
 
-/// The addresses that routes lead to through that device, link-local ones aside.
+/// The destination addresses of routes through that device, without link-local ones.
 pub(crate) fn routed_to(host: &mut Netlink, index: u32) -> Result<Vec<IpAddr>, Error> {
     let mut found = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -257,7 +261,8 @@ fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr) -> Result<(),
     message.header.index = index;
     message.attributes = vec![AddressAttribute::Address(address), AddressAttribute::Local(address)];
     if address.is_ipv6() {
-        // Nobody else can have it, and a pod that may not use its address for a second starts a second later.
+        // No other device can have the address, and a pod that must wait a second for duplicate
+        // address detection starts a second later.
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
     }
     let answer = netlink.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE);
@@ -272,7 +277,8 @@ fn add_neighbour(netlink: &mut Netlink, index: u32, address: IpAddr, mac: Mac) -
     answer.map(drop).map_err(refused("add neighbour", &address.to_string()))
 }
 
-/// Replaces one that is there: it can only be the leftover of a device that had the address before.
+/// Adds a route and replaces an existing one, which can only be left over from a device that had
+/// the address before.
 fn add_route(
     netlink: &mut Netlink,
     index: u32,
@@ -299,7 +305,7 @@ fn add_route(
     answer.map(drop).map_err(refused("add route to", &format!("{destination}/{prefix}")))
 }
 
-/// Which device and gateway a packet to that address takes.
+/// Device and gateway of the route to that address.
 fn route_to(netlink: &mut Netlink, destination: IpAddr) -> io::Result<Option<(u32, Option<IpAddr>)>> {
     let mut ask = RouteMessage::default();
     ask.header.address_family = family(destination);

@@ -1,4 +1,4 @@
-//! The commands of the specification.
+//! The commands of the CNI specification.
 
 use crate::{
     attachment::{self, Attachment},
@@ -14,7 +14,7 @@ use berth_cni_ipam::{Key, Options, Store, boot_id, now};
 use serde_json::Value;
 use std::{collections::BTreeSet, net::IpAddr};
 
-/// Carries out one call. `Some` is what goes to standard output.
+/// Runs one command. `Some` is written to standard output.
 pub(crate) fn run(environment: &Environment, input: &[u8]) -> Result<Option<Value>, Error> {
     let command = environment.command()?;
     if command == "VERSION" {
@@ -32,7 +32,7 @@ pub(crate) fn run(environment: &Environment, input: &[u8]) -> Result<Option<Valu
 }
 
 fn add(environment: &Environment, config: &Config) -> Result<Value, Error> {
-    // All that can be found wrong without a change is found first.
+    // Everything is validated before the first change.
     let (network, plan) = (config.network()?, config.plan()?);
     let key = environment.key()?;
     let netns = Netns::open(&environment.netns()?)?;
@@ -41,18 +41,19 @@ fn add(environment: &Environment, config: &Config) -> Result<Value, Error> {
         Some(mtu) => mtu,
         None => attachment::underlay_mtu(&mut host)?,
     };
-    // The lock is not held while devices are made: other pods get their addresses meanwhile.
+    // The lock is not held while devices are created, so that other pods can get addresses
+    // meanwhile.
     let addresses = open_store(&network)?.allocate(&plan.sets, &key, now()).map_err(keeping(&network))?;
     let attachment = wanted(&network, &plan, &key, addresses, mtu);
     if let Err(error) = attachment.make(&mut host, &netns) {
-        // The first failure is the one to report; what could not be undone is left for DEL, which follows.
+        // The first failure is reported. What could not be undone is left for DEL, which follows.
         drop(remove(&mut host, &network, &key));
         return Err(error);
     }
     Ok(output::result(network.version, &attachment, netns.path(), &plan.dns))
 }
 
-/// Needs no namespace: the pair goes with its host end. Succeeds where there is nothing left to do.
+/// Needs no namespace: the pair is deleted by its host end. Succeeds if nothing is left to do.
 fn del(environment: &Environment, config: &Config) -> Result<(), Error> {
     remove(&mut open_host()?, &config.network()?, &environment.key()?)
 }
@@ -71,7 +72,7 @@ fn check(environment: &Environment, config: &Config) -> Result<(), Error> {
         return Err(Error::Changed { subject: key.to_string(), found });
     }
     let mut host = open_host()?;
-    // The device's MTU was decided at ADD; the default route may have moved since.
+    // The device's MTU was chosen at ADD; the default route may have changed since.
     let id = NetworkId::of(&network.journal);
     let link = host.link(&id.host_end(&key)).map_err(|source| Error::Netlink {
         operation: "look up",
@@ -82,8 +83,8 @@ fn check(environment: &Environment, config: &Config) -> Result<(), Error> {
     wanted(&network, &plan, &key, addresses, mtu).check(&mut host, &netns)
 }
 
-/// Takes away every attachment of this network that is not in `cni.dev/valid-attachments`: those in the journal, and
-/// devices that the journal does not know (it may have been damaged).
+/// Removes every attachment of this network that is not in `cni.dev/valid-attachments`: those in
+/// the journal, and devices that are missing in the journal (which may have been damaged).
 fn gc(config: &Config) -> Result<(), Error> {
     let network = config.network()?;
     let valid = config.valid_attachments()?;
@@ -114,7 +115,8 @@ fn status(config: &Config) -> Result<(), Error> {
     room.map_err(|source| Error::Full { network: network.name, source })
 }
 
-/// First the device, then the address: nobody gets an address that a device still has.
+/// Removes the device first, then the address, so that no pod gets an address that a device still
+/// has.
 fn remove(host: &mut Netlink, network: &Network, key: &Key) -> Result<(), Error> {
     attachment::delete(host, &NetworkId::of(&network.journal).host_end(key))?;
     open_store(network)?.release(key, now()).map_err(keeping(network)).map(drop)
@@ -149,8 +151,8 @@ fn open_store(network: &Network) -> Result<Store, Error> {
     Store::open(&network.journal, options, || survivors(network)).map_err(keeping(network))
 }
 
-/// What a damaged journal may have lost: the devices that bear this network's mark, with the addresses that routes
-/// lead to through them. What cannot be found out is left out; GC is the net beneath.
+/// Allocations that a damaged journal may have lost: the devices with this network's mark, with the
+/// addresses of the routes through them. Errors leave devices out, which GC removes later.
 fn survivors(network: &Network) -> Vec<(Key, Vec<IpAddr>)> {
     let id = NetworkId::of(&network.journal);
     let Ok(mut host) = open_host() else { return Vec::new() };

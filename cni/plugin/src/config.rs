@@ -12,40 +12,42 @@ use std::{
     time::Duration,
 };
 
-/// The versions of the specification that are spoken, the newest last.
+/// The supported versions of the specification, newest last.
 pub(crate) const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-/// Where journals lie unless `dataDir` says otherwise.
+/// Directory of the journals unless `dataDir` is set.
 const DATA_DIR: &str = "/var/lib/berth/cni";
 
-/// The gateway of every pod: no device need have this address, the pod's neighbour table knows who it is.
+/// The gateway of every pod. No device has this address; a permanent neighbour entry of the pod
+/// maps it to the host end.
 pub(crate) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-/// The same for IPv6.
+/// The gateway of every pod for IPv6.
 pub(crate) const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// What every command needs; all that DEL needs, so that it works after the rest became invalid.
+/// The part of a configuration that every command needs. DEL needs only this, so that it works even
+/// if the rest has become invalid.
 #[derive(Debug, Clone)]
 pub(crate) struct Network {
     /// `cniVersion`.
     pub(crate) version: &'static str,
     /// `name`.
     pub(crate) name: String,
-    /// `dataDir` and the name: where the network's journal lies.
+    /// Directory of the network's journal: `dataDir` and the name.
     pub(crate) journal: PathBuf,
     /// `quarantineSeconds`, default 60.
     pub(crate) quarantine: Duration,
 }
 
-/// What ADD, CHECK and STATUS need in addition.
+/// The part of a configuration that ADD, CHECK and STATUS need in addition.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    /// `ranges` or `subnets`: one address of each set.
+    /// `ranges` or `subnets`: a pod gets one address of each set.
     pub(crate) sets: Vec<RangeSet>,
-    /// `mtu`; where absent or 0, that of the device of the default route.
+    /// `mtu`. If it is missing or 0, the MTU of the device of the default route is used.
     pub(crate) mtu: Option<u32>,
-    /// `routes`: besides the default routes.
+    /// `routes`, in addition to the default routes.
     pub(crate) routes: Vec<ExtraRoute>,
-    /// `dns`, handed through.
+    /// `dns`, passed through to the result.
     pub(crate) dns: Value,
 }
 
@@ -58,7 +60,7 @@ pub(crate) struct ExtraRoute {
     pub(crate) gateway: IpAddr,
 }
 
-/// A configuration as it came: an object.
+/// A configuration as a JSON object.
 #[derive(Debug, Clone)]
 pub(crate) struct Config(Map<String, Value>);
 
@@ -128,7 +130,7 @@ impl Config {
                     format!("{destination} is of a family that pods have no address of"),
                 ));
             }
-            // The default routes are made in any case.
+            // The default routes are added in any case.
             if destination.prefix_len() > 0 {
                 routes.push(ExtraRoute { destination, gateway });
             }
@@ -149,7 +151,7 @@ impl Config {
     /// `cni.dev/valid-attachments`.
     pub(crate) fn valid_attachments(&self) -> Result<BTreeSet<Key>, Error> {
         let field = "cni.dev/valid-attachments";
-        // Its absence is not an empty list: that would take every pod's network away.
+        // A missing list is not an empty one, which would remove every pod's network.
         let list =
             self.optional::<Vec<Map<String, Value>>>(field)?.ok_or_else(|| wrong(field, "is missing"))?;
         let key = |(i, entry): (usize, &Map<String, Value>)| {
@@ -168,7 +170,7 @@ impl Config {
     }
 }
 
-/// The version of a configuration that may be broken, for the answer that says so.
+/// The version of a configuration that may be invalid, for the error message.
 pub(crate) fn version_of(input: &[u8]) -> String {
     let asked = Config::parse(input).ok().and_then(|c| c.optional::<String>("cniVersion").ok()).flatten();
     asked.unwrap_or_else(|| "1.1.0".to_owned())
@@ -178,7 +180,7 @@ fn is_v4(set: &RangeSet) -> bool {
     set.ranges().iter().all(|r| r.subnet().addr().is_ipv4())
 }
 
-/// `"ranges": [[{"subnet", "rangeStart", "rangeEnd", "gateway"}]]`: a set a list.
+/// `"ranges": [[{"subnet", "rangeStart", "rangeEnd", "gateway"}]]`: one set a list.
 fn from_ranges(value: &Value) -> Result<Vec<RangeSet>, Error> {
     let sets: Vec<Vec<Map<String, Value>>> = parse_value("ranges", value)?;
     if sets.is_empty() {
@@ -201,7 +203,8 @@ fn from_ranges(value: &Value) -> Result<Vec<RangeSet>, Error> {
         .collect()
 }
 
-/// `"subnets": ["10.88.0.0/16", "fd00::/64"]`: one set a family, in the order of their first subnets.
+/// `"subnets": ["10.88.0.0/16", "fd00::/64"]`: one set a family, in the order of their first
+/// subnets.
 fn from_subnets(subnets: &[String]) -> Result<Vec<RangeSet>, Error> {
     let mut families: Vec<Vec<Range>> = Vec::new();
     for (i, text) in subnets.iter().enumerate() {

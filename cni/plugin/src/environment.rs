@@ -1,10 +1,10 @@
-//! The `CNI_*` variables.
+//! The `CNI_*` environment variables.
 
 use crate::error::Error;
 use berth_cni_ipam::Key;
 use std::{env, ffi::OsString, path::PathBuf};
 
-/// The parameters of one call, as they came.
+/// The parameters of one call, not yet validated.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Environment {
     pub(crate) command: Option<OsString>,
@@ -37,7 +37,7 @@ impl Environment {
         })
     }
 
-    /// `CNI_NETNS`; DEL alone does without.
+    /// `CNI_NETNS`, which only DEL does not need.
     pub(crate) fn netns(&self) -> Result<PathBuf, Error> {
         match &self.netns {
             Some(path) if !path.is_empty() => Ok(PathBuf::from(path)),

@@ -1,106 +1,106 @@
-//! What can go wrong, and the code that the CNI specification has for it.
+//! Errors of the plugin, with the codes of the CNI specification.
 
 use std::{fmt, io, path::PathBuf};
 
-/// Why a command failed.
+/// A failed command.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The configuration asks for a version of the specification that is not spoken here.
+    /// The configuration has an unsupported version of the specification.
     #[error("cniVersion {0:?} is not supported, only {all}", all = crate::config::VERSIONS.join(", "))]
     Version(String),
-    /// A `CNI_*` variable is missing or wrong.
+    /// A `CNI_*` variable is missing or invalid.
     #[error("environment variable {name} {reason}")]
     Environment {
         /// The variable.
         name: &'static str,
-        /// What is wrong with it.
+        /// Reason.
         reason: String,
     },
-    /// The configuration could not be read from standard input.
+    /// Reading the configuration from standard input.
     #[error("read configuration from standard input")]
     Input(#[source] io::Error),
     /// The configuration is not JSON.
     #[error("parse configuration")]
     Decode(#[source] serde_json::Error),
-    /// A key of the configuration is missing or wrong.
+    /// A key of the configuration is missing or invalid.
     #[error("configuration key {field} {reason}")]
     Config {
         /// The key, with its path.
         field: String,
-        /// What is wrong with it.
+        /// Reason.
         reason: String,
     },
-    /// The address journal said no.
+    /// Allocating or releasing addresses.
     #[error("keep addresses of network {network:?}")]
     Addresses {
         /// The network.
         network: String,
-        /// Why.
+        /// Cause.
         #[source]
         source: berth_cni_ipam::Error,
     },
-    /// STATUS: there is no address to give.
+    /// STATUS: no address is left.
     #[error("network {network:?} can take no more pods")]
     Full {
         /// The network.
         network: String,
-        /// Which ranges are full.
+        /// The exhausted ranges.
         #[source]
         source: berth_cni_ipam::Exhausted,
     },
-    /// The pod's network namespace could not be opened or entered.
+    /// Opening or entering the pod's network namespace.
     #[error("{operation} network namespace {}", path.display())]
     Namespace {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The path.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// The kernel refused a change or a question.
+    /// A netlink request that the kernel refused.
     #[error("{operation} {subject}")]
     Netlink {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// On what.
+        /// Subject of the operation.
         subject: String,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// A sysctl of an own device could not be set.
+    /// Setting a sysctl of our own device.
     #[error("write {value:?} to {}", path.display())]
     Sysctl {
         /// The file.
         path: PathBuf,
         /// The value.
         value: &'static str,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Something else has the name that the pod's interface shall have.
+    /// Another interface has the name of the pod's interface.
     #[error("interface {ifname} exists already in the container and is not of this network")]
     Taken {
         /// The name.
         ifname: String,
     },
-    /// CHECK: the container's network is not as it was made.
+    /// CHECK: the container's network differs from what ADD made.
     #[error("{subject} {found}")]
     Changed {
-        /// What was looked at.
+        /// The checked object.
         subject: String,
-        /// What is wrong with it.
+        /// The difference.
         found: String,
     },
-    /// Some of GC's work failed; the rest was done.
+    /// GC failed in part; everything else was removed.
     #[error("collect {failed} of the unused attachments of network {network:?}")]
     Collect {
         /// The network.
         network: String,
-        /// How many are left.
+        /// Number of failed removals.
         failed: usize,
         /// The first failure.
         #[source]
@@ -109,7 +109,7 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// The specification's code; from 100 on they are our own.
+    /// The code of the CNI specification. Codes from 100 on are our own.
     pub(crate) fn code(&self) -> u32 {
         use berth_cni_ipam::Error as Ipam;
         match self {
@@ -118,7 +118,7 @@ impl Error {
             Error::Input(_) => 5,
             Error::Decode(_) => 6,
             Error::Config { .. } => 7,
-            // Pods come and go: another process's lock and a full range are both a matter of time.
+            // Another process's lock and a full range are temporary, because pods come and go.
             Error::Addresses { source: Ipam::Locked { .. } | Ipam::Exhausted { .. }, .. } => 11,
             Error::Addresses { .. } => 5,
             Error::Full { .. } => 50,
@@ -132,7 +132,7 @@ impl Error {
     }
 }
 
-/// An error's sources, joined: the specification's `details`.
+/// The causes of an error, joined: `details` of the specification.
 pub(crate) struct Sources<'a>(pub(crate) &'a Error);
 
 impl fmt::Display for Sources<'_> {

@@ -1,18 +1,24 @@
-//! `berth-cni`: gives a container a veth pair, addresses and routes, by the CNI specification 1.1.0.
+//! `berth-cni`: gives a container a veth pair, addresses and routes, by the CNI specification
+//! 1.1.0.
 //!
-//! Called anew for each pod by whichever runtime reads its configuration; it needs no agent. It owns the address
-//! journal of its networks (`berth-cni-ipam`), the host end of each pair, and what hangs on it: routes, neighbour
-//! entries and the device's own sysctls. `ip_forward` and address translation are the node's business, not its own.
+//! The plugin is started for each pod by the runtime that reads its configuration, and needs no
+//! agent. It owns the address journal of its networks (`berth-cni-ipam`), the host end of each
+//! pair, and the routes, neighbour entries and sysctls of that device. `ip_forward` and address
+//! translation are left to the node.
 //!
-//! There is no bridge. The pod's default route goes to a link-local gateway (169.254.1.1, fe80::1) that no device need
-//! have: a permanent neighbour entry says that it is the host end. Towards the pod there is one route an address.
+//! There is no bridge. The pod's default route goes to a link-local gateway (169.254.1.1, fe80::1)
+//! that no device has: a permanent neighbour entry maps it to the host end. Towards the pod there
+//! is one route for each address.
 //!
 //! Invariants:
-//! - An address is journalled before a device is made, and given back only after the device is gone. Killed at any
-//!   instruction, what is left is found again under the container's id by DEL or GC.
-//! - Everything outside of the journal is named by a function of network and container, so that a second ADD meets the
-//!   first and DEL needs neither the namespace nor the earlier result.
-//! - One thread, but for the short-lived one that enters the pod's network namespace.
+//! - An address is in the journal before its device is created, and is released only after the
+//!   device is gone. If the plugin is killed at any instruction, DEL or GC find the rest under the
+//!   container's id.
+//! - Everything outside of the journal has a name that is a function of network and container, so
+//!   that a second ADD finds the devices of the first, and DEL needs neither the namespace nor the
+//!   earlier result.
+//! - The plugin has one thread, except for the short-lived one that enters the pod's network
+//!   namespace.
 
 mod attachment;
 mod commands;
@@ -32,7 +38,7 @@ use std::{
     process::ExitCode,
 };
 
-/// More than any configuration has; what is longer is not one.
+/// The largest configuration in bytes.
 const LARGEST_INPUT: u64 = 8 << 20;
 
 fn main() -> ExitCode {

@@ -1,5 +1,5 @@
-//! What a runtime gives on standard input, mutated: nothing is done for a command whose configuration is wrong, and
-//! what is wrong is said as the specification wants it.
+//! Mutation tests of standard input: an invalid configuration changes nothing, and the error has
+//! the form of the specification.
 
 use crate::{
     commands,
@@ -52,7 +52,8 @@ fn mutated_standard_input() {
         "255.255.255.255",
     ];
     let corpus = Corpus::new(documents(), &texts);
-    // As the commands read it: DEL needs the network alone, ADD the plan, CHECK the earlier result, GC the list.
+    // The input is read like the commands read it: DEL needs the network only, ADD the plan, CHECK
+    // the earlier result, GC the list.
     let read = |text: &[u8]| -> Result<(), Error> {
         let config = Config::parse(text)?;
         let network = config.network()?;
@@ -82,7 +83,7 @@ fn mutated_standard_input() {
                 assert!(said["code"].as_u64().is_some_and(|c| [1, 6, 7].contains(&c)), "{said}");
                 assert!(said["msg"].as_str().is_some_and(|m| !m.is_empty()), "{said}");
                 match error {
-                    // What is no object is no configuration, but may well be JSON.
+                    // Input that is not an object is no configuration, but may be valid JSON.
                     Error::Decode(e) if !e.is_data() => Reached::Syntax,
                     _ => Reached::Checks,
                 }

@@ -1,10 +1,11 @@
-//! Names and hardware addresses as functions of network and container, so that nothing about a device need be
-//! remembered.
+//! Names and hardware addresses as functions of network and container, so that they need not be
+//! stored.
 
 use berth_cni_ipam::Key;
 use std::path::Path;
 
-/// One network of one node: a journal directory. Two nodes on one machine have different ones.
+/// Identity of a network on a node: its journal directory. Two nodes on one machine have different
+/// directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NetworkId(u64);
 
@@ -13,22 +14,23 @@ impl NetworkId {
         NetworkId(hash(&[journal.as_os_str().as_encoded_bytes()]))
     }
 
-    /// The host end's name, 15 characters.
+    /// Name of the host end, 15 characters.
     pub(crate) fn host_end(self, key: &Key) -> String {
         format!("veth{:011x}", self.of_key(key, "name") & 0xfff_ffff_ffff)
     }
 
-    /// The hardware address of the host's end and of the pod's: locally administered, unicast.
+    /// Hardware addresses of the host end and of the pod's end: locally administered, unicast.
     pub(crate) fn macs(self, key: &Key) -> (Mac, Mac) {
         (Mac::from_hash(self.of_key(key, "host")), Mac::from_hash(self.of_key(key, "pod")))
     }
 
-    /// What marks the host end as ours (`ip -d link` shows it): the journal can be found again from it.
+    /// Alias that marks the host end as ours (shown by `ip -d link`). The journal can be rebuilt
+    /// from it.
     pub(crate) fn alias(self, key: &Key) -> String {
         format!("berth-cni/{:016x}/{}/{}", self.0, key.container(), key.ifname())
     }
 
-    /// Whose the host end with this alias is; `None` where it is not of this network.
+    /// Key of the host end with this alias. None if it does not belong to this network.
     pub(crate) fn key_of_alias(self, alias: &str) -> Option<Key> {
         let rest = alias.strip_prefix(&format!("berth-cni/{:016x}/", self.0))?;
         let (container, ifname) = rest.split_once('/')?;
@@ -60,7 +62,8 @@ impl std::fmt::Display for Mac {
     }
 }
 
-/// FNV-1a with a finishing mix (the last bytes would touch only the low bits), the parts kept apart by a zero byte.
+/// FNV-1a with a final mix (the last bytes would otherwise affect only the low bits). The parts are
+/// separated by a zero byte.
 fn hash(parts: &[&[u8]]) -> u64 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in parts.iter().flat_map(|part| part.iter().chain(&[0])) {

@@ -1,4 +1,4 @@
-//! A synchronous rtnetlink socket of one network namespace: the one it was opened in.
+//! A synchronous rtnetlink socket of the network namespace in which it was opened.
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -14,7 +14,7 @@ use nix::sys::{
 };
 use std::io;
 
-/// Larger than any datagram that the kernel sends in answer to these requests.
+/// The largest datagram of an answer of the kernel in bytes.
 const DATAGRAM: usize = 64 << 10;
 
 pub(crate) struct Netlink {
@@ -22,7 +22,7 @@ pub(crate) struct Netlink {
     sequence: u32,
 }
 
-/// What is looked at of a link.
+/// Attributes of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
@@ -39,12 +39,13 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        // The kernel answers before send(2) returns; a deadline all the same.
+        // The kernel answers before send(2) returns; the deadline is a safeguard.
         setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(10))?;
         Ok(Netlink { socket, sequence: 0 })
     }
 
-    /// Sends a request and waits until the kernel has carried it out. Returns what it answered besides.
+    /// Sends a request and waits until the kernel has carried it out. Returns the other messages of
+    /// the answer.
     pub(crate) fn request(
         &mut self,
         message: RouteNetlinkMessage,
@@ -90,14 +91,14 @@ impl Netlink {
         }
     }
 
-    /// The link of that name, if there is one.
+    /// The link with that name, if it exists.
     pub(crate) fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
         let mut ask = LinkMessage::default();
         ask.attributes.push(LinkAttribute::IfName(name.to_owned()));
         self.one_link(ask)
     }
 
-    /// The link of that index, if there is one.
+    /// The link with that index, if it exists.
     pub(crate) fn link_by_index(&mut self, index: u32) -> io::Result<Option<Link>> {
         let mut ask = LinkMessage::default();
         ask.header.index = index;
@@ -112,7 +113,7 @@ impl Netlink {
         }
     }
 
-    /// Every link of the namespace.
+    /// All links of the namespace.
     pub(crate) fn links(&mut self) -> io::Result<Vec<Link>> {
         let mut ask = LinkMessage::default();
         ask.header.interface_family = AddressFamily::Unspec;
@@ -120,7 +121,7 @@ impl Netlink {
         Ok(answers.into_iter().filter_map(Link::of).collect())
     }
 
-    /// Deletes the link of that name; `false` where there is none.
+    /// Deletes the link with that name. `false` if it does not exist.
     pub(crate) fn delete_link(&mut self, name: &str) -> io::Result<bool> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));

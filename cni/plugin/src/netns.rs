@@ -20,7 +20,8 @@ pub(crate) struct Netns {
 }
 
 impl Netns {
-    /// Opens it. The host's own is refused: its interfaces are not a container's.
+    /// Opens a network namespace. The host's own is an error, because its interfaces do not belong
+    /// to a container.
     pub(crate) fn open(path: &Path) -> Result<Netns, Error> {
         let error = |operation| move |source| Error::Namespace { operation, path: path.to_owned(), source };
         let file = File::open(path).map_err(error("open"))?;

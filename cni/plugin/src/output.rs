@@ -1,4 +1,4 @@
-//! What is written to standard output.
+//! Results and errors on standard output.
 
 use crate::{
     attachment::Attachment,
@@ -8,7 +8,7 @@ use crate::{
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// An error, as the specification wants it.
+/// An error in the form of the specification.
 pub(crate) fn error(error: &Error, version: &str) -> Value {
     json!({
         "cniVersion": version,
@@ -23,7 +23,7 @@ pub(crate) fn versions(asked: &str) -> Value {
     json!({ "cniVersion": asked, "supportedVersions": VERSIONS })
 }
 
-/// The answer to ADD, in the form of the version that was asked for.
+/// The answer to ADD, in the form of the requested version.
 pub(crate) fn result(version: &str, attachment: &Attachment, netns: &Path, dns: &Value) -> Value {
     let mut host = json!({ "name": attachment.host_end, "mac": attachment.host_mac.to_string() });
     let mut pod = json!({

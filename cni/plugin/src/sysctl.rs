@@ -7,12 +7,12 @@ use std::{
     path::PathBuf,
 };
 
-/// Which addresses a device will have: what IPv6 is told matters only where there is IPv6.
+/// Address family of a sysctl.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
     /// `net.ipv4`.
     V4,
-    /// `net.ipv6`; a kernel without IPv6 has none to set.
+    /// `net.ipv6`. A kernel without IPv6 has no such sysctl, which is no error.
     V6,
 }
 

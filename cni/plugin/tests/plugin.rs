@@ -1,4 +1,4 @@
-//! The plugin as runtimes call it, in network namespaces of its own.
+//! The plugin as runtimes call it, in network namespaces of the test.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 use nix::sched::{CloneFlags, setns};
@@ -79,7 +79,7 @@ impl Host {
         Host::new(what, json!({"subnets": ["10.78.0.0/24", "fd78::/64"]}))
     }
 
-    /// Success with what it wrote, or the error object.
+    /// Returns the output after success, or else the error object.
     fn call(&self, verb: &str, id: &str, netns: Option<&Path>, config: &Value) -> Result<Value, Value> {
         let output = self.netns.enter(|| {
             let mut child = Command::new(env!("CARGO_BIN_EXE_berth-cni"))
@@ -135,7 +135,7 @@ impl Host {
 fn both_sides_are_as_the_design_says() {
     let host = Host::dual("sides");
     let pod = Netns::new("pod");
-    // A new namespace inherits the machine's IPv4 settings, whatever those are.
+    // A new namespace inherits the machine's IPv4 settings.
     host.netns.enter(|| fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap());
     let result = host.add("c1", &pod).unwrap();
     let (end, mtu) = (result["interfaces"][0]["name"].as_str().unwrap(), &result["interfaces"][0]["mtu"]);
@@ -153,11 +153,11 @@ fn both_sides_are_as_the_design_says() {
         assert_eq!(host.netns.sysctl(&format!("ipv6/conf/{end}/{key}")), value, "{key}");
     }
     assert_eq!(pod.sysctl("ipv6/conf/eth0/accept_ra"), "0");
-    // Not the plugin's.
+    // A value that the plugin does not set.
     assert_eq!(host.netns.sysctl("ipv4/ip_forward"), "0");
     assert_eq!(host.netns.sysctl(&format!("ipv4/conf/{end}/proxy_arp")), "0");
     assert_eq!(host.netns.sysctl(&format!("ipv4/conf/{end}/route_localnet")), "0");
-    // The kernel's own link-local address, which comes by itself, may be tentative for a second.
+    // The kernel adds its own link-local address, which may be tentative for a second.
     let v6 = pod.ip("-6 -o addr show dev eth0 scope global");
     assert!(v6.contains("fd78::1/128") && !v6.contains("tentative"), "{v6}");
     assert!(pod.ip("neigh").lines().all(|l| l.trim_end().ends_with("PERMANENT")));
@@ -328,7 +328,7 @@ fn a_ruined_journal_is_set_aside_and_rebuilt_from_the_devices() {
     let gc = host.with("cni.dev/valid-attachments", json!([{"containerID": "c1", "ifname": "eth0"}]));
     host.call("GC", "", None, &gc).unwrap();
     assert_eq!(host.veths(), 1);
-    // Even with no journal at all, GC knows its own devices, and no others.
+    // Even without a journal, GC finds the plugin's own devices, and no others.
     fs::remove_file(host.journal()).unwrap();
     host.netns.ip("link add vethfffffffffff type veth peer name other");
     let gc = host.with("cni.dev/valid-attachments", json!([]));
@@ -342,7 +342,7 @@ fn two_nodes_with_the_same_network_name_do_not_meet() {
     let (host, other) = (Host::dual("node-a"), Host::new("node-b", json!({"subnets": ["10.79.0.0/24"]})));
     let pods = [Netns::new("a"), Netns::new("b")];
     host.add("c0", &pods[0]).unwrap();
-    // Both in the first one's namespace.
+    // Both nodes are in the first one's namespace.
     let netns = Some(pods[1].path());
     host.call("ADD", "c0", netns.as_deref(), &other.config).unwrap();
     let gc = host.with("cni.dev/valid-attachments", json!([]));

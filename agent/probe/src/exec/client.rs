@@ -1,7 +1,9 @@
-//! The agent's end of the exec helper: starts it, hands it commands, restarts it when it dies.
+//! The agent's client of the exec helper: starts it, sends it commands, and restarts it when it
+//! dies.
 //!
-//! One task per helper process owns its socket and the callers waiting; callers reach it over a channel. When the
-//! helper dies its callers hear that nothing ran, and the next one starts another, at most once a second.
+//! One task per helper process owns its socket and the waiting callers, which reach the task over a
+//! channel. When the helper dies, its callers get `NotRun`, and the next call starts another
+//! helper, at most once a second.
 
 use super::{ExecOutcome, ExecTarget, wire};
 use crate::ProberConfig;
@@ -21,7 +23,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// The helper keeps the deadlines; one that is this much late is stuck and gets replaced.
+/// The helper enforces the deadlines. A helper that is this much late is stuck and is replaced.
 const GRACE: Duration = Duration::from_secs(5);
 const RESTART_GAP: Duration = Duration::from_secs(1);
 const QUEUE: usize = 256;
@@ -51,7 +53,7 @@ impl Client {
 
     /// Runs one command.
     pub(crate) async fn run(&self, target: &ExecTarget, limit: Duration) -> ExecOutcome {
-        // So long that nobody sees its end, and short enough to be added to a clock.
+        // Longer than anyone waits, and short enough to be added to a clock.
         let limit = limit.min(Duration::from_secs(u64::from(u32::MAX)));
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
@@ -78,7 +80,7 @@ impl Client {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => died(),
             Err(_) => {
-                // A full queue means that the task is stuck in a write, which has a deadline of its own.
+                // A full queue means that the task is stuck in a write, which has its own deadline.
                 drop(helper.try_send(Message::Stuck));
                 ExecOutcome::NotRun("the exec helper does not answer".to_owned())
             }
@@ -130,7 +132,7 @@ struct CancelOnDrop {
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         if let Some(helper) = &self.helper {
-            // Where the queue is full the command's own deadline ends it.
+            // If the queue is full, the command's own deadline ends it.
             drop(helper.try_send(Message::Cancel { id: self.id }));
         }
     }
@@ -138,14 +140,14 @@ impl Drop for CancelOnDrop {
 
 async fn serve(mut child: Child, stream: UnixStream, hello: Vec<u8>, mut messages: mpsc::Receiver<Message>) {
     let why = match exchange(stream, hello, &mut messages).await {
-        // The socket is closed by now, at which the helper ends what it runs and exits.
+        // The socket is closed by now, so the helper kills its commands and exits.
         Ok(()) => {
             drop(timeout(GRACE, child.wait()).await);
             "no longer needed".to_owned()
         }
         Err(e) => e.to_string(),
     };
-    // Gone for good before the next one starts, which removes what this one left.
+    // The helper is dead before the next one starts and removes the cgroups that it left.
     if let Err(error) = child.kill().await {
         tracing::warn!(%error, "cannot end the exec helper");
     }
@@ -185,7 +187,7 @@ async fn exchange(
                 }
                 while let Some(reply) = wire::decode::<wire::Reply>(&mut buffer)? {
                     if let Some(caller) = waiting.remove(&reply.id) {
-                        // A caller that has gone is of no interest.
+                        // The caller may have been dropped.
                         drop(caller.send(reply.outcome));
                     }
                 }

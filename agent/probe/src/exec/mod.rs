@@ -1,4 +1,4 @@
-//! Commands in containers: what is run where, and how it ended. The running is the helper's ([`crate::exec_helper`]).
+//! Commands in containers: target and outcome. The helper runs them ([`crate::exec_helper`]).
 
 pub(crate) mod client;
 mod process;
@@ -10,32 +10,33 @@ use berth_core::probe::ProbeResult;
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 
-/// At most this much of a command's output is kept; it may write more.
+/// The most bytes of a command's output that are kept. The rest is discarded.
 pub const MAX_OUTPUT: usize = 10 * 1024;
 
-/// This way into the container would not be faithful, for the reason given: go through containerd.
+/// The helper cannot run this command exactly as containerd would, for the reason given. Callers go
+/// through containerd.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unsupported(pub String);
 
-/// A command and the container to run it in.
+/// A command and its container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ExecTarget {
     /// The command, looked up in the container's `PATH`.
     pub command: Vec<String>,
-    /// The container's first process, as the host counts.
+    /// Process id of the container's first process, in the host's PID namespace.
     pub pid: u32,
-    /// When that process started: field 22 of `/proc/<pid>/stat`, in clock ticks since boot. A pid that was taken
-    /// again is never entered.
+    /// Start time of that process: field 22 of `/proc/<pid>/stat`, in clock ticks since boot. A
+    /// reused process id is never entered.
     pub start_time: u64,
-    /// What the command runs as.
+    /// User, capabilities and limits of the command.
     pub process: ExecProcess,
     /// The container's cgroup directory in each hierarchy that has one.
     pub cgroup_dirs: Vec<PathBuf>,
 }
 
 impl ExecTarget {
-    /// Whether the helper can run this as containerd would.
+    /// Whether the helper can run this command exactly as containerd would.
     pub fn supported(&self) -> Result<(), Unsupported> {
         if self.process.seccomp.is_some() {
             return Err(Unsupported("the container has a seccomp filter".to_owned()));
@@ -47,37 +48,37 @@ impl ExecTarget {
     }
 }
 
-/// How a command ended. Output is stdout and stderr together, cut at [`MAX_OUTPUT`].
+/// Outcome of a command. Output is stdout and stderr together, cut at [`MAX_OUTPUT`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecOutcome {
-    /// It exited by itself.
+    /// The command exited.
     Exited {
         /// The exit code.
         code: i32,
-        /// What it wrote.
+        /// The output.
         output: String,
     },
-    /// A signal ended it.
+    /// The command was ended by a signal.
     Killed {
-        /// Which.
+        /// The signal.
         signal: i32,
-        /// What it wrote.
+        /// The output.
         output: String,
     },
-    /// It ran out of time and was killed with all that it had started.
+    /// The command exceeded its deadline and was killed with all its children.
     TimedOut {
-        /// What it wrote until then.
+        /// The output until then.
         output: String,
     },
-    /// It was never started, for the reason given: the container is gone, there is no such program, the node lacks
-    /// something, the helper died.
+    /// The command was never started, for the reason given: the container is gone, the program does
+    /// not exist, the node lacks resources, or the helper died.
     NotRun(String),
-    /// See [`Unsupported`].
+    /// The helper cannot run the command; see [`Unsupported`].
     Unsupported(String),
 }
 
 impl ExecOutcome {
-    /// As a probe's answer: what did not run says nothing.
+    /// The outcome as a probe result. A command that did not run gives an unknown result.
     pub fn into_result(self, timeout: Duration) -> ProbeResult {
         match self {
             ExecOutcome::Exited { code: 0, .. } => ProbeResult::Success,

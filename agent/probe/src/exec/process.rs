@@ -1,11 +1,11 @@
-//! What a command in a container runs as, read from the container's OCI spec.
+//! Process attributes of a command in a container, from the container's OCI spec.
 
 use super::Unsupported;
 use berth_core::model::CAPABILITIES;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The parts of an OCI `process` that a command in the same container takes on.
+/// The parts of an OCI `process` that apply to a command in the same container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ExecProcess {
     /// `user.uid`.
@@ -16,7 +16,7 @@ pub struct ExecProcess {
     pub groups: Vec<u32>,
     /// `user.umask`, default 022.
     pub umask: u32,
-    /// `env`, each `NAME=value`. `HOME` is looked up in the container where it is not set.
+    /// `env`, each `NAME=value`. If `HOME` is missing, it is looked up in the container.
     pub env: Vec<String>,
     /// `cwd`.
     pub cwd: String,
@@ -24,30 +24,30 @@ pub struct ExecProcess {
     pub capabilities: Capabilities,
     /// `noNewPrivileges`.
     pub no_new_privs: bool,
-    /// `rlimits`; all others are those of the container's first process.
+    /// `rlimits`. All others are those of the container's first process.
     pub rlimits: Vec<Rlimit>,
     /// `oomScoreAdj`.
     pub oom_score_adj: Option<i32>,
-    /// `linux.seccomp` of the spec; anything here makes the container [`Unsupported`].
+    /// `linux.seccomp` of the spec. Any value makes the container [`Unsupported`].
     pub seccomp: Option<Value>,
 }
 
 /// Capability sets, bit n for capability n.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Capabilities {
-    /// What a file may add at most.
+    /// Bounding set: limit of what a file may add.
     pub bounding: u64,
-    /// In force.
+    /// Effective set.
     pub effective: u64,
-    /// May be put in force.
+    /// Permitted set.
     pub permitted: u64,
-    /// Kept over execve where a file says so.
+    /// Inheritable set: kept over execve if the file allows it.
     pub inheritable: u64,
-    /// Kept over execve.
+    /// Ambient set: kept over execve.
     pub ambient: u64,
 }
 
-/// One resource limit.
+/// A resource limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rlimit {
     /// The resource's number (`RLIMIT_*`).
@@ -58,7 +58,7 @@ pub struct Rlimit {
     pub hard: u64,
 }
 
-/// By number, from `asm-generic/resource.h`.
+/// Names of the resources by number, from `asm-generic/resource.h`.
 const RLIMITS: [&str; 16] = [
     "CPU",
     "FSIZE",
@@ -85,14 +85,16 @@ fn unsupported<T>(why: impl Into<String>) -> Outcome<T> {
 }
 
 impl ExecProcess {
-    /// From the `process` of a container's OCI spec. Whatever could not be taken on exactly is an error. Set
-    /// [`ExecProcess::seccomp`] from `linux.seccomp`, or use [`ExecProcess::from_spec`].
+    /// Reads the `process` of a container's OCI spec. Any attribute that cannot be applied exactly
+    /// is an error. [`ExecProcess::seccomp`] must be set from `linux.seccomp`;
+    /// [`ExecProcess::from_spec`] does both.
     pub fn from_oci(process: &Value) -> Result<ExecProcess, Unsupported> {
         let Some(fields) = process.as_object() else { return unsupported("process is not an object") };
         for (name, value) in fields {
             match name.as_str() {
                 "user" | "env" | "cwd" | "capabilities" | "noNewPrivileges" | "rlimits" | "oomScoreAdj" => {}
-                // The command's own, or without meaning for one without a terminal.
+                // These belong to the container's own command, or have no meaning without a
+                // terminal.
                 "args" | "terminal" | "consoleSize" => {}
                 _ if is_empty(value) => {}
                 other => return unsupported(format!("process.{other} is set")),
@@ -128,7 +130,7 @@ impl ExecProcess {
         })
     }
 
-    /// From a whole OCI spec: its `process` and `linux.seccomp`.
+    /// Reads a complete OCI spec: its `process` and `linux.seccomp`.
     pub fn from_spec(spec: &Value) -> Result<ExecProcess, Unsupported> {
         let mut process = Self::from_oci(spec.get("process").unwrap_or(&Value::Null))?;
         process.seccomp = spec.pointer("/linux/seccomp").filter(|v| !is_empty(v)).cloned();

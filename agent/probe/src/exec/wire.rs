@@ -1,33 +1,33 @@
-//! What agent and helper say to each other: frames of a 32-bit length (little endian) and JSON.
+//! Messages between agent and exec helper: frames of a 32-bit length (little endian) and JSON.
 //!
-//! Both ends are the same program, started by the other, so there is one version.
+//! Both ends are the same program, one started by the other, so there is one version.
 
 use super::{ExecOutcome, ExecTarget};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{io, path::PathBuf};
 
-/// Above all that an environment and a command line may hold together.
+/// The longest frame in bytes. An environment and a command line together are shorter.
 const MAX_FRAME: usize = 8 * 1024 * 1024;
 
-/// To the helper.
+/// A request to the helper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Remove what an earlier helper left below these directories.
+    /// Remove the cgroups that an earlier helper left below these directories.
     Clean { roots: Vec<PathBuf> },
     /// Run a command.
     Exec { id: u64, timeout_ms: u64, target: Box<ExecTarget> },
-    /// Nobody waits for that one any more.
+    /// Kill a command, because its caller no longer waits.
     Cancel { id: u64 },
 }
 
-/// From the helper.
+/// A reply of the helper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Reply {
     pub(crate) id: u64,
     pub(crate) outcome: ExecOutcome,
 }
 
-/// One frame.
+/// Encodes one frame.
 pub(crate) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut frame = vec![0; 4];
     serde_json::to_writer(&mut frame, message)?;
@@ -38,7 +38,7 @@ pub(crate) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// Takes one message off the front of `buffer`, `None` where it is not whole yet.
+/// Takes one message off the front of `buffer`. None if it is incomplete.
 pub(crate) fn decode<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> io::Result<Option<T>> {
     let Some((length, rest)) = buffer.split_first_chunk::<4>() else { return Ok(None) };
     let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);

@@ -1,4 +1,4 @@
-//! The cgroup of one command: what it and all its children are found, killed and gone by.
+//! The cgroup of one command, by which the command and all its children are found and killed.
 
 use rustix::{
     io::Errno,
@@ -15,13 +15,13 @@ use std::{
     time::Duration,
 };
 
-/// Groups of commands are named so in every container.
+/// Prefix of the names of commands' cgroups.
 const PREFIX: &str = "berth-exec-";
 
-/// A hierarchy is not deeper than this where pods live.
+/// The deepest level of pods' cgroups in a hierarchy.
 const MAX_DEPTH: u32 = 8;
 
-/// A v1 hierarchy gives no way to kill a group at once: so often it is gone through before the next try.
+/// Rounds of killing before the next try. A v1 hierarchy cannot kill a cgroup at once.
 const ROUNDS: u32 = 8;
 
 pub(super) struct Group {
@@ -29,21 +29,23 @@ pub(super) struct Group {
     tries: u32,
 }
 
-/// A group and where a process must be put to be in it and in the container's in every other hierarchy.
+/// A new cgroup, and the `cgroup.procs` files that put a process into it and into the container's
+/// cgroup in every other hierarchy.
 pub(super) struct Made {
     pub(super) group: Group,
     pub(super) procs: Vec<CString>,
 }
 
-/// Makes a command's group below one of the container's: in the hierarchy that can kill a group as a whole, else that
-/// can freeze it. One is enough to find its processes; in the others they are the container's own.
+/// Creates a command's cgroup below one of the container's: in the hierarchy that can kill a cgroup
+/// as a whole, or else in one that can freeze it. One hierarchy is enough to find the processes; in
+/// the others they are in the container's own cgroup.
 pub(super) fn make(container: &[PathBuf], number: u64) -> io::Result<Made> {
     let has = |dir: &&PathBuf, file: &str| dir.join(file).exists();
     let chosen = container
         .iter()
         .find(|d| has(d, "cgroup.kill"))
         .or_else(|| container.iter().find(|d| has(d, "freezer.state")))
-        // A new cpuset takes no process before it is given processors.
+        // A new cpuset accepts no process before it has processors.
         .or_else(|| container.iter().find(|d| !has(d, "cpuset.cpus")))
         .ok_or_else(|| io::Error::other("none of the container's cgroups can hold a command's"))?;
     let dir = chosen.join(format!("{PREFIX}{}-{number}", std::process::id()));
@@ -58,7 +60,7 @@ pub(super) fn make(container: &[PathBuf], number: u64) -> io::Result<Made> {
 }
 
 impl Group {
-    /// Kills what is in it; some of it may need more tries.
+    /// Kills the processes of the cgroup. Some may need more tries.
     pub(super) fn kill(&self) {
         let whole = self.dir.join("cgroup.kill");
         if whole.exists() {
@@ -68,7 +70,7 @@ impl Group {
             return;
         }
         for round in 0..ROUNDS {
-            // What forks faster than it is killed is stopped first.
+            // Processes that fork faster than they are killed are frozen first.
             self.freeze(round >= ROUNDS / 2);
             let found = kill_each(&self.dir, 0);
             self.freeze(false);
@@ -86,13 +88,13 @@ impl Group {
         }
     }
 
-    /// Removes it, true once it is gone; false while something in it still lives.
+    /// Removes the cgroup. False while a process in it still lives.
     pub(super) fn remove(&mut self) -> bool {
         self.tries = self.tries.saturating_add(1);
         remove_tree(&self.dir, 0)
     }
 
-    /// How long to wait before the next try: 1 ms, doubling to 1 s.
+    /// Pause before the next try: 1 ms, doubling to 1 s.
     pub(super) fn backoff(&self) -> Duration {
         Duration::from_millis(1 << self.tries.min(10))
     }
@@ -104,7 +106,7 @@ fn remove_tree(dir: &Path, depth: u32) -> bool {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return true,
         Err(_) => {}
     }
-    // The command may have made groups of its own.
+    // The command may have created cgroups of its own.
     let mut children = subdirectories(dir).peekable();
     if children.peek().is_none() || depth >= MAX_DEPTH {
         return false;
@@ -133,8 +135,9 @@ pub(super) fn kill_process(process: BorrowedFd<'_>) {
     }
 }
 
-/// Kills the processes of a v1 group and those below, and gives how many there were. A pid that is still listed after
-/// it was taken hold of cannot meanwhile have become another's outside of the group.
+/// Kills the processes of a v1 cgroup and those below, and returns how many there were. A pid that
+/// is still listed after its pidfd was opened cannot have been reused outside of the cgroup
+/// meanwhile.
 fn kill_each(dir: &Path, depth: u32) -> usize {
     let held: Vec<_> = processes(dir)
         .into_iter()
@@ -150,7 +153,7 @@ fn kill_each(dir: &Path, depth: u32) -> usize {
     held.len() + subdirectories(dir).map(|child| kill_each(&child, depth + 1)).sum::<usize>()
 }
 
-/// The groups that earlier helpers left below these directories.
+/// The cgroups that earlier helpers left below these directories.
 pub(super) fn left_below(roots: &[PathBuf]) -> Vec<Group> {
     let mut found = Vec::new();
     for root in roots {

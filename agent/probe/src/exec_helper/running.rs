@@ -1,4 +1,4 @@
-//! One command from the request to the last trace of it.
+//! One command, from the request until nothing of it is left.
 
 use super::group::{self, Group};
 use crate::exec::{ExecOutcome, ExecTarget, MAX_OUTPUT, wire::Reply};
@@ -14,7 +14,7 @@ use std::{
     time::Instant,
 };
 
-/// So much output is thrown away at a time before others get their turn.
+/// Bytes of output that are read at a time before other commands are served.
 const DRAIN: usize = 256 * 1024;
 
 pub(super) struct Entry<'a> {
@@ -29,20 +29,20 @@ pub(super) struct Running {
     deadline: Instant,
     first: Option<Process>,
     command: Option<Process>,
-    /// Whether there was ever a second process; it may have ended since.
+    /// Whether there ever was a second process, which may have ended since.
     started: bool,
-    /// Open until the command runs or it is known that it will not.
+    /// Pipe for reports, open until the command runs or has failed to start.
     reports: Option<OwnedFd>,
     output: Option<OwnedFd>,
     text: Vec<u8>,
     failed: Option<String>,
     answered: bool,
     group: Option<Group>,
-    /// When to look again for what is left of it.
+    /// When the rest of the cgroup is killed and removed again.
     retry: Option<Instant>,
 }
 
-/// Sets a command on its way into its container.
+/// Starts a command in its container.
 pub(super) fn start(entry: Entry<'_>) -> Result<Running, ExecOutcome> {
     let not_run = |what: &str, e: &dyn std::error::Error| ExecOutcome::NotRun(format!("{what}: {e}"));
     let target = entry.target;
@@ -54,7 +54,7 @@ pub(super) fn start(entry: Entry<'_>) -> Result<Running, ExecOutcome> {
         Err(Errno::SRCH) => return Err(gone()),
         Err(e) => return Err(not_run("find the container", &e)),
     };
-    // Taken hold of first: from here on the number can stand for no other process.
+    // The pidfd is open already, so from here on the pid cannot be another process's.
     match berth_sys::process::start_time(target.pid) {
         Ok(Some(start)) if start == target.start_time => {}
         Ok(_) => return Err(gone()),
@@ -86,7 +86,7 @@ pub(super) fn start(entry: Entry<'_>) -> Result<Running, ExecOutcome> {
     }
 }
 
-/// A container in a user namespace of its own needs its ids mapped on the way in.
+/// A container with its own user namespace needs its ids mapped, which is not supported.
 fn own_user_namespace(pid: u32) -> Result<(), ExecOutcome> {
     let theirs = fs::read_link(format!("/proc/{pid}/ns/user"));
     match (theirs, fs::read_link("/proc/self/ns/user")) {
@@ -128,30 +128,30 @@ fn command(target: &ExecTarget) -> Result<Command, ExecOutcome> {
 }
 
 impl Running {
-    /// What makes it move when it gets readable.
+    /// Descriptors that are watched for input.
     pub(super) fn watched(&self) -> Vec<BorrowedFd<'_>> {
         let processes = [&self.first, &self.command].into_iter().flatten().map(|p| p.fd.as_fd());
         let pipes = [&self.reports, &self.output].into_iter().flatten().map(OwnedFd::as_fd);
         processes.chain(pipes).collect()
     }
 
-    /// When it wants to be looked at though nothing is readable.
+    /// Time of the next action without input.
     pub(super) fn due(&self) -> Option<Instant> {
         let deadline = (!self.answered).then_some(self.deadline);
         deadline.into_iter().chain(self.retry).min()
     }
 
-    /// Whether nothing is left of it.
+    /// Whether nothing of the command is left.
     pub(super) fn is_over(&self) -> bool {
         self.answered
             && self.group.is_none()
             && self.first.is_none()
             && self.command.is_none()
-            // While the pipe is open it may yet tell of a second process.
+            // While the pipe is open, a second process may still be reported.
             && self.reports.is_none()
     }
 
-    /// Nobody wants the answer any more.
+    /// Kills the command, because its caller no longer waits.
     pub(super) fn cancel(&mut self) {
         if !self.answered {
             self.answered = true;
@@ -159,7 +159,7 @@ impl Running {
         }
     }
 
-    /// Does what can be done now, without waiting; gives the answer once.
+    /// Advances without waiting. Returns the reply once.
     pub(super) fn advance(&mut self, now: Instant) -> Option<Reply> {
         self.read_reports();
         self.read_output();
@@ -178,14 +178,14 @@ impl Running {
 
     fn outcome(&mut self, ended: Option<WaitIdStatus>, now: Instant) -> Option<ExecOutcome> {
         if ended.is_some() {
-            // It may have told that it is no command after its reports were read, and ended before it was looked at.
+            // The process may have reported a failure and ended after the reports were read.
             self.read_reports();
         }
         if let Some(why) = self.failed.take() {
             return Some(ExecOutcome::NotRun(why));
         }
         if let Some(status) = ended {
-            // Its last words may have come after the pipe was read.
+            // The last output may have come after the pipe was read.
             self.read_output();
             let output = self.take_text();
             return Some(match (status.exit_status(), status.terminating_signal()) {
@@ -236,7 +236,8 @@ impl Running {
         }
     }
 
-    /// Keeps the first part and throws the rest away, so that the command never waits for a reader.
+    /// Reads the output, keeps its first part and discards the rest, so that the command never
+    /// waits for a reader.
     fn read_output(&mut self) {
         let mut seen = 0;
         let mut chunk = [0u8; 16 * 1024];
@@ -254,18 +255,18 @@ impl Running {
         }
     }
 
-    /// Kills everything of it.
+    /// Kills all processes of the command.
     fn destroy(&mut self) {
         if let Some(group) = &self.group {
             group.kill();
         }
-        // These may not have got into the group.
+        // These processes may not have entered the cgroup.
         for process in [&self.first, &self.command].into_iter().flatten() {
             group::kill_process(process.fd.as_fd());
         }
     }
 
-    /// After the answer: ends what the command left and removes its group.
+    /// After the reply: kills remaining processes and removes the cgroup.
     fn clear(&mut self, now: Instant) {
         self.retry = None;
         self.output = None;
@@ -279,7 +280,7 @@ impl Running {
     }
 }
 
-/// Its end, once; from then on its number may be another's.
+/// Reaps a process and returns its status once. From then on its pid may be reused.
 fn reap(process: &mut Option<Process>) -> Option<WaitIdStatus> {
     let held = process.as_ref()?;
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
@@ -297,7 +298,7 @@ fn reap(process: &mut Option<Process>) -> Option<WaitIdStatus> {
     }
 }
 
-/// Second processes whose first was killed before it could tell of them.
+/// Reaps second processes whose first process was killed before it could report them.
 pub(super) fn reap_strays() {
     while let Ok(Some(_)) = waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {}
 }
@@ -341,7 +342,7 @@ mod tests {
         }
     }
 
-    /// How a child that exits with this ended.
+    /// Status of a child that exits with this code.
     fn ended(code: &str) -> WaitIdStatus {
         let mut shell = std::process::Command::new("/bin/sh");
         let mut child = shell.args(["-c", &format!("exit {code}")]).spawn().unwrap();
@@ -352,7 +353,7 @@ mod tests {
         status
     }
 
-    /// Between two system calls of the helper its child may tell that it could not execute, and be gone.
+    /// Between two system calls of the helper, its child may report that execve failed, and exit.
     #[test]
     fn a_failure_told_just_before_the_end_counts_and_the_exit_code_does_not() {
         let deadline = Instant::now() + Duration::from_secs(60);

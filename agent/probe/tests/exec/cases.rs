@@ -37,7 +37,7 @@ pub(crate) const ALL: &[Case] = &[
 
 const LONG: Duration = Duration::from_secs(10);
 
-/// A command's end as a probe's answer.
+/// The outcome of a command as a probe result.
 async fn ask(prober: &Prober, target: &ExecTarget) -> ProbeResult {
     match prober.exec(target, LONG).await {
         Ok(outcome) => outcome.into_result(LONG),
@@ -45,7 +45,8 @@ async fn ask(prober: &Prober, target: &ExecTarget) -> ProbeResult {
     }
 }
 
-/// A fresh container and helper, one command that must exit with 0; what it wrote.
+/// Runs one command, which must exit with 0, in a new container by a new helper. Returns its
+/// output.
 fn output(process: &serde_json::Value, script: &str) -> (Container, String) {
     let container = Container::start();
     let outcome = runtime()
@@ -181,7 +182,7 @@ fn surroundings() {
     ] {
         assert!(lines.contains(&line), "{line} in\n{text}");
     }
-    // `ls` itself holds the directory it lists.
+    // `ls` itself holds the directory that it lists.
     let fds: Vec<_> = lines.iter().filter(|l| l.parse::<u32>().is_ok_and(|n| n < 100)).collect();
     assert_eq!(fds, [&"0", &"1", &"2", &"3"], "{text}");
     let known = ["HELLO", "PATH", "HOME", "PWD", "SHLVL", "OLDPWD", "_"];
@@ -256,7 +257,7 @@ fn without_cgroup_kill() {
     let mut container = Container::start();
     let all = container.cgroups.clone();
     container.cgroups.retain(|dir| !dir.join("cgroup.kill").exists());
-    // A machine with only the unified hierarchy has no other way.
+    // On a machine with only the unified hierarchy there is no other way.
     if !container.cgroups.is_empty() {
         let rt = runtime();
         rt.block_on(async {
@@ -395,7 +396,8 @@ fn no_descriptors_is_unknown() {
     });
 }
 
-/// A container that may trace reaches the file through a process on its way in; it must not be able to change it.
+/// A container that may trace reaches the program's file through a process that is entering it. The
+/// container must not be able to change the file.
 fn program_file_is_read_only() {
     let container = Container::start();
     let rt = runtime();
@@ -403,7 +405,8 @@ fn program_file_is_read_only() {
         let prober = prober(&container);
         prober.exec(&container.target(&process(), &["true"]), LONG).await.unwrap();
         let file = format!("/proc/{}/exe", fixture::helper().unwrap());
-        // The program runs, so that writing would be refused anyhow at this moment: ask the mount itself.
+        // The program runs, so writing would be refused anyway at this moment: the mount itself is
+        // checked.
         let flags = rustix::fs::statvfs(&file).unwrap().f_flag;
         assert!(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY), "{flags:?}");
         let own = rustix::fs::statvfs("/proc/self/exe").unwrap().f_flag;
@@ -411,8 +414,9 @@ fn program_file_is_read_only() {
     });
 }
 
-/// What a command sees of itself, but for what differs from run to run. Ignored signals have a case of their own: the C
-/// library's posix_spawn, by which runc is started here, leaves its two internal ones ignored.
+/// What a command sees of itself, without what differs from run to run. Ignored signals have their
+/// own case: the C library's posix_spawn, by which runc is started here, leaves its two internal
+/// ones ignored.
 const LOOK: &str = "grep -vE '^(Pid|Tgid|NSpid|NStgid|NSpgid|NSsid|Ngid|Vm|Rss|Huge|.*ctxt|SigQ|SigIgn|THP|State|PPid)' /proc/self/status
 cat /proc/self/limits /proc/self/oom_score_adj; env | sort; pwd; umask; ls /proc/self/fd
 for n in mnt pid net ipc uts cgroup user; do readlink /proc/self/ns/$n; done";

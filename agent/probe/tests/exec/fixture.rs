@@ -1,4 +1,4 @@
-//! A container without a runtime, and looks at the kernel's own lists.
+//! A container without a runtime, and queries of the kernel's lists.
 
 use berth_probe::{ExecProcess, ExecTarget, Prober, ProberConfig};
 use serde_json::{Value, json};
@@ -12,7 +12,8 @@ use std::{
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// Goes inside: a root of its own with a fresh /proc, then waits, and as a first process should, for orphans too.
+/// First process of the container: its own root with a new /proc, then waits, for orphans too, as a
+/// first process should.
 const INIT: &str = "set -e
 mount --bind \"$1\" \"$1\"
 mount -t proc proc \"$1/proc\"
@@ -27,9 +28,9 @@ pub(crate) struct Container {
     pub(crate) pid: u32,
     _rootfs: tempfile::TempDir,
     pub(crate) cgroups: Vec<PathBuf>,
-    /// The directory of the test's own in each hierarchy, the container's parent.
+    /// The test's own directory in each hierarchy, the container's parent.
     pub(crate) roots: Vec<PathBuf>,
-    /// What the container runs by itself.
+    /// The container's own process.
     own: Vec<u32>,
 }
 
@@ -85,7 +86,7 @@ impl Container {
         self.target(process, &["sh", "-c", script])
     }
 
-    /// Every process of the container but its own, from the kernel's lists.
+    /// Every process of the container except its first, from the kernel's lists.
     pub(crate) fn others(&self) -> Vec<u32> {
         let namespace = fs::read_link(format!("/proc/{}/ns/pid", self.pid)).unwrap();
         all_pids()
@@ -118,7 +119,7 @@ impl Drop for Container {
     }
 }
 
-/// A container of runc's, for comparing.
+/// A container made by runc, for comparison.
 pub(crate) struct Runc {
     pub(crate) bundle: tempfile::TempDir,
     name: String,
@@ -145,7 +146,7 @@ impl Runc {
                 ],
             },
         });
-        // runc owns the root from here on; it is removed with the bundle.
+        // runc owns the root from here on. It is removed with the bundle.
         std::os::unix::fs::symlink(rootfs.keep(), bundle.path().join("root-of")).unwrap();
         fs::write(bundle.path().join("config.json"), spec.to_string()).unwrap();
         let mut container = Runc { bundle, name, pid: 0 };
@@ -177,7 +178,7 @@ impl Runc {
         command
     }
 
-    /// What the command of that process writes, run by runc.
+    /// Output of the command of that process, run by runc.
     pub(crate) fn exec(&self, process: &Value) -> String {
         let file = self.bundle.path().join("process.json");
         fs::write(&file, process.to_string()).unwrap();
@@ -236,7 +237,7 @@ fn process_of(program: &str, argument: &str) -> Value {
     process
 }
 
-/// What this process itself may hand on.
+/// Attributes that this process itself may pass on.
 pub(crate) fn held_capabilities() -> Vec<String> {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let bits = status.lines().find_map(|l| l.strip_prefix("CapBnd:")).unwrap();
@@ -324,7 +325,7 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// What containerd's CRI plugin gives an ordinary container.
+/// The process of an ordinary container of containerd's CRI plugin.
 pub(crate) const DEFAULT_CAPS: [&str; 14] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -363,7 +364,7 @@ pub(crate) fn comm(pid: u32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
-/// The helper: this program's child with its role.
+/// The helper: a child of this program with its role.
 pub(crate) fn helper() -> Option<u32> {
     let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
     let children = threads.map(|t| fs::read_to_string(t.path().join("children")).unwrap_or_default());
@@ -374,7 +375,7 @@ pub(crate) fn helper() -> Option<u32> {
     })
 }
 
-/// Waits on a condition, up to 5 s.
+/// Waits for a condition, up to 5 s.
 pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(5);
     while !condition() {
