@@ -435,7 +435,8 @@ impl Network {
             let sandboxes = self.inner.attachments.list().unwrap_or_default();
             let records = sandboxes.iter().filter_map(|id| self.inner.attachments.read(id).ok().flatten());
             let here = records.filter(|record| record.boot == self.inner.boot && record.result.is_some());
-            here.map(|record| (record.uid.clone(), crate::conflist::bypasses_host_stack(&record.plugins))).collect()
+            here.map(|record| (record.uid.clone(), crate::conflist::bypasses_host_stack(&record.plugins)))
+                .collect()
         };
         bypassing.get_or_insert_with(read).get(pod).copied().unwrap_or(false)
     }
