@@ -78,6 +78,18 @@ pub enum Error {
     },
 }
 
+impl From<Error> for io::Error {
+    fn from(error: Error) -> io::Error {
+        match error {
+            Error::Connect { source, .. } | Error::Io { source, .. } | Error::File { source, .. } => source,
+            Error::Decode(source) | Error::Encode(source) => source.into(),
+            Error::Closed => io::ErrorKind::UnexpectedEof.into(),
+            Error::Deadline => io::ErrorKind::TimedOut.into(),
+            other => io::Error::new(io::ErrorKind::InvalidData, other),
+        }
+    }
+}
+
 impl Error {
     /// Whether no agent answers, as opposed to one that answers with an error.
     pub fn is_unreachable(&self) -> bool {

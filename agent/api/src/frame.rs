@@ -1,18 +1,21 @@
-//! Frames: a length (u32, little endian), then that many bytes of JSON.
+//! Frames of all local protocols: a length (u32, little endian), then that many bytes of JSON.
+//!
+//! The agent's own protocol reads by [`FrameReader`], whose reads may be dropped and repeated. The
+//! helpers' protocols read a frame at once by [`read`], or take it from a buffer by [`take`].
 
 use crate::Error;
 use serde::{Serialize, de::DeserializeOwned};
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Limit of a request's length in bytes.
+/// Limit of a request's length in bytes, in the agent's own protocol.
 pub const REQUEST_MAX: usize = 256 << 10;
 
-/// Limit of a reply's length in bytes.
+/// Limit of a reply's length in bytes, in the agent's own protocol.
 pub const REPLY_MAX: usize = 16 << 20;
 
 /// Size of the length prefix in bytes.
-const HEAD: usize = 4;
+pub const HEAD: usize = 4;
 
 /// Encodes a message as a frame.
 ///
@@ -46,6 +49,60 @@ fn seal(mut frame: Vec<u8>, limit: usize) -> Result<Vec<u8>, Error> {
     Ok(frame)
 }
 
+/// Decodes the JSON of a frame.
+///
+/// # Errors
+/// The JSON is not such a message.
+pub fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(json).map_err(Error::Decode)
+}
+
+/// The length at the start of a frame.
+///
+/// # Errors
+/// The length exceeds `limit`.
+pub fn length(head: [u8; HEAD], limit: usize) -> Result<usize, Error> {
+    let length = usize::try_from(u32::from_le_bytes(head)).unwrap_or(usize::MAX);
+    if length > limit { Err(Error::TooLong { length, limit }) } else { Ok(length) }
+}
+
+/// Takes the JSON of the first frame off the front of `buffer`. None if the frame is incomplete.
+///
+/// # Errors
+/// The frame is longer than `limit`.
+pub fn take(buffer: &mut Vec<u8>, limit: usize) -> Result<Option<Vec<u8>>, Error> {
+    let Some((head, _)) = buffer.split_first_chunk::<HEAD>() else { return Ok(None) };
+    let end = length(*head, limit)?.saturating_add(HEAD);
+    let Some(json) = buffer.get(HEAD..end) else { return Ok(None) };
+    let json = json.to_vec();
+    buffer.drain(..end);
+    Ok(Some(json))
+}
+
+/// Reads the JSON of one frame. A dropped future leaves the connection in the middle of a frame.
+///
+/// # Errors
+/// The connection is broken or at its end, or the frame is longer than `limit`.
+pub async fn read(from: &mut (impl AsyncRead + Unpin), limit: usize) -> io::Result<Vec<u8>> {
+    let mut head = [0; HEAD];
+    from.read_exact(&mut head).await?;
+    read_rest(head, from, limit).await
+}
+
+/// Reads the JSON of a frame whose length was read already.
+///
+/// # Errors
+/// As for [`read`].
+pub async fn read_rest(
+    head: [u8; HEAD],
+    from: &mut (impl AsyncRead + Unpin),
+    limit: usize,
+) -> io::Result<Vec<u8>> {
+    let mut json = vec![0; length(head, limit)?];
+    from.read_exact(&mut json).await?;
+    Ok(json)
+}
+
 /// Reader of frames. A read may be dropped and repeated: received bytes are kept.
 #[derive(Debug)]
 pub struct FrameReader<R> {
@@ -63,17 +120,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// The next frame's bytes; `None` at the end of the connection, even in the middle of a frame.
     pub async fn bytes(&mut self) -> Result<Option<Vec<u8>>, Error> {
         loop {
-            if let Some((head, _)) = self.buffer.split_first_chunk::<HEAD>() {
-                let length = usize::try_from(u32::from_le_bytes(*head)).unwrap_or(usize::MAX);
-                if length > self.limit {
-                    return Err(Error::TooLong { length, limit: self.limit });
-                }
-                let end = length.saturating_add(HEAD);
-                if let Some(frame) = self.buffer.get(HEAD..end) {
-                    let frame = frame.to_vec();
-                    self.buffer.drain(..end);
-                    return Ok(Some(frame));
-                }
+            if let Some(frame) = take(&mut self.buffer, self.limit)? {
+                return Ok(Some(frame));
             }
             match self.from.read_buf(&mut self.buffer).await {
                 Ok(0) => return Ok(None),
@@ -87,7 +135,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// The next message; `None` at the end of the connection.
     pub async fn message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
         match self.bytes().await? {
-            Some(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(Error::Decode),
+            Some(bytes) => decode(&bytes).map(Some),
             None => Ok(None),
         }
     }

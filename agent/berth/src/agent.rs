@@ -126,7 +126,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     berth_sys::fs::write_atomic(&roots_file, &text, 0o600).context("write the roots file")?;
     let spawn_logd = async || {
         let args = ["logd".as_ref(), "--roots".as_ref(), roots_file.as_os_str()];
-        let pid = berth_logd::spawn_detached(&roots, &exe, args)?;
+        let pid = berth_helper::spawn_detached(&roots.logd_output(), &exe, args)?;
         if let Err(error) = cgroups.join_helper("logd", pid) {
             tracing::warn!(%error, "logd runs outside its cgroup");
         }

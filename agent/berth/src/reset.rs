@@ -28,7 +28,7 @@ pub(crate) fn run(roots: &Roots) -> anyhow::Result<()> {
         // No answer means that no helper runs.
         if dns.status().await.is_ok() {
             dns.end().await.context("end cluster DNS")?;
-            dns.closed().await;
+            berth_helper::socket::closed(&roots.dns_socket()).await;
         }
         let network = Network::open(roots, NetworkConfig::default()).context("open the network")?;
         network.restore_host().await.context("restore the host's network")

@@ -117,9 +117,14 @@ impl Roots {
         self.pod_state.join("pods").join(uid.as_str())
     }
 
-    /// The directory of a pod's output files.
+    /// Name of a pod's log directory, `<namespace>_<pod>_<uid>`.
+    pub fn pod_log_dir_name(key: &crate::ids::PodKey, uid: &crate::ids::PodUid) -> String {
+        format!("{}_{}_{}", key.namespace, key.name, uid)
+    }
+
+    /// The directory of a pod's log files.
     pub fn pod_log_dir(&self, key: &crate::ids::PodKey, uid: &crate::ids::PodUid) -> PathBuf {
-        self.pod_logs.join(format!("{}_{}_{}", key.namespace, key.name, uid))
+        self.pod_logs.join(Self::pod_log_dir_name(key, uid))
     }
 
     /// Where the pod's pinned namespaces lie: files `net`, `ipc`, `uts` (and `pid` where shared).
@@ -170,6 +175,41 @@ impl Roots {
     /// logd's local socket.
     pub fn logd_socket(&self) -> PathBuf {
         self.runtime_state.join("logd.sock")
+    }
+
+    /// The directory of logd's state: its lock, its table of streams, and unfinished lines.
+    pub fn logd_state_dir(&self) -> PathBuf {
+        self.runtime_state.join("logd")
+    }
+
+    /// File for logd's own messages, if no service manager takes them.
+    pub fn logd_output(&self) -> PathBuf {
+        self.runtime_state.join("logd.out")
+    }
+
+    /// The directory of a container's FIFOs.
+    pub fn fifo_dir(&self, id: &crate::ids::ContainerId) -> PathBuf {
+        self.runtime_state.join("fifo").join(id.as_str())
+    }
+
+    /// The lock of the active `berth dns`.
+    pub fn dns_lock(&self) -> PathBuf {
+        self.runtime_state.join("dns/lock")
+    }
+
+    /// List of the addresses that `berth dns` has added to `lo`.
+    pub fn dns_addresses_file(&self) -> PathBuf {
+        self.runtime_state.join("dns/addresses.json")
+    }
+
+    /// The directory of network attachments, one file a sandbox.
+    pub fn attachments_dir(&self) -> PathBuf {
+        self.lasting_state.join("attachments")
+    }
+
+    /// The host's sysctls before this node changed them.
+    pub fn sysctls_file(&self) -> PathBuf {
+        self.runtime_state.join("network/sysctls.json")
     }
 
     /// The names that `berth dns` answers, published whole by one rename.

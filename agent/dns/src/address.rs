@@ -19,7 +19,7 @@ use nix::{
     libc::{EADDRNOTAVAIL, EEXIST},
     net::if_::if_nametoindex,
 };
-use std::{io, net::IpAddr, path::PathBuf};
+use std::{io, net::IpAddr};
 
 /// Protocol number (`IFA_PROTO`) of the addresses added here. The kernel's own numbers end at 3.
 pub const MARK: u8 = 186;
@@ -28,11 +28,7 @@ pub const MARK: u8 = 186;
 const DEADLINE_S: i64 = 10;
 
 /// The largest file of addresses in bytes.
-const RECORD_MAX: usize = 64 * 1024;
-
-fn record(roots: &Roots) -> PathBuf {
-    roots.runtime_state.join("dns/addresses.json")
-}
+const FILE_MAX: usize = 64 * 1024;
 
 /// Adds these addresses to `lo`, as /32 or /128. An address that `lo` already has is left as it is.
 ///
@@ -45,7 +41,7 @@ pub fn ensure(roots: &Roots, addresses: &[IpAddr]) -> Result<(), Error> {
     ours.dedup();
     // The file is written first: if the process ends between the two steps, no address is left that
     // nobody removes.
-    let path = record(roots);
+    let path = roots.dns_addresses_file();
     let text = serde_json::to_vec(&ours).map_err(|e| Error::File { path: path.clone(), source: e.into() })?;
     berth_sys::fs::write_atomic(&path, &text, 0o600).map_err(|source| Error::State { path, source })?;
     for address in addresses {
@@ -78,7 +74,7 @@ pub fn remove(roots: &Roots) -> Result<Vec<IpAddr>, Error> {
             }
         }
     }
-    let path = record(roots);
+    let path = roots.dns_addresses_file();
     match berth_sys::fs::remove_if_there(&path) {
         Ok(()) => Ok(removed),
         Err(source) => Err(Error::File { path, source }),
@@ -86,12 +82,12 @@ pub fn remove(roots: &Roots) -> Result<Vec<IpAddr>, Error> {
 }
 
 fn recorded(roots: &Roots) -> Result<Vec<IpAddr>, Error> {
-    let path = record(roots);
+    let path = roots.dns_addresses_file();
     if !path.exists() {
         return Ok(Vec::new());
     }
     let text =
-        berth_sys::fs::read_limited(&path, RECORD_MAX).map_err(|source| Error::State { path, source })?;
+        berth_sys::fs::read_limited(&path, FILE_MAX).map_err(|source| Error::State { path, source })?;
     // The file is replaced by rename, so a file that cannot be parsed was not written here.
     Ok(serde_json::from_slice(&text).unwrap_or_default())
 }

@@ -54,7 +54,7 @@ pub struct Upstreams {
 }
 
 /// An answer that belongs to the question.
-struct Heard {
+struct Answer {
     message: Message,
     wire: Vec<u8>,
     /// The name is in the case of the question.
@@ -80,7 +80,7 @@ impl Upstreams {
     }
 
     /// The servers, those that recently did not answer last.
-    fn in_turn(&self) -> Vec<SocketAddr> {
+    fn in_order(&self) -> Vec<SocketAddr> {
         let mut servers = self.servers();
         let (now, mut silent) = (Instant::now(), lock(&self.silent));
         silent.retain(|server, since| now.duration_since(*since) < DEMOTED && servers.contains(server));
@@ -88,7 +88,7 @@ impl Upstreams {
         servers
     }
 
-    fn heard(&self, server: SocketAddr, answered: bool) {
+    fn record_outcome(&self, server: SocketAddr, answered: bool) {
         let mut silent = lock(&self.silent);
         if answered {
             silent.remove(&server);
@@ -102,56 +102,56 @@ impl Upstreams {
     /// upstream answers. `name` is the key's name in the case of the question, see [`random_case`].
     pub async fn ask(&self, key: &Key, name: &Name) -> Option<(Message, Vec<u8>)> {
         let end = Instant::now().checked_add(WHOLE)?;
-        let mut poor = None;
-        for server in self.in_turn() {
+        let mut failure = None;
+        for server in self.in_order() {
             let Some(until) = Instant::now().checked_add(UPSTREAM).map(|t| t.min(end)) else { continue };
             match timeout_at(until, self.ask_one(server, key, name)).await {
                 Ok(Ok((message, wire))) => {
-                    self.heard(server, true);
+                    self.record_outcome(server, true);
                     if matches!(
                         message.metadata.response_code,
                         ResponseCode::NoError | ResponseCode::NXDomain
                     ) {
                         return Some((message, wire));
                     }
-                    poor = Some((message, wire));
+                    failure = Some((message, wire));
                 }
                 Ok(Err(error)) => {
-                    tracing::debug!(%server, %error, "upstream cannot be asked");
-                    self.heard(server, false);
+                    tracing::debug!(%server, %error, "cannot ask an upstream");
+                    self.record_outcome(server, false);
                 }
-                Err(_elapsed) => self.heard(server, false),
+                Err(_elapsed) => self.record_outcome(server, false),
             }
             if Instant::now() >= end {
                 break;
             }
         }
-        poor
+        failure
     }
 
     async fn ask_one(&self, server: SocketAddr, key: &Key, name: &Name) -> io::Result<(Message, Vec<u8>)> {
         let mut query = query(key, name)?;
-        let mut heard = by_udp(server, &query).await?;
-        if heard.message.metadata.response_code == ResponseCode::FormErr && query.edns.take().is_some() {
-            heard = by_udp(server, &query).await?;
+        let mut answer = by_udp(server, &query).await?;
+        if answer.message.metadata.response_code == ResponseCode::FormErr && query.edns.take().is_some() {
+            answer = by_udp(server, &query).await?;
         }
         let caseless = |set: &Mutex<HashSet<SocketAddr>>| lock(set).contains(&server);
-        let believed = heard.same_case || caseless(&self.caseless);
-        if believed && !heard.message.metadata.truncation {
-            return Ok((heard.message, heard.wire));
+        let trusted = answer.same_case || caseless(&self.caseless);
+        if trusted && !answer.message.metadata.truncation {
+            return Ok((answer.message, answer.wire));
         }
         match by_tcp(server, &query).await {
             Ok(whole) => {
-                if !whole.same_case && !believed {
+                if !whole.same_case && !trusted {
                     tracing::debug!(%server, "upstream changes the case of names");
                     lock(&self.caseless).insert(server);
                 }
                 Ok((whole.message, whole.wire))
             }
             // A truncated answer is better than none. The client sees that it is truncated.
-            Err(error) if believed && !heard.message.answers.is_empty() => {
-                tracing::debug!(%server, %error, "upstream cannot be asked by TCP; the truncated answer is handed on");
-                Ok((heard.message, heard.wire))
+            Err(error) if trusted && !answer.message.answers.is_empty() => {
+                tracing::debug!(%server, %error, "cannot ask an upstream by TCP; its truncated answer is used");
+                Ok((answer.message, answer.wire))
             }
             Err(error) => Err(error),
         }
@@ -186,7 +186,7 @@ pub fn random_case(name: &Name) -> Name {
 
 fn query(key: &Key, name: &Name) -> io::Result<Message> {
     if key.kind == RecordType::ANY {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, "questions for everything are not forwarded"));
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "questions of type ANY are not forwarded"));
     }
     let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
@@ -198,7 +198,7 @@ fn query(key: &Key, name: &Name) -> io::Result<Message> {
     Ok(message)
 }
 
-async fn by_udp(server: SocketAddr, query: &Message) -> io::Result<Heard> {
+async fn by_udp(server: SocketAddr, query: &Message) -> io::Result<Answer> {
     let wire = query.to_vec().map_err(io::Error::other)?;
     let any: SocketAddr = match server {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -210,13 +210,13 @@ async fn by_udp(server: SocketAddr, query: &Message) -> io::Result<Heard> {
     let mut buffer = vec![0; 4096];
     loop {
         let n = socket.recv(&mut buffer).await?;
-        if let Some(heard) = answers(query, buffer.get(..n).unwrap_or_default()) {
-            return Ok(heard);
+        if let Some(answer) = answers(query, buffer.get(..n).unwrap_or_default()) {
+            return Ok(answer);
         }
     }
 }
 
-async fn by_tcp(server: SocketAddr, query: &Message) -> io::Result<Heard> {
+async fn by_tcp(server: SocketAddr, query: &Message) -> io::Result<Answer> {
     let wire = query.to_vec().map_err(io::Error::other)?;
     let mut stream = TcpStream::connect(server).await?;
     let length = u16::try_from(wire.len()).map_err(io::Error::other)?;
@@ -225,12 +225,12 @@ async fn by_tcp(server: SocketAddr, query: &Message) -> io::Result<Heard> {
     stream.write_all(&framed).await?;
     let mut bytes = vec![0; usize::from(stream.read_u16().await?)];
     stream.read_exact(&mut bytes).await?;
-    let garbage = || io::Error::new(io::ErrorKind::InvalidData, "no answer to the question");
+    let garbage = || io::Error::new(io::ErrorKind::InvalidData, "the message does not answer the question");
     answers(query, &bytes).ok_or_else(garbage)
 }
 
 /// The parsed message, if it answers that query.
-fn answers(query: &Message, bytes: &[u8]) -> Option<Heard> {
+fn answers(query: &Message, bytes: &[u8]) -> Option<Answer> {
     let id = bytes.first_chunk::<2>().map(|b| u16::from_be_bytes(*b));
     // The id is checked first, because other packets are not worth parsing.
     if id != Some(query.metadata.id) {
@@ -254,7 +254,7 @@ fn answers(query: &Message, bytes: &[u8]) -> Option<Heard> {
         _ => return None,
     };
     sane_ttls(&mut message);
-    Some(Heard { message, wire: bytes.to_vec(), same_case })
+    Some(Answer { message, wire: bytes.to_vec(), same_case })
 }
 
 /// Treats a TTL with the highest bit set as 0 (RFC 2181 8).

@@ -123,7 +123,7 @@ impl Index {
     pub fn new(zone: Zone, servers: &[IpAddr]) -> Result<Index, String> {
         let Zone { version, serial, domain, mut services, mut pods } = zone;
         if version != VERSION {
-            return Err(format!("format {version}, not {VERSION}"));
+            return Err(format!("its format is {version}, this build reads {VERSION}"));
         }
         let mut domain =
             Name::from_ascii(&*domain).map_err(|e| format!("domain {domain:?}: {e}"))?.to_lowercase();

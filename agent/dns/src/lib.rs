@@ -3,7 +3,7 @@
 //! The agent builds the zone from Services, EndpointSlices and pods ([`build`]) and publishes it as
 //! one file ([`Publisher`]). The helper answers from the last zone that it could read ([`server`])
 //! and forwards all other names to the node's upstreams, also while no agent runs. The agent keeps
-//! the helper running ([`client::supervise`]).
+//! the helper running ([`Client`] is its [`berth_helper::Helper`]).
 //!
 //! Pure modules: [`build`], [`index`], [`question`], [`resolve`], [`resolv`], [`cache`]. Modules
 //! with effects: [`address`], [`publish`], [`forward`], [`server`].
@@ -18,7 +18,6 @@ pub mod client;
 mod error;
 pub mod forward;
 pub mod index;
-mod proto;
 pub mod publish;
 pub mod question;
 pub mod resolv;
@@ -26,9 +25,9 @@ pub mod resolve;
 pub mod server;
 pub mod zone;
 
+pub use berth_api::dns::{Counts, Status};
 pub use build::build;
 pub use client::Client;
 pub use error::Error;
-pub use proto::{Counts, Status};
 pub use publish::Publisher;
 pub use zone::{PodAddress, PodNames, Zone};

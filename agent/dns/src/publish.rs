@@ -63,7 +63,7 @@ pub fn read(path: &Path) -> Result<Zone, Error> {
 pub(crate) fn parse(bytes: &[u8]) -> Result<Zone, String> {
     let zone: Zone = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     if zone.version != VERSION {
-        return Err(format!("format {}, not {VERSION}", zone.version));
+        return Err(format!("its format is {}, this build reads {VERSION}", zone.version));
     }
     Ok(zone)
 }

@@ -43,13 +43,13 @@ pub struct Question {
 
 /// Result of parsing a message.
 #[derive(Debug)]
-pub enum Asked {
+pub enum Parsed {
     /// A question.
     Question(Question),
     /// The question is refused with this reply.
     Refused(Vec<u8>),
     /// The message must not be answered: it is itself an answer, or not DNS.
-    Nothing,
+    Ignored,
 }
 
 /// The parts of an answer.
@@ -79,11 +79,11 @@ impl Answer {
 }
 
 /// Parses a message.
-pub fn read(bytes: &[u8], transport: Transport) -> Asked {
-    let Some([high, low, flags, ..]) = bytes.get(..HEADER) else { return Asked::Nothing };
+pub fn read(bytes: &[u8], transport: Transport) -> Parsed {
+    let Some([high, low, flags, ..]) = bytes.get(..HEADER) else { return Parsed::Ignored };
     // An answer is ignored: two servers could otherwise answer each other for ever.
     if flags & 0x80 != 0 {
-        return Asked::Nothing;
+        return Parsed::Ignored;
     }
     let id = u16::from_be_bytes([*high, *low]);
     let op_code = OpCode::from_u8((flags >> 3) & 0x0f);
@@ -91,7 +91,7 @@ pub fn read(bytes: &[u8], transport: Transport) -> Asked {
         let mut message = Message::error_msg(id, op_code, code);
         // RFC 1035 4.1.1: copied into the answer.
         message.metadata.recursion_desired = flags & 1 != 0;
-        message.to_vec().map_or(Asked::Nothing, Asked::Refused)
+        message.to_vec().map_or(Parsed::Ignored, Parsed::Refused)
     };
     // The sections of a dynamic update have another meaning.
     if op_code != OpCode::Query {
@@ -118,7 +118,7 @@ pub fn read(bytes: &[u8], transport: Transport) -> Asked {
         limit,
         query,
     };
-    let refused = |code| question.write(&Answer::code(code)).map_or(Asked::Nothing, Asked::Refused);
+    let refused = |code| question.write(&Answer::code(code)).map_or(Parsed::Ignored, Parsed::Refused);
     if edns.is_some_and(|e| e.version() > 0) {
         return refused(ResponseCode::BADVERS);
     }
@@ -128,7 +128,7 @@ pub fn read(bytes: &[u8], transport: Transport) -> Asked {
     if matches!(question.query.query_type(), RecordType::AXFR | RecordType::IXFR) {
         return refused(ResponseCode::Refused);
     }
-    Asked::Question(question)
+    Parsed::Question(question)
 }
 
 impl Question {

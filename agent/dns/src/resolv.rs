@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nameservers_in_order_without_ourselves() {
+    fn nameservers_are_read_in_order_without_this_server() {
         let text = "# nameserver 9.9.9.9\nsearch a b\nnameserver 10.96.0.10\n nameserver\t192.0.2.1  # first\n\
                     nameserver 2001:db8::1\nnameserver nonsense\nnameserver\nnameserver 192.0.2.1\n\
                     nameserver ::ffff:10.96.0.10\nnameserver 0.0.0.0\nnameserver fe80::1%lo\nnameservers 1.1.1.1\n";

@@ -87,7 +87,7 @@ fn each_kind_of_name_has_its_records() {
 }
 
 #[test]
-fn what_has_no_records_is_told_from_what_does_not_exist() {
+fn a_name_without_records_differs_from_a_missing_name() {
     use RecordType::{A, AAAA, MX, PTR, SRV, TXT};
     let exists = [
         ("cluster.local", A),
@@ -170,7 +170,7 @@ fn pod_names_of_any_address_where_so_configured() {
 }
 
 #[test]
-fn cases_do_not_matter_and_come_back_as_they_were() {
+fn names_match_in_any_case_and_keep_the_case_of_the_question() {
     let message =
         ask(&index(), &query("wEb.DeFault.svC.cLusTer.LOCAL", RecordType::A), Transport::Udp).unwrap();
     assert_eq!(message.queries[0].name().to_ascii(), "wEb.DeFault.svC.cLusTer.LOCAL.");
@@ -183,7 +183,7 @@ fn cases_do_not_matter_and_come_back_as_they_were() {
 }
 
 #[test]
-fn everything_and_transfers_and_other_classes_are_not_given() {
+fn any_queries_get_hinfo_and_transfers_and_other_classes_are_refused() {
     let all = answer("web.default.svc.cluster.local", RecordType::ANY);
     assert!(all.contains("HINFO") && all.contains("RFC8482"), "{all}");
     assert_eq!(answer("missing.default.svc.cluster.local", RecordType::ANY), NO_NAME);
@@ -211,7 +211,7 @@ fn many(n: u32) -> Index {
 }
 
 #[test]
-fn what_is_too_long_for_a_datagram_is_cut_and_whole_in_a_stream() {
+fn an_answer_too_long_for_udp_is_truncated_and_complete_by_tcp() {
     let index = many(1000);
     let question = query("many.default.svc.cluster.local", RecordType::A);
     for (asked, limit) in [
@@ -238,7 +238,7 @@ fn what_is_too_long_for_a_datagram_is_cut_and_whole_in_a_stream() {
 }
 
 #[test]
-fn addresses_of_headless_services_take_turns() {
+fn addresses_of_headless_services_are_shuffled() {
     let index = many(8);
     let question = query("many.default.svc.cluster.local", RecordType::A);
     let firsts: BTreeSet<String> = (0..400)

@@ -30,7 +30,7 @@ use std::{
 };
 
 #[test]
-fn answers_by_datagram_and_stream_and_follows_the_file() {
+fn cluster_dns_answers_by_udp_and_tcp_and_follows_the_zone_file() {
     in_netns(|| {
         for address in [DNS, "fd00:96::10"] {
             let node = Node::new(address);
@@ -69,7 +69,7 @@ fn answers_by_datagram_and_stream_and_follows_the_file() {
 }
 
 #[test]
-fn goes_on_after_a_kill_and_hands_over() {
+fn cluster_dns_survives_a_kill_and_hands_over_without_losing_a_question() {
     in_netns(|| {
         let node = Node::new(DNS);
         node.publish(zone());
@@ -155,7 +155,7 @@ fn hand_over(node: &Node) -> UnixStream {
 }
 
 #[test]
-fn one_that_dies_while_it_takes_over_leaves_the_other_in_charge() {
+fn a_server_that_dies_during_its_takeover_leaves_the_old_one_active() {
     in_netns(|| {
         let node = Node::new(DNS);
         node.publish(zone());
@@ -191,7 +191,7 @@ fn one_that_dies_while_it_takes_over_leaves_the_other_in_charge() {
 }
 
 #[test]
-fn an_address_of_somebody_else_is_not_removed() {
+fn an_address_of_another_owner_is_not_removed() {
     in_netns(|| {
         let node = Node::new(DNS);
         assert!(

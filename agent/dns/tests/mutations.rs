@@ -11,7 +11,7 @@ mod common;
 use berth_dns::{
     cache,
     index::Index,
-    question::{self, Asked, Transport},
+    question::{self, Parsed, Transport},
     resolve::{Step, resolve},
 };
 use berth_harness::mutate::{Bytes, Reached, bytes, pick, run};
@@ -52,7 +52,7 @@ fn damaged_questions_are_answered_or_refused() {
         |wire| {
             for transport in [Transport::Udp, Transport::Tcp] {
                 match question::read(wire, transport) {
-                    Asked::Question(question) => {
+                    Parsed::Question(question) => {
                         let step = resolve(&index, question.query.name(), question.query.query_type());
                         let Step::Done(answer) = step else { return Reached::Taken };
                         let written = question.write(&answer).expect("every answer can be written");
@@ -60,11 +60,11 @@ fn damaged_questions_are_answered_or_refused() {
                         let read = Message::from_vec(&written).expect("what is written can be read");
                         assert_eq!(read.metadata.response_code, answer.code);
                     }
-                    Asked::Refused(bytes) => {
+                    Parsed::Refused(bytes) => {
                         assert!(bytes.len() >= 12);
                         return Reached::Checks;
                     }
-                    Asked::Nothing => return Reached::Syntax,
+                    Parsed::Ignored => return Reached::Syntax,
                 }
             }
             Reached::Taken

@@ -255,7 +255,7 @@ fn client(node: &Node, address: &str) -> UdpSocket {
 }
 
 #[test]
-fn one_client_cannot_use_up_what_all_need() {
+fn one_client_cannot_use_all_forwarding_slots() {
     in_netns(|| {
         let node = Node::new(DNS);
         node.publish(zone());
@@ -313,7 +313,7 @@ fn connect_from(client: &str, at: SocketAddr) -> TcpStream {
 }
 
 #[test]
-fn an_upstream_that_leads_back_is_found_out() {
+fn an_upstream_that_forwards_back_is_detected() {
     in_netns(|| {
         let node = Node::new(DNS);
         node.publish(zone());

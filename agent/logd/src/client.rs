@@ -8,11 +8,12 @@
 //! reopened and the request is sent again. That is safe because each request states the wanted
 //! result and not a change. No task is spawned.
 
-use crate::{
-    error::Error,
-    proto::{FinishReport, Hello, REPLY_MAX, Reply, Request, StreamStatus, decode, encode, length},
-    server::hold_fifo,
-    spec::{StreamPaths, StreamSpec},
+use crate::{error::Error, fifo::hold_fifo};
+use berth_api::{
+    frame,
+    logd::{
+        FinishReport, Hello, REPLY_MAX, Reply, Request, StreamPaths, StreamSpec, StreamStatus, decode, encode,
+    },
 };
 use berth_core::{
     ids::{ContainerId, PodKey, PodUid},
@@ -27,7 +28,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt as _,
     net::UnixStream,
     sync::Mutex,
     time::{Instant, sleep, timeout_at},
@@ -152,16 +153,6 @@ impl Client {
         Ok(streams)
     }
 
-    /// Returns when logd closes a connection, because logd ended or was replaced. Returns at once
-    /// if nothing listens.
-    pub async fn closed(&self) {
-        if let Ok(mut stream) = UnixStream::connect(&self.socket).await {
-            let mut byte = [0];
-            // logd sends nothing unasked, so any result of the read is the end of the connection.
-            let _end = stream.read(&mut byte).await;
-        }
-    }
-
     fn held(&self) -> MutexGuard<'_, HashMap<ContainerId, Held>> {
         lock(&self.held)
     }
@@ -175,7 +166,9 @@ impl Client {
         for path in std::iter::once(&paths.stdout).chain(&paths.stderr) {
             match hold_fifo(path) {
                 Ok(fd) => fds.push(fd),
-                Err(error) => tracing::warn!(path = %path.display(), %error, "fifo is not held by the agent"),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "cannot hold a fifo of a container; its content is lost if logd dies together with the shim")
+                }
             }
         }
         held.insert(id, Held { pod, _fifos: fds });
@@ -224,13 +217,9 @@ async fn exchange(socket: &Path, conn: Option<Conn>, request: &Request) -> io::R
     };
     conn.seq = conn.seq.wrapping_add(1);
     conn.stream.write_all(&encode(conn.seq, request)?).await?;
-    let mut head = [0; 4];
-    conn.stream.read_exact(&mut head).await?;
-    let mut json = vec![0; length(head, REPLY_MAX)?];
-    conn.stream.read_exact(&mut json).await?;
-    let envelope = decode::<Reply>(&json)?;
+    let envelope = decode::<Reply>(&frame::read(&mut conn.stream, REPLY_MAX).await?)?;
     if envelope.seq != conn.seq {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "answer to another request"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "reply to another request"));
     }
     Ok((conn, envelope.body))
 }
@@ -238,8 +227,8 @@ async fn exchange(socket: &Path, conn: Option<Conn>, request: &Request) -> io::R
 fn unexpected(op: &'static str, reply: Reply) -> Error {
     let message = match reply {
         Reply::Failed { message } => message,
-        Reply::Unsupported { message } => format!("logd does not know this request: {message}"),
-        _ => "logd answered something else".to_owned(),
+        Reply::Unsupported { message } => format!("it does not know the request: {message}"),
+        _ => "it sent a reply to something else".to_owned(),
     };
     Error::Refused { op, message }
 }

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_goes_but_not_what_it_links_to() {
+    fn removing_a_tree_spares_the_targets_of_its_links() {
         let tmp = tempfile::tempdir().unwrap();
         std::fs::write(tmp.path().join("kept"), "s").unwrap();
         let root = tmp.path().join("logs");

@@ -6,107 +6,100 @@ use std::{io, path::PathBuf, time::Duration};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The limits of container logs are not usable.
-    #[error("container log limits: {reason}")]
+    #[error("cannot use the limits of container logs: {reason}")]
     Limits {
-        /// Reason.
+        /// Reason of the failure.
         reason: &'static str,
     },
     /// Creating a directory.
-    #[error("open directory {path:?}")]
+    #[error("cannot create directory {path:?}")]
     Directory {
         /// The directory.
         path: PathBuf,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// Creating or opening a container's FIFO.
-    #[error("open fifo {path:?}")]
+    #[error("cannot open fifo {path:?}")]
     Fifo {
         /// The FIFO.
         path: PathBuf,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// Opening, rotating or reading a log file.
-    #[error("log file {path:?}")]
+    #[error("cannot open, rotate or read log file {path:?}")]
     LogFile {
         /// The log file.
         path: PathBuf,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// Creating the link to a log file.
-    #[error("link {path:?}")]
+    #[error("cannot create link {path:?}")]
     Link {
         /// The link.
         path: PathBuf,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// Reading or writing a state file.
-    #[error("state file {path:?}")]
+    #[error("cannot read or write state file {path:?}")]
     State {
         /// The state file.
         path: PathBuf,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// Removing a file or directory of a pod or container.
-    #[error("remove {path:?}")]
+    #[error("cannot remove {path:?}")]
     Remove {
         /// The file or directory.
         path: PathBuf,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// Connecting to logd's socket, or talking over the connection.
-    #[error("socket {path:?}")]
+    #[error("cannot reach logd at {path:?}")]
     Socket {
         /// The socket.
         path: PathBuf,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// A system call without a file as its subject.
-    #[error("{what}")]
+    #[error("cannot {what}")]
     Kernel {
         /// The operation.
         what: &'static str,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// Another logd holds the lock and neither answers nor hands over.
-    #[error("another logd holds {path:?}")]
+    #[error("cannot become the active logd: another one holds {path:?} and neither answers nor hands over")]
     Busy {
         /// The lock file.
         path: PathBuf,
     },
     /// Taking over from another logd.
-    #[error("take over from the running logd: {step}")]
+    #[error("cannot take over from the active logd, at step {step:?}")]
     Takeover {
         /// The step that failed.
         step: &'static str,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
-    /// A message that could not be read.
-    #[error("message from the other side of the logd socket")]
-    Message {
-        /// The cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// logd did not answer within the deadline.
-    #[error("{op}: no answer from logd within {after:?}")]
+    #[error("cannot get an answer from logd to {op} within {after:?}")]
     Deadline {
         /// The request.
         op: &'static str,
@@ -114,7 +107,7 @@ pub enum Error {
         after: Duration,
     },
     /// logd answered that the request failed.
-    #[error("{op}: {message}")]
+    #[error("logd cannot carry out {op}: {message}")]
     Refused {
         /// The request.
         op: &'static str,
@@ -122,17 +115,17 @@ pub enum Error {
         message: String,
     },
     /// Registering a container id that is already registered with another specification.
-    #[error("container {id} is registered with another specification")]
+    #[error("cannot register container {id}: it is registered already with another specification")]
     Conflict {
         /// The container's id.
         id: berth_core::ids::ContainerId,
     },
-    /// Starting `berth logd`.
-    #[error("start {path:?}")]
-    Spawn {
-        /// The program.
+    /// Listening on logd's socket.
+    #[error("cannot listen on {path:?}")]
+    Listen {
+        /// The socket.
         path: PathBuf,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },

@@ -2,7 +2,7 @@
 //! outlives the agent.
 //!
 //! [`server`] is the main loop of `berth logd`: one thread, no async runtime. [`client`] is the
-//! agent's client of its socket. [`spawn`] starts logd and keeps it running. [`format`](mod@format)
+//! agent's client of its socket. [`supervise`] keeps logd running. [`format`](mod@format)
 //! is the pure record format. [`reader`] reads the files and needs no running process.
 //!
 //! # Holders of a FIFO
@@ -26,14 +26,14 @@
 pub mod client;
 mod dirs;
 mod error;
+mod fifo;
 pub mod format;
-mod proto;
 pub mod reader;
+mod rotated;
 pub mod server;
-pub mod spawn;
-mod spec;
+mod supervise;
 
+pub use berth_api::logd::{FinishReport, Hello, StreamPaths, StreamSpec, StreamStatus};
 pub use error::Error;
-pub use proto::{FinishReport, Hello, StreamStatus};
-pub use spawn::{ensure_running, spawn_detached, spawn_detached_to, supervise};
-pub use spec::{Rotated, StreamPaths, StreamSpec, fifo_dir};
+pub use rotated::Rotated;
+pub use supervise::supervise;

@@ -97,21 +97,21 @@ async fn write_through(trouble: Trouble, spec: impl Fn(&Node) -> StreamSpec, end
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_of_5_megabytes_a_second() {
+async fn output_at_5_megabytes_a_second_is_complete_through_every_failure() {
     for trouble in ALL {
         write_through(trouble, |node| node.spec("writer"), "\n").await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_terminal() {
+async fn terminal_output_is_complete_through_every_failure() {
     for trouble in ALL {
         write_through(trouble, |node| StreamSpec { tty: true, ..node.spec("tty") }, "\r\n").await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_container_that_is_created_meanwhile() {
+async fn output_of_a_container_created_during_a_failure_is_complete() {
     for trouble in ALL {
         let node = Node::new();
         let logd = node.start().await;
@@ -153,7 +153,7 @@ async fn a_container_that_is_created_meanwhile() {
 
 /// The shim ends while logd is down: only the agent's client holds the FIFOs then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_exit_meanwhile() {
+async fn output_of_a_container_that_exits_during_a_failure_is_complete() {
     for trouble in ALL {
         let node = Node::new();
         let logd = node.start().await;
@@ -170,12 +170,12 @@ async fn an_exit_meanwhile() {
         let report = client.finish(&spec.id).await.unwrap();
         assert!(report.known);
         assert_bound(&written, &node.raw(&spec, Stream::Stdout), trouble.may_repeat());
-        assert!(!berth_logd::fifo_dir(&node.roots, &spec.id).exists());
+        assert!(!node.roots.fifo_dir(&spec.id).exists());
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_again_and_again_under_load() {
+async fn a_logd_killed_again_and_again_under_load_loses_no_output() {
     let node = Node::new();
     let mut logd = node.start().await;
     let client = node.client();

@@ -14,7 +14,7 @@ use berth_harness::{
 };
 use berth_logd::{
     format::{MAX_LINE, OVERHEAD, Piece, Record, Splitter, Stamp, Stream, encode, parse},
-    reader::{From, LogSet},
+    reader::{LogSet, ReadFrom},
 };
 use flate2::{Compression, write::GzEncoder};
 use std::{fs, io::Write, path::PathBuf};
@@ -221,25 +221,25 @@ fn mutated_output_files() {
             fs::remove_file(clear).unwrap();
         }
         let set = LogSet::open(&roots, &key, &uid, &container, Attempt(0)).unwrap();
-        let read = |from: From| {
+        let read = |from: ReadFrom| {
             let mut records = Vec::new();
             set.read(from, &mut |r| records.push(owned(r))).unwrap();
             records
         };
-        let (all, current) = (read(From::Start), plainly(&files.current));
+        let (all, current) = (read(ReadFrom::Start), plainly(&files.current));
         let rotated = all.strip_suffix(&current[..]).expect("the current file is read to its end");
         if files.gz.is_none() {
             assert_eq!(rotated, plainly(&files.rotated));
         }
         match files.part {
-            0 => assert!(read(From::End).is_empty()),
+            0 => assert!(read(ReadFrom::End).is_empty()),
             1 => {
                 let since = Wall(1_600_000_000_000_000_000);
                 let late: Vec<Owned> = all.iter().filter(|r| r.0 >= since).cloned().collect();
-                assert_eq!(read(From::Since(since)), late);
+                assert_eq!(read(ReadFrom::Since(since)), late);
             }
             _ => {
-                let tail = read(From::Tail(files.tail));
+                let tail = read(ReadFrom::Tail(files.tail));
                 assert!(all.ends_with(&tail));
                 assert!(tail.iter().filter(|r| !r.2).count() as u64 <= files.tail);
             }

@@ -66,24 +66,24 @@ async fn a_container_whose_row_cannot_be_removed_stays_known() {
     drop(shim);
     let row = node.roots.runtime_state.join(format!("logd/streams/{}.json", spec.id));
     let text = std::fs::read(&row).unwrap();
-    // What unlink(2) refuses.
+    // unlink(2) refuses a directory.
     std::fs::remove_file(&row).unwrap();
     std::fs::create_dir(&row).unwrap();
     client.finish(&spec.id).await.unwrap_err();
-    assert_eq!(client.list().await.unwrap().len(), 1, "as long as its row is there it is known");
+    assert_eq!(client.list().await.unwrap().len(), 1, "a container is known as long as its row exists");
     std::fs::remove_dir(&row).unwrap();
     std::fs::write(&row, text).unwrap();
     assert!(client.finish(&spec.id).await.unwrap().known);
     assert_eq!(node.raw(&spec, Stream::Stdout), b"last words");
     assert!(!row.exists());
-    // Nor does the next one take it up.
+    // The next logd does not resume the container either.
     logd.kill();
     let _next = node.start().await;
     assert_eq!(node.client().list().await.unwrap().len(), 0);
 }
 
 #[tokio::test]
-async fn a_pod_goes_with_its_links_and_nothing_else() {
+async fn removing_a_pod_removes_its_log_links_and_nothing_else() {
     let node = Node::new();
     let _logd = node.start().await;
     let client = node.client();
@@ -206,7 +206,7 @@ async fn a_full_disk_costs_records_but_blocks_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_takeover_that_breaks_off_leaves_the_old_one_in_charge() {
+async fn an_interrupted_takeover_leaves_the_old_logd_active() {
     let node = Node::new();
     let mut old = node.start().await;
     let client = node.client();
@@ -247,7 +247,7 @@ async fn a_takeover_that_breaks_off_leaves_the_old_one_in_charge() {
 
 /// New logds are killed at any moment of their takeover. A logd is active after each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn takeovers_killed_at_any_moment_leave_somebody_in_charge() {
+async fn takeovers_killed_at_any_moment_leave_a_logd_active() {
     let node = Node::new();
     let mut running = vec![node.start().await];
     let client = node.client();
@@ -286,7 +286,7 @@ async fn takeovers_killed_at_any_moment_leave_somebody_in_charge() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_agent_starts_a_new_one_when_it_dies() {
+async fn the_agent_restarts_a_logd_that_dies() {
     let node = Node::new();
     let client = node.client();
     let started: Mutex<Vec<Logd>> = Mutex::default();
@@ -339,7 +339,7 @@ async fn state_that_cannot_be_read_is_set_aside() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn following_goes_over_rotations_and_compression() {
+async fn a_follower_reads_over_rotations_and_compression() {
     let mut node = Node::new();
     node.max_size = 100_000;
     let _logd = node.start().await;
@@ -350,7 +350,7 @@ async fn following_goes_over_rotations_and_compression() {
     let set = reader::LogSet::open(&node.roots, &spec.key, &spec.uid, &spec.container, spec.attempt).unwrap();
     let expected = written.len();
     let reader = std::thread::spawn(move || {
-        let mut follow = set.follow(reader::From::Start).unwrap();
+        let mut follow = set.follow(reader::ReadFrom::Start).unwrap();
         let mut raw = Vec::new();
         let until = Instant::now() + Duration::from_secs(15);
         while raw.len() < expected && Instant::now() < until {
@@ -374,7 +374,7 @@ async fn following_goes_over_rotations_and_compression() {
 }
 
 #[tokio::test]
-async fn tails_count_lines_over_rotated_files() {
+async fn a_tail_counts_lines_over_rotated_files() {
     let mut node = Node::new();
     node.max_size = 30_000;
     let _logd = node.start().await;
@@ -400,12 +400,12 @@ async fn tails_count_lines_over_rotated_files() {
                 raw.push(b'\n');
             }
         };
-        set.read(reader::From::Tail(lines), &mut count).unwrap();
+        set.read(reader::ReadFrom::Tail(lines), &mut count).unwrap();
         let from = all.len().saturating_sub(usize::try_from(lines).unwrap());
         assert!(raw == all[from..].concat(), "the last {lines} lines");
     }
     let mut none = 0;
-    set.read(reader::From::Since(Wall(i64::MAX)), &mut |_| none += 1).unwrap();
+    set.read(reader::ReadFrom::Since(Wall(i64::MAX)), &mut |_| none += 1).unwrap();
     assert_eq!(none, 0);
     assert_eq!(reader::pods(&node.roots).unwrap(), [(spec.key.clone(), spec.uid.clone())]);
     assert_eq!(
@@ -416,7 +416,7 @@ async fn tails_count_lines_over_rotated_files() {
 }
 
 #[tokio::test]
-async fn one_that_is_stopped_keeps_its_lock() {
+async fn a_stopped_logd_keeps_its_lock() {
     let node = Node::new();
     let logd = node.start().await;
     let lock = std::fs::File::open(node.roots.runtime_state.join("logd/lock")).unwrap();

@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts() {
+    fn a_probes_host_defaults_to_the_pods_address() {
         let ip = "10.1.2.3".parse().ok();
         let show = |host| Endpoint::new(host, 80, ip, false).map(|e| (e.to_string(), e.node_local)).ok();
         assert_eq!(show(None), Some(("10.1.2.3:80".into(), true)));

@@ -5,21 +5,21 @@
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A probe or hook names a port that the container does not declare, or port 0.
-    #[error("the container has no port {port:?}")]
+    #[error("cannot find port {port:?}: the container does not declare it")]
     NoSuchPort {
         /// The port as specified.
         port: String,
     },
     /// The pod has no address yet.
-    #[error("the pod has no address yet")]
+    #[error("cannot probe the pod: it has no address yet")]
     NoPodAddress,
     /// An exec probe was resolved as a network probe.
-    #[error("an exec probe is not asked over the network")]
+    #[error("cannot resolve an exec probe to a request over the network")]
     NotOverTheNetwork,
     /// Setting up the TLS client.
-    #[error("set up TLS")]
+    #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
     /// An httpGet hook was not answered.
-    #[error("lifecycle hook: {0}")]
+    #[error("cannot run lifecycle hook: {0}")]
     Hook(String),
 }

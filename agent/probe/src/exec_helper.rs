@@ -8,11 +8,11 @@
 //! Each command has a cgroup of its own below the container's in one hierarchy. No process outlives
 //! its command there: at the deadline, and also after an orderly exit, the rest is killed.
 
-mod group;
+mod cgroup;
 mod running;
 
-use crate::exec::{ExecOutcome, ExecTarget, wire};
-use group::Group;
+use berth_api::exec::{self as wire, ExecOutcome, ExecTarget};
+use cgroup::CommandCgroup;
 use running::{Entry, Running};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -35,18 +35,18 @@ const MAX_RUNNING: usize = 200;
 const READ_ONLY: &str = "BERTH_PROBE_EXEC_READ_ONLY";
 
 /// How long killed commands may take to end after the agent has closed the socket.
-const LAST_WAIT: Duration = Duration::from_secs(2);
+const END_WITHIN: Duration = Duration::from_secs(2);
 
 /// Runs as the helper until the agent closes the socket on standard input.
 pub fn main() -> ExitCode {
     if std::env::var_os(READ_ONLY).is_none() {
         let error = run_from_read_only_view();
-        tracing::warn!(%error, "exec helper runs from a file that can be written to");
+        tracing::warn!(%error, "cannot run the exec helper from a read-only view of its file; containers may be able to write to it");
     }
     match berth_sys::exec::prepare_helper().and_then(|()| Helper::from_stdin()).and_then(Helper::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "exec helper");
+            tracing::error!(%error, "exec helper ended by an error");
             ExitCode::FAILURE
         }
     }
@@ -71,7 +71,7 @@ struct Helper {
     output: VecDeque<u8>,
     running: Vec<Running>,
     /// Cgroups that an earlier helper left, until they are removed.
-    left: Vec<(Group, Instant)>,
+    leftovers: Vec<(CommandCgroup, Instant)>,
     /// Counter for the names of this helper's cgroups.
     count: u64,
 }
@@ -85,14 +85,14 @@ impl Helper {
             input: Vec::new(),
             output: VecDeque::new(),
             running: Vec::new(),
-            left: Vec::new(),
+            leftovers: Vec::new(),
             count: 0,
         })
     }
 
     fn run(mut self) -> io::Result<()> {
         loop {
-            if self.wait(None)? && !self.talk()? {
+            if self.wait(None)? && !self.serve_socket()? {
                 return self.end();
             }
             for reply in self.advance() {
@@ -114,8 +114,8 @@ impl Helper {
         if last.is_none() {
             fds.push(PollFd::new(&self.socket, interest));
         }
-        let left = self.left.iter().map(|(_, at)| *at);
-        let due = self.running.iter().filter_map(Running::due).chain(left).chain(last).min();
+        let left = self.leftovers.iter().map(|(_, at)| *at);
+        let due = self.running.iter().filter_map(Running::next_action).chain(left).chain(last).min();
         let timeout = due.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
         match poll(&mut fds, timeout.as_ref()) {
@@ -129,25 +129,25 @@ impl Helper {
     fn advance(&mut self) -> Vec<wire::Reply> {
         let now = Instant::now();
         let replies = self.running.iter_mut().filter_map(|r| r.advance(now)).collect();
-        self.running.retain(|r| !r.is_over());
+        self.running.retain(|r| !r.is_done());
         if self.running.is_empty() {
             running::reap_strays();
         }
-        self.left.retain_mut(|(group, at)| {
+        self.leftovers.retain_mut(|(cgroup, at)| {
             if *at > now {
                 return true;
             }
-            group.kill();
-            let gone = group.remove();
-            *at = now + group.backoff();
-            !gone
+            cgroup.kill();
+            let removed = cgroup.remove();
+            *at = now + cgroup.backoff();
+            !removed
         });
         replies
     }
 
     /// Reads requests and writes replies, as far as the socket allows. False if the agent has
     /// closed it.
-    fn talk(&mut self) -> io::Result<bool> {
+    fn serve_socket(&mut self) -> io::Result<bool> {
         self.flush()?;
         let mut chunk = vec![0; 64 * 1024];
         loop {
@@ -160,10 +160,11 @@ impl Helper {
                 Err(e) => return Err(e),
             }
         }
-        while let Some(request) = wire::decode(&mut self.input)? {
+        while let Some(request) = wire::take(&mut self.input)? {
             match request {
                 wire::Request::Clean { roots } => {
-                    self.left.extend(group::left_below(&roots).into_iter().map(|g| (g, Instant::now())));
+                    self.leftovers
+                        .extend(cgroup::leftovers_below(&roots).into_iter().map(|g| (g, Instant::now())));
                 }
                 wire::Request::Cancel { id } => {
                     self.running.iter_mut().filter(|r| r.id == id).for_each(Running::cancel);
@@ -213,7 +214,7 @@ impl Helper {
     /// The agent is gone: kills all commands and waits for their end.
     fn end(mut self) -> io::Result<()> {
         self.running.iter_mut().for_each(Running::cancel);
-        let last = Instant::now() + LAST_WAIT;
+        let last = Instant::now() + END_WITHIN;
         while !self.running.is_empty() && Instant::now() < last {
             drop(self.advance());
             self.wait(Some(last))?;

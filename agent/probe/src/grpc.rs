@@ -6,7 +6,7 @@
 use crate::{
     action::Endpoint,
     http::PROBE_AGENT,
-    net::{self, AskError},
+    net::{self, ProbeError},
 };
 use berth_core::probe::ProbeResult;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -48,8 +48,8 @@ async fn check(
     endpoint: &Endpoint,
     service: &str,
     timeout: Duration,
-) -> Result<u64, AskError> {
-    let failed = |source| AskError::Grpc { endpoint: endpoint.to_string(), source };
+) -> Result<u64, ProbeError> {
+    let failed = |source| ProbeError::Grpc { endpoint: endpoint.to_string(), source };
     let request = request(endpoint, timeout)?;
     let (send, connection) = client::Builder::new()
         .max_header_list_size(16 * 1024)
@@ -73,13 +73,13 @@ async fn check(
             ended.map_err(failed)?;
             match tokio::time::timeout(Duration::ZERO, answer).await {
                 Ok(status) => status,
-                Err(_) => Err(AskError::Answer(format!("{endpoint} closed the connection without an answer"))),
+                Err(_) => Err(ProbeError::Answer(format!("{endpoint} closed the connection without an answer"))),
             }
         }
     }
 }
 
-fn request(endpoint: &Endpoint, timeout: Duration) -> Result<Request<()>, AskError> {
+fn request(endpoint: &Endpoint, timeout: Duration) -> Result<Request<()>, ProbeError> {
     Request::builder()
         .method(Method::POST)
         .version(Version::HTTP_2)
@@ -89,7 +89,7 @@ fn request(endpoint: &Endpoint, timeout: Duration) -> Result<Request<()>, AskErr
         .header(header::USER_AGENT, PROBE_AGENT)
         .header("grpc-timeout", format!("{}m", timeout.as_millis().clamp(1, 99_999_999)))
         .body(())
-        .map_err(|e| AskError::Request(format!("gRPC request to {endpoint}: {e}")))
+        .map_err(|e| ProbeError::Request(format!("gRPC request to {endpoint}: {e}")))
 }
 
 /// One uncompressed message: `HealthCheckRequest { service = 1 }`.
@@ -118,19 +118,19 @@ fn low_bits(n: usize) -> u8 {
 
 async fn read(
     response: http::Response<h2::RecvStream>,
-    failed: impl Fn(h2::Error) -> AskError,
-) -> Result<u64, AskError> {
+    failed: impl Fn(h2::Error) -> ProbeError,
+) -> Result<u64, ProbeError> {
     let (head, mut body) = response.into_parts();
     if head.status != http::StatusCode::OK {
         let status = head.status.as_u16();
-        return Err(AskError::Answer(format!("gRPC health check failed with HTTP status {status}")));
+        return Err(ProbeError::Answer(format!("gRPC health check failed with HTTP status {status}")));
     }
     rpc_status(&head.headers)?;
     let mut data = BytesMut::new();
     while let Some(chunk) = body.data().await {
         let chunk = chunk.map_err(&failed)?;
         if data.len() + chunk.len() > MAX_MESSAGE {
-            return Err(AskError::Answer(format!("gRPC health answer is larger than {MAX_MESSAGE} bytes")));
+            return Err(ProbeError::Answer(format!("gRPC health answer is larger than {MAX_MESSAGE} bytes")));
         }
         body.flow_control().release_capacity(chunk.len()).map_err(&failed)?;
         data.put(chunk);
@@ -138,20 +138,20 @@ async fn read(
     if let Some(trailers) = body.trailers().await.map_err(&failed)? {
         rpc_status(&trailers)?;
     }
-    serving_status(&data).ok_or_else(|| AskError::Answer("gRPC health answer cannot be read".to_owned()))
+    serving_status(&data).ok_or_else(|| ProbeError::Answer("gRPC health answer cannot be read".to_owned()))
 }
 
 /// The call's status, in trailers or, without a message, in the headers.
-fn rpc_status(headers: &HeaderMap) -> Result<(), AskError> {
+fn rpc_status(headers: &HeaderMap) -> Result<(), ProbeError> {
     let text = |name| headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
     match text("grpc-status").as_deref() {
         None | Some("0") => Ok(()),
-        Some(UNIMPLEMENTED) => Err(AskError::Answer(
+        Some(UNIMPLEMENTED) => Err(ProbeError::Answer(
             "this server does not implement the grpc health protocol (grpc.health.v1.Health)".to_owned(),
         )),
         Some(code) => {
             let message: String = text("grpc-message").unwrap_or_default().chars().take(200).collect();
-            Err(AskError::Answer(format!("gRPC health check failed with status {code}: {message}")))
+            Err(ProbeError::Answer(format!("gRPC health check failed with status {code}: {message}")))
         }
     }
 }
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn answers() {
+    fn health_answers_are_decoded() {
         assert_eq!(serving_status(&[0, 0, 0, 0, 2, 8, 1]), Some(1));
         assert_eq!(serving_status(&[0, 0, 0, 0, 0]), Some(0));
         assert_eq!(serving_status(&[0, 0, 0, 0, 5, 0x12, 1, 7, 8, 2]), Some(2), "unknown fields are skipped");

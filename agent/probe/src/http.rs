@@ -7,7 +7,7 @@
 
 use crate::{
     action::{Host, HttpAction},
-    net::{self, AskError},
+    net::{self, ProbeError},
 };
 use berth_core::probe::ProbeResult;
 use http::{HeaderName, HeaderValue, Request, Response, Uri, header};
@@ -28,7 +28,7 @@ const MAX_HEAD: usize = 1024 * 1024;
 /// for all before it reads them.
 const MAX_FIELDS: usize = 1024;
 /// Bytes of a redirect's body in the warning. An event has room for about as much.
-const TOLD_BODY: usize = 512;
+const WARNING_BODY: usize = 512;
 
 /// `User-Agent` of probes.
 pub(crate) const PROBE_AGENT: &str = "kube-probe/1.36";
@@ -65,9 +65,9 @@ pub(crate) async fn probe(action: &HttpAction, tls: &TlsConnector) -> ProbeResul
 }
 
 /// Sends a hook's GET.
-pub(crate) async fn hook(action: &HttpAction, tls: &TlsConnector) -> Result<HookReply, AskError> {
+pub(crate) async fn hook(action: &HttpAction, tls: &TlsConnector) -> Result<HookReply, ProbeError> {
     match follow(action, tls, HOOK_AGENT).await {
-        Err(AskError::Tls { source, .. }) if action.https && speaks_plain_http(&source) => {
+        Err(ProbeError::Tls { source, .. }) if action.https && speaks_plain_http(&source) => {
             let mut plain = HttpAction { https: false, ..action.clone() };
             plain.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("authorization"));
             let reply = follow(&plain, tls, HOOK_AGENT).await?;
@@ -84,7 +84,7 @@ fn speaks_plain_http(error: &std::io::Error) -> bool {
     })
 }
 
-async fn follow(action: &HttpAction, tls: &TlsConnector, agent: &str) -> Result<Reply, AskError> {
+async fn follow(action: &HttpAction, tls: &TlsConnector, agent: &str) -> Result<Reply, ProbeError> {
     let mut action = action.clone();
     let mut target = request_target(&action.path);
     for _ in 0..MAX_REDIRECTS {
@@ -97,7 +97,7 @@ async fn follow(action: &HttpAction, tls: &TlsConnector, agent: &str) -> Result<
             Some((next, path)) => (action, target) = (next, path),
         }
     }
-    Err(AskError::Answer(format!("stopped after {MAX_REDIRECTS} redirects")))
+    Err(ProbeError::Answer(format!("stopped after {MAX_REDIRECTS} redirects")))
 }
 
 fn is_redirect(status: u16) -> bool {
@@ -109,9 +109,9 @@ fn redirect(
     from: &HttpAction,
     target: &str,
     location: &str,
-) -> Result<Option<(HttpAction, String)>, AskError> {
+) -> Result<Option<(HttpAction, String)>, ProbeError> {
     let bad =
-        || AskError::Answer(format!("redirect to {:?}", location.chars().take(200).collect::<String>()));
+        || ProbeError::Answer(format!("redirect to {:?}", location.chars().take(200).collect::<String>()));
     let location = location.split('#').next().unwrap_or_default();
     let absolute = if location.starts_with("//") {
         format!("{}:{location}", if from.https { "https" } else { "http" })
@@ -180,8 +180,8 @@ fn request_target(path: &str) -> String {
     out
 }
 
-fn request(action: &HttpAction, target: &str, agent: &str) -> Result<Request<Empty<Bytes>>, AskError> {
-    let bad = |what: &str, e: &dyn std::error::Error| AskError::Request(format!("{what}: {e}"));
+fn request(action: &HttpAction, target: &str, agent: &str) -> Result<Request<Empty<Bytes>>, ProbeError> {
+    let bad = |what: &str, e: &dyn std::error::Error| ProbeError::Request(format!("{what}: {e}"));
     let uri: Uri = target.parse().map_err(|e| bad("path", &e))?;
     let default_port = if action.https { 443 } else { 80 };
     let host = match (&action.host_header, action.endpoint.port == default_port) {
@@ -221,7 +221,12 @@ fn request(action: &HttpAction, target: &str, agent: &str) -> Result<Request<Emp
     Ok(request)
 }
 
-async fn get(action: &HttpAction, target: &str, tls: &TlsConnector, agent: &str) -> Result<Reply, AskError> {
+async fn get(
+    action: &HttpAction,
+    target: &str,
+    tls: &TlsConnector,
+    agent: &str,
+) -> Result<Reply, ProbeError> {
     let request = request(action, target, agent)?;
     let endpoint = action.endpoint.to_string();
     let mut stream = net::connect(&action.endpoint).await?;
@@ -232,11 +237,10 @@ async fn get(action: &HttpAction, target: &str, tls: &TlsConnector, agent: &str)
     }
     let name = match &action.endpoint.host {
         Host::Address(ip) => ServerName::IpAddress((*ip).into()),
-        Host::Name(name) => {
-            ServerName::try_from(name.clone()).map_err(|e| AskError::Request(format!("host {name}: {e}")))?
-        }
+        Host::Name(name) => ServerName::try_from(name.clone())
+            .map_err(|e| ProbeError::Request(format!("host {name}: {e}")))?,
     };
-    let failed = |source| AskError::Tls { endpoint: endpoint.clone(), source };
+    let failed = |source| ProbeError::Tls { endpoint: endpoint.clone(), source };
     let mut secured = tls.connect(name, stream).await.map_err(failed)?;
     let reply = exchange(&mut secured, request, endpoint).await?;
     net::end(&mut secured).await;
@@ -248,8 +252,8 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send>(
     stream: &mut S,
     request: Request<Empty<Bytes>>,
     endpoint: String,
-) -> Result<Reply, AskError> {
-    let failed = |source| AskError::Http { endpoint: endpoint.clone(), source };
+) -> Result<Reply, ProbeError> {
+    let failed = |source| ProbeError::Http { endpoint: endpoint.clone(), source };
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .title_case_headers(true)
         .max_buf_size(MAX_HEAD)
@@ -273,7 +277,7 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send>(
             // The answer may already be complete, though the connection has ended.
             match tokio::time::timeout(Duration::ZERO, answer).await {
                 Ok(reply) => reply.map_err(failed),
-                Err(_) => Err(AskError::Answer(format!("{endpoint} closed the connection without an answer"))),
+                Err(_) => Err(ProbeError::Answer(format!("{endpoint} closed the connection without an answer"))),
             }
         }
     }
@@ -289,7 +293,7 @@ async fn read(response: Response<Incoming>) -> Result<Reply, hyper::Error> {
         let Some(frame) = body.frame().await.transpose()? else { break };
         let Some(data) = frame.data_ref() else { continue };
         seen += data.len();
-        let room = TOLD_BODY.saturating_sub(begin.len()).min(data.len());
+        let room = WARNING_BODY.saturating_sub(begin.len()).min(data.len());
         begin.extend_from_slice(data.get(..room).unwrap_or_default());
     }
     Ok(Reply { status, location, body: begin })

@@ -21,34 +21,34 @@ use tokio::{
 
 /// A timeout that fires this late means that the agent itself was delayed, so that nothing is known
 /// about the container.
-const HELD_UP: Duration = Duration::from_millis(250);
+const TIMER_LATE: Duration = Duration::from_millis(250);
 
 /// Error of a network probe.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum AskError {
+pub(crate) enum ProbeError {
     #[error("{0}")]
     Answer(String),
     #[error("{0}")]
     Request(String),
-    #[error("connect to {endpoint}")]
+    #[error("cannot connect to {endpoint}")]
     Connect {
         endpoint: String,
         #[source]
         source: io::Error,
     },
-    #[error("TLS handshake with {endpoint}")]
+    #[error("cannot complete the TLS handshake with {endpoint}")]
     Tls {
         endpoint: String,
         #[source]
         source: io::Error,
     },
-    #[error("HTTP exchange with {endpoint}")]
+    #[error("cannot complete the HTTP exchange with {endpoint}")]
     Http {
         endpoint: String,
         #[source]
         source: hyper::Error,
     },
-    #[error("gRPC exchange with {endpoint}")]
+    #[error("cannot complete the gRPC exchange with {endpoint}")]
     Grpc {
         endpoint: String,
         #[source]
@@ -56,12 +56,12 @@ pub(crate) enum AskError {
     },
 }
 
-impl AskError {
+impl ProbeError {
     /// The error as a probe result: a failure of the container, or unknown if the node lacked
     /// resources or the request could not be built.
     pub(crate) fn into_result(self) -> ProbeResult {
         let text = Chain(&self).to_string();
-        if matches!(self, AskError::Request(_)) || lacks_resources(&self) {
+        if matches!(self, ProbeError::Request(_)) || lacks_resources(&self) {
             ProbeResult::Unknown(text)
         } else {
             ProbeResult::Failure(text)
@@ -73,7 +73,7 @@ fn lacks_resources(error: &(dyn StdError + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(e) = next {
         if let Some(code) = e.downcast_ref::<io::Error>().and_then(Errno::from_io_error) {
-            return is_local(code);
+            return is_own_shortage(code);
         }
         next = e.source();
     }
@@ -81,7 +81,7 @@ fn lacks_resources(error: &(dyn StdError + 'static)) -> bool {
 }
 
 /// A lack of descriptors, buffers, ports or addresses on the node says nothing about the other end.
-fn is_local(code: Errno) -> bool {
+fn is_own_shortage(code: Errno) -> bool {
     matches!(
         code,
         Errno::MFILE
@@ -104,16 +104,16 @@ pub(crate) async fn within(
     let deadline = Instant::now() + timeout.min(Duration::from_secs(u64::from(u32::MAX)));
     match tokio::time::timeout_at(deadline, question).await {
         Ok(result) => result,
-        Err(_) if Instant::now().saturating_duration_since(deadline) > HELD_UP => {
-            ProbeResult::Unknown(format!("{what}: the agent was held up while waiting for the answer"))
+        Err(_) if Instant::now().saturating_duration_since(deadline) > TIMER_LATE => {
+            ProbeResult::Unknown(format!("{what}: the agent was delayed while it waited for the answer"))
         }
         Err(_) => ProbeResult::Failure(format!("{what}: no answer within {timeout:?}")),
     }
 }
 
 /// Connects to the endpoint. The addresses of a name are tried in order.
-pub(crate) async fn connect(endpoint: &Endpoint) -> Result<TcpStream, AskError> {
-    let failed = |source| AskError::Connect { endpoint: endpoint.to_string(), source };
+pub(crate) async fn connect(endpoint: &Endpoint) -> Result<TcpStream, ProbeError> {
+    let failed = |source| ProbeError::Connect { endpoint: endpoint.to_string(), source };
     let addresses: Vec<SocketAddr> = match &endpoint.host {
         Host::Address(ip) => vec![SocketAddr::new(*ip, endpoint.port)],
         Host::Name(name) => lookup_host((name.as_str(), endpoint.port)).await.map_err(failed)?.collect(),
@@ -121,7 +121,9 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<TcpStream, AskError> 
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
         if !endpoint.node_local && is_node_local(address.ip()) {
-            return Err(AskError::Answer(format!("{address} is the node's own, not the pod's: not asked")));
+            return Err(ProbeError::Answer(format!(
+                "{address} is the node's own address, not the pod's; it is not probed"
+            )));
         }
         match TcpStream::connect(address).await.and_then(|s| s.set_zero_linger().map(|()| s)) {
             Ok(stream) => {
@@ -167,7 +169,7 @@ mod tests {
     #[test]
     fn only_the_nodes_own_shortages_are_unknown() {
         let result =
-            |code: Errno| AskError::Connect { endpoint: "e".into(), source: code.into() }.into_result();
+            |code: Errno| ProbeError::Connect { endpoint: "e".into(), source: code.into() }.into_result();
         for code in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL] {
             assert!(matches!(result(code), ProbeResult::Unknown(_)), "{code:?}");
         }

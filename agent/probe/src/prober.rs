@@ -3,7 +3,7 @@
 use crate::{
     Error,
     action::{HttpAction, ResolvedAction},
-    exec::{ExecOutcome, ExecTarget, Unsupported, client::Client},
+    exec::{self, ExecOutcome, ExecTarget, Unsupported, client::Client},
     grpc, http, net, tls,
 };
 use berth_core::{error::Chain, probe::ProbeResult};
@@ -91,7 +91,7 @@ impl Prober {
     /// Runs a command in a container. If this way is unsupported, callers go through containerd.
     /// Dropping the future kills the command and all its children.
     pub async fn exec(&self, target: &ExecTarget, timeout: Duration) -> Result<ExecOutcome, Unsupported> {
-        target.supported()?;
+        exec::supported(target)?;
         match self.exec.run(target, timeout).await {
             ExecOutcome::Unsupported(why) => Err(Unsupported(why)),
             outcome => Ok(outcome),

@@ -84,7 +84,7 @@ fn failed_with(answer: ProbeResult, part: &str) {
 }
 
 #[tokio::test]
-async fn statuses() {
+async fn http_statuses_decide_the_probe() {
     for (line, good) in [
         ("HTTP/1.1 200 OK", true),
         ("HTTP/1.1 204 No Content", true),
@@ -214,7 +214,7 @@ async fn endless_bodies_and_heads_are_cut() {
 }
 
 #[tokio::test]
-async fn no_http_at_all_fails() {
+async fn servers_without_http_fail_the_probe() {
     failed_with(ask(http(fixed("SSH-2.0-OpenSSH_9\r\n\r\n").await), LONG).await, "HTTP exchange");
     let closing = serve(|stream| async move { drop(stream) }).await;
     failed_with(ask(http(closing), LONG).await, "");
@@ -227,7 +227,7 @@ async fn no_http_at_all_fails() {
 }
 
 #[tokio::test]
-async fn redirects_on_the_same_host_only() {
+async fn redirects_are_followed_on_the_same_host_only() {
     let hits = Arc::new(AtomicUsize::new(0));
     let at = serve({
         let hits = Arc::clone(&hits);
@@ -315,7 +315,7 @@ async fn a_full_backlog_is_a_timeout() {
 }
 
 #[tokio::test]
-async fn ipv6() {
+async fn probes_reach_ipv6_addresses() {
     let listener = TcpListener::bind((IpAddr::V6(Ipv6Addr::LOCALHOST), 0)).await.unwrap();
     let at = listener.local_addr().unwrap();
     assert_eq!(prober().ask(&ResolvedAction::Tcp(endpoint(at)), LONG).await, ProbeResult::Success);
@@ -342,7 +342,7 @@ async fn hooks_take_any_status_and_fall_back_to_http() {
 
 /// An expired certificate for another name.
 #[tokio::test]
-async fn https_asks_whoever_is_there() {
+async fn https_probes_accept_any_certificate() {
     let config =
         rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -438,7 +438,7 @@ mod grpc {
     }
 
     #[tokio::test]
-    async fn answers() {
+    async fn grpc_health_answers_decide_the_probe() {
         let (at, seen) = server(&[0, 0, 0, 0, 2, 8, 1], "0").await;
         assert_eq!(ask(at, LONG).await, ProbeResult::Success);
         assert_eq!(*seen.lock().unwrap(), ["/grpc.health.v1.Health/Check"]);
@@ -449,7 +449,7 @@ mod grpc {
     }
 
     #[tokio::test]
-    async fn other_servers_fail() {
+    async fn grpc_probes_of_other_servers_fail() {
         failed_with(ask(fixed("HTTP/1.1 400 Bad\r\n\r\n").await, LONG).await, "");
         failed_with(ask(serve(|s| async move { drop(s) }).await, LONG).await, "");
         let silent = serve(|s| async move {

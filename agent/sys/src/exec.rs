@@ -10,6 +10,7 @@
 
 mod child;
 
+use berth_core::model::CapabilitySets;
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
@@ -40,7 +41,7 @@ pub struct Command {
     /// File mode creation mask.
     pub umask: u32,
     /// Capability sets, bit n for capability n.
-    pub capabilities: Capabilities,
+    pub capabilities: CapabilitySets,
     /// Whether execve may add no privileges.
     pub no_new_privs: bool,
     /// Resource limits: number, soft, hard. All others are those of the container's first process, as far as the
@@ -50,21 +51,6 @@ pub struct Command {
     pub oom_score_adj: Option<i32>,
     /// Whether to set `HOME` from the container's `/etc/passwd`.
     pub find_home: bool,
-}
-
-/// Capability sets, bit n for capability n.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Capabilities {
-    /// Bounding.
-    pub bounding: u64,
-    /// Effective.
-    pub effective: u64,
-    /// Permitted.
-    pub permitted: u64,
-    /// Inheritable.
-    pub inheritable: u64,
-    /// Ambient.
-    pub ambient: u64,
 }
 
 /// The container to enter.

@@ -29,14 +29,6 @@ pub(crate) struct ClusterDns {
     cgroups: CgroupTree,
 }
 
-#[derive(Debug, thiserror::Error)]
-enum StartError {
-    #[error(transparent)]
-    Dns(#[from] berth_dns::Error),
-    #[error(transparent)]
-    Spawn(#[from] berth_logd::Error),
-}
-
 impl ClusterDns {
     /// The helper for these addresses; `None` without addresses.
     pub(crate) fn new(
@@ -73,14 +65,14 @@ impl ClusterDns {
 
     /// Runs for ever: starts the helper when its socket does not answer.
     pub(crate) async fn supervise(&self) -> Infallible {
-        let spawn = async || -> Result<(), StartError> {
-            let pid = berth_logd::spawn_detached_to(&self.output, &self.exe, &self.args)?;
+        let spawn = async || -> Result<(), berth_helper::Error> {
+            let pid = berth_helper::spawn_detached(&self.output, &self.exe, &self.args)?;
             if let Err(error) = self.cgroups.join_helper("dns", pid) {
                 tracing::warn!(%error, "cluster DNS runs outside its cgroup");
             }
             Ok(())
         };
-        berth_dns::client::supervise(&self.client, spawn).await
+        berth_helper::supervise(&self.client, spawn).await
     }
 }
 

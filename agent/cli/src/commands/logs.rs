@@ -13,7 +13,7 @@ use berth_core::{
 };
 use berth_logd::{
     format::{Record, Stamp, Stream},
-    reader::{self, From, LogSet},
+    reader::{self, LogSet, ReadFrom},
 };
 use berth_sys::{clock, process};
 use std::{collections::BTreeMap, fs, time::Duration};
@@ -90,9 +90,9 @@ fn print(
 ) -> Result<(), Error> {
     let tail = args.tail.and_then(|lines| u64::try_from(lines).ok());
     let from = match (tail, since) {
-        (Some(lines), _) => From::Tail(lines),
-        (None, Some(time)) => From::Since(time),
-        (None, None) => From::Start,
+        (Some(lines), _) => ReadFrom::Tail(lines),
+        (None, Some(time)) => ReadFrom::Since(time),
+        (None, None) => ReadFrom::Start,
     };
     let mut printer = Printer { timestamps: args.timestamps, since, ..Printer::default() };
     if !args.follow {
@@ -106,7 +106,7 @@ fn print(
         if any {
             continue;
         }
-        if follow.gone() || is_over(roots, target)? {
+        if follow.removed() || is_over(roots, target)? {
             while follow.next(LAST_WORDS, &mut |record| printer.take(record))? {
                 printer.flush()?;
             }

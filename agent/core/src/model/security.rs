@@ -47,6 +47,21 @@ pub const CAPABILITIES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
+/// Capability sets of a process, bit n for capability n.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CapabilitySets {
+    /// Bounding set: limit of what a file may add.
+    pub bounding: u64,
+    /// Effective set.
+    pub effective: u64,
+    /// Permitted set.
+    pub permitted: u64,
+    /// Inheritable set: kept over execve if the file allows it.
+    pub inheritable: u64,
+    /// Ambient set: kept over execve.
+    pub ambient: u64,
+}
+
 /// `spec.securityContext`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct PodSecurity {

@@ -1,14 +1,12 @@
 //! The local socket of the active server.
 
 use super::{Server, bind::Pair, handover};
-use crate::{
-    error::Error,
-    proto::{Reply, Request, receive, send},
-};
+use crate::error::Error;
+use berth_api::dns::{Reply, Request};
+use berth_helper::{handover::FDS_MAX, socket};
 use rustix::fd::{AsFd as _, OwnedFd};
 use std::{
     io,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -27,14 +25,14 @@ use tokio::{
 #[derive(Debug)]
 pub(super) enum End {
     /// A client requested it.
-    Told,
+    Requested,
     /// Another server has taken over. Its connection stays open as long as it runs.
     Replaced(UnixStream),
 }
 
 /// The resources of the active server.
 #[derive(Debug)]
-pub(super) struct Charge {
+pub(super) struct Active {
     /// The server.
     pub(super) server: Arc<Server>,
     /// The lock, held as long as this value lives.
@@ -47,30 +45,30 @@ pub(super) struct Charge {
 
 #[derive(Debug)]
 struct Control {
-    charge: Charge,
+    active: Active,
     path: PathBuf,
     /// Whether another server is taking over.
-    handing: AtomicBool,
+    handing_over: AtomicBool,
     /// Notified when a takeover fails.
-    lost: Notify,
+    takeover_failed: Notify,
 }
 
 /// Serves the local socket.
 ///
 /// # Errors
 /// The socket cannot be bound.
-pub(super) fn start(charge: Charge, tasks: &mut JoinSet<()>) -> Result<AbortHandle, Error> {
-    let path = charge.server.cfg.roots.dns_socket();
-    let listener = bind(&path).map_err(|source| Error::Socket { path: path.clone(), source })?;
-    let control = Control { charge, path, handing: AtomicBool::new(false), lost: Notify::new() };
+pub(super) fn start(active: Active, tasks: &mut JoinSet<()>) -> Result<AbortHandle, Error> {
+    let path = active.server.cfg.roots.dns_socket();
+    let listener = listen(&path).map_err(|source| Error::LocalSocket { path: path.clone(), source })?;
+    let control =
+        Control { active, path, handing_over: AtomicBool::new(false), takeover_failed: Notify::new() };
     Ok(tasks.spawn(accept(Arc::new(control), listener)))
 }
 
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    berth_sys::fs::remove_if_there(path)?;
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let listener = socket::listen(path)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
 }
 
 /// Accepts connections for ever.
@@ -78,25 +76,25 @@ async fn accept(control: Arc<Control>, mut listener: UnixListener) {
     let mut clients = JoinSet::new();
     loop {
         while clients.try_join_next().is_some() {}
-        let taken = tokio::select! {
-            taken = listener.accept() => taken,
-            () = control.lost.notified() => {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = control.takeover_failed.notified() => {
                 // The other server may have bound the path already.
-                match bind(&control.path) {
+                match listen(&control.path) {
                     Ok(again) => listener = again,
-                    Err(error) => tracing::error!(%error, "the local socket is not bound again"),
+                    Err(error) => tracing::error!(%error, "cannot listen on the local socket again"),
                 }
                 continue;
             }
         };
-        match taken {
+        match accepted {
             Ok((stream, _)) => {
                 let control = Arc::clone(&control);
                 // A client that disconnects or sends an invalid message loses its connection.
                 clients.spawn(async move { drop(control.serve(stream).await) });
             }
             Err(error) => {
-                tracing::warn!(%error, "connection not taken");
+                tracing::warn!(%error, "cannot accept a connection on the local socket");
                 sleep(Duration::from_millis(100)).await;
             }
         }
@@ -106,41 +104,39 @@ async fn accept(control: Arc<Control>, mut listener: UnixListener) {
 impl Control {
     async fn serve(&self, mut stream: UnixStream) -> io::Result<()> {
         loop {
-            let reply = match receive(&mut stream).await? {
-                Request::Status => Reply::Status(Box::new(self.charge.server.status())),
+            let reply = match handover::receive(&mut stream).await? {
+                Request::Status => Reply::Status(Box::new(self.active.server.status())),
                 Request::End => Reply::Ending,
-                Request::HandOver if 1 + 2 * self.charge.sockets.len() > handover::FDS_MAX => {
-                    Reply::Unsupported
-                }
-                Request::HandOver if self.handing.swap(true, Ordering::Relaxed) => Reply::Busy,
+                Request::HandOver if 1 + 2 * self.active.sockets.len() > FDS_MAX => Reply::Unsupported,
+                Request::HandOver if self.handing_over.swap(true, Ordering::Relaxed) => Reply::Busy,
                 Request::HandOver => {
                     self.hand_over(stream).await;
                     return Ok(());
                 }
                 Request::Unknown => Reply::Unsupported,
             };
-            send(&mut stream, &reply).await?;
+            handover::send(&mut stream, &reply).await?;
             if matches!(reply, Reply::Ending) {
-                self.end(End::Told);
+                self.end(End::Requested);
             }
         }
     }
 
     async fn hand_over(&self, mut stream: UnixStream) {
-        let sockets = self.charge.sockets.iter().flat_map(Pair::descriptors);
-        let descriptors: Vec<_> = std::iter::once(self.charge.lock.as_fd()).chain(sockets).collect();
-        match handover::give(&mut stream, &descriptors).await {
+        let sockets = self.active.sockets.iter().flat_map(Pair::descriptors);
+        let descriptors: Vec<_> = std::iter::once(self.active.lock.as_fd()).chain(sockets).collect();
+        match handover::hand_over(&mut stream, &descriptors).await {
             Ok(()) => self.end(End::Replaced(stream)),
             Err(error) => {
-                tracing::warn!(%error, "not handed over");
-                self.handing.store(false, Ordering::Relaxed);
-                self.lost.notify_one();
+                tracing::warn!(%error, "the new server did not take over; this one stays active");
+                self.handing_over.store(false, Ordering::Relaxed);
+                self.takeover_failed.notify_one();
             }
         }
     }
 
     fn end(&self, end: End) {
         // A full or closed channel means that the server is ending already.
-        let _ending = self.charge.end.try_send(end);
+        let _ending = self.active.end.try_send(end);
     }
 }

@@ -24,7 +24,7 @@ use std::{
 use tokio::{io::unix::AsyncFd, task::JoinSet, time::timeout};
 
 /// After this long without a change, memory is released.
-const REST: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_secs(1);
 
 /// The largest resolv.conf in bytes that is read.
 const RESOLV_MAX: usize = 64 * 1024;
@@ -61,18 +61,18 @@ pub(super) async fn start(server: &Arc<Server>, tasks: &mut JoinSet<()>) -> Resu
     read_zone(server).await;
     let server = Arc::clone(server);
     tasks.spawn(async move {
-        let mut tidy = false;
+        let mut released = false;
         loop {
             let next = wait(&events, zone_watch, &zone);
-            let changed = if tidy {
+            let changed = if released {
                 next.await
             } else {
-                let Ok(changed) = timeout(REST, next).await else {
+                let Ok(changed) = timeout(IDLE, next).await else {
                     // Memory for parsing the zone, and program text that only ran for it, are
                     // released.
                     memory::give_back();
                     memory::let_go_of_text();
-                    tidy = true;
+                    released = true;
                     continue;
                 };
                 changed
@@ -80,11 +80,11 @@ pub(super) async fn start(server: &Arc<Server>, tasks: &mut JoinSet<()>) -> Resu
             let changed = match changed {
                 Ok(changed) => changed,
                 Err(error) => {
-                    tracing::error!(error = %Chain(&error), "file events cannot be read");
+                    tracing::error!(error = %Chain(&error), "cannot read file events; changes of the zone and of resolv.conf are not seen any more");
                     return;
                 }
             };
-            tidy = false;
+            released = false;
             if changed.zone {
                 read_zone(&server).await;
             }
@@ -103,12 +103,14 @@ fn follow(events: &OwnedFd, zone_watch: i32, watched: &mut BTreeSet<i32>, resolv
     for dir in directories(resolv) {
         match inotify::add_watch(events, &dir, FLAGS) {
             Ok(watch) => drop(now.insert(watch)),
-            Err(error) => tracing::warn!(dir = %dir.display(), %error, "changes of upstreams are not seen"),
+            Err(error) => {
+                tracing::warn!(dir = %dir.display(), %error, "cannot watch a directory of resolv.conf; its changes are not seen")
+            }
         }
     }
-    for gone in watched.difference(&now).filter(|watch| **watch != zone_watch) {
+    for removed in watched.difference(&now).filter(|watch| **watch != zone_watch) {
         // The kernel removed the watch together with its directory.
-        inotify::remove_watch(events, *gone).unwrap_or_default();
+        inotify::remove_watch(events, *removed).unwrap_or_default();
     }
     *watched = now;
 }
@@ -172,7 +174,7 @@ async fn read_zone(server: &Arc<Server>) {
         Ok(metadata) => metadata.len(),
         // The zone is not published yet, or was removed: the last one stays in use.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-        Err(_told_by_the_reader) => 0,
+        Err(_reported_by_the_read) => 0,
     };
     let addresses = server.cfg.addresses.clone();
     let load = move || -> Result<Index, Error> {
@@ -190,13 +192,13 @@ async fn read_zone(server: &Arc<Server>) {
     let mut state = lock(&server.zone);
     match loaded {
         Ok(index) => {
-            tracing::debug!(serial = index.serial(), services = index.services(), "zone");
+            tracing::debug!(serial = index.serial(), services = index.services(), "zone loaded");
             state.index = Some(Arc::new(index));
             state.error = None;
         }
         Err(error) => {
             let error = Chain(&error).to_string();
-            tracing::warn!(%error, "zone not taken; the last one stays");
+            tracing::warn!(%error, "cannot load the zone; the last one stays in use");
             state.error = Some(error);
         }
     }
@@ -209,10 +211,12 @@ fn read_upstreams(server: &Server) {
         Ok(text) => {
             let servers = resolv::upstreams(&String::from_utf8_lossy(&text), &server.cfg.addresses);
             if server.upstreams.set(servers) {
-                tracing::info!(upstreams = ?server.upstreams.servers(), "upstreams");
+                tracing::info!(upstreams = ?server.upstreams.servers(), "upstreams changed");
                 server.cache().clear();
             }
         }
-        Err(error) => tracing::warn!(error = %Chain(&error), "upstreams not read; the last ones stay"),
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "cannot read the upstreams; the last ones stay in use")
+        }
     }
 }

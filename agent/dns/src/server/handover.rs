@@ -6,29 +6,21 @@
 //! from the first start on, and each question in it is read by one of the two. If the new server
 //! ends halfway, the old one is still active.
 
-use crate::{
-    client::Client,
-    error::Error,
-    proto::{Reply, Request, encode, receive, receive_rest, send},
+use crate::{client::Client, error::Error};
+use berth_api::{
+    dns::{MESSAGE_MAX, Reply, Request, encode},
+    frame,
 };
-use rustix::{
-    fd::{BorrowedFd, OwnedFd},
-    fs::{FlockOperation, Mode, OFlags},
-    io::Errno,
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-        SendFlags,
-    },
-};
+use berth_helper::{handover, lock::Lock};
+use rustix::fd::{BorrowedFd, OwnedFd};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    io::{self, IoSlice, IoSliceMut},
-    mem::MaybeUninit,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
+    io::AsyncWriteExt as _,
     net::UnixStream,
     time::{Instant, sleep, timeout},
 };
@@ -37,10 +29,7 @@ use tokio::{
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Pause before the lock is tried again.
-const AGAIN: Duration = Duration::from_millis(20);
-
-/// The most descriptors that the kernel lets one message carry (`SCM_MAX_FD`).
-pub(super) const FDS_MAX: usize = 253;
+const RETRY: Duration = Duration::from_millis(20);
 
 /// Result of a start.
 #[derive(Debug)]
@@ -69,7 +58,7 @@ pub(super) struct Predecessor(UnixStream);
 /// A server that waits for the lock.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    lock: OwnedFd,
+    lock: Lock,
     path: PathBuf,
     client: Client,
 }
@@ -79,58 +68,53 @@ pub(super) struct Waiting {
 /// # Errors
 /// The lock cannot be opened, or another server holds it and does not hand over within
 /// [`PATIENCE`].
-pub(super) async fn begin(path: &Path, socket: &Path) -> Result<Start, Error> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-    let lock = rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))
-        .map_err(|e| Error::File { path: path.into(), source: e.into() })?;
+pub(super) async fn start(path: &Path, socket: &Path) -> Result<Start, Error> {
+    let lock = Lock::open(path).map_err(|source| Error::File { path: path.into(), source })?;
     let waiting = Waiting { lock, path: path.into(), client: Client::new(socket) };
     let begun = Instant::now();
     loop {
         if waiting.try_lock()? {
-            return Ok(Start::Alone(waiting.lock));
+            return Ok(Start::Alone(waiting.lock.into_fd()));
         }
         if begun.elapsed() > PATIENCE {
             return Err(Error::Busy { path: path.into() });
         }
-        match timeout(PATIENCE, ask(socket)).await {
-            Ok(Ok(Asked::Taken(taken))) => return Ok(Start::Taken(taken)),
-            Ok(Ok(Asked::Unknown)) => return Ok(Start::Beside(waiting)),
-            Ok(Ok(Asked::Later)) => {}
+        match timeout(PATIENCE, request(socket)).await {
+            Ok(Ok(Requested::Taken(taken))) => return Ok(Start::Taken(taken)),
+            Ok(Ok(Requested::Unknown)) => return Ok(Start::Beside(waiting)),
+            Ok(Ok(Requested::Later)) => {}
             // A server that does not listen may be ending: the lock decides.
-            Ok(Err(error)) => tracing::debug!(%error, "the one in charge was not asked to hand over"),
+            Ok(Err(error)) => tracing::debug!(%error, "cannot ask the active server to hand over"),
             Err(_silent) => return Err(Error::Busy { path: path.into() }),
         }
-        sleep(AGAIN).await;
+        sleep(RETRY).await;
     }
 }
 
-enum Asked {
+enum Requested {
     Taken(Taken),
     Later,
     Unknown,
 }
 
-async fn ask(socket: &Path) -> io::Result<Asked> {
+async fn request(socket: &Path) -> io::Result<Requested> {
     let mut stream = UnixStream::connect(socket).await?;
     send(&mut stream, &Request::HandOver).await?;
-    let (reply, descriptors) = receive_with(&mut stream).await?;
+    let (json, descriptors) = handover::receive(&mut stream, MESSAGE_MAX).await?;
+    let reply = frame::decode(&json)?;
     let mut descriptors = descriptors.into_iter();
     match (reply, descriptors.next()) {
         (Reply::HandedOver, Some(lock)) => {
-            Ok(Asked::Taken(Taken { lock, sockets: descriptors.collect(), old: Predecessor(stream) }))
+            Ok(Requested::Taken(Taken { lock, sockets: descriptors.collect(), old: Predecessor(stream) }))
         }
-        (Reply::Unsupported, _) => Ok(Asked::Unknown),
-        _ => Ok(Asked::Later),
+        (Reply::Unsupported, _) => Ok(Requested::Unknown),
+        _ => Ok(Requested::Later),
     }
 }
 
 impl Waiting {
     fn try_lock(&self) -> Result<bool, Error> {
-        match rustix::fs::flock(&self.lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(true),
-            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
-            Err(e) => Err(Error::File { path: self.path.clone(), source: e.into() }),
-        }
+        self.lock.try_lock().map_err(|source| Error::File { path: self.path.clone(), source })
     }
 
     /// Asks the other server to end until the lock is free. Questions that it has not read by then
@@ -142,11 +126,11 @@ impl Waiting {
                 return Err(Error::Busy { path: self.path });
             }
             if let Err(error) = self.client.end().await {
-                tracing::debug!(%error, "the one in charge was not told to end");
+                tracing::debug!(%error, "cannot ask the active server to end");
             }
-            sleep(AGAIN).await;
+            sleep(RETRY).await;
         }
-        Ok(self.lock)
+        Ok(self.lock.into_fd())
     }
 }
 
@@ -161,7 +145,7 @@ impl Predecessor {
             send(&mut self.0, &Request::End).await?;
             match receive(&mut self.0).await? {
                 Reply::Ending => Ok(()),
-                other => Err(io::Error::other(format!("answered {other:?}"))),
+                other => Err(io::Error::other(format!("the old server replied {other:?}"))),
             }
         };
         timeout(PATIENCE, exchange).await??;
@@ -174,54 +158,23 @@ impl Predecessor {
 /// # Errors
 /// The new server disconnected, was silent for [`PATIENCE`], or sent something else: nothing is
 /// handed over.
-pub(super) async fn give(stream: &mut UnixStream, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(super) async fn hand_over(stream: &mut UnixStream, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let exchange = async {
-        send_with(stream, &Reply::HandedOver, descriptors).await?;
+        handover::send(stream, &encode(&Reply::HandedOver)?, descriptors).await?;
         match receive(stream).await? {
             Request::End => send(stream, &Reply::Ending).await,
-            other => Err(io::Error::other(format!("said {other:?}"))),
+            other => Err(io::Error::other(format!("the new server sent {other:?}"))),
         }
     };
     timeout(PATIENCE, exchange).await?
 }
 
-/// Writes one message with descriptors.
-async fn send_with(
-    to: &mut UnixStream,
-    message: &impl Serialize,
-    descriptors: &[BorrowedFd<'_>],
-) -> io::Result<()> {
-    let bytes = encode(message)?;
-    let send = || {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-            return Err(io::Error::other("too many descriptors for one message"));
-        }
-        Ok(rustix::net::sendmsg(&*to, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?)
-    };
-    let sent = to.async_io(Interest::WRITABLE, send).await?;
-    to.write_all(bytes.get(sent..).unwrap_or_default()).await
+/// Writes one message.
+pub(super) async fn send(to: &mut UnixStream, message: &impl Serialize) -> io::Result<()> {
+    to.write_all(&encode(message)?).await
 }
 
-/// Reads one message and its descriptors, which come with its first byte.
-async fn receive_with<T: DeserializeOwned>(from: &mut UnixStream) -> io::Result<(T, Vec<OwnedFd>)> {
-    let (mut head, mut descriptors) = ([0; 4], Vec::new());
-    let receive = || {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let into = &mut [IoSliceMut::new(&mut head)];
-        let got = rustix::net::recvmsg(&*from, into, &mut control, RecvFlags::CMSG_CLOEXEC)?;
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                descriptors.extend(rights);
-            }
-        }
-        Ok(got.bytes)
-    };
-    match from.async_io(Interest::READABLE, receive).await? {
-        0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-        got => from.read_exact(head.get_mut(got..).unwrap_or_default()).await?,
-    };
-    Ok((receive_rest(head, from).await?, descriptors))
+/// Reads one message.
+pub(super) async fn receive<T: DeserializeOwned>(from: &mut UnixStream) -> io::Result<T> {
+    Ok(frame::decode(&frame::read(from, MESSAGE_MAX).await?)?)
 }

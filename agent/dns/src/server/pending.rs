@@ -18,23 +18,23 @@ pub(super) type Outcome = Option<Arc<Message>>;
 
 /// The fewest letters in a name whose random case distinguishes this server's questions from a
 /// client's.
-const TELLING: usize = 10;
+const DISTINCTIVE_LETTERS: usize = 10;
 
 /// The questions in flight.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    asked: Mutex<HashMap<Key, Asked>>,
+    asked: Mutex<HashMap<Key, InFlight>>,
 }
 
 #[derive(Debug)]
-struct Asked {
+struct InFlight {
     /// The name as it was sent to the upstreams.
     sent: Name,
     outcome: watch::Receiver<Option<Outcome>>,
 }
 
 /// Role of a question.
-pub(super) enum Part {
+pub(super) enum Role {
     /// The task asks the upstreams for this name and publishes the outcome.
     Leader(Leader),
     /// The task waits for the leader's outcome.
@@ -52,31 +52,32 @@ pub(super) struct Leader {
 
 impl Pending {
     /// Joins the equal question in flight, or becomes the leader.
-    pub(super) fn join(self: &Arc<Pending>, key: &Key) -> Part {
+    pub(super) fn join(self: &Arc<Pending>, key: &Key) -> Role {
         let mut asked = self.asked();
         if let Some(other) = asked.get(key) {
-            return Part::Joined(other.outcome.clone());
+            return Role::Joined(other.outcome.clone());
         }
         let (outcome, receiver) = watch::channel(None);
         let sent = forward::random_case(&key.name);
-        asked.insert(key.clone(), Asked { sent: sent.clone(), outcome: receiver });
-        Part::Leader(Leader { pending: Arc::clone(self), key: key.clone(), sent, outcome })
+        asked.insert(key.clone(), InFlight { sent: sent.clone(), outcome: receiver });
+        Role::Leader(Leader { pending: Arc::clone(self), key: key.clone(), sent, outcome })
     }
 
     /// Whether this server itself sent the question: then an upstream forwards to this server.
     pub(super) fn is_ours(&self, key: &Key, name: &Name) -> bool {
         let letters = || name.iter().flatten().filter(|byte| byte.is_ascii_alphabetic()).count();
-        self.asked().get(key).is_some_and(|asked| asked.sent.eq_case(name)) && letters() >= TELLING
+        self.asked().get(key).is_some_and(|asked| asked.sent.eq_case(name))
+            && letters() >= DISTINCTIVE_LETTERS
     }
 
-    fn asked(&self) -> MutexGuard<'_, HashMap<Key, Asked>> {
+    fn asked(&self) -> MutexGuard<'_, HashMap<Key, InFlight>> {
         lock(&self.asked)
     }
 }
 
 impl Leader {
     /// Gives the outcome to all that joined.
-    pub(super) fn tell(self, outcome: Outcome) {
+    pub(super) fn publish(self, outcome: Outcome) {
         // The send fails only if no question joined.
         self.outcome.send_replace(Some(outcome));
     }
@@ -91,5 +92,5 @@ impl Drop for Leader {
 /// Waits for the leader's outcome.
 pub(super) async fn outcome(mut receiver: watch::Receiver<Option<Outcome>>) -> Outcome {
     // The wait fails if the leader was dropped without an outcome.
-    receiver.wait_for(Option::is_some).await.ok().and_then(|told| (*told).clone()).flatten()
+    receiver.wait_for(Option::is_some).await.ok().and_then(|outcome| (*outcome).clone()).flatten()
 }

@@ -26,7 +26,7 @@ struct Held {
 
 /// One slot, released on drop.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Slot {
     client: IpAddr,
     shares: Shares,
 }
@@ -38,7 +38,7 @@ impl Shares {
     }
 
     /// A slot for that client, if its share allows one.
-    pub(super) fn take(&self, client: IpAddr) -> Option<Place> {
+    pub(super) fn take(&self, client: IpAddr) -> Option<Slot> {
         let client = client.to_canonical();
         let mut held = self.held();
         let free = self.most.saturating_sub(held.total);
@@ -48,7 +48,7 @@ impl Shares {
         }
         held.total += 1;
         held.by_client.insert(client, own + 1);
-        Some(Place { client, shares: self.clone() })
+        Some(Slot { client, shares: self.clone() })
     }
 
     /// Whether no slot is held.
@@ -61,7 +61,7 @@ impl Shares {
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         let mut held = self.shares.held();
         held.total = held.total.saturating_sub(1);
@@ -82,19 +82,19 @@ mod tests {
         IpAddr::from([10, 0, 0, n])
     }
 
-    fn fill(shares: &Shares, who: IpAddr) -> Vec<Place> {
+    fn fill(shares: &Shares, who: IpAddr) -> Vec<Slot> {
         std::iter::from_fn(|| shares.take(who)).collect()
     }
 
     #[test]
-    fn one_client_gets_half_and_each_newcomer_finds_a_place() {
+    fn one_client_gets_half_and_each_newcomer_finds_a_slot() {
         let shares = Shares::new(128);
         let first = fill(&shares, client(1));
         assert_eq!(first.len(), 64);
         let second = fill(&shares, client(2));
         assert_eq!(second.len(), 32);
         let others: Vec<_> = (3..8).map(|n| fill(&shares, client(n))).collect();
-        assert!(others.iter().all(|places| !places.is_empty()), "{others:?}");
+        assert!(others.iter().all(|slots| !slots.is_empty()), "{others:?}");
         // The IPv4-mapped address is the same client.
         assert!(shares.take("::ffff:10.0.0.1".parse().unwrap()).is_none());
         drop((first, second, others));

@@ -1,7 +1,10 @@
 //! Questions by TCP (RFC 7766): each with its length, answered in order. If a client has more
 //! connections than its share, its newest one is closed at once.
 
-use super::{Server, Todo, count};
+use super::{
+    Server,
+    answers::{Action, count},
+};
 use crate::question::Transport;
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{
@@ -16,21 +19,21 @@ use tokio::{
 pub(super) const IDLE: Duration = Duration::from_secs(10);
 
 /// Pause after a failed accept.
-const REST: Duration = Duration::from_millis(100);
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Accepts connections until told to stop, then returns when the accepted ones have ended.
 pub(super) async fn accept(server: Arc<Server>, listener: Arc<TcpListener>, mut stop: watch::Receiver<bool>) {
     let mut streams = JoinSet::new();
     loop {
         while streams.try_join_next().is_some() {}
-        let taken = tokio::select! {
+        let accepted = tokio::select! {
             // The sender lives as long as the program.
             _stopped = stop.wait_for(|stop| *stop) => break,
-            taken = listener.accept() => taken,
+            accepted = listener.accept() => accepted,
         };
-        match taken {
+        match accepted {
             Ok((stream, from)) => {
-                let Some(place) = server.streams.take(from.ip()) else {
+                let Some(slot) = server.streams.take(from.ip()) else {
                     count(&server.counters.refused);
                     continue;
                 };
@@ -38,12 +41,12 @@ pub(super) async fn accept(server: Arc<Server>, listener: Arc<TcpListener>, mut 
                 streams.spawn(async move {
                     // Errors of a connection concern only its client, who sees them.
                     drop(serve(&server, stream, from.ip()).await);
-                    drop(place);
+                    drop(slot);
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "stream not taken");
-                tokio::time::sleep(REST).await;
+                tracing::warn!(%error, "cannot accept a TCP connection");
+                tokio::time::sleep(RETRY).await;
             }
         }
     }
@@ -57,9 +60,9 @@ async fn serve(server: &Server, mut stream: TcpStream, client: IpAddr) -> io::Re
         let mut bytes = vec![0; usize::from(length)];
         timeout(IDLE, stream.read_exact(&mut bytes)).await??;
         let answer = match server.handle(&bytes, Transport::Tcp, client) {
-            Todo::Nothing => return Ok(()),
-            Todo::Reply(bytes) => Some(bytes),
-            Todo::Forward(forward) => server.finish(*forward).await,
+            Action::Nothing => return Ok(()),
+            Action::Reply(bytes) => Some(bytes),
+            Action::Forward(forward) => server.finish(*forward).await,
         };
         let Some(answer) = answer else { return Ok(()) };
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?;

@@ -13,7 +13,7 @@ use berth_core::{
 };
 use berth_dns::{
     PodAddress, PodNames, Zone,
-    question::{self, Asked, Transport},
+    question::{self, Parsed, Transport},
     resolve::{Step, resolve},
 };
 use hickory_proto::{
@@ -167,14 +167,14 @@ pub(crate) fn with_edns(mut message: Message, payload: u16) -> Message {
 /// The zone's answer, encoded and parsed again.
 pub(crate) fn ask(index: &berth_dns::index::Index, asked: &Message, transport: Transport) -> Option<Message> {
     let bytes = match question::read(&asked.to_vec().unwrap(), transport) {
-        Asked::Question(question) => {
+        Parsed::Question(question) => {
             match resolve(index, question.query.name(), question.query.query_type()) {
                 Step::Done(answer) => question.write(&answer)?,
                 Step::Forward { .. } => return None,
             }
         }
-        Asked::Refused(bytes) => bytes,
-        Asked::Nothing => return None,
+        Parsed::Refused(bytes) => bytes,
+        Parsed::Ignored => return None,
     };
     Some(Message::from_vec(&bytes).unwrap())
 }

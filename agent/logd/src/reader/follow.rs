@@ -5,8 +5,9 @@
 //! is found by its inode or, after compression, by its modification time, which compression keeps.
 //! A reader that is slower than the limit of files misses some files and counts them.
 
-use super::{From, LogSet, Pump};
-use crate::{error::Error, format::Record, spec::log_name};
+use super::{LogSet, ReadFrom, RecordReader};
+use crate::{error::Error, format::Record};
+use berth_api::logd::log_name;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fd::{AsRawFd, OwnedFd},
@@ -21,20 +22,20 @@ use std::{
 };
 
 /// Reads before the caller gets control again.
-const TURN: usize = 16;
+const READS_PER_TURN: usize = 16;
 
 /// Follower of the log of one attempt of one container.
 #[derive(Debug)]
 pub struct Follow {
     set: LogSet,
     events: OwnedFd,
-    current: Option<Pump>,
-    then: VecDeque<Pump>,
+    current: Option<RecordReader>,
+    next_files: VecDeque<RecordReader>,
     missed: u64,
 }
 
 impl Follow {
-    pub(super) fn start(set: LogSet, from: From) -> Result<Follow, Error> {
+    pub(super) fn start(set: LogSet, from: ReadFrom) -> Result<Follow, Error> {
         let watch = || {
             let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
             let what = inotify::WatchFlags::MODIFY
@@ -45,10 +46,10 @@ impl Follow {
             Ok::<_, Errno>(events)
         };
         // The watch starts before the first read, so that no write is missed in between.
-        let events = set.told(watch().map_err(io::Error::from))?;
-        let mut then = VecDeque::from(set.from(from)?);
-        let current = then.pop_front();
-        Ok(Follow { set, events, current, then, missed: 0 })
+        let events = set.with_path(watch().map_err(io::Error::from))?;
+        let mut next_files = VecDeque::from(set.from(from)?);
+        let current = next_files.pop_front();
+        Ok(Follow { set, events, current, next_files, missed: 0 })
     }
 
     /// How many times files were removed by the limit of files before they were read.
@@ -57,7 +58,7 @@ impl Follow {
     }
 
     /// Whether the pod's log directory has been removed, so that nothing more will come.
-    pub fn gone(&self) -> bool {
+    pub fn removed(&self) -> bool {
         rustix::fs::fstat(&self.set.dir).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
@@ -69,7 +70,7 @@ impl Follow {
             if self.drain(emit)? {
                 return Ok(true);
             }
-            if let Some(next) = self.then.pop_front() {
+            if let Some(next) = self.next_files.pop_front() {
                 self.current = Some(next);
                 continue;
             }
@@ -77,8 +78,8 @@ impl Follow {
                 // Reads what was written between the end seen above and the rename. Nothing is
                 // written to this file afterwards.
                 while self.drain(emit)? {}
-                self.then = self.successors()?;
-                if let Some(next) = self.then.pop_front() {
+                self.next_files = self.successors()?;
+                if let Some(next) = self.next_files.pop_front() {
                     self.current = Some(next);
                     continue;
                 }
@@ -93,8 +94,8 @@ impl Follow {
     fn drain(&mut self, emit: &mut dyn FnMut(Record<'_>)) -> Result<bool, Error> {
         let Some(current) = &mut self.current else { return Ok(false) };
         let mut any = false;
-        for _ in 0..TURN {
-            if !self.set.told(current.pump(emit))? {
+        for _ in 0..READS_PER_TURN {
+            if !self.set.with_path(current.read_chunk(emit))? {
                 break;
             }
             any = true;
@@ -110,16 +111,16 @@ impl Follow {
             (Ok(_), None) => Ok(true),
             // The file is being rotated, or was removed.
             (Err(Errno::NOENT), _) => Ok(false),
-            (Err(e), _) => self.set.told(Err(e.into())),
+            (Err(e), _) => self.set.with_path(Err(e.into())),
         }
     }
 
     /// The files after the one being read.
-    fn successors(&mut self) -> Result<VecDeque<Pump>, Error> {
-        let mut files = VecDeque::from(self.set.told(self.set.open_all())?);
+    fn successors(&mut self) -> Result<VecDeque<RecordReader>, Error> {
+        let mut files = VecDeque::from(self.set.with_path(self.set.open_all())?);
         let Some(own) = &self.current else { return Ok(files) };
         let by_inode = files.iter().position(|f| f.same_file(own));
-        let written = self.set.told(own.modified())?;
+        let written = self.set.with_path(own.modified())?;
         let place = by_inode.or_else(|| files.iter().rposition(|f| f.modified().is_ok_and(|m| m == written)));
         if let Some(place) = place {
             files.drain(..=place);
@@ -136,7 +137,7 @@ impl Follow {
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(0) => return Ok(false),
             Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => return self.set.told(Err(e.into())),
+            Err(e) => return self.set.with_path(Err(e.into())),
         }
         let mut space = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&self.events, &mut space);

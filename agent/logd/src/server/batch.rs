@@ -1,7 +1,6 @@
 //! Buffers shared by all streams, used for one read at a time.
 
-use super::logfile::Old;
-use crate::{error::Error, format::Stamp};
+use crate::{error::Error, format::Stamp, rotated::RotatedFile};
 use berth_core::time::Wall;
 use rustix::{
     fd::{AsFd, OwnedFd},
@@ -36,7 +35,7 @@ pub(super) struct Batch {
     /// Time of all records on the monotonic clock, for retries.
     pub(super) mono: Instant,
     /// Rotated files that may be compressed.
-    pub(super) old: Vec<Old>,
+    pub(super) rotated: Vec<RotatedFile>,
 }
 
 impl Batch {
@@ -73,7 +72,7 @@ impl Scratch {
             stamp: Stamp::new(wall),
             wall,
             mono: Instant::now(),
-            old: Vec::new(),
+            rotated: Vec::new(),
         };
         Ok(Scratch { read, write, null, buf: vec![0; READ_SIZE], batch })
     }

@@ -58,7 +58,7 @@ impl CarryFile {
                 None
             }
             Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "begun line cannot be read");
+                tracing::warn!(path = %self.path.display(), %error, "cannot read the unfinished line of a stream");
                 None
             }
         }
@@ -103,7 +103,7 @@ impl CarryFile {
             Ok(()) => true,
             Err(error) => {
                 if !self.warned {
-                    tracing::warn!(path = %self.path.display(), %error, "begun line cannot be saved");
+                    tracing::warn!(path = %self.path.display(), %error, "cannot save the unfinished line of a stream");
                     self.warned = true;
                 }
                 false
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_saved_is_loaded_and_a_torn_file_is_nothing() {
+    fn a_saved_line_is_loaded_and_a_torn_carry_file_counts_as_none() {
         let tmp = tempfile::tempdir().unwrap();
         let path = tmp.path().join("c");
         let mut file = CarryFile::new(path.clone());

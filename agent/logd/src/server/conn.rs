@@ -1,6 +1,9 @@
 //! Connection of one client: bytes in, requests out; replies in, bytes out. Never blocks.
 
-use crate::proto::{Envelope, REQUEST_MAX, Reply, Request, decode, encode, length};
+use berth_api::{
+    frame,
+    logd::{Envelope, REQUEST_MAX, Reply, Request, decode, encode},
+};
 use std::{
     io::{self, Read, Write},
     os::unix::net::UnixStream,
@@ -55,17 +58,14 @@ impl Conn {
 
     /// The next complete request.
     pub(super) fn next(&mut self) -> io::Result<Option<Incoming>> {
-        let Some(head) = self.input.first_chunk::<4>() else { return Ok(None) };
-        let end = length(*head, REQUEST_MAX)?.saturating_add(4);
-        let Some(json) = self.input.get(4..end) else { return Ok(None) };
-        let incoming = match decode::<Request>(json) {
+        let Some(json) = frame::take(&mut self.input, REQUEST_MAX)? else { return Ok(None) };
+        let incoming = match decode::<Request>(&json) {
             Ok(envelope) => Incoming::Request(envelope.seq, envelope.body),
             Err(error) => {
-                let seq = serde_json::from_slice::<Envelope<serde_json::Value>>(json).map_or(0, |e| e.seq);
+                let seq = serde_json::from_slice::<Envelope<serde_json::Value>>(&json).map_or(0, |e| e.seq);
                 Incoming::Unknown(seq, error.to_string())
             }
         };
-        self.input.drain(..end);
         Ok(Some(incoming))
     }
 
@@ -91,7 +91,7 @@ impl Conn {
         };
         self.output.drain(..sent.min(self.output.len()));
         if self.output.len() > UNREAD_MAX {
-            return Err(io::Error::other("answers are not read"));
+            return Err(io::Error::other("the client does not read its replies"));
         }
         result
     }

@@ -8,21 +8,13 @@ use super::{
 };
 use crate::{
     error::Error,
+    fifo::open_fifo,
     format::{Splitter, Stream},
-    proto::StreamStatus,
-    spec::{StreamSpec, fifo_dir, state_dir},
 };
+use berth_api::logd::{StreamSpec, StreamStatus};
 use berth_core::{ids::ContainerId, roots::Roots};
-use rustix::{
-    fd::OwnedFd,
-    fs::{FileType, Mode, OFlags},
-    io::Errno,
-};
-use std::{
-    io,
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
-};
+use rustix::fd::OwnedFd;
+use std::{io, os::unix::fs::DirBuilderExt, path::PathBuf};
 
 /// The last drain ends after this many bytes, even if a process still writes.
 const LAST_DRAIN_MAX: usize = 8 * PIPE_SIZE;
@@ -116,7 +108,7 @@ impl Container {
     pub(super) fn end(&mut self, scratch: &mut Scratch) {
         for index in 0..self.fifos.len() {
             if let Err(error) = self.drain(index, LAST_DRAIN_MAX / READ_SIZE, scratch) {
-                tracing::warn!(container = %self.spec.id, %error, "last output cannot be read");
+                tracing::warn!(container = %self.spec.id, %error, "cannot read the last output of a container");
             }
         }
         scratch.batch.start();
@@ -139,7 +131,7 @@ impl Container {
 
     /// Lost records, and how many of them the log file does not mention yet.
     pub(super) fn lost(&self) -> (u64, u64) {
-        (self.log.lost(), self.log.untold())
+        (self.log.lost(), self.log.unreported())
     }
 
     /// Continues with another logd's counts.
@@ -176,7 +168,7 @@ impl Fifo {
                 .peek(&self.fd, saved.take)
                 .is_ok_and(|n| n == saved.take && checksum(scratch.parts(n).0) == saved.check);
             if written_already && let Err(error) = scratch.discard(&self.fd, saved.take) {
-                tracing::warn!(%error, "output that was written already cannot be taken out of its fifo");
+                tracing::warn!(%error, "cannot remove written output from its fifo; it is written again");
             }
             self.carry.taken(&saved.carry);
         }
@@ -209,12 +201,12 @@ fn streams(spec: &StreamSpec) -> &'static [Stream] {
 }
 
 fn carry_path(roots: &Roots, id: &ContainerId, stream: Stream) -> PathBuf {
-    state_dir(roots).join("carry").join(format!("{id}.{}", stream.name()))
+    roots.logd_state_dir().join("carry").join(format!("{id}.{}", stream.name()))
 }
 
 /// Creates the missing FIFOs and opens all of them: outputs, then standard input.
 fn open_fifos(roots: &Roots, spec: &StreamSpec) -> Result<Vec<OwnedFd>, Error> {
-    let dir = fifo_dir(roots, &spec.id);
+    let dir = roots.fifo_dir(&spec.id);
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -232,35 +224,16 @@ fn open_fifos(roots: &Roots, spec: &StreamSpec) -> Result<Vec<OwnedFd>, Error> {
         .collect()
 }
 
-/// Creates a FIFO if it does not exist, and opens both its ends.
-pub(crate) fn open_fifo(path: &Path) -> io::Result<OwnedFd> {
-    match rustix::fs::mkfifoat(rustix::fs::CWD, path, Mode::from_raw_mode(0o600)) {
-        Ok(()) | Err(Errno::EXIST) => hold_fifo(path),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Opens both ends of an existing FIFO.
-pub(crate) fn hold_fifo(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(path, flags, Mode::empty())?;
-    if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) == FileType::Fifo {
-        Ok(fd)
-    } else {
-        Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a fifo"))
-    }
-}
-
 /// Removes the state of a finished container. Failures are logged and otherwise ignored.
 pub(super) fn remove_state(roots: &Roots, container: &Container) {
     let id = &container.spec.id;
     for fifo in &container.fifos {
         if let Err(error) = fifo.carry.remove() {
-            tracing::warn!(container = %id, %error, "begun line cannot be removed");
+            tracing::warn!(container = %id, %error, "cannot remove the unfinished line of a container");
         }
     }
-    let dir = fifo_dir(roots, id);
+    let dir = roots.fifo_dir(id);
     if let Err(error) = std::fs::remove_dir_all(&dir) {
-        tracing::warn!(container = %id, %error, path = %dir.display(), "fifos cannot be removed");
+        tracing::warn!(container = %id, %error, path = %dir.display(), "cannot remove the fifos of a container");
     }
 }

@@ -4,8 +4,7 @@
 //! kept, because followers use it to find their place. The half-written file of a killed logd is
 //! removed, and compressed again at the next rotation.
 
-use super::logfile::Old;
-use crate::dirs;
+use crate::{dirs, rotated::RotatedFile};
 use flate2::{Compression, write::GzEncoder};
 use rustix::{
     fd::OwnedFd,
@@ -28,7 +27,7 @@ const WAITING_MAX: usize = 256;
 #[derive(Debug)]
 struct Job {
     dir: OwnedFd,
-    old: Old,
+    old: RotatedFile,
     from: File,
     to: GzEncoder<File>,
     buf: Vec<u8>,
@@ -38,7 +37,7 @@ struct Job {
 #[derive(Debug)]
 pub(super) struct Gzip {
     root: PathBuf,
-    waiting: VecDeque<Old>,
+    waiting: VecDeque<RotatedFile>,
     job: Option<Job>,
 }
 
@@ -49,7 +48,7 @@ impl Gzip {
     }
 
     /// Adds files, each once.
-    pub(super) fn add(&mut self, files: &mut Vec<Old>) {
+    pub(super) fn add(&mut self, files: &mut Vec<RotatedFile>) {
         for old in files.drain(..) {
             let running = self.job.as_ref().is_some_and(|j| j.old == old);
             if !running && !self.waiting.contains(&old) && self.waiting.len() < WAITING_MAX {
@@ -94,16 +93,16 @@ impl Gzip {
     }
 }
 
-fn warn(old: &Old, error: &io::Error) {
-    tracing::warn!(pod = %old.dir[0], file = %old.name, %error, "rotated log file cannot be compressed");
+fn warn(old: &RotatedFile, error: &io::Error) {
+    tracing::warn!(pod = %old.dir[0], file = %old.name, %error, "cannot compress a rotated log file");
 }
 
-fn temporary(old: &Old) -> String {
+fn temporary(old: &RotatedFile) -> String {
     format!("{}.gz.tmp", old.name)
 }
 
 impl Job {
-    fn start(root: &Path, old: Old) -> io::Result<Job> {
+    fn start(root: &Path, old: RotatedFile) -> io::Result<Job> {
         let [pod, container] = &old.dir;
         let dir = dirs::open_dir(dirs::open_root(root)?, &[pod, container])?;
         let from = dirs::open_read(&dir, &old.name)?;

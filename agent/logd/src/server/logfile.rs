@@ -10,8 +10,9 @@ use crate::{
     dirs,
     error::Error,
     format::{OVERHEAD, Piece, Stream, encode},
-    spec::{Rotated, StreamSpec, log_name, pod_dir_name},
+    rotated::{Rotated, RotatedFile},
 };
+use berth_api::logd::{StreamSpec, log_name};
 use berth_core::{ids::Attempt, roots::Roots};
 use std::{
     fs::File,
@@ -31,15 +32,6 @@ pub(super) struct Limits {
     pub(super) size: u64,
     /// Number of files, including the current one.
     pub(super) files: u32,
-}
-
-/// A rotated file that may be compressed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Old {
-    /// The pod's and the container's directory below the log root.
-    pub(super) dir: [String; 2],
-    /// File name.
-    pub(super) name: String,
 }
 
 #[derive(Debug)]
@@ -82,7 +74,7 @@ impl LogFile {
     pub(super) fn open_or_lose(roots: &Roots, spec: &StreamSpec, limits: Limits) -> LogFile {
         let mut log = LogFile::closed(roots, spec, limits);
         if let Err(error) = log.reopen() {
-            tracing::warn!(log = %log.path().display(), %error, "container output is lost until its file can be opened");
+            tracing::warn!(log = %log.path().display(), %error, "cannot open a container log; its output is dropped until it can be opened");
             log.loss = Some(Loss { why: error.to_string(), records: 0, retry_at: Instant::now() });
         }
         log
@@ -91,7 +83,7 @@ impl LogFile {
     fn closed(roots: &Roots, spec: &StreamSpec, limits: Limits) -> LogFile {
         LogFile {
             root: roots.pod_logs.clone(),
-            dir: [pod_dir_name(&spec.key, &spec.uid), spec.container.to_string()],
+            dir: [spec.pod_dir_name(), spec.container.to_string()],
             attempt: spec.attempt,
             notice: if spec.tty { Stream::Stdout } else { Stream::Stderr },
             limits,
@@ -136,7 +128,7 @@ impl LogFile {
     }
 
     /// Lost records that the log file does not mention yet.
-    pub(super) fn untold(&self) -> u64 {
+    pub(super) fn unreported(&self) -> u64 {
         self.loss.as_ref().map_or(0, |l| l.records)
     }
 
@@ -155,9 +147,9 @@ impl LogFile {
     }
 
     /// Called before the records of one read: retries where writing failed.
-    pub(super) fn begin(&mut self, batch: &mut Batch, in_haste: bool) {
+    pub(super) fn begin(&mut self, batch: &mut Batch, retry_now: bool) {
         let Some(loss) = &mut self.loss else { return };
-        if !in_haste && batch.mono < loss.retry_at {
+        if !retry_now && batch.mono < loss.retry_at {
             return;
         }
         loss.retry_at = batch.mono.checked_add(RETRY).unwrap_or(batch.mono);
@@ -181,7 +173,7 @@ impl LogFile {
         }
         match result {
             Ok(()) => {
-                tracing::info!(log = %self.path().display(), lost = records, "container output is written again");
+                tracing::info!(log = %self.path().display(), lost = records, "container log is written again");
                 self.loss = None;
             }
             Err(_) if written <= torn => self.torn = owed.drain(written..torn).collect(),
@@ -232,7 +224,7 @@ impl LogFile {
     }
 
     fn lose(&mut self, batch: &Batch, error: &io::Error, records: u64) {
-        tracing::warn!(log = %self.path().display(), %error, "container output is lost until its file can be written");
+        tracing::warn!(log = %self.path().display(), %error, "cannot write a container log; its output is dropped until it can be written");
         self.lost = self.lost.saturating_add(records);
         let retry_at = batch.mono.checked_add(RETRY).unwrap_or(batch.mono);
         self.loss = Some(Loss { why: error.to_string(), records, retry_at });
@@ -270,7 +262,7 @@ impl LogFile {
                 }
             }
             Err(error) => {
-                tracing::warn!(log = %self.path().display(), %error, "container log file cannot be rotated");
+                tracing::warn!(log = %self.path().display(), %error, "cannot rotate a container log");
                 self.rotate_at = self.len.saturating_add(self.limits.size / 10).saturating_add(1);
             }
         }
@@ -291,11 +283,11 @@ impl LogFile {
         let excess = old.len().saturating_sub(keep);
         for rotated in old.drain(..excess) {
             if let Err(error) = dirs::unlink(&dir, &rotated.name(self.attempt)) {
-                tracing::warn!(log = %self.path().display(), %error, "old container log file cannot be removed");
+                tracing::warn!(log = %self.path().display(), %error, "cannot remove an old container log");
             }
         }
         for rotated in old.iter().filter(|r| !r.gz) {
-            batch.old.push(Old { dir: self.dir.clone(), name: rotated.name(self.attempt) });
+            batch.rotated.push(RotatedFile { dir: self.dir.clone(), name: rotated.name(self.attempt) });
         }
         Ok(())
     }

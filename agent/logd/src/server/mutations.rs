@@ -4,11 +4,8 @@ use super::{
     carry::{CarryFile, checksum},
     table,
 };
-use crate::{
-    format::{MAX_LINE, Splitter},
-    proto::{FinishReport, Reply, Request, StreamStatus, decode, encode},
-    spec::{StreamSpec, fifo_dir},
-};
+use crate::format::{MAX_LINE, Splitter};
+use berth_api::logd::{FinishReport, Reply, Request, StreamSpec, StreamStatus, decode, encode};
 use berth_core::{
     ids::{
         Attempt, ContainerId, ContainerName, Namespace, NodeName, PodKey, PodName, PodUid, SandboxAttempt,
@@ -74,7 +71,7 @@ fn mutated_stream_table() {
             match loaded.first() {
                 Some(spec) => {
                     assert!(below(&spec.log_path(&roots), &roots.pod_logs));
-                    assert!(below(&fifo_dir(&roots, &spec.id), &roots.runtime_state));
+                    assert!(below(&roots.fifo_dir(&spec.id), &roots.runtime_state));
                     assert!(spec.link_name().len() <= 255 && !spec.link_name().contains('/'));
                     assert!(file.ends_with(format!("{}.json", spec.id)), "removing it removes this file");
                     Reached::Taken
@@ -121,7 +118,7 @@ fn carry_file(rng: &mut Rng) -> Bytes {
 fn mutated_begun_lines() {
     let dir = dir().unwrap();
     let path = dir.path().join("carry");
-    run("begun lines", carry_file, |raw| {
+    run("unfinished lines", carry_file, |raw| {
         fs::write(&path, &raw[..]).unwrap();
         let mut file = CarryFile::new(path.clone());
         let Some(saved) = file.load() else { return Reached::Syntax };

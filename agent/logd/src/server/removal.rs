@@ -1,10 +1,7 @@
 //! Links to log files, and removal of logs.
 
-use crate::{
-    dirs,
-    error::Error,
-    spec::{Rotated, StreamSpec, pod_dir_name},
-};
+use crate::{dirs, error::Error, rotated::Rotated};
+use berth_api::logd::StreamSpec;
 use berth_core::{
     ids::{PodKey, PodUid},
     roots::Roots,
@@ -36,7 +33,7 @@ pub(super) fn link(roots: &Roots, spec: &StreamSpec) -> Result<(), Error> {
 }
 
 /// Ignores missing files. A file whose name would be too long cannot exist.
-fn gone(path: PathBuf, result: io::Result<()>) -> Result<(), Error> {
+fn ignore_missing(path: PathBuf, result: io::Result<()>) -> Result<(), Error> {
     match result {
         Err(source) if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename) => {
             Err(Error::Remove { path, source })
@@ -62,7 +59,7 @@ pub(super) fn remove_attempt(roots: &Roots, spec: &StreamSpec) -> Result<(), Err
         }
         Ok(())
     };
-    gone(spec.log_dir(roots), remove())
+    ignore_missing(spec.log_dir(roots), remove())
 }
 
 /// Removes a pod's log directory and every link that leads into it.
@@ -79,9 +76,10 @@ pub(super) fn remove_pod(roots: &Roots, key: &PodKey, uid: &PodUid) -> Result<()
         }
         Ok(())
     };
-    gone(roots.container_log_links.clone(), links())?;
-    let remove = || dirs::remove_tree(dirs::open_root(&roots.pod_logs)?, &pod_dir_name(key, uid), 3);
-    gone(dir.clone(), remove())
+    ignore_missing(roots.container_log_links.clone(), links())?;
+    let remove =
+        || dirs::remove_tree(dirs::open_root(&roots.pod_logs)?, &Roots::pod_log_dir_name(key, uid), 3);
+    ignore_missing(dir.clone(), remove())
 }
 
 fn leads_into(link: &Path, dir: &Path) -> bool {

@@ -1,9 +1,7 @@
 //! The table of streams on disk: `<runtime_state>/logd/streams/<id>.json`, one file a stream.
 
-use crate::{
-    error::Error,
-    spec::{StreamSpec, state_dir},
-};
+use crate::error::Error;
+use berth_api::logd::StreamSpec;
 use berth_core::{ids::ContainerId, roots::Roots};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -19,7 +17,7 @@ struct Row<S> {
 }
 
 fn dir(roots: &Roots) -> PathBuf {
-    state_dir(roots).join("streams")
+    roots.logd_state_dir().join("streams")
 }
 
 fn path(roots: &Roots, id: &ContainerId) -> PathBuf {
@@ -28,7 +26,7 @@ fn path(roots: &Roots, id: &ContainerId) -> PathBuf {
 
 /// Creates the directories.
 pub(super) fn prepare(roots: &Roots) -> Result<(), Error> {
-    for path in [dir(roots), state_dir(roots).join("carry")] {
+    for path in [dir(roots), roots.logd_state_dir().join("carry")] {
         std::fs::create_dir_all(&path).map_err(|source| Error::Directory { path, source })?;
     }
     Ok(())
@@ -64,7 +62,7 @@ pub(super) fn load(roots: &Roots) -> Result<Vec<StreamSpec>, Error> {
         }
         match read(&file) {
             Ok(spec) if path(roots, &spec.id) == file => specs.push(spec),
-            Ok(spec) => set_aside(file, &format_args!("it is of container {}", spec.id))?,
+            Ok(spec) => set_aside(file, &format_args!("it belongs to container {}", spec.id))?,
             Err(error) => set_aside(file, &error)?,
         }
     }
@@ -76,6 +74,6 @@ fn read(file: &Path) -> io::Result<StreamSpec> {
 }
 
 fn set_aside(path: PathBuf, why: &dyn Display) -> Result<(), Error> {
-    tracing::warn!(path = %path.display(), error = %why, "stream state is set aside");
+    tracing::warn!(path = %path.display(), error = %why, "cannot use the state of a stream; the file is renamed to .bad");
     std::fs::rename(&path, path.with_extension("bad")).map_err(|source| Error::State { path, source })
 }

@@ -7,7 +7,7 @@
 use super::NodeExecutor;
 use crate::executor::Process;
 use berth_core::{error::Chain, ids::ContainerId};
-use berth_probe::{ExecOutcome, ExecProcess, ExecTarget, Unsupported, exec::MAX_OUTPUT};
+use berth_probe::{ExecOutcome, ExecTarget, Unsupported, exec::MAX_OUTPUT, process_of_spec};
 use berth_runtime::ExecRequest;
 use berth_sys::clock;
 use std::{
@@ -37,7 +37,7 @@ impl NodeExecutor {
         command: Vec<String>,
     ) -> Result<ExecTarget, String> {
         let spec = self.stored_spec(id).await?;
-        let exec = ExecProcess::from_spec(&spec).map_err(|e| e.0)?;
+        let exec = process_of_spec(&spec).map_err(|e| e.0)?;
         let path = spec
             .pointer("/linux/cgroupsPath")
             .and_then(|p| p.as_str())

@@ -274,7 +274,7 @@ fn tail(set: &reader::LogSet) -> Option<String> {
             end.push(b"\n");
         }
     };
-    set.read(reader::From::Tail(TAIL_LINES), &mut emit).ok()?;
+    set.read(reader::ReadFrom::Tail(TAIL_LINES), &mut emit).ok()?;
     end.text()
 }
 

@@ -5,8 +5,9 @@
 //! channel. When the helper dies, its callers get `NotRun`, and the next call starts another
 //! helper, at most once a second.
 
-use super::{ExecOutcome, ExecTarget, wire};
 use crate::ProberConfig;
+use berth_api::exec::{self as wire, ExecOutcome, ExecTarget};
+use berth_core::error::Chain;
 use std::{
     collections::HashMap,
     io,
@@ -60,7 +61,12 @@ impl Client {
         let request = wire::Request::Exec { id, timeout_ms, target: Box::new(target.clone()) };
         let frame = match wire::encode(&request) {
             Ok(frame) => frame,
-            Err(e) => return ExecOutcome::NotRun(format!("hand the command to the exec helper: {e}")),
+            Err(e) => {
+                return ExecOutcome::NotRun(format!(
+                    "cannot send the command to the exec helper: {}",
+                    Chain(&e)
+                ));
+            }
         };
         let helper = match self.helper().await {
             Ok(helper) => helper,
@@ -96,9 +102,9 @@ impl Client {
             return Err("the exec helper has just ended".to_owned());
         }
         state.started = Some(Instant::now());
-        let (child, stream) = self.spawn().map_err(|e| format!("start the exec helper: {e}"))?;
+        let (child, stream) = self.spawn().map_err(|e| format!("cannot start the exec helper: {e}"))?;
         let hello = wire::encode(&wire::Request::Clean { roots: self.config.cgroup_roots.clone() })
-            .map_err(|e| format!("start the exec helper: {e}"))?;
+            .map_err(|e| format!("cannot start the exec helper: {}", Chain(&e)))?;
         let (sender, receiver) = mpsc::channel(QUEUE);
         tracing::info!(pid = child.id(), "exec helper started");
         // The task ends with the last sender, which this client holds, or with the helper.
@@ -118,7 +124,7 @@ impl Client {
         if let (Some(group), Some(pid)) = (&self.config.helper_group, child.id())
             && let Err(error) = std::fs::write(group.join("cgroup.procs"), pid.to_string())
         {
-            tracing::warn!(group = %group.display(), %error, "the exec helper stays in its starter's cgroup");
+            tracing::warn!(group = %group.display(), %error, "cannot move the exec helper into its cgroup; it stays in its starter's");
         }
         Ok((child, UnixStream::from_std(ours)?))
     }
@@ -185,7 +191,7 @@ async fn exchange(
                 if read? == 0 {
                     return Err(io::Error::other("it closed its socket"));
                 }
-                while let Some(reply) = wire::decode::<wire::Reply>(&mut buffer)? {
+                while let Some(reply) = wire::take::<wire::Reply>(&mut buffer)? {
                     if let Some(caller) = waiting.remove(&reply.id) {
                         // The caller may have been dropped.
                         drop(caller.send(reply.outcome));

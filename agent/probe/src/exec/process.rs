@@ -1,62 +1,9 @@
 //! Process attributes of a command in a container, from the container's OCI spec.
 
 use super::Unsupported;
-use berth_core::model::CAPABILITIES;
-use serde::{Deserialize, Serialize};
+use berth_api::exec::{ExecProcess, Rlimit};
+use berth_core::model::{CAPABILITIES, CapabilitySets};
 use serde_json::Value;
-
-/// The parts of an OCI `process` that apply to a command in the same container.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ExecProcess {
-    /// `user.uid`.
-    pub uid: u32,
-    /// `user.gid`.
-    pub gid: u32,
-    /// `user.additionalGids`.
-    pub groups: Vec<u32>,
-    /// `user.umask`, default 022.
-    pub umask: u32,
-    /// `env`, each `NAME=value`. If `HOME` is missing, it is looked up in the container.
-    pub env: Vec<String>,
-    /// `cwd`.
-    pub cwd: String,
-    /// `capabilities`.
-    pub capabilities: Capabilities,
-    /// `noNewPrivileges`.
-    pub no_new_privs: bool,
-    /// `rlimits`. All others are those of the container's first process.
-    pub rlimits: Vec<Rlimit>,
-    /// `oomScoreAdj`.
-    pub oom_score_adj: Option<i32>,
-    /// `linux.seccomp` of the spec. Any value makes the container [`Unsupported`].
-    pub seccomp: Option<Value>,
-}
-
-/// Capability sets, bit n for capability n.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Capabilities {
-    /// Bounding set: limit of what a file may add.
-    pub bounding: u64,
-    /// Effective set.
-    pub effective: u64,
-    /// Permitted set.
-    pub permitted: u64,
-    /// Inheritable set: kept over execve if the file allows it.
-    pub inheritable: u64,
-    /// Ambient set: kept over execve.
-    pub ambient: u64,
-}
-
-/// A resource limit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rlimit {
-    /// The resource's number (`RLIMIT_*`).
-    pub resource: u32,
-    /// The soft limit; `u64::MAX` is unlimited.
-    pub soft: u64,
-    /// The hard limit.
-    pub hard: u64,
-}
 
 /// Names of the resources by number, from `asm-generic/resource.h`.
 const RLIMITS: [&str; 16] = [
@@ -84,58 +31,57 @@ fn unsupported<T>(why: impl Into<String>) -> Outcome<T> {
     Err(Unsupported(why.into()))
 }
 
-impl ExecProcess {
-    /// Reads the `process` of a container's OCI spec. Any attribute that cannot be applied exactly
-    /// is an error. [`ExecProcess::seccomp`] must be set from `linux.seccomp`;
-    /// [`ExecProcess::from_spec`] does both.
-    pub fn from_oci(process: &Value) -> Result<ExecProcess, Unsupported> {
-        let Some(fields) = process.as_object() else { return unsupported("process is not an object") };
-        for (name, value) in fields {
-            match name.as_str() {
-                "user" | "env" | "cwd" | "capabilities" | "noNewPrivileges" | "rlimits" | "oomScoreAdj" => {}
-                // These belong to the container's own command, or have no meaning without a
-                // terminal.
-                "args" | "terminal" | "consoleSize" => {}
-                _ if is_empty(value) => {}
-                other => return unsupported(format!("process.{other} is set")),
-            }
-        }
-        let user = process.get("user").unwrap_or(&Value::Null);
-        let cwd = text(process, "cwd")?.unwrap_or("/").to_owned();
-        let env = strings(process, "env")?;
-        if let Some(bad) = env.iter().find(|e| !e.contains('=') || e.contains('\0')) {
-            return unsupported(format!(
-                "env entry {:?} is not NAME=value",
-                bad.chars().take(40).collect::<String>()
-            ));
-        }
-        if !cwd.starts_with('/') || cwd.contains('\0') {
-            return unsupported("cwd is not an absolute path");
-        }
-        Ok(ExecProcess {
-            uid: number(user, "uid")?.unwrap_or(0),
-            gid: number(user, "gid")?.unwrap_or(0),
-            groups: array(user, "additionalGids")?
-                .iter()
-                .map(|v| as_u32(v, "additionalGids"))
-                .collect::<Outcome<_>>()?,
-            umask: number(user, "umask")?.unwrap_or(0o022),
-            env,
-            cwd,
-            capabilities: capabilities(process.get("capabilities").unwrap_or(&Value::Null))?,
-            no_new_privs: boolean(process, "noNewPrivileges")?,
-            rlimits: array(process, "rlimits")?.iter().map(rlimit).collect::<Outcome<_>>()?,
-            oom_score_adj: oom_score_adj(process)?,
-            seccomp: None,
-        })
-    }
+/// Reads the process attributes of a container from its OCI spec: its `process` and `linux.seccomp`.
+///
+/// # Errors
+/// An attribute cannot be applied exactly.
+pub fn process_of_spec(spec: &Value) -> Result<ExecProcess, Unsupported> {
+    let mut process = process_of_oci(spec.get("process").unwrap_or(&Value::Null))?;
+    process.seccomp = spec.pointer("/linux/seccomp").filter(|v| !is_empty(v)).cloned();
+    Ok(process)
+}
 
-    /// Reads a complete OCI spec: its `process` and `linux.seccomp`.
-    pub fn from_spec(spec: &Value) -> Result<ExecProcess, Unsupported> {
-        let mut process = Self::from_oci(spec.get("process").unwrap_or(&Value::Null))?;
-        process.seccomp = spec.pointer("/linux/seccomp").filter(|v| !is_empty(v)).cloned();
-        Ok(process)
+/// Reads the `process` of a container's OCI spec, without `linux.seccomp`.
+fn process_of_oci(process: &Value) -> Result<ExecProcess, Unsupported> {
+    let Some(fields) = process.as_object() else { return unsupported("process is not an object") };
+    for (name, value) in fields {
+        match name.as_str() {
+            "user" | "env" | "cwd" | "capabilities" | "noNewPrivileges" | "rlimits" | "oomScoreAdj" => {}
+            // These belong to the container's own command, or have no meaning without a
+            // terminal.
+            "args" | "terminal" | "consoleSize" => {}
+            _ if is_empty(value) => {}
+            other => return unsupported(format!("process.{other} is set")),
+        }
     }
+    let user = process.get("user").unwrap_or(&Value::Null);
+    let cwd = text(process, "cwd")?.unwrap_or("/").to_owned();
+    let env = strings(process, "env")?;
+    if let Some(bad) = env.iter().find(|e| !e.contains('=') || e.contains('\0')) {
+        return unsupported(format!(
+            "env entry {:?} is not NAME=value",
+            bad.chars().take(40).collect::<String>()
+        ));
+    }
+    if !cwd.starts_with('/') || cwd.contains('\0') {
+        return unsupported("cwd is not an absolute path");
+    }
+    Ok(ExecProcess {
+        uid: number(user, "uid")?.unwrap_or(0),
+        gid: number(user, "gid")?.unwrap_or(0),
+        groups: array(user, "additionalGids")?
+            .iter()
+            .map(|v| as_u32(v, "additionalGids"))
+            .collect::<Outcome<_>>()?,
+        umask: number(user, "umask")?.unwrap_or(0o022),
+        env,
+        cwd,
+        capabilities: capabilities(process.get("capabilities").unwrap_or(&Value::Null))?,
+        no_new_privs: boolean(process, "noNewPrivileges")?,
+        rlimits: array(process, "rlimits")?.iter().map(rlimit).collect::<Outcome<_>>()?,
+        oom_score_adj: oom_score_adj(process)?,
+        seccomp: None,
+    })
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -197,14 +143,14 @@ fn oom_score_adj(process: &Value) -> Outcome<Option<i32>> {
     }
 }
 
-fn capabilities(sets: &Value) -> Outcome<Capabilities> {
+fn capabilities(sets: &Value) -> Outcome<CapabilitySets> {
     let set = |name: &str| {
         strings(sets, name)?.iter().try_fold(0u64, |bits, cap| {
             let known = cap.strip_prefix("CAP_").and_then(|c| CAPABILITIES.iter().position(|k| *k == c));
             known.map(|n| bits | 1 << n).ok_or_else(|| Unsupported(format!("capability {cap} is not known")))
         })
     };
-    Ok(Capabilities {
+    Ok(CapabilitySets {
         bounding: set("bounding")?,
         effective: set("effective")?,
         permitted: set("permitted")?,
@@ -248,8 +194,8 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_taken_on() {
-        let p = ExecProcess::from_oci(&full()).unwrap();
+    fn every_process_attribute_of_the_spec_is_applied() {
+        let p = process_of_oci(&full()).unwrap();
         assert_eq!((p.uid, p.gid, p.groups.as_slice(), p.umask), (1000, 2000, [10, 2000].as_slice(), 7));
         assert_eq!(
             (p.cwd.as_str(), p.env.len(), p.no_new_privs, p.oom_score_adj),
@@ -257,7 +203,7 @@ mod tests {
         );
         assert_eq!(
             p.capabilities,
-            Capabilities {
+            CapabilitySets {
                 bounding: 0b10_0001,
                 effective: 0b10_0000,
                 permitted: 0b10_0000,
@@ -271,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_taken_on_is_refused() {
+    fn attributes_that_cannot_be_applied_are_unsupported() {
         for (pointer, value) in [
             ("apparmorProfile", json!("cri-containerd.apparmor.d")),
             ("selinuxLabel", json!("system_u:system_r:container_t:s0")),
@@ -290,15 +236,15 @@ mod tests {
         ] {
             let mut process = full();
             process[pointer] = value.clone();
-            assert!(ExecProcess::from_oci(&process).is_err(), "{pointer}: {value}");
+            assert!(process_of_oci(&process).is_err(), "{pointer}: {value}");
         }
-        assert!(ExecProcess::from_oci(&json!([])).is_err());
+        assert!(process_of_oci(&json!([])).is_err());
     }
 
     #[test]
-    fn a_seccomp_filter_of_the_spec_is_seen() {
+    fn a_seccomp_filter_of_the_spec_is_recorded() {
         let spec = json!({"process": full(), "linux": {"seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}}});
-        assert!(ExecProcess::from_spec(&spec).unwrap().seccomp.is_some());
-        assert_eq!(ExecProcess::from_spec(&json!({"process": full()})).unwrap().seccomp, None);
+        assert!(process_of_spec(&spec).unwrap().seccomp.is_some());
+        assert_eq!(process_of_spec(&json!({"process": full()})).unwrap().seccomp, None);
     }
 }

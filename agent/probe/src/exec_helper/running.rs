@@ -1,8 +1,8 @@
 //! One command, from the request until nothing of it is left.
 
-use super::group::{self, Group};
-use crate::exec::{ExecOutcome, ExecTarget, MAX_OUTPUT, wire::Reply};
-use berth_sys::exec::{self, Capabilities, Command, Container, Process, Report, Stage};
+use super::cgroup::{self, CommandCgroup};
+use berth_api::exec::{ExecOutcome, ExecTarget, MAX_OUTPUT, Reply};
+use berth_sys::exec::{self, Command, Container, Process, Report, Stage};
 use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, waitid},
@@ -15,7 +15,7 @@ use std::{
 };
 
 /// Bytes of output that are read at a time before other commands are served.
-const DRAIN: usize = 256 * 1024;
+const READ_PER_TURN: usize = 256 * 1024;
 
 pub(super) struct Entry<'a> {
     pub(super) id: u64,
@@ -37,14 +37,14 @@ pub(super) struct Running {
     text: Vec<u8>,
     failed: Option<String>,
     answered: bool,
-    group: Option<Group>,
+    cgroup: Option<CommandCgroup>,
     /// When the rest of the cgroup is killed and removed again.
     retry: Option<Instant>,
 }
 
 /// Starts a command in its container.
 pub(super) fn start(entry: Entry<'_>) -> Result<Running, ExecOutcome> {
-    let not_run = |what: &str, e: &dyn std::error::Error| ExecOutcome::NotRun(format!("{what}: {e}"));
+    let not_run = |what: &str, e: &dyn std::error::Error| ExecOutcome::NotRun(format!("cannot {what}: {e}"));
     let target = entry.target;
     let gone = || ExecOutcome::NotRun("the container has ended".to_owned());
     let command = command(target)?;
@@ -61,9 +61,9 @@ pub(super) fn start(entry: Entry<'_>) -> Result<Running, ExecOutcome> {
         Err(e) => return Err(not_run("find the container", &e)),
     }
     own_user_namespace(target.pid)?;
-    let mut made = group::make(&target.cgroup_dirs, entry.number)
-        .map_err(|e| not_run("make the command's cgroup", &e))?;
-    let container = Container { init: init.as_fd(), pid, cgroup_procs: &made.procs };
+    let mut created = cgroup::create(&target.cgroup_dirs, entry.number)
+        .map_err(|e| not_run("create the command's cgroup", &e))?;
+    let container = Container { init: init.as_fd(), pid, cgroup_procs: &created.procs };
     match exec::enter(&container, &command) {
         Ok(entering) => Ok(Running {
             id: entry.id,
@@ -76,11 +76,11 @@ pub(super) fn start(entry: Entry<'_>) -> Result<Running, ExecOutcome> {
             text: Vec::new(),
             failed: None,
             answered: false,
-            group: Some(made.group),
+            cgroup: Some(created.cgroup),
             retry: None,
         }),
         Err(e) => {
-            made.group.remove();
+            created.cgroup.remove();
             Err(not_run("enter the container", &e))
         }
     }
@@ -92,7 +92,7 @@ fn own_user_namespace(pid: u32) -> Result<(), ExecOutcome> {
     match (theirs, fs::read_link("/proc/self/ns/user")) {
         (Ok(theirs), Ok(ours)) if theirs == ours => Ok(()),
         (Ok(_), Ok(_)) => Err(ExecOutcome::Unsupported("the container has a user namespace".to_owned())),
-        (Err(e), _) | (_, Err(e)) => Err(ExecOutcome::NotRun(format!("find the container: {e}"))),
+        (Err(e), _) | (_, Err(e)) => Err(ExecOutcome::NotRun(format!("cannot find the container: {e}"))),
     }
 }
 
@@ -104,7 +104,6 @@ fn command(target: &ExecTarget) -> Result<Command, ExecOutcome> {
     if target.command.is_empty() {
         return Err(ExecOutcome::NotRun("the command is empty".to_owned()));
     }
-    let sets = process.capabilities;
     Ok(Command {
         argv: texts(&target.command).map_err(nul)?,
         env: texts(&process.env).map_err(nul)?,
@@ -113,13 +112,7 @@ fn command(target: &ExecTarget) -> Result<Command, ExecOutcome> {
         gid: process.gid,
         groups: process.groups.clone(),
         umask: process.umask,
-        capabilities: Capabilities {
-            bounding: sets.bounding,
-            effective: sets.effective,
-            permitted: sets.permitted,
-            inheritable: sets.inheritable,
-            ambient: sets.ambient,
-        },
+        capabilities: process.capabilities,
         no_new_privs: process.no_new_privs,
         rlimits: process.rlimits.iter().map(|l| (l.resource, l.soft, l.hard)).collect(),
         oom_score_adj: process.oom_score_adj,
@@ -136,15 +129,15 @@ impl Running {
     }
 
     /// Time of the next action without input.
-    pub(super) fn due(&self) -> Option<Instant> {
+    pub(super) fn next_action(&self) -> Option<Instant> {
         let deadline = (!self.answered).then_some(self.deadline);
         deadline.into_iter().chain(self.retry).min()
     }
 
     /// Whether nothing of the command is left.
-    pub(super) fn is_over(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         self.answered
-            && self.group.is_none()
+            && self.cgroup.is_none()
             && self.first.is_none()
             && self.command.is_none()
             // While the pipe is open, a second process may still be reported.
@@ -187,7 +180,7 @@ impl Running {
         if let Some(status) = ended {
             // The last output may have come after the pipe was read.
             self.read_output();
-            let output = self.take_text();
+            let output = self.take_output();
             return Some(match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => ExecOutcome::Exited { code, output },
                 (None, Some(signal)) => ExecOutcome::Killed { signal, output },
@@ -200,13 +193,15 @@ impl Running {
         let started = self.command.is_some() && self.reports.is_none();
         self.destroy();
         Some(if started {
-            ExecOutcome::TimedOut { output: self.take_text() }
+            ExecOutcome::TimedOut { output: self.take_output() }
         } else {
-            ExecOutcome::NotRun("the container did not let the command start in time".to_owned())
+            ExecOutcome::NotRun(
+                "the command did not start in time; the container may be frozen or out of memory".to_owned(),
+            )
         })
     }
 
-    fn take_text(&mut self) -> String {
+    fn take_output(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.text)).into_owned()
     }
 
@@ -217,7 +212,7 @@ impl Running {
                     self.started = true;
                     match Process::of(pid) {
                         Ok(process) => self.command = Some(process),
-                        Err(e) => self.failed = Some(format!("watch the command: {e}")),
+                        Err(e) => self.failed = Some(format!("cannot watch the command: {e}")),
                     }
                 }
                 Ok(Some(Report::Failed(stage, errno))) => self.failed = Some(explain(stage, errno)),
@@ -230,7 +225,7 @@ impl Running {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) => {
                     self.reports = None;
-                    self.failed.get_or_insert(format!("watch the command: {e}"));
+                    self.failed.get_or_insert(format!("cannot watch the command: {e}"));
                 }
             }
         }
@@ -241,7 +236,7 @@ impl Running {
     fn read_output(&mut self) {
         let mut seen = 0;
         let mut chunk = [0u8; 16 * 1024];
-        while let Some(output) = self.output.as_ref().filter(|_| seen < DRAIN) {
+        while let Some(output) = self.output.as_ref().filter(|_| seen < READ_PER_TURN) {
             match rustix::io::read(output, &mut chunk) {
                 Ok(n @ 1..) => {
                     let room = MAX_OUTPUT.saturating_sub(self.text.len()).min(n);
@@ -257,12 +252,12 @@ impl Running {
 
     /// Kills all processes of the command.
     fn destroy(&mut self) {
-        if let Some(group) = &self.group {
-            group.kill();
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
         }
         // These processes may not have entered the cgroup.
         for process in [&self.first, &self.command].into_iter().flatten() {
-            group::kill_process(process.fd.as_fd());
+            cgroup::kill_process(process.fd.as_fd());
         }
     }
 
@@ -270,12 +265,12 @@ impl Running {
     fn clear(&mut self, now: Instant) {
         self.retry = None;
         self.output = None;
-        let Some(group) = &mut self.group else { return };
-        if group.remove() {
-            self.group = None;
+        let Some(cgroup) = &mut self.cgroup else { return };
+        if cgroup.remove() {
+            self.cgroup = None;
             return;
         }
-        self.retry = Some(now + group.backoff());
+        self.retry = Some(now + cgroup.backoff());
         self.destroy();
     }
 }
@@ -317,7 +312,7 @@ fn explain(stage: Stage, errno: Errno) -> String {
         Stage::Fork => "start a process in the container",
         Stage::Exec => "execute the command",
     };
-    format!("{what}: {errno}")
+    format!("cannot {what}: {errno}")
 }
 
 #[cfg(test)]
@@ -337,7 +332,7 @@ mod tests {
             text: Vec::new(),
             failed: None,
             answered: false,
-            group: None,
+            cgroup: None,
             retry: None,
         }
     }
@@ -355,7 +350,7 @@ mod tests {
 
     /// Between two system calls of the helper, its child may report that execve failed, and exit.
     #[test]
-    fn a_failure_told_just_before_the_end_counts_and_the_exit_code_does_not() {
+    fn a_failure_reported_just_before_the_end_counts_and_the_exit_code_does_not() {
         let deadline = Instant::now() + Duration::from_secs(60);
         for told in [true, false] {
             let (reports, to) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();

@@ -53,7 +53,7 @@ fn headers_follow_the_kubelet() {
     assert_eq!(header(&r, "user-agent"), None);
     assert_eq!(header(&r, "accept").as_deref(), Some("text/plain"));
     a.headers = vec![("bad name".into(), "x".into())];
-    assert!(matches!(request(&a, "/", PROBE_AGENT), Err(AskError::Request(_))));
+    assert!(matches!(request(&a, "/", PROBE_AGENT), Err(ProbeError::Request(_))));
     let bare = request(&action("fd00::1", 80), "/", PROBE_AGENT).unwrap();
     assert_eq!(header(&bare, "host").as_deref(), Some("[fd00::1]"));
 }

@@ -1,6 +1,6 @@
 //! A container without a runtime, and queries of the kernel's lists.
 
-use berth_probe::{ExecProcess, ExecTarget, Prober, ProberConfig};
+use berth_probe::{ExecTarget, Prober, ProberConfig, process_of_spec};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -77,7 +77,7 @@ impl Container {
             command: command.iter().map(|&c| c.to_owned()).collect(),
             pid: self.pid,
             start_time: start_time(self.pid),
-            process: ExecProcess::from_oci(process).unwrap(),
+            process: process_of_spec(&json!({ "process": process })).unwrap(),
             cgroup_dirs: self.cgroups.clone(),
         }
     }
@@ -211,7 +211,7 @@ impl Runc {
             command,
             pid: self.pid,
             start_time: start_time(self.pid),
-            process: ExecProcess::from_oci(process).unwrap(),
+            process: process_of_spec(&json!({ "process": process })).unwrap(),
             cgroup_dirs: cgroup_dirs.collect(),
         }
     }

@@ -5,22 +5,18 @@
 //! regular files.
 
 mod follow;
-mod pump;
+mod records;
 
 pub use follow::Follow;
 
-use crate::{
-    dirs,
-    error::Error,
-    format::Record,
-    spec::{Rotated, log_name, pod_dir_name},
-};
+use crate::{dirs, error::Error, format::Record, rotated::Rotated};
+use berth_api::logd::log_name;
 use berth_core::{
     ids::{Attempt, ContainerName, Namespace, PodKey, PodName, PodUid},
     roots::Roots,
     time::Wall,
 };
-use pump::Pump;
+use records::RecordReader;
 use rustix::fd::OwnedFd;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,7 +26,7 @@ use std::{
 
 /// Where reading begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum From {
+pub enum ReadFrom {
     /// The oldest record that is left.
     Start,
     /// The last so many lines. The parts of a line count as one line, and so does text after the
@@ -77,7 +73,7 @@ fn parse_pod_dir(name: &str) -> Option<(PodKey, PodUid)> {
 /// The containers of a pod that have a log directory, sorted.
 pub fn containers(roots: &Roots, key: &PodKey, uid: &PodUid) -> Result<Vec<ContainerName>, Error> {
     let names = dirs::open_root(&roots.pod_logs)
-        .and_then(|root| dirs::open_dir(root, &[&pod_dir_name(key, uid)]))
+        .and_then(|root| dirs::open_dir(root, &[&Roots::pod_log_dir_name(key, uid)]))
         .and_then(dirs::names);
     let names = missing_is_none(&roots.pod_log_dir(key, uid), names)?;
     let mut containers: Vec<_> = names.into_iter().filter_map(|name| ContainerName::new(name).ok()).collect();
@@ -93,7 +89,7 @@ pub fn attempts(
     container: &ContainerName,
 ) -> Result<Vec<Attempt>, Error> {
     let names = dirs::open_root(&roots.pod_logs)
-        .and_then(|root| dirs::open_dir(root, &[&pod_dir_name(key, uid), container.as_str()]))
+        .and_then(|root| dirs::open_dir(root, &[&Roots::pod_log_dir_name(key, uid), container.as_str()]))
         .and_then(dirs::names);
     let names = missing_is_none(&roots.pod_log_dir(key, uid).join(container.as_str()), names)?;
     let attempt = |name: &String| name.strip_suffix(".log")?.parse().ok().map(Attempt);
@@ -114,7 +110,7 @@ impl LogSet {
     ) -> Result<LogSet, Error> {
         let path = roots.pod_log_dir(key, uid).join(container.as_str());
         let dir = dirs::open_root(&roots.pod_logs)
-            .and_then(|root| dirs::open_dir(root, &[&pod_dir_name(key, uid), container.as_str()]))
+            .and_then(|root| dirs::open_dir(root, &[&Roots::pod_log_dir_name(key, uid), container.as_str()]))
             .map_err(|source| Error::LogFile { path: path.clone(), source })?;
         Ok(LogSet { dir, path, attempt })
     }
@@ -122,49 +118,49 @@ impl LogSet {
     /// Emits all records from there on, oldest first. Torn and foreign lines are left out. So is
     /// the rest of a compressed file after the place where it is damaged, because one damaged file
     /// must not hide the files after it.
-    pub fn read(&self, from: From, emit: &mut dyn FnMut(Record<'_>)) -> Result<(), Error> {
-        for mut pump in self.from(from)? {
-            while self.told(pump.pump(emit))? {}
+    pub fn read(&self, from: ReadFrom, emit: &mut dyn FnMut(Record<'_>)) -> Result<(), Error> {
+        for mut reader in self.from(from)? {
+            while self.with_path(reader.read_chunk(emit))? {}
         }
         Ok(())
     }
 
     /// Follows the log from there on.
-    pub fn follow(self, from: From) -> Result<Follow, Error> {
+    pub fn follow(self, from: ReadFrom) -> Result<Follow, Error> {
         Follow::start(self, from)
     }
 
-    fn told<T>(&self, result: io::Result<T>) -> Result<T, Error> {
+    fn with_path<T>(&self, result: io::Result<T>) -> Result<T, Error> {
         result.map_err(|source| Error::LogFile { path: self.path.join(log_name(self.attempt)), source })
     }
 
     /// The files to read from there on, the current one last.
-    fn from(&self, from: From) -> Result<Vec<Pump>, Error> {
-        let mut files = self.told(self.open_all())?;
+    fn from(&self, from: ReadFrom) -> Result<Vec<RecordReader>, Error> {
+        let mut files = self.with_path(self.open_all())?;
         match from {
-            From::Start => {}
-            From::Since(time) => {
+            ReadFrom::Start => {}
+            ReadFrom::Since(time) => {
                 for file in &mut files {
                     file.skip_until(time);
                 }
             }
-            From::End | From::Tail(0) => {
+            ReadFrom::End | ReadFrom::Tail(0) => {
                 if let Some(mut last) = files.pop() {
-                    self.told(last.seek_to_end())?;
+                    self.with_path(last.seek_to_end())?;
                     files = vec![last];
                 }
             }
-            From::Tail(wanted) => self.told(tail(&mut files, wanted))?,
+            ReadFrom::Tail(wanted) => self.with_path(tail(&mut files, wanted))?,
         }
         Ok(files)
     }
 
     /// Opens all files, oldest first. The current file is opened first, so that a rotation
     /// meanwhile shows as one file under two names and not as a gap.
-    fn open_all(&self) -> io::Result<Vec<Pump>> {
+    fn open_all(&self) -> io::Result<Vec<RecordReader>> {
         let absent = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
         let current = match dirs::open_read(&self.dir, &log_name(self.attempt)) {
-            Ok(file) => Some(Pump::plain(file)?),
+            Ok(file) => Some(RecordReader::plain(file)?),
             Err(e) if absent(&e) => None,
             Err(e) => return Err(e),
         };
@@ -176,17 +172,17 @@ impl LogSet {
         let mut files = Vec::new();
         for name in rotated {
             let opened = match dirs::open_read(&self.dir, &name.name(self.attempt)) {
-                Ok(file) if name.gz => Pump::gz(file),
-                Ok(file) => Pump::plain(file),
+                Ok(file) if name.gz => RecordReader::gz(file),
+                Ok(file) => RecordReader::plain(file),
                 Err(e) if absent(&e) => {
                     let gz = Rotated { gz: true, ..name };
-                    dirs::open_read(&self.dir, &gz.name(self.attempt)).and_then(Pump::gz)
+                    dirs::open_read(&self.dir, &gz.name(self.attempt)).and_then(RecordReader::gz)
                 }
                 Err(e) => Err(e),
             };
             match opened {
-                Ok(pump) if current.as_ref().is_some_and(|c| c.same_file(&pump)) => {}
-                Ok(pump) => files.push(pump),
+                Ok(reader) if current.as_ref().is_some_and(|c| c.same_file(&reader)) => {}
+                Ok(reader) => files.push(reader),
                 // The limit of files removed it.
                 Err(e) if absent(&e) => {}
                 Err(e) => return Err(e),
@@ -198,7 +194,7 @@ impl LogSet {
 }
 
 /// Skips all but the last so many lines.
-fn tail(files: &mut Vec<Pump>, wanted: u64) -> io::Result<()> {
+fn tail(files: &mut Vec<RecordReader>, wanted: u64) -> io::Result<()> {
     let mut found: u64 = 0;
     // Streams whose last record was seen. It is in the newest file that has records of the stream.
     let mut ended = BTreeSet::new();
@@ -206,7 +202,7 @@ fn tail(files: &mut Vec<Pump>, wanted: u64) -> io::Result<()> {
         let Some(file) = files.get_mut(index) else { break };
         let mut lines: u64 = 0;
         let mut unfinished = BTreeMap::new();
-        while file.pump(&mut |r| {
+        while file.read_chunk(&mut |r| {
             lines = lines.saturating_add(u64::from(!r.partial));
             unfinished.insert(r.stream, r.partial);
         })? {}
@@ -232,7 +228,7 @@ mod tests {
     use berth_core::ids::NodeName;
 
     #[test]
-    fn what_follows_the_last_newline_is_a_line_of_the_tail() {
+    fn text_after_the_last_newline_is_a_line_of_the_tail() {
         let dir = tempfile::tempdir().unwrap();
         let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "t");
         let key = PodKey { namespace: Namespace::new("ns").unwrap(), name: PodName::new("p").unwrap() };
@@ -244,7 +240,7 @@ mod tests {
             std::fs::write(path.join("0.log"), records.lines().map(record).collect::<String>()).unwrap();
             let set = LogSet::open(&roots, &key, &uid, &container, Attempt(0)).unwrap();
             let mut texts = Vec::new();
-            set.read(From::Tail(lines), &mut |r| texts.push(String::from_utf8(r.text.to_vec()).unwrap()))
+            set.read(ReadFrom::Tail(lines), &mut |r| texts.push(String::from_utf8(r.text.to_vec()).unwrap()))
                 .unwrap();
             texts.join(",")
         };

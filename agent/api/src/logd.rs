@@ -4,36 +4,40 @@
 //! so that an agent and a logd of neighbouring versions understand each other. [`PROTOCOL`] is
 //! raised when a meaning changes. Each side accepts its own number and the one before.
 
-use crate::spec::{StreamPaths, StreamSpec};
+mod stream;
+
+pub use stream::{StreamPaths, StreamSpec, log_name};
+
+use crate::frame;
 use berth_core::ids::{ContainerId, PodKey, PodUid};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io;
 
 /// Version of this protocol.
-pub(crate) const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 1;
 
 /// The longest request in bytes. A longer one ends the connection.
-pub(crate) const REQUEST_MAX: usize = 64 * 1024;
+pub const REQUEST_MAX: usize = 64 * 1024;
 
 /// The longest reply in bytes: a list of some ten thousand streams.
-pub(crate) const REPLY_MAX: usize = 16 * 1024 * 1024;
+pub const REPLY_MAX: usize = 16 * 1024 * 1024;
 
 /// A message with its protocol version and sequence number.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Envelope<T> {
+pub struct Envelope<T> {
     /// [`PROTOCOL`] of the sender.
-    pub(crate) v: u32,
+    pub v: u32,
     /// Sequence number, chosen by the client and repeated in the reply.
     #[serde(default)]
-    pub(crate) seq: u64,
+    pub seq: u64,
     /// The request or reply.
-    pub(crate) body: T,
+    pub body: T,
 }
 
 /// A request of a client.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
-pub(crate) enum Request {
+pub enum Request {
     /// Ask for logd's version and process id.
     Hello,
     /// Register a stream; see `Client::register`.
@@ -68,7 +72,7 @@ pub(crate) enum Request {
 
 impl Request {
     /// The operation's name in errors and logs.
-    pub(crate) fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Request::Hello => "hello",
             Request::Register { .. } => "register",
@@ -85,7 +89,7 @@ impl Request {
 /// A reply of logd.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
-pub(crate) enum Reply {
+pub enum Reply {
     /// Reply to `Hello`.
     Hello(Hello),
     /// Reply to `Register`.
@@ -101,7 +105,7 @@ pub(crate) enum Reply {
     Done,
     /// The request failed.
     Failed {
-        /// Reason.
+        /// Reason of the failure.
         message: String,
     },
     /// This logd does not know the operation.
@@ -135,7 +139,7 @@ pub(crate) enum Reply {
 pub struct Hello {
     /// Process id.
     pub pid: u32,
-    /// Version.
+    /// Version of the program.
     pub version: String,
     /// Number of streams it drains.
     #[serde(default)]
@@ -171,36 +175,20 @@ pub struct StreamStatus {
 }
 
 /// Encodes a message as one frame.
-pub(crate) fn encode<T: Serialize>(seq: u64, body: T) -> io::Result<Vec<u8>> {
-    let json = serde_json::to_vec(&Envelope { v: PROTOCOL, seq, body })?;
-    let len = u32::try_from(json.len()).map_err(io::Error::other)?;
-    let mut frame = len.to_le_bytes().to_vec();
-    frame.extend_from_slice(&json);
-    Ok(frame)
+pub fn encode<T: Serialize>(seq: u64, body: T) -> io::Result<Vec<u8>> {
+    Ok(frame::encode(&Envelope { v: PROTOCOL, seq, body }, REPLY_MAX)?)
 }
 
-/// Decodes a message without its length.
-pub(crate) fn decode<T: DeserializeOwned>(json: &[u8]) -> io::Result<Envelope<T>> {
+/// Decodes the JSON of a frame. A protocol that is neither this one nor a neighbour is an error.
+pub fn decode<T: DeserializeOwned>(json: &[u8]) -> io::Result<Envelope<T>> {
     let envelope: Envelope<T> = serde_json::from_slice(json)?;
     if envelope.v > PROTOCOL.saturating_add(1) || envelope.v.saturating_add(1) < PROTOCOL {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("protocol {} is not spoken", envelope.v),
+            format!("cannot decode a message of protocol {}: this build has protocol {PROTOCOL}", envelope.v),
         ));
     }
     Ok(envelope)
-}
-
-/// The length at the start of a frame.
-pub(crate) fn length(head: [u8; 4], max: usize) -> io::Result<usize> {
-    let len = usize::try_from(u32::from_le_bytes(head)).map_err(io::Error::other)?;
-    if len > max {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("message of {len} bytes is too long"),
-        ));
-    }
-    Ok(len)
 }
 
 #[cfg(test)]

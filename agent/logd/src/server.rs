@@ -26,6 +26,7 @@
 
 mod batch;
 mod carry;
+mod clients;
 mod conn;
 mod container;
 mod gzip;
@@ -37,48 +38,38 @@ mod removal;
 mod start;
 mod table;
 
-use crate::{
-    error::Error,
-    proto::{FinishReport, Hello, Reply, Request},
-    spec::{StreamPaths, StreamSpec},
-};
+use crate::error::Error;
 pub use batch::READ_SIZE;
 use batch::Scratch;
-use berth_core::{
-    error::Chain,
-    ids::{ContainerId, PodKey, PodUid},
-    roots::Roots,
-};
+use berth_api::logd::StreamSpec;
+use berth_core::{error::Chain, ids::ContainerId, roots::Roots};
 use berth_sys::{memory, service};
-use conn::{Conn, Incoming};
+use conn::Conn;
 use container::Container;
-pub(crate) use container::hold_fifo;
 use gzip::Gzip;
-use handover::{OLD_WAITS, Peer};
 use logfile::Limits;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, epoll},
-    fd::{AsFd, OwnedFd},
+    fd::OwnedFd,
     io::Errno,
 };
 use std::{
     collections::{BTreeMap, HashMap},
-    io,
     os::unix::net::UnixListener,
     time::{Duration, Instant},
 };
 
 /// Pause in reading FIFOs that receive little at a time.
-const PAUSE: Duration = Duration::from_millis(8);
+const TRICKLE_PAUSE: Duration = Duration::from_millis(8);
 
 /// After this long without a request, memory that only requests need is released.
-const REST: Duration = Duration::from_secs(3);
+const IDLE: Duration = Duration::from_secs(3);
 
 /// A stream that wrote within this time before counts as busy.
 const BUSY: Duration = Duration::from_millis(20);
 
 /// Reads of one stream before the next stream is served.
-const TURN: usize = 16;
+const READS_PER_TURN: usize = 16;
 
 /// Token of the listening socket in the set of clients.
 const LISTENER: u64 = 0;
@@ -121,7 +112,7 @@ pub fn run(cfg: Config) -> Result<Ended, Error> {
     let _leader = rustix::process::setsid();
     // Each container needs six descriptors, so the usual limit of 1024 is soon reached.
     if let Err(error) = service::raise_descriptor_limit() {
-        tracing::warn!(%error, "limit of open files cannot be raised");
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
     Logd::start(cfg)?.serve()
 }
@@ -145,7 +136,7 @@ struct Logd {
     pause_until: Option<Instant>,
     last_round: Option<Instant>,
     /// Time at which memory is released; None after it was.
-    rest_at: Option<Instant>,
+    release_memory_at: Option<Instant>,
 }
 
 fn kernel(what: &'static str) -> impl Fn(Errno) -> Error {
@@ -155,12 +146,12 @@ fn kernel(what: &'static str) -> impl Fn(Errno) -> Error {
 impl Logd {
     fn start(cfg: Config) -> Result<Logd, Error> {
         table::prepare(&cfg.roots)?;
-        let charge = start::take_charge(&cfg.roots)?;
+        let active = start::become_active(&cfg.roots)?;
         let epoll = || epoll::create(epoll::CreateFlags::CLOEXEC).map_err(kernel("make an epoll set"));
         let mut logd = Logd {
             limits: Limits { size: cfg.max_size, files: cfg.max_files },
-            lock: charge.lock,
-            listener: charge.listener,
+            lock: active.lock,
+            listener: active.listener,
             clients: epoll()?,
             streams: epoll()?,
             containers: BTreeMap::new(),
@@ -171,7 +162,7 @@ impl Logd {
             gzip: Gzip::new(&cfg.roots.pod_logs),
             pause_until: None,
             last_round: None,
-            rest_at: Some(Instant::now() + REST),
+            release_memory_at: Some(Instant::now() + IDLE),
             cfg,
         };
         logd.listener
@@ -180,8 +171,8 @@ impl Logd {
         let flags = epoll::EventFlags::IN;
         epoll::add(&logd.clients, &logd.listener, epoll::EventData::new_u64(LISTENER), flags)
             .map_err(kernel("watch the socket"))?;
-        let by_handover = charge.handed.is_some();
-        match charge.handed {
+        let by_handover = active.handed.is_some();
+        match active.handed {
             Some(handed) => {
                 for h in handed {
                     logd.resume(h.spec, Some(h.fds), h.bytes, h.lost);
@@ -193,9 +184,9 @@ impl Logd {
                 }
             }
         }
-        tracing::info!(streams = logd.containers.len(), by_handover, "logd is in charge");
+        tracing::info!(streams = logd.containers.len(), by_handover, "logd is active");
         if let Err(error) = service::ready() {
-            tracing::warn!(%error, "the service manager is not told that logd is ready");
+            tracing::warn!(%error, "cannot tell the service manager that logd is ready");
         }
         Ok(logd)
     }
@@ -210,7 +201,7 @@ impl Logd {
             },
         );
         if let Err(error) = resumed {
-            tracing::error!(container = %id, error = %Chain(&error), "output of a container is not read");
+            tracing::error!(container = %id, error = %Chain(&error), "cannot resume the output of a container");
         }
     }
 
@@ -235,7 +226,7 @@ impl Logd {
         loop {
             let (clients, streams) = self.wait()?;
             if clients {
-                self.rest_at = Some(Instant::now() + REST);
+                self.release_memory_at = Some(Instant::now() + IDLE);
                 if self.serve_clients()? {
                     return Ok(Ended::Replaced);
                 }
@@ -256,14 +247,14 @@ impl Logd {
         if pause.is_none() {
             self.pause_until = None;
         }
-        if self.rest_at.is_some_and(|at| at <= now) {
-            self.rest_at = None;
+        if self.release_memory_at.is_some_and(|at| at <= now) {
+            self.release_memory_at = None;
             memory::give_back();
             memory::let_go_of_text();
         }
-        let rest = self.rest_at.map(|at| at.saturating_duration_since(now));
+        let release = self.release_memory_at.map(|at| at.saturating_duration_since(now));
         let timeout =
-            if self.gzip.busy() { Some(Duration::ZERO) } else { pause.into_iter().chain(rest).min() };
+            if self.gzip.busy() { Some(Duration::ZERO) } else { pause.into_iter().chain(release).min() };
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
         let mut fds = [PollFd::new(&self.clients, PollFlags::IN), PollFd::new(&self.streams, PollFlags::IN)];
         let watched = if pause.is_some() { 1 } else { 2 };
@@ -283,13 +274,13 @@ impl Logd {
             let token = event.data.u64();
             let Some((id, index)) = self.tokens.get(&token) else { continue };
             let Some(container) = self.containers.get_mut(id) else { continue };
-            match container.drain(*index, TURN, &mut self.scratch) {
+            match container.drain(*index, READS_PER_TURN, &mut self.scratch) {
                 Ok(n) => {
                     let capacity = container.fifos.get(*index).map_or(0, |f| f.capacity);
                     trickle &= n.saturating_mul(4) < capacity;
                 }
                 Err(error) => {
-                    tracing::error!(container = %id, %error, "output of a container is not read any more");
+                    tracing::error!(container = %id, %error, "cannot read the output of a container any more");
                     if let Some(fifo) = container.fifos.get(*index) {
                         epoll::delete(&self.streams, &fifo.fd).map_err(kernel("leave a fifo alone"))?;
                     }
@@ -297,183 +288,13 @@ impl Logd {
                 }
             }
         }
-        self.gzip.add(&mut self.scratch.batch.old);
+        self.gzip.add(&mut self.scratch.batch.rotated);
         let now = Instant::now();
         let busy = self.last_round.is_some_and(|last| now.saturating_duration_since(last) < BUSY);
-        self.pause_until = if busy && trickle { now.checked_add(PAUSE) } else { None };
+        self.pause_until = if busy && trickle { now.checked_add(TRICKLE_PAUSE) } else { None };
         self.last_round = Some(now);
         Ok(())
     }
-
-    /// Serves clients. True if one of them was a new logd, which is active now.
-    fn serve_clients(&mut self) -> Result<bool, Error> {
-        for event in take_events(&self.clients)? {
-            let token = event.data.u64();
-            if token == LISTENER {
-                self.accept();
-                continue;
-            }
-            let Some(mut conn) = self.conns.remove(&token) else { continue };
-            match self.serve_client(&mut conn, token) {
-                Ok(Served::Open) => {
-                    self.conns.insert(token, conn);
-                }
-                Ok(Served::Replaced) => return Ok(true),
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-                Err(error) => tracing::warn!(%error, "connection of a client is closed"),
-            }
-        }
-        self.gzip.add(&mut self.scratch.batch.old);
-        Ok(false)
-    }
-
-    fn accept(&mut self) {
-        let accepted = self.listener.accept().and_then(|(stream, _)| {
-            let peer = rustix::net::sockopt::socket_peercred(&stream)?.uid;
-            if !peer.is_root() && peer != rustix::process::geteuid() {
-                return Err(io::Error::from(io::ErrorKind::PermissionDenied));
-            }
-            let token = self.token();
-            let conn = Conn::new(stream)?;
-            epoll::add(&self.clients, &conn.stream, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?;
-            self.conns.insert(token, conn);
-            Ok(())
-        });
-        match accepted {
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock => {
-                tracing::warn!(error = %e, "a client is not let in");
-            }
-            _ => crate::spawn::bound_own_output(&self.cfg.roots),
-        }
-    }
-
-    fn serve_client(&mut self, conn: &mut Conn, token: u64) -> io::Result<Served> {
-        let waited = conn.waits_for_room();
-        conn.flush()?;
-        let filled = conn.fill();
-        while let Some(incoming) = conn.next()? {
-            let (seq, reply) = match incoming {
-                Incoming::Unknown(seq, message) => (seq, Reply::Unsupported { message }),
-                Incoming::Request(seq, Request::Takeover) => match self.hand_over(conn, seq) {
-                    Ok(()) => return Ok(Served::Replaced),
-                    Err(error) => {
-                        tracing::warn!(%error, "the new logd did not take over; going on");
-                        return Err(error);
-                    }
-                },
-                Incoming::Request(seq, request) => {
-                    let op = request.name();
-                    let reply = self.answer(request).unwrap_or_else(|error| {
-                        let message = Chain(&error).to_string();
-                        tracing::warn!(op, error = %message, "request failed");
-                        Reply::Failed { message }
-                    });
-                    (seq, reply)
-                }
-            };
-            conn.send(seq, reply)?;
-        }
-        filled?;
-        if waited != conn.waits_for_room() {
-            let flags =
-                if waited { epoll::EventFlags::IN } else { epoll::EventFlags::IN | epoll::EventFlags::OUT };
-            epoll::modify(&self.clients, &conn.stream, epoll::EventData::new_u64(token), flags)?;
-        }
-        Ok(Served::Open)
-    }
-
-    fn answer(&mut self, request: Request) -> Result<Reply, Error> {
-        match request {
-            Request::Hello => Ok(Reply::Hello(Hello {
-                pid: std::process::id(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                streams: self.containers.len(),
-            })),
-            Request::Register { spec } => Ok(Reply::Paths(self.register(spec)?)),
-            Request::Finish { id } => Ok(Reply::Finished(self.finish(&id)?)),
-            Request::RemoveAttempt { spec } => {
-                self.finish(&spec.id)?;
-                removal::remove_attempt(&self.cfg.roots, &spec)?;
-                Ok(Reply::Done)
-            }
-            Request::RemovePod { key, uid } => self.remove_pod(&key, &uid),
-            Request::List => {
-                Ok(Reply::Streams { streams: self.containers.values().map(Container::status).collect() })
-            }
-            Request::Takeover | Request::Commit => {
-                Ok(Reply::Failed { message: "nothing is being handed over".to_owned() })
-            }
-        }
-    }
-
-    /// The row in the table is written last: everything that it names exists and can be opened
-    /// again.
-    fn register(&mut self, spec: StreamSpec) -> Result<StreamPaths, Error> {
-        let paths = spec.paths(&self.cfg.roots);
-        match self.containers.get(&spec.id) {
-            Some(known) if known.spec == spec => return Ok(paths),
-            Some(_) => return Err(Error::Conflict { id: spec.id }),
-            None => {}
-        }
-        let container = Container::register(&self.cfg.roots, spec.clone(), self.limits)?;
-        removal::link(&self.cfg.roots, &spec)?;
-        table::save(&self.cfg.roots, &spec)?;
-        self.watch(container)?;
-        tracing::info!(pod = %spec.key, container = %spec.container, id = spec.id.short(), "output is read");
-        Ok(paths)
-    }
-
-    fn finish(&mut self, id: &ContainerId) -> Result<FinishReport, Error> {
-        let Some(container) = self.containers.get_mut(id) else {
-            return Ok(FinishReport { known: false, bytes: 0, lost: 0 });
-        };
-        container.end(&mut self.scratch);
-        // The container is known as long as its row exists, because a restarted logd reads the
-        // rows.
-        table::remove(&self.cfg.roots, id)?;
-        let Some(container) = self.containers.remove(id) else {
-            return Ok(FinishReport { known: false, bytes: 0, lost: 0 });
-        };
-        self.tokens.retain(|_, (owner, _)| owner != id);
-        container::remove_state(&self.cfg.roots, &container);
-        let (spec, bytes, lost) = (&container.spec, container.bytes(), container.lost().0);
-        tracing::info!(pod = %spec.key, container = %spec.container, id = id.short(), bytes, lost, "output has ended");
-        Ok(FinishReport { known: true, bytes, lost })
-    }
-
-    fn remove_pod(&mut self, key: &PodKey, uid: &PodUid) -> Result<Reply, Error> {
-        let of_pod = |c: &&Container| c.spec.uid == *uid && c.spec.key == *key;
-        let ids: Vec<_> = self.containers.values().filter(of_pod).map(|c| c.spec.id.clone()).collect();
-        for id in ids {
-            self.finish(&id)?;
-        }
-        removal::remove_pod(&self.cfg.roots, key, uid)?;
-        Ok(Reply::Done)
-    }
-
-    /// The old logd's side of a replacement. An error means that this logd stays active.
-    fn hand_over(&mut self, conn: &Conn, seq: u64) -> io::Result<()> {
-        let new = Peer::new(&conn.stream, Some(OLD_WAITS))?;
-        let containers = self.containers.len();
-        new.send(seq, Reply::Handover { containers }, &[self.lock.as_fd(), self.listener.as_fd()])?;
-        for container in self.containers.values() {
-            let fds: Vec<_> =
-                container.fifos.iter().map(|f| &f.fd).chain(&container.stdin).map(AsFd::as_fd).collect();
-            let (bytes, (_, lost)) = (container.bytes(), container.lost());
-            new.send(seq, Reply::Handed { spec: container.spec.clone(), bytes, lost }, &fds)?;
-        }
-        match new.receive::<Request>()? {
-            (Request::Commit, _) => new.send(seq, Reply::Released, &[])?,
-            (other, _) => return Err(io::Error::other(format!("{} came for a commit", other.name()))),
-        }
-        tracing::info!(containers, "another logd is in charge now");
-        Ok(())
-    }
-}
-
-enum Served {
-    Open,
-    Replaced,
 }
 
 fn take_events(set: &OwnedFd) -> Result<Vec<epoll::Event>, Error> {

@@ -2,20 +2,17 @@
 //!
 //! Each side ignores unknown fields. An unknown operation is answered by [`Reply::Unsupported`].
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use crate::{Error, frame};
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
 
 /// The longest message in bytes.
-const MESSAGE_MAX: usize = 64 * 1024;
+pub const MESSAGE_MAX: usize = 64 * 1024;
 
 /// A request of a client.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
-pub(crate) enum Request {
+pub enum Request {
     /// Request the server's status.
     Status,
     /// Request the lock and the listening sockets, by SCM_RIGHTS. The server keeps serving until
@@ -31,7 +28,7 @@ pub(crate) enum Request {
 /// A reply of the server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "kebab-case")]
-pub(crate) enum Reply {
+pub enum Reply {
     /// Reply to `Status`.
     Status(Box<Status>),
     /// Reply to `HandOver`, with descriptors: the lock, then the sockets.
@@ -87,37 +84,7 @@ pub struct Counts {
     pub refused: u64,
 }
 
-/// Encodes one message.
-pub(crate) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
-    let json = serde_json::to_vec(message)?;
-    let length = u32::try_from(json.len()).map_err(io::Error::other)?;
-    let mut bytes = length.to_le_bytes().to_vec();
-    bytes.extend_from_slice(&json);
-    Ok(bytes)
-}
-
-/// Writes one message.
-pub(crate) async fn send(to: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) -> io::Result<()> {
-    to.write_all(&encode(message)?).await
-}
-
-/// Reads one message.
-pub(crate) async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
-    let mut head = [0; 4];
-    from.read_exact(&mut head).await?;
-    receive_rest(head, from).await
-}
-
-/// Reads the rest of a message after its length.
-pub(crate) async fn receive_rest<T: DeserializeOwned>(
-    head: [u8; 4],
-    from: &mut (impl AsyncRead + Unpin),
-) -> io::Result<T> {
-    let length = usize::try_from(u32::from_le_bytes(head)).map_err(io::Error::other)?;
-    if length > MESSAGE_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "message too long"));
-    }
-    let mut json = vec![0; length];
-    from.read_exact(&mut json).await?;
-    Ok(serde_json::from_slice(&json)?)
+/// Encodes one message as a frame.
+pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, Error> {
+    frame::encode(message, MESSAGE_MAX)
 }

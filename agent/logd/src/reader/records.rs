@@ -23,7 +23,7 @@ enum Source {
 
 /// Reader of the records of one file.
 #[derive(Debug)]
-pub(super) struct Pump {
+pub(super) struct RecordReader {
     source: Source,
     stat: Stat,
     /// The unfinished line, at most the length of a record.
@@ -35,10 +35,10 @@ pub(super) struct Pump {
     damaged: bool,
 }
 
-impl Pump {
-    pub(super) fn plain(file: File) -> io::Result<Pump> {
+impl RecordReader {
+    pub(super) fn plain(file: File) -> io::Result<RecordReader> {
         let stat = rustix::fs::fstat(&file)?;
-        Ok(Pump {
+        Ok(RecordReader {
             source: Source::Plain(file),
             stat,
             line: Vec::new(),
@@ -49,10 +49,10 @@ impl Pump {
         })
     }
 
-    pub(super) fn gz(file: File) -> io::Result<Pump> {
-        let mut pump = Pump::plain(file.try_clone()?)?;
-        pump.source = Source::Gz(Box::new(MultiGzDecoder::new(file)));
-        Ok(pump)
+    pub(super) fn gz(file: File) -> io::Result<RecordReader> {
+        let mut reader = RecordReader::plain(file.try_clone()?)?;
+        reader.source = Source::Gz(Box::new(MultiGzDecoder::new(file)));
+        Ok(reader)
     }
 
     fn file(&self) -> &File {
@@ -63,7 +63,7 @@ impl Pump {
     }
 
     /// Whether both are the same file, whatever their names.
-    pub(super) fn same_file(&self, other: &Pump) -> bool {
+    pub(super) fn same_file(&self, other: &RecordReader) -> bool {
         self.is(&other.stat)
     }
 
@@ -110,7 +110,7 @@ impl Pump {
     }
 
     /// Reads the next chunk and emits its records. False at the current end of the file.
-    pub(super) fn pump(&mut self, emit: &mut dyn FnMut(Record<'_>)) -> io::Result<bool> {
+    pub(super) fn read_chunk(&mut self, emit: &mut dyn FnMut(Record<'_>)) -> io::Result<bool> {
         if self.chunk.is_empty() {
             self.chunk = vec![0; CHUNK];
         }
@@ -126,7 +126,7 @@ impl Pump {
                 // The decoder's own errors have no error number: then the data is damaged, and
                 // reading the file works.
                 Err(error) if matches!(self.source, Source::Gz(_)) && error.raw_os_error().is_none() => {
-                    tracing::warn!(inode = self.stat.st_ino, %error, "compressed output is damaged, its rest is left out");
+                    tracing::warn!(inode = self.stat.st_ino, %error, "a compressed log is damaged; its rest is left out");
                     self.damaged = true;
                 }
                 read => break read,
@@ -137,11 +137,11 @@ impl Pump {
             while let Some(end) = memchr::memchr(b'\n', rest) {
                 let (head, tail) = rest.split_at(end.saturating_add(1).min(rest.len()));
                 if self.line.is_empty() {
-                    self.offer(head, emit);
+                    self.emit_line(head, emit);
                 } else {
                     self.keep(head);
                     let line = std::mem::take(&mut self.line);
-                    self.offer(&line, emit);
+                    self.emit_line(&line, emit);
                     self.line = line;
                     self.line.clear();
                 }
@@ -159,7 +159,7 @@ impl Pump {
         self.line.extend_from_slice(bytes.get(..room.min(bytes.len())).unwrap_or_default());
     }
 
-    fn offer(&mut self, line: &[u8], emit: &mut dyn FnMut(Record<'_>)) {
+    fn emit_line(&mut self, line: &[u8], emit: &mut dyn FnMut(Record<'_>)) {
         if line.len() > LINE_MAX {
             return;
         }

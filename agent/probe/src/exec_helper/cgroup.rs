@@ -24,22 +24,22 @@ const MAX_DEPTH: u32 = 8;
 /// Rounds of killing before the next try. A v1 hierarchy cannot kill a cgroup at once.
 const ROUNDS: u32 = 8;
 
-pub(super) struct Group {
+pub(super) struct CommandCgroup {
     dir: PathBuf,
     tries: u32,
 }
 
 /// A new cgroup, and the `cgroup.procs` files that put a process into it and into the container's
 /// cgroup in every other hierarchy.
-pub(super) struct Made {
-    pub(super) group: Group,
+pub(super) struct Created {
+    pub(super) cgroup: CommandCgroup,
     pub(super) procs: Vec<CString>,
 }
 
 /// Creates a command's cgroup below one of the container's: in the hierarchy that can kill a cgroup
 /// as a whole, or else in one that can freeze it. One hierarchy is enough to find the processes; in
 /// the others they are in the container's own cgroup.
-pub(super) fn make(container: &[PathBuf], number: u64) -> io::Result<Made> {
+pub(super) fn create(container: &[PathBuf], number: u64) -> io::Result<Created> {
     let has = |dir: &&PathBuf, file: &str| dir.join(file).exists();
     let chosen = container
         .iter()
@@ -56,10 +56,10 @@ pub(super) fn make(container: &[PathBuf], number: u64) -> io::Result<Made> {
         .chain([&dir])
         .filter_map(|d| CString::new(d.join("cgroup.procs").as_os_str().as_bytes()).ok())
         .collect();
-    Ok(Made { group: Group { dir, tries: 0 }, procs })
+    Ok(Created { cgroup: CommandCgroup { dir, tries: 0 }, procs })
 }
 
-impl Group {
+impl CommandCgroup {
     /// Kills the processes of the cgroup. Some may need more tries.
     pub(super) fn kill(&self) {
         let whole = self.dir.join("cgroup.kill");
@@ -154,24 +154,24 @@ fn kill_each(dir: &Path, depth: u32) -> usize {
 }
 
 /// The cgroups that earlier helpers left below these directories.
-pub(super) fn left_below(roots: &[PathBuf]) -> Vec<Group> {
+pub(super) fn leftovers_below(roots: &[PathBuf]) -> Vec<CommandCgroup> {
     let mut found = Vec::new();
     for root in roots {
-        find_left(root, 0, &mut found);
+        find_leftovers(root, 0, &mut found);
     }
     found
 }
 
-fn find_left(dir: &Path, depth: u32, found: &mut Vec<Group>) {
+fn find_leftovers(dir: &Path, depth: u32, found: &mut Vec<CommandCgroup>) {
     if depth >= MAX_DEPTH {
         return;
     }
     for child in subdirectories(dir) {
         let named = child.file_name().is_some_and(|n| n.as_bytes().starts_with(PREFIX.as_bytes()));
         if named {
-            found.push(Group { dir: child, tries: 0 });
+            found.push(CommandCgroup { dir: child, tries: 0 });
         } else {
-            find_left(&child, depth + 1, found);
+            find_leftovers(&child, depth + 1, found);
         }
     }
 }
