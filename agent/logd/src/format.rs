@@ -268,7 +268,7 @@ mod tests {
         }
 
         #[test]
-        fn decoding_gives_back_the_raw_bytes(raw in raw(), time in any::<i64>()) {
+        fn decoding_gives_back_the_raw_bytes_without_carriage_returns_of_newlines(raw in raw(), time in any::<i64>()) {
             let mut out = Vec::new();
             let stamp = Stamp::new(Wall(time));
             for (partial, text) in split(&[&raw]) {
@@ -284,7 +284,14 @@ mod tests {
                     back.push(b'\n');
                 }
             }
-            prop_assert_eq!(back, raw);
+            let mut wanted = Vec::new();
+            for byte in raw {
+                if byte == b'\n' && wanted.last() == Some(&b'\r') {
+                    wanted.pop();
+                }
+                wanted.push(byte);
+            }
+            prop_assert_eq!(back, wanted);
         }
 
         #[test]
