@@ -271,7 +271,7 @@ async fn takeovers_killed_at_any_moment_leave_a_logd_active() {
             // agent starts another. Before the commit, the old one answers.
             let until = Instant::now() + Duration::from_secs(5);
             while client.ping_within(Duration::from_secs(2)).await.is_err() {
-                assert!(Instant::now() < until, "nobody is in charge");
+                assert!(Instant::now() < until, "no logd is active");
                 if running.iter_mut().all(|l| l.0.try_wait().unwrap().is_some()) {
                     running = vec![node.start().await];
                 }

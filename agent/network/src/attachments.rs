@@ -98,12 +98,12 @@ pub(crate) struct Attachments {
 }
 
 impl Attachments {
-    pub(crate) fn open(lasting_state: &Path) -> Result<Attachments, Error> {
-        let dir = lasting_state.join("attachments");
+    pub(crate) fn open(dir: PathBuf) -> Result<Attachments, Error> {
         fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
         // The directory is private, because the files repeat the plugins' configurations, which may
         // contain tokens.
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(Error::file("protect", &dir))?;
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
+            .map_err(Error::file("set the mode of", &dir))?;
         Ok(Attachments { dir })
     }
 
@@ -128,8 +128,8 @@ impl Attachments {
             read => {
                 let reason = read.err().map_or_else(|| "names another sandbox".to_owned(), |e| e.to_string());
                 let aside = path.with_extension("json.torn");
-                fs::rename(&path, &aside).map_err(Error::file("set aside", &path))?;
-                tracing::warn!(path = %aside.display(), reason, "set aside a damaged network attachment");
+                fs::rename(&path, &aside).map_err(Error::file("rename", &path))?;
+                tracing::warn!(path = %aside.display(), reason, "cannot parse a network attachment; the file is renamed");
                 Ok(None)
             }
         }
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn the_last_line_that_can_be_read_counts() {
         let dir = tempfile::tempdir().unwrap();
-        let files = Attachments::open(dir.path()).unwrap();
+        let files = Attachments::open(dir.path().join("attachments")).unwrap();
         let (begun, done) = (record(None), record(Some(json!({"ips": []}))));
         files.write(&begun).unwrap();
         assert_eq!(files.read("s1").unwrap().unwrap(), begun);
@@ -246,11 +246,11 @@ mod tests {
     fn the_configuration_of_plugins_is_readable_to_root_alone() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
-        // As an earlier version made it.
+        // The directory as an earlier version created it.
         let old = dir.path().join("attachments");
         fs::create_dir(&old).unwrap();
         fs::set_permissions(&old, fs::Permissions::from_mode(0o755)).unwrap();
-        let files = Attachments::open(dir.path()).unwrap();
+        let files = Attachments::open(old.clone()).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&old), 0o700);
         files.write(&record(None)).unwrap();

@@ -84,37 +84,8 @@ impl Conflist {
             Some(Value::String(word)) if word == "true" || word == "false" => Ok(word == "true"),
             Some(_) => Err(wrong(field, "is not true or false")),
         };
-        let mut offered: Vec<&str> = text("cniVersion")?.into_iter().collect();
-        match object.get("cniVersions") {
-            None | Some(Value::Null) => {}
-            Some(Value::Array(list)) => {
-                for (i, version) in list.iter().enumerate() {
-                    let bad = || wrong(&format!("cniVersions[{i}]"), "is not a string");
-                    offered.push(version.as_str().ok_or_else(bad)?);
-                }
-            }
-            Some(_) => return Err(wrong("cniVersions", "is not a list")),
-        }
-        let version = VERSIONS.into_iter().rev().find(|v| offered.contains(v)).ok_or_else(|| {
-            let all = VERSIONS.join(", ");
-            wrong("cniVersion", &format!("has none of the supported versions {all}, but {offered:?}"))
-        })?;
-        let plugins = match object.get("plugins") {
-            Some(Value::Array(plugins)) if plugins.is_empty() => return Err(wrong("plugins", "is empty")),
-            Some(Value::Array(plugins)) if plugins.len() > 64 => {
-                return Err(wrong("plugins", "has more than 64"));
-            }
-            Some(Value::Array(plugins)) => plugins
-                .iter()
-                .enumerate()
-                .map(|(i, plugin)| PluginConfig::parse(path, &format!("plugins[{i}]"), plugin))
-                .collect::<Result<_, _>>()?,
-            Some(_) => return Err(wrong("plugins", "is not a list")),
-            None if object.contains_key("type") => {
-                vec![PluginConfig::parse(path, "", &Value::Object(object.clone()))?]
-            }
-            None => return Err(wrong("plugins", "is missing")),
-        };
+        let version = version(path, &object, text("cniVersion")?)?;
+        let plugins = plugins(path, &object)?;
         Ok(Conflist {
             path: path.to_owned(),
             name: name.to_owned(),
@@ -170,6 +141,44 @@ impl Conflist {
             self.plugins.push(PluginConfig::parse(&path, "", &value)?);
         }
         Ok(())
+    }
+}
+
+/// The newest version that the list offers and this crate supports. `single` is `cniVersion`.
+fn version(path: &Path, object: &Map<String, Value>, single: Option<&str>) -> Result<&'static str, Error> {
+    let mut offered: Vec<&str> = single.into_iter().collect();
+    match object.get("cniVersions") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(list)) => {
+            for (i, version) in list.iter().enumerate() {
+                let wrong = || field_error(path, &format!("cniVersions[{i}]"), "is not a string");
+                offered.push(version.as_str().ok_or_else(wrong)?);
+            }
+        }
+        Some(_) => return Err(field_error(path, "cniVersions", "is not a list")),
+    }
+    VERSIONS.into_iter().rev().find(|v| offered.contains(v)).ok_or_else(|| {
+        let all = VERSIONS.join(", ");
+        let reason = format!("has none of the supported versions {all}, but {offered:?}");
+        field_error(path, "cniVersion", &reason)
+    })
+}
+
+/// The plugins of a list, or the single plugin that the object configures.
+fn plugins(path: &Path, object: &Map<String, Value>) -> Result<Vec<PluginConfig>, Error> {
+    let wrong = |reason| Err(field_error(path, "plugins", reason));
+    match object.get("plugins") {
+        Some(Value::Array(plugins)) if plugins.is_empty() => wrong("is empty"),
+        Some(Value::Array(plugins)) if plugins.len() > 64 => wrong("has more than 64"),
+        Some(Value::Array(plugins)) => {
+            let plugin = |(i, plugin)| PluginConfig::parse(path, &format!("plugins[{i}]"), plugin);
+            plugins.iter().enumerate().map(plugin).collect()
+        }
+        Some(_) => wrong("is not a list"),
+        None if object.contains_key("type") => {
+            Ok(vec![PluginConfig::parse(path, "", &Value::Object(object.clone()))?])
+        }
+        None => wrong("is missing"),
     }
 }
 

@@ -7,13 +7,13 @@ use std::{io, path::PathBuf, time::Duration};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The directory contains no configuration.
-    #[error("no network configuration (*.conflist, *.conf, *.json) in {}", dir.display())]
+    #[error("cannot find a network configuration (*.conflist, *.conf, *.json) in {}", dir.display())]
     NoConflist {
         /// The configuration directory.
         dir: PathBuf,
     },
     /// A configuration file is not JSON.
-    #[error("parse network configuration {}", path.display())]
+    #[error("cannot parse network configuration {}", path.display())]
     ConflistSyntax {
         /// The file.
         path: PathBuf,
@@ -22,28 +22,28 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A field of a configuration file is missing or invalid.
-    #[error("network configuration {}: {field} {reason}", path.display())]
+    #[error("cannot use network configuration {}: {field} {reason}", path.display())]
     ConflistField {
         /// The file.
         path: PathBuf,
         /// The field, with its path.
         field: String,
-        /// Reason.
+        /// Reason of the failure.
         reason: String,
     },
     /// Reading, writing, renaming or removing a file or directory.
-    #[error("{operation} {}", path.display())]
+    #[error("cannot {operation} {}", path.display())]
     File {
         /// The operation.
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// Replacing a state file.
-    #[error("cannot keep the network's state")]
+    #[error("cannot write the state of the pod network")]
     State {
         /// Cause, with the file.
         #[source]
@@ -62,11 +62,11 @@ pub enum Error {
     },
     /// The sandbox id cannot be a file name.
     #[error(
-        "sandbox id {0:?} must be 1 to 128 letters, digits, '_', '.' and '-', the first a letter or digit"
+        "cannot use sandbox id {0:?}: it must be 1 to 128 letters, digits, '_', '.' and '-', the first a letter or digit"
     )]
     SandboxId(String),
     /// The plugin's binary does not exist.
-    #[error("network plugin {plugin} is not in {}", dir.display())]
+    #[error("cannot find network plugin {plugin} in {}", dir.display())]
     NoPlugin {
         /// The plugin's `type`.
         plugin: String,
@@ -74,13 +74,13 @@ pub enum Error {
         dir: PathBuf,
     },
     /// Starting a plugin, or talking to it.
-    #[error("run network plugin {plugin} {verb}")]
+    #[error("cannot run network plugin {plugin} {verb}")]
     Run {
         /// The plugin's `type`.
         plugin: String,
         /// The CNI command.
         verb: &'static str,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
@@ -116,7 +116,7 @@ pub enum Error {
         source: PluginFailure,
     },
     /// A plugin's result is not JSON.
-    #[error("parse the result of network plugin {plugin}")]
+    #[error("cannot parse the result of network plugin {plugin}")]
     ResultSyntax {
         /// The plugin's `type`.
         plugin: String,
@@ -125,17 +125,17 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A field of a plugin's result is missing or invalid.
-    #[error("result of network plugin {plugin}: {field} {reason}")]
+    #[error("cannot use the result of network plugin {plugin}: {field} {reason}")]
     ResultField {
         /// The plugin's `type`.
         plugin: String,
         /// The field, with its path.
         field: String,
-        /// Reason.
+        /// Reason of the failure.
         reason: String,
     },
     /// The plugins succeeded but assigned no address to the sandbox.
-    #[error("network {network} gave sandbox {sandbox} no address")]
+    #[error("cannot attach sandbox {sandbox}: network {network} gave it no address")]
     NoAddress {
         /// The network.
         network: String,
@@ -143,22 +143,22 @@ pub enum Error {
         sandbox: String,
     },
     /// CHECK of a sandbox that is not attached.
-    #[error("sandbox {0} is not attached to a network")]
+    #[error("cannot check sandbox {0}: it is not attached to a network")]
     NotAttached(String),
     /// Setting up the loopback device of a sandbox.
-    #[error("set up lo in network namespace {}", netns.display())]
+    #[error("cannot set up lo in network namespace {}", netns.display())]
     Loopback {
         /// The network namespace.
         netns: PathBuf,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// Running `nft`.
-    #[error("run nft (package nftables), needed to masquerade pod egress")]
+    #[error("cannot run nft, which masquerades pod egress; it is in package nftables")]
     Nft(#[source] io::Error),
     /// `nft` rejected the rules or took too long.
-    #[error("nft table {table}: {reason}")]
+    #[error("cannot apply the rules of nft table {table}: {reason}")]
     NftRules {
         /// The table.
         table: String,
@@ -166,7 +166,7 @@ pub enum Error {
         reason: String,
     },
     /// GC failed in part; everything else was collected.
-    #[error("collect unused network attachments: {failed} left")]
+    #[error("cannot remove {failed} of the unused network attachments")]
     Collect {
         /// Number of failed steps.
         failed: usize,
@@ -175,7 +175,7 @@ pub enum Error {
         source: Box<Error>,
     },
     /// A blocking task panicked.
-    #[error("the thread for {0} panicked")]
+    #[error("cannot read or write {0}: the thread panicked")]
     Panicked(&'static str),
 }
 

@@ -5,7 +5,13 @@ use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
-use std::{ffi::OsString, io, path::Path, process::Stdio, time::Duration};
+use std::{
+    ffi::OsString,
+    io,
+    path::Path,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process::{Child, Command},
@@ -39,10 +45,36 @@ pub(crate) struct Call<'a> {
 /// Runs the plugin of that name in `bin_dir` and returns its standard output.
 pub(crate) async fn run(bin_dir: &Path, call: &Call<'_>, input: &[u8]) -> Result<Vec<u8>, Error> {
     let (plugin, verb) = (call.plugin.to_owned(), call.verb);
-    let failed = |source| Error::Run { plugin: plugin.clone(), verb, source };
-    let path = bin_dir.join(call.plugin);
     let deadline = Instant::now() + call.timeout;
-    let mut command = Command::new(&path);
+    let child = match spawn(&mut command(bin_dir, call), deadline).await {
+        Ok(child) => child,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::NoPlugin { plugin, dir: bin_dir.to_owned() });
+        }
+        Err(source) => return Err(Error::Run { plugin, verb, source }),
+    };
+    let (mut out, mut err) = (Collected::default(), Collected::default());
+    let Some(status) = finish(child, input, deadline, &mut out, &mut err).await else {
+        return Err(Error::Timeout { plugin, verb, timeout: call.timeout });
+    };
+    let status = match status {
+        Ok(status) => status,
+        Err(source) => return Err(Error::Run { plugin, verb, source }),
+    };
+    if out.overflowed {
+        return Err(Error::TooMuchOutput { plugin, verb, limit: LARGEST_OUTPUT });
+    }
+    if status.success() {
+        return Ok(out.bytes);
+    }
+    let stderr = String::from_utf8_lossy(&err.bytes);
+    let source = PluginFailure::parse(&out.bytes, &stderr, &status.to_string());
+    Err(Error::Plugin { plugin, verb, source })
+}
+
+/// The command of a call, with a clean environment.
+fn command(bin_dir: &Path, call: &Call<'_>) -> Command {
+    let mut command = Command::new(bin_dir.join(call.plugin));
     command
         .env_clear()
         .env("PATH", search_path(bin_dir))
@@ -55,13 +87,18 @@ pub(crate) async fn run(bin_dir: &Path, call: &Call<'_>, input: &[u8]) -> Result
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
-    let mut child = match spawn(&mut command, deadline).await {
-        Ok(child) => child,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::NoPlugin { plugin, dir: bin_dir.to_owned() });
-        }
-        Err(e) => return Err(failed(e)),
-    };
+    command
+}
+
+/// Writes the input to the plugin, collects its output and waits for its end. None if the deadline
+/// passed: then the plugin's whole process group is killed.
+async fn finish(
+    mut child: Child,
+    input: &[u8],
+    deadline: Instant,
+    out: &mut Collected,
+    err: &mut Collected,
+) -> Option<io::Result<ExitStatus>> {
     // Dropped before the child: as long as the child is not reaped, the process group's id cannot
     // be reused.
     let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()));
@@ -73,47 +110,34 @@ pub(crate) async fn run(bin_dir: &Path, call: &Call<'_>, input: &[u8]) -> Result
             drop(stdin.write_all(input).await);
         }
     };
-    let mut out = Collected::default();
-    let mut err = Collected::default();
     let mut ended = None;
-    // A timeout shows below as a missing exit status.
-    drop(
-        timeout_at(deadline, async {
-            let read = async { tokio::join!(out.fill(stdout, Keep::Head), err.fill(stderr, Keep::Tail)) };
-            tokio::pin!(read);
-            let end = async {
-                feed.await;
-                child.wait().await
-            };
-            tokio::pin!(end);
-            tokio::select! {
-                status = &mut end => {
-                    ended = Some(status);
-                    // The plugin itself has ended; the rest of the pipes is read.
-                    drop(timeout(DRAIN, &mut read).await);
-                }
-                _ = &mut read => ended = Some(end.await),
+    let work = async {
+        let read = async { tokio::join!(out.fill(stdout, Keep::Head), err.fill(stderr, Keep::Tail)) };
+        tokio::pin!(read);
+        let end = async {
+            feed.await;
+            child.wait().await
+        };
+        tokio::pin!(end);
+        tokio::select! {
+            status = &mut end => {
+                ended = Some(status);
+                // The plugin itself has ended; the rest of the pipes is read.
+                drop(timeout(DRAIN, &mut read).await);
             }
-        })
-        .await,
-    );
-    let Some(status) = ended else {
+            _ = &mut read => ended = Some(end.await),
+        }
+    };
+    // A timeout shows as a missing exit status.
+    drop(timeout_at(deadline, work).await);
+    if ended.is_none() {
         drop(group);
         // A process that even SIGKILL does not end is left to the runtime's reaper.
         drop(timeout(Duration::from_secs(1), child.wait()).await);
-        return Err(Error::Timeout { plugin, verb, timeout: call.timeout });
-    };
+        return None;
+    }
     group.0 = None;
-    let status = status.map_err(failed)?;
-    if out.overflowed {
-        return Err(Error::TooMuchOutput { plugin, verb, limit: LARGEST_OUTPUT });
-    }
-    if status.success() {
-        return Ok(out.bytes);
-    }
-    let stderr = String::from_utf8_lossy(&err.bytes);
-    let source = PluginFailure::parse(&out.bytes, &stderr, &status.to_string());
-    Err(Error::Plugin { plugin, verb, source })
+    ended
 }
 
 /// `PATH` of a plugin: the plugin directory before the system's directories, because a plugin may

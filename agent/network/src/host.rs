@@ -25,24 +25,25 @@ const NFT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The previous values of sysctls, in the order in which they are restored: the global switches
 /// first, because writing one of them writes every device's value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Before {
+struct SavedSysctls {
     boot: BootId,
     values: Vec<(String, String)>,
 }
 
 /// Turns on forwarding for both families and reserves the ports of Services. The previous values
 /// are recorded in `record` first, once a boot. Blocks.
-pub(crate) fn forward(record: &Path, boot: &BootId) -> Result<(), Error> {
+pub(crate) fn enable_forwarding(record: &Path, boot: &BootId) -> Result<(), Error> {
     let known = read_record(record)?.filter(|before| before.boot == *boot);
     // A record of an agent that reserved no ports lacks that key.
-    let lacks = |before: &Before| before.values.iter().all(|(key, _)| key != RESERVED);
-    if known.as_ref().is_none_or(lacks) {
+    let lacks_ports = |before: &SavedSysctls| before.values.iter().all(|(key, _)| key != RESERVED);
+    if known.as_ref().is_none_or(lacks_ports) {
         let reserved = get(RESERVED)?.map(|value| (RESERVED.to_owned(), value));
         let values = match known {
             Some(before) => before.values,
             None => current()?,
         };
-        let before = Before { boot: boot.clone(), values: values.into_iter().chain(reserved).collect() };
+        let before =
+            SavedSysctls { boot: boot.clone(), values: values.into_iter().chain(reserved).collect() };
         let dir = record.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
         let bytes = serde_json::to_vec(&before).map_err(|e| Error::file("write", record)(e.into()))?;
@@ -69,7 +70,7 @@ pub(crate) fn forward(record: &Path, boot: &BootId) -> Result<(), Error> {
     set("net/ipv6/conf/all/forwarding", "1")
 }
 
-/// Restores the values that [`forward`] recorded in this boot. Missing devices are ignored. Blocks.
+/// Restores the values that [`enable_forwarding`] recorded in this boot. Missing devices are ignored. Blocks.
 pub(crate) fn restore(record: &Path, boot: &BootId) -> Result<(), Error> {
     let Some(before) = read_record(record)? else { return Ok(()) };
     if before.boot == *boot {
@@ -105,7 +106,7 @@ fn reserve(now: &str, range: &RangeInclusive<u16>) -> String {
     joined.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
-fn read_record(record: &Path) -> Result<Option<Before>, Error> {
+fn read_record(record: &Path) -> Result<Option<SavedSysctls>, Error> {
     match fs::read(record) {
         // The file is replaced by rename, so an unparsable file was never complete and counts as
         // missing.

@@ -60,7 +60,7 @@ impl Attachment {
             field,
             reason: reason.to_owned(),
         };
-        let object = result.as_object().ok_or_else(|| wrong("it".into(), "is not an object"))?;
+        let object = result.as_object().ok_or_else(|| wrong("the result".into(), "is not an object"))?;
         let list = |field: &str| match object.get(field) {
             None | Some(Value::Null) => Ok(&[] as &[Value]),
             Some(Value::Array(list)) if list.len() <= LONGEST_LIST => Ok(list.as_slice()),

@@ -99,7 +99,7 @@ fn a_chain_is_called_in_order_with_a_clean_environment_and_the_last_result() {
 }
 
 #[test]
-fn what_no_plugin_of_the_list_takes_is_told() {
+fn capabilities_without_a_plugin_are_reported() {
     let node = Node::with_plugin("unserved");
     let a = Netns::new("a");
     let mut request = sandbox("abc", &a.path());
@@ -191,7 +191,7 @@ fn a_failed_add_is_taken_back_along_the_chain_and_reported_in_the_plugins_words(
 }
 
 #[test]
-fn what_a_failed_add_could_not_take_back_is_taken_back_by_the_next_attempt() {
+fn the_next_attempt_undoes_what_a_failed_add_could_not() {
     let node = Node::new("half");
     let gate = node.dir.path().join("broken");
     fs::write(&gate, "").unwrap();
@@ -271,25 +271,25 @@ fn bad_answers_are_errors_that_name_plugin_and_field() {
     let a = Netns::new("a");
     let network = node.open();
     for (output, message) in [
-        ("echo '{'", "parse the result of network plugin one"),
-        ("echo '[]'", "result of network plugin one: it is not an object"),
+        ("echo '{'", "cannot parse the result of network plugin one"),
+        ("echo '[]'", "cannot use the result of network plugin one: the result is not an object"),
         (
             "echo '{\"ips\":[{\"address\":\"10.0.0.1\"}]}'",
-            "result of network plugin one: ips[0].address is no CIDR: invalid IP address syntax",
+            "cannot use the result of network plugin one: ips[0].address is no CIDR: invalid IP address syntax",
         ),
         (
             "echo '{\"ips\":[{\"address\":\"0.0.0.0/0\"}]}'",
-            "result of network plugin one: ips[0].address is not one that a pod can have",
+            "cannot use the result of network plugin one: ips[0].address is not one that a pod can have",
         ),
         (
             "echo '{\"ips\":[{\"address\":\"10.0.0.1/8\",\"interface\":7}]}'",
-            "result of network plugin one: ips[0].interface is not one of interfaces",
+            "cannot use the result of network plugin one: ips[0].interface is not one of interfaces",
         ),
         (
             "echo '{\"interfaces\":[{\"name\":\"a/b\"}]}'",
-            "result of network plugin one: interfaces[0].name is not the name of an interface",
+            "cannot use the result of network plugin one: interfaces[0].name is not the name of an interface",
         ),
-        ("", "network chain gave sandbox abc no address"),
+        ("", "cannot attach sandbox abc: network chain gave it no address"),
         ("head -c 5000000 /dev/zero", "network plugin one ADD wrote more than 4194304 bytes"),
         ("exit 7", "network plugin one ADD"),
         ("kill -9 $$", "network plugin one ADD"),
@@ -307,14 +307,14 @@ fn bad_answers_are_errors_that_name_plugin_and_field() {
     let error = node.block_on(network.add(&sandbox("abc", &a.path()))).unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!("network plugin missing is not in {}", node.roots.cni_bin.display())
+        format!("cannot find network plugin missing in {}", node.roots.cni_bin.display())
     );
     let error = node.block_on(network.del("../x", None)).unwrap_err();
     assert!(matches!(error, Error::SandboxId(_)));
 }
 
 #[test]
-fn readiness_says_why_not() {
+fn a_network_that_is_not_ready_says_why() {
     let node = Node::new("ready");
     let ready = || {
         let status = node.block_on(node.open().ready()).unwrap();
@@ -323,16 +323,16 @@ fn readiness_says_why_not() {
     let conf = node.roots.cni_conf.display();
     assert_eq!(
         ready(),
-        (false, None, format!("no network configuration (*.conflist, *.conf, *.json) in {conf}"))
+        (false, None, format!("cannot find a network configuration (*.conflist, *.conf, *.json) in {conf}"))
     );
     node.conflist(r#"{"cniVersion":"1.1.0","name":"chain","plugins":[{"type":"../../bin/sh"}]}"#);
     let reason = format!(
-        "network configuration {conf}/10-test.conflist: plugins[0].type must be the plain name of a binary"
+        "cannot use network configuration {conf}/10-test.conflist: plugins[0].type must be the plain name of a binary"
     );
     assert_eq!(ready(), (false, None, reason));
     node.conflist(&chain(&["one"], ""));
     let bin = node.roots.cni_bin.display();
-    assert_eq!(ready(), (false, Some("chain".into()), format!("network plugin one is not in {bin}")));
+    assert_eq!(ready(), (false, Some("chain".into()), format!("cannot find network plugin one in {bin}")));
     node.script("one", r#"echo '{"code":50,"msg":"no route yet"}'; exit 1"#);
     assert_eq!(
         ready(),
@@ -358,7 +358,10 @@ fn the_first_file_by_name_counts_even_where_it_is_broken() {
     assert_eq!((list.name.as_str(), list.plugins.len(), list.version), ("single", 1, "1.0.0"));
     fs::write(dir.join("10-a.json"), "{").unwrap();
     let error = berth_network::Conflist::load(dir).unwrap_err();
-    assert_eq!(error.to_string(), format!("parse network configuration {}", dir.join("10-a.json").display()));
+    assert_eq!(
+        error.to_string(),
+        format!("cannot parse network configuration {}", dir.join("10-a.json").display())
+    );
     // Plugins may be in separate files (CNI 1.1).
     fs::write(
         dir.join("10-a.json"),

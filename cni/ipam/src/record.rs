@@ -20,7 +20,7 @@ pub struct KeyError {
     pub field: &'static str,
     /// The text, cut to 80 characters.
     pub text: String,
-    /// Reason.
+    /// Reason of the failure.
     pub reason: &'static str,
 }
 

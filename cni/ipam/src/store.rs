@@ -19,27 +19,27 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Creating the directory.
-    #[error("create address directory {}", path.display())]
+    #[error("cannot create address directory {}", path.display())]
     CreateDirectory {
         /// The directory.
         path: PathBuf,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// Opening, reading, writing or replacing a file of the directory.
-    #[error("{operation} {}", path.display())]
+    #[error("cannot {operation} {}", path.display())]
     File {
         /// The operation.
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// Another process held the lock longer than the deadline.
-    #[error("address directory {} is locked by another process for more than {waited:?}", path.display())]
+    #[error("cannot lock {} within {waited:?}: another process holds the lock", path.display())]
     Locked {
         /// The lock file.
         path: PathBuf,
@@ -47,7 +47,7 @@ pub enum Error {
         waited: Duration,
     },
     /// No address is left.
-    #[error("allocate an address for {key}")]
+    #[error("cannot allocate an address for {key}")]
     Exhausted {
         /// The key.
         key: Key,
@@ -57,7 +57,7 @@ pub enum Error {
     },
     /// A write failed half way and could not be undone. The next [`Store::open`] repairs the
     /// journal.
-    #[error("address journal {} ends in a half-written record", path.display())]
+    #[error("cannot append to address journal {}: it ends in a half-written record", path.display())]
     Broken {
         /// The journal.
         path: PathBuf,

@@ -312,7 +312,7 @@ fn a_set_without_room_is_named_and_the_others_keep_theirs() {
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert_eq!(
         (error.to_string().as_str(), source.as_str()),
-        ("allocate an address for c3/eth0", "no address left in 10.9.0.0/30")
+        ("cannot allocate an address for c3/eth0", "no address left in 10.9.0.0/30")
     );
     assert!(store.state().has_room(&sets).is_err());
     store.release(&key(1), 6).unwrap();

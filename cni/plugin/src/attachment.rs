@@ -49,22 +49,22 @@ impl Attachment {
 
     /// Creates the interface. If it exists and is complete, nothing changes; if it is incomplete,
     /// it is created again.
-    pub(crate) fn make(&self, host: &mut Netlink, netns: &Netns) -> Result<(), Error> {
-        if host.link(&self.host_end).map_err(refused("look up", &self.host_end))?.is_some() {
+    pub(crate) fn create(&self, host: &mut Netlink, netns: &Netns) -> Result<(), Error> {
+        if host.link(&self.host_end).map_err(netlink_error("look up", &self.host_end))?.is_some() {
             if self.check(host, netns).is_ok() {
                 return Ok(());
             }
             delete(host, &self.host_end)?;
         }
-        let index = self.make_pair(host, netns)?;
-        self.make_host_sysctls()?;
-        netns.run(|| self.make_pod_side())?;
-        self.make_host_side(host, index)
+        let index = self.create_pair(host, netns)?;
+        self.set_host_sysctls()?;
+        netns.run(|| self.set_up_pod_side())?;
+        self.set_up_host_side(host, index)
     }
 
     /// Creates both ends in one request: the pod's end is created in its namespace and never
     /// visible in the host's.
-    fn make_pair(&self, host: &mut Netlink, netns: &Netns) -> Result<u32, Error> {
+    fn create_pair(&self, host: &mut Netlink, netns: &Netns) -> Result<u32, Error> {
         let end = |name: &str, mac: Mac| {
             vec![
                 LinkAttribute::IfName(name.to_owned()),
@@ -87,15 +87,15 @@ impl Attachment {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Error::Taken { ifname: self.ifname.clone() });
             }
-            Err(e) => return Err(refused("create veth pair", &self.host_end)(e)),
+            Err(e) => return Err(netlink_error("create veth pair", &self.host_end)(e)),
         }
-        let link = host.link(&self.host_end).map_err(refused("look up", &self.host_end))?;
-        link.map(|l| l.index).ok_or_else(|| gone(&self.host_end))
+        let link = host.link(&self.host_end).map_err(netlink_error("look up", &self.host_end))?;
+        link.map(|l| l.index).ok_or_else(|| missing(&self.host_end))
     }
 
     /// Set before the device is up, so that it never configures an address by itself or accepts
     /// router advertisements.
-    fn make_host_sysctls(&self) -> Result<(), Error> {
+    fn set_host_sysctls(&self) -> Result<(), Error> {
         let set = |family, key, value| sysctl::set(family, &self.host_end, key, value);
         // Packets from a pod with a source address other than the pod's are dropped here. Packets
         // in the other direction never pass this check.
@@ -108,10 +108,10 @@ impl Attachment {
     }
 
     /// Runs in the container's network namespace.
-    fn make_pod_side(&self) -> Result<(), Error> {
-        let mut pod = Netlink::open().map_err(refused("open netlink socket in", "the container"))?;
-        let link = pod.link(&self.ifname).map_err(refused("look up", &self.ifname))?;
-        let index = link.map(|l| l.index).ok_or_else(|| gone(&self.ifname))?;
+    fn set_up_pod_side(&self) -> Result<(), Error> {
+        let mut pod = Netlink::open().map_err(netlink_error("open netlink socket in", "the container"))?;
+        let link = pod.link(&self.ifname).map_err(netlink_error("look up", &self.ifname))?;
+        let index = link.map(|l| l.index).ok_or_else(|| missing(&self.ifname))?;
         sysctl::set(Family::V6, &self.ifname, "accept_ra", "0")?;
         sysctl::set(Family::V6, &self.ifname, "accept_dad", "0")?;
         set_up(&mut pod, index, &self.ifname, None)?;
@@ -135,7 +135,7 @@ impl Attachment {
         Ok(())
     }
 
-    fn make_host_side(&self, host: &mut Netlink, index: u32) -> Result<(), Error> {
+    fn set_up_host_side(&self, host: &mut Netlink, index: u32) -> Result<(), Error> {
         set_up(host, index, &self.host_end, Some(&self.alias))?;
         if self.has_v6() {
             add_address(host, index, GATEWAY_V6.into())?;
@@ -147,10 +147,10 @@ impl Attachment {
         Ok(())
     }
 
-    /// Checks that both sides are as [`Attachment::make`] leaves them.
+    /// Checks that both sides are as [`Attachment::create`] leaves them.
     pub(crate) fn check(&self, host: &mut Netlink, netns: &Netns) -> Result<(), Error> {
-        let link = host.link(&self.host_end).map_err(refused("look up", &self.host_end))?;
-        let link = link.ok_or_else(|| gone(&self.host_end))?;
+        let link = host.link(&self.host_end).map_err(netlink_error("look up", &self.host_end))?;
+        let link = link.ok_or_else(|| missing(&self.host_end))?;
         check_link(&link, self.host_mac, self.mtu)?;
         if link.alias.as_deref() != Some(self.alias.as_str()) {
             return Err(changed(&self.host_end, "is marked as another's"));
@@ -164,13 +164,13 @@ impl Attachment {
 
     /// Runs in the container's network namespace.
     fn check_pod_side(&self) -> Result<(), Error> {
-        let mut pod = Netlink::open().map_err(refused("open netlink socket in", "the container"))?;
-        let link = pod.link(&self.ifname).map_err(refused("look up", &self.ifname))?;
-        let link = link.ok_or_else(|| gone(&self.ifname))?;
+        let mut pod = Netlink::open().map_err(netlink_error("open netlink socket in", "the container"))?;
+        let link = pod.link(&self.ifname).map_err(netlink_error("look up", &self.ifname))?;
+        let link = link.ok_or_else(|| missing(&self.ifname))?;
         check_link(&link, self.pod_mac, self.mtu)?;
         let ask = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let there = pod.request(ask, netlink_packet_core::NLM_F_DUMP);
-        let there = there.map_err(refused("list addresses of", &self.ifname))?;
+        let there = there.map_err(netlink_error("list addresses of", &self.ifname))?;
         let has = |wanted: IpAddr| {
             there.iter().any(|m| match m {
                 RouteNetlinkMessage::NewAddress(m) => {
@@ -184,26 +184,27 @@ impl Attachment {
         }
         if self.has_v4() {
             check_neighbour(&mut pod, link.index, GATEWAY_V4.into(), self.host_mac)?;
-            check_route(&mut pod, link.index, FAR_V4.into(), Some(GATEWAY_V4.into()), "default route")?;
+            check_route(&mut pod, link.index, REMOTE_V4.into(), Some(GATEWAY_V4.into()), "default route")?;
         }
         if self.has_v6() {
             check_neighbour(&mut pod, link.index, GATEWAY_V6.into(), self.host_mac)?;
-            check_route(&mut pod, link.index, FAR_V6.into(), Some(GATEWAY_V6.into()), "default route")?;
+            check_route(&mut pod, link.index, REMOTE_V6.into(), Some(GATEWAY_V6.into()), "default route")?;
         }
         Ok(())
     }
 }
 
 /// Addresses that only a default route leads to: documentation prefixes (RFC 5737, RFC 3849).
-const FAR_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-const FAR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+const REMOTE_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+const REMOTE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 /// The MTU of the device of the default route; 1500 if there is no default route.
 pub(crate) fn underlay_mtu(host: &mut Netlink) -> Result<u32, Error> {
-    for far in [IpAddr::from(FAR_V4), FAR_V6.into()] {
+    for remote in [IpAddr::from(REMOTE_V4), REMOTE_V6.into()] {
         // A missing route is no failure: a node may have none, or only one of the other family.
-        let Ok(Some((index, _))) = route_to(host, far) else { continue };
-        let link = host.link_by_index(index).map_err(refused("look up device of", "the default route"))?;
+        let Ok(Some((index, _))) = route_to(host, remote) else { continue };
+        let link =
+            host.link_by_index(index).map_err(netlink_error("look up device of", "the default route"))?;
         if let Some(link) = link {
             return Ok(link.mtu.clamp(1280, 65535));
         }
@@ -214,7 +215,7 @@ pub(crate) fn underlay_mtu(host: &mut Netlink) -> Result<u32, Error> {
 /// Deletes the pair with this host end, and with it all its routes and neighbours. `false` if it
 /// does not exist.
 pub(crate) fn delete(host: &mut Netlink, host_end: &str) -> Result<bool, Error> {
-    host.delete_link(host_end).map_err(refused("delete", host_end))
+    host.delete_link(host_end).map_err(netlink_error("delete", host_end))
 }
 
 /// The destination addresses of routes through that device, without link-local ones.
@@ -224,7 +225,7 @@ pub(crate) fn routed_to(host: &mut Netlink, index: u32) -> Result<Vec<IpAddr>, E
         let mut ask = RouteMessage::default();
         ask.header.address_family = family;
         let routes = host.request(RouteNetlinkMessage::GetRoute(ask), netlink_packet_core::NLM_F_DUMP);
-        for message in routes.map_err(refused("list routes of", "the host"))? {
+        for message in routes.map_err(netlink_error("list routes of", "the host"))? {
             let RouteNetlinkMessage::NewRoute(route) = message else { continue };
             if route.header.table != RouteHeader::RT_TABLE_MAIN
                 || !route.attributes.contains(&RouteAttribute::Oif(index))
@@ -251,7 +252,7 @@ fn set_up(netlink: &mut Netlink, index: u32, name: &str, alias: Option<&str>) ->
     message.header.change_mask = LinkFlags::Up;
     message.attributes.extend(alias.map(|a| LinkAttribute::IfAlias(a.to_owned())));
     let answer = netlink.request(RouteNetlinkMessage::SetLink(message), 0);
-    answer.map(drop).map_err(refused("set up", name))
+    answer.map(drop).map_err(netlink_error("set up", name))
 }
 
 fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr) -> Result<(), Error> {
@@ -266,7 +267,7 @@ fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr) -> Result<(),
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
     }
     let answer = netlink.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE);
-    answer.map(drop).map_err(refused("add address", &address.to_string()))
+    answer.map(drop).map_err(netlink_error("add address", &address.to_string()))
 }
 
 fn add_neighbour(netlink: &mut Netlink, index: u32, address: IpAddr, mac: Mac) -> Result<(), Error> {
@@ -274,7 +275,7 @@ fn add_neighbour(netlink: &mut Netlink, index: u32, address: IpAddr, mac: Mac) -
     message.header.state = NeighbourState::Permanent;
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
     let answer = netlink.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE);
-    answer.map(drop).map_err(refused("add neighbour", &address.to_string()))
+    answer.map(drop).map_err(netlink_error("add neighbour", &address.to_string()))
 }
 
 /// Adds a route and replaces an existing one, which can only be left over from a device that had
@@ -302,7 +303,7 @@ fn add_route(
     message.attributes.push(RouteAttribute::Oif(index));
     message.attributes.extend(gateway.map(|g| RouteAttribute::Gateway(g.into())));
     let answer = netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE);
-    answer.map(drop).map_err(refused("add route to", &format!("{destination}/{prefix}")))
+    answer.map(drop).map_err(netlink_error("add route to", &format!("{destination}/{prefix}")))
 }
 
 /// Device and gateway of the route to that address.
@@ -352,14 +353,14 @@ fn check_route(
     match route_to(netlink, destination) {
         Ok(Some(found)) if found == (index, gateway) => Ok(()),
         Ok(_) => Err(changed(&format!("{what} ({destination})"), "leads elsewhere")),
-        Err(e) => Err(changed(&format!("{what} ({destination})"), format!("is gone: {e}"))),
+        Err(e) => Err(changed(&format!("{what} ({destination})"), format!("is missing: {e}"))),
     }
 }
 
 fn check_neighbour(netlink: &mut Netlink, index: u32, address: IpAddr, mac: Mac) -> Result<(), Error> {
     let subject = format!("neighbour entry {address}");
     let answers = netlink.request(RouteNetlinkMessage::GetNeighbour(neighbour(index, address)), 0);
-    let answers = answers.map_err(|e| changed(&subject, format!("is gone: {e}")))?;
+    let answers = answers.map_err(|e| changed(&subject, format!("is missing: {e}")))?;
     let good = answers.iter().any(|m| match m {
         RouteNetlinkMessage::NewNeighbour(m) => {
             m.header.state == NeighbourState::Permanent
@@ -389,7 +390,7 @@ fn full_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
-fn refused(operation: &'static str, subject: &str) -> impl FnOnce(io::Error) -> Error {
+fn netlink_error(operation: &'static str, subject: &str) -> impl FnOnce(io::Error) -> Error {
     let subject = subject.to_owned();
     move |source| Error::Netlink { operation, subject, source }
 }
@@ -398,6 +399,6 @@ fn changed(subject: &str, found: impl Into<String>) -> Error {
     Error::Changed { subject: subject.to_owned(), found: found.into() }
 }
 
-fn gone(name: &str) -> Error {
-    changed(name, "is gone")
+fn missing(name: &str) -> Error {
+    changed(name, "is missing")
 }

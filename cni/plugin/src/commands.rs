@@ -43,9 +43,10 @@ fn add(environment: &Environment, config: &Config) -> Result<Value, Error> {
     };
     // The lock is not held while devices are created, so that other pods can get addresses
     // meanwhile.
-    let addresses = open_store(&network)?.allocate(&plan.sets, &key, now()).map_err(keeping(&network))?;
-    let attachment = wanted(&network, &plan, &key, addresses, mtu);
-    if let Err(error) = attachment.make(&mut host, &netns) {
+    let addresses =
+        open_store(&network)?.allocate(&plan.sets, &key, now()).map_err(address_error(&network))?;
+    let attachment = specification(&network, &plan, &key, addresses, mtu);
+    if let Err(error) = attachment.create(&mut host, &netns) {
         // The first failure is reported. What could not be undone is left for DEL, which follows.
         drop(remove(&mut host, &network, &key));
         return Err(error);
@@ -80,7 +81,7 @@ fn check(environment: &Environment, config: &Config) -> Result<(), Error> {
         source,
     })?;
     let mtu = plan.mtu.or(link.map(|l| l.mtu)).unwrap_or_default();
-    wanted(&network, &plan, &key, addresses, mtu).check(&mut host, &netns)
+    specification(&network, &plan, &key, addresses, mtu).check(&mut host, &netns)
 }
 
 /// Removes every attachment of this network that is not in `cni.dev/valid-attachments`: those in
@@ -119,10 +120,10 @@ fn status(config: &Config) -> Result<(), Error> {
 /// has.
 fn remove(host: &mut Netlink, network: &Network, key: &Key) -> Result<(), Error> {
     attachment::delete(host, &NetworkId::of(&network.journal).host_end(key))?;
-    open_store(network)?.release(key, now()).map_err(keeping(network)).map(drop)
+    open_store(network)?.release(key, now()).map_err(address_error(network)).map(drop)
 }
 
-fn wanted(network: &Network, plan: &Plan, key: &Key, addresses: Vec<IpAddr>, mtu: u32) -> Attachment {
+fn specification(network: &Network, plan: &Plan, key: &Key, addresses: Vec<IpAddr>, mtu: u32) -> Attachment {
     let id = NetworkId::of(&network.journal);
     let (host_mac, pod_mac) = id.macs(key);
     Attachment {
@@ -146,9 +147,9 @@ fn open_host() -> Result<Netlink, Error> {
 }
 
 fn open_store(network: &Network) -> Result<Store, Error> {
-    let boot = boot_id().map_err(keeping(network))?;
+    let boot = boot_id().map_err(address_error(network))?;
     let options = Options { quarantine: network.quarantine, ..Options::new(boot) };
-    Store::open(&network.journal, options, || survivors(network)).map_err(keeping(network))
+    Store::open(&network.journal, options, || survivors(network)).map_err(address_error(network))
 }
 
 /// Allocations that a damaged journal may have lost: the devices with this network's mark, with the
@@ -165,7 +166,7 @@ fn survivors(network: &Network) -> Vec<(Key, Vec<IpAddr>)> {
     .collect()
 }
 
-fn keeping(network: &Network) -> impl FnOnce(berth_cni_ipam::Error) -> Error {
+fn address_error(network: &Network) -> impl FnOnce(berth_cni_ipam::Error) -> Error {
     let network = network.name.clone();
     move |source| Error::Addresses { network, source }
 }

@@ -1,6 +1,6 @@
 //! The network configuration, parsed once.
 
-use crate::error::Error;
+use crate::{error::Error, version::VERSIONS};
 use berth_cni_ipam::{Key, Range, RangeSet};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
@@ -11,9 +11,6 @@ use std::{
     path::PathBuf,
     time::Duration,
 };
-
-/// The supported versions of the specification, newest last.
-pub(crate) const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// Directory of the journals unless `dataDir` is set.
 const DATA_DIR: &str = "/var/lib/berth/cni";

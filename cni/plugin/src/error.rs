@@ -6,41 +6,41 @@ use std::{fmt, io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The configuration has an unsupported version of the specification.
-    #[error("cniVersion {0:?} is not supported, only {all}", all = crate::config::VERSIONS.join(", "))]
+    #[error("cannot use cniVersion {0:?}: the supported versions are {all}", all = crate::version::VERSIONS.join(", "))]
     Version(String),
     /// A `CNI_*` variable is missing or invalid.
     #[error("environment variable {name} {reason}")]
     Environment {
         /// The variable.
         name: &'static str,
-        /// Reason.
+        /// Reason of the failure.
         reason: String,
     },
     /// Reading the configuration from standard input.
-    #[error("read configuration from standard input")]
+    #[error("cannot read the configuration from standard input")]
     Input(#[source] io::Error),
     /// The configuration is not JSON.
-    #[error("parse configuration")]
+    #[error("cannot parse the configuration")]
     Decode(#[source] serde_json::Error),
     /// A key of the configuration is missing or invalid.
     #[error("configuration key {field} {reason}")]
     Config {
         /// The key, with its path.
         field: String,
-        /// Reason.
+        /// Reason of the failure.
         reason: String,
     },
     /// Allocating or releasing addresses.
-    #[error("keep addresses of network {network:?}")]
+    #[error("cannot allocate or release addresses of network {network:?}")]
     Addresses {
         /// The network.
         network: String,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: berth_cni_ipam::Error,
     },
     /// STATUS: no address is left.
-    #[error("network {network:?} can take no more pods")]
+    #[error("cannot attach more pods to network {network:?}")]
     Full {
         /// The network.
         network: String,
@@ -49,46 +49,46 @@ pub(crate) enum Error {
         source: berth_cni_ipam::Exhausted,
     },
     /// Opening or entering the pod's network namespace.
-    #[error("{operation} network namespace {}", path.display())]
+    #[error("cannot {operation} network namespace {}", path.display())]
     Namespace {
         /// The operation.
         operation: &'static str,
         /// The path.
         path: PathBuf,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// A netlink request that the kernel refused.
-    #[error("{operation} {subject}")]
+    #[error("cannot {operation} {subject}")]
     Netlink {
         /// The operation.
         operation: &'static str,
         /// Subject of the operation.
         subject: String,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// Setting a sysctl of our own device.
-    #[error("write {value:?} to {}", path.display())]
+    #[error("cannot write {value:?} to {}", path.display())]
     Sysctl {
         /// The file.
         path: PathBuf,
         /// The value.
         value: &'static str,
-        /// Cause.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// Another interface has the name of the pod's interface.
-    #[error("interface {ifname} exists already in the container and is not of this network")]
+    #[error("cannot create interface {ifname}: the container already has one that is not of this network")]
     Taken {
         /// The name.
         ifname: String,
     },
     /// CHECK: the container's network differs from what ADD made.
-    #[error("{subject} {found}")]
+    #[error("the container's network is not as ADD made it: {subject} {found}")]
     Changed {
         /// The checked object.
         subject: String,
@@ -96,7 +96,7 @@ pub(crate) enum Error {
         found: String,
     },
     /// GC failed in part; everything else was removed.
-    #[error("collect {failed} of the unused attachments of network {network:?}")]
+    #[error("cannot remove {failed} of the unused attachments of network {network:?}")]
     Collect {
         /// The network.
         network: String,

@@ -32,6 +32,7 @@ mod netlink;
 mod netns;
 mod output;
 mod sysctl;
+mod version;
 
 use std::{
     io::{Read, Write},

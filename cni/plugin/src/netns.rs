@@ -25,12 +25,12 @@ impl Netns {
     pub(crate) fn open(path: &Path) -> Result<Netns, Error> {
         let error = |operation| move |source| Error::Namespace { operation, path: path.to_owned(), source };
         let file = File::open(path).map_err(error("open"))?;
-        let kind = fstatfs(&file).map_err(|e| error("look at")(e.into()))?.filesystem_type();
+        let kind = fstatfs(&file).map_err(|e| error("check")(e.into()))?.filesystem_type();
         if kind != NSFS_MAGIC {
             return Err(error("open")(io::Error::other("it is not a namespace")));
         }
-        let theirs = file.metadata().map_err(error("look at"))?;
-        let own = std::fs::metadata("/proc/self/ns/net").map_err(error("compare own and"))?;
+        let theirs = file.metadata().map_err(error("check"))?;
+        let own = std::fs::metadata("/proc/self/ns/net").map_err(error("check"))?;
         if (theirs.dev(), theirs.ino()) == (own.dev(), own.ino()) {
             let reason = format!("({}) is the network namespace of the host", path.display());
             return Err(Error::Environment { name: "CNI_NETNS", reason });

@@ -2,8 +2,9 @@
 
 use crate::{
     attachment::Attachment,
-    config::{GATEWAY_V4, GATEWAY_V6, VERSIONS},
+    config::{GATEWAY_V4, GATEWAY_V6},
     error::{Error, Sources},
+    version::VERSIONS,
 };
 use serde_json::{Value, json};
 use std::path::Path;

@@ -303,7 +303,7 @@ fn a_full_range_means_try_again_and_not_ready() {
     let error = host.add("c2", &pods[2]).unwrap_err();
     assert_eq!(
         (&error["code"], &error["details"]),
-        (&11.into(), &"allocate an address for c2/eth0: no address left in 10.78.0.0/30".into())
+        (&11.into(), &"cannot allocate an address for c2/eth0: no address left in 10.78.0.0/30".into())
     );
     assert_eq!(host.call("STATUS", "", None, &host.config).unwrap_err()["code"], 50);
     host.call("DEL", "c0", None, &host.config).unwrap();

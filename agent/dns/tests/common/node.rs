@@ -58,8 +58,7 @@ impl Node {
         let child = Command::new(serve).arg(self.dir.path()).arg(self.address.to_string()).spawn().unwrap();
         let running = Running(child);
         let pid = running.0.id();
-        wait::until("berth dns is in charge", PATIENCE, || self.status().is_some_and(|s| s.pid == pid))
-            .unwrap();
+        wait::until("berth dns is active", PATIENCE, || self.status().is_some_and(|s| s.pid == pid)).unwrap();
         running
     }
 
