@@ -1,4 +1,4 @@
-//! What the shell can be asked to do to a pod.
+//! The effects that a plan can ask the executor for.
 
 use super::Exit;
 use crate::ids::{Attempt, ContainerId, ContainerName, SandboxAttempt};
@@ -8,8 +8,8 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-/// What an action carries with it and is no part of its identity: two actions that differ in nothing else are one, in
-/// flight and in the memory of what failed.
+/// Data that an action carries and that is not part of the action's identity. Two actions that differ in
+/// their payload alone count as the same action, both in flight and in the memory of failures.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Payload<T>(pub T);
@@ -38,92 +38,94 @@ impl<T> Hash for Payload<T> {
     fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
-/// One effect. Each is idempotent: carried out twice it ends in the same world. The value itself, but for its payload,
-/// is its identity.
+/// One effect on the node. Each action is idempotent: carrying it out twice ends in the same world as once.
+/// The value without its payload is the action's identity.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Action {
     /// Mount every volume and write the pod's files.
     MountVolumes,
-    /// Make the cgroup, the namespaces and the network; pause too where it is process 1 of a shared PID namespace.
+    /// Create the cgroup, the namespaces and the network. Where the pod shares its PID namespace, also start
+    /// pause as process 1 of it.
     MakeSandbox(SandboxAttempt),
-    /// The namespaces are there, pause is not: start it, beside the containers.
+    /// Start pause in a sandbox whose namespaces exist. The containers need not wait for it.
     #[serde(rename = "RestartPause")]
     EnsurePause(SandboxAttempt),
-    /// See that the container's image is here.
+    /// Check that the container's image is in containerd's store.
     EnsureImage(ContainerName),
-    /// Create the container and start its process; goes on where an earlier try stopped.
+    /// Create the container and start its process. A second try continues where an earlier one stopped.
     Start {
-        /// Which container.
+        /// The container's name.
         container: ContainerName,
-        /// Which run of it.
+        /// The run of the container.
         attempt: Attempt,
-        /// In which sandbox.
+        /// The sandbox that the container joins.
         #[serde(rename = "incarnation")]
         sandbox_attempt: SandboxAttempt,
-        /// The id that follows from the three.
+        /// The container id, derived from the three values above and the pod's UID.
         id: ContainerId,
     },
     /// Run the postStart hook.
     PostStart {
-        /// Which container.
+        /// The container's name.
         container: ContainerName,
-        /// Which run of it.
+        /// The run whose hook this is.
         id: ContainerId,
     },
     /// Run the preStop hook.
     PreStop {
-        /// Which container.
+        /// The container's name.
         container: ContainerName,
-        /// Which run of it.
+        /// The run whose hook this is.
         id: ContainerId,
     },
     /// Send the stop signal.
     Signal {
-        /// Which container.
+        /// The container's name.
         container: ContainerName,
-        /// Which run of it.
+        /// The run to signal.
         id: ContainerId,
     },
     /// Send SIGKILL.
     Kill {
-        /// Which container.
+        /// The container's name.
         container: ContainerName,
-        /// Which run of it.
+        /// The run to kill.
         id: ContainerId,
     },
-    /// Store how a run ended, on its container.
+    /// Store the exit of a run on its container record.
     RecordExit {
-        /// Which container.
+        /// The container's name.
         container: ContainerName,
-        /// Which run of it.
+        /// The run that ended.
         id: ContainerId,
-        /// How it ended. An end that nobody saw is told with the time of each look.
+        /// The exit. It is a payload because an exit that was not observed carries the time of the
+        /// observation, which differs from one observation to the next.
         exit: Payload<Exit>,
     },
     /// Delete the ended task and close its output.
     Reap {
-        /// Which container.
+        /// The container's name.
         container: ContainerName,
-        /// Which run of it.
+        /// The run whose task ended.
         id: ContainerId,
     },
-    /// Remove a dead container and its file system.
+    /// Remove a dead container record and its file system.
     Remove {
-        /// Which container.
+        /// The container's name.
         container: ContainerName,
-        /// Which run of it.
+        /// The run to remove.
         id: ContainerId,
     },
-    /// End pause, release the network, unpin the namespaces: in that order, each step allowed to be done already.
+    /// End pause, then release the network, then unpin the namespaces. Each step may already be done.
     TeardownSandbox(SandboxAttempt),
     /// Unmount every volume and remove the pod's directory.
     UnmountVolumes,
-    /// Remove the cgroup, the output files and what is remembered.
+    /// Remove the pod's cgroup, its output files and its stored memory.
     RemovePod,
 }
 
 impl Action {
-    /// The kind's name, for logs, timings and failpoints.
+    /// The name of the action's kind, for logs, timings and failpoints.
     pub fn kind(&self) -> &'static str {
         match self {
             Action::MountVolumes => "MountVolumes",
@@ -144,7 +146,7 @@ impl Action {
         }
     }
 
-    /// Every kind, for suites that go through all of them.
+    /// The names of all kinds, for test suites that go through each of them.
     pub const KINDS: [&'static str; 15] = [
         "MountVolumes",
         "MakeSandbox",
@@ -163,7 +165,7 @@ impl Action {
         "RemovePod",
     ];
 
-    /// The run that it is about.
+    /// The run that the action concerns, if any.
     pub fn run(&self) -> Option<&ContainerId> {
         match self {
             Action::Start { id, .. }
@@ -178,7 +180,7 @@ impl Action {
         }
     }
 
-    /// The container that it is about.
+    /// The container that the action concerns, if any.
     pub fn container(&self) -> Option<&ContainerName> {
         match self {
             Action::EnsureImage(container)
@@ -195,18 +197,18 @@ impl Action {
     }
 }
 
-/// Why an action did not succeed, in the words that status and events use.
+/// Why an action failed, in the words that status and events use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{reason}: {message}")]
 pub struct Failure {
     /// A Kubernetes reason, for example `ErrImageNeverPull`, `CreateContainerConfigError`, `FailedMount`.
     pub reason: String,
-    /// The cause, for people.
+    /// The cause, in words for the user.
     pub message: String,
 }
 
 impl Failure {
-    /// A failure with that reason.
+    /// Makes a failure with this reason and message.
     pub fn new(reason: &str, message: impl Into<String>) -> Failure {
         Failure { reason: reason.into(), message: message.into() }
     }

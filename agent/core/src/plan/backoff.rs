@@ -1,4 +1,4 @@
-//! Back-off: the crash back-off of containers and the one of failed actions.
+//! Back-off: the crash back-off of containers and the retry delay of failed actions.
 
 use super::Action;
 use crate::time::Boottime;
@@ -7,13 +7,13 @@ use std::time::Duration;
 
 /// First delay of the crash back-off (`pkg/kubelet/kubelet.go`).
 const INITIAL: Duration = Duration::from_secs(10);
-/// Its largest delay.
+/// Largest delay of the crash back-off.
 const MAX: Duration = Duration::from_secs(300);
-/// A run that ends this much later than the last restart was counted starts the back-off anew.
+/// A run that ends more than this long after the last counted restart resets the back-off.
 const RESET_AFTER: Duration = Duration::from_secs(600);
 
-/// The crash back-off of one container: the first restart is immediate, then 10 s doubling to 300 s, counted from the
-/// end of the run.
+/// The crash back-off of one container. The first restart is immediate; the delays after that are 10 s,
+/// doubling up to 300 s, counted from the end of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CrashBackoff {
     delay: Option<Duration>,
@@ -25,21 +25,22 @@ impl CrashBackoff {
         self.delay.filter(|_| ended_at.since(self.counted_at) <= RESET_AFTER)
     }
 
-    /// Until when a run that ended at `ended_at` may not be followed by another; `None` where at once.
+    /// The end and the length of the delay after a run that ended at `ended_at`; `None` where the delay is
+    /// over or there is none.
     pub(super) fn wait(&self, ended_at: Boottime, now: Boottime) -> Option<(Boottime, Duration)> {
         let delay = self.current(ended_at)?;
         let until = ended_at + delay;
         (until > now).then_some((until, delay))
     }
 
-    /// A restart after a run that ended at `ended_at` begins now.
+    /// Counts a restart that begins now, after a run that ended at `ended_at`.
     pub(super) fn count(&mut self, ended_at: Boottime, now: Boottime) {
         let next = self.current(ended_at).map_or(INITIAL, |d| d.saturating_mul(2).min(MAX));
         *self = CrashBackoff { delay: Some(next), counted_at: now };
     }
 }
 
-/// How long a failed action rests, given how often it failed in a row.
+/// The delay before a failed action is tried again, given the number of failures in a row.
 pub(super) fn after_failure(action: &Action, failures: u32) -> Duration {
     let (first, most) = match action {
         Action::MountVolumes => (500, 122_000),

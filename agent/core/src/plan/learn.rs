@@ -1,4 +1,4 @@
-//! What came of actions and probes is taken into the memory.
+//! Takes the ends of actions and the verdicts of probes into the memory.
 
 use super::{
     Action, Failure, HookState, Memory, Readiness, Run, StopCause,
@@ -12,41 +12,43 @@ use crate::{
     time::Now,
 };
 
-/// Something that happened and that the memory must know.
+/// An event that the memory has to record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fact {
-    /// An action ended; [`super::Observed`] already shows what it did.
+    /// An action ended. [`super::Observed`] already shows its effect.
     Finished(Action, Result<(), Failure>),
-    /// A start went as far as its command can be run, and it cannot: the run has ended, as [`super::Observed`] shows.
+    /// A start came as far as executing the container's command, and the command cannot be executed. The run has
+    /// ended, as [`super::Observed`] shows.
     Unstartable {
-        /// The start.
+        /// The start action.
         action: Action,
-        /// What the runtime says, for the event and the state.
+        /// The runtime's error, for the event and the container state.
         message: String,
     },
     /// The verdict of a probe changed.
     Probe {
-        /// Which run was asked.
+        /// The run that was probed.
         id: ContainerId,
-        /// By which probe.
+        /// Startup, liveness or readiness.
         kind: ProbeKind,
-        /// Whether it succeeds now.
+        /// Whether the probe now succeeds.
         success: bool,
     },
-    /// A startup or readiness probe failed, whatever that does to its verdict.
+    /// A startup or readiness probe failed, whether or not its verdict changed.
     ProbeFailed {
-        /// Which run was asked.
+        /// The run that was probed.
         id: ContainerId,
-        /// What the answer was.
+        /// The probe's message.
         message: String,
     },
-    /// The pod's specification, ConfigMaps, Secrets or images changed: what waits for them need not wait longer.
+    /// The pod's specification, ConfigMaps, Secrets or images changed. Actions that failed for want of them
+    /// may be tried again at once.
     InputsChanged,
-    /// The last action in flight was dropped without an end, as by a panic of its task.
+    /// An action in flight was dropped without an end, for example by a panic of its task.
     Dropped(Action),
 }
 
-/// Takes a fact into the memory.
+/// Takes a fact into the memory, and returns the events that follow.
 pub fn learn(pod: &Pod, memory: &mut Memory, fact: Fact, now: Now) -> Vec<Event> {
     let mut events = Vec::new();
     match fact {
@@ -156,7 +158,7 @@ fn failed(
     events: &mut Vec<Event>,
 ) {
     match &action {
-        // Hooks are not tried again.
+        // A failed hook is not tried again.
         Action::PostStart { id, container } => {
             let message = format!("PostStartHook failed: {}", failure.message);
             events.push(Event::warning("FailedPostStartHook", message).of(container));
@@ -175,7 +177,7 @@ fn failed(
             return;
         }
         Action::Signal { id, .. } => {
-            // Not sent: the next decision sends it again.
+            // The signal was not sent. The next decision sends it again.
             if let Some(stop) = run_of(memory, pod, id).and_then(|(_, r)| r.stop.as_mut()) {
                 stop.signalled = None;
             }
@@ -193,8 +195,9 @@ fn failed(
     memory.retries.insert(action, Retry { failures, not_before, failure });
 }
 
-/// The events of a failed action, as the kubelet tells them: of an image what is the matter with it and that the
-/// container is not started for it (`pkg/kubelet/images/image_manager.go`), of the rest one. Each try is told.
+/// Adds the events of a failed action, as the kubelet emits them, at each try. An image failure has two
+/// events: the image's error, and the container that cannot start for it
+/// (`pkg/kubelet/images/image_manager.go`). Every other failure has one.
 fn tell_failure(pod: &Pod, action: &Action, failure: &Failure, failures: u32, events: &mut Vec<Event>) {
     let (reason, message) = (failure.reason.as_str(), failure.message.as_str());
     match action {
@@ -238,8 +241,8 @@ fn tell_failure(pod: &Pod, action: &Action, failure: &Failure, failures: u32, ev
     }
 }
 
-/// What the kubelet says when it kills a container for its probe (`pkg/kubelet/kuberuntime`): of the only main container
-/// that will not be restarted, what it says of each when the pod ends.
+/// The kubelet's message when it kills a container for a failed probe (`pkg/kubelet/kuberuntime`). For the
+/// only main container of a pod with restart policy Never, the kubelet uses the message of the pod's end.
 fn killing_message(pod: &Pod, spec: &Container, cause: StopCause) -> String {
     let (name, word) = (&spec.name, if cause == StopCause::Startup { "startup" } else { "liveness" });
     if spec.sidecar {

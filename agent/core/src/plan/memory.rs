@@ -1,4 +1,5 @@
-//! What the world cannot show: plain data, stored before acting, gone with the boot.
+//! Memory of a pod: plain data that the world cannot show. The worker stores it before an action begins; a
+//! reboot of the node discards it.
 
 use super::{Action, Failure, backoff::CrashBackoff};
 use crate::{
@@ -12,166 +13,174 @@ use std::{
     net::IpAddr,
 };
 
-/// What is remembered of a pod.
+/// What a worker remembers of its pod.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Memory {
-    /// Begun and not ended; dies with the agent, as the actions do.
+    /// Actions that have begun and not ended. The set is not stored, because actions die with the agent.
     #[serde(skip)]
     pub in_flight: BTreeSet<Action>,
-    /// When the pod was first seen by this node.
+    /// When this node first planned the pod, as `status.startTime` shows it.
     pub start_time: Option<Wall>,
-    /// The same, for the active deadline.
+    /// The same moment on the boot clock, for `activeDeadlineSeconds`.
     pub start_boottime: Option<Boottime>,
-    /// Set once the pod is being ended.
+    /// Set once the pod has to end.
     pub ending: Option<Ending>,
-    /// Set once the machine is shut down: containers end within this grace, and none is started any more.
+    /// Set once the machine shuts down: the containers end within this grace period, and no container starts
+    /// any more.
     #[serde(default)]
     pub shutdown: Option<Ending>,
-    /// A verdict over the whole pod that the containers alone do not show: reason and message of phase Failed.
+    /// Reason and message of phase Failed, where the pod failed for a cause that its containers do not show.
     pub failed: Option<Failure>,
-    /// The node did not take the pod on: `failed` says why, and nothing of it was ever made.
+    /// The node rejected the pod on admission: `failed` holds the reason, and nothing of the pod was ever
+    /// created.
     #[serde(default, rename = "refused")]
     pub rejected: bool,
-    /// The last sandbox that was asked for.
+    /// The newest sandbox attempt, planned or observed.
     #[serde(rename = "incarnation")]
     pub sandbox_attempt: Option<SandboxAttempt>,
-    /// The phase that was told last: it goes on to the next and never back.
+    /// The phase published last. The phase only moves forward (Pending, Running, Succeeded or Failed).
     #[serde(default)]
     pub phase: Option<Phase>,
-    /// When the pod was first told to have ended.
+    /// When the published phase first was Succeeded or Failed.
     #[serde(default)]
     pub ended_at: Option<Wall>,
-    /// The addresses of the last sandbox: a pod that has ended is shown with them.
+    /// The addresses of the last sandbox. The status of a pod that has ended still shows them.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
-    /// When runs that have no place in the pod were last killed.
+    /// Stray runs, with the time of the last SIGKILL: runs that are not the newest of their container, or
+    /// whose container the pod does not name.
     #[serde(default)]
     pub strays: BTreeMap<ContainerId, Boottime>,
-    /// Whether RemovePod succeeded.
+    /// Whether `RemovePod` succeeded.
     pub removed: bool,
-    /// By container.
+    /// Memory of each container, by name.
     pub containers: BTreeMap<ContainerName, ContainerMemory>,
-    /// Actions that failed, when they may be tried again and why they failed.
+    /// Failed actions, each with the cause and the time from which it may be tried again.
     #[serde(with = "retries")]
     pub retries: BTreeMap<Action, Retry>,
-    /// The last status of each condition and since when.
+    /// The last status of each condition and the time of its last transition.
     pub conditions: BTreeMap<ConditionType, (Truth, Wall)>,
 }
 
 impl Memory {
-    /// Of a pod that the node does not take on (`rejectPod`).
+    /// The memory of a pod that the node rejects on admission (`rejectPod`, kubelet).
     pub fn of_rejected(why: Failure) -> Memory {
         let message = format!("Pod was rejected: {}", why.message);
         Memory { failed: Some(Failure { message, ..why }), rejected: true, ..Memory::default() }
     }
 }
 
-/// That the pod, or what runs of it, shall end.
+/// A required end: of the pod, or at shutdown of all that runs of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
-    /// Since when.
+    /// When the end was first required.
     pub since: Boottime,
-    /// The grace in seconds from then.
+    /// The grace period in seconds, counted from `since`.
     pub grace: u32,
 }
 
-/// A failed action.
+/// The state of a failed action.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retry {
-    /// How often in a row.
+    /// The number of failures in a row.
     pub failures: u32,
-    /// Not before.
+    /// The earliest time of the next try.
     pub not_before: Boottime,
-    /// Why.
+    /// The cause of the last failure.
     pub failure: Failure,
 }
 
-/// What is remembered of a container.
+/// What a worker remembers of one container.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ContainerMemory {
-    /// The last run that was begun.
+    /// The newest run that was begun or observed.
     pub attempt: Option<Attempt>,
-    /// About the last run.
+    /// The state of that run.
     pub run: Option<Run>,
-    /// The image was found for the next run.
+    /// The image is present for the next run. The end of a run clears it.
     pub image_ready: bool,
-    /// Between crashes.
+    /// The crash back-off.
     pub backoff: CrashBackoff,
-    /// The sandbox in which this init container has finished with 0.
+    /// The sandbox in which this init container finished with exit code 0.
     pub finished_in: Option<SandboxAttempt>,
-    /// A BackOff event was sent for this back-off.
+    /// The dead run for whose back-off a `BackOff` event was already emitted.
     pub backoff_told: Option<ContainerId>,
-    /// The largest `restartCount` that was seen: it never falls.
+    /// The largest `restartCount` observed, so that the published count never falls.
     #[serde(default)]
     pub restarts: u32,
-    /// What was told last of a container of an ending pod that has ended: shown on once its record is removed.
+    /// The last Terminated status of the container, kept while the pod ends and after. The status shows it
+    /// once the container record is removed.
     #[serde(default)]
     pub last: Option<ContainerStatus>,
 }
 
-/// What is remembered of a run.
+/// What a worker remembers of one run of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
-    /// Which.
+    /// The run's container id.
     pub id: ContainerId,
-    /// The image that it was begun with, as the pod names it; `None` where that is not remembered.
+    /// The image, as the pod named it when the run began; `None` for an adopted run, whose image is not
+    /// known.
     #[serde(default)]
     pub image: Option<String>,
-    /// Since when its process runs; `None` while the start is under way.
+    /// When the process started; `None` while the start is under way.
     pub started_at: Option<Boottime>,
-    /// Its postStart hook. One that was begun when the agent died counts as done: it is never run twice.
+    /// Progress of the postStart hook. A hook that had begun when the agent died counts as done, because a
+    /// hook is never run twice.
     pub post_start: HookState,
-    /// Its startup probe succeeded, or it has none.
+    /// The startup probe succeeded, or the container has none.
     pub startup_done: bool,
-    /// Its readiness.
+    /// Whether the run is ready.
     pub readiness: Readiness,
-    /// What the last failing startup or readiness probe was told.
+    /// The message of the last failing startup or readiness probe. A success clears it.
     #[serde(default)]
     pub unready_because: Option<String>,
-    /// Set once it is being stopped.
+    /// Set once the run has to stop.
     pub stop: Option<Stop>,
-    /// When its end was first seen.
+    /// When the run ended, on the boot clock; set when the end is first observed.
     pub ended_at: Option<Boottime>,
 }
 
-/// A hook's progress.
+/// Progress of a lifecycle hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub enum HookState {
-    /// Not begun.
+    /// The hook has not begun.
     #[default]
     NotYet,
-    /// Begun.
+    /// The hook has begun.
     Begun,
-    /// Ended, well or not.
+    /// The hook has ended, with or without success.
     Done,
 }
 
 /// Whether a run is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub enum Readiness {
-    /// Nothing is remembered; the next verdict of its probe decides.
+    /// No verdict is remembered, as for an adopted run. The next verdict of the readiness probe decides.
     Unknown,
-    /// Not, or not yet.
+    /// The run is not ready, or not ready yet.
     #[default]
     No,
-    /// Ready.
+    /// The run is ready.
     Yes,
 }
 
-/// That a run is being stopped, and how far that is.
+/// Progress of stopping a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
-    /// Why.
+    /// Why the run is stopped.
     pub cause: StopCause,
-    /// Since when.
+    /// When the stop was decided.
     pub since: Boottime,
     /// Seconds from `since` until SIGKILL.
     pub grace: u32,
-    /// Its preStop hook.
+    /// Progress of the preStop hook.
     pub pre_stop: HookState,
-    /// When sending the stop signal was begun: SIGKILL is counted from it.
+    /// When the stop signal was first requested. SIGKILL follows no earlier than the minimum grace period
+    /// after this time.
     pub signalled: Option<Boottime>,
-    /// Whether it is known to have been sent. A new agent that finds it begun and not known sends it again.
+    /// The stop signal is known to be sent. An agent that finds `signalled` set after a restart, and this
+    /// flag not, sends the signal again.
     #[serde(default)]
     pub signal_sent: bool,
     /// When SIGKILL was last sent.
@@ -183,20 +192,20 @@ pub struct Stop {
 pub enum StopCause {
     /// The pod ends.
     PodEnds,
-    /// Its liveness probe failed.
+    /// The liveness probe failed.
     Liveness,
-    /// Its startup probe failed.
+    /// The startup probe failed.
     Startup,
-    /// Its postStart hook failed.
+    /// The postStart hook failed.
     PostStart,
-    /// Its sandbox is lost.
+    /// The sandbox is lost.
     SandboxLost,
-    /// The pod names another image for it.
+    /// The pod now names another image for the container.
     Changed,
 }
 
 impl Run {
-    /// A run that begins now, with this image.
+    /// Memory of a run that begins now with this image.
     pub(super) fn begun(id: ContainerId, image: &str) -> Run {
         Run { image: Some(image.to_owned()), ..Run::new(id) }
     }
@@ -215,13 +224,14 @@ impl Run {
         }
     }
 
-    /// A run that is found without any memory of it: taken for started, its hook for done, its readiness for unknown.
+    /// Memory of a run that was found without any. The run counts as started, its postStart hook as done, and
+    /// its readiness as unknown.
     pub(super) fn adopted(id: ContainerId) -> Run {
         Run { post_start: HookState::Done, startup_done: true, readiness: Readiness::Unknown, ..Run::new(id) }
     }
 }
 
-/// JSON has no maps with such keys: a list of pairs.
+/// Serializes the retries as a list of pairs, because JSON maps cannot have actions as keys.
 mod retries {
     use super::{Action, BTreeMap, Retry};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -1,15 +1,17 @@
-//! What should happen to a pod next: a pure function over what is wanted, what is seen and what is remembered.
+//! Decision over one pod: a pure function of the desired pod, the observed world and the pod's memory.
 //!
-//! [`plan`] is level-triggered: given the same world it asks for the same actions, except for those in flight. The
-//! shell carries the actions out in any order and at its own pace, reports each end with [`learn`], updates
-//! [`Observed`] and calls [`plan`] again on each change and at `wake_at`.
+//! [`plan`] is level-triggered: the same world yields the same actions, except for those in flight. The
+//! worker hands the actions to the executor, which carries them out in any order and at its own pace. The
+//! worker reports the end of each action with [`learn`], updates [`Observed`], and calls [`plan`] again on
+//! each change and at `wake_at`.
 //!
-//! Invariants, held by the histories in `tests/histories.rs`:
-//! - an action in flight is not emitted again; after its end it may be, where the world still asks for it;
-//! - losing [`Memory`], or the agent, at any step kills no live container, re-runs no finished init container and
-//!   turns no readiness to false;
-//! - an exit is recorded before its container's next attempt starts;
-//! - while containerd does not answer nothing is asked of it, and nothing counts as failed.
+//! Invariants, checked by the histories in `tests/histories.rs`:
+//! - An action in flight is not emitted again. After its end the action may be emitted again, if the world
+//!   still requires it.
+//! - Losing [`Memory`], or the agent, at any step kills no live container, re-runs no finished init container
+//!   and turns no readiness to false.
+//! - An exit is recorded before the container's next attempt starts.
+//! - While containerd does not answer, no action is emitted and nothing counts as failed.
 
 mod action;
 mod backoff;
@@ -38,47 +40,49 @@ use std::sync::Arc;
 /// What the source wants of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {
-    /// The pod.
+    /// The pod's specification.
     pub pod: Arc<Pod>,
-    /// Set when it shall go: the grace in seconds. A later, smaller one shortens it; it is never prolonged.
+    /// Grace period in seconds of a pod that shall end; `None` while the pod shall run. A later, smaller
+    /// value shortens the grace period. A larger value never prolongs it.
     pub end: Option<u32>,
 }
 
-/// A probe that should be going on now.
+/// A probe that should be active now.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ActiveProbe {
-    /// The run that is asked.
+    /// The run that is probed.
     pub id: ContainerId,
     /// The container's name.
     pub container: ContainerName,
-    /// Which probe.
+    /// Startup, liveness or readiness.
     pub kind: ProbeKind,
     /// When the run started.
     pub started_at: Boottime,
 }
 
-/// The answer of [`plan`].
+/// The result of [`plan`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// To be stored before any of `actions` is begun.
+    /// The memory after this decision. The worker stores it before any of `actions` begins.
     pub memory: Memory,
-    /// To be begun now, in any order, all at once.
+    /// The actions to begin now, in any order and all at once.
     pub actions: Vec<Action>,
-    /// The probes that should be going on; all others end.
+    /// The probes that should be active. The worker ends all others.
     pub probes: Vec<ActiveProbe>,
-    /// To be published.
+    /// The status to publish.
     pub status: PodStatus,
-    /// What happened by this decision.
+    /// The events that this decision causes.
     pub events: Vec<Event>,
-    /// When to ask again although nothing changed.
+    /// When the worker has to call [`plan`] again even if nothing changes.
     pub wake_at: Option<Boottime>,
-    /// Nobody can meet the pod any more: its containers are dead and its volumes unmounted.
+    /// The pod is ending, its containers are dead and their exits stored, and its volumes are unmounted. The
+    /// network may still be on the way down.
     pub gone: bool,
-    /// Nothing of the pod is left; its worker ends.
+    /// Nothing of the pod is left, and its worker ends.
     pub finished: bool,
 }
 
-/// Decides what happens next to one pod.
+/// Decides which actions, probes, events and status follow for one pod.
 pub fn plan(desired: &Desired, seen: &Observed, memory: &Memory, now: Now) -> Plan {
     let mut d = planner::Planner::new(&desired.pod, seen, memory.clone(), now);
     d.remember();

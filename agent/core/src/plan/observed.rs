@@ -1,4 +1,4 @@
-//! What the world shows of a pod.
+//! Observed state of a pod: what containerd, the namespaces and the mounts show.
 
 use super::Action;
 use crate::{
@@ -9,29 +9,32 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};
 
-/// What is seen of a pod: read from containerd, the pinned namespaces and the mounts at start and after an outage,
-/// kept up by events and by the ends of actions in between.
+/// Observed state of a pod. Observing reads it from containerd, the pinned namespaces and the mounts, at the
+/// agent's start and after an outage of containerd. Between observations, containerd's events and the ends of
+/// actions keep it current.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Observed {
-    /// Whether containerd answers. While it does not, everything else here is the last that was known.
+    /// Whether containerd answers. While containerd does not answer, the other fields hold the last known
+    /// state.
     pub runtime_answers: bool,
-    /// The sandbox, where there is anything of one.
+    /// The sandbox, if any part of one exists.
     pub sandbox: Option<ObservedSandbox>,
     /// Whether every volume is mounted and the pod's files are written.
     pub volumes_mounted: bool,
-    /// Whether there is a pod directory at all, mounted or half mounted.
+    /// Whether the pod's directory exists, whether its volumes are all mounted or not.
     pub volumes_present: bool,
-    /// Every container record of the pod.
+    /// All container records of the pod.
     pub containers: BTreeMap<ContainerId, ObservedContainer>,
-    /// An action on a container failed, and nobody has looked since at what it left: something may be there that is not
-    /// shown here, and nothing may be decided by its absence.
+    /// An action on a container failed, and the pod was not observed since. The failed action may have left
+    /// something that this value does not show, so no decision may rest on an absence.
     #[serde(default)]
     pub stale: bool,
 }
 
 impl Observed {
-    /// Takes in that an action failed: what it may have left counts as there. Of volumes and sandbox that is known (each
-    /// is taken away by an action that may find nothing); of a container only a look can tell.
+    /// Records that an action failed: what the action may have left counts as present. Volumes and the
+    /// sandbox simply count as partly present, since the actions that remove them may find nothing. What a
+    /// container action left only an observation shows, so `stale` is set.
     pub fn failed(&mut self, action: &Action) {
         match action {
             Action::MountVolumes | Action::UnmountVolumes => {
@@ -61,65 +64,67 @@ impl Observed {
     }
 }
 
-/// What is seen of a sandbox.
+/// Observed state of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedSandbox {
-    /// Which one.
+    /// The sandbox's attempt number.
     #[serde(rename = "incarnation")]
     pub sandbox_attempt: SandboxAttempt,
-    /// How complete it is.
+    /// How complete the sandbox is.
     pub state: SandboxState,
-    /// The pod's addresses, primary family first; the node's for host-network pods.
+    /// The pod's addresses, primary family first. A pod on the host network has the node's addresses.
     pub ips: Vec<IpAddr>,
 }
 
 /// How complete a sandbox is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SandboxState {
-    /// Namespaces pinned, network attached, pause alive.
+    /// The namespaces are pinned, the network is attached and pause is alive.
     Ready,
-    /// As Ready, but pause is dead or not started yet: containers run and start without it.
+    /// As `Ready`, but pause is dead or not started yet. Containers run and start without pause, unless the
+    /// pod shares its PID namespace.
     NoPause,
-    /// Making or removing it was cut off, or it belongs to another boot: to be finished backwards.
+    /// Creation or removal was interrupted, or the sandbox is of an earlier boot. Such a sandbox is torn
+    /// down, never completed.
     Broken,
 }
 
-/// What is seen of one container record.
+/// Observed state of one container record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedContainer {
-    /// Whose run it is.
+    /// The container's name in the pod.
     pub container: ContainerName,
-    /// Which run.
+    /// The run's number.
     pub attempt: Attempt,
-    /// In which sandbox it ran.
+    /// The sandbox that the run belongs to.
     #[serde(rename = "incarnation")]
     pub sandbox_attempt: SandboxAttempt,
-    /// `repo@digest` or the digest of what runs.
+    /// `repo@digest`, or the digest alone, of the image that runs.
     pub image_id: String,
-    /// Its state.
+    /// The run's state.
     pub state: RunState,
-    /// Whether a task is still there to be reaped.
+    /// Whether containerd still holds a task that must be reaped.
     pub task: bool,
 }
 
-/// The state of a container record.
+/// State of a container record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RunState {
     /// No process was started, as far as is known.
     NotStarted,
-    /// Its process runs.
+    /// The process runs.
     Running {
-        /// Since when.
+        /// When the process started.
         started_at: Wall,
     },
-    /// Its process ended; how is not yet stored on the container.
+    /// The process ended, and its exit is not yet stored on the container record.
     Ended(Exit),
-    /// Its process ended, and how is stored.
+    /// The process ended, and its exit is stored on the container record.
     Recorded(Exit),
 }
 
 impl RunState {
-    /// How it ended, stored or not.
+    /// The exit of the run, stored or not.
     pub fn exit(&self) -> Option<&Exit> {
         match self {
             RunState::Ended(e) | RunState::Recorded(e) => Some(e),
@@ -128,36 +133,37 @@ impl RunState {
     }
 }
 
-/// How a run ended.
+/// The exit of a run.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Exit {
-    /// Exit code, 128 + signal where a signal ended it.
+    /// The exit code; 128 + signal where a signal ended the process.
     pub code: i32,
-    /// When.
+    /// When the process ended.
     pub at: Wall,
-    /// Whether the kernel's OOM killer did it.
+    /// Whether the kernel's OOM killer ended the process.
     pub oom: bool,
-    /// Instead of the reason that follows from the rest: `StartError`, `Unknown`.
+    /// A reason that replaces the one derived from code and OOM kill: `StartError` or `Unknown`.
     pub reason: Option<String>,
     /// The termination message.
     pub message: Option<String>,
-    /// When its process started.
+    /// When the process started.
     pub started_at: Option<Wall>,
 }
 
 impl Exit {
-    /// An end that nobody saw: the task is gone and nothing tells how. Code and reason as containerd's CRI plugin.
+    /// An exit that was not observed: the task is gone and no record tells its exit. Code and reason are
+    /// those of containerd's CRI plugin.
     pub fn unknown(at: Wall) -> Exit {
         Exit { code: 255, at, oom: false, reason: Some("Unknown".into()), message: None, started_at: None }
     }
 
-    /// Whether an init container that ended so has done its work. One of which a process was killed for memory has not,
-    /// whatever its own exit code (`pkg/kubelet/kuberuntime` isInitContainerFailed).
+    /// Whether an init container with this exit has succeeded. An init container with an OOM-killed process
+    /// has failed, whatever its exit code (isInitContainerFailed, `pkg/kubelet/kuberuntime`).
     pub fn init_done(&self) -> bool {
         self.code == 0 && self.reason() != "OOMKilled"
     }
 
-    /// `reason` in `state.terminated`.
+    /// The value of `state.terminated.reason`.
     pub fn reason(&self) -> &str {
         match (&self.reason, self.oom, self.code) {
             (Some(r), _, _) => r,
@@ -167,7 +173,7 @@ impl Exit {
         }
     }
 
-    /// As `state.terminated`.
+    /// The value of `state.terminated`.
     pub fn terminated(&self, id: &ContainerId) -> Terminated {
         Terminated {
             exit_code: self.code,

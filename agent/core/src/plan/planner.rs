@@ -1,5 +1,5 @@
-//! One decision in the making: the inputs, the memory as it changes, what was decided so far, and the questions that
-//! every part asks of them.
+//! State of one decision: the inputs, the changing memory, the actions and events so far, and the queries
+//! that all parts of the decision share.
 
 use super::{
     Action, ActiveProbe, Exit, Memory, Observed, ObservedContainer, Readiness, Run, RunState, SandboxState,
@@ -16,13 +16,13 @@ use crate::{
 };
 use std::time::Duration;
 
-/// A run that is seen of a container.
+/// An observed run of a container.
 type ObservedRun<'a> = (&'a ContainerId, &'a ObservedContainer);
 
 pub(super) struct Planner<'a> {
     pub(super) pod: &'a Pod,
     pub(super) seen: &'a Observed,
-    /// The newest run that is seen of each container: nearly every question begins with it.
+    /// The newest observed run of each container, computed once because nearly every query needs it.
     newest: Vec<ObservedRun<'a>>,
     pub(super) memory: Memory,
     pub(super) now: Now,
@@ -31,20 +31,21 @@ pub(super) struct Planner<'a> {
     pub(super) wake_at: Option<Boottime>,
 }
 
-/// Where a container stands.
+/// State of a container by its newest run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ContainerPhase<'a> {
-    /// No run of it is known.
+    /// No run of the container is known.
     Never,
-    /// A run is begun, its process not yet started.
+    /// A run has begun, and its process has not started yet.
     Starting,
-    /// Its process runs.
+    /// The process of the newest run is running.
     Running(&'a ContainerId),
-    /// Its newest run ended.
+    /// The newest run ended.
     Dead(&'a ContainerId, &'a Exit),
 }
 
-/// Which list of the spec a container stands in.
+/// The kind of a container: plain init container, sidecar (an init container that restarts always), or main
+/// container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Init,
@@ -52,7 +53,7 @@ pub(super) enum Role {
     Main,
 }
 
-/// The newest run of each container that has any.
+/// Finds the newest run of each container that has any.
 fn newest_runs(seen: &Observed) -> Vec<ObservedRun<'_>> {
     let age = |c: &ObservedContainer| (c.attempt, c.sandbox_attempt);
     let mut newest: Vec<ObservedRun<'_>> = Vec::with_capacity(seen.containers.len());
@@ -76,7 +77,8 @@ impl<'a> Planner<'a> {
         self.wake_at = Some(self.wake_at.map_or(at, |w| w.min(at)));
     }
 
-    /// Emits unless in flight or resting after a failure.
+    /// Emits an action, unless the action is in flight or waits after a failure. Returns whether it was
+    /// emitted.
     pub(super) fn emit(&mut self, action: Action) -> bool {
         if self.memory.in_flight.contains(&action) {
             return false;
@@ -104,12 +106,12 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The newest run that is seen of a container.
+    /// The newest observed run of a container.
     pub(super) fn newest(&self, container: &ContainerName) -> Option<ObservedRun<'a>> {
         self.newest.iter().find(|(_, c)| &c.container == container).copied()
     }
 
-    /// The newest dead run before the newest run.
+    /// The newest dead run before the container's newest run.
     pub(super) fn previous(&self, container: &ContainerName) -> Option<ObservedRun<'a>> {
         let newest = self.newest(container)?.0;
         self.seen
@@ -149,16 +151,16 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Whether the process of any container of the pod runs, or may run: a start is under way, or one failed and nobody
-    /// has looked since.
+    /// Whether a process of any container of the pod runs or may run: a container runs, a start is in flight,
+    /// or an action on a container failed and the pod was not observed since.
     pub(super) fn anything_alive(&self) -> bool {
         self.seen.stale
             || self.in_flight(|a| matches!(a, Action::Start { .. }))
             || self.seen.containers.values().any(|c| matches!(c.state, RunState::Running { .. }))
     }
 
-    /// The sandbox that containers may be started in. The namespaces are pinned: only where pause is process 1 of a
-    /// shared one do they wait for it.
+    /// The sandbox in which containers can start. Its namespaces are pinned, so containers need pause only
+    /// where pause is process 1 of a shared PID namespace.
     pub(super) fn ready_sandbox(&self) -> Option<SandboxAttempt> {
         let pause_needed = self.pod.namespaces.share_pid;
         let usable = |state| match state {
@@ -169,7 +171,7 @@ impl<'a> Planner<'a> {
         self.seen.sandbox.as_ref().filter(|s| usable(s.state)).map(|s| s.sandbox_attempt)
     }
 
-    /// Takes what is seen into the memory: runs that it does not know are adopted, ends get their time.
+    /// Takes the observed state into the memory: adopts unknown runs, and notes start and end times.
     pub(super) fn remember(&mut self) {
         let now = self.now;
         self.memory.start_time.get_or_insert(now.wall);
@@ -218,18 +220,19 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// A failure whose effect came about all the same, or is no longer wanted, is not a failure any more.
+    /// Drops the retries of failed actions whose effect is observed all the same, or is not wanted any more.
     fn drop_settled_retries(&mut self) {
         let seen = self.seen;
         let state = |id: &ContainerId| seen.containers.get(id).map(|c| &c.state);
         self.memory.retries.retain(|action, _| match action {
             Action::MountVolumes => !seen.volumes_mounted,
             Action::UnmountVolumes => seen.volumes_present,
-            // What a failed one left is taken down before the next, and that is no success.
+            // A broken sandbox is torn down before the next try. Its teardown is no success of the creation,
+            // so the retry and its back-off stay.
             Action::MakeSandbox(_) => seen.sandbox.as_ref().is_none_or(|s| s.state == SandboxState::Broken),
             Action::EnsurePause(_) => seen.sandbox.as_ref().is_some_and(|s| s.state == SandboxState::NoPause),
             Action::TeardownSandbox(i) => seen.sandbox.as_ref().is_some_and(|s| s.sandbox_attempt == *i),
-            // One of an earlier sandbox, or that another run has followed, is not tried again.
+            // A start in an earlier sandbox, or one that a newer run has replaced, is not tried again.
             Action::Start { id, container, attempt, sandbox_attempt } => {
                 let sandbox = seen.sandbox.as_ref().map(|s| s.sandbox_attempt);
                 let newer = |c: &ObservedContainer| &c.container == container && c.attempt > *attempt;
@@ -252,19 +255,19 @@ impl<'a> Planner<'a> {
         });
     }
 
-    /// Notes that the pod shall go; grace only ever shortens.
+    /// Notes that the pod has to end. The grace period only ever becomes shorter.
     pub(super) fn note_end(&mut self, end: Option<u32>) {
         let Some(grace) = end else { return };
         let since = self.now.boottime;
-        // Never less than a second (`calculateEffectiveGracePeriod`, `pkg/kubelet/pod_workers.go`): preStop hooks have
-        // that much.
+        // At least one second (`calculateEffectiveGracePeriod`, `pkg/kubelet/pod_workers.go`), so that a
+        // preStop hook has that much time.
         let grace = grace.max(1);
         let ending = self.memory.ending.get_or_insert(Ending { since, grace });
         ending.grace = ending.grace.min(grace);
     }
 
-    /// The verdict over a pod that had not ended when the machine was shut down, in the kubelet's words
-    /// (`pkg/kubelet/nodeshutdown`). The pod stays on record; the next boot runs it again.
+    /// The phase of a pod that has not ended when the machine shuts down, with the kubelet's reason and
+    /// message (`pkg/kubelet/nodeshutdown`). The pod stays in the source, and the next boot runs it again.
     pub(super) fn shut_down(&mut self) -> Option<Phase> {
         self.memory.shutdown?;
         const WHY: &str = "Pod was terminated in response to imminent node shutdown.";
@@ -272,14 +275,14 @@ impl<'a> Planner<'a> {
         Some(Phase::Failed)
     }
 
-    /// Whether the dead newest run of a container is followed by another.
+    /// Whether another run follows the dead newest run of a container.
     pub(super) fn restartable(&self, container: &ContainerName, id: &ContainerId, exit: &Exit) -> bool {
         let stop = self.run(container).filter(|r| &r.id == id).and_then(|r| r.stop.as_ref()).map(|s| s.cause);
         let stopped_to_be_followed = matches!(
             stop,
             Some(StopCause::Liveness | StopCause::Startup | StopCause::PostStart | StopCause::SandboxLost)
         );
-        // That it is followed was decided already when the next run was begun.
+        // The next run has already begun, so the decision to restart was taken before.
         let begun =
             self.mem(container).and_then(|m| m.attempt) > self.seen.containers.get(id).map(|c| c.attempt);
         match (self.role(container), self.pod.restart_policy) {
@@ -292,12 +295,13 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Until when the newest run of a container, which ended, may not be followed by another, and how long that is in
-    /// all; `None` where at once.
+    /// The crash back-off that delays the run after the dead newest run of a container: its end and its
+    /// length. `None` where the next run may begin at once.
     ///
-    /// A run that a probe or another image had ended is followed at once where the end of the one before it lies far
-    /// enough back, as the kubelet kills and starts in one pass over the pod and counts from the last end that it then
-    /// knows (`doBackOff`, `pkg/kubelet/kuberuntime`). With another image all that is counted begins anew.
+    /// A run that a failed probe or a changed image ended is followed at once if the back-off since the end
+    /// of the run before it was over when it ended. The reason: the kubelet kills and starts in one pass over
+    /// the pod and counts from the last end that it knows then (`doBackOff`, `pkg/kubelet/kuberuntime`). A
+    /// changed image resets the back-off.
     pub(super) fn back_off(
         &self,
         container: &ContainerName,
@@ -310,7 +314,7 @@ impl<'a> Planner<'a> {
         if at_once { None } else { backoff.wait(ended_at, now) }
     }
 
-    /// The back-off of a container once its newest run, which ended, is followed by another now.
+    /// The crash back-off of a container as it counts once the run after the dead newest run begins now.
     pub(super) fn counted(&self, container: &ContainerName, id: &ContainerId) -> CrashBackoff {
         let now = self.now.boottime;
         let mut backoff = self.crash_back_off(container);
@@ -323,7 +327,7 @@ impl<'a> Planner<'a> {
         backoff
     }
 
-    /// Whether the back-off since the end of the run before the newest was over when the newest ended.
+    /// Whether the back-off since the end of the previous run was over when the newest run ended.
     fn back_off_ran_out_before(&self, container: &ContainerName, ended_at: Boottime) -> bool {
         let backoff = self.crash_back_off(container);
         self.previous_end(container).is_none_or(|end| backoff.wait(end, ended_at).is_none())
@@ -334,13 +338,14 @@ impl<'a> Planner<'a> {
         stop.is_some_and(|s| matches!(s.cause, StopCause::Liveness | StopCause::Startup | StopCause::Changed))
     }
 
-    /// The back-off of a container with the image that the pod names now.
+    /// The crash back-off of a container; the initial one where the pod now names another image.
     fn crash_back_off(&self, container: &ContainerName) -> CrashBackoff {
         let same = self.mem(container).filter(|_| !self.image_changed(container));
         same.map(|m| m.backoff).unwrap_or_default()
     }
 
-    /// Whether the pod names another image for a container than its last run was begun with, as far as that is known.
+    /// Whether the pod names another image than the one that the last run began with. False where the image
+    /// of the last run is not known.
     pub(super) fn image_changed(&self, container: &ContainerName) -> bool {
         let wanted = self.pod.container(container).map(|c| c.image.as_str());
         let begun_with = self.run(container).and_then(|r| r.image.as_deref());
@@ -352,13 +357,13 @@ impl<'a> Planner<'a> {
         Some(boottime_of(exit.at, self.now))
     }
 
-    /// Whether some run of a main container was ever started.
+    /// Whether any run of a main container is on record.
     fn mains_ever_started(&self) -> bool {
         self.pod.containers.iter().any(|c| self.newest(&c.name).is_some())
     }
 
-    /// An init container that has finished in the sandbox now at hand. Where its record is gone, a main container
-    /// started in the same sandbox proves it.
+    /// Whether an init container has finished in the current sandbox. Where its record is gone, a main
+    /// container of the same sandbox proves it.
     pub(super) fn init_finished(&self, container: &ContainerName) -> bool {
         let Some(sandbox_attempt) =
             self.seen.sandbox.as_ref().map(|s| s.sandbox_attempt).or(self.memory.sandbox_attempt)
@@ -373,10 +378,10 @@ impl<'a> Planner<'a> {
                 .any(|c| self.newest(&c.name).is_some_and(|(_, s)| s.sandbox_attempt == sandbox_attempt))
     }
 
-    /// The phase that the pod ends in, once nothing of it will be started again.
+    /// The phase in which the pod ends, once none of its containers will start again.
     pub(super) fn terminal(&mut self) -> Option<Phase> {
         let pod = self.pod;
-        // A pod that has ended stays so, whatever becomes of what is left of it.
+        // The phase of a pod that has ended is final, even while its containers and volumes are removed.
         if let Some(phase) = self.memory.phase.filter(|p| p.is_terminal()) {
             return Some(phase);
         }
@@ -402,7 +407,7 @@ impl<'a> Planner<'a> {
         None
     }
 
-    /// The phase of a pod of which every container has ended for good.
+    /// The phase of a pod whose containers have all ended for good.
     fn ended_by_itself(&self) -> Option<Phase> {
         let pod = self.pod;
         if pod.restart_policy == RestartPolicy::Never && !self.mains_ever_started() {
@@ -430,8 +435,8 @@ impl<'a> Planner<'a> {
         Some(if all_well { Phase::Succeeded } else { Phase::Failed })
     }
 
-    /// A pod that may not be restarted does not get a second sandbox once a container of it ran: what was lost with
-    /// the first is lost (`pkg/kubelet/kuberuntime/util`).
+    /// Phase Failed for a pod with restart policy Never that lost its sandbox after one of its containers
+    /// ran. Such a pod gets no second sandbox (`pkg/kubelet/kuberuntime/util`).
     fn unrecreatable(&self) -> Option<Phase> {
         let lost = self.seen.sandbox.is_none()
             && !self.in_flight(|a| matches!(a, Action::MakeSandbox(_)))
@@ -445,7 +450,8 @@ impl<'a> Planner<'a> {
         lost.then_some(Phase::Failed)
     }
 
-    /// Containers run, or records of runs wait, in a sandbox that is no more.
+    /// Whether the sandbox is broken, or containers run or wait to start in a sandbox that does not exist any
+    /// more.
     pub(super) fn sandbox_lost(&self) -> bool {
         let current = self.seen.sandbox.as_ref();
         let broken = current.is_some_and(|s| s.state == SandboxState::Broken)
@@ -457,7 +463,7 @@ impl<'a> Planner<'a> {
         broken || homeless
     }
 
-    /// The probes that should be going on.
+    /// The probes that should be active.
     pub(super) fn probes(&self) -> Vec<ActiveProbe> {
         let mut probes = Vec::new();
         for spec in self.pod.all_containers() {
@@ -484,8 +490,8 @@ impl<'a> Planner<'a> {
         probes
     }
 
-    /// Nobody can meet the pod any more: every process is dead and its end stored, no volume is mounted. Its network
-    /// may still be on the way down; its addresses are not given to others before that is done.
+    /// Whether every process of the pod is dead, its exit stored, and no volume is mounted. The network may
+    /// still be on the way down; the pod's addresses are not reused before its end.
     pub(super) fn is_gone(&self) -> bool {
         !self.anything_alive()
             && !self.seen.volumes_present
@@ -495,7 +501,8 @@ impl<'a> Planner<'a> {
             })
     }
 
-    /// Nothing of the pod is left but containers' records: every process dead, no sandbox, no volumes.
+    /// Whether only container records of the pod are left: every process is dead, and there is no sandbox and
+    /// no volume.
     pub(super) fn is_empty_handed(&self) -> bool {
         !self.anything_alive()
             && self.seen.sandbox.is_none()
@@ -512,13 +519,14 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The place on the boot clock of a moment of wall time, as far as it can be told; never ahead of now.
+/// Converts a wall time to the boot clock, as far as the wall clock allows. The result is never later than
+/// now.
 pub(super) fn boottime_of(wall: Wall, now: Now) -> Boottime {
     let age = u64::try_from(now.wall.0.saturating_sub(wall.0)).unwrap_or(0);
     Boottime(now.boottime.0.saturating_sub(Duration::from_nanos(age)))
 }
 
-/// The next run of a container in that sandbox.
+/// The action that starts this run of a container in this sandbox.
 pub(super) fn start(
     pod: &Pod,
     spec: &Container,

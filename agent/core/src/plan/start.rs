@@ -1,4 +1,5 @@
-//! A pod that shall run: sandbox and volumes, then init containers one after the other, then the main ones.
+//! Plan of a pod that shall run: sandbox and volumes first, then the init containers one after the other,
+//! then the main containers.
 
 use super::{
     Action, HookState, Run, RunState, SandboxState, StopCause,
@@ -11,7 +12,7 @@ use crate::{
     model::Container,
 };
 
-/// Whether what comes after a container in the order may go on.
+/// Whether the containers after this one in the start order may start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Gate {
     Open,
@@ -25,11 +26,11 @@ impl Planner<'_> {
         }
         self.keep_sandbox();
         let pod = self.pod;
-        // What runs is cared for first, whatever the others wait for.
+        // Running containers come first, whatever the other containers wait for.
         for spec in pod.all_containers() {
             self.care_for(spec);
         }
-        // Then what is next in the order is begun.
+        // Then the next containers in the start order begin.
         for spec in &pod.init_containers {
             if self.keep_init(spec) == Gate::Shut {
                 return;
@@ -69,7 +70,7 @@ impl Planner<'_> {
         }
     }
 
-    /// What a running container needs: the steps of its start that follow its process, or of its stop.
+    /// Plans the next step of a running container: what follows its start, or its stop.
     fn care_for(&mut self, spec: &Container) {
         if let ContainerPhase::Running(id) = self.container_phase(&spec.name) {
             self.stop_changed(spec, id);
@@ -81,9 +82,9 @@ impl Planner<'_> {
         }
     }
 
-    /// Another image ends a run, and another run begins whatever the restart policy is. Of all that a container is made of
-    /// the kubelet compares no more than that (`pickFieldsToHash`, `pkg/kubelet/container`), and not of plain init
-    /// containers.
+    /// Stops a running container whose image the pod changed. The next run begins whatever the restart
+    /// policy. Of a container's fields the kubelet compares the image alone (`pickFieldsToHash`,
+    /// `pkg/kubelet/container`), and never that of a plain init container.
     fn stop_changed(&mut self, spec: &Container, id: &ContainerId) {
         let begins = |r: &Run| &r.id != id || r.started_at.is_none() || r.stop.is_some();
         if self.is_plain_init(spec)
@@ -119,7 +120,8 @@ impl Planner<'_> {
         Gate::Shut
     }
 
-    /// A sidecar that died later, or was started anew, does not hold up what has already been started after it.
+    /// Whether a container after this sidecar has already a run in the current sandbox. A sidecar that dies
+    /// or restarts later does not delay such containers.
     fn init_passed(&self, spec: &Container) -> bool {
         let later = self.pod.init_containers.iter().skip_while(|c| c.name != spec.name).skip(1);
         let sandbox_attempt = self.ready_sandbox();
@@ -128,8 +130,8 @@ impl Planner<'_> {
             .any(|c| self.newest(&c.name).is_some_and(|(_, s)| Some(s.sandbox_attempt) == sandbox_attempt))
     }
 
-    /// Main containers start in their order; a postStart hook holds up those after it until it ends. One that cannot be
-    /// started holds up nobody.
+    /// Keeps a main container running. Main containers start in the order of the spec, and a postStart hook
+    /// delays the containers after it until the hook ends. A container that fails to start delays no other.
     fn keep_main(&mut self, spec: &Container) -> Gate {
         self.keep_alive(spec);
         if spec.post_start.is_none() {
@@ -147,14 +149,14 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether the last try to start a container failed; also while the next is under way.
+    /// Whether the last try to start a container failed, also while the next try is in flight.
     fn start_failed(&self, container: &ContainerName) -> bool {
         self.memory.retries.keys().any(
             |a| matches!(a, Action::EnsureImage(c) | Action::Start { container: c, .. } if c == container),
         )
     }
 
-    /// Starts a container that does not run, or waits for the time when it may.
+    /// Starts a container that does not run, or sets the time at which it may start.
     fn keep_alive(&mut self, spec: &Container) {
         match self.container_phase(&spec.name) {
             ContainerPhase::Running(_) => {}
@@ -164,7 +166,8 @@ impl Planner<'_> {
                 else {
                     return;
                 };
-                // A run that had started and has no task any more is lost, not cut off: its end is being recorded.
+                // A run that had started and has no task any more is lost, not interrupted in its start.
+                // `record_exits` stores its exit.
                 let lost = self.run(&spec.name).is_some_and(|r| &r.id == id && r.started_at.is_some())
                     || self.in_flight(|a| matches!(a, Action::RecordExit { id: i, .. } if i == id));
                 if !lost && Some(seen.sandbox_attempt) == self.ready_sandbox() {
@@ -172,7 +175,7 @@ impl Planner<'_> {
                 }
             }
             ContainerPhase::Never => {
-                // A run that was begun and left no record is begun again under its number.
+                // A run that began and left no record begins again under the same attempt number.
                 let attempt = match self.mem(&spec.name).and_then(|m| m.attempt) {
                     Some(a) if self.run(&spec.name).is_some_and(|r| r.started_at.is_some()) => a.next(),
                     Some(a) => a,
@@ -192,7 +195,7 @@ impl Planner<'_> {
                 let attempt = self.seen.containers.get(id).map_or(Attempt(0), |c| c.attempt);
                 let begun = self.mem(&spec.name).and_then(|m| m.attempt).unwrap_or(attempt);
                 if begun > attempt {
-                    // The next run was begun already and left no record yet.
+                    // The next run has already begun and left no record yet.
                     self.begin(spec, begun);
                     return;
                 }
@@ -227,7 +230,8 @@ impl Planner<'_> {
         self.events.push(Event::warning("BackOff", message).of(&spec.name));
     }
 
-    /// Begins a run once image, sandbox and volumes are there; asks for the image at once.
+    /// Begins a run once image, sandbox and volumes are ready. The image check begins at once, without
+    /// waiting for the other two. Returns whether the start was emitted.
     fn begin(&mut self, spec: &Container, attempt: Attempt) -> bool {
         if !self.mem(&spec.name).is_some_and(|m| m.image_ready) {
             self.emit(Action::EnsureImage(spec.name.clone()));
@@ -253,7 +257,8 @@ impl Planner<'_> {
         true
     }
 
-    /// What follows a start: the hook, then startup and readiness where no probe decides them.
+    /// Plans what follows a start: the postStart hook, then startup and readiness where no probe decides
+    /// them.
     fn after_start(&mut self, spec: &Container) {
         let Some(run) = self.run(&spec.name).cloned() else { return };
         if run.started_at.is_none() {
@@ -281,7 +286,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Marks a run for stopping, for a reason of its own.
+    /// Marks a run as stopping, unless it is already.
     pub(super) fn stop_run(
         &mut self,
         spec: &Container,

@@ -1,5 +1,5 @@
-//! What is told about a pod: phase, conditions and container states
-//! (`pkg/kubelet/kubelet_pods.go` getPhase, `pkg/kubelet/status/generate.go`).
+//! Status of a pod: phase, conditions and container states (getPhase in `pkg/kubelet/kubelet_pods.go`,
+//! `pkg/kubelet/status/generate.go`).
 
 use super::{
     Action, Readiness, RunState,
@@ -16,10 +16,10 @@ use crate::{
 };
 use std::time::Duration;
 
-/// The reason of an end that was not to be found out.
+/// The reason of a container's end whose cause could not be determined.
 const CONTAINER_STATUS_UNKNOWN: &str = "ContainerStatusUnknown";
 
-/// The text of `CrashLoopBackOff`.
+/// The message of reason `CrashLoopBackOff`.
 fn backoff_message(pod: &Pod, spec: &Container, delay: Duration) -> String {
     let secs = delay.as_secs();
     let shown = match (secs / 60, secs % 60) {
@@ -32,7 +32,7 @@ fn backoff_message(pod: &Pod, spec: &Container, delay: Duration) -> String {
     )
 }
 
-/// Makes the status, and remembers since when each condition has been what it is.
+/// Builds the status, and notes in the memory the last transition of each condition.
 pub(super) fn status(d: &mut Planner<'_>, terminal: Option<Phase>) -> PodStatus {
     let pod = d.pod;
     if d.memory.rejected {
@@ -66,7 +66,7 @@ pub(super) fn status(d: &mut Planner<'_>, terminal: Option<Phase>) -> PodStatus 
         start_time: d.memory.start_time,
         pod_ips: match &d.seen.sandbox {
             Some(s) => s.ips.clone(),
-            // One that has ended is shown with the addresses that it had.
+            // A pod that has ended keeps showing the addresses that it had.
             None if phase.is_terminal() => d.memory.ips.clone(),
             None => Vec::new(),
         },
@@ -80,7 +80,7 @@ pub(super) fn status(d: &mut Planner<'_>, terminal: Option<Phase>) -> PodStatus 
     }
 }
 
-/// A pod that the node did not take on has neither containers nor conditions.
+/// The status of a pod that the node rejected on admission: neither containers nor conditions.
 fn rejected(d: &Planner<'_>) -> PodStatus {
     PodStatus {
         phase: Phase::Failed,
@@ -102,7 +102,8 @@ fn rejected(d: &Planner<'_>) -> PodStatus {
     }
 }
 
-/// A phase follows the one that was told before or is that one: none is taken back, whatever is cleared away.
+/// Keeps the phase from moving backwards when containers or sandbox are removed, and notes the phase and the
+/// time of the pod's end in the memory.
 fn forwards(d: &mut Planner<'_>, phase: Phase) -> Phase {
     let phase = match d.memory.phase {
         Some(told) if told.is_terminal() => told,
@@ -116,7 +117,7 @@ fn forwards(d: &mut Planner<'_>, phase: Phase) -> Phase {
     phase
 }
 
-/// The init containers that have not done what those after them wait for.
+/// Names of the init containers that still delay the containers after them.
 fn incomplete<'p>(d: &Planner<'p>, init: &[ContainerStatus]) -> Vec<&'p str> {
     let done = |spec: &Container, s: &ContainerStatus| match spec.sidecar {
         true => s.started == Some(true),
@@ -131,15 +132,16 @@ fn incomplete<'p>(d: &Planner<'p>, init: &[ContainerStatus]) -> Vec<&'p str> {
         .collect()
 }
 
-/// Once a main container has started the pod stays initialized, also while a sidecar or the sandbox is made anew.
+/// Whether condition Initialized is true. Once true, or once a main container has started, the condition
+/// stays true, also while a sidecar or the sandbox is created again.
 fn is_initialized(d: &Planner<'_>, init: &[ContainerStatus], mains: &[ContainerStatus]) -> bool {
     let before = d.memory.conditions.get(&ConditionType::Initialized).is_some_and(|c| c.0 == Truth::True);
     let started = || mains.iter().any(|c| !matches!(c.state, ContainerState::Waiting { .. }));
     before || incomplete(d, init).is_empty() || started()
 }
 
-/// Of a pod that has ended nothing is waited for: what never ran, or is not known to have ended, counts as failed
-/// (`TerminatePod`, `pkg/kubelet/status`).
+/// Turns the Waiting states of a pod that has ended into failed ones: a container that never ran, or is not
+/// known to have ended, counts as failed (`TerminatePod`, `pkg/kubelet/status`).
 fn end_what_never_ran(d: &Planner<'_>, containers: &mut [ContainerStatus]) {
     for c in containers {
         if !matches!(c.state, ContainerState::Waiting { .. }) {
@@ -160,7 +162,8 @@ fn end_what_never_ran(d: &Planner<'_>, containers: &mut [ContainerStatus]) {
     }
 }
 
-/// What was told last of a container that has ended, where its record is removed since or only an older one is left.
+/// The last Terminated status of a container, where its record is removed since or only an older record is
+/// left.
 fn told_last(d: &Planner<'_>, container: &ContainerName) -> Option<ContainerStatus> {
     let last = d.mem(container)?.last.as_ref()?;
     let unknown =
@@ -172,7 +175,8 @@ fn told_last(d: &Planner<'_>, container: &ContainerName) -> Option<ContainerStat
     (!newer).then(|| ContainerStatus { restart_count: restarts.max(last.restart_count), ..last.clone() })
 }
 
-/// Keeps what is told of those that have ended in a pod that has ended or is on its way there.
+/// Keeps the Terminated statuses of a pod that has ended or is ending, for the time after its records are
+/// removed.
 fn keep_told(d: &mut Planner<'_>, containers: &[ContainerStatus]) {
     for c in containers.iter().filter(|c| matches!(c.state, ContainerState::Terminated(_))) {
         let mem = d.mem_mut(&c.name);
@@ -205,7 +209,7 @@ fn container_status_now(d: &Planner<'_>, spec: &Container, over: bool) -> Contai
     };
     let started = running && run.is_some_and(|r| r.startup_done && r.post_start == super::HookState::Done);
     let ready = if d.role(&spec.name) == Role::Init {
-        // A finished init container is shown as ready.
+        // An init container that has finished counts as ready.
         truth(d.init_finished(&spec.name))
     } else if !started {
         Truth::False
@@ -268,8 +272,9 @@ fn state(d: &Planner<'_>, spec: &Container, phase: ContainerPhase<'_>, over: boo
 }
 
 impl Planner<'_> {
-    /// Whether the end of a run is seen and its termination message not read yet: that is a matter of milliseconds, and
-    /// whoever waits for the end reads the message with it. Where it takes longer the end is told without.
+    /// Whether the end of a run is observed and its termination message is being read. Reading takes
+    /// milliseconds, and the status shows the run as running until then, so that the exit appears together
+    /// with its message. If storing the exit fails, the status shows the exit without the message.
     fn being_recorded(&self, id: &ContainerId) -> bool {
         let recording = |a: &Action| matches!(a, Action::RecordExit { id: i, .. } if i == id);
         matches!(self.seen.containers.get(id).map(|c| &c.state), Some(RunState::Ended(exit)) if exit.started_at.is_some())
@@ -286,12 +291,13 @@ fn waiting(reason: &str) -> ContainerState {
     ContainerState::Waiting { reason: reason.into(), message: None }
 }
 
-/// Of a pod with init containers every one that has not run says so, main ones until they run.
+/// The Waiting reason of a container that has not run: `PodInitializing` for every container of a pod with
+/// init containers, else `ContainerCreating`.
 fn default_reason(d: &Planner<'_>) -> &'static str {
     if d.pod.init_containers.is_empty() { "ContainerCreating" } else { "PodInitializing" }
 }
 
-/// The failed action that keeps a container from starting, unless it is being tried again right now.
+/// The failed action that keeps a container from starting, also while the action is being tried again.
 fn failure_of<'d>(d: &'d Planner<'_>, container: &ContainerName) -> Option<&'d Retry> {
     if matches!(d.container_phase(container), ContainerPhase::Running(_)) {
         return None;
@@ -362,7 +368,8 @@ fn conditions(
     init: &[ContainerStatus],
     mains: &[ContainerStatus],
 ) -> Vec<Condition> {
-    // The sandbox is made beside the volumes; for those who are told, the one comes after the other.
+    // Sandbox and volumes are created at the same time. The condition turns true only once both are there, as
+    // in the kubelet, where the sandbox follows the volumes.
     let sandbox = d.seen.sandbox.as_ref().filter(|s| s.state != super::SandboxState::Broken);
     let told = d.memory.conditions.get(&ConditionType::PodReadyToStartContainers);
     let may_start = sandbox.is_some_and(|s| {
@@ -433,7 +440,7 @@ fn condition(
     Condition { kind, status, reason: reason.map(str::to_owned), message, since: entry.1 }
 }
 
-/// One sentence on what keeps the pod from being Ready, and when that is tried again.
+/// One sentence on what keeps the pod from being Ready, and the time of the next try.
 fn waiting_for(
     d: &Planner<'_>,
     phase: Phase,
@@ -500,7 +507,7 @@ fn waiting_for(
     Some(("containers to start".to_owned(), None))
 }
 
-/// What the last failing probe was told.
+/// The message of the last failing startup or readiness probe, as a suffix.
 fn because(d: &Planner<'_>, name: &ContainerName) -> String {
     d.run(name).and_then(|r| r.unready_because.as_ref()).map(|m| format!(": {m}")).unwrap_or_default()
 }

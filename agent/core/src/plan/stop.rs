@@ -1,4 +1,4 @@
-//! Stopping containers in their order and clearing away what a pod leaves.
+//! Stopping containers in their order, and removing what a pod leaves.
 
 use super::{
     Action, Exit, HookState, Payload, RunState, SandboxState, StopCause,
@@ -7,14 +7,14 @@ use super::{
 use crate::{event::Event, ids::ContainerId, model::Container, status::Phase};
 use std::time::Duration;
 
-/// A stop signal is always followed by at least this much time before SIGKILL
-/// (`minimumGracePeriodInSeconds`, `pkg/kubelet/kuberuntime`).
+/// The least time between the stop signal and SIGKILL (`minimumGracePeriodInSeconds`,
+/// `pkg/kubelet/kuberuntime`).
 const MINIMUM_GRACE: Duration = Duration::from_secs(2);
-/// A process that does not die from SIGKILL is sent another after this time.
+/// The time after which a process that survived SIGKILL gets another.
 const KILL_AGAIN: Duration = Duration::from_secs(10);
 
 impl Planner<'_> {
-    /// An end that is seen is stored before anything is decided by it. A run whose task is gone without a trace
+    /// Stores every observed exit, before any decision rests on it. A run whose task is gone without an exit
     /// ended in an unknown way.
     pub(super) fn record_exits(&mut self) {
         let seen = self.seen;
@@ -24,7 +24,7 @@ impl Planner<'_> {
             let container = c.container.clone();
             let exit = match &c.state {
                 RunState::Ended(exit) => exit.clone(),
-                // It may run by now.
+                // The run may have started since the last observation.
                 RunState::NotStarted if seen.stale => continue,
                 RunState::NotStarted => {
                     let starting = self.in_flight(|a| matches!(a, Action::Start { id: i, .. } if i == id));
@@ -42,8 +42,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Stops everything that runs: main containers and plain init containers together, sidecars in reverse order
-    /// after them, all within one grace: at its end all that is left has its turn
+    /// Stops all running containers within one grace period: main and plain init containers together, then
+    /// the sidecars in reverse order. Once the grace period is over, sidecars stop without waiting any longer
     /// (`pkg/kubelet/kuberuntime/kuberuntime_termination_order.go`).
     pub(super) fn stop_containers(&mut self) {
         let pod = self.pod;
@@ -84,7 +84,8 @@ impl Planner<'_> {
         self.kill_strays();
     }
 
-    /// The end of the pod, or a shorter grace for it, shortens a stop that is under way; never the other way round.
+    /// Shortens a stop under way to the grace period of the pod's end or of the shutdown. A stop is never
+    /// prolonged.
     fn shorten(&mut self, spec: &Container, id: &ContainerId, grace: u32) {
         let ends = [self.memory.ending, self.memory.shutdown].into_iter().flatten();
         let Some(ending) = ends.max_by_key(|e| e.since) else { return };
@@ -95,7 +96,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Runs that are not their container's newest, or of containers that the spec does not name, have no order: killed.
+    /// Kills stray runs: those that are not their container's newest, or whose container the spec does not
+    /// name. Strays have no place in the stop order.
     fn kill_strays(&mut self) {
         let seen = self.seen;
         for (id, c) in &seen.containers {
@@ -116,7 +118,8 @@ impl Planner<'_> {
         self.memory.strays.retain(|id, _| seen.containers.contains_key(id));
     }
 
-    /// One step of a stop: hook, then signal when it is this container's turn, then SIGKILL.
+    /// Plans the next step of a stop: the preStop hook, then the stop signal once `turn` says that the stop
+    /// order has reached the container, then SIGKILL.
     pub(super) fn go_on_stopping(&mut self, spec: &Container, id: &ContainerId, turn: bool) {
         let now = self.now.boottime;
         let Some(stop) = self.run(&spec.name).filter(|r| &r.id == id).and_then(|r| r.stop.clone()) else {
@@ -133,7 +136,8 @@ impl Planner<'_> {
                 let begun = self.emit(hook.clone());
                 next.pre_stop = if begun { HookState::Begun } else { HookState::NotYet };
             }
-            // Begun by an agent that died since: asked again, within what is left of the grace.
+            // The hook was begun by an agent that died since. The hook is requested again, within what is
+            // left of the grace period.
             HookState::Begun if now < deadline && !self.in_flight(|a| a == &hook) => {
                 self.emit(hook.clone());
             }
@@ -182,8 +186,9 @@ impl Planner<'_> {
         }
     }
 
-    /// Once nothing runs: network, volumes, dead containers, and at the end the pod itself. A pod that ended but is
-    /// still wanted keeps its dead containers, for their logs and codes; a lost sandbox is only taken down.
+    /// Removes what is left once no process runs: the sandbox, the volumes, the dead containers, and at last
+    /// the pod itself. A pod that ended but is still wanted keeps its dead containers, for their logs and
+    /// exit codes. Of a pod that shall run and lost its sandbox, only the sandbox is torn down.
     pub(super) fn clear_away(&mut self, terminal: Option<Phase>) {
         let busy = self.in_flight(|a| {
             matches!(a, Action::Start { .. } | Action::MakeSandbox(_) | Action::EnsurePause(_))
@@ -223,7 +228,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Termination messages lie in the pod's directory: it stays until they are stored.
+    /// Whether every exit is stored. The volumes stay mounted until then, because termination messages lie in
+    /// the pod's directory.
     fn all_recorded(&self) -> bool {
         self.seen.containers.values().all(|c| !matches!(c.state, RunState::Ended(_)))
     }
@@ -235,8 +241,9 @@ impl Planner<'_> {
             .any(|(other, c)| other != id && matches!(c.state, RunState::Running { .. }))
     }
 
-    /// While the pod is wanted: a dead task is reaped once its successor runs or none will come, so that the pod's
-    /// shim lives on between runs; of the dead only the newest is kept.
+    /// Reaps and removes dead runs of a pod that is still wanted. A dead task is reaped once its successor
+    /// runs or no successor will come, so that the pod's shim stays alive between runs. Records are kept of
+    /// the newest run and of the newest dead run before it.
     pub(super) fn collect_dead(&mut self, terminal: Option<Phase>) {
         if self.memory.ending.is_some() {
             return;
@@ -249,7 +256,7 @@ impl Planner<'_> {
             let keep = newest || self.previous(&container).is_some_and(|(p, _)| p == &id);
             let successor_runs =
                 !newest && matches!(self.container_phase(&container), ContainerPhase::Running(_));
-            // While another container is to start on the pod's shim, this one's task keeps it alive.
+            // The task keeps the shim alive while another container is still to start on it.
             let shim_needed = terminal.is_none() && !self.another_runs(&id);
             let last = newest && !self.restartable(&container, &id, exit) && !shim_needed;
             if c.task && (successor_runs || last || !keep) {
