@@ -28,7 +28,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects and exchanges greetings, within [`GREETING`] (2 s).
+    /// Connects and exchanges greetings, within two seconds.
     pub async fn connect(socket: &Path) -> Result<Client, Error> {
         timeout(GREETING, Client::greet(socket)).await.map_err(|_elapsed| Error::Deadline)?
     }

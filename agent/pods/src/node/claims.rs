@@ -3,11 +3,14 @@
 //! A start enters its pod and its run before anything of them is made. Whoever lets go of what is left of somebody (a
 //! lease, a stream of output) names it meanwhile: a start of that one waits for it, every other goes on.
 
-use berth_core::ids::{ContainerId, PodUid};
+use berth_core::{
+    ids::{ContainerId, PodUid},
+    sync::lock,
+};
 use std::{
     collections::{BTreeSet, HashMap},
     pin::pin,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 use tokio::sync::Notify;
 
@@ -47,8 +50,7 @@ impl Drop for Leaving<'_> {
 
 impl Claims {
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic of another holder leaves sets that are whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Enters a pod as ours, and a run of it, once neither is being let go.
