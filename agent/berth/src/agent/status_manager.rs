@@ -320,20 +320,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pods_that_have_ended_or_were_refused_are_not_active() {
+    async fn terminated_and_rejected_pods_are_not_active() {
         let (_network, host) = watch::channel(Arc::new(HostNetwork::default()));
         let manager = StatusManager::new(WatchCache::default(), Latest::default(), host);
         let active = || manager.active_pods().iter().map(|p| p.uid.to_string()).collect::<Vec<_>>();
         for (uid, phase) in [
             ("done", Phase::Succeeded),
-            ("refused", Phase::Failed),
+            ("rejected", Phase::Failed),
             ("runs", Phase::Running),
             ("waits", Phase::Pending),
         ] {
             manager.pod(report(uid, phase));
         }
         assert_eq!(active(), ["runs", "waits"]);
-        // Drains what was told so far; the end of one is told anew, so that the groups follow.
+        // The first notification is of the pods above; the end of a pod must notify again, so that the
+        // QoS groups follow.
         manager.changed.notified().await;
         manager.pod(report("waits", Phase::Pending));
         manager.pod(report("runs", Phase::Failed));
