@@ -1,5 +1,6 @@
-//! Admission: whether a node takes a pod on. Asked once, before anything of it is made. Pure. A pod that is rejected has
-//! failed for good; room that is made later is for another pod (`pkg/kubelet/lifecycle/predicate.go`).
+//! Admission: whether the node accepts a pod. A pure function, called once, before anything of the pod is
+//! created. A rejected pod has failed for good, even if room becomes free later
+//! (`pkg/kubelet/lifecycle/predicate.go`).
 
 use crate::{
     model::{ContainerPort, NodeLabels, Pod, Protocol, ResourceList},
@@ -8,31 +9,33 @@ use crate::{
 };
 use std::{collections::BTreeSet, net::IpAddr};
 
-/// What the node is, as far as admission asks.
+/// The facts of the node that admission depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct NodeInfo<'a> {
-    /// Its name.
+    /// The node's name.
     pub name: &'a str,
-    /// Its labels.
+    /// The node's labels.
     pub labels: &'a NodeLabels,
-    /// What pods may use of it. A page size that it does not name is one that the node has not; another resource that
-    /// it does not name is not counted.
+    /// The amounts of each resource that pods may use. A page size that is not listed does not exist on the
+    /// node. Any other resource that is not listed is not limited.
     pub allocatable: &'a ResourceList,
 }
 
-/// Judges one pod by what the node is and by the pods that it runs already. Those that have ended, were refused
-/// themselves or are no longer wanted must not be among them. Texts are the kubelet's; what it leaves out stands in
-/// brackets behind them.
+/// Checks whether the node can accept a pod beside the pods that it already runs. `others` must not contain
+/// pods that have ended, were rejected or are no longer wanted. The texts are the kubelet's; details that the
+/// kubelet does not give follow in brackets.
 ///
 /// # Errors
-/// The pod does not fit: reason of its phase Failed, and message without the words that every such message begins with.
+/// The pod does not fit. The failure holds the reason of phase Failed, and the message without the common
+/// prefix of such messages.
 pub fn admit<'p>(
     node: NodeInfo<'_>,
     others: impl IntoIterator<Item = &'p Pod> + Clone,
     pod: &Pod,
 ) -> Result<(), Failure> {
     let short = short_resource(node.allocatable, others.clone(), pod);
-    // The kubelet frees resources for such a pod by ending less important ones, so that other reasons come first.
+    // The kubelet ends less important pods to free resources for a critical pod, so the reasons below come
+    // first.
     if let (Some((name, message)), false) = (&short, pod.is_critical()) {
         return Err(Failure::new(&format!("OutOf{name}"), message.clone()));
     }
@@ -61,7 +64,7 @@ fn predicate(name: &str, why: &str) -> Failure {
     Failure::new(name, format!("Predicate {name} failed: {why}"))
 }
 
-/// The first resource that the node has not enough of, and the text about it.
+/// The first resource of which the node has too little, and the message about it.
 fn short_resource<'p>(
     allocatable: &ResourceList,
     others: impl IntoIterator<Item = &'p Pod> + Clone,
@@ -82,7 +85,7 @@ fn short_resource<'p>(
         let (capacity, asked) = (allocatable.get(name).map_or(0, amount), pod.request(name, amount));
         let used =
             others.clone().into_iter().fold(0_i64, |sum, p| sum.saturating_add(p.request(name, amount)));
-        // A pod that asks for nothing of it is no worse for a node that has too little already.
+        // A pod that requests nothing of a resource does not worsen a shortage of it.
         if asked > 0 && asked > capacity.saturating_sub(used) {
             let message = format!(
                 "Node didn't have enough resource: {name}, requested: {asked}{unit}, used: {used}{unit}, capacity: {capacity}{unit}"
@@ -93,7 +96,7 @@ fn short_resource<'p>(
     None
 }
 
-/// The first port of the node that another pod has, as text, and that pod.
+/// The first host port of the pod that another pod has, as text, and that other pod.
 fn taken_port<'p>(others: impl IntoIterator<Item = &'p Pod> + Clone, pod: &Pod) -> Option<(String, &'p Pod)> {
     host_ports(pod).find_map(|port| {
         let holder = others.clone().into_iter().find(|p| host_ports(p).any(|other| collide(port, other)))?;
@@ -111,7 +114,8 @@ fn host_ports(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
     all.flat_map(|c| &c.ports).filter(|p| p.host_port.is_some())
 }
 
-/// Two claims on one port of the node: the same number and protocol, and the same address or one that means all.
+/// Whether two host ports collide: the same number and protocol, and the same address or an address that
+/// means all.
 fn collide(a: &ContainerPort, b: &ContainerPort) -> bool {
     let all = |ip: Option<IpAddr>| ip.is_none_or(|ip| ip.is_unspecified());
     a.host_port == b.host_port
@@ -173,7 +177,8 @@ mod tests {
         assert_eq!(verdict(&[half.clone(), half.clone()], &half), "OutOfcpu");
         let memory = pod(serde_json::json!({"requests": {"memory": "513Mi"}}));
         assert_eq!(verdict(std::slice::from_ref(&half), &memory), "OutOfmemory");
-        // What the node does not name is somebody else's, but for pages: a size that it does not name it has not.
+        // A resource that the node does not list is not limited, but a page size that the node does not list
+        // does not exist.
         let other = pod(serde_json::json!({"requests": {"example.org/thing": "1"}}));
         assert_eq!(verdict(&[], &other), "admitted");
         for (name, reason) in [
@@ -219,7 +224,7 @@ mod tests {
         huge.origin = Origin::Cluster;
         huge.priority = SYSTEM_CRITICAL_PRIORITY;
         assert_eq!(verdict(&[], &huge), "UnexpectedAdmissionError");
-        // Resources would be freed for it, a label would not.
+        // The kubelet would free resources for a critical pod, but no label.
         huge.node_selector = [("disk".to_owned(), "hdd".to_owned())].into();
         assert_eq!(verdict(&[], &huge), "NodeAffinity");
     }

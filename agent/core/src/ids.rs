@@ -1,18 +1,19 @@
-//! Identities. Each is its own type, so that a pod's UID is never handed in where a container's id belongs.
+//! Identities of pods, containers, volumes and nodes. Each is a type of its own, so that a pod's UID never
+//! stands where a container id belongs.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{fmt, str::FromStr, sync::Arc};
 
-/// Why a text is not an identity of the wanted kind.
+/// Error: a text is no valid identity of the expected kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} {text:?} {reason}")]
 pub struct IdError {
-    /// The kind of identity that was asked for.
+    /// The expected kind of identity.
     pub kind: &'static str,
-    /// The offending text, cut to 80 characters.
+    /// The invalid text, cut to 80 characters.
     pub text: String,
-    /// What is wrong with it.
+    /// The rule that the text breaks.
     pub reason: &'static str,
 }
 
@@ -60,7 +61,7 @@ fn check_subdomain(kind: &'static str, s: &str) -> Result<(), IdError> {
     Ok(())
 }
 
-/// A UID becomes a path component and a cgroup name: no separators, no dots at the start.
+/// Checks a UID, which becomes a path component and a cgroup name: no separators, and no dot at the start.
 fn check_uid(kind: &'static str, s: &str) -> Result<(), IdError> {
     if s.is_empty() || s.len() > 128 {
         return Err(reject(kind, s, "must have 1 to 128 characters"));
@@ -100,7 +101,7 @@ macro_rules! text_id {
                 Ok(Self(text.into()))
             }
 
-            /// The text itself.
+            /// The identity as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -141,7 +142,7 @@ macro_rules! text_id {
 }
 
 text_id!(
-    /// A pod's UID (`metadata.uid`): one life of a pod. Safe as a path component and cgroup name.
+    /// A pod's UID (`metadata.uid`), unique for one life of a pod. Safe as a path component and cgroup name.
     PodUid, "pod UID", check_uid
 );
 text_id!(
@@ -165,20 +166,22 @@ text_id!(
     NodeName, "node name", check_subdomain
 );
 text_id!(
-    /// The boot that something belongs to (`/proc/sys/kernel/random/boot_id`): another boot means that no process,
-    /// network namespace or tmpfs of it is left.
+    /// The id of one boot of the machine (`/proc/sys/kernel/random/boot_id`). After another boot, no process,
+    /// network namespace or tmpfs of the earlier one is left.
     BootId, "boot id", check_boot_id
 );
 text_id!(
-    /// The id of one attempt of one container, as containerd knows it: 64 hexadecimal digits.
+    /// The containerd id of one attempt of one container: 64 hexadecimal digits.
     ContainerId, "container id", check_hex64
 );
 
-/// Counts a pod's sandboxes, from 0: a new one after a reboot or when the old one was lost.
+/// Number of a pod's sandbox, counted from 0. A pod gets a new sandbox after a reboot and after the loss of
+/// the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 pub struct SandboxAttempt(pub u32);
 
-/// Counts the runs of one container over all sandbox_attempts, from 0: equals `restartCount` of that run.
+/// Number of a container's run, counted from 0 over all sandboxes. The number equals the `restartCount` of
+/// that run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 pub struct Attempt(pub u32);
 
@@ -202,8 +205,8 @@ impl fmt::Display for Attempt {
 }
 
 impl ContainerId {
-    /// The id of one attempt. It is a function of what the attempt is, so that creating it twice meets the first
-    /// (`AlreadyExists` means adopt).
+    /// Derives the id of one attempt from its identity. A second try to create the attempt therefore meets
+    /// the container of the first, and `AlreadyExists` means to adopt that container.
     pub fn derive(
         pod: &PodUid,
         sandbox_attempt: SandboxAttempt,
@@ -223,13 +226,13 @@ impl ContainerId {
         Self(text.into())
     }
 
-    /// The first 13 characters, as tools print ids.
+    /// The first 13 characters, the length that container tools print.
     pub fn short(&self) -> &str {
         self.0.get(..13).unwrap_or(&self.0)
     }
 }
 
-/// A pod by its names; unlike the [`PodUid`] it may be taken again by a later pod.
+/// Namespace and name of a pod. Unlike the [`PodUid`], a later pod may have the same key.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PodKey {
     /// The namespace.

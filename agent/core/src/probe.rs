@@ -1,21 +1,25 @@
-//! Probe scheduling: when one probe of one container is asked next, and what its answers so far amount to.
+//! Probe scheduling: when a probe of a container runs next, and which verdict follows from its results.
 //!
-//! Owns the schedule and the counting; asking is the shell's. The caller keeps a [`ProbeState`] per container run and
-//! probe, hands every event to [`step`] and does what it says: asks, or comes back with a tick at the time given.
+//! This module owns the schedule and the counting; the caller runs the probes. The caller keeps a
+//! [`ProbeState`] per container run and probe, passes each event to [`step`], and follows the returned
+//! [`Step`]: runs the probe, or sends a tick at the given time.
 //!
-//! - The first question comes at `initialDelaySeconds` after the container's start (at once where that is past), the
-//!   next ones every `periodSeconds` on a fixed grid: a late tick moves no later one, missed ones are skipped.
-//! - One question at a time. An answer that never comes is given up after [`ProbeState::LOST_AFTER`] beyond the
-//!   probe's timeout and counts for nothing.
-//! - Only `successThreshold` or `failureThreshold` equal answers in a row make a verdict. [`ProbeResult::Unknown`]
-//!   neither counts nor breaks a row. A timeout is a `Failure`, of exec probes too.
+//! - The first probe is due `initialDelaySeconds` after the container's start, or at once where that time is
+//!   past. The next ones follow every `periodSeconds` on a fixed grid: a late tick moves no later one, and
+//!   missed ones are skipped.
+//! - One probe runs at a time. A result that does not come within [`ProbeState::LOST_AFTER`] beyond the
+//!   probe's timeout is given up and counts for nothing.
+//! - A verdict needs `successThreshold` or `failureThreshold` equal results in a row.
+//!   [`ProbeResult::Unknown`] neither counts nor breaks a row. A timeout is a `Failure`, for exec probes too.
 //! - Initial verdicts: readiness Failure, liveness Success, startup none.
-//! - A startup probe is on hold after its verdict, a liveness probe after Failure, for the rest of that container run.
-//!   Until the startup probe succeeded the caller creates no liveness and readiness state.
-//! - A readiness probe that is not successful may be asked off the grid by [`ProbeEvent::Nudge`], which the caller
-//!   sends when something about the pod changed (its address came, another container started): a pod that has just
-//!   become able to answer need not wait for a whole period. Nudges are answered at most once a second.
-//! - After an agent restart [`ProbeState::adopted`] keeps the last verdict, and as ever only a full row changes it.
+//! - A startup probe is on hold after its verdict, a liveness probe after Failure, for the rest of that
+//!   container run. Until the startup probe has succeeded, the caller creates no liveness and readiness
+//!   state.
+//! - A readiness probe without success may run off the grid by [`ProbeEvent::Nudge`]. The caller sends a
+//!   nudge when the pod changed (the pod got its address, another container started), so that a container
+//!   that can now answer need not wait for a whole period. A nudge runs a probe at most once a second.
+//! - After an agent restart [`ProbeState::adopted`] keeps the last verdict. Only a full row of results
+//!   changes it.
 
 use crate::{
     model::{Probe, ProbeKind},
@@ -24,21 +28,20 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// One answer to one question.
+/// The result of running a probe once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProbeResult {
-    /// The container answered well.
+    /// The probe succeeded.
     Success,
-    /// The container answered well, but in a way that people should know of: counts as a success; the text is for the
-    /// `ProbeWarning` event.
+    /// The probe succeeded with a warning: counts as a success. The text is for the `ProbeWarning` event.
     Warning(String),
-    /// The container answered badly, late or not at all; the text is for the `Unhealthy` event.
+    /// The probe failed: a bad answer, a late one or none. The text is for the `Unhealthy` event.
     Failure(String),
-    /// It could not be found out, for a reason that is not the container's: counts for nothing.
+    /// The probe could not run, for a reason outside the container: counts for nothing.
     Unknown(String),
 }
 
-/// What the answers amount to.
+/// The verdict that follows from the results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Verdict {
     /// The probe holds.
@@ -47,63 +50,64 @@ pub enum Verdict {
     Failure,
 }
 
-/// What happened.
+/// An input of [`step`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProbeEvent {
-    /// Time went by.
+    /// The time is now this.
     Tick(Boottime),
-    /// The answer to the last question came at that time.
+    /// The result of the running probe, and when it came.
     Result(Boottime, ProbeResult),
-    /// Something about the pod changed: a readiness probe that does not hold is asked now rather than at its next
-    /// time. Any other probe takes it as a tick.
+    /// The pod changed at this time. A readiness probe that does not hold runs now instead of at its next
+    /// grid point. For any other probe a nudge is a tick.
     Nudge(Boottime),
 }
 
-/// What to do next.
+/// The next thing that the caller does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
-    /// Come back with a tick then; [`ProbeState::NEVER`] where the probe is on hold.
+    /// Send a tick at this time; [`ProbeState::NEVER`] where the probe is on hold.
     Wait {
-        /// When.
+        /// The time of the tick.
         until: Boottime,
     },
-    /// Ask the container once and come back with the answer.
+    /// Run the probe once and pass its result to [`step`].
     Ask,
 }
 
-/// Where one probe of one container run stands.
+/// State of one probe of one container run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeState {
     kind: ProbeKind,
     verdict: Option<Verdict>,
-    /// The answer that the present row consists of.
+    /// The verdict that the results of the current row speak for.
     row_of: Option<Verdict>,
     row: u32,
     on_hold: bool,
-    /// The first point of the grid; nothing is asked before.
+    /// The first point of the grid. The probe never runs before it.
     first_at: Boottime,
     next_at: Boottime,
-    /// When the question that is in flight was asked.
+    /// When the running probe began; `None` while none runs.
     asked_at: Option<Boottime>,
-    /// When the last question was asked, answered or not.
+    /// When the probe last began, whether or not its result came.
     last_asked: Option<Boottime>,
 }
 
 impl ProbeState {
-    /// The time that does not come.
+    /// A time that never comes.
     pub const NEVER: Boottime = Boottime(Duration::MAX);
 
-    /// An answer may come this much later than the probe's timeout (the prober's own retries lie within) before it is
-    /// given up as lost.
+    /// How long after the probe's timeout a result may still come, before it is given up as lost. The
+    /// prober's own retries lie within this time.
     pub const LOST_AFTER: Duration = Duration::from_secs(30);
 
-    /// The least time between a question and one that a nudge brings about.
+    /// The least time between the begin of a probe and one that a nudge causes.
     const NUDGE_GAP: Duration = Duration::from_secs(1);
 
     /// The probe of a container that started at `started_at`.
     ///
-    /// Where that was before the agent's own start and the agent is younger than one period, the first question is
-    /// put off by a part of the period drawn from `seed`, so that a restarted agent does not ask all pods at once.
+    /// If the container started before the agent, and the agent is younger than one period, the first probe
+    /// is delayed by a part of the period drawn from `seed`, so that a restarted agent does not probe all
+    /// pods at once.
     pub fn new(
         kind: ProbeKind,
         probe: &Probe,
@@ -125,11 +129,11 @@ impl ProbeState {
         Self::at(kind, verdict, now + spread).not_before(probe, started_at)
     }
 
-    /// The probe of a container that an earlier agent started, with the last verdict known of it.
+    /// The probe of a container that an earlier agent started, with the last known verdict.
     ///
-    /// `None` stays "not known" for readiness and startup until a full row of answers says otherwise; liveness is
-    /// then taken as holding. The first question comes within one period, at a point drawn from `seed`; where the
-    /// container's start is known, [`ProbeState::not_before`] keeps its initial delay.
+    /// A verdict of `None` stays unknown for readiness and startup until a full row of results decides; for
+    /// liveness it counts as Success. The first probe runs within one period, at a point drawn from `seed`.
+    /// Where the container's start is known, [`ProbeState::not_before`] keeps the initial delay.
     pub fn adopted(
         kind: ProbeKind,
         probe: &Probe,
@@ -144,7 +148,7 @@ impl ProbeState {
         Self::at(kind, verdict, now + part(period(probe), seed))
     }
 
-    /// The same, but asked for the first time no earlier than the probe's initial delay after `started_at`.
+    /// Moves the first probe to no earlier than the initial delay after `started_at`.
     #[must_use]
     pub fn not_before(mut self, probe: &Probe, started_at: Boottime) -> ProbeState {
         let first = started_at + Duration::from_secs(u64::from(probe.initial_delay_seconds));
@@ -167,33 +171,33 @@ impl ProbeState {
         }
     }
 
-    /// Which probe this is.
+    /// Startup, liveness or readiness.
     pub fn kind(&self) -> ProbeKind {
         self.kind
     }
 
-    /// What is known: `None` for a startup probe without verdict yet and for an adopted probe of which nothing was
-    /// remembered.
+    /// The current verdict; `None` for a startup probe without a verdict yet, and for an adopted probe
+    /// without a remembered verdict.
     pub fn verdict(&self) -> Option<Verdict> {
         self.verdict
     }
 
-    /// The answer that came last (not counting Unknown) and how often in a row, for `describe` and `explain`.
+    /// The last result other than Unknown, and how often it came in a row; for `describe` and `explain`.
     pub fn row(&self) -> Option<(Verdict, u32)> {
         self.row_of.map(|answer| (answer, self.row))
     }
 
-    /// Whether nothing will be asked any more in this container run.
+    /// Whether the probe never runs again in this container run.
     pub fn on_hold(&self) -> bool {
         self.on_hold
     }
 
-    /// When the next question is due, or, while one is in flight, the one after; `None` on hold.
+    /// When the probe is due next; while one runs, when the one after it is due. `None` on hold.
     pub fn next_at(&self) -> Option<Boottime> {
         (!self.on_hold).then_some(self.next_at)
     }
 
-    /// Whether a question is in flight.
+    /// Whether the probe is running.
     pub fn asking(&self) -> bool {
         self.asked_at.is_some()
     }
@@ -239,7 +243,7 @@ impl ProbeState {
         self.ask(now)
     }
 
-    /// Counts one answer; gives the verdict where it changed.
+    /// Counts one result, and returns the verdict if it changed.
     fn count(&mut self, probe: &Probe, answer: Verdict) -> Option<Verdict> {
         self.row = if self.row_of == Some(answer) { self.row.saturating_add(1) } else { 1 };
         self.row_of = Some(answer);
@@ -257,9 +261,9 @@ impl ProbeState {
     }
 }
 
-/// Takes one event: the new state, what to do, and the verdict where this event changed it.
+/// Processes one event. Returns the new state, the next step, and the verdict if this event changed it.
 ///
-/// An answer to no question (a late one of an earlier life) counts for nothing.
+/// A result while no probe runs (a late one, after it was given up) counts for nothing.
 pub fn step(state: &ProbeState, probe: &Probe, event: ProbeEvent) -> (ProbeState, Step, Option<Verdict>) {
     let mut state = state.clone();
     let (todo, changed) = match event {
@@ -274,7 +278,7 @@ pub fn step(state: &ProbeState, probe: &Probe, event: ProbeEvent) -> (ProbeState
                 ProbeResult::Failure(_) if awaited => state.count(probe, Verdict::Failure),
                 _ => None,
             };
-            // A question that took longer than the period has used up the times that passed meanwhile.
+            // A probe that ran longer than the period has used up the grid points that passed meanwhile.
             if awaited && state.next_at <= now {
                 state.next_at = next_on_grid(state.first_at, period(probe), now);
             }
@@ -303,12 +307,12 @@ fn next_on_grid(first: Boottime, period: Duration, now: Boottime) -> Boottime {
     }
     let past = now.since(first).as_nanos();
     let into = past % period.as_nanos().max(1);
-    // What is left of a period fits into 64 bits: a period is at most u32::MAX seconds.
+    // The rest of a period fits into 64 bits of nanoseconds, because a period is at most u32::MAX seconds.
     let left = u64::try_from(period.as_nanos() - into).unwrap_or(u64::MAX);
     now + Duration::from_nanos(left)
 }
 
-/// A part of `whole` in [0, 1), evenly spread also over seeds that follow one another.
+/// A part of `whole` in [0, 1) drawn from `seed`. The parts of successive seeds are evenly spread, too.
 fn part(whole: Duration, seed: u32) -> Duration {
     let mixed = (u64::from(seed).wrapping_add(1)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
     let nanos = (whole.as_nanos() * u128::from(mixed)) >> 32;

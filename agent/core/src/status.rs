@@ -1,4 +1,4 @@
-//! What is told about a pod: phase, conditions and container states in Kubernetes' terms.
+//! Status types of a pod: phase, conditions and container states in Kubernetes' terms.
 
 use crate::{
     ids::{ContainerId, ContainerName},
@@ -8,7 +8,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
-/// `status` of a pod, as far as this node owns it.
+/// `status` of a pod, as far as the node owns it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodStatus {
     /// `status.phase`.
@@ -29,17 +29,17 @@ pub struct PodStatus {
     pub containers: Vec<ContainerStatus>,
     /// `status.qosClass`.
     pub qos: QosClass,
-    /// Set while the pod is being ended.
+    /// Whether the pod is ending.
     pub terminating: bool,
-    /// Why the pod is not Ready and what is waited for, one sentence; `None` when Ready.
+    /// One sentence on why the pod is not Ready and what has to happen; `None` when Ready.
     pub waiting_for: Option<String>,
-    /// When what is waited for is tried again, where a time is known; past: it is being tried. A moment and not a span,
-    /// so that a status stays equal while nothing but time goes on.
+    /// When the failed step is tried again, where the time is known; a past time means that the try is under
+    /// way. A point in time and not a span, so that equal statuses stay equal while time passes.
     pub next_try: Option<Boottime>,
 }
 
 impl PodStatus {
-    /// The condition of that type.
+    /// The condition of that type, if the status has it.
     pub fn condition(&self, kind: ConditionType) -> Option<&Condition> {
         self.conditions.iter().find(|c| c.kind == kind)
     }
@@ -53,48 +53,48 @@ impl PodStatus {
 /// `status.phase` (`core/v1` PodPhase).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Phase {
-    /// Accepted, something has never run yet.
+    /// The node accepted the pod, and at least one container has never run.
     Pending,
-    /// Something runs or will be started again.
+    /// At least one container runs or will start again.
     Running,
-    /// All ended with 0 and none will be started again.
+    /// All containers ended with exit code 0, and none will start again.
     Succeeded,
-    /// All ended, one of them badly, and none will be started again.
+    /// All containers ended, at least one of them badly, and none will start again.
     Failed,
 }
 
 impl Phase {
-    /// Whether it is one that a pod ends in.
+    /// Whether the phase is final (Succeeded or Failed).
     pub fn is_terminal(self) -> bool {
         matches!(self, Phase::Succeeded | Phase::Failed)
     }
 }
 
-/// A condition's type, those that a node owns.
+/// Type of a condition; only the types that a node owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ConditionType {
-    /// Sandbox made and network configured.
+    /// The sandbox exists and its network is configured.
     PodReadyToStartContainers,
-    /// Every init container done, every sidecar started.
+    /// Every init container has finished and every sidecar has started.
     Initialized,
-    /// ContainersReady and every readiness gate.
+    /// `ContainersReady` is true, and every readiness gate is.
     Ready,
     /// Every container is ready.
     ContainersReady,
-    /// Bound to a node.
+    /// The pod is bound to a node.
     PodScheduled,
-    /// Ended by the node itself.
+    /// The node itself ended the pod.
     DisruptionTarget,
 }
 
-/// A condition's status.
+/// Status of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Truth {
-    /// It holds.
+    /// The condition holds.
     True,
-    /// It does not.
+    /// The condition does not hold.
     False,
-    /// Nothing is known, for example after the memory of it was lost.
+    /// The node does not know, for example after the memory of the pod was lost.
     Unknown,
 }
 
@@ -139,19 +139,19 @@ pub struct ContainerStatus {
 /// `state` of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ContainerState {
-    /// Not running, and something is waited for.
+    /// The container does not run and waits for its start.
     Waiting {
-        /// For example `CrashLoopBackOff`.
+        /// The reason, for example `CrashLoopBackOff`.
         reason: String,
-        /// For people.
+        /// The cause, in words for the user.
         message: Option<String>,
     },
-    /// Its process runs.
+    /// The container's process runs.
     Running {
-        /// Since when.
+        /// When the process started.
         started_at: Wall,
     },
-    /// Its process ended.
+    /// The container's process ended.
     Terminated(Terminated),
 }
 
@@ -164,10 +164,10 @@ pub struct Terminated {
     pub reason: String,
     /// The termination message.
     pub message: Option<String>,
-    /// When its process started.
+    /// When the process started.
     pub started_at: Option<Wall>,
-    /// When it ended.
+    /// When the process ended.
     pub finished_at: Wall,
-    /// Which attempt it was.
+    /// The container id of the run that ended.
     pub id: ContainerId,
 }

@@ -1,4 +1,4 @@
-//! Which nodes a pod may run on: `spec.nodeSelector` and the required part of `spec.affinity.nodeAffinity`
+//! Node selection: `spec.nodeSelector` and the required part of `spec.affinity.nodeAffinity`
 //! (`component-helpers/scheduling/corev1/nodeaffinity`).
 
 use super::Pod;
@@ -8,38 +8,39 @@ use std::collections::BTreeMap;
 /// A node's labels.
 pub type NodeLabels = BTreeMap<String, String>;
 
-/// One of `nodeSelectorTerms`: what it says must hold together; one without any requirement selects no node.
+/// One of `nodeSelectorTerms`: all its requirements must hold. A term without any requirement selects no
+/// node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct NodeSelectorTerm {
-    /// `matchExpressions`: about the node's labels.
+    /// `matchExpressions`: requirements of the node's labels.
     pub match_expressions: Vec<NodeSelectorRequirement>,
-    /// `matchFields`: about the node's name, the only field there is.
+    /// `matchFields`: requirements of the node's name, the only field that exists.
     pub match_fields: Vec<NodeSelectorRequirement>,
 }
 
-/// A requirement of a label or field.
+/// A requirement of one label or field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSelectorRequirement {
-    /// The label's or the field's key.
+    /// The key of the label or field.
     pub key: String,
-    /// What must hold of its value.
+    /// The condition that the value must meet.
     pub operator: NodeSelectorOperator,
 }
 
-/// The operator with its values.
+/// An operator with its values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeSelectorOperator {
-    /// One of these.
+    /// The value is one of these.
     In(Vec<String>),
-    /// None of these; a missing label is none of them.
+    /// The value is none of these; a missing label also meets this.
     NotIn(Vec<String>),
-    /// There, whatever its value.
+    /// The label is present, with any value.
     Exists,
-    /// Not there.
+    /// The label is absent.
     DoesNotExist,
-    /// A number greater than this.
+    /// The value is a number greater than this.
     Gt(i64),
-    /// A number less than this.
+    /// The value is a number less than this.
     Lt(i64),
 }
 
@@ -59,7 +60,7 @@ impl NodeSelectorRequirement {
 }
 
 impl Pod {
-    /// Whether a node of that name and with those labels is one that the pod asks for.
+    /// Whether the pod may run on a node with this name and these labels.
     pub fn selects_node(&self, name: &str, labels: &NodeLabels) -> bool {
         let fields = NodeLabels::from([("metadata.name".to_owned(), name.to_owned())]);
         let selected = self.node_selector.iter().all(|(key, value)| labels.get(key) == Some(value));

@@ -1,4 +1,4 @@
-//! One container of a pod.
+//! Specification of a container of a pod.
 
 use super::{ContainerSecurity, Probe, Resources, VolumeMount};
 use crate::ids::ContainerName;
@@ -14,9 +14,9 @@ pub struct Container {
     pub image: String,
     /// `imagePullPolicy`, the default already applied (`Always` for `:latest` or no tag, else `IfNotPresent`).
     pub pull_policy: PullPolicy,
-    /// `command`, replaces the image's entry point where not empty; `$(VAR)` not yet expanded.
+    /// `command`, which replaces the image's entry point where not empty; `$(VAR)` not yet expanded.
     pub command: Vec<String>,
-    /// `args`, likewise.
+    /// `args`; `$(VAR)` not yet expanded.
     pub args: Vec<String>,
     /// `workingDir`.
     pub working_dir: Option<String>,
@@ -52,12 +52,14 @@ pub struct Container {
     pub stdin_once: bool,
     /// `tty`.
     pub tty: bool,
-    /// An init container with `restartPolicy: Always`: runs beside the main containers.
+    /// Whether the container is a sidecar: an init container with `restartPolicy: Always`, which runs beside
+    /// the main containers.
     pub sidecar: bool,
 }
 
 impl Container {
-    /// A main container of that image, pulled where it is missing, and Kubernetes' defaults for the rest.
+    /// A main container of this image, with `imagePullPolicy: IfNotPresent` and Kubernetes' defaults for the
+    /// rest.
     pub fn new(name: ContainerName, image: impl Into<String>) -> Container {
         Container {
             name,
@@ -86,7 +88,8 @@ impl Container {
         }
     }
 
-    /// The number of that named or numbered port, for probes and hooks.
+    /// The number of a port given by name or number, for probes and hooks; `None` where no port has that
+    /// name.
     pub fn port(&self, port: &PortRef) -> Option<u16> {
         match port {
             PortRef::Number(n) => Some(*n),
@@ -100,11 +103,11 @@ impl Container {
 /// `imagePullPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PullPolicy {
-    /// Ask the registry at every start.
+    /// Pull the image at every start.
     Always,
-    /// Pull only what is not there.
+    /// Pull the image only if it is missing.
     IfNotPresent,
-    /// Only what is there.
+    /// Never pull; use only an image that is present.
     Never,
 }
 
@@ -113,11 +116,11 @@ pub enum PullPolicy {
 pub struct EnvVar {
     /// The variable's name.
     pub name: String,
-    /// Where its value comes from.
+    /// The source of the value.
     pub value: EnvValue,
 }
 
-/// Where an environment variable's value comes from.
+/// The source of an environment variable's value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EnvValue {
     /// A text in which `$(VAR)` of earlier variables is expanded.
@@ -137,20 +140,20 @@ pub enum EnvValue {
 pub struct KeyRef {
     /// The object's name.
     pub name: String,
-    /// The key in it.
+    /// The key in the object.
     pub key: String,
-    /// Whether the pod may start without it.
+    /// Whether the pod may start without the key.
     pub optional: bool,
 }
 
 /// One `envFrom` entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvFrom {
-    /// Put before each key.
+    /// The prefix of each variable's name.
     pub prefix: String,
-    /// The object.
+    /// The object whose keys become variables.
     pub source: EnvFromSource,
-    /// Whether the pod may start without it.
+    /// Whether the pod may start without the object.
     pub optional: bool,
 }
 
@@ -166,9 +169,9 @@ pub enum EnvFromSource {
 /// One `ports` entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerPort {
-    /// Its name, unique in the container.
+    /// The port's name, unique in the container.
     pub name: Option<String>,
-    /// 1 to 65535.
+    /// The port number, 1 to 65535.
     pub port: u16,
     /// The protocol.
     pub protocol: Protocol,
@@ -190,36 +193,36 @@ pub enum Protocol {
     Sctp,
 }
 
-/// A port by number or by the name it has in `ports`.
+/// A port, by number or by its name in `ports`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PortRef {
-    /// 1 to 65535.
+    /// A port number, 1 to 65535.
     Number(u16),
     /// The name of one of the container's ports.
     Name(String),
 }
 
-/// What a lifecycle hook does.
+/// The action of a lifecycle hook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hook {
     /// Runs a command in the container.
     Exec(Vec<String>),
-    /// Sends a GET; the answer's status is not looked at.
+    /// Sends a GET request; the status of the answer does not matter.
     Http(HttpTarget),
-    /// Waits that many seconds.
+    /// Waits this many seconds.
     Sleep(u32),
 }
 
-/// Whom an HTTP probe or hook asks.
+/// The target of an HTTP probe or hook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpTarget {
-    /// Default: the pod's address.
+    /// The host; `None` means the pod's address.
     pub host: Option<String>,
     /// The port.
     pub port: PortRef,
     /// Path and query.
     pub path: String,
-    /// Whether over TLS (the certificate is not checked).
+    /// Whether to use TLS. The certificate is not checked.
     pub https: bool,
     /// Extra headers; `Host` sets the authority.
     pub headers: Vec<(String, String)>,
@@ -228,9 +231,9 @@ pub struct HttpTarget {
 /// `terminationMessagePolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub enum TerminationMessagePolicy {
-    /// Only the file.
+    /// Only the termination message file.
     #[default]
     File,
-    /// The end of the output where the file is empty and the container failed.
+    /// The end of the container's output, if the file is empty and the container failed.
     FallbackToLogsOnError,
 }

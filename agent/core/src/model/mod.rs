@@ -1,5 +1,5 @@
-//! A pod as the node sees it: already checked, in types that say what they hold. Sources make these values from
-//! Kubernetes API objects; the raw objects stay with the source.
+//! Model of a pod as the node needs it: checked, in types that say what they hold. Sources build these values
+//! from Kubernetes API objects; the raw objects stay in the source.
 
 mod affinity;
 mod container;

@@ -1,4 +1,4 @@
-//! Objects that pods refer to.
+//! ConfigMaps and Secrets that pods refer to.
 
 use crate::ids::Namespace;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,8 @@ pub struct KeyedData {
     pub name: String,
     /// `data` (ConfigMap), `data` and `stringData` (Secret), decoded.
     pub data: BTreeMap<String, Vec<u8>>,
-    /// `binaryData` of a ConfigMap, decoded: files of volumes, and never part of an environment. No key is in both.
+    /// `binaryData` of a ConfigMap, decoded. Volumes show these keys as files; environments never contain
+    /// them. A key is in one of the two maps only.
     #[serde(default)]
     pub binary_data: BTreeMap<String, Vec<u8>>,
 }
@@ -31,7 +32,7 @@ impl KeyedData {
 }
 
 impl std::fmt::Debug for KeyedData {
-    /// Shows the keys, never the values: they may be secret.
+    /// Prints the keys alone, because the values may be secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
@@ -43,7 +44,7 @@ impl std::fmt::Debug for KeyedData {
     }
 }
 
-/// The ConfigMaps and Secrets that a source knows; what is not here does not exist (or is not known yet).
+/// The ConfigMaps and Secrets that a source knows. A missing object does not exist, or is not known yet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Objects {
     config_maps: BTreeMap<(Namespace, String), Arc<KeyedData>>,
@@ -56,7 +57,7 @@ impl Objects {
         let object = object.into();
         self.config_maps.insert((object.namespace.clone(), object.name.clone()), object);
     }
-    /// Takes a ConfigMap away.
+    /// Removes a ConfigMap.
     pub fn remove_config_map(&mut self, name: &(Namespace, String)) {
         self.config_maps.remove(name);
     }
@@ -65,7 +66,7 @@ impl Objects {
         let object = object.into();
         self.secrets.insert((object.namespace.clone(), object.name.clone()), object);
     }
-    /// Takes a Secret away.
+    /// Removes a Secret.
     pub fn remove_secret(&mut self, name: &(Namespace, String)) {
         self.secrets.remove(name);
     }
@@ -80,7 +81,7 @@ impl Objects {
 }
 
 impl Objects {
-    /// The names of the objects that are not the same in both, of either kind.
+    /// The names of the objects, of either kind, that differ between the two values.
     pub fn changed_since(&self, before: &Objects) -> Vec<(Namespace, String)> {
         fn differing<'a>(
             a: &'a BTreeMap<(Namespace, String), Arc<KeyedData>>,

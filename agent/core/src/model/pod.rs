@@ -1,4 +1,4 @@
-//! The pod itself.
+//! Specification of a pod.
 
 use super::{Container, NodeSelectorTerm, PodSecurity, Resources, Volume};
 use crate::{
@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 /// A pod that this node shall run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
-    /// `metadata.uid`: one life of the pod.
+    /// `metadata.uid`, unique for one life of the pod.
     pub uid: PodUid,
     /// `metadata.namespace` and `.name`.
     pub key: PodKey,
@@ -19,10 +19,10 @@ pub struct Pod {
     pub labels: BTreeMap<String, String>,
     /// `metadata.annotations`.
     pub annotations: BTreeMap<String, String>,
-    /// `metadata.creationTimestamp`, or when the source first saw it; the pods of one file are then a nanosecond apart, in
-    /// its order.
+    /// `metadata.creationTimestamp`, or when the source first saw the pod. In the second case the pods of one
+    /// file are a nanosecond apart, in the order of the file.
     pub created: Wall,
-    /// Which source it came from.
+    /// The source of the pod.
     pub origin: Origin,
     /// `spec.nodeName`.
     pub node: NodeName,
@@ -38,7 +38,7 @@ pub struct Pod {
     pub grace_seconds: u32,
     /// `spec.activeDeadlineSeconds`.
     pub active_deadline_seconds: Option<u32>,
-    /// `spec.initContainers` in order; those with [`Container::sidecar`] go on running.
+    /// `spec.initContainers` in order. Those with [`Container::sidecar`] keep running.
     pub init_containers: Vec<Container>,
     /// `spec.containers`.
     pub containers: Vec<Container>,
@@ -69,8 +69,8 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// A pod of which nothing more is known: no containers yet, made at the epoch, from the API server, and Kubernetes'
-    /// defaults for the rest.
+    /// A minimal pod: no containers, created at the epoch, from the API server, with Kubernetes' defaults for
+    /// the rest.
     pub fn new(uid: PodUid, key: PodKey, node: NodeName) -> Pod {
         Pod {
             uid,
@@ -102,31 +102,31 @@ impl Pod {
         }
     }
 
-    /// Every container: init containers first, then the main ones.
+    /// All containers: init containers first, then the main ones.
     pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
         self.init_containers.iter().chain(&self.containers)
     }
 
-    /// The volumes that a container mounts. Nobody asks for the others: what they need may be missing
-    /// (`pkg/kubelet/volumemanager/populator`).
+    /// The volumes that a container mounts. The other volumes are not set up, so the objects that they refer
+    /// to may be missing (`pkg/kubelet/volumemanager/populator`).
     pub fn mounted_volumes(&self) -> impl Iterator<Item = &Volume> {
         let mounted =
             |v: &&Volume| self.all_containers().any(|c| c.mounts.iter().any(|m| m.volume == v.name));
         self.volumes.iter().filter(mounted)
     }
 
-    /// The container of that name, init or main.
+    /// The container with this name, init or main.
     pub fn container(&self, name: &crate::ids::ContainerName) -> Option<&Container> {
         self.all_containers().find(|c| &c.name == name)
     }
 }
 
-/// Which source a pod came from.
+/// The source of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Origin {
-    /// The manifest directory: the file's path.
+    /// The manifest directory, with the path of the file.
     Manifest(PathBuf),
-    /// `staticPodPath`: the file's path.
+    /// The directory `staticPodPath`, with the path of the file.
     StaticFile(PathBuf),
     /// The API server.
     Cluster,
@@ -135,16 +135,16 @@ pub enum Origin {
 /// `spec.restartPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 pub enum RestartPolicy {
-    /// Run again whatever the exit code.
+    /// Restart the container whatever its exit code.
     #[default]
     Always,
-    /// Run again after a non-zero exit code.
+    /// Restart the container after a non-zero exit code.
     OnFailure,
-    /// Never run again.
+    /// Never restart the container.
     Never,
 }
 
-/// Which namespaces the pod does not get for itself.
+/// The namespaces that a pod shares with the host or among its containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct PodNamespaces {
     /// `spec.hostNetwork`.
@@ -157,7 +157,7 @@ pub struct PodNamespaces {
     pub share_pid: bool,
 }
 
-/// How names resolve inside the pod, and the pod's own name.
+/// Name resolution inside the pod, and the pod's own host name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct PodDns {
     /// `spec.dnsPolicy`.
@@ -181,13 +181,13 @@ pub struct PodDns {
 /// `spec.dnsPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub enum DnsPolicy {
-    /// Cluster DNS; for host-network pods the node's.
+    /// Cluster DNS; the node's DNS configuration for pods on the host network.
     #[default]
     ClusterFirst,
-    /// Cluster DNS also for host-network pods.
+    /// Cluster DNS, also for pods on the host network.
     ClusterFirstWithHostNet,
-    /// The node's.
+    /// The node's DNS configuration.
     Default,
-    /// Only `dnsConfig`.
+    /// `dnsConfig` alone.
     None,
 }

@@ -1,4 +1,4 @@
-//! Probes as specified; how results become verdicts is in [`crate::probe`].
+//! Specification of probes. [`crate::probe`] turns results into verdicts.
 
 use super::{HttpTarget, PortRef};
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// A liveness, readiness or startup probe, defaults applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
-    /// How the container is asked.
+    /// How the probe tests the container.
     pub action: ProbeAction,
     /// `initialDelaySeconds`, default 0, counted from the container's start.
     pub initial_delay_seconds: u32,
@@ -18,40 +18,42 @@ pub struct Probe {
     pub success_threshold: u32,
     /// `failureThreshold`, default 3.
     pub failure_threshold: u32,
-    /// `terminationGracePeriodSeconds`: used for kills by this probe, liveness and startup only.
+    /// `terminationGracePeriodSeconds`, the grace period of a stop that this probe causes; liveness and
+    /// startup only.
     pub grace_seconds: Option<u32>,
 }
 
-/// How a probe asks.
+/// The action of a probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProbeAction {
-    /// Exit code 0 is success.
+    /// A command in the container; exit code 0 is success.
     Exec(Vec<String>),
-    /// A status of 200 to 399 is success.
+    /// An HTTP GET; a status of 200 to 399 is success.
     Http(HttpTarget),
-    /// An accepted connection is success.
+    /// A TCP connection; an accepted connection is success.
     Tcp {
-        /// Default: the pod's address.
+        /// The host; `None` means the pod's address.
         host: Option<String>,
         /// The port.
         port: PortRef,
     },
-    /// `grpc.health.v1` answering SERVING is success.
+    /// A `grpc.health.v1` check; the answer SERVING is success.
     Grpc {
         /// The port.
         port: u16,
-        /// The service's name in the request.
+        /// The service name in the request.
         service: String,
     },
 }
 
-/// Which of the three probes.
+/// The kind of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ProbeKind {
-    /// Failing kills the container.
+    /// A failing liveness probe ends the container.
     Liveness,
-    /// Failing takes the pod out of Services.
+    /// A failing readiness probe takes the pod out of Services.
     Readiness,
-    /// Until it succeeds the other two wait; failing kills the container.
+    /// The other two probes wait until the startup probe succeeds. A failing startup probe ends the
+    /// container.
     Startup,
 }

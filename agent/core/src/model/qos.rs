@@ -1,4 +1,5 @@
-//! Quality of service (`pkg/apis/core/v1/helper/qos`): which cgroup a pod lies in and who dies first.
+//! Quality of service class (`pkg/apis/core/v1/helper/qos`), which decides on a pod's parent cgroup and on
+//! the order of OOM kills.
 
 use super::{Origin, Pod, Resources};
 use crate::quantity::Quantity;
@@ -7,11 +8,11 @@ use serde::{Deserialize, Serialize};
 /// `status.qosClass`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum QosClass {
-    /// Every container limits cpu and memory and requests just that.
+    /// Every container limits cpu and memory, and its requests equal its limits.
     Guaranteed,
-    /// Something is requested or limited.
+    /// At least one request or limit is set, and the pod is not Guaranteed.
     Burstable,
-    /// Nothing is.
+    /// No request or limit is set.
     BestEffort,
 }
 
@@ -30,22 +31,22 @@ fn asks_nothing(r: &Resources) -> bool {
     ["cpu", "memory"].iter().all(|n| positive(&r.requests, n).is_none() && positive(&r.limits, n).is_none())
 }
 
-/// From here on a priority is one of the system's (`scheduling.SystemCriticalPriority`).
+/// The least priority of the system's priority classes (`scheduling.SystemCriticalPriority`).
 pub const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
 impl Pod {
-    /// Whether less important pods make room for it (`pkg/kubelet/types` IsCriticalPod): static pods and those of one of
-    /// the system's priorities.
+    /// Whether less important pods make room for this pod (IsCriticalPod, `pkg/kubelet/types`): static pods,
+    /// and pods with a system priority.
     pub fn is_critical(&self) -> bool {
         matches!(self.origin, Origin::StaticFile(_)) || self.priority >= SYSTEM_CRITICAL_PRIORITY
     }
 
-    /// Whether the node cannot do without it (`IsNodeCriticalPod`).
+    /// Whether the pod is critical for the node (`IsNodeCriticalPod`).
     pub fn is_node_critical(&self) -> bool {
         self.is_critical() && self.priority_class.as_deref() == Some("system-node-critical")
     }
 
-    /// The pod's class. Pod-level resources decide alone where they are set.
+    /// The pod's class. Resources of the pod itself, where set, decide alone.
     pub fn qos(&self) -> QosClass {
         if let Some(r) = self.resources.as_ref().filter(|r| !asks_nothing(r)) {
             return if guaranteed(r) { QosClass::Guaranteed } else { QosClass::Burstable };

@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 /// Amounts by resource name (`cpu`, `memory`, `ephemeral-storage`, `hugepages-2Mi`, extended ones).
 pub type ResourceList = BTreeMap<String, Quantity>;
 
-/// `resources` of a container or pod. A request that is missing while the limit is there equals the limit; sources
-/// apply that default.
+/// `resources` of a container or pod. A missing request equals the limit, if there is one; the source applies
+/// that default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Resources {
-    /// What is set aside.
+    /// The amounts that the node reserves.
     pub requests: ResourceList,
-    /// What may not be passed.
+    /// The amounts that may not be exceeded.
     pub limits: ResourceList,
 }
 
@@ -37,8 +37,8 @@ impl Resources {
     }
 }
 
-/// What containers need together at their worst moment: either the main ones with all sidecars, or an init container
-/// with those sidecars that were started before it (`component-helpers/resource`).
+/// The amount that containers need together at the worst moment: the main containers with all sidecars, or an
+/// init container with the sidecars started before it (`component-helpers/resource`).
 pub fn peak(init_containers: &[Container], containers: &[Container], of: impl Fn(&Container) -> i64) -> i64 {
     let main = containers.iter().fold(0_i64, |sum, c| sum.saturating_add(of(c)));
     let (mut sidecars, mut peak) = (0_i64, 0_i64);
@@ -53,13 +53,13 @@ pub fn peak(init_containers: &[Container], containers: &[Container], of: impl Fn
 }
 
 impl Pod {
-    /// What its containers need together at their worst moment, see [`peak`].
+    /// The amount that the pod's containers need together at the worst moment, see [`peak`].
     pub fn peak(&self, of: impl Fn(&Container) -> i64) -> i64 {
         peak(&self.init_containers, &self.containers, of)
     }
 
-    /// What the pod requests of one resource in all: its containers or its own `resources`, and its overhead. `amount`
-    /// says in which unit, for example [`Quantity::millis`].
+    /// The pod's total request of one resource: of its containers, or of its own `resources`, plus its
+    /// overhead. `amount` gives the unit, for example [`Quantity::millis`].
     pub fn request(&self, resource: &str, amount: impl Fn(&Quantity) -> i64) -> i64 {
         let of = |list: &ResourceList| list.get(resource).map(|q| amount(q).max(0));
         let own = self.resources.as_ref().and_then(|r| of(&r.requests));
@@ -71,9 +71,9 @@ impl Pod {
 /// `resourceFieldRef` of the downward API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResourceFieldRef {
-    /// Default: the container that asks (required in volumes).
+    /// The container; `None` means the container that holds the reference. Volumes must name one.
     pub container: Option<ContainerName>,
-    /// For example `limits.cpu`.
+    /// The resource, for example `limits.cpu`.
     pub resource: String,
     /// The unit of the value, default 1; values are rounded up.
     pub divisor: Option<Quantity>,

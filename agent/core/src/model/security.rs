@@ -1,8 +1,8 @@
-//! Security contexts of pods and containers, as specified; the container's wins over the pod's where both are set.
+//! Security contexts of pods and containers, as specified. Where both set a value, the container's wins.
 
 use serde::{Deserialize, Serialize};
 
-/// Linux's capabilities by number (`include/uapi/linux/capability.h`), without `CAP_`.
+/// Linux capabilities by number (`include/uapi/linux/capability.h`), without `CAP_`.
 pub const CAPABILITIES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
@@ -50,15 +50,15 @@ pub const CAPABILITIES: [&str; 41] = [
 /// Capability sets of a process, bit n for capability n.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CapabilitySets {
-    /// Bounding set: limit of what a file may add.
+    /// Bounding set, the limit of the capabilities that an executed file may add.
     pub bounding: u64,
     /// Effective set.
     pub effective: u64,
     /// Permitted set.
     pub permitted: u64,
-    /// Inheritable set: kept over execve if the file allows it.
+    /// Inheritable set, kept over execve if the file allows it.
     pub inheritable: u64,
-    /// Ambient set: kept over execve.
+    /// Ambient set, kept over execve.
     pub ambient: u64,
 }
 
@@ -104,7 +104,7 @@ pub struct ContainerSecurity {
     pub read_only_root: bool,
     /// `capabilities.add`, without `CAP_`, upper case; `ALL` possible.
     pub capabilities_add: Vec<String>,
-    /// `capabilities.drop`, likewise.
+    /// `capabilities.drop`, without `CAP_`, upper case; `ALL` possible.
     pub capabilities_drop: Vec<String>,
     /// `procMount: Unmasked`.
     pub proc_mount_unmasked: bool,
@@ -119,7 +119,7 @@ pub struct ContainerSecurity {
 pub enum Seccomp {
     /// No filter.
     Unconfined,
-    /// The runtime's default filter.
+    /// The container runtime's default filter.
     RuntimeDefault,
     /// A file below the node's seccomp directory; relative, without `..`.
     Localhost(String),
@@ -130,7 +130,7 @@ pub enum Seccomp {
 pub enum AppArmor {
     /// No profile.
     Unconfined,
-    /// The runtime's default profile.
+    /// The container runtime's default profile.
     RuntimeDefault,
     /// A loaded profile by name.
     Localhost(String),

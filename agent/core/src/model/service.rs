@@ -1,5 +1,5 @@
-//! Services and their endpoints, as the node's Service tables and names need them. Made by sources from v1.Service and
-//! discovery.k8s.io/v1 EndpointSlice; the raw objects stay with the source.
+//! Services and their endpoints, as the Service tables and DNS need them. Sources build these values from
+//! v1.Service and discovery.k8s.io/v1 EndpointSlice; the raw objects stay in the source.
 
 use crate::{
     ids::PodKey,
@@ -26,25 +26,25 @@ pub enum ServiceType {
 /// `internalTrafficPolicy` and `externalTrafficPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum TrafficPolicy {
-    /// All endpoints.
+    /// Traffic goes to all endpoints.
     #[default]
     Cluster,
-    /// Endpoints of this node only.
+    /// Traffic goes to endpoints of this node only.
     Local,
 }
 
 /// One entry of `spec.ports`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
-    /// The name, empty where a Service has one unnamed port. Endpoint ports are found by it.
+    /// The port's name, by which endpoint ports are found; empty where a Service has one unnamed port.
     pub name: Arc<str>,
     /// The protocol.
     pub protocol: Protocol,
-    /// The port of the virtual addresses.
+    /// The port number at the Service's virtual addresses.
     pub port: u16,
-    /// `targetPort`.
+    /// `targetPort`, the port of the endpoints.
     pub target: PortRef,
-    /// The port on every node.
+    /// `nodePort`, the port number at the addresses of every node.
     pub node_port: Option<u16>,
 }
 
@@ -62,11 +62,11 @@ pub struct SourceRange {
 pub struct Service {
     /// Namespace and name.
     pub key: PodKey,
-    /// `metadata.uid`; a source without a control plane makes one from the key.
+    /// `metadata.uid`. A source without a control plane derives one from the key.
     pub uid: Arc<str>,
-    /// `metadata.creationTimestamp`: the older Service keeps an address or port that two claim.
+    /// `metadata.creationTimestamp`. Where two Services claim one address or port, the older one keeps it.
     pub created: Wall,
-    /// The type.
+    /// `spec.type`.
     pub kind: ServiceType,
     /// `clusterIPs`; empty for headless Services and ExternalName.
     pub cluster_ips: Vec<IpAddr>,
@@ -80,9 +80,9 @@ pub struct Service {
     pub source_ranges: Vec<SourceRange>,
     /// The ports.
     pub ports: Vec<ServicePort>,
-    /// `selector`; empty where endpoints are made by hand.
+    /// `selector`; empty where endpoints are maintained by hand.
     pub selector: Vec<(Arc<str>, Arc<str>)>,
-    /// Seconds of ClientIP affinity (default 10800), none for `sessionAffinity: None`.
+    /// Seconds of `ClientIP` affinity (default 10800); `None` for `sessionAffinity: None`.
     pub affinity_s: Option<u32>,
     /// `internalTrafficPolicy`.
     pub internal_policy: TrafficPolicy,
@@ -94,14 +94,15 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// `externalName`, without a dot at its end.
     pub external_name: Option<Arc<str>>,
-    /// Carries `service.kubernetes.io/service-proxy-name` or `service.kubernetes.io/headless`: another proxy serves it.
+    /// Another proxy serves the Service, because it carries `service.kubernetes.io/service-proxy-name` or
+    /// `service.kubernetes.io/headless`.
     pub foreign: bool,
 }
 
-/// One endpoint of a slice. Only the first address counts, as in kube-proxy.
+/// One endpoint of a slice. Only its first address counts, as in kube-proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Endpoint {
-    /// Its address.
+    /// The endpoint's first address.
     pub address: IpAddr,
     /// `conditions.ready`, true where absent.
     pub ready: bool,
@@ -117,14 +118,14 @@ pub struct Endpoint {
     pub zone_hints: Vec<Arc<str>>,
     /// `hints.forNodes`.
     pub node_hints: Vec<Arc<str>>,
-    /// `hostname`, the name of this endpoint below a headless Service's.
+    /// `hostname`, the endpoint's name below the name of a headless Service.
     pub hostname: Option<Arc<str>>,
-    /// `targetRef.name` where it is a Pod.
+    /// `targetRef.name`, if the target is a Pod.
     pub pod: Option<Arc<str>>,
 }
 
-/// Conditions of an endpoint, ready, serving and terminating, as they count where the slice leaves them out: kube-proxy
-/// takes an absent `ready` and an absent `serving` for true, whatever the other says.
+/// Conditions ready, serving and terminating of an endpoint, with the defaults for absent ones. As in
+/// kube-proxy, an absent `ready` or `serving` is true, whatever the other one says.
 pub fn conditions(
     ready: Option<bool>,
     serving: Option<bool>,
@@ -133,27 +134,27 @@ pub fn conditions(
     (ready.unwrap_or(true), serving.unwrap_or(true), terminating.unwrap_or(false))
 }
 
-/// One entry of a slice's `ports`. An entry without a number means all ports and is left out by sources.
+/// One entry of a slice's `ports`. Sources leave out an entry without a number, which would mean all ports.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct EndpointPort {
-    /// The Service port's name.
+    /// The name of the Service port.
     pub name: Arc<str>,
     /// The protocol.
     pub protocol: Protocol,
-    /// The number on these endpoints.
+    /// The port number on the slice's endpoints.
     pub port: u16,
 }
 
-/// A checked discovery.k8s.io/v1 EndpointSlice of address type IPv4 or IPv6, with a Service's name on it.
+/// A checked discovery.k8s.io/v1 EndpointSlice of address type IPv4 or IPv6 that names its Service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Namespace and name of the slice.
     pub key: PodKey,
-    /// The Service it belongs to, by label `kubernetes.io/service-name`, in the slice's namespace.
+    /// The slice's Service, by label `kubernetes.io/service-name`, in the slice's namespace.
     pub service: PodKey,
     /// Whether the addresses are IPv6.
     pub v6: bool,
-    /// The ports, of all its endpoints.
+    /// The ports that all endpoints of the slice have.
     pub ports: Vec<EndpointPort>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,

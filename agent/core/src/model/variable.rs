@@ -1,7 +1,7 @@
-//! References to environment variables, as commands, `env` and sub-paths have them.
+//! Expansion of `$(NAME)` references in commands, `env` and sub-paths.
 
-/// Replaces each `$(NAME)` by what `value` has for it and `$$` by `$`. A name that `value` does not have and a
-/// reference that does not end stay as written (`k8s.io/kubernetes/third_party/forked/golang/expansion`).
+/// Replaces each `$(NAME)` by the value that `value` returns for NAME, and `$$` by `$`. A reference without
+/// value, or without end, stays as written (`k8s.io/kubernetes/third_party/forked/golang/expansion`).
 pub fn expand<'v>(text: &str, mut value: impl FnMut(&str) -> Option<&'v str>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! Volumes and how containers see them.
+//! Volumes of a pod and their mounts in containers.
 
 use super::ResourceFieldRef;
 use crate::{ids::VolumeName, quantity::Quantity};
@@ -8,55 +8,56 @@ use std::path::PathBuf;
 /// One of `spec.volumes`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
-    /// Its name in the pod.
+    /// The volume's name in the pod.
     pub name: VolumeName,
-    /// What it is.
+    /// The volume's type and its parameters.
     pub source: VolumeSource,
 }
 
-/// What a volume is made of.
+/// The type of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VolumeSource {
-    /// A directory of the pod's own, gone with the pod.
+    /// A directory of the pod itself, removed with the pod.
     EmptyDir {
-        /// Where it lies.
+        /// The storage medium.
         medium: Medium,
         /// `sizeLimit`.
         size_limit: Option<Quantity>,
     },
     /// A path of the node.
     HostPath {
-        /// Absolute, without `..`.
+        /// The path on the node, absolute, without `..`.
         path: PathBuf,
-        /// What must be there.
+        /// The check of the path before the mount.
         kind: HostPathType,
     },
     /// Keys of a ConfigMap as files.
     ConfigMap(KeysVolume),
     /// Keys of a Secret as files.
     Secret(KeysVolume),
-    /// Facts about the pod as files.
+    /// Fields of the pod as files.
     DownwardApi {
-        /// The files.
+        /// The files of the volume.
         items: Vec<DownwardItem>,
-        /// Mode of files without one of their own, default 0644.
+        /// Mode of files that set none, default 0644.
         default_mode: u32,
     },
-    /// Several of the above in one directory.
+    /// Several of the sources above in one directory.
     Projected {
-        /// In order; a later file wins.
+        /// The sources in order. Of two files with the same path, the later wins.
         sources: Vec<ProjectedSource>,
-        /// Mode of files without one of their own, default 0644.
+        /// Mode of files that set none, default 0644.
         default_mode: u32,
     },
-    /// A kind that this build does not mount yet; starting the pod is refused with an event that names it.
+    /// A volume type that this build cannot mount yet. Such a pod does not start, and an event names the
+    /// type.
     NotYet {
         /// The field's name in the API, for example `nfs`.
         kind: String,
     },
 }
 
-/// Where an emptyDir lies.
+/// The storage medium of an emptyDir.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub enum Medium {
     /// The node's disk.
@@ -64,29 +65,29 @@ pub enum Medium {
     Disk,
     /// A tmpfs.
     Memory,
-    /// hugetlbfs with that page size (`2Mi`), or the default size.
+    /// A hugetlbfs with this page size (`2Mi`), or with the default size.
     HugePages(Option<String>),
 }
 
 /// `hostPath.type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub enum HostPathType {
-    /// No check; missing paths are created as directories by the runtime.
+    /// No check. The runtime creates a missing path as a directory.
     #[default]
     Unset,
-    /// Made as a directory (0755) where missing.
+    /// A directory, created with mode 0755 where missing.
     DirectoryOrCreate,
-    /// Must be a directory.
+    /// An existing directory.
     Directory,
-    /// Made as an empty file (0644) where missing.
+    /// A regular file, created empty with mode 0644 where missing.
     FileOrCreate,
-    /// Must be a regular file.
+    /// An existing regular file.
     File,
-    /// Must be a UNIX socket.
+    /// An existing UNIX socket.
     Socket,
-    /// Must be a character device.
+    /// An existing character device.
     CharDevice,
-    /// Must be a block device.
+    /// An existing block device.
     BlockDevice,
 }
 
@@ -95,37 +96,37 @@ pub enum HostPathType {
 pub struct KeysVolume {
     /// The object's name in the pod's namespace.
     pub name: String,
-    /// Which keys go where; empty means all keys under their own names.
+    /// The keys to show and their paths; empty means all keys under their own names.
     pub items: Vec<KeyToPath>,
-    /// Mode of files without one of their own, default 0644.
+    /// Mode of files that set none, default 0644.
     pub default_mode: u32,
-    /// Whether the pod may start without the object (or the keys named in `items`).
+    /// Whether the pod may start without the object, or without the keys named in `items`.
     pub optional: bool,
 }
 
-/// One key and the file it becomes.
+/// A key and the path of its file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyToPath {
-    /// The key.
+    /// The key in the object.
     pub key: String,
-    /// Relative, without `..`.
+    /// The file's path in the volume, relative, without `..`.
     pub path: PathBuf,
-    /// Mode of this file.
+    /// Mode of this file; `None` means the default mode.
     pub mode: Option<u32>,
 }
 
 /// One file of a downward API volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DownwardItem {
-    /// Relative, without `..`.
+    /// The file's path in the volume, relative, without `..`.
     pub path: PathBuf,
-    /// What it shows.
+    /// The content of the file.
     pub value: DownwardValue,
-    /// Mode of this file.
+    /// Mode of this file; `None` means the default mode.
     pub mode: Option<u32>,
 }
 
-/// What a downward API file shows.
+/// The content of a downward API file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DownwardValue {
     /// `fieldRef.fieldPath`.
@@ -139,11 +140,11 @@ pub enum DownwardValue {
 pub enum ProjectedSource {
     /// A ConfigMap (its `default_mode` is not used).
     ConfigMap(KeysVolume),
-    /// A Secret (likewise).
+    /// A Secret (its `default_mode` is not used).
     Secret(KeysVolume),
-    /// Facts about the pod.
+    /// Fields of the pod.
     DownwardApi(Vec<DownwardItem>),
-    /// A kind that this build does not project yet.
+    /// A source that this build cannot project yet.
     NotYet {
         /// The field's name in the API, for example `serviceAccountToken`.
         kind: String,
@@ -153,49 +154,49 @@ pub enum ProjectedSource {
 /// One of a container's `volumeMounts`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeMount {
-    /// The volume.
+    /// The volume's name.
     pub volume: VolumeName,
-    /// Where the container sees it; absolute.
+    /// The absolute path in the container.
     pub mount_path: String,
     /// `readOnly`.
     pub read_only: bool,
     /// `recursiveReadOnly`.
     pub recursive_read_only: RecursiveReadOnly,
-    /// `subPath`, or `subPathExpr` with its `$(VAR)`.
+    /// `subPath`, or `subPathExpr` with its `$(VAR)` references.
     pub sub_path: Option<SubPath>,
     /// `mountPropagation`.
     pub propagation: MountPropagation,
 }
 
-/// A part of a volume.
+/// The path of a part of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SubPath {
-    /// Taken as written.
+    /// The path as written.
     Plain(String),
-    /// `$(VAR)` is expanded.
+    /// A path in which `$(VAR)` is expanded.
     Expr(String),
 }
 
 /// `recursiveReadOnly`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub enum RecursiveReadOnly {
-    /// Mounts below may be writable.
+    /// Only the mount itself is read-only; mounts below it may be writable.
     #[default]
     Disabled,
-    /// Where the runtime can.
+    /// Recursively read-only where the runtime can, else not recursively.
     IfPossible,
-    /// Or the pod fails.
+    /// Recursively read-only; the pod fails where the runtime cannot.
     Enabled,
 }
 
 /// `mountPropagation`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub enum MountPropagation {
-    /// rprivate.
+    /// Mount type rprivate.
     #[default]
     None,
-    /// rslave.
+    /// Mount type rslave.
     HostToContainer,
-    /// rshared; privileged containers only.
+    /// Mount type rshared; privileged containers only.
     Bidirectional,
 }
