@@ -1,12 +1,12 @@
-//! Printing of errors with their causes.
+//! Printing of errors together with their causes.
 
 use std::{error::Error, fmt};
 
-/// An error and its chain of sources as one line, `error: cause: cause of the cause`: the form of
-/// errors in logs, events and messages to people.
+/// An error and its chain of sources as one line, `error: cause: cause of the cause`: the form of errors in
+/// logs, events and messages to users.
 ///
-/// Relies on the workspace's rule for errors: a source is kept by `#[source]` and is not repeated
-/// in the text of the error that holds it.
+/// The form relies on the workspace's rule for errors: an error keeps its source by `#[source]` and does not
+/// repeat the source in its own text.
 #[derive(Debug, Clone, Copy)]
 pub struct Chain<'a>(pub &'a (dyn Error + 'a));
 

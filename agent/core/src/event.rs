@@ -1,4 +1,4 @@
-//! What happened to a pod or a Service, in Kubernetes' words (`core/v1` Event; for pods with the reasons of
+//! Events about pods and Services, in Kubernetes' terms (`core/v1` Event; for pods with the reasons of
 //! `pkg/kubelet/events/event.go`).
 
 use crate::{
@@ -11,24 +11,24 @@ use std::sync::Arc;
 /// `type` of an Event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum EventKind {
-    /// Something went its way.
+    /// Something happened as intended.
     Normal,
-    /// Somebody should look.
+    /// Something needs the user's attention.
     Warning,
 }
 
-/// One event about a pod, one of its containers or a Service; the shell adds the time.
+/// One event about a pod, one of its containers or a Service. The worker adds the time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Event {
     /// Normal or Warning.
     pub kind: EventKind,
     /// The machine-readable reason, for example `Killing` or `Unhealthy`.
     pub reason: String,
-    /// For people; ends with the cause.
+    /// The message for the user; ends with the cause.
     pub message: String,
-    /// The container concerned, where there is one.
+    /// The container that the event is about, if any.
     pub container: Option<ContainerName>,
-    /// Whether that is an init container, a sidecar too.
+    /// Whether that container is an init container or a sidecar.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub init: bool,
 }
@@ -56,48 +56,48 @@ impl Event {
         }
     }
 
-    /// The same event about one container.
+    /// Sets the container that the event is about.
     pub fn of(mut self, container: &ContainerName) -> Event {
         self.container = Some(container.clone());
         self
     }
 
-    /// `involvedObject.fieldPath`: where in the pod the container stands.
+    /// `involvedObject.fieldPath`: the container's place in the pod's specification.
     pub fn field_path(&self) -> Option<String> {
         let list = if self.init { "initContainers" } else { "containers" };
         self.container.as_ref().map(|c| format!("spec.{list}{{{c}}}"))
     }
 }
 
-/// `involvedObject`: whom an event is about.
+/// `involvedObject`: the object that an event is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub enum Involved {
     /// A pod.
     Pod {
-        /// Its names.
+        /// The pod's namespace and name.
         key: PodKey,
-        /// Its UID.
+        /// The pod's UID.
         uid: PodUid,
     },
     /// A Service.
     Service {
-        /// Its names.
+        /// The Service's namespace and name.
         key: PodKey,
-        /// Its `metadata.uid`.
+        /// The Service's `metadata.uid`.
         uid: Arc<str>,
     },
 }
 
 impl Involved {
-    /// Namespace and name.
+    /// Namespace and name of the object.
     pub fn key(&self) -> &PodKey {
         match self {
             Involved::Pod { key, .. } | Involved::Service { key, .. } => key,
         }
     }
 
-    /// `metadata.uid`.
+    /// `metadata.uid` of the object.
     pub fn uid(&self) -> &str {
         match self {
             Involved::Pod { uid, .. } => uid.as_str(),
@@ -105,7 +105,7 @@ impl Involved {
         }
     }
 
-    /// `kind`; `apiVersion` is `v1`.
+    /// `kind` of the object; its `apiVersion` is `v1`.
     pub fn kind(&self) -> &'static str {
         match self {
             Involved::Pod { .. } => "Pod",
@@ -113,7 +113,7 @@ impl Involved {
         }
     }
 
-    /// `source.component` of its events: who tells them on a node of Kubernetes.
+    /// `source.component`: the Kubernetes component that emits such events.
     pub fn component(&self) -> &'static str {
         match self {
             Involved::Pod { .. } => "kubelet",
@@ -121,13 +121,14 @@ impl Involved {
         }
     }
 
-    /// Whether it is that pod.
+    /// Whether the object is this pod.
     pub fn is_pod(&self, pod: &PodUid) -> bool {
         matches!(self, Involved::Pod { uid, .. } if uid == pod)
     }
 }
 
-/// The kinds as they are written; a reader who does not know them takes any for a pod.
+/// The stored form of the object's kind. The record of a pod has no kind, and a reader that does not know the
+/// field takes every object for a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 enum Kind {
     #[default]
@@ -168,24 +169,24 @@ impl TryFrom<Written> for Involved {
     }
 }
 
-/// An event as it is kept and shown: whom it is about, when, how often.
+/// A stored event: its object, its times and its count.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRecord {
-    /// Whom it is about.
+    /// The object that the event is about.
     #[serde(flatten)]
     pub involved: Involved,
-    /// What happened.
+    /// The event itself.
     pub event: Event,
-    /// First time it happened.
+    /// When the event first happened.
     pub first: Wall,
-    /// Last time it happened.
+    /// When the event last happened.
     pub last: Wall,
-    /// How often.
+    /// How often the event happened.
     pub count: u32,
 }
 
 impl EventRecord {
-    /// It happened once.
+    /// The record of an event that happened once.
     pub fn once(involved: Involved, event: Event, at: Wall) -> EventRecord {
         EventRecord { involved, event, first: at, last: at, count: 1 }
     }

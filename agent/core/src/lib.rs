@@ -1,13 +1,14 @@
-//! The pure heart of the node: what a pod is, what should happen to it next, and what is told about it.
+//! Functional core of the node agent: the model of a pod, the decisions over it, and its reported status.
 //!
-//! Owns: the identities ([`ids`]), the one place for paths and names ([`roots`]), the pod as the node sees it
-//! ([`model`]), Kubernetes quantities ([`quantity`]), clocks as plain data ([`time`]), what is reported
-//! ([`status`], [`event`]), whether a node takes a pod on ([`admit`]) and what of it the node does not give ([`unsupported`]), what requests and limits mean to the kernel ([`resources`]), and the two state machines, [`plan`] for
-//! a pod and [`probe`] for one probe; whose the node's ports are ([`ports`]). Beside these: how errors are printed
-//! ([`error`]) and mutexes locked ([`sync`]).
+//! Owns the identities ([`ids`]), the one place for paths and names ([`roots`]), the model of a pod
+//! ([`model`]), Kubernetes quantities ([`quantity`]), clocks as plain data ([`time`]), statuses and events
+//! ([`status`], [`event`]), the admission of pods ([`admit`]), the unsupported parts of a pod
+//! ([`unsupported`]), the kernel's values for requests and limits ([`resources`]), the ranges of the node's
+//! ports ([`ports`]), and the two state machines: [`plan`] for a pod and [`probe`] for one probe. Beside
+//! these: printing of errors ([`error`]) and locking of mutexes ([`sync`]).
 //!
-//! Invariants: no IO, no tasks, no clock is read here; every function gives the same answer for the same input.
-//! Nothing here panics on any input.
+//! Invariants: the crate does no IO, starts no tasks and reads no clock. Every function gives the same result
+//! for the same input, and none panics on any input.
 #![forbid(unsafe_code)]
 
 pub mod admit;

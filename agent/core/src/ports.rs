@@ -1,5 +1,6 @@
-//! Which of the node's ports are whose. Three parts share them without asking each other: node ports, the connections that
-//! are masqueraded packet by packet for Services, and the masquerade of pods' own traffic by the host's rules.
+//! Ranges of the node's ports for the three users that share the ports without coordination: node ports,
+//! connections to Services that are masqueraded packet by packet, and the masquerade of pods' own traffic by
+//! the host's rules.
 
 use std::ops::RangeInclusive;
 
@@ -9,11 +10,12 @@ pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 /// Source ports of connections to Services that are masqueraded packet by packet.
 pub const SERVICE_MASQUERADE_PORTS: RangeInclusive<u16> = 1_024..=29_999;
 
-/// Source ports of what the host's rules masquerade: neither of the two above, or answers would go to a Service.
+/// Source ports that the host's rules masquerade with. They overlap neither of the two ranges above, because
+/// a Service would take the replies otherwise.
 pub const POD_MASQUERADE_PORTS: RangeInclusive<u16> = 32_768..=65_535;
 
-/// Ports that the kernel must not give to the node's own sockets by itself (`ip_local_reserved_ports`). One that a
-/// program asks for by number it gets.
+/// Ports that the kernel must not choose for the node's own sockets (`ip_local_reserved_ports`). A program
+/// that binds such a port by number still gets it.
 pub const RESERVED_PORTS: RangeInclusive<u16> = *SERVICE_MASQUERADE_PORTS.start()..=*NODE_PORTS.end();
 
 #[cfg(test)]

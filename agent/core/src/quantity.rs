@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// A non-negative or negative amount, exact to 1e-9 of its unit; finer digits are rounded up, as Kubernetes does.
+/// A positive or negative amount, exact to 1e-9 of its unit. Finer digits are rounded up, as in Kubernetes.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Quantity {
@@ -11,7 +11,7 @@ pub struct Quantity {
     text: String,
 }
 
-/// Why a text is no quantity.
+/// Error: a text is no valid quantity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "quantity {0:?} must be a number with an optional suffix of n u m k M G T P E Ki Mi Gi Ti Pi Ei or e<number>"
@@ -29,8 +29,8 @@ impl Quantity {
         clamp(div_ceil(self.nanos, 1_000_000_000))
     }
 
-    /// As Kubernetes writes it back (`CanonicalizeBytes`): the largest suffix with which nothing is lost; powers of 1024
-    /// where it was written so, as long as it is whole and at least 1024.
+    /// The canonical form (`CanonicalizeBytes` of Kubernetes): the largest suffix that loses no precision.
+    /// Powers of 1024 are kept where the text used one and the amount is whole and at least 1024.
     pub fn canonical(&self) -> String {
         const DECIMAL: [&str; 10] = ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"];
         const BINARY: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
@@ -61,7 +61,7 @@ impl Quantity {
         }
     }
 
-    /// As it was written.
+    /// The text as written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -126,7 +126,8 @@ impl FromStr for Quantity {
         let mut nanos: i128 = 0;
         if !int.is_empty() {
             let v: i128 = int.parse().ok().ok_or_else(err)?;
-            // Larger than any real amount: clamped rather than refused, like Kubernetes' cap at 2^63-1.
+            // An amount larger than any real one is clamped rather than rejected, like Kubernetes' cap at
+            // 2^63-1.
             nanos = v.saturating_mul(mul).saturating_mul(1_000_000_000) / div;
             if div > 1_000_000_000 && v.saturating_mul(1_000_000_000) % div != 0 {
                 nanos = nanos.saturating_add(1);
@@ -141,7 +142,7 @@ impl FromStr for Quantity {
             beyond |= unit == 0 && digit != 0;
             fraction += digit * unit;
         }
-        // `fraction` counts 1e-18; bring it to 1e-9 of the unit, rounding up.
+        // `fraction` is in units of 1e-18. Convert it to 1e-9 of the unit, rounding up.
         nanos = nanos
             .saturating_add(div_ceil(fraction.saturating_mul(mul), 1_000_000_000_i128.saturating_mul(div)));
         if beyond && fraction == 0 {
@@ -192,7 +193,7 @@ mod tests {
         assert_eq!(q("100Ei").units(), i64::MAX);
     }
 
-    /// Those of the faults' page were seen on the kubelet.
+    /// Some of these values were observed on a kubelet.
     #[test]
     fn writes_what_kubernetes_writes() {
         for (given, canonical) in [

@@ -1,68 +1,65 @@
-//! The one value that every path, name and port of this node comes from.
+//! Roots of a node: the one value from which every path, name and port of the node derives.
 //!
-//! The defaults are the de-facto contract of a Kubernetes node; tests and the demo pass others, and
-//! two nodes with different roots share one machine.
+//! The defaults are the de-facto contract of a Kubernetes node. Tests and the demo pass other roots, and two
+//! nodes with different roots can share one machine.
 
 use crate::ids::NodeName;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Where this node keeps, finds and serves everything.
+/// The directories, sockets and names of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Roots {
     /// The node's name.
     pub node_name: NodeName,
-    /// Pod state: `pods/<uid>/{volumes,containers,etc-hosts}`. Lasts over reboots. Default
-    /// `/var/lib/kubelet`.
+    /// Pod state: `pods/<uid>/{volumes,containers,etc-hosts}`. Survives reboots. Default `/var/lib/kubelet`.
     pub pod_state: PathBuf,
     /// Container output: `<ns>_<pod>_<uid>/<container>/<n>.log`. Default `/var/log/pods`.
     pub pod_logs: PathBuf,
     /// Links to the output files by container. Default `/var/log/containers`.
     pub container_log_links: PathBuf,
-    /// State of this boot: memory of pods, sockets, pinned namespaces. A tmpfs. Default
-    /// `/run/berth`.
+    /// State of the current boot: memory of pods, sockets, pinned namespaces. A tmpfs. Default `/run/berth`.
     pub runtime_state: PathBuf,
-    /// State that outlives boots: the address journal. Default `/var/lib/berth`.
+    /// State that survives reboots: the address journal. Default `/var/lib/berth`.
     pub lasting_state: PathBuf,
     /// containerd's gRPC socket. Default `/run/containerd/containerd.sock`.
     pub containerd_socket: PathBuf,
     /// The containerd namespace that holds the pods. Default `k8s.io`.
     pub containerd_namespace: String,
-    /// The runtime of containers. Default `io.containerd.runc.v2`.
+    /// containerd's runtime for containers. Default `io.containerd.runc.v2`.
     pub containerd_runtime: String,
     /// containerd's snapshotter. Default `overlayfs`.
     pub snapshotter: String,
-    /// Where cgroup hierarchies are mounted. Default `/sys/fs/cgroup`.
+    /// The directory where cgroup hierarchies are mounted. Default `/sys/fs/cgroup`.
     pub cgroup_mount: PathBuf,
-    /// The cgroup all pods live below, relative to each hierarchy's root. Default `kubepods`; tests
-    /// use `berth-<x>/kubepods`.
+    /// The parent cgroup of all pods, relative to each hierarchy's root. Default `kubepods`; tests use
+    /// `berth-<x>/kubepods`.
     pub cgroup_root: PathBuf,
-    /// The cgroup of the agent's own helpers, relative likewise. Default `berth`.
+    /// The cgroup of the agent's own helpers, relative to each hierarchy's root. Default `berth`.
     pub cgroup_helpers: PathBuf,
-    /// The cgroup whose sockets Services answer, relative to the cgroup2 hierarchy's root. Default
-    /// empty, the whole machine; tests use a sub-tree of their own, with their host-side clients
-    /// moved in.
+    /// The cgroup whose sockets reach Services, relative to the cgroup2 hierarchy's root. Default empty,
+    /// which means the whole machine. Tests use a subtree of their own and move their host-side clients into
+    /// it.
     pub cgroup_hooks: PathBuf,
-    /// Where programs, links and maps are pinned: a directory on a BPF file system. Default
-    /// `/sys/fs/bpf/berth`.
+    /// The directory of pinned programs, links and maps, on a BPF file system. Default `/sys/fs/bpf/berth`.
     pub bpf_pins: PathBuf,
-    /// CNI configuration lists. Default `/etc/cni/net.d`.
+    /// Directory of CNI configuration lists. Default `/etc/cni/net.d`.
     pub cni_conf: PathBuf,
-    /// CNI plugin binaries. Default `/opt/cni/bin`.
+    /// Directory of CNI plugin binaries. Default `/opt/cni/bin`.
     pub cni_bin: PathBuf,
-    /// Where the boot id is read. Default `/proc/sys/kernel/random/boot_id`.
+    /// File with the boot id. Default `/proc/sys/kernel/random/boot_id`.
     pub boot_id: PathBuf,
-    /// The node's resolver configuration, the base of every pod's. Default `/etc/resolv.conf`.
+    /// The node's resolver configuration, on which that of every pod is based. Default `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
-    /// The node's hosts file, the base of host-network pods'. Default `/etc/hosts`.
+    /// The node's hosts file, on which that of host-network pods is based. Default `/etc/hosts`.
     pub hosts_file: PathBuf,
-    /// Localhost seccomp profiles lie below. Default `/var/lib/kubelet/seccomp`.
+    /// Directory of Localhost seccomp profiles. Default `/var/lib/kubelet/seccomp`.
     pub seccomp: PathBuf,
 }
 
 impl Roots {
-    /// The de-facto contract of a Kubernetes node.
+    /// The roots of a normal Kubernetes node.
     pub fn defaults(node_name: NodeName) -> Roots {
         Roots {
             node_name,
@@ -89,8 +86,8 @@ impl Roots {
         }
     }
 
-    /// Everything below one directory, for tests and the demo: nothing of the node's own contract
-    /// is touched. containerd is expected at `<dir>/containerd/containerd.sock`.
+    /// Roots below one directory, for tests and the demo, apart from the node's own paths. containerd is
+    /// expected at `<dir>/containerd/containerd.sock`.
     pub fn below(dir: &Path, node_name: NodeName, cgroup: &str) -> Roots {
         Roots {
             pod_state: dir.join("kubelet"),
@@ -103,7 +100,7 @@ impl Roots {
             cgroup_root: PathBuf::from(cgroup).join("kubepods"),
             cgroup_helpers: PathBuf::from(cgroup).join("helpers"),
             cgroup_hooks: cgroup.into(),
-            // One directory below the file system's root, as `berth-x/y` would need two.
+            // One directory directly below the file system's root; `berth-x/y` would need two.
             bpf_pins: Path::new("/sys/fs/bpf").join(cgroup.replace('/', "-")),
             cni_conf: dir.join("cni/net.d"),
             cni_bin: dir.join("cni/bin"),
@@ -112,7 +109,7 @@ impl Roots {
         }
     }
 
-    /// `pods/<uid>` below the pod state.
+    /// Directory of a pod's state, `pods/<uid>` below the pod state.
     pub fn pod_dir(&self, uid: &crate::ids::PodUid) -> PathBuf {
         self.pod_state.join("pods").join(uid.as_str())
     }
@@ -127,7 +124,7 @@ impl Roots {
         self.pod_logs.join(Self::pod_log_dir_name(key, uid))
     }
 
-    /// Where the pod's pinned namespaces lie: files `net`, `ipc`, `uts` (and `pid` where shared).
+    /// Directory of a pod's pinned namespaces: files `net`, `ipc`, `uts`, and `pid` where shared.
     pub fn sandbox_dir(&self, uid: &crate::ids::PodUid) -> PathBuf {
         self.runtime_state.join("sandboxes").join(uid.as_str())
     }
@@ -137,12 +134,12 @@ impl Roots {
         self.runtime_state.join("agent.sock")
     }
 
-    /// Lock of the one agent of this node.
+    /// Lock file that ensures one agent per node.
     pub fn agent_lock(&self) -> PathBuf {
         self.runtime_state.join("agent.lock")
     }
 
-    /// These roots as JSON, for the helpers that the agent starts.
+    /// These roots as a JSON file, for the helpers that the agent starts.
     pub fn roots_file(&self) -> PathBuf {
         self.runtime_state.join("roots.json")
     }
@@ -152,7 +149,7 @@ impl Roots {
         self.runtime_state.join("status")
     }
 
-    /// Names of the Service ports in the kernel's tables.
+    /// File with the names of the Service ports in the kernel's tables.
     pub fn services_file(&self) -> PathBuf {
         self.runtime_state.join("services.json")
     }
@@ -202,27 +199,27 @@ impl Roots {
         self.runtime_state.join("dns/addresses.json")
     }
 
-    /// The directory of network attachments, one file a sandbox.
+    /// The directory of network attachments, one file per sandbox.
     pub fn attachments_dir(&self) -> PathBuf {
         self.lasting_state.join("attachments")
     }
 
-    /// The host's sysctls before this node changed them.
+    /// File with the host's sysctls from before this node changed them.
     pub fn sysctls_file(&self) -> PathBuf {
         self.runtime_state.join("network/sysctls.json")
     }
 
-    /// The names that `berth dns` answers, published whole by one rename.
+    /// File with the names that `berth dns` answers, replaced as a whole by one rename.
     pub fn zone_file(&self) -> PathBuf {
         self.runtime_state.join("dns/zone.json")
     }
 
-    /// `berth dns`' local socket: whether it lives, and its addresses.
+    /// Local socket of `berth dns`, which reports that it is alive, and its addresses.
     pub fn dns_socket(&self) -> PathBuf {
         self.runtime_state.join("dns.sock")
     }
 
-    /// Where a pod's Memory is written, one file a pod.
+    /// The file of a pod's memory, one per pod.
     pub fn memory_file(&self, uid: &crate::ids::PodUid) -> PathBuf {
         self.runtime_state.join("memory").join(format!("{uid}.json"))
     }

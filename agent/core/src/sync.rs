@@ -1,12 +1,12 @@
-//! Locking without poison.
+//! Locking of mutexes without poisoning.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks the mutex, also after a panic of another holder.
+/// Locks the mutex, even if an earlier holder panicked.
 ///
-/// For data that is valid after each single statement (an insert, a removal, an assignment), so
-/// that a panic between two statements leaves nothing half written. All mutexes of the workspace
-/// guard such data.
+/// The protected data must be valid after each single statement (an insert, a removal, an assignment), so
+/// that a panic between two statements leaves nothing half written. All mutexes of the workspace protect such
+/// data.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,15 +1,15 @@
-//! Clocks as plain data: the shell reads them and hands them in.
+//! Clock readings as plain data. The callers read the clocks and pass the readings in.
 
 use serde::{Deserialize, Serialize};
 use std::{ops::Add, time::Duration};
 
-/// A point on `CLOCK_BOOTTIME`: never set back, goes on during suspend, starts anew with each boot. All waiting and
-/// all back-off is measured on it, so that a clock jump moves no pod.
+/// A point on `CLOCK_BOOTTIME`, which is never set back, continues during suspend, and starts at zero with
+/// each boot. All waits and all back-off use this clock, so that a jump of the wall clock affects no pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Boottime(pub Duration);
 
 impl Boottime {
-    /// The time from `earlier` to this point, zero where it lies ahead.
+    /// The time from `earlier` to this point; zero if `earlier` is later than this point.
     pub fn since(self, earlier: Boottime) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
@@ -22,7 +22,7 @@ impl Add<Duration> for Boottime {
     }
 }
 
-/// A point of wall-clock time in nanoseconds since 1970 (UTC), for what people read; nothing is decided by it.
+/// A point of wall-clock time in nanoseconds since 1970 (UTC), for display. No decision depends on it alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Wall(pub i64);
 
@@ -33,11 +33,11 @@ impl Wall {
     }
 }
 
-/// Both clocks, read together once for one decision.
+/// Readings of both clocks, taken together for one decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Now {
-    /// For waiting.
+    /// The boot clock, for waits.
     pub boottime: Boottime,
-    /// For showing.
+    /// The wall clock, for display.
     pub wall: Wall,
 }

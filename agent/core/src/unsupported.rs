@@ -1,15 +1,16 @@
-//! What a pod asks for that a node of this kind does not give though it runs the pod: told by an event as the pod is
-//! taken on, so that it is not passed over. Pure.
+//! Unsupported parts of a pod's specification: parts that this node does not enforce although it runs the
+//! pod. A pure function yields an event for each part when the pod is accepted, so that the user learns of
+//! the gap.
 
 use crate::{
     event::Event,
     model::{Medium, Pod, PullPolicy, VolumeSource},
 };
 
-/// The events, in the order of the pod's volumes and containers.
+/// The events about unsupported parts, in the order of the pod's volumes and containers.
 pub fn unsupported(pod: &Pod) -> Vec<Event> {
     let sizes = pod.volumes.iter().filter_map(|v| match &v.source {
-        // A tmpfs has its size.
+        // Only a disk volume: the size of a tmpfs limits a memory one.
         VolumeSource::EmptyDir { medium: Medium::Disk, size_limit: Some(limit) } => Some(format!(
             "sizeLimit {} of volume {} is not enforced: this node does not evict pods",
             limit.as_str(),

@@ -1,4 +1,4 @@
-//! Single decisions, with the values that the kubelet has (`pkg/kubelet/kuberuntime`, `pkg/kubelet/status`).
+//! Single decisions, compared with the kubelet's values (`pkg/kubelet/kuberuntime`, `pkg/kubelet/status`).
 
 use berth_core::{
     event::Event,
@@ -43,14 +43,14 @@ fn pod(init: Vec<Container>, mains: Vec<Container>) -> Pod {
     Pod { init_containers: init, containers: mains, ..pod }
 }
 
-/// A pod and a world in which every action succeeds at once, but for those that are held back.
+/// A pod in a world in which every action succeeds at once, except for held kinds.
 struct Case {
     desired: Desired,
     seen: Observed,
     memory: Memory,
     now: Now,
     events: Vec<Event>,
-    /// Every action begun, and after how many seconds.
+    /// Every action begun, with the time in seconds.
     log: Vec<(u64, Action)>,
     /// Kinds of actions that stay in flight.
     held: Vec<&'static str>,
@@ -81,7 +81,7 @@ impl Case {
         self.now.boottime.0.as_secs() - 1000
     }
 
-    /// Plans and acts until nothing is begun any more.
+    /// Plans and acts until no action begins any more.
     fn settle(&mut self) -> Plan {
         let mut rounds = 0;
         loop {
@@ -177,7 +177,7 @@ impl Case {
         self.now.wall.0 += i64::try_from(time.as_nanos()).expect("as the case has it");
     }
 
-    /// After how many seconds each action of a kind was begun for a container.
+    /// The times in seconds at which actions of a kind were begun for a container.
     fn begun(&self, kind: &str, name: &str) -> Vec<u64> {
         let of = self
             .log
@@ -218,7 +218,7 @@ fn a_pod_that_has_ended_stays_so_past_its_deadline_and_without_its_records() {
         let status = case.settle().status;
         assert_eq!((status.phase, status.reason), (phase, None));
         assert!(case.told("DeadlineExceeded").is_empty());
-        // Somebody removes what is left.
+        // The records of the ended pod are removed from outside.
         case.seen.containers.clear();
         assert_eq!(case.settle().status.phase, phase);
         assert_eq!(case.begun("Start", "a").len(), 1, "and nothing of it runs again");
@@ -243,7 +243,7 @@ fn nothing_of_an_ended_pod_waits() {
         case.state("s")
     );
 
-    // One of which the image never came.
+    // A container whose image was never present.
     let mut case = Case::new(Pod {
         active_deadline_seconds: Some(5),
         ..pod(vec![], vec![container("a"), container("b")])
@@ -274,7 +274,7 @@ fn a_restarting_sidecar_takes_no_care_from_the_main_ones() {
     let status = case.settle().status;
     assert_eq!(status.condition(ConditionType::Initialized).expect("as the case has it").status, Truth::True);
     assert!(case.running("s").is_some(), "its startup probe has not succeeded yet");
-    // A main one that ends is started, one that is unhealthy is stopped.
+    // A main container that ends is restarted, and one whose liveness probe fails is stopped.
     case.exit("b", 1, false);
     case.settle();
     assert_eq!(case.begun("Start", "b"), [0, 0]);
@@ -371,7 +371,7 @@ fn another_image_ends_a_run_and_begins_the_next() {
     for policy in [RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::Never] {
         let mains = vec![container("a"), container("b")];
         let mut case = Case::up(Pod { restart_policy: policy, ..pod(vec![sidecar("s")], mains) });
-        // Whatever else changes is for the next run.
+        // A change of any other field takes effect with the next run.
         change(&mut case, "a", &|c| {
             c.env.push(EnvVar { name: "A".into(), value: EnvValue::Text("b".into()) })
         });
@@ -395,7 +395,7 @@ fn another_image_ends_a_run_and_begins_the_next() {
         assert_eq!(case.begun("Signal", "a"), [0], "once");
     }
 
-    // A new image ends the back-off of the old one.
+    // A changed image ends the back-off of the old one.
     let mut case = Case::up(pod(vec![], vec![container("a")]));
     for _ in 0..2 {
         case.exit("a", 1, false);
@@ -406,7 +406,7 @@ fn another_image_ends_a_run_and_begins_the_next() {
     case.settle();
     assert_eq!(case.begun("Start", "a"), [0, 0, 0]);
 
-    // What is not remembered is not compared.
+    // An image that is not remembered is not compared.
     let mut case = Case::up(pod(vec![], vec![container("a")]));
     case.memory = Memory::default();
     change(&mut case, "a", &|c| c.image = "img:2".into());
@@ -481,7 +481,7 @@ fn what_failed_in_an_earlier_sandbox_is_not_shown_of_this_one() {
     case.finish(start, Err(Failure::new("CreateContainerConfigError", "no such ConfigMap")));
     assert_eq!(case.told("Failed"), ["Error: no such ConfigMap"]);
     case.held.clear();
-    // As a look shows it: nothing was made.
+    // The next observation shows that nothing was created.
     case.seen.stale = false;
     case.settle();
     assert_eq!(case.waits("a").as_deref(), Some("CreateContainerConfigError"));

@@ -1,8 +1,9 @@
-//! Random histories of one pod through `plan`: processes end, actions fail, the agent is killed between any two
-//! steps with or without its memory, containerd goes away, the node reboots. What must never happen is checked at
-//! each step; what must come about in the end is checked once the disturbances stop.
+//! Random histories of one pod through `plan`: processes end, actions fail, the agent is killed between any
+//! two steps with or without its memory, containerd fails, the node reboots. Each step checks what must never
+//! happen; the calm end of each history checks what must come about.
 //!
-//! `BERTH_HISTORIES` sets how many (default 60,000), `BERTH_SEED` which; a failure prints both and the steps.
+//! `BERTH_HISTORIES` sets the number of histories (default 60,000), `BERTH_SEED` the seed. A failure prints
+//! both and the steps.
 
 #[expect(unreachable_pub, reason = "shared by the parts of this test alone")]
 mod world;
@@ -46,7 +47,7 @@ fn no_history_breaks_a_promise() {
     let mut sum = world::Tally::default();
     tallies.iter().for_each(|t| sum.add(t));
     println!("{count} histories, {} plans in {:.1} s: {sum:?}", sum.plans, begun.elapsed().as_secs_f64());
-    // The histories are worth nothing where they do not go through these.
+    // The histories prove nothing unless they cover these events.
     for (what, n) in [
         ("starts", sum.starts),
         ("restarts", sum.restarts),

@@ -1,4 +1,4 @@
-//! What a new agent does with the memory of one that was killed between storing and acting.
+//! Plans of a new agent with the memory of an agent that was killed between storing the memory and acting.
 
 #[expect(unreachable_pub, dead_code, reason = "shared by the parts of another test")]
 mod world;
@@ -14,7 +14,7 @@ fn now(seconds: u64) -> Now {
     Now { boottime: Boottime(Duration::from_secs(seconds)), wall: Wall(seconds as i64 * 1_000_000_000) }
 }
 
-/// The pod's first container runs, everything is in place.
+/// A world in which the pod's first container runs and everything else is ready.
 fn running(desired: &Desired) -> (Observed, ContainerId) {
     let spec = &desired.pod.containers[0];
     let id = ContainerId::derive(&desired.pod.uid, SandboxAttempt(0), &spec.name, Attempt(0));
@@ -41,7 +41,7 @@ fn running(desired: &Desired) -> (Observed, ContainerId) {
     (seen, id)
 }
 
-/// As it is after the agent's death: only what has a text form is left.
+/// The memory after the agent's death: only the serialized part is left.
 fn reborn(memory: &Memory) -> Memory {
     let text = serde_json::to_string(memory).expect("memory has a text form");
     serde_json::from_str(&text).expect("and can be read back")

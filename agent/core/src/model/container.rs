@@ -12,7 +12,8 @@ pub struct Container {
     pub name: ContainerName,
     /// `image`, as written.
     pub image: String,
-    /// `imagePullPolicy`, the default already applied (`Always` for `:latest` or no tag, else `IfNotPresent`).
+    /// `imagePullPolicy`, with the default already applied (`Always` for `:latest` or no tag, else
+    /// `IfNotPresent`).
     pub pull_policy: PullPolicy,
     /// `command`, which replaces the image's entry point where not empty; `$(VAR)` not yet expanded.
     pub command: Vec<String>,

@@ -17,8 +17,8 @@ use crate::{
 pub enum Fact {
     /// An action ended. [`super::Observed`] already shows its effect.
     Finished(Action, Result<(), Failure>),
-    /// A start came as far as executing the container's command, and the command cannot be executed. The run has
-    /// ended, as [`super::Observed`] shows.
+    /// A start came as far as executing the container's command, and the command cannot be executed. The run
+    /// has ended, as [`super::Observed`] shows.
     Unstartable {
         /// The start action.
         action: Action,

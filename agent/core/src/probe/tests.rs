@@ -34,7 +34,7 @@ fn unknown() -> ProbeResult {
     ProbeResult::Unknown("busy".into())
 }
 
-/// Asks at each due time and answers at once; gives the asking times and the changes.
+/// Runs the probe at each due time and answers at once. Returns the times and the changes of the verdict.
 fn drive(
     mut state: ProbeState,
     probe: &Probe,
@@ -75,7 +75,8 @@ fn first_question_at_the_initial_delay_then_every_period() {
     assert_eq!(todo, Step::Wait { until: secs(103) });
     let (_, asked, _) = drive(state, &p, &vec![ProbeResult::Success; 3]);
     assert_eq!(asked, [secs(103), secs(113), secs(123)]);
-    // A state made after the delay has passed asks at once and takes that as its grid.
+    // A state that is created after the delay has passed runs the probe at once, and that time becomes its
+    // grid.
     let late = ProbeState::new(ProbeKind::Liveness, &p, secs(100), secs(120), secs(0), 7);
     assert_eq!(drive(late, &p, &vec![ProbeResult::Success; 2]).1, [secs(120), secs(130)]);
 }
@@ -178,7 +179,7 @@ fn one_question_at_a_time_and_no_burst_after_a_pause() {
     assert_eq!(todo, Step::Wait { until: secs(131) }, "until the answer counts as lost");
     let (state, todo, _) = step(&state, &p, ProbeEvent::Result(millis(115_500), failure()));
     assert_eq!(todo, Step::Wait { until: secs(120) });
-    // The machine slept for an hour and 3.5 seconds: one question, then the grid again.
+    // The machine was suspended for an hour and 3.5 seconds: one probe runs, then the grid continues.
     let (state, todo, _) = step(&state, &p, ProbeEvent::Tick(millis(3_723_500)));
     assert_eq!(todo, Step::Ask);
     let (_, todo, _) = step(&state, &p, ProbeEvent::Result(millis(3_723_600), ProbeResult::Success));
@@ -284,7 +285,8 @@ fn answers() -> impl Strategy<Value = ProbeResult> {
     ]
 }
 
-/// The rule of rows told in another way: looks back over the whole history at every answer.
+/// A second implementation of the rule of rows, as reference: looks back over the whole history at every
+/// result.
 fn reference(kind: ProbeKind, p: &Probe, initial: Option<Verdict>, history: &[ProbeResult]) -> Vec<Verdict> {
     let known: Vec<Verdict> = history
         .iter()
@@ -337,8 +339,9 @@ proptest! {
         }
     }
 
-    /// Any order of ticks, nudges and answers at any pace: one question in flight, none before the first point, at
-    /// most one a grid cell but for nudges, none twice within a second but for the grid, and serde keeps the state.
+    /// Any order of ticks, nudges and results at any pace: one probe runs at a time, none before the first
+    /// point, at most one per grid cell except for nudges, no two within a second except by the grid, and
+    /// serde preserves the state.
     #[test]
     fn schedule_holds_under_any_pace(
         kind in kinds(), delay in 0u32..20, period in 1u32..15, seed in any::<u32>(),

@@ -1,4 +1,4 @@
-//! What a container's cgroup is set to (`pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`).
+//! Values of a container's cgroup (`pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`).
 
 use super::{CPU_PERIOD_US, cpu_quota, cpu_shares};
 use crate::{
@@ -8,37 +8,39 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What the node's cgroups can do, as far as containers' values depend on it.
+/// The features of the node's cgroups that a container's values depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CgroupFacts<'a> {
-    /// Pure cgroup v2 (hybrid counts as v1, as it does for runtimes).
+    /// The node has cgroup v2 alone. A hybrid node counts as v1, as it does for runtimes.
     pub v2: bool,
-    /// Whether swap can be limited.
+    /// Whether the kernel can limit swap.
     pub swap: bool,
-    /// Page sizes of the hugetlb controller (`2MB`).
+    /// The page sizes of the hugetlb controller (`2MB`).
     pub hugepage_sizes: &'a [String],
 }
 
-/// What the container's cgroup is set to.
+/// The values of a container's cgroup.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerResources {
-    /// `cpu.shares`; runc makes the v2 weight of it.
+    /// `cpu.shares`; runc converts it to the v2 weight.
     pub cpu_shares: u64,
     /// Microseconds of CPU per period; `None` means no limit.
     pub cpu_quota: Option<i64>,
     /// The period of [`Self::cpu_quota`] in microseconds.
     pub cpu_period: u64,
-    /// Bytes; `None` means no limit.
+    /// Memory limit in bytes; `None` means no limit.
     pub memory_limit: Option<i64>,
-    /// Bytes of memory and swap together; equals the limit, so that nothing swaps.
+    /// Limit of memory and swap together in bytes. It equals the memory limit, so that the container cannot
+    /// swap.
     pub memory_swap: Option<i64>,
-    /// Bytes by page size (`2MB`); every size that the node has, 0 where not asked for.
+    /// Huge page limits in bytes by page size (`2MB`). Every page size of the node is listed, with 0 where
+    /// the container has no limit for it.
     pub hugepages: Vec<(String, i64)>,
-    /// Files of cgroup v2 set as they are.
+    /// Files of cgroup v2 and the values to write to them.
     pub unified: BTreeMap<String, String>,
 }
 
-/// `hugepages-2Mi` is page size `2MB` to the kernel's controller.
+/// The hugetlb controller's name of a page size: `2MB` for `hugepages-2Mi`.
 pub(super) fn page_size(resource: &str) -> Option<String> {
     let bytes = resource.strip_prefix("hugepages-")?.parse::<Quantity>().ok()?.units();
     let (mut value, mut unit) = (bytes, 0_usize);
@@ -54,7 +56,7 @@ fn limit_of(pod: &Pod, container: &Container, of: fn(&Resources) -> Option<i64>)
 }
 
 impl ContainerResources {
-    /// The limits of one of the pod's containers on such a node.
+    /// The values for one container of the pod on such a node.
     pub fn of(pod: &Pod, container: &Container, node: CgroupFacts<'_>) -> ContainerResources {
         let cpu_limit = limit_of(pod, container, Resources::cpu_limit_millis);
         let memory_limit = limit_of(pod, container, Resources::memory_limit_bytes);
@@ -73,10 +75,11 @@ impl ContainerResources {
         }
         let mut unified = BTreeMap::new();
         if node.v2 {
-            // One process of a container killed for lack of memory leaves a half-alive container.
+            // On OOM the kernel kills the whole container, because killing one process would leave a
+            // half-alive container.
             unified.insert("memory.oom.group".to_owned(), "1".to_owned());
             if node.swap {
-                // Also without a memory limit: a node that swaps does so for nobody's container.
+                // Containers do not swap, even without a memory limit and on a node with swap.
                 unified.insert("memory.swap.max".to_owned(), "0".to_owned());
             }
         }
@@ -123,7 +126,7 @@ mod tests {
         assert_eq!(of("", "cpu=1m").cpu_quota, Some(MIN_QUOTA_US));
         assert_eq!(of("", "cpu=150m").cpu_quota, Some(15_000));
         assert_eq!(of("", "").cpu_quota, None);
-        // A limit stands for a missing request also where no source has seen to it.
+        // A limit replaces a missing request, even where no source has applied that default.
         let mut p = pod("u", vec![], vec![container("", "cpu=2")]);
         p.containers[0].resources.requests.clear();
         assert_eq!(ContainerResources::of(&p, &p.containers[0], CgroupFacts::default()).cpu_shares, 2048);
@@ -142,7 +145,7 @@ mod tests {
         let unlimited = pod("u", vec![], vec![container("", "")]);
         let of_unlimited = |node| ContainerResources::of(&unlimited, &unlimited.containers[0], node).unified;
         assert_eq!(of_unlimited(node).get("memory.swap.max").map(String::as_str), Some("0"));
-        // The kernel has no such file where it does not count swap.
+        // The kernel has no such file where it does not account swap.
         assert_eq!(of_unlimited(CgroupFacts { swap: false, ..node }).get("memory.swap.max"), None);
         let no_swap =
             ContainerResources::of(&p, &p.containers[0], CgroupFacts { swap: false, v2: false, ..node });

@@ -1,7 +1,8 @@
-//! The kubelet's arithmetic, once: from requests and limits to what the kernel is set to. Pure.
+//! Kernel values of requests and limits, by the kubelet's arithmetic. Pure.
 //!
-//! Here: CPU shares, weights and quotas (`pkg/kubelet/cm/helpers_linux.go`); below: a pod's cgroup ([`pod_cgroup`]), a
-//! container's ([`ContainerResources`]) and who is killed first when memory runs out ([`oom_score_adj`]).
+//! This module: CPU shares, weights and quotas (`pkg/kubelet/cm/helpers_linux.go`). Its submodules: a pod's
+//! cgroup ([`pod_cgroup`]), a container's cgroup ([`ContainerResources`]), and the order of OOM kills
+//! ([`oom_score_adj`]).
 
 mod container;
 mod oom;
@@ -13,29 +14,29 @@ pub use container::{CgroupFacts, ContainerResources};
 pub use oom::{OOM_AGENT, OOM_BEST_EFFORT, OOM_GUARANTEED, OOM_SANDBOX, oom_score_adj};
 pub use pod::{Amounts, PodCgroup, burstable_shares, pod_cgroup, pod_limits, pod_requests};
 
-/// The fewest CPU shares there are; also those of all best-effort pods together.
+/// The least number of CPU shares; also the shares of all best-effort pods together.
 pub const MIN_SHARES: u64 = 2;
-/// The most CPU shares there are.
+/// The largest number of CPU shares.
 pub const MAX_SHARES: u64 = 262_144;
-/// The period in which a CPU quota is counted, in microseconds.
+/// The period of a CPU quota, in microseconds.
 pub const CPU_PERIOD_US: u64 = 100_000;
-/// The smallest quota the kernel takes, in microseconds.
+/// The smallest quota that the kernel accepts, in microseconds.
 pub const MIN_QUOTA_US: i64 = 1000;
 
-/// CPU shares (cgroup v1 `cpu.shares`) of a request in thousandths of a core.
+/// The CPU shares (cgroup v1 `cpu.shares`) for a request in thousandths of a core.
 pub fn cpu_shares(millis: i64) -> u64 {
     let shares = u64::try_from(millis).unwrap_or(0).saturating_mul(1024) / 1000;
     shares.clamp(MIN_SHARES, MAX_SHARES)
 }
 
-/// CPU weight (cgroup v2 `cpu.weight`, 1 to 10000) of shares, by the formula for pods and QoS classes. Runtimes use
-/// another one for containers.
+/// The CPU weight (cgroup v2 `cpu.weight`, 1 to 10000) for shares, by the formula for pods and QoS classes.
+/// Container runtimes use another formula for containers.
 pub fn cpu_weight(shares: u64) -> u64 {
     let shares = shares.clamp(MIN_SHARES, MAX_SHARES);
     1 + (shares - MIN_SHARES) * 9999 / (MAX_SHARES - MIN_SHARES)
 }
 
-/// CPU quota in microseconds per `period_us` of a limit in thousandths of a core; `None` is no limit.
+/// The CPU quota in microseconds per `period_us` for a limit in thousandths of a core; `None` means no limit.
 pub fn cpu_quota(limit_millis: Option<i64>, period_us: u64) -> Option<i64> {
     let millis = limit_millis.filter(|m| *m > 0)?;
     let period = i64::try_from(period_us).unwrap_or(i64::MAX);

@@ -1,18 +1,19 @@
-//! `oom_score_adj`: who is killed first when the node is out of memory (`pkg/kubelet/qos/policy.go`).
+//! `oom_score_adj`: the order in which the kernel kills when the node is out of memory
+//! (`pkg/kubelet/qos/policy.go`).
 
 use crate::model::{Container, Pod, QosClass, Resources};
 
-/// Of what may hardly ever be killed: guaranteed pods and node-critical ones.
+/// Score of guaranteed pods and of pods critical for the node, which are killed almost last.
 pub const OOM_GUARANTEED: i32 = -997;
-/// Of best-effort pods: killed first.
+/// Score of best-effort pods, which are killed first.
 pub const OOM_BEST_EFFORT: i32 = 1000;
-/// Of the agent and of what pods hang on: its helpers and their shims.
+/// Score of the agent and of the processes that pods depend on: the agent's helpers and their shims.
 pub const OOM_AGENT: i32 = -999;
-/// Of a pod's pause program.
+/// Score of a pod's pause process.
 pub const OOM_SANDBOX: i32 = -998;
 
-/// A container's `oom_score_adj`, on a node with that much memory in bytes: the more it requested, the later it is
-/// killed. A sidecar never goes before the main containers.
+/// The `oom_score_adj` of a container on a node with this much memory in bytes. The more memory the container
+/// requested, the later it is killed. A sidecar is never killed before the main containers.
 pub fn oom_score_adj(pod: &Pod, container: &Container, node_memory: i64) -> i32 {
     if pod.is_node_critical() {
         return OOM_GUARANTEED;
@@ -32,12 +33,13 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, node_memory: i64) -> i32 
         let least = pod.containers.iter().map(|c| c.resources.memory_request_bytes()).min().unwrap_or(0);
         adjust = adjust.min(score(least));
     }
-    // Always above a guaranteed pod that uses all memory, and below a best-effort one.
+    // The score stays above that of a guaranteed pod that uses all memory, and below that of a best-effort
+    // pod.
     i32::try_from(adjust.clamp(i128::from(1000 + OOM_GUARANTEED), i128::from(OOM_BEST_EFFORT - 1)))
         .unwrap_or(OOM_BEST_EFFORT - 1)
 }
 
-/// What the pod requests for itself beyond its containers' requests, divided among them.
+/// The memory that the pod requests beyond its containers' requests, divided among the containers.
 fn unassigned_memory_per_container(pod: &Pod) -> i64 {
     let own = pod.resources.as_ref().map_or(0, Resources::memory_request_bytes);
     if own == 0 {
@@ -92,7 +94,8 @@ mod tests {
         assert_eq!(of(&critical, 0), -997);
         let only_named = Pod { priority: 5, ..critical };
         assert_eq!(of(&only_named, 0), 1000);
-        // A static pod is critical whatever its priority; of two classes only one is the node's.
+        // A static pod is critical whatever its priority. Of the two system priority classes only
+        // `system-node-critical` is critical for the node.
         let of_file = Pod { origin: Origin::StaticFile("/x".into()), priority: 0, ..only_named };
         assert_eq!(of(&of_file, 0), -997);
         let of_cluster = Pod { priority_class: Some("system-cluster-critical".into()), ..of_file };

@@ -1,5 +1,5 @@
-//! What a pod requests and may use in all, and its own cgroup (`pkg/kubelet/cm/helpers_linux.go` ResourceConfigForPod,
-//! `component-helpers/resource`).
+//! Total requests and limits of a pod, and the values of its cgroup (ResourceConfigForPod,
+//! `pkg/kubelet/cm/helpers_linux.go`; `component-helpers/resource`).
 
 use super::{CPU_PERIOD_US, MIN_SHARES, container::page_size, cpu_quota, cpu_shares};
 use crate::{
@@ -8,17 +8,17 @@ use crate::{
 };
 use std::collections::BTreeMap;
 
-/// Amounts of cpu (thousandths of a core) and memory (bytes).
+/// Amounts of CPU and memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Amounts {
-    /// In thousandths of a core.
+    /// CPU in thousandths of a core.
     pub cpu_millis: i64,
-    /// In bytes.
+    /// Memory in bytes.
     pub memory_bytes: i64,
 }
 
 impl Amounts {
-    /// Those of a list; 0 where it does not name one.
+    /// The amounts in a resource list; 0 where the list does not name the resource.
     pub fn of(list: &ResourceList) -> Amounts {
         Amounts {
             cpu_millis: list.get("cpu").map_or(0, |q| q.millis().max(0)),
@@ -27,12 +27,12 @@ impl Amounts {
     }
 }
 
-/// What the containers need together at their worst moment.
+/// The amounts that the containers need together at the worst moment.
 fn aggregate(pod: &Pod, of: impl Fn(&Container) -> Amounts) -> Amounts {
     Amounts { cpu_millis: pod.peak(|c| of(c).cpu_millis), memory_bytes: pod.peak(|c| of(c).memory_bytes) }
 }
 
-/// What the pod requests in all: its containers or its own `resources`, and its overhead.
+/// The pod's total requests: of its containers, or of its own `resources`, plus its overhead.
 pub fn pod_requests(pod: &Pod) -> Amounts {
     Amounts {
         cpu_millis: pod.request("cpu", Quantity::millis),
@@ -40,7 +40,7 @@ pub fn pod_requests(pod: &Pod) -> Amounts {
     }
 }
 
-/// What the pod may use in all; 0 where nothing limits it. Overhead counts only where there is a limit.
+/// The pod's total limits; 0 means no limit. The overhead is added only to an amount that is limited.
 pub fn pod_limits(pod: &Pod) -> Amounts {
     let mut sum = aggregate(pod, |c| Amounts::of(&c.resources.limits));
     if let Some(own) = &pod.resources {
@@ -59,29 +59,29 @@ pub fn pod_limits(pod: &Pod) -> Amounts {
     }
 }
 
-/// What a pod's own cgroup is set to.
+/// The values of a pod's own cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodCgroup {
-    /// Shares; as a weight see [`super::cpu_weight`].
+    /// CPU shares; [`super::cpu_weight`] converts them to a weight.
     pub cpu_shares: u64,
-    /// Quota in microseconds per [`CPU_PERIOD_US`]; `None` is unlimited.
+    /// CPU quota in microseconds per [`CPU_PERIOD_US`]; `None` is unlimited.
     pub cpu_quota: Option<i64>,
     /// Memory limit in bytes; `None` is unlimited.
     pub memory_limit: Option<i64>,
-    /// Bytes by page size (`2MB`); of sizes that are not named here the pod may use none.
+    /// Huge page limits in bytes by page size (`2MB`). Page sizes that are not listed are limited to 0.
     pub hugepages: BTreeMap<String, i64>,
-    /// The most processes and threads; `None` is unlimited.
+    /// Limit of processes and threads; `None` is unlimited.
     pub pids_limit: Option<i64>,
 }
 
-/// A pod's cgroup. CPU and memory are limited only where every container (or the pod itself) is: one without a limit
-/// may use what the node has.
+/// The cgroup values of a pod. CPU and memory are limited only where every container, or the pod itself, has
+/// a limit, because a container without a limit may use all that the node has.
 pub fn pod_cgroup(pod: &Pod, pids_limit: Option<i64>) -> PodCgroup {
     let limits = pod_limits(pod);
     let own = pod.resources.as_ref().map(|r| Amounts::of(&r.limits)).unwrap_or_default();
     let all = |amount: fn(Amounts) -> i64| {
         let of = |c: &Container| amount(Amounts::of(&c.resources.limits));
-        // The kubelet counts the sidecars that an init container runs beside to its limit.
+        // As in the kubelet, the limits of the sidecars beside an init container count towards its limit.
         let mut sidecars = 0_i64;
         let init = pod.init_containers.iter().all(|c| {
             let moment = sidecars.saturating_add(of(c));
@@ -110,7 +110,7 @@ pub fn pod_cgroup(pod: &Pod, pids_limit: Option<i64>) -> PodCgroup {
     }
 }
 
-/// What the pod requests of huge pages in all, by page size.
+/// The pod's total request of huge pages, by page size.
 fn hugepages(pod: &Pod) -> BTreeMap<String, i64> {
     let containers = pod.init_containers.iter().chain(&pod.containers).map(|c| &c.resources);
     let names = containers.chain(&pod.resources).flat_map(|r| r.requests.keys());
@@ -148,9 +148,9 @@ mod tests {
             (vec![], amounts(150, 110)),
             (vec![init("cpu=10m")], amounts(150, 110)),
             (vec![init("cpu=1,memory=10Mi")], amounts(1000, 110)),
-            // Sidecars run beside the main containers …
+            // Sidecars count beside the main containers …
             (vec![side("cpu=200m,memory=5Mi")], amounts(350, 115)),
-            // … and beside the init containers after them, not before.
+            // … and beside the init containers that follow them, not those before.
             (vec![side("cpu=200m"), init("cpu=1")], amounts(1200, 110)),
             (vec![init("cpu=1"), side("cpu=200m")], amounts(1000, 110)),
             (vec![side("cpu=200m"), side("cpu=300m"), init("cpu=400m")], amounts(900, 110)),

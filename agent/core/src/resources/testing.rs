@@ -1,4 +1,4 @@
-//! Pods of requests and limits for the tests of this module.
+//! Builders of pods with requests and limits, for this module's tests.
 
 use crate::{
     ids::PodKey,
@@ -9,12 +9,12 @@ fn list(pairs: &[(&str, &str)]) -> ResourceList {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), v.parse().unwrap())).collect()
 }
 
-/// `cpu=100m,memory=1Gi` as a list; empty is empty.
+/// Parses `cpu=100m,memory=1Gi` to a resource list; an empty text is an empty list.
 fn parse(text: &str) -> ResourceList {
     list(&text.split(',').filter_map(|pair| pair.split_once('=')).collect::<Vec<_>>())
 }
 
-/// Requests and limits; a request that is missing while its limit is there equals it, as sources see to.
+/// Requests and limits. A missing request equals its limit, as sources apply that default.
 pub(crate) fn resources(requests: &str, limits: &str) -> Resources {
     let limits = parse(limits);
     let mut all = limits.clone();
@@ -22,17 +22,17 @@ pub(crate) fn resources(requests: &str, limits: &str) -> Resources {
     Resources { requests: all, limits }
 }
 
-/// A main container.
+/// A main container with these requests and limits.
 pub(crate) fn container(requests: &str, limits: &str) -> Container {
     Container { resources: resources(requests, limits), ..Container::new("c".parse().unwrap(), "i") }
 }
 
-/// A sidecar.
+/// A sidecar with these requests and limits.
 pub(crate) fn sidecar(requests: &str, limits: &str) -> Container {
     Container { sidecar: true, ..container(requests, limits) }
 }
 
-/// A pod of these init and main containers.
+/// A pod with these init and main containers.
 pub(crate) fn pod(uid: &str, init: Vec<Container>, main: Vec<Container>) -> Pod {
     let key = PodKey { namespace: "ns".parse().unwrap(), name: "pod".parse().unwrap() };
     Pod {

@@ -1,4 +1,4 @@
-//! The promises.
+//! Invariants that every history has to keep.
 
 use super::World;
 use berth_core::{
@@ -9,7 +9,7 @@ use berth_core::{
 };
 
 impl World<'_> {
-    /// What must hold of each plan.
+    /// Checks the invariants of one plan.
     pub(super) fn check_plan(&self, p: &Plan) -> Result<(), String> {
         for probe in &p.probes {
             if !p
@@ -56,7 +56,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// What was told is not taken back.
+    /// Checks that no published fact is taken back.
     pub(super) fn check_forwards(&self, p: &Plan) -> Result<(), String> {
         let now = &p.status;
         let initialized =
@@ -79,7 +79,7 @@ impl World<'_> {
             if is.restart_count < was.restart_count {
                 return Err(format!("restartCount of {} fell: {was:?}, then {is:?}", is.name));
             }
-            // A run that began before, and that nobody had seen yet, is told of.
+            // The exception: a run that began before and was not observed until now.
             let same_run = is.restart_count == was.restart_count;
             let kept = same_run && (before.terminating || before.phase.is_terminal());
             if kept
@@ -92,7 +92,7 @@ impl World<'_> {
         Ok(())
     }
 
-    /// A live container is stopped only for a reason that the history gave.
+    /// Checks that a live container is stopped only for a reason that the history gave.
     pub(super) fn check_stop(&self, a: &Action, id: &ContainerId) -> Result<(), String> {
         let m = &self.agent.memory;
         let reason = self.all_condemned
@@ -112,7 +112,7 @@ impl World<'_> {
         self.desired.pod.restart_policy != RestartPolicy::Always
     }
 
-    /// Its sandbox is gone.
+    /// Whether the run's sandbox is gone or broken.
     fn stray(&self, id: &ContainerId) -> bool {
         let sandbox_attempt = self.truth.containers.get(id).map(|c| c.sandbox_attempt);
         self.truth
@@ -121,7 +121,7 @@ impl World<'_> {
             .is_none_or(|s| Some(s.sandbox_attempt) != sandbox_attempt || s.state == SandboxState::Broken)
     }
 
-    /// Only sidecars are left of a pod whose main containers have all ended for good.
+    /// Whether the main containers of the pod have all ended for good, so that only sidecars are left.
     fn pod_is_over(&self) -> bool {
         self.desired.pod.restart_policy != RestartPolicy::Always
             && self.desired.pod.containers.iter().all(|c| {
@@ -155,7 +155,7 @@ impl World<'_> {
         {
             return Err(format!("{container} started beside {} which is {:?}", other.short(), c.state));
         }
-        // One that is there already is adopted, not run again.
+        // A container that already exists is adopted, not run again.
         let adopted = truth.containers.get(id).is_some_and(|c| c.state != RunState::NotStarted);
         if !adopted && self.finished_inits.contains(&(sandbox_attempt, container.clone())) {
             return Err(format!(
@@ -185,7 +185,8 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Calm, and nothing more to happen: the pod is where it should be.
+    /// Checks, once the disturbances are over and nothing more happens, that the pod has reached its final
+    /// state.
     pub(super) fn check_settled(&mut self) -> Result<(), String> {
         let Some(p) = self.plan.clone() else { return Err("no plan".into()) };
         if self.desired.end.is_some() {

@@ -1,4 +1,4 @@
-//! A world in plain data that carries out what `plan` asks for, and misbehaves.
+//! Simulated world in plain data that carries out what `plan` asks for, with random faults.
 
 mod checks;
 mod pods;
@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-/// How often each thing happened, so that the test can tell that the histories go through it.
+/// Counts of each kind of event, so that the test can prove that the histories cover them.
 #[derive(Debug, Default, Clone)]
 pub struct Tally {
     pub plans: u64,
@@ -51,7 +51,7 @@ impl Tally {
     }
 }
 
-/// What the agent keeps between two plans.
+/// The state that the agent keeps between two plans.
 struct Agent {
     seen: Observed,
     memory: Memory,
@@ -61,24 +61,24 @@ pub struct World<'t> {
     pub(crate) desired: Desired,
     tally: &'t mut Tally,
     now: Now,
-    /// The truth, as containerd, the kernel and the disk would tell it.
+    /// The true state of the world, as containerd, the kernel and the disk have it.
     truth: Observed,
     agent: Agent,
-    /// A look at the pod is due: an action failed of which nothing else tells what it left.
+    /// The pod must be observed, because an action failed and only an observation shows what it left.
     look_due: bool,
-    /// What was stored before the last actions were begun is lost.
+    /// The memory stored before the last actions is lost.
     forgotten: bool,
     plan: Option<Plan>,
-    /// The status that was told last; `None` where the memory of it is lost.
+    /// The last published status; `None` after the memory of it is lost.
     pub(crate) told: Option<PodStatus>,
-    /// Actions begun by the agent that lives.
+    /// Actions that the live agent has begun.
     pending: Vec<Action>,
-    /// Runs that somebody had a reason to stop.
+    /// Runs that the history gave a reason to stop.
     pub(crate) condemned: BTreeSet<ContainerId>,
     pub(crate) all_condemned: bool,
-    /// Runs whose readiness probe says no.
+    /// Runs whose last readiness result was a failure.
     pub(crate) unready: BTreeSet<ContainerId>,
-    /// Runs whose readiness probe has said yes.
+    /// Runs whose readiness probe has succeeded.
     pub(crate) told_ready: BTreeSet<ContainerId>,
     pub(crate) finished_inits: BTreeSet<(SandboxAttempt, ContainerName)>,
     pub(crate) calm: bool,
@@ -127,7 +127,7 @@ impl<'t> World<'t> {
         }
     }
 
-    /// A history: some disturbed steps, then calm until nothing changes any more.
+    /// Runs one history: some steps with disturbances, then calm steps until nothing changes any more.
     pub fn run(&mut self, rng: &mut Rng) -> Result<(), String> {
         self.think()?;
         for _ in 0..rng.below(24) + 4 {
@@ -160,7 +160,7 @@ impl<'t> World<'t> {
         self.plan.as_ref().is_some_and(|p| p.finished)
     }
 
-    /// The agent plans once and begins what is asked for.
+    /// The agent plans once and begins the actions of the plan.
     fn think(&mut self) -> Result<(), String> {
         let mut p = plan(&self.desired, &self.agent.seen, &self.agent.memory, self.now);
         self.tally.plans += 1;
@@ -187,8 +187,8 @@ impl<'t> World<'t> {
         Ok(())
     }
 
-    /// One step in calm: an action ends well, a probe answers well, or time passes to the next wake. False where
-    /// nothing is left to happen.
+    /// One calm step: the pod is observed, an action succeeds, a probe succeeds, an init container finishes,
+    /// or time passes to the next wake. False where nothing is left to happen.
     fn settle_one(&mut self, rng: &mut Rng) -> Result<bool, String> {
         if self.look_due {
             self.look();
@@ -217,7 +217,7 @@ impl<'t> World<'t> {
                 return Ok(true);
             }
         }
-        // Init containers come to their end; whoever was told to stop does.
+        // Init containers finish.
         let ending: Vec<ContainerId> = self
             .truth
             .containers
@@ -230,7 +230,7 @@ impl<'t> World<'t> {
             return Ok(true);
         }
         match self.plan.as_ref().and_then(|p| p.wake_at) {
-            // A crash loop goes on for ever: it is settled when only its back-off is waited for.
+            // A crash loop never ends, so the world is settled once only a long back-off is left to wait for.
             Some(at) => {
                 if at.since(self.now.boottime) > Duration::from_secs(400) {
                     return Ok(false);
@@ -307,7 +307,7 @@ impl<'t> World<'t> {
         let needs_runtime =
             !matches!(a, Action::MountVolumes | Action::UnmountVolumes | Action::MakeSandbox(_));
         let fails = rng.below(8) == 0 || (needs_runtime && !self.truth.runtime_answers);
-        // A failure may come before the effect, in its middle or after it.
+        // A failure may come before the effect, during it or after it.
         match if fails { rng.below(3) } else { 0 } {
             0 => self.apply(&a)?,
             1 => self.apply_half(&a),
@@ -321,8 +321,8 @@ impl<'t> World<'t> {
         Ok(())
     }
 
-    /// Tells the agent of an action's end what real hands tell: what it changed where it succeeded, and nothing but the
-    /// failure where it did not.
+    /// Reports the end of an action to the agent, as the real executor does: the changes of a successful
+    /// action, and nothing but the failure of a failed one.
     fn deliver(&mut self, a: Action, outcome: Result<(), Failure>) {
         self.note(|| format!("end {a:?}: {outcome:?}"));
         match &outcome {
@@ -335,7 +335,7 @@ impl<'t> World<'t> {
         learn(&self.desired.pod, &mut self.agent.memory, Fact::Finished(a, outcome), self.now);
     }
 
-    /// What an action that succeeded changed, and nothing else.
+    /// Reports the changes of a successful action, and no others.
     fn report(&mut self, a: &Action) {
         let (truth, seen) = (&self.truth, &mut self.agent.seen);
         match a {
@@ -353,7 +353,7 @@ impl<'t> World<'t> {
                 Some(c) => drop(seen.containers.insert(id.clone(), c.clone())),
                 None => drop(seen.containers.remove(id)),
             },
-            // The end of a process comes as an event.
+            // The end of the process is reported by an event.
             Action::Signal { .. }
             | Action::Kill { .. }
             | Action::EnsureImage(_)
@@ -363,8 +363,9 @@ impl<'t> World<'t> {
         }
     }
 
-    /// A look at the pod, where containerd answers. Volumes are not shown as mounted by it: who has not mounted them in
-    /// this life does it once more. What an action in flight is changing stays as it was known.
+    /// Observes the pod, where containerd answers. An observation never newly shows the volumes as mounted,
+    /// so an agent that has not mounted them in its own life mounts them again. What an action in flight
+    /// changes keeps its known state.
     fn look(&mut self) {
         if !self.truth.runtime_answers {
             return;
@@ -396,7 +397,7 @@ impl<'t> World<'t> {
         self.look_due = false;
     }
 
-    /// Carries an action out in the truth.
+    /// Carries out an action in the true state.
     fn apply(&mut self, a: &Action) -> Result<(), String> {
         match a {
             Action::MountVolumes => {
@@ -506,7 +507,7 @@ impl<'t> World<'t> {
             self.finished_inits.insert(key);
         }
         self.note(|| format!("{} exits with {code}", id.short()));
-        // The event of it; one that comes before its start has ended is taken in with that.
+        // The exit event. An exit before its start has ended is reported together with the start.
         if self.truth.runtime_answers
             && let Some(known) = self.agent.seen.containers.get_mut(id)
             && matches!(known.state, RunState::Running { .. })
@@ -543,7 +544,8 @@ impl<'t> World<'t> {
         }
     }
 
-    /// SIGKILL: each action in flight has had its effect or not; the next agent reads the world anew.
+    /// SIGKILL of the agent: each action in flight has taken effect wholly, partly or not at all, and the
+    /// next agent observes the world from the start.
     fn agent_dies(&mut self, rng: &mut Rng) -> Result<(), String> {
         self.tally.agent_deaths += 1;
         self.note(|| "the agent dies".into());
@@ -554,7 +556,7 @@ impl<'t> World<'t> {
                 _ => {}
             }
         }
-        // What is stored goes through its text form.
+        // The stored memory passes through its serialized form.
         self.agent.memory = match &self.plan {
             Some(plan) if !self.forgotten => {
                 let text = serde_json::to_vec(&plan.memory).map_err(|e| e.to_string())?;
@@ -567,13 +569,13 @@ impl<'t> World<'t> {
         };
         self.agent.seen = Observed { runtime_answers: self.truth.runtime_answers, ..Observed::default() };
         self.look_due = true;
-        // Nothing is decided before the first look.
+        // No plan is made before the first observation.
         self.truth.runtime_answers = true;
         self.look();
         Ok(())
     }
 
-    /// The effect of an action that was cut off in its middle.
+    /// Carries out a part of an action that was interrupted.
     fn apply_half(&mut self, a: &Action) {
         match a {
             Action::MountVolumes => self.truth.volumes_present = true,
@@ -616,7 +618,7 @@ impl<'t> World<'t> {
         }
     }
 
-    /// Every process, namespace and tmpfs is gone, containerd's records are not.
+    /// Reboots the node: every process, namespace and tmpfs is gone, and containerd's records remain.
     fn reboot(&mut self) {
         self.tally.reboots += 1;
         self.note(|| "the node reboots".into());
@@ -655,7 +657,7 @@ impl<'t> World<'t> {
         self.look();
     }
 
-    /// The shim was killed while containerd was away: no task, no exit.
+    /// Removes a task without an exit, as after the death of the shim while containerd was down.
     fn task_vanishes(&mut self, rng: &mut Rng) {
         if let Some(id) = rng.choose(&self.running())
             && let Some(c) = self.truth.containers.get_mut(&id)
@@ -667,7 +669,7 @@ impl<'t> World<'t> {
         }
     }
 
-    /// Readiness of a run in the last status.
+    /// Readiness of each run in the last published status.
     pub(crate) fn shown_ready(&self) -> BTreeMap<ContainerId, Truth> {
         let status = self.plan.as_ref().map(|p| &p.status);
         let all = status.iter().flat_map(|s| s.containers.iter().chain(&s.init_containers));

@@ -1,4 +1,4 @@
-//! The pods of the histories: every restart policy, with and without init containers, sidecars, probes and hooks.
+//! Pods of the histories: every restart policy, with and without init containers, sidecars, probes and hooks.
 
 use berth_core::{ids::*, model::*, plan::Desired};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ fn pod(policy: RestartPolicy, init: Vec<Container>, mains: Vec<Container>, deadl
     Desired { pod: Arc::new(pod), end: None }
 }
 
-/// All of them.
+/// All pods.
 pub fn specs() -> Vec<Desired> {
     let mut all = Vec::new();
     let with_probes =

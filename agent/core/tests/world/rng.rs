@@ -1,4 +1,4 @@
-//! A small seeded generator: the same seed, the same history.
+//! Small seeded random generator: the same seed gives the same history.
 
 pub struct Rng(u64);
 
