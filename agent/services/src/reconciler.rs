@@ -1,12 +1,14 @@
-//! Ids, generations and conflicts of all Services, and the writes that follow from a change.
+//! Table reconciler: ids, generations and conflicts of all Services, and the writes that follow from a
+//! change.
 //!
-//! A change is taken into memory by [`TableReconciler::change`] and carried out by [`TableReconciler::sync`], which works on what
-//! changed alone. Until the sources are [`listed`](TableReconciler::listed) nothing is written at all: what an earlier agent
-//! left in the tables answers on. The first sync, and the one after a failed write, read the tables, adopt ids and
-//! generations where the backends are the same, and write only what differs.
+//! [`TableReconciler::change`] takes a change into memory. [`TableReconciler::sync`] carries changes out and
+//! works only on the Services that changed. Before the sources are [`listed`](TableReconciler::listed) no
+//! table is written: the entries that an earlier agent left keep answering. The first sync, and the sync
+//! after a failed write, read the tables, adopt ids and generations of ports whose backends are the same, and
+//! write only the entries that differ.
 //!
-//! The order of one sync, and what becomes of what finds no room, stands in [`write`]. The families do not stand in each
-//! other's way.
+//! The order of the writes of one sync, and the treatment of entries that do not fit into a table, stand in
+//! [`write`]. A failure in one address family does not stop the other.
 
 mod adopt;
 mod family;
@@ -31,7 +33,8 @@ use std::{
 };
 use write::Writing;
 
-/// A program that read a value before it was overwritten has ended after this: it cannot outlive an RCU grace period.
+/// Time after which no eBPF program still uses a value that was overwritten: a program cannot outlive an RCU
+/// grace period.
 pub const REST: Duration = Duration::from_millis(100);
 
 /// A change of the objects.
@@ -47,40 +50,41 @@ pub enum Change {
     SliceGone(PodKey),
 }
 
-/// A backend that clients of a UDP port must not go on with: it left the sets and does not serve any more.
+/// Stale backend: a backend of a UDP port that left the sets and no longer serves. The clients' sockets to it
+/// are ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StaleBackend {
     /// The backend's address.
     pub address: IpAddr,
-    /// Its port, host order.
+    /// The backend's port, in host byte order.
     pub port: u16,
     /// The Service port's id in the tables.
     pub service: u32,
-    /// One of the ways into the port by which clients came to it.
+    /// A frontend of the port through which clients reached the backend.
     pub frontend: Frontend,
 }
 
-/// What a sync did and found.
+/// Result of a sync.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// UDP backends that are gone.
+    /// Stale UDP backends.
     pub stale: Vec<StaleBackend>,
-    /// What Services' owners should know; each once.
+    /// Notices for the owners of Services. Each notice is returned once.
     pub notices: Vec<Notice>,
     /// Entries put into the tables.
     pub put: usize,
     /// Entries taken out of the tables.
     pub deleted: usize,
-    /// When old chunks may go: sync again then.
+    /// Time of the next sync: old chunks may be deleted then, or entries that did not fit are tried again.
     pub due: Option<Boottime>,
 }
 
-/// What an id in the tables stands for.
+/// Meaning of an id in the tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
     /// [`berth_ebpf_abi::Service::id`].
     pub id: u32,
-    /// Whether it is in the IPv6 tables.
+    /// Whether the id belongs to the IPv6 tables.
     pub v6: bool,
     /// The Service.
     pub service: PodKey,
@@ -88,18 +92,18 @@ pub struct Named {
     pub port: Arc<str>,
     /// The protocol.
     pub transport: Transport,
-    /// The ways in: address (unspecified for a NodePort) and port; port 0 is the bare address.
+    /// The frontends: address (unspecified for a NodePort) and port. Port 0 is the bare address.
     pub frontends: Vec<(IpAddr, u16)>,
 }
 
-/// A difference between the tables and what should be there.
+/// A difference between the tables and the wanted entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
-    /// The map.
+    /// The map's name.
     pub table: &'static str,
-    /// The entry's key, for people.
+    /// The entry's key in readable form.
     pub key: String,
-    /// `missing`, `differs`, `is too much`.
+    /// `missing`, `differs` or `is too much`.
     pub what: &'static str,
 }
 
@@ -113,12 +117,13 @@ struct Entry {
     told: Vec<crate::NoticeReason>,
 }
 
-/// See the module's page.
+/// Table reconciler of both address families: the wanted objects, the ids of Service ports and a mirror of
+/// the tables.
 #[derive(Debug)]
 pub struct TableReconciler {
     node: NodeFacts,
     entries: HashMap<PodKey, Entry>,
-    /// Which Service a slice was last seen with.
+    /// The Service of each slice, as of the slice's last version.
     slices: HashMap<PodKey, PodKey>,
     dirty: BTreeSet<PodKey>,
     v4: Family<V4>,
@@ -129,7 +134,7 @@ pub struct TableReconciler {
     notices: Vec<Notice>,
 }
 
-/// Numbers of Service ports: given out upwards, so that one that is freed rests for as long as possible.
+/// Allocator of Service port ids. Ids ascend, so that a freed id stays unused for as long as possible.
 #[derive(Debug)]
 pub(crate) struct Ids {
     next: u32,
@@ -153,8 +158,8 @@ impl Ids {
 }
 
 impl TableReconciler {
-    /// Ids are given out from `next_id` on, or above the highest in the tables: hand in [`TableReconciler::next_id`] of the
-    /// agent before, so that no id comes back soon.
+    /// New reconciler. New ids start at `next_id`, or above the highest id in the tables. `next_id` is
+    /// [`TableReconciler::next_id`] of the earlier agent, so that no id is reused soon.
     pub fn new(node: NodeFacts, next_id: u32) -> TableReconciler {
         TableReconciler {
             node,
@@ -170,7 +175,7 @@ impl TableReconciler {
         }
     }
 
-    /// Takes a change into memory. One that changes nothing costs nothing later.
+    /// Takes a change into memory. An object equal to the known one makes no later work.
     pub fn change(&mut self, change: Change) {
         match change {
             Change::Service(service) => {
@@ -213,7 +218,8 @@ impl TableReconciler {
         }
     }
 
-    /// The node's name, zone or addresses changed: everything is chosen anew at the next sync.
+    /// Sets the node's name, zone and addresses. Where they differ, the next sync computes every Service
+    /// again.
     pub fn set_node(&mut self, node: NodeFacts) {
         if self.node != node {
             self.node = node;
@@ -221,25 +227,26 @@ impl TableReconciler {
         }
     }
 
-    /// Every source has listed: from now on the tables are written.
+    /// Marks that every source has listed. Syncs write the tables from now on.
     pub fn listed(&mut self) {
         self.listed = true;
     }
 
-    /// The next id to be given out, to be kept over a restart.
+    /// The next new id. The caller stores it over a restart.
     pub fn next_id(&self) -> u32 {
         self.ids.next
     }
 
-    /// What the ids in the tables stand for.
+    /// The meaning of the ids in the tables.
     pub fn names(&self) -> impl Iterator<Item = Named> {
         self.v4.names().chain(self.v6.names())
     }
 
-    /// Carries out what changed. `clock` is read after values were published.
+    /// Writes all changes to the tables. `clock` is read after values were published.
     ///
-    /// After an error some of it may have been written; nothing is torn, and the next sync reads the tables and carries
-    /// out the rest.
+    /// # Errors
+    /// A table cannot be read or written. A part of the changes may have been written by then. No entry is
+    /// torn, and the next sync reads the tables and writes the rest.
     pub fn sync<T: Tables>(
         &mut self,
         tables: &mut T,
@@ -248,8 +255,9 @@ impl TableReconciler {
         self.sync_announced(tables, clock, |_stale| {})
     }
 
-    /// As [`TableReconciler::sync`]; `announce` is shown what will be stale before anything is written: whoever dies after
-    /// that leaves tables that do not show it any more. Not called where there is nothing.
+    /// Same as [`TableReconciler::sync`], but calls `announce` with the stale backends before any write. An
+    /// agent that dies after the writes leaves tables that no longer show these backends. `announce` is not
+    /// called where no backend is stale.
     pub fn sync_announced<T: Tables>(
         &mut self,
         tables: &mut T,
@@ -268,7 +276,8 @@ impl TableReconciler {
         let mut dirty: Vec<PodKey> = mem::take(&mut self.dirty).into_iter().collect();
         if adopting != [false, false] {
             dirty = self.entries.keys().cloned().collect();
-            // The one that has a key claims the id that stands there.
+            // The Service that holds a key claims the id in the tables. The oldest Service holds it, so it
+            // comes first.
             dirty.sort_by_cached_key(|key| {
                 let service = self.entries.get(key).and_then(|e| e.service.as_ref());
                 service.map(|s| (s.created, Arc::clone(&s.uid)))
@@ -299,11 +308,12 @@ impl TableReconciler {
         Ok(outcome)
     }
 
-    /// Reads the tables and takes what they hold for the mirror: what somebody else deleted or altered is mended by the
-    /// next sync. Returns how many entries were not as they were written. To be called seldom.
+    /// Reads the tables into the mirror. The next sync repairs entries that another program deleted or
+    /// altered. Returns the number of entries that differ from the written ones. Reading all tables is
+    /// expensive, so callers do this rarely.
     ///
     /// # Errors
-    /// They cannot be read.
+    /// A table cannot be read.
     pub fn reconcile<T: Tables>(&mut self, tables: &mut T) -> Result<usize, TableError> {
         let mut found: usize = 0;
         if self.v4.synced {
@@ -315,7 +325,7 @@ impl TableReconciler {
         Ok(found)
     }
 
-    /// Everything that Services' owners should know just now.
+    /// All notices that hold now.
     pub fn notices(&self) -> impl Iterator<Item = Notice> {
         let compiled = self.entries.iter().flat_map(|(key, entry)| {
             let uid = entry.service.as_ref().map(|s| Arc::clone(&s.uid)).unwrap_or_default();
@@ -328,21 +338,21 @@ impl TableReconciler {
         compiled.chain(self.v4.notices()).chain(self.v6.notices())
     }
 
-    /// How many ways in and ports of Services find no room, or not for all of them.
+    /// Number of frontends without an entry plus ports that are published in part, because a table is full.
     pub fn unfit(&self) -> usize {
         let of = |keys: usize, ports: usize| keys.saturating_add(ports);
         let v4 = of(self.v4.unfit.keys.len(), self.v4.unfit.ports.len());
         v4.saturating_add(of(self.v6.unfit.keys.len(), self.v6.unfit.ports.len()))
     }
 
-    /// How full the tables are: name, entries, capacity.
+    /// Fill level of each table: name, entries, capacity.
     pub fn fill_levels(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
         let v4 = [maps::SERVICE4, maps::CHUNK4, maps::MEMBER4].into_iter().zip(self.v4.fill_level());
         let v6 = [maps::SERVICE6, maps::CHUNK6, maps::MEMBER6].into_iter().zip(self.v6.fill_level());
         v4.chain(v6).map(|(name, (entries, capacity))| (name, entries, capacity))
     }
 
-    /// One Service's objects to its ports in both families.
+    /// Compiles the objects of one Service to its ports in both families.
     fn compile(&mut self, key: &PodKey) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         let slices: Vec<Arc<EndpointSlice>> = entry.slices.values().cloned().collect();
@@ -368,7 +378,10 @@ impl TableReconciler {
         }
     }
 
-    /// Compares the tables with what should be there; changes nothing.
+    /// Compares the tables with the wanted entries. Changes nothing.
+    ///
+    /// # Errors
+    /// A table cannot be read.
     pub fn check<T: Tables>(&self, tables: &mut T) -> Result<Vec<Difference>, TableError> {
         let mut found = self.v4.check(tables as &mut dyn FamilyTables<V4>)?;
         found.extend(self.v6.check(tables as &mut dyn FamilyTables<V6>)?);
@@ -376,7 +389,8 @@ impl TableReconciler {
     }
 }
 
-/// Makes what the tables of a family hold its mirror, where it is not yet; says whether it did.
+/// Reads the tables of a family into its mirror where the mirror is not in sync. Returns whether the mirror
+/// was read.
 fn adopt<A: Net>(
     family: &mut Family<A>,
     tables: &mut dyn FamilyTables<A>,
@@ -389,7 +403,7 @@ fn adopt<A: Net>(
     match Contents::read(tables) {
         Ok(contents) => {
             family.adopt(contents, ids);
-            // Until something fails.
+            // The mirror stays in sync until a write fails.
             family.synced = true;
             true
         }
@@ -400,7 +414,7 @@ fn adopt<A: Net>(
     }
 }
 
-/// Writes what is due in a family whose mirror is what the tables hold.
+/// Writes the due changes of a family whose mirror is in sync with the tables.
 fn carry_out<A: Net>(
     family: &mut Family<A>,
     tables: &mut dyn FamilyTables<A>,
@@ -413,7 +427,7 @@ fn carry_out<A: Net>(
         return;
     }
     if let Err(error) = family.carry_out(&mut Writing { tables, clock, outcome, notices }) {
-        // Some of it may have been written.
+        // A part of the changes may have been written, so the mirror is no longer valid.
         family.synced = false;
         failed.get_or_insert(error);
     }

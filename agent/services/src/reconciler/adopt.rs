@@ -1,4 +1,4 @@
-//! What an earlier agent, or an earlier try, left in the tables.
+//! Adoption of table entries that an earlier agent, or an earlier failed sync, left behind.
 
 use super::{
     Ids, StaleBackend,
@@ -13,22 +13,22 @@ use std::{
     slice,
 };
 
-/// A Service port as it stands in the tables.
+/// A Service port as the tables hold it.
 #[derive(Debug)]
 pub(super) struct Adopted<A> {
     /// The highest published generation.
     pub(super) generation: u32,
-    /// The highest generation of anything of this id: a new one must be above it.
+    /// The highest generation of any entry with this id. A new generation must be above it.
     pub(super) highest: u32,
-    /// Whether all parts of the sets were found.
+    /// Whether all chunks of the sets were found.
     pub(super) whole: bool,
     pub(super) cluster: Vec<Backend<A>>,
     pub(super) local: Vec<Backend<A>>,
-    /// The entries of those that flows of a UDP port may go on with.
+    /// Member entries of the backends that flows of a UDP port may keep.
     pub(super) serving: HashSet<MemberKey<A>>,
-    /// Backends that clients of the port may talk to, from an earlier try.
+    /// Backends that clients of the port may still use, from an earlier sync of this process.
     pub(super) flows: Vec<Backend<A>>,
-    /// The ways by which they may have come to them.
+    /// Frontends through which clients may have reached these backends.
     pub(super) ways: Vec<ServiceKey<A>>,
 }
 
@@ -47,7 +47,7 @@ impl<A> Default for Adopted<A> {
     }
 }
 
-/// What the tables of a family hold.
+/// Contents of the tables of a family.
 #[derive(Debug)]
 pub(super) struct Contents<A> {
     pub(super) services: Vec<(ServiceKey<A>, Service<A>)>,
@@ -64,7 +64,8 @@ impl<A: Net> Contents<A> {
 }
 
 impl<A: Net> Family<A> {
-    /// What the tables hold becomes the mirror, and waits by id for ports to claim it. Ports have to be set anew.
+    /// Makes the contents the mirror and keeps the found ports by id until ports claim them. The caller sets
+    /// all ports again.
     pub(super) fn adopt(&mut self, contents: Contents<A>, ids: &mut Ids) {
         let Contents { services, chunks, members } = contents;
         let mut adopted: HashMap<u32, Adopted<A>> = HashMap::new();
@@ -97,7 +98,8 @@ impl<A: Net> Family<A> {
             }
         }
         adopted.keys().for_each(|id| ids.seen(*id));
-        // In a later try ports have ids already: what they know beyond the tables is kept.
+        // After a failed sync ports already have ids. Their generations, flows and frontends, which the
+        // tables do not hold, are kept.
         for (id, port) in self.ports.drain() {
             let entry = adopted.entry(id).or_default();
             entry.highest = entry.highest.max(port.highest);
@@ -113,12 +115,14 @@ impl<A: Net> Family<A> {
         self.members = members.into_iter().map(|(key, _)| key).collect();
     }
 
-    /// All ports are set: what nobody claimed goes.
+    /// Finishes the adoption after all ports are set: marks unclaimed chunks and members for deletion and
+    /// collects stale backends.
     pub(super) fn settle(&mut self, stale: &mut Vec<StaleBackend>) {
         for (id, left) in self.adopted.drain() {
             stale.extend(left.flows.iter().flat_map(|b| gone(id, b, &left.ways)));
         }
-        // Whom clients of a key were sent to is judged by who has the key now, whatever its id.
+        // The port that holds a key now decides whether the key's earlier backends are stale, whatever its
+        // id.
         for UdpKey { key, id, backends } in std::mem::take(&mut self.adopted_udp) {
             let port = self.holder(&key).and_then(|id| self.ports.get_mut(&id));
             stale.extend(
@@ -133,7 +137,8 @@ impl<A: Net> Family<A> {
     }
 }
 
-/// Those of the backends that are gone; those that only serve on are noted with the port.
+/// Returns the backends that are stale for `port`. Backends that still serve without being in a set are added
+/// to the port's flows.
 fn flows_of_key<A: Net>(port: Option<&mut Port<A>>, backends: &[Backend<A>]) -> Vec<Backend<A>> {
     let Some(port) = port else { return backends.to_vec() };
     let place = |b: &Backend<A>| (b.addr, b.port);
@@ -147,10 +152,10 @@ fn flows_of_key<A: Net>(port: Option<&mut Port<A>>, backends: &[Backend<A>]) -> 
     gone
 }
 
-/// Cluster and local set.
+/// The cluster set and the local set.
 type Sets<A> = (Vec<Backend<A>>, Vec<Backend<A>>);
 
-/// The sets of a value, where it and all its chunks are whole.
+/// The sets of a Service value, or `None` where the value or one of its chunks is missing or torn.
 fn sets<A: Net>(service: &Service<A>, chunks: &HashMap<ChunkKey, Chunk<A>>) -> Option<Sets<A>> {
     if service.tag != tag(service.id, service.generation) {
         return None;

@@ -1,5 +1,5 @@
-//! The tables of one address family: what is wanted, what is written, what is to be written. How it is written stands in
-//! [`super::write`].
+//! State of one address family: wanted ports, the mirror of the tables, and pending writes. The writes
+//! themselves are in [`super::write`].
 
 use super::{Difference, Ids, Named, StaleBackend, adopt::Adopted};
 use crate::{
@@ -19,7 +19,7 @@ use std::{
     sync::Arc,
 };
 
-/// Whose a port is.
+/// The Service that owns a port.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Owner {
     pub(super) service: PodKey,
@@ -34,7 +34,7 @@ impl Owner {
 }
 
 impl<A: Net> Port<A> {
-    /// The owner of a port that is published in part is to know.
+    /// Notice for the owner of a port that is published in part.
     pub(super) fn cut_short(&self) -> Notice {
         let [cluster, local] = self.published();
         let wanted = &self.wanted;
@@ -47,16 +47,16 @@ impl<A: Net> Port<A> {
     }
 }
 
-/// What does not fit into the tables.
+/// Entries that do not fit into the tables.
 #[derive(Debug)]
 pub(super) struct Overflow<A> {
-    /// Ways in that are not there; their owners know.
+    /// Frontends without an entry. Their owners have a notice.
     pub(super) keys: HashSet<ServiceKey<A>>,
     /// Ports that are published in part.
     pub(super) ports: BTreeSet<u32>,
-    /// Those of them whose owners know.
+    /// Ports published in part whose owners have a notice.
     pub(super) told: BTreeSet<u32>,
-    /// The room that there was when this was found: services, chunks, members.
+    /// Free entries at the time the overflow was found: services, chunks, members.
     pub(super) room: [usize; 3],
 }
 
@@ -66,47 +66,48 @@ impl<A> Default for Overflow<A> {
     }
 }
 
-/// Which port of a Service has which id.
+/// The id of a Service's port.
 #[derive(Debug)]
 pub(super) struct Numbered {
     id: u32,
     name: Arc<str>,
     transport: Transport,
-    /// One made anew under an old name is another.
+    /// UID of the Service. A Service created again under the same name is a different one.
     uid: Arc<str>,
 }
 
-/// A port that has an id.
+/// A Service port with its id's state.
 #[derive(Debug)]
 pub(super) struct Port<A> {
     pub(super) owner: Arc<Owner>,
     pub(super) wanted: WantedPort<A>,
     pub(super) generation: u32,
-    /// The highest generation that anything of this id has: what a try left behind may be above the published one.
+    /// The highest generation of any entry with this id. A failed sync may have left one above the published
+    /// generation.
     pub(super) highest: u32,
-    /// Backends that UDP clients may still talk to.
+    /// Backends that UDP clients may still use.
     pub(super) flows: Vec<Backend<A>>,
-    /// The ways by which they may have come to them: those that there are, and those that there were.
+    /// Frontends, present and former, through which clients may have reached these backends.
     pub(super) ways: Vec<ServiceKey<A>>,
-    /// There is no room for all of it: the first backends that a value itself has room for are published, without
-    /// affinity.
+    /// Whether the port is published in part because the tables are full: only the first backends that fit
+    /// into the Service value itself are published, without affinity.
     pub(super) reduced: bool,
 }
 
 impl<A: Net> Port<A> {
-    /// The sets as they are published: cluster, local.
+    /// The published sets: cluster, local.
     pub(super) fn published(&self) -> [&[Backend<A>]; 2] {
         let (cluster, local) = (self.wanted.cluster.as_slice(), self.wanted.local.as_slice());
         if !self.reduced {
             return [cluster, local];
         }
-        // Half of it for those of this node, where a policy asks for them.
+        // Local backends get at most half of the value, where a policy asks for them.
         let here = local.len().min(INLINE / 2);
         let room = INLINE.saturating_sub(here);
         [cluster.get(..room).unwrap_or(cluster), local.get(..here).unwrap_or(local)]
     }
 
-    /// Its way in by the ClusterIP, which is the first of its ways.
+    /// The ClusterIP frontend, which is the first frontend of the port.
     fn at_cluster_ip(&self) -> Option<ServiceKey<A>> {
         self.wanted.frontends.first().map(|(key, _)| *key)
     }
@@ -116,7 +117,7 @@ impl<A: Net> Port<A> {
     }
 }
 
-/// A UDP key of the tables with its id and backends.
+/// A UDP key in the tables, with its id and backends.
 #[derive(Debug)]
 pub(super) struct UdpKey<A> {
     pub(super) key: ServiceKey<A>,
@@ -124,13 +125,13 @@ pub(super) struct UdpKey<A> {
     pub(super) backends: Vec<Backend<A>>,
 }
 
-/// Everything of one family.
+/// Wanted ports, mirror and pending writes of one family.
 #[derive(Debug)]
 pub(super) struct Family<A> {
     pub(super) ports: HashMap<u32, Port<A>>,
-    /// Who wants a key, the one who gets it first.
+    /// Ports that want a key, the oldest first. The first port that may have the key holds it.
     pub(super) claims: HashMap<ServiceKey<A>, Vec<u32>>,
-    /// What the tables hold.
+    /// Mirror of the tables.
     pub(super) services: HashMap<ServiceKey<A>, Service<A>>,
     pub(super) members: HashSet<MemberKey<A>>,
     pub(super) chunks: HashSet<ChunkKey>,
@@ -138,22 +139,22 @@ pub(super) struct Family<A> {
     pub(super) touched: HashSet<ServiceKey<A>>,
     /// Ports whose chunks and members may not all be there.
     pub(super) pending: BTreeSet<u32>,
-    /// Those of them that waited once for room that was about to come.
+    /// Pending ports that have waited once for space that was about to become free.
     pub(super) waited: HashSet<u32>,
     pub(super) old_members: Vec<MemberKey<A>>,
     pub(super) old_chunks: Vec<ChunkKey>,
     pub(super) resting: VecDeque<(Boottime, ChunkKey)>,
-    /// What does not fit.
+    /// Entries that do not fit.
     pub(super) unfit: Overflow<A>,
-    /// How many entries the tables take: services, chunks, members.
+    /// Capacity of the tables: services, chunks, members.
     pub(super) capacity: [usize; 3],
-    /// Whether the mirror is what the tables hold.
+    /// Whether the mirror equals the tables.
     pub(super) synced: bool,
-    /// What was in the tables at the last reading and has not been claimed yet, by id.
+    /// Ports found in the tables at the last read that no port has claimed yet, by id.
     pub(super) adopted: HashMap<u32, Adopted<A>>,
-    /// The UDP keys that were in the tables at the last reading.
+    /// UDP keys found in the tables at the last read.
     pub(super) adopted_udp: Vec<UdpKey<A>>,
-    /// Conflicts that were told.
+    /// Conflicts whose losing port has a notice: key and the port's id.
     told: HashSet<(ServiceKey<A>, u32)>,
 }
 
@@ -182,13 +183,13 @@ impl<A> Default for Family<A> {
 }
 
 impl<A: Net> Family<A> {
-    /// Everything is forgotten but what was told.
+    /// Resets the family, but keeps the record of notices already made.
     pub(super) fn forget(&mut self) {
         let (told, unfit) = (std::mem::take(&mut self.told), std::mem::take(&mut self.unfit));
         *self = Family { told, unfit, ..Family::default() };
     }
 
-    /// The ports of one Service become these; returns their ids. `before` are those it had.
+    /// Sets the ports of one Service, whose earlier ports are `before`. Returns the ids of the new ports.
     pub(super) fn set(
         &mut self,
         owner: &Arc<Owner>,
@@ -220,7 +221,7 @@ impl<A: Net> Family<A> {
         now
     }
 
-    /// The id that the tables already have at one of its keys.
+    /// The id that the tables already hold at one of the port's keys.
     fn adoptable(&self, port: &WantedPort<A>, ids: &mut Ids) -> Option<u32> {
         if self.adopted.is_empty() {
             return None;
@@ -269,7 +270,7 @@ impl<A: Net> Family<A> {
         if let Some(before) = &before {
             let members = published_members(id, &port);
             let kept: HashSet<&MemberKey<A>> = members.iter().collect();
-            // What an earlier change left to be taken out may have come back.
+            // Members that an earlier change marked for deletion may be wanted again.
             self.old_members.retain(|key| !kept.contains(key));
             self.old_members.extend(published_members(id, before).iter().filter(|m| !kept.contains(m)));
             let kept = &port.wanted.frontends;
@@ -307,13 +308,13 @@ impl<A: Net> Family<A> {
             if !claims.contains(&id) {
                 claims.push(id);
             }
-            // The order of age; a Service's own time may have changed.
+            // Claims are in order of age. The creation time of a Service may have changed.
             let ports = &self.ports;
             if claims.len() > 1 {
                 claims.sort_by_key(|id| ports.get(id).map(|p| (p.owner.created, &p.owner.uid, *id)));
             }
             self.touched.insert(*key);
-            // Whose the address is may have changed, and with it who has its ports.
+            // The owner of the address may have changed, and with it the holders of its ports.
             let others = |id: &u32| ports.get(id).is_some_and(|p| p.owner.service != port.owner.service);
             if key.port == 0 && claims.iter().any(others) {
                 self.touched.extend(claims.iter().filter_map(|id| ports.get(id)?.at_cluster_ip()));
@@ -336,25 +337,27 @@ impl<A: Net> Family<A> {
         self.touched.insert(*key);
     }
 
-    /// Who has a key: the oldest of those that want it and may have it.
+    /// The port that holds a key: the oldest claimant that may have it.
     pub(super) fn holder(&self, key: &ServiceKey<A>) -> Option<u32> {
         self.claims.get(key)?.iter().copied().find(|id| self.may_have(*id, key))
     }
 
-    /// A ClusterIP is one Service's, the oldest's, with all of its ports: the API server refuses another that names it.
+    /// Whether the port may have the key. A ClusterIP with all of its ports belongs to the oldest Service
+    /// that names it, as the API server rejects a second Service with the same ClusterIP.
+    /// A claim by an external frontend is exempt.
     fn may_have(&self, id: u32, key: &ServiceKey<A>) -> bool {
         let Some((port, owner)) = self.ports.get(&id).zip(self.has_address(key)) else { return true };
         let is_external = |(k, flags): &(ServiceKey<A>, u32)| k == key && flags & frontend::EXTERNAL != 0;
         key.port == 0 || port.owner.service == owner.service || port.wanted.frontends.iter().any(is_external)
     }
 
-    /// Whose ClusterIP a key's address is.
+    /// The Service that owns a key's address as its ClusterIP.
     fn has_address(&self, key: &ServiceKey<A>) -> Option<&Owner> {
         let bare = ServiceKey { port: 0, proto: 0, ..*key };
         Some(&self.ports.get(self.claims.get(&bare)?.first()?)?.owner)
     }
 
-    /// Who has a key that others want, or its address.
+    /// The Service that holds a contended key, or that owns the key's address.
     fn held_by(&self, key: &ServiceKey<A>) -> Option<&Owner> {
         match self.holder(key) {
             Some(id) => self.ports.get(&id).map(|port| &*port.owner),
@@ -362,7 +365,7 @@ impl<A: Net> Family<A> {
         }
     }
 
-    /// What should stand at a key.
+    /// The wanted value of a key.
     pub(super) fn value(&self, key: &ServiceKey<A>) -> Option<Service<A>> {
         let id = self.holder(key)?;
         if key.port == 0 {
@@ -373,9 +376,9 @@ impl<A: Net> Family<A> {
         Some(value(id, port, *flags))
     }
 
-    /// Tells those who want a key that an older Service has.
+    /// Makes a notice for each port that wants a key which an older Service holds.
     pub(super) fn conflicts(&mut self, key: &ServiceKey<A>, notices: &mut Vec<Notice>) {
-        // The ports of an address tell of it.
+        // A bare address makes no notice of its own: the ports of the address do.
         let Some(claims) = self.claims.get(key).filter(|_| key.port != 0) else { return };
         let Some(by) = self.held_by(key).map(|owner| owner.service.clone()) else { return };
         let holder = self.holder(key);
@@ -392,7 +395,7 @@ impl<A: Net> Family<A> {
         }
     }
 
-    /// The conflicts that there are, and what does not fit.
+    /// Notices of all present conflicts and of entries that do not fit.
     pub(super) fn notices(&self) -> impl Iterator<Item = Notice> {
         let conflicts = self.told.iter().filter_map(|(key, id)| {
             let loser = self.ports.get(id)?;
@@ -405,16 +408,16 @@ impl<A: Net> Family<A> {
         conflicts.chain(keys).chain(ports)
     }
 
-    /// The owner of a way in that does not fit is to know.
+    /// Notice for the owner of a frontend that does not fit.
     pub(super) fn no_room(&self, key: &ServiceKey<A>) -> Option<Notice> {
         let owner = &self.ports.get(&self.holder(key)?)?.owner;
-        // The bare address only says that other ports are refused.
+        // A bare address only rejects other ports, so its absence needs no notice.
         let (address, port) = shown(key);
         let why = NoticeReason::NoRoom { address, port, transport: transport(key) };
         (key.port != 0).then(|| owner.notice(why))
     }
 
-    /// See [`super::TableReconciler::names`].
+    /// The meaning of the family's ids, for [`super::TableReconciler::names`].
     pub(super) fn names(&self) -> impl Iterator<Item = Named> {
         self.ports.iter().map(|(id, port)| Named {
             id: *id,
@@ -426,7 +429,7 @@ impl<A: Net> Family<A> {
         })
     }
 
-    /// See [`super::TableReconciler::check`].
+    /// Compares the family's tables with the wanted entries, for [`super::TableReconciler::check`].
     pub(super) fn check(&self, tables: &mut dyn FamilyTables<A>) -> Result<Vec<Difference>, TableError> {
         let names = if A::V6 {
             [maps::SERVICE6, maps::CHUNK6, maps::MEMBER6]
@@ -466,7 +469,7 @@ fn compare<K: Eq + std::hash::Hash + std::fmt::Debug, V: PartialEq>(
     there.keys().filter(|k| !wanted.contains_key(*k)).for_each(|k| tell(k, "is too much"));
 }
 
-/// A backend that clients who came by these ways must leave, once for each way.
+/// A stale backend, once for each frontend through which clients reached it.
 pub(super) fn gone<A: Net>(
     id: u32,
     backend: &Backend<A>,
@@ -480,8 +483,9 @@ pub(super) fn gone<A: Net>(
     })
 }
 
-/// By which ways clients may have come after a change; nobody comes by a bare address. One that is no more stays: its
-/// clients are not told, and who has it next loses sockets that connect anew at worst.
+/// Frontends through which clients may have come after a change; clients never come through a bare address. A
+/// removed frontend stays in the list, because its clients are not notified. At worst the next holder of that
+/// frontend loses sockets, and these connect again.
 fn ways_after<A: Net>(before: &[ServiceKey<A>], wanted: &WantedPort<A>) -> Vec<ServiceKey<A>> {
     let mut ways = before.to_vec();
     let now = wanted.frontends.iter().map(|(key, _)| *key).filter(|key| key.port != 0);
@@ -489,7 +493,7 @@ fn ways_after<A: Net>(before: &[ServiceKey<A>], wanted: &WantedPort<A>) -> Vec<S
     ways
 }
 
-/// Who may still be talked to after a change; those that are not there any more are stale.
+/// Backends that clients may still use after a change. The others become stale.
 fn flows_after<A: Net>(
     id: u32,
     (before, ways): (&[Backend<A>], &[ServiceKey<A>]),
@@ -545,7 +549,7 @@ fn sets<A: Net>(port: &Port<A>) -> [(Set, &[Backend<A>]); 2] {
     [(Set::Cluster, cluster), (Set::Local, local)]
 }
 
-/// A set's number in keys.
+/// The number of a set in keys.
 pub(super) const fn number(set: Set) -> u16 {
     match set {
         Set::Cluster => 0,
@@ -573,7 +577,7 @@ pub(super) fn chunks<A: Net>(id: u32, port: &Port<A>) -> impl Iterator<Item = (C
     })
 }
 
-/// The members that stand in the tables for a port.
+/// The member entries of a port as published.
 pub(super) fn published_members<A: Net>(id: u32, port: &Port<A>) -> Vec<MemberKey<A>> {
     if port.reduced { Vec::new() } else { members(id, &port.wanted) }
 }
@@ -582,7 +586,8 @@ fn transport<A>(key: &ServiceKey<A>) -> Transport {
     if key.proto == Transport::Udp.number() { Transport::Udp } else { Transport::Tcp }
 }
 
-/// The entries of a port: those of its sets where it has affinity, and those that flows may go on with.
+/// The wanted member entries of a port: the backends of its sets where it has affinity, and the backends that
+/// UDP flows may keep.
 pub(super) fn members<A: Net>(id: u32, wanted: &WantedPort<A>) -> Vec<MemberKey<A>> {
     let mut members = serving(id, wanted);
     if wanted.affinity_s != 0 {
@@ -592,7 +597,8 @@ pub(super) fn members<A: Net>(id: u32, wanted: &WantedPort<A>) -> Vec<MemberKey<
     members
 }
 
-/// The backends that the flows of a UDP port may go on with, each once: those of its sets and those that only serve.
+/// Member entries of the backends that flows of a UDP port may keep, each once: the backends of its sets and
+/// those that only serve.
 fn serving<A: Net>(id: u32, wanted: &WantedPort<A>) -> Vec<MemberKey<A>> {
     if wanted.transport != Transport::Udp {
         return Vec::new();

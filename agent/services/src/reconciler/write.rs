@@ -1,12 +1,14 @@
-//! Writing: the order that keeps readers whole, what is done where a table has no room, and what is mended.
+//! Writes of a sync: the order that keeps readers consistent, the treatment of full tables, and the repair of
+//! entries.
 //!
-//! New chunks and members come first, then Service values (each overwrite publishes a whole set), then deletion of keys
-//! and members, then, [`REST`] later, of the chunks that no value names any more.
+//! New chunks and members are written first, then the Service values (each overwrite publishes a whole set),
+//! then keys and members are deleted, and [`REST`] later the chunks that no value names any more.
 //!
-//! What does not fit holds up nobody else. A port whose chunks or members find no room waits until what is removed in the
-//! same sync has made some, at most once for chunks that still rest; then the backends that fit into its value are
-//! published, without affinity. A way in that finds no room is left out, the newest Service's first. Owners hear of both.
-//! When room comes, all of it is published.
+//! An entry that does not fit stops no other entry. A port whose chunks or members do not fit waits until the
+//! deletions of the same sync have freed space, and at most once for chunks that still rest. Then only the
+//! backends that fit into its Service value are published, without affinity. A frontend that does not fit is
+//! left out, the newest Service's first. Owners get a notice in both cases. Once the tables have space, all
+//! of it is published.
 
 use super::{
     Outcome, REST,
@@ -21,7 +23,7 @@ use std::{
     mem,
 };
 
-/// Where a sync writes to, and what it tells.
+/// Target of a sync's writes, with its result and its notices.
 pub(super) struct Writing<'w, A: Net> {
     pub(super) tables: &'w mut dyn FamilyTables<A>,
     pub(super) clock: &'w dyn Fn() -> Boottime,
@@ -30,7 +32,7 @@ pub(super) struct Writing<'w, A: Net> {
 }
 
 impl<A: Net> Family<A> {
-    /// Writes everything that is due.
+    /// Writes all due changes of the family.
     pub(super) fn carry_out(&mut self, to: &mut Writing<'_, A>) -> Result<(), TableError> {
         self.remove_rested(to)?;
         self.try_unfit(to);
@@ -38,7 +40,7 @@ impl<A: Net> Family<A> {
         let mut unfit = self.publish(to, &short)?;
         self.remove(to, &short)?;
         if !short.is_empty() || !unfit.is_empty() {
-            // What was removed may have made room.
+            // The deletions may have freed space.
             self.pending = mem::take(&mut short);
             self.touched.extend(unfit.drain(..));
             short = self.fill(to)?;
@@ -50,7 +52,7 @@ impl<A: Net> Family<A> {
         self.pending.extend(short);
         self.tell_unfit(to, unfit);
         let due = self.resting.front().map(|(due, _)| *due);
-        // What made way by being published in part may have made room for all of it.
+        // Ports that are now published in part may have freed enough space to publish all of some port.
         let again = (self.has_unfit() && self.grew(to)).then(|| (to.clock)());
         to.outcome.due = [to.outcome.due, due, again].into_iter().flatten().min();
         Ok(())
@@ -60,12 +62,12 @@ impl<A: Net> Family<A> {
         !self.unfit.keys.is_empty() || !self.unfit.ports.is_empty()
     }
 
-    /// Whether there is more room than when it was found that something does not fit.
+    /// Whether a table has more free entries than when the overflow was found.
     fn grew(&mut self, to: &mut Writing<'_, A>) -> bool {
         self.room(to).iter().zip(self.unfit.room).any(|(now, then)| *now > then)
     }
 
-    /// What fits by now although it did not before is to be written.
+    /// Marks entries for writing that did not fit before and fit now.
     fn try_unfit(&mut self, to: &mut Writing<'_, A>) {
         if !self.has_unfit() || !self.grew(to) {
             return;
@@ -96,7 +98,7 @@ impl<A: Net> Family<A> {
         }
     }
 
-    /// The room in the tables: services, chunks, members.
+    /// Free entries in the tables: services, chunks, members.
     fn room(&mut self, to: &mut Writing<'_, A>) -> [usize; 3] {
         let tables = &mut to.tables;
         self.capacity =
@@ -109,13 +111,13 @@ impl<A: Net> Family<A> {
         ]
     }
 
-    /// How full the tables are: services, chunks, members; entries and capacity.
+    /// Fill level of the tables: entries and capacity of services, chunks, members.
     pub(super) fn fill_level(&self) -> [(usize, usize); 3] {
         let [services, chunks, members] = self.capacity;
         [(self.services.len(), services), (self.chunks.len(), chunks), (self.members.len(), members)]
     }
 
-    /// Writes chunks and members of pending ports; returns the ports for which there is no room.
+    /// Writes chunks and members of pending ports. Returns the ports that do not fit.
     fn fill(&mut self, to: &mut Writing<'_, A>) -> Result<BTreeSet<u32>, TableError> {
         let [_, mut chunk_room, mut member_room] = self.room(to);
         let (mut short, mut new_chunks, mut new_members) = (BTreeSet::new(), Vec::new(), Vec::new());
@@ -141,7 +143,8 @@ impl<A: Net> Family<A> {
         Ok(short)
     }
 
-    /// Ports that have waited, or that no resting chunks make room for, are published in part.
+    /// Switches ports to publication in part where they have waited once, or where no resting chunks will
+    /// free space.
     fn cut_short(&mut self, short: &mut BTreeSet<u32>) {
         for id in short.clone() {
             if !self.resting.is_empty() && self.waited.insert(id) {
@@ -160,8 +163,8 @@ impl<A: Net> Family<A> {
         }
     }
 
-    /// Writes the values of touched keys, but those of ports that wait; takes out keys that are nobody's any more.
-    /// Returns the new keys for which there is no room.
+    /// Writes the values of touched keys and deletes keys that no port holds. Keys of the ports in `short`
+    /// wait. Returns the new keys that do not fit.
     fn publish(
         &mut self,
         to: &mut Writing<'_, A>,
@@ -186,7 +189,7 @@ impl<A: Net> Family<A> {
         let [room, ..] = self.room(to);
         if new.len() > room {
             self.take_out(to, &mem::take(&mut gone))?;
-            // Older Services first, and their ports before the bare address.
+            // Older Services come first, and ports come before bare addresses.
             let age = |key: &ServiceKey<A>| {
                 let owner = self.holder(key).and_then(|id| self.ports.get(&id)).map(|p| &p.owner);
                 (owner.map(|o| (o.created, o.uid.clone())), key.port == 0)
@@ -213,7 +216,8 @@ impl<A: Net> Family<A> {
         Ok(())
     }
 
-    /// Takes out members and chunks that nobody may find any more; what the values of waiting ports name stays.
+    /// Deletes members and chunks that no value names any more. Entries that the values of the ports in
+    /// `short` still name stay. Chunks rest for [`REST`] before deletion.
     fn remove(&mut self, to: &mut Writing<'_, A>, short: &BTreeSet<u32>) -> Result<(), TableError> {
         let there = |key: &MemberKey<A>| self.members.contains(key);
         let (kept, mut gone): (Vec<_>, Vec<_>) =
@@ -233,7 +237,7 @@ impl<A: Net> Family<A> {
         self.remove_rested(to)
     }
 
-    /// Takes out chunks that no reader can meet any more.
+    /// Deletes chunks whose rest is over: no reader can use them any more.
     fn remove_rested(&mut self, to: &mut Writing<'_, A>) -> Result<(), TableError> {
         if self.resting.is_empty() {
             return Ok(());
@@ -248,7 +252,7 @@ impl<A: Net> Family<A> {
         Ok(())
     }
 
-    /// Notes what does not fit, and tells the owners who do not know yet.
+    /// Records entries that do not fit, and makes a notice for each owner that has none yet.
     fn tell_unfit(&mut self, to: &mut Writing<'_, A>, unfit: Vec<ServiceKey<A>>) {
         for key in unfit {
             if self.unfit.keys.insert(key) {
@@ -258,7 +262,7 @@ impl<A: Net> Family<A> {
         let ports = &self.ports;
         self.unfit.ports.retain(|id| ports.get(id).is_some_and(|port| port.reduced));
         self.unfit.told.retain(|id| self.unfit.ports.contains(id));
-        // While there is more room to come, or to be tried, nobody is told.
+        // No notice is made while space is about to become free or an entry can be tried again.
         if self.resting.is_empty() && !self.grew(to) {
             for id in self.unfit.ports.difference(&self.unfit.told) {
                 to.notices.extend(self.ports.get(id).map(Port::cut_short));
@@ -267,8 +271,8 @@ impl<A: Net> Family<A> {
         }
     }
 
-    /// Takes what the tables really hold for the mirror: what is other than it should be is written at the next carrying
-    /// out. Returns how many entries were others.
+    /// Makes the real contents of the tables the mirror. The next sync writes the entries that differ.
+    /// Returns the number of entries that differ.
     pub(super) fn reconcile(&mut self, contents: Contents<A>) -> usize {
         let mut found: usize = 0;
         let services: HashMap<_, _> = contents.services.into_iter().collect();
@@ -296,7 +300,7 @@ impl<A: Net> Family<A> {
         let strange: Vec<ChunkKey> =
             contents.chunks.keys().filter(|key| !self.chunks.contains(key)).copied().collect();
         strange.iter().for_each(|_| other(true));
-        // One that differs counts as one that is not there: it is written over.
+        // A chunk that differs counts as missing, so that the sync overwrites it.
         let whole =
             |key: &ChunkKey| wanted.get(key).is_none_or(|chunk| contents.chunks.get(key) == Some(chunk));
         self.chunks = contents.chunks.keys().filter(|key| whole(key)).copied().collect();
