@@ -1,4 +1,4 @@
-//! The socket hooks: one cgroup link each, whose program is swapped in place.
+//! Attachment of the socket hooks: one cgroup link for each hook, whose program is swapped in place.
 
 use crate::{
     Error, Hook, Pins, Result,
@@ -18,32 +18,33 @@ use std::{
     time::Duration,
 };
 
-/// How long a load may take before it is not waited for any more.
+/// Longest wait for a load in progress.
 const LOADED: Duration = Duration::from_secs(30);
 
 const LINK_TYPE_CGROUP: u32 = 3;
 
-/// What [`attach`] found and did.
+/// Counts of one [`attach`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Attached {
-    /// Links that were made.
+    /// Links that were created.
     pub made: usize,
-    /// Links whose program was swapped, those of devices among them.
+    /// Links whose program was swapped, including those of devices.
     pub swapped: usize,
-    /// Links that were right already.
+    /// Links that had the wanted program already.
     pub kept: usize,
-    /// Pins of devices that are gone, which were removed.
+    /// Removed pins of devices that no longer exist.
     pub gone: usize,
     /// Schemas whose maps and programs were removed.
     pub retired: Vec<u32>,
 }
 
-/// Attaches the prepared programs to `cgroup` and swaps them into the links that are there, of devices too; then
-/// removes what other schemas left. To be called once the maps are filled: from here on they are asked. Does nothing
-/// where all is right.
+/// Attaches the prepared programs to `cgroup` and swaps them into the existing links, including those of
+/// devices; then removes the directories of other schemas. The maps must be filled before the call: the
+/// programs use them from here on. Changes nothing where all links are right.
 ///
 /// # Errors
-/// Nothing was prepared, the cgroup is missing, or the kernel refuses. Links that were not reached keep their program.
+/// No program is pinned, the cgroup is missing, or the kernel refuses. Links that were not reached keep their
+/// program.
 pub fn attach(pins: &Pins, cgroup: &Path) -> Result<Attached> {
     let dir = File::open(cgroup).map_err(failed("open", cgroup))?;
     // The kernel's id of a cgroup is the inode number of its directory.
@@ -65,7 +66,7 @@ pub fn attach(pins: &Pins, cgroup: &Path) -> Result<Attached> {
                     attached.gone += 1;
                 }
             },
-            // A half-made pin, or a hook that the programs no longer have.
+            // An unfinished pin, or a hook that the programs no longer have.
             None => {
                 remove(&path)?;
             }
@@ -75,9 +76,10 @@ pub fn attach(pins: &Pins, cgroup: &Path) -> Result<Attached> {
     Ok(attached)
 }
 
-/// Detaches everything and removes all pins, and the BPF file system below them where [`ensure_bpffs`](crate::ensure_bpffs)
-/// has mounted it and nobody else keeps anything there: for uninstalling, and for tests. Connections that packets were
-/// translated for break. Waits for a load that is under way: that of an agent killed a moment ago may be.
+/// Detaches everything and removes all pins. Removes the BPF file system too if
+/// [`ensure_bpffs`](crate::ensure_bpffs) mounted it and no other process keeps pins there. For uninstalling
+/// and for tests. Translated connections break. Waits for a load in progress, for example of an agent killed
+/// a moment ago.
 ///
 /// # Errors
 /// The kernel refuses, or the load takes longer than half a minute.
@@ -87,7 +89,7 @@ pub fn detach(pins: &Pins) -> Result<()> {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove", pins.root())(e)),
             _ => {}
         }
-        // A file that is open in there keeps the file system mounted.
+        // An open file on the file system keeps it mounted.
         drop(one_at_a_time);
     }
     release_bpffs(pins)
@@ -134,7 +136,7 @@ pub(crate) fn open_program(pins: &Pins, name: &str) -> Result<(OwnedFd, u32)> {
     Ok((program, found.id))
 }
 
-/// A pinned link; `None` where there is none.
+/// A pinned link; `None` where the pin is missing.
 pub(crate) fn open_link(path: &Path) -> Result<Option<OwnedFd>> {
     match obj_get(path, false) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

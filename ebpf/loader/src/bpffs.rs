@@ -1,12 +1,12 @@
-//! The BPF file system below the pins: mounted where there is none, and unmounted by the last who leaves it.
+//! BPF file system below the pins: mounted where it is missing, and unmounted by its last user.
 //!
-//! That a mount is ours stands in the mount itself, as its source: it is known after any crash, to every node of the
-//! machine, and gone when the mount is. A file system that somebody else mounted is never unmounted.
+//! The mount's source marks a mount of this agent. The mark is readable after any crash, for every node of
+//! the machine, and disappears with the mount. A file system mounted by another program is never unmounted.
 //!
-//! Several processes come and go at the same time, each with a pin directory of its own beside the others'. Whoever
-//! mounts makes its pin directory before anybody else may look, and whoever unmounts looks for others' first: both
-//! under one lock, of the directory that holds the mount point, which lies outside of what is mounted. An unmount is
-//! never a lazy one: where a file is open in there, it stays.
+//! Several processes use one file system at the same time, each with a pin directory of its own. A mounting
+//! process creates its pin directory, and an unmounting process looks for other pin directories, under one
+//! lock. The lock is on the directory that holds the mount point, which lies outside of the mounted file
+//! system. An unmount is never lazy: a file system with an open file stays mounted.
 
 use crate::{
     Error, Pins, Result,
@@ -26,20 +26,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The source of a mount of ours.
+/// The source of this agent's mounts.
 const SOURCE: &str = "berth";
 
-/// What a kernel with `CONFIG_BPF_PRELOAD` puts into each BPF file system: nobody's.
+/// Entries that a kernel with `CONFIG_BPF_PRELOAD` puts into each BPF file system. They belong to no process.
 const BY_KERNEL: [&str; 2] = ["maps.debug", "progs.debug"];
 
-/// How long another may mount or unmount.
+/// Longest wait for another process that mounts or unmounts.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long somebody who only looks into the file system keeps it from being unmounted.
+/// How long an unmount is retried while another process only reads the file system.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Sees to it that the pin directory is there and lies on a BPF file system: mounts one over its parent where that is
-/// an empty directory of another file system. A missing parent is made.
+/// Ensures that the pin directory exists and lies on a BPF file system. Mounts one over the parent directory
+/// if that is an empty directory of another file system. Creates a missing parent.
 ///
 /// # Errors
 /// The parent holds other files ([`Error::NotBpffs`]), or the kernel refuses.
@@ -55,11 +55,11 @@ pub fn ensure_bpffs(pins: &Pins) -> Result<()> {
         mount(Some(SOURCE), parent, Some("bpf"), flags, Some("mode=0700"))
             .map_err(|e| failed("mount a BPF file system on", parent)(e.into()))?;
     }
-    // Under the lock: who unmounts sees by it that somebody is here.
+    // Under the lock: an unmounting process recognises a user by its pin directory.
     make_dir(pins.root())
 }
 
-/// Unmounts the file system that held the pins, where it is ours and nobody has anything in it.
+/// Unmounts the file system that held the pins, if the mount is this agent's and holds no other entries.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -70,12 +70,12 @@ pub(crate) fn release_bpffs(pins: &Pins) -> Result<()> {
     }
     let _one_at_a_time = lock_above(parent)?;
     let end = Instant::now() + LOOK;
-    // Again and again: another may have unmounted it, or begun to use it.
+    // Checked in each round: another process may have unmounted the file system, or begun to use it.
     while is_ours(parent)? && list(parent)?.iter().all(|(name, _)| BY_KERNEL.contains(&name.as_str())) {
         match umount2(parent, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => return Ok(()),
             Err(Errno::EBUSY) if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
-            // Somebody has a file open in there, and leaves after us.
+            // Another process has a file open on the file system, and leaves later.
             Err(Errno::EBUSY) => return Ok(()),
             Err(e) => return Err(failed("unmount", parent)(e.into())),
         }
@@ -92,20 +92,20 @@ fn on_bpffs(path: &Path) -> Result<bool> {
     Ok(found.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Whether the topmost mount on the directory is a BPF file system that has our source.
+/// Whether the topmost mount on the directory is a BPF file system with this agent's source.
 fn is_ours(dir: &Path) -> Result<bool> {
     let real = match dir.canonicalize() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         real => real.map_err(failed("examine", dir))?,
     };
-    // Of this thread: it may be in a mount namespace of its own.
+    // The mount table of this thread, which may be in a mount namespace of its own.
     let table = Path::new("/proc/thread-self/mountinfo");
     let text = fs::read(table).map_err(failed("read", table))?;
     Ok(source_on(&text, &escaped(&real)) == Some(SOURCE.as_bytes()))
 }
 
-/// The source of the last BPF file system in a table of mounts (proc_pid_mountinfo(5)) that is mounted there, where
-/// nothing else is mounted over it.
+/// The source of the BPF file system mounted at `point`, from a mount table (proc_pid_mountinfo(5)). The last
+/// line for the mount point counts, because it is on top; `None` if that is no BPF file system.
 fn source_on<'a>(table: &'a [u8], point: &[u8]) -> Option<&'a [u8]> {
     let words = |line: &'a [u8]| line.split(|b| *b == b' ').collect::<Vec<_>>();
     let mut lines = table.split(|b| *b == b'\n').map(words);
@@ -114,7 +114,7 @@ fn source_on<'a>(table: &'a [u8], point: &[u8]) -> Option<&'a [u8]> {
     (right.next()? == b"bpf").then(|| right.next())?
 }
 
-/// A path as it stands in a table of mounts.
+/// A path in the escaped form of a mount table.
 fn escaped(path: &Path) -> Vec<u8> {
     let mut out = Vec::new();
     for byte in path.as_os_str().as_bytes() {
@@ -126,7 +126,7 @@ fn escaped(path: &Path) -> Vec<u8> {
     out
 }
 
-/// The lock of all who mount on the directory or unmount it.
+/// Lock of all processes that mount on the directory or unmount it.
 fn lock_above(dir: &Path) -> Result<Flock<File>> {
     let above = dir.parent().unwrap_or(dir);
     lock(above, PATIENCE)?.ok_or_else(|| failed("lock", above)(io::ErrorKind::NotFound.into()))

@@ -1,4 +1,4 @@
-//! The child that loads: it takes some 20 MB for a tenth of a second, which the agent shall not keep.
+//! Loading child process: a load takes some 20 MB for a tenth of a second, which the agent must not keep.
 
 use crate::{
     Error, OBJECT, Pins, Result, Sizes,
@@ -21,21 +21,23 @@ use std::{
 /// The first argument that makes the program run [`child_main`].
 pub const ROLE: &str = "ebpf-load";
 
-/// How maps and programs came to be ready.
+/// Outcome of [`prepare`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prepared {
-    /// All were pinned already, from the same object.
+    /// All maps and programs were pinned already, from the same object.
     Adopted,
-    /// A child has loaded the programs; maps of this schema that were there were adopted.
+    /// A child loaded the programs; existing maps of this schema were adopted.
     Loaded,
 }
 
-/// Sees to it that maps and programs of the embedded object are pinned: runs `exe ebpf-load --pins DIR` unless they
-/// are, with an argument `MAP=ENTRIES` for each map whose size is not the object's own. Attaches nothing.
+/// Ensures that maps and programs of the embedded object are pinned. Unless they are, runs `exe ebpf-load
+/// --pins DIR` with an argument `MAP=ENTRIES` for each map whose size differs from the object's. Attaches
+/// nothing.
 ///
 /// # Errors
-/// A pinned map is another than wanted ([`Error::MapMismatch`], or told by the child), the child fails, or it takes
-/// longer than `deadline` (it is killed then; the next call goes on from there).
+/// A pinned map differs from the wanted one ([`Error::MapMismatch`], or in the child's message), the child
+/// fails, or the child exceeds `deadline`: then the child is killed, and the next call continues from its
+/// state.
 pub fn prepare(pins: &Pins, exe: &Path, sizes: &Sizes, deadline: Duration) -> Result<Prepared> {
     if is_loaded(pins, OBJECT)? {
         return Ok(Prepared::Adopted);
@@ -72,7 +74,7 @@ pub fn prepare(pins: &Pins, exe: &Path, sizes: &Sizes, deadline: Duration) -> Re
     Err(Error::ChildFailed { status, message: message.trim_end().to_owned() })
 }
 
-/// Waits for the end of the child. Says whether it came.
+/// Waits for the child's end. Returns false at the deadline.
 fn wait(child: &mut Child, deadline: Duration) -> io::Result<bool> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
     let fd = pidfd_open(pid, PidfdFlags::empty())?;
@@ -85,7 +87,8 @@ fn kill(child: &mut Child) -> io::Result<()> {
     child.wait().map(drop)
 }
 
-/// The end of a text: that of the verifier's log tells, and nobody reads our standard error before we end.
+/// Both ends of a long text. The end of the verifier's log holds the reason, and the pipe must take the whole
+/// message: the agent reads standard error only after the child's end.
 fn tail(text: &str) -> String {
     const HEAD: usize = 300;
     const TAIL: usize = 3000;
@@ -98,7 +101,7 @@ fn tail(text: &str) -> String {
     format!("{head} [...] {tail}")
 }
 
-/// The child's part: `--pins DIR [MAP=ENTRIES]...`. Tells what went wrong on standard error.
+/// Main function of the child: `--pins DIR [MAP=ENTRIES]...`. Errors go to standard error.
 pub fn child_main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     let (flag, dir) = (args.next(), args.next());
     let entries: Option<Vec<_>> = args.map(|argument| sizes::parse(&argument)).collect();
@@ -107,7 +110,8 @@ pub fn child_main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
         eprintln!("usage: {ROLE} --pins DIR [MAP=ENTRIES]...");
         return ExitCode::from(2);
     };
-    // What is half done the next load completes; without the agent nobody wants it, and a reset would meet it.
+    // The next load completes a partial one. Without the agent a load has no user, and a reset would collide
+    // with it.
     if let Err(e) = set_parent_process_death_signal(Some(Signal::KILL)) {
         eprintln!("cannot be bound to the agent's life: {e}");
         return ExitCode::FAILURE;

@@ -1,4 +1,4 @@
-//! All maps of one schema.
+//! Handles of all maps of one schema.
 
 use crate::{CounterMap, Map, Pins, Result};
 use berth_ebpf_abi::{
@@ -6,16 +6,17 @@ use berth_ebpf_abi::{
     MemberKey, NodeAddress, PodDevice, Service, ServiceKey, Tuple, V4, V6, maps,
 };
 
-/// What a handle may do.
+/// Access of a handle to its maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Look up and list: the commands for people.
+    /// Look up and list, for the command line.
     Read,
-    /// Write too: the agent.
+    /// Write too, for the agent.
     Write,
 }
 
-/// The maps by their names in [`berth_ebpf_abi::maps`]; socket storage is the programs' own.
+/// Handles by the map names in [`berth_ebpf_abi::maps`]. Socket storage has no handle: only the programs
+/// access it.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the abi crate describes each map by the same name")]
 pub struct Datapath {
@@ -49,7 +50,7 @@ impl Datapath {
     /// Opens the maps of this program's own schema.
     ///
     /// # Errors
-    /// One is missing (nothing was loaded yet) or of other sizes.
+    /// A map is missing (nothing was loaded yet) or has other key or value sizes.
     pub fn open(pins: &Pins, access: Access) -> Result<Datapath> {
         let (dir, read_only) = (&pins.maps(), access == Access::Read);
         Ok(Datapath {

@@ -1,4 +1,5 @@
-//! Devices: two tcx links each, one at ingress by what the device is, one at egress, behind other programs there.
+//! Attachment to devices: two tcx links for each device. One is at ingress and depends on the device's role,
+//! one is at egress. Both run behind other programs there.
 
 use crate::{
     Error, Pins, Result,
@@ -8,17 +9,18 @@ use crate::{
 };
 use std::{fmt, os::fd::AsFd};
 
-/// What a device is to the node.
+/// Role of a device on the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// It brings what comes from outside.
+    /// A device that leads out of the node.
     Uplink,
-    /// The host's side of a pod's veth pair: it brings what the pod sends.
+    /// The host side of a pod's veth pair: packets that the pod sends arrive here.
     Pod,
 }
 
 impl Role {
-    /// Where programs sit at such a device. What turns answers back comes before what sends requests elsewhere.
+    /// The places of programs at a device of this role. The program that translates answers back comes first,
+    /// before the program that redirects requests.
     pub fn places(self) -> [Place; 2] {
         [Place::Out, self.place()]
     }
@@ -31,10 +33,10 @@ impl Role {
     }
 }
 
-/// Where a program sits at a device.
+/// Place of a program at a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
-    /// Egress, whatever the device is.
+    /// Egress, of any device.
     Out,
     /// Ingress of a pod's device.
     Pod,
@@ -53,7 +55,7 @@ impl Place {
         }
     }
 
-    /// The program that sits there.
+    /// The name of the program at this place.
     pub fn program(self) -> &'static str {
         match self {
             Place::Out => "tc_out",
@@ -80,22 +82,22 @@ impl fmt::Display for Place {
 /// A device's link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceLink {
-    /// The device it was made for.
+    /// The device that the link was created for.
     pub ifindex: u32,
-    /// Where.
+    /// The place of the program.
     pub place: Place,
-    /// Whether the device is still there.
+    /// Whether the device still exists.
     pub live: bool,
     /// The kernel's id of the program.
     pub program: u32,
 }
 
-/// What [`adopt`] found.
+/// Outcome of [`adopt`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Adoption {
     Kept,
     Swapped,
-    /// There is no link, or its device is gone.
+    /// The link is missing, or its device is gone.
     Gone,
 }
 
@@ -103,18 +105,18 @@ fn pin_name(ifindex: u32, place: Place) -> String {
     format!("tcx-{ifindex}-{place}")
 }
 
-/// The device of a pin in the directory of links.
+/// The device and place that the name of a pin in the directory of links stands for.
 pub(crate) fn parse_pin(name: &str) -> Option<(u32, Place)> {
     let (ifindex, place) = name.strip_prefix("tcx-")?.split_once('-')?;
     Some((ifindex.parse().ok()?, Place::ALL.into_iter().find(|known| known.name() == place)?))
 }
 
-/// Sees to it that the programs of `role` run for packets that come and go by this device, and none of another role.
-/// Adopts and swaps links that are there; a device that took a dead one's index gets new links. The index is that of
-/// the calling thread's network namespace.
+/// Ensures that the programs of `role`, and of no other role, run for packets of this device. Adopts existing
+/// links and swaps their programs; a device that reuses the index of a removed device gets new links. The
+/// index is that of the calling thread's network namespace.
 ///
 /// # Errors
-/// Nothing was prepared, there is no such device, or the kernel refuses.
+/// No program is pinned, the device does not exist, or the kernel refuses.
 pub fn attach_device(pins: &Pins, ifindex: u32, role: Role) -> Result<()> {
     let wanted = role.places();
     for place in wanted {
@@ -136,7 +138,7 @@ fn make(pins: &Pins, ifindex: u32, place: Place) -> Result<()> {
     pin_over(link.as_fd(), &pins.links().join(name))
 }
 
-/// Brings a device's link to the prepared program.
+/// Switches a device's link to the prepared program.
 pub(crate) fn adopt(pins: &Pins, ifindex: u32, place: Place) -> Result<Adoption> {
     let name = pin_name(ifindex, place);
     let failed = |op| {
@@ -154,7 +156,7 @@ pub(crate) fn adopt(pins: &Pins, ifindex: u32, place: Place) -> Result<Adoption>
     }
     match link_update(link.as_fd(), program.as_fd()) {
         Ok(()) => Ok(Adoption::Swapped),
-        // The device went away in this moment.
+        // The device disappeared during the call.
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOLINK | libc::ENOENT | libc::ENODEV)) => {
             Ok(Adoption::Gone)
         }
@@ -162,7 +164,7 @@ pub(crate) fn adopt(pins: &Pins, ifindex: u32, place: Place) -> Result<Adoption>
     }
 }
 
-/// Detaches our programs from a device, whether it is still there or not. Says whether there was one.
+/// Detaches this agent's programs from a device, which may be gone already. Returns whether there was a link.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -174,7 +176,7 @@ pub fn detach_device(pins: &Pins, ifindex: u32) -> Result<bool> {
     Ok(was)
 }
 
-/// The links of devices, live or dead, by the names of their pins.
+/// The links of all devices, live or dead, in the order of their pins' names.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -182,7 +184,7 @@ pub fn devices(pins: &Pins) -> Result<Vec<DeviceLink>> {
     let mut all = Vec::new();
     for (name, path) in list(&pins.links())? {
         let Some((ifindex, place)) = parse_pin(&name) else { continue };
-        // Another process may detach meanwhile.
+        // Another process may detach a device in the meantime.
         let Some(link) = open_link(&path)? else { continue };
         let found: LinkInfo =
             info(link.as_fd()).map_err(|source| Error::Link { op: "examine", link: name, source })?;

@@ -1,35 +1,38 @@
-//! Ageing of translated connections: the agent looks for old ones, the kernel judges them and removes both directions.
+//! Ageing of translated connections: the agent collects old entries, and the kernel checks them again and
+//! removes both directions.
 //!
-//! The entries are read without a lock, so an entry may be used between the look and the removal: program `tc_gc` is
-//! handed the keys, reads each entry anew and deletes only what is still too old.
+//! The agent reads the entries without a lock, so a packet may use an entry between the read and the removal.
+//! Program `tc_gc` therefore receives only the keys, reads each entry again and deletes it only if it is
+//! still too old.
 
 use crate::{Datapath, Error, Map, Pins, Plain, Result, attach::open_program, plain::bytes, sys::test_run};
 use berth_ebpf_abi::{Addr, Flow, Tuple};
 use std::os::fd::{AsFd, OwnedFd};
 
-/// The program that removes.
+/// The program that removes the entries.
 const PROGRAM: &str = "tc_gc";
-/// No entry is too old before this many seconds, whatever its protocol and state: the time of a reset connection.
+/// Minimum age of a candidate in seconds: the timeout of a reset connection, the shortest of all protocols
+/// and states.
 const YOUNGEST_S: u32 = 10;
-/// A test run's packet must fit one page, with the kernel's own room; the program takes 128 keys at most.
+/// A test run's packet and the kernel's own headroom must fit one page; the program takes at most 128 keys.
 const PACKET: usize = 2048;
 const ETHERNET: usize = 14;
 
-/// What a collection did.
+/// Counts of one collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Collected {
-    /// Entries that were looked at.
+    /// Entries that were read.
     pub seen: usize,
-    /// Keys that were handed to the kernel.
+    /// Keys that were passed to the kernel.
     pub candidates: usize,
-    /// Connections that it removed, by its own count.
+    /// Connections that the program removed, by its own count.
     pub removed: usize,
 }
 
-/// Hands all entries that may be too old to the kernel's program. `now_s`: CLOCK_MONOTONIC in seconds.
+/// Passes all entries that may be too old to the kernel's program. `now_s` is CLOCK_MONOTONIC in seconds.
 ///
 /// # Errors
-/// Nothing was prepared, or the kernel refuses.
+/// No program is pinned, or the kernel refuses.
 pub fn collect_flows(pins: &Pins, datapath: &Datapath, now_s: u32) -> Result<Collected> {
     let (program, _) = open_program(pins, PROGRAM)?;
     let mut collected = Collected::default();
@@ -68,7 +71,7 @@ fn collect<A: Addr + Plain>(
     Ok(())
 }
 
-/// An empty Ethernet header, the family, how many, the keys.
+/// The packet of a test run: an empty Ethernet header, the address family, the number of keys, the keys.
 fn packet<A: Addr + Plain>(family: i32, keys: &[Tuple<A>]) -> Vec<u8> {
     let mut packet = vec![0; ETHERNET];
     packet.extend(family.to_ne_bytes());

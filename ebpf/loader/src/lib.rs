@@ -1,25 +1,32 @@
-//! Brings the eBPF programs into the kernel, keeps them there, and gives typed handles of their maps.
+//! Loader of the eBPF programs: loads and pins maps and programs, attaches them, and gives typed handles of
+//! the maps.
 //!
-//! Owns everything below the pin directory (`Roots::bpf_pins`):
-//! - `<schema>/maps/<NAME>`, `<schema>/programs/<name>`: the maps and programs of one version of the abi crate.
-//! - `<schema>/iterators/<NAME>-<version>`: what reads the sockets' own storage of a map ([`SocketRecords`]).
-//! - `<schema>/object`: a symbolic link to nowhere whose target is the SHA-256 of the object that those programs came
-//!   from. It is written last and removed first, so where it stands the directory is complete.
-//! - `links/<hook>` and `links/tcx-<ifindex>-<place>`: the attachments, outside of the schema directories: a program of
-//!   another schema takes its predecessor's place in the same link, without a moment between.
+//! The crate owns everything below the pin directory (`Roots::bpf_pins`):
+//! - `<schema>/maps/<NAME>`, `<schema>/programs/<name>`: the maps and programs of one version of the abi
+//!   crate.
+//! - `<schema>/iterators/<NAME>-<version>`: the iterators over the socket storage of a map
+//!   ([`SocketRecords`]).
+//! - `<schema>/object`: a dangling symbolic link whose target is the SHA-256 of the object that the programs
+//!   were loaded from. The link is written last and removed first, so its presence means that the directory
+//!   is complete.
+//! - `links/<hook>` and `links/tcx-<ifindex>-<place>`: the attachments. They lie outside of the schema
+//!   directories because a program of another schema replaces its predecessor in the same link, without a
+//!   gap.
 //!
-//! The way in, for the agent: [`prepare`] (maps and programs; a child process where work is to be done), fill the maps
-//! of [`Datapath::open`], then [`attach`] (hooks and devices go over to the prepared programs; other schemas go away)
-//! and [`attach_device`] for each device. Nothing is attached before the tables are full, nothing is swapped before
-//! its successor is pinned.
+//! The agent calls [`prepare`] first (maps and programs; work that is needed runs in a child process), then
+//! fills the maps of [`Datapath::open`], then calls [`attach`] (hooks and devices switch to the prepared
+//! programs; other schemas are removed) and [`attach_device`] for each device. No program is attached before
+//! the tables are full, and no program is swapped before its successor is pinned.
 //!
-//! No task and no lock outlives a call, but for the loading child's lock on the pin directory. All calls block for
-//! microseconds, but for [`prepare`] (its deadline), [`attach_device`] of a device that has no links yet (an RCU grace
-//! period for each of the two, about 27 ms; the kernel's RTNL lock makes parallel calls wait for each other), and
-//! [`destroy_sockets`] and [`destroy_translated`] (the number of sockets).
+//! No task and no lock outlives a call, except the loading child's lock on the pin directory. Calls block for
+//! microseconds, with these exceptions: [`prepare`] blocks up to its deadline; [`attach_device`] of a device
+//! without links waits an RCU grace period for each of the two links, about 27 ms, and the kernel's RTNL lock
+//! makes parallel calls wait for each other; [`destroy_sockets`] and [`destroy_translated`] block in
+//! proportion to the number of sockets.
 //!
-//! Invariants: pinned maps are used only if kind, sizes of keys and values, and flags are the wanted ones; a loader that was
-//! killed anywhere leaves what the next one completes; programs in use stay in use until their successors take over.
+//! Invariants: a pinned map is used only if kind, key size, value size and flags are the wanted ones. A
+//! loader killed at any point leaves a state that the next loader completes. Programs in use stay in use
+//! until their successors replace them.
 //!
 //! On failure nothing that was attached is detached, and the error names the operation and its object.
 #![allow(unsafe_code, reason = "bpf(2) and the bytes of map values: in sys and plain alone")]

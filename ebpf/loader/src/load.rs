@@ -1,4 +1,4 @@
-//! The loading itself: runs in a child, for what it takes of memory.
+//! Loading of maps and programs. The work runs in a child process because of the memory that it needs.
 
 use crate::{
     Error, Pins, Result, Sizes, digest, ensure_bpffs,
@@ -13,38 +13,40 @@ use aya::{
 };
 use std::{io, os::fd::AsFd, time::Duration};
 
-/// How long other loads of the same pins may take.
+/// Longest wait for another load of the same pins.
 const OTHERS: Duration = Duration::from_secs(60);
 
-/// How far a load has come. A test stops it at each.
+/// Progress of a load. A test stops the load at each step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// What is pinned fits what is wanted; nothing was changed yet.
+    /// The pinned maps fit the wanted ones; nothing was changed yet.
     Checked,
-    /// The directories are there, and the old programs no longer count as complete.
+    /// The directories exist, and the old programs no longer count as complete.
     Begun,
     /// All maps are pinned.
     Maps,
     /// One more program is loaded and pinned.
     Program,
-    /// Programs that the object no longer has are gone.
+    /// Programs that the object no longer has are removed.
     Swept,
-    /// The iterators over socket storage are pinned, or why there are none is.
+    /// The iterators over socket storage are pinned, or the reason for their absence is.
     Iterators,
     /// The digest is written.
     Done,
 }
 
-/// Makes or adopts the maps and loads and pins the programs of `object`, and the iterators that [`crate::SocketRecords`]
-/// opens. Attaches nothing. Waits for another load of the same pins. A kernel without such iterators is no error.
+/// Creates or adopts the maps, loads and pins the programs of `object`, and pins the iterators that
+/// [`crate::SocketRecords`] opens. Attaches nothing. Waits for another load of the same pins. A kernel
+/// without such iterators is no error.
 ///
 /// # Errors
-/// A pinned map is another than wanted ([`Error::MapMismatch`]; nothing is changed), or the kernel refuses.
+/// A pinned map differs from the wanted one ([`Error::MapMismatch`]; nothing is changed), or the kernel
+/// refuses.
 pub fn load(pins: &Pins, object: &[u8], at: impl FnMut(Step)) -> Result<()> {
     load_maps(pins, object, &[], at)
 }
 
-/// [`load`], with maps of these sizes where they are made.
+/// As [`load`]; new maps get these sizes.
 ///
 /// # Errors
 /// As for [`load`].
@@ -52,7 +54,7 @@ pub fn load_sized(pins: &Pins, object: &[u8], sizes: &Sizes) -> Result<()> {
     load_maps(pins, object, &sizes.other_than_default(), |_| {})
 }
 
-/// [`load`], with so many entries in the maps of these names.
+/// As [`load`]; the maps of these names get this number of entries.
 pub(crate) fn load_maps(
     pins: &Pins,
     object: &[u8],
@@ -64,11 +66,11 @@ pub(crate) fn load_maps(
     ensure_bpffs(pins)?;
     check_maps(pins, &contents)?;
     at(Step::Checked);
-    // Taken away in between, by a reset: nothing is wanted any more.
+    // A reset removed the pin directory in between: nothing is wanted any more.
     let gone = || failed("lock", pins.root())(io::ErrorKind::NotFound.into());
     let _one_at_a_time = lock(pins.root(), OTHERS)?.ok_or_else(gone)?;
     pins.make()?;
-    // Another loader may have made maps since.
+    // Another loader may have created maps before this one held the lock.
     check_maps(pins, &contents)?;
     pins.forget_digest()?;
     at(Step::Begun);
@@ -97,7 +99,8 @@ pub(crate) fn load_maps(
         }
     }
     at(Step::Swept);
-    // It holds the kernel's types, which are read once more: not at the same time.
+    // The loader holds the kernel's types, some 20 MB, and the next step reads them again: not both at the
+    // same time.
     drop(loader);
     records::pin_iterators(pins)?;
     at(Step::Iterators);
@@ -106,7 +109,7 @@ pub(crate) fn load_maps(
     Ok(())
 }
 
-/// Whether maps and programs of this object are pinned already, all of them.
+/// Whether all maps and programs of this object are pinned already.
 pub(crate) fn is_loaded(pins: &Pins, object: &[u8]) -> Result<bool> {
     if pins.loaded_digest()?.is_none_or(|loaded| loaded != digest(object)) {
         return Ok(false);
@@ -123,19 +126,19 @@ pub(crate) fn is_loaded(pins: &Pins, object: &[u8]) -> Result<bool> {
     records::are_pinned(pins)
 }
 
-/// Whether the pinned maps are those that `object` wants: kind, sizes of keys and values, and flags. A missing one is no
-/// error, and neither is another number of entries: a map keeps the size that it was made with.
+/// Checks kind, key size, value size and flags of the pinned maps against `object`. A missing map is no
+/// error, and neither is another number of entries: a map keeps the size that it was created with.
 ///
 /// # Errors
-/// One differs ([`Error::MapMismatch`]), or the kernel refuses.
+/// A map differs ([`Error::MapMismatch`]), or the kernel refuses.
 pub fn check_pinned_maps(pins: &Pins, object: &[u8]) -> Result<()> {
     check_maps(pins, &Contents::parse(object)?)
 }
 
-/// The names of the programs in `object`, as they are pinned.
+/// The names of the programs in `object`, which are the names of their pins.
 ///
 /// # Errors
-/// It is no eBPF object.
+/// The bytes are no eBPF object.
 pub fn program_names(object: &[u8]) -> Result<Vec<String>> {
     Ok(Contents::parse(object)?.programs)
 }

@@ -9,7 +9,8 @@ use std::{io, marker::PhantomData, path::Path, thread};
 
 /// Entries that one system call reads or writes.
 const BATCH: usize = 4096;
-/// The allocator behind maps that are not preallocated refills itself from an interrupt; a batch may outrun it.
+/// Attempts at an allocation. The kernel refills the allocator of maps without preallocation from an
+/// interrupt, and a batch can outrun the refill.
 const ALLOCATION_ATTEMPTS: u32 = 64;
 const ANY: u64 = 0;
 const NOEXIST: u64 = 1;
@@ -22,7 +23,7 @@ pub struct Map<K, V> {
     kinds: PhantomData<fn(K) -> V>,
 }
 
-/// Opens a map whose keys and values have these sizes.
+/// Opens a map whose keys and values must have these sizes.
 fn open(dir: &Path, name: &'static str, read_only: bool, key: usize, value: usize) -> Result<MapFd> {
     let path = dir.join(name);
     let failed = |source| Error::OpenPin { path: path.clone(), source };
@@ -38,7 +39,7 @@ fn open(dir: &Path, name: &'static str, read_only: bool, key: usize, value: usiz
     Ok(fd)
 }
 
-/// Processors that the kernel keeps values for, present or not.
+/// Number of processors that the kernel keeps values for, present or not.
 fn possible_cpus() -> Result<usize> {
     let path = Path::new("/sys/devices/system/cpu/possible");
     let failed = |source| Error::File { op: "read", path: path.into(), source };
@@ -51,26 +52,26 @@ impl<K: Plain, V: Plain> Map<K, V> {
     /// Opens `dir/name`.
     ///
     /// # Errors
-    /// It is not there, or its keys or values are of other sizes.
+    /// The map is missing, or its keys or values have other sizes.
     pub(crate) fn open(dir: &Path, name: &'static str, read_only: bool) -> Result<Self> {
         let fd = open(dir, name, read_only, size_of::<K>(), size_of::<V>())?;
         Ok(Map { name, fd, kinds: PhantomData })
     }
 
-    /// Its name in [`berth_ebpf_abi::maps`].
+    /// The map's name in [`berth_ebpf_abi::maps`].
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The most entries it takes.
+    /// Maximum number of entries.
     pub fn max_entries(&self) -> u32 {
         self.fd.info().max_entries
     }
 
-    /// Kernel memory that it holds, in bytes (`memlock` of its fdinfo).
+    /// Kernel memory of the map in bytes (`memlock` of its fdinfo).
     ///
     /// # Errors
-    /// The kernel does not tell.
+    /// The kernel does not report it.
     pub fn memory(&self) -> Result<u64> {
         fdinfo(self.fd.fd(), "memlock").map_err(self.failed("read the memory of"))
     }
@@ -100,7 +101,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
         patiently(|| self.fd.update(key, value, flags))
     }
 
-    /// Sets a key's value, at one instant for readers of the entry.
+    /// Sets a key's value. A reader of the entry sees the old or the new value, never a mixture.
     ///
     /// # Errors
     /// The map is full, or there is no memory.
@@ -108,7 +109,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
         self.update(key, value, ANY).map_err(self.failed("write to"))
     }
 
-    /// Sets a key's value where it has none. Says whether it did.
+    /// Sets the value of an absent key. Returns false where the key exists already.
     ///
     /// # Errors
     /// The map is full, or there is no memory.
@@ -119,7 +120,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
         }
     }
 
-    /// Removes a key. Says whether it was there.
+    /// Removes a key. Returns whether the key existed.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -128,10 +129,10 @@ impl<K: Plain, V: Plain> Map<K, V> {
         self.fd.delete(key).map(|()| true).or_else(absent).map_err(self.failed("delete from"))
     }
 
-    /// Sets many keys' values, in this order, each at one instant.
+    /// Sets the values of many keys in this order, each one atomically.
     ///
     /// # Errors
-    /// The map is full, or there is no memory; those before the failing one are written.
+    /// The map is full, or there is no memory; the entries before the failing one are written.
     pub fn put_all(&self, entries: &[(K, V)]) -> Result<()> {
         for part in entries.chunks(BATCH) {
             let (keys, values): (Vec<K>, Vec<V>) = part.iter().copied().unzip();
@@ -156,10 +157,10 @@ impl<K: Plain, V: Plain> Map<K, V> {
         Ok(())
     }
 
-    /// Removes many keys, in this order. Returns how many were there.
+    /// Removes many keys in this order. Returns how many existed.
     ///
     /// # Errors
-    /// The kernel refuses; those before the failing one are removed.
+    /// The kernel refuses; the keys before the failing one are removed.
     pub fn delete_all(&self, keys: &[K]) -> Result<usize> {
         let (mut from, mut removed) = (0, 0);
         while from < keys.len() {
@@ -179,7 +180,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
         Ok(removed)
     }
 
-    /// Shows all entries in parts. What is written meanwhile may or may not be among them.
+    /// Passes all entries to `see` in parts. Entries written in the meantime may be missing.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -200,7 +201,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
             match stopped.as_ref().map(io::Error::raw_os_error) {
                 None => {}
                 Some(Some(libc::ENOENT)) => return Ok(()),
-                // One bucket of the hash holds more than there is room for.
+                // One bucket of the hash holds more entries than the buffers.
                 Some(Some(libc::ENOSPC)) if done == 0 && room < limit => {
                     room = limit.min(room * 2);
                     keys.resize(room, K::default());
@@ -213,7 +214,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
         }
     }
 
-    /// All entries; see [`Map::visit`].
+    /// All entries, read as in [`Map::visit`].
     ///
     /// # Errors
     /// The kernel refuses.
@@ -223,7 +224,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
         Ok(all)
     }
 
-    /// How many entries there are. Reads them all.
+    /// Number of entries. Reads the whole map.
     ///
     /// # Errors
     /// The kernel refuses.

@@ -11,7 +11,8 @@ use std::{
     thread,
 };
 
-/// The cookie of a network namespace (`SO_NETNS_COOKIE`), as the socket hooks see it: never used twice in a boot.
+/// The cookie of a network namespace (`SO_NETNS_COOKIE`), as the socket hooks see it. A cookie is never
+/// reused in a boot.
 ///
 /// # Errors
 /// `netns` is no network namespace, or the kernel refuses.
@@ -23,7 +24,7 @@ pub fn netns_cookie(netns: impl AsFd) -> Result<u64> {
     })
 }
 
-/// Does something in this network namespace; the caller's thread stays where it is.
+/// Runs `work` in this network namespace, on a thread of its own; the caller's thread stays in its namespace.
 pub(crate) fn within<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let inside = thread::Builder::new().name("berth-netns".into()).spawn_scoped(scope, move || {

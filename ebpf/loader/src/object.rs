@@ -1,4 +1,4 @@
-//! The embedded object and what is in it.
+//! The embedded eBPF object and its definitions.
 
 use crate::{Error, Result, sys::MapInfo};
 use aya_obj::{Object, ProgramSection};
@@ -9,18 +9,18 @@ use std::fmt::Write;
 #[cfg(not(feature = "other-build"))]
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../programs/berth.bpf.o");
 
-/// The same programs in an object of another digest, as another release would bring them: what adopts the plain build's
-/// loads these anew and puts them in the others' places.
+/// The same programs in an object of another digest, as another release brings them: an agent that adopts the
+/// pins of the plain build loads these programs again and swaps them into the links.
 #[cfg(feature = "other-build")]
 pub static OBJECT: &[u8] = &other_build::OBJECT.0;
 
 #[cfg(feature = "other-build")]
 mod other_build {
     const PLAIN: &[u8] = include_bytes!("../../programs/berth.bpf.o");
-    /// Bytes behind the last section belong to none.
+    /// Extra bytes. Bytes behind the last section belong to no section.
     const MORE: usize = 16;
 
-    /// Aligned as the parser of the object wants it.
+    /// Alignment that the object's parser needs.
     #[repr(C, align(32))]
     pub(super) struct Aligned(pub(super) [u8; PLAIN.len() + MORE]);
 
@@ -58,7 +58,8 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// All, in the order of attachment: what maps answers back comes before what sends requests elsewhere.
+    /// All hooks in the order of attachment: hooks that translate answers back come before hooks that
+    /// redirect requests.
     pub const ALL: [Hook; 8] = [
         Hook::Recvmsg4,
         Hook::Recvmsg6,
@@ -70,7 +71,7 @@ impl Hook {
         Hook::Sendmsg6,
     ];
 
-    /// The name of its program and of its link's pin.
+    /// The name of the hook's program and of its link's pin.
     pub fn name(self) -> &'static str {
         match self {
             Hook::Recvmsg4 => "recvmsg4",
@@ -84,7 +85,7 @@ impl Hook {
         }
     }
 
-    /// `enum bpf_attach_type`.
+    /// The kernel's `enum bpf_attach_type`.
     pub(crate) fn attach_type(self) -> u32 {
         match self {
             Hook::Connect4 => 10,
@@ -99,7 +100,7 @@ impl Hook {
     }
 }
 
-/// What an object wants to be pinned.
+/// The maps and programs of an object that are pinned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Contents {
     pub(crate) maps: Vec<MapSpec>,
@@ -118,7 +119,7 @@ pub(crate) struct MapSpec {
 }
 
 impl MapSpec {
-    /// Whether a pinned map may serve as this one, be its size what it may.
+    /// Checks whether a pinned map can serve as this one. The number of entries may differ.
     pub(crate) fn check(&self, found: &MapInfo) -> Result<()> {
         let fields = [
             ("kind", self.kind, found.kind),
@@ -139,13 +140,13 @@ impl Contents {
     /// Reads an object's definitions.
     ///
     /// # Errors
-    /// It is no eBPF object.
+    /// The bytes are no eBPF object.
     pub(crate) fn parse(object: &[u8]) -> Result<Contents> {
         let object = Object::parse(object)?;
         let mut maps: Vec<MapSpec> = object
             .maps
             .iter()
-            // Names with a dot are the compiler's sections of constants: each load makes its own.
+            // Names with a dot are the compiler's sections of constants: each load creates its own.
             .filter(|(name, _)| !name.contains('.'))
             .map(|(name, map)| MapSpec {
                 name: name.clone(),

@@ -1,4 +1,4 @@
-//! Where things are pinned.
+//! Paths and primitives of the pin directory.
 
 use crate::{Error, Result};
 use berth_ebpf_abi::SCHEMA;
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The pin directory, as this program's schema sees it.
+/// The pin directory, as the schema of this program uses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pins {
     root: PathBuf,
@@ -27,7 +27,7 @@ impl Pins {
         Pins { root: root.into(), schema: SCHEMA }
     }
 
-    /// The same directory as a program with another schema would use it: for tests of upgrades.
+    /// The same directory for a program with another schema: for tests of upgrades.
     #[must_use]
     pub fn with_schema(self, schema: u32) -> Pins {
         Pins { schema, ..self }
@@ -42,22 +42,22 @@ impl Pins {
         self.root.join(self.schema.to_string())
     }
 
-    /// Where the maps of this schema are.
+    /// The directory of this schema's maps.
     pub fn maps(&self) -> PathBuf {
         self.own().join("maps")
     }
 
-    /// Where the programs of this schema are.
+    /// The directory of this schema's programs.
     pub fn programs(&self) -> PathBuf {
         self.own().join("programs")
     }
 
-    /// Where the iterators over this schema's socket storage are.
+    /// The directory of the iterators over this schema's socket storage.
     pub(crate) fn iterators(&self) -> PathBuf {
         self.own().join("iterators")
     }
 
-    /// Where the links of all schemas are.
+    /// The directory of the links of all schemas.
     pub fn links(&self) -> PathBuf {
         self.root.join("links")
     }
@@ -66,7 +66,8 @@ impl Pins {
         self.own().join("object")
     }
 
-    /// The digest of the object that the pinned programs came from; `None` where they are not known to be complete.
+    /// The digest of the object that the pinned programs were loaded from; `None` where they may be
+    /// incomplete.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -78,7 +79,7 @@ impl Pins {
         }
     }
 
-    /// Says that the programs are complete.
+    /// Marks the programs as complete.
     pub(crate) fn write_digest(&self, digest: &str) -> Result<()> {
         let fresh = self.own().join("object-new");
         remove(&fresh)?;
@@ -86,18 +87,19 @@ impl Pins {
         rename(&fresh, &self.object())
     }
 
-    /// Says that the programs are not complete.
+    /// Marks the programs as incomplete.
     pub(crate) fn forget_digest(&self) -> Result<()> {
         remove(&self.object()).map(drop)
     }
 
-    /// Makes the directories below the pin directory.
+    /// Creates the directories below the pin directory.
     pub(crate) fn make(&self) -> Result<()> {
         let all = [self.own(), self.maps(), self.programs(), self.iterators(), self.links()];
         all.iter().try_for_each(|dir| make_dir(dir))
     }
 
-    /// Removes the directories of other schemas: their maps and programs die with their last user.
+    /// Removes the directories of other schemas. The kernel frees their maps and programs with their last
+    /// user.
     pub(crate) fn remove_other_schemas(&self) -> Result<Vec<u32>> {
         let mut removed = Vec::new();
         for (name, path) in list(&self.root)? {
@@ -111,7 +113,7 @@ impl Pins {
     }
 }
 
-/// Makes a directory that may be there already.
+/// Creates a directory that may exist already.
 pub(crate) fn make_dir(dir: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(failed("make", dir)(e)),
@@ -119,8 +121,8 @@ pub(crate) fn make_dir(dir: &Path) -> Result<()> {
     }
 }
 
-/// Locks a directory against all who lock it likewise; released when the value goes, and by the process's death. `None`
-/// where there is no such directory, also where it went while it was waited for.
+/// Takes an exclusive lock on a directory. The lock ends with the returned value or with the process. `None`
+/// where the directory does not exist or was removed during the wait.
 pub(crate) fn lock(dir: &Path, patience: Duration) -> Result<Option<Flock<File>>> {
     let end = Instant::now() + patience;
     let mut file = match File::open(dir) {
@@ -151,7 +153,7 @@ pub(crate) fn failed(op: &'static str, path: &Path) -> impl Fn(io::Error) -> Err
     move |source| Error::File { op, path: path.into(), source }
 }
 
-/// The names and paths in a directory; none where it is missing.
+/// The names and paths in a directory; empty where the directory is missing.
 pub(crate) fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -166,7 +168,7 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(all)
 }
 
-/// Removes a pin. Says whether it was there.
+/// Removes a pin. Returns whether the pin existed.
 pub(crate) fn remove(path: &Path) -> Result<bool> {
     match fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -178,7 +180,7 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(failed("rename", from))
 }
 
-/// Pins an object in the place of what is pinned there, at one instant.
+/// Pins an object over an existing pin, atomically by rename.
 pub(crate) fn pin_over(fd: std::os::fd::BorrowedFd<'_>, path: &Path) -> Result<()> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push("-new");

@@ -1,4 +1,4 @@
-//! Values that are the same as their bytes.
+//! Values that equal their bytes.
 
 use berth_ebpf_abi::{
     Addr, Affinity, AffinityKey, Chunk, ChunkKey, Client, Config, Flow, FragmentKey, FragmentPorts, LocalPod,
@@ -52,7 +52,7 @@ pub(crate) fn bytes<T: Plain>(values: &[T]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
-/// The bytes of these values, to be written.
+/// The bytes of these values, for writing.
 pub(crate) fn bytes_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
     // SAFETY: Plain: every byte is initialised and every pattern of bytes is a value; the length is the slice's own.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }

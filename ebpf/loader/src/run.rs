@@ -1,4 +1,4 @@
-//! Runs a pinned packet program on a packet of the caller's, with the pinned maps: for tests and for diagnosis.
+//! Test runs of a pinned packet program on a caller's packet, with the pinned maps: for tests and diagnosis.
 
 use crate::{Error, Pins, Result, TestRunAnswer, attach::open_program, sys::test_run};
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,13 +14,13 @@ impl PacketProgram {
     /// Opens a program by its name in the object.
     ///
     /// # Errors
-    /// It is not pinned.
+    /// The program is not pinned.
     pub fn open(pins: &Pins, name: &str) -> Result<PacketProgram> {
         let (program, _) = open_program(pins, name)?;
         Ok(PacketProgram { name: name.to_owned(), program })
     }
 
-    /// Runs it once on an Ethernet frame, which no device sees.
+    /// Runs the program once on an Ethernet frame. No device receives the frame.
     ///
     /// # Errors
     /// The kernel refuses the frame.

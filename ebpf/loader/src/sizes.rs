@@ -1,20 +1,20 @@
-//! How many entries the maps take.
+//! Sizes of the maps, in entries.
 
 use crate::object::{Contents, MapSpec};
 use berth_ebpf_abi::maps;
 use std::ffi::OsString;
 
-/// The most entries of the maps that a load makes, those of IPv4 and of IPv6 where there are two. A map that is pinned
-/// already keeps its size, until a reset or the node's next boot.
+/// Maximum entries of the maps that a load creates, for IPv4 and IPv6 where a map exists twice. A map that is
+/// already pinned keeps its size until a reset or the node's next boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sizes {
-    /// Ways into Services; one with a single port has two, and a third for its node port.
+    /// Frontends. A Service with a single port has two, and a third for its node port.
     pub services: [u32; 2],
-    /// Chunks of sixteen backends, of Services that have more than four.
+    /// Chunks of sixteen backends, of Services with more than four.
     pub chunks: [u32; 2],
     /// Backends of Services with affinity, and of chunked UDP Services.
     pub members: [u32; 2],
-    /// Clients that stay with a backend.
+    /// Clients with session affinity to a backend.
     pub affinity: [u32; 2],
     /// Pods of the node.
     pub pods: u32,
@@ -22,9 +22,9 @@ pub struct Sizes {
     pub node_addresses: u32,
     /// TCP connections in use that are translated packet by packet.
     pub assured: [u32; 2],
-    /// Such that begin, or are over; where more come, the oldest of these go.
+    /// TCP connections that are beginning or closed; when the map is full, the oldest of these are evicted.
     pub unassured: [u32; 2],
-    /// The same of UDP, of which those that are streams do not go.
+    /// UDP flows, as for TCP; those that are streams are not evicted.
     pub udp: [u32; 2],
     /// Connections between pods of this node that the host's stack translated (host ports).
     pub stack: [u32; 2],
@@ -33,7 +33,7 @@ pub struct Sizes {
 }
 
 impl Default for Sizes {
-    /// As the object has them.
+    /// The sizes that the object defines.
     fn default() -> Sizes {
         Sizes {
             services: [131_072, 65_536],
@@ -52,11 +52,11 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// By the maps' names.
+    /// The sizes by map name.
     fn by_name(&self) -> [(&'static str, u32); 28] {
         let Sizes { services, chunks, members, affinity, pods, node_addresses, .. } = *self;
         let Sizes { assured, unassured, udp, stack, fragments, .. } = *self;
-        // A connection has an entry for each direction, and one place in the order.
+        // A connection has one entry for each direction, and one place in the eviction order.
         let [assured_entries, unassured_entries, udp_entries] =
             [assured, unassured, udp].map(|connections| connections.map(|n: u32| n.saturating_mul(2)));
 
@@ -92,7 +92,7 @@ impl Sizes {
         ]
     }
 
-    /// Those that are other than the object's own, by the maps' names. A map always has room for one entry.
+    /// The sizes that differ from the object's own, by map name. A map has at least one entry.
     pub(crate) fn other_than_default(&self) -> Vec<(String, u32)> {
         let both = self.by_name().into_iter().zip(Sizes::default().by_name());
         both.filter(|(own, default)| own != default)
@@ -101,18 +101,18 @@ impl Sizes {
     }
 }
 
-/// Sizes as the loading child is told them: one argument a map, `NAME=ENTRIES`.
+/// Arguments that pass the sizes to the loading child: one `NAME=ENTRIES` for each map.
 pub(crate) fn arguments(sizes: &[(String, u32)]) -> Vec<OsString> {
     sizes.iter().map(|(name, entries)| format!("{name}={entries}").into()).collect()
 }
 
-/// Reads such an argument.
+/// Parses one `NAME=ENTRIES` argument.
 pub(crate) fn parse(argument: &OsString) -> Option<(String, u32)> {
     let (name, entries) = argument.to_str()?.split_once('=')?;
     Some((name.to_owned(), entries.parse().ok()?))
 }
 
-/// An object's maps with these sizes.
+/// Sets these sizes on an object's maps.
 pub(crate) fn resize(contents: &mut Contents, sizes: &[(String, u32)]) {
     let wanted =
         |map: &MapSpec| sizes.iter().find(|(name, _)| *name == map.name).map(|(_, entries)| *entries);
