@@ -1,39 +1,39 @@
-//! What can go wrong between the loader, the kernel and what is pinned.
+//! Errors of the loader, with the operation and its object.
 
 use std::{io, path::PathBuf, process::ExitStatus, time::Duration};
 
 /// The outcome of an operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failed operation and what it was about. The kernel's answer is the source.
+/// A failed operation and its object. The kernel's answer is the source.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A pinned object could not be opened.
     #[error("cannot open the pin {}", path.display())]
     OpenPin {
-        /// Where it is pinned.
+        /// Path of the pin.
         path: PathBuf,
-        /// Why.
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
     /// An object could not be pinned.
     #[error("cannot pin {}", path.display())]
     Pin {
-        /// Where.
+        /// Path of the pin.
         path: PathBuf,
-        /// Why.
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
     /// A pin, directory or link on the BPF file system could not be made, renamed, read or removed.
     #[error("cannot {op} {}", path.display())]
     File {
-        /// What was tried.
+        /// The operation, a verb.
         op: &'static str,
-        /// On what.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
@@ -43,104 +43,104 @@ pub enum Error {
         /// The parent of the pin directory.
         path: PathBuf,
     },
-    /// A pinned map is not what the programs want. Nothing was changed.
+    /// A pinned map differs from the wanted one. Nothing was changed.
     #[error("the pinned map {map} has {field} {found}, the programs want {want}")]
     MapMismatch {
-        /// Its name.
+        /// Name of the map.
         map: String,
-        /// What differs.
+        /// Name of the differing property.
         field: &'static str,
-        /// What the programs want.
+        /// Value that the programs want.
         want: u32,
-        /// What is pinned.
+        /// Value of the pinned map.
         found: u32,
     },
     /// An operation on a map failed.
     #[error("cannot {op} the map {map}")]
     Map {
-        /// What was tried.
+        /// The operation, a verb.
         op: &'static str,
-        /// Its name.
+        /// Name of the map.
         map: String,
-        /// Why.
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
     /// An operation on a program failed.
     #[error("cannot {op} the program {program}")]
     Program {
-        /// What was tried.
+        /// The operation, a verb.
         op: &'static str,
-        /// Its name.
+        /// Name of the program.
         program: String,
-        /// Why.
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
     /// An operation on a link failed.
     #[error("cannot {op} the link {link}")]
     Link {
-        /// What was tried.
+        /// The operation, a verb.
         op: &'static str,
-        /// The name of its pin.
+        /// Name of the link's pin.
         link: String,
-        /// Why.
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
     /// The embedded object cannot be read.
     #[error("cannot read the eBPF object")]
     Object(#[from] aya_obj::ParseError),
-    /// The maps cannot be made or the object cannot be relocated.
+    /// The maps cannot be created or the object cannot be relocated.
     #[error("cannot load the eBPF object")]
     Maps(#[from] Box<aya::EbpfError>),
     /// The kernel refuses a program.
     #[error("cannot load the program {program}")]
     Verify {
-        /// Its name.
+        /// Name of the program.
         program: String,
-        /// Why; the verifier's log among it.
+        /// The refusal, with the verifier's log.
         #[source]
         source: Box<aya::programs::ProgramError>,
     },
-    /// The object has no program of this name, or one of another kind.
+    /// The object has no program of this name, or a program of another kind.
     #[error("the eBPF object has no program {program} of the wanted kind")]
     NoProgram {
-        /// Its name.
+        /// Name of the program.
         program: String,
     },
     /// The loading child could not be started or waited for.
     #[error("cannot {op} the loading child {}", exe.display())]
     Child {
-        /// What was tried.
+        /// The operation, a verb.
         op: &'static str,
-        /// What was run.
+        /// Path of the child's binary.
         exe: PathBuf,
-        /// Why.
+        /// The system's answer.
         #[source]
         source: io::Error,
     },
     /// The loading child failed.
     #[error("loading the eBPF programs ended with {status}: {message}")]
     ChildFailed {
-        /// How it ended.
+        /// Exit status of the child.
         status: ExitStatus,
-        /// What it said.
+        /// Standard error of the child.
         message: String,
     },
-    /// The loading child took too long and was killed.
+    /// The loading child exceeded its deadline and was killed.
     #[error("loading the eBPF programs took longer than {0:?}")]
     ChildDeadline(Duration),
-    /// Something in a network namespace failed.
+    /// An operation in a network namespace failed.
     #[error("cannot {op} in the network namespace")]
     Netns {
-        /// What was tried.
+        /// The operation, a verb.
         op: &'static str,
-        /// Why.
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
-    /// The kernel does not count what programs cost.
+    /// The kernel cannot count runs of programs.
     #[error("cannot make the kernel count runs of programs")]
     Stats(#[source] io::Error),
 }

@@ -8,7 +8,7 @@ use berth_ebpf_abi::{
 /// A key or value of a map.
 ///
 /// # Safety
-/// The type has no padding, no pointer, and every pattern of its bytes is a value of it.
+/// The type has no padding and no pointer, and every pattern of its bytes is a value of it.
 pub unsafe trait Plain: Copy + Default + 'static {}
 
 // SAFETY: an integer.
@@ -27,7 +27,8 @@ macro_rules! plain {
 
 macro_rules! plain_by_address {
     ($($name:ident),*) => {$(
-        // SAFETY: repr(C), integers and addresses alone, without padding: the tests of the abi crate hold the sizes.
+        // SAFETY: repr(C), integers and addresses alone, without padding: the tests of the abi crate check
+        // the sizes.
         unsafe impl<A: Addr + Plain> Plain for $name<A> {}
     )*};
 }
@@ -54,6 +55,7 @@ pub(crate) fn bytes<T: Plain>(values: &[T]) -> &[u8] {
 
 /// The bytes of these values, for writing.
 pub(crate) fn bytes_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
-    // SAFETY: Plain: every byte is initialised and every pattern of bytes is a value; the length is the slice's own.
+    // SAFETY: Plain: every byte is initialised and every pattern of bytes is a value; the length is the
+    // slice's.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }

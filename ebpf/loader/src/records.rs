@@ -1,8 +1,10 @@
-//! What sockets remember of their translations, read from outside of them.
+//! Records of the translations of sockets (the REVERSE maps, socket storage), read from outside of the
+//! sockets.
 //!
-//! The iterators that read it are made by whoever loads the programs, and pinned beside them: to make one takes the
-//! kernel's types, some 20 MB for as long as they are read. Where the kernel has none, a symbolic link to nowhere in
-//! their place says why, so that nobody loads everything again for them.
+//! The loading child creates the iterators that read the records, and pins them beside the programs: creation
+//! needs the kernel's types, some 20 MB for as long as they are read. Where the kernel has no such iterators,
+//! a dangling symbolic link in their place holds the reason, so that the next start does not load everything
+//! again because of them.
 
 use crate::{
     Error, Pins, Plain, Result,
@@ -24,29 +26,31 @@ use std::{
     slice,
 };
 
-/// The maps that are read, and the bytes of a value.
+/// The maps that are read, and the size of their values in bytes.
 const MAPS: [(&str, usize); 2] =
     [(maps::REVERSE4, size_of::<Reverses<V4>>()), (maps::REVERSE6, size_of::<Reverses<V6>>())];
 
-/// What the iterators' program writes, as a part of their pins' names: to be raised whenever it writes anything else.
+/// Version of the output format of the iterators' program, a part of their pins' names. Every change of the
+/// format raises it.
 const VERSION: u32 = 1;
 
 const LINK_TYPE_ITERATOR: u32 = 4;
 
-/// A symbolic link cannot be longer than a path.
+/// Maximum length of a reason: the target of a symbolic link cannot be longer than a path.
 const LONGEST_REASON: usize = 1000;
 
 fn pin(pins: &Pins, map: &str) -> PathBuf {
-    // A name with a dot is the kernel's own on a BPF file system.
+    // A name with a dot is reserved for the kernel on a BPF file system.
     pins.iterators().join(format!("{map}-{VERSION}"))
 }
 
-/// Says why there are none.
+/// The symbolic link that holds the reason for missing iterators.
 fn without(pins: &Pins) -> PathBuf {
     pins.iterators().join(format!("without-{VERSION}"))
 }
 
-/// Makes the iterators over the pinned maps, in the place of others, or says why there are none.
+/// Creates the iterators over the pinned maps and replaces existing ones, or writes the reason for their
+/// absence.
 pub(crate) fn pin_iterators(pins: &Pins) -> Result<()> {
     let mut now = Vec::new();
     match make_iterators(pins) {
@@ -84,7 +88,7 @@ fn make_iterators(pins: &Pins) -> io::Result<Vec<(&'static str, OwnedFd)>> {
     MAPS.into_iter().map(make).collect()
 }
 
-/// Whether loading anew would bring no more of them.
+/// Whether the iterators, or the reason for their absence, are pinned: then another load adds nothing.
 pub(crate) fn are_pinned(pins: &Pins) -> Result<bool> {
     let is_there = |path: &Path| match path.symlink_metadata() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -101,25 +105,26 @@ pub(crate) fn are_pinned(pins: &Pins) -> Result<bool> {
     Ok(true)
 }
 
-/// A way into a Service.
+/// A frontend of a Service, as stale peers name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
-    /// What is dialled; nothing where any address of the node may be: a node port.
+    /// The dialled address; `None` for a node port, which any address of the node serves.
     pub address: Option<IpAddr>,
     /// The port that is dialled.
     pub port: u16,
 }
 
-/// A backend that one Service port has no more.
+/// A backend that one Service port no longer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StalePeer {
     /// The backend.
     pub backend: SocketAddr,
-    /// One of the Service port's ways in; nothing where they are not known: any.
+    /// One of the Service port's frontends; `None` where the frontends are unknown and any counts.
     pub frontend: Option<Frontend>,
 }
 
-/// Reads what sockets remember. Opened for one change and dropped with it: so it is always that of the pinned maps.
+/// Reader of the sockets' records. The caller opens it for one change and drops it afterwards, so that it
+/// always belongs to the pinned maps.
 #[derive(Debug)]
 pub struct SocketRecords {
     v4: OwnedFd,
@@ -127,10 +132,11 @@ pub struct SocketRecords {
 }
 
 impl SocketRecords {
-    /// Opens what the loading child has pinned for the maps of this program's own schema; some microseconds.
+    /// Opens the iterators that the loading child pinned for the maps of this program's own schema. Takes
+    /// some microseconds.
     ///
     /// # Errors
-    /// It is not there or something else, or the kernel has no such iterators.
+    /// The pin is missing or is no iterator, or the kernel has no such iterators.
     pub fn open(pins: &Pins) -> Result<SocketRecords> {
         let open = |map: &str| {
             let path = pin(pins, map);
@@ -148,7 +154,7 @@ impl SocketRecords {
         Ok(SocketRecords { v4: open(maps::REVERSE4)?, v6: open(maps::REVERSE6)? })
     }
 
-    /// What all sockets remember now.
+    /// The current records of all sockets.
     pub(crate) fn read(&self) -> Result<Remembered> {
         let failed = |map: &'static str| move |source| Error::Map { op: "read", map: map.to_owned(), source };
         let v4 = read_iterator(self.v4.as_fd()).and_then(|bytes| parse::<V4>(&bytes));
@@ -157,14 +163,15 @@ impl SocketRecords {
     }
 }
 
-/// Each socket's ring by its cookie. An IPv6 socket that speaks IPv4 remembers among IPv4.
+/// The record ring of each socket by its cookie. An IPv6 socket that speaks IPv4 has its records in the IPv4
+/// map.
 #[derive(Debug, Default)]
 pub(crate) struct Remembered {
     v4: HashMap<u64, Reverses<V4>>,
     v6: HashMap<u64, Reverses<V6>>,
 }
 
-/// Cookies and values in turn.
+/// Parses alternating cookies and values.
 fn parse<A: Copy + Default>(bytes: &[u8]) -> io::Result<HashMap<u64, Reverses<A>>>
 where
     Reverses<A>: Plain,
@@ -203,14 +210,14 @@ impl Address for V6 {
     }
 }
 
-/// How a socket came to its peer.
+/// The way a socket came to its peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Came {
-    /// By this address, at which it was given its peer.
+    /// Through a Service: the application dialled this address, and the hook replaced it by the peer.
     Through(SocketAddr),
-    /// By itself.
+    /// The application dialled the peer itself.
     Itself,
-    /// It has been given so many others since that it has forgotten.
+    /// The ring is full of later translations, so the record of this peer may be overwritten.
     Forgotten,
 }
 
@@ -226,7 +233,7 @@ fn came<A: Address>(ring: Option<&Reverses<A>>, peer: SocketAddr) -> Came {
     }
 }
 
-/// The ways in that were lost, by backend.
+/// The frontends that lost a backend, by backend.
 #[derive(Debug, Default)]
 pub(crate) struct Losses(HashMap<SocketAddr, HashSet<Option<Frontend>>>);
 
@@ -243,8 +250,9 @@ impl Losses {
         self.0.keys().copied().collect()
     }
 
-    /// Whether a socket with this cookie and peer has to go. Where that is not known it has: one that stays may talk
-    /// to nobody for ever, one that goes connects anew.
+    /// Whether the socket with this cookie and peer must be destroyed. A socket with an unknown origin is
+    /// destroyed: if it stayed, it could send to a removed backend for ever, while a destroyed one connects
+    /// again.
     pub(crate) fn doom(&self, remembered: &Remembered, cookie: u64, peer: SocketAddr) -> bool {
         let Some(frontends) = self.0.get(&peer) else { return false };
         let came = match peer {
@@ -308,7 +316,7 @@ mod tests {
         ];
         let v4 = (0..).zip(rings).collect();
         let remembered = Remembered { v4, v6: HashMap::new() };
-        // The last one has no ring at all.
+        // Cookie 99 has no ring at all.
         let doomed = |frontend| {
             let losses = Losses::new(&[StalePeer { backend: addr(gone), frontend }]);
             [0, 1, 2, 3, 4, 99].map(|cookie| losses.doom(&remembered, cookie, addr(gone)))

@@ -1,4 +1,4 @@
-//! What is in the kernel: for the command `berth bpf` and the benches.
+//! Report of the kernel's programs, maps and links, for the command `berth bpf` and the benches.
 
 use crate::{
     Error, Pins, Result,
@@ -12,21 +12,21 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-/// All that is pinned.
+/// All pinned objects.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
-    /// By name.
+    /// Sorted by name.
     pub programs: Vec<ProgramReport>,
-    /// By name.
+    /// Sorted by name.
     pub links: Vec<LinkReport>,
-    /// By name.
+    /// Sorted by name.
     pub maps: Vec<MapReport>,
 }
 
 /// A pinned program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProgramReport {
-    /// Its name in the object.
+    /// The program's name in the object.
     pub name: String,
     /// The kernel's id.
     pub id: u32,
@@ -36,9 +36,9 @@ pub struct ProgramReport {
     pub machine_code: u32,
     /// Instructions that the verifier looked at to accept it.
     pub verified: u32,
-    /// How often it ran while somebody held a [`StatsGuard`].
+    /// Number of runs while a [`StatsGuard`] was held.
     pub runs: u64,
-    /// How long those took, in nanoseconds.
+    /// Total time of these runs, in nanoseconds.
     pub run_ns: u64,
     /// Kernel memory, in bytes.
     pub memory: u64,
@@ -53,20 +53,20 @@ pub struct LinkReport {
     pub id: u32,
     /// The kernel's id of the program.
     pub program: u32,
-    /// Whether what it was attached to is still there.
+    /// Whether the link's target still exists.
     pub live: bool,
 }
 
 /// A pinned map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapReport {
-    /// Its name in [`maps`].
+    /// The map's name in [`maps`].
     pub name: String,
     /// The kernel's id.
     pub id: u32,
     /// The kernel's `enum bpf_map_type`.
     pub kind: u32,
-    /// The most entries it takes.
+    /// Maximum number of entries.
     pub max_entries: u32,
     /// Bytes of a key.
     pub key_size: u32,
@@ -74,7 +74,8 @@ pub struct MapReport {
     pub value_size: u32,
     /// Kernel memory, in bytes.
     pub memory: u64,
-    /// Entries in it; `None` where that has no meaning (arrays, socket storage) or was not asked for.
+    /// Number of entries; `None` where the number has no meaning (arrays, socket storage) or was not
+    /// requested.
     pub entries: Option<usize>,
 }
 
@@ -85,10 +86,10 @@ impl Report {
     }
 }
 
-/// Reads what is pinned. `count`: count the entries of the maps too, which reads them whole.
+/// Reads the pinned objects. With `count`, also counts the entries of the maps, which reads them whole.
 ///
 /// # Errors
-/// The kernel refuses. What nobody has pinned is not there, and no error.
+/// The kernel refuses. A missing pin is no error and is left out.
 pub fn report(pins: &Pins, count: bool) -> Result<Report> {
     let mut report = Report::default();
     for (name, path) in list(&pins.programs())? {
@@ -140,16 +141,17 @@ pub fn report(pins: &Pins, count: bool) -> Result<Report> {
 /// A function of a pinned program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FunctionReport {
-    /// Its symbol in the object.
+    /// The function's symbol in the object.
     pub name: String,
     /// Instructions after the verifier's rewriting.
     pub instructions: u32,
 }
 
-/// Reads of what functions a pinned program consists, the program's own first. `object`: what it was loaded from.
+/// The functions of a pinned program, the program's main function first. `object` is the object that the
+/// program was loaded from.
 ///
 /// # Errors
-/// Nobody has pinned it, the kernel refuses, or the object is another.
+/// The program is not pinned, the kernel refuses, or the program comes from another object.
 pub fn functions(pins: &Pins, object: &[u8], program: &str) -> Result<Vec<FunctionReport>> {
     let failed = |op| move |source| Error::Program { op, program: program.to_owned(), source };
     let fd = obj_get(&pins.programs().join(program), false).map_err(failed("open"))?;
@@ -183,14 +185,14 @@ fn entries(name: &str, fd: OwnedFd, found: &MapInfo) -> Result<Option<usize>> {
     MapFd::new(fd, 1).and_then(|map| map.count_all()).map(Some).map_err(failed)
 }
 
-/// While this lives, the kernel counts runs and run time of all programs of the machine, which costs each run some
-/// 20 ns.
+/// Guard of the kernel's statistics. While it lives, the kernel counts runs and run time of all programs of
+/// the machine, which costs each run some 20 ns.
 #[derive(Debug)]
 pub struct StatsGuard {
     _fd: OwnedFd,
 }
 
-/// Makes the kernel count.
+/// Starts the kernel's counting of runs and run time.
 ///
 /// # Errors
 /// The kernel refuses.

@@ -1,12 +1,14 @@
-//! Sockets that are connected to a backend which is no more: found by sock_diag(7) and destroyed by SOCK_DESTROY.
+//! Removal of sockets connected to a backend that no longer exists: sock_diag(7) finds them, SOCK_DESTROY
+//! destroys them.
 //!
-//! A destroyed UDP socket wakes its reader with ECONNABORTED and is disconnected; the next send to no address fails
-//! with EDESTADDRREQ, so the application must connect anew (resolvers do). Unconnected sockets stay: the next
-//! datagram finds that their backend serves no more, and chooses anew.
+//! A destroyed UDP socket wakes its reader with ECONNABORTED and is disconnected. Its next send without an
+//! address fails with EDESTADDRREQ, so the application must connect again (resolvers do). Unconnected sockets
+//! stay: for their next datagram the hook finds that the backend no longer serves, and selects another.
 //!
-//! Whether a socket came to its peer through a Service, and through which, it remembers itself: [`destroy_translated`]
-//! leaves those alone that dialled the backend themselves or through a Service that still has it. The list is made
-//! first and what its sockets remember is read afterwards: a socket is connected only after its hook has remembered.
+//! A socket's records say whether it came to its peer through a Service, and through which.
+//! [`destroy_translated`] spares sockets that dialled the backend themselves or through a Service that still
+//! has it. The list of sockets is read before the records: a socket connects only after its hook has written
+//! the record, so each listed socket has its record.
 
 use crate::{
     Error, Result, SocketRecords, StalePeer,
@@ -40,15 +42,16 @@ const ID: usize = 48;
 /// `struct inet_diag_msg` up to the end of its sockid.
 const MESSAGE: usize = 4 + ID;
 const BUFFER: usize = 1 << 16;
-/// The kernel answers within the call; this only bounds a surprise.
+/// Limit for an unexpected delay: the kernel answers within the call.
 const PATIENCE_S: i64 = 2;
-/// A dump may miss a socket when others come and go: it is repeated until one finds none.
+/// Maximum number of dumps. A dump can miss a socket when others are created or closed, so it is repeated
+/// until a dump finds no socket.
 const PASSES: usize = 4;
 
 /// A transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Proto {
-    /// Connections that are being made or are established; the peer gets a reset.
+    /// Connections that are being established or are established; the peer receives a reset.
     Tcp,
     /// Connected sockets.
     Udp,
@@ -62,7 +65,7 @@ impl Proto {
         }
     }
 
-    /// Bits of the states looked at, by the kernel's TCP_* numbers.
+    /// Bits of the socket states that are listed, by the kernel's TCP_* numbers.
     fn states(self) -> u32 {
         const ESTABLISHED: u32 = 1 << 1;
         const SYN_SENT: u32 = 1 << 2;
@@ -75,21 +78,22 @@ impl Proto {
     }
 }
 
-/// Destroys the sockets in this network namespace whose peer is one of `dead`, however they came to it; IPv6 sockets with v4-mapped peers are
-/// found by the IPv4 address. Returns how many. Blocks for as long as there are sockets to look at.
+/// Destroys the sockets in this network namespace whose peer is one of `dead`, regardless of their origin.
+/// IPv6 sockets with v4-mapped peers match by the IPv4 address. Returns how many. Blocks in proportion to the
+/// number of sockets.
 ///
 /// # Errors
-/// The namespace cannot be entered or the kernel refuses. A socket that vanished meanwhile is no error.
+/// The namespace cannot be entered, or the kernel refuses. A socket that closed in the meantime is no error.
 pub fn destroy_sockets(netns: impl AsFd, proto: Proto, dead: &HashSet<SocketAddr>) -> Result<usize> {
     destroy(netns.as_fd(), proto, dead, |_| Ok(Box::new(|_| true)))
 }
 
-/// Destroys the sockets in this network namespace that came to a backend through a way in that has lost it. As
-/// [`destroy_sockets`] otherwise. One that has been given eight other backends since it was connected does not
-/// remember, and goes.
+/// Destroys the sockets in this network namespace that came to a backend through a frontend that has lost it.
+/// Otherwise as [`destroy_sockets`]. A socket that received eight other backends since it was connected has
+/// lost its record and is destroyed.
 ///
 /// # Errors
-/// As for [`destroy_sockets`], or what sockets remember cannot be read.
+/// As for [`destroy_sockets`], or the sockets' records cannot be read.
 pub fn destroy_translated(
     netns: impl AsFd,
     proto: Proto,
@@ -106,10 +110,10 @@ pub fn destroy_translated(
     })
 }
 
-/// Which of the sockets found have to go.
+/// Filter of the listed sockets: true for sockets to destroy.
 type SocketFilter<'a> = Box<dyn Fn(&SocketId) -> bool + 'a>;
 
-/// `select` is made anew after each list, and told whether there is anything to judge.
+/// Calls `select` for a new filter after each list of sockets; its argument says whether the list has any.
 fn destroy<'a>(
     netns: BorrowedFd<'_>,
     proto: Proto,
@@ -146,7 +150,7 @@ fn failed(op: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Netns { op, source }
 }
 
-/// One socket as the kernel names it: its family, and `struct inet_diag_sockid` as it came.
+/// A socket as the kernel names it: its family, and `struct inet_diag_sockid` as received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct SocketId {
     family: u8,
@@ -159,14 +163,14 @@ impl SocketId {
         Some(SocketId { family: *message.first()?, id })
     }
 
-    /// As `SO_COOKIE` has it.
+    /// The cookie, as in `SO_COOKIE`.
     fn cookie(&self) -> u64 {
         let [.., a, b, c, d, e, f, g, h] = self.id;
         let (low, high) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]));
         u64::from(high) << 32 | u64::from(low)
     }
 
-    /// The peer, v4-mapped as IPv4.
+    /// The peer; a v4-mapped address is returned as IPv4.
     fn peer(&self) -> Option<SocketAddr> {
         let port = u16::from_be_bytes(self.id.get(2..4)?.try_into().ok()?);
         let address: [u8; 16] = self.id.get(20..36)?.try_into().ok()?;
@@ -186,7 +190,7 @@ fn request(kind: u16, flags: u16, proto: Proto, states: u32, of: &SocketId) -> V
     bytes.extend(72_u32.to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
     bytes.extend((REQUEST | flags).to_ne_bytes());
-    // Sequence number and port: one exchange at a time on a socket of its own needs neither.
+    // Sequence number and port stay 0: one exchange at a time on its own socket needs neither.
     bytes.extend([0; 8]);
     bytes.extend([of.family, proto.number(), 0, 0]);
     bytes.extend(states.to_ne_bytes());
@@ -198,12 +202,12 @@ fn request(kind: u16, flags: u16, proto: Proto, states: u32, of: &SocketId) -> V
 #[derive(Debug, PartialEq, Eq)]
 enum Answer<'a> {
     Socket(&'a [u8]),
-    /// 0: done as asked.
+    /// The kernel's status; 0 is success.
     Status(i32),
     Other,
 }
 
-/// The messages in a datagram.
+/// Splits a datagram into its messages.
 fn answers(mut bytes: &[u8]) -> io::Result<Vec<Answer<'_>>> {
     let torn = || io::Error::from(io::ErrorKind::InvalidData);
     let mut all = Vec::new();
@@ -239,7 +243,7 @@ impl Diag {
         Ok(())
     }
 
-    /// Shows each message until the kernel says how it went.
+    /// Passes each message to `see` until the kernel's final status.
     fn hear(&self, mut see: impl FnMut(&[u8])) -> io::Result<i32> {
         let mut buffer = vec![0; BUFFER];
         loop {
@@ -265,13 +269,13 @@ impl Diag {
         })?;
         match -status {
             0 => Ok(found),
-            // No sockets of this family or protocol can exist.
+            // The kernel supports no sockets of this family or protocol.
             libc::ENOENT | libc::EAFNOSUPPORT => Ok(Vec::new()),
             errno => Err(io::Error::from_raw_os_error(errno)),
         }
     }
 
-    /// Says whether it was there.
+    /// Destroys a socket. Returns false where the socket was already gone.
     fn destroy(&self, proto: Proto, socket: &SocketId) -> io::Result<bool> {
         self.send(&request(DESTROY, ACK, proto, 0, socket))?;
         match -self.hear(|_| {})? {

@@ -1,5 +1,6 @@
-//! bpf(2): the commands that the crates below us lack or hide. Each call checks the sizes of what the kernel reads and
-//! writes, so all of them are safe to call. None blocks on anything but the kernel's own locks.
+//! bpf(2): the commands that the crates below this one lack or hide. Each call checks the sizes of the
+//! buffers that the kernel reads and writes, so all of them are safe to call. No call blocks except on the
+//! kernel's own locks.
 
 use std::{
     ffi::CString,
@@ -36,18 +37,18 @@ const F_RDONLY: u32 = 1 << 3;
 /// Makes one call. Returns the kernel's non-negative answer.
 ///
 /// # Safety
-/// `A` is the kernel's structure for this command (or a front part of it), without padding, and each address in it is
-/// that of memory which lives through the call and is as large as the command says.
+/// `A` is the kernel's structure for this command (or a prefix of it), without padding, and each address in
+/// it points to memory that lives through the call and is as large as the command says.
 unsafe fn bpf<A>(command: u32, attr: &mut A) -> io::Result<i32> {
     // SAFETY: the caller's promise.
     let done = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
     if done < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(done).map_err(io::Error::other) }
 }
 
-/// Takes over the descriptor that a command has made.
+/// Takes ownership of the descriptor that a command returned.
 ///
 /// # Safety
-/// `fd` is such a descriptor, new and nobody else's.
+/// `fd` is such a descriptor, new and without another owner.
 unsafe fn owned(fd: i32) -> OwnedFd {
     // SAFETY: the caller's promise. The kernel sets close-on-exec on every descriptor of bpf(2).
     unsafe { OwnedFd::from_raw_fd(fd) }
@@ -86,7 +87,7 @@ pub(crate) fn obj_get(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
     unsafe { bpf(OBJ_GET, &mut attr).map(|fd| owned(fd)) }
 }
 
-/// Pins an object; fails where something is pinned already.
+/// Pins an object; fails where the path is already pinned.
 pub(crate) fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = Pin { path: address(name.as_ptr()), fd: number(fd), flags: 0 };
@@ -94,7 +95,7 @@ pub(crate) fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     unsafe { bpf(OBJ_PIN, &mut attr).map(drop) }
 }
 
-/// What a program is attached to.
+/// Target of an attachment.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Target<'a> {
     Cgroup(BorrowedFd<'a>),
@@ -109,7 +110,7 @@ struct LinkCreate {
     flags: u32,
 }
 
-/// Attaches a program, behind those that are attached already.
+/// Attaches a program behind the programs that are attached already.
 pub(crate) fn link_create(
     program: BorrowedFd<'_>,
     target: Target<'_>,
@@ -132,7 +133,7 @@ struct LinkUpdate {
     old_program: u32,
 }
 
-/// Puts another program in the place of a link's, at one instant.
+/// Replaces a link's program atomically.
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkUpdate { link: number(link), program: number(program), flags: 0, old_program: 0 };
     // SAFETY: the command takes numbers only.
@@ -151,12 +152,12 @@ struct TestRun {
     duration: u32,
 }
 
-/// What a test run gave.
+/// Result of a test run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TestRunAnswer {
-    /// What the program returned.
+    /// The program's return value.
     pub value: u32,
-    /// The packet as it left it.
+    /// The packet after the run.
     pub packet: Vec<u8>,
     /// The mean time of one run, in nanoseconds.
     pub mean_ns: u32,
@@ -164,7 +165,7 @@ pub struct TestRunAnswer {
 
 /// Runs a program over a packet, `repeat` times.
 pub(crate) fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> io::Result<TestRunAnswer> {
-    // Programs may lengthen a packet; the kernel says ENOSPC where this is too little.
+    // Programs may lengthen a packet; the kernel answers ENOSPC where this margin is too small.
     let mut out = vec![0; packet.len() + 256];
     let mut attr = TestRun {
         program: number(program),

@@ -1,4 +1,4 @@
-//! Tests on the running kernel. Each makes a BPF file system of its own, and cgroups and namespaces of its own.
+//! Tests on the running kernel. Each test has its own BPF file system, cgroups and namespaces.
 
 mod bpffs;
 mod client;

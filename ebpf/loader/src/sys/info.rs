@@ -1,4 +1,4 @@
-//! What the kernel tells of its objects.
+//! The kernel's information about its objects.
 
 use super::{address, bpf, number, size};
 use std::{
@@ -15,13 +15,13 @@ struct InfoByFd {
     info: u64,
 }
 
-/// A front part of one of the kernel's information structures: integers alone.
+/// A prefix of one of the kernel's information structures, with integers only.
 ///
 /// # Safety
-/// `repr(C)`, no padding, every pattern of bytes is a value, all zeros asks for no side buffers.
+/// `repr(C)`, no padding, every pattern of bytes is a value, and all zeros requests no side buffers.
 pub(crate) unsafe trait Info: Default {}
 
-/// `bpf_map_info` as far as it is used.
+/// The used prefix of `bpf_map_info`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct MapInfo {
@@ -37,7 +37,7 @@ pub(crate) struct MapInfo {
 // SAFETY: integers alone, 4 * 6 + 16 bytes.
 unsafe impl Info for MapInfo {}
 
-/// `bpf_prog_info` as far as it is used; what has no reader here is only room.
+/// The used prefix of `bpf_prog_info`; fields without a reader here are only placeholders.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ProgInfo {
@@ -75,7 +75,7 @@ pub(crate) struct ProgInfo {
 // SAFETY: integers alone, in the kernel's order; its own padding is spelled out as `room`.
 unsafe impl Info for ProgInfo {}
 
-/// `bpf_link_info`, with the part that depends on the kind as numbers.
+/// `bpf_link_info`, with its kind-dependent part as numbers.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LinkInfo {
@@ -93,14 +93,14 @@ pub(crate) struct LinkInfo {
 unsafe impl Info for LinkInfo {}
 
 impl LinkInfo {
-    /// The device of a tcx link; 0: it is gone.
+    /// The device of a tcx link; 0 where the device is gone.
     pub(crate) fn ifindex(&self) -> u32 {
         let [a, b, c, d, ..] = self.target.to_ne_bytes();
         u32::from_ne_bytes([a, b, c, d])
     }
 }
 
-/// What the kernel tells of an object.
+/// The kernel's information about an object.
 pub(crate) fn info<I: Info>(fd: BorrowedFd<'_>) -> io::Result<I> {
     let mut info = I::default();
     ask(fd, &mut info)?;
@@ -110,8 +110,8 @@ pub(crate) fn info<I: Info>(fd: BorrowedFd<'_>) -> io::Result<I> {
 fn ask<I: Info>(fd: BorrowedFd<'_>, info: &mut I) -> io::Result<()> {
     let mut attr =
         InfoByFd { fd: number(fd), len: size(size_of::<I>())?, info: address(std::ptr::from_mut(info)) };
-    // SAFETY: the structure lives through the call and the kernel writes at most `len` bytes of integers into it. A
-    // side buffer that it names is as long as it says, see `functions`.
+    // SAFETY: the structure lives through the call and the kernel writes at most `len` bytes of integers into
+    // it. A side buffer that the structure names has the length that it states, see `functions`.
     unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr)? };
     Ok(())
 }
@@ -120,13 +120,13 @@ fn ask<I: Info>(fd: BorrowedFd<'_>, info: &mut I) -> io::Result<()> {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct FuncInfo {
-    /// Its first instruction, after the verifier's rewriting.
+    /// The function's first instruction, after the verifier's rewriting.
     pub(crate) begin: u32,
-    /// In the type information that the program was loaded with.
+    /// The function's type in the type information that the program was loaded with.
     pub(crate) type_id: u32,
 }
 
-/// A program's functions, in order, and its instructions in all.
+/// A program's functions in order, and its total number of instructions.
 pub(crate) fn functions(fd: BorrowedFd<'_>) -> io::Result<(Vec<FuncInfo>, u32)> {
     let found: ProgInfo = info(fd)?;
     let count = usize::try_from(found.functions).map_err(io::Error::other)?;

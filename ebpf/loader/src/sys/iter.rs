@@ -1,5 +1,5 @@
-//! Reading the socket storage of a map, of all sockets in all network namespaces: an iterator (bpf_iter,
-//! `bpf_sk_storage_map`) whose program writes each socket's cookie and value.
+//! Iterator over the socket storage of a map, of all sockets in all network namespaces (bpf_iter,
+//! `bpf_sk_storage_map`). Its program writes each socket's cookie and value.
 
 use super::{LINK_CREATE, address, bpf, number, owned, size};
 use std::{
@@ -15,7 +15,7 @@ const TRACE_ITER: u32 = 28;
 const GET_SOCKET_COOKIE: i32 = 46;
 const SEQ_WRITE: i32 = 127;
 
-/// The function of the kernel that stands for the iterator's programs.
+/// The kernel function that represents the programs of this iterator.
 pub(crate) const STORAGE_ITERATOR: &str = "bpf_iter_bpf_sk_storage_map";
 
 #[repr(C)]
@@ -59,8 +59,9 @@ fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> [u8; 8] {
     [code, registers, o0, o1, v0, v1, v2, v3]
 }
 
-/// Writes the cookie and the first `len` bytes of the value. Its context is `{meta, map, sk, value}`, the first word
-/// of `meta` the file that is written to; without a socket or value it is a call after the last one.
+/// The program that writes the cookie and the first `len` bytes of the value. Its context is `{meta, map, sk,
+/// value}`; the first word of `meta` is the file that is written to. A call without socket or value follows
+/// the last socket.
 fn program(len: i32) -> Vec<u8> {
     const LOAD: u8 = 0x79;
     const STORE: u8 = 0x7b;
@@ -96,7 +97,7 @@ fn program(len: i32) -> Vec<u8> {
     .concat()
 }
 
-/// Loads a program of these instructions. `attach_type` and `attach_btf_id` are 0 where its kind has none.
+/// Loads a program of these instructions. `attach_type` and `attach_btf_id` are 0 for kinds without them.
 pub(super) fn load(
     kind: u32,
     name: [u8; 16],
@@ -104,7 +105,7 @@ pub(super) fn load(
     attach_type: u32,
     attach_btf_id: u32,
 ) -> io::Result<OwnedFd> {
-    // Some helpers are for programs under a GPL-compatible licence.
+    // Some helpers require a GPL-compatible licence.
     let license = c"Dual BSD/GPL";
     let mut load = Load {
         kind,
@@ -122,12 +123,13 @@ pub(super) fn load(
         lines: [0; 3],
         attach_btf_id,
     };
-    // SAFETY: `count` instructions and the terminated licence live through the call; the answer is a new descriptor.
+    // SAFETY: `count` instructions and the terminated licence live through the call; the answer is a new file
+    // descriptor.
     unsafe { bpf(PROG_LOAD, &mut load).map(|fd| owned(fd)) }
 }
 
-/// Loads the program for values of `len` bytes and ties it to the map. `function` is the BTF id of
-/// [`STORAGE_ITERATOR`]. The link holds the program.
+/// Loads the program for values of `len` bytes and attaches it to the map. `function` is the BTF id of
+/// [`STORAGE_ITERATOR`]. The link keeps the program alive.
 pub(crate) fn storage_iterator(map: BorrowedFd<'_>, len: u32, function: u32) -> io::Result<OwnedFd> {
     let code = program(i32::try_from(len).map_err(io::Error::other)?);
     let program = load(TRACING, *b"berth_storage\0\0\0", &code, TRACE_ITER, function)?;
@@ -141,12 +143,12 @@ pub(crate) fn storage_iterator(map: BorrowedFd<'_>, len: u32, function: u32) -> 
         info_len: 4,
         pad: 0,
     };
-    // SAFETY: the information is the 4 bytes that its length says and lives through the call; the answer is a new
-    // descriptor.
+    // SAFETY: the information is the 4 bytes that its length says and lives through the call; the answer is a
+    // new file descriptor.
     unsafe { bpf(LINK_CREATE, &mut link).map(|fd| owned(fd)) }
 }
 
-/// Runs the iterator over all that is there now; what its program wrote.
+/// Runs the iterator over all current sockets and returns the program's output.
 pub(crate) fn read_iterator(link: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let mut create = IteratorCreate { link: number(link), flags: 0 };
     // SAFETY: the command takes numbers only; the answer is a new descriptor.

@@ -1,4 +1,4 @@
-//! Maps.
+//! Map commands of bpf(2), with checked buffer sizes.
 
 use super::{MapInfo, address, bpf, info, invalid, number, size};
 use std::{
@@ -13,7 +13,7 @@ const LOOKUP_BATCH: u32 = 24;
 const UPDATE_BATCH: u32 = 26;
 const DELETE_BATCH: u32 = 27;
 
-/// Kinds whose values come once for each possible processor.
+/// Map kinds with one value for each possible processor.
 const PER_CPU: [u32; 3] = [5, 6, 10];
 
 /// An open map, with the sizes that the kernel will read and write.
@@ -45,7 +45,7 @@ struct Batch {
     flags: u64,
 }
 
-/// How far a batch came, and what stopped it.
+/// Number of entries that a batch processed, and the error that stopped it.
 #[derive(Debug)]
 pub(crate) struct Progress {
     pub(crate) done: usize,
@@ -69,7 +69,7 @@ impl MapFd {
         &self.info
     }
 
-    /// Bytes of one value, of all processors where it is kept by processor.
+    /// Size of one value in bytes; of a per-CPU map, the values of all processors.
     pub(crate) fn value_bytes(&self) -> usize {
         self.value_bytes
     }
@@ -139,8 +139,9 @@ impl MapFd {
         progress(&attr, count, stopped)
     }
 
-    /// Reads on from `from` (the start where `None`); `token` receives where to go on. Says how many were read, and
-    /// ENOENT where they were the last, ENOSPC where there is too little room for one of the map's buckets.
+    /// Reads the next batch after `from` (from the start where `None`); `token` receives the position for the
+    /// next call. The error is ENOENT after the last entry, and ENOSPC where a bucket of the map holds more
+    /// entries than the buffers.
     pub(crate) fn lookup_batch(
         &self,
         from: Option<&[u8]>,
@@ -163,7 +164,7 @@ impl MapFd {
 }
 
 impl MapFd {
-    /// How many entries a hash has. Reads them all.
+    /// Number of entries of a hash. Reads the whole map.
     pub(crate) fn count_all(&self) -> io::Result<usize> {
         let limit = usize::try_from(self.info.max_entries).map_err(io::Error::other)?.max(1);
         let (mut room, mut count) = (limit.min(4096), 0);
@@ -178,7 +179,7 @@ impl MapFd {
             match stopped {
                 None => {}
                 Some(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(count),
-                // One bucket of the hash holds more than there is room for.
+                // One bucket of the hash holds more entries than the buffers.
                 Some(e) if e.raw_os_error() == Some(libc::ENOSPC) && done == 0 && room < limit => {
                     room = limit.min(room * 2);
                     continue;
@@ -190,7 +191,8 @@ impl MapFd {
     }
 }
 
-/// The kernel writes how far it came, but not where it refuses the whole call.
+/// Progress of a batch. The kernel writes the processed count, except where it refuses the whole call: then
+/// `count` is unchanged.
 fn progress(attr: &Batch, count: u32, stopped: Option<io::Error>) -> io::Result<Progress> {
     let done = match &stopped {
         Some(e) if attr.count == count && e.raw_os_error() != Some(libc::ENOENT) => 0,

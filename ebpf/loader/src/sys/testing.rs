@@ -1,4 +1,4 @@
-//! A program for tests that need any.
+//! A program for tests that need any program.
 
 use super::iter::load;
 use std::{io, os::fd::OwnedFd};

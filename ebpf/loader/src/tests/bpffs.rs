@@ -1,4 +1,4 @@
-//! ClientIdentity mounts and unmounts the file system below the pins.
+//! Mounting and unmounting of the file system below the pins.
 
 use crate::{
     Pins, detach, ensure_bpffs,
@@ -10,7 +10,7 @@ use nix::{
 };
 use std::{fs, path::PathBuf, thread, time::Duration};
 
-/// A directory on which file systems are mounted; none is left, however the test ends.
+/// A directory on which file systems are mounted; dropping it unmounts all of them, however the test ends.
 struct Point(tempfile::TempDir);
 
 impl Point {
@@ -100,7 +100,7 @@ fn who_comes_and_goes_at_once_never_loses_its_pins() {
     assert_eq!(point.mounted(), 0);
 }
 
-/// An agent that is killed leaves a loader for a moment, which goes on making pins.
+/// A killed agent leaves a loading child for a moment, and the child still creates pins.
 #[test]
 fn what_is_removed_was_made_to_its_end() {
     let point = Point::new();

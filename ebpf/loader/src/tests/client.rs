@@ -14,15 +14,15 @@ use std::{
 
 const VIRTUAL: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 const BACKEND: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
-/// A group of this name below the client's tells it that it may end.
+/// A cgroup of this name below the client's cgroup makes the client end.
 const ENOUGH: &str = "enough";
-/// The client ends by itself where nobody tells it.
+/// The client ends after this time even without the signal.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// So often the hooks are swapped, however long a busy machine takes over it.
+/// Number of swaps of the hooks, however long a busy machine takes for them.
 const SWAPS: u8 = 8;
 
-/// Dials the virtual address until it is told to end, over TCP and UDP in turn; ends well only if every answer came,
-/// from the right peer.
+/// Dials the virtual address over TCP and UDP alternately until the signal to end. Succeeds only if every
+/// answer came, from the right peer.
 pub(super) fn run(cgroup: &Path) {
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
     unshare(CloneFlags::CLONE_NEWNET).unwrap();

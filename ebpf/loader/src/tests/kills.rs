@@ -1,4 +1,4 @@
-//! A loader that is killed, at every step and at any instant.
+//! Kills of a loader, at every step and at any instant.
 
 use super::{Cgroup, Scratch, client, load::assert_whole, other_build, sockets};
 use crate::{Access, Datapath, OBJECT, Pins, attach, digest, load};
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What this very program does instead of testing, where it is set.
+/// Environment variable that gives the test binary a role instead of running tests.
 const ROLE: &str = "BERTH_LOADER_TEST_ROLE";
 const TEST: &str = "tests::kills::a_loader_killed_at_any_step_is_completed_by_the_next";
 
@@ -30,7 +30,7 @@ pub(super) fn start(role: &str, pins: &Pins, cgroup: &Path) -> Child {
     Command::new("/bin/sh").args(["-c", &as_role(role, pins, Some(cgroup))]).spawn().unwrap()
 }
 
-/// Carries out the role, where one is set; says whether it was.
+/// Runs the role from the environment; returns false where the variable is not set.
 fn play() -> bool {
     let Ok(role) = env::var(ROLE) else { return false };
     let pins = Pins::new(env::var("PINS").unwrap());
@@ -38,7 +38,7 @@ fn play() -> bool {
     let (role, at) = role.split_once(':').unwrap_or((&role, ""));
     match role {
         "load" => load(&pins, OBJECT, |_| {}).unwrap(),
-        // Goes over to the other build and dies at a step.
+        // Loads the other build and dies at a step.
         "die" => {
             let mut left: usize = at.parse().unwrap();
             let to = builds().into_iter().find(|to| !is_loaded(&pins, to)).unwrap();
@@ -50,7 +50,7 @@ fn play() -> bool {
             };
             load(&pins, &to, step).unwrap();
         }
-        // Goes over to another build and schema, attached.
+        // Loads and attaches another build with another schema.
         "upgrade" => {
             let pins = pins.with_schema(SCHEMA + at.parse::<u32>().unwrap());
             load(&pins, &other_build(2), |_| {}).unwrap();
@@ -63,7 +63,7 @@ fn play() -> bool {
     true
 }
 
-/// Two builds, each of which takes the other's place.
+/// Two builds, each of which replaces the other.
 fn builds() -> [Vec<u8>; 2] {
     [OBJECT.to_vec(), other_build(1)]
 }
@@ -88,7 +88,7 @@ fn a_loader_killed_at_any_step_is_completed_by_the_next() {
         let to = builds().into_iter().find(|to| !is_loaded(&pins, to)).unwrap();
         let ended = start(&format!("die:{step}"), &pins, cgroup.path()).wait().unwrap();
         assert_eq!(ended.signal(), Some(9), "step {step}");
-        // What was attached is attached still.
+        // The attachments survive.
         assert_eq!(fs::read_dir(pins.links()).unwrap().count(), 8);
         load(&pins, &to, |_| {}).unwrap();
         attach(&pins, cgroup.path()).unwrap();
@@ -109,7 +109,7 @@ fn an_upgrade_killed_at_any_instant_is_completed_by_the_next() {
     let rounds = 24;
     let mut killed = 0;
     for round in 0..rounds {
-        // To another build in turn with another schema.
+        // Loads another build, alternately with another schema.
         let schema = round % 2;
         let target = pins.clone().with_schema(SCHEMA + schema);
         let mut child = start(&format!("upgrade:{schema}"), &pins, cgroup.path());

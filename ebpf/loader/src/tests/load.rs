@@ -1,4 +1,4 @@
-//! Loading, adopting, refusing, going over to other builds and other schemas.
+//! Loading, adopting, refusing, and switching to other builds and schemas.
 
 use super::{Cgroup, Scratch, kills, other_build};
 use crate::{
@@ -24,7 +24,8 @@ fn service() -> Service<u32> {
     Service { id: 9, ..Service::default() }
 }
 
-/// That programs, maps and links are complete, live, of one build, and nothing half made lies about.
+/// Asserts that programs, maps and links are complete, live and of one build, and that no unfinished pins
+/// remain.
 pub(super) fn assert_whole(pins: &Pins, object: &[u8]) {
     let contents = Contents::parse(object).unwrap();
     assert_eq!(pins.loaded_digest().unwrap(), Some(digest(object)));
@@ -51,7 +52,7 @@ fn everything_is_pinned_attached_once_and_adopted_by_the_next() {
     assert_eq!(attach(&pins, cgroup.path()).unwrap(), Attached { made: 8, ..Attached::default() });
     assert_whole(&pins, OBJECT);
 
-    // No child is needed: there is no such program.
+    // No child is needed: the path names no program.
     let start = Instant::now();
     assert_eq!(
         prepare(&pins, Path::new("/nowhere"), &Sizes::default(), PATIENCE).unwrap(),
@@ -77,7 +78,7 @@ fn everything_is_pinned_attached_once_and_adopted_by_the_next() {
     assert_eq!(read.service4.get(&KEY).unwrap(), Some(service()));
     assert!(read.service4.put(&KEY, &service()).is_err());
 
-    // Another cgroup: its links are new.
+    // With another cgroup, the links are new.
     let other = Cgroup::new();
     assert_eq!(attach(&pins, other.path()).unwrap().made, 8);
     detach(&pins).unwrap();
@@ -110,7 +111,7 @@ fn a_map_that_differs_is_named_and_nothing_is_changed() {
         assert_eq!(list(&pins.maps()).unwrap().len(), 1);
         assert_eq!(list(&pins.programs()).unwrap(), []);
         assert_eq!(pins.loaded_digest().unwrap().as_deref(), Some("of an older build"));
-        // The same where the digest says that all is loaded.
+        // The mismatch is also found where the digest says that all is loaded.
         pins.write_digest(&digest(OBJECT)).unwrap();
         let refused = prepare(&pins, Path::new("/nowhere"), &Sizes::default(), PATIENCE).unwrap_err();
         assert!(matches!(refused, Error::MapMismatch { .. }), "{refused}");
@@ -128,7 +129,7 @@ fn maps_are_made_as_large_as_wanted_and_keep_their_size() {
     load_sized(&pins, OBJECT, &Sizes { services: [500, 300], ..Sizes::default() }).unwrap();
     assert_eq!([entries(maps::SERVICE4), entries(maps::SERVICE6), entries(maps::CHUNK4)], [500, 300, 65_536]);
     Datapath::open(&pins, Access::Write).unwrap().service4.put(&KEY, &service()).unwrap();
-    // Other sizes, in another load: what is pinned is adopted as it is.
+    // A load with other sizes adopts the pinned maps as they are.
     load(&pins, &other_build(1), |_| {}).unwrap();
     assert_eq!(entries(maps::SERVICE4), 500);
     assert_eq!(Datapath::open(&pins, Access::Read).unwrap().service4.get(&KEY).unwrap(), Some(service()));
@@ -173,7 +174,7 @@ fn an_incomplete_directory_is_not_taken_for_loaded() {
         load(&pins, OBJECT, |_| {}).unwrap();
         assert_eq!(nowhere().unwrap(), Prepared::Adopted);
     }
-    // A lost link is made again, a stray one removed.
+    // A lost link is created again, and a stray one is removed.
     fs::remove_file(pins.links().join("sendmsg6")).unwrap();
     fs::rename(pins.links().join("recvmsg4"), pins.links().join("recvmsg4-new")).unwrap();
     let attached = attach(&pins, cgroup.path()).unwrap();

@@ -1,4 +1,4 @@
-//! Handles over maps that the test makes itself.
+//! Map handles over maps that the test creates.
 
 use super::Scratch;
 use crate::{
@@ -50,7 +50,7 @@ fn batches_larger_than_a_call_keep_every_entry() {
     assert_eq!(map.count().unwrap(), 20_000);
     let report = crate::report(&scratch.pins(), true).unwrap();
     assert_eq!(report.maps[0].entries, Some(20_000));
-    // Half of these are there, at the edges of batches too.
+    // Half of these keys exist, also at the edges of batches.
     let doomed: Vec<u64> = (10_000..30_000).collect();
     assert_eq!(map.delete_all(&doomed).unwrap(), 10_000);
     assert_eq!(map.delete_all(&doomed).unwrap(), 0);
@@ -76,7 +76,7 @@ fn lru_and_full_buckets_are_listed_whole() {
         map.put(&key, &[1; 4]).unwrap();
     }
     assert_eq!(map.count().unwrap(), 300);
-    // Four buckets, so more than one entry in each: the smallest room for a batch is a bucket.
+    // Four buckets, so a bucket holds more than one entry: the smallest buffer of a batch is one bucket.
     let tiny = hash(&scratch, "TINY", HASH, 4);
     for key in 0..4 {
         tiny.put(&key, &[1; 4]).unwrap();

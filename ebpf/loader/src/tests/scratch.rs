@@ -1,4 +1,4 @@
-//! What a test makes, and takes away however it ends.
+//! Test fixtures that are removed however the test ends.
 
 use crate::{OBJECT, Pins, ensure_bpffs};
 use nix::{
@@ -42,7 +42,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // With its file system every pin goes. A test that failed early may have mounted nothing.
+        // The unmount removes every pin. A test that failed early may have mounted nothing.
         let _unmounted = umount2(&self.bpffs(), MntFlags::MNT_DETACH);
     }
 }
@@ -73,13 +73,13 @@ impl Drop for Cgroup {
     }
 }
 
-/// An object of another digest, of which all else is the same.
+/// An object that differs only in its digest.
 pub(super) fn other_build(number: u8) -> Vec<u8> {
     // Bytes behind the last section belong to none.
     OBJECT.iter().copied().chain([number; 8]).collect()
 }
 
-/// Works on a thread in a network namespace of its own, in which `lo` is up.
+/// Runs `work` on a thread in a new network namespace, in which `lo` is up.
 pub(super) fn in_new_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let inside = || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();

@@ -1,4 +1,4 @@
-//! Sockets of namespaces.
+//! Destruction of sockets in network namespaces.
 
 use super::{Cgroup, Scratch, in_new_netns, kills, scratch::ip};
 use crate::{
@@ -64,13 +64,13 @@ fn udp_sockets_of_dead_peers_go_and_others_stay() {
             assert!(is_destroyed(socket), "{socket:?}");
             let aborted = socket.recv(&mut [0; 8]).unwrap_err();
             assert_eq!(aborted.kind(), ErrorKind::ConnectionAborted);
-            // The application may connect anew.
+            // The application may connect again.
             let anew = if socket.local_addr().unwrap().is_ipv4() { ALIVE } else { "[::1]:5354" };
             socket.connect(anew).unwrap();
         }
         assert!(!kept.iter().any(is_destroyed));
         unconnected.send_to(b"on", ALIVE).unwrap();
-        // Another namespace's sockets are not touched.
+        // Sockets of another namespace are not touched.
         let stays = connected("0.0.0.0:0", DEAD);
         in_new_netns(|| {
             let elsewhere = connected("0.0.0.0:0", DEAD);
@@ -109,7 +109,7 @@ const ONE: &str = "10.96.0.1:53";
 const OTHER: &str = "10.96.0.2:53";
 const ONE6: &str = "[fd00:96::1]:53";
 
-/// Dials one backend through two Services and itself, and loses it in one of them.
+/// Dials one backend through two Services and directly; then one of the Services loses the backend.
 pub(super) fn dial(pins: &Pins, cgroup: &Path) {
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
@@ -133,7 +133,7 @@ pub(super) fn dial(pins: &Pins, cgroup: &Path) {
     assert!(one.iter().all(is_destroyed) && !other.iter().any(is_destroyed) && !is_destroyed(&one6));
     assert_eq!(destroy(Proto::Udp, &lost(DEAD6, ONE6)), 1);
     assert!(is_destroyed(&one6));
-    // A socket that goes over from one Service to another, both with this backend, belongs to the other.
+    // A socket that reconnects from one Service to another, both with this backend, belongs to the second.
     one[0].connect(ONE).unwrap();
     one[0].connect(OTHER).unwrap();
     assert_eq!(destroy(Proto::Udp, &lost(DEAD, ONE)), 0);
@@ -144,14 +144,14 @@ pub(super) fn dial(pins: &Pins, cgroup: &Path) {
     assert_eq!(destroy(Proto::Tcp, &lost(DEAD, ONE)), 1);
     assert_eq!(streams.map(|stream| stream.peer_addr().is_ok()), [false, true, true]);
     drop(listener);
-    // Thousands are more than one read of the iterator.
+    // Thousands of sockets need more than one read of the iterator.
     let many: Vec<UdpSocket> = (0..2000).map(|_| connected("0.0.0.0:0", ONE)).collect();
     let kept: Vec<UdpSocket> = (0..2000).map(|_| connected("0.0.0.0:0", OTHER)).collect();
     assert_eq!(destroy(Proto::Udp, &lost(DEAD, ONE)), many.len());
     assert!(!kept.iter().any(is_destroyed));
 }
 
-/// From here on this process cannot read the kernel's types: what ends sockets does not need them.
+/// Hides the kernel's types from this process: the destruction of sockets does not need them.
 fn hide_kernel_types() {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let none = None::<&str>;
@@ -172,13 +172,13 @@ fn damaged_iterators_are_told_and_made_anew() {
     let names = || list(&pins.iterators()).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     assert_eq!(names(), ["REVERSE4-1", "REVERSE6-1"]);
 
-    // Another thing in its place.
+    // Another object in the place of the iterator.
     let pin = pins.iterators().join("REVERSE6-1");
     fs::remove_file(&pin).unwrap();
     let program = obj_get(&pins.programs().join("connect4"), false).unwrap();
     obj_pin(program.as_fd(), &pin).unwrap();
     assert!(matches!(SocketRecords::open(&pins), Err(Error::OpenPin { .. })));
-    // None at all: an earlier build with the same programs made none.
+    // No iterator at all: an earlier build with the same programs created none.
     fs::remove_file(&pin).unwrap();
     assert!(matches!(SocketRecords::open(&pins), Err(Error::OpenPin { .. })));
     assert!(matches!(nowhere(), Err(Error::Child { op: "start", .. })), "not taken for complete");
@@ -187,7 +187,7 @@ fn damaged_iterators_are_told_and_made_anew() {
     SocketRecords::open(&pins).unwrap();
     assert_eq!(names(), ["REVERSE4-1", "REVERSE6-1"]);
 
-    // A kernel that has none: said where they would be, and nothing is loaded again for it.
+    // A kernel without iterators: the reason stands in their place, and no further load follows.
     in_new_netns(|| {
         hide_kernel_types();
         load(&pins, OBJECT, |_| {}).unwrap();
