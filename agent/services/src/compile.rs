@@ -1,4 +1,4 @@
-//! One Service and its slices to what this node wants of it.
+//! Compilation of one Service and its slices into the ports that this node wants.
 
 use crate::{
     Net, NodeFacts, NoticeReason, Transport, Wanted, WantedPort,
@@ -10,9 +10,10 @@ use berth_core::model::{
 use berth_ebpf_abi::{ServiceKey, V4, V6, frontend};
 use std::{net::IpAddr, sync::Arc};
 
-/// What this node wants of a Service. `slices` are the Service's own, in a stable order.
+/// The wanted ports of a Service on this node. `slices` are the Service's own, in a stable order.
 ///
-/// A family without a ClusterIP gets nothing, as with kube-proxy. Source of the rules: `pkg/proxy/serviceport.go`.
+/// A family without a ClusterIP gets no ports, as in kube-proxy. Source of the rules:
+/// `pkg/proxy/serviceport.go`.
 pub fn compile(service: &Service, slices: &[Arc<EndpointSlice>], node: &NodeFacts) -> Wanted {
     let mut wanted = Wanted::default();
     if service.foreign || service.headless || service.kind == ServiceType::ExternalName {
@@ -70,7 +71,8 @@ fn family<A: Net>(
     ports.collect()
 }
 
-/// Ranges of the other family leave this one open, and one range of everything opens its family.
+/// Whether the source ranges restrict this family. Ranges of the other family do not count, and one range of
+/// length 0 opens the family.
 fn guarded<A: Net>(ranges: &[SourceRange]) -> bool {
     let mut own = ranges.iter().filter(|r| A::of(r.net).is_some()).peekable();
     own.peek().is_some() && own.all(|r| r.len != 0)
@@ -121,7 +123,8 @@ fn port<A: Net>(
     })
 }
 
-/// The ways into a port, each once: where an external address is the ClusterIP itself, the latter's rules hold.
+/// The frontends of a port, each once. Where an external address is also the ClusterIP, the ClusterIP's rules
+/// apply.
 fn frontends<A: Net>(
     port: &ServicePort,
     transport: Transport,
@@ -143,7 +146,7 @@ fn frontends<A: Net>(
     frontends
 }
 
-/// An address that a key's own stands for, for messages.
+/// Address and port of a key, for messages.
 pub(crate) fn shown<A: Net>(key: &ServiceKey<A>) -> (IpAddr, u16) {
     (key.addr.ip(), u16::from_be(key.port))
 }

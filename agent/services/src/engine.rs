@@ -1,19 +1,21 @@
-//! What the sources and the pods say becomes tables in the kernel, names in the zone, and notices for owners.
+//! Service engine: turns objects and pods into kernel tables, names in the cluster's DNS zone, and notices
+//! for owners.
 //!
-//! Owns the [`TableReconciler`], the kernel and what was last seen of the world. No thread of its own: whoever owns the
-//! engine gives it one ([`Engine::run`]), because its calls block for microseconds, at a device's first attachment for
-//! milliseconds, and wakes it by a channel: the sources changed, a pod's address or readiness did, or the node's
-//! devices. The engine then asks [`ServiceInputs`] and [`DatapathBackend`] what changed, and each step costs what did: a wake compares
-//! the pods by pointer, everything else is looked at only where it is other than before.
+//! The engine owns the [`TableReconciler`], the kernel side and the last observation of the world. Its owner
+//! gives it a thread ([`Engine::run`]), because calls block for microseconds, and for milliseconds at the
+//! first attachment to a device. A channel wakes the engine when sources, a pod's address or readiness, or
+//! the node's devices changed. The engine then asks [`ServiceInputs`] and [`DatapathBackend`] for the
+//! changes. The cost of a step follows the size of the change: a wake compares pods by pointer, and reads
+//! other things only where they differ.
 //!
-//! Invariants: nothing is taken out of the tables before every source has listed and every wanted pod was looked at (or
-//! ten seconds after the runtime answered), so that an agent that has just started takes no endpoint for lost; the hooks
-//! are attached when the tables are full.
+//! Invariants: no entry is deleted from the tables before every source has listed and every wanted pod was
+//! observed (or ten seconds passed since the runtime first answered), so that an agent that has just started
+//! does not take endpoints for lost. The hooks are attached after the tables are filled.
 //!
-//! On failure (no BPF file system, programs refused) pods run without the part that failed, which is said once and tried
-//! again; what is in the kernel goes on. The slow net beneath: now and then the networks of all pods are looked at, the
-//! links of devices and hooks, and the maps are compared with what was written to them; what somebody else took away or
-//! altered is mended.
+//! On failure (no BPF file system, programs rejected) pods run without the failed part. The failure is logged
+//! once and the step is retried, and programs and tables already in the kernel keep working. A periodic
+//! reconciliation checks the networks of all pods, the links of devices and hooks, and compares the maps with
+//! the written entries. It repairs whatever another program removed or altered.
 
 mod datapath;
 mod endpoint_slice_controller;
@@ -45,22 +47,23 @@ use std::{
     time::Duration,
 };
 
-/// So long after the runtime first answered, pods that nobody has looked at do not hold up the others.
+/// Time after the runtime's first answer from which pods that were never observed no longer hold up the
+/// tables.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// While something is missing at the start it is looked for this often.
+/// Interval of the checks while sources or pods are still missing at the start.
 const STARTING: Duration = Duration::from_millis(200);
 
-/// A burst of changes makes one zone.
+/// Time to collect a burst of changes into one published zone.
 const NAMES_SETTLE: Duration = Duration::from_millis(50);
 
-/// A burst of changes is written once.
+/// Time to collect a burst of changes into one write of the ids.
 const IDS_SETTLE: Duration = Duration::from_millis(200);
 
-/// So many notices are published.
+/// Highest number of published notices.
 const NOTICES: usize = 1000;
 
-/// What the engine is told of its node once.
+/// Configuration of the engine.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The node's name.
@@ -69,13 +72,14 @@ pub struct Config {
     pub zone: Arc<str>,
     /// The networks of Services, with their prefix lengths.
     pub networks: Vec<(IpAddr, u8)>,
-    /// Between two looks for what nobody tells of: pods' networks, links of devices and hooks, entries of the maps.
+    /// Interval of the periodic reconciliation of everything that sends no event: pods' networks, links of
+    /// devices and hooks, entries of the maps.
     pub reconcile: Duration,
-    /// Where the ids of the agent before went on; see [`TableReconciler::new`].
+    /// First new id, from the earlier agent; see [`TableReconciler::new`].
     pub next_id: u32,
 }
 
-/// See the module's page.
+/// Service engine over a kernel side `K` and the node's inputs `N`.
 pub struct Engine<K: DatapathBackend, N: ServiceInputs> {
     node: N,
     reconciler: TableReconciler,
@@ -85,19 +89,19 @@ pub struct Engine<K: DatapathBackend, N: ServiceInputs> {
     made: EndpointSliceController,
     names: DebouncedPublisher,
     ids: DebouncedPublisher,
-    /// The pods as last looked at.
+    /// The last observation of each pod.
     pods: BTreeMap<PodUid, ObservedPod>,
-    /// Pods as they were before they changed, and as they are, until slices were made of them.
+    /// Changed pods, in their earlier and their present state, until their slices are computed again.
     moved: Vec<ObservedPod>,
-    /// When the runtime first answered.
+    /// Time of the runtime's first answer.
     answered: Option<Boottime>,
     open: bool,
-    /// As it was last told.
+    /// The last reported health.
     health: DatapathHealth,
 }
 
 impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
-    /// Nothing is done yet but to look at the host's network.
+    /// New engine. Only the host's network is read here.
     pub fn new(config: Config, kernel: K, node: N) -> Engine<K, N> {
         let next_id = config.next_id;
         let datapath = Datapath::new(config, kernel);
@@ -118,7 +122,7 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
         }
     }
 
-    /// Rounds, whenever woken or due, until nobody can wake it any more.
+    /// Runs a round at each wake and each due time, until all senders of `wakes` are gone.
     pub fn run(mut self, wakes: &Receiver<()>) {
         loop {
             let due = self.round();
@@ -129,12 +133,12 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
             if woken == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
-            // One round for a burst.
+            // A burst of wakes makes one round.
             while wakes.try_recv().is_ok() {}
         }
     }
 
-    /// Everything that is to be done now; how long until the next time, where there is one.
+    /// Runs everything that is due. Returns the time until the next round, where one is due.
     pub fn round(&mut self) -> Option<Duration> {
         let now = clock::boottime();
         self.look_at_pods();
@@ -179,7 +183,7 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
         }
     }
 
-    /// Whether enough is known for what is absent to count as gone.
+    /// Whether sources and pods are known well enough for an absent object to count as deleted.
     fn may_open(&mut self, listed: bool, now: Boottime) -> bool {
         if !listed {
             return false;
@@ -202,7 +206,7 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
             }
             stays
         });
-        // One that is not looked at just now is as it was.
+        // A pod without a present observation keeps its last one.
         for (uid, now) in there.into_iter().filter_map(|(uid, seen)| Some((uid, seen?))) {
             match self.pods.get_mut(&uid) {
                 Some(before) if before.is(&now) => {}
@@ -219,7 +223,7 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
         }
     }
 
-    /// What changed goes to the allocator.
+    /// Passes changes of objects to the EndpointSlice controller and the table reconciler.
     fn feed(&mut self, listed: bool) {
         let mut concerned: BTreeSet<PodKey> = BTreeSet::new();
         for Changed { key, before, now } in self.services.settle(listed) {
@@ -253,7 +257,7 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
         }
     }
 
-    /// Tells what is to be told; when to come again.
+    /// Publishes notices, ids and names. Returns the times of the next attempts.
     fn publish(&mut self, notices: Vec<Notice>, now: Boottime) -> impl Iterator<Item = Boottime> {
         for notice in notices {
             self.node.tell(&notice);
@@ -268,13 +272,13 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
     }
 }
 
-/// From nine tenths on.
+/// Whether a table is filled to nine tenths or more.
 pub(crate) fn is_nearly_full(entries: usize, capacity: usize) -> bool {
     capacity > 0 && entries.saturating_mul(10) >= capacity.saturating_mul(9)
 }
 
-/// Whether names of the zone may follow from the slice: those of a headless Service's endpoints, and of endpoints that
-/// have a name of their own.
+/// Whether names of the zone may depend on the slice: headless Services' endpoints have names, and so have
+/// endpoints with a hostname.
 fn names_follow(slice: &EndpointSlice, services: &SourceMerge<Service>) -> bool {
     services.get(&slice.service).is_some_and(|service| service.headless)
         || slice.endpoints.iter().any(|e| e.hostname.is_some())

@@ -1,9 +1,10 @@
-//! The node's addresses and uplinks: one answer for Services, for pods' `hostIP` and for people, out of what the kernel
-//! tells of devices, addresses and default routes. Pure.
+//! Host network: the node's addresses and uplinks, chosen from the kernel's devices, addresses and default
+//! routes. Services, pods' `hostIP` and people all use this one result. Pure.
 //!
-//! The node IP of a family is the one that was given; else the address of the default route's device, the route's own
-//! source first; else the first address of another device. What only this node uses is never it: `lo`, the addresses
-//! of cluster DNS, the devices of pods, and bridges that the default route does not go by (`docker0`, `cni0`).
+//! The node IP of a family is the configured one; else an address of the default route's device, the route's
+//! own source first; else the first address of another device. Addresses that only this node uses are never a
+//! node IP: those of `lo`, of cluster DNS, of the devices of pods, and of bridges without the default route
+//! (`docker0`, `cni0`).
 
 use crate::Device;
 use std::{
@@ -13,101 +14,101 @@ use std::{
     sync::Arc,
 };
 
-/// How a device frames what it carries.
+/// Framing of a device's packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LinkLayer {
     /// Ethernet: a header of 14 bytes.
     #[default]
     Ethernet,
-    /// Packets begin with their IP header: `ARPHRD_NONE`, `ARPHRD_PPP`, the kernel's IP tunnels.
+    /// Packets begin with their IP header: `ARPHRD_NONE`, `ARPHRD_PPP`, and the kernel's IP tunnels.
     Layer3,
-    /// Anything else; no program of ours reads it.
+    /// Any other framing. Berth's programs do not read it.
     Other,
 }
 
 /// A default route of the main table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DefaultRoute {
-    /// Whether it is IPv6's.
+    /// Whether the route is an IPv6 route.
     pub v6: bool,
-    /// `RTA_PRIORITY`: the lowest counts.
+    /// `RTA_PRIORITY`: the route with the lowest value wins.
     pub metric: u32,
-    /// The source address that it prefers.
+    /// The route's preferred source address.
     pub source: Option<IpAddr>,
-    /// The indices of its devices; more than one where it has several next hops.
+    /// Indices of the route's devices; more than one where it has several next hops.
     pub devices: Vec<u32>,
 }
 
-/// Devices, addresses and default routes as the kernel has them.
+/// Devices, addresses and default routes of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KernelNetwork {
-    /// Devices by name; those of pods are not among them, unless they are named as uplinks.
+    /// Devices by name. Devices of pods are left out, unless they are configured as uplinks.
     pub devices: BTreeMap<String, Device>,
     /// The default routes of both families.
     pub routes: Vec<DefaultRoute>,
 }
 
-/// What is given about the host's network.
+/// Configuration of the host's network.
 #[derive(Debug, Clone, Default)]
 pub struct HostNetworkConfig {
-    /// `--node-ip`; found on the machine where empty.
+    /// `--node-ip`; chosen from the machine's addresses where empty.
     pub node_ips: Vec<IpAddr>,
-    /// `--uplink`; found by addresses and routes where empty.
+    /// `--uplink`; chosen by addresses and routes where empty.
     pub uplinks: Vec<String>,
-    /// Addresses of `--cluster-dns`: `lo` may bear them, and they are not the node's.
+    /// Addresses of `--cluster-dns`. `lo` may have them, and they never are node IPs.
     pub cluster_dns: Vec<IpAddr>,
-    /// Whether all devices of the machine are the node's.
+    /// Whether all devices of the machine belong to the node.
     pub whole_machine: bool,
     /// `--service-cidr`, with prefix lengths.
     pub service_networks: Vec<(IpAddr, u8)>,
 }
 
-/// A device that brings what comes from outside.
+/// Device that leads out of the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uplink {
-    /// Its name.
+    /// The device's name.
     pub name: Arc<str>,
-    /// Its framing: [`LinkLayer::Ethernet`] or [`LinkLayer::Layer3`].
+    /// The device's framing: [`LinkLayer::Ethernet`] or [`LinkLayer::Layer3`].
     pub layer: LinkLayer,
 }
 
 /// The node's addresses and uplinks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostNetwork {
-    /// The node IPs, the primary one first. Empty where the node has none (yet).
+    /// The node IPs, the primary one first. Empty while the node has none.
     pub node_ips: Vec<IpAddr>,
-    /// All addresses of this host that others could use, and those of cluster DNS: endpoints there sit in the host's
-    /// network.
+    /// All addresses of this host that other machines could use, and those of cluster DNS. Endpoints at these
+    /// addresses are in the host's network.
     pub addresses: BTreeSet<IpAddr>,
-    /// Addresses of cluster DNS that `lo` bears: answered here, whatever Services say.
+    /// Addresses of cluster DNS that `lo` has. The node answers them itself, whatever Services claim.
     pub cluster_dns: BTreeSet<IpAddr>,
     /// The uplinks by index.
     pub uplinks: BTreeMap<u32, Uplink>,
-    /// What keeps Services from being reached from outside.
+    /// Problems that keep Services from being reached from outside.
     pub problems: Vec<NetworkProblem>,
 }
 
-/// Something about the host's network that an operator should know.
+/// Problem of the host's network, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkProblem {
-    /// No device has an address that could be the node's.
+    /// No device has an address fit for a node IP.
     NoNodeIp,
-    /// No device brings what comes from outside.
+    /// No device is an uplink.
     NoUplink,
-    /// A node IP lies in a network of Services, and with it the node's neighbours do.
+    /// A node IP lies in a network of Services, and so do the node's neighbours.
     AmongServices {
         /// The node IP.
         address: IpAddr,
         /// The network.
         network: (IpAddr, u8),
     },
-    /// `--uplink` names a device that is not there.
+    /// `--uplink` names a device that does not exist.
     NoSuchUplink(String),
-    /// `--uplink` names a device that cannot be one.
+    /// `--uplink` names a device that cannot be an uplink.
     Overflow {
         /// The device.
         device: String,
-        /// NoticeReason not.
+        /// The reason.
         why: &'static str,
     },
 }
@@ -137,14 +138,14 @@ impl fmt::Display for NetworkProblem {
     }
 }
 
-/// Whether there are programs for layer-3 devices.
+/// Whether Berth has programs for layer-3 devices.
 const LAYER3: bool = false;
 
-/// Where pods of the host's network are while the node has no IP.
+/// Address of pods in the host's network while the node has no IP.
 const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 impl HostNetwork {
-    /// Chooses the addresses and uplinks of a node out of what the kernel has and what was configured.
+    /// Chooses the addresses and uplinks of a node from the kernel's network and the configuration.
     pub fn choose(cfg: &HostNetworkConfig, kernel: &KernelNetwork) -> HostNetwork {
         let chooser = Chooser { cfg, kernel };
         let node_ips = chooser.node_ips();
@@ -163,14 +164,14 @@ impl HostNetwork {
         HostNetwork { node_ips, addresses, cluster_dns, uplinks, problems }
     }
 
-    /// The addresses of pods in the host's network, and `hostIPs` of all: the node IPs, or loopback while there are
-    /// none.
+    /// Addresses of pods in the host's network, and `hostIPs` of all pods: the node IPs, or loopback while
+    /// there are none.
     pub fn host_ips(&self) -> Vec<IpAddr> {
         if self.node_ips.is_empty() { vec![LOOPBACK] } else { self.node_ips.clone() }
     }
 }
 
-/// Whether others could use the address.
+/// Whether other machines could use the address.
 fn global(ip: &IpAddr) -> bool {
     let link_local = match ip {
         IpAddr::V4(ip) => ip.is_link_local(),
@@ -196,12 +197,12 @@ struct Chooser<'a> {
 }
 
 impl<'a> Chooser<'a> {
-    /// Whether the address can be the node's.
+    /// Whether the address may be a node IP.
     fn own(&self, ip: &IpAddr) -> bool {
         global(ip) && !self.cfg.cluster_dns.contains(ip)
     }
 
-    /// The default routes of one family, or of both, the preferred one first.
+    /// The default routes of one family, or of both, the preferred route first.
     fn routes(&self, v6: Option<bool>) -> Vec<&'a DefaultRoute> {
         let mut routes: Vec<&DefaultRoute> =
             self.kernel.routes.iter().filter(|r| v6.is_none_or(|v6| r.v6 == v6)).collect();
@@ -225,7 +226,7 @@ impl<'a> Chooser<'a> {
             .into_iter()
             .filter_map(|r| r.source.as_ref())
             .find(|ip| own(ip) && there(ip));
-        // A family without a default route of its own: the other's device comes next.
+        // A family without a default route of its own uses the other family's device next.
         let routed = self.routes(Some(v6)).into_iter().chain(self.routes(None)).flat_map(|r| &r.devices);
         let by_route = routed
             .filter_map(|index| devices().find(|d| d.index == *index && !d.loopback))
@@ -258,8 +259,9 @@ impl<'a> Chooser<'a> {
         (uplinks, problems)
     }
 
-    /// The devices that are named; else those by which the default routes go, and those with an address, bridges only
-    /// where that is the node's. A node that has only a part of the machine takes no device by itself.
+    /// The configured devices; else the devices of default routes and the devices with an own address,
+    /// bridges only where the address is a node IP. A node that has only a part of the machine takes no
+    /// device unless configured.
     fn candidates(
         &self,
         node_ips: &[IpAddr],

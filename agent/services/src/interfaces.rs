@@ -1,5 +1,6 @@
-//! What the [`Engine`](crate::Engine) needs of the rest of the world, as two traits: the node, which knows what is
-//! wanted and hears what became of it, and the kernel, with its tables and devices.
+//! Interfaces of the [`Engine`](crate::Engine) to the rest of the agent, as two traits: [`ServiceInputs`]
+//! supplies wanted objects and pods and receives results, [`DatapathBackend`] is the kernel with its tables
+//! and devices.
 
 use crate::{HostNetwork, LinkLayer, Named, Notice, Table, Tables, VethPair};
 use berth_core::{
@@ -16,10 +17,10 @@ use std::{
     sync::Arc,
 };
 
-/// NoticeReason something outside did not work; the engine tells it on and tries again.
+/// Error of a call outside the engine. The engine reports it and retries.
 pub type Cause = Box<dyn Error + Send + Sync>;
 
-/// A pod as it was last looked at.
+/// The last observation of a pod.
 #[derive(Debug, Clone)]
 pub struct ObservedPod {
     /// The pod.
@@ -29,61 +30,64 @@ pub struct ObservedPod {
 }
 
 impl ObservedPod {
-    /// Whether neither was made anew.
+    /// Whether pod and status are the same objects.
     pub(crate) fn is(&self, other: &ObservedPod) -> bool {
         Arc::ptr_eq(&self.pod, &other.pod) && Arc::ptr_eq(&self.status, &other.status)
     }
 }
 
-/// How one source's list of objects became another: what went, and what is there in its place or besides. An object
-/// that is only another one than before stands in both.
+/// Difference between two lists of one source's objects: removed names and present objects. A changed object
+/// stands in both.
 #[derive(Debug)]
 pub struct Edit<T> {
-    /// The source, by a number of its own; where two have an object of one name, the higher one's counts.
+    /// Number of the source. Where two sources have an object of one name, the object of the higher number
+    /// wins.
     pub source: usize,
-    /// The names that went.
+    /// Names of removed or changed objects.
     pub gone: Vec<PodKey>,
-    /// What came.
+    /// New or changed objects.
     pub now: Vec<Arc<T>>,
 }
 
-/// What the sources say, as far as it is other than at the last asking.
+/// Changes of all sources since the last call.
 #[derive(Debug, Default)]
 pub struct Edits {
-    /// Whether every source has listed: what is absent is gone.
+    /// Whether every source has listed. Absent objects count as deleted only then.
     pub listed: bool,
-    /// Services.
+    /// Changes of Services.
     pub services: Vec<Edit<Service>>,
-    /// Slices that were made by hand, or by a control plane.
+    /// Changes of slices that were made by hand or by a control plane.
     pub slices: Vec<Edit<EndpointSlice>>,
 }
 
-/// How the data plane is, for people.
+/// Health of the data plane, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DatapathHealth {
-    /// Whether the hooks are attached: Services are answered.
+    /// Whether the hooks are attached. Services are answered only then.
     pub hooked: bool,
-    /// Whether enough is known of sources and pods for the tables to be written.
+    /// Whether sources and pods are known well enough for the tables to be written.
     pub open: bool,
-    /// What is not as it is wanted, one line each.
+    /// Failures and shortcomings, one line each.
     pub failures: Vec<String>,
 }
 
-/// The rest of the agent: what Services follow from, and who hears of them.
+/// The rest of the agent: inputs of Services, and the receiver of names, ids, notices and health.
 pub trait ServiceInputs {
-    /// What changed of the sources' objects since the last call; all of it at the first.
+    /// The changes of the sources' objects since the last call. The first call returns all objects.
     fn edits(&mut self) -> Edits;
 
-    /// The pods that are wanted, whether they are known already or not.
+    /// All wanted pods, also those that were never observed.
     fn wanted_pods(&self) -> Vec<PodUid>;
 
-    /// The pods that there are; without more where nobody has looked at one yet, or just does.
+    /// The present pods, with their last observation. `None` for a pod that was not observed yet or is being
+    /// observed now.
     fn pods(&self) -> BTreeMap<PodUid, Option<ObservedPod>>;
 
-    /// Whether the runtime answers, so that pods can be looked at.
+    /// Whether the container runtime answers, so that pods can be observed.
     fn runtime_answers(&self) -> bool;
 
-    /// Plays the endpoint controller: the slices of these Services. Those that are as in `before` keep their `Arc`.
+    /// EndpointSlices of these Services, as Kubernetes' EndpointSlice controller computes them. Slices equal
+    /// to one in `before` keep their `Arc`.
     fn endpoints(
         &self,
         services: &[Arc<Service>],
@@ -91,20 +95,20 @@ pub trait ServiceInputs {
         before: &[Arc<EndpointSlice>],
     ) -> Vec<Arc<EndpointSlice>>;
 
-    /// Publishes the cluster's names.
+    /// Publishes the cluster's DNS names.
     ///
     /// # Errors
-    /// They could not be written; the engine comes again.
+    /// The names could not be written. The engine retries.
     fn publish_names<'a>(
         &mut self,
         services: impl Iterator<Item = &'a Service>,
         slices: impl Iterator<Item = &'a EndpointSlice>,
     ) -> Result<(), Cause>;
 
-    /// Publishes what the ids in the tables stand for, where ids go on, and the notices that hold just now.
+    /// Publishes the meaning of the ids in the tables, the next new id, and the notices that hold now.
     ///
     /// # Errors
-    /// They could not be written; the engine comes again.
+    /// They could not be written. The engine retries.
     fn publish_ids(
         &mut self,
         ids: impl Iterator<Item = Named>,
@@ -112,14 +116,14 @@ pub trait ServiceInputs {
         notices: impl Iterator<Item = Notice>,
     ) -> Result<(), Cause>;
 
-    /// Something that a Service's owner should know.
+    /// Reports a notice to the owner of a Service.
     fn tell(&mut self, notice: &Notice);
 
-    /// The data plane is as it says now; told where it changed.
+    /// Reports the health of the data plane after a change.
     fn health(&mut self, health: &DatapathHealth);
 }
 
-/// What the programs know of this node, beside the Services. A [`Table`] each.
+/// Maps of this node besides the Services' tables, one [`Table`] each.
 #[allow(missing_docs, reason = "the abi crate describes each map by the same name")]
 pub trait NodeTables: Tables {
     fn clients(&mut self) -> &mut dyn Table<u64, Client>;
@@ -131,122 +135,128 @@ pub trait NodeTables: Tables {
     fn config(&mut self) -> &mut dyn Table<u32, Config>;
 }
 
-/// The network of a pod, as the kernel has it.
+/// Network of a pod, read from the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PodNetwork {
-    /// The namespace's cookie.
+    /// Cookie of the network namespace.
     pub cookie: u64,
-    /// The pair of devices that joins it to the host, where it has one.
+    /// The pair of devices that joins the pod to the host, where it has one.
     pub pair: Option<VethPair>,
-    /// Nothing of the host's stack is meant for its packets, as far as who attached it knows.
+    /// Whether no rule of the host's stack applies to the pod's packets, as far as the component that
+    /// attached the pod knows.
     pub clear: bool,
 }
 
-/// A device of the host that may bear addresses. Those of pods are not among them.
+/// A device of the host that may have addresses. Devices of pods are not included.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Device {
-    /// Its index.
+    /// The device's index.
     pub index: u32,
-    /// Its addresses in the kernel's order; those that are temporary, deprecated or tentative last.
+    /// The device's addresses in the kernel's order; temporary, deprecated and tentative addresses come last.
     pub addresses: Vec<IpAddr>,
-    /// Whether it is a bridge.
+    /// Whether the device is a bridge.
     pub bridge: bool,
-    /// Whether it is the loopback device (`IFF_LOOPBACK`).
+    /// Whether the device is the loopback device (`IFF_LOOPBACK`).
     pub loopback: bool,
-    /// How it frames packets.
+    /// The device's framing of packets.
     pub layer: LinkLayer,
 }
 
-/// What became of an attachment.
+/// Result of an attachment.
 #[derive(Debug)]
 pub enum Attachment {
-    /// The programs are there.
+    /// The programs are attached.
     Done,
-    /// The device went away meanwhile.
+    /// The device was deleted meanwhile.
     Gone,
-    /// They are not there.
+    /// The programs could not be attached.
     Failed(Cause),
 }
 
-/// The kernel of this machine. Every call blocks for some microseconds, unless it says otherwise.
+/// The kernel of this machine. Each call blocks for some microseconds, unless its doc says otherwise.
 pub trait DatapathBackend {
-    /// Its tables.
+    /// The open tables.
     type Maps: NodeTables;
 
-    /// Opens the tables, those of another build where they are of the same form; loads programs where there are none,
-    /// which takes the better part of a second.
+    /// Opens the tables. Tables of another build are used where they have the same layout. Where there are no
+    /// programs, they are loaded, which takes most of a second.
     ///
     /// # Errors
-    /// There is no BPF file system, or the programs are refused.
+    /// There is no BPF file system, or the kernel rejects the programs.
     fn open(&mut self) -> Result<Self::Maps, Cause>;
 
-    /// What is not as it is wanted though nothing fails, one line each. Reads some tables.
+    /// Shortcomings of a data plane that works, one line each. Reads some tables.
     fn shortcomings(&mut self, maps: &Self::Maps) -> Vec<String>;
 
-    /// Sees to it that this build's programs are attached to the hooks. May block as [`open`](Kernel::open) does; once
-    /// it has succeeded it does nothing, unless it shall `look` whether all of them are still there.
+    /// Attaches this build's programs to the hooks. The call may block as long as
+    /// [`open`](DatapathBackend::open). After a success a further call does nothing, except that with `look`
+    /// it checks that all programs are still attached.
     ///
     /// # Errors
-    /// The programs are refused, or the hooks are.
+    /// The kernel rejects the programs or the hooks.
     fn attach_hooks(&mut self, look: bool) -> Result<(), Cause>;
 
-    /// The node's addresses and uplinks, where they are others than at the last call; always at the first.
+    /// The node's addresses and uplinks, where they differ from the last call. The first call always returns
+    /// them.
     fn host_network(&mut self) -> Option<Arc<HostNetwork>>;
 
-    /// The live devices that links are pinned for, whoever attached them, with what they are attached as; `None` where
-    /// a part is missing.
+    /// The live devices with pinned links, of this or another agent, and their role; `None` where a part of
+    /// the links is missing.
     ///
     /// # Errors
     /// The pins cannot be read.
     fn attached(&mut self) -> Result<BTreeMap<u32, Option<Role>>, Cause>;
 
-    /// Attaches programs to devices, each of which may take some ten milliseconds.
+    /// Attaches programs to devices. Each device may take some ten milliseconds.
     fn attach(&mut self, devices: &[(u32, Role)]) -> Vec<(u32, Role, Attachment)>;
 
-    /// Takes a device's programs away; one that is gone took them along.
+    /// Detaches a device's programs. For a deleted device, which has taken its programs along, the call
+    /// succeeds.
     ///
     /// # Errors
-    /// They are still there.
+    /// The programs are still attached.
     fn detach(&mut self, index: u32) -> Result<(), Cause>;
 
-    /// The cookie of the host's own network namespace, which is this process's. Some 100 microseconds.
+    /// Cookie of the host's own network namespace, which is this process's. Blocks for some 100 microseconds.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel rejects the request.
     fn host_cookie(&self) -> Result<u64, Cause>;
 
-    /// The number that the pod's network namespace has as a file: another one is another namespace.
+    /// Inode number of the pod's network namespace. A different number means a different namespace.
     ///
     /// # Errors
-    /// It has none, or not any more.
+    /// The pod has no network namespace, or it is gone.
     fn network_inode(&self, pod: &PodUid) -> Result<u64, Cause>;
 
-    /// The pod's network. Some 100 microseconds.
+    /// The pod's network. Blocks for some 100 microseconds.
     ///
     /// # Errors
-    /// It has none, or not any more.
+    /// The pod has no network, or it is gone.
     fn network(&self, pod: &PodUid) -> Result<PodNetwork, Cause>;
 
-    /// Ends connected UDP sockets of the host and of these pods that came to one of the backends by the way in that lost
-    /// it, or, where that cannot be known, all that have such a peer; how many there were. Blocks for as long as there
-    /// are sockets. What does not work is told and left.
+    /// Ends connected UDP sockets, of the host and of these pods, that use one of the backends through the
+    /// frontend that lost it. Where the frontend of a socket cannot be known, all sockets with such a peer
+    /// are ended. Returns the number of ended sockets. The call blocks in proportion to the number of
+    /// sockets. Failures are logged, and their sockets are left.
     fn end_sockets(&mut self, dead: &HashSet<StalePeer>, pods: &mut dyn Iterator<Item = &PodUid>) -> usize;
 
-    /// Remembers beyond this process which backends' sockets are to be ended; none where all are.
+    /// Stores the stale backends whose sockets are to be ended, so that a later process can end them. An
+    /// empty set removes the record.
     ///
     /// # Errors
-    /// It cannot be kept.
+    /// The record cannot be written.
     fn record_stale(&mut self, dead: &HashSet<StalePeer>) -> Result<(), Cause>;
 
-    /// What a process before this one noted and did not get to.
+    /// The stale backends that an earlier process recorded and whose sockets it did not end.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The record cannot be read.
     fn recorded_stale(&mut self) -> Result<HashSet<StalePeer>, Cause>;
 
-    /// Removes translated connections that are too old; whether there were any at all.
+    /// Removes expired translated connections. Returns whether there were any connections at all.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel rejects the request.
     fn collect_flows(&mut self, maps: &Self::Maps) -> Result<bool, Cause>;
 }

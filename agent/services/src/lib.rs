@@ -1,17 +1,19 @@
-//! Services as the kernel's tables have them.
+//! Services of this node: from Kubernetes objects to the kernel's Service tables.
 //!
-//! - [`compile`] is pure: one Service and its EndpointSlices become what this node wants of it, with kube-proxy's choice
-//!   of endpoints.
-//! - [`TableReconciler`] owns ids, generations and conflicts, and turns changes of what is wanted into the fewest writes, in an
-//!   order in which no reader ever meets a mixed or missing set. It keeps a mirror of the tables in memory.
-//! - [`Engine`] follows the node: objects, pods, addresses and devices, and brings the kernel to what is wanted. What it
-//!   needs of both stands in [`ServiceInputs`] and [`DatapathBackend`].
-//! - [`HostNetwork`] is the node's addresses and uplinks: one pure choice out of what the kernel tells, for Services, for
-//!   pods and for people.
-//! - [`LinuxDatapath`] is the kernel of this machine: the loader's programs and maps, devices, networks of pods.
+//! - [`compile`] is pure: it turns one Service and its EndpointSlices into the wanted ports of this node,
+//!   with kube-proxy's choice of endpoints.
+//! - [`TableReconciler`] owns ids, generations and conflicts. It turns changes into the fewest writes, in an
+//!   order in which no reader meets a mixed or missing set. It keeps a mirror of the tables in memory.
+//! - [`Engine`] follows the node's objects, pods, addresses and devices, and brings the kernel to the wanted
+//!   state. Its needs of both sides stand in [`ServiceInputs`] and [`DatapathBackend`].
+//! - [`HostNetwork`] holds the node's addresses and uplinks: one pure choice from the kernel's devices,
+//!   addresses and routes, used for Services, for pods and for people.
+//! - [`LinuxDatapath`] is the kernel of this machine: the loader's programs and maps, devices, and the
+//!   networks of pods.
 //!
-//! No task and no channel lives here: whoever owns the [`Engine`] gives it a thread. After a failed write the mirror
-//! counts for nothing: the next [`TableReconciler::sync`] reads the tables anew and goes on from what is really there.
+//! The crate has no task and no channel: the owner of the [`Engine`] gives it a thread. After a failed write
+//! the mirror is no longer valid: the next [`TableReconciler::sync`] reads the tables and continues from
+//! their real contents.
 #![forbid(unsafe_code)]
 
 mod compile;

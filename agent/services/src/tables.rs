@@ -1,9 +1,9 @@
-//! What the TableReconciler needs of the kernel.
+//! Tables of the kernel, as the [`TableReconciler`](crate::TableReconciler) uses them.
 
 use crate::Net;
 use berth_ebpf_abi::{Chunk, ChunkKey, MemberKey, Service, ServiceKey, V4, V6};
 
-/// A table refused. What of the batch was done before is unknown.
+/// Failure of a table operation. A part of the batch may have been done.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {table}")]
 pub struct TableError {
@@ -11,35 +11,35 @@ pub struct TableError {
     pub operation: &'static str,
     /// The map's name.
     pub table: &'static str,
-    /// NoticeReason.
+    /// The cause.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// One map of the kernel. Batches are carried out in order, one element after the other.
+/// One map of the kernel. A batch is applied in order, one element after the other.
 pub trait Table<K, V> {
-    /// Everything in it.
+    /// Reads all entries.
     fn read(&mut self) -> Result<Vec<(K, V)>, TableError>;
 
-    /// Puts entries in, over those that are there.
+    /// Writes entries, over existing ones with the same key.
     fn put(&mut self, entries: &[(K, V)]) -> Result<(), TableError>;
 
-    /// Takes entries out; one that is not there is no error.
+    /// Deletes entries. A missing key is no error.
     fn delete(&mut self, keys: &[K]) -> Result<(), TableError>;
 
-    /// How many entries it takes at most. One that is there already can be overwritten also where it is full.
+    /// Largest number of entries. An existing entry can be overwritten also in a full map.
     fn capacity(&self) -> usize;
 }
 
 /// The maps of one family.
 pub trait FamilyTables<A: Net> {
-    /// The Services.
+    /// The Service values by frontend.
     fn services(&mut self) -> &mut dyn Table<ServiceKey<A>, Service<A>>;
 
-    /// Backends beyond those that lie inline.
+    /// Backends of sets that do not fit into the Service value.
     fn chunks(&mut self) -> &mut dyn Table<ChunkKey, Chunk<A>>;
 
-    /// Backends of Services with affinity.
+    /// Backends of ports with affinity, and backends that flows of UDP ports may keep.
     fn members(&mut self) -> &mut dyn Table<MemberKey<A>, u32>;
 }
 

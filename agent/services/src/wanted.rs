@@ -1,24 +1,24 @@
-//! What is wanted of a Service on this node, ready for the tables.
+//! Wanted ports of a Service on this node, ready for the tables.
 
 use crate::Net;
 use berth_core::ids::PodKey;
 use berth_ebpf_abi::{Backend, ServiceKey, V4, V6};
 use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 
-/// What the choice of endpoints depends on besides the objects.
+/// Facts about the node that the choice of endpoints depends on besides the objects.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeFacts {
-    /// The node's name: endpoints with it are local, whatever their address.
+    /// The node's name. Endpoints with this node name are local, whatever their address.
     pub name: Arc<str>,
-    /// Label `topology.kubernetes.io/zone`; empty where it has none.
+    /// The node's label `topology.kubernetes.io/zone`; empty where the node has none.
     pub zone: Arc<str>,
-    /// The node's own addresses: endpoints there sit in the host's network.
+    /// The node's own addresses. Endpoints at these addresses are in the host's network.
     pub addresses: BTreeSet<IpAddr>,
-    /// Addresses that the node answers itself and that are no Service's: those of its cluster DNS.
+    /// Addresses that the node answers itself, so that no Service may have them: those of its cluster DNS.
     pub own: BTreeSet<IpAddr>,
 }
 
-/// The protocols that the tables carry.
+/// Protocols that the tables support.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
     /// TCP.
@@ -28,7 +28,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// `IPPROTO_*`.
+    /// The protocol's number, `IPPROTO_*`.
     pub const fn number(self) -> u8 {
         match self {
             Transport::Tcp => 6,
@@ -46,71 +46,73 @@ impl fmt::Display for Transport {
     }
 }
 
-/// Everything that is wanted of one Service. Empty for headless, ExternalName and foreign Services.
+/// The wanted ports of one Service. Empty for headless, ExternalName and foreign Services.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
-    /// Its ports over IPv4.
+    /// The Service's ports over IPv4.
     pub v4: Vec<WantedPort<V4>>,
-    /// Its ports over IPv6.
+    /// The Service's ports over IPv6.
     pub v6: Vec<WantedPort<V6>>,
-    /// What of it is not carried.
+    /// Parts of the Service that this node does not serve.
     pub notices: Vec<NoticeReason>,
 }
 
 /// One port of a Service in one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedPort<A> {
-    /// The port's name, empty for the only one.
+    /// The port's name; may be empty where the Service has a single port.
     pub name: Arc<str>,
     /// The protocol.
     pub transport: Transport,
-    /// The ways in and their `frontend` flags, without `HAS_ENDPOINTS`; the ClusterIP's first. The bare ClusterIP
-    /// (`ADDRESS`) is among them.
+    /// The frontends and their `frontend` flags, without `HAS_ENDPOINTS`. The ClusterIP's frontend comes
+    /// first. The bare ClusterIP (`ADDRESS`) is included.
     pub frontends: Vec<(ServiceKey<A>, u32)>,
     /// Seconds of client affinity, 0 for none.
     pub affinity_s: u32,
     /// The cluster set, in order of address and port.
     pub cluster: Vec<Backend<A>>,
-    /// The local set, likewise.
+    /// The local set, in order of address and port.
     pub local: Vec<Backend<A>>,
-    /// Some usable endpoint exists anywhere: an empty set is a matter of policy.
+    /// Whether a usable endpoint exists anywhere. An empty set then follows from a traffic policy.
     pub has_endpoints: bool,
-    /// Endpoints that still serve though they are in no set: what talks to them already may go on (UDP only).
+    /// Endpoints that still serve but are in no set: existing UDP flows to them may continue (UDP only).
     pub serving: Vec<Backend<A>>,
 }
 
 impl<A: Net> WantedPort<A> {
-    /// Whether both sets are the same as there.
+    /// Whether both sets equal the given sets.
     pub(crate) fn same_sets(&self, cluster: &[Backend<A>], local: &[Backend<A>]) -> bool {
         self.cluster == cluster && self.local == local
     }
 }
 
-/// Something about a Service that its owner should know.
+/// Notice about a Service for its owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     /// The Service.
     pub service: PodKey,
-    /// Its `metadata.uid`.
+    /// The Service's `metadata.uid`.
     pub uid: Arc<str>,
-    /// What.
+    /// The reason of the notice.
     pub why: NoticeReason,
 }
 
-/// NoticeReason (a part of) a Service is not carried.
+/// Reason why a Service, or a part of it, is not served as wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum NoticeReason {
-    /// The port's protocol has no data path here.
+    /// The port's protocol (SCTP) is not supported.
     Sctp {
         /// The port.
         port: u16,
     },
-    /// `loadBalancerSourceRanges` are not enforced here, so the addresses that they guard are left out.
+    /// `loadBalancerSourceRanges` are not enforced on this node, so the addresses that they restrict are left
+    /// out.
     SourceRanges {
         /// The address.
         address: IpAddr,
     },
-    /// `healthCheckNodePort` is not answered here: a load balancer that asks there takes the node for dead.
+    /// `healthCheckNodePort` is not answered on this node: a load balancer that checks there takes the node
+    /// for dead.
     HealthCheck {
         /// The port.
         port: u16,
@@ -120,11 +122,11 @@ pub enum NoticeReason {
         /// The address.
         address: IpAddr,
     },
-    /// More endpoints than a set holds.
+    /// The port has more endpoints than a set holds.
     TooMany {
         /// The port.
         port: u16,
-        /// How many there are.
+        /// Number of endpoints.
         endpoints: usize,
     },
     /// An older Service has this address and port.
@@ -135,10 +137,10 @@ pub enum NoticeReason {
         port: u16,
         /// The protocol.
         transport: Transport,
-        /// Who has it.
+        /// The Service that holds them.
         by: PodKey,
     },
-    /// The node's table of ways in is full.
+    /// The node's table of frontends is full.
     NoRoom {
         /// The address; unspecified for a NodePort.
         address: IpAddr,
@@ -149,13 +151,13 @@ pub enum NoticeReason {
     },
     /// The node's tables of backends are full.
     CutShort {
-        /// The port's name, empty for the only one.
+        /// The port's name; may be empty where the Service has a single port.
         name: Arc<str>,
-        /// How many endpoints are used.
+        /// Number of endpoints in use.
         used: usize,
-        /// How many there are.
+        /// Number of endpoints.
         endpoints: usize,
-        /// Whether its clients should stay with an endpoint, which they do not.
+        /// Whether the port has session affinity, which is off while the tables are full.
         affinity: bool,
     },
 }

@@ -1,6 +1,6 @@
-//! One round at the kernel: its order, what is tried again and when.
+//! One round of work at the kernel: the order of its parts, and the retries.
 //!
-//! The parts of a round do not stand in each other's way: what fails is told and tried again, and the others go on.
+//! The parts of a round are independent: a failed part is logged and retried, and the other parts still run.
 
 use super::{Config, node, pods::Pods};
 use crate::{
@@ -17,15 +17,15 @@ use std::{
     time::Duration,
 };
 
-/// What failed is tried again after this, then after twice as long, and so on.
+/// First pause before a failed round is retried. The pause doubles with each failure.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
-/// Between two looks for connections that are too old; longer while there are none.
+/// Interval of the removal of expired connections; the longer one holds while there are no connections.
 const COLLECT: Duration = Duration::from_secs(30);
 const COLLECT_SELDOM: Duration = Duration::from_secs(120);
 
-/// What of a round did not work.
+/// Failed part of a round.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("cannot open the tables of Services")]
@@ -50,39 +50,40 @@ enum Failure {
     Collect(#[source] Cause),
 }
 
-/// Everything that is done to the kernel.
+/// Kernel side of the engine: tables, node maps, pod maps, links of devices, hooks and sockets.
 pub(super) struct Datapath<K: DatapathBackend> {
     cfg: Config,
     kernel: K,
     maps: Option<K::Maps>,
     host: Arc<HostNetwork>,
     facts: NodeFacts,
-    /// The maps of the node may not be what they should be.
+    /// Whether the maps of the node may be out of date.
     node_behind: bool,
     pods: Pods,
-    /// The uplinks that programs are attached to, and devices that have links of ours but are no uplinks any more.
+    /// Uplinks with attached programs, and devices that have Berth's links but are uplinks no more.
     attached: BTreeSet<u32>,
-    /// The links of devices are to be read: an earlier agent may have left some, somebody may have taken some away.
+    /// Whether the links of devices must be read: an earlier agent may have left links, or another program
+    /// may have removed some.
     links_behind: bool,
-    /// What was said of the last failures, so that it is said once.
+    /// Texts of the last failures, so that each is logged once.
     told: Vec<String>,
     retry: Option<(Boottime, Duration)>,
-    /// Reading the tables anew is dear: after a failure not before this.
+    /// Earliest time and text of the next attempt after a failed sync. Reading all tables again is expensive.
     tables_again: Option<(Boottime, String)>,
-    /// What Services' owners are to be told.
+    /// Pending notices for the owners of Services.
     notices: Vec<Notice>,
     collect_at: Boottime,
     reconcile_at: Boottime,
-    /// Backends whose sockets are to be ended, by the ways in that lost them, as noted; none until the note of an earlier
-    /// process was read.
+    /// Stale backends whose sockets are not ended yet, by the frontends that lost them, as recorded on disk.
+    /// `None` until the record of an earlier process is read.
     dead: Option<HashSet<StalePeer>>,
-    /// Whether the hooks are attached, as far as is known.
+    /// Whether the hooks were attached in the last round.
     hooked: bool,
-    /// What the kernel's side said last that it lacks.
+    /// The last shortcomings that the kernel side reported.
     shortcomings: Vec<String>,
 }
 
-/// When the engine is to come again, at the latest.
+/// Times at which the engine must run another round.
 pub(super) type Due = Vec<Boottime>;
 
 impl<K: DatapathBackend> Datapath<K> {
@@ -110,22 +111,22 @@ impl<K: DatapathBackend> Datapath<K> {
         }
     }
 
-    /// The node as endpoints are chosen by it.
+    /// Facts about the node that the choice of endpoints depends on.
     pub(super) fn facts(&self) -> &NodeFacts {
         &self.facts
     }
 
-    /// What did not work in the last round, one line each.
+    /// Failures of the last round, one line each.
     pub(super) fn failures(&self) -> &[String] {
         &self.told
     }
 
-    /// What is not as it is wanted though nothing fails, one line each.
+    /// Shortcomings of a data plane that works, one line each.
     pub(super) fn shortcomings(&self) -> &[String] {
         &self.shortcomings
     }
 
-    /// What Services' owners are to be told; each once.
+    /// Takes the pending notices. Each notice is returned once.
     pub(super) fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
     }
@@ -135,12 +136,12 @@ impl<K: DatapathBackend> Datapath<K> {
         self.hooked
     }
 
-    /// The pod came, changed or went.
+    /// Marks a pod as new, changed or gone.
     pub(super) fn pod_changed(&mut self, uid: &PodUid) {
         self.pods.changed(uid);
     }
 
-    /// The node's facts where they are others than before.
+    /// The node's facts, where they differ from before.
     pub(super) fn node_changed(&mut self) -> Option<NodeFacts> {
         self.host = self.kernel.host_network()?;
         self.node_behind = true;
@@ -152,7 +153,7 @@ impl<K: DatapathBackend> Datapath<K> {
         Some(now)
     }
 
-    /// Brings the kernel to what is wanted.
+    /// Brings the kernel to the wanted state. Returns the times of the next rounds.
     pub(super) fn round(
         &mut self,
         reconciler: &mut TableReconciler,
@@ -162,7 +163,7 @@ impl<K: DatapathBackend> Datapath<K> {
         let mut due = Due::new();
         let failures = match self.maps.take() {
             Some(maps) => self.with(maps, reconciler, seen, now, &mut due),
-            // Loading is dear: a change alone does not try it again.
+            // Loading programs is expensive: a change alone does not retry it before its time.
             None if self.retry.is_some_and(|(at, _)| now < at) => {
                 due.extend(self.retry.map(|(at, _)| at));
                 return due;
@@ -189,7 +190,7 @@ impl<K: DatapathBackend> Datapath<K> {
             self.retry = None;
         } else {
             let pause = match self.retry {
-                // Woken by a change before its time.
+                // A change woke the engine before the retry was due, so the pause stays.
                 Some((at, _)) if now < at => None,
                 Some((_, pause)) => Some((pause * 2).min(LONGEST_RETRY)),
                 None => Some(FIRST_RETRY),
@@ -201,7 +202,9 @@ impl<K: DatapathBackend> Datapath<K> {
         self.told = texts;
     }
 
-    /// Tables before hooks, so that whoever asks them first finds all; a pod's device before its endpoint.
+    /// Runs the parts of a round with open maps. Tables are written before the hooks are attached, so that
+    /// the first program finds all entries. A pod's device is attached before the pod's endpoint is
+    /// published.
     fn with(
         &mut self,
         mut maps: K::Maps,
@@ -211,7 +214,7 @@ impl<K: DatapathBackend> Datapath<K> {
         due: &mut Due,
     ) -> Vec<Failure> {
         let mut failures = Vec::new();
-        // The slow net: what nobody tells of is looked for.
+        // Periodic reconciliation: state that sends no event is checked.
         let slow_net = now >= self.reconcile_at;
         if slow_net {
             self.pods.all_changed(seen);
@@ -254,7 +257,7 @@ impl<K: DatapathBackend> Datapath<K> {
         self.shortcomings = now;
     }
 
-    /// Compares the maps with what was written to them; what somebody else took away or altered is mended.
+    /// Compares the maps with the written entries. Repairs entries that another program deleted or altered.
     fn reconcile(
         &mut self,
         maps: &mut K::Maps,
@@ -279,14 +282,14 @@ impl<K: DatapathBackend> Datapath<K> {
 
     fn keep_node(&mut self, maps: &mut K::Maps) -> Result<(), TableError> {
         if self.node_behind {
-            // How many entries were written.
+            // The number of written entries is not needed here.
             let _written = node::keep(&self.cfg, &self.host, maps)?;
             self.node_behind = false;
         }
         Ok(())
     }
 
-    /// How full the maps of the node and the pods are: name, entries, capacity.
+    /// Fill level of the maps of the pods: name, entries, capacity.
     pub(super) fn fill_levels(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
         self.pods.fill_level().into_iter()
     }
@@ -326,8 +329,8 @@ impl<K: DatapathBackend> Datapath<K> {
         }
     }
 
-    /// What is attached to devices, by the pins: an earlier agent may have left some for devices that are no uplinks any
-    /// more.
+    /// Reads the links of devices from their pins. An earlier agent may have left links at devices that are
+    /// uplinks no more.
     fn read_links(&mut self, failures: &mut Vec<Failure>) {
         if !self.links_behind {
             return;
@@ -348,7 +351,8 @@ impl<K: DatapathBackend> Datapath<K> {
         }
     }
 
-    /// Attaches what is new, detaches what is not wanted any more; what is gone took its links along.
+    /// Attaches programs to new devices and detaches them from unwanted ones. A deleted device has taken its
+    /// links along.
     fn devices(&mut self, failures: &mut Vec<Failure>) {
         let uplinks: BTreeSet<u32> =
             self.host.uplinks.keys().copied().filter(|index| !self.pods.devices().contains(index)).collect();
@@ -383,8 +387,8 @@ impl<K: DatapathBackend> Datapath<K> {
         }
     }
 
-    /// Ends connected UDP sockets that came by a way in whose backend is gone, in every pod and on the host. The tables do
-    /// not show these backends any more: the note of them goes last.
+    /// Ends connected UDP sockets, in every pod and on the host, that use a stale backend through a frontend
+    /// that lost it. The tables no longer show these backends, so their record is removed last.
     fn end_sockets(&mut self, seen: &BTreeMap<PodUid, crate::ObservedPod>) {
         let Some(dead) = self.dead.as_mut().filter(|dead| !dead.is_empty()) else { return };
         let ended = self.kernel.end_sockets(dead, &mut seen.keys());
@@ -401,7 +405,8 @@ fn lost(stale: &StaleBackend) -> StalePeer {
     StalePeer { backend: SocketAddr::new(stale.address, stale.port), frontend: Some(stale.frontend) }
 }
 
-/// Without the note only an agent that dies within the same round leaves sockets with a backend that is gone.
+/// Returns the result, or a default with a warning. Without the record, sockets stay with a stale backend
+/// only where the agent dies within the same round.
 fn or_told<T: Default>(done: Result<T, Cause>, op: &'static str) -> T {
     done.unwrap_or_else(|error| {
         tracing::warn!(error = %Chain(&*error), op, "note of backends that are gone");

@@ -1,4 +1,5 @@
-//! Slices that follow from selectors and pods: which Services a change concerns, and what was made for each of them.
+//! EndpointSlice controller of the engine: the Services that a changed pod concerns, and the slices made for
+//! each Service.
 
 use crate::{Edit, ObservedPod, ServiceInputs};
 use berth_core::{
@@ -10,22 +11,23 @@ use std::{
     sync::Arc,
 };
 
-/// Above any source: where somebody made a slice of the same name by hand, this one counts.
+/// Source number of the controller's slices. It is above any source, so a controller's slice wins over a
+/// hand-made one of the same name.
 const SOURCE: usize = usize::MAX;
 
-/// One pair of a selector in a namespace.
+/// Namespace, key and value of a label in a selector.
 type Pair = (Namespace, Arc<str>, Arc<str>);
 
-/// See the module's page.
+/// Index of Services by selector, and the slices made for each Service.
 #[derive(Debug, Default)]
 pub(super) struct EndpointSliceController {
-    /// The Services with a selector, by its first pair.
+    /// The Services with a selector, by the selector's first label.
     selecting: HashMap<Pair, BTreeSet<PodKey>>,
     slices: HashMap<PodKey, Vec<Arc<EndpointSlice>>>,
 }
 
 impl EndpointSliceController {
-    /// A Service is another one now.
+    /// Takes a change of a Service into the index.
     pub(super) fn service(&mut self, before: Option<&Service>, now: Option<&Service>) {
         if let Some((pair, service)) = before.and_then(|s| Some((pair(s)?, s)))
             && let Some(of) = self.selecting.get_mut(&pair)
@@ -40,7 +42,7 @@ impl EndpointSliceController {
         }
     }
 
-    /// The Services that may select the pod.
+    /// The Services that may select the pod: the first label of their selector is among the pod's labels.
     pub(super) fn selecting(&self, pod: &Pod) -> impl Iterator<Item = &PodKey> {
         pod.labels.iter().flat_map(|(key, value)| {
             let pair = (pod.key.namespace.clone(), key.as_str().into(), value.as_str().into());
@@ -48,7 +50,7 @@ impl EndpointSliceController {
         })
     }
 
-    /// Makes the slices of these Services anew; those of Services that are gone go.
+    /// Computes the slices of the concerned Services. The slices of deleted Services are removed.
     pub(super) fn again(
         &mut self,
         node: &impl ServiceInputs,

@@ -1,4 +1,4 @@
-//! What the programs know of this node: its addresses and its configuration.
+//! Maps of the node for the programs: its addresses and its configuration.
 
 use super::Config;
 use crate::{HostNetwork, Net, NodeFacts, NodeTables, Table, TableError};
@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-/// The node as endpoints are chosen by it.
+/// Facts about the node that the choice of endpoints depends on.
 pub(super) fn facts(cfg: &Config, host: &HostNetwork) -> NodeFacts {
     NodeFacts {
         name: Arc::clone(&cfg.node),
@@ -20,7 +20,8 @@ pub(super) fn facts(cfg: &Config, host: &HostNetwork) -> NodeFacts {
     }
 }
 
-/// Brings the maps of the node's addresses and its configuration to what is wanted; returns how many entries that took.
+/// Brings the maps of the node's addresses and configuration to the wanted entries. Returns the number of
+/// written entries.
 pub(super) fn keep(
     cfg: &Config,
     host: &HostNetwork,
@@ -39,7 +40,8 @@ fn addresses<A: Net>(host: &HostNetwork, map: &mut dyn Table<A, NodeAddress>) ->
     let value = |ip: &IpAddr| NodeAddress { node_ports: u32::from(host.node_ips.contains(ip)) };
     let mut wanted: Vec<(A, NodeAddress)> =
         host.addresses.iter().filter_map(|ip| Some((A::of(*ip)?, value(ip)))).collect();
-    // Where not all of them find room (a left-over kube-ipvs0 bears one for each Service) the node IPs do.
+    // The node IPs come first, so that they fit where the map is too small for all addresses (a left-over
+    // kube-ipvs0 has an address for each Service).
     wanted.sort_by_key(|(_, value)| value.node_ports == 0);
     wanted.truncate(map.capacity());
     let there: BTreeMap<A, NodeAddress> = map.read()?.into_iter().collect();

@@ -1,8 +1,9 @@
-//! The maps of this node's pods: as clients by the cookie of their network namespace, as destinations by address; and of
-//! the host as a client.
+//! Maps of this node's pods: as clients by the cookie of their network namespace, and as destinations by
+//! address. The host is in the client map too.
 //!
-//! A pod with annotation [`SOCKET_HOOKS`] `off` has its sockets left alone: its connections to Services are translated
-//! packet by packet at its device, so that what runs in it (a proxy beside the app, say) sees Services' addresses.
+//! The socket hooks leave the sockets of a pod with annotation [`SOCKET_HOOKS`] `off` alone. Its connections
+//! to Services are translated packet by packet at its device, so that programs in it (a sidecar proxy, for
+//! example) see the addresses of Services.
 
 use crate::{DatapathBackend, Net, NodeTables, ObservedPod, Table, TableError};
 use berth_core::{error::Chain, ids::PodUid, status::Phase};
@@ -13,16 +14,16 @@ use std::{
     net::IpAddr,
 };
 
-/// The annotation by which a pod opts out of the socket hooks, with the value `off`.
+/// Annotation by which a pod opts out of the socket hooks, with the value `off`.
 const SOCKET_HOOKS: &str = "berth.dev/socket-hooks";
 
-/// What stands in the maps for the host.
+/// The host's entry in the client map.
 const HOST: Client = Client { v4: 0, v6: [0; 4], flags: client::HOST };
 
-/// What stands in the maps for one pod.
+/// The map entries of one pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Held {
-    /// The namespace's inode, the addresses and the flags: where they are the same, so is the rest.
+    /// The namespace's inode. Where inode, addresses and flags are the same, the other fields are too.
     inode: u64,
     ips: Vec<IpAddr>,
     cookie: u64,
@@ -30,41 +31,41 @@ struct Held {
     device: Option<LocalPod>,
 }
 
-/// The pods in the maps.
+/// The pods in the maps, with the changes that are still to be written.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
     held: BTreeMap<PodUid, Held>,
-    /// Those to be looked at: they changed, or their network was not to be found last time.
+    /// Pods to observe: they changed, or their network was not found last time.
     again: BTreeSet<PodUid>,
-    /// What went and is still in the maps.
+    /// Entries of gone or changed pods that are still in the maps.
     leaving: Vec<Held>,
-    /// The host's devices of all pods.
+    /// The host-side devices of all pods.
     devices: BTreeSet<u32>,
     attached: BTreeSet<u32>,
-    /// Whether the maps were read: what stands there for nobody goes then.
+    /// Whether the maps were read once. The first read deletes the entries that belong to no pod.
     read: bool,
-    /// Networks are to be looked at anew, whatever is known of them.
+    /// Whether networks are read again even where the inode is the same.
     anew: bool,
-    /// How many pods the maps take.
+    /// Number of pods for which the maps have space.
     capacity: Option<usize>,
-    /// The cookie of the host's own network namespace, once it stands in the maps.
+    /// Cookie of the host's own network namespace, once its entry is in the maps.
     host: Option<u64>,
 }
 
 impl Pods {
-    /// The pod came, changed or went.
+    /// Marks a pod as new, changed or gone.
     pub(super) fn changed(&mut self, uid: &PodUid) {
         self.again.insert(uid.clone());
     }
 
-    /// All are to be looked at, also those of which nothing changed that is seen from here: the pair of devices may have
-    /// been made anew in the same namespace.
+    /// Marks all pods for observation, also pods without a visible change: a pod's pair of devices may have
+    /// been created again in the same namespace.
     pub(super) fn all_changed(&mut self, seen: &BTreeMap<PodUid, ObservedPod>) {
         self.anew = true;
         self.again.extend(seen.keys().chain(self.held.keys()).cloned());
     }
 
-    /// Brings the maps to the pods that there are.
+    /// Brings the maps to the present pods.
     pub(super) fn keep(
         &mut self,
         kernel: &impl DatapathBackend,
@@ -82,7 +83,7 @@ impl Pods {
             match self.look(kernel, uid, pod) {
                 Ok(held) => found.push((uid.clone(), Some(held))),
                 Err(error) => {
-                    // Its sandbox is being taken down, or made anew.
+                    // The pod's sandbox is being removed or created again.
                     tracing::debug!(pod = %pod.pod.key, error = %Chain(&*error), "not in the maps");
                     later.insert(uid.clone());
                     found.push((uid.clone(), None));
@@ -119,7 +120,8 @@ impl Pods {
         Ok(())
     }
 
-    /// Without its entry the host counts as anybody on this machine: Services answer it, its loopback has no node ports.
+    /// Writes the host's entry. Without it the host counts as any client on this machine: Services answer it,
+    /// but its loopback has no node ports.
     fn keep_host(
         &mut self,
         kernel: &impl DatapathBackend,
@@ -161,7 +163,8 @@ impl Pods {
             v6: ips.iter().find_map(|ip| V6::of(*ip)).unwrap_or_default(),
             flags,
         };
-        // Of other plugins' pods nobody knows what else they may send: some route for others, some have more addresses.
+        // Direct delivery and the source check are only for pods of `berth-cni`. Pods of other plugins may
+        // send with further sources: some route for others, some have more addresses.
         let device = network.pair.map(|p| LocalPod {
             ifindex: p.host_index,
             flags: flags
@@ -173,7 +176,7 @@ impl Pods {
         Ok(Held { inode, ips: ips.clone(), cookie: network.cookie, client, device })
     }
 
-    /// Takes a pod out, but for what another has by now.
+    /// Deletes a pod's entries, except those that another pod has by now.
     fn take_out(&self, maps: &mut impl NodeTables, held: &Held) -> Result<(), TableError> {
         if self.held.values().all(|w| w.cookie != held.cookie) {
             maps.clients().delete(&[held.cookie])?;
@@ -193,7 +196,7 @@ impl Pods {
         Ok(())
     }
 
-    /// Takes out everything that an earlier agent left and nobody has now.
+    /// Deletes the entries that an earlier agent left and that no pod has now.
     fn sweep(&self, maps: &mut impl NodeTables) -> Result<(), TableError> {
         fn all<K: Copy, V>(table: &mut dyn Table<K, V>, keep: impl Fn(&K) -> bool) -> Result<(), TableError> {
             let left: Vec<K> = table.read()?.into_iter().map(|(k, _)| k).filter(|k| !keep(k)).collect();
@@ -208,7 +211,8 @@ impl Pods {
         all(maps.pods6(), |ip| ips.contains(&ip.ip()))
     }
 
-    /// Compares the maps with what was written to them and mends them; returns how many entries were others.
+    /// Compares the maps with the written entries and repairs them. Returns the number of entries that
+    /// differed.
     pub(super) fn reconcile(&mut self, maps: &mut impl NodeTables) -> Result<usize, TableError> {
         fn mend<K: Ord + Copy, V: PartialEq + Copy>(
             table: &mut dyn Table<K, V>,
@@ -242,34 +246,35 @@ impl Pods {
         Ok(found.saturating_add(mend(maps.pod_devices(), &devices)?))
     }
 
-    /// How full the maps are: name, entries, capacity.
+    /// Fill level of the client map: name, entries, capacity.
     pub(super) fn fill_level(&self) -> Option<(&'static str, usize, usize)> {
         self.capacity.map(|capacity| (berth_ebpf_abi::maps::CLIENT, self.held.len(), capacity))
     }
 
-    /// The host's devices of all pods.
+    /// The host-side devices of all pods.
     pub(super) fn devices(&self) -> &BTreeSet<u32> {
         &self.devices
     }
 
-    /// The devices of these pods that no program is attached to yet.
+    /// The devices of the pods accepted by `of` that have no attached program yet.
     pub(super) fn unattached(&self, of: impl Fn(&PodUid) -> bool) -> impl Iterator<Item = u32> {
         let devices =
             self.held.iter().filter(move |(uid, _)| of(uid)).filter_map(|(_, h)| Some(h.device?.ifindex));
         devices.filter(|index| !self.attached.contains(index))
     }
 
-    /// The devices that have the links of a pod's, by the pins: those of ours count as attached, those without do not.
+    /// Sets the devices that have a pod's links, from the pins. A pod's device counts as attached only where
+    /// it has them.
     pub(super) fn links(&mut self, there: BTreeSet<u32>) {
         self.attached = there.intersection(&self.devices).copied().collect();
     }
 
-    /// The programs are attached.
+    /// Marks a device as attached.
     pub(super) fn attached(&mut self, index: u32) {
         self.attached.insert(index);
     }
 
-    /// Devices that are no pod's any more; told once.
+    /// Attached devices that belong to no pod any more. Each is returned once.
     pub(super) fn gone(&mut self) -> Vec<u32> {
         let gone = self.attached.difference(&self.devices).copied().collect();
         let attached = mem::take(&mut self.attached);
@@ -284,7 +289,7 @@ fn has_own_network(pod: &ObservedPod) -> bool {
         && !matches!(pod.status.phase, Phase::Succeeded | Phase::Failed)
 }
 
-/// The host's device of a pod, with the addresses that the pod has.
+/// The host-side device of a pod, with the pod's addresses.
 fn pod_device(held: &Held) -> Option<(u32, PodDevice)> {
     let Client { v4, v6, .. } = held.client;
     held.device.map(|device| (device.ifindex, PodDevice { v4, v6, flags: device.flags }))

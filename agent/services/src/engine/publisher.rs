@@ -1,17 +1,17 @@
-//! When something is published that follows from many changes: a burst makes one, a failure comes again.
+//! Debounced publisher: a burst of changes makes one publication, and a failed publication is retried.
 
 use crate::Cause;
 use berth_core::{error::Chain, time::Boottime};
 use std::time::Duration;
 
-/// What cannot be written is tried again after this.
+/// Time until a failed publication is retried.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// One thing that is published.
+/// Publication of one kind of data, with its pending state.
 #[derive(Debug)]
 pub(super) struct DebouncedPublisher {
     what: &'static str,
-    /// A burst of changes is let come to its end for so long.
+    /// Time to wait for a burst of changes to end.
     settle: Duration,
     dirty: bool,
     due: Option<Boottime>,
@@ -19,17 +19,17 @@ pub(super) struct DebouncedPublisher {
 }
 
 impl DebouncedPublisher {
-    /// To be published at the first round.
+    /// New publisher. Its data count as changed, so the first round starts a publication.
     pub(super) fn new(what: &'static str, settle: Duration) -> DebouncedPublisher {
         DebouncedPublisher { what, settle, dirty: true, due: None, told: false }
     }
 
-    /// Something that it follows from changed.
+    /// Marks the data as changed.
     pub(super) fn changed(&mut self) {
         self.dirty = true;
     }
 
-    /// Publishes when it is time; otherwise says when that is.
+    /// Publishes where the publication is due. Returns the time of the next attempt, where one is pending.
     pub(super) fn keep(
         &mut self,
         now: Boottime,

@@ -1,4 +1,5 @@
-//! Objects of one kind from all sources, and what of them the tables were told. Every step costs what it changes.
+//! Source merge: the objects of one kind from all sources, and the versions already passed on to the tables.
+//! The cost of each step follows the size of its change.
 
 use crate::Edit;
 use berth_core::{
@@ -11,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-/// What has a name.
+/// Object with a namespace and a name.
 pub(super) trait Keyed {
     fn key(&self) -> &PodKey;
 }
@@ -28,29 +29,29 @@ impl Keyed for EndpointSlice {
     }
 }
 
-/// One name.
+/// The versions of the object of one name.
 #[derive(Debug)]
 struct Held<T> {
     told: Option<Arc<T>>,
-    /// What the highest source has.
+    /// The object of the highest source.
     now: Option<(usize, Arc<T>)>,
-    /// What lower ones have, seldom anything.
+    /// Objects of lower sources; usually empty.
     hidden: Vec<(usize, Arc<T>)>,
 }
 
-/// See the module's page.
+/// Merged objects of all sources. Where several sources have an object of one name, the highest source wins.
 #[derive(Debug)]
 pub(super) struct SourceMerge<T> {
     held: BTreeMap<PodKey, Held<T>>,
     touched: BTreeSet<PodKey>,
 }
 
-/// A name whose object is another one now.
+/// Change of the object of one name.
 #[derive(Debug)]
 pub(super) struct Changed<T> {
     pub(super) key: PodKey,
     pub(super) before: Option<Arc<T>>,
-    /// `None`: it is gone.
+    /// The present object; `None` where it is deleted.
     pub(super) now: Option<Arc<T>>,
 }
 
@@ -61,7 +62,7 @@ impl<T> Default for SourceMerge<T> {
 }
 
 impl<T: Keyed> SourceMerge<T> {
-    /// Takes an edit in; nothing is told by it.
+    /// Takes an edit in. [`SourceMerge::settle`] passes it on.
     pub(super) fn apply(&mut self, edit: Edit<T>) {
         for key in edit.gone {
             if let Some(held) = self.held.get_mut(&key) {
@@ -77,7 +78,8 @@ impl<T: Keyed> SourceMerge<T> {
         }
     }
 
-    /// What is new, other or gone since the last call; what went is told only where `all` is known.
+    /// The names whose object is new, changed or deleted since the last call. Deletions are returned only
+    /// where `all` sources are known.
     pub(super) fn settle(&mut self, all: bool) -> Vec<Changed<T>> {
         let mut changed = Vec::new();
         for key in mem::take(&mut self.touched) {
@@ -105,12 +107,12 @@ impl<T: Keyed> SourceMerge<T> {
         changed
     }
 
-    /// What was told of that name.
+    /// The object of that name, as last passed on.
     pub(super) fn get(&self, key: &PodKey) -> Option<&Arc<T>> {
         self.held.get(key)?.told.as_ref()
     }
 
-    /// Everything that was told, in order of the names.
+    /// All objects as last passed on, in order of their names.
     pub(super) fn all(&self) -> impl Iterator<Item = &T> {
         self.held.values().filter_map(|held| held.told.as_deref())
     }
