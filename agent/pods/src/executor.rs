@@ -1,4 +1,5 @@
-//! What a worker needs of the world: a small trait, filled by [`crate::node`] on a real node and by a fake in tests.
+//! The executor: a small trait by which a worker acts on the node. [`crate::node`] implements the trait on a
+//! real node, a fake implements it in tests.
 
 use berth_core::{
     event::Event,
@@ -15,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-/// A process of the node, told from a later one with the same number by its start time.
+/// A process of the node. The start time distinguishes the process from a later one with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
     /// The process id in the host's PID namespace.
@@ -24,47 +25,48 @@ pub struct Process {
     pub start_time: u64,
 }
 
-/// What an action may need beside itself, as the worker knew it when the action began.
+/// The inputs of an action beside the action itself, as the worker knew them when the action began.
 #[derive(Debug, Clone)]
 pub struct Context {
-    /// The pod.
+    /// The action's pod.
     pub pod: Arc<Pod>,
-    /// What it may refer to.
+    /// The objects that the pod may refer to, such as ConfigMaps and Secrets.
     pub objects: Arc<Objects>,
-    /// Its sandbox.
+    /// The pod's sandbox. `None` where the pod has none.
     pub sandbox: Option<ObservedSandbox>,
-    /// The process of the run concerned.
+    /// The process of the action's container run. `None` where the run has no process, and for actions
+    /// without a run.
     pub process: Option<Process>,
-    /// The run concerned.
+    /// The action's container run. `None` for actions without a run.
     pub run: Option<ObservedContainer>,
-    /// When a hook must have ended.
+    /// The moment by which a hook must have ended. `None` where the action sets no such limit.
     pub deadline: Option<Boottime>,
 }
 
-/// A change of what is seen.
+/// A change that an action made to the observed state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// The sandbox is this now.
+    /// The new state of the sandbox.
     Sandbox(Option<ObservedSandbox>),
-    /// The volumes are so now.
+    /// The new state of the volumes.
     Volumes {
-        /// All of them, and the pod's files.
+        /// All volumes and the pod's own files are mounted.
         mounted: bool,
-        /// Anything of them.
+        /// Some part of the volumes is on the node.
         present: bool,
     },
-    /// A container record is this now.
+    /// The new state of a container record, with its process where the container runs.
     Container(ContainerId, Box<ObservedContainer>, Option<Process>),
-    /// A container's exit is stored.
+    /// A container's exit is stored on its record.
     Recorded(ContainerId, Exit),
-    /// A container's task is gone.
+    /// A container's task is deleted.
     Reaped(ContainerId),
-    /// A container's record is gone.
+    /// A container's record is deleted.
     Removed(ContainerId),
 }
 
 impl Change {
-    /// Takes the change into what is seen.
+    /// Applies the change to the observed state and the known processes.
     pub fn apply(self, seen: &mut Observed, processes: &mut BTreeMap<ContainerId, Process>) {
         match self {
             Change::Sandbox(s) => seen.sandbox = s,
@@ -97,16 +99,17 @@ impl Change {
     }
 }
 
-/// What came of an action.
+/// The result of an action.
 #[derive(Debug)]
 pub struct ActionResult {
-    /// Whether it succeeded.
+    /// Whether the action succeeded.
     pub outcome: Result<(), Failure>,
-    /// What it changed, also where it failed half way.
+    /// The changes that the action made, including those before a failure half way.
     pub changes: Vec<Change>,
-    /// The parts of it and the time each took, for those who look for time.
+    /// The action's parts and the time that each took, for performance analysis.
     pub steps: Vec<(&'static str, std::time::Duration)>,
-    /// What somebody should know although it went on; the worker tells each once in its life.
+    /// Events of an action that succeeded with a defect. A worker publishes each distinct event once in its
+    /// life.
     pub events: Vec<Event>,
 }
 
@@ -117,52 +120,55 @@ impl Default for ActionResult {
 }
 
 impl ActionResult {
-    /// It succeeded with these changes.
+    /// The result of an action that succeeded with these changes.
     pub fn done(changes: Vec<Change>) -> ActionResult {
         ActionResult { outcome: Ok(()), changes, steps: Vec::new(), events: Vec::new() }
     }
 
-    /// It failed and changed nothing that is known.
+    /// The result of an action that failed without a known change.
     pub fn failed(failure: Failure) -> ActionResult {
         ActionResult { outcome: Err(failure), ..ActionResult::default() }
     }
 }
 
-/// One look at a pod.
+/// The state of one pod at one observation.
 #[derive(Debug, Default, Clone)]
 pub struct PodSnapshot {
-    /// What is there. Volumes are never shown as mounted: who has not mounted them in this life does it once more.
+    /// The observed state. A snapshot never shows volumes as mounted: a worker that has not mounted them
+    /// since the agent's start mounts them again.
     pub seen: Observed,
-    /// The processes of what runs.
+    /// The processes of the running containers.
     pub processes: BTreeMap<ContainerId, Process>,
-    /// Containers whose state could not be found out, as when their shim does not answer: what is shown of them is a
-    /// guess, and whoever knows better goes on with that.
+    /// Containers whose state could not be read, for example because their shim does not answer. Their state
+    /// in `seen` is a guess, and a cache that already knows the container keeps its own state.
     pub unsure: BTreeSet<ContainerId>,
-    /// When the look began: what changed later is not in it.
+    /// The moment at which the observation began. Later changes are not in the snapshot.
     pub taken: Boottime,
 }
 
 impl PodSnapshot {
-    /// Nothing is there of the pod, and containerd answers.
+    /// The snapshot of a pod of which the node has nothing, while containerd answers.
     pub fn nothing(taken: Boottime) -> PodSnapshot {
         let seen = Observed { runtime_answers: true, ..Observed::default() };
         PodSnapshot { seen, taken, ..PodSnapshot::default() }
     }
 }
 
-/// Carries actions out. Every call has a deadline of its own making; a call that is dropped leaves a world that the
-/// same action can be tried in again.
+/// Carries out actions on the node. The executor gives every call a deadline. After a dropped call the same
+/// action can be tried again.
 pub trait Executor: Send + Sync + 'static {
-    /// The clocks that everything here goes by.
+    /// The clocks that the worker and the executor use.
     fn now(&self) -> Now {
         clock::now()
     }
 
-    /// Whether the node takes a new pod on beside those; asked before anything of it is made. The error is the reason
-    /// that the pod fails with, and its message without the words that every such message begins with.
+    /// Whether the node admits a new pod beside `others`. The manager asks before anything of the pod is
+    /// created.
     ///
     /// # Errors
-    /// It does not.
+    ///
+    /// The failure holds the reason with which the pod fails, and the message without the words that begin
+    /// every such message.
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
         let _ = (pod, others);
         Ok(())
@@ -171,10 +177,11 @@ pub trait Executor: Send + Sync + 'static {
     /// Carries out one action.
     fn perform(&self, context: Context, action: Action) -> impl Future<Output = ActionResult> + Send;
 
-    /// Looks at one pod anew. An error means that it could not be found out, and changes nothing.
+    /// Observes one pod. An error means that the pod's state could not be read, and changes nothing in the
+    /// cache.
     fn observe(&self, pod: &PodUid) -> impl Future<Output = Result<PodSnapshot, Failure>> + Send;
 
-    /// Asks one probe of a run once, within its timeout.
+    /// Runs one probe of a container run once, within the probe's timeout.
     fn probe(
         &self,
         context: Context,
@@ -183,19 +190,19 @@ pub trait Executor: Send + Sync + 'static {
         of: ContainerName,
     ) -> impl Future<Output = ProbeResult> + Send;
 
-    /// Refreshes volumes that show ConfigMaps, Secrets or the pod itself.
+    /// Refreshes the volumes that show ConfigMaps, Secrets or the pod itself.
     fn refresh(&self, context: Context) -> impl Future<Output = Result<(), Failure>> + Send;
 
-    /// The pods of which something is left on this node, the known ones apart.
+    /// The pods outside `known` that left something on this node.
     fn orphaned_pods(
         &self,
         known: BTreeSet<PodUid>,
     ) -> impl Future<Output = Result<BTreeSet<PodUid>, Failure>> + Send;
 
-    /// Removes what is left of a pod that nobody will ask for any more. No worker of it is started meanwhile.
+    /// Removes the orphan of a pod. The manager starts no worker of that pod meanwhile.
     fn cleanup_pod(&self, pod: &PodUid) -> impl Future<Output = Result<(), Failure>> + Send;
 
-    /// Removes what belongs to no pod's directory: stale addresses, leases and output streams of pods other than the
-    /// known ones. Pods that come meanwhile are not harmed.
+    /// Removes what belongs to no pod's directory: stale addresses, leases and output streams of pods outside
+    /// `known`. Pods that start meanwhile are not harmed.
     fn cleanup_node(&self, known: BTreeSet<PodUid>) -> impl Future<Output = ()> + Send;
 }

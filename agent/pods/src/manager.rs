@@ -1,11 +1,16 @@
-//! Which pods have a worker. One task owns the workers, their mailboxes and the wishes that wait.
+//! The manager of pods: decides which pods have a worker. One task owns the workers, their mailboxes and the
+//! wanted pods that still wait for a worker.
 //!
-//! Hears: the desired set (a `watch`), what the node tells (an `mpsc`), the ends of its own tasks (a `JoinSet`:
-//! workers, the rest of a pod whose worker panicked, the cleaning of what unknown pods left).
-//! Invariants: nothing here waits for the node, so that no pod waits for another; nothing begins before containerd has
-//! answered once, and a pod is ended only after its source has listed; of two pods with one name the second waits until
-//! nothing of the first is left; a worker that panics is started again from what the world shows, and no other pod
-//! notices; nobody works on a pod while its leftovers are cleaned away.
+//! Inputs: the desired set (a `watch`), the node's events (an `mpsc`), and the ends of the manager's own
+//! tasks (a `JoinSet`: workers, restart delays of pods whose worker panicked, cleanup of orphans).
+//!
+//! Invariants:
+//!
+//! - The manager never waits for the node, so that no pod waits for another.
+//! - No pod starts before containerd has answered once. No pod ends before its source has listed.
+//! - Of two pods with one name, the second waits until nothing of the first is left.
+//! - A worker that panics is started again from what the node shows. Other pods are not affected.
+//! - A pod has no worker while its orphan is being removed.
 
 mod cleanup;
 
@@ -40,106 +45,112 @@ use tokio::{
     task::{Id, JoinError, JoinSet},
 };
 
-/// How long a pod whose worker panicked rests the first time; doubled with each further panic.
+/// Delay before the worker of a pod is started again after its first panic. Each further panic doubles the
+/// delay.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
-/// The longest such rest.
+/// The longest such delay.
 const LONGEST_REST: Duration = Duration::from_secs(300);
-/// A list of the node that is older than this is not what a worker begins with: it looks for itself.
+/// The age up to which a worker begins with the pod's snapshot from the relist. With an older snapshot the
+/// worker observes the pod itself.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// What the source wants of this node.
+/// The objects that the source wants on this node.
 #[derive(Debug, Clone, Default)]
 pub struct DesiredSet {
-    /// Whether the source has listed; until then nothing is ended for not being in it.
+    /// Whether the source has listed. Until then no pod is ended because the set lacks it.
     pub listed: bool,
-    /// The pods.
+    /// The wanted pods.
     pub pods: BTreeMap<PodUid, Arc<Pod>>,
-    /// What they may refer to.
+    /// The objects that the pods may refer to, such as ConfigMaps and Secrets.
     pub objects: Arc<Objects>,
 }
 
-/// A pod that containerd shows.
+/// A pod that a relist found in containerd.
 #[derive(Debug, Clone, Default)]
 pub struct Found {
-    /// The pod as stored on its containers, where that could be read.
+    /// The pod as stored on its containers. `None` where the record cannot be read.
     pub pod: Option<Arc<Pod>>,
-    /// What is there of it.
+    /// The snapshot of the pod that the relist took.
     pub snapshot: PodSnapshot,
 }
 
-/// What the node tells.
+/// An event from the node to the manager.
 #[derive(Debug)]
 pub enum NodeEvent {
-    /// Something about one pod.
+    /// A message for the worker of one pod.
     One(PodUid, WorkerMessage),
-    /// The machine is shut down: every pod ends within this grace in seconds, and stays on record for the next boot.
+    /// The machine shuts down: every pod ends within this grace, in seconds, and keeps its record for the
+    /// next boot.
     Shutdown(u32),
     /// containerd does not answer.
     RuntimeLost,
-    /// containerd answers, for the first time or again: every pod that has a container or a sandbox.
+    /// containerd answers, for the first time or again. The event carries every pod that has a container or a
+    /// sandbox.
     RuntimeBack {
-        /// The pods.
+        /// The pods that the relist could observe.
         found: BTreeMap<PodUid, Found>,
-        /// Those of which something is there that could not be looked at: whoever has them looks for itself.
+        /// Pods that have a container or a sandbox but could not be observed. Their workers observe them on
+        /// their own.
         unseen: BTreeSet<PodUid>,
-        /// When the look at them began.
+        /// The moment at which the relist began.
         taken: Boottime,
     },
 }
 
-/// What is needed to run pods.
+/// What [`run`] needs to run pods.
 #[derive(Debug)]
 pub struct ManagerConfig<H, R> {
-    /// Carries actions out.
+    /// The executor that carries out the actions of all workers.
     pub executor: Arc<H>,
-    /// Is told.
+    /// The receiver of pod reports and events.
     pub reports: Arc<R>,
-    /// Keeps memory.
+    /// The store of the pods' memory.
     pub store: Store,
-    /// What is wanted.
+    /// The desired set, as the source changes it.
     pub desired: watch::Receiver<Arc<DesiredSet>>,
-    /// What the node tells.
+    /// Events from the node.
     pub incoming: mpsc::Receiver<NodeEvent>,
-    /// Ends the manager, leaving every pod as it is.
+    /// Ends the manager. Every pod stays as it is.
     pub stop: oneshot::Receiver<()>,
 }
 
-/// A pod that has a worker, or rests after its worker panicked.
+/// Handle of a pod that has a worker, or that waits for its restart after the worker panicked.
 struct WorkerHandle {
     pod: Arc<Pod>,
-    /// `None` while it rests.
+    /// The worker's mailbox. `None` while the pod waits for its restart.
     mailbox: Option<mpsc::UnboundedSender<WorkerMessage>>,
     ending: bool,
-    /// It has ended, or was not taken on: it needs nothing of the node.
+    /// Set by the worker once the pod has ended, and from the start for a rejected pod. Such a pod uses no
+    /// resources of the node, and admission does not count them.
     over: Arc<AtomicBool>,
 }
 
-/// What one of the manager's tasks is about.
+/// The subject of a task in the manager's `JoinSet`.
 #[derive(Debug, Clone)]
 enum ManagerTask {
     Worker(PodUid),
     RestartDelay(PodUid),
-    /// The leftovers of unknown pods are listed.
+    /// Lists the orphans of pods that the manager does not know.
     ListOrphans,
     CleanupPod(PodUid),
     CleanupNode,
-    /// Time passes until the next listing.
+    /// Sleeps until the next cleanup round.
     CleanupWait,
 }
 
-/// What came of it.
+/// The result of a task in the manager's `JoinSet`.
 enum Outcome {
     Done,
     Listed(Result<BTreeSet<PodUid>, Failure>),
     Cleaned(Result<(), Failure>),
 }
 
-/// How far the cleaning away of leftovers is.
+/// State of the cleanup of orphans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CleanupState {
-    /// Waits for the source to list and for containerd.
+    /// The next round begins once the source has listed and containerd answers.
     Due,
-    /// Goes on, or rests until the next time.
+    /// A round is running, or the pause before the next round is.
     Busy,
 }
 
@@ -153,31 +164,32 @@ struct Manager<H, R> {
     references: References,
     tasks: JoinSet<Outcome>,
     task_kinds: HashMap<Id, ManagerTask>,
-    /// Pods whose leftovers are being removed: nobody starts them.
+    /// Pods whose orphans are being removed. These pods get no worker meanwhile.
     cleaned: BTreeSet<PodUid>,
     cleanup: CleanupState,
     clean_failed: bool,
-    /// The first round has ended with nothing left: from then on the node is swept only after something was found.
+    /// The first round has ended without a failure. Later rounds clean the node only where they found an
+    /// orphan.
     swept: bool,
-    /// From before the agent's start.
+    /// Pods and memory that the store holds from before the agent's start and that have no worker yet.
     stored: BTreeMap<PodUid, (Arc<Pod>, Memory)>,
     found: BTreeMap<PodUid, Found>,
-    /// Those of which something is there that the last list could not look at.
+    /// Pods that have a container or a sandbox but that the last relist could not observe.
     unseen: BTreeSet<PodUid>,
-    /// Containers of these are there and nobody can tell what pod they belong to: left alone.
+    /// Pods with containers whose spec cannot be read. Their containers are left alone.
     unreadable: BTreeSet<PodUid>,
     panics: HashMap<PodUid, u32>,
-    /// Desired pods that are shown as waiting, and for what.
+    /// Wanted pods that are reported as waiting, each with its reason.
     shown_waiting: BTreeMap<PodUid, &'static str>,
     runtime_answers: bool,
-    /// containerd has answered in this life.
+    /// containerd has answered at least once since the agent's start.
     answered: bool,
-    /// The machine is shut down: the longest grace of a pod.
+    /// The longest grace of a pod in seconds, once the machine shuts down.
     shutdown: Option<u32>,
     agent_start: Boottime,
 }
 
-/// Runs the pods until told to stop.
+/// Runs the manager until `stop` fires or the channel of node events closes.
 pub async fn run<H: Executor, R: Reports>(config: ManagerConfig<H, R>) {
     let ManagerConfig { executor, reports, store, mut desired, mut incoming, mut stop } = config;
     let stored = store.load().unwrap_or_else(|error| {
@@ -215,7 +227,7 @@ pub async fn run<H: Executor, R: Reports>(config: ManagerConfig<H, R>) {
     loop {
         let changed = tokio::select! {
             changed = desired.changed(), if source_lives => {
-                // Where the source is gone, what was wanted last stays wanted.
+                // After the source is gone, the last desired set stays in force.
                 source_lives = changed.is_ok();
                 let now = desired.borrow_and_update().clone();
                 m.want(now);
@@ -247,12 +259,12 @@ impl<H: Executor, R: Reports> Manager<H, R> {
 
     fn send(&self, uid: &PodUid, message: WorkerMessage) {
         if let Some(mailbox) = self.workers.get(uid).and_then(|l| l.mailbox.as_ref()) {
-            // A worker that has just ended needs no message any more; its end is in the JoinSet.
+            // A worker that has just ended needs no message. The JoinSet holds its end.
             mailbox.send(message).ok();
         }
     }
 
-    /// True where workers have to be brought in line.
+    /// Handles an event from the node. Returns true where the workers have to be reconciled.
     fn hear(&mut self, incoming: NodeEvent) -> bool {
         match incoming {
             NodeEvent::One(uid, message) => {
@@ -274,7 +286,8 @@ impl<H: Executor, R: Reports> Manager<H, R> {
                 self.runtime_answers = true;
                 self.answered = true;
                 for (uid, live) in &self.workers {
-                    // One that rests keeps what was found of it for nobody: it will look for itself.
+                    // A pod that waits for its restart drops the snapshot: its next worker observes the pod
+                    // itself.
                     let found = found.remove(uid);
                     let Some(mailbox) = &live.mailbox else { continue };
                     let message = match found {
@@ -291,9 +304,10 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         }
     }
 
-    /// Brings the workers in line with what is wanted and with what is there.
+    /// Brings the workers in line with the desired set and with what the node shows.
     fn reconcile(&mut self) {
-        // What is there takes its names before what is new; what ends leaves its ports and resources to what is new.
+        // The order matters: pods found on the node take their names before new pods do, and ending pods free
+        // their ports and resources for new pods.
         self.adopt();
         self.end_unwanted();
         self.start_wanted();
@@ -301,7 +315,8 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         self.cleanup_orphans();
     }
 
-    /// Gives a worker to what is there and not wanted: kept running until the source has listed, ended after that.
+    /// Gives a worker to each pod that is on the node but not wanted. The pod keeps running until the source
+    /// has listed, and ends after that.
     fn adopt(&mut self) {
         if !self.answered {
             return;
@@ -346,7 +361,8 @@ impl<H: Executor, R: Reports> Manager<H, R> {
                 new.push(pod);
             }
         }
-        // The older first, as the kubelet does: of two that want one port it has it.
+        // Older pods start first, as in the kubelet: of two pods that want one host port, the older gets the
+        // port.
         new.sort_by_key(|pod| (pod.created.seconds(), pod.origin.clone(), pod.created));
         for pod in new {
             if self.start_blocked_by(&pod.uid, pod).is_none() {
@@ -355,7 +371,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         }
     }
 
-    /// Why a wanted pod has no worker yet.
+    /// The reason why a wanted pod has no worker yet. `None` where a worker may start.
     fn start_blocked_by(&self, uid: &PodUid, pod: &Pod) -> Option<&'static str> {
         if !self.answered {
             return Some(waiting::RUNTIME);
@@ -363,7 +379,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         if self.cleaned.contains(uid) {
             return Some(waiting::LEFTOVERS);
         }
-        // What runs is looked after, whoever else has its name.
+        // A pod that is already on the node gets a worker even where another pod holds its name.
         let there =
             self.found.contains_key(uid) || self.unseen.contains(uid) || self.stored.contains_key(uid);
         if !there && self.shutdown.is_some() {
@@ -390,7 +406,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         }
     }
 
-    /// Tells of wanted pods that have no worker yet, and why.
+    /// Reports the wanted pods that have no worker yet, with the reason.
     fn show_waiting(&mut self) {
         let desired = Arc::clone(&self.desired);
         let mut waiting = BTreeMap::new();
@@ -416,7 +432,8 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         let mut memory = self.stored.remove(&uid).map(|k| k.1);
         let unseen = self.unseen.remove(&uid);
         let snapshot = match (self.found.remove(&uid), &memory) {
-            // Neither containerd's list nor the memory knew of it, and no worker has had it since.
+            // Neither containerd's list nor the stored memory has the pod, and no worker of the pod has
+            // panicked: the pod is new.
             (None, None) if !unseen && !self.panics.contains_key(&uid) => {
                 memory = self.rejection(&pod);
                 if memory.is_none() && end.is_none() {
@@ -459,8 +476,9 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         self.workers.insert(uid, WorkerHandle { pod, mailbox: Some(sender), ending: end.is_some(), over });
     }
 
-    /// What is remembered of a new pod that the node does not take on; `None` where it does. Pods that no source wants
-    /// do not count, as to the kubelet, which forgets what its sources take away (`HandlePodRemoves`).
+    /// The memory of a new pod that the node rejects. `None` where the node admits the pod. Pods that no
+    /// source wants do not count against the node, as in the kubelet, which forgets pods that its sources
+    /// remove (`HandlePodRemoves`).
     fn rejection(&self, pod: &Arc<Pod>) -> Option<Memory> {
         let wanted = self.workers.iter().filter(|(uid, _)| self.desired.pods.contains_key(*uid));
         let needy = wanted.filter(|(_, l)| !l.over.load(Ordering::Relaxed));
@@ -487,7 +505,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         self.task_kinds.insert(handle.id(), kind);
     }
 
-    /// One of the manager's tasks ended; true where workers have to be brought in line.
+    /// Handles the end of one of the manager's tasks. Returns true where the workers have to be reconciled.
     fn ended(&mut self, ended: Result<(Id, Outcome), JoinError>) -> bool {
         let (id, outcome) = match ended {
             Ok((id, outcome)) => (id, Ok(outcome)),
@@ -531,7 +549,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         true
     }
 
-    /// Nothing of a pod is left.
+    /// Forgets a pod of which nothing is left.
     fn over(&mut self, uid: &PodUid) {
         self.workers.remove(uid);
         self.names.release(uid);
@@ -539,7 +557,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         self.panics.remove(uid);
     }
 
-    /// A pod whose worker panicked keeps its name and rests.
+    /// Schedules the restart of a pod whose worker panicked. The pod keeps its name meanwhile.
     fn rest(&mut self, uid: PodUid, panic: &str) {
         let Some(live) = self.workers.get_mut(&uid) else { return };
         live.mailbox = None;

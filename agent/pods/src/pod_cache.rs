@@ -1,8 +1,12 @@
-//! What a worker knows of its pod: the last look, and everything it heard since.
+//! Cache of one pod, owned by its worker: the last observation, and every message and change since.
 //!
-//! Pure: times come in as values. Rules: an exit that was seen is never unseen; an exit that comes before the end of
-//! its start is kept for it; what changed after a look began, or is being changed by an action in flight, stays as the
-//! worker knows it; what a look could not find out changes nothing.
+//! The cache is pure: times come in as values. Rules:
+//!
+//! - A known exit is never replaced by a running state.
+//! - An exit that arrives before its start has ended is kept for that start.
+//! - A snapshot does not override what changed after the observation began, or what an action in flight is
+//!   changing.
+//! - What an observation could not read changes nothing.
 
 use crate::executor::{Change, PodSnapshot, Process};
 use berth_core::{
@@ -12,27 +16,27 @@ use berth_core::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What is known of one pod.
+/// The cached state of one pod.
 #[derive(Debug, Default)]
 pub(crate) struct PodCache {
-    /// The pod as `plan` sees it.
+    /// The pod's observed state, as `plan` takes it.
     pub(crate) seen: Observed,
-    /// The processes of what runs.
+    /// The processes of the running containers.
     pub(crate) processes: BTreeMap<ContainerId, Process>,
-    /// Exits that came before the end of their start.
+    /// Exits that arrived before their start had ended.
     early: BTreeMap<ContainerId, Exit>,
-    /// Runs of which the kernel killed something for memory.
+    /// Container runs in which the OOM killer ended a process.
     oomed: BTreeSet<ContainerId>,
-    /// When a run was last heard of.
+    /// The last moment at which a change or an exit of a run arrived.
     changed: BTreeMap<ContainerId, Boottime>,
     sandbox_changed: Option<Boottime>,
     volumes_changed: Option<Boottime>,
     runtime_lost: Option<Boottime>,
-    /// When an action failed of which only a look can tell what it left.
+    /// The moment of the last failed action whose effect only an observation can show.
     failed: Option<Boottime>,
 }
 
-/// A run that has ended, for the log.
+/// A container run that has ended, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) container: ContainerName,
@@ -40,7 +44,7 @@ pub(crate) struct Ended {
 }
 
 impl PodCache {
-    /// Takes what an action changed.
+    /// Applies a change that an action made. Returns the run that ended by it.
     pub(crate) fn apply(&mut self, change: Change, at: Boottime) -> Option<Ended> {
         let run = match &change {
             Change::Sandbox(_) => {
@@ -70,7 +74,7 @@ impl PodCache {
         ended
     }
 
-    /// An action failed. True where a look has to tell what it left.
+    /// Takes note of a failed action. Returns true where an observation has to show what the action left.
     pub(crate) fn failed(&mut self, action: &Action, at: Boottime) -> bool {
         let was = (self.seen.sandbox.clone(), self.seen.volumes_mounted, self.seen.volumes_present);
         let stale = std::mem::take(&mut self.seen.stale);
@@ -89,7 +93,7 @@ impl PodCache {
         failed
     }
 
-    /// A process of the pod ended.
+    /// Takes the exit of a process of the pod. Returns the run that ended by it.
     pub(crate) fn exit(&mut self, id: ContainerId, exit: Exit, at: Boottime) -> Option<Ended> {
         match self.seen.containers.get(&id).map(|c| &c.state) {
             Some(RunState::Ended(_) | RunState::Recorded(_)) => return None,
@@ -100,7 +104,7 @@ impl PodCache {
         self.end_early(&id)
     }
 
-    /// Ends a run whose exit is known already.
+    /// Ends a running container whose exit has arrived already.
     fn end_early(&mut self, id: &ContainerId) -> Option<Ended> {
         let c = self.seen.containers.get_mut(id)?;
         match c.state {
@@ -121,7 +125,8 @@ impl PodCache {
         }
     }
 
-    /// The kernel killed something of that run for memory. Where its end was already stored it is stored once more.
+    /// Marks a run in which the OOM killer ended a process. A stored exit returns to the state before
+    /// storing, so that the exit is stored again with the mark.
     pub(crate) fn oom(&mut self, id: ContainerId) {
         self.oomed.insert(id.clone());
         self.mark_oom(&id);
@@ -139,7 +144,7 @@ impl PodCache {
         }
     }
 
-    /// The pause process is gone.
+    /// Takes note that the pause process is gone.
     pub(crate) fn pause_died(&mut self, at: Boottime) {
         if let Some(s) = self.seen.sandbox.as_mut().filter(|s| s.state == SandboxState::Ready) {
             s.state = SandboxState::NoPause;
@@ -147,20 +152,20 @@ impl PodCache {
         }
     }
 
-    /// containerd does not answer.
+    /// Takes note that containerd does not answer.
     pub(crate) fn runtime_lost(&mut self, at: Boottime) {
         self.seen.runtime_answers = false;
         self.runtime_lost = Some(at);
     }
 
-    /// containerd answers, and the node shows neither containers nor a sandbox of the pod.
+    /// Takes note that containerd answers and that the node has neither a container nor a sandbox of the pod.
     pub(crate) fn nothing_there(&mut self, taken: Boottime, in_flight: &BTreeSet<Action>) {
         let mut snapshot = PodSnapshot::nothing(taken);
         snapshot.seen.volumes_present = self.seen.volumes_present;
         self.merge(snapshot, in_flight);
     }
 
-    /// Takes a whole new look at the pod.
+    /// Merges a snapshot into the cache. Returns the runs that have ended since the last one.
     pub(crate) fn merge(&mut self, snapshot: PodSnapshot, in_flight: &BTreeSet<Action>) -> Vec<Ended> {
         let PodSnapshot { seen, processes, unsure, taken } = snapshot;
         let busy = |test: fn(&Action) -> bool| in_flight.iter().any(test);
@@ -221,7 +226,7 @@ impl PodCache {
     }
 }
 
-/// What is known of a run after a look at it.
+/// The state of a run after an observation of it.
 fn merge_container(was: Option<ObservedContainer>, is: ObservedContainer, unsure: bool) -> ObservedContainer {
     let Some(was) = was else { return is };
     if unsure {
@@ -229,7 +234,7 @@ fn merge_container(was: Option<ObservedContainer>, is: ObservedContainer, unsure
     }
     let task = is.task;
     match (&was.state, &is.state) {
-        // An exit that was seen is not unseen.
+        // A known exit stays: the snapshot may be older than the exit.
         (RunState::Ended(_) | RunState::Recorded(_), RunState::Running { .. })
         | (RunState::Ended(_), RunState::Ended(_)) => was,
         (RunState::Ended(_) | RunState::Recorded(_), RunState::NotStarted) => {
@@ -243,7 +248,7 @@ fn merge_container(was: Option<ObservedContainer>, is: ObservedContainer, unsure
     }
 }
 
-/// Whether an action is changing what is known of that run.
+/// Whether an action is changing the state of that run.
 fn touches(action: &Action, run: &ContainerId) -> bool {
     matches!(
         action,

@@ -1,7 +1,9 @@
-//! The probes of one pod: a task for each that is active, which asks, counts and tells what changed.
+//! The probes of one pod: one task for each active probe. A task runs its probe, counts the results and sends
+//! updates to the worker.
 //!
-//! The worker owns the tasks; dropping the set ends them. ProbeUpdate goes to the worker by one bounded channel; a task
-//! waits where it is full, so that a busy worker slows its own pod's probes and nothing else.
+//! The worker owns the tasks, and dropping the set ends them. A [`ProbeUpdate`] reaches the worker through
+//! one bounded channel. A task waits while the channel is full, so that a busy worker slows only the probes
+//! of its own pod.
 
 use crate::executor::{Context, Executor};
 use berth_core::{
@@ -25,29 +27,30 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// The longest a task sleeps at once: the boot clock also counts suspended time, timers do not.
+/// The longest sleep of a task. The boot clock counts suspended time and tokio's timers do not, so a longer
+/// sleep could overshoot after a suspend.
 const NAP: Duration = Duration::from_secs(60);
 
-/// Something a probe found.
+/// A probe's news for the worker.
 #[derive(Debug)]
 pub(crate) struct ProbeUpdate {
     pub(crate) id: ContainerId,
     pub(crate) container: ContainerName,
     pub(crate) kind: ProbeKind,
-    /// The verdict, where it changed.
+    /// The new verdict. `None` where the verdict did not change.
     pub(crate) verdict: Option<Verdict>,
-    /// What of the answer people should know.
+    /// The part of the result that becomes an event.
     pub(crate) trouble: Option<Trouble>,
 }
 
-/// An answer that becomes an event of its own.
+/// A probe result that becomes an event of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Trouble {
-    /// The answer was bad: `Unhealthy`.
+    /// The probe failed: event `Unhealthy`.
     Failed(String),
-    /// The answer was good, with a warning: `ProbeWarning`.
+    /// The probe succeeded with a warning: event `ProbeWarning`.
     Warned(String),
-    /// There is no answer, and why: `Unhealthy`, in an unknown state.
+    /// The probe has no result, with the reason: event `Unhealthy`, in an unknown state.
     Errored(String),
 }
 
@@ -75,12 +78,13 @@ impl ProbeManager {
         (ProbeManager { tasks: BTreeMap::new(), news, nudges: watch::channel(0).0, agent_start }, receiver)
     }
 
-    /// Something about the pod changed: readiness may be asked anew.
+    /// Tells the tasks that the pod changed, so that readiness probes that have not succeeded run at once.
     pub(crate) fn nudge(&self) {
         self.nudges.send_modify(|n| *n = n.wrapping_add(1));
     }
 
-    /// Begins what is wanted and not yet going on, ends what is no longer wanted.
+    /// Starts the tasks of wanted probes that have none, and ends the tasks of probes that are no longer
+    /// wanted.
     pub(crate) fn reconcile<H: Executor>(
         &mut self,
         wanted: &[ActiveProbe],
@@ -134,11 +138,12 @@ fn spec_of(pod: &Pod, w: &ActiveProbe) -> Option<Probe> {
     }
 }
 
-/// Goes on where the future panics, with nothing.
+/// Polls the future to its end. Returns `None` where the future panics.
 async fn caught<F: Future>(future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     poll_fn(|cx| {
-        // What the panic left half changed belongs to the future, which is not polled again.
+        // Unwind safety: state that the panic left half changed belongs to the future, which is not polled
+        // again.
         match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(value)) => Poll::Ready(Some(value)),
@@ -175,7 +180,8 @@ impl<H: Executor> ProbeWorker<H> {
                     None => return,
                 },
                 Step::Ask => {
-                    // Asking takes some 20 KB, and most of the time nothing is asked: not a part of the task.
+                    // The future of a probe takes some 20 KB and exists only while the probe runs. Boxed, it
+                    // does not enlarge the task.
                     let ask = Box::pin(self.executor.probe(
                         self.context.clone(),
                         self.id.clone(),
@@ -210,7 +216,8 @@ impl<H: Executor> ProbeWorker<H> {
         }
     }
 
-    /// Counts an answer and tells what is new; false where nobody listens any more.
+    /// Counts a result and sends an update where there is news. Returns false where the worker no longer
+    /// receives updates.
     async fn publish(&mut self, answer: ProbeResult) -> bool {
         let trouble = match &answer {
             ProbeResult::Success => None,

@@ -1,4 +1,4 @@
-//! What workers tell: the state of their pod after each decision, and events.
+//! Reports from workers: the state of their pod after each decision, and events.
 
 use crate::{executor::Process, worker::PlanRecord};
 use berth_core::{
@@ -13,45 +13,45 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 /// The state of a pod as its worker knows it.
 #[derive(Debug, Clone)]
 pub struct PodReport {
-    /// The pod.
+    /// The reported pod.
     pub pod: Arc<Pod>,
-    /// Its status.
+    /// The pod's status.
     pub status: Arc<PodStatus>,
-    /// The processes of its running containers.
+    /// The processes of the pod's running containers.
     pub processes: BTreeMap<ContainerId, Process>,
     /// The last actions, newest last.
     pub timeline: Vec<ActionRecord>,
     /// The last decisions, newest last.
     pub decisions: Vec<Arc<PlanRecord>>,
-    /// Nobody can meet the pod any more.
+    /// The pod has ended, so that its name and addresses serve nothing any more.
     pub gone: bool,
-    /// When this was so.
+    /// The time of the report.
     pub as_of: Wall,
 }
 
-/// One action that ended.
+/// An action that ended.
 #[derive(Debug, Clone)]
 pub struct ActionRecord {
-    /// [`berth_core::plan::Action::kind`].
+    /// The action's kind ([`berth_core::plan::Action::kind`]).
     pub kind: &'static str,
-    /// The container concerned.
+    /// The action's container. `None` for actions on the whole pod.
     pub container: Option<String>,
-    /// When it began.
+    /// The time at which the action began.
     pub begun: Wall,
-    /// How long it took.
+    /// The action's duration.
     pub took: Duration,
-    /// Its parts.
+    /// The action's parts and their durations.
     pub steps: Vec<(&'static str, Duration)>,
-    /// Why it failed, where it did.
+    /// The failure's text. `None` where the action succeeded.
     pub failure: Option<String>,
 }
 
-/// Where workers tell it. Calls must not block.
+/// Receiver of reports from the workers and the manager. Calls must not block.
 pub trait Reports: Send + Sync + 'static {
-    /// The pod's state may have changed.
+    /// Takes the pod's state after a decision. The state may be unchanged.
     fn pod(&self, report: PodReport);
-    /// Nothing of the pod is left.
+    /// Takes note that nothing of the pod is left.
     fn removed(&self, uid: &PodUid);
-    /// Something happened.
+    /// Takes an event.
     fn event(&self, event: EventRecord);
 }

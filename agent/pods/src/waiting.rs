@@ -1,4 +1,5 @@
-//! What is shown of a wanted pod that has no worker yet: what is remembered of it, and nothing more is claimed.
+//! The report of a wanted pod that has no worker yet. The report claims only what the pod's stored memory
+//! holds.
 
 use crate::report::PodReport;
 use berth_core::{
@@ -9,16 +10,16 @@ use berth_core::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 
-/// The agent has just started.
+/// The agent has just started, and containerd has not answered yet.
 pub(crate) const RUNTIME: &str = "containerd to answer";
-/// One pod after the other.
+/// Two pods have one name, and the second waits for the end of the first.
 pub(crate) const NAME: &str = "an earlier pod of the same name to be gone";
-/// Nothing is started on a machine that goes down.
+/// The machine shuts down, and no pod is started any more.
 pub(crate) const SHUTDOWN: &str = "the next boot: the machine is shut down";
-/// Nobody else may work on it.
+/// The pod's orphan is being removed, and a worker would interfere with the removal.
 pub(crate) const LEFTOVERS: &str = "what an earlier life of the pod left to be removed";
 
-/// The conditions of a node, in the kubelet's order.
+/// The conditions that a node sets, in the kubelet's order.
 const CONDITIONS: [ConditionType; 5] = [
     ConditionType::PodReadyToStartContainers,
     ConditionType::Initialized,
@@ -27,8 +28,9 @@ const CONDITIONS: [ConditionType; 5] = [
     ConditionType::PodScheduled,
 ];
 
-/// The report. While containerd has not answered, a pod is shown as it is remembered, and as unknown where it is not:
-/// never as not ready for want of knowledge. One that waits for its name or for leftovers to go does not run.
+/// The report of a waiting pod. While containerd has not answered, the report shows the pod as remembered,
+/// and as unknown without a memory: missing knowledge never makes a pod not ready. A pod that waits for its
+/// name or for the removal of its orphan does not run.
 pub(crate) fn report(pod: &Arc<Pod>, memory: Option<&Memory>, why: &'static str, now: Now) -> PodReport {
     let default = if why == RUNTIME { Truth::Unknown } else { Truth::False };
     let containers = |list: &[Container]| -> Vec<ContainerStatus> {

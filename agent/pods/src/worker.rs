@@ -1,12 +1,18 @@
-//! One pod's worker: a task that feeds [`plan`] with what it hears and carries out what comes of it.
+//! One pod's worker: a task that passes the pod's state to [`plan`] and carries out the actions that [`plan`]
+//! returns.
 //!
-//! Owns: what is known of the pod ([`PodCache`]) and its [`Memory`], the actions in flight, at most one look and one
-//! refresh (each a `JoinSet`), the probes. Hears: its mailbox (desired state, exits, outages), the ends of actions, the
-//! news of probes, the time.
-//! Invariants: nothing is decided, stored or claimed of a pod before it was looked at once (until then it is shown as
-//! it is remembered: what nobody has looked at is not empty); memory is stored before an action is begun; an action
-//! that panics is a failed action; nothing here waits for another pod, and the mailbox never for an action, a look or a
-//! refresh.
+//! Owns: the pod cache ([`PodCache`]) and the pod's [`Memory`], the actions in flight, at most one
+//! observation and one volume refresh at a time (each a `JoinSet`), and the probes. Inputs: the mailbox
+//! (desired state, exits, outages), the ends of actions, probe updates, and the clock.
+//!
+//! Invariants:
+//!
+//! - Before the first observation the worker decides, stores and claims nothing of the pod, and reports the
+//!   pod as remembered: a pod that was never observed is not an empty pod.
+//! - Memory is stored before an action begins.
+//! - An action that panics counts as a failed action.
+//! - A worker never waits for another pod. The mailbox never waits for an action, an observation or a
+//!   refresh.
 
 mod message;
 mod observe;
@@ -44,7 +50,8 @@ use tokio::{
     task::{Id, JoinError, JoinSet},
 };
 
-/// Why the command of a started container cannot be run, where that is what came of its start.
+/// The error of a start whose command cannot be run. `None` for every other action and for a start without
+/// that error.
 fn start_error(action: &Action, changes: &[Change]) -> Option<String> {
     let Action::Start { id, .. } = action else { return None };
     changes.iter().find_map(|change| match change {
@@ -56,9 +63,11 @@ fn start_error(action: &Action, changes: &[Change]) -> Option<String> {
     })
 }
 
-/// The longest sleep: the boot clock also counts suspended time, timers do not.
+/// The longest sleep of a worker. The boot clock counts suspended time and tokio's timers do not, so a longer
+/// sleep could overshoot after a suspend.
 const LONGEST_REST: Duration = Duration::from_secs(300);
-/// The least rest where a decision asked for a moment that has passed: no input makes a worker spin.
+/// The shortest sleep, used where a decision asked for a moment that has passed. The limit keeps any input
+/// from making a worker spin.
 const LEAST_REST: Duration = Duration::from_millis(100);
 
 struct RunningAction {
@@ -73,7 +82,7 @@ struct Worker<H, R> {
     memory: Memory,
     stored: Option<Memory>,
     cache: PodCache,
-    /// The pod was looked at, so that what is not in `known` is not there.
+    /// The pod was observed at least once: what the cache lacks is not on the node.
     observed_once: bool,
     executor: Arc<H>,
     reports: Arc<R>,
@@ -95,7 +104,7 @@ struct Worker<H, R> {
     wake_at: Option<Boottime>,
 }
 
-/// Runs one pod until nothing of it is left or the mailbox closes.
+/// Runs one pod until nothing of the pod is left or the mailbox closes.
 pub(crate) async fn run<H: Executor, R: Reports>(
     config: WorkerConfig<H, R>,
     mut mailbox: mpsc::UnboundedReceiver<WorkerMessage>,
@@ -177,10 +186,10 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         self.executor.now().boottime
     }
 
-    /// How long nothing is due by the clock.
+    /// Time until the clock makes the next step due.
     fn rest(&self) -> Duration {
         let now = self.boottime();
-        // A look or a refresh that goes on is followed by the next at its own end.
+        // A running observation or refresh schedules its successor at its own end.
         let look = self.observe_at.filter(|_| self.observations.is_empty());
         let refresh = self.refresh_at.filter(|_| self.refreshes.is_empty() && self.may_refresh());
         match [self.wake_at, look, refresh].into_iter().flatten().min() {
@@ -190,7 +199,8 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         }
     }
 
-    /// Decides, stores, begins, tells. True once nothing of the pod is left.
+    /// Makes one decision: stores the memory, begins the actions, publishes the status. Returns true once
+    /// nothing of the pod is left.
     fn sync(&mut self) -> bool {
         let now = self.executor.now();
         let p: Plan = plan(&self.desired, &self.cache.seen, &self.memory, now);
@@ -270,7 +280,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         }
     }
 
-    /// An action ended.
+    /// Handles the end of an action: its changes, events and failure.
     fn action_ended(&mut self, ended: Result<(Id, ActionResult), JoinError>) {
         let now = self.executor.now();
         let (id, performed) = match ended {
@@ -298,7 +308,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             self.observe_at = Some(self.observe_at.map_or(now.boottime, |t| t.min(now.boottime)));
         }
         if flight.action == Action::MountVolumes && performed.outcome.is_err() {
-            // The next try shows what there is then.
+            // The next try mounts the objects as they are then.
             self.refresh_at = None;
         }
         let fact = match unstartable {
@@ -348,11 +358,11 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             WorkerMessage::PauseDied => self.cache.pause_died(now.boottime),
             WorkerMessage::RuntimeLost => {
                 self.cache.runtime_lost(now.boottime);
-                // Asking on is of no use: what is there will be told once containerd is back.
+                // Observing would fail until containerd is back, and the relist then sends a snapshot.
                 self.observe_at = None;
             }
             WorkerMessage::Snapshot(snapshot) => self.take_snapshot(*snapshot),
-            // Until a look succeeds all stays as it was known, and containerd counts as away.
+            // Until an observation succeeds the cache stays unchanged, and containerd counts as away.
             WorkerMessage::Observe => self.observe_at = Some(now.boottime),
             WorkerMessage::NothingThere(taken) => {
                 self.observed_once = true;

@@ -1,29 +1,30 @@
-//! Cleanup of what pods left that nobody wants any more: after a reboot, after a death between the last steps of an end,
-//! and from time to time.
+//! Cleanup of orphans: removal of what pods left that no source wants any more. Orphans come from a reboot,
+//! or from an agent that died between the last steps of a pod's end. Rounds repeat every [`CLEANUP_PERIOD`].
 //!
-//! A round lists the orphans, removes each of them in a task of its own, and then removes what belongs to no pod's
-//! directory. A round begins once every source has listed and containerd answers. A pod is not started while its orphan
-//! is being removed. What cannot be listed or removed is tried again after [`CLEANUP_RETRY`].
+//! A round lists the orphans, removes each in a task of its own, and then removes what belongs to no pod's
+//! directory. A round begins once every source has listed and containerd answers. A pod does not start while
+//! its orphan is being removed. A listing or removal that failed is tried again after [`CLEANUP_RETRY`].
 
 use super::{CleanupState, Manager, ManagerTask, Outcome};
 use crate::{executor::Executor, report::Reports};
 use berth_core::ids::PodUid;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-/// The time until orphans that could not be listed or removed are tried again.
+/// Pause before a listing or removal that failed is tried again.
 pub(super) const CLEANUP_RETRY: Duration = Duration::from_secs(120);
-/// The time between two rounds. Every pod cleans up after itself; a round finds what a pod could not know of.
+/// Pause between two rounds. Every pod cleans up after itself; a round finds only what a pod could not know
+/// of.
 pub(super) const CLEANUP_PERIOD: Duration = Duration::from_secs(300);
 
 impl<H: Executor, R: Reports> Manager<H, R> {
-    /// The pods that somebody knows: wanted, at work, or not to be touched.
+    /// The pods that are no orphans: wanted pods, pods with a worker, and pods found or stored that still
+    /// wait for one. Pods whose spec cannot be read count as known, because their containers are left alone.
     pub(super) fn known(&self) -> BTreeSet<PodUid> {
         let all = self.workers.keys().chain(self.desired.pods.keys()).chain(&self.unreadable);
         all.chain(self.found.keys()).chain(self.stored.keys()).cloned().collect()
     }
 
-    /// Sees to what is left of pods that nobody knows: after a reboot, or a death between the last steps; and now and
-    /// then.
+    /// Begins a cleanup round where one is due.
     pub(super) fn cleanup_orphans(&mut self) {
         if !(self.desired.listed && self.runtime_answers && self.cleanup == CleanupState::Due) {
             return;
@@ -38,7 +39,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     }
 
     pub(super) fn cleanup_each(&mut self, left: BTreeSet<PodUid>) {
-        // Somebody may have come to know it since.
+        // The listing took time: a listed pod may be wanted by now.
         let known = self.known();
         for uid in left.difference(&known) {
             self.cleaned.insert(uid.clone());

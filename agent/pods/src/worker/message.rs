@@ -1,4 +1,4 @@
-//! What a worker begins with, and what it hears from its manager.
+//! Messages to a worker, and the state in which a worker begins.
 
 use crate::{executor::PodSnapshot, store::Store};
 use berth_core::{
@@ -9,32 +9,34 @@ use berth_core::{
 };
 use std::sync::{Arc, atomic::AtomicBool};
 
-/// What a worker hears from its manager.
+/// A message from the manager to a worker.
 #[derive(Debug)]
 pub enum WorkerMessage {
-    /// The source wants this now.
+    /// The desired state of the pod has changed.
     Desired(Desired),
-    /// What pods refer to has changed.
+    /// The objects that pods refer to have changed.
     Objects(Arc<Objects>),
-    /// The machine is shut down: what runs ends within this grace in seconds, and nothing is started.
+    /// The machine shuts down: what runs ends within this grace, in seconds, and nothing is started.
     Shutdown(u32),
     /// A process of the pod ended.
     Exit(ContainerId, Exit),
-    /// The kernel killed something in that container for memory.
+    /// The OOM killer ended a process in that container.
     Oom(ContainerId),
     /// The pause process is gone.
     PauseDied,
     /// containerd does not answer.
     RuntimeLost,
-    /// containerd answers again, and this is what it shows.
+    /// containerd answers again, and the relist took this snapshot of the pod.
     Snapshot(Box<PodSnapshot>),
-    /// containerd answers again, and what it shows of the pod could not be looked at.
+    /// containerd answers again, but the relist could not observe the pod. The worker observes the pod
+    /// itself.
     Observe,
-    /// containerd answers again, and there is neither a container nor a sandbox of the pod. With the moment of the look.
+    /// containerd answers again and has neither a container nor a sandbox of the pod. The value is the moment
+    /// at which the relist began.
     NothingThere(Boottime),
 }
 
-/// What a worker begins with.
+/// Everything that a worker begins with.
 pub(crate) struct WorkerConfig<H, R> {
     pub(crate) desired: Desired,
     pub(crate) objects: Arc<Objects>,
@@ -44,17 +46,18 @@ pub(crate) struct WorkerConfig<H, R> {
     pub(crate) reports: Arc<R>,
     pub(crate) store: Store,
     pub(crate) agent_start: Boottime,
-    /// Set once the pod has ended and needs nothing of the node any more.
+    /// Set by the worker once the pod has ended and needs no resources of the node any more.
     pub(crate) over: Arc<AtomicBool>,
 }
 
-/// What a worker knows of its pod at first.
+/// A worker's first knowledge of its pod.
 #[derive(Debug)]
 pub(crate) enum InitialState {
-    /// This.
+    /// A snapshot from the relist, or the empty snapshot of a new pod.
     Observed(Box<PodSnapshot>),
-    /// Nothing: it looks for itself.
+    /// No snapshot: the worker observes the pod at once.
     Observe,
-    /// Nothing, and containerd is away: it will be told. Until then nothing is claimed of it.
+    /// No snapshot, and containerd is away. The manager sends a message once containerd is back; until then
+    /// the worker claims nothing of the pod.
     Wait,
 }

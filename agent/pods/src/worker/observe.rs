@@ -1,5 +1,5 @@
-//! The looks at the pod and the refreshes of its volumes: at most one of each at a time, none that the mailbox waits
-//! for. One that failed is tried again after a rest.
+//! Observations of the pod and refreshes of its volumes: at most one of each at a time. The mailbox waits for
+//! neither. A failed observation or refresh is tried again after a pause.
 
 use super::Worker;
 use crate::{
@@ -13,17 +13,19 @@ use berth_core::{
 use std::{sync::Arc, time::Duration};
 use tokio::{task::JoinError, time::timeout};
 
-/// How long a look at the pod is put off after one failed, at first; doubled with each, up to [`OBSERVE_RETRY_MAX`].
+/// Pause after the first failed observation. Each further failure doubles the pause, up to
+/// [`OBSERVE_RETRY_MAX`].
 const OBSERVE_RETRY: Duration = Duration::from_secs(1);
-/// The longest time between two looks of which the last failed, or left something open.
+/// The longest pause after a failed observation, and the pause after an observation that left a container's
+/// state unsure.
 pub(super) const OBSERVE_RETRY_MAX: Duration = Duration::from_secs(30);
-/// How long a look may take.
+/// Deadline of an observation.
 const OBSERVE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a refresh that failed rests.
+/// Pause after a failed refresh.
 const REFRESH_AGAIN: Duration = Duration::from_secs(10);
 
 impl<H: Executor, R: Reports> Worker<H, R> {
-    /// Volumes are refreshed while they are mounted and shall stay so.
+    /// Whether volumes may be refreshed: they are mounted, and the pod is not ending.
     pub(super) fn may_refresh(&self) -> bool {
         self.cache.seen.volumes_mounted && self.memory.ending.is_none()
     }
@@ -61,7 +63,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
     pub(super) fn take_snapshot(&mut self, snapshot: PodSnapshot) {
         self.observe_failures = 0;
         self.observed_once = true;
-        // A wish that came after the look began stays.
+        // An observation that was requested after this snapshot began stays requested.
         self.observe_at = self.observe_at.filter(|t| *t >= snapshot.taken);
         if !snapshot.unsure.is_empty() {
             self.observe_at.get_or_insert(self.executor.now().boottime + OBSERVE_RETRY_MAX);

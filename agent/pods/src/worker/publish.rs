@@ -18,20 +18,20 @@ use std::{
     time::Duration,
 };
 
-/// How many ended actions and decisions are kept to be looked at.
+/// How many ended actions, and how many decisions, a worker keeps for its reports.
 const RECORDS: usize = 32;
 
-/// A step of the recorder: what was decided on, and what came of it. `plan` over `seen` and `memory` at `at` gives
-/// `actions` again.
+/// A decision of the worker, kept to be replayed: `plan` over `seen` and `memory` at `at` returns `actions`
+/// again.
 #[derive(Debug, Clone)]
 pub struct PlanRecord {
-    /// When.
+    /// The time of the decision.
     pub at: Now,
-    /// What was seen.
+    /// The observed state that the decision used.
     pub seen: Observed,
-    /// What was remembered after the decision.
+    /// The memory after the decision.
     pub memory: Memory,
-    /// What was begun.
+    /// The actions that the decision began.
     pub actions: Vec<Action>,
 }
 
@@ -53,7 +53,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
     ) {
         let kind = flight.action.kind();
         let container = flight.action.container().map(ToString::to_string);
-        // A tenth of a millisecond is as much as anybody reads.
+        // Log lines need no finer unit than a tenth of a millisecond.
         let took_ms = (took.as_secs_f64() * 10_000.0).round() / 10.0;
         tracing::debug!(pod = %self.desired.pod.key, container, kind, ?steps, "steps");
         match outcome {
@@ -93,7 +93,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         self.reports.event(EventRecord::once(involved, event, at));
     }
 
-    /// Tells what is remembered of the pod, once.
+    /// Publishes the pod's remembered status, once.
     pub(super) fn publish_remembered(&mut self) {
         if self.last_published.is_none() {
             let report =
