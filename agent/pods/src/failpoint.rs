@@ -1,23 +1,23 @@
-//! Places where the kill suite ends the agent: before and after each kind of action. Compiled in by the feature
-//! `failpoints` only.
+//! Failpoints: places before and after each kind of action where the kill suite ends the agent. The feature
+//! `failpoints` compiles them in.
 //!
-//! `BERTH_FAILPOINT=<before|after>:<kind>:<n>` kills the process with SIGKILL at the n-th time (from 1) that the place
-//! is passed.
+//! `BERTH_FAILPOINT=<before|after>:<kind>:<n>` kills the process with SIGKILL at the n-th passage of that
+//! place, counted from 1.
 
-/// Which side of an action.
+/// The side of an action on which a failpoint lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// Memory is stored, the action not begun.
+    /// After memory is stored and before the action begins.
     Before,
-    /// The action has had its effect, nobody was told.
+    /// After the action's effect and before the worker knows its result.
     After,
 }
 
-/// Passes the place.
+/// Does nothing without the feature.
 #[cfg(not(feature = "failpoints"))]
 pub(crate) fn pass(_side: Side, _kind: &str) {}
 
-/// Passes the place, or ends the process there.
+/// Ends the process where the failpoint is the configured one.
 #[cfg(feature = "failpoints")]
 pub(crate) fn pass(side: Side, kind: &str) {
     use std::sync::{
@@ -36,7 +36,8 @@ pub(crate) fn pass(side: Side, kind: &str) {
     if *place == format!("{side}:{kind}") && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *n {
         tracing::warn!(place, "failpoint: the agent ends here");
         if let Ok(Some(me)) = berth_sys::process::PidFd::open(std::process::id()) {
-            // Whether the signal could be sent shows at once: the next line is not reached.
+            // The process does not survive the signal. If sending failed, the loop below would keep the
+            // action from continuing.
             me.signal_number(9).ok();
         }
         loop {

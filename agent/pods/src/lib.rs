@@ -1,8 +1,8 @@
-//! Pods: one worker task each, which feeds `plan` and carries out its actions through the adapters.
+//! Pods: one worker task for each pod, which feeds `plan` and carries out its actions through the adapters.
 //!
-//! [`run`] is the manager's task; it owns the workers. [`node`] fills [`Executor`], the small trait by which a worker
-//! reaches the world, with containerd, the network, volumes, cgroups, logd and probes. What workers have to tell goes
-//! to [`Reports`].
+//! [`run`] is the manager's task, which owns the workers. A worker acts on the node through the small trait
+//! [`Executor`]. [`node`] implements that trait with containerd, the network, volumes, cgroups, logd and
+//! probes. Workers send their status and events to [`Reports`].
 
 mod executor;
 mod failpoint;

@@ -1,14 +1,16 @@
-//! Who has which name: of two pods with one name the second waits until nothing of the first is left.
+//! Table of pod names and their holders. Of two pods with one name, the second waits until nothing of the
+//! first is left.
 
 use berth_core::ids::{PodKey, PodUid};
 use std::collections::{BTreeSet, HashMap};
 
-/// The names and the pods that have them. More than one has a name only where they were found so.
+/// The holders of each name. A name has more than one holder only where the pods were found on the node like
+/// that.
 #[derive(Debug, Default)]
 pub(crate) struct Names(HashMap<PodKey, BTreeSet<PodUid>>);
 
 impl Names {
-    /// Whether another pod has the name.
+    /// Whether a pod other than `by_another_than` holds the name.
     pub(crate) fn taken(&self, key: &PodKey, by_another_than: &PodUid) -> bool {
         self.0.get(key).is_some_and(|holders| holders.iter().any(|u| u != by_another_than))
     }

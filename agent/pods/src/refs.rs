@@ -1,4 +1,4 @@
-//! Which ConfigMaps and Secrets pods refer to, both ways round.
+//! Index of the ConfigMaps and Secrets that pods refer to, by pod and by object.
 
 use berth_core::{
     ids::{Namespace, PodUid},
@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 type Name = (Namespace, String);
 
-/// The names, both kinds together: one that is of the other kind wakes a pod once too often, no more.
+/// The names of the objects that a pod refers to, without their kind. An object of the other kind with the
+/// same name causes one unneeded sync of the pod and has no other effect.
 fn names(pod: &Pod) -> BTreeSet<Name> {
     let mut names: BTreeSet<&str> =
         berth_volumes::volume_objects(pod).into_iter().map(|(_, name)| name).collect();
@@ -26,7 +27,7 @@ fn names(pod: &Pod) -> BTreeSet<Name> {
     names.into_iter().map(|n| (pod.key.namespace.clone(), n.to_owned())).collect()
 }
 
-/// Pods by what they refer to.
+/// Pods by the objects that they refer to.
 #[derive(Debug, Default)]
 pub(crate) struct References {
     by_object: HashMap<Name, BTreeSet<PodUid>>,
@@ -34,7 +35,7 @@ pub(crate) struct References {
 }
 
 impl References {
-    /// Takes a pod in, or what it has become.
+    /// Adds a pod, or replaces its references after a change.
     pub(crate) fn put(&mut self, pod: &Pod) {
         self.remove(&pod.uid);
         let names = names(pod);
@@ -55,7 +56,7 @@ impl References {
         }
     }
 
-    /// The pods that refer to any of these.
+    /// The pods that refer to any of these objects.
     pub(crate) fn holders(&self, objects: &[Name]) -> BTreeSet<PodUid> {
         objects.iter().filter_map(|o| self.by_object.get(o)).flatten().cloned().collect()
     }

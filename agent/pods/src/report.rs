@@ -23,7 +23,8 @@ pub struct PodReport {
     pub timeline: Vec<ActionRecord>,
     /// The last decisions, newest last.
     pub decisions: Vec<Arc<PlanRecord>>,
-    /// The pod has ended, so that its name and addresses serve nothing any more.
+    /// The pod is ending, its containers are dead and its volumes unmounted: no client can reach the pod any
+    /// more.
     pub gone: bool,
     /// The time of the report.
     pub as_of: Wall,

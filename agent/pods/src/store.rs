@@ -1,7 +1,7 @@
-//! Memory on the tmpfs: one file a pod, written before acting.
+//! Store of the pods' memory on the tmpfs: one file for each pod, written before an action begins.
 //!
-//! A torn or unreadable file is set aside under `<name>.bad` and counts as no memory: the plan then takes what runs
-//! for started and its readiness for unknown.
+//! A torn or unreadable file is set aside under `<name>.bad` and counts as no memory. The plan then takes
+//! running containers as started and their readiness as unknown.
 
 use berth_core::{
     ids::{BootId, PodUid},
@@ -15,51 +15,51 @@ use std::{
     sync::Arc,
 };
 
-/// The largest memory file that is read back.
+/// The largest memory file in bytes that is read.
 const MOST: usize = 4 << 20;
 
-/// Why memory could not be kept.
+/// An error of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Writing failed.
+    /// A memory file could not be written.
     #[error("store memory {path}")]
     Write {
-        /// The file.
+        /// The file's path.
         path: PathBuf,
-        /// Why.
+        /// The error from writing.
         #[source]
         source: berth_sys::Error,
     },
-    /// A directory or file could not be read, made or removed.
+    /// A directory or file could not be read, created or removed.
     #[error("{operation} {path}")]
     File {
-        /// What was tried.
+        /// The failed operation.
         operation: &'static str,
-        /// On what.
+        /// The path of the directory or file.
         path: PathBuf,
-        /// Why.
+        /// The error from the operation.
         #[source]
         source: std::io::Error,
     },
-    /// The memory has no text form.
+    /// The memory could not be encoded as JSON.
     #[error("encode memory of {pod}")]
     Encode {
-        /// Whose.
+        /// The pod of the memory.
         pod: PodUid,
-        /// Why.
+        /// The error from the encoder.
         #[source]
         source: serde_json::Error,
     },
 }
 
-/// What is kept of a pod over the agent's death.
+/// The content of a memory file, which survives the agent's death.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Kept {
-    /// The boot it belongs to.
+    /// The boot in which the file was written.
     pub boot: BootId,
-    /// The pod.
+    /// The pod's spec.
     pub pod: Arc<Pod>,
-    /// What is remembered.
+    /// The pod's memory.
     pub memory: Memory,
 }
 
@@ -71,7 +71,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Makes the directory.
+    /// Opens the store, and creates its directory.
     pub fn open(roots: &Roots, boot: &BootId) -> Result<Store, StoreError> {
         let dir = roots.runtime_state.join("memory");
         std::fs::create_dir_all(&dir).map_err(|source| StoreError::File {
@@ -97,7 +97,7 @@ impl Store {
         berth_sys::fs::write_atomic(&path, &text, 0o600).map_err(|source| StoreError::Write { path, source })
     }
 
-    /// Everything kept in this boot. What belongs to another boot is dropped.
+    /// Reads the memory of every pod of this boot. Files of another boot are removed.
     pub fn load(&self) -> Result<Vec<Kept>, StoreError> {
         let dir = self.roots.runtime_state.join("memory");
         let listing = |source| StoreError::File { operation: "list", path: dir.clone(), source };
@@ -112,13 +112,13 @@ impl Store {
         Ok(all)
     }
 
-    /// What is kept of one pod in this boot.
+    /// Reads the memory of one pod of this boot.
     pub fn load_one(&self, uid: &PodUid) -> Result<Option<Kept>, StoreError> {
         let path = self.roots.memory_file(uid);
         if path.exists() { self.take(path) } else { Ok(None) }
     }
 
-    /// Reads one file; sets it aside where that is not possible.
+    /// Reads one file. An unreadable file is set aside.
     fn take(&self, path: PathBuf) -> Result<Option<Kept>, StoreError> {
         let why = match read(&path) {
             Ok(kept) if kept.boot == self.boot => return Ok(Some(kept)),
@@ -134,7 +134,7 @@ impl Store {
         })
     }
 
-    /// Forgets one pod, what was set aside of it too.
+    /// Removes a pod's memory, including a file that was set aside.
     pub fn forget(&self, uid: &PodUid) -> Result<(), StoreError> {
         let path = self.roots.memory_file(uid);
         remove(&path.with_extension("bad"))?;
@@ -145,7 +145,7 @@ impl Store {
 fn read(path: &Path) -> Result<Kept, String> {
     let text = berth_sys::fs::read_limited(path, MOST).map_err(|e| e.to_string())?;
     let kept = parse(&text)?;
-    // Under another name it would never be forgotten.
+    // A file under another name than its pod's would never be removed.
     if path.file_stem().and_then(|s| s.to_str()) == Some(kept.pod.uid.as_str()) {
         Ok(kept)
     } else {

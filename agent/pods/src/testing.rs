@@ -1,10 +1,11 @@
-//! Pods for tests, and mutations of valid JSON documents, by a seed: most stay JSON, many keep their shape.
+//! Pods for tests, and seeded mutations of valid JSON documents. Most mutations stay JSON, and many keep the
+//! document's shape.
 
 use berth_core::{ids::*, model::*};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// A small seeded generator: the same seed, the same mutations.
+/// A small seeded generator. The same seed gives the same mutations.
 #[derive(Debug)]
 pub(crate) struct Rng(u64);
 
@@ -31,7 +32,7 @@ impl Rng {
     }
 }
 
-/// How many mutations a suite makes.
+/// The number of mutations that a suite makes.
 pub(crate) fn mutations() -> usize {
     std::env::var("BERTH_MUTATIONS").ok().and_then(|v| v.parse().ok()).unwrap_or(10_000)
 }
@@ -44,7 +45,7 @@ fn size(v: &Value) -> usize {
     }
 }
 
-/// The n-th value of a document, in document order, and the key that it lies under.
+/// The n-th value of a document in document order, with the key of the value.
 fn nth<'v>(v: &'v mut Value, n: usize, key: &str) -> Option<(&'v mut Value, String)> {
     if n == 0 {
         return Some((v, key.to_owned()));
@@ -65,7 +66,7 @@ fn nth<'v>(v: &'v mut Value, n: usize, key: &str) -> Option<(&'v mut Value, Stri
     None
 }
 
-/// A value that some document of the corpus has under that key.
+/// A value from some document of the corpus that lies under that key.
 fn like(rng: &mut Rng, corpus: &[Value], key: &str) -> Option<Value> {
     fn all<'v>(v: &'v Value, key: &str, found: &mut Vec<&'v Value>) {
         match v {
@@ -163,7 +164,7 @@ fn mutate_value(rng: &mut Rng, corpus: &[Value], doc: &mut Value) {
     }
 }
 
-/// A document out of the corpus, changed.
+/// A document of the corpus with a mutation.
 pub(crate) fn mutate(rng: &mut Rng, corpus: &[Value]) -> Vec<u8> {
     let mut doc = rng.pick(corpus).clone();
     for _ in 0..=rng.below(4) {
@@ -186,7 +187,7 @@ pub(crate) fn mutate(rng: &mut Rng, corpus: &[Value]) -> Vec<u8> {
     text
 }
 
-/// With every probe and hook where it is rich.
+/// A container. With `rich`, the container has every probe and hook.
 pub(crate) fn container(name: &str, rich: bool) -> Container {
     let probe = || {
         rich.then_some(Probe {
@@ -209,7 +210,7 @@ pub(crate) fn container(name: &str, rich: bool) -> Container {
     }
 }
 
-/// UID `u-1`.
+/// A pod with the UID `u-1`.
 pub(crate) fn pod(policy: RestartPolicy, init: Vec<Container>, containers: Vec<Container>) -> Arc<Pod> {
     let key = PodKey { namespace: Namespace::new("default").unwrap(), name: PodName::new("p").unwrap() };
     Arc::new(Pod {

@@ -1,7 +1,9 @@
-//! What this life of the agent works on, and what it is letting go as nobody's: never the same at a time.
+//! Claims: the pods and container runs that this agent process works on, and the leases and output streams
+//! that cleanup is releasing. Nothing is claimed and being released at the same time.
 //!
-//! A start enters its pod and its run before anything of them is made. Whoever lets go of what is left of somebody (a
-//! lease, a stream of output) names it meanwhile: a start of that one waits for it, every other goes on.
+//! A start claims its pod and its run before it creates anything of them. Cleanup marks a lease or an output
+//! stream while releasing it. A start of that pod or run waits until the release has ended; every other start
+//! continues.
 
 use berth_core::{
     ids::{ContainerId, PodUid},
@@ -14,7 +16,7 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// Something that is somebody's, or nobody's.
+/// A resource that a pod or a run may have claimed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Thing {
     /// A pod's lease.
@@ -30,14 +32,14 @@ struct State {
     leaving: BTreeSet<Thing>,
 }
 
-/// See the module.
+/// The claims of one agent process.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     state: Mutex<State>,
     left: Notify,
 }
 
-/// That something is being let go; it is until this is dropped.
+/// The mark of a resource that is being released. Dropping the mark ends the release.
 #[derive(Debug)]
 pub(super) struct Leaving<'a>(&'a Claims, Thing);
 
@@ -53,11 +55,11 @@ impl Claims {
         lock(&self.state)
     }
 
-    /// Enters a pod as ours, and a run of it, once neither is being let go.
+    /// Claims a pod, and a run of it, once neither is being released.
     pub(super) async fn claim(&self, pod: &PodUid, run: Option<&ContainerId>) {
         loop {
             let mut left = pin!(self.left.notified());
-            // Before the look: what is let go of in between is heard.
+            // Enabled before the check, so that a release that ends between check and wait is noticed.
             left.as_mut().enable();
             if self.try_claim(pod, run) {
                 return;
@@ -79,7 +81,7 @@ impl Claims {
         true
     }
 
-    /// Begins to let something go; `None` where it is ours, or somebody lets it go already.
+    /// Begins to release a resource. `None` where the resource is claimed or already being released.
     pub(super) fn leave(&self, thing: Thing) -> Option<Leaving<'_>> {
         let mut state = self.state();
         let ours = match &thing {
@@ -92,22 +94,22 @@ impl Claims {
         Some(Leaving(self, thing))
     }
 
-    /// Whose a run is, as far as this life of the agent has seen it.
+    /// The pod of a run, where this agent process has started or observed the run.
     pub(super) fn owner(&self, run: &ContainerId) -> Option<PodUid> {
         self.state().runs.get(run).cloned()
     }
 
-    /// Notes whose a run is that was found.
+    /// Records the pod of an observed run.
     pub(super) fn found(&self, run: &ContainerId, pod: &PodUid) {
         self.state().runs.insert(run.clone(), pod.clone());
     }
 
-    /// Nothing is left of a run.
+    /// Drops the claim of a run of which nothing is left.
     pub(super) fn forget_run(&self, run: &ContainerId) {
         self.state().runs.remove(run);
     }
 
-    /// Nothing is left of a pod.
+    /// Drops the claim of a pod of which nothing is left.
     pub(super) fn forget(&self, pod: &PodUid) {
         self.state().pods.remove(pod);
     }
@@ -142,7 +144,7 @@ mod tests {
         drop(output);
         waits.await;
         assert_eq!(claims.owner(&run), Some(pod("a")));
-        // What is ours is not let go.
+        // A claimed resource is not released.
         assert!(
             claims.leave(Thing::Pod(pod("a"))).is_none() && claims.leave(Thing::Run(run.clone())).is_none()
         );

@@ -1,7 +1,9 @@
-//! What is left of pods that nobody knows any more: after a reboot, or a death between the last steps.
+//! Cleanup on the node: lists and removes orphans, which stem from a reboot or from an agent that died
+//! between the last steps of a pod's end.
 //!
-//! The manager asks for it once every source has listed and containerd has answered. Touches only what carries our
-//! names below our roots. What somebody may be about to use again is named while it is let go ([`super::claims`]).
+//! The manager asks for cleanup once every source has listed and containerd has answered. Cleanup touches
+//! only what bears the agent's names below the agent's roots. A lease or output stream that a start could
+//! soon use is marked while being released ([`super::claims`]).
 
 use super::{NodeExecutor, claims::Thing, pod_locks::Area};
 use berth_core::{
@@ -12,7 +14,7 @@ use berth_core::{
 use std::collections::BTreeSet;
 
 impl NodeExecutor {
-    /// The pods other than the known ones that have a sandbox, a directory or a cgroup, and no container.
+    /// The pods outside `known` that have a sandbox, a directory or a cgroup, but no container.
     pub(super) async fn list_orphans(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
         let mut left: BTreeSet<PodUid> = self.sandboxes();
         let (volumes, cgroups) = (self.volumes.clone(), self.cgroups.clone());
@@ -23,7 +25,8 @@ impl NodeExecutor {
         if left.is_empty() {
             return Ok(left);
         }
-        // Whoever has containers is somebody's, or at least not ours to guess.
+        // A pod with containers is no orphan: a worker will adopt it, or its spec cannot be read and it is
+        // left alone.
         let list = self.runtime()?.list().await.map_err(|e| Failure::new("FailedCleanup", Chain(&e)))?;
         for c in list {
             left.remove(&c.pod);
@@ -51,7 +54,7 @@ impl NodeExecutor {
         Ok(())
     }
 
-    /// Stale addresses, leases and output.
+    /// Removes stale network attachments, leases and output streams.
     pub(super) async fn remove_orphaned_files(&self, known: BTreeSet<PodUid>) {
         let valid = self.sandbox_ids(known.iter().cloned());
         if let Err(e) = self.network.gc(&valid).await {
@@ -68,7 +71,8 @@ impl NodeExecutor {
     async fn release_stale_leases(&self, known: &BTreeSet<PodUid>) -> Result<(), Failure> {
         let failed = |e: berth_runtime::Error| Failure::new("FailedCleanup", Chain(&e));
         let runtime = self.runtime()?;
-        // Leases first: a container that comes later keeps its pod out of the difference.
+        // Leases are listed before containers: a container created in between keeps its pod's lease from
+        // counting as stale.
         let leased = runtime.leased_pods().await.map_err(failed)?;
         let used: BTreeSet<PodUid> =
             runtime.list().await.map_err(failed)?.into_iter().map(|c| c.pod).collect();
@@ -85,9 +89,10 @@ impl NodeExecutor {
         Ok(())
     }
 
-    /// Streams of containers that are no more: the agent died after removing the one and before ending the other.
+    /// Finishes the output streams of containers that no longer exist. An agent that died between the removal
+    /// of a container and the end of its stream leaves such streams.
     async fn finish_stale_output(&self) -> Result<(), Failure> {
-        // Streams first, likewise.
+        // Streams are listed before containers, for the same reason as leases.
         let streams = self.logd.list().await.map_err(|e| Failure::new("FailedCleanup", Chain(&e)))?;
         if streams.is_empty() {
             return Ok(());
@@ -109,7 +114,7 @@ impl NodeExecutor {
         Ok(())
     }
 
-    /// Enters a pod as ours, and the run of it, before anything of them is made.
+    /// Claims a pod, and a run of it, before anything of them is created.
     pub(super) async fn claim(&self, pod: &PodUid, run: Option<&ContainerId>) {
         self.claims.claim(pod, run).await;
     }

@@ -1,8 +1,10 @@
-//! Commands in containers, for probes, hooks and `exec`: the one way in.
+//! Commands in containers, for probes, hooks and `exec`. Every command enters its container through this
+//! module.
 //!
-//! A command runs through the exec helper where the helper can take on all that confines the container, else through
-//! containerd, which always can. `exec` for people needs a terminal and streams and always goes through containerd.
-//! Either way a command that runs out of time is ended together with the processes that it started.
+//! A command runs through the exec helper where the helper supports all that confines the container.
+//! Otherwise the command runs through containerd, which always can. `exec` for users needs a terminal and
+//! streams, and always goes through containerd. On both paths a command that exceeds its time is ended
+//! together with the processes that it started.
 
 use super::NodeExecutor;
 use crate::executor::Process;
@@ -17,7 +19,8 @@ use std::{
 
 static EXECS: AtomicU64 = AtomicU64::new(0);
 
-/// The part of a spec that entering the container needs: the rest, most of it the seccomp filter, is not kept.
+/// The part of a spec that entering the container needs. The rest, most of it the seccomp filter, is not kept
+/// in memory.
 pub(super) fn entry_of(spec: &serde_json::Value) -> serde_json::Value {
     let at = |pointer: &str| spec.pointer(pointer).cloned().unwrap_or_default();
     let filtered = at("/linux/seccomp");
@@ -29,7 +32,7 @@ pub(super) fn entry_of(spec: &serde_json::Value) -> serde_json::Value {
 }
 
 impl NodeExecutor {
-    /// How to enter a container.
+    /// The exec helper's description of a container and of the command to run in it.
     async fn target(
         &self,
         id: &ContainerId,
@@ -63,7 +66,7 @@ impl NodeExecutor {
         Ok(spec)
     }
 
-    /// Runs a command to its end. It has `within` from when it was started.
+    /// Runs a command to its end. `within` limits the time from the command's start.
     pub(super) async fn run_command(
         &self,
         id: &ContainerId,
@@ -105,7 +108,7 @@ impl NodeExecutor {
         })
     }
 
-    /// A request for containerd's exec with the container's own process settings.
+    /// A request for containerd's exec with the process settings of the container.
     pub async fn exec_request(&self, id: &ContainerId, command: Vec<String>) -> Result<ExecRequest, String> {
         let spec = self.stored_spec(id).await?;
         let mut process = spec.get("process").cloned().ok_or("the spec has no process")?;

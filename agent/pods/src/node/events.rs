@@ -1,7 +1,8 @@
-//! containerd's events, handed to the pods they are about; and the connection itself.
+//! containerd's connection and events. Events go to the manager, each with the pod that it concerns.
 //!
-//! One task, [`pump`]: connects (and goes on trying), lists, then passes events on until the stream is lost, which it
-//! tells the manager, and lists again when it is back, and now and then where nothing happens.
+//! One task, [`pump`], connects to containerd and retries until that succeeds. The task then relists and
+//! passes events on until the event stream is lost. It reports the loss to the manager and relists once the
+//! stream is back. It also relists after [`RECONCILE`] without an event.
 
 use super::{NodeExecutor, lock};
 use crate::{manager::NodeEvent, worker::WorkerMessage};
@@ -10,13 +11,13 @@ use berth_runtime::{Runtime, RuntimeConfig, RuntimeEvent};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::broadcast::error::RecvError;
 
-/// Between two tries to reach containerd.
+/// Pause between two tries to reach containerd.
 const REDIAL: Duration = Duration::from_millis(200);
 
-/// The slow reconcile beneath the events: one list of everything after this much silence.
+/// The time without an event after which a relist corrects what missed events left wrong.
 const RECONCILE: Duration = Duration::from_secs(300);
 
-/// Keeps the node connected to containerd and the manager told. Ends when the manager does.
+/// Keeps the executor connected to containerd and the manager informed. Ends when the manager ends.
 pub async fn pump(executor: Arc<NodeExecutor>, config: RuntimeConfig) {
     let mut told = false;
     let runtime = loop {
@@ -93,7 +94,7 @@ pub async fn pump(executor: Arc<NodeExecutor>, config: RuntimeConfig) {
     }
 }
 
-/// Says so where containerd is older than what this was made for; it is tried all the same.
+/// Logs an error where containerd is older than 2.0. The agent still tries to use that containerd.
 async fn tell_version(runtime: &Runtime) {
     let Ok(version) = runtime.version().await else { return };
     let major = version.trim_start_matches('v').split('.').next().and_then(|m| m.parse::<u32>().ok());
@@ -102,7 +103,8 @@ async fn tell_version(runtime: &Runtime) {
     }
 }
 
-/// Lists until it works and tells the manager; false where the manager is gone.
+/// Relists, with retries until that succeeds, and sends the result to the manager. Returns false where the
+/// manager has ended.
 async fn list(executor: &Arc<NodeExecutor>) -> bool {
     loop {
         match executor.relist().await {

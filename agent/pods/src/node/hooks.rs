@@ -1,4 +1,4 @@
-//! Lifecycle hooks.
+//! Lifecycle hooks: `postStart` and `preStop`.
 
 use super::NodeExecutor;
 use crate::executor::{ActionResult, Context};
@@ -12,10 +12,10 @@ use berth_probe::{ExecOutcome, http_hook, resolve_http};
 use berth_sys::clock;
 use std::{net::IpAddr, time::Duration};
 
-/// A hook without an end of its own is given this much.
+/// Time limit of a hook that has no limit of its own.
 const LONGEST: Duration = Duration::from_secs(12 * 3600);
 
-/// Why a hook's command failed, and what it wrote; `None` where it did not.
+/// The reason why a hook's command failed, and the command's output. `None` where the command succeeded.
 fn failure_of(outcome: ExecOutcome, within: Duration) -> Option<(String, String)> {
     Some(match outcome {
         ExecOutcome::Exited { code: 0, .. } => return None,
@@ -82,7 +82,7 @@ impl NodeExecutor {
                     tracing::warn!(pod = %pod.key, container = %spec.name, "the hook's server speaks HTTP where HTTPS is specified");
                 }
             }
-            // The command is taken literally: `$(VAR)` is expanded in probes only.
+            // A hook's command is taken literally: `$(VAR)` is expanded in probes only.
             Hook::Exec(command) => {
                 let outcome = self.run_command(id, context.process, command.clone(), within).await;
                 let Some((why, output)) = failure_of(outcome, within) else {

@@ -1,4 +1,5 @@
-//! The user databases of images: `/etc/passwd` and `/etc/group` as the image has them, read once per image.
+//! Cache of the user databases of images: `/etc/passwd` and `/etc/group` as the image has them, read once for
+//! each image.
 
 use berth_core::{error::Chain, plan::Failure};
 use berth_runtime::{Image, Runtime};
@@ -9,11 +10,11 @@ use std::{
 
 type Files = (Option<Arc<str>>, Option<Arc<str>>);
 
-/// A cache by the image's file system.
+/// The files by the chain id of the image's file system.
 #[derive(Debug, Default)]
 pub(super) struct ImageUsers(Mutex<HashMap<String, Files>>);
 
-/// Images whose files are remembered at once.
+/// The most images in the cache.
 const MOST: usize = 256;
 
 impl ImageUsers {

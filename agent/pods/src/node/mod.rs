@@ -1,9 +1,11 @@
-//! [`Executor`] on a real node: containerd, logd, the CNI, volumes, cgroups and probes behind one door.
+//! [`Executor`] on a real node: carries out actions through containerd, logd, the CNI, volumes, cgroups and
+//! probes.
 //!
-//! Owns: the connection to containerd (put in place by [`events::pump`], which redials), the watchers of pause
-//! processes, the directory of which container belongs to which pod. Every action ends within [`limit`].
-//! Blocking work (mounts, cgroups, namespaces) runs on blocking threads, one at a time for a pod ([`pod_locks`]), so that
-//! one stuck mount holds up its own pod only and takes one thread only.
+//! Owns: the connection to containerd (set by [`events::pump`], which redials), the watchers of pause
+//! processes, and the claims, which know the pod of each container. Every action ends within [`limit`].
+//!
+//! Blocking work (mounts, cgroups, namespaces) runs on blocking threads, one piece at a time for each area of
+//! a pod ([`pod_locks`]). So a stuck mount delays only its own pod and takes one thread only.
 
 mod claims;
 mod cleanup;
@@ -62,43 +64,43 @@ use tokio::{
     task::{AbortHandle, spawn_blocking},
 };
 
-/// What the node is, as far as pods can tell.
+/// Facts and settings of the node that pods can observe.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
-    /// Paths and names.
+    /// The agent's paths and names.
     pub roots: Roots,
-    /// This boot.
+    /// The id of the current boot.
     pub boot: BootId,
     /// The node's addresses.
     pub host_ips: HostIps,
-    /// Addresses of the cluster's DNS.
+    /// The addresses of the cluster's DNS servers.
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's DNS domain.
     pub cluster_domain: Option<String>,
-    /// Processes a pod may have at most.
+    /// The most processes that a pod may have. `None` sets no limit.
     pub pids_limit: Option<i64>,
-    /// What pods may use of the node.
+    /// The resources of the node that pods may use.
     pub allocatable: ResourceList,
     /// The node's labels.
     pub labels: NodeLabels,
-    /// Facts that show in container specs.
+    /// Facts of the host that container specs depend on.
     pub host: HostFacts,
-    /// The Services that containers may find in their environment.
+    /// The Services for the environment variables of containers.
     pub services: ServiceLister,
-    /// Whether kernel and OCI runtime can make a mount read-only together with those below it
+    /// Whether the kernel and the OCI runtime can make a mount read-only together with the mounts below it
     /// ([`recursive_read_only`]).
     pub recursive_read_only: bool,
 }
 
-/// Whether the kernel has `mount_setattr(AT_RECURSIVE)` (Linux 5.12). Every OCI runtime that setup accepts has the
-/// mount option `rro` for it.
+/// Whether the kernel has `mount_setattr(AT_RECURSIVE)` (Linux 5.12). Every OCI runtime that setup accepts
+/// has the mount option `rro`, which uses that call.
 pub fn recursive_read_only() -> bool {
     let Ok(release) = std::fs::read_to_string("/proc/sys/kernel/osrelease") else { return false };
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(5), Some(12))
 }
 
-/// The adapters behind one door.
+/// The executor of a real node, which joins the adapters.
 pub struct NodeExecutor {
     config: NodeConfig,
     runtime: Mutex<Option<Runtime>>,
@@ -115,7 +117,7 @@ pub struct NodeExecutor {
     starts: slots::Slots,
     sandboxes: slots::Slots,
     pod_locks: pod_locks::PodLocks,
-    /// What this life of the agent works on; of runs, whose they are.
+    /// The pods and runs that this agent process works on, and the pod of each known run.
     claims: claims::Claims,
 }
 
@@ -125,19 +127,19 @@ impl std::fmt::Debug for NodeExecutor {
     }
 }
 
-/// Containers that are started at once, for each processor: five wait for disks and locks as much as they compute.
+/// Container starts at once for each processor. Five starts wait for disks and locks as much as they compute.
 const STARTS: usize = 5;
-/// Sandboxes that are made at once, for each processor. The kernel makes networks one after the other and waits between
-/// (RTNL, grace periods of RCU). Slots of their own, so that the processors start containers meanwhile and the first of
-/// many pods is not held up by the sandboxes of all others.
+/// Sandboxes made at once for each processor. The kernel creates networks one after the other and waits in
+/// between (RTNL, grace periods of RCU). Sandboxes have slots of their own for two reasons: the processors
+/// start containers meanwhile, and the first of many pods does not wait for the sandboxes of all others.
 const SANDBOXES: usize = 2;
 
-/// The longest a refresh of volumes may take.
+/// Deadline of a volume refresh.
 const REFRESH: Duration = Duration::from_secs(120);
-/// The longest the cleaning up after one pod may take.
+/// Deadline of listing the orphans, and of removing one.
 const CLEANING: Duration = Duration::from_secs(180);
 
-/// The longest an action may take; hooks bring their own end.
+/// Deadline of an action. Hooks have limits of their own, below this one.
 fn limit(action: &Action) -> Duration {
     Duration::from_secs(match action {
         Action::MakeSandbox(_) | Action::TeardownSandbox(_) => 90,
@@ -149,7 +151,7 @@ fn limit(action: &Action) -> Duration {
 }
 
 impl NodeExecutor {
-    /// Puts the adapters together. Events go to `incoming`.
+    /// Joins the adapters to an executor. Node events go to `incoming`.
     #[allow(clippy::too_many_arguments, reason = "the adapters, handed in once by the wiring")]
     pub fn new(
         config: NodeConfig,
@@ -180,14 +182,18 @@ impl NodeExecutor {
         }
     }
 
-    /// containerd, where it has been reached.
+    /// The connection to containerd.
+    ///
+    /// # Errors
+    ///
+    /// `RuntimeNotReady` until containerd has answered once.
     pub fn runtime(&self) -> Result<Runtime, Failure> {
         lock(&self.runtime)
             .clone()
             .ok_or_else(|| Failure::new("RuntimeNotReady", "containerd has not answered yet"))
     }
 
-    /// The pod's addresses: its own, or the node's for a pod in the host's network.
+    /// The pod's addresses: those of its sandbox, or those of the node for a pod in the host's network.
     fn pod_ips(&self, context: &Context) -> Vec<IpAddr> {
         match &context.sandbox {
             Some(_) if context.pod.namespaces.host_network => self.config.host_ips.get(),
@@ -271,20 +277,20 @@ impl NodeExecutor {
     }
 }
 
-/// In the kubelet's words, with the volume's name.
+/// A mount failure with the kubelet's reason and message, which names the volume.
 fn not_mounted(error: &berth_volumes::Error) -> Failure {
     let event = error.event();
     Failure::new(&event.reason, event.message)
 }
 
-/// Gives up after that time.
+/// Runs the work with a deadline, and fails with `DeadlineExceeded` after it.
 async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_elapsed| {
         Err(Failure::new("DeadlineExceeded", format!("no end within {} s", limit.as_secs())))
     })
 }
 
-/// Runs blocking work on a thread of its own.
+/// Runs blocking work on a blocking thread.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     spawn_blocking(work)
         .await

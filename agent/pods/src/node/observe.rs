@@ -1,4 +1,4 @@
-//! Looking at what is there: containerd's list, the sandbox records, the pod directories.
+//! Observation of pods: reads containerd's list, the sandbox records and the pod directories.
 
 use super::{NodeExecutor, start::exit_of};
 use crate::{
@@ -21,7 +21,7 @@ use std::{
 };
 
 impl NodeExecutor {
-    /// Everything of ours that is there, for the manager.
+    /// Observes every pod that has a container or a sandbox.
     pub(super) async fn relist(&self) -> Result<NodeEvent, Failure> {
         let taken = clock::boottime();
         let list = self.containers().await?;
@@ -39,7 +39,7 @@ impl NodeExecutor {
                 Ok(snapshot) => {
                     found.insert(uid, Found { pod, snapshot });
                 }
-                // One pod that cannot be seen hides no other.
+                // A pod that cannot be observed does not keep the others from being observed.
                 Err(failure) => {
                     tracing::warn!(%uid, why = failure.message, "pod not seen");
                     unseen.insert(uid);
@@ -92,14 +92,15 @@ impl NodeExecutor {
                 (None, FoundState::Stopped { code, at }) => RunState::Ended(Exit {
                     code,
                     at,
-                    // The event may have come while nobody listened.
+                    // The OOM event may have come while the agent was not connected.
                     oom: code != 0 && killed(),
                     reason: None,
                     message: None,
                     started_at: c.created_at,
                 }),
                 (None, _) if c.boot != self.config.boot => RunState::Ended(Exit::unknown(clock::wall())),
-                // Its shim does not answer: it may run, and nothing is done to it for not being able to tell.
+                // The shim does not answer. The container may still run, so its state counts as running and
+                // as unsure.
                 (None, FoundState::Unknown) => {
                     RunState::Running { started_at: c.created_at.unwrap_or_default() }
                 }
@@ -126,8 +127,8 @@ impl NodeExecutor {
     }
 }
 
-/// Whether the kernel has killed a process of these cgroups for memory, by its own count: `oom_kill` in
-/// `memory.oom_control` (v1) or `memory.events` (v2).
+/// Whether the OOM killer has killed a process of these cgroups. The source is the kernel's own count:
+/// `oom_kill` in `memory.oom_control` (v1) or `memory.events` (v2).
 fn oom_killed(dirs: &[PathBuf]) -> bool {
     let counted = |dir: &PathBuf| {
         ["memory.oom_control", "memory.events"].iter().any(|file| {

@@ -1,5 +1,5 @@
-//! Blocking work of a pod, one piece at a time: what is stuck keeps one thread, however often it is tried again, and two
-//! pieces of work on the same files never meet.
+//! Pod locks: one piece of blocking work of a pod at a time. Stuck work takes one thread, however often it is
+//! tried again, and two pieces of work never change the same files at once.
 
 use berth_core::{ids::PodUid, plan::Failure, sync::lock};
 use std::{
@@ -8,12 +8,12 @@ use std::{
 };
 use tokio::task::spawn_blocking;
 
-/// What a piece of work is on; pieces of different areas do not wait for one another.
+/// The area of a pod that a piece of work changes. Work in different areas does not wait for each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Area {
     /// The pod's directory: volumes and files.
     Files,
-    /// Its cgroups, namespaces and pause process.
+    /// The pod's cgroups, namespaces and pause process.
     Sandbox,
 }
 
@@ -29,7 +29,8 @@ impl PodLocks {
         Arc::clone(pod_locks.entry((pod.clone(), area)).or_default())
     }
 
-    /// Runs blocking work once what was begun before on the same has ended. Dropped before, it does not begin.
+    /// Runs blocking work after earlier work in the same area of the pod has ended. Work whose future is
+    /// dropped before that does not begin.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
         pod: &PodUid,
@@ -45,7 +46,7 @@ impl PodLocks {
         done.await.map_err(|e| Failure::new("InternalError", format!("blocking work ended early: {e}")))
     }
 
-    /// Forgets a pod of which nothing is left.
+    /// Removes the locks of a pod of which nothing is left.
     pub(super) fn forget(&self, pod: &PodUid) {
         let mut pod_locks = lock(&self.0);
         pod_locks.retain(|(uid, _), gate| uid != pod || Arc::strong_count(gate) > 1);
@@ -74,14 +75,14 @@ mod tests {
         let work = pod_locks.blocking(&pod, Area::Files, move || {
             count.fetch_add(1, Ordering::SeqCst);
             is_in.blocking_send(()).unwrap();
-            // Ends when the test lets it.
+            // The stuck work ends when the test releases it.
             stuck.recv().ok();
         });
         tokio::select! {
             _ = work => panic!("the work is stuck"),
             _ = in_it.recv() => {}
         }
-        // Its caller has given up; the work goes on.
+        // The caller has given up, and the work still runs.
         for _ in 0..100 {
             let count = Arc::clone(&begun);
             let again = pod_locks.blocking(&pod, Area::Files, move || count.fetch_add(1, Ordering::SeqCst));
@@ -93,7 +94,7 @@ mod tests {
         release.send(()).unwrap();
         assert_eq!(pod_locks.blocking(&pod, Area::Files, || 3).await.unwrap(), 3);
         assert_eq!(begun.load(Ordering::SeqCst), 1, "a try whose caller gave up before its turn never runs");
-        // The thread of the first lets go of its gate a moment after it has opened it.
+        // The first work's thread drops its reference to the lock a moment after it has released the lock.
         while pod_locks.0.lock().unwrap().keys().any(|(uid, _)| uid == &pod) {
             pod_locks.forget(&pod);
             tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Asking one probe once.
+//! One run of one probe.
 
 use super::NodeExecutor;
 use crate::executor::{Context, Process};
@@ -12,9 +12,9 @@ use berth_probe::{TRIES, action::probe_command, resolve};
 use std::time::{Duration, Instant};
 
 impl NodeExecutor {
-    /// Asks one probe. What keeps the question from being put (a port that the container does not name, a pod without
-    /// an address, a command that cannot be started) is [`ProbeResult::Unknown`]: the kubelet calls it an errored
-    /// probe, tells it by an event and throws the result away.
+    /// Runs a probe once. The result is [`ProbeResult::Unknown`] where the probe cannot be put: the container
+    /// does not name the port, the pod has no address, or the command cannot be started. The kubelet calls
+    /// that an errored probe, publishes an event and drops the result.
     pub(super) async fn probe_container(
         &self,
         context: Context,
@@ -37,7 +37,8 @@ impl NodeExecutor {
         }
     }
 
-    /// As for every probe: what could not be asked is asked again, within the probe's own time.
+    /// Runs a command probe. A command that could not be run is tried again within the probe's timeout,
+    /// [`TRIES`] times in all, as for every probe.
     async fn ask_command(
         &self,
         id: &ContainerId,

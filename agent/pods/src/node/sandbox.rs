@@ -1,7 +1,7 @@
 //! Sandbox creation and teardown: a pod's cgroup, pinned namespaces, network and pause process.
 //!
-//! Made in that order and taken down in the reverse one. A record on the tmpfs says how far it came: it is written
-//! before the first step and completed after the last; what is found without being complete is finished backwards.
+//! Creation follows that order, and teardown the reverse one. A record on the tmpfs is written before the
+//! first step and completed after the last. A sandbox whose record is not complete is torn down.
 
 use super::{NodeExecutor, lock, pod_locks::Area};
 use crate::{
@@ -34,10 +34,10 @@ use std::{
 };
 use tokio::io::unix::AsyncFd;
 
-/// How long a killed pause may take to be gone.
+/// How long a killed pause process may take to end.
 const PAUSE_DIES: Duration = Duration::from_secs(10);
 
-/// What is on record of a sandbox.
+/// The stored record of a sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Record {
     #[serde(rename = "incarnation")]
@@ -46,14 +46,14 @@ pub(super) struct Record {
     complete: bool,
     ips: Vec<IpAddr>,
     pause: Option<(u32, u64)>,
-    /// The pins that a complete sandbox has, by the names of their files; none where the pod has all of the host's
-    /// namespaces.
+    /// The file names of the namespaces that a complete sandbox has pinned. Empty where the pod uses the
+    /// host's namespaces only.
     #[serde(default)]
     pins: Vec<String>,
 }
 
 impl Record {
-    /// Of a sandbox of which nothing is made yet.
+    /// The record of a sandbox whose creation begins.
     fn begun(sandbox_attempt: SandboxAttempt, boot: &BootId, namespaces: &PodNamespaces) -> Record {
         let shared_pid = namespaces.share_pid.then_some(NsKind::Pid);
         let pins = kinds(namespaces).into_iter().chain(shared_pid);
@@ -71,7 +71,7 @@ impl Record {
         serde_json::from_slice(text).map_err(|e| e.to_string())
     }
 
-    /// Whether everything that it names is pinned.
+    /// Whether every namespace that the record names is pinned.
     fn is_pinned(&self, dir: &Path) -> Result<bool, Failure> {
         for kind in NsKind::ALL.into_iter().filter(|k| self.pins.iter().any(|p| p == k.file_name())) {
             if !ns::is_pinned(dir, kind).map_err(|e| Failure::new("InternalError", Chain(&e)))? {
@@ -95,13 +95,13 @@ impl Record {
     }
 }
 
-/// The largest record that is read.
+/// The largest record in bytes that is read.
 const MOST: usize = 64 << 10;
 
-/// The sandbox's name towards the CNI.
+/// The sandbox's container id for the CNI.
 fn sandbox_id(uid: &PodUid, sandbox_attempt: SandboxAttempt) -> Result<String, Failure> {
     let name = ContainerName::new("sandbox").map_err(|e| Failure::new("InternalError", e.to_string()))?;
-    // No container has this attempt.
+    // No container has the attempt `u32::MAX`, so the id is never a container's.
     Ok(ContainerId::derive(uid, sandbox_attempt, &name, Attempt(u32::MAX)).to_string())
 }
 
@@ -116,8 +116,8 @@ fn kinds(namespaces: &PodNamespaces) -> Vec<NsKind> {
     kinds
 }
 
-/// Events about what a pod asks of its network and does not get. `UndefinedShaper` is the kubelet's reason; for host
-/// ports without a plugin upstream says nothing.
+/// Events about a pod's network requests that no plugin serves. `UndefinedShaper` is the kubelet's reason.
+/// The kubelet has no event for host ports without a plugin.
 fn events_of_unserved(request: &SandboxNetwork, unserved: &Unserved) -> Vec<Event> {
     let network = &unserved.network;
     let mut events = Vec::new();
@@ -149,7 +149,7 @@ fn failed(what: &str, error: &dyn std::error::Error) -> Failure {
     Failure::new("FailedCreatePodSandBox", format!("{what}: {}", Chain(error)))
 }
 
-/// Ends these processes and waits until they are gone.
+/// Kills these processes and waits until they have ended.
 fn end_pauses(pauses: &[Process]) -> berth_sys::Result<()> {
     for pause in pauses {
         if process::alive(pause.pid, pause.start_time)?
@@ -162,7 +162,7 @@ fn end_pauses(pauses: &[Process]) -> berth_sys::Result<()> {
     Ok(())
 }
 
-/// Returns when the process has ended; an error where that cannot be watched.
+/// Returns when the process has ended. The error says why the process cannot be watched.
 async fn wait_for_end(pause: Process) -> Result<(), String> {
     let Some(fd) = PidFd::open(pause.pid).map_err(|e| Chain(&e).to_string())? else { return Ok(()) };
     if process::start_time(pause.pid).map_err(|e| Chain(&e).to_string())? != Some(pause.start_time) {
@@ -173,7 +173,7 @@ async fn wait_for_end(pause: Process) -> Result<(), String> {
         reason = "its successor is unsafe; PidFd keeps its descriptor open as long as it lives"
     )]
     let fd = AsyncFd::new(fd).map_err(|e| e.to_string())?;
-    // Readable once the process has ended.
+    // A pidfd becomes readable once its process has ended.
     fd.readable().await.map(drop).map_err(|e| e.to_string())
 }
 
@@ -182,7 +182,7 @@ impl NodeExecutor {
         self.config.roots.runtime_state.join("sandbox-records").join(format!("{uid}.json"))
     }
 
-    /// The record of that pod's sandbox. One that cannot be read is set aside, and there is none.
+    /// The record of the pod's sandbox. An unreadable record is set aside under `.bad` and counts as none.
     pub(super) fn sandbox_record(&self, uid: &PodUid) -> Result<Option<Record>, Failure> {
         let path = self.record_path(uid);
         let internal = |what: &str, e: &dyn std::error::Error| {
@@ -210,8 +210,9 @@ impl NodeExecutor {
         berth_sys::fs::write_atomic(&path, &text, 0o600).map_err(|e| failed("write the sandbox's record", &e))
     }
 
-    /// What is there of a sandbox, checked against the kernel. `lives` is the pod and the sandbox that containers of it
-    /// run in: where no record can be read, the sandbox is told by what the kernel and the network have of it.
+    /// The state of the pod's sandbox, checked against the kernel. `lives` is the pod and the sandbox attempt
+    /// in which its containers run. Where no record can be read, the record is rebuilt from the pins, the
+    /// network and the pause process.
     pub(super) fn see_sandbox(
         &self,
         uid: &PodUid,
@@ -232,7 +233,7 @@ impl NodeExecutor {
                         record
                     }
                     None if dir.exists() => {
-                        // Something of one, to be finished backwards.
+                        // A part of a sandbox is left. `Broken` makes the plan tear down that part.
                         let sandbox_attempt = lives.map(|(_, i)| i).unwrap_or_default();
                         let own = PodNamespaces::default();
                         return Ok(Some(
@@ -256,8 +257,8 @@ impl NodeExecutor {
         Ok(Some(record.seen(state)))
     }
 
-    /// The record of a complete sandbox, out of its pins, its network and its pause process; `None` where one of the
-    /// first two is missing.
+    /// Rebuilds the record of a complete sandbox from its pins, its network attachment and its pause process.
+    /// `None` where the pins or the attachment are missing.
     fn rebuild(&self, pod: &Pod, sandbox_attempt: SandboxAttempt) -> Result<Option<Record>, Failure> {
         let mut record = Record::begun(sandbox_attempt, &self.config.boot, &pod.namespaces);
         record.ips = if pod.namespaces.host_network {
@@ -276,7 +277,7 @@ impl NodeExecutor {
         Ok(Some(record))
     }
 
-    /// The processes that lie where pause does.
+    /// The processes in the place of the pod's pause process in the cgroup tree.
     pub(super) fn stray_pauses(&self, uid: &PodUid) -> Result<Vec<Process>, Failure> {
         let internal = |e: &dyn std::error::Error| Failure::new("InternalError", Chain(e));
         let mut found = Vec::new();
@@ -339,8 +340,9 @@ impl NodeExecutor {
         let (ips, events) = self.attach(pod, sandbox_attempt, netns).await?;
         record.ips = ips;
         step("network", &mut steps);
-        // Moving a process between cgroups waits for every fork and exit of the machine: off the way of the containers,
-        // which need pause only where it is their process 1.
+        // Moving a process between cgroups waits for every fork and exit on the machine. Containers must not
+        // wait for that, so pause starts here only where it is their process 1. Otherwise `EnsurePause`
+        // starts it.
         let mut state = SandboxState::NoPause;
         if pod.namespaces.share_pid {
             let pause = self.start_pause(pod).await?;
@@ -360,7 +362,8 @@ impl NodeExecutor {
         })
     }
 
-    /// Attaches the pod to its network. Returns its addresses, and events about what the network does not give it.
+    /// Attaches the pod to its network. Returns the pod's addresses, and events about requests that the
+    /// network does not serve.
     async fn attach(
         &self,
         pod: &Pod,
@@ -400,7 +403,7 @@ impl NodeExecutor {
             oom_score_adj: OOM_SANDBOX,
             label: format!("berth-pause {}", pod.key),
         };
-        // One that an earlier try started and that nobody wrote down.
+        // An earlier try may have started a pause process without recording it.
         let strays = self.stray_pauses(&pod.uid)?;
         let started = self
             .pod_locks
@@ -424,14 +427,14 @@ impl NodeExecutor {
             return Ok(ActionResult::done(vec![Change::Sandbox(None)]));
         };
         if record.pause_alive()? {
-            // Word of its death was of an earlier one.
+            // The report of a death concerned an earlier pause process.
             if let Some(pause) = record.process() {
                 self.watch_pause(uid, pause);
             }
             return Ok(ActionResult::done(vec![Change::Sandbox(Some(record.seen(SandboxState::Ready)))]));
         }
         if context.pod.namespaces.share_pid {
-            // Process 1 of the shared namespace took every other with it.
+            // Pause was process 1 of the shared PID namespace, so its end killed every process in there.
             record.complete = false;
             self.write_record(uid, &record)?;
             let seen = ObservedSandbox { sandbox_attempt, state: SandboxState::Broken, ips: record.ips };
@@ -458,7 +461,8 @@ impl NodeExecutor {
         Ok(ActionResult { changes: vec![Change::Sandbox(None)], steps, ..ActionResult::default() })
     }
 
-    /// Backwards: pause, network, namespaces, record. Each may be done already.
+    /// Tears down the sandbox in the order pause, network, namespaces, record. Each step succeeds where it is
+    /// already done.
     pub(super) async fn take_down(
         &self,
         uid: &PodUid,
@@ -494,27 +498,29 @@ impl NodeExecutor {
         Ok(())
     }
 
-    /// Removes the pod's cgroup where nothing is in it and it has no sandbox: a pod that has ended needs none, as with the
-    /// kubelet. Asked after the end of its sandbox and after that of each task, whichever comes last.
+    /// Removes the pod's cgroup where the cgroup is empty and the pod has no sandbox: as with the kubelet, a
+    /// pod that has ended needs none. The executor calls this after the teardown of the sandbox and after
+    /// each deleted task, because either can come last.
     pub(super) async fn drop_cgroup(&self, uid: &PodUid) {
         let (cgroups, record, name) = (self.cgroups.clone(), self.record_path(uid), uid.clone());
         if record.exists() {
             return;
         }
-        // Whoever makes a sandbox writes its record before its cgroup, which is made behind the same gate.
+        // Creation writes the record first and makes the cgroup under this same pod lock. A missing record
+        // under the lock thus means that no new sandbox needs the cgroup.
         let dropped = self.pod_locks.blocking(uid, Area::Sandbox, move || match record.exists() {
             true => Ok(()),
             false => cgroups.remove_pod_if_unused(&name),
         });
         match dropped.await {
             Ok(Ok(())) => {}
-            // Harmless: it goes with the pod.
+            // A cgroup that stays is harmless: `RemovePod` removes it.
             Ok(Err(e)) => tracing::debug!(%uid, why = %Chain(&e), "cgroup of a pod without a sandbox stays"),
             Err(failure) => tracing::debug!(%uid, why = failure.message, "cgroup not looked at"),
         }
     }
 
-    /// Tells the pod's worker when pause dies.
+    /// Watches the pause process and sends the pod's worker a message when it ends.
     fn watch_pause(&self, uid: &PodUid, pause: Process) {
         let mut watched = lock(&self.pauses);
         if let Some((process, task)) = watched.get(uid) {
@@ -526,16 +532,16 @@ impl NodeExecutor {
         let (incoming, name) = (self.incoming.clone(), uid.clone());
         let task = tokio::spawn(async move {
             match wait_for_end(pause).await {
-                // Where the manager is gone, so is the agent.
+                // The send fails only where the manager has ended, and then the agent ends too.
                 Ok(()) => drop(incoming.send(NodeEvent::One(name, WorkerMessage::PauseDied)).await),
-                // Its death is seen with the next look.
+                // The next observation shows the end of an unwatched pause process.
                 Err(why) => tracing::warn!(uid = %name, why, "pause is not watched"),
             }
         });
         watched.insert(uid.clone(), (pause, task.abort_handle()));
     }
 
-    /// The pods that have a sandbox, or something of one.
+    /// The pods that have a sandbox or a part of one.
     pub(super) fn sandboxes(&self) -> BTreeSet<PodUid> {
         let state = &self.config.roots.runtime_state;
         let mut found = BTreeSet::new();
@@ -550,7 +556,7 @@ impl NodeExecutor {
         found
     }
 
-    /// The CNI names of the sandboxes of these pods.
+    /// The CNI container ids of these pods' sandboxes.
     pub(super) fn sandbox_ids(&self, uids: impl Iterator<Item = PodUid>) -> BTreeSet<String> {
         uids.filter_map(|u| {
             let record = self.sandbox_record(&u).ok()??;

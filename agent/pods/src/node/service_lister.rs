@@ -1,4 +1,4 @@
-//! Which Services there are, asked of whoever runs the agent.
+//! Reader of the node's current Services.
 
 use berth_core::model::Service;
 use std::{fmt, sync::Arc};
@@ -8,12 +8,12 @@ use std::{fmt, sync::Arc};
 pub struct ServiceLister(Arc<dyn Fn() -> Vec<Arc<Service>> + Send + Sync>);
 
 impl ServiceLister {
-    /// Asks `now` at each start of a container; it must not block.
+    /// Creates a reader that calls `now` at each start of a container. `now` must not block.
     pub fn new(now: impl Fn() -> Vec<Arc<Service>> + Send + Sync + 'static) -> ServiceLister {
         ServiceLister(Arc::new(now))
     }
 
-    /// As they are now.
+    /// The current Services.
     pub fn get(&self) -> Vec<Arc<Service>> {
         (self.0)()
     }

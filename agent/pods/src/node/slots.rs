@@ -1,6 +1,8 @@
-//! How many pods work on a step of their start at once: more than the processors can do only makes every one of them slower.
+//! Slots: how many pods carry out one step of their start at once. More work than the processors can do slows
+//! down every start.
 //!
-//! A turn is lent for [`LENT`] at most: whoever is stuck (a shim, a plugin) goes on without it and holds up nobody.
+//! A holder keeps its slot for [`LENT`] at most. A stuck holder (a shim, a plugin) continues without the slot
+//! and delays no other pod.
 
 use berth_core::sync::lock;
 use std::{
@@ -9,14 +11,14 @@ use std::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The longest a turn is lent.
+/// The longest time that a holder keeps a slot.
 const LENT: Duration = Duration::from_secs(3);
 
-/// The slots of one kind of work on a node.
+/// The slots for one kind of work on a node.
 #[derive(Debug, Clone)]
 pub(super) struct Slots(Arc<Semaphore>);
 
-/// A slot; given back when dropped, or after [`LENT`].
+/// A held slot, returned when dropped or after [`LENT`].
 #[derive(Debug)]
 pub(super) struct Slot {
     permit: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
@@ -35,14 +37,14 @@ impl Slots {
         Slots(Arc::new(Semaphore::new(at_once.max(1))))
     }
 
-    /// That many at once for each processor.
+    /// Creates `at_once` slots for each processor.
     pub(super) fn of_each_processor(at_once: usize) -> Slots {
         Slots::new(std::thread::available_parallelism().map_or(2, |n| n.get()).saturating_mul(at_once))
     }
 
-    /// Waits for a turn, in order of asking.
+    /// Waits for a slot. Waiters get slots in the order of their calls.
     pub(super) async fn acquire(&self) -> Slot {
-        // The semaphore is never closed; were it, everybody would simply go on.
+        // The semaphore is never closed. If it were, the work would continue without a limit.
         let permit = Arc::new(Mutex::new(Arc::clone(&self.0).acquire_owned().await.ok()));
         let lent = Arc::clone(&permit);
         let timer = tokio::spawn(async move {

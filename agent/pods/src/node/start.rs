@@ -1,4 +1,4 @@
-//! Starting one attempt of one container: image, environment, mounts, user, spec, output, task.
+//! The start of one attempt of a container: image, environment, mounts, user, spec, output and task.
 
 use super::{NodeExecutor, lock, pod_locks::Area, stop_signal};
 use crate::executor::{ActionResult, Change, Context, Process};
@@ -19,17 +19,17 @@ use berth_sys::ns::NsKind;
 use berth_volumes::{ContainerMount, PodHostname, env};
 use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Instant};
 
-/// How long an image that was found is taken for still there.
+/// How long a resolved image counts as present without another query.
 const FRESH: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// Images remembered at once.
+/// The most resolved images in the cache.
 const MOST_IMAGES: usize = 128;
 
 fn config_error(message: impl Into<String>) -> Failure {
     Failure::new("CreateContainerConfigError", message)
 }
 
-/// What one container is made of, as far as the node's files decide it.
+/// The parts of a container that come from the node's files.
 #[derive(Default)]
 pub(super) struct Made {
     env: Vec<(String, String)>,
@@ -37,7 +37,8 @@ pub(super) struct Made {
     events: Vec<Event>,
 }
 
-/// Who breaks the rule is named where `runAsNonRoot` does not hold, in the kubelet's words.
+/// The text of a user error. A violation of `runAsNonRoot` names the pod and the container in the kubelet's
+/// words.
 fn user_error(pod: &Pod, container: &Container, error: &UserError) -> String {
     let text = Chain(error).to_string();
     match error {
@@ -49,7 +50,8 @@ fn user_error(pod: &Pod, container: &Container, error: &UserError) -> String {
     }
 }
 
-/// `recursive` says whether the node can make mounts read-only together with those below them.
+/// The OCI mount of a container's mount. `recursive` says whether the node can make mounts read-only together
+/// with the mounts below them.
 fn mount_spec(m: ContainerMount, recursive: bool) -> Result<MountSpec, Failure> {
     let recursive_read_only = match m.recursive_read_only {
         RecursiveReadOnly::Disabled => false,
@@ -80,8 +82,8 @@ impl NodeExecutor {
         let spec = pod.container(container).ok_or_else(|| config_error("the pod has no such container"))?;
         self.claim(&pod.uid, None).await;
         let image = self.fresh_image(spec).await?;
-        // What else a start needs of containerd and can be had before the sandbox is there. Where it fails here the
-        // start tries again and tells.
+        // The lease and the user files need no sandbox, so they are prepared before it is ready. A failure
+        // here is only logged: the start tries again and reports the failure.
         let runtime = self.runtime()?;
         let (lease, users) = tokio::join!(runtime.ensure_lease(&pod.uid), self.users.of(&runtime, &image));
         if let (Err(e), _) | (Ok(()), Err(e)) =
@@ -92,8 +94,8 @@ impl NodeExecutor {
         Ok(ActionResult::done(Vec::new()))
     }
 
-    /// The image as it was found a moment ago, for the start that follows and for other pods of it; else looked for
-    /// now.
+    /// The image from the cache where it was resolved within [`FRESH`], else from containerd. The cache
+    /// serves the start that follows `EnsureImage`, and other pods with the same image.
     async fn fresh_image(&self, spec: &Container) -> Result<Image, Failure> {
         let found = lock(&self.images)
             .get(&spec.image)
@@ -246,7 +248,8 @@ impl NodeExecutor {
                     StartFailure::CommandNotFound | StartFailure::NotExecutable | StartFailure::Refused
                         if matches!(error.stage, Stage::Create | Stage::Start) =>
                     {
-                        // It has run as far as its command can be run: a failed run, with back-off, not a failed try.
+                        // A command that cannot be run counts as a failed run, with back-off, and not as a
+                        // failed action.
                         let exit = Exit {
                             code: START_ERROR_EXIT_CODE,
                             at: berth_sys::clock::wall(),
@@ -280,7 +283,7 @@ impl NodeExecutor {
         })
     }
 
-    /// Everything that touches files: the pod's own, mounts, the environment.
+    /// Prepares everything that touches files: the pod's own files, the mounts and the environment.
     async fn make(
         &self,
         context: Context,
@@ -310,7 +313,7 @@ impl NodeExecutor {
             .await?
     }
 
-    /// The mounts of the image's VOLUMEs, their directories made and filled.
+    /// The mounts for the image's `VOLUME`s, whose directories are created and filled.
     async fn image_volumes(
         &self,
         runtime: &Runtime,
@@ -360,7 +363,7 @@ impl NodeExecutor {
             },
         };
         let hostname = if n.host_network {
-            // The host's name, which the node's need not be.
+            // The host's own name, which may differ from the node's name.
             berth_volumes::host_name()
         } else {
             PodHostname::of(pod, self.config.cluster_domain.as_deref())
@@ -393,7 +396,7 @@ impl NodeExecutor {
         spec::build(&input).map_err(|e| Failure::new("CreateContainerError", Chain(&e)))
     }
 
-    /// The node's facts, its devices as they are now where the container gets them all.
+    /// The host's facts. For a privileged container they hold the devices as they are now.
     fn host_facts(&self, container: &Container) -> Result<Cow<'_, HostFacts>, Failure> {
         let host = &self.config.host;
         if !container.security.privileged {
@@ -404,7 +407,7 @@ impl NodeExecutor {
         Ok(Cow::Owned(HostFacts { devices, ..host.clone() }))
     }
 
-    /// The text of the profile that `seccompProfile: Localhost` names; a missing one fails the container.
+    /// The text of the profile that `seccompProfile: Localhost` names. A missing profile fails the container.
     fn seccomp_file(&self, pod: &Pod, container: &Container) -> Result<Option<String>, Failure> {
         let wanted = container.security.seccomp.as_ref().or(pod.security.seccomp.as_ref());
         let Some(Seccomp::Localhost(name)) = wanted else { return Ok(None) };
@@ -415,7 +418,7 @@ impl NodeExecutor {
     }
 }
 
-/// An exit as the runtime stores it, in the plan's words.
+/// Converts an exit from the runtime's form to the plan's.
 pub(super) fn exit_of(e: ExitRecord) -> Exit {
     Exit {
         code: e.code,

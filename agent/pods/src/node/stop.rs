@@ -1,4 +1,4 @@
-//! Ending runs: signals, exit records, reaping, removal.
+//! The end of container runs: signals, exit records, reaping and removal.
 
 use super::{NodeExecutor, lock, pod_locks::Area, stop_signal};
 use crate::executor::{ActionResult, Change, Context};
@@ -12,22 +12,23 @@ use berth_logd::{StreamSpec, reader};
 use berth_runtime::{ExitRecord, Runtime};
 use nix::sys::signal::Signal;
 
-/// What `FallbackToLogsOnError` takes of the output (`pkg/kubelet/container/runtime.go`).
+/// The last lines and bytes of the output that `FallbackToLogsOnError` takes
+/// (`pkg/kubelet/container/runtime.go`).
 const TAIL_LINES: u64 = 80;
 const TAIL_BYTES: usize = 2048;
-/// So much of the output is held at a time while its end is looked for.
+/// The most bytes of output held while its end is searched.
 const LARGEST_TAIL: usize = 64 << 10;
 
-/// All termination messages of a pod together, in bytes (`MaxPodTerminationMessageLogLength`).
+/// The limit in bytes for all termination messages of a pod together (`MaxPodTerminationMessageLogLength`).
 const POD_MESSAGES: usize = 12 << 10;
 
-/// What one container's message may take of [`POD_MESSAGES`]: its share, whether the others write any or not
-/// (`pkg/kubelet/status/status_manager.go`, `normalizeStatus`).
+/// The share of [`POD_MESSAGES`] for one container's message. Every container has the same share, whether the
+/// others write a message or not (`pkg/kubelet/status/status_manager.go`, `normalizeStatus`).
 fn message_budget(pod: &Pod) -> usize {
     POD_MESSAGES.checked_div(pod.all_containers().count()).unwrap_or(POD_MESSAGES)
 }
 
-/// At most so many bytes of the beginning, in whole characters.
+/// The beginning of the text, at most `most` bytes, cut at a character boundary.
 fn head(text: &str, most: usize) -> &str {
     let mut end = most.min(text.len());
     while !text.is_char_boundary(end) {
@@ -37,7 +38,7 @@ fn head(text: &str, most: usize) -> &str {
 }
 
 impl NodeExecutor {
-    /// Sends a signal: the one given, or the container's stop signal.
+    /// Sends a signal: `number`, or the container's stop signal where `number` is `None`.
     pub(super) async fn signal(
         &self,
         context: &Context,
@@ -58,8 +59,8 @@ impl NodeExecutor {
         Ok(ActionResult::done(Vec::new()))
     }
 
-    /// The signal that the run was made with, as its record keeps it. A run of an earlier version has none on record:
-    /// its image, by its name, must do.
+    /// The stop signal that the start stored on the container's record. Records of an earlier version hold
+    /// none; then the image's stop signal applies, with the image resolved by name.
     async fn stop_signal(
         &self,
         runtime: &Runtime,
@@ -67,7 +68,8 @@ impl NodeExecutor {
         container: &ContainerName,
         id: &ContainerId,
     ) -> i32 {
-        // Where it cannot be read, the usual signal is better than none.
+        // An unreadable record is no reason to send nothing: the code below then falls back to the image and
+        // to SIGTERM.
         let stored = runtime.extension(id).await.ok().flatten();
         if let Some(kept) = stored.as_ref().and_then(|e| e.get("stopSignal")) {
             let number = kept.as_i64().and_then(|n| i32::try_from(n).ok());
@@ -92,8 +94,8 @@ impl NodeExecutor {
         if exit.message.is_none() {
             let file = self.termination_file_message(&context, container).await?;
             if file.is_none() && exit.code != 0 && falls_back_to_logs(&context, container) {
-                // Only with its task all output is surely written, a line without an end too. The exit is stored
-                // first: where this is cut short, no more than the message is lost.
+                // Only deleting the task guarantees that all output is written, including a last line without
+                // a newline. The exit is stored first, so that an interruption loses only the message.
                 if !self.store_exit(&id, &exit).await? {
                     return Ok(ActionResult::done(vec![Change::Removed(id)]));
                 }
@@ -121,7 +123,7 @@ impl NodeExecutor {
         Ok(ActionResult::done(changes))
     }
 
-    /// Writes an exit on the container's record; false where there is no record any more, to write on or to read.
+    /// Stores an exit on the container's record. Returns false where the record no longer exists.
     async fn store_exit(&self, id: &ContainerId, exit: &Exit) -> Result<bool, Failure> {
         let record = ExitRecord {
             code: exit.code,
@@ -138,7 +140,7 @@ impl NodeExecutor {
         }
     }
 
-    /// What the run wrote into its file.
+    /// The message that the run wrote to its termination message file.
     async fn termination_file_message(
         &self,
         context: &Context,
@@ -151,13 +153,13 @@ impl NodeExecutor {
                 let pod = &context.pod;
                 let (spec, attempt) =
                     pod.container(&container).zip(context.run.as_ref().map(|r| r.attempt))?;
-                // A message that cannot be read is no message: the exit itself must be stored.
+                // An unreadable message counts as none, because the exit itself must be stored.
                 volumes.termination_message(pod, spec, attempt).ok().flatten()
             })
             .await
     }
 
-    /// The last of the run's output.
+    /// The end of the run's output.
     async fn end_of_output(
         &self,
         context: &Context,
@@ -194,7 +196,8 @@ impl NodeExecutor {
         id: ContainerId,
     ) -> Result<ActionResult, Failure> {
         let runtime = self.runtime()?;
-        // Before the record, by which a removal that was cut short is found.
+        // The image volumes go before the container's record, because an interrupted removal is found again
+        // by the record.
         let (volumes, uid, run) = (self.volumes.clone(), context.pod.uid.clone(), id.clone());
         self.pod_locks
             .blocking(&context.pod.uid, Area::Files, move || volumes.remove_image_volumes(&uid, &run))
@@ -240,14 +243,15 @@ fn falls_back_to_logs(context: &Context, container: &ContainerName) -> bool {
         .is_some_and(|c| c.termination_message_policy == TerminationMessagePolicy::FallbackToLogsOnError)
 }
 
-/// The last of a text that comes in pieces. No more of it is held than is wanted: eighty lines may be the whole output.
+/// The end of an output that arrives in pieces. Older bytes are dropped while reading, because eighty lines
+/// may be the whole output.
 #[derive(Default)]
 struct End(Vec<u8>);
 
 impl End {
-    /// Takes the next piece.
+    /// Appends the next piece.
     fn push(&mut self, piece: &[u8]) {
-        // Of a longer piece the rest would go at once.
+        // Only the end of a piece longer than the limit can matter.
         let piece = piece.get(piece.len().saturating_sub(LARGEST_TAIL)..).unwrap_or_default();
         if self.0.len().saturating_add(piece.len()) > LARGEST_TAIL {
             self.0.drain(..self.0.len().saturating_sub(TAIL_BYTES));
@@ -255,17 +259,18 @@ impl End {
         self.0.extend_from_slice(piece);
     }
 
-    /// The end, cut to whole characters; `None` where there is nothing.
+    /// The last [`TAIL_BYTES`] bytes, cut at a character boundary. `None` where the output is empty.
     fn text(&self) -> Option<String> {
         let from = self.0.len().saturating_sub(TAIL_BYTES);
-        // A character that was cut has lost its first byte; the rest of it would show as something else.
+        // A cut character has lost its first byte. Its continuation bytes are skipped, because they would
+        // show as replacement characters.
         let cut = self.0.get(from..)?.iter().skip_while(|b| from > 0 && **b & 0xc0 == 0x80).copied();
         let text = String::from_utf8_lossy(&cut.collect::<Vec<_>>()).into_owned();
         (!text.is_empty()).then_some(text)
     }
 }
 
-/// The end of a run's output.
+/// The end of a run's output, from its log files.
 fn tail(set: &reader::LogSet) -> Option<String> {
     let mut end = End::default();
     let mut emit = |record: berth_logd::format::Record<'_>| {

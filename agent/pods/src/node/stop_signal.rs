@@ -2,11 +2,11 @@
 
 use nix::sys::signal::Signal;
 
-/// The kernel's first and last real-time signals that a C library leaves to programs.
+/// The first and the last real-time signal that glibc leaves to programs.
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
-/// The number of a signal; `None` for what names none.
+/// The number of a signal. `None` where the name is no signal's.
 pub(super) fn number(name: &str) -> Option<i32> {
     let named = |n: i32| (1..=RTMAX).contains(&n).then_some(n);
     if let Ok(n) = name.parse::<i32>() {

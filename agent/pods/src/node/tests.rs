@@ -1,5 +1,5 @@
-//! Sandboxes of real namespaces, cgroups and pause processes, without containerd and without a CNI; and their records,
-//! mutated.
+//! Tests of sandboxes with real namespaces, cgroups and pause processes, without containerd and without a
+//! CNI; and of mutated sandbox records.
 
 use super::*;
 use crate::{
@@ -32,7 +32,7 @@ struct Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // Where the test has failed, whatever it left.
+        // Removes what a failed test left.
         let uid = &self.pod.uid;
         let ended = self.executor.cgroups.kill_pod(uid).and_then(|()| self.executor.cgroups.remove_pod(uid));
         let unpinned = berth_sys::ns::unpin(&self.executor.config.roots.sandbox_dir(uid));
@@ -104,7 +104,7 @@ impl Node {
         }
     }
 
-    /// Makes the sandbox whole.
+    /// Makes a complete sandbox.
     async fn make(&self, sandbox_attempt: u32) -> ObservedSandbox {
         let sandbox_attempt = SandboxAttempt(sandbox_attempt);
         let made = self.act(Action::MakeSandbox(sandbox_attempt)).await.unwrap().unwrap();
@@ -117,7 +117,7 @@ impl Node {
         self.executor.see_sandbox(&self.pod.uid, None).unwrap().map(|s| s.state)
     }
 
-    /// As where containers run in that sandbox.
+    /// The state of the sandbox while containers run in it.
     fn state_of_living(&self, sandbox_attempt: u32) -> Option<ObservedSandbox> {
         let lives = Some((self.pod.as_ref(), SandboxAttempt(sandbox_attempt)));
         self.executor.see_sandbox(&self.pod.uid, lives).unwrap()
@@ -181,10 +181,10 @@ async fn pause_dies_and_is_restarted_also_where_nothing_is_pinned() {
         assert_eq!((again.state, again.ips), (SandboxState::Ready, made.ips));
         let second = node.pause();
         assert_ne!(first, second);
-        // A late word of the first one's death starts no third.
+        // A late report of the first pause's death starts no third pause.
         let still = node.act(Action::EnsurePause(SandboxAttempt(3))).await.unwrap().unwrap();
         assert_eq!((still.state, node.pause()), (SandboxState::Ready, second));
-        // And the second is watched like the first.
+        // The second pause is watched like the first.
         node.kill_pause();
         node.hears_that_pause_died().await;
         node.take_down(3).await;
@@ -229,13 +229,13 @@ async fn a_sandbox_whose_record_is_torn_or_gone_is_told_by_what_is_there() {
             Some(text) => std::fs::write(&path, text).unwrap(),
             None => std::fs::remove_file(&path).unwrap(),
         }
-        // Nobody lives in it: it is finished backwards.
+        // No container runs in the sandbox, so the sandbox is torn down.
         assert_eq!(node.state(), Some(SandboxState::Broken));
         assert_eq!(
             path.with_extension("bad").exists(),
             torn.is_some() || path.with_extension("bad").exists()
         );
-        // Containers run in it: nothing happens to them for a torn file.
+        // Containers run in the sandbox, and a torn file does not affect them.
         let seen = node.state_of_living(2).unwrap();
         assert_eq!(seen, made);
         assert_eq!(
@@ -267,14 +267,14 @@ async fn a_pause_that_nobody_wrote_down_is_ended_by_the_next_and_by_the_taking_d
 
 #[tokio::test]
 async fn a_making_that_failed_is_seen_as_broken_and_cleaned_away() {
-    // A network of its own, and no CNI configuration to attach it.
+    // The pod has its own network, and no CNI configuration exists to attach it.
     let node = Node::new(PodNamespaces::default());
     for _ in 0..2 {
         let failure = node.act(Action::MakeSandbox(SandboxAttempt(0))).await.unwrap_err();
         assert_eq!(failure.reason, "FailedCreatePodSandBox", "{failure}");
         assert_eq!(node.state(), Some(SandboxState::Broken));
     }
-    // As the janitor does it, who knows of no sandbox attempt.
+    // Cleanup knows no sandbox attempt.
     node.executor.cleanup_pod(&node.pod.uid).await.unwrap();
     assert_eq!((node.state(), node.executor.sandboxes().len()), (None, 0));
     assert!(node.executor.cgroups.pods().unwrap().is_empty());
@@ -310,7 +310,7 @@ async fn a_question_that_cannot_be_put_is_unknown_and_no_failure() {
     }
 }
 
-/// The spec of the node's container, changed, and of an image that says nothing.
+/// The spec of the node's container after `change`, with an image that sets nothing.
 fn spec_of(node: &Node, change: impl FnOnce(&mut berth_core::model::Container)) -> Value {
     let mut pod = Pod::clone(&node.pod);
     change(&mut pod.containers[0]);
@@ -387,7 +387,7 @@ async fn mutated_records_are_set_aside_or_borne() {
         if aside.exists() {
             std::fs::remove_file(aside).unwrap();
         }
-        // What is read is planned on.
+        // Whatever the record shows, the plan accepts.
         let seen = berth_core::plan::Observed { runtime_answers: true, sandbox: seen, ..Default::default() };
         let desired = berth_core::plan::Desired { pod: Arc::clone(&node.pod), end: None };
         let now = berth_core::time::Now { boottime: berth_sys::clock::boottime(), wall: Wall(0) };

@@ -1,4 +1,4 @@
-//! Mutated memory: whatever is read back, `plan` and `learn` bear it.
+//! Mutated memory files: `plan` and `learn` accept whatever the store reads back.
 
 use super::*;
 use crate::testing::{Rng, container, mutate, mutations, pod};
@@ -29,7 +29,7 @@ fn pods() -> Vec<Arc<Pod>> {
         .collect()
 }
 
-/// Carries an action out in what is seen, as far as it matters here.
+/// Applies an action to the observed state, as far as these tests need.
 fn carry_out(action: &Action, seen: &mut Observed, at: Wall) {
     match action {
         Action::MountVolumes => (seen.volumes_mounted, seen.volumes_present) = (true, true),
@@ -75,7 +75,7 @@ fn end(seen: &mut Observed, id: &ContainerId, code: i32, at: Wall) {
     }
 }
 
-/// States out of the lives of pods, as they are stored and as they are seen.
+/// Stored and observed states from the lives of pods.
 fn corpus() -> (Vec<Value>, Vec<Value>) {
     let (mut kept, mut sights) = (Vec::new(), Vec::new());
     for (n, pod) in pods().into_iter().cycle().take(18).enumerate() {
@@ -125,7 +125,7 @@ fn some_time(rng: &mut Rng) -> Now {
     Now { boottime: Boottime(Duration::from_secs(*rng.pick(&boot))), wall: Wall(*rng.pick(&wall)) }
 }
 
-/// Plans on, whatever it is, and learns whatever comes.
+/// Plans and learns from the given state on, with random facts.
 fn live_on(rng: &mut Rng, kept: Kept, mut seen: Observed) {
     let Kept { pod, mut memory, .. } = kept;
     let mut now = some_time(rng);
@@ -227,7 +227,7 @@ fn mutated_memory_is_set_aside_or_borne() {
 #[test]
 fn of_mutated_files_each_is_loaded_or_set_aside_or_of_another_boot() {
     let (mut kept, _) = corpus();
-    // A mutation seldom meets the one field that tells the boot.
+    // A mutation rarely changes the field of the boot, so every fourth file gets another boot.
     for other in kept.iter_mut().step_by(4) {
         other["boot"] = "boot-2".into();
     }
@@ -282,7 +282,7 @@ fn one_bad_file_hides_no_other_and_foreign_files_are_left() {
         std::fs::read_dir(&memory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     assert_eq!(names, ["empty.bad", "huge.bad", "note.txt", "torn.bad", "u-1.json", "u-2.bad"]);
-    // Another boot: nothing of it is true any more.
+    // In another boot none of the memory holds any more.
     let later = Store::open(&roots, &BootId::new("boot-2").unwrap()).unwrap();
     assert!(later.load().unwrap().is_empty());
     assert!(!memory.join("u-1.json").exists());
