@@ -1,8 +1,9 @@
-//! The connection to containerd: one lazily redialled channel, and the one way to make a call.
+//! The connection to containerd: one channel that redials lazily, and one function for all calls.
 //!
-//! Every request carries the containerd namespace and a deadline, which holds on both sides: containerd cancels its
-//! work at it, and the caller gives up shortly after even if nothing answers. A containerd that was killed and
-//! started again is reached by the next call; calls that were under way fail as [`Kind::Unavailable`].
+//! Every request carries the containerd namespace and a deadline, which both sides enforce: containerd
+//! cancels its work at the deadline, and the caller gives up shortly after, even without an answer. After a
+//! restart of containerd the next call reaches the new process; calls in progress during the restart fail as
+//! [`Kind::Unavailable`].
 
 use crate::error::{Answer, Error, Kind};
 use containerd_client::services::v1 as services;
@@ -21,14 +22,15 @@ pub(crate) const RECORD: Duration = Duration::from_secs(10);
 pub(crate) const QUERY: Duration = Duration::from_secs(10);
 /// Work of runc on a container: create, start, exec, delete. The shim itself gives up opening FIFOs after 30 s.
 pub(crate) const WORK: Duration = Duration::from_secs(60);
-/// Lists over all shims: containerd asks one after the other and waits 2 s for one that does not answer.
+/// Lists over all shims: containerd asks them one after the other and waits 2 s for each that does not
+/// answer.
 pub(crate) const LIST: Duration = Duration::from_secs(60);
 /// Unpacking one image.
 pub(crate) const UNPACK: Duration = Duration::from_secs(600);
 
-/// How long the caller waits beyond the deadline that containerd was given.
+/// Extra time that the caller waits beyond the deadline of containerd.
 const SLACK: Duration = Duration::from_millis(500);
-/// Messages may be as large as containerd's own limit for them.
+/// Maximum message size, equal to containerd's own limit.
 const MAX_MESSAGE: usize = 16 << 20;
 
 /// Clients for each service over one channel.
@@ -47,14 +49,14 @@ macro_rules! service {
 }
 
 impl Client {
-    /// A client of the daemon behind `socket`; nothing is dialled yet.
+    /// A client of the daemon behind `socket`. The first call dials.
     pub(crate) fn new(socket: &Path, namespace: &str) -> Result<Client, Error> {
         let value = namespace.parse().map_err(|_invalid| Error::Config {
             what: "containerd namespace",
             value: namespace.to_owned(),
         })?;
         let path = socket.to_path_buf();
-        // The address is never looked up: the connector below dials the socket.
+        // This address is never resolved: the connector below dials the socket.
         let endpoint = Endpoint::from_static("http://containerd.invalid");
         let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_uri| {
             let path = path.clone();
@@ -77,7 +79,7 @@ impl Client {
     service!(transfer, services::transfer_client::TransferClient<Channel>);
     service!(version, services::version_client::VersionClient<Channel>);
 
-    /// A request in the node's containerd namespace that lives as long as its stream.
+    /// A request in the node's containerd namespace without a deadline, for a stream.
     pub(crate) fn endless<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert("containerd-namespace", self.namespace.clone());
@@ -91,10 +93,11 @@ impl Client {
         request
     }
 
-    /// As [`Client::request`]; what it makes is held by the lease.
+    /// As [`Client::request`]; the lease holds the resources that the call creates.
     pub(crate) fn leased<T>(&self, message: T, deadline: Duration, lease: &str) -> Request<T> {
         let mut request = self.request(message, deadline);
-        // A lease id is made of a UID's letters and digits, so it always parses; without it the call is still right.
+        // A lease id consists of a UID's letters and digits, so it always parses; without it the call is
+        // still correct.
         if let Ok(value) = lease.parse() {
             request.metadata_mut().insert("containerd-lease", value);
         }
@@ -102,8 +105,8 @@ impl Client {
     }
 }
 
-/// Waits for a call's answer, at most its deadline and a little. The answer is boxed at once: gRPC futures are several
-/// kilobytes, and each caller's future would hold them.
+/// Waits for a call's answer, at most its deadline and the slack. The answer is boxed at once: gRPC futures
+/// have several kilobytes, and each caller's future would contain them.
 pub(crate) fn call<'a, T: 'a>(
     operation: &'static str,
     subject: impl Display + 'a,
@@ -142,13 +145,13 @@ fn classify(status: &Status) -> Kind {
         Code::AlreadyExists => Kind::AlreadyExists,
         Code::Unavailable => Kind::Unavailable,
         Code::DeadlineExceeded => Kind::Deadline,
-        // tonic's own timer, which stands for the same deadline.
+        // tonic's own timer, which is set to the same deadline.
         Code::Cancelled if status.message() == "Timeout expired" => Kind::Deadline,
         Code::Cancelled => Kind::Unavailable,
         Code::FailedPrecondition => Kind::Precondition,
-        // A stream that broke below gRPC never came from containerd's handler.
+        // A stream that broke below gRPC did not come from containerd's handler.
         _ if from_transport(status) => Kind::Unavailable,
-        // The shim's own words come without a code.
+        // The shim's own error text has no code.
         Code::Unknown if status.message().contains("ttrpc: closed") => Kind::Unavailable,
         Code::Unknown if status.message().contains("cannot delete a running process") => Kind::Precondition,
         _ => Kind::Refused,

@@ -1,11 +1,11 @@
-//! The one event stream: exits and OOM kills of this containerd namespace.
+//! The event stream: exits and OOM kills of this containerd namespace.
 //!
-//! One task owns the stream. containerd has no replay: after the stream was lost it is opened again first, then
-//! [`RuntimeEvent::Reestablished`] tells everyone to list; exits that happened in between are re-sent by the shims
-//! for up to about 21 s, so the same exit may be heard twice and receivers must not mind.
+//! One task owns the stream. containerd has no replay. After a loss the task opens the stream again first,
+//! and then [`RuntimeEvent::Reestablished`] makes all receivers list. The shims re-send exits of the gap for
+//! up to about 21 s, so a receiver must tolerate the same exit twice.
 //!
-//! The Go server answers a subscription only with its first event, so the owner publishes a topic of its own until
-//! the stream opens, which also proves that it delivers.
+//! The Go server answers a subscription only with its first event, so the task publishes a topic of its own
+//! until the stream opens. The received event also proves that the stream delivers.
 
 use crate::{
     client::{Client, RECORD, call},
@@ -26,48 +26,48 @@ use tonic::Streaming;
 #[cfg(test)]
 mod mutations;
 
-/// What happened in the runtime.
+/// An event of the runtime.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RuntimeEvent {
-    /// A process ended: the container's own, or one started by exec.
+    /// A process ended: the container's first process, or one started by exec.
     Exit {
         /// The container.
         id: ContainerId,
         /// The exec, `None` for the container's own process.
         exec_id: Option<String>,
-        /// Its process id, in the host's PID namespace.
+        /// The process id, in the host's PID namespace.
         pid: u32,
-        /// Its exit code.
+        /// The exit code.
         code: i32,
-        /// When it ended.
+        /// The time of the end.
         at: Wall,
     },
-    /// The kernel killed something in the container for its memory limit. Comes before the exit.
+    /// The kernel killed a process in the container because of its memory limit. Precedes the exit.
     Oom {
         /// The container.
         id: ContainerId,
     },
     /// The stream ended: events are missed from here on.
     Lost,
-    /// The stream is open again (or for the first time): list, since events may have been missed before.
+    /// The stream is open (again): receivers must list, since events may have been missed before.
     Reestablished,
 }
 
-/// Events that a slow receiver may be behind; beyond it the receiver is told that it lagged and must list.
+/// Capacity of a receiver's queue. A receiver that is further behind gets `Lagged` and must list.
 pub(crate) const BEHIND: usize = 4096;
 
 const TOPIC_EXIT: &str = "/tasks/exit";
 const TOPIC_OOM: &str = "/tasks/oom";
 const TOPIC_HELLO: &str = "/berth/hello";
 
-/// Pause between two pokes of a stream that is being opened.
+/// Pause between two published events while the stream is opening.
 const POKE: Duration = Duration::from_millis(5);
-/// How long a stream may take to open.
+/// Longest time for a stream to open.
 const OPEN: Duration = Duration::from_secs(10);
 /// Pauses between attempts to open the stream: first and longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// What an envelope means here; `None` for what is of no interest, or not one of our containers.
+/// The event of an envelope; `None` for topics without meaning here, and for containers of other clients.
 pub(crate) fn translate(envelope: &Envelope) -> Option<RuntimeEvent> {
     let any = envelope.event.as_ref()?;
     match envelope.topic.as_str() {
@@ -99,7 +99,7 @@ fn filters(namespace: &str) -> Vec<String> {
         .collect()
 }
 
-/// Opens the stream: subscribes, and pokes until the first message shows that it is open.
+/// Opens the stream: subscribes, and publishes until the first message shows that the stream is open.
 async fn open(client: &Client, namespace: &str) -> Option<Streaming<Envelope>> {
     let mut events = client.events();
     let subscription = events.subscribe(client.endless(SubscribeRequest { filters: filters(namespace) }));
@@ -128,7 +128,7 @@ async fn open(client: &Client, namespace: &str) -> Option<Streaming<Envelope>> {
     tokio::time::timeout(OPEN, opened).await.ok().flatten()
 }
 
-/// Owns the stream until told to stop. Sends [`RuntimeEvent::Reestablished`] after each opening and
+/// Runs the stream until the stop signal. Sends [`RuntimeEvent::Reestablished`] after each opening and
 /// [`RuntimeEvent::Lost`] after each end.
 pub(crate) async fn run(
     client: Client,
@@ -153,7 +153,7 @@ pub(crate) async fn run(
         };
         pause = RETRY.0;
         tracing::info!("event stream open");
-        // Nobody listening is no failure: the listeners list when they come.
+        // An event without receivers is no failure: receivers list when they subscribe.
         drop(out.send(RuntimeEvent::Reestablished));
         live.send_replace(true);
         loop {

@@ -1,9 +1,9 @@
-//! More processes in a running container, through containerd: for people, terminals, hooks, and for what the exec
-//! prober cannot take on.
+//! Additional processes in a running container, through containerd: for people, terminals, hooks, and for
+//! probes that the exec prober cannot run.
 //!
-//! A process belongs to its [`ExecHandle`]: dropped before its end, the process is killed with all that it started, and
-//! either way its record and FIFOs are removed by a task of their own. Children of a process that ended by itself stay;
-//! they are the container's.
+//! A process belongs to its [`ExecHandle`]. Dropping the handle before the process's end kills the process
+//! and all processes that it started. In both cases a separate task removes its record and FIFOs. Children of
+//! a process that ended by itself stay: they are the container's.
 
 use crate::{
     Runtime,
@@ -29,11 +29,11 @@ use tokio::{
     net::unix::pipe::{OpenOptions, Receiver, Sender},
 };
 
-/// How long a wait for an exit lasts before it is made anew; long, since each is a call.
+/// Duration of one wait for an exit before it is repeated; long, because each wait is a call.
 const WAIT: Duration = Duration::from_secs(3600);
 /// Pause after a wait that containerd did not answer.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How long output may be awaited after the exit: a child that was left behind may hold it open for ever.
+/// Longest wait for output after the exit: a remaining child may keep the output open for ever.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// A process to be run in a container.
@@ -41,50 +41,50 @@ const DRAIN: Duration = Duration::from_secs(2);
 pub struct ExecRequest {
     /// The container.
     pub id: ContainerId,
-    /// The process's id, unique within the container; letters, digits and `-`.
+    /// The process's id, unique within the container: letters, digits and `-`.
     pub exec_id: String,
     /// The OCI `process`.
     pub process: serde_json::Value,
-    /// FIFOs of the caller's, whose other ends it holds open already. `None`: they are made here, and the handle
-    /// holds the ends.
+    /// FIFOs of the caller, whose other ends the caller has open. With `None` this module creates FIFOs, and
+    /// the handle holds the other ends.
     pub stdio: Option<Stdio>,
-    /// With FIFOs made here: whether the process gets a standard input.
+    /// With FIFOs of this module: whether the process gets a standard input.
     pub stdin: bool,
-    /// With FIFOs made here: whether the process gets a terminal.
+    /// With FIFOs of this module: whether the process gets a terminal.
     pub terminal: bool,
 }
 
-/// What a process left behind.
+/// Result of a finished process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecOutput {
-    /// Its exit code; `None` where it was killed at the deadline.
+    /// The exit code; `None` where the process was killed at the deadline.
     pub code: Option<i32>,
-    /// What it wrote to standard output, at most the limit.
+    /// Standard output, cut at the limit.
     pub stdout: Vec<u8>,
-    /// What it wrote to standard error, at most the limit.
+    /// Standard error, cut at the limit.
     pub stderr: Vec<u8>,
 }
 
-/// A process running by exec.
+/// Handle of a process started by exec.
 pub struct ExecHandle {
     runtime: Runtime,
     id: ContainerId,
     exec_id: String,
-    /// Its process id, in the host's PID namespace.
+    /// The process id, in the host's PID namespace.
     pub pid: u32,
-    /// Its start time in clock ticks since the boot; 0 where it was gone before it could be read.
+    /// The start time in clock ticks since the boot; 0 where the process ended before it could be read.
     pub start_time: u64,
     /// The FIFOs.
     pub stdio: Stdio,
-    /// Writes to its standard input, where the FIFOs were made here.
+    /// Writer of the standard input, for FIFOs of this module.
     pub stdin: Option<Sender>,
-    /// Reads its standard output, where the FIFOs were made here. Ends when the last writer is gone.
+    /// Reader of the standard output, for FIFOs of this module. Ends when the last writer is gone.
     pub stdout: Option<Receiver>,
-    /// Reads its standard error, likewise.
+    /// Reader of the standard error, for FIFOs of this module. Ends when the last writer is gone.
     pub stderr: Option<Receiver>,
-    /// The directory to remove at the end.
+    /// The FIFOs' directory, removed at the end.
     dir: Option<PathBuf>,
-    /// containerd has, or may have, a process of ours under this id.
+    /// Whether containerd has, or may have, a process of this handle under its id.
     made: bool,
     ended: bool,
 }
@@ -98,12 +98,12 @@ impl std::fmt::Debug for ExecHandle {
     }
 }
 
-/// FIFOs made here, with our ends.
+/// FIFOs of this module, with the agent's ends.
 #[derive(Default)]
 struct Ends {
     dir: PathBuf,
     stdio: Stdio,
-    /// Keeps the input from ending before there is a writer.
+    /// Writer that keeps the input from ending before the real writer exists.
     held: Option<Sender>,
     stdout: Option<Receiver>,
     stderr: Option<Receiver>,
@@ -119,7 +119,7 @@ fn reader(path: &Path) -> Result<Receiver, Error> {
     OpenOptions::new().open_receiver(path).map_err(Error::file("open", path))
 }
 
-/// Makes the directory itself; one that is there is another exec's.
+/// Creates the directory. An existing directory belongs to another exec and is an error.
 fn make_dir(dir: &Path) -> Result<(), Error> {
     let mut builder = fs::DirBuilder::new();
     builder.mode(0o700);
@@ -150,7 +150,7 @@ fn make_fifos(dir: &Path, stdin: bool, terminal: bool) -> Result<Ends, Error> {
 
 fn remove_fifos(dir: &Path) {
     for name in ["stdin", "stdout", "stderr"] {
-        // What is not there is done; what cannot be removed keeps the directory, which is told below.
+        // A missing file is fine. A file that cannot be removed keeps the directory, which is logged below.
         drop(fs::remove_file(dir.join(name)));
     }
     if let Err(e) = fs::remove_dir(dir) {
@@ -190,20 +190,21 @@ impl Runtime {
             made: false,
             ended: false,
         };
-        // From here on a failure drops the handle, which removes whatever was made.
+        // From here on a failure drops the handle, which removes all created parts.
         handle.start(&request.process).await?;
         if let Some(path) = &handle.stdio.stdin
             && ends.held.is_some()
         {
-            // A writer that, unlike the held one, ends the input when it is dropped.
+            // This writer, unlike the held one, ends the input when it is dropped.
             let writer = OpenOptions::new().open_sender(path).map_err(Error::file("open", path))?;
             handle.stdin = Some(writer);
         }
         Ok(handle)
     }
 
-    /// Runs a process to its end and returns what it wrote, at most `limit` bytes of each stream; the rest is read
-    /// and dropped. It may run for `deadline` from its start; then it is killed with all that it started.
+    /// Runs a process to its end and returns its output, at most `limit` bytes of each stream; the rest is
+    /// read and discarded. The process may run for `deadline` from its start; then it is killed with all
+    /// processes that it started.
     pub async fn exec_output(
         &self,
         request: ExecRequest,
@@ -234,11 +235,11 @@ impl Runtime {
             };
             if outcome.is_err() {
                 end_tree(handle.pid, handle.start_time).await;
-                // If it fails, dropping the handle does it again.
+                // Where this kill fails, dropping the handle kills again.
                 drop(handle.kill(9).await);
             }
             if !drained {
-                // Past it the output is what came until now.
+                // After the timeout, the output is complete up to now.
                 drop(tokio::time::timeout(DRAIN, &mut drain).await);
             }
             outcome
@@ -251,7 +252,7 @@ impl Runtime {
     }
 }
 
-/// Reads to the end, keeps the first `limit` bytes.
+/// Reads to the end and keeps the first `limit` bytes.
 async fn collect(from: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>, limit: usize) {
     let Some(mut from) = from else { return };
     let mut buffer = vec![0_u8; 8192];
@@ -284,7 +285,7 @@ impl ExecHandle {
         let mut service = client.tasks();
         let made =
             call("make exec in", &self.id, RECORD, service.exec(client.request(request, RECORD))).await;
-        // An id that is in use belongs to another handle, whose process must not be touched.
+        // An id in use belongs to another handle, whose process must not be touched.
         self.made = match &made {
             Ok(_) => true,
             Err(e) => e.is_unknown(),
@@ -299,8 +300,8 @@ impl ExecHandle {
         Ok(())
     }
 
-    /// Waits for the process's end and returns its exit code, 255 where it was lost with its container. Lasts as long
-    /// as the process does, also over a restart of containerd; may be dropped and called again.
+    /// Waits for the process's end and returns its exit code, 255 where it was lost with its container. The
+    /// wait survives a restart of containerd. A dropped wait can be repeated.
     pub async fn wait(&mut self) -> Result<i32, Error> {
         let client = self.runtime.client().clone();
         loop {
@@ -329,12 +330,12 @@ impl ExecHandle {
         self.runtime.task_kill(&self.id, &self.exec_id, number, false).await
     }
 
-    /// Sets the size of its terminal.
+    /// Sets the size of the process's terminal.
     pub async fn resize(&self, width: u32, height: u32) -> Result<(), Error> {
         self.runtime.resize_pty(&self.id, &self.exec_id, width, height).await
     }
 
-    /// Ends its standard input.
+    /// Ends the process's standard input.
     pub async fn close_stdin(&mut self) -> Result<(), Error> {
         self.stdin = None;
         let client = self.runtime.client();
@@ -361,7 +362,7 @@ impl Drop for ExecHandle {
             (self.runtime.clone(), self.id.clone(), std::mem::take(&mut self.exec_id));
         let (made, ended) = (self.made, self.ended);
         let (pid, start_time) = (self.pid, self.start_time);
-        // Ends by the deadlines of its three calls.
+        // The deadlines of its three calls bound this task.
         tokio.spawn(async move {
             if !ended {
                 end_tree(pid, start_time).await;
@@ -381,9 +382,9 @@ impl Drop for ExecHandle {
     }
 }
 
-/// Kills a process and all that it started.
+/// Kills a process and all processes that it started.
 async fn end_tree(pid: u32, start_time: u64) {
-    // Only a panic could end it early, and the process is killed through containerd all the same.
+    // Only a panic could end it early, and containerd kills the process in any case.
     drop(tokio::task::spawn_blocking(move || tree::end(pid, start_time)).await);
 }
 
@@ -391,7 +392,7 @@ async fn end_tree(pid: u32, start_time: u64) {
 async fn finish(runtime: &Runtime, id: &ContainerId, exec_id: &str, ended: bool) -> Result<(), Error> {
     let client = runtime.client();
     if !ended {
-        // Not started or ended meanwhile: the delete below tells.
+        // The process may not be started or may have ended; the delete below reports it.
         drop(runtime.task_kill(id, exec_id, 9, false).await);
         let request = WaitRequest { container_id: id.to_string(), exec_id: exec_id.to_owned() };
         let mut service = client.tasks();

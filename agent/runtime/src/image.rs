@@ -1,7 +1,7 @@
-//! Images that containerd has: finding them by name, reading what they say, and having them unpacked.
+//! Images in containerd's store: lookup by name, reading of manifest and configuration, and unpacking.
 //!
-//! What a manifest says cannot change, so it is read once per target digest and kept; only the name is looked up
-//! each time. Blobs are read up to 4 MiB: nothing larger is an honest manifest or configuration.
+//! The content of a manifest cannot change, so it is read once for each target digest and cached; only the
+//! name is looked up each time. Blobs are read up to 4 MiB: no valid manifest or configuration is larger.
 
 use crate::{
     Runtime,
@@ -33,37 +33,37 @@ mod mutations;
 /// The largest manifest or configuration that is read, in bytes.
 const MAX_BLOB: u64 = 4 << 20;
 
-/// An image that can be run: found, read, for this machine.
+/// A runnable image for this machine, with its manifest and configuration.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// containerd's name of it, a full reference.
+    /// The image's name in containerd, a full reference.
     pub name: String,
-    /// What `status.containerStatuses[].imageID` shows: `repository@digest` where the store has such a name for it,
-    /// else the configuration's digest.
+    /// Value of `status.containerStatuses[].imageID`: `repository@digest` where the store has such a name for
+    /// the image, else the configuration's digest.
     pub image_id: String,
-    /// How it wants to be run.
+    /// The image's configuration for processes.
     pub config: ImageConfig,
     /// The snapshot that holds its unpacked layers.
     pub chain_id: String,
-    /// The digest its name points to: an index's or a manifest's.
+    /// The digest that the name points to: an index or a manifest.
     pub target_digest: String,
 }
 
 /// An image by name, for lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageSummary {
-    /// containerd's name of it.
+    /// The image's name in containerd.
     pub name: String,
-    /// The digest its name points to.
+    /// The digest that the name points to.
     pub target_digest: String,
-    /// Bytes of its manifest, configuration and compressed layers for this machine; `None` where they are not all
-    /// there or cannot be read.
+    /// Bytes of manifest, configuration and compressed layers for this machine; `None` where parts are
+    /// missing or unreadable.
     pub size: Option<u64>,
-    /// When it was created or imported here.
+    /// Time of the image's creation or import on this node.
     pub created_at: Option<Wall>,
 }
 
-/// What the content of a target digest says, for this machine.
+/// Manifest and configuration behind a target digest, for this machine.
 #[derive(Debug)]
 pub(crate) struct Content {
     config: ImageConfig,
@@ -74,11 +74,12 @@ pub(crate) struct Content {
     size: u64,
 }
 
-/// Contents by target digest.
+/// Cache of contents by target digest, filled by lookups.
 #[derive(Debug, Default)]
 pub(crate) struct Cache(Mutex<HashMap<String, Arc<Content>>>);
 
-/// More images than a node has; beyond it the cache starts anew rather than growing.
+/// Maximum number of cached contents, more than a node has images. A full cache is emptied instead of
+/// growing.
 const CACHED: usize = 1024;
 
 impl Cache {
@@ -116,7 +117,7 @@ struct JsonPlatform {
     os: String,
 }
 
-/// A manifest or an index: whichever has `manifests` is an index.
+/// A manifest or an index; a document with `manifests` is an index.
 #[derive(Debug, Deserialize)]
 struct Manifest {
     #[serde(default)]
@@ -137,7 +138,7 @@ struct ConfigDocument {
     rootfs: Option<RootFs>,
 }
 
-/// This machine's architecture in Go's words, as images use them.
+/// This machine's architecture in Go's notation, as images use it.
 pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -147,7 +148,7 @@ pub(crate) fn architecture() -> &'static str {
     }
 }
 
-/// The chain id of layers: the name of the snapshot of the last of them on top of all before.
+/// The chain ids of layers. The last one names the snapshot of the last layer on top of all before.
 fn chain_ids(diff_ids: &[String]) -> Vec<String> {
     let mut chain: Vec<String> = Vec::with_capacity(diff_ids.len());
     for diff in diff_ids {
@@ -168,7 +169,7 @@ fn for_this_machine(manifests: &[JsonDescriptor]) -> Option<&JsonDescriptor> {
     let fits = |d: &&JsonDescriptor| {
         d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == architecture())
     };
-    // An archive made for one machine often says nothing of it.
+    // An archive made for one machine often names no platform.
     let silent = |d: &&JsonDescriptor| {
         d.platform.as_ref().is_none_or(|p| p.os.is_empty() && p.architecture.is_empty())
     };
@@ -180,7 +181,7 @@ impl Manifest {
         serde_json::from_slice(json).map_err(|e| unreadable("manifest", image, e))
     }
 
-    /// The entry for this machine, where this is an index.
+    /// The index entry for this machine; `None` where the document is no index.
     fn of_index(&self, image: &str) -> Result<Option<&JsonDescriptor>, Error> {
         if self.manifests.is_empty() {
             return Ok(None);
@@ -193,7 +194,7 @@ impl Manifest {
 }
 
 impl Content {
-    /// Joins a manifest (of that many bytes) and the configuration that it names.
+    /// Joins a manifest with the configuration that it names; the number is the manifest's size in bytes.
     fn new(
         image: &str,
         manifest: Manifest,
@@ -234,8 +235,8 @@ fn unreadable(what: &'static str, image: &str, e: impl std::error::Error + Send 
 }
 
 impl Runtime {
-    /// The image that `reference` names, if containerd has it with all that is needed to run it. Tried are the full
-    /// form of the name and the name as written. A name whose content was removed counts as missing.
+    /// The image that `reference` names, if containerd has all parts that are needed to run it. Tries the
+    /// full form of the name and the name as written. A name whose content was removed counts as missing.
     pub async fn resolve_image(&self, reference: &str) -> Result<Option<Image>, Error> {
         let by_id = self.image_of_config(reference).await?;
         if by_id.is_some() {
@@ -259,8 +260,8 @@ impl Runtime {
         Ok(None)
     }
 
-    /// The image that has this configuration; `None` where the reference is no digest of one. What an image says of
-    /// itself is kept, so that only the first time costs a look at each.
+    /// The image with this configuration digest; `None` where the reference is no such digest. Image contents
+    /// are cached, so only the first lookup reads each image.
     async fn image_of_config(&self, reference: &str) -> Result<Option<Image>, Error> {
         let is_digest = reference.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64);
         if !is_digest {
@@ -279,7 +280,7 @@ impl Runtime {
             let content = match self.image_content(&image.name, &target).await {
                 Ok(content) => content,
                 Err(e) if e.is_unknown() => return Err(e),
-                // Of another platform, or incomplete: not this one.
+                // An image of another platform, or an incomplete one, does not match.
                 Err(_other) => continue,
             };
             if content.config_digest != reference {
@@ -351,7 +352,8 @@ impl Runtime {
             .map(|_| canonical))
     }
 
-    /// What the image behind `target` says; not found where a blob is missing.
+    /// Manifest and configuration of the image behind `target`; the error is not-found where a blob is
+    /// missing.
     pub(crate) async fn image_content(&self, name: &str, target: &Descriptor) -> Result<Arc<Content>, Error> {
         if let Some(content) = self.image_cache().get(&target.digest) {
             return Ok(content);
@@ -379,7 +381,8 @@ impl Runtime {
 
     async fn blob(&self, what: &'static str, image: &str, digest: &str) -> Result<Vec<u8>, Error> {
         let client = self.client();
-        // A size beyond the blob's end is refused, so the blob is asked for as a whole and counted.
+        // containerd refuses a size beyond the blob's end, so the request asks for the whole blob and the
+        // reader counts.
         let request = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
         let mut stream =
             call("read content", digest, QUERY, client.content().read(client.request(request, QUERY)))
@@ -399,8 +402,8 @@ impl Runtime {
         }
     }
 
-    /// Unpacks what of an image's layers is not unpacked for the node's snapshotter: an image that something else
-    /// imported may be there without. What is made is held by `lease`.
+    /// Unpacks the image's layers that are not yet unpacked for the node's snapshotter: an image imported by
+    /// another tool may lack them. `lease` holds the new snapshots.
     pub(crate) async fn unpack(&self, image: &Image, lease: &str) -> Result<(), Error> {
         let target = Descriptor { digest: image.target_digest.clone(), ..Descriptor::default() };
         let content = self.image_content(&image.name, &target).await?;
@@ -475,7 +478,7 @@ impl Runtime {
         };
         let mut service = client.snapshots();
         let commit = service.commit(client.leased(request, RECORD, lease));
-        // Something else may have unpacked the same layer meanwhile; theirs is as good.
+        // Another client may have unpacked the same layer in the meantime; its snapshot is equivalent.
         present(call("commit snapshot", chain_id, RECORD, commit).await)?;
         Ok(())
     }

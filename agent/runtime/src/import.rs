@@ -1,8 +1,9 @@
-//! Image import: archives go through containerd's transfer service. The file is streamed to the daemon, which unpacks it
-//! it for the node's snapshotter. OCI layouts and docker archives, plain or compressed, are told apart by the daemon.
+//! Image import: archives go through containerd's transfer service. The file is streamed to the daemon, which
+//! unpacks it for the node's snapshotter. The daemon distinguishes OCI layouts and docker archives, plain or
+//! compressed.
 //!
-//! Two streams belong to one import, under ids that are never used twice: the data, sent only inside the window that
-//! the daemon grants, and the progress, from which the names of the images are taken.
+//! Each import has two streams, under ids that are never reused: the data, sent only inside the window that
+//! the daemon grants, and the progress, which names the imported images.
 
 use crate::{
     Runtime,
@@ -33,9 +34,9 @@ use tokio::{fs::File, io::AsyncReadExt, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-/// The most that one message of the data stream carries.
+/// Maximum size of one message of the data stream.
 const CHUNK: usize = 32 << 10;
-/// How long the last progress messages may take after the transfer is done.
+/// Longest wait for the last progress messages after the transfer is done.
 const TAIL: Duration = Duration::from_secs(2);
 /// The repository of images whose archive gives only a tag.
 const UNNAMED: &str = "docker.io/library/import";
@@ -65,7 +66,7 @@ async fn open(client: &Client, what: &str) -> Result<Stream, Error> {
     let mut streaming = client.streaming();
     let stream = streaming.stream(client.endless(ReceiverStream::new(requests)));
     let mut receive = call("open stream", &id, QUERY, stream).await?;
-    // The first message acknowledges that the id is taken.
+    // The first message acknowledges that the daemon registered the id.
     let ack = tokio::time::timeout(QUERY, receive.message()).await.map_err(|_elapsed| Error::Deadline {
         operation: "open stream",
         subject: id.clone(),
@@ -75,8 +76,8 @@ async fn open(client: &Client, what: &str) -> Result<Stream, Error> {
     Ok(Stream { id, send, receive })
 }
 
-/// Sends the file, never more than the daemon has granted, and stays until the daemon has closed its side: letting go
-/// of the receiving side before would cancel the stream and lose what is still on its way.
+/// Sends the file within the daemon's window, and waits until the daemon has closed its side. Closing the
+/// receiving side earlier would cancel the stream and lose data in transit.
 async fn send_file(mut file: File, path: &Path, stream: Stream) -> Result<(), Error> {
     let Stream { id, send, mut receive } = stream;
     let broken = |status| from_status("send archive on", &id, UNPACK, status);
@@ -110,7 +111,7 @@ pub(crate) fn granted(any: &Any) -> usize {
     usize::try_from(update).unwrap_or_default()
 }
 
-/// The name of an image that a progress message says was stored.
+/// The name of a stored image, from a progress message.
 pub(crate) fn saved(any: &Any) -> Option<String> {
     let progress = Progress::decode(any.value.as_slice()).ok()?;
     (progress.event == "saved" && !progress.name.is_empty()).then_some(progress.name)
@@ -118,7 +119,7 @@ pub(crate) fn saved(any: &Any) -> Option<String> {
 
 async fn saved_names(mut progress: Stream) -> Vec<String> {
     let mut names = Vec::new();
-    // Ends with the transfer; a broken progress stream costs names, not the import.
+    // The loop ends with the transfer; a broken progress stream loses names, not the import.
     while let Ok(Some(any)) = progress.receive.message().await {
         names.extend(saved(&any));
     }
@@ -126,8 +127,8 @@ async fn saved_names(mut progress: Stream) -> Vec<String> {
 }
 
 impl Runtime {
-    /// Imports and unpacks the images of an archive (OCI layout or docker archive) and returns their names. Importing
-    /// again is harmless: names are pointed to what the archive has.
+    /// Imports and unpacks the images of an archive (OCI layout or docker archive) and returns their names. A
+    /// repeated import is harmless: the names point to the archive's content afterwards.
     pub async fn import(&self, archive: &Path) -> Result<Vec<String>, Error> {
         let file = File::open(archive).await.map_err(Error::file("open", archive))?;
         let client = self.client();
@@ -165,7 +166,7 @@ impl Runtime {
         tokio::pin!(transfer);
         let outcome = tokio::select! {
             done = &mut transfer => done,
-            // Boxed by the compiler's measure of this future's size.
+            // Boxed, because the compiler measures this future as large.
             sent = Box::pin(send_file(file, archive, data)) => match sent {
                 Ok(()) => transfer.await,
                 Err(e) => Err(e),

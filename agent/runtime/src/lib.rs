@@ -1,16 +1,18 @@
 //! Containers through containerd's own services: images, containers, snapshots, tasks, exec, events.
 //!
-//! An adapter: pod logic lives elsewhere. Every operation is idempotent, has a deadline and a typed error, and can be
-//! repeated after an unknown outcome ([`Error::is_unknown`]).
+//! The crate is an adapter without pod logic. Every operation is idempotent, has a deadline and a typed
+//! error, and can be repeated after an unknown outcome ([`Error::is_unknown`]).
 //!
-//! Owns: the connection ([`Runtime`], one channel, redialled by itself), the event stream (one task), the shims of
-//! the pods ([`shims`]: one task each, one for the pool), a task that learns anew what containerd is after it came
-//! back. All end by [`Runtime::shutdown`]; the containers never do.
+//! The crate owns the connection ([`Runtime`], one channel that redials by itself), the event stream (one
+//! task), the shims of the pods ([`shims`]: one task for each shim, one for the pool), and a task that
+//! queries containerd's properties again after a reconnect. [`Runtime::shutdown`] ends all of them; the
+//! containers keep running.
 //!
-//! What a container is, is on its containerd record (see [`record`]): nothing is remembered here that cannot be read
-//! back. A sandbox record with the container's own id keeps containerd from throwing an exit away that happened while
-//! containerd was down; neither such records nor our own shims are used while containerd's CRI plugin is on, which
-//! would claim them: then shims are grouped by the spec's annotation, and an exit during an outage is unknown.
+//! The state of a container is on its containerd record (see [`record`]): the agent remembers nothing here
+//! that it cannot read back. A sandbox record with the container's own id makes containerd keep an exit that
+//! happens while containerd is down. While containerd's CRI plugin is on, the agent uses neither such records
+//! nor its own shims, because the plugin would claim them: then the spec's annotation groups the shims, and
+//! an exit during an outage is unknown.
 
 mod client;
 mod error;
@@ -62,32 +64,34 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// The sandbox record that containers on our own shims belong to: containerd takes a shim's address only with one.
+/// The sandbox record that containers on this agent's shims belong to: containerd accepts a shim's address
+/// only together with one.
 const NODE_SANDBOX: &str = "berth-node";
-/// How long the first opening of the event stream may take.
+/// Longest wait for the first opening of the event stream.
 const FIRST_EVENTS: Duration = Duration::from_secs(10);
 
-/// How a node's runtime is set up.
+/// Configuration of a node's runtime.
 #[derive(Debug, Clone)]
 pub struct RuntimeConfig {
     /// Paths and names.
     pub roots: Roots,
-    /// The runc shim's binary; `None` looks in `PATH` and where packages put it.
+    /// The runc shim's binary; `None` searches `PATH` and the usual package directories.
     pub shim_binary: Option<PathBuf>,
-    /// Started shims kept ready (2 is a good number); 0 lets containerd start shims.
+    /// Number of started shims kept ready (2 is a good number); with 0, containerd starts the shims.
     pub shim_pool: usize,
-    /// The cgroup that shims are put into, so that they are not the service's that started them; `None` leaves them.
+    /// The cgroup for shims, which takes them out of the cgroup of the service that started them; `None`
+    /// leaves them there.
     pub shim_group: Option<PathBuf>,
-    /// This boot: written on each container.
+    /// The current boot, written on each container.
     pub boot: BootId,
-    /// The OCI runtime; `None` is `runc` as the shim finds it.
+    /// The OCI runtime; `None` uses `runc` as the shim finds it.
     pub runc_binary: Option<PathBuf>,
-    /// Where the OCI runtime keeps its state; `None` is the shim's default, `/run/containerd/runc`.
+    /// State directory of the OCI runtime; `None` uses the shim's default, `/run/containerd/runc`.
     pub runc_root: Option<PathBuf>,
 }
 
 impl RuntimeConfig {
-    /// The usual set-up: two shims kept ready, everything else found by itself.
+    /// Default configuration: two shims kept ready, everything else detected.
     pub fn new(roots: Roots, boot: BootId) -> RuntimeConfig {
         RuntimeConfig {
             roots,
@@ -101,7 +105,7 @@ impl RuntimeConfig {
     }
 }
 
-/// A node's containers. Cheap to clone; all clones are one.
+/// Handle of a node's containers. A clone is cheap and shares the same state.
 #[derive(Clone)]
 pub struct Runtime(Arc<Inner>);
 
@@ -111,7 +115,7 @@ struct Inner {
     events: broadcast::Sender<RuntimeEvent>,
     stop: watch::Sender<bool>,
     shims: Option<Arc<Shims>>,
-    /// Whether sandbox records may be used: containerd's CRI plugin is off.
+    /// Whether sandbox records may be used, which is so while containerd's CRI plugin is off.
     records: AtomicBool,
     images: image::Cache,
     leases: lease::Held,
@@ -127,8 +131,9 @@ impl std::fmt::Debug for Runtime {
 }
 
 impl Runtime {
-    /// Connects, opens the event stream and takes over the shims of an earlier agent. Fails at once where containerd
-    /// does not answer; the caller retries. Subscribe with [`Runtime::events`], then [`Runtime::list`].
+    /// Connects, opens the event stream and adopts the shims of an earlier agent. Fails at once where
+    /// containerd does not answer; the caller retries. The caller subscribes with [`Runtime::events`] first
+    /// and then calls [`Runtime::list`].
     pub async fn connect(config: RuntimeConfig) -> Result<Runtime, Error> {
         let socket = &config.roots.containerd_socket;
         let dialled = tokio::time::timeout(QUERY, UnixStream::connect(socket)).await;
@@ -155,7 +160,7 @@ impl Runtime {
         let mut back = events.subscribe();
         let namespace = runtime.roots().containerd_namespace.clone();
         runtime.own(tokio::spawn(events::run(client, namespace, events, live, stopped.clone())));
-        // The channel's guard must not live across what follows.
+        // The guard of the watch channel must not live across the next awaits.
         let opened = async { is_live.wait_for(|live| *live).await.is_ok() };
         let opened = tokio::time::timeout(FIRST_EVENTS, opened).await;
         if !matches!(opened, Ok(true)) {
@@ -166,7 +171,7 @@ impl Runtime {
                 after: FIRST_EVENTS,
             });
         }
-        // The first opening needs no second look.
+        // The first opening needs no second query of containerd's properties.
         drop(back.try_recv());
         if let Err(e) = runtime.take_over(shims).await {
             runtime.stop_tasks();
@@ -178,7 +183,7 @@ impl Runtime {
         Ok(runtime)
     }
 
-    /// Shims that earlier agents started are adopted whatever the pool is now: they may run pods.
+    /// Adopts the shims of earlier agents, whatever the size of the pool is now: they may run pods.
     async fn take_over(&self, shims: Option<Arc<Shims>>) -> Result<(), Error> {
         let Some(shims) = shims else { return Ok(()) };
         if self.records_allowed() {
@@ -205,18 +210,18 @@ impl Runtime {
         cri_plugin_on(self.client()).await
     }
 
-    /// A receiver of everything from now on. One that falls behind is told so by `Lagged` and must list.
+    /// A receiver of all events from now on. A receiver that falls behind gets `Lagged` and must list.
     pub fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
         self.0.events.subscribe()
     }
 
-    /// The process ids of the node's own shims, and how many of them no pod uses.
+    /// The process ids of the node's own shims, and the number of shims without a pod.
     pub fn shims(&self) -> (Vec<u32>, usize) {
         self.0.shims.as_ref().map(|s| s.census()).unwrap_or_default()
     }
 
-    /// Stops the tasks of this adapter and ends the shims that no pod uses. Containers and their shims run on, for
-    /// the next agent to adopt.
+    /// Stops the tasks of this adapter and ends the shims without a pod. Containers and their shims keep
+    /// running, and the next agent adopts them.
     pub async fn shutdown(&self) {
         self.stop_tasks();
         if let Some(shims) = &self.0.shims {
@@ -260,30 +265,31 @@ impl Runtime {
         self.0.records.load(Ordering::Relaxed)
     }
 
-    /// Our shims, where they may be used for new containers.
+    /// This agent's shims, if new containers may use them.
     pub(crate) fn own_shims(&self) -> Option<&Arc<Shims>> {
         self.0.shims.as_ref().filter(|_| self.records_allowed() && self.0.config.shim_pool > 0)
     }
 
-    /// Our shims, for containers that are on them already.
+    /// This agent's shims, for containers that run on them already.
     pub(crate) fn known_shims(&self) -> Option<&Arc<Shims>> {
         self.0.shims.as_ref()
     }
 
-    /// Whether a task that is called created runs its program in truth; see [`process::runs_program`]. Only runc's
-    /// waiting init is known by name.
+    /// Whether a task that containerd reports as created already runs its program; see
+    /// [`process::runs_program`]. The check knows only the name of runc's waiting init, so it applies to runc
+    /// alone.
     pub(crate) fn runs_unnoticed(&self, pid: u32) -> bool {
         let runc =
             self.0.config.runc_binary.as_ref().is_none_or(|b| b.file_name().is_some_and(|n| n == "runc"));
         runc && self.roots().containerd_runtime == "io.containerd.runc.v2" && process::runs_program(pid)
     }
 
-    /// Makes the record that lets containerd accept shims by address.
+    /// Creates the record that lets containerd accept shims by address.
     async fn node_sandbox(&self) -> Result<(), Error> {
         self.sandbox_record(NODE_SANDBOX).await
     }
 
-    /// Makes a sandbox record, unless it is there.
+    /// Creates a sandbox record, unless it exists.
     pub(crate) async fn sandbox_record(&self, id: &str) -> Result<(), Error> {
         let client = self.client();
         let runtime =
@@ -329,7 +335,8 @@ async fn cri_plugin_on(client: &Client) -> Result<bool, Error> {
         .any(|p| p.r#type == "io.containerd.grpc.v1" && p.id == "cri" && p.init_err.is_none()))
 }
 
-/// After containerd came back it may be another one: asks again what it is.
+/// Queries containerd's properties again after each reconnect: a restarted containerd may have another
+/// configuration.
 async fn look_again(
     runtime: std::sync::Weak<Inner>,
     mut events: broadcast::Receiver<RuntimeEvent>,
@@ -349,7 +356,7 @@ async fn look_again(
         let runtime = Runtime(inner);
         match runtime.cri_plugin_on().await {
             Ok(cri) => runtime.0.records.store(!cri, Ordering::Relaxed),
-            // Nothing is known, so nothing changes; the next opening asks again.
+            // Nothing is known, so nothing changes; the next opening of the stream queries again.
             Err(e) => tracing::warn!(error = %Chain(&e), "cannot ask containerd for its plugins"),
         }
         if runtime.own_shims().is_some()

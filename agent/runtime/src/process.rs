@@ -1,4 +1,4 @@
-//! Signals that cannot hit the wrong process, and the wall-clock time a process started at.
+//! Signals that cannot reach a wrong process, and the wall-clock start time of a process.
 
 use crate::error::Error;
 use berth_core::{ids::ContainerId, time::Wall};
@@ -7,7 +7,7 @@ use berth_sys::{
     process::{PidFd, start_time},
 };
 
-/// The wall-clock time of a start time (clock ticks since the boot), as the clock stands today.
+/// The wall-clock time of a start time (clock ticks since the boot), by today's clock.
 pub(crate) fn wall_of(start: u64) -> Wall {
     let per_second = i64::try_from(rustix::param::clock_ticks_per_second()).unwrap_or(100).max(1);
     let ticks = i64::try_from(start).unwrap_or(i64::MAX);
@@ -15,48 +15,51 @@ pub(crate) fn wall_of(start: u64) -> Wall {
     let now = clock::now();
     let uptime = i64::try_from(now.boottime.0.as_nanos()).unwrap_or(i64::MAX);
     let wall = now.wall.0.saturating_sub(uptime.saturating_sub(since_boot).max(0));
-    // A tick is all that is known; rounding to it makes the answer the same each time but for a change of the clock.
+    // The precision is one tick; rounding to it gives the same answer each time unless the clock changes.
     let tick = 1_000_000_000 / per_second;
     Wall(wall.saturating_add(tick / 2).div_euclid(tick).saturating_mul(tick))
 }
 
-/// When a process started, 0 where it is gone or cannot be told: then nothing can be mistaken for it.
+/// The start time of a process; 0 where the process is gone or unreadable, so that no other process can match
+/// it.
 pub(crate) fn started(pid: u32) -> u64 {
     start_time(pid).ok().flatten().unwrap_or_default()
 }
 
 /// Whether a container's first process is past runc's own init and runs the container's program.
 ///
-/// A start that is cut off (its caller's connection broke, so the shim ended its `runc start`) may have released the
-/// container and not have said so: then runc and shim go on calling it created, and another start would wait for ever
-/// for an init that is gone. The process knows better: runc's waiting init bears this name, and an exec takes it away.
+/// A start that is cut off (its caller's connection broke, so the shim ended its `runc start`) may have
+/// released the container without reporting it. Then runc and shim keep reporting the container as created,
+/// and another start would wait for ever for an init that is gone. The process name tells: runc's waiting
+/// init has this name, and the exec of the program replaces it.
 pub(crate) fn runs_program(pid: u32) -> bool {
     const WAITING: &str = "runc:[2:INIT]";
     let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let comm = comm.trim_end_matches('\n');
-    // Init bears other names for an instant before; all begin so.
+    // For an instant before, init has other names, which all begin with runc.
     !comm.is_empty() && comm != WAITING && !comm.starts_with("runc")
 }
 
-/// A descriptor of the process, if it is the one that started at `start`; `None` if that one is gone.
+/// A descriptor of the process that started at `start`; `None` where that process is gone.
 pub(crate) fn open(pid: u32, start: u64) -> Result<Option<PidFd>, berth_sys::Error> {
     let Some(fd) = PidFd::open(pid)? else { return Ok(None) };
-    // Looked at after opening: what the descriptor names has this start time, whoever has the number later.
+    // The start time is read after opening: the descriptor names the process with this start time, even if
+    // the pid is reused later.
     Ok((start_time(pid)? == Some(start)).then_some(fd))
 }
 
-/// What became of a signal.
+/// Outcome of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sent {
-    /// The process has it.
+    /// The process received the signal.
     Delivered,
-    /// There is no such process any more.
+    /// The process no longer exists.
     Gone,
-    /// It is not known which process is meant; the runtime knows.
+    /// The process is not identified; the caller must signal through the runtime.
     Unknown,
 }
 
-/// Sends a signal to exactly the process that had `pid` from `start` on.
+/// Sends a signal to exactly the process that had `pid` since `start`.
 pub(crate) fn signal(id: &ContainerId, pid: u32, start: u64, signal: i32) -> Result<Sent, Error> {
     if pid == 0 || start == 0 {
         return Ok(Sent::Unknown);

@@ -1,7 +1,8 @@
-//! Starting a container: lease, shim, record and snapshot side by side, task, start.
+//! Start of a container: lease, shim, record and snapshot in parallel, then the task, then its start.
 //!
-//! The order makes every crash harmless: the container's record comes before its task, so whatever is half made is
-//! found by listing records; and each step met again is adopted. A container whose exit is stored never runs again.
+//! The order makes every crash harmless. The container's record exists before its task, so a list of records
+//! finds every partial container, and a repeated start adopts each step that was already done. A container
+//! with a stored exit never runs again.
 
 mod failure;
 mod record;
@@ -32,12 +33,12 @@ use containerd_client::{
 use record::Met;
 use std::time::{Duration, Instant};
 
-/// So many more shims a start may take where one after the other ends under it.
+/// Maximum number of further shims that a start takes when shims end under it.
 const SHIMS_TRIED: u32 = 8;
-/// How long a shim that is about to end may take to do so.
+/// Longest wait for the end of a closing shim.
 const SHIM_ENDS: Duration = Duration::from_secs(2);
 
-/// Times steps.
+/// Stopwatch of the start's steps.
 #[derive(Default)]
 struct Steps(Vec<(&'static str, Duration)>);
 
@@ -56,7 +57,7 @@ async fn timed<T>(step: impl Future<Output = T>) -> (T, Duration) {
 }
 
 impl Runtime {
-    /// Starts a container, or adopts what an earlier call made of it.
+    /// Starts a container, or adopts the partial result of an earlier call.
     pub async fn create_and_start(&self, request: StartRequest) -> Result<Started, StartError> {
         let mut steps = Steps::default();
         let outcome = Box::pin(self.start_with(&request, &mut steps)).await;
@@ -95,19 +96,19 @@ impl Runtime {
                 return Err(error);
             }
             if error.is_of_shim() {
-                // It is about to go, and takes connections until then.
+                // The shim is about to end, and accepts connections until then.
                 shims.await_end(&home.address, SHIM_ENDS).await;
             }
             let dead = shims.distrust(&home.address).await;
             if !dead || again >= SHIMS_TRIED {
-                // After an unknown outcome the task may be there, on this shim.
+                // After an unknown outcome the task may exist, on this shim.
                 if !error.is_unknown() {
                     shims.release(&request.id);
                 }
                 return Err(error);
             }
             if !error.is_unknown() {
-                // The container's own failure, which ended the shim.
+                // The container itself failed, and its failure ended the shim.
                 return Err(error);
             }
             tracing::debug!(pod = %request.key, container = %request.container, "shim has ended, taking another");
@@ -115,7 +116,7 @@ impl Runtime {
         }
     }
 
-    /// The shim of ours that the container goes to; `None` where containerd shall see to it.
+    /// This agent's shim for the container; `None` where containerd starts one.
     async fn home(&self, request: &StartRequest) -> Option<Home> {
         let shims = self.own_shims()?;
         match shims.take(&request.shim_group, &request.id).await {
@@ -162,8 +163,9 @@ impl Runtime {
         self.start_task(request, steps, false).await
     }
 
-    /// Creates the task; alone on its shim as long as no task is there. containerd ends a shim after a create that
-    /// failed while no other task was in it, and would cut off the creates that are under way there.
+    /// Creates the task, with the shim's exclusive use as long as no task lives on it. containerd ends a shim
+    /// after a failed create while no other task is in it, which would cut off parallel creates on the same
+    /// shim.
     async fn create_alone(
         &self,
         request: &StartRequest,
@@ -183,7 +185,7 @@ impl Runtime {
         created
     }
 
-    /// Goes on from a task that is there.
+    /// Continues from an existing task.
     async fn adopt_task(
         &self,
         request: &StartRequest,
@@ -227,7 +229,7 @@ impl Runtime {
                 if !error.is_unknown()
                     && let Err(left) = self.delete_task(&request.id).await
                 {
-                    // The remover of the record meets it again.
+                    // The removal of the record deletes the remains later.
                     tracing::warn!(
                         container = request.id.short(),
                         error = %Chain(&left),

@@ -1,4 +1,5 @@
-//! Ending and removing containers. Order at an exit: it is seen, stored on the record, the task is deleted.
+//! End and removal of containers. Order at an exit: the exit is observed, then stored on the record, then the
+//! task is deleted.
 
 use crate::{
     Runtime,
@@ -17,14 +18,15 @@ use containerd_client::services::v1::{
 use prost_types::FieldMask;
 use std::time::Duration;
 
-/// How long a killed container may take to be gone before its removal fails.
+/// Longest wait for a killed container before its removal fails.
 const DYING: Duration = Duration::from_secs(20);
 
-/// How often, and after what pause, a delete that met a closing shim is tried again.
+/// Number of and pause between repeated deletes where a delete met a closing shim.
 const AGAIN: (u32, Duration) = (3, Duration::from_millis(100));
 
 impl Runtime {
-    /// Stores an exit on the container's record; a later one replaces it. Do it before the task is deleted.
+    /// Stores an exit on the container's record; a later exit replaces it. The caller must store the exit
+    /// before the task is deleted.
     pub async fn record_exit(&self, id: &ContainerId, exit: &ExitRecord) -> Result<(), Error> {
         let client = self.client();
         let container = Container {
@@ -42,14 +44,15 @@ impl Runtime {
         Ok(())
     }
 
-    /// Deletes the task of a container that ended and says how it ended; `None` where there is no task. A task that
-    /// still runs is refused ([`Kind::Precondition`]). Takes two runc processes: keep it off critical paths.
+    /// Deletes the task of an ended container and returns its exit; `None` where there is no task. A running
+    /// task is refused ([`Kind::Precondition`]). Costs two runc processes, so it belongs off critical paths.
     pub async fn delete_task(&self, id: &ContainerId) -> Result<Option<ExitRecord>, Error> {
-        // The shim ends with its last task: before that it must be out of use, or a start would meet its end.
+        // The shim ends with its last task. It is released before that, or a parallel start would meet its
+        // end.
         let home = self.known_shims().and_then(|s| s.release(id));
         let mut deleted = self.delete_task_once(id).await;
         for _ in 0..AGAIN.0 {
-            // A shim that is just ending may close before it has answered: what came of it, the next call tells.
+            // A closing shim may hang up before its answer; the next call finds the outcome.
             if !matches!(&deleted, Err(e) if e.kind() == Kind::Unavailable) {
                 break;
             }
@@ -78,8 +81,8 @@ impl Runtime {
         absent(call("delete task", id, WORK, service.delete(client.request(request, WORK))).await)
     }
 
-    /// Removes everything of a container: task (killed if it runs), sandbox record, snapshot, record. The record goes
-    /// last, so that a removal cut short is found and done again. Its FIFOs are logd's.
+    /// Removes all parts of a container: task (killed if it runs), sandbox record, snapshot, record. The
+    /// record goes last, so that an interrupted removal is found and repeated. The FIFOs belong to logd.
     pub async fn remove(&self, id: &ContainerId) -> Result<(), Error> {
         match self.delete_task(id).await {
             Ok(_) => {}
@@ -90,7 +93,8 @@ impl Runtime {
             Err(e) => return Err(e),
         }
         let client = self.client();
-        // Also where none may be made now: it may be of a time when they could.
+        // Deleted even where no sandbox record may be created now: this one may date from a time when it was
+        // allowed.
         let request = StoreDeleteRequest { sandbox_id: id.to_string() };
         let mut service = client.sandboxes();
         let deleted = service.delete(client.request(request, RECORD));
@@ -113,8 +117,8 @@ impl Runtime {
         Ok(())
     }
 
-    /// Sends a signal to a container's first process: through a descriptor of exactly that process, or, where it is
-    /// not known which process it is, through the runtime. A process that is gone needs no signal.
+    /// Sends a signal to a container's first process, through a descriptor of exactly that process. Where the
+    /// process is not identified, the runtime sends the signal. A process that is gone needs no signal.
     pub async fn signal(
         &self,
         id: &ContainerId,
@@ -132,7 +136,7 @@ impl Runtime {
         }
     }
 
-    /// Signals a task, or one of its execs, through the runtime; one that ended is done.
+    /// Signals a task, or one of its execs, through the runtime. An ended process is no error.
     pub(crate) async fn task_kill(
         &self,
         id: &ContainerId,
@@ -178,13 +182,14 @@ impl Runtime {
         Ok(reply.map(|r| r.processes.iter().map(|p| p.pid).collect()).unwrap_or_default())
     }
 
-    /// What the caller of its start put on a container's record; `None` where there is no such container.
+    /// The extension that the start's caller stored on a container's record; `None` where there is no such
+    /// container.
     pub async fn extension(&self, id: &ContainerId) -> Result<Option<serde_json::Value>, Error> {
         let Some(container) = self.get_container(id).await? else { return Ok(None) };
         Ok(record::read(&container.id, &container.extensions)?.map(|found| found.mark.extension))
     }
 
-    /// The OCI spec a container was made with; `None` where there is no such container.
+    /// The OCI spec that a container was created with; `None` where there is no such container.
     pub async fn spec(&self, id: &ContainerId) -> Result<Option<serde_json::Value>, Error> {
         let Some(spec) = self.get_container(id).await?.and_then(|c| c.spec) else { return Ok(None) };
         serde_json::from_slice(&spec.value).map(Some).map_err(|e| Error::Decode {

@@ -1,4 +1,4 @@
-//! How a start fails: at which step, and how that is to be taken.
+//! Failures of a start: the failed step, and the classification for the caller.
 
 use crate::{error::Error, record::ExitRecord};
 use berth_core::{error::Chain, ids::ContainerId};
@@ -16,9 +16,9 @@ pub enum Stage {
     Record,
     /// The container's file system.
     Snapshot,
-    /// The task: everything up to the container's first instruction. A command that cannot be run fails here.
+    /// The task: everything up to the container's first instruction. A command that cannot run fails here.
     Create,
-    /// Letting it run.
+    /// The start of the created task.
     Start,
 }
 
@@ -34,23 +34,23 @@ impl fmt::Display for Stage {
     }
 }
 
-/// How a failed start is to be taken.
+/// Classification of a failed start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StartFailure {
-    /// Nothing is known: try the same request again.
+    /// The outcome is unknown: the caller repeats the same request.
     Unknown,
-    /// The command is not in the image.
+    /// The image does not contain the command.
     CommandNotFound,
-    /// The command may not be executed.
+    /// The command is not executable.
     NotExecutable,
-    /// This attempt has run already and ended so.
+    /// This attempt has run already, with this exit.
     Finished(ExitRecord),
-    /// Anything else that containerd or runc refused.
+    /// Any other refusal of containerd or runc.
     Refused,
 }
 
-/// A container that could not be started. What was made of it stays on record until it is removed; the same request
-/// may be made again.
+/// Error of a container that could not be started. Its partial state stays on record until its removal; the
+/// caller may repeat the same request.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start container {id} at step {stage}")]
 pub struct StartError {
@@ -58,21 +58,21 @@ pub struct StartError {
     pub id: ContainerId,
     /// The step that failed.
     pub stage: Stage,
-    /// How to take it.
+    /// The classification.
     pub failure: StartFailure,
-    /// The call that failed; absent where none did.
+    /// The failed call; `None` where no call failed.
     #[source]
     pub source: Option<Box<Error>>,
 }
 
 impl StartError {
-    /// Whether the same request may succeed when made again, with nothing changed.
+    /// Whether the same request may succeed unchanged when repeated.
     pub fn is_unknown(&self) -> bool {
         self.failure == StartFailure::Unknown
     }
 
-    /// What people are to read: the runtime's own words, introduced as containerd's CRI plugin does, since tools and
-    /// people look for that.
+    /// The message for people: the runtime's own text with the introduction of containerd's CRI plugin,
+    /// because tools and people search for it.
     pub fn message(&self) -> String {
         match (self.stage, self.source.as_deref()) {
             (Stage::Create, Some(Error::Call { source, .. })) => {
@@ -86,8 +86,8 @@ impl StartError {
         }
     }
 
-    /// Whether the shim, not the container, is what failed. containerd ends a shim after a create that failed while no
-    /// other task is in it, and with it every create that is under way there.
+    /// Whether the failure is the shim's, not the container's. containerd ends a shim after a failed create
+    /// while no other task is in it, and every create in progress on the shim fails with it.
     pub(super) fn is_of_shim(&self) -> bool {
         self.source.as_deref().is_some_and(|e| of_shim(&Chain(e).to_string()))
     }
@@ -100,7 +100,7 @@ impl StartError {
     }
 }
 
-/// What containerd says where it could not reach the shim, or lost it. It has no code for it.
+/// Recognises containerd's texts for an unreachable or lost shim. containerd has no error code for it.
 fn of_shim(text: &str) -> bool {
     ["ttrpc: closed", "failed to start shim", "failed to load sandbox task", "shim disconnected"]
         .iter()
@@ -108,7 +108,7 @@ fn of_shim(text: &str) -> bool {
         || (text.contains("ttrpc") && text.contains("dial"))
 }
 
-/// What runc's words say of the command. It has no codes for it.
+/// Classifies runc's texts about the command. runc has no error codes for them.
 fn refusal(text: &str) -> StartFailure {
     let of_command = text.contains("exec: ") || text.contains("exec /");
     if text.contains("executable file not found") {

@@ -1,4 +1,5 @@
-//! The container's record on containerd: made before anything else of it, and met again where an earlier call made it.
+//! The container's record in containerd: created before the container's other parts, and adopted where an
+//! earlier call created it.
 
 use super::StartRequest;
 use crate::{
@@ -17,19 +18,19 @@ use containerd_client::{
     types::v1::Process,
 };
 
-/// The container is there already.
+/// State of a container whose record exists already.
 pub(super) enum Met {
-    /// Its task too.
+    /// Its task exists too.
     Task(Box<Process>),
-    /// It ended.
+    /// Its exit is stored.
     Finished(Box<ExitRecord>),
-    /// Nothing more of it: begin anew.
+    /// Only the record existed: the start begins again.
     Nothing,
 }
 
 impl Runtime {
-    /// Writes the container's record and, where allowed, the sandbox record that keeps its exit. `Some`: there was
-    /// one already.
+    /// Writes the container's record and, where allowed, the sandbox record that keeps its exit. `Some` means
+    /// that a record existed already.
     pub(super) async fn make_record(
         &self,
         request: &StartRequest,
@@ -41,7 +42,7 @@ impl Runtime {
             None => Some(self.meet(&request.id).await?),
         };
         if let Some(Met::Nothing) = met {
-            // Its shim and spec may be of another day; nothing runs by it yet.
+            // The record's shim and spec may be outdated, and no process uses them yet.
             self.delete_container(&request.id).await?;
             self.create_container(container).await?;
         }
@@ -60,7 +61,7 @@ impl Runtime {
         Ok(())
     }
 
-    /// Deletes a container's record; done where there is none.
+    /// Deletes a container's record; succeeds where there is none.
     pub(crate) async fn delete_container(&self, id: &ContainerId) -> Result<(), Error> {
         let client = self.client();
         let message = DeleteContainerRequest { id: id.to_string() };

@@ -1,4 +1,4 @@
-//! What a start is asked for, and what it gives.
+//! Input and result of a start.
 
 use crate::{image::Image, record::ExitRecord};
 use berth_core::{
@@ -7,11 +7,11 @@ use berth_core::{
 };
 use std::{path::PathBuf, time::Duration};
 
-/// Where a container's output goes and its input comes from: FIFOs whose other ends are held before it is started.
-/// Without a terminal, `stdout` and `stderr` are both set or both empty; with one there is no `stderr`.
+/// FIFOs of a container's output and input. The other ends are open before the start. Without a terminal,
+/// `stdout` and `stderr` are both set or both empty; with a terminal there is no `stderr`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stdio {
-    /// Standard output, and everything of a terminal.
+    /// Standard output, and all output of a terminal.
     pub stdout: PathBuf,
     /// Standard error; unused with a terminal.
     pub stderr: PathBuf,
@@ -21,46 +21,48 @@ pub struct Stdio {
     pub terminal: bool,
 }
 
-/// One attempt of one container, ready to be started.
+/// Request to start one attempt of one container.
 #[derive(Debug, Clone)]
 pub struct StartRequest {
-    /// Its id, a function of what it is.
+    /// The container's id, derived from pod, name and attempts.
     pub id: ContainerId,
-    /// Its pod.
+    /// The UID of the pod.
     pub pod: PodUid,
-    /// Its pod's names.
+    /// Namespace and name of the pod.
     pub key: PodKey,
-    /// Its name in the pod.
+    /// The container's name in the pod.
     pub container: ContainerName,
-    /// Which run of it.
+    /// The container's attempt.
     pub attempt: Attempt,
-    /// In which sandbox of the pod.
+    /// The sandbox attempt of the pod.
     pub sandbox_attempt: SandboxAttempt,
-    /// Its image.
+    /// The container's image.
     pub image: Image,
-    /// Its OCI spec.
+    /// The container's OCI spec.
     pub spec: serde_json::Value,
-    /// What the agent wants back at adoption.
+    /// Data of the caller that adoption reads back.
     pub extension: serde_json::Value,
-    /// Its output and input.
+    /// The container's output and input.
     pub stdio: Stdio,
-    /// Containers of one group share a shim; also the spec's annotation `io.containerd.runc.v2.group`.
+    /// The shim group: containers of one group share a shim. Equals the spec's annotation
+    /// `io.containerd.runc.v2.group`.
     pub shim_group: String,
 }
 
 /// A started container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
-    /// Its first process, in the host's PID namespace.
+    /// The first process, in the host's PID namespace.
     pub pid: u32,
-    /// That process's start time in clock ticks since the boot; 0 where it was gone before it could be read.
+    /// The first process's start time in clock ticks since the boot; 0 where the process ended before it
+    /// could be read.
     pub start_time: u64,
-    /// When it started.
+    /// The wall-clock time of the start.
     pub started_at: Wall,
-    /// How long each step took. Steps that ran side by side are timed each on its own.
+    /// Duration of each step. Parallel steps are timed independently.
     pub timings: Vec<(&'static str, Duration)>,
-    /// It was found started, by an earlier call.
+    /// Whether an earlier call had started the container.
     pub adopted: bool,
-    /// It was found started and has ended meanwhile: no event may come for it any more.
+    /// The exit of an adopted container that ended in the meantime: no event may follow for it.
     pub exit: Option<ExitRecord>,
 }

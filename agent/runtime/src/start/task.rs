@@ -1,4 +1,4 @@
-//! The container's file system, and the task upon it.
+//! The container's file system, and the task that uses it.
 
 use super::StartRequest;
 use crate::{
@@ -19,7 +19,7 @@ use containerd_client::{
 use std::path::PathBuf;
 
 impl Runtime {
-    /// Makes the container's file system on its image, or finds it.
+    /// Prepares the container's file system on its image, or finds the existing one.
     pub(super) async fn prepare(&self, request: &StartRequest) -> Result<Vec<Mount>, Error> {
         let lease = lease::name(&request.pod);
         match self.prepare_once(request, &lease).await {
