@@ -1,12 +1,13 @@
-//! From two lists of shared objects to what changed between them, by pointer: objects that did not change keep theirs.
+//! Difference of two lists of shared objects, by pointer: an unchanged object keeps its pointer.
 
 use crate::Edit;
 use berth_core::ids::PodKey;
 use std::sync::Arc;
 
 impl<T> Edit<T> {
-    /// How `before` became `now`: `None` where they are the same. Costs a comparison of pointers for each object; only
-    /// what differs is looked into. `object` finds in an element what is told, `key` its name.
+    /// The edit from `before` to `now`; `None` where both are the same. The cost is one comparison of
+    /// pointers for each object, and only differing elements are read. `object` takes the object from an
+    /// element, and `key` takes its name.
     pub fn between<L>(
         source: usize,
         before: &[Arc<L>],
@@ -21,7 +22,7 @@ impl<T> Edit<T> {
         let before = before.get(..before.len().saturating_sub(back))?;
         let now = now.get(..now.len().saturating_sub(back))?;
         let mut edit = Edit { source, gone: Vec::new(), now: Vec::new() };
-        // As long, as a rule, are lists of which elements were exchanged.
+        // Lists of equal length usually have exchanged elements only.
         let in_place = before.len() == now.len();
         let other = |at: usize, there: &[Arc<L>], element: &Arc<L>| {
             !in_place || there.get(at).is_none_or(|there| !Arc::ptr_eq(there, element))

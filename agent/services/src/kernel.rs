@@ -1,7 +1,8 @@
-//! The kernel of this machine: the loader's programs and maps, devices, networks of pods.
+//! Linux data path: the loader's programs and maps, devices, and the networks of pods on this machine.
 //!
-//! Every call blocks for microseconds, but for loading (its deadline), the attachment to devices (an RCU grace period
-//! each, some at a time), and the ending of sockets (their number).
+//! Each call blocks for microseconds, with three exceptions: loading takes up to its deadline, an attachment
+//! to a device waits for an RCU grace period (several devices at a time), and ending sockets takes time in
+//! proportion to their number.
 
 mod dead;
 mod devices;
@@ -20,38 +21,39 @@ use std::{
     time::Duration,
 };
 
-/// How long the child that loads the programs may take. Where that is not enough, as on an emulated processor, the next one
-/// has twice as long: each begins with the programs anew.
+/// Deadline of the child process that loads the programs. Where the deadline is too short, as on an emulated
+/// processor, the next child has twice as long, because each child starts again from the first program.
 const LOADING: Duration = Duration::from_secs(30);
 const LONGEST_LOADING: Duration = Duration::from_secs(480);
 
-/// The host's own network namespace: the agent runs in it.
+/// The host's own network namespace, in which the agent runs.
 const HOST_NET: &str = "/proc/self/ns/net";
 
-/// So many devices are attached at the same time: each waits for the kernel.
+/// Number of devices that are attached at the same time. Each attachment waits for the kernel.
 const TOGETHER: usize = 8;
 
-/// What the kernel's side is told once.
+/// Configuration of the Linux data path.
 #[derive(Debug, Clone)]
 pub struct LinuxDatapathConfig {
-    /// Where pins, and the network namespaces of pods, are.
+    /// Directories of the pins and of the pods' network namespaces.
     pub roots: Roots,
-    /// This program, for the child that loads the programs.
+    /// This program's file, for the child process that loads the eBPF programs.
     pub exe: PathBuf,
     /// The cgroup whose sockets the hooks serve; `None` where the machine has no cgroup2.
     pub cgroup: Option<PathBuf>,
-    /// The pods whose packets may go past the host's stack.
+    /// Pods whose packets may bypass the host's stack.
     pub clear: ClearPods,
-    /// How many entries maps take that are made anew.
+    /// Number of entries of maps that are created.
     pub sizes: Sizes,
 }
 
-/// Says of a pod whether nothing of the host's stack is meant for its packets: no rule, no queue. None, by default.
+/// Predicate over pods: whether no rule and no queue of the host's stack applies to the pod's packets. By
+/// default no pod qualifies.
 #[derive(Clone)]
 pub struct ClearPods(Arc<dyn Fn(&PodUid) -> bool + Send + Sync>);
 
 impl ClearPods {
-    /// Those that `says` names. It may block for as long as a few files are read.
+    /// Predicate from the function `says`, which may block for as long as reading a few files takes.
     pub fn new(says: impl Fn(&PodUid) -> bool + Send + Sync + 'static) -> ClearPods {
         ClearPods(Arc::new(says))
     }
@@ -73,7 +75,7 @@ impl std::fmt::Debug for ClearPods {
     }
 }
 
-/// Something of the kernel's side that is no single call's failure.
+/// Failure of the data path that comes from no single system call.
 #[derive(Debug, thiserror::Error)]
 enum Missing {
     #[error("the machine has no cgroup2 hierarchy")]
@@ -82,33 +84,35 @@ enum Missing {
     Panicked,
 }
 
-/// The kernel. `H` says what the node's addresses and uplinks are just now; it costs next to nothing.
+/// The data path of this machine's kernel. `H` returns the node's present addresses and uplinks and must be
+/// cheap.
 #[derive(Debug)]
 pub struct LinuxDatapath<H> {
     cfg: LinuxDatapathConfig,
     pins: Pins,
     host: H,
-    /// As it was last told.
+    /// The last returned host network.
     told: Option<Arc<HostNetwork>>,
-    /// How long the next load may take.
+    /// Deadline of the next load.
     loading: Duration,
     /// Whether this build's programs are pinned.
     prepared: bool,
     attached: bool,
-    /// It was said that which Service sockets came by cannot be read.
+    /// Whether the log already says that the Services of sockets cannot be read.
     blind: bool,
 }
 
 impl<H: FnMut() -> Arc<HostNetwork>> LinuxDatapath<H> {
-    /// Nothing is touched yet.
+    /// New data path. The kernel is not changed yet.
     pub fn new(cfg: LinuxDatapathConfig, host: H) -> LinuxDatapath<H> {
         let pins = Pins::new(&cfg.roots.bpf_pins);
         let loading = LOADING;
         LinuxDatapath { cfg, pins, host, told: None, loading, prepared: false, attached: false, blind: false }
     }
 
-    /// The maps of another build, where they are the wanted ones: what is attached answers by them, so they are brought
-    /// up to date before this build's programs, whose loading takes the better part of a second.
+    /// The maps of another build, where their layout is the wanted one. The attached programs answer from
+    /// these maps, so they are brought up to date before this build's programs are loaded, which takes most
+    /// of a second.
     fn earlier(&self) -> Option<Datapath> {
         let loaded = self.pins.loaded_digest().ok().flatten()?;
         if loaded == loader::digest(loader::OBJECT)
@@ -170,7 +174,7 @@ impl<H: FnMut() -> Arc<HostNetwork>> DatapathBackend for LinuxDatapath<H> {
             (maps.affinity6.name(), maps.affinity6.count(), maps.affinity6.max_entries()),
         ] {
             let room = usize::try_from(room).unwrap_or(usize::MAX);
-            // One that cannot be read is told by whatever else fails.
+            // A map that cannot be read shows up as a failure elsewhere.
             if count.is_ok_and(|count| crate::engine::is_nearly_full(count, room)) {
                 short.push(format!("table {map} is nearly full: clients with affinity that were not seen for longest are given other backends (--max-affinity-entries)"));
             }
@@ -248,7 +252,7 @@ impl<H: FnMut() -> Arc<HostNetwork>> DatapathBackend for LinuxDatapath<H> {
     }
 
     fn detach(&mut self, index: u32) -> Result<(), Cause> {
-        // Whether there was anything.
+        // A device without programs is fine too.
         let _was = loader::detach_device(&self.pins, index)?;
         Ok(())
     }
@@ -287,7 +291,7 @@ impl<H: FnMut() -> Arc<HostNetwork>> DatapathBackend for LinuxDatapath<H> {
     }
 }
 
-/// The maps whose sizes are given: their names, how many entries they take, and how many were wanted.
+/// Maps with a configured size: name, present number of entries, and configured number.
 fn given_sizes(maps: &Datapath, wanted: &Sizes) -> [(&'static str, u32, u32); 6] {
     let both = |connections: u32| connections.saturating_mul(2);
     [
@@ -300,30 +304,27 @@ fn given_sizes(maps: &Datapath, wanted: &Sizes) -> [(&'static str, u32, u32); 6]
     ]
 }
 
-/// The next deadline of a load after this one was too short.
+/// Deadline of the next load after a deadline that was too short.
 fn longer(deadline: Duration) -> Duration {
     deadline.saturating_mul(2).min(LONGEST_LOADING)
 }
 
-/// Backends whose sockets an agent began to end.
+/// File with the stale backends whose sockets an agent has begun to end.
 fn dead_note(roots: &Roots) -> PathBuf {
     roots.runtime_state.join("dead-backends")
 }
 
 /// The cgroup whose sockets the hooks serve; `None` where the machine has no cgroup2.
-///
-/// # Errors
-/// The table of mounts cannot be read.
 pub fn hooks_group(roots: &Roots) -> Result<Option<PathBuf>, berth_sys::Error> {
     let mounts = berth_sys::mount::mounts()?;
     let v2 = mounts.iter().find(|m| m.fs_type == "cgroup2" && m.mount_point.starts_with(&roots.cgroup_mount));
     Ok(v2.map(|v2| v2.mount_point.join(&roots.cgroup_hooks)))
 }
 
-/// Takes away all that was loaded and attached, and the BPF file system where the agent has mounted it.
+/// Removes all programs, maps and links, and unmounts the BPF file system where the agent mounted it.
 ///
 /// # Errors
-/// The kernel refuses; what is left is what it names.
+/// The kernel rejects a step. The error names what is left.
 pub fn detach(roots: &Roots) -> Result<(), Cause> {
     loader::detach(&Pins::new(&roots.bpf_pins))?;
     Ok(berth_sys::fs::remove_if_there(&dead_note(roots))?)

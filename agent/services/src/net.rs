@@ -1,17 +1,17 @@
-//! Addresses of the model as addresses of the tables.
+//! Conversion of addresses between the model and the tables.
 
 use berth_ebpf_abi::{Addr, V4, V6};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// One family's addresses, to and from the standard library's.
+/// Addresses of one family, with conversion from and to the standard library's.
 pub trait Net: Addr + Ord + Send + Sync {
-    /// Whether this is the IPv6 one.
+    /// Whether the family is IPv6.
     const V6: bool;
 
-    /// The address, where it is of this family. A v4-mapped address is of IPv6.
+    /// The address, where it belongs to this family. A v4-mapped address belongs to IPv6.
     fn of(ip: IpAddr) -> Option<Self>;
 
-    /// Back again.
+    /// The address as the standard library's type.
     fn ip(self) -> IpAddr;
 }
 

@@ -1,4 +1,4 @@
-//! The pair of devices that joins a pod to the host, as the kernel has it, whatever plugin made it.
+//! Veth pair that joins a pod to the host, read from the kernel, whatever plugin created it.
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -10,13 +10,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The kernel answers within the call; this only bounds a surprise, in seconds.
+/// Deadline of a netlink request in seconds. The kernel answers within the call, so the deadline only bounds
+/// a defect.
 const PATIENCE_S: i64 = 5;
 
-/// How `berth-cni` begins the alias of a host's end.
+/// Prefix of the alias that `berth-cni` gives the host's end.
 const ALIAS: &str = "berth-cni/";
 
-/// The pair of a pod could not be looked up.
+/// Failure to look up a pod's veth pair.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {}", path.display())]
 pub struct VethError {
@@ -29,30 +30,30 @@ pub struct VethError {
 /// A pod's veth pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VethPair {
-    /// The host's end, an index in the namespace of the caller.
+    /// Index of the host's end, in the caller's namespace.
     pub host_index: u32,
     /// The hardware address of the host's end.
     pub host_mac: [u8; 6],
     /// The hardware address of the pod's end.
     pub pod_mac: [u8; 6],
-    /// Whether `berth-cni` made it: it marks the host's end by an alias.
+    /// Whether `berth-cni` created the pair, which the alias of the host's end shows.
     pub ours: bool,
 }
 
-/// A device as far as it matters here.
+/// Properties of a device that the lookup needs.
 struct Device {
     mac: [u8; 6],
-    /// What it is called besides its name (`ip link show` calls it alias).
+    /// The device's alias, as `ip link show` prints it.
     alias: Option<String>,
-    /// The other end of a veth.
+    /// Index of a veth's other end.
     peer: Option<u32>,
 }
 
-/// The pair of the pod's interface in that network namespace; `None` where it has none or another kind of device.
-/// Blocks for some 100 microseconds.
+/// The veth pair of the pod's `eth0` in that network namespace; `None` where the pod has no such device or
+/// one of another kind. Blocks for some 100 microseconds.
 ///
 /// # Errors
-/// The namespace cannot be entered, or the kernel refuses.
+/// The namespace cannot be entered, or the kernel rejects a request.
 pub fn veth_pair(netns: &Path) -> Result<Option<VethPair>, VethError> {
     let failed = |operation| move |source| VethError { operation, path: netns.to_owned(), source };
     let eth0 = || find(|l| l.attributes.push(LinkAttribute::IfName("eth0".into())));
@@ -63,7 +64,8 @@ pub fn veth_pair(netns: &Path) -> Result<Option<VethPair>, VethError> {
     let Some(host_index) = pod.peer else { return Ok(None) };
     let host =
         find(|l| l.header.index = host_index).map_err(failed("look for the device that is joined to"))?;
-    // An index of another namespace may by chance be that of a device here.
+    // The peer may be in another namespace, where its index can equal that of an unrelated device here. Only
+    // a veth counts.
     let pair = host.filter(|host| host.peer.is_some());
     Ok(pair.map(|host| VethPair {
         host_index,
@@ -73,7 +75,7 @@ pub fn veth_pair(netns: &Path) -> Result<Option<VethPair>, VethError> {
     }))
 }
 
-/// The device that the request names, in the namespace of this thread.
+/// The device that the request names, in the namespace of the calling thread.
 fn find(name: impl FnOnce(&mut LinkMessage)) -> io::Result<Option<Device>> {
     let mut link = LinkMessage::default();
     name(&mut link);
@@ -87,7 +89,7 @@ fn find(name: impl FnOnce(&mut LinkMessage)) -> io::Result<Option<Device>> {
     }
 }
 
-/// `None` for a device without an Ethernet address.
+/// The properties of a device; `None` for a device without an Ethernet address.
 fn device(link: &LinkMessage) -> Option<Device> {
     let (mut mac, mut alias) = (None, None);
     let (mut peer, mut veth) = (None, false);

@@ -1,4 +1,4 @@
-//! What a change costs: writes follow what changed, and memory alone takes little time.
+//! Cost of a change: the writes follow the size of the change, and the work in memory takes little time.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;
@@ -79,6 +79,6 @@ fn a_change_costs_what_it_changes() {
     let begun = Instant::now();
     let outcome = again.sync(&mut fake, &clock).unwrap();
     println!("restart: {:?}", begun.elapsed());
-    // The old chunk of the last change rests on.
+    // The old chunk of the last change still rests.
     assert_eq!(outcome.put, 0);
 }

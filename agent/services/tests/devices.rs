@@ -1,4 +1,4 @@
-//! The kernel's word of devices, on the real kernel. Needs root and `ip`.
+//! Device events and network reads on the real kernel. Needs root and `ip`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use berth_services::{DefaultRoute, DeviceEvents, LinkLayer, read_network};
@@ -15,17 +15,17 @@ fn ip(args: &str) {
     assert!(out.status.success(), "ip {args}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
-/// A network namespace with that name; its devices go with it.
+/// A network namespace with that name. Its devices are deleted with it.
 struct Netns(String);
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        // One that could not be made is no matter.
+        // The namespace may not exist where its creation failed.
         Command::new("ip").args(["netns", "del", &self.0]).output().ok();
     }
 }
 
-/// Waits until the kernel has told that the device is gone: by then it has told all that came before.
+/// Waits for the deletion event of the device. All earlier events have arrived by then.
 fn told_gone(all: &RouteEvents, name: &str) {
     let deadline = Instant::now() + Duration::from_secs(10);
     let named = |a: &LinkAttribute| matches!(a, LinkAttribute::IfName(n) if n == name);
@@ -46,10 +46,10 @@ fn the_nodes_own_devices_matter_and_pods_do_not() {
     ip(&format!("netns add {}", netns.0));
     let path = PathBuf::from("/run/netns").join(&netns.0);
     let change = |args: &[&str]| args.iter().for_each(|args| ip(&format!("-n {} {args}", netns.0)));
-    // The name of a device that an address is told of is looked up where the events are read.
+    // The device of an address event is looked up by name in the namespace of the reading thread.
     let run = || {
         let all = RouteEvents::open(&[1, 5, 9]).unwrap();
-        // What the namespace's own beginning tells is read up to here.
+        // Events of the namespace's creation are read up to here.
         change(&["link add first type bridge", "link del first"]);
         told_gone(&all, "first");
         let events = DeviceEvents::open(vec!["vethup".to_owned()]).unwrap();
@@ -118,7 +118,7 @@ fn devices_addresses_and_default_routes_are_read() {
         let all = found.devices[name].addresses.iter().map(ToString::to_string);
         all.filter(|ip| !ip.starts_with("fe80")).collect::<Vec<_>>()
     };
-    // What is deprecated comes last.
+    // Deprecated addresses come last.
     assert_eq!(ips("br0"), ["198.51.100.1", "198.51.100.2", "2001:db8::1", "2001:db8::7"]);
     assert_eq!(ips("tun0"), ["10.8.0.2"], "not the peer's");
     assert!(ips("lo").contains(&"10.96.0.10".to_owned()));
@@ -137,7 +137,7 @@ fn devices_addresses_and_default_routes_are_read() {
         devices: vec![found.devices["br0"].index],
     };
     assert_eq!(found.routes, [route]);
-    // Named, it counts, but what a pod's device bears is the pod network's.
+    // A named pod device is included, but without its addresses, which belong to the pod network.
     let named = || read_network(&["vethpod".to_owned()]).unwrap();
     let named = berth_sys::ns::in_net_ns(&path, named).unwrap();
     assert!(named.devices["vethpod"].addresses.is_empty());

@@ -1,4 +1,4 @@
-//! The engine with a node and a kernel in memory.
+//! Tests of the engine with an in-memory node and kernel.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;
@@ -25,7 +25,7 @@ fn engine(world: &World) -> Engine<FakeKernel, FakeNode> {
     reconciling(world, Duration::from_secs(3600))
 }
 
-/// One that compares the maps with what it wrote that often.
+/// Engine that compares the maps with the written entries at that interval.
 fn reconciling(world: &World, reconcile: Duration) -> Engine<FakeKernel, FakeNode> {
     let networks = vec![(ip("10.96.0.0"), 16)];
     let config = Config { node: "n".into(), zone: "".into(), networks, reconcile, next_id: 1 };
@@ -51,14 +51,14 @@ fn behind(name: &str, addresses: &[&str]) -> Arc<EndpointSlice> {
     Arc::new(slice(&format!("{name}-x"), name, &[("", Protocol::Tcp, 80)], endpoints))
 }
 
-/// A node that has listed and has nothing to wait for.
+/// World whose sources have listed and that has no pod to wait for.
 fn listed() -> World {
     let world = World::default();
     world.state().listed = true;
     world
 }
 
-/// Rounds until it holds, as the thread makes them.
+/// Runs rounds, as the engine's thread does, until the condition holds.
 fn rounds(engine: &mut Engine<FakeKernel, FakeNode>, world: &World, holds: impl Fn(&World) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !holds(world) {
@@ -243,7 +243,7 @@ fn devices_and_addresses_are_followed() {
         ..Device::default()
     };
     let world = listed();
-    // An earlier agent took it for an uplink.
+    // An earlier agent attached loopback as an uplink.
     world.state().attached.insert(1, Role::Uplink);
     world.state().devices = [
         ("lo".to_owned(), device(1, &["127.0.0.1", "::1", "10.96.0.10"], false)),
@@ -294,7 +294,7 @@ fn an_address_that_moved_on_stays_with_its_new_pod() {
     let world = listed();
     world.state().pods.insert(uid("old"), Some(pod("old", "a", "10.1.0.1")));
     world.state().networks.insert(uid("old"), network(1, 11));
-    // An earlier agent left another.
+    // An earlier agent left another client entry.
     world.state().clients.insert(99, Default::default());
     let mut engine = engine(&world);
     engine.round();
@@ -337,7 +337,7 @@ fn a_pod_may_opt_out_of_the_socket_hooks() {
     }
 }
 
-/// Who attached a pod says what its packets may do.
+/// The plugin that attached a pod decides the treatment of its packets.
 #[test]
 fn only_pods_of_our_own_plugin_go_past_the_stack() {
     let world = listed();
@@ -395,7 +395,7 @@ fn a_kernel_that_refuses_is_asked_again_later_and_the_owner_hears_of_conflicts()
 #[test]
 fn a_table_that_is_full_stops_nothing_else_and_is_told() {
     let world = listed();
-    // Each Service has two ways in: its port, and its bare address.
+    // Each Service has two keys: its port and its bare address.
     world.state().capacity = Some(4);
     world.state().services =
         Arc::new(vec![web("a", "10.96.0.1"), web("b", "10.96.0.2"), web("c", "10.96.0.3")]);
@@ -421,7 +421,7 @@ fn a_table_that_is_full_stops_nothing_else_and_is_told() {
         let [full, ..] = &*state.health.failures else { panic!("{:?}", state.health) };
         assert!(full.contains("the tables are full: "), "{full}");
     }
-    // A change of another, and a new Service without room, in one.
+    // One round with a change of another Service and a new Service that does not fit.
     Arc::make_mut(&mut world.state().slices)[0] = behind("a", &["10.1.0.2"]);
     Arc::make_mut(&mut world.state().services).push(web("d", "10.96.0.4"));
     engine.round();
@@ -455,7 +455,7 @@ fn a_part_that_fails_is_told_and_the_others_go_on() {
     assert!(world.state().health.failures.is_empty());
 }
 
-/// Takes something out of a map.
+/// Removes an entry from a map.
 type Spoiling = fn(&mut State);
 
 #[test]
@@ -506,7 +506,7 @@ fn a_pair_of_devices_that_is_made_anew_is_found_without_being_told() {
     let mut engine = reconciling(&world, Duration::from_millis(1));
     engine.round();
     assert_eq!(world.state().attached.keys().copied().collect::<Vec<_>>(), [100]);
-    // The same namespace, the same address; the old pair took its links along.
+    // Namespace and address stay the same. The old pair has taken its links along.
     world.state().attached.remove(&100);
     world.state().networks.insert(uid("p"), network(1, 101));
     rounds(&mut engine, &world, |w| {
@@ -557,7 +557,7 @@ fn the_owner_hears_of_a_health_check_port_that_nobody_answers() {
     assert_eq!(state.notices.len(), 1, "and `berth services` says so for as long as it holds");
 }
 
-/// The API server refuses a ClusterIP that another Service has, whatever their ports are.
+/// The API server rejects a ClusterIP that another Service has, whatever their ports.
 #[test]
 fn a_cluster_ip_is_one_services_with_all_ports() {
     let world = listed();
@@ -598,7 +598,8 @@ fn notices_end_with_their_service() {
     assert_eq!(world.state().told.len(), 1);
 }
 
-/// How long a round takes after one slice of many changed, a pod, a Service: told with `--nocapture`, not judged.
+/// Duration of a round after a change of one slice, pod or Service among many. The test prints it
+/// (`--nocapture`) and sets no limit.
 #[test]
 fn what_a_change_costs_among_ten_thousand_services() {
     const SERVICES: usize = 10_000;

@@ -1,4 +1,4 @@
-//! Tables that have no room for everything.
+//! Table reconciler over tables that are too small for all entries.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use support::{Fake, endpoint, key, service, slice};
 
-/// The tables, and what is wanted of them.
+/// The tables and their reconciler.
 struct World {
     fake: Fake,
     reconciler: TableReconciler,
@@ -34,7 +34,7 @@ impl World {
         outcome
     }
 
-    /// Until nothing is due any more.
+    /// Syncs until no further sync is due.
     fn settle(&mut self) {
         for _ in 0..10 {
             if self.sync().due.is_none() {
@@ -56,13 +56,13 @@ impl World {
         self.reconciler.change(Change::SliceGone(key(&format!("s{n}-x"))));
     }
 
-    /// The endpoints that clients of a Service are given; nothing where it is not served.
+    /// The endpoints that clients of a Service reach; `None` where the Service is not served.
     fn served(&self, n: u8) -> Option<BTreeSet<u16>> {
         let addr = V4::of(address(n)).unwrap();
         let value =
             self.fake.v4.services.get(&ServiceKey { addr, port: 80_u16.to_be(), proto: 6, pad: 0 })?;
         let view = self.fake.v4.view(value);
-        // Whole, and with all members.
+        // The sets are complete and have all members.
         for (addr, port) in &view.cluster {
             let there = self
                 .fake
@@ -116,7 +116,7 @@ fn what_does_not_fit_holds_up_nobody_and_is_told_and_comes_when_there_is_room() 
     assert_eq!(world.served(1), all(&up_to(40)));
     assert!(world.told.is_empty());
 
-    // More members than there is room for, a change of another Service, and a Service that goes: all in one.
+    // One sync with more members than fit, a change of another Service, and a new Service.
     world.service(3, &up_to(30), true);
     world.service(2, &[8], false);
     world.service(4, &[5], false);
@@ -144,7 +144,7 @@ fn an_agent_that_comes_to_full_tables_frees_them() {
     world.settle();
     let World { fake, .. } = world;
     let mut world = World { fake, ..World::new([100, 100, 50]) };
-    // Service 1 was deleted meanwhile; 2 wants the room.
+    // Service 1 was deleted meanwhile. Service 2 needs the space.
     world.service(2, &up_to(20), true);
     world.settle();
     assert_eq!(world.served(1), None);
@@ -154,7 +154,7 @@ fn an_agent_that_comes_to_full_tables_frees_them() {
 
 #[test]
 fn a_change_may_replace_all_of_a_full_table() {
-    // Three chunks of sixteen: the new ones find no room beside the old ones.
+    // The old set takes three chunks of sixteen, so the new chunks do not fit beside them.
     let mut world = World::new([100, 3, 100]);
     world.service(1, &up_to(40), false);
     world.settle();
@@ -169,7 +169,7 @@ fn a_change_may_replace_all_of_a_full_table() {
     world.settle();
     assert_eq!(world.served(1), all(&other));
     assert!(world.told.is_empty(), "{:?}", world.told);
-    // Members, likewise.
+    // The same holds for members.
     let mut world = World::new([100, 100, 50]);
     world.service(1, &up_to(40), true);
     world.settle();
@@ -181,7 +181,7 @@ fn a_change_may_replace_all_of_a_full_table() {
 
 #[test]
 fn the_newest_services_find_no_way_in() {
-    // Each has two: its port, and its bare address.
+    // Each Service has two keys: its port and its bare address.
     let mut world = World::new([6, 100, 100]);
     for n in [4, 3, 2, 1] {
         world.service(n, &[1], false);
@@ -265,8 +265,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-    /// Whatever the room and the history: nobody is sent to an endpoint that went, and once everything fits, everything
-    /// is served.
+    /// At any capacity and history no client is sent to a removed endpoint. Once all entries fit, every
+    /// Service is served.
     #[test]
     fn no_client_is_sent_to_an_endpoint_that_went(
         capacity in (4_usize..16, 2_usize..14, 10_usize..120),
@@ -294,7 +294,7 @@ proptest! {
                 }
             }
             for n in 1..8 {
-                // Where chunks still rest a port may wait for them, for one sync.
+                // While chunks rest, a port may wait for them for one sync.
                 let served = world.served(n);
                 if fresh {
                     let wanted = wanted[usize::from(n)].clone().unwrap_or_default();

@@ -1,5 +1,6 @@
-//! Random histories of Services and slices against tables that check every write: a reader at any moment sees a whole
-//! set that is wanted or was; an agent killed at any write is followed by one that brings the tables in order.
+//! Random histories of Services and slices against tables that check every write. At any moment a reader sees
+//! a complete set that is or was wanted. After an agent is killed at any write, the next agent repairs the
+//! tables.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;
@@ -19,7 +20,7 @@ use std::{
 };
 use support::{Fake, Maps, View, endpoint, is_udp, service, slice};
 
-/// SplitMix64: a history is a number.
+/// SplitMix64: one number determines a history.
 struct Dice(u64);
 
 impl Dice {
@@ -91,7 +92,7 @@ impl World {
         s
     }
 
-    /// Something happens; returned as the source tells it.
+    /// Makes a random change and returns it as a source reports it.
     fn step(&mut self, dice: &mut Dice) -> Change {
         match dice.roll(10) {
             0 if !self.services.is_empty() => {
@@ -127,7 +128,7 @@ impl World {
         self.services.values().map(of).collect()
     }
 
-    /// Whose each ClusterIP is: the oldest Service's that has it.
+    /// The owner of each ClusterIP: the oldest Service that names it.
     fn address_holders<A: Net>(
         &self,
         of: impl Fn(&berth_services::Wanted) -> &Vec<WantedPort<A>>,
@@ -146,7 +147,8 @@ impl World {
         holders
     }
 
-    /// What readers are to see, by the rule alone: the oldest Service has the key, if it also has the ClusterIP.
+    /// The views that readers must see by the rule alone: the oldest Service holds the key, if it also holds
+    /// the ClusterIP.
     fn views<A: Net>(
         &self,
         of: impl Fn(&berth_services::Wanted) -> &Vec<WantedPort<A>>,
@@ -185,7 +187,7 @@ impl World {
         views.into_iter().map(|(key, (_, view))| (key, view)).collect()
     }
 
-    /// Backends that flows by a UDP key may go on with, though nobody is given them: those of the Service that has the key.
+    /// Backends outside the sets that flows of a UDP key may keep: those of the Service that holds the key.
     fn serving<A: Net>(
         &self,
         of: impl Fn(&berth_services::Wanted) -> &Vec<WantedPort<A>>,
@@ -217,18 +219,18 @@ impl World {
     }
 }
 
-/// Whose an id was when the tables were last in order.
+/// The Service of each id after the last complete sync.
 type Names = HashMap<(bool, u32), PodKey>;
 
-/// A backend's address and port, and the way in by which clients came to it.
+/// A backend's address and port, and the frontend through which clients reached it.
 type Owed = (std::net::IpAddr, u16, Frontend);
 
 fn owed_by<A: Net>(key: &ServiceKey<A>) -> Frontend {
     Frontend { address: (key.addr != A::ANY).then(|| key.addr.ip()), port: u16::from_be(key.port) }
 }
 
-/// Backends of a UDP key that must be told as stale when the value there changes: where the key stays with its Service,
-/// or nobody wants it any more and its Service is gone.
+/// Backends of a UDP key that must be reported as stale when the key's value changes: where the key stays
+/// with its Service, or where no port wants the key and its Service is deleted.
 fn left<A: Net>(
     maps: &Maps<A>,
     world: &World,
@@ -264,16 +266,17 @@ fn left_of_both(fake: &Fake, world: &World, names: &Names) -> BTreeSet<Owed> {
     left4
 }
 
-/// Ports that lost all their keys to older Services: their parts lie in the tables and nothing leads there.
+/// Ports that lost all their keys to older Services: their chunks and members stay in the tables, but no
+/// value names them.
 fn hidden(fake: &Fake, reconciler: &TableReconciler) -> (BTreeSet<u32>, BTreeSet<u32>) {
     let ids = |v6| reconciler.names().filter(move |n| n.v6 == v6).map(|n| n.id);
     (fake.v4.hidden(ids(false)), fake.v6.hidden(ids(true)))
 }
 
-/// The generation of an id, and whom its flows may go on with.
+/// The generation of an id, and the backends that its flows may keep.
 type Flows<A> = HashMap<u32, (u32, BTreeSet<(A, u16)>)>;
 
-/// A flow asks where there is a new generation: so one is due when a backend is gone.
+/// Checks that a removed backend comes with a new generation, because a flow checks its backend only then.
 fn asked<A: Net>(before: &mut Flows<A>, maps: &Maps<A>) {
     let mut now = Flows::new();
     for (_, value) in maps.services.iter().filter(|(key, _)| is_udp(key)) {
@@ -308,10 +311,10 @@ fn run(number: u64) {
         let mut owed = left_of_both(&fake, &world, &names);
         fake.pass(Duration::from_millis(dice.roll(150)));
         if dice.one_in(4) {
-            // Killed at some write, perhaps twice, or the kernel refuses.
+            // The agent is killed at some write, perhaps twice, or the kernel rejects a write.
             for _ in 0..1 + dice.roll(2) {
                 fake.fuse.left.set(Some(dice.roll(12) as usize));
-                // Whether it got through is as chance has it.
+                // The sync may succeed or fail by chance.
                 let told = reconciler.sync(&mut fake, &clock);
                 fake.fuse.left.set(None);
                 if let Ok(outcome) = told {
@@ -323,7 +326,8 @@ fn run(number: u64) {
                     let idle = reconciler.sync(&mut fake, &clock).unwrap();
                     assert_eq!(idle.put + idle.deleted, 0, "nothing is written before all have listed");
                     reconciler.listed();
-                    // A killed agent tells nobody: what is still in the tables is owed by the next.
+                    // A killed agent reports no stale backend, so the next agent must report those that the
+                    // tables still show.
                     owed = left_of_both(&fake, &world, &names);
                 }
                 fake.pass(Duration::from_millis(dice.roll(150)));
@@ -347,7 +351,7 @@ fn run(number: u64) {
     fake.v4.check_rested(&v4);
     fake.v6.check_rested(&v6);
     let unseen = v4.len() + v6.len();
-    // A restart with nothing new writes nothing.
+    // A restart without a change writes no entry.
     let mut again = TableReconciler::new(node(), 1);
     world.feed(&mut again);
     again.listed();

@@ -1,4 +1,4 @@
-//! The choice of endpoints against kube-proxy's own, made by `tests/peers/cmd/endpoints`.
+//! Choice of endpoints, compared with kube-proxy's own results, which `tests/peers/cmd/endpoints` generates.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;
@@ -129,6 +129,6 @@ fn endpoints_are_chosen_as_kube_proxy_chooses_them() {
         fallback += slices.iter().flat_map(|s| &s.endpoints).filter(|e| e.serving && e.terminating).count();
     }
     assert!(cases >= 5000, "{cases} cases");
-    // The table must hold what it is there for.
+    // The table must cover the relevant cases often enough.
     assert!(local > 500 && none > 100 && fallback > 1000, "{local} {none} {fallback}");
 }

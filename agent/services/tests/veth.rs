@@ -1,4 +1,4 @@
-//! The pair of a pod's device, on the real kernel. Needs root and `ip`.
+//! Lookup of a pod's veth pair on the real kernel. Needs root and `ip`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use berth_services::veth_pair;
@@ -10,12 +10,12 @@ fn ip(args: &str) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// A network namespace with that name; its devices go with it.
+/// A network namespace with that name. Its devices are deleted with it.
 struct Netns(String);
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        // One that could not be made is no matter.
+        // The namespace may not exist where its creation failed.
         Command::new("ip").args(["netns", "del", &self.0]).output().ok();
     }
 }
@@ -39,7 +39,7 @@ fn a_pods_pair_is_found_from_its_namespace() {
     assert!(!pair.ours, "of some other plugin");
     ip(&format!("link set dev {host} alias berth-cni/0011223344556677/s/eth0"));
     assert!(veth_pair(&path).unwrap().unwrap().ours);
-    // A device of another kind is no pod's.
+    // A device of another kind is no pod's device.
     ip(&format!("link del {host}"));
     ip(&format!("-n {} link add eth0 type bridge", netns.0));
     assert_eq!(veth_pair(&path).unwrap(), None);

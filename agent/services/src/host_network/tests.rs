@@ -34,7 +34,7 @@ fn config() -> HostNetworkConfig {
     }
 }
 
-/// Node IPs, uplinks, problems.
+/// The chosen node IPs, uplinks and problems.
 fn chosen(
     cfg: &HostNetworkConfig,
     devices: Vec<(String, Device)>,
@@ -50,10 +50,10 @@ fn loopback_and_the_addresses_of_cluster_dns_are_never_the_nodes() {
     let devices = vec![lo(&["10.96.0.10"]), named("eth0", device(2, &["10.0.2.15"]))];
     let (ips, uplinks, problems) = chosen(&config(), devices, vec![]);
     assert_eq!((ips, uplinks, problems), (vec!["10.0.2.15".to_owned()], vec![2], vec![]));
-    // Where they stand on another device, too.
+    // Cluster DNS addresses on another device are no node IPs either.
     let devices = vec![lo(&[]), named("eth0", device(2, &["10.96.0.10", "10.0.2.15"]))];
     assert_eq!(chosen(&config(), devices, vec![]).0, ["10.0.2.15"]);
-    // Nobody else's address of lo either.
+    // Another address of `lo` is no node IP either.
     let devices = vec![lo(&["203.0.113.7"]), named("eth0", device(2, &[]))];
     let (ips, uplinks, problems) = chosen(&config(), devices, vec![]);
     assert_eq!((ips.len(), uplinks.len()), (0, 0));
@@ -70,7 +70,7 @@ fn endpoints_at_any_address_of_the_host_sit_in_its_network() {
     assert_eq!(host.addresses, [ip("10.1.0.1"), ip("10.96.0.10")].into());
     assert_eq!(host.host_ips(), [ip("127.0.0.1")]);
     assert_eq!(host.cluster_dns, [ip("10.96.0.10")].into(), "answered here");
-    // A left-over device of another proxy (kube-ipvs0) answers nothing.
+    // A left-over device of another proxy (kube-ipvs0) answers no Service here.
     let kernel = KernelNetwork {
         devices: [lo(&[]), named("kube-ipvs0", device(4, &["10.96.0.10"]))].into(),
         routes: vec![],
@@ -91,7 +91,7 @@ fn the_default_routes_device_bears_the_node_ip() {
         (vec![], "198.51.100.1"),
         (vec![route(false, 0, None, &[3])], "192.0.2.1"),
         (vec![route(false, 0, Some("192.0.2.2"), &[3])], "192.0.2.2"),
-        // A source that is not there counts for nothing.
+        // A route's source that no device has is ignored.
         (vec![route(false, 0, Some("192.0.2.9"), &[3])], "192.0.2.1"),
         (vec![route(false, 200, None, &[2]), route(false, 100, None, &[3])], "192.0.2.1"),
         (vec![route(false, 0, None, &[9])], "198.51.100.1"),
@@ -105,7 +105,7 @@ fn the_default_routes_device_bears_the_node_ip() {
 
 #[test]
 fn a_source_on_loopback_is_the_node_ip_where_the_default_route_says_so() {
-    // Routed hosts: BGP on unnumbered links.
+    // Routed host: BGP on unnumbered links.
     let devices = vec![lo(&["203.0.113.7"]), named("swp1", device(2, &[])), named("swp2", device(3, &[]))];
     let routes = vec![route(false, 0, Some("203.0.113.7"), &[2, 3])];
     let (ips, uplinks, problems) = chosen(&config(), devices, routes);
@@ -114,7 +114,7 @@ fn a_source_on_loopback_is_the_node_ip_where_the_default_route_says_so() {
 
 #[test]
 fn a_bridge_counts_only_where_it_bears_the_nodes_address() {
-    // Beside docker0 and cni0, which come first by index and by name.
+    // The uplink stands beside docker0 and cni0, which come first by index and by name.
     let local = || {
         vec![lo(&[]), named("cni0", bridge(2, &["10.1.0.1"])), named("docker0", bridge(3, &["172.17.0.1"]))]
     };
@@ -128,7 +128,7 @@ fn a_bridge_counts_only_where_it_bears_the_nodes_address() {
     devices.push(named("eth0", device(4, &[])));
     let (ips, uplinks, problems) = chosen(&config(), devices.clone(), vec![route(false, 0, None, &[9])]);
     assert_eq!((ips, uplinks, problems), (vec!["192.0.2.1".to_owned()], vec![9], vec![]));
-    // Without a route only the option can tell br0 from docker0.
+    // Without a route only the option tells br0 from docker0.
     let given = HostNetworkConfig { node_ips: vec![ip("192.0.2.1")], ..config() };
     let (ips, uplinks, _) = chosen(&given, devices, vec![]);
     assert_eq!((ips, uplinks), (vec!["192.0.2.1".to_owned()], vec![9]));

@@ -1,8 +1,8 @@
-//! The ending of sockets to backends that are gone, and the note of what is to be ended.
+//! Ending of sockets to stale backends, and the record of the backends still to be handled.
 //!
-//! Which Service a socket came by is read through iterators that the loading child has pinned. Where they are not
-//! there, all sockets to such a backend are ended, however they came to it: rather one of another Service, which
-//! connects anew, than one that goes on with a backend that is not there.
+//! Pinned iterators of the loading child show through which Service a socket reached its backend. Without
+//! them all sockets to a stale backend are ended, whatever their Service: a socket of another Service only
+//! has to connect again, which is better than a socket that stays with a backend that is gone.
 
 use crate::Cause;
 use berth_core::error::Chain;
@@ -15,8 +15,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Ends connected UDP sockets in these network namespaces; how many there were. `blind` is whether it was said already
-/// that which Service they came by cannot be read.
+/// Ends connected UDP sockets in these network namespaces. Returns the number of ended sockets. `blind` holds
+/// whether the log already says that the Services of sockets cannot be read.
 pub(super) fn end_sockets(
     pins: &Pins,
     dead: &HashSet<StalePeer>,
@@ -36,7 +36,7 @@ pub(super) fn end_sockets(
     let mut records = SocketRecords::open(pins).inspect_err(&mut tell).ok();
     let mut ended: usize = 0;
     for netns in namespaces {
-        // A pod without a network of its own, or one that is gone.
+        // The pod has no network of its own, or is gone.
         let Ok(file) = File::open(netns) else { continue };
         let mut done = match &records {
             Some(records) => loader::destroy_translated(&file, Proto::Udp, &lost, records),
@@ -60,7 +60,7 @@ pub(super) fn end_sockets(
     ended
 }
 
-/// Writes down what is to be ended; takes the note away where that is nothing.
+/// Writes the record of stale backends. An empty set removes the file.
 pub(super) fn note(path: &Path, dead: &HashSet<StalePeer>) -> Result<(), Cause> {
     if dead.is_empty() {
         return Ok(berth_sys::fs::remove_if_there(path)?);
@@ -69,17 +69,18 @@ pub(super) fn note(path: &Path, dead: &HashSet<StalePeer>) -> Result<(), Cause> 
     Ok(berth_sys::fs::write_atomic(path, lines.as_bytes(), 0o600)?)
 }
 
-/// What was written down.
+/// Reads the record of stale backends.
 pub(super) fn noted(path: &Path) -> io::Result<HashSet<StalePeer>> {
     match fs::read_to_string(path) {
-        // It is written by one rename: a line that is none is nobody's of ours.
+        // The file is written by one rename, so a malformed line is not from Berth and is skipped.
         Ok(text) => Ok(text.lines().filter_map(parse).collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HashSet::new()),
         Err(error) => Err(error),
     }
 }
 
-/// The backend, and what was dialled: `*` and the port for a node port.
+/// Line of the record: the backend, and the frontend that clients dialled, which is `*` and the port for a
+/// node port.
 fn line(lost: &StalePeer) -> String {
     let backend = lost.backend;
     match lost.frontend {
@@ -91,7 +92,8 @@ fn line(lost: &StalePeer) -> String {
     }
 }
 
-/// A backend without a way in that can be read is lost to all: earlier builds noted no more.
+/// Parses a line. A backend without a readable frontend is stale for all frontends, because earlier builds
+/// recorded no frontend.
 fn parse(line: &str) -> Option<StalePeer> {
     let (backend, frontend) = line.split_once(' ').unwrap_or((line, ""));
     let frontend = match frontend.strip_prefix("*:") {
@@ -157,7 +159,7 @@ mod tests {
         note(&path, &HashSet::new()).unwrap();
         assert!(!path.exists());
 
-        // As earlier builds wrote it, and what is nobody's.
+        // Lines of earlier builds, and malformed lines.
         fs::write(&path, "10.0.0.9:53\n10.0.0.9 *:7\n[fd00::9]:53 *:none\n\n").unwrap();
         let any = [backend, six].map(|backend| StalePeer { backend, frontend: None });
         assert_eq!(noted(&path).unwrap(), any.into());

@@ -1,4 +1,4 @@
-//! Devices, addresses and default routes of the host: which there are, and the kernel's word that they changed.
+//! Devices, addresses and default routes of the host, and the kernel's events about their changes.
 
 use crate::{DefaultRoute, Device, KernelNetwork, LinkLayer};
 use berth_sys::netlink::{RouteEvents, route_request};
@@ -17,30 +17,32 @@ use std::{
     sync::Arc,
 };
 
-/// The kernel answers within the call; this only bounds a surprise, in seconds.
+/// Deadline of a netlink request in seconds. The kernel answers within the call, so the deadline only bounds
+/// a defect.
 const DEADLINE_S: i64 = 5;
 
-/// `NLM_F_DUMP`
+/// The flag `NLM_F_DUMP`.
 const DUMP: u16 = 0x300;
 
-/// The pods' devices come and go, and what they bear is the pod network's.
+/// Whether the name is that of a pod's device. Such devices come and go, and their addresses belong to the
+/// pod network.
 fn is_pods(name: &str) -> bool {
     name.starts_with("veth")
 }
 
-/// The name of the device with that index, where there is one.
+/// The name of the device with that index, where the device exists.
 pub(super) fn name(index: u32) -> Option<String> {
     let name = nix::net::if_::if_indextoname(index).ok()?.into_string().ok()?;
-    // So it comes back for an index that nothing has.
+    // The name is empty for an unused index.
     (!name.is_empty()).then_some(name)
 }
 
-/// Reads devices, addresses and default routes of the calling thread's network namespace: loopback among them, pods'
-/// devices not, but those that are named in any case. Blocks for some 100 microseconds; longer where the main table
-/// has very many routes.
+/// Reads devices, addresses and default routes of the calling thread's network namespace. Loopback is
+/// included. Devices of pods are left out unless `named` lists them. Blocks for some 100 microseconds, and
+/// longer where the main table has very many routes.
 ///
 /// # Errors
-/// The kernel refuses.
+/// The kernel rejects a request.
 pub fn read_network(named: &[String]) -> io::Result<KernelNetwork> {
     let dump = |message| route_request(message, DUMP, DEADLINE_S);
     let mut names: BTreeMap<u32, String> = BTreeMap::new();
@@ -54,7 +56,7 @@ pub fn read_network(named: &[String]) -> io::Result<KernelNetwork> {
         names.insert(link.header.index, name.clone());
         devices.insert(name, device(&link));
     }
-    // Those that may go away, or are not to be used yet, come last.
+    // Addresses that may go away, or must not be used yet, come last.
     let mut weak: Vec<(u32, IpAddr)> = Vec::new();
     for address in dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
         let RouteNetlinkMessage::NewAddress(address) = address else { continue };
@@ -75,7 +77,7 @@ pub fn read_network(named: &[String]) -> io::Result<KernelNetwork> {
         asked.header.address_family = family;
         let told = match dump(RouteNetlinkMessage::GetRoute(asked)) {
             Ok(told) => told,
-            // A kernel without this family.
+            // The kernel does not support this family.
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => continue,
             Err(e) => return Err(e),
         };
@@ -115,7 +117,7 @@ fn device(link: &LinkMessage) -> Device {
     }
 }
 
-/// The device's own address: on a point-to-point link `IFA_ADDRESS` is the peer's.
+/// The device's own address. On a point-to-point link `IFA_ADDRESS` is the peer's.
 fn address_of(message: &AddressMessage) -> Option<IpAddr> {
     let find = |local| {
         message.attributes.iter().find_map(|a| match a {
@@ -127,17 +129,18 @@ fn address_of(message: &AddressMessage) -> Option<IpAddr> {
     find(true).or_else(|| find(false))
 }
 
-/// Temporary, deprecated, or not yet known to be nobody else's.
+/// Whether the address is temporary, deprecated, or not yet known to be unique.
 fn is_weak(message: &AddressMessage) -> bool {
     let flags = message.header.flags;
     let v6 = message.header.family == AddressFamily::Inet6;
     let passing =
         AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed | AddressHeaderFlags::Deprecated;
-    // The same bit says "secondary" of an IPv4 address, which the kernel lists after its primary one by itself.
+    // For an IPv4 address the same bit means "secondary". The kernel already lists secondary addresses after
+    // their primary one.
     flags.intersects(passing) || v6 && flags.contains(AddressHeaderFlags::Secondary)
 }
 
-/// The route where it is a default route of the main table that leads somewhere.
+/// The route as a default route, where it is one of the main table and of type unicast.
 fn default_route(route: &RouteMessage) -> Option<DefaultRoute> {
     let header = &route.header;
     let table = route.attributes.iter().find_map(|a| match a {
@@ -170,8 +173,8 @@ fn default_route(route: &RouteMessage) -> Option<DefaultRoute> {
     Some(found)
 }
 
-/// What the kernel tells of links, addresses and routes in the network namespace it was opened in. Cheap to clone; all
-/// clones are one.
+/// Events of links, addresses and routes in the network namespace in which the socket was opened. Clones
+/// share one socket.
 #[derive(Debug, Clone)]
 pub struct DeviceEvents(Arc<Inner>);
 
@@ -182,7 +185,8 @@ struct Inner {
 }
 
 impl DeviceEvents {
-    /// Begins to listen. `named` are devices that matter although their name is like that of a pod's.
+    /// Opens the event socket. `named` are devices that count although their name is like that of a pod's
+    /// device.
     ///
     /// # Errors
     /// The kernel refuses the socket.
@@ -197,11 +201,11 @@ impl DeviceEvents {
         Ok(DeviceEvents(Arc::new(Inner { events: RouteEvents::open(&groups)?, named })))
     }
 
-    /// Reads what was told. Whether any of it matters: the network is to be read again.
+    /// Reads the pending events. Returns whether the network must be read again.
     pub fn drain(&self) -> bool {
         match self.0.events.drain() {
             Ok(told) => told.iter().any(|message| self.matters(message)),
-            // What cannot be read or was lost may have been anything.
+            // Lost or unreadable events may have been relevant.
             Err(_lost) => true,
         }
     }
@@ -210,7 +214,7 @@ impl DeviceEvents {
         let name = match message {
             RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => link_name(link),
             RouteNetlinkMessage::NewAddress(a) | RouteNetlinkMessage::DelAddress(a) => {
-                // Where the device is gone its own end is told besides.
+                // A deleted device also sends an event of its own.
                 name(a.header.index)
             }
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
@@ -223,7 +227,7 @@ impl DeviceEvents {
 }
 
 impl AsFd for DeviceEvents {
-    /// Readable when something was told.
+    /// The descriptor is readable while events are pending.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.events.as_fd()
     }

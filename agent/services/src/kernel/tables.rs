@@ -1,4 +1,4 @@
-//! The tables in the kernel: the loader's maps.
+//! Tables in the kernel: the loader's maps as [`Table`]s.
 
 use crate::{FamilyTables, NodeTables, Table, TableError};
 use berth_ebpf_abi::{
@@ -13,7 +13,7 @@ impl<K: Plain, V: Plain> Table<K, V> for Map<K, V> {
 
     fn put(&mut self, entries: &[(K, V)]) -> Result<(), TableError> {
         let done = match entries {
-            // One entry is the usual case, and needs no lists.
+            // A single entry is the usual case and needs no lists.
             [(key, value)] => Map::put(self, key, value),
             entries => self.put_all(entries),
         };

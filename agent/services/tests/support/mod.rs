@@ -1,4 +1,4 @@
-//! Tables in memory that watch every single write, and objects in short.
+//! In-memory tables that check every single write, and short builders of objects.
 
 #![allow(dead_code, reason = "each test uses its part")]
 
@@ -97,7 +97,7 @@ pub(crate) fn slice(
     }
 }
 
-/// What a reader sees at a key.
+/// The entry and the sets that a program reads at a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct View<A: Ord> {
     pub(crate) frontend: u32,
@@ -106,7 +106,7 @@ pub(crate) struct View<A: Ord> {
     pub(crate) local: BTreeSet<(A, u16)>,
 }
 
-/// Lets so many writes through.
+/// Counter of writes that lets only `left` more writes through, as if the agent were killed then.
 #[derive(Debug, Default)]
 pub(crate) struct Fuse {
     pub(crate) left: Cell<Option<usize>>,
@@ -132,7 +132,7 @@ impl Fuse {
     }
 }
 
-/// Whether the flows by a key are looked after: datagrams, and no bare address.
+/// Whether the flows of a key are tracked: UDP keys, except bare addresses.
 pub(crate) fn is_udp<A: Net>(key: &ServiceKey<A>) -> bool {
     key.proto == Transport::Udp.number() && key.port != 0
 }
@@ -143,12 +143,12 @@ pub(crate) struct Maps<A: Net> {
     pub(crate) services: HashMap<ServiceKey<A>, Value<A>>,
     pub(crate) chunks: HashMap<ChunkKey, Chunk<A>>,
     pub(crate) members: HashMap<MemberKey<A>, u32>,
-    /// What readers may meet from now on; writes of anything else are refused.
+    /// Views that readers may see from now on. Writes of other views fail the test.
     pub(crate) new: HashMap<ServiceKey<A>, View<A>>,
-    /// When a generation was last to be seen at any key.
+    /// Last time at which a generation was visible at any key.
     last_seen: HashMap<(u32, u32), Boottime>,
     pub(crate) watched: bool,
-    /// How many entries they take: services, chunks, members.
+    /// Capacity of the maps: services, chunks, members.
     pub(crate) capacity: [usize; 3],
     clock: Rc<Cell<Duration>>,
     fuse: Rc<Fuse>,
@@ -173,7 +173,7 @@ impl<A: Net> Maps<A> {
         Boottime(self.clock.get())
     }
 
-    /// The sets as a program reads them; panics where they are not whole.
+    /// The sets as a program reads them. Panics where a part is missing.
     pub(crate) fn view(&self, value: &Value<A>) -> View<A> {
         assert_eq!(value.tag, tag(value.id, value.generation), "{value:?}");
         let [cluster, local] = value.counts.map(usize::from);
@@ -203,7 +203,7 @@ impl<A: Net> Maps<A> {
         View { frontend: value.frontend, affinity_s: value.affinity_s, cluster, local }
     }
 
-    /// What a reader of the value looks for: whom clients stay with, and whom flows of UDP may go on with.
+    /// Checks the member entries that readers of the value need: for affinity of clients and for UDP flows.
     fn check_members(&self, udp: bool, value: &Value<A>, view: &View<A>) {
         let affinity = [(0, &view.cluster), (1, &view.local)].into_iter().filter(|_| value.affinity_s != 0);
         let flows = [(SERVING, &view.cluster), (SERVING, &view.local)].into_iter().filter(|_| udp);
@@ -215,10 +215,10 @@ impl<A: Net> Maps<A> {
         }
     }
 
-    /// Everything, when a sync is through.
+    /// Checks all entries after a complete sync.
     ///
-    /// `hidden` are ids of ports that have no key of their own: an older Service has them all. `serving` are the backends
-    /// that flows by a key may go on with beside those of its sets.
+    /// `hidden` are ids of ports that hold no key, because older Services hold them all. `serving` are the
+    /// backends, besides those of its sets, that flows of a key may keep.
     pub(crate) fn check(&self, hidden: &BTreeSet<u32>, serving: &HashMap<ServiceKey<A>, BTreeSet<(A, u16)>>) {
         assert_eq!(self.services.len(), self.new.len(), "{:?}\n{:?}", self.services, self.new);
         let mut ids: HashMap<u32, (u32, u8)> = HashMap::new();
@@ -257,12 +257,12 @@ impl<A: Net> Maps<A> {
         }
     }
 
-    /// The ids that no key leads to.
+    /// The ids that no Service value names.
     pub(crate) fn hidden(&self, all: impl Iterator<Item = u32>) -> BTreeSet<u32> {
         all.filter(|id| self.services.values().all(|v| v.id != *id)).collect()
     }
 
-    /// No chunk is there that nobody reads.
+    /// Checks that no unreferenced chunk is left.
     pub(crate) fn check_rested(&self, hidden: &BTreeSet<u32>) {
         for key in self.chunks.keys().filter(|k| !hidden.contains(&k.id)) {
             assert!(
@@ -273,7 +273,7 @@ impl<A: Net> Maps<A> {
     }
 }
 
-/// The maps, their clock and their fuse.
+/// The maps of both families, with their clock and their fuse.
 #[derive(Debug)]
 pub(crate) struct Fake {
     pub(crate) v4: Maps<V4>,
@@ -299,7 +299,7 @@ impl Fake {
         self.now.set(self.now.get() + time);
     }
 
-    /// Without the checks of single writes.
+    /// Maps that do not check single writes.
     pub(crate) fn unwatched() -> Fake {
         let mut fake = Fake::default();
         (fake.v4.watched, fake.v6.watched) = (false, false);
@@ -331,7 +331,7 @@ impl FamilyTables<V6> for Fake {
     }
 }
 
-/// As the kernel's hash: what is there may be written over.
+/// Fails for a new key in a full map, as the kernel's hash map does. Existing keys can be overwritten.
 fn full<K: Eq + std::hash::Hash, V>(map: &HashMap<K, V>, key: &K, capacity: usize) -> Result<(), TableError> {
     if map.len() < capacity || map.contains_key(key) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! A node and a kernel in memory, for the engine.
+//! In-memory node and kernel for tests of the engine.
 
 use super::{Fake, key};
 use berth_core::{
@@ -22,7 +22,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-/// The cookie of the host's network namespace.
+/// Cookie of the host's network namespace.
 pub(crate) const HOST: u64 = 1;
 
 /// A table without checks.
@@ -46,22 +46,22 @@ impl<K: Ord + Copy, V: Copy> Table<K, V> for Plain<K, V> {
     }
 }
 
-/// A list of objects, handed over as a whole.
+/// A list of objects that is replaced as a whole.
 pub(crate) type Shared<T> = Arc<Vec<Arc<T>>>;
 
-/// What somebody else did to the maps; each is taken away where the engine reads them.
+/// Damage done to the maps by another program. The engine finds each damage at its next read of the map.
 #[derive(Debug, Default)]
 pub(crate) struct Spoil {
-    /// The ways in over IPv4 are gone.
+    /// The IPv4 frontends are deleted.
     pub(crate) services: bool,
-    /// What is shown of the other maps is what they hold.
+    /// The contents of the other maps in the [`State`] replace the real ones.
     pub(crate) maps: bool,
 }
 
-/// What both halves share with the test.
+/// State that node and kernel share with the test.
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    // What is said.
+    // Inputs, set by the test.
     pub(crate) listed: bool,
     pub(crate) runtime: bool,
     pub(crate) services: Shared<Service>,
@@ -76,24 +76,24 @@ pub(crate) struct State {
     pub(crate) refuse_hooks: bool,
     pub(crate) shortcomings: Vec<String>,
     pub(crate) spoil: Spoil,
-    // What was done.
+    // Effects of the engine.
     pub(crate) opened: usize,
     pub(crate) hooked: usize,
     pub(crate) attached: BTreeMap<u32, Role>,
-    /// What was attached to, and what had been written to the tables each time.
+    /// Attached devices, each with the number of table writes before it.
     pub(crate) attached_at: Vec<(u32, usize)>,
     pub(crate) ended: Vec<(BTreeSet<StalePeer>, Vec<PodUid>)>,
-    /// As the engine had it noted, and what had been written to the tables each time.
+    /// Stale backends that the engine recorded, and the number of table writes before each record.
     pub(crate) dead: HashSet<StalePeer>,
     pub(crate) noted_at: Vec<usize>,
     pub(crate) looked_at: usize,
-    /// The Services that the endpoint controller was asked about.
+    /// Services whose slices the engine asked for.
     pub(crate) made_for: Vec<PodKey>,
     pub(crate) zones: usize,
     pub(crate) files: usize,
     pub(crate) told: Vec<Notice>,
     pub(crate) health: DatapathHealth,
-    /// As they were last published.
+    /// The last published notices.
     pub(crate) notices: Vec<Notice>,
     pub(crate) clients: BTreeMap<u64, Client>,
     pub(crate) pods4: BTreeMap<V4, LocalPod>,
@@ -101,14 +101,14 @@ pub(crate) struct State {
     pub(crate) nodes4: BTreeMap<V4, NodeAddress>,
     pub(crate) configured: usize,
     pub(crate) masquerade4: Option<V4>,
-    /// Ways in over IPv4 and how many backends their cluster set has.
+    /// IPv4 frontends with the number of backends in their cluster set.
     pub(crate) frontends: BTreeMap<(IpAddr, u16), u16>,
     pub(crate) written: usize,
-    /// How many ways in over IPv4 there is room for.
+    /// Capacity of the table of IPv4 frontends.
     pub(crate) capacity: Option<usize>,
 }
 
-/// The world; clones are one.
+/// Node and kernel of a test. Clones share one state.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct World {
     state: Arc<Mutex<State>>,
@@ -116,7 +116,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        // All in one thread: two guards at a time are a defect of the test.
+        // All callers are in one thread, so two guards at a time are a defect of the test.
         self.state.try_lock().unwrap()
     }
 
@@ -165,7 +165,7 @@ impl ServiceInputs for FakeNode {
         self.world.state().runtime
     }
 
-    /// One slice for each Service: the addresses of the pods that have all its labels.
+    /// One slice for each Service, with the addresses of the pods that have all labels of its selector.
     fn endpoints(
         &self,
         services: &[Arc<Service>],
@@ -239,7 +239,7 @@ pub(crate) struct FakeKernel {
     asked: bool,
 }
 
-/// The tables; what matters of them is shown in the [`State`] after each write.
+/// The tables. Their relevant contents are copied into the [`State`] after each write.
 pub(crate) struct FakeMaps {
     world: World,
     tables: Fake,
@@ -252,14 +252,14 @@ pub(crate) struct FakeMaps {
     config: Shown<u32, Config>,
 }
 
-/// Where a table is shown.
+/// Copies a table's contents into the state.
 type Show<K, V> = fn(&mut State, &BTreeMap<K, V>);
 
 struct Shown<K, V> {
     table: Plain<K, V>,
     world: World,
     show: Show<K, V>,
-    /// Whether it shows nothing.
+    /// Whether the state holds no entry of the table.
     gone: fn(&State) -> bool,
 }
 
@@ -506,7 +506,7 @@ pub(crate) fn uid(name: &str) -> PodUid {
     PodUid::new(name).unwrap()
 }
 
-/// A ready pod with one label `app`.
+/// A running pod with one label `app`.
 pub(crate) fn pod(name: &str, app: &str, ip: &str) -> ObservedPod {
     let pod = Pod {
         labels: [("app".to_owned(), app.to_owned())].into(),
