@@ -1,7 +1,7 @@
-//! What runs: the records that carry our mark, joined with the states of their tasks.
+//! Containers on the node: the records with Berth's mark, joined with the states of their tasks.
 //!
-//! Two calls for the whole node. containerd leaves a task out of its list when the task's shim does not answer within
-//! 2 s, so a missing task is asked for on its own before it is taken to be gone.
+//! Two calls serve the whole node. containerd leaves a task out of its list if the task's shim does not
+//! answer within 2 s. A missing task is therefore queried on its own before it counts as gone.
 
 use crate::{
     Runtime,
@@ -27,68 +27,70 @@ use tokio::task::JoinSet;
 #[cfg(test)]
 mod mutations;
 
-/// A container of ours, as containerd has it.
+/// A container of Berth, as containerd has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FoundContainer {
-    /// Its id.
+    /// The container's id.
     pub id: ContainerId,
-    /// Its pod.
+    /// The UID of its pod.
     pub pod: PodUid,
-    /// Its pod's names.
+    /// Namespace and name of its pod.
     pub key: PodKey,
-    /// Its name in the pod.
+    /// The container's name in the pod.
     pub container: ContainerName,
-    /// Which run of it.
+    /// The container's attempt.
     pub attempt: Attempt,
-    /// In which sandbox of the pod.
+    /// The sandbox attempt of the pod.
     pub sandbox_attempt: SandboxAttempt,
-    /// The boot it was made in: of another boot only the record is left.
+    /// The boot in which the container was created: after another boot only the record remains.
     pub boot: BootId,
-    /// What the agent stored with it.
+    /// Data that the agent stored with the container.
     pub extension: serde_json::Value,
-    /// The name of its image.
+    /// The name of the image.
     pub image: String,
-    /// The id of its image.
+    /// The id of the image.
     pub image_id: String,
-    /// When its record was made.
+    /// Creation time of the record.
     pub created_at: Option<Wall>,
-    /// Its task.
+    /// State of the container's task.
     pub state: FoundState,
-    /// Its exit, where that was stored.
+    /// The stored exit.
     pub exit: Option<ExitRecord>,
 }
 
 /// The state of a container's task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FoundState {
-    /// There is none: never created, deleted, or lost with its shim. Without a stored exit its end is unknown.
+    /// No task: never created, deleted, or lost with its shim. Without a stored exit, the container's end is
+    /// unknown.
     NoTask,
     /// Created, not started.
     Created {
-        /// The waiting process.
+        /// The process that waits for the start.
         pid: u32,
     },
     /// Running (or paused).
     Running {
-        /// Its process.
+        /// The first process.
         pid: u32,
-        /// That process's start time; 0 where it ended just now.
+        /// The first process's start time; 0 where the process ended just now.
         start_time: u64,
-        /// When it started, as far as `/proc` tells.
+        /// Wall-clock time of the start, as far as `/proc` shows it.
         started_at: Option<Wall>,
     },
     /// Ended, not deleted.
     Stopped {
-        /// Its exit code.
+        /// The exit code.
         code: i32,
-        /// When it ended.
+        /// The time of the end.
         at: Wall,
     },
-    /// Its shim does not answer: it may run.
+    /// The task's shim does not answer: the container may be running.
     Unknown,
 }
 
-/// `unnoticed` says of a process that is called created whether it runs its program in truth.
+/// Converts a task's state. `unnoticed` checks whether the process of a task that is reported as created
+/// already runs its program.
 fn state_of(process: &Process, unnoticed: impl FnOnce(u32) -> bool) -> FoundState {
     match Status::try_from(process.status).unwrap_or(Status::Unknown) {
         Status::Created if !unnoticed(process.pid) => FoundState::Created { pid: process.pid },
@@ -105,7 +107,7 @@ fn state_of(process: &Process, unnoticed: impl FnOnce(u32) -> bool) -> FoundStat
     }
 }
 
-/// A record of ours before its task is known.
+/// A record of Berth before its task's state is known.
 struct Candidate {
     id: ContainerId,
     image: String,
@@ -143,18 +145,18 @@ fn found(joined: Vec<(Candidate, FoundState)>) -> Vec<FoundContainer> {
 }
 
 impl Runtime {
-    /// Every container that carries our mark, with its task's state. Records that cannot be read are left out and
-    /// told in the log; they are never touched.
+    /// All containers with Berth's mark, with their tasks' states. Unreadable records are logged, left out
+    /// and never changed.
     pub async fn list(&self) -> Result<Vec<FoundContainer>, Error> {
         Ok(found(self.join_tasks(None).await?))
     }
 
-    /// The same of one pod: asks for nothing of the others.
+    /// The containers of one pod, as in [`Runtime::list`]; queries no task of other pods.
     pub async fn list_of(&self, pod: &PodUid) -> Result<Vec<FoundContainer>, Error> {
         Ok(found(self.join_tasks(Some(pod)).await?))
     }
 
-    /// The containers whose tasks live, or may live, on shims of our own.
+    /// The containers whose tasks live, or may live, on this agent's shims.
     pub(crate) async fn shim_users(&self) -> Result<Vec<(ContainerId, Home)>, Error> {
         let joined = self.join_tasks(None).await?;
         Ok(joined
@@ -165,16 +167,16 @@ impl Runtime {
     }
 
     async fn join_tasks(&self, of: Option<&PodUid>) -> Result<Vec<(Candidate, FoundState)>, Error> {
-        // Records first: a task that came later is then merely not asked for.
+        // Records are read before tasks: a task created later is then merely not queried.
         let candidates = self.candidates(of).await?;
-        // Of one pod each task is asked for by its name.
+        // For one pod, each task is queried by its id.
         let mut states = if of.is_none() { self.task_states().await? } else { HashMap::new() };
         let mut missing = JoinSet::new();
         for c in &candidates {
             if states.contains_key(c.id.as_str()) {
                 continue;
             }
-            // A stored exit means that the task was about to be deleted; that it is not in the list surprises nobody.
+            // A stored exit means that the task's deletion was due, so its absence from the list is expected.
             if c.found.exit.is_some() && of.is_none() {
                 states.insert(c.id.to_string(), FoundState::NoTask);
                 continue;

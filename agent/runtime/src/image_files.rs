@@ -1,8 +1,8 @@
-//! The files of an image: small text files, read from its unpacked layers without mounting them, and its whole tree,
-//! mounted out of sight. Nothing of it is run.
+//! The files of an image: small text files, read from its unpacked layers without mounting them, and its
+//! whole tree, mounted without a mount point. No file of an image is executed.
 //!
-//! An image is hostile input: paths of text files are resolved below each layer (`openat2`, no link out of it), only
-//! regular files of bounded size are read, and a link that would have to be followed from one layer into another reads
+//! An image is hostile input. Paths of text files are resolved below each layer (`openat2`, no link out of
+//! it), and only regular files of bounded size are read. A link that leads from one layer into another reads
 //! as missing.
 
 use crate::{
@@ -29,8 +29,8 @@ use std::{
 
 static VIEWS: AtomicU64 = AtomicU64::new(0);
 
-/// A snapshot through which an image's files are read. It is to be given back ([`Runtime::release_view`]); containerd's
-/// garbage collection takes one of an agent that died.
+/// A snapshot through which an image's files are read. The holder returns it with [`Runtime::release_view`];
+/// after the agent's death containerd's garbage collection removes it.
 #[derive(Debug)]
 pub struct ImageView {
     image: String,
@@ -39,10 +39,10 @@ pub struct ImageView {
 }
 
 impl ImageView {
-    /// The root directory of the image, read-only, mounted at no place. Blocks.
+    /// The root directory of the image, read-only, on a mount without a mount point. Blocks.
     ///
     /// # Errors
-    /// Its snapshotter's mounts are none that this build can make.
+    /// This build does not support the snapshotter's kind of mount.
     pub fn root(&self) -> Result<OwnedFd, Error> {
         let [mount] = self.mounts.as_slice() else {
             let reason = format!("its files are {} mounts on top of each other, not one", self.mounts.len());
@@ -54,7 +54,7 @@ impl ImageView {
 }
 
 impl Runtime {
-    /// A view of an image's files.
+    /// Creates a view of an image's files.
     pub async fn view_image(&self, image: &Image) -> Result<ImageView, Error> {
         let key = format!(
             "berth-view-{}-{}",
@@ -74,7 +74,7 @@ impl Runtime {
         Ok(ImageView { image: image.name.clone(), key, mounts: reply.mounts })
     }
 
-    /// Gives a view back. What was mounted of it stays as long as it is open.
+    /// Releases a view. A mount of the view lives on while it is open.
     pub async fn release_view(&self, view: &ImageView) -> Result<(), Error> {
         let client = self.client();
         let removal =
@@ -86,8 +86,8 @@ impl Runtime {
         .map(drop)
     }
 
-    /// The texts of these files of an image (paths relative to its root); `None` where one is missing or is not a
-    /// regular file. Invalid UTF-8 is replaced.
+    /// The texts of these files of an image (paths relative to its root); `None` where a file is missing or
+    /// not a regular file. Invalid UTF-8 is replaced.
     pub async fn image_files<const N: usize>(
         &self,
         image: &Image,
@@ -126,13 +126,14 @@ pub(crate) fn layers(mounts: &[Mount]) -> Vec<PathBuf> {
     dirs
 }
 
-/// The file as the topmost layer that has it has it. A whiteout (a 0/0 character device) ends the search.
+/// The content of the file in the topmost layer that has it. A whiteout (a 0/0 character device) ends the
+/// search.
 fn read(layers: &[PathBuf], path: &Path) -> Result<Option<String>, String> {
     for layer in layers {
         let dir =
             openat(rustix::fs::CWD, layer, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|e| format!("open layer {}: {e}", layer.display()))?;
-        // O_PATH first: opening a FIFO or device that an image planted must have no effect.
+        // O_PATH first: opening a FIFO or device planted in an image must have no effect.
         let Ok(found) = fs::open_beneath(&dir, path, OFlags::PATH | OFlags::CLOEXEC) else { continue };
         let stat = rustix::fs::fstat(&found).map_err(|e| format!("stat {}: {e}", path.display()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {

@@ -1,4 +1,5 @@
-//! One lease per pod: what is prepared for a pod is not collected while the pod is there.
+//! One lease for each pod: containerd's garbage collection spares the resources of a pod as long as its lease
+//! exists.
 
 use crate::{
     Runtime,
@@ -13,17 +14,17 @@ use std::{
     sync::Mutex,
 };
 
-/// Pods whose lease is known to exist, so that only a pod's first container pays for it.
+/// Cache of the pods whose lease exists, so that only a pod's first container makes the call.
 #[derive(Debug, Default)]
 pub(crate) struct Held(Mutex<HashSet<PodUid>>);
 
-/// The lease of a pod.
+/// Name of a pod's lease.
 pub(crate) fn name(pod: &PodUid) -> String {
     format!("berth-{pod}")
 }
 
 impl Runtime {
-    /// Makes the pod's lease, unless it is there. Starting a container does it too.
+    /// Creates the pod's lease, unless it exists. The start of a container does the same.
     pub async fn ensure_lease(&self, pod: &PodUid) -> Result<(), Error> {
         if lock(&self.leases().0).contains(pod) {
             return Ok(());
@@ -39,7 +40,8 @@ impl Runtime {
         Ok(())
     }
 
-    /// Gives the pod's lease up: what nothing else holds is collected. Done where there is none.
+    /// Deletes the pod's lease; containerd collects all resources without another holder. Succeeds where
+    /// there is no lease.
     pub async fn release_lease(&self, pod: &PodUid) -> Result<(), Error> {
         lock(&self.leases().0).remove(pod);
         let client = self.client();
@@ -49,13 +51,13 @@ impl Runtime {
         Ok(())
     }
 
-    /// The pods that hold a lease, also those that nobody knows any more.
+    /// The pods that hold a lease, including pods unknown to the agent.
     pub async fn leased_pods(&self) -> Result<Vec<PodUid>, Error> {
         let client = self.client();
         let request = ListRequest { filters: vec![format!("labels.\"{LABEL_POD_UID}\"")] };
         let mut service = client.leases();
         let reply = call("list", "leases", RECORD, service.list(client.request(request, RECORD))).await?;
-        // A label that is no UID is not one of ours.
+        // A lease whose label is no UID is not Berth's.
         Ok(reply
             .leases
             .into_iter()

@@ -1,8 +1,9 @@
-//! What Berth writes on a containerd container and reads back at adoption.
+//! Berth's data on a containerd container, written at creation and read back at adoption.
 //!
-//! Labels (at most 4096 bytes each) are for selecting and for other tools; the documents are extensions, which have
-//! no such limit: `berth.dev/container` (written once), `berth.dev/shim` (where its task lives), `berth.dev/exit`
-//! (written when the exit was seen, before the task is deleted). No label of an image ever comes here.
+//! Labels (at most 4096 bytes each) are for selection and for other tools. The documents are extensions,
+//! which have no such limit: `berth.dev/container` (written once), `berth.dev/shim` (the shim of the
+//! container's task), `berth.dev/exit` (written when the exit was observed, before the task is deleted).
+//! Labels of an image are never copied here.
 
 use crate::{error::Error, shims::Home, wire};
 use berth_core::{
@@ -13,7 +14,7 @@ use prost_types::Any;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
 
-/// Marks a container as Berth's and names its pod.
+/// Label that marks a container as Berth's and names its pod.
 pub(crate) const LABEL_POD_UID: &str = "berth.dev/pod-uid";
 const LABEL_ATTEMPT: &str = "berth.dev/attempt";
 const EXT_CONTAINER: &str = "berth.dev/container";
@@ -26,23 +27,24 @@ const TYPE_CONTAINER: &str = "berth.dev/v1/Container";
 const TYPE_SHIM: &str = "berth.dev/v1/Shim";
 const TYPE_EXIT: &str = "berth.dev/v1/Exit";
 
-/// How a container ended, as it is kept on its record.
+/// A container's exit, as stored on its record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {
-    /// The exit code; 128 plus the number for a signal, 128 where it never started, 255 where it is not known.
+    /// The exit code: 128 plus the number for a signal, 128 for a container that never started, 255 for an
+    /// unknown end.
     pub code: i32,
-    /// When it ended.
+    /// The time of the end.
     pub at: Wall,
-    /// Whether the kernel killed it for its memory limit.
+    /// Whether the kernel killed the container because of its memory limit.
     #[serde(default)]
     pub oom: bool,
-    /// Kubernetes' reason where it is not the usual one of the code.
+    /// Kubernetes' reason, where it differs from the usual one of the code.
     #[serde(default)]
     pub reason: Option<String>,
     /// The termination message.
     #[serde(default)]
     pub message: Option<String>,
-    /// When it started.
+    /// The time of the start.
     #[serde(default)]
     pub started_at: Option<Wall>,
 }
@@ -61,7 +63,7 @@ pub(crate) struct Mark {
     pub(crate) extension: serde_json::Value,
 }
 
-/// Everything read back of one record.
+/// The data read back from one record.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Found {
     pub(crate) mark: Mark,
@@ -69,7 +71,7 @@ pub(crate) struct Found {
     pub(crate) exit: Option<ExitRecord>,
 }
 
-/// The labels of a container: ours, and those by which other tools know a pod's container.
+/// The labels of a container: Berth's own, and the labels by which other tools recognise a pod's container.
 pub(crate) fn labels(mark: &Mark) -> HashMap<String, String> {
     [
         (LABEL_POD_UID, mark.pod.as_str().to_owned()),
@@ -93,7 +95,7 @@ fn encode(
     wire::json_any(type_url, value).map_err(|source| Error::Encode { what, subject: id.to_string(), source })
 }
 
-/// The extensions a container is created with.
+/// The extensions of a new container.
 pub(crate) fn extensions(
     id: &ContainerId,
     mark: &Mark,
@@ -126,7 +128,8 @@ fn decode<T: DeserializeOwned>(
     })
 }
 
-/// Reads a record back. `Ok(None)`: not Berth's. An unreadable shim mark is left out: it is only a hint.
+/// Reads a record back. `Ok(None)` means that the record is not Berth's. An unreadable shim document is
+/// ignored, because it is only a hint.
 pub(crate) fn read(id: &str, extensions: &HashMap<String, Any>) -> Result<Option<Found>, Error> {
     let Some(mark) = decode::<Mark>("mark", id, extensions, EXT_CONTAINER)? else { return Ok(None) };
     let exit = decode("exit record", id, extensions, EXT_EXIT)?;

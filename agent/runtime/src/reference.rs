@@ -1,14 +1,14 @@
-//! Names of images: how what a pod says becomes the names that containerd may know it by.
+//! Names of images: from the name in a pod to the names under which containerd may have the image.
 
-/// The names under which to look for `reference`, in order, without repeats: in full (registry, `library/`, tag),
-/// then as written.
+/// The names under which to look up `reference`, in order and without repeats: the full form (registry,
+/// `library/`, tag), then the name as written.
 pub fn candidates(reference: &str) -> Vec<String> {
     let full = normalise(reference);
     if full == reference { vec![full] } else { vec![full, reference.to_owned()] }
 }
 
-/// The full form: `busybox` is `docker.io/library/busybox:latest`. A reference with a digest keeps no tag of its own
-/// making, and one that has both loses the tag, as the digest alone decides.
+/// The full form: `busybox` is `docker.io/library/busybox:latest`. A reference with a digest gets no default
+/// tag, and a tag beside a digest is dropped, because the digest alone decides.
 pub fn normalise(reference: &str) -> String {
     let (name, digest) = match reference.split_once('@') {
         Some((name, digest)) => (name, Some(digest)),
@@ -23,8 +23,8 @@ pub fn normalise(reference: &str) -> String {
     }
 }
 
-/// What is wrong with a reference, in the words of the grammar's own library; `None` where it is good. The digest of an
-/// image's configuration (`sha256:…`) is one too.
+/// The fault of a reference, in the words of the reference library; `None` for a valid one. The digest of an
+/// image's configuration (`sha256:…`) is valid too.
 pub fn fault(reference: &str) -> Option<&'static str> {
     const INVALID: &str = "invalid reference format";
     let hex = |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));

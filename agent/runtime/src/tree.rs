@@ -1,7 +1,8 @@
 //! The processes that one process started: found by parent and session, and ended together.
 //!
-//! The OCI runtime makes the first process of an exec the leader of a session, so that a child whose parent has ended
-//! is still found. What left the session and whose parents have all ended is not found; it stays, as the container's.
+//! The OCI runtime makes the first process of an exec a session leader, so a child is found even after its
+//! parent's end. A process that left the session and whose ancestors have all ended is not found; it stays as
+//! a process of the container.
 
 use crate::process;
 use rustix::process::Signal;
@@ -10,10 +11,10 @@ use std::{
     fs,
 };
 
-/// So often the processes are looked through while new ones appear.
+/// Maximum number of scans while new processes appear.
 const ROUNDS: usize = 8;
 
-/// What `/proc/<pid>/stat` says of a process.
+/// Fields of `/proc/<pid>/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stat {
     pid: u32,
@@ -22,7 +23,7 @@ struct Stat {
     start: u64,
 }
 
-/// The name may hold anything, also `)` and spaces, so counting starts after its last `)`.
+/// Parses the fields after the last `)`: the name may contain anything, including `)` and spaces.
 fn parse(pid: u32, text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
@@ -31,14 +32,14 @@ fn parse(pid: u32, text: &str) -> Option<Stat> {
     Some(Stat { pid, parent: short(1)?, session: short(3)?, start: number(19)? })
 }
 
-/// All processes. One that ends meanwhile is left out.
+/// All processes. A process that ends during the scan is left out.
 fn all() -> Vec<Stat> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
     pids.filter_map(|pid| parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)).collect()
 }
 
-/// Those of `all` that descend from one of `of`, or are of the session that `root` leads.
+/// The processes of `all` that descend from one of `of`, or belong to the session that `root` leads.
 fn members(root: u32, of: &BTreeMap<u32, u64>, all: &[Stat]) -> BTreeMap<u32, u64> {
     let mut found: BTreeSet<u32> = of.keys().copied().collect();
     loop {
@@ -56,10 +57,11 @@ fn members(root: u32, of: &BTreeMap<u32, u64>, all: &[Stat]) -> BTreeMap<u32, u6
     all.iter().filter(|s| found.contains(&s.pid)).map(|s| (s.pid, s.start)).collect()
 }
 
-/// Kills the process that had `pid` from `start` on, and all that it started. Nothing where it is gone already.
-/// Blocks for a look through `/proc`.
+/// Kills the process that had `pid` since `start`, and all processes that it started. Does nothing where the
+/// process is gone. Blocks for scans of `/proc`.
 pub(crate) fn end(pid: u32, start: u64) {
-    // Stopped first: what cannot run starts nothing new, and its number stays its own until it is reaped.
+    // Stopped before killed: a stopped process starts no new one, and its pid is not reused until it is
+    // reaped.
     if pid == 0 || start == 0 || !send(pid, start, Signal::STOP) {
         return;
     }
@@ -80,7 +82,7 @@ pub(crate) fn end(pid: u32, start: u64) {
     }
 }
 
-/// Whether that very process was there to be signalled.
+/// Whether the signal reached exactly this process.
 fn send(pid: u32, start: u64, signal: Signal) -> bool {
     match process::open(pid, start) {
         Ok(Some(fd)) => fd.signal_number(signal.as_raw()).unwrap_or(false),
@@ -116,9 +118,9 @@ mod tests {
             // A child with a session of its own, and its child.
             stat(12, 10, 12),
             stat(13, 12, 12),
-            // Its parent has ended, the session is still the command's.
+            // An orphan that is still in the command's session.
             stat(14, 1, 10),
-            // A child of that one.
+            // A child of this orphan.
             stat(15, 14, 15),
             stat(20, 1, 20),
         ];

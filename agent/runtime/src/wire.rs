@@ -4,22 +4,22 @@ use berth_core::time::Wall;
 use prost_types::{Any, Timestamp};
 use serde::Serialize;
 
-/// `containerd.runc.v1.Options`: what the runc shim is told with a container. Only the fields that are used.
+/// `containerd.runc.v1.Options`: options for the runc shim of a container. Only the used fields.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct RuncOptions {
-    /// The runtime binary, empty for `runc` in the shim's `PATH`.
+    /// The runtime binary; empty for `runc` in the shim's `PATH`.
     #[prost(string, tag = "6")]
     pub(crate) binary_name: String,
-    /// Where the runtime keeps its state, empty for the shim's default.
+    /// State directory of the runtime; empty for the shim's default.
     #[prost(string, tag = "7")]
     pub(crate) root: String,
-    /// Whether cgroups are made through systemd.
+    /// Whether systemd creates the cgroups.
     #[prost(bool, tag = "9")]
     pub(crate) systemd_cgroup: bool,
-    /// The shim that shall run the task, as `ttrpc+unix://<path>`; empty lets containerd start one.
+    /// Address of the task's shim, as `ttrpc+unix://<path>`; empty lets containerd start a shim.
     #[prost(string, tag = "12")]
     pub(crate) task_api_address: String,
-    /// The version of its task service.
+    /// Version of the shim's task service.
     #[prost(uint32, tag = "13")]
     pub(crate) task_api_version: u32,
 }
@@ -40,23 +40,25 @@ impl RuncOptions {
     }
 }
 
-/// A JSON document under a type's name.
+/// A JSON document with a type name.
 pub(crate) fn json_any(type_url: &str, value: &impl Serialize) -> Result<Any, serde_json::Error> {
     Ok(Any { type_url: type_url.to_owned(), value: serde_json::to_vec(value)? })
 }
 
-/// The last part of an `Any`'s type, whether or not a domain stands before it.
+/// The last part of an `Any`'s type, with or without a domain before it.
 pub(crate) fn type_name(any: &Any) -> &str {
     any.type_url.rsplit('/').next().unwrap_or_default()
 }
 
-/// A protobuf timestamp as wall-clock time; Go's zero time (year 1) and absent ones are `None`.
+/// Converts a protobuf timestamp to wall-clock time. Go's zero time (year 1) and absent timestamps are
+/// `None`.
 pub(crate) fn wall(timestamp: Option<&Timestamp>) -> Option<Wall> {
     let t = timestamp.filter(|t| t.seconds > 0)?;
     Some(Wall(t.seconds.saturating_mul(1_000_000_000).saturating_add(i64::from(t.nanos))))
 }
 
-/// Exit codes are a byte; containerd hands larger ones (255 for unknown) as they are.
+/// Converts an exit status. Exit codes fit a byte; containerd passes larger statuses (255 for unknown)
+/// unchanged.
 pub(crate) fn exit_code(status: u32) -> i32 {
     i32::try_from(status).unwrap_or(255)
 }

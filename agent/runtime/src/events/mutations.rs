@@ -1,4 +1,4 @@
-//! Envelopes of the event stream, mutated.
+//! Mutations of the event stream's envelopes.
 
 use super::*;
 use berth_harness::{

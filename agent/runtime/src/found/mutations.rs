@@ -1,4 +1,4 @@
-//! containerd's lists, mutated: records and tasks.
+//! Mutations of containerd's lists: records and tasks.
 
 use super::*;
 use crate::record::{Mark, exit_extension, extensions, labels};
@@ -114,7 +114,7 @@ fn mutated_container_records() {
                 }
                 Ok(Some(c)) => {
                     assert_eq!(c.id.as_str().len(), 64);
-                    // What was read can be written, and reads the same.
+                    // Writing a record that was read gives the same record.
                     let again = extensions(&c.id, &c.found.mark, c.found.shim.as_ref()).unwrap();
                     assert_eq!(record::read("c", &again).unwrap().unwrap().mark, c.found.mark);
                     Reached::Taken

@@ -1,4 +1,4 @@
-//! Indices, manifests, configurations and the records that name them, mutated.
+//! Mutations of indices, manifests, configurations and the records that name them.
 
 use super::*;
 use crate::{image_files, import};

@@ -1,13 +1,15 @@
-//! Shims of our own: a small pool of started ones, one for each pod, none left behind.
+//! Shims started by the agent: a small pool of spare ones, one shim for each pod, and no leftover.
 //!
-//! A shim that containerd starts costs an extra process start for every container. Ours are started ahead of use and
-//! handed to containerd by address. Truth is what runs: a shim is a process whose working directory is its directory
-//! below `<runtime state>/shims`, and it belongs to the pod whose containers' records name its address. After any
-//! death of the agent both are read back; what nobody uses goes into the pool or is ended.
+//! A shim that containerd starts costs an extra process start for every container. The agent starts its shims
+//! ahead of use and passes them to containerd by address. The running processes are the source of truth: a
+//! process is a shim if its working directory is its directory below `<runtime state>/shims`, and it belongs
+//! to the pod whose containers' records name its address. The next agent reads both back after any death of
+//! its predecessor; unused shims go into the pool or are ended.
 //!
-//! Tasks: one for each live shim ([`watch`]: drains its log, sees its end, ends it when unused), and one that fills
-//! the pool. A shim ends by itself when containerd deletes its last container; [`Shims::release`] takes it out of use
-//! before that delete, so that no container is started on a shim that is about to go.
+//! Tasks: one for each live shim ([`watch`]: drains the shim's log, observes its end, ends an unused shim),
+//! and one that fills the pool. A shim ends by itself when containerd deletes its last container.
+//! [`Shims::release`] retires the shim before that delete, so that no container starts on a shim that is
+//! about to end.
 
 pub(crate) mod spawn;
 mod watch;
@@ -24,21 +26,21 @@ use std::{
 };
 use tokio::sync::{Notify, OwnedMutexGuard, watch as watched};
 
-/// Pauses between attempts to fill the pool: first and longest.
+/// Pauses between attempts to fill the pool: the first and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
 /// A live shim.
 #[derive(Debug)]
 pub(crate) struct Shim {
-    /// Its directory's name.
+    /// Name of the shim's directory.
     id: String,
-    /// Its directory: log FIFO, socket, `address`.
+    /// The shim's directory: log FIFO, socket, `address`.
     dir: PathBuf,
-    /// Its process id.
+    /// The process id.
     pid: u32,
-    /// Its task service, as containerd wants it: `ttrpc+unix://<socket>`.
+    /// Address of the shim's task service, in containerd's notation: `ttrpc+unix://<socket>`.
     pub(crate) address: String,
-    /// Told when the shim is no longer wanted.
+    /// Notified when the shim is no longer needed.
     unwanted: Notify,
 }
 
@@ -50,28 +52,29 @@ struct State {
     /// Containers by the address of the shim they run on.
     users: HashMap<String, HashSet<ContainerId>>,
     homes: HashMap<ContainerId, Home>,
-    /// Containers whose task was created, by the address of their shim: what keeps containerd from ending it.
+    /// Containers with a created task, by the address of their shim: containerd does not end a shim with a
+    /// task.
     tasks: HashMap<String, HashSet<ContainerId>>,
-    /// Held by the create that is under way on a shim without a task.
+    /// Lock of the create in progress on a shim without a task, by address.
     firsts: HashMap<String, Arc<tokio::sync::Mutex<()>>>,
 }
 
-/// Where a container's task lives.
+/// The shim of a container's task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Home {
-    /// The shim's address, as containerd wants it.
+    /// The shim's address, in containerd's notation.
     pub(crate) address: String,
     /// The group that the shim belongs to.
     pub(crate) group: String,
 }
 
-/// The node's own shims.
+/// The node's own shims, live and spare.
 #[derive(Debug)]
 pub(crate) struct Shims {
     spawner: Spawner,
     pool: usize,
     state: Mutex<State>,
-    /// Held while a shim is started for a group, so that a group gets one.
+    /// Held while a shim is started for a group, so that each group gets only one.
     starting: tokio::sync::Mutex<()>,
     refill: Notify,
     stop: watched::Receiver<bool>,
@@ -93,7 +96,8 @@ impl Shims {
         lock(&self.state)
     }
 
-    /// Takes over what an earlier agent left: shims in use by group, spare ones into the pool, the rest is ended.
+    /// Adopts the shims of an earlier agent: shims in use by group, spare ones into the pool; the remaining
+    /// ones are ended.
     pub(crate) async fn adopt(self: &Arc<Self>, users: Vec<(ContainerId, Home)>) {
         let in_use: HashSet<&str> = users.iter().map(|(_, home)| home.address.as_str()).collect();
         for found in self.spawner.find().await {
@@ -118,7 +122,7 @@ impl Shims {
         tracing::info!(shims = state.all.len(), idle = state.idle.len(), "own shims adopted");
     }
 
-    /// Registers a shim and gives it its watcher.
+    /// Registers a shim and starts its watcher.
     fn enter(self: &Arc<Self>, handle: Handle) -> Arc<Shim> {
         let shim = Arc::clone(&handle.shim);
         self.state().all.insert(shim.address.clone(), Arc::clone(&shim));
@@ -149,8 +153,9 @@ impl Shims {
         Ok(home)
     }
 
-    /// Takes a container off its shim's books, before its task is deleted. The last one retires the shim: later
-    /// containers of the group get another, and a shim that has not ended by itself after a while is ended.
+    /// Removes a container from its shim, before its task is deleted. The last container retires the shim:
+    /// later containers of the group get another shim, and a retired shim that does not end by itself is
+    /// ended after a while.
     pub(crate) fn release(&self, id: &ContainerId) -> Option<Home> {
         let mut state = self.state();
         let home = state.homes.remove(id)?;
@@ -172,7 +177,7 @@ impl Shims {
         Some(home)
     }
 
-    /// Undoes [`Shims::release`]: the task may be there still.
+    /// Reverts [`Shims::release`]: the task may still exist.
     pub(crate) fn restore(&self, id: &ContainerId, home: Home) {
         let mut state = self.state();
         let Some(shim) = state.all.get(&home.address).cloned() else { return };
@@ -182,7 +187,8 @@ impl Shims {
         state.homes.insert(id.clone(), home);
     }
 
-    /// A shim failed a start: the group's next container gets another, unless it lives after all.
+    /// Checks a shim after a failed start. A shim that does not answer is forgotten, so that the group's next
+    /// container gets another. Returns whether it was forgotten.
     pub(crate) async fn distrust(&self, address: &str) -> bool {
         let shim = self.state().all.get(address).cloned();
         let alive = match &shim {
@@ -203,7 +209,8 @@ impl Shims {
         }
     }
 
-    /// The right to create a task on a shim where none lives; `None` once one does.
+    /// Lock for the first task of a shim; `None` once a task lives there. Creates on a shim without a task
+    /// must run one at a time.
     pub(crate) async fn alone_until_a_task_lives(&self, address: &str) -> Option<OwnedMutexGuard<()>> {
         let lives = |state: &State| state.tasks.get(address).is_some_and(|tasks| !tasks.is_empty());
         let first = {
@@ -218,7 +225,7 @@ impl Shims {
         (!lives(&state)).then_some(alone)
     }
 
-    /// A container's task was created.
+    /// Registers the created task of a container.
     pub(crate) fn lives(&self, id: &ContainerId, address: &str) {
         let mut state = self.state();
         if state.all.contains_key(address) {
@@ -226,7 +233,7 @@ impl Shims {
         }
     }
 
-    /// Removes a shim that ended.
+    /// Removes an ended shim.
     fn forget(&self, address: &str) {
         let mut state = self.state();
         state.all.remove(address);
@@ -241,19 +248,20 @@ impl Shims {
         self.refill.notify_one();
     }
 
-    /// Whether no container runs on it and the pool does not hold it.
+    /// Whether no container uses the shim and the pool does not hold it.
     fn is_unused(&self, address: &str) -> bool {
         let state = self.state();
         state.users.get(address).is_none_or(HashSet::is_empty)
             && !state.idle.iter().any(|s| s.address == address)
     }
 
-    /// Lets the pool be filled: called when a start is over, so that filling does not slow it down.
+    /// Wakes the task that fills the pool. Called after a start, so that filling does not slow the start
+    /// down.
     pub(crate) fn refill(&self) {
         self.refill.notify_one();
     }
 
-    /// Keeps the pool full until told to stop.
+    /// Keeps the pool full until the stop signal.
     pub(crate) async fn keep_filled(self: Arc<Self>) {
         let mut stop = self.stop.clone();
         let mut pause = RETRY.0;
@@ -282,7 +290,7 @@ impl Shims {
         }
     }
 
-    /// Ends the spare shims and waits a moment for them to go; those in use run on.
+    /// Ends the spare shims and waits briefly for their end; shims in use keep running.
     pub(crate) async fn end_idle(&self) {
         let idle: Vec<Arc<Shim>> = self.state().idle.drain(..).collect();
         for shim in &idle {
@@ -294,7 +302,7 @@ impl Shims {
         }
     }
 
-    /// The process ids of all live shims, and how many of them are spare.
+    /// The process ids of all live shims, and the number of spare ones.
     pub(crate) fn census(&self) -> (Vec<u32>, usize) {
         let state = self.state();
         let mut pids: Vec<u32> = state.all.values().map(|s| s.pid).collect();

@@ -1,7 +1,7 @@
-//! Starting, finding and ending shim processes.
+//! Start, discovery and end of shim processes.
 //!
-//! The protocol of the runc shim: descriptor 3 is its listening socket, `log` in its working directory is a FIFO that
-//! it opens for writing (so that a reader must be there), `address` names the socket it removes at its end,
+//! Protocol of the runc shim: descriptor 3 is its listening socket. `log` in its working directory is a FIFO
+//! that it opens for writing, so a reader must exist. `address` names the socket that it removes at its end.
 //! `TTRPC_ADDRESS` is where it sends events.
 
 use super::Shim;
@@ -38,25 +38,25 @@ use tokio::{
 
 /// The longest path of a unix socket, without the terminating zero.
 const SOCKET_PATH: usize = 107;
-/// How long a shim may take to answer a connect.
+/// Longest wait for a shim to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// How shims are started here.
+/// Settings for starting shims.
 #[derive(Debug, Clone)]
 pub(crate) struct Spawner {
     /// The shim's binary.
     pub(crate) binary: PathBuf,
-    /// Where shims have their directories.
+    /// Parent of the shims' directories.
     pub(crate) dir: PathBuf,
     /// containerd's gRPC socket.
     pub(crate) containerd: PathBuf,
     /// The containerd namespace.
     pub(crate) namespace: String,
-    /// The cgroup that they are put into.
+    /// The cgroup for shims.
     pub(crate) group: Option<PathBuf>,
 }
 
-/// A shim together with what its watcher needs.
+/// A shim with the resources of its watcher.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) shim: Arc<Shim>,
@@ -64,7 +64,7 @@ pub(crate) struct Handle {
     pub(super) end: End,
 }
 
-/// A shim's process: of this process's children, or of an earlier agent's.
+/// A shim's process: a child of this process, or of an earlier agent.
 #[derive(Debug)]
 pub(super) struct End(AsyncFd<PidFd>);
 
@@ -77,11 +77,11 @@ impl End {
         AsyncFd::with_interest(process, Interest::READABLE).map(End)
     }
 
-    /// Returns when the shim has ended and nothing is left of it; may be dropped and called again.
+    /// Waits until the shim has ended and is reaped. A dropped wait can be repeated.
     pub(super) async fn wait(&self) {
-        // Readable once the process has ended. Not to be waited for any more is as ended as it gets.
+        // The descriptor is readable once the process has ended. An error also counts as the end.
         drop(self.0.readable().await);
-        // A corpse that cannot be taken away is init's once this process ends.
+        // If reaping fails, init reaps the zombie after this process's end.
         drop(self.0.get_ref().reap());
     }
 }
@@ -92,7 +92,7 @@ impl Handle {
     }
 }
 
-/// Where containerd's shim for runc lies: as configured, in `PATH`, or where packages put it.
+/// Path of containerd's shim for runc: as configured, in `PATH`, or in the usual package directories.
 pub(crate) fn locate(configured: Option<&Path>) -> Option<PathBuf> {
     const NAME: &str = "containerd-shim-runc-v2";
     if let Some(path) = configured {
@@ -113,18 +113,19 @@ fn fresh_id() -> String {
 }
 
 fn open_log(path: &Path) -> Result<Receiver, Error> {
-    // Read and write: the FIFO never reports an end, and the shim's open does not wait.
+    // Opened for reading and writing, so the FIFO never reports an end and the shim's open does not block.
     OpenOptions::new().read_write(true).open_receiver(path).map_err(Error::file("open", path))
 }
 
 impl Spawner {
-    /// Starts one shim. Its socket can be dialled at once: connects wait in the backlog until it serves.
+    /// Starts one shim. Its socket accepts connections at once: they wait in the backlog until the shim
+    /// serves.
     pub(crate) async fn spawn(&self) -> Result<Handle, Error> {
         let this = self.clone();
         let joined = tokio::task::spawn_blocking(move || this.spawn_blocking()).await;
         let failed = |source: io::Error| Error::Shim { binary: self.binary.clone(), source };
         let (shim, log, process) = joined.map_err(|e| failed(io::Error::other(e)))??;
-        // One that cannot be watched is not used; the next life of the agent finds it and ends it.
+        // A shim that cannot be watched is not used; the next agent finds it and ends it.
         Ok(Handle { shim, log, end: End::new(process).map_err(failed)? })
     }
 
@@ -160,7 +161,7 @@ impl Spawner {
         let failed = |source: io::Error| Error::Shim { binary: self.binary.clone(), source };
         let mut ttrpc = self.containerd.clone().into_os_string();
         ttrpc.push(".ttrpc");
-        // The runtime is usually installed beside the shim.
+        // The runtime is usually installed in the shim's directory.
         let mut path = self.binary.parent().unwrap_or(Path::new("/usr/bin")).as_os_str().to_os_string();
         path.push(":");
         path.push(std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into()));
@@ -181,7 +182,8 @@ impl Spawner {
         Ok((shim(id, dir, pid), log, process))
     }
 
-    /// Takes a shim out of its starter's cgroup, and away from the kernel's OOM killer: its end is its pod's.
+    /// Moves a shim out of its starter's cgroup, and protects it from the kernel's OOM killer: the shim's end
+    /// is its pod's end.
     fn settle(&self, pid: u32) {
         if let Some(group) = &self.group
             && let Err(error) = fs::write(group.join("cgroup.procs"), pid.to_string())
@@ -189,15 +191,15 @@ impl Spawner {
             tracing::warn!(pid, group = %group.display(), %error, "a shim stays in its starter's cgroup");
         }
         if let Err(error) = protect_from_oom(pid, OOM_AGENT) {
-            // As that of the agent, which has told it.
+            // Same cause as for the agent's own score, which the agent has logged already.
             tracing::debug!(pid, %error, "a shim's score for the OOM killer is left as it is");
         }
     }
 
-    /// The shims of an earlier agent. Directories without a process are cleared.
+    /// Finds the shims of an earlier agent. Directories without a process are removed.
     pub(crate) async fn find(&self) -> Vec<Handle> {
         let this = self.clone();
-        // Nothing found is the right answer to a panic there: the shims stay and are looked for again next time.
+        // On a panic an empty result is right: the shims stay and the next start looks for them again.
         let live = tokio::task::spawn_blocking(move || this.live()).await.unwrap_or_default();
         let mut found = Vec::new();
         for (dir, id, pid) in live {
@@ -255,7 +257,8 @@ async fn attach(id: &str, dir: &Path, pid: u32) -> Result<Handle, Error> {
     Ok(Handle { shim, log: open_log(&dir.join("log"))?, end })
 }
 
-/// Shim processes below `dir`, by directory name: those that work there and were started with that id.
+/// Shim processes below `dir`, by directory name: processes with this working directory that were started
+/// with that id.
 fn processes(dir: &Path) -> HashMap<String, u32> {
     let mut found = HashMap::new();
     let Ok(entries) = fs::read_dir("/proc") else { return found };
@@ -276,32 +279,33 @@ fn processes(dir: &Path) -> HashMap<String, u32> {
     found
 }
 
-/// Whether the shim takes connections.
+/// Whether the shim accepts connections.
 pub(super) async fn answers(shim: &Shim) -> bool {
     let connect = UnixStream::connect(shim.dir.join("s"));
     matches!(tokio::time::timeout(CONNECT, connect).await, Ok(Ok(_)))
 }
 
-/// Asks the shim to end; it does only what a spare shim has to do.
+/// Sends SIGTERM, which a spare shim obeys. A shim with containers ignores it.
 pub(super) fn terminate(shim: &Shim) {
     send(shim, Signal::TERM);
 }
 
-/// Ends the shim.
+/// Sends SIGKILL.
 pub(super) fn kill(shim: &Shim) {
     send(shim, Signal::KILL);
 }
 
 fn send(shim: &Shim, signal: Signal) {
     if let Some(fd) = process_of(shim) {
-        // Failure means that it is gone, which is what was wanted.
+        // A failure means that the process is gone already.
         drop(fd.signal(signal));
     }
 }
 
-/// The shim's process, if the one with its pid still works in the shim's directory.
+/// The shim's process, if the process with its pid still works in the shim's directory.
 fn process_of(shim: &Shim) -> Option<PidFd> {
-    // Looked at after opening, so that both speak of the same process.
+    // The working directory is read after opening, so that descriptor and directory belong to the same
+    // process.
     let fd = PidFd::open(shim.pid).ok().flatten()?;
     let cwd = fs::read_link(format!("/proc/{}/cwd", shim.pid)).ok()?;
     (cwd == shim.dir).then_some(fd)
@@ -310,14 +314,14 @@ fn process_of(shim: &Shim) -> Option<PidFd> {
 /// Waits until the shim's process is gone, at most `limit`.
 pub(super) async fn gone(shim: &Shim, limit: Duration) {
     let Some(fd) = process_of(shim) else { return };
-    // Past the limit it is left to the next start, which looks for it.
+    // After the limit, the next start looks for the shim.
     drop(tokio::task::spawn_blocking(move || fd.poll_exited(limit)).await);
 }
 
-/// Removes a shim's directory: only the files a shim's directory has, never a tree.
+/// Removes a shim's directory: only the known files of a shim, never a tree.
 pub(super) fn clear(dir: &Path) {
     for name in ["s", "log", "address"] {
-        // Not there is as good; what cannot be removed keeps the directory, which is told below.
+        // A missing file is fine. A file that cannot be removed keeps the directory, which is logged below.
         drop(fs::remove_file(dir.join(name)));
     }
     match fs::remove_dir(dir) {

@@ -1,4 +1,4 @@
-//! The watcher of one shim: passes its log on, sees its end, ends it when nobody uses it.
+//! Watcher of one shim: forwards its log, observes its end, and ends an unused shim.
 
 use super::{
     Shims,
@@ -7,12 +7,12 @@ use super::{
 use std::{sync::Weak, time::Duration};
 use tokio::{io::AsyncReadExt, sync::watch};
 
-/// How long a shim that lost its last container may take to end by itself.
+/// Time for a shim without containers to end by itself.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long a shim may take to end after SIGTERM.
+/// Time for a shim to end after SIGTERM.
 const KILL: Duration = Duration::from_secs(5);
 
-/// Runs until the shim has ended or the node's runtime is stopped; in the latter case the shim runs on.
+/// Runs until the shim has ended or the node's runtime stops; in the latter case the shim keeps running.
 pub(super) async fn run(handle: Handle, owner: Weak<Shims>, mut stop: watch::Receiver<bool>) {
     let Handle { shim, mut log, end } = handle;
     let mut buffer = vec![0_u8; 4096];
