@@ -321,7 +321,8 @@ pub fn hooks_group(roots: &Roots) -> Result<Option<PathBuf>, berth_sys::Error> {
     Ok(v2.map(|v2| v2.mount_point.join(&roots.cgroup_hooks)))
 }
 
-/// Removes all programs, maps and links, and unmounts the BPF file system where the agent mounted it.
+/// Removes all programs, maps, links and the record of stale backends. The BPF file system is unmounted where
+/// the agent mounted it.
 ///
 /// # Errors
 /// The kernel rejects a step. The error names what is left.

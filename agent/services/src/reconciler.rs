@@ -46,7 +46,7 @@ pub enum Change {
     ServiceGone(PodKey),
     /// A slice is new or changed.
     Slice(Arc<EndpointSlice>),
-    /// A slice is gone, by its own name.
+    /// A slice is gone. The key is the slice's own name.
     SliceGone(PodKey),
 }
 

@@ -49,12 +49,12 @@ impl<K: Ord + Copy, V: Copy> Table<K, V> for Plain<K, V> {
 /// A list of objects that is replaced as a whole.
 pub(crate) type Shared<T> = Arc<Vec<Arc<T>>>;
 
-/// Damage done to the maps by another program. The engine finds each damage at its next read of the map.
+/// Damage done to the maps by another program. It takes effect at the engine's next read of the map.
 #[derive(Debug, Default)]
 pub(crate) struct Spoil {
     /// The IPv4 frontends are deleted.
     pub(crate) services: bool,
-    /// The contents of the other maps in the [`State`] replace the real ones.
+    /// A map of which the [`State`] shows no entry is cleared.
     pub(crate) maps: bool,
 }
 
@@ -83,7 +83,8 @@ pub(crate) struct State {
     /// Attached devices, each with the number of table writes before it.
     pub(crate) attached_at: Vec<(u32, usize)>,
     pub(crate) ended: Vec<(BTreeSet<StalePeer>, Vec<PodUid>)>,
-    /// Stale backends that the engine recorded, and the number of table writes before each record.
+    /// The engine's record of stale backends, and the number of table writes before each change of the
+    /// record.
     pub(crate) dead: HashSet<StalePeer>,
     pub(crate) noted_at: Vec<usize>,
     pub(crate) looked_at: usize,
