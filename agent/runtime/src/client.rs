@@ -20,7 +20,8 @@ use tonic::{
 pub(crate) const RECORD: Duration = Duration::from_secs(10);
 /// Questions to a shim that need no runc.
 pub(crate) const QUERY: Duration = Duration::from_secs(10);
-/// Work of runc on a container: create, start, exec, delete. The shim itself gives up opening FIFOs after 30 s.
+/// Work of runc on a container: create, start, exec, delete. The shim gives up opening FIFOs after 30 s by
+/// itself.
 pub(crate) const WORK: Duration = Duration::from_secs(60);
 /// Lists over all shims: containerd asks them one after the other and waits 2 s for each that does not
 /// answer.

@@ -1,14 +1,14 @@
-//! What can go wrong between the agent and containerd, and how a failure is to be read.
+//! Errors between the agent and containerd, and their classification.
 
 use berth_core::ids::{ContainerId, IdError};
 use std::{fmt, io, path::PathBuf, time::Duration};
 
-/// containerd's answer to a call that failed. Prints as its message alone: the gRPC code is in [`Kind`].
+/// containerd's answer to a failed call. Its text is the message alone: the gRPC code is in [`Kind`].
 #[derive(Debug)]
 pub struct Answer(Box<tonic::Status>);
 
 impl Answer {
-    /// What containerd, its shim or the OCI runtime wrote.
+    /// The text of containerd, its shim or the OCI runtime.
     pub fn message(&self) -> &str {
         self.0.message()
     }
@@ -32,20 +32,21 @@ impl std::error::Error for Answer {
     }
 }
 
-/// How a failed call is to be taken; the caller decides by this, never by text.
+/// Classification of a failed call. The caller decides by the kind, never by the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The subject is not there.
+    /// The subject does not exist.
     NotFound,
-    /// The subject is there already.
+    /// The subject exists already.
     AlreadyExists,
-    /// containerd could not be reached or went away during the call: nothing is known about the subject.
+    /// containerd could not be reached or the connection broke during the call: the subject's state is
+    /// unknown.
     Unavailable,
-    /// No answer within the call's deadline: nothing is known about the subject.
+    /// No answer within the call's deadline: the subject's state is unknown.
     Deadline,
-    /// The subject's state forbids it, for example deleting a running task.
+    /// The subject's state forbids the call, for example deleting a running task.
     Precondition,
-    /// containerd, the shim or runc refused.
+    /// containerd, the shim or runc refused the call.
     Refused,
     /// A local step failed: a file, a FIFO, a spawned shim.
     Local,
@@ -66,7 +67,7 @@ pub enum Error {
     /// A configured value cannot be sent to containerd.
     #[error("{what} {value:?} cannot be used with containerd")]
     Config {
-        /// Which value.
+        /// Description of the value.
         what: &'static str,
         /// The value.
         value: String,
@@ -74,32 +75,32 @@ pub enum Error {
     /// A call failed.
     #[error("cannot {operation} {subject}")]
     Call {
-        /// What was asked for, as a verb phrase.
+        /// The requested operation, as a verb phrase.
         operation: &'static str,
-        /// What it was asked for.
+        /// The subject of the operation.
         subject: String,
-        /// How to take it.
+        /// The classification.
         kind: Kind,
         /// containerd's answer.
         #[source]
         source: Answer,
     },
-    /// A call had no answer in time.
+    /// A call had no answer before its deadline.
     #[error("no answer to {operation} {subject} within {after:?}")]
     Deadline {
-        /// What was asked for.
+        /// The requested operation, as a verb phrase.
         operation: &'static str,
-        /// What it was asked for.
+        /// The subject of the operation.
         subject: String,
         /// The deadline.
         after: Duration,
     },
-    /// The answer misses a part that the protocol promises.
+    /// The answer lacks a part that the protocol promises.
     #[error("containerd's answer to {operation} {subject} lacks {missing}")]
     Answer {
-        /// What was asked for.
+        /// The requested operation, as a verb phrase.
         operation: &'static str,
-        /// What it was asked for.
+        /// The subject of the operation.
         subject: String,
         /// The missing part.
         missing: &'static str,
@@ -107,47 +108,47 @@ pub enum Error {
     /// A stored or received document cannot be read.
     #[error("cannot read the {what} of {subject}")]
     Decode {
-        /// Which document.
+        /// Kind of document.
         what: &'static str,
-        /// Whose.
+        /// Owner of the document.
         subject: String,
-        /// What is wrong with it.
+        /// The decoder's error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A document or message cannot be written as JSON.
     #[error("cannot encode the {what} of {subject}")]
     Encode {
-        /// Which document.
+        /// Kind of document.
         what: &'static str,
-        /// Whose.
+        /// Owner of the document.
         subject: String,
-        /// What is wrong with it.
+        /// The encoder's error.
         #[source]
         source: serde_json::Error,
     },
-    /// A stored identity is not one.
+    /// The identity in a container's record is invalid.
     #[error("the record of container {id:?} names no valid container")]
     Identity {
         /// The record's id.
         id: String,
-        /// What is wrong with it.
+        /// The fault of the identity.
         #[source]
         source: IdError,
     },
-    /// An image's blob is larger than an honest one.
+    /// A blob of an image is larger than any valid one.
     #[error("the {what} of image {image} has {size} bytes, more than {limit}")]
     TooLarge {
-        /// Which blob.
+        /// Kind of blob.
         what: &'static str,
         /// The image.
         image: String,
-        /// Its size.
+        /// Size of the blob in bytes.
         size: u64,
-        /// The most that is read.
+        /// Maximum size in bytes.
         limit: u64,
     },
-    /// An image has nothing for this machine.
+    /// The image has no manifest for this machine.
     #[error("image {image} has no manifest for {platform}")]
     Platform {
         /// The image.
@@ -155,24 +156,24 @@ pub enum Error {
         /// The machine, as `os/architecture`.
         platform: String,
     },
-    /// An image's manifest and configuration do not fit together, or a layer is not what they say.
+    /// The image's manifest and configuration contradict each other, or a layer contradicts them.
     #[error("image {image} is not consistent: {reason}")]
     Image {
         /// The image.
         image: String,
-        /// What does not fit.
+        /// Description of the contradiction.
         reason: String,
     },
-    /// The tree of an image could not be mounted.
+    /// The image's file tree could not be mounted.
     #[error("cannot open the files of image {image}")]
     ImageRoot {
         /// The image.
         image: String,
-        /// Why not.
+        /// The system's error.
         #[source]
         source: berth_sys::Error,
     },
-    /// An archive was imported, but it names no image.
+    /// An imported archive names no image.
     #[error("archive {} names no image", path.display())]
     Unnamed {
         /// The archive.
@@ -181,11 +182,11 @@ pub enum Error {
     /// A local file or FIFO could not be used.
     #[error("cannot {operation} {}", path.display())]
     File {
-        /// What was tried.
+        /// The operation, as a verb.
         operation: &'static str,
-        /// On what.
+        /// Path of the file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -194,16 +195,16 @@ pub enum Error {
     Shim {
         /// The shim's binary.
         binary: PathBuf,
-        /// Why not.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// A unix socket's path is longer than the kernel takes.
+    /// The path of a unix socket exceeds the kernel's limit.
     #[error("socket path {} is longer than {limit} bytes", path.display())]
     SocketPath {
         /// The path.
         path: PathBuf,
-        /// The most.
+        /// Maximum length in bytes.
         limit: usize,
     },
     /// A process could not be signalled.
@@ -211,18 +212,18 @@ pub enum Error {
     Signal {
         /// The container.
         id: ContainerId,
-        /// Its process.
+        /// The process.
         pid: u32,
         /// The signal.
         signal: i32,
-        /// Why not.
+        /// The system's error.
         #[source]
         source: berth_sys::Error,
     },
 }
 
 impl Error {
-    /// How the failure is to be taken.
+    /// The classification of the failure.
     pub fn kind(&self) -> Kind {
         match self {
             Error::Call { kind, .. } => *kind,
@@ -245,7 +246,8 @@ impl Error {
         }
     }
 
-    /// Whether nothing is known about the subject: the call may or may not have happened, and a retry is right.
+    /// Whether the subject's state is unknown: the call may or may not have taken effect, and a retry is
+    /// right.
     pub fn is_unknown(&self) -> bool {
         matches!(self.kind(), Kind::Unavailable | Kind::Deadline)
     }
@@ -256,7 +258,7 @@ impl Error {
     }
 }
 
-/// Turns "not there" into `None`: what is to be gone and is not there is done.
+/// Turns "not found" into `None`, for removals: an absent subject is already removed.
 pub(crate) fn absent<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -265,7 +267,7 @@ pub(crate) fn absent<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-/// Turns "already there" into `None`.
+/// Turns "already exists" into `None`.
 pub(crate) fn present<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     match result {
         Ok(value) => Ok(Some(value)),

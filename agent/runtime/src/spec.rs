@@ -1,16 +1,17 @@
 //! The OCI spec of a container: a pure function of the pod, the image and facts of the node.
 //!
-//! Owns what containerd's CRI plugin would put into the spec for the same pod: capabilities, masked and read-only
-//! paths, fixed mounts, devices, seccomp, namespaces, limits, user. `tests/golden_spec.rs` compares with recordings
-//! of the real one; `tests/golden/differences.json` lists what differs and why.
+//! The module produces the spec parts that containerd's CRI plugin would produce for the same pod:
+//! capabilities, masked and read-only paths, fixed mounts, devices, seccomp, namespaces, limits, user.
+//! `tests/golden_spec.rs` compares with recordings of the plugin; `tests/golden/differences.json` lists each
+//! difference with its reason.
 //!
-//! Invariants: no IO, no clock; the same input gives the same spec; no panic on any input. Nothing of an image's
-//! labels or of a pod's annotations becomes part of a spec. What this build cannot do (AppArmor profiles) is a
-//! [`SpecError::NotYet`], never a container with less confinement than was asked for.
+//! Invariants: no IO, no clock; the same input gives the same spec; no panic on any input. Labels of an image
+//! and annotations of a pod never become part of a spec. A feature that this build lacks (AppArmor profiles)
+//! is a [`SpecError::NotYet`], never a container with less confinement than requested.
 //!
-//! Not here: sysctls belong to the pod's namespaces and are set where those are made ([`sandbox_sysctls`]
-//! says which); sources of bind mounts are
-//! made, resolved and checked for shared propagation by who makes the mounts.
+//! Outside of this module: sysctls belong to the pod's namespaces, and the namespaces' creator sets them
+//! ([`sandbox_sysctls`] lists them). The mounts' creator makes and resolves the sources of bind mounts and
+//! checks them for shared propagation.
 
 mod host;
 mod image;
@@ -50,9 +51,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The runtime specification's version that the spec is written to.
+/// The version of the runtime specification that the spec follows.
 pub const OCI_VERSION: &str = "1.3.0";
-/// The annotation that puts containers into one shim.
+/// The annotation that groups containers into one shim.
 pub const SHIM_GROUP_ANNOTATION: &str = "io.containerd.runc.v2.group";
 /// The root file system, relative to the bundle.
 const ROOTFS: &str = "rootfs";
@@ -82,23 +83,23 @@ pub struct NamespacePaths {
     pub ipc: Option<PathBuf>,
     /// The pod's UTS namespace; `None` is the host's (host-network pods).
     pub uts: Option<PathBuf>,
-    /// Whose processes it sees.
+    /// The PID namespace.
     pub pid: PidNamespace,
 }
 
 /// The PID namespace of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum PidNamespace {
-    /// Its own.
+    /// A namespace of its own.
     #[default]
     Own,
-    /// That one: the pod's shared namespace.
+    /// The pod's shared namespace, at this path.
     Shared(PathBuf),
     /// The host's.
     Host,
 }
 
-/// All that one spec is made of.
+/// Input of one spec.
 #[derive(Debug, Clone, Copy)]
 pub struct SpecInput<'a> {
     /// The pod.
@@ -107,57 +108,59 @@ pub struct SpecInput<'a> {
     pub container: &'a Container,
     /// The id of this attempt.
     pub id: &'a ContainerId,
-    /// What the image says.
+    /// The image's configuration.
     pub image: &'a ImageConfig,
-    /// Who the process is, from [`resolve_user`].
+    /// The process's user, from [`resolve_user`].
     pub user: &'a ResolvedUser,
-    /// The pod's environment, resolved and expanded; the image's goes before it.
+    /// The pod's environment, resolved and expanded; the image's environment precedes it.
     pub env: &'a [(String, String)],
-    /// `command`, expanded; empty takes the image's.
+    /// `command`, expanded; if empty, the image's entry point applies.
     pub command: &'a [String],
     /// `args`, expanded.
     pub args: &'a [String],
-    /// Binds: volumes in the container's order, then the pod's own files, the sandbox's, the image's volumes.
+    /// Bind mounts: volumes in the container's order, then the pod's own files, the sandbox's files, the
+    /// image's volumes.
     pub mounts: &'a [MountSpec],
-    /// What it joins.
+    /// The namespaces that the container joins.
     pub namespaces: &'a NamespacePaths,
-    /// The container's cgroup from the root of each hierarchy.
+    /// The container's cgroup, from the root of each hierarchy.
     pub cgroups_path: &'a str,
-    /// Its limits, from [`ContainerResources::of`].
+    /// The container's limits, from [`ContainerResources::of`].
     pub resources: &'a ContainerResources,
-    /// From [`berth_core::resources::oom_score_adj`]; raised to the node's floor where there is one.
+    /// The score from [`berth_core::resources::oom_score_adj`]; raised to the node's floor where there is
+    /// one.
     pub oom_score_adj: i32,
-    /// The pod's host name, the node's for host-network pods; becomes `HOSTNAME`.
+    /// The host name of the pod, or of the node for host-network pods; becomes `HOSTNAME`.
     pub hostname: &'a str,
-    /// The text of the profile that `seccompProfile: Localhost` names; `None` where it is missing.
+    /// The text of the profile that `seccompProfile: Localhost` names; `None` where the file is missing.
     pub seccomp_file: Option<&'a str>,
     /// Facts of the node.
     pub host: &'a HostFacts,
-    /// Which shim the container shares; one a pod.
+    /// The container's shim group, one for each pod.
     pub shim_group: &'a str,
 }
 
-/// Why no spec can be made.
+/// Reason why a spec cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    /// Neither pod nor image says what to run.
+    /// Neither pod nor image names a command.
     #[error("no command specified")]
     NoCommand,
     /// A path that must be absolute is not.
     #[error("{what} {path:?} is not an absolute path")]
     RelativePath {
-        /// What the path is for.
+        /// Purpose of the path.
         what: &'static str,
-        /// As given.
+        /// The path as written.
         path: String,
     },
     /// A working directory inside `/proc/<pid>/fd`.
     #[error("workingDir {0:?} leads through an open file descriptor")]
     DescriptorDirectory(String),
-    /// A text that the kernel would cut off.
+    /// A text that the kernel would cut off at its NUL byte.
     #[error("{what} holds a NUL byte")]
     NulByte {
-        /// Which text.
+        /// Description of the text.
         what: &'static str,
     },
     /// `mountPropagation: Bidirectional` without `privileged`.
@@ -169,7 +172,8 @@ pub enum SpecError {
     /// A capability that the kernel does not have.
     #[error("capability {0:?} is not known")]
     UnknownCapability(String),
-    /// `seccompProfile: Localhost` without its file: running unconfined instead would be a hole.
+    /// `seccompProfile: Localhost` without its file: an unconfined container instead would be a security
+    /// hole.
     #[error("seccomp profile {0:?} cannot be read")]
     SeccompMissing(String),
     /// The profile is no seccomp profile.
@@ -177,14 +181,14 @@ pub enum SpecError {
     SeccompInvalid {
         /// The profile's name.
         name: String,
-        /// Why.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
-    /// Asked for and not built yet.
+    /// A requested feature that this build does not support yet.
     #[error("{0} is not supported yet")]
     NotYet(&'static str),
-    /// A part of the spec could not be put together.
+    /// A part of the spec cannot be assembled.
     #[error("build OCI spec")]
     Build(#[from] OciSpecError),
 }
@@ -294,7 +298,7 @@ fn linux(input: &SpecInput<'_>, bounding: &[String], propagation: Option<&str>) 
     Ok(linux)
 }
 
-/// Makes the spec of one attempt of one container.
+/// Builds the spec of one attempt of one container.
 pub fn build(input: &SpecInput<'_>) -> Result<Spec, SpecError> {
     let security = &input.container.security;
     let app_armor = security.app_armor.as_ref().or(input.pod.security.app_armor.as_ref());

@@ -285,7 +285,8 @@ pub(super) async fn answers(shim: &Shim) -> bool {
     matches!(tokio::time::timeout(CONNECT, connect).await, Ok(Ok(_)))
 }
 
-/// Sends SIGTERM, which a spare shim obeys. A shim with containers ignores it.
+/// Asks the shim to end with SIGTERM. Only for unused shims: the shim does no more than a spare one needs to
+/// end.
 pub(super) fn terminate(shim: &Shim) {
     send(shim, Signal::TERM);
 }

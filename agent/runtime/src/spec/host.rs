@@ -1,5 +1,5 @@
-//! What the builder must know of the node, as plain data: the same input gives the same spec on any machine.
-//! [`HostFacts::read`] is the one place of this module that looks at the machine.
+//! The builder's facts of the node, as plain data: the same input gives the same spec on any machine.
+//! [`HostFacts::read`] is the only function of this module that reads the machine.
 
 use berth_core::{model::CAPABILITIES, resources::CgroupFacts};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType};
@@ -10,46 +10,46 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Directories below `/dev` whose nodes belong to nobody else.
+/// Directories below `/dev` whose device nodes belong to other mounts or programs and are not passed on.
 const FOREIGN_DIRECTORIES: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
 
 /// Facts of the node that show in a spec.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct HostFacts {
-    /// The capabilities that a privileged container gets and that `ALL` stands for: the runtime's own effective ones
-    /// (`CapEff`), in the kernel's order, with `CAP_`.
+    /// The capabilities of a privileged container, which `ALL` also stands for: the runtime's effective
+    /// capabilities (`CapEff`), in the kernel's order, with `CAP_`.
     pub capabilities: Vec<String>,
-    /// Device nodes below `/dev` that a privileged container gets, in path order without `pts`, `shm`, `fd`,
+    /// Device nodes below `/dev` of a privileged container, in path order, without `pts`, `shm`, `fd`,
     /// `mqueue` and `console`.
     pub devices: Vec<LinuxDevice>,
-    /// The `thermal_throttle` directories of the CPUs that are there; masked like the fixed paths.
+    /// The `thermal_throttle` directories of the present CPUs; masked like the fixed paths.
     pub thermal_throttle: Vec<String>,
-    /// Page sizes of the hugetlb controller (`2MB`, `1GB`), empty where the controller is missing.
+    /// Page sizes of the hugetlb controller (`2MB`, `1GB`); empty where the controller is missing.
     pub hugepage_sizes: Vec<String>,
     /// Whether the memory controller counts swap (`memory.memsw.limit_in_bytes`, `memory.swap.max`).
     pub swap_accounting: bool,
     /// Whether `/sys/fs/cgroup` is the unified hierarchy (cgroup v2 alone).
     pub unified_cgroups: bool,
-    /// `nsdelegate` and `memory_recursiveprot` where `/sys/fs/cgroup` is mounted with them: a container in the host's
-    /// cgroup namespace mounts the same superblock and would strip them.
+    /// `nsdelegate` and `memory_recursiveprot`, if `/sys/fs/cgroup` is mounted with them. A container in the
+    /// host's cgroup namespace mounts the same superblock, and without the options it would remove them.
     pub cgroup_mount_options: Vec<String>,
-    /// Bytes of memory, for the OOM score of Burstable containers.
+    /// Memory of the node in bytes, for the OOM score of Burstable containers.
     pub memory_capacity: i64,
-    /// The lowest `oom_score_adj` that the runtime may set: its own where it lacks `CAP_SYS_RESOURCE`.
+    /// The lowest `oom_score_adj` that the runtime may set: without `CAP_SYS_RESOURCE`, its own score.
     pub oom_score_floor: Option<i32>,
-    /// Soft and hard limit of open files that containers get; `None` leaves them what they inherit by their shim. Set where
-    /// the agent has raised its own.
+    /// Soft and hard limit of open files for containers, set where the agent has raised its own limit. With
+    /// `None`, containers inherit the shim's limits.
     #[serde(default)]
     pub open_files: Option<(u64, u64)>,
 }
 
-/// A part of the node that could not be looked at.
+/// A part of the node could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("read {}", path.display())]
 pub struct HostFactsError {
-    /// What was read.
+    /// The path that was read.
     pub path: PathBuf,
-    /// Why not.
+    /// The system's error.
     #[source]
     pub source: io::Error,
 }
@@ -68,7 +68,7 @@ fn malformed(path: &Path) -> HostFactsError {
 }
 
 impl HostFacts {
-    /// What containers' limits depend on.
+    /// The facts that containers' limits depend on.
     pub fn cgroup_facts(&self) -> CgroupFacts<'_> {
         CgroupFacts {
             v2: self.unified_cgroups,
@@ -77,15 +77,16 @@ impl HostFacts {
         }
     }
 
-    /// The devices that are there now, `dev` being `/dev`: they come and go while the agent runs.
+    /// The current devices below `dev`, which is `/dev`: devices come and go while the agent runs.
     pub fn devices(dev: &Path) -> Result<Vec<LinuxDevice>, HostFactsError> {
         let mut devices = Vec::new();
         add_devices(dev, dev, 0, &mut devices)?;
         Ok(devices)
     }
 
-    /// Looks at the node: `proc`, `sys` and `dev` are `/proc`, `/sys` and `/dev`, `cgroup_mount` is where the
-    /// hierarchies are mounted. Read at each start and where devices may have come; no waiting is involved.
+    /// Reads the node: `proc`, `sys` and `dev` are `/proc`, `/sys` and `/dev`, and `cgroup_mount` is the
+    /// mount point of the hierarchies. Called at each start and whenever devices may have appeared; does not
+    /// wait.
     pub fn read(
         proc: &Path,
         sys: &Path,
@@ -105,7 +106,7 @@ impl HostFacts {
             let controllers = text(&cgroup_mount.join("cgroup.controllers"))?;
             let own = text(&proc.join("self/cgroup"))?;
             let own = own.lines().find_map(|l| l.strip_prefix("0::/")).unwrap_or_default().to_owned();
-            // The root group has no such file; any group below shows whether the kernel counts swap.
+            // The root group has no such file; any group below it shows whether the kernel counts swap.
             let counts = |dir: PathBuf| dir.join("memory.swap.max").exists();
             let below = || fs::read_dir(cgroup_mount).into_iter().flatten().flatten().map(|e| e.path());
             let swap = counts(cgroup_mount.join(own)) || below().any(counts);
@@ -141,7 +142,7 @@ fn memory(meminfo: &str) -> Option<i64> {
     kib.trim().strip_suffix("kB")?.trim().parse::<i64>().ok()?.checked_mul(1024)
 }
 
-/// Names in a directory, sorted; none where it is missing.
+/// Names in a directory, sorted; empty where the directory is missing.
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
@@ -160,7 +161,7 @@ fn thermal_throttle(cpus: &Path) -> Vec<String> {
         .collect()
 }
 
-/// `hugepages-2048kB` is page size `2MB` to the controller.
+/// Page sizes in the controller's notation: `hugepages-2048kB` is `2MB`.
 fn page_sizes(dir: &Path) -> Vec<String> {
     let size = |name: &String| {
         let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
@@ -187,7 +188,7 @@ fn preserved_options(mountinfo: &str, cgroup_mount: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Depth below `/dev` that is looked at: `bus/usb/001/001` is 4.
+/// Maximum depth below `/dev` that is read: `bus/usb/001/001` has depth 4.
 const MAX_DEPTH: usize = 8;
 
 fn add_devices(
@@ -200,7 +201,7 @@ fn add_devices(
         let path = dir.join(&name);
         let meta = match fs::symlink_metadata(&path) {
             Ok(meta) => meta,
-            // Devices come and go.
+            // A device can disappear during the read.
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(at(&path)(e)),
         };

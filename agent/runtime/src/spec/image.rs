@@ -1,6 +1,6 @@
-//! What an image says about how it wants to be run: the part of the OCI image configuration that pods use.
+//! Settings of an image for its processes: the part of the OCI image configuration that pods use.
 //!
-//! Labels are left out on purpose: nothing of an image is ever copied onto containers, snapshots or leases.
+//! Labels are left out on purpose: no label of an image is ever copied onto containers, snapshots or leases.
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -13,11 +13,11 @@ pub const MAX_CONFIG_BYTES: usize = 4 << 20;
 pub struct ImageConfig {
     /// `Entrypoint`.
     pub entrypoint: Vec<String>,
-    /// `Cmd`, the arguments where the pod gives none.
+    /// `Cmd`, the default arguments for pods without arguments.
     pub cmd: Vec<String>,
     /// `Env`, each `NAME=value`.
     pub env: Vec<String>,
-    /// `User`: empty, `user`, `uid`, or either with `:group`; Kubernetes does not look at the group.
+    /// `User`: empty, `user`, `uid`, or either with `:group`; Kubernetes ignores the group.
     pub user: String,
     /// `WorkingDir`, empty where unset.
     pub working_dir: String,
@@ -27,13 +27,13 @@ pub struct ImageConfig {
     pub stop_signal: Option<String>,
 }
 
-/// Why an image configuration cannot be used.
+/// Reason why an image configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageConfigError {
-    /// Nothing that large is an honest configuration.
+    /// The configuration exceeds the size of any valid one.
     #[error("image configuration has {0} bytes, more than {MAX_CONFIG_BYTES}")]
     TooLarge(usize),
-    /// Not the JSON that the image specification asks for.
+    /// The configuration is not the JSON that the image specification requires.
     #[error("image configuration is not valid")]
     Parse(#[source] serde_json::Error),
 }

@@ -1,4 +1,4 @@
-//! What the container sees where: the fixed mounts, then the pod's, in the order that lets none hide another.
+//! The mounts of a container: the fixed mounts, then the pod's, in an order in which no mount hides another.
 
 use super::{HostFacts, ImageConfig, SpecError};
 use berth_core::model::{MountPropagation, RecursiveReadOnly, VolumeMount};
@@ -12,39 +12,40 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Who asks for a mount. Where two have one destination, the pod's wins.
+/// Origin of a mount. Of two mounts with one destination, the pod's wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountOrigin {
-    /// A volume, the pod's hosts file or the termination message file: what the kubelet hands to the runtime.
+    /// A volume, the pod's hosts file or the termination message file: mounts that the kubelet passes to the
+    /// runtime.
     Pod,
-    /// A file of the sandbox (`/etc/hostname`, `/etc/resolv.conf`, `/dev/shm`): what the runtime adds; files follow
-    /// `readOnlyRootFilesystem`.
+    /// A file of the sandbox (`/etc/hostname`, `/etc/resolv.conf`, `/dev/shm`): mounts that the runtime adds.
+    /// Files follow `readOnlyRootFilesystem`.
     Sandbox,
-    /// A `VOLUME` of the image: a directory of the container's own, with what the image has there. Writable also where
-    /// the root is read-only.
+    /// A `VOLUME` of the image: a directory of the container's own, with the image's content of that path.
+    /// Writable also with a read-only root.
     ImageVolume,
 }
 
 /// One bind mount. Its source is resolved and exists when the task is created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountSpec {
-    /// Who asks for it.
+    /// The mount's origin.
     pub origin: MountOrigin,
-    /// A path of the host, without symbolic links.
+    /// A path on the host, without symbolic links.
     pub source: PathBuf,
-    /// Where the container sees it.
+    /// The path in the container.
     pub destination: String,
     /// Whether writes fail.
     pub read_only: bool,
-    /// Whether also those to mounts below fail.
+    /// Whether writes to mounts below it fail too.
     pub recursive_read_only: bool,
-    /// Which mounts go in and out.
+    /// Direction in which mounts propagate.
     pub propagation: MountPropagation,
 }
 
 impl MountSpec {
-    /// A volume as one container mounts it. `source` is the volume's directory (or the part that `subPath` names);
-    /// `recursive` says whether the runtime can make mounts read-only recursively.
+    /// A volume as one container mounts it. `source` is the volume's directory (or the part that `subPath`
+    /// names). `recursive` says whether the runtime supports recursive read-only mounts.
     pub fn volume(
         mount: &VolumeMount,
         source: PathBuf,
@@ -78,7 +79,7 @@ impl MountSpec {
         Self::plain(MountOrigin::Sandbox, source, destination)
     }
 
-    /// The container's own directory for a `VOLUME` of the image; a relative destination is meant from the root.
+    /// The container's own directory for a `VOLUME` of the image; a relative destination starts at the root.
     pub fn image_volume(source: PathBuf, destination: &str) -> MountSpec {
         let absolute = Path::new("/").join(destination);
         Self::plain(MountOrigin::ImageVolume, source, &clean(&absolute.to_string_lossy()))
@@ -96,8 +97,9 @@ impl MountSpec {
     }
 }
 
-/// The `VOLUME`s of an image that a container gets directories of its own for, in plain form and each once: those that
-/// no volume of the pod is mounted at. The root directory is none; containerd's CRI plugin would hide the image by it.
+/// The `VOLUME`s of an image for which a container gets directories of its own, normalised and without
+/// repeats: those without a volume of the pod at the same path. The root directory is skipped; with
+/// containerd's CRI plugin it would hide the whole image.
 pub fn image_volumes(image: &ImageConfig, mounts: &[MountSpec]) -> BTreeSet<String> {
     let of_pod = mounts.iter().filter(|m| m.origin == MountOrigin::Pod);
     let taken: BTreeSet<String> = of_pod.map(|m| clean(&m.destination)).collect();
@@ -105,7 +107,7 @@ pub fn image_volumes(image: &ImageConfig, mounts: &[MountSpec]) -> BTreeSet<Stri
     wanted.filter(|v| v != "/" && !taken.contains(v)).collect()
 }
 
-/// The path without `.`, `..` and doubled separators, by its text alone.
+/// The path without `.`, `..` and doubled separators, computed from its text alone.
 pub(super) fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for component in Path::new(path).components() {
@@ -132,11 +134,12 @@ fn fixed(destination: &str, typ: &str, source: &str, options: Vec<String>) -> Re
     MountBuilder::default().destination(destination).typ(typ).source(source).options(options).build()
 }
 
-/// The mounts of every container, before the pod's.
+/// The mounts of every container, which precede the pod's.
 fn fixed_mounts(host: &HostFacts, privileged: bool) -> Result<Vec<Mount>, OciSpecError> {
     let access = if privileged { "rw" } else { "ro" };
     let mut cgroup = strings(&["nosuid", "noexec", "nodev", "relatime", access]);
-    // With a cgroup namespace of its own the container's mount is another superblock view: nothing to preserve.
+    // A container with its own cgroup namespace has another superblock view: there are no options to
+    // preserve.
     if !host.unified_cgroups || privileged {
         cgroup.extend(host.cgroup_mount_options.iter().cloned());
     }
@@ -161,7 +164,7 @@ fn fixed_mounts(host: &HostFacts, privileged: bool) -> Result<Vec<Mount>, OciSpe
     ])
 }
 
-/// All mounts of a container in order, and the propagation its root needs for them.
+/// All mounts of a container in order, and the propagation that its root needs for them.
 pub(super) fn build(
     asked: &[MountSpec],
     host: &HostFacts,
@@ -174,7 +177,7 @@ pub(super) fn build(
     for origin in [MountOrigin::Sandbox, MountOrigin::ImageVolume] {
         wanted.extend(asked.iter().filter(|m| m.origin == origin && !taken.contains(&clean(&m.destination))));
     }
-    // Stable: of equal depth, the order asked for.
+    // A stable sort: mounts of equal depth keep the requested order.
     wanted.sort_by_key(|m| depth(&m.destination));
     let destinations: Vec<String> = wanted.iter().map(|m| clean(&m.destination)).collect();
     let own_dev = destinations.iter().any(|d| d == "/dev");

@@ -1,4 +1,4 @@
-//! What an image brings along, mutated: its configuration up to the spec, and its user databases.
+//! Mutations of an image's inputs: its configuration up to the spec, and its user databases.
 
 use super::{testing::pod, *};
 use berth_core::{
@@ -82,7 +82,7 @@ fn mutated_image_configurations() {
                 assert!(!args.is_empty());
                 assert!(args.iter().chain(env).all(|t| !t.contains('\0')));
                 assert!(env.iter().all(|e| e.contains('=')), "{env:?}");
-                // An image decides about nothing but its process.
+                // An image has no influence beyond its process.
                 assert_eq!(spec.annotations().as_ref().unwrap().len(), 1);
                 Reached::Taken
             }
@@ -90,7 +90,7 @@ fn mutated_image_configurations() {
     );
 }
 
-/// What a user is resolved from.
+/// Input of a user's resolution.
 #[derive(Debug)]
 struct Who {
     user: String,
@@ -154,7 +154,7 @@ fn mutated_user_databases() {
     run("user databases", who, |who| {
         let mut pod = pod();
         pod.security.run_as_non_root = Some(who.non_root);
-        // As they are read from an image.
+        // Converted as for files read from an image.
         let (passwd, group) = (String::from_utf8_lossy(&who.passwd), String::from_utf8_lossy(&who.group));
         let files = UserFiles { passwd: Some(&passwd), group: Some(&group) };
         match resolve_user(&pod, &pod.containers[0], &who.user, files) {
@@ -167,7 +167,7 @@ fn mutated_user_databases() {
                 assert!(user.additional_gids.is_sorted() && user.additional_gids.contains(&user.gid));
                 assert!(!(who.non_root && user.uid == 0));
                 if user.uid == 0 {
-                    // Root only by a plain zero, in the image's user or in that user's own line.
+                    // Root comes only from a plain zero, in the image's user or in that user's own line.
                     let zero = |t: &str| {
                         let t = t.strip_prefix('+').unwrap_or(t);
                         !t.is_empty() && t.bytes().all(|b| b == b'0')

@@ -1,4 +1,4 @@
-//! The process itself: its command line, environment, directory and capabilities.
+//! The container's process: command line, environment, working directory and capabilities.
 
 use super::{HostFacts, ImageConfig, SpecError};
 use berth_core::model::ContainerSecurity;
@@ -11,7 +11,7 @@ use oci_spec::{
 };
 use std::collections::HashMap;
 
-/// What a container may do where nothing else is said.
+/// Default capabilities of a container.
 const DEFAULT_CAPABILITIES: [&str; 14] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -31,7 +31,8 @@ const DEFAULT_CAPABILITIES: [&str; 14] = [
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// `command` replaces the image's entry point and, with it, the image's arguments; `args` alone replaces only those.
+/// The command line. `command` replaces the image's entry point and, with it, the image's arguments; `args`
+/// alone replaces only the arguments.
 pub(super) fn arguments(
     command: &[String],
     args: &[String],
@@ -43,7 +44,7 @@ pub(super) fn arguments(
         if rest.is_empty() {
             rest = &image.cmd;
         }
-        // An entry point of one empty text is how an image says that it has none.
+        // An entry point of one empty text means that the image has none.
         if image.entrypoint.len() != 1 || image.entrypoint.first().is_some_and(|e| !e.is_empty()) {
             line = image.entrypoint.clone();
         }
@@ -58,7 +59,8 @@ pub(super) fn arguments(
     Ok(line)
 }
 
-/// Later entries replace earlier ones in place; an image entry without `=` removes.
+/// Merges environment entries. Later entries replace earlier ones in place; an image entry without `=`
+/// removes.
 fn merge(into: &mut Vec<String>, entries: impl Iterator<Item = String>) {
     let name = |e: &str| e.split('=').next().unwrap_or_default().to_owned();
     let at: HashMap<String, usize> = into.iter().enumerate().map(|(i, e)| (name(e), i)).collect();
@@ -75,7 +77,7 @@ fn merge(into: &mut Vec<String>, entries: impl Iterator<Item = String>) {
                     slot.clear();
                 }
             }
-            // A name given by both image and pod stays twice: runc lets the last one win.
+            // A name in both image and pod appears twice: runc lets the last one win.
             (None, true) => into.push(entry),
             (None, false) => {}
         }
@@ -111,7 +113,8 @@ pub(super) fn directory(pod: Option<&str>, image: &ImageConfig) -> Result<String
     if asked.is_empty() {
         return Ok("/".to_owned());
     }
-    // A relative one of the pod is runc's to refuse: a run that failed, not a configuration that is tried for ever.
+    // runc refuses a relative path of the pod: then the run fails. As a configuration error, the kubelet
+    // would retry for ever.
     if !asked.starts_with('/') && pod.is_none_or(str::is_empty) {
         return Err(SpecError::RelativePath { what: "workingDir", path: asked.to_owned() });
     }
@@ -127,7 +130,7 @@ pub(super) fn directory(pod: Option<&str>, image: &ImageConfig) -> Result<String
     Ok(asked.to_owned())
 }
 
-/// The bounding set in order, with `CAP_`.
+/// The bounding set in order, with the prefix `CAP_`.
 pub(super) fn bounding(security: &ContainerSecurity, host: &HostFacts) -> Vec<String> {
     if security.privileged {
         return host.capabilities.clone();
@@ -152,7 +155,7 @@ pub(super) fn bounding(security: &ContainerSecurity, host: &HostFacts) -> Vec<St
     set
 }
 
-/// The sets of the process: bounding, permitted and effective alike, nothing inheritable or ambient.
+/// The sets of the process: bounding, permitted and effective are equal, inheritable and ambient are empty.
 pub(super) fn capabilities(bounding: &[String]) -> Result<LinuxCapabilities, SpecError> {
     let set = bounding
         .iter()

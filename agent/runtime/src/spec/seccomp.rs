@@ -1,7 +1,8 @@
-//! The `RuntimeDefault` seccomp profile: what containerd 2.4 puts into the spec for it.
+//! The `RuntimeDefault` seccomp profile, as containerd 2.4 writes it into the spec.
 //!
-//! An allow-list by system call name, a few of them by argument, more for those who hold a capability. Everything
-//! else answers EPERM, and `clone3` ENOSYS so that C libraries fall back to `clone`, whose flags can be seen.
+//! The profile is an allow-list of system call names. A few names are restricted by argument, and
+//! capabilities allow more. Every other call fails with EPERM. `clone3` fails with ENOSYS, so that C
+//! libraries fall back to `clone`, whose flags a filter can check.
 
 use oci_spec::{
     OciSpecError,
@@ -11,7 +12,7 @@ use oci_spec::{
     },
 };
 
-/// Allowed whatever the arguments and capabilities.
+/// System calls that are allowed with any arguments and capabilities.
 const ALWAYS: &str = "accept accept4 access adjtimex alarm bind brk cachestat capget capset chdir chmod chown chown32 \
      clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 clock_gettime clock_gettime64 \
      clock_nanosleep clock_nanosleep_time64 close close_range connect copy_file_range creat dup dup2 dup3 \
@@ -52,17 +53,18 @@ const ALWAYS: &str = "accept accept4 access adjtimex alarm bind brk cachestat ca
      uname unlink unlinkat uretprobe utime utimensat utimensat_time64 utimes vfork vmsplice wait4 waitid \
      waitpid write writev";
 
-/// Socket families 1 (AF_UNIX) up to here are allowed; AF_ALG (38), the kernel's cryptography, is the first gap.
+/// Socket families 1 (AF_UNIX) to this one are allowed. AF_ALG (38), the kernel's cryptography, is the first
+/// gap.
 const LAST_OF_FIRST_FAMILIES: u64 = 37;
 /// Families allowed beyond the gap; without AF_VSOCK (40), which reaches past network namespaces.
 const MORE_FAMILIES: [u64; 6] = [39, 41, 42, 43, 44, 45];
-/// `personality` values: Linux, Linux with 32-bit addresses and uname 2.6 in their combinations, and the query.
+/// `personality` values: Linux, combined with 32-bit addresses and with uname 2.6, and the query.
 const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x20000, 0x20008, 0xffff_ffff];
 /// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET.
 const CLONE_NEW: u64 = 0x7e02_0000;
 const ENOSYS: u32 = 38;
 
-/// What else a capability of the bounding set allows, in the order of that set.
+/// Additional system calls of a capability in the bounding set, in the order of that set.
 fn by_capability(capability: &str) -> Option<&'static str> {
     Some(match capability {
         "CAP_DAC_READ_SEARCH" => "open_by_handle_at",
@@ -133,7 +135,8 @@ pub(super) fn default_profile(bounding: &[String]) -> Result<LinuxSeccomp, OciSp
     for personality in PERSONALITIES {
         rules.push(allow("personality", first_argument(ScmpCmpEq, personality)?)?);
     }
-    // Since Linux 4.8 seccomp runs after ptrace may have changed the call, so a tracer cannot step around it.
+    // Since Linux 4.8 seccomp runs after ptrace may have changed the call, so a tracer cannot bypass the
+    // filter.
     rules.push(allow("process_vm_readv process_vm_writev ptrace", Vec::new())?);
     if let Some(names) = of_this_architecture() {
         rules.push(allow(names, Vec::new())?);

@@ -1,11 +1,11 @@
-//! Which sysctls a pod's namespaces get. Not part of a container's spec: who makes the pod's namespaces writes them
-//! there, once, before anything runs.
+//! Sysctls of a pod's namespaces. They are not part of a container's spec: the creator of the namespaces
+//! writes them once, before any process runs.
 
 use berth_core::model::Pod;
 use std::collections::BTreeMap;
 
-/// Namespaced and without influence on other pods; anything else is refused. Source:
-/// `pkg/kubelet/sysctl/safe_sysctls.go`; the kernels this runs on have all of them.
+/// Sysctls that are namespaced and do not affect other pods; any other is refused. Source:
+/// `pkg/kubelet/sysctl/safe_sysctls.go`. The supported kernels have all of them.
 const SAFE: [&str; 12] = [
     "kernel.shm_rmid_forced",
     "net.ipv4.ip_local_port_range",
@@ -21,17 +21,17 @@ const SAFE: [&str; 12] = [
     "net.ipv4.tcp_wmem",
 ];
 
-/// What every network namespace of a pod gets: any user may listen on any port and send echo requests.
+/// Sysctls of every pod's network namespace: any user may listen on any port and send echo requests.
 const DEFAULTS: [(&str, &str); 2] =
     [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
-/// Why a pod's sysctl is refused; the pod fails with reason `SysctlForbidden`.
+/// Reason for refusing a pod's sysctl; the pod fails with reason `SysctlForbidden`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SysctlError {
-    /// Not known to be safe.
+    /// The sysctl is not on the list of safe ones.
     #[error("forbidden sysctl: {0:?} not allowlisted")]
     NotAllowed(String),
-    /// It would change the node's own namespace.
+    /// The sysctl would change the node's own namespace.
     #[error("forbidden sysctl: {name:?} not allowed with host {namespace} enabled")]
     OfHost {
         /// The sysctl.
@@ -39,7 +39,7 @@ pub enum SysctlError {
         /// `net` or `ipc`.
         namespace: &'static str,
     },
-    /// A value that could be more than one.
+    /// The value contains a control character and could hold more than one value.
     #[error("value of sysctl {0:?} holds a control character")]
     Value(String),
 }

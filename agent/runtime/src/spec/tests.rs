@@ -1,4 +1,4 @@
-//! What the recordings cannot show: refusals, cgroup v2, hugepages, and that no input panics.
+//! Cases that the recordings do not contain: refusals, cgroup v2, hugepages, and no panic on any input.
 
 use super::{testing::pod, *};
 use berth_core::{
@@ -10,7 +10,7 @@ use oci_spec::runtime::Capability;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// A complete input to change one thing of.
+/// A complete input; each test changes one part.
 struct Case {
     pod: Pod,
     image: ImageConfig,
@@ -214,12 +214,12 @@ fn images_take_variables_away_and_pods_win() {
         c.image.env = vec!["A=image".to_owned(), "HOSTNAME=image".to_owned(), "PATH".to_owned()];
         c.env = vec![("A".to_owned(), "pod".to_owned()), ("HOSTNAME".to_owned(), "pod".to_owned())];
     });
-    // A name without a value removes what is set before it; runc lets the last of two count.
+    // A name without a value removes an earlier entry; of two entries, runc uses the last.
     assert_eq!(spec["process"]["env"], serde_json::json!(["HOSTNAME=pod", "A=image", "A=pod"]));
 }
 
-/// As containerd's CRI plugin has it (`volumeMounts`, `WithMounts`): a bind at each VOLUME that the pod mounts nothing
-/// at, writable whatever the root is.
+/// As in containerd's CRI plugin (`volumeMounts`, `WithMounts`): a bind at each VOLUME without a mount of the
+/// pod, writable even with a read-only root.
 #[test]
 fn volumes_of_an_image_are_mounted_where_the_pod_has_none() {
     let mut case = Case::new();
@@ -262,7 +262,7 @@ fn nothing_of_labels_and_annotations_reaches_the_spec() {
     assert!(text.contains(r#""io.containerd.runc.v2.group":"u1""#));
 }
 
-/// Every name the kernel has, so that none that a privileged container gets is unknown here.
+/// All capability names of the kernel, so that none of a privileged container's is unknown here.
 #[test]
 fn all_41_capabilities_of_the_kernel_are_known() {
     let all: Vec<String> = CAPABILITIES.iter().map(|c| format!("CAP_{c}")).collect();
@@ -294,7 +294,7 @@ proptest! {
         c.working_dir = Some(directory);
         c.security.capabilities_add = vec![capability];
         c.security.seccomp = Some(Seccomp::Localhost("p".to_owned()));
-        // Refusing is as good an answer as a spec.
+        // A refusal is as valid as a spec.
         drop(case.build());
         case.pod.containers[0].security.seccomp = None;
         case.pod.containers[0].security.capabilities_add.clear();

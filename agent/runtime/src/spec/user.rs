@@ -1,8 +1,9 @@
-//! Who the process is: image user, pod and container security contexts and the image's `/etc/passwd` and
-//! `/etc/group`, as the kubelet and containerd's CRI plugin resolve them together.
+//! The user of a container's process, resolved from the image's user, the security contexts of pod and
+//! container, and the image's `/etc/passwd` and `/etc/group`, as the kubelet and containerd's CRI plugin do
+//! together.
 //!
-//! Two things are stricter than there: a line of `passwd` or `group` with an id that is no number or out of range
-//! never becomes id 0, and the files' size is bounded before they are looked at.
+//! Two rules are stricter than there: an entry of `passwd` or `group` whose id is not a number or out of
+//! range never becomes id 0, and the files' size is limited before they are parsed.
 
 use berth_core::model::{Container, Pod};
 use serde::{Deserialize, Serialize};
@@ -11,22 +12,22 @@ use std::collections::BTreeSet;
 /// The largest `passwd` or `group` file that is read, in bytes.
 pub const MAX_USER_FILE_BYTES: usize = 10 << 20;
 
-/// runc takes ids up to here.
+/// Maximum id that runc accepts.
 const MAX_ID: u32 = i32::MAX as u32;
 
-/// What a container's process runs as.
+/// User and groups of a container's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResolvedUser {
     /// The user id.
     pub uid: u32,
     /// The primary group id.
     pub gid: u32,
-    /// All groups, sorted, the primary one among them.
+    /// All groups, sorted, including the primary one.
     pub additional_gids: Vec<u32>,
 }
 
-/// Why nobody can be found to run as. All of them are `CreateContainerConfigError` or `CreateContainerError` of the
-/// container, never of the node.
+/// Reason why no user can be resolved. Each is a `CreateContainerConfigError` or `CreateContainerError` of
+/// the container, never of the node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UserError {
     /// `runAsNonRoot` with `runAsUser: 0`.
@@ -35,23 +36,24 @@ pub enum UserError {
     /// `runAsNonRoot` and the image's user is 0 or unset.
     #[error("container has runAsNonRoot and image will run as root")]
     ImageIsRoot,
-    /// `runAsNonRoot` and the image names its user: what it maps to is the image's own claim.
+    /// `runAsNonRoot`, and the image names its user by name: only the image itself says which id the name
+    /// has.
     #[error(
         "container has runAsNonRoot and image has non-numeric user ({0}), cannot verify user is non-root"
     )]
     NonNumericUser(String),
-    /// An id beyond what the runtime takes.
+    /// An id beyond the runtime's range.
     #[error("{what} {text:?} is out of range, ids are 0 to {MAX_ID}")]
     OutOfRange {
-        /// Where it stands.
+        /// Place of the id.
         what: &'static str,
-        /// As written.
+        /// The id as written.
         text: String,
     },
     /// The image names a user that its `/etc/passwd` does not have.
     #[error("image user {0:?} is not in the image's /etc/passwd")]
     NoSuchUser(String),
-    /// A line that is needed cannot be read.
+    /// An entry that is needed has an unusable id.
     #[error("the image's {file} has an unusable id in the entry of {name:?}")]
     BadEntry {
         /// `/etc/passwd` or `/etc/group`.
@@ -59,12 +61,12 @@ pub enum UserError {
         /// The entry's name.
         name: String,
     },
-    /// A user database of that size is an attack.
+    /// The user database exceeds any legitimate size.
     #[error("the image's {file} has {bytes} bytes, more than {MAX_USER_FILE_BYTES}")]
     FileTooLarge {
         /// `/etc/passwd` or `/etc/group`.
         file: &'static str,
-        /// Its size.
+        /// Size of the file in bytes.
         bytes: usize,
     },
 }
@@ -85,7 +87,7 @@ enum Wanted<'a> {
 
 struct Entry<'a> {
     name: &'a str,
-    /// `None` where the field is no number in range.
+    /// `None` where the field is not a number in range.
     uid: Option<u32>,
     gid: Option<u32>,
 }
@@ -111,7 +113,7 @@ fn passwd_entries(text: &str) -> impl Iterator<Item = Entry<'_>> {
     })
 }
 
-/// Groups that list `user` as a member, other than the one of the user's own name.
+/// The groups that list `user` as a member, except the group with the user's own name.
 fn groups_of(text: &str, user: &str) -> Result<Vec<u32>, UserError> {
     let mut found = Vec::new();
     for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
@@ -127,7 +129,7 @@ fn groups_of(text: &str, user: &str) -> Result<Vec<u32>, UserError> {
     Ok(found)
 }
 
-/// What the image asks for: the part before `:`; empty means root.
+/// The user that the image requests: the part before `:`; empty means root.
 fn image_user(text: &str) -> Result<Wanted<'_>, UserError> {
     let user = text.split(':').next().unwrap_or_default();
     if user.is_empty() {
@@ -148,7 +150,7 @@ fn checked(what: &'static str, value: u32) -> Result<u32, UserError> {
     Ok(value)
 }
 
-/// Resolves the user of one start of a container. `runAsNonRoot` is checked on the id that comes out, at every start.
+/// Resolves the user at one start of a container. `runAsNonRoot` applies to the resolved id, at every start.
 pub fn resolve_user(
     pod: &Pod,
     container: &Container,
@@ -237,7 +239,7 @@ mod tests {
     fn image_and_contexts_resolve_as_the_kubelet_and_cri_do() {
         assert_eq!(resolve("", |_| {}), ids(0, 0, &[0]));
         assert_eq!(resolve("app", |_| {}), ids(1000, 1001, &[29, 50, 1001]));
-        // The group that an image gives is not looked at.
+        // The image's group is ignored.
         assert_eq!(resolve("app:root", |_| {}), ids(1000, 1001, &[29, 50, 1001]));
         assert_eq!(resolve("4242:50", |_| {}), ids(4242, 0, &[0]));
         assert_eq!(resolve("app", |p| p.security.run_as_user = Some(4242)), ids(4242, 0, &[0]));
@@ -291,7 +293,7 @@ mod tests {
             let got = resolve(name, |_| {});
             assert!(matches!(got, Err(UserError::BadEntry { file: "/etc/passwd", .. })), "{name}: {got:?}");
         }
-        // By number nobody of that id is found, so the group is root's as it is for any unknown id.
+        // Lookup by number finds no entry with this id, so the group is root's, as for any unknown id.
         assert_eq!(resolve("12", |_| {}), ids(12, 0, &[0]));
         let odd = UserFiles { passwd: Some("odd:x:7:7::/:\n"), group: Some(GROUP) };
         let pod = pod();
@@ -317,7 +319,7 @@ mod tests {
             }),
             Err(UserError::RunAsUserIsRoot)
         );
-        // The container may take the pod's demand back.
+        // The container may override the pod's requirement.
         assert_eq!(
             resolve("", |p| {
                 non_root(p);
@@ -342,7 +344,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever an image holds: no panic, and what comes out is in range, sorted and holds the primary group.
+        /// For any content of an image: no panic, and the result is in range, sorted and contains the primary
+        /// group.
         #[test]
         fn any_database_gives_a_user_in_range_or_an_error(
             user in "[a-z0-9:+-]{0,12}",
