@@ -16,17 +16,17 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// Reads and writes of containerd's own records: one bolt transaction.
+/// Deadline of reads and writes of containerd's own records: one bolt transaction.
 pub(crate) const RECORD: Duration = Duration::from_secs(10);
-/// Questions to a shim that need no runc.
+/// Deadline of queries to a shim that need no runc.
 pub(crate) const QUERY: Duration = Duration::from_secs(10);
-/// Work of runc on a container: create, start, exec, delete. The shim gives up opening FIFOs after 30 s by
-/// itself.
+/// Deadline of runc's work on a container: create, start, exec, delete. The shim itself gives up opening
+/// FIFOs after 30 s.
 pub(crate) const WORK: Duration = Duration::from_secs(60);
-/// Lists over all shims: containerd asks them one after the other and waits 2 s for each that does not
-/// answer.
+/// Deadline of lists over all shims: containerd asks them one after the other and waits 2 s for each that
+/// does not answer.
 pub(crate) const LIST: Duration = Duration::from_secs(60);
-/// Unpacking one image.
+/// Deadline of unpacking one image.
 pub(crate) const UNPACK: Duration = Duration::from_secs(600);
 
 /// Extra time that the caller waits beyond the deadline of containerd.
@@ -126,7 +126,7 @@ pub(crate) fn call<'a, T: 'a>(
     }
 }
 
-/// The typed error of a failed call.
+/// Converts the gRPC status of a failed call to the typed error.
 pub(crate) fn from_status(
     operation: &'static str,
     subject: &impl Display,

@@ -69,10 +69,10 @@ pub enum Error {
     Config {
         /// Description of the value.
         what: &'static str,
-        /// The value.
+        /// The rejected value.
         value: String,
     },
-    /// A call failed.
+    /// A call to containerd failed.
     #[error("cannot {operation} {subject}")]
     Call {
         /// The requested operation, as a verb phrase.

@@ -64,7 +64,7 @@ const TOPIC_HELLO: &str = "/berth/hello";
 const POKE: Duration = Duration::from_millis(5);
 /// Longest time for a stream to open.
 const OPEN: Duration = Duration::from_secs(10);
-/// Pauses between attempts to open the stream: first and longest.
+/// Pauses between attempts to open the stream: the first and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// The event of an envelope; `None` for topics without meaning here, and for containers of other clients.

@@ -31,12 +31,12 @@ use tokio::{
 
 /// Duration of one wait for an exit before it is repeated; long, because each wait is a call.
 const WAIT: Duration = Duration::from_secs(3600);
-/// Pause after a wait that containerd did not answer.
+/// Pause before the next wait where containerd did not answer.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Longest wait for output after the exit: a remaining child may keep the output open for ever.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// A process to be run in a container.
+/// Request to run a process in a container.
 #[derive(Debug, Clone)]
 pub struct ExecRequest {
     /// The container.

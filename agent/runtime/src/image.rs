@@ -305,7 +305,7 @@ impl Runtime {
         })
     }
 
-    /// All images by name.
+    /// All images in containerd's store, by name.
     pub async fn images(&self) -> Result<Vec<ImageSummary>, Error> {
         let client = self.client();
         let reply = call(

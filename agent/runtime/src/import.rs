@@ -59,7 +59,7 @@ async fn open(client: &Client, what: &str) -> Result<Stream, Error> {
     let id = unique(what);
     let (send, requests) = mpsc::channel(4);
     let init = to_any(&StreamInit { id: id.clone() });
-    // The channel is fresh and has room, so this cannot fail or wait.
+    // The new channel has free capacity, so the send neither fails nor waits.
     if send.send(init).await.is_err() {
         return Err(Error::Answer { operation: "open stream", subject: id, missing: "a sending side" });
     }

@@ -95,7 +95,7 @@ pub enum PidNamespace {
     Own,
     /// The pod's shared namespace, at this path.
     Shared(PathBuf),
-    /// The host's.
+    /// The host's namespace.
     Host,
 }
 
@@ -104,7 +104,7 @@ pub enum PidNamespace {
 pub struct SpecInput<'a> {
     /// The pod.
     pub pod: &'a Pod,
-    /// One of its containers.
+    /// The container of the pod that the spec is for.
     pub container: &'a Container,
     /// The id of this attempt.
     pub id: &'a ContainerId,
@@ -146,7 +146,7 @@ pub enum SpecError {
     /// Neither pod nor image names a command.
     #[error("no command specified")]
     NoCommand,
-    /// A path that must be absolute is not.
+    /// A path is relative where it must be absolute.
     #[error("{what} {path:?} is not an absolute path")]
     RelativePath {
         /// Purpose of the path.
@@ -176,7 +176,7 @@ pub enum SpecError {
     /// hole.
     #[error("seccomp profile {0:?} cannot be read")]
     SeccompMissing(String),
-    /// The profile is no seccomp profile.
+    /// The file of the profile is no valid seccomp profile.
     #[error("seccomp profile {name:?} is not valid")]
     SeccompInvalid {
         /// The profile's name.

@@ -64,7 +64,7 @@ impl Place {
         }
     }
 
-    /// `BPF_TCX_INGRESS`, `BPF_TCX_EGRESS`
+    /// The kernel's `BPF_TCX_INGRESS` (46) or `BPF_TCX_EGRESS` (47).
     fn attach_type(self) -> u32 {
         match self {
             Place::Pod | Place::Uplink => 46,

@@ -170,7 +170,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
             removed += done;
             from += done;
             match stopped {
-                // The kernel stops at a key that is absent.
+                // The kernel stops a batch at an absent key.
                 Some(e) if e.raw_os_error() == Some(libc::ENOENT) => from += 1,
                 Some(e) => return Err(self.failed("delete from")(e)),
                 None if done == 0 => return Err(self.failed("delete from")(io::ErrorKind::WriteZero.into())),

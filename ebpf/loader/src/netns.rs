@@ -1,4 +1,4 @@
-//! Work inside a network namespace, on a thread that ends with it.
+//! Work inside a network namespace, on a thread that ends with the work.
 
 use crate::{Error, Result, sys};
 use nix::{

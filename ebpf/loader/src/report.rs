@@ -34,7 +34,7 @@ pub struct ProgramReport {
     pub instructions: u32,
     /// Bytes of machine code.
     pub machine_code: u32,
-    /// Instructions that the verifier looked at to accept it.
+    /// Instructions that the verifier processed to accept the program.
     pub verified: u32,
     /// Number of runs while a [`StatsGuard`] was held.
     pub runs: u64,

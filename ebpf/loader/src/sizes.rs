@@ -12,7 +12,7 @@ pub struct Sizes {
     pub services: [u32; 2],
     /// Chunks of sixteen backends, of Services with more than four.
     pub chunks: [u32; 2],
-    /// Backends of Services with affinity, and of chunked UDP Services.
+    /// Backends of Services with session affinity, and of UDP Services with chunks.
     pub members: [u32; 2],
     /// Clients with session affinity to a backend.
     pub affinity: [u32; 2],

@@ -185,7 +185,7 @@ pub(crate) fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> i
 
 /// Makes the kernel count runs and run time of all programs while the descriptor is open.
 pub(crate) fn enable_stats() -> io::Result<OwnedFd> {
-    // BPF_STATS_RUN_TIME
+    // `BPF_STATS_RUN_TIME` of `enum bpf_stats_type`.
     let mut attr = 0_u32;
     // SAFETY: the command takes one number; the answer is a new descriptor.
     unsafe { bpf(ENABLE_STATS, &mut attr).map(|fd| owned(fd)) }

@@ -29,7 +29,7 @@ use tokio::sync::{Notify, OwnedMutexGuard, watch as watched};
 /// Pauses between attempts to fill the pool: the first and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
-/// A live shim.
+/// A live shim process of the agent.
 #[derive(Debug)]
 pub(crate) struct Shim {
     /// Name of the shim's directory.

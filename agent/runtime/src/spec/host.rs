@@ -13,7 +13,7 @@ use std::{
 /// Directories below `/dev` whose device nodes belong to other mounts or programs and are not passed on.
 const FOREIGN_DIRECTORIES: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
 
-/// Facts of the node that show in a spec.
+/// Facts of the node that affect a spec.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct HostFacts {
     /// The capabilities of a privileged container, which `ALL` also stands for: the runtime's effective

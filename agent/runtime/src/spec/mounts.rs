@@ -26,7 +26,7 @@ pub enum MountOrigin {
     ImageVolume,
 }
 
-/// One bind mount. Its source is resolved and exists when the task is created.
+/// One bind mount. The source is resolved and exists when the task is created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountSpec {
     /// The mount's origin.
@@ -35,7 +35,7 @@ pub struct MountSpec {
     pub source: PathBuf,
     /// The path in the container.
     pub destination: String,
-    /// Whether writes fail.
+    /// Whether writes to the mount fail.
     pub read_only: bool,
     /// Whether writes to mounts below it fail too.
     pub recursive_read_only: bool,

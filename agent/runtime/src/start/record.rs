@@ -20,11 +20,11 @@ use containerd_client::{
 
 /// State of a container whose record exists already.
 pub(super) enum Met {
-    /// Its task exists too.
+    /// The container's task exists too.
     Task(Box<Process>),
-    /// Its exit is stored.
+    /// The container's exit is stored.
     Finished(Box<ExitRecord>),
-    /// Only the record existed: the start begins again.
+    /// Neither task nor stored exit exists: the start begins again with a new record.
     Nothing,
 }
 

@@ -16,7 +16,7 @@ const DELETE_BATCH: u32 = 27;
 /// Map kinds with one value for each possible processor.
 const PER_CPU: [u32; 3] = [5, 6, 10];
 
-/// An open map, with the sizes that the kernel will read and write.
+/// An open map, with the sizes that the kernel reads and writes.
 #[derive(Debug)]
 pub(crate) struct MapFd {
     fd: OwnedFd,

@@ -9,7 +9,7 @@ use crate::{
 };
 use std::{os::fd::AsFd, thread, time::Instant};
 
-/// `TCX_NEXT`
+/// `TCX_NEXT`: the next program at the device runs.
 const NEXT: i32 = -1;
 
 fn pin_programs(pins: &Pins) {
@@ -135,6 +135,6 @@ fn without_programs_nothing_is_attached_and_it_is_told() {
     }
     let collected = collect_flows(&pins, &datapath, 100).unwrap();
     assert_eq!((collected.seen, collected.candidates), (300, 200));
-    // Two packets of keys, for each of which the stand-in claims three.
+    // The keys fill two packets, and the stand-in reports three removals for each.
     assert_eq!(collected.removed, 6);
 }

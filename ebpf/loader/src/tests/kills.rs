@@ -16,7 +16,7 @@ use std::{
 const ROLE: &str = "BERTH_LOADER_TEST_ROLE";
 const TEST: &str = "tests::kills::a_loader_killed_at_any_step_is_completed_by_the_next";
 
-/// A shell line that runs a role.
+/// A shell command that runs the test binary in a role.
 pub(super) fn as_role(role: &str, pins: &Pins, cgroup: Option<&Path>) -> String {
     format!(
         "{ROLE}={role} PINS={} CGROUP={} exec {} --exact {TEST} --nocapture",

@@ -47,7 +47,7 @@ impl Drop for Scratch {
     }
 }
 
-/// A cgroup of version 2 of its own.
+/// A new cgroup of version 2, removed when dropped.
 pub(super) struct Cgroup(PathBuf);
 
 impl Cgroup {
