@@ -131,8 +131,9 @@ pub enum ExecOutcome {
 }
 
 impl ExecOutcome {
-    /// The outcome as a probe result. A command that did not run gives an unknown result.
-    pub fn into_result(self, timeout: Duration) -> ProbeResult {
+    /// The outcome as the result of a probe that runs `command`. A command that did not run gives
+    /// an unknown result.
+    pub fn into_result(self, command: &[String], timeout: Duration) -> ProbeResult {
         match self {
             ExecOutcome::Exited { code: 0, .. } => ProbeResult::Success,
             ExecOutcome::Exited { output, .. } => ProbeResult::Failure(output),
@@ -140,7 +141,8 @@ impl ExecOutcome {
                 ProbeResult::Failure(format!("command was ended by signal {signal}: {output}"))
             }
             ExecOutcome::TimedOut { .. } => {
-                ProbeResult::Failure(format!("command timed out after {timeout:?}"))
+                let command = command.join(" ");
+                ProbeResult::Failure(format!("command timed out: {command:?} timed out after {timeout:?}"))
             }
             ExecOutcome::NotRun(why) | ExecOutcome::Unsupported(why) => ProbeResult::Unknown(why),
         }
@@ -161,6 +163,16 @@ pub fn take<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Option<T>, Erro
 mod tests {
     use super::*;
     use crate::frame;
+
+    /// The text of the kubelet's event (`tests/golden/events/readiness-exec-slow.json`).
+    #[test]
+    fn a_command_that_exceeds_its_time_is_named() {
+        let late = ExecOutcome::TimedOut { output: String::new() };
+        let command = ["sleep".to_owned(), "10".to_owned()];
+        let result = late.into_result(&command, Duration::from_secs(1));
+        let text = "command timed out: \"sleep 10\" timed out after 1s";
+        assert_eq!(result, ProbeResult::Failure(text.to_owned()));
+    }
 
     #[test]
     fn frames_split_anywhere() {

@@ -168,6 +168,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     let cache = berth_server::WatchCache::default();
     let (sources, desired) =
         sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges, &cache);
+    let recursive = recursive_read_only();
     let config = NodeConfig {
         roots: roots.clone(),
         boot: boot.clone(),
@@ -179,7 +180,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         labels: labels.clone(),
         host,
         services: sources::lister(&sources.latest),
-        recursive_read_only: recursive_read_only(),
+        recursive_read_only: recursive,
     };
     let executor = Arc::new(NodeExecutor::new(
         config,
@@ -190,8 +191,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         prober,
         incoming_tx.clone(),
     ));
-    let status =
-        Arc::new(StatusManager::new(cache.clone(), Arc::clone(&sources.latest), host_network.clone()));
+    let latest = Arc::clone(&sources.latest);
+    let status = Arc::new(StatusManager::new(cache.clone(), latest, host_network.clone(), recursive));
     let health = ServicesHealth::default();
     let attached = network.clone();
     let api = LocalApi {

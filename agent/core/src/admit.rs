@@ -3,7 +3,7 @@
 //! (`pkg/kubelet/lifecycle/predicate.go`).
 
 use crate::{
-    model::{ContainerPort, NodeLabels, Pod, Protocol, ResourceList},
+    model::{ContainerPort, NodeLabels, Os, Pod, Protocol, ResourceList},
     plan::Failure,
     quantity::Quantity,
 };
@@ -33,6 +33,16 @@ pub fn admit<'p>(
     others: impl IntoIterator<Item = &'p Pod> + Clone,
     pod: &Pod,
 ) -> Result<(), Failure> {
+    if pod.labels.get("kubernetes.io/os").is_some_and(|os| os != "linux") {
+        return Err(Failure::new(
+            "PodOSSelectorNodeLabelDoesNotMatch",
+            "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
+        ));
+    }
+    if pod.os != Os::Linux {
+        let why = "Failed to admit pod as the OS field doesn't match node OS";
+        return Err(Failure::new("PodOSNotSupported", why));
+    }
     let short = short_resource(node.allocatable, others.clone(), pod);
     // The kubelet ends less important pods to free resources for a critical pod, so the reasons below come
     // first.
@@ -227,6 +237,20 @@ mod tests {
         // The kubelet would free resources for a critical pod, but no label.
         huge.node_selector = [("disk".to_owned(), "hdd".to_owned())].into();
         assert_eq!(verdict(&[], &huge), "NodeAffinity");
+    }
+
+    /// First of all: no room that is made for the pod would help it.
+    #[test]
+    fn a_pod_for_another_system_is_refused() {
+        let mut foreign = pod(serde_json::json!({"requests": {"cpu": "100"}}));
+        foreign.os = Os::Windows;
+        assert_eq!(verdict(&[], &foreign), "PodOSNotSupported");
+        assert_eq!(text(&[], &foreign), "Failed to admit pod as the OS field doesn't match node OS");
+        foreign.labels = [("kubernetes.io/os".to_owned(), "windows".to_owned())].into();
+        assert_eq!(verdict(&[], &foreign), "PodOSSelectorNodeLabelDoesNotMatch");
+        foreign.labels = [("kubernetes.io/os".to_owned(), "linux".to_owned())].into();
+        foreign.os = Os::Linux;
+        assert_eq!(verdict(&[], &foreign), "OutOfcpu");
     }
 
     #[test]

@@ -61,6 +61,23 @@ impl Quantity {
         }
     }
 
+    /// Both together, written in the form of this one, or of the other where this one is 0 (`Quantity.Add`).
+    pub fn plus(&self, other: &Quantity) -> Quantity {
+        let form = if self.nanos == 0 { other } else { self };
+        let sum = Quantity { nanos: self.nanos.saturating_add(other.nanos), text: form.text.clone() };
+        Quantity { text: sum.canonical(), ..sum }
+    }
+
+    /// Whether it is nothing.
+    pub fn is_zero(&self) -> bool {
+        self.nanos == 0
+    }
+
+    /// The larger of both amounts.
+    pub fn larger<'q>(&'q self, other: &'q Quantity) -> &'q Quantity {
+        if other.nanos > self.nanos { other } else { self }
+    }
+
     /// The text as written.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -215,6 +232,17 @@ mod tests {
         ] {
             assert_eq!(given.parse::<Quantity>().unwrap().canonical(), canonical, "{given}");
         }
+    }
+
+    #[test]
+    fn a_sum_has_the_form_of_its_first() {
+        let q = |s: &str| s.parse::<Quantity>().unwrap();
+        for (a, b, sum) in
+            [("1Gi", "10Mi", "1034Mi"), ("100m", "0.15", "250m"), ("0", "1Ki", "1Ki"), ("500", "500", "1k")]
+        {
+            assert_eq!(q(a).plus(&q(b)).as_str(), sum, "{a} {b}");
+        }
+        assert_eq!(q("1Ki").larger(&q("1k")).as_str(), "1Ki");
     }
 
     #[test]

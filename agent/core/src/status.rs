@@ -113,6 +113,17 @@ pub struct Condition {
     pub since: Wall,
 }
 
+/// `user.linux`: whom a container's first process runs as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerUser {
+    /// The user id.
+    pub uid: u32,
+    /// The primary group id.
+    pub gid: u32,
+    /// The supplementary groups as the process is given them; the primary one may be among them.
+    pub groups: Vec<u32>,
+}
+
 /// One of `status.containerStatuses`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerStatus {
@@ -134,6 +145,9 @@ pub struct ContainerStatus {
     pub state: ContainerState,
     /// `lastState`.
     pub last_state: Option<Terminated>,
+    /// `user`, where a run of it is known.
+    #[serde(default)]
+    pub user: Option<ContainerUser>,
 }
 
 /// `state` of a container.

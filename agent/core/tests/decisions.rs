@@ -136,6 +136,7 @@ impl Case {
                     attempt: *attempt,
                     sandbox_attempt: *sandbox_attempt,
                     image_id: String::new(),
+                    user: None,
                     state: RunState::Running { started_at: self.now.wall },
                     task: true,
                 };
@@ -457,6 +458,7 @@ fn a_stray_that_does_not_die_is_killed_again_at_a_pace() {
         attempt: Attempt(0),
         sandbox_attempt: SandboxAttempt(0),
         image_id: String::new(),
+        user: None,
         state: RunState::Running { started_at: case.now.wall },
         task: true,
     };
@@ -510,10 +512,72 @@ fn while_volumes_are_not_mounted_no_container_may_start() {
     assert_eq!(condition(&p, ConditionType::PodReadyToStartContainers).status, Truth::False);
     let message = condition(&p, ConditionType::Ready).message;
     assert_eq!(message.as_deref(), Some("containers with unready status: [zero one]"), "in the spec's order");
+    // The sandbox and the images are there already; the kubelet would not have looked for them yet.
+    assert!(case.seen.sandbox.as_ref().is_some_and(|s| !s.ips.is_empty()) && p.status.pod_ips.is_empty());
+    assert!(case.begun("EnsureImage", "one").len() == 1 && case.told("Pulled").is_empty());
     case.held.clear();
     case.act(&Action::MountVolumes);
     case.finish(Action::MountVolumes, Ok(()));
-    assert_eq!(condition(&case.settle(), ConditionType::PodReadyToStartContainers).status, Truth::True);
+    let p = case.settle();
+    assert_eq!(condition(&p, ConditionType::PodReadyToStartContainers).status, Truth::True);
+    assert_eq!(p.status.pod_ips.len(), 1);
+    let told = "Container image \"img:1\" already present on machine and can be accessed by the pod";
+    assert_eq!(case.told("Pulled"), [told; 2]);
+}
+
+#[test]
+fn an_image_that_is_not_here_is_told_as_the_kubelet_tells_it() {
+    let mut case = Case::new(pod(vec![], vec![container("a")]));
+    case.held = vec!["EnsureImage"];
+    for _ in 0..2 {
+        case.settle();
+        let image = case.in_flight("EnsureImage").expect("as the case has it");
+        case.finish(image, Err(Failure::new("ErrImagePull", "no registry")));
+        case.pass(60);
+    }
+    case.held.clear();
+    assert_eq!(case.told("BackOff"), ["Back-off pulling image \"img:1\""]);
+    assert_eq!(
+        case.told("Failed"),
+        ["Failed to pull image \"img:1\": no registry", "Error: ErrImagePull", "Error: ImagePullBackOff"]
+    );
+    case.held = vec!["EnsureImage"];
+    case.settle();
+    let ContainerState::Waiting { reason, message } = case.state("a") else { panic!("it waits") };
+    assert_eq!(reason, "ImagePullBackOff");
+    assert_eq!(message.as_deref(), Some("Back-off pulling image \"img:1\": ErrImagePull: no registry"));
+}
+
+#[test]
+fn what_follows_an_init_container_is_begun_once_its_end_is_told() {
+    let mut case = Case::new(pod(vec![container("i")], vec![container("a")]));
+    case.held = vec!["RecordExit"];
+    case.settle();
+    case.exit("i", 0, false);
+    let at = case.now.wall;
+    for run in case.seen.containers.values_mut() {
+        if let RunState::Ended(exit) = &mut run.state {
+            exit.started_at = Some(at);
+        }
+    }
+    case.settle();
+    assert!(matches!(case.state("i"), ContainerState::Running { .. }), "{:?}", case.state("i"));
+    assert_eq!(case.begun("Start", "a"), []);
+    let record = case.in_flight("RecordExit").expect("as the case has it");
+    case.act(&record);
+    case.finish(record, Ok(()));
+    case.settle();
+    assert!(matches!(case.state("i"), ContainerState::Terminated(_)), "{:?}", case.state("i"));
+    assert_eq!(case.begun("Start", "a"), [0]);
+}
+
+#[test]
+fn readiness_gates_are_named() {
+    let gated = Pod { readiness_gates: vec!["a.b/c".to_owned()], ..pod(vec![], vec![container("a")]) };
+    let ready = Case::up(gated).settle().status.condition(ConditionType::Ready).cloned();
+    let message = ready.expect("as the case has it").message;
+    let told = "corresponding condition of pod readiness gate \"a.b/c\" does not exist.";
+    assert_eq!(message.as_deref(), Some(told));
 }
 
 #[test]

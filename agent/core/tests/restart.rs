@@ -23,6 +23,7 @@ fn running(desired: &Desired) -> (Observed, ContainerId) {
         attempt: Attempt(0),
         sandbox_attempt: SandboxAttempt(0),
         image_id: String::new(),
+        user: None,
         state: RunState::Running { started_at: now(90).wall },
         task: true,
     };

@@ -97,5 +97,6 @@ fn container(c: &Container, memory: Option<&Memory>, default: Truth, now: Now) -
         state: started_at
             .map_or_else(unknown, |t| ContainerState::Running { started_at: since(now.boottime.since(t)) }),
         last_state: None,
+        user: None,
     }
 }

@@ -20,6 +20,6 @@ pub enum Error {
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
     /// An httpGet hook was not answered.
-    #[error("cannot run lifecycle hook: {0}")]
+    #[error("{0}")]
     Hook(String),
 }

@@ -24,7 +24,7 @@ const UNIMPLEMENTED: &str = "12";
 pub(crate) async fn probe(endpoint: &Endpoint, service: &str, timeout: Duration) -> ProbeResult {
     let mut stream = match net::connect(endpoint).await {
         Ok(stream) => stream,
-        Err(e) => return e.into_result(),
+        Err(e) => return e.into_result(&format!("failed to connect service \"{endpoint}\": ")),
     };
     let answer = check(&mut stream, endpoint, service, timeout).await;
     net::end(&mut stream).await;
@@ -39,7 +39,7 @@ pub(crate) async fn probe(endpoint: &Endpoint, service: &str, timeout: Duration)
             };
             ProbeResult::Failure(format!("service unhealthy (responded with {name:?})"))
         }
-        Err(e) => e.into_result(),
+        Err(e) => e.into_result(""),
     }
 }
 

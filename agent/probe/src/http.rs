@@ -60,14 +60,20 @@ pub(crate) async fn probe(action: &HttpAction, tls: &TlsConnector) -> ProbeResul
             String::from_utf8_lossy(&reply.body)
         )),
         Ok(reply) => ProbeResult::Failure(format!("HTTP probe failed with statuscode: {}", reply.status)),
-        Err(e) => e.into_result(),
+        Err(e) => e.into_result(&format!("Get {:?}: ", url(action))),
     }
+}
+
+/// What is asked for.
+pub(crate) fn url(action: &HttpAction) -> String {
+    let scheme = if action.https { "https" } else { "http" };
+    format!("{scheme}://{}{}", action.endpoint, request_target(&action.path))
 }
 
 /// Sends a hook's GET.
 pub(crate) async fn hook(action: &HttpAction, tls: &TlsConnector) -> Result<HookReply, ProbeError> {
     match follow(action, tls, HOOK_AGENT).await {
-        Err(ProbeError::Tls { source, .. }) if action.https && speaks_plain_http(&source) => {
+        Err(ProbeError::Tls { source, .. }) if action.https && net::speaks_plain_http(&source) => {
             let mut plain = HttpAction { https: false, ..action.clone() };
             plain.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("authorization"));
             let reply = follow(&plain, tls, HOOK_AGENT).await?;
@@ -75,13 +81,6 @@ pub(crate) async fn hook(action: &HttpAction, tls: &TlsConnector) -> Result<Hook
         }
         answer => answer.map(|r| HookReply { status: r.status, fell_back_to_http: false }),
     }
-}
-
-/// Whether the server answered in plain text: a TLS client finds no record header in it.
-fn speaks_plain_http(error: &std::io::Error) -> bool {
-    error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()).is_some_and(|e| {
-        matches!(e, rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType))
-    })
 }
 
 async fn follow(action: &HttpAction, tls: &TlsConnector, agent: &str) -> Result<Reply, ProbeError> {
@@ -195,6 +194,7 @@ fn request(action: &HttpAction, target: &str, agent: &str) -> Result<Request<Emp
     let mut request = Request::get(uri).body(Empty::new()).map_err(|e| bad("request", &e))?;
     let headers = request.headers_mut();
     headers.insert(header::HOST, HeaderValue::try_from(host).map_err(|e| bad("host", &e))?);
+    let mut own = Vec::with_capacity(action.headers.len());
     for (name, value) in &action.headers {
         let key = HeaderName::try_from(name.as_str()).map_err(|e| bad("header", &e))?;
         // The pod may not control how the message is framed and ended.
@@ -204,18 +204,25 @@ fn request(action: &HttpAction, target: &str, agent: &str) -> Result<Request<Emp
         ) {
             continue;
         }
-        let value = HeaderValue::from_str(value).map_err(|e| bad(name, &e))?;
-        headers.append(key, value);
+        own.push((key, HeaderValue::from_str(value).map_err(|e| bad(name, &e))?));
     }
+    // These two come first, as in the kubelet's requests.
     for (key, default) in [(header::USER_AGENT, agent), (header::ACCEPT, "*/*")] {
-        match headers.get(&key).map(HeaderValue::is_empty) {
+        match own.iter().find(|(own, _)| own == key) {
             None => {
                 headers.insert(key, HeaderValue::from_str(default).map_err(|e| bad("header", &e))?);
             }
             // An empty value means that the header is not sent.
-            Some(true) => drop(headers.remove(&key)),
-            Some(false) => {}
+            Some((_, value)) if value.is_empty() => own.retain(|(own, _)| own != key),
+            Some(_) => {
+                for (key, value) in own.extract_if(.., |(own, _)| *own == key) {
+                    headers.append(key, value);
+                }
+            }
         }
+    }
+    for (key, value) in own {
+        headers.append(key, value);
     }
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     Ok(request)

@@ -57,16 +57,43 @@ pub(crate) enum ProbeError {
 }
 
 impl ProbeError {
-    /// The error as a probe result: a failure of the container, or unknown if the node lacked
-    /// resources or the request could not be built.
-    pub(crate) fn into_result(self) -> ProbeResult {
-        let text = Chain(&self).to_string();
+    /// The error in the words of the kubelet's prober, which tools and people look for.
+    pub(crate) fn message(&self) -> String {
+        match self {
+            ProbeError::Connect { endpoint, source } => {
+                format!("dial tcp {endpoint}: connect: {}", kernels_words(source))
+            }
+            ProbeError::Tls { source, .. } if speaks_plain_http(source) => {
+                "http: server gave HTTP response to HTTPS client".to_owned()
+            }
+            other => Chain(other).to_string(),
+        }
+    }
+
+    /// The error as a probe result, with `asked` before its text: a failure of the container, or
+    /// unknown if the node lacked resources or the request could not be built.
+    pub(crate) fn into_result(self, asked: &str) -> ProbeResult {
+        let text = format!("{asked}{}", self.message());
         if matches!(self, ProbeError::Request(_)) || lacks_resources(&self) {
             ProbeResult::Unknown(text)
         } else {
             ProbeResult::Failure(text)
         }
     }
+}
+
+/// What the kernel answered, without its number, as it stands within a sentence.
+pub(crate) fn kernels_words(error: &dyn std::fmt::Display) -> String {
+    let text = error.to_string();
+    let words = text.split_once(" (os error").map_or(text.as_str(), |(words, _)| words);
+    words.to_lowercase()
+}
+
+/// A TLS client that reads plain text finds no record header in it.
+pub(crate) fn speaks_plain_http(error: &io::Error) -> bool {
+    error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()).is_some_and(|e| {
+        matches!(e, rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType))
+    })
 }
 
 fn lacks_resources(error: &(dyn StdError + 'static)) -> bool {
@@ -95,19 +122,20 @@ fn is_own_shortage(code: Errno) -> bool {
     )
 }
 
-/// Runs a probe with a deadline. Exceeding it is a failure, unless the timer itself fired late.
+/// Runs a probe with a deadline. Exceeding it is a failure with the text `late`, unless the timer
+/// itself fired late.
 pub(crate) async fn within(
     timeout: Duration,
-    what: impl std::fmt::Display,
+    late: String,
     question: impl Future<Output = ProbeResult>,
 ) -> ProbeResult {
     let deadline = Instant::now() + timeout.min(Duration::from_secs(u64::from(u32::MAX)));
     match tokio::time::timeout_at(deadline, question).await {
         Ok(result) => result,
         Err(_) if Instant::now().saturating_duration_since(deadline) > TIMER_LATE => {
-            ProbeResult::Unknown(format!("{what}: the agent was delayed while it waited for the answer"))
+            ProbeResult::Unknown(format!("{late}; the agent was delayed while it waited for the answer"))
         }
-        Err(_) => ProbeResult::Failure(format!("{what}: no answer within {timeout:?}")),
+        Err(_) => ProbeResult::Failure(late),
     }
 }
 
@@ -158,7 +186,7 @@ pub(crate) async fn tcp(endpoint: &Endpoint) -> ProbeResult {
             end(&mut stream).await;
             ProbeResult::Success
         }
-        Err(e) => e.into_result(),
+        Err(e) => e.into_result(""),
     }
 }
 
@@ -169,7 +197,7 @@ mod tests {
     #[test]
     fn only_the_nodes_own_shortages_are_unknown() {
         let result =
-            |code: Errno| ProbeError::Connect { endpoint: "e".into(), source: code.into() }.into_result();
+            |code: Errno| ProbeError::Connect { endpoint: "e".into(), source: code.into() }.into_result("");
         for code in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL] {
             assert!(matches!(result(code), ProbeResult::Unknown(_)), "{code:?}");
         }
@@ -178,6 +206,19 @@ mod tests {
         {
             assert!(matches!(result(code), ProbeResult::Failure(_)), "{code:?}");
         }
+    }
+
+    /// The texts of the kubelet's events (`tests/golden/events`).
+    #[test]
+    fn a_refused_connection_is_told_in_the_kubelets_words() {
+        let refused = |asked: &str| {
+            let source = io::Error::from(Errno::CONNREFUSED);
+            ProbeError::Connect { endpoint: "10.0.0.9:81".into(), source }.into_result(asked)
+        };
+        let text = "dial tcp 10.0.0.9:81: connect: connection refused";
+        assert_eq!(refused(""), ProbeResult::Failure(text.to_owned()));
+        let get = "Get \"http://10.0.0.9:81/\": ";
+        assert_eq!(refused(get), ProbeResult::Failure(format!("{get}{text}")));
     }
 
     #[test]

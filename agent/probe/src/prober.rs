@@ -6,7 +6,7 @@ use crate::{
     exec::{self, ExecOutcome, ExecTarget, Unsupported, client::Client},
     grpc, http, net, tls,
 };
-use berth_core::{error::Chain, probe::ProbeResult};
+use berth_core::probe::ProbeResult;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio_rustls::TlsConnector;
 
@@ -70,20 +70,16 @@ impl Prober {
     async fn ask_once(&self, action: &ResolvedAction, timeout: Duration) -> ProbeResult {
         match action {
             ResolvedAction::Http(http) => {
-                let scheme = if http.https { "https" } else { "http" };
-                net::within(
-                    timeout,
-                    format!("GET {scheme}://{}", http.endpoint),
-                    http::probe(http, &self.tls),
-                )
-                .await
+                let late = format!("Get {:?}: no answer within {timeout:?}", http::url(http));
+                net::within(timeout, late, http::probe(http, &self.tls)).await
             }
             ResolvedAction::Tcp(endpoint) => {
-                net::within(timeout, format!("connect to {endpoint}"), net::tcp(endpoint)).await
+                let late = format!("dial tcp {endpoint}: no answer within {timeout:?}");
+                net::within(timeout, late, net::tcp(endpoint)).await
             }
             ResolvedAction::Grpc { endpoint, service } => {
-                let question = grpc::probe(endpoint, service, timeout);
-                net::within(timeout, format!("gRPC health check of {endpoint}"), question).await
+                let late = format!("health rpc of {endpoint}: no answer within {timeout:?}");
+                net::within(timeout, late, grpc::probe(endpoint, service, timeout)).await
             }
         }
     }
@@ -106,7 +102,9 @@ pub async fn http_hook(
     deadline: Duration,
 ) -> Result<http::HookReply, Error> {
     match tokio::time::timeout(deadline, http::hook(action, &prober.tls)).await {
-        Ok(answer) => answer.map_err(|e| Error::Hook(Chain(&e).to_string())),
-        Err(_) => Err(Error::Hook(format!("GET {}: no answer within {deadline:?}", action.endpoint))),
+        Ok(answer) => {
+            answer.map_err(|e| Error::Hook(format!("Get {:?}: {}", http::url(action), e.message())))
+        }
+        Err(_) => Err(Error::Hook(format!("Get {:?}: no answer within {deadline:.0?}", http::url(action)))),
     }
 }

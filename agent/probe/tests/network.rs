@@ -336,7 +336,8 @@ async fn hooks_take_any_status_and_fall_back_to_http() {
     .await;
     let reply = http_hook(&prober(), &HttpAction { https: true, ..http(chatty) }, LONG).await.unwrap();
     assert!(reply.fell_back_to_http);
-    failed_with(ask(HttpAction { https: true, ..http(chatty) }, LONG).await, "TLS handshake");
+    let plain = "http: server gave HTTP response to HTTPS client";
+    failed_with(ask(HttpAction { https: true, ..http(chatty) }, LONG).await, plain);
     assert!(http_hook(&prober(), &http("127.0.0.1:1".parse().unwrap()), LONG).await.is_err());
 }
 

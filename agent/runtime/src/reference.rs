@@ -25,11 +25,13 @@ pub fn normalise(reference: &str) -> String {
 
 /// The fault of a reference, in the words of the reference library; `None` for a valid one. The digest of an
 /// image's configuration (`sha256:…`) is valid too.
-pub fn fault(reference: &str) -> Option<&'static str> {
+pub fn fault(reference: &str) -> Option<String> {
     const INVALID: &str = "invalid reference format";
     let hex = |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if hex(reference) {
-        return Some("invalid repository name, cannot specify 64-byte hexadecimal strings");
+        return Some(format!(
+            "invalid repository name ({reference}), cannot specify 64-byte hexadecimal strings"
+        ));
     }
     let (name, digest) = match reference.split_once('@') {
         Some((name, digest)) => (name, Some(digest)),
@@ -41,7 +43,8 @@ pub fn fault(reference: &str) -> Option<&'static str> {
         _ => (None, repository),
     };
     if path.bytes().any(|b| b.is_ascii_uppercase()) {
-        return Some("invalid reference format: repository name must be lowercase");
+        let library = if domain.is_none() && !path.contains('/') { "library/" } else { "" };
+        return Some(format!("{INVALID}: repository name ({library}{path}) must be lowercase"));
     }
     let domain_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']');
     let good_tag = |tag: &str| {
@@ -60,7 +63,7 @@ pub fn fault(reference: &str) -> Option<&'static str> {
         && path.split('/').all(path_component)
         && tag.is_none_or(good_tag)
         && digest.is_none_or(good_digest);
-    (!good).then_some(INVALID)
+    (!good).then(|| INVALID.to_owned())
 }
 
 /// Lower-case letters and digits with single `.`, one or two `_`, or any number of `-` between them.
@@ -146,9 +149,14 @@ mod tests {
         ] {
             assert_eq!(fault(good), None, "{good}");
         }
+        let not_hex = format!("invalid repository name ({hex}), cannot specify 64-byte hexadecimal strings");
         for (bad, why) in [
-            (hex.as_str(), "64-byte hexadecimal"),
-            ("Busybox:UPPER", "must be lowercase"),
+            (hex.as_str(), not_hex.as_str()),
+            (
+                "Busybox:UPPER",
+                "invalid reference format: repository name (library/Busybox) must be lowercase",
+            ),
+            ("h.io/a/B", "repository name (a/B) must be lowercase"),
             ("", "invalid reference format"),
             ("a//b", "invalid reference format"),
             ("a:", "invalid reference format"),

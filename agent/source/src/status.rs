@@ -3,7 +3,7 @@
 
 use berth_core::{
     event::{EventKind, EventRecord},
-    model::{Container, Pod, QosClass, RecursiveReadOnly, ResourceList},
+    model::{Container, MountPropagation, Pod, QosClass, RecursiveReadOnly, ResourceList, Resources},
     status::{
         Condition, ConditionType, ContainerState, ContainerStatus, Phase, PodStatus, Terminated, Truth,
     },
@@ -14,9 +14,18 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 
-/// The pod's object with its status. `raw` is the object that the source kept, `node_ips` the node's addresses, the
-/// primary one first; a pod in the host's network has them as its own.
-pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node_ips: &[IpAddr]) -> Value {
+/// What a pod's status tells of the node.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeFacts<'a> {
+    /// Its addresses, the primary one first; a pod in the host's network has them as its own.
+    pub ips: &'a [IpAddr],
+    /// Whether it can make mounts read-only together with those below them.
+    pub recursive_read_only: bool,
+}
+
+/// The pod's object with its status. `raw` is the object that the source kept.
+pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node: NodeFacts<'_>) -> Value {
+    let node_ips = node.ips;
     let mut object = match raw {
         Value::Object(map) => map.clone(),
         _ => Map::new(),
@@ -29,9 +38,10 @@ pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node_ips: &[IpAddr
     put(&mut s, "reason", status.reason.clone().map(Value::from));
     put(&mut s, "message", status.message.clone().map(Value::from));
     put(&mut s, "startTime", status.start_time.and_then(time));
-    // A pod that the node did not take on has neither conditions nor addresses.
+    // A pod that the node did not take on has neither conditions nor addresses, and is given nothing.
     if !status.conditions.is_empty() {
         addresses(&mut s, ("hostIP", "hostIPs"), node_ips);
+        resources(&mut s, &pod.total());
     }
     addresses(&mut s, ("podIP", "podIPs"), own_ips);
     let generation = raw.pointer("/metadata/generation");
@@ -45,7 +55,7 @@ pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node_ips: &[IpAddr
         ("containerStatuses", &status.containers, &pod.containers),
     ] {
         let list: Vec<Value> =
-            list.iter().map(|c| container(c, of.iter().find(|spec| spec.name == c.name))).collect();
+            list.iter().map(|c| container(c, of.iter().find(|spec| spec.name == c.name), node)).collect();
         if !list.is_empty() {
             s.insert(field.to_owned(), list.into());
         }
@@ -161,7 +171,7 @@ fn condition(c: &Condition, generation: Option<&Value>) -> Value {
     map.into()
 }
 
-fn container(c: &ContainerStatus, spec: Option<&Container>) -> Value {
+fn container(c: &ContainerStatus, spec: Option<&Container>, node: NodeFacts<'_>) -> Value {
     let mut map = Map::new();
     map.insert("name".to_owned(), c.name.as_str().into());
     map.insert("image".to_owned(), c.image.as_str().into());
@@ -183,28 +193,20 @@ fn container(c: &ContainerStatus, spec: Option<&Container>) -> Value {
     map.insert("state".to_owned(), state);
     let last = c.last_state.as_ref().map_or(json!({}), |t| json!({ "terminated": terminated(t) }));
     map.insert("lastState".to_owned(), last);
+    if let Some(user) = &c.user {
+        let linux = json!({ "uid": user.uid, "gid": user.gid, "supplementalGroups": user.groups });
+        map.insert("user".to_owned(), json!({ "linux": linux }));
+    }
     if let Some(spec) = spec {
-        from_spec(&mut map, spec, c.id.is_some());
+        from_spec(&mut map, spec, c.id.is_some(), node);
     }
     map.into()
 }
 
 /// What the kubelet repeats from the spec that it carried out; of a container that never ran it says no resources.
-fn from_spec(map: &mut Map<String, Value>, spec: &Container, has_run: bool) {
-    let list = |list: &ResourceList| -> Map<String, Value> {
-        list.iter().map(|(name, amount)| (name.clone(), amount.canonical().into())).collect()
-    };
-    let mut resources = Map::new();
-    for (side, amounts) in [("limits", &spec.resources.limits), ("requests", &spec.resources.requests)] {
-        if !amounts.is_empty() {
-            resources.insert(side.to_owned(), list(amounts).into());
-        }
-    }
-    if has_run && !spec.resources.requests.is_empty() {
-        map.insert("allocatedResources".to_owned(), list(&spec.resources.requests).into());
-    }
+fn from_spec(map: &mut Map<String, Value>, spec: &Container, has_run: bool, node: NodeFacts<'_>) {
     if has_run {
-        map.insert("resources".to_owned(), resources.into());
+        resources(map, &spec.resources);
     }
     let mounts: Vec<Value> = spec
         .mounts
@@ -215,11 +217,15 @@ fn from_spec(map: &mut Map<String, Value>, spec: &Container, has_run: bool) {
             mount.insert("mountPath".to_owned(), m.mount_path.as_str().into());
             if m.read_only {
                 mount.insert("readOnly".to_owned(), true.into());
+                // What came of it: `IfPossible` is no answer.
                 let recursive = match m.recursive_read_only {
-                    RecursiveReadOnly::Disabled => "Disabled",
-                    RecursiveReadOnly::IfPossible => "IfPossible",
-                    RecursiveReadOnly::Enabled => "Enabled",
+                    RecursiveReadOnly::Disabled => false,
+                    RecursiveReadOnly::IfPossible => {
+                        node.recursive_read_only && m.propagation == MountPropagation::None
+                    }
+                    RecursiveReadOnly::Enabled => true,
                 };
+                let recursive = if recursive { "Enabled" } else { "Disabled" };
                 mount.insert("recursiveReadOnly".to_owned(), recursive.into());
             }
             mount.into()
@@ -228,6 +234,23 @@ fn from_spec(map: &mut Map<String, Value>, spec: &Container, has_run: bool) {
     if !mounts.is_empty() {
         map.insert("volumeMounts".to_owned(), mounts.into());
     }
+}
+
+/// `resources`, and `allocatedResources` where anything is requested.
+fn resources(map: &mut Map<String, Value>, of: &Resources) {
+    let list = |list: &ResourceList| -> Map<String, Value> {
+        list.iter().map(|(name, amount)| (name.clone(), amount.canonical().into())).collect()
+    };
+    let mut both = Map::new();
+    for (side, amounts) in [("limits", &of.limits), ("requests", &of.requests)] {
+        if !amounts.is_empty() {
+            both.insert(side.to_owned(), list(amounts).into());
+        }
+    }
+    if !of.requests.is_empty() {
+        map.insert("allocatedResources".to_owned(), list(&of.requests).into());
+    }
+    map.insert("resources".to_owned(), both.into());
 }
 
 fn terminated(t: &Terminated) -> Value {

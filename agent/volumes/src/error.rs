@@ -116,7 +116,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A container mounts a volume that the pod does not have.
-    #[error("cannot find volume {volume:?} to mount into container {container:?}")]
+    #[error("cannot find volume \"{volume}\" to mount into container \"{container}\"")]
     UnknownVolume {
         /// The volume as named by the mount.
         volume: VolumeName,
@@ -124,7 +124,7 @@ pub enum Error {
         container: ContainerName,
     },
     /// A container mounts a volume that has not been set up.
-    #[error("volume {volume:?} of container {container:?} is not set up")]
+    #[error("volume \"{volume}\" of container \"{container}\" is not set up")]
     NotSetUp {
         /// The volume.
         volume: VolumeName,
@@ -138,7 +138,7 @@ pub enum Error {
         names: Vec<String>,
     },
     /// A sub-path that could lead out of its volume as written.
-    #[error("subPath {sub_path:?} of volume {volume:?} {reason}")]
+    #[error("subPath {sub_path:?} of volume \"{volume}\" {reason}")]
     SubPathText {
         /// The volume.
         volume: VolumeName,
@@ -171,7 +171,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The options of one mount exclude each other.
-    #[error("mount of volume {volume:?} in container {container:?} {reason}")]
+    #[error("mount of volume \"{volume}\" in container \"{container}\" {reason}")]
     MountOptions {
         /// The volume.
         volume: VolumeName,

@@ -45,16 +45,19 @@ pub(crate) fn set_group(fd: impl AsFd, gid: Option<u32>) -> io::Result<()> {
     }
 }
 
-/// Mounts a tmpfs with options as in `mount -o`, kept out of swap where the kernel can do that. One call: it is
-/// mounted with all its options or not at all.
+/// Mounts a tmpfs with options as in `mount -o`. One call: it is mounted with all its options or not at all.
 pub(crate) fn mount_tmpfs(name: &str, target: &Path, flags: MountFlags, options: &str) -> io::Result<()> {
-    let mount = |options: String| -> io::Result<()> {
-        let data = CString::new(options)?;
-        Ok(rustix::mount::mount(name, target, "tmpfs", flags, data.as_c_str())?)
-    };
-    match mount(format!("{options},noswap")) {
+    let data = CString::new(options)?;
+    Ok(rustix::mount::mount(name, target, "tmpfs", flags, data.as_c_str())?)
+}
+
+/// As [`mount_tmpfs`]; what lies in it is kept out of swap where the kernel can do that.
+pub(crate) fn mount_swapless_tmpfs(target: &Path, options: &str) -> io::Result<()> {
+    match mount_tmpfs("tmpfs", target, MountFlags::empty(), &format!("{options},noswap")) {
         // Kernels before 6.4 do not know the option.
-        Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => mount(options.to_owned()),
+        Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+            mount_tmpfs("tmpfs", target, MountFlags::empty(), options)
+        }
         other => other,
     }
 }

@@ -11,7 +11,7 @@ use berth_core::{
     model::{HostPathType, Medium, Objects, Pod, Volume, VolumeSource},
     quantity::Quantity,
 };
-use rustix::{fs::Mode, mount::MountFlags};
+use rustix::fs::Mode;
 use std::{
     fs::Metadata,
     io,
@@ -161,7 +161,7 @@ fn tmpfs(dir: &Path, pod: &Pod, facts: &PodFacts, size_limit: Option<&Quantity>)
     if let Some(size) = tmpfs_size(pod, facts, size_limit) {
         options.push_str(&format!(",size={size}"));
     }
-    os::mount_tmpfs("tmpfs", dir, MountFlags::empty(), &options).map_err(Error::io("mount a tmpfs at", dir))
+    os::mount_swapless_tmpfs(dir, &options).map_err(Error::io("mount a tmpfs at", dir))
 }
 
 /// Checks or makes what a hostPath asks for. Links are followed: the path is the administrator's.

@@ -75,6 +75,19 @@ impl Socket {
         }
     }
 
+    /// What happened to one pod, oldest first.
+    ///
+    /// # Errors
+    /// The agent is gone or answers otherwise.
+    pub fn events(&mut self, uid: &str) -> Result<Vec<Value>> {
+        self.send(&json!({"op": "events", "pod": uid}))?;
+        let mut reply = self.receive()?;
+        match reply["events"].take() {
+            Value::Array(events) => Ok(events),
+            _ => bail!("the agent answers {reply}"),
+        }
+    }
+
     /// Turns the connection into a watch.
     ///
     /// # Errors

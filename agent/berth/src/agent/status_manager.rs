@@ -18,7 +18,10 @@ use berth_core::{
 use berth_pods::{DesiredSet, PodReport, Reports};
 use berth_server::WatchCache;
 use berth_services::ObservedPod;
-use berth_source::{DesiredPod, status::pod_object};
+use berth_source::{
+    DesiredPod,
+    status::{NodeFacts, pod_object},
+};
 use berth_sys::clock;
 use serde_json::{Value, json};
 use std::{
@@ -39,6 +42,8 @@ pub(crate) struct StatusManager {
     cache: WatchCache,
     latest: Latest,
     host: Host,
+    /// Whether the node can make mounts read-only together with those below them.
+    recursive_read_only: bool,
 }
 
 #[derive(Debug)]
@@ -51,7 +56,12 @@ struct Entry {
 }
 
 impl StatusManager {
-    pub(crate) fn new(cache: WatchCache, latest: Latest, host: Host) -> StatusManager {
+    pub(crate) fn new(
+        cache: WatchCache,
+        latest: Latest,
+        host: Host,
+        recursive_read_only: bool,
+    ) -> StatusManager {
         StatusManager {
             pods: Mutex::default(),
             changed: Notify::new(),
@@ -59,6 +69,7 @@ impl StatusManager {
             cache,
             latest,
             host,
+            recursive_read_only,
         }
     }
 
@@ -83,7 +94,9 @@ impl StatusManager {
     }
 
     fn publish(&self, entry: &Entry) {
-        self.cache.publish(view(&entry.report, entry.desired.as_deref(), &self.host_ips()));
+        let ips = self.host_ips();
+        let node = NodeFacts { ips: &ips, recursive_read_only: self.recursive_read_only };
+        self.cache.publish(view(&entry.report, entry.desired.as_deref(), node));
     }
 
     fn host_ips(&self) -> Vec<IpAddr> {
@@ -180,11 +193,11 @@ fn same(before: &PodReport, now: &PodReport) -> bool {
     Arc::ptr_eq(&before.pod, &now.pod) && Arc::ptr_eq(&before.status, &now.status)
 }
 
-fn view(report: &PodReport, desired: Option<&DesiredPod>, node_ips: &[IpAddr]) -> PodView {
+fn view(report: &PodReport, desired: Option<&DesiredPod>, node: NodeFacts<'_>) -> PodView {
     let (pod, status) = (&report.pod, &report.status);
     let object = match desired {
-        Some(desired) => pod_object(&desired.raw, pod, status, node_ips),
-        None => pod_object(&object_of(pod), pod, status, node_ips),
+        Some(desired) => pod_object(&desired.raw, pod, status, node),
+        None => pod_object(&object_of(pod), pod, status, node),
     };
     let now = clock::now();
     let wall = |at: Boottime| {
@@ -322,7 +335,7 @@ mod tests {
     #[tokio::test]
     async fn terminated_and_rejected_pods_are_not_active() {
         let (_network, host) = watch::channel(Arc::new(HostNetwork::default()));
-        let manager = StatusManager::new(WatchCache::default(), Latest::default(), host);
+        let manager = StatusManager::new(WatchCache::default(), Latest::default(), host, true);
         let active = || manager.active_pods().iter().map(|p| p.uid.to_string()).collect::<Vec<_>>();
         for (uid, phase) in [
             ("done", Phase::Succeeded),

@@ -26,6 +26,9 @@ pub struct Pod {
     pub origin: Origin,
     /// `spec.nodeName`.
     pub node: NodeName,
+    /// `spec.os.name`.
+    #[serde(default)]
+    pub os: Os,
     /// `spec.nodeSelector`.
     #[serde(default)]
     pub node_selector: BTreeMap<String, String>,
@@ -80,6 +83,7 @@ impl Pod {
             created: Wall(0),
             origin: Origin::Cluster,
             node,
+            os: Os::default(),
             node_selector: BTreeMap::new(),
             node_affinity: None,
             restart_policy: RestartPolicy::default(),
@@ -119,6 +123,16 @@ impl Pod {
     pub fn container(&self, name: &crate::ids::ContainerName) -> Option<&Container> {
         self.all_containers().find(|c| &c.name == name)
     }
+}
+
+/// `spec.os.name`: the system that a pod is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
+pub enum Os {
+    /// Linux; also of a pod that names none.
+    #[default]
+    Linux,
+    /// Windows: this node rejects the pod.
+    Windows,
 }
 
 /// The source of a pod.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     event::Event,
-    ids::ContainerId,
+    ids::{ContainerId, ContainerName},
     model::{Container, Pod, ProbeKind, RestartPolicy},
     time::Now,
 };
@@ -69,6 +69,7 @@ pub fn learn(pod: &Pod, memory: &mut Memory, fact: Fact, now: Now) -> Vec<Event>
                 if let Some((_, run)) = run_of(memory, pod, id) {
                     run.started_at.get_or_insert(now.boottime);
                 }
+                events.push(pulled(pod, container));
                 events.push(Event::normal("Created", "Container created").of(container));
                 events.push(Event::warning("Failed", format!("Error: {message}")).of(container));
             }
@@ -100,18 +101,25 @@ fn run_of<'m>(
     })
 }
 
+/// That the image is there is told with the start that it is for: the image is looked for while volumes and sandbox are
+/// made, for which the kubelet waits before it looks.
+fn pulled(pod: &Pod, container: &ContainerName) -> Event {
+    let image = pod.container(container).map(|c| c.image.as_str()).unwrap_or_default();
+    let message =
+        format!("Container image {image:?} already present on machine and can be accessed by the pod");
+    Event::normal("Pulled", message).of(container)
+}
+
 fn succeeded(pod: &Pod, memory: &mut Memory, action: &Action, now: Now, events: &mut Vec<Event>) {
     match action {
         Action::EnsureImage(container) => {
             memory.containers.entry(container.clone()).or_default().image_ready = true;
-            let image = pod.container(container).map(|c| c.image.as_str()).unwrap_or_default();
-            let message = format!("Container image {image:?} already present on machine");
-            events.push(Event::normal("Pulled", message).of(container));
         }
         Action::Start { container, id, .. } => {
             if let Some((_, run)) = run_of(memory, pod, id) {
                 run.started_at.get_or_insert(now.boottime);
             }
+            events.push(pulled(pod, container));
             events.push(Event::normal("Created", "Container created").of(container));
             events.push(Event::normal("Started", "Container started").of(container));
         }
@@ -209,7 +217,7 @@ fn tell_failure(pod: &Pod, action: &Action, failure: &Failure, failures: u32, ev
                     "ErrImageNeverPull" => Event::warning(reason, message),
                     "ErrImagePull" if failures > 1 => {
                         reason = "ImagePullBackOff";
-                        Event::normal("BackOff", format!("Back-off pulling image {image:?}: {message}"))
+                        Event::normal("BackOff", format!("Back-off pulling image {image:?}"))
                     }
                     "ErrImagePull" => {
                         Event::warning("Failed", format!("Failed to pull image {image:?}: {message}"))
@@ -226,6 +234,7 @@ fn tell_failure(pod: &Pod, action: &Action, failure: &Failure, failures: u32, ev
             events.push(Event::warning("Failed", format!("Error: {reason}")).of(container));
         }
         Action::Start { container, .. } => {
+            events.push(pulled(pod, container));
             events.push(Event::warning("Failed", format!("Error: {message}")).of(container));
         }
         Action::MakeSandbox(_) if reason == "FailedCreatePodSandBox" => {

@@ -3,7 +3,7 @@
 use super::Action;
 use crate::{
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
-    status::Terminated,
+    status::{ContainerUser, Terminated},
     time::Wall,
 };
 use serde::{Deserialize, Serialize};
@@ -101,6 +101,9 @@ pub struct ObservedContainer {
     pub sandbox_attempt: SandboxAttempt,
     /// `repo@digest`, or the digest alone, of the image that runs.
     pub image_id: String,
+    /// The user that the run was started as. None in records of an earlier build.
+    #[serde(default)]
+    pub user: Option<ContainerUser>,
     /// The run's state.
     pub state: RunState,
     /// Whether containerd still holds a task that must be reaped.

@@ -114,7 +114,9 @@ impl Planner<'_> {
             return if up || self.init_passed(spec) { Gate::Open } else { Gate::Shut };
         }
         if self.init_finished(&spec.name) {
-            return Gate::Open;
+            // Until its end is stored it is shown as running, and nothing is begun beside it.
+            let ended = self.newest(&spec.name).map(|(id, _)| id);
+            return if ended.is_some_and(|id| self.being_recorded(id)) { Gate::Shut } else { Gate::Open };
         }
         self.keep_alive(spec);
         Gate::Shut

@@ -65,10 +65,10 @@ pub(super) fn status(d: &mut Planner<'_>, terminal: Option<Phase>) -> PodStatus 
         message: failed.map(|f| f.message),
         start_time: d.memory.start_time,
         pod_ips: match &d.seen.sandbox {
-            Some(s) => s.ips.clone(),
+            Some(s) if s.state == super::SandboxState::Broken || sandbox_told(d) => s.ips.clone(),
             // A pod that has ended keeps showing the addresses that it had.
-            None if phase.is_terminal() => d.memory.ips.clone(),
-            None => Vec::new(),
+            _ if phase.is_terminal() => d.memory.ips.clone(),
+            _ => Vec::new(),
         },
         conditions,
         init_containers: init,
@@ -230,6 +230,7 @@ fn container_status_now(d: &Planner<'_>, spec: &Container, over: bool) -> Contai
         restart_count: d.mem(&spec.name).map_or(0, |m| m.restarts),
         state,
         last_state,
+        user: newest.and_then(|(_, c)| c.user.clone()),
     }
 }
 
@@ -243,7 +244,7 @@ fn state(d: &Planner<'_>, spec: &Container, phase: ContainerPhase<'_>, over: boo
     if let Some(retry) = failure_of(d, &spec.name).filter(|_| !(ended && dead)) {
         return ContainerState::Waiting {
             reason: waiting_reason(retry),
-            message: Some(retry.failure.message.clone()),
+            message: Some(waiting_message(retry, spec)),
         };
     }
     match phase {
@@ -275,7 +276,7 @@ impl Planner<'_> {
     /// Whether the end of a run is observed and its termination message is being read. Reading takes
     /// milliseconds, and the status shows the run as running until then, so that the exit appears together
     /// with its message. If storing the exit fails, the status shows the exit without the message.
-    fn being_recorded(&self, id: &ContainerId) -> bool {
+    pub(super) fn being_recorded(&self, id: &ContainerId) -> bool {
         let recording = |a: &Action| matches!(a, Action::RecordExit { id: i, .. } if i == id);
         matches!(self.seen.containers.get(id).map(|c| &c.state), Some(RunState::Ended(exit)) if exit.started_at.is_some())
             && self.in_flight(recording)
@@ -315,6 +316,15 @@ fn waiting_reason(retry: &Retry) -> String {
     match retry.failure.reason.as_str() {
         "ErrImagePull" if retry.failures > 1 => "ImagePullBackOff".into(),
         other => other.into(),
+    }
+}
+
+fn waiting_message(retry: &Retry, spec: &Container) -> String {
+    match retry.failure.reason.as_str() {
+        "ErrImagePull" if retry.failures > 1 => {
+            format!("Back-off pulling image {:?}: ErrImagePull: {}", spec.image, retry.failure.message)
+        }
+        _ => retry.failure.message.clone(),
     }
 }
 
@@ -361,6 +371,18 @@ fn exit_code(c: &ContainerStatus) -> Option<i32> {
     }
 }
 
+/// Whether the status shows a whole sandbox. Sandbox and volumes are created at the same time. The status shows the
+/// sandbox only once both are there, as in the kubelet, where the sandbox follows the volumes.
+fn sandbox_told(d: &Planner<'_>) -> bool {
+    let sandbox = d.seen.sandbox.as_ref().filter(|s| s.state != super::SandboxState::Broken);
+    let told = d.memory.conditions.get(&ConditionType::PodReadyToStartContainers);
+    sandbox.is_some_and(|s| {
+        d.seen.volumes_mounted
+            || told.is_some_and(|c| c.0 == Truth::True)
+            || d.seen.containers.values().any(|c| c.sandbox_attempt == s.sandbox_attempt)
+    })
+}
+
 fn conditions(
     d: &mut Planner<'_>,
     phase: Phase,
@@ -368,15 +390,7 @@ fn conditions(
     init: &[ContainerStatus],
     mains: &[ContainerStatus],
 ) -> Vec<Condition> {
-    // Sandbox and volumes are created at the same time. The condition turns true only once both are there, as
-    // in the kubelet, where the sandbox follows the volumes.
-    let sandbox = d.seen.sandbox.as_ref().filter(|s| s.state != super::SandboxState::Broken);
-    let told = d.memory.conditions.get(&ConditionType::PodReadyToStartContainers);
-    let may_start = sandbox.is_some_and(|s| {
-        d.seen.volumes_mounted
-            || told.is_some_and(|c| c.0 == Truth::True)
-            || d.seen.containers.values().any(|c| c.sandbox_attempt == s.sandbox_attempt)
-    });
+    let may_start = sandbox_told(d);
     let mut list = Vec::with_capacity(5);
     list.push(condition(d, ConditionType::PodReadyToStartContainers, truth(may_start), None, None));
 
@@ -413,11 +427,11 @@ fn conditions(
     let ready = if gates {
         (status, reason, message.clone())
     } else {
-        (
-            Truth::False,
-            Some("ReadinessGatesNotReady"),
-            Some("no source sets the conditions of readiness gates".to_owned()),
-        )
+        // No source sets conditions of others.
+        let missing =
+            |gate: &String| format!("corresponding condition of pod readiness gate {gate:?} does not exist.");
+        let messages: Vec<String> = d.pod.readiness_gates.iter().map(missing).collect();
+        (Truth::False, Some("ReadinessGatesNotReady"), Some(messages.join(", ")))
     };
     list.push(condition(d, ConditionType::Ready, ready.0, ready.1, ready.2));
     list.push(condition(d, ConditionType::ContainersReady, status, reason, message));

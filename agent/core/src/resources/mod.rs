@@ -9,6 +9,7 @@ mod oom;
 mod pod;
 #[cfg(test)]
 mod testing;
+mod total;
 
 pub use container::{CgroupFacts, ContainerResources};
 pub use oom::{OOM_AGENT, OOM_BEST_EFFORT, OOM_GUARANTEED, OOM_SANDBOX, oom_score_adj};

@@ -483,6 +483,7 @@ impl<'t> World<'t> {
             attempt,
             sandbox_attempt,
             image_id: "sha256:1".into(),
+            user: None,
             state: RunState::Running { started_at },
             task: true,
         });
@@ -598,6 +599,7 @@ impl<'t> World<'t> {
                     attempt: *attempt,
                     sandbox_attempt: *sandbox_attempt,
                     image_id: String::new(),
+                    user: None,
                     state: RunState::NotStarted,
                     task: false,
                 });

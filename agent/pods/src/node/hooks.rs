@@ -21,7 +21,7 @@ fn failure_of(outcome: ExecOutcome, within: Duration) -> Option<(String, String)
         ExecOutcome::Exited { code: 0, .. } => return None,
         ExecOutcome::Exited { code, output } => (format!("command exited with {code}"), output),
         ExecOutcome::Killed { signal, output } => (format!("command was ended by signal {signal}"), output),
-        ExecOutcome::TimedOut { output } => (format!("command did not end within {within:?}"), output),
+        ExecOutcome::TimedOut { output } => (format!("command did not end within {within:.0?}"), output),
         ExecOutcome::NotRun(why) | ExecOutcome::Unsupported(why) => {
             (format!("command could not be run: {why}"), String::new())
         }

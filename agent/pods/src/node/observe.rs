@@ -10,10 +10,12 @@ use berth_core::{
     ids::PodUid,
     model::Pod,
     plan::{Exit, Failure, ObservedContainer, RunState},
+    status::ContainerUser,
     time::Boottime,
 };
 use berth_runtime::{FoundContainer, FoundState};
 use berth_sys::{clock, fs::read_to_string_limited};
+use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -109,6 +111,7 @@ impl NodeExecutor {
             snapshot.seen.containers.insert(
                 c.id.clone(),
                 ObservedContainer {
+                    user: stored_user(&c),
                     container: c.container,
                     attempt: c.attempt,
                     sandbox_attempt: c.sandbox_attempt,
@@ -138,6 +141,11 @@ fn oom_killed(dirs: &[PathBuf]) -> bool {
         })
     };
     dirs.iter().any(counted)
+}
+
+/// Whom a container runs as; a record of an earlier build does not say it.
+fn stored_user(c: &FoundContainer) -> Option<ContainerUser> {
+    ContainerUser::deserialize(c.extension.get("user")?).ok()
 }
 
 fn stored_pod(c: &FoundContainer) -> Option<Arc<Pod>> {

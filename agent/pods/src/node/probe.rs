@@ -50,7 +50,7 @@ impl NodeExecutor {
         let mut tries = 1;
         loop {
             let outcome = self.run_command(id, process, command.clone(), timeout).await;
-            let result = outcome.into_result(timeout);
+            let result = outcome.into_result(&command, timeout);
             if !matches!(result, ProbeResult::Unknown(_)) || tries >= TRIES || begun.elapsed() >= timeout {
                 return result;
             }

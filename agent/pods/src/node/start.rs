@@ -9,6 +9,7 @@ use berth_core::{
     model::{Container, MountPropagation, Pod, PullPolicy, RecursiveReadOnly, Seccomp},
     plan::{Exit, Failure, ObservedContainer, RunState},
     resources::{ContainerResources, oom_score_adj},
+    status::ContainerUser,
 };
 use berth_logd::StreamSpec;
 use berth_runtime::{
@@ -191,6 +192,7 @@ impl NodeExecutor {
         let clock = Instant::now();
         let files = UserFiles { passwd: passwd.as_deref(), group: group.as_deref() };
         let oci = self.spec(&pod, spec, &id, &image, &made, files)?;
+        let user = user_of(&oci);
         let oci =
             serde_json::to_value(&oci).map_err(|e| Failure::new("CreateContainerError", e.to_string()))?;
         let extension = serde_json::to_value(pod.as_ref())
@@ -217,7 +219,7 @@ impl NodeExecutor {
             sandbox_attempt,
             image,
             spec: oci,
-            extension: serde_json::json!({ "pod": extension, "stopSignal": stop }),
+            extension: serde_json::json!({ "pod": extension, "stopSignal": stop, "user": user }),
             stdio: Stdio {
                 stdout: paths.stdout,
                 stderr: paths.stderr.unwrap_or_default(),
@@ -232,6 +234,7 @@ impl NodeExecutor {
                 attempt,
                 sandbox_attempt,
                 image_id: image_id.clone(),
+                user: user.clone(),
                 state,
                 task,
             })
@@ -416,6 +419,13 @@ impl NodeExecutor {
             Failure::new("CreateContainerError", format!("seccomp profile {name:?}: {}", Chain(&e)))
         })
     }
+}
+
+/// User and groups of the process that the spec names.
+fn user_of(spec: &oci_spec::runtime::Spec) -> Option<ContainerUser> {
+    let user = spec.process().as_ref()?.user();
+    let groups = user.additional_gids().clone().unwrap_or_default();
+    Some(ContainerUser { uid: user.uid(), gid: user.gid(), groups })
 }
 
 /// Converts an exit from the runtime's form to the plan's.

@@ -48,6 +48,7 @@ fn carry_out(action: &Action, seen: &mut Observed, at: Wall) {
                 attempt,
                 sandbox_attempt,
                 image_id: "i".into(),
+                user: None,
                 state,
                 task: true,
             };

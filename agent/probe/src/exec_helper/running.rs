@@ -1,6 +1,7 @@
 //! One command, from the request until nothing of it is left.
 
 use super::cgroup::{self, CommandCgroup};
+use crate::net::kernels_words;
 use berth_api::exec::{ExecOutcome, ExecTarget, MAX_OUTPUT, Reply};
 use berth_sys::exec::{self, Command, Container, Process, Report, Stage};
 use rustix::{
@@ -44,7 +45,9 @@ pub(super) struct Running {
 
 /// Starts a command in its container.
 pub(super) fn start(entry: Entry<'_>) -> Result<Running, ExecOutcome> {
-    let not_run = |what: &str, e: &dyn std::error::Error| ExecOutcome::NotRun(format!("cannot {what}: {e}"));
+    let not_run = |what: &str, e: &dyn std::error::Error| {
+        ExecOutcome::NotRun(format!("cannot {what}: {}", kernels_words(&e)))
+    };
     let target = entry.target;
     let gone = || ExecOutcome::NotRun("the container has ended".to_owned());
     let command = command(target)?;
@@ -312,7 +315,7 @@ fn explain(stage: Stage, errno: Errno) -> String {
         Stage::Fork => "start a process in the container",
         Stage::Exec => "execute the command",
     };
-    format!("cannot {what}: {errno}")
+    format!("cannot {what}: {}", kernels_words(&errno))
 }
 
 #[cfg(test)]

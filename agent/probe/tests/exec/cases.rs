@@ -40,7 +40,7 @@ const LONG: Duration = Duration::from_secs(10);
 /// The outcome of a command as a probe result.
 async fn ask(prober: &Prober, target: &ExecTarget) -> ProbeResult {
     match prober.exec(target, LONG).await {
-        Ok(outcome) => outcome.into_result(LONG),
+        Ok(outcome) => outcome.into_result(&target.command, LONG),
         Err(unsupported) => ProbeResult::Unknown(unsupported.0),
     }
 }

@@ -5,7 +5,7 @@ use super::{
     check::{self, choice},
     container::{self, ContainerKind, IgnoredValues, PodContext},
     dns,
-    field::{FieldError, FieldPath, shorten},
+    field::{FieldError, FieldPath},
     metadata, ports,
     resources::{self, ResourceOwner},
     security, volume,
@@ -13,7 +13,7 @@ use super::{
 use berth_core::{
     ids::{NodeName, PodKey, PodName, PodUid},
     model::{
-        Container, Origin, Pod, PodNamespaces, PodSecurity, ResourceList, Resources, RestartPolicy,
+        Container, Origin, Os, Pod, PodNamespaces, PodSecurity, ResourceList, Resources, RestartPolicy,
         SYSTEM_CRITICAL_PRIORITY, peak,
     },
     time::Wall,
@@ -66,6 +66,7 @@ pub(crate) fn pod(
         created: source.created,
         origin: source.origin,
         node: source.node.clone(),
+        os: os(spec_at, spec)?,
         node_selector: node_selector(spec_at, spec)?,
         node_affinity: affinity::required(spec_at, spec)?,
         restart_policy,
@@ -165,11 +166,13 @@ fn refuse_unsupported(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<(), Fie
     if spec.hostname_override.as_deref().is_some_and(|h| !h.is_empty()) {
         return Err(at.key("hostnameOverride").error("is not supported yet"));
     }
-    if let Some(os) = spec.os.as_ref().filter(|os| os.name != "linux") {
-        let at = at.key("os");
-        return Err(at.key("name").error(format!("{:?} cannot run on a Linux node", shorten(&os.name))));
-    }
     Ok(())
+}
+
+/// The system that the pod is for. One for another than the node's is accepted here, and rejected at admission.
+fn os(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<Os, FieldError> {
+    let name = spec.os.as_ref().map(|os| os.name.as_str());
+    choice(&at.key("os").key("name"), name, &[("linux", Os::Linux), ("windows", Os::Windows)])
 }
 
 fn namespaces(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<PodNamespaces, FieldError> {

@@ -149,7 +149,7 @@ fn refused_as_the_api_server_would() {
         ),
         ("/spec/hostUsers", "false", "spec.hostUsers", "not supported yet"),
         ("/spec/hostnameOverride", "\"x\"", "spec.hostnameOverride", "not supported yet"),
-        ("/spec/os", r#"{"name":"windows"}"#, "spec.os.name", "Linux"),
+        ("/spec/os", r#"{"name":"plan9"}"#, "spec.os.name", "windows"),
         ("/spec/resourceClaims", r#"[{"name":"x"}]"#, "spec.resourceClaims", "not supported yet"),
         ("/spec/ephemeralContainers", r#"[{"name":"x"}]"#, "spec.ephemeralContainers", "new pod"),
         ("/spec/schedulingGates", r#"[{"name":"x"}]"#, "spec.schedulingGates", "gate"),

@@ -5,10 +5,15 @@ use crate::manifest::{ManifestContext, Mode, parse_pod};
 use berth_core::{
     event::{Event, Involved},
     ids::{ContainerId, ContainerName, NodeName},
+    status::ContainerUser,
 };
 
 fn at(seconds: i64) -> Wall {
     Wall(seconds * 1_000_000_000 + 987_654_321)
+}
+
+fn node(ips: &[IpAddr]) -> NodeFacts<'_> {
+    NodeFacts { ips, recursive_read_only: true }
 }
 
 fn sample() -> (Value, Pod, PodStatus) {
@@ -45,6 +50,7 @@ fn sample() -> (Value, Pod, PodStatus) {
         restart_count: restarts,
         state,
         last_state,
+        user: Some(ContainerUser { uid: 1000, gid: 0, groups: vec![0, 1002] }),
     };
     let pod_status = PodStatus {
         phase: Phase::Running,
@@ -90,7 +96,7 @@ fn sample() -> (Value, Pod, PodStatus) {
 #[test]
 fn a_pod_has_the_shape_that_the_api_type_reads() {
     let (raw, pod, status) = sample();
-    let object = pod_object(&raw, &pod, &status, &["192.0.2.1".parse().unwrap()]);
+    let object = pod_object(&raw, &pod, &status, node(&["192.0.2.1".parse().unwrap()]));
     let typed: k8s_openapi::api::core::v1::Pod = serde_json::from_value(object.clone()).unwrap();
     let again = serde_json::to_value(&typed).unwrap();
     // The type leaves out what is null or empty; everything else has to come back as it was.
@@ -120,6 +126,9 @@ fn a_pod_has_the_shape_that_the_api_type_reads() {
     assert_eq!(s["conditions"][0]["lastTransitionTime"], "2023-11-14T22:13:23Z");
     assert_eq!(s["containerStatuses"][0]["containerID"], format!("containerd://{}", "a".repeat(64)));
     assert_eq!(s["containerStatuses"][0]["allocatedResources"], json!({"cpu": "1", "memory": "64Mi"}));
+    assert_eq!(s["containerStatuses"][0]["user"]["linux"]["supplementalGroups"], json!([0, 1002]));
+    assert_eq!(s["allocatedResources"], json!({"cpu": "1", "memory": "64Mi"}));
+    assert_eq!(s["resources"]["limits"], s["resources"]["requests"]);
     assert_eq!(s["containerStatuses"][1]["ready"], false);
     assert_eq!(s["containerStatuses"][1]["lastState"]["terminated"]["exitCode"], 137);
     assert_eq!(s["containerStatuses"][1]["state"]["waiting"]["reason"], "CrashLoopBackOff");
@@ -132,12 +141,30 @@ fn a_host_network_pod_has_the_nodes_addresses() {
     let (raw, mut pod, mut status) = sample();
     pod.namespaces.host_network = true;
     status.pod_ips.clear();
-    let object = pod_object(&raw, &pod, &status, &["192.0.2.1".parse().unwrap()]);
+    let object = pod_object(&raw, &pod, &status, node(&["192.0.2.1".parse().unwrap()]));
     assert_eq!(object["status"]["podIP"], "192.0.2.1");
     let (raw, pod, _) = sample();
-    let object = pod_object(&raw, &pod, &status, &[]);
+    let object = pod_object(&raw, &pod, &status, node(&[]));
     assert!(object["status"].get("podIP").is_none());
     assert!(object["status"].get("hostIP").is_none());
+}
+
+/// `IfPossible` becomes what was possible (`recursiveReadOnly` of `v1.VolumeMountStatus`).
+#[test]
+fn a_read_only_mount_says_what_came_of_it() {
+    let (raw, mut pod, status) = sample();
+    for (asked, node_can, told) in [
+        (RecursiveReadOnly::Disabled, true, "Disabled"),
+        (RecursiveReadOnly::IfPossible, true, "Enabled"),
+        (RecursiveReadOnly::IfPossible, false, "Disabled"),
+        (RecursiveReadOnly::Enabled, true, "Enabled"),
+    ] {
+        pod.containers[0].mounts[0].recursive_read_only = asked;
+        let node = NodeFacts { ips: &[], recursive_read_only: node_can };
+        let object = pod_object(&raw, &pod, &status, node);
+        let mount = &object["status"]["containerStatuses"][0]["volumeMounts"][0];
+        assert_eq!(mount["recursiveReadOnly"], told, "{asked:?} {node_can}");
+    }
 }
 
 #[test]

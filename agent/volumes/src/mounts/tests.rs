@@ -125,10 +125,10 @@ fn what_cannot_be_mounted_is_said() {
     let shared = VolumeMount { propagation: MountPropagation::Bidirectional, ..mount("scratch", "/x") };
     let plain = |s: &str| with_sub_path(mount("scratch", "/x"), SubPath::Plain(s.into()));
     for (m, text) in [
-        (mount("nope", "/x"), "cannot find volume nope to mount into container main"),
-        (mount("late", "/x"), "volume late of container main is not set up"),
-        (plain("/abs"), "subPath \"/abs\" of volume scratch must not be an absolute path"),
-        (plain("a/../b"), "subPath \"a/../b\" of volume scratch must not contain '..'"),
+        (mount("nope", "/x"), "cannot find volume \"nope\" to mount into container \"main\""),
+        (mount("late", "/x"), "volume \"late\" of container \"main\" is not set up"),
+        (plain("/abs"), "subPath \"/abs\" of volume \"scratch\" must not be an absolute path"),
+        (plain("a/../b"), "subPath \"a/../b\" of volume \"scratch\" must not contain '..'"),
         // What leads outside is there, and is not made.
         (plain("out"), "failed to prepare subPath for volumeMount \"scratch\" of container \"main\""),
         (plain("out/cron.d"), "failed to prepare subPath for volumeMount \"scratch\" of container \"main\""),
@@ -140,11 +140,11 @@ fn what_cannot_be_mounted_is_said() {
         (with_sub_path(mount("scratch", "/x"), SubPath::Expr("$(B)/$(A)".into())), "missing value for A, B"),
         (
             recursive,
-            "mount of volume scratch in container main requested recursive read-only mode, but it is not read-only",
+            "mount of volume \"scratch\" in container \"main\" requested recursive read-only mode, but it is not read-only",
         ),
         (
             shared,
-            "mount of volume scratch in container main asks for Bidirectional propagation, which only privileged containers get",
+            "mount of volume \"scratch\" in container \"main\" asks for Bidirectional propagation, which only privileged containers get",
         ),
     ] {
         assert_eq!(refuse(m), text);

@@ -1,22 +1,17 @@
-//! Two statuses side by side, and the reviewed list of where they may differ.
+//! Two statuses side by side.
 
-use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::Path,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The values of a status that are compared, by path: `phase`, `conditions.Ready.status`,
-/// `containers.app.lastState.terminated.exitCode`. Ids, times, addresses and images are not among them.
+/// `containers.app.lastState.terminated.exitCode`. Ids and times are not among them; addresses count as being there.
 pub(crate) type Leaves = BTreeMap<String, Value>;
 
 /// Takes a status apart; `backs_off` shows an ended container that was restarted before as waiting for its next
 /// start, as the recordings of such shapes do.
 pub(crate) fn leaves(status: &Value, backs_off: bool) -> Leaves {
     let mut out = Leaves::new();
-    for key in ["phase", "reason", "qosClass"] {
+    for key in ["phase", "reason", "message", "qosClass", "podIP", "resources", "allocatedResources"] {
         put(&mut out, key, &status[key]);
     }
     let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -30,7 +25,7 @@ pub(crate) fn leaves(status: &Value, backs_off: bool) -> Leaves {
         if ended && kind == "PodReadyToStartContainers" {
             continue;
         }
-        for key in ["status", "reason"] {
+        for key in ["status", "reason", "message"] {
             put(&mut out, &format!("conditions.{kind}.{key}"), &condition[key]);
         }
     }
@@ -44,7 +39,8 @@ pub(crate) fn leaves(status: &Value, backs_off: bool) -> Leaves {
                 as_backing_off(&mut container);
             }
             let at = format!("{short}.{}", container["name"].as_str().unwrap_or_default());
-            for key in ["ready", "started", "restartCount"] {
+            let whole = ["image", "resources", "allocatedResources", "user", "volumeMounts", "stopSignal"];
+            for key in ["ready", "started", "restartCount"].into_iter().chain(whole) {
                 put(&mut out, &format!("{at}.{key}"), &container[key]);
             }
             for key in ["state", "lastState"] {
@@ -61,14 +57,19 @@ fn as_backing_off(container: &mut Value) {
         container["lastState"] = ended;
         container["state"] = json!({"waiting": {"reason": "CrashLoopBackOff"}});
     }
+    if container["state"]["waiting"]["reason"] == "CrashLoopBackOff" {
+        container["state"]["waiting"]["message"] = Value::Null;
+    }
 }
 
 fn state(out: &mut Leaves, at: &str, state: &Value) {
     let kinds: Vec<&str> =
         ["waiting", "running", "terminated"].into_iter().filter(|k| !state[*k].is_null()).collect();
     out.insert(at.to_owned(), json!(kinds.join("+")));
-    put(out, &format!("{at}.waiting.reason"), &state["waiting"]["reason"]);
-    for key in ["exitCode", "reason", "message"] {
+    for key in ["reason", "message"] {
+        put(out, &format!("{at}.waiting.{key}"), &state["waiting"][key]);
+    }
+    for key in ["exitCode", "signal", "reason", "message"] {
         put(out, &format!("{at}.terminated.{key}"), &state["terminated"][key]);
     }
 }
@@ -102,68 +103,6 @@ pub(crate) fn unlike(kubelet: &Leaves, berth: &Leaves) -> Vec<Unlike> {
         .map(|p| Unlike { path: p.clone(), kubelet: of(kubelet, p), berth: of(berth, p) })
         .filter(|u| u.kubelet != u.berth)
         .collect()
-}
-
-/// The reviewed list, `tests/golden/status-differences.json`: each entry says for which shapes which values differ
-/// and why that is right.
-#[derive(Debug)]
-pub(crate) struct Differences {
-    /// By shape and path: what the kubelet says, what Berth says.
-    known: BTreeMap<(String, String), (Value, Value)>,
-    used: BTreeSet<(String, String)>,
-}
-
-impl Differences {
-    pub(crate) fn read(path: &Path) -> Result<Differences> {
-        let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        let list: Vec<Value> =
-            serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))?;
-        let mut known = BTreeMap::new();
-        for entry in &list {
-            ensure!(
-                entry["reason"].as_str().is_some_and(|r| r.len() > 20),
-                "an entry without a reason: {entry}"
-            );
-            let shapes = entry["shapes"].as_array().with_context(|| format!("no shapes in {entry}"))?;
-            let values = entry["values"].as_object().with_context(|| format!("no values in {entry}"))?;
-            ensure!(!shapes.is_empty() && !values.is_empty(), "an entry about nothing: {entry}");
-            for shape in shapes {
-                let shape = shape.as_str().with_context(|| format!("a shape in {entry}"))?;
-                for (path, sides) in values {
-                    let key = (shape.to_owned(), path.clone());
-                    let sides = (sides["kubelet"].clone(), sides["berth"].clone());
-                    ensure!(known.insert(key, sides).is_none(), "{shape} {path} is listed twice");
-                }
-            }
-        }
-        Ok(Differences { known, used: BTreeSet::new() })
-    }
-
-    /// The differences that are not on the list.
-    pub(crate) fn unknown(&self, shape: &str, found: &[Unlike]) -> Vec<Unlike> {
-        found.iter().filter(|u| !self.lists(shape, u)).cloned().collect()
-    }
-
-    fn lists(&self, shape: &str, unlike: &Unlike) -> bool {
-        let known = self.known.get(&(shape.to_owned(), unlike.path.clone()));
-        known.is_some_and(|(kubelet, berth)| *kubelet == unlike.kubelet && *berth == unlike.berth)
-    }
-
-    /// Notes that these were met.
-    pub(crate) fn meet(&mut self, shape: &str, found: &[Unlike]) {
-        self.used.extend(found.iter().map(|u| (shape.to_owned(), u.path.clone())));
-    }
-
-    /// Entries about these shapes that nothing needs, and entries about shapes that are not known at all.
-    pub(crate) fn unused(&self, ran: &BTreeSet<&str>, exist: &BTreeSet<&str>) -> Vec<String> {
-        self.known
-            .keys()
-            .filter(|key| {
-                !exist.contains(key.0.as_str()) || (ran.contains(key.0.as_str()) && !self.used.contains(key))
-            })
-            .map(|(shape, path)| format!("{shape} {path}"))
-            .collect()
-    }
 }
 
 #[cfg(test)]
@@ -211,30 +150,5 @@ mod tests {
         let shown = leaves(&status(), true);
         assert_eq!(shown["containers.app.state.waiting.reason"], "CrashLoopBackOff");
         assert_eq!(shown["containers.app.lastState.terminated.exitCode"], 3);
-    }
-
-    #[test]
-    fn the_list_covers_just_what_it_says_and_must_be_needed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("list.json");
-        let entry = json!([{
-            "shapes": ["a", "b"], "reason": "a reason that is long enough",
-            "values": {"phase": {"kubelet": "Running", "berth": "Pending"}},
-        }]);
-        fs::write(&path, entry.to_string()).unwrap();
-        let mut list = Differences::read(&path).unwrap();
-        let found = |berth: &str| {
-            vec![Unlike { path: "phase".into(), kubelet: json!("Running"), berth: json!(berth) }]
-        };
-        assert!(list.unknown("a", &found("Pending")).is_empty());
-        assert_eq!(list.unknown("a", &found("Failed")).len(), 1);
-        assert_eq!(list.unknown("c", &found("Pending")).len(), 1);
-        list.meet("a", &found("Pending"));
-        let exist = BTreeSet::from(["a", "b"]);
-        assert_eq!(list.unused(&exist, &exist), ["b phase"]);
-        assert!(list.unused(&BTreeSet::from(["a"]), &exist).is_empty());
-        assert_eq!(list.unused(&BTreeSet::new(), &BTreeSet::from(["a"])), ["b phase"]);
-        fs::write(&path, r#"[{"shapes": ["a"], "values": {"phase": {}}}]"#).unwrap();
-        assert!(Differences::read(&path).is_err(), "an entry without a reason");
     }
 }

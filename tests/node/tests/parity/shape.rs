@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 /// A directory of the recording node that manifests name.
 const HOST_DIR: &str = "/run/berth-shapes";
@@ -10,24 +10,28 @@ const HOST_DIR: &str = "/run/berth-shapes";
 /// One shape that was recorded.
 #[derive(Debug)]
 pub(crate) struct Shape {
-    /// The manifest's and the pod's name.
+    /// The manifest's name.
     pub(crate) name: String,
+    /// The pod's: the same but for names that are too long for a file's.
+    pub(crate) pod: String,
     /// The manifest, with host paths below the test's own directory.
     pub(crate) manifest: String,
     /// When its status is looked at, all at once: `tests/peers/cmd/record/shapes.go`.
     settle: BTreeMap<String, String>,
-    /// What the kubelet made of it.
-    pub(crate) recorded: Value,
+    /// The containers whose output was recorded.
+    pub(crate) output: Vec<String>,
+    /// The status that the kubelet told.
+    pub(crate) status: Value,
+    /// The events that it told.
+    pub(crate) events: Value,
+    /// What the containers wrote.
+    pub(crate) written: Value,
 }
 
-/// All shapes that this suite compares (`golden/compared.txt`), by name; `host_dir` takes the place of the recording
-/// node's directory.
+/// All shapes with a recording, by name; `host_dir` takes the place of the recording node's directory.
 pub(crate) fn all(tests: &Path, host_dir: &Path) -> Result<Vec<Shape>> {
     let mut shapes = Vec::new();
     let dir = tests.join("shapes");
-    let compared = tests.join("golden/compared.txt");
-    let compared = fs::read_to_string(&compared).with_context(|| format!("read {}", compared.display()))?;
-    let compared: Vec<&str> = compared.lines().collect();
     for entry in fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
         let path = entry?.path();
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -35,12 +39,14 @@ pub(crate) fn all(tests: &Path, host_dir: &Path) -> Result<Vec<Shape>> {
             continue;
         }
         let name = path.file_stem().and_then(|n| n.to_str()).context("a file without a name")?.to_owned();
-        if !compared.contains(&name.as_str()) {
-            continue;
-        }
-        let recording = tests.join("golden/status").join(format!("{name}.json"));
-        let recorded =
-            fs::read(&recording).with_context(|| format!("shape {name}: read {}", recording.display()))?;
+        let recorded = |kind: &str| -> Result<Value> {
+            let path = tests.join("golden").join(kind).join(format!("{name}.json"));
+            let text = fs::read(&path).with_context(|| format!("shape {name}: read {}", path.display()))?;
+            serde_json::from_slice(&text).with_context(|| format!("shape {name}: {}", path.display()))
+        };
+        let output = text.lines().find_map(|l| l.strip_prefix("# output: ")).unwrap_or_default();
+        let output: Vec<String> = output.split_whitespace().map(str::to_owned).collect();
+        let pod = text.lines().find_map(|l| l.strip_prefix("  name: ")).unwrap_or(&name).to_owned();
         let settle =
             text.lines().filter_map(|l| l.strip_prefix("# settle: ")).flat_map(str::split_whitespace);
         let settle: BTreeMap<String, String> = settle
@@ -51,8 +57,11 @@ pub(crate) fn all(tests: &Path, host_dir: &Path) -> Result<Vec<Shape>> {
         shapes.push(Shape {
             manifest: text.replace(HOST_DIR, &host_dir.to_string_lossy()),
             settle,
-            recorded: serde_json::from_slice(&recorded)
-                .with_context(|| format!("shape {name}: its recording"))?,
+            status: recorded("status")?,
+            events: recorded("events")?,
+            written: if output.is_empty() { Value::Null } else { recorded("output")? },
+            output,
+            pod,
             name,
         });
     }
@@ -68,13 +77,31 @@ impl Shape {
 
     /// Whether it takes long: a back-off, or probes that must fail.
     pub(crate) fn is_slow(&self) -> bool {
-        self.backs_off() || self.settle.contains_key("restarts") || self.settle.contains_key("reason")
+        self.backs_off()
+            || self.settle.contains_key("restarts")
+            || self.settle.contains_key("reason")
+            || self.settle.contains_key("after")
     }
 
-    /// Whether a status is one at which the recorder would have looked.
-    pub(crate) fn settled(&self, status: &Value) -> Result<bool> {
+    /// Whether it is chance what is under way when its manifest is removed.
+    pub(crate) fn ends_by_chance(&self) -> bool {
+        ["backoff", "restarts", "waiting"].iter().any(|key| self.settle.contains_key(*key))
+    }
+
+    /// Whether it needs events to know that it is settled.
+    pub(crate) fn needs_events(&self) -> bool {
+        self.settle.contains_key("event")
+    }
+
+    /// Whether a status is one at which the recorder would have looked, with these reasons of events, at this age.
+    pub(crate) fn settled(&self, status: &Value, told: &[&str], age: Duration) -> Result<bool> {
         for (key, value) in &self.settle {
-            if !holds(status, key, value).with_context(|| format!("shape {}", self.name))? {
+            let holds = match key.as_str() {
+                "event" => told.contains(&value.as_str()),
+                "after" => age.as_secs() >= value.parse().with_context(|| format!("settle {key}={value}"))?,
+                _ => holds(status, key, value).with_context(|| format!("shape {}", self.name))?,
+            };
+            if !holds {
                 return Ok(false);
             }
         }

@@ -295,6 +295,7 @@ impl Node {
                     attempt: *attempt,
                     sandbox_attempt: *sandbox_attempt,
                     image_id: "sha256:1".into(),
+                    user: None,
                     state: RunState::Running { started_at: self.now().wall },
                     task: true,
                 };
@@ -367,6 +368,7 @@ impl Node {
                     attempt: *attempt,
                     sandbox_attempt: *sandbox_attempt,
                     image_id: "sha256:1".into(),
+                    user: None,
                     state: RunState::NotStarted,
                     task: false,
                 });
