@@ -12,16 +12,22 @@ mod image;
 mod kernel;
 mod machine;
 mod payload;
+mod record;
 mod root;
 
 use crate::{out, setup, test::tally::Tally};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cache::Cache;
-use machine::Machine;
-use std::{path::PathBuf, time::Duration};
+use machine::{Machine, Start};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// The directory of a running VM, in the cache.
 const RUN: &str = "run";
+
+const LEFT_RUNNING: &str = "a VM was left running: end it by `cargo xtask vm --down`";
 
 /// How long a command that is given by hand may take.
 const BY_HAND: Duration = Duration::from_secs(3600);
@@ -42,6 +48,15 @@ pub(crate) struct Args {
     /// End the VM that was left running.
     #[arg(long, conflicts_with_all = ["keep", "command"])]
     down: bool,
+    /// Record the shapes of tests/shapes on the real kubelet, in a VM without Berth: to tests/golden/v2.
+    #[arg(long, conflicts_with_all = ["keep", "release", "down", "command"])]
+    record: bool,
+    /// With --record: these shapes, by comma.
+    #[arg(long, value_name = "SHAPES", requires = "record")]
+    only: Option<String>,
+    /// With --record: these kinds of recordings (spec, status, events, output, cgroup), by comma.
+    #[arg(long, value_name = "KINDS", requires = "record")]
+    kinds: Option<String>,
     /// Run this by bash in the VM.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -51,6 +66,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<u8> {
     let cache = Cache::open()?;
     let dir = cache.dir(RUN)?;
+    if args.record {
+        ensure!(Machine::running(&dir).is_none(), LEFT_RUNNING);
+        record::run(&cache, &args.kernel, args.only.as_deref(), args.kinds.as_deref())?;
+        return Ok(0);
+    }
     let mut machine = match Machine::running(&dir) {
         Some(machine) if args.down => {
             machine.end()?;
@@ -85,9 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
 /// There is no VM to check in.
 pub(crate) fn suite(kernel: &str, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     let cache = Cache::open()?;
-    if Machine::running(&cache.dir(RUN)?).is_some() {
-        bail!("a VM was left running: end it by `cargo xtask vm --down`");
-    }
+    ensure!(Machine::running(&cache.dir(RUN)?).is_none(), LEFT_RUNNING);
     let mut machine = boot(&cache, kernel, false, false)?;
     let (_, before) = tally.counts();
     let done = checks::run(&mut machine, filter, tally);
@@ -102,33 +120,52 @@ pub(crate) fn suite(kernel: &str, filter: Option<&str>, tally: &mut Tally) -> Re
 
 /// A VM with Berth installed and running.
 fn boot(cache: &Cache, wanted: &str, release: bool, stay: bool) -> Result<Machine> {
-    setup::for_vm()?;
-    let kernel = kernel::get(cache, wanted)?;
-    let root = root::get(cache)?;
-    let image = image::get(cache, &root, &kernel)?;
-    let dir = cache.empty_dir(RUN)?;
-    let payload = payload::make(&dir, release)?;
-    let mut machine = Machine::start(&dir, &kernel, &image, &payload, stay)?;
-    let ready = out::timed(&format!("boot Debian with the kernel {}", kernel.release), || {
-        machine.wait(None)?;
-        machine.must("unpack the second disk", payload::UNPACK, Duration::from_secs(120))
-    });
-    let installed = ready.and_then(|_| {
-        let script = by_hand::script()?;
+    let mut machine = start(cache, wanted, Start { stay, options: "" }, |dir| payload::make(dir, release))?;
+    let installed = by_hand::script().and_then(|script| {
         out::timed("install Berth as README's \"By hand\" says", || {
+            machine.must("start containerd", "systemctl enable --now containerd", Duration::from_secs(60))?;
             machine.must("install Berth by hand", &script, Duration::from_secs(180))
         })
     });
     match installed {
         Ok(_) => Ok(machine),
-        Err(error) => {
-            let kept = keep_logs(cache, &mut machine);
-            machine.end()?;
-            Err(error).with_context(|| match kept {
-                Ok(kept) => format!("the VM's logs are in {}", kept.display()),
-                Err(also) => format!("the VM's logs are not kept: {also:#}"),
-            })
-        }
+        Err(error) => Err(with_logs(cache, machine, error)),
+    }
+}
+
+/// A VM with what `payload` makes unpacked in it.
+fn start(
+    cache: &Cache,
+    wanted: &str,
+    how: Start<'_>,
+    payload: impl FnOnce(&Path) -> Result<PathBuf>,
+) -> Result<Machine> {
+    setup::for_vm()?;
+    let kernel = kernel::get(cache, wanted)?;
+    let root = root::get(cache)?;
+    let image = image::get(cache, &root, &kernel)?;
+    let dir = cache.empty_dir(RUN)?;
+    let payload = payload(&dir)?;
+    let mut machine = Machine::start(&dir, &kernel, &image, &payload, how)?;
+    let ready = out::timed(&format!("boot Debian with the kernel {}", kernel.release), || {
+        machine.wait(None)?;
+        machine.must("unpack the second disk", payload::UNPACK, Duration::from_secs(180))
+    });
+    match ready {
+        Ok(_) => Ok(machine),
+        Err(error) => Err(with_logs(cache, machine, error)),
+    }
+}
+
+/// Ends a VM in which something went wrong; the error then tells where its logs are.
+fn with_logs(cache: &Cache, mut machine: Machine, error: anyhow::Error) -> anyhow::Error {
+    let kept = match keep_logs(cache, &mut machine) {
+        Ok(kept) => format!("the VM's logs are in {}", kept.display()),
+        Err(also) => format!("the VM's logs are not kept: {also:#}"),
+    };
+    match machine.end() {
+        Ok(()) => error.context(kept),
+        Err(also) => error.context(kept).context(format!("the VM is not ended: {also:#}")),
     }
 }
 

@@ -15,6 +15,8 @@ import (
 // containerd of the recorder, with its CRI plugin on and everything below root.
 type containerd struct {
 	ctr, socket string
+	// How long one command of ctr may take.
+	patience time.Duration
 }
 
 const containerdConfig = `version = 3
@@ -36,6 +38,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.snapshotter.v1.bt
     sandbox = "berth.test/pause:1"
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
+  disable_hugetlb_controller = false
   [plugins."io.containerd.cri.v1.runtime".cni]
     bin_dirs = ["%[2]s"]
     conf_dir = "%[1]s/cni"
@@ -56,7 +59,8 @@ const conflist = `{"cniVersion":"1.0.0","name":"berth-peers","plugins":[
 "ranges":[[{"subnet":"10.245.77.0/24","rangeStart":"10.245.77.10"}]]}}]}
 `
 
-func startContainerd(ctx context.Context, tools string) (*containerd, error) {
+func startContainerd(ctx context.Context, o options) (*containerd, error) {
+	tools := o.tools
 	if err := os.MkdirAll(filepath.Join(root, "cni"), 0o755); err != nil {
 		return nil, err
 	}
@@ -74,13 +78,15 @@ func startContainerd(ctx context.Context, tools string) (*containerd, error) {
 			return nil, err
 		}
 	}
-	c := &containerd{ctr: filepath.Join(tools, "ctr"), socket: filepath.Join(root, "containerd.sock")}
+	c := &containerd{
+		ctr: filepath.Join(tools, "ctr"), socket: filepath.Join(root, "containerd.sock"), patience: o.slower(time.Minute),
+	}
 	err := spawn(ctx, "containerd.log", []string{"PATH=" + tools + ":" + os.Getenv("PATH")},
 		filepath.Join(tools, "containerd"), "--config", filepath.Join(root, "containerd.toml"))
 	if err != nil {
 		return nil, err
 	}
-	for end := time.Now().Add(30 * time.Second); ; pause(ctx, 50*time.Millisecond) {
+	for end := time.Now().Add(o.slower(30 * time.Second)); ; pause(ctx, 50*time.Millisecond) {
 		if _, err = c.run(ctx, "version"); err == nil {
 			return c, nil
 		}
@@ -104,7 +110,7 @@ func spawn(ctx context.Context, logName string, env []string, path string, args 
 }
 
 func (c *containerd) run(ctx context.Context, args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, c.patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.ctr, append([]string{"-a", c.socket, "-n", "k8s.io"}, args...)...)
 	out, err := cmd.Output()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -81,9 +82,21 @@ func hostFacts() (*facts, error) {
 	// containerd runs with restrict_oom_score_adj.
 	f.OOMScoreFloor = &floor
 	exists := func(path string) bool { _, err := os.Stat(path); return err == nil }
-	f.SwapAccounting = exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
-	f.UnifiedCgroups = exists("/sys/fs/cgroup/cgroup.controllers")
-	if exists("/sys/fs/cgroup/hugetlb") {
+	f.UnifiedCgroups = exists(filepath.Join(cgroupMount, "cgroup.controllers"))
+	hugetlb := exists(filepath.Join(cgroupMount, "hugetlb"))
+	f.SwapAccounting = exists(filepath.Join(cgroupMount, "memory/memory.memsw.limit_in_bytes"))
+	if f.UnifiedCgroups {
+		controllers, err := words(filepath.Join(cgroupMount, cgroup, "cgroup.controllers"))
+		if err != nil {
+			return nil, err
+		}
+		hugetlb = slices.Contains(controllers, "hugetlb")
+		f.SwapAccounting = exists(filepath.Join(cgroupMount, cgroup, "memory.swap.max"))
+		if f.CgroupMountOptions, err = preservedOptions(); err != nil {
+			return nil, err
+		}
+	}
+	if hugetlb {
 		sizes, err := os.ReadDir("/sys/kernel/mm/hugepages")
 		if err != nil {
 			return nil, err
@@ -107,6 +120,25 @@ func hostFacts() (*facts, error) {
 	}
 	f.ThermalThrottle = append(f.ThermalThrottle, throttle...)
 	return &f, addDevices(&f)
+}
+
+// preservedOptions are those of the hierarchy's mount that containerd keeps where a container sees the host's.
+func preservedOptions() ([]string, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	found := []string{}
+	for line := range strings.SplitSeq(string(text), "\n") {
+		fields := strings.Fields(line)
+		if len(fields) < 5 || fields[4] != cgroupMount {
+			continue
+		}
+		found = slices.DeleteFunc(strings.Split(fields[len(fields)-1], ","), func(option string) bool {
+			return option != "nsdelegate" && option != "memory_recursiveprot"
+		})
+	}
+	return found, nil
 }
 
 func addDevices(f *facts) error {

@@ -105,7 +105,7 @@ type waiting struct {
 	Message string `json:"message,omitempty"`
 }
 
-func startKubelet(ctx context.Context, path, tools string) (*kubelet, error) {
+func startKubelet(ctx context.Context, o options) (*kubelet, error) {
 	config := filepath.Join(root, "kubelet.yaml")
 	if err := os.WriteFile(config, fmt.Appendf(nil, kubeletConfig, root, cgroup), 0o644); err != nil {
 		return nil, err
@@ -117,14 +117,14 @@ func startKubelet(ctx context.Context, path, tools string) (*kubelet, error) {
 	if err := os.WriteFile(filepath.Join(seccomp, "shape.json"), []byte(localhostProfile), 0o644); err != nil {
 		return nil, err
 	}
-	err := spawn(ctx, "kubelet.log", []string{"PATH=" + tools + ":" + os.Getenv("PATH")}, path,
+	err := spawn(ctx, "kubelet.log", []string{"PATH=" + o.tools + ":" + os.Getenv("PATH")}, o.kubelet,
 		"--config", config, "--root-dir", filepath.Join(root, "kubelet"), "--cert-dir", filepath.Join(root, "pki"),
 		"--hostname-override", nodeName, "--node-ip", hostAddress)
 	if err != nil {
 		return nil, err
 	}
-	k := &kubelet{client: http.Client{Timeout: 10 * time.Second}}
-	for end := time.Now().Add(60 * time.Second); ; pause(ctx, 100*time.Millisecond) {
+	k := &kubelet{client: http.Client{Timeout: o.slower(10 * time.Second)}}
+	for end := time.Now().Add(o.slower(time.Minute)); ; pause(ctx, 100*time.Millisecond) {
 		if _, err = k.pods(ctx); err == nil {
 			return k, nil
 		}

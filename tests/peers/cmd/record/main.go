@@ -1,5 +1,5 @@
 // Command record runs the shapes of tests/shapes on the real kubelet and containerd's CRI plugin and writes down
-// what they made of them: tests/golden/spec and tests/golden/status. See README.md of this module.
+// what they made of them below tests/golden. See README.md of this module.
 package main
 
 import (
@@ -36,10 +36,13 @@ const eventsLag = 3 * time.Second
 const insideEnv = "BERTH_PEERS_INSIDE"
 
 type options struct {
-	shapes, golden, base, tools, kubelet, only string
-	atOnce                                     int
-	keep                                       bool
+	shapes, golden, base, tools, kubelet, only, kinds string
+	atOnce, slow                                      int
+	keep                                              bool
 }
+
+// slower is a deadline on a machine that is so many times slower than one without emulation.
+func (o options) slower(d time.Duration) time.Duration { return d * time.Duration(o.slow) }
 
 func main() {
 	log.SetFlags(log.Ltime)
@@ -51,11 +54,16 @@ func main() {
 	flag.StringVar(&o.tools, "tools", toolsDir(), "directory of containerd, its shim, runc, ctr and the CNI plugins")
 	flag.StringVar(&o.kubelet, "kubelet", "bin/kubelet", "the kubelet; built there where missing")
 	flag.StringVar(&o.only, "only", "", "shapes to record, by comma; the others keep their recordings")
+	flag.StringVar(&o.kinds, "kinds", "", "kinds of recordings to write (spec, status, events, output, cgroup), by comma; all where none is given")
 	flag.IntVar(&o.atOnce, "at-once", 12, "pods at once")
+	flag.IntVar(&o.slow, "slow", 1, "how many times longer than usual to wait for anything")
 	flag.BoolVar(&o.keep, "keep-logs", false, "copy the logs of kubelet and containerd to the golden directory's parent")
+	build := flag.Bool("build", false, "only build the kubelet")
 	flag.Parse()
 	var err error
-	if os.Getenv(insideEnv) == "" {
+	if *build {
+		err = buildKubelet(o.kubelet)
+	} else if os.Getenv(insideEnv) == "" {
 		err = outside(o)
 	} else {
 		err = inside(o)
@@ -106,7 +114,8 @@ func outside(o options) error {
 		return err
 	}
 	cmd := exec.Command(self, "-shapes", o.shapes, "-golden", o.golden, "-tools", o.tools, "-kubelet", o.kubelet,
-		"-base", o.base, "-only", o.only, "-at-once", fmt.Sprint(o.atOnce), fmt.Sprintf("-keep-logs=%v", o.keep))
+		"-base", o.base, "-only", o.only, "-kinds", o.kinds, "-at-once", fmt.Sprint(o.atOnce), "-slow", fmt.Sprint(o.slow),
+		fmt.Sprintf("-keep-logs=%v", o.keep))
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -140,7 +149,7 @@ func buildKubelet(path string) error {
 }
 
 func inside(o options) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), o.slower(40*time.Minute))
 	defer cancel()
 	if err := enterPrivateWorld(); err != nil {
 		return fmt.Errorf("private namespaces: %w", err)
@@ -156,7 +165,7 @@ func inside(o options) error {
 	if err := writeJSON(filepath.Join(o.golden, "host.json"), facts); err != nil {
 		return err
 	}
-	cri, err := startContainerd(ctx, o.tools)
+	cri, err := startContainerd(ctx, o)
 	if err != nil {
 		return fmt.Errorf("containerd: %w", err)
 	}
@@ -164,10 +173,10 @@ func inside(o options) error {
 	if err != nil {
 		return fmt.Errorf("images: %w", err)
 	}
-	if err := writeJSON(filepath.Join(o.golden, "images.json"), images); err != nil {
+	if err := o.writeFile("images.json", images); err != nil {
 		return err
 	}
-	kubelet, err := startKubelet(ctx, o.kubelet, o.tools)
+	kubelet, err := startKubelet(ctx, o)
 	if err != nil {
 		return fmt.Errorf("kubelet: %w", err)
 	}

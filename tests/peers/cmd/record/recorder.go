@@ -88,7 +88,7 @@ func (r *recorder) step(ctx context.Context, l *life, p pod, there bool) (done b
 			log.Printf("%-28s %s", l.shape.name, p.Status.Phase)
 			return false, writeRecording(ctx, r.o, r.c, l.shape, p)
 		}
-		if time.Since(l.begun) > settleTime {
+		if time.Since(l.begun) > r.o.slower(settleTime) {
 			l.settled, l.ending = time.Now(), time.Now()
 			err = fmt.Errorf("not settled: %s", describe(l.pod))
 			return false, keep(err, os.Remove(r.k.manifest(l.shape)))
@@ -113,7 +113,7 @@ func (r *recorder) step(ctx context.Context, l *life, p pod, there bool) (done b
 			l.events.End = ofTheEnd(r.log.distinct(l.pod, l.told))
 		}
 		return true, r.o.write("events", l.shape, l.events)
-	case time.Since(l.ending) > endTime:
+	case time.Since(l.ending) > r.o.slower(endTime):
 		return true, fmt.Errorf("does not go away")
 	}
 	return false, nil

@@ -67,6 +67,15 @@ func writeRecording(ctx context.Context, o options, c *containerd, s shape, p po
 	if err := o.write("spec", s, spec); err != nil {
 		return err
 	}
+	cgroups, err := cgroupsOf(p.Metadata.UID, m)
+	if err != nil {
+		return err
+	}
+	if cgroups != nil {
+		if err := o.write("cgroup", s, cgroups); err != nil {
+			return err
+		}
+	}
 	status, err := json.Marshal(p.Status)
 	if err != nil {
 		return err
@@ -101,15 +110,23 @@ func writeOutput(o options, s shape, p pod) error {
 	return o.write("output", s, output)
 }
 
-// write writes one recording of a shape. With a base it writes only what differs from the base's recording.
+// write writes one recording of a shape, where its kind is asked for.
 func (o options) write(kind string, s shape, value any) error {
-	path := filepath.Join(o.golden, kind, s.name+".json")
+	if o.kinds != "" && !slices.Contains(strings.Split(o.kinds, ","), kind) {
+		return nil
+	}
+	return o.writeFile(filepath.Join(kind, s.name+".json"), value)
+}
+
+// writeFile writes one file of the recordings. With a base it writes only what differs from the base's file.
+func (o options) writeFile(name string, value any) error {
+	path := filepath.Join(o.golden, name)
 	if o.base != "" {
 		text, err := marshal(value)
 		if err != nil {
 			return err
 		}
-		if old, err := os.ReadFile(filepath.Join(o.base, kind, s.name+".json")); err == nil && bytes.Equal(old, text) {
+		if old, err := os.ReadFile(filepath.Join(o.base, name)); err == nil && bytes.Equal(old, text) {
 			err := os.Remove(path)
 			if errors.Is(err, os.ErrNotExist) {
 				err = nil

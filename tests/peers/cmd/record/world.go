@@ -77,17 +77,20 @@ func enterPrivateWorld() error {
 
 // makeCgroups makes the recorder's cgroup in every hierarchy that is mounted below /sys/fs/cgroup, or in the one there.
 func makeCgroups() ([]string, error) {
-	const mount = "/sys/fs/cgroup"
 	var hierarchies []string
-	if _, err := os.Stat(filepath.Join(mount, "cgroup.controllers")); err == nil {
-		hierarchies = []string{mount}
+	if _, err := os.Stat(filepath.Join(cgroupMount, "cgroup.controllers")); err == nil {
+		hierarchies = []string{cgroupMount}
+		// The kubelet takes no root that lacks a controller which the machine has.
+		if err := handOn(cgroupMount); err != nil {
+			return nil, err
+		}
 	} else {
-		all, err := os.ReadDir(mount)
+		all, err := os.ReadDir(cgroupMount)
 		if err != nil {
 			return nil, err
 		}
 		for _, h := range all {
-			base := filepath.Join(mount, h.Name())
+			base := filepath.Join(cgroupMount, h.Name())
 			if _, err := os.Stat(filepath.Join(base, "cgroup.procs")); err == nil && h.IsDir() {
 				hierarchies = append(hierarchies, base)
 			}
@@ -112,7 +115,7 @@ func makeCgroups() ([]string, error) {
 		}
 	}
 	if len(made) == 0 {
-		return nil, fmt.Errorf("no cgroup hierarchy at or below %s", mount)
+		return nil, fmt.Errorf("no cgroup hierarchy at or below %s", cgroupMount)
 	}
 	return made, nil
 }

@@ -12,9 +12,10 @@ use anyhow::Result;
 use std::time::{Duration, Instant};
 
 /// What is done in the VM, in this order.
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     Step::Script("node"),
     Step::Script("pods"),
+    Step::Script("cgroups"),
     Step::Script("services"),
     Step::Script("helpers"),
     Step::Script("agent"),

@@ -30,6 +30,15 @@ const END: Duration = Duration::from_secs(20);
 /// The serial console's file in the VM's directory.
 pub(super) const CONSOLE: &str = "console.log";
 
+/// How a VM is started.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Start<'a> {
+    /// It runs on after this process.
+    pub(super) stay: bool,
+    /// Further options of the kernel.
+    pub(super) options: &'a str,
+}
+
 /// A running VM.
 #[derive(Debug)]
 pub(super) struct Machine {
@@ -48,7 +57,7 @@ struct Channel {
 
 impl Machine {
     /// Starts one in `dir`, which has room for its sockets and its disk, with `payload` as its second disk. It is ended
-    /// with the value, and with this process, unless it is to `stay`.
+    /// with the value, and with this process, unless it is to stay.
     ///
     /// # Errors
     /// qemu does not start.
@@ -57,13 +66,13 @@ impl Machine {
         kernel: &Kernel,
         image: &Image,
         payload: &Path,
-        stay: bool,
+        how: Start<'_>,
     ) -> Result<Machine> {
         let disk = dir.join("disk.qcow2");
         let mut overlay = Command::new("qemu-img");
         overlay.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).args([&image.disk, &disk]);
         succeed(&mut overlay)?;
-        let mut qemu = if stay {
+        let mut qemu = if how.stay {
             let mut nice = Command::new("nice");
             nice.args(["-n", "10", "qemu-system-x86_64"]).process_group(0);
             nice
@@ -75,7 +84,7 @@ impl Machine {
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3G"]);
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none"]);
         qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(&image.initrd);
-        qemu.args(["-append", "console=ttyS0 quiet root=/dev/vda rw panic=10"]);
+        qemu.args(["-append", &format!("console=ttyS0 quiet root=/dev/vda rw panic=10 {}", how.options)]);
         qemu.arg("-serial").arg(format!("file:{CONSOLE}"));
         qemu.args(["-drive", "file=disk.qcow2,if=virtio,format=qcow2,cache=unsafe,discard=unmap"]);
         qemu.arg("-drive").arg(format!("file={},if=virtio,format=raw,readonly=on", payload.display()));

@@ -1,5 +1,7 @@
 //! What a VM gets on its second disk: the programs of others that a node has, a built checkout of this repository, the
-//! image of the examples, and the checks.
+//! images of the examples and of the shapes, and the checks.
+
+mod groups;
 
 use super::image;
 use crate::{out, setup::succeed};
@@ -16,13 +18,13 @@ use std::{
 };
 
 /// What puts it in place.
-pub(super) const UNPACK: &str = "tar -C / -xf /dev/vdb && systemctl enable --now containerd";
+pub(super) const UNPACK: &str = "tar -C / -xf /dev/vdb";
 
 /// The checkout in the VM.
 pub(super) const CHECKOUT: &str = "/root/berth";
 
 /// Programs that a node has in its PATH.
-const PROGRAMS: [&str; 4] = ["containerd", "containerd-shim-runc-v2", "ctr", "runc"];
+pub(super) const PROGRAMS: [&str; 4] = ["containerd", "containerd-shim-runc-v2", "ctr", "runc"];
 
 /// CNI plugins of others; never from PATH, where iproute2 has a `bridge` too.
 const PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
@@ -49,8 +51,10 @@ pub(super) fn make(dir: &Path, release: bool) -> Result<PathBuf> {
         fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
         succeed(Command::new("cp").args(["-r", "--preserve=mode"]).arg(crate::root().join(from)).arg(&to))?;
     }
-    let busybox = oci::Image::busybox(BUSYBOX)?;
-    oci::write_archive(&checkout.join("busybox.tar"), &[busybox])?;
+    groups::put(&payload.join("root/checks/cgroups"))?;
+    for (file, image) in [("busybox.tar", BUSYBOX), ("shapes.tar", groups::IMAGE)] {
+        oci::write_archive(&checkout.join(file), &[oci::Image::busybox(image)?])?;
+    }
     let disk = dir.join("payload.tar");
     image::tar(&payload, &disk)?;
     fs::remove_dir_all(&payload).with_context(|| format!("cannot remove {}", payload.display()))?;
@@ -58,7 +62,7 @@ pub(super) fn make(dir: &Path, release: bool) -> Result<PathBuf> {
 }
 
 /// A program without what debuggers read: an emulated processor has to load it.
-fn program(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn program(from: &Path, to: &Path) -> Result<()> {
     let dir = to.parent().unwrap_or(to);
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     succeed(Command::new("strip").args(["--strip-debug", "-o"]).args([to, from]))?;
