@@ -191,8 +191,12 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         prober,
         incoming_tx.clone(),
     ));
-    let latest = Arc::clone(&sources.latest);
-    let status = Arc::new(StatusManager::new(cache.clone(), latest, host_network.clone(), recursive));
+    let status = Arc::new(StatusManager::new(
+        cache.clone(),
+        sources.latest.clone(),
+        host_network.clone(),
+        recursive,
+    ));
     let health = ServicesHealth::default();
     let attached = network.clone();
     let api = LocalApi {
@@ -201,8 +205,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         executor: Arc::clone(&executor),
         network,
         logd: Arc::clone(&logd),
-        dirs: args.manifests.iter().chain(&args.static_pods).cloned().collect(),
-        latest: Arc::clone(&sources.latest),
+        latest: sources.latest.clone(),
         host: host_network.clone(),
         services: (!args.no_services).then(|| health.clone()),
         dns: dns_health,
@@ -232,12 +235,12 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         };
         let inputs = EngineInputs {
             status: Arc::clone(&status),
-            latest: Arc::clone(&sources.latest),
+            latest: sources.latest.clone(),
             executor: Arc::clone(&executor),
             host: host_network.clone(),
             health,
         };
-        services::start(config, inputs, sources.changed.clone())
+        services::start(config, inputs, sources.latest.clone())
     });
 
     let (stop, stopped) = oneshot::channel();

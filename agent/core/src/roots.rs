@@ -219,6 +219,11 @@ impl Roots {
         self.runtime_state.join("dns.sock")
     }
 
+    /// Directory of a source's own state, such as the last good versions of its manifests.
+    pub fn source_state(&self, source: &str) -> PathBuf {
+        self.lasting_state.join(source)
+    }
+
     /// The file of a pod's memory, one per pod.
     pub fn memory_file(&self, uid: &crate::ids::PodUid) -> PathBuf {
         self.runtime_state.join("memory").join(format!("{uid}.json"))

@@ -1,17 +1,17 @@
-//! What can go wrong, in words for the person who wrote the manifest.
+//! Errors of manifests, for the person who wrote them, and of the source itself.
 
 use std::{fmt, path::PathBuf};
 
-/// A file, or one object in it, that cannot be used. Everything that its last good version held stays as it was.
+/// A file, or one object in it, that cannot be used. The objects of the file's last good version stay as they were.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ManifestError {
-    /// The file; empty for a text that came from none.
+    /// The file; empty for a text that is not from a file.
     pub file: PathBuf,
-    /// Which document of the file, counted from 1; `None` where it is about the file as a whole, or there is but one.
+    /// The number of the document, from 1; `None` for the file as a whole, or if it has a single document.
     pub document: Option<usize>,
     /// The field, for example `spec.containers[0].ports[1].containerPort`.
     pub field: Option<String>,
-    /// What is wrong, for people.
+    /// What is wrong, for the author of the manifest.
     pub reason: String,
 }
 
@@ -39,26 +39,26 @@ impl std::error::Error for ManifestError {}
 /// An operation of the source that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// inotify could not be set up; the slow rescan goes on without it.
-    #[error("watch manifest directory {dir}", dir = .dir.display())]
+    /// inotify could not be set up; changes are found by the rescan only.
+    #[error("cannot watch the manifest directory {dir}", dir = .dir.display())]
     Watch {
         /// The directory.
         dir: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The last good contents of a manifest could not be written or read.
-    #[error("remember manifests in {path}", path = .path.display())]
-    Remember {
+    /// A state file of the source could not be written or removed.
+    #[error("cannot write the state file {path}", path = .path.display())]
+    State {
         /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The directory's task did not end in time.
-    #[error("stop the manifest source of {dir}: it did not end in time", dir = .dir.display())]
+    /// The thread of the directory did not end in time.
+    #[error("cannot stop the thread of the manifest directory {dir}: it did not end in time", dir = .dir.display())]
     Stop {
         /// The directory.
         dir: PathBuf,

@@ -4,6 +4,7 @@
 //! - [`manifest`] is pure: bytes of a file become a checked model, or an error that names file, document, field and
 //!   reason.
 //! - [`directory`] is the shell around it: a directory is watched, and a [`Snapshot`] is published for every change.
+//! - [`merge`] holds the node's sources and merges their snapshots into one desired state.
 //! - [`controllers`] plays the controllers of a control plane where there is none: ClusterIPs and EndpointSlices.
 //! - [`status`] turns what is reported about a pod back into Kubernetes' JSON.
 //!
@@ -17,6 +18,7 @@ mod convert;
 pub mod directory;
 mod error;
 pub mod manifest;
+pub mod merge;
 mod shared;
 mod snapshot;
 mod state_file;
@@ -24,5 +26,6 @@ pub mod status;
 
 pub use controllers::cluster_ips::ServiceRanges;
 pub use error::{Error, ManifestError};
+pub use merge::{Source, SourceKind, SourceState, Sources};
 pub use shared::{Changes, Keyed, Shared};
 pub use snapshot::{DesiredPod, DesiredService, Snapshot, UnallocatedService};

@@ -1,36 +1,36 @@
-//! An ordered set of shared objects, of which versions are cheap: a copy shares all but what is changed in it later, and
-//! two versions are compared at the cost of their difference.
+//! An ordered set of shared objects with cheap versions: a copy shares everything but later changes, and comparing two
+//! versions costs their difference.
 //!
-//! Objects stand in chunks, in order of their names. A change copies the pointers of one chunk, a copy of the whole the
-//! pointers of the chunks.
+//! The objects lie in chunks, in order of their names. A change copies the pointers of one chunk; a copy of the set
+//! copies the pointers of the chunks.
 
 use berth_core::ids::PodKey;
 use std::{collections::BTreeSet, fmt, iter::Peekable, sync::Arc};
 
-/// No chunk holds more.
+/// Limit of the objects in one chunk.
 const CHUNK: usize = 64;
 
-/// What has a name in a namespace.
+/// An object with a namespace and a name.
 pub trait Keyed {
-    /// The name.
+    /// Namespace and name.
     fn key(&self) -> &PodKey;
 }
 
 type Chunk<T> = Arc<Vec<Arc<T>>>;
 
-/// See the module's page.
+/// Set of shared objects in order of their names.
 pub struct Shared<T> {
-    /// None is empty; names rise within them and from one to the next.
+    /// No chunk is empty. Names rise within a chunk and from one chunk to the next.
     chunks: Vec<Chunk<T>>,
     len: usize,
 }
 
-/// How one version became another.
+/// Difference between two versions of a set.
 #[derive(Debug, PartialEq)]
 pub struct Changes<T> {
-    /// What is not there any more.
+    /// Objects of the earlier version whose name is gone.
     pub gone: Vec<Arc<T>>,
-    /// What is new, or another object than before.
+    /// Objects that are new, or replace another one of their name.
     pub now: Vec<Arc<T>>,
 }
 
@@ -59,23 +59,23 @@ impl<T: PartialEq> PartialEq for Shared<T> {
 }
 
 impl<T> Shared<T> {
-    /// How many there are.
+    /// The number of objects.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether the set has no objects.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether both are one version: nothing was changed in either since one was copied from the other.
+    /// Whether both are one version: one is a copy of the other, and neither was changed since.
     pub fn is(&self, other: &Shared<T>) -> bool {
         let same = |(a, b): (&Chunk<T>, &Chunk<T>)| Arc::ptr_eq(a, b);
         self.chunks.len() == other.chunks.len() && self.chunks.iter().zip(&other.chunks).all(same)
     }
 
-    /// All of them, in order of their names.
+    /// The objects in order of their names.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<T>> {
         self.chunks.iter().flat_map(|chunk| chunk.iter())
     }
@@ -88,7 +88,7 @@ impl<T: Keyed> Shared<T> {
         chunk.get(find(chunk, key).ok()?)
     }
 
-    /// Adds an object, in the place of the one that has its name.
+    /// Adds an object, or replaces the one that has its name.
     pub fn put(&mut self, object: Arc<T>) {
         let at = self.chunk_of(object.key());
         let Some(shared) = self.chunks.get_mut(at) else {
@@ -114,7 +114,7 @@ impl<T: Keyed> Shared<T> {
         }
     }
 
-    /// Takes the object of that name away.
+    /// Removes the object of that name.
     pub fn remove(&mut self, key: &PodKey) {
         let at = self.chunk_of(key);
         let Some(shared) = self.chunks.get_mut(at) else { return };
@@ -127,7 +127,7 @@ impl<T: Keyed> Shared<T> {
         if left == 0 {
             self.chunks.remove(at);
         } else if next.is_some_and(|next| left + next <= CHUNK / 2) {
-            // Two that are nearly empty become one.
+            // Two nearly empty chunks become one.
             let next = self.chunks.remove(at + 1);
             if let Some(chunk) = self.chunks.get_mut(at) {
                 Arc::make_mut(chunk).extend(next.iter().cloned());
@@ -135,7 +135,7 @@ impl<T: Keyed> Shared<T> {
         }
     }
 
-    /// How `before` became this one, by pointer. Chunks that both share are passed over.
+    /// The difference from an earlier version, by pointer. Chunks that both share are skipped.
     pub fn changes_since(&self, before: &Shared<T>) -> Changes<T> {
         let mut old = before.without(self).peekable();
         let mut changes = Changes { gone: Vec::new(), now: Vec::new() };
@@ -150,22 +150,21 @@ impl<T: Keyed> Shared<T> {
         changes
     }
 
-    /// What stands in chunks that the other one does not share.
+    /// The objects in chunks that the other version does not share.
     fn without<'a>(&'a self, other: &Shared<T>) -> impl Iterator<Item = &'a Arc<T>> {
         let shared: BTreeSet<*const Vec<Arc<T>>> = other.chunks.iter().map(Arc::as_ptr).collect();
         let own = self.chunks.iter().filter(move |chunk| !shared.contains(&Arc::as_ptr(chunk)));
         own.flat_map(|chunk| chunk.iter())
     }
 
-    /// The chunk in which the name stands if it is there, and into which it belongs if it is not. That chunk is missing
-    /// only where there is none at all.
+    /// The chunk that has the name, or into which the name belongs. That chunk is missing only if there are no chunks.
     fn chunk_of(&self, key: &PodKey) -> usize {
         let after = |chunk: &Chunk<T>| chunk.first().is_some_and(|first| first.key() <= key);
         self.chunks.partition_point(after).saturating_sub(1)
     }
 }
 
-/// Whether the object is the next of the old ones; the old one of its name is passed over.
+/// Whether the object is the next of the old ones. The old object of its name is consumed.
 fn same<'a, T: Keyed + 'a>(old: &mut Peekable<impl Iterator<Item = &'a Arc<T>>>, object: &Arc<T>) -> bool {
     old.next_if(|o| o.key() == object.key()).is_some_and(|o| Arc::ptr_eq(o, object))
 }
@@ -195,7 +194,7 @@ mod tests {
         Arc::new(Object(PodKey { namespace, name }, value))
     }
 
-    /// The differences by comparing all.
+    /// The difference by comparing all objects.
     fn differences(
         before: &BTreeMap<PodKey, Arc<Object>>,
         now: &BTreeMap<PodKey, Arc<Object>>,
@@ -210,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_an_ordered_map_and_tells_what_changed(
+        fn the_set_is_an_ordered_map_and_knows_its_changes(
             steps in prop::collection::vec((0..400_u32, any::<u32>(), 0..5_u8, any::<bool>()), 0..1500),
         ) {
             let (mut shared, mut model) = (Shared::default(), BTreeMap::new());

@@ -1,4 +1,4 @@
-//! What the directory says, at one moment.
+//! The desired state of one source at one moment.
 
 use crate::{Keyed, ManifestError, Shared};
 use berth_core::{
@@ -7,13 +7,13 @@ use berth_core::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 
-/// The desired state as the directory has it. What did not change keeps its `Arc` from one snapshot to the next, the
-/// objects and the sets of them.
+/// The desired state of a source. From one snapshot to the next, an unchanged object keeps its `Arc`, and so does an
+/// unchanged set of objects.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Snapshot {
-    /// Whether `pods` is all there is. While it is false nothing may be deleted for being absent: the directory was
-    /// not read yet, is missing or unreadable, or was replaced and the new one is not believed yet. The pods known
-    /// from before stay in `pods`, held.
+    /// Whether `pods` is complete. While it is not, no pod may be deleted for being absent: the directory was not read
+    /// yet, is missing or unreadable, or was replaced and the replacement is not accepted yet. Pods known from before
+    /// stay in `pods`, held.
     pub listed: bool,
     /// The pods to run.
     pub pods: Arc<BTreeMap<PodUid, Arc<DesiredPod>>>,
@@ -23,16 +23,16 @@ pub struct Snapshot {
     pub services: Shared<DesiredService>,
     /// The EndpointSlices.
     pub slices: Shared<EndpointSlice>,
-    /// Every file that cannot be used as it is, in order of file and document; for people.
+    /// The errors of the files, in order of file and document; for people.
     pub errors: Arc<[ManifestError]>,
-    /// What could not be given to Services, for their events; each is among `errors` too.
-    pub unserved: Arc<[UnallocatedService]>,
-    /// Counts the changes, from 1; 0 before the first look.
+    /// Services without a free address or node port, for their events; each is among `errors` too.
+    pub unallocated: Arc<[UnallocatedService]>,
+    /// The number of changes so far; 0 before the first scan.
     pub version: u64,
 }
 
 impl Snapshot {
-    /// Whether nothing changed, versions aside, by pointer.
+    /// Whether both have the same contents by pointer, versions aside.
     pub(crate) fn is(&self, other: &Snapshot) -> bool {
         self.listed == other.listed
             && Arc::ptr_eq(&self.pods, &other.pods)
@@ -40,18 +40,18 @@ impl Snapshot {
             && self.services.is(&other.services)
             && self.slices.is(&other.slices)
             && self.errors == other.errors
-            && self.unserved == other.unserved
+            && self.unallocated == other.unallocated
     }
 }
 
-/// A Service that lacks something which an API server would have refused it for.
+/// A Service for which no address or node port is free. An API server would have rejected it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnallocatedService {
     /// The Service.
     pub service: PodKey,
     /// Its `metadata.uid`.
     pub uid: Arc<str>,
-    /// What it lacks, for people.
+    /// What could not be allocated, for people.
     pub message: String,
 }
 
@@ -60,18 +60,18 @@ pub struct UnallocatedService {
 pub struct DesiredPod {
     /// The checked pod.
     pub pod: Arc<Pod>,
-    /// The v1.Pod it was made from, metadata filled.
+    /// The v1.Pod it was converted from, with complete metadata.
     pub raw: Arc<serde_json::Value>,
-    /// Why its file cannot be read now; it stays as it was, and is not deleted.
+    /// Why the pod is held: its file is bad or its directory not listed. A held pod stays as it was.
     pub held: Option<String>,
 }
 
 /// A Service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DesiredService {
-    /// The checked Service, with addresses and node ports given to it where the manifest has none.
+    /// The checked Service, with addresses and node ports assigned where the manifest names none.
     pub service: Arc<Service>,
-    /// The v1.Service it was made from, with metadata, addresses and node ports filled.
+    /// The v1.Service it was converted from, with complete metadata, addresses and node ports.
     pub raw: Arc<serde_json::Value>,
 }
 

@@ -26,5 +26,5 @@ pub(crate) fn set_aside(path: &Path) {
     let mut torn = path.as_os_str().to_owned();
     torn.push(".torn");
     let moved = fs::rename(path, &torn);
-    tracing::warn!(path = %path.display(), moved = moved.is_ok(), "what is remembered of manifests is torn and is set aside");
+    tracing::warn!(path = %path.display(), moved = moved.is_ok(), "a state file of the manifest directory is torn: it is set aside, and started anew");
 }

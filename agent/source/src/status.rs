@@ -1,5 +1,4 @@
-//! What is reported about pods, in Kubernetes' JSON: `v1.Pod` with its status as `kubectl -o json` shows it, and
-//! `v1.Event`. Pure.
+//! Statuses of pods and events as Kubernetes' JSON: `v1.Pod` as `kubectl -o json` shows it, and `v1.Event`. Pure.
 
 use berth_core::{
     event::{EventKind, EventRecord},
@@ -38,7 +37,7 @@ pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node: NodeFacts<'_
     put(&mut s, "reason", status.reason.clone().map(Value::from));
     put(&mut s, "message", status.message.clone().map(Value::from));
     put(&mut s, "startTime", status.start_time.and_then(time));
-    // A pod that the node did not take on has neither conditions nor addresses, and is given nothing.
+    // A pod that the node rejected has neither conditions nor addresses.
     if !status.conditions.is_empty() {
         addresses(&mut s, ("hostIP", "hostIPs"), node_ips);
         resources(&mut s, &pod.total());
@@ -70,7 +69,7 @@ pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node: NodeFacts<'_
     object.into()
 }
 
-/// The event as a `v1.Event`. Its name is a function of what it is about, so that the same record has one name.
+/// The event as a `v1.Event`. Its name is a hash of its contents, so that one record keeps one name.
 pub fn event_object(record: &EventRecord) -> Value {
     let (event, key) = (&record.event, record.involved.key());
     let mut hash = Sha256::new();
@@ -203,7 +202,7 @@ fn container(c: &ContainerStatus, spec: Option<&Container>, node: NodeFacts<'_>)
     map.into()
 }
 
-/// What the kubelet repeats from the spec that it carried out; of a container that never ran it says no resources.
+/// Adds the fields that the kubelet repeats from the spec. Resources are left out for a container that never ran.
 fn from_spec(map: &mut Map<String, Value>, spec: &Container, has_run: bool, node: NodeFacts<'_>) {
     if has_run {
         resources(map, &spec.resources);

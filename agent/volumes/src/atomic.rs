@@ -1,4 +1,4 @@
-//! A directory whose files change all at once.
+//! The directory of a volume whose files change all at once, like the kubelet's atomic writer.
 //!
 //! ```text
 //! ..2026_01_02_03_04_05.1/key     one version
@@ -6,10 +6,9 @@
 //! key -> ..data/key
 //! ```
 //!
-//! A new version is written beside the old one and becomes visible by one rename of `..data`. What a crash leaves
-//! behind (a version nobody points to, `..data_tmp`) is removed by the next write. Everything goes by the descriptor
-//! of the volume's root and no link in it is followed but `..data`, whose target must be a version in the same
-//! directory.
+//! A new version is written beside the old one and becomes visible by one rename of `..data`. Leftovers of a crash (an
+//! unused version, `..data_tmp`) are removed by the next write. All paths start at the descriptor of the volume's root,
+//! and no link is followed but `..data`, whose target must be a version in the same directory.
 
 use crate::{
     os,
@@ -31,14 +30,14 @@ use std::{
 
 const DATA: &CStr = c"..data";
 const DATA_TMP: &CStr = c"..data_tmp";
-/// Directories of a version.
+/// Mode of the directories of a version.
 const VERSION_DIR: u32 = 0o755;
-/// Added where files are for a group that may read.
+/// Mode bits added with `fsGroup`.
 const GROUP_FILE: u32 = 0o440;
 const GROUP_DIR: u32 = 0o2550;
 
-/// Makes `payload` the content of the directory. Says whether anything was written. `gid` is the group that shall be
-/// able to read it.
+/// Makes `payload` the content of the directory. Returns whether anything was written. `gid` is the group that may read
+/// the files.
 pub(crate) fn write(dir: &Path, payload: &Payload, gid: Option<u32>) -> io::Result<bool> {
     let root = os::open_dir(dir)?;
     let root = root.as_fd();
@@ -51,7 +50,7 @@ pub(crate) fn write(dir: &Path, payload: &Payload, gid: Option<u32>) -> io::Resu
         let name = new_version(root)?;
         let filled = os::open_dir_at(root, name.as_c_str()).and_then(|dir| fill(dir, payload, gid));
         if let Err(e) = filled.and_then(|()| publish(root, dir, &name)) {
-            // The next write removes it if this fails too.
+            // If this fails too, the next write removes the version.
             drop(os::remove_entry(root, dir, &name));
             return Err(e);
         }
@@ -66,12 +65,12 @@ pub(crate) fn write(dir: &Path, payload: &Payload, gid: Option<u32>) -> io::Resu
     Ok(changed)
 }
 
-/// Whether a version was ever published here.
+/// Whether the directory has a published version.
 pub(crate) fn is_set_up(dir: &Path) -> bool {
     os::open_dir(dir).and_then(|root| current_version(root.as_fd())).is_ok_and(|v| v.is_some())
 }
 
-/// The version that `..data` names, where it is a link to a version of this directory.
+/// The version to which `..data` links, if that is a version of this directory.
 fn current_version(root: BorrowedFd<'_>) -> io::Result<Option<CString>> {
     match rustix::fs::readlinkat(root, DATA, Vec::new()) {
         Ok(target) if is_version(target.to_bytes()) => Ok(Some(target)),
@@ -138,7 +137,7 @@ fn publish(root: BorrowedFd<'_>, dir: &Path, version: &CStr) -> io::Result<()> {
     os::remove_entry(root, dir, DATA_TMP)?;
     rustix::fs::symlinkat(version, root, DATA_TMP)?;
     match rustix::fs::renameat(root, DATA_TMP, root, DATA) {
-        // Somebody put a directory in its place.
+        // The pod has put a directory in its place.
         Err(Errno::ISDIR | Errno::NOTEMPTY) => {
             os::remove_entry(root, dir, DATA)?;
             Ok(rustix::fs::renameat(root, DATA_TMP, root, DATA)?)
@@ -151,7 +150,7 @@ fn link_target(name: &[u8]) -> Vec<u8> {
     [DATA.to_bytes(), b"/", name].concat()
 }
 
-/// Makes `name` lead into the current version. A directory there is a mount point for another volume and stays.
+/// Makes `name` a link into the current version. A directory of that name is a mount point for another volume and stays.
 fn show(root: BorrowedFd<'_>, dir: &Path, name: &[u8]) -> io::Result<()> {
     let wanted = link_target(name);
     let name = OsStr::from_bytes(name);
@@ -165,7 +164,7 @@ fn show(root: BorrowedFd<'_>, dir: &Path, name: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::symlinkat(OsStr::from_bytes(&wanted), root, name)?)
 }
 
-/// Removes links to keys that are gone, old versions and what a crash left.
+/// Removes links to keys that are gone, old versions and leftovers of a crash.
 fn tidy(root: BorrowedFd<'_>, dir: &Path, shown: &BTreeSet<&[u8]>, current: Option<&CStr>) -> io::Result<()> {
     for name in os::entries(root)? {
         let bytes = name.to_bytes();
@@ -185,7 +184,7 @@ fn tidy(root: BorrowedFd<'_>, dir: &Path, shown: &BTreeSet<&[u8]>, current: Opti
     Ok(())
 }
 
-/// Whether the version has just these files with this content.
+/// Whether the version has exactly these files with these contents.
 fn holds(root: BorrowedFd<'_>, version: &CStr, payload: &Payload) -> io::Result<bool> {
     let dir = match os::open_dir_at(root, version) {
         Ok(dir) => dir,

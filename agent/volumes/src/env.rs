@@ -18,21 +18,21 @@ use berth_core::{
 };
 use std::sync::Arc;
 
-/// Why a container's environment cannot be made; reported as `CreateContainerConfigError`.
+/// An error of a container's environment, reported as `CreateContainerConfigError`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvError {
-    /// A ConfigMap or Secret that is not optional is not there (yet).
+    /// A ConfigMap or Secret that is not optional does not exist (yet).
     #[error("{kind} {name:?} not found")]
     MissingObject {
-        /// What kind of object.
+        /// The kind of the object.
         kind: ObjectKind,
         /// The object's name in the pod's namespace.
         name: String,
     },
-    /// The object is there but lacks the key.
+    /// The object exists but lacks the key.
     #[error("couldn't find key {key} in {} {namespace}/{name}", kind_name(*kind))]
     MissingKey {
-        /// What kind of object.
+        /// The kind of the object.
         kind: ObjectKind,
         /// The pod's namespace.
         namespace: Namespace,
@@ -46,11 +46,11 @@ pub enum EnvError {
     Field {
         /// The variable.
         name: String,
-        /// Why.
+        /// Why the field has no value.
         #[source]
         source: FieldError,
     },
-    /// A variable that no process can be given.
+    /// A variable that cannot be part of a process's environment.
     #[error("environment variable {name:?} {reason}")]
     Invalid {
         /// The variable.
@@ -61,7 +61,7 @@ pub enum EnvError {
 }
 
 impl EnvError {
-    /// The text for people: this error and its cause.
+    /// The error and its cause as one line, for people.
     pub fn message(&self) -> String {
         Chain(self).to_string()
     }
@@ -98,7 +98,7 @@ impl Variables {
     }
 }
 
-/// The environment of `container`, without what its image sets. `services` are the Service variables of the pod's
+/// The environment of `container`, without the variables of its image. `services` are the Service variables of the pod's
 /// namespace. Order: Service variables, `envFrom`, `env`, each name once at its last definition.
 pub fn resolve(
     pod: &Pod,
@@ -192,8 +192,8 @@ fn key_value(
     Ok(value)
 }
 
-/// Replaces `$(NAME)` by the variable's value and `$$` by `$`; unknown names and unfinished references stay as
-/// written. Where a name is in `env` more than once, the last counts.
+/// Replaces `$(NAME)` by the variable's value and `$$` by `$`. Unknown names and unfinished references stay as written.
+/// Of several variables of one name in `env`, the last counts.
 pub fn expand(text: &str, env: &[(String, String)]) -> String {
     berth_core::model::expand(text, |name| {
         env.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.as_str())

@@ -1,4 +1,4 @@
-//! What can go wrong, in the words that reach the pod's events.
+//! Errors of volumes and files. Their texts reach the pod's events, and are the kubelet's where it has the same error.
 
 use crate::fields::FieldError;
 use berth_core::{
@@ -30,7 +30,7 @@ impl fmt::Display for ObjectKind {
 /// An operation on a pod's volumes or files that failed, and its subject.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The volume's kind is known but not mounted by this build; retrying does not help.
+    /// A volume of a kind that is not supported yet. A retry does not help.
     #[error("volumes of kind {kind} are not supported yet")]
     NotYet {
         /// The volume.
@@ -38,12 +38,12 @@ pub enum Error {
         /// The kind as the API names it.
         kind: String,
     },
-    /// A ConfigMap or Secret that is not optional is not there (yet).
+    /// A ConfigMap or Secret that is not optional does not exist (yet).
     #[error("{kind} {name:?} not found")]
     MissingObject {
         /// The volume that needs it.
         volume: VolumeName,
-        /// What kind of object.
+        /// The kind of the object.
         kind: ObjectKind,
         /// The object's name in the pod's namespace.
         name: String,
@@ -53,21 +53,21 @@ pub enum Error {
     MissingKey {
         /// The volume that needs it.
         volume: VolumeName,
-        /// What kind of object.
+        /// The kind of the object.
         kind: ObjectKind,
         /// The object's name in the pod's namespace.
         name: String,
         /// The key.
         key: String,
     },
-    /// What lies at a hostPath is not what its `type` asks for.
+    /// The file at a hostPath is not of the `type` that the volume wants.
     #[error("hostPath type check failed: {} is not {wanted}", path.display())]
     HostPathType {
         /// The volume.
         volume: VolumeName,
         /// The node's path.
         path: PathBuf,
-        /// What was asked for, with its article.
+        /// The wanted type, with its article.
         wanted: &'static str,
     },
     /// A key or `path` cannot become a file of the volume.
@@ -87,31 +87,31 @@ pub enum Error {
         volume: VolumeName,
         /// The file, relative to the volume.
         path: PathBuf,
-        /// Why.
+        /// Why the field has no value.
         #[source]
         source: FieldError,
     },
-    /// A file operation while a volume was set up.
-    #[error("could not {action} {}", path.display())]
+    /// A failed file operation while a volume was set up.
+    #[error("cannot {action} {}", path.display())]
     SetUp {
         /// The volume.
         volume: VolumeName,
-        /// What was tried.
+        /// The operation that failed.
         action: &'static str,
         /// The node's path.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// A file operation that concerns the pod as a whole.
-    #[error("could not {action} {}", path.display())]
+    /// A failed file operation for the pod as a whole.
+    #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation that failed.
         action: &'static str,
         /// The node's path.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -137,7 +137,7 @@ pub enum Error {
         /// The variables, sorted.
         names: Vec<String>,
     },
-    /// A sub-path that could lead out of its volume as written.
+    /// A sub-path whose text could lead out of its volume.
     #[error("subPath {sub_path:?} of volume \"{volume}\" {reason}")]
     SubPathText {
         /// The volume.
@@ -147,7 +147,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The directory of a sub-path could not be made inside the volume. The cause is for the log: it may tell about
+    /// The directory of a sub-path could not be made inside the volume. The cause is for the log only: it may reveal
     /// the node's files.
     #[error("failed to create subPath directory for volumeMount \"{volume}\" of container \"{container}\"")]
     SubPathCreate {
@@ -155,18 +155,18 @@ pub enum Error {
         volume: VolumeName,
         /// The container.
         container: ContainerName,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// A sub-path could not be bound. The cause is for the log, likewise.
+    /// A sub-path could not be bound. The cause is for the log only, as above.
     #[error("failed to prepare subPath for volumeMount \"{volume}\" of container \"{container}\"")]
     SubPathPrepare {
         /// The volume.
         volume: VolumeName,
         /// The container.
         container: ContainerName,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -177,7 +177,7 @@ pub enum Error {
         volume: VolumeName,
         /// The container.
         container: ContainerName,
-        /// Which options, and why not.
+        /// The options that exclude each other, and why.
         reason: &'static str,
     },
     /// A name or option of the pod cannot be written into a line of its hosts or resolver file.
@@ -190,16 +190,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// A `VOLUME` of the image got no directory of its own.
-    #[error("cannot make a directory for the VOLUME {volume:?} of the image")]
+    /// A directory for a `VOLUME` of the image could not be created.
+    #[error("cannot create a directory for the VOLUME {volume:?} of the image")]
     ImageVolume {
-        /// Where the container sees it.
+        /// The absolute path in the container.
         volume: String,
-        /// Why not.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// Something is still mounted below the pod's directory, which is therefore kept.
+    /// A mount below the pod's directory could not be unmounted, so the directory is kept.
     #[error("{} is still mounted", path.display())]
     StillMounted {
         /// One of the mount points.
@@ -213,7 +213,7 @@ impl Error {
         move |source| Error::Io { action, path, source }
     }
 
-    /// Says which volume was being set up.
+    /// Names the volume that was being set up.
     pub(crate) fn in_volume(self, name: &VolumeName) -> Error {
         match self {
             Error::Io { action, path, source } => Error::SetUp { volume: name.clone(), action, path, source },
@@ -221,7 +221,7 @@ impl Error {
         }
     }
 
-    /// The volume concerned, where it is a single one.
+    /// The volume that the error is about, if it is a single one.
     pub fn volume(&self) -> Option<&VolumeName> {
         match self {
             Error::NotYet { volume, .. }
@@ -250,8 +250,8 @@ impl Error {
         !matches!(self, Error::NotYet { .. })
     }
 
-    /// The text for people: this error and its causes. Causes of sub-path errors are left out, since they may tell
-    /// about the node's own files.
+    /// The error and its causes as one line, for people. Causes of sub-path errors are left out, since they may reveal
+    /// the node's own files.
     pub fn message(&self) -> String {
         match self {
             Error::SubPathCreate { .. } | Error::SubPathPrepare { .. } => self.to_string(),

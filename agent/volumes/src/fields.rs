@@ -1,4 +1,4 @@
-//! The downward API: facts about a pod and its containers as text, for variables and files.
+//! The downward API: fields of a pod and resources of its containers as text, for variables and files.
 
 use crate::PodFacts;
 use berth_core::{
@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 /// Why a field of the downward API has no value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FieldError {
-    /// No field of that path is offered.
+    /// The downward API has no field of that path.
     #[error("unsupported fieldPath: {0}")]
     Path(String),
     /// The field has no `['key']`.
@@ -19,10 +19,10 @@ pub enum FieldError {
     /// The node's address is not known yet.
     #[error("the node has no address yet")]
     NoHostIp,
-    /// No such resource is offered.
+    /// The downward API has no such resource.
     #[error("unsupported container resource: {0}")]
     Resource(String),
-    /// A file's `resourceFieldRef` must say which container it means.
+    /// A `resourceFieldRef` in a volume names no container.
     #[error("resourceFieldRef names no container")]
     NoContainer,
     /// The container named by `resourceFieldRef` is not in the pod.
@@ -66,7 +66,7 @@ fn lines(map: &BTreeMap<String, String>) -> String {
     map.iter().map(|(k, v)| format!("{k}={}", quote(v))).collect::<Vec<_>>().join("\n")
 }
 
-/// A text between quotes as Go's `strconv.Quote` writes it: that is the format of the files.
+/// A text between quotes in the format of Go's `strconv.Quote`, which the kubelet uses in these files.
 fn quote(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
@@ -91,15 +91,15 @@ fn quote(text: &str) -> String {
     out
 }
 
-/// Letters, marks, numbers, punctuation, symbols and the plain space. A mark is only escaped by the standard library
-/// where it stands first, hence the letter before it.
+/// Whether Go prints the character as it is: letters, marks, numbers, punctuation, symbols and the plain space. The
+/// standard library escapes a mark only at the start of a text, so a letter is put before it.
 fn is_printable(c: char) -> bool {
     let text = String::from_iter(['a', c]);
     c == '\'' || text.escape_debug().eq(text.chars())
 }
 
-/// The value of a `resourceFieldRef` for `container`, or for the one that it names. Limits that are not set are those
-/// of the pod, then what the node offers; requests that are not set are 0. In units of the divisor, rounded up.
+/// The value of a `resourceFieldRef` for `container`, or for the container that the reference names. A missing limit is
+/// that of the pod, else node allocatable; a missing request is 0. The value is in units of the divisor, rounded up.
 pub(crate) fn resource(
     pod: &Pod,
     container: Option<&Container>,

@@ -1,6 +1,6 @@
 //! The files that the containers of a pod share: hosts, resolver configuration, hostname, and /dev/shm.
 
-use crate::{Error, PodFacts, PodHostname, Volumes, dns, hosts, layout::NODE_DIR, os};
+use crate::{Error, PodFacts, PodHostname, Volumes, hosts, layout::NODE_DIR, os, resolv_conf};
 use berth_core::{event::Event, model::Pod};
 use berth_sys::fs::read_limited;
 use rustix::{fs::OFlags, mount::MountFlags};
@@ -11,21 +11,21 @@ use std::{
     path::Path,
 };
 
-/// The most that is read of the node's own hosts and resolver files, in bytes.
+/// Limit of the node's hosts and resolver files, in bytes; the rest is not read.
 const MAX_NODE_FILE: usize = 10 << 20;
 /// Mode of the shared files.
 const MODE: u32 = 0o644;
-/// `/dev/shm` of a pod, as large as container runtimes make it.
+/// Mount options of a pod's `/dev/shm`: 64 MiB, as with other container runtimes.
 const SHM_OPTIONS: &str = "mode=1777,size=67108864";
 
 impl Volumes {
-    /// Writes the pod's hosts, resolver and hostname files and mounts its shm. May be repeated: files are rewritten in
-    /// place, so that running containers see the change, and only where they differ.
+    /// Writes the pod's hosts, resolver and hostname files and mounts its `/dev/shm`. May be repeated: a file that differs
+    /// is rewritten in place, so that running containers see the change.
     ///
-    /// The events tell what of the pod's name resolution was left out (`DNSConfigForming`, `MissingClusterDNS`).
+    /// The events say which parts of the pod's DNS settings were left out (`DNSConfigForming`, `MissingClusterDNS`).
     pub fn prepare_files(&self, pod: &Pod, facts: &PodFacts) -> Result<Vec<Event>, Error> {
         let dir = self.pod_dir(&pod.uid);
-        os::make_dirs(&dir, NODE_DIR).map_err(Error::io("make", dir))?;
+        os::make_dirs(&dir, NODE_DIR).map_err(Error::io("create", dir))?;
         let (hosts, hostname) = if pod.namespaces.host_network {
             let hosts = hosts::host_network(pod, &read_node_file(&self.roots.hosts_file)?)?;
             (hosts, host_name())
@@ -33,7 +33,7 @@ impl Volumes {
             let name = PodHostname::of(pod, facts.cluster_domain.as_deref())?;
             (hosts::managed(pod, &name, &facts.ips)?.into_bytes(), name.kernel)
         };
-        let (conf, events) = dns::pod_conf(pod, facts, self.node_resolv_conf(pod)?)?;
+        let (conf, events) = resolv_conf::pod_conf(pod, facts, self.node_resolv_conf(pod)?)?;
         write_in_place(&self.hosts_path(&pod.uid), &hosts)?;
         write_in_place(&self.resolv_conf_path(&pod.uid), conf.text().as_bytes())?;
         write_in_place(&self.hostname_path(&pod.uid), format!("{hostname}\n").as_bytes())?;
@@ -43,21 +43,21 @@ impl Volumes {
         Ok(events)
     }
 
-    /// The node's resolver configuration; `None` where its path is empty, which means that it shall not be used.
-    fn node_resolv_conf(&self, pod: &Pod) -> Result<Option<dns::ResolvConf>, Error> {
+    /// The node's resolver configuration; `None` if its path is empty, so that it is not used (`resolvConf: ""`).
+    fn node_resolv_conf(&self, pod: &Pod) -> Result<Option<resolv_conf::ResolvConf>, Error> {
         let path = &self.roots.resolv_conf;
         if path.as_os_str().is_empty() {
             return Ok(None);
         }
         if pod.dns.policy == berth_core::model::DnsPolicy::None {
-            return Ok(Some(dns::ResolvConf::default()));
+            return Ok(Some(resolv_conf::ResolvConf::default()));
         }
         let bytes = read_node_file(path)?;
-        Ok(Some(dns::ResolvConf::parse(&String::from_utf8_lossy(&bytes))))
+        Ok(Some(resolv_conf::ResolvConf::parse(&String::from_utf8_lossy(&bytes))))
     }
 }
 
-/// The host's own name, which pods in its network have too.
+/// The host's own name, which host-network pods have too.
 pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
@@ -66,7 +66,7 @@ fn read_node_file(path: &Path) -> Result<Vec<u8>, Error> {
     os::sys(read_limited(path, MAX_NODE_FILE)).map_err(Error::io("read", path))
 }
 
-/// Makes `bytes` the content of the file without giving it another inode: containers have the file itself mounted.
+/// Makes `bytes` the content of the file. The inode stays the same, because containers have the file itself mounted.
 fn write_in_place(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let write = || {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -92,8 +92,8 @@ fn write_in_place(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 }
 
 fn mount_shm(path: &Path) -> Result<(), Error> {
-    os::make_dirs(path, 0o700).map_err(Error::io("make", path))?;
-    if os::sys(berth_sys::mount::is_mount_point(path)).map_err(Error::io("look at", path))? {
+    os::make_dirs(path, 0o700).map_err(Error::io("create", path))?;
+    if os::sys(berth_sys::mount::is_mount_point(path)).map_err(Error::io("examine", path))? {
         return Ok(());
     }
     let flags = MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;

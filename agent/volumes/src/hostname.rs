@@ -1,29 +1,29 @@
-//! What a pod calls itself.
+//! The hostname of a pod.
 
 use crate::Error;
 use berth_core::model::Pod;
 
-/// The longest name the kernel keeps for a UTS namespace, in bytes.
+/// Limit of the kernel for the hostname of a UTS namespace, in bytes.
 const UTS_MAX: usize = 64;
-/// The longest hostname a pod gets, in bytes.
+/// Limit of a pod's short hostname, in bytes.
 const HOSTNAME_MAX: usize = 63;
 
-/// A pod's own name.
+/// The hostname of a pod, in its forms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodHostname {
     /// The short name: `spec.hostname` or the pod's name, cut to 63 characters.
     pub name: String,
-    /// `<subdomain>.<namespace>.svc.<cluster domain>` where the pod has a subdomain.
+    /// `<subdomain>.<namespace>.svc.<cluster domain>`, if the pod has a subdomain.
     pub domain: Option<String>,
-    /// What the UTS namespace and `/etc/hostname` are set to: the short name, or both joined with
-    /// `setHostnameAsFQDN`.
+    /// The hostname of the UTS namespace and of `/etc/hostname`: the short name, or with `setHostnameAsFQDN` the full
+    /// one.
     pub kernel: String,
 }
 
 impl PodHostname {
-    /// The names of `pod` (which has its own network namespace; host-network pods have the node's name).
+    /// The hostname of a pod with a network namespace of its own; a host-network pod has the node's name.
     ///
-    /// Fails where `hostname` or `subdomain` are no DNS labels, or the full name is longer than 64 bytes.
+    /// Fails if `hostname` or `subdomain` is not a DNS label, or the full name is longer than 64 bytes.
     pub fn of(pod: &Pod, cluster_domain: Option<&str>) -> Result<PodHostname, Error> {
         let name = match pod.dns.hostname.as_deref().filter(|h| !h.is_empty()) {
             Some(name) => label("spec.hostname", name)?,
@@ -75,7 +75,7 @@ mod tests {
     use crate::testing::pod;
 
     #[test]
-    fn names_follow_the_specification() {
+    fn the_hostname_follows_hostname_subdomain_and_fqdn() {
         let mut p = pod("web-0");
         assert_eq!(PodHostname::of(&p, None).unwrap().kernel, "web-0");
         p.dns.hostname = Some("front".into());
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_label_is_refused() {
+    fn a_hostname_that_is_no_dns_label_is_an_error() {
         for bad in ["a b", "a\nb", "-a", "a.b", "A"] {
             let mut p = pod("x");
             p.dns.hostname = Some(bad.into());

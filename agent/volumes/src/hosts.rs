@@ -52,7 +52,7 @@ fn aliases(pod: &Pod) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Whether the text stays one word of one line: nothing may add lines to the file.
+/// Whether the text is one word of one line. A name with a line end could add lines to the file.
 pub(crate) fn one_word(text: &str) -> bool {
     !text.is_empty() && !text.chars().any(|c| c.is_whitespace() || c.is_control() || c == '#')
 }

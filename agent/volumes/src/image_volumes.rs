@@ -1,8 +1,8 @@
-//! `VOLUME`s of images: a directory for each, of one container alone, which begins with what the image has there and goes
-//! with the container.
+//! `VOLUME`s of images: a directory for each, which belongs to one container, starts with the image's files at that path,
+//! and is removed with the container.
 //!
-//! The image is hostile input: its paths are resolved inside of its root, and what is copied is never followed. A
-//! directory is filled under another name and then renamed: one that is there is whole.
+//! The image is hostile input: its paths are resolved inside of its root, and links are copied, never followed. A
+//! directory is filled under another name and then renamed, so that an existing one is complete.
 
 use crate::{Error, Volumes, layout::NODE_DIR, os};
 use berth_core::ids::{ContainerId, PodUid};
@@ -17,18 +17,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Mode of a `VOLUME` that the image does not have, as containerd makes it.
+/// Mode of a `VOLUME` whose path is missing in the image, as in containerd.
 const MISSING: u32 = 0o755;
 /// The name under which a directory is filled.
 const UNFINISHED: &str = "unfinished";
 
 impl Volumes {
-    /// The node's directories for the `VOLUME`s of a container, absolute paths in plain form, in their order. Those that
-    /// are not there are made: with what the image has at the path, owner and mode included, or empty and root's.
-    /// `image` opens the image's root directory.
+    /// The node's directories for the `VOLUME`s of a container, in their order; `volumes` are absolute normal paths. A
+    /// missing directory is created with the image's files at that path, owner and mode included, or empty and owned by
+    /// root. `image` opens the image's root directory.
     ///
     /// # Errors
-    /// The image has something else there than a directory, or it cannot be copied.
+    /// The path in the image is not a directory, or cannot be copied.
     pub fn image_volumes(
         &self,
         uid: &PodUid,
@@ -37,7 +37,7 @@ impl Volumes {
         image: impl FnOnce() -> io::Result<OwnedFd>,
     ) -> Result<Vec<PathBuf>, Error> {
         let dir = self.image_volumes_dir(uid, container);
-        os::make_dirs(&dir, NODE_DIR).map_err(Error::io("make", &dir))?;
+        os::make_dirs(&dir, NODE_DIR).map_err(Error::io("create", &dir))?;
         let wanted: Vec<PathBuf> = volumes.iter().map(|v| dir.join(name(v))).collect();
         let missing: Vec<(&String, &PathBuf)> =
             volumes.iter().zip(&wanted).filter(|(_, path)| !path.exists()).collect();
@@ -51,17 +51,17 @@ impl Volumes {
         Ok(wanted)
     }
 
-    /// Removes those of a container; there need be none. Nothing outside of their directory is touched.
+    /// Removes the directories of a container, if there are any. Nothing outside of them is touched.
     ///
     /// # Errors
-    /// Something is mounted there, or the kernel refuses.
+    /// A directory has a mount in it, or the kernel refuses the removal.
     pub fn remove_image_volumes(&self, uid: &PodUid, container: &ContainerId) -> Result<(), Error> {
         let dir = self.image_volumes_dir(uid, container);
         os::sys(berth_sys::mount::remove_tree_no_xdev(&dir)).map_err(Error::io("remove", dir))
     }
 }
 
-/// A file name for any path. It depends on nothing else: a start that is met again finds its directories.
+/// The name of the directory of a `VOLUME`: a function of its path, so that a repeated start finds its directories.
 fn name(volume: &str) -> String {
     Sha256::digest(volume).iter().take(16).map(|b| format!("{b:02x}")).collect()
 }

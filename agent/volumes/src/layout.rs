@@ -1,26 +1,11 @@
-//! Where a pod's things lie: the kubelet's own layout, so that tools that know it find them.
+//! The layout of a pod's directory. It is the kubelet's, so that tools that know that layout find everything.
 
 use crate::Volumes;
-use berth_core::{
-    ids::{Attempt, ContainerId, ContainerName, PodUid, VolumeName},
-    model::{Volume, VolumeSource},
-};
+use berth_core::ids::{Attempt, ContainerId, ContainerName, PodUid, VolumeName};
 use std::path::PathBuf;
 
-/// Mode of directories that only the node itself enters.
+/// Mode of directories into which only the node looks.
 pub(crate) const NODE_DIR: u32 = 0o750;
-
-/// The directory name of a volume's plugin; none where the volume has no directory of its own.
-pub(crate) fn plugin(source: &VolumeSource) -> Option<&'static str> {
-    match source {
-        VolumeSource::EmptyDir { .. } => Some("kubernetes.io~empty-dir"),
-        VolumeSource::ConfigMap(_) => Some("kubernetes.io~configmap"),
-        VolumeSource::Secret(_) => Some("kubernetes.io~secret"),
-        VolumeSource::DownwardApi { .. } => Some("kubernetes.io~downward-api"),
-        VolumeSource::Projected { .. } => Some("kubernetes.io~projected"),
-        VolumeSource::HostPath { .. } | VolumeSource::NotYet { .. } => None,
-    }
-}
 
 impl Volumes {
     pub(crate) fn pods_dir(&self) -> PathBuf {
@@ -29,15 +14,6 @@ impl Volumes {
 
     pub(crate) fn pod_dir(&self, uid: &PodUid) -> PathBuf {
         self.roots.pod_dir(uid)
-    }
-
-    /// The node's path of a volume's root, whether or not it is there.
-    pub(crate) fn volume_dir(&self, uid: &PodUid, volume: &Volume) -> Option<PathBuf> {
-        match &volume.source {
-            VolumeSource::HostPath { path, .. } => Some(path.clone()),
-            source => plugin(source)
-                .map(|plugin| self.pod_dir(uid).join("volumes").join(plugin).join(volume.name.as_str())),
-        }
     }
 
     pub(crate) fn sub_path_dir(
@@ -83,5 +59,5 @@ impl Volumes {
     }
 }
 
-/// Files of termination messages are this and the attempt's number.
+/// Name of the file of a termination message, without the number of the attempt at its end.
 pub(crate) const TERMINATION_PREFIX: &str = "termination-";

@@ -1,5 +1,5 @@
-//! What containers find on their file systems and in their environment, apart from the image: volumes, the hosts,
-//! resolver and hostname files, /dev/shm, the termination message, environment variables.
+//! The parts of a container's file system and environment that are not from its image: volumes, the hosts, resolver and
+//! hostname files, /dev/shm, the termination message, environment variables.
 //!
 //! Owns the pod directories `pods/<uid>` below the pod state:
 //!
@@ -11,20 +11,20 @@
 //! etc-hosts, resolv.conf, hostname, shm         shared by the pod's containers
 //! ```
 //!
-//! Blocking code without tasks or channels: callers use a thread for blocking work, one at a time for one pod (pods
-//! do not share anything here). No state is kept in memory: every call looks at the disk and the mount table, so each
-//! may be repeated after a crash at any point, and finishes what was half done.
+//! The code blocks and has neither tasks nor channels. Callers use a thread for blocking work, one at a time for a pod;
+//! pods share nothing here. No state is kept in memory: every call reads the disk and the mount table. So each call may
+//! be repeated after a crash at any point, and finishes half-done work.
 //!
 //! Invariants:
-//! - Paths that a container can write to are only entered by descriptor, with symbolic links refused or held inside
-//!   the volume; a link that a container plants leads nowhere.
+//! - Paths that a container can write are entered only by descriptor, with symbolic links refused or held inside the
+//!   volume; a link planted by a container leads nowhere.
 //! - Nothing is removed across a mount, and a hostPath is never written below.
 //! - A ConfigMap or Secret in a volume changes as a whole: readers that go through `..data` see one version.
+//! - Every kind of volume is behind [`kinds::VolumePlugin`].
 //!
-//! On failure the error says what could not be done; the caller retries. Nothing that works is taken down.
+//! On failure the error names the operation and its path; the caller retries. Nothing that works is taken down.
 
 mod atomic;
-mod dns;
 pub mod env;
 mod error;
 mod fields;
@@ -32,10 +32,13 @@ mod files;
 mod hostname;
 mod hosts;
 mod image_volumes;
+mod kinds;
 mod layout;
 mod mounts;
+mod nested_mounts;
 mod os;
 mod payload;
+mod resolv_conf;
 mod subpath;
 mod teardown;
 mod termination;
@@ -43,6 +46,7 @@ mod termination;
 mod testing;
 mod tmpfs_size;
 mod volume;
+mod volume_root;
 
 pub use error::{Error, ObjectKind};
 pub use fields::FieldError;
@@ -54,33 +58,32 @@ pub use payload::volume_objects;
 use berth_core::{ids::NodeName, model::ResourceList, roots::Roots};
 use std::{net::IpAddr, sync::Arc};
 
-/// The volumes and files of this node's pods. Cheap to clone; holds nothing but where things lie.
+/// The volumes and files of this node's pods. Holds only paths, so that it is cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Volumes {
     roots: Arc<Roots>,
 }
 
 impl Volumes {
-    /// For the node of these roots. Touches nothing yet.
+    /// The volumes below these roots. Touches no file.
     pub fn new(roots: &Roots) -> Volumes {
         Volumes { roots: Arc::new(roots.clone()) }
     }
 }
 
-/// What is known about a pod and its node beyond the pod's specification.
+/// Facts about a pod and its node beyond the pod's specification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodFacts {
-    /// The pod's addresses, the preferred family first; empty before the network is there.
+    /// The pod's addresses, the preferred family first; empty before the pod has a network.
     pub ips: Vec<IpAddr>,
-    /// The node's addresses, likewise.
+    /// The node's addresses, the preferred family first.
     pub host_ips: Vec<IpAddr>,
     /// The node's name.
     pub node: NodeName,
-    /// `clusterDNS`; empty where the node has none.
+    /// `clusterDNS`; empty if the node has none.
     pub cluster_dns: Vec<IpAddr>,
     /// `clusterDomain`, for example `cluster.local`.
     pub cluster_domain: Option<String>,
-    /// What pods may use of the node: the limit that a container without one is told, and the upper bound of memory
-    /// volumes.
+    /// Node allocatable: the limit shown to a container without one, and the upper bound of memory volumes.
     pub allocatable: ResourceList,
 }

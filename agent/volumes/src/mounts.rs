@@ -1,17 +1,15 @@
-//! What is mounted into one container.
+//! The bind mounts of one container.
 
 use crate::{
-    Error, Volumes, os,
-    subpath::{self},
+    Error, Volumes,
+    kinds::{VolumePlugin, plugin_of},
+    subpath,
 };
 use berth_core::{
     ids::Attempt,
-    model::{
-        Container, HostPathType, MountPropagation, Pod, RecursiveReadOnly, SubPath, Volume, VolumeMount,
-        VolumeSource,
-    },
+    model::{Container, MountPropagation, Pod, RecursiveReadOnly, SubPath, Volume, VolumeMount},
 };
-use rustix::fd::AsFd as _;
+use rustix::fd::{AsFd as _, OwnedFd};
 use std::{
     io,
     path::{Component, Path, PathBuf},
@@ -22,14 +20,14 @@ use std::{
 pub struct ContainerMount {
     /// The node's path.
     pub source: PathBuf,
-    /// Where the container sees it; absolute.
+    /// The absolute path in the container.
     pub destination: String,
     /// Whether the container may only read through it.
     pub read_only: bool,
-    /// Whether that holds for mounts below too. [`RecursiveReadOnly::Disabled`] unless `read_only`; whether the
-    /// runtime can do it is the caller's to know.
+    /// Whether mounts below are read-only too. [`RecursiveReadOnly::Disabled`] unless `read_only`. The caller knows
+    /// whether the runtime can do it.
     pub recursive_read_only: RecursiveReadOnly,
-    /// Which mount events pass.
+    /// The directions in which mount events propagate.
     pub propagation: MountPropagation,
 }
 
@@ -48,10 +46,10 @@ impl ContainerMount {
 impl Volumes {
     /// The container's mounts: its `volumeMounts` in order, then `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`
     /// and `/dev/shm` unless it mounts those itself. Needs [`Volumes::mount`] and [`Volumes::prepare_files`] to have
-    /// succeeded. `env` is the container's resolved environment. Sub-paths are made and bound here; one that shows
-    /// the right file already is left alone.
+    /// succeeded. `env` is the container's resolved environment. Sub-paths are made and bound here; a sub-path that is
+    /// bound already stays as it is.
     ///
-    /// The termination message's mount is not among them, as it belongs to one attempt:
+    /// The mount of the termination message belongs to one attempt, so it is left out here: see
     /// [`Volumes::termination_mount`].
     pub fn container_mounts(
         &self,
@@ -71,7 +69,7 @@ impl Volumes {
         Ok(out)
     }
 
-    /// The mount of one attempt's termination message, its file made; `None` where the container wants none.
+    /// Makes the file of one attempt's termination message and returns its mount; `None` if the container wants none.
     pub fn termination_mount(
         &self,
         pod: &Pod,
@@ -108,13 +106,21 @@ impl Volumes {
         let unknown =
             || Error::UnknownVolume { volume: mount.volume.clone(), container: container.name.clone() };
         let volume = pod.volumes.iter().find(|v| v.name == mount.volume).ok_or_else(unknown)?;
-        let read_only = mount.read_only || always_read_only(&volume.source);
+        let plugin = plugin_of(volume).map_err(|_not_supported| unknown())?;
+        let read_only = mount.read_only || plugin.read_only();
         let sub_path = sub_path(mount, env)?;
         check_options(container, mount)?;
-        let root = self.volume_dir(&pod.uid, volume).ok_or_else(unknown)?;
+        let root = plugin.root(&self.pod_dir(&pod.uid), &volume.name);
         let source = match sub_path {
-            Some(path) => self.bind_sub_path(pod, container, index, volume, &root, &path)?,
-            None => whole_volume(container, volume, root)?,
+            Some(path) => {
+                let root = plugin.open_root(&root).map_err(|source| Error::SubPathPrepare {
+                    volume: volume.name.clone(),
+                    container: container.name.clone(),
+                    source,
+                })?;
+                self.bind_sub_path(pod, container, index, volume, &root, &path)?
+            }
+            None => whole_volume(container, volume, &*plugin, root)?,
         };
         let destination = match mount.mount_path.as_str() {
             path if path.starts_with('/') => path.to_owned(),
@@ -135,7 +141,7 @@ impl Volumes {
         container: &Container,
         index: usize,
         volume: &Volume,
-        root: &Path,
+        root: &OwnedFd,
         path: &Path,
     ) -> Result<PathBuf, Error> {
         let created = |source| Error::SubPathCreate {
@@ -148,14 +154,13 @@ impl Volumes {
             container: container.name.clone(),
             source,
         };
-        let root = open_root(volume, root).map_err(prepared)?;
-        // What is missing becomes a directory, also in a volume of a ConfigMap that lacks the key: as the kubelet has it.
-        let mode = rustix::fs::fstat(&root).map_err(|e| prepared(e.into()))?.st_mode & 0o7777;
+        // As with the kubelet, a missing sub-path becomes a directory, even in the volume of a ConfigMap that lacks the key.
+        let mode = rustix::fs::fstat(root).map_err(|e| prepared(e.into()))?.st_mode & 0o7777;
         let fd = match subpath::resolve(root.as_fd(), path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 subpath::resolve_or_make(root.as_fd(), path, mode).map_err(created)?
             }
-            // Something is there, and nothing is made: it leads out of the volume, or is below a file.
+            // An existing path that leads out of the volume, or below a file; nothing is created for it.
             found => found.map_err(prepared)?,
         };
         let target = self.sub_path_dir(&pod.uid, &volume.name, &container.name).join(index.to_string());
@@ -164,32 +169,19 @@ impl Volumes {
     }
 }
 
-/// The volume's root as a descriptor. A hostPath may be a link, and then means what it leads to.
-fn open_root(volume: &Volume, path: &Path) -> io::Result<rustix::fd::OwnedFd> {
-    match volume.source {
-        VolumeSource::HostPath { .. } => {
-            let flags =
-                rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-            Ok(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?)
-        }
-        _ => os::open_dir(path),
-    }
-}
-
-fn whole_volume(container: &Container, volume: &Volume, root: PathBuf) -> Result<PathBuf, Error> {
-    let is_there = root.try_exists().map_err(Error::io("look at", &root))?;
-    if is_there {
-        return Ok(root);
-    }
-    // A hostPath without a type that is not there is made at the container's start.
-    if matches!(volume.source, VolumeSource::HostPath { kind: HostPathType::Unset, .. }) {
-        os::make_dirs(&root, 0o755).map_err(Error::io("make", &root))?;
+fn whole_volume(
+    container: &Container,
+    volume: &Volume,
+    plugin: &dyn VolumePlugin<'_>,
+    root: PathBuf,
+) -> Result<PathBuf, Error> {
+    if root.try_exists().map_err(Error::io("examine", &root))? || plugin.make_missing_root(&root)? {
         return Ok(root);
     }
     Err(Error::NotSetUp { volume: volume.name.clone(), container: container.name.clone() })
 }
 
-/// The `subPath` of a mount in normal form, variables expanded; `None` where the whole volume is mounted.
+/// The `subPath` of a mount in normal form, with variables expanded; `None` if the whole volume is mounted.
 fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<PathBuf>, Error> {
     let text = match &mount.sub_path {
         None => return Ok(None),
@@ -223,17 +215,6 @@ fn check_options(container: &Container, mount: &VolumeMount) -> Result<(), Error
         return refuse("asks for Bidirectional propagation, which only privileged containers get");
     }
     Ok(())
-}
-
-/// Volumes whose files are the node's to write: containers only read them.
-fn always_read_only(source: &VolumeSource) -> bool {
-    match source {
-        VolumeSource::ConfigMap(_)
-        | VolumeSource::Secret(_)
-        | VolumeSource::DownwardApi { .. }
-        | VolumeSource::Projected { .. } => true,
-        VolumeSource::EmptyDir { .. } | VolumeSource::HostPath { .. } | VolumeSource::NotYet { .. } => false,
-    }
 }
 
 fn same_place(a: &str, b: &str) -> bool {

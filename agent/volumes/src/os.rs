@@ -1,4 +1,4 @@
-//! Small system calls that `berth-sys` does not have, by descriptor where containers can write.
+//! System calls that `berth-sys` does not have, by descriptor for paths that containers can write.
 
 use rustix::{
     fd::{AsFd, OwnedFd},
@@ -14,7 +14,7 @@ use std::{
     path::Path,
 };
 
-/// How to open a directory that must be one itself, not a link to one.
+/// Flags to open a directory, but not a link to one.
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Opens a directory; a symbolic link in the last place is refused.
@@ -27,7 +27,7 @@ pub(crate) fn open_dir_at(dir: impl AsFd, name: impl Arg) -> io::Result<OwnedFd>
     Ok(rustix::fs::openat(dir, name, DIR, Mode::empty())?)
 }
 
-/// Makes the directory and its parents where missing. Only for paths that no container can write.
+/// Creates the directory and its missing parents. Only for paths that no container can write.
 pub(crate) fn make_dirs(path: &Path, mode: u32) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
 }
@@ -37,7 +37,7 @@ pub(crate) fn set_mode(fd: impl AsFd, mode: u32) -> io::Result<()> {
     Ok(rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?)
 }
 
-/// Gives an open directory or file to a group, where one is named; the owner stays.
+/// Sets the group of an open directory or file, if one is given; the owner stays.
 pub(crate) fn set_group(fd: impl AsFd, gid: Option<u32>) -> io::Result<()> {
     match gid {
         Some(gid) => Ok(rustix::fs::fchown(fd, None, Some(rustix::fs::Gid::from_raw(gid)))?),
@@ -62,7 +62,7 @@ pub(crate) fn mount_swapless_tmpfs(target: &Path, options: &str) -> io::Result<(
     }
 }
 
-/// What lies in an open directory, without `.` and `..`.
+/// The names in an open directory, without `.` and `..`.
 pub(crate) fn entries(dir: impl AsFd) -> io::Result<Vec<CString>> {
     let mut out = Vec::new();
     for entry in rustix::fs::Dir::read_from(dir)? {
@@ -75,8 +75,8 @@ pub(crate) fn entries(dir: impl AsFd) -> io::Result<Vec<CString>> {
     Ok(out)
 }
 
-/// Removes the entry `name` of the directory `dir`, open as `fd`, with all below it. A link is removed, not followed;
-/// a mount below is an error. A missing entry is fine.
+/// Removes the entry `name` of the directory `dir`, which is open as `fd`, with all below it. A link is removed and not
+/// followed. A mount below is an error, a missing entry is not.
 pub(crate) fn remove_entry(fd: impl AsFd, dir: &Path, name: &CStr) -> io::Result<()> {
     match rustix::fs::unlinkat(fd, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -88,7 +88,7 @@ pub(crate) fn remove_entry(fd: impl AsFd, dir: &Path, name: &CStr) -> io::Result
     }
 }
 
-/// A failure of `berth-sys` with its own text and cause.
+/// Converts an error of `berth-sys`, with its text and cause kept.
 pub(crate) fn sys<T>(result: berth_sys::Result<T>) -> io::Result<T> {
     result.map_err(io::Error::other)
 }

@@ -1,9 +1,12 @@
-//! The files of volumes that are made from objects and facts: ConfigMap, Secret, downward API and projected.
+//! The files of volumes whose content the node writes, from objects and from facts about the pod.
 
-use crate::{Error, ObjectKind, PodFacts, fields};
+use crate::{
+    Error, ObjectKind, PodFacts, fields,
+    kinds::{VolumeInputs, plugin_of},
+};
 use berth_core::{
     ids::VolumeName,
-    model::{DownwardItem, DownwardValue, KeysVolume, Objects, Pod, ProjectedSource, Volume, VolumeSource},
+    model::{DownwardItem, DownwardValue, KeysVolume, Objects, Pod},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,9 +15,9 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// The longest path of a file, in bytes.
+/// Limit of the path of a file, in bytes.
 const MAX_PATH: usize = 4096;
-/// The longest name in it, in bytes.
+/// Limit of one name in a path, in bytes.
 const MAX_NAME: usize = 255;
 
 /// One file.
@@ -36,66 +39,14 @@ impl fmt::Debug for PayloadFile {
 /// The files of a volume by their normal relative paths; no path is a directory of another.
 pub(crate) type Payload = BTreeMap<PathBuf, PayloadFile>;
 
-/// The files of `volume`; `None` where it is of a kind that has none of its own.
-pub(crate) fn payload(
-    pod: &Pod,
-    volume: &Volume,
-    facts: &PodFacts,
-    objects: &Objects,
-) -> Result<Option<Payload>, Error> {
-    let mut out = Collector { pod, volume: &volume.name, facts, objects, files: Payload::new() };
-    match &volume.source {
-        VolumeSource::ConfigMap(keys) => out.keys(ObjectKind::ConfigMap, keys, keys.default_mode)?,
-        VolumeSource::Secret(keys) => out.keys(ObjectKind::Secret, keys, keys.default_mode)?,
-        VolumeSource::DownwardApi { items, default_mode } => out.downward(items, *default_mode)?,
-        VolumeSource::Projected { sources, default_mode } => {
-            for source in sources {
-                match source {
-                    ProjectedSource::ConfigMap(keys) => {
-                        out.keys(ObjectKind::ConfigMap, keys, *default_mode)?
-                    }
-                    ProjectedSource::Secret(keys) => out.keys(ObjectKind::Secret, keys, *default_mode)?,
-                    ProjectedSource::DownwardApi(items) => out.downward(items, *default_mode)?,
-                    ProjectedSource::NotYet { kind } => {
-                        return Err(Error::NotYet {
-                            volume: volume.name.clone(),
-                            kind: format!("projected {kind}"),
-                        });
-                    }
-                }
-            }
-        }
-        VolumeSource::EmptyDir { .. } | VolumeSource::HostPath { .. } | VolumeSource::NotYet { .. } => {
-            return Ok(None);
-        }
-    }
-    out.no_file_is_a_directory()?;
-    Ok(Some(out.files))
-}
-
 /// The ConfigMaps and Secrets of the pod's namespace that its volumes show: when one of them changes,
 /// [`Volumes::refresh`](crate::Volumes::refresh) has something to do.
 pub fn volume_objects(pod: &Pod) -> BTreeSet<(ObjectKind, &str)> {
-    let mut out = BTreeSet::new();
-    for volume in pod.mounted_volumes() {
-        match &volume.source {
-            VolumeSource::ConfigMap(keys) => out.extend([(ObjectKind::ConfigMap, keys.name.as_str())]),
-            VolumeSource::Secret(keys) => out.extend([(ObjectKind::Secret, keys.name.as_str())]),
-            VolumeSource::Projected { sources, .. } => out.extend(sources.iter().filter_map(|s| match s {
-                ProjectedSource::ConfigMap(keys) => Some((ObjectKind::ConfigMap, keys.name.as_str())),
-                ProjectedSource::Secret(keys) => Some((ObjectKind::Secret, keys.name.as_str())),
-                ProjectedSource::DownwardApi(_) | ProjectedSource::NotYet { .. } => None,
-            })),
-            VolumeSource::EmptyDir { .. }
-            | VolumeSource::HostPath { .. }
-            | VolumeSource::DownwardApi { .. }
-            | VolumeSource::NotYet { .. } => {}
-        }
-    }
-    out
+    pod.mounted_volumes().filter_map(|v| plugin_of(v).ok()).flat_map(|plugin| plugin.objects()).collect()
 }
 
-struct Collector<'a> {
+/// Collector of the files of one volume.
+pub(crate) struct Collector<'a> {
     pod: &'a Pod,
     volume: &'a VolumeName,
     facts: &'a PodFacts,
@@ -103,8 +54,26 @@ struct Collector<'a> {
     files: Payload,
 }
 
-impl Collector<'_> {
-    fn keys(&mut self, kind: ObjectKind, keys: &KeysVolume, default_mode: u32) -> Result<(), Error> {
+impl<'a> Collector<'a> {
+    /// The files that `add` adds, with the paths checked against each other.
+    pub(crate) fn collect(
+        inputs: &VolumeInputs<'a>,
+        add: impl FnOnce(&mut Collector<'a>) -> Result<(), Error>,
+    ) -> Result<Option<Payload>, Error> {
+        let VolumeInputs { pod, volume, facts, objects } = *inputs;
+        let mut collector = Collector { pod, volume: &volume.name, facts, objects, files: Payload::new() };
+        add(&mut collector)?;
+        collector.no_file_is_a_directory()?;
+        Ok(Some(collector.files))
+    }
+
+    /// Adds the keys of a ConfigMap or Secret.
+    pub(crate) fn keys(
+        &mut self,
+        kind: ObjectKind,
+        keys: &KeysVolume,
+        default_mode: u32,
+    ) -> Result<(), Error> {
         let namespace = &self.pod.key.namespace;
         let object = match kind {
             ObjectKind::ConfigMap => self.objects.config_map(namespace, &keys.name),
@@ -138,7 +107,8 @@ impl Collector<'_> {
         Ok(())
     }
 
-    fn downward(&mut self, items: &[DownwardItem], default_mode: u32) -> Result<(), Error> {
+    /// Adds fields of the pod.
+    pub(crate) fn downward(&mut self, items: &[DownwardItem], default_mode: u32) -> Result<(), Error> {
         for item in items {
             let value = match &item.value {
                 DownwardValue::Field(path) => fields::field(self.pod, self.facts, path),

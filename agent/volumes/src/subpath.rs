@@ -1,5 +1,5 @@
-//! Parts of volumes. Containers can write to the volume while it is walked, so that each step is taken by descriptor
-//! and the kernel is asked to stay inside: a path that was looked at once is never looked up again.
+//! Sub-paths of volumes. Containers can write to the volume while its path is walked. So each step uses a descriptor and
+//! the kernel keeps it inside the volume; a checked path is never looked up by name again.
 
 use crate::os;
 use berth_sys::fs::{OFlags, open_beneath};
@@ -14,7 +14,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// A descriptor that only stands for its file.
+/// Flags of a descriptor that only identifies its file.
 const HANDLE: OFlags = OFlags::PATH;
 
 /// Expands the `$(VAR)` of a `subPathExpr`. Fails with the names, sorted, of variables that are unset or empty.
@@ -47,14 +47,13 @@ pub(crate) fn normal(text: &str) -> Result<PathBuf, &'static str> {
     Ok(out)
 }
 
-/// What `path` is inside the volume that `root` stands for. Links inside the volume are followed as long as they stay
-/// in it.
+/// Opens `path` inside the volume with that root. Links are followed as long as they stay inside the volume.
 pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     open_beneath(root, path, HANDLE).map_err(plain)
 }
 
-/// As [`resolve`]; directories that are missing are made with `mode`.
+/// Opens `path` like [`resolve`]; missing directories are created with `mode`.
 pub(crate) fn resolve_or_make(root: BorrowedFd<'_>, path: &Path, mode: u32) -> io::Result<OwnedFd> {
     match resolve(root, path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -64,18 +63,18 @@ pub(crate) fn resolve_or_make(root: BorrowedFd<'_>, path: &Path, mode: u32) -> i
     let mut at = PathBuf::new();
     for name in path.components() {
         at.push(name);
-        // From the root each time, since a link may lead anywhere in the volume.
+        // Starts at the root each time, since a link may lead anywhere in the volume.
         match resolve(root, &at) {
             Ok(next) => dir = next,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let name = name.as_os_str();
                 match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o700)) {
                     Ok(()) => {
-                        // A link put in its place meanwhile is refused.
+                        // Fails if a link was put in its place meanwhile.
                         dir = os::open_dir_at(&dir, name)?;
                         os::set_mode(&dir, mode)?;
                     }
-                    // Somebody else made it, or a link leads nowhere: then this fails.
+                    // Another process created it, or it is a dangling link, which fails here.
                     Err(Errno::EXIST) => dir = os::open_dir_at(&dir, name)?,
                     Err(e) => return Err(e.into()),
                 }
@@ -86,7 +85,7 @@ pub(crate) fn resolve_or_make(root: BorrowedFd<'_>, path: &Path, mode: u32) -> i
     resolve(root, path)
 }
 
-/// The kernel's answer itself, so that its kind can be looked at.
+/// The kernel's error itself, so that callers can match its kind.
 fn plain(e: berth_sys::Error) -> io::Error {
     match e {
         berth_sys::Error::Open { source, .. } => source,
@@ -94,11 +93,11 @@ fn plain(e: berth_sys::Error) -> io::Error {
     }
 }
 
-/// Binds what `source` stands for at `target`, below directories that only the node can write. What is bound there
-/// already stays if it is the same file, and is replaced if not.
+/// Binds the file of `source` at `target`, below directories that only the node can write. A bind mount of the same file
+/// stays; one of another file is replaced.
 pub(crate) fn bind(source: impl AsFd, target: &Path) -> io::Result<()> {
     let wanted = rustix::fs::fstat(&source)?;
-    // One mount on top of another is never made here, but half-done work of an earlier build may have.
+    // This code never mounts on top of a mount, but an earlier build may have left one.
     for _ in 0..64 {
         if !os::sys(berth_sys::mount::is_mount_point(target))? {
             break;
@@ -114,14 +113,14 @@ pub(crate) fn bind(source: impl AsFd, target: &Path) -> io::Result<()> {
     os::sys(berth_sys::mount::bind_fd(source, target, berth_sys::mount::BindOpts::default()))
 }
 
-/// An empty directory or file to bind upon.
+/// Creates an empty directory or file as the mount point.
 fn make_target(target: &Path, is_dir: bool) -> io::Result<()> {
     if let Some(parent) = target.parent() {
         os::make_dirs(parent, crate::layout::NODE_DIR)?;
     }
     match std::fs::symlink_metadata(target) {
         Ok(found) if found.is_dir() == is_dir && !found.is_symlink() => return Ok(()),
-        // Of the wrong kind, from before the volume's content changed; both calls refuse what is not empty.
+        // A mount point of the wrong kind, from before the volume's content changed. Both calls fail if it is not empty.
         Ok(found) if found.is_dir() => std::fs::remove_dir(target)?,
         Ok(_) => std::fs::remove_file(target)?,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}

@@ -1,24 +1,23 @@
-//! Taking a pod's directory down, and finding those that are there.
+//! Removing a pod's directory, and listing the pods that have one.
 
 use crate::{Error, Volumes, os};
 use berth_core::ids::PodUid;
 use std::{io, path::PathBuf};
 
 impl Volumes {
-    /// Unmounts everything below the pod's directory, the last mounted first, and removes the directory. Needs no
-    /// pod, only its UID, and may be repeated. Where something cannot be unmounted, nothing is removed. What a
-    /// hostPath names is never touched.
+    /// Unmounts everything below the pod's directory, the last mount first, and removes the directory. Needs only the UID
+    /// of the pod and may be repeated. If an unmount fails, nothing is removed. The path of a hostPath is never touched.
     pub fn unmount(&self, uid: &PodUid) -> Result<(), Error> {
         let dir = self.pod_dir(uid);
         match std::fs::symlink_metadata(&dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(Error::io("look at", dir)(e)),
+            Err(e) => return Err(Error::io("examine", dir)(e)),
             Ok(found) if !found.is_dir() => {
                 return Err(Error::io("remove", dir)(io::ErrorKind::NotADirectory.into()));
             }
             Ok(_) => {}
         }
-        // A mount may lie on another, and a container's mounts may still arrive by propagation.
+        // A mount may cover another one, and mounts of a container may still arrive by propagation.
         for _ in 0..8 {
             let mounts = self.mounts_of(&dir)?;
             if mounts.is_empty() {
@@ -46,9 +45,9 @@ impl Volumes {
         Ok(mounts.into_iter().map(|m| m.mount_point).collect())
     }
 
-    /// The pods that have a directory here, whoever made it. Entries that are no pod's are passed over.
+    /// The pods that have a directory, made by this agent or by another. Other entries are skipped.
     ///
-    /// Fails where the directory cannot be read: that is not the same as "none".
+    /// Fails if the directory cannot be read: an unreadable directory is not an empty one.
     pub fn pods_on_disk(&self) -> Result<Vec<PodUid>, Error> {
         let dir = self.pods_dir();
         let entries = match std::fs::read_dir(&dir) {
@@ -59,7 +58,7 @@ impl Volumes {
         let mut out = Vec::new();
         for entry in entries {
             let entry = entry.map_err(Error::io("list", &dir))?;
-            let is_dir = entry.file_type().map_err(Error::io("look at", entry.path()))?.is_dir();
+            let is_dir = entry.file_type().map_err(Error::io("examine", entry.path()))?.is_dir();
             let uid = entry.file_name().to_str().and_then(|n| PodUid::new(n).ok());
             out.extend(uid.filter(|_| is_dir));
         }

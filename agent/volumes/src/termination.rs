@@ -1,6 +1,6 @@
-//! Termination messages: a file per attempt that the container writes and the node reads back.
+//! Termination messages: a file per attempt, which the container writes and the node reads.
 //!
-//! The file is the container's to fill with anything, of any size; only its end is read.
+//! The container may write anything of any size; only the end of the file is read.
 
 use crate::{Error, Volumes, layout::NODE_DIR, layout::TERMINATION_PREFIX, os};
 use berth_core::{
@@ -18,14 +18,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The longest message, in bytes; of a longer file this much of its end counts.
+/// Limit of a message in bytes: the end of a longer file counts.
 const MAX_MESSAGE: usize = 4096;
-/// Any user in the container may write it.
+/// Mode of the file: any user in the container may write it.
 const MODE: u32 = 0o666;
 
 impl Volumes {
-    /// The file of an attempt's message on the node, made if it is not there. Files of attempts before the previous
-    /// one are removed.
+    /// The file of an attempt's message on the node, created if missing. Files of attempts before the previous one are
+    /// removed.
     pub fn termination_file(
         &self,
         pod: &Pod,
@@ -33,7 +33,7 @@ impl Volumes {
         attempt: Attempt,
     ) -> Result<PathBuf, Error> {
         let dir = self.container_dir(&pod.uid, &container.name);
-        os::make_dirs(&dir, NODE_DIR).map_err(Error::io("make", &dir))?;
+        os::make_dirs(&dir, NODE_DIR).map_err(Error::io("create", &dir))?;
         let path = self.termination_path(&pod.uid, &container.name, attempt);
         let make = || {
             let flags =
@@ -41,13 +41,13 @@ impl Volumes {
             let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(MODE))?;
             os::set_mode(file, MODE)
         };
-        make().map_err(Error::io("make", &path))?;
+        make().map_err(Error::io("create", &path))?;
         remove_older(&dir, attempt).map_err(Error::io("remove old termination messages in", &dir))?;
         Ok(path)
     }
 
-    /// What the attempt left as its message: at most 4096 bytes of the file's end, as text. `None` where it wrote
-    /// nothing or there is no file.
+    /// The termination message of an attempt: at most 4096 bytes of the file's end, as text. `None` if the file is empty
+    /// or missing.
     pub fn termination_message(
         &self,
         pod: &Pod,
@@ -60,10 +60,9 @@ impl Volumes {
     }
 }
 
-/// The end of the file, with up to three bytes more than a message has: they tell whether it starts inside a
-/// character.
+/// The end of the file, with up to three bytes more than a message has, so that a cut character is recognized.
 fn read_end(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    // Somebody who can write the directory may have put a link, a FIFO or a device there.
+    // A container with the directory mounted may have put a link, a FIFO or a device in place of the file.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(fd) => File::from(fd),
@@ -77,7 +76,7 @@ fn read_end(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let max = u64::try_from(MAX_MESSAGE).unwrap_or(u64::MAX).saturating_add(3);
     let start = found.len().saturating_sub(max);
     let mut bytes = Vec::new();
-    // Bounded also while the file grows.
+    // The read is bounded even if the file grows meanwhile.
     At { file: &file, offset: start }.take(max).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
 }
@@ -95,8 +94,7 @@ impl io::Read for At<'_> {
     }
 }
 
-/// The end of `bytes` as text of at most [`MAX_MESSAGE`] bytes that starts and ends with whole characters; bytes that
-/// are no text become U+FFFD.
+/// The end of `bytes` as text of at most [`MAX_MESSAGE`] bytes, without cut characters. Invalid bytes become U+FFFD.
 fn message(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut start = text.len().saturating_sub(MAX_MESSAGE);

@@ -125,7 +125,7 @@ impl Node {
 
     pub(crate) fn volume_dir(&self, pod: &Pod, name: &str) -> PathBuf {
         let volume = pod.volumes.iter().find(|v| v.name.as_str() == name).unwrap();
-        self.volumes.volume_dir(&pod.uid, volume).unwrap()
+        crate::kinds::plugin_of(volume).unwrap().root(&self.pod_dir(pod), &volume.name)
     }
 
     pub(crate) fn mounts(&self) -> Vec<PathBuf> {

@@ -1,5 +1,4 @@
-//! How large a memory volume may grow: pages in it count against the pod, so it need not be larger than what the pod
-//! may use.
+//! The size of a memory volume. Its pages count against the pod, so that it need not be larger than the pod's limit.
 
 use crate::PodFacts;
 use berth_core::{
@@ -7,8 +6,8 @@ use berth_core::{
     quantity::Quantity,
 };
 
-/// The size in bytes: the least of what the node offers, the pod's memory limit and `size_limit`. `None` where none
-/// of them is known: the kernel's own default of half the memory is used.
+/// The size in bytes: the least of node allocatable, the pod's memory limit and `size_limit`. `None` if none of them is
+/// known; the kernel's default is then half of the memory.
 pub(crate) fn tmpfs_size(pod: &Pod, facts: &PodFacts, size_limit: Option<&Quantity>) -> Option<u64> {
     let node = facts.allocatable.get("memory").map(Quantity::units);
     [node, pod_memory_limit(pod), size_limit.map(Quantity::units)]
@@ -18,7 +17,7 @@ pub(crate) fn tmpfs_size(pod: &Pod, facts: &PodFacts, size_limit: Option<&Quanti
         .min()
 }
 
-/// The pod's memory limit in bytes: its own, or the most its containers may use together where each has a limit.
+/// The pod's memory limit in bytes: its own, or the most that its containers may use together, if each has a limit.
 fn pod_memory_limit(pod: &Pod) -> Option<i64> {
     let own = pod.resources.as_ref().and_then(Resources::memory_limit_bytes);
     let limit = match own {
@@ -56,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_limit_counts() {
+    fn the_size_of_a_tmpfs_is_the_least_limit() {
         let mut p = pod("p");
         let mut f = facts();
         f.allocatable.clear();

@@ -12,12 +12,13 @@ use berth_api::{
     message::{ErrorCode, ExecSpec},
     view::{AddressesView, Health, ImageView, ManifestProblem, NodeView, SourceView},
 };
-use berth_core::{error::Chain, roots::Roots, sync::lock, time::Wall};
+use berth_core::{error::Chain, roots::Roots, time::Wall};
 use berth_network::Network;
 use berth_pods::{NodeEvent, node::NodeExecutor};
 use berth_runtime::Runtime;
 use berth_server::{ApiError, Backend, WatchCache};
 use berth_services::NetworkProblem;
+use berth_source::{SourceKind, SourceState};
 use berth_sys::{clock, process};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, time::timeout};
@@ -33,8 +34,6 @@ pub(crate) struct LocalApi {
     pub(crate) executor: Arc<NodeExecutor>,
     pub(crate) network: Network,
     pub(crate) logd: Arc<berth_logd::client::Client>,
-    /// The directories of the sources, in the order of `latest`.
-    pub(crate) dirs: Vec<PathBuf>,
     pub(crate) latest: Latest,
     pub(crate) host: Host,
     /// `None` where the node runs without Services.
@@ -99,24 +98,29 @@ impl LocalApi {
     }
 
     fn sources(&self) -> Vec<SourceView> {
-        let all = lock(&self.latest).clone();
-        let view = |(dir, snapshot): (&PathBuf, &Arc<berth_source::Snapshot>)| SourceView {
-            dir: dir.clone(),
-            listed: snapshot.listed,
-            pods: u32::try_from(snapshot.pods.len()).unwrap_or(u32::MAX),
-            errors: snapshot
-                .errors
-                .iter()
-                .map(|e| ManifestProblem {
-                    file: e.file.clone(),
-                    document: e.document,
-                    field: e.field.clone(),
-                    reason: e.reason.clone(),
-                })
-                .collect(),
-            held: snapshot.pods.values().filter_map(|d| Some((d.pod.key.clone(), d.held.clone()?))).collect(),
+        let view = |SourceState { kind: SourceKind::Directory { dir, .. }, snapshot, .. }: &SourceState| {
+            SourceView {
+                dir: dir.clone(),
+                listed: snapshot.listed,
+                pods: u32::try_from(snapshot.pods.len()).unwrap_or(u32::MAX),
+                errors: snapshot
+                    .errors
+                    .iter()
+                    .map(|e| ManifestProblem {
+                        file: e.file.clone(),
+                        document: e.document,
+                        field: e.field.clone(),
+                        reason: e.reason.clone(),
+                    })
+                    .collect(),
+                held: snapshot
+                    .pods
+                    .values()
+                    .filter_map(|d| Some((d.pod.key.clone(), d.held.clone()?)))
+                    .collect(),
+            }
         };
-        self.dirs.iter().zip(&all).map(view).collect()
+        self.latest.borrow().iter().map(view).collect()
     }
 }
 

@@ -48,7 +48,7 @@ pub(super) struct AgentInputs {
 
 impl AgentInputs {
     fn latest(&self) -> Vec<Arc<Snapshot>> {
-        lock(&self.latest).clone()
+        self.latest.borrow().snapshots().cloned().collect()
     }
 }
 

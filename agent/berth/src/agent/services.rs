@@ -27,7 +27,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 /// Pause before a new thread is started after a panic.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
@@ -87,11 +87,11 @@ impl Services {
 }
 
 /// Starts the task and the thread.
-pub(crate) fn start(config: ServicesConfig, inputs: EngineInputs, changed: watch::Receiver<()>) -> Services {
+pub(crate) fn start(config: ServicesConfig, inputs: EngineInputs, changed: Latest) -> Services {
     Services { task: tokio::spawn(wake_engine(config, inputs, changed)) }
 }
 
-async fn wake_engine(config: ServicesConfig, inputs: EngineInputs, mut sources: watch::Receiver<()>) {
+async fn wake_engine(config: ServicesConfig, inputs: EngineInputs, mut sources: Latest) {
     let mut host = inputs.host.clone();
     loop {
         let wake = match spawn(config.clone(), inputs.clone()) {

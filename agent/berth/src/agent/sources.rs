@@ -1,41 +1,32 @@
-//! The sources of pods, merged into one desired set.
+//! The sources of pods, followed and merged into one desired set.
 //!
-//! One task per source passes its snapshots on; the set counts as listed once every source has
-//! listed. Who waits for the set hears of pods and their objects only; who wants to hear of
-//! Services too waits for [`Sources::changed`].
+//! One task per source takes its snapshots into [`Sources`]. Subscribers of the desired set are woken
+//! by changes of pods and their objects only; subscribers of the sources also by changes of Services.
 
 use berth_core::{
     event::{Event, EventRecord, Involved},
-    ids::NodeName,
-    model::Objects,
     roots::Roots,
-    sync::lock,
 };
 use berth_pods::{DesiredSet, node::ServiceLister};
 use berth_server::WatchCache;
 use berth_source::{
-    ServiceRanges, Snapshot,
+    ServiceRanges, Snapshot, Source as _, SourceKind, Sources,
     directory::{DirectoryConfig, DirectorySource},
     manifest::Mode,
 };
 use berth_sys::clock;
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex},
-};
+use std::{path::PathBuf, sync::Arc};
 use tokio::{sync::watch, task::JoinHandle};
 
-/// The last snapshot of each source.
-pub(crate) type Latest = Arc<Mutex<Vec<Arc<Snapshot>>>>;
+/// The newest snapshots of the sources.
+pub(crate) type Latest = watch::Receiver<Sources>;
 
-/// The running sources.
-pub(crate) struct Sources {
-    dirs: Vec<DirectorySource>,
+/// The running sources and the tasks that follow them.
+pub(crate) struct RunningSources {
+    directories: Vec<DirectorySource>,
     tasks: Vec<JoinHandle<()>>,
-    /// What each of them shows.
+    /// The newest snapshot of each source.
     pub(crate) latest: Latest,
-    /// Tells of every change of `latest`.
-    pub(crate) changed: watch::Receiver<()>,
 }
 
 /// Starts a source for each directory.
@@ -45,94 +36,79 @@ pub(crate) fn start(
     static_pods: Option<PathBuf>,
     services: ServiceRanges,
     cache: &WatchCache,
-) -> (Sources, watch::Receiver<Arc<DesiredSet>>) {
-    let (desired, receiver) = watch::channel(Arc::new(DesiredSet::default()));
-    let desired = Arc::new(desired);
-    let wanted = [(manifests, Mode::Manifests, "manifests"), (static_pods, Mode::StaticPods, "static-pods")];
-    let (tell, changed) = watch::channel(());
-    let tell = Arc::new(tell);
-    let mut sources = Sources { dirs: Vec::new(), tasks: Vec::new(), latest: Latest::default(), changed };
-    let mut snapshots = Vec::new();
-    for (dir, mode, name) in wanted {
-        let Some(dir) = dir else { continue };
-        let node: NodeName = roots.node_name.clone();
-        let state = roots.lasting_state.join(name);
+) -> (RunningSources, watch::Receiver<Arc<DesiredSet>>) {
+    let wanted = [
+        (manifests, Mode::Manifests, "manifests", Some(services)),
         // Static pods have no Services.
-        let services = (mode == Mode::Manifests).then(|| services.clone());
-        let config = DirectoryConfig { services, ..DirectoryConfig::new(dir, node, mode, state) };
-        let (source, snapshot) = berth_source::directory::start(config);
-        sources.dirs.push(source);
-        lock(&sources.latest).push(Arc::new(Snapshot::default()));
-        snapshots.push(snapshot);
+        (static_pods, Mode::StaticPods, "static-pods", None),
+    ];
+    let (mut sources, mut directories, mut followed) = (Sources::default(), Vec::new(), Vec::new());
+    for (dir, mode, name, services) in wanted {
+        let Some(dir) = dir else { continue };
+        sources.add(name, SourceKind::Directory { dir: dir.clone(), mode });
+        let config = DirectoryConfig::new(dir, roots.node_name.clone(), mode, roots.source_state(name));
+        let directory = DirectorySource::start(DirectoryConfig { services, ..config });
+        followed.push((name, directory.snapshots()));
+        directories.push(directory);
     }
-    for (index, snapshot) in snapshots.into_iter().enumerate() {
-        let out = Out {
-            latest: Arc::clone(&sources.latest),
-            desired: Arc::clone(&desired),
-            changed: Arc::clone(&tell),
-            cache: cache.clone(),
-        };
-        sources.tasks.push(tokio::spawn(follow(index, snapshot, out)));
-    }
-    (sources, receiver)
+    let (latest, receiver) = watch::channel(sources);
+    let (desired, desired_receiver) = watch::channel(Arc::new(DesiredSet::default()));
+    let out = Out { latest: Arc::new(latest), desired: Arc::new(desired), cache: cache.clone() };
+    let follow = |(name, snapshots)| tokio::spawn(follow(name, snapshots, out.clone()));
+    let tasks = followed.into_iter().map(follow).collect();
+    (RunningSources { directories, tasks, latest: receiver }, desired_receiver)
 }
 
-impl Sources {
-    /// Ends the sources. What they showed last stays wanted.
+impl RunningSources {
+    /// Ends the sources. Their last snapshots stay desired.
     pub(crate) async fn shutdown(self) -> Result<(), berth_source::Error> {
         for task in &self.tasks {
             task.abort();
         }
-        for dir in self.dirs {
-            dir.shutdown().await?;
+        for directory in self.directories {
+            directory.shutdown().await?;
         }
         Ok(())
     }
 }
 
-/// Where snapshots are passed on to.
+/// The Services of all sources, for the environment of containers.
+pub(crate) fn lister(latest: &Latest) -> ServiceLister {
+    let latest = latest.clone();
+    ServiceLister::new(move || latest.borrow().services().cloned().collect())
+}
+
+/// The channels into which snapshots are merged.
+#[derive(Clone)]
 struct Out {
-    latest: Latest,
+    latest: Arc<watch::Sender<Sources>>,
     desired: Arc<watch::Sender<Arc<DesiredSet>>>,
-    changed: Arc<watch::Sender<()>>,
     cache: WatchCache,
 }
 
-/// Passes one source's snapshots on; errors are told once each.
-/// The Services of all sources, for the environment of containers.
-pub(crate) fn lister(latest: &Latest) -> ServiceLister {
-    let latest = Arc::clone(latest);
-    ServiceLister::new(move || {
-        let all = lock(&latest).clone();
-        all.iter().flat_map(|s| s.services.iter().map(|d| Arc::clone(&d.service))).collect()
-    })
-}
-
-async fn follow(index: usize, mut snapshots: watch::Receiver<Arc<Snapshot>>, out: Out) {
+/// Follows one source. Each error of a manifest is logged once, each Service without an address gets an event once.
+async fn follow(name: &'static str, mut snapshots: watch::Receiver<Arc<Snapshot>>, out: Out) {
     let mut before: Arc<Snapshot> = Arc::default();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         if snapshot.errors != before.errors {
             for error in snapshot.errors.iter().filter(|e| !before.errors.contains(e)) {
-                tracing::error!(%error, "manifest refused");
+                tracing::error!(%error, "manifest rejected: its last good version stays; correct the file");
             }
         }
-        for lacks in snapshot.unserved.iter().filter(|u| !before.unserved.contains(u)) {
-            let involved = Involved::Service { key: lacks.service.clone(), uid: Arc::clone(&lacks.uid) };
-            let event = Event::warning("AllocationFailed", lacks.message.clone());
+        for short in snapshot.unallocated.iter().filter(|u| !before.unallocated.contains(u)) {
+            let involved = Involved::Service { key: short.service.clone(), uid: Arc::clone(&short.uid) };
+            let event = Event::warning("AllocationFailed", short.message.clone());
             out.cache.event(EventRecord::once(involved, event, clock::wall()));
         }
-        {
-            let mut all = lock(&out.latest);
-            if let Some(slot) = all.get_mut(index) {
-                *slot = Arc::clone(&snapshot);
+        let pods_changed = !same_pods(&snapshot, &before);
+        out.latest.send_modify(|sources| {
+            sources.update(name, Arc::clone(&snapshot));
+            // Sent within the lock of `latest`, so that a task with an older state of the sources cannot send it later.
+            if pods_changed {
+                out.desired.send_replace(Arc::new(desired_set(sources)));
             }
-            // Sent under the lock, so that no later state is overtaken by an earlier one.
-            if !same_pods(&snapshot, &before) {
-                out.desired.send_replace(Arc::new(merge(&all)));
-            }
-        }
-        out.changed.send_replace(());
+        });
         before = snapshot;
         if snapshots.changed().await.is_err() {
             return;
@@ -140,15 +116,12 @@ async fn follow(index: usize, mut snapshots: watch::Receiver<Arc<Snapshot>>, out
     }
 }
 
-/// Whether what pods are made of is the same.
+/// Whether both snapshots give the same pods with the same objects.
 fn same_pods(a: &Snapshot, b: &Snapshot) -> bool {
     a.listed == b.listed && Arc::ptr_eq(&a.pods, &b.pods) && Arc::ptr_eq(&a.objects, &b.objects)
 }
 
-fn merge(all: &[Arc<Snapshot>]) -> DesiredSet {
-    let pods =
-        all.iter().flat_map(|s| s.pods.iter().map(|(uid, d)| (uid.clone(), Arc::clone(&d.pod)))).collect();
-    // Only the manifest directory has objects; static pods may not refer to any.
-    let objects = all.first().map_or_else(|| Arc::new(Objects::default()), |s| Arc::clone(&s.objects));
-    DesiredSet { listed: all.iter().all(|s| s.listed), pods, objects }
+fn desired_set(sources: &Sources) -> DesiredSet {
+    let pods = sources.pods().into_iter().map(|(uid, desired)| (uid, Arc::clone(&desired.pod))).collect();
+    DesiredSet { listed: sources.listed(), pods, objects: sources.objects() }
 }

@@ -89,8 +89,7 @@ impl StatusManager {
     }
 
     fn desired(&self, uid: &PodUid) -> Option<Arc<DesiredPod>> {
-        let all = lock(&self.latest);
-        all.iter().find_map(|s| s.pods.get(uid)).cloned()
+        self.latest.borrow().pod(uid).cloned()
     }
 
     fn publish(&self, entry: &Entry) {
@@ -335,7 +334,12 @@ mod tests {
     #[tokio::test]
     async fn terminated_and_rejected_pods_are_not_active() {
         let (_network, host) = watch::channel(Arc::new(HostNetwork::default()));
-        let manager = StatusManager::new(WatchCache::default(), Latest::default(), host, true);
+        let manager = StatusManager::new(
+            WatchCache::default(),
+            watch::channel(berth_source::Sources::default()).1,
+            host,
+            true,
+        );
         let active = || manager.active_pods().iter().map(|p| p.uid.to_string()).collect::<Vec<_>>();
         for (uid, phase) in [
             ("done", Phase::Succeeded),

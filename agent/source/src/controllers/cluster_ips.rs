@@ -1,9 +1,9 @@
-//! ClusterIP allocation: addresses and node ports for Services whose manifest gives none, which is what an API server
-//! does on a cluster.
+//! ClusterIP allocation: addresses and node ports for Services whose manifest names none, as the API server does on a
+//! cluster.
 //!
-//! An address is a function of the Service's name as far as it is free, and what was once given is written down before
-//! it is shown: it stays while the Service stays, over restarts and whatever else comes. What manifests name
-//! themselves is theirs; where two want the same, the tables decide by age.
+//! An address is a function of the Service's name as long as that address is free. Assignments are saved in a journal,
+//! so that a Service keeps its address over restarts and whatever other Services come. Addresses that a manifest names
+//! are used as they are; of two Services that name the same one, the older has it.
 
 use crate::{DesiredService, Error, Keyed, Shared};
 use berth_core::{
@@ -22,20 +22,20 @@ use std::{
     sync::Arc,
 };
 
-/// The journal's version; another one is set aside.
+/// Version of the journal. A journal of another version is set aside.
 const VERSION: u32 = 1;
 
-/// As many addresses of a large range are used at most.
-const MOST: u128 = 1 << 20;
+/// Limit of the addresses used of a large range.
+const MAX_ADDRESSES: u128 = 1 << 20;
 
-/// Where addresses and node ports come from.
+/// Ranges of the addresses and node ports of Services.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceRanges {
     /// Networks with their prefix lengths, at most one of a family; the first is the default family.
     pub networks: Vec<(IpAddr, u8)>,
     /// The node ports.
     pub node_ports: RangeInclusive<u16>,
-    /// Addresses that are somebody else's, such as the cluster DNS's.
+    /// Addresses that are never assigned, such as that of the cluster DNS.
     pub reserved: Vec<IpAddr>,
 }
 
@@ -46,40 +46,43 @@ impl ServiceRanges {
     }
 }
 
-/// What was given to one Service.
+/// The addresses and node ports assigned to one Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Assigned {
     addresses: Vec<IpAddr>,
-    /// By name and protocol of the port.
+    /// Node ports by `<name>/<protocol>` of the port.
     node_ports: BTreeMap<String, u16>,
 }
 
+/// All assignments, as they are on disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct AllocationJournal {
     version: u32,
-    /// By `<namespace>/<name>`.
+    /// Assignments by `<namespace>/<name>`.
     services: BTreeMap<String, Assigned>,
 }
 
-/// The journal, the ranges, and the Services as they are and as they are shown. A change costs what it changes.
+/// Allocator of ClusterIPs and node ports, with the journal of its assignments. A change costs what it changes.
 #[derive(Debug)]
 pub(crate) struct ClusterIpAllocator {
     ranges: Option<ServiceRanges>,
     path: PathBuf,
     journal: AllocationJournal,
-    /// Whether the file holds something else than the journal.
-    unkept: bool,
-    stated: Shared<DesiredService>,
-    shown: Shared<DesiredService>,
-    taken: UseCounts,
-    /// Names in the journal without a Service.
+    /// The journal changed since it was written.
+    unsaved: bool,
+    /// The Services as the manifests have them.
+    manifests: Shared<DesiredService>,
+    /// The Services with their assignments.
+    filled: Shared<DesiredService>,
+    in_use: UseCounts,
+    /// Names in the journal that have no Service now.
     absent: BTreeSet<String>,
-    /// Services for which nothing was free, and what of.
-    short: BTreeMap<String, (PodKey, String)>,
+    /// Services for which no address or node port was free, with what is missing.
+    unallocated: BTreeMap<String, (PodKey, String)>,
 }
 
 impl ClusterIpAllocator {
-    /// Reads the journal; a torn one is set aside, and the same addresses are found by name again where they are free.
+    /// Reads the journal. A torn one is set aside; most Services then get the same addresses again, by their names.
     pub(crate) fn open(ranges: Option<ServiceRanges>, folder: &Path) -> ClusterIpAllocator {
         let path = folder.join("service-addresses.json");
         let journal = match std::fs::read(&path) {
@@ -92,37 +95,37 @@ impl ClusterIpAllocator {
                 }
             },
         };
-        let mut taken = UseCounts::default();
-        taken.count(ranges.iter().flat_map(|r| &r.reserved), [], true);
-        journal.services.values().for_each(|given| taken.given(given, true));
+        let mut in_use = UseCounts::default();
+        in_use.count(ranges.iter().flat_map(|r| &r.reserved), [], true);
+        journal.services.values().for_each(|assigned| in_use.count_assigned(assigned, true));
         ClusterIpAllocator {
             ranges,
             path,
             absent: journal.services.keys().cloned().collect(),
             journal,
-            unkept: false,
-            stated: Shared::default(),
-            shown: Shared::default(),
-            taken,
-            short: BTreeMap::new(),
+            unsaved: false,
+            manifests: Shared::default(),
+            filled: Shared::default(),
+            in_use,
+            unallocated: BTreeMap::new(),
         }
     }
 
-    /// The Services with what they lack filled in. `all` says that these are all Services there are: what others had
-    /// is free.
+    /// The Services with addresses and node ports assigned. `all`: there are no Services but these, so that assignments of
+    /// others are freed.
     pub(crate) fn fill(&mut self, services: &Shared<DesiredService>, all: bool) -> &Shared<DesiredService> {
         let Some(ranges) = self.ranges.clone() else {
-            self.shown = services.clone();
-            return &self.shown;
+            self.filled = services.clone();
+            return &self.filled;
         };
-        let changes = services.changes_since(&self.stated);
-        let short = std::mem::take(&mut self.short);
-        let told: BTreeSet<String> = short.keys().cloned().collect();
+        let changes = services.changes_since(&self.manifests);
+        let unallocated = std::mem::take(&mut self.unallocated);
+        let logged: BTreeSet<String> = unallocated.keys().cloned().collect();
         let mut todo: BTreeMap<String, PodKey> =
-            short.into_iter().map(|(name, (key, _))| (name, key)).collect();
+            unallocated.into_iter().map(|(name, (key, _))| (name, key)).collect();
         for gone in &changes.gone {
-            self.taken.stated(&gone.service, false);
-            self.shown.remove(gone.key());
+            self.in_use.count_manifest(&gone.service, false);
+            self.filled.remove(gone.key());
             let name = gone.service.key.to_string();
             todo.remove(&name);
             if self.journal.services.contains_key(&name) {
@@ -130,119 +133,123 @@ impl ClusterIpAllocator {
             }
         }
         for now in &changes.now {
-            if let Some(before) = self.stated.get(now.key()) {
-                self.taken.stated(&before.service, false);
+            if let Some(before) = self.manifests.get(now.key()) {
+                self.in_use.count_manifest(&before.service, false);
             }
-            self.taken.stated(&now.service, true);
+            self.in_use.count_manifest(&now.service, true);
             let name = now.service.key.to_string();
             self.absent.remove(&name);
-            self.give_back(&name, now, &ranges);
+            self.release(&name, now, &ranges);
             todo.insert(name, now.service.key.clone());
         }
-        self.stated = services.clone();
+        self.manifests = services.clone();
         if all {
             for name in std::mem::take(&mut self.absent) {
-                self.note(name, Assigned::default());
+                self.record(name, Assigned::default());
             }
         }
         for (name, key) in todo {
             if let Some(service) = services.get(&key) {
-                let told = told.contains(&name);
-                self.give(name, service, &ranges, told);
+                let logged = logged.contains(&name);
+                self.assign(name, service, &ranges, logged);
             }
         }
-        &self.shown
+        &self.filled
     }
 
-    /// The Services for which nothing was free, and what they lack.
-    pub(crate) fn short(&self) -> impl Iterator<Item = (&PodKey, &str)> {
-        self.short.values().map(|(key, what)| (key, what.as_str()))
+    /// The Services for which no address or node port was free, with what is missing.
+    pub(crate) fn unallocated(&self) -> impl Iterator<Item = (&PodKey, &str)> {
+        self.unallocated.values().map(|(key, what)| (key, what.as_str()))
     }
 
-    /// What is not needed any more is given back: the manifest names its own, or the type changed.
-    fn give_back(&mut self, name: &str, service: &DesiredService, ranges: &ServiceRanges) {
-        let Some(mut given) = self.journal.services.get(name).cloned() else { return };
+    /// Frees assignments that the Service needs no more: its manifest names its own, or its type changed.
+    fn release(&mut self, name: &str, service: &DesiredService, ranges: &ServiceRanges) {
+        let Some(mut assigned) = self.journal.services.get(name).cloned() else { return };
         let families = missing_families(service, ranges);
         let within = |ip: &IpAddr| ranges.networks.iter().any(|(net, len)| holds(*net, *len, *ip));
-        given.addresses.retain(|ip| families.contains(&ip.is_ipv6()) && within(ip));
+        assigned.addresses.retain(|ip| families.contains(&ip.is_ipv6()) && within(ip));
         let wanted: BTreeSet<String> = missing_ports(service).map(port_name).collect();
-        given.node_ports.retain(|name, port| wanted.contains(name) && ranges.node_ports.contains(port));
-        self.note(name.to_owned(), given);
+        assigned.node_ports.retain(|name, port| wanted.contains(name) && ranges.node_ports.contains(port));
+        self.record(name.to_owned(), assigned);
     }
 
-    /// Gives the Service what it lacks, as far as it is free, and shows it so.
-    fn give(&mut self, name: String, service: &Arc<DesiredService>, ranges: &ServiceRanges, told: bool) {
-        let mut given = self.journal.services.get(&name).cloned().unwrap_or_default();
-        let mut lacks = Vec::new();
+    /// Assigns the addresses and node ports that the Service is missing, as far as some are free.
+    fn assign(&mut self, name: String, service: &Arc<DesiredService>, ranges: &ServiceRanges, logged: bool) {
+        let mut assigned = self.journal.services.get(&name).cloned().unwrap_or_default();
+        let mut missing = Vec::new();
         for v6 in missing_families(service, ranges) {
             let network = ranges.networks.iter().find(|(net, _)| net.is_ipv6() == v6);
-            let Some((net, len)) = network.filter(|_| given.addresses.iter().all(|ip| ip.is_ipv6() != v6))
+            let Some((net, len)) = network.filter(|_| assigned.addresses.iter().all(|ip| ip.is_ipv6() != v6))
             else {
                 continue;
             };
-            match address(&name, *net, *len, &self.taken) {
-                Some(ip) => given.addresses.push(ip),
-                None => lacks.push(format!("an address of {net}/{len}")),
+            match address(&name, *net, *len, &self.in_use) {
+                Some(ip) => assigned.addresses.push(ip),
+                None => missing.push(format!("an address of {net}/{len}")),
             }
         }
         for port in missing_ports(service) {
             let of = port_name(port);
-            if given.node_ports.contains_key(&of) {
+            if assigned.node_ports.contains_key(&of) {
                 continue;
             }
-            // Those of this Service are noted together below.
+            // Ports of this Service get into `in_use` only below, by `record`.
             let own = |number| {
-                given.node_ports.iter().any(|(o, n)| *n == number && protocol_of(o) == word(port.protocol))
+                assigned.node_ports.iter().any(|(o, n)| *n == number && protocol_of(o) == word(port.protocol))
             };
-            let free = |number| !own(number) && !self.taken.port(word(port.protocol), number);
+            let free = |number| !own(number) && !self.in_use.port(word(port.protocol), number);
             match node_port(&format!("{name}:{of}"), &ranges.node_ports, free) {
-                Some(number) => drop(given.node_ports.insert(of, number)),
-                None => lacks.push(format!("a node port for {of}")),
+                Some(number) => drop(assigned.node_ports.insert(of, number)),
+                None => missing.push(format!("a node port for {of}")),
             }
         }
-        self.note(name.clone(), given.clone());
-        let now = filled(service, &given).map_or_else(|| Arc::clone(service), Arc::new);
-        if self.shown.get(now.key()).is_none_or(|old| *old != now) {
-            self.shown.put(now);
+        self.record(name.clone(), assigned.clone());
+        let now = filled(service, &assigned).map_or_else(|| Arc::clone(service), Arc::new);
+        if self.filled.get(now.key()).is_none_or(|old| *old != now) {
+            self.filled.put(now);
         }
-        if !lacks.is_empty() {
-            let lacks = lacks.join(", ");
-            if !told {
-                tracing::warn!(service = name, lacks, "nothing is free");
+        if !missing.is_empty() {
+            let missing = missing.join(", ");
+            if !logged {
+                tracing::warn!(
+                    service = name,
+                    missing,
+                    "cannot allocate for the Service: every address or node port of the range is in use"
+                );
             }
-            self.short.insert(name, (service.service.key.clone(), lacks));
+            self.unallocated.insert(name, (service.service.key.clone(), missing));
         }
     }
 
-    /// Takes what is given to a Service into the journal.
-    fn note(&mut self, name: String, given: Assigned) {
-        let before = if given == Assigned::default() {
+    /// Records the assignment of a Service in the journal; an empty one is removed.
+    fn record(&mut self, name: String, assigned: Assigned) {
+        let before = if assigned == Assigned::default() {
             self.journal.services.remove(&name)
         } else {
-            self.taken.given(&given, true);
-            self.journal.services.insert(name, given.clone())
+            self.in_use.count_assigned(&assigned, true);
+            self.journal.services.insert(name, assigned.clone())
         };
         if let Some(before) = &before {
-            self.taken.given(before, false);
+            self.in_use.count_assigned(before, false);
         }
-        self.unkept |= before.unwrap_or_default() != given;
+        self.unsaved |= before.unwrap_or_default() != assigned;
     }
 
-    /// Writes the journal where it changed.
-    pub(crate) fn keep(&mut self) -> Result<(), Error> {
-        if !self.unkept {
+    /// Writes the journal if it changed.
+    pub(crate) fn save(&mut self) -> Result<(), Error> {
+        if !self.unsaved {
             return Ok(());
         }
         self.journal.version = VERSION;
-        let fail = |source| Error::Remember { path: self.path.clone(), source };
+        let fail = |source| Error::State { path: self.path.clone(), source };
         let bytes = serde_json::to_vec_pretty(&self.journal).map_err(|e| fail(e.into()))?;
         crate::state_file::replace(&self.path, &bytes).map_err(fail)?;
-        self.unkept = false;
+        self.unsaved = false;
         Ok(())
     }
 }
 
-/// How often each address and node port is stated, given or reserved.
+/// The number of uses of each address and node port: named by a manifest, assigned, or reserved.
 #[derive(Debug, Default, PartialEq)]
 struct UseCounts {
     addresses: HashMap<IpAddr, u32>,
@@ -258,15 +265,15 @@ impl UseCounts {
         self.ports.contains_key(&(protocol, number))
     }
 
-    fn stated(&mut self, s: &Service, more: bool) {
+    fn count_manifest(&mut self, s: &Service, more: bool) {
         let addresses = s.cluster_ips.iter().chain(&s.external_ips).chain(&s.load_balancer_ips);
         let ports = s.ports.iter().filter_map(|p| Some((word(p.protocol), p.node_port?)));
         self.count(addresses, ports, more);
     }
 
-    fn given(&mut self, given: &Assigned, more: bool) {
-        let ports = given.node_ports.iter().map(|(of, port)| (protocol_of(of), *port));
-        self.count(&given.addresses, ports, more);
+    fn count_assigned(&mut self, assigned: &Assigned, more: bool) {
+        let ports = assigned.node_ports.iter().map(|(of, port)| (protocol_of(of), *port));
+        self.count(&assigned.addresses, ports, more);
     }
 
     fn count<'a>(
@@ -280,7 +287,7 @@ impl UseCounts {
     }
 }
 
-/// One more or one less of it.
+/// Counts one use more or less of a key.
 fn count<K: Hash + Eq>(counts: &mut HashMap<K, u32>, key: K, more: bool) {
     let before = counts.get(&key).copied().unwrap_or(0);
     let now = if more { before.saturating_add(1) } else { before.saturating_sub(1) };
@@ -290,8 +297,8 @@ fn count<K: Hash + Eq>(counts: &mut HashMap<K, u32>, key: K, more: bool) {
     }
 }
 
-/// The families (true: IPv6) in which the Service shall have an address and its manifest gives none, by `ipFamilies`
-/// and `ipFamilyPolicy`.
+/// The families (true: IPv6) in which the Service needs an address and its manifest names none, by `ipFamilies` and
+/// `ipFamilyPolicy`.
 fn missing_families(service: &DesiredService, ranges: &ServiceRanges) -> Vec<bool> {
     let s = &service.service;
     if s.headless || s.kind == ServiceType::ExternalName {
@@ -316,13 +323,14 @@ fn missing_families(service: &DesiredService, ranges: &ServiceRanges) -> Vec<boo
     families
 }
 
+/// The ports that need a node port and whose manifest names none.
 fn missing_ports(service: &DesiredService) -> impl Iterator<Item = &ServicePort> {
     let s = &service.service;
     let spec = service.raw.get("spec");
-    let refused = spec.and_then(|s| s.get("allocateLoadBalancerNodePorts")) == Some(&Value::Bool(false));
+    let not_wanted = spec.and_then(|s| s.get("allocateLoadBalancerNodePorts")) == Some(&Value::Bool(false));
     let wanted = match s.kind {
         ServiceType::NodePort => true,
-        ServiceType::LoadBalancer => !refused,
+        ServiceType::LoadBalancer => !not_wanted,
         ServiceType::ClusterIp | ServiceType::ExternalName => false,
     };
     s.ports.iter().filter(move |p| wanted && p.node_port.is_none())
@@ -332,7 +340,7 @@ fn port_name(port: &ServicePort) -> String {
     format!("{}/{}", port.name, word(port.protocol))
 }
 
-/// The protocol in such a name.
+/// The protocol within the name of a port.
 fn protocol_of(name: &str) -> &'static str {
     match name.rsplit('/').next() {
         Some("UDP") => word(Protocol::Udp),
@@ -362,14 +370,14 @@ fn holds(net: IpAddr, len: u8, ip: IpAddr) -> bool {
     width == other && net.checked_shr(shift).unwrap_or(0) == ip.checked_shr(shift).unwrap_or(0)
 }
 
-/// A free address, the first from the place that the name's hash points at. The lowest sixteenth, at most 256, is left
-/// to those that are given by hand, as an API server does.
-fn address(name: &str, net: IpAddr, len: u8, taken: &UseCounts) -> Option<IpAddr> {
+/// A free address, the first from the place to which the hash of the name points. The lowest sixteenth of the range, at
+/// most 256 addresses, is left to manifests that name an address, as the API server does.
+fn address(name: &str, net: IpAddr, len: u8, in_use: &UseCounts) -> Option<IpAddr> {
     let (base, width) = bits(net);
     let size = 1_u128.checked_shl(width.saturating_sub(u32::from(len))).unwrap_or(u128::MAX);
     let base = base & !size.wrapping_sub(1);
     // Neither the network itself nor the broadcast address.
-    let last = size.min(MOST).checked_sub(2)?;
+    let last = size.min(MAX_ADDRESSES).checked_sub(2)?;
     let first = (size / 16).clamp(16, 256).min(last).max(1);
     let count = last.checked_sub(first)?.checked_add(1)?;
     let start = u128::from(hash(name)) % count;
@@ -379,11 +387,11 @@ fn address(name: &str, net: IpAddr, len: u8, taken: &UseCounts) -> Option<IpAddr
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::from(u32::try_from(number).ok()?)),
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from(number)),
         };
-        (!taken.address(ip)).then_some(ip)
+        (!in_use.address(ip)).then_some(ip)
     })
 }
 
-/// A free port, the first from the place that the name's hash points at.
+/// A free port, the first from the place to which the hash of the name points.
 fn node_port(name: &str, range: &RangeInclusive<u16>, free: impl Fn(u16) -> bool) -> Option<u16> {
     let count = u64::try_from(range.len()).ok()?;
     let start = hash(name).checked_rem(count)?;
@@ -399,16 +407,16 @@ fn hash(name: &str) -> u64 {
     digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// The Service with what was given to it, in the model and in the object.
-fn filled(service: &DesiredService, given: &Assigned) -> Option<DesiredService> {
-    if *given == Assigned::default() {
+/// The Service with its assignment, in the model and in the JSON; `None` if nothing is assigned.
+fn filled(service: &DesiredService, assigned: &Assigned) -> Option<DesiredService> {
+    if *assigned == Assigned::default() {
         return None;
     }
     let mut s = Service::clone(&service.service);
     let mut raw = Value::clone(&service.raw);
-    s.cluster_ips.extend(&given.addresses);
+    s.cluster_ips.extend(&assigned.addresses);
     for port in &mut s.ports {
-        port.node_port = port.node_port.or_else(|| given.node_ports.get(&port_name(port)).copied());
+        port.node_port = port.node_port.or_else(|| assigned.node_ports.get(&port_name(port)).copied());
     }
     if let Some(spec) = raw.get_mut("spec").and_then(Value::as_object_mut) {
         spec.insert("clusterIP".to_owned(), json!(s.cluster_ips.first()));

@@ -1,4 +1,4 @@
-//! Plays the endpoint controller where there is no control plane: EndpointSlices of Services and the pods they select.
+//! EndpointSlices of Services and the pods they select, where no control plane makes them.
 //!
 //! Pure. The rules are those of the EndpointSlice controller (`staging/src/k8s.io/endpointslice/utils.go`): a pod with
 //! addresses that has not ended is an endpoint; it serves while it is ready, and is ready to be chosen while it serves
@@ -18,24 +18,24 @@ use std::{
     sync::Arc,
 };
 
-/// A pod and what is known of it.
+/// A pod with its status.
 #[derive(Debug, Clone, Copy)]
 pub struct EndpointPod<'a> {
     /// The pod.
     pub pod: &'a Pod,
-    /// Its status.
+    /// The status of the pod.
     pub status: &'a PodStatus,
 }
 
-/// The slices of all Services that have a selector, in order of their names. Those that are as in `before` keep their
-/// `Arc`.
+/// The slices of all Services that have a selector, in order of their names. A slice equal to the one in `before` keeps
+/// its `Arc`.
 pub fn slices(
     services: &[Arc<Service>],
     pods: &[EndpointPod<'_>],
     before: &[Arc<EndpointSlice>],
 ) -> Vec<Arc<EndpointSlice>> {
     let mut by_namespace: HashMap<&str, Vec<&EndpointPod<'_>>> = HashMap::new();
-    for pod in pods.iter().filter(|p| counts(p)) {
+    for pod in pods.iter().filter(|p| is_endpoint(p)) {
         by_namespace.entry(pod.pod.key.namespace.as_str()).or_default().push(pod);
     }
     let known: HashMap<&PodKey, &Arc<EndpointSlice>> = before.iter().map(|s| (&s.key, s)).collect();
@@ -53,14 +53,16 @@ pub fn slices(
     all
 }
 
-fn counts(pod: &EndpointPod<'_>) -> bool {
+/// Whether the pod can be an endpoint: it has an address and has not ended.
+fn is_endpoint(pod: &EndpointPod<'_>) -> bool {
     !pod.status.pod_ips.is_empty() && !matches!(pod.status.phase, Phase::Succeeded | Phase::Failed)
 }
 
-/// Name, protocol and number of the ports of a slice.
+/// Ports of a slice: name, protocol and number of each.
 type Ports = Vec<(Arc<str>, Protocol, u16)>;
 
-/// One slice for each family and set of port numbers: a named port may have another number in each pod.
+/// The slices of one Service: one for each family and set of port numbers. A named port may have another number in each
+/// pod.
 fn of_service(service: &Service, pods: &[&EndpointPod<'_>]) -> Vec<EndpointSlice> {
     let selected = pods.iter().filter(|p| selects(service, p.pod));
     let mut slices: BTreeMap<(bool, Ports), Vec<Endpoint>> = BTreeMap::new();
@@ -96,7 +98,7 @@ fn of_service(service: &Service, pods: &[&EndpointPod<'_>]) -> Vec<EndpointSlice
     slices.into_iter().filter_map(slice).collect()
 }
 
-/// Those of its addresses; a headless Service's endpoints may be of both.
+/// The families (true: IPv6) of the Service's addresses. A headless Service has endpoints of both.
 fn families(service: &Service) -> Vec<bool> {
     if service.headless {
         return vec![false, true];
@@ -110,7 +112,7 @@ fn selects(service: &Service, pod: &Pod) -> bool {
     service.selector.iter().all(|(key, value)| pod.labels.get(&**key).is_some_and(|v| **v == **value))
 }
 
-/// The port's number in that pod; a name that no running container has there gives none.
+/// The port's number in that pod; `None` for a name that no main container or sidecar of the pod has.
 fn number(port: &ServicePort, pod: &Pod) -> Option<u16> {
     match &port.target {
         PortRef::Number(number) => Some(*number),
@@ -142,7 +144,7 @@ fn endpoint(service: &Service, pod: &EndpointPod<'_>, address: IpAddr) -> Endpoi
     }
 }
 
-/// A name that says the same for the same Service, family and ports.
+/// The name of a slice: a function of Service, family and ports.
 fn name(service: &Service, v6: bool, ports: &[(Arc<str>, Protocol, u16)]) -> Option<PodKey> {
     let mut hash = Sha256::new();
     hash.update([u8::from(v6)]);

@@ -1,4 +1,4 @@
-//! `nodeSelector` and the required node affinity. What else an affinity says is a scheduler's: the pod is on its node
+//! The required node affinity. Preferred and inter-pod affinities are for the scheduler: the pod is bound to its node
 //! already.
 
 use super::{
@@ -38,6 +38,7 @@ pub(super) fn required(
     Ok(Some(terms))
 }
 
+/// The list of a term in which a requirement stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Of {
     Labels,

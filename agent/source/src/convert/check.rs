@@ -1,4 +1,4 @@
-//! The formats of names and values that several objects share.
+//! Formats of names and values that several objects have in common.
 
 use super::field::{FieldError, FieldPath, shorten};
 use berth_core::quantity::Quantity;
@@ -57,7 +57,7 @@ pub(crate) fn port(at: &FieldPath<'_>, number: i32) -> Result<u16, FieldError> {
     }
 }
 
-/// An address.
+/// An IP address.
 pub(crate) fn address(at: &FieldPath<'_>, text: &str) -> Result<IpAddr, FieldError> {
     text.parse().ok().ok_or_else(|| at.error(format!("{:?} is no IP address", shorten(text))))
 }
@@ -72,7 +72,7 @@ pub(crate) fn quantity(at: &FieldPath<'_>, text: &str) -> Result<Quantity, Field
     Ok(quantity)
 }
 
-/// Relative and nowhere `..`: a path below something.
+/// A relative path without `..`.
 pub(crate) fn path_below(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError> {
     if path.starts_with('/') {
         return Err(at.error(format!("{:?} must be a relative path", shorten(path))));
@@ -80,7 +80,7 @@ pub(crate) fn path_below(at: &FieldPath<'_>, path: &str) -> Result<(), FieldErro
     no_parent(at, path)
 }
 
-/// Nowhere `..`.
+/// A path without `..`.
 pub(crate) fn no_parent(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError> {
     if path.contains('\0') {
         return Err(at.error("must not contain a NUL character"));
@@ -91,7 +91,7 @@ pub(crate) fn no_parent(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError
     Ok(())
 }
 
-/// A file of a volume made from keys: below the volume, and its name not one the volume itself uses (`..data`).
+/// The path of a file in a volume that is made from keys: relative, and not a name that the volume itself uses (`..data`).
 pub(crate) fn item_path(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError> {
     if path.is_empty() {
         return Err(at.error("is required"));

@@ -12,14 +12,14 @@ use berth_core::{
 use k8s_openapi::{api::core::v1 as api, apimachinery::pkg::api::resource};
 use std::collections::BTreeMap;
 
-/// Whose resources.
+/// The owner of requests and limits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum ResourceOwner {
     Container,
     Pod,
 }
 
-/// Requests and limits: names, amounts, no limit below its request, a missing request equal to its limit.
+/// Requests and limits. No limit may be below its request; a missing request equals its limit.
 pub(super) fn resources(
     at: &FieldPath<'_>,
     r: Option<&api::ResourceRequirements>,
@@ -58,7 +58,7 @@ pub(super) fn resources(
     Ok(Resources { requests, limits })
 }
 
-/// An amount by resource name, for overhead.
+/// Amounts by resource name.
 pub(super) fn list(
     at: &FieldPath<'_>,
     list: Option<&BTreeMap<String, resource::Quantity>>,
@@ -107,7 +107,7 @@ fn resource_name(at: &FieldPath<'_>, name: &str, owner: ResourceOwner) -> Result
     }
 }
 
-/// `resourceFieldRef`; a volume must say whose.
+/// `resourceFieldRef`. One in a volume must name the container.
 pub(super) fn field_ref(
     at: &FieldPath<'_>,
     r: &api::ResourceFieldSelector,

@@ -1,4 +1,4 @@
-//! A file's last good contents, ready to be shared.
+//! The objects of a file's last good version, shared by `Arc`.
 
 use super::first_seen::FirstSeen;
 use crate::{
@@ -13,19 +13,20 @@ use berth_core::{
 use serde_json::Value;
 use std::{collections::HashMap, hash::Hash, sync::Arc};
 
-/// See the module's page.
+/// The objects of one file.
 #[derive(Debug, Default, Clone)]
 pub(super) struct FileObjects {
-    /// Each pod with its document.
+    /// Each pod with the number of its document.
     pub(super) pods: Vec<(usize, Arc<DesiredPod>)>,
     pub(super) config_maps: Vec<Arc<KeyedData>>,
     pub(super) secrets: Vec<Arc<KeyedData>>,
     pub(super) services: Vec<Arc<DesiredService>>,
     pub(super) slices: Vec<Arc<EndpointSlice>>,
+    /// Errors that do not make the file bad.
     pub(super) warnings: Vec<ManifestError>,
 }
 
-/// The name of a ConfigMap or Secret.
+/// Namespace and name of a ConfigMap or Secret.
 pub(super) type DataKey = (Namespace, String);
 
 pub(super) fn data_key(object: &KeyedData) -> DataKey {
@@ -33,13 +34,17 @@ pub(super) fn data_key(object: &KeyedData) -> DataKey {
 }
 
 impl FileObjects {
-    /// Takes over what was read. What is as before keeps its `Arc`; when a pod or Service was first seen stays the
-    /// same, and is looked up and noted in `seen`.
-    pub(super) fn new(parsed: ParsedFile, before: Option<&FileObjects>, seen: &mut FirstSeen) -> FileObjects {
+    /// The objects of a parsed file. An object equal to the one before keeps its `Arc`. A pod or Service without a
+    /// creation time gets the time at which it was first seen, from `first_seen`.
+    pub(super) fn new(
+        parsed: ParsedFile,
+        before: Option<&FileObjects>,
+        first_seen: &mut FirstSeen,
+    ) -> FileObjects {
         let nothing = FileObjects::default();
         let before = before.unwrap_or(&nothing);
         let pod = |mut entry: PodEntry| {
-            first_seen(&mut entry, seen);
+            pod_created(&mut entry, first_seen);
             let made = DesiredPod { pod: Arc::new(entry.pod), raw: Arc::new(entry.raw), held: None };
             (entry.document, made)
         };
@@ -47,7 +52,7 @@ impl FileObjects {
         let old: Vec<Arc<DesiredPod>> = before.pods.iter().map(|(_, pod)| Arc::clone(pod)).collect();
         let pods = keep(pods, &old, |p| p.pod.key.clone());
         let service = |mut entry: ServiceEntry| {
-            service_first_seen(&mut entry, seen);
+            service_created(&mut entry, first_seen);
             DesiredService { service: Arc::new(entry.service), raw: Arc::new(entry.raw) }
         };
         let services: Vec<DesiredService> = parsed.services.into_iter().map(service).collect();
@@ -61,13 +66,13 @@ impl FileObjects {
         }
     }
 
-    /// The UIDs of its pods and Services.
+    /// The UIDs of the pods and Services.
     pub(super) fn uids(&self) -> impl Iterator<Item = &str> {
         let services = self.services.iter().map(|s| &*s.service.uid);
         self.pods.iter().map(|(_, p)| p.pod.uid.as_str()).chain(services)
     }
 
-    /// The contents as they are to be shown while the file is held for that reason.
+    /// The objects with every pod marked as held, for that reason.
     pub(super) fn held(&self, why: &str) -> FileObjects {
         let hold = |pod: &DesiredPod| Arc::new(DesiredPod { held: Some(why.to_owned()), ..pod.clone() });
         let pods = self.pods.iter().map(|(document, pod)| (*document, hold(pod))).collect();
@@ -75,7 +80,7 @@ impl FileObjects {
     }
 }
 
-/// Shares the objects; one that is as before stays the one from before.
+/// Shares the objects. An object equal to the one of its name before keeps the `Arc` from before.
 fn keep<T: PartialEq, K: Hash + Eq>(
     objects: Vec<T>,
     before: &[Arc<T>],
@@ -86,23 +91,23 @@ fn keep<T: PartialEq, K: Hash + Eq>(
     objects.into_iter().map(|object| same(&object).map_or_else(|| Arc::new(object), Arc::clone)).collect()
 }
 
-fn first_seen(entry: &mut PodEntry, seen: &mut FirstSeen) {
+fn pod_created(entry: &mut PodEntry, first_seen: &mut FirstSeen) {
     if !entry.created_given {
         let uid = entry.pod.uid.as_str().to_owned();
-        since(uid, &mut entry.pod.created, &mut entry.raw, seen);
+        set_created(uid, &mut entry.pod.created, &mut entry.raw, first_seen);
     }
 }
 
-fn service_first_seen(entry: &mut ServiceEntry, seen: &mut FirstSeen) {
+fn service_created(entry: &mut ServiceEntry, first_seen: &mut FirstSeen) {
     if !entry.created_given {
         let uid = entry.service.uid.to_string();
-        since(uid, &mut entry.service.created, &mut entry.raw, seen);
+        set_created(uid, &mut entry.service.created, &mut entry.raw, first_seen);
     }
 }
 
-/// An object that gives no time was made when it was first seen.
-fn since(uid: String, created: &mut Wall, raw: &mut Value, seen: &mut FirstSeen) {
-    let since = seen.since(uid, created.0);
+/// Sets the creation time of an object, in the model and in the JSON, to the time at which it was first seen.
+fn set_created(uid: String, created: &mut Wall, raw: &mut Value, first_seen: &mut FirstSeen) {
+    let since = first_seen.since(uid, created.0);
     if created.0 != since {
         *created = Wall(since);
         if let Some(time) = crate::status::time(Wall(since))

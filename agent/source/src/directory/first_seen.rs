@@ -1,66 +1,66 @@
-//! When each pod and Service that gives no creation time was first seen.
+//! The time at which each pod and Service without a creation time was first seen.
 
-use super::file_objects::FileObjects;
 use std::collections::BTreeMap;
 
 #[derive(Debug, Default)]
-struct First {
-    /// Nanoseconds since 1970; `None` where its manifest says itself when it was made.
+struct FirstSeenAt {
+    /// Nanoseconds since 1970; `None` if the manifest itself gives a creation time.
     at: Option<i64>,
-    /// How many objects of files have the UID.
+    /// The number of objects with the UID, over all files.
     holders: u32,
 }
 
-/// By UID. What no file has any more is forgotten at the end of the look, not before: it may have moved from one file
-/// to another.
+/// Times of the first sight by UID. A UID that no file has any more is forgotten at the end of a scan, not earlier: the
+/// object may have moved from one file to another.
 #[derive(Debug, Default)]
 pub(super) struct FirstSeen {
-    first: BTreeMap<String, First>,
-    doubtful: Vec<String>,
+    by_uid: BTreeMap<String, FirstSeenAt>,
+    /// UIDs that no file may have any more.
+    unheld: Vec<String>,
 }
 
 impl FirstSeen {
-    /// Takes over what is remembered.
-    pub(super) fn extend(&mut self, remembered: &BTreeMap<String, i64>) {
-        for (uid, at) in remembered {
-            self.first.entry(uid.clone()).or_default().at = Some(*at);
-            self.doubtful.push(uid.clone());
+    /// Adds the times that were saved before a restart.
+    pub(super) fn extend(&mut self, saved: &BTreeMap<String, i64>) {
+        for (uid, at) in saved {
+            self.by_uid.entry(uid.clone()).or_default().at = Some(*at);
+            self.unheld.push(uid.clone());
         }
     }
 
-    /// When the object was first seen, which is then if it was not yet.
+    /// The time at which the object was first seen: `then` for one that was not seen before.
     pub(super) fn since(&mut self, uid: String, then: i64) -> i64 {
-        *self.first.entry(uid).or_default().at.get_or_insert(then)
+        *self.by_uid.entry(uid).or_default().at.get_or_insert(then)
     }
 
-    /// What is known of the file's objects.
-    pub(super) fn of(&self, good: &FileObjects) -> BTreeMap<String, i64> {
-        good.uids().filter_map(|uid| Some((uid.to_owned(), self.first.get(uid)?.at?))).collect()
+    /// The times of those UIDs that have one.
+    pub(super) fn of<'a>(&self, uids: impl Iterator<Item = &'a str>) -> BTreeMap<String, i64> {
+        uids.filter_map(|uid| Some((uid.to_owned(), self.by_uid.get(uid)?.at?))).collect()
     }
 
-    /// A file has these contents.
-    pub(super) fn enter(&mut self, good: &FileObjects) {
-        for uid in good.uids() {
-            let first = self.first.entry(uid.to_owned()).or_default();
+    /// A file has objects with these UIDs now.
+    pub(super) fn enter<'a>(&mut self, uids: impl Iterator<Item = &'a str>) {
+        for uid in uids {
+            let first = self.by_uid.entry(uid.to_owned()).or_default();
             first.holders = first.holders.saturating_add(1);
         }
     }
 
-    /// A file had these contents.
-    pub(super) fn leave(&mut self, good: &FileObjects) {
-        for uid in good.uids() {
-            if let Some(first) = self.first.get_mut(uid) {
+    /// A file no longer has objects with these UIDs.
+    pub(super) fn leave<'a>(&mut self, uids: impl Iterator<Item = &'a str>) {
+        for uid in uids {
+            if let Some(first) = self.by_uid.get_mut(uid) {
                 first.holders = first.holders.saturating_sub(1);
-                self.doubtful.push(uid.to_owned());
+                self.unheld.push(uid.to_owned());
             }
         }
     }
 
-    /// Forgets what no file has.
-    pub(super) fn sweep(&mut self) {
-        for uid in std::mem::take(&mut self.doubtful) {
-            if self.first.get(&uid).is_some_and(|first| first.holders == 0) {
-                self.first.remove(&uid);
+    /// Forgets the UIDs that no file has.
+    pub(super) fn forget_unheld(&mut self) {
+        for uid in std::mem::take(&mut self.unheld) {
+            if self.by_uid.get(&uid).is_some_and(|first| first.holders == 0) {
+                self.by_uid.remove(&uid);
             }
         }
     }

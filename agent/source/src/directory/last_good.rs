@@ -1,8 +1,8 @@
-//! The last good contents of each manifest, so that a file that is bad when the agent starts holds its pods.
+//! The last good version of each manifest on disk, so that a file that is bad when the agent starts keeps its pods.
 //!
-//! One file per manifest, written to a temporary name and renamed: a line of JSON, then the manifest's bytes. A file
-//! that is torn or altered (its digest says so) is set aside as `<name>.torn`. The file `directory` says which
-//! directory all this is about. Secrets may be among it: the folder is 0700, the files 0600.
+//! One state file per manifest, replaced by rename: a line of JSON, then the manifest's bytes. A state file that is torn
+//! or altered, by its digest, is set aside as `<name>.torn`. The file `directory` names the directory to which all the
+//! others belong. Manifests may hold Secrets: the folder is 0700, the files 0600.
 
 use crate::{
     Error,
@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The format's version; another one is set aside like a torn file.
+/// Version of the format. A file of another version is set aside like a torn one.
 const VERSION: u32 = 1;
 
 /// A SHA-256 in hexadecimal.
@@ -26,12 +26,14 @@ pub(super) fn hash(bytes: &[u8]) -> ContentHash {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// What is known of one manifest.
+/// The last good version of one manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LastGood {
+    /// The contents of the manifest.
     pub(super) bytes: Vec<u8>,
+    /// Hash of `bytes`.
     pub(super) hash: ContentHash,
-    /// When each pod and Service (by UID) that gives no creation time was first seen, in nanoseconds since 1970.
+    /// The time at which each pod and Service without a creation time was first seen, by UID, in nanoseconds since 1970.
     pub(super) seen: BTreeMap<String, i64>,
 }
 
@@ -50,7 +52,7 @@ struct DirectoryFile {
     inode: u64,
 }
 
-/// The folder with all that.
+/// The folder of state files.
 #[derive(Debug)]
 pub(super) struct LastGoodStore {
     folder: PathBuf,
@@ -61,25 +63,25 @@ impl LastGoodStore {
         LastGoodStore { folder }
     }
 
-    /// Everything that is remembered about that directory, and its inode. What is remembered about another directory
-    /// does not count.
+    /// Reads the state of the directory: the last good versions by file name, and the inode of the directory. State of
+    /// another directory does not count.
     pub(super) fn load(&self, dir: &Path) -> (BTreeMap<String, LastGood>, Option<u64>) {
         let mut found = BTreeMap::new();
-        let about = self.folder.join("directory");
-        let inode = match fs::read(&about) {
+        let directory = self.folder.join("directory");
+        let inode = match fs::read(&directory) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => {
-                tracing::warn!(path = %about.display(), error = %e, "what is remembered of manifests cannot be read");
+                tracing::warn!(path = %directory.display(), error = %e, "cannot read the saved state of the manifest directory: manifests that are bad now have no last good version");
                 None
             }
             Ok(bytes) => match serde_json::from_slice::<DirectoryFile>(&bytes) {
                 Ok(d) if d.version == VERSION && d.path == dir => Some(d.inode),
                 Ok(d) if d.version == VERSION => {
-                    tracing::info!(before = %d.path.display(), now = %dir.display(), "another manifest directory than before");
+                    tracing::info!(before = %d.path.display(), now = %dir.display(), "the manifest directory is configured to another path: the saved state of the former one is dropped");
                     return (found, None);
                 }
                 Ok(_) | Err(_) => {
-                    set_aside(&about);
+                    set_aside(&directory);
                     None
                 }
             },
@@ -103,32 +105,32 @@ impl LastGoodStore {
         (found, inode)
     }
 
-    /// Writes the manifest's last good contents.
-    pub(super) fn keep(&self, name: &str, remembered: &LastGood) -> Result<(), Error> {
+    /// Writes the last good version of a manifest.
+    pub(super) fn save(&self, name: &str, last_good: &LastGood) -> Result<(), Error> {
         let header = Header {
             version: VERSION,
             name: name.to_owned(),
-            sha256: remembered.hash.clone(),
-            seen: remembered.seen.clone(),
+            sha256: last_good.hash.clone(),
+            seen: last_good.seen.clone(),
         };
         let path = self.path(name);
-        let fail = |source| Error::Remember { path: path.clone(), source };
+        let fail = |source| Error::State { path: path.clone(), source };
         let mut bytes = serde_json::to_vec(&header).map_err(|e| fail(e.into()))?;
         bytes.push(b'\n');
-        bytes.extend_from_slice(&remembered.bytes);
+        bytes.extend_from_slice(&last_good.bytes);
         replace(&path, &bytes).map_err(fail)
     }
 
-    /// The manifest is gone.
+    /// Removes the last good version of a manifest that is gone.
     pub(super) fn forget(&self, name: &str) -> Result<(), Error> {
         let path = self.path(name);
-        berth_sys::fs::remove_if_there(&path).map_err(|source| Error::Remember { path, source })
+        berth_sys::fs::remove_if_there(&path).map_err(|source| Error::State { path, source })
     }
 
-    /// This directory is the one that all the rest is about. Manifests of another one are forgotten.
-    pub(super) fn about(&self, dir: &Path, inode: u64, names: &[&str]) -> Result<(), Error> {
+    /// Writes which directory the state belongs to, and removes the state of manifests other than those named.
+    pub(super) fn save_directory(&self, dir: &Path, inode: u64, names: &[&str]) -> Result<(), Error> {
         let path = self.folder.join("directory");
-        let fail = |source| Error::Remember { path: path.clone(), source };
+        let fail = |source| Error::State { path: path.clone(), source };
         let file = DirectoryFile { version: VERSION, path: dir.to_owned(), inode };
         let bytes = serde_json::to_vec(&file).map_err(|e| fail(e.into()))?;
         replace(&path, &bytes).map_err(fail)?;
@@ -160,52 +162,56 @@ fn parse(bytes: &[u8]) -> Option<(String, LastGood)> {
 mod tests {
     use super::*;
 
-    fn remembered(text: &str) -> LastGood {
+    fn version(text: &str) -> LastGood {
         LastGood { bytes: text.into(), hash: hash(text.as_bytes()), seen: [("u".to_owned(), 5)].into() }
     }
 
     #[test]
-    fn what_is_kept_is_loaded() {
+    fn saved_versions_are_loaded_again() {
         let folder = tempfile::tempdir().unwrap();
-        let memory = LastGoodStore::new(folder.path().join("state"));
-        memory.keep("a.yaml", &remembered("one\ntwo")).unwrap();
-        memory.keep("b.yaml", &remembered("")).unwrap();
-        memory.keep("a.yaml", &remembered("three")).unwrap();
-        memory.about(Path::new("/m"), 42, &["a.yaml", "b.yaml"]).unwrap();
-        let (found, inode) = memory.load(Path::new("/m"));
+        let store = LastGoodStore::new(folder.path().join("state"));
+        store.save("a.yaml", &version("one\ntwo")).unwrap();
+        store.save("b.yaml", &version("")).unwrap();
+        store.save("a.yaml", &version("three")).unwrap();
+        store.save_directory(Path::new("/m"), 42, &["a.yaml", "b.yaml"]).unwrap();
+        let (found, inode) = store.load(Path::new("/m"));
         assert_eq!(inode, Some(42));
         assert_eq!(found.len(), 2);
-        assert_eq!(found["a.yaml"], remembered("three"));
-        memory.forget("a.yaml").unwrap();
-        memory.forget("a.yaml").unwrap();
-        assert_eq!(memory.load(Path::new("/m")).0.len(), 1);
-        assert_eq!(memory.load(Path::new("/other")), (BTreeMap::new(), None), "another directory's memory");
+        assert_eq!(found["a.yaml"], version("three"));
+        store.forget("a.yaml").unwrap();
+        store.forget("a.yaml").unwrap();
+        assert_eq!(store.load(Path::new("/m")).0.len(), 1);
+        assert_eq!(
+            store.load(Path::new("/other")),
+            (BTreeMap::new(), None),
+            "the state of another directory"
+        );
     }
 
     #[test]
     fn a_torn_file_is_set_aside_at_any_length() {
         let folder = tempfile::tempdir().unwrap();
-        let memory = LastGoodStore::new(folder.path().to_owned());
-        memory.keep("a.yaml", &remembered("contents")).unwrap();
-        let path = memory.path("a.yaml");
+        let store = LastGoodStore::new(folder.path().to_owned());
+        store.save("a.yaml", &version("contents")).unwrap();
+        let path = store.path("a.yaml");
         let whole = fs::read(&path).unwrap();
         for length in 0..whole.len() {
             fs::write(&path, &whole[..length]).unwrap();
-            assert!(memory.load(Path::new("/m")).0.is_empty(), "cut at {length}");
+            assert!(store.load(Path::new("/m")).0.is_empty(), "cut at {length}");
             assert!(!path.exists());
         }
         fs::write(&path, &whole).unwrap();
-        assert_eq!(memory.load(Path::new("/m")).0.len(), 1);
+        assert_eq!(store.load(Path::new("/m")).0.len(), 1);
     }
 
     #[test]
-    fn nobody_else_can_read_it() {
+    fn state_files_are_readable_by_root_alone() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
-        let memory = LastGoodStore::new(folder.path().join("state"));
-        memory.keep("a.yaml", &remembered("secret")).unwrap();
+        let store = LastGoodStore::new(folder.path().join("state"));
+        store.save("a.yaml", &version("secret")).unwrap();
         let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&memory.path("a.yaml")), 0o600);
+        assert_eq!(mode(&store.path("a.yaml")), 0o600);
         assert_eq!(mode(&folder.path().join("state")), 0o700);
     }
 }

@@ -1,5 +1,5 @@
-//! One look at the directory and at its files. Everything goes through one open descriptor, so that all names of a
-//! look belong to one directory even while it is being replaced.
+//! Listing the directory and reading its files. Both go through one open descriptor, so that all names of a scan belong
+//! to one directory even while it is being replaced.
 
 use crate::manifest::{MAX_FILE_BYTES, Mode};
 use std::{
@@ -13,14 +13,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Which directory it is.
+/// Identity of a file or directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FileId {
     pub(super) device: u64,
     pub(super) inode: u64,
 }
 
-/// What changes when a file's content does.
+/// Stamp of a file, which changes whenever its content does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     identity: FileId,
@@ -39,33 +39,33 @@ impl Stamp {
         }
     }
 
-    /// Nanoseconds since 1970 of the last change of content.
+    /// The time of the last change of content, in nanoseconds since 1970.
     pub(super) fn modified_nanos(&self) -> i64 {
         self.modified.0.saturating_mul(1_000_000_000).saturating_add(self.modified.1)
     }
 }
 
-/// The manifest files of one look; `None` where one cannot be looked at.
+/// The manifest files of one listing, with their stamps; `None` for a file that cannot be examined.
 pub(super) type Files = BTreeMap<String, Option<Stamp>>;
 
-/// What one look found.
+/// Result of listing the directory.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     pub(super) files: Files,
     /// Names that are not UTF-8.
-    pub(super) odd: Vec<PathBuf>,
-    /// Whether a manifest is a link, or one name of several: what happens to another name may change it.
+    pub(super) not_utf8: Vec<PathBuf>,
+    /// A manifest is a link, or one name of several: a change of another name may change it.
     pub(super) linked: bool,
 }
 
-/// What stands at one name.
+/// The kind of file at one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NameState {
-    /// Nothing that counts: no name, or no regular file.
+    /// No file, or none that is read: a FIFO, a device.
     Absent,
-    /// A plain file with one name; `None` where it cannot be looked at.
+    /// A plain file with one name; `None` if it cannot be examined.
     Plain(Option<Stamp>),
-    /// Something that other names lead to, or that leads to others: a link, one name of several, a directory.
+    /// A file that depends on other names, or on which others depend: a link, one name of several, a directory.
     Linked,
 }
 
@@ -76,7 +76,7 @@ pub(super) struct OpenDir {
 }
 
 impl OpenDir {
-    /// Opens it; something else than a directory is an error.
+    /// Opens the directory; anything but a directory is an error.
     pub(super) fn open(dir: &Path) -> io::Result<OpenDir> {
         let handle = OpenOptions::new()
             .read(true)
@@ -86,25 +86,25 @@ impl OpenDir {
         Ok(OpenDir { identity: FileId { device: meta.dev(), inode: meta.ino() }, handle })
     }
 
-    /// A path to the directory that stays right wherever it is moved, as long as this value lives.
+    /// A path to the directory that stays valid wherever the directory is moved, as long as this value lives.
     pub(super) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.handle.as_raw_fd()))
     }
 
-    /// Whether the directory's path still leads to it.
+    /// Whether `dir` still leads to this directory.
     pub(super) fn is_at(&self, dir: &Path) -> bool {
         fs::metadata(dir).is_ok_and(|meta| FileId { device: meta.dev(), inode: meta.ino() } == self.identity)
     }
 
-    /// The manifest files by name, in order; `None` where one cannot be looked at (a dangling link, say). Names that
-    /// are not UTF-8 come back apart. Anything but regular files, links followed, is passed over.
+    /// Lists the manifest files. Links are followed; a dangling one is listed without a stamp. Files other than regular
+    /// ones are skipped.
     pub(super) fn files(&self, mode: Mode) -> io::Result<Listing> {
         let mut found = Listing::default();
         for entry in fs::read_dir(self.path())? {
             let entry = entry?;
             let name = entry.file_name();
             let Some(text) = name.to_str() else {
-                found.odd.push(PathBuf::from(name));
+                found.not_utf8.push(PathBuf::from(name));
                 continue;
             };
             if !is_manifest(text, mode) {
@@ -117,7 +117,7 @@ impl OpenDir {
                     found.files.insert(text.to_owned(), Some(Stamp::of(&meta)));
                 }
                 Ok(_) => {}
-                // Gone since it was listed; a dangling link is still there.
+                // Removed since it was listed, unlike a dangling link.
                 Err(e) if e.kind() == io::ErrorKind::NotFound && !self.is_link(text) => {}
                 Err(_) => {
                     found.files.insert(text.to_owned(), None);
@@ -127,7 +127,7 @@ impl OpenDir {
         Ok(found)
     }
 
-    /// What stands at one name now.
+    /// The kind of file at one name now.
     pub(super) fn entry(&self, name: &str) -> NameState {
         match fs::symlink_metadata(self.path().join(name)) {
             Ok(meta) if meta.is_symlink() || meta.is_dir() || meta.nlink() > 1 => NameState::Linked,
@@ -142,26 +142,26 @@ impl OpenDir {
         fs::symlink_metadata(self.path().join(name)).is_ok_and(|m| m.file_type().is_symlink())
     }
 
-    /// Whether the name is a plain file with one name: one that was just created and is being written. Links appear
-    /// complete.
+    /// Whether the name is a plain file with one name. Just created, such a file is still being written, whereas a link
+    /// appears complete.
     pub(super) fn is_fresh_file(&self, name: &str) -> bool {
         fs::symlink_metadata(self.path().join(name)).is_ok_and(|m| m.is_file() && m.nlink() == 1)
     }
 
-    /// Whether all of its writers have closed the file. `false` where that cannot be known.
+    /// Whether all writers have closed the file; false if unknown.
     pub(super) fn is_complete(&self, name: &str) -> bool {
         self.open_file(name).is_ok_and(berth_sys::fs::nobody_writes)
     }
 
-    /// Without O_NONBLOCK a file that became a FIFO since it was listed would hold up everything.
     fn open_file(&self, name: &str) -> io::Result<File> {
+        // Without O_NONBLOCK, opening a file that was replaced by a FIFO would block.
         OpenOptions::new()
             .read(true)
             .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC)
             .open(self.path().join(name))
     }
 
-    /// The file's bytes and their stamp; `None` for the stamp where the file changed while it was read.
+    /// The bytes of a file and their stamp, which is `None` if the file changed while it was read.
     pub(super) fn read(&self, name: &str) -> io::Result<(Vec<u8>, Option<Stamp>)> {
         let mut file = self.open_file(name)?;
         let before = file.metadata()?;
@@ -181,7 +181,7 @@ impl OpenDir {
     }
 }
 
-/// Which names are manifests: by extension, and for static pods all but dot files.
+/// Whether a name is that of a manifest: by its extension, and for static pods any name. Dot files never are.
 pub(super) fn is_manifest(name: &str, mode: Mode) -> bool {
     if name.starts_with('.') {
         return false;

@@ -1,20 +1,20 @@
-//! Whether a look at the directory is to be believed. Pure.
+//! Whether a listing of the directory is accepted as complete, so that pods without a manifest may be ended. Pure.
 //!
-//! A directory that cannot be read says nothing. A directory that is another one than before (another device or
-//! inode) may be the empty mount point under a volume that went away, or a new tree that is still being filled, or a
-//! finished one that was moved into place. So a replacement is believed only when it holds a manifest and has looked
-//! the same for [`ListingGuard::settle`]; an empty one is never believed while there is something to lose. The directory
-//! from before, back again, is believed at once. Where nothing is known that could be lost, any directory is believed.
+//! An unreadable directory has no listing. A directory other than the one before (another device or inode) may be the
+//! empty mount point under a volume that went away, a new tree that is still being filled, or a finished one that was
+//! moved into place. So a replacement is accepted only once it holds a manifest and stayed unchanged for
+//! [`ListingGuard::settle`]. An empty replacement is never accepted while objects could be lost by it. The directory from
+//! before is accepted at once when it is back. With no objects to lose, any directory is accepted.
 
 use super::listing::{FileId, Files};
 use std::time::{Duration, Instant};
 
-/// The directory that was believed last.
+/// The directory whose listing was accepted last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum KnownDirectory {
-    /// Seen by this process.
+    /// Accepted by this process.
     Exactly(FileId),
-    /// From before a restart: device numbers may have changed since, inode numbers have not.
+    /// Accepted before a restart. Device numbers may have changed since, inode numbers have not.
     Inode(u64),
 }
 
@@ -27,7 +27,7 @@ impl KnownDirectory {
     }
 }
 
-/// A replacement that is watched until it is believed.
+/// A replacement that has yet to stay unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Replacement {
     identity: FileId,
@@ -35,48 +35,50 @@ struct Replacement {
     since: Instant,
 }
 
-/// The verdict.
+/// Result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ListingVerdict {
-    /// What the directory holds is all there is.
+    /// The listing is complete.
     Listed,
-    /// It says nothing for now.
+    /// The listing does not count for now.
     NotListed {
+        /// Why, for people.
         reason: String,
-        /// When to look again, beside at events.
+        /// Time until the next check, if it need not wait for an event.
         again: Option<Duration>,
     },
 }
 
-/// Remembers what was believed.
+/// Guard that keeps pods from being ended by a missing, unreadable or replaced directory.
 #[derive(Debug)]
 pub(super) struct ListingGuard {
-    known: Option<KnownDirectory>,
+    accepted: Option<KnownDirectory>,
     candidate: Option<Replacement>,
+    /// How long a replacement must stay unchanged.
     settle: Duration,
 }
 
 impl ListingGuard {
-    pub(super) fn new(known: Option<KnownDirectory>, settle: Duration) -> ListingGuard {
-        ListingGuard { known, candidate: None, settle }
+    pub(super) fn new(accepted: Option<KnownDirectory>, settle: Duration) -> ListingGuard {
+        ListingGuard { accepted, candidate: None, settle }
     }
 
-    /// The directory could not be read: a replacement that was being watched starts anew.
+    /// The directory could not be read. A replacement has to stay unchanged from its next listing on.
     pub(super) fn unreadable(&mut self) {
         self.candidate = None;
     }
 
-    /// One look: the directory, its manifest files, and whether there is anything to lose.
-    pub(super) fn look(
+    /// Checks a listing: the directory, its manifest files, and whether there are objects to lose.
+    pub(super) fn check(
         &mut self,
         identity: FileId,
         files: &Files,
-        something_to_lose: bool,
+        objects_to_lose: bool,
         now: Instant,
     ) -> ListingVerdict {
-        let same = self.known.is_none_or(|known| known.is(identity));
-        if same || !something_to_lose {
-            return self.believe(identity);
+        let same = self.accepted.is_none_or(|accepted| accepted.is(identity));
+        if same || !objects_to_lose {
+            return self.accept(identity);
         }
         if files.is_empty() {
             self.candidate = None;
@@ -92,7 +94,7 @@ impl ListingGuard {
         };
         let waited = now.saturating_duration_since(since);
         if waited >= self.settle {
-            return self.believe(identity);
+            return self.accept(identity);
         }
         self.candidate = Some(Replacement { identity, files: files.clone(), since });
         ListingVerdict::NotListed {
@@ -102,8 +104,8 @@ impl ListingGuard {
         }
     }
 
-    fn believe(&mut self, identity: FileId) -> ListingVerdict {
-        self.known = Some(KnownDirectory::Exactly(identity));
+    fn accept(&mut self, identity: FileId) -> ListingVerdict {
+        self.accepted = Some(KnownDirectory::Exactly(identity));
         self.candidate = None;
         ListingVerdict::Listed
     }
@@ -126,56 +128,59 @@ mod tests {
     }
 
     #[test]
-    fn the_same_directory_is_believed_also_when_empty() {
-        let mut judge = ListingGuard::new(None, SETTLE);
+    fn the_same_directory_is_accepted_also_when_empty() {
+        let mut guard = ListingGuard::new(None, SETTLE);
         let now = Instant::now();
-        assert!(listed(&judge.look(A, &files(&["a"]), true, now)));
-        assert!(listed(&judge.look(A, &files(&[]), true, now)));
+        assert!(listed(&guard.check(A, &files(&["a"]), true, now)));
+        assert!(listed(&guard.check(A, &files(&[]), true, now)));
     }
 
     #[test]
-    fn an_empty_replacement_is_never_believed() {
-        let mut judge = ListingGuard::new(Some(KnownDirectory::Exactly(A)), SETTLE);
+    fn an_empty_replacement_is_never_accepted() {
+        let mut guard = ListingGuard::new(Some(KnownDirectory::Exactly(A)), SETTLE);
         let now = Instant::now();
         for minutes in 0..60 {
-            assert!(!listed(&judge.look(B, &files(&[]), true, now + Duration::from_secs(60 * minutes))));
+            assert!(!listed(&guard.check(B, &files(&[]), true, now + Duration::from_secs(60 * minutes))));
         }
-        assert!(listed(&judge.look(A, &files(&[]), true, now)), "the old one is back");
-        assert!(listed(&judge.look(B, &files(&[]), false, now)), "nothing to lose");
+        assert!(listed(&guard.check(A, &files(&[]), true, now)), "the old one is back");
+        assert!(listed(&guard.check(B, &files(&[]), false, now)), "nothing to lose");
     }
 
     #[test]
-    fn a_replacement_is_believed_after_it_stayed_the_same() {
-        let mut judge = ListingGuard::new(Some(KnownDirectory::Exactly(A)), SETTLE);
+    fn a_replacement_is_accepted_after_it_stayed_the_same() {
+        let mut guard = ListingGuard::new(Some(KnownDirectory::Exactly(A)), SETTLE);
         let now = Instant::now();
-        assert!(!listed(&judge.look(B, &files(&["a"]), true, now)));
+        assert!(!listed(&guard.check(B, &files(&["a"]), true, now)));
         let almost = now + Duration::from_millis(900);
-        assert!(!listed(&judge.look(B, &files(&["a", "b"]), true, almost)), "it grew: counted anew");
-        assert!(!listed(&judge.look(B, &files(&["a", "b"]), true, almost + SETTLE / 2)));
-        assert!(listed(&judge.look(B, &files(&["a", "b"]), true, almost + SETTLE)));
-        assert!(listed(&judge.look(B, &files(&[]), true, almost + SETTLE)), "now it is the directory");
+        assert!(
+            !listed(&guard.check(B, &files(&["a", "b"]), true, almost)),
+            "it grew: the time starts again"
+        );
+        assert!(!listed(&guard.check(B, &files(&["a", "b"]), true, almost + SETTLE / 2)));
+        assert!(listed(&guard.check(B, &files(&["a", "b"]), true, almost + SETTLE)));
+        assert!(listed(&guard.check(B, &files(&[]), true, almost + SETTLE)), "now it is the directory");
     }
 
     #[test]
-    fn a_replacement_that_goes_away_in_between_starts_anew() {
-        let mut judge = ListingGuard::new(Some(KnownDirectory::Exactly(A)), SETTLE);
+    fn a_replacement_that_goes_away_in_between_has_to_stay_the_same_again() {
+        let mut guard = ListingGuard::new(Some(KnownDirectory::Exactly(A)), SETTLE);
         let now = Instant::now();
-        assert!(!listed(&judge.look(B, &files(&["a"]), true, now)));
-        judge.unreadable();
-        assert!(!listed(&judge.look(B, &files(&["a"]), true, now + 2 * SETTLE)));
+        assert!(!listed(&guard.check(B, &files(&["a"]), true, now)));
+        guard.unreadable();
+        assert!(!listed(&guard.check(B, &files(&["a"]), true, now + 2 * SETTLE)));
     }
 
     #[test]
-    fn over_a_restart_the_inode_decides() {
+    fn after_a_restart_the_inode_identifies_the_directory() {
         let other_device = FileId { device: 7, ..A };
         let now = Instant::now();
-        assert!(listed(&ListingGuard::new(Some(KnownDirectory::Inode(10)), SETTLE).look(
+        assert!(listed(&ListingGuard::new(Some(KnownDirectory::Inode(10)), SETTLE).check(
             other_device,
             &files(&[]),
             true,
             now
         )));
-        assert!(!listed(&ListingGuard::new(Some(KnownDirectory::Inode(10)), SETTLE).look(
+        assert!(!listed(&ListingGuard::new(Some(KnownDirectory::Inode(10)), SETTLE).check(
             B,
             &files(&[]),
             true,

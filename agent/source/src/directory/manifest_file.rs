@@ -1,4 +1,4 @@
-//! One manifest file: what it holds, what it held when it was last good, and how it is shown.
+//! One manifest file: its current problem, its last good objects, and how they are shown.
 
 use super::{
     file_objects::FileObjects,
@@ -12,23 +12,26 @@ use crate::{
 };
 use std::{panic::AssertUnwindSafe, path::Path, sync::Arc};
 
-/// See the module's page.
+/// State of one manifest file.
 #[derive(Default)]
 pub(super) struct ManifestFile {
-    /// What was last read, good or bad.
+    /// Stamp of the version that was last read, good or bad.
     pub(super) stamp: Option<Stamp>,
-    /// The content that was last read.
+    /// Hash of the bytes that were last read.
     hash: Option<ContentHash>,
+    /// The objects of the last good version.
     pub(super) good: Option<Arc<FileObjects>>,
-    /// From before the restart, as long as nothing good was read since.
-    pub(super) remembered: Option<LastGood>,
+    /// The last good version from before the restart, until a good version is read.
+    pub(super) saved: Option<LastGood>,
+    /// Why the current version is bad.
     pub(super) problem: Option<ManifestError>,
-    /// Good contents that still have to be written to disk.
-    pub(super) to_keep: Option<LastGood>,
+    /// A good version that has yet to be written to disk.
+    pub(super) unsaved: Option<LastGood>,
+    /// The last result of [`ManifestFile::shown`] for a held file.
     held: Option<HeldObjects>,
 }
 
-/// The contents as they are shown while the file is held.
+/// The objects as they are shown while the file is held.
 struct HeldObjects {
     why: String,
     of: Arc<FileObjects>,
@@ -36,17 +39,17 @@ struct HeldObjects {
 }
 
 impl ManifestFile {
-    /// A file that is known from before the restart.
-    pub(super) fn known(remembered: LastGood) -> ManifestFile {
-        ManifestFile { remembered: Some(remembered), ..ManifestFile::default() }
+    /// A file of which a good version is known from before the restart.
+    pub(super) fn saved(saved: LastGood) -> ManifestFile {
+        ManifestFile { saved: Some(saved), ..ManifestFile::default() }
     }
 
-    /// Whether nothing of it was read by this process.
+    /// Whether this process has not read the file yet.
     pub(super) fn unread(&self) -> bool {
         self.stamp.is_none() && self.hash.is_none()
     }
 
-    /// Takes in what the file holds now.
+    /// Parses the current bytes of the file.
     pub(super) fn read(&mut self, path: &Path, bytes: &[u8], ctx: &ManifestContext, seen: &mut FirstSeen) {
         let hash = last_good::hash(bytes);
         if self.hash.as_ref() == Some(&hash) {
@@ -56,24 +59,24 @@ impl ManifestFile {
             Ok(parsed) => {
                 let (pods, first) = (parsed.pods.len(), self.good.is_none());
                 let good = FileObjects::new(parsed, self.good.as_deref(), seen);
-                let keep = LastGood { bytes: bytes.to_vec(), hash: hash.clone(), seen: seen.of(&good) };
-                if self.remembered.as_ref() != Some(&keep) {
-                    self.to_keep = Some(keep);
+                let keep = LastGood { bytes: bytes.to_vec(), hash: hash.clone(), seen: seen.of(good.uids()) };
+                if self.saved.as_ref() != Some(&keep) {
+                    self.unsaved = Some(keep);
                 }
-                self.become_good(good, seen);
-                self.remembered = None;
+                self.set_good(good, seen);
+                self.saved = None;
                 self.problem = None;
                 tracing::info!(file = %path.display(), pods, first, "manifest read");
             }
             Err(problem) => {
                 self.bad(path, problem);
-                self.recall(path, ctx, seen);
+                self.restore(path, ctx, seen);
             }
         }
         self.hash = Some(hash);
     }
 
-    /// The file cannot be read.
+    /// Takes note that the file cannot be read.
     pub(super) fn unreadable(
         &mut self,
         path: &Path,
@@ -85,42 +88,42 @@ impl ManifestFile {
         let reason = format!("cannot be read: {error}");
         let problem = ManifestError { file: path.to_owned(), document: None, field: None, reason };
         self.bad(path, problem);
-        self.recall(path, ctx, seen);
+        self.restore(path, ctx, seen);
     }
 
     fn bad(&mut self, path: &Path, problem: ManifestError) {
         if self.problem.as_ref() != Some(&problem) {
-            tracing::warn!(file = %path.display(), error = %problem, "manifest is bad; what it held before stays");
+            tracing::warn!(file = %path.display(), error = %problem, "manifest rejected: the objects of its last good version stay; correct the file");
             self.problem = Some(problem);
         }
     }
 
-    /// Without anything good from this run, what is remembered from before the restart counts.
-    pub(super) fn recall(&mut self, path: &Path, ctx: &ManifestContext, seen: &mut FirstSeen) {
+    /// Falls back to the good version from before the restart, if this process has read no good version.
+    pub(super) fn restore(&mut self, path: &Path, ctx: &ManifestContext, seen: &mut FirstSeen) {
         if self.good.is_some() {
             return;
         }
-        let Some(remembered) = self.remembered.take() else { return };
-        seen.extend(&remembered.seen);
-        match parse(path, &remembered.bytes, ctx) {
+        let Some(saved) = self.saved.take() else { return };
+        seen.extend(&saved.seen);
+        match parse(path, &saved.bytes, ctx) {
             Ok(parsed) => {
                 let good = FileObjects::new(parsed, None, seen);
-                self.become_good(good, seen);
+                self.set_good(good, seen);
             }
             Err(e) => {
-                tracing::error!(file = %path.display(), error = %e, "its remembered contents are not valid any more")
+                tracing::error!(file = %path.display(), error = %e, "cannot use the saved last good version of the manifest: this version of Berth does not accept it")
             }
         }
     }
 
-    fn become_good(&mut self, good: FileObjects, seen: &mut FirstSeen) {
-        seen.enter(&good);
+    fn set_good(&mut self, good: FileObjects, seen: &mut FirstSeen) {
+        seen.enter(good.uids());
         if let Some(before) = self.good.replace(Arc::new(good)) {
-            seen.leave(&before);
+            seen.leave(before.uids());
         }
     }
 
-    /// The contents as they are to be shown: held where the directory or the file is bad.
+    /// The objects as they are shown: held while the directory or the file is bad.
     pub(super) fn shown(&mut self, directory: Option<&str>) -> Option<Arc<FileObjects>> {
         let good = self.good.as_ref()?;
         let why = directory.map(str::to_owned).or_else(|| self.problem.as_ref().map(ToString::to_string));
@@ -137,7 +140,7 @@ impl ManifestFile {
     }
 }
 
-/// A panic on one file is that file's failure alone.
+/// Parses a file. A panic of the parser makes that one file bad and leaves the others alone.
 fn parse(path: &Path, bytes: &[u8], ctx: &ManifestContext) -> Result<ParsedFile, ManifestError> {
     std::panic::catch_unwind(AssertUnwindSafe(|| manifest::parse_file(path, bytes, ctx))).unwrap_or_else(
         |_| {

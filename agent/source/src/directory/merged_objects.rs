@@ -1,5 +1,5 @@
-//! From files to one set of objects. Pure: the files in order of their names, the first to define something wins. A
-//! change of a file costs what the file holds and what else has the same names.
+//! The objects of all files, merged into one set. Pure: of several objects with one name, that of the first file by name
+//! has it. A change of a file costs what the file holds and what else has the same names.
 
 use super::{
     file_objects::{DataKey, FileObjects, data_key},
@@ -17,45 +17,45 @@ use std::{
     sync::Arc,
 };
 
-/// What all files together hold.
+/// The objects of all files together.
 #[derive(Debug, Default, Clone)]
 pub(super) struct MergedObjects {
     pub(super) pods: Arc<BTreeMap<PodUid, Arc<DesiredPod>>>,
     pub(super) objects: Arc<Objects>,
-    /// As the manifests have them.
+    /// The Services as the manifests have them, without assigned addresses.
     pub(super) services: Shared<DesiredService>,
     pub(super) slices: Shared<EndpointSlice>,
 }
 
 type Pod = (usize, Arc<DesiredPod>);
 
-/// The files as they are shown, and what follows from them.
+/// The objects of the files by name, and the merged set that follows from them.
 #[derive(Debug)]
 pub(super) struct ObjectIndex {
     files: BTreeMap<Arc<str>, Arc<FileObjects>>,
     pods: NameIndex<PodKey, Pod>,
-    /// The pods that won their names; the first to have a UID wins that.
+    /// The pods that have their names, by UID: the first one has the UID.
     uids: NameIndex<PodUid, Pod>,
-    /// Where in `uids` the pod that won a name stands.
-    won: BTreeMap<PodKey, (PodUid, ObjectPlace)>,
+    /// The UID and the place in `uids` of the pod that has a name.
+    named: BTreeMap<PodKey, (PodUid, ObjectPlace)>,
     config_maps: NameIndex<DataKey, Arc<KeyedData>>,
     secrets: NameIndex<DataKey, Arc<KeyedData>>,
     services: NameIndex<PodKey, Arc<DesiredService>>,
     slices: NameIndex<PodKey, Arc<EndpointSlice>>,
     errors: Errors,
-    whole: MergedObjects,
+    merged: MergedObjects,
 }
 
-/// Shows the winners of names in the set of what is there.
-fn settle_named<T: Keyed>(
+/// Puts the objects that have their names into the set.
+fn settle_kind<T: Keyed>(
     what: &str,
-    claims: &mut NameIndex<PodKey, Arc<T>>,
+    index: &mut NameIndex<PodKey, Arc<T>>,
     errors: &mut Errors,
     set: &mut Shared<T>,
 ) {
-    claims.settle(|key, claims| {
-        errors.twice(what, key, claims, |_| None);
-        match claims.first() {
+    index.settle(|key, objects| {
+        errors.add_defined_again(what, key, objects, |_| None);
+        match objects.first() {
             None => set.remove(key),
             Some((_, now)) if set.get(key).is_some_and(|old| Arc::ptr_eq(old, now)) => {}
             Some((_, now)) => set.put(Arc::clone(now)),
@@ -64,24 +64,24 @@ fn settle_named<T: Keyed>(
 }
 
 impl ObjectIndex {
-    /// Of an empty directory.
+    /// The index of an empty directory.
     pub(super) fn new(dir: PathBuf) -> ObjectIndex {
         ObjectIndex {
             errors: Errors { dir, by: BTreeMap::new() },
             files: BTreeMap::new(),
             pods: NameIndex::default(),
             uids: NameIndex::default(),
-            won: BTreeMap::new(),
+            named: BTreeMap::new(),
             config_maps: NameIndex::default(),
             secrets: NameIndex::default(),
             services: NameIndex::default(),
             slices: NameIndex::default(),
-            whole: MergedObjects::default(),
+            merged: MergedObjects::default(),
         }
     }
 
-    /// A file is to be shown like this now; with neither contents nor problem it is not there. Nothing follows from it
-    /// before [`ObjectIndex::settle`].
+    /// Takes the objects and the problem of a file; one with neither is gone. The merged set follows at
+    /// [`ObjectIndex::settle`].
     pub(super) fn update(
         &mut self,
         name: &str,
@@ -123,68 +123,68 @@ impl ObjectIndex {
         part.enter(&mut self.slices, &before.slices, &now.slices, key, Arc::ptr_eq);
     }
 
-    /// Everything together, after the files that were updated.
+    /// The merged set, with all updates in it.
     pub(super) fn settle(&mut self) -> &MergedObjects {
         self.settle_pods();
         self.settle_objects();
-        let ObjectIndex { errors, whole, .. } = self;
-        settle_named("Service", &mut self.services, errors, &mut whole.services);
-        settle_named("EndpointSlice", &mut self.slices, errors, &mut whole.slices);
-        whole
+        let ObjectIndex { errors, merged, .. } = self;
+        settle_kind("Service", &mut self.services, errors, &mut merged.services);
+        settle_kind("EndpointSlice", &mut self.slices, errors, &mut merged.slices);
+        merged
     }
 
-    /// The file that holds a Service.
+    /// The file that defines a Service.
     pub(super) fn file_of_service(&self, key: &PodKey) -> Option<PathBuf> {
         let (place, _) = self.services.first(key)?;
         Some(self.errors.dir.join(&*place.file))
     }
 
-    /// What is wrong with the files, in order of file and document.
+    /// The errors of all files, in order of file and document.
     pub(super) fn errors(&self) -> impl Iterator<Item = &ManifestError> {
         self.errors.by.values()
     }
 
     fn settle_pods(&mut self) {
-        let ObjectIndex { pods, uids, won, errors, whole, .. } = self;
+        let ObjectIndex { pods, uids, named, errors, merged, .. } = self;
         let document = |(document, _): &Pod| Some(*document);
-        let mut winners = Vec::new();
-        pods.settle(|key, claims| {
-            errors.twice("pod", key, claims, document);
-            if let Some((uid, place)) = won.remove(key) {
-                uids.take(&uid, &place);
+        let mut holders = Vec::new();
+        pods.settle(|key, objects| {
+            errors.add_defined_again("pod", key, objects, document);
+            if let Some((uid, place)) = named.remove(key) {
+                uids.remove(&uid, &place);
             }
-            winners.extend(claims.first().map(|(place, pod)| (key.clone(), place.clone(), pod.clone())));
+            holders.extend(objects.first().map(|(place, pod)| (key.clone(), place.clone(), pod.clone())));
         });
-        // After all have left their places: two may have changed theirs.
-        for (key, place, pod) in winners {
+        // Only after all old places are free: two pods may have exchanged their UIDs.
+        for (key, place, pod) in holders {
             let uid = pod.1.pod.uid.clone();
             uids.put(uid.clone(), place.clone(), pod);
-            won.insert(key, (uid, place));
+            named.insert(key, (uid, place));
         }
-        uids.settle(|uid, claims| {
+        uids.settle(|uid, objects| {
             let reason = |_: &Path, _: &ObjectPlace| {
                 format!("uid {uid} is already taken by another pod of this directory")
             };
-            errors.losers(claims, document, reason);
-            let now = claims.first().map(|(_, (_, pod))| pod);
-            let same = match (now, whole.pods.get(uid)) {
+            errors.add_others(objects, document, reason);
+            let now = objects.first().map(|(_, (_, pod))| pod);
+            let same = match (now, merged.pods.get(uid)) {
                 (Some(now), Some(old)) => Arc::ptr_eq(now, old),
                 (now, old) => now.is_none() && old.is_none(),
             };
             match now {
                 _ if same => {}
-                Some(now) => drop(Arc::make_mut(&mut whole.pods).insert(uid.clone(), Arc::clone(now))),
-                None => drop(Arc::make_mut(&mut whole.pods).remove(uid)),
+                Some(now) => drop(Arc::make_mut(&mut merged.pods).insert(uid.clone(), Arc::clone(now))),
+                None => drop(Arc::make_mut(&mut merged.pods).remove(uid)),
             }
         });
     }
 
     fn settle_objects(&mut self) {
-        let ObjectIndex { config_maps, secrets, errors, whole, .. } = self;
-        let objects = &mut whole.objects;
-        config_maps.settle(|key, claims| {
-            errors.twice("ConfigMap", &shown(key), claims, |_| None);
-            let now = claims.first().map(|(_, now)| now);
+        let ObjectIndex { config_maps, secrets, errors, merged, .. } = self;
+        let objects = &mut merged.objects;
+        config_maps.settle(|key, defined| {
+            errors.add_defined_again("ConfigMap", &shown(key), defined, |_| None);
+            let now = defined.first().map(|(_, now)| now);
             match (now, objects.config_map(&key.0, &key.1)) {
                 (Some(now), old) if old != Some(now) => {
                     Arc::make_mut(objects).put_config_map(Arc::clone(now))
@@ -193,9 +193,9 @@ impl ObjectIndex {
                 _ => {}
             }
         });
-        secrets.settle(|key, claims| {
-            errors.twice("Secret", &shown(key), claims, |_| None);
-            let now = claims.first().map(|(_, now)| now);
+        secrets.settle(|key, defined| {
+            errors.add_defined_again("Secret", &shown(key), defined, |_| None);
+            let now = defined.first().map(|(_, now)| now);
             match (now, objects.secret(&key.0, &key.1)) {
                 (Some(now), old) if old != Some(now) => Arc::make_mut(objects).put_secret(Arc::clone(now)),
                 (None, Some(_)) => Arc::make_mut(objects).remove_secret(key),
@@ -209,7 +209,7 @@ fn shown((namespace, name): &DataKey) -> String {
     format!("{namespace}/{name}")
 }
 
-/// A part of a file on its way into the claims.
+/// An update of one part of a file.
 struct FilePartUpdate<'a> {
     file: Arc<str>,
     part: FilePart,
@@ -217,10 +217,10 @@ struct FilePartUpdate<'a> {
 }
 
 impl FilePartUpdate<'_> {
-    /// What stood in that part of the file before, and what does now.
+    /// Replaces the objects of that part of the file in the index.
     fn enter<K: Ord + Clone, T: Clone>(
         &mut self,
-        claims: &mut NameIndex<K, T>,
+        index: &mut NameIndex<K, T>,
         before: &[T],
         now: &[T],
         key: impl Fn(&T) -> K,
@@ -229,16 +229,16 @@ impl FilePartUpdate<'_> {
         let place = |number| ObjectPlace { file: Arc::clone(&self.file), part: self.part, number };
         let other = |at: usize, there: &[T], object: &T| there.get(at).is_none_or(|t| !same(t, object));
         for (number, object) in before.iter().enumerate().filter(|(at, o)| other(*at, now, o)) {
-            claims.take(&key(object), &place(number));
+            index.remove(&key(object), &place(number));
             self.errors.set(place(number), None);
         }
         for (number, object) in now.iter().enumerate().filter(|(at, o)| other(*at, before, o)) {
-            claims.put(key(object), place(number), object.clone());
+            index.put(key(object), place(number), object.clone());
         }
     }
 }
 
-/// What is wrong where.
+/// Errors by place.
 #[derive(Debug)]
 struct Errors {
     dir: PathBuf,
@@ -253,30 +253,30 @@ impl Errors {
         }
     }
 
-    /// All but the first define a name again.
-    fn twice<T>(
+    /// Adds an error for each object but the first, which has the name.
+    fn add_defined_again<T>(
         &mut self,
         what: &str,
         name: &dyn Display,
-        claims: &[(ObjectPlace, T)],
+        objects: &[(ObjectPlace, T)],
         document: impl Fn(&T) -> Option<usize>,
     ) {
-        self.losers(claims, document, |dir, first| {
+        self.add_others(objects, document, |dir, first| {
             let first = dir.join(&*first.file);
             format!("{what} {name} is already defined in {}; that one is used", first.display())
         });
     }
 
-    /// All but the first lose, for a reason that may name the place of the first.
-    fn losers<T>(
+    /// Adds an error for each object but the first, with a reason that may name the place of the first.
+    fn add_others<T>(
         &mut self,
-        claims: &[(ObjectPlace, T)],
+        objects: &[(ObjectPlace, T)],
         document: impl Fn(&T) -> Option<usize>,
         reason: impl Fn(&Path, &ObjectPlace) -> String,
     ) {
-        let Some(((first, _), losers)) = claims.split_first() else { return };
+        let Some(((first, _), others)) = objects.split_first() else { return };
         self.by.remove(first);
-        for (place, object) in losers {
+        for (place, object) in others {
             let error = ManifestError {
                 file: self.dir.join(&*place.file),
                 document: document(object),

@@ -1,8 +1,11 @@
-//! Who of several wins a name. Pure.
+//! Objects by name, where several may claim the same one: the first in the directory has it. Pure.
 
-use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-/// The part of a file that an error is about, in the order in which errors are shown.
+/// The part of a file to which an object or error belongs, in the order in which errors are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum FilePart {
     Problem,
@@ -14,34 +17,35 @@ pub(super) enum FilePart {
     Slices,
 }
 
-/// Where something stands in the directory; the first place wins.
+/// The place of an object in the directory. Of several objects with one name, that at the first place has it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ObjectPlace {
     pub(super) file: Arc<str>,
     pub(super) part: FilePart,
-    /// Which of its part it is.
+    /// The number of the object within its part.
     pub(super) number: usize,
 }
 
-/// All that is there by name, and which names changed.
+/// Index of objects by name, with the names whose objects changed since the last settling.
 #[derive(Debug)]
 pub(super) struct NameIndex<K, T> {
-    /// In order of the places; none is empty.
-    by: BTreeMap<K, Vec<(ObjectPlace, T)>>,
-    touched: BTreeSet<K>,
+    /// The objects of each name in order of their places; never empty.
+    by_name: BTreeMap<K, Vec<(ObjectPlace, T)>>,
+    /// Names whose objects changed.
+    changed: BTreeSet<K>,
 }
 
 impl<K, T> Default for NameIndex<K, T> {
     fn default() -> Self {
-        NameIndex { by: BTreeMap::new(), touched: BTreeSet::new() }
+        NameIndex { by_name: BTreeMap::new(), changed: BTreeSet::new() }
     }
 }
 
 impl<K: Ord + Clone, T> NameIndex<K, T> {
-    /// This stands there now.
+    /// Puts an object at its place.
     pub(super) fn put(&mut self, key: K, place: ObjectPlace, object: T) {
-        // Names are seldom claimed twice.
-        let all = self.by.entry(key.clone()).or_insert_with(|| Vec::with_capacity(1));
+        // A name seldom has more than one object.
+        let all = self.by_name.entry(key.clone()).or_insert_with(|| Vec::with_capacity(1));
         match all.binary_search_by(|(there, _)| there.cmp(&place)) {
             Ok(at) => {
                 if let Some(there) = all.get_mut(at) {
@@ -50,28 +54,28 @@ impl<K: Ord + Clone, T> NameIndex<K, T> {
             }
             Err(at) => all.insert(at, (place, object)),
         }
-        self.touched.insert(key);
+        self.changed.insert(key);
     }
 
-    /// It does not stand there any more.
-    pub(super) fn take(&mut self, key: &K, place: &ObjectPlace) {
-        let Some(all) = self.by.get_mut(key) else { return };
+    /// Removes the object of that name at that place.
+    pub(super) fn remove(&mut self, key: &K, place: &ObjectPlace) {
+        let Some(all) = self.by_name.get_mut(key) else { return };
         all.retain(|(there, _)| there != place);
         if all.is_empty() {
-            self.by.remove(key);
+            self.by_name.remove(key);
         }
-        self.touched.insert(key.clone());
+        self.changed.insert(key.clone());
     }
 
-    /// Who has the name.
+    /// The object that has the name, with its place.
     pub(super) fn first(&self, key: &K) -> Option<&(ObjectPlace, T)> {
-        self.by.get(key)?.first()
+        self.by_name.get(key)?.first()
     }
 
-    /// Shows each name that changed since the last call with all that claim it, the winner first.
+    /// Calls `show` for each name that changed since the last call, with all its objects; the first one has the name.
     pub(super) fn settle(&mut self, mut show: impl FnMut(&K, &[(ObjectPlace, T)])) {
-        for key in std::mem::take(&mut self.touched) {
-            show(&key, self.by.get(&key).map(Vec::as_slice).unwrap_or_default());
+        for key in std::mem::take(&mut self.changed) {
+            show(&key, self.by_name.get(&key).map(Vec::as_slice).unwrap_or_default());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Real directories, waited for by condition.
+//! The source on real directories; tests wait for conditions.
 
 use super::{events::WRITE_QUIET, watcher::DirectoryWatcher, *};
 use crate::manifest;
@@ -30,15 +30,16 @@ impl Node {
     }
 
     fn start(&self) -> (DirectorySource, Rx) {
-        let (dir, receiver) = start(self.cfg.clone());
-        (dir, Rx(receiver))
+        let dir = DirectorySource::start(self.cfg.clone());
+        let snapshots = Rx(dir.snapshots());
+        (dir, snapshots)
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.cfg.dir.join(name)
     }
 
-    /// As an editor or a tool does it that cares: written aside, renamed into place.
+    /// Writes a file the way careful tools do: aside, then renamed into place.
     fn put(&self, name: &str, text: &str) {
         let aside = self.home.path().join("aside");
         fs::write(&aside, text).unwrap();
@@ -46,7 +47,7 @@ impl Node {
     }
 }
 
-struct Rx(channel::Receiver<Arc<Snapshot>>);
+struct Rx(watch::Receiver<Arc<Snapshot>>);
 
 impl Rx {
     async fn until(&mut self, what: &str, condition: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
@@ -82,7 +83,7 @@ fn get(s: &Snapshot, name: &str) -> Arc<crate::DesiredPod> {
 }
 
 #[tokio::test]
-async fn files_come_change_and_go() {
+async fn pods_follow_their_files() {
     let node = Node::new();
     node.put("a.yaml", &pod("a", "i:1"));
     let (dir, mut rx) = node.start();
@@ -104,7 +105,7 @@ async fn files_come_change_and_go() {
 }
 
 #[tokio::test]
-async fn objects_are_there_for_the_pods() {
+async fn a_snapshot_has_the_config_maps_and_services_of_the_directory() {
     let node = Node::new();
     let map = |text: &str| {
         format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: m}}, data: {{k: {text}}}}}")
@@ -307,7 +308,7 @@ async fn a_file_written_just_before_the_start_waits_only_for_its_writer() {
     fs::write(node.path("a.yaml"), pod("a", "i:2")).unwrap();
     let begun = Instant::now();
     let (_dir, mut rx) = node.start();
-    let first = rx.until("the first look", |s| s.listed).await;
+    let first = rx.until("the first scan", |s| s.listed).await;
     if begun.elapsed() < WRITE_QUIET {
         assert_eq!(image(&first, "a"), "i:2");
         assert!(has(&first, &["a", "b", "c"]) && image(&first, "b") == "i:1", "{first:#?}");
@@ -319,7 +320,7 @@ async fn a_file_written_just_before_the_start_waits_only_for_its_writer() {
 }
 
 #[tokio::test]
-async fn the_first_of_two_wins_and_the_error_names_both() {
+async fn of_two_pods_with_one_name_the_first_is_used_and_the_error_names_both() {
     let node = Node::new();
     node.put("b.yaml", &pod("x", "i:b"));
     node.put("c.yaml", &format!("{}---\n{}", pod("x", "i:c"), pod("q", "i")));
@@ -357,14 +358,14 @@ async fn only_regular_manifest_files_are_read() {
     let mut statics = node.cfg.clone();
     statics.mode = Mode::StaticPods;
     statics.state = node.home.path().join("static-state");
-    let (_dir, receiver) = start(statics);
-    let s = Rx(receiver).until("static", |s| s.listed).await;
+    let dir = DirectorySource::start(statics);
+    let s = Rx(dir.snapshots()).until("static", |s| s.listed).await;
     assert!(has(&s, &["a-n1"]));
     assert_eq!(s.errors[0].file, node.path("notes.txt"), "there every name counts");
 }
 
 #[tokio::test]
-async fn what_no_event_tells_is_found_by_the_rescan() {
+async fn a_change_without_an_event_is_found_by_the_rescan() {
     let mut node = Node::new();
     node.cfg.rescan = Duration::from_millis(100);
     let outside = node.home.path().join("outside.yaml");
@@ -377,7 +378,7 @@ async fn what_no_event_tells_is_found_by_the_rescan() {
 }
 
 #[tokio::test]
-async fn torn_memory_is_set_aside() {
+async fn a_torn_saved_version_is_set_aside() {
     let node = Node::new();
     node.put("a.yaml", &pod("a", "i"));
     let (dir, mut rx) = node.start();
@@ -398,7 +399,7 @@ async fn torn_memory_is_set_aside() {
 }
 
 #[tokio::test]
-async fn dropping_ends_it() {
+async fn a_dropped_source_ends_its_thread() {
     let node = Node::new();
     let (dir, mut rx) = node.start();
     rx.until("listed", |s| s.listed).await;
@@ -407,7 +408,7 @@ async fn dropping_ends_it() {
     tokio::time::timeout(Duration::from_secs(10), closed).await.unwrap();
 }
 
-/// From before the rename to the new snapshot seen by a task that waits for it.
+/// Measures from before the rename until a task that waits for the snapshot has it.
 #[tokio::test]
 async fn a_change_is_seen_within_milliseconds() {
     let node = Node::new();
@@ -489,15 +490,15 @@ async fn random_histories_end_in_what_the_files_say() {
     }
 }
 
-/// One look after what happened, on this thread.
-fn step(looker: &mut DirectoryWatcher) {
-    looker.hear();
-    looker.look();
+/// One scan on this thread, with all waiting events read.
+fn step(watcher: &mut DirectoryWatcher) {
+    watcher.read_events();
+    watcher.scan();
 }
 
-/// Looks at what events name against looks at everything, and against a source that has only just come.
+/// Scans of the files that events name, against full scans, and against a source that has just started.
 #[test]
-fn looks_at_names_find_what_looks_at_the_whole_find() {
+fn scans_of_named_files_give_the_snapshots_of_full_scans() {
     let mut seed = 0x2545_f491_4f6c_dd1d_u64;
     let mut random = |below: u64| {
         seed ^= seed << 13;
@@ -510,11 +511,11 @@ fn looks_at_names_find_what_looks_at_the_whole_find() {
         let node = Node::new();
         let links = history % 4 == 0;
         let source = |state: &str| {
-            let (sender, receiver) = channel::channel(Arc::new(Snapshot::default()));
+            let (sender, receiver) = watch::channel(Arc::new(Snapshot::default()));
             let cfg = DirectoryConfig { state: node.home.path().join(state), ..node.cfg.clone() };
             (DirectoryWatcher::new(cfg, sender), receiver)
         };
-        let (mut by_name, mut by_whole) = (source("named"), source("whole"));
+        let (mut by_name, mut by_full_scan) = (source("named"), source("full"));
         for at in 0..40 {
             let file = format!("f{}.yaml", random(4));
             let object = |random: &mut dyn FnMut(u64) -> u64| {
@@ -559,17 +560,17 @@ fn looks_at_names_find_what_looks_at_the_whole_find() {
                 }
                 _ => fs::write(node.path("other"), text).unwrap(),
             }
-            by_whole.0.whole_next();
+            by_full_scan.0.full_scan_next();
             if random(4) > 0 {
                 step(&mut by_name.0);
-                step(&mut by_whole.0);
-                let (a, b) = (by_name.1.borrow().clone(), by_whole.1.borrow().clone());
+                step(&mut by_full_scan.0);
+                let (a, b) = (by_name.1.borrow().clone(), by_full_scan.1.borrow().clone());
                 assert_eq!(
                     *a,
                     Snapshot { version: a.version, ..Snapshot::clone(&b) },
                     "history {history}, step {at}"
                 );
-                named += u32::from(by_name.0.looked_by_name());
+                named += u32::from(by_name.0.scanned_by_name());
             }
         }
         step(&mut by_name.0);

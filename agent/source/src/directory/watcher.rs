@@ -1,4 +1,4 @@
-//! The thread's work: when to look, at what, and what follows.
+//! The thread of a watched directory: when it scans, what it scans, and the snapshot that follows.
 
 use super::{
     DirectoryConfig,
@@ -24,140 +24,144 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use tokio::sync::watch as channel;
+use tokio::sync::watch;
 
-/// While the directory cannot be read it is tried this often: there is nothing that could tell of its return.
+/// Interval of tries while the directory cannot be read, since no event announces its return.
 const MISSING_RETRY: Duration = Duration::from_secs(1);
 
-/// A file that changed while it was read is read again after this.
+/// Time after which a file is read again that changed while it was read.
 const UNSTEADY_RETRY: Duration = Duration::from_millis(100);
 
-/// See the module's page.
+/// Watcher of one directory: its files, the state on disk, and the sender of snapshots.
 pub(super) struct DirectoryWatcher {
     cfg: DirectoryConfig,
-    sender: channel::Sender<Arc<Snapshot>>,
-    records: BTreeMap<String, ManifestFile>,
-    judge: ListingGuard,
-    memory: LastGoodStore,
-    watch: DirectoryEvents,
+    sender: watch::Sender<Arc<Snapshot>>,
+    /// State of each file by name.
+    files: BTreeMap<String, ManifestFile>,
+    guard: ListingGuard,
+    store: LastGoodStore,
+    events: DirectoryEvents,
+    /// The directory of the last scan; `None` while it cannot be read.
     open: Option<OpenDir>,
-    seen: FirstSeen,
+    first_seen: FirstSeen,
     index: ObjectIndex,
     allocator: ClusterIpAllocator,
-    /// When the whole is to be looked at at the latest.
-    whole_due: Instant,
-    /// The directory that the memory on disk is about.
-    about: Option<u64>,
+    /// The latest time of the next full scan.
+    full_scan_due: Instant,
+    /// Inode of the directory to which the state on disk belongs.
+    saved_inode: Option<u64>,
+    /// Why the listing of the directory does not count.
     directory_problem: Option<String>,
-    /// The reason for which all files were last shown held.
+    /// The reason for which all files were held in the last snapshot.
     all_held: Option<String>,
     /// Names that are not UTF-8.
-    odd: Vec<PathBuf>,
-    /// Files whose record changed since the index was told.
+    not_utf8: Vec<PathBuf>,
+    /// Files whose state changed since the last snapshot.
     changed: BTreeSet<String>,
-    /// Files with contents that still have to be written to disk.
-    to_keep: BTreeSet<String>,
-    /// Files that are bad and were never good: they may hold what nobody knows of.
-    unknown: BTreeSet<String>,
+    /// Files with a good version that has yet to be written to disk.
+    unsaved: BTreeSet<String>,
+    /// Files that are bad and were never good. They may define Services that are not known.
+    never_good: BTreeSet<String>,
     #[cfg(test)]
     by_name: bool,
 }
 
 impl DirectoryWatcher {
-    pub(super) fn new(cfg: DirectoryConfig, sender: channel::Sender<Arc<Snapshot>>) -> DirectoryWatcher {
-        let memory = LastGoodStore::new(cfg.state.clone());
-        let (remembered, about) = memory.load(&cfg.dir);
-        let mut seen = FirstSeen::default();
-        let mut records = BTreeMap::new();
-        for (name, remembered) in remembered {
-            seen.extend(&remembered.seen);
-            records.insert(name, ManifestFile::known(remembered));
+    pub(super) fn new(cfg: DirectoryConfig, sender: watch::Sender<Arc<Snapshot>>) -> DirectoryWatcher {
+        let store = LastGoodStore::new(cfg.state.clone());
+        let (saved, saved_inode) = store.load(&cfg.dir);
+        let mut first_seen = FirstSeen::default();
+        let mut files = BTreeMap::new();
+        for (name, saved) in saved {
+            first_seen.extend(&saved.seen);
+            files.insert(name, ManifestFile::saved(saved));
         }
         DirectoryWatcher {
-            judge: ListingGuard::new(about.map(KnownDirectory::Inode), cfg.settle),
-            memory,
-            watch: DirectoryEvents::new(cfg.mode),
+            guard: ListingGuard::new(saved_inode.map(KnownDirectory::Inode), cfg.settle),
+            store,
+            events: DirectoryEvents::new(cfg.mode),
             open: None,
-            seen,
+            first_seen,
             index: ObjectIndex::new(cfg.dir.clone()),
             allocator: ClusterIpAllocator::open(cfg.services.clone(), &cfg.state),
-            whole_due: Instant::now(),
-            about: None,
+            full_scan_due: Instant::now(),
+            // Written again at the first scan, which also drops the state of files that are gone.
+            saved_inode: None,
             directory_problem: None,
             all_held: None,
-            odd: Vec::new(),
+            not_utf8: Vec::new(),
             changed: BTreeSet::new(),
-            to_keep: BTreeSet::new(),
-            unknown: BTreeSet::new(),
+            unsaved: BTreeSet::new(),
+            never_good: BTreeSet::new(),
             #[cfg(test)]
             by_name: false,
-            records,
+            files,
             sender,
             cfg,
         }
     }
 
-    /// Looks whenever there is something to see, until the other side of `stop` is closed.
+    /// Scans whenever an event or the time asks for it, until the other side of `stop` is closed.
     pub(super) fn run(mut self, stop: &UnixStream) {
-        let mut look = true;
+        let mut due = true;
         loop {
-            if look {
-                self.look();
+            if due {
+                self.scan();
             }
             let now = Instant::now();
-            let due = self.whole_due.saturating_duration_since(now);
-            let timeout = self.watch.next_quiet(now).map_or(due, |quiet| quiet.min(due));
-            let Some(woken) = wait(stop, &self.watch, timeout) else { return };
-            look = !woken || self.hear() || Instant::now() >= self.whole_due;
+            let full_scan = self.full_scan_due.saturating_duration_since(now);
+            let timeout = self.events.next_quiet(now).map_or(full_scan, |quiet| quiet.min(full_scan));
+            let Some(woken) = wait(stop, &self.events, timeout) else { return };
+            due = !woken || self.read_events() || Instant::now() >= self.full_scan_due;
         }
     }
 
-    /// Takes in what happened; whether it asks for a look.
-    pub(super) fn hear(&mut self) -> bool {
-        self.watch.drain(self.open.as_ref(), Instant::now())
+    /// Reads the waiting events. Returns whether a scan is due.
+    pub(super) fn read_events(&mut self) -> bool {
+        self.events.drain(self.open.as_ref(), Instant::now())
     }
 
-    /// One look and its consequences.
-    pub(super) fn look(&mut self) {
+    /// Scans the files that events name, or the whole directory, and publishes a snapshot.
+    pub(super) fn scan(&mut self) {
         let now = Instant::now();
-        let named = if now < self.whole_due { self.named(now) } else { None };
+        let named = if now < self.full_scan_due { self.named(now) } else { None };
         #[cfg(test)]
         {
             self.by_name = named.is_some();
         }
         match named {
-            Some(named) => self.look_at(named, now),
+            Some(named) => self.scan_names(named, now),
             None => {
-                let again = self.look_at_whole(now);
-                self.whole_due = now + again.unwrap_or(self.cfg.rescan).min(self.cfg.rescan);
+                let again = self.scan_directory(now);
+                self.full_scan_due = now + again.unwrap_or(self.cfg.rescan).min(self.cfg.rescan);
             }
         }
-        self.remember();
+        self.save();
     }
 
-    /// The next look is at the whole.
+    /// Makes the next scan a full one.
     #[cfg(test)]
-    pub(super) fn whole_next(&mut self) {
-        self.whole_due = Instant::now();
+    pub(super) fn full_scan_next(&mut self) {
+        self.full_scan_due = Instant::now();
     }
 
-    /// Whether the last look was at names only.
+    /// Whether the last scan was of named files only.
     #[cfg(test)]
-    pub(super) fn looked_by_name(&self) -> bool {
+    pub(super) fn scanned_by_name(&self) -> bool {
         self.by_name
     }
 
-    /// The files that events name, with what stands there now; `None` where that does not tell all.
+    /// The files that events name, with their kind now; `None` if the whole directory must be scanned.
     fn named(&self, now: Instant) -> Option<Vec<(String, NameState)>> {
         let open = self.open.as_ref().filter(|_| self.directory_problem.is_none())?;
-        let ScanScope::Names(names) = self.watch.told(open, now) else { return None };
+        let ScanScope::Names(names) = self.events.scope(open, now) else { return None };
         let named: Vec<_> = names.into_iter().map(|name| (open.entry(&name), name)).collect();
         let plain = named.iter().all(|(entry, _)| *entry != NameState::Linked);
-        // Asked last: what was seen was seen there.
+        // Checked last, so that the files were examined in this very directory.
         (plain && open.is_at(&self.cfg.dir)).then(|| named.into_iter().map(|(e, n)| (n, e)).collect())
     }
 
-    fn look_at(&mut self, named: Vec<(String, NameState)>, now: Instant) {
+    fn scan_names(&mut self, named: Vec<(String, NameState)>, now: Instant) {
         let ctx = self.context();
         let mut unsteady = false;
         for (name, entry) in named {
@@ -165,52 +169,52 @@ impl DirectoryWatcher {
                 NameState::Plain(stamp) => unsteady |= self.take(&name, stamp, &ctx, now),
                 NameState::Absent | NameState::Linked => {
                     self.gone(&name);
-                    self.watch.forget(&name);
+                    self.events.forget(&name);
                 }
             }
         }
         if unsteady {
-            self.whole_due = self.whole_due.min(now + UNSTEADY_RETRY);
+            self.full_scan_due = self.full_scan_due.min(now + UNSTEADY_RETRY);
         }
         self.publish(true);
     }
 
-    /// When to look at the whole again at the latest, where that is before the rescan.
-    fn look_at_whole(&mut self, now: Instant) -> Option<Duration> {
-        let (verdict, Listing { files, odd, linked }) = match self.list() {
+    /// Scans the whole directory. Returns the time until the next full scan, if it is due before the rescan.
+    fn scan_directory(&mut self, now: Instant) -> Option<Duration> {
+        let (verdict, Listing { files, not_utf8, linked }) = match self.list() {
             Ok((open, listing)) => {
-                let to_lose = self.records.values().any(|r| r.good.is_some() || r.remembered.is_some());
-                let verdict = self.judge.look(open.identity, &listing.files, to_lose, now);
+                let to_lose = self.files.values().any(|f| f.good.is_some() || f.saved.is_some());
+                let verdict = self.guard.check(open.identity, &listing.files, to_lose, now);
                 self.open = Some(open);
                 (verdict, listing)
             }
             Err(e) => {
-                self.judge.unreadable();
+                self.guard.unreadable();
                 self.open = None;
                 let reason = format!("cannot be read: {e}");
                 (ListingVerdict::NotListed { reason, again: Some(MISSING_RETRY) }, Listing::default())
             }
         };
-        self.odd = odd;
+        self.not_utf8 = not_utf8;
         match verdict {
             ListingVerdict::Listed => {
                 if self.directory_problem.take().is_some() {
-                    tracing::info!(dir = %self.cfg.dir.display(), "the manifest directory is back");
+                    tracing::info!(dir = %self.cfg.dir.display(), "the manifest directory is listed again");
                 }
-                self.watch.looked_at_whole(linked);
+                self.events.full_scan_done(linked);
                 let unsteady = self.take_all(&files, now);
                 self.publish(true);
                 unsteady.then_some(UNSTEADY_RETRY)
             }
             ListingVerdict::NotListed { reason, again } => {
                 if self.directory_problem.as_ref() != Some(&reason) {
-                    tracing::warn!(dir = %self.cfg.dir.display(), reason, "the manifest directory is not listed: its pods stay");
+                    tracing::warn!(dir = %self.cfg.dir.display(), reason, "the manifest directory is not listed: its pods stay as they are; check that it is mounted and readable");
                     self.directory_problem = Some(reason);
                 }
-                self.watch.end_silent(now);
+                self.events.end_silent_writers(now);
                 let ctx = self.context();
-                for (name, record) in &mut self.records {
-                    record.recall(&self.cfg.dir.join(name), &ctx, &mut self.seen);
+                for (name, file) in &mut self.files {
+                    file.restore(&self.cfg.dir.join(name), &ctx, &mut self.first_seen);
                     self.changed.insert(name.clone());
                 }
                 self.publish(false);
@@ -221,8 +225,8 @@ impl DirectoryWatcher {
 
     fn list(&mut self) -> std::io::Result<(OpenDir, Listing)> {
         let open = OpenDir::open(&self.cfg.dir)?;
-        if let Err(e) = self.watch.ensure(&open, &self.cfg.dir) {
-            tracing::warn!(dir = %self.cfg.dir.display(), error = %e, "no events: changes are found by the slow rescan");
+        if let Err(e) = self.events.watch(&open, &self.cfg.dir) {
+            tracing::warn!(dir = %self.cfg.dir.display(), error = %e, "cannot watch the manifest directory: changes are found by the slow rescan only");
         }
         let listing = open.files(self.cfg.mode)?;
         Ok((open, listing))
@@ -239,48 +243,48 @@ impl DirectoryWatcher {
         }
     }
 
-    /// Takes a believed listing over: gone files go, changed ones are read. Whether one changed while it was read.
+    /// Takes an accepted listing: drops gone files and reads changed ones. Returns whether a file changed while it was read.
     fn take_all(&mut self, files: &Files, now: Instant) -> bool {
-        let gone: Vec<String> = self.records.keys().filter(|n| !files.contains_key(*n)).cloned().collect();
+        let gone: Vec<String> = self.files.keys().filter(|n| !files.contains_key(*n)).cloned().collect();
         gone.iter().for_each(|name| self.gone(name));
-        self.watch.retain(|name| files.contains_key(name));
+        self.events.retain(|name| files.contains_key(name));
         let ctx = self.context();
         files.iter().fold(false, |unsteady, (name, stamp)| self.take(name, *stamp, &ctx, now) | unsteady)
     }
 
-    /// A file is not there any more.
+    /// Drops a file that is gone.
     fn gone(&mut self, name: &str) {
-        let Some(record) = self.records.remove(name) else { return };
-        tracing::info!(file = %self.cfg.dir.join(name).display(), "manifest is gone");
-        if let Some(good) = &record.good {
-            self.seen.leave(good);
+        let Some(file) = self.files.remove(name) else { return };
+        tracing::info!(file = %self.cfg.dir.join(name).display(), "manifest removed: its pods are ended");
+        if let Some(good) = &file.good {
+            self.first_seen.leave(good.uids());
         }
-        if let Err(e) = self.memory.forget(name) {
-            tracing::warn!(error = %e, "a manifest that is gone stays remembered");
+        if let Err(e) = self.store.forget(name) {
+            tracing::warn!(error = %e, "cannot remove the saved version of a manifest that is gone; it is removed at the next restart");
         }
-        self.to_keep.remove(name);
+        self.unsaved.remove(name);
         self.changed.insert(name.to_owned());
     }
 
-    /// Takes a file over that is there; it is read where it changed. Whether it changed while it was read.
+    /// Takes a listed file and reads it if it changed. Returns whether it changed while it was read.
     fn take(&mut self, name: &str, stamp: Option<Stamp>, ctx: &ManifestContext, now: Instant) -> bool {
-        let record = self.records.entry(name.to_owned()).or_default();
+        let file = self.files.entry(name.to_owned()).or_default();
         let path = self.cfg.dir.join(name);
-        if record.unread()
-            && record.remembered.is_some()
+        if file.unread()
+            && file.saved.is_some()
             && let Some(age) = stamp.and_then(|s| just_written(&s, ctx.now))
             && !self.open.as_ref().is_some_and(|open| open.is_complete(name))
         {
-            // It may be half written: nothing told us when its writing began.
-            self.watch.mark_writing(name, now.checked_sub(age).unwrap_or(now));
+            // The file may be half written: this process has no event from the start of its writing.
+            self.events.mark_writing(name, now.checked_sub(age).unwrap_or(now));
         }
-        if self.watch.is_writing(name, now) {
-            record.recall(&path, ctx, &mut self.seen);
+        if self.events.is_writing(name, now) {
+            file.restore(&path, ctx, &mut self.first_seen);
             self.changed.insert(name.to_owned());
             return false;
         }
-        let dirty = self.watch.take_dirty(name);
-        if stamp.is_some() && record.stamp == stamp && !dirty {
+        let changed = self.events.take_changed(name);
+        if stamp.is_some() && file.stamp == stamp && !changed {
             return false;
         }
         let Some(open) = &self.open else { return false };
@@ -288,13 +292,13 @@ impl DirectoryWatcher {
         match open.read(name) {
             Ok((bytes, stamp)) => {
                 unsteady = stamp.is_none();
-                record.stamp = stamp;
-                record.read(&path, &bytes, ctx, &mut self.seen);
+                file.stamp = stamp;
+                file.read(&path, &bytes, ctx, &mut self.first_seen);
             }
-            Err(e) => record.unreadable(&path, &e, ctx, &mut self.seen),
+            Err(e) => file.unreadable(&path, &e, ctx, &mut self.first_seen),
         }
-        if record.to_keep.is_some() {
-            self.to_keep.insert(name.to_owned());
+        if file.unsaved.is_some() {
+            self.unsaved.insert(name.to_owned());
         }
         self.changed.insert(name.to_owned());
         unsteady
@@ -306,92 +310,96 @@ impl DirectoryWatcher {
             self.directory_problem.as_ref().map(|reason| problem(self.cfg.dir.clone(), reason.clone()));
         let why = directory.as_ref().map(ToString::to_string);
         if self.all_held != why {
-            self.changed.extend(self.records.keys().cloned());
+            self.changed.extend(self.files.keys().cloned());
             self.all_held.clone_from(&why);
         }
         for name in mem::take(&mut self.changed) {
-            let record = self.records.get_mut(&name);
-            if record.as_ref().is_some_and(|r| r.good.is_none() && r.problem.is_some()) {
-                self.unknown.insert(name.clone());
+            let file = self.files.get_mut(&name);
+            if file.as_ref().is_some_and(|f| f.good.is_none() && f.problem.is_some()) {
+                self.never_good.insert(name.clone());
             } else {
-                self.unknown.remove(&name);
+                self.never_good.remove(&name);
             }
-            match record {
-                Some(record) => {
-                    self.index.update(&name, record.shown(why.as_deref()), record.problem.as_ref());
+            match file {
+                Some(file) => {
+                    self.index.update(&name, file.shown(why.as_deref()), file.problem.as_ref());
                 }
                 None => self.index.update(&name, None, None),
             }
         }
         let before = Arc::clone(&self.sender.borrow());
-        let whole = self.index.settle();
-        // A file that is bad from the start may hold Services that nobody knows of yet.
-        let services = self.allocator.fill(&whole.services, listed && self.unknown.is_empty()).clone();
+        let merged = self.index.settle();
+        // A file that was never good may define Services that have addresses already: none is freed meanwhile.
+        let services = self.allocator.fill(&merged.services, listed && self.never_good.is_empty()).clone();
         let (pods, objects, slices) =
-            (Arc::clone(&whole.pods), Arc::clone(&whole.objects), whole.slices.clone());
-        if let Err(error) = self.allocator.keep() {
-            tracing::warn!(%error, "addresses given to Services are not remembered; tried again at the next look");
+            (Arc::clone(&merged.pods), Arc::clone(&merged.objects), merged.slices.clone());
+        if let Err(error) = self.allocator.save() {
+            tracing::warn!(%error, "cannot save the addresses assigned to Services: after a restart they may get others; tried again at the next scan");
         }
-        let odd = self.odd.iter().map(|name| {
+        let not_utf8 = self.not_utf8.iter().map(|name| {
             problem(self.cfg.dir.join(name), "its name is not UTF-8; it is passed over".to_owned())
         });
-        let unserved: Arc<[UnallocatedService]> =
-            self.allocator.short().filter_map(|l| unserved(&services, l)).collect();
-        let lacking = unserved.iter().map(|u| {
+        let unallocated: Arc<[UnallocatedService]> =
+            self.allocator.unallocated().filter_map(|l| unallocated(&services, l)).collect();
+        let allocation = unallocated.iter().map(|u| {
             let file = self.index.file_of_service(&u.service).unwrap_or_else(|| self.cfg.dir.clone());
             problem(file, format!("Service {}: {}", u.service, u.message))
         });
-        let errors =
-            directory.into_iter().chain(self.index.errors().cloned()).chain(lacking).chain(odd).collect();
+        let errors = directory
+            .into_iter()
+            .chain(self.index.errors().cloned())
+            .chain(allocation)
+            .chain(not_utf8)
+            .collect();
         let version = before.version;
-        let mut next = Snapshot { listed, pods, objects, services, slices, errors, unserved, version };
+        let mut next = Snapshot { listed, pods, objects, services, slices, errors, unallocated, version };
         if !next.is(&before) {
             next.version = next.version.saturating_add(1);
             self.sender.send_replace(Arc::new(next));
         }
     }
 
-    /// Writes down what is new, after it was published: nobody waits for the disk.
-    fn remember(&mut self) {
+    /// Writes new good versions to disk, after the snapshot was sent, so that no pod waits for the disk.
+    fn save(&mut self) {
         let mut failed = None;
-        for name in mem::take(&mut self.to_keep) {
-            let Some(record) = self.records.get_mut(&name) else { continue };
-            let Some(good) = record.to_keep.take() else { continue };
-            if let Err(e) = self.memory.keep(&name, &good) {
-                record.to_keep = Some(good);
-                self.to_keep.insert(name);
+        for name in mem::take(&mut self.unsaved) {
+            let Some(file) = self.files.get_mut(&name) else { continue };
+            let Some(good) = file.unsaved.take() else { continue };
+            if let Err(e) = self.store.save(&name, &good) {
+                file.unsaved = Some(good);
+                self.unsaved.insert(name);
                 failed = Some(e);
             }
         }
-        self.seen.sweep();
+        self.first_seen.forget_unheld();
         let listed = self.directory_problem.is_none();
         if let Some(inode) =
-            self.open.as_ref().map(|o| o.identity.inode).filter(|i| listed && self.about != Some(*i))
+            self.open.as_ref().map(|o| o.identity.inode).filter(|i| listed && self.saved_inode != Some(*i))
         {
-            let names: Vec<&str> = self.records.keys().map(String::as_str).collect();
-            match self.memory.about(&self.cfg.dir, inode, &names) {
-                Ok(()) => self.about = Some(inode),
+            let names: Vec<&str> = self.files.keys().map(String::as_str).collect();
+            match self.store.save_directory(&self.cfg.dir, inode, &names) {
+                Ok(()) => self.saved_inode = Some(inode),
                 Err(e) => failed = Some(e),
             }
         }
         if let Some(e) = failed {
             let cause = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
-            tracing::warn!(error = %e, cause, "last good manifests are not remembered; tried again at the next look");
+            tracing::warn!(error = %e, cause, "cannot save the last good manifests: after a restart a bad manifest would lose its pods; tried again at the next scan");
         }
     }
 }
 
-/// How long ago it was written, if that was within the last moment, by the clock that file times have.
+/// The time since the last write, if that is less than [`WRITE_QUIET`], by the clock of file times.
 fn just_written(stamp: &Stamp, now: Wall) -> Option<Duration> {
     let age = Duration::from_nanos(u64::try_from(now.0.saturating_sub(stamp.modified_nanos())).ok()?);
     (age < WRITE_QUIET).then_some(age)
 }
 
-/// Waits for an event (`true`) or the time (`false`); `None` when it is the end.
-fn wait(stop: &UnixStream, watch: &DirectoryEvents, timeout: Duration) -> Option<bool> {
+/// Waits for an event (`true`) or the timeout (`false`); `None` if the source is to end.
+fn wait(stop: &UnixStream, events: &DirectoryEvents, timeout: Duration) -> Option<bool> {
     let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-    fds.extend(watch.descriptor().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-    // Rounded up, so that it does not wake just before the time.
+    fds.extend(events.descriptor().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+    // Rounded up, so that the wait does not end just before the time.
     let millis = i32::try_from(timeout.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
     let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
     match nix::poll::poll(&mut fds, timeout) {
@@ -403,12 +411,15 @@ fn wait(stop: &UnixStream, watch: &DirectoryEvents, timeout: Duration) -> Option
     }
 }
 
-/// What a Service lacks, to be told.
-fn unserved(services: &Shared<DesiredService>, (key, lacks): (&PodKey, &str)) -> Option<UnallocatedService> {
+/// The error of a Service for which no address or node port is free.
+fn unallocated(
+    services: &Shared<DesiredService>,
+    (key, missing): (&PodKey, &str),
+) -> Option<UnallocatedService> {
     let uid = Arc::clone(&services.get(key)?.service.uid);
     Some(UnallocatedService {
         service: key.clone(),
         uid,
-        message: format!("{lacks} is not to be had: none is free"),
+        message: format!("cannot allocate {missing}: none is free"),
     })
 }

@@ -5,11 +5,11 @@ use crate::convert::field::{FieldError, FieldPath, kind_of};
 use serde_json::Value;
 use std::{borrow::Cow, collections::BTreeMap};
 
-/// Keys and their bytes.
+/// Decoded bytes by key.
 pub(super) type Data = BTreeMap<String, Vec<u8>>;
 
-/// The object without the values of a field of base64 texts, and those decoded. Line ends in such a text mean nothing,
-/// as to Go's decoder.
+/// The object without the values of a field of base64 texts, and those values decoded. Line ends in a base64 text are
+/// ignored, as by Go's decoder.
 pub(super) fn without_bytes<'v>(
     at: &FieldPath<'_>,
     value: &'v Value,
@@ -37,7 +37,7 @@ pub(super) fn without_bytes<'v>(
     Ok((Cow::Owned(value), decoded))
 }
 
-/// Base64 of the standard alphabet, padded.
+/// Decodes base64 of the standard alphabet with padding.
 fn base64(text: &str) -> Result<Vec<u8>, String> {
     let mut out = Vec::with_capacity(text.len() / 4 * 3);
     let (mut bits, mut held, mut padding, mut count) = (0_u32, 0_u32, 0_usize, 0_usize);
@@ -95,7 +95,7 @@ mod tests {
             ("YW\r\nJj\n", b"abc"),
             ("YQ=\n=", b"a"),
             ("AAEC/+8=", &[0, 1, 2, 0xff, 0xef]),
-            // Bits that nobody needs may be set.
+            // The unused bits of the last character may be set.
             ("YR==", b"a"),
         ] {
             assert_eq!(base64(text).as_deref(), Ok(bytes), "{text:?}");

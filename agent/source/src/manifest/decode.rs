@@ -1,5 +1,5 @@
-//! A generic value as a deserializer that gives in where Go's does: `null` is the zero value of whatever is expected,
-//! an empty text, 0, `false`, an empty object. What does not fit is told in the words of a manifest.
+//! A generic value as a deserializer as lenient as Go's: `null` is the zero value of the expected type, such as an empty
+//! text, 0, `false` or an empty object. Errors about other types use the words of a manifest.
 
 use crate::convert::field::kind_of;
 use serde::de::{
@@ -7,7 +7,7 @@ use serde::de::{
 };
 use serde_json::{Number, Value};
 
-/// The value, to be decoded.
+/// Deserializer of a generic value.
 #[derive(Clone, Copy)]
 pub(super) struct Lenient<'v>(pub(super) &'v Value);
 
@@ -148,7 +148,7 @@ impl<'v> Deserializer<'v> for Lenient<'v> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         match (name, self.0) {
-            // Its type takes text and numbers both, so that it does not say what it expects.
+            // The type accepts text and numbers, so its own error would not name the expected type.
             ("Quantity", Value::Null) => {
                 visitor.visit_newtype_struct(IntoDeserializer::<Error>::into_deserializer(0_i64))
             }

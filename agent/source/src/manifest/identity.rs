@@ -1,20 +1,20 @@
-//! UIDs of pods whose manifest gives none.
+//! UIDs of pods and Services whose manifest gives none.
 
 use berth_core::ids::{Namespace, PodName};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
-/// A pod of the manifest directory: a function of namespace, name and spec. A changed spec is another pod, so that
-/// the old one is ended and the new one made; labels and annotations may change in its life. The spec is hashed as it
-/// was given, so that a later default does not restart pods.
+/// UID of a pod of the manifest directory: a function of namespace, name and spec. A changed spec is another pod, so
+/// that the old one is ended and the new one started; labels and annotations may change during its life. The spec is
+/// hashed without defaults, so that a default of a later version does not restart pods.
 pub(super) fn of_manifest(namespace: &Namespace, name: &PodName, spec: &Value) -> String {
     let mut canonical = String::new();
     write_canonical(spec, &mut canonical);
     uuid(&[namespace.as_str(), name.as_str(), &canonical])
 }
 
-/// Any other object: a function of its kind and names.
+/// UID of any other object: a function of its kind, namespace and name.
 pub(super) fn of_object(kind: &str, namespace: &Namespace, name: &PodName) -> String {
     uuid(&[kind, namespace.as_str(), name.as_str()])
 }
@@ -26,13 +26,13 @@ fn uuid(parts: &[&str]) -> String {
         hash.update([0]);
     }
     let hex: String = hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect();
-    // The shape of a UUID, with the version that is free for one's own use (RFC 9562, 8).
+    // The form of a UUID, with version 8, which is for custom use (RFC 9562).
     let part = |from, to| hex.get(from..to).unwrap_or_default();
     format!("{}-{}-8{}-8{}-{}", part(0, 8), part(8, 12), part(13, 16), part(17, 20), part(20, 32))
 }
 
-/// A static pod, by the kubelet's rule: FNV-1a of 128 bits over the pod, `host:<node>` and `file:<path>`. The kubelet
-/// prints its own in-memory type into the hash, so that only the rule, not the number, can be the same.
+/// UID of a static pod, by the kubelet's rule: FNV-1a of 128 bits over the pod, `host:<node>` and `file:<path>`. The
+/// kubelet hashes a print of its in-memory type, so that only the rule can be the same, not the number.
 pub(super) fn of_static(pod: &Value, node: &str, file: &Path) -> String {
     let mut canonical = String::new();
     write_canonical(pod, &mut canonical);
@@ -56,7 +56,7 @@ fn fnv1a(mut hash: u128, bytes: &[u8]) -> u128 {
     hash
 }
 
-/// JSON with keys in order and without blanks, whatever order the map itself keeps.
+/// Writes JSON with sorted keys and without blanks, whatever the order of the map.
 fn write_canonical(value: &Value, out: &mut String) {
     match value {
         Value::Object(map) => {
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn canonical_form_knows_no_order() {
+    fn the_canonical_form_does_not_depend_on_the_order_of_keys() {
         let text = |s: &str| {
             let mut out = String::new();
             write_canonical(&serde_json::from_str(s).unwrap(), &mut out);

@@ -1,10 +1,10 @@
-//! What a plain YAML scalar is to Kubernetes: YAML 1.1 as Go's decoder has it (`go.yaml.in/yaml/v2` resolve.go), and
-//! then JSON (`sigs.k8s.io/yaml`). `y`, `No` and `on` are booleans, `yEs` is a text; `0644` is octal; a number that is
+//! The value of a plain YAML scalar for Kubernetes: YAML 1.1 by Go's decoder (`go.yaml.in/yaml/v2` resolve.go), then
+//! converted to JSON (`sigs.k8s.io/yaml`). `y`, `No` and `on` are booleans, `yEs` is a text; `0644` is octal; a number that is
 //! whole is an integer however it is written.
 
 use serde_json::{Number, Value};
 
-/// A plain scalar without a tag. The error is a number that JSON has not.
+/// The value of a plain scalar without a tag. Fails for numbers that JSON does not have.
 pub(super) fn plain(text: &str) -> Result<Value, &'static str> {
     match text {
         "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
@@ -41,7 +41,7 @@ pub(super) fn plain(text: &str) -> Result<Value, &'static str> {
     }
 }
 
-/// The key of an object that a plain scalar is, as Go writes such a value into a text.
+/// The text of a plain scalar as the key of an object, as Go prints such a value.
 pub(super) fn plain_key(text: &str) -> Result<String, &'static str> {
     match plain(text)? {
         Value::String(text) => Ok(text),
@@ -101,7 +101,7 @@ fn looks_like_float(text: &str) -> bool {
     good && exponent.is_none_or(|e| !e.is_empty() && digits(e))
 }
 
-/// As Go's JSON writes it and reads it again: below 1e21 a whole number has neither point nor exponent.
+/// A number as Go's JSON writes and reads it again: below 1e21 a whole number has neither point nor exponent.
 #[expect(clippy::cast_possible_truncation, reason = "whole and within i128 is what was just asked")]
 fn float(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e21 {
@@ -139,7 +139,7 @@ mod tests {
 
     /// Each was decoded by `sigs.k8s.io/yaml` v1.6.0.
     #[test]
-    fn scalars_are_what_go_makes_of_them() {
+    fn plain_scalars_have_the_values_of_gos_decoder() {
         for (text, value) in [
             ("y", json!(true)),
             ("NO", json!(false)),
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_what_go_writes() {
+    fn plain_keys_have_the_texts_of_gos_decoder() {
         for (text, key) in [
             ("on", "true"),
             ("n", "false"),

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1 as api;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Nothing of the API server may be needed to run the pod (`PreventStaticPodAPIReferences`).
+/// Refuses references to API objects: a static pod must run without the API server (`PreventStaticPodAPIReferences`).
 pub(super) fn no_references(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<(), FieldError> {
     let refuse =
         |at: &FieldPath<'_>, what: &str| Err(at.error(format!("a static pod may not refer to {what}")));
@@ -94,7 +94,7 @@ fn environment(
     Ok(())
 }
 
-/// The kind of a volume that cannot be mounted without the API server, and what it needs of it.
+/// The kind of a volume that cannot be mounted without the API server, and the objects that it needs.
 fn what_volume_needs(volume: &Value) -> Option<(&'static str, &'static str)> {
     const KINDS: [(&str, &str); 7] = [
         ("configMap", "config maps"),
@@ -108,12 +108,12 @@ fn what_volume_needs(volume: &Value) -> Option<(&'static str, &'static str)> {
     KINDS.into_iter().find(|(kind, _)| volume.get(kind).is_some())
 }
 
-/// `<name>-<node>`, the node's name in lower case.
+/// The name of a static pod: `<name>-<node>`, the node's name in lower case.
 pub(super) fn name(given: &str, node: &NodeName) -> String {
     format!("{given}-{}", node.as_str().to_ascii_lowercase())
 }
 
-/// A static pod stays when its node is in trouble.
+/// Adds the toleration of every NoExecute taint, so that a static pod stays when its node is in trouble.
 pub(super) fn tolerate_no_execute(spec: &mut api::PodSpec) {
     let toleration = api::Toleration {
         operator: Some("Exists".to_owned()),

@@ -69,655 +69,33 @@ fn a_small_pod_gets_the_defaults_of_the_api_server() {
 
 const C: &str = "/spec/containers/0";
 
-/// What is refused, at which field, with which words. `C` in front of a pointer is the first container.
+/// Each case names the field of the error and words of its reason.
 #[test]
-fn refused_as_the_api_server_would() {
-    let cases: &[(&str, &str, &str, &str)] = &[
-        // metadata
-        ("/metadata/name", "null", "metadata.name", "required"),
-        ("/metadata/name", "\"Web\"", "metadata.name", "lower-case"),
-        ("/metadata/name", "\"a/b\"", "metadata.name", "lower-case"),
-        ("/metadata/namespace", "\"a.b\"", "metadata.namespace", "lower-case"),
-        ("/metadata/uid", "\"../x\"", "metadata.uid", "letters"),
-        ("/metadata/labels", r#"{"a b":"c"}"#, "metadata.labels", "at most 63"),
-        ("/metadata/labels", r#"{"a":"c/d"}"#, "metadata.labels.a", "label value"),
-        (
-            "/metadata/labels",
-            r#"{"a":1}"#,
-            "metadata.labels.a",
-            "must be a string, not the number 1: quote it",
-        ),
-        ("/metadata/annotations", r#"{"/x":"y"}"#, "metadata.annotations", "prefix"),
-        (
-            "/metadata/deletionTimestamp",
-            "\"2024-01-01T00:00:00Z\"",
-            "metadata.deletionTimestamp",
-            "take the manifest",
-        ),
-        ("/metadata/creationTimestamp", "\"yesterday\"", "metadata.creationTimestamp", ""),
-        ("/metadata/lables", "{}", "metadata.lables", "unknown field"),
-        ("/apiVersion", "\"v2\"", "apiVersion", "not supported"),
-        ("/kind", "\"Deployment\"", "kind", "not supported"),
-        ("/kind", "7", "kind", "must be a string"),
-        ("/extra", "1", "extra", "unknown field"),
-        ("/spec", "null", "spec", "required"),
-        ("/spec", "[]", "spec", ""),
-        // spec
-        ("/spec/containers", "[]", "spec.containers", "at least one"),
-        ("/spec/containers", "null", "spec.containers", "at least one"),
-        ("/spec/container", "[]", "spec.container", "unknown field"),
-        ("/spec/restartPolicy", "\"Sometimes\"", "spec.restartPolicy", "one of Always, OnFailure, Never"),
-        (
-            "/spec/terminationGracePeriodSeconds",
-            "1.5",
-            "spec.terminationGracePeriodSeconds",
-            "a whole number",
-        ),
-        (
-            "/spec/terminationGracePeriodSeconds",
-            "5.0",
-            "spec.terminationGracePeriodSeconds",
-            "a whole number",
-        ),
-        ("/spec/activeDeadlineSeconds", "0", "spec.activeDeadlineSeconds", "at least 1"),
-        ("/spec/nodeName", "\"other\"", "spec.nodeName", "another node"),
-        ("/spec/dnsPolicy", "\"Dunno\"", "spec.dnsPolicy", "one of"),
-        ("/spec/dnsPolicy", "\"None\"", "spec.dnsConfig.nameservers", "at least one"),
-        ("/spec/dnsConfig", r#"{"nameservers":["1","2"]}"#, "spec.dnsConfig.nameservers[0]", "no IP"),
-        (
-            "/spec/dnsConfig",
-            r#"{"nameservers":["1.1.1.1","1.1.1.2","1.1.1.3","1.1.1.4"]}"#,
-            "spec.dnsConfig.nameservers",
-            "3",
-        ),
-        ("/spec/dnsConfig", r#"{"searches":["a b"]}"#, "spec.dnsConfig.searches[0]", "domain"),
-        ("/spec/dnsConfig", r#"{"options":[{"value":"x"}]}"#, "spec.dnsConfig.options[0].name", "required"),
-        (
-            "/spec/dnsConfig",
-            r#"{"options":[{"name":"a\nnameserver 6.6.6.6"}]}"#,
-            "spec.dnsConfig.options[0]",
-            "line ends",
-        ),
-        ("/spec/hostname", "\"a.b\"", "spec.hostname", "lower-case"),
-        ("/spec/subdomain", "\"A\"", "spec.subdomain", "lower-case"),
-        ("/spec/hostAliases", r#"[{"ip":"x","hostnames":["a"]}]"#, "spec.hostAliases[0].ip", "no IP"),
-        (
-            "/spec/hostAliases",
-            r#"[{"ip":"1.1.1.1","hostnames":["a\nb"]}]"#,
-            "spec.hostAliases[0].hostnames[0]",
-            "",
-        ),
-        ("/spec/hostUsers", "false", "spec.hostUsers", "not supported yet"),
-        ("/spec/hostnameOverride", "\"x\"", "spec.hostnameOverride", "not supported yet"),
-        ("/spec/os", r#"{"name":"plan9"}"#, "spec.os.name", "windows"),
-        ("/spec/resourceClaims", r#"[{"name":"x"}]"#, "spec.resourceClaims", "not supported yet"),
-        ("/spec/ephemeralContainers", r#"[{"name":"x"}]"#, "spec.ephemeralContainers", "new pod"),
-        ("/spec/schedulingGates", r#"[{"name":"x"}]"#, "spec.schedulingGates", "gate"),
-        (
-            "/spec/readinessGates",
-            r#"[{"conditionType":"a b"}]"#,
-            "spec.readinessGates[0].conditionType",
-            "name",
-        ),
-        ("/spec/overhead", r#"{"cpu":"-1"}"#, "spec.overhead.cpu", "negative"),
-        ("/spec/runtimeClassName", "\"A_b\"", "spec.runtimeClassName", "object name"),
-        (
-            "/spec/resources",
-            r#"{"limits":{"ephemeral-storage":"1"}}"#,
-            "spec.resources.limits.ephemeral-storage",
-            "as a whole",
-        ),
-        ("/spec/initContainers", r#"[{"name":"c","image":"i"}]"#, "spec.containers[0].name", "twice"),
-        (
-            "/spec/initContainers",
-            r#"[{"name":"d","image":"i","restartPolicy":"Never"}]"#,
-            "spec.initContainers[0].restartPolicy",
-            "not supported yet",
-        ),
-        (
-            "/spec/initContainers",
-            r#"[{"name":"d","image":"i","livenessProbe":{"exec":{"command":["x"]}}}]"#,
-            "spec.initContainers[0].livenessProbe",
-            "restartPolicy: Always",
-        ),
-        (
-            "/spec/initContainers",
-            r#"[{"name":"d","image":"i","lifecycle":{"preStop":{"sleep":{"seconds":1}}}}]"#,
-            "spec.initContainers[0].lifecycle",
-            "restartPolicy: Always",
-        ),
-        // volumes
-        ("/spec/volumes/-", r#"{"name":"v","emptyDir":{}}"#, "spec.volumes[1].name", "twice"),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","emptyDir":{},"hostPath":{"path":"/"}}"#,
-            "spec.volumes[1].hostPath",
-            "only one source",
-        ),
-        ("/spec/volumes/-", r#"{"name":"w","emptyDirr":{}}"#, "spec.volumes[1].emptyDirr", "unknown field"),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","emptyDir":{"medium":"Disk"}}"#,
-            "spec.volumes[1].emptyDir.medium",
-            "Memory",
-        ),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","emptyDir":{"sizeLimit":"-1Mi"}}"#,
-            "spec.volumes[1].emptyDir.sizeLimit",
-            "negative",
-        ),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","hostPath":{"path":"/a/../b"}}"#,
-            "spec.volumes[1].hostPath.path",
-            "\"..\"",
-        ),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","hostPath":{"path":"a"}}"#,
-            "spec.volumes[1].hostPath.path",
-            "absolute",
-        ),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","hostPath":{"path":"/a","type":"Dir"}}"#,
-            "spec.volumes[1].hostPath.type",
-            "one of",
-        ),
-        ("/spec/volumes/-", r#"{"name":"w","configMap":{}}"#, "spec.volumes[1].configMap.name", "required"),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","configMap":{"name":"m","defaultMode":512}}"#,
-            "spec.volumes[1].configMap.defaultMode",
-            "0777",
-        ),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","configMap":{"name":"m","items":[{"key":"k","path":"../x"}]}}"#,
-            "spec.volumes[1].configMap.items[0].path",
-            "\"..\"",
-        ),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","configMap":{"name":"m","items":[{"key":"k","path":"..data"}]}}"#,
-            "spec.volumes[1].configMap.items[0].path",
-            "start with",
-        ),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","secret":{"secretName":"s","items":[{"key":"k","path":"/x"}]}}"#,
-            "spec.volumes[1].secret.items[0].path",
-            "relative",
-        ),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","secret":{"secretName":"s","items":[{"key":"k","path":"x","mode":-1}]}}"#,
-            "spec.volumes[1].secret.items[0].mode",
-            "0777",
-        ),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","downwardAPI":{"items":[{"path":"x","fieldRef":{"fieldPath":"spec.nodeName"}}]}}"#,
-            "spec.volumes[1].downwardAPI.items[0].fieldRef.fieldPath",
-            "cannot be referred",
-        ),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","downwardAPI":{"items":[{"path":"x","resourceFieldRef":{"resource":"limits.cpu"}}]}}"#,
-            "spec.volumes[1].downwardAPI.items[0].resourceFieldRef.containerName",
-            "required",
-        ),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","downwardAPI":{"items":[{"path":"x"}]}}"#,
-            "spec.volumes[1].downwardAPI.items[0]",
-            "one of",
-        ),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","projected":{"sources":[{}]}}"#,
-            "spec.volumes[1].projected.sources[0]",
-            "source",
-        ),
-        (
-            "/spec/volumes/-",
-            r#"{"name":"w","projected":{"sources":[{"configMap":{"name":"a","items":[{"key":"k","path":"p"}]}},{"secret":{"name":"a","items":[{"key":"k","path":"p"}]}}]}}"#,
-            "spec.volumes[1].projected.sources[1].secret",
-            "taken",
-        ),
-        // containers
-        ("C/name", "\"a.b\"", "spec.containers[0].name", "lower-case"),
-        ("C/name", "null", "spec.containers[0].name", "required"),
-        ("C/image", "null", "spec.containers[0].image", "required"),
-        ("C/image", "\" i\"", "spec.containers[0].image", "blanks"),
-        ("C/imagePullPolicy", "\"always\"", "spec.containers[0].imagePullPolicy", "one of"),
-        ("C/imagepullpolicy", "\"Always\"", "spec.containers[0].imagepullpolicy", "unknown field"),
-        ("C/command", "\"sh\"", "spec.containers[0].command", "must be a list, not a string"),
-        ("C/args", "[1]", "spec.containers[0].args[0]", "must be a string, not the number 1"),
-        ("C/restartPolicy", "\"Always\"", "spec.containers[0].restartPolicy", "not supported yet"),
-        (
-            "C/restartPolicyRules",
-            r#"[{"action":"Restart"}]"#,
-            "spec.containers[0].restartPolicyRules",
-            "not supported yet",
-        ),
-        (
-            "C/volumeDevices",
-            r#"[{"name":"v","devicePath":"/d"}]"#,
-            "spec.containers[0].volumeDevices",
-            "not supported yet",
-        ),
-        ("C/terminationMessagePolicy", "\"x\"", "spec.containers[0].terminationMessagePolicy", "one of"),
-        (
-            "C/lifecycle",
-            r#"{"stopSignal":"SIGINT"}"#,
-            "spec.containers[0].lifecycle.stopSignal",
-            "not supported yet",
-        ),
-        ("C/lifecycle", r#"{"preStop":{}}"#, "spec.containers[0].lifecycle.preStop", "one of"),
-        (
-            "C/lifecycle",
-            r#"{"preStop":{"sleep":{"seconds":31}}}"#,
-            "spec.containers[0].lifecycle.preStop.sleep.seconds",
-            "must not exceed",
-        ),
-        (
-            "C/lifecycle",
-            r#"{"postStart":{"exec":{"command":[]}}}"#,
-            "spec.containers[0].lifecycle.postStart.exec.command",
-            "required",
-        ),
-        (
-            "C/lifecycle",
-            r#"{"postStart":{"tcpSocket":{"port":1}}}"#,
-            "spec.containers[0].lifecycle.postStart.tcpSocket",
-            "not supported",
-        ),
-        // ports
-        ("C/ports", r#"[{"containerPort":0}]"#, "spec.containers[0].ports[0].containerPort", "1 to 65535"),
-        (
-            "C/ports",
-            r#"[{"containerPort":80},{"containerPort":65536}]"#,
-            "spec.containers[0].ports[1].containerPort",
-            "1 to 65535",
-        ),
-        ("C/ports", r#"[{"containerPort":"80"}]"#, "spec.containers[0].ports[0].containerPort", "must be"),
-        (
-            "C/ports",
-            r#"[{"containerPort":1,"name":"a"},{"containerPort":2,"name":"a"}]"#,
-            "spec.containers[0].ports[1].name",
-            "twice",
-        ),
-        (
-            "C/ports",
-            r#"[{"containerPort":1,"name":"80"}]"#,
-            "spec.containers[0].ports[0].name",
-            "at least one letter",
-        ),
-        (
-            "C/ports",
-            r#"[{"containerPort":1,"name":"sixteen-letters-x"}]"#,
-            "spec.containers[0].ports[0].name",
-            "at most 15",
-        ),
-        (
-            "C/ports",
-            r#"[{"containerPort":1,"protocol":"tcp"}]"#,
-            "spec.containers[0].ports[0].protocol",
-            "TCP, UDP, SCTP",
-        ),
-        (
-            "C/ports",
-            r#"[{"containerPort":1,"hostPort":-1}]"#,
-            "spec.containers[0].ports[0].hostPort",
-            "1 to 65535",
-        ),
-        ("C/ports", r#"[{"containerPort":1,"hostIP":"x"}]"#, "spec.containers[0].ports[0].hostIP", "no IP"),
-        (
-            "C/ports",
-            r#"[{"containerPort":1,"hostPort":9},{"containerPort":2,"hostPort":9}]"#,
-            "spec.containers[0].ports[1].hostPort",
-            "taken",
-        ),
-        // env
-        ("C/env", r#"[{"value":"x"}]"#, "spec.containers[0].env[0].name", "required"),
-        ("C/env", r#"[{"name":"a=b"}]"#, "spec.containers[0].env[0].name", "'='"),
-        ("C/env", r#"[{"name":"ä"}]"#, "spec.containers[0].env[0].name", "printable"),
-        (
-            "C/env",
-            r#"[{"name":"a","value":1}]"#,
-            "spec.containers[0].env[0].value",
-            "must be a string, not the number 1",
-        ),
-        (
-            "C/env",
-            r#"[{"name":"a","value":"x","valueFrom":{"fieldRef":{"fieldPath":"metadata.name"}}}]"#,
-            "spec.containers[0].env[0].valueFrom",
-            "together",
-        ),
-        ("C/env", r#"[{"name":"a","valueFrom":{}}]"#, "spec.containers[0].env[0].valueFrom", "one of"),
-        (
-            "C/env",
-            r#"[{"name":"a","valueFrom":{"fieldRef":{"fieldPath":"metadata.labels"}}}]"#,
-            "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath",
-            "cannot be referred",
-        ),
-        (
-            "C/env",
-            r#"[{"name":"a","valueFrom":{"secretKeyRef":{"name":"s","key":".."}}}]"#,
-            "spec.containers[0].env[0].valueFrom.secretKeyRef.key",
-            "no key",
-        ),
-        (
-            "C/env",
-            r#"[{"name":"a","valueFrom":{"fileKeyRef":{"volumeName":"v","path":"p","key":"k"}}}]"#,
-            "spec.containers[0].env[0].valueFrom.fileKeyRef",
-            "not supported yet",
-        ),
-        (
-            "C/env",
-            r#"[{"name":"a","valueFrom":{"resourceFieldRef":{"resource":"limits.gpu"}}}]"#,
-            "spec.containers[0].env[0].valueFrom.resourceFieldRef.resource",
-            "must be",
-        ),
-        (
-            "C/env",
-            r#"[{"name":"a","valueFrom":{"resourceFieldRef":{"resource":"limits.cpu","divisor":"3"}}}]"#,
-            "spec.containers[0].env[0].valueFrom.resourceFieldRef.divisor",
-            "one of",
-        ),
-        ("C/envFrom", r#"[{}]"#, "spec.containers[0].envFrom[0]", "one of"),
-        (
-            "C/envFrom",
-            r#"[{"prefix":"=","configMapRef":{"name":"m"}}]"#,
-            "spec.containers[0].envFrom[0].prefix",
-            "'='",
-        ),
-        // resources
-        ("C/resources", r#"{"limits":{"cpu":"1x"}}"#, "spec.containers[0].resources.limits.cpu", "quantity"),
-        ("C/resources", r#"{"limits":{"cpu":"-1"}}"#, "spec.containers[0].resources.limits.cpu", "negative"),
-        (
-            "C/resources",
-            r#"{"limits":{"cpu":"1"},"requests":{"cpu":"1001m"}}"#,
-            "spec.containers[0].resources.requests.cpu",
-            "must not exceed",
-        ),
-        (
-            "C/resources",
-            r#"{"limits":{"memory":"1Mi"},"requests":{"memory":"1Gi"}}"#,
-            "spec.containers[0].resources.requests.memory",
-            "must not exceed",
-        ),
-        (
-            "C/resources",
-            r#"{"limits":{"gpu":"1"}}"#,
-            "spec.containers[0].resources.limits.gpu",
-            "no resource",
-        ),
-        (
-            "C/resources",
-            r#"{"limits":{"x.io/gpu":"500m"}}"#,
-            r#"spec.containers[0].resources.limits["x.io/gpu"]"#,
-            "whole",
-        ),
-        (
-            "C/resources",
-            r#"{"requests":{"hugepages-2Mi":"4Mi"}}"#,
-            "spec.containers[0].resources.requests.hugepages-2Mi",
-            "overcommitted",
-        ),
-        (
-            "C/resources",
-            r#"{"claims":[{"name":"x"}]}"#,
-            "spec.containers[0].resources.claims",
-            "not supported yet",
-        ),
-        // mounts
-        (
-            "C/volumeMounts",
-            r#"[{"name":"w","mountPath":"/x"}]"#,
-            "spec.containers[0].volumeMounts[0].name",
-            "not in spec.volumes",
-        ),
-        ("C/volumeMounts", r#"[{"name":"v"}]"#, "spec.containers[0].volumeMounts[0].mountPath", "required"),
-        (
-            "C/volumeMounts",
-            r#"[{"name":"v","mountPath":"/x"},{"name":"v","mountPath":"/x"}]"#,
-            "spec.containers[0].volumeMounts[1].mountPath",
-            "twice",
-        ),
-        (
-            "C/volumeMounts",
-            r#"[{"name":"v","mountPath":"/x","subPath":"a/../../b"}]"#,
-            "spec.containers[0].volumeMounts[0].subPath",
-            "\"..\"",
-        ),
-        (
-            "C/volumeMounts",
-            r#"[{"name":"v","mountPath":"/x","subPath":"/a"}]"#,
-            "spec.containers[0].volumeMounts[0].subPath",
-            "relative",
-        ),
-        (
-            "C/volumeMounts",
-            r#"[{"name":"v","mountPath":"/x","subPath":"a","subPathExpr":"b"}]"#,
-            "spec.containers[0].volumeMounts[0].subPathExpr",
-            "together",
-        ),
-        (
-            "C/volumeMounts",
-            r#"[{"name":"v","mountPath":"/x","mountPropagation":"Bidirectional"}]"#,
-            "spec.containers[0].volumeMounts[0].mountPropagation",
-            "privileged",
-        ),
-        (
-            "C/volumeMounts",
-            r#"[{"name":"v","mountPath":"/x","recursiveReadOnly":"Enabled"}]"#,
-            "spec.containers[0].volumeMounts[0].recursiveReadOnly",
-            "readOnly",
-        ),
-        // probes
-        ("C/livenessProbe", "{}", "spec.containers[0].livenessProbe", "one of"),
-        (
-            "C/livenessProbe",
-            r#"{"exec":{"command":["x"]},"tcpSocket":{"port":1}}"#,
-            "spec.containers[0].livenessProbe",
-            "only one",
-        ),
-        (
-            "C/livenessProbe",
-            r#"{"exec":{"command":["x"]},"successThreshold":2}"#,
-            "spec.containers[0].livenessProbe.successThreshold",
-            "must be 1",
-        ),
-        (
-            "C/startupProbe",
-            r#"{"exec":{"command":["x"]},"successThreshold":2}"#,
-            "spec.containers[0].startupProbe.successThreshold",
-            "must be 1",
-        ),
-        (
-            "C/readinessProbe",
-            r#"{"exec":{"command":["x"]},"periodSeconds":-1}"#,
-            "spec.containers[0].readinessProbe.periodSeconds",
-            "negative",
-        ),
-        (
-            "C/readinessProbe",
-            r#"{"exec":{"command":["x"]},"terminationGracePeriodSeconds":1}"#,
-            "spec.containers[0].readinessProbe.terminationGracePeriodSeconds",
-            "readiness",
-        ),
-        (
-            "C/livenessProbe",
-            r#"{"exec":{"command":["x"]},"terminationGracePeriodSeconds":0}"#,
-            "spec.containers[0].livenessProbe.terminationGracePeriodSeconds",
-            "greater",
-        ),
-        (
-            "C/livenessProbe",
-            r#"{"httpGet":{"port":0}}"#,
-            "spec.containers[0].livenessProbe.httpGet.port",
-            "1 to 65535",
-        ),
-        (
-            "C/livenessProbe",
-            r#"{"httpGet":{"port":"UP"}}"#,
-            "spec.containers[0].livenessProbe.httpGet.port",
-            "lower-case",
-        ),
-        (
-            "C/livenessProbe",
-            r#"{"httpGet":{"port":1,"scheme":"http"}}"#,
-            "spec.containers[0].livenessProbe.httpGet.scheme",
-            "HTTP",
-        ),
-        (
-            "C/livenessProbe",
-            r#"{"httpGet":{"port":1,"httpHeaders":[{"name":"a b","value":""}]}}"#,
-            "spec.containers[0].livenessProbe.httpGet.httpHeaders[0].name",
-            "header",
-        ),
-        (
-            "C/livenessProbe",
-            r#"{"httpGet":{"port":1,"httpHeaders":[{"name":"a","value":"x\r\ny: z"}]}}"#,
-            "spec.containers[0].livenessProbe.httpGet.httpHeaders[0].value",
-            "line ends",
-        ),
-        (
-            "C/livenessProbe",
-            r#"{"grpc":{"port":70000}}"#,
-            "spec.containers[0].livenessProbe.grpc.port",
-            "1 to 65535",
-        ),
-        // security
-        ("C/securityContext", r#"{"runAsUser":-1}"#, "spec.containers[0].securityContext.runAsUser", "0 to"),
-        (
-            "C/securityContext",
-            r#"{"runAsUser":2147483648}"#,
-            "spec.containers[0].securityContext.runAsUser",
-            "0 to",
-        ),
-        (
-            "C/securityContext",
-            r#"{"capabilities":{"add":["CAP_NET_ADMIN"]}}"#,
-            "spec.containers[0].securityContext.capabilities.add[0]",
-            "without CAP_",
-        ),
-        (
-            "C/securityContext",
-            r#"{"capabilities":{"drop":["X"]}}"#,
-            "spec.containers[0].securityContext.capabilities.drop[0]",
-            "no capability",
-        ),
-        (
-            "C/securityContext",
-            r#"{"privileged":true,"allowPrivilegeEscalation":false}"#,
-            "spec.containers[0].securityContext.allowPrivilegeEscalation",
-            "privileged",
-        ),
-        (
-            "C/securityContext",
-            r#"{"allowPrivilegeEscalation":false,"capabilities":{"add":["SYS_ADMIN"]}}"#,
-            "spec.containers[0].securityContext.allowPrivilegeEscalation",
-            "SYS_ADMIN",
-        ),
-        (
-            "C/securityContext",
-            r#"{"procMount":"Unmasked"}"#,
-            "spec.containers[0].securityContext.procMount",
-            "hostUsers",
-        ),
-        (
-            "C/securityContext",
-            r#"{"seLinuxOptions":{"level":"s0"}}"#,
-            "spec.containers[0].securityContext.seLinuxOptions",
-            "not supported yet",
-        ),
-        (
-            "C/securityContext",
-            r#"{"windowsOptions":{}}"#,
-            "spec.containers[0].securityContext.windowsOptions",
-            "Linux",
-        ),
-        (
-            "C/securityContext",
-            r#"{"seccompProfile":{"type":"Localhost"}}"#,
-            "spec.containers[0].securityContext.seccompProfile.localhostProfile",
-            "required",
-        ),
-        (
-            "C/securityContext",
-            r#"{"seccompProfile":{"type":"Localhost","localhostProfile":"../x"}}"#,
-            "spec.containers[0].securityContext.seccompProfile.localhostProfile",
-            "\"..\"",
-        ),
-        (
-            "C/securityContext",
-            r#"{"seccompProfile":{"type":"RuntimeDefault","localhostProfile":"x"}}"#,
-            "spec.containers[0].securityContext.seccompProfile.localhostProfile",
-            "only for",
-        ),
-        (
-            "C/securityContext",
-            r#"{"seccompProfile":{"type":"Default"}}"#,
-            "spec.containers[0].securityContext.seccompProfile.type",
-            "one of",
-        ),
-        (
-            "C/securityContext",
-            r#"{"appArmorProfile":{"type":"Localhost","localhostProfile":" x"}}"#,
-            "spec.containers[0].securityContext.appArmorProfile.localhostProfile",
-            "blanks",
-        ),
-        (
-            "/spec/securityContext",
-            r#"{"sysctls":[{"name":"a..b","value":"1"}]}"#,
-            "spec.securityContext.sysctls[0].name",
-            "no sysctl",
-        ),
-        (
-            "/spec/securityContext",
-            r#"{"sysctls":[{"name":"net.a","value":"1"},{"name":"net/a","value":"1"}]}"#,
-            "spec.securityContext.sysctls[1].name",
-            "twice",
-        ),
-        (
-            "/spec/securityContext",
-            r#"{"supplementalGroups":[1,-1]}"#,
-            "spec.securityContext.supplementalGroups[1]",
-            "0 to",
-        ),
-        (
-            "/spec/securityContext",
-            r#"{"fsGroupChangePolicy":"Never"}"#,
-            "spec.securityContext.fsGroupChangePolicy",
-            "one of",
-        ),
-        (
-            "/spec/securityContext",
-            r#"{"seLinuxChangePolicy":"MountOption"}"#,
-            "spec.securityContext.seLinuxChangePolicy",
-            "not supported yet",
-        ),
-    ];
-    for (pointer, value, field, reason) in cases {
+fn an_invalid_value_is_rejected_with_the_field_and_the_reason_of_the_api_server() {
+    let cases = include_str!("../../tests/corpus/invalid_pods.txt");
+    let cases = cases.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut count = 0;
+    for line in cases {
+        let [pointer, value, field, reason] = line.split('|').map(str::trim).collect::<Vec<_>>()[..] else {
+            panic!("{line}: must have four parts");
+        };
+        count += 1;
         let pointer = pointer.replacen('C', C, usize::from(pointer.starts_with('C')));
         let text = with(&[(&pointer, value)]);
         match parse_pod(&text, &ctx()) {
             Ok(_) => panic!("{pointer} = {value} is accepted"),
             Err(e) => {
-                assert_eq!(e.field.as_deref(), Some(*field), "{pointer} = {value}: {e}");
+                assert_eq!(e.field.as_deref(), Some(field), "{pointer} = {value}: {e}");
                 assert!(e.reason.contains(reason), "{pointer} = {value}: {e}");
                 assert_eq!(e.document, None);
             }
         }
     }
+    assert!(count >= 158, "only {count} cases");
 }
 
 #[test]
-fn host_namespaces_forbid_what_would_reach_the_host() {
+fn fields_that_would_change_the_host_are_rejected_with_host_namespaces() {
     for (changes, field) in [
         (
             vec![
@@ -801,7 +179,7 @@ fn every_field_reaches_the_model() {
 }
 
 #[test]
-fn documents_lists_and_their_numbers() {
+fn errors_name_the_document_and_the_item_of_a_list() {
     let read = |text: &str| parse_file(Path::new("f.yaml"), text.as_bytes(), &ctx());
     let two =
         format!("# only a comment\n---\n{SMALL}\n---\n# nothing\n---\n{}\n", SMALL.replace("web", "two"));
@@ -813,7 +191,7 @@ fn documents_lists_and_their_numbers() {
     let bad = SMALL.replace("web", "WEB");
     let e = read(&format!("{SMALL}\n---\n{bad}")).unwrap_err();
     assert_eq!(e.document, Some(2));
-    // Where there is but one, nobody has to count.
+    // An error about a single document has no number.
     assert_eq!(read(&bad).unwrap_err().document, None);
     assert_eq!(read("a: [").unwrap_err().document, None);
     for empty in ["", "\n\n", "# c\n", "---\n---\n", "null"] {
@@ -862,7 +240,7 @@ fn yaml_is_read_as_kubernetes_reads_it() {
 }
 
 #[test]
-fn what_stands_twice_is_an_error_here_and_a_warning_in_a_static_pod() {
+fn a_repeated_key_is_an_error_in_a_manifest_and_a_warning_in_a_static_pod() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers: [{name: c, image: i}]\n  restartPolicy: Never\n  restartPolicy: OnFailure\n";
     let e = parse_pod(text, &ctx()).unwrap_err();
     assert!(e.reason.contains("key \"restartPolicy\" is there twice at line 7, column 3"), "{e}");
@@ -881,7 +259,7 @@ fn what_stands_twice_is_an_error_here_and_a_warning_in_a_static_pod() {
 }
 
 #[test]
-fn null_is_nothing_wherever_it_stands() {
+fn null_counts_as_absent_everywhere() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, annotations: {a: null, b: ~, c: }, labels: {x: }, creationTimestamp: null}\nspec:\n  hostNetwork: null\n  containers: [{name: c, image: i, args: [a, null], env: [{name: A, value: }], ports: null, resources: {limits: {cpu: null}}}]\n";
     let pod = parse_pod(text, &ctx()).unwrap().pod;
     assert!(["a", "b", "c"].iter().all(|k| pod.annotations[*k].is_empty()));
@@ -906,14 +284,14 @@ fn whole_numbers_may_be_written_as_helm_writes_them() {
 }
 
 #[test]
-fn graces_are_bounded_not_refused() {
+fn a_grace_period_out_of_range_is_bounded() {
     let grace = |text: &str| pod(&[("/spec/terminationGracePeriodSeconds", text)]).grace_seconds;
     assert_eq!((grace("-5"), grace("0"), grace("7")), (1, 0, 7));
     assert_eq!(grace("100000000000"), 2_147_483_647);
 }
 
 #[test]
-fn a_name_that_has_no_room_for_its_output_is_refused() {
+fn a_name_too_long_for_the_log_directory_is_rejected() {
     let named =
         |length: usize| parse_pod(&with(&[("/metadata/name", &format!("{:?}", "a".repeat(length)))]), &ctx());
     // default_<name>_<36 characters>.
@@ -925,7 +303,7 @@ fn a_name_that_has_no_room_for_its_output_is_refused() {
 }
 
 #[test]
-fn texts_name_the_fault_and_the_way_out() {
+fn errors_name_the_fault_and_the_remedy() {
     let read =
         |spec: &str| parse_pod(&SMALL.replace("spec: {", &format!("spec: {{{spec}, ")), &ctx()).unwrap_err();
     assert_eq!(
@@ -947,7 +325,7 @@ fn texts_name_the_fault_and_the_way_out() {
 }
 
 #[test]
-fn binary_data_stands_apart_and_may_be_wrapped() {
+fn binary_data_is_kept_apart_and_may_have_line_ends() {
     let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {a: \"1\", b: , on: x}\nbinaryData:\n  t: aGk=\n  w: |\n    AAEC\n    AAEC\n";
     let parsed = parse_file(Path::new("f"), text.as_bytes(), &ctx()).unwrap();
     let map = &parsed.config_maps[0];
@@ -963,7 +341,7 @@ fn binary_data_stands_apart_and_may_be_wrapped() {
 }
 
 #[test]
-fn bombs_are_refused() {
+fn files_that_would_exhaust_memory_or_stack_are_rejected() {
     let mut laughs = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for level in 1..12 {
         let list = vec![format!("*a{}", level - 1); 10].join(", ");
@@ -1167,7 +545,7 @@ fn the_systems_priority_classes_are_known() {
 }
 
 #[test]
-fn what_stands_first_in_a_file_is_older() {
+fn the_first_pod_of_a_file_is_the_oldest() {
     let text = format!("{SMALL}\n---\n{}\n", SMALL.replace("web", "two"));
     let parsed = parse_file(Path::new("f.yaml"), text.as_bytes(), &ctx()).unwrap();
     let created: Vec<i64> = parsed.pods.iter().map(|p| p.pod.created.0 - ctx().now.0).collect();
@@ -1206,7 +584,7 @@ fn pod_level_requests_default_to_the_containers_or_the_limit() {
 }
 
 #[test]
-fn other_objects_are_checked() {
+fn invalid_config_maps_secrets_and_services_are_rejected_at_their_field() {
     let read = |text: &str| parse_file(Path::new("f"), text.as_bytes(), &ctx());
     for (text, field) in [
         ("{kind: ConfigMap, apiVersion: v1, metadata: {name: a}, data: {'a/b': x}}", r#"data"#),
@@ -1253,7 +631,7 @@ fn other_objects_are_checked() {
 }
 
 #[test]
-fn an_error_reads_like_a_sentence() {
+fn an_error_names_file_field_and_reason() {
     let e = parse_file(Path::new("/m/web.yaml"), with(&[("/spec/containers", "[]")]).as_bytes(), &ctx())
         .unwrap_err();
     assert_eq!(e.to_string(), "/m/web.yaml: spec.containers: must hold at least one container");

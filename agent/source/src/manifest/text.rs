@@ -1,5 +1,4 @@
-//! Text to generic values: documents of a YAML file, or JSON. Limits stand here: size, depth, number of nodes, and
-//! how much aliases may unfold.
+//! Text to generic values: the documents of a YAML file, or JSON. Size, depth and number of documents are bounded here.
 
 use super::yaml;
 use crate::convert::field::{FieldError, shorten};
@@ -7,25 +6,25 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::{cell::RefCell, fmt, path::Path};
 
-/// A larger file is refused unread.
+/// Limit of the size of a file, in bytes. A larger file is not read.
 pub const MAX_FILE_BYTES: u64 = 10 << 20;
 
-/// Levels of nesting.
+/// Limit of the levels of nesting.
 const MAX_DEPTH: usize = 64;
 
-/// Documents in a file.
+/// Limit of the documents in a file.
 const MAX_DOCUMENTS: usize = 10_000;
 
-/// The documents of a file, with their numbers in it from 1.
+/// The documents of a file, with their numbers from 1.
 #[derive(Debug, Default)]
 pub(super) struct Documents {
     /// Each document with its number.
     pub(super) values: Vec<(usize, Value)>,
-    /// Keys that stand twice in an object, with the numbers of their documents; the last of them counts.
+    /// Errors about keys that an object repeats, with the numbers of their documents. The last of equal keys counts.
     pub(super) repeated_keys: Vec<(usize, FieldError)>,
 }
 
-/// The file's documents and their numbers from 1; documents without content are left out but counted.
+/// Splits a file into documents. Documents without content are counted but left out.
 pub(super) fn documents(path: &Path, bytes: &[u8]) -> Result<Documents, (Option<usize>, FieldError)> {
     if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_FILE_BYTES) {
         return Err((None, FieldError::plain(format!("is larger than {MAX_FILE_BYTES} bytes"))));
@@ -48,7 +47,7 @@ pub(super) fn documents(path: &Path, bytes: &[u8]) -> Result<Documents, (Option<
 fn json_documents(text: &str) -> Result<Documents, (Option<usize>, FieldError)> {
     let mut documents = Documents::default();
     let mut reader = serde_json::Deserializer::from_str(text);
-    // `end` passes over blanks and fails where something follows.
+    // `end` skips blanks and fails if more text follows.
     while reader.end().is_err() {
         let number = documents.values.len().saturating_add(1);
         let repeated_keys = RefCell::default();
@@ -89,9 +88,9 @@ fn yaml_documents(text: &str) -> Result<Documents, (Option<usize>, FieldError)> 
     Ok(documents)
 }
 
-/// The text cut at the lines that start a document, each with the number of lines before it. What stands before the
-/// first `---` is a document only where it has content. Within a document a line may not start with `---` and a
-/// blank, block scalars included, so that cutting by lines is exact.
+/// The text cut at the lines that start a document, each part with the number of lines before it. The text before the
+/// first `---` is a document only if it has content. No line within a document may start with `---` and a blank, not
+/// even in a block scalar, so that cutting by lines is exact.
 fn chunks(text: &str) -> Vec<(usize, &str)> {
     let mut starts = vec![(0, 0)];
     let mut offset = 0;
@@ -116,7 +115,7 @@ fn chunks(text: &str) -> Vec<(usize, &str)> {
     chunks
 }
 
-/// Only blanks, comments and a document start.
+/// Whether the text has only blanks, comments and a document start.
 fn blank(chunk: &str) -> bool {
     chunk.lines().all(|line| {
         let line = line.strip_prefix("---").unwrap_or(line).trim();
@@ -124,12 +123,12 @@ fn blank(chunk: &str) -> bool {
     })
 }
 
-/// A generic value of which no number is lost.
+/// Seed of a generic JSON value that keeps every number and notes repeated keys.
 #[derive(Clone, Copy)]
 struct ValueSeed<'t> {
-    /// How many levels may still follow.
+    /// The levels of nesting that may still follow.
     left: usize,
-    /// Keys that an object names more than once.
+    /// Keys that an object repeats.
     repeated_keys: &'t RefCell<Vec<String>>,
 }
 

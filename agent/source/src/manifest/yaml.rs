@@ -1,5 +1,5 @@
-//! One YAML document to a generic value, as Kubernetes reads it. Bounded: depth, nodes, and what aliases unfold to
-//! count as if they were written out.
+//! One YAML document to a generic value, as Kubernetes reads it. Depth and number of nodes are bounded; nodes behind
+//! aliases count as if they were written out.
 
 use super::scalar;
 use crate::convert::field::{FieldError, shorten};
@@ -7,13 +7,13 @@ use granit_parser::{Event, Marker, Options, Parser, ScalarStyle, ScanError, Span
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 
-/// Nodes of a document, aliases unfolded.
+/// Limit of the nodes of a document, with aliases unfolded.
 const MAX_NODES: usize = 500_000;
-/// Aliases and anchors of a document.
+/// Limit of the aliases, and of the anchors, of a document.
 const MAX_ANCHORS: usize = 1_000;
 
-/// The document's value, and the keys that stand twice in an object; the last of them counts. `lines_before` is where
-/// in its file the document begins.
+/// The document's value, and errors about keys that an object repeats; the last of equal keys counts. `lines_before` is
+/// the number of lines of the file before the document.
 pub(super) fn document(
     text: &str,
     lines_before: usize,
@@ -42,7 +42,7 @@ pub(super) fn document(
     }
 }
 
-/// A value and what it takes.
+/// A value with its size.
 #[derive(Clone)]
 struct Node {
     value: Value,
@@ -82,7 +82,7 @@ impl<'i> DocumentReader<'i> {
         FieldError::plain(format!("no valid YAML: {reason} at {}", self.place(at)))
     }
 
-    /// Counts what is added to the document.
+    /// Counts nodes that are added to the document.
     fn count(&mut self, nodes: usize, at: Marker) -> Result<(), FieldError> {
         self.nodes = self.nodes.saturating_add(nodes);
         if self.nodes > MAX_NODES {
@@ -104,7 +104,7 @@ impl<'i> DocumentReader<'i> {
         let (anchor, node) = match event {
             Event::Alias(id) => {
                 self.aliases = self.aliases.saturating_add(1);
-                // It is not there while it is being read: an anchor that holds itself has no end.
+                // An anchor is known only after its node: one that contains itself would have no end.
                 let Some(node) = self.anchors.get(&id).filter(|_| self.aliases <= MAX_ANCHORS) else {
                     return Err(self.error(at, "an alias stands for what holds it, or there are too many"));
                 };
@@ -134,7 +134,7 @@ impl<'i> DocumentReader<'i> {
             if self.anchors.len() >= MAX_ANCHORS {
                 return Err(self.error(at, &format!("holds more than {MAX_ANCHORS} anchors")));
             }
-            // A copy is kept, and anchors within anchors would keep a copy each.
+            // Each anchor keeps a copy of its node, and so does each anchor within it.
             self.count(node.nodes, at)?;
             self.anchors.insert(anchor, node.clone());
         }
@@ -198,7 +198,7 @@ impl<'i> DocumentReader<'i> {
         Ok(Node { value: map.into(), nodes, height: height.saturating_add(1) })
     }
 
-    /// A key as a text; `None` for `<<`.
+    /// The text of a key; `None` for `<<`.
     fn key(&mut self, event: Event<'i>, span: Span, depth: usize) -> Result<Option<String>, FieldError> {
         let at = span.start;
         if let Event::Scalar(text, style, 0, None) = &event {
@@ -218,7 +218,7 @@ impl<'i> DocumentReader<'i> {
         }
     }
 
-    /// `<<`: what an object takes over where it says nothing itself.
+    /// Adds the fields of `<<` that the object does not have itself.
     fn merge(&self, map: &mut Map<String, Value>, value: Value, at: Marker) -> Result<(), FieldError> {
         let list = match value {
             Value::Array(list) => list,
@@ -248,7 +248,7 @@ impl<'i> DocumentReader<'i> {
             (None, None) if style == ScalarStyle::Plain => {
                 scalar::plain(text).map_err(|why| self.error(at, &format!("{} {why}", said())))
             }
-            // A quoted text, `!!str`, and tags that nobody knows.
+            // A quoted text, `!!str`, and unknown tags.
             (None, _) | (Some("str"), _) => Ok(text.into()),
             (Some(kind), _) => {
                 let value =

@@ -17,7 +17,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn writes_once_and_only_what_changed() {
+fn a_write_without_changes_makes_no_new_version() {
     let dir = tempfile::tempdir().unwrap();
     assert!(!is_set_up(dir.path()));
     let one = payload(&[("a", "1"), ("d/e/f", "2"), ("d/g", "3")]);

@@ -33,7 +33,7 @@ fn pairs(env: &[(String, String)]) -> Vec<(&str, &str)> {
 }
 
 #[test]
-fn later_and_stronger_sources_win() {
+fn env_wins_over_env_from_and_that_over_service_variables() {
     let mut c = container("main");
     let objects = config_map("cm", &[("A", b"from-cm"), ("SVC_HOST", b"cm-svc"), ("B", b"b")]);
     c.env_from = vec![from("", EnvFromSource::ConfigMap("cm".into()), false)];
@@ -83,7 +83,7 @@ fn env_from_has_prefixes_and_skips_binary_data() {
 }
 
 #[test]
-fn what_is_missing_is_named_as_kubernetes_does() {
+fn a_missing_object_or_key_has_the_kubelets_error() {
     let objects = {
         let mut o = config_map("cm", &[("k", b"v")]);
         o.put_secret(keyed("s", &[("k", b"v"), ("raw", b"\xff")]));
@@ -126,7 +126,7 @@ fn optional_references_leave_the_variable_out() {
 }
 
 #[test]
-fn facts_and_resources_become_values() {
+fn fields_and_resources_become_values_of_variables() {
     let mut c = container("main");
     c.resources.limits.insert("cpu".into(), "1500m".parse().unwrap());
     let field = |p: &str| EnvValue::Field(p.into());
@@ -159,7 +159,7 @@ fn facts_and_resources_become_values() {
 }
 
 #[test]
-fn what_no_process_can_be_given_is_refused() {
+fn a_variable_that_no_process_can_have_is_an_error() {
     for (name, value) in [("", "x"), ("A=B", "x"), ("A\0", "x"), ("A", "x\0y")] {
         let mut c = container("main");
         c.env = vec![text_var(name, value)];
@@ -237,7 +237,7 @@ proptest! {
     }
 
     #[test]
-    fn any_environment_is_resolved_or_refused(
+    fn any_environment_is_resolved_or_an_error(
         vars in prop::collection::vec(("\\PC{0,3}", "[$()=A\\x00-\\x7f]{0,8}"), 0..6),
     ) {
         let mut c = container("main");

@@ -30,7 +30,7 @@ fn every_field_has_its_value() {
 }
 
 #[test]
-fn what_is_not_offered_is_refused() {
+fn an_unsupported_field_or_resource_is_an_error() {
     let (p, mut f) = (pod("web"), facts());
     for path in ["", "spec", "metadata", "status.phase", "['x']", "metadata.labels['x'"] {
         assert!(matches!(field(&p, &f, path), Err(FieldError::Path(_) | FieldError::Subscript(_))), "{path}");
@@ -97,7 +97,7 @@ fn resources_round_up_and_have_defaults() {
 }
 
 #[test]
-fn the_named_container_is_asked() {
+fn a_resource_field_may_name_another_container() {
     let mut p = pod("web");
     let mut other = container("other");
     other.resources.limits.insert("memory".into(), "5Mi".parse().unwrap());

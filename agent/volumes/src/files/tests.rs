@@ -7,7 +7,7 @@ fn read(node: &Node, p: &Pod, name: &str) -> String {
 }
 
 #[test]
-fn the_shared_files_are_made() {
+fn hosts_resolv_conf_hostname_and_shm_are_made() {
     let node = Node::new();
     let mut p = pod("web-0");
     p.dns.subdomain = Some("sub".into());

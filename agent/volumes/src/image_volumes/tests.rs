@@ -104,7 +104,7 @@ fn one_that_was_cut_short_is_made_anew() {
     let error = case.make(&["/file"]).unwrap_err();
     assert_eq!(
         error.message(),
-        "cannot make a directory for the VOLUME \"/file\" of the image: cannot open /file: Not a directory (os error 20)"
+        "cannot create a directory for the VOLUME \"/file\" of the image: cannot open /file: Not a directory (os error 20)"
     );
     let made = case.make(&["/data"]).unwrap();
     assert_eq!(fs::read_to_string(made[0].join("seed")).unwrap(), "whole");

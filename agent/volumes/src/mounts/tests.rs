@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{Node, config_map, container, empty_dir, facts, keys, mount, mounting_all, pod, volume};
-use berth_core::model::{Medium, Objects};
+use berth_core::model::{HostPathType, Medium, Objects, VolumeSource};
 use std::fs;
 
 fn set_up(node: &Node) -> Pod {
@@ -108,7 +108,7 @@ fn a_missing_key_of_a_config_map_is_an_empty_directory() {
 }
 
 #[test]
-fn what_cannot_be_mounted_is_said() {
+fn an_error_of_a_mount_names_volume_and_container() {
     let node = Node::new();
     let mut p = set_up(&node);
     p.volumes.push(volume("late", empty_dir(Medium::Disk)));

@@ -1,9 +1,11 @@
 use super::*;
 use crate::testing::{config_map, facts, keyed, keys, pod, volume};
-use berth_core::model::{KeyToPath, ResourceFieldRef};
+use berth_core::model::{KeyToPath, ProjectedSource, ResourceFieldRef, VolumeSource};
 
 fn files(source: VolumeSource, objects: &Objects) -> Result<Vec<(String, String, u32)>, Error> {
-    let payload = payload(&pod("web"), &volume("v", source), &facts(), objects)?.unwrap();
+    let (pod, volume, facts) = (pod("web"), volume("v", source), facts());
+    let inputs = VolumeInputs { pod: &pod, volume: &volume, facts: &facts, objects };
+    let payload = plugin_of(&volume)?.files(&inputs)?.unwrap();
     let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
     Ok(payload.into_iter().map(|(p, f)| (p.display().to_string(), text(f.bytes), f.mode)).collect())
 }
@@ -17,7 +19,7 @@ fn item(key: &str, path: &str, mode: Option<u32>) -> KeyToPath {
 }
 
 #[test]
-fn all_keys_or_the_named_ones() {
+fn a_volume_has_all_keys_or_the_listed_items() {
     let objects = config_map("cm", &[("a", b"1"), ("b.conf", b"2")]);
     let all = files(VolumeSource::ConfigMap(keys("cm")), &objects).unwrap();
     assert_eq!(all, [file("a", "1", 0o644), file("b.conf", "2", 0o644)]);
@@ -29,7 +31,7 @@ fn all_keys_or_the_named_ones() {
 }
 
 #[test]
-fn what_is_missing_is_an_error_unless_optional() {
+fn a_missing_object_or_key_is_an_error_unless_optional() {
     let objects = config_map("cm", &[("a", b"1")]);
     let missing = files(VolumeSource::Secret(keys("cm")), &objects).unwrap_err();
     assert!(matches!(missing, Error::MissingObject { kind: ObjectKind::Secret, .. }));
@@ -137,7 +139,7 @@ fn modes_have_no_more_than_permission_bits() {
 }
 
 #[test]
-fn the_objects_that_volumes_show_are_known() {
+fn volume_objects_names_the_config_maps_and_secrets_of_volumes() {
     let mut p = pod("web");
     let sources = vec![
         ProjectedSource::ConfigMap(keys("one")),

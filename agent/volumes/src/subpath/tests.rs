@@ -11,7 +11,7 @@ use std::{
 };
 
 #[test]
-fn text_rules() {
+fn a_sub_path_may_not_be_absolute_or_have_dot_dot() {
     for (text, path) in [("a", "a"), ("a/b/", "a/b"), ("./a//b", "a/b"), (".", ""), ("a..b/..c", "a..b/..c")]
     {
         assert_eq!(normal(text).unwrap(), Path::new(path), "{text}");
@@ -50,7 +50,7 @@ fn ino(path: &Path) -> (u64, u64) {
 }
 
 #[test]
-fn paths_stay_inside() {
+fn a_sub_path_never_leads_out_of_its_volume() {
     let t = tree();
     let root = os::open_dir(&t.volume).unwrap();
     for (path, target) in [("a/b", "a/b"), ("inner", "a/b"), ("file", "file"), ("", "")] {

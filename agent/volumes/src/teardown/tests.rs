@@ -34,7 +34,7 @@ fn assert_gone(node: &Node, p: &Pod) {
 }
 
 #[test]
-fn all_of_a_pod_goes_and_nothing_of_the_host() {
+fn unmount_removes_all_of_a_pod_and_nothing_of_the_host() {
     for node in [Node::new(), Node::on_tmpfs()] {
         let (p, host) = set_up(&node);
         assert_eq!(node.volumes.pods_on_disk().unwrap(), std::slice::from_ref(&p.uid));
@@ -90,7 +90,7 @@ fn the_pod_state_may_be_reached_through_a_link() {
 }
 
 #[test]
-fn a_mount_that_is_in_use_goes_too() {
+fn unmount_removes_a_mount_that_is_in_use() {
     let node = Node::new();
     let (p, _) = set_up(&node);
     let open = fs::File::create(node.volume_dir(&p, "mem").join("open")).unwrap();
@@ -100,7 +100,7 @@ fn a_mount_that_is_in_use_goes_too() {
 }
 
 #[test]
-fn a_deep_tree_goes() {
+fn unmount_removes_a_deep_tree() {
     let node = Node::new();
     let p = mounting_all(Pod { volumes: vec![volume("scratch", empty_dir(Medium::Disk))], ..pod("web") });
     node.volumes.mount(&p, &facts(), &Default::default()).unwrap();

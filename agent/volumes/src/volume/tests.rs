@@ -2,10 +2,10 @@ use super::*;
 use crate::testing::{
     Node, Stop, config_map, container, empty_dir, facts, keyed, keys, mount, mounting_all, pod, volume,
 };
-use berth_core::model::{SubPath, VolumeMount};
+use berth_core::model::{HostPathType, Medium, SubPath, VolumeMount, VolumeSource};
 use std::{
     fs,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink},
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -23,7 +23,7 @@ fn pod_with(volumes: Vec<Volume>) -> Pod {
 }
 
 #[test]
-fn what_no_container_mounts_is_nobodys_business() {
+fn a_volume_that_no_container_mounts_is_not_set_up() {
     let node = Node::new();
     let unmounted = Pod {
         volumes: vec![
@@ -34,11 +34,11 @@ fn what_no_container_mounts_is_nobodys_business() {
         ..pod("web")
     };
     node.volumes.mount(&unmounted, &facts(), &Objects::default()).unwrap();
-    assert!(!node.volumes.volume_dir(&unmounted.uid, &unmounted.volumes[2]).unwrap().exists());
-    assert_eq!(payload::volume_objects(&unmounted).len(), 0);
+    assert!(!node.volume_dir(&unmounted, "e").exists());
+    assert_eq!(crate::volume_objects(&unmounted).len(), 0);
     let mounted = mounting_all(unmounted);
     assert!(node.volumes.mount(&mounted, &facts(), &Objects::default()).is_err());
-    assert_eq!(payload::volume_objects(&mounted).len(), 1);
+    assert_eq!(crate::volume_objects(&mounted).len(), 1);
 }
 
 fn read(path: &Path) -> String {
@@ -46,7 +46,7 @@ fn read(path: &Path) -> String {
 }
 
 #[test]
-fn an_empty_dir_is_open_to_all_and_stays_the_pods() {
+fn an_empty_dir_is_writable_by_all_and_never_changed_again() {
     for node in [Node::new(), Node::on_tmpfs()] {
         let p = pod_with(vec![volume("scratch", empty_dir(Medium::Disk))]);
         node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
@@ -62,7 +62,7 @@ fn an_empty_dir_is_open_to_all_and_stays_the_pods() {
 }
 
 #[test]
-fn what_a_crash_left_half_done_is_finished() {
+fn a_set_up_that_a_crash_interrupted_is_finished() {
     let node = Node::new();
     let mut p =
         pod_with(vec![volume("scratch", empty_dir(Medium::Disk)), volume("mem", empty_dir(Medium::Memory))]);
@@ -100,7 +100,7 @@ fn a_memory_volume_is_a_tmpfs_of_the_least_limit() {
 }
 
 #[test]
-fn kinds_that_are_not_there_yet_are_refused_by_name() {
+fn a_volume_of_an_unsupported_kind_is_an_error_that_names_the_kind() {
     let node = Node::new();
     let huge = VolumeSource::EmptyDir { medium: Medium::HugePages(Some("2Mi".into())), size_limit: None };
     for (source, name) in
@@ -166,7 +166,7 @@ fn a_missing_object_is_waited_for() {
 }
 
 #[test]
-fn refresh_follows_the_objects_and_says_so() {
+fn refresh_follows_the_objects_and_returns_whether_files_changed() {
     let node = Node::new();
     let mut p = pod_with(vec![
         volume("conf", VolumeSource::ConfigMap(keys("cm"))),

@@ -14,7 +14,7 @@ fn services(text: &str) -> Vec<Arc<DesiredService>> {
     desired.collect()
 }
 
-/// The Services as they are shown, in the order that they were given in.
+/// The Services with their assignments, in the order of `services`.
 fn fill(
     allocator: &mut ClusterIpAllocator,
     services: &[Arc<DesiredService>],
@@ -40,21 +40,21 @@ fn ranges() -> ServiceRanges {
 }
 
 #[test]
-fn what_is_given_stays_over_restarts_and_is_given_once() {
+fn an_assigned_address_is_unique_and_stays_over_restarts() {
     let folder = tempfile::tempdir().unwrap();
     let open = || ClusterIpAllocator::open(Some(ranges()), folder.path());
     let many: String = (0..100).map(|n| a(&format!("s{n}"), "ports: [{port: 80}]")).collect();
     let mut allocator = open();
     let first = fill(&mut allocator, &services(&many), true);
-    allocator.keep().unwrap();
+    allocator.save().unwrap();
     let ips: BTreeSet<IpAddr> = first.iter().map(|s| s.service.cluster_ips[0]).collect();
     assert_eq!(ips.len(), 100);
     assert!(ips.iter().all(|ip| holds("10.96.0.0".parse().unwrap(), 24, *ip)));
     assert!(
         ips.iter().all(|ip| *ip >= "10.96.0.16".parse::<IpAddr>().unwrap()),
-        "the lowest are given by hand"
+        "the lowest are assigned by hand"
     );
-    // Others come before them, one by one, and one of them takes an address by hand.
+    // Other Services come before them by name, and one of those names an address that is in use.
     let hand = first[3].service.cluster_ips[0];
     let more = a("a0", &format!("clusterIP: {hand}, ports: [{{port: 1}}]"))
         + &a("a1", "ports: [{port: 80}]")
@@ -67,7 +67,7 @@ fn what_is_given_stays_over_restarts_and_is_given_once() {
     }
     assert_eq!(second[0].service.cluster_ips, [hand]);
     assert!(!ips.contains(&second[1].service.cluster_ips[0]));
-    // One that is gone gives its address back, but only when all are known.
+    // The address of a Service that is gone is freed, but only once all Services are known.
     fill(&mut allocator, &[], false);
     assert_eq!(allocator.journal.services.len(), 101);
     fill(&mut allocator, &[], true);
@@ -75,7 +75,7 @@ fn what_is_given_stays_over_restarts_and_is_given_once() {
 }
 
 #[test]
-fn families_types_and_ports() {
+fn addresses_and_node_ports_follow_families_types_and_protocols() {
     let folder = tempfile::tempdir().unwrap();
     let mut allocator = ClusterIpAllocator::open(Some(ranges()), folder.path());
     let text = [
@@ -105,33 +105,33 @@ fn families_types_and_ports() {
 }
 
 #[test]
-fn what_is_not_to_be_had_is_told_until_it_is() {
+fn a_service_without_a_free_node_port_is_reported_until_one_is_free() {
     let folder = tempfile::tempdir().unwrap();
     let mut allocator = ClusterIpAllocator::open(Some(ranges()), folder.path());
     let ports = |n: u8| a(&format!("s{n}"), "type: NodePort, ports: [{port: 80}]");
     let all: String = (0..5).map(ports).collect();
-    let told = |allocator: &ClusterIpAllocator| -> Vec<String> {
-        allocator.short().map(|(key, what)| format!("{key}: {what}")).collect()
+    let reported = |allocator: &ClusterIpAllocator| -> Vec<String> {
+        allocator.unallocated().map(|(key, what)| format!("{key}: {what}")).collect()
     };
     fill(&mut allocator, &services(&all), true);
-    let [one] = told(&allocator).try_into().unwrap();
+    let [one] = reported(&allocator).try_into().unwrap();
     assert!(one.ends_with("a node port for /TCP"), "{one}");
     fill(&mut allocator, &services(&all), true);
-    assert_eq!(told(&allocator), std::slice::from_ref(&one), "still");
-    let short = one.split(':').next().unwrap().trim_start_matches("default/s").parse::<u8>().unwrap();
-    let other = (0..5).find(|n| *n != short).unwrap();
+    assert_eq!(reported(&allocator), std::slice::from_ref(&one), "still");
+    let without = one.split(':').next().unwrap().trim_start_matches("default/s").parse::<u8>().unwrap();
+    let other = (0..5).find(|n| *n != without).unwrap();
     let fewer: String = (0..5).filter(|n| *n != other).map(ports).collect();
     fill(&mut allocator, &services(&fewer), true);
-    assert_eq!(told(&allocator), [""; 0]);
+    assert_eq!(reported(&allocator), [""; 0]);
 }
 
 #[test]
-fn a_torn_journal_is_set_aside_and_the_same_is_given_again() {
+fn a_torn_journal_is_set_aside_and_the_same_addresses_are_assigned_again() {
     let folder = tempfile::tempdir().unwrap();
     let web = services(&a("web", "ports: [{port: 80}]"));
     let mut allocator = ClusterIpAllocator::open(Some(ranges()), folder.path());
     let first = fill(&mut allocator, &web, true);
-    allocator.keep().unwrap();
+    allocator.save().unwrap();
     let whole = std::fs::read(&allocator.path).unwrap();
     std::fs::write(&allocator.path, &whole[..whole.len() / 2]).unwrap();
     let mut allocator = ClusterIpAllocator::open(Some(ranges()), folder.path());
@@ -139,7 +139,7 @@ fn a_torn_journal_is_set_aside_and_the_same_is_given_again() {
     assert_eq!(first[0].service, again[0].service);
 }
 
-/// The model: the whole journal made anew.
+/// The model: the journal computed from all Services at once.
 fn whole(
     journal: &AllocationJournal,
     ranges: &ServiceRanges,
@@ -150,48 +150,48 @@ fn whole(
         services.iter().map(|s| (s.service.key.to_string(), &**s)).collect();
     let mut next = journal.clone();
     next.services.retain(|name, _| !all || there.contains_key(name));
-    // What is not needed any more is given back: the manifest names its own, or the type changed.
-    for (name, given) in &mut next.services {
+    // Assignments that a Service needs no more are freed.
+    for (name, assigned) in &mut next.services {
         let Some(service) = there.get(name) else { continue };
         let families = missing_families(service, ranges);
-        given.addresses.retain(|ip| {
+        assigned.addresses.retain(|ip| {
             families.contains(&ip.is_ipv6())
                 && ranges.networks.iter().any(|(net, len)| holds(*net, *len, *ip))
         });
         let wanted: BTreeSet<String> = missing_ports(service).map(port_name).collect();
-        given.node_ports.retain(|name, port| wanted.contains(name) && ranges.node_ports.contains(port));
+        assigned.node_ports.retain(|name, port| wanted.contains(name) && ranges.node_ports.contains(port));
     }
-    let mut taken = UseCounts::default();
-    taken.count(&ranges.reserved, [], true);
-    services.iter().for_each(|s| taken.stated(&s.service, true));
-    next.services.values().for_each(|given| taken.given(given, true));
+    let mut in_use = UseCounts::default();
+    in_use.count(&ranges.reserved, [], true);
+    services.iter().for_each(|s| in_use.count_manifest(&s.service, true));
+    next.services.values().for_each(|assigned| in_use.count_assigned(assigned, true));
     for (name, service) in &there {
         let had = next.services.get(name).cloned().unwrap_or_default();
-        let mut given = had.clone();
+        let mut assigned = had.clone();
         for v6 in missing_families(service, ranges) {
             let network = ranges.networks.iter().find(|(net, _)| net.is_ipv6() == v6);
             let Some((net, len)) = network.filter(|_| had.addresses.iter().all(|ip| ip.is_ipv6() != v6))
             else {
                 continue;
             };
-            if let Some(ip) = address(name, *net, *len, &taken) {
-                taken.count([&ip], [], true);
-                given.addresses.push(ip);
+            if let Some(ip) = address(name, *net, *len, &in_use) {
+                in_use.count([&ip], [], true);
+                assigned.addresses.push(ip);
             }
         }
         for port in missing_ports(service) {
             let (of, protocol) = (port_name(port), word(port.protocol));
-            if given.node_ports.contains_key(&of) {
+            if assigned.node_ports.contains_key(&of) {
                 continue;
             }
-            let free = |number| !taken.port(protocol, number);
+            let free = |number| !in_use.port(protocol, number);
             if let Some(number) = node_port(&format!("{name}:{of}"), &ranges.node_ports, free) {
-                taken.count([], [(protocol, number)], true);
-                given.node_ports.insert(of, number);
+                in_use.count([], [(protocol, number)], true);
+                assigned.node_ports.insert(of, number);
             }
         }
-        if given != Assigned::default() {
-            next.services.insert(name.clone(), given);
+        if assigned != Assigned::default() {
+            next.services.insert(name.clone(), assigned);
         } else {
             next.services.remove(name);
         }
@@ -199,7 +199,7 @@ fn whole(
     next
 }
 
-/// What a manifest may say of a Service, by number; some need more than the narrow ranges have.
+/// A Service by number; some need more than the narrow ranges have.
 fn kind(number: u8, name: &str) -> Arc<DesiredService> {
     let spec = match number {
         0 => "ports: [{port: 80}]".to_owned(),
@@ -215,9 +215,9 @@ fn kind(number: u8, name: &str) -> Arc<DesiredService> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
-    /// Change by change it comes to what all Services together would be given, starting from the same journal.
+    /// Compares with the model after each change, starting from the same journal.
     #[test]
-    fn a_change_gives_what_the_whole_would(
+    fn changes_one_by_one_assign_what_all_services_at_once_would(
         steps in prop::collection::vec((0..12_u8, 0..10_u8, 0..4_u8, any::<bool>()), 1..60),
     ) {
         let folder = tempfile::tempdir().unwrap();
@@ -235,17 +235,17 @@ proptest! {
             let shown = fill(&mut allocator, &services, all);
             prop_assert_eq!(&allocator.journal.services, &journal.services);
             for (stated, shown) in services.iter().zip(&shown) {
-                let given = journal.services.get(&stated.service.key.to_string());
-                let expected = given.and_then(|g| filled(stated, g));
+                let assigned = journal.services.get(&stated.service.key.to_string());
+                let expected = assigned.and_then(|g| filled(stated, g));
                 prop_assert_eq!(expected.as_ref().unwrap_or(stated), &**shown);
             }
-            allocator.keep().unwrap();
+            allocator.save().unwrap();
             let again = ClusterIpAllocator::open(Some(narrow.clone()), folder.path());
             prop_assert_eq!(&again.journal.services, &journal.services);
         }
         fill(&mut allocator, &[], true);
         let mut reserved = UseCounts::default();
         reserved.count(&narrow.reserved, [], true);
-        prop_assert_eq!(&allocator.taken, &reserved, "everything was given back");
+        prop_assert_eq!(&allocator.in_use, &reserved, "every assignment was freed");
     }
 }

@@ -64,7 +64,7 @@ fn state(slices: &[Arc<EndpointSlice>]) -> Option<(bool, bool, bool)> {
 const SIMPLE: &str = "clusterIP: 10.96.0.9, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]";
 
 #[test]
-fn a_pods_state_is_its_endpoints() {
+fn an_endpoint_has_the_conditions_of_its_pod() {
     let s = service(SIMPLE);
     let hopeful = service(&format!("publishNotReadyAddresses: true, {SIMPLE}"));
     let one = |f: &dyn Fn(&mut PodStatus)| {
@@ -143,7 +143,7 @@ fn a_named_port_has_its_number_in_each_pod() {
 }
 
 #[test]
-fn families_and_host_names() {
+fn endpoints_have_the_families_of_the_service_and_the_host_names_of_their_pods() {
     let dual = |spec: &str| {
         let named = format!("hostname: db-0, subdomain: web, {PLAIN}");
         run(&service(spec), &[(pod("a", &named), status(&["10.1.0.1", "fd00::1"], true))])
@@ -170,7 +170,7 @@ fn families_and_host_names() {
 }
 
 #[test]
-fn what_did_not_change_keeps_its_arc() {
+fn an_unchanged_slice_keeps_its_arc() {
     let s = service(SIMPLE);
     let (a, b) = (pod("a", PLAIN), pod("b", PLAIN));
     let (one, mut two) = (status(&["10.1.0.1"], true), status(&["10.1.0.2"], true));

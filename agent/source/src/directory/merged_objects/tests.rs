@@ -1,4 +1,4 @@
-//! Change by change against everything anew.
+//! The set after changes one by one, against the set of all files merged at once.
 
 use super::*;
 use crate::{
@@ -9,7 +9,7 @@ use berth_core::time::Wall;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
-/// By name: the contents and what is wrong.
+/// Objects and problem of each file by its name.
 type Files = BTreeMap<String, (Option<Arc<FileObjects>>, Option<ManifestError>)>;
 
 #[derive(Debug, Default, PartialEq)]
@@ -21,7 +21,7 @@ struct All {
     errors: Vec<ManifestError>,
 }
 
-/// The model: all files in order, the first to define something wins.
+/// The model: all files in order, the first to define a name has it.
 fn fresh(files: &Files) -> All {
     let mut next = All::default();
     let mut objects = Objects::default();
@@ -82,7 +82,7 @@ fn fresh(files: &Files) -> All {
     next
 }
 
-/// Who defined what first.
+/// The file that first defined each name.
 #[derive(Default)]
 struct Taken {
     pods: BTreeMap<PodKey, PathBuf>,
@@ -163,7 +163,7 @@ fn good(objects: &[(u8, u8, u8)], before: Option<&FileObjects>) -> FileObjects {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
     #[test]
-    fn changes_one_by_one_come_to_what_all_files_say(
+    fn changes_one_by_one_give_the_set_that_all_files_give(
         steps in prop::collection::vec(
             (0..4_u8, 0..8_u8, prop::collection::vec((0..6_u8, 0..3_u8, 0..3_u8), 1..5), any::<bool>()),
             1..60,
@@ -196,24 +196,24 @@ proptest! {
             index.update(name, None, None);
         }
         check(&mut index, &Files::new())?;
-        prop_assert!(index.files.is_empty() && index.won.is_empty());
+        prop_assert!(index.files.is_empty() && index.named.is_empty());
     }
 }
 
 fn check(index: &mut ObjectIndex, files: &Files) -> Result<(), TestCaseError> {
     let before = index.settle().clone();
-    // Nothing more follows from nothing more.
-    let whole = index.settle();
-    prop_assert!(Arc::ptr_eq(&before.pods, &whole.pods) && Arc::ptr_eq(&before.objects, &whole.objects));
-    prop_assert!(before.services.is(&whole.services) && before.slices.is(&whole.slices));
+    // A second settling without updates changes nothing.
+    let merged = index.settle();
+    prop_assert!(Arc::ptr_eq(&before.pods, &merged.pods) && Arc::ptr_eq(&before.objects, &merged.objects));
+    prop_assert!(before.services.is(&merged.services) && before.slices.is(&merged.slices));
     let model = fresh(files);
-    let pods = whole.pods.values().zip(model.pods.values());
+    let pods = merged.pods.values().zip(model.pods.values());
     prop_assert!(pods.into_iter().all(|(a, b)| Arc::ptr_eq(a, b)), "the very same objects");
     let all = All {
-        pods: BTreeMap::clone(&whole.pods),
-        objects: Objects::clone(&whole.objects),
-        services: whole.services.iter().cloned().collect(),
-        slices: whole.slices.iter().cloned().collect(),
+        pods: BTreeMap::clone(&merged.pods),
+        objects: Objects::clone(&merged.objects),
+        services: merged.services.iter().cloned().collect(),
+        slices: merged.slices.iter().cloned().collect(),
         errors: index.errors().cloned().collect(),
     };
     prop_assert_eq!(all, model);

@@ -83,7 +83,7 @@ fn defaults_are_those_of_the_api_server() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn an_invalid_service_is_rejected_at_its_field() {
     for (spec, field) in [
         ("ports: [{port: 80}], clusterIP: 127.0.0.1", "spec.clusterIP"),
         ("ports: [{port: 80}], clusterIPs: [10.0.0.1, 10.0.0.2]", "spec.clusterIPs"),
@@ -115,7 +115,7 @@ fn what_is_wrong_is_named() {
 }
 
 #[test]
-fn fields_that_do_not_belong_together_are_refused() {
+fn fields_that_depend_on_a_missing_one_are_rejected() {
     for (spec, field) in [
         ("ports: [{port: 80, nodePort: 31999}]", "spec.ports[0].nodePort"),
         ("type: ClusterIP, ports: [{port: 80}, {port: 81, name: b, nodePort: 31999}]", "spec.ports[0].name"),
@@ -149,7 +149,7 @@ fn fields_that_do_not_belong_together_are_refused() {
 }
 
 #[test]
-fn what_the_allocators_of_an_api_server_refuse_is_refused() {
+fn addresses_and_node_ports_outside_of_the_ranges_are_rejected() {
     let on = |networks: &[(&str, u8)], spec: &str| {
         let ranges = ServiceRanges {
             networks: networks.iter().map(|(net, len)| (net.parse().unwrap(), *len)).collect(),
@@ -241,7 +241,7 @@ fn a_slice_is_read_with_kube_proxys_defaults() {
 }
 
 #[test]
-fn what_is_wrong_with_a_slice_is_named() {
+fn an_invalid_endpoint_slice_is_rejected_at_its_field() {
     for (from, to, field) in [
         ("discovery.k8s.io/v1", "v1", "apiVersion"),
         ("kubernetes.io/service-name: web", "a: b", "metadata.labels[\"kubernetes.io/service-name\"]"),

@@ -7,13 +7,13 @@ use berth_core::{
 };
 use std::{collections::BTreeSet, net::IpAddr};
 
-/// The most nameservers a resolver looks at.
+/// Limit of nameservers: resolvers use no more.
 const MAX_NAMESERVERS: usize = 3;
-/// The most search domains.
+/// Limit of search domains.
 const MAX_SEARCHES: usize = 32;
-/// The longest search line, in bytes between `search ` and the end.
+/// Limit of the search line after `search `, in bytes.
 const MAX_SEARCH_LINE: usize = 2048;
-/// A longer domain is left out: some resolvers abort on it.
+/// Limit of a domain in bytes. A longer one is left out, since some resolvers abort on it.
 const MAX_DOMAIN: usize = 253;
 
 /// A resolver configuration.
@@ -21,13 +21,13 @@ const MAX_DOMAIN: usize = 253;
 pub(crate) struct ResolvConf {
     nameservers: Vec<String>,
     searches: Vec<String>,
-    /// Name and value (`ndots:5`), each name once.
+    /// Options by name and value (`ndots:5`), each name once.
     options: Vec<(String, Option<String>)>,
 }
 
 impl ResolvConf {
-    /// Reads a resolver file. Addresses add up, of several search lines the last counts, of equal options the last
-    /// does. Lines that mean nothing to it are passed over.
+    /// Parses a resolver file. Nameservers add up; of several search lines, and of equal options, the last counts. Unknown
+    /// lines are skipped.
     pub(crate) fn parse(text: &str) -> ResolvConf {
         let mut conf = ResolvConf::default();
         for line in text.lines().map(str::trim).filter(|l| !l.starts_with('#')) {
@@ -62,7 +62,7 @@ impl ResolvConf {
         }
     }
 
-    /// The file's text, in the order search, nameserver, options; a part with nothing in it has no line.
+    /// The file's text, in the order search, nameserver, options; an empty part has no line.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         if !self.searches.is_empty() {
@@ -86,8 +86,8 @@ impl ResolvConf {
     }
 }
 
-/// The configuration of `pod`. `node` is the node's own, `None` where it shall not be used (`resolvConf: ""`). The
-/// events say what was left out.
+/// The configuration of `pod`. `node` is the node's own, or `None` if that is not used (`resolvConf: ""`). The events say
+/// what was left out.
 pub(crate) fn pod_conf(
     pod: &Pod,
     facts: &PodFacts,
@@ -103,16 +103,16 @@ pub(crate) fn pod_conf(
                 "the node has no cluster DNS address, so that dnsPolicy ClusterFirst cannot be followed; \
                  dnsPolicy Default is used",
             ));
-            node.unwrap_or_else(|| nobody(facts))
+            node.unwrap_or_else(|| no_resolver(facts))
         }
-        Base::Node => node.unwrap_or_else(|| nobody(facts)),
+        Base::Node => node.unwrap_or_else(|| no_resolver(facts)),
     };
     merge_dns_config(&mut conf, pod)?;
-    fit(&mut conf, &mut events);
+    apply_limits(&mut conf, &mut events);
     Ok((conf, events))
 }
 
-/// What a pod's configuration starts from.
+/// The configuration from which a pod's starts.
 enum Base {
     Nothing,
     Cluster,
@@ -144,8 +144,8 @@ fn cluster_first(pod: &Pod, facts: &PodFacts, node: ResolvConf) -> ResolvConf {
     }
 }
 
-/// No resolver but the pod's own loopback, which is as good as none.
-fn nobody(facts: &PodFacts) -> ResolvConf {
+/// The configuration without a resolver: it names the pod's own loopback, as the kubelet's does.
+fn no_resolver(facts: &PodFacts) -> ResolvConf {
     let mut nameservers: Vec<String> =
         facts.host_ips.iter().map(|ip| if ip.is_ipv6() { "::1" } else { "127.0.0.1" }.to_owned()).collect();
     if nameservers.is_empty() {
@@ -183,8 +183,8 @@ fn unique(texts: impl Iterator<Item = String>) -> Vec<String> {
     texts.filter(|t| seen.insert(t.clone())).collect()
 }
 
-/// Leaves out what resolvers would not look at.
-fn fit(conf: &mut ResolvConf, events: &mut Vec<Event>) {
+/// Leaves out entries beyond the limits of resolvers, with an event for each kind.
+fn apply_limits(conf: &mut ResolvConf, events: &mut Vec<Event>) {
     if conf.nameservers.len() > MAX_NAMESERVERS {
         conf.nameservers.truncate(MAX_NAMESERVERS);
         events.push(Event::warning(

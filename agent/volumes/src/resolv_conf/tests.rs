@@ -11,7 +11,7 @@ fn made(p: &Pod, f: &PodFacts) -> (String, Vec<String>) {
 }
 
 #[test]
-fn policies_choose_the_base() {
+fn the_dns_policy_chooses_cluster_or_node_resolver() {
     let cluster = "search default.svc.cluster.local svc.cluster.local cluster.local example.org sub.example.org\n\
         nameserver 10.96.0.10\noptions ndots:5\n";
     let node = "search example.org sub.example.org\nnameserver 192.0.2.1\nnameserver fe80::1%eth0\n\
@@ -31,7 +31,7 @@ fn policies_choose_the_base() {
 }
 
 #[test]
-fn without_cluster_dns_the_nodes_is_used_and_told() {
+fn without_cluster_dns_the_nodes_resolver_is_used_with_an_event() {
     let mut f = facts();
     f.cluster_dns.clear();
     let (text, events) = made(&pod("x"), &f);
@@ -69,7 +69,7 @@ fn no_node_file_means_no_resolver() {
 }
 
 #[test]
-fn limits_are_kept_and_told() {
+fn entries_beyond_a_limit_are_left_out_with_an_event() {
     let mut p = pod("x");
     p.dns.policy = DnsPolicy::None;
     p.dns.nameservers = (1..=4).map(|i| IpAddr::from([10, 0, 0, i])).collect();
@@ -102,7 +102,7 @@ fn limits_are_kept_and_told() {
 }
 
 #[test]
-fn nothing_adds_lines() {
+fn dns_settings_cannot_add_lines_to_resolv_conf() {
     for bad in ["", "a b", "a\nnameserver 6.6.6.6", "#"] {
         let mut p = pod("x");
         p.dns.searches = vec![bad.into()];
