@@ -191,12 +191,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         prober,
         incoming_tx.clone(),
     ));
-    let status = Arc::new(StatusManager::new(
-        cache.clone(),
-        sources.latest.clone(),
-        host_network.clone(),
-        recursive,
-    ));
+    let status =
+        Arc::new(StatusManager::new(cache.clone(), sources.latest.clone(), host_network.clone(), recursive));
     let health = ServicesHealth::default();
     let attached = network.clone();
     let api = LocalApi {
