@@ -105,7 +105,7 @@ pub enum NetworkProblem {
     /// `--uplink` names a device that does not exist.
     NoSuchUplink(String),
     /// `--uplink` names a device that cannot be an uplink.
-    Overflow {
+    UnfitUplink {
         /// The device.
         device: String,
         /// The reason.
@@ -131,7 +131,7 @@ impl fmt::Display for NetworkProblem {
             NetworkProblem::NoSuchUplink(device) => {
                 write!(f, "there is no device {device} (--uplink): it brings nothing from outside")
             }
-            NetworkProblem::Overflow { device, why } => {
+            NetworkProblem::UnfitUplink { device, why } => {
                 write!(f, "device {device} cannot be an uplink: {why}")
             }
         }
@@ -251,7 +251,7 @@ impl<'a> Chooser<'a> {
                     continue;
                 }
             };
-            problems.push(NetworkProblem::Overflow { device: name.clone(), why });
+            problems.push(NetworkProblem::UnfitUplink { device: name.clone(), why });
         }
         if uplinks.is_empty() && problems.is_empty() && self.cfg.whole_machine {
             problems.push(NetworkProblem::NoUplink);

@@ -1,4 +1,4 @@
-//! ClientIdentity dials from a socket, and what its call ends with where it is given no backend.
+//! Which client dials from a socket, and what its call ends with where it is given no backend.
 
 use crate::{ClientLocation, Decision, Family};
 use berth_ebpf_abi::{Client, client, local_pod};

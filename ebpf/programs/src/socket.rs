@@ -38,7 +38,7 @@ fn port_and_proto(ctx: &SockAddrContext) -> Option<(u16, u8)> {
 const UNKNOWN: u32 = frontend::EXTERNAL;
 const _: () = assert!(UNKNOWN & (local_pod::NO_SOCKET_HOOKS | client::HOST) == 0);
 
-/// ClientIdentity calls: the socket's network namespace and its entry.
+/// Who calls: the socket's network namespace and its entry.
 ///
 /// Not preallocated, and a pod's entry is written once: what is read may be an older or a newer pod's only when the
 /// namespace itself is gone.
@@ -97,7 +97,7 @@ impl<A: Wide> ClientIdentity<A> for Caller {
     }
 }
 
-/// ClientIdentity sends a datagram from a socket that is not connected.
+/// Who sends a datagram from a socket that is not connected.
 #[derive(Clone, Copy)]
 struct Sender {
     caller: Caller,

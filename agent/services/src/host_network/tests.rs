@@ -163,7 +163,7 @@ fn layer_3_devices_are_known_as_such() {
     assert_eq!(layers, [(2, "eth0", LinkLayer::Ethernet)]);
     for name in ["wg0", "ib0"] {
         let unfit =
-            |p: &NetworkProblem| matches!(p, NetworkProblem::Overflow { device, .. } if device == name);
+            |p: &NetworkProblem| matches!(p, NetworkProblem::UnfitUplink { device, .. } if device == name);
         assert!(host.problems.iter().any(unfit), "{name}: {:?}", host.problems);
     }
 }
@@ -181,7 +181,7 @@ fn what_is_given_counts() {
     assert_eq!(host.node_ips, given.node_ips);
     assert!(host.addresses.contains(&ip("198.51.100.9")));
     assert_eq!(host.uplinks.keys().copied().collect::<Vec<_>>(), [3]);
-    let [NetworkProblem::NoSuchUplink(absent), NetworkProblem::Overflow { device: unfit, .. }] =
+    let [NetworkProblem::NoSuchUplink(absent), NetworkProblem::UnfitUplink { device: unfit, .. }] =
         &*host.problems
     else {
         panic!("{:?}", host.problems);

@@ -41,7 +41,7 @@ enum Came {
     Unreachable,
 }
 
-/// ClientIdentity listens on all ports.
+/// Who listens on all ports.
 struct Servers {
     tcp: Vec<TcpListener>,
     udp: Vec<UdpSocket>,

@@ -1,4 +1,4 @@
-//! ClientIdentity sends, and to whom: what a pod sends under others' addresses, and what a device hears that is not the node's.
+//! Who sends, and to whom: what a pod sends under others' addresses, and what a device hears that is not the node's.
 
 use crate::{
     frame::{Net, THEIRS, frame},
