@@ -1,5 +1,5 @@
-//! Builds the pause program by the compiler itself: a program without the standard library does not fit a workspace
-//! whose profiles unwind.
+//! Builds the pause program by calling the compiler directly: a program without the standard library does not
+//! fit a workspace whose profiles unwind.
 
 use std::{env, error::Error, ffi::OsString, path::PathBuf, process::Command};
 
@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     rustc
         .args(["--edition=2024", "--crate-type=bin", "--crate-name=pause"])
         .args(["-Cpanic=abort", "-Copt-level=s", "-Cdebuginfo=0", "-Cstrip=symbols"])
-        // At a fixed address: there is nobody who would relocate it.
+        // At a fixed address: no loader relocates the program.
         .args(["-Crelocation-model=static", "-Ctarget-feature=+crt-static"])
         .args(["-Clink-arg=-nostartfiles", "-Clink-arg=-nostdlib", "-Clink-arg=-static"])
         .args(["-Clink-arg=-Wl,--build-id=none,-z,norelro,-z,noexecstack"])

@@ -1,94 +1,94 @@
-//! What can go wrong with cgroups.
+//! Errors of cgroup operations.
 
 use std::{io, path::PathBuf};
 
-/// A failed operation and what it was about.
+/// A failed operation, with the cgroup, file or process that it concerns.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The mounts of this machine could not be read.
     #[error("cannot find the cgroup hierarchies")]
     Discover {
-        /// Why.
+        /// Cause of the failure.
         #[source]
         source: berth_sys::Error,
     },
     /// Nothing is mounted where cgroups should be.
     #[error("no cgroup hierarchy is mounted below {}", path.display())]
     NoHierarchy {
-        /// Where was looked.
+        /// Configured mount directory of the hierarchies.
         path: PathBuf,
     },
     /// A configured cgroup is not a relative path below the hierarchy's root.
     #[error("cgroup {} must be relative, without '..', and not the root", path.display())]
     BadRoot {
-        /// As configured.
+        /// Path of the cgroup as configured.
         path: PathBuf,
     },
     /// A cgroup could not be made.
     #[error("cannot make cgroup {}", path.display())]
     Create {
-        /// Which.
+        /// Directory of the cgroup.
         path: PathBuf,
-        /// Why.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// A cgroup file could not be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// A cgroup file could not be written.
     #[error("cannot write {value:?} to {}", path.display())]
     Write {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// What was to be written.
+        /// Value that the write carried.
         value: String,
-        /// Why.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// A limit of a cgroup could not be set.
     #[error("cannot set {what} of cgroup {} to {value}", path.display())]
     Limit {
-        /// Which limit.
+        /// Name of the limit.
         what: &'static str,
-        /// Which cgroup.
+        /// Directory of the cgroup.
         path: PathBuf,
-        /// The wanted value.
+        /// Value of the limit.
         value: String,
-        /// Why.
+        /// Cause of the failure.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A cgroup could not be removed.
     #[error("cannot remove cgroup {}", path.display())]
     Remove {
-        /// Which.
+        /// Directory of the cgroup.
         path: PathBuf,
-        /// Why.
+        /// Cause of the failure.
         #[source]
         source: io::Error,
     },
     /// A cgroup still holds processes after all tries.
     #[error("cgroup {} still holds processes {pids:?}", path.display())]
     Busy {
-        /// Which.
+        /// Directory of the cgroup.
         path: PathBuf,
-        /// Those in it, the first few.
+        /// Ids of the first few processes in it.
         pids: Vec<u32>,
     },
     /// A process could not be killed.
     #[error("cannot kill process {pid}")]
     Kill {
-        /// Which.
+        /// Process id.
         pid: u32,
-        /// Why.
+        /// Cause of the failure.
         #[source]
         source: berth_sys::Error,
     },

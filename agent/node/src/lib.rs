@@ -1,9 +1,10 @@
-//! The node's share of the machine: the cgroups that pods live in. The numbers in them are `berth_core::resources`'.
+//! The cgroups in which pods run. The limits written to them are computed by `berth_core::resources`.
 //!
-//! Owns: the cgroup tree below the node's roots ([`cgroup`]).
+//! Owns the cgroup tree below the configured roots ([`cgroup`]).
 //!
-//! No task runs here. Everything is a bounded number of reads and writes of cgroup files; what can wait (removing and
-//! killing) says how long at most, and belongs on a thread that may block.
+//! The crate starts no task. Every operation is a bounded number of reads and writes of cgroup files.
+//! Operations that wait (removing and killing) state their longest wait and belong on a thread that may
+//! block.
 
 pub mod cgroup;
 mod error;

@@ -9,12 +9,12 @@ fn list(pairs: &[(&str, &str)]) -> ResourceList {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), v.parse().unwrap())).collect()
 }
 
-/// `cpu=100m,memory=1Gi` as a list; empty is empty.
+/// Parses `cpu=100m,memory=1Gi` to a resource list; an empty text gives an empty list.
 fn parse(text: &str) -> ResourceList {
     list(&text.split(',').filter_map(|pair| pair.split_once('=')).collect::<Vec<_>>())
 }
 
-/// Requests and limits; a request that is missing while its limit is there equals it, as sources see to.
+/// Resources of these requests and limits. A missing request equals its limit, as sources default it.
 pub(crate) fn resources(requests: &str, limits: &str) -> Resources {
     let limits = parse(limits);
     let mut all = limits.clone();
@@ -22,7 +22,7 @@ pub(crate) fn resources(requests: &str, limits: &str) -> Resources {
     Resources { requests: all, limits }
 }
 
-/// A main container.
+/// A main container with these requests and limits.
 pub(crate) fn container(requests: &str, limits: &str) -> Container {
     Container { resources: resources(requests, limits), ..Container::new("c".parse().unwrap(), "i") }
 }

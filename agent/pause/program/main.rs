@@ -1,7 +1,8 @@
-//! The pause program: holds a pod's namespaces, and as process 1 of a shared PID namespace takes in orphans.
+//! The pause program: holds a pod's namespaces, and reaps orphans as process 1 of a shared PID namespace.
 //!
-//! It blocks every signal and takes them one at a time: on SIGCHLD it reaps whoever has ended, on SIGTERM and SIGINT
-//! it ends with 0, others do nothing. No libc, no allocation, no file: a dozen system calls are all there is.
+//! The program blocks every signal and waits for one at a time: SIGCHLD makes it reap the children that
+//! ended, SIGTERM and SIGINT make it exit with 0, other signals do nothing. It has no libc and no allocation,
+//! opens no file, and makes only a dozen system calls.
 #![no_std]
 #![no_main]
 
@@ -66,8 +67,8 @@ fn exit(code: usize) -> ! {
     }
 }
 
-// The kernel jumps to `_start` with arguments and environment on the stack, which nobody reads, and with the stack
-// aligned as before a call, where compiled code expects it as after one.
+// The kernel jumps to `_start` with arguments and environment on the stack, which the program does not read.
+// The kernel aligns the stack as before a call; compiled code expects the alignment after a call.
 #[cfg(target_arch = "x86_64")]
 global_asm!(".globl _start", "_start:", "xor ebp, ebp", "and rsp, -16", "call {main}", "ud2", main = sym main);
 #[cfg(target_arch = "aarch64")]
@@ -90,7 +91,8 @@ extern "C" fn main() -> ! {
     }
 }
 
-/// One SIGCHLD may stand for many children, and some ended before this program began.
+/// Reaps all children that ended. One SIGCHLD may stand for many children, and some ended before this program
+/// began.
 fn reap() {
     loop {
         // SAFETY: no status and no usage is asked for.

@@ -1,4 +1,4 @@
-//! Which cgroup hierarchies this machine has: a pure reading of its mounts.
+//! The cgroup hierarchies of this machine, derived from its mounts by a pure function.
 
 use berth_sys::mount::Mount;
 use std::{
@@ -9,25 +9,25 @@ use std::{
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hierarchy {
-    /// Where its root is mounted.
+    /// Mount point of the hierarchy's root.
     pub(crate) mount: PathBuf,
-    /// What it does.
+    /// Version and controllers of the hierarchy.
     pub(crate) kind: Kind,
 }
 
-/// What a hierarchy does.
+/// Version and controllers of a hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Version 1 with these controllers; none for a named one (`name=systemd`).
+    /// Version 1 with these controllers; the set is empty for a named hierarchy (`name=systemd`).
     V1(BTreeSet<String>),
-    /// Version 2 as the only one: it carries the limits. With the controllers that it offers.
+    /// Version 2 as the only version, with the controllers that it offers; limits are set here.
     V2(BTreeSet<String>),
-    /// Version 2 beside version 1: it carries no limits, but runtimes make their groups in it too.
+    /// Version 2 beside version 1: no limits are set here, but runtimes make their groups in it too.
     Hybrid,
 }
 
 impl Hierarchy {
-    /// Whether limits of that controller are set here.
+    /// Whether limits of that controller are set in this hierarchy.
     pub(crate) fn has(&self, controller: &str) -> bool {
         match &self.kind {
             Kind::V1(c) | Kind::V2(c) => c.contains(controller),
@@ -39,7 +39,7 @@ impl Hierarchy {
         matches!(self.kind, Kind::V2(_))
     }
 
-    /// Whether it has the files of version 2.
+    /// Whether the hierarchy has the files of version 2.
     pub(crate) fn is_cgroup2(&self) -> bool {
         matches!(self.kind, Kind::V2(_) | Kind::Hybrid)
     }
@@ -58,8 +58,8 @@ const NO_CONTROLLER: [&str; 9] = [
     "nofavordynmods",
 ];
 
-/// The hierarchies mounted at or below `below`. One that is mounted twice counts once. `v2_controllers` are those
-/// that version 2 offers, used where no version 1 is mounted.
+/// The hierarchies mounted at or below `below`. A hierarchy that is mounted twice counts once.
+/// `v2_controllers` are the controllers that version 2 offers; they count only where no version 1 is mounted.
 pub(crate) fn discover(mounts: &[Mount], below: &Path, v2_controllers: &BTreeSet<String>) -> Vec<Hierarchy> {
     let mut seen = BTreeSet::new();
     let ours: Vec<&Mount> = mounts

@@ -1,4 +1,4 @@
-//! Writing limits; the only place that knows cgroups-rs.
+//! Writes limits to cgroup files. No other module uses cgroups-rs.
 
 use super::hierarchy::Hierarchy;
 use crate::Error;
@@ -12,7 +12,7 @@ fn checked(what: &'static str, dir: &Path, value: impl ToString, answer: Answer)
     answer.map_err(|e| Error::Limit { what, path: dir.into(), value: value.to_string(), source: Box::new(e) })
 }
 
-/// CPU shares, as a weight where the hierarchy is version 2.
+/// Sets the CPU shares; version 2 gets them converted to a weight.
 pub(crate) fn set_shares(h: &Hierarchy, dir: &Path, shares: u64) -> Result<(), Error> {
     if !h.has("cpu") {
         return Ok(());
@@ -22,13 +22,13 @@ pub(crate) fn set_shares(h: &Hierarchy, dir: &Path, shares: u64) -> Result<(), E
     checked("cpu shares", dir, value, cpu.set_shares(value))
 }
 
-/// CPU quota in microseconds per period; `None` takes a limit away.
+/// Sets the CPU quota in microseconds per period; `None` removes the limit.
 pub(crate) fn set_quota(h: &Hierarchy, dir: &Path, quota: Option<i64>, period: u64) -> Result<(), Error> {
     if !h.has("cpu") {
         return Ok(());
     }
     if h.is_v2() {
-        // One write sets both; the library's reads the old value first.
+        // One write sets both values; the library reads the old value first.
         let text = quota.map_or_else(|| "max".to_owned(), |q| q.to_string());
         return super::write(&dir.join("cpu.max"), &format!("{text} {period}"));
     }
@@ -38,7 +38,7 @@ pub(crate) fn set_quota(h: &Hierarchy, dir: &Path, quota: Option<i64>, period: u
     checked("cpu quota", dir, quota, cpu.set_cfs_quota(quota))
 }
 
-/// Memory limit in bytes; `None` takes a limit away.
+/// Sets the memory limit in bytes; `None` removes the limit.
 pub(crate) fn set_memory(h: &Hierarchy, dir: &Path, limit: Option<i64>) -> Result<(), Error> {
     if !h.has("memory") {
         return Ok(());
@@ -48,7 +48,8 @@ pub(crate) fn set_memory(h: &Hierarchy, dir: &Path, limit: Option<i64>) -> Resul
     checked("memory limit", dir, value, memory.set_limit(value))
 }
 
-/// Bytes of huge pages by page size (`2MB`), used and reserved; 0 for each size that is not named.
+/// Sets the limits of huge pages in bytes by page size (`2MB`), for used and reserved pages. A size without a
+/// limit in `limits` gets 0.
 pub(crate) fn set_hugepages(h: &Hierarchy, dir: &Path, limits: &BTreeMap<String, i64>) -> Result<(), Error> {
     if !h.has("hugetlb") {
         return Ok(());
@@ -69,7 +70,7 @@ pub(crate) fn set_hugepages(h: &Hierarchy, dir: &Path, limits: &BTreeMap<String,
     Ok(())
 }
 
-/// The most processes and threads; `None` takes a limit away.
+/// Sets the limit of processes and threads; `None` removes the limit.
 pub(crate) fn set_pids(h: &Hierarchy, dir: &Path, limit: Option<i64>) -> Result<(), Error> {
     if !h.has("pids") {
         return Ok(());

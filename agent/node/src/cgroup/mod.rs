@@ -1,10 +1,11 @@
 //! The cgroup tree of pods: `<root>[/burstable|/besteffort]/pod<uid>/<container id>` in every hierarchy.
 //!
-//! One type hides whether the machine has version 1, version 2 or both. The layout and the numbers are the kubelet's
-//! with its `cgroupfs` driver. Runtimes make the containers' groups; everything above and the removal is ours.
+//! [`CgroupTree`] hides whether the machine has cgroup version 1, version 2 or both. Layout and limits are
+//! those of the kubelet with its `cgroupfs` driver. The runtime makes the groups of containers; the agent
+//! makes every group above them and removes all of them.
 //!
-//! Invariants: nothing outside of the configured roots is ever written or removed. All operations but
-//! [`CgroupTree::join_helper`] are idempotent, and can be taken up again after a death in the middle.
+//! Invariants: no operation writes or removes anything outside the configured roots. All operations but
+//! [`CgroupTree::join_helper`] are idempotent, so a new agent repeats one that the agent's death interrupted.
 
 mod hierarchy;
 mod limits;
@@ -26,18 +27,18 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Controllers that pods are limited or counted by.
+/// Controllers that limit pods or count what pods use.
 const WANTED: [&str; 6] = ["cpu", "cpuset", "memory", "pids", "io", "hugetlb"];
 
-/// The child of a pod's group that pause lies in, with cgroup v2 only: there, a group that hands controllers on to
-/// its children may hold no process of its own.
+/// Child of a pod's group that holds the pause process, with cgroup v2 only: a v2 group that enables
+/// controllers for its children may hold no process of its own.
 const PAUSE_LEAF: &str = "pause";
 
 /// The cgroups of this node.
 #[derive(Debug, Clone)]
 pub struct CgroupTree {
     hierarchies: Vec<Hierarchy>,
-    /// Relative to each hierarchy's mount.
+    /// Path of the pods' root, relative to each hierarchy's mount.
     root: PathBuf,
     helpers: PathBuf,
 }
@@ -46,7 +47,7 @@ impl CgroupTree {
     /// Finds the hierarchies mounted at or below `roots.cgroup_mount`. Changes nothing.
     ///
     /// # Errors
-    /// None is mounted there, or a configured cgroup is no relative path.
+    /// No hierarchy is mounted there, or a configured cgroup is not a relative path.
     pub fn open(roots: &Roots) -> Result<Self, Error> {
         let mounts = berth_sys::mount::mounts().map_err(|source| Error::Discover { source })?;
         let v2 = mounts
@@ -77,8 +78,8 @@ impl CgroupTree {
         })
     }
 
-    /// Makes the root of all pods, its two QoS groups and the helpers' group in every hierarchy. With cgroup v2 every
-    /// group on the way hands its controllers on.
+    /// Makes the root of all pods, its two QoS groups and the helpers' group in every hierarchy. With cgroup
+    /// v2 every group on the path enables its controllers for its children.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -93,11 +94,12 @@ impl CgroupTree {
         Ok(())
     }
 
-    /// Limits all pods together to what the node has for them, as the kubelet does (`enforceNodeAllocatable: [pods]`):
-    /// their memory, and their weight against what else the machine runs. What `allocatable` does not name has no limit.
+    /// Limits all pods together to the node's allocatable resources, as the kubelet does
+    /// (`enforceNodeAllocatable: [pods]`): their memory, and their CPU weight against the machine's other
+    /// processes. A resource that `allocatable` does not name has no limit.
     ///
     /// # Errors
-    /// The kernel refuses, version 1 also where pods use more memory than that already.
+    /// The kernel refuses. Version 1 also refuses a memory limit below what pods use already.
     pub fn limit_all(&self, allocatable: &ResourceList) -> Result<(), Error> {
         let node = Amounts::of(allocatable);
         for h in &self.hierarchies {
@@ -110,11 +112,11 @@ impl CgroupTree {
         Ok(())
     }
 
-    /// Makes the pod's group in every hierarchy and sets its shares, quota, memory, huge pages and pids, as the
-    /// kubelet computes them. `pids_limit` is the node's limit per pod.
+    /// Makes the pod's group in every hierarchy and sets its shares, quota, memory, huge pages and pids, as
+    /// the kubelet computes them. `pids_limit` is the node's limit per pod.
     ///
     /// # Errors
-    /// The kernel refuses; what was made stays for the next try or for [`CgroupTree::remove_pod`].
+    /// The kernel refuses; the groups made so far stay for the next try or for [`CgroupTree::remove_pod`].
     pub fn create_pod(&self, pod: &Pod, pids_limit: Option<i64>) -> Result<(), Error> {
         let values = resources::pod_cgroup(pod, pids_limit);
         let relative = self.pod_dir(pod);
@@ -133,17 +135,18 @@ impl CgroupTree {
         Ok(())
     }
 
-    /// Where pause belongs, one directory a hierarchy: its pid goes into their `cgroup.procs`.
+    /// Directories of the pause process, one per hierarchy: its pid is written to their `cgroup.procs`.
     pub fn pod_procs_dirs(&self, pod: &Pod) -> Vec<PathBuf> {
         let relative = self.pod_dir(pod);
         self.hierarchies.iter().map(|h| pause_dir(h, &h.mount.join(&relative))).collect()
     }
 
-    /// The processes that lie where pause does, by the first hierarchy: how a pause is found again whose pid was not
-    /// written down. Nothing else is put there by the agent or by runtimes.
+    /// The processes in the pause process' group, read from the first hierarchy. Cleanup finds a pause
+    /// process this way when its pid was not stored. Neither the agent nor a runtime puts another process
+    /// there.
     ///
     /// # Errors
-    /// The kernel refuses. A missing pod has none.
+    /// The kernel refuses. A pod without a group has no processes, which is no error.
     pub fn pause_pids(&self, uid: &PodUid) -> Result<Vec<u32>, Error> {
         let Some(h) = self.hierarchies.first() else { return Ok(Vec::new()) };
         let mut pids = Vec::new();
@@ -153,7 +156,7 @@ impl CgroupTree {
         Ok(pids)
     }
 
-    /// `linux.cgroupsPath` of a container for runtimes that manage cgroups by themselves (driver `cgroupfs`).
+    /// `linux.cgroupsPath` of a container, for runtimes that manage cgroups themselves (driver `cgroupfs`).
     pub fn container_cgroup(&self, pod: &Pod, id: &ContainerId) -> String {
         Path::new("/").join(self.pod_dir(pod)).join(id.as_str()).to_string_lossy().into_owned()
     }
@@ -163,7 +166,7 @@ impl CgroupTree {
         self.hierarchies.iter().map(|h| h.mount.join(&self.root)).collect()
     }
 
-    /// The directories of an OCI `cgroupsPath`, one for each hierarchy that has it.
+    /// The directories of an OCI `cgroupsPath`, one for each hierarchy in which the group exists.
     pub fn dirs_of(&self, cgroups_path: &str) -> Vec<PathBuf> {
         let relative = cgroups_path.trim_start_matches('/');
         self.hierarchies.iter().map(|h| h.mount.join(relative)).filter(|d| d.is_dir()).collect()
@@ -188,7 +191,7 @@ impl CgroupTree {
         Ok(found.into_iter().collect())
     }
 
-    /// The pods that have a process, pause included.
+    /// The pods that have a process; the pause process counts.
     ///
     /// # Errors
     /// A group cannot be read.
@@ -208,8 +211,8 @@ impl CgroupTree {
         Ok(busy)
     }
 
-    /// Sets the shares of the two QoS groups: what the burstable ones among `pods` (all that are not at their end)
-    /// request together, and the least there is for best effort.
+    /// Sets the shares of the two QoS groups: for burstable the sum of what the burstable pods among `pods`
+    /// request, for best effort the minimum. `pods` holds all pods that have not ended.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -222,9 +225,10 @@ impl CgroupTree {
         Ok(())
     }
 
-    /// The directory of the helpers' group of that name, for what this process starts and what outlives it, in the
-    /// hierarchy by which a service manager knows processes (version 2); the group is made where missing. None where this
-    /// process is in no group of its own there: nothing is to be left then.
+    /// Directory of the helpers' group `name` in the hierarchy that a service manager uses to track processes
+    /// (version 2). The group holds helpers that this process starts and that outlive it; a missing group is
+    /// made. `None` where this process itself is in no group of its own in that hierarchy: no group may be
+    /// left behind there.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -239,10 +243,10 @@ impl CgroupTree {
         Ok(Some(h.mount.join(relative)))
     }
 
-    /// Puts a process into the helpers' group of that name in every hierarchy; the group is made where missing.
+    /// Puts a process into the helpers' group `name` in every hierarchy; a missing group is made.
     ///
     /// # Errors
-    /// The name is no single path component, the process is gone, or the kernel refuses.
+    /// The name is not a single path component, the process is gone, or the kernel refuses.
     pub fn join_helper(&self, name: &str, pid: u32) -> Result<(), Error> {
         let relative = self.helper(name)?;
         for h in &self.hierarchies {
@@ -274,7 +278,8 @@ impl CgroupTree {
         self.class_dir(pod.qos()).join(format!("pod{}", pod.uid))
     }
 
-    /// Where the pod's group may be in that hierarchy: its class is not known any more when it is removed.
+    /// The directories that the pod's group may have in that hierarchy. All QoS classes are listed, because
+    /// the class of a pod is no longer known when its group is removed.
     fn pod_dirs(&self, h: &Hierarchy, uid: &PodUid) -> [PathBuf; 3] {
         [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort]
             .map(|class| h.mount.join(self.class_dir(class)).join(format!("pod{uid}")))
@@ -285,7 +290,8 @@ fn pause_dir(h: &Hierarchy, pod_dir: &Path) -> PathBuf {
     if h.is_v2() { pod_dir.join(PAUSE_LEAF) } else { pod_dir.to_owned() }
 }
 
-/// Makes a group and those above it, so that it can hold processes; with `hand_on` its controllers go to its children.
+/// Makes a group and its missing parents, ready to hold processes. With `hand_on` the group enables its
+/// controllers for its children.
 fn make(h: &Hierarchy, relative: &Path, hand_on: bool) -> Result<(), Error> {
     let mut dir = h.mount.clone();
     let mut parts = relative.components().peekable();
@@ -310,7 +316,7 @@ fn make(h: &Hierarchy, relative: &Path, hand_on: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Version 2: enables for the children of `dir` what is wanted and offered and not yet on.
+/// Version 2: enables for the children of `dir` each wanted controller that is offered and not yet enabled.
 fn hand_controllers_on(dir: &Path, offered: &BTreeSet<String>) -> Result<(), Error> {
     let file = dir.join("cgroup.subtree_control");
     let on = read(&file)?;
@@ -326,7 +332,8 @@ fn hand_controllers_on(dir: &Path, offered: &BTreeSet<String>) -> Result<(), Err
     write(&file, &missing.join(" "))
 }
 
-/// Version 1: a new cpuset is empty and takes no process until it has cpus and memory nodes.
+/// Version 1: copies the parent's cpus and memory nodes. A new cpuset has none, and takes no process until
+/// both are set.
 fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<(), Error> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         if read(&dir.join(file))?.trim().is_empty() {
@@ -351,7 +358,7 @@ fn write(path: &Path, value: &str) -> Result<(), Error> {
         .map_err(|source| Error::Write { path: path.into(), value: value.into(), source })
 }
 
-/// The names of the groups in `dir`; none where it is missing.
+/// The names of the groups in `dir`; empty where `dir` is missing.
 fn children(dir: &Path) -> Result<Vec<std::ffi::OsString>, Error> {
     let failed = |source: io::Error| Error::Read { path: dir.into(), source };
     let entries = match std::fs::read_dir(dir) {
@@ -376,12 +383,13 @@ const ENOENT: i32 = 2;
 const ENODEV: i32 = 19;
 const EOPNOTSUPP: i32 = 95;
 
-/// The processes in one group, not in those below; none where it is missing.
+/// The processes in one group, without those of its children; empty where the group is missing.
 fn procs(dir: &Path) -> Result<Vec<u32>, Error> {
     let path = dir.join("cgroup.procs");
     match std::fs::read_to_string(&path) {
         Ok(text) => Ok(text.lines().filter_map(|l| l.trim().parse().ok()).filter(|pid| *pid != 0).collect()),
-        // Gone, going, or a threaded group of version 2, whose processes its domain lists.
+        // The group is gone, is being removed, or is a threaded group of version 2, whose processes its
+        // domain lists.
         Err(e) if matches!(e.raw_os_error(), Some(ENOENT | ENODEV | EOPNOTSUPP)) => Ok(Vec::new()),
         Err(source) => Err(Error::Read { path, source }),
     }

@@ -1,4 +1,4 @@
-//! The end of groups: killing what is left in them and removing them, children first.
+//! Removes groups, children first, and kills the processes left in them.
 
 use super::{CgroupTree, children, hierarchy::Hierarchy, pause_dir, procs, write};
 use crate::Error;
@@ -15,27 +15,28 @@ use std::{
     time::Duration,
 };
 
-/// How long dying processes are waited for to leave the groups of a pod that is removed, in all.
+/// Total time that the removal of a pod's groups waits for dying processes to leave them.
 pub(super) const REMOVE_WAIT: Duration = Duration::from_millis(500);
-/// How often is looked meanwhile: first after this time, then after twice as long, and so on.
+/// First pause between two tries of that wait; each further pause is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(1);
-/// A process that forks as fast as it is killed is frozen meanwhile; more rounds are for stragglers.
+/// Rounds of killing. Version 1 freezes a process that forks as fast as it is killed; further rounds are for
+/// stragglers.
 const KILL_ROUNDS: u32 = 5;
-/// How long the killed are waited for in one round.
+/// Time that one round waits for the killed processes to end.
 const KILL_WAIT: Duration = Duration::from_millis(500);
 
 impl CgroupTree {
-    /// Removes the pod's groups, with those of its containers, from every hierarchy and whichever QoS class. Ends no
-    /// process: see [`CgroupTree::kill_pod`]. What is missing is fine. Waits for half a second at most.
+    /// Removes the pod's groups and those of its containers from every hierarchy and every QoS class. Missing
+    /// groups are no error. Kills no process: [`CgroupTree::kill_pod`] does. Waits at most half a second.
     ///
     /// # Errors
-    /// [`Error::Busy`] where processes are left in it.
+    /// [`Error::Busy`] where processes are left in a group.
     pub fn remove_pod(&self, uid: &PodUid) -> Result<(), Error> {
         let mut first = None;
         let until = boottime() + REMOVE_WAIT;
         for h in &self.hierarchies {
             for dir in self.pod_dirs(h, uid) {
-                // The others shall go even if this one cannot.
+                // The other groups are removed even if this one cannot be.
                 if let Err(e) = remove_tree(&dir, until) {
                     first.get_or_insert(e);
                 }
@@ -44,8 +45,9 @@ impl CgroupTree {
         first.map_or(Ok(()), Err)
     }
 
-    /// Removes the groups that the node itself made of the pod (its own, and pause's), where nothing is left in them. Those
-    /// of containers are the runtime's to remove: the pod's own stays with them, which is no error.
+    /// Removes the groups that the agent made for the pod (the pod's own, and pause's) where they are unused.
+    /// The runtime removes the groups of containers; while one of those exists the pod's own group stays,
+    /// which is no error.
     ///
     /// # Errors
     /// The kernel refuses for another reason than use.
@@ -60,11 +62,11 @@ impl CgroupTree {
         Ok(())
     }
 
-    /// Ends by SIGKILL whatever is left in the pod's groups, and waits for it to be gone. For the end of a pod, after
-    /// its containers were stopped in order. Blocks for 2.5 s at most.
+    /// Kills all processes left in the pod's groups with SIGKILL and waits until they are gone. Called at the
+    /// end of a pod, after its containers were stopped in order. Blocks for at most 2.5 s.
     ///
     /// # Errors
-    /// [`Error::Busy`] where something does not die, or the kernel refuses.
+    /// [`Error::Busy`] where a process does not die, or the kernel refuses.
     pub fn kill_pod(&self, uid: &PodUid) -> Result<(), Error> {
         for _ in 0..KILL_ROUNDS {
             if self.kill_round(uid)? == 0 {
@@ -78,7 +80,7 @@ impl CgroupTree {
         }
     }
 
-    /// Kills what is there now; how many processes that were.
+    /// Kills the processes that the pod's groups hold now; returns their number.
     fn kill_round(&self, uid: &PodUid) -> Result<usize, Error> {
         let dirs: Vec<(&Hierarchy, PathBuf)> = self
             .hierarchies
@@ -87,7 +89,7 @@ impl CgroupTree {
             .filter(|(_, dir)| dir.is_dir())
             .collect();
         for (_, dir) in dirs.iter().filter(|(h, _)| h.is_cgroup2()) {
-            // Kernels before 5.14 do not have the file; the loop below does the same, less at once.
+            // Kernels before 5.14 do not have the file; the loop below kills the same processes one by one.
             let _at_once = write(&dir.join("cgroup.kill"), "1");
         }
         let frozen = Frozen::new(dirs.iter().filter(|(h, _)| h.has("freezer") && !h.is_v2()).map(|(_, d)| d));
@@ -96,7 +98,7 @@ impl CgroupTree {
         for pid in &pids {
             let failed = |source| Error::Kill { pid: *pid, source };
             let Some(process) = PidFd::open(*pid).map_err(failed)? else { continue };
-            // Between the list and the open the pid may have gone to somebody else.
+            // The kernel may have reused the pid between the listing and the open of the pidfd.
             if self.pod_processes(uid)?.iter().any(|(_, pids)| pids.contains(pid)) {
                 process.signal(Signal::KILL).map_err(failed)?;
                 waiting.push(process);
@@ -112,7 +114,7 @@ impl CgroupTree {
         Ok(pids.len())
     }
 
-    /// Every process in the pod's groups and below, by group.
+    /// All processes in the pod's groups and below, by group.
     fn pod_processes(&self, uid: &PodUid) -> Result<Vec<(PathBuf, Vec<u32>)>, Error> {
         let mut found = Vec::new();
         for h in &self.hierarchies {
@@ -128,8 +130,9 @@ impl CgroupTree {
         Ok(found)
     }
 
-    /// Removes everything of ours that holds no process, from the bottom up: pods' groups, the QoS groups, the root,
-    /// the helpers, and the group that the two roots have in common above them, if any. What is in use stays.
+    /// Removes all groups of this node that hold no process, from the bottom up: the pods' groups, the QoS
+    /// groups, the root, the helpers' groups, and the group above the two roots that both share, if any.
+    /// Groups in use stay.
     ///
     /// # Errors
     /// The kernel refuses for another reason than use.
@@ -149,7 +152,7 @@ impl CgroupTree {
                 if let Err(e) = remove_unused(&dir) {
                     first.get_or_insert(e);
                 }
-                // Groups between the common one and this root are ours alone.
+                // Only this node makes groups between the shared one and this root.
                 while !common.as_os_str().is_empty() && dir.pop() && dir.starts_with(&stop) {
                     if let Err(e) = remove_one(&dir).or_else(in_use_is_fine) {
                         first.get_or_insert(e);
@@ -161,12 +164,12 @@ impl CgroupTree {
     }
 }
 
-/// Version 1 groups whose processes stand still, until dropped.
+/// Version 1 groups whose processes are frozen; the drop thaws them.
 struct Frozen(Vec<PathBuf>);
 
 impl Frozen {
     fn new<'a>(dirs: impl Iterator<Item = &'a PathBuf>) -> Frozen {
-        // A group that cannot be frozen is killed all the same, perhaps in more rounds.
+        // A group that cannot be frozen is killed too, perhaps in more rounds.
         Frozen(dirs.map(|d| d.join("freezer.state")).filter(|f| write(f, "FROZEN").is_ok()).collect())
     }
 }
@@ -180,7 +183,7 @@ impl Drop for Frozen {
     }
 }
 
-/// A group and all below it, parents first. What disappears meanwhile is left out.
+/// A group and all groups below it, parents first. Groups that disappear meanwhile are left out.
 pub(super) fn descendants(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     if !dir.is_dir() {
         return Ok(Vec::new());
@@ -194,7 +197,7 @@ pub(super) fn descendants(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(all)
 }
 
-/// Removes a group and all below it, waiting until that time for dying processes to leave.
+/// Removes a group and all groups below it; waits until `until` for dying processes to leave.
 pub(super) fn remove_tree(dir: &Path, until: Boottime) -> Result<(), Error> {
     for group in descendants(dir)?.iter().rev() {
         let mut wait = FIRST_WAIT;
@@ -208,7 +211,7 @@ pub(super) fn remove_tree(dir: &Path, until: Boottime) -> Result<(), Error> {
                 }
                 Err(Error::Remove { source, path }) if busy(&source) => {
                     let pids = procs(&path)?;
-                    // Something new below, rather than somebody in it.
+                    // A new group appeared below; no process is in this one.
                     return Err(if pids.is_empty() {
                         Error::Remove { path, source }
                     } else {
@@ -222,7 +225,7 @@ pub(super) fn remove_tree(dir: &Path, until: Boottime) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes what is unused of a group and those below it.
+/// Removes every unused group at or below `dir`.
 fn remove_unused(dir: &Path) -> Result<(), Error> {
     for group in descendants(dir)?.iter().rev() {
         remove_one(group).or_else(in_use_is_fine)?;

@@ -1,4 +1,5 @@
-//! The tree on this machine's own hierarchies, and version 2 on a directory that looks like one. Needs root.
+//! Tests of the cgroup tree on this machine's hierarchies, and of version 2 on a directory that imitates it.
+//! Need root.
 
 use super::*;
 use crate::testing::{container, pod, resources};
@@ -18,7 +19,7 @@ fn roots_named(group: &str) -> Roots {
     roots
 }
 
-/// A tree of its own on the real hierarchies; all of it gone when dropped, with whoever is in it.
+/// A test's own tree on the real hierarchies; the drop removes it and kills the processes in it.
 struct Real {
     tree: CgroupTree,
     group: String,
@@ -35,7 +36,7 @@ impl Real {
         Real { tree, group, children: Vec::new() }
     }
 
-    /// A process in these groups.
+    /// Starts a process in these groups.
     fn process_in(&mut self, dirs: &[PathBuf], program: &str) -> u32 {
         let child = Command::new("sh").args(["-c", program]).stdin(Stdio::null()).spawn().unwrap();
         let pid = child.id();
@@ -104,7 +105,7 @@ fn a_pod_gets_its_numbers_in_every_hierarchy_and_leaves_nothing() {
     assert_ne!(real.value("cpuset", &format!("{pod}/cpuset.cpus")).as_deref(), Some(""));
     assert_eq!(real.value("cpu", "kubepods/besteffort/cpu.shares").as_deref(), Some("2"));
     assert_eq!(real.tree.pods().unwrap(), std::slice::from_ref(&p.uid));
-    // A limit that is taken away.
+    // The pod's new limits drop one that was set before.
     let freed = crate::testing::pod("u-1", vec![], vec![container("cpu=1", "")]);
     real.tree.create_pod(&freed, None).unwrap();
     assert_eq!(real.value("cpu", &format!("{pod}/cpu.cfs_quota_us")).as_deref(), Some("-1"));
@@ -148,7 +149,7 @@ fn removing_ends_nobody_and_killing_ends_all() {
     let p = burstable("u-2");
     real.tree.create_pod(&p, None).unwrap();
     let pod_dirs = real.tree.pod_procs_dirs(&p);
-    // As a runtime lays it out, with a group that the container made for itself.
+    // A container made a nested group for itself inside the group that the runtime made.
     let inner: Vec<PathBuf> = real.dirs("kubepods/burstable/podu-2/abc/nested");
     for dir in &inner {
         let parent = dir.parent().unwrap();
@@ -244,7 +245,8 @@ fn roots_stay_below_the_mount() {
 /// Files of the hugetlb controller.
 const HUGETLB: [&str; 3] = ["hugetlb.2MB.max", "hugetlb.2MB.rsvd.max", "hugetlb.1GB.max"];
 
-/// Version 2 as far as a directory can be it: files are made beforehand, what is written stays.
+/// Version 2 as far as a directory can imitate it: its files are made beforehand, and written values stay in
+/// them.
 fn fake_v2(dir: &Path, offered: &[&str]) -> (CgroupTree, BTreeMap<&'static str, PathBuf>) {
     let group = |relative: &str| {
         let path = dir.join(relative);
@@ -330,7 +332,8 @@ fn version_2_without_a_controller_sets_nothing_of_it() {
     assert_eq!(fs::read_to_string(at["pod"].join("pids.max")).unwrap(), "5");
 }
 
-/// The layout of version 2 on the kernel's own one, without controllers: those of the machine are not ours to hand on.
+/// The layout of version 2 on the kernel's own hierarchy, without controllers: the test may not enable the
+/// machine's.
 #[test]
 fn version_2_holds_pause_beside_containers() {
     let mut real = Real::new();
