@@ -1,4 +1,4 @@
-//! Control groups in every hierarchy of the machine.
+//! Control groups in every cgroup hierarchy of the machine.
 
 use crate::process::Process;
 use anyhow::{Context, Result};
@@ -11,7 +11,8 @@ use std::{
 
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// The root of each hierarchy: one on a unified machine, one a controller and `unified` on others.
+/// Root directory of each hierarchy: one on a unified (version 2) machine; one per controller and `unified`
+/// on others.
 pub fn hierarchies() -> BTreeSet<PathBuf> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut roots = BTreeSet::new();
@@ -25,12 +26,12 @@ pub fn hierarchies() -> BTreeSet<PathBuf> {
     roots
 }
 
-/// The root of the version 2 hierarchy; on hybrid machines the one without controllers.
+/// Root of the version 2 hierarchy; on hybrid machines that hierarchy has no controllers.
 pub fn v2() -> Option<PathBuf> {
     hierarchies().into_iter().find(|root| root.join("cgroup.controllers").exists())
 }
 
-/// All groups of that name and below it, in every hierarchy, the deepest first.
+/// All groups of this name and their descendants, in every hierarchy, deepest first.
 pub fn groups(name: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for root in hierarchies() {
@@ -42,7 +43,7 @@ pub fn groups(name: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Directories below and with `top`, the deepest first.
+/// `top` and all directories below, deepest first.
 fn walk(top: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(top).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
@@ -58,8 +59,8 @@ pub fn processes(group: &Path) -> BTreeSet<Process> {
     text.lines().filter_map(|l| l.parse().ok()).filter_map(Process::of).collect()
 }
 
-/// The processes of each container below that cgroup: groups named by 64 hexadecimal digits, with the pod's group
-/// before it.
+/// The processes of each container below this cgroup, by pod group and container id. A container's group is
+/// named by 64 hexadecimal digits.
 pub fn containers(name: &str) -> BTreeMap<PathBuf, BTreeSet<Process>> {
     let mut found: BTreeMap<PathBuf, BTreeSet<Process>> = BTreeMap::new();
     let Some(root) = hierarchies()
@@ -84,8 +85,8 @@ pub fn containers(name: &str) -> BTreeMap<PathBuf, BTreeSet<Process>> {
     found
 }
 
-/// The pause processes of the pods below that cgroup, by pod UID. They are in the pod's own group, or where that may
-/// hold no process (version 2) in `pause` below it.
+/// The pause processes of the pods below this cgroup, by pod UID. A pause process is in the pod's own group,
+/// or in `pause` below it where the pod's group may hold no process (version 2).
 pub fn pauses(name: &str) -> BTreeMap<String, Process> {
     let mut found = BTreeMap::new();
     for group in groups(name) {
@@ -98,10 +99,10 @@ pub fn pauses(name: &str) -> BTreeMap<String, Process> {
     found
 }
 
-/// Ends what runs in the groups of that name and removes them.
+/// Kills the processes in the groups of this name and removes the groups.
 ///
 /// # Errors
-/// Something cannot be ended or removed.
+/// A process cannot be ended or a group cannot be removed.
 pub fn remove(name: &str) -> Result<()> {
     crate::wait::ok(&format!("the cgroups {name} are removed"), Duration::from_secs(20), || {
         for group in groups(name) {

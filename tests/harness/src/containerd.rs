@@ -1,4 +1,4 @@
-//! A containerd of our own: own root, state, sockets and shims, its CRI plugin off.
+//! A private containerd: own root, state, sockets and shims, with the CRI plugin disabled.
 
 use crate::{
     process::{self, Process},
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-/// A containerd that lives below one directory. It outlives this value: [`Containerd::stop`] ends it.
+/// A containerd below one directory. The process outlives this value; [`Containerd::stop`] ends the process.
 #[derive(Debug)]
 pub struct Containerd {
     dir: PathBuf,
@@ -21,11 +21,11 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// One below `dir`, whether it runs or not, with the sockets of its shims below `sockets`; `namespace` is where its
-    /// client keeps pods.
+    /// Describes the containerd below `dir`, running or not, with the shims' sockets below `sockets`.
+    /// Containerd's client keeps pods in `namespace`.
     ///
     /// # Errors
-    /// Its configuration cannot be written, or `sockets` is too long for sockets named by 64 digits.
+    /// The configuration cannot be written, or `sockets` is too long for socket names of 64 digits.
     pub fn new(dir: &Path, sockets: &Path, namespace: &str) -> Result<Containerd> {
         ensure!(sockets.as_os_str().len() <= 40, "{} is too long for sockets below it", sockets.display());
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
@@ -34,20 +34,20 @@ impl Containerd {
         Ok(Containerd { dir: dir.into(), namespace: namespace.into() })
     }
 
-    /// Its socket.
+    /// Path of containerd's socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("containerd.sock")
     }
 
-    /// Its process, where it runs.
+    /// Process of containerd; `None` where containerd is not running.
     pub fn process(&self) -> Option<Process> {
         recorded(&self.dir.join("process.json"))
     }
 
-    /// Starts it where it does not run, and waits until it answers.
+    /// Starts containerd where none is running, and waits until containerd answers.
     ///
     /// # Errors
-    /// It is not installed or does not come up.
+    /// Containerd is not installed or does not come up.
     pub fn start(&self) -> Result<Process> {
         let process = match self.process() {
             Some(process) => process,
@@ -65,18 +65,18 @@ impl Containerd {
         Ok(process)
     }
 
-    /// SIGKILL. Shims and containers run on.
+    /// Kills containerd with SIGKILL. Shims and containers keep running.
     ///
     /// # Errors
-    /// It cannot be ended.
+    /// Containerd cannot be ended.
     pub fn kill(&self) -> Result<()> {
         self.process().map_or(Ok(()), |p| p.kill())
     }
 
-    /// Ends it and what is left of its shims.
+    /// Ends containerd and the remaining shims.
     ///
     /// # Errors
-    /// Something cannot be ended.
+    /// A process cannot be ended.
     pub fn stop(&self) -> Result<()> {
         if let Some(process) = self.process() {
             process.terminate(Duration::from_secs(10))?;
@@ -87,7 +87,7 @@ impl Containerd {
         Ok(())
     }
 
-    /// The shims that report to it.
+    /// The shims that report to this containerd.
     pub fn shims(&self) -> Vec<Process> {
         let socket = self.socket();
         let of_ours = |words: &[String]| {
@@ -97,10 +97,10 @@ impl Containerd {
         process::all().into_iter().filter(|(_, words)| of_ours(words)).map(|(p, _)| p).collect()
     }
 
-    /// Runs `ctr` against it, in the pods' namespace.
+    /// Runs `ctr` against this containerd, in the namespace of the pods.
     ///
     /// # Errors
-    /// It fails, or takes longer than a minute.
+    /// The command fails or takes longer than a minute.
     pub fn ctr(&self, args: &[&str]) -> Result<String> {
         let socket = self.socket();
         let out = Command::new(tools::find("ctr")?)
@@ -118,7 +118,7 @@ impl Containerd {
         String::from_utf8(out.stdout).context("ctr's output")
     }
 
-    /// Imports an archive of images.
+    /// Imports an image archive.
     ///
     /// # Errors
     /// As [`Containerd::ctr`].
@@ -126,20 +126,20 @@ impl Containerd {
         self.ctr(&["images", "import", &archive.to_string_lossy()]).map(drop)
     }
 
-    /// The last lines of its log.
+    /// The last lines of containerd's log.
     pub fn last_words(&self, lines: usize) -> String {
         tail(&self.dir.join("log"), lines)
     }
 }
 
-/// The last lines of a file; empty where there is none.
+/// The last lines of a file; empty where the file does not exist.
 pub fn tail(path: &Path, lines: usize) -> String {
     let text = fs::read(path).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();
     all.iter().skip(all.len().saturating_sub(lines)).map(|l| format!("{l}\n")).collect()
 }
 
-/// Starts a program that outlives this one, away from its terminal, with its output appended to `log`.
+/// Starts a program that outlives the caller, in a process group of its own, with the output appended to `log`.
 pub(crate) fn spawn_detached(mut command: Command, log: &Path) -> Result<Process> {
     let log = fs::OpenOptions::new()
         .create(true)
@@ -154,7 +154,7 @@ pub(crate) fn spawn_detached(mut command: Command, log: &Path) -> Result<Process
         .spawn()
         .with_context(|| format!("start {}", command.get_program().display()))?;
     let process = Process::of(child.id()).context("it ended at once")?;
-    // Its corpse is taken away while this program lives, and by init afterwards.
+    // A thread reaps the child while the caller lives; afterwards init does.
     std::thread::spawn(move || child.wait());
     Ok(process)
 }
@@ -164,7 +164,7 @@ pub(crate) fn record(path: &Path, process: Process) -> Result<()> {
     berth_sys::fs::write_atomic(path, &text, 0o600).context("record a process")
 }
 
-/// The recorded process, if it still runs.
+/// The recorded process, where that process is still running.
 pub(crate) fn recorded(path: &Path) -> Option<Process> {
     let process: Process = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
     process.alive().then_some(process)

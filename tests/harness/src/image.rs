@@ -1,18 +1,19 @@
-//! The images that the demo and the suites run.
+//! Images that the demo and the suites run.
 
 use crate::{containerd::Containerd, oci, programs};
 use anyhow::Result;
 use std::path::Path;
 
-/// Debian's busybox, as `busybox:1` in manifests.
+/// Name of the image with Debian's busybox; manifests write `busybox:1`.
 pub const BUSYBOX: &str = "docker.io/library/busybox:1";
-/// Busybox with the suites' own program at `/bin/berth-test`, as `berth.test/test:1` in manifests.
+/// Name of the image with busybox and the suites' own program at `/bin/berth-test`; manifests write
+/// `berth.test/test:1`.
 pub const TEST: &str = "berth.test/test:1";
 
-/// Imports [`BUSYBOX`]; `scratch` is a directory for the archive.
+/// Imports [`BUSYBOX`]; `scratch` is the directory of the archive.
 ///
 /// # Errors
-/// It cannot be made or imported.
+/// The image cannot be made or imported.
 pub fn import_busybox(containerd: &Containerd, scratch: &Path) -> Result<()> {
     import(containerd, scratch, &oci::Image::busybox(BUSYBOX)?)
 }
@@ -27,7 +28,7 @@ pub fn import_test(containerd: &Containerd, scratch: &Path) -> Result<()> {
     import(containerd, scratch, &image)
 }
 
-/// Imports an image of a suite's own.
+/// Imports an image that a suite defines.
 ///
 /// # Errors
 /// As [`import_busybox`].

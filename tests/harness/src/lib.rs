@@ -1,8 +1,8 @@
-//! What the suites and the demo share: a private containerd, a node of the real programs, images made from files,
-//! and a picture of the machine before and after.
+//! Harness shared by the suites and the demo: a private containerd, a node of the real programs, images made
+//! from files, and a snapshot of the machine before and after.
 //!
-//! Everything that is started here lives below one directory and in one cgroup of its own name, is known by pid and
-//! start time, and is ended by them. Waiting is always for a condition, with a deadline.
+//! Every process started here belongs to one directory and one cgroup of its own name, is identified by pid
+//! and start time, and is ended by that identity. All waiting is for a condition, with a deadline.
 
 pub mod cgroup;
 pub mod containerd;

@@ -1,4 +1,4 @@
-//! Container output as it lies on disk, read without the project's own reader.
+//! Reader of container log files, independent of the project's own reader.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-/// Every file of one run of a container, the oldest first: `<n>.log.<time>[.gz]`, then `<n>.log`.
+/// Every log file of one run of a container, oldest first: `<n>.log.<time>[.gz]`, then `<n>.log`.
 ///
 /// # Errors
 /// The directory cannot be read.
@@ -26,10 +26,10 @@ pub fn rotated_set(dir: &Path, run: u32) -> Result<Vec<PathBuf>> {
     Ok(old)
 }
 
-/// What a stream (`stdout`, `stderr`) of a run wrote, from all its files; partial lines are joined.
+/// Output of a stream (`stdout`, `stderr`) of a run from all log files, with partial lines joined.
 ///
 /// # Errors
-/// A line is not in CRI's format, or a file cannot be read.
+/// A line is not in the CRI format, or a file cannot be read.
 pub fn text(dir: &Path, run: u32, stream: &str) -> Result<String> {
     let mut text = String::new();
     for file in rotated_set(dir, run)? {
@@ -58,8 +58,8 @@ pub fn text(dir: &Path, run: u32, stream: &str) -> Result<String> {
     Ok(text)
 }
 
-/// Checks that lines begin with 1, 2, 3, … each once and in order, and returns how many there are. The last line may
-/// be still unfinished.
+/// Checks that the lines begin with 1, 2, 3, … each once and in order, and returns their number. The last
+/// line may be unfinished.
 ///
 /// # Errors
 /// A number is missing, twice or out of order.
@@ -69,8 +69,8 @@ pub fn numbered(text: &str) -> Result<u64> {
     Ok(last)
 }
 
-/// The same where the oldest lines may have been rotated away: the first number and the last; zeros where there is no
-/// line.
+/// Checks the same where rotation may have removed the oldest lines. Returns the first and the last number;
+/// zeros where there is no line.
 ///
 /// # Errors
 /// A number is missing, twice or out of order.
@@ -89,8 +89,8 @@ pub fn numbered_from(text: &str) -> Result<(u64, u64)> {
     Ok((first, last))
 }
 
-/// How far lines are from 1, 2, 3, …: bytes of lines that are missing and of lines that came again, each of `width`
-/// bytes. What is no whole line (cut where a reader died) counts as missing.
+/// Difference between the lines and 1, 2, 3, …: bytes of missing lines and bytes of repeated lines, each line
+/// `width` bytes wide. An incomplete line (cut where a reader died) counts as missing.
 pub fn damage(text: &str, width: u64) -> (u64, u64) {
     let (mut expected, mut missing, mut again) = (1_u64, 0_u64, 0_u64);
     for line in text.lines() {
@@ -119,7 +119,7 @@ mod tests {
         fs::write(dir.path().join("0.log.20260101-000000"), "t stdout F 1 x\nt stderr F no\nt stdout P 2 ")
             .unwrap();
         fs::write(dir.path().join("0.log"), "t stdout F x\nt stdout F 3\n").unwrap();
-        // The first file ends without a newline: that is a line of its own kind, still in format.
+        // The first file ends without a newline; the next line begins in the next file.
         let text = text(dir.path(), 0, "stdout").unwrap();
         assert_eq!(text, "1 x\n2 x\n3\n");
         assert_eq!(numbered(&text).unwrap(), 3);

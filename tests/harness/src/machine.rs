@@ -1,5 +1,5 @@
-//! A picture of the machine, to be compared before and after: whoever says that nothing is left must be told by
-//! somebody else.
+//! Snapshot of the machine, compared before and after a test. The snapshot reads the kernel and the disk
+//! itself, because the agent's own report that nothing is left proves nothing.
 
 use crate::{cgroup, process};
 use anyhow::{Context, Result, bail, ensure};
@@ -12,20 +12,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long what is ending may take until it is gone.
+/// Deadline for things that are still ending.
 const SETTLE: Duration = Duration::from_secs(30);
 
-/// What is looked at.
+/// What a snapshot covers.
 #[derive(Debug, Clone, Default)]
 pub struct Scope {
-    /// Files below these are listed.
+    /// Directories whose files are listed.
     pub dirs: Vec<PathBuf>,
-    /// Words one of which stands in everything that must be gone: in paths, addresses, command lines, environments.
-    /// On a machine where others work at the same time, what has none of them is not counted.
+    /// Words that mark a test's things: each path, address, command line or environment of such a thing holds
+    /// one. On a machine shared with other work, things without a mark are not counted.
     pub marks: Vec<String>,
 }
 
-/// Directories in which a node of the defaults would leave files.
+/// Directories in which a node with default roots would leave files.
 const OF_NODES: [&str; 10] = [
     "/etc/cni",
     "/opt/cni",
@@ -40,36 +40,36 @@ const OF_NODES: [&str; 10] = [
 ];
 
 impl Scope {
-    /// What is compared before and after a node, which has one of these words in everything that it starts.
+    /// Scope for a node that carries one of these marks in everything that the node starts.
     pub fn of_node(marks: Vec<String>) -> Scope {
         Scope { dirs: OF_NODES.iter().map(PathBuf::from).collect(), marks }
     }
 
-    /// Whether the machine is this run's alone (`BERTH_ALONE=1`): then every difference counts.
+    /// Whether this run has the machine alone (`BERTH_ALONE=1`). Then every difference counts, marked or not.
     fn alone() -> bool {
         std::env::var_os("BERTH_ALONE").is_some_and(|v| v == "1")
     }
 }
 
-/// A kind that counts whoever made it: a BPF file system is shared by all, so it bears nobody's mark, and where nothing is
-/// pinned in it nobody needs it.
+/// Kind that counts without a mark. A BPF file system is shared by all programs and so carries no mark, and a
+/// BPF file system without pins has no user.
 const UNUSED_BPFFS: &str = "BPF file systems without pins";
 
-/// Kinds of which something may go whenever it likes: a process that was there before, what somebody else left.
+/// Kinds whose entries may disappear at any time, such as a process that ran before the test.
 const MAY_GO: [&str; 2] = ["processes", UNUSED_BPFFS];
 
-/// What the kernel itself puts into each BPF file system.
+/// Entries that the kernel itself puts into each BPF file system.
 const PINNED_BY_KERNEL: [&str; 2] = ["maps.debug", "progs.debug"];
 
-/// The machine at one moment: by kind, what there is.
+/// Things on the machine at one moment, by kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine(BTreeMap<&'static str, BTreeSet<String>>);
 
 impl Machine {
-    /// Takes the picture.
+    /// Takes a snapshot of the machine.
     ///
     /// # Errors
-    /// Something cannot be listed.
+    /// A listing fails.
     pub fn now(scope: &Scope) -> Result<Machine> {
         Ok(Machine(BTreeMap::from([
             ("processes", processes(scope)),
@@ -89,10 +89,10 @@ impl Machine {
         ])))
     }
 
-    /// Compares with how it was; what is ending is given time.
+    /// Compares the machine with this earlier snapshot. Things that are still ending get some time.
     ///
     /// # Errors
-    /// Something is left, or gone, that was not so before; the message lists it.
+    /// Something is left that was not there before, or something is gone; the message lists both.
     pub fn assert_as_before(&self, scope: &Scope) -> Result<()> {
         let end = Instant::now() + SETTLE;
         loop {
@@ -125,7 +125,7 @@ impl Machine {
         found
     }
 
-    /// How many things of each kind there are, to see that the picture is not empty.
+    /// Number of things of each kind. Shows that the snapshot is not empty.
     pub fn counts(&self) -> BTreeMap<&'static str, usize> {
         self.0.iter().map(|(kind, all)| (*kind, all.len())).collect()
     }
@@ -155,7 +155,7 @@ fn processes(scope: &Scope) -> BTreeSet<String> {
     found
 }
 
-/// Whether `ancestor` started `pid`, directly or not: what the test itself runs is no leftover.
+/// Whether `ancestor` started `pid`, directly or not. The test's own child processes are no leftovers.
 fn descends_from(pid: u32, ancestor: u32) -> bool {
     let mut at = pid;
     for _ in 0..64 {
@@ -175,7 +175,7 @@ fn mounts() -> Result<BTreeSet<String>> {
     let text = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
     let mut found = BTreeSet::new();
     for line in text.lines() {
-        // Ids and peer groups are numbered anew; what is mounted from where to where, and how, is not.
+        // Mount ids and peer groups change; source, target and options of a mount do not.
         let Some((left, right)) = line.split_once(" - ") else { continue };
         let left: Vec<&str> = left.split(' ').skip(3).collect();
         let shared = if left.iter().any(|w| w.starts_with("shared:")) { "shared" } else { "private" };
@@ -185,7 +185,7 @@ fn mounts() -> Result<BTreeSet<String>> {
     Ok(found)
 }
 
-/// Where BPF file systems are mounted.
+/// Mount points of BPF file systems.
 fn bpf_mounts() -> Result<BTreeSet<PathBuf>> {
     let all = berth_sys::mount::mounts().context("read the mounts")?;
     Ok(all.into_iter().filter(|m| m.fs_type == "bpf").map(|m| m.mount_point).collect())
@@ -204,7 +204,7 @@ fn bpf_pins() -> Result<BTreeSet<String>> {
 fn unused_bpffs() -> Result<BTreeSet<String>> {
     let by_kernel = |name: &std::ffi::OsStr| PINNED_BY_KERNEL.iter().any(|n| name == *n);
     let unused = |dir: &PathBuf| {
-        // One that goes meanwhile is in nobody's way.
+        // A mount that disappears meanwhile is no leftover.
         fs::read_dir(dir).is_ok_and(|all| all.flatten().all(|e| by_kernel(&e.file_name())))
     };
     Ok(bpf_mounts()?.into_iter().filter(unused).map(|dir| dir.display().to_string()).collect())
@@ -225,7 +225,7 @@ fn lines(program: &str, args: &[&str], clean: fn(&str) -> String) -> Result<BTre
     let out = Command::new(program).args(args).output().with_context(|| format!("run {program}"))?;
     ensure!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
     let text = String::from_utf8_lossy(&out.stdout);
-    // A line may occur twice (a closing brace): the second is another one.
+    // A line may occur twice (a closing brace); each repetition counts as a line of its own.
     let mut seen: BTreeMap<String, u32> = BTreeMap::new();
     let mut found = BTreeSet::new();
     for line in text.lines().map(clean) {
@@ -240,12 +240,12 @@ fn keep(line: &str) -> String {
     line.trim_end().to_owned()
 }
 
-/// Without the running number that a line begins with.
+/// The line without its leading running number.
 fn strip_link(line: &str) -> String {
     line.split_once(": ").map_or(line, |(_, rest)| rest).trim_end().to_owned()
 }
 
-/// Without what counts down, and without the device's number.
+/// The line without its countdown values and without the device's number.
 fn strip_lifetime(line: &str) -> String {
     let line = line.split_once(": ").map_or(line, |(_, rest)| rest);
     let mut words = Vec::new();

@@ -1,9 +1,11 @@
-//! Mutations of a valid corpus: inputs nearly right, made from a seed, fed to a parser one after the other.
+//! Mutation tests of parsers: nearly valid inputs, made from a valid corpus and a seed, fed to a parser one
+//! by one.
 //!
-//! [`run`] counts how many get past the syntax and how many are taken, prints both and demands enough of each: random
-//! noise would be refused at the door and test nothing behind it. It fails where an input panics, takes more than
-//! [`LIMIT`] of processor time or does not end, and tells which one it was: `BERTH_MUTATION=<number>` is that input again.
-//! What inputs are made of: [`json`], [`wire`] (protobuf messages) and [`bytes`](fn@bytes).
+//! [`run`] counts the inputs that pass the syntax and those that are accepted, prints both and demands a
+//! minimum of each: a parser rejects random noise at the first check, and the code behind it stays untested.
+//! The run fails where an input panics, takes more than [`LIMIT`] of processor time or hangs, and names that
+//! input: `BERTH_MUTATION=<number>` repeats it. Inputs are made by [`json`], [`wire`] (protobuf messages) and
+//! [`bytes`](fn@bytes).
 
 pub mod json;
 pub mod wire;
@@ -24,33 +26,34 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// The most processor time that one input may take.
+/// Maximum processor time of one input.
 pub const LIMIT: Duration = Duration::from_secs(1);
 
-/// The most time on the clock; beyond it the input is taken to hang. Generous, as the machine may be busy.
+/// Maximum wall-clock time of one input; a longer input counts as hanging. Generous, because the machine may
+/// be busy.
 const HANG: Duration = Duration::from_secs(60);
 
-/// How many inputs unless `BERTH_MUTATIONS` says otherwise: a tenth of what the long suite runs.
+/// Number of inputs where `BERTH_MUTATIONS` is unset: a tenth of the long suite's number.
 const DEFAULT_COUNT: u64 = 10_000;
 
-/// How much of an input a failure shows, in characters.
+/// Number of an input's characters that a failure shows.
 const SHOWN: usize = 8_000;
 
-/// How many of 100 inputs have to get past the syntax.
+/// Minimum share of inputs that pass the syntax, in percent.
 const PAST_SYNTAX: u64 = 30;
 
-/// How far an input came.
+/// How far the parser got with an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reached {
-    /// Refused for its form.
+    /// Rejected by syntax.
     Syntax,
-    /// Its form is right, its meaning was refused.
+    /// Syntactically right, rejected by meaning.
     Checks,
     /// Accepted.
     Taken,
 }
 
-/// Bytes that a failure shows as text.
+/// Bytes that a failure prints as text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Bytes(pub Vec<u8>);
 
@@ -68,10 +71,10 @@ impl fmt::Debug for Bytes {
     }
 }
 
-/// How many inputs this run makes.
+/// Number of inputs of this run.
 ///
 /// # Panics
-/// `BERTH_MUTATIONS` is no number: a run that was asked for must not shrink unnoticed.
+/// `BERTH_MUTATIONS` is not a number. A default instead would shrink a requested run unnoticed.
 pub fn count() -> u64 {
     match std::env::var("BERTH_MUTATIONS") {
         Ok(text) => {
@@ -83,10 +86,12 @@ pub fn count() -> u64 {
     }
 }
 
-/// Makes inputs and tries them; with `BERTH_MUTATION` only the one of that number, which is shown first.
+/// Makes inputs and feeds them to the parser. With `BERTH_MUTATION`, only the input of that number runs and
+/// is printed first.
 ///
 /// # Panics
-/// An input panics or takes too long, or too few get far enough. One that hangs ends the process.
+/// An input panics or takes too long, or too few inputs get far enough. A hanging input ends the whole
+/// process.
 pub fn run<I: fmt::Debug>(name: &str, make: impl Fn(&mut Rng) -> I, attempt: impl Fn(&I) -> Reached) {
     let (count, seed) = (count(), rng::seed());
     let only: Option<u64> = std::env::var("BERTH_MUTATION").ok().and_then(|n| n.parse().ok());
@@ -96,11 +101,12 @@ pub fn run<I: fmt::Debug>(name: &str, make: impl Fn(&mut Rng) -> I, attempt: imp
     let (mut past, mut taken, mut slowest) = (0, 0, (Duration::ZERO, 0));
     thread::scope(|scope| {
         let current = &current;
-        // Goes with this closure, also by a panic; then the watch ends.
+        // Dropped at the end of this closure, also on a panic; the watchdog then ends.
         let _end = end;
         scope.spawn(move || {
             if let Some(number) = stuck(HANG, &ended, current) {
-                // Not through the capture of the test's output, which ends with the process, as the input must.
+                // Written past libtest's output capture: the process exits here and captured output would be
+                // lost.
                 writeln!(io::stderr(), "hangs: {name}: mutation {number} of seed {seed}").unwrap_or_default();
                 std::process::abort();
             }
@@ -111,7 +117,7 @@ pub fn run<I: fmt::Debug>(name: &str, make: impl Fn(&mut Rng) -> I, attempt: imp
             if only.is_some() {
                 println!("{name}: {input:?}");
             }
-            // Cut, as the number brings the whole of it again.
+            // Shortened, because the number reproduces the whole input.
             let told = || {
                 let input: String = format!("{input:?}").chars().take(SHOWN).collect();
                 format!("{name}: mutation {number} of seed {seed}: {input}")
@@ -151,7 +157,7 @@ pub fn run<I: fmt::Debug>(name: &str, make: impl Fn(&mut Rng) -> I, attempt: imp
     );
 }
 
-/// The number that stays the same for as long as this; nothing where the other side ends first.
+/// Number of the input that is still current after `beyond`; `None` where the other side ends first.
 fn stuck(beyond: Duration, ended: &mpsc::Receiver<()>, current: &AtomicU64) -> Option<u64> {
     let mut last = None;
     while ended.recv_timeout(beyond) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -164,36 +170,37 @@ fn stuck(beyond: Duration, ended: &mpsc::Receiver<()>, current: &AtomicU64) -> O
     None
 }
 
-/// What this thread has used; a busy machine does not make an input slow.
+/// CPU time of this thread, so that a busy machine does not make an input slow.
 fn processor_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 
-/// A directory for files that are written a hundred thousand times: in memory, where there is such a place.
+/// Directory for files that are rewritten a hundred thousand times: in memory where the machine has such a
+/// place.
 ///
 /// # Errors
-/// It cannot be made.
+/// The directory cannot be made.
 pub fn dir() -> io::Result<TempDir> {
     let mut named = tempfile::Builder::new();
     named.prefix("berth-mutations-");
     named.tempdir_in("/dev/shm").or_else(|_| named.tempdir())
 }
 
-/// One of these.
+/// A random element of the slice.
 ///
 /// # Panics
-/// There is none.
+/// The slice is empty.
 pub fn pick<'a, T>(rng: &mut Rng, of: &'a [T]) -> &'a T {
     &of[index(rng, of.len())]
 }
 
-/// A number below `len`; 0 where that is 0.
+/// A random number below `len`; 0 where `len` is 0.
 pub fn index(rng: &mut Rng, len: usize) -> usize {
     rng.below(len as u64) as usize
 }
 
-/// Damages bytes in one to three places: bits flipped, stretches lost or repeated, a piece put in, the end cut off.
-/// `pieces` are what means something in the format.
+/// Damages bytes in one to three places: flipped bits, lost or repeated stretches, an inserted piece, a cut
+/// end. `pieces` are byte strings with a meaning in the format.
 pub fn bytes(rng: &mut Rng, bytes: &mut Vec<u8>, pieces: &[&[u8]]) {
     for _ in 0..=rng.below(3) {
         let at = index(rng, bytes.len());
@@ -207,7 +214,7 @@ pub fn bytes(rng: &mut Rng, bytes: &mut Vec<u8>, pieces: &[&[u8]]) {
             }
             3 | 4 if !pieces.is_empty() => {
                 let piece = pick(rng, pieces).to_vec();
-                // In place of what is there, or before it.
+                // The piece replaces the bytes there, or comes before them.
                 let until = if rng.below(2) == 0 { at } else { until };
                 bytes.splice(at..until, piece);
             }

@@ -1,6 +1,7 @@
-//! A node of the real programs below one directory: a private containerd, the agent and what the agent starts.
+//! A Berth node of the real programs below one directory: a private containerd, the agent and its helpers.
 //!
-//! What runs is recorded in the directory, so that another program (the demo run again, or ending it) finds it.
+//! The directory records the running processes, so that another program (a second run of the demo) finds and
+//! ends them.
 
 use crate::{
     cgroup,
@@ -24,34 +25,35 @@ use std::{
     time::Duration,
 };
 
-/// One node of the suites at a time in a process: they count what is on the machine.
+/// Lock held by each [`TestNode`]. A process runs one node at a time, because suites count what is on the
+/// machine.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// A node. It runs on when this value goes; [`Node::down`] ends it, [`TestNode`] does so by itself.
+/// A node. Its processes outlive this value: [`Node::down`] ends them; a [`TestNode`] calls it when dropped.
 #[derive(Debug)]
 pub struct Node {
-    /// Everything of it that lasts lies below.
+    /// Directory of all files of the node that outlast a reboot.
     pub dir: PathBuf,
-    /// Its roots, as the agent reads them.
+    /// Roots as the agent reads them from the roots file.
     pub roots: Roots,
-    /// Its containerd.
+    /// Containerd of the node.
     pub containerd: Containerd,
-    /// The name of its cgroup.
+    /// Name of the node's cgroup.
     pub cgroup: String,
-    /// Where `berth` and `berth-cni` lie.
+    /// Directory of the programs `berth` and `berth-cni`.
     pub programs: PathBuf,
-    /// More environment for the agent.
+    /// Additional environment variables of the agent.
     pub agent_env: BTreeMap<String, String>,
-    /// More arguments for the agent.
+    /// Additional arguments of the agent.
     pub agent_args: Vec<String>,
 }
 
 impl Node {
-    /// The node below `dir`, with the state of this boot below `run`; its files are written, nothing is started. The
-    /// last part of `dir` becomes the name of its cgroup and of its network.
+    /// Describes the node below `dir`, with the state of this boot below `run`. Writes the node's files and
+    /// starts nothing. The last part of `dir` becomes the name of the node's cgroup and network.
     ///
     /// # Errors
-    /// Files cannot be written.
+    /// A file of the node cannot be written.
     pub fn new(dir: &Path, run: &Path, name: &str, programs: PathBuf) -> Result<Node> {
         let cgroup =
             dir.file_name().and_then(|n| n.to_str()).context("a directory without a name")?.to_owned();
@@ -95,50 +97,51 @@ impl Node {
         Ok(())
     }
 
-    /// Writes the roots file anew, after [`Node::roots`] was changed.
+    /// Rewrites the roots file after a change of [`Node::roots`].
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn write_roots(&self) -> Result<()> {
         let text = serde_json::to_vec_pretty(&self.roots)?;
         berth_sys::fs::write_atomic(&self.roots_file(), &text, 0o644).context("write the roots file")
     }
 
-    /// The pods' networks: taken from the name, so that two nodes of one machine rarely meet.
+    /// Pod networks, derived from the node's name so that two nodes on one machine rarely collide.
     pub fn subnets(&self) -> (String, String) {
         subnets(&self.cgroup)
     }
 
-    /// Words one of which stands in everything that the node makes: see [`crate::machine::Scope::marks`].
+    /// Marks of everything that the node makes; each such thing holds one of them. See
+    /// [`crate::machine::Scope::marks`].
     pub fn marks(&self) -> Vec<String> {
         let mut marks = marks(&self.cgroup);
         marks.extend([self.dir.display().to_string(), self.roots.runtime_state.display().to_string()]);
         marks
     }
 
-    /// Where manifests go.
+    /// Directory of the manifests.
     pub fn manifests(&self) -> PathBuf {
         self.dir.join("manifests")
     }
 
-    /// The roots file.
+    /// Path of the roots file.
     pub fn roots_file(&self) -> PathBuf {
         self.dir.join("roots.json")
     }
 
-    /// The agent's log.
+    /// Path of the agent's log.
     pub fn agent_log(&self) -> PathBuf {
         self.dir.join("agent.log")
     }
 
-    /// The agent's process, where it runs.
+    /// The agent's process; `None` where the agent is not running.
     pub fn agent(&self) -> Option<Process> {
         containerd::recorded(&self.dir.join("agent.json"))
     }
 
-    /// Starts the agent where it does not run; does not wait for it to be of use.
+    /// Starts the agent where none is running. Does not wait until the agent answers.
     ///
-    /// # Errors
+    /// The agent cannot be started.
     /// It cannot be started.
     pub fn spawn_agent(&self) -> Result<Process> {
         if let Some(process) = self.agent() {
@@ -162,10 +165,10 @@ impl Node {
         Ok(process)
     }
 
-    /// Starts the agent and waits until it answers.
+    /// Starts the agent and waits until the agent answers on its socket.
     ///
     /// # Errors
-    /// It ends, or does not answer.
+    /// The agent exits or does not answer.
     pub fn start_agent(&self) -> Result<Process> {
         let process = self.spawn_agent()?;
         wait::ok("the agent answers", PATIENCE, || {
@@ -177,30 +180,30 @@ impl Node {
         Ok(process)
     }
 
-    /// SIGKILL for the agent alone.
+    /// Kills the agent alone with SIGKILL.
     ///
     /// # Errors
-    /// It cannot be ended.
+    /// The agent cannot be ended.
     pub fn kill_agent(&self) -> Result<()> {
         self.agent().map_or(Ok(()), |p| p.kill())
     }
 
-    /// SIGTERM for the agent alone.
+    /// Ends the agent alone with SIGTERM.
     ///
     /// # Errors
-    /// It cannot be ended.
+    /// The agent cannot be ended.
     pub fn stop_agent(&self) -> Result<()> {
         self.agent().map_or(Ok(()), |p| p.terminate(Duration::from_secs(15)))
     }
 
-    /// The helpers: processes of the program `berth` that name this node's files and are not the agent.
+    /// The helpers: processes of the program `berth` that name this node's files, without the agent itself.
     pub fn helpers(&self, role: &str) -> Vec<Process> {
         let mut found = process::with_path_below(&self.dir);
         found.extend(process::with_path_below(&self.roots.runtime_state));
         found.into_iter().filter(|(_, words)| words.iter().any(|w| w == role)).map(|(p, _)| p).collect()
     }
 
-    /// logd's process.
+    /// The process of logd.
     pub fn logd(&self) -> Option<Process> {
         self.helpers("logd").into_iter().next()
     }
@@ -208,24 +211,24 @@ impl Node {
     /// Connects to the agent.
     ///
     /// # Errors
-    /// It is not there.
+    /// The socket does not accept the connection.
     pub fn socket(&self) -> Result<Socket> {
         Socket::connect(&self.roots.agent_socket())
     }
 
-    /// All pods by `namespace/name`, as the agent tells them.
+    /// All pods by `namespace/name`, as the agent reports them.
     ///
     /// # Errors
-    /// The agent is not there.
+    /// The agent does not answer.
     pub fn pods(&self) -> Result<BTreeMap<String, Pod>> {
         self.socket()?.pods()
     }
 
-    /// Waits until a pod (`namespace/name`) is as wanted, and returns it. A watch: nothing that lasts a moment only
-    /// is missed while the agent lives.
+    /// Waits until a pod (`namespace/name`) is as wanted, and returns the pod. Uses a watch, so even a
+    /// short-lived state is seen while the agent lives.
     ///
     /// # Errors
-    /// It never is; the message says how it was last.
+    /// The pod does not become as wanted in time; the message holds the pod's last state.
     pub fn pod(
         &self,
         what: &str,
@@ -251,7 +254,7 @@ impl Node {
             });
             match found {
                 Ok(Some(pod)) => return Ok(pod),
-                // The agent may be about to come back.
+                // The agent may be restarting.
                 Err(_) if std::time::Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
                 other => {
                     let last = last.map_or_else(
@@ -265,8 +268,8 @@ impl Node {
         }
     }
 
-    /// Waits until a pod is Ready, and the agent has seen what runs of it: one that has just begun says what it
-    /// remembers.
+    /// Waits until a pod is Ready and the agent has observed the pod's processes. An agent that has just
+    /// started reports the pod's remembered status before the first observation.
     ///
     /// # Errors
     /// As [`Node::pod`].
@@ -277,7 +280,7 @@ impl Node {
     /// Waits until nothing of a pod is left.
     ///
     /// # Errors
-    /// It stays.
+    /// Something of the pod is still there at the deadline.
     pub fn gone(&self, name: &str, patience: Duration) -> Result<()> {
         wait::ok(&format!("{name} is gone"), patience, || {
             ensure!(!self.pods()?.contains_key(name), "it is there");
@@ -285,29 +288,29 @@ impl Node {
         })
     }
 
-    /// Puts a manifest in place, whole, by rename.
+    /// Writes a manifest whole, by rename.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The manifest cannot be written.
     pub fn apply(&self, file: &str, text: &str) -> Result<()> {
-        // The source passes over names that begin with a dot.
+        // The source ignores names that begin with a dot.
         let (new, path) = (self.manifests().join(format!(".{file}.new")), self.manifests().join(file));
         fs::write(&new, text).with_context(|| format!("write {}", new.display()))?;
         fs::rename(&new, &path).with_context(|| format!("rename to {}", path.display()))
     }
 
-    /// Takes a manifest away.
+    /// Removes a manifest.
     ///
     /// # Errors
-    /// It cannot be removed.
+    /// The manifest cannot be removed.
     pub fn remove(&self, file: &str) -> Result<()> {
         fs::remove_file(self.manifests().join(file)).with_context(|| format!("remove {file}"))
     }
 
-    /// Runs a command of `berth` for people and returns what it did.
+    /// Runs a user command of `berth` and returns its output.
     ///
     /// # Errors
-    /// It cannot be run.
+    /// The command cannot be run.
     pub fn berth(&self, args: &[&str]) -> Result<Output> {
         Command::new(self.programs.join("berth"))
             .arg("--roots")
@@ -322,7 +325,7 @@ impl Node {
     /// Runs a command in a container (`namespace/pod/container`) and returns its standard output.
     ///
     /// # Errors
-    /// It fails.
+    /// The command fails.
     pub fn exec(&self, container: &str, command: &[&str]) -> Result<String> {
         let mut args = vec!["exec", container, "--"];
         args.extend(command);
@@ -336,11 +339,11 @@ impl Node {
         String::from_utf8(out.stdout).context("its output")
     }
 
-    /// Runs a command on the host, in a cgroup whose sockets this node's Services answer, and returns its standard
-    /// output.
+    /// Runs a command on the host, in a cgroup whose sockets use this node's Services, and returns the
+    /// command's standard output.
     ///
     /// # Errors
-    /// It fails.
+    /// The command fails.
     pub fn on_host(&self, command: &[&str]) -> Result<String> {
         let root = cgroup::v2().context("this machine has no cgroup2 hierarchy")?;
         let group = root.join(&self.roots.cgroup_hooks).join("clients");
@@ -357,13 +360,14 @@ impl Node {
         String::from_utf8(out.stdout).context("its output")
     }
 
-    /// The network of its Services, and the address of its DNS in it: from the name, as the pods' networks are.
+    /// Network of the node's Services and address of the DNS Service in it, derived from the name as pod
+    /// networks are.
     pub fn services(&self) -> (String, String) {
         let third = self.subnets().0.split('.').nth(2).unwrap_or("0").to_owned();
         (format!("10.252.{third}.0/24"), format!("10.252.{third}.10"))
     }
 
-    /// The directory of a container's output.
+    /// Directory of a container's log files.
     pub fn log_dir(&self, pod: &Pod, container: &str) -> PathBuf {
         let name = pod.name().replace('/', "_");
         self.roots.pod_logs.join(format!("{name}_{}", pod.uid())).join(container)
@@ -374,20 +378,21 @@ impl Node {
         containerd::tail(&self.agent_log(), 30)
     }
 
-    /// Makes a directory a tmpfs, as `/run` is wherever systemd is. [`Node::down`] unmounts what lies in the node's own.
+    /// Mounts a tmpfs on a directory, as systemd does on `/run`. [`Node::down`] unmounts those in the node's
+    /// own directory.
     ///
     /// # Errors
-    /// It cannot be made or mounted.
+    /// The directory cannot be made or the tmpfs cannot be mounted.
     pub fn tmpfs(dir: &Path) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         berth_sys::mount::tmpfs(dir, None, 0o755).context("mount a tmpfs")
     }
 
-    /// Ends all pods through the agent, then the agent, its helpers and containerd, and removes everything that the
-    /// node made on the machine. What cannot be done in order is done by force.
+    /// Ends all pods through the agent, then the agent, its helpers and containerd. Removes everything that
+    /// the node made on the machine, by force where the orderly way fails.
     ///
     /// # Errors
-    /// Something cannot be ended or removed.
+    /// A process cannot be ended or a file cannot be removed.
     pub fn down(&self) -> Result<()> {
         if let Err(error) = self.end_pods() {
             tell(&format!("the pods did not end by themselves, they are ended by force: {error:#}"));
@@ -413,10 +418,10 @@ impl Node {
         Ok(())
     }
 
-    /// Takes all manifests away and waits until the agent has ended every pod.
+    /// Removes all manifests and waits until the agent has ended every pod.
     ///
     /// # Errors
-    /// Pods stay.
+    /// A pod is still there at the deadline.
     pub fn end_pods(&self) -> Result<()> {
         for entry in fs::read_dir(self.manifests()).context("list the manifests")? {
             fs::remove_file(entry?.path())?;
@@ -439,7 +444,7 @@ fn subnets(name: &str) -> (String, String) {
     (format!("10.{}.{b}.0/24", 64 + a % 128), format!("fd42:{a:x}:{b:x}::/64"))
 }
 
-/// The marks of a node of that name, known before it is there: its name and its addresses.
+/// Marks of a node with this name: the name and the node's addresses. Known before the node exists.
 pub fn marks(name: &str) -> Vec<String> {
     let (v4, v6) = subnets(name);
     vec![name.to_owned(), v4.replace("0/24", ""), v6.replace(":/64", "")]
@@ -450,7 +455,8 @@ fn tell(text: &str) {
     eprintln!("{text}");
 }
 
-/// A node of a test: alone in its process, with a running containerd, and ended when it goes.
+/// A test's node with a running containerd. Only one exists in a process at a time; dropping the value ends
+/// the node.
 #[derive(Debug)]
 pub struct TestNode {
     node: Node,
@@ -473,10 +479,10 @@ impl std::ops::DerefMut for TestNode {
 }
 
 impl TestNode {
-    /// A node with a running containerd, with the images in it, and no agent yet.
+    /// Prepares a node: containerd runs and holds the images, the agent is not started.
     ///
     /// # Errors
-    /// Something of it does not start.
+    /// A part of the node does not start.
     pub fn prepare(build: Build) -> Result<TestNode> {
         let alone = lock(&ALONE);
         let dir = tempfile::Builder::new().prefix("berth-node-").tempdir_in("/tmp")?;
@@ -493,7 +499,7 @@ impl TestNode {
         Ok(node)
     }
 
-    /// The same with its agent.
+    /// Prepares a node and starts the agent.
     ///
     /// # Errors
     /// As [`TestNode::prepare`].
@@ -503,7 +509,7 @@ impl TestNode {
         Ok(node)
     }
 
-    /// Ends it and says what went wrong in doing so.
+    /// Ends the node and returns what went wrong on the way.
     ///
     /// # Errors
     /// As [`Node::down`].

@@ -1,46 +1,46 @@
-//! Images made from files: OCI archives that containerd imports, written byte for byte the same each time.
+//! Images made from files: OCI archives for containerd, byte for byte the same each time.
 //!
-//! Nothing is fetched. The tar entries are written as they are given, also those that no honest image has (`..`,
-//! absolute links), since tests want them.
+//! Nothing is downloaded. Tar entries are written unchanged, also malicious ones (`..`, absolute links),
+//! because tests need them.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
-/// What stands in a layer under one path.
+/// Content of a layer at one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// A regular file with these bytes.
+    /// Regular file with these bytes.
     File(Vec<u8>),
-    /// A directory.
+    /// Directory.
     Dir,
-    /// A symbolic link to that text.
+    /// Symbolic link to this text.
     Symlink(String),
-    /// Another name of that path of the same layer.
+    /// Hard link to this path of the same layer.
     Hardlink(String),
 }
 
 /// One entry of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its path, as it is written into the archive; at most 100 bytes.
+    /// Path as written into the archive; at most 100 bytes.
     pub path: String,
-    /// Its permission bits.
+    /// Permission bits.
     pub mode: u32,
-    /// Its owner's uid and gid.
+    /// Uid and gid of the owner.
     pub owner: (u32, u32),
-    /// What it is.
+    /// Type and content of the entry.
     pub kind: Kind,
 }
 
 impl Entry {
-    /// A file of root's.
+    /// A file owned by root.
     pub fn file(path: &str, mode: u32, bytes: impl Into<Vec<u8>>) -> Entry {
         Entry { path: path.into(), mode, owner: (0, 0), kind: Kind::File(bytes.into()) }
     }
 
-    /// A directory of root's.
+    /// A directory owned by root.
     pub fn dir(path: &str, mode: u32) -> Entry {
         Entry { path: path.into(), mode, owner: (0, 0), kind: Kind::Dir }
     }
@@ -54,9 +54,9 @@ impl Entry {
 /// An image: layers from the bottom up, and `config` of its configuration (`Entrypoint`, `Env`, …).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Image {
-    /// Its full name, for example `docker.io/library/busybox:latest`.
+    /// Full name, for example `docker.io/library/busybox:latest`.
     pub name: String,
-    /// Its layers.
+    /// Layers of the image, the lowest first.
     pub layers: Vec<Vec<Entry>>,
     /// `config` of the image configuration.
     pub config: Value,
@@ -66,7 +66,7 @@ impl Image {
     /// Debian's static busybox with all its applets in `/bin`, the usual empty directories, root and `nobody`.
     ///
     /// # Errors
-    /// `/bin/busybox` (package `busybox-static`) is not there or does not run.
+    /// `/bin/busybox` (package `busybox-static`) is missing or does not run.
     pub fn busybox(name: &str) -> Result<Image> {
         const BUSYBOX: &str = "/bin/busybox";
         let bytes = fs::read(BUSYBOX).with_context(|| format!("read {BUSYBOX} (package busybox-static)"))?;
@@ -152,7 +152,7 @@ fn add_image(blobs: &mut BTreeMap<String, Vec<u8>>, image: &Image) -> Result<Val
     let mut diff_ids = Vec::new();
     for entries in &image.layers {
         let layer = add(blobs, "application/vnd.oci.image.layer.v1.tar", tar(entries)?);
-        // Not compressed, so that the layer's digest is the one of what it unpacks to.
+        // Not compressed, so that the layer's digest equals the diff ID.
         diff_ids.push(layer["digest"].clone());
         layers.push(layer);
     }
@@ -213,7 +213,7 @@ fn header(entry: &Entry, flag: u8, link: &str, size: usize) -> Result<[u8; 512]>
     put(116, format!("{:07o}\0", entry.owner.1).as_bytes());
     put(124, format!("{size:011o}\0").as_bytes());
     put(136, b"00000000000\0");
-    // The sum counts its own field as blanks.
+    // The checksum counts its own field as blanks.
     put(148, b"        ");
     put(156, &[flag]);
     put(157, link.as_bytes());

@@ -1,4 +1,4 @@
-//! Processes, known by pid and start time: a pid alone may name another one a moment later.
+//! Processes, identified by pid and start time, because the kernel reuses pids.
 
 use anyhow::{Context, Result};
 use berth_sys::process::{PidFd, start_time};
@@ -8,55 +8,56 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 /// One process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Process {
-    /// Its process id.
+    /// Process id.
     pub pid: u32,
-    /// When it started, in clock ticks since boot.
+    /// Start time in clock ticks since boot.
     pub start: u64,
 }
 
 impl Process {
-    /// The process that has this pid now; `None` where there is none, or only its corpse.
+    /// The process that has this pid now; `None` where no process or only a zombie has the pid.
     pub fn of(pid: u32) -> Option<Process> {
         start_time(pid).ok().flatten().map(|start| Process { pid, start })
     }
 
-    /// The start time of what has that pid, also of one whose first thread has ended before the others.
+    /// Start time of the process with this pid, also of a process whose first thread has ended before the
+    /// others.
     fn corpse(pid: u32) -> Option<u64> {
         let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         text.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
     }
 
-    /// Whether it still runs.
+    /// Whether the process still runs.
     pub fn alive(&self) -> bool {
         Process::of(self.pid) == Some(*self)
     }
 
-    /// Sends a signal; nothing happens where the process is gone.
+    /// Sends a signal; does nothing where the process is gone.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel rejects the signal.
     pub fn signal(&self, signal: i32) -> Result<()> {
         let Some(fd) = PidFd::open(self.pid).context("open a pidfd")? else { return Ok(()) };
-        // Looked at after opening: from here on the descriptor names this very process.
+        // The check comes after the pidfd is opened: from here on the descriptor names this very process.
         if self.alive() {
             fd.signal_number(signal).with_context(|| format!("send {signal} to {}", self.pid))?;
         }
         Ok(())
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL and waits until the process is gone.
     ///
     /// # Errors
-    /// It cannot be ended.
+    /// The process cannot be ended.
     pub fn kill(&self) -> Result<()> {
         self.signal(nix::libc::SIGKILL)?;
         self.gone(Duration::from_secs(20))
     }
 
-    /// SIGTERM, and SIGKILL after `grace`.
+    /// Sends SIGTERM, and SIGKILL after `grace`.
     ///
     /// # Errors
-    /// It cannot be ended.
+    /// The process cannot be ended.
     pub fn terminate(&self, grace: Duration) -> Result<()> {
         self.signal(nix::libc::SIGTERM)?;
         if self.gone(grace).is_err() {
@@ -65,10 +66,11 @@ impl Process {
         Ok(())
     }
 
-    /// Waits until it is gone, with all of its threads: until then it keeps its files, and locks on them.
+    /// Waits until the process is gone with all threads. Until then the process keeps its files and file
+    /// locks.
     ///
     /// # Errors
-    /// It is not within `patience`.
+    /// The process still runs after `patience`.
     pub fn gone(&self, patience: Duration) -> Result<()> {
         if let Some(fd) = PidFd::open(self.pid).context("open a pidfd")?
             && (self.alive() || Process::corpse(self.pid) == Some(self.start))
@@ -79,7 +81,7 @@ impl Process {
         crate::wait::until(&format!("process {} is gone", self.pid), patience, || !self.alive())
     }
 
-    /// Its command line; empty where it is gone or a kernel thread.
+    /// Command line; empty for an ended process and for a kernel thread.
     pub fn command_line(&self) -> Vec<String> {
         let bytes = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
         let mut words: Vec<String> =
@@ -88,7 +90,8 @@ impl Process {
         words
     }
 
-    /// CPU time that it and its reaped children used: user and system, in clock ticks (100 a second on Linux).
+    /// User and system CPU time of the process and its reaped children, in clock ticks (100 a second on
+    /// Linux).
     pub fn cpu_ticks(&self) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         let rest = text.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
@@ -96,14 +99,14 @@ impl Process {
         rest.split_ascii_whitespace().skip(11).take(4).filter_map(|f| f.parse::<u64>().ok()).sum()
     }
 
-    /// CPU time that it used, without its children's, to the nanosecond; zero where it is gone.
+    /// CPU time of the process without its children, to the nanosecond; zero for an ended process.
     pub fn cpu(&self) -> Duration {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid).unwrap_or(0));
         let spent = nix::time::clock_getcpuclockid(pid).and_then(nix::time::clock_gettime);
         spent.map(Duration::from).unwrap_or_default()
     }
 
-    /// Its resident memory in bytes.
+    /// Resident memory in bytes.
     pub fn rss(&self) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
         let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default();
@@ -111,7 +114,7 @@ impl Process {
     }
 }
 
-/// All processes with their command lines; those of the kernel are left out.
+/// All processes with their command lines, without kernel threads.
 pub fn all() -> BTreeMap<Process, Vec<String>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -125,7 +128,7 @@ pub fn all() -> BTreeMap<Process, Vec<String>> {
     found
 }
 
-/// Processes one of whose arguments lies below `dir`.
+/// Processes with an argument that is a path below `dir`.
 pub fn with_path_below(dir: &Path) -> BTreeMap<Process, Vec<String>> {
     let me = std::process::id();
     let mut found = all();

@@ -1,4 +1,4 @@
-//! The program inside the test image, built from one file by the compiler alone, statically.
+//! The program inside the test image, compiled statically from one file by rustc alone.
 
 use crate::tools;
 use anyhow::{Context, Result, ensure};
@@ -7,10 +7,10 @@ use std::{fs, path::PathBuf, process::Command};
 
 const SOURCE: &str = include_str!("../programs/berth-test.rs");
 
-/// Its bytes; built once for each version of its source.
+/// Bytes of the program, built once per version of the source.
 ///
 /// # Errors
-/// It does not build.
+/// The program does not build.
 pub fn test_program() -> Result<Vec<u8>> {
     let path = built()?;
     fs::read(&path).with_context(|| format!("read {}", path.display()))

@@ -1,11 +1,11 @@
-//! A small seeded generator: a failure prints its seed, and the seed brings the same moments again.
+//! Small seeded random generator. A failure prints the seed; the same seed repeats the same sequence.
 
-/// SplitMix64.
+/// Generator of the algorithm SplitMix64.
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// From a seed; equal seeds give equal sequences.
+    /// Makes a generator from a seed; equal seeds give equal sequences.
     pub fn new(seed: u64) -> Rng {
         Rng(seed)
     }

@@ -1,4 +1,5 @@
-//! The agent's local socket, spoken without the project's own client: frames of a length (u32, little endian) and JSON.
+//! Independent client of the agent's local socket. A frame is a length (u32, little endian) and a JSON
+//! document.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -10,15 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A connection.
+/// A connection to the agent.
 #[derive(Debug)]
 pub struct Socket(UnixStream);
 
 impl Socket {
-    /// Connects and greets.
+    /// Connects and sends the greeting.
     ///
     /// # Errors
-    /// Nobody answers within five seconds.
+    /// The agent does not answer within five seconds.
     pub fn connect(path: &Path) -> Result<Socket> {
         let stream = UnixStream::connect(path).with_context(|| format!("connect to {}", path.display()))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -33,7 +34,7 @@ impl Socket {
     /// Sends one message.
     ///
     /// # Errors
-    /// The other side is gone.
+    /// The agent has closed the connection.
     pub fn send(&mut self, message: &Value) -> Result<()> {
         let bytes = serde_json::to_vec(message)?;
         let mut frame = u32::try_from(bytes.len())?.to_le_bytes().to_vec();
@@ -41,10 +42,10 @@ impl Socket {
         self.0.write_all(&frame).context("write to the agent's socket")
     }
 
-    /// The next message.
+    /// Reads the next message.
     ///
     /// # Errors
-    /// The other side is gone, or silent beyond the time set.
+    /// The agent has closed the connection, or the read timeout passed.
     pub fn receive(&mut self) -> Result<Value> {
         let mut head = [0; 4];
         self.0.read_exact(&mut head).context("read from the agent's socket")?;
@@ -58,7 +59,7 @@ impl Socket {
     /// All pods by `namespace/name`.
     ///
     /// # Errors
-    /// The agent is gone or answers otherwise.
+    /// The connection is closed or the answer is of another kind.
     pub fn pods(&mut self) -> Result<BTreeMap<String, Pod>> {
         self.send(&json!({"op": "pods"}))?;
         let mut pods = BTreeMap::new();
@@ -75,10 +76,10 @@ impl Socket {
         }
     }
 
-    /// What happened to one pod, oldest first.
+    /// Events of one pod, oldest first.
     ///
     /// # Errors
-    /// The agent is gone or answers otherwise.
+    /// The connection is closed or the answer is of another kind.
     pub fn events(&mut self, uid: &str) -> Result<Vec<Value>> {
         self.send(&json!({"op": "events", "pod": uid}))?;
         let mut reply = self.receive()?;
@@ -91,7 +92,7 @@ impl Socket {
     /// Turns the connection into a watch.
     ///
     /// # Errors
-    /// The agent is gone.
+    /// The connection is closed.
     pub fn watch(mut self) -> Result<Watch> {
         self.send(&json!({"op": "pods", "watch": true}))?;
         Ok(Watch(self))
@@ -102,28 +103,28 @@ impl Socket {
 #[derive(Debug)]
 pub struct Watch(Socket);
 
-/// What a watch tells.
+/// A change that a watch reports.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// A pod as it is now.
+    /// The pod as it is now.
     Pod(Box<Pod>),
-    /// Nothing of that pod (`namespace/name`) is left.
+    /// Nothing of this pod (`namespace/name`) is left.
     Removed(String),
-    /// All that there was at the beginning has been told; `resync` begins anew.
+    /// Marker without a pod: the initial state is complete, or (`resync`) the list of pods starts from the beginning.
     Other,
 }
 
 impl Watch {
-    /// The next change; `None` where none came until `end`.
+    /// The next change; `None` where none came before `end`.
     ///
     /// # Errors
-    /// The agent is gone.
+    /// The connection is closed.
     pub fn next(&mut self, end: Instant) -> Result<Option<Change>> {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Ok(None);
         }
-        // Only the wait for the next frame is limited: one that has begun is read to its end.
+        // The timeout covers only the wait for a frame; a frame that has begun is read to its end.
         self.0.0.set_read_timeout(Some(left))?;
         let mut peeked = [0];
         match nix::sys::socket::recv(
@@ -146,10 +147,10 @@ impl Watch {
         }))
     }
 
-    /// Follows until `found` says so.
+    /// Follows the watch until `found` returns a value.
     ///
     /// # Errors
-    /// It does not within `patience`, or the agent is gone.
+    /// `found` returned no value within `patience`, or the connection is closed.
     pub fn until(
         &mut self,
         what: &str,
@@ -170,37 +171,37 @@ fn key(key: &Value) -> String {
     format!("{}/{}", key["namespace"].as_str().unwrap_or_default(), key["name"].as_str().unwrap_or_default())
 }
 
-/// A pod as the agent tells it.
+/// A pod as the agent reports it.
 #[derive(Debug, Clone)]
 pub struct Pod(pub Value);
 
 impl Pod {
-    /// `namespace/name`.
+    /// Full name, `namespace/name`.
     pub fn name(&self) -> String {
         key(&self.0["key"])
     }
 
-    /// Its UID.
+    /// UID of the pod.
     pub fn uid(&self) -> String {
         self.0["uid"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// The `v1.Pod`'s status.
+    /// Status of the `v1.Pod`.
     pub fn status(&self) -> &Value {
         &self.0["object"]["status"]
     }
 
-    /// `status.phase`.
+    /// Value of `status.phase`.
     pub fn phase(&self) -> &str {
         self.status()["phase"].as_str().unwrap_or_default()
     }
 
-    /// `status.podIP`; empty before there is one.
+    /// Value of `status.podIP`; empty until the pod has an address.
     pub fn ip(&self) -> &str {
         self.status()["podIP"].as_str().unwrap_or_default()
     }
 
-    /// The status of a condition: `True`, `False`, `Unknown`; empty where there is none.
+    /// Status of a condition: `True`, `False` or `Unknown`; empty where the pod has no such condition.
     pub fn condition(&self, kind: &str) -> &str {
         let conditions = self.status()["conditions"].as_array();
         let found = conditions.and_then(|all| all.iter().find(|c| c["type"] == kind));
@@ -212,30 +213,30 @@ impl Pod {
         self.condition("Ready") == "True"
     }
 
-    /// Why it is not Ready, as the agent says.
+    /// The agent's reason why the pod is not Ready.
     pub fn waiting_for(&self) -> &str {
         self.0["waiting_for"].as_str().unwrap_or_default()
     }
 
-    /// The status of one of its containers, init containers and sidecars among them; null where there is none.
+    /// Status of a container, init container or sidecar; null where the pod has none of this name.
     pub fn container(&self, name: &str) -> &Value {
         let lists = ["containerStatuses", "initContainerStatuses"];
         let mut all = lists.iter().filter_map(|l| self.status()[*l].as_array()).flatten();
         all.find(|c| c["name"] == name).unwrap_or(&Value::Null)
     }
 
-    /// How often a container was restarted.
+    /// Number of restarts of a container.
     pub fn restarts(&self, container: &str) -> u64 {
         self.container(container)["restartCount"].as_u64().unwrap_or(0)
     }
 
-    /// The exit code of a container's present or last end.
+    /// Exit code of a container's current or last termination.
     pub fn exit_code(&self, container: &str) -> Option<i64> {
         let c = self.container(container);
         c["state"]["terminated"]["exitCode"].as_i64().or(c["lastState"]["terminated"]["exitCode"].as_i64())
     }
 
-    /// The processes of its containers by name: pid and start time.
+    /// Processes of the pod's containers by container name: pid and start time.
     pub fn processes(&self) -> BTreeMap<String, crate::process::Process> {
         let mut found = BTreeMap::new();
         for c in self.0["containers"].as_array().into_iter().flatten() {

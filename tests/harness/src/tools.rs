@@ -1,4 +1,4 @@
-//! Where the programs of others are found.
+//! Locations of external programs and of the project's own builds.
 
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -7,7 +7,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Where `cargo xtask setup` puts what it builds: `BERTH_TOOLS`, or `berth/tools/bin` in the cache directory.
+/// Directory of the programs that `cargo xtask setup` builds: `BERTH_TOOLS`, or `berth/tools/bin` in the
+/// cache directory.
 ///
 /// # Errors
 /// None of `BERTH_TOOLS`, `XDG_CACHE_HOME` and `HOME` is set.
@@ -31,10 +32,10 @@ pub fn cache() -> Result<PathBuf> {
     Ok(base.join("berth"))
 }
 
-/// A program in [`dir`] or else in PATH.
+/// Path of a program in [`dir`], or else in PATH.
 ///
 /// # Errors
-/// It is in neither.
+/// The program is in neither.
 pub fn find(name: &str) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     std::iter::once(dir()?)
@@ -49,7 +50,7 @@ pub fn find(name: &str) -> Result<PathBuf> {
         })
 }
 
-/// PATH with the tools before everything else.
+/// PATH with the tools directory first.
 ///
 /// # Errors
 /// As [`dir`].
@@ -58,16 +59,16 @@ pub fn path_env() -> Result<std::ffi::OsString> {
     Ok(env::join_paths(std::iter::once(dir()?).chain(env::split_paths(&path)))?)
 }
 
-/// The repository's root, from where this crate was built.
+/// Root of the repository, known from this crate's build.
 pub fn repository() -> PathBuf {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     here.parent().and_then(|tests| tests.parent()).map(PathBuf::from).unwrap_or(here)
 }
 
-/// A command of cargo's in the repository's root, as if a shell had called it.
+/// A cargo command in the repository's root, with the environment of a plain shell.
 ///
-/// What `cargo run` and libtest's options set for this process is taken away: build scripts look at it (that of `ring`
-/// at `CARGO_MANIFEST_DIR`), so that half of the workspace would be built anew whenever another program asks.
+/// The variables that `cargo run` and libtest set for this process are removed. Build scripts read some of
+/// them (`ring` reads `CARGO_MANIFEST_DIR`), and a changed value would rebuild half of the workspace.
 pub fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(repository()).args(args).stdin(Stdio::null());
@@ -77,31 +78,32 @@ pub fn cargo(args: &[&str]) -> Command {
     command
 }
 
-/// Whether a variable is one that cargo sets for a program that it runs, or this project for a test program.
+/// Whether cargo sets this variable for a program that cargo runs, or this project sets the variable for a
+/// test program.
 fn is_of_a_run(name: &str) -> bool {
     ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|start| name.starts_with(start))
         || ["CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "CARGO_TARGET_TMPDIR", "RUSTC_BOOTSTRAP"]
             .contains(&name)
 }
 
-/// Which build of the project's programs.
+/// Kind of build of the project's programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Build {
-    /// As everybody builds it.
+    /// The default build.
     Plain,
-    /// With the places where the kill suite ends the agent.
+    /// With the failpoints at which the kill suite ends the agent.
     Failpoints,
-    /// Optimised, for figures.
+    /// Optimised, for measurements.
     Release,
-    /// Both: optimised, and with those places.
+    /// Optimised, with the failpoints.
     ReleaseFailpoints,
 }
 
-/// The directory with `berth` and `berth-cni`, built if need be. `BERTH_BIN` (`BERTH_BIN_FAILPOINTS`,
-/// `BERTH_BIN_RELEASE`, `BERTH_BIN_RELEASE_FAILPOINTS`) names one that is ready.
+/// Directory of `berth` and `berth-cni`, built where necessary. `BERTH_BIN` (`BERTH_BIN_FAILPOINTS`,
+/// `BERTH_BIN_RELEASE`, `BERTH_BIN_RELEASE_FAILPOINTS`) names a ready directory instead.
 ///
 /// # Errors
-/// They do not build.
+/// The build fails.
 pub fn programs(build: Build) -> Result<PathBuf> {
     let ready = match build {
         Build::Plain => "BERTH_BIN",
@@ -127,7 +129,7 @@ pub fn programs(build: Build) -> Result<PathBuf> {
     }
 }
 
-/// The build with failpoints, kept aside: the next plain build puts its own program in this one's place.
+/// Keeps a copy of the build with failpoints, because the next plain build overwrites the program in place.
 fn aside(target: &Path, built: &str, aside: &str, profile: &[&str]) -> Result<PathBuf> {
     cargo_build(&[profile, &["--features", "berth/failpoints"]].concat())?;
     let aside = target.join(aside);

@@ -1,18 +1,19 @@
-//! Waiting for a condition, never for a time.
+//! Waits for conditions, never for a fixed time.
 
 use anyhow::{Result, bail};
 use std::time::{Duration, Instant};
 
-/// The bound where nothing better is known: far above what anything takes, so that only a real failure meets it.
+/// Default deadline: far above the duration of any operation, so that only a real failure reaches the
+/// deadline.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a condition is looked at that nobody announces.
+/// Polling interval for conditions that send no notification.
 const PERIOD: Duration = Duration::from_millis(20);
 
-/// Looks until `found` gives something.
+/// Polls until `found` returns a value.
 ///
 /// # Errors
-/// It did not within `patience`; the message says what was waited for.
+/// No value came within `patience`; the message names the awaited condition.
 pub fn some<T>(what: &str, patience: Duration, mut found: impl FnMut() -> Option<T>) -> Result<T> {
     let end = Instant::now() + patience;
     loop {
@@ -26,7 +27,7 @@ pub fn some<T>(what: &str, patience: Duration, mut found: impl FnMut() -> Option
     }
 }
 
-/// Looks until `holds`.
+/// Polls until `holds` returns true.
 ///
 /// # Errors
 /// As [`some`].
@@ -34,10 +35,10 @@ pub fn until(what: &str, patience: Duration, mut holds: impl FnMut() -> bool) ->
     some(what, patience, || holds().then_some(()))
 }
 
-/// Tries until it succeeds; the last failure is the error's cause.
+/// Retries until an attempt succeeds. The last failure is the cause of the returned error.
 ///
 /// # Errors
-/// It never did within `patience`.
+/// No attempt succeeded within `patience`.
 pub fn ok<T>(what: &str, patience: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let end = Instant::now() + patience;
     loop {

@@ -1,11 +1,11 @@
-//! JSON documents: keys dropped, renamed and taken from others, values swapped, their types changed, numbers at their
-//! ends, texts that mean something elsewhere; a third is damaged as text too.
+//! Mutations of JSON documents: dropped, renamed and foreign keys, swapped values, changed types, numbers at
+//! their limits, and texts with a meaning elsewhere. A third of the documents is damaged as text too.
 
 use super::{Bytes, bytes, index, pick};
 use crate::rng::Rng;
 use serde_json::{Map, Value, json};
 
-/// Documents to mutate, and texts to put into them.
+/// Documents to mutate, and values to insert.
 #[derive(Debug, Clone)]
 pub struct Corpus {
     documents: Vec<Value>,
@@ -17,7 +17,8 @@ const PIECES: &[&[u8]] = &[
 ];
 
 impl Corpus {
-    /// `texts` is what is odd in these documents, besides what is odd anywhere.
+    /// Makes a corpus. `texts` are odd values specific to these documents; values that are odd in any
+    /// document are added.
     pub fn new(documents: Vec<Value>, texts: &[&str]) -> Corpus {
         let mut odd = vec![
             json!(null),
@@ -45,14 +46,14 @@ impl Corpus {
             json!([[]]),
             json!([null]),
         ];
-        // As often as all the others together.
+        // The given texts occur at least as often as all general values together.
         for text in texts.iter().cycle().take(odd.len().max(texts.len())) {
             odd.push(json!(text));
         }
         Corpus { documents, odd }
     }
 
-    /// The documents as they are.
+    /// The unchanged documents.
     pub fn documents(&self) -> &[Value] {
         &self.documents
     }
@@ -66,7 +67,7 @@ impl Corpus {
         value
     }
 
-    /// Such a document as text, a third of them damaged.
+    /// A changed document as text; a third is damaged as text too.
     pub fn text(&self, rng: &mut Rng) -> Bytes {
         let mut text = self.value(rng).to_string().into_bytes();
         if rng.below(3) == 0 {
@@ -89,7 +90,7 @@ impl Corpus {
                 map.insert(pick(rng, &renamed).clone(), taken);
             }
             (2, Value::Array(list)) if !list.is_empty() => {
-                // Now and then far more than anybody means.
+                // Occasionally far more entries than any real document has.
                 let times = if rng.below(200) == 0 { 500 } else { 1 };
                 let again = pick(rng, list).clone();
                 list.extend(std::iter::repeat_n(again, times));
@@ -126,7 +127,7 @@ fn key_at(map: &Map<String, Value>, at: usize) -> String {
     map.keys().nth(at).cloned().unwrap_or_default()
 }
 
-/// Some place in the value, by how many steps down.
+/// A random place in the value; each container on the way is entered with a chance of 5 in 6.
 fn place<'v>(mut value: &'v mut Value, rng: &mut Rng) -> &'v mut Value {
     loop {
         let inner = match value {
@@ -149,7 +150,7 @@ fn place<'v>(mut value: &'v mut Value, rng: &mut Rng) -> &'v mut Value {
     }
 }
 
-/// The same as another type.
+/// The value as another type.
 fn retyped(value: Value) -> Value {
     match value {
         Value::String(text) => text.parse::<i64>().map_or_else(|_| json!([text]), Value::from),

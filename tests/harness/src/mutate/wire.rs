@@ -1,11 +1,11 @@
-//! Protobuf messages without their schema: taken apart by the wire format, changed field by field at any depth, put
-//! together again. Messages within messages are found by trying, as `Any` and maps are; bytes that are a JSON
-//! document are damaged as text.
+//! Mutations of Protobuf messages without their schema. A message is parsed by its wire format, changed field
+//! by field at any depth, and encoded again. Nested messages are recognised by trial, as are `Any` and maps;
+//! bytes that hold a JSON document are damaged as text.
 
 use super::{bytes, index, pick};
 use crate::rng::Rng;
 
-/// One field as it travels.
+/// One field in wire format.
 #[derive(Debug, Clone, PartialEq)]
 enum Payload {
     Varint(u64),
@@ -20,7 +20,7 @@ struct Field {
     payload: Payload,
 }
 
-/// Changes a message in one to three places; one in ten is damaged as bytes besides.
+/// Changes a message in one to three places. One message in ten is also damaged as bytes.
 pub fn message(rng: &mut Rng, message: &mut Vec<u8>) {
     for _ in 0..=rng.below(3) {
         change(rng, message, 8);
@@ -36,7 +36,7 @@ fn change(rng: &mut Rng, message: &mut Vec<u8>, depth: u8) {
     };
     let at = index(rng, fields.len());
     let count = fields.len();
-    // Mostly further down, where the meaning is.
+    // Most mutations go into nested messages, which hold the meaning.
     if depth > 0
         && rng.below(3) > 0
         && let Payload::Bytes(inner) = &mut fields[at].payload
@@ -56,7 +56,7 @@ fn change(rng: &mut Rng, message: &mut Vec<u8>, depth: u8) {
             fields[at].payload = other;
         }
         5 => {
-            // A length that is not the payload's.
+            // A length that differs from the payload's.
             let mut raw = join(&fields[..at]);
             tag(&mut raw, fields[at].number, 2);
             varint(&mut raw, *pick(rng, &[0, 1, 127, 1 << 14, u64::from(u32::MAX), u64::MAX]));
@@ -83,7 +83,7 @@ fn change(rng: &mut Rng, message: &mut Vec<u8>, depth: u8) {
     *message = join(&fields);
 }
 
-/// The fields of a message; nothing where it is none.
+/// The fields of a message; `None` where the bytes are no message.
 fn split(mut raw: &[u8]) -> Option<Vec<Field>> {
     let mut fields = Vec::new();
     while !raw.is_empty() {
