@@ -59,7 +59,7 @@ pub fn processes(group: &Path) -> BTreeSet<Process> {
     text.lines().filter_map(|l| l.parse().ok()).filter_map(Process::of).collect()
 }
 
-/// The processes of each container below this cgroup, by pod group and container id. A container's group is
+/// The processes of each container below this cgroup, by path of the container group, which is
 /// named by 64 hexadecimal digits.
 pub fn containers(name: &str) -> BTreeMap<PathBuf, BTreeSet<Process>> {
     let mut found: BTreeMap<PathBuf, BTreeSet<Process>> = BTreeMap::new();

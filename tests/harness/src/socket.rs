@@ -110,7 +110,7 @@ pub enum Change {
     Pod(Box<Pod>),
     /// Nothing of this pod (`namespace/name`) is left.
     Removed(String),
-    /// Marker without a pod: the initial state is complete, or (`resync`) the list of pods starts from the beginning.
+    /// Marker without a pod: the initial state is complete, or (`resync`) is sent from the beginning.
     Other,
 }
 

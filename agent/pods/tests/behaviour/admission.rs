@@ -1,4 +1,4 @@
-//! Who is taken on, in which order, and beside whom.
+//! Which pods the node accepts, in which order, and in conflict with which others.
 
 use crate::fake::{
     Agent, Node, Trouble,
@@ -44,7 +44,7 @@ async fn a_pod_that_no_source_wants_any_more_keeps_nobody_out_after_a_restart() 
     let agent = Agent::start(&node, &store, wanted([old.clone()])).await;
     agent.ready(&old.uid).await;
     agent.kill().await;
-    // The sources of the next agent have not all listed yet, so that the old pod is not ended.
+    // The sources of the next agent have not all listed yet, so the agent does not end the old pod.
     let unlisted = berth_pods::DesiredSet { listed: false, ..wanted([renamed.clone()]) };
     let agent = Agent::start(&node, &store, unlisted).await;
     agent.ready(&renamed.uid).await;
@@ -52,7 +52,8 @@ async fn a_pod_that_no_source_wants_any_more_keeps_nobody_out_after_a_restart() 
 
 #[tokio::test(start_paused = true)]
 async fn of_two_that_want_one_port_the_first_of_the_file_has_it() {
-    // By their UIDs the second would come first; a second later the file's name no longer decides.
+    // By UID the second pod would sort first. In the last case the second pod is a second younger: age
+    // decides before the file name.
     let second = 1_000_000_000;
     for (first, then) in [
         (in_file("z", "/m/a.yaml", 0), in_file("a", "/m/a.yaml", 1)),

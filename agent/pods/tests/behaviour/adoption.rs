@@ -1,4 +1,5 @@
-//! The agent dies and comes back: with and without its memory, before and after the source and containerd.
+//! Restarts of the agent, with and without its stored memory, before and after the source has listed and
+//! containerd is up.
 
 use crate::fake::{
     Agent, Node, Trouble, memory_files,
@@ -31,7 +32,7 @@ async fn up(node: &Arc<Node>, agent: &Agent, p: &Pod) {
     agent.ready(&p.uid).await;
 }
 
-/// An agent makes these pods ready and dies.
+/// Starts an agent, waits until these pods are ready and kills the agent.
 async fn up_and_killed<const N: usize>(node: &Arc<Node>, store: &Store, pods: [&Pod; N]) {
     let agent = Agent::start(node, store, wanted(pods.map(Pod::clone))).await;
     for p in pods {
@@ -56,7 +57,7 @@ async fn with_its_memory_nothing_changes() {
     assert_eq!(agent.board.readiness(&p.uid), [Truth::True], "ready from the first word on");
     let done: Vec<&str> = node.kinds(&p.uid).into_iter().skip(before).collect();
     assert_eq!(done, ["MountVolumes"], "mounting is done once more rather than trusted");
-    // And it ends as ever.
+    // The adopted pod ends as any other.
     agent.want(|d| d.pods.clear());
     agent.gone(&p.uid).await;
 }
@@ -94,7 +95,7 @@ async fn what_cannot_be_looked_at_is_not_taken_for_gone() {
     up_and_killed(&node, &store, [&a, &b]).await;
     let run = node.running(&a.uid, "c");
     let before = node.kinds(&a.uid).len();
-    // The list of all fails on it, with its memory and without; a look at it alone works.
+    // The relist cannot observe this pod, with its memory and without. Observing the pod alone works.
     for forget in [false, true] {
         node.lock().unseen.insert(a.uid.clone());
         if forget {
@@ -102,7 +103,7 @@ async fn what_cannot_be_looked_at_is_not_taken_for_gone() {
         }
         let agent = Agent::start(&node, &store, wanted([a.clone(), b.clone()])).await;
         agent.ready(&a.uid).await;
-        // And once more by an agent that has it already.
+        // The same with an agent that already knows the pod.
         let looks = node.lock().observations.get(&a.uid).copied();
         node.outage().await;
         node.back().await;
@@ -126,12 +127,12 @@ async fn nothing_is_ended_before_the_source_has_listed() {
 
     let agent = Agent::start(&node, &store, DesiredSet::default()).await;
     agent.ready(&a.uid).await;
-    // They are looked after meanwhile.
+    // Pods that no source has listed yet are still supervised.
     agent.ready(&b.uid).await;
     node.exit(&b.uid, "c", 1).await;
     node.until("restarted", |_| node.starts(&b.uid, "c").len() == 2).await;
     agent.ready(&b.uid).await;
-    // A part of the list is not the list.
+    // The source has listed one pod, but has not finished its list: the other pod stays.
     agent.want(|d| drop(d.pods.insert(a.uid.clone(), Arc::new(a.clone()))));
     node.pass(SECOND * 600).await;
     assert_eq!(node.running(&a.uid, "c"), runs[0]);
@@ -165,7 +166,7 @@ async fn nothing_begins_before_containerd_has_answered_and_nothing_is_claimed() 
     assert_eq!(node.running(&p.uid, "c"), run);
 }
 
-/// On a busy machine the list of the node is old when it comes, and the pod's own look at itself takes its time.
+/// On a busy machine the relist is outdated when it arrives, and observing the pod itself is slow.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_claimed_of_a_pod_that_nobody_has_looked_at_yet() {
     let (dir, store) = store();
@@ -185,7 +186,7 @@ async fn nothing_is_claimed_of_a_pod_that_nobody_has_looked_at_yet() {
     node.until("observed", |s| s.observations.contains_key(&a.uid) && s.observations.contains_key(&b.uid))
         .await;
     node.pass(SECOND * 10).await;
-    // An outage in the middle of it, and the end of the looks.
+    // containerd stops while the pods are observed; after that the observations end.
     node.send(NodeEvent::RuntimeLost).await;
     node.pass(SECOND * 5).await;
     assert_eq!(agent.board.readiness(&a.uid), [Truth::True], "as it was");
@@ -212,7 +213,7 @@ async fn the_agents_end_leaves_everything_as_it_is() {
     for p in &pods {
         up(&node, &agent, p).await;
     }
-    // One is in the middle of its end.
+    // One pod is being terminated.
     let ending = &pods[2].uid;
     node.trouble(ending, "Signal", Trouble::Stuck);
     agent.want(|d| drop(d.pods.remove(ending)));
@@ -224,7 +225,7 @@ async fn the_agents_end_leaves_everything_as_it_is() {
     assert_eq!(node.lock().pods, pods_before);
     assert_eq!(node.lock().log.len(), log_before);
     assert_eq!(memory_files(&dir).len(), 3);
-    // The next one goes on where it was, and does not begin the grace anew.
+    // The next agent continues the termination and does not restart the grace period.
     node.no_trouble();
     let agent = Agent::start(&node, &store, wanted(pods[..2].to_vec())).await;
     let begun = node.elapsed();
@@ -247,7 +248,7 @@ async fn memory_of_a_pod_of_which_nothing_is_left_ends_well() {
     node.until("forgotten", |_| memory_files(&dir).is_empty()).await;
     let done: Vec<&str> = node.kinds(&p.uid).into_iter().skip(before).collect();
     assert_eq!(done.last(), Some(&"RemovePod"), "{done:?}");
-    // From the start listed: nothing of it is made for taking it down.
+    // Listed as unwanted from the start: the agent creates nothing of the pod only to remove the pod.
     up_and_killed(&node, &store, [&p]).await;
     node.lock().pods.clear();
     let before = node.kinds(&p.uid).len();
@@ -264,7 +265,7 @@ async fn a_pod_of_the_same_name_waits_also_for_one_that_was_found() {
     let node = Node::new();
     let first = full("a");
     up_and_killed(&node, &store, [&first]).await;
-    // While the agent was down the file was replaced. The new one comes first by its UID.
+    // The manifest was replaced while the agent was down. By UID the new pod sorts first.
     let second = Pod { uid: uid("a-second"), ..pod("a", vec![]) };
     let agent = Agent::start(&node, &store, wanted([second.clone()])).await;
     node.until("the first ends", |_| node.kinds(&first.uid).contains(&"Signal")).await;
@@ -281,7 +282,7 @@ async fn containers_whose_pod_nobody_can_tell_are_left_alone() {
     up_and_killed(&node, &store, [&p]).await;
     std::fs::remove_file(dir.path().join("run/memory/u-a.json")).unwrap();
     node.lock().pods.get_mut(&p.uid).unwrap().0 = None;
-    // Its directory and its cgroup are there.
+    // The pod's directory and cgroup still exist.
     node.lock().orphans.insert(p.uid.clone());
     let (run, before) = (node.running(&p.uid, "c"), node.kinds(&p.uid).len());
     let agent = Agent::start(&node, &store, wanted([])).await;
@@ -289,7 +290,7 @@ async fn containers_whose_pod_nobody_can_tell_are_left_alone() {
     node.pass(SECOND * 600).await;
     assert_eq!((node.running(&p.uid, "c"), node.kinds(&p.uid).len()), (run.clone(), before));
     assert_eq!(node.lock().cleaned, []);
-    // Its source knows it again.
+    // The source lists the pod again.
     agent.want(|d| drop(d.pods.insert(p.uid.clone(), Arc::new(p.clone()))));
     agent.ready(&p.uid).await;
     assert_eq!(node.running(&p.uid, "c"), run);
@@ -311,7 +312,7 @@ async fn a_container_whose_shim_does_not_answer_is_not_taken_for_dead() {
     assert_eq!(agent.board.readiness(&p.uid), [Truth::True]);
     let observations = node.lock().observations[&p.uid];
     assert!((5..=15).contains(&observations), "observed at again now and then: {observations}");
-    // It answers again: the container ended while nobody could tell.
+    // The shim answers again; the container ended while the agent could not observe it.
     {
         let mut state = node.lock();
         state.unsure.clear();
@@ -338,7 +339,7 @@ async fn killed_at_any_moment_of_a_pods_life_it_comes_to_the_same_end() {
             agent.want(|d| d.pods.clear());
             agent.gone(&p.uid).await;
         };
-        // A life takes some 60 ms of work.
+        // A pod's whole life takes about 60 ms of work.
         let whole = tokio::time::timeout(Duration::from_millis(moment * 2), life).await.is_ok();
         let wants = !agent.desired.borrow().pods.is_empty();
         agent.kill().await;

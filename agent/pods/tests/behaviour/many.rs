@@ -1,4 +1,4 @@
-//! Several pods: none waits for another, but for its name.
+//! Several pods on one node. No pod waits for another one, except for a pod of the same name.
 
 use crate::fake::{
     Agent, Node, Trouble, memory_files,
@@ -45,7 +45,7 @@ async fn a_waiting_pod_that_is_no_longer_wanted_is_no_longer_shown() {
     let first = pod("a", vec![]);
     let second = Pod { uid: uid("u-second"), ..first.clone() };
     let agent = Agent::start(&node, &store, wanted([first.clone(), second.clone()])).await;
-    // The one that comes first by its UID has the name.
+    // The pod whose UID sorts first gets the name.
     let (has, waits) = (first.uid.clone(), second.uid.clone());
     assert!(waits < has || has < waits);
     let has = if has < waits { has } else { waits.clone() };
@@ -67,7 +67,7 @@ async fn a_stuck_or_slow_action_or_look_holds_up_its_own_pod_only() {
     for (p, kind) in stuck.iter().zip(kinds) {
         node.trouble(&p.uid, kind, Trouble::Stuck);
     }
-    // Its start fails, so that it looks.
+    // The failing start makes the worker observe the pod.
     let observe = stuck.last().unwrap().uid.clone();
     node.trouble(&observe, "Start", Trouble::Fails);
     let others: Vec<Pod> = (0..20).map(|n| pod(&format!("p{n}"), vec![])).collect();
@@ -78,7 +78,7 @@ async fn a_stuck_or_slow_action_or_look_holds_up_its_own_pod_only() {
     }
     assert!(node.elapsed() < SECOND, "{:?}", node.elapsed());
     node.until("observed", |s| s.observations.contains_key(&observe)).await;
-    // They come and go as ever.
+    // The other pods start and end as usual.
     let begun = node.elapsed();
     agent.want(|d| d.pods.retain(|u, _| !uids.contains(u)));
     for uid in &uids {
@@ -86,7 +86,7 @@ async fn a_stuck_or_slow_action_or_look_holds_up_its_own_pod_only() {
     }
     assert!(node.elapsed() - begun < SECOND);
     assert!(stuck.iter().all(|p| !agent.board.is_ready(&p.uid)));
-    // A stuck look holds up nothing of its pod that can go on without it: the next start succeeds.
+    // A stuck observation does not block the pod's other work: the next start succeeds.
     node.lock().trouble.remove(&(observe.clone(), "Start"));
     agent.ready(&observe).await;
 }
@@ -102,7 +102,7 @@ async fn a_panic_in_a_worker_is_that_pods_failure_alone() {
     agent.ready(&ub).await;
     let run = node.running(&ua, "c");
     let begun = node.elapsed();
-    // The next report panics, twice, and the two after its first restart.
+    // The next two reports of `a` panic; after each the manager restarts the worker.
     agent.board.told().panics.insert(ua.clone(), 2);
     agent.want(|d| {
         let p = Pod { labels: [("l".to_owned(), "1".to_owned())].into(), ..a.clone() };
@@ -117,7 +117,7 @@ async fn a_panic_in_a_worker_is_that_pods_failure_alone() {
     node.lock().answers.clear();
     agent.ready(&ub).await;
     let at = node.elapsed();
-    // Others come and go meanwhile.
+    // Other pods start and end meanwhile.
     let c = pod("d", vec![]);
     let uc = c.uid.clone();
     agent.want(|d| drop(d.pods.insert(uc.clone(), Arc::new(c))));
@@ -175,7 +175,7 @@ async fn a_change_of_objects_reaches_only_those_that_refer_to_them() {
     node.pass(SECOND * 30).await;
     assert_eq!(node.lock().refreshed, [uids[0].clone()]);
 
-    // One that fails is tried again; one that is stuck takes one task, and is made up for once.
+    // A failed refresh is retried. A stuck refresh occupies one task, and one refresh follows to catch up.
     node.lock().refreshed.clear();
     node.trouble(&uids[1], "refresh", Trouble::Fails);
     objects.put_config_map(config_map("two", "2"));
@@ -183,7 +183,7 @@ async fn a_change_of_objects_reaches_only_those_that_refer_to_them() {
     let begun = node.elapsed();
     node.until("tried again", |s| s.refreshed.len() == 3).await;
     assert_eq!((node.elapsed() - begun).as_secs(), 20, "every ten seconds");
-    // Its reason is the kubelet's `FailedMount` where it is a volume that fails.
+    // For a failing volume the event's reason is the kubelet's `FailedMount`.
     let told = agent.board.messages(&uids[1], "Oops");
     assert!(told.len() >= 2 && told.iter().all(|m| m == "as the test wants"), "each try is told: {told:?}");
     node.trouble(&uids[1], "refresh", Trouble::Slow(SECOND * 100));
@@ -255,7 +255,7 @@ async fn leftovers_of_unknown_pods_are_removed_and_nobody_works_on_them_meanwhil
     agent.want(|d| d.listed = true);
     node.until("cleaning", |_| node.lock().orphans.len() == 3).await;
     node.pass(SECOND).await;
-    // Its file is put back just now.
+    // The pod's manifest returns while the cleanup runs.
     let begun = node.elapsed();
     agent.want(|d| drop(d.pods.insert(uo.clone(), Arc::new(old))));
     node.until("shown", |_| agent.board.shows(&uo)).await;
@@ -300,8 +300,8 @@ async fn what_comes_to_be_nobodys_is_found_now_and_then() {
     assert!(node.elapsed() < SECOND * 600, "{:?}", node.elapsed());
 }
 
-/// The fault of an unwanted pod whose mounting or sandbox had failed half way: nothing told what was there, and it
-/// stayed.
+/// Regression: mounting or the sandbox of an unwanted pod had failed half way. The failure did not report the
+/// remains, and they stayed on the node.
 #[tokio::test(start_paused = true)]
 async fn what_a_failed_action_left_goes_with_the_pod() {
     for kind in ["MountVolumes", "MakeSandbox", "Start"] {
@@ -316,7 +316,7 @@ async fn what_a_failed_action_left_goes_with_the_pod() {
         })
         .await;
         agent.want(|d| d.pods.clear());
-        // The fake minds a RemovePod that leaves anything.
+        // The fake node records a violation where RemovePod leaves anything.
         agent.gone(&uid).await;
     }
 }

@@ -1,4 +1,4 @@
-//! One pod from its start to its end.
+//! One pod from start to end.
 
 use crate::fake::{
     Agent, Node, Trouble, memory_files,
@@ -85,7 +85,7 @@ async fn exits_restart_at_once_and_then_ever_later() {
     let mut reasons = agent.board.reasons(&uid);
     reasons.retain(|r| r != "BackOff");
     assert_eq!(reasons, ["Pulled", "Created", "Started"].repeat(5), "as the kubelet tells a start");
-    // Of the dead only the newest is kept.
+    // Of the exited runs only the newest is kept.
     node.until("old runs removed", |s| s.pods[&uid].1.containers.len() == 2).await;
 }
 
@@ -158,7 +158,7 @@ async fn what_the_kernel_killed_for_memory_is_told_so_however_late_it_is_known()
         let id = node.running(uid, "c").unwrap();
         if text == "before" {
             node.message(uid, WorkerMessage::Oom(id.clone())).await;
-            // A child was killed: the container runs on.
+            // The kernel killed a child process: the container keeps running.
             assert!(agent.board.is_ready(uid));
         }
         node.exit(uid, "c", 137).await;
@@ -194,7 +194,8 @@ async fn a_probe_that_panics_counts_for_nothing_and_is_asked_again() {
     assert!(
         told.iter().all(|m| m == "Readiness probe errored and resulted in unknown state: asking panicked")
     );
-    // It does not know, then knows that not: only a full row of bad answers counts.
+    // First an unknown result, then failures below the threshold: only a full row of failures makes the pod
+    // unready.
     node.lock().answers.insert(name("c"), ProbeResult::Unknown("?".into()));
     let asked = node.lock().asked;
     node.until("asked in vain", |s| s.asked > asked + 10).await;
@@ -229,7 +230,8 @@ async fn another_image_of_the_same_pod_is_run_at_once() {
     agent.ready(&uid).await;
     assert_ne!(node.running(&uid, "c"), first);
     assert_eq!(agent.board.messages(&uid, "Killing"), ["Container c definition changed, will be restarted"]);
-    // One that is not there is waited for; another one is not.
+    // The pull of a missing image is retried after a pause; a change to another image does not wait for that
+    // pause.
     node.trouble(&uid, "EnsureImage", Trouble::Fails);
     with("img:3");
     node.until("tried twice", |_| node.kinds(&uid).iter().filter(|k| **k == "EnsureImage").count() == 4)
@@ -327,7 +329,7 @@ async fn the_death_of_pause_in_a_shared_pid_namespace_brings_a_new_sandbox() {
     let uid = p.uid.clone();
     let agent = Agent::start(&node, &store, wanted([p])).await;
     agent.ready(&uid).await;
-    // The kernel kills every process of the namespace.
+    // The pause process is PID 1 of the pod's PID namespace: the kernel kills every process in it.
     node.message(&uid, WorkerMessage::PauseDied).await;
     node.exit(&uid, "c", 137).await;
     node.exit(&uid, "d", 137).await;
@@ -398,7 +400,7 @@ async fn a_status_does_not_run_backwards_while_the_pod_is_cleared_away() {
     node.until("ended", |_| agent.board.report(&uid).status.phase == Phase::Succeeded).await;
     let ips = agent.board.report(&uid).status.pod_ips.clone();
     assert_eq!(ips.len(), 1, "the address that it had is shown on");
-    // The last step takes its time, and everything before it is done.
+    // RemovePod, the last action, is slow; everything before it is done.
     node.trouble(&uid, "RemovePod", Trouble::Slow(SECOND * 60));
     agent.want(|d| d.pods.clear());
     node.until("all but gone", |s| s.pods[&uid].1.containers.is_empty()).await;

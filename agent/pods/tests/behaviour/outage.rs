@@ -1,4 +1,4 @@
-//! containerd goes away and comes back.
+//! Behaviour when containerd stops and comes back.
 
 use crate::fake::{
     Agent, Node,
@@ -89,7 +89,7 @@ async fn a_start_that_the_outage_cut_off_is_made_up_for() {
     assert_eq!(agent.board.container(&p.uid, "c").restart_count, 0);
 }
 
-/// A list takes its time, and pods go on meanwhile.
+/// The relist is stale when it arrives: pods have started and exited since the listing.
 #[tokio::test(start_paused = true)]
 async fn a_list_from_before_a_start_or_an_exit_does_not_undo_it() {
     let (_dir, store) = store();
@@ -124,7 +124,7 @@ async fn a_container_that_vanished_is_recorded_as_unknown_and_followed_by_the_ne
     let id = node.running(&p.uid, "c").unwrap();
     node.outage().await;
     {
-        // The shim was killed with its container: no task, no exit.
+        // The shim was killed with its container, so containerd has no task and no exit status.
         let mut state = node.lock();
         let c = state.pods.get_mut(&p.uid).unwrap().1.containers.get_mut(&id).unwrap();
         (c.state, c.task) = (RunState::NotStarted, false);

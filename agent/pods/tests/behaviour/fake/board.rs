@@ -1,4 +1,4 @@
-//! What workers told.
+//! Record of everything that workers reported.
 
 use berth_core::{
     event::EventRecord,
@@ -17,9 +17,9 @@ use tokio::sync::watch;
 pub struct Told {
     pub pods: BTreeMap<PodUid, PodReport>,
     pub events: Vec<EventRecord>,
-    /// Each value of condition Ready, in order.
+    /// Values of condition Ready in the order of the reports.
     pub readiness: BTreeMap<PodUid, Vec<Truth>>,
-    /// The next reports of this pod panic, that many times.
+    /// Number of coming reports of this pod that panic.
     pub panics: BTreeMap<PodUid, u32>,
 }
 
@@ -64,7 +64,7 @@ impl Board {
         told.events.iter().filter(|e| e.involved.is_pod(pod)).map(|e| e.event.reason.clone()).collect()
     }
 
-    /// The messages of a pod's events of that reason, in order.
+    /// Messages of a pod's events with this reason, in order.
     pub fn messages(&self, pod: &PodUid, reason: &str) -> Vec<String> {
         let told = self.told();
         let of_pod = told.events.iter().filter(|e| e.involved.is_pod(pod) && e.event.reason == reason);

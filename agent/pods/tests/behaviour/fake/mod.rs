@@ -1,5 +1,5 @@
-//! A node in memory: containers, sandboxes and volumes as plain data, deadlines and outages as the tests want them, and
-//! the promises that no test may see broken.
+//! An in-memory node: containers, sandboxes and volumes as plain data, with delays and outages set by the
+//! tests. The node checks the invariants that hold in every test.
 
 pub mod board;
 pub mod pods;
@@ -29,23 +29,23 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// How long an action takes, unless a test wants it otherwise.
+/// Duration of an action unless a test sets another.
 const WORK: Duration = Duration::from_millis(5);
-/// How long a test waits, in the clock's own time, which passes at once.
+/// Deadline of a test's wait, in the paused clock's time, which passes at once.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// What an action or a look of a pod is made to do instead of its work.
+/// Fault injected into an action or an observation of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
-    /// It never ends.
+    /// The action never ends.
     Stuck,
-    /// It takes its time.
+    /// The action takes this long.
     Slow(Duration),
-    /// It fails, before it has done anything.
+    /// The action fails before any effect.
     Fails,
-    /// It fails in the middle of its work, and tells nothing but that.
+    /// The action fails half way and reports only the failure.
     FailsHalfWay,
-    /// It panics, once.
+    /// The action panics once.
     Panics,
 }
 
@@ -54,25 +54,26 @@ pub struct State {
     pub up: bool,
     pub pods: BTreeMap<PodUid, (Option<Arc<Pod>>, Observed)>,
     processes: BTreeMap<ContainerId, Process>,
-    /// Every action begun: when (since the node's start), of which pod, which.
+    /// Every action that began: time since the node's start, pod, action.
     pub log: Vec<(Duration, PodUid, Action)>,
-    /// By pod and kind of action; kind `look` for looks, `refresh` for refreshes, `clean` for cleaning.
+    /// Injected faults by pod and kind of action. Further kinds: `observe` for an observation, `refresh` for
+    /// a refresh of volumes, `clean` for cleanup.
     pub trouble: BTreeMap<(PodUid, &'static str), Trouble>,
-    /// The answers of probes by container; success where nothing is said.
+    /// Probe results by container; success where a container has none.
     pub answers: BTreeMap<ContainerName, ProbeResult>,
     pub ask_panics: bool,
     pub asked: u64,
     pub observations: BTreeMap<PodUid, u32>,
     pub refreshed: Vec<PodUid>,
-    /// Pods that the list of all cannot look at.
+    /// Pods that the relist cannot observe.
     pub unseen: BTreeSet<PodUid>,
     /// Containers whose shim does not answer.
     pub unsure: BTreeSet<ContainerId>,
-    /// Those whose command is not there.
+    /// Containers whose command does not exist.
     pub unstartable: BTreeSet<ContainerName>,
-    /// Those that end before their start is told.
+    /// Containers that exit before the start action reports its end.
     pub ends_at_once: BTreeSet<ContainerName>,
-    /// Events that starts report beside their success.
+    /// Events that start actions report in addition to success.
     pub events: Vec<berth_core::event::Event>,
     pub orphans: BTreeSet<PodUid>,
     pub cleaned: Vec<PodUid>,
@@ -84,7 +85,7 @@ pub struct Node {
     state: Mutex<State>,
     incoming: Mutex<Option<mpsc::Sender<NodeEvent>>>,
     begun: Instant,
-    /// Something has changed that a test may wait for.
+    /// Signals every change of the state to waiting tests.
     pub bump: watch::Sender<u64>,
 }
 
@@ -108,7 +109,7 @@ impl Node {
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
-        // Panics are part of the tests.
+        // A poisoned lock is expected: panics are part of the tests.
         lock(&self.state)
     }
 
@@ -128,12 +129,12 @@ impl Node {
         self.begun.elapsed()
     }
 
-    /// Waits, without waiting, until it holds.
+    /// Waits until the condition holds; the paused clock makes the wait immediate.
     pub async fn until(&self, what: &str, mut holds: impl FnMut(&State) -> bool) {
         let mut changes = self.bump.subscribe();
         let wait = async {
             loop {
-                // A copy, so that the condition may ask the node itself.
+                // A copy, so that the condition itself can lock the node.
                 let state = self.lock().clone();
                 if holds(&state) {
                     return;
@@ -146,7 +147,7 @@ impl Node {
         }
     }
 
-    /// Lets that much of the clock's time pass.
+    /// Lets this much of the paused clock's time pass.
     pub async fn pass(&self, time: Duration) {
         tokio::time::sleep(time).await;
     }
@@ -154,7 +155,7 @@ impl Node {
     async fn tell(&self, incoming: NodeEvent) {
         let sender = self.incoming.lock().unwrap().clone();
         if let Some(sender) = sender {
-            // An agent that is dead hears nothing.
+            // A killed agent receives no messages.
             sender.send(incoming).await.ok();
         }
     }
@@ -185,7 +186,7 @@ impl Node {
         Some(exit)
     }
 
-    /// The newest run of a container ends by itself.
+    /// Lets the newest run of a container exit by itself.
     pub async fn exit(&self, pod: &PodUid, container: &str, code: i32) {
         let (id, _) = self.newest(pod, container).expect("a run");
         let (exit, up) = {
@@ -206,7 +207,7 @@ impl Node {
         self.tell(NodeEvent::RuntimeLost).await;
     }
 
-    /// Everything that is there, as the list at the agent's start and after an outage.
+    /// The relist: everything on the node, as reported at the agent's start and after an outage.
     pub fn list(&self) -> NodeEvent {
         let taken = self.now().boottime;
         let state = self.lock();
@@ -246,7 +247,7 @@ impl Node {
         self.actions(pod).iter().map(Action::kind).collect()
     }
 
-    /// When each run of a container was begun.
+    /// Start time of each run of a container, since the node's start.
     pub fn starts(&self, pod: &PodUid, container: &str) -> Vec<Duration> {
         let state = self.lock();
         let starts = state.log.iter().filter(|(_, u, a)| {
@@ -277,7 +278,7 @@ impl Node {
         Ok(())
     }
 
-    /// What an action that is cut off in its middle leaves.
+    /// Leaves what an action leaves that is cut off half way.
     fn carry_out_half(&self, context: &Context, action: &Action) {
         let mut state = self.lock();
         let (stored, seen) = state.pods.entry(context.pod.uid.clone()).or_default();
@@ -443,7 +444,7 @@ impl Node {
         state.violations.extend(broken);
         drop(state);
         if let Some(message) = message {
-            // Its event is under way before the action's end is told.
+            // The exit event is queued before the action reports its end.
             let sender = self.incoming.lock().unwrap().clone();
             if let Some(sender) = sender {
                 sender.try_send(NodeEvent::One(uid, message)).ok();
@@ -558,7 +559,7 @@ impl Executor for Node {
     }
 }
 
-/// An agent on a node. Dropped it dies at once, as by SIGKILL.
+/// An agent on a node. Dropping the value ends the agent at once, as SIGKILL does.
 pub struct Agent {
     pub node: Arc<Node>,
     pub board: Arc<Board>,
@@ -574,7 +575,7 @@ impl Drop for Agent {
 }
 
 impl Agent {
-    /// Starts one; the node's list comes at once where containerd is up.
+    /// Starts an agent. The relist follows at once where containerd is up.
     pub async fn start(node: &Arc<Node>, store: &Store, desired: DesiredSet) -> Agent {
         let agent = Agent::start_unlisted(node, store, desired);
         if node.lock().up {
@@ -583,7 +584,7 @@ impl Agent {
         agent
     }
 
-    /// Starts one whose list of the node has not come yet.
+    /// Starts an agent that has not received a relist yet.
     pub fn start_unlisted(node: &Arc<Node>, store: &Store, desired: DesiredSet) -> Agent {
         let (incoming_tx, incoming) = mpsc::channel(1024);
         *node.incoming.lock().unwrap() = Some(incoming_tx);
@@ -601,10 +602,10 @@ impl Agent {
         Agent { node: Arc::clone(node), board, desired: desired_tx, stop: Some(stop), manager }
     }
 
-    /// SIGKILL, as far as a task can have it.
+    /// Aborts the agent's tasks, which comes closest to SIGKILL.
     pub async fn kill(mut self) {
         self.manager.abort();
-        // Cancelled: that is its end.
+        // The join error of the aborted task is the expected result.
         (&mut self.manager).await.ok();
     }
 
@@ -623,7 +624,7 @@ impl Agent {
         self.node.until(&format!("{pod} ready"), |_| self.board.is_ready(pod)).await;
     }
 
-    /// Nothing of it is left, here or there.
+    /// Waits until nothing of the pod is left on the node or in the reports.
     pub async fn gone(&self, pod: &PodUid) {
         self.node
             .until(&format!("{pod} gone"), |s| !s.pods.contains_key(pod) && !self.board.shows(pod))
@@ -636,7 +637,7 @@ pub fn wanted(pods: impl IntoIterator<Item = Pod>) -> DesiredSet {
     DesiredSet { listed: true, pods, ..DesiredSet::default() }
 }
 
-/// A store in a directory of its own.
+/// A store in a temporary directory.
 pub fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let roots = berth_core::roots::Roots::below(
@@ -648,7 +649,7 @@ pub fn store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-/// The memory files in a store's directory.
+/// Names of the memory files in a store's directory.
 pub fn memory_files(dir: &tempfile::TempDir) -> Vec<String> {
     let entries = std::fs::read_dir(dir.path().join("run/memory")).unwrap();
     let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();

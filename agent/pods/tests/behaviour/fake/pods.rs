@@ -1,4 +1,4 @@
-//! Pods for the tests.
+//! Builders of pods for the tests.
 
 use berth_core::{ids::*, model::*};
 
@@ -26,12 +26,12 @@ pub fn probe(period_seconds: u32) -> Probe {
     }
 }
 
-/// With a readiness probe.
+/// A container with a readiness probe.
 pub fn probed(text: &str) -> Container {
     Container { readiness: Some(probe(10)), ..container(text) }
 }
 
-/// UID `u-<name>`, one main container `c` where none is given.
+/// A pod of UID `u-<name>`; without containers given, the pod has one main container `c`.
 pub fn pod(text: &str, containers: Vec<Container>) -> Pod {
     let containers = if containers.is_empty() { vec![container("c")] } else { containers };
     let key = PodKey { namespace: Namespace::new("default").unwrap(), name: PodName::new(text).unwrap() };
@@ -47,7 +47,7 @@ pub fn config_map(name: &str, value: &str) -> KeyedData {
     }
 }
 
-/// One that shows a ConfigMap as a volume.
+/// A pod with a ConfigMap volume.
 pub fn showing(text: &str, config_map: &str) -> Pod {
     let source = VolumeSource::ConfigMap(KeysVolume {
         name: config_map.into(),
