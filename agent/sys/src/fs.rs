@@ -1,5 +1,4 @@
-//! Files: whole or not at all when written, never more than wanted when read, and never outside of a directory when
-//! opened beneath it.
+//! Files: atomic writes, reads with a size limit, and opens that stay below a directory.
 
 pub use crate::copy::copy_dir;
 use crate::{Error, Result};
@@ -19,17 +18,17 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-/// Replaces the file at `path` by one with these bytes and that mode (the umask does not count), by rename: a reader
-/// sees the old or the new one, never half of it. Survives the death of this program, not that of the machine: for
-/// what lies on a tmpfs or can be made again.
+/// Replaces the file at `path` by a file with these bytes and that mode (regardless of the umask), by rename:
+/// a reader sees the old or the new file, never a part. The write survives the end of this process but not a
+/// crash of the machine: use it for files on a tmpfs and files that can be made again.
 ///
 /// # Errors
-/// The directory is missing or cannot be written; nothing of the attempt is left.
+/// The directory is missing or cannot be written; no temporary file is left.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     replace(path, bytes, mode, false)
 }
 
-/// As [`write_atomic`], and on the disk when it returns: file and directory are synced.
+/// Writes as [`write_atomic`], and syncs file and directory to the disk before it returns.
 ///
 /// # Errors
 /// As [`write_atomic`], or the disk failed.
@@ -37,10 +36,10 @@ pub fn write_atomic_synced(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     replace(path, bytes, mode, true)
 }
 
-/// Removes a file; one that is not there is as good.
+/// Removes a file; a missing file is no error.
 ///
 /// # Errors
-/// It is there still.
+/// The file could not be removed.
 pub fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -48,11 +47,12 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what [`write_atomic`] left in a directory when its process was killed: temporary files of processes that do
-/// not run any more, and of an earlier process with this one's id. To be called before this process writes there.
+/// Removes the temporary files that [`write_atomic`] left in a directory because its process was killed:
+/// files of processes that no longer run, and of an earlier process with this process's id. Call it before
+/// this process writes there.
 ///
 /// # Errors
-/// The directory cannot be listed, or a file of that kind not removed.
+/// The directory cannot be listed, or a temporary file cannot be removed.
 pub fn remove_unfinished(dir: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
@@ -65,7 +65,7 @@ pub fn remove_unfinished(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The process that made a temporary file, by the name that [`temporary_beside`] gave it.
+/// Id of the process that made a temporary file, parsed from the name given by [`temporary_beside`].
 fn temporary_writer(name: &str) -> Option<u32> {
     let mut parts = name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit('.');
     let (_counter, process) = (parts.next()?.parse::<u64>().ok()?, parts.next()?.parse().ok()?);
@@ -85,7 +85,7 @@ fn replace(path: &Path, bytes: &[u8], mode: u32, sync: bool) -> Result<()> {
         std::fs::rename(&tmp, path)
     })();
     if let Err(source) = written {
-        // The first failure is the one to tell; a leftover is removed by name or not there at all.
+        // The first failure is reported; a temporary file that stays is removed by [`remove_unfinished`].
         let _leftover = std::fs::remove_file(&tmp);
         return Err(failed(source));
     }
@@ -96,7 +96,7 @@ fn replace(path: &Path, bytes: &[u8], mode: u32, sync: bool) -> Result<()> {
     Ok(())
 }
 
-/// A name in the same directory that nobody else uses: dot, the name, this process, a counter.
+/// An unused name in the same directory: a dot, the file's name, this process's id, a counter.
 fn temporary_beside(path: &Path) -> Result<PathBuf> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let Some(name) = path.file_name() else {
@@ -111,19 +111,19 @@ fn temporary_beside(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(tmp))
 }
 
-/// The whole file, at most `max` bytes.
+/// Reads a whole file of at most `max` bytes.
 ///
 /// # Errors
-/// It cannot be opened or read, or [`Error::TooLong`].
+/// The file cannot be opened or read, or [`Error::TooLong`].
 pub fn read_limited(path: &Path, max: usize) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(|source| Error::Open { path: path.into(), source })?;
     read_file_limited(file, path, max)
 }
 
-/// The whole of an open file, at most `max` bytes; `path` is only for the message.
+/// Reads a whole open file of at most `max` bytes; `path` only names the file in errors.
 ///
 /// # Errors
-/// It cannot be read, or [`Error::TooLong`].
+/// The file cannot be read, or [`Error::TooLong`].
 pub fn read_file_limited(file: File, path: &Path, max: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
@@ -134,7 +134,7 @@ pub fn read_file_limited(file: File, path: &Path, max: usize) -> Result<Vec<u8>>
     Ok(bytes)
 }
 
-/// As [`read_limited`], as text.
+/// Reads a file as [`read_limited`], as text.
 ///
 /// # Errors
 /// As [`read_limited`], or the file is not UTF-8.
@@ -143,31 +143,34 @@ pub fn read_to_string_limited(path: &Path, max: usize) -> Result<String> {
         .map_err(|e| Error::Malformed { path: path.into(), reason: format!("is not UTF-8: {e}") })
 }
 
-/// Whether the kernel vouches that nobody has this file open for writing now. `file` must be open for reading alone.
-/// `false` where somebody has, and where it does not say: another owner's file without `CAP_LEASE`, a file system
-/// without leases.
+/// Whether the kernel confirms that no process has this file open for writing. `file` must be open read-only.
+/// `false` where a process has, and where the kernel gives no answer: a file of another owner without
+/// `CAP_LEASE`, or a file system without leases.
 ///
-/// Asked by a read lease (fcntl(2), `F_SETLEASE`), which is given back at once: a writer that opens the file meanwhile
-/// waits for microseconds.
+/// The answer comes from a read lease (fcntl(2), `F_SETLEASE`), which is released at once: a writer that
+/// opens the file meanwhile waits for microseconds.
 pub fn nobody_writes(file: impl AsFd) -> bool {
-    /// `F_SETSIG`, fcntl(2); libc does not have it.
+    /// `F_SETSIG` of fcntl(2), which libc does not define.
     const SET_SIGNAL: libc::c_int = 10;
     let fd = file.as_fd().as_raw_fd();
-    // SAFETY: plain integers on a descriptor that is open for the call. The signal, sent where a writer comes
-    // meanwhile, is one that is ignored unless asked for; the default one would end the process.
+    // SAFETY: plain integers on a descriptor that is open for the call. The kernel sends the chosen signal
+    // when a writer opens the file meanwhile. That signal is ignored by default; the default lease signal
+    // would end the process.
     unsafe {
         libc::fcntl(fd, SET_SIGNAL, libc::SIGURG) == 0
             && libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) == 0
-            // Its failure would mean that there is no lease; the descriptor's end takes it along anyway.
+            // A failed release means that there is no lease; closing the descriptor releases a lease in any
+            // case.
             && libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) == 0
     }
 }
 
-/// Opens `rel` below the directory `dir`: no component, `..`, link or magic link leads out of it. Links that stay
-/// inside are followed (give [`OFlags::NOFOLLOW`] for the last component). A new file gets mode 0644 less the umask.
+/// Opens `rel` below the directory `dir`: no component, `..`, link or magic link leads out of `dir`. Links
+/// that stay inside are followed ([`OFlags::NOFOLLOW`] prevents that for the last component). A new file gets
+/// mode 0644 less the umask.
 ///
 /// # Errors
-/// It is missing, leads outside (`EXDEV`), or cannot be opened.
+/// The file is missing, leads outside (`EXDEV`), or cannot be opened.
 pub fn open_beneath(dir: impl AsFd, rel: &Path, flags: OFlags) -> Result<OwnedFd> {
     let mode = if flags.contains(OFlags::CREATE) || flags.contains(OFlags::TMPFILE) {
         Mode::from_raw_mode(0o644)
@@ -177,16 +180,18 @@ pub fn open_beneath(dir: impl AsFd, rel: &Path, flags: OFlags) -> Result<OwnedFd
     open_how(dir, rel, flags, mode, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
 }
 
-/// Opens what `path` names for a process whose root directory is `dir`: links are followed, absolute ones and `..` from
-/// that root on, and nothing leads out of it (`RESOLVE_IN_ROOT`). Magic links are refused.
+/// Opens the file that `path` names for a process whose root directory is `dir`. Links are followed; absolute
+/// links and `..` resolve against that root and never lead out of it (`RESOLVE_IN_ROOT`). Magic links are
+/// refused.
 ///
 /// # Errors
-/// It is missing or cannot be opened.
+/// The file is missing or cannot be opened.
 pub fn open_in_root(dir: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd> {
     open_how(dir, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
 }
 
-/// `openat2` with a bounded number of tries: the kernel answers `EAGAIN` where a rename raced with `..`.
+/// Calls `openat2` with a bounded number of tries: the kernel returns `EAGAIN` where a rename raced with
+/// `..`.
 pub(crate) fn open_how(
     dir: impl AsFd,
     rel: &Path,
@@ -279,7 +284,7 @@ mod tests {
         drop(writer);
         for _ in 0..2 {
             assert!(nobody_writes(&reader));
-            // The lease is gone: this would wait for it.
+            // A lease that still existed would block this open.
             OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
         }
         assert!(!nobody_writes(File::open("/dev/null").unwrap()), "no leases there");

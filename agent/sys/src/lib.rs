@@ -1,9 +1,11 @@
-//! The kernel as the node's agent uses it: clocks, files, mounts, namespaces, processes, commands in containers,
-//! routing netlink, memory, the process as a service. All user-space unsafe code lies here, in the pause program and in the eBPF loader.
+//! System calls of the agent in safe functions: clocks, files, mounts, namespaces, processes, commands in
+//! containers, routing netlink, the allocator, and the process as a service. The other unsafe code of user
+//! space is in the pause program and in the eBPF loader.
 //!
-//! Invariants: no task and no lock lives here. What changes a thread's namespaces runs on a thread of its own that
-//! ends with it. What is asked of the kernel and not answered at once ([`process::PidFd::poll_exited`]) takes a
-//! deadline. A failure leaves nothing half made, or says what is left.
+//! Invariants: the crate starts no task and shares no lock. A function that changes a thread's namespaces
+//! runs on a thread of its own, which ends with the call. A function that waits for the kernel
+//! ([`process::PidFd::poll_exited`]) takes a deadline. A failed function undoes its work, or its docs name
+//! the rest.
 #![allow(unsafe_code, reason = "this crate is where system calls without a safe wrapper are made")]
 
 pub mod clock;

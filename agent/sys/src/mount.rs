@@ -1,7 +1,7 @@
-//! Mounts: made, looked at and taken away.
+//! Bind mounts and tmpfs: mount, unmount, and the list of mounts.
 //!
-//! A bind is put together out of sight and then attached in one step, so that nobody ever sees a read-only bind
-//! writable. Nothing here follows a link at the place where something is taken away.
+//! A bind mount is set up detached and attached in one step, so that no process ever sees a read-only bind
+//! writable. An unmount never follows a link at its path.
 
 pub use crate::detached::read_only;
 pub use crate::mountinfo::Mount;
@@ -21,28 +21,28 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How a bind mount is made.
+/// Options of a bind mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BindOpts {
-    /// Nothing can be written through it; with [`BindOpts::recursive`] nor through any mount below.
+    /// The mount is read-only; with [`BindOpts::recursive`] so is every mount below it.
     pub read_only: bool,
-    /// Mounts below the source come along.
+    /// The mounts below the source are bound too.
     pub recursive: bool,
-    /// What it shares with others, for the whole bound tree.
+    /// Propagation of the whole bound tree.
     pub propagation: Propagation,
 }
 
-/// How mount events pass (mount_namespaces(7)).
+/// Propagation of mount events (mount_namespaces(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Propagation {
-    /// As the kernel makes it: shared where the place or the source is shared.
+    /// The kernel's default: shared where the mount point or the source is shared.
     #[default]
     Unchanged,
-    /// None.
+    /// Mount events do not propagate.
     Private,
-    /// Into this mount, not out of it.
+    /// Mount events propagate into this mount, but not out of it.
     Slave,
-    /// Both ways.
+    /// Mount events propagate both ways.
     Shared,
 }
 
@@ -57,17 +57,18 @@ impl Propagation {
     }
 }
 
-/// Shows `src` (a directory or file, links followed) at `dst` too, which must exist and be of the same kind.
+/// Binds `src` (a directory or file, links followed) at `dst`. `dst` must exist and be of the same kind.
 ///
 /// # Errors
-/// Either is missing, or the kernel refuses; nothing is mounted then.
+/// `src` or `dst` is missing, or the kernel refuses; nothing is mounted then.
 pub fn bind(src: &Path, dst: &Path, opts: BindOpts) -> Result<()> {
     let tree = clone_tree(CWD, src, OpenTreeFlags::empty(), opts)
         .map_err(failed("clone the source of a bind", src))?;
     attach(tree, dst, opts)
 }
 
-/// As [`bind`], from an open file or directory (`O_PATH` does): what was checked is what is mounted.
+/// Binds an open file or directory (`O_PATH` is enough), as [`bind`] does. The descriptor ensures that the
+/// mounted file is the file that the caller checked.
 ///
 /// # Errors
 /// As [`bind`].
@@ -102,7 +103,7 @@ pub(crate) fn clone_tree(
 fn attach(tree: OwnedFd, dst: &Path, opts: BindOpts) -> Result<()> {
     move_mount(tree.as_fd(), "", CWD, dst, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(|e| failed("bind", dst)(e.into()))?;
-    // A shared place makes what is attached shared, so this can only come now.
+    // A shared mount point makes the attached mount shared, so the propagation is set after attaching.
     if opts.propagation != Propagation::Unchanged
         && let Err(source) = set_attr(&tree, 0, opts.propagation.flag(), opts.recursive)
     {
@@ -130,14 +131,14 @@ fn set_attr(fd: impl AsFd, set: u64, propagation: u64, recursive: bool) -> io::R
     if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Mounts a new tmpfs at `dst`, of at most `size` bytes (`None`: the kernel's default, half of the memory), its root
-/// with that mode. It is kept out of swap where the kernel can do that.
+/// Mounts a new tmpfs at `dst` of at most `size` bytes (`None`: the kernel's default, half of the memory),
+/// with its root in mode `mode`. The tmpfs is kept out of swap where the kernel supports that.
 ///
 /// # Errors
-/// `dst` is no directory, or the kernel refuses.
+/// `dst` is not a directory, or the kernel refuses.
 pub fn tmpfs(dst: &Path, size: Option<u64>, mode: u32) -> Result<()> {
     let mounted = match new_tmpfs(size, mode, true) {
-        // Kernels before 6.4 and those without swap do not know the option.
+        // Kernels before 6.4 and kernels without swap do not know the option.
         Err(Errno::INVAL) => new_tmpfs(size, mode, false),
         other => other,
     }
@@ -160,8 +161,9 @@ fn new_tmpfs(size: Option<u64>, mode: u32, noswap: bool) -> Result<OwnedFd, Errn
     fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
 }
 
-/// Takes the topmost mount at `dst` away at once, also while it is in use (`MNT_DETACH`), with all mounts below it.
-/// `dst` itself is not followed if it is a link. `Ok(false)` where nothing is mounted or nothing exists.
+/// Unmounts the topmost mount at `dst` and all mounts below it at once, even while they are in use
+/// (`MNT_DETACH`). A link at `dst` is not followed. `Ok(false)` where nothing is mounted at `dst` or `dst` is
+/// missing.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -173,10 +175,10 @@ pub fn unmount(dst: &Path) -> Result<bool> {
     }
 }
 
-/// Whether something is mounted at just this path (a link is not followed). A missing path is no mount.
+/// Whether `path` itself is a mount point (a link is not followed). A missing path is none.
 ///
 /// # Errors
-/// The path cannot be looked at.
+/// The kernel refuses to read the path's attributes.
 pub fn is_mount_point(path: &Path) -> Result<bool> {
     match statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, StatxFlags::empty()) {
         Ok(x) => Ok(x.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
@@ -185,9 +187,10 @@ pub fn is_mount_point(path: &Path) -> Result<bool> {
     }
 }
 
-/// Sees to it that mount events at `path` pass both ways, so that what is mounted below later is seen in every mount
-/// namespace that holds it, and the other way round. On a shared mount, as systemd makes them all, a directory has that
-/// already. Elsewhere one that is no mount point is bound onto itself. A second call changes nothing.
+/// Makes mount events at `path` propagate both ways: every mount namespace that holds `path` sees a later
+/// mount below it, and a mount made there is seen here. A directory on a shared mount has that already;
+/// systemd makes all mounts shared. Elsewhere a directory that is no mount point is bound onto itself. A
+/// second call changes nothing.
 ///
 /// # Errors
 /// `path` is missing or the kernel refuses.
@@ -196,7 +199,7 @@ pub fn make_rshared(path: &Path) -> Result<()> {
         return share(path);
     }
     if is_on_shared_mount(path)? {
-        // No mount of our own: a service manager would try to unmount it at the shutdown, while pods are on it.
+        // No bind mount here: a service manager would try to unmount it at shutdown while pods still use it.
         return mounts_below(path)?
             .iter()
             .filter(|m| m.shared.is_none())
@@ -206,28 +209,28 @@ pub fn make_rshared(path: &Path) -> Result<()> {
     bind(path, path, shared)
 }
 
-/// Makes the topmost mount at `path` and all below it shared.
+/// Makes the topmost mount at `path` and all mounts below it shared.
 fn share(path: &Path) -> Result<()> {
     let fd = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)
         .map_err(|e| Error::Open { path: path.into(), source: e.into() })?;
     set_attr(fd, 0, libc::MS_SHARED, true).map_err(failed("make a shared mount", path))
 }
 
-/// Whether the mount that holds `path` shares its events.
+/// Whether the mount that holds `path` is shared.
 fn is_on_shared_mount(path: &Path) -> Result<bool> {
     let x = statx(CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID)
         .map_err(|e| Error::Read { path: path.into(), source: e.into() })?;
     Ok(mounts()?.iter().any(|m| u64::from(m.id) == x.stx_mnt_id && m.shared.is_some()))
 }
 
-/// Every mount of this process's mount namespace, in the order of `/proc/self/mountinfo`: a mount stands after the
-/// one it is on.
+/// Every mount of this process's mount namespace, in the order of `/proc/self/mountinfo`: a mount follows the
+/// mount that it is mounted on.
 ///
 /// # Errors
-/// The file cannot be read or understood.
+/// The file cannot be read or parsed.
 pub fn mounts() -> Result<Vec<Mount>> {
     let path = Path::new("/proc/self/mountinfo");
-    // /proc gives whole lines a page at a time; a node with a thousand pods has about 1 MB.
+    // /proc returns whole lines, a page at a time; the file of a node with a thousand pods has about 1 MB.
     let bytes = crate::fs::read_limited(path, 256 << 20)?;
     mountinfo::parse(&bytes).map_err(|(line, text)| Error::Malformed {
         path: path.into(),
@@ -235,8 +238,9 @@ pub fn mounts() -> Result<Vec<Mount>> {
     })
 }
 
-/// The mounts at or below `dir`, a mount after the one it is on: unmount in reverse. `dir` is resolved first, as the
-/// kernel lists real paths; a missing one has no mounts.
+/// The mounts at or below `dir`. A mount follows the mount that it is mounted on, so callers unmount in
+/// reverse order. `dir` is resolved first, because the kernel lists real paths; a missing `dir` has no
+/// mounts.
 ///
 /// # Errors
 /// As [`mounts`].

@@ -1,10 +1,11 @@
-//! Starts a pod's pause program: detached, in the pod's namespaces and cgroups, without any right.
+//! Starts a pod's pause program: detached, in the pod's namespaces and cgroups, without any privilege.
 //!
-//! The program is the grandchild of the calling thread: the child in between ends at once, so pause belongs to init,
-//! is never the agent's to wait for and does not notice the agent's end. Both are made with the agent's memory shared
-//! and the caller suspended (as `vfork` does), so that nothing is copied however large the agent is; between clone
-//! and exec there are only system calls on values that were prepared before, no allocation, no lock, no unwinding.
-//! The child in between has no exit signal: no `wait` of anybody else in the agent can take it.
+//! The pause process is the grandchild of the calling thread. The child in between ends at once, so init
+//! adopts pause: the agent never waits for pause, and pause does not notice the agent's end. Both processes
+//! are cloned with the agent's memory shared and the caller suspended (as `vfork` does), so that nothing is
+//! copied however large the agent is. Between clone and exec the children make only system calls on values
+//! prepared before: no allocation, no lock, no unwinding. The child in between has no exit signal, so no
+//! other `wait` in the agent can reap it.
 
 use crate::{
     Error, Result, clock, fs,
@@ -29,40 +30,40 @@ use std::{
     time::Duration,
 };
 
-/// Who pause runs as; owns nothing on any node.
+/// User and group id of pause; no file on any node belongs to it.
 const UID: libc::uid_t = 65_535;
 
-/// What pause is started with.
+/// Settings of a pause process.
 #[derive(Debug, Clone)]
 pub struct PauseSpec {
-    /// A directory made by [`prepare_rootfs`]; becomes pause's whole, read-only file system.
+    /// Root directory made by [`prepare_rootfs`]; pause's whole, read-only file system.
     pub rootfs: PathBuf,
     /// The directory of the pod's pinned namespaces.
     pub sandbox_dir: PathBuf,
-    /// Which of `net`, `ipc` and `uts` pause joins; each must be pinned in `sandbox_dir`.
+    /// Kinds that pause joins, of `net`, `ipc` and `uts`; each must be pinned in `sandbox_dir`.
     pub kinds: Vec<NsKind>,
-    /// Whether pause becomes process 1 of a new PID namespace, which gets pinned as `sandbox_dir/pid` (an older pin
-    /// there is replaced).
+    /// Whether pause becomes process 1 of a new PID namespace, which is pinned as `sandbox_dir/pid` (an older
+    /// pin there is replaced).
     pub share_pid: bool,
-    /// The cgroup directories pause is put into before it runs, one a hierarchy.
+    /// The cgroup directories that pause joins before exec, one per hierarchy.
     pub cgroup_dirs: Vec<PathBuf>,
-    /// `oom_score_adj`; where the agent may not lower its own, pause keeps the agent's.
+    /// `oom_score_adj`; pause keeps the agent's value where the agent lacks the privilege to lower it.
     pub oom_score_adj: i32,
-    /// What tools show as its command, for example `berth-pause default/web-0`.
+    /// Command that tools show for the process, for example `berth-pause default/web-0`.
     pub label: String,
 }
 
-/// A running pause program: pid and start time name it for as long as the machine is up.
+/// A running pause program; pid and start time identify it until the machine reboots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PauseProcess {
-    /// Its pid, seen from the agent.
+    /// Pid in the agent's PID namespace.
     pub pid: u32,
-    /// As [`process::start_time`].
+    /// Start time as of [`process::start_time`].
     pub start_time: u64,
 }
 
-/// Makes `dir` a root directory for pause: `/pause` is the program, nothing else. A second call changes nothing; a
-/// newer program replaces the file and leaves those that run the old one alone.
+/// Makes `dir` a root directory for pause with the program at `/pause` and no other file. A second call
+/// changes nothing. A newer program replaces the file; pause processes that run the old program keep it.
 ///
 /// # Errors
 /// The directory cannot be made or written.
@@ -77,17 +78,17 @@ pub fn prepare_rootfs(dir: &Path, binary: &[u8]) -> Result<()> {
     }
 }
 
-/// Starts pause; when this returns it runs, set up completely.
+/// Starts pause. The program runs and is set up completely when the function returns.
 ///
 /// # Errors
-/// [`Error::Pause`] names the step that failed, and [`Error::Open`] what could not be opened before it. Nothing runs
-/// then, and no PID namespace is pinned.
+/// [`Error::Pause`] names the step that failed; [`Error::Open`] names the file that could not be opened
+/// before it. No pause process runs then, and no PID namespace is pinned.
 pub fn start(spec: &PauseSpec) -> Result<PauseProcess> {
     let prepared = Prepared::new(spec)?;
     let pid = prepared.launch()?;
     finish(spec, pid).inspect_err(|_failed| {
         if let Ok(Some(process)) = process::PidFd::open(pid) {
-            // The first failure is the one to tell; what is left dies with the pod's cgroup.
+            // The first failure is reported; a process that stays dies with the pod's cgroup.
             let _killed = process.signal(process::Signal::KILL);
             let _ended = process.poll_exited(Duration::from_secs(1));
         }
@@ -97,7 +98,7 @@ pub fn start(spec: &PauseSpec) -> Result<PauseProcess> {
 fn finish(spec: &PauseSpec, pid: u32) -> Result<PauseProcess> {
     let ended = || step_failed(Step::Exec, io::Error::new(io::ErrorKind::NotFound, "it ended at once"));
     let start_time = process::start_time(pid)?.ok_or_else(ended)?;
-    // The kernel lets the caller go on as soon as the memory is no longer shared, some microseconds before the
+    // The kernel resumes the caller as soon as the memory is no longer shared, some microseconds before the
     // program is in place and the process shows its name.
     let give_up = clock::boottime() + Duration::from_secs(1);
     while fs::read_limited(Path::new(&format!("/proc/{pid}/cmdline")), 64 << 10).is_ok_and(|c| c.is_empty()) {
@@ -113,7 +114,7 @@ fn finish(spec: &PauseSpec, pid: u32) -> Result<PauseProcess> {
     Ok(PauseProcess { pid, start_time })
 }
 
-/// What failed between clone and exec; passed through shared memory as a number.
+/// Step between clone and exec that failed; passed through shared memory as a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 enum Step {
@@ -166,7 +167,7 @@ fn step_failed(step: Step, source: io::Error) -> Error {
     Error::Pause { step: step.text(), source }
 }
 
-/// A stack for a process that makes a handful of system calls.
+/// Stack of a process that makes a handful of system calls.
 type Stack = Box<[MaybeUninit<u128>]>;
 
 fn stack() -> Stack {
@@ -174,14 +175,14 @@ fn stack() -> Stack {
     Box::new_uninit_slice(BYTES / size_of::<u128>())
 }
 
-/// One past the highest byte: stacks grow down on every machine this runs on.
+/// Address one past the highest byte: stacks grow down on every supported architecture.
 fn top(stack: &mut Stack) -> *mut c_void {
     stack.as_mut_ptr_range().end.cast()
 }
 
-/// Everything the children need, so that they only make system calls.
+/// All values that the children need, prepared so that the children only make system calls.
 struct Prepared {
-    /// Held open; the descriptors below point into it.
+    /// Keeps the files open that the descriptors below belong to.
     _files: Vec<File>,
     namespaces: Vec<RawFd>,
     cgroups: Vec<RawFd>,
@@ -194,9 +195,9 @@ struct Prepared {
     _stack: Stack,
     /// A [`Step`], written by a child that failed.
     failed_step: AtomicUsize,
-    /// Its errno.
+    /// Errno of the failed step.
     failed_errno: AtomicI32,
-    /// The grandchild.
+    /// Pid of the grandchild.
     pid: AtomicI32,
 }
 
@@ -211,7 +212,7 @@ impl Prepared {
         };
         let mut namespaces = Vec::new();
         for kind in spec.kinds.iter().filter(|kind| **kind != NsKind::Pid) {
-            // A file that is no pin would be told by setns as EINVAL only.
+            // setns would report a file that is no pin only as EINVAL.
             if !ns::is_pinned(&spec.sandbox_dir, *kind)? {
                 let path = spec.sandbox_dir.join(kind.file_name());
                 return Err(Error::Malformed { path, reason: "is no pinned namespace".into() });
@@ -243,7 +244,7 @@ impl Prepared {
         })
     }
 
-    /// Makes both processes and comes back when pause has been executed or has failed.
+    /// Starts both processes; returns when pause has been executed or has failed.
     fn launch(&self) -> Result<u32> {
         let mut first = stack();
         let signals = BlockedSignals::new();
@@ -261,7 +262,8 @@ impl Prepared {
         let cloned = if child < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
         drop(signals);
         cloned.map_err(|e| step_failed(Step::Clone, e))?;
-        // SAFETY: no memory is handed over; `child` is ours and nobody else waits for children without exit signal.
+        // SAFETY: no memory is passed; only this call waits for `child`, as other waits skip children without
+        // exit signal.
         while unsafe { libc::waitpid(child, ptr::null_mut(), libc::__WALL) } < 0
             && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
         {}
@@ -279,7 +281,7 @@ impl Prepared {
             .ok_or_else(|| step_failed(Step::Clone, io::Error::other("the child in between was killed")))
     }
 
-    /// Runs in a child.
+    /// Stores the failed step and its errno; runs in a child.
     fn fail(&self, step: Step) {
         // SAFETY: the thread-local errno of the suspended thread, which this child runs in place of.
         let errno = unsafe { *libc::__errno_location() };
@@ -295,7 +297,7 @@ fn c_string(what: &str, text: OsString) -> Result<CString> {
     })
 }
 
-/// All signals blocked on this thread, until dropped.
+/// Blocks all signals on this thread; the drop restores the former mask.
 struct BlockedSignals(libc::sigset_t);
 
 impl BlockedSignals {
@@ -314,34 +316,34 @@ impl BlockedSignals {
 
 impl Drop for BlockedSignals {
     fn drop(&mut self) {
-        // SAFETY: the set was filled by the kernel's answer.
+        // SAFETY: the kernel filled the set as the former mask.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
     }
 }
 
-/// The process in between: makes pause and ends.
+/// Main function of the process in between: starts pause and ends.
 extern "C" fn child(prepared: *mut c_void) -> c_int {
-    // SAFETY: `launch` handed in a `Prepared` that lives until this process has ended; all that is changed in it is
-    // atomic.
+    // SAFETY: `launch` passed a `Prepared` that lives until this process has ended; all fields that change
+    // are atomic.
     let p = unsafe { &*prepared.cast::<Prepared>() };
     let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     if p.share_pid {
         flags |= libc::CLONE_NEWPID;
     }
-    // SAFETY: as in `launch`; the stack is the second one, this process is suspended meanwhile.
+    // SAFETY: as in `launch`; the stack is the second one, and this process is suspended meanwhile.
     let pid = unsafe { libc::clone(grandchild, p.second_stack, flags, prepared) };
     if pid < 0 {
         p.fail(Step::Clone);
     } else if p.failed_step.load(Ordering::Acquire) == Step::None as usize {
         p.pid.store(pid, Ordering::Release);
     } else {
-        // SAFETY: no memory is handed over. The grandchild has ended, so this does not wait.
+        // SAFETY: no memory is passed. The grandchild has ended, so the call does not wait.
         unsafe { libc::waitpid(pid, ptr::null_mut(), libc::__WALL) };
     }
     exit()
 }
 
-/// Becomes pause.
+/// Main function of the grandchild, which executes pause.
 extern "C" fn grandchild(prepared: *mut c_void) -> c_int {
     // SAFETY: as in `child`.
     let p = unsafe { &*prepared.cast::<Prepared>() };
@@ -351,12 +353,13 @@ extern "C" fn grandchild(prepared: *mut c_void) -> c_int {
 }
 
 fn exit() -> c_int {
-    // SAFETY: ends this process without running anything of the memory it shares.
+    // SAFETY: ends this process without running code on the memory that it shares.
     unsafe { libc::syscall(libc::SYS_exit_group, 0) };
     0
 }
 
-/// Comes back only where a step failed. System calls only: see the module's text.
+/// Sets the process up and executes pause; returns only where a step failed. Makes system calls only (see the
+/// module's docs).
 fn become_pause(p: &Prepared) -> Step {
     for fd in &p.namespaces {
         // SAFETY: a plain system call on an open descriptor.
@@ -365,8 +368,7 @@ fn become_pause(p: &Prepared) -> Step {
         }
     }
     for fd in &p.cgroups {
-        // 0 stands for the writer.
-        // SAFETY: one byte of a literal is read.
+        // SAFETY: one byte of a literal is read. The kernel reads `0` as the pid of the writing process.
         if unsafe { libc::write(*fd, c"0".as_ptr().cast(), 1) } < 0 {
             return Step::JoinCgroup;
         }
@@ -384,7 +386,7 @@ fn become_pause(p: &Prepared) -> Step {
             return Step::Stdio;
         }
     }
-    // All other descriptors close at exec, also those that somebody opened without O_CLOEXEC.
+    // All other descriptors close at exec, also those that were opened without O_CLOEXEC.
     // SAFETY: as above; the descriptor table is this process's own copy.
     if unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } < 0 {
         return Step::Stdio;
@@ -408,15 +410,15 @@ fn become_pause(p: &Prepared) -> Step {
 
 fn write_oom_score(p: &Prepared) -> bool {
     let text = p.oom_score_adj.as_bytes();
-    // SAFETY: a literal path; the bytes written live in `p`. The kernel does not carry the value over to the process
-    // that the memory is shared with, because that one is suspended by vfork.
+    // SAFETY: a literal path; the written bytes live in `p`. The kernel does not copy the value to the
+    // process that shares the memory, because vfork suspends that process.
     unsafe {
         let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
         if fd < 0 {
             return false;
         }
         let written = libc::write(fd, text.as_ptr().cast(), text.len());
-        // Without CAP_SYS_RESOURCE a process may not go below what it was given.
+        // A process without CAP_SYS_RESOURCE may not go below its inherited value.
         let fine = written >= 0 || *libc::__errno_location() == libc::EACCES;
         if fine {
             libc::close(fd);
@@ -430,8 +432,9 @@ fn change_root(p: &Prepared) -> bool {
     let none = ptr::null::<c_char>();
     let dot = c".".as_ptr();
     let read_only = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
-    // SAFETY: literals, a string that lives in `p`, and null where the kernel takes no argument. Slave first: what is
-    // unmounted on the node meanwhile goes here too, nothing goes back.
+    // SAFETY: literals, a string that lives in `p`, and null where the kernel takes no argument. Slave
+    // propagation first: an unmount on the node then propagates into this namespace, and no mount change
+    // propagates back.
     unsafe {
         libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_SLAVE, ptr::null()) == 0
             && libc::mount(root, root, none, libc::MS_BIND, ptr::null()) == 0
@@ -443,7 +446,8 @@ fn change_root(p: &Prepared) -> bool {
     }
 }
 
-/// As raw system calls where the C library would change all threads of the process whose memory this is.
+/// Drops groups, ids and capabilities by raw system calls: the C library's functions would change all threads
+/// of the process whose memory this process shares.
 fn drop_rights() -> bool {
     #[repr(C)]
     struct Header {
@@ -453,13 +457,14 @@ fn drop_rights() -> bool {
     const VERSION_3: u32 = 0x2008_0522;
     let header = Header { version: VERSION_3, pid: 0 };
     let no_capabilities = [0u32; 6];
-    // SAFETY: plain numbers but for capset, which reads a header and two times three words; both live through it.
+    // SAFETY: plain numbers, except for capset, which reads a header and two times three words that outlive
+    // the call.
     unsafe {
         let mut capability: c_long = 0;
         while libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) == 0 {
             capability += 1;
         }
-        // EINVAL: past the last one that this kernel knows.
+        // EINVAL: the number is past the last capability that this kernel knows.
         capability > 0
             && *libc::__errno_location() == libc::EINVAL
             && libc::syscall(libc::SYS_setgroups, 0, ptr::null::<libc::gid_t>()) == 0

@@ -1,4 +1,4 @@
-//! Processes that are not ours to wait for: held by a pidfd, told apart by their start time.
+//! Processes that are not the agent's children: held by a pidfd, identified by their start time.
 
 use crate::{Error, Result};
 pub use rustix::process::Signal;
@@ -10,8 +10,8 @@ use rustix::{
 };
 use std::{io, path::PathBuf, time::Duration};
 
-/// A process that cannot be mistaken for a later one with the same pid. Readable (for `poll` and friends) once the
-/// process has ended; descriptors are non-blocking.
+/// Handle of a process that stays valid when the kernel reuses the pid. The descriptor becomes readable (for
+/// `poll` and similar calls) when the process has ended, and is non-blocking.
 #[derive(Debug)]
 pub struct PidFd {
     fd: OwnedFd,
@@ -19,8 +19,9 @@ pub struct PidFd {
 }
 
 impl PidFd {
-    /// The process of that pid; `Ok(None)` where there is none. Check [`start_time`] after opening where the pid was
-    /// remembered: then both speak of the same process.
+    /// Opens the process with that pid; `Ok(None)` where there is none. For a stored pid compare
+    /// [`start_time`] after opening: only an equal start time shows that the pid still belongs to the stored
+    /// process.
     ///
     /// # Errors
     /// The kernel refuses, for example because of too many open files.
@@ -30,13 +31,13 @@ impl PidFd {
         };
         match pidfd_open(raw, PidfdFlags::NONBLOCK) {
             Ok(fd) => Ok(Some(PidFd { fd, pid })),
-            // EINVAL: the pid is that of a thread which leads no process.
+            // EINVAL: the pid belongs to a thread that leads no process.
             Err(Errno::SRCH | Errno::INVAL) => Ok(None),
             Err(e) => Err(failed("open", pid, e)),
         }
     }
 
-    /// The pid it was opened by.
+    /// The pid that the handle was opened by.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -53,7 +54,7 @@ impl PidFd {
         }
     }
 
-    /// As [`PidFd::signal`], by number: also real-time ones.
+    /// Sends a signal as [`PidFd::signal`], by number; real-time signals are allowed.
     ///
     /// # Errors
     /// The kernel refuses; `EINVAL` where there is no such signal.
@@ -78,7 +79,7 @@ impl PidFd {
         Err(Error::Process { what: "signal", pid: self.pid, source })
     }
 
-    /// Waits until the process has ended, at most that long. Zero only looks.
+    /// Waits until the process has ended, at most for `timeout`. A zero timeout does not wait.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -96,14 +97,14 @@ impl PidFd {
         }
     }
 
-    /// Takes the exit status of a child of this process that has ended, so that nothing of it is left. A process that
-    /// still runs, or is nobody's or another's child, is left alone.
+    /// Reaps a child of this process that has ended, so that no zombie is left. Leaves a running process
+    /// alone, and a process that is not a child of this process.
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn reap(&self) -> Result<()> {
         match waitid(WaitId::PidFd(self.fd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
-            // With no status to take from a non-blocking descriptor the answer is EAGAIN.
+            // The kernel returns EAGAIN for a non-blocking descriptor whose process has no status yet.
             Ok(_) | Err(Errno::CHILD | Errno::AGAIN) => Ok(()),
             Err(e) => Err(failed("wait for", self.pid, e)),
         }
@@ -126,22 +127,23 @@ fn failed(what: &'static str, pid: u32, e: Errno) -> Error {
     Error::Process { what, pid, source: e.into() }
 }
 
-/// The error of a child that is not there although nobody has reaped it.
+/// The error for a child that is missing although this process has not reaped it.
 pub(crate) fn no_child(pid: u32) -> Error {
     failed("open", pid, Errno::CHILD)
 }
 
-/// When the process started, in clock ticks since boot (field 22 of `/proc/<pid>/stat`): pid and start time together
-/// name a process for as long as the machine is up. `Ok(None)` where there is no such process, or only its corpse.
+/// Start time of the process in clock ticks since boot (field 22 of `/proc/<pid>/stat`). Pid and start time
+/// together identify a process until the machine reboots. `Ok(None)` where there is no such process, or only
+/// a zombie.
 ///
 /// # Errors
-/// `/proc` cannot be read or understood.
+/// `/proc` cannot be read or parsed.
 pub fn start_time(pid: u32) -> Result<Option<u64>> {
     let path = PathBuf::from(format!("/proc/{pid}/stat"));
     let bytes = match crate::fs::read_limited(&path, 16 << 10) {
         Ok(bytes) => bytes,
         Err(Error::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-        // It ended between open and read.
+        // The process ended between open and read.
         Err(Error::Read { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
         Err(e) => return Err(e),
     };
@@ -152,7 +154,7 @@ pub fn start_time(pid: u32) -> Result<Option<u64>> {
     }
 }
 
-/// Whether that very process still runs. A zombie does not.
+/// Whether the process with this pid and start time still runs. A zombie does not run.
 ///
 /// # Errors
 /// As [`start_time`].
@@ -160,7 +162,8 @@ pub fn alive(pid: u32, started: u64) -> Result<bool> {
     Ok(start_time(pid)? == Some(started))
 }
 
-/// State and start time. The name may hold anything, also `)` and spaces, so counting starts after its last `)`.
+/// Parses state and start time. The process name may hold any byte, also `)` and spaces, so the fields are
+/// counted from the last `)`.
 fn parse_stat(bytes: &[u8]) -> Option<(u8, u64)> {
     let end = bytes.iter().rposition(|b| *b == b')')?;
     let rest = std::str::from_utf8(bytes.get(end.checked_add(1)?..)?).ok()?;

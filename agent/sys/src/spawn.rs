@@ -1,9 +1,10 @@
-//! Starting a child with a descriptor at a given number, without a copy of this process's memory.
+//! Starts a child that inherits one descriptor at a fixed number, without a copy of this process's memory.
 //!
-//! A child of Rust's `Command` gets only stdin, stdout and stderr; everything else is close-on-exec. Some programs
-//! expect one more descriptor at a fixed number (a listening socket at 3), and whatever a `Command` is told to do
-//! between fork and exec makes it fork: a copy of the page tables of a daemon, and a fault for each page that it writes
-//! next. `posix_spawn` places the descriptor too and shares the memory until exec.
+//! A child of Rust's `Command` gets only stdin, stdout and stderr; every other descriptor is close-on-exec.
+//! Some programs expect one more descriptor at a fixed number (a listening socket at 3). Any code that a
+//! `Command` runs between fork and exec makes it use fork, which copies the daemon's page tables and costs a
+//! fault for each page that the daemon writes next. `posix_spawn` places the descriptor too, and shares the
+//! memory until exec.
 
 use crate::{
     Result,
@@ -21,25 +22,25 @@ use std::{
     path::Path,
 };
 
-/// A program and what it is started with. Standard input and output are `/dev/null`; it leads a process group of its
-/// own, so that a signal to a terminal's group does not reach it.
+/// A program with its arguments, environment and descriptor. Standard input and output are `/dev/null`. The
+/// program leads a process group of its own, so that a signal to a terminal's group does not reach it.
 #[derive(Debug)]
 pub struct Spawn<'a> {
-    /// The program's file.
+    /// Path of the executable.
     pub program: &'a Path,
-    /// Its arguments, after its name.
+    /// Arguments, without the program's name.
     pub args: &'a [&'a OsStr],
-    /// Its whole environment.
+    /// Complete environment.
     pub env: &'a [(&'a str, OsString)],
-    /// Its working directory.
+    /// Working directory.
     pub dir: &'a Path,
-    /// A descriptor that it gets.
+    /// Descriptor that the program inherits.
     pub fd: BorrowedFd<'a>,
-    /// The number it gets it by: 3 or more.
+    /// Number of the descriptor in the program: 3 or more.
     pub number: RawFd,
 }
 
-/// `Ok` for 0, as the functions of posix_spawn answer.
+/// Converts the return code of a posix_spawn function; 0 is `Ok`.
 fn checked(code: libc::c_int) -> io::Result<()> {
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
 }
@@ -48,13 +49,13 @@ fn text(bytes: &[u8]) -> io::Result<CString> {
     CString::new(bytes).map_err(io::Error::from)
 }
 
-/// What the child does before it runs the program, in order.
+/// Descriptor and directory changes that the child makes before exec, in order.
 struct Actions(libc::posix_spawn_file_actions_t);
 
 impl Actions {
     fn new() -> io::Result<Actions> {
         let mut actions = MaybeUninit::uninit();
-        // SAFETY: the call fills what it is given; on success it is initialised.
+        // SAFETY: the call fills the structure, which is initialised on success.
         unsafe {
             checked(libc::posix_spawn_file_actions_init(actions.as_mut_ptr()))?;
             Ok(Actions(actions.assume_init()))
@@ -62,10 +63,11 @@ impl Actions {
     }
 
     fn set_up(&mut self, dir: &CString, fd: RawFd, number: RawFd) -> io::Result<()> {
-        // SAFETY: the actions are initialised; each call copies the string that it is given.
+        // SAFETY: the actions are initialised; each call copies its string.
         unsafe {
             checked(libc::posix_spawn_file_actions_addchdir_np(&raw mut self.0, dir.as_ptr()))?;
-            // First, as `fd` could be any number but the standard ones. The same number twice takes close-on-exec away.
+            // The first descriptor change, as `fd` may have any number above the standard ones. A `dup2` onto
+            // the same number clears close-on-exec.
             checked(libc::posix_spawn_file_actions_adddup2(&raw mut self.0, fd, number))?;
             checked(libc::posix_spawn_file_actions_addopen(
                 &raw mut self.0,
@@ -82,30 +84,31 @@ impl Actions {
 
 impl Drop for Actions {
     fn drop(&mut self) {
-        // SAFETY: initialised in `new`, destroyed once. It cannot fail for what was initialised.
+        // SAFETY: initialised in `new`, destroyed once. The call cannot fail for initialised actions.
         let _never = unsafe { libc::posix_spawn_file_actions_destroy(&raw mut self.0) };
     }
 }
 
-/// The child's process group and signals.
+/// Process group and signal settings of the child.
 struct Attributes(libc::posix_spawnattr_t);
 
 impl Attributes {
     fn new() -> io::Result<Attributes> {
         let mut attributes = MaybeUninit::uninit();
-        // SAFETY: the call fills what it is given; on success it is initialised.
+        // SAFETY: the call fills the structure, which is initialised on success.
         unsafe {
             checked(libc::posix_spawnattr_init(attributes.as_mut_ptr()))?;
             Ok(Attributes(attributes.assume_init()))
         }
     }
 
-    /// A group of its own, no signal blocked, and SIGPIPE ends it: Rust programs ignore that one, and what is ignored
-    /// stays so over exec.
+    /// Sets a process group of its own, no blocked signal, and the default action for SIGPIPE: Rust programs
+    /// ignore SIGPIPE, and an ignored signal stays ignored over exec.
     fn set_up(&mut self) -> io::Result<()> {
         let flags = libc::POSIX_SPAWN_SETPGROUP | libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
         let mut set = MaybeUninit::uninit();
-        // SAFETY: the attributes are initialised, the set is by sigemptyset before its first use; each call copies it.
+        // SAFETY: the attributes are initialised; sigemptyset initialises the set before its first use; each
+        // call copies it.
         unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             checked(libc::posix_spawnattr_setsigmask(&raw mut self.0, set.as_ptr()))?;
@@ -120,13 +123,14 @@ impl Attributes {
 
 impl Drop for Attributes {
     fn drop(&mut self) {
-        // SAFETY: initialised in `new`, destroyed once. It cannot fail for what was initialised.
+        // SAFETY: initialised in `new`, destroyed once. The call cannot fail for initialised attributes.
         let _never = unsafe { libc::posix_spawnattr_destroy(&raw mut self.0) };
     }
 }
 
 impl Spawn<'_> {
-    /// Starts it. Who holds the result sees its end there, and takes its exit status with [`PidFd::reap`].
+    /// Starts the program. The returned pidfd becomes readable when the program ends; [`PidFd::reap`] takes
+    /// its exit status.
     ///
     /// # Errors
     /// The program cannot be executed, or the kernel refuses.
@@ -164,14 +168,14 @@ impl Spawn<'_> {
     }
 }
 
-/// The child just started; nobody has reaped it yet. One that cannot be held is ended.
+/// Opens a pidfd for the new child, which is not yet reaped. Kills the child where that fails.
 fn hold(pid: u32) -> Result<PidFd> {
     let held = PidFd::open(pid);
     if let Ok(Some(fd)) = held {
         return Ok(fd);
     }
     if let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        // The first failure is the one to tell; a child of this process cannot be another's by now.
+        // The first failure is reported; the pid is still the child's, as only this process can reap it.
         let _killed = kill_process(raw, Signal::KILL);
         let _reaped = waitpid(Some(raw), WaitOptions::empty());
     }
