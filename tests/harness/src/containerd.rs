@@ -139,7 +139,7 @@ pub fn tail(path: &Path, lines: usize) -> String {
     all.iter().skip(all.len().saturating_sub(lines)).map(|l| format!("{l}\n")).collect()
 }
 
-/// Starts a program that outlives the caller, in a process group of its own, with the output appended to `log`.
+/// Starts a program that outlives the caller, in its own process group, with the output appended to `log`.
 pub(crate) fn spawn_detached(mut command: Command, log: &Path) -> Result<Process> {
     let log = fs::OpenOptions::new()
         .create(true)

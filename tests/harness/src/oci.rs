@@ -63,7 +63,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// Debian's static busybox with all its applets in `/bin`, the usual empty directories, root and `nobody`.
+    /// Debian's static busybox: all applets in `/bin`, the usual empty directories, root and `nobody`.
     ///
     /// # Errors
     /// `/bin/busybox` (package `busybox-static`) is missing or does not run.

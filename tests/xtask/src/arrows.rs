@@ -1,13 +1,14 @@
-//! The borders between crates: core <- adapters <- pods <- berth, and what each of some dependencies may be used by.
+//! Allowed dependencies between crates (core <- adapters <- pods <- berth) and the crates that may use
+//! certain external dependencies.
 
 use crate::cargo::Metadata;
 use anyhow::{Context, Result, bail};
 use std::{collections::BTreeMap, fs, path::Path};
 
-/// Each crate and which crates of the workspace it may use. Adapters do not stand in each other's lists: what one
-/// needs of another it states as a trait, and the wiring fills it.
+/// Each crate with the workspace crates that it may use. Adapters do not use each other: an adapter states
+/// its need as a trait, and the wiring in `berth` implements the trait.
 const MAY_USE: &[(&str, &[&str])] = &[
-    // Pure, and the ground.
+    // The pure core and the basic crates below all others.
     ("berth-core", &[]),
     ("berth-sys", &["berth-core"]),
     ("berth-pause", &[]),
@@ -22,7 +23,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-volumes", &["berth-core", "berth-sys"]),
     ("berth-node", &["berth-core", "berth-sys"]),
     ("berth-server", &["berth-core", "berth-sys", "berth-api"]),
-    // Stands on top: reads what others publish, output by logd's reader, also while the agent is away.
+    // The CLI reads published state and, through logd's reader, container output, also while the agent is
+    // down.
     (
         "berth-cli",
         &[
@@ -35,16 +37,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-ebpf-loader",
         ],
     ),
-    // The Service data plane: abi is the language, decide is shared by programs, tests and `berth trace`.
+    // Service data plane: abi holds the shared types; decide is shared by the eBPF programs, tests and `berth
+    // trace`.
     ("berth-ebpf-abi", &[]),
     ("berth-ebpf-decide", &["berth-ebpf-abi"]),
     ("berth-ebpf-loader", &["berth-core", "berth-ebpf-abi", "berth-ebpf-decide"]),
     ("berth-services", &["berth-core", "berth-sys", "berth-ebpf-abi", "berth-ebpf-loader"]),
     ("berth-dns", &["berth-core", "berth-sys", "berth-api", "berth-helper"]),
-    // Needs no agent.
+    // The CNI plugin works without an agent.
     ("berth-cni-ipam", &[]),
     ("berth-cni", &["berth-cni-ipam"]),
-    // Workers use adapters, the binary wires all.
+    // Workers use adapters; the binary wires everything together.
     (
         "berth-pods",
         &[
@@ -81,11 +84,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-dns",
         ],
     ),
-    // Tests look at the programs from outside.
+    // Test crates treat the programs as black boxes.
     ("berth-harness", &["berth-core", "berth-sys"]),
     ("berth-tests-node", &[]),
     ("berth-load", &[]),
-    // Measures the data plane without an agent, with the parts that the agent is made of.
+    // Measures the data plane without an agent, using the agent's own crates.
     (
         "berth-tests-services",
         &[
@@ -100,7 +103,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("xtask", &["berth-harness"]),
 ];
 
-/// What a crate's tests may use besides, with the reason.
+/// Additional crates that a crate's tests may use, with the reason.
 const TESTS_MAY_USE: &[(&str, &str, &str)] = &[
     ("berth-runtime", "berth-source", "the recorded pod shapes are read as the agent reads them"),
     ("berth-cli", "berth-server", "commands are run against the real socket"),
@@ -110,23 +113,23 @@ const TESTS_MAY_USE: &[(&str, &str, &str)] = &[
     ("berth-ebpf-decide", "berth-ebpf-decide", "with the feature that makes random cases"),
 ];
 
-/// Dependencies of others and the only crates that may use them.
+/// External dependencies and the only crates that may use each.
 const ONLY: &[(&str, &[&str])] = &[
     ("cgroups-rs", &["berth-node"]),
     ("k8s-openapi", &["berth-source"]),
     ("containerd-client", &["berth-runtime"]),
 ];
 
-/// What core must never use: it decides, it does nothing.
+/// Dependencies that core must never have: core is pure decision code without I/O.
 const NOT_IN_CORE: &[&str] = &["tokio", "nix", "rustix", "libc"];
 
-/// Where the lint against unsafe may be lifted.
+/// Crates that may lift the lint against unsafe code.
 const UNSAFE: &[&str] = &["berth-sys", "berth-pause", "berth-ebpf-loader"];
 
-/// The lint; in two parts, so that this file does not find itself.
+/// Name of the lint, in two parts so that the check does not find this file.
 const LINT: &str = concat!("unsafe", "_code");
 
-/// Checks the workspace as it is.
+/// Checks the workspace.
 pub(crate) fn check() -> Result<()> {
     let metadata = Metadata::read()?;
     let mut broken = dependencies(&metadata);
@@ -148,7 +151,7 @@ pub(crate) fn check() -> Result<()> {
     bail!("crates reach over their borders:\n  {}", broken.join("\n  "));
 }
 
-/// Every arrow that should not be there.
+/// Every dependency that the rules do not allow.
 fn dependencies(metadata: &Metadata) -> Vec<String> {
     let mut broken = Vec::new();
     let may: BTreeMap<&str, &[&str]> = MAY_USE.iter().copied().collect();
@@ -193,7 +196,7 @@ fn lifts_unsafe(name: &str, dir: &Path) -> Vec<String> {
                 left.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
                 let text = fs::read_to_string(&path).unwrap_or_default();
-                // Forbidding it is welcome.
+                // `forbid` is stricter than the workspace's lint and is allowed.
                 let text = text.replace(&format!("forbid({LINT})"), "");
                 if text.contains(LINT) {
                     found.push(format!("{name}: {} says something of {LINT}", path.display()));

@@ -1,4 +1,4 @@
-//! Cargo, called from here.
+//! Calls of cargo and its metadata.
 
 use anyhow::{Context, Result, ensure};
 use berth_harness::tools;
@@ -8,44 +8,44 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// A command of cargo's in the repository's root.
+/// A cargo command in the repository's root.
 pub(crate) fn command(args: &[&str]) -> Command {
     tools::cargo(args)
 }
 
-/// `cargo metadata`: the workspace's crates, and with `deps` the whole graph.
+/// Output of `cargo metadata`: the workspace's crates; with `deps` the whole dependency graph.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Metadata {
-    /// Packages.
+    /// All packages.
     pub(crate) packages: Vec<Package>,
-    /// Ids of the workspace's own.
+    /// Ids of the workspace's own packages.
     pub(crate) workspace_members: Vec<String>,
 }
 
 /// A package.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Package {
-    /// Its id.
+    /// Package id.
     pub(crate) id: String,
-    /// Its name.
+    /// Package name.
     pub(crate) name: String,
-    /// Its manifest's path.
+    /// Path of the package's manifest.
     pub(crate) manifest_path: PathBuf,
-    /// What it asks for.
+    /// Dependencies that the manifest names.
     pub(crate) dependencies: Vec<Dependency>,
 }
 
-/// An entry of a manifest's dependencies.
+/// A dependency named in a manifest.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Dependency {
-    /// The package's name.
+    /// Name of the package.
     pub(crate) name: String,
-    /// `None`, `dev` or `build`.
+    /// Kind of dependency: `None` (normal), `dev` or `build`.
     pub(crate) kind: Option<String>,
 }
 
 impl Metadata {
-    /// Reads it; only manifests are looked at, nothing is built.
+    /// Reads the metadata. Cargo reads manifests only and builds nothing.
     pub(crate) fn read() -> Result<Metadata> {
         let out = command(&["metadata", "--format-version", "1", "--no-deps", "--locked"])
             .stderr(Stdio::inherit())
@@ -55,7 +55,7 @@ impl Metadata {
         serde_json::from_slice(&out.stdout).context("read cargo metadata")
     }
 
-    /// The workspace's own packages.
+    /// Packages of the workspace itself.
     pub(crate) fn members(&self) -> impl Iterator<Item = &Package> {
         self.packages.iter().filter(|p| self.workspace_members.contains(&p.id))
     }

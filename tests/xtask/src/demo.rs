@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: a node with the pods of `deploy/examples`, shown step by step; `--down` takes it away.
+//! `cargo xtask demo`: runs a node with the pods of `deploy/examples` step by step; `--down` removes the
+//! node.
 
 mod outside;
 mod services;
@@ -23,26 +24,26 @@ use std::{
 /// Options of `cargo xtask demo`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// End the demo's node and remove everything that it made.
+    /// End the demo's node and remove everything that the node made.
     #[arg(long)]
     down: bool,
-    /// Leave the node as it is where a step fails, to be looked at.
+    /// Keep the node for inspection where a step fails.
     #[arg(long)]
     keep: bool,
-    /// Where everything of the demo lies.
+    /// Directory of the demo's files.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/berth-demo")]
     dir: PathBuf,
-    /// Where the demo's state of this boot lies.
+    /// Directory of the demo's state of this boot.
     #[arg(long, value_name = "DIR", default_value = "/run/berth-demo")]
     run_dir: PathBuf,
 }
 
-/// A first restart comes at once, the second after 10 s.
+/// The first restart comes at once, the second after 10 s.
 const BACK_OFF: Duration = Duration::from_secs(90);
 
 const EXAMPLES: [&str; 5] = ["web.yaml", "services.yaml", "client.yaml", "crash.yaml", "never-ready.yaml"];
 
-/// Shows the node, or ends it.
+/// Shows the node, or ends it (`--down`).
 pub(crate) fn run(args: &Args) -> Result<bool> {
     if args.down {
         return down(args);
@@ -91,7 +92,7 @@ fn down(args: &Args) -> Result<bool> {
     Ok(true)
 }
 
-/// The demo's node: Services on, names served, node ports at an address that is the demo's own.
+/// The demo's node: Services and DNS enabled, node ports on an address of the demo's own.
 fn demo_node(args: &Args, programs: PathBuf) -> Result<(Node, Outside)> {
     let mut node = Node::new(&args.dir, &args.run_dir, "demo", programs)?;
     let outside = Outside::of(&node.cgroup, &node.subnets().0);
@@ -134,7 +135,7 @@ fn apply(node: &Node, name: &str) -> Result<()> {
     node.apply(name, &text)
 }
 
-/// What a pod has come to; each step may be seen only after the one before.
+/// Stage that a pod has reached; each stage requires the one before.
 fn stage(pod: &Pod) -> Result<&'static str> {
     let ended = |name: &str| pod.container(name)["state"]["terminated"]["exitCode"] == 0;
     let running = |name: &str| pod.container(name)["state"]["running"].is_object();
@@ -296,10 +297,10 @@ fn never_ready(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What `berth pods` says.
+/// Output of `berth pods`.
 fn report(node: &Node) -> Result<()> {
     let told = node.berth(&["pods"])?;
-    // 1 says that a pod is not well, which is so here.
+    // Exit code 1 means that a pod is not well, which is expected here.
     let code = told.status.code();
     ensure!(
         matches!(code, Some(0 | 1)),

@@ -1,8 +1,9 @@
-//! `cargo xtask ebpf`: builds the programs of the kernel from source, or checks that the committed object is theirs.
+//! `cargo xtask ebpf`: builds the eBPF programs from source, or checks the committed object against the
+//! sources.
 //!
-//! Everybody else embeds the committed object and needs none of this. The bytes depend on the compiler, on the linker
-//! and on the sources alone: all paths are mapped to places that exist on no machine, since the linker writes the
-//! lines of files that it can open into the object.
+//! All other builds embed the committed object and need none of these tools. The object's bytes depend only
+//! on the compiler, the linker and the sources. All paths are mapped to paths that exist on no machine,
+//! because the linker embeds the source lines of files that it can open.
 
 use crate::{cargo, out, setup::succeed};
 use anyhow::{Context, Result, ensure};
@@ -15,16 +16,17 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// The compiler that the committed object was made by, and the Debian package with its library's sources.
+/// Compiler version of the committed object, and the Debian package with the sources of that compiler's
+/// library.
 const RUSTC: &str = "1.95.0";
-/// Of Debian's trixie-backports, for all architectures.
+/// The package is in Debian's trixie-backports, for all architectures.
 const RUST_SRC: &str = "1.95.0+dfsg1-2~bpo13+1";
-/// Links by the LLVM of that compiler.
+/// Version of the linker, which links with the LLVM of that compiler.
 const BPF_LINKER: &str = "0.9.15";
 
-/// Where the object lies, from the root.
+/// Path of the committed object, from the repository's root.
 const OBJECT: &str = "ebpf/programs/berth.bpf.o";
-/// Where it is built.
+/// Path of the built object.
 const BUILT: &str = "target/ebpf/berth.bpf.o";
 
 /// Options of `cargo xtask ebpf`.
@@ -35,7 +37,7 @@ pub(crate) struct Args {
     check: bool,
 }
 
-/// What is lacking to build the programs without installing anything; nothing where all is there.
+/// The missing tool or source that would need an installation; `None` where everything is installed.
 pub(crate) fn lacking() -> Result<Option<String>> {
     let Ok(rust) = Rust::find() else { return Ok(Some(format!("rustc is not {RUSTC}"))) };
     if !rust.library().join("core/Cargo.toml").is_file() {
@@ -47,18 +49,19 @@ pub(crate) fn lacking() -> Result<Option<String>> {
     Ok(None)
 }
 
-/// The run of the tests' own: `Ok(false)` where the committed object is not what the sources make.
+/// Check for the test suites: `Ok(false)` where the committed object differs from the one built from the
+/// sources.
 pub(crate) fn check() -> Result<bool> {
     run(&Args { check: true })
 }
 
-/// Runs; `Ok(false)` where the committed object is another.
+/// Builds or checks the object; `Ok(false)` where the check finds a difference.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let rust = Rust::find()?;
     rust.sources()?;
     let linker = linker()?;
     let object = out::timed("build the programs", || build(&rust, &linker))?;
-    // A call of it is where the verifier would stop, without saying where.
+    // The verifier would reject a call of a panic function without naming its cause.
     for symbol in ["core9panicking", "core::panicking", "rust_begin_unwind"] {
         ensure!(
             !contains(&object, symbol.as_bytes()),
@@ -85,7 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     Ok(true)
 }
 
-/// The compiler's own directory.
+/// Installation of the compiler.
 struct Rust {
     sysroot: PathBuf,
 }
@@ -105,7 +108,7 @@ impl Rust {
         self.sysroot.join("lib/rustlib/src/rust/library")
     }
 
-    /// The sources of `core`, which is built for the kernel anew: by rustup, else from Debian.
+    /// Provides the sources of `core`, which is compiled for the BPF target: from rustup, else from Debian.
     fn sources(&self) -> Result<()> {
         let library = self.library();
         if library.join("core/Cargo.toml").is_file() {
@@ -124,7 +127,7 @@ impl Rust {
         }
         let parent = library.parent().context("the library has no parent")?;
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-        // A link of an earlier run may lead nowhere.
+        // An earlier run may have left a dangling link.
         if library.symlink_metadata().is_ok() {
             fs::remove_file(&library).with_context(|| format!("remove {}", library.display()))?;
         }
@@ -132,7 +135,7 @@ impl Rust {
     }
 }
 
-/// Unpacks the package of another suite without touching the system's own sources.
+/// Unpacks a package of another Debian suite without changing the system's own apt sources.
 fn debian(place: &Path) -> Result<()> {
     let apt = place.join("apt");
     for dir in ["lists/partial", "cache/archives/partial"] {
@@ -167,7 +170,7 @@ fn debian(place: &Path) -> Result<()> {
     fs::remove_dir_all(&apt).with_context(|| format!("remove {}", apt.display()))
 }
 
-/// The archive's address, from the system's own sources.
+/// URL of Debian's archive, from the system's own apt sources.
 fn archive() -> Result<String> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     if let Ok(dir) = fs::read_dir("/etc/apt/sources.list.d") {
@@ -180,7 +183,7 @@ fn archive() -> Result<String> {
         .context("no Debian archive in /etc/apt: install rust-src by rustup")
 }
 
-/// The first archive of Debian itself in a file of sources, of the old or the new form.
+/// First URL of a Debian archive in an apt sources file, of the one-line or the deb822 format.
 fn archive_in(text: &str) -> Option<String> {
     let words =
         text.lines().map(str::trim).filter(|line| !line.starts_with('#')).flat_map(str::split_whitespace);
@@ -191,18 +194,18 @@ fn archive_in(text: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Where the linker is installed.
+/// Installation directory of the linker.
 fn linker_root() -> Result<PathBuf> {
     Ok(tools::cache()?.join("tools/bpf-linker"))
 }
 
-/// Whether it is, in the version wanted.
+/// Whether the linker is installed in the wanted version.
 fn is_linker(root: &Path) -> bool {
     let version = text(Command::new(root.join("bin/bpf-linker")).arg("--version")).unwrap_or_default();
     version.split_whitespace().nth(1) == Some(BPF_LINKER)
 }
 
-/// The linker's directory.
+/// Directory of the linker's program. Installs the linker where necessary.
 fn linker() -> Result<PathBuf> {
     let root = linker_root()?;
     let dir = root.join("bin");
@@ -250,11 +253,11 @@ fn build(rust: &Rust, linker: &Path) -> Result<Vec<u8>> {
         .current_dir(root.join("ebpf/programs"))
         .env("PATH", path)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(std::ffi::OsStr::new("\u{1f}")))
-        // The library is built with the stable compiler.
+        // The stable compiler needs this variable to build `core` with `-Zbuild-std`.
         .env("RUSTC_BOOTSTRAP", "1");
     succeed(&mut command)?;
     let stripped = root.join(BUILT);
-    // The compiler's own: of the same version everywhere.
+    // The compiler's own objcopy: the same version on every machine.
     let lib = rust.sysroot.join("lib");
     let host = text(Command::new("rustc").args(["--print", "host-tuple"]))?;
     let objcopy = |option: &str, from: &Path| {
@@ -263,7 +266,7 @@ fn build(rust: &Rust, linker: &Path) -> Result<Vec<u8>> {
         succeed(&mut command)
     };
     objcopy("--strip-debug", &target.join("bpfel-unknown-none/release/berth"))?;
-    // Cargo's mark of a crate in a symbol's name follows from where its sources lie: taken out.
+    // The crate hash in symbol names depends on the location of the sources and is removed.
     let names = renamed(&fs::read(&stripped).with_context(|| format!("read {}", stripped.display()))?);
     let list = target.join("symbols");
     fs::write(&list, names).with_context(|| format!("write {}", list.display()))?;
@@ -271,14 +274,14 @@ fn build(rust: &Rust, linker: &Path) -> Result<Vec<u8>> {
     fs::read(&stripped).with_context(|| format!("read {}", stripped.display()))
 }
 
-/// Lines of old and new names for the symbols in an object that carry the mark of a crate.
+/// Pairs of old and new names, one per line, for all mangled symbols in an object.
 fn renamed(object: &[u8]) -> String {
     let texts = object.split(|byte| *byte == 0).filter_map(|text| str::from_utf8(text).ok());
     let symbols = texts.filter(|text| text.starts_with("_R") && !text.contains(char::is_whitespace));
     symbols.map(|old| format!("{old} {}\n", unmarked(old))).collect()
 }
 
-/// A symbol's name without the marks: `Cs<letters and digits>_` becomes `C`.
+/// A symbol's name without crate hashes: `Cs<letters and digits>_` becomes `C`.
 fn unmarked(symbol: &str) -> String {
     let mut parts = symbol.split("Cs");
     let mut plain = parts.next().unwrap_or_default().to_owned();
@@ -297,7 +300,7 @@ fn unmarked(symbol: &str) -> String {
     plain
 }
 
-/// Of the object as it was built.
+/// SHA-256 of the built object.
 fn sha256() -> Result<String> {
     let line = text(Command::new("sha256sum").arg(crate::root().join(BUILT)))?;
     line.split_whitespace().next().map(str::to_owned).context("sha256sum printed nothing")
@@ -307,7 +310,7 @@ fn contains(bytes: &[u8], needle: &[u8]) -> bool {
     bytes.windows(needle.len()).any(|window| window == needle)
 }
 
-/// What a command prints.
+/// Standard output of a command.
 fn text(command: &mut Command) -> Result<String> {
     let out =
         command.stdin(Stdio::null()).output().with_context(|| format!("run {:?}", command.get_program()))?;

@@ -1,7 +1,7 @@
 //! The project's tasks: `cargo xtask setup`, `demo`, `test`, `vm`, `ebpf`, `bench`.
 //!
-//! It builds without protoc and without anything that `setup` installs, so that a fresh machine needs Rust, Go and a
-//! linker only.
+//! The crate builds without protoc and without anything that `setup` installs: a fresh machine needs only
+//! Rust, Go and a linker.
 
 mod arrows;
 mod bench;
@@ -27,23 +27,23 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Install what building and testing need: Debian packages, containerd and runc. Does nothing twice.
+    /// Install what building and testing need: Debian packages, containerd and runc. Safe to repeat.
     Setup,
-    /// Start a node with the pods of deploy/examples and show what it does; or end it.
+    /// Start a node with the pods of deploy/examples and show them at work; or end the node.
     Demo(demo::Args),
     /// Run the tests: formatting, lints, crate borders, all crates, and the suites of a real node.
     Test(test::Args),
-    /// Boot a VM with Berth on it as README says, and run a command there; or look around in it.
+    /// Boot a VM with Berth installed as README says, and run a command or a shell there.
     Vm(vm::Args),
-    /// Build the programs of the kernel, or check the committed object against them.
+    /// Build the eBPF programs, or check the committed object against its sources.
     Ebpf(ebpf::Args),
-    /// Measure, side by side with a yardstick.
+    /// Measure performance, side by side with a yardstick.
     Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Args::parse().task {
-        // A command in a VM ends as it does here.
+        // The exit code of a VM command becomes the exit code of xtask.
         Task::Vm(args) => match vm::run(&args) {
             Ok(code) => return ExitCode::from(code),
             Err(error) => Err(error),
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The repository's root.
+/// Root of the repository.
 fn root() -> PathBuf {
     berth_harness::tools::repository()
 }

@@ -1,14 +1,14 @@
-//! What the user reads.
+//! Output for the user.
 
 use std::time::Instant;
 
-/// A line on standard output.
+/// Prints a line to standard output.
 #[expect(clippy::print_stdout, reason = "this program's output is what it is for")]
 pub(crate) fn line(text: &str) {
     println!("{text}");
 }
 
-/// Tells what begins, and when it has ended how long it took.
+/// Prints the start of a step and, at the end, the step's duration.
 pub(crate) fn timed<T>(what: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     line(&format!("… {what}"));
     let begun = Instant::now();

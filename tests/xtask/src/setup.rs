@@ -1,4 +1,5 @@
-//! `cargo xtask setup`: what building and testing need, from Debian and from Go's module proxy. Idempotent.
+//! `cargo xtask setup`: installs what building and testing need, from Debian and Go's module proxy.
+//! Idempotent.
 
 use crate::out;
 use anyhow::{Context, Result, bail, ensure};
@@ -9,7 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Debian packages, and a file by which each is known to be there: quicker to look for than to ask dpkg.
+/// Debian packages, each with files that prove its installation: a file test is faster than dpkg.
 const PACKAGES: [(&str, &[&str]); 8] = [
     ("gcc", &["/usr/bin/gcc"]),
     ("libc6-dev", &["/usr/include/stdlib.h"]),
@@ -21,19 +22,20 @@ const PACKAGES: [(&str, &[&str]); 8] = [
     ("busybox-static", &["/bin/busybox"]),
 ];
 
-/// The oldest containerd with the services that are used.
+/// Oldest containerd that has the services used by Berth.
 const CONTAINERD_FLOOR: [u32; 3] = [2, 0, 0];
-/// What is built where there is none.
+/// Containerd version to build where none is installed.
 const CONTAINERD: &str = "v2.4.2";
-/// The oldest patch of each minor version of runc that has its container escapes closed; newer minors are fine.
+/// Oldest patch of each runc minor version in which the container escapes are fixed; newer minor versions are
+/// fine.
 const RUNC_FLOORS: [[u32; 3]; 3] = [[1, 2, 8], [1, 3, 3], [1, 4, 3]];
-/// What is built where there is none.
+/// Runc version to build where none is installed.
 const RUNC: &str = "v1.5.2";
 
-/// Other people's CNI plugins: the agent is tested with them.
+/// Version of the standard CNI plugins, with which the agent is tested.
 const CNI_PLUGINS: &str = "v1.9.1";
 
-/// Sets the machine up.
+/// Installs everything that is missing.
 pub(crate) fn run() -> Result<()> {
     packages(&PACKAGES)?;
     containerd()?;
@@ -43,7 +45,7 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// What a VM is made and run with.
+/// Packages for making and running a VM.
 const VM_PACKAGES: [(&str, &[&str]); 8] = [
     ("qemu-system-x86", &["/usr/bin/qemu-system-x86_64"]),
     ("qemu-utils", &["/usr/bin/qemu-img"]),
@@ -55,7 +57,7 @@ const VM_PACKAGES: [(&str, &[&str]); 8] = [
     ("zstd", &["/usr/bin/zstd"]),
 ];
 
-/// Installs what VMs need.
+/// Installs the packages for VMs.
 pub(crate) fn for_vm() -> Result<()> {
     ensure!(
         std::env::consts::ARCH == "x86_64",
@@ -87,7 +89,8 @@ fn packages(wanted: &[(&'static str, &[&str])]) -> Result<()> {
         command.env("DEBIAN_FRONTEND", "noninteractive");
         out::timed(&format!("apt-get {}", args.join(" ")), || succeed(&mut command))
     };
-    // The lists may be missing or too old to be of use: refreshed once, only now that something is to be fetched.
+    // The package lists may be missing or outdated. They are refreshed once, only when a package must be
+    // downloaded.
     apt(&["update"])?;
     let mut args = vec!["install", "--no-install-recommends"];
     args.extend(&missing);
@@ -142,7 +145,7 @@ fn runc() -> Result<()> {
 
 fn cni_plugins() -> Result<()> {
     let wanted = ["main/bridge", "main/ptp", "main/loopback", "ipam/host-local", "meta/portmap"];
-    // Never those of PATH: iproute2 has a `bridge` too.
+    // Programs from PATH do not count: iproute2 installs a `bridge` too.
     let dir = tools::dir()?;
     let there = |path: &str| path.rsplit('/').next().is_some_and(|name| dir.join(name).is_file());
     let missing: Vec<String> = wanted
@@ -157,13 +160,13 @@ fn cni_plugins() -> Result<()> {
     go_install(&missing, &[], "0")
 }
 
-/// The tools' own directory, then PATH.
+/// PATH with the tools directory first.
 fn search() -> Result<Vec<PathBuf>> {
     let path = env::var_os("PATH").unwrap_or_default();
     Ok(std::iter::once(tools::dir()?).chain(env::split_paths(&path)).collect())
 }
 
-/// The first `x.y.z` in what `--version` prints.
+/// The first version `x.y.z` in the output of `--version`.
 fn version_of(program: &Path) -> Option<[u32; 3]> {
     let out = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
     parse_version(&String::from_utf8_lossy(&out.stdout))
@@ -172,7 +175,7 @@ fn version_of(program: &Path) -> Option<[u32; 3]> {
 fn parse_version(text: &str) -> Option<[u32; 3]> {
     text.split_whitespace().find_map(|word| {
         let word = word.trim_start_matches('v');
-        // What follows a dash or plus (a pre-release, a distribution's mark) does not count.
+        // The part after a dash or plus (pre-release, distribution's mark) is ignored.
         let word = word.split(['-', '+', '~']).next().unwrap_or(word);
         let mut numbers = word.split('.').map(str::parse::<u32>);
         match (numbers.next()?, numbers.next()?, numbers.next()?, numbers.next()) {
@@ -213,7 +216,7 @@ fn go_install(packages: &[String], flags: &[&str], cgo: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command with its output kept for the case that it fails.
+/// Runs a command and prints the captured output only where the command fails.
 pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     let out =
         command.stdin(Stdio::null()).output().with_context(|| format!("run {:?}", command.get_program()))?;

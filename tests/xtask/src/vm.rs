@@ -1,8 +1,9 @@
-//! `cargo xtask vm` and the suite of the same name: the machine that users have.
+//! `cargo xtask vm` and the suite of the same name: Berth on a machine as users have it.
 //!
-//! A VM is Debian 13 with a stock kernel, systemd and cgroup version 2 only, on an emulated processor, so that any machine
-//! can run it. Berth is installed in it by README's "By hand", word for word, and runs on its default roots. What it is
-//! made of lies in the user's cache directory; nothing runs and nothing is mounted when the command is over.
+//! The VM runs Debian 13 with a stock kernel, systemd and cgroup version 2 only. Its processor is emulated,
+//! so any machine can run the VM. Berth is installed by README's "By hand", word for word, and uses its
+//! default roots. The VM's parts lie in the user's cache directory. After the command no process runs and
+//! nothing stays mounted.
 
 mod apt;
 mod by_hand;
@@ -24,45 +25,46 @@ use std::{
     time::Duration,
 };
 
-/// The directory of a running VM, in the cache.
+/// Directory of a running VM, in the cache.
 const RUN: &str = "run";
 
 const LEFT_RUNNING: &str = "a VM was left running: end it by `cargo xtask vm --down`";
 
-/// How long a command that is given by hand may take.
+/// Time limit of a command given by hand.
 const BY_HAND: Duration = Duration::from_secs(3600);
 
 /// Options of `cargo xtask vm`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The kernel: `stable` (Debian 13's own), `oldest` (that Debian offers and Berth runs on), `newest`, or the
-    /// beginning of a release.
+    /// The kernel: `stable` (Debian 13's own), `oldest` (the oldest that Debian offers and Berth supports),
+    /// `newest`, or the beginning of a release.
     #[arg(long, value_name = "KERNEL", default_value = "stable")]
     kernel: String,
-    /// Take the optimised build, as README does; it takes minutes.
+    /// Use the optimised build, as README does; building takes minutes.
     #[arg(long)]
     release: bool,
-    /// Leave the VM running; the next call runs its command in it.
+    /// Leave the VM running; the next call runs its command in that VM.
     #[arg(long)]
     keep: bool,
     /// End the VM that was left running.
     #[arg(long, conflicts_with_all = ["keep", "command"])]
     down: bool,
-    /// Record the shapes of tests/shapes on the real kubelet, in a VM without Berth: to tests/golden/v2.
+    /// Record the shapes of tests/shapes with the real kubelet, in a VM without Berth, into tests/golden/v2.
     #[arg(long, conflicts_with_all = ["keep", "release", "down", "command"])]
     record: bool,
-    /// With --record: these shapes, by comma.
+    /// With --record: only these shapes, separated by commas.
     #[arg(long, value_name = "SHAPES", requires = "record")]
     only: Option<String>,
-    /// With --record: these kinds of recordings (spec, status, events, output, cgroup), by comma.
+    /// With --record: only these kinds of recordings (spec, status, events, output, cgroup), separated by
+    /// commas.
     #[arg(long, value_name = "KINDS", requires = "record")]
     kinds: Option<String>,
-    /// Run this by bash in the VM.
+    /// Run this bash command in the VM.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
-/// Boots, runs the command and ends. Returns the command's exit code.
+/// Boots the VM, runs the command and ends the VM. Returns the command's exit code.
 pub(crate) fn run(args: &Args) -> Result<u8> {
     let cache = Cache::open()?;
     let dir = cache.dir(RUN)?;
@@ -81,7 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
         Some(machine) => machine,
         None => boot(&cache, &args.kernel, args.release, args.keep)?,
     };
-    // Where it ran already it stays, too.
+    // A VM that was already running stays up.
     let stays = args.keep || !machine.is_ours();
     let mut code = 0;
     if !args.command.is_empty() {
@@ -99,10 +101,10 @@ pub(crate) fn run(args: &Args) -> Result<u8> {
     Ok(u8::try_from(code).unwrap_or(1))
 }
 
-/// Runs the checks in a VM with that kernel, each as a test of the tally.
+/// Runs the checks in a VM with this kernel. Each check counts as a test of the tally.
 ///
 /// # Errors
-/// There is no VM to check in.
+/// No VM can be started.
 pub(crate) fn suite(kernel: &str, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     let cache = Cache::open()?;
     ensure!(Machine::running(&cache.dir(RUN)?).is_none(), LEFT_RUNNING);
@@ -133,7 +135,7 @@ fn boot(cache: &Cache, wanted: &str, release: bool, stay: bool) -> Result<Machin
     }
 }
 
-/// A VM with what `payload` makes unpacked in it.
+/// A VM into which the disk made by `payload` is unpacked.
 fn start(
     cache: &Cache,
     wanted: &str,
@@ -157,7 +159,7 @@ fn start(
     }
 }
 
-/// Ends a VM in which something went wrong; the error then tells where its logs are.
+/// Ends a VM after a failure and adds the location of its logs to the error.
 fn with_logs(cache: &Cache, mut machine: Machine, error: anyhow::Error) -> anyhow::Error {
     let kept = match keep_logs(cache, &mut machine) {
         Ok(kept) => format!("the VM's logs are in {}", kept.display()),
@@ -169,7 +171,7 @@ fn with_logs(cache: &Cache, mut machine: Machine, error: anyhow::Error) -> anyho
     }
 }
 
-/// Takes what the VM has to say out of it: the console, the journals of all its boots, what Berth shows.
+/// Saves the VM's diagnostics: the console, the journals of all boots and the output of Berth's commands.
 fn keep_logs(cache: &Cache, machine: &mut Machine) -> Result<PathBuf> {
     let to = crate::root().join("target/vm");
     std::fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
