@@ -1,4 +1,4 @@
-//! The clocks and the boot's identity. What is decided by time is given what is read here.
+//! Reads the clocks and the boot id. Decisions that depend on time take these values as arguments.
 
 use crate::{Error, Result, fs};
 use berth_core::{
@@ -10,22 +10,23 @@ use std::{path::Path, time::Duration};
 
 /// Both clocks, read one after the other.
 ///
-/// The kernel always has both; should it deny one (a seccomp filter that forbids it), that clock stands at zero.
+/// A clock that the kernel denies (a seccomp filter may do that) reads zero; otherwise the kernel always has
+/// both.
 pub fn now() -> Now {
     Now { boottime: boottime(), wall: wall() }
 }
 
-/// `CLOCK_BOOTTIME`.
+/// Time since boot, `CLOCK_BOOTTIME`.
 pub fn boottime() -> Boottime {
     Boottime(read(ClockId::CLOCK_BOOTTIME))
 }
 
-/// `CLOCK_REALTIME`, in nanoseconds since 1970.
+/// Wall-clock time, `CLOCK_REALTIME`, in nanoseconds since 1970.
 pub fn wall() -> Wall {
     Wall(i64::try_from(read(ClockId::CLOCK_REALTIME).as_nanos()).unwrap_or(i64::MAX))
 }
 
-/// `CLOCK_MONOTONIC`: the clock of eBPF programs (`bpf_ktime_get_ns`), and one that is the same in every process. Zero
+/// Time of `CLOCK_MONOTONIC`: the clock of eBPF programs (`bpf_ktime_get_ns`), equal in every process. Zero
 /// where the kernel denies it.
 pub fn monotonic() -> Duration {
     read(ClockId::CLOCK_MONOTONIC)
@@ -35,7 +36,7 @@ fn read(clock: ClockId) -> Duration {
     clock_gettime(clock).map(Duration::from).unwrap_or_default()
 }
 
-/// The boot that this machine is in, read from `path` (normally `/proc/sys/kernel/random/boot_id`).
+/// Id of the current boot, read from `path` (normally `/proc/sys/kernel/random/boot_id`).
 ///
 /// # Errors
 /// The file cannot be read or holds no boot id.

@@ -1,8 +1,9 @@
-//! Copying a directory with everything that files are: content, owner, mode, times, links, extended attributes.
+//! Copies a directory with all attributes of its files: content, owner, mode, times, links, extended
+//! attributes.
 //!
-//! Neither side is ever left: entries are opened by descriptor below the two directories, links are copied and never
-//! followed, and what is mounted below the source is an error. Paths of the source are as long as the kernel takes
-//! (4096 bytes), whatever the depth.
+//! The copy never leaves the two directories: entries are opened by descriptor below them, and links are
+//! copied but never followed. A mount below the source is an error. Paths in the source may be as long as the
+//! kernel allows (4096 bytes), at any depth.
 
 use crate::{Error, Result, fs::open_how};
 use rustix::{
@@ -23,15 +24,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The longest list of names and the longest value of extended attributes (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+/// Limit of the kernel for a list of extended attributes and for a value (`XATTR_LIST_MAX`,
+/// `XATTR_SIZE_MAX`).
 const LONGEST_ATTRIBUTE: usize = 64 << 10;
 
-/// Makes the empty directory `to` a copy of the directory `from`, itself included. Extended attributes are copied but
-/// for SELinux's labels and overlayfs' own; those that the target's file system does not have are left out. Devices,
-/// FIFOs and sockets become new ones of their kind. Holes are filled.
+/// Makes the empty directory `to` a copy of the directory `from`, with the attributes of `from` itself.
+/// Extended attributes are copied, except for SELinux's labels, overlayfs' own, and those that the target's
+/// file system does not support. Devices, FIFOs and sockets become new ones of the same kind. Holes are
+/// filled.
 ///
 /// # Errors
-/// [`Error::Copy`] with the entry, relative to `from`. What was copied before stays.
+/// [`Error::Copy`] with the entry, relative to `from`. Entries copied before stay.
 pub fn copy_dir(from: impl AsFd, to: impl AsFd) -> Result<()> {
     let mut copy = Copy {
         from: from.as_fd(),
@@ -46,7 +49,7 @@ pub fn copy_dir(from: impl AsFd, to: impl AsFd) -> Result<()> {
         copy.entries(&dir, &mut dirs).map_err(|(path, source)| Error::Copy { path, source })?;
         next += 1;
     }
-    // Last and from below: each new entry changes its directory's time.
+    // Attributes of directories come last and bottom-up, because each new entry changes its directory's time.
     for dir in dirs.iter().rev() {
         copy.end_of_dir(dir).map_err(|source| Error::Copy { path: dir.clone(), source })?;
     }
@@ -56,7 +59,7 @@ pub fn copy_dir(from: impl AsFd, to: impl AsFd) -> Result<()> {
 struct Copy<'a> {
     from: BorrowedFd<'a>,
     to: BorrowedFd<'a>,
-    /// Files with several names, by device and inode: where the first was copied to.
+    /// Copied path of each file with several hard links, by device and inode.
     linked: HashMap<(u64, u64), PathBuf>,
     names: Vec<u8>,
     value: Vec<u8>,
@@ -92,7 +95,8 @@ fn times(stat: &Stat) -> Timestamps {
 }
 
 impl Copy<'_> {
-    /// Copies what lies directly in a directory. Directories of it are made, and added to `dirs` to be filled later.
+    /// Copies the entries of a directory. Its subdirectories are made empty and added to `dirs`; a later call
+    /// fills them.
     fn entries(&mut self, dir: &Path, dirs: &mut Vec<PathBuf>) -> Result<(), (PathBuf, io::Error)> {
         let of_dir = |e: io::Error| (dir.to_owned(), e);
         let (from, to) = (open_dir(self.from, dir).map_err(of_dir)?, open_dir(self.to, dir).map_err(of_dir)?);
@@ -111,7 +115,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Copies one entry; true where it is a directory, which is made empty and only root's.
+    /// Copies one entry. Returns true for a directory, which is made empty and accessible to root only.
     fn entry(&mut self, from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &Path) -> io::Result<bool> {
         let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -138,7 +142,7 @@ impl Copy<'_> {
         } else {
             mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev)?;
             chownat(to, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
-            // Just made here, where nobody else writes: it is no link.
+            // The entry was just made in a directory where no other process writes, so it is no link.
             chmodat(to, name, mode(&stat), AtFlags::empty())?;
         }
         utimensat(to, name, &times(&stat), AtFlags::SYMLINK_NOFOLLOW)?;
@@ -159,8 +163,8 @@ impl Copy<'_> {
         self.attributes(from.as_fd(), to.as_fd())
     }
 
-    /// Owner, mode, extended attributes and times of an open file or directory, in the order in which none undoes
-    /// another: a change of owner clears setuid and file capabilities, a write changes the time.
+    /// Sets owner, mode, extended attributes and times of an open file or directory. The order matters: a
+    /// change of owner clears setuid and file capabilities, and a write changes the time.
     fn attributes(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
         let stat = fstat(from)?;
         let (uid, gid) = owner(&stat);
@@ -185,7 +189,7 @@ impl Copy<'_> {
             }
             let length = match fgetxattr(from, name, self.value.as_mut_slice()) {
                 Ok(length) => length,
-                // Listed for a name that only another reader sees.
+                // The kernel lists an attribute whose value this process may not see.
                 Err(Errno::NODATA | Errno::OPNOTSUPP) => continue,
                 Err(e) => return Err(e.into()),
             };

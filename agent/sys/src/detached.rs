@@ -1,5 +1,5 @@
-//! File systems that are mounted at no place (fsmount(2)): they are there as long as their descriptor is, nobody else
-//! sees them, and none is left behind by a process that dies.
+//! File systems that are mounted at no path (fsmount(2)). Such a mount lives as long as its descriptor: other
+//! processes do not see it, and a process that dies leaves none behind.
 
 use crate::{
     Error, Result,
@@ -16,12 +16,12 @@ use rustix::{
 };
 use std::{io, path::Path};
 
-/// The root of the file system that `mount -t KIND -o OPTIONS SOURCE` would mount, read-only, without devices, setuid
-/// programs or execution. Binds are known too.
+/// Root of the file system that `mount -t KIND -o OPTIONS SOURCE` would mount, read-only, without devices,
+/// setuid programs or execution. Bind mounts are supported.
 ///
 /// # Errors
-/// [`Error::Mount`] with the source: the kernel refuses. A kernel before 6.7 takes at most some fourteen layers of an
-/// overlay.
+/// [`Error::Mount`] with the source: the kernel refuses. A kernel before 6.7 takes at most about fourteen
+/// layers of an overlay.
 pub fn read_only(kind: &str, source: &str, options: &[String]) -> Result<OwnedFd> {
     let mounted = if options.iter().any(|o| matches!(o.as_str(), "bind" | "rbind")) {
         let opts = BindOpts { read_only: true, ..BindOpts::default() };
@@ -36,7 +36,8 @@ pub fn read_only(kind: &str, source: &str, options: &[String]) -> Result<OwnedFd
     mounted.map_err(|e| Error::Mount { what: "mount out of sight what is", path: source.into(), source: e })
 }
 
-/// `one_by_one`: layers are given each by a call of its own, which overlayfs knows since Linux 6.7.
+/// Mounts the file system. With `one_by_one` each layer is passed by a call of its own, which overlayfs
+/// supports since Linux 6.7.
 fn new(kind: &str, source: &str, options: &[String], one_by_one: bool) -> Result<OwnedFd, Errno> {
     let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(fs.as_fd(), "source", source)?;
@@ -44,7 +45,7 @@ fn new(kind: &str, source: &str, options: &[String], one_by_one: bool) -> Result
         match option.split_once('=') {
             Some(("lowerdir", layers)) if kind == "overlay" => lower_layers(&fs, layers, one_by_one)?,
             Some((name, value)) => fsconfig_set_string(fs.as_fd(), name, value)?,
-            // Read-only it is made below.
+            // The mount is made read-only below.
             None if matches!(option.as_str(), "ro" | "rw") => {}
             None => fsconfig_set_flag(fs.as_fd(), option.as_str())?,
         }
@@ -57,8 +58,9 @@ fn new(kind: &str, source: &str, options: &[String], one_by_one: bool) -> Result
     fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
-/// fsconfig(2) takes 255 bytes at a time, which the paths of a few layers fill. Where they cannot come one by one, each
-/// is opened and named by its descriptor.
+/// Sets the lower layers of an overlay. fsconfig(2) takes 255 bytes at a time, and the paths of a few layers
+/// exceed that. Where layers cannot be passed one by one, each is opened and named by its descriptor, which
+/// is shorter.
 fn lower_layers(fs: &OwnedFd, layers: &str, one_by_one: bool) -> Result<(), Errno> {
     let layers = layers.split(':');
     if one_by_one {
@@ -103,7 +105,7 @@ mod tests {
     #[test]
     fn layers_are_one_tree_that_is_at_no_place() {
         let dir = tempfile::tempdir().unwrap();
-        // Far more than fit into one string of fsconfig.
+        // Many more than fit into one string of fsconfig.
         let all = layers(dir.path(), 40);
         let options = ["index=off".to_owned(), lowerdir(&all)];
         let root = read_only("overlay", "overlay", &options).unwrap();

@@ -1,140 +1,140 @@
-//! What can go wrong between this program and the kernel.
+//! Errors of this crate's system calls.
 
 use std::{io, path::PathBuf};
 
-/// The outcome of an operation of this crate.
+/// Result of an operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failed operation and what it was about. The kernel's answer is the source.
+/// A failed operation and the file or process that it concerns. The kernel's error is the source.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or directory could not be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// Which.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// Why.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
     /// A file or directory could not be made, written or renamed.
     #[error("cannot write {}", path.display())]
     Write {
-        /// Which.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// Why.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
     /// A file or directory could not be opened.
     #[error("cannot open {}", path.display())]
     Open {
-        /// Which.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// Why.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
     /// A file or directory could not be removed.
     #[error("cannot remove {}", path.display())]
     Remove {
-        /// Which.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// Why.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
     /// An entry of a directory could not be copied.
     #[error("cannot copy {:?}", path.display())]
     Copy {
-        /// Which, relative to the directory.
+        /// Path of the entry, relative to the directory.
         path: PathBuf,
-        /// Why.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// A file is longer than its reader takes.
+    /// A file exceeds the size limit of its reader.
     #[error("{} is longer than {max} bytes", path.display())]
     TooLong {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// The most that is taken.
+        /// Size limit in bytes.
         max: usize,
     },
-    /// A file does not hold what it must.
+    /// A file has unexpected content.
     #[error("{} {reason}", path.display())]
     Malformed {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Fault in the content.
         reason: String,
     },
     /// A file system could not be mounted.
     #[error("cannot {what} at {}", path.display())]
     Mount {
-        /// What was tried, for example `mount a tmpfs`.
+        /// The failed operation, for example `mount a tmpfs`.
         what: &'static str,
-        /// Where.
+        /// Mount point.
         path: PathBuf,
-        /// Why.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// A mount could not be taken away.
+    /// A mount could not be unmounted.
     #[error("cannot unmount {}", path.display())]
     Unmount {
-        /// Where.
+        /// Mount point.
         path: PathBuf,
-        /// Why.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// A tree is not deleted, because something is mounted in it.
+    /// A tree was not deleted, because it contains a mount.
     #[error("refusing to delete {}: {} is a mount", path.display(), mount.display())]
     MountBelow {
-        /// The tree.
+        /// Root directory of the tree.
         path: PathBuf,
-        /// The mount in it.
+        /// Mount point in the tree.
         mount: PathBuf,
     },
     /// A step of making namespaces failed.
     #[error("cannot {what} for the namespaces in {}", path.display())]
     Namespace {
-        /// What was tried.
+        /// The failed step.
         what: &'static str,
         /// The directory of the pins, or the file of the namespace.
         path: PathBuf,
-        /// Why.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// A sysctl that is not set.
+    /// This crate refuses to set a sysctl.
     #[error("cannot set sysctl {name:?}: {reason}")]
     Sysctl {
-        /// Its name as given.
+        /// Name as passed by the caller.
         name: String,
-        /// Why not.
+        /// Reason for the refusal.
         reason: &'static str,
     },
-    /// A sysctl that the kernel refused.
+    /// The kernel refused a sysctl.
     #[error("cannot set sysctl {name:?} to {value:?}")]
     SysctlWrite {
-        /// Its name as given.
+        /// Name as passed by the caller.
         name: String,
-        /// The value.
+        /// Value of the write.
         value: String,
-        /// Why.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
     /// An operation on a process failed.
     #[error("cannot {what} process {pid}")]
     Process {
-        /// What was tried.
+        /// The failed operation.
         what: &'static str,
-        /// Which.
+        /// Process id.
         pid: u32,
-        /// Why.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -143,25 +143,25 @@ pub enum Error {
     Pause {
         /// The step that failed.
         step: &'static str,
-        /// Why.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// The kernel gave no thread.
+    /// The kernel refused a new thread.
     #[error("cannot start a thread to {what}")]
     Thread {
-        /// What it was for.
+        /// Purpose of the thread.
         what: &'static str,
-        /// Why.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },
     /// A clock could not be read.
     #[error("cannot read the clock {clock}")]
     Clock {
-        /// Its name.
+        /// Name of the clock.
         clock: &'static str,
-        /// Why.
+        /// Error of the kernel.
         #[source]
         source: io::Error,
     },

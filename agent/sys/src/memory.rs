@@ -1,9 +1,10 @@
-//! The C library's allocator, kept small: the agent's blocking threads come in bursts and would each leave an arena.
+//! Keeps the memory of the C library's allocator small: the agent's blocking threads start in bursts, and
+//! each would leave an arena behind.
 
-/// Allocations share this many arenas.
+/// Number of arenas that all allocations share.
 const ARENAS: libc::c_int = 2;
 
-/// Bounds the number of arenas. Call before the first thread starts; a refusal leaves the default.
+/// Limits the number of arenas. Call it before the first thread starts; a refusal leaves the default.
 pub fn bound_arenas() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt changes the allocator's settings only; it takes plain integers and reports refusal by its result.
@@ -12,7 +13,7 @@ pub fn bound_arenas() {
     }
 }
 
-/// Gives memory that the allocator holds free back to the kernel. Takes a few milliseconds.
+/// Returns the allocator's free memory to the kernel. Takes a few milliseconds.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim touches free memory of the allocator only, under its own locks.
@@ -21,19 +22,20 @@ pub fn give_back() {
     }
 }
 
-/// Takes the pages of the program and of its libraries that are mapped for reading alone out of this process' memory.
-/// They stay in the page cache: what is in use comes back by a minor fault, what only ran at start does not.
+/// Drops the read-only pages of the program and its libraries from this process's memory. The pages stay in
+/// the page cache: a page in use comes back by a minor fault, a page used only at start stays out.
 ///
-/// A breakpoint that a debugger has set is lost by this.
+/// Breakpoints that a debugger has set are lost.
 pub fn let_go_of_text() {
-    // SAFETY: the callback has the signature that is asked for, does not unwind, and keeps nothing past its call.
+    // SAFETY: the callback has the required signature, does not unwind, and keeps no reference past its call.
     unsafe {
         libc::dl_iterate_phdr(Some(let_go_of_object), std::ptr::null_mut());
     }
 }
 
-/// A segment that may not be written holds what its file holds: relocated data lies in a writable one, part of which
-/// the loader makes read-only later, and 64-bit code has no relocations in its text.
+/// Drops the pages of one object's read-only segments. A segment without write permission equals its file:
+/// relocated data lies in a writable segment, part of which the loader makes read-only later, and 64-bit code
+/// has no relocations in its text.
 extern "C" fn let_go_of_object(
     info: *mut libc::dl_phdr_info,
     _size: libc::size_t,
@@ -41,12 +43,12 @@ extern "C" fn let_go_of_object(
 ) -> libc::c_int {
     // SAFETY: sysconf reads a constant.
     let Ok(page) = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }) else { return 0 };
-    // SAFETY: the loader hands out a record that is valid for the time of the call.
+    // SAFETY: the loader passes a record that is valid during the call.
     let info = unsafe { &*info };
     if info.dlpi_phdr.is_null() || page == 0 {
         return 0;
     }
-    // SAFETY: the record tells the number of headers at its pointer.
+    // SAFETY: the record states the number of headers at its pointer.
     let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
     for header in headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0) {
         let start = (info.dlpi_addr + header.p_vaddr).next_multiple_of(page);
@@ -54,8 +56,9 @@ extern "C" fn let_go_of_object(
         let (Ok(at), Ok(size)) = (usize::try_from(start), usize::try_from(end.saturating_sub(start))) else {
             continue;
         };
-        // SAFETY: the whole pages of a mapping of a file without the right to write: each that goes is read again as
-        // it was, and code that runs in one faults and goes on. A refusal leaves the pages where they are.
+        // SAFETY: the range covers whole pages of a file mapping without write permission. The kernel reads a
+        // dropped page again unchanged, and code that runs in it faults and continues. A refusal leaves the
+        // pages in memory.
         unsafe {
             libc::madvise(std::ptr::with_exposed_provenance_mut(at), size, libc::MADV_DONTNEED);
         }
@@ -67,7 +70,7 @@ extern "C" fn let_go_of_object(
 mod tests {
     use super::*;
 
-    /// Kilobytes of files in this process' memory (`/proc/self/status`).
+    /// Resident kilobytes of file mappings (`/proc/self/status`).
     fn rss_file() -> u64 {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let line = status.lines().find(|l| l.starts_with("RssFile:")).unwrap();
@@ -76,7 +79,7 @@ mod tests {
 
     #[test]
     fn text_that_is_not_in_use_leaves_and_comes_back() {
-        // Formatting, and with it relocated tables, before and after: what was there must be as it was.
+        // Formatting uses relocated tables; the results before and after must be equal.
         let before = format!("{:?}", std::net::Ipv6Addr::LOCALHOST);
         let resident = rss_file();
         let_go_of_text();

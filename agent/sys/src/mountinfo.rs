@@ -1,47 +1,48 @@
-//! Reading `/proc/self/mountinfo` (proc_pid_mountinfo(5)): a pure parser.
+//! Parses `/proc/self/mountinfo` (proc_pid_mountinfo(5)); pure functions.
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
 /// One line of `/proc/self/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// The mount's id.
+    /// Id of the mount.
     pub id: u32,
-    /// The id of the mount that this one is on.
+    /// Id of the mount that this mount is mounted on.
     pub parent: u32,
     /// Major and minor number of the file system's device.
     pub device: (u32, u32),
-    /// The directory of the file system that is seen here; `net:[4026531840]` and the like for namespaces.
+    /// Directory of the file system that forms the mount's root; `net:[4026531840]` and similar for
+    /// namespaces.
     pub root: PathBuf,
-    /// Where it is, seen from this process's root.
+    /// Mount point, relative to this process's root.
     pub mount_point: PathBuf,
     /// Options of the mount, comma separated.
     pub options: String,
-    /// The peer group it shares events with, where it is shared.
+    /// Peer group that the mount shares events with, where the mount is shared.
     pub shared: Option<u32>,
-    /// The peer group it receives events from, where it is a slave.
+    /// Peer group that the mount receives events from, where the mount is a slave.
     pub master: Option<u32>,
-    /// `ext4`, `tmpfs`, `cgroup2`, `nsfs`, …
+    /// Type of the file system: `ext4`, `tmpfs`, `cgroup2`, `nsfs`, …
     pub fs_type: String,
-    /// What is mounted, as the one who mounted it named it.
+    /// Source of the mount, as named in the mount call.
     pub source: OsString,
     /// Options of the file system, comma separated.
     pub super_options: String,
 }
 
 impl Mount {
-    /// Whether the mount's own options hold this one.
+    /// Whether the mount's own options contain `name`.
     pub fn has_option(&self, name: &str) -> bool {
         self.options.split(',').any(|o| o == name)
     }
 
-    /// Whether the file system's options hold this one, for example a cgroup v1 controller.
+    /// Whether the file system's options contain `name`, for example a cgroup v1 controller.
     pub fn has_super_option(&self, name: &str) -> bool {
         self.super_options.split(',').any(|o| o == name)
     }
 }
 
-/// Parses a whole mountinfo file. `Err` is the first line that is none, and its number from 1.
+/// Parses a whole mountinfo file. `Err` is the first malformed line and its number, counted from 1.
 pub(crate) fn parse(text: &[u8]) -> Result<Vec<Mount>, (usize, String)> {
     text.split(|b| *b == b'\n')
         .enumerate()
@@ -102,7 +103,7 @@ fn path(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(unescape(field)))
 }
 
-/// Space, tab, newline, backslash and `#` stand there as `\` and three octal digits.
+/// Decodes a field: the kernel writes space, tab, newline, backslash and `#` as `\` and three octal digits.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -1,5 +1,5 @@
-//! The kernel's routing netlink in the calling thread's network namespace: one question over a socket of its own, and
-//! what the kernel tells unasked.
+//! Routing netlink of the kernel in the calling thread's network namespace: single requests, each over a
+//! socket of its own, and notifications of changes.
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -19,18 +19,18 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-/// Larger than any datagram of the kernel's answers.
+/// Buffer size, larger than any datagram of the kernel's answers.
 const DATAGRAM: usize = 64 << 10;
 
-/// How long the kernel may take for one answer, in seconds.
+/// Longest wait for one answer of the kernel, in seconds.
 const DEADLINE_S: i64 = 5;
 
-/// Sends a request with these flags beside `NLM_F_REQUEST`, and `NLM_F_ACK` where it is no dump; returns the kernel's
-/// answers. Each datagram is waited for `deadline_s` seconds at most: the kernel answers before send(2) returns, so
-/// that this bounds a surprise only.
+/// Sends a request with `NLM_F_REQUEST` and these flags, plus `NLM_F_ACK` where the request is no dump;
+/// returns the kernel's answers. The wait for each datagram ends after `deadline_s` seconds. The kernel
+/// answers before send(2) returns, so the deadline only bounds an unexpected delay.
 ///
 /// # Errors
-/// The kernel refuses (its errno), sends what is not understood, or does not answer.
+/// The kernel refuses (its errno), sends a malformed message, or does not answer.
 pub fn route_request(
     message: RouteNetlinkMessage,
     flags: u16,
@@ -73,8 +73,8 @@ pub fn route_request(
     }
 }
 
-/// The device by which packets to `to` leave, by the routes of the calling thread's network namespace; `None` where none
-/// leads there.
+/// Index of the device by which packets to `to` leave, by the routes of the calling thread's network
+/// namespace; `None` where there is no route.
 ///
 /// # Errors
 /// The kernel refuses, or does not answer.
@@ -103,7 +103,7 @@ pub fn route_device(to: IpAddr) -> io::Result<Option<u32>> {
     }))
 }
 
-/// Takes one message off the front.
+/// Removes and parses the first message of `rest`.
 fn next(rest: &mut &[u8]) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
     let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
@@ -112,14 +112,14 @@ fn next(rest: &mut &[u8]) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
     Ok(message)
 }
 
-/// What the kernel tells of links, addresses and routes as they change.
+/// Notifications of the kernel about changed links, addresses and routes.
 #[derive(Debug)]
 pub struct RouteEvents {
     socket: Socket,
 }
 
 impl RouteEvents {
-    /// Listens to these groups (`RTNLGRP_*`).
+    /// Subscribes to these groups (`RTNLGRP_*`).
     ///
     /// # Errors
     /// The kernel refuses.
@@ -133,10 +133,10 @@ impl RouteEvents {
         Ok(RouteEvents { socket })
     }
 
-    /// All that was told since the last call; does not wait.
+    /// All notifications since the last call; does not wait.
     ///
     /// # Errors
-    /// Some of it was lost (`ENOBUFS`), or is not understood: it may have been anything.
+    /// Notifications were lost (`ENOBUFS`) or malformed. Any link, address or route may have changed then.
     pub fn drain(&self) -> io::Result<Vec<RouteNetlinkMessage>> {
         let (mut told, mut lost) = (Vec::new(), None);
         let mut datagram = Vec::with_capacity(DATAGRAM);
@@ -146,7 +146,7 @@ impl RouteEvents {
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                // It goes on behind what was lost.
+                // The socket still delivers the notifications after the lost ones.
                 Err(e) if e.raw_os_error() == Some(nix::libc::ENOBUFS) => lost = Some(e),
                 Err(e) => return Err(e),
             }
@@ -170,7 +170,7 @@ impl RouteEvents {
 }
 
 impl AsFd for RouteEvents {
-    /// Readable when something was told.
+    /// The descriptor is readable when notifications have arrived.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -1,6 +1,7 @@
-//! Namespaces that live without a process in them: made on a throw-away thread and pinned as files by bind mounts.
+//! Pinned namespaces, which live without a process in them: made on a short-lived thread and pinned as files
+//! by bind mounts.
 //!
-//! Pins are the last step, so a directory in which all are pinned holds namespaces that are set up completely.
+//! Pinning is the last step, so a directory in which all kinds are pinned holds completely set up namespaces.
 
 use crate::{
     Error, Result,
@@ -20,16 +21,17 @@ use std::{
     thread,
 };
 
-/// A kind of namespace; its pin is named as in `/proc/<pid>/ns`.
+/// Kind of a namespace; its pin has the name of the file in `/proc/<pid>/ns`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NsKind {
-    /// Interfaces, routes, sockets.
+    /// Network namespace: interfaces, routes, sockets.
     Net,
-    /// System V and POSIX message queues, shared memory, semaphores.
+    /// IPC namespace: System V and POSIX message queues, shared memory, semaphores.
     Ipc,
-    /// The host name.
+    /// UTS namespace: the host name.
     Uts,
-    /// Process ids. Needs a process of its own, so it is made and pinned by [`crate::pause::start`].
+    /// PID namespace: process ids. Only a process in it can make it, so [`crate::pause::start`] makes and
+    /// pins it.
     Pid,
 }
 
@@ -37,7 +39,7 @@ impl NsKind {
     /// Every kind.
     pub const ALL: [NsKind; 4] = [NsKind::Net, NsKind::Ipc, NsKind::Uts, NsKind::Pid];
 
-    /// The name of its pin.
+    /// File name of the pin.
     pub fn file_name(self) -> &'static str {
         match self {
             NsKind::Net => "net",
@@ -57,13 +59,14 @@ impl NsKind {
     }
 }
 
-/// Makes new namespaces of these kinds and pins them as `dir/net`, `dir/ipc`, `dir/uts`. In a new network namespace
-/// `lo` is up; a new UTS namespace gets the host name; the sysctls (names as in sysctl(8)) are written inside. Where
-/// all are pinned already nothing happens; where only some are, what is there was never used and is made anew.
+/// Makes new namespaces of these kinds and pins them as `dir/net`, `dir/ipc`, `dir/uts`. A new network
+/// namespace has `lo` up; a new UTS namespace gets the host name; the sysctls (names as in sysctl(8)) are
+/// written inside. Where all kinds are pinned already the call changes nothing. Where only some are pinned,
+/// those were never used; the call unpins them and makes all.
 ///
 /// # Errors
-/// The kernel refuses, a sysctl belongs to none of the new namespaces, or [`NsKind::Pid`] is asked for. What was made
-/// is undone.
+/// The kernel refuses, a sysctl belongs to none of the new namespaces, or `kinds` contains [`NsKind::Pid`].
+/// The namespaces made so far are unpinned.
 pub fn create_pinned(
     dir: &Path,
     kinds: &[NsKind],
@@ -111,22 +114,22 @@ pub fn create_pinned(
     })
     .and_then(|inner| inner);
     if let Err(e) = made {
-        // The first failure is the one to tell; what is left is found and undone by the next call.
+        // The first failure is reported; the next call finds and unpins the rest.
         let _undone = unpin(dir);
         return Err(e);
     }
     Ok(())
 }
 
-/// Pins a namespace out of a `ns` directory of /proc as `dir/<kind>`.
+/// Pins a namespace from a `ns` directory of /proc as `dir/<kind>`.
 pub(crate) fn pin(ns: &Path, dir: &Path, kind: NsKind) -> Result<()> {
     let file = dir.join(kind.file_name());
     std::fs::write(&file, b"").map_err(|source| Error::Write { path: file.clone(), source })?;
     bind(&ns.join(kind.file_name()), &file, BindOpts::default())
 }
 
-/// Takes away the pins in `dir`, their files and `dir` itself. A namespace with processes in it lives on until they
-/// end. What is missing is fine; files of other names are left, and then so is `dir`.
+/// Removes the pins in `dir`, their files and `dir` itself. A namespace with processes in it lives until they
+/// end. Missing pins are no error. Files of other names stay, and `dir` with them.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -141,10 +144,10 @@ pub fn unpin(dir: &Path) -> Result<()> {
     }
 }
 
-/// Takes away one pin and its file; missing is fine.
+/// Removes one pin and its file; a missing pin is no error.
 pub(crate) fn unpin_one(dir: &Path, kind: NsKind) -> Result<()> {
     let file = dir.join(kind.file_name());
-    // Pins may lie on one another after a crash between two attempts; each is one call.
+    // Several pins may be mounted on one another after a crash between two tries; each needs one unmount.
     for _ in 0..64 {
         if !unmount(&file)? {
             break;
@@ -153,10 +156,10 @@ pub(crate) fn unpin_one(dir: &Path, kind: NsKind) -> Result<()> {
     crate::fs::remove_if_there(&file).map_err(|source| Error::Remove { path: file, source })
 }
 
-/// Whether `dir/<kind>` is a pinned namespace: a file is not enough.
+/// Whether `dir/<kind>` is a pinned namespace; a plain file is none.
 ///
 /// # Errors
-/// It cannot be looked at.
+/// The kernel refuses to read the file's attributes.
 pub fn is_pinned(dir: &Path, kind: NsKind) -> Result<bool> {
     let file = dir.join(kind.file_name());
     match statfs(&file) {
@@ -166,11 +169,12 @@ pub fn is_pinned(dir: &Path, kind: NsKind) -> Result<bool> {
     }
 }
 
-/// Runs `f` on a thread of its own inside the network namespace pinned at `path`. Sockets that `f` opens stay in it
-/// for good, whichever thread uses them later.
+/// Runs `f` on a thread of its own inside the network namespace pinned at `path`. Sockets that `f` opens
+/// belong to that namespace permanently, whichever thread uses them later.
 ///
 /// # Errors
-/// `path` is no network namespace or the kernel gives no thread; `f` has not run then. A panic of `f` goes on here.
+/// `path` is no network namespace or the kernel refuses a new thread; `f` has not run then. A panic of `f`
+/// continues in the caller.
 pub fn in_net_ns<T: Send>(path: &Path, f: impl FnOnce() -> T + Send) -> Result<T> {
     let ns = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| Error::Open { path: path.into(), source: e.into() })?;
@@ -183,7 +187,8 @@ pub fn in_net_ns<T: Send>(path: &Path, f: impl FnOnce() -> T + Send) -> Result<T
     .and_then(|inner| inner)
 }
 
-/// Runs `f` on a new thread that ends with it, and so do the namespaces it entered.
+/// Runs `f` on a new thread. The thread ends with `f`, and with it the membership in the namespaces that `f`
+/// entered.
 fn on_thread<T: Send>(what: &'static str, f: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|scope| {
         let handle = thread::Builder::new()
@@ -211,8 +216,9 @@ fn loopback_up() -> io::Result<()> {
     if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The file of a sysctl that belongs to one of these namespaces. As in sysctl(8): where the first separator is a
-/// dot, dots separate and slashes stand for dots; else it is the other way round.
+/// The file of a sysctl that belongs to one of these namespaces. Separators are those of sysctl(8): where the
+/// first separator in the name is a dot, dots separate and slashes stand for dots; otherwise the other way
+/// round.
 fn sysctl_path(name: &str, kinds: &[NsKind]) -> Result<PathBuf> {
     let refuse = |reason| Error::Sysctl { name: name.to_owned(), reason };
     let slashed: String = match name.find(['.', '/']) {

@@ -446,8 +446,8 @@ fn change_root(p: &Prepared) -> bool {
     }
 }
 
-/// Drops groups, ids and capabilities by raw system calls: the C library's functions would change all threads
-/// of the process whose memory this process shares.
+/// Drops groups, ids and capabilities. The calls are raw system calls where the C library would change all
+/// threads of the process whose memory this process shares.
 fn drop_rights() -> bool {
     #[repr(C)]
     struct Header {

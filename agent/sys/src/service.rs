@@ -1,4 +1,4 @@
-//! This process as a service: what it asks of the kernel for itself, and what it tells the service manager.
+//! This process as a service: its own kernel limits, and its messages to the service manager.
 
 use rustix::{
     fs::fstat,
@@ -6,25 +6,27 @@ use rustix::{
 };
 use std::{env, fs, io, os::fd::AsFd, path::Path};
 
-/// Tells the service manager that the service is ready (`sd_notify(3)`); nothing happens where there is none.
+/// Reports to the service manager that the service is ready (`sd_notify(3)`); does nothing without a service
+/// manager.
 ///
 /// # Errors
-/// There is one, and it cannot be told.
+/// The message cannot be sent to the service manager.
 pub fn ready() -> io::Result<()> {
     sd_notify::notify(&[sd_notify::NotifyState::Ready])
 }
 
-/// The variable that says where to [`ready`] is told; what outlives this process must not inherit it.
+/// Environment variable with the socket that [`ready`] writes to; a process that outlives this one must not
+/// inherit it.
 pub const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 
-/// Whether that descriptor is a stream of systemd's journal (`JOURNAL_STREAM`, `systemd.exec(5)`).
+/// Whether `fd` is a stream of systemd's journal (`JOURNAL_STREAM`, `systemd.exec(5)`).
 pub fn is_journal(fd: impl AsFd) -> bool {
     let Ok(stat) = fstat(fd) else { return false };
     env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// Raises the limit of open files to what is allowed. What this process starts inherits it. Returns what it was: the soft
-/// limit and the hard one, `u64::MAX` where there is none.
+/// Raises the soft limit of open files to the hard limit. Children of this process inherit it. Returns the
+/// former soft and hard limit, `u64::MAX` for unlimited.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -34,10 +36,10 @@ pub fn raise_descriptor_limit() -> io::Result<(u64, u64)> {
     Ok((limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX)))
 }
 
-/// Sets a process' `oom_score_adj`, unless it is as low already.
+/// Sets the `oom_score_adj` of a process, unless its value is as low already.
 ///
 /// # Errors
-/// It is gone, or this process may not (`CAP_SYS_RESOURCE`).
+/// The process is gone, or this process lacks the privilege (`CAP_SYS_RESOURCE`).
 pub fn protect_from_oom(pid: u32, score: i32) -> io::Result<()> {
     let path = Path::new("/proc").join(pid.to_string()).join("oom_score_adj");
     let now = fs::read_to_string(&path)?;

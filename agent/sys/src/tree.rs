@@ -1,4 +1,5 @@
-//! Deleting a tree without ever leaving it: by descriptors, never through a link, never into another mount.
+//! Deletes a directory tree without ever leaving it: by descriptors, never through a link, never into another
+//! mount.
 
 use crate::{Error, Result, fs::open_how, mount};
 use rustix::{
@@ -12,15 +13,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Descriptors held at once; what lies deeper is moved up to the top first. A tree can be deeper than any limit.
+/// Descriptors held open at once. Deeper directories are moved up to the root first, as a tree can be deeper
+/// than any limit.
 const MAX_DEPTH: usize = 48;
 
-/// Deletes the directory `dir` and everything in it. Links are deleted, never followed; `dir` itself must not be a
-/// link. A missing `dir` is fine.
+/// Deletes the directory `dir` and everything in it. Links are deleted, never followed; `dir` itself must not
+/// be a link. A missing `dir` is no error.
 ///
 /// # Errors
-/// [`Error::MountBelow`] where anything is mounted at `dir` or in it: then nothing is deleted, or, should the mount
-/// appear meanwhile, nothing of it. [`Error::Remove`] where the kernel refuses; what could go before is gone.
+/// [`Error::MountBelow`] where `dir` or a directory in it is a mount point: then no file is deleted. Where
+/// the mount appears during the deletion, no file of the mount is deleted. [`Error::Remove`] where the kernel
+/// refuses; entries deleted before are gone.
 pub fn remove_tree_no_xdev(dir: &Path) -> Result<()> {
     if let Some(found) = mount::mounts_below(dir)?.into_iter().next() {
         return Err(Error::MountBelow { path: dir.into(), mount: found.mount_point });
@@ -32,7 +35,8 @@ pub fn remove_tree_no_xdev(dir: &Path) -> Result<()> {
         Err(e) => return Err(Error::Open { path: dir.into(), source: e.into() }),
     };
     let mut walk = Walk { root: &root, path: dir, moved: 0 };
-    // Each pass deletes all but what it moved up; that is at least MAX_DEPTH levels less every time.
+    // Each pass deletes all entries except the directories that it moved up, so the depth shrinks by at least
+    // MAX_DEPTH.
     loop {
         let before = walk.moved;
         walk.empty(root.as_fd(), &mut dir.to_path_buf(), 0)?;
@@ -50,12 +54,13 @@ pub fn remove_tree_no_xdev(dir: &Path) -> Result<()> {
 struct Walk<'a> {
     root: &'a OwnedFd,
     path: &'a Path,
-    /// How many directories were moved to the top so far; names them too.
+    /// Number of directories moved to the root so far; also part of their names.
     moved: u64,
 }
 
 impl Walk<'_> {
-    /// Deletes what is in `dir`, which is `depth` levels below the root and is called `path` in messages.
+    /// Deletes the entries of `dir`, which is `depth` levels below the root and has the path `path` in
+    /// messages.
     fn empty(&mut self, dir: BorrowedFd<'_>, path: &mut PathBuf, depth: usize) -> Result<()> {
         let read = |path: &Path, e: Errno| Error::Read { path: path.into(), source: e.into() };
         let mut entries = Vec::new();
@@ -99,7 +104,8 @@ impl Walk<'_> {
         }
         match unlinkat(dir, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            // A directory below was moved to the top out of it: it is empty all the same, so this is a newcomer.
+            // Directories moved up from here leave this one empty too, so the entry that fails the removal is
+            // new.
             Err(e) => Err(self.refused(path, e)),
         }
     }

@@ -10,7 +10,7 @@ fn copied(source: &Path, target: &Path) -> Result<()> {
     copy_dir(File::open(source).unwrap(), File::open(target).unwrap())
 }
 
-/// What can be seen of an entry, but for its inode.
+/// All visible attributes of an entry except its inode.
 fn seen(path: &Path) -> (u32, u32, u32, u64, i64, i64, u64) {
     let m = fs::symlink_metadata(path).unwrap();
     (m.mode(), m.uid(), m.gid(), m.nlink(), m.mtime(), m.mtime_nsec(), m.rdev())
@@ -26,7 +26,7 @@ fn everything_that_a_file_is_comes_along() {
     chown(from.join("setuid"), Some(5), Some(6)).unwrap();
     fs::set_permissions(from.join("setuid"), Permissions::from_mode(0o4751)).unwrap();
     fsetxattr(File::open(from.join("setuid")).unwrap(), "user.note", b"kept", XattrFlags::empty()).unwrap();
-    // `cap_net_raw=ep`: a change of owner after it would take it away.
+    // `cap_net_raw=ep`; a change of owner after it would clear it.
     let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let file = File::open(from.join("setuid")).unwrap();
     fsetxattr(&file, "security.capability", &capability, XattrFlags::empty()).unwrap();
