@@ -1,12 +1,14 @@
-//! Puts a command into a container that runs already, as `runc exec` would.
+//! Runs a command in a running container, as `runc exec` does.
 //!
-//! [`enter`] forks twice. The first process joins the cgroups and namespaces and gives up everything that the command
-//! shall not have, while it can still not be seen from inside: it is not in the container's PID namespace. The second
-//! is born inside, has only to call execve, and is a child of the caller (`CLONE_PARENT`), which alone reaps both.
+//! [`enter`] forks twice. The first process joins the cgroups and namespaces and drops every privilege that
+//! the command must not have. Processes in the container cannot see it meanwhile, as it is not in the
+//! container's PID namespace. The second process is born inside and only calls execve. It is a child of the
+//! caller (`CLONE_PARENT`), which alone reaps both.
 //!
-//! Invariants: the caller has one thread (checked once by [`prepare_helper`]), so that a forked process may do what any
-//! process may. No descriptor of the caller reaches the command but standard input (`/dev/null`) and output. Failures
-//! of the two processes come back over the report pipe; that it closes without one means that the command runs.
+//! Invariants: the caller has one thread (checked once by [`prepare_helper`]), so that a forked process may
+//! do what any process may. The command inherits no descriptor of the caller except standard input
+//! (`/dev/null`) and output. Failures of the two processes come back over the report pipe; a pipe that closes
+//! without a failure means that the command runs.
 
 mod child;
 
@@ -23,88 +25,89 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
-/// What to run and as what.
+/// A command with its user, privileges and limits.
 #[derive(Debug, Clone)]
 pub struct Command {
-    /// The program, looked up by `PATH` of `env` where it holds no slash, and its arguments.
+    /// Program and arguments. A program without a slash is looked up by `PATH` of `env`.
     pub argv: Vec<CString>,
-    /// `NAME=value`.
+    /// Environment, as `NAME=value`.
     pub env: Vec<CString>,
-    /// The working directory.
+    /// Working directory.
     pub cwd: CString,
-    /// User.
+    /// User id.
     pub uid: u32,
-    /// Group.
+    /// Group id.
     pub gid: u32,
-    /// Supplementary groups.
+    /// Supplementary group ids.
     pub groups: Vec<u32>,
     /// File mode creation mask.
     pub umask: u32,
-    /// Capability sets, bit n for capability n.
+    /// Capability sets; bit n stands for capability n.
     pub capabilities: CapabilitySets,
-    /// Whether execve may add no privileges.
+    /// Whether execve may add no privileges (`no_new_privs`).
     pub no_new_privs: bool,
-    /// Resource limits: number, soft, hard. All others are those of the container's first process, as far as the
-    /// caller may set them.
+    /// Resource limits: number, soft limit, hard limit. All other limits are copied from the container's
+    /// first process, as far as the caller may set them.
     pub rlimits: Vec<(u32, u64, u64)>,
-    /// `oom_score_adj`; one that is too low for the caller to set is left out.
+    /// `oom_score_adj`; a value that is too low for the caller to set is skipped.
     pub oom_score_adj: Option<i32>,
-    /// Whether to set `HOME` from the container's `/etc/passwd`.
+    /// Whether `HOME` is set from the container's `/etc/passwd`.
     pub find_home: bool,
 }
 
-/// The container to enter.
+/// The container that the command runs in.
 #[derive(Debug)]
 pub struct Container<'a> {
-    /// Its first process.
+    /// Pidfd of the container's first process.
     pub init: BorrowedFd<'a>,
-    /// The same by number, for its resource limits.
+    /// Pid of the container's first process, for its resource limits.
     pub pid: Pid,
-    /// The `cgroup.procs` files to write to, one a hierarchy.
+    /// The `cgroup.procs` files that the command joins, one per hierarchy.
     pub cgroup_procs: &'a [CString],
 }
 
-/// A command on its way into a container.
+/// A command that is being started in a container.
 #[derive(Debug)]
 pub struct Entering {
-    /// The first process, ended as soon as the second is there; the caller reaps it.
+    /// The first process, which ends as soon as the second exists; the caller reaps it.
     pub first: Process,
-    /// Reports by [`read_report`]; closes when the command runs or nothing more will come.
+    /// Pipe of the reports, read by [`read_report`]; closes when the command runs or no further report will
+    /// come.
     pub reports: OwnedFd,
-    /// What the command writes; non-blocking.
+    /// Output of the command; non-blocking.
     pub output: OwnedFd,
 }
 
-/// A child of the caller.
+/// Handle of a child of the caller.
 #[derive(Debug)]
 pub struct Process {
-    /// Its number, its own until it is reaped.
+    /// Pid, valid until the child is reaped.
     pub pid: Pid,
-    /// Readable when it has ended.
+    /// Pidfd, readable when the child has ended.
     pub fd: OwnedFd,
 }
 
 impl Process {
-    /// Takes hold of a child that has not been reaped.
+    /// Opens the handle of a child that has not been reaped.
     pub fn of(pid: Pid) -> io::Result<Process> {
         Ok(Process { pid, fd: pidfd_open(pid, PidfdFlags::empty())? })
     }
 }
 
-/// What the processes tell.
+/// Report of one of the two processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Report {
     /// The second process was made; the caller reaps it.
     Started(Pid),
-    /// A step failed and nothing runs.
+    /// A step failed and no command runs.
     Failed(Stage, Errno),
 }
 
-/// The steps on the way in.
+/// Steps between the fork and the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Stage {
-    /// Open /dev/null and put the descriptors in their places.
+    /// Open /dev/null and move the descriptors to their numbers.
     Descriptors = 1,
     /// Join a cgroup.
     Cgroup,
@@ -144,8 +147,8 @@ impl Stage {
     ];
 }
 
-/// Makes the calling process fit for [`enter`]: it has one thread, and nothing in a container may look into it or its
-/// children.
+/// Prepares the calling process for [`enter`]: checks that it has one thread, and makes it undumpable, so
+/// that processes in a container cannot inspect it or its children.
 pub fn prepare_helper() -> io::Result<()> {
     let threads = std::fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
@@ -154,8 +157,9 @@ pub fn prepare_helper() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
-/// Runs the calling program anew from a read-only view of its file, so that nobody who gets hold of `/proc/<pid>/exe`
-/// of a process on its way into a container can write to it. Returns only on failure.
+/// Executes the calling program again from a read-only view of its file. A process in a container that opens
+/// `/proc/<pid>/exe` of a process that is entering the container then cannot write to the file. Returns only
+/// on failure.
 pub fn reexec_read_only(argv: &[CString], env: &[CString]) -> io::Error {
     child::reexec_read_only(argv, env)
 }
@@ -189,7 +193,7 @@ pub fn enter(container: &Container<'_>, command: &Command) -> io::Result<Enterin
     }
 }
 
-/// Reads one report: `Ok(None)` where the pipe is closed, `WouldBlock` where there is none yet.
+/// Reads one report: `Ok(None)` where the pipe is closed, `WouldBlock` where no report has arrived yet.
 pub fn read_report(reports: &OwnedFd) -> io::Result<Option<Report>> {
     let mut record = [0u8; child::RECORD];
     let read = rustix::io::read(reports, &mut record)?;
@@ -211,11 +215,11 @@ pub fn read_report(reports: &OwnedFd) -> io::Result<Option<Report>> {
     }
 }
 
-/// Takes over standard input as a descriptor of its own; `/dev/null` stands in its place.
+/// Moves standard input to a new descriptor and replaces it with `/dev/null`.
 pub fn take_stdin() -> io::Result<OwnedFd> {
     let taken = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    // SAFETY: takes no pointers; standard input is owned by nobody.
+    // SAFETY: takes no pointers; no object owns standard input.
     match unsafe { libc::dup2(null.as_raw_fd(), 0) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(taken),
@@ -223,7 +227,7 @@ pub fn take_stdin() -> io::Result<OwnedFd> {
 }
 
 /// # Safety
-/// `fd` must be open and owned by nobody else.
+/// `fd` must be open and have no other owner.
 unsafe fn owned(fd: i32) -> OwnedFd {
     // SAFETY: by this function's contract.
     unsafe { OwnedFd::from_raw_fd(fd) }

@@ -1,4 +1,4 @@
-//! The two processes between fork and execve. Nothing here returns to the caller's code.
+//! The two processes between fork and execve. No function of them returns to the caller's code.
 
 use super::{Command, Container, Stage, owned};
 use rustix::{io::Errno, process::Pid};
@@ -12,21 +12,22 @@ use std::{
 /// Bytes of a report: a kind and a number.
 pub(super) const RECORD: usize = 5;
 
-/// Where the report pipe and the container's pidfd lie in the first process; nothing else above standard error.
+/// Numbers of the report pipe and of the container's pidfd in the first process, which has no other
+/// descriptor above standard error.
 const REPORTS: c_int = 3;
 const INIT: c_int = 4;
 
-/// More of `/etc/passwd` is not read.
+/// Bytes of `/etc/passwd` that are read at most.
 const MAX_PASSWD: u64 = 1024 * 1024;
 
-/// Descriptors made by the caller, in its numbering.
+/// Descriptors that the caller made, by the caller's numbers.
 pub(super) struct Descriptors {
     pub(super) null: c_int,
     pub(super) output: c_int,
     pub(super) reports: c_int,
 }
 
-/// Arguments as execve wants them.
+/// Argument list in the form that execve takes.
 pub(super) struct Pointers {
     argv: Vec<*const c_char>,
 }
@@ -43,7 +44,7 @@ fn pointers(texts: &[CString]) -> Vec<*const c_char> {
 
 type Step<T> = Result<T, (Stage, Errno)>;
 
-/// The result of a system call that gives -1 on failure.
+/// Converts the result of a system call that returns -1 on failure.
 fn check(stage: Stage, result: c_long) -> Step<c_long> {
     if result == -1 { Err((stage, last_error())) } else { Ok(result) }
 }
@@ -55,16 +56,16 @@ fn last_error() -> Errno {
 fn report(kind: u8, number: i32) {
     let [a, b, c, d] = number.to_le_bytes();
     let record = [kind, a, b, c, d];
-    // SAFETY: the buffer is as long as stated. Where the caller is gone there is nobody to tell.
+    // SAFETY: the buffer is as long as stated. A failed write is ignored: the caller is gone then.
     unsafe { libc::write(REPORTS, record.as_ptr().cast(), RECORD) };
 }
 
 fn leave(code: c_int) -> ! {
-    // SAFETY: ends the process without running what belongs to the caller's copy.
+    // SAFETY: ends the process without running exit code of the caller's copy.
     unsafe { libc::_exit(code) }
 }
 
-/// A panic must not unwind into the caller's code, which this process has a copy of.
+/// Exits on a panic: the panic must not unwind into the caller's code, of which this process has a copy.
 struct LeaveOnUnwind;
 
 impl Drop for LeaveOnUnwind {
@@ -73,7 +74,7 @@ impl Drop for LeaveOnUnwind {
     }
 }
 
-/// The first process.
+/// Main function of the first process.
 pub(super) fn first(
     container: &Container<'_>,
     command: &Command,
@@ -90,12 +91,13 @@ pub(super) fn first(
     }
 }
 
-/// Everything up to the second process; gives the command's environment.
+/// All steps before the second process; returns the command's environment.
 fn go_inside(container: &Container<'_>, command: &Command, descriptors: &Descriptors) -> Step<Vec<CString>> {
     place_descriptors(container, descriptors)?;
     default_signals();
     if let Some(score) = command.oom_score_adj {
-        // Lowering takes CAP_SYS_RESOURCE; a command that is killed a little earlier is better than none.
+        // A lower value requires CAP_SYS_RESOURCE. A failure is ignored: a command that is killed a little
+        // earlier is better than no command.
         drop(std::fs::write("/proc/self/oom_score_adj", score.to_string()));
     }
     for procs in container.cgroup_procs {
@@ -119,7 +121,8 @@ fn go_inside(container: &Container<'_>, command: &Command, descriptors: &Descrip
     Ok(env)
 }
 
-/// Puts /dev/null, the output pipe twice, the reports and the container's pidfd in their places and closes the rest.
+/// Moves /dev/null, the output pipe (twice), the reports and the container's pidfd to their numbers and
+/// closes all other descriptors.
 fn place_descriptors(container: &Container<'_>, from: &Descriptors) -> Step<()> {
     let placed = [
         (from.null, 0, 0),
@@ -128,7 +131,7 @@ fn place_descriptors(container: &Container<'_>, from: &Descriptors) -> Step<()> 
         (from.reports, REPORTS, libc::O_CLOEXEC),
         (container.init.as_raw_fd(), INIT, libc::O_CLOEXEC),
     ];
-    // First above all the places, so that none is overwritten before it was moved.
+    // First to numbers above all final ones, so that no descriptor is overwritten before its move.
     let mut above = [0; 5];
     for (slot, (fd, _, _)) in above.iter_mut().zip(placed) {
         // SAFETY: takes no pointers.
@@ -136,19 +139,20 @@ fn place_descriptors(container: &Container<'_>, from: &Descriptors) -> Step<()> 
         *slot = c_int::try_from(check(Stage::Descriptors, c_long::from(moved))?).unwrap_or(-1);
     }
     for (fd, (_, to, flags)) in above.into_iter().zip(placed) {
-        // SAFETY: takes no pointers; what stood there belonged to the caller's copy.
+        // SAFETY: takes no pointers; the replaced descriptor belonged to the caller's copy.
         check(Stage::Descriptors, c_long::from(unsafe { libc::dup3(fd, to, flags) }))?;
     }
-    // SAFETY: takes no pointers; no code that owns one of these runs in this process any more.
+    // SAFETY: takes no pointers; no code that owns one of these descriptors runs in this process any more.
     let closed = unsafe { libc::close_range(5, libc::c_uint::MAX, 0) };
     check(Stage::Descriptors, c_long::from(closed))?;
     Ok(())
 }
 
-/// Rust ignores SIGPIPE and whoever started the agent may have ignored more; a command starts with nothing ignored and
-/// nothing blocked. By system calls, because the C library keeps two signals from its callers.
+/// Resets all signals: a command starts with no ignored and no blocked signal. Rust ignores SIGPIPE, and the
+/// agent's parent may have ignored more. The function makes raw system calls, because the C library withholds
+/// two signals from its callers.
 fn default_signals() {
-    /// `struct sigaction` as the kernel has it: handler, flags, restorer, mask; all zero is SIG_DFL.
+    /// `struct sigaction` of the kernel: handler, flags, restorer, mask; all zero is SIG_DFL.
     static DEFAULT: [u64; 4] = [0; 4];
     static NONE: u64 = 0;
     for signal in 1..=64 {
@@ -171,19 +175,20 @@ fn join(procs: &CStr) -> Step<()> {
     // SAFETY: the path ends with NUL.
     let fd = unsafe { libc::open(procs.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
     check(Stage::Cgroup, c_long::from(fd))?;
-    // SAFETY: just opened here.
+    // SAFETY: the descriptor was opened above and has no other owner.
     let fd = unsafe { owned(fd) };
     rustix::io::write(&fd, b"0").map(|_| ()).map_err(|e| (Stage::Cgroup, e))
 }
 
-/// A command started by the runtime would have the limits that the runtime started the container with; its first
-/// process still has them where it did not change its own.
+/// Copies the resource limits of the container's first process. A command started by the runtime would have
+/// the limits that the runtime started the container with; the first process still has them unless it changed
+/// its own.
 fn inherit_rlimits(init: Pid) {
     for resource in 0..16 {
         let mut theirs = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
         let mut ours = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
         let pid = init.as_raw_nonzero().get();
-        // SAFETY: both structures live across the calls. What may not be raised stays as it is.
+        // SAFETY: both structures live across the calls. A limit that may not be raised stays unchanged.
         unsafe {
             let known = libc::prlimit64(pid, resource, ptr::null(), &raw mut theirs) == 0
                 && libc::prlimit64(0, resource, ptr::null(), &raw mut ours) == 0;
@@ -195,8 +200,9 @@ fn inherit_rlimits(init: Pid) {
 }
 
 fn enter_namespaces() -> Step<()> {
-    // A fresh session keyring, so that the caller's cannot be looked into; without keyrings there is none to see.
-    // SAFETY: a null name asks for an anonymous keyring.
+    // A new session keyring hides the caller's keyring from the command. A failure is ignored: a kernel
+    // without keyrings has none to hide.
+    // SAFETY: a null name requests an anonymous keyring.
     unsafe { libc::syscall(libc::SYS_keyctl, 1, ptr::null::<c_char>()) };
     let all = libc::CLONE_NEWNS
         | libc::CLONE_NEWPID
@@ -212,11 +218,11 @@ fn enter_namespaces() -> Step<()> {
     Ok(())
 }
 
-/// The home directory that the container's `/etc/passwd` gives the user, `/` where it does not.
+/// Home directory of the user in the container's `/etc/passwd`; `/` where the file names none.
 fn home(uid: u32) -> Vec<u8> {
     use std::{io::Read, os::unix::fs::OpenOptionsExt};
     let read = || -> io::Result<Vec<u8>> {
-        // The file is the container's: it may be a FIFO or a device as well.
+        // The container controls the file, which may be a FIFO or a device.
         let file = std::fs::OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
@@ -241,14 +247,15 @@ fn home(uid: u32) -> Vec<u8> {
         .unwrap_or_else(|| b"/".to_vec())
 }
 
-/// From root to what the command runs as; the order is runc's, because each step needs what a later one takes away.
+/// Changes from root to the command's user. The order is runc's, because each step needs a privilege that a
+/// later step drops.
 fn become_user(command: &Command) -> Step<()> {
     let entered = change_directory(&command.cwd);
     drop_bounding(command.capabilities.bounding)?;
     // SAFETY: the group list is as long as stated; the other calls take no pointers.
     unsafe {
         if command.uid != 0 {
-            // So that a command under another user may open /dev/stdout again.
+            // Lets a command under another user open /dev/stdout again.
             libc::fchown(1, command.uid, libc::gid_t::MAX);
         }
         check(Stage::Credentials, c_long::from(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0)))?;
@@ -259,7 +266,7 @@ fn become_user(command: &Command) -> Step<()> {
         check(Stage::Credentials, c_long::from(libc::setresuid(uid, uid, uid)))?;
         check(Stage::Credentials, c_long::from(libc::prctl(libc::PR_SET_KEEPCAPS, 0, 0, 0, 0)))?;
     }
-    // A directory on a file system that does not trust root may still open to the user.
+    // The user may have access to a directory on a file system that denies it to root.
     entered.or_else(|_| change_directory(&command.cwd))?;
     still_inside()?;
     set_capabilities(command)?;
@@ -276,7 +283,8 @@ fn change_directory(cwd: &CStr) -> Step<()> {
     check(Stage::WorkingDirectory, c_long::from(unsafe { libc::chdir(cwd.as_ptr()) })).map(|_| ())
 }
 
-/// The kernel's getcwd gives a path without a leading slash for a directory outside the mount namespace.
+/// Checks that the working directory is inside the mount namespace: for a directory outside, the kernel's
+/// getcwd returns a path without a leading slash.
 fn still_inside() -> Step<()> {
     let mut path = [0u8; 4096];
     // SAFETY: the buffer is as long as stated.
@@ -296,7 +304,7 @@ fn drop_bounding(keep: u64) -> Step<()> {
                     let dropped = libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0);
                     check(Stage::Bounding, c_long::from(dropped))?;
                 }
-                // Past the last one that this kernel knows.
+                // The number is past the last capability that this kernel knows.
                 _ => break,
             }
         }
@@ -333,7 +341,7 @@ fn set_capabilities(command: &Command) -> Step<()> {
     };
     let mut header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
     let data = [half(0), half(32)];
-    // SAFETY: header and both halves live across the call, as version 3 wants them.
+    // SAFETY: header and both halves live across the call and have the layout of version 3.
     let set = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };
     check(Stage::Capabilities, set)?;
     // SAFETY: takes no pointers.
@@ -353,11 +361,12 @@ fn second(command: &Command, argv: &Pointers, env: Vec<CString>) -> ! {
     let envp = pointers(&env);
     let candidates = candidates(command, &env);
     let flags = c_long::from(libc::CLONE_PARENT | libc::SIGCHLD);
-    // SAFETY: without CLONE_VM and with no stack given this is fork, but for whose child it makes.
+    // SAFETY: without CLONE_VM and without a stack the call equals fork, except that the new process is the
+    // caller's child.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     match pid {
         0 => {
-            // SAFETY: takes no pointers. If the helper dies, so does the command.
+            // SAFETY: takes no pointers. The death signal ends the command when the helper dies.
             unsafe {
                 libc::setsid();
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
@@ -377,14 +386,14 @@ fn second(command: &Command, argv: &Pointers, env: Vec<CString>) -> ! {
     }
 }
 
-/// The files that may be the program, in order. Entries of `PATH` that are not absolute are left out: they would be
-/// looked up in the working directory.
+/// Paths that the program may have, in search order. Relative entries of `PATH` are skipped, because they
+/// would resolve against the working directory.
 fn candidates(command: &Command, env: &[CString]) -> Vec<CString> {
     let Some(name) = command.argv.first().map(|n| n.as_bytes()) else { return Vec::new() };
     if name.contains(&b'/') {
         return command.argv.first().cloned().into_iter().collect();
     }
-    // As with getenv in the runtime, the last one wins.
+    // The last `PATH` counts, as with getenv in the runtime.
     let path = env.iter().rev().find_map(|e| e.as_bytes().strip_prefix(b"PATH=")).unwrap_or_default();
     path.split(|b| *b == b':')
         .filter(|dir| dir.starts_with(b"/") && !name.is_empty())
