@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: figures, each beside its yardstick in the same run: absolute times of two runs, or of two
-//! machines, cannot be compared.
+//! `cargo xtask bench`: measurements, each with a yardstick measured in the same run, because absolute times
+//! of two runs or two machines cannot be compared.
 
 mod idle;
 mod pod_start;
@@ -19,38 +19,38 @@ use std::{fs, path::PathBuf, time::Duration};
 /// Options of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What to measure: pod-start, idle, service.
+    /// Benchmark to run: pod-start, idle, service.
     name: String,
-    /// Write the figures there, as JSON.
+    /// Write the figures to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Rounds of pod-start (30 unless said) and of service (24).
+    /// Rounds of pod-start (default 30) and of service (default 24).
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
-    /// Of service only these parts: service, cni, nodeport, tables.
+    /// With service: run only these parts: service, cni, nodeport, tables.
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
-    /// Pods of a burst and of idle.
+    /// Number of pods of the burst (pod-start) and of idle.
     #[arg(long, default_value_t = 100, value_name = "N")]
     pods: usize,
-    /// How long idle looks.
+    /// Duration of idle's measurement.
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     seconds: u64,
 }
 
-/// One figure.
+/// A measured figure.
 #[derive(Debug, Serialize)]
 struct Figure {
     name: &'static str,
     value: f64,
     unit: &'static str,
-    /// How many measurements it is of.
+    /// Number of measurements.
     n: usize,
-    /// The yardstick of a ratio, or what it is held against.
+    /// The yardstick of a ratio, or the conditions of an absolute value.
     against: String,
 }
 
-/// What is promised of a figure.
+/// Promised limit of a figure.
 #[derive(Debug, Clone, Copy)]
 enum Bound {
     AtMost(f64),
@@ -68,7 +68,7 @@ impl Bound {
     }
 }
 
-/// Bounds that are promised.
+/// Promised limits by figure.
 const BOUNDS: [(&str, Bound); 15] = [
     ("pod_start_p50_ratio", Bound::AtMost(2.5)),
     ("pod_stop_p50_ratio", Bound::AtMost(1.5)),
@@ -87,7 +87,7 @@ const BOUNDS: [(&str, Bound); 15] = [
     ("datapath_mem_mb", Bound::AtMost(30.0)),
 ];
 
-/// Measures. A figure over its bound is said, and no failure: whoever asks for figures decides what they mean.
+/// Runs a benchmark. A figure beyond its limit is printed but does not fail the run; the reader decides.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     setup::run()?;
     let figures = match args.name.as_str() {
@@ -111,13 +111,14 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     Ok(true)
 }
 
-/// A node of optimised programs, ended afterwards.
+/// Starts a node of optimised programs, measures, and ends the node.
 fn on_a_node<T>(measure: impl FnOnce(&Node) -> Result<T>) -> Result<T> {
     let programs = out::timed("build berth, optimised", || tools::programs(Build::Release))?;
     let name = format!("berth-bench-{}", std::process::id());
     let (dir, run) = (std::env::temp_dir().join(&name), PathBuf::from("/run").join(&name));
-    // Both sides' state of this boot lies in memory, whatever `/run` is here: a disk's file system looks long for a
-    // free inode where many files were just removed, and charges whoever makes more of them.
+    // The state of Berth and of containerd lies in memory, whatever file system `/run` has here. A disk file
+    // system searches long for a free inode after many files were removed, which would distort the side that
+    // makes more files.
     for dir in [&run, &dir.join("containerd/state")] {
         Node::tmpfs(dir)?;
     }
@@ -135,12 +136,12 @@ fn on_a_node<T>(measure: impl FnOnce(&Node) -> Result<T>) -> Result<T> {
     measured
 }
 
-/// The middle one; 0 of none.
+/// The median; 0 for no values.
 fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
 }
 
-/// The value at that share of the sorted ones.
+/// The value at this share (0 to 1) of the sorted values.
 fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -159,7 +160,7 @@ fn millis(d: Duration) -> f64 {
     d.as_secs_f64() * 1e3
 }
 
-/// p10, p50 and p90 of milliseconds, for people.
+/// p10, p50 and p90 in milliseconds, as text.
 fn spread(values: &[f64]) -> String {
     format!(
         "p10 {:.1}, p50 {:.1}, p90 {:.1} ms",

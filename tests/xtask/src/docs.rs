@@ -1,7 +1,8 @@
-//! What the documents name, a machine can look up: links, files, tests, suites, crates and dependencies.
+//! Check of the names in documents against the repository: links, files, tests, suites, crates and
+//! dependencies.
 //!
-//! Owns the rules by which a name in a Markdown file is recognised. A name that nothing in the repository has fails the
-//! check, so that a rename takes the documents along.
+//! The module owns the rules by which a name in a Markdown file is recognised. A name that the repository
+//! does not have fails the check, so that a rename includes the documents.
 
 use anyhow::{Context, Result, bail};
 use std::{
@@ -10,32 +11,32 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Folders that hold no documents or sources of this repository.
+/// Folders without documents or sources of this repository.
 const SKIPPED: &[&str] = &["target", ".git", "node_modules"];
 
-/// Endings by which a word in backticks is taken for a file of the repository.
+/// File endings that mark a word in backticks as a file of the repository.
 const FILES: &[&str] = &[".rs", ".md", ".toml", ".yaml", ".json", ".sh", ".go", ".service", ".o"];
 
-/// The longest that ARCHITECTURE.md may be, in lines: a page is read whole or not at all.
+/// Maximum length of ARCHITECTURE.md in lines, so that readers read the page whole.
 const ARCHITECTURE_LINES: usize = 150;
 
-/// What is in the repository, as far as documents name it.
+/// Names that documents may use: the contents of the repository.
 #[derive(Debug, Default)]
 struct Known {
-    /// Every file and folder, from the repository's root.
+    /// Every file and folder, relative to the repository's root.
     paths: BTreeSet<PathBuf>,
-    /// Every function, by name.
+    /// Names of all functions.
     functions: BTreeSet<String>,
-    /// Packages of the workspace.
+    /// Names of the workspace's packages.
     packages: BTreeSet<String>,
-    /// Names after `--suite`.
+    /// Names accepted after `--suite`.
     suites: BTreeSet<String>,
 }
 
 /// Checks every Markdown file of the repository.
 ///
 /// # Errors
-/// A document names what is not there; the error lists each place.
+/// A document names a thing that does not exist; the error lists each place.
 pub(crate) fn check() -> Result<()> {
     let root = crate::root();
     let known = Known::read(&root)?;
@@ -100,7 +101,7 @@ impl Known {
         Ok(known)
     }
 
-    /// The first paragraph of each module's page, on one line and in lower case.
+    /// First paragraph of each module's documentation, on one line and in lower case.
     fn heads(&self, root: &Path) -> Result<BTreeMap<PathBuf, String>> {
         let mut heads = BTreeMap::new();
         for path in self.paths.iter().filter(|p| p.extension().is_some_and(|e| e == "rs")) {
@@ -112,7 +113,7 @@ impl Known {
         Ok(heads)
     }
 
-    /// What a document in that folder names and is not there, with the line's number from 1.
+    /// Names in a document of this folder that do not exist, with line numbers from 1.
     fn wrong(&self, folder: &Path, text: &str) -> Vec<(usize, String)> {
         let mut wrong = Vec::new();
         for (number, line) in text.lines().enumerate() {
@@ -141,14 +142,15 @@ impl Known {
         wrong
     }
 
-    /// `file.rs` or `file.rs: test_name`, in backticks.
+    /// Error of a word in backticks of the form `file.rs` or `file.rs: test_name`; `None` where the names
+    /// exist.
     fn wrong_code(&self, folder: &Path, code: &str) -> Option<String> {
         let (file, test) = code.split_once(": ").map_or((code, None), |(file, test)| (file, Some(test)));
         let is_file = FILES.iter().any(|ending| file.ends_with(ending))
             && file.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c))
             && !file.starts_with('/')
             && !file.starts_with('.')
-            // A name that stands for any module.
+            // `foo` stands for any module.
             && !file.starts_with("foo");
         if is_file && file.ends_with(".rs") && !self.has(folder, file) {
             return Some(format!("file {file}, which is not there"));
@@ -158,7 +160,7 @@ impl Known {
         (!self.functions.contains(&name)).then(|| format!("test {name}, which is not there"))
     }
 
-    /// Whether a path is there: from the document, from the root, or as the end of a path.
+    /// Whether a path exists: relative to the document, relative to the root, or as the end of a path.
     fn has(&self, folder: &Path, target: &str) -> bool {
         let target = Path::new(target.trim_end_matches('/'));
         let mut from_document = PathBuf::new();
@@ -177,7 +179,7 @@ impl Known {
     }
 }
 
-/// Words of the section "Where to find it" that do not lead to their one module.
+/// Words of the section "Where to find it" that do not stand in exactly their one module.
 fn words(page: &str, heads: &BTreeMap<PathBuf, String>) -> Vec<String> {
     let section = page.split("## Where to find it").nth(1).unwrap_or_default();
     let section = section.split("\n## ").next().unwrap_or_default();
@@ -203,7 +205,7 @@ fn words(page: &str, heads: &BTreeMap<PathBuf, String>) -> Vec<String> {
     wrong
 }
 
-/// Dependencies of the workspace that the page gives no reason for, and reasons for what is no dependency.
+/// Workspace dependencies without a reason on the page, and reasons for things that are no dependency.
 fn dependencies(manifest: &str, page: &str) -> Vec<String> {
     let table = manifest.split("[workspace.dependencies]").nth(1).unwrap_or_default();
     let table = table.split("\n[").next().unwrap_or_default();
@@ -229,7 +231,7 @@ fn dependencies(manifest: &str, page: &str) -> Vec<String> {
     missing.chain(unknown).collect()
 }
 
-/// The words that follow `keyword`.
+/// The words that follow `keyword` in the text.
 fn names_after<'t>(text: &'t str, keyword: &'t str) -> impl Iterator<Item = String> + 't {
     text.split(keyword)
         .skip(1)
@@ -242,7 +244,7 @@ fn quoted(text: &str, key: &str) -> Option<String> {
     line.split('"').nth(1).map(str::to_owned)
 }
 
-/// The texts between two marks, on one line.
+/// The texts between two marks within one line.
 fn between<'t>(line: &'t str, open: &'t str, close: &'t str) -> impl Iterator<Item = &'t str> {
     let mut rest = line;
     std::iter::from_fn(move || {

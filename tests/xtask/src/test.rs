@@ -1,4 +1,5 @@
-//! `cargo xtask test`: runs everything, says what ran, what was skipped and why, and what took longest.
+//! `cargo xtask test`: runs every check and test, and reports passes, failures, skips with reasons and the
+//! slowest tests.
 
 mod binaries;
 mod skips;
@@ -17,49 +18,51 @@ use std::{
 };
 use tally::{Outcome, Tally};
 
-/// The crate whose tests are the suites of a real node.
+/// Crate with the suites of a real node.
 const NODE: &str = "berth-tests-node";
 
-/// The crate whose tests are the suites of Services under load.
+/// Crate with the suites of Services under load.
 const SERVICES: &str = "berth-tests-services";
 
-/// The least time that a test binary may take before it is ended.
+/// Time limit of a test binary. Slower binaries are killed.
 const DEADLINE: Duration = Duration::from_secs(15 * 60);
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only this suite: fmt, clippy, deny, ebpf, arrows, docs, crates, plan (a million histories), mutations (a hundred thousand
-    /// of each kind of input), services (five minutes of churn, two nodes), node (all of them), or one of the node's:
-    /// demo, lifecycle, output, kill, parity; or vm (Debian in a VM). A suite that is asked for by name runs in full.
+    /// Run only this suite: fmt, clippy, deny, ebpf, arrows, docs, crates, plan (a million histories),
+    /// mutations (a hundred thousand of each kind of input), services (five minutes of churn, two nodes),
+    /// node (all node suites), one of the node suites (demo, lifecycle, output, kill, parity), or vm (Debian
+    /// in a VM). A suite named here runs in full.
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
-    /// Of a suite asked for by name, only what the default run does of it.
+    /// With --suite: run only the part that the default run has of this suite.
     #[arg(long)]
     quick: bool,
-    /// Of the suite vm: the kernel, `stable` (Debian 13's own), `oldest`, `newest` or the beginning of a release.
+    /// With the suite vm: the kernel, `stable` (Debian 13's own), `oldest`, `newest` or the beginning of a
+    /// release.
     #[arg(long, value_name = "KERNEL", default_value = "stable")]
     kernel: String,
-    /// Only tests whose name contains this.
+    /// Run only tests whose name contains this text.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
 }
 
-/// The crate whose tests take longest, which begin first so that nothing waits for them at the end.
+/// Crate with the slowest tests. Its tests start first, so that they do not prolong the end of the run.
 const LONGEST: &str = "berth-ebpf-loader";
 
-/// Of how many crates the tests run at a time: most wait more than they work.
+/// Number of crates whose tests run at the same time. Most tests wait more than they compute.
 const LANES: usize = 2;
 
-/// What a run is made of.
+/// State of a run.
 struct Run {
     tally: Tally,
     filter: Option<String>,
-    /// The test binaries of the whole workspace, once they are built.
+    /// Test binaries of the whole workspace; `None` until they are built.
     whole: Option<Vec<Binary>>,
 }
 
-/// Runs; `Ok(false)` where something failed.
+/// Runs the tests; `Ok(false)` where a test failed.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let begun = Instant::now();
     setup::run()?;
@@ -93,7 +96,8 @@ impl Run {
         self.step("docs", || crate::docs::check().map(|()| true))?;
         self.clippy()?;
         self.object()?;
-        // All at once: a crate of its own gets its dependencies with fewer features, which is to say built once more.
+        // One build for the whole workspace: building a crate alone selects fewer features and compiles its
+        // dependencies again.
         let built = out::timed("build the tests", || binaries::build(&["--workspace"]));
         let Some(all) = self.built("build", built)? else { return Ok(()) };
         self.whole = Some(all);
@@ -102,7 +106,7 @@ impl Run {
         self.suites(SERVICES, None, false)
     }
 
-    /// A check that passes or fails as a whole.
+    /// Runs a check that passes or fails as a whole.
     fn step(&mut self, name: &str, check: impl FnOnce() -> Result<bool>) -> Result<()> {
         let begun = Instant::now();
         let outcome = match check() {
@@ -128,8 +132,8 @@ impl Run {
         })
     }
 
-    /// The committed object is what the sources of the kernel's programs make; said to be skipped where that cannot be
-    /// built.
+    /// Checks that the committed eBPF object equals the one built from the sources. Skipped where the tools
+    /// for the build are missing.
     fn object(&mut self) -> Result<()> {
         if let Some(lack) = crate::ebpf::lacking()? {
             self.tally.add("ebpf", Outcome::Skipped(lack), Duration::ZERO);
@@ -143,13 +147,14 @@ impl Run {
             self.tally.add("deny", Outcome::Skipped("cargo-deny is not installed".into()), Duration::ZERO);
             return Ok(());
         };
-        // Advisories need the net, which a test run may not have; they are checked where it has.
+        // The check of advisories needs the network, which a test run may not have, and is left out.
         let mut check = Command::new(deny);
         check.args(["--locked", "check", "bans", "licenses", "sources"]).current_dir(crate::root());
         self.step("deny", || succeeds(check.stdin(Stdio::null())))
     }
 
-    /// Unit and integration tests of all crates but the node's suites, and the examples in the documentation.
+    /// Unit and integration tests of all crates without the node's and Services' suites, and the examples in
+    /// the documentation.
     fn crates(&mut self) -> Result<()> {
         self.programs(false)?;
         let all = match &self.whole {
@@ -170,7 +175,7 @@ impl Run {
             self.step("doc", || {
                 let mut examples = cargo::command(&["test", "--quiet", "--workspace", "--doc", "--locked"]);
                 let out = examples.output().context("run cargo test --doc")?;
-                // Most crates have none: what each says of that is of use to nobody.
+                // The output is shown only on failure: most crates have no examples.
                 anyhow::ensure!(
                     out.status.success(),
                     "{}{}",
@@ -183,18 +188,19 @@ impl Run {
         Ok(())
     }
 
-    /// The histories of `plan` by the million.
+    /// A million random histories of `plan`.
     fn plan(&mut self) -> Result<()> {
         let built = binaries::build(&["--package", "berth-core", "--test", "histories"]);
         let Some(all) = self.built("build", built)? else { return Ok(()) };
         self.binaries(&all.iter().collect::<Vec<_>>(), &[("BERTH_HISTORIES", "1000000")], 1)
     }
 
-    /// Inputs nearly right by the hundred thousand: every test named after mutations, with the shares that it prints.
+    /// A hundred thousand nearly valid inputs for every test named after mutations. Passing tests print their
+    /// shares.
     fn mutations(&mut self) -> Result<()> {
         self.filter.get_or_insert_with(|| "mutat".to_owned());
         self.tally.show = true;
-        // The harness has the mutator's own tests, and this program none.
+        // The harness has only the mutator's own tests, and xtask has no mutation tests.
         let built = out::timed("build the tests of all crates", || {
             binaries::build(&[
                 "--workspace",
@@ -209,11 +215,11 @@ impl Run {
             ])
         });
         let Some(all) = self.built("build", built)? else { return Ok(()) };
-        // What they print is read as one text.
+        // The printed shares are read as one text, so one crate runs at a time.
         self.binaries(&all.iter().collect::<Vec<_>>(), &[("BERTH_MUTATIONS", "100000")], 1)
     }
 
-    /// A crate's suites, or one of them; `full` as much as there is, otherwise a tenth.
+    /// The suites of a crate, or one of them: in full with `full`, otherwise a tenth of the repetitions.
     fn suites(&mut self, package: &str, suite: Option<&str>, full: bool) -> Result<()> {
         self.programs(true)?;
         let all = match &self.whole {
@@ -231,16 +237,16 @@ impl Run {
             }
         };
         let scale = if full { "full" } else { "tenth" };
-        // One at a time: these compare the machine before and after, and measure.
+        // One test at a time: these suites compare the machine before and after, and take measurements.
         let env = [("BERTH_SCALE", scale), ("RUST_TEST_THREADS", "1")];
         self.binaries(&all.iter().collect::<Vec<_>>(), &env, 1)
     }
 
-    /// Builds the programs under test once and tells the suites where they are.
+    /// Builds the programs under test once and passes their paths to the suites.
     fn programs(&mut self, failpoints: bool) -> Result<()> {
         let mut builds = vec![(Build::Plain, "BERTH_BIN")];
         if failpoints {
-            // First: the plain build comes last and stays.
+            // The build with failpoints comes first, so that the plain build stays in the target directory.
             builds.insert(0, (Build::Failpoints, "BERTH_BIN_FAILPOINTS"));
         }
         for (build, name) in builds {
@@ -270,7 +276,7 @@ impl Run {
     }
 }
 
-/// `cargo-deny` from the project's own tools or from PATH, where it is.
+/// Path of `cargo-deny` in the project's tools or in PATH; `None` where neither has the program.
 fn cargo_deny() -> Result<Option<PathBuf>> {
     let own = tools::cache()?.join("tools/cargo-deny/bin/cargo-deny");
     let all = [own, "cargo-deny".into()];
@@ -281,8 +287,8 @@ fn cargo_deny() -> Result<Option<PathBuf>> {
     Ok(all.into_iter().find(works))
 }
 
-/// Where this program lies. The kernel adds a word to the path of one that was built anew since it was started; what
-/// lies there now is as good.
+/// Path of this program. The kernel appends ` (deleted)` to the path of a program that was rebuilt since its
+/// start; the new file serves as well.
 fn this_program() -> Result<PathBuf> {
     let path = env::current_exe().context("find this program")?;
     let now = path.to_str().and_then(|p| p.strip_suffix(" (deleted)")).map(PathBuf::from);
@@ -291,7 +297,7 @@ fn this_program() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Whether a command succeeds; its output goes where ours goes.
+/// Whether a command succeeds. The command writes to the standard output and error of xtask.
 fn succeeds(command: &mut Command) -> Result<bool> {
     Ok(command.status().with_context(|| format!("run {:?}", command.get_program()))?.success())
 }

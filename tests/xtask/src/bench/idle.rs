@@ -1,4 +1,4 @@
-//! What a node costs that has nothing to do: many pods, each asked every ten seconds whether it is ready.
+//! Cost of an idle node: many pods, each with a readiness probe every ten seconds.
 
 use super::{Figure, pod_start::exec_helpers};
 use crate::out;
@@ -22,7 +22,7 @@ pub(crate) fn run(node: &Node, pods: usize, span: Duration) -> Result<Vec<Figure
         node.ready(&format!("default/idle-{n}"))?;
     }
     out::line(&format!("{pods} pods are Ready; looking for {} s", span.as_secs()));
-    // What the start of so many pods has left to do is not idling.
+    // The work that follows the start of so many pods is not part of idling.
     thread::sleep(Duration::from_secs(10));
     let containerd = node.containerd.process().context("containerd does not run")?;
     let ours = own(node)?;
@@ -61,7 +61,7 @@ fn own(node: &Node) -> Result<Vec<(String, Process)>> {
     let logd = node.logd().context("logd does not run")?;
     let mut all = vec![("agent".to_owned(), agent), ("logd".to_owned(), logd)];
     let known: BTreeSet<Process> = all.iter().map(|(_, p)| *p).collect();
-    // Shims of the pool are containerd's in kind, and are counted with the pods they wait for.
+    // Pooled shims are containerd's processes and are counted with the pods that they wait for.
     let shims = node.containerd.shims();
     let helpers = exec_helpers(node).into_iter().filter(|p| !known.contains(p) && !shims.contains(p));
     all.extend(helpers.map(|p| ("helper".to_owned(), p)));

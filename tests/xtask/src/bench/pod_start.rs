@@ -1,4 +1,4 @@
-//! A pod's start and stop, a burst of pods, and the cost of an exec probe.
+//! Start and stop of a pod, a burst of pods, and the cost of an exec probe.
 
 use super::{Figure, median, millis, spread, yardstick::Yardstick};
 use crate::out;
@@ -17,17 +17,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How many runs of runc go side by side in a burst.
+/// Number of parallel runc runs in a burst.
 const SIDE_BY_SIDE: usize = 8;
-/// Bursts.
+/// Number of bursts.
 const BURSTS: usize = 3;
-/// Containers that are probed, and how long.
+/// Number of containers with an exec probe, and below the time of the measurement.
 const PROBED: usize = 20;
 const PROBED_FOR: Duration = Duration::from_secs(20);
-/// Commands run by containerd's Exec.
+/// Number of commands run by containerd's Exec.
 const EXECS: usize = 60;
 
-/// Measures all four.
+/// Measures start, stop, burst and exec probe.
 pub(crate) fn run(node: &Node, rounds: usize, pods: usize) -> Result<Vec<Figure>> {
     let mut figures = one_by_one(node, rounds)?;
     figures.push(burst(node, pods)?);
@@ -35,7 +35,7 @@ pub(crate) fn run(node: &Node, rounds: usize, pods: usize) -> Result<Vec<Figure>
     Ok(figures)
 }
 
-/// A pod as in real use: limits, a network, output through FIFOs, and a process that ends when it is told to.
+/// Manifest of a realistic pod: limits, a network, output through FIFOs, and a process that ends on SIGTERM.
 fn manifest(name: &str, extra: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 10\n  containers:\n\
@@ -57,12 +57,12 @@ fn wait_ready(watch: &mut Watch, name: &str) -> Result<Pod> {
     ready.context("it was Ready")
 }
 
-/// Rounds of: pod started, runc run of its bundle, runc's stop, pod stopped.
+/// Rounds of four steps: pod started, runc run of the same bundle, runc's stop, pod stopped.
 fn one_by_one(node: &Node, rounds: usize) -> Result<Vec<Figure>> {
     let (mut start, mut run, mut stop, mut end, mut left) = (vec![], vec![], vec![], vec![], vec![]);
     let mut steps: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let mut watch = node.socket()?.watch()?;
-    // The first is warmth for both.
+    // The first round warms up both sides and is not counted.
     for round in 0..=rounds {
         let (name, file) = (format!("round-{round}"), format!("round-{round}.yaml"));
         let full = format!("default/{name}");
@@ -145,7 +145,7 @@ fn tell_steps(steps: &BTreeMap<String, Vec<f64>>, whole: f64) {
     }
 }
 
-/// Pods at once against as many runs of runc.
+/// Time of many pods at once, against as many runs of runc.
 fn burst(node: &Node, pods: usize) -> Result<Figure> {
     let (mut ours, mut theirs, mut ratios) = (vec![], vec![], vec![]);
     for round in 0..BURSTS {
@@ -223,13 +223,13 @@ fn burst(node: &Node, pods: usize) -> Result<Figure> {
     })
 }
 
-/// CPU of some processes and of their children that they have reaped, in seconds.
+/// CPU time of processes and their reaped children, in seconds.
 fn cpu(processes: &[Process]) -> f64 {
     let ticks: u64 = processes.iter().map(Process::cpu_ticks).sum();
     f64::from(u32::try_from(ticks).unwrap_or(u32::MAX)) / 100.0
 }
 
-/// CPU of one exec probe of `true`, against one Exec of containerd's.
+/// CPU time of one exec probe of `true`, against one Exec of containerd.
 fn exec_probe(node: &Node) -> Result<Figure> {
     let probe = "    readinessProbe: {exec: {command: [\"true\"]}, periodSeconds: 1}\n";
     for n in 0..PROBED {
@@ -275,7 +275,7 @@ fn exec_probe(node: &Node) -> Result<Figure> {
     })
 }
 
-/// The agent's children: the helper that runs exec probes, under whatever name.
+/// The agent's child processes, which include the exec probe helper whatever its name.
 pub(crate) fn exec_helpers(node: &Node) -> Vec<Process> {
     let Some(agent) = node.agent() else { return Vec::new() };
     berth_harness::process::all().into_keys().filter(|p| parent(*p) == Some(agent)).collect()

@@ -1,4 +1,4 @@
-//! The Service data plane: measured by a program of its own, whose figures are passed on.
+//! The Service data plane, measured by a separate program whose figures are passed on.
 
 use super::Figure;
 use crate::{cargo, out};
@@ -11,7 +11,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// The figures that the program gives, with their units.
+/// Figures of that program, with their units.
 const FIGURES: [(&str, &str); 9] = [
     ("service_new_conn_ratio", "ratio"),
     ("service_keepalive_ratio", "ratio"),
@@ -24,7 +24,7 @@ const FIGURES: [(&str, &str); 9] = [
     ("datapath_mem_mb", "MB"),
 ];
 
-/// A figure as the program writes it.
+/// A figure in the program's output.
 #[derive(Debug, Deserialize)]
 struct Told {
     name: String,
@@ -33,7 +33,7 @@ struct Told {
     against: String,
 }
 
-/// Builds what is measured, optimised, and measures it.
+/// Builds the optimised programs and runs the measurement.
 pub(crate) fn run(rounds: usize, only: &[String]) -> Result<Vec<Figure>> {
     let programs = out::timed("build service-bench and what it runs, optimised", programs)?;
     let mut command = Command::new(programs.join("service-bench"));

@@ -1,4 +1,4 @@
-//! Plain runc, given what the node's own container was given: its OCI spec, its namespaces, its mounted root.
+//! Plain runc with the same input as the node's container: OCI spec, namespaces and mounted root file system.
 
 use anyhow::{Context, Result, ensure};
 use berth_harness::{node::Node, process::Process, socket::Pod, tools, wait};
@@ -10,12 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A bundle like that of a running pod's container, and runc to run it.
+/// Bundle equal to that of a running pod's container, and the runc that runs the bundle.
 pub(crate) struct Yardstick {
     runc: PathBuf,
-    /// runc's own root.
+    /// State directory of runc (`--root`).
     root: PathBuf,
-    /// Bundles, one a run.
+    /// Directory of the bundles, one per run.
     dir: PathBuf,
     spec: Value,
     cgroup: String,
@@ -28,7 +28,7 @@ pub(crate) struct Run {
 }
 
 impl Yardstick {
-    /// Takes the bundle of a running pod's first container.
+    /// Copies the bundle of a running pod's first container.
     pub(crate) fn of(node: &Node, pod: &Pod) -> Result<Yardstick> {
         let id = pod.0["containers"][0]["id"].as_str().context("the pod has no running container")?;
         let state = node.dir.join("containerd/state/io.containerd.runtime.v2.task");
@@ -56,7 +56,7 @@ impl Yardstick {
         command
     }
 
-    /// Writes a bundle: its cost is not runc's.
+    /// Writes a bundle. The time of writing is not counted as runc's.
     pub(crate) fn bundle(&self, id: &str) -> Result<()> {
         let mut spec = self.spec.clone();
         spec["linux"]["cgroupsPath"] = json!(format!("/{}/yardstick/{id}", self.cgroup));
@@ -65,7 +65,7 @@ impl Yardstick {
         fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?).context("write a bundle")
     }
 
-    /// `runc run -d`, with its time.
+    /// Runs `runc run -d` and measures its time.
     pub(crate) fn run(&self, id: &str) -> Result<(Run, Duration)> {
         let bundle = self.dir.join(id);
         let pid_file = bundle.join("pid");
@@ -83,9 +83,9 @@ impl Yardstick {
         Ok((Run { id: id.into(), pid }, took))
     }
 
-    /// `runc kill` and, once the process is gone, `runc delete`: the time of the two commands.
+    /// Runs `runc kill` and, once the process is gone, `runc delete`. Returns the time of the two commands.
     pub(crate) fn end(&self, run: &Run) -> Result<Duration> {
-        // Process 1 is deaf to TERM until its trap is set.
+        // PID 1 of a namespace ignores SIGTERM until its trap is set.
         let out = self.dir.join(&run.id).join("out");
         wait::until("the container says that it is ready", Duration::from_secs(20), || {
             fs::read_to_string(&out).is_ok_and(|text| text.contains("ready"))

@@ -1,9 +1,9 @@
-//! A network beside the node's: a namespace behind a pair of devices, whose near end bears the node's address.
+//! A network outside the node: a network namespace behind a veth pair whose near end has the node's address.
 
 use anyhow::{Context, Result, ensure};
 use std::process::Command;
 
-/// The namespace. It stays with the node until [`Outside::remove`].
+/// The network namespace. It exists until [`Outside::remove`].
 pub(super) struct Outside {
     netns: String,
     near: String,
@@ -12,26 +12,27 @@ pub(super) struct Outside {
 }
 
 impl Outside {
-    /// Named after the node's cgroup; `subnet` is one of the node's own (`10.x.y.0/24`), whose numbers make the link's.
+    /// Describes the namespace, named after the node's cgroup. The address range of the link is derived from
+    /// `subnet`, a subnet of the node (`10.x.y.0/24`).
     pub(super) fn of(cgroup: &str, subnet: &str) -> Outside {
         let mut parts = subnet.split('.').skip(1);
         let (a, b) = (parts.next().unwrap_or("0"), parts.next().unwrap_or("0"));
-        // 198.18.0.0/15 is for such networks (RFC 2544).
+        // 198.18.0.0/15 is reserved for test networks (RFC 2544).
         let net = |last: u8| format!("198.18.{b}.{last}");
         Outside { netns: format!("{cgroup}-outside"), near: format!("bo{a}x{b}"), node: net(1), far: net(2) }
     }
 
-    /// The device at the node's end.
+    /// Name of the device at the node's end.
     pub(super) fn device(&self) -> &str {
         &self.near
     }
 
-    /// The node's address on that device.
+    /// Address of the node on that device.
     pub(super) fn node_address(&self) -> &str {
         &self.node
     }
 
-    /// Makes it; what is there already stays.
+    /// Makes the namespace with its devices; does nothing where the namespace exists.
     pub(super) fn make(&self) -> Result<()> {
         if std::path::Path::new("/run/netns").join(&self.netns).exists() {
             return Ok(());
@@ -45,7 +46,7 @@ impl Outside {
         ip(&["-n", &self.netns, "link", "set", "lo", "up"])
     }
 
-    /// Takes it away with its devices.
+    /// Removes the namespace with its devices.
     pub(super) fn remove(&self) -> Result<()> {
         if std::path::Path::new("/run/netns").join(&self.netns).exists() {
             ip(&["netns", "del", &self.netns])?;
@@ -53,7 +54,7 @@ impl Outside {
         Ok(())
     }
 
-    /// Runs a command in there and returns its standard output.
+    /// Runs a command in the namespace and returns its standard output.
     pub(super) fn run(&self, command: &[&str]) -> Result<String> {
         let out = Command::new("ip")
             .args(["netns", "exec", &self.netns])

@@ -1,4 +1,5 @@
-//! The Service part of the demo: one name, one port on the node, one headless name, with the agent and without it.
+//! The demo's Service steps: one Service name, one node port and one headless name, with the agent and
+//! without.
 
 use super::outside::Outside;
 use crate::out;
@@ -11,14 +12,14 @@ use berth_harness::{
 };
 use std::{collections::BTreeSet, time::Instant};
 
-/// What each web pod says of itself, and its name.
+/// Names of the web pods; each pod's page contains its name.
 const WEB: [&str; 2] = ["web-a", "web-b"];
 const PAGE: &str = "/live/prepared.txt";
 const NODE_PORT: u16 = 30080;
 const NAME: &str = "web.default.svc.cluster.local";
 const HEADLESS: &str = "web-headless.default.svc.cluster.local";
 
-/// Shows what Services do, then the same with the agent killed.
+/// Shows the Services, then the same with the agent killed.
 pub(super) fn show(node: &Node, outside: &Outside) -> Result<()> {
     out::timed("ask for the Service's name from the client pod: both web pods answer", || by_name(node))?;
     out::timed("ask its port on the node, from the node itself: both answer", || from_node(node, outside))?;
@@ -41,12 +42,12 @@ pub(super) fn show(node: &Node, outside: &Outside) -> Result<()> {
     )
 }
 
-/// Whom an answer came from.
+/// The web pod that gave this answer.
 fn who(answer: &str) -> Option<&'static str> {
     WEB.into_iter().find(|name| answer.contains(&format!("prepared by {name}")))
 }
 
-/// Asks until each of `wanted` has answered; another answering is wrong.
+/// Sends requests until each pod of `wanted` has answered. An answer of another pod is an error.
 fn all_answer(wanted: &[&str], mut ask: impl FnMut() -> Result<String>) -> Result<()> {
     let (begun, mut seen, mut asked) = (Instant::now(), BTreeSet::new(), 0);
     while seen.len() < wanted.len() {
@@ -61,7 +62,8 @@ fn all_answer(wanted: &[&str], mut ask: impl FnMut() -> Result<String>) -> Resul
     Ok(())
 }
 
-/// Looks the name up by itself: what is linked statically has no resolver in a bare image.
+/// Shell command that resolves the name with nslookup first: a static busybox has no resolver in a bare
+/// image.
 const GET: &str = "timeout 3 wget -q -O - \"http://$(nslookup -type=a \"$0\" | awk '/^Address/ {a = $2} END {print a}'):80$1\"";
 
 fn ask_by_name(node: &Node) -> Result<String> {
@@ -69,7 +71,7 @@ fn ask_by_name(node: &Node) -> Result<String> {
 }
 
 fn by_name(node: &Node) -> Result<()> {
-    // The name and the table follow the pods' readiness in a moment of their own.
+    // The DNS record and the Service table follow the pods' readiness after a short delay.
     wait::ok("the name answers", PATIENCE, || ask_by_name(node))?;
     all_answer(&WEB, || ask_by_name(node))
 }
@@ -89,7 +91,7 @@ fn from_outside(outside: &Outside) -> Result<()> {
     all_answer(&WEB, ask)
 }
 
-/// The addresses that the headless name should have: of the web pods that are Ready.
+/// Addresses expected under the headless name: those of the Ready web pods.
 fn addresses(node: &Node) -> Result<BTreeSet<String>> {
     let pods = node.pods()?;
     let web = WEB.iter().filter_map(|name| pods.get(&format!("default/{name}")));
@@ -120,7 +122,7 @@ fn leaves(node: &Node) -> Result<()> {
     let gone = node.ready(&format!("default/{left}"))?.ip().to_owned();
     set_ready(node, left, false)?;
     let begun = Instant::now();
-    // The last answer of the pod that left may be under way while this begins.
+    // The last answer of the pod that left may still be under way, so the loop retries.
     wait::ok("only the other answers", PATIENCE, || {
         for _ in 0..8 {
             let answer = ask_by_name(node)?;
@@ -159,7 +161,7 @@ fn refused(node: &Node) -> Result<()> {
     all_answer(&WEB, || ask_by_name(node))
 }
 
-/// What the pod `asker` has written down so far.
+/// Output of the pod `asker` so far.
 fn asked(node: &Node, asker: &Pod) -> Result<String> {
     let run = u32::try_from(asker.restarts("asker"))?;
     logs::text(&node.log_dir(asker, "asker"), run, "stdout")
@@ -174,7 +176,7 @@ fn without_agent(node: &Node, outside: &Outside) -> Result<()> {
     let mut written = String::new();
     wait::ok("the pod asker hears from both by name, and of both by the headless name", PATIENCE, || {
         written = asked(node, &asker)?.get(before..).unwrap_or_default().to_owned();
-        // The first line may have been asked before the kill, and the last be cut.
+        // The first line may come from before the kill and is left out; the last line may be cut.
         let lines: Vec<&str> = written.lines().skip(1).collect();
         let names: BTreeSet<_> =
             lines.iter().filter(|l| l.starts_with("name:")).filter_map(|l| who(l)).collect();

@@ -1,4 +1,4 @@
-//! Test binaries: built by cargo, run one after the other or two beside each other, each test with its time.
+//! Test binaries: built by cargo and run by crate, with the time of each test.
 
 use super::tally::{Outcome, Tally};
 use crate::{cargo, out};
@@ -16,25 +16,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// One test binary.
+/// A test binary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Binary {
-    /// `crate` for unit tests, `crate/target` for others.
+    /// Name: `crate` for unit tests, `crate/target` for others.
     name: String,
-    /// The crate's directory, where its tests run.
+    /// Directory of the crate, the working directory of its tests.
     dir: PathBuf,
-    /// The program.
+    /// Path of the program.
     program: PathBuf,
 }
 
 impl Binary {
-    /// Of which crate.
+    /// Name of the crate.
     pub(crate) fn package(&self) -> &str {
         self.name.split('/').next().unwrap_or_default()
     }
 }
 
-/// Builds tests and says where they are.
+/// Builds tests and returns their binaries, ordered by crate.
 pub(crate) fn build(args: &[&str]) -> Result<Vec<Binary>> {
     let mut command = cargo::command(&["test", "--no-run", "--quiet", "--locked", "--message-format=json"]);
     let out = command.args(args).stderr(Stdio::inherit()).output().context("run cargo test")?;
@@ -54,7 +54,7 @@ pub(crate) fn build(args: &[&str]) -> Result<Vec<Binary>> {
     Ok(found)
 }
 
-/// The binary that a message of cargo's tells of.
+/// The test binary in one line of cargo's JSON messages.
 fn binary(line: &str) -> Option<Binary> {
     let message: Value = serde_json::from_str(line).ok()?;
     if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
@@ -63,7 +63,7 @@ fn binary(line: &str) -> Option<Binary> {
     let program = PathBuf::from(message["executable"].as_str()?);
     let dir = PathBuf::from(message["manifest_path"].as_str()?).parent()?.to_path_buf();
     let target = message["target"]["name"].as_str()?.replace('_', "-");
-    // `path+file:///…/agent/core#berth-core@0.0.0`, or without a name where it is the directory's.
+    // `path+file:///…/agent/core#berth-core@0.0.0`; the name is absent where it equals the directory's name.
     let id = message["package_id"].as_str()?;
     let after = id.rsplit_once('#').map(|(_, after)| after)?;
     let package = match after.split_once('@') {
@@ -74,20 +74,21 @@ fn binary(line: &str) -> Option<Binary> {
     Some(Binary { name, dir, program })
 }
 
-/// How binaries are run.
+/// Options for running binaries.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct How<'a> {
-    /// Only tests whose name contains this.
+    /// Run only tests whose name contains this.
     pub(crate) filter: Option<&'a str>,
-    /// What they get into their environment beside the tally's.
+    /// Environment variables in addition to the tally's.
     pub(crate) env: &'a [(&'a str, &'a str)],
-    /// The most time that one may take.
+    /// Time limit of one binary.
     pub(crate) deadline: Duration,
-    /// Of how many crates at a time; those of one crate run one after the other, as they use the same things.
+    /// Number of crates at the same time. Binaries of one crate run one after the other, because they share
+    /// resources.
     pub(crate) crates: usize,
 }
 
-/// Runs all and adds their tests to the tally.
+/// Runs all binaries and adds their tests to the tally.
 pub(crate) fn run(binaries: &[&Binary], how: How<'_>, tally: &mut Tally) -> Result<()> {
     let crates: Vec<&[&Binary]> = binaries.chunk_by(|a, b| a.package() == b.package()).collect();
     let next = AtomicUsize::new(0);
@@ -114,14 +115,15 @@ pub(crate) fn run(binaries: &[&Binary], how: How<'_>, tally: &mut Tally) -> Resu
     Ok(())
 }
 
-/// Runs one and adds its tests. A binary that says nothing of its tests counts as one test.
+/// Runs one binary and adds its tests. A binary that reports no tests counts as one test.
 fn run_one(binary: &Binary, how: How<'_>, tally: &mut Tally) -> Result<()> {
     let begun = Instant::now();
     let mut child = Command::new(&binary.program)
         .args(["-Zunstable-options", "--format=json", "--report-time"])
         .args(tally.show.then_some("--show-output"))
         .args(how.filter)
-        // libtest tells times to those who say that they know the format may change; this one reads what it knows.
+        // libtest reports times only with unstable options, which this variable permits. The reader ignores
+        // unknown fields.
         .env("RUSTC_BOOTSTRAP", "1")
         .envs(tally.env.iter().map(|(name, value)| (name, value)))
         .envs(how.env.iter().copied())
@@ -143,7 +145,7 @@ fn run_one(binary: &Binary, how: How<'_>, tally: &mut Tally) -> Result<()> {
     let mut stderr = child.stderr.take().context("no standard error")?;
     let errors = thread::spawn(move || {
         let mut text = Vec::new();
-        // What was read until a failure is all there is.
+        // A read error ends the text; the part read so far is kept.
         stderr.read_to_end(&mut text).ok();
         String::from_utf8_lossy(&text).into_owned()
     });
@@ -183,7 +185,7 @@ fn run_one(binary: &Binary, how: How<'_>, tally: &mut Tally) -> Result<()> {
     if !finished {
         tally.add(&binary.name, Outcome::Failed(format!("ended after {} s", how.deadline.as_secs())), took);
     } else if !status.success() && failed == 0 {
-        // Joined only here: a grandchild may hold the other end open.
+        // Joined only in this case: a grandchild may keep the pipe open.
         let text = errors.join().unwrap_or_default();
         tally.add(&binary.name, Outcome::Failed(format!("{status}\n{other}{text}")), took);
     } else if status.success() && !listed {
@@ -201,13 +203,14 @@ fn run_one(binary: &Binary, how: How<'_>, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// What a test printed, of the line that tells its end.
+/// Output of a test, from the JSON line that reports the test's end.
 fn printed(line: &str) -> String {
     let message: Value = serde_json::from_str(line).unwrap_or_default();
     message["stdout"].as_str().unwrap_or_default().to_owned()
 }
 
-/// The end of a test in a line of output: libtest's JSON, or `test <name> ... ok` with the time since the last one.
+/// Result of a test from a line of output: libtest's JSON, or `test <name> ... ok` with the time since the
+/// last result.
 fn event(line: &str, since: Duration) -> Option<(String, Outcome, Duration)> {
     if let Ok(message) = serde_json::from_str::<Value>(line) {
         if message["type"] != "test" {

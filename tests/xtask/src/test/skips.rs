@@ -1,5 +1,5 @@
-//! The reviewed list of what may be skipped: a skip that is not in it fails the run, and so does an entry that nothing
-//! needs any more.
+//! Reviewed list of allowed skips. A skip that is not in the list fails the run, and so does an entry without
+//! a skip.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -8,23 +8,23 @@ use std::{
     path::Path,
 };
 
-/// The list: names and reasons, in two tables.
+/// Names and reasons of allowed skips, in two tables.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Skips {
-    /// `[always]`: skipped on every machine; an entry of which nothing is skipped is an error.
+    /// `[always]`: skipped on every machine. An entry is an error where no test of that name was skipped.
     always: BTreeMap<String, String>,
-    /// `[sometimes]`: skipped where the machine lacks something.
+    /// `[sometimes]`: skipped only where the machine lacks a feature.
     sometimes: BTreeMap<String, String>,
 }
 
 impl Skips {
-    /// Reads the file.
+    /// Reads the list from a file.
     pub(crate) fn read(path: &Path) -> Result<Skips> {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         Skips::parse(&text).with_context(|| path.display().to_string())
     }
 
-    /// The part of TOML that the file uses: tables, `"name" = "reason"`, comments.
+    /// Parses the part of TOML that the file uses: tables, `"name" = "reason"`, comments.
     fn parse(text: &str) -> Result<Skips> {
         let mut skips = Skips::default();
         let mut table = String::new();
@@ -51,12 +51,12 @@ impl Skips {
         Ok(skips)
     }
 
-    /// The reviewed reason.
+    /// The reviewed reason of a skip; `None` where the list has no entry.
     pub(crate) fn reason(&self, name: &str) -> Option<&str> {
         self.always.get(name).or_else(|| self.sometimes.get(name)).map(String::as_str)
     }
 
-    /// Entries that should have been used and were not.
+    /// Entries of `[always]` whose test was not skipped.
     pub(crate) fn unused<'a>(&'a self, skipped: &'a BTreeSet<&str>) -> impl Iterator<Item = &'a str> {
         self.always.keys().map(String::as_str).filter(|name| !skipped.contains(name))
     }

@@ -1,35 +1,35 @@
-//! What ran and how it ended.
+//! Results of all tests of a run.
 
 use super::skips::Skips;
 use crate::out;
 use std::{collections::BTreeSet, ffi::OsString, time::Duration};
 
-/// How a test ended.
+/// Result of a test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Well.
+    /// The test passed.
     Passed,
-    /// Not; with what it said.
+    /// The test failed, with its output.
     Failed(String),
-    /// It did not run, for this reason.
+    /// The test did not run, for this reason.
     Skipped(String),
 }
 
-/// Everything that ran.
+/// Results of all tests so far.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     tests: Vec<(String, Outcome, Duration)>,
-    /// What every test binary gets into its environment.
+    /// Environment variables for every test binary.
     pub(crate) env: Vec<(String, OsString)>,
-    /// Whether what tests print is told when they pass, too.
+    /// Whether the output of passing tests is printed too.
     pub(crate) show: bool,
 }
 
-/// How many of the slowest are named.
+/// Number of slowest tests in the report.
 const SLOWEST: usize = 10;
 
 impl Tally {
-    /// Adds a test; what is no success is told at once.
+    /// Adds a test. Failures and skips are printed at once.
     pub(crate) fn add(&mut self, name: &str, outcome: Outcome, took: Duration) {
         match &outcome {
             Outcome::Passed => {}
@@ -39,17 +39,17 @@ impl Tally {
         self.tests.push((name.to_owned(), outcome, took));
     }
 
-    /// An empty one for a test binary, which runs as this one says.
+    /// An empty tally for one test binary, with the same settings.
     pub(crate) fn part(&self) -> Tally {
         Tally { tests: Vec::new(), env: self.env.clone(), show: self.show }
     }
 
-    /// Takes in what a part has; it was told already.
+    /// Adds the results of a part, which were printed already.
     pub(crate) fn join(&mut self, part: Tally) {
         self.tests.extend(part.tests);
     }
 
-    /// Whether nothing ran.
+    /// Whether no test ran.
     pub(crate) fn is_empty(&self) -> bool {
         self.tests.is_empty()
     }
@@ -58,13 +58,13 @@ impl Tally {
         self.tests.iter().filter(|(_, outcome, _)| wanted(outcome)).count()
     }
 
-    /// How many passed and failed.
+    /// Numbers of passed and failed tests.
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.count(|o| *o == Outcome::Passed), self.count(|o| matches!(o, Outcome::Failed(_))))
     }
 
-    /// Tells everything and says whether it is good. `whole` says that all there is was asked for, so that every
-    /// entry of the list has to be needed.
+    /// Prints the report and returns whether the run is good. With `whole`, the run covers every test, and an
+    /// unused `[always]` entry of the list is a failure.
     pub(crate) fn report(&mut self, skips: &Skips, whole: bool, took: Duration) -> bool {
         let skipped: Vec<String> = self
             .tests
@@ -106,7 +106,7 @@ impl Tally {
         }
         let passed = self.count(|o| *o == Outcome::Passed);
         out::line(&format!("in {:.0} s", took.as_secs_f64()));
-        // The last line, as others read it.
+        // The summary stays the last line, because scripts parse it.
         out::line(&format!("{passed} passed, {} failed, {} skipped", failed.len(), skipped.len()));
         failed.is_empty() && passed > 0
     }
