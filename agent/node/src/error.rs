@@ -12,7 +12,7 @@ pub enum Error {
         #[source]
         source: berth_sys::Error,
     },
-    /// Nothing is mounted where cgroups should be.
+    /// No cgroup hierarchy is mounted below the configured directory.
     #[error("no cgroup hierarchy is mounted below {}", path.display())]
     NoHierarchy {
         /// Configured mount directory of the hierarchies.

@@ -39,7 +39,8 @@ mod number {
 #[cfg(target_arch = "x86_64")]
 unsafe fn syscall(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
     let ret;
-    // SAFETY: the kernel's calling convention: it changes rax, rcx, r11 and the memory it is told to.
+    // SAFETY: the kernel's calling convention: it changes rax, rcx, r11 and the memory that its arguments
+    // name.
     unsafe {
         asm!("syscall", inlateout("rax") number => ret, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
             lateout("rcx") _, lateout("r11") _, options(nostack));
@@ -52,7 +53,7 @@ unsafe fn syscall(number: usize, a: usize, b: usize, c: usize, d: usize) -> isiz
 #[cfg(target_arch = "aarch64")]
 unsafe fn syscall(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
     let ret;
-    // SAFETY: the kernel's calling convention: it changes x0 and the memory it is told to.
+    // SAFETY: the kernel's calling convention: it changes x0 and the memory that its arguments name.
     unsafe {
         asm!("svc 0", in("x8") number, inlateout("x0") a => ret, in("x1") b, in("x2") c, in("x3") d,
             options(nostack));

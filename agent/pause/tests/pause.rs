@@ -1,4 +1,4 @@
-//! Pause on a real kernel, started as the agent starts it. Needs root.
+//! Tests of the pause program on a real kernel, started as the agent starts it. Need root.
 #![allow(
     clippy::unwrap_used,
     clippy::let_underscore_must_use,
@@ -22,8 +22,8 @@ use std::{
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// The program, written once before any test forks: a child between fork and exec keeps what another thread has open for
-/// writing, and the kernel runs no such file.
+/// The program, written once before any test forks. A child between fork and exec inherits the descriptors
+/// that other threads have open for writing, and the kernel does not execute a file that is open for writing.
 static PROGRAM: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap();
     prepare_rootfs(dir.path(), PAUSE).unwrap();
@@ -31,7 +31,7 @@ static PROGRAM: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
     (dir, file)
 });
 
-/// A sandbox of its own, all gone when dropped.
+/// A test's own sandbox; the drop removes all of it.
 struct Sandbox {
     dir: tempfile::TempDir,
     cgroups: Vec<PathBuf>,
@@ -47,7 +47,7 @@ impl Sandbox {
     fn spec(&self, kinds: &[NsKind]) -> PauseSpec {
         let rootfs = self.dir.path().join("rootfs");
         fs::create_dir_all(&rootfs).unwrap();
-        // There already for a second spec of the same sandbox.
+        // The link exists already for a second spec of the same sandbox.
         let _ = fs::hard_link(&PROGRAM.1, rootfs.join("pause"));
         prepare_rootfs(&rootfs, PAUSE).unwrap();
         PauseSpec {
@@ -67,7 +67,7 @@ impl Sandbox {
         process
     }
 
-    /// One new group in every hierarchy that takes processes.
+    /// Makes one new group in every hierarchy that takes processes.
     fn make_cgroups(&mut self, name: &str) {
         for mount in berth_sys::mount::mounts().unwrap() {
             if !matches!(mount.fs_type.as_str(), "cgroup" | "cgroup2") {
@@ -149,7 +149,7 @@ fn runs_with_nothing_but_what_it_was_given() {
     let kinds = [NsKind::Net, NsKind::Ipc, NsKind::Uts];
     let spec = sandbox.spec(&kinds);
     ns::create_pinned(&spec.sandbox_dir, &kinds, Some("pod-name"), &[]).unwrap();
-    // A descriptor that somebody forgot to close at exec.
+    // A descriptor that was opened without close-on-exec.
     let leak = rustix::io::dup(fs::File::open("/dev/null").unwrap()).unwrap();
     let p = sandbox.start(&spec);
     let pid = p.pid.to_string();
@@ -271,7 +271,7 @@ fn reaps_orphans_of_a_shared_pid_namespace() {
         let gone = eventually(|| (!Path::new(&format!("/proc/{orphan}")).exists()).then_some(()));
         assert!(gone.is_some(), "{orphan} is not reaped");
     }
-    // A new pause takes over the pin of one that died.
+    // A new pause replaces the pin of a pause that died.
     let fd = PidFd::open(p.pid).unwrap().unwrap();
     fd.signal(Signal::TERM).unwrap();
     assert!(fd.poll_exited(DEADLINE).unwrap());
@@ -327,7 +327,7 @@ fn many_threads_start_many_at_once() {
     assert_eq!(pids.len(), 80);
 }
 
-/// The time of one start is printed; the bound is far off, so that a busy machine does not fail it.
+/// Prints the time of one start. The bound is large, so that a busy machine does not fail the test.
 #[test]
 fn starts_in_about_a_millisecond() {
     let mut sandbox = Sandbox::new();

@@ -172,7 +172,8 @@ pub fn enter(container: &Container<'_>, command: &Command) -> io::Result<Enterin
     rustix::fs::fcntl_setfl(&output, OFlags::NONBLOCK)?;
     let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let pointers = child::Pointers::new(command);
-    // SAFETY: the caller has one thread, so that the child's copy of memory is consistent and no lock is held in it.
+    // SAFETY: the caller has one thread, so that the child's copy of memory is consistent and no lock is held
+    // in it.
     let pid = unsafe { libc::fork() };
     match pid {
         -1 => Err(io::Error::last_os_error()),

@@ -7,7 +7,8 @@ const ARENAS: libc::c_int = 2;
 /// Limits the number of arenas. Call it before the first thread starts; a refusal leaves the default.
 pub fn bound_arenas() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: mallopt changes the allocator's settings only; it takes plain integers and reports refusal by its result.
+    // SAFETY: mallopt changes the allocator's settings only; it takes plain integers and reports refusal by
+    // its result.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, ARENAS);
     }

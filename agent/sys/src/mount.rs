@@ -117,7 +117,7 @@ fn attach(tree: OwnedFd, dst: &Path, opts: BindOpts) -> Result<()> {
 fn set_attr(fd: impl AsFd, set: u64, propagation: u64, recursive: bool) -> io::Result<()> {
     let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is a NUL-terminated literal, `attr` lives through the call and its true size is given.
+    // SAFETY: the path is a NUL-terminated literal, `attr` lives through the call and the size is its own.
     let ret = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

@@ -248,9 +248,9 @@ impl Prepared {
     fn launch(&self) -> Result<u32> {
         let mut first = stack();
         let signals = BlockedSignals::new();
-        // SAFETY: `child` makes only system calls, on a stack of its own, and never returns into this frame. The
-        // memory it shares (`self`, both stacks) stays in place, as CLONE_VFORK suspends this thread until it ends.
-        // No handler can run in it on shared memory, as all signals are blocked.
+        // SAFETY: `child` makes only system calls, on a stack of its own, and never returns into this frame.
+        // The memory it shares (`self`, both stacks) stays in place, as CLONE_VFORK suspends this thread
+        // until it ends. No handler can run in it on shared memory, as all signals are blocked.
         let child = unsafe {
             libc::clone(
                 child,
@@ -304,8 +304,8 @@ impl BlockedSignals {
     fn new() -> BlockedSignals {
         let mut all = MaybeUninit::<libc::sigset_t>::uninit();
         let mut old = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: sigfillset fills the whole set; pthread_sigmask reads that one and fills the other, and cannot fail
-        // for SIG_SETMASK.
+        // SAFETY: sigfillset fills the whole set; pthread_sigmask reads that one and fills the other, and
+        // cannot fail for SIG_SETMASK.
         unsafe {
             libc::sigfillset(all.as_mut_ptr());
             libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), old.as_mut_ptr());

@@ -152,8 +152,8 @@ impl Spawn<'_> {
         actions.set_up(&dir, self.fd.as_raw_fd(), self.number)?;
         attributes.set_up()?;
         let mut pid = 0;
-        // SAFETY: program, arguments and environment are zero-terminated texts in lists that end with a null, and
-        // outlive the call, which does not change them; actions and attributes are initialised.
+        // SAFETY: program, arguments and environment are zero-terminated texts in lists that end with a null,
+        // and outlive the call, which does not change them; actions and attributes are initialised.
         checked(unsafe {
             libc::posix_spawn(
                 &raw mut pid,

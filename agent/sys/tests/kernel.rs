@@ -1,4 +1,4 @@
-//! Mounts, namespaces and deletion on a real kernel. Needs root.
+//! Tests of mounts, namespaces and deletion on a real kernel. Need root.
 #![allow(
     clippy::unwrap_used,
     clippy::let_underscore_must_use,
@@ -18,7 +18,7 @@ use std::{
     time::Instant,
 };
 
-/// A directory all of whose mounts and files are gone when it is dropped.
+/// A directory whose drop removes all its mounts and files.
 struct Dir(tempfile::TempDir);
 
 impl Dir {
@@ -26,7 +26,7 @@ impl Dir {
         Dir(tempfile::Builder::new().prefix("berth-sys-").tempdir().unwrap())
     }
 
-    /// A new directory in it.
+    /// Makes a new directory in it.
     fn dir(&self, name: &str) -> PathBuf {
         let path = self.0.path().join(name);
         fs::create_dir_all(&path).unwrap();
@@ -108,7 +108,8 @@ fn a_tmpfs_has_size_and_mode_and_stays_out_of_swap() {
     assert_eq!(m.fs_type, "tmpfs");
     assert!(m.has_super_option("size=1024k"), "{}", m.super_options);
     assert!(fs::write(dst.join("big"), vec![1; 2 << 20]).is_err());
-    // This and every kernel since 6.4 knows the option; the fall-back is for those without swap.
+    // Kernels since 6.4 with swap know the option, this machine's among them; kernels without swap use the
+    // fall-back.
     let swapless = !Path::new("/proc/swaps").exists();
     assert!(swapless || m.has_super_option("noswap"), "{}", m.super_options);
     assert!(mount::tmpfs(&t.path("none"), None, 0o755).is_err());
@@ -148,7 +149,7 @@ fn on_a_shared_mount_an_rshared_directory_is_no_mount_of_its_own() {
     let t = Dir::new();
     let outer = t.dir("outer");
     mount::make_rshared(&outer).unwrap();
-    // One that was made private there before.
+    // A mount that was made private before.
     let old = t.dir("outer/inner/old");
     mount::bind(
         &t.dir("source"),
@@ -205,7 +206,7 @@ fn deletes_a_tree_and_nothing_else() {
 fn deletes_a_tree_deeper_than_any_path_and_limit() {
     let t = Dir::new();
     let tree = t.dir("tree");
-    // Longer than PATH_MAX in the end, so each level is made from the one above it.
+    // The final path is longer than PATH_MAX, so each level is made from the one above it.
     let mut at = rustix::fs::open(&tree, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
     for _ in 0..3000 {
         rustix::fs::mkdirat(&at, "deep", rustix::fs::Mode::RWXU).unwrap();
@@ -228,7 +229,7 @@ fn deletes_nothing_where_a_mount_lies_below() {
     let refused = mount::remove_tree_no_xdev(&tree).unwrap_err();
     assert!(matches!(&refused, Error::MountBelow { mount, .. } if *mount == below), "{refused}");
     assert!(tree.join("a-first").exists() && other.join("kept").exists());
-    // Also where the tree itself is the mount.
+    // The tree itself is the mount.
     assert!(matches!(mount::remove_tree_no_xdev(&below), Err(Error::MountBelow { .. })));
     assert!(other.join("kept").exists());
     assert!(mount::unmount(&below).unwrap());
@@ -273,7 +274,7 @@ fn pinned_namespaces_are_new_set_up_and_stay() {
     .unwrap();
     assert!(lo, "lo is up");
     assert_eq!(port, "0\n");
-    // The other two by a process that enters them; nothing of it leaked to the host.
+    // A process enters the UTS and IPC namespaces and shows their values; the host's values are unchanged.
     let shown = std::process::Command::new("nsenter")
         .arg(format!("--uts={}", dir.join("uts").display()))
         .arg(format!("--ipc={}", dir.join("ipc").display()))
@@ -284,7 +285,7 @@ fn pinned_namespaces_are_new_set_up_and_stay() {
     let now = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
     assert_eq!((now, fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").unwrap()), (host_port, host_shm));
 
-    // Again: the same ones.
+    // A second call keeps the same namespaces.
     ns::create_pinned(&dir, &POD, Some("other"), &wanted).unwrap();
     assert_eq!(POD.map(|k| inode(&dir.join(k.file_name()))).into_iter().collect::<BTreeSet<_>>(), inodes);
     ns::unpin(&dir).unwrap();
@@ -301,7 +302,7 @@ fn what_is_half_pinned_is_made_anew() {
     let net = inode(&dir.join("net"));
     assert!(mount::unmount(&dir.join("uts")).unwrap());
     assert!(!ns::is_pinned(&dir, NsKind::Uts).unwrap(), "an empty file is no pin");
-    // Two pins on one another, as a crash between two attempts may leave them.
+    // Two pins mounted on one another, as a crash between two tries may leave them.
     mount::bind(Path::new("/proc/self/ns/ipc"), &dir.join("ipc"), BindOpts::default()).unwrap();
     ns::create_pinned(&dir, &POD, None, &[]).unwrap();
     assert_ne!(inode(&dir.join("net")), net);
@@ -329,7 +330,7 @@ fn a_sysctl_outside_of_the_pod_is_refused_before_anything_is_made() {
         assert!(matches!(refused, Error::Sysctl { .. }), "{name}: {refused}");
         assert!(!dir.exists(), "{name}");
     }
-    // One that the kernel refuses is undone.
+    // A sysctl that the kernel refuses undoes the namespaces.
     let refused = ns::create_pinned(&dir, &POD, None, &sysctls(&[("net.ipv4.ip_forward", "x")])).unwrap_err();
     assert!(matches!(refused, Error::SysctlWrite { .. }), "{refused}");
     assert!(!dir.exists());

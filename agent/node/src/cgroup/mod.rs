@@ -5,7 +5,7 @@
 //! makes every group above them and removes all of them.
 //!
 //! Invariants: no operation writes or removes anything outside the configured roots. All operations but
-//! [`CgroupTree::join_helper`] are idempotent, so a new agent repeats one that the agent's death interrupted.
+//! [`CgroupTree::join_helper`] are idempotent, so a restarted agent can repeat an interrupted call.
 
 mod hierarchy;
 mod limits;

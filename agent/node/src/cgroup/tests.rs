@@ -105,7 +105,7 @@ fn a_pod_gets_its_numbers_in_every_hierarchy_and_leaves_nothing() {
     assert_ne!(real.value("cpuset", &format!("{pod}/cpuset.cpus")).as_deref(), Some(""));
     assert_eq!(real.value("cpu", "kubepods/besteffort/cpu.shares").as_deref(), Some("2"));
     assert_eq!(real.tree.pods().unwrap(), std::slice::from_ref(&p.uid));
-    // The pod's new limits drop one that was set before.
+    // The pod's new limits drop a limit that was set before.
     let freed = crate::testing::pod("u-1", vec![], vec![container("cpu=1", "")]);
     real.tree.create_pod(&freed, None).unwrap();
     assert_eq!(real.value("cpu", &format!("{pod}/cpu.cfs_quota_us")).as_deref(), Some("-1"));

@@ -423,7 +423,8 @@ pub(super) fn reexec_read_only(argv: &[CString], env: &[CString]) -> io::Error {
         let read_only =
             libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
         let (argv, envp) = (pointers(argv), pointers(env));
-        // SAFETY: the attributes are as long as stated, all texts end with NUL and both lists with a null pointer.
+        // SAFETY: the attributes are as long as stated, all texts end with NUL and both lists with a null
+        // pointer.
         unsafe {
             let set = libc::syscall(
                 libc::SYS_mount_setattr,
