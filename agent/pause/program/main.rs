@@ -82,7 +82,7 @@ extern "C" fn main() -> ! {
     unsafe { syscall(number::RT_SIGPROCMASK, SIG_SETMASK, set, 0, size_of::<u64>()) };
     loop {
         reap();
-        // SAFETY: as above; neither information nor a timeout is asked for.
+        // SAFETY: as above; the call gets neither a siginfo nor a timeout.
         match unsafe { syscall(number::RT_SIGTIMEDWAIT, set, 0, 0, size_of::<u64>()) } {
             SIGTERM | SIGINT => exit(0),
             SIGCHLD => {}
@@ -96,7 +96,7 @@ extern "C" fn main() -> ! {
 /// began.
 fn reap() {
     loop {
-        // SAFETY: no status and no usage is asked for.
+        // SAFETY: the call gets no pointer to a status or a usage.
         let pid = unsafe { syscall(number::WAIT4, usize::MAX, 0, WNOHANG, 0) };
         if pid <= 0 {
             return;

@@ -59,7 +59,7 @@ impl PidFd {
     /// # Errors
     /// The kernel refuses; `EINVAL` where there is no such signal.
     pub fn signal_number(&self, signal: i32) -> Result<bool> {
-        // SAFETY: the descriptor is open for as long as `self`; no memory is handed over (siginfo is null).
+        // SAFETY: the descriptor is open for as long as `self`; no memory is passed (siginfo is null).
         let ret = unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,

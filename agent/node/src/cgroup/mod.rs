@@ -141,9 +141,9 @@ impl CgroupTree {
         self.hierarchies.iter().map(|h| pause_dir(h, &h.mount.join(&relative))).collect()
     }
 
-    /// The processes in the pause process' group, read from the first hierarchy. Cleanup finds a pause
-    /// process this way when its pid was not stored. Neither the agent nor a runtime puts another process
-    /// there.
+    /// The processes in the pause process' group, read from the first hierarchy. The executor finds a
+    /// pause process this way when its pid was not stored. Neither the agent nor a runtime puts another
+    /// process there.
     ///
     /// # Errors
     /// The kernel refuses. A pod without a group has no processes, which is no error.
