@@ -1,6 +1,6 @@
-//! Debian packages of a suite that this machine does not have: fetched beside the system's own apt, which is not touched.
+//! Debian packages of a suite other than this machine's, downloaded by a separate apt configuration.
 //!
-//! The archive is the one that the machine's own sources name.
+//! The archive is the one in the machine's own apt sources. The system's own apt state stays unchanged.
 
 use crate::setup::succeed;
 use anyhow::{Context, Result, ensure};
@@ -10,13 +10,13 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// The keys that Debian signs its suites with (package `debian-archive-keyring`).
+/// Keyring of Debian's suites (package `debian-archive-keyring`).
 pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The address of Debian's archive, as this machine's apt has it.
+/// URL of Debian's archive in this machine's apt sources.
 ///
 /// # Errors
-/// apt is not there, or knows no archive of Debian's.
+/// apt is missing, or its sources name no Debian archive.
 pub(super) fn archive() -> Result<String> {
     let ask = || -> Result<Option<String>> {
         let format = ["indextargets", "--format", "$(REPO_URI)"];
@@ -28,12 +28,12 @@ pub(super) fn archive() -> Result<String> {
     if let Some(uri) = ask()? {
         return Ok(uri);
     }
-    // Whose an archive is stands in its lists, which a fresh machine has not got yet.
+    // The origin of an archive is known only from its package lists, which a fresh machine does not have yet.
     succeed(Command::new("apt-get").args(["-q", "update"]))?;
     ask()?.context("apt's sources on this machine name no archive of Debian's")
 }
 
-/// The packages of one suite.
+/// Packages of one suite.
 #[derive(Debug)]
 pub(super) struct Suite {
     name: String,
@@ -41,10 +41,10 @@ pub(super) struct Suite {
 }
 
 impl Suite {
-    /// Fetches the suite's lists; everything of it lies below `dir`.
+    /// Downloads the suite's package lists; all of the suite's state lies below `dir`.
     ///
     /// # Errors
-    /// There is no such suite, or the archive is not reached.
+    /// The archive has no such suite, or the archive is unreachable.
     pub(super) fn open(dir: &Path, archive: &str, name: &str) -> Result<Suite> {
         let dir = dir.join(name);
         for below in ["lists/partial", "cache/archives/partial", "preferences"] {
@@ -69,7 +69,7 @@ impl Suite {
         Ok(suite)
     }
 
-    /// Its name.
+    /// Name of the suite.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -80,7 +80,7 @@ impl Suite {
         command
     }
 
-    /// The names of the packages that match a regular expression.
+    /// Names of the packages that match a regular expression.
     ///
     /// # Errors
     /// apt fails.
@@ -89,20 +89,20 @@ impl Suite {
         Ok(text.lines().filter_map(|l| l.split_whitespace().next()).map(str::to_owned).collect())
     }
 
-    /// The names that a package depends on, the first of each choice.
+    /// Names of the packages on which a package depends, the first of each alternative.
     ///
     /// # Errors
-    /// There is no such package.
+    /// The suite has no such package.
     pub(super) fn depends(&self, package: &str) -> Result<Vec<String>> {
         let text = read(self.command("apt-cache").args(["show", "--no-all-versions", package]))?;
         let line = text.lines().find_map(|l| l.strip_prefix("Depends:")).unwrap_or_default();
         Ok(line.split(',').filter_map(|d| d.split_whitespace().next()).map(str::to_owned).collect())
     }
 
-    /// Fetches packages, unpacks each below `to` and forgets the files.
+    /// Downloads packages, unpacks each below `to` and deletes the package files.
     ///
     /// # Errors
-    /// One is not there or does not come.
+    /// A package is missing or cannot be downloaded.
     pub(super) fn unpack(&self, packages: &[String], to: &Path) -> Result<()> {
         let scratch = to.with_extension("debs");
         fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;

@@ -3,10 +3,10 @@
 use super::payload::CHECKOUT;
 use anyhow::{Context, Result, ensure};
 
-/// The indented lines of the section, as they stand there, run in a checkout that is built already.
+/// The indented lines of the section, unchanged, for a checkout that is already built.
 ///
 /// # Errors
-/// The section is not there, or is empty.
+/// README has no such section, or the section is empty.
 pub(super) fn script() -> Result<String> {
     let path = crate::root().join("README.md");
     let readme = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -19,7 +19,7 @@ fn of(readme: &str) -> Result<String> {
     let commands: Vec<&str> = section
         .lines()
         .filter_map(|line| line.strip_prefix("    "))
-        // Building is the business of whoever starts the VM.
+        // Build commands are left out: the VM gets a built checkout.
         .filter(|line| !line.starts_with("cargo build "))
         .collect();
     ensure!(!commands.is_empty(), "README's section \"By hand\" has no commands");

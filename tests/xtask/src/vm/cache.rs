@@ -1,4 +1,4 @@
-//! What VMs are made from and what a running one has, in the user's cache directory.
+//! Cache of VM parts and of a running VM's files, in the user's cache directory.
 
 use anyhow::{Context, Result, bail};
 use berth_harness::tools;
@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-/// The cache, as long as it is in use by this process.
+/// The cache, locked by this process.
 #[derive(Debug)]
 pub(super) struct Cache {
     dir: PathBuf,
@@ -15,10 +15,10 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Takes it.
+    /// Opens and locks the cache.
     ///
     /// # Errors
-    /// Another process uses it.
+    /// Another process holds the lock.
     pub(super) fn open() -> Result<Cache> {
         let dir = tools::cache()?.join("vm");
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -31,20 +31,20 @@ impl Cache {
         }
     }
 
-    /// A directory in it, made where missing.
+    /// A directory in the cache, created where missing.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The directory cannot be made.
     pub(super) fn dir(&self, name: &str) -> Result<PathBuf> {
         let dir = self.dir.join(name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(dir)
     }
 
-    /// A directory in it, empty.
+    /// An empty directory in the cache.
     ///
     /// # Errors
-    /// It cannot be made, or what was in it cannot be removed.
+    /// The directory cannot be made, or its old content cannot be removed.
     pub(super) fn empty_dir(&self, name: &str) -> Result<PathBuf> {
         let dir = self.dir.join(name);
         if dir.exists() {

@@ -1,7 +1,7 @@
-//! The checks: scripts in `tests/vm/checks`, run in the VM one after the other.
+//! Checks of a VM: scripts in `tests/vm/checks`, run in the VM one after the other.
 //!
-//! Each line `PASS <name>`, or `FAIL <name>`, a tab and why, of a script is a test; what else it prints is told. A script that does
-//! not get to its end is a failed test of its own.
+//! Each line `PASS <name>` of a script, or `FAIL <name>` with a tab and the reason, is the result of one
+//! test. Other output is printed. A script that does not reach its end counts as a failed test of its own.
 
 use super::machine::Machine;
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// What is done in the VM, in this order.
+/// Steps in the VM, in this order.
 const STEPS: [Step; 9] = [
     Step::Script("node"),
     Step::Script("pods"),
@@ -24,28 +24,28 @@ const STEPS: [Step; 9] = [
     Step::Script("booted"),
 ];
 
-/// How long a script may take.
+/// Time limit of a script.
 const LIMIT: Duration = Duration::from_secs(420);
 
-/// How long the end of a boot may take: the graceful end of pods and what systemd needs besides, on an emulated
-/// processor. systemd's own patience with what does not end is 90 s.
+/// Time limit of a shutdown: the graceful end of pods and systemd's own work, on an emulated processor.
+/// systemd itself waits 90 s for a unit that does not stop.
 const SHUTDOWN: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    /// That script.
+    /// Run this script.
     Script(&'static str),
-    /// A reboot after that script.
+    /// Run a script, then reboot.
     Reboot {
-        /// The script.
+        /// Name of the script.
         before: &'static str,
     },
 }
 
-/// Runs those steps whose name contains `filter`, and the first.
+/// Runs the steps whose name contains `filter`; all steps without a filter.
 ///
 /// # Errors
-/// The VM is lost.
+/// The connection to the VM is lost.
 pub(super) fn run(machine: &mut Machine, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     for step in STEPS {
         let (Step::Script(name) | Step::Reboot { before: name }) = step;
@@ -93,7 +93,7 @@ fn script(machine: &mut Machine, name: &str, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// Reboots, and looks how long the end of the old boot took.
+/// Reboots the VM and checks the duration of the shutdown.
 fn reboot(machine: &mut Machine, tally: &mut Tally) -> Result<()> {
     let boot = machine.must("read the boot's id", "cat /proc/sys/kernel/random/boot_id", LIMIT)?;
     let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! The disk and the initial RAM disk that a VM is started with.
+//! Disk and initial RAM disk of a VM.
 
 use super::{cache::Cache, kernel::Kernel};
 use crate::{out, setup::succeed};
@@ -12,16 +12,16 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Size of the disk; what is not used takes no place.
+/// Size of the disk. The file is sparse: unused blocks take no space.
 const SIZE: u64 = 6 << 30;
 
-/// What the kernel needs to find its root, where it is not built in.
+/// Modules that the kernel needs to mount its root, where they are not built in.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
 
-/// Units of the guest's own and of Debian's that are switched on.
+/// Enabled units: Debian's and the guest's own.
 const ENABLED: [&str; 3] = ["systemd-networkd", "systemd-resolved", "vm-command"];
 
-/// Units that want the net or an hour's patience.
+/// Masked units: those that need the network or run long periodic jobs.
 const MASKED: [&str; 6] = [
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
@@ -31,19 +31,19 @@ const MASKED: [&str; 6] = [
     "systemd-networkd-wait-online.service",
 ];
 
-/// What a VM is started with.
+/// Files from which a VM starts.
 #[derive(Debug)]
 pub(super) struct Image {
-    /// The disk: never written to, a running VM has an overlay.
+    /// The disk. Only read: a running VM writes to an overlay.
     pub(super) disk: PathBuf,
     /// The initial RAM disk.
     pub(super) initrd: PathBuf,
 }
 
-/// The disk with that kernel's modules; made where the cache has none of the same parts.
+/// Returns the disk with this kernel's modules. Built where the cache has none of the same parts.
 ///
 /// # Errors
-/// It cannot be made.
+/// The disk or the initial RAM disk cannot be made.
 pub(super) fn get(cache: &Cache, root: &Path, kernel: &Kernel) -> Result<Image> {
     let images = cache.dir("images")?;
     let image = Image {
@@ -65,7 +65,7 @@ pub(super) fn get(cache: &Cache, root: &Path, kernel: &Kernel) -> Result<Image> 
     out::timed(&format!("make a disk for the kernel {}", kernel.release), || {
         let stage = cache.empty_dir("stage")?;
         fs::remove_dir(&stage).context("cannot empty the stage")?;
-        // Names of the same files; nothing is written to in place.
+        // The stage hard-links the root's files, so no file may be modified in place.
         succeed(Command::new("cp").args(["-a", "--link"]).args([root, &stage]))?;
         furnish(&stage, &guest, kernel)?;
         initrd(cache, &stage, kernel, &image.initrd)?;
@@ -80,7 +80,8 @@ pub(super) fn get(cache: &Cache, root: &Path, kernel: &Kernel) -> Result<Image> 
     Ok(image)
 }
 
-/// Whatever a disk is made of but the kernel: when the root was made, and the guest's files.
+/// Fingerprint of a disk's parts without the kernel: the root's packages, the lists of units and modules, and
+/// the guest's files.
 fn parts(root: &Path, guest: &Path) -> Result<Vec<u8>> {
     let made = root.with_extension("packages");
     let mut parts = fs::read(&made).with_context(|| format!("cannot read {}", made.display()))?;
@@ -104,7 +105,7 @@ fn furnish(stage: &Path, guest: &Path, kernel: &Kernel) -> Result<()> {
     let modules = stage.join("usr/lib/modules");
     fs::create_dir_all(&modules).context("cannot make the directory of modules")?;
     succeed(Command::new("cp").args(["-a", "--link"]).args([&kernel.modules(), &modules]))?;
-    // Those of the cache are not to change with these.
+    // depmod rewrites these files; copies keep the hard-linked originals in the cache unchanged.
     for file in fs::read_dir(modules.join(&kernel.release)).context("cannot list the modules")? {
         let path = file.context("cannot list the modules")?.path();
         let rewritten = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("modules."));
@@ -124,7 +125,7 @@ fn furnish(stage: &Path, guest: &Path, kernel: &Kernel) -> Result<()> {
         ("etc/hostname", "vm\n"),
         ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 vm\n"),
         ("etc/fstab", "/dev/vda / ext4 defaults 0 1\n"),
-        // Without one, systemd takes the boot for the first one of all and enables every unit.
+        // Without a machine id, systemd treats the boot as the first one and enables every unit.
         ("etc/machine-id", "5c1b6b0e2f7d4c1f9b1d1f2f3a4b5c6d\n"),
     ];
     for (name, text) in files {
@@ -147,7 +148,7 @@ fn gone(path: &Path) -> Result<()> {
     }
 }
 
-/// A file in place of another one, whose other names keep what they had.
+/// Replaces a file by a new one. Other hard links keep the old content.
 fn put(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     gone(path)?;
     fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
@@ -181,7 +182,7 @@ fn initrd(cache: &Cache, stage: &Path, kernel: &Kernel, to: &Path) -> Result<()>
     fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))
 }
 
-/// The files of modules, by `modules.dep`, each after those it depends on. What is built in has none.
+/// Module files by `modules.dep`, each after its dependencies. A built-in module has no file.
 fn needed<'a>(list: &'a str, names: &[&str]) -> Vec<&'a str> {
     let mut order: Vec<&str> = Vec::new();
     let mut seen = BTreeSet::new();
@@ -200,7 +201,7 @@ fn needed<'a>(list: &'a str, names: &[&str]) -> Vec<&'a str> {
     order
 }
 
-/// A module without its compression.
+/// Content of a module, decompressed.
 fn plain(path: &Path) -> Result<Vec<u8>> {
     let program = match path.extension().and_then(|e| e.to_str()) {
         Some("xz") => "xz",
@@ -218,10 +219,10 @@ fn plain(path: &Path) -> Result<Vec<u8>> {
     Ok(out.stdout)
 }
 
-/// Puts a directory's content into a tar, as the VM's second disk is read.
+/// Packs a directory's content into a tar file that the VM reads as its second disk.
 ///
 /// # Errors
-/// tar fails.
+/// tar fails or the file cannot be padded.
 pub(super) fn tar(dir: &Path, to: &Path) -> Result<()> {
     succeed(Command::new("tar").arg("-C").arg(dir).args(["--owner=0", "--group=0", "-cf"]).arg(to).arg("."))?;
     // A disk consists of whole sectors.

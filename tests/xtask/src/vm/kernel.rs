@@ -1,4 +1,4 @@
-//! The kernels that a VM is started with: Debian's for cloud machines, from the suites that can be reached.
+//! Kernels for a VM: Debian's cloud kernels, from the suites that the archive offers.
 
 use super::{
     apt::{self, Suite},
@@ -11,10 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Suites that are looked through: the release of the root, its backports, those of the release before, and the next.
+/// Debian suites to search: backports of the release before, the root's release, its backports, and unstable.
 const SUITES: [&str; 4] = ["bookworm-backports", super::root::RELEASE, "trixie-backports", "sid"];
 
-/// The oldest kernel that Berth runs on.
+/// Oldest kernel version that Berth supports.
 const FLOOR: [u32; 3] = [6, 6, 0];
 
 const PREFIX: &str = "linux-image-";
@@ -23,35 +23,35 @@ const SUFFIX: &str = "-cloud-amd64";
 /// An unpacked kernel.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    /// Its release, as `uname -r` says it.
+    /// Kernel release, as in `uname -r`.
     pub(super) release: String,
-    /// What lies in its packages.
+    /// Directory of the unpacked packages.
     dir: PathBuf,
 }
 
 impl Kernel {
-    /// The bootable image.
+    /// Path of the bootable image.
     pub(super) fn image(&self) -> PathBuf {
-        // Newer packages put it beside the modules, and leave /boot to the machine that installs them.
+        // Newer packages place the image beside the modules; the installing machine copies it to /boot.
         let beside = self.modules().join("vmlinuz");
         let boot = self.dir.join("boot").join(format!("vmlinuz-{}", self.release));
         if beside.is_file() { beside } else { boot }
     }
 
-    /// The directory of its modules.
+    /// Directory of the modules.
     pub(super) fn modules(&self) -> PathBuf {
-        // Where packages put them has changed with the merge of /lib into /usr.
+        // The path depends on whether the package follows the merge of /lib into /usr.
         let [new, old] = ["usr/lib/modules", "lib/modules"].map(|d| self.dir.join(d).join(&self.release));
         if new.is_dir() { new } else { old }
     }
 }
 
-/// The kernel that is meant by `wanted`: `stable` (the one of the root's release), `oldest` (at or above the floor),
-/// `newest`, or the beginning of a release. It is fetched where it is not in the cache, and looked for again only where
-/// the cache does not know what the word means.
+/// Returns the kernel that `wanted` names: `stable` (of the root's release), `oldest` (at or above
+/// [`FLOOR`]), `newest`, or the beginning of a release. Downloads the kernel where the cache has none. The
+/// suites are searched only where the cache does not know the meaning of `wanted`.
 ///
 /// # Errors
-/// There is no such kernel, or the archive is not reached.
+/// No suite has such a kernel, or the archive is unreachable.
 pub(super) fn get(cache: &Cache, wanted: &str) -> Result<Kernel> {
     let kernels = cache.dir("kernels")?;
     let known = kernels.join(format!("{wanted}.name"));
@@ -81,7 +81,7 @@ fn find(cache: &Cache, wanted: &str) -> Result<(Suite, String)> {
     for name in SUITES.iter().filter(|s| !stable || **s == super::root::RELEASE) {
         let suite = match Suite::open(&dir, &archive, name) {
             Ok(suite) => suite,
-            // A mirror need not have every suite.
+            // A mirror may lack a suite.
             Err(error) if !stable => {
                 out::line(&format!("{name} is left out: {error:#}"));
                 continue;
@@ -100,7 +100,7 @@ fn find(cache: &Cache, wanted: &str) -> Result<(Suite, String)> {
     Ok((all.swap_remove(n).0, release))
 }
 
-/// Of releases with the place they come from.
+/// Chooses a release. Each release comes with the index of its suite.
 fn choose<'a>(releases: &[(usize, &'a str)], wanted: &str) -> Option<(usize, &'a str)> {
     let fit = releases.iter().copied().filter(|(_, r)| version(r) >= FLOOR);
     match wanted {
@@ -118,7 +118,7 @@ fn version(release: &str) -> [u32; 3] {
 
 fn fetch(suite: &Suite, release: &str, dir: &Path) -> Result<()> {
     let image = format!("{PREFIX}{release}");
-    // Newer kernels lie in several packages of the same release.
+    // Newer kernels are split into several packages of the same release.
     let mut packages = suite.depends(&image)?;
     packages.retain(|name| name.starts_with("linux-") && name.ends_with(release));
     packages.push(image);

@@ -1,8 +1,9 @@
-//! A running VM: qemu without KVM, and the channel by which commands get into it.
+//! A running VM: qemu without KVM, and the channel for commands.
 //!
-//! The channel is a virtio serial port, so that it works whatever happens to the network. A request is a line `<id>
-//! <seconds> <script in base64>`; answers are lines `<id> o <text>` and at last `<id> e <exit code>`
-//! (`tests/vm/guest/root/usr/local/sbin/vm-command`). An answer with another id is of a request that was given up.
+//! The channel is a virtio serial port and so works without the guest's network. A request is a line `<id>
+//! <seconds> <script in base64>`; answers are lines `<id> o <text>` and at the end `<id> e <exit code>`
+//! (`tests/vm/guest/root/usr/local/sbin/vm-command`). An answer with another id belongs to an abandoned
+//! request.
 
 use super::{image::Image, kernel::Kernel};
 use crate::{out, setup::succeed};
@@ -18,24 +19,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a boot may take: the processor is emulated, and the machine may be busy.
+/// Time limit of a boot: the processor is emulated, and the machine may be busy.
 const BOOT: Duration = Duration::from_secs(300);
 
-/// How long the channel may be silent before a request is made again.
+/// Silence on the channel after which a request is repeated.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// How long qemu may take to end.
+/// Time limit for the end of qemu.
 const END: Duration = Duration::from_secs(20);
 
-/// The serial console's file in the VM's directory.
+/// Name of the serial console's log in the VM's directory.
 pub(super) const CONSOLE: &str = "console.log";
 
-/// How a VM is started.
+/// Options for starting a VM.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Start<'a> {
-    /// It runs on after this process.
+    /// Whether the VM keeps running after this process.
     pub(super) stay: bool,
-    /// Further options of the kernel.
+    /// Additional kernel parameters.
     pub(super) options: &'a str,
 }
 
@@ -43,7 +44,7 @@ pub(super) struct Start<'a> {
 #[derive(Debug)]
 pub(super) struct Machine {
     dir: PathBuf,
-    /// None where it was started by another process.
+    /// `None` where another process started the VM.
     qemu: Option<Child>,
     channel: Option<Channel>,
     requests: u32,
@@ -56,8 +57,8 @@ struct Channel {
 }
 
 impl Machine {
-    /// Starts one in `dir`, which has room for its sockets and its disk, with `payload` as its second disk. It is ended
-    /// with the value, and with this process, unless it is to stay.
+    /// Starts a VM in `dir`, which receives the sockets and the disk overlay, with `payload` as the second
+    /// disk. Unless `stay` is set, the VM ends with this value and with this process.
     ///
     /// # Errors
     /// qemu does not start.
@@ -106,28 +107,28 @@ impl Machine {
         Ok(Machine { dir: dir.to_owned(), qemu: Some(child), channel: None, requests: 0 })
     }
 
-    /// The one that was left running in `dir`, if there is one.
+    /// The VM that an earlier process left running in `dir`; `None` where no VM runs.
     pub(super) fn running(dir: &Path) -> Option<Machine> {
         UnixStream::connect(dir.join("monitor.sock")).ok()?;
-        // Ids go on from where nobody else's were.
+        // Request ids derive from the pid, so that they differ from those of the earlier process.
         let requests = std::process::id().wrapping_mul(1000);
         Some(Machine { dir: dir.to_owned(), qemu: None, channel: None, requests })
     }
 
-    /// Whether it ends with this value.
+    /// Whether the VM ends with this value.
     pub(super) fn is_ours(&self) -> bool {
         self.qemu.is_some()
     }
 
-    /// Leaves it running after the end of this process.
+    /// Leaves the VM running after the end of this process.
     pub(super) fn leave(mut self) {
         self.qemu = None;
     }
 
-    /// Ends it at once, like a pulled plug.
+    /// Ends the VM at once, without a shutdown of the guest.
     ///
     /// # Errors
-    /// It does not end.
+    /// qemu does not end.
     pub(super) fn end(mut self) -> Result<()> {
         if let Some(mut child) = self.qemu.take() {
             child.kill().context("cannot end qemu")?;
@@ -145,10 +146,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Waits until commands are carried out, in a boot other than `not`. Returns the id of the boot.
+    /// Waits until the VM runs commands, in a boot other than `not`. Returns the boot id.
     ///
     /// # Errors
-    /// The VM ends, or does not come up within five minutes.
+    /// The VM ends, or does not come up within the time limit of a boot.
     pub(super) fn wait(&mut self, not: Option<&str>) -> Result<String> {
         let begun = Instant::now();
         loop {
@@ -169,11 +170,11 @@ impl Machine {
         }
     }
 
-    /// Runs a script by bash in the VM, and hands on each line of its output. Returns its exit code; 124 where it was
-    /// ended after `limit`.
+    /// Runs a bash script in the VM and passes each line of output to `line`. Returns the exit code; 124
+    /// where the script was killed after `limit`.
     ///
     /// # Errors
-    /// The channel is silent for longer than that.
+    /// The channel stays silent beyond `limit`.
     pub(super) fn run(&mut self, script: &str, limit: Duration, mut line: impl FnMut(&str)) -> Result<i32> {
         self.requests = self.requests.wrapping_add(1);
         let id = self.requests.to_string();
@@ -218,10 +219,10 @@ impl Machine {
         }
     }
 
-    /// As [`Machine::run`], for a script that must succeed; its output is told where it does not.
+    /// As [`Machine::run`], for a script that must succeed. The error holds the output.
     ///
     /// # Errors
-    /// It fails.
+    /// The script fails.
     pub(super) fn must(&mut self, what: &str, script: &str, limit: Duration) -> Result<String> {
         let mut output = String::new();
         let code = self.run(script, limit, |line| {
@@ -244,7 +245,7 @@ impl Drop for Machine {
 }
 
 impl Channel {
-    /// The next line; none where nothing comes until then.
+    /// The next line; `None` where no line arrives before `until`.
     fn line(&mut self, until: Instant) -> Result<Option<String>> {
         let mut buffer = [0; 4096];
         loop {

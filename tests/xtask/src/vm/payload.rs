@@ -1,5 +1,5 @@
-//! What a VM gets on its second disk: the programs of others that a node has, a built checkout of this repository, the
-//! images of the examples and of the shapes, and the checks.
+//! Second disk of a VM: the external programs of a node, a built checkout of this repository, the images of
+//! the examples and of the shapes, and the checks.
 
 mod groups;
 
@@ -17,19 +17,19 @@ use std::{
     process::Command,
 };
 
-/// What puts it in place.
+/// Command that unpacks the disk in the VM.
 pub(super) const UNPACK: &str = "tar -C / -xf /dev/vdb";
 
-/// The checkout in the VM.
+/// Path of the checkout in the VM.
 pub(super) const CHECKOUT: &str = "/root/berth";
 
-/// Programs that a node has in its PATH.
+/// External programs in the node's PATH.
 pub(super) const PROGRAMS: [&str; 4] = ["containerd", "containerd-shim-runc-v2", "ctr", "runc"];
 
-/// CNI plugins of others; never from PATH, where iproute2 has a `bridge` too.
+/// Standard CNI plugins. Never taken from PATH, where iproute2 has another `bridge`.
 const PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
 
-/// Makes it below `dir`. Returns its file.
+/// Makes the disk below `dir` and returns its path.
 ///
 /// # Errors
 /// Berth does not build, or a program is missing.
@@ -61,7 +61,7 @@ pub(super) fn make(dir: &Path, release: bool) -> Result<PathBuf> {
     Ok(disk)
 }
 
-/// A program without what debuggers read: an emulated processor has to load it.
+/// Copies a program without debug information, because an emulated processor loads large files slowly.
 pub(super) fn program(from: &Path, to: &Path) -> Result<()> {
     let dir = to.parent().unwrap_or(to);
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;

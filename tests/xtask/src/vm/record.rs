@@ -13,29 +13,29 @@ use std::{
     time::Duration,
 };
 
-/// Where everything lies in the VM.
+/// Directory of the recorder's files in the VM.
 const PLACE: &str = "/root/peers";
 
 /// CNI plugins of the recorder's network.
 const PLUGINS: [&str; 3] = ["bridge", "host-local", "loopback"];
 
-/// The recordings on version 1, which those on version 2 are told by their differences from.
+/// Recordings on cgroup version 1. The version 2 recordings are stored as differences from these.
 const BASE: [&str; 5] = ["spec", "status", "events", "output", "images.json"];
 
-/// How long all shapes may take.
+/// Time limit for all shapes.
 const LIMIT: Duration = Duration::from_secs(2 * 3600);
 
-/// How many times longer than elsewhere the recorder waits: the processor is emulated.
+/// Factor on the recorder's timeouts, because the processor is emulated.
 const SLOW: u32 = 5;
 
-/// The recordings without AppArmor are comparable with those of a machine that has none.
+/// The version 1 recordings come from a machine without AppArmor; the VM disables AppArmor to be comparable.
 const START: Start<'_> = Start { stay: false, options: "apparmor=0" };
 
-/// Records shapes (all, or those named) in a VM with that kernel, and puts `tests/golden/v2` in place. What could be
-/// recorded is kept where a shape fails.
+/// Records all shapes, or those of `only`, in a VM with this kernel and replaces `tests/golden/v2`. After a
+/// failed shape the other recordings are still stored.
 ///
 /// # Errors
-/// There is no VM, or a shape could not be recorded.
+/// No VM can be started, or a shape cannot be recorded.
 pub(super) fn run(cache: &Cache, kernel: &str, only: Option<&str>, kinds: Option<&str>) -> Result<()> {
     let peers = crate::root().join("tests/peers");
     out::timed("build the recorder and the kubelet", || build(&peers))?;
@@ -76,7 +76,7 @@ fn build(peers: &Path) -> Result<()> {
     succeed(Command::new(peers.join("bin/record")).arg("-build").current_dir(peers))
 }
 
-/// The second disk. Returns its file.
+/// Makes the second disk and returns its path.
 fn make(dir: &Path, peers: &Path) -> Result<PathBuf> {
     let payload = dir.join("payload");
     let place = payload.join(PLACE.trim_start_matches('/'));
@@ -89,7 +89,7 @@ fn make(dir: &Path, peers: &Path) -> Result<PathBuf> {
     for name in ["record", "kubelet"] {
         payload::program(&peers.join("bin").join(name), &place.join(name))?;
     }
-    // What shapes run is the same as in the recordings on version 1.
+    // Containers run the same busybox as in the recordings on version 1.
     payload::program(Path::new("/bin/busybox"), &payload.join("usr/bin/busybox"))?;
     let base = place.join("golden");
     fs::create_dir_all(&base).with_context(|| format!("cannot make {}", base.display()))?;
@@ -98,7 +98,7 @@ fn make(dir: &Path, peers: &Path) -> Result<PathBuf> {
         copy(&golden().join(name), &base)?;
     }
     copy(&crate::root().join("tests/shapes"), &place)?;
-    // Shapes that are not recorded now keep what they have.
+    // Shapes that are not recorded in this run keep their earlier recordings.
     let before = golden().join("v2");
     if before.is_dir() {
         copy(&before, &place)?;
@@ -109,7 +109,7 @@ fn make(dir: &Path, peers: &Path) -> Result<PathBuf> {
     Ok(disk)
 }
 
-/// Puts the VM's recordings in the place of those there are.
+/// Replaces the recordings in the repository by those of the VM.
 fn put(archive: &[u8]) -> Result<()> {
     let (to, new) = (golden().join("v2"), golden().join("v2.new"));
     if new.exists() {

@@ -1,14 +1,14 @@
-//! The root file system of a VM: a small Debian, made by debootstrap once.
+//! Root file system of a VM: a small Debian, made once by debootstrap.
 
 use super::{apt, cache::Cache};
 use crate::{out, setup::succeed};
 use anyhow::{Context, Result};
 use std::{fs, path::PathBuf, process::Command};
 
-/// Debian 13.
+/// Debian 13's code name.
 pub(super) const RELEASE: &str = "trixie";
 
-/// What a node has and what the checks ask with.
+/// Packages of the node and of the checks.
 const PACKAGES: [&str; 19] = [
     "systemd",
     "systemd-sysv",
@@ -31,7 +31,7 @@ const PACKAGES: [&str; 19] = [
     "curl",
 ];
 
-/// The root file system's directory; made where the cache has none with these packages.
+/// Directory of the root file system. Built where the cache has none with these packages.
 ///
 /// # Errors
 /// debootstrap fails.
@@ -44,13 +44,13 @@ pub(super) fn get(cache: &Cache) -> Result<PathBuf> {
     }
     let new = cache.empty_dir("root/new")?;
     out::timed(&format!("debootstrap {RELEASE}, a minute or two the first time"), || {
-        // Its mounts are in a namespace that goes with it.
+        // debootstrap's mounts disappear with this mount namespace.
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "debootstrap", "--variant=minbase"]);
         command.args(["--keyring", apt::KEYRING, &format!("--include={packages}"), RELEASE]);
         succeed(command.arg(&new).arg(apt::archive()?))
     })?;
-    // Packages and lists are of no use in it.
+    // Downloaded packages and package lists are not needed in the VM.
     for dir in ["var/cache/apt/archives", "var/lib/apt/lists"] {
         let dir = new.join(dir);
         fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;

@@ -1,17 +1,17 @@
-//! The pods whose groups are compared with those of the real kubelet in a VM: of the recordings in
-//! `tests/golden/v2/cgroup` those with resources that run on.
+//! Pods whose cgroups are compared with those of the real kubelet in a VM: the recordings in
+//! `tests/golden/v2/cgroup` of pods with resources that keep running.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::{fs, path::Path};
 
-/// The image that they run.
+/// Image of these pods.
 pub(super) const IMAGE: &str = "berth.test/busybox:1";
 
-/// Puts each one's manifest and what is to be read into `to`.
+/// Writes each pod's manifest and expected cgroup values below `to`.
 ///
 /// # Errors
-/// There is none, or a recording is not understood.
+/// No recording fits, or a recording cannot be parsed.
 pub(super) fn put(to: &Path) -> Result<()> {
     let tests = crate::root().join("tests");
     let recordings = tests.join("golden/v2/cgroup");
@@ -42,7 +42,7 @@ pub(super) fn put(to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a shape has resources, runs on and needs no other image.
+/// Whether a shape has resources, keeps running and needs no other image.
 fn is_telling(manifest: &str) -> bool {
     let image = |line: &&str| line.trim_start().trim_start_matches("- ").starts_with("image:");
     manifest.contains("resources:")
