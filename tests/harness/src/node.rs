@@ -29,7 +29,7 @@ use std::{
 /// machine.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// A node. Its processes outlive this value: [`Node::down`] ends them; a [`TestNode`] calls it when dropped.
+/// A node. The processes outlive this value: [`Node::down`] ends them, and a dropped [`TestNode`] calls it.
 #[derive(Debug)]
 pub struct Node {
     /// Directory of all files of the node that outlast a reboot.
@@ -141,8 +141,8 @@ impl Node {
 
     /// Starts the agent where none is running. Does not wait until the agent answers.
     ///
+    /// # Errors
     /// The agent cannot be started.
-    /// It cannot be started.
     pub fn spawn_agent(&self) -> Result<Process> {
         if let Some(process) = self.agent() {
             return Ok(process);
