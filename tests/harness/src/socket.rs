@@ -1,4 +1,5 @@
-//! Independent client of the agent's local socket. A frame is a length (u32, little endian) and a JSON
+//! Independent client of the agent's local socket, without the project's own client code. A frame is a length
+//! (u32, little endian) and a JSON document.
 //! document.
 
 use anyhow::{Context, Result, bail, ensure};

@@ -116,9 +116,9 @@ fn on_a_node<T>(measure: impl FnOnce(&Node) -> Result<T>) -> Result<T> {
     let programs = out::timed("build berth, optimised", || tools::programs(Build::Release))?;
     let name = format!("berth-bench-{}", std::process::id());
     let (dir, run) = (std::env::temp_dir().join(&name), PathBuf::from("/run").join(&name));
-    // The state of Berth and of containerd lies in memory, whatever file system `/run` has here. A disk file
-    // system searches long for a free inode after many files were removed, which would distort the side that
-    // makes more files.
+    // The boot state of both sides (Berth with containerd, and the yardstick's runc) lies in memory, whatever
+    // file system `/run` has here. A disk file system searches long for a free inode after many files were
+    // removed, which would burden the side that makes more files.
     for dir in [&run, &dir.join("containerd/state")] {
         Node::tmpfs(dir)?;
     }

@@ -147,7 +147,8 @@ impl Run {
             self.tally.add("deny", Outcome::Skipped("cargo-deny is not installed".into()), Duration::ZERO);
             return Ok(());
         };
-        // The check of advisories needs the network, which a test run may not have, and is left out.
+        // The check of advisories needs the network, which a test run may not have. Run `cargo deny check`
+        // for the advisories.
         let mut check = Command::new(deny);
         check.args(["--locked", "check", "bans", "licenses", "sources"]).current_dir(crate::root());
         self.step("deny", || succeeds(check.stdin(Stdio::null())))
