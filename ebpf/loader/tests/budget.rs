@@ -82,7 +82,7 @@ const PATHS: [Path; 3] = [
     Path {
         what: "the first such packet in a second",
         programs: &[("tc_uplink", "uplink"), ("tc_pod", "pod"), ("tc_out", "out")],
-        functions: &["memset", "act6device#", "act10meet_known#"],
+        functions: &["memset", "act6device#", "act13refresh_known#"],
         budget: [2000, 2500],
     },
     Path {
@@ -91,10 +91,10 @@ const PATHS: [Path; 3] = [
         functions: &[
             "memset",
             "act6device#",
-            "act10meet_known#",
-            "act10choose_new#",
+            "act13refresh_known#",
+            "act12classify_new#",
             "act5begin#",
-            "flow4open4open#",
+            "flow9open_flow9open_flow#",
         ],
         budget: [4000, 5000],
     },
