@@ -14,9 +14,6 @@ use std::{
 /// Folders without documents or sources of this repository.
 const SKIPPED: &[&str] = &["target", ".git", "node_modules"];
 
-/// File endings that mark a word in backticks as a file of the repository.
-const FILES: &[&str] = &[".rs", ".md", ".toml", ".yaml", ".json", ".sh", ".go", ".service", ".o"];
-
 /// Maximum length of ARCHITECTURE.md in lines, so that readers read the page whole.
 const ARCHITECTURE_LINES: usize = 150;
 
@@ -31,6 +28,8 @@ struct Known {
     packages: BTreeSet<String>,
     /// Names accepted after `--suite`.
     suites: BTreeSet<String>,
+    /// The first paragraph of each module's page, on one line and in lower case.
+    heads: BTreeMap<PathBuf, String>,
 }
 
 /// Checks every Markdown file of the repository.
@@ -55,8 +54,7 @@ pub(crate) fn check() -> Result<()> {
     let manifest = fs::read_to_string(root.join("Cargo.toml")).context("read Cargo.toml")?;
     wrong.extend(dependencies(&manifest, &architecture));
     let contributing = fs::read_to_string(root.join("CONTRIBUTING.md")).context("read CONTRIBUTING.md")?;
-    let heads = known.heads(&root)?;
-    wrong.extend(words(&contributing, &heads));
+    wrong.extend(words(&contributing, &known.heads));
     if wrong.is_empty() { Ok(()) } else { bail!("{}", wrong.join("\n")) }
 }
 
@@ -82,6 +80,8 @@ impl Known {
             let text =
                 fs::read_to_string(root.join(path)).with_context(|| format!("read {}", path.display()))?;
             known.functions.extend(names_after(&text, "fn "));
+            let head = text.lines().map_while(|line| line.strip_prefix("//! ")).collect::<Vec<_>>().join(" ");
+            known.heads.insert(path.clone(), head.to_lowercase());
         }
         for path in known.paths.iter().filter(|p| p.ends_with("Cargo.toml")) {
             let text =
@@ -99,18 +99,6 @@ impl Known {
             known.suites.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
         }
         Ok(known)
-    }
-
-    /// First paragraph of each module's documentation, on one line and in lower case.
-    fn heads(&self, root: &Path) -> Result<BTreeMap<PathBuf, String>> {
-        let mut heads = BTreeMap::new();
-        for path in self.paths.iter().filter(|p| p.extension().is_some_and(|e| e == "rs")) {
-            let text =
-                fs::read_to_string(root.join(path)).with_context(|| format!("read {}", path.display()))?;
-            let head = text.lines().map_while(|line| line.strip_prefix("//! ")).collect::<Vec<_>>().join(" ");
-            heads.insert(path.clone(), head.to_lowercase());
-        }
-        Ok(heads)
     }
 
     /// Names in a document of this folder that do not exist, with line numbers from 1.
@@ -146,16 +134,16 @@ impl Known {
     /// exist.
     fn wrong_code(&self, folder: &Path, code: &str) -> Option<String> {
         let (file, test) = code.split_once(": ").map_or((code, None), |(file, test)| (file, Some(test)));
-        let is_file = FILES.iter().any(|ending| file.ends_with(ending))
+        let is_source = file.ends_with(".rs")
             && file.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c))
             && !file.starts_with('/')
             && !file.starts_with('.')
             // `foo` stands for any module.
             && !file.starts_with("foo");
-        if is_file && file.ends_with(".rs") && !self.has(folder, file) {
+        if is_source && !self.has(folder, file) {
             return Some(format!("file {file}, which is not there"));
         }
-        let test = test.filter(|_| is_file)?;
+        let test = test.filter(|_| is_source)?;
         let name: String = test.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
         (!self.functions.contains(&name)).then(|| format!("test {name}, which is not there"))
     }
@@ -267,6 +255,7 @@ mod tests {
             functions: ["a_test".to_owned()].into(),
             packages: ["berth-core".to_owned()].into(),
             suites: ["kill".to_owned()].into(),
+            heads: BTreeMap::new(),
         }
     }
 
