@@ -39,6 +39,24 @@ pub struct PodStatus {
 }
 
 impl PodStatus {
+    /// The status of a pod of which nothing is known but its phase and class: no reason, address, condition or container.
+    pub fn new(phase: Phase, qos: QosClass) -> PodStatus {
+        PodStatus {
+            phase,
+            reason: None,
+            message: None,
+            start_time: None,
+            pod_ips: Vec::new(),
+            conditions: Vec::new(),
+            init_containers: Vec::new(),
+            containers: Vec::new(),
+            qos,
+            terminating: false,
+            waiting_for: None,
+            next_try: None,
+        }
+    }
+
     /// The condition of that type, if the status has it.
     pub fn condition(&self, kind: ConditionType) -> Option<&Condition> {
         self.conditions.iter().find(|c| c.kind == kind)

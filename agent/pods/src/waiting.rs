@@ -47,18 +47,12 @@ pub(crate) fn report(pod: &Arc<Pod>, memory: Option<&Memory>, why: &'static str,
         Condition { kind, status, reason: None, message: None, since }
     });
     let status = PodStatus {
-        phase: if runs { Phase::Running } else { Phase::Pending },
-        reason: None,
-        message: None,
         start_time: memory.and_then(|m| m.start_time),
-        pod_ips: Vec::new(),
         conditions: conditions.collect(),
         init_containers,
         containers,
-        qos: pod.qos(),
-        terminating: false,
         waiting_for: Some(why.to_owned()),
-        next_try: None,
+        ..PodStatus::new(if runs { Phase::Running } else { Phase::Pending }, pod.qos())
     };
     PodReport {
         pod: Arc::clone(pod),

@@ -306,20 +306,7 @@ mod tests {
 
     fn report(uid: &str, phase: Phase) -> PodReport {
         let key = PodKey { namespace: "default".parse().unwrap(), name: uid.parse().unwrap() };
-        let status = PodStatus {
-            phase,
-            reason: None,
-            message: None,
-            start_time: None,
-            pod_ips: Vec::new(),
-            conditions: Vec::new(),
-            init_containers: Vec::new(),
-            containers: Vec::new(),
-            qos: QosClass::BestEffort,
-            terminating: false,
-            waiting_for: None,
-            next_try: None,
-        };
+        let status = PodStatus::new(phase, QosClass::BestEffort);
         PodReport {
             pod: Arc::new(Pod::new(uid.parse().unwrap(), key, "n".parse().unwrap())),
             status: Arc::new(status),

@@ -83,22 +83,16 @@ pub(super) fn status(d: &mut Planner<'_>, terminal: Option<Phase>) -> PodStatus 
 /// The status of a pod that the node rejected on admission: neither containers nor conditions.
 fn rejected(d: &Planner<'_>) -> PodStatus {
     PodStatus {
-        phase: Phase::Failed,
         reason: d.memory.failed.as_ref().map(|f| f.reason.clone()),
         message: d.memory.failed.as_ref().map(|f| f.message.clone()),
         start_time: d.memory.start_time,
-        pod_ips: Vec::new(),
-        conditions: Vec::new(),
-        init_containers: Vec::new(),
-        containers: Vec::new(),
-        qos: d.pod.qos(),
         terminating: d.memory.ending.is_some(),
         waiting_for: d
             .memory
             .failed
             .as_ref()
             .map(|f| format!("{}; it is not tried again: take its manifest away and put it back", f.message)),
-        next_try: None,
+        ..PodStatus::new(Phase::Failed, d.pod.qos())
     }
 }
 

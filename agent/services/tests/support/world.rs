@@ -514,18 +514,8 @@ pub(crate) fn pod(name: &str, app: &str, ip: &str) -> ObservedPod {
         ..Pod::new(uid(name), key(name), NodeName::new("n").unwrap())
     };
     let status = PodStatus {
-        phase: Phase::Running,
-        reason: None,
-        message: None,
-        start_time: None,
         pod_ips: vec![ip.parse().unwrap()],
-        conditions: Vec::new(),
-        init_containers: Vec::new(),
-        containers: Vec::new(),
-        qos: QosClass::BestEffort,
-        terminating: false,
-        waiting_for: None,
-        next_try: None,
+        ..PodStatus::new(Phase::Running, QosClass::BestEffort)
     };
     ObservedPod { pod: Arc::new(pod), status: Arc::new(status) }
 }

@@ -28,10 +28,6 @@ const PLAIN: &str = "containers: [{name: c, image: i, ports: [{name: http, conta
 
 fn status(ips: &[&str], ready: bool) -> PodStatus {
     PodStatus {
-        phase: Phase::Running,
-        reason: None,
-        message: None,
-        start_time: None,
         pod_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         conditions: vec![Condition {
             kind: ConditionType::Ready,
@@ -40,12 +36,7 @@ fn status(ips: &[&str], ready: bool) -> PodStatus {
             message: None,
             since: Wall(0),
         }],
-        init_containers: Vec::new(),
-        containers: Vec::new(),
-        qos: QosClass::BestEffort,
-        terminating: false,
-        waiting_for: None,
-        next_try: None,
+        ..PodStatus::new(Phase::Running, QosClass::BestEffort)
     }
 }
 
