@@ -167,7 +167,7 @@ pub enum Reply {
     Resync,
     /// The list of pods is complete.
     Synced,
-    /// Events.
+    /// New events of the node and its pods.
     Events {
         /// The events, oldest first.
         events: Vec<EventRecord>,

@@ -147,7 +147,7 @@ pub struct Selection<A> {
     pad: u32,
     /// Whose it is to stay; written for a Service with affinity only.
     client: AffinityKey<A>,
-    /// Likewise.
+    /// Puts the member key where eight bytes may be copied at once.
     pad2: u32,
     /// The backend as it is looked for in the Service's sets.
     member: MemberKey<A>,

@@ -24,7 +24,7 @@ pub enum Step<A> {
     Inline {
         /// Its ordinal.
         index: u32,
-        /// It.
+        /// The backend that was read.
         backend: Backend<A>,
     },
     /// A chunk was looked for.
@@ -38,7 +38,7 @@ pub enum Step<A> {
     ChunkBackend {
         /// Its ordinal in the chunk.
         index: u32,
-        /// It.
+        /// The backend that was read.
         backend: Backend<A>,
     },
     /// Whom the client stays with was looked for.
@@ -50,9 +50,9 @@ pub enum Step<A> {
     },
     /// Whom the client stays with is written; a trace itself writes nothing.
     Stick {
-        /// Where.
+        /// The client and the Service port.
         key: AffinityKey<A>,
-        /// What.
+        /// The backend and when the client was last sent to it.
         value: Affinity<A>,
     },
     /// Whether a backend is still in its set was looked for.
@@ -91,18 +91,18 @@ pub enum Step<A> {
     Insert {
         /// In the table of this class.
         class: Class,
-        /// Where.
+        /// The tuple of the new entry.
         key: Tuple<A>,
-        /// What.
+        /// The new entry.
         value: Flow<A>,
         /// Whether none was there.
         done: bool,
     },
-    /// An entry is changed in place; likewise.
+    /// An entry is changed in place; a trace itself writes nothing.
     Touch {
         /// In the table of this class.
         class: Class,
-        /// Which.
+        /// The tuple of the entry.
         key: Tuple<A>,
         /// Its new flags.
         flags: u32,
@@ -111,11 +111,11 @@ pub enum Step<A> {
         /// When its last packet came.
         seen_s: u32,
     },
-    /// An entry is removed; likewise.
+    /// An entry is removed; a trace itself writes nothing.
     Remove {
         /// In the table of this class.
         class: Class,
-        /// Which.
+        /// The tuple of the entry.
         key: Tuple<A>,
     },
     /// The ports of a fragmented datagram were looked for.
@@ -125,11 +125,11 @@ pub enum Step<A> {
         /// What was found.
         found: Option<FragmentPorts>,
     },
-    /// The ports of a fragmented datagram are written; likewise.
+    /// The ports of a fragmented datagram are written; a trace itself writes nothing.
     KeepFragment {
-        /// Where.
+        /// The datagram.
         key: FragmentKey<A>,
-        /// What.
+        /// The datagram's ports.
         value: FragmentPorts,
     },
     /// A pod of this node was looked for.

@@ -61,7 +61,7 @@ hash!(UDP6: Tuple<V6> => Flow<V6>, 24_576);
 /// The first thing that a flood meets: its memory is there.
 #[map]
 pub(crate) static UNASSURED4: HashMap<Tuple<V4>, Flow<V4>> = HashMap::with_max_entries(32_768, 0);
-/// Likewise.
+/// The IPv6 table: its memory is there at once too.
 #[map]
 pub(crate) static UNASSURED6: HashMap<Tuple<V6>, Flow<V6>> = HashMap::with_max_entries(16_384, 0);
 

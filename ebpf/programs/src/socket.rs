@@ -240,7 +240,7 @@ fn begin4(ctx: *mut bpf_sock_addr, kept: *mut Reverse<V4>) -> i32 {
     begin::<Plain4>(&ctx, Plain4::read(&ctx), kept)
 }
 
-/// Likewise.
+/// The first datagram to an IPv6 address; a function of its own for the same budget.
 #[inline(never)]
 fn begin6(ctx: *mut bpf_sock_addr, kept: *mut Reverse<V6>) -> i32 {
     let ctx = SockAddrContext { sock_addr: ctx };

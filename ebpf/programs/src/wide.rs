@@ -75,12 +75,12 @@ pub(crate) trait Wide: Family {
     /// Copies whom a client stays with from a map.
     ///
     /// # Safety
-    /// As above.
+    /// `at` lies in a value of a map of this run; `into` is aligned to eight bytes on the stack.
     unsafe fn take_affinity(at: *const Affinity<Self>, into: &mut Affinity<Self>);
     /// Copies a pod's address from a map.
     ///
     /// # Safety
-    /// As above.
+    /// `at` lies in a value of a map of this run; `into` is aligned to eight bytes on the stack.
     unsafe fn take_client(at: *const Client, into: &mut Self);
     /// Copies a direction's entry.
     ///
@@ -90,7 +90,7 @@ pub(crate) trait Wide: Family {
     /// Copies a source address and the destination's behind it.
     ///
     /// # Safety
-    /// As above.
+    /// `at` lies in a value of a map of this run, and so does `into`.
     unsafe fn take_pair(at: *const Self, into: *mut Self);
     /// Writes zeros.
     ///
@@ -112,7 +112,7 @@ pub(crate) trait Wide: Family {
     /// The backend's address of an entry.
     ///
     /// # Safety
-    /// As above.
+    /// `at` lies in a value of a map of this run.
     unsafe fn kept(at: *const Reverse<Self>) -> Self::Halves;
     /// Whether an entry of a socket's storage is of this backend.
     ///
@@ -122,17 +122,17 @@ pub(crate) trait Wide: Family {
     /// The dialled address of an entry.
     ///
     /// # Safety
-    /// As above.
+    /// `at` lies in a value of a map of this run.
     unsafe fn dialled(at: *const Reverse<Self>) -> Self::Halves;
     /// Writes it.
     ///
     /// # Safety
-    /// As above.
+    /// `at` lies in a value of a map of this run.
     unsafe fn put_addr(at: *mut Reverse<Self>, addr: Self::Halves);
     /// Writes the backend's address of an entry.
     ///
     /// # Safety
-    /// As above.
+    /// `at` lies in a value of a map of this run.
     unsafe fn put_backend(at: *mut Reverse<Self>, backend: Self::Halves);
 }
 

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command};
 pub enum Kind {
     /// Regular file with these bytes.
     File(Vec<u8>),
-    /// Directory.
+    /// Empty directory.
     Dir,
     /// Symbolic link to this text.
     Symlink(String),

@@ -1,5 +1,5 @@
 //! `cargo xtask setup`: installs what building and testing need, from Debian and Go's module proxy.
-//! Idempotent.
+//! A second run finds everything there and changes nothing.
 
 use crate::out;
 use anyhow::{Context, Result, bail, ensure};
