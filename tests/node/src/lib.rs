@@ -1,4 +1,5 @@
-//! Suites of a real node, in `tests/`: one file a capability. Each test has a node of its own ([`berth_harness::node`])
-//! and leaves the machine as it found it.
+//! Suites that run a whole node: each file in `tests/` covers one capability. Each test starts a node of its
+//! own ([`berth_harness::node`]) and leaves the machine as before.
 //!
-//! `BERTH_SCALE=full` runs the kill and output suites in full, anything else a tenth; `BERTH_SEED` chooses the moments.
+//! `BERTH_SCALE=full` runs the kill and output suites in full; otherwise they run a tenth. `BERTH_SEED` seeds
+//! the random moments of the kills.

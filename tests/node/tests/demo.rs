@@ -1,4 +1,4 @@
-//! The demo as its user runs it, and a second look at what it leaves behind.
+//! `cargo xtask demo` as a user runs it, twice, and a check that `--down` leaves nothing behind.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 use berth_harness::{
@@ -11,7 +11,7 @@ use std::{
     process::Command,
 };
 
-/// The demo's program.
+/// Path of the `xtask` program, which holds the demo: `BERTH_XTASK`, or the build beside this test.
 fn xtask() -> PathBuf {
     if let Some(program) = std::env::var_os("BERTH_XTASK").map(PathBuf::from) {
         assert!(program.is_file(), "BERTH_XTASK: {} is no file", program.display());
@@ -23,7 +23,7 @@ fn xtask() -> PathBuf {
     program
 }
 
-/// Ends the demo also where the test fails.
+/// Guard that ends the demo in this directory, also when the test fails.
 struct Down<'a>(&'a Path);
 
 impl Drop for Down<'_> {
@@ -66,7 +66,8 @@ fn the_demo_shows_everything_twice_and_leaves_nothing() {
     }
     let containers = cgroup::containers("berth-demo-test/kubepods");
     assert!(containers.len() >= 6, "{containers:?}");
-    // Otherwise the picture afterwards would prove nothing.
+    // The comparison at the end proves something only if the snapshot of the machine shows the demo's
+    // objects.
     let during = Machine::now(&scope).unwrap();
     for kind in ["processes", "mounts", "network namespaces", "links", "cgroups", "files"] {
         assert!(during.counts()[kind] > before.counts()[kind], "the picture does not show the demo's {kind}");

@@ -1,5 +1,5 @@
-//! The agent, logd and containerd are killed at any moment, and nobody notices: no container is restarted, readiness
-//! does not flap, no line of output is lost or repeated, nothing is left behind.
+//! Kills of the agent, logd and containerd at random moments. No container may restart, readiness may not
+//! flap, no line of output may be lost or repeated, and no object may be left behind.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 mod support;
@@ -31,7 +31,7 @@ use support::{
     shell, stable_processes,
 };
 
-/// Looks at the stable pods from outside for as long as it lives, over all deaths of the agent.
+/// Thread that watches the stable pods over the agent's socket, and reconnects after each death of the agent.
 struct Watcher {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<(u64, Vec<String>)>,
@@ -72,7 +72,7 @@ impl Watcher {
         Watcher { stop, thread }
     }
 
-    /// Ends it and checks that it saw the pods, and nothing wrong with them.
+    /// Stops the thread. Fails if a pod was not Ready, or if fewer than `at_least` statuses arrived.
     fn end(self, at_least: u64) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let Ok((seen, wrong)) = self.thread.join() else { bail!("the watcher failed") };
@@ -82,7 +82,7 @@ impl Watcher {
     }
 }
 
-/// Pods that come and go.
+/// Source of pods that are created and deleted during the kills, at most five at a time.
 struct Churn {
     rng: Rng,
     next: u32,
@@ -128,7 +128,7 @@ impl Churn {
 const HOOKS: &str = "volumeMounts: [{name: v, mountPath: /v}]\nlifecycle: {postStart: {exec: {command: [touch, /v/p]}}, \
                      preStop: {exec: {command: [touch, /v/q]}}}";
 
-/// Waits for a moment between others.
+/// Sleeps for this long, in steps of a millisecond.
 fn pause(millis: u64) {
     let until = Instant::now() + Duration::from_millis(millis);
     while Instant::now() < until {
@@ -136,7 +136,8 @@ fn pause(millis: u64) {
     }
 }
 
-/// The writer's lines so far, each once and in order over its files.
+/// Number of lines that the writer has written. Fails unless each line is there once and in order over all
+/// log files.
 fn assert_lines(node: &Node) -> Result<u64> {
     let pods = node.pods()?;
     let writer = pods.get("default/writer").context("no writer")?;
@@ -150,7 +151,7 @@ fn the_agent_is_killed_at_any_moment() {
     on_a_node(Build::Failpoints, |node| {
         let kills = rounds(200);
         let seed = rng::seed();
-        // Enough to be rotated at least once, and not so much that the oldest file goes.
+        // The rate makes the log rotate at least once, but not so often that the oldest file is deleted.
         apply_stable(node, if support::full() { 1_000 } else { 5_000 })?;
         let before = stable_processes(node)?;
         let watcher = Watcher::start(node);
@@ -161,7 +162,7 @@ fn the_agent_is_killed_at_any_moment() {
                 churn.step(node)?;
             }
             let agent = node.spawn_agent()?;
-            // From the first instructions to the middle of its work.
+            // A third of the kills hits the first 60 ms of the agent's start, the others its work.
             let longest = if rng.below(3) == 0 { 60 } else { 1_200 };
             pause(rng.below(longest));
             ensure!(
@@ -184,7 +185,7 @@ fn the_agent_is_killed_at_any_moment() {
     });
 }
 
-/// A pod whose life goes through every kind of action.
+/// Manifest of a pod that causes every kind of action during its life.
 fn exercise(name: &str) -> String {
     let crash = container("crash", "exit 1", "");
     let main = container("main", "trap '' TERM; while :; do sleep 1; done", HOOKS);
@@ -197,7 +198,7 @@ fn exercise(name: &str) -> String {
     .replace("terminationGracePeriodSeconds: 2", "terminationGracePeriodSeconds: 1")
 }
 
-/// Container processes that run now and should go on.
+/// Container processes that run now and must survive the agent.
 fn running(node: &Node) -> BTreeMap<PathBuf, BTreeSet<Process>> {
     let mut all = cgroup::containers(&node.cgroup);
     all.values_mut().for_each(|processes| processes.retain(runs_a_program));
@@ -205,8 +206,8 @@ fn running(node: &Node) -> BTreeMap<PathBuf, BTreeSet<Process>> {
     all
 }
 
-/// Not where runc is still making it: containerd takes that back when the agent that asked for it is gone, and the next
-/// one asks again.
+/// False for a process that is still `runc init`: containerd takes back a start whose client died, and the
+/// next agent starts the container again.
 fn runs_a_program(process: &Process) -> bool {
     match process.command_line().as_slice() {
         [] => false,
@@ -226,7 +227,7 @@ fn the_agent_is_killed_before_and_after_every_kind_of_action() {
             .flat_map(|kind| ["before", "after"].map(|side| (format!("{side}:{kind}"), *kind)))
             .collect();
         if !support::full() {
-            // A tenth, another one with each seed.
+            // A tenth of the points; the seed chooses which tenth.
             let (step, first) = (10, usize::try_from(rng::seed() % 10)?);
             points = points.into_iter().skip(first).step_by(step).collect();
         }
@@ -240,7 +241,8 @@ fn the_agent_is_killed_before_and_after_every_kind_of_action() {
     });
 }
 
-/// Ends the agent at that point of a pod's life, starts it again, and sees the pod through to its end.
+/// Kills the agent at the point during a pod's life, starts the next agent, and follows the pod to its
+/// removal.
 fn at_failpoint(node: &mut TestNode, point: &str, kind: &str, n: usize) -> Result<()> {
     let name = format!("exercise-{n}");
     let (file, full) = (format!("{name}.yaml"), format!("default/{name}"));
@@ -276,7 +278,8 @@ fn at_failpoint(node: &mut TestNode, point: &str, kind: &str, n: usize) -> Resul
         node.pod("works", &full, PATIENCE, works)?;
         let now = running(node);
         for (group, processes) in &at_death {
-            // What ended by itself (init, the one that crashes) may be gone; what runs is what ran.
+            // The init container and the crashing container may have ended by themselves; all others must be
+            // the same processes.
             ensure!(
                 !now.contains_key(group)
                     || now.get(group).is_some_and(|n| n.is_superset(&mains(processes, n))),
@@ -289,7 +292,8 @@ fn at_failpoint(node: &mut TestNode, point: &str, kind: &str, n: usize) -> Resul
     node.gone(&full, PATIENCE)
 }
 
-/// The processes that must still be there: those which have not ended by themselves (a `sleep 1` of a loop).
+/// The oldest process of a container, which is the container's main process. Younger ones (a loop's `sleep
+/// 1`) may have ended by themselves. Empty if the container runs no process now.
 fn mains(before: &BTreeSet<Process>, now: &BTreeSet<Process>) -> BTreeSet<Process> {
     let oldest = before.iter().min_by_key(|p| (p.start, p.pid)).copied();
     oldest.into_iter().filter(|_| !now.is_empty()).collect()
@@ -312,7 +316,7 @@ fn containerd_is_killed_and_a_shim_stopped() {
             node.remove(&format!("{name}.yaml"))?;
             assert_stable(node, &before)?;
         }
-        // The shim of the writer stands still: others are served.
+        // A stopped shim of the writer must not hold up other pods.
         let writer = before["default/writer"]["main"];
         let shim = wait::some("the writer's shim is found", PATIENCE, || parent(writer))?;
         ensure!(node.containerd.shims().contains(&shim), "{shim:?} is no shim");
@@ -365,7 +369,8 @@ fn an_agent_before_containerd_and_a_second_agent() {
 #[test]
 fn after_a_reboot_all_comes_back_and_no_address_is_lost() {
     on_a_node(Build::Plain, |node| {
-        // Fewer addresses than three boots of these pods would take if any were lost.
+        // The subnet has fewer addresses than three boots of these pods would take if a reboot lost
+        // addresses.
         let conflist = node.roots.cni_conf.join("10-berth.conflist");
         let (v4, _) = node.subnets();
         let mut list: serde_json::Value = serde_json::from_slice(&fs::read(&conflist)?)?;
@@ -406,15 +411,15 @@ fn after_a_reboot_all_comes_back_and_no_address_is_lost() {
     });
 }
 
-/// A new kernel knows no sysctl, rule or program of ours. Where this is left out, an agent that sees another boot id
-/// takes what the agent before it turned on for what the machine had.
+/// Removes the agent's sysctls, rules and programs, as a new kernel has none of them. Otherwise the next
+/// agent, which sees another boot id, would take the settings of the agent before for the machine's own.
 fn reset(node: &Node) -> Result<()> {
     let done = node.berth(&["reset"])?;
     ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     Ok(())
 }
 
-/// What a reboot takes: processes, namespaces, mounts, everything on a tmpfs and everything told to the kernel.
+/// Removes what a reboot removes: processes, namespaces, mounts, files on a tmpfs and settings of the kernel.
 fn reboot(node: &Node) -> Result<()> {
     node.kill_agent()?;
     for role in ["logd", "probe-exec"] {

@@ -1,4 +1,5 @@
-//! A pod's life as a user sees it: order, restarts, exit codes, messages, hooks, probes, resources, volumes, network.
+//! A pod's life as a user sees it: order, restarts, exit codes, messages, hooks, probes, resources, volumes,
+//! network.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 mod support;
@@ -16,7 +17,7 @@ use berth_harness::{
 use std::{collections::BTreeMap, fs, time::Duration};
 use support::{apply, container, on_a_node, pod, shell};
 
-/// Restarts come after 10 s, then 20 s.
+/// Time limit for the first restart: the back-off is 10 s, then 20 s.
 const BACK_OFF: Duration = Duration::from_secs(60);
 
 #[test]
@@ -47,7 +48,7 @@ fn init_containers_run_in_order_and_the_rest_after_the_sidecars() {
         apply(node, "order", &pod("order", &spec, &main))?;
         let ready = node.ready("default/order")?;
         ensure!(ready.phase() == "Running" && ready.condition("Initialized") == "True", "{}", ready.status());
-        // Without a probe it is Ready before its shell has read the script.
+        // A container without a readiness probe is Ready before its shell has read the script.
         wait::until("the main container has begun", PATIENCE, || {
             fs::read_to_string(host.join("all")).is_ok_and(|t| t.contains("main"))
         })?;
@@ -69,7 +70,7 @@ fn restart_policies_exit_codes_and_messages() {
             ("on-failure-0", "OnFailure", "exit 0"),
             ("on-failure-4", "OnFailure", "exit 4"),
             ("always-0", "Always", "exit 0"),
-            // A doubled dollar is one, as everywhere in a pod's command.
+            // In a pod's command `$$` stands for one dollar.
             ("killed", "Never", "sh -c 'kill -9 $$$$'; exit $?"),
         ] {
             apply(node, name, &shell(name, &format!("restartPolicy: {policy}"), script))?;
@@ -77,7 +78,7 @@ fn restart_policies_exit_codes_and_messages() {
         let logs =
             container("main", "echo from the log; exit 1", "terminationMessagePolicy: FallbackToLogsOnError");
         apply(node, "fallback", &pod("fallback", "restartPolicy: Never", &logs))?;
-        // A line without an end is written when logd is told that no more comes.
+        // logd writes a line without a newline when the agent reports the end of the container.
         let unended = container(
             "main",
             "echo first; printf 'fatal: no newline' >&2; exit 3",
@@ -89,7 +90,7 @@ fn restart_policies_exit_codes_and_messages() {
             let name = format!("default/{name}");
             node.pod(&format!("is {phase}"), &name, PATIENCE, |p| p.phase() == phase)
         };
-        // Phase and exit code come at once, the message with the stored record of the exit.
+        // Phase and exit code are published at once, the message once the record of the exit is stored.
         let told = |name: &str| {
             let name = format!("default/{name}");
             node.pod("tells why it failed", &name, PATIENCE, |p| {
@@ -157,7 +158,8 @@ fn hooks_run_around_a_container_and_grace_ends_what_does_not_listen() {
         ensure!(deaf.len() == 1 && deaf.values().all(|p| !p.alive()), "{deaf:?} still run");
         let notes = fs::read_to_string(host.join("all"))?;
         let lines: Vec<&str> = notes.lines().collect();
-        // A hook's command is taken literally: variables are expanded in the container's own and in probes'.
+        // A hook's command is taken literally. Variables are expanded in the container's own command and in
+        // probes' commands.
         ensure!(lines == ["main", "post", "pre $(WORD) $$", "term"], "{lines:?}");
         Ok(())
     });
@@ -305,7 +307,8 @@ fn pods_reach_each_other_and_their_configuration() {
 #[test]
 fn volumes_of_an_image_begin_with_its_files_and_go_with_the_container() {
     on_a_node(Build::Plain, |node| {
-        // Of one layer, which is a bind, and of three, which are an overlay. The topmost takes a file away.
+        // The volumes of a one-layer image are bind mounts, those of a three-layer image overlays. The
+        // topmost layer removes a file.
         let config = serde_json::json!({
             "Env": ["PATH=/bin"], "User": "1234",
             "Volumes": {"/data": {}, "/new/volume": {}, "/mounted": {}},
@@ -355,7 +358,7 @@ fn volumes_of_an_image_begin_with_its_files_and_go_with_the_container() {
         }
         ensure!(fs::read_dir(&directories)?.count() == 2, "one for each container");
 
-        // Another agent finds them as they are; another run of the container begins anew.
+        // The next agent keeps the volumes as they are. A restarted container gets new ones.
         node.kill_agent()?;
         node.start_agent()?;
         node.ready("default/volumes")?;
@@ -375,7 +378,7 @@ fn volumes_of_an_image_begin_with_its_files_and_go_with_the_container() {
     });
 }
 
-/// The pod `one` runs in those processes.
+/// Fails unless the pod `one` is Ready and runs in the given processes.
 fn same(node: &Node, before: &BTreeMap<String, Process>) -> anyhow::Result<()> {
     let now = node.ready("default/one")?;
     ensure!(now.processes() == *before, "before {before:?}, now {}", now.0);
@@ -387,14 +390,15 @@ fn a_bad_or_missing_manifest_ends_nothing() {
     on_a_node(Build::Plain, |node| {
         apply(node, "one", &shell("one", "", "exec sleep infinity"))?;
         let before = node.ready("default/one")?.processes();
-        // What replaced it makes no sense: the pod is held, also by an agent that never saw the good one.
+        // An invalid manifest replaces the good one: the pod must keep running, also under an agent that
+        // never read the good one.
         apply(node, "one", "apiVersion: v1\nkind: Pod\nmetadata: {name: one}\nspec: {containers: 7}\n")?;
         apply(node, "two", &shell("two", "", "exec sleep infinity"))?;
         node.ready("default/two")?;
         node.kill_agent()?;
         node.start_agent()?;
         same(node, &before)?;
-        // A directory that is not there is no empty one.
+        // A missing directory must not count as an empty one.
         let (there, away) = (node.manifests(), node.dir.join("away"));
         fs::rename(&there, &away)?;
         node.kill_agent()?;

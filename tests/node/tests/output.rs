@@ -1,4 +1,4 @@
-//! Container output while the agent is away, and while logd is killed.
+//! Container output while the agent is down, and while logd is killed.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
 mod support;
@@ -13,11 +13,12 @@ use berth_harness::{
 use std::time::{Duration, Instant};
 use support::{IMAGE, apply, full, on_a_node, pod, rounds};
 
-/// Bytes of a line.
+/// Bytes of a line of the writer.
 const WIDTH: u64 = 128;
-/// What logd reads at once: what a killed one may lose or repeat, for each stream.
+/// Size of logd's read buffer in bytes: each kill of logd may lose or repeat at most this much of each
+/// stream.
 const READ_BUFFER: u64 = 64 << 10;
-/// Bytes that a container may write and none is rotated away.
+/// Bytes that a container may write before log rotation deletes the oldest file.
 const KEPT: u64 = 30_000_000;
 
 fn writer(name: &str, lines: u64, rate: u64) -> String {
@@ -27,7 +28,7 @@ fn writer(name: &str, lines: u64, rate: u64) -> String {
     pod(name, "restartPolicy: Never", &main)
 }
 
-/// The slowest write in microseconds, as the writer tells at its end.
+/// Time of the slowest write in microseconds, from the line that the writer prints at its end.
 fn slowest(errors: &str) -> anyhow::Result<u64> {
     let told = errors.lines().find_map(|l| l.strip_prefix("slowest "));
     told.and_then(|n| n.trim().parse().ok()).with_context(|| format!("the writer tells nothing: {errors:?}"))
@@ -46,7 +47,7 @@ fn a_container_writes_on_while_the_agent_is_away() {
         let process = *pod.processes().get("main").context("no process")?;
         node.kill_agent()?;
         let begun = Instant::now();
-        // It ends by itself: the agent is not there to be asked.
+        // The process ends by itself: no agent runs that could be asked.
         process.gone(Duration::from_secs(seconds * 3 + 30))?;
         ensure!(begun.elapsed() >= Duration::from_secs(seconds / 2), "it ended after {:?}", begun.elapsed());
         let dir = node.log_dir(&pod, "main");
@@ -71,8 +72,8 @@ fn a_killed_logd_loses_a_buffer_at_most_and_holds_nobody_up() {
     on_a_node(Build::Plain, |node| {
         let kills = rounds(50);
         let mut rng = rng::Rng::new(rng::seed());
-        // Long enough for all of them, and not so much that the oldest file goes: four of 10 MiB are kept beside the one
-        // that is written to, and a line is a third longer there.
+        // The writer must outlast all kills without the oldest file being deleted. Four files of 10 MiB are
+        // kept beside the open one, and a line in a log file is a third longer than the written line.
         let seconds = kills * 2 + 5;
         let rate = (KEPT / seconds).min(500_000);
         let lines = rate * seconds / WIDTH;

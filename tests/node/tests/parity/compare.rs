@@ -1,14 +1,15 @@
-//! Two statuses side by side.
+//! Comparison of two pod statuses, value by value.
 
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The values of a status that are compared, by path: `phase`, `conditions.Ready.status`,
-/// `containers.app.lastState.terminated.exitCode`. Ids and times are not among them; addresses count as being there.
+/// Compared values of a status by path: `phase`, `conditions.Ready.status`,
+/// `containers.app.lastState.terminated.exitCode`. Ids and times are left out; the caller has replaced
+/// addresses by placeholders.
 pub(crate) type Leaves = BTreeMap<String, Value>;
 
-/// Takes a status apart; `backs_off` shows an ended container that was restarted before as waiting for its next
-/// start, as the recordings of such shapes do.
+/// Flattens a status. With `backs_off`, an ended container that has restarted before counts as waiting for
+/// its next start, as in the recordings of such shapes.
 pub(crate) fn leaves(status: &Value, backs_off: bool) -> Leaves {
     let mut out = Leaves::new();
     for key in ["phase", "reason", "message", "qosClass", "podIP", "resources", "allocatedResources"] {
@@ -20,8 +21,8 @@ pub(crate) fn leaves(status: &Value, backs_off: bool) -> Leaves {
     let ended = matches!(status["phase"].as_str(), Some("Succeeded" | "Failed"));
     for condition in conditions {
         let kind = condition["type"].as_str().unwrap_or_default();
-        // Turns False once the sandbox is taken down, a moment after the pod has ended; which of the two a look meets
-        // is chance.
+        // The condition turns False when the sandbox is torn down, a moment after the pod has ended. Which
+        // value an observation sees is chance.
         if ended && kind == "PodReadyToStartContainers" {
             continue;
         }
@@ -80,7 +81,7 @@ fn put(out: &mut Leaves, path: &str, value: &Value) {
     }
 }
 
-/// One value that is not the same.
+/// A path with different values on the two sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unlike {
     pub(crate) path: String,
@@ -94,7 +95,7 @@ impl std::fmt::Display for Unlike {
     }
 }
 
-/// Where they differ; null stands for what is not there.
+/// Differences of two statuses. A missing value is null.
 pub(crate) fn unlike(kubelet: &Leaves, berth: &Leaves) -> Vec<Unlike> {
     let paths: BTreeSet<&String> = kubelet.keys().chain(berth.keys()).collect();
     let of = |side: &Leaves, path: &String| side.get(path).cloned().unwrap_or_default();

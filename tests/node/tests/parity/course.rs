@@ -1,21 +1,21 @@
-//! How a pod's status went on from one change to the next: it never runs backwards.
+//! Check that a pod's status never runs backwards from one change to the next.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// What was seen of one pod so far.
+/// State of the check for one pod.
 #[derive(Debug, Default)]
 pub(crate) struct Course {
     phase: String,
     restarts: BTreeMap<String, u64>,
-    /// A main container has run once.
+    /// Whether a main container has run.
     begun: bool,
-    /// What ran backwards, each once.
+    /// Violations found, without repetition.
     pub(crate) wrong: Vec<String>,
 }
 
 impl Course {
-    /// Takes in the next status.
+    /// Compares the next status with the earlier ones.
     pub(crate) fn see(&mut self, status: &Value) {
         let phase = status["phase"].as_str().unwrap_or_default().to_owned();
         let ended = |phase: &str| matches!(phase, "Succeeded" | "Failed");

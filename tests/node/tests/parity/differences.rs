@@ -1,28 +1,28 @@
-//! The reviewed list of where Berth may tell something else than the kubelet did.
+//! The reviewed list of differences that Berth's status and events may have from the kubelet's.
 
 use crate::compare::Unlike;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::{collections::BTreeSet, fs, path::Path};
 
-/// `tests/golden/status-differences.json`. Each entry names shapes, paths with what either side says there, and why
-/// that is right. In shapes and paths `*` stands for any text; as a value it stands for any value, also none. Every
-/// entry must be needed, but for those with `"chance": true`: about what comes out in one run so and otherwise in the
-/// next.
+/// Contents of `tests/golden/status-differences.json`. Each entry names shapes, paths with the values of both
+/// sides, and the reason why the difference is right. In shapes and paths `*` stands for any text; as a value
+/// it stands for any value or none. Every entry must occur in a run, except those with `"chance": true`,
+/// whose difference occurs in some runs only.
 #[derive(Debug)]
 pub(crate) struct Differences {
     lines: Vec<Line>,
     used: BTreeSet<usize>,
 }
 
-/// One path of an entry, for one of its shapes.
+/// One path of an entry, for one of the entry's shapes.
 #[derive(Debug)]
 struct Line {
     shape: String,
     path: String,
     kubelet: Value,
     berth: Value,
-    /// Not met in every run.
+    /// Whether the difference occurs in some runs only.
     chance: bool,
 }
 
@@ -36,7 +36,7 @@ impl Line {
     }
 }
 
-/// Whether a text is a pattern's, in which `*` stands for any text.
+/// Whether the text matches the pattern, in which `*` stands for any text.
 fn matches(pattern: &str, text: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
     let Some(mut text) = text.strip_prefix(first) else { return false };
@@ -78,18 +78,18 @@ impl Differences {
         Ok(Differences { lines, used: BTreeSet::new() })
     }
 
-    /// The differences that are not on the list.
+    /// Returns the differences that are not on the list.
     pub(crate) fn unknown(&self, shape: &str, found: &[Unlike]) -> Vec<Unlike> {
         found.iter().filter(|u| !self.lines.iter().any(|l| l.covers(shape, u))).cloned().collect()
     }
 
-    /// Notes that these were met.
+    /// Marks the entries that cover these differences as used.
     pub(crate) fn meet(&mut self, shape: &str, found: &[Unlike]) {
         let met = |line: &Line| found.iter().any(|u| line.covers(shape, u));
         self.used.extend(self.lines.iter().enumerate().filter(|(_, l)| met(l)).map(|(i, _)| i));
     }
 
-    /// Entries that nothing needs, as far as all shapes that they could be about ran, and entries about no shape.
+    /// Entries that match no existing shape, and entries without an occurrence although all their shapes ran.
     pub(crate) fn unused(&self, ran: &BTreeSet<&str>, exist: &BTreeSet<&str>) -> Vec<String> {
         let needless = |i: usize, line: &Line| {
             let about: Vec<&&str> = exist.iter().filter(|shape| matches(&line.shape, shape)).collect();

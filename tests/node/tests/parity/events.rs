@@ -1,25 +1,25 @@
-//! The events of pods as the agent tells them, beside those that were recorded.
+//! Comparison of a pod's events with the recorded events of the kubelet.
 
 use crate::compare::{Leaves, Unlike};
 use crate::text::Plain;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// One event; the message is plain text ([`Plain`]).
+/// An event. The message has its changing parts replaced ([`Plain`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Event {
     kind: String,
     pub(crate) reason: String,
-    /// `spec.containers{app}`; empty for one about the pod.
+    /// The container as `spec.containers{app}`; empty for an event of the pod.
     subject: String,
     message: String,
 }
 
-/// Reasons of events about the end of a pod. The others that come after the removal of its manifest are of what was
-/// under way.
+/// Reasons of events about the end of a pod. Other events after the removal of the manifest belong to actions
+/// that were still under way.
 const OF_THE_END: [&str; 3] = ["Killing", "FailedPreStopHook", "FailedKillPod"];
 
-/// Takes them over from the node's records, in the order in which they came first.
+/// Converts the node's records of events, ordered by their first occurrence.
 pub(crate) fn shown(list: &[Value], plain: &Plain) -> Vec<Event> {
     let mut list: Vec<&Value> = list.iter().collect();
     list.sort_by_key(|e| e["first"].as_i64());
@@ -39,7 +39,7 @@ pub(crate) fn shown(list: &[Value], plain: &Plain) -> Vec<Event> {
         .collect()
 }
 
-/// Takes them over from a recording.
+/// Converts the events of a recording.
 pub(crate) fn recorded(list: &Value) -> Vec<Event> {
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     let all = list.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -53,7 +53,7 @@ pub(crate) fn recorded(list: &Value) -> Vec<Event> {
         .collect()
 }
 
-/// Those about the end.
+/// Returns the events about the end of the pod.
 pub(crate) fn of_the_end(events: &[Event]) -> Vec<Event> {
     events.iter().filter(|e| OF_THE_END.contains(&e.reason.as_str())).cloned().collect()
 }
@@ -65,8 +65,9 @@ impl Event {
     }
 }
 
-/// Where they differ: each event is a value of its own, `events.<subject>.<reason>: <message>`, which is its type. Those
-/// that both have must also have come in the same order for each subject.
+/// Differences of two lists of events. Each event is one value at the path `<prefix>.<subject>.<reason>:
+/// <message>`, whose value is the event's type. Events that both sides have must also have the same order
+/// within each subject.
 pub(crate) fn unlike(prefix: &str, kubelet: &[Event], berth: &[Event]) -> Vec<Unlike> {
     let leaves = |events: &[Event]| -> Leaves {
         events.iter().map(|e| (format!("{prefix}.{}", e.leaf()), json!(e.kind))).collect()

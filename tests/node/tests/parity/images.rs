@@ -1,4 +1,4 @@
-//! The images that the recordings were made with, made anew from what was recorded of them.
+//! The images of the recordings, rebuilt from their recorded configurations.
 
 use anyhow::{Context, Result};
 use berth_harness::{
@@ -8,11 +8,11 @@ use berth_harness::{
 use serde_json::Value;
 use std::{fs, path::Path};
 
-/// The node's own seccomp profile that a shape names.
+/// Contents of the node's seccomp profile that one of the shapes names.
 pub(crate) const LOCALHOST_PROFILE: &str = r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X86_64"],
 "syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":1}]}"#;
 
-/// Imports them all.
+/// Builds all images and imports them into containerd.
 pub(crate) fn import(node: &Node, recorded: &Path) -> Result<()> {
     let text = fs::read(recorded).with_context(|| format!("read {}", recorded.display()))?;
     let recorded: Value = serde_json::from_slice(&text)?;

@@ -1,9 +1,10 @@
-//! The pods that the real kubelet was recorded with, run by this node: what it tells about them must be what the
-//! kubelet told (`tests/golden/status` and `events`, remade by `tests/peers`), what the containers write must be what they
-//! wrote there (`output`), and no status may run backwards; but for the reviewed list
-//! `tests/golden/status-differences.json`, whose every entry must be needed.
+//! Runs the pods that were recorded with the real kubelet, and compares. Status and events must be those of
+//! the kubelet (`tests/golden/status` and `events`, recorded by `tests/peers`), the containers' output must
+//! be the recorded one (`output`), and no status may run backwards. Allowed differences stand in the reviewed
+//! list `tests/golden/status-differences.json`; an entry that no run needs fails the suite.
 //!
-//! `BERTH_SHAPES=a,b` runs some shapes. `BERTH_REPORT=FILE` writes every difference, also those on the list, to a file.
+//! `BERTH_SHAPES=a,b` runs these shapes only. `BERTH_REPORT=FILE` writes all differences to a file, also
+//! those on the list.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test: what is missing fails it")]
 
 mod compare;
@@ -45,14 +46,14 @@ fn run(node: &mut TestNode) -> Result<()> {
     fs::create_dir_all(&node.roots.seccomp)?;
     fs::write(node.roots.seccomp.join("shape.json"), images::LOCALHOST_PROFILE)?;
     let flags = ["--cluster-dns", "10.96.0.10", "--cluster-domain", "cluster.local", "--static-pods"];
-    // The recorder's resolver configuration.
+    // Resolver configuration of the recording node.
     node.roots.resolv_conf = node.dir.join("resolv.conf");
     fs::write(&node.roots.resolv_conf, "nameserver 192.0.2.53\nsearch example.test\n")?;
-    // The recorder's name of the node is that of the pods.
+    // Static pods carry the node's name, which was this one on the recording node.
     node.roots.node_name = NodeName::new("berth-peer")?;
     node.write_roots()?;
     node.agent_args = flags.into_iter().map(String::from).chain([dir.display().to_string()]).collect();
-    // A mount of its own that passes mounts on, which shapes with mount propagation need.
+    // Shapes with mount propagation need a shared mount, which the runtime state directory is.
     let shapes = shape::all(&tests, &node.roots.runtime_state.join("shapes"))?;
     ensure!(shapes.len() >= LEAST_SHAPES, "{} shapes: some are missing", shapes.len());
     node.stop_agent()?;
@@ -64,7 +65,7 @@ fn run(node: &mut TestNode) -> Result<()> {
     let ran: BTreeSet<&str> = chosen.iter().map(|s| s.name.as_str()).collect();
     let begun = Instant::now();
     let outcome = Run::new(node, dir.clone(), &differences)?.all(chosen);
-    // Where the run was broken off, pods are left that the end of the node does not know of.
+    // A run that failed leaves manifests behind, whose pods the end of the test node would not remove.
     for entry in fs::read_dir(&dir)? {
         fs::remove_file(entry?.path())?;
     }
@@ -108,7 +109,7 @@ fn report(outcome: &Outcome) -> Result<()> {
     Ok(())
 }
 
-/// `BERTH_SHAPES` names some by comma; otherwise all of them.
+/// The shapes named in `BERTH_SHAPES`, separated by commas, or all shapes.
 fn chosen(shapes: &[Shape]) -> Vec<&Shape> {
     let Ok(only) = std::env::var("BERTH_SHAPES") else { return shapes.iter().collect() };
     shapes.iter().filter(|s| only.split(',').any(|name| name == s.name)).collect()

@@ -1,4 +1,4 @@
-//! A run over many shapes, some at once.
+//! Runs shapes on the node, several at once, and collects their differences.
 
 use crate::{
     compare::{self, Leaves, Unlike},
@@ -23,54 +23,55 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Pods at once: what the machine can start without one waiting for its probes' time.
+/// Number of pods at once: as many as the machine starts without delaying another pod's probes.
 const AT_ONCE: usize = 12;
-/// What may come a little after the rest: images are looked for while the sandbox is being made, so that a missing one
-/// is told first.
+/// Paths whose values may arrive after the others. The executor looks up images while the sandbox is being
+/// created, so a missing image may be published before the sandbox.
 const LAGGING: [&str; 2] = ["conditions.PodReadyToStartContainers.status", "podIP"];
-/// How long that may take, and events and output that are not there yet.
+/// Time limit for the values of [`LAGGING`], and for missing events and output.
 const LAG: Duration = Duration::from_secs(10);
-/// How long a shape may take to settle; the slowest waits for a back-off of ten seconds.
+/// Time limit for a shape to settle. The slowest shape waits for a back-off of ten seconds.
 const SETTLES: Duration = Duration::from_secs(45);
-/// How long a pod may take to go away.
+/// Time limit for the removal of a pod.
 const ENDS: Duration = Duration::from_secs(45);
-/// Where a shape waits for an event: that comes a moment before the status that goes with it.
+/// Wait after a shape's event until the comparison, because the status that goes with the event follows a
+/// moment later.
 const TOLD_WITHIN: Duration = Duration::from_millis(500);
-/// How often the events of one pod are asked for at most.
+/// Minimum time between two requests for the events of one pod.
 const EVENTS_EVERY: Duration = Duration::from_millis(200);
 
-/// What came of the shapes that ran.
+/// Results of the shapes that ran.
 #[derive(Default)]
 pub(crate) struct Outcome {
-    /// In what each was otherwise than recorded.
+    /// Differences of each shape from its recording.
     pub(crate) found: BTreeMap<String, Vec<Unlike>>,
     pub(crate) took: BTreeMap<Duration, String>,
 }
 
-/// How far a shape is.
+/// Progress of a shape.
 enum Stage {
-    /// Its status is not yet the one that was recorded.
+    /// The status does not yet satisfy the settle line.
     Begun,
-    /// It is settled, but for what lags.
+    /// The settle line holds since this time; values of [`LAGGING`] may still be missing.
     Settled(Instant),
-    /// Its status is compared; events and output are.
+    /// The status is compared since this time; events and output are still to be compared.
     Compared(Instant),
-    /// Its manifest is gone since then; how often each event had been told.
+    /// The manifest was removed at this time, when each event had occurred so often.
     Ending(Instant, BTreeMap<String, u64>),
 }
 
-/// A shape under way.
+/// A shape whose pod is on the node.
 struct Running<'s> {
     shape: &'s Shape,
     begun: Instant,
-    /// Since when its settle line holds.
+    /// Since when the settle line holds.
     holds: Option<Instant>,
     stage: Stage,
     last: Option<Pod>,
-    /// Those that it has had.
+    /// All addresses that the pod has had.
     addresses: BTreeSet<String>,
     course: Course,
-    /// Its events, and when they were asked for.
+    /// The last list of the pod's events, requested at `asked`.
     told: Vec<Value>,
     asked: Option<Instant>,
     found: Vec<Unlike>,
@@ -93,7 +94,7 @@ impl<'r> Run<'r> {
     }
 
     pub(crate) fn all(mut self, mut waiting: Vec<&Shape>) -> Result<Outcome> {
-        // The slow ones first; they are taken from the end.
+        // Slow shapes start first. The loop takes shapes from the end of the list.
         waiting.sort_by_key(|s| s.is_slow());
         let mut running: BTreeMap<String, Running<'_>> = BTreeMap::new();
         let mut quiet = Instant::now();
@@ -129,7 +130,7 @@ impl<'r> Run<'r> {
                 }
                 if r.step(&self.node.roots, self.differences)? {
                     fs::remove_file(self.dir.join(format!("{}.yaml", r.shape.name)))?;
-                    // Nothing of it ever was.
+                    // A pod that never appeared has no removal to wait for.
                     if r.last.is_none() {
                         stuck.push(name.clone());
                     }
@@ -159,7 +160,7 @@ impl<'r> Run<'r> {
         Ok(())
     }
 
-    /// The pod is gone.
+    /// Compares the events of the pod's end and stores the result of the shape, after the pod is gone.
     fn finish(&mut self, mut running: Running<'_>) -> Result<()> {
         let name = running.shape.name.clone();
         self.outcome.took.insert(running.begun.elapsed(), name.clone());
@@ -191,12 +192,12 @@ impl<'r> Run<'r> {
     }
 }
 
-/// The status that was recorded never came.
+/// Difference of a shape whose status never reached the recorded one.
 fn unsettled(why: &str) -> Unlike {
     Unlike { path: "settled".to_owned(), kubelet: json!(true), berth: json!(why) }
 }
 
-/// What tells an event from the others of its pod, and how often it was told.
+/// Identity of an event among those of its pod: everything but the count.
 fn id(event: &Value) -> String {
     event["event"].to_string()
 }
@@ -229,7 +230,7 @@ impl<'s> Running<'s> {
         }
     }
 
-    /// Asks for its events, unless that was done a moment ago.
+    /// Requests the pod's events, unless the last request was less than [`EVENTS_EVERY`] ago.
     fn ask(&mut self, socket: &mut Socket) -> Result<()> {
         if let Some(pod) = &self.last
             && self.asked.is_none_or(|asked| asked.elapsed() > EVENTS_EVERY)
@@ -240,12 +241,12 @@ impl<'s> Running<'s> {
         Ok(())
     }
 
-    /// How often each event was told so far.
+    /// Count of each event so far.
     fn counts(&self) -> BTreeMap<String, u64> {
         self.told.iter().map(|e| (id(e), count(e))).collect()
     }
 
-    /// Goes on where it can; true where its manifest is to be removed now.
+    /// Takes the shape to its next stage where possible. Returns true when the manifest must be removed now.
     fn step(&mut self, roots: &Roots, known: &Differences) -> Result<bool> {
         let age = self.begun.elapsed();
         let Some(pod) = &self.last else {
@@ -282,7 +283,7 @@ impl<'s> Running<'s> {
                 }
             }
             Stage::Compared(since) => {
-                // The events must have been asked for after the status was compared.
+                // The events must have been requested after the status was compared.
                 if self.asked.is_none_or(|asked| asked < since) {
                     return Ok(false);
                 }
@@ -312,7 +313,7 @@ impl<'s> Running<'s> {
         Ok(compare::leaves(&serde_json::from_str(&text)?, self.shape.backs_off()))
     }
 
-    /// What the first run of each container wrote, line by line: those to standard error first.
+    /// Differences in the output of the first run of each container, line by line, with standard error first.
     fn output(&self, roots: &Roots, plain: &Plain) -> Vec<Unlike> {
         let (mut theirs, mut ours) = (Leaves::new(), Leaves::new());
         let name = |pod: &Pod| pod.name().replace('/', "_");
@@ -337,7 +338,7 @@ impl<'s> Running<'s> {
     }
 }
 
-/// The names of those that were compared.
+/// Names of the shapes that were compared.
 pub(crate) fn names(outcome: &Outcome) -> BTreeSet<&str> {
     outcome.found.keys().map(String::as_str).collect()
 }

@@ -1,34 +1,35 @@
-//! The shapes: one pod manifest each, with the conditions at which the real kubelet's status was recorded.
+//! The shapes: one pod manifest each, with the conditions under which the kubelet's status was recorded.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
-/// A directory of the recording node that manifests name.
+/// Directory of the recording node that manifests name.
 const HOST_DIR: &str = "/run/berth-shapes";
 
-/// One shape that was recorded.
+/// A recorded shape.
 #[derive(Debug)]
 pub(crate) struct Shape {
-    /// The manifest's name.
+    /// Name of the manifest file without its ending.
     pub(crate) name: String,
-    /// The pod's: the same but for names that are too long for a file's.
+    /// Name of the pod. Differs from `name` only where the name is too long for a file.
     pub(crate) pod: String,
-    /// The manifest, with host paths below the test's own directory.
+    /// The manifest, with host paths moved below the test's own directory.
     pub(crate) manifest: String,
-    /// When its status is looked at, all at once: `tests/peers/cmd/record/shapes.go`.
+    /// Conditions that must all hold when the status is compared; `tests/peers/cmd/record/shapes.go` defines
+    /// the words.
     settle: BTreeMap<String, String>,
-    /// The containers whose output was recorded.
+    /// Containers whose output was recorded.
     pub(crate) output: Vec<String>,
-    /// The status that the kubelet told.
+    /// Status of the kubelet.
     pub(crate) status: Value,
-    /// The events that it told.
+    /// Events of the kubelet.
     pub(crate) events: Value,
-    /// What the containers wrote.
+    /// Output of the containers.
     pub(crate) written: Value,
 }
 
-/// All shapes with a recording, by name; `host_dir` takes the place of the recording node's directory.
+/// All shapes that have a recording, sorted by name. `host_dir` replaces the recording node's directory.
 pub(crate) fn all(tests: &Path, host_dir: &Path) -> Result<Vec<Shape>> {
     let mut shapes = Vec::new();
     let dir = tests.join("shapes");
@@ -70,12 +71,12 @@ pub(crate) fn all(tests: &Path, host_dir: &Path) -> Result<Vec<Shape>> {
 }
 
 impl Shape {
-    /// Whether ended containers that will be started again are shown as backing off.
+    /// Whether ended containers that will restart count as backing off.
     pub(crate) fn backs_off(&self) -> bool {
         self.settle.contains_key("backoff")
     }
 
-    /// Whether it takes long: a back-off, or probes that must fail.
+    /// Whether the shape waits for a back-off, a restart, a failure's reason or a fixed time.
     pub(crate) fn is_slow(&self) -> bool {
         self.backs_off()
             || self.settle.contains_key("restarts")
@@ -83,17 +84,17 @@ impl Shape {
             || self.settle.contains_key("after")
     }
 
-    /// Whether it is chance what is under way when its manifest is removed.
+    /// Whether chance decides which actions are under way when the manifest is removed.
     pub(crate) fn ends_by_chance(&self) -> bool {
         ["backoff", "restarts", "waiting"].iter().any(|key| self.settle.contains_key(*key))
     }
 
-    /// Whether it needs events to know that it is settled.
+    /// Whether the settle line names an event.
     pub(crate) fn needs_events(&self) -> bool {
         self.settle.contains_key("event")
     }
 
-    /// Whether a status is one at which the recorder would have looked, with these reasons of events, at this age.
+    /// Whether the settle line holds for this status, these reasons of events and this age of the pod.
     pub(crate) fn settled(&self, status: &Value, told: &[&str], age: Duration) -> Result<bool> {
         for (key, value) in &self.settle {
             let holds = match key.as_str() {

@@ -1,18 +1,18 @@
-//! Texts about pods without what differs from run to run and from node to node; `tests/peers/cmd/record/events.go` does
-//! the same with the kubelet's.
+//! Texts about pods without the parts that change from run to run and from node to node.
+//! `tests/peers/cmd/record/events.go` replaces the same parts in the kubelet's texts.
 
 use berth_core::roots::Roots;
 use berth_harness::socket::Pod;
 use std::collections::BTreeSet;
 
-/// What stands for what in the texts of one pod.
+/// The replacements for the texts of one pod.
 #[derive(Debug)]
 pub(crate) struct Plain {
     replaced: Vec<(String, &'static str)>,
 }
 
 impl Plain {
-    /// `addresses` are those that the pod has had.
+    /// Builds the replacements; `addresses` are all addresses that the pod has had.
     pub(crate) fn of(pod: &Pod, roots: &Roots, addresses: &BTreeSet<String>) -> Plain {
         let mut replaced = vec![
             (pod.uid(), "$UID"),
@@ -22,7 +22,7 @@ impl Plain {
             (roots.runtime_state.join("shapes").display().to_string(), "/run/berth-shapes"),
             (roots.node_name.to_string(), "$NODE"),
         ];
-        // The longer address first: one may begin like the other.
+        // The longer address is replaced first, because the shorter one may be its beginning.
         let host = pod.status()["hostIP"].as_str().unwrap_or_default();
         let own = addresses.iter().filter(|ip| *ip != host).map(|ip| (ip.clone(), "$IP"));
         let mut addresses: Vec<(String, &str)> = own.chain([(host.to_owned(), "$HOST")]).collect();
@@ -38,14 +38,14 @@ impl Plain {
     }
 }
 
-/// The addresses in a pod's status.
+/// All addresses in a pod's status.
 pub(crate) fn addresses(pod: &Pod) -> impl Iterator<Item = String> {
     let list = pod.status()["podIPs"].as_array().into_iter().flatten();
     let all = list.filter_map(|ip| ip["ip"].as_str()).chain([pod.ip()]);
     all.filter(|ip| !ip.is_empty()).map(str::to_owned).collect::<Vec<_>>().into_iter()
 }
 
-/// 64 hex digits name a container or an image.
+/// Replaces runs of exactly 64 hex digits, which are ids of containers or images.
 fn digests(text: &str) -> String {
     let mut out = String::new();
     let mut run = String::new();
@@ -63,7 +63,7 @@ fn digests(text: &str) -> String {
     out
 }
 
-/// Numbers of processes and of open files, of memory in use and of memory that is lacking.
+/// Replaces process ids, descriptor numbers, and figures of used and of lacking memory.
 fn numbers(text: &str) -> String {
     let mut out = text.to_owned();
     for mark in ["pid=", "/fd/", "/proc/", "usage: ", "q: "] {

@@ -1,4 +1,4 @@
-//! What the suites share: manifests and the machine around a node.
+//! Manifests and checks that the suites share.
 #![allow(dead_code, unreachable_pub, reason = "each suite uses its part")]
 
 use anyhow::{Context, ensure};
@@ -10,15 +10,15 @@ use berth_harness::{
 };
 use std::{collections::BTreeMap, ffi::OsStr, process::Command, time::Duration};
 
-/// The image with everything that the suites run.
+/// Image of the test pods: busybox and the `berth-test` program.
 pub const IMAGE: &str = "berth.test/test:1";
 
-/// Whether everything is to be run, or a tenth of it.
+/// Whether the suites run in full instead of a tenth (`BERTH_SCALE=full`).
 pub fn full() -> bool {
     std::env::var_os("BERTH_SCALE").as_deref() == Some(OsStr::new("full"))
 }
 
-/// Runs a test on a node of its own, and looks at the machine before and after.
+/// Runs a test on a node of its own. Fails if the machine differs afterwards.
 pub fn on_a_node(build: Build, test: impl FnOnce(&mut TestNode) -> anyhow::Result<()>) {
     let before = Machine::now(&Scope::of_node(Vec::new())).unwrap();
     let mut node = TestNode::start(build).unwrap();
@@ -30,12 +30,13 @@ pub fn on_a_node(build: Build, test: impl FnOnce(&mut TestNode) -> anyhow::Resul
     before.assert_as_before(&scope).unwrap();
 }
 
-/// A pod of one container that runs a shell script.
+/// Manifest of a pod with one container that runs a shell script.
 pub fn shell(name: &str, extra: &str, script: &str) -> String {
     pod(name, extra, &container("main", script, ""))
 }
 
-/// A pod; `extra` are lines of its spec, `containers` the entries of its containers.
+/// Manifest of a pod. `extra` holds more lines of the spec, `containers` the entries of the list of
+/// containers.
 pub fn pod(name: &str, extra: &str, containers: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 2\n{}  \
@@ -44,7 +45,7 @@ pub fn pod(name: &str, extra: &str, containers: &str) -> String {
     )
 }
 
-/// An entry of a list of containers; `extra` are more of its lines.
+/// Entry of a list of containers. `extra` holds more lines of the entry.
 pub fn container(name: &str, script: &str, extra: &str) -> String {
     format!(
         "  - name: {name}\n    image: {IMAGE}\n    command:\n    - sh\n    - -c\n    - |\n{}{}",
@@ -57,17 +58,18 @@ fn indent(text: &str, by: usize) -> String {
     text.lines().map(|l| format!("{:by$}{l}\n", "")).collect()
 }
 
-/// Applies a manifest under the pod's own name.
+/// Writes a manifest file with the pod's name.
 pub fn apply(node: &Node, name: &str, text: &str) -> anyhow::Result<()> {
     node.apply(&format!("{name}.yaml"), text)
 }
 
-/// A number of rounds: all of them, or a tenth.
+/// Number of rounds: `all`, or a tenth of them.
 pub fn rounds(all: u64) -> u64 {
     if full() { all } else { all.div_ceil(10) }
 }
 
-/// Pods that must not notice anything: a writer of numbered lines, one with every probe and a sidecar.
+/// Applies the pods that no fault may disturb: a writer of numbered lines, and a pod with every probe and a
+/// sidecar.
 pub fn apply_stable(node: &Node, lines_per_second: u64) -> anyhow::Result<()> {
     let rate = lines_per_second * 100;
     let writer = format!(
@@ -84,15 +86,15 @@ pub fn apply_stable(node: &Node, lines_per_second: u64) -> anyhow::Result<()> {
     apply(node, "web", &pod("web", &format!("initContainers:\n{side}"), &web))
 }
 
-/// The names of those.
+/// Names of the pods of [`apply_stable`].
 pub const STABLE: [&str; 2] = ["default/writer", "default/web"];
 
-/// The processes of the stable pods, once they are Ready.
+/// Processes of the stable pods. Waits until the pods are Ready.
 pub fn stable_processes(node: &Node) -> anyhow::Result<BTreeMap<String, BTreeMap<String, Process>>> {
     STABLE.iter().map(|name| Ok(((*name).to_owned(), node.ready(name)?.processes()))).collect()
 }
 
-/// Checks that they are Ready and run in the very processes of before.
+/// Fails unless the stable pods are Ready and run in the same processes as before.
 pub fn assert_stable(
     node: &Node,
     before: &BTreeMap<String, BTreeMap<String, Process>>,
@@ -112,7 +114,7 @@ pub fn assert_stable(
     Ok(())
 }
 
-/// Ends all pods and checks by the kernel's and containerd's own lists that nothing of them is left.
+/// Removes all pods and fails if the kernel or containerd still lists an object of them.
 pub fn assert_nothing_left(node: &Node) -> anyhow::Result<()> {
     node.end_pods()?;
     wait::ok("nothing of the pods is left", Duration::from_secs(60), || {
@@ -146,7 +148,7 @@ pub fn assert_nothing_left(node: &Node) -> anyhow::Result<()> {
             ensure!(routes.trim().is_empty(), "routes to pods: {routes}");
         }
         let shims = node.containerd.shims();
-        // Those that wait for the next pods.
+        // Shims that are kept ready for the next pods are allowed.
         ensure!(shims.len() <= 2, "shims: {shims:?}");
         let dirs: Vec<_> = std::fs::read_dir(node.roots.pod_state.join("pods"))
             .into_iter()
