@@ -1,4 +1,5 @@
-//! Clients that never stop asking: each answer is told with its time, so that others can judge who should have given it.
+//! `ask`: clients that send requests at a fixed rate and print each answer with its times, so that the test
+//! can check whether the backend was allowed to answer then.
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
@@ -15,23 +16,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long one answer may take.
+/// Time limit for one answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// So often a connected socket is made anew for one question.
+/// How often a connected socket is replaced for one request.
 const RENEWALS: u32 = 2;
-/// Threads of each kind.
+/// Threads for TCP, and as many for UDP.
 const THREADS: u32 = 4;
 
 /// Options of `ask`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Ask {
-    /// Whom to ask, over TCP and UDP, one after the other.
+    /// Servers to ask in turn, over TCP and UDP.
     #[arg(long = "target", required = true, value_name = "ADDRESS:PORT")]
     targets: Vec<SocketAddr>,
-    /// Connections a second, and as many datagrams; every second datagram from a connected socket that stays.
+    /// Connections per second, and as many datagrams. Every second datagram uses a connected socket that
+    /// stays open.
     #[arg(long, default_value_t = 200, value_name = "N")]
     per_second: u32,
-    /// How long.
+    /// Duration of the run.
     #[arg(long, default_value_t = 1000, value_name = "MILLISECONDS")]
     millis: u64,
 }
@@ -41,30 +43,30 @@ pub(crate) struct Ask {
 enum Kind {
     /// A new connection.
     Tcp,
-    /// A datagram from a socket that asks everybody.
+    /// A datagram from the unconnected socket, which sends to all targets.
     Udp,
-    /// A datagram from a socket that is connected to one target for good.
+    /// A datagram from a socket that stays connected to one target.
     Connected,
 }
 
-/// One answer.
+/// One request with its answer.
 #[derive(Debug, Serialize)]
 struct Asked {
     kind: Kind,
     target: SocketAddr,
-    /// CLOCK_MONOTONIC before and after, in microseconds.
+    /// CLOCK_MONOTONIC before the request and after the answer, in microseconds.
     sent_us: u64,
     got_us: u64,
-    /// Who answered, or what failed.
+    /// Name of the server that answered; otherwise `error` holds the failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     by: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
-    /// A connected socket was taken away, and made anew.
+    /// Whether the connected socket had been aborted and was replaced.
     renewed: bool,
 }
 
-/// Asks, and tells each answer in a line.
+/// Runs the clients; each answer is a line of JSON on standard output.
 pub(crate) fn run(ask: &Ask) -> Result<()> {
     let begun = Instant::now();
     let threads: Vec<_> = (0..THREADS)
@@ -95,7 +97,8 @@ fn worker(ask: &Ask, kind: Kind, worker: u32, begun: Instant) -> Result<()> {
         thread::sleep(due.saturating_duration_since(Instant::now()));
         let index = usize::try_from(turn)? % targets;
         let Some(target) = ask.targets.get(index).copied() else { return Ok(()) };
-        // All targets are met in both ways: the way changes with each walk over them.
+        // The kind of socket alternates with each pass over the targets, so that every target gets datagrams
+        // of both kinds.
         let walk = usize::try_from(turn)? / targets;
         let kind = if kind == Kind::Udp && (index + walk) % 2 == 1 { Kind::Connected } else { kind };
         let sent_us = now_us();
@@ -124,7 +127,7 @@ fn now_us() -> u64 {
 fn tcp(target: SocketAddr) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&target, PATIENCE).context("connect")?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    // A reset at the end: no port stays behind in TIME_WAIT.
+    // The connection ends with a reset, so no port stays in TIME_WAIT.
     let reset = libc::linger { l_onoff: 1, l_linger: 0 };
     setsockopt(&stream, sockopt::Linger, &reset).context("set SO_LINGER")?;
     stream.write_all(b"?").context("ask")?;
@@ -133,14 +136,14 @@ fn tcp(target: SocketAddr) -> Result<String> {
     name(line.get(..n).unwrap_or_default())
 }
 
-/// Who says that: the first word of the line.
+/// Name of the server: the first word of its answer.
 fn name(answer: &[u8]) -> Result<String> {
     let text = String::from_utf8_lossy(answer);
     let (line, _) = text.split_once('\n').context("the answer is no line")?;
     Ok(line.split(' ').next().unwrap_or_default().to_owned())
 }
 
-/// A thread's datagram sockets.
+/// The datagram sockets of a thread.
 struct Sockets {
     anybody: UdpSocket,
     connected: HashMap<SocketAddr, UdpSocket>,
@@ -160,7 +163,7 @@ impl Sockets {
         loop {
             let (n, from) = self.anybody.recv_from(&mut bytes).context("receive")?;
             let answer = bytes.get(..n).unwrap_or_default();
-            // One that came too late for its own question.
+            // The late answer to an earlier request.
             if !answer.ends_with(&mark) {
                 continue;
             }
@@ -169,8 +172,9 @@ impl Sockets {
         }
     }
 
-    /// A socket that is taken away because its backend is gone fails once, in sending or in receiving; what uses it must
-    /// make it anew, as resolvers do. That one's backend may go in that very moment too.
+    /// Sends over the connected socket of the target. The node aborts such a socket when its backend is
+    /// removed: the socket fails once, in sending or receiving, and must be replaced, as resolvers do. The
+    /// backend of the new socket may be removed at that moment too, hence [`RENEWALS`].
     fn connected(&mut self, target: SocketAddr, turn: u32) -> (Result<String>, bool) {
         let mut done = self.by_connected(target, turn);
         let mut renewed = false;

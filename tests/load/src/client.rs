@@ -1,4 +1,4 @@
-//! Clients that count.
+//! `client`: measures the rate and the latency of a server.
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
@@ -13,51 +13,51 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long one answer may take.
+/// Time limit for one answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Options of `client`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Client {
-    /// Whom to load.
+    /// Server to load.
     #[arg(long, value_name = "ADDRESS:PORT")]
     target: SocketAddr,
-    /// What to count.
+    /// What to measure.
     #[arg(long, value_enum)]
     mode: Mode,
-    /// How long.
+    /// Duration of the run.
     #[arg(long, default_value_t = 1000, value_name = "MILLISECONDS")]
     millis: u64,
-    /// Connections at a time, a thread each.
+    /// Number of simultaneous connections, with a thread each.
     #[arg(long, default_value_t = 2, value_name = "N")]
     at_once: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Mode {
-    /// Connections: connect, one byte, one line, reset.
+    /// New connections: connect, one byte, one line, reset.
     New,
-    /// Requests over connections that stay: one byte, one line.
+    /// Requests over open connections: one byte, one line.
     Keep,
 }
 
-/// What was counted.
+/// Results of a run.
 #[derive(Debug, Serialize)]
 struct Counted {
-    /// Answers.
+    /// Number of answers.
     n: usize,
-    /// Answers a second.
+    /// Answers per second.
     rate: f64,
-    /// The middle time of one, in microseconds.
+    /// Median time of an answer in microseconds.
     p50_us: f64,
-    /// The time that 99 of 100 keep to, in microseconds.
+    /// 99th percentile of the answers' times in microseconds.
     p99_us: f64,
 }
 
-/// Counts, and prints it.
+/// Runs the client and prints its results as JSON.
 pub(crate) fn run(client: &Client) -> Result<()> {
     let (target, mode) = (client.target, client.mode);
-    // Both families' first packet may wait for a neighbour's address: not part of what is measured.
+    // The first packet of each family may wait for neighbour discovery, which is not part of the measurement.
     once(target)?;
     let begun = Instant::now();
     let until = begun + Duration::from_millis(client.millis);
@@ -109,7 +109,7 @@ fn ask(stream: &mut TcpStream, target: SocketAddr) -> Result<()> {
 
 fn once(target: SocketAddr) -> Result<()> {
     let mut stream = connect(target)?;
-    // A reset at the end: no port stays behind in TIME_WAIT, however many connections there were.
+    // The connection ends with a reset, so no port stays in TIME_WAIT however many connections were made.
     let reset = libc::linger { l_onoff: 1, l_linger: 0 };
     setsockopt(&stream, sockopt::Linger, &reset).context("set SO_LINGER")?;
     ask(&mut stream, target)

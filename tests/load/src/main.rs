@@ -1,9 +1,10 @@
 //! `berth-load`: small clients and servers, each in a network namespace and a cgroup of its own.
 //!
-//! `serve` answers each byte with one line, `<name> <client address>`, over TCP and UDP. `client` counts: new
-//! connections (`new`: connect, one byte, one line, reset) or requests over open ones (`keep`), and prints one line of
-//! JSON. `ask` goes on asking at a fixed rate and prints a line of JSON for each answer. Speaks to the addresses it is given and nothing else; ends by itself after its time, or when its standard
-//! input is closed.
+//! `serve` answers each byte with one line, `<name> <client address>`, over TCP and UDP. `client` measures
+//! new connections (`new`: connect, one byte, one line, reset) or requests over open ones (`keep`), and
+//! prints one line of JSON. `ask` sends requests at a fixed rate and prints a line of JSON for each answer.
+//! The program sends to no other addresses than those of its options. It ends after its time, or when its
+//! standard input is closed.
 
 mod ask;
 mod client;
@@ -23,13 +24,13 @@ struct Program {
     role: Role,
 }
 
-/// Where the program runs.
+/// Namespace and cgroup of the program.
 #[derive(Debug, Args)]
 struct Place {
-    /// The network namespace to enter, a file.
+    /// File of the network namespace to enter.
     #[arg(long, value_name = "FILE")]
     netns: Option<PathBuf>,
-    /// The cgroup to join, a directory.
+    /// Directory of the cgroup to join.
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
 }
@@ -40,7 +41,7 @@ enum Role {
     Serve(server::Serve),
     /// Load a server for some time.
     Client(client::Client),
-    /// Ask many servers, again and again.
+    /// Ask many servers at a fixed rate.
     Ask(ask::Ask),
 }
 
@@ -78,7 +79,7 @@ fn run(program: Program) -> Result<()> {
     }
 }
 
-/// Whoever started us and dies leaves nothing behind.
+/// Ends the program when its standard input closes, so that it does not outlive the test that started it.
 fn end_with_input() {
     thread::spawn(|| {
         until_input_ends();

@@ -1,4 +1,4 @@
-//! Servers that say who they are and whom they see.
+//! `serve`: servers that answer with their name and the client's address.
 
 use anyhow::{Context, Result};
 use nix::{
@@ -15,30 +15,31 @@ use std::{
     thread,
 };
 
-/// Connections that are served at a time.
+/// Number of connections that one listener serves at a time.
 const AT_ONCE: usize = 40;
 
 /// Options of `serve`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Serve {
-    /// What it calls itself; where nothing is given, the address that it was reached at.
+    /// Name in the answers; by default the address that the client reached.
     #[arg(long)]
     name: Option<String>,
-    /// Where it listens, over TCP and UDP.
+    /// Addresses to listen on, over TCP and UDP.
     #[arg(long = "listen", required_unless_present = "any", value_name = "ADDRESS:PORT")]
     listen: Vec<SocketAddr>,
-    /// Listens at this port of all addresses, which may be thousands; it calls itself by the one it was reached at.
+    /// Listens on this port of all addresses, which may be thousands. The name in an answer is the address
+    /// that the client reached.
     #[arg(long, value_name = "PORT", conflicts_with = "name")]
     any: Option<u16>,
 }
 
-/// Listens everywhere, says `ready`, and answers on threads of its own.
+/// Starts all listeners on threads of their own, then prints `ready`.
 pub(crate) fn start(serve: &Serve) -> Result<()> {
     for at in &serve.listen {
         let name = serve.name.clone().unwrap_or_else(|| at.to_string());
         let tcp = Arc::new(TcpListener::bind(at).with_context(|| format!("listen on {at}, TCP"))?);
         let udp = UdpSocket::bind(at).with_context(|| format!("listen on {at}, UDP"))?;
-        // Many servers in one program have few clients each.
+        // A program with many servers has few clients of each.
         let threads = if serve.listen.len() > 4 { 2 } else { AT_ONCE };
         for _ in 0..threads {
             let (tcp, name) = (Arc::clone(&tcp), name.clone());
@@ -64,18 +65,19 @@ pub(crate) fn start(serve: &Serve) -> Result<()> {
     Ok(())
 }
 
-/// One connection after the other; one line for each byte. Without a name it is the address that was dialled.
+/// Serves one connection after the other, with one line for each byte. Without a name the line holds the
+/// address that the client dialled.
 fn answer(listener: &TcpListener, name: Option<&str>) {
     let mut bytes = [0_u8; 256];
     loop {
-        // A client that went away before it was accepted is its own affair.
+        // The client may have closed the connection before it was accepted.
         let Ok((mut stream, peer)) = listener.accept() else { continue };
-        // Without it answers of a kept connection would wait for the client's acknowledgement.
+        // Without TCP_NODELAY the answers of a kept connection would wait for the client's acknowledgement.
         stream.set_nodelay(true).ok();
         let line = match (name, stream.local_addr()) {
             (Some(name), _) => format!("{name} {peer}\n"),
             (None, Ok(own)) => format!("{own} {peer}\n"),
-            // It is gone already.
+            // The client has already closed the connection.
             (None, Err(_)) => continue,
         };
         while let Ok(n @ 1..) = stream.read(&mut bytes) {
@@ -86,7 +88,7 @@ fn answer(listener: &TcpListener, name: Option<&str>) {
     }
 }
 
-/// As [`echo`], each answer from the address that the question came to.
+/// As [`echo`], with each answer sent from the address that the request was sent to.
 fn echo_as_asked(socket: &UdpSocket, port: u16) {
     let mut bytes = [0_u8; 2048];
     loop {
@@ -113,7 +115,7 @@ fn echo_as_asked(socket: &UdpSocket, port: u16) {
     }
 }
 
-/// One datagram for each; what came is repeated after the line.
+/// Answers each datagram with the line, followed by the datagram's own bytes.
 fn echo(socket: &UdpSocket, name: &str) {
     let mut bytes = [0_u8; 2048];
     loop {

@@ -1,5 +1,6 @@
-//! What one changed EndpointSlice costs among ten thousand Services, from the rename of its file to the kernel's table.
-//! Run it as root: `cargo run -p berth-tests-services --example change`; `BERTH_BIN` names the programs to be measured.
+//! Measures what one changed EndpointSlice costs among ten thousand Services, from the rename of its file to
+//! the entry in the kernel's table. Run it as root: `cargo run -p berth-tests-services --example change`.
+//! `BERTH_BIN` names the directory of the programs to measure.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -22,7 +23,7 @@ const SERVICES: usize = 10_000;
 const A_FILE: usize = 500;
 const CHANGES: usize = 100;
 const PORT: u16 = 80;
-/// An agent that is not optimised reads ten thousand Services for so long.
+/// Time limit for the start: an unoptimised agent takes long to read ten thousand Services.
 const START: Duration = Duration::from_secs(180);
 
 fn vip(n: usize) -> Ipv4Addr {
@@ -34,12 +35,12 @@ fn backend(round: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 200, 0, u8::try_from(round % 250).unwrap_or(0) + 1)
 }
 
-/// Nanoseconds on a processor by thread name.
+/// Nanoseconds of CPU time by thread name.
 fn spent(pid: u32) -> Result<BTreeMap<String, u64>> {
     let mut spent: BTreeMap<String, u64> = BTreeMap::new();
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?.path();
-        // A thread may end meanwhile.
+        // A thread may end while the threads are listed.
         let (Ok(name), Ok(stat)) =
             (fs::read_to_string(task.join("comm")), fs::read_to_string(task.join("schedstat")))
         else {
@@ -57,7 +58,7 @@ fn main() -> Result<()> {
         let all = first..first + A_FILE;
         let services: Vec<String> = all.clone().map(|n| service(&format!("s{n}"), vip(n), PORT)).collect();
         guest.node.apply(&format!("services-{first:05}.yaml"), &services.join("---\n"))?;
-        // The first has a file of its own.
+        // The first Service's slice has a file of its own, which the measurement changes.
         let slices: Vec<String> =
             all.skip(1).map(|n| slice(&format!("s{n}"), None, PORT, &[backend(0), backend(1)])).collect();
         guest.node.apply(&format!("slices-{first:05}.yaml"), &slices.join("---\n"))?;
@@ -79,7 +80,7 @@ fn main() -> Result<()> {
         anyhow::ensure!(first(&maps, *own.last().context("one")?)?.is_some(), "not full");
         Ok(maps)
     })?;
-    // What the start set off (the zone, the file of names) comes to its end.
+    // Work that the start causes (the zone, the file of names) must be finished first.
     wait::ok("the agent rests", START, || {
         let before: u64 = spent(agent.pid)?.values().sum();
         std::thread::park_timeout(Duration::from_secs(2));
@@ -100,7 +101,7 @@ fn main() -> Result<()> {
             std::thread::park_timeout(Duration::from_micros(100));
         }
         times.push(begun.elapsed());
-        // The next is a change of its own: what settles has settled.
+        // The pause lets the source and the publisher settle, so that the next change is one of its own.
         std::thread::park_timeout(Duration::from_millis(150));
     }
     let after = spent(agent.pid)?;

@@ -1,4 +1,4 @@
-//! Control groups of the cgroup2 hierarchy: where socket hooks are attached.
+//! Cgroups of the cgroup2 hierarchy, to which socket hooks are attached.
 
 use anyhow::{Context, Result};
 use std::{
@@ -6,25 +6,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A group of our own; it and what was made below it go when this value goes.
+/// A cgroup of the test, removed with all cgroups below it when this value is dropped.
 #[derive(Debug)]
 pub struct Group {
     path: PathBuf,
 }
 
 impl Group {
-    /// Makes a group at the root of the hierarchy.
+    /// Creates a cgroup at the root of the hierarchy.
     ///
     /// # Errors
-    /// There is no such hierarchy, or there is such a group.
+    /// No cgroup2 hierarchy is mounted, or a cgroup of this name exists.
     pub fn new(name: &str) -> Result<Group> {
         Group::at(root()?.join(name))
     }
 
-    /// Makes a group below this one.
+    /// Creates a cgroup below this one.
     ///
     /// # Errors
-    /// There is one of this name.
+    /// A cgroup of this name exists.
     pub fn child(&self, name: &str) -> Result<Group> {
         Group::at(self.path.join(name))
     }
@@ -34,7 +34,7 @@ impl Group {
         Ok(Group { path })
     }
 
-    /// Its directory.
+    /// Directory of the cgroup.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -48,10 +48,10 @@ impl Drop for Group {
     }
 }
 
-/// Where the cgroup2 hierarchy is mounted.
+/// Mount point of the cgroup2 hierarchy.
 ///
 /// # Errors
-/// It is not.
+/// The hierarchy is not mounted.
 pub fn root() -> Result<PathBuf> {
     let text = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
     let point = text.lines().find_map(|line| {

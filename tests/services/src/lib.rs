@@ -1,8 +1,8 @@
-//! What the Service suites and `service-bench` share: network namespaces, cgroups and pins of their own, pods attached
-//! by a CNI plugin, programs that load and answer, and Services by the thousand.
+//! Shared parts of the Service suites and of `service-bench`: network namespaces, cgroups and pins, pods
+//! attached by a CNI plugin, programs that load and answer, and Services by the thousand.
 //!
-//! Everything here is made by a value and removed when that value goes, also after an error; nothing that stood on the
-//! machine before is touched. No task outlives the value that started it.
+//! Every object is owned by a value and removed when the value is dropped, also after an error. Objects that
+//! were on the machine before are left alone. No task outlives the value that started it.
 
 pub mod group;
 pub mod load;

@@ -1,4 +1,4 @@
-//! `berth-load` as a program: servers that answer, clients that count.
+//! Runs the program `berth-load`: servers that answer, clients that measure.
 
 use crate::netns::Netns;
 use anyhow::{Context, Result, bail, ensure};
@@ -13,57 +13,58 @@ use std::{
     time::Duration,
 };
 
-/// How long a program may take to begin, and beyond its own time to end.
+/// Time limit for a program's start, and for its end after its own run time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The program.
+/// The built program.
 #[derive(Debug, Clone)]
 pub struct Load {
     program: PathBuf,
 }
 
-/// What a client counted.
+/// Results of `client`.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct Counted {
-    /// Answers.
+    /// Number of answers.
     pub n: u32,
-    /// Answers a second.
+    /// Answers per second.
     pub rate: f64,
-    /// The middle time of one, in microseconds.
+    /// Median time of an answer in microseconds.
     pub p50_us: f64,
-    /// The time that 99 of 100 keep to, in microseconds.
+    /// 99th percentile of the answers' times in microseconds.
     pub p99_us: f64,
 }
 
-/// What a client counts.
+/// What `client` measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Connections.
+    /// New connections.
     New,
-    /// Requests over connections that stay.
+    /// Requests over open connections.
     Keep,
 }
 
-/// An answer that [`Load::ask`] got.
+/// A request of [`Load::ask`] with its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Asked {
-    /// `tcp`; `udp` from a socket that asks everybody; `connected` from one that asks one target alone.
+    /// `tcp`; `udp` from the socket that sends to all targets; `connected` from a socket connected to one
+    /// target.
     pub kind: String,
-    /// Who was asked.
+    /// Address that was asked.
     pub target: SocketAddr,
-    /// When, in microseconds of CLOCK_MONOTONIC.
+    /// Time of the request in microseconds of CLOCK_MONOTONIC.
     pub sent_us: u64,
-    /// When the answer was there.
+    /// Time of the answer in microseconds of CLOCK_MONOTONIC.
     pub got_us: u64,
-    /// Who answered.
+    /// Name of the server that answered.
     pub by: Option<String>,
-    /// Why nobody did.
+    /// The failure, if no server answered.
     pub error: Option<String>,
-    /// Whether a connected socket had been taken away and was made anew.
+    /// Whether a connected socket had been aborted and was replaced.
     pub renewed: bool,
 }
 
-/// A client that asks; it ends with its time, or when this value goes.
+/// A running `ask` client. It ends after its time, or when this value is dropped.
 #[derive(Debug)]
 pub struct Asker {
     child: Server,
@@ -72,10 +73,10 @@ pub struct Asker {
 }
 
 impl Asker {
-    /// Waits for its end: all answers.
+    /// Waits for the client's end and returns all answers.
     ///
     /// # Errors
-    /// It fails, or does not end.
+    /// The client fails or does not end.
     pub fn finish(mut self) -> Result<Vec<Asked>> {
         let text = self.told.recv_timeout(self.time + PATIENCE).context("the client does not end")??;
         let status = self.child.0.wait().context("wait for the client")?;
@@ -86,44 +87,45 @@ impl Asker {
     }
 }
 
-/// A program that runs, a server above all; it ends when this value goes.
+/// A running program, most often a server, killed when this value is dropped.
 #[derive(Debug)]
 pub struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Our own child, waited for here: its pid is nobody else's. It may have ended by itself.
+        // The pid cannot have been reused, because the child is waited for here only. The child may have
+        // ended by itself.
         self.0.kill().ok();
         self.0.wait().ok();
     }
 }
 
 impl Load {
-    /// The program that lies there.
+    /// The program at this path.
     ///
     /// # Errors
-    /// There is none.
+    /// The file does not exist.
     pub fn at(program: &Path) -> Result<Load> {
         ensure!(program.is_file(), "{} is not there: build berth-load", program.display());
         Ok(Load { program: program.into() })
     }
 
-    /// It, in a namespace, and in a group if one is given.
+    /// Command that runs the program in a namespace, and in a cgroup if one is given.
     fn command(&self, netns: &Path, group: Option<&Path>) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--netns").arg(netns);
         if let Some(group) = group {
             command.arg("--cgroup").arg(group);
         }
-        // It ends with its input: when we end, however we do.
+        // The program ends when its standard input closes, which happens however this process ends.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         command
     }
 
-    /// Starts a server and waits until it listens everywhere.
+    /// Starts a server and waits until it listens on all addresses.
     ///
     /// # Errors
-    /// It does not.
+    /// The server does not start.
     pub fn serve(&self, netns: &Netns, listen: &[SocketAddr]) -> Result<Server> {
         let mut command = self.command(&netns.path(), None);
         command.arg("serve");
@@ -133,10 +135,10 @@ impl Load {
         Load::begin(command)
     }
 
-    /// Starts a server at one port of all addresses that the namespace has.
+    /// Starts a server on one port of all addresses that the namespace has.
     ///
     /// # Errors
-    /// It does not begin.
+    /// The server does not start.
     pub fn serve_any(&self, netns: &Netns, port: u16) -> Result<Server> {
         let mut command = self.command(&netns.path(), None);
         command.args(["serve", "--any", &port.to_string()]);
@@ -150,7 +152,7 @@ impl Load {
         thread::spawn(move || {
             let mut line = String::new();
             let read = BufReader::new(out).read_line(&mut line);
-            // Nobody may be waiting any more.
+            // The receiver may have given up.
             tell.send(read.map(|_| line)).ok();
         });
         let line = told.recv_timeout(PATIENCE).context("the server does not begin")??;
@@ -158,10 +160,10 @@ impl Load {
         Ok(server)
     }
 
-    /// Runs a client, in a group if one is given.
+    /// Runs `client`, in a cgroup if one is given.
     ///
     /// # Errors
-    /// It got an answer that it should not have got, or none.
+    /// The client got a wrong answer or none.
     pub fn count(
         &self,
         netns: &Path,
@@ -193,10 +195,11 @@ impl Load {
         serde_json::from_str(text.trim()).with_context(|| format!("the client said {text:?}"))
     }
 
-    /// Starts a client that asks all targets again and again, so many times a second over TCP and over UDP.
+    /// Starts an `ask` client, which sends to all targets in turn, `per_second` times a second over TCP and
+    /// as often over UDP.
     ///
     /// # Errors
-    /// It does not start.
+    /// The client does not start.
     pub fn ask(
         &self,
         netns: &Path,
@@ -215,7 +218,7 @@ impl Load {
         let out = child.0.stdout.take().context("its output")?;
         let (tell, told) = mpsc::channel();
         thread::spawn(move || {
-            // Nobody may be waiting any more.
+            // The receiver may have given up.
             tell.send(std::io::read_to_string(out)).ok();
         });
         Ok(Asker { child, told, time })

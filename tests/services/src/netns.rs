@@ -1,4 +1,4 @@
-//! Network namespaces with names of their own.
+//! Named network namespaces of the tests.
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
@@ -10,17 +10,17 @@ use std::{
     thread,
 };
 
-/// A named network namespace; it goes, with all its devices, when this value goes.
+/// A named network namespace, removed with all its devices when this value is dropped.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
 }
 
 impl Netns {
-    /// Makes it, with `lo` up and forwarding on.
+    /// Creates the namespace, with `lo` up and forwarding on.
     ///
     /// # Errors
-    /// There is one of this name, or `ip` fails.
+    /// A namespace of this name exists, or `ip` fails.
     pub fn new(name: &str) -> Result<Netns> {
         run(Command::new("ip").args(["netns", "add", name]))?;
         let netns = Netns { name: name.to_owned() };
@@ -30,17 +30,17 @@ impl Netns {
         Ok(netns)
     }
 
-    /// The file that stands for it.
+    /// File of the namespace.
     pub fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.name)
     }
 
-    /// Its name.
+    /// Name of the namespace.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Runs `ip` in it; the words are parted by spaces. Returns what it says.
+    /// Runs `ip` in the namespace; spaces separate the arguments. Returns the output.
     ///
     /// # Errors
     /// `ip` fails.
@@ -52,7 +52,7 @@ impl Netns {
     /// Sets a value below `/proc/sys/net` of this namespace.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses the value.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys/net").join(key);
         self.enter(|| fs::write(&path, value))?.with_context(|| format!("write {}", path.display()))
@@ -77,7 +77,7 @@ impl Netns {
         })?
     }
 
-    /// Does something on a thread in this namespace; programs started there are in it too.
+    /// Runs `work` on a thread in this namespace. Programs started by `work` are in the namespace too.
     ///
     /// # Errors
     /// The namespace cannot be entered.
@@ -92,10 +92,10 @@ impl Netns {
         })
     }
 
-    /// The index and the hardware address of a device.
+    /// Index and hardware address of a device.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// The namespace has no such device.
     pub fn device(&self, device: &str) -> Result<(u32, [u8; 6])> {
         let out = self.ip(&format!("-o link show dev {device}"))?;
         let index = out.split(':').next().and_then(|n| n.trim().parse().ok());
@@ -112,13 +112,13 @@ impl Drop for Netns {
     }
 }
 
-/// The six bytes of a hardware address as people write it.
+/// Parses the text form of a hardware address.
 pub(crate) fn mac(text: &str) -> Option<[u8; 6]> {
     let bytes: Option<Vec<u8>> = text.split(':').map(|b| u8::from_str_radix(b, 16).ok()).collect();
     bytes?.try_into().ok()
 }
 
-/// Joins two namespaces by a pair of devices with these addresses, up at both ends.
+/// Joins two namespaces by a veth pair with these addresses, up at both ends.
 ///
 /// # Errors
 /// `ip` fails.
@@ -137,7 +137,7 @@ pub fn join(a: (&Netns, &str, &[&str]), b: (&Netns, &str, &[&str])) -> Result<()
 /// Runs a program to its end.
 ///
 /// # Errors
-/// It fails; the message has what it said.
+/// The program fails; the message includes its output.
 pub fn run(command: &mut Command) -> Result<Output> {
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
     ensure!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr).trim());

@@ -1,4 +1,4 @@
-//! Services and slices by the thousand, as a source would hand them in.
+//! Services and EndpointSlices by the thousand, in the form in which a source delivers them.
 
 use anyhow::{Context, Result};
 use berth_core::{
@@ -15,9 +15,9 @@ use std::{
     sync::Arc,
 };
 
-/// What all Services here answer on.
+/// Port of all Services.
 pub const PORT: u16 = 80;
-/// What all endpoints here listen on.
+/// Port of all endpoints.
 pub const TARGET: u16 = 8080;
 
 /// A Service and its only slice.
@@ -25,17 +25,17 @@ pub const TARGET: u16 = 8080;
 pub struct Pair {
     /// The Service.
     pub service: Arc<Service>,
-    /// Its slice.
+    /// The slice of the Service.
     pub slice: Arc<EndpointSlice>,
 }
 
 impl Pair {
-    /// Both as changes.
+    /// Changes that add both objects.
     pub fn changes(&self) -> [Change; 2] {
         [Change::Service(Arc::clone(&self.service)), Change::Slice(Arc::clone(&self.slice))]
     }
 
-    /// Their ends as changes.
+    /// Changes that remove both objects.
     pub fn ends(&self) -> [Change; 2] {
         [Change::SliceGone(self.slice.key.clone()), Change::ServiceGone(self.service.key.clone())]
     }
@@ -66,10 +66,10 @@ fn endpoint(address: Ipv4Addr) -> Endpoint {
     }
 }
 
-/// One Service of TCP port [`PORT`] with these endpoints at [`TARGET`].
+/// A Service of TCP port [`PORT`] with these endpoints at [`TARGET`].
 ///
 /// # Errors
-/// The name is none.
+/// The name is invalid.
 pub fn pair(name: &str, address: Ipv4Addr, node_port: Option<u16>, endpoints: &[Ipv4Addr]) -> Result<Pair> {
     let service = Service {
         key: key(name.to_owned())?,
@@ -108,10 +108,11 @@ pub fn pair(name: &str, address: Ipv4Addr, node_port: Option<u16>, endpoints: &[
     Ok(Pair { service: Arc::new(service), slice: Arc::new(slice) })
 }
 
-/// So many Services with `endpoints` each, at addresses from 10.96.0.1 on; endpoints lie in 10.128.0.0/9.
+/// Builds `services` Services with `endpoints` each. Their addresses start at 10.96.0.1; the endpoints'
+/// addresses lie in 10.128.0.0/9.
 ///
 /// # Errors
-/// There are more than addresses.
+/// The addresses do not suffice.
 pub fn many(services: u32, endpoints: u32) -> Result<Vec<Pair>> {
     (0..services)
         .map(|n| {
@@ -123,7 +124,7 @@ pub fn many(services: u32, endpoints: u32) -> Result<Vec<Pair>> {
         .collect()
 }
 
-/// The address of the nth endpoint.
+/// Address of endpoint number `n`.
 pub fn at(n: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(0x0a80_0000 | (n & 0x007f_ffff))
 }

@@ -1,4 +1,4 @@
-//! A data plane of our own: the programs and maps that the agent would load, pinned below a directory of our own.
+//! A data plane for tests: the programs and maps that the agent loads, pinned below a directory of the test.
 
 use crate::{netns::tell, plugin::Pod};
 use anyhow::{Context, Result};
@@ -11,23 +11,23 @@ use std::{
     path::Path,
 };
 
-/// The virtual addresses of [`crate::objects`].
+/// Network and mask of the ClusterIPs of [`crate::objects`].
 const SERVICES: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(10, 96, 0, 0), Ipv4Addr::new(255, 255, 0, 0));
 
-/// Loaded programs with their maps; detached and unpinned when this value goes.
+/// Loaded programs with their maps, detached and unpinned when this value is dropped.
 #[derive(Debug)]
 pub struct Plane {
-    /// Where they are pinned.
+    /// Directory of the pins.
     pub pins: Pins,
     /// The maps.
     pub maps: Datapath,
 }
 
 impl Plane {
-    /// Loads an object, commonly [`berth_ebpf_loader::OBJECT`]; attaches nothing yet.
+    /// Loads an object, usually [`berth_ebpf_loader::OBJECT`], and attaches no program yet.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses the object.
     pub fn new(dir: &Path, object: &[u8]) -> Result<Plane> {
         let pins = Pins::new(dir);
         let made = load(&pins, object, |_| {}).and_then(|()| Datapath::open(&pins, Access::Write));
@@ -40,10 +40,11 @@ impl Plane {
         }
     }
 
-    /// Hands packets on directly, and masquerades as `node`.
+    /// Writes the node's configuration: packets go directly to pods' devices, and the node masquerades as
+    /// `node`.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses an entry.
     pub fn configure(&self, node: Ipv4Addr) -> Result<()> {
         let mut wanted = Config {
             flags: config::REDIRECT,
@@ -57,18 +58,19 @@ impl Plane {
         Ok(())
     }
 
-    /// Hooks the sockets of a cgroup.
+    /// Attaches the socket hooks to a cgroup.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses a program.
     pub fn hook(&self, group: &Path) -> Result<()> {
         attach(&self.pins, group).map(drop).context("attach the socket hooks")
     }
 
-    /// Makes a pod known, as a client; as a destination too, with a program at its device, where `device` is said.
+    /// Enters the pod as a client. With `device`, also enters the pod as a destination and attaches a program
+    /// to its device.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel refuses an entry or the program.
     pub fn pod(&self, pod: &Pod<'_>, device: bool) -> Result<()> {
         let file = File::open(pod.netns.path()).context("open the pod's namespace")?;
         let client = Client { v4: v4(pod.address), ..Client::default() };
@@ -93,7 +95,7 @@ impl Drop for Plane {
     }
 }
 
-/// An address as it stands in the maps.
+/// An address in the form of the maps.
 pub fn v4(address: Ipv4Addr) -> V4 {
     V4::of(IpAddr::V4(address)).unwrap_or_default()
 }

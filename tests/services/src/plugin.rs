@@ -1,4 +1,4 @@
-//! Pods without containers: namespaces that a CNI plugin attaches.
+//! Pods without containers: network namespaces that a CNI plugin attaches.
 
 use crate::netns::{Netns, mac, tell};
 use anyhow::{Context, Result, ensure};
@@ -10,28 +10,28 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// A network: a plugin, its configuration, and the node that it attaches pods to.
+/// A network: a plugin, its configuration, and the node to which it attaches pods.
 #[derive(Debug)]
 pub struct Network<'a> {
-    /// The node's namespace.
+    /// Namespace of the node.
     pub node: &'a Netns,
-    /// The directory of the plugin, and of those that it calls.
+    /// Directory of the plugin and of the plugins that it calls.
     pub plugins: PathBuf,
-    /// The configuration that it reads.
+    /// Configuration of the plugin.
     pub config: Value,
 }
 
-/// A pod's namespace, attached until this value goes.
+/// The namespace of a pod, detached when this value is dropped.
 #[derive(Debug)]
 pub struct Pod<'a> {
     network: &'a Network<'a>,
-    /// Its namespace.
+    /// Namespace of the pod.
     pub netns: Netns,
-    /// Its address.
+    /// Address of the pod.
     pub address: Ipv4Addr,
-    /// The node's side: index and hardware address.
+    /// Index and hardware address of the pod's device on the node.
     pub host: (u32, [u8; 6]),
-    /// Hardware address of its own side.
+    /// Hardware address of `eth0` in the pod.
     pub mac: [u8; 6],
 }
 
@@ -70,10 +70,10 @@ impl Network<'_> {
         })?
     }
 
-    /// Attaches a new namespace of that name.
+    /// Creates a namespace of this name and attaches it.
     ///
     /// # Errors
-    /// The plugin fails, or gives no IPv4 address.
+    /// The plugin fails, or assigns no IPv4 address.
     pub fn pod(&self, name: &str) -> Result<Pod<'_>> {
         let netns = Netns::new(name)?;
         let out: Value = serde_json::from_slice(&self.call("ADD", &netns.path(), name)?)
@@ -87,7 +87,7 @@ impl Network<'_> {
         let at = |device: &Value| device["name"].as_str().map(str::to_owned);
         let own = interfaces.iter().find(|i| at(i).as_deref() == Some("eth0")).context("no eth0")?;
         let own = own["mac"].as_str().and_then(mac).context("eth0 has no hardware address")?;
-        // A bridge comes before the pod's own device.
+        // The list names a bridge before the pod's own device, so the last device counts.
         let mut host =
             interfaces.iter().filter(|i| i["sandbox"].as_str().is_none_or(str::is_empty)).filter_map(at);
         let host = host.next_back().context("the plugin names no device of the node")?;
@@ -97,7 +97,7 @@ impl Network<'_> {
 }
 
 impl Pod<'_> {
-    /// The namespace of its node.
+    /// Namespace of the pod's node.
     pub fn node(&self) -> &Netns {
         self.network.node
     }

@@ -1,4 +1,5 @@
-//! What an agent finds pinned: maps of another make are refused, those of another schema are left for its own.
+//! An agent that finds foreign pins: maps of another layout are refused, maps of another schema are replaced
+//! by its own.
 
 mod support;
 
@@ -16,7 +17,7 @@ use support::{Guest, plain, service, slice};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 3, 1);
 
-/// Another schema than this program's.
+/// A schema number that differs from this program's.
 const OTHER: u32 = 4_000_000_000;
 
 fn apply(node: &Node) -> Result<()> {
@@ -41,7 +42,7 @@ fn refused() -> Result<()> {
     let guest = Guest::new("alien", plain()?)?;
     let pins = pins(&guest)?;
     load(&pins, OBJECT, |_| {})?;
-    // Another map under its name: of other keys and values.
+    // Another map is pinned under the name, with other sizes of keys and values.
     fs::rename(pins.maps().join(maps::CHUNK4), pins.maps().join(maps::SERVICE4))?;
     let before = report(&pins, true)?;
     apply(&guest.node)?;
@@ -91,7 +92,7 @@ fn replaced() -> Result<()> {
         std::net::TcpStream::connect_timeout(&at, Duration::from_millis(100)).is_err()
     })?;
     ensure!(refused, "a client outside of the hooked group reached a Service");
-    // The node removes its group itself.
+    // The test node removes its cgroup itself.
     std::mem::forget(group);
     guest.end()
 }

@@ -1,4 +1,5 @@
-//! Services whose endpoints never stop changing, clients that never stop asking, and an agent that never lives long.
+//! Services whose endpoints change all the time, clients that ask at a fixed rate, and an agent that is
+//! killed every few seconds: every answer must come from a backend that was allowed at that time.
 
 mod support;
 
@@ -26,20 +27,20 @@ use support::{Guest, full, load, optimised, other, plain, service, slice, tell};
 
 const SERVICES: u8 = 200;
 const PER_SECOND: u32 = 200;
-/// Addresses of each Service, some of which are its endpoints at a time.
+/// Addresses of each Service, of which some are its endpoints at a time.
 const BACKENDS: u8 = 16;
-/// The most endpoints that one Service has: more than lie inline in its value.
+/// Largest number of endpoints of a Service: more than fit inline in the Service's value.
 const MOST: u64 = 12;
-/// One Service changes that often.
+/// Time between two changes, each of one Service.
 const CHANGE_EVERY: Duration = Duration::from_millis(20);
-/// The agent lives that long.
+/// Lifetime of an agent.
 const KILL_EVERY: Duration = Duration::from_secs(3);
-/// Each time of so many it is the other build that begins.
+/// Every so many kills the next agent is of the other build.
 const OTHER_EVERY: u32 = 5;
-/// For so long after its removal a backend may still be given to clients.
+/// Time after its removal during which a backend may still get clients.
 const GRACE: Duration = Duration::from_secs(1);
-/// The same for programs that are not optimised: to read four hundred files and to load the programs anew takes such an
-/// agent seconds.
+/// The same for unoptimised programs, whose agent takes seconds to read four hundred files and to load the
+/// programs.
 const GRACE_UNOPTIMISED: Duration = Duration::from_secs(5);
 const PORT: u16 = 80;
 
@@ -56,19 +57,21 @@ fn now_us() -> u64 {
     u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The sets that a Service had: from when (the file was about to be put in place) to when (the next was in place).
+/// Sets of backends of a Service, each with its first and last moment: from just before the rename of its
+/// file to just after the rename of the next file.
 #[derive(Default)]
 struct History(Vec<(u64, u64, BTreeSet<Ipv4Addr>)>);
 
 impl History {
-    /// For how long the backend had been out when the question was put, in microseconds: 0 where it was in a set.
+    /// Time in microseconds for which the backend had been removed when the request was sent: 0 if it was in
+    /// a set meanwhile, `None` if it never was.
     fn stale_us(&self, by: Ipv4Addr, sent: u64, got: u64) -> Option<u64> {
         let had = self.0.iter().filter(|(from, _, set)| *from <= got && set.contains(&by));
         had.map(|(_, to, _)| sent.saturating_sub(*to)).min()
     }
 }
 
-/// Puts a file in place by rename: the moments before and after.
+/// Writes a file and renames it into place. Returns the times before and after the rename.
 fn put(dir: &Path, file: &str, text: &str) -> Result<(u64, u64)> {
     let (new, path) = (dir.join(format!(".{file}.new")), dir.join(file));
     fs::write(&new, text).context("write a manifest")?;
@@ -77,13 +80,13 @@ fn put(dir: &Path, file: &str, text: &str) -> Result<(u64, u64)> {
     Ok((before, now_us()))
 }
 
-/// Another set than before, never an empty one.
+/// A random set of backends, never empty.
 fn draw(rng: &mut Rng, service: u8) -> BTreeSet<Ipv4Addr> {
     let n = 1 + rng.below(MOST);
     (0..n).map(|_| backend(service, rng.draw().to_le_bytes()[0] % BACKENDS)).collect()
 }
 
-/// Changes one Service after the other until told to end; returns what each had.
+/// Changes one random Service after the other until `ended`. Returns the sets of each Service.
 fn change(dir: &Path, mut all: Vec<History>, ended: &AtomicBool) -> Result<Vec<History>> {
     let mut rng = Rng::new(seed());
     while !ended.load(Ordering::Relaxed) {
@@ -102,11 +105,12 @@ fn change(dir: &Path, mut all: Vec<History>, ended: &AtomicBool) -> Result<Vec<H
     Ok(all)
 }
 
-/// Kills the agent again and again and starts it at once, the first time and each fifth after it in the other build.
-/// Returns how often, and how often the other one was started.
+/// Kills the agent every [`KILL_EVERY`] and starts the next at once, after the first kill and every fifth one
+/// after it in the other build. Returns the number of kills, and how often the other build was started.
 ///
-/// The builds bring objects of different digests: the other one loads its programs anew, adopts the maps and puts its
-/// programs in the places of those attached, and so does the plain one after it.
+/// The objects of the builds have different digests. An agent of the other build therefore loads its
+/// programs, adopts the maps and replaces the attached programs, and so does the next agent of the plain
+/// build.
 fn kill(node: &mut Node, netns: &Netns, builds: &[PathBuf; 2], until: Instant) -> Result<(u32, u32)> {
     let [plain, other] = builds;
     let (mut kills, mut others) = (0, 0);
@@ -238,7 +242,8 @@ fn run() -> Result<()> {
     ensure!(u64::from(kills) + 2 >= time.as_secs() / KILL_EVERY.as_secs(), "only {kills} kills");
     let wanted = time.as_secs() / KILL_EVERY.as_secs() / u64::from(OTHER_EVERY);
     ensure!(u64::from(others) >= wanted, "only {others} times another build, wanted {wanted}");
-    // To and fro; an agent that is not optimised may be killed before it has loaded its programs.
+    // Each change of build swaps all hooks twice. An unoptimised agent may be killed before it has loaded its
+    // programs.
     let wanted = usize::try_from(if full() { 2 * others - 1 } else { others })?;
     ensure!(swaps >= wanted, "builds' programs took each other's places {swaps} times only, wanted {wanted}");
     ensure!(renewed > 0, "no connected socket ever lost its backend");

@@ -1,4 +1,4 @@
-//! Two Services that want one address: the younger one's owner hears of it where owners look.
+//! Two Services claim the same address: the younger one gets an event that `berth events` shows.
 
 mod support;
 

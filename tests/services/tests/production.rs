@@ -1,6 +1,7 @@
-//! A node with the roots of production: hooks for the whole machine, no `--uplink`, no `--node-ip`, cluster DNS on `lo`,
-//! masquerade, and containerd's stock network (bridge with ipMasq, portmap). Its machine is a mount, a cgroup and a
-//! network namespace, in which the node finds `/run`, `/etc`, `/var/lib` and the cgroup roots to be its own.
+//! A node with the default roots: hooks for the whole machine, no `--uplink`, no `--node-ip`, cluster DNS on
+//! `lo`, masquerade, and containerd's stock network (bridge with ipMasq, portmap). A mount namespace, a
+//! cgroup and a network namespace stand for the machine, so `/run`, `/etc`, `/var/lib` and the cgroup roots
+//! are the node's own.
 
 mod production {
     pub(crate) mod machine;
@@ -21,7 +22,7 @@ use production::{
 };
 use std::process::Command;
 
-/// The outside world, which the node's default route leads to.
+/// Address outside the machine to which the node's default route leads.
 const OUTSIDE: &str = "198.51.100.254";
 
 #[test]
@@ -46,7 +47,7 @@ fn inside() -> Result<()> {
 
 fn scenario(node: &Production, outside: Outside<'_>) -> Result<()> {
     ip("link set lo up")?;
-    // An address that only this host uses; not the node's.
+    // An address on `lo` that is not the node's address.
     ip("address add 203.0.113.9/32 dev lo")?;
     node.start_containerd()?;
     node.start_agent()?;
@@ -59,14 +60,14 @@ fn scenario(node: &Production, outside: Outside<'_>) -> Result<()> {
     other_devices(node, outside)
 }
 
-/// The machine has no address at first.
+/// The machine gets its first address after the agent's start.
 fn late_address(node: &Production, outside: Outside<'_>) -> Result<()> {
     let problems = wait::some("the agent says that there is no address", PATIENCE, || {
         let problems = node.problems().ok()?;
         problems.contains("no device has an address for the node").then_some(problems)
     })?;
     ensure!(problems.contains("no device is an uplink"), "{problems}");
-    // What there is of pods comes up by the stock conflist, masquerade and portmap among it.
+    // Pods become ready by the stock conflist with masquerade and portmap.
     node.node.ready("default/web")?;
     let web = node.node.ready("default/on-host")?;
     ensure!(web.status()["hostIP"] == "127.0.0.1", "{}", web.status());
@@ -77,12 +78,12 @@ fn late_address(node: &Production, outside: Outside<'_>) -> Result<()> {
     ip(&format!("route add default via {OUTSIDE}"))?;
     reached(node, outside, "198.51.100.1", &["uplink"])?;
     ensure!(node.problems()?.is_empty(), "{}", node.problems()?);
-    // By portmap.
+    // The plugin portmap serves the host port.
     wait::ok("the host port answers", PATIENCE, || outside.get("198.51.100.1:8088"))?;
     Ok(())
 }
 
-/// The node's own processes, and pods in its network, resolve names and reach Services.
+/// Processes of the host, and pods in the host's network, resolve names and reach Services.
 fn names_of_the_host(node: &Production) -> Result<()> {
     wait::ok("the host resolves a name of the cluster", PATIENCE, || {
         let out =
@@ -105,7 +106,7 @@ fn names_of_the_host(node: &Production) -> Result<()> {
     let trace = node.node.berth(&["trace", "node", "10.96.200.200:80"])?;
     let said = String::from_utf8_lossy(&trace.stdout).into_owned();
     ensure!(said.contains("refused: EHOSTUNREACH"), "{said}");
-    // The hook does what trace says.
+    // The hook must refuse the connection as `berth trace` reports.
     let refused = std::net::TcpStream::connect("10.96.200.200:80").map_err(|e| e.kind());
     ensure!(
         refused.is_err_and(|kind| kind == std::io::ErrorKind::HostUnreachable),
@@ -114,7 +115,7 @@ fn names_of_the_host(node: &Production) -> Result<()> {
     Ok(())
 }
 
-/// The lease changes.
+/// The uplink's address changes, as after a new DHCP lease.
 fn other_address(node: &Production, outside: Outside<'_>) -> Result<()> {
     ip("address del 198.51.100.1/24 dev uplink")?;
     ip("address add 198.51.100.2/24 dev uplink")?;
@@ -122,7 +123,8 @@ fn other_address(node: &Production, outside: Outside<'_>) -> Result<()> {
     reached(node, outside, "198.51.100.2", &["uplink"])
 }
 
-/// The tables are as they should be, and the check sees where they are not; the next agent mends it.
+/// `berth services --check` passes on correct tables and reports removed entries. The next agent restores
+/// them.
 fn checked(node: &Production) -> Result<()> {
     let check = || -> Result<(bool, String)> {
         let out = node.node.berth(&["services", "--check"])?;
@@ -143,7 +145,8 @@ fn checked(node: &Production) -> Result<()> {
     Ok(())
 }
 
-/// An agent after a kill finds the same node, and takes off what a predecessor attached to `lo`.
+/// The agent after a kill keeps the node's address and detaches a program that an older agent had attached to
+/// `lo`.
 fn next_agents(node: &Production, outside: Outside<'_>) -> Result<()> {
     node.node.kill_agent()?;
     let pins = Pins::new(&node.node.roots.bpf_pins);
@@ -154,7 +157,7 @@ fn next_agents(node: &Production, outside: Outside<'_>) -> Result<()> {
     wait::until("cluster DNS answers the host again", PATIENCE, || dial("10.96.0.10:53").is_ok())
 }
 
-/// A bridge bears the node's address, a layer-3 device an address besides.
+/// The node's address moves to a bridge, and a layer-3 device gets an address as well.
 fn other_devices(node: &Production, outside: Outside<'_>) -> Result<()> {
     for words in [
         "tuntap add dev tun0 mode tun",
@@ -175,8 +178,8 @@ fn other_devices(node: &Production, outside: Outside<'_>) -> Result<()> {
     })
 }
 
-/// The node says that address is its own, `hostIP` follows, node ports answer there from outside and from the host; the
-/// programs are at these uplinks alone.
+/// Waits until `hostIP` is the address, node ports answer there from outside and from the host, and exactly
+/// these uplinks have programs.
 fn reached(node: &Production, outside: Outside<'_>, address: &str, uplinks: &[&str]) -> Result<()> {
     for (pod, own) in [("web", false), ("on-host", true)] {
         node.node.pod(&format!("has the hostIP {address}"), &format!("default/{pod}"), PATIENCE, |pod| {

@@ -1,5 +1,5 @@
-//! Two nodes side by side on one machine, each with roots and a network namespace of its own, joined by plain routes:
-//! pods of one reach Services whose endpoints are on the other.
+//! Two nodes on one machine, each with its own roots and network namespace, joined by plain routes: pods of
+//! each node reach Services whose endpoints are on the other.
 
 mod support;
 
@@ -12,7 +12,7 @@ use support::{Guest, plain, slice};
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 2, 1);
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 96, 2, 2);
 
-/// A pod that serves its node's name, and a pod to ask from.
+/// A pod that serves its node's name, and a client pod.
 fn pods(node: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    \
@@ -46,7 +46,7 @@ fn fetch(guest: &Guest, from: Ipv4Addr) -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// The same, by containerd's own command.
+/// Fetches from the Service by an exec of containerd's own command, without the agent.
 fn fetch_without_agent(guest: &Guest, id: &str, n: u32) -> Result<String> {
     let (exec, url) = (format!("fetch-{n}"), format!("http://{VIP}:80/index.html"));
     let text = guest.node.containerd.ctr(&[
@@ -101,13 +101,13 @@ fn run(programs: &Path) -> Result<()> {
         ensure!(seen.iter().map(String::as_str).eq(["node-a", "node-b"]), "who answered: {seen:?}");
     }
 
-    // The tables of one are not those of the other: what is taken from one stays with the other.
+    // The nodes' tables are separate: an object removed from one node stays on the other.
     a.node.remove("far-slice.yaml")?;
     wait::until("the Service without endpoints is refused on one node", wait::PATIENCE, || {
         fetch(&a, FAR).is_err()
     })?;
     ensure!(fetch(&b, FAR)? == "node-a", "the other node lost its Service too");
-    // And agents are not asked for it.
+    // The data plane works while an agent is dead.
     for (guest, other) in [(&a, &b), (&b, &a)] {
         let client = guest.node.ready("default/client")?;
         let id = client.0["containers"][0]["id"].as_str().context("the client has no container")?.to_owned();

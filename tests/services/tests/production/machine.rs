@@ -1,4 +1,5 @@
-//! A machine of its own: namespaces in which the files, cgroups and devices of a node's defaults are nobody else's.
+//! A machine for the node: namespaces that keep the files, cgroups and devices of the default roots apart
+//! from the host's.
 
 use super::outside;
 use anyhow::{Context, Result, bail, ensure};
@@ -12,32 +13,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Set inside, to the directory of the programs.
+/// Environment variable of the inner process: the directory of the programs.
 const PROGRAMS: &str = "BERTH_PRODUCTION_PROGRAMS";
 
-/// Set inside, to the socket of the outside.
+/// Environment variable of the inner process: the socket of the outside.
 const OUTSIDE: &str = "BERTH_PRODUCTION_OUTSIDE";
 
-/// The whole of it takes a third of this on a busy machine.
+/// Time limit of the whole test, which takes a third of it on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// Whether this process is the one inside.
+/// Whether this process is the inner one.
 pub(crate) fn is_inside() -> bool {
     env::var_os(PROGRAMS).is_some()
 }
 
-/// The programs that are tested.
+/// Directory of the tested programs.
 pub(crate) fn programs() -> Result<PathBuf> {
     env::var_os(PROGRAMS).map(PathBuf::from).context("the programs are not named")
 }
 
-/// The socket of the outside.
+/// Socket of the outside.
 pub(crate) fn outside() -> Result<PathBuf> {
     env::var_os(OUTSIDE).map(PathBuf::from).context("the outside is not named")
 }
 
-/// Runs this very test once more, in a cgroup of its own in each hierarchy and in new namespaces; fails where it does.
-/// What is left of it is ended.
+/// Runs the test's own program again, in new namespaces and in a new cgroup of each hierarchy. Fails if that
+/// run fails, and ends its remaining processes.
 pub(crate) fn run_inside(programs: &Path) -> Result<()> {
     let name = format!("berth-production-{}", std::process::id());
     let dir = tempfile::Builder::new().prefix("berth-production-").tempdir_in("/tmp")?;
@@ -85,7 +86,7 @@ impl Groups {
             let group = root.join(name);
             fs::create_dir(&group).with_context(|| format!("create {}", group.display()))?;
             groups.made.push(group.clone());
-            // A new group of this controller takes no process before it has these.
+            // A new cgroup of the cpuset controller accepts no process before these files are set.
             for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|f| group.join(f).exists()) {
                 fs::write(group.join(file), fs::read(root.join(file))?).context(*file)?;
             }
@@ -104,15 +105,15 @@ impl Groups {
 
 impl Drop for Groups {
     fn drop(&mut self) {
-        // A second time where the test went well: then they are gone.
+        // After a successful test the cgroups are already gone.
         if let Err(error) = cgroup::remove(&self.name) {
             crate::support::tell(&format!("{error:#}"));
         }
     }
 }
 
-/// Makes what a node writes to this machine's own: the cgroup roots, the BPF file system, and the directories of the
-/// defaults. Everything goes with the mount namespace.
+/// Mounts private instances of everything that a node writes to: the cgroup roots, the BPF file system, and
+/// the directories of the default roots. They vanish with the mount namespace.
 pub(crate) fn make_own() -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let mut again = Vec::new();
@@ -149,11 +150,11 @@ pub(crate) fn make_own() -> Result<()> {
     }
     let over = "lowerdir=/etc,upperdir=/run/upper,workdir=/run/work";
     run(Command::new("mount").args(["-t", "overlay", "-o", over, "overlay", "/etc"]))?;
-    // A mount of its own, as that of a container's machine is.
+    // The root is a shared mount, as on a real machine.
     run(Command::new("mount").args(["--make-rshared", "/"])).map(drop)
 }
 
-/// The index of a device.
+/// Index of a device.
 pub(crate) fn index(name: &str) -> Result<u32> {
     nix::net::if_::if_nametoindex(name).with_context(|| format!("device {name}"))
 }

@@ -1,4 +1,4 @@
-//! The node inside: containerd's stock network, the agent with next to no options, a few pods.
+//! The node inside the machine: containerd's stock network, the agent with few options, a few pods.
 
 use super::machine;
 use anyhow::{Context, Result, ensure};
@@ -7,7 +7,7 @@ use berth_harness::{containerd::Containerd, image, node::Node, tools};
 use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
-/// As containerd's own scripts install it.
+/// The conflist that containerd's own scripts install.
 const CONFLIST: &str = r#"{
   "cniVersion": "1.0.0",
   "name": "containerd-net",
@@ -25,7 +25,8 @@ const CONFLIST: &str = r#"{
 }
 "#;
 
-/// A web server of the pod network with a host port, one of the host's network, and a client.
+/// Manifests of a web server in the pod network with a host port, a web server in the host's network, and a
+/// client.
 fn manifests() -> String {
     let pod = |name: &str, more: &str, command: &str| {
         format!(
@@ -57,7 +58,7 @@ fn manifests() -> String {
     .concat()
 }
 
-/// A node of the default roots, in namespaces of its own.
+/// A node with the default roots, in namespaces of its own.
 pub(crate) struct Production {
     pub(crate) node: Node,
 }
@@ -105,7 +106,7 @@ impl Production {
         self.node.apply("all.yaml", &manifests())
     }
 
-    /// What `berth status` lists as problems of the node, without those of pods; a line each.
+    /// Problems of the node that `berth status` lists, without those of pods, one per line.
     pub(crate) fn problems(&self) -> Result<String> {
         let out = self.node.berth(&["status", "-o", "json"])?;
         let page: Value = serde_json::from_slice(&out.stdout).context("read the status page")?;
@@ -114,7 +115,7 @@ impl Production {
         Ok(told.collect::<Vec<_>>().join("\n"))
     }
 
-    /// Ends pods, agent and helpers in order; what is left ends with the machine.
+    /// Ends pods, agent and helpers in order. The machine's namespaces take the rest.
     pub(crate) fn end(&self) -> Result<()> {
         self.node.end_pods()?;
         self.node.stop_agent()?;

@@ -1,5 +1,6 @@
-//! The world outside the machine: a network namespace and processes that no hook of the node's cgroup serves. It is made
-//! by the test's first process; the one inside asks it over a socket, a line a question, a line an answer.
+//! The world outside the machine: a network namespace and processes that the node's hooks do not cover. The
+//! test's outer process creates it. The inner process sends requests over a socket, one line for each request
+//! and answer.
 
 use anyhow::{Context, Result, bail, ensure};
 use berth_tests_services::netns::Netns;
@@ -12,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-/// Answers on a thread of its own until the namespace is gone.
+/// Answers requests on a thread until the namespace is gone.
 pub(crate) fn serve(socket: &Path, netns: Weak<Netns>, machine: u32) -> Result<()> {
     let listener = UnixListener::bind(socket).context("listen for the part inside")?;
     std::thread::spawn(move || {
@@ -23,7 +24,7 @@ pub(crate) fn serve(socket: &Path, netns: Weak<Netns>, machine: u32) -> Result<(
                 Ok(text) => format!("ok {text}\n"),
                 Err(error) => format!("no {}\n", format!("{error:#}").replace('\n', " ")),
             };
-            // Whoever asked may be gone.
+            // The inner process may have ended.
             let _told = (&stream).write_all(answer.as_bytes());
         }
     });
@@ -42,7 +43,7 @@ fn answer(netns: &Netns, machine: u32, said: &str) -> Result<String> {
     }
 }
 
-/// The one inside's way to it.
+/// The inner process's access to the outside, by the path of the socket.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outside<'a>(pub(crate) &'a Path);
 
@@ -59,12 +60,13 @@ impl Outside<'_> {
         }
     }
 
-    /// What a web server answers to somebody outside.
+    /// Body of a web server's answer to a client outside.
     pub(crate) fn get(&self, at: &str) -> Result<String> {
         self.ask(&format!("get {at}"))
     }
 
-    /// Joins the machine to the outside by a device of that name; `address` is the other end's.
+    /// Creates a device of this name on the machine, joined to the outside. `address` is the address of the
+    /// outer end.
     pub(crate) fn join(&self, name: &str, address: &str) -> Result<()> {
         self.ask(&format!("join {name} {address}")).map(drop)
     }
@@ -75,7 +77,7 @@ pub(crate) fn dial(at: &str) -> Result<TcpStream> {
     TcpStream::connect_timeout(&at, Duration::from_secs(1)).with_context(|| format!("connect to {at}"))
 }
 
-/// What a web server answers, without its head.
+/// Body of a web server's answer.
 pub(crate) fn get(at: &str) -> Result<String> {
     let mut stream = dial(at)?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;

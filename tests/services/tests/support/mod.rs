@@ -12,12 +12,12 @@ use berth_harness::{
 use berth_tests_services::{load::Load, netns::Netns};
 use std::{ffi::OsStr, path::PathBuf, sync::OnceLock};
 
-/// Whether everything is to be run, or a tenth of it.
+/// Whether the suites run in full instead of a tenth (`BERTH_SCALE=full`).
 pub fn full() -> bool {
     std::env::var_os("BERTH_SCALE").as_deref() == Some(OsStr::new("full"))
 }
 
-/// The client and server program, built once.
+/// The program `berth-load`, built on the first call.
 pub fn load() -> Result<Load> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
@@ -29,8 +29,8 @@ pub fn load() -> Result<Load> {
     Load::at(built.as_deref().context("berth-load does not build")?)
 }
 
-/// A node whose agent, containerd and pods are in a network namespace that stands for the machine's. It is ended when
-/// this value goes.
+/// A node whose agent, containerd and pods run in a network namespace that stands for the machine's. The node
+/// is ended when this value is dropped.
 pub struct Guest {
     pub node: Node,
     pub netns: Netns,
@@ -41,12 +41,12 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A node with its namespace; nothing runs yet.
+    /// Creates a node and its namespace without starting a process.
     pub fn new(what: &str, programs: PathBuf) -> Result<Guest> {
         let dir = tempfile::Builder::new().prefix(&format!("berth-svc-{what}-")).tempdir_in("/tmp")?;
         let unique = dir.path().file_name().and_then(OsStr::to_str).context("a name")?.to_ascii_lowercase();
         let mut scope = Scope::of_node(Vec::new());
-        // The first namespace of a machine that has a name makes /run/netns a mount, which stays.
+        // On a machine without named namespaces the first one makes /run/netns a mount, which stays.
         drop(Netns::new(&format!("{unique}-first"))?);
         let before = Machine::now(&scope)?;
         let netns = Netns::new(&unique)?;
@@ -55,7 +55,7 @@ impl Guest {
         Ok(Guest { node, netns, before, scope, ended: false, _dir: dir })
     }
 
-    /// Starts containerd, with the test image.
+    /// Starts containerd and imports the test image.
     pub fn containerd(&self) -> Result<()> {
         self.netns.enter(|| {
             self.node.containerd.start()?;
@@ -68,7 +68,7 @@ impl Guest {
         self.netns.enter(|| self.node.start_agent().map(drop))?
     }
 
-    /// The group that the node's hooks are attached to.
+    /// Cgroup to which the node's hooks are attached.
     pub fn hooked(&self) -> Result<PathBuf> {
         let group = berth_tests_services::group::root()?.join(&self.node.roots.cgroup_hooks);
         ensure!(group.is_dir(), "{} is not there", group.display());
@@ -78,17 +78,17 @@ impl Guest {
     fn down(&mut self) -> Result<()> {
         self.ended = true;
         self.netns.enter(|| self.node.down())??;
-        // What a test pinned itself, where no agent came to reset it.
+        // Pins that the test itself made, where no agent ran that could reset them.
         detach(&Pins::new(&self.node.roots.bpf_pins)).context("remove the pins")
     }
 
-    /// Ends it and says what went wrong in doing so, and what of it is left on the machine.
+    /// Ends the node. Fails if ending fails or the machine differs afterwards.
     pub fn end(self) -> Result<()> {
         Guest::end_all([self])
     }
 
-    /// The same of several, in the order in which they were made: until the last is gone each is something left to the
-    /// others.
+    /// Ends several nodes in the order of their creation, and compares the machine after the last one: until
+    /// then each node's objects are differences to the others.
     pub fn end_all<const N: usize>(mut guests: [Guest; N]) -> Result<()> {
         for guest in &mut guests {
             guest.down()?;
@@ -114,19 +114,19 @@ impl Drop for Guest {
     }
 }
 
-/// The plain build.
+/// Directory of the plain build's programs.
 pub fn plain() -> Result<PathBuf> {
     tools::programs(Build::Plain)
 }
 
-/// Another build of the same sources.
+/// Directory of another build of the same sources.
 pub fn other() -> Result<PathBuf> {
     tools::programs(Build::Failpoints)
 }
 
-/// Both, optimised.
+/// Both builds, optimised.
 pub fn optimised() -> Result<[PathBuf; 2]> {
-    // The plain one comes last and stays.
+    // The plain build comes last, so its outputs stay in the target directory.
     let other = tools::programs(Build::ReleaseFailpoints)?;
     Ok([tools::programs(Build::Release)?, other])
 }
@@ -136,7 +136,7 @@ pub fn tell(text: &str) {
     eprintln!("{text}");
 }
 
-/// A Service without a selector.
+/// Manifest of a Service without a selector.
 pub fn service(name: &str, address: std::net::Ipv4Addr, port: u16) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  type: ClusterIP\n  clusterIP: {address}\n  \
@@ -145,7 +145,7 @@ pub fn service(name: &str, address: std::net::Ipv4Addr, port: u16) -> String {
     )
 }
 
-/// The only slice of a Service.
+/// Manifest of the only slice of a Service.
 pub fn slice(service: &str, node: Option<&str>, port: u16, endpoints: &[std::net::Ipv4Addr]) -> String {
     use std::fmt::Write as _;
     let mut text = format!(

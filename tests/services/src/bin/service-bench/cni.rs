@@ -1,4 +1,5 @@
-//! From pod to pod on one node: our plugin with the program at the pods' devices, against the reference bridge plugin.
+//! Pod to pod on one node: Berth's plugin with programs at the pods' devices, against the reference bridge
+//! plugin.
 
 use crate::{
     Bench, Figure,

@@ -1,7 +1,8 @@
-//! From pod to pod by plain routing: through a ClusterIP and the socket hook, against the pod's address without hooks.
+//! Pod to pod by plain routing: through a ClusterIP and the socket hook, against the pod's address without
+//! hooks.
 //!
-//! Both arms go over the same devices without any program at them; only the hook differs. The client of the hooked
-//! arms is in a cgroup that the programs are attached to, that of the other arm beside it.
+//! Both arms use the same devices, which have no programs; only the hook differs. The client of the hooked
+//! arms runs in a cgroup with the hooks attached, the client of the other arm in a cgroup beside it.
 
 use crate::{
     Bench, Figure,
@@ -26,12 +27,12 @@ use std::{
     path::Path,
 };
 
-/// The Service that is measured, beside the others in the tables.
+/// ClusterIP of the measured Service, which stands in the tables beside the others.
 pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 1);
-/// Its NodePort.
+/// NodePort of the measured Service.
 pub(crate) const NODE_PORT: u16 = 30_080;
 
-/// Our own plugin's configuration.
+/// Configuration of Berth's own plugin.
 pub(crate) fn own_config(bench: &Bench, name: &str, subnet: &str) -> serde_json::Value {
     json!({
         "cniVersion": "1.1.0", "name": bench.name(name), "type": "berth-cni",
@@ -39,7 +40,7 @@ pub(crate) fn own_config(bench: &Bench, name: &str, subnet: &str) -> serde_json:
     })
 }
 
-/// Fills a plane's tables with `others` Services of one endpoint and the one that is measured.
+/// Fills a plane's tables with `others` Services of one endpoint and the measured Service.
 pub(crate) fn fill(plane: &mut Plane, others: u32, backend: Ipv4Addr) -> Result<()> {
     let mut all: Vec<Pair> = objects::many(others, 1)?;
     all.push(objects::pair("measured", VIP, Some(NODE_PORT), &[backend])?);
@@ -129,7 +130,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
         let counted =
             bench.load.count(&client.netns.path(), Some(group.path()), vip, Mode::Keep, bench.time)?;
         let ran = runs()?.checked_sub(before).context("runs were taken back")?;
-        // One to try it out, and two that stay; each is connected once.
+        // One connection for the first try, and two that stay open; each one connects once.
         let connects = 3;
         say(&format!(
             "{} requests over kept connections: {ran} program runs, {connects} of them connects",
@@ -148,7 +149,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// The clock of the TableReconciler.
+/// Clock of the TableReconciler.
 pub(crate) fn now() -> Boottime {
     clock::boottime()
 }

@@ -1,8 +1,8 @@
-//! `service-bench`: figures of the Service data plane, each beside its yardstick in the same rounds.
+//! `service-bench`: figures of the Service data plane, each with its yardstick measured in the same rounds.
 //!
-//! Built optimised and run by `cargo xtask bench service`. What it makes on the machine has `berth-sb-<pid>` in its name
-//! and goes with it: network namespaces, one cgroup, pins. Standard output is one line of JSON, the figures; what people
-//! read goes to standard error.
+//! Built optimised and run by `cargo xtask bench service`. All objects that it creates on the machine carry
+//! `berth-sb-<pid>` in their names and are removed at the end: network namespaces, a cgroup, pins. Standard
+//! output is one line of JSON with the figures; progress for people goes to standard error.
 
 mod cni;
 mod east_west;
@@ -21,33 +21,33 @@ use std::{
     time::Duration,
 };
 
-/// Options.
+/// Options of the program.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Where berth-load and berth-cni lie.
+    /// Directory of berth-load and berth-cni.
     #[arg(long, value_name = "DIR")]
     programs: PathBuf,
-    /// Where the reference CNI plugins lie.
+    /// Directory of the reference CNI plugins.
     #[arg(long, value_name = "DIR")]
     reference: PathBuf,
-    /// Rounds, each with every arm of a comparison.
+    /// Number of rounds, each with every arm of a comparison.
     #[arg(long, default_value_t = 12, value_name = "N")]
     rounds: usize,
-    /// How long one arm is loaded in a round.
+    /// Time for which one arm is loaded in a round.
     #[arg(long, default_value_t = 1000, value_name = "MILLISECONDS")]
     millis: u64,
     /// Services in the large tables.
     #[arg(long, default_value_t = 10_000, value_name = "N")]
     services: u32,
-    /// Another object than the one that is built in.
+    /// Object file to measure instead of the built-in one.
     #[arg(long, value_name = "FILE")]
     object: Option<PathBuf>,
-    /// Only these: service, cni, nodeport, tables.
+    /// Names of the comparisons to run: service, cni, nodeport, tables.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
 }
 
-/// One figure.
+/// A measured figure.
 #[derive(Debug, Serialize)]
 struct Figure {
     name: &'static str,
@@ -57,26 +57,26 @@ struct Figure {
     against: String,
 }
 
-/// What the comparisons share.
+/// State that the comparisons share.
 struct Bench {
-    /// In everything that is made.
+    /// Prefix of the names of all created objects.
     name: String,
     load: Load,
     own_plugins: PathBuf,
     reference: PathBuf,
     rounds: usize,
-    /// Of one turn.
+    /// Duration of one turn of an arm.
     time: Duration,
     services: u32,
     group: Group,
-    /// Journals of addresses.
+    /// Directory of the plugins' address journals.
     dir: PathBuf,
-    /// The programs and maps.
+    /// Object file with the programs and maps.
     object: Vec<u8>,
     _held: Held,
 }
 
-/// A pin directory that stays empty: by it the BPF file system stays mounted from one comparison to the next.
+/// An empty pin directory. While it exists, the BPF file system stays mounted between the comparisons.
 struct Held(Pins);
 
 impl Drop for Held {

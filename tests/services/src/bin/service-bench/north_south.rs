@@ -1,5 +1,5 @@
-//! From outside to a NodePort: the programs at the uplink and at the pod's device, against nftables with one rule to
-//! translate and one to masquerade. Two nodes of the same make, one client outside of both.
+//! From outside to a NodePort: programs at the uplink and at the pod's device, against nftables with one rule
+//! that translates and one that masquerades. Two nodes are built the same way; the client is outside both.
 
 use crate::{
     Bench, Figure,

@@ -1,5 +1,5 @@
-//! Arms in rotating order, and medians of per-round ratios: absolute rates drift, and whoever is always first is always
-//! slower.
+//! Runs the arms of a comparison in rotating order and computes medians of per-round ratios. Absolute rates
+//! drift, and the arm that always runs first is always slower.
 
 use crate::say;
 use anyhow::Result;
@@ -7,18 +7,19 @@ use anyhow::Result;
 /// One side of a comparison.
 pub(crate) struct Arm<'a> {
     pub(crate) name: &'static str,
-    /// Loads it once and says its rate.
+    /// Loads the arm once and returns its rate.
     pub(crate) run: Box<dyn Fn() -> Result<f64> + 'a>,
 }
 
-/// The rates of all arms, by arm and round.
+/// Rates of all arms, by arm and round.
 pub(crate) struct Rates(Vec<(&'static str, Vec<f64>)>);
 
-/// Turns that each arm has in a round: what else runs on the machine changes from one second to the next.
+/// Turns of each arm in a round. Several short turns even out other load on the machine, which changes every
+/// second.
 pub(crate) const TURNS: u32 = 4;
 
-/// Runs all arms in each round, [`TURNS`] times; an arm's rate in it is the mean. Each walk over the arms begins with
-/// another one, and every second walk goes backwards.
+/// Runs all arms in each round, [`TURNS`] times; an arm's rate of the round is the mean. Each pass starts
+/// with another arm, and every second pass runs backwards.
 pub(crate) fn rotate(what: &str, arms: &[Arm<'_>], rounds: usize) -> Result<Rates> {
     let mut rates: Vec<(&'static str, Vec<f64>)> = arms.iter().map(|arm| (arm.name, Vec::new())).collect();
     let mut walk = 0;
@@ -43,7 +44,7 @@ pub(crate) fn rotate(what: &str, arms: &[Arm<'_>], rounds: usize) -> Result<Rate
     Ok(rates)
 }
 
-/// Whose turn it is in a walk.
+/// Order of the arms in a pass.
 fn order(arms: usize, walk: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..arms).map(|n| (n + walk / 2) % arms).collect();
     if walk % 2 == 1 {
@@ -52,11 +53,11 @@ fn order(arms: usize, walk: usize) -> Vec<usize> {
     order
 }
 
-/// A median of ratios.
+/// Median of the ratios of two arms.
 pub(crate) struct Ratio {
     pub(crate) median: f64,
     pub(crate) n: usize,
-    /// p10 and p90, for people.
+    /// p10 and p90 as text.
     pub(crate) spread: String,
 }
 
@@ -65,26 +66,26 @@ impl Rates {
         self.0.iter().find(|(n, _)| *n == name).map_or(&[], |(_, rates)| rates)
     }
 
-    /// One arm against another, round by round.
+    /// Ratio of two arms, round by round.
     pub(crate) fn ratio(&self, arm: &str, against: &str) -> Ratio {
         let pairs = self.of(arm).iter().zip(self.of(against));
         let ratios: Vec<f64> = pairs.map(|(a, b)| a / b).collect();
         Ratio { median: quantile(&ratios, 0.5), n: ratios.len(), spread: spread(&ratios, 3) }
     }
 
-    /// The middle rate of an arm.
+    /// Median rate of an arm.
     pub(crate) fn median(&self, arm: &str) -> f64 {
         quantile(self.of(arm), 0.5)
     }
 }
 
-/// p10, p50 and p90.
+/// p10, p50 and p90 as text.
 pub(crate) fn spread(values: &[f64], digits: usize) -> String {
     let at = |q| quantile(values, q);
     format!("p10 {:.digits$}, p50 {:.digits$}, p90 {:.digits$}", at(0.1), at(0.5), at(0.9))
 }
 
-/// The value at that share of the sorted ones; 0 of none. The middle of an even number is the mean of the middle two.
+/// Quantile of the values, interpolated between neighbours; 0 without values.
 pub(crate) fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,5 +1,5 @@
-//! What changes cost: one EndpointSlice among many, all Services from empty, a restart that finds everything in place,
-//! and the kernel memory of it all.
+//! Costs of changes: one EndpointSlice among many, all Services into empty tables, a restart that finds all
+//! entries in place; and the kernel memory of the tables.
 
 use crate::{
     Bench, Figure, east_west,
@@ -22,9 +22,9 @@ use std::{
 
 /// Endpoints of each Service.
 const ENDPOINTS: u32 = 10;
-/// Changes that are timed.
+/// Number of timed changes.
 const EVENTS: usize = 4_000;
-/// Fills from empty, and restarts.
+/// Number of fills of empty tables, and of restarts.
 const TIMES: usize = 5;
 
 pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
@@ -66,7 +66,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
 
     let mut restarts = Vec::new();
     settle(&mut plane, &mut reconciler)?;
-    // As the objects were at the beginning: what the events changed is put right, and is not timed.
+    // Restores the objects of the beginning after the timed changes, without timing it.
     for change in objects.iter().flat_map(Pair::changes) {
         reconciler.change(change);
     }
@@ -109,8 +109,8 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     ])
 }
 
-/// Hands everything to a new TableReconciler and brings the tables there. Says how long, in seconds, and how many entries were
-/// written.
+/// Gives all objects to a new TableReconciler and syncs the tables. Returns the time in seconds and the
+/// number of written entries.
 fn begin(plane: &mut Plane, reconciler: &mut TableReconciler, objects: &[Pair]) -> Result<(f64, usize)> {
     let changes: Vec<Change> = objects.iter().flat_map(Pair::changes).collect();
     let begun = Instant::now();
@@ -122,7 +122,7 @@ fn begin(plane: &mut Plane, reconciler: &mut TableReconciler, objects: &[Pair]) 
     Ok((begun.elapsed().as_secs_f64(), done.put + done.deleted))
 }
 
-/// Takes everything out again.
+/// Removes all objects from the tables.
 fn clear(plane: &mut Plane, reconciler: &mut TableReconciler, objects: &[Pair]) -> Result<()> {
     for change in objects.iter().flat_map(Pair::ends) {
         reconciler.change(change);
@@ -133,7 +133,7 @@ fn clear(plane: &mut Plane, reconciler: &mut TableReconciler, objects: &[Pair]) 
     Ok(())
 }
 
-/// Syncs until nothing is due.
+/// Syncs until no work is due.
 fn settle(plane: &mut Plane, reconciler: &mut TableReconciler) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(10);
     while let Some(due) = reconciler.sync(&mut plane.maps, east_west::now)?.due {
@@ -143,7 +143,7 @@ fn settle(plane: &mut Plane, reconciler: &mut TableReconciler) -> Result<()> {
     Ok(())
 }
 
-/// One endpoint of one Service after the other is replaced. The times, in microseconds.
+/// Replaces the endpoints of one random Service after the other. Returns the times in microseconds.
 fn updates(plane: &mut Plane, reconciler: &mut TableReconciler, objects: &[Pair]) -> Result<Vec<f64>> {
     let mut rng = Rng::new(seed());
     let services = u64::try_from(objects.len())?;
