@@ -1,9 +1,10 @@
-//! Starts and ends a pod's container many times and prints what each step takes, beside a plain `runc run -d` of the
-//! same bundle in the same minutes.
+//! Starts and ends a pod's container many times and prints the time of each step, beside the time of a plain
+//! `runc run -d` of the same bundle in the same minutes.
 //!
-//! `cargo run -p berth-runtime --example podstart -- [ROUNDS] [--kill]`. With `--kill`, containerd is killed at a
-//! seeded random moment of every fourth round: during the start, or before the container's end, which then happens
-//! while nothing watches. Fails unless every pod had one shim, every exit code was known and nothing is left.
+//! `cargo run -p berth-runtime --example podstart -- [ROUNDS] [--kill]`. With `--kill`, containerd is killed
+//! at a seeded random moment of every fourth round: during the start, or before the container's end, which
+//! then happens while no process watches. Fails unless every pod had one shim, every exit code was known and
+//! nothing is left.
 #![allow(clippy::print_stdout, reason = "this is a program for people")]
 
 #[path = "../tests/support/mod.rs"]
@@ -39,7 +40,7 @@ impl Figures {
     }
 }
 
-/// A small generator, so that a run can be repeated.
+/// A small seeded generator, so that a run can be repeated.
 struct Seeded(u64);
 
 impl Seeded {
@@ -150,7 +151,7 @@ async fn timed<T>(
     Ok(value)
 }
 
-/// Starts until it is known to have started.
+/// Repeats the start until it succeeds.
 async fn persist(runtime: Runtime, request: StartRequest) -> Result<Started> {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -165,7 +166,7 @@ async fn persist(runtime: Runtime, request: StartRequest) -> Result<Started> {
     }
 }
 
-/// The exit code, by event or, after an outage, by the list.
+/// Exit code of the container, from the event or, after an outage, from the list.
 async fn exit(
     runtime: &Runtime,
     events: &mut tokio::sync::broadcast::Receiver<RuntimeEvent>,
@@ -189,7 +190,7 @@ async fn exit(
     tokio::time::timeout(PATIENCE, wait).await.context("the exit is told")?
 }
 
-/// The same container for runc alone, on a plain directory.
+/// Bundle of the same container for runc alone, on a plain directory.
 fn bundle(node: &Node) -> Result<PathBuf> {
     let bundle = node.dir.path().join("bundle");
     let rootfs = bundle.join("rootfs");

@@ -68,15 +68,15 @@ async fn what_is_too_much_or_too_long_is_cut_off() {
 
     no_exec_left(&node).await;
 
-    // A child that is left behind holds the output open; the answer does not wait for it. (The shim does, for 10 s,
-    // before it gives the exec up; that is not waited for here.)
+    // A background child keeps the output open; the answer must not wait for the child. (The shim waits 10 s
+    // before it gives the exec up, which this test does not await.)
     let left = runtime.exec_output(request(&id, "left", "sleep 1000 & echo done"), 100, PATIENCE);
     let left = tokio::time::timeout(Duration::from_secs(15), left).await.unwrap().unwrap();
     assert_eq!((left.code, left.stdout.as_slice()), (Some(0), &b"done\n"[..]));
     runtime.shutdown().await;
 }
 
-/// The first process of an exec leads a session, so its children are found also where their parent has ended.
+/// The first process of an exec leads a session, so the adapter finds children whose parent has ended.
 #[tokio::test(flavor = "multi_thread")]
 async fn at_the_deadline_the_whole_tree_ends() {
     let node = Node::start().await;
@@ -139,7 +139,7 @@ async fn a_dropped_handle_ends_its_process_and_no_other() {
     let handle = runtime.exec(request(&id, "same", "exec sleep 1000")).await.unwrap();
     assert_eq!(runtime.pids(&id).await.unwrap().len(), 2);
     assert!(handle.pid > 1 && handle.start_time > 0);
-    // The same id again is refused, and that leaves the first alone.
+    // A second exec with the same id is refused and leaves the first running.
     let second = runtime.exec(request(&id, "same", "true")).await.unwrap_err();
     assert!(matches!(second.kind(), Kind::AlreadyExists | Kind::Local), "{}", Chain(&second));
     assert!(handle.stdio.stdout.exists());
@@ -161,7 +161,7 @@ async fn a_command_that_cannot_run_fails_and_leaves_nothing() {
     let error = runtime.exec(missing.clone()).await.unwrap_err();
     assert!(Chain(&error).to_string().contains("no such file or directory"), "{}", Chain(&error));
     no_exec_left(&node).await;
-    // The id is free again once the failed one is cleaned up.
+    // The id can be used again once the failed exec is cleaned up.
     missing.process = process(&["true"]);
     until("the id is free", || async { runtime.exec_output(missing.clone(), 10, PATIENCE).await.is_ok() })
         .await;

@@ -1,7 +1,7 @@
-//! The spec builder against recordings of the real kubelet and containerd's CRI plugin (`tests/golden`, remade by
-//! `tests/peers`). Every shape of `tests/shapes` is built from its manifest, the recorded image and the recorded facts
-//! of the node; what comes out must be what was recorded, but for the reviewed list `tests/golden/differences.json`,
-//! whose every entry must be needed.
+//! Compares the spec builder with recordings of the real kubelet and containerd's CRI plugin (`tests/golden`,
+//! remade by `tests/peers`). Each shape of `tests/shapes` is built from its manifest, the recorded image and
+//! the recorded facts of the node. The spec must be the recorded one, except for the reviewed list
+//! `tests/golden/differences.json`; an entry that no shape needs fails the test.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test: what is missing fails it")]
 
 use berth_core::{
@@ -21,16 +21,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The recorded node's name; static pods carry it in theirs.
+/// Name of the recording node; static pods carry it in their names.
 const NODE: &str = "berth-peer";
 const LEAST_SHAPES: usize = 60;
-/// On cgroup v2 those shapes are recorded whose resources, mounts or privileges show in what differs there.
+/// On cgroup v2 only shapes are recorded whose resources, mounts or privileges differ there.
 const LEAST_SHAPES_V2: usize = 30;
 
 #[derive(Deserialize)]
 struct Recording {
     containers: BTreeMap<String, Recorded>,
-    /// Of the sandbox; `None` where none was made.
+    /// Sysctls of the sandbox; `None` if no sandbox was created.
     sysctls: Option<BTreeMap<String, String>>,
 }
 
@@ -55,12 +55,14 @@ struct RecordedMount {
 struct Difference {
     name: String,
     reason: String,
-    /// Beginnings of lines about what differs, `<shape>/<container>/<place>`: those of the values of single shapes.
+    /// Prefixes of difference lines, `<shape>/<container>/<place>`, for values of single shapes. Empty for a
+    /// general difference.
     #[serde(default)]
     lines: Vec<String>,
 }
 
-/// The recordings of one kind of machine: those of cgroup v1, and for cgroup v2 what is otherwise there (`golden/v2`).
+/// Recordings of one kind of machine: those of cgroup v1, with the files of `golden/v2` in place of theirs
+/// for cgroup v2.
 struct Golden {
     base: PathBuf,
     overlay: Option<PathBuf>,
@@ -81,8 +83,8 @@ impl Golden {
         over.unwrap_or_else(|| self.base.join(name))
     }
 
-    /// Whether the shape's specs were recorded on this kind of machine. On cgroup v2 every spec is otherwise, so that
-    /// one without a recording of its own was not recorded there.
+    /// Whether the shape's specs were recorded on this kind of machine. Every spec differs on cgroup v2, so a
+    /// shape without a file in `golden/v2` was not recorded there.
     fn has_spec(&self, shape: &str) -> bool {
         self.overlay.as_ref().is_none_or(|dir| dir.join("spec").join(format!("{shape}.json")).exists())
     }
@@ -124,13 +126,13 @@ impl Node {
     }
 }
 
-/// The host name that the kubelet gives the pod.
+/// Host name that the kubelet assigns to the pod.
 fn hostname(pod: &Pod) -> String {
     if pod.namespaces.host_network {
         return NODE.to_owned();
     }
     let mut name = pod.dns.hostname.clone().unwrap_or_else(|| pod.key.name.to_string());
-    // As long as a label of DNS at most.
+    // A DNS label has at most 63 characters.
     name.truncate(63);
     name.truncate(name.trim_end_matches(['-', '.']).len());
     match &pod.dns.subdomain {
@@ -155,7 +157,8 @@ fn namespaces(pod: &Pod) -> NamespacePaths {
     }
 }
 
-/// Volumes as the manifest says, at the recorded sources; then what the kubelet and the runtime add.
+/// Mounts of the container: its volumes from the recorded sources, then the mounts that kubelet and runtime
+/// add.
 fn mounts(
     pod: &Pod,
     container: &Container,
@@ -174,7 +177,8 @@ fn mounts(
                 | VolumeSource::DownwardApi { .. }
                 | VolumeSource::Projected { .. }
         );
-        // Without an API client the kubelet does not ask whether the runtime makes mounts read-only recursively.
+        // Without an API client the kubelet does not ask whether the runtime supports recursive read-only
+        // mounts.
         let made = MountSpec::volume(mount, seen.host_path.clone(), read_only, false);
         assert_eq!(made.read_only, seen.readonly, "{}", mount.mount_path);
         mounts.push(made);
@@ -206,7 +210,7 @@ fn cgroups_path(pod: &Pod) -> String {
 }
 
 fn seccomp_profile() -> String {
-    // The file that the recorder puts below the kubelet's seccomp directory.
+    // Contents of the profile that the recorder writes to the kubelet's seccomp directory.
     r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X86_64"],
         "syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":1}]}"#
         .to_owned()
@@ -240,9 +244,9 @@ fn build(node: &Node, pod: &Pod, container: &Container, recorded: &Recorded) -> 
     Ok(serde_json::to_value(&spec).unwrap())
 }
 
-/// One form for values that mean the same: what the other side leaves out when it is false or empty is left out, and
-/// sets of capabilities are sorted, and so are limits of huge pages, which stand in the order of a directory. Numbers
-/// stay: 0 can be a limit.
+/// Canonical form of a spec. Values that the other side omits when false or empty are removed. Capabilities
+/// are sorted, and so are limits of huge pages, whose order is that of a directory. Numbers stay, because 0
+/// can be a limit.
 fn canonical(value: Value) -> Value {
     match value {
         Value::Object(map) => {
@@ -272,7 +276,7 @@ fn canonical(value: Value) -> Value {
     }
 }
 
-/// Takes the reviewed differences out of both sides and says which of them were there.
+/// Removes the reviewed differences from both sides and returns the names of those that occurred.
 fn reconcile(pod: &Pod, ours: &mut Value, theirs: &mut Value) -> BTreeSet<&'static str> {
     let mut used = BTreeSet::new();
     let annotations = |v: &mut Value| {
@@ -314,7 +318,7 @@ fn reconcile(pod: &Pod, ours: &mut Value, theirs: &mut Value) -> BTreeSet<&'stat
     used
 }
 
-/// The places where two values differ, as JSON pointers.
+/// Places where two values differ, as JSON pointers.
 fn compare(at: &str, ours: &Value, theirs: &Value, out: &mut Vec<String>) {
     match (ours, theirs) {
         (Value::Object(a), Value::Object(b)) => {
@@ -338,7 +342,7 @@ fn compare(at: &str, ours: &Value, theirs: &Value, out: &mut Vec<String>) {
     }
 }
 
-/// The state that the kubelet gives a container that it never made: reason and message.
+/// Reason and message of the kubelet's status for a container that was never created.
 fn state_without(status: &Value, container: &Container) -> (String, String) {
     let all = ["initContainerStatuses", "containerStatuses"];
     let mut all = all.iter().filter_map(|list| status[list].as_array()).flatten();
@@ -351,7 +355,7 @@ fn state_without(status: &Value, container: &Container) -> (String, String) {
     (text("reason"), text("message"))
 }
 
-/// A container without a spec: where the kubelet refused what it asks for, so must we.
+/// Checks a container without a spec: Berth must refuse what the kubelet refused.
 fn check_refused(node: &Node, pod: &Pod, container: &Container, reason: &str, message: &str) {
     let of_images = ["ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "InvalidImageName"];
     let of_others = ["PodInitializing", "ContainerCreating", "ContainerStatusUnknown"];
@@ -361,7 +365,7 @@ fn check_refused(node: &Node, pod: &Pod, container: &Container, reason: &str, me
     let image = node.image(&container.image);
     let user = spec::resolve_user(pod, container, &image.user, node.users());
     match reason {
-        // Of a part of a volume and of variables: `berth-volumes` makes them.
+        // Sub-paths and variables are resolved by `berth-volumes`, outside this test.
         "CreateContainerConfigError" if message.contains("subPath") || message.contains("missing value") => {}
         "CreateContainerConfigError" => assert!(user.is_err(), "{}: {user:?}", pod.key),
         "CreateContainerError" => {
@@ -452,7 +456,7 @@ fn compare_all(golden: &Golden, node: &Node) {
             (None, Err(_)) => assert_eq!(status["reason"], "SysctlForbidden", "{name}"),
         }
         if recording.sysctls.is_none() && recording.containers.is_empty() {
-            // Nothing was made: refused at admission, or waiting for a volume.
+            // No sandbox was created: the pod was refused at admission or waited for a volume.
             continue;
         }
         for container in pod.all_containers() {
@@ -476,7 +480,7 @@ fn compare_all(golden: &Golden, node: &Node) {
             specs += 1;
         }
     }
-    // Which differences are needed is asked of the recordings of all shapes.
+    // Whether a listed difference is needed is checked on the recordings of all shapes only.
     let whole = golden.overlay.is_none();
     for difference in &reviewed {
         for line in &difference.lines {
@@ -509,7 +513,7 @@ fn every_recording_has_its_shape() {
     }
 }
 
-/// Every value of a document, changed one at a time.
+/// All documents that differ from this one in one value.
 fn changes(value: &Value) -> Vec<Value> {
     match value {
         Value::Object(map) => map

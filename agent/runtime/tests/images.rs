@@ -1,4 +1,4 @@
-//! Images: import, names, unpacking, and nothing of an image's labels anywhere.
+//! Images: import, names and unpacking; and labels of an image are stored nowhere.
 
 mod support;
 
@@ -26,7 +26,7 @@ async fn an_image_is_found_by_all_its_names() {
             || runtime.resolve_image("").await.is_err()
     );
 
-    // With a name by digest, that is what the image is called.
+    // An image with a name by digest is listed under that name.
     let canonical = format!("docker.io/library/busybox@{}", image.target_digest);
     node.ctr(&["images", "tag", BUSYBOX, &canonical]);
     let by_digest =

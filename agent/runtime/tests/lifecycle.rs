@@ -1,4 +1,4 @@
-//! A container's life through a real containerd: start, output, exit, adoption, removal.
+//! Lifecycle of a container in a real containerd: start, output, exit, adoption, removal.
 
 mod support;
 
@@ -51,9 +51,10 @@ async fn a_container_runs_and_its_exit_is_known() {
     assert_eq!(runtime.spec(&request.id).await.unwrap().unwrap(), request.spec);
     assert!(runtime.pids(&request.id).await.unwrap().contains(&started.pid));
 
-    // A running task is not deleted.
+    // A running task cannot be deleted.
     assert_eq!(runtime.delete_task(&request.id).await.unwrap_err().kind(), berth_runtime::Kind::Precondition);
-    // A signal for a former holder of the pid does nothing; the right one ends it.
+    // A signal for an earlier process with the same pid has no effect; the signal with the right start time
+    // ends the process.
     runtime.signal(&request.id, started.pid, started.start_time + 1, 9).await.unwrap();
     runtime.signal(&request.id, started.pid, started.start_time, 15).await.unwrap();
     assert_eq!(exit_of(&mut events, &request.id).await, 7);
@@ -64,7 +65,7 @@ async fn a_container_runs_and_its_exit_is_known() {
 
     let record = ExitRecord { reason: Some("Error".into()), ..exit(7) };
     runtime.record_exit(&request.id, &record).await.unwrap();
-    // One pod alone: its task is still there to be deleted, and the other pod's are not asked for.
+    // The list of one pod includes its stopped task and no task of the other pod.
     let (other, _output) = node.request(&image, "pod-b", "app", "exec sleep 1000");
     runtime.create_and_start(other.clone()).await.unwrap();
     let of_pod = runtime.list_of(&request.pod).await.unwrap();
@@ -86,7 +87,7 @@ async fn a_container_runs_and_its_exit_is_known() {
     let found = runtime.list().await.unwrap();
     assert_eq!((found[0].state, found[0].exit.clone()), (FoundState::NoTask, Some(record.clone())));
 
-    // What ran is not run again.
+    // A container that has exited is not run again.
     let error = runtime.create_and_start(request.clone()).await.unwrap_err();
     assert_eq!((error.stage, error.failure), (Stage::Record, StartFailure::Finished(record)));
     runtime.shutdown().await;
@@ -102,12 +103,13 @@ async fn the_same_start_again_adopts() {
     assert!(again.adopted);
     assert_eq!((again.pid, again.start_time), (first.pid, first.start_time));
 
-    // Another agent after a crash of the first: nothing of the first is told to it.
+    // The next agent connects after a crash and has no state of the first.
     let other = node.connect().await;
     let adopted = other.create_and_start(request.clone()).await.unwrap();
     assert_eq!((adopted.adopted, adopted.pid), (true, first.pid));
 
-    // Ended, not yet deleted: the adopter is told, since no event will come.
+    // The process has exited and its task still exists: the start returns the exit, because no event will
+    // come.
     let mut events = other.events();
     other.signal(&request.id, first.pid, first.start_time, 9).await.unwrap();
     assert_eq!(exit_of(&mut events, &request.id).await, 137);
@@ -127,7 +129,7 @@ async fn a_record_without_a_task_is_begun_anew() {
     runtime.signal(&request.id, first.pid, first.start_time, 9).await.unwrap();
     exit_of(&mut events, &request.id).await;
     runtime.delete_task(&request.id).await.unwrap();
-    // As after a crash between record and task: the exit was never stored, so this is not known to have run.
+    // As after a crash before the exit was stored: without the record the container counts as never run.
     let second = runtime.create_and_start(request.clone()).await.unwrap();
     assert!(!second.adopted);
     assert_ne!(second.pid, first.pid);
@@ -142,7 +144,7 @@ async fn removing_leaves_nothing() {
     let (request, _output) = node.request(&image, "pod-a", "app", "exec sleep 1000");
     let started = runtime.create_and_start(request.clone()).await.unwrap();
     assert!(!node.cgroups().is_empty() && !node.mounts().is_empty());
-    // Removal kills what runs.
+    // Removal kills the running process.
     runtime.remove(&request.id).await.unwrap();
     runtime.remove(&request.id).await.unwrap();
     runtime.release_lease(&request.pod).await.unwrap();
@@ -155,7 +157,7 @@ async fn removing_leaves_nothing() {
     assert_eq!(node.ctr(&["snapshots", "ls"]), before);
     assert_eq!(node.ctr(&["containers", "ls", "-q"]), "");
     assert_eq!(node.ctr(&["sandboxes", "ls"]).matches(request.id.as_str()).count(), 0);
-    // The pod's shim ends with its last container; the pool is what is left, and goes at shutdown.
+    // The pod's shim ends with its last container. The spare shims remain until the shutdown.
     until("only spare shims are left", || async {
         let (shims, idle) = runtime.shims();
         shims.len() == idle && node.shims() == shims.into_iter().collect()
@@ -203,7 +205,7 @@ async fn commands_that_cannot_run_are_told_apart() {
         let (request, _output) = node.request_args(&image, "pod-a", "app", args);
         let error = runtime.create_and_start(request.clone()).await.unwrap_err();
         assert_eq!((error.stage, &error.failure), (Stage::Create, &failure), "{args:?}: {}", error.message());
-        // It stays on record, so that the attempt can be shown; then it goes like any other.
+        // The record stays, so the failed attempt can be shown. It is removed like any other.
         runtime.record_exit(&request.id, &exit(berth_runtime::START_ERROR_EXIT_CODE)).await.unwrap();
         assert_eq!(runtime.list().await.unwrap().len(), 1);
         runtime.remove(&request.id).await.unwrap();
@@ -217,7 +219,7 @@ async fn output_that_nobody_takes_fails_in_time_and_can_be_retried() {
     let node = Node::start().await;
     let (runtime, image) = node.ready().await;
     let (mut request, _output) = node.request(&image, "pod-a", "app", "exec sleep 1000");
-    // One stream set and the other empty is what the shim refuses.
+    // The shim refuses a request with one output path set and the other empty.
     let stdio = request.stdio.clone();
     request.stdio.stderr = std::path::PathBuf::new();
     let error = tokio::time::timeout(Duration::from_secs(20), runtime.create_and_start(request.clone()))

@@ -1,4 +1,5 @@
-//! containerd or a shim dies or hangs: nothing is restarted, every exit is known, other pods are served.
+//! containerd or a shim dies or hangs: no container restarts, every exit is known afterwards, and other pods
+//! are served.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 mod support;
@@ -15,7 +16,7 @@ use std::{
 use support::{Node, PATIENCE, exit_of, until};
 use tokio::sync::broadcast;
 
-/// The least time after which a shim that does not answer is given up: who takes less waits for none.
+/// Shortest deadline for a shim that does not answer. A call that takes less has not waited for one.
 const GIVEN_UP: Duration = Duration::from_secs(10);
 
 async fn event(events: &mut broadcast::Receiver<RuntimeEvent>, wanted: RuntimeEvent) {
@@ -32,7 +33,7 @@ async fn connecting_fails_at_once_without_a_containerd() {
     let mut node = Node::start().await;
     node.kill_containerd();
     let connecting = tokio::time::timeout(PATIENCE, Runtime::connect(node.config())).await;
-    // One that was waited for would be past a deadline.
+    // A connect that waited for containerd would run into the test's time limit.
     assert_eq!(connecting.unwrap().unwrap_err().kind(), Kind::Unavailable);
 }
 
@@ -56,7 +57,7 @@ async fn an_exit_during_an_outage_is_known_after_it() {
     node.kill_containerd();
     event(&mut events, RuntimeEvent::Lost).await;
 
-    // Nothing is known of containers, quickly and in so many words; signals work all the same.
+    // The list fails at once and says that the state is unknown. Signals need no containerd.
     assert!(runtime.list().await.unwrap_err().is_unknown());
     runtime.signal(&ends.id, ended.pid, ended.start_time, 15).await.unwrap();
     runtime.signal(&alone.id, ended_alone.pid, ended_alone.start_time, 15).await.unwrap();
@@ -74,13 +75,13 @@ async fn an_exit_during_an_outage_is_known_after_it() {
         assert!(matches!(state(id.clone()), FoundState::Stopped { code: 7, .. }), "{:?}", state(id.clone()));
         assert_eq!(runtime.delete_task(id).await.unwrap().unwrap().code, 7);
     }
-    // The connection serves again without being made anew, and an end now is an event as ever.
+    // The same connection works again, and the next exit comes as an event.
     runtime.signal(&stays.id, stays_on.pid, stays_on.start_time, 9).await.unwrap();
     assert_eq!(exit_of(&mut events, &stays.id).await, 137);
     runtime.shutdown().await;
 }
 
-/// Starts until it is known to have started, as a pod's worker does.
+/// Repeats the start until it succeeds, as a pod's worker does.
 async fn persist(runtime: Runtime, request: StartRequest) -> Started {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -116,7 +117,7 @@ async fn containerd_killed_at_any_point_of_a_start_costs_nothing_but_time() {
         );
         assert_eq!(found.len() as u64, round + 1, "round {round}: {found:?}");
     }
-    // One process for each container, whatever was tried twice.
+    // Each container has one process, although some starts were repeated.
     for found in runtime.list().await.unwrap() {
         let pids = runtime.pids(&found.id).await.unwrap();
         assert_eq!(pids.len(), 1, "{pids:?} of {found:?}");
@@ -131,7 +132,7 @@ async fn containerd_killed_at_any_point_of_a_start_costs_nothing_but_time() {
     runtime.shutdown().await;
 }
 
-/// A runc that is slow to create, as on a busy machine, and the file that says that it was asked to.
+/// A runc whose `create` is slow, as on a busy machine, and the file that shows that `create` was called.
 fn slow_runc(node: &Node) -> (PathBuf, PathBuf) {
     let (dir, asked) = (node.dir.path().join("slow"), node.dir.path().join("slow/asked"));
     std::fs::create_dir(&dir).unwrap();
@@ -208,7 +209,7 @@ fn catches(pid: u32, signal: Signal) -> bool {
     u64::from_str_radix(caught.trim(), 16).unwrap() >> (signal.as_raw() - 1) & 1 == 1
 }
 
-/// The shim that is the parent of the container's process.
+/// Pid of the shim, the parent of the container's process.
 async fn shim_of(node: &Node, runtime: &Runtime, request: &StartRequest) -> u32 {
     let pid = runtime.pids(&request.id).await.unwrap()[0];
     let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).unwrap();
@@ -226,7 +227,7 @@ async fn a_killed_shim_ends_its_containers_and_the_pod_gets_another() {
     let mut events = runtime.events();
     let shim = shim_of(&node, &runtime, &first).await;
     kill_process(Pid::from_raw(i32::try_from(shim).unwrap()).unwrap(), Signal::KILL).unwrap();
-    // containerd kills what the shim ran and reports it.
+    // containerd kills the shim's containers and reports their exits.
     assert_eq!(exit_of(&mut events, &first.id).await, 137);
     until("its end is on the list", || async {
         matches!(runtime.list().await.unwrap()[0].state, FoundState::NoTask | FoundState::Stopped { .. })
@@ -241,7 +242,7 @@ async fn a_killed_shim_ends_its_containers_and_the_pod_gets_another() {
     runtime.shutdown().await;
 }
 
-/// Creates the task of a container that has none, as a start does that is cut off before its last step.
+/// Creates the task of a container without one, as a start does that is interrupted before its last step.
 async fn create_only(node: &Node, id: &str) -> u32 {
     use containerd_client::{Client, services::v1, with_namespace};
     use tonic::Request;
@@ -272,7 +273,8 @@ async fn a_container_that_was_released_unnoticed_is_not_started_again() {
     let pid = create_only(&node, request.id.as_str()).await;
     let state = async || runtime.list().await.unwrap()[0].state;
     assert_eq!(state().await, FoundState::Created { pid });
-    // The shim's `runc start` was ended after it had released the container: the shim still says created.
+    // runc has released the container, but the shim still reports it as created, as after an interrupted
+    // `runc start`.
     let released = std::process::Command::new(support::tools().join("runc"))
         .arg("--root")
         .arg(node.dir.path().join("runc").join(&node.roots.containerd_namespace))
@@ -281,7 +283,7 @@ async fn a_container_that_was_released_unnoticed_is_not_started_again() {
         .unwrap();
     assert!(released.success());
     until("the program runs", || async { matches!(state().await, FoundState::Running { .. }) }).await;
-    // Before it has its trap, the first process of a PID namespace hears no signal that it could be ended by.
+    // The kernel ignores a signal to the first process of a PID namespace that has no handler for it.
     until("the program has set its trap", || async { catches(pid, Signal::TERM) }).await;
     assert!(node.ctr(&["tasks", "ls"]).contains("CREATED"), "{}", node.ctr(&["tasks", "ls"]));
     let adopted = runtime.create_and_start(request.clone()).await.unwrap();

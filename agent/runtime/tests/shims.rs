@@ -1,4 +1,4 @@
-//! One shim for each pod, spare ones ready, none left behind by any death of the agent.
+//! Each pod has one shim, spare shims stand ready, and no death of an agent leaves a shim behind.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 mod support;
@@ -38,7 +38,8 @@ async fn the_containers_of_a_pod_share_one_shim() {
     runtime.create_and_start(late.clone()).await.unwrap();
     settled(&node, &runtime, 2).await;
 
-    // Created before the dead one is deleted, a replacement keeps the shim; deleted first, it gets a new one.
+    // A container created before the dead one is deleted joins the pod's shim. After the deletion of the last
+    // container, the next one gets a new shim.
     runtime.remove(&c.id).await.unwrap();
     settled(&node, &runtime, 1).await;
     let (again, _o5) = node.request(&image, "pod-b", "one", "exec sleep 1000");
@@ -52,7 +53,8 @@ async fn the_containers_of_a_pod_share_one_shim() {
     until("no shim is left", || async { node.shims().is_empty() }).await;
 }
 
-/// containerd ends a shim after a create that failed while no task was in it, and with it the creates under way there.
+/// containerd ends a shim after a failed create if the shim has no task, and with it the other creates under
+/// way in that shim.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_that_cannot_start_takes_no_neighbour_with_it() {
     let node = Node::start().await;
@@ -101,7 +103,8 @@ fn a_killed_agent_leaks_no_shim_and_its_successor_uses_them() {
     let build = || tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let tests = build();
     let node = tests.block_on(Node::start());
-    // The first agent has a tokio runtime of its own, which ends as a killed process does: nothing is told to anyone.
+    // The first agent has a tokio runtime of its own, which is dropped without a shutdown, like a killed
+    // process.
     let first = build();
     let (image, request, _output, before) = first.block_on(async {
         let (runtime, image) = node.ready().await;
@@ -134,8 +137,8 @@ async fn a_shrunken_pool_ends_what_it_no_longer_wants() {
     let mut node = Node::start().await;
     let runtime = node.connect().await;
     settled(&node, &runtime, 0).await;
-    // The agent's shutdown is skipped: its tasks stop, its shims stay. It is gone before the next one looks: alive it would
-    // fill its own pool again.
+    // Dropping the adapter skips its shutdown: its tasks stop and its shims stay. It must be gone before the
+    // next adapter looks at the shims, because a live one would refill its pool.
     drop(runtime);
     node.pool = 1;
     let second = node.connect().await;

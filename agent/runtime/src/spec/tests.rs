@@ -262,7 +262,7 @@ fn nothing_of_labels_and_annotations_reaches_the_spec() {
     assert!(text.contains(r#""io.containerd.runc.v2.group":"u1""#));
 }
 
-/// All capability names of the kernel, so that none of a privileged container's is unknown here.
+/// The capability names of Linux, so that a privileged container gets all of them.
 #[test]
 fn all_41_capabilities_of_the_kernel_are_known() {
     let all: Vec<String> = CAPABILITIES.iter().map(|c| format!("CAP_{c}")).collect();
@@ -294,7 +294,7 @@ proptest! {
         c.working_dir = Some(directory);
         c.security.capabilities_add = vec![capability];
         c.security.seccomp = Some(Seccomp::Localhost("p".to_owned()));
-        // A refusal is as valid as a spec.
+        // The builder may return an error, but must not panic.
         drop(case.build());
         case.pod.containers[0].security.seccomp = None;
         case.pod.containers[0].security.capabilities_add.clear();

@@ -1,4 +1,4 @@
-//! A containerd of the test's own: own root, state, sockets, shims and cgroups, and nothing of it left behind.
+//! A containerd for one test, with its own root, state, sockets, shims and cgroups, all removed at the end.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -39,11 +39,11 @@ use std::{
 use tokio::{io::AsyncReadExt, net::unix::pipe, sync::broadcast};
 
 pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
-/// The bound of every wait here: above twice the longest deadline of the adapter, so that what is given up at one and
-/// done again still comes in time, and only what hangs meets it.
+/// Time limit of every wait. It exceeds twice the longest deadline of the adapter, so an operation that is
+/// given up once and repeated still ends in time, and only a hang reaches the limit.
 pub const PATIENCE: Duration = Duration::from_secs(150);
 
-/// Where containerd, runc and the shim lie.
+/// Directory of containerd, runc and the shim.
 pub fn tools() -> PathBuf {
     if let Some(dir) = std::env::var_os("BERTH_TOOLS") {
         return dir.into();
@@ -82,7 +82,7 @@ fn blocking_until(what: &str, mut holds: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// A node: directories, a containerd, cgroups of one name.
+/// A node: directories, a containerd, and cgroups below one name.
 pub struct Node {
     pub dir: tempfile::TempDir,
     pub roots: Roots,
@@ -101,7 +101,8 @@ impl Node {
     /// Starts a containerd; `cri` turns its CRI plugin on.
     pub async fn with(pool: usize, cri: bool) -> Node {
         let dir = tempfile::Builder::new().prefix("berth-rt-").tempdir_in("/tmp").unwrap();
-        // In memory: containerd syncs every record and layer to its disk, which nobody here will read again.
+        // A tmpfs, because containerd would sync every record and layer to the disk, which no test reads
+        // again.
         mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), None).unwrap();
         let cgroup = dir.path().file_name().unwrap().to_str().unwrap().to_owned();
         let roots = Roots::below(dir.path(), NodeName::new("node").unwrap(), &cgroup);
@@ -138,7 +139,7 @@ impl Node {
         self.containerd.as_ref().unwrap().id()
     }
 
-    /// kill -9.
+    /// Kills containerd by SIGKILL.
     pub fn kill_containerd(&mut self) {
         let mut child = self.containerd.take().unwrap();
         child.kill().unwrap();
@@ -155,7 +156,7 @@ impl Node {
         }
     }
 
-    /// Connects as an agent does: tries until containerd answers.
+    /// Connects as an agent does: retries until containerd answers.
     pub async fn connect(&self) -> Runtime {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -188,7 +189,7 @@ impl Node {
         runtime.resolve_image("busybox").await.unwrap().expect("the image was just imported")
     }
 
-    /// A request to run `sh -c script`, with its output drained.
+    /// A request to run `sh -c script`, whose output is read into memory.
     pub fn request(&self, image: &Image, pod: &str, name: &str, script: &str) -> (StartRequest, Output) {
         self.request_args(image, pod, name, &["sh", "-c", script])
     }
@@ -248,7 +249,7 @@ impl Node {
         spec
     }
 
-    /// Shims that serve this node: processes that were started with this node's containerd address.
+    /// Pids of this node's shims: processes that were started with this containerd's address.
     pub fn shims(&self) -> BTreeSet<u32> {
         let address = self.roots.containerd_socket.to_str().unwrap().to_owned();
         processes(|cmdline| {
@@ -289,7 +290,7 @@ impl Node {
     }
 }
 
-/// An OCI process as root without capabilities beyond killing.
+/// An OCI process as root, with CAP_KILL as its only capability.
 pub fn process(args: &[&str]) -> Value {
     json!({
         "args": args,
@@ -362,7 +363,7 @@ fn hierarchies(name: &str) -> Vec<PathBuf> {
     tops.into_iter().filter(|p| p.is_dir()).collect()
 }
 
-/// Directories below and with `top`, deepest first.
+/// Appends all directories of the tree at `top`, deepest first.
 fn walk(top: &Path, found: &mut Vec<PathBuf>) {
     if let Ok(entries) = fs::read_dir(top) {
         for entry in entries.flatten() {
@@ -385,7 +386,7 @@ fn mounts_below(dir: &Path) -> Vec<PathBuf> {
 
 fn end(pid: u32) {
     if let Some(pid) = Pid::from_raw(i32::try_from(pid).unwrap()) {
-        // Gone already is what is wanted.
+        // The process may have ended already.
         kill_process(pid, Signal::KILL).unwrap_or_default();
     }
 }
@@ -398,7 +399,8 @@ impl Drop for Node {
             eprintln!("containerd's last words:");
             tail.iter().rev().for_each(|l| eprintln!("  {l}"));
         }
-        // containerd first, so that it starts nothing more; then shims, then what ran in our cgroups.
+        // containerd ends first, so that it starts no more processes; then the shims, then the processes in
+        // the test's cgroups.
         if let Some(mut child) = self.containerd.take() {
             drop(child.kill());
             drop(child.wait());
@@ -422,7 +424,7 @@ impl Drop for Node {
     }
 }
 
-/// The output of a container, drained into memory.
+/// The output of a container, read into memory.
 pub struct Output {
     pub stdio: Stdio,
     text: Arc<Mutex<Vec<u8>>>,
