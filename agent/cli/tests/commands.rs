@@ -1,8 +1,7 @@
-//! The commands from outside: exit codes, what they print, with an agent, without one and after its
-//! death.
+//! Tests of the commands from outside: exit codes and output, with an agent, without one and after its death.
 //!
-//! The test program is also the command: started with `--as-command` it takes that role. The agent
-//! is the real server with a backend whose commands run on the host.
+//! The test program is also the command: started with `--as-command` it takes that role. The agent is the
+//! real server with a backend whose commands run on the host.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

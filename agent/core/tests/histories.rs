@@ -1,6 +1,6 @@
-//! Random histories of one pod through `plan`: processes end, actions fail, the agent is killed between any
-//! two steps with or without its memory, containerd fails, the node reboots. Each step checks what must never
-//! happen; the calm end of each history checks what must come about.
+//! Runs random histories of one pod through `plan`: processes end, actions fail, the agent is killed between
+//! any two steps with or without its memory, containerd fails, the node reboots. Each step checks the
+//! invariants; the calm end of each history checks that the pod has reached its final state.
 //!
 //! `BERTH_HISTORIES` sets the number of histories (default 60,000), `BERTH_SEED` the seed. A failure prints
 //! both and the steps.

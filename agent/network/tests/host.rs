@@ -40,7 +40,7 @@ fn sysctls(node: &Node) -> BTreeMap<String, String> {
     })
 }
 
-/// Some are secrets that cannot be read.
+/// Content of a sysctl; some are secrets that cannot be read.
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }

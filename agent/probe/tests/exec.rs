@@ -1,8 +1,8 @@
-//! Commands in a real container, made by `unshare`: with namespaces, cgroups in every hierarchy and
+//! Tests of commands in a real container, made by `unshare`: with namespaces, cgroups in every hierarchy and
 //! its own root.
 //!
-//! The test program is also the helper: started with `probe-exec` it takes that role, so no other
-//! binary is needed.
+//! The test program is also the helper: started with `probe-exec` it takes that role, so no other binary is
+//! needed.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! The local socket from outside: greetings, lists, watches, malformed bytes, slow readers.
+//! Tests of the local socket from outside: greetings, lists, watches, malformed bytes, slow readers.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use berth_api::{
@@ -202,7 +202,7 @@ async fn a_watch_delivers_changes_at_once_and_in_order() {
     assert_eq!(next(&mut watch).await, Reply::Pod { pod: Box::new(PodView { ready: true, ..pod(1) }) });
     node.cache.remove(&pod(1).uid);
     assert_eq!(next(&mut watch).await, Reply::Removed { uid: pod(1).uid, key: pod(1).key });
-    // From publishing to reading in another task: no polling lies between.
+    // Time from publishing to reading in another task, without polling in between.
     let mut took = Vec::new();
     for _ in 0..200 {
         let begun = Instant::now();
@@ -228,7 +228,8 @@ async fn a_slow_watcher_delays_no_other_and_gets_one_resync() {
     assert_eq!(until_synced(&mut slow).await, Vec::<String>::new());
     let filler = "x".repeat(4000);
     let object = serde_json::json!({ "filler": filler });
-    // More pods than a queue holds, more bytes than a socket does; each is gone again but the last.
+    // The pods exceed the queue of a watch, and their bytes the socket's buffer. All but the last are removed
+    // again.
     let all = 3 * berth_server::local::watch_cache::QUEUE;
     for n in 0..all {
         node.cache.publish(PodView { object: object.clone(), ..pod(n) });
@@ -274,7 +275,7 @@ async fn a_command_ends_with_its_client() {
     assert!(matches!(ready, Reply::ExecReady(p) if p.stdout == Path::new("/out")));
     assert_eq!(client.ask(&Request::ExecGo, SOON).await.unwrap(), Reply::ExecStarted { pid: 7 });
     assert_eq!(next(&mut client).await, Reply::ExecExited { code: 42 });
-    // The connection is of use again, and a running command hears of it.
+    // The connection can be used again. The end of input and the resize reach the running command.
     client.ask(&Request::Exec(spec("sleep")), SOON).await.unwrap();
     client.ask(&Request::ExecGo, SOON).await.unwrap();
     client.send(&Request::CloseStdin).await.unwrap();
@@ -363,8 +364,8 @@ impl Dice {
     }
 }
 
-/// 100,000 frames, most of them broken in some way: the server answers or hangs up, and serves on.
-/// At least 30 % get past the framing and the JSON syntax.
+/// Sends 100,000 frames, most of them broken: the server answers or closes the connection, and continues to
+/// serve. At least 30 % pass the framing and the JSON syntax.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn malformed_frames_end_at_most_their_connection() {
     const FRAMES: usize = 100_000;
@@ -395,7 +396,7 @@ async fn malformed_frames_end_at_most_their_connection() {
             *bytes.get_mut(at).unwrap() ^= 1 << dice.roll(8);
         }
         for _ in 0..PER_CONNECTION {
-            // The last two end the use of a connection: rarer.
+            // The last two requests take over the connection, so they come up less often.
             let kinds = if dice.roll(100) == 0 { corpus.len() } else { corpus.len() - 2 };
             let mut text = corpus.get(dice.roll(kinds)).unwrap().clone().into_bytes();
             mutate(&mut text, &mut dice);
@@ -410,7 +411,7 @@ async fn malformed_frames_end_at_most_their_connection() {
         }
         let (mut from, mut to) = UnixStream::connect(node.socket()).await.unwrap().into_split();
         let writing = async move {
-            // The server may have hung up.
+            // The server may have closed the connection.
             drop(to.write_all(&bytes).await);
             drop(to);
         };
@@ -441,7 +442,7 @@ fn mutate(text: &mut Vec<u8>, dice: &mut Dice) {
             let at = dice.roll(text.len());
             text.remove(at);
         }
-        // Other values in place of those that are there: past the syntax.
+        // Values are replaced by others, so that the frame passes the syntax check.
         4 | 5 => {
             let whole = String::from_utf8_lossy(text).into_owned();
             let values = ["null", "true", "-1", "1e99", "[]", "{}", "\"\"", "\"../../x\"", "\"\\u0000\""];

@@ -1,4 +1,4 @@
-//! The status files: they follow the published pods, and leftovers are removed.
+//! The status files follow the published pods, and leftover files are removed.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use berth_api::{files, view::PodView};
@@ -58,7 +58,7 @@ async fn status_files_follow_the_pods_and_leftovers_are_removed() {
     assert_eq!(files::read_pods(&roots).unwrap().1.len(), 1, "the torn file is told");
     status_files::cleanup(&cache, &roots).unwrap();
     assert_eq!(files::read_pods(&roots).unwrap().1.len(), 0);
-    // What changes last is written before the end.
+    // The last change is written before the writer ends.
     cache.publish(PodView { ready: true, ..pod(2) });
     drop(stop);
     timeout(SOON, keeper).await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! The examples that README names are good manifests, with the ranges that an agent has by default.
+//! The examples that README names are valid manifests with the agent's default ranges.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use berth_core::time::Wall;

@@ -1,5 +1,6 @@
-//! Mutations of a valid corpus, as YAML and as JSON: nothing panics, nothing hangs, and what is accepted is a fixed
-//! point. Seeded; `BERTH_MUTATIONS` sets how many of each are tried, and the failing text is printed with its number.
+//! Mutations of a valid corpus, as YAML and as JSON: the parser never panics or hangs, and an accepted object
+//! parses to itself again. The mutations are seeded; `BERTH_MUTATIONS` sets the number of each kind, and a
+//! failure prints the text and its number.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use berth_core::{ids::NodeName, time::Wall};
@@ -11,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A tenth of what the suite runs with `BERTH_MUTATIONS=100000`.
+/// A tenth of the number that the long form runs with `BERTH_MUTATIONS=100000`.
 const DEFAULT_COUNT: u64 = 10_000;
 
 struct Random(u64);
@@ -34,7 +35,8 @@ fn corpus() -> Vec<Value> {
     let octal = serde_saphyr::options! { legacy_octal_numbers: true };
     let full: Vec<Value> =
         serde_saphyr::from_multiple_with_options(include_str!("corpus/full.yaml"), octal).unwrap();
-    // The small ones more often: a mutation of them is more telling, and cheaper.
+    // Small documents come up more often: their mutations are cheaper, and more often hit a field with an
+    // effect.
     small.iter().cycle().take(small.len() * 4).cloned().chain(full).collect()
 }
 
@@ -78,7 +80,7 @@ fn odd(random: &mut Random) -> Value {
     random.pick(&pool).clone()
 }
 
-/// Some place in the value, by how many steps down.
+/// A random place in the value.
 fn place<'v>(value: &'v mut Value, random: &mut Random) -> &'v mut Value {
     let inner = match value {
         Value::Object(map) => map.len(),
@@ -167,7 +169,7 @@ fn damage(text: String, random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// Block YAML; texts are quoted as JSON, which YAML reads the same.
+/// Writes block YAML. Texts are quoted as in JSON, which YAML reads the same way.
 fn yaml(value: &Value, indent: usize, out: &mut String) {
     let pad = " ".repeat(indent);
     match value {
@@ -296,7 +298,7 @@ fn arbitrary_text_never_panics() {
     TestRunner::new(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })
         .run(&strategy, |bytes| {
             for file in ["f.yaml", "f.json"] {
-                // Whatever it says: it has to come back.
+                // Any result will do, as long as the parser returns.
                 drop(parse_file(Path::new(file), &bytes, context));
             }
             Ok(())

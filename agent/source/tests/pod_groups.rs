@@ -1,6 +1,6 @@
-//! What a pod's own cgroup is set to, against recordings of the real kubelet on cgroup version 2
-//! (`tests/golden/v2/cgroup`, remade by `cargo xtask vm --record`). Containers' groups are made by runtimes: what they are
-//! asked for is compared in the runtime's tests.
+//! Compares the values of a pod's own cgroup with recordings of the real kubelet on cgroup v2
+//! (`tests/golden/v2/cgroup`, remade by `cargo xtask vm --record`). The groups of containers are made by the
+//! runtime; their specs are compared in the runtime's tests.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test: what is missing fails it")]
 
 use berth_core::{
@@ -13,10 +13,10 @@ use berth_source::manifest::{self, ManifestContext, Mode};
 use serde::Deserialize;
 use std::{collections::BTreeMap, fs, path::Path};
 
-/// Shapes that were recorded at the least.
+/// Smallest number of recorded shapes.
 const LEAST: usize = 20;
 
-/// Bytes of a page of memory on the recording machine.
+/// Size of a memory page on the recording machine in bytes.
 const PAGE: i64 = 4096;
 
 #[derive(Deserialize)]
@@ -47,10 +47,10 @@ fn a_pods_group_is_set_to_what_the_kubelet_sets_it_to() {
         let mut ours = BTreeMap::from([
             ("cpu.weight", cpu_weight(values.cpu_shares).to_string()),
             ("cpu.max", format!("{} {CPU_PERIOD_US}", or_max(values.cpu_quota))),
-            // The kernel counts memory in whole pages.
+            // The kernel rounds memory limits down to whole pages.
             ("memory.max", or_max(values.memory_limit.map(|bytes| bytes / PAGE * PAGE))),
             ("pids.max", or_max(values.pids_limit)),
-            // What nobody sets.
+            // Values that neither the kubelet nor Berth sets.
             ("memory.min", "0".to_owned()),
             ("memory.high", "max".to_owned()),
             ("memory.swap.max", "max".to_owned()),

@@ -1,4 +1,4 @@
-//! Pods and node directories for this crate's tests.
+//! Builders of pods and node directories for this crate's tests.
 
 use crate::{PodFacts, Volumes};
 use berth_core::{
@@ -52,7 +52,7 @@ pub(crate) fn mount(volume: &str, path: &str) -> VolumeMount {
     }
 }
 
-/// The pod with all its volumes mounted by its first container, which is made where there is none.
+/// The pod with all its volumes mounted by its first container, which is added if the pod has none.
 pub(crate) fn mounting_all(mut pod: Pod) -> Pod {
     let all =
         pod.volumes.iter().map(|v| mount(v.name.as_str(), &format!("/all/{}", v.name))).collect::<Vec<_>>();
@@ -86,7 +86,7 @@ pub(crate) fn empty_dir(medium: Medium) -> VolumeSource {
     VolumeSource::EmptyDir { medium, size_limit: None }
 }
 
-/// A node's directories in a temporary place; everything mounted in it is unmounted at the end.
+/// A node's directories in a temporary directory. The drop unmounts everything below.
 pub(crate) struct Node {
     pub volumes: Volumes,
     pub roots: Roots,
@@ -146,7 +146,8 @@ impl Drop for Node {
     }
 }
 
-/// Tells another thread to end, also when an assertion fails: a scope would wait for it for ever.
+/// Flag that ends another thread on drop, also after a failed assertion; the thread's scope would otherwise
+/// wait forever.
 pub(crate) struct Stop<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Stop<'_> {

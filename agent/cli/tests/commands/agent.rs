@@ -84,7 +84,7 @@ impl Node {
         command
     }
 
-    /// Runs it to its end.
+    /// Runs the command to its end.
     pub(crate) fn run(&self, args: &[&str]) -> Ran {
         Ran::of(self.command(args).output().unwrap())
     }
@@ -109,7 +109,7 @@ impl Drop for Node {
     }
 }
 
-/// What came of a command.
+/// Result of a command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -145,7 +145,7 @@ impl Backend for Agent {
         NodeView {
             node: self.roots.node_name.clone(),
             version: "9".into(),
-            // No process: an agent that is gone.
+            // The pid of no process, as after the agent's death.
             pid: u32::MAX,
             start_time: 1,
             since: Wall(1),

@@ -33,7 +33,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("a_terminal_is_raw_while_a_command_runs", terminal),
 ];
 
-/// A process of our own that stands for a container's; ended when dropped.
+/// A process that stands for a container's, killed on drop.
 struct Process(Child);
 
 impl Process {
@@ -233,7 +233,7 @@ fn logs() {
     let line = |n: u32, text: &str| format!("2026-01-02T03:04:0{n}.000000000Z stdout F {text}\n");
     node.write_log(&view, "app", 0, &line(0, "first run"));
     node.write_log(&view, "app", 1, &[line(1, "a"), line(2, "b"), line(3, "c")].concat());
-    // With everything dead and nothing known but the files.
+    // Without agent and containerd the command has only the files.
     node.run(&["logs", "web"]).is(0, "a\nb\nc\n", "");
     node.run(&["logs", "-p", "default/web/app"]).is(0, "first run\n", "");
     assert_eq!(node.run(&["logs", "--tail", "1", "web"]).out, "c\n");
@@ -249,7 +249,7 @@ fn logs() {
         "",
         "container side of pod default/web has no previous attempt",
     );
-    // By the id of its container, which only the agent knows.
+    // The id of a container is known to the agent only.
     node.start(true);
     node.cache.publish(pod("web", true, None));
     node.run(&["logs", "aaaaaaaa", "--tail", "1"]).is(0, "c\n", "");
@@ -266,7 +266,7 @@ fn follow() {
     let mut child = node.spawn(&["logs", "-f", "web"]);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert_eq!(lines.next().unwrap(), "one");
-    // Over a rotation, with the agent gone meanwhile.
+    // The log is rotated while the agent is down.
     node.stop();
     let dir = node.roots.pod_log_dir(&view.key, &view.uid).join("app");
     std::fs::rename(dir.join("1.log"), dir.join("1.log.20260102-030405")).unwrap();
@@ -308,9 +308,9 @@ fn exec() {
         assert!(error.contains("write the output: No space left on device"), "{command}: {error}");
         assert_eq!(ran.status.code(), Some(1), "{command}");
     }
-    // What the command leaves behind holds its output open, but not the one who ran it.
+    // A background child holds the command's output open, but not the client.
     node.run(&["exec", "web", "--", "sh", "-c", "sleep 20 & echo done"]).is(0, "done\n", "");
-    // The command ends with its client.
+    // The command ends when its client ends.
     let mut child = node.spawn(&["exec", "web", "--", "sh", "-c", "echo $$; exec sleep 600"]);
     let mut pid = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut pid).unwrap();

@@ -17,7 +17,7 @@ pub(crate) const ALL: &[(&str, fn())] = &[
     ("the_kernel_s_tables_are_shown_checked_and_traced", kernel),
 ];
 
-/// Pins and a cgroup of this process alone; both go, however the test ends.
+/// Pins and a cgroup of this process, removed on drop.
 struct Kernel {
     pins: Pins,
     cgroup: PathBuf,
@@ -179,7 +179,7 @@ fn kernel() {
     node.run(&["services", "none"]).is(4, "", "no Service in the tables is named \"none\"");
     node.run(&["services", "--check"]).is(0, "4 entries, no problems.", "");
     node.run(&["services", "-o", "json"]).is(0, "\"kind\": \"ServicePortList\"", "");
-    // What a Service's owner was told is a finding for as long as it holds.
+    // A notice of a Service is a finding as long as the notice is listed.
     let mut noticed = names();
     noticed["notices"] = json!(["default/web: NotCarried: port 9: SCTP is not carried"]);
     fs::write(&file, noticed.to_string()).unwrap();
@@ -196,7 +196,7 @@ fn kernel() {
     let map = page["maps"].as_array().unwrap().iter().find(|m| m["name"] == "SERVICE4").unwrap().clone();
     assert_eq!(map["entries"], 4);
 
-    // The agent has left the pods too, and is dead.
+    // The dead agent's status files hold the pods.
     let status = node.roots.status_dir();
     fs::create_dir_all(&status).unwrap();
     let pod = json!({ "pod": {
@@ -220,13 +220,13 @@ fn kernel() {
     node.run(&["trace", "node", "10.96.0.1:81"]).is(1, "refused: ECONNREFUSED", dead);
     let none = "refused: EHOSTUNREACH, for the address lies in a Service range and is no Service's";
     node.run(&["trace", "node", "10.96.0.2:80"]).is(1, none, dead);
-    // The socket hook lets it go on; what becomes of it is up to the device, by the machine's own
+    // The socket hook passes the connection. Its further path depends on the device, by the machine's own
     // routes.
     let gone = node.run(&["trace", "node", "192.0.2.77:80"]);
     assert!(gone.out.contains("no Service is meant"), "{gone:?}");
     let route = berth_sys::netlink::route_device("192.0.2.77".parse().unwrap()).unwrap();
     assert_eq!(gone.out.contains("it goes by device"), route.is_some(), "{gone:?}");
-    // What goes to the node itself goes by the loopback device.
+    // Packets to the node itself leave by the loopback device.
     node.run(&["trace", "node", "127.0.0.1:9"]).is(0, "it goes by device lo", dead);
     node.run(&["trace", "10.244.0.9", "10.96.0.1:80"]).is(0, "straight into the pod by device 12", dead);
     node.run(&["trace", "outside:198.51.100.9", "192.0.2.1:30080"]).is(0, "UNASSURED4", dead);
@@ -237,7 +237,7 @@ fn kernel() {
     // A trace leaves nothing behind.
     assert_eq!((datapath.unassured4.count().unwrap(), datapath.affinity4.count().unwrap()), (0, 0));
 
-    // What is spoilt is found.
+    // `--check` finds a removed entry.
     datapath.chunk4.delete(&CHUNK_1).unwrap();
     datapath.member4.put(&MemberKey { id: 9, addr: 1, port: 1, set: 0 }, &1).unwrap();
     fs::remove_file(kernel.pins.links().join("sendmsg6")).unwrap();

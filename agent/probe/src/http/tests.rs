@@ -46,7 +46,7 @@ fn headers_follow_the_kubelet() {
     assert_eq!(header(&r, "accept-encoding"), None);
     assert_eq!(header(&r, "content-length"), None);
     assert_eq!(r.headers().get_all("x-a").iter().count(), 2);
-    // The order in which the kubelet's arrive (`tests/golden/output/probe-request-http.json`).
+    // The order of the kubelet's headers (`tests/golden/output/probe-request-http.json`).
     let names: Vec<&str> = r.headers().keys().map(HeaderName::as_str).collect();
     assert_eq!(names, ["host", "user-agent", "accept", "x-a", "connection"]);
     a.headers = vec![("User-Agent".into(), String::new()), ("Accept".into(), "text/plain".into())];

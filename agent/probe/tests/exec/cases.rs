@@ -1,4 +1,4 @@
-//! The cases.
+//! The test cases.
 
 use crate::fixture::{self, Container, Runc, prober, process, runtime, until};
 use berth_core::probe::ProbeResult;
@@ -414,9 +414,9 @@ fn program_file_is_read_only() {
     });
 }
 
-/// What a command sees of itself, without what differs from run to run. Ignored signals have their
-/// own case: the C library's posix_spawn, by which runc is started here, leaves its two internal
-/// ones ignored.
+/// Prints the command's own attributes without those that differ from run to run. Ignored signals have a case
+/// of their own: runc is started here by the C library's posix_spawn, which leaves its two internal signals
+/// ignored.
 const LOOK: &str = "grep -vE '^(Pid|Tgid|NSpid|NStgid|NSpgid|NSsid|Ngid|Vm|Rss|Huge|.*ctxt|SigQ|SigIgn|THP|State|PPid)' /proc/self/status
 cat /proc/self/limits /proc/self/oom_score_adj; env | sort; pwd; umask; ls /proc/self/fd
 for n in mnt pid net ipc uts cgroup user; do readlink /proc/self/ns/$n; done";

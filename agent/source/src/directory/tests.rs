@@ -1,4 +1,4 @@
-//! The source on real directories; tests wait for conditions.
+//! The source on real directories. The tests wait for conditions instead of times.
 
 use super::{events::WRITE_QUIET, watcher::DirectoryWatcher, *};
 use crate::manifest;
@@ -39,7 +39,7 @@ impl Node {
         self.cfg.dir.join(name)
     }
 
-    /// Writes a file the way careful tools do: aside, then renamed into place.
+    /// Writes a file as careful tools do: beside the directory, then renamed into place.
     fn put(&self, name: &str, text: &str) {
         let aside = self.home.path().join("aside");
         fs::write(&aside, text).unwrap();
@@ -152,14 +152,14 @@ async fn a_bad_file_holds_its_pods_also_over_a_restart() {
     check(&*rx.until("held", |s| s.errors.len() == 1).await);
     for round in 0..2 {
         if round == 0 {
-            // Nothing but a kill: what is remembered was on disk when it mattered.
+            // The first source runs on, as if it had been killed: the second one has only the state on disk.
             rx.until("still", |s| s.errors.len() == 1).await;
         }
         let (dir, mut rx) = node.start();
         check(&*rx.until("held after a restart", |s| s.listed && !s.errors.is_empty()).await);
         dir.shutdown().await.unwrap();
     }
-    // An unreadable file and an emptied one hold as well.
+    // Pods of an unreadable or emptied file are held as well.
     node.put("a.yaml", "");
     rx.until("empty", |s| s.errors.iter().any(|e| e.reason == "holds no object") && has(s, &["a", "b", "c"]))
         .await;
@@ -215,7 +215,7 @@ async fn a_missing_directory_is_not_an_empty_one() {
     fs::rename(&away, &node.cfg.dir).unwrap();
     let back = rx.until("back", |s| s.listed).await;
     assert_eq!(get(&back, "a"), get(&before, "a"));
-    // A file in its place is no directory either.
+    // A file in the directory's place does not count as an empty directory.
     fs::rename(&node.cfg.dir, &away).unwrap();
     fs::write(&node.cfg.dir, "").unwrap();
     check(&*rx.until("a file", |s| !s.listed).await);
@@ -272,7 +272,7 @@ async fn a_file_that_is_being_written_is_left_alone() {
     node.put("a.yaml", &format!("{}---\n{}", pod("a", "i:1"), pod("b", "i:1")));
     let (_dir, mut rx) = node.start();
     rx.until("a, b", |s| has(s, &["a", "b"])).await;
-    // Truncated and half written: what is there so far is a valid file without b.
+    // The file was truncated and is half written; its content so far is a valid manifest without `b`.
     let mut file = fs::OpenOptions::new().write(true).truncate(true).open(node.path("a.yaml")).unwrap();
     file.write_all(pod("a", "i:2").as_bytes()).unwrap();
     node.put("c.yaml", &pod("c", "i"));
@@ -285,14 +285,15 @@ async fn a_file_that_is_being_written_is_left_alone() {
         get(s, "a").pod.containers[0].image == "i:2" && get(s, "b").pod.containers[0].image == "i:2"
     })
     .await;
-    // A writer that never closes does not keep its file from being read for ever.
+    // A writer that never closes its file delays the reading only for a while.
     let mut file = fs::File::create(node.path("d.yaml")).unwrap();
     file.write_all(pod("d", "i").as_bytes()).unwrap();
     rx.until("d", |s| names(s).contains("d")).await;
     drop(file);
 }
 
-/// A change that was complete before the start is taken at once; one that is not waits as it would while running.
+/// A file that was complete before the start is read at once. A file with a writer waits as it would while
+/// the source runs.
 #[tokio::test]
 async fn a_file_written_just_before_the_start_waits_only_for_its_writer() {
     let node = Node::new();
@@ -302,7 +303,7 @@ async fn a_file_written_just_before_the_start_waits_only_for_its_writer() {
     rx.until("all", |s| s.listed && has(s, &["a", "b", "c"])).await;
     dir.shutdown().await.unwrap();
     let image = |s: &Snapshot, name: &str| get(s, name).pod.containers[0].image.clone();
-    // Half written: what is there so far is a valid file without c.
+    // The file is half written; its content so far is a valid manifest without `c`.
     let mut file = fs::OpenOptions::new().write(true).truncate(true).open(node.path("b.yaml")).unwrap();
     file.write_all(pod("b", "i:2").as_bytes()).unwrap();
     fs::write(node.path("a.yaml"), pod("a", "i:2")).unwrap();
@@ -408,7 +409,7 @@ async fn a_dropped_source_ends_its_thread() {
     tokio::time::timeout(Duration::from_secs(10), closed).await.unwrap();
 }
 
-/// Measures from before the rename until a task that waits for the snapshot has it.
+/// Measures from before the rename until a waiting task has the snapshot.
 #[tokio::test]
 async fn a_change_is_seen_within_milliseconds() {
     let node = Node::new();
@@ -432,11 +433,13 @@ async fn a_change_is_seen_within_milliseconds() {
         "rename to snapshot with 100 pods: p50 {:?}, p90 {:?}, max {:?}",
         times[50], times[90], times[99]
     );
-    // Generous, since other tests run beside it: a missed event would take the 20 s of a rescan.
+    // The limit is generous because other tests run at the same time. A missed event would take the 20 s of a
+    // rescan.
     assert!(times[50] < Duration::from_millis(100), "{times:?}");
 }
 
-/// Random histories against a model: a pod is what its file's last good version said, as long as the file is there.
+/// Compares random histories with a model: a pod has the content of its file's last valid version while the
+/// file exists.
 #[tokio::test]
 async fn random_histories_end_in_what_the_files_say() {
     let mut node = Node::new();
@@ -490,13 +493,13 @@ async fn random_histories_end_in_what_the_files_say() {
     }
 }
 
-/// One scan on this thread, with all waiting events read.
+/// Runs one scan on this thread, after reading all waiting events.
 fn step(watcher: &mut DirectoryWatcher) {
     watcher.read_events();
     watcher.scan();
 }
 
-/// Scans of the files that events name, against full scans, and against a source that has just started.
+/// Compares scans of the files named by events with full scans, and with a source that has just started.
 #[test]
 fn scans_of_named_files_give_the_snapshots_of_full_scans() {
     let mut seed = 0x2545_f491_4f6c_dd1d_u64;
@@ -537,11 +540,11 @@ fn scans_of_named_files_give_the_snapshots_of_full_scans() {
             match random(if links { 12 } else { 9 }) {
                 0..=2 => node.put(&file, &text),
                 3 => {
-                    // Aside in the directory itself.
+                    // The temporary file lies in the directory itself.
                     fs::write(node.path(".aside"), text).unwrap();
                     fs::rename(node.path(".aside"), node.path(&file)).unwrap();
                 }
-                // It fails where the name is a link to itself.
+                // Fails where the name is a link to itself.
                 4 => drop(fs::write(node.path(&file), text)),
                 5 => node.put(&file, "kind: Pod"),
                 6 | 7 => drop(fs::remove_file(node.path(&file))),
@@ -578,7 +581,7 @@ fn scans_of_named_files_give_the_snapshots_of_full_scans() {
         step(&mut fresh);
         let (a, b) = (by_name.1.borrow().clone(), now.borrow().clone());
         if a.errors.iter().all(|e| e.field.as_deref() == Some("metadata.name")) {
-            // Nothing is held for what it was.
+            // Without broken files no pod is held, so a fresh source must have the same snapshot.
             assert_eq!(*a, Snapshot { version: a.version, ..Snapshot::clone(&b) }, "history {history}");
         }
     }

@@ -1,4 +1,4 @@
-//! Tables: what is read how, and what is refused at which field.
+//! Tables of manifests: the accepted values, and the field and reason of each refusal.
 
 use super::*;
 use berth_core::model::*;
@@ -20,7 +20,8 @@ fn statics() -> ManifestContext {
 const SMALL: &str =
     "{apiVersion: v1, kind: Pod, metadata: {name: web}, spec: {containers: [{name: c, image: i}]}}";
 
-/// The small pod with values set at JSON pointers; a pointer's last part `-` appends, `null` takes away.
+/// The small pod with values set at JSON pointers. A pointer's last part `-` appends; `null` removes the
+/// value.
 fn with(changes: &[(&str, &str)]) -> String {
     let mut pod: Value = serde_json::from_str(
         r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web"},
@@ -191,7 +192,7 @@ fn errors_name_the_document_and_the_item_of_a_list() {
     let bad = SMALL.replace("web", "WEB");
     let e = read(&format!("{SMALL}\n---\n{bad}")).unwrap_err();
     assert_eq!(e.document, Some(2));
-    // An error about a single document has no number.
+    // The error of a file with a single document has no document number.
     assert_eq!(read(&bad).unwrap_err().document, None);
     assert_eq!(read("a: [").unwrap_err().document, None);
     for empty in ["", "\n\n", "# c\n", "---\n---\n", "null"] {
@@ -279,7 +280,7 @@ fn whole_numbers_may_be_written_as_helm_writes_them() {
     let e = read("activeDeadlineSeconds: 5.5").unwrap_err();
     assert_eq!(e.reason, "must be a whole number, not the number 5.5");
     assert_eq!(e.field.as_deref(), Some("spec.activeDeadlineSeconds"));
-    // JSON is not converted.
+    // Numbers of JSON documents are not converted.
     assert!(parse_pod(&with(&[("/spec/activeDeadlineSeconds", "5.0")]), &ctx()).is_err());
 }
 
@@ -294,7 +295,7 @@ fn a_grace_period_out_of_range_is_bounded() {
 fn a_name_too_long_for_the_log_directory_is_rejected() {
     let named =
         |length: usize| parse_pod(&with(&[("/metadata/name", &format!("{:?}", "a".repeat(length)))]), &ctx());
-    // default_<name>_<36 characters>.
+    // The file name has the form default_<name>_<36 characters>.
     assert!(named(210).is_ok());
     let e = named(211).unwrap_err();
     assert_eq!(e.field.as_deref(), Some("metadata.name"));
@@ -368,7 +369,7 @@ fn files_that_would_exhaust_memory_or_stack_are_rejected() {
         let bytes = bytes.to_vec();
         let (tell, told) = std::sync::mpsc::channel();
         std::thread::spawn(move || tell.send(parse_file(Path::new("f"), &bytes, &ctx()).is_err()));
-        // No more than that it ends: one that is taken in full does not in days.
+        // The parser must only end with an error: a full expansion of this text would take days.
         let refused = told.recv_timeout(std::time::Duration::from_secs(120));
         assert_eq!(refused, Ok(true), "{what}");
     }
@@ -419,7 +420,7 @@ fn static_pods_follow_the_kubelets_rules() {
         uid("/m/a", &node("n1"), &SMALL.replace("name: web", "name: web, uid: given")).as_str(),
         "given"
     );
-    // What the kubelet passes over is warned of.
+    // Input that the kubelet ignores causes a warning.
     let parsed = read("/m/a", &node("n1"), &format!("{SMALL}\n---\n{SMALL}"));
     assert_eq!((parsed.pods.len(), parsed.warnings.len()), (1, 1));
     let parsed = read("/m/a", &node("n1"), &SMALL.replace("spec: {", "spec: {typo: 1, "));
@@ -560,7 +561,7 @@ fn pod_level_requests_default_to_the_containers_or_the_limit() {
     ]);
     let r = pod.resources.unwrap();
     assert_eq!((r.cpu_request_millis(), r.memory_request_bytes()), (300, 1 << 30));
-    // As the kubelet has it: a sidecar beside a large init container counts, so that 240m are asked for at the worst.
+    // The kubelet's rule: a sidecar runs beside the large init container, so the pod's request is 240m.
     let init = r#"[{"name":"s","image":"i","restartPolicy":"Always","resources":{"requests":{"cpu":"40m"}}},
         {"name":"big","image":"i","resources":{"requests":{"cpu":"200m"}}}]"#;
     let limits = r#"{"limits":{"cpu":"300m","memory":"100Mi"}}"#;
@@ -568,7 +569,7 @@ fn pod_level_requests_default_to_the_containers_or_the_limit() {
     let changes = [("/spec/initContainers", init), ("/spec/containers/0/resources", main)];
     let with_limits = self::pod(&[changes[0], changes[1], ("/spec/resources", limits)]);
     assert_eq!(with_limits.resources.unwrap().cpu_request_millis(), 240);
-    // Without limits of the pod nothing is added to what it says.
+    // Without limits of the pod no request is added to the stated ones.
     let without =
         self::pod(&[changes[0], changes[1], ("/spec/resources", r#"{"requests":{"memory":"1Mi"}}"#)]);
     assert_eq!(without.resources.unwrap().requests.keys().collect::<Vec<_>>(), ["memory"]);

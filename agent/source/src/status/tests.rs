@@ -1,4 +1,4 @@
-//! The shape against what Kubernetes' own type reads, and one object in full.
+//! Checks the published objects against Kubernetes' own types, and one object in full.
 
 use super::*;
 use crate::manifest::{ManifestContext, Mode, parse_pod};
@@ -99,7 +99,7 @@ fn a_pod_has_the_shape_that_the_api_type_reads() {
     let object = pod_object(&raw, &pod, &status, node(&["192.0.2.1".parse().unwrap()]));
     let typed: k8s_openapi::api::core::v1::Pod = serde_json::from_value(object.clone()).unwrap();
     let again = serde_json::to_value(&typed).unwrap();
-    // The type leaves out what is null or empty; everything else has to come back as it was.
+    // The type leaves out null and empty values. All other values must survive the round trip.
     fn covered(at: String, given: &Value, kept: &Value) {
         match (given, kept) {
             (Value::Object(given), Value::Object(kept)) => {
@@ -149,7 +149,8 @@ fn a_host_network_pod_has_the_nodes_addresses() {
     assert!(object["status"].get("hostIP").is_none());
 }
 
-/// `IfPossible` becomes what was possible (`recursiveReadOnly` of `v1.VolumeMountStatus`).
+/// The status shows Enabled or Disabled in place of `IfPossible` (`recursiveReadOnly` of
+/// `v1.VolumeMountStatus`).
 #[test]
 fn a_read_only_mount_says_what_came_of_it() {
     let (raw, mut pod, status) = sample();

@@ -60,7 +60,7 @@ fn a_crash_at_any_step_is_finished_by_the_next_write() {
             symlink("..2026_01_01_00_00_00.1", dir.join("..data_tmp")).unwrap();
         },
         &|dir| {
-            // Published, but links and old version not yet tidied.
+            // The new version is published; the links and the old version are not yet removed.
             let version = dir.join("..2026_01_01_00_00_00.1");
             fs::create_dir(&version).unwrap();
             fs::write(version.join("a"), "2").unwrap();
@@ -92,7 +92,7 @@ fn a_crash_at_any_step_is_finished_by_the_next_write() {
 fn a_failed_write_leaves_the_old_version() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &payload(&[("a", "1")]), None).unwrap();
-    // A file below a file cannot be made.
+    // A file cannot be created below another file.
     assert!(write(dir.path(), &payload(&[("a", "2"), ("a/b", "2")]), None).is_err());
     assert_eq!(fs::read_to_string(dir.path().join("a")).unwrap(), "1");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);

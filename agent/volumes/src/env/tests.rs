@@ -198,7 +198,7 @@ fn expansion_follows_the_table() {
     }
 }
 
-/// The same rules, one character after the other.
+/// A second implementation of the same rules, one character at a time.
 fn reference(text: &str, env: &[(String, String)]) -> String {
     let chars: Vec<char> = text.chars().collect();
     let mut out = String::new();

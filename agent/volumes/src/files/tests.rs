@@ -25,7 +25,7 @@ fn hosts_resolv_conf_hostname_and_shm_are_made() {
     assert_eq!(fs::metadata(&shm).unwrap().mode() & 0o7777, 0o1777);
     let mount = berth_sys::mount::mounts_below(&shm).unwrap().pop().unwrap();
     assert!(["nosuid", "nodev", "noexec"].iter().all(|o| mount.has_option(o)), "{mount:?}");
-    // As containerd's CRI plugin mounts it: swap is not kept away.
+    // The tmpfs has no `noswap`, as in containerd's CRI plugin.
     assert!(!mount.has_super_option("noswap"), "{}", mount.super_options);
     assert_eq!((mount.fs_type.as_str(), mount.source.to_str()), ("tmpfs", Some("shm")));
 }

@@ -52,7 +52,7 @@ fn a_volume_begins_with_what_the_image_has_there() {
     assert_eq!(fs::read_to_string(made[2].join("sub/seed")).unwrap(), "of the image");
     assert_ne!(made[0], made[2]);
 
-    // What the container wrote stays where the start is met again; the image is not asked for.
+    // A repeated start keeps the files that the container wrote, and does not open the image.
     fs::write(made[0].join("written"), "").unwrap();
     let again = case.node.volumes.image_volumes(&case.uid, &case.id, &["/data".to_owned()], || {
         Err(io::Error::other("not to be opened"))
@@ -78,7 +78,7 @@ fn nothing_of_the_node_gets_in_or_is_harmed() {
         assert_eq!(fs::read_dir(empty).unwrap().count(), 0, "the image has no such directory");
     }
     assert_eq!(fs::read_link(made[2].join("out")).unwrap(), outside);
-    // What a container leaves in place of a directory of ours is removed, not followed.
+    // A symlink that a container puts in place of a directory is removed, not followed.
     symlink(&outside, made[0].join("planted")).unwrap();
     case.node.volumes.remove_image_volumes(&case.uid, &case.id).unwrap();
     assert!(!made[0].exists() && !made[2].exists());
@@ -97,7 +97,7 @@ fn one_that_was_cut_short_is_made_anew() {
     fs::create_dir(case.image.join("data")).unwrap();
     fs::write(case.image.join("data/seed"), "whole").unwrap();
     fs::write(case.image.join("file"), "").unwrap();
-    // As an agent that died in the middle leaves it.
+    // The state that an agent leaves that died in the middle of the copy.
     let dir = case.node.volumes.image_volumes_dir(&case.uid, &case.id);
     fs::create_dir_all(dir.join(UNFINISHED)).unwrap();
     fs::write(dir.join(UNFINISHED).join("seed"), "ha").unwrap();

@@ -89,7 +89,7 @@ fn sub_paths_are_bound_once_and_follow_the_environment() {
     let before = node.mounts();
     assert_eq!(node.volumes.container_mounts(&p, &c, &env).unwrap(), got);
     assert_eq!(node.mounts(), before);
-    // A running container keeps what it saw; the next one gets the new file.
+    // A running container keeps the old file; the next one gets the new file.
     assert!(node.volumes.refresh(&p, &facts(), &config_map("cm", &[("k", b"2")])).unwrap());
     assert_eq!(fs::read_to_string(&got[1].source).unwrap(), "1");
     node.volumes.container_mounts(&p, &c, &env).unwrap();
@@ -129,7 +129,7 @@ fn an_error_of_a_mount_names_volume_and_container() {
         (mount("late", "/x"), "volume \"late\" of container \"main\" is not set up"),
         (plain("/abs"), "subPath \"/abs\" of volume \"scratch\" must not be an absolute path"),
         (plain("a/../b"), "subPath \"a/../b\" of volume \"scratch\" must not contain '..'"),
-        // What leads outside is there, and is not made.
+        // The target outside the volume exists already. A sub-path must not lead to it.
         (plain("out"), "failed to prepare subPath for volumeMount \"scratch\" of container \"main\""),
         (plain("out/cron.d"), "failed to prepare subPath for volumeMount \"scratch\" of container \"main\""),
         (plain("file/below"), "failed to prepare subPath for volumeMount \"scratch\" of container \"main\""),

@@ -85,7 +85,7 @@ fn a_bind_is_kept_while_it_is_the_same_file() {
     assert_eq!(ino(&target), ino(&t.volume.join("a")));
     bind(open("a"), &target).unwrap();
     assert_eq!(t.node.mounts().len(), 1);
-    // Another file, and of another kind: the target changes with it.
+    // The source becomes a file instead of a directory, and the target must change its type too.
     bind(open("file"), &target).unwrap();
     assert_eq!(ino(&target), ino(&t.volume.join("file")));
     assert_eq!(t.node.mounts().len(), 1);
@@ -112,7 +112,7 @@ fn an_exchange_race_never_leads_outside() {
         });
         let _stop = Stop(&done);
         let mut round = 0;
-        // The other thread may be away for many rounds; both outcomes must have come up often.
+        // The other thread may not run for many rounds; both outcomes must have occurred often enough.
         while round < ROUNDS || (inside.min(refused) < 500 && round < 100 * ROUNDS) {
             round += 1;
             let path = if round % 8 == 0 { format!("a/n{}", round % 512) } else { "a/b".to_owned() };
@@ -126,7 +126,7 @@ fn an_exchange_race_never_leads_outside() {
             };
             let stat = rustix::fs::fstat(&fd).unwrap();
             assert!(!outside.contains(&(stat.st_dev, stat.st_ino)), "round {round}");
-            // Where the kernel says it is: in the volume, under whichever of the two names.
+            // The kernel shows the path of the opened file: in the volume, under either of the two names.
             let at = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
             assert!(at.starts_with(&real), "round {round}: {at:?}");
             bind(&fd, &target).unwrap();

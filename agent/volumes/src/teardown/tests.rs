@@ -4,7 +4,7 @@ use berth_core::model::{HostPathType, Medium, Pod, SubPath, VolumeMount, VolumeS
 use berth_sys::mount::{BindOpts, bind};
 use std::{fs, os::unix::fs::symlink, path::Path};
 
-/// A pod with everything: volumes on disk and tmpfs, sub-paths of each, shm, and a hostPath.
+/// A pod with every kind of mount: volumes on disk and tmpfs, sub-paths of each, shm, and a hostPath.
 fn set_up(node: &Node) -> (Pod, PathBuf) {
     let host = node.path().join("host");
     fs::create_dir_all(host.join("sub")).unwrap();
@@ -61,7 +61,7 @@ fn foreign_mounts_and_links_in_a_pods_volumes_lose_nothing() {
     bind(&host, &dir.join("bound-twice"), BindOpts::default()).unwrap();
     fs::write(dir.join("file"), "").unwrap();
     bind(&precious.join("single"), &dir.join("file"), BindOpts::default()).unwrap();
-    // A tmpfs inside the bind, holding another bind.
+    // A tmpfs inside the bind mount, which holds another bind mount.
     crate::os::mount_tmpfs("tmpfs", &precious.join("deep"), rustix::mount::MountFlags::empty(), "mode=755")
         .unwrap();
     fs::write(precious.join("deep/in-memory"), "3").unwrap();

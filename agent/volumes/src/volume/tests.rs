@@ -53,7 +53,7 @@ fn an_empty_dir_is_writable_by_all_and_never_changed_again() {
         let dir = node.volume_dir(&p, "scratch");
         assert!(dir.ends_with("pods/uid-1/volumes/kubernetes.io~empty-dir/scratch"));
         assert_eq!((mode(&dir), mode(&node.pod_dir(&p))), (0o777, 0o750));
-        // What the pod does with it is not undone.
+        // Files that the pod writes are kept by the next mount.
         fs::write(dir.join("kept"), "x").unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
         node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
@@ -93,7 +93,7 @@ fn a_memory_volume_is_a_tmpfs_of_the_least_limit() {
     node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
     assert_eq!(node.mounts().len(), 1, "not mounted twice");
     assert_eq!(read(&dir.join("kept")), "x");
-    // After a reboot the directory is there, the tmpfs is not.
+    // After a reboot the directory still exists and its tmpfs does not.
     berth_sys::mount::unmount(&dir).unwrap();
     node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
     assert!(is_tmpfs(&dir) && !dir.join("kept").exists());
@@ -223,11 +223,11 @@ fn a_reader_never_sees_a_mix_of_two_versions() {
         let reader = s.spawn(|| {
             let (mut whole, mut seen) = (0u32, std::collections::BTreeSet::new());
             while !done.load(Ordering::Acquire) {
-                // One look at ..data, as a careful program takes it.
+                // The reader resolves `..data` once, as a careful program does.
                 let Ok(version) = fs::canonicalize(dir.join("..data")) else { continue };
                 let texts: Vec<_> =
                     ["a", "b", "c"].iter().map(|k| fs::read_to_string(version.join(k))).collect();
-                // A version may go away under the reader; what it did read must be of one version.
+                // A version may be removed while it is read. All files that were read must be of one version.
                 let texts: Vec<String> = texts.into_iter().flatten().collect();
                 assert!(texts.windows(2).all(|w| w[0] == w[1]), "{texts:?}");
                 assert!(texts.iter().all(|t| !t.is_empty()), "an unfinished file");

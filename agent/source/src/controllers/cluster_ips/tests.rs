@@ -14,7 +14,7 @@ fn services(text: &str) -> Vec<Arc<DesiredService>> {
     desired.collect()
 }
 
-/// The Services with their assignments, in the order of `services`.
+/// Returns the Services with their assignments, in the order of `services`.
 fn fill(
     allocator: &mut ClusterIpAllocator,
     services: &[Arc<DesiredService>],
@@ -54,7 +54,7 @@ fn an_assigned_address_is_unique_and_stays_over_restarts() {
         ips.iter().all(|ip| *ip >= "10.96.0.16".parse::<IpAddr>().unwrap()),
         "the lowest are assigned by hand"
     );
-    // Other Services come before them by name, and one of those names an address that is in use.
+    // Two new Services come first by name, and one of them states an address that is already assigned.
     let hand = first[3].service.cluster_ips[0];
     let more = a("a0", &format!("clusterIP: {hand}, ports: [{{port: 1}}]"))
         + &a("a1", "ports: [{port: 80}]")
@@ -67,7 +67,7 @@ fn an_assigned_address_is_unique_and_stays_over_restarts() {
     }
     assert_eq!(second[0].service.cluster_ips, [hand]);
     assert!(!ips.contains(&second[1].service.cluster_ips[0]));
-    // The address of a Service that is gone is freed, but only once all Services are known.
+    // The address of a removed Service is freed only when all Services are known.
     fill(&mut allocator, &[], false);
     assert_eq!(allocator.journal.services.len(), 101);
     fill(&mut allocator, &[], true);
@@ -139,7 +139,7 @@ fn a_torn_journal_is_set_aside_and_the_same_addresses_are_assigned_again() {
     assert_eq!(first[0].service, again[0].service);
 }
 
-/// The model: the journal computed from all Services at once.
+/// The model: computes the journal from all Services at once.
 fn whole(
     journal: &AllocationJournal,
     ranges: &ServiceRanges,
@@ -150,7 +150,7 @@ fn whole(
         services.iter().map(|s| (s.service.key.to_string(), &**s)).collect();
     let mut next = journal.clone();
     next.services.retain(|name, _| !all || there.contains_key(name));
-    // Assignments that a Service needs no more are freed.
+    // Assignments that a Service no longer needs are freed.
     for (name, assigned) in &mut next.services {
         let Some(service) = there.get(name) else { continue };
         let families = missing_families(service, ranges);
@@ -199,7 +199,7 @@ fn whole(
     next
 }
 
-/// A Service by number; some need more than the narrow ranges have.
+/// A Service of this kind; some kinds need more addresses or ports than the narrow ranges have.
 fn kind(number: u8, name: &str) -> Arc<DesiredService> {
     let spec = match number {
         0 => "ports: [{port: 80}]".to_owned(),

@@ -1,4 +1,4 @@
-//! The set after changes one by one, against the set of all files merged at once.
+//! Compares the set after single updates with a merge of all files at once.
 
 use super::*;
 use crate::{
@@ -21,7 +21,7 @@ struct All {
     errors: Vec<ManifestError>,
 }
 
-/// The model: all files in order, the first to define a name has it.
+/// The model: merges all files in order; the first file that defines a name owns the name.
 fn fresh(files: &Files) -> All {
     let mut next = All::default();
     let mut objects = Objects::default();
@@ -119,14 +119,14 @@ fn twice(what: &str, name: &str, first: &Path) -> String {
     format!("{what} {name} is already defined in {}; that one is used", first.display())
 }
 
-/// One object of few names, so that many clash.
+/// An object with one of few names, so that many objects clash.
 fn object(kind: u8, name: u8, value: u8) -> String {
     let meta = format!("name: n{name}, creationTimestamp: \"2024-01-01T00:00:00Z\"");
     match kind {
         0 => format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{{meta}}}, spec: {{containers: [{{name: c, image: i{value}}}]}}}}"
         ),
-        // Few UIDs too.
+        // Few UIDs, so that they clash as well.
         1 => format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{{meta}, uid: u{value}}}, spec: {{containers: [{{name: c, image: i}}]}}}}"
         ),
@@ -202,7 +202,7 @@ proptest! {
 
 fn check(index: &mut ObjectIndex, files: &Files) -> Result<(), TestCaseError> {
     let before = index.settle().clone();
-    // A second settling without updates changes nothing.
+    // A second `settle` without updates changes nothing.
     let merged = index.settle();
     prop_assert!(Arc::ptr_eq(&before.pods, &merged.pods) && Arc::ptr_eq(&before.objects, &merged.objects));
     prop_assert!(before.services.is(&merged.services) && before.slices.is(&merged.slices));
