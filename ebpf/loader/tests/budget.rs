@@ -1,4 +1,4 @@
-//! The verifier takes the programs, and they are no larger than they should be.
+//! The verifier accepts the programs, and the programs stay within their budgets of instructions.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
 mod support;
@@ -6,13 +6,13 @@ mod support;
 use berth_ebpf_abi::{Chunk, ChunkKey, Service, ServiceKey, V4};
 use berth_ebpf_loader::{Access, Datapath, FunctionReport, OBJECT, Report, digest, functions, load, report};
 
-/// Instructions as the kernel runs them, at most, of a program with all of its functions.
+/// Limit of the instructions, as the kernel runs them, of a program with all its functions.
 const BUDGETS: [(&str, u32); 8] = [
     ("connect4", 400),
-    // Two functions: nearly every datagram to a Service goes on with the backend that its socket has, and runs through the
-    // first alone.
+    // Two functions. Nearly every datagram to a Service keeps the backend that the socket has, and runs the
+    // first function only.
     ("sendmsg4", 640),
-    // Two programs in one: sockets of IPv6 also connect to mapped IPv4 addresses. No call runs through both.
+    // Two programs in one, because IPv6 sockets also connect to mapped IPv4 addresses. No call runs both.
     ("connect6", 800),
     ("sendmsg6", 680),
     ("recvmsg4", 100),
@@ -21,13 +21,13 @@ const BUDGETS: [(&str, u32); 8] = [
     ("getpeername6", 100),
 ];
 
-/// The same of any function of theirs.
+/// Limit of the instructions of each function of these programs.
 const FUNCTION: u32 = 400;
 
-/// The same of the functions of a socket's first datagram to an address: held to what they were measured at.
+/// Limit for the functions of a socket's first datagram to an address, set to the measured size.
 const FIRST_DATAGRAM: (&str, u32) = ("6begin", 430);
 
-/// The same of the functions of every other datagram.
+/// Limit for the functions of every other datagram.
 const DATAGRAM: (&str, u32) = ("sendmsg", 240);
 
 fn function_budget(function: &str) -> u32 {
@@ -59,19 +59,20 @@ fn socket_hooks_keep_their_budgets() {
     assert!(over.is_empty(), "{}", over.join("; "));
 }
 
-/// Functions that a packet runs through at a device, by a part of their symbols; each packet's is one of these. `#` is
-/// the family's mark in a symbol.
+/// Functions that a packet runs at a device, by a part of their symbols; every packet takes one of the paths.
+/// `#` stands for the family's part of a symbol.
 struct Path {
     what: &'static str,
     programs: &'static [(&'static str, &'static str)],
     functions: &'static [&'static str],
-    /// Of IPv4 and of IPv6, instructions as the kernel runs them, at most.
+    /// Limits of the instructions, as the kernel runs them, for IPv4 and IPv6.
     budget: [u32; 2],
 }
 
-/// The budget of packets is for the first, which nearly all take. The others are held to what they were measured at.
+/// The packet budget holds for the first path, which nearly all packets take. The limits of the others are
+/// set to the measured sizes.
 ///
-/// Routes may have to be asked for the device, which is a function of its own.
+/// The lookup of a route for the device is a function of its own.
 const PATHS: [Path; 3] = [
     Path {
         what: "a packet of a connection that was looked at in this second",
@@ -107,7 +108,7 @@ fn packets_keep_their_budgets() {
     for path in &PATHS {
         for (program, part) in path.programs {
             let functions = loaded.functions(program);
-            // How a symbol spells the address types.
+            // The spelling of the address types in a symbol.
             for (family, mark, budget) in [(4, "m", path.budget[0]), (6, "Amj4_", path.budget[1])] {
                 let wanted = path.functions.iter().map(|name| name.replace('#', mark));
                 let own = [(*program).to_owned(), format!("2tc{}{part}{family}", part.len() + 1)];
@@ -127,7 +128,7 @@ fn packets_keep_their_budgets() {
     assert!(over.is_empty(), "{}", over.join("; "));
 }
 
-/// The programs in the kernel.
+/// The programs, loaded into the kernel.
 struct Loaded {
     scratch: support::Scratch,
     object: Vec<u8>,
@@ -137,7 +138,7 @@ struct Loaded {
 impl Loaded {
     fn new() -> Loaded {
         let scratch = support::Scratch::new();
-        // What to try instead of what is committed.
+        // `BERTH_OBJECT` names an object to test instead of the committed one.
         let object = std::env::var_os("BERTH_OBJECT")
             .map_or_else(|| OBJECT.to_vec(), |path| std::fs::read(path).unwrap());
         load(&scratch.pins(), &object, |_| {}).unwrap();
@@ -157,7 +158,7 @@ fn ten_thousand_services_fit_in_thirty_megabytes() {
     let maps = Datapath::open(&scratch.pins(), Access::Write).unwrap();
     let (mut ways, mut chunks) = (Vec::new(), Vec::new());
     for id in 1..=10_000_u32 {
-        // Ten endpoints each: a chunk. The address itself is known too.
+        // Ten endpoints take one chunk. The Service's address has an entry of its own.
         let key = ServiceKey { addr: id, port: 80, proto: 6, pad: 0 };
         ways.push((key, Service::<V4>::default()));
         ways.push((ServiceKey { port: 0, proto: 0, ..key }, Service::default()));

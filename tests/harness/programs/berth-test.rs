@@ -1,7 +1,8 @@
-//! What runs inside test containers: small roles whose every step shows in the output.
+//! Program of the test containers: small roles whose every step shows in the output.
 //!
-//! - `write LINES RATE WIDTH`: LINES numbered lines (0: no end) of WIDTH bytes at RATE bytes a second; a line that took
-//!   long to write is told on standard error as `slow <milliseconds>`, the slowest at the end as `slowest <microseconds>`.
+//! - `write LINES RATE WIDTH`: writes LINES numbered lines (0: without end) of WIDTH bytes at RATE bytes per
+//!   second. Standard error gets `slow <milliseconds>` for each line whose write took long, and `slowest
+//!   <microseconds>` at the end.
 
 use std::{
     env,
@@ -30,9 +31,9 @@ fn usage() -> ! {
     exit(2);
 }
 
-/// Lines `<number> <padding>`; one write(2) a line, so that its time can be told.
+/// Writes lines `<number> <padding>`, each by one write(2), so that its time can be measured.
 fn write_lines(lines: u64, rate: u64, width: usize) {
-    // Not by `stdout()`: its lock and buffer would stand between a line and its time.
+    // The lock and the buffer of `stdout()` would distort the time of a line.
     let Ok(descriptor) = io::stdout().as_fd().try_clone_to_owned() else { exit(9) };
     let mut out = File::from(descriptor);
     let begun = Instant::now();

@@ -1,6 +1,5 @@
 //! Independent client of the agent's local socket, without the project's own client code. A frame is a length
 //! (u32, little endian) and a JSON document.
-//! document.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! The same generated cases as on the host, through sockets: the kernel, the decision on tables in memory and the
-//! plain model say the same.
+//! Runs the generated cases of the host's tests through sockets: the kernel, the decision over tables in
+//! memory and the plain model must give the same result.
 
 use crate::node::{Node, cookie, in_netns, mapped, v4, v6};
 use berth_ebpf_abi::{
@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The kernel's maps of a family.
+/// The kernel's maps of one family.
 struct Maps<'n, A> {
     service: &'n Map<ServiceKey<A>, Service<A>>,
     chunk: &'n Map<ChunkKey, Chunk<A>>,
@@ -33,7 +33,7 @@ struct Maps<'n, A> {
     node: &'n Map<A, NodeAddress>,
 }
 
-/// What a socket came to.
+/// Result of a socket call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Came {
     To(SocketAddr),
@@ -41,7 +41,7 @@ enum Came {
     Unreachable,
 }
 
-/// Who listens on all ports.
+/// Servers that listen on all addresses at the test's ports.
 struct Servers {
     tcp: Vec<TcpListener>,
     udp: Vec<UdpSocket>,
@@ -70,7 +70,7 @@ impl Servers {
         }
     }
 
-    /// Where a datagram went.
+    /// Address at which the datagram arrived.
     fn receive(&self, number: u64) -> SocketAddr {
         let deadline = Instant::now() + Duration::from_secs(5);
         while Instant::now() < deadline {
@@ -98,7 +98,7 @@ impl Servers {
     }
 }
 
-/// How one client dials.
+/// The kinds of client call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum How {
     Tcp,
@@ -114,7 +114,7 @@ fn dial(how: How, to: SocketAddr, servers: &Servers, number: u64) -> Came {
     };
     let done = match how {
         How::Tcp => TcpStream::connect(to).and_then(|stream| {
-            // No TIME_WAIT: the ports are wanted again.
+            // A reset avoids TIME_WAIT, because the ports are needed again.
             setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
             stream.peer_addr()
         }),
@@ -133,7 +133,7 @@ fn dial(how: How, to: SocketAddr, servers: &Servers, number: u64) -> Came {
     }
 }
 
-/// Compares addresses of IPv4 and their mapped forms.
+/// The address with a mapped IPv4 address in its IPv4 form, for comparison.
 fn plain(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
@@ -146,7 +146,7 @@ fn agrees<A: Sample + Plain>(
     as_client: fn(A) -> Client,
 ) {
     let node = Node::new();
-    // Without it the socket would show what it dialled.
+    // With the hook the socket would show the address that was dialled.
     node.detach("getpeername4");
     node.detach("getpeername6");
     let maps = maps_of(&node.maps);
@@ -159,7 +159,7 @@ fn agrees<A: Sample + Plain>(
             let mut dice = Dice::new(seed + index);
             let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap().tv_sec();
             let first_id = u32::try_from(index).unwrap() * 100 + 1;
-            // An entry may be older than the machine's own clock: the age is a difference.
+            // An entry may be older than the machine's uptime, because ages are differences.
             let mut world = World::<A>::random(&mut dice, first_id, u32::try_from(now).unwrap());
             world.range = true;
             let mut tables = world.tables();
@@ -200,7 +200,7 @@ fn agrees<A: Sample + Plain>(
                         let one = set.iter().find(|b| came_to(came, show(b.addr, b.port)));
                         *one.unwrap_or_else(|| panic!("{}", wrong()))
                     };
-                    // The unspecified address is the loopback's to the kernel.
+                    // The kernel treats the unspecified address as loopback.
                     let own = if case.key.addr == A::ANY { A::loopback() } else { case.key.addr };
                     let kind = match (&expected, verdict) {
                         (Expected::Exactly(Verdict::Pass), Verdict::Pass) => {
@@ -218,7 +218,8 @@ fn agrees<A: Sample + Plain>(
                             "drop"
                         }
                         (Expected::Exactly(Verdict::Reject(_)), Verdict::Reject(_)) => {
-                            // A datagram's socket hears of no refusal; the host's packets go nowhere else.
+                            // A datagram's socket receives no refusal of the device. On the host the hook
+                            // itself refuses.
                             if how == How::UdpSend && from != ClientLocation::Host {
                                 assert!(came_to(came, show(own, case.key.port)), "{}", wrong());
                             } else {
@@ -234,7 +235,8 @@ fn agrees<A: Sample + Plain>(
                         }
                         (Expected::OneOf(set), Verdict::To(choice)) => {
                             let backend = selection(set);
-                            // The two threw different dice; from here on both stay with the kernel's.
+                            // Kernel and memory drew different random numbers. Both continue with the
+                            // kernel's choice.
                             world.selection(&case, choice.service, backend);
                             let key = AffinityKey { id: choice.service, client: client(&case) };
                             if let Some(last) = tables.affinity.get_mut().get_mut(&key) {

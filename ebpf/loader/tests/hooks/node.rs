@@ -1,4 +1,4 @@
-//! A node of nothing but the hooks: pins, a cgroup, network namespaces.
+//! A node that consists of the hooks: pins, a cgroup, network namespaces.
 
 use berth_core::sync::lock;
 use berth_ebpf_abi::{Client, Config, Prefix, V4, V6, client};
@@ -17,10 +17,10 @@ use std::{
     thread,
 };
 
-/// The hooks see the whole process: one test at a time.
+/// Held by each test: the hooks apply to the whole process, so only one test runs at a time.
 static ONE: Mutex<()> = Mutex::new(());
 
-/// Taken away however the test ends.
+/// Loaded and attached hooks, removed on drop.
 pub(crate) struct Node {
     dir: tempfile::TempDir,
     cgroup: PathBuf,
@@ -30,13 +30,13 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Loads and attaches, and moves this process into the cgroup.
+    /// Loads and attaches the hooks, and moves this process into the cgroup.
     pub(crate) fn new() -> Node {
         let one = lock(&ONE);
         let dir = tempfile::Builder::new().prefix("berth-hooks-").tempdir().unwrap();
         let pins = Pins::new(dir.path().join("bpf/berth"));
         ensure_bpffs(&pins).unwrap();
-        // What to try instead of what is committed.
+        // `BERTH_OBJECT` names an object to test instead of the committed one.
         let object = std::env::var_os("BERTH_OBJECT").map(|path| fs::read(path).unwrap());
         load(&pins, object.as_deref().unwrap_or(OBJECT), |_| {}).unwrap();
         let maps = Datapath::open(&pins, Access::Write).unwrap();
@@ -69,7 +69,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         enter(&self.home);
-        // With the file system the pins go, with them the links.
+        // The unmount removes the pins and with them the links.
         umount2(&self.dir.path().join("bpf"), MntFlags::MNT_DETACH).unwrap();
         fs::remove_dir(&self.cgroup).unwrap();
     }
@@ -79,7 +79,7 @@ fn enter(cgroup: &Path) {
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
 }
 
-/// Does something on a thread with a network namespace of its own, in which every address is local.
+/// Runs `work` on a thread in a new network namespace in which every address is local.
 pub(crate) fn in_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let inside = || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
@@ -89,7 +89,7 @@ pub(crate) fn in_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
             let out = Command::new("ip").args(line.split(' ')).output().unwrap();
             assert!(out.status.success(), "ip {line}: {}", String::from_utf8_lossy(&out.stderr));
         }
-        // Where every IPv6 address is local, none may be bound to without this.
+        // Without this setting no IPv6 address can be bound where every address is local.
         fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").unwrap();
         work()
     };
@@ -100,19 +100,19 @@ pub(crate) fn in_netns<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 impl Node {
-    /// The calling thread's network namespace becomes the host's.
+    /// Makes the calling thread's network namespace the host's.
     pub(crate) fn host_here(&self) {
         let host = Client { flags: client::HOST, ..Client::default() };
         self.maps.client.put(&cookie(), &host).unwrap();
     }
 }
 
-/// The cookie of the calling thread's network namespace.
+/// Cookie of the calling thread's network namespace.
 pub(crate) fn cookie() -> u64 {
     berth_ebpf_loader::netns_cookie(fs::File::open("/proc/thread-self/ns/net").unwrap()).unwrap()
 }
 
-/// An address as sockets take it.
+/// An IPv4 address of the maps as a socket address.
 pub(crate) fn v4(addr: V4, port: u16) -> SocketAddr {
     (Ipv4Addr::from(addr.to_ne_bytes()), u16::from_be(port)).into()
 }
@@ -122,7 +122,7 @@ pub(crate) fn mapped(addr: V4, port: u16) -> SocketAddr {
     (Ipv4Addr::from(addr.to_ne_bytes()).to_ipv6_mapped(), u16::from_be(port)).into()
 }
 
-/// An IPv6 address as sockets take it.
+/// An IPv6 address of the maps as a socket address.
 pub(crate) fn v6(addr: V6, port: u16) -> SocketAddr {
     let mut bytes = [0; 16];
     for (bytes, word) in bytes.chunks_mut(4).zip(addr) {

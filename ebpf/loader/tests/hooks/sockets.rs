@@ -1,4 +1,4 @@
-//! What programs with sockets see.
+//! Effects of the socket hooks that a program sees on its sockets.
 
 use crate::node::{Node, cookie, in_netns, mapped, v4, v6};
 use berth_ebpf_abi::{
@@ -16,9 +16,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What everybody dials, network order.
+/// Port of all Services, in network order.
 const PORT: u16 = 80_u16.to_be();
-/// Where everybody listens, network order.
+/// Port of all backends, in network order.
 const TARGET: u16 = 8080_u16.to_be();
 
 fn key<A>(addr: A, proto: u8) -> ServiceKey<A> {
@@ -44,7 +44,7 @@ fn vip<A: Sample>(n: u16) -> A {
     A::nth(Kind::Virtual, n)
 }
 
-/// Both families, both protocols: a Service on the first virtual address with this pod.
+/// Publishes a Service on the `n`th virtual address with this pod, for both families and protocols.
 fn one_service(node: &Node, n: u16, pod: u16) {
     for proto in [TCP, UDP] {
         let id = u32::from(n) * 10 + u32::from(proto);
@@ -53,7 +53,7 @@ fn one_service(node: &Node, n: u16, pod: u16) {
     }
 }
 
-/// The three ways of dialling the `n`th virtual address.
+/// The three ways to dial the `n`th virtual address: IPv4, mapped IPv4, IPv6.
 fn dialled(n: u16) -> [SocketAddr; 3] {
     [v4(vip(n), PORT), mapped(vip(n), PORT), v6(vip(n), PORT)]
 }
@@ -66,7 +66,7 @@ fn udp(like: SocketAddr) -> UdpSocket {
     socket
 }
 
-/// Answers on the pod's own address; on both families.
+/// Sockets on the pod's own address, for both families.
 fn echo(pod: u16) -> [UdpSocket; 2] {
     [v4(Sample::nth(Kind::Pod, pod), TARGET), v6(Sample::nth(Kind::Pod, pod), TARGET)]
         .map(|addr| UdpSocket::bind(addr).unwrap())
@@ -108,7 +108,7 @@ fn a_connection_shows_the_address_that_was_dialled() {
 #[test]
 fn answers_to_datagrams_come_from_the_address_that_was_dialled() {
     let node = Node::new();
-    // Two Services share a backend; a third has its own.
+    // The first two Services share a backend; the third has its own.
     one_service(&node, 1, 5);
     one_service(&node, 2, 5);
     one_service(&node, 3, 6);
@@ -158,7 +158,8 @@ fn a_socket_remembers_its_last_eight_backends() {
                     1 => mapped(Sample::nth(Kind::Pod, n), TARGET),
                     _ => v6(Sample::nth(Kind::Pod, n), TARGET),
                 };
-                // The two oldest are forgotten: their answers are shown as they are.
+                // The backends of the two oldest Services are forgotten, so their answers show the pod's
+                // address.
                 assert_eq!(from, if n <= 2 { pod } else { dialled(n)[way] });
             }
         }
@@ -185,7 +186,7 @@ fn without_endpoints_and_on_unknown_ports_calls_are_refused_at_once() {
         node.host_here();
         for dialled in dialled(1) {
             for to in [dialled, SocketAddr::new(dialled.ip(), 81)] {
-                // Everything is local here: somebody listening at the address itself would be reached.
+                // Every address is local here: without the hook this listener would accept the connection.
                 let _there =
                     TcpListener::bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), to.port())).unwrap();
                 let refused = TcpStream::connect(to).map(drop).map_err(|e| e.kind());
@@ -229,9 +230,10 @@ fn loopback_node_ports_are_the_hosts_alone_and_a_pod_that_opted_out_is_left_alon
         let loopback6: SocketAddr = (Ipv6Addr::LOCALHOST, 30_080).into();
         let own = v4(V4::nth(Kind::Node, 0), 30_080_u16.to_be());
         let come = || [real(dialled(1)[0]), real(loopback), real(own), real(loopback6)];
-        // A container of somebody else, or a pod that is just being started: nobody's loopback is the node's.
+        // The namespace is unknown: a foreign container, or a pod that is just starting. Its loopback is not
+        // the node's.
         assert_eq!(come(), [pod, loopback, pod, loopback6]);
-        // IPv6's is nobody's, as with kube-proxy.
+        // Node ports do not answer at the IPv6 loopback, as with kube-proxy.
         node.host_here();
         assert_eq!(come(), [pod, pod, pod, loopback6]);
         let client = Client { v4: V4::nth(Kind::Pod, 1), ..Client::default() };
@@ -243,7 +245,8 @@ fn loopback_node_ports_are_the_hosts_alone_and_a_pod_that_opted_out_is_left_alon
     });
 }
 
-/// Publishes the first virtual address with these pods, of which only `selection` are in the set.
+/// Publishes the first two virtual addresses as one UDP Service. `selection` is the set for new clients;
+/// `serving` are the pods that existing clients may keep.
 fn publish(node: &Node, generation: u32, selection: &[u16], serving: &[u16]) {
     fn of<A: Sample>(generation: u32, selection: &[u16]) -> (Service<A>, Chunk<A>) {
         let few = if selection.len() > 4 { &[] } else { selection };
@@ -277,7 +280,8 @@ fn publish(node: &Node, generation: u32, selection: &[u16], serving: &[u16]) {
     }
 }
 
-/// Sends a datagram and says which pod got it; the answer is shown as from where it was sent to.
+/// Sends a datagram and returns the number of the pod that received it. The answer must come from the dialled
+/// address.
 fn sent(socket: &UdpSocket, to: SocketAddr, servers: &[[UdpSocket; 2]]) -> usize {
     socket.send_to(b"q", to).unwrap();
     let family = usize::from(to.ip().to_canonical().is_ipv6());
@@ -316,8 +320,8 @@ fn a_socket_stays_with_its_backend_while_that_serves() {
                 sockets.iter().map(|socket| sent(socket, dialled(1)[way], &servers)).collect();
             let different: HashSet<_> = at.iter().collect();
             assert!(different.len() > selection.len() / 3, "24 sockets came to {different:?}");
-            // Others come, and the old ones only serve; by another way in the same backends are selection, of which each
-            // answers as from the way that was dialled.
+            // Other backends replace the old ones, which only serve existing clients. Through the second
+            // address the sockets choose new backends; each answer comes from the address that was dialled.
             let other: Vec<u16> = (20..20 + u16::try_from(selection.len()).unwrap()).collect();
             let both: Vec<u16> = selection.iter().chain(&other).copied().collect();
             publish(&other, &both);
@@ -344,7 +348,8 @@ fn two_addresses_of_one_backend_keep_it_each() {
     in_netns(|| {
         let servers: Vec<_> = (0..40).map(echo).collect();
         for way in 0..3 {
-            // One backend for both addresses, then another that each would be selection anew.
+            // Both addresses choose backend 3. Afterwards the set holds another backend, which a new choice
+            // would take.
             publish(&node, u32::try_from(way).unwrap() * 2 + 1, &[3], &[3]);
             let socket = udp(dialled(1)[way]);
             for n in [1, 2, 1, 2, 2, 1] {
@@ -380,7 +385,7 @@ fn the_host_reaches_no_address_of_the_range_that_no_service_has() {
     let node = Node::new();
     in_netns(|| {
         for to in dialled(9) {
-            // Everything is local here: somebody listening at the address itself would be reached.
+            // Every address is local here: without the hook this listener would accept the connection.
             let _there = TcpListener::bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), to.port())).unwrap();
             assert!(TcpStream::connect(to).is_ok(), "a container of somebody else may have it");
             node.host_here();
@@ -400,7 +405,7 @@ fn without_memory_for_a_socket_its_connection_is_made_all_the_same() {
     in_netns(|| {
         node.host_here();
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, u16::from_be(TARGET))).unwrap();
-        // Of this namespace where the kernel has one each (6.7), else there is nothing to be tested.
+        // The limit is per namespace since kernel 6.7; older kernels show no such file in a namespace.
         std::fs::write("/proc/sys/net/core/optmem_max", "0").unwrap();
         for to in dialled(1) {
             let client = TcpStream::connect(to).unwrap();
@@ -417,7 +422,7 @@ fn each_pod_stays_with_its_own_backend_whatever_namespace_asks() {
     let pods = [1, 2, 3, 4];
     let mut value = service::<V4>(7, &pods);
     value.affinity_s = 1000;
-    // By two ways in: the same Service port.
+    // Two frontends of the same Service port.
     for n in [1, 2] {
         node.maps.service4.put(&key(vip(n), UDP), &value).unwrap();
     }
@@ -456,6 +461,6 @@ fn each_pod_stays_with_its_own_backend_whatever_namespace_asks() {
             selection.insert(client.join().unwrap());
         }
     });
-    // That 24 pods come to fewer than three of four backends: less than one time in a million.
+    // 24 pods reach fewer than three of four backends with a probability below one in a million.
     assert!(selection.len() >= 3, "{selection:?}");
 }

@@ -1,5 +1,6 @@
-//! Floods: many connections that are never in use end none that is, and keep no new one out. In small tables, so that a
-//! few thousand are many; `BERTH_FLOOD=1000000` in those of a node.
+//! Floods of connections that are never used again: they end no connection in use, and keep no new one out.
+//! The default tables are so small that a few thousand connections fill them; `BERTH_FLOOD=1000000` uses a
+//! node's tables.
 
 use crate::{
     frame::{Net, frame},
@@ -16,10 +17,10 @@ use berth_ebpf_loader::{Access, CounterMap, Datapath, Map, Plain, Sizes, load_si
 
 /// `TC_ACT_REDIRECT`.
 const REDIRECT: u32 = 7;
-/// Connections that are in use all the time.
+/// Connections that stay in use.
 const HELD: u32 = 200;
 
-/// Tuples of the flood, and the tables.
+/// Number of connections of the flood, and the sizes of the tables.
 fn size() -> (u32, Sizes) {
     match std::env::var("BERTH_FLOOD") {
         Ok(tuples) => (tuples.parse().unwrap(), Sizes::default()),
@@ -34,7 +35,7 @@ struct Tables<'a, A> {
     service: &'a Map<ServiceKey<A>, Service<A>>,
     node: &'a Map<A, NodeAddress>,
     pod: &'a Map<A, LocalPod>,
-    /// By [`Class`].
+    /// Tables of flows, indexed by [`Class`].
     flows: [&'a Map<Tuple<A>, Flow<A>>; 3],
     counters: &'a CounterMap,
 }
@@ -126,7 +127,7 @@ fn flood<A: Net + Plain>(tables: &Tables<'_, A>, programs: &Programs, limits: [u
     for number in HELD..HELD + tuples {
         assert!(asks(client(UDP, number), 0), "{number}");
         assert!(asks(client(TCP, number), tcp::SYN), "{number}");
-        // Half of the sources are forged, and the backend answers to all of them.
+        // The backend answers half of the UDP sources, and all TCP sources.
         assert!(!number.is_multiple_of(2) || answers(client(UDP, number), 0), "{number}");
         assert!(answers(client(TCP, number), tcp::SYN | tcp::ACK), "{number}");
         if number.is_multiple_of(tuples / 10) {

@@ -1,4 +1,4 @@
-//! Many packets that are refused: some are answered.
+//! A flood of refused packets: only a limited number is answered.
 
 use crate::{
     frame::{Net, frame},
@@ -26,7 +26,7 @@ fn a_flood_of_refused_packets_is_no_flood_of_answers() {
     load(&pins, &object(), |_| ()).unwrap();
     let maps = Datapath::open(&pins, Access::Write).unwrap();
     configure(&maps, config::REDIRECT, [20_000, 29_999]);
-    // What may be answered is a processor's own.
+    // The limit of answers is counted per processor.
     let mut one = CpuSet::new();
     one.set(0).unwrap();
     sched_setaffinity(Pid::from_raw(0), &one).unwrap();
@@ -39,7 +39,7 @@ fn a_flood_of_refused_packets_is_no_flood_of_answers() {
     assert!(counted(count::PACKET_UNANSWERED) > 0);
 }
 
-/// Says how many were answered.
+/// Returns the number of answers.
 fn flood<A: Net + Plain>(
     programs: &Programs,
     service: &Map<ServiceKey<A>, Service<A>>,
@@ -59,10 +59,10 @@ fn flood<A: Net + Plain>(
             other => panic!("{other}"),
         }
     }
-    // As many as at once, and one a millisecond since; the kernel's clock of ticks may be ten late.
+    // The burst, and one answer per millisecond since. The kernel's coarse clock may lag by ten.
     let most = 50 + started.elapsed().as_millis() + 10;
     assert!((50..=most).contains(&u128::from(answered)), "{answered} of 4000, {most} at most");
-    // Later others are answered.
+    // Answers resume later.
     let deadline = Instant::now() + Duration::from_secs(5);
     while send() != REDIRECT {
         assert!(Instant::now() < deadline, "nothing is answered any more");

@@ -1,4 +1,5 @@
-//! Who sends, and to whom: what a pod sends under others' addresses, and what a device hears that is not the node's.
+//! Checks of senders and receivers: a pod that sends with foreign source addresses, and frames at a device
+//! that are addressed to another machine.
 
 use crate::{
     frame::{Net, THEIRS, frame},
@@ -79,7 +80,7 @@ fn forged<A: Net + Plain>(tables: &Tables<'_, A>, maps: &Datapath, programs: &Pr
         }
         assert_eq!(dropped(), 3 * number);
     }
-    // One that is too short to be understood is nobody's to pass on either.
+    // A packet too short to be parsed is dropped as well.
     let tuple = Tuple { src: other, dst: A::make(CLIENTS, 1), proto: TCP, ..Tuple::default() };
     let mut short = frame(&spec(tuple, tcp::SYN));
     short.truncate(if A::ICMP == 1 { 14 + 20 + 4 } else { 14 + 40 + 4 });
@@ -94,7 +95,7 @@ fn forged<A: Net + Plain>(tables: &Tables<'_, A>, maps: &Datapath, programs: &Pr
             "{src:?}: before it has an address, and on the link"
         );
     }
-    // Of pods of other plugins nobody knows what they may send, and all of it goes by the stack.
+    // The allowed sources of pods of other plugins are unknown, and all their packets go by the stack.
     put(0);
     assert_eq!([sends(own, other, TCP), sends(A::make(PODS, 77), other, UDP)], [NEXT, NEXT]);
     put(local_pod::DIRECT);
@@ -126,7 +127,8 @@ fn translated<A: Net + Plain>(tables: &Tables<'_, A>, maps: &Datapath, programs:
     let answers = berth_ebpf_decide::flow::reverse(&asks);
     let run = |hook, tuple, flags| programs.at(hook).run(&frame(&spec(tuple, flags))).unwrap().value;
     assert_eq!(run(Hook::Pod, answers, tcp::SYN | tcp::ACK), REDIRECT);
-    // The client dialled another address, and the stack made it this one: it delivers.
+    // The client dialled another address, which the stack translated to this one, so the stack must deliver
+    // the answer.
     assert_eq!(run(Hook::Egress, asks, tcp::SYN), NEXT);
     assert_eq!(run(Hook::Pod, answers, tcp::SYN | tcp::ACK), NEXT);
     assert_eq!(

@@ -1,5 +1,5 @@
-//! Frames written from scratch, every checksum computed over all of its bytes: what the kernel's program leaves must
-//! be what would have been written so.
+//! Frames written from scratch, with every checksum computed over all its bytes. A packet that the kernel's
+//! program has changed must equal such a frame.
 
 use berth_ebpf_abi::{Tuple, V4, V6};
 use berth_ebpf_decide::{
@@ -7,33 +7,34 @@ use berth_ebpf_decide::{
     flow::{Part, TCP, UDP, reverse},
 };
 
-/// That of the loopback device, at which a test run is: a packet to another one is not the node's.
+/// Hardware address of the loopback device, on which test runs take place. The node does not own packets to
+/// other addresses.
 pub(crate) const OURS: [u8; 6] = [0; 6];
 pub(crate) const THEIRS: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
-/// A family's headers.
+/// Headers of a family.
 pub(crate) trait Net: Family {
     const ETHERTYPE: u16;
     const ICMP: u8;
-    /// An address of a network of the test's.
+    /// An address of one of the test's networks.
     fn make(net: u8, host: u8) -> Self;
     fn bytes(self) -> Vec<u8>;
-    /// The network header with what stands between it and the transport header.
+    /// The network header with its extensions up to the transport header.
     fn header(ip: &Ip<Self>, payload: usize) -> Vec<u8>;
-    /// The pseudo header's part of a transport checksum; ICMP has one in IPv6 only.
+    /// Bytes of the pseudo header for a transport checksum. ICMP has a pseudo header in IPv6 only.
     fn pseudo(src: Self, dst: Self, proto: u8, len: usize) -> Vec<u8>;
-    /// Where checksums lie that may be written as 0 or as its other form, from the transport header.
+    /// Length of the network header that an ICMP error quotes.
     fn quoted_header() -> usize;
 }
 
-/// What a network header says.
+/// Fields of a network header.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ip<A> {
     pub(crate) src: A,
     pub(crate) dst: A,
     pub(crate) proto: u8,
     pub(crate) ttl: u8,
-    /// Identification, whether more follow, where it belongs.
+    /// Identification, whether more fragments follow, and the offset.
     pub(crate) fragment: Option<(u16, bool, u16)>,
 }
 
@@ -125,19 +126,19 @@ impl Net for V6 {
     }
 }
 
-/// A packet of a test.
+/// Description of a test packet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spec<A> {
-    /// What a parser finds; of an error, what it quotes turned round.
+    /// Tuple that a parser finds; for an ICMP error the reverse of the quoted tuple.
     pub(crate) tuple: Tuple<A>,
-    /// Addresses of an error's own header.
+    /// Source and destination of an error's own header.
     pub(crate) outer: Option<(A, A)>,
     pub(crate) tcp_flags: u8,
     pub(crate) part: Part,
     pub(crate) ttl: u8,
-    /// A UDP datagram without a checksum.
+    /// Whether the UDP datagram has no checksum.
     pub(crate) unchecked: bool,
-    /// Ports as the whole datagram has them: a later fragment does not show them.
+    /// Ports of the whole datagram, which a later fragment does not contain.
     pub(crate) ports: (u16, u16),
     pub(crate) macs: ([u8; 6], [u8; 6]),
 }
@@ -153,7 +154,7 @@ fn checksum(bytes: &[u8]) -> [u8; 2] {
     (!u16::try_from(sum).unwrap()).to_be_bytes()
 }
 
-/// Bytes before a datagram's second fragment.
+/// Offset of a datagram's second fragment.
 const FIRST: usize = 32;
 
 fn transport<A: Net>(spec: &Spec<A>) -> Vec<u8> {
@@ -198,7 +199,7 @@ fn ethernet<A: Net>(macs: ([u8; 6], [u8; 6])) -> Vec<u8> {
     frame
 }
 
-/// The frame of a packet.
+/// The packet as a frame.
 pub(crate) fn frame<A: Net>(spec: &Spec<A>) -> Vec<u8> {
     let mut ip = Ip {
         src: spec.tuple.src,
@@ -237,7 +238,7 @@ pub(crate) fn frame<A: Net>(spec: &Spec<A>) -> Vec<u8> {
     frame
 }
 
-/// The identification as it is written, of a parser's.
+/// The parser's identification in the form of the header.
 fn id_of<A: Net>(id: u32) -> u16 {
     if A::ICMP == 1 {
         u16::from_be(u16::try_from(id).unwrap())
@@ -254,7 +255,7 @@ fn with_checksum<A: Net>(src: A, dst: A, mut message: Vec<u8>) -> Vec<u8> {
     message
 }
 
-/// "Port unreachable" about a frame, for its sender.
+/// The ICMP error "port unreachable" about a frame, addressed to its sender.
 pub(crate) fn refusal<A: Net>(spec: &Spec<A>) -> Vec<u8> {
     let original = frame(spec);
     let kind = if A::ICMP == 1 { [3, 3] } else { [1, 4] };
@@ -262,7 +263,7 @@ pub(crate) fn refusal<A: Net>(spec: &Spec<A>) -> Vec<u8> {
     message.extend(&original[14..14 + A::quoted_header() + 8]);
     let (src, dst) = (spec.tuple.dst, spec.tuple.src);
     let message = with_checksum::<A>(src, dst, message);
-    // IPv4's has neither an identification nor "do not fragment".
+    // The error's IPv4 header has neither an identification nor "do not fragment".
     let fragment = (A::ICMP == 1).then_some((0, false, 0));
     let ip = Ip { src, dst, proto: A::ICMP, ttl: 64, fragment };
     let mut answer = ethernet::<A>((spec.macs.1, spec.macs.0));
@@ -271,7 +272,7 @@ pub(crate) fn refusal<A: Net>(spec: &Spec<A>) -> Vec<u8> {
     answer
 }
 
-/// Whether two frames are the same, where a checksum of zero has two forms (RFC 1624).
+/// Whether two frames are equal, where a checksum of zero has two forms (RFC 1624).
 pub(crate) fn same<A: Net>(spec: &Spec<A>, got: &[u8], want: &[u8]) -> bool {
     if got == want {
         return true;

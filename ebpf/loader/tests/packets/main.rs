@@ -1,9 +1,9 @@
-//! The packet programs in the kernel and the same decisions in memory: every packet gets the same verdict, leaves with
-//! the same bytes (checksums computed anew over all of them: a veth pair would hide a wrong one) and the tables of
-//! connections are equal after it.
+//! Compares the packet programs in the kernel with the same decisions in memory. Every packet must get the
+//! same verdict and leave with the same bytes, and the tables of flows must be equal afterwards. All
+//! checksums are recomputed over all bytes, because a veth pair would hide a wrong one.
 //!
-//! The kernel's dice are its own. Which backend and which port they gave is read from its table, and the model's dice
-//! must be able to fall so.
+//! The kernel draws its own random numbers. The test reads the chosen backend and port from the kernel's
+//! table and requires that some sequence of numbers leads the model to the same choice.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
@@ -24,12 +24,12 @@ use world::{
     CLIENTS, ELSEWHERE, FLAGS, Kernel, NODES, PODS, Programs, SERVICES, VIPS, World, configure, spec,
 };
 
-/// The object under test: the embedded one, or one that is being worked on.
+/// The object under test: the committed one, or the file named by `BERTH_OBJECT`.
 fn object() -> Vec<u8> {
     std::env::var_os("BERTH_OBJECT").map_or_else(|| OBJECT.to_vec(), |path| std::fs::read(path).unwrap())
 }
 
-/// Cases of each family.
+/// Number of cases of each family.
 fn cases() -> u32 {
     std::env::var("BERTH_PACKETS").map_or(54_000, |n| n.parse().unwrap())
 }
@@ -62,7 +62,8 @@ fn kernel_and_memory_agree_on_every_ipv6_packet() {
     });
 }
 
-/// A program that the verifier follows for long is slow to load, and one more branch may be the last.
+/// A program that takes the verifier long is slow to load, and one more branch may exceed the verifier's
+/// limit.
 #[test]
 fn the_verifier_is_soon_done() {
     let scratch = support::Scratch::new();
@@ -83,7 +84,7 @@ fn agree<A: Net + Plain>(tables: impl for<'a> Fn(&'a Datapath) -> Kernel<'a, A>)
     let object = object();
     let started = std::time::Instant::now();
     let mut seen = std::collections::BTreeMap::<String, u64>::new();
-    // Ports enough for all, and so few that they run out.
+    // The ports suffice in the first round and run out in the others.
     for (round, ports) in [(0, [20_000, 29_999]), (1, [20_000, 20_003]), (2, [20_000, 20_063])] {
         load(&pins, &object, |_| ()).unwrap();
         let maps = Datapath::open(&pins, Access::Write).unwrap();
@@ -119,7 +120,7 @@ fn agree<A: Net + Plain>(tables: impl for<'a> Fn(&'a Datapath) -> Kernel<'a, A>)
     }
 }
 
-/// One packet, or one change of the tables.
+/// Sends one packet, or changes the tables once.
 fn step<A: Net + Plain>(world: &mut World<'_, A>, case: u32) {
     match world.dice.below(100) {
         0..30 => client(world),
@@ -159,19 +160,19 @@ fn step<A: Net + Plain>(world: &mut World<'_, A>, case: u32) {
     }
 }
 
-/// A key of some connection.
+/// Tuple of some flow.
 fn any<A: Net + Plain>(world: &mut World<'_, A>) -> Option<Tuple<A>> {
     let flows = world.model.flows.borrow();
     if flows.is_empty() {
         return None;
     }
-    // The order of a HashMap is no two runs' the same; sorting every time would take too long.
+    // The order of a HashMap differs between runs; sorting each time would take too long.
     let at = world.dice.0 as usize % flows.len();
     world.dice.below(2);
     flows.keys().nth(at.min(200)).map(|(_, key)| *key)
 }
 
-/// Somebody dials a Service.
+/// A client dials a Service.
 fn client<A: Net + Plain>(world: &mut World<'_, A>) {
     let id = world.dice.byte(SERVICES);
     let dice = &mut world.dice;
@@ -208,7 +209,7 @@ fn client<A: Net + Plain>(world: &mut World<'_, A>) {
     world.send(if inside { Hook::Pod } else { Hook::Uplink }, &spec);
 }
 
-/// A packet of some connection, in either direction, met anywhere.
+/// A packet of some connection, in either direction, at any hook.
 fn along<A: Net + Plain>(world: &mut World<'_, A>) {
     let Some(key) = any(world) else { return client(world) };
     let dice = &mut world.dice;
@@ -228,7 +229,7 @@ fn along<A: Net + Plain>(world: &mut World<'_, A>) {
     world.send(hook, &spec);
 }
 
-/// A pod sends to a pod.
+/// A pod sends to another pod.
 fn across<A: Net + Plain>(world: &mut World<'_, A>) {
     let dice = &mut world.dice;
     let tuple = Tuple {
@@ -244,7 +245,7 @@ fn across<A: Net + Plain>(world: &mut World<'_, A>) {
     world.send(Hook::Pod, &spec);
 }
 
-/// What has little to do with Services.
+/// A packet that mostly has nothing to do with Services.
 fn noise<A: Net + Plain>(world: &mut World<'_, A>) {
     let dice = &mut world.dice;
     let nets = [PODS, ELSEWHERE, NODES, CLIENTS, VIPS];
@@ -264,7 +265,7 @@ fn noise<A: Net + Plain>(world: &mut World<'_, A>) {
     world.send(hook, &spec);
 }
 
-/// An error about a packet of some connection, from its end or from a router.
+/// An ICMP error about a packet of some connection, from its end or from a router.
 fn error<A: Net + Plain>(world: &mut World<'_, A>) {
     let Some(key) = any(world) else { return };
     let dice = &mut world.dice;
@@ -275,7 +276,7 @@ fn error<A: Net + Plain>(world: &mut World<'_, A>) {
     world.send(hook, &spec);
 }
 
-/// A datagram in two parts, in order or not, or only its rest.
+/// A datagram in two fragments, or only its second fragment.
 fn fragments<A: Net + Plain>(world: &mut World<'_, A>) {
     let id = world.dice.byte(SERVICES);
     let dice = &mut world.dice;

@@ -1,4 +1,4 @@
-//! The same tables twice: in the kernel and in memory.
+//! The same tables twice, in the kernel and in memory, and the comparison of both.
 
 use crate::frame::{Net, OURS, Spec, THEIRS, frame, refusal, same};
 use berth_ebpf_abi::{
@@ -25,7 +25,7 @@ pub(crate) const NODES: u8 = 3;
 pub(crate) const CLIENTS: u8 = 9;
 pub(crate) const VIPS: u8 = 96;
 
-/// A repeatable choice.
+/// A seeded random generator.
 pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
@@ -57,13 +57,13 @@ pub(crate) struct Kernel<'a, A> {
     pub(crate) node: &'a Map<A, NodeAddress>,
     pub(crate) pod: &'a Map<A, LocalPod>,
     pub(crate) pod_device: &'a Map<u32, PodDevice>,
-    /// By [`Class`].
+    /// Tables of flows, indexed by [`Class`].
     pub(crate) flows: [&'a Map<Tuple<A>, Flow<A>>; 3],
     pub(crate) affinity: &'a Map<AffinityKey<A>, Affinity<A>>,
 }
 
 impl<A: Net + berth_ebpf_loader::Plain> Kernel<'_, A> {
-    /// A direction's entry, in whatever class.
+    /// Entry of one direction, from the table of any class.
     fn entry(&self, key: &Tuple<A>) -> Option<Flow<A>> {
         self.flows.iter().rev().find_map(|flows| flows.get(key).unwrap())
     }
@@ -98,9 +98,9 @@ pub(crate) struct World<'a, A: Net + berth_ebpf_loader::Plain> {
     pub(crate) dice: Dice,
     counters: &'a CounterMap,
     generation: u32,
-    /// How many of each verdict were seen.
+    /// Number of occurrences of each verdict.
     pub(crate) seen: std::collections::BTreeMap<String, u64>,
-    /// All backends any Service may have.
+    /// All backends that a Service may have.
     backends: Vec<Backend<A>>,
 }
 
@@ -116,7 +116,7 @@ fn range(net: u8) -> [Prefix; 2] {
     [v4, v6]
 }
 
-/// The configuration both families share.
+/// Writes the configuration that both families share.
 pub(crate) fn configure(maps: &Datapath, flags: u32, ports: [u16; 2]) -> Config {
     let [v4, v6] = range(VIPS);
     let config = Config {
@@ -165,7 +165,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
         for host in 1..10 {
             let pod = LocalPod {
                 ifindex: 100 + u32::from(host),
-                // Some were attached by others' plugins.
+                // Every fourth pod was attached by another plugin.
                 flags: if host % 4 == 0 { 0 } else { local_pod::DIRECT },
                 mac: [2, 1, 0, 0, 0, host],
                 host_mac: [2, 2, 0, 0, 0, host],
@@ -173,7 +173,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
             world.kernel.pod.put(&A::make(PODS, host), &pod).unwrap();
             world.model.pods.insert(A::make(PODS, host), pod);
         }
-        // Every pod's packets come by the device of the test run.
+        // All pods' packets arrive at the device of the test run.
         let device = PodDevice { flags: local_pod::DIRECT, ..PodDevice::default() };
         world.kernel.pod_device.put(&1, &device).unwrap();
         world.model.devices.insert(1, device);
@@ -201,7 +201,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
         self.model.tables.services.insert(key, service);
     }
 
-    /// Gives a Service other backends.
+    /// Gives a Service new random backends.
     pub(crate) fn publish(&mut self, id: u8) {
         self.generation += 1;
         let id32 = u32::from(id) + 1;
@@ -280,7 +280,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
         self.put_service(key, Service { frontend, ..service });
     }
 
-    /// Takes a Service away, all but its address.
+    /// Removes a Service except for the entry of its address.
     pub(crate) fn withdraw(&mut self, id: u8) {
         for key in [
             ServiceKey { addr: A::make(VIPS, id), port: 80_u16.to_be(), proto: Self::proto(id), pad: 0 },
@@ -291,12 +291,12 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
         }
     }
 
-    /// The kernel's second, which these programs read.
+    /// Second of the coarse monotonic clock, which the programs read.
     fn second() -> u32 {
         u32::try_from(ClockId::CLOCK_MONOTONIC_COARSE.now().unwrap().tv_sec()).unwrap()
     }
 
-    /// Sends a packet through both and requires the same verdict, the same packet and the same connections.
+    /// Sends a packet through both sides, and requires the same verdict, the same packet and the same flows.
     pub(crate) fn send(&mut self, hook: Hook, spec: &Spec<A>) {
         let sent = frame(spec);
         let mut seconds = vec![Self::second()];
@@ -313,7 +313,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
             .map(|service| AffinityKey { id: service.id, client: tuple.src })
             .map(|key| (key, self.kernel.affinity.get(&key).unwrap()))
             .collect();
-        // The kernel's dice fell somewhere: the model's must be able to fall so too.
+        // Some sequence of random numbers must lead the model to the kernel's choice.
         let scripts = self.scripts(&tuple, &chosen);
         let mut agreed = None;
         let mut first = None;
@@ -334,7 +334,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
                 let same_stay =
                     stays.iter().all(|(key, stay)| model.tables.affinity.borrow().get(key) == stay.as_ref());
                 let (value, want) = expected(spec, &sent, &verdict, &ctx);
-                // So many in so short a time that this one gets no answer.
+                // The limit of answers is reached, so this packet is dropped without an answer.
                 let quiet = verdict == Verdict::Reject && answer.value == SHOT;
                 let right = match verdict {
                     Verdict::Reject if quiet => true,
@@ -383,15 +383,16 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
         *self.seen.entry(name).or_default() += 1;
     }
 
-    /// The ways in that a packet may mean.
+    /// Service ports that the packet may belong to.
     fn service_of(&self, tuple: &Tuple<A>) -> impl Iterator<Item = Service<A>> {
         let key = |addr| ServiceKey { addr, port: tuple.dst_port, proto: tuple.proto, pad: 0 };
         let found = |addr| self.model.tables.services.get(&key(addr)).copied();
         [found(tuple.dst), found(A::ANY)].into_iter().flatten()
     }
 
-    /// Throws that lead to the connection the kernel has: a backend's ordinal, then a port, over and over. Where it
-    /// has none, any that lead to the same verdict will do.
+    /// Sequences of random numbers that lead to the kernel's flow: one for the backend's ordinal, then one
+    /// for the port, repeated. Without a flow in the kernel every sequence that gives the same verdict will
+    /// do.
     fn scripts(&self, tuple: &Tuple<A>, chosen: &Option<Flow<A>>) -> Vec<Vec<u32>> {
         // The smallest number that scales to `ordinal` of `count`.
         let throw = |ordinal: u64, count: u64| u32::try_from((ordinal << 32).div_ceil(count)).unwrap();
@@ -410,7 +411,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
                 backends.extend((0..count).map(|ordinal| vec![throw(ordinal, count)]));
             }
         }
-        // A client that stays with its backend needs no throw for it.
+        // A client with session affinity draws no number for the backend.
         backends.push(Vec::new());
         let mut scripts = Vec::new();
         for port in ports {
@@ -421,7 +422,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
         scripts
     }
 
-    /// Makes a direction look older, and the other too where `both`.
+    /// Makes the entry of one direction older, and with `both` also that of the other direction.
     pub(crate) fn age(&mut self, key: &Tuple<A>, seconds: u32, both: bool) {
         let Some(mut flow) = self.model.entry(key) else { return };
         flow.seen_s = flow.seen_s.saturating_sub(seconds);
@@ -435,7 +436,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
         }
     }
 
-    /// Has both collect these.
+    /// Runs the garbage collection of these keys on both sides.
     pub(crate) fn collect(&mut self, keys: &[Tuple<A>]) {
         self.model.tables.now_s.set(Self::second());
         let mut frame = vec![0; 14];
@@ -455,7 +456,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
         *self.seen.entry("collected".to_owned()).or_default() += u64::try_from(gone).unwrap();
     }
 
-    /// Requires both tables of connections to be the same, and every connection to have its answers to itself.
+    /// Requires equal tables of flows on both sides, and counters that match the number of entries.
     pub(crate) fn compare(&self) {
         let model = self.model.flows.borrow();
         let (sums, mut all) = (self.counters.sums().unwrap(), 0);
@@ -477,12 +478,12 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ")
 }
 
-/// What the program must return and what it must leave.
+/// Return value and frame that the program must produce.
 fn expected<A: Net>(spec: &Spec<A>, sent: &[u8], verdict: &Verdict, ctx: &FlowContext<A>) -> (u32, Vec<u8>) {
     match verdict {
         Verdict::Pass => (NEXT, sent.to_vec()),
         Verdict::Drop(_) => (SHOT, Vec::new()),
-        // Behind a fragment header no answer is written.
+        // The program writes no answer to an IPv6 packet with a fragment header.
         Verdict::Reject if spec.part != Part::Whole && A::ICMP != 1 => (SHOT, Vec::new()),
         Verdict::Reject => (REDIRECT, refusal(spec)),
         Verdict::Forward(pod) => (REDIRECT, frame(&Spec { macs: (pod.mac, pod.host_mac), ..*spec })),
@@ -513,7 +514,7 @@ fn expected<A: Net>(spec: &Spec<A>, sent: &[u8], verdict: &Verdict, ctx: &FlowCo
     }
 }
 
-/// A plain packet from one end to another.
+/// A plain packet with this tuple.
 pub(crate) fn spec<A: Net>(tuple: Tuple<A>, tcp_flags: u8) -> Spec<A> {
     Spec {
         tuple,
@@ -527,5 +528,5 @@ pub(crate) fn spec<A: Net>(tuple: Tuple<A>, tcp_flags: u8) -> Spec<A> {
     }
 }
 
-/// All directly, or by the stack.
+/// Configurations of the rounds: direct forwarding, forwarding by the stack, masquerade for all.
 pub(crate) const FLAGS: [u32; 3] = [config::REDIRECT, 0, config::REDIRECT | config::MASQUERADE_ALL];

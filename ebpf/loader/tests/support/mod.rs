@@ -1,4 +1,4 @@
-//! What a test makes, and takes away however it ends.
+//! Fixture that is removed however the test ends.
 
 use berth_ebpf_loader::{Pins, ensure_bpffs};
 use nix::mount::{MntFlags, umount2};
@@ -9,7 +9,7 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Mounts it.
+    /// Mounts the file system.
     pub(crate) fn new() -> Scratch {
         let dir = tempfile::Builder::new().prefix("berth-hooks-").tempdir().unwrap();
         let scratch = Scratch { dir };
@@ -17,7 +17,7 @@ impl Scratch {
         scratch
     }
 
-    /// Pins in it.
+    /// Pins in the file system.
     pub(crate) fn pins(&self) -> Pins {
         Pins::new(self.dir.path().join("bpf/berth"))
     }
@@ -25,7 +25,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // With its file system every pin goes. A test that failed early may have mounted nothing.
+        // The unmount removes every pin. A test that failed early may have mounted nothing.
         let _unmounted = umount2(&self.dir.path().join("bpf"), MntFlags::MNT_DETACH);
     }
 }

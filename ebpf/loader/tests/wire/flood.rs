@@ -1,8 +1,9 @@
-//! Floods over devices: UDP and half-open TCP, every packet with a source of its own, while connections that were open
-//! before go on and new ones are opened. By outside clients and by a pod whose sockets are left alone, masqueraded and
-//! with the client's address kept, over both families.
+//! Floods over devices: UDP and half-open TCP, every packet with a source of its own, while open connections
+//! continue and new ones are opened. The clients are outside, and in a pod whose sockets have no hooks. Half
+//! of the Services masquerade, the others keep the client's address; both families are covered.
 //!
-//! `BERTH_FLOOD=1000000` sends so many of each, and holds every connection to [`LONGEST`]: for a quiet machine.
+//! `BERTH_FLOOD=1000000` sets the number of packets of each kind and limits every connection to [`LONGEST`],
+//! which needs a quiet machine.
 
 use crate::{
     DEADLINE, LOCAL, NODE, Namespace, Net, OUTSIDE, PODS, Place, SINK, TCP, UDP, VIP, Way, node,
@@ -22,21 +23,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Packets of UDP, and of TCP, where nothing else is said: more than there is room for connections that just begin.
+/// Number of UDP and of TCP packets by default: more than the tables of new connections hold.
 const DEFAULT: u32 = 50_000;
-/// Connections that are open all the time.
+/// Connections that stay open.
 const HELD: usize = 200;
-/// What the long form grants a round trip of an open connection, and a new one with its answer.
+/// Time limit of the long form for a round trip of an open connection, and for a new connection with its
+/// answer.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Where a pod echoes.
+/// Port at which a pod echoes.
 const ECHO: u16 = 8082;
 
 const fn way(port: u16, flags: u32, backend: u16) -> Way {
     Way { port, node_port: 30_000 + port, flags, backend: Some((PODS[0], backend, LOCAL)) }
 }
 
-/// To a server of datagrams, to one of connections that are short, and to one of those that stay: masqueraded and not.
+/// Services with an echoed datagram, a short connection and a long connection, each with and without
+/// masquerade.
 const WAYS: [Way; 6] = [
     way(80, 0, 8080),
     way(81, frontend::OUTSIDE_LOCAL, 8080),
@@ -46,10 +49,10 @@ const WAYS: [Way; 6] = [
     way(91, frontend::OUTSIDE_LOCAL, ECHO),
 ];
 
-/// Gives back whatever comes.
+/// Sends all received bytes back.
 fn echo(place: IpAddr) {
     let listener = TcpListener::bind((place, ECHO)).unwrap();
-    // They end with the test's process.
+    // The threads end with the test's process.
     thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
@@ -61,10 +64,10 @@ fn echo(place: IpAddr) {
     });
 }
 
-/// Times of what went well, or what did not.
+/// Durations of successful exchanges, or the first failure.
 type Times = Result<Vec<Duration>, String>;
 
-/// Has every connection go on, one after the other, until it is over and once more.
+/// Exchanges a byte on one connection after the other until the flood is over, and once more.
 fn go_on(mut held: Vec<(SocketAddr, TcpStream)>, over: &AtomicBool) -> Times {
     let mut times = Vec::new();
     loop {
@@ -84,8 +87,9 @@ fn go_on(mut held: Vec<(SocketAddr, TcpStream)>, over: &AtomicBool) -> Times {
     }
 }
 
-/// Opens connections, one after the other, until it is over and once more. The clients close them: where a server does,
-/// it keeps the other end's port for a minute, and one that is given anew before waits for its second SYN.
+/// Opens one connection after the other until the flood is over, and once more. The client closes first: a
+/// server that closes first keeps the other end's port for a minute, and a masqueraded port used again within
+/// it would need a second SYN.
 fn open(targets: &[SocketAddr], over: &AtomicBool) -> Times {
     let mut times = Vec::new();
     loop {
@@ -101,12 +105,12 @@ fn open(targets: &[SocketAddr], over: &AtomicBool) -> Times {
     }
 }
 
-/// Where a client dials: each way over each family.
+/// Addresses that a client dials: each Service over each family.
 fn targets(at: &[(Place, u16)]) -> Vec<SocketAddr> {
     at.iter().flat_map(|(place, port)| place.both().map(|addr| SocketAddr::new(addr, *port))).collect()
 }
 
-/// Sixteen ports of each of many addresses that nobody has.
+/// A source address that no host has, with one of sixteen ports.
 fn source(number: u32, v6: bool) -> SocketAddr {
     let port = 10_000 + u16::try_from(number % 16).unwrap();
     let [_, a, b, c] = (number / 16).to_be_bytes();
@@ -118,7 +122,7 @@ fn source(number: u32, v6: bool) -> SocketAddr {
     SocketAddr::new(addr, port)
 }
 
-/// Sends both floods; what answers they get leads nowhere.
+/// Sends both floods. The answers are routed to a blackhole.
 fn flood(net: &Net, packets: u32) -> Duration {
     let (via4, via6) = (OUTSIDE.v4(), OUTSIDE.v6());
     net.node.ip(&format!("-4 route add 198.18.0.0/15 via {via4} dev up0 onlink"));
@@ -163,7 +167,7 @@ fn floods_end_no_connection_in_use_and_keep_no_new_one_out() {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
     }
     let over = Arc::new(AtomicBool::new(false));
-    // A thread that is started in a namespace is in it too.
+    // A thread that is started in a namespace stays in it.
     let opening = |from: &Namespace, at: [(Place, u16); 2]| -> JoinHandle<Times> {
         let over = Arc::clone(&over);
         from.run(move || thread::spawn(move || open(&targets(&at), &over)))
@@ -199,7 +203,7 @@ fn floods_end_no_connection_in_use_and_keep_no_new_one_out() {
             assert_eq!(counted(count::FLOW_REFUSED, class), 0, "{class:?}");
         }
         for class in [Class::Udp, Class::Unassured] {
-            // Two entries for each packet of half of the floods.
+            // Each packet of half of the floods makes two entries.
             let entered = counted(count::FLOW_ENTERED, class);
             assert!(entered >= u64::from(packets) * 9 / 10, "{class:?}: only {entered} entries");
         }

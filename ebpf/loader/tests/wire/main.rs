@@ -1,5 +1,6 @@
-//! The packet programs between namespaces: outside, node, two pods and another node's pod, over TCP and UDP, IPv4 and
-//! IPv6. Every answer tells whom the server saw, and the client takes an answer only from whom it dialled.
+//! The packet programs between namespaces: outside, node, two pods and another node's pod, over TCP and UDP,
+//! IPv4 and IPv6. Each answer holds the client's address as the server saw it, and the client accepts answers
+//! from the dialled address only.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
@@ -27,14 +28,14 @@ use std::{
     time::Duration,
 };
 
-/// What a test may take for one exchange.
+/// Time limit of one exchange.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Where a server takes all that it is sent.
+/// Port of a server that counts the bytes it receives.
 const SINK: u16 = 8081;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// Both families' addresses of one place.
+/// Addresses of a place in both families.
 #[derive(Clone, Copy)]
 struct Place {
     v4: [u8; 4],
@@ -73,7 +74,7 @@ fn words6(place: u16) -> [u32; 4] {
     })
 }
 
-/// The ways in that the test has.
+/// A Service port of the test.
 struct Way {
     /// Port at [`VIP`].
     port: u16,
@@ -89,7 +90,7 @@ const WAYS: [Way; 7] = [
     Way { port: 82, node_port: 30082, flags: 0, backend: None },
     Way { port: 83, node_port: 30083, flags: 0, backend: Some((NODE, 9100, LOCAL | backend::HOST_NETWORK)) },
     Way { port: 84, node_port: 30084, flags: 0, backend: Some((OTHER, 8080, 0)) },
-    // At the node's address, by an EndpointSlice that names no node.
+    // A backend at the node's address, from an EndpointSlice without a node name.
     Way { port: 85, node_port: 30085, flags: 0, backend: Some((NODE, 9100, backend::HOST_NETWORK)) },
     Way { port: 86, node_port: 30086, flags: 0, backend: Some((OTHER, SINK, 0)) },
 ];
@@ -137,16 +138,16 @@ fn configure(maps: &Datapath, flags: u32) {
     maps.config.put(&0, &config).unwrap();
 }
 
-/// Answers everybody with the address it sees.
+/// Answers every client with the client's address.
 fn serve(place: IpAddr, port: u16) {
     let tcp = TcpListener::bind((place, port)).unwrap();
     let udp = UdpSocket::bind((place, port)).unwrap();
-    // They end with the test's process.
+    // The threads end with the test's process.
     std::thread::spawn(move || {
         for stream in tcp.incoming() {
             let mut stream = stream.unwrap();
             let peer = stream.peer_addr().unwrap().ip().to_string();
-            // A client may be gone.
+            // The client may be gone.
             let _sent = stream.write_all(peer.as_bytes());
         }
     });
@@ -167,12 +168,12 @@ fn ask_tcp(to: SocketAddr) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// `size` above a device's MTU makes fragments of the request.
+/// A `size` above a device's MTU fragments the request.
 fn ask_udp(to: SocketAddr, size: usize) -> std::io::Result<String> {
     let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.set_read_timeout(Some(DEADLINE))?;
-    // Connected: only who was dialled may answer.
+    // A connected socket accepts answers from the dialled address only.
     socket.connect(to)?;
     socket.send(&vec![7; size])?;
     let mut answer = [0; 64];
@@ -213,7 +214,8 @@ impl Net {
             for (family, addr, gateway, len) in
                 [("-4", place.v4(), "169.254.1.1", 32), ("-6", place.v6(), "fe80::1", 128)]
             {
-                // Otherwise the kernel holds the address back until its own worker finds that nothing is to be detected.
+                // Without `nodad` the kernel withholds the address until its worker has run the detection of
+                // duplicates.
                 let dad = if family == "-6" { " nodad" } else { "" };
                 far.ip(&format!("{family} addr add {addr}/{len} dev eth0{dad}"));
                 far.ip(&format!("{family} neigh add {gateway} lladdr {} dev eth0 nud permanent", macs.0));
@@ -268,7 +270,7 @@ impl Net {
     }
 }
 
-/// Asks `to` over TCP and UDP, and requires the server to have seen `seen`.
+/// Asks `to` over TCP and UDP, and requires that the server saw the address `seen`.
 #[track_caller]
 fn sees(from: &Namespace, to: Place, port: u16, seen: Place) {
     for (to, seen) in to.both().into_iter().zip(seen.both()) {
@@ -283,11 +285,12 @@ fn sees(from: &Namespace, to: Place, port: u16, seen: Place) {
     }
 }
 
-/// Requires both protocols to be refused. TCP over IPv6 takes a second here, as it does with nftables' `reject` in place
-/// of these programs: a veth pair delivers at once, so the answer comes while connect() itself holds the client's socket.
-/// The kernel drops it then (`LockDroppedIcmps` in `/proc/net/netstat` grows by one), and hears the next, to the SYN that
-/// it sends again after a second (`TCPSynRetrans` likewise). A blocking connect() over IPv4 shows the same, one that
-/// polls, as here, does not.
+/// Requires that both protocols are refused. TCP over IPv6 takes a second here, and so it does with nftables'
+/// `reject` in place of these programs. A veth pair delivers at once, so the ICMP error arrives while
+/// connect() holds the client's socket, and the kernel drops the error (`LockDroppedIcmps` in
+/// `/proc/net/netstat` grows by one). The client sends its SYN again after a second (`TCPSynRetrans` grows by
+/// one) and then receives the error. A blocking connect() over IPv4 behaves the same way; a polling one, as
+/// here, does not.
 #[track_caller]
 fn refused(from: &Namespace, to: Place, port: u16) {
     for to in to.both() {
@@ -299,7 +302,7 @@ fn refused(from: &Namespace, to: Place, port: u16) {
     }
 }
 
-/// Has the stack of the node give its port 8088 to the first pod.
+/// Lets the node's stack translate its port 8088 to the first pod, as the plugin portmap does.
 fn host_port(node: &Namespace) {
     let rule = |word, node: IpAddr, pod: IpAddr| {
         let to = SocketAddr::new(pod, 8080);
@@ -322,7 +325,7 @@ fn host_port(node: &Namespace) {
     });
 }
 
-/// The programs with these ways in, at the devices of a network.
+/// A node with these Services, whose programs are attached to the devices of a network.
 fn node(ways: &[Way]) -> (support::Scratch, Datapath, Net) {
     let scratch = support::Scratch::new();
     let pins = scratch.pins();
@@ -343,28 +346,29 @@ fn services_answer_whoever_passes_no_socket_hook() {
     for flags in [config::REDIRECT, 0] {
         configure(&maps, flags);
         let [pod, client] = &net.pods;
-        // NodePorts: masqueraded; the client's address kept; nobody there; the node's own network; another node's pod.
+        // NodePorts: masqueraded; with the client's address kept; without a backend; in the node's own
+        // network; on another node's pod.
         sees(&net.outside, NODE, 30080, NODE);
         sees(&net.outside, NODE, 30081, OUTSIDE);
         refused(&net.outside, NODE, 30082);
         sees(&net.outside, NODE, 30083, OUTSIDE);
         sees(&net.outside, NODE, 30084, NODE);
         sees(&net.outside, NODE, 30085, OUTSIDE);
-        // A cluster address, where it is routed here.
+        // A ClusterIP that is routed to this node.
         sees(&net.outside, VIP, 80, NODE);
-        // A pod whose sockets are left alone.
+        // A client pod whose sockets have no hooks.
         sees(client, VIP, 80, PODS[1]);
         sees(client, VIP, 83, PODS[1]);
         sees(client, VIP, 84, PODS[1]);
         sees(client, NODE, 30080, PODS[1]);
         refused(client, VIP, 82);
         refused(client, VIP, 87);
-        // To itself.
+        // A pod that reaches itself through the Service.
         sees(pod, VIP, 80, NODE);
-        // Straight across.
+        // Direct traffic between pods.
         sees(client, PODS[0], 8080, PODS[1]);
         routes::own_socket(&net);
-        // By a port of the node that the stack translates, as plugin portmap does: the answer goes the same way.
+        // The stack translates the node's port 8088, so the answer must go by the stack too.
         host_port(&net.node);
         sees(client, NODE, 8088, PODS[1]);
         sees(&net.outside, NODE, 8088, OUTSIDE);

@@ -1,4 +1,4 @@
-//! Network namespaces, each with a thread that lives in it.
+//! Network namespaces, each with a thread that runs the test's work in it.
 
 use nix::{
     sched::{CloneFlags, unshare},
@@ -12,7 +12,7 @@ use std::{
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A network namespace. It ends with its thread, which ends with this.
+/// A network namespace. Dropping the value ends the thread and with it the namespace.
 pub(crate) struct Namespace {
     tid: i32,
     jobs: Sender<Job>,
@@ -41,12 +41,12 @@ impl Namespace {
         Namespace { tid: said.recv().unwrap(), jobs }
     }
 
-    /// Does something in it, and waits for the end.
+    /// Runs `what` in the namespace and waits for the result.
     pub(crate) fn run<T: Send + 'static>(&self, what: impl FnOnce() -> T + Send + 'static) -> T {
         let (say, said) = channel();
         self.jobs
             .send(Box::new(move || {
-                // Nobody waits when the test has failed.
+                // The receiver is gone if the test has failed.
                 let _heard = say.send(what());
             }))
             .unwrap();
@@ -58,7 +58,7 @@ impl Namespace {
         self.run(move || ip(&args));
     }
 
-    /// A pair of devices: one here, one there as `eth0`.
+    /// Creates a veth pair: `name` here, `eth0` there.
     pub(crate) fn connect(&self, there: &Namespace, name: &str, macs: (&str, &str)) {
         let tid = there.tid;
         let (here, far) = macs;

@@ -1,4 +1,4 @@
-//! Packets with whatever source the sender likes.
+//! Packets with arbitrary source addresses.
 
 use crate::frame::{Net, OURS, Spec, THEIRS, frame};
 use berth_ebpf_abi::{Tuple, V4, V6};
@@ -11,10 +11,10 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-/// Bytes of an Ethernet header, which the kernel writes here.
+/// Bytes of an Ethernet header, which the kernel writes on this socket.
 const ETHERNET: usize = 14;
 
-/// Raw sockets of the namespace in which they are made.
+/// Raw sockets of the namespace in which they are created.
 pub(crate) struct Raw {
     v4: OwnedFd,
     v6: OwnedFd,
@@ -26,7 +26,7 @@ impl Raw {
         Raw { v4: raw(AddressFamily::Inet), v6: raw(AddressFamily::Inet6) }
     }
 
-    /// Sends a packet of TCP with these flags, or of UDP. Both ends are of one family.
+    /// Sends a TCP packet with these flags, or a UDP packet. Both addresses are of one family.
     pub(crate) fn send(&self, proto: u8, from: SocketAddr, to: SocketAddr, tcp_flags: u8) {
         let sent = match (from, to) {
             (SocketAddr::V4(from), SocketAddr::V4(to)) => {

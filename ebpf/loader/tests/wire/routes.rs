@@ -1,4 +1,4 @@
-//! By which device packets leave, and what it takes; which of the node's ports are its own sockets'.
+//! The device and the MTU of outgoing packets, and ports of the node that belong to its own sockets.
 
 use crate::{DEADLINE, NODE, Net, OUTSIDE, SINK, UDP, VIP, ask_udp, raw::Raw};
 use nix::libc::EMSGSIZE;
@@ -8,23 +8,23 @@ use std::{
     thread,
 };
 
-/// Answers with the number of bytes that came.
+/// Answers each connection with the number of received bytes.
 pub(crate) fn take_all(place: IpAddr) {
     let listener = TcpListener::bind((place, SINK)).unwrap();
-    // It ends with the test's process.
+    // The thread ends with the test's process.
     thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             thread::spawn(move || {
                 let count = io::copy(&mut stream, &mut io::sink()).unwrap_or(0);
-                // A client may be gone.
+                // The client may be gone.
                 let _sent = stream.write_all(count.to_string().as_bytes());
             });
         }
     });
 }
 
-/// Sends so many bytes to [`take_all`]; says how many came. The client is the first to close.
+/// Sends this many bytes to [`take_all`] and returns the number that arrived. The client closes first.
 pub(crate) fn send_many(to: SocketAddr, bytes: usize) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&to, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
@@ -36,12 +36,12 @@ pub(crate) fn send_many(to: SocketAddr, bytes: usize) -> io::Result<String> {
     Ok(answer)
 }
 
-/// A backend behind a device that takes less than the client's: the client hears of it, and sends smaller packets.
+/// A backend behind a device with a smaller MTU: the client learns the MTU and sends smaller packets.
 pub(crate) fn what_is_too_big_is_told(net: &Net) {
     const MANY: usize = 1_000_000;
     for mtu in [1500, 1400] {
         net.node.ip(&format!("link set up1 mtu {mtu}"));
-        // What a client hears holds for an address: UDP and TCP dial others.
+        // The learned MTU belongs to a destination address, so UDP and TCP use different ones.
         for (node, vip) in NODE.both().into_iter().zip(VIP.both()) {
             let to = SocketAddr::new(node, 30084);
             let ask = || net.outside.run(move || ask_udp(to, 1420));
@@ -55,7 +55,7 @@ pub(crate) fn what_is_too_big_is_told(net: &Net) {
     }
 }
 
-/// The node's own socket, whose port is a node port of UDP, asks outside and hears the answer.
+/// A socket of the node, bound to the number of a UDP node port, asks outside and receives the answer.
 pub(crate) fn own_socket(net: &Net) {
     for (node, outside) in NODE.both().into_iter().zip(OUTSIDE.both()) {
         let heard = net.node.run(move || {
@@ -70,7 +70,8 @@ pub(crate) fn own_socket(net: &Net) {
     }
 }
 
-/// A datagram of the outside client comes by the other uplink; the answer goes by the one that the routes name.
+/// A datagram of the outside client arrives at the other uplink. The answer must leave by the uplink of the
+/// route.
 pub(crate) fn answers_go_by_them(net: &Net) {
     for (client, node) in OUTSIDE.both().into_iter().zip(NODE.both()) {
         let (client, node) = (SocketAddr::new(client, 5353), SocketAddr::new(node, 30080));
