@@ -4,7 +4,6 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/r
 checkout=/root/berth
 manifests=/etc/berth/manifests
 cluster_dns=10.96.0.10
-device=$(ls /sys/class/net | grep -v '^lo$' | grep '^e' | head -1)
 
 # check <name> <command…>: passes where the command succeeds.
 check() {
@@ -27,7 +26,9 @@ equal() { [ "$1" = "$2" ] || { echo "expected \"$2\", got \"$1\""; return 1; }; 
 not() { ! "$@"; }
 empty() { [ -z "$1" ] || { echo "$1"; return 1; }; }
 
-node_ip() { ip -4 -o address show dev "$device" scope global | awk '{sub("/.*", "", $4); print $4; exit}'; }
+# udev renames the device while the machine boots, so that its name is asked for each time.
+device() { basename "$(ls -d /sys/class/net/e*/device | head -1 | xargs dirname)"; }
+node_ip() { ip -4 -o address show dev "$(device)" scope global | awk '{sub("/.*", "", $4); print $4; exit}'; }
 pod_ip() { berth pods -o json "$1" | grep -o '"podIP": *"[^"]*"' | head -1 | cut -d'"' -f4; }
 main_pid() { systemctl show -p MainPID --value "$1"; }
 
