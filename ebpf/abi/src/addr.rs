@@ -1,14 +1,14 @@
-//! Addresses as they stand in a packet.
+//! Addresses in the byte order of a packet.
 
-/// An IPv4 address: the four bytes of the packet read as one native `u32` (so its value is network order).
+/// An IPv4 address: the four bytes of the packet as a native `u32`, so the value is in network order.
 pub type V4 = u32;
 
-/// An IPv6 address: four native words of the packet's bytes.
+/// An IPv6 address: the sixteen bytes of the packet as four native words.
 pub type V6 = [u32; 4];
 
-/// One address family's address.
+/// Address of one family.
 pub trait Addr: Copy + Eq + core::hash::Hash + core::fmt::Debug + Default + 'static {
-    /// The unspecified address, `0.0.0.0` or `::`: stands for "any of the node's addresses" in a NodePort's key.
+    /// The unspecified address, `0.0.0.0` or `::`. In a NodePort's key it means any address of the node.
     const ANY: Self;
 }
 

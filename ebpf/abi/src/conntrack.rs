@@ -1,6 +1,6 @@
-//! Connections that are translated packet by packet.
+//! Flows: connections that the packet programs translate.
 
-/// A packet's addresses and ports as it arrives.
+/// Addresses and ports of a packet on arrival.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Tuple<A> {
@@ -8,68 +8,68 @@ pub struct Tuple<A> {
     pub src: A,
     /// Destination address.
     pub dst: A,
-    /// Source port, network order; the identifier of an ICMP echo.
+    /// Source port in network order; for an ICMP echo the identifier.
     pub src_port: u16,
-    /// Destination port, network order.
+    /// Destination port in network order.
     pub dst_port: u16,
-    /// `IPPROTO_*`.
+    /// Protocol, one of `IPPROTO_*`.
     pub proto: u8,
-    /// Always 0.
+    /// Padding, always 0.
     pub pad: [u8; 3],
 }
 
 /// Flags of [`Flow::flags`].
 pub mod flow {
-    /// The entry of the answers, not of the client's own packets.
+    /// Set in the entry of the answers, unset in the entry of the client's packets.
     pub const REPLY: u32 = 1;
-    /// An answer was seen (in the entry of the answers).
+    /// An answer was seen. Set in the entry of the answers.
     pub const ANSWERED: u32 = 1 << 1;
-    /// The client's FIN was seen (in the entry of the client's packets).
+    /// The client's FIN was seen. Set in the entry of the client's packets.
     pub const FIN_CLIENT: u32 = 1 << 2;
-    /// The server's FIN was seen (in the entry of the answers).
+    /// The server's FIN was seen. Set in the entry of the answers.
     pub const FIN_SERVER: u32 = 1 << 3;
-    /// A reset was seen, in this direction.
+    /// A reset was seen in this direction.
     pub const RESET: u32 = 1 << 4;
-    /// The source was masqueraded, so a port of the masquerade range is held.
+    /// The source is masqueraded, so the flow holds a port of the masquerade range.
     pub const MASQUERADE: u32 = 1 << 5;
-    /// The connection is in use, in both entries (nf_conntrack's `ASSURED`). TCP: the handshake is done and neither
-    /// both sides nor a reset ended it; the entries lie in a table of their own. UDP: a stream, that is it was answered
-    /// and went on for more than two seconds.
+    /// The connection is in use; set in both entries (nf_conntrack's `ASSURED`). TCP: the handshake is done,
+    /// and neither FINs of both sides nor a reset ended the connection; its entries are in a table of their
+    /// own. UDP: the flow is a stream, which was answered and lasted for more than two seconds.
     pub const ASSURED: u32 = 1 << 6;
 }
 
-/// What is done to the packets of one direction of a connection.
+/// Translation of the packets of one direction of a connection.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Flow<A> {
-    /// What the packet's addresses and ports become; turned round it is the other direction's key.
+    /// Addresses and ports after the translation; their reverse is the key of the other direction's entry.
     pub to: Tuple<A>,
-    /// See [`flow`]. What a direction's packets showed stands in its own entry only; [`flow::MASQUERADE`] in both.
+    /// Bits of [`flow`]. Each bit is in the entry of its own direction; [`flow::MASQUERADE`] is in both.
     pub flags: u32,
-    /// [`crate::Service::id`].
+    /// Service port of the flow ([`crate::Service::id`]).
     pub service: u32,
-    /// [`crate::Service::generation`] in which the backend was last found in one of the Service's sets.
+    /// Last [`crate::Service::generation`] in which the backend was found in one of the Service's sets.
     pub generation: u32,
-    /// Where answers leave: the device by which the client's first packet came; 0: the client is a pod of this node.
+    /// Device by which the client's first packet arrived and answers leave; 0 if the client is a local pod.
     pub ifindex: u32,
-    /// The last packet of this direction, in seconds of CLOCK_MONOTONIC.
+    /// Time of the last packet of this direction, in seconds of CLOCK_MONOTONIC.
     pub seen_s: u32,
-    /// Since when the connection is in this table, likewise; the same in both directions' entries.
+    /// Time since when the connection is in this table, in seconds; the same in both entries.
     pub since_s: u32,
 }
 
-/// A connection's place in the order in which those of a table came. It is worth nothing once the connection has
-/// another [`Flow::since_s`].
+/// Place of a connection in a table's order of arrival. The place is invalid once the connection has another
+/// [`Flow::since_s`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Begun<A> {
-    /// The key of one of its entries.
+    /// Key of one of the connection's entries.
     pub key: Tuple<A>,
-    /// [`Flow::since_s`].
+    /// [`Flow::since_s`] at the time of the placement.
     pub since_s: u32,
 }
 
-/// The fragments of one datagram.
+/// Key of the fragments of one datagram.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct FragmentKey<A> {
@@ -77,21 +77,21 @@ pub struct FragmentKey<A> {
     pub src: A,
     /// Destination address.
     pub dst: A,
-    /// The datagram's identification, network order (16 bits of it for IPv4).
+    /// Identification of the datagram in network order (16 bits for IPv4).
     pub id: u32,
-    /// `IPPROTO_*`.
+    /// Protocol, one of `IPPROTO_*`.
     pub proto: u32,
 }
 
-/// The ports that only the first fragment carries.
+/// Ports of a datagram, which only its first fragment carries.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FragmentPorts {
-    /// Source port, network order.
+    /// Source port in network order.
     pub src_port: u16,
-    /// Destination port, network order.
+    /// Destination port in network order.
     pub dst_port: u16,
-    /// When the first fragment came, in seconds of CLOCK_MONOTONIC.
+    /// Arrival of the first fragment in seconds of CLOCK_MONOTONIC.
     pub seen_s: u32,
 }
 

@@ -1,29 +1,29 @@
-//! Indices of the map `COUNT`: how often what happened.
+//! Indices of the counters in the map `COUNT`.
 
-/// The first index of the packet programs.
+/// First index of the packet programs' counters.
 pub const PACKET: u32 = 8;
-/// A packet was answered with "port unreachable".
+/// Packets answered with "port unreachable".
 pub const PACKET_REJECTED: u32 = PACKET;
-/// A packet could not be rewritten, or had no hop left, and was dropped.
+/// Packets dropped because they could not be rewritten or had no hop left.
 pub const PACKET_FAILED: u32 = PACKET + 1;
-/// The first of the packets dropped by decision, by `berth_ebpf_decide::flow::Dropped` as a number.
+/// First counter of packets dropped by decision, plus `berth_ebpf_decide::flow::Dropped` as a number.
 pub const PACKET_DROPPED: u32 = PACKET + 2;
-/// A packet that was refused was not answered: there were too many.
+/// Refused packets that were dropped without an answer, because the limit of answers was reached.
 pub const PACKET_UNANSWERED: u32 = PACKET + 16;
-/// The first index of the tables of connections, in blocks of eight: [`flow`] gives the place in a block.
+/// First index of the flow tables' counters, in blocks of eight; [`flow`] computes the index.
 pub const FLOW: u32 = 32;
-/// An entry was written. Less [`FLOW_LEFT`] it is how many there are: two a connection.
+/// Entries written. Minus [`FLOW_LEFT`] this is the number of entries, two for each connection.
 pub const FLOW_ENTERED: u32 = FLOW;
-/// An entry was removed, for whatever reason.
+/// Entries removed for any reason.
 pub const FLOW_LEFT: u32 = FLOW + 8;
-/// A connection whose time was not over was removed for a newer one.
+/// Connections removed before the end of their lifetime to make room for a newer one.
 pub const FLOW_EVICTED: u32 = FLOW + 16;
-/// A connection was refused because its class had no room.
+/// Connections refused because their class was full.
 pub const FLOW_REFUSED: u32 = FLOW + 24;
-/// Counters in the map.
+/// Number of counters in the map.
 pub const LEN: u32 = 64;
 
-/// The counter of a class of connections (`berth_ebpf_decide::flow::Class` as a number) in a block.
+/// Counter of a class (`berth_ebpf_decide::flow::Class` as a number) in a block.
 #[inline(always)]
 pub const fn flow(block: u32, class: u32, v6: bool) -> u32 {
     block + (class & 3) + if v6 { 4 } else { 0 }

@@ -1,15 +1,15 @@
-//! What the programs know of their node: its addresses, its pods, its configuration.
+//! State of the node for the programs: addresses, pods, configuration.
 
 use crate::{V4, V6};
 
-/// The host or a pod as a client, found by the cookie of its network namespace. A namespace without an entry is nobody's:
-/// a container of somebody else, a pod that is just being started. Its clients are served as those from outside are.
+/// The host or a pod as a client, by the cookie of its network namespace. A namespace without an entry is a
+/// foreign container or a pod that is just starting; its clients are served as clients from outside.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Client {
-    /// Its IPv4 address; 0: none.
+    /// IPv4 address of the client; 0 for none.
     pub v4: V4,
-    /// Its IPv6 address; zeros: none.
+    /// IPv6 address of the client; zeros for none.
     pub v6: V6,
     /// [`client::HOST`] or a pod's [`local_pod`].
     pub flags: u32,
@@ -17,18 +17,18 @@ pub struct Client {
 
 /// Flags of [`Client::flags`] beyond a pod's.
 pub mod client {
-    /// The host's own network namespace: node ports answer at its loopback, and it has no address here.
+    /// The host's network namespace: node ports answer at its loopback, and its entry has no address.
     pub const HOST: u32 = 1 << 31;
 }
 
 /// Flags of a local pod.
 pub mod local_pod {
-    /// Its sockets are left alone: Services reach it packet by packet (a sidecar proxy must see virtual addresses).
+    /// The pod's sockets have no hooks; packets are translated (a sidecar proxy must see virtual addresses).
     pub const NO_SOCKET_HOOKS: u32 = 1;
-    /// `berth-cni` attached it, alone: no rule of the host's stack is meant for what it sends or gets, so packets go past the
-    /// stack. Others' plugins may have put rules there (network policies, firewalls, queues), or joined pods by a bridge.
+    /// Only `berth-cni` attached the pod: no rule of the host's stack is meant for its packets, which bypass
+    /// the stack. Other plugins may have installed rules (policies, firewalls, queues) or bridges.
     pub const DIRECT: u32 = 1 << 1;
-    /// Its device sends under its own addresses only.
+    /// The pod's device may send with the pod's own source addresses only.
     pub const OWN_SOURCE: u32 = 1 << 2;
 }
 
@@ -36,25 +36,25 @@ pub mod local_pod {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LocalPod {
-    /// The host's side of its veth pair.
+    /// Index of the host's end of the pod's veth pair.
     pub ifindex: u32,
-    /// [`local_pod`].
+    /// Bits of [`local_pod`].
     pub flags: u32,
-    /// Hardware address of the pod's side.
+    /// Hardware address of the pod's end.
     pub mac: [u8; 6],
-    /// Hardware address of the host's side.
+    /// Hardware address of the host's end.
     pub host_mac: [u8; 6],
 }
 
-/// A pod of this node as a sender, found by the index of its veth pair's host side.
+/// A pod of this node as a sender, by the index of its veth pair's host end.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PodDevice {
-    /// Its IPv4 address; 0: none.
+    /// IPv4 address of the pod; 0 for none.
     pub v4: V4,
-    /// Its IPv6 address; zeros: none.
+    /// IPv6 address of the pod; zeros for none.
     pub v6: V6,
-    /// [`local_pod`].
+    /// Bits of [`local_pod`].
     pub flags: u32,
 }
 
@@ -62,17 +62,17 @@ pub struct PodDevice {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NodeAddress {
-    /// 1: NodePorts answer here (`--nodeport-addresses`); 0: the node's, but without NodePorts.
+    /// 1 if NodePorts answer at the address (`--nodeport-addresses`), else 0.
     pub node_ports: u32,
 }
 
-/// An address range, as a mask over the packet's words (network order, like [`crate::V6`]; IPv4 uses the first word).
+/// Address range as a mask over the packet's words (as [`crate::V6`]; IPv4 uses the first word).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Prefix {
-    /// The network.
+    /// Network of the range.
     pub net: V6,
-    /// The mask; a prefix with an all-zero mask and an all-zero net is unused.
+    /// Mask of the range. A prefix whose mask and network are all zeros is unused.
     pub mask: V6,
 }
 
@@ -80,23 +80,23 @@ pub struct Prefix {
 pub mod config {
     /// Masquerade every connection to a Service, also of local pods (`masqueradeAll`).
     pub const MASQUERADE_ALL: u32 = 1;
-    /// Hand packets to pods and neighbours directly; else the stack routes them.
+    /// Forward packets to pods and neighbours directly; without the flag the stack routes them.
     pub const REDIRECT: u32 = 1 << 1;
 }
 
-/// What the programs are told at run time.
+/// Configuration of the programs, written by the agent.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Config {
-    /// See [`config`].
+    /// Bits of [`config`].
     pub flags: u32,
-    /// First and last port that masqueraded connections take, host order.
+    /// First and last source port of masqueraded connections, in host order.
     pub masquerade_ports: [u16; 2],
-    /// The node's address that masqueraded IPv4 connections take; 0: none.
+    /// Source address of masqueraded IPv4 connections; 0 for none.
     pub masquerade4: V4,
-    /// The same for IPv6.
+    /// Source address of masqueraded IPv6 connections; zeros for none.
     pub masquerade6: V6,
-    /// Service ranges: an address in here without an entry is no Service's and is dropped.
+    /// Service ranges: an address in them without an entry belongs to no Service and is dropped.
     pub service4: [Prefix; 2],
     /// The same for IPv6.
     pub service6: [Prefix; 2],

@@ -1,29 +1,29 @@
-//! Services, their backends, affinity, and what a socket remembers of its translations.
+//! Frontends of Services, their backends, affinity, and the translations that a socket remembers.
 
-/// So many backends lie in the Service's own value; more lie in chunks.
+/// Largest number of backends in a Service's own value; more backends are in chunks.
 pub const INLINE: usize = 4;
-/// Backends in a chunk.
+/// Number of backends in a chunk.
 pub const CHUNK: usize = 16;
-/// Translations that one socket remembers.
+/// Number of translations that a socket remembers.
 pub const REVERSE: usize = 8;
 
-/// What a client dials. A known address with an unknown port has the entry `{addr, 0, 0}` ([`frontend::ADDRESS`]);
-/// a NodePort has `addr` = [`crate::Addr::ANY`].
+/// Key of a frontend: the address and port that a client dials. Ports without a Service share the entry
+/// `{addr, 0, 0}` of their address ([`frontend::ADDRESS`]). A NodePort has `addr` = [`crate::Addr::ANY`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct ServiceKey<A> {
-    /// The virtual address.
+    /// Virtual address.
     pub addr: A,
-    /// The port, network order; 0 in the entry of the bare address.
+    /// Port in network order; 0 in the entry of the bare address.
     pub port: u16,
-    /// `IPPROTO_TCP`, `IPPROTO_UDP`; 0 in the entry of the bare address.
+    /// `IPPROTO_TCP` or `IPPROTO_UDP`; 0 in the entry of the bare address.
     pub proto: u8,
-    /// Always 0.
+    /// Padding, always 0.
     pub pad: u8,
 }
 
-/// The two sets of backends of one Service port (KEP-2086, KEP-1860): which one a client gets follows from the
-/// traffic policies and from where it sits.
+/// The two sets of backends of a Service port (KEP-2086, KEP-1860). The traffic policies and the client's
+/// location decide which set a client uses.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Set {
@@ -33,73 +33,73 @@ pub enum Set {
     Local = 1,
 }
 
-/// Flags of [`Service::frontend`]: what holds for this way in (ClusterIP, NodePort ...).
+/// Flags of [`Service::frontend`]: properties of one frontend (ClusterIP, NodePort and others).
 pub mod frontend {
-    /// Clients on this node (pods and host) get the local set: a ClusterIP with internalTrafficPolicy Local.
+    /// Clients on this node use the local set: a ClusterIP with internalTrafficPolicy Local.
     pub const INSIDE_LOCAL: u32 = 1;
-    /// Clients from outside get the local set, and keep their address: externalTrafficPolicy Local.
+    /// Clients from outside use the local set and keep their address: externalTrafficPolicy Local.
     pub const OUTSIDE_LOCAL: u32 = 1 << 1;
-    /// Reachable from outside the cluster: NodePort, load balancer address, external address.
+    /// The frontend is reachable from outside the cluster: NodePort, load balancer or external address.
     pub const EXTERNAL: u32 = 1 << 2;
-    /// No Service port: the entry of a bare known address, whose other ports are refused.
+    /// The entry of a bare address without a Service port: connections to its other ports are refused.
     pub const ADDRESS: u32 = 1 << 3;
-    /// Some endpoint exists somewhere: an empty set is a matter of policy and is dropped, not refused.
+    /// The Service has endpoints, so a client without a usable one is dropped by policy instead of refused.
     pub const HAS_ENDPOINTS: u32 = 1 << 4;
-    /// A NodePort's entry.
+    /// The frontend is a NodePort.
     pub const NODE_PORT: u32 = 1 << 5;
 }
 
 /// Flags of [`Backend::flags`].
 pub mod backend {
-    /// On this node.
+    /// The backend is on this node.
     pub const LOCAL: u16 = 1;
-    /// In the host's own network (its address is a node's).
+    /// The backend is in a host's network, with a node's address.
     pub const HOST_NETWORK: u16 = 1 << 1;
 }
 
-/// One endpoint.
+/// An endpoint of a Service.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Backend<A> {
-    /// Its address.
+    /// Address of the backend.
     pub addr: A,
-    /// Its port, network order.
+    /// Port of the backend in network order.
     pub port: u16,
-    /// See [`backend`].
+    /// Bits of [`backend`].
     pub flags: u16,
 }
 
-/// One way into a Service port. All ways into the same port share `id` and `generation`, hence chunks and affinity.
+/// Value of a frontend. Frontends of one Service port share `id` and `generation`, so chunks and affinity.
 ///
-/// Inline when `counts[0] + counts[1] <= INLINE`: first the cluster set, then the local set. Else both are in chunks.
-/// A reader copies the header, and takes what it read only if `tag` still fits: the memory of a replaced value may be
-/// used anew below a reader.
+/// The backends are inline if `counts[0] + counts[1] <= INLINE`: first the cluster set, then the local set.
+/// Otherwise both are in chunks. A reader copies the header and uses the copy only if `tag` still matches:
+/// the kernel may reuse the memory of a replaced value during the read.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Service<A> {
     /// [`tag`] of `id` and `generation`.
     pub tag: u32,
-    /// The Service port, unique while it lives and for a quarantine after.
+    /// Id of the Service port, unique during its life and a quarantine afterwards.
     pub id: u32,
-    /// Raised with every change of the backends.
+    /// Version of the backends, raised by each change of them.
     pub generation: u32,
-    /// See [`frontend`].
+    /// Bits of [`frontend`].
     pub frontend: u32,
-    /// Seconds of client affinity; 0: none.
+    /// Timeout of client affinity in seconds; 0 for none.
     pub affinity_s: u32,
-    /// Backends in the cluster set and in the local set.
+    /// Number of backends in the cluster set and in the local set.
     pub counts: [u16; 2],
-    /// The backends, when all fit.
+    /// The backends, if all of them fit.
     pub inline: [Backend<A>; INLINE],
 }
 
-/// The check value of one generation's parts.
+/// Check value of the parts of one generation.
 #[inline(always)]
 pub const fn tag(id: u32, generation: u32) -> u32 {
     id.wrapping_mul(0x9e37_79b1) ^ generation ^ 0x5eb7_11ed
 }
 
-/// Where a chunk of backends lies.
+/// Key of a chunk of backends.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct ChunkKey {
@@ -109,84 +109,84 @@ pub struct ChunkKey {
     pub generation: u32,
     /// The [`Set`] as a number.
     pub set: u32,
-    /// Ordinal of the backend / [`CHUNK`].
+    /// Ordinal of the backend divided by [`CHUNK`].
     pub index: u32,
 }
 
-/// Sixteen backends of one generation.
+/// Up to sixteen backends of one generation.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Chunk<A> {
-    /// [`tag`] of its key's id and generation.
+    /// [`tag`] of the id and generation in the key.
     pub tag: u32,
-    /// Backends that are used.
+    /// Number of used backends.
     pub len: u32,
     /// The backends.
     pub backends: [Backend<A>; CHUNK],
 }
 
-/// Whom a client stays with: by client address and Service port, whatever way it came in.
+/// Key of a client's affinity: client address and Service port, for all frontends together.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct AffinityKey<A> {
     /// [`Service::id`].
     pub id: u32,
-    /// The client's address: of the pod, of the outside client, or [`crate::Addr::ANY`] for the node itself.
+    /// Address of the pod or of the outside client; [`crate::Addr::ANY`] for the node itself.
     pub client: A,
 }
 
-/// The backend a client stays with.
+/// Backend of a client with affinity.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Affinity<A> {
     /// The backend.
     pub backend: Backend<A>,
-    /// When it was last chosen, in seconds of CLOCK_MONOTONIC; written at most once a second.
+    /// Last use of the backend in seconds of CLOCK_MONOTONIC, written at most once a second.
     pub seen_s: u32,
 }
 
-/// Says that a backend is in a set of a Service with affinity, or ([`SERVING`]) that the flows of a UDP Service may go on
-/// with it: each new generation a translated flow asks that, and each datagram of a socket that is not connected.
+/// Membership of a backend in a set of a Service with affinity, or ([`SERVING`]) in those that UDP flows may
+/// keep. Flows check it once per generation, unconnected sockets for each datagram.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct MemberKey<A> {
     /// [`Service::id`].
     pub id: u32,
-    /// The backend's address.
+    /// Address of the backend.
     pub addr: A,
-    /// The backend's port, network order.
+    /// Port of the backend in network order.
     pub port: u16,
     /// The [`Set`] as a number, or [`SERVING`].
     pub set: u16,
 }
 
-/// In [`MemberKey::set`]: every backend of a UDP Service that serves, be it in a set or in none. Who ends but still serves
-/// (`conditions.serving`), or is ready and chosen no more, keeps the flows that it has and gets no new one.
+/// [`MemberKey::set`] of each backend that serves a UDP Service, also of one in no set: a terminating backend
+/// that serves (`conditions.serving`), or a ready one not selected, keeps its flows only.
 pub const SERVING: u16 = 2;
 
-/// One translation that a socket remembers: answers of `backend` are shown as from the virtual address, and datagrams to
-/// that address go to `backend` for as long as it serves.
+/// A translation that a socket remembers: answers of `backend` are shown as from the virtual address, and
+/// datagrams to the virtual address go to `backend` as long as `backend` serves.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reverse<A> {
-    /// The address the client dialled.
+    /// Address that the client dialled.
     pub addr: A,
-    /// The address it was given.
+    /// Address of the backend.
     pub backend: A,
-    /// The port the client dialled, network order.
+    /// Port that the client dialled, in network order.
     pub port: u16,
-    /// The port it was given, network order.
+    /// Port of the backend, in network order.
     pub backend_port: u16,
 }
 
-/// All that a socket remembers; the oldest is overwritten. Of two entries with one backend the first is the one that was
-/// dialled last.
+/// All translations that a socket remembers; a new one overwrites the oldest. Of two entries with the same
+/// backend, the first is the one that was dialled last.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reverses<A> {
-    /// Where the next goes, modulo [`REVERSE`].
+    /// Index of the next entry to write, modulo [`REVERSE`].
     pub next: u32,
-    /// The translations; an unused one has port 0.
+    /// The translations. An unused entry has port 0.
     pub entries: [Reverse<A>; REVERSE],
 }
 

@@ -1,24 +1,24 @@
-//! What differs between IPv4 and IPv6.
+//! Differences between IPv4 and IPv6.
 
 use berth_ebpf_abi::{Addr, Client, PodDevice, Prefix, V4, V6};
 
-/// An address family, as far as decisions depend on it.
+/// Address family, as far as decisions depend on it.
 pub trait Family: Addr {
-    /// Whether the address lies in a range; never in an unused one (all zeros).
+    /// Whether the address lies in the range; false for an unused range (all zeros).
     fn within(self, range: &Prefix) -> bool;
-    /// `127.0.0.0/8` or `::1`.
+    /// Whether the address is a loopback address: `127.0.0.0/8` or `::1`.
     fn is_loopback(self) -> bool;
-    /// Whether node ports answer at the host's loopback: `127.0.0.0/8`, as kube-proxy has it by default
-    /// (`iptables.localhostNodePorts`), and never `::1`.
+    /// Whether node ports answer at the host's loopback. True for `127.0.0.0/8`, as in kube-proxy by default
+    /// (`iptables.localhostNodePorts`), false for `::1`.
     const LOOPBACK_NODE_PORTS: bool;
-    /// A pod's address of this family; [`Addr::ANY`] where it has none.
+    /// Address of a client in this family; [`Addr::ANY`] for none.
     fn of_client(client: &Client) -> Self;
-    /// The same of a pod's device.
+    /// Address of a pod's device in this family; [`Addr::ANY`] for none.
     fn of_device(device: &PodDevice) -> Self;
-    /// Whether it is no host's in particular: link-local (`169.254.0.0/16`, `fe80::/10`), or unspecified, as before a host
-    /// has an address.
+    /// Whether the address is link-local (`169.254.0.0/16`, `fe80::/10`), or unspecified, as the source of a
+    /// host without an address. No host in particular has such an address.
     fn is_of_the_link(self) -> bool;
-    /// An address that stands for a network namespace, by its cookie, and is nobody's: of `240.0.0.0/8` or `100::/64`.
+    /// Address of `240.0.0.0/8` or `100::/64` that represents a network namespace by its cookie.
     fn of_namespace(cookie: u64) -> Self;
 }
 
@@ -53,7 +53,7 @@ impl Family for V4 {
 
     #[inline(always)]
     fn of_namespace(cookie: u64) -> Self {
-        // The lowest three bytes; the shift leaves room for the first of the address.
+        // The cookie's lowest three bytes follow the first byte of the address.
         ((cookie & 0xff_ffff) << 8) as u32 | 240
     }
 }

@@ -1,21 +1,21 @@
-//! Connections that are translated packet by packet: what comes from outside, from pods whose sockets are left alone,
-//! and raw packets.
+//! Decisions for packets: translation of connections whose sockets have no hook, which are those from
+//! outside, those of pods without socket hooks, and raw packets.
 //!
-//! Owns the rules; the state is two entries a connection in the tables of connections, one for each direction, each the
-//! other's reverse. Both are written before the first packet leaves, the answers' first and only where none is: so no
-//! two connections ever share the answers' key, and an answer always finds its next_hop back. In which table they are, and
-//! what goes where one is full, says [`Class`].
+//! Owns the rules. A flow has two entries, one for each direction, each the reverse of the other. Both are
+//! written before the first packet leaves, the entry of the answers first and only under a free key. So no
+//! two flows share the key of their answers, and every answer finds its way back. [`Class`] decides about
+//! their table and about full tables.
 //!
 //! Invariants:
-//! - An answer is shown as from the very address and port that the client dialled.
-//! - A packet writes only its own direction's entry, at most once a second unless its state changes. Once a second it
-//!   also looks for the other entry and puts it back where it is missing.
-//! - A UDP flow asks once a second whether its backend still serves; where it does not, the flow is forgotten and the
-//!   packet chooses anew. So does the SYN of a TCP connection whose Service has got other backends since its last.
+//! - An answer carries the address and port that the client dialled.
+//! - A packet writes the entry of its own direction only, at most once a second unless the state changes.
+//!   Once a second it also restores a missing entry of the other direction.
+//! - A UDP flow checks once a second whether its backend still serves. Otherwise the flow is removed, and the
+//!   packet selects a new backend. So does a TCP connection's SYN after a change of the backends.
 //!
-//! On failure: a packet in the middle of a TCP connection that no entry knows is left to the stack (it may be in
-//! nf_conntrack since before these programs); any other chooses a backend; no free port is a drop, and so is a full
-//! class. What becomes assured where that class is full is forgotten and left to the stack, which resets it.
+//! On failure: a packet of an established TCP connection without an entry is left to the stack (nf_conntrack
+//! may know the connection from before these programs); others select a backend. Without a free port or a
+//! place in its class a packet is dropped. A flow that becomes assured in a full class is removed.
 
 pub mod checksum;
 mod class;
@@ -45,12 +45,12 @@ use class::{Reclassified, find as find_flow, forget, reclass};
 use lifetime::is_stream;
 use packet::is_reverse;
 
-/// Fragments of one datagram that are this far apart, in seconds, are not of one datagram (`ipfrag_time`).
+/// Maximum age of a first fragment in seconds for later fragments of the datagram (`ipfrag_time`).
 const FRAGMENTS_S: u32 = 30;
 
-/// Says what becomes of the packet in `ctx`, and writes down what the next ones of its connection need.
+/// Decides about the packet in `ctx`, and writes the flow state for the connection's next packets.
 ///
-/// Its four parts are functions of their own in the kernel, where each has a small stack.
+/// The kernel runs the four parts as separate functions, because each function's stack is small.
 #[inline(always)]
 pub fn decide_packet<A: Family, M: FlowMaps<A> + Sockets<A>>(
     maps: &M,
@@ -68,8 +68,8 @@ pub fn decide_packet<A: Family, M: FlowMaps<A> + Sockets<A>>(
     classify(maps, maps, hook, ctx).unwrap_or_else(|| open_flow(maps, maps, hook, ctx))
 }
 
-/// Whether a pod sends under an address that is not its own, as its device is known: what is looked at before anything
-/// else. Of the packet its source and its device must be there. Writes whether what it sends may go past the stack.
+/// Whether a pod sends with a foreign source address, according to the entry of its device. Runs first and
+/// needs the packet's source and device only. Sets `ctx.direct`: the packet may bypass the stack.
 #[inline(always)]
 pub fn forged<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &mut FlowContext<A>) -> bool {
     ctx.direct = false;
@@ -79,8 +79,8 @@ pub fn forged<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &mut FlowContext<A>) -> 
     device.flags & local_pod::OWN_SOURCE != 0 && src != A::of_device(&device) && !src.is_of_the_link()
 }
 
-/// The quick part of [`decide_packet`]: a packet of a connection that was looked at in this very second and does not change.
-/// Nothing means that [`refresh_flow`] has the say. A pod's entry is written to `pod`.
+/// Fast path of [`decide_packet`]: a packet whose flow was checked in this second and does not change.
+/// Returns `None` if [`refresh_flow`] must decide. The pod's entry is written to `pod`.
 #[inline(always)]
 pub fn fast_path<A: Family, M: FlowMaps<A>>(
     maps: &M,
@@ -100,8 +100,8 @@ pub fn fast_path<A: Family, M: FlowMaps<A>>(
         .then(|| open_flow::next_hop(maps, hook, &ctx.entry, pod))
 }
 
-/// The thorough part of [`decide_packet`]: any packet of a connection that has an entry, which is renewed. Nothing means that
-/// [`classify`] has the say. A pod's entry is written to `pod`.
+/// Slow path of [`decide_packet`]: any packet whose flow has an entry, which is refreshed. Returns `None` if
+/// [`classify`] must decide. The pod's entry is written to `pod`.
 #[inline(always)]
 pub fn refresh_flow<A: Family, M: FlowMaps<A>>(
     maps: &M,
@@ -122,7 +122,7 @@ pub fn refresh_flow<A: Family, M: FlowMaps<A>>(
     })
 }
 
-/// Writes down the ports that a datagram's other fragments lack.
+/// Stores the ports of a first fragment for the datagram's other fragments.
 #[inline(always)]
 fn note_fragment<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &FlowContext<A>) {
     if let Part::First(id) = ctx.packet.part {
@@ -138,7 +138,7 @@ fn fragment_key<A: Family>(ctx: &FlowContext<A>, id: u32) -> FragmentKey<A> {
     FragmentKey { src: tuple.src, dst: tuple.dst, id, proto: u32::from(tuple.proto) }
 }
 
-/// Whether a packet's connection has an entry which holds.
+/// Whether the packet's flow has a valid entry. Refreshes the entry.
 #[inline(always)]
 fn known<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, ctx: &mut FlowContext<A>) -> bool {
     if !find_flow(maps, &ctx.packet.tuple, &mut ctx.entry) {
@@ -180,13 +180,13 @@ fn known<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, ctx: &mut FlowContext<
     true
 }
 
-/// A direction's flags after one more of its packets.
+/// Flags of a direction after one more packet.
 #[inline(always)]
 fn after(flags: u32, proto: u8, tcp_flags: u8) -> u32 {
     let reply = flags & flow::REPLY != 0;
     let mut flags = if reply { flags | flow::ANSWERED } else { flags };
     if proto == TCP {
-        // A connection that goes on after a reset was not reset: the receiver found it outside of its window.
+        // A packet after a reset shows that the receiver ignored the reset as outside of its window.
         flags &= !flow::RESET;
         if tcp_flags & tcp::RST != 0 {
             flags |= flow::RESET;
@@ -198,9 +198,9 @@ fn after(flags: u32, proto: u8, tcp_flags: u8) -> u32 {
     flags
 }
 
-/// Checks a connection that was last checked in another second, or that seems to begin once more: the other direction
-/// must be there or be put back, and a backend must still be one. Says whether it holds; where not, its entries are
-/// gone.
+/// Checks a flow whose last check was in another second, or whose packet starts a connection again. A missing
+/// entry of the other direction is restored, and the backend must still serve. Returns false after the
+/// entries of an invalid flow are removed.
 #[inline(always)]
 fn renew<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &mut FlowContext<A>, begins: bool, now_s: u32) -> bool {
     let reply = ctx.entry.flags & flow::REPLY != 0;
@@ -229,7 +229,7 @@ fn renew<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &mut FlowContext<A>, begins: 
     holds
 }
 
-/// Looks whether a flow's backend still serves, and notes the generation in which it does.
+/// Whether a flow's backend still serves. Stores the generation of the check in the entry.
 #[inline(always)]
 fn backend_still_serves<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &mut FlowContext<A>) -> bool {
     let tuple = &ctx.packet.tuple;
@@ -241,7 +241,7 @@ fn backend_still_serves<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &mut FlowConte
     };
     let header = maps.header(at);
     if header.tag != tag(header.id, header.generation) {
-        // It changes right now: asked again with the next second.
+        // The value is being replaced: the check is repeated in the next second.
         return true;
     }
     if header.id != ctx.entry.service {
@@ -261,9 +261,9 @@ fn backend_still_serves<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &mut FlowConte
     found
 }
 
-/// Whether the stack delivers, to a pod, what another pod of this node sent, and both may do without it: what pods send
-/// each other goes past the stack, so it was sent to another address, and the stack gave it this one (a host port). Then
-/// the answer must go by the stack too.
+/// Whether the stack translated a packet between two pods that both may bypass the stack. Direct packets do
+/// not pass the stack, so this one was sent to another address, which the stack translated (a host port). The
+/// answers must then pass the stack as well.
 #[inline(always)]
 fn of_stack<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &FlowContext<A>) -> bool {
     let direct = |flags: u32| flags & local_pod::DIRECT != 0;
@@ -273,8 +273,8 @@ fn of_stack<A: Family, M: FlowMaps<A>>(maps: &M, ctx: &FlowContext<A>) -> bool {
         && !maps.is_of_stack(&reverse(&ctx.packet.tuple))
 }
 
-/// The part of [`decide_packet`] for what no entry knows. Nothing means that a connection begins and [`open_flow`] has the say, with
-/// what was chosen in `ctx`.
+/// Part of [`decide_packet`] for packets without a flow. Returns `None` if the packet starts a connection:
+/// [`open_flow`] must decide, with the selected backend in `ctx`.
 #[inline(always)]
 pub fn classify<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
     maps: &M,
@@ -284,14 +284,14 @@ pub fn classify<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
 ) -> Option<Verdict> {
     let tuple = &ctx.packet.tuple;
     if hook == Hook::Egress {
-        // What the socket hooks leave alone for want of an endpoint, and what belongs to no Service.
+        // A packet for a Service range: the socket hooks passed it without an endpoint or a Service.
         let leak = maps.in_service_range(tuple.dst);
         if !leak && of_stack(maps, ctx) {
             maps.note_of_stack(&reverse(&ctx.packet.tuple));
         }
         return Some(if leak { Verdict::Drop(Dropped::Leak) } else { Verdict::Pass });
     }
-    // Fragments may belong to what the stack translated, and lack the ports that tell.
+    // A fragment may belong to a connection that the stack translates, and lacks the ports to check.
     let whole = !matches!(ctx.packet.part, Part::First(_) | Part::Later(_));
     if hook == Hook::Pod
         && ctx.direct
@@ -316,7 +316,7 @@ pub fn classify<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
         crate::Verdict::Drop(_) => Some(Verdict::Drop(Dropped::Service)),
         _ if later => Some(Verdict::Drop(Dropped::Fragment)),
         crate::Verdict::Reject(_) => Some(Verdict::Reject),
-        // An answer to a socket of the node's own, whose port happens to be a node port.
+        // An answer to a socket of the node whose port has the number of a node port.
         crate::Verdict::To(choice)
             if tuple.proto == UDP
                 && hook == Hook::Uplink

@@ -1,15 +1,15 @@
-//! The decision core: what becomes of a connection, a datagram or a packet that asks for a Service.
+//! The decision core: the verdict about a connection, a datagram or a packet to a Service.
 //!
-//! Owns no state and has no effects: tables are reached through [`Maps`]. The same code runs in the eBPF programs
-//! (kernel maps), in tests (`memory::Tables`, feature `std`) and in `berth trace` (`trace::Trace` around pinned maps).
+//! Owns no state and has no effects; [`Maps`] gives access to the tables. The same code runs in the programs
+//! (kernel maps), in tests (`memory::Tables`, feature `std`) and in `berth trace` (`trace::Trace`).
 //!
 //! Invariants:
-//! - A backend is never given that was not, at some moment of the call, in the wanted set of the dialled Service: a
-//!   value is taken only when its tag fits and the key still leads to it after it was read.
-//! - No panic, no slice index, no allocation: what the kernel's verifier cannot follow has no place here. Everything
-//!   is inlined; a call that returns an `Option` in two registers is refused by it.
+//! - A selected backend was in the dialled Service's wanted set at some moment of the call: a value is used
+//!   only if its tag matches and the key still leads to it after the read.
+//! - No panic, slice index or allocation, which the kernel's verifier cannot follow. Everything is inlined:
+//!   the verifier refuses a call that returns an `Option` in two registers.
 //!
-//! On failure: what cannot be read consistently twice in a row is dropped, and the sender's retry decides anew.
+//! On failure: a value that changes during two reads in a row means a drop; the sender's retry decides anew.
 #![no_std]
 #![forbid(unsafe_code)]
 

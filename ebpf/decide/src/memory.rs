@@ -1,4 +1,4 @@
-//! The tables in memory: for tests, and for anything else that decides outside of the kernel.
+//! The tables of Services in memory, for tests and for decisions outside of the kernel.
 
 use crate::{Family, Header, Maps};
 use berth_ebpf_abi::{
@@ -8,14 +8,14 @@ use berth_ebpf_abi::{
 use core::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 
-/// One family's tables. Time stands still and dice repeat a fixed sequence until they are set.
+/// Tables of one family. The clock stands still, and the random sequence is fixed until it is set.
 #[derive(Debug, Clone, Default)]
 pub struct Tables<A> {
-    /// Ways into Services.
+    /// Frontends.
     pub services: HashMap<ServiceKey<A>, Service<A>>,
-    /// Backends of Services with more than a few.
+    /// Chunks of Services with more backends than fit inline.
     pub chunks: HashMap<ChunkKey, Chunk<A>>,
-    /// Whom clients stay with.
+    /// Backends of clients with affinity.
     pub affinity: RefCell<HashMap<AffinityKey<A>, Affinity<A>>>,
     /// Backends of Services with affinity, by set, and those that serve flows of UDP Services.
     pub members: HashSet<MemberKey<A>>,
@@ -23,7 +23,7 @@ pub struct Tables<A> {
     pub nodes: HashMap<A, NodeAddress>,
     /// The Service ranges.
     pub ranges: [Prefix; 2],
-    /// The state of the dice: xorshift, so 0 always throws 0.
+    /// State of the random generator (xorshift; 0 always gives 0).
     pub dice: Cell<u32>,
     /// Seconds of CLOCK_MONOTONIC.
     pub now_s: Cell<u32>,

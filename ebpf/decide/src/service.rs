@@ -1,35 +1,35 @@
-//! Which backend, if any, a client of a Service gets; session affinity.
+//! Selection of the backend for a client of a Service; session affinity.
 
 use crate::{Family, Header, Maps};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, ChunkKey, INLINE, MemberKey, SERVING, ServiceKey, Set, frontend, tag,
 };
 
-/// Where a client sits.
+/// Location of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ClientLocation<A> {
     /// This node itself.
     Host,
     /// A pod of this node, with its address.
     Pod(A),
-    /// Any other, with its address; also a network namespace of this machine that is neither the node's nor a pod's.
+    /// A client outside, or in a network namespace of this machine that is neither node nor pod.
     Outside(A),
 }
 
-/// What becomes of a client.
+/// Verdict about a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict<A> {
-    /// No Service is meant: nothing is changed.
+    /// The address belongs to no Service: the call continues unchanged.
     Pass,
-    /// This backend.
+    /// The client uses this backend.
     To(Choice<A>),
-    /// The client is told that nobody listens: ECONNREFUSED, port unreachable.
+    /// The client gets ECONNREFUSED or "port unreachable".
     Reject(RejectReason),
-    /// Nothing is answered.
+    /// The client gets no answer.
     Drop(DropReason),
 }
 
-/// The backend given, and by which Service.
+/// The selected backend and its Service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Choice<A> {
     /// The backend.
@@ -40,53 +40,53 @@ pub struct Choice<A> {
     pub generation: u32,
     /// [`berth_ebpf_abi::Service::frontend`].
     pub frontend: u32,
-    /// The set it was taken from.
+    /// Set from which the backend was selected.
     pub set: Set,
 }
 
-/// Why a client is refused.
+/// Reasons to refuse a client.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RejectReason {
-    /// No endpoint exists anywhere.
+    /// The Service has no endpoints.
     NoEndpoints,
-    /// The address is a Service's, the port is not.
+    /// The address belongs to a Service, the port does not.
     UnknownPort,
 }
 
-/// Why a client gets no answer.
+/// Reasons to drop a client's packets.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DropReason {
-    /// The address lies in a Service range and is no Service's.
+    /// The address lies in a Service range and belongs to no Service.
     NoSuchService,
-    /// Endpoints exist, but the traffic policy leaves this client none.
+    /// Endpoints exist, but the traffic policy leaves none for this client.
     Policy,
-    /// The tables changed below two readings in a row.
+    /// The tables changed during two reads in a row.
     Unsettled,
 }
 
-/// A client, as far as a decision asks: its address is only read for a Service with affinity.
+/// A client as seen by a decision. Its address is read only for a Service with affinity.
 pub trait ClientIdentity<A: Family>: Copy {
-    /// Whether it is this node itself.
+    /// Whether the client is this node itself.
     fn is_host(self) -> bool;
-    /// Has the bit [`frontend::EXTERNAL`] where it is neither this node nor a pod of it: a way in from outside has a policy
-    /// of its own for it.
+    /// [`frontend::EXTERNAL`] if the client is neither this node nor a local pod, else 0. Frontends have a
+    /// traffic policy of their own for such clients.
     fn outside(self) -> u32;
-    /// Writes its address; [`berth_ebpf_abi::Addr::ANY`] for the node itself.
+    /// Writes the client's address; [`berth_ebpf_abi::Addr::ANY`] for the node itself.
     fn put_addr(self, into: &mut A);
-    /// 32 bits by which it is given one of a Service's backends: any, or the same ones for whoever is to come to the same
-    /// backend again.
+    /// 32 bits that select one of a Service's backends: random, or fixed for a client that must reach the
+    /// same backend again.
     #[inline(always)]
     fn backend_hash<M: Maps<A>>(self, maps: &M, _service: u32) -> u32 {
         maps.rand()
     }
 }
 
-/// [`ClientIdentity::lot`] of a datagram socket, by its cookie: what it has forgotten it comes to again, while the set stands.
+/// [`ClientIdentity::backend_hash`] of a datagram socket: a forgotten backend is selected again.
 #[inline(always)]
 pub fn backend_hash(cookie: u64, service: u32) -> u32 {
-    // Cookies are given out one after the other: both multiplications are for neighbours to lie apart.
+    // Cookies are consecutive numbers; the two multiplications spread neighbours.
     let mixed = (cookie ^ (u64::from(service) << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32
 }
@@ -111,66 +111,66 @@ impl<A: Family> ClientIdentity<A> for ClientLocation<A> {
     }
 }
 
-/// How far the search for a way in is. Numbers, for [`Maps::number`].
+/// States of the search for a frontend, as numbers for [`Maps::number`].
 pub(crate) mod search {
-    /// The key is what was dialled.
+    /// The key is the dialled address and port.
     pub(crate) const DIALLED: u32 = 0;
-    /// The bare address, whose Service has other ports.
+    /// The key is the bare address, whose Service has other ports.
     pub(crate) const BARE: u32 = 1;
-    /// A NodePort: the key has no address.
+    /// The key is that of a NodePort, without an address.
     pub(crate) const NODE_PORT: u32 = 2;
-    /// The value changed while it was read: it is looked for, and read, once more and no third time.
+    /// The value changed during the read: one more lookup and read follow.
     pub(crate) const AGAIN: u32 = 3;
-    /// It is over: no Service is meant.
+    /// Result: the address belongs to no Service.
     pub(crate) const PASS: u32 = 4;
-    /// It is over: the address is a Service's, the port is not.
+    /// Result: the address belongs to a Service, the port does not.
     pub(crate) const UNKNOWN_PORT: u32 = 5;
-    /// It is over: the address lies in a Service range and is no Service's.
+    /// Result: the address lies in a Service range and belongs to no Service.
     pub(crate) const NO_SUCH_SERVICE: u32 = 6;
-    /// It is over: the value was there and is not any more.
+    /// Result: the value existed at the first lookup and is gone.
     pub(crate) const UNSETTLED: u32 = 7;
 }
 
-/// Where eight bytes may be read and written at once, as the kernel's stack requires it for that.
+/// A value aligned to eight bytes, which the kernel's stack requires for accesses of eight bytes.
 #[repr(C, align(8))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Aligned<T>(pub T);
 
-/// What a decision writes to: memory of the caller's, for in the kernel an address in registers is saved and restored
-/// around each call of a helper.
+/// Output of a decision, in the caller's memory: an address in registers would be saved and restored around
+/// each call of a kernel helper.
 #[repr(C, align(8))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Selection<A> {
-    /// The backend, and when its client was last given it. Meaningless before [`Decision::To`].
+    /// The backend, and its last use by the client. Valid only after [`Decision::To`].
     pub last: Affinity<A>,
-    /// Puts the address behind it where eight bytes may be copied at once.
+    /// Aligns the next address to eight bytes.
     pad: u32,
-    /// Whose it is to stay; written for a Service with affinity only.
+    /// Key of the client's affinity. Written for a Service with affinity only.
     client: AffinityKey<A>,
-    /// Puts the member key where eight bytes may be copied at once.
+    /// Aligns the member key to eight bytes.
     pad2: u32,
-    /// The backend as it is looked for in the Service's sets.
+    /// Key of the backend in the Service's sets.
     member: MemberKey<A>,
 }
 
 /// A verdict whose backend is in [`Selection::last`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    /// See [`Verdict::Pass`].
+    /// As [`Verdict::Pass`].
     Pass,
-    /// The backend that was written, by the Service of this head, from this set.
+    /// A backend was written, from this Service and set.
     To(Header, Set),
-    /// See [`Verdict::Reject`].
+    /// As [`Verdict::Reject`].
     Reject(RejectReason),
-    /// See [`Verdict::Drop`].
+    /// As [`Verdict::Drop`].
     Drop(DropReason),
 }
 
 /// Decides for a client that dials `key` (`port` and `proto` are never 0).
 ///
-/// The rules are kube-proxy's: an address and port of a Service go to the set that the traffic policies give; a node's
-/// own address with a NodePort likewise, from the node itself also by IPv4's loopback; other ports of a cluster address are
-/// refused; other addresses in a Service range are dropped, but for the node's own. `0.0.0.0` and `::` mean the client's own loopback.
+/// The rules are kube-proxy's. A frontend uses its policy's set; so does a NodePort at a node's own address,
+/// and for the node at IPv4's loopback. A ClusterIP's other ports are refused, a Service range's other
+/// addresses dropped except the node's own. `0.0.0.0` and `::` mean the client's own loopback.
 #[inline(always)]
 pub fn decide<A: Family, M: Maps<A>>(maps: &M, key: &ServiceKey<A>, from: ClientLocation<A>) -> Verdict<A> {
     let (mut key, mut selection) = (Aligned(*key), Selection::default());
@@ -185,7 +185,7 @@ pub fn decide<A: Family, M: Maps<A>>(maps: &M, key: &ServiceKey<A>, from: Client
     }
 }
 
-/// [`decide`] in the caller's memory; `key` is changed too.
+/// As [`decide`], with the output in the caller's memory. Changes `key`.
 #[inline(always)]
 pub fn decide_into<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
     maps: &M,
@@ -216,7 +216,7 @@ pub fn decide_into<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
     }
 }
 
-/// Where the search for a way in starts; nowhere ([`search::PASS`]) at a client's own loopback, but for IPv4's of the node.
+/// First state of the search: [`search::PASS`] at a client's own loopback, except the node's of IPv4.
 #[inline(always)]
 pub(crate) fn start<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
     maps: &M,
@@ -228,18 +228,18 @@ pub(crate) fn start<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
             return if from.is_host() { maps.number::<{ search::NODE_PORT }>() } else { search::PASS };
         }
     } else if key.addr == A::ANY {
-        // It would be the key of a node port; `::1` is in no table.
+        // The key with `::` would be that of a node port; `::1` is in no table.
         return search::PASS;
     }
     maps.number::<{ search::DIALLED }>()
 }
 
-/// Finds the way in that is dialled; where there is none, `search` says why. A NodePort's key loses its address. `flow` finds
-/// a connection's Service once more by it.
+/// Finds the dialled frontend, else sets `search` to the reason. A NodePort's key loses its address.
 ///
-/// A number and not the ruling: of that the compiler makes half a register beside half an address.
+/// The state is a number: the compiler would put an enum into half a register beside an address.
 ///
-/// One loop with one look into each table: in the kernel each look that stands here takes ten instructions.
+/// One loop with one lookup of each table: each lookup in the code takes ten instructions in the kernel. The
+/// refresh of a flow uses the same search.
 #[inline(always)]
 pub(crate) fn find<A: Family, M: Maps<A>>(
     maps: &M,
@@ -289,17 +289,17 @@ pub(crate) fn find<A: Family, M: Maps<A>>(
     }
 }
 
-/// A backend as it is looked for among those that serve, in the caller's memory.
+/// Query for a serving backend, in the caller's memory.
 #[repr(C, align(8))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MemberQuery<A> {
-    /// Puts the address behind it where eight bytes may be copied at once.
+    /// Aligns the address in `member` to eight bytes.
     pad: u32,
-    /// Its address and port are the caller's to write.
+    /// Key of the query. The caller writes its address and port.
     pub member: MemberKey<A>,
 }
 
-/// Whether the flows of a UDP Service port may go on with a backend.
+/// Whether the flows of a UDP Service port may keep a backend.
 #[inline(always)]
 pub(crate) fn serves<A: Family, M: Maps<A>>(maps: &M, asked: &mut MemberQuery<A>, id: u32) -> bool {
     asked.member.id = id;
@@ -307,24 +307,24 @@ pub(crate) fn serves<A: Family, M: Maps<A>>(maps: &M, asked: &mut MemberQuery<A>
     maps.member(&asked.member)
 }
 
-/// Whether a datagram goes on with the backend that its socket was given before for `key`, which is changed. It does for
-/// as long as that serves, whatever set its client would be given another from; affinity has no say, as with kube-proxy.
+/// Whether a datagram may keep the backend that its socket remembers for `key`, which is changed. True as
+/// long as the backend serves, whatever set the client uses now; affinity is ignored, as in kube-proxy.
 #[inline(always)]
 pub fn may_keep_backend<A: Family, M: Maps<A>>(
     maps: &M,
     key: &mut Aligned<ServiceKey<A>>,
     asked: &mut MemberQuery<A>,
 ) -> bool {
-    // A socket that was given a backend at its loopback is the host's.
+    // Only a socket of the host remembers a backend for a loopback address.
     let mut search = start(maps, &key.0, ClientLocation::Host);
     let Some(at) = find(maps, key, &mut search) else { return false };
     let header = maps.header(at);
-    // What changes right now is asked with the next datagram.
+    // During a change of the value the backend is kept; the next datagram checks again.
     header.tag != tag(header.id, header.generation) || serves(maps, asked, header.id)
 }
 
-/// Takes a backend: the one that affinity keeps the client with, else one by lot. Nothing when the value changed while it
-/// was read.
+/// Selects a backend: the one of the client's affinity, else one by the client's hash. `None` if the value
+/// changed during the read.
 #[inline(always)]
 fn serve<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
     maps: &M,
@@ -342,12 +342,12 @@ fn serve<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
             frontend::INSIDE_LOCAL == 1 && frontend::OUTSIDE_LOCAL == 1 << 1 && frontend::EXTERNAL == 1 << 2
         )
     };
-    // By bits, not by branches: the flag of the one or of the other, which is the set's number.
+    // Computed without a branch: the policy bit for this location is the number of the set.
     let outside = (header.frontend & from.outside() & frontend::EXTERNAL) >> 2;
     let set = maps.opaque((header.frontend >> outside) & 1);
     let [cluster, here] = header.counts.map(u32::from);
     let (count, before) = if set == 0 { (cluster, 0) } else { (here, cluster) };
-    // None while its port is 0.
+    // A port of 0 means that no backend is selected yet.
     selection.last.backend.port = 0;
     let mut now_s = 0;
     if count != 0 {
@@ -374,7 +374,7 @@ fn serve<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
             Decision::Reject(RejectReason::NoEndpoints)
         });
     }
-    // Once a second.
+    // Affinity is written at most once a second.
     if header.affinity_s != 0 && selection.last.seen_s != now_s {
         selection.last.seen_s = now_s;
         let selection = maps.opaque_ref(selection);
@@ -383,7 +383,7 @@ fn serve<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
     Some(Decision::To(header, if set == 0 { Set::Cluster } else { Set::Local }))
 }
 
-/// Writes the backend that the client had, if it may stay with it; else one with port 0.
+/// Writes the backend of the client's affinity if the client may keep it, else a port of 0.
 #[inline(always)]
 fn last<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
     maps: &M,
@@ -405,7 +405,7 @@ fn last<A: Family, M: Maps<A>, W: ClientIdentity<A>>(
         }
     }
     selection.last.backend.port = 0;
-    // Any other second: whom it is given next is written down.
+    // Differs from the current second, so that [`serve`] writes the affinity of the new backend.
     selection.last.seen_s = !now_s;
 }
 
@@ -418,9 +418,9 @@ fn chunk_backend<A: Family, M: Maps<A>>(
     into: &mut Backend<A>,
 ) -> Option<()> {
     let Header { id, generation, tag, .. } = *header;
-    // CHUNK is a power of two: the kernel's verifier follows a shift and a mask, not a division.
+    // CHUNK is a power of two: the kernel's verifier follows shifts and masks, not divisions.
     let at = maps.chunk(&ChunkKey { id, generation, set, index: ordinal >> 4 })?;
-    // A generation's chunks go after its Service's value: while that is unchanged, which is looked at next, so is this.
+    // A Service's value is replaced before its chunks are removed: an unchanged value has valid chunks.
     if maps.chunk_tag(at) != tag {
         return None;
     }
@@ -428,9 +428,9 @@ fn chunk_backend<A: Family, M: Maps<A>>(
     Some(())
 }
 
-/// Maps a random number onto `0..n` evenly: without a division, and good to one in 2^32.
+/// Scales a random number to `0..n` without a division, with an error of one in 2^32.
 #[inline(always)]
 pub(crate) fn scale(rand: u32, n: u32) -> u32 {
-    // The product's upper half is below n.
+    // The upper half of the product is below `n`.
     ((u64::from(rand) * u64::from(n)) >> 32) as u32
 }

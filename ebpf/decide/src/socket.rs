@@ -1,4 +1,4 @@
-//! A datagram socket in memory, as the hooks treat one: for tests.
+//! A datagram socket in memory that behaves as with the socket hooks, for tests.
 
 use crate::{
     Aligned, ClientIdentity, ClientLocation, Decision, Family, Maps, MemberQuery, Selection, backend_hash,
@@ -8,35 +8,35 @@ use crate::{
 use berth_ebpf_abi::{REVERSE, Reverses, ServiceKey};
 use core::cell::RefCell;
 
-/// A socket that is not connected.
+/// An unconnected datagram socket.
 #[derive(Debug, Clone)]
 pub struct Socket<A> {
-    /// Where it is.
+    /// Location of the socket.
     pub from: ClientLocation<A>,
-    /// Its own.
+    /// Cookie of the socket.
     pub cookie: u64,
-    /// What it remembers.
+    /// Translations that the socket remembers.
     pub ring: RefCell<Reverses<A>>,
 }
 
-/// What becomes of a datagram.
+/// Result of sending a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent<A> {
-    /// It goes to the address that it names.
+    /// The datagram goes to the address that the call names.
     AsItIs,
-    /// It goes to a backend.
+    /// The datagram goes to a backend.
     To(A, u16),
-    /// The call ends with this error.
+    /// The call fails with this error.
     Failed(i32),
 }
 
 impl<A: Family> Socket<A> {
-    /// One that remembers nothing.
+    /// A socket that remembers no translation.
     pub fn new(from: ClientLocation<A>, cookie: u64) -> Socket<A> {
         Socket { from, cookie, ring: RefCell::default() }
     }
 
-    /// Sends a datagram. `key` is what it names.
+    /// Sends a datagram to the address and port in `key`.
     pub fn send<M: Maps<A>>(&self, maps: &M, key: &ServiceKey<A>) -> Sent<A> {
         let call = Call { socket: self, key };
         let kept = kept(&call);
@@ -63,7 +63,7 @@ impl<A: Family> Socket<A> {
         }
     }
 
-    /// The address and port that an answer of a backend is shown as from.
+    /// Address and port that a client sees as the source of a backend's answer.
     pub fn shown(&self, addr: A, port: u16) -> (A, u16) {
         let key = ServiceKey::default();
         let call = Call { socket: self, key: &key };
@@ -99,7 +99,7 @@ impl<A: Family> ClientIdentity<A> for Sender<'_, A> {
     }
 }
 
-/// A call of it that names an address.
+/// A call that names an address.
 struct Call<'s, A> {
     socket: &'s Socket<A>,
     key: &'s ServiceKey<A>,

@@ -1,24 +1,24 @@
-//! Which client dials from a socket, and what its call ends with where it is given no backend.
+//! The client behind a socket, and the error of its call when no backend is selected.
 
 use crate::{ClientLocation, Decision, Family};
 use berth_ebpf_abi::{Client, client, local_pod};
 
-/// `ECONNREFUSED`: nobody listens; clients tell it from a failure of policy.
+/// `ECONNREFUSED`: no server listens. Clients can tell it from a policy's drop.
 pub const ECONNREFUSED: i32 = 111;
-/// `EHOSTUNREACH`: there is no way to the address.
+/// `EHOSTUNREACH`: the address cannot be reached.
 pub const EHOSTUNREACH: i32 = 113;
 
-/// What a socket's network namespace says about it.
+/// Client by the entry of the socket's network namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SocketClient<A> {
-    /// A pod that wants its sockets left alone.
+    /// A pod whose sockets have no hooks.
     LeftAlone,
-    /// The node, a pod, or somebody else on this machine.
+    /// The node, a pod, or another process of this machine.
     At(ClientLocation<A>),
 }
 
-/// Tells who dials from the cookie of the socket's network namespace and its entry. Without one it is neither the host nor
-/// a pod: it is served as a client from outside, by an address that stands for the namespace.
+/// The client behind a socket, by the cookie of its network namespace and the entry of that. A namespace
+/// without an entry is served as a client from outside, with an address that stands for the namespace.
 #[inline(always)]
 pub fn socket_client<A: Family>(cookie: u64, client: Option<Client>) -> SocketClient<A> {
     match client {
@@ -29,7 +29,7 @@ pub fn socket_client<A: Family>(cookie: u64, client: Option<Client>) -> SocketCl
     }
 }
 
-/// Whether a pod with these flags ([`local_pod`]) wants its sockets left alone.
+/// Whether the sockets of a pod with these flags ([`local_pod`]) have no hooks.
 #[inline(always)]
 pub fn left_alone(flags: u32) -> bool {
     flags & local_pod::NO_SOCKET_HOOKS != 0
@@ -41,11 +41,11 @@ pub fn is_host(flags: u32) -> bool {
     flags & client::HOST != 0
 }
 
-/// The error that a socket's call ends with; `None`: the call goes on. `host`: the socket is the host's. `sends`: the call
-/// sends a datagram of a socket that is not connected, which hears of no refusal.
+/// Error of a socket's call; `None` if the call continues. `host`: the socket is in the host's namespace.
+/// `sends`: the call sends a datagram of an unconnected socket, which would receive no refusal.
 ///
-/// What a pod's call is not told, its packet is told at the device. The host's packets may leave by a device that nothing
-/// is attached to: its calls end here.
+/// The device answers a pod's packet if the call continues. The host's packets may leave by a device without
+/// programs, so the host's calls fail at once.
 #[inline(always)]
 pub fn refusal(decision: &Decision, host: bool, sends: bool) -> Option<i32> {
     match decision {
@@ -78,7 +78,7 @@ mod tests {
             SocketClient::At(ClientLocation::Outside(addr)) => addr.to_ne_bytes(),
             other => panic!("{other:?}"),
         };
-        // Addresses of class E are nobody's.
+        // Addresses of class E belong to no host.
         assert_eq!(of(0x0001_0203), [240, 3, 2, 1]);
         assert_ne!(of(5), of(6));
         let SocketClient::At(ClientLocation::Outside(addr)) =
@@ -86,7 +86,7 @@ mod tests {
         else {
             panic!()
         };
-        // So are those of 100::/64 (RFC 6666).
+        // So do addresses of 100::/64 (RFC 6666).
         assert_eq!(addr.map(u32::to_ne_bytes), [[1, 0, 0, 0], [0; 4], [8, 7, 6, 5], [4, 3, 2, 1]]);
     }
 

@@ -1,7 +1,7 @@
-//! Random Services, random clients, and a plain model of what becomes of them: one generator for the tests on the
-//! host and for those in the kernel.
+//! Random Services and clients, and a plain model of the verdicts: one generator for the tests on the host
+//! and for those in the kernel.
 //!
-//! The model shares nothing with the decision but the flags' names: it looks through lists.
+//! The model searches lists, and shares only the names of flags with the decision.
 
 use crate::{ClientLocation, DropReason, Family, RejectReason, Verdict, memory::Tables};
 use berth_ebpf_abi::{
@@ -10,29 +10,29 @@ use berth_ebpf_abi::{
 };
 use std::{collections::HashMap, vec::Vec};
 
-/// TCP's protocol number.
+/// Protocol number of TCP.
 pub const TCP: u8 = 6;
-/// UDP's protocol number.
+/// Protocol number of UDP.
 pub const UDP: u8 = 17;
-/// Ports of Services, backends and NodePorts that are made, host order: few, so that they meet.
+/// Ports of generated Services, backends and NodePorts in host order; few, so that they coincide.
 pub const PORTS: [u16; 8] = [53, 80, 443, 8080, 8081, 9090, 30_080, 30_081];
 
-/// What an address is.
+/// Kind of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// In the Service range.
+    /// An address of the Service range.
     Virtual,
-    /// A pod's.
+    /// Address of a pod.
     Pod,
-    /// A load balancer's or an external one.
+    /// A load balancer's or external address.
     External,
-    /// A node's.
+    /// Address of a node.
     Node,
-    /// Somewhere else.
+    /// Any other address.
     Elsewhere,
 }
 
-/// A family whose addresses can be made.
+/// A family whose addresses can be generated.
 pub trait Sample: Family {
     /// The `n`th (of 65,536) address of a kind.
     fn nth(kind: Kind, n: u16) -> Self;
@@ -92,17 +92,17 @@ impl Sample for V6 {
     }
 }
 
-/// Random numbers that can be had again.
+/// A seeded random generator.
 #[derive(Debug, Clone)]
 pub struct Dice(u64);
 
 impl Dice {
-    /// Never of 0 alone.
+    /// Creates a generator; a seed of 0 is replaced.
     pub fn new(seed: u64) -> Dice {
         Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// All 32 bits.
+    /// A number of 32 bits.
     pub fn throw(&mut self) -> u32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -110,17 +110,17 @@ impl Dice {
         u32::try_from(self.0 >> 32).unwrap_or_default()
     }
 
-    /// Below `n`, which is not 0.
+    /// A number below `n`, which must not be 0.
     pub fn below(&mut self, n: u32) -> u32 {
         self.throw() % n
     }
 
-    /// One time in `n`.
+    /// True with a probability of one in `n`.
     pub fn one_in(&mut self, n: u32) -> bool {
         self.below(n) == 0
     }
 
-    /// One of a list, which is not empty.
+    /// An element of a list that is not empty.
     pub fn of<T: Copy>(&mut self, list: &[T]) -> T {
         list[self.throw() as usize % list.len()]
     }
@@ -130,12 +130,12 @@ impl Dice {
     }
 }
 
-/// A way into a Service port.
+/// A frontend of a Service port.
 #[derive(Debug, Clone)]
 pub struct Way<A> {
-    /// What is dialled.
+    /// Key of the frontend.
     pub key: ServiceKey<A>,
-    /// [`frontend`], without [`frontend::HAS_ENDPOINTS`].
+    /// Bits of [`frontend`], without [`frontend::HAS_ENDPOINTS`].
     pub flags: u32,
 }
 
@@ -146,13 +146,13 @@ pub struct Port<A> {
     pub id: u32,
     /// [`Service::generation`].
     pub generation: u32,
-    /// By [`Set`].
+    /// Backends, indexed by [`Set`].
     pub sets: [Vec<Backend<A>>; 2],
-    /// Some endpoint exists, in a set or not.
+    /// Whether an endpoint exists, in a set or not.
     pub has_endpoints: bool,
-    /// 0: none.
+    /// Timeout of affinity in seconds; 0 for none.
     pub affinity_s: u32,
-    /// Its ways in.
+    /// Frontends of the port.
     pub ways: Vec<Way<A>>,
 }
 
@@ -163,36 +163,36 @@ pub struct World<A> {
     pub ports: Vec<Port<A>>,
     /// The node's addresses.
     pub nodes: Vec<(A, NodeAddress)>,
-    /// Whether there is a Service range.
+    /// Whether a Service range is configured.
     pub range: bool,
-    /// Whom clients stay with, by [`Port::id`] and client.
+    /// Affinity of clients, by [`Port::id`] and client.
     pub stuck: HashMap<(u32, A), Affinity<A>>,
     /// Seconds of CLOCK_MONOTONIC.
     pub now_s: u32,
 }
 
-/// What a client dials, and from where.
+/// A client's call.
 #[derive(Debug, Clone, Copy)]
 pub struct Dial<A> {
-    /// What.
+    /// The dialled key.
     pub key: ServiceKey<A>,
-    /// From where.
+    /// Location of the client.
     pub from: ClientLocation<A>,
 }
 
-/// What may become of a client.
+/// Allowed verdicts about a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected<A> {
-    /// Exactly this; never [`Verdict::To`].
+    /// Exactly this verdict; never [`Verdict::To`].
     Exactly(Verdict<A>),
-    /// The backend it stays with.
+    /// The backend of the client's affinity.
     Stays(Backend<A>),
-    /// Any of these.
+    /// Any of these backends.
     OneOf(Vec<Backend<A>>),
 }
 
 impl<A: Sample> World<A> {
-    /// Makes one whose ids begin at `first_id`.
+    /// Generates a world whose ids begin at `first_id`.
     pub fn random(dice: &mut Dice, first_id: u32, now_s: u32) -> World<A> {
         let mut world = World {
             ports: Vec::new(),
@@ -204,7 +204,7 @@ impl<A: Sample> World<A> {
         for n in 0..3 {
             world.nodes.push((A::nth(Kind::Node, n), NodeAddress { node_ports: u32::from(n != 2) }));
         }
-        // Cluster DNS on the node: its own address in the Service range.
+        // The address of cluster DNS on the node, which lies in the Service range.
         world.nodes.push((A::nth(Kind::Virtual, 0), NodeAddress { node_ports: 0 }));
         let mut taken = std::collections::HashSet::new();
         for index in 0..dice.below(12) {
@@ -240,7 +240,7 @@ impl<A: Sample> World<A> {
                     port: dice.of(&PORTS[3..6]).to_be(),
                     flags: if local { backend::LOCAL } else { 0 },
                 };
-                // A local endpoint that is ending is in the local set alone.
+                // A terminating local endpoint may be in the local set only.
                 if !local || !dice.one_in(4) {
                     sets[Set::Cluster as usize].push(backend);
                 }
@@ -270,10 +270,10 @@ impl<A: Sample> World<A> {
             if port.affinity_s == 0 || set.is_empty() || dice.one_in(2) {
                 continue;
             }
-            // Fresh, of some age, or too old; never near the border, for time goes on in the kernel.
+            // New, of some age, or too old. Ages near the limit are avoided, because the kernel's clock runs.
             let age = dice.of(&[0, 1, port.affinity_s - 50, port.affinity_s + 50]);
             let backend = match dice.below(4) {
-                // One that is gone.
+                // A backend that no longer exists.
                 0 => Backend { addr: A::nth(Kind::Pod, 60_000), port: 1_u16.to_be(), flags: 0 },
                 _ => dice.of(set),
             };
@@ -281,7 +281,7 @@ impl<A: Sample> World<A> {
         }
     }
 
-    /// Makes a client.
+    /// Generates a client's call.
     pub fn dial(&self, dice: &mut Dice) -> Dial<A> {
         let from = match dice.below(3) {
             0 => ClientLocation::Host,
@@ -306,7 +306,7 @@ impl<A: Sample> World<A> {
         Dial { key, from }
     }
 
-    /// The tables that say the same.
+    /// The same world as tables.
     pub fn tables(&self) -> Tables<A> {
         let mut tables = Tables { nodes: self.nodes.iter().copied().collect(), ..Tables::default() };
         tables.now_s.set(self.now_s);
@@ -379,7 +379,7 @@ impl<A: Sample> World<A> {
         tables
     }
 
-    /// What may become of a client.
+    /// Allowed verdicts about a client.
     pub fn expected(&self, dial: &Dial<A>) -> Expected<A> {
         use Expected::Exactly;
         let ServiceKey { addr, port, proto, .. } = dial.key;
@@ -392,7 +392,7 @@ impl<A: Sample> World<A> {
         let own = addr == A::ANY || addr == A::loopback();
         let known = |way: &&Way<A>| way.flags & frontend::EXTERNAL == 0 && way.key.addr == addr;
         let found = if own {
-            // IPv4's alone, as kube-proxy has it.
+            // Only at IPv4's loopback, as in kube-proxy.
             if dial.from == ClientLocation::Host && A::LOOPBACK_NODE_PORTS { by(A::ANY) } else { None }
         } else if let Some(found) = by(addr) {
             Some(found)
@@ -432,7 +432,7 @@ impl<A: Sample> World<A> {
         Expected::OneOf(set.clone())
     }
 
-    /// Takes note of a backend that a client was given.
+    /// Records the backend that a client got.
     pub fn selection(&mut self, dial: &Dial<A>, service: u32, backend: Backend<A>) {
         if self.ports.iter().any(|port| port.id == service && port.affinity_s != 0) {
             self.stuck.insert((service, client(dial)), Affinity { backend, seen_s: self.now_s });
@@ -440,7 +440,7 @@ impl<A: Sample> World<A> {
     }
 }
 
-/// Whom affinity knows a client as.
+/// Address of a client in its affinity.
 pub fn client<A: Sample>(dial: &Dial<A>) -> A {
     match dial.from {
         ClientLocation::Host => A::ANY,

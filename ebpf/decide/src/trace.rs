@@ -1,4 +1,4 @@
-//! A decision with each of its steps written down: what `berth trace` shows.
+//! A decision with a record of its steps, which `berth trace` prints.
 
 mod flow;
 
@@ -10,156 +10,156 @@ use berth_ebpf_abi::{
 use core::cell::RefCell;
 use std::vec::Vec;
 
-/// One look into a table, or one write.
+/// One read or write of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step<A> {
-    /// A way into a Service was looked for.
+    /// A lookup of a frontend.
     Service {
-        /// What was looked for.
+        /// Key of the lookup.
         key: ServiceKey<A>,
-        /// The head of its value.
+        /// Header of the value, if found.
         found: Option<Header>,
     },
-    /// A backend of the Service's own value was read.
+    /// A read of an inline backend.
     Inline {
-        /// Its ordinal.
+        /// Ordinal of the backend.
         index: u32,
         /// The backend that was read.
         backend: Backend<A>,
     },
-    /// A chunk was looked for.
+    /// A lookup of a chunk.
     Chunk {
-        /// What was looked for.
+        /// Key of the lookup.
         key: ChunkKey,
-        /// Whether it is there.
+        /// Whether the chunk exists.
         found: bool,
     },
-    /// A backend of the chunk was read.
+    /// A read of a backend in a chunk.
     ChunkBackend {
-        /// Its ordinal in the chunk.
+        /// Ordinal of the backend in the chunk.
         index: u32,
         /// The backend that was read.
         backend: Backend<A>,
     },
-    /// Whom the client stays with was looked for.
+    /// A lookup of the client's affinity.
     Affinity {
-        /// What was looked for.
+        /// Key of the lookup.
         key: AffinityKey<A>,
-        /// What was found.
+        /// The entry, if found.
         found: Option<Affinity<A>>,
     },
-    /// Whom the client stays with is written; a trace itself writes nothing.
+    /// A write of the client's affinity, which a trace does not carry out.
     Stick {
         /// The client and the Service port.
         key: AffinityKey<A>,
-        /// The backend and when the client was last sent to it.
+        /// The backend and the time of its use.
         value: Affinity<A>,
     },
-    /// Whether a backend is still in its set was looked for.
+    /// A lookup of a backend in its set.
     Member {
-        /// What was looked for.
+        /// Key of the lookup.
         key: MemberKey<A>,
-        /// Whether it is.
+        /// Whether the backend is in the set.
         found: bool,
     },
-    /// One of the node's own addresses was looked for.
+    /// A lookup of one of the node's own addresses.
     Node {
         /// The address.
         addr: A,
-        /// What was found.
+        /// The entry, if found.
         found: Option<NodeAddress>,
     },
-    /// An address was compared with the Service ranges.
+    /// A comparison of an address with the Service ranges.
     Range {
         /// The address.
         addr: A,
-        /// Whether it lies in one.
+        /// Whether the address lies in a range.
         found: bool,
     },
-    /// The value changed while it was read, and is read once more.
+    /// The value changed during the read and is read once more.
     Changed,
-    /// A direction's entry was looked for.
+    /// A lookup of a flow entry.
     Flow {
-        /// In the table of this class.
+        /// Class of the table.
         class: Class,
-        /// What was looked for.
+        /// Key of the lookup.
         key: Tuple<A>,
-        /// What was found.
+        /// The entry, if found.
         found: Option<Flow<A>>,
     },
-    /// An entry is written where none is; a trace itself writes nothing.
+    /// A write of a new flow entry, which a trace does not carry out.
     Insert {
-        /// In the table of this class.
+        /// Class of the table.
         class: Class,
-        /// The tuple of the new entry.
+        /// Key of the new entry.
         key: Tuple<A>,
         /// The new entry.
         value: Flow<A>,
-        /// Whether none was there.
+        /// Whether the key was free.
         done: bool,
     },
-    /// An entry is changed in place; a trace itself writes nothing.
+    /// A change of a flow entry, which a trace does not carry out.
     Touch {
-        /// In the table of this class.
+        /// Class of the table.
         class: Class,
-        /// The tuple of the entry.
+        /// Key of the entry.
         key: Tuple<A>,
-        /// Its new flags.
+        /// New flags of the entry.
         flags: u32,
-        /// The generation in which its backend was last found.
+        /// Generation in which the backend was last found.
         generation: u32,
-        /// When its last packet came.
+        /// Time of the last packet.
         seen_s: u32,
     },
-    /// An entry is removed; a trace itself writes nothing.
+    /// A removal of a flow entry, which a trace does not carry out.
     Remove {
-        /// In the table of this class.
+        /// Class of the table.
         class: Class,
-        /// The tuple of the entry.
+        /// Key of the entry.
         key: Tuple<A>,
     },
-    /// The ports of a fragmented datagram were looked for.
+    /// A lookup of a fragmented datagram's ports.
     Fragment {
-        /// What was looked for.
+        /// Key of the lookup.
         key: FragmentKey<A>,
-        /// What was found.
+        /// The ports, if found.
         found: Option<FragmentPorts>,
     },
-    /// The ports of a fragmented datagram are written; a trace itself writes nothing.
+    /// A write of a fragmented datagram's ports, which a trace does not carry out.
     KeepFragment {
-        /// The datagram.
+        /// Key of the datagram.
         key: FragmentKey<A>,
-        /// The datagram's ports.
+        /// Ports of the datagram.
         value: FragmentPorts,
     },
-    /// A pod of this node was looked for.
+    /// A lookup of a local pod.
     Pod {
-        /// Its address.
+        /// Address of the pod.
         addr: A,
-        /// What was found.
+        /// The entry, if found.
         found: Option<LocalPod>,
     },
 }
 
-/// A connection's class and key, and its entry where it was not removed.
+/// Class and key of a flow entry with its value; `None` if it was removed.
 type Written<A> = (Class, Tuple<A>, Option<Flow<A>>);
 
-/// Tables whose uses are written down. Reads go through, writes do not.
+/// Tables that record their use. Reads pass through; writes are only recorded.
 #[derive(Debug)]
 pub struct Trace<'m, A, M> {
     maps: &'m M,
     steps: RefCell<Vec<Step<A>>>,
-    /// What the tables of connections would hold after the writes so far; none: removed.
+    /// Flow entries as written so far, the last write of a key last.
     written: RefCell<Vec<Written<A>>>,
 }
 
 impl<'m, A, M> Trace<'m, A, M> {
-    /// Nothing written down so far.
+    /// A trace without steps.
     pub fn new(maps: &'m M) -> Trace<'m, A, M> {
         Trace { maps, steps: RefCell::default(), written: RefCell::default() }
     }
 
-    /// What was done, in order.
+    /// The recorded steps in order.
     pub fn steps(self) -> Vec<Step<A>> {
         self.steps.into_inner()
     }

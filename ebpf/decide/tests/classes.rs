@@ -1,4 +1,4 @@
-//! Classes of connections: what is in use gives its place to nothing, and what just began is never the next to go.
+//! Classes of flows: a flow in use is never evicted, and a flow that has just begun is not the next to go.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
@@ -20,11 +20,11 @@ const fn addr(net: u8, host: u8) -> V4 {
     u32::from_ne_bytes([10, net, 0, host])
 }
 
-/// A node with a node port of TCP and of UDP, which keeps its clients' addresses.
+/// A node with a TCP and a UDP node port, whose traffic policy keeps the clients' addresses.
 struct Node(Flows<V4>);
 
 impl Node {
-    /// So many connections fit into each class.
+    /// A node whose classes hold this many flows.
     fn new(udp: usize, unassured: usize, assured: usize) -> Node {
         let mut maps = Flows::<V4>::default();
         maps.config =
@@ -62,7 +62,7 @@ impl Node {
         now_s.set(now_s.get() + seconds);
     }
 
-    /// A packet: what becomes of it, and its addresses after.
+    /// Sends a packet; returns the verdict and the translated tuple.
     fn send(&self, hook: Hook, tuple: Tuple<V4>, tcp_flags: u8) -> (Verdict, Tuple<V4>) {
         let mut ctx = FlowContext::default();
         ctx.packet = Packet { tuple, tcp_flags, part: Part::Whole, ifindex: 5 };
@@ -74,7 +74,7 @@ impl Node {
         matches!(self.send(Hook::Uplink, tuple, flags).0, Verdict::Translate(_))
     }
 
-    /// Whether the backend's answer to the client is shown as from whom the client dialled.
+    /// Whether the backend's answer carries the address that the client dialled.
     fn answer(&self, tuple: Tuple<V4>, flags: u8) -> bool {
         let back =
             Tuple { src: POD, dst: tuple.src, src_port: 8080_u16.to_be(), dst_port: tuple.src_port, ..tuple };
@@ -102,7 +102,7 @@ impl Node {
     }
 }
 
-/// The client of that number.
+/// The client with this number.
 fn tuple(proto: u8, number: u32) -> Tuple<V4> {
     let [a, b, c, d] = number.to_be_bytes();
     let src = u32::from_ne_bytes([20, a, b, 1]);
@@ -115,14 +115,14 @@ fn floods_end_nothing_that_is_in_use_and_keep_nobody_out() {
     let held: Vec<_> = (0..40).map(|number| tuple(TCP, number)).collect();
     assert!(held.iter().all(|one| node.handshake(*one)));
     for number in 1000..21_000 {
-        // Datagrams, forged and answered ones alike; forged SYNs, to which the backend answers.
+        // Datagrams, answered or not; and forged SYNs that the backend answers.
         assert!(node.client(tuple(UDP, number), 0));
         assert!(number % 3 == 0 || node.answer(tuple(UDP, number), 0));
         assert!(node.client(tuple(TCP, number), tcp::SYN));
         assert!(number % 3 == 0 || node.answer(tuple(TCP, number), tcp::SYN | tcp::ACK));
         if number.is_multiple_of(1000) {
             node.pass(1);
-            // Somebody new, in the midst of it.
+            // A new client during the flood.
             assert!(node.handshake(tuple(TCP, 900)), "{number}");
             assert!(
                 node.client(tuple(TCP, 900), tcp::ACK | tcp::FIN) && node.answer(tuple(TCP, 900), tcp::FIN)
@@ -139,7 +139,7 @@ fn floods_end_nothing_that_is_in_use_and_keep_nobody_out() {
     assert_eq!(node.connections(Class::Assured), 40);
 }
 
-/// The table is full of what is used all the time: a new connection is refused, or its answer passes.
+/// In a class full of flows in use a new connection is refused, or its answer passes.
 #[test]
 fn what_just_began_is_never_the_next_to_go() {
     let node = Node::new(32, 32, 32);
@@ -160,13 +160,13 @@ fn what_just_began_is_never_the_next_to_go() {
             Verdict::Drop(Dropped::Full) => refused += 1,
             other => panic!("{other:?}"),
         }
-        // Those that are in use stay so.
+        // The streams in use stay in use.
         assert!(node.datagram(tuple(UDP, number % 32)));
     }
     assert_eq!((refused, let_in), (300, 0), "32 streams fill 32 places");
     assert_eq!(node.counted(count::FLOW_REFUSED, Class::Udp), 300);
     assert_eq!(node.counted(count::FLOW_EVICTED, Class::Udp), 0);
-    // Two minutes after its last packet a stream gives its place away.
+    // A stream can be evicted two minutes after its last packet.
     node.pass(121);
     assert!((500..600).all(|number| node.datagram(tuple(UDP, number))));
 }
@@ -177,20 +177,20 @@ fn a_full_class_of_connections_in_use_refuses_and_others_go_on() {
     assert!((0..16).all(|number| node.handshake(tuple(TCP, number))));
     let late = tuple(TCP, 20);
     assert!(node.client(late, tcp::SYN) && node.answer(late, tcp::SYN | tcp::ACK));
-    // Left to the stack, which knows no such connection and resets it.
+    // The packet is left to the stack, which knows no such connection and resets it.
     assert_eq!(node.send(Hook::Uplink, late, tcp::ACK).0, Verdict::Pass);
     assert_eq!(node.0.entry(&late), None);
     assert_eq!(node.counted(count::FLOW_REFUSED, Class::Assured), 1);
     assert!(node.datagram(tuple(UDP, 1)));
     assert!((0..16).all(|number| node.client(tuple(TCP, number), tcp::ACK)));
-    // One ends: there is room.
+    // A closed connection frees a place.
     assert!(node.client(tuple(TCP, 3), tcp::ACK | tcp::FIN));
     assert_eq!(node.connections(Class::Assured), 16, "half closed is in use");
     assert!(node.answer(tuple(TCP, 3), tcp::ACK | tcp::FIN));
     assert_eq!((node.connections(Class::Assured), node.connections(Class::Unassured)), (15, 1));
     assert!(node.client(tuple(TCP, 3), tcp::ACK) && node.answer(tuple(TCP, 3), tcp::ACK), "its last words");
     assert!(node.handshake(tuple(TCP, 21)));
-    // A reset likewise; one that goes on after all is in use again.
+    // So does a reset. A connection that continues after a reset is in use again.
     assert!(node.answer(tuple(TCP, 5), tcp::RST));
     assert_eq!(node.connections(Class::Assured), 15);
     assert!(node.answer(tuple(TCP, 5), tcp::ACK) && node.client(tuple(TCP, 5), tcp::ACK));
@@ -250,7 +250,7 @@ fn udp_lives_as_long_as_in_nf_conntrack() {
     assert_eq!(gone_after(&told), 121, "the server goes on");
 }
 
-/// A connection that is in use has its answers' key to itself, in whatever table the other one would be.
+/// No flow shares the key of its answers with a flow in use, also not across tables.
 #[test]
 fn no_two_connections_share_the_answers_key() {
     let mut node = Node::new(8, 8, 8);
@@ -281,7 +281,7 @@ fn no_two_connections_share_the_answers_key() {
 #[test]
 fn a_place_is_worth_nothing_to_a_later_connection() {
     let node = Node::new(8, 4, 8);
-    // The same client begins, ends and begins anew while others come: its later connection has a place of its own.
+    // The client's reopened connection has a place of its own among the others.
     assert!(node.client(tuple(TCP, 1), tcp::SYN));
     let flow: Flow<V4> = node.0.entry(&tuple(TCP, 1)).unwrap();
     assert!(node.answer(tuple(TCP, 1), tcp::RST | tcp::ACK));

@@ -1,4 +1,4 @@
-//! Connections translated packet by packet, in memory: whatever comes in whatever order, answers find their way back.
+//! Flows in memory: in any order of packets and changes, answers find their way back.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
@@ -29,12 +29,12 @@ fn a_backend(number: u8) -> Backend<V4> {
     }
 }
 
-/// What happens, one after the other.
+/// An event of a history.
 #[derive(Debug, Clone)]
 enum Event {
-    /// A client's packet: who, by which port, to the NodePort or the cluster address, TCP or UDP, with which flags.
+    /// A packet of a client: client, port, NodePort or ClusterIP, protocol and flags.
     Client { client: u8, port: u8, node_port: bool, proto: u8, flags: u8 },
-    /// The backend of this connection answers.
+    /// The backend of this flow answers.
     Answer { number: usize, flags: u8 },
     /// Seconds pass.
     Pass(u32),
@@ -42,7 +42,7 @@ enum Event {
     Backends(Vec<u8>),
     /// The table evicts an entry.
     Evict(usize),
-    /// The agent collects what is old.
+    /// The agent collects old flows.
     Collect,
 }
 
@@ -72,7 +72,7 @@ struct Node {
     maps: Flows<V4>,
     generation: u32,
     backends: Vec<Backend<V4>>,
-    /// Entries that the table lost: their connections are whole again only with the next second.
+    /// Entries were evicted: their flows are complete again in the next second.
     evicted: bool,
 }
 
@@ -147,7 +147,7 @@ impl Node {
         keys
     }
 
-    /// A client dials; clients 0 and 1 are outside, 2 and 3 are pods (3: that of backend 0).
+    /// A client dials. Clients 0 and 1 are outside, 2 and 3 are pods (3 is the pod of backend 0).
     fn client(&self, client: u8, port: u8, node_port: bool, proto: u8, flags: u8) {
         let inside = client >= 2;
         let src = match client {
@@ -163,7 +163,7 @@ impl Node {
         let Verdict::Translate(via) = verdict else { return };
         let goes_to = |b: &Backend<V4>| b.addr == to.dst && b.port == to.dst_port;
         let changed = before.is_none_or(|before| before.to != to);
-        // A new connection, and a datagram once a second, goes to who is a backend now.
+        // A new flow, and a UDP flow once a second, must use a current backend.
         let asked = before.is_none_or(|before| before.seen_s != self.maps.tables.now_s.get());
         if changed || (proto == UDP && asked) || (proto == TCP && flags & tcp::SYN != 0) {
             assert!(self.backends.iter().any(goes_to), "{tuple:?} to {to:?}");
@@ -172,7 +172,7 @@ impl Node {
         if via == Forwarding::Neighbour(0) {
             assert_eq!(to.src, NODE, "answers from elsewhere come back here");
         }
-        // At once, in any state of the connection: the answer looks as from whom the client dialled.
+        // In any state of the flow an immediate answer carries the address that the client dialled.
         let (answer, shown) = self.send(Hook::Pod, reverse(&to), tcp::ACK);
         assert!(matches!(answer, Verdict::Translate(_)), "{tuple:?} to {to:?}: {answer:?}");
         assert_eq!(shown, reverse(&tuple));
@@ -189,7 +189,7 @@ impl Node {
                     let classes = [Class::of(key.proto, entry.flags), Class::of(key.proto, reply.flags)];
                     assert!(classes[0] == classes[1] || self.evicted, "{key:?} is in two classes");
                     assert!(entry.since_s == reply.since_s || self.evicted, "{entry:?} {reply:?}");
-                    // Whose entry was evicted may lose its key to another, and is forgotten with its next packet.
+                    // A flow with an evicted entry may lose its key to another flow until its next packet.
                     let own = reply.to == reverse(key) || self.evicted;
                     assert!(own, "{key:?} and another have one key of answers");
                     assert_ne!(reply.flags & flow::REPLY, 0);
@@ -229,7 +229,7 @@ fn run(flags: u32, events: Vec<Event>) {
                 if !keys.is_empty() {
                     node.maps.flows.borrow_mut().remove(&keys[number % keys.len()]);
                     node.evicted = true;
-                    // The other half is missed within a second.
+                    // The missing entry is noticed within a second.
                     node.maps.tables.now_s.set(node.maps.tables.now_s.get() + 1);
                 }
             }

@@ -1,4 +1,4 @@
-//! The decision for Services against a plain model, and on tables that change below it.
+//! Decisions about Services, compared with a plain model, and on tables that change during the read.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
 use berth_ebpf_abi::{
@@ -15,7 +15,7 @@ use std::{
     collections::{HashMap, HashSet},
 };
 
-/// Half a million cases of a family: worlds, and clients in each.
+/// Half a million cases of a family, in many worlds.
 fn agrees_with_the_model<A: Sample>(seed: u64) {
     let mut kinds: HashMap<&str, u32> = HashMap::new();
     let mut cases = 0;
@@ -29,7 +29,7 @@ fn agrees_with_the_model<A: Sample>(seed: u64) {
             let expected = world.expected(&dial);
             let (verdict, steps) = {
                 let trace = Trace::new(&tables);
-                // The same dice for both.
+                // The trace draws the same random numbers.
                 let before = tables.dice.get();
                 let traced = decide(&trace, &dial.key, dial.from);
                 tables.dice.set(before);
@@ -127,7 +127,7 @@ fn backends_are_chosen_evenly() {
         *hits.entry(choice.backend).or_default() += 1;
     }
     assert_eq!(hits.len(), 40);
-    // Each is expected 1000 times; the standard deviation is 31.
+    // Each backend is expected 1000 times; the standard deviation is 31.
     assert!(hits.values().all(|n| (850..1150).contains(n)), "{hits:?}");
 }
 
@@ -146,7 +146,7 @@ fn affinity_is_written_once_a_second_and_ends_with_its_time_or_its_backend() {
         let trace = Trace::new(tables);
         let verdict = decide(&trace, &KEY, client);
         let writes = trace.steps().iter().filter(|step| matches!(step, Step::Stick { .. })).count();
-        // A trace writes nothing; the decision itself does.
+        // A trace writes no entry, unlike the decision.
         if writes > 0 {
             decide(tables, &KEY, client);
         }
@@ -187,8 +187,8 @@ fn affinity_is_written_once_a_second_and_ends_with_its_time_or_its_backend() {
     assert_ne!(choice.backend, first.backend, "a backend that left is not stayed with");
 }
 
-/// Tables in which, after some looks, the dialled Service gets a new value in another place, and its old place goes to
-/// another Service: what the kernel does with the memory of a replaced value.
+/// Tables whose dialled Service gets a new value in other memory after some reads, while another Service
+/// reuses the old memory, as in the kernel.
 struct Moving {
     places: RefCell<Vec<Service<V4>>>,
     mine: Cell<usize>,
@@ -210,7 +210,7 @@ impl Moving {
             let mut places = self.places.borrow_mut();
             let stranger = service(77, looks, &[backend(STRANGER), backend(STRANGER)]);
             places[self.mine.get()] = stranger;
-            // Two places take turns: the old one comes back.
+            // The two places alternate, so the old one is used again.
             self.mine.set((self.mine.get() + 1) % 2);
             places[self.mine.get()] = value;
         }
@@ -226,7 +226,7 @@ impl Maps<V4> for Moving {
         (*key == KEY).then(|| self.mine.get())
     }
     fn header(&self, at: usize) -> Header {
-        // Field by field: a value may be replaced between two.
+        // Each field is read separately, so the value may be replaced in between.
         let read = |field: fn(&Service<V4>) -> u32| {
             self.look();
             field(&self.places.borrow()[at])

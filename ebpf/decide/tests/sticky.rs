@@ -1,7 +1,7 @@
-//! One choice of a backend: whatever a flow comes by, a socket or a device, and however many endpoints its Service has,
-//! it stays with its backend for as long as that serves.
+//! A flow keeps its backend as long as that serves: through sockets and devices, and for any number of
+//! endpoints.
 //!
-//! `BERTH_FLOWS` is how many flows there are, a tenth of a million without it.
+//! `BERTH_FLOWS` sets the number of flows, by default 100,000.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step is a failed test")]
 
 use berth_ebpf_abi::{
@@ -16,16 +16,16 @@ use berth_ebpf_decide::{
 };
 use std::collections::{BTreeSet, HashMap};
 
-/// A UDP Service port: a virtual address and a node port.
+/// A UDP Service port with a virtual address and a node port.
 struct Port<A> {
     id: u32,
     generation: u32,
     cluster: Vec<Backend<A>>,
     local: Vec<Backend<A>>,
-    /// Those of both, and those that only serve.
+    /// Backends of both sets, and those that only serve.
     serving: BTreeSet<(A, u16)>,
     affinity_s: u32,
-    /// Of the virtual address, of the node port.
+    /// Policies of the virtual address and of the node port.
     policies: [u32; 2],
 }
 
@@ -65,7 +65,7 @@ impl<A: Sample + Ord> World<A> {
         world
     }
 
-    /// Some endpoints come and some go; of those that go some still serve. Written in the order of the allocator.
+    /// Adds and removes endpoints; some removed ones still serve. The order of writes is the reconciler's.
     fn change(&mut self, at: usize, churn: u32) {
         let size = self.dice.of(&[1, 2, 3, 4, 5, 6, 17, 40]);
         let port = &mut self.ports[at];
@@ -80,7 +80,7 @@ impl<A: Sample + Ord> World<A> {
         }
         cluster.truncate(size);
         cluster.sort_by_key(|b| b.addr);
-        // One that is ending is in the local set alone, at times.
+        // A terminating endpoint may be in the local set only.
         port.local = cluster.iter().copied().filter(|_| self.dice.one_in(3)).collect();
         if cluster.len() > 1 && self.dice.one_in(4) {
             let ending = cluster.remove(0);
@@ -138,7 +138,7 @@ impl<A: Sample + Ord> World<A> {
         tables.services.insert(ServiceKey { addr: A::ANY, port: node_port(id), ..key }, value);
     }
 
-    /// What is dialled: by the virtual address or by the node port.
+    /// A dialled key: the virtual address or the node port.
     fn key(&mut self, id: u32) -> ServiceKey<A> {
         let (addr, port) = if self.dice.one_in(3) {
             (A::nth(Kind::Node, 0), node_port(id))
@@ -162,7 +162,7 @@ fn at_u16(id: u32) -> u16 {
     u16::try_from(id).unwrap()
 }
 
-/// What is known of the flows to one Service port.
+/// Counts of the flows of one Service port.
 #[derive(Default)]
 struct Tally {
     sent: u32,
@@ -173,7 +173,7 @@ struct Tally {
 }
 
 impl<A: Sample + Ord> World<A> {
-    /// A datagram of a flow went to `to`; it was at `before`.
+    /// Checks that a datagram of a flow may go to `to` after `before`.
     fn check(&self, id: u32, before: Option<(A, u16)>, to: (A, u16), tally: &mut Tally, what: &str) {
         let port = &self.ports[usize::try_from(id - 1).unwrap()];
         let in_sets = |at: (A, u16)| port.cluster.iter().chain(&port.local).any(|b| (b.addr, b.port) == at);
@@ -192,7 +192,7 @@ impl<A: Sample + Ord> World<A> {
         }
     }
 
-    /// Sockets that send to several addresses, each answered as from the one that was dialled.
+    /// Sockets that send to several addresses, with answers from the dialled address.
     fn sockets(&mut self, flows: u32, tally: &mut Tally) {
         let mut cookie = 1;
         let mut done = 0;
@@ -219,8 +219,8 @@ impl<A: Sample + Ord> World<A> {
                         self.check(id, before, (addr, port), tally, "a socket");
                         assert_eq!(socket.shown(addr, port), (key.addr, key.port), "whom it dialled last");
                     }
-                    // The policy leaves it none: its flow, if it had one, has lost its backend. It goes on where that comes
-                    // back.
+                    // The policy leaves no backend, so the flow's backend, if any, is gone for now. Once it
+                    // returns, the flow continues with it.
                     Sent::AsItIs | Sent::Failed(_) => {
                         let before = at.get(&(key.addr, key.port));
                         let serving = &self.ports[usize::try_from(id - 1).unwrap()].serving;
@@ -231,7 +231,7 @@ impl<A: Sample + Ord> World<A> {
         }
     }
 
-    /// Packets of clients outside and of pods whose sockets are left alone; a second goes by after each change.
+    /// Packets of outside clients and of pods without socket hooks; a second passes after each change.
     fn packets(&mut self, flows: u32, tally: &mut Tally) {
         let mut number = 0_u32;
         let mut done = 0;
@@ -286,7 +286,7 @@ fn flows() -> u32 {
     std::env::var("BERTH_FLOWS").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000)
 }
 
-/// A quarter of all flows.
+/// Runs a quarter of all flows.
 fn stay<A: Sample + Ord>(seed: u64, run: fn(&mut World<A>, u32, &mut Tally)) {
     let (all, mut done, mut tally) = (flows() / 4, 0, Tally::default());
     while done < all {

@@ -1,12 +1,12 @@
-//! Checksums by difference (RFC 1624), over words as they stand in memory: the sum does not care for byte order.
+//! Incremental checksums (RFC 1624) over words in memory order: the sum is independent of the byte order.
 
 use berth_ebpf_abi::{V4, V6};
 
-/// An address as a summand.
+/// An address as a summand of a checksum.
 pub trait Summand: Copy {
-    /// The sum of its words.
+    /// Sum of the address's words.
     fn sum(self) -> u64;
-    /// The sum of the complements of its words.
+    /// Sum of the complements of the address's words.
     fn complement(self) -> u64;
 }
 
@@ -36,7 +36,7 @@ impl Summand for V6 {
     }
 }
 
-/// Two ports as the word they form in a packet.
+/// Two ports as the word that they form in a packet.
 #[inline(always)]
 pub fn ports(src: u16, dst: u16) -> u32 {
     let [a, b] = src.to_ne_bytes();
@@ -44,13 +44,13 @@ pub fn ports(src: u16, dst: u16) -> u32 {
     u32::from_ne_bytes([a, b, c, d])
 }
 
-/// What a change of words adds to a sum, as the kernel's `__wsum`.
+/// Difference that a change of words makes to a sum, in the form of the kernel's `__wsum`.
 #[inline(always)]
 pub fn difference(complement_of_old: u64, sum_of_new: u64) -> u32 {
     fold32(complement_of_old + sum_of_new)
 }
 
-/// A sum in 32 bits. Sums of fewer than 2^31 words keep their value modulo 2^32 - 1.
+/// Folds a sum to 32 bits. Sums of fewer than 2^31 words keep their value modulo 2^32 - 1.
 #[inline(always)]
 pub fn fold32(sum: u64) -> u32 {
     let once = (sum & 0xffff_ffff) + (sum >> 32);
@@ -58,7 +58,7 @@ pub fn fold32(sum: u64) -> u32 {
     (twice & 0xffff_ffff) as u32
 }
 
-/// A sum in 16 bits.
+/// Folds a sum to 16 bits.
 #[inline(always)]
 pub fn fold16(sum: u32) -> u16 {
     let once = (sum & 0xffff) + (sum >> 16);
@@ -66,7 +66,7 @@ pub fn fold16(sum: u32) -> u16 {
     (twice & 0xffff) as u16
 }
 
-/// A checksum field after a change.
+/// New value of a checksum field after a change.
 #[inline(always)]
 pub fn replace(field: u16, difference: u32) -> u16 {
     !fold16(fold32(u64::from(!field) + u64::from(difference)))
@@ -88,7 +88,7 @@ mod tests {
             let field = whole(&old);
             let change = difference([old[0], old[1], old[2], old[3]].complement(), new.sum());
             let (got, wanted) = (replace(field, change), whole(&[a, b, c, d, old[4]]));
-            // 0 and 0xffff are the same number in this arithmetic.
+            // In this arithmetic 0 and 0xffff are the same number.
             prop_assert!(got == wanted || (got ^ wanted == 0xffff && (got == 0 || wanted == 0)));
         }
 

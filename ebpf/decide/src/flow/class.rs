@@ -1,14 +1,14 @@
-//! In which table a connection is, and how it comes from one into another.
+//! Classes of flows: the table of a flow, and the moves between tables.
 //!
-//! As nf_conntrack tells assured connections from others, so do these tables, and each class has a budget of its own:
-//! - [`Class::Assured`]: TCP whose handshake is done and that nobody closed. Nothing takes an entry's place. What
-//!   does not fit is refused.
-//! - [`Class::Unassured`]: TCP that begins, or that was closed or reset.
-//! - [`Class::Udp`]: UDP. A stream (`flow::ASSURED`) gives its place to nothing either.
+//! The classes follow nf_conntrack's division into assured and other connections. Each has its own budget:
+//! - [`Class::Assured`]: TCP after the handshake and before the close. No entry is evicted; in a full class a
+//!   connection is refused.
+//! - [`Class::Unassured`]: TCP connections in their handshake, closed or reset.
+//! - [`Class::Udp`]: UDP flows. Streams (`flow::ASSURED`) are not evicted.
 //!
-//! The last two are kept in the order in which connections came: where one is full, the oldest goes, so a connection
-//! that just began is never the next to go. Both entries of a connection are always in the same class, but for
-//! the moments in which it moves: they are written to the new table before they go from the old one.
+//! The last two classes keep their flows in order of arrival and evict the oldest, never one that has just
+//! begun. Both entries of a flow are in one class, except during a move: it writes the new ones before it
+//! removes the old.
 
 use super::{
     FlowContext, FlowMaps, TCP,
@@ -18,23 +18,23 @@ use super::{
 use crate::Family;
 use berth_ebpf_abi::{Begun, Flow, Tuple, count, flow};
 
-/// So many of the oldest connections are looked at for one that may go.
+/// Number of the oldest flows that are checked for one to evict.
 const LOOKS: u32 = 16;
 
-/// A class of connections: a table for each.
+/// A class of flows, each with a table of its own.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
-    /// UDP, and whatever is not TCP.
+    /// UDP and all other protocols except TCP.
     Udp = 0,
-    /// TCP that begins, or is over.
+    /// TCP connections in their handshake, closed or reset.
     Unassured = 1,
-    /// TCP in use.
+    /// TCP connections in use.
     Assured = 2,
 }
 
 impl Class {
-    /// In which table an entry with these flags belongs.
+    /// Class of an entry with these flags.
     #[inline(always)]
     pub fn of(proto: u8, flags: u32) -> Class {
         if proto != TCP {
@@ -46,34 +46,34 @@ impl Class {
         }
     }
 
-    /// In which one a connection begins.
+    /// Class in which a flow begins.
     #[inline(always)]
     pub fn first(proto: u8) -> Class {
         Class::of(proto, 0)
     }
 
-    /// In which one nearly all packets find their connection.
+    /// Class in which nearly all packets find their flow.
     #[inline(always)]
     pub(super) fn common(proto: u8) -> Class {
         Class::of(proto, flow::ASSURED)
     }
 }
 
-/// What came of writing an entry where none is.
+/// Result of writing an entry under a free key.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
-    /// It is written.
+    /// The entry is written.
     Done = 0,
-    /// There is one with that key.
+    /// The key has an entry already.
     Exists = 1,
-    /// The table is full, or there is no memory.
+    /// The table is full, or no memory is available.
     Full = 2,
 }
 
-/// Finds a direction's entry in any class; says whether there is one.
+/// Finds the entry of a direction in any class; returns whether one exists.
 ///
-/// A connection that becomes assured between the first two looks is found by the third.
+/// The third lookup finds a connection that becomes assured between the first two.
 #[inline(always)]
 pub(super) fn find<A: Family, M: FlowMaps<A>>(maps: &M, key: &Tuple<A>, into: &mut Flow<A>) -> bool {
     if key.proto != TCP {
@@ -84,7 +84,7 @@ pub(super) fn find<A: Family, M: FlowMaps<A>>(maps: &M, key: &Tuple<A>, into: &m
         || maps.find(Class::Assured, key, into)
 }
 
-/// Removes a direction's entry from whatever class it is in.
+/// Removes the entry of a direction from any class.
 #[inline(always)]
 pub(super) fn forget<A: Family, M: FlowMaps<A>>(maps: &M, key: &Tuple<A>) {
     if key.proto != TCP {
@@ -95,8 +95,8 @@ pub(super) fn forget<A: Family, M: FlowMaps<A>>(maps: &M, key: &Tuple<A>) {
     maps.remove(Class::Assured, key);
 }
 
-/// Gives the connection of the packet in `ctx` the last place in the order of its class, for which the oldest
-/// may have to go. Nothing but `room.theirs`, `room.oldest` and `room.spare` is changed.
+/// Places the packet's flow at the end of its class's order; the oldest flows may be evicted for it. Changes
+/// only `ctx.theirs`, `ctx.oldest` and `ctx.spare`.
 #[inline(always)]
 pub(super) fn make_room<A: Family, M: FlowMaps<A>>(
     maps: &M,
@@ -117,7 +117,7 @@ pub(super) fn make_room<A: Family, M: FlowMaps<A>>(
     placed
 }
 
-/// Takes the oldest place of a class, and the connection that has it unless that is in use: a UDP stream goes to the end.
+/// Evicts the oldest flow of a class. A UDP stream in use is moved to the end of the order instead.
 #[inline(always)]
 pub(super) fn evict<A: Family, M: FlowMaps<A>>(maps: &M, class: Class, ctx: &mut FlowContext<A>, now_s: u32) {
     if !maps.dequeue(class, &mut ctx.oldest) {
@@ -125,7 +125,7 @@ pub(super) fn evict<A: Family, M: FlowMaps<A>>(maps: &M, class: Class, ctx: &mut
     }
     let oldest = &ctx.oldest;
     let (back, entry) = &mut ctx.theirs;
-    // One that went, or came into another class, has left its place behind.
+    // The flow has ended or changed its class, and only its place was left.
     if !maps.find(class, &oldest.key, entry) || entry.since_s != oldest.since_s {
         return;
     }
@@ -149,19 +149,19 @@ pub(super) fn evict<A: Family, M: FlowMaps<A>>(maps: &M, class: Class, ctx: &mut
     maps.remove(class, &oldest.key);
 }
 
-/// What became of a connection that may change its class.
+/// Result of a possible change of class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reclassified {
-    /// It stays; the entry is not written.
+    /// The class stays the same, and no entry was written.
     No,
-    /// Both entries are written anew.
+    /// Both entries were written with their new class.
     Yes,
-    /// Its class has no room, and it is forgotten.
+    /// The new class is full, and the flow was removed.
     Refused,
 }
 
-/// Brings a TCP connection into the class that it belongs to after the packet in `ctx`, which leaves its direction
-/// with `flags`. The other direction's entry must be in `room.other`.
+/// Moves a TCP flow to the class that it has after the packet in `ctx`, which leaves its direction with
+/// `flags`. Needs the entry of the other direction in `ctx.other`.
 #[inline(always)]
 pub(super) fn reclass<A: Family, M: FlowMaps<A>>(
     maps: &M,
@@ -172,7 +172,7 @@ pub(super) fn reclass<A: Family, M: FlowMaps<A>>(
     let closed = is_closed(flags | ctx.other.flags);
     let assured = flags & flow::ASSURED != 0;
     let answered = ctx.other.flags & flow::ANSWERED != 0;
-    // Only the client's own packets assure: an answer to a forged SYN does not.
+    // Only packets of the client assure a connection: an answer to a forged SYN must not.
     let done = flags & flow::REPLY == 0
         && answered
         && ctx.packet.tcp_flags & (tcp::SYN | tcp::ACK | tcp::RST) == tcp::ACK;
@@ -190,7 +190,7 @@ pub(super) fn reclass<A: Family, M: FlowMaps<A>>(
         ctx.entry.since_s = now_s;
         ctx.other.flags = ctx.other.flags & !flow::ASSURED | bit;
         ctx.other.since_s = now_s;
-        // Another processor may have been quicker: then it is there.
+        // `Exists` is fine: another processor has written the entry first.
         fits = maps.insert(to, &ctx.back, &ctx.other) != Put::Full
             && maps.insert(to, &ctx.packet.tuple, &ctx.entry) != Put::Full;
     }
@@ -201,6 +201,6 @@ pub(super) fn reclass<A: Family, M: FlowMaps<A>>(
     }
     maps.remove(to, &ctx.back);
     maps.count(count::FLOW_REFUSED, to);
-    // One that is closed needs no memory: this packet is translated, and what may follow is nobody's.
+    // A closed flow needs no entry: this packet is translated, and later ones are left to the stack.
     if wanted { Reclassified::Refused } else { Reclassified::Yes }
 }

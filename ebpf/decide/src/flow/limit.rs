@@ -1,21 +1,21 @@
-//! How many refusals are answered: a flood of packets that nobody listens to is no flood of answers.
+//! Limit of answers to refused packets: a flood of packets must not cause a flood of answers.
 
-/// Answers at once (`net.ipv4.icmp_msgs_burst`).
+/// Maximum number of answers at once (`net.ipv4.icmp_msgs_burst`).
 const BURST: u32 = 50;
 
-/// What one processor may still answer. It gains one answer a millisecond (`net.ipv4.icmp_msgs_per_sec`), up to
-/// [`BURST`]; any content is a valid one.
+/// Answers that one processor may still send. The number grows by one per millisecond
+/// (`net.ipv4.icmp_msgs_per_sec`), up to [`BURST`]. Any content is valid.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Bucket {
-    /// When it was last looked at, in milliseconds of CLOCK_MONOTONIC, wrapping.
+    /// Time of the last update in milliseconds of CLOCK_MONOTONIC, wrapping.
     seen_ms: u32,
-    /// Answers left.
+    /// Number of answers left.
     left: u32,
 }
 
 impl Bucket {
-    /// Whether one more is answered.
+    /// Takes one answer; false if none is left.
     #[inline(always)]
     pub fn take(&mut self, now_ms: u32) -> bool {
         let gained = now_ms.wrapping_sub(self.seen_ms);

@@ -1,4 +1,4 @@
-//! What the packet path reads and writes beyond the Service decision.
+//! Tables and facts that packets need beyond those of [`Maps`].
 
 use super::{Class, Put};
 use crate::{Family, Maps};
@@ -6,37 +6,37 @@ use berth_ebpf_abi::{Begun, Flow, FragmentKey, FragmentPorts, LocalPod, PodDevic
 
 /// The node's own sockets, as its stack knows them.
 pub trait Sockets<A> {
-    /// Whether one of them is connected to where this arriving packet comes from, at the address and port that it goes to.
-    /// A socket that only listens there is none.
+    /// Whether a socket is connected to the source of this arriving packet, with the packet's destination as
+    /// its own address and port. A listening socket does not count.
     fn connected(&self, arriving: &Tuple<A>) -> bool;
 }
 
-/// The tables of connections, and what translation needs to know of the node.
+/// The tables of flows, and the facts about the node that translation needs.
 pub trait FlowMaps<A: Family>: Maps<A> {
-    /// Reads a direction's entry in the table of a class; says whether there is one.
+    /// Reads the entry of a direction in the table of a class; returns whether one exists.
     fn find(&self, class: Class, key: &Tuple<A>, into: &mut Flow<A>) -> bool;
-    /// Writes an entry where that table has none.
+    /// Writes an entry if the table has none under the key.
     fn insert(&self, class: Class, key: &Tuple<A>, value: &Flow<A>) -> Put;
-    /// Changes an entry in place; one that is gone stays gone.
+    /// Changes an existing entry in place. A removed entry stays removed.
     fn touch(&self, class: Class, key: &Tuple<A>, flags: u32, generation: u32, seen_s: u32);
-    /// Removes an entry, if it is there.
+    /// Removes an entry if it exists.
     fn remove(&self, class: Class, key: &Tuple<A>);
-    /// Gives a connection the last place in the order of a class; not where all places are taken, or the class has no
-    /// order. Nothing takes a place away but [`FlowMaps::dequeue`].
+    /// Appends a flow to the order of a class. False if all places are taken or the class has no order. Only
+    /// [`FlowMaps::dequeue`] frees a place.
     fn enqueue(&self, class: Class, begun: &Begun<A>) -> bool;
-    /// Takes the first place; says whether there was one.
+    /// Takes the first place of the order; returns whether there was one.
     fn dequeue(&self, class: Class, into: &mut Begun<A>) -> bool;
     /// Adds one to the counter of a class in a block of [`berth_ebpf_abi::count`].
     fn count(&self, block: u32, class: Class);
 
     /// Reads the ports of a fragmented datagram.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts>;
-    /// Writes them. A full table is no error: the rest of the datagram is then lost, as if on the way.
+    /// Writes the ports of a fragmented datagram. If the table is full, its other fragments are lost.
     fn keep_fragment(&self, key: &FragmentKey<A>, value: &FragmentPorts);
 
-    /// A pod of this node.
+    /// Returns the entry of a local pod.
     fn pod(&self, addr: &A) -> Option<LocalPod>;
-    /// The same into a place that is there; says whether there is one.
+    /// Copies the entry of a local pod to `into`; returns whether one exists.
     #[inline(always)]
     fn take_pod(&self, addr: &A, into: &mut LocalPod) -> bool {
         match self.pod(addr) {
@@ -47,23 +47,23 @@ pub trait FlowMaps<A: Family>: Maps<A> {
             None => false,
         }
     }
-    /// The pod of this node whose device this is.
+    /// Returns the entry of a local pod's device.
     fn pod_device(&self, ifindex: u32) -> Option<PodDevice>;
-    /// Whether this packet between pods belongs to what the stack translated.
+    /// Whether this packet between local pods belongs to a connection that the stack translated.
     fn is_of_stack(&self, key: &Tuple<A>) -> bool;
-    /// Writes that down. A full table is no error: the oldest is forgotten.
+    /// Records that. A full table drops its oldest entry.
     fn note_of_stack(&self, key: &Tuple<A>);
-    /// Whether packets are handed to pods directly ([`berth_ebpf_abi::config::REDIRECT`]).
+    /// Whether packets go directly to pods ([`berth_ebpf_abi::config::REDIRECT`]).
     fn redirects(&self) -> bool;
-    /// Whether everything is masqueraded ([`berth_ebpf_abi::config::MASQUERADE_ALL`]).
+    /// Whether all connections are masqueraded ([`berth_ebpf_abi::config::MASQUERADE_ALL`]).
     fn masquerades_all(&self) -> bool;
-    /// The address for masqueraded connections; [`berth_ebpf_abi::Addr::ANY`] where there is none.
+    /// Source address of masqueraded connections; [`berth_ebpf_abi::Addr::ANY`] for none.
     fn masquerade(&self) -> A;
-    /// First and last port for connections whose source port is taken, host order.
+    /// First and last source port of masqueraded connections, in host order.
     fn ports(&self) -> [u16; 2];
 
-    /// Takes a step up to `times` times, with its number, until one says that it was the last. The kernel's verifier
-    /// then follows one step instead of all.
+    /// Runs `step` with its number up to `times` times, until it returns true. The kernel's verifier follows
+    /// one step of the loop instead of all.
     #[inline(always)]
     fn repeat(&self, times: u32, mut step: impl FnMut(u32) -> bool) {
         let mut number = 0;

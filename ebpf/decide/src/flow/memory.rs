@@ -1,4 +1,4 @@
-//! The tables of connections in memory: for tests.
+//! The tables of flows in memory, for tests.
 
 use super::{Class, FlowMaps, Put, Sockets};
 use crate::{Family, Header, Maps, memory::Tables};
@@ -12,43 +12,43 @@ use std::{
     vec::Vec,
 };
 
-/// Entries of connections by their class and key.
+/// Entries of flows by class and key.
 pub type ByClass<A> = HashMap<(Class, Tuple<A>), Flow<A>>;
 
-/// One family's tables of connections, with those of Services. Without limits until they are set.
+/// Flow and Service tables of one family. The tables have no limits until a test sets them.
 #[derive(Debug, Clone, Default)]
 pub struct Flows<A> {
-    /// The tables of Services, the clock and the dice.
+    /// The tables of Services, the clock and the random numbers.
     pub tables: Tables<A>,
-    /// Connections, by class.
+    /// Entries of flows by class and key.
     pub flows: RefCell<ByClass<A>>,
-    /// The order in which they came into a class.
+    /// Order of arrival of each class.
     pub begun: RefCell<BTreeMap<Class, VecDeque<Begun<A>>>>,
-    /// Entries that a class's table takes, and places in its order.
+    /// Capacity of each class: entries of the table, places in the order.
     pub limits: BTreeMap<Class, (usize, usize)>,
-    /// What was counted, by block of [`berth_ebpf_abi::count`].
+    /// Counters by block of [`berth_ebpf_abi::count`] and class.
     pub counters: RefCell<BTreeMap<(u32, Class), u64>>,
     /// Ports of fragmented datagrams.
     pub fragments: RefCell<HashMap<FragmentKey<A>, FragmentPorts>>,
-    /// The node's pods.
+    /// The node's pods by address.
     pub pods: HashMap<A, LocalPod>,
-    /// Their devices.
+    /// The pods' devices by index.
     pub devices: HashMap<u32, PodDevice>,
-    /// What arrives for connected sockets of the node's own.
+    /// Packets that arrive for connected sockets of the node.
     pub sockets: HashSet<Tuple<A>>,
-    /// Answers of what the stack translated.
+    /// Answers that must pass the stack.
     pub of_stack: RefCell<HashSet<Tuple<A>>>,
-    /// Flags and ports.
+    /// Flags and ports of the configuration.
     pub config: Config,
-    /// The address for masqueraded connections.
+    /// Source address of masqueraded connections.
     pub masquerade: A,
-    /// What the dice show next, before they are thrown.
+    /// Random numbers to return first.
     pub script: RefCell<VecDeque<u32>>,
-    /// What connections were before each change, while somebody records.
+    /// Earlier values of changed entries, while [`Flows::attempt`] records.
     journal: RefCell<Option<Vec<Before<A>>>>,
 }
 
-/// What was before a change.
+/// Value of an entry before a change.
 #[derive(Debug, Clone)]
 enum Before<A> {
     Flow(Class, Tuple<A>, Option<Flow<A>>),
@@ -56,7 +56,7 @@ enum Before<A> {
 }
 
 impl<A: Family> Flows<A> {
-    /// A direction's entry in whatever class.
+    /// Entry of a direction in any class.
     pub fn entry(&self, key: &Tuple<A>) -> Option<Flow<A>> {
         let flows = self.flows.borrow();
         [Class::Assured, Class::Unassured, Class::Udp]
@@ -64,18 +64,18 @@ impl<A: Family> Flows<A> {
             .find_map(|class| flows.get(&(*class, *key)).copied())
     }
 
-    /// Writes an entry into the class that it belongs to.
+    /// Writes an entry into the table of its class.
     pub fn set(&self, key: &Tuple<A>, flow: Flow<A>) {
         self.change(Class::of(key.proto, flow.flags), key, Some(flow));
     }
 
-    /// Entries of a class.
+    /// Number of entries of a class.
     pub fn len(&self, class: Class) -> usize {
         self.flows.borrow().keys().filter(|(of, _)| *of == class).count()
     }
 
-    /// Runs `what`; unless it says that it did well, connections, fragments and affinity are as before. Places in the
-    /// order of classes that were taken stay taken.
+    /// Runs `what`. If it returns false, flows, fragments and affinity are restored; places that were taken
+    /// from the order are not.
     pub fn attempt(&self, what: impl FnOnce(&Flows<A>) -> bool) -> bool {
         let affinity = self.tables.affinity.borrow().clone();
         *self.journal.borrow_mut() = Some(Vec::new());

@@ -1,4 +1,4 @@
-//! A connection's first packet: where its packets come from and go to from now on.
+//! Opening of a flow by a connection's first packet: masquerade, source port, entries and next hop.
 
 use super::{
     Class, Dropped, FlowContext, FlowMaps, Forwarding, Hook, NextHop, Put, Sockets, Verdict,
@@ -10,22 +10,22 @@ use super::{
 use crate::{Family, service::scale};
 use berth_ebpf_abi::{Flow, LocalPod, backend, count, flow, frontend, local_pod};
 
-/// So many source ports are tried, as nf_nat does: where nineteen of twenty are taken, one connection of seven hundred
-/// finds none.
+/// Number of source ports that are tried, as in nf_nat. With nineteen of twenty ports taken, one connection
+/// of seven hundred finds none.
 const TRIES: u32 = 128;
-/// From this try on, ports of closed connections are taken too: their answers may still be on the way.
+/// From this try on, ports of closed connections are also taken, although answers may still arrive.
 const CLOSED_TOO: u32 = 32;
 
-/// The last part of [`super::decide_packet`]: writes a new connection down, to the backend in `ctx`, and translates its first
+/// Last part of [`super::decide_packet`]: opens a flow to the backend in `ctx`, and translates the first
 /// packet.
 ///
-/// The source is masqueraded (kube-proxy's rules, and where answers would not pass these programs):
-/// - a pod's that is given itself: an answer from its own address would not be taken for one;
-/// - a pod's with `masqueradeAll`;
-/// - an outside client's, unless the traffic policy keeps its address.
+/// The source is masqueraded (by kube-proxy's rules, and where answers would not pass these programs):
+/// - for a pod that is its own backend, because the pod would not accept an answer from its own address;
+/// - for a pod with `masqueradeAll`;
+/// - for a client from outside, unless the traffic policy keeps its address.
 ///
-/// Never towards the host's own network, on whatever node its endpoint says it is: there the answer goes through the
-/// stack, which must find the client's address in it to send it out.
+/// Packets to a host's own network are never masqueraded, whatever node the endpoint names: the answer passes
+/// the stack, which needs the client's address to send the answer out.
 #[inline(always)]
 pub fn open_flow<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
     maps: &M,
@@ -60,7 +60,7 @@ pub fn open_flow<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
     }
     let [first, last] = maps.ports();
     let source_port = u16::from_be(ctx.packet.tuple.src_port);
-    // The node's own sockets have the other ports of its address.
+    // The ports outside the range belong to the node's own sockets.
     ctx.keep = !masquerade || (first <= source_port && source_port <= last);
     ctx.claimed = false;
     maps.repeat(TRIES, |tried| {
@@ -76,7 +76,7 @@ pub fn open_flow<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
     if ctx.claimed { enter(maps, hook, class, ctx) } else { Verdict::Drop(Dropped::Ports) }
 }
 
-/// The answers' entry, as it must be.
+/// Fills in the entry of the answers.
 #[inline(always)]
 fn write_reply<A: Family>(ctx: &mut FlowContext<A>) {
     ctx.other.to = reverse(&ctx.packet.tuple);
@@ -88,7 +88,7 @@ fn write_reply<A: Family>(ctx: &mut FlowContext<A>) {
     ctx.other.since_s = ctx.entry.since_s;
 }
 
-/// Writes the answers' entry, if no other connection holds its key.
+/// Writes the entry of the answers, if no other flow holds its key.
 #[inline(always)]
 fn claim<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
     maps: &M,
@@ -98,20 +98,20 @@ fn claim<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
     closed_too: bool,
 ) -> bool {
     ctx.back = reverse(&ctx.entry.to);
-    // The node's own socket has the port towards this backend.
+    // A socket of the node uses this port towards this backend.
     if ctx.entry.flags & flow::MASQUERADE != 0 && sockets.connected(&ctx.back) {
         return false;
     }
     write_reply(ctx);
     let put = maps.insert(class, &ctx.back, &ctx.other);
-    // An assured connection may hold the key too. It is looked for after the insertion: one that becomes assured
-    // meanwhile is there before it leaves the table in which the insertion would have met it.
+    // An assured flow may hold the key too. The lookup follows the insertion: a flow that becomes assured
+    // meanwhile is in the new table before it leaves the old one, where the insertion would fail.
     let assured = |into: &mut _| class == Class::Unassured && maps.find(Class::Assured, &ctx.back, into);
     match put {
         Put::Done if !assured(&mut ctx.other) => return true,
         Put::Done => maps.remove(class, &ctx.back),
         Put::Exists if find(maps, &ctx.back, &mut ctx.other) => {}
-        // It just went.
+        // The entry was removed in between.
         Put::Exists => return maps.insert(class, &ctx.back, &ctx.other) == Put::Done,
         Put::Full => {
             evict(maps, class, ctx, ctx.entry.seen_s);
@@ -119,7 +119,7 @@ fn claim<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
         }
     }
     let (theirs, entry) = &mut ctx.theirs;
-    // What an earlier connection with the same addresses and ports left is taken over.
+    // Remains of an earlier flow with the same addresses and ports are taken over.
     if !is_reverse(&ctx.other.to, &ctx.packet.tuple) {
         *theirs = reverse(&ctx.other.to);
         let mut flags = ctx.other.flags;
@@ -143,7 +143,7 @@ fn claim<A: Family, M: FlowMaps<A>, S: Sockets<A>>(
     maps.insert(class, &ctx.back, &ctx.other) == Put::Done
 }
 
-/// Writes the entry of the client's packets. Where another processor was quicker, its choice holds.
+/// Writes the entry of the client's packets. If another processor was faster, its choice stays.
 #[inline(always)]
 fn enter<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, class: Class, ctx: &mut FlowContext<A>) -> Verdict {
     let mut put = maps.insert(class, &ctx.packet.tuple, &ctx.entry);
@@ -168,10 +168,10 @@ fn enter<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, class: Class, ctx: &mu
     Verdict::Translate(forwarding(maps, hook, &ctx.entry))
 }
 
-/// How a translated packet goes on. A pod's entry is written to `pod`.
+/// Next hop of a translated packet. The pod's entry is written to `pod`.
 ///
-/// What bears an address of the node or of a Service as its source must not go up the stack, which would take it for
-/// a forgery; so it is sent out by its device even where pods are reached through the stack.
+/// A packet with a source address of the node or of a Service must not pass the stack, which would drop it as
+/// forged. Such a packet leaves by its device, even where pods are reached through the stack.
 #[inline(always)]
 pub(super) fn next_hop<A: Family, M: FlowMaps<A>>(
     maps: &M,
@@ -202,7 +202,7 @@ pub(super) fn next_hop<A: Family, M: FlowMaps<A>>(
     }
 }
 
-/// [`way`] with the pod.
+/// [`next_hop`] together with the pod.
 #[inline(always)]
 pub(super) fn forwarding<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, entry: &Flow<A>) -> Forwarding {
     let mut pod = LocalPod::default();

@@ -1,27 +1,27 @@
-//! What the packet path looks at, and what it says.
+//! Input and result of packet decisions.
 
 use berth_ebpf_abi::{Addr, Begun, Flow, LocalPod, Tuple};
 
-/// Where a packet is met.
+/// Place where a packet is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
-    /// It came in by a device that leads out of the node.
+    /// Ingress of a device that leads out of the node.
     Uplink,
-    /// A pod of this node sent it.
+    /// Ingress of a pod's device: the pod sent the packet.
     Pod,
-    /// The node's stack sends it out, to a pod or by an uplink.
+    /// Egress: the node's stack sends the packet to a pod or by an uplink.
     Egress,
 }
 
-/// TCP flags that matter here, as in byte 13 of the header.
+/// The relevant TCP flags, as in byte 13 of the header.
 pub mod tcp {
-    /// The sender is done.
+    /// The sender has no more data.
     pub const FIN: u8 = 1;
-    /// A connection begins.
+    /// The segment starts a connection.
     pub const SYN: u8 = 1 << 1;
-    /// The connection is no more.
+    /// The connection is reset.
     pub const RST: u8 = 1 << 2;
-    /// Not the first segment.
+    /// The acknowledgement is valid, as in all but the first segment.
     pub const ACK: u8 = 1 << 4;
 }
 
@@ -30,78 +30,78 @@ pub const TCP: u8 = 6;
 /// `IPPROTO_UDP`.
 pub const UDP: u8 = 17;
 
-/// What a packet is part of.
+/// Kind of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Part {
     /// A whole datagram or segment.
     #[default]
     Whole,
-    /// The first fragment: it carries the ports that the rest lacks. With the datagram's identification.
+    /// First fragment with the datagram's identification. Contains the ports of the datagram.
     First(u32),
-    /// Any other fragment: the tuple's ports are 0.
+    /// Later fragment with the datagram's identification. The tuple's ports are 0.
     Later(u32),
-    /// An ICMP error about another packet. The tuple is that packet's, **turned round**: so it is the tuple of the
-    /// direction in which the error travels.
+    /// An ICMP error about another packet. The tuple is the **reverse** of that packet's tuple: it is the
+    /// tuple of the direction in which the error travels.
     Error,
 }
 
 /// A parsed packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Packet<A> {
-    /// Addresses, ports and protocol; ports are 0 where the protocol has none.
+    /// Addresses, ports and protocol; ports are 0 for a protocol without ports.
     pub tuple: Tuple<A>,
-    /// See [`tcp`]; 0 for other protocols.
+    /// Bits of [`tcp`]; 0 for other protocols.
     pub tcp_flags: u8,
-    /// Whole, fragment or error.
+    /// Whole packet, fragment or error.
     pub part: Part,
-    /// The device it is met on.
+    /// Index of the device at which the packet is seen.
     pub ifindex: u32,
 }
 
-/// Why a packet is dropped; the numbers are counters' (`berth_ebpf_abi::count::PACKET_DROPPED`).
+/// Reasons to drop a packet, numbered as counters (`berth_ebpf_abi::count::PACKET_DROPPED`).
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dropped {
-    /// For a Service whose policy leaves no endpoint, or an address of the Service ranges that nobody has.
+    /// The Service's policy leaves no endpoint, or no Service has the address of the Service range.
     Service = 0,
-    /// A fragment for a Service, of a datagram whose first fragment was not seen.
+    /// A later fragment for a Service, without the ports of a first fragment.
     Fragment = 1,
-    /// Every port tried for its connection is taken.
+    /// All source ports that were tried are taken.
     Ports = 2,
-    /// It needs masquerading and the node has no address for that.
+    /// The packet needs masquerade, and the node has no address for it.
     Address = 3,
-    /// A Service's address would have left the node.
+    /// The packet would leave the node with a Service's address.
     Leak = 4,
-    /// A connection begins, and those of its class are all in use.
+    /// The packet starts a connection, and its class is full of flows in use.
     Full = 5,
-    /// A pod sent it under an address that is not its own.
+    /// A pod sent the packet with a foreign source address.
     Forged = 6,
 }
 
-/// How a translated packet goes on.
+/// Next hop of a translated packet, with the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forwarding {
-    /// Straight into a pod of this node.
+    /// Directly into a pod of this node.
     Pod(LocalPod),
-    /// Out by the device and to the neighbour that the routes name; by this device where they name none, if not 0.
+    /// To the neighbour that the routes name; without a route, by this device if not 0.
     Neighbour(u32),
-    /// The node's stack routes it.
+    /// The node's stack routes the packet.
     Stack,
 }
 
-/// [`Forwarding`] whose pod is elsewhere: in the kernel a verdict in registers is copied at every step.
+/// [`Forwarding`] without the pod, because the kernel's compiler copies a verdict in registers often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextHop {
-    /// See [`Forwarding::Pod`].
+    /// As [`Forwarding::Pod`].
     Pod,
-    /// See [`Forwarding::Neighbour`].
+    /// As [`Forwarding::Neighbour`].
     Neighbour(u32),
-    /// See [`Forwarding::Stack`].
+    /// As [`Forwarding::Stack`].
     Stack,
 }
 
 impl NextHop {
-    /// With that pod.
+    /// Adds the pod.
     #[inline(always)]
     pub(super) fn with(self, pod: LocalPod) -> Forwarding {
         match self {
@@ -112,59 +112,59 @@ impl NextHop {
     }
 }
 
-/// What happens to a packet.
+/// Verdict about a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Not ours.
+    /// The packet continues unchanged.
     Pass,
-    /// It vanishes.
+    /// The packet is dropped.
     Drop(Dropped),
-    /// It vanishes, and its sender hears "port unreachable".
+    /// The packet is dropped, and its sender gets "port unreachable".
     Reject,
-    /// Unchanged, straight into a pod of this node.
+    /// The packet goes unchanged to a pod of this node.
     Forward(LocalPod),
-    /// With the addresses and ports of [`FlowContext::to`].
+    /// The packet gets the addresses and ports of [`FlowContext::to`].
     Translate(Forwarding),
 }
 
-/// What a judgement works on. It has a place of its own, for in the kernel a stack has 512 bytes.
+/// Flow context: working memory of a decision, outside the stack, which has 512 bytes in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FlowContext<A> {
-    /// The packet. A fragment gets its ports from the first one's.
+    /// The packet. A later fragment gets the ports of the first one.
     pub packet: Packet<A>,
-    /// The entry of its direction.
+    /// Entry of the packet's direction.
     pub(super) entry: Flow<A>,
-    /// The key of the other direction.
+    /// Key of the other direction.
     pub(super) back: Tuple<A>,
-    /// The entry of the other direction.
+    /// Entry of the other direction.
     pub(super) other: Flow<A>,
-    /// A key and an entry of somebody else's.
+    /// Key and entry of another flow.
     pub(super) theirs: (Tuple<A>, Flow<A>),
-    /// The connection that may have to go.
+    /// The oldest flow of a class, which may be evicted.
     pub(super) oldest: Begun<A>,
-    /// The entry of its other direction.
+    /// Entry of the oldest flow's other direction.
     pub(super) spare: Flow<A>,
-    /// [`berth_ebpf_abi::backend`] of what a new connection was given.
+    /// [`berth_ebpf_abi::backend`] of the selected backend.
     pub(super) backend: u16,
-    /// [`berth_ebpf_abi::frontend`] by which it came.
+    /// [`berth_ebpf_abi::frontend`] that the client dialled.
     pub(super) frontend: u32,
-    /// A pod sent the packet, and it may go past the stack ([`berth_ebpf_abi::local_pod::DIRECT`]).
+    /// Whether the packet's pod may bypass the stack ([`berth_ebpf_abi::local_pod::DIRECT`]).
     pub(super) direct: bool,
-    /// The first port tried is the client's own.
+    /// Whether the client's own port is tried first.
     pub(super) keep: bool,
-    /// The other direction's entry is written.
+    /// Whether the entry of the other direction is written.
     pub(super) claimed: bool,
 }
 
 impl<A: Addr> FlowContext<A> {
-    /// What a translated packet's addresses and ports become.
+    /// Addresses and ports of the packet after translation.
     #[inline(always)]
     pub fn to(&self) -> &Tuple<A> {
         &self.entry.to
     }
 }
 
-/// The tuple of what comes back.
+/// The reverse tuple, which the answer carries.
 #[inline(always)]
 pub fn reverse<A: Copy>(tuple: &Tuple<A>) -> Tuple<A> {
     Tuple {
@@ -177,7 +177,7 @@ pub fn reverse<A: Copy>(tuple: &Tuple<A>) -> Tuple<A> {
     }
 }
 
-/// Whether one is the other turned round.
+/// Whether one tuple is the reverse of the other.
 #[inline(always)]
 pub(super) fn is_reverse<A: Addr>(one: &Tuple<A>, other: &Tuple<A>) -> bool {
     one.src == other.dst

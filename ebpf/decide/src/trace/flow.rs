@@ -1,4 +1,4 @@
-//! The tables of connections: what is written is kept aside, so that later steps of the same decision find it.
+//! The tables of flows of a trace: writes are kept aside, so that later steps of the decision find them.
 
 use super::{Step, Trace};
 use crate::{
@@ -32,7 +32,7 @@ impl<A: Family, M: FlowMaps<A>> FlowMaps<A> for Trace<'_, A, M> {
     fn find(&self, class: Class, key: &Tuple<A>, into: &mut Flow<A>) -> bool {
         let found = self.entry(class, key);
         let step = Step::Flow { class, key: *key, found };
-        // What is not there is looked for several times.
+        // A missing entry is looked up several times and recorded once.
         if found.is_some() || !self.steps.borrow().contains(&step) {
             self.note(step);
         }
@@ -63,7 +63,7 @@ impl<A: Family, M: FlowMaps<A>> FlowMaps<A> for Trace<'_, A, M> {
         self.write(class, key, None);
     }
 
-    /// A trace finds room in every class.
+    /// Every class has room in a trace.
     fn enqueue(&self, _: Class, _: &Begun<A>) -> bool {
         true
     }
@@ -131,7 +131,7 @@ mod tests {
         Tuple { src: 5, dst: 7, src_port: 40_000, dst_port: 80, proto: TCP, pad: [0; 3] }
     }
 
-    /// A pod opens a connection to a Service with one backend.
+    /// A pod that opens a connection to a Service with one backend.
     fn dial() -> (Flows<V4>, FlowContext<V4>) {
         let key = ServiceKey { addr: 7, port: 80, proto: TCP, pad: 0 };
         let mut inline = [Backend::default(); INLINE];
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(inserted, [flow::REPLY, 0], "the answers' entry first");
         assert!(matches!(steps.last(), Some(Step::Pod { addr: 9, found: None })), "{steps:?}");
 
-        // The verdict is that of the tables themselves.
+        // The untraced decision must have the same result.
         let (flows, mut untraced) = dial();
         assert_eq!(decide_packet(&flows, Hook::Pod, &mut untraced), Verdict::Translate(Forwarding::Stack));
         assert_eq!(untraced.to(), ctx.to());
