@@ -18,6 +18,7 @@ pub struct Publisher {
 impl Publisher {
     /// Reads the published zone. A file that cannot be read is replaced by the next zone.
     ///
+    /// # Errors
     /// The directory cannot be created.
     pub fn open(roots: &Roots) -> Result<Publisher, Error> {
         let path = roots.zone_file();

@@ -27,9 +27,9 @@ pub(crate) struct Record {
     pub(crate) sandbox: String,
     /// `CNI_IFNAME`.
     pub(crate) ifname: String,
-    /// Inode of the network namespace, because the path may name another one later.
+    /// Path at which the network namespace is pinned.
     pub(crate) netns: PathBuf,
-    /// The namespace itself: a path may come to name another one.
+    /// Inode of the network namespace, because the path may name another one later.
     pub(crate) netns_inode: u64,
     /// The pod's UID.
     pub(crate) uid: PodUid,
