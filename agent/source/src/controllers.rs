@@ -1,8 +1,9 @@
 //! The controllers of a control plane that Berth plays itself where there is none.
 //!
-//! - [`cluster_ips`] gives ClusterIPs and node ports to Services whose manifest names none, as the API server's
-//!   allocators do.
-//! - [`endpoint_slices`] makes EndpointSlices of Services and the pods they select, as the EndpointSlice controller does.
+//! - [`cluster_ips`] gives ClusterIPs and node ports to Services whose manifest names none, as the API
+//!   server's allocators do.
+//! - [`endpoint_slices`] makes EndpointSlices of Services and the pods they select, as the EndpointSlice
+//!   controller does.
 
 pub mod cluster_ips;
 pub mod endpoint_slices;

@@ -1,8 +1,8 @@
 //! Kubernetes' API types to the checked model of `berth-core`, with the API server's checks and defaults.
 //!
-//! Pure, and independent of where an object comes from: neither a file nor the rules of a manifest directory are known
-//! here. The metadata must be complete: name, namespace, and for pods and Services a UID. [`crate::manifest`]
-//! completes it for objects of files.
+//! Pure, and independent of where an object comes from: neither a file nor the rules of a manifest directory
+//! are known here. The metadata must be complete: name, namespace, and for pods and Services a UID.
+//! [`crate::manifest`] completes it for objects of files.
 
 mod affinity;
 pub(crate) mod check;

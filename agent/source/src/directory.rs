@@ -1,13 +1,14 @@
 //! A directory of manifests as desired state.
 //!
-//! The source owns one thread, which waits for inotify, the slow rescan, or its end. A slow file system blocks that
-//! thread and nothing else. The newest [`Snapshot`] is in a `watch` channel, which closes when the thread ends.
+//! The source owns one thread, which waits for inotify, the slow rescan, or its end. A slow file system
+//! blocks that thread and nothing else. The newest [`Snapshot`] is in a `watch` channel, which closes when
+//! the thread ends.
 //!
-//! An inotify event leads to a scan of the one file that it names. A scan of the whole directory follows where events
-//! do not name every changed file: with links, after an overflow, at the slow rescan. Only changed files are read, and
-//! only the names of their objects are settled again. A bad file keeps the objects of its last good version; that
-//! version is also on disk, so that it outlives a restart. [`listing_guard`] decides whether a listing of the directory
-//! is accepted as complete.
+//! An inotify event leads to a scan of the one file that it names. A scan of the whole directory follows
+//! where events do not name every changed file: with links, after an overflow, at the slow rescan. Only
+//! changed files are read, and which file a name belongs to is determined again only for their objects. A bad
+//! file keeps the objects of its last good version; that version is also on disk, so that it outlives a
+//! restart. [`listing_guard`] decides whether a listing of the directory is accepted as complete.
 
 mod events;
 mod file_objects;
@@ -45,7 +46,8 @@ pub struct DirectoryConfig {
     pub rescan: Duration,
     /// How long a directory that replaced the one before must stay unchanged until it is accepted.
     pub settle: Duration,
-    /// Folder of the source's own state: the last good contents of each file, and the addresses assigned to Services.
+    /// Folder of the source's own state: the last good contents of each file, and the addresses assigned to
+    /// Services.
     pub state: PathBuf,
     /// Ranges from which Services without an address get one; `None`: they get none.
     pub services: Option<ServiceRanges>,
@@ -69,8 +71,8 @@ pub struct DirectorySource {
 }
 
 impl DirectorySource {
-    /// Starts watching. The channel of snapshots closes when the thread ends; before the source is dropped that happens
-    /// only if the thread could not be started.
+    /// Starts watching. The channel of snapshots closes when the thread ends; before the source is dropped
+    /// that happens only if the thread could not be started.
     pub fn start(cfg: DirectoryConfig) -> DirectorySource {
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let (end, ended) = oneshot::channel();

@@ -2,7 +2,8 @@
 
 use std::{fmt, path::PathBuf};
 
-/// A file, or one object in it, that cannot be used. The objects of the file's last good version stay as they were.
+/// A file, or one object in it, that cannot be used. The objects of the file's last good version stay as they
+/// were.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ManifestError {
     /// The file; empty for a text that is not from a file.

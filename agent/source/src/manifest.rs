@@ -1,9 +1,9 @@
 //! Bytes of a manifest file to checked objects. Pure: no file is read and no clock is asked here.
 //!
-//! A file is all or nothing: one bad document makes the whole file bad, so that a half-edited file changes nothing. A
-//! document goes from text to a generic value ([`text`]), to the API's type with its unknown fields found ([`typed`]),
-//! is completed with what a manifest may leave out (namespace, UID, creation time; a static pod's name), and is then
-//! checked and converted to the model ([`crate::convert`]).
+//! A file is all or nothing: one bad document makes the whole file bad, so that a half-edited file changes
+//! nothing. A document goes from text to a generic value ([`text`]), to the API's type with its unknown
+//! fields found ([`typed`]), is completed with what a manifest may leave out (namespace, UID, creation time;
+//! a static pod's name), and is then checked and converted to the model ([`crate::convert`]).
 
 mod base64;
 mod decode;
@@ -33,11 +33,12 @@ pub use text::MAX_FILE_BYTES;
 /// The rules by which a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Pods, ConfigMaps, Secrets, Services and EndpointSlices. References resolve within the directory. Unknown fields
-    /// are errors.
+    /// Pods, ConfigMaps, Secrets, Services and EndpointSlices. References resolve within the directory.
+    /// Unknown fields are errors.
     Manifests,
-    /// The kubelet's rules for `staticPodPath`: pods only, one object a file, no reference to API objects. The name
-    /// gets the suffix `-<node>`, and a toleration of every NoExecute taint is added. Unknown fields are warnings.
+    /// The kubelet's rules for `staticPodPath`: pods only, one object a file, no reference to API objects.
+    /// The name gets the suffix `-<node>`, and a toleration of every NoExecute taint is added. Unknown fields
+    /// are warnings.
     StaticPods,
 }
 
@@ -76,7 +77,8 @@ pub struct ParsedFile {
 pub struct PodEntry {
     /// The checked pod.
     pub pod: Pod,
-    /// The v1.Pod of the manifest, with `metadata` (UID, namespace, creation time) and `spec.nodeName` completed.
+    /// The v1.Pod of the manifest, with `metadata` (UID, namespace, creation time) and `spec.nodeName`
+    /// completed.
     pub raw: Value,
     /// The number of its document in the file, from 1.
     pub document: usize,

@@ -7,7 +7,8 @@ use std::{
     path::Path,
 };
 
-/// Replaces a state file by rename. The folder is created where it is missing, mode 0700; the file has mode 0600.
+/// Replaces a state file by rename. The folder is created where it is missing, mode 0700; the file has mode
+/// 0600.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -16,8 +17,8 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     drop(file);
-    // Not synced: the reader knows a file torn by a power cut by its digest, and only the chance to hold is lost. A
-    // sync for each file would slow a burst of changes.
+    // Not synced: by the digest the reader recognizes a file torn by a power cut, and only that file's
+    // content is lost. A sync for each file would slow a burst of changes.
     fs::rename(&temporary, path)
 }
 

@@ -15,8 +15,8 @@ pub struct PodHostname {
     pub name: String,
     /// `<subdomain>.<namespace>.svc.<cluster domain>`, if the pod has a subdomain.
     pub domain: Option<String>,
-    /// The hostname of the UTS namespace and of `/etc/hostname`: the short name, or with `setHostnameAsFQDN` the full
-    /// one.
+    /// The hostname of the UTS namespace and of `/etc/hostname`: the short name, or with `setHostnameAsFQDN`
+    /// the full one.
     pub kernel: String,
 }
 

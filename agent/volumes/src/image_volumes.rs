@@ -1,8 +1,8 @@
-//! `VOLUME`s of images: a directory for each, which belongs to one container, starts with the image's files at that path,
-//! and is removed with the container.
+//! `VOLUME`s of images: a directory for each, which belongs to one container, starts with the image's files
+//! at that path, and is removed with the container.
 //!
-//! The image is hostile input: its paths are resolved inside of its root, and links are copied, never followed. A
-//! directory is filled under another name and then renamed, so that an existing one is complete.
+//! The image is hostile input: its paths are resolved inside of its root, and links are copied, never
+//! followed. A directory is filled under another name and then renamed, so that an existing one is complete.
 
 use crate::{Error, Volumes, layout::NODE_DIR, os};
 use berth_core::ids::{ContainerId, PodUid};
@@ -23,9 +23,9 @@ const MISSING: u32 = 0o755;
 const UNFINISHED: &str = "unfinished";
 
 impl Volumes {
-    /// The node's directories for the `VOLUME`s of a container, in their order; `volumes` are absolute normal paths. A
-    /// missing directory is created with the image's files at that path, owner and mode included, or empty and owned by
-    /// root. `image` opens the image's root directory.
+    /// The node's directories for the `VOLUME`s of a container, in their order; `volumes` are absolute normal
+    /// paths. A missing directory is created with the image's files at that path, owner and mode included, or
+    /// empty and owned by root. `image` opens the image's root directory.
     ///
     /// # Errors
     /// The path in the image is not a directory, or cannot be copied.
@@ -61,7 +61,8 @@ impl Volumes {
     }
 }
 
-/// The name of the directory of a `VOLUME`: a function of its path, so that a repeated start finds its directories.
+/// The name of the directory of a `VOLUME`: a function of its path, so that a repeated start finds its
+/// directories.
 fn name(volume: &str) -> String {
     Sha256::digest(volume).iter().take(16).map(|b| format!("{b:02x}")).collect()
 }

@@ -24,8 +24,8 @@ pub struct ContainerMount {
     pub destination: String,
     /// Whether the container may only read through it.
     pub read_only: bool,
-    /// Whether mounts below are read-only too. [`RecursiveReadOnly::Disabled`] unless `read_only`. The caller knows
-    /// whether the runtime can do it.
+    /// Whether mounts below are read-only too. [`RecursiveReadOnly::Disabled`] unless `read_only`. The caller
+    /// knows whether the runtime can do it.
     pub recursive_read_only: RecursiveReadOnly,
     /// The directions in which mount events propagate.
     pub propagation: MountPropagation,
@@ -44,10 +44,10 @@ impl ContainerMount {
 }
 
 impl Volumes {
-    /// The container's mounts: its `volumeMounts` in order, then `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`
-    /// and `/dev/shm` unless it mounts those itself. Needs [`Volumes::mount`] and [`Volumes::prepare_files`] to have
-    /// succeeded. `env` is the container's resolved environment. Sub-paths are made and bound here; a sub-path that is
-    /// bound already stays as it is.
+    /// The container's mounts: its `volumeMounts` in order, then `/etc/hosts`, `/etc/hostname`,
+    /// `/etc/resolv.conf` and `/dev/shm` unless it mounts those itself. Needs [`Volumes::mount`] and
+    /// [`Volumes::prepare_files`] to have succeeded. `env` is the container's resolved environment. Sub-paths
+    /// are made and bound here; a sub-path that is bound already stays as it is.
     ///
     /// The mount of the termination message belongs to one attempt, so it is left out here: see
     /// [`Volumes::termination_mount`].
@@ -69,7 +69,8 @@ impl Volumes {
         Ok(out)
     }
 
-    /// Makes the file of one attempt's termination message and returns its mount; `None` if the container wants none.
+    /// Makes the file of one attempt's termination message and returns its mount; `None` if the container
+    /// wants none.
     pub fn termination_mount(
         &self,
         pod: &Pod,
@@ -154,7 +155,8 @@ impl Volumes {
             container: container.name.clone(),
             source,
         };
-        // As with the kubelet, a missing sub-path becomes a directory, even in the volume of a ConfigMap that lacks the key.
+        // As with the kubelet, a missing sub-path becomes a directory, even in the volume of a ConfigMap that
+        // lacks the key.
         let mode = rustix::fs::fstat(root).map_err(|e| prepared(e.into()))?.st_mode & 0o7777;
         let fd = match subpath::resolve(root.as_fd(), path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {

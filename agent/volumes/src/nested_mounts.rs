@@ -8,8 +8,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Makes the directories on which containers mount other volumes inside this one. The runtime cannot make them in a
-/// volume that containers see read-only.
+/// Makes the directories on which containers mount other volumes inside this one. The runtime cannot make
+/// them in a volume that containers see read-only.
 pub(crate) fn make_mount_points(dir: &Path, pod: &Pod, volume: &Volume) -> Result<(), Error> {
     for nested in nested_mount_points(pod, volume) {
         let mut fd = os::open_dir(dir).map_err(Error::io("open", dir))?;
@@ -34,7 +34,8 @@ pub(crate) fn make_mount_points(dir: &Path, pod: &Pod, volume: &Volume) -> Resul
     Ok(())
 }
 
-/// Paths of other mounts inside mounts of `volume`, relative to its root. A path inside another one is left out.
+/// Paths of other mounts inside mounts of `volume`, relative to its root. A path inside another one is left
+/// out.
 fn nested_mount_points(pod: &Pod, volume: &Volume) -> Vec<PathBuf> {
     let mut out: Vec<PathBuf> = Vec::new();
     for container in pod.all_containers() {

@@ -75,8 +75,8 @@ pub(crate) fn entries(dir: impl AsFd) -> io::Result<Vec<CString>> {
     Ok(out)
 }
 
-/// Removes the entry `name` of the directory `dir`, which is open as `fd`, with all below it. A link is removed and not
-/// followed. A mount below is an error, a missing entry is not.
+/// Removes the entry `name` of the directory `dir`, which is open as `fd`, with all below it. A link is
+/// removed and not followed. A mount below is an error, a missing entry is not.
 pub(crate) fn remove_entry(fd: impl AsFd, dir: &Path, name: &CStr) -> io::Result<()> {
     match rustix::fs::unlinkat(fd, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),

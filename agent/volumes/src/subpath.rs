@@ -1,5 +1,5 @@
-//! Sub-paths of volumes. Containers can write to the volume while its path is walked. So each step uses a descriptor and
-//! the kernel keeps it inside the volume; a checked path is never looked up by name again.
+//! Sub-paths of volumes. Containers can write to the volume while its path is walked. So each step uses a
+//! descriptor and the kernel keeps it inside the volume; a checked path is never looked up by name again.
 
 use crate::os;
 use berth_sys::fs::{OFlags, open_beneath};
@@ -17,7 +17,8 @@ use std::{
 /// Flags of a descriptor that only identifies its file.
 const HANDLE: OFlags = OFlags::PATH;
 
-/// Expands the `$(VAR)` of a `subPathExpr`. Fails with the names, sorted, of variables that are unset or empty.
+/// Expands the `$(VAR)` of a `subPathExpr`. Fails with the names, sorted, of variables that are unset or
+/// empty.
 pub(crate) fn expand(text: &str, env: &[(String, String)]) -> Result<String, Vec<String>> {
     let mut missing = BTreeSet::new();
     let expanded = berth_core::model::expand(text, |name| {
@@ -93,8 +94,8 @@ fn plain(e: berth_sys::Error) -> io::Error {
     }
 }
 
-/// Binds the file of `source` at `target`, below directories that only the node can write. A bind mount of the same file
-/// stays; one of another file is replaced.
+/// Binds the file of `source` at `target`, below directories that only the node can write. A bind mount of
+/// the same file stays; one of another file is replaced.
 pub(crate) fn bind(source: impl AsFd, target: &Path) -> io::Result<()> {
     let wanted = rustix::fs::fstat(&source)?;
     // This code never mounts on top of a mount, but an earlier build may have left one.
@@ -120,7 +121,8 @@ fn make_target(target: &Path, is_dir: bool) -> io::Result<()> {
     }
     match std::fs::symlink_metadata(target) {
         Ok(found) if found.is_dir() == is_dir && !found.is_symlink() => return Ok(()),
-        // A mount point of the wrong kind, from before the volume's content changed. Both calls fail if it is not empty.
+        // A mount point of the wrong kind, from before the volume's content changed. Both calls fail if it is
+        // not empty.
         Ok(found) if found.is_dir() => std::fs::remove_dir(target)?,
         Ok(_) => std::fs::remove_file(target)?,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}

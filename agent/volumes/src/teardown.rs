@@ -5,8 +5,9 @@ use berth_core::ids::PodUid;
 use std::{io, path::PathBuf};
 
 impl Volumes {
-    /// Unmounts everything below the pod's directory, the last mount first, and removes the directory. Needs only the UID
-    /// of the pod and may be repeated. If an unmount fails, nothing is removed. The path of a hostPath is never touched.
+    /// Unmounts everything below the pod's directory, the last mount first, and removes the directory. Needs
+    /// only the UID of the pod and may be repeated. If an unmount fails, nothing is removed. The path of a
+    /// hostPath is never touched.
     pub fn unmount(&self, uid: &PodUid) -> Result<(), Error> {
         let dir = self.pod_dir(uid);
         match std::fs::symlink_metadata(&dir) {

@@ -24,8 +24,8 @@ const MAX_MESSAGE: usize = 4096;
 const MODE: u32 = 0o666;
 
 impl Volumes {
-    /// The file of an attempt's message on the node, created if missing. Files of attempts before the previous one are
-    /// removed.
+    /// The file of an attempt's message on the node, created if missing. Files of attempts before the
+    /// previous one are removed.
     pub fn termination_file(
         &self,
         pod: &Pod,
@@ -46,8 +46,8 @@ impl Volumes {
         Ok(path)
     }
 
-    /// The termination message of an attempt: at most 4096 bytes of the file's end, as text. `None` if the file is empty
-    /// or missing.
+    /// The termination message of an attempt: at most 4096 bytes of the file's end, as text. `None` if the
+    /// file is empty or missing.
     pub fn termination_message(
         &self,
         pod: &Pod,
@@ -60,7 +60,8 @@ impl Volumes {
     }
 }
 
-/// The end of the file, with up to three bytes more than a message has, so that a cut character is recognized.
+/// The end of the file, with up to three bytes more than a message has, so that a cut character is
+/// recognized.
 fn read_end(path: &Path) -> io::Result<Option<Vec<u8>>> {
     // A container with the directory mounted may have put a link, a FIFO or a device in place of the file.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -94,7 +95,8 @@ impl io::Read for At<'_> {
     }
 }
 
-/// The end of `bytes` as text of at most [`MAX_MESSAGE`] bytes, without cut characters. Invalid bytes become U+FFFD.
+/// The end of `bytes` as text of at most [`MAX_MESSAGE`] bytes, without cut characters. Invalid bytes become
+/// U+FFFD.
 fn message(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut start = text.len().saturating_sub(MAX_MESSAGE);

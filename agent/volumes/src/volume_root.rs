@@ -12,8 +12,8 @@ const TMPFS_ROOT: u32 = 0o1777;
 /// Mode bit added with `fsGroup`: files made in the volume belong to that group.
 const GROUP_ROOT: u32 = 0o2000;
 
-/// Makes a root on disk, unless it exists. The directory appears with its mode and group, or not at all; from then on it
-/// belongs to the pod and is not changed again.
+/// Makes a root on disk, unless it exists. The directory appears with its mode and group, or not at all; from
+/// then on it belongs to the pod and is not changed again.
 pub(crate) fn on_disk(dir: &Path, gid: Option<u32>) -> Result<(), Error> {
     match std::fs::symlink_metadata(dir) {
         Ok(found) if found.is_dir() => return Ok(()),
@@ -40,7 +40,8 @@ pub(crate) fn on_disk(dir: &Path, gid: Option<u32>) -> Result<(), Error> {
     make().map_err(Error::io("create", dir))
 }
 
-/// Mounts a tmpfs as the root, unless one is mounted. After a reboot the directory exists and the tmpfs does not.
+/// Mounts a tmpfs as the root, unless one is mounted. After a reboot the directory exists and the tmpfs does
+/// not.
 pub(crate) fn tmpfs(
     dir: &Path,
     pod: &Pod,

@@ -9,7 +9,7 @@
 //! - No panic, slice index or allocation, which the kernel's verifier cannot follow. Everything is inlined:
 //!   the verifier refuses a call that returns an `Option` in two registers.
 //!
-//! On failure: a value that changes during two reads in a row means a drop; the sender's retry decides anew.
+//! On failure: a value that changes during two reads in a row means a drop; the sender's retry is a new decision.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,8 @@
 //! EndpointSlices of Services and the pods they select, where no control plane makes them.
 //!
-//! Pure. The rules are those of the EndpointSlice controller (`staging/src/k8s.io/endpointslice/utils.go`): a pod with
-//! addresses that has not ended is an endpoint; it serves while it is ready, and is ready to be chosen while it serves
-//! and does not terminate, or always with `publishNotReadyAddresses`.
+//! Pure. The rules are those of the EndpointSlice controller (`staging/src/k8s.io/endpointslice/utils.go`): a
+//! pod with addresses that has not ended is an endpoint; it serves while it is ready, and is ready to be
+//! chosen while it serves and does not terminate, or always with `publishNotReadyAddresses`.
 
 use berth_core::{
     ids::{PodKey, PodName},
@@ -27,8 +27,8 @@ pub struct EndpointPod<'a> {
     pub status: &'a PodStatus,
 }
 
-/// The slices of all Services that have a selector, in order of their names. A slice equal to the one in `before` keeps
-/// its `Arc`.
+/// The slices of all Services that have a selector, in order of their names. A slice equal to the one in
+/// `before` keeps its `Arc`.
 pub fn slices(
     services: &[Arc<Service>],
     pods: &[EndpointPod<'_>],
@@ -61,8 +61,8 @@ fn is_endpoint(pod: &EndpointPod<'_>) -> bool {
 /// Ports of a slice: name, protocol and number of each.
 type Ports = Vec<(Arc<str>, Protocol, u16)>;
 
-/// The slices of one Service: one for each family and set of port numbers. A named port may have another number in each
-/// pod.
+/// The slices of one Service: one for each family and set of port numbers. A named port may have another
+/// number in each pod.
 fn of_service(service: &Service, pods: &[&EndpointPod<'_>]) -> Vec<EndpointSlice> {
     let selected = pods.iter().filter(|p| selects(service, p.pod));
     let mut slices: BTreeMap<(bool, Ports), Vec<Endpoint>> = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! The required node affinity. Preferred and inter-pod affinities are for the scheduler: the pod is bound to its node
-//! already.
+//! The required node affinity. Preferred and inter-pod affinities are for the scheduler: the pod is bound to
+//! its node already.
 
 use super::{
     check,

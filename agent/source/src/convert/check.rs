@@ -4,7 +4,8 @@ use super::field::{FieldError, FieldPath, shorten};
 use berth_core::quantity::Quantity;
 use std::{collections::BTreeMap, net::IpAddr};
 
-/// `[-._a-zA-Z0-9]{1,253}`, neither `.` nor starting with `..`: a key of a ConfigMap or Secret, which becomes a file.
+/// `[-._a-zA-Z0-9]{1,253}`, neither `.` nor starting with `..`: a key of a ConfigMap or Secret, which becomes
+/// a file.
 pub(crate) fn data_key(at: &FieldPath<'_>, key: &str) -> Result<(), FieldError> {
     let good = !key.is_empty()
         && key.len() <= 253
@@ -91,7 +92,8 @@ pub(crate) fn no_parent(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError
     Ok(())
 }
 
-/// The path of a file in a volume that is made from keys: relative, and not a name that the volume itself uses (`..data`).
+/// The path of a file in a volume that is made from keys: relative, and not a name that the volume itself
+/// uses (`..data`).
 pub(crate) fn item_path(at: &FieldPath<'_>, path: &str) -> Result<(), FieldError> {
     if path.is_empty() {
         return Err(at.error("is required"));
@@ -183,7 +185,8 @@ pub(crate) fn amount(at: &FieldPath<'_>, value: i64) -> Result<u32, FieldError> 
         .ok_or_else(|| at.error(format!("{value} must be 0 to {}", i32::MAX)))
 }
 
-/// `terminationGracePeriodSeconds`: a negative one is 1, as the API server makes of it; one beyond 32 bits is 68 years.
+/// `terminationGracePeriodSeconds`: a negative one is 1, as the API server makes of it; one beyond 32 bits is
+/// 68 years.
 pub(crate) fn grace(seconds: i64) -> u32 {
     match u32::try_from(seconds) {
         Ok(seconds) => seconds.min(i32::MAX.unsigned_abs()),

@@ -17,7 +17,7 @@ use berth_core::{
 use k8s_openapi::api::core::v1 as api;
 use std::{cell::RefCell, collections::BTreeSet};
 
-/// Treatment of values that the kubelet ignores although they mean nothing, such as a capability's unknown name.
+/// Treatment of meaningless values that the kubelet ignores, such as the name of an unknown capability.
 pub(crate) struct IgnoredValues {
     refuse: bool,
     errors: RefCell<Vec<FieldError>>,

@@ -3,7 +3,8 @@
 use serde_json::Value;
 use std::fmt;
 
-/// Path of a field, like `field.Path` of Kubernetes. It lives on the stack and is written out only in an error.
+/// Path of a field, like `field.Path` of Kubernetes. It lives on the stack and is written out only in an
+/// error.
 #[derive(Clone, Copy)]
 pub(crate) struct FieldPath<'a> {
     parent: Option<&'a FieldPath<'a>>,

@@ -27,14 +27,15 @@ pub(crate) struct PodSource<'a> {
     pub(crate) origin: Origin,
     /// This node.
     pub(crate) node: &'a NodeName,
-    /// The creation time; finer than the seconds of `metadata.creationTimestamp`, so that pods of one file are ordered.
+    /// The creation time; finer than the seconds of `metadata.creationTimestamp`, so that pods of one file
+    /// are ordered.
     pub(crate) created: Wall,
     /// Treatment of values that the kubelet ignores.
     pub(crate) ignored: IgnoredValues,
 }
 
-/// A pod whose metadata is complete (name, namespace and UID), with the API server's defaults. Returns the errors
-/// about ignored values beside it.
+/// A pod whose metadata is complete (name, namespace and UID), with the API server's defaults. Returns the
+/// errors about ignored values beside it.
 pub(crate) fn pod(
     at: &FieldPath<'_>,
     object: &api::Pod,
@@ -169,7 +170,8 @@ fn refuse_unsupported(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<(), Fie
     Ok(())
 }
 
-/// The system that the pod is for. One for another than the node's is accepted here, and rejected at admission.
+/// The system that the pod is for. One for another than the node's is accepted here, and rejected at
+/// admission.
 fn os(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<Os, FieldError> {
     let name = spec.os.as_ref().map(|os| os.name.as_str());
     choice(&at.key("os").key("name"), name, &[("linux", Os::Linux), ("windows", Os::Windows)])
@@ -235,7 +237,8 @@ fn app_armor_annotations(
     Ok(())
 }
 
-/// The priority of the two classes that every cluster has. PriorityClass objects are not read, so any other class is 0.
+/// The priority of the two classes that every cluster has. PriorityClass objects are not read, so any other
+/// class is 0.
 fn class_priority(class: Option<&str>) -> i32 {
     match class {
         Some("system-node-critical") => SYSTEM_CRITICAL_PRIORITY + 1000,
@@ -244,8 +247,8 @@ fn class_priority(class: Option<&str>) -> i32 {
     }
 }
 
-/// `spec.resources`. Where the pod has limits, a request that it leaves open is what its containers ask for at their
-/// worst moment, or its limit (`pkg/apis/core/v1/defaults.go` defaultPodRequests).
+/// `spec.resources`. Where the pod has limits, a request that the pod leaves open is the most that its
+/// containers request at one time, or the pod's limit (`pkg/apis/core/v1/defaults.go` defaultPodRequests).
 fn pod_resources(
     at: &FieldPath<'_>,
     spec: &api::PodSpec,

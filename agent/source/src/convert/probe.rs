@@ -7,7 +7,8 @@ use super::{
 use berth_core::model::{Hook, HttpTarget, PortRef, Probe, ProbeAction, ProbeKind};
 use k8s_openapi::{api::core::v1 as api, apimachinery::pkg::util::intstr::IntOrString};
 
-/// A probe with its defaults: a zero or missing timeout is 1 s, period 10 s, success threshold 1, failure threshold 3.
+/// A probe with its defaults: a zero or missing timeout is 1 s, period 10 s, success threshold 1, failure
+/// threshold 3.
 pub(super) fn probe(at: &FieldPath<'_>, p: &api::Probe, kind: ProbeKind) -> Result<Probe, FieldError> {
     let number = |name: &str, value: Option<i32>, default: u32| match value {
         None | Some(0) => Ok(default),

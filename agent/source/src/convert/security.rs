@@ -114,7 +114,8 @@ fn optional_id(at: &FieldPath<'_>, value: Option<i64>) -> Result<Option<u32>, Fi
     value.map(|v| id(at, v)).transpose()
 }
 
-/// Capabilities in upper case. Runtimes ignore names that the kernel does not know, and so does a static pod here.
+/// Capabilities in upper case. Runtimes ignore names that the kernel does not know, and so does a static pod
+/// here.
 fn capability_list(at: &FieldPath<'_>, list: &[String], pod: &PodContext) -> Result<Vec<String>, FieldError> {
     let mut found = Vec::new();
     for (index, name) in list.iter().enumerate() {
@@ -232,8 +233,8 @@ fn sysctl_name(name: &str) -> bool {
         })
 }
 
-/// The form with dots. Where the first separator is a slash, dots within segments (`net/ipv4/conf/eth0.1/...`) become
-/// slashes, as `sysctl(8)` has it.
+/// The form with dots. Where the first separator is a slash, dots within segments
+/// (`net/ipv4/conf/eth0.1/...`) become slashes, as `sysctl(8)` has it.
 fn dotted(name: &str) -> String {
     match name.find(['.', '/']) {
         Some(first) if name.as_bytes().get(first) == Some(&b'/') => name

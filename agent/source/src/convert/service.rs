@@ -40,8 +40,8 @@ pub(crate) fn service_key(at: &FieldPath<'_>, meta: &ObjectMeta) -> Result<PodKe
     Ok(PodKey { namespace, name: check::id(at, PodName::new(name))? })
 }
 
-/// A Service whose metadata is complete (name, namespace and UID), with the API server's defaults. Addresses and node
-/// ports that the object does not name stay open; [`crate::controllers::cluster_ips`] assigns them.
+/// A Service whose metadata is complete (name, namespace and UID), with the API server's defaults. Addresses
+/// and node ports that the object does not name stay open; [`crate::controllers::cluster_ips`] assigns them.
 pub(crate) fn service(
     at: &FieldPath<'_>,
     object: &api::Service,

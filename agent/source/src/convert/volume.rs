@@ -28,8 +28,8 @@ pub(super) fn volumes(at: &FieldPath<'_>, list: &[api::Volume]) -> Result<Vec<Vo
     Ok(found)
 }
 
-/// The volume's one source. The generated type has a field for each kind, so the kinds that are set are the keys of its
-/// JSON besides the name.
+/// The volume's one source. The generated type has a field for each kind, so the kinds that are set are the
+/// keys of its JSON besides the name.
 fn source(at: &FieldPath<'_>, v: &api::Volume) -> Result<VolumeSource, FieldError> {
     let json = serde_json::to_value(v).map_err(|e| at.error(e.to_string()))?;
     let kinds: Vec<&String> = match &json {

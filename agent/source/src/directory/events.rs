@@ -1,10 +1,12 @@
-//! inotify on the manifest directory: the changes since the last scan, and what of the directory has to be scanned.
+//! inotify on the manifest directory: the changes since the last scan, and what of the directory has to be
+//! scanned.
 //!
-//! A file that is created or written in place passes through states that must not be read (empty, cut off). It counts
-//! as being written from the first write to the close. A file renamed or linked into place is complete at once.
+//! A file that is created or written in place passes through states that must not be read (empty, cut off).
+//! It counts as being written from the first write to the close. A file renamed or linked into place is
+//! complete at once.
 //!
-//! An event names the one file to scan, as long as each manifest is a plain file with one name. With links, and after
-//! lost events, the whole directory is scanned.
+//! An event names the one file to scan, as long as each manifest is a plain file with one name. With links,
+//! and after lost events, the whole directory is scanned.
 
 use super::listing::{FileId, NameState, OpenDir, is_manifest};
 use crate::{Error, manifest::Mode};
@@ -73,7 +75,8 @@ impl DirectoryEvents {
         ScanScope::Names(self.changed.iter().chain(silent).cloned().collect())
     }
 
-    /// A full scan was done and its listing accepted; `linked`: a manifest is a link or has more than one name.
+    /// A full scan was done and its listing accepted; `linked`: a manifest is a link or has more than one
+    /// name.
     pub(super) fn full_scan_done(&mut self, linked: bool) {
         (self.full_scan, self.linked) = (false, linked);
     }
@@ -83,8 +86,8 @@ impl DirectoryEvents {
         self.inotify.as_ref().map(AsFd::as_fd)
     }
 
-    /// Watches the directory, unless it is watched already. Called before the directory is read, so that no change
-    /// between two scans is lost.
+    /// Watches the directory, unless it is watched already. Called before the directory is read, so that no
+    /// change between two scans is lost.
     pub(super) fn watch(&mut self, dir: &OpenDir, shown: &Path) -> Result<(), Error> {
         if self.watched.is_some_and(|(identity, _)| identity == dir.identity) {
             return Ok(());
@@ -168,10 +171,11 @@ impl DirectoryEvents {
         if event.mask.intersects(F::IN_CLOSE_WRITE | F::IN_MOVED_TO | F::IN_MOVED_FROM | F::IN_DELETE) {
             self.writing.remove(name);
         }
-        // The file may have another name now. Both changes must be part of one scan, and the event about the new name may
-        // not have come yet.
+        // The file may have another name now. Both changes must be part of one scan, and the event about the
+        // new name may not have come yet.
         self.full_scan |= event.mask.contains(F::IN_MOVED_FROM);
-        // File times may be too coarse to show a second write of the same length, so a named file is read in any case.
+        // File times may be too coarse to show a second write of the same length, so a named file is read in
+        // any case.
         self.changed.insert(name.to_owned());
         true
     }
@@ -194,7 +198,8 @@ impl DirectoryEvents {
         }
     }
 
-    /// Whether an event named the file since it was last read. Such a file is read even if its stamp is unchanged.
+    /// Whether an event named the file since it was last read. Such a file is read even if its stamp is
+    /// unchanged.
     pub(super) fn take_changed(&mut self, name: &str) -> bool {
         self.changed.remove(name)
     }

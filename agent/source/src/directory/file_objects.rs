@@ -34,8 +34,8 @@ pub(super) fn data_key(object: &KeyedData) -> DataKey {
 }
 
 impl FileObjects {
-    /// The objects of a parsed file. An object equal to the one before keeps its `Arc`. A pod or Service without a
-    /// creation time gets the time at which it was first seen, from `first_seen`.
+    /// The objects of a parsed file. An object equal to the one before keeps its `Arc`. A pod or Service
+    /// without a creation time gets the time at which it was first seen, from `first_seen`.
     pub(super) fn new(
         parsed: ParsedFile,
         before: Option<&FileObjects>,

@@ -10,8 +10,8 @@ struct FirstSeenAt {
     holders: u32,
 }
 
-/// Times of the first sight by UID. A UID that no file has any more is forgotten at the end of a scan, not earlier: the
-/// object may have moved from one file to another.
+/// Times at which objects were first seen, by UID. A UID that no file has any more is forgotten at the end of
+/// a scan, not earlier: the object may have moved from one file to another.
 #[derive(Debug, Default)]
 pub(super) struct FirstSeen {
     by_uid: BTreeMap<String, FirstSeenAt>,

@@ -1,8 +1,9 @@
-//! The last good version of each manifest on disk, so that a file that is bad when the agent starts keeps its pods.
+//! The last good version of each manifest on disk, so that a file that is bad when the agent starts keeps its
+//! pods.
 //!
-//! One state file per manifest, replaced by rename: a line of JSON, then the manifest's bytes. A state file that is torn
-//! or altered, by its digest, is set aside as `<name>.torn`. The file `directory` names the directory to which all the
-//! others belong. Manifests may hold Secrets: the folder is 0700, the files 0600.
+//! One state file per manifest, replaced by rename: a line of JSON, then the manifest's bytes. A state file
+//! that is torn or altered, by its digest, is set aside as `<name>.torn`. The file `directory` names the
+//! directory to which all the others belong. Manifests may hold Secrets: the folder is 0700, the files 0600.
 
 use crate::{
     Error,
@@ -33,7 +34,8 @@ pub(super) struct LastGood {
     pub(super) bytes: Vec<u8>,
     /// Hash of `bytes`.
     pub(super) hash: ContentHash,
-    /// The time at which each pod and Service without a creation time was first seen, by UID, in nanoseconds since 1970.
+    /// The time at which each pod and Service without a creation time was first seen, by UID, in nanoseconds
+    /// since 1970.
     pub(super) seen: BTreeMap<String, i64>,
 }
 
@@ -63,8 +65,8 @@ impl LastGoodStore {
         LastGoodStore { folder }
     }
 
-    /// Reads the state of the directory: the last good versions by file name, and the inode of the directory. State of
-    /// another directory does not count.
+    /// Reads the state of the directory: the last good versions by file name, and the inode of the directory.
+    /// State of another directory does not count.
     pub(super) fn load(&self, dir: &Path) -> (BTreeMap<String, LastGood>, Option<u64>) {
         let mut found = BTreeMap::new();
         let directory = self.folder.join("directory");
@@ -127,7 +129,8 @@ impl LastGoodStore {
         berth_sys::fs::remove_if_there(&path).map_err(|source| Error::State { path, source })
     }
 
-    /// Writes which directory the state belongs to, and removes the state of manifests other than those named.
+    /// Writes which directory the state belongs to, and removes the state of manifests other than those
+    /// named.
     pub(super) fn save_directory(&self, dir: &Path, inode: u64, names: &[&str]) -> Result<(), Error> {
         let path = self.folder.join("directory");
         let fail = |source| Error::State { path: path.clone(), source };

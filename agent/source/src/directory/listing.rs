@@ -1,5 +1,5 @@
-//! Listing the directory and reading its files. Both go through one open descriptor, so that all names of a scan belong
-//! to one directory even while it is being replaced.
+//! Listing the directory and reading its files. Both go through one open descriptor, so that all names of a
+//! scan belong to one directory even while it is being replaced.
 
 use crate::manifest::{MAX_FILE_BYTES, Mode};
 use std::{
@@ -65,7 +65,8 @@ pub(super) enum NameState {
     Absent,
     /// A plain file with one name; `None` if it cannot be examined.
     Plain(Option<Stamp>),
-    /// A file that depends on other names, or on which others depend: a link, one name of several, a directory.
+    /// A file that depends on other names, or on which others depend: a link, one name of several, a
+    /// directory.
     Linked,
 }
 
@@ -96,8 +97,8 @@ impl OpenDir {
         fs::metadata(dir).is_ok_and(|meta| FileId { device: meta.dev(), inode: meta.ino() } == self.identity)
     }
 
-    /// Lists the manifest files. Links are followed; a dangling one is listed without a stamp. Files other than regular
-    /// ones are skipped.
+    /// Lists the manifest files. Links are followed; a dangling one is listed without a stamp. Files other
+    /// than regular ones are skipped.
     pub(super) fn files(&self, mode: Mode) -> io::Result<Listing> {
         let mut found = Listing::default();
         for entry in fs::read_dir(self.path())? {
@@ -142,8 +143,8 @@ impl OpenDir {
         fs::symlink_metadata(self.path().join(name)).is_ok_and(|m| m.file_type().is_symlink())
     }
 
-    /// Whether the name is a plain file with one name. Just created, such a file is still being written, whereas a link
-    /// appears complete.
+    /// Whether the name is a plain file with one name. Just created, such a file is still being written,
+    /// whereas a link appears complete.
     pub(super) fn is_fresh_file(&self, name: &str) -> bool {
         fs::symlink_metadata(self.path().join(name)).is_ok_and(|m| m.is_file() && m.nlink() == 1)
     }

@@ -1,10 +1,12 @@
-//! Whether a listing of the directory is accepted as complete, so that pods without a manifest may be ended. Pure.
+//! Whether a listing of the directory is accepted as complete, so that pods without a manifest may be ended.
+//! Pure.
 //!
-//! An unreadable directory has no listing. A directory other than the one before (another device or inode) may be the
-//! empty mount point under a volume that went away, a new tree that is still being filled, or a finished one that was
-//! moved into place. So a replacement is accepted only once it holds a manifest and stayed unchanged for
-//! [`ListingGuard::settle`]. An empty replacement is never accepted while objects could be lost by it. The directory from
-//! before is accepted at once when it is back. With no objects to lose, any directory is accepted.
+//! An unreadable directory has no listing. A directory other than the one before (another device or inode)
+//! may be the empty mount point under a volume that went away, a new tree that is still being filled, or a
+//! finished one that was moved into place. So a replacement is accepted only once it holds a manifest and
+//! stayed unchanged for [`ListingGuard::settle`]. An empty replacement is never accepted while objects could
+//! be lost by it. The directory from before is accepted at once when it is back. With no objects to lose, any
+//! directory is accepted.
 
 use super::listing::{FileId, Files};
 use std::time::{Duration, Instant};

@@ -72,7 +72,8 @@ impl<K: Ord + Clone, T> NameIndex<K, T> {
         self.by_name.get(key)?.first()
     }
 
-    /// Calls `show` for each name that changed since the last call, with all its objects; the first one has the name.
+    /// Calls `show` for each name that changed since the last call, with all its objects; the first one has
+    /// the name.
     pub(super) fn settle(&mut self, mut show: impl FnMut(&K, &[(ObjectPlace, T)])) {
         for key in std::mem::take(&mut self.changed) {
             show(&key, self.by_name.get(&key).map(Vec::as_slice).unwrap_or_default());

@@ -1,5 +1,5 @@
-//! Fields whose values are base64: decoded before the object is, because Go's decoder is more lenient than that of the
-//! generated types.
+//! Fields whose values are base64: decoded before the object is, because Go's decoder is more lenient than
+//! that of the generated types.
 
 use crate::convert::field::{FieldError, FieldPath, kind_of};
 use serde_json::Value;
@@ -8,8 +8,8 @@ use std::{borrow::Cow, collections::BTreeMap};
 /// Decoded bytes by key.
 pub(super) type Data = BTreeMap<String, Vec<u8>>;
 
-/// The object without the values of a field of base64 texts, and those values decoded. Line ends in a base64 text are
-/// ignored, as by Go's decoder.
+/// The object without the values of a field of base64 texts, and those values decoded. Line ends in a base64
+/// text are ignored, as by Go's decoder.
 pub(super) fn without_bytes<'v>(
     at: &FieldPath<'_>,
     value: &'v Value,

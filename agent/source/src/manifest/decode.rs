@@ -1,5 +1,5 @@
-//! A generic value as a deserializer as lenient as Go's: `null` is the zero value of the expected type, such as an empty
-//! text, 0, `false` or an empty object. Errors about other types use the words of a manifest.
+//! A generic value as a deserializer as lenient as Go's: `null` is the zero value of the expected type, such
+//! as an empty text, 0, `false` or an empty object. Errors about other types use the words of a manifest.
 
 use crate::convert::field::kind_of;
 use serde::de::{

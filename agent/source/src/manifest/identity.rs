@@ -5,9 +5,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
-/// UID of a pod of the manifest directory: a function of namespace, name and spec. A changed spec is another pod, so
-/// that the old one is ended and the new one started; labels and annotations may change during its life. The spec is
-/// hashed without defaults, so that a default of a later version does not restart pods.
+/// UID of a pod of the manifest directory: a function of namespace, name and spec. A changed spec is another
+/// pod, so that the old one is ended and the new one started; labels and annotations may change during its
+/// life. The spec is hashed without defaults, so that a default of a later version does not restart pods.
 pub(super) fn of_manifest(namespace: &Namespace, name: &PodName, spec: &Value) -> String {
     let mut canonical = String::new();
     write_canonical(spec, &mut canonical);
@@ -31,8 +31,9 @@ fn uuid(parts: &[&str]) -> String {
     format!("{}-{}-8{}-8{}-{}", part(0, 8), part(8, 12), part(13, 16), part(17, 20), part(20, 32))
 }
 
-/// UID of a static pod, by the kubelet's rule: FNV-1a of 128 bits over the pod, `host:<node>` and `file:<path>`. The
-/// kubelet hashes a print of its in-memory type, so that only the rule can be the same, not the number.
+/// UID of a static pod, by the kubelet's rule: FNV-1a of 128 bits over the pod, `host:<node>` and
+/// `file:<path>`. The kubelet hashes a print of its in-memory type, so that only the rule can be the same,
+/// not the number.
 pub(super) fn of_static(pod: &Value, node: &str, file: &Path) -> String {
     let mut canonical = String::new();
     write_canonical(pod, &mut canonical);

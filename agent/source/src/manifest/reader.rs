@@ -103,8 +103,8 @@ impl<'a> ObjectReader<'a> {
         Ok(())
     }
 
-    /// Makes an object without a creation time a nanosecond younger than the object before it in the file: of two
-    /// objects that want the same address or port, the older one has it.
+    /// Makes an object without a creation time a nanosecond younger than the object before it in the file: of
+    /// two objects that want the same address or port, the older one has it.
     fn order(&self, created: &mut Wall) {
         let before = self.parsed.pods.len().saturating_add(self.parsed.services.len());
         created.0 = created.0.saturating_add(i64::try_from(before).unwrap_or(0));

@@ -1,6 +1,6 @@
-//! The value of a plain YAML scalar for Kubernetes: YAML 1.1 by Go's decoder (`go.yaml.in/yaml/v2` resolve.go), then
-//! converted to JSON (`sigs.k8s.io/yaml`). `y`, `No` and `on` are booleans, `yEs` is a text; `0644` is octal; a number that is
-//! whole is an integer however it is written.
+//! The value of a plain YAML scalar for Kubernetes: YAML 1.1 by Go's decoder (`go.yaml.in/yaml/v2`
+//! resolve.go), then converted to JSON (`sigs.k8s.io/yaml`). `y`, `No` and `on` are booleans, `yEs` is a
+//! text; `0644` is octal; a number that is whole is an integer however it is written.
 
 use serde_json::{Number, Value};
 

@@ -1,5 +1,5 @@
-//! Services of manifests: their metadata completed, and their addresses and node ports held against the ranges of this
-//! node.
+//! Services of manifests: their metadata completed, and their addresses and node ports checked against
+//! the ranges of this node.
 
 use super::{ManifestContext, ServiceEntry, identity, typed::strict};
 use crate::{
@@ -52,8 +52,8 @@ fn complete(meta: &mut ObjectMeta, key: PodKey, ctx: &ManifestContext) -> Wall {
     created
 }
 
-/// Refuses what the API server's allocators would: addresses and node ports outside of the ranges, and families without
-/// a network.
+/// Refuses what the API server's allocators would: addresses and node ports outside of the ranges, and
+/// families without a network.
 fn within_ranges(
     at: &FieldPath<'_>,
     spec: &api::ServiceSpec,

@@ -6,7 +6,8 @@ use k8s_openapi::api::core::v1 as api;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Refuses references to API objects: a static pod must run without the API server (`PreventStaticPodAPIReferences`).
+/// Refuses references to API objects: a static pod must run without the API server
+/// (`PreventStaticPodAPIReferences`).
 pub(super) fn no_references(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<(), FieldError> {
     let refuse =
         |at: &FieldPath<'_>, what: &str| Err(at.error(format!("a static pod may not refer to {what}")));

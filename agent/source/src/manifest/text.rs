@@ -1,4 +1,5 @@
-//! Text to generic values: the documents of a YAML file, or JSON. Size, depth and number of documents are bounded here.
+//! Text to generic values: the documents of a YAML file, or JSON. Size, depth and number of documents are
+//! bounded here.
 
 use super::yaml;
 use crate::convert::field::{FieldError, shorten};
@@ -20,7 +21,8 @@ const MAX_DOCUMENTS: usize = 10_000;
 pub(super) struct Documents {
     /// Each document with its number.
     pub(super) values: Vec<(usize, Value)>,
-    /// Errors about keys that an object repeats, with the numbers of their documents. The last of equal keys counts.
+    /// Errors about keys that an object repeats, with the numbers of their documents. The last of equal keys
+    /// counts.
     pub(super) repeated_keys: Vec<(usize, FieldError)>,
 }
 
@@ -88,9 +90,9 @@ fn yaml_documents(text: &str) -> Result<Documents, (Option<usize>, FieldError)> 
     Ok(documents)
 }
 
-/// The text cut at the lines that start a document, each part with the number of lines before it. The text before the
-/// first `---` is a document only if it has content. No line within a document may start with `---` and a blank, not
-/// even in a block scalar, so that cutting by lines is exact.
+/// The text cut at the lines that start a document, each part with the number of lines before it. The text
+/// before the first `---` is a document only if it has content. No line within a document may start with
+/// `---` and a blank, not even in a block scalar, so that cutting by lines is exact.
 fn chunks(text: &str) -> Vec<(usize, &str)> {
     let mut starts = vec![(0, 0)];
     let mut offset = 0;

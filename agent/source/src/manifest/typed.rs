@@ -14,8 +14,8 @@ pub(super) fn strict<T: DeserializeOwned + Serialize>(
     unknown.into_iter().next().map_or(Ok(object), Err)
 }
 
-/// Decodes a value as a type of the API and finds the fields that the type does not know. The generated types skip
-/// unknown fields silently, so they are found as those missing when the decoded value is encoded again.
+/// Decodes a value as a type of the API and finds the fields that the type does not know. The generated types
+/// skip unknown fields silently, so they are found as those missing when the decoded value is encoded again.
 pub(super) fn typed<T>(at: &FieldPath<'_>, value: &Value) -> Result<(T, Vec<FieldError>), FieldError>
 where
     T: DeserializeOwned + Serialize,

@@ -1,5 +1,5 @@
-//! One YAML document to a generic value, as Kubernetes reads it. Depth and number of nodes are bounded; nodes behind
-//! aliases count as if they were written out.
+//! One YAML document to a generic value, as Kubernetes reads it. Depth and number of nodes are bounded; nodes
+//! behind aliases count as if they were written out.
 
 use super::scalar;
 use crate::convert::field::{FieldError, shorten};
@@ -12,8 +12,8 @@ const MAX_NODES: usize = 500_000;
 /// Limit of the aliases, and of the anchors, of a document.
 const MAX_ANCHORS: usize = 1_000;
 
-/// The document's value, and errors about keys that an object repeats; the last of equal keys counts. `lines_before` is
-/// the number of lines of the file before the document.
+/// The document's value, and errors about keys that an object repeats; the last of equal keys counts.
+/// `lines_before` is the number of lines of the file before the document.
 pub(super) fn document(
     text: &str,
     lines_before: usize,

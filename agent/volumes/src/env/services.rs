@@ -1,5 +1,5 @@
-//! Service environment variables (`pkg/kubelet/envvars` of the kubelet): where the Services are that a pod may use by
-//! variables, `WEB_SERVICE_HOST` and what Docker's links had.
+//! Service environment variables (`pkg/kubelet/envvars` of the kubelet): where the Services are that a pod
+//! may use by variables, `WEB_SERVICE_HOST` and what Docker's links had.
 
 use berth_core::{
     ids::Namespace,

@@ -51,8 +51,8 @@ pub(super) fn cluster_ips(
     Ok((ips, false))
 }
 
-/// Whether no Service and no endpoint can have the address: those that never leave their machine or link, and the
-/// unspecified one (`ValidateNonSpecialIP`).
+/// Whether no Service and no endpoint can have the address: those that never leave their machine or link, and
+/// the unspecified one (`ValidateNonSpecialIP`).
 pub(in crate::convert) fn unusable(ip: IpAddr) -> bool {
     let link_local = match ip {
         IpAddr::V4(ip) => ip.is_link_local(),
@@ -74,8 +74,8 @@ pub(super) fn external(at: &FieldPath<'_>, texts: Option<&[String]>) -> Result<V
     texts.unwrap_or_default().iter().enumerate().map(address).collect()
 }
 
-/// Addresses of load balancers that forward packets with their destination unchanged. A load balancer of mode Proxy
-/// answers under its own address, so that is left out.
+/// Addresses of load balancers that forward packets with their destination unchanged. A load balancer of mode
+/// Proxy answers under its own address, so that is left out.
 pub(super) fn load_balancer(
     at: &FieldPath<'_>,
     ingress: &[api::LoadBalancerIngress],
