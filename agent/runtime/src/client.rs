@@ -96,8 +96,12 @@ impl Client {
 
     /// As [`Client::request`]; the lease holds the resources that the call creates.
     pub(crate) fn leased<T>(&self, message: T, deadline: Duration, lease: &str) -> Request<T> {
-        let mut request = self.request(message, deadline);
-        // A lease id consists of a UID's letters and digits, so it always parses; without it the call is
+        self.with_lease(self.request(message, deadline), lease)
+    }
+
+    /// The request, whose resources are held by the lease.
+    pub(crate) fn with_lease<T>(&self, mut request: Request<T>, lease: &str) -> Request<T> {
+        // A lease id consists of letters, digits and dashes, so it always parses; without it the call is
         // still correct.
         if let Ok(value) = lease.parse() {
             request.metadata_mut().insert("containerd-lease", value);

@@ -4,17 +4,22 @@
 //!
 //! Each import has two streams, under ids that are never reused: the data, sent only inside the window that
 //! the daemon grants, and the progress, which names the imported images.
+//!
+//! A lease holds the streams until the import ends. Without it containerd's garbage collection closes the streams of a
+//! containerd namespace that has no record yet: that is the first import after containerd's first start, which runs
+//! a collection 0.1 s after it begins to listen.
 
 use crate::{
     Runtime,
-    client::{Client, QUERY, UNPACK, call, from_status},
+    client::{Client, QUERY, RECORD, UNPACK, call, from_status},
     error::Error,
     image::architecture,
     wire,
 };
+use berth_core::error::Chain;
 use berth_sys::clock;
 use containerd_client::{
-    services::v1::{StreamInit, TransferOptions, TransferRequest},
+    services::v1::{CreateRequest, StreamInit, TransferOptions, TransferRequest},
     to_any,
     types::{
         Platform,
@@ -23,9 +28,11 @@ use containerd_client::{
         },
     },
 };
+use jiff::Timestamp;
 use prost::Message;
 use prost_types::Any;
 use std::{
+    collections::HashMap,
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -38,6 +45,10 @@ use tonic::Streaming;
 const CHUNK: usize = 32 << 10;
 /// Longest wait for the last progress messages after the transfer is done.
 const TAIL: Duration = Duration::from_secs(2);
+/// containerd's label for the time at which a lease ends by itself (containerd, docs/garbage-collection.md).
+const LABEL_EXPIRES: &str = "containerd.io/gc.expire";
+/// Longest life of an import's lease: the deadline of the transfer and as much again.
+const LEASE: Duration = UNPACK.saturating_mul(2);
 /// The repository of images whose archive gives only a tag.
 const UNNAMED: &str = "docker.io/library/import";
 
@@ -55,7 +66,7 @@ fn unique(what: &str) -> String {
     format!("berth-{what}-{}-{:x}-{n}", std::process::id(), clock::wall().0)
 }
 
-async fn open(client: &Client, what: &str) -> Result<Stream, Error> {
+async fn open(client: &Client, what: &str, lease: &str) -> Result<Stream, Error> {
     let id = unique(what);
     let (send, requests) = mpsc::channel(4);
     let init = to_any(&StreamInit { id: id.clone() });
@@ -64,7 +75,7 @@ async fn open(client: &Client, what: &str) -> Result<Stream, Error> {
         return Err(Error::Answer { operation: "open stream", subject: id, missing: "a sending side" });
     }
     let mut streaming = client.streaming();
-    let stream = streaming.stream(client.endless(ReceiverStream::new(requests)));
+    let stream = streaming.stream(client.with_lease(client.endless(ReceiverStream::new(requests)), lease));
     let mut receive = call("open stream", &id, QUERY, stream).await?;
     // The first message acknowledges that the daemon registered the id.
     let ack = tokio::time::timeout(QUERY, receive.message()).await.map_err(|_elapsed| Error::Deadline {
@@ -131,9 +142,30 @@ impl Runtime {
     /// repeated import is harmless: the names point to the archive's content afterwards.
     pub async fn import(&self, archive: &Path) -> Result<Vec<String>, Error> {
         let file = File::open(archive).await.map_err(Error::file("open", archive))?;
+        let lease = unique("import");
+        self.make_import_lease(&lease).await?;
+        let imported = self.import_under(&lease, archive, file).await;
+        if let Err(error) = self.delete_lease(&lease).await {
+            // The lease ends by itself; until then it holds what the import stored.
+            tracing::warn!(%lease, error = %Chain(&error), "cannot release the lease of an image import");
+        }
+        imported
+    }
+
+    /// Makes the lease of one import. The lease expires by itself, for an agent that is killed in the import.
+    async fn make_import_lease(&self, lease: &str) -> Result<(), Error> {
         let client = self.client();
-        let progress = open(client, "progress").await?;
-        let data = open(client, "import").await?;
+        let labels = HashMap::from([(LABEL_EXPIRES.to_owned(), (Timestamp::now() + LEASE).to_string())]);
+        let request = CreateRequest { id: lease.to_owned(), labels };
+        let mut service = client.leases();
+        call("make lease", lease, RECORD, service.create(client.request(request, RECORD))).await?;
+        Ok(())
+    }
+
+    async fn import_under(&self, lease: &str, archive: &Path, file: File) -> Result<Vec<String>, Error> {
+        let client = self.client();
+        let progress = open(client, "progress", lease).await?;
+        let data = open(client, "import", lease).await?;
         let platform = Platform {
             os: "linux".to_owned(),
             architecture: architecture().to_owned(),
@@ -161,8 +193,12 @@ impl Runtime {
         };
         let mut names = tokio::spawn(saved_names(progress));
         let mut service = client.transfer();
-        let transfer =
-            call("import", archive.display(), UNPACK, service.transfer(client.request(request, UNPACK)));
+        let transfer = call(
+            "import",
+            archive.display(),
+            UNPACK,
+            service.transfer(client.leased(request, UNPACK, lease)),
+        );
         tokio::pin!(transfer);
         let outcome = tokio::select! {
             done = &mut transfer => done,

@@ -44,10 +44,15 @@ impl Runtime {
     /// there is no lease.
     pub async fn release_lease(&self, pod: &PodUid) -> Result<(), Error> {
         lock(&self.leases().0).remove(pod);
+        self.delete_lease(&name(pod)).await
+    }
+
+    /// Deletes a lease. Succeeds where there is no lease of this name.
+    pub(crate) async fn delete_lease(&self, lease: &str) -> Result<(), Error> {
         let client = self.client();
-        let request = DeleteRequest { id: name(pod), sync: false };
+        let request = DeleteRequest { id: lease.to_owned(), sync: false };
         let mut service = client.leases();
-        absent(call("release lease", pod, RECORD, service.delete(client.request(request, RECORD))).await)?;
+        absent(call("release lease", lease, RECORD, service.delete(client.request(request, RECORD))).await)?;
         Ok(())
     }
 

@@ -4,7 +4,9 @@ mod support;
 
 use berth_harness::oci;
 use serde_json::json;
+use std::{collections::HashMap, path::PathBuf};
 use support::{BUSYBOX, Node};
+use tokio::sync::oneshot;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_found_by_all_its_names() {
@@ -34,6 +36,38 @@ async fn an_image_is_found_by_all_its_names() {
     assert_eq!(by_digest.image_id, canonical);
     assert_eq!(runtime.resolve_image("busybox").await.unwrap().unwrap().image_id, canonical);
     runtime.shutdown().await;
+}
+
+/// Starts garbage collections of containerd one after another, by a lease of another namespace; returns how many there were.
+async fn collect_until(socket: PathBuf, end: oneshot::Receiver<()>) -> u32 {
+    use containerd_client::{Client, services::v1, with_namespace};
+    use tonic::Request;
+    let client = Client::from_path(socket).await.unwrap();
+    let mut collections = 0;
+    while end.is_empty() {
+        let make = v1::CreateRequest { id: "collect".into(), labels: HashMap::new() };
+        client.leases().create(with_namespace!(make, "elsewhere")).await.unwrap();
+        let release = v1::DeleteRequest { id: "collect".into(), sync: true };
+        client.leases().delete(with_namespace!(release, "elsewhere")).await.unwrap();
+        collections += 1;
+    }
+    collections
+}
+
+/// Each collection of containerd 2.4 closes the streams that have no lease, in a namespace that has no record yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_import_of_a_namespace_outlives_garbage_collections() {
+    let mut node = Node::with(0, true).await;
+    let (end, ends) = oneshot::channel();
+    let collections = tokio::spawn(collect_until(node.roots.containerd_socket.clone(), ends));
+    for n in 0..20 {
+        node.roots.containerd_namespace = format!("first-{n}");
+        let (runtime, _image) = node.ready().await;
+        assert_eq!(node.ctr(&["leases", "ls", "-q"]), "", "the import leaves no lease");
+        runtime.shutdown().await;
+    }
+    end.send(()).unwrap();
+    assert!(collections.await.unwrap() > 20, "containerd collected meanwhile");
 }
 
 #[tokio::test(flavor = "multi_thread")]
