@@ -99,6 +99,51 @@ pub fn pauses(name: &str) -> BTreeMap<String, Process> {
     found
 }
 
+/// Lets the children of a version 2 group have all of its controllers.
+fn hand_down(group: &Path) -> Result<()> {
+    let all = fs::read_to_string(group.join("cgroup.controllers")).context("read the controllers")?;
+    for controller in all.split_whitespace() {
+        fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"))
+            .with_context(|| format!("hand {controller} of {} down", group.display()))?;
+    }
+    Ok(())
+}
+
+/// A new version 1 `cpuset` group takes no process before it has processors and memory nodes.
+fn copy_cpuset(parent: &Path, group: &Path) -> Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if let Ok(text) = fs::read_to_string(parent.join(file)) {
+            fs::write(group.join(file), text)
+                .with_context(|| format!("set {file} of {}", group.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes a group in every hierarchy and returns their paths. The group can hold processes at once: a `cpuset`
+/// group gets the processors and memory nodes of its parent.
+///
+/// # Errors
+/// A group cannot be made.
+pub fn make(name: &str) -> Result<Vec<PathBuf>> {
+    let mut made = Vec::new();
+    for root in hierarchies() {
+        let mut group = root.clone();
+        for part in Path::new(name) {
+            let parent = group.clone();
+            group.push(part);
+            fs::create_dir_all(&group).with_context(|| format!("create {}", group.display()))?;
+            if root == Path::new(MOUNT) {
+                hand_down(&parent)?;
+            } else if !root.join("cgroup.controllers").exists() {
+                copy_cpuset(&parent, &group)?;
+            }
+        }
+        made.push(group);
+    }
+    Ok(made)
+}
+
 /// Kills the processes in the groups of this name and removes the groups.
 ///
 /// # Errors

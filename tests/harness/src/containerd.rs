@@ -140,7 +140,10 @@ pub fn tail(path: &Path, lines: usize) -> String {
 }
 
 /// Starts a program that outlives the caller, in its own process group, with the output appended to `log`.
-pub(crate) fn spawn_detached(mut command: Command, log: &Path) -> Result<Process> {
+///
+/// # Errors
+/// The log cannot be opened, or the program does not start.
+pub fn spawn_detached(mut command: Command, log: &Path) -> Result<Process> {
     let log = fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -159,13 +162,17 @@ pub(crate) fn spawn_detached(mut command: Command, log: &Path) -> Result<Process
     Ok(process)
 }
 
-pub(crate) fn record(path: &Path, process: Process) -> Result<()> {
+/// Writes a process to a file, for [`recorded`].
+///
+/// # Errors
+/// The file cannot be written.
+pub fn record(path: &Path, process: Process) -> Result<()> {
     let text = serde_json::to_vec(&process)?;
     berth_sys::fs::write_atomic(path, &text, 0o600).context("record a process")
 }
 
 /// The recorded process, where that process is still running.
-pub(crate) fn recorded(path: &Path) -> Option<Process> {
+pub fn recorded(path: &Path) -> Option<Process> {
     let process: Process = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
     process.alive().then_some(process)
 }

@@ -1,15 +1,20 @@
-//! The project's tasks: `cargo xtask setup`, `demo`, `test`, `vm`, `ebpf`, `bench`.
+//! The project's tasks: `cargo xtask setup`, `demo`, `test`, `vm`, `ebpf`, `bench`, `peers`,
+//! `cluster`, `conformance`.
 //!
 //! The crate builds without protoc and without anything that `setup` installs: a fresh machine needs only
 //! Rust, Go and a linker.
 
+mod apt;
 mod arrows;
 mod bench;
 mod cargo;
+mod cluster;
+mod conformance;
 mod demo;
 mod docs;
 mod ebpf;
 mod out;
+mod peers;
 mod setup;
 mod test;
 mod vm;
@@ -39,6 +44,12 @@ enum Task {
     Ebpf(ebpf::Args),
     /// Measure performance, side by side with a yardstick.
     Bench(bench::Args),
+    /// Build the programs of a real cluster, in the versions that tests/peers pins. Safe to repeat.
+    Peers(peers::Args),
+    /// Start a control plane, with or without a node, to be used by hand; or end it.
+    Cluster(cluster::Args),
+    /// Run Kubernetes' own end-to-end tests on a cluster, and keep the result of each.
+    Conformance(conformance::Args),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +64,9 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Ebpf(args) => ebpf::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Peers(args) => peers::run(&args),
+        Task::Cluster(args) => cluster::run(&args),
+        Task::Conformance(args) => conformance::run(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

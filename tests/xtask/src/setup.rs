@@ -67,6 +67,34 @@ pub(crate) fn for_vm() -> Result<()> {
     packages(&VM_PACKAGES)
 }
 
+/// Packages for a cluster.
+const CLUSTER_PACKAGES: [(&str, &[&str]); 5] = [
+    ("openssl", &["/usr/bin/openssl"]),
+    ("util-linux", &["/usr/bin/unshare"]),
+    ("iproute2", &["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"]),
+    ("nftables", &["/usr/sbin/nft", "/sbin/nft"]),
+    ("busybox-static", &["/bin/busybox"]),
+];
+
+/// Installs the packages for clusters.
+pub(crate) fn for_cluster() -> Result<()> {
+    packages(&CLUSTER_PACKAGES)
+}
+
+/// Packages whose programs are in the images of Kubernetes' end-to-end tests.
+const CONFORMANCE_PACKAGES: [(&str, &[&str]); 5] = [
+    ("bash", &["/usr/bin/bash"]),
+    ("curl", &["/usr/bin/curl"]),
+    ("netcat-openbsd", &["/bin/nc.openbsd"]),
+    ("bind9-dnsutils", &["/usr/bin/dig"]),
+    ("libc-bin", &["/usr/bin/ldd"]),
+];
+
+/// Installs the packages for Kubernetes' end-to-end tests.
+pub(crate) fn for_conformance() -> Result<()> {
+    packages(&CONFORMANCE_PACKAGES)
+}
+
 fn packages(wanted: &[(&'static str, &[&str])]) -> Result<()> {
     let missing: Vec<&str> = wanted
         .iter()

@@ -5,7 +5,6 @@
 //! default roots. The VM's parts lie in the user's cache directory. After the command no process runs and
 //! nothing stays mounted.
 
-mod apt;
 mod by_hand;
 mod cache;
 mod checks;

@@ -1,10 +1,10 @@
 //! Kernels for a VM: Debian's cloud kernels, from the suites that the archive offers.
 
-use super::{
+use super::cache::Cache;
+use crate::{
     apt::{self, Suite},
-    cache::Cache,
+    out,
 };
-use crate::out;
 use anyhow::{Context, Result, ensure};
 use std::{
     fs,

@@ -1,7 +1,7 @@
 //! Root file system of a VM: a small Debian, made once by debootstrap.
 
-use super::{apt, cache::Cache};
-use crate::{out, setup::succeed};
+use super::cache::Cache;
+use crate::{apt, out, setup::succeed};
 use anyhow::{Context, Result};
 use std::{fs, path::PathBuf, process::Command};
 

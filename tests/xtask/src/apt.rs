@@ -11,13 +11,13 @@ use std::{
 };
 
 /// Keyring of Debian's suites (package `debian-archive-keyring`).
-pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// URL of Debian's archive in this machine's apt sources.
 ///
 /// # Errors
 /// apt is missing, or its sources name no Debian archive.
-pub(super) fn archive() -> Result<String> {
+pub(crate) fn archive() -> Result<String> {
     let ask = || -> Result<Option<String>> {
         let format = ["indextargets", "--format", "$(REPO_URI)"];
         let of_debian = ["Identifier: Packages", "Origin: Debian", "Label: Debian"];
@@ -35,7 +35,7 @@ pub(super) fn archive() -> Result<String> {
 
 /// Packages of one suite.
 #[derive(Debug)]
-pub(super) struct Suite {
+pub(crate) struct Suite {
     name: String,
     config: PathBuf,
 }
@@ -45,7 +45,7 @@ impl Suite {
     ///
     /// # Errors
     /// The archive has no such suite, or the archive is unreachable.
-    pub(super) fn open(dir: &Path, archive: &str, name: &str) -> Result<Suite> {
+    pub(crate) fn open(dir: &Path, archive: &str, name: &str) -> Result<Suite> {
         let dir = dir.join(name);
         for below in ["lists/partial", "cache/archives/partial", "preferences"] {
             let path = dir.join(below);
@@ -70,7 +70,7 @@ impl Suite {
     }
 
     /// Name of the suite.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
@@ -84,7 +84,7 @@ impl Suite {
     ///
     /// # Errors
     /// apt fails.
-    pub(super) fn names(&self, pattern: &str) -> Result<Vec<String>> {
+    pub(crate) fn names(&self, pattern: &str) -> Result<Vec<String>> {
         let text = read(self.command("apt-cache").args(["search", "--names-only", pattern]))?;
         Ok(text.lines().filter_map(|l| l.split_whitespace().next()).map(str::to_owned).collect())
     }
@@ -93,7 +93,7 @@ impl Suite {
     ///
     /// # Errors
     /// The suite has no such package.
-    pub(super) fn depends(&self, package: &str) -> Result<Vec<String>> {
+    pub(crate) fn depends(&self, package: &str) -> Result<Vec<String>> {
         let text = read(self.command("apt-cache").args(["show", "--no-all-versions", package]))?;
         let line = text.lines().find_map(|l| l.strip_prefix("Depends:")).unwrap_or_default();
         Ok(line.split(',').filter_map(|d| d.split_whitespace().next()).map(str::to_owned).collect())
@@ -103,7 +103,7 @@ impl Suite {
     ///
     /// # Errors
     /// A package is missing or cannot be downloaded.
-    pub(super) fn unpack(&self, packages: &[String], to: &Path) -> Result<()> {
+    pub(crate) fn unpack(&self, packages: &[String], to: &Path) -> Result<()> {
         let scratch = to.with_extension("debs");
         fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
         succeed(self.command("apt-get").args(["-q", "download"]).args(packages).current_dir(&scratch))?;

@@ -1,0 +1,236 @@
+//! `cargo xtask cluster`: an unmodified control plane with at most one node, on this machine, to be used by
+//! hand; `--down` removes it.
+//!
+//! All of it runs in namespaces and a cgroup of its own (`world`), and its files lie in one directory
+//! (`place`). A start that fails removes what it made.
+
+mod control_plane;
+mod images;
+mod kubelet;
+mod pki;
+mod place;
+mod world;
+
+use crate::{out, peers, setup};
+use anyhow::{Result, bail};
+use berth_harness::{
+    tools,
+    wait::{self, PATIENCE},
+};
+pub(crate) use control_plane::Etcd;
+use control_plane::Kubectl;
+pub(crate) use images::suite::REGISTRIES;
+use place::{NODE, Place};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitStatus,
+};
+use world::World;
+
+/// Options of `cargo xtask cluster`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    options: Options,
+    /// Directory of the cluster's files; `berth/cluster` of the cache directory where none is named. Clusters
+    /// in several directories do not meet.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// End the cluster and remove everything that it made.
+    #[arg(long, conflicts_with_all = ["node", "etcd", "goaway_chance", "keep"])]
+    down: bool,
+}
+
+/// What a cluster is made of.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// What runs pods on the node.
+    #[arg(long, value_enum, default_value = "none")]
+    pub(crate) node: Node,
+    /// Which etcd keeps the objects.
+    #[arg(long, value_enum, default_value = "old")]
+    pub(crate) etcd: Etcd,
+    /// Share of requests after which the API server asks the client to connect anew (at most 0.02).
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub(crate) goaway_chance: f64,
+    /// Keep what a failure leaves, for inspection.
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+/// What runs pods on the one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Node {
+    /// No node; who has `node.kubeconfig` may join as it.
+    None,
+    /// The real kubelet and kube-proxy over containerd's CRI plugin.
+    Kubelet,
+    /// Berth.
+    Berth,
+}
+
+/// Starts the cluster, or ends it (`--down`).
+pub(crate) fn run(args: &Args) -> Result<bool> {
+    let dir = match &args.dir {
+        Some(dir) => dir.clone(),
+        None => tools::cache()?.join("cluster"),
+    };
+    let place = Place::of(&dir)?;
+    if args.down {
+        if place.is_made() {
+            out::timed("end the cluster", || world::remove(&place))?;
+        } else {
+            out::line(&format!("there is no cluster in {}", place.dir.display()));
+        }
+        return Ok(true);
+    }
+    if let Some(world) = World::running(&place) {
+        out::line(&format!("a cluster runs already in {}; nothing was changed", place.dir.display()));
+        let all = control_plane::DAEMONS.iter().chain(&kubelet::DAEMONS);
+        for name in all.filter(|n| place.process(n).exists() && world.process(n).is_none()) {
+            out::line(&format!("{name} does not run; its log: {}", place.log(name).display()));
+        }
+        tell(&place, &Kubectl::new(&place, &peers::get(&["kubectl"])?));
+        return Ok(true);
+    }
+    let cluster = start(&dir, &args.options)?;
+    tell(&cluster.place, &cluster.kubectl);
+    Ok(true)
+}
+
+/// A running cluster. The processes outlive this value; [`Cluster::end`] ends them.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    place: Place,
+    world: World,
+    kubectl: Kubectl,
+}
+
+/// Starts a cluster in a directory and waits until it is ready. What an ended cluster left there is removed.
+///
+/// # Errors
+/// A program does not build, start or get ready. What was made is removed then, unless `keep` is set.
+pub(crate) fn start(dir: &Path, options: &Options) -> Result<Cluster> {
+    if options.node == Node::Berth {
+        bail!("`berth agent` cannot join a cluster yet: start one with --node none or --node kubelet");
+    }
+    setup::for_cluster()?;
+    let mut programs = [&[options.etcd.program()], control_plane::PROGRAMS.as_slice()].concat();
+    if options.node == Node::Kubelet {
+        programs.extend(kubelet::PROGRAMS);
+    }
+    let bin = peers::get(&programs)?;
+    let place = Place::of(dir)?;
+    if place.is_made() {
+        out::timed("remove what an earlier cluster left", || world::remove(&place))?;
+    }
+    match make(options, &place, &bin) {
+        Err(error) if !options.keep => match world::remove(&place) {
+            Ok(()) => Err(error),
+            Err(also) => Err(error.context(format!("the cluster is not removed: {also:#}"))),
+        },
+        done => done,
+    }
+}
+
+fn make(options: &Options, place: &Place, bin: &Path) -> Result<Cluster> {
+    place.make_files()?;
+    out::timed("make certificates and kubeconfigs", || pki::make(place))?;
+    let world = out::timed("make namespaces", || World::make(place))?;
+    control_plane::start(&world, place, bin, options.etcd, options.goaway_chance)?;
+    let kubectl = Kubectl::new(place, bin);
+    kubectl.apply(&place.write("manifests/proxier.yaml", include_str!("cluster/proxier.yaml"))?)?;
+    let dns = place.write("manifests/coredns.yaml", include_str!("cluster/coredns.yaml"))?;
+    if options.node == Node::Kubelet {
+        kubelet::start(&world, place, bin)?;
+        out::timed("wait until the node is Ready", || {
+            world.ready("kubelet", || condition(&kubectl, &["node", NODE], "Ready"))
+        })?;
+        out::timed("start CoreDNS behind its ClusterIP", || {
+            kubectl.apply(&dns)?;
+            wait::ok("CoreDNS is available", 2 * PATIENCE, || {
+                condition(&kubectl, &["-n", "kube-system", "deployment", "coredns"], "Available")
+            })
+        })?;
+    }
+    Ok(Cluster { place: place.clone(), world, kubectl })
+}
+
+impl Node {
+    /// Name for files.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Node::None => "none",
+            Node::Kubelet => "kubelet",
+            Node::Berth => "berth",
+        }
+    }
+}
+
+impl Cluster {
+    /// Path of a file in the cluster's directory.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.place.dir.join(name)
+    }
+
+    /// Writes a file in the cluster's directory and returns its path.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        self.place.write(name, text)
+    }
+
+    /// Runs a command in the cluster's namespaces and returns its standard output.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub(crate) fn run(&self, args: &[&str]) -> Result<String> {
+        self.world.run(args)
+    }
+
+    /// Runs a command in the cluster's namespaces with its output in a file, and returns how it ended.
+    ///
+    /// # Errors
+    /// The command cannot be run, or the file cannot be written.
+    pub(crate) fn run_logged(&self, args: &[&str], log: &Path) -> Result<ExitStatus> {
+        self.world.run_logged(args, log)
+    }
+
+    /// Makes the images of Kubernetes' end-to-end tests that `listed` names, and gives them to the node.
+    ///
+    /// # Errors
+    /// A program is missing, or containerd refuses an image.
+    pub(crate) fn import_suite(&self, bin: &Path, listed: &str) -> Result<()> {
+        images::import(&self.world, &self.place, &images::suite::all(bin, listed)?)
+    }
+
+    /// Ends the cluster and removes everything that it made.
+    ///
+    /// # Errors
+    /// A process cannot be ended or a file cannot be removed.
+    pub(crate) fn end(self) -> Result<()> {
+        out::timed("end the cluster", || world::remove(&self.place))
+    }
+}
+
+/// Fails until a condition of an object is True.
+fn condition(kubectl: &Kubectl, object: &[&str], name: &str) -> Result<()> {
+    let path = format!("jsonpath={{.status.conditions[?(@.type==\"{name}\")]}}");
+    let text = kubectl.run(&[&["get"], object, &["-o", &path]].concat())?;
+    let condition: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    if condition["status"] == "True" {
+        return Ok(());
+    }
+    bail!("{name} of {} is {}: {}", object.join(" "), condition["status"], condition["message"])
+}
+
+fn tell(place: &Place, kubectl: &Kubectl) {
+    out::line(&format!("API server: {}", place.server()));
+    for (who, name) in [("administrator", "admin"), ("node berth-node", "node")] {
+        out::line(&format!("kubeconfig of the {who}: {}", place.kubeconfig(name).display()));
+    }
+    out::line(&format!("logs: {}", place.dir.join("logs").display()));
+    out::line(&format!("try: {} get --raw /readyz?verbose", kubectl.shown()));
+    out::line("end it with `cargo xtask cluster --down`");
+}

@@ -1,0 +1,134 @@
+//! `cargo xtask conformance`: Kubernetes' own end-to-end tests on a cluster of this run's own, with the result
+//! of each test kept in `tests/conformance`.
+
+mod results;
+
+use crate::{
+    cluster::{self, Cluster, Etcd, Node, Options},
+    out, peers, setup,
+};
+use anyhow::{Context, Result, ensure};
+use berth_harness::tools;
+use results::{Outcome, Results};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Options of `cargo xtask conformance`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Run the tests that this file names, one a line; lines that begin with `#` are comments.
+    #[arg(long, value_name = "FILE", conflicts_with = "focus")]
+    list: Option<PathBuf>,
+    /// Run the tests whose name matches this regular expression; all of [Conformance] where neither is given.
+    #[arg(long, value_name = "RE")]
+    focus: Option<String>,
+    /// What runs the pods.
+    #[arg(long, value_enum, default_value = "kubelet")]
+    node: Node,
+    /// Leave the cluster running where a test failed; end it by `cargo xtask cluster --down --dir DIR`.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Runs the tests. Returns whether all of them passed.
+pub(crate) fn run(args: &Args) -> Result<bool> {
+    let focus = match (&args.list, &args.focus) {
+        (Some(list), _) => {
+            let text = fs::read_to_string(list).with_context(|| format!("cannot read {}", list.display()))?;
+            results::names(&text).map(|name| format!("^{}$", escape(name))).collect()
+        }
+        (None, Some(focus)) => vec![focus.clone()],
+        (None, None) => vec![r"\[Conformance\]".to_owned()],
+    };
+    ensure!(!focus.is_empty(), "the list names no test");
+    setup::for_conformance()?;
+    let bin = peers::get(&["e2e.test", "agnhost"])?;
+    let dir = tools::cache()?.join("conformance");
+    let options = Options { node: args.node, etcd: Etcd::New, goaway_chance: 0.0, keep: args.keep };
+    let cluster = cluster::start(&dir, &options)?;
+    let done = run_tests(&cluster, &bin, &focus).and_then(|found| {
+        let failed = report(&found);
+        keep(args.node, found)?;
+        Ok(failed == 0)
+    });
+    if args.keep && !matches!(done, Ok(true)) {
+        out::line(&format!(
+            "the cluster runs on; end it by `cargo xtask cluster --down --dir {}`",
+            dir.display()
+        ));
+        return done;
+    }
+    let ended = cluster.end();
+    done.and_then(|passed| ended.map(|()| passed))
+}
+
+fn run_tests(cluster: &Cluster, bin: &Path, focus: &[String]) -> Result<Results> {
+    let program = bin.join("e2e.test");
+    let registries = cluster.write("registries.yaml", cluster::REGISTRIES)?;
+    let registries = format!("KUBE_TEST_REPO_LIST={}", registries.display());
+    let program = program.to_string_lossy();
+    let listed = cluster.run(&["env", &registries, &program, "--list-images"])?;
+    out::timed("make and import the images of the tests", || cluster.import_suite(bin, &listed))?;
+    let report = cluster.file("e2e.json");
+    let mut args: Vec<String> = [
+        "--provider=skeleton",
+        "--ginkgo.no-color",
+        "--ginkgo.silence-skips",
+        "--disable-log-dump",
+        "--allowed-not-ready-nodes=0",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    args.push(format!("--kubeconfig={}", cluster.file("admin.kubeconfig").display()));
+    args.push(format!("--kubectl-path={}", bin.join("kubectl").display()));
+    args.push(format!("--ginkgo.json-report={}", report.display()));
+    args.extend(focus.iter().map(|f| format!("--ginkgo.focus={f}")));
+    let log = crate::root().join("target/conformance/e2e.log");
+    let mut command = vec!["env", &registries, &program];
+    command.extend(args.iter().map(String::as_str));
+    let what = format!("run the tests; their output goes to {}", log.display());
+    let said = out::timed(&what, || cluster.run_logged(&command, &log))?;
+    let text =
+        fs::read(&report).with_context(|| format!("the tests ended with {said} and left no report"))?;
+    results::read(&text)
+}
+
+fn report(found: &Results) -> usize {
+    let failed: Vec<_> = found.iter().filter(|(_, outcome)| **outcome == Outcome::Failed).collect();
+    for (name, _) in &failed {
+        out::line(&format!("failed: {name}"));
+    }
+    out::line(&format!("{} tests, {} failed", found.len(), failed.len()));
+    failed.len()
+}
+
+/// Puts the results into the file of this kind of node; the tests that did not run keep theirs.
+fn keep(node: Node, found: Results) -> Result<()> {
+    let path = crate::root().join("tests/conformance").join(format!("{}.txt", node.name()));
+    let mut all = match fs::read_to_string(&path) {
+        Ok(text) => results::parse(&text).with_context(|| format!("cannot read {}", path.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Results::new(),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    all.extend(found);
+    fs::create_dir_all(path.parent().unwrap_or(&path)).context("cannot make tests/conformance")?;
+    fs::write(&path, results::print(&all)).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A text as a regular expression of Go's that matches it alone.
+fn escape(text: &str) -> String {
+    let special = |c: char| r"\.+*?()|[]{}^$".contains(c);
+    text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_matches_itself_alone() {
+        assert_eq!(escape("[sig-node] a (b) 1.2"), r"\[sig-node\] a \(b\) 1\.2");
+    }
+}
