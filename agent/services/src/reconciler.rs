@@ -11,7 +11,13 @@
 //! [`write`]. A failure in one address family does not stop the other.
 
 mod adopt;
+mod claims;
+mod diff;
+mod encode;
 mod family;
+mod notices;
+mod port;
+mod stale;
 mod write;
 
 use crate::{Net, NodeFacts, Notice, TableError, Tables, Transport, compile, tables::FamilyTables};
@@ -23,7 +29,8 @@ use berth_core::{
 };
 use berth_ebpf_abi::{V4, V6, maps};
 use berth_ebpf_loader::Frontend;
-use family::{Family, Numbered, Owner};
+use family::Family;
+use port::{Numbered, Owner};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     mem,

@@ -2,7 +2,10 @@
 
 use super::{
     Ids, StaleBackend,
-    family::{Family, Port, UdpKey, chunk_keys, gone, number, published_members},
+    encode::{chunk_keys, number, published_members},
+    family::Family,
+    port::{Adopted, UdpKey},
+    stale::{flows_of_key, stale_backends},
 };
 use crate::{Net, TableError, Transport, tables::FamilyTables};
 use berth_ebpf_abi::{
@@ -12,40 +15,6 @@ use std::{
     collections::{HashMap, HashSet},
     slice,
 };
-
-/// A Service port as the tables hold it.
-#[derive(Debug)]
-pub(super) struct Adopted<A> {
-    /// The highest published generation.
-    pub(super) generation: u32,
-    /// The highest generation of any entry with this id. A new generation must be above it.
-    pub(super) highest: u32,
-    /// Whether all chunks of the sets were found.
-    pub(super) whole: bool,
-    pub(super) cluster: Vec<Backend<A>>,
-    pub(super) local: Vec<Backend<A>>,
-    /// Member entries of the backends that flows of a UDP port may keep.
-    pub(super) serving: HashSet<MemberKey<A>>,
-    /// Backends that clients of the port may still use, from an earlier sync of this process.
-    pub(super) flows: Vec<Backend<A>>,
-    /// Frontends through which clients may have reached these backends.
-    pub(super) ways: Vec<ServiceKey<A>>,
-}
-
-impl<A> Default for Adopted<A> {
-    fn default() -> Self {
-        Adopted {
-            generation: 0,
-            highest: 0,
-            whole: false,
-            cluster: Vec::new(),
-            local: Vec::new(),
-            serving: HashSet::new(),
-            flows: Vec::new(),
-            ways: Vec::new(),
-        }
-    }
-}
 
 /// Contents of the tables of a family.
 #[derive(Debug)]
@@ -104,7 +73,7 @@ impl<A: Net> Family<A> {
             let entry = adopted.entry(id).or_default();
             entry.highest = entry.highest.max(port.highest);
             entry.flows.extend(port.flows);
-            entry.ways.extend(port.ways);
+            entry.client_frontends.extend(port.client_frontends);
         }
         self.forget();
         self.adopted = adopted;
@@ -119,14 +88,16 @@ impl<A: Net> Family<A> {
     /// collects stale backends.
     pub(super) fn settle(&mut self, stale: &mut Vec<StaleBackend>) {
         for (id, left) in self.adopted.drain() {
-            stale.extend(left.flows.iter().flat_map(|b| gone(id, b, &left.ways)));
+            stale.extend(left.flows.iter().flat_map(|b| stale_backends(id, b, &left.client_frontends)));
         }
         // The port that holds a key now decides whether the key's earlier backends are stale, whatever its
         // id.
         for UdpKey { key, id, backends } in std::mem::take(&mut self.adopted_udp) {
             let port = self.holder(&key).and_then(|id| self.ports.get_mut(&id));
             stale.extend(
-                flows_of_key(port, &backends).iter().flat_map(|b| gone(id, b, slice::from_ref(&key))),
+                flows_of_key(port, &backends)
+                    .iter()
+                    .flat_map(|b| stale_backends(id, b, slice::from_ref(&key))),
             );
         }
         let chunks: HashSet<ChunkKey> = self.ports.iter().flat_map(|(id, p)| chunk_keys(*id, p)).collect();
@@ -135,21 +106,6 @@ impl<A: Net> Family<A> {
             self.ports.iter().flat_map(|(id, p)| published_members(*id, p)).collect();
         self.old_members.extend(self.members.iter().filter(|key| !members.contains(key)));
     }
-}
-
-/// Returns the backends that are stale for `port`. Backends that still serve without being in a set are added
-/// to the port's flows.
-fn flows_of_key<A: Net>(port: Option<&mut Port<A>>, backends: &[Backend<A>]) -> Vec<Backend<A>> {
-    let Some(port) = port else { return backends.to_vec() };
-    let place = |b: &Backend<A>| (b.addr, b.port);
-    let flows: HashSet<_> = port.flows.iter().map(place).collect();
-    let serving: HashSet<_> = port.wanted.serving.iter().map(place).collect();
-    let (on, gone) = backends
-        .iter()
-        .filter(|b| !flows.contains(&place(b)))
-        .partition::<Vec<Backend<A>>, _>(|b| serving.contains(&place(b)));
-    port.flows.extend(on);
-    gone
 }
 
 /// The cluster set and the local set.

@@ -1,5 +1,4 @@
-//! Writes of a sync: the order that keeps readers consistent, the treatment of full tables, and the repair of
-//! entries.
+//! Writes of a sync: the order that keeps readers consistent, and the treatment of full tables.
 //!
 //! New chunks and members are written first, then the Service values (each overwrite publishes a whole set),
 //! then keys and members are deleted, and [`REST`] later the chunks that no value names any more.
@@ -12,14 +11,15 @@
 
 use super::{
     Outcome, REST,
-    adopt::Contents,
-    family::{Family, Port, chunk_keys, chunks, published_members},
+    encode::{chunk_keys, chunks, published_members},
+    family::Family,
+    port::Port,
 };
 use crate::{Net, Notice, TableError, tables::FamilyTables};
 use berth_core::time::Boottime;
 use berth_ebpf_abi::{ChunkKey, MemberKey, ServiceKey};
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     mem,
 };
 
@@ -269,52 +269,6 @@ impl<A: Net> Family<A> {
             }
             self.unfit.told.clone_from(&self.unfit.ports);
         }
-    }
-
-    /// Makes the real contents of the tables the mirror. The next sync writes the entries that differ.
-    /// Returns the number of entries that differ.
-    pub(super) fn reconcile(&mut self, contents: Contents<A>) -> usize {
-        let mut found: usize = 0;
-        let services: HashMap<_, _> = contents.services.into_iter().collect();
-        let mut other = |other: bool| found = found.saturating_add(usize::from(other));
-        for key in services.keys().chain(self.services.keys().filter(|key| !services.contains_key(*key))) {
-            let differs = services.get(key) != self.services.get(key);
-            other(differs);
-            if differs {
-                self.touched.insert(*key);
-            }
-        }
-        self.services = services;
-        for (id, port) in &self.ports {
-            for (key, chunk) in chunks(*id, port).filter(|(key, _)| self.chunks.contains(key)) {
-                if contents.chunks.get(&key) != Some(&chunk) {
-                    other(true);
-                    self.pending.insert(*id);
-                }
-            }
-        }
-        let mut wanted: HashMap<ChunkKey, _> = HashMap::new();
-        for id in &self.pending {
-            wanted.extend(self.ports.get(id).into_iter().flat_map(|port| chunks(*id, port)));
-        }
-        let strange: Vec<ChunkKey> =
-            contents.chunks.keys().filter(|key| !self.chunks.contains(key)).copied().collect();
-        strange.iter().for_each(|_| other(true));
-        // A chunk that differs counts as missing, so that the sync overwrites it.
-        let whole =
-            |key: &ChunkKey| wanted.get(key).is_none_or(|chunk| contents.chunks.get(key) == Some(chunk));
-        self.chunks = contents.chunks.keys().filter(|key| whole(key)).copied().collect();
-        self.old_chunks.extend(strange);
-        let members: HashSet<MemberKey<A>> = contents.members.into_iter().map(|(key, _)| key).collect();
-        for key in self.members.difference(&members) {
-            other(true);
-            self.pending.insert(key.id);
-        }
-        let strange: Vec<MemberKey<A>> = members.difference(&self.members).copied().collect();
-        strange.iter().for_each(|_| other(true));
-        self.members = members;
-        self.old_members.extend(strange);
-        found
     }
 }
 

@@ -2,8 +2,6 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
-pub(crate) mod world;
-
 use berth_core::{
     ids::{Namespace, PodKey, PodName},
     model::{

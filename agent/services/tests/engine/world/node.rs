@@ -1,0 +1,122 @@
+//! In-memory node: sources, pods and publications.
+
+use super::{Shared, World};
+use crate::support::{endpoint, key};
+use berth_core::{
+    ids::PodUid,
+    model::{Endpoint, EndpointPort, EndpointSlice, Service},
+};
+use berth_services::{Cause, DatapathHealth, Edit, Edits, Named, Notice, ObservedPod, ServiceInputs};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+/// Node of a test.
+pub(crate) struct FakeNode {
+    world: World,
+    services: Shared<Service>,
+    slices: Shared<EndpointSlice>,
+}
+
+impl FakeNode {
+    pub(super) fn new(world: &World) -> FakeNode {
+        FakeNode { world: world.clone(), services: Shared::default(), slices: Shared::default() }
+    }
+}
+
+impl ServiceInputs for FakeNode {
+    fn edits(&mut self) -> Edits {
+        let state = self.world.state();
+        let services = Edit::between(0, &self.services, &state.services, Arc::clone, |s: &Service| &s.key);
+        let slices = Edit::between(0, &self.slices, &state.slices, Arc::clone, |s: &EndpointSlice| &s.key);
+        if services.is_some() {
+            self.services = Arc::clone(&state.services);
+        }
+        if slices.is_some() {
+            self.slices = Arc::clone(&state.slices);
+        }
+        Edits {
+            listed: state.listed,
+            services: services.into_iter().collect(),
+            slices: slices.into_iter().collect(),
+        }
+    }
+
+    fn wanted_pods(&self) -> Vec<PodUid> {
+        self.world.state().wanted.clone()
+    }
+
+    fn pods(&self) -> BTreeMap<PodUid, Option<ObservedPod>> {
+        self.world.state().pods.clone()
+    }
+
+    fn runtime_answers(&self) -> bool {
+        self.world.state().runtime
+    }
+
+    /// One slice for each Service, with the addresses of the pods that have all labels of its selector.
+    fn endpoints(
+        &self,
+        services: &[Arc<Service>],
+        pods: &[&ObservedPod],
+        before: &[Arc<EndpointSlice>],
+    ) -> Vec<Arc<EndpointSlice>> {
+        self.world.state().made_for.extend(services.iter().map(|s| s.key.clone()));
+        let selecting = services.iter().filter(|s| !s.selector.is_empty());
+        let made = selecting.map(|service| {
+            let selected = |pod: &ObservedPod| {
+                service.selector.iter().all(|(k, v)| pod.pod.labels.get(&**k).is_some_and(|l| **l == **v))
+            };
+            let addresses = pods.iter().filter(|p| selected(p)).flat_map(|p| &p.status.pod_ips);
+            let of = |address: &IpAddr| endpoint(&address.to_string(), "n");
+            let endpoints: Vec<Endpoint> = addresses.map(of).collect();
+            let port = |p: &berth_core::model::ServicePort| EndpointPort {
+                name: Arc::clone(&p.name),
+                protocol: p.protocol,
+                port: p.port,
+            };
+            EndpointSlice {
+                key: key(&format!("{}-made", service.key.name)),
+                service: service.key.clone(),
+                v6: false,
+                ports: service.ports.iter().map(port).collect(),
+                endpoints,
+                triggered: None,
+            }
+        });
+        let kept = |slice: EndpointSlice| {
+            before.iter().find(|old| ***old == slice).map_or_else(|| Arc::new(slice), Arc::clone)
+        };
+        made.filter(|s| !s.endpoints.is_empty()).map(kept).collect()
+    }
+
+    fn publish_names<'a>(
+        &mut self,
+        services: impl Iterator<Item = &'a Service>,
+        _slices: impl Iterator<Item = &'a EndpointSlice>,
+    ) -> Result<(), Cause> {
+        let count = services.count();
+        let mut state = self.world.state();
+        state.zones += 1;
+        assert_eq!(count, state.services.len());
+        Ok(())
+    }
+
+    fn publish_ids(
+        &mut self,
+        _ids: impl Iterator<Item = Named>,
+        _next_id: u32,
+        notices: impl Iterator<Item = Notice>,
+    ) -> Result<(), Cause> {
+        let mut state = self.world.state();
+        state.files += 1;
+        state.notices = notices.collect();
+        Ok(())
+    }
+
+    fn tell(&mut self, notice: &Notice) {
+        self.world.state().told.push(notice.clone());
+    }
+
+    fn health(&mut self, health: &DatapathHealth) {
+        self.world.state().health = health.clone();
+    }
+}
