@@ -4,8 +4,9 @@
 //! ([`model`]), Kubernetes quantities ([`quantity`]), clocks as plain data ([`time`]), statuses and events
 //! ([`status`], [`event`]), the admission of pods ([`admit`]), the unsupported parts of a pod
 //! ([`unsupported`]), the kernel's values for requests and limits ([`resources`]), the ranges of the node's
-//! ports ([`ports`]), and the two state machines: [`plan`] for a pod and [`probe`] for one probe. Beside
-//! these: printing of errors ([`error`]) and locking of mutexes ([`sync`]).
+//! ports ([`ports`]), sets of objects and their changes ([`shared`]), and the two state machines: [`plan`] for a
+//! pod and [`probe`] for one probe. Beside these: printing of errors ([`error`]) and locking of mutexes
+//! ([`sync`]).
 //!
 //! Invariants: the crate does no IO, starts no tasks and reads no clock. Every function gives the same result
 //! for the same input, and none panics on any input.
@@ -22,6 +23,7 @@ pub mod probe;
 pub mod quantity;
 pub mod resources;
 pub mod roots;
+pub mod shared;
 pub mod status;
 pub mod sync;
 pub mod time;

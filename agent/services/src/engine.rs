@@ -25,7 +25,7 @@ mod publisher;
 mod source_merge;
 
 use crate::{
-    Change, DatapathBackend, DatapathHealth, Edits, Notice, ObservedPod, ServiceInputs, TableReconciler,
+    DatapathBackend, DatapathHealth, Notice, ObservedPod, ServiceInputs, SourceChanges, TableReconciler,
 };
 use berth_core::{
     ids::{PodKey, PodUid},
@@ -34,9 +34,9 @@ use berth_core::{
 };
 use berth_sys::clock;
 use datapath::Datapath;
-use endpoint_slice_controller::EndpointSliceController;
+use endpoint_slice_controller::{EndpointSliceController, SOURCE};
 use publisher::DebouncedPublisher;
-use source_merge::{Changed, SourceMerge};
+use source_merge::SourceMerge;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -142,9 +142,9 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
     pub fn round(&mut self) -> Option<Duration> {
         let now = clock::boottime();
         self.look_at_pods();
-        let Edits { listed, services, slices } = self.node.edits();
-        services.into_iter().for_each(|edit| self.services.apply(edit));
-        slices.into_iter().for_each(|edit| self.slices.apply(edit));
+        let SourceChanges { listed, services, slices } = self.node.changes();
+        services.into_iter().for_each(|(source, changes)| self.services.apply(source, changes));
+        slices.into_iter().for_each(|(source, changes)| self.slices.apply(source, changes));
         if !self.open {
             if !self.may_open(listed, now) {
                 return Some(STARTING);
@@ -226,15 +226,13 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
     /// Passes changes of objects to the EndpointSlice controller and the table reconciler.
     fn feed(&mut self, listed: bool) {
         let mut concerned: BTreeSet<PodKey> = BTreeSet::new();
-        for Changed { key, before, now } in self.services.settle(listed) {
+        let services = self.services.settle(listed);
+        if !services.is_empty() {
             self.names.changed();
             self.ids.changed();
-            self.made.service(before.as_deref(), now.as_deref());
-            concerned.insert(key.clone());
-            self.reconciler.change(match now {
-                Some(service) => Change::Service(service),
-                None => Change::ServiceGone(key),
-            });
+            self.made.services(&services);
+            concerned.extend(services.keys().cloned());
+            self.reconciler.change_services(services);
         }
         for pod in self.moved.drain(..) {
             concerned.extend(self.made.selecting(&pod.pod).cloned());
@@ -242,19 +240,14 @@ impl<K: DatapathBackend, N: ServiceInputs> Engine<K, N> {
         if !concerned.is_empty() {
             let pods: Vec<&ObservedPod> = self.pods.values().collect();
             let service = |key: &PodKey| self.services.get(key).cloned();
-            let edit = self.made.again(&self.node, concerned, service, &pods);
-            self.slices.apply(edit);
+            let changes = self.made.again(&self.node, concerned, service, &pods);
+            self.slices.apply(SOURCE, changes);
         }
-        for Changed { key, before, now } in self.slices.settle(listed) {
-            let both = [before.as_deref(), now.as_deref()];
-            if both.into_iter().flatten().any(|slice| names_follow(slice, &self.services)) {
-                self.names.changed();
-            }
-            self.reconciler.change(match now {
-                Some(slice) => Change::Slice(slice),
-                None => Change::SliceGone(key),
-            });
+        let slices = self.slices.settle(listed);
+        if slices.before().chain(&slices.now).any(|slice| names_follow(slice, &self.services)) {
+            self.names.changed();
         }
+        self.reconciler.change_slices(slices);
     }
 
     /// Publishes notices, ids and names. Returns the times of the next attempts.

@@ -4,8 +4,9 @@
 
 use crate::{HostNetwork, LinkLayer, Named, Notice, Table, Tables, VethPair};
 use berth_core::{
-    ids::{PodKey, PodUid},
+    ids::PodUid,
     model::{EndpointSlice, Pod, Service},
+    shared::Changes,
     status::PodStatus,
 };
 use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, PodDevice, V4, V6};
@@ -36,28 +37,16 @@ impl ObservedPod {
     }
 }
 
-/// Difference between two lists of one source's objects: removed names and present objects. A changed object
-/// stands in both.
-#[derive(Debug)]
-pub struct Edit<T> {
-    /// Number of the source. Where two sources have an object of one name, the object of the higher number
-    /// wins.
-    pub source: usize,
-    /// Names of removed or changed objects.
-    pub gone: Vec<PodKey>,
-    /// New or changed objects.
-    pub now: Vec<Arc<T>>,
-}
-
-/// Changes of all sources since the last call.
+/// Changes of all sources since the last call, each with the number of its source. Where two sources have an
+/// object of one name, the object of the higher number wins.
 #[derive(Debug, Default)]
-pub struct Edits {
+pub struct SourceChanges {
     /// Whether every source has listed. Absent objects count as deleted only then.
     pub listed: bool,
     /// Changes of Services.
-    pub services: Vec<Edit<Service>>,
+    pub services: Vec<(usize, Changes<Service>)>,
     /// Changes of slices that were made by hand or by a control plane.
-    pub slices: Vec<Edit<EndpointSlice>>,
+    pub slices: Vec<(usize, Changes<EndpointSlice>)>,
 }
 
 /// Health of the data plane, for people.
@@ -74,7 +63,7 @@ pub struct DatapathHealth {
 /// The rest of the agent: inputs of Services, and the receiver of names, ids, notices and health.
 pub trait ServiceInputs {
     /// The changes of the sources' objects since the last call. The first call returns all objects.
-    fn edits(&mut self) -> Edits;
+    fn changes(&mut self) -> SourceChanges;
 
     /// All wanted pods, also those that were never observed.
     fn wanted_pods(&self) -> Vec<PodUid>;

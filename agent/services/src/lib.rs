@@ -17,7 +17,6 @@
 #![forbid(unsafe_code)]
 
 mod compile;
-mod edit;
 mod endpoint_choice;
 mod engine;
 mod host_network;
@@ -35,14 +34,14 @@ pub use host_network::{
     DefaultRoute, HostNetwork, HostNetworkConfig, KernelNetwork, LinkLayer, NetworkProblem, Uplink,
 };
 pub use interfaces::{
-    Attachment, Cause, DatapathBackend, DatapathHealth, Device, Edit, Edits, NodeTables, ObservedPod,
-    PodNetwork, ServiceInputs,
+    Attachment, Cause, DatapathBackend, DatapathHealth, Device, NodeTables, ObservedPod, PodNetwork,
+    ServiceInputs, SourceChanges,
 };
 pub use kernel::{
     ClearPods, DeviceEvents, LinuxDatapath, LinuxDatapathConfig, detach, hooks_group, read_network,
 };
 pub use net::Net;
-pub use reconciler::{Change, Difference, Named, Outcome, REST, StaleBackend, TableReconciler};
+pub use reconciler::{Difference, Named, Outcome, REST, StaleBackend, TableReconciler};
 pub use tables::{FamilyTables, Table, TableError, Tables};
 pub use veth::{VethError, VethPair, veth_pair};
 pub use wanted::{NodeFacts, Notice, NoticeReason, Transport, Wanted, WantedPort};

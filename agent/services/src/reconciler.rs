@@ -1,8 +1,8 @@
 //! Table reconciler: ids, generations and conflicts of all Services, and the writes that follow from a
 //! change.
 //!
-//! [`TableReconciler::change`] takes a change into memory. [`TableReconciler::sync`] carries changes out and
-//! works only on the Services that changed. Before the sources are [`listed`](TableReconciler::listed) no
+//! [`TableReconciler::change_services`] and [`TableReconciler::change_slices`] take changes into memory.
+//! [`TableReconciler::sync`] carries them out and works only on the Services that changed. Before the sources are [`listed`](TableReconciler::listed) no
 //! table is written: the entries that an earlier agent left keep answering. The first sync, and the sync
 //! after a failed write, read the tables, adopt ids and generations of ports whose backends are the same, and
 //! write only the entries that differ.
@@ -25,6 +25,7 @@ use adopt::Contents;
 use berth_core::{
     ids::PodKey,
     model::{EndpointSlice, Service},
+    shared::Changes,
     time::Boottime,
 };
 use berth_ebpf_abi::{V4, V6, maps};
@@ -43,19 +44,6 @@ use write::Writing;
 /// Time after which no eBPF program still uses a value that was overwritten: a program cannot outlive an RCU
 /// grace period.
 pub const REST: Duration = Duration::from_millis(100);
-
-/// A change of the objects.
-#[derive(Debug, Clone)]
-pub enum Change {
-    /// A Service is new or changed.
-    Service(Arc<Service>),
-    /// A Service is gone.
-    ServiceGone(PodKey),
-    /// A slice is new or changed.
-    Slice(Arc<EndpointSlice>),
-    /// A slice is gone. The key is the slice's own name.
-    SliceGone(PodKey),
-}
 
 /// Stale backend: a backend of a UDP port that left the sets and no longer serves. The clients' sockets to it
 /// are ended.
@@ -182,37 +170,39 @@ impl TableReconciler {
         }
     }
 
-    /// Takes a change into memory. An object equal to the known one makes no later work.
-    pub fn change(&mut self, change: Change) {
-        match change {
-            Change::Service(service) => {
-                let entry = self.entries.entry(service.key.clone()).or_default();
-                if entry.service.as_ref() == Some(&service) {
-                    return;
-                }
+    /// Takes changes of Services into memory. A Service equal to the known one makes no later work.
+    pub fn change_services(&mut self, changes: Changes<Service>) {
+        for gone in changes.gone {
+            if let Some(entry) = self.entries.get_mut(&gone.key)
+                && entry.service.take().is_some()
+            {
+                self.dirty.insert(gone.key.clone());
+            }
+        }
+        for service in changes.now {
+            let entry = self.entries.entry(service.key.clone()).or_default();
+            if entry.service.as_ref() != Some(&service) {
                 self.dirty.insert(service.key.clone());
                 entry.service = Some(service);
             }
-            Change::ServiceGone(key) => {
-                if let Some(entry) = self.entries.get_mut(&key)
-                    && entry.service.take().is_some()
-                {
-                    self.dirty.insert(key);
-                }
+        }
+    }
+
+    /// Takes changes of slices into memory. A slice equal to the known one makes no later work.
+    pub fn change_slices(&mut self, changes: Changes<EndpointSlice>) {
+        for gone in changes.gone {
+            self.drop_slice(&gone.key);
+        }
+        for slice in changes.now {
+            if self.slices.get(&slice.key).is_some_and(|owner| *owner != slice.service) {
+                self.drop_slice(&slice.key);
             }
-            Change::Slice(slice) => {
-                if self.slices.get(&slice.key).is_some_and(|owner| *owner != slice.service) {
-                    self.drop_slice(&slice.key);
-                }
-                let entry = self.entries.entry(slice.service.clone()).or_default();
-                if entry.slices.get(&slice.key) == Some(&slice) {
-                    return;
-                }
+            let entry = self.entries.entry(slice.service.clone()).or_default();
+            if entry.slices.get(&slice.key) != Some(&slice) {
                 self.dirty.insert(slice.service.clone());
                 self.slices.insert(slice.key.clone(), slice.service.clone());
                 entry.slices.insert(slice.key.clone(), slice);
             }
-            Change::SliceGone(key) => self.drop_slice(&key),
         }
     }
 

@@ -3,10 +3,13 @@
 
 mod support;
 
-use berth_core::model::Protocol;
-use berth_services::{Change, NodeFacts, TableReconciler};
-use std::{sync::Arc, time::Instant};
-use support::{Fake, endpoint, service, slice};
+use berth_core::{
+    model::{EndpointSlice, Protocol},
+    shared::Changes,
+};
+use berth_services::{NodeFacts, TableReconciler};
+use std::time::Instant;
+use support::{Fake, endpoint, new, service, slice};
 
 const SERVICES: usize = 10_000;
 const ENDPOINTS: usize = 10;
@@ -15,29 +18,21 @@ fn node() -> NodeFacts {
     NodeFacts { name: "a".into(), zone: "".into(), addresses: Default::default(), own: Default::default() }
 }
 
-fn a_slice(number: usize, round: usize) -> Change {
+fn a_slice(number: usize, round: usize) -> Changes<EndpointSlice> {
     let endpoints = (0..ENDPOINTS).map(|e| {
         let address = format!("10.{}.{}.{}", 100 + round, number / 256, (number + e * 7) % 256);
         endpoint(&address, "b")
     });
     let name = format!("s{number}");
-    Change::Slice(Arc::new(slice(
-        &format!("{name}-x"),
-        &name,
-        &[("", Protocol::Tcp, 8080)],
-        endpoints.collect(),
-    )))
+    new(slice(&format!("{name}-x"), &name, &[("", Protocol::Tcp, 8080)], endpoints.collect()))
 }
 
 fn fill(reconciler: &mut TableReconciler) {
     for number in 0..SERVICES {
         let ip = format!("10.96.{}.{}", number / 256, number % 256);
-        reconciler.change(Change::Service(Arc::new(service(
-            &format!("s{number}"),
-            &ip,
-            &[("", Protocol::Tcp, 80, None)],
-        ))));
-        reconciler.change(a_slice(number, 0));
+        let service = service(&format!("s{number}"), &ip, &[("", Protocol::Tcp, 80, None)]);
+        reconciler.change_services(new(service));
+        reconciler.change_slices(a_slice(number, 0));
     }
     reconciler.listed();
 }
@@ -55,7 +50,7 @@ fn a_change_costs_what_it_changes() {
 
     let mut times: Vec<_> = (0..2000)
         .map(|n| {
-            reconciler.change(a_slice(n * 5, 1));
+            reconciler.change_slices(a_slice(n * 5, 1));
             fake.pass(berth_services::REST);
             let begun = Instant::now();
             let outcome = reconciler.sync(&mut fake, &clock).unwrap();
@@ -74,7 +69,7 @@ fn a_change_costs_what_it_changes() {
     let mut again = TableReconciler::new(node(), 1);
     fill(&mut again);
     for n in 0..2000 {
-        again.change(a_slice(n * 5, 1));
+        again.change_slices(a_slice(n * 5, 1));
     }
     let begun = Instant::now();
     let outcome = again.sync(&mut fake, &clock).unwrap();

@@ -5,10 +5,10 @@ mod support;
 
 use berth_core::model::{EndpointSlice, Protocol, Service};
 use berth_ebpf_abi::{ServiceKey, V4};
-use berth_services::{Change, Net as _, NodeFacts, NoticeReason, Outcome, REST, TableReconciler};
+use berth_services::{Net as _, NodeFacts, NoticeReason, Outcome, REST, TableReconciler};
 use proptest::prelude::*;
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
-use support::{Fake, endpoint, key, service, slice};
+use std::{collections::BTreeSet, net::IpAddr};
+use support::{Fake, endpoint, gone, new, service, slice};
 
 /// The tables and their reconciler.
 struct World {
@@ -47,13 +47,14 @@ impl World {
 
     fn service(&mut self, n: u8, endpoints: &[u16], affinity: bool) {
         let (service, slice) = objects(n, endpoints, affinity);
-        self.reconciler.change(Change::Service(Arc::new(service)));
-        self.reconciler.change(Change::Slice(Arc::new(slice)));
+        self.reconciler.change_services(new(service));
+        self.reconciler.change_slices(new(slice));
     }
 
     fn gone(&mut self, n: u8) {
-        self.reconciler.change(Change::ServiceGone(key(&format!("s{n}"))));
-        self.reconciler.change(Change::SliceGone(key(&format!("s{n}-x"))));
+        let (service, slice) = objects(n, &[], false);
+        self.reconciler.change_services(gone(service));
+        self.reconciler.change_slices(gone(slice));
     }
 
     /// The endpoints that clients of a Service reach; `None` where the Service is not served.

@@ -12,13 +12,13 @@ use berth_core::{
 };
 use berth_ebpf_abi::{SERVING, ServiceKey, frontend};
 use berth_ebpf_loader::Frontend;
-use berth_services::{Change, Net, NodeFacts, REST, TableReconciler, Transport, WantedPort, compile};
+use berth_services::{Net, NodeFacts, REST, TableReconciler, Transport, WantedPort, compile};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
-use support::{Fake, Maps, View, endpoint, is_udp, service, slice};
+use support::{Fake, Maps, View, endpoint, gone, is_udp, new, service, slice};
 
 /// SplitMix64: one number determines a history.
 struct Dice(u64);
@@ -92,30 +92,28 @@ impl World {
         s
     }
 
-    /// Makes a random change and returns it as a source reports it.
-    fn step(&mut self, dice: &mut Dice) -> Change {
+    /// Makes a random change and passes it on as a source reports it.
+    fn step(&mut self, dice: &mut Dice, reconciler: &mut TableReconciler) {
         match dice.roll(10) {
             0 if !self.services.is_empty() => {
                 let at = dice.roll(self.services.len() as u64) as usize;
                 let key = self.services.keys().nth(at).unwrap().clone();
-                self.services.remove(&key);
-                Change::ServiceGone(key)
+                reconciler.change_services(gone(self.services.remove(&key).unwrap()));
             }
             1 if !self.slices.is_empty() => {
                 let at = dice.roll(self.slices.len() as u64) as usize;
                 let key = self.slices.keys().nth(at).unwrap().clone();
-                self.slices.remove(&key);
-                Change::SliceGone(key)
+                reconciler.change_slices(gone(self.slices.remove(&key).unwrap()));
             }
             2..=4 => {
                 let service = Arc::new(self.random_service(dice));
                 self.services.insert(service.key.clone(), Arc::clone(&service));
-                Change::Service(service)
+                reconciler.change_services(new(service));
             }
             _ => {
                 let slice = Arc::new(self.random_slice(dice));
                 self.slices.insert(slice.key.clone(), Arc::clone(&slice));
-                Change::Slice(slice)
+                reconciler.change_slices(new(slice));
             }
         }
     }
@@ -214,8 +212,8 @@ impl World {
     }
 
     fn feed(&self, reconciler: &mut TableReconciler) {
-        self.services.values().for_each(|s| reconciler.change(Change::Service(Arc::clone(s))));
-        self.slices.values().for_each(|s| reconciler.change(Change::Slice(Arc::clone(s))));
+        self.services.values().for_each(|s| reconciler.change_services(new(Arc::clone(s))));
+        self.slices.values().for_each(|s| reconciler.change_slices(new(Arc::clone(s))));
     }
 }
 
@@ -303,8 +301,7 @@ fn run(number: u64) {
     let (mut flows4, mut flows6) = (HashMap::new(), HashMap::new());
     for _ in 0..6 + dice.roll(10) {
         for _ in 0..1 + dice.roll(3) {
-            let change = world.step(&mut dice);
-            reconciler.change(change);
+            world.step(&mut dice, &mut reconciler);
         }
         fake.v4.new = world.views(|w| &w.v4);
         fake.v6.new = world.views(|w| &w.v6);

@@ -1,9 +1,10 @@
 //! The desired state of one source at one moment.
 
-use crate::{Keyed, ManifestError, Shared};
+use crate::ManifestError;
 use berth_core::{
     ids::{PodKey, PodUid},
     model::{EndpointSlice, Objects, Pod, Service},
+    shared::{Keyed, Shared},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -78,11 +79,5 @@ pub struct DesiredService {
 impl Keyed for DesiredService {
     fn key(&self) -> &PodKey {
         &self.service.key
-    }
-}
-
-impl Keyed for EndpointSlice {
-    fn key(&self) -> &PodKey {
-        &self.key
     }
 }

@@ -7,9 +7,10 @@ use berth_core::{
         Endpoint, EndpointPort, EndpointSlice, PortRef, Protocol, Service, ServicePort, ServiceType,
         TrafficPolicy,
     },
+    shared::Changes,
     time::Wall,
 };
-use berth_services::Change;
+use berth_services::TableReconciler;
 use std::{
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
@@ -30,21 +31,29 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Changes that add both objects.
-    pub fn changes(&self) -> [Change; 2] {
-        [Change::Service(Arc::clone(&self.service)), Change::Slice(Arc::clone(&self.slice))]
-    }
-
-    /// Changes that remove both objects.
-    pub fn ends(&self) -> [Change; 2] {
-        [Change::SliceGone(self.slice.key.clone()), Change::ServiceGone(self.service.key.clone())]
-    }
-
     /// The slice with other endpoints.
     pub fn with(&self, endpoints: &[Ipv4Addr]) -> Arc<EndpointSlice> {
         let endpoints = endpoints.iter().copied().map(endpoint).collect();
         Arc::new(EndpointSlice { endpoints, ..EndpointSlice::clone(&self.slice) })
     }
+}
+
+/// Passes new or changed objects to the reconciler.
+pub fn put(reconciler: &mut TableReconciler, pairs: &[Pair]) {
+    let (services, slices) = both(pairs);
+    reconciler.change_services(Changes { now: services, ..Changes::default() });
+    reconciler.change_slices(Changes { now: slices, ..Changes::default() });
+}
+
+/// Removes objects from the reconciler.
+pub fn remove(reconciler: &mut TableReconciler, pairs: &[Pair]) {
+    let (services, slices) = both(pairs);
+    reconciler.change_slices(Changes { gone: slices, ..Changes::default() });
+    reconciler.change_services(Changes { gone: services, ..Changes::default() });
+}
+
+fn both(pairs: &[Pair]) -> (Vec<Arc<Service>>, Vec<Arc<EndpointSlice>>) {
+    pairs.iter().map(|pair| (Arc::clone(&pair.service), Arc::clone(&pair.slice))).unzip()
 }
 
 fn key(name: String) -> Result<PodKey> {

@@ -17,9 +17,9 @@ use berth_core::{
 };
 use berth_dns::{PodNames, Publisher, build};
 use berth_pods::{Reports as _, node::NodeExecutor};
-use berth_services::{Cause, DatapathHealth, Edit, Edits, Named, Notice, ObservedPod, ServiceInputs};
+use berth_services::{Cause, DatapathHealth, Named, Notice, ObservedPod, ServiceInputs, SourceChanges};
 use berth_source::{
-    Keyed as _, Snapshot,
+    Snapshot,
     controllers::endpoint_slices::{self, EndpointPod},
 };
 use berth_sys::clock;
@@ -53,9 +53,10 @@ impl AgentInputs {
 }
 
 impl ServiceInputs for AgentInputs {
-    fn edits(&mut self) -> Edits {
+    fn changes(&mut self) -> SourceChanges {
         let latest = self.latest();
-        let mut edits = Edits { listed: latest.iter().all(|s| s.listed), ..Edits::default() };
+        let mut changes =
+            SourceChanges { listed: latest.iter().all(|s| s.listed), ..SourceChanges::default() };
         let nothing = Arc::new(Snapshot::default());
         for (source, now) in latest.iter().enumerate() {
             let before = self.reported.get(source).unwrap_or(&nothing);
@@ -63,17 +64,11 @@ impl ServiceInputs for AgentInputs {
                 continue;
             }
             let services = now.services.changes_since(&before.services);
-            edits.services.push(Edit {
-                source,
-                gone: services.gone.iter().map(|s| s.key().clone()).collect(),
-                now: services.now.iter().map(|s| Arc::clone(&s.service)).collect(),
-            });
-            let slices = now.slices.changes_since(&before.slices);
-            let gone = slices.gone.iter().map(|s| s.key().clone()).collect();
-            edits.slices.push(Edit { source, gone, now: slices.now });
+            changes.services.push((source, services.map(|desired| Arc::clone(&desired.service))));
+            changes.slices.push((source, now.slices.changes_since(&before.slices)));
         }
         self.reported = latest;
-        edits
+        changes
     }
 
     fn wanted_pods(&self) -> Vec<PodUid> {

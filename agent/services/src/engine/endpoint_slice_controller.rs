@@ -1,10 +1,11 @@
 //! EndpointSlice controller of the engine: the Services that a changed pod concerns, and the slices made for
 //! each Service.
 
-use crate::{Edit, ObservedPod, ServiceInputs};
+use crate::{ObservedPod, ServiceInputs};
 use berth_core::{
     ids::{Namespace, PodKey},
     model::{EndpointSlice, Pod, Service},
+    shared::Changes,
 };
 use std::{
     collections::{BTreeSet, HashMap},
@@ -13,7 +14,7 @@ use std::{
 
 /// Source number of the controller's slices. It is above any source, so a controller's slice wins over a
 /// hand-made one of the same name.
-const SOURCE: usize = usize::MAX;
+pub(super) const SOURCE: usize = usize::MAX;
 
 /// Namespace, key and value of a label in a selector.
 type Pair = (Namespace, Arc<str>, Arc<str>);
@@ -27,17 +28,17 @@ pub(super) struct EndpointSliceController {
 }
 
 impl EndpointSliceController {
-    /// Takes a change of a Service into the index.
-    pub(super) fn service(&mut self, before: Option<&Service>, now: Option<&Service>) {
-        if let Some((pair, service)) = before.and_then(|s| Some((pair(s)?, s)))
-            && let Some(of) = self.selecting.get_mut(&pair)
-        {
-            of.remove(&service.key);
-            if of.is_empty() {
-                self.selecting.remove(&pair);
+    /// Takes changes of Services into the index.
+    pub(super) fn services(&mut self, changes: &Changes<Service>) {
+        for (pair, service) in changes.before().filter_map(|s| Some((pair(s)?, s))) {
+            if let Some(of) = self.selecting.get_mut(&pair) {
+                of.remove(&service.key);
+                if of.is_empty() {
+                    self.selecting.remove(&pair);
+                }
             }
         }
-        if let Some((pair, service)) = now.and_then(|s| Some((pair(s)?, s))) {
+        for (pair, service) in changes.now.iter().filter_map(|s| Some((pair(s)?, s))) {
             self.selecting.entry(pair).or_default().insert(service.key.clone());
         }
     }
@@ -57,7 +58,7 @@ impl EndpointSliceController {
         concerned: BTreeSet<PodKey>,
         service: impl Fn(&PodKey) -> Option<Arc<Service>>,
         pods: &[&ObservedPod],
-    ) -> Edit<EndpointSlice> {
+    ) -> Changes<EndpointSlice> {
         let services: Vec<Arc<Service>> = concerned.iter().filter_map(service).collect();
         let before: Vec<Arc<EndpointSlice>> =
             concerned.iter().filter_map(|key| self.slices.remove(key)).flatten().collect();
@@ -69,7 +70,8 @@ impl EndpointSliceController {
         for slice in &now {
             self.slices.entry(slice.service.clone()).or_default().push(Arc::clone(slice));
         }
-        Edit { source: SOURCE, gone: before.iter().map(|s| s.key.clone()).collect(), now }
+        // A kept slice is in both lists.
+        Changes { gone: before, now, ..Changes::default() }
     }
 }
 

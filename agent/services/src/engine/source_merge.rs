@@ -1,33 +1,15 @@
 //! Source merge: the objects of one kind from all sources, and the versions already passed on to the tables.
 //! The cost of each step follows the size of its change.
 
-use crate::Edit;
 use berth_core::{
     ids::PodKey,
-    model::{EndpointSlice, Service},
+    shared::{Changes, Keyed},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
     sync::Arc,
 };
-
-/// Object with a namespace and a name.
-pub(super) trait Keyed {
-    fn key(&self) -> &PodKey;
-}
-
-impl Keyed for Service {
-    fn key(&self) -> &PodKey {
-        &self.key
-    }
-}
-
-impl Keyed for EndpointSlice {
-    fn key(&self) -> &PodKey {
-        &self.key
-    }
-}
 
 /// The versions of the object of one name.
 #[derive(Debug)]
@@ -46,15 +28,6 @@ pub(super) struct SourceMerge<T> {
     touched: BTreeSet<PodKey>,
 }
 
-/// Change of the object of one name.
-#[derive(Debug)]
-pub(super) struct Changed<T> {
-    pub(super) key: PodKey,
-    pub(super) before: Option<Arc<T>>,
-    /// The present object; `None` where it is deleted.
-    pub(super) now: Option<Arc<T>>,
-}
-
 impl<T> Default for SourceMerge<T> {
     fn default() -> Self {
         SourceMerge { held: BTreeMap::new(), touched: BTreeSet::new() }
@@ -62,49 +35,45 @@ impl<T> Default for SourceMerge<T> {
 }
 
 impl<T: Keyed> SourceMerge<T> {
-    /// Takes an edit in. [`SourceMerge::settle`] passes it on.
-    pub(super) fn apply(&mut self, edit: Edit<T>) {
-        for key in edit.gone {
-            if let Some(held) = self.held.get_mut(&key) {
-                held.remove(edit.source);
-                self.touched.insert(key);
+    /// Takes the changes of one source in. [`SourceMerge::settle`] passes them on.
+    pub(super) fn apply(&mut self, source: usize, changes: Changes<T>) {
+        for object in changes.gone {
+            if let Some(held) = self.held.get_mut(object.key()) {
+                held.remove(source);
+                self.touched.insert(object.key().clone());
             }
         }
-        for object in edit.now {
+        for object in changes.now {
             let key = object.key().clone();
             let new = || Held { told: None, now: None, hidden: Vec::new() };
-            self.held.entry(key.clone()).or_insert_with(new).put(edit.source, object);
+            self.held.entry(key.clone()).or_insert_with(new).put(source, object);
             self.touched.insert(key);
         }
     }
 
-    /// The names whose object is new, changed or deleted since the last call. Deletions are returned only
-    /// where `all` sources are known.
-    pub(super) fn settle(&mut self, all: bool) -> Vec<Changed<T>> {
-        let mut changed = Vec::new();
+    /// The changes of the merged objects since the last call. Deletions are returned only where `all` sources
+    /// are known.
+    pub(super) fn settle(&mut self, all: bool) -> Changes<T> {
+        let mut changes = Changes::default();
         for key in mem::take(&mut self.touched) {
             let Some(held) = self.held.get_mut(&key) else { continue };
             let now = held.now.as_ref().map(|(_, object)| object);
             match (&held.told, now) {
                 (Some(told), Some(now)) if Arc::ptr_eq(told, now) => {}
                 (_, Some(now)) => {
-                    let now = Arc::clone(now);
-                    let before = held.told.replace(Arc::clone(&now));
-                    changed.push(Changed { key, before, now: Some(now) });
+                    changes.replaced.extend(held.told.replace(Arc::clone(now)));
+                    changes.now.push(Arc::clone(now));
                 }
                 (Some(_), None) if !all => {
                     self.touched.insert(key);
                 }
                 (_, None) => {
-                    let before = held.told.take();
+                    changes.gone.extend(held.told.take());
                     self.held.remove(&key);
-                    if before.is_some() {
-                        changed.push(Changed { key, before, now: None });
-                    }
                 }
             }
         }
-        changed
+        changes
     }
 
     /// The object of that name, as last passed on.
@@ -155,33 +124,41 @@ mod tests {
         PodKey { namespace: Namespace::new("n").unwrap(), name: PodName::new(name).unwrap() }
     }
 
-    fn edit(source: usize, gone: &[&str], now: &[(&str, u32)]) -> Edit<Object> {
-        let now = now.iter().map(|(name, number)| Arc::new(Object(key(name), *number)));
-        Edit { source, gone: gone.iter().map(|n| key(n)).collect(), now: now.collect() }
+    fn apply(merged: &mut SourceMerge<Object>, source: usize, gone: &[&str], now: &[(&str, u32)]) {
+        let objects = |list: &[(&str, u32)]| -> Vec<_> {
+            list.iter().map(|(name, number)| Arc::new(Object(key(name), *number))).collect()
+        };
+        let gone: Vec<(&str, u32)> = gone.iter().map(|name| (*name, 0)).collect();
+        merged.apply(source, Changes { gone: objects(&gone), now: objects(now), ..Changes::default() });
     }
 
+    /// The changes by name: the number before and now.
     fn settle(merged: &mut SourceMerge<Object>, all: bool) -> Vec<(String, Option<u32>, Option<u32>)> {
-        let number = |o: Option<Arc<Object>>| o.map(|o| o.1);
-        let changed = merged.settle(all).into_iter();
-        changed.map(|c| (c.key.name.to_string(), number(c.before), number(c.now))).collect()
+        let changes = merged.settle(all);
+        let number = |list: &[Arc<Object>], key: &PodKey| list.iter().find(|o| o.0 == *key).map(|o| o.1);
+        let before: Vec<Arc<Object>> = changes.before().cloned().collect();
+        let mut keys: Vec<&PodKey> = changes.keys().collect();
+        keys.sort();
+        let of = |key: &PodKey| (key.name.to_string(), number(&before, key), number(&changes.now, key));
+        keys.into_iter().map(of).collect()
     }
 
     #[test]
     fn the_highest_source_counts_and_what_it_hid_comes_back() {
         let mut merged = SourceMerge::default();
-        merged.apply(edit(1, &[], &[("a", 1), ("b", 2)]));
-        merged.apply(edit(0, &[], &[("a", 10)]));
+        apply(&mut merged, 1, &[], &[("a", 1), ("b", 2)]);
+        apply(&mut merged, 0, &[], &[("a", 10)]);
         assert_eq!(settle(&mut merged, true), [("a".into(), None, Some(1)), ("b".into(), None, Some(2))]);
-        merged.apply(edit(2, &[], &[("a", 20)]));
+        apply(&mut merged, 2, &[], &[("a", 20)]);
         assert_eq!(settle(&mut merged, true), [("a".into(), Some(1), Some(20))]);
-        merged.apply(edit(1, &["a"], &[]));
+        apply(&mut merged, 1, &["a"], &[]);
         assert_eq!(settle(&mut merged, true), []);
-        merged.apply(edit(2, &["a"], &[]));
+        apply(&mut merged, 2, &["a"], &[]);
         assert_eq!(settle(&mut merged, true), [("a".into(), Some(20), Some(10))]);
-        merged.apply(edit(0, &["a"], &[]));
+        apply(&mut merged, 0, &["a"], &[]);
         assert_eq!(settle(&mut merged, true), [("a".into(), Some(10), None)]);
         assert_eq!(merged.all().map(|o| o.1).collect::<Vec<_>>(), [2]);
-        merged.apply(edit(1, &["b"], &[]));
+        apply(&mut merged, 1, &["b"], &[]);
         settle(&mut merged, true);
         assert!(merged.held.is_empty());
     }
@@ -189,12 +166,12 @@ mod tests {
     #[test]
     fn what_is_absent_is_gone_only_where_all_is_known() {
         let mut merged = SourceMerge::default();
-        merged.apply(edit(0, &[], &[("a", 1), ("b", 2)]));
+        apply(&mut merged, 0, &[], &[("a", 1), ("b", 2)]);
         settle(&mut merged, true);
-        merged.apply(edit(0, &["a", "b"], &[]));
+        apply(&mut merged, 0, &["a", "b"], &[]);
         assert_eq!(settle(&mut merged, false), []);
         assert_eq!(merged.all().count(), 2);
-        merged.apply(edit(0, &[], &[("b", 3)]));
+        apply(&mut merged, 0, &[], &[("b", 3)]);
         assert_eq!(settle(&mut merged, false), [("b".into(), Some(2), Some(3))]);
         assert_eq!(settle(&mut merged, true), [("a".into(), Some(1), None)]);
         assert_eq!(settle(&mut merged, true), []);
@@ -203,10 +180,10 @@ mod tests {
     #[test]
     fn the_same_object_again_is_no_change() {
         let mut merged = SourceMerge::default();
-        merged.apply(edit(0, &[], &[("a", 1)]));
+        apply(&mut merged, 0, &[], &[("a", 1)]);
         settle(&mut merged, true);
         let same = Arc::clone(merged.get(&key("a")).unwrap());
-        merged.apply(Edit { source: 0, gone: vec![key("a")], now: vec![same] });
+        merged.apply(0, Changes { replaced: vec![Arc::clone(&same)], now: vec![same], ..Changes::default() });
         assert_eq!(settle(&mut merged, true), []);
     }
 }

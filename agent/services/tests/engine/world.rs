@@ -25,7 +25,7 @@ use std::{
 pub(crate) const HOST: u64 = 1;
 
 /// A list of objects that is replaced as a whole.
-pub(crate) type Shared<T> = Arc<Vec<Arc<T>>>;
+pub(crate) type Objects<T> = Arc<Vec<Arc<T>>>;
 
 /// Damage done to the maps by another program. It takes effect at the engine's next read of the map.
 #[derive(Debug, Default)]
@@ -42,8 +42,8 @@ pub(crate) struct State {
     // Inputs, set by the test.
     pub(crate) listed: bool,
     pub(crate) runtime: bool,
-    pub(crate) services: Shared<Service>,
-    pub(crate) slices: Shared<EndpointSlice>,
+    pub(crate) services: Objects<Service>,
+    pub(crate) slices: Objects<EndpointSlice>,
     pub(crate) wanted: Vec<PodUid>,
     pub(crate) pods: BTreeMap<PodUid, Option<ObservedPod>>,
     pub(crate) devices: BTreeMap<String, Device>,

@@ -8,6 +8,7 @@ use berth_core::{
         Endpoint, EndpointPort, EndpointSlice, PortRef, Protocol, Service, ServicePort, ServiceType,
         TrafficPolicy,
     },
+    shared::Changes,
     time::{Boottime, Wall},
 };
 use berth_ebpf_abi::{
@@ -18,11 +19,22 @@ use std::{
     cell::Cell,
     collections::{BTreeSet, HashMap},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
 pub(crate) fn key(name: &str) -> PodKey {
     PodKey { namespace: Namespace::new("default").unwrap(), name: PodName::new(name).unwrap() }
+}
+
+/// The change that adds or replaces an object.
+pub(crate) fn new<T>(object: impl Into<Arc<T>>) -> Changes<T> {
+    Changes { now: vec![object.into()], ..Changes::default() }
+}
+
+/// The change that removes an object.
+pub(crate) fn gone<T>(object: impl Into<Arc<T>>) -> Changes<T> {
+    Changes { gone: vec![object.into()], ..Changes::default() }
 }
 
 pub(crate) fn service(name: &str, ip: &str, ports: &[(&str, Protocol, u16, Option<u16>)]) -> Service {

@@ -5,10 +5,11 @@
 //! so that a Service keeps its address over restarts and whatever other Services come. Addresses that a manifest names
 //! are used as they are; of two Services that name the same one, the older has it.
 
-use crate::{DesiredService, Error, Keyed, Shared};
+use crate::{DesiredService, Error};
 use berth_core::{
     ids::PodKey,
     model::{Protocol, Service, ServicePort, ServiceType},
+    shared::{Keyed, Shared},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -123,8 +124,10 @@ impl ClusterIpAllocator {
         let logged: BTreeSet<String> = unallocated.keys().cloned().collect();
         let mut todo: BTreeMap<String, PodKey> =
             unallocated.into_iter().map(|(name, (key, _))| (name, key)).collect();
+        for before in changes.before() {
+            self.in_use.count_manifest(&before.service, false);
+        }
         for gone in &changes.gone {
-            self.in_use.count_manifest(&gone.service, false);
             self.filled.remove(gone.key());
             let name = gone.service.key.to_string();
             todo.remove(&name);
@@ -133,9 +136,6 @@ impl ClusterIpAllocator {
             }
         }
         for now in &changes.now {
-            if let Some(before) = self.manifests.get(now.key()) {
-                self.in_use.count_manifest(&before.service, false);
-            }
             self.in_use.count_manifest(&now.service, true);
             let name = now.service.key.to_string();
             self.absent.remove(&name);

@@ -5,10 +5,11 @@ use super::{
     file_objects::{DataKey, FileObjects, data_key},
     name_index::{FilePart, NameIndex, ObjectPlace},
 };
-use crate::{DesiredPod, DesiredService, Keyed, ManifestError, Shared};
+use crate::{DesiredPod, DesiredService, ManifestError};
 use berth_core::{
     ids::{PodKey, PodUid},
     model::{EndpointSlice, KeyedData, Objects},
+    shared::{Keyed, Shared},
 };
 use std::{
     collections::BTreeMap,

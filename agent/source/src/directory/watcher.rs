@@ -11,10 +11,10 @@ use super::{
     merged_objects::ObjectIndex,
 };
 use crate::{
-    DesiredService, ManifestError, Shared, Snapshot, UnallocatedService,
+    DesiredService, ManifestError, Snapshot, UnallocatedService,
     controllers::cluster_ips::ClusterIpAllocator, manifest::ManifestContext,
 };
-use berth_core::{ids::PodKey, time::Wall};
+use berth_core::{ids::PodKey, shared::Shared, time::Wall};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,12 +1,13 @@
 //! In-memory node: sources, pods and publications.
 
-use super::{Shared, World};
+use super::World;
 use crate::support::{endpoint, key};
 use berth_core::{
     ids::PodUid,
     model::{Endpoint, EndpointPort, EndpointSlice, Service},
+    shared::{Changes, Keyed, Shared},
 };
-use berth_services::{Cause, DatapathHealth, Edit, Edits, Named, Notice, ObservedPod, ServiceInputs};
+use berth_services::{Cause, DatapathHealth, Named, Notice, ObservedPod, ServiceInputs, SourceChanges};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 /// Node of a test.
@@ -23,21 +24,11 @@ impl FakeNode {
 }
 
 impl ServiceInputs for FakeNode {
-    fn edits(&mut self) -> Edits {
+    fn changes(&mut self) -> SourceChanges {
         let state = self.world.state();
-        let services = Edit::between(0, &self.services, &state.services, Arc::clone, |s: &Service| &s.key);
-        let slices = Edit::between(0, &self.slices, &state.slices, Arc::clone, |s: &EndpointSlice| &s.key);
-        if services.is_some() {
-            self.services = Arc::clone(&state.services);
-        }
-        if slices.is_some() {
-            self.slices = Arc::clone(&state.slices);
-        }
-        Edits {
-            listed: state.listed,
-            services: services.into_iter().collect(),
-            slices: slices.into_iter().collect(),
-        }
+        let services = changes(&mut self.services, &state.services);
+        let slices = changes(&mut self.slices, &state.slices);
+        SourceChanges { listed: state.listed, services: vec![(0, services)], slices: vec![(0, slices)] }
     }
 
     fn wanted_pods(&self) -> Vec<PodUid> {
@@ -119,4 +110,13 @@ impl ServiceInputs for FakeNode {
     fn health(&mut self, health: &DatapathHealth) {
         self.world.state().health = health.clone();
     }
+}
+
+/// The changes from the objects that a source reported before, which are replaced.
+fn changes<T: Keyed>(before: &mut Shared<T>, now: &[Arc<T>]) -> Changes<T> {
+    let mut all = Shared::default();
+    now.iter().for_each(|object| all.put(Arc::clone(object)));
+    let changes = all.changes_since(before);
+    *before = all;
+    changes
 }

@@ -45,9 +45,7 @@ pub(crate) fn fill(plane: &mut Plane, others: u32, backend: Ipv4Addr) -> Result<
     let mut all: Vec<Pair> = objects::many(others, 1)?;
     all.push(objects::pair("measured", VIP, Some(NODE_PORT), &[backend])?);
     let mut reconciler = TableReconciler::new(NodeFacts::default(), 1);
-    for change in all.iter().flat_map(Pair::changes) {
-        reconciler.change(change);
-    }
+    objects::put(&mut reconciler, &all);
     reconciler.listed();
     let done = reconciler.sync(&mut plane.maps, clock::boottime).context("fill the tables")?;
     ensure!(done.put > all.len(), "{} entries for {} Services", done.put, all.len());

@@ -7,9 +7,10 @@ use crate::{
     say,
 };
 use anyhow::{Context, Result, ensure};
+use berth_core::shared::Changes;
 use berth_ebpf_loader::report;
 use berth_harness::rng::{Rng, seed};
-use berth_services::{Change, NodeFacts, TableReconciler};
+use berth_services::{NodeFacts, TableReconciler};
 use berth_tests_services::{
     objects::{self, Pair},
     plane::Plane,
@@ -67,9 +68,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
     let mut restarts = Vec::new();
     settle(&mut plane, &mut reconciler)?;
     // Restores the objects of the beginning after the timed changes, without timing it.
-    for change in objects.iter().flat_map(Pair::changes) {
-        reconciler.change(change);
-    }
+    objects::put(&mut reconciler, &objects);
     settle(&mut plane, &mut reconciler)?;
     for _ in 0..TIMES {
         let mut next = TableReconciler::new(NodeFacts::default(), reconciler.next_id());
@@ -112,11 +111,8 @@ pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
 /// Gives all objects to a new TableReconciler and syncs the tables. Returns the time in seconds and the
 /// number of written entries.
 fn begin(plane: &mut Plane, reconciler: &mut TableReconciler, objects: &[Pair]) -> Result<(f64, usize)> {
-    let changes: Vec<Change> = objects.iter().flat_map(Pair::changes).collect();
     let begun = Instant::now();
-    for change in changes {
-        reconciler.change(change);
-    }
+    objects::put(reconciler, objects);
     reconciler.listed();
     let done = reconciler.sync(&mut plane.maps, east_west::now).context("bring the tables there")?;
     Ok((begun.elapsed().as_secs_f64(), done.put + done.deleted))
@@ -124,9 +120,7 @@ fn begin(plane: &mut Plane, reconciler: &mut TableReconciler, objects: &[Pair]) 
 
 /// Removes all objects from the tables.
 fn clear(plane: &mut Plane, reconciler: &mut TableReconciler, objects: &[Pair]) -> Result<()> {
-    for change in objects.iter().flat_map(Pair::ends) {
-        reconciler.change(change);
-    }
+    objects::remove(reconciler, objects);
     settle(plane, reconciler)?;
     let left = plane.maps.service4.count()? + plane.maps.chunk4.count()?;
     ensure!(left == 0, "{left} entries are left of Services that are gone");
@@ -153,9 +147,9 @@ fn updates(plane: &mut Plane, reconciler: &mut TableReconciler, objects: &[Pair]
             usize::try_from(rng.below(services)).ok().and_then(|n| objects.get(n)).context("no Service")?;
         let fresh = 0x40_0000 + u32::try_from(event)? * ENDPOINTS;
         let endpoints: Vec<Ipv4Addr> = (0..ENDPOINTS).map(|e| objects::at(fresh + e)).collect();
-        let change = Change::Slice(pair.with(&endpoints));
+        let change = Changes { now: vec![pair.with(&endpoints)], ..Changes::default() };
         let begun = Instant::now();
-        reconciler.change(change);
+        reconciler.change_slices(change);
         let done = reconciler.sync(&mut plane.maps, east_west::now)?;
         times.push(begun.elapsed().as_secs_f64() * 1e6);
         ensure!(done.put > 0, "an event wrote nothing");

@@ -1,11 +1,14 @@
-//! An ordered set of shared objects with cheap versions: a copy shares everything but later changes, and comparing two
-//! versions costs their difference.
+//! Ordered set of shared objects with cheap versions, and the changes from one version to the next. A copy of
+//! the set shares everything but later changes, and a comparison of two versions costs their difference.
 //!
-//! The objects lie in chunks, in order of their names. A change copies the pointers of one chunk; a copy of the set
-//! copies the pointers of the chunks.
+//! The objects lie in chunks, in order of their names. A change copies the pointers of one chunk; a copy of
+//! the set copies the pointers of the chunks.
 
-use berth_core::ids::PodKey;
-use std::{collections::BTreeSet, fmt, iter::Peekable, sync::Arc};
+use crate::{
+    ids::PodKey,
+    model::{EndpointSlice, Service},
+};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 /// Limit of the objects in one chunk.
 const CHUNK: usize = 64;
@@ -14,6 +17,18 @@ const CHUNK: usize = 64;
 pub trait Keyed {
     /// Namespace and name.
     fn key(&self) -> &PodKey;
+}
+
+impl Keyed for Service {
+    fn key(&self) -> &PodKey {
+        &self.key
+    }
+}
+
+impl Keyed for EndpointSlice {
+    fn key(&self) -> &PodKey {
+        &self.key
+    }
 }
 
 type Chunk<T> = Arc<Vec<Arc<T>>>;
@@ -25,13 +40,46 @@ pub struct Shared<T> {
     len: usize,
 }
 
-/// Difference between two versions of a set.
-#[derive(Debug, PartialEq)]
+/// Difference between two versions of a set of objects.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Changes<T> {
     /// Objects of the earlier version whose name is gone.
     pub gone: Vec<Arc<T>>,
+    /// Objects of the earlier version that another object of their name replaces.
+    pub replaced: Vec<Arc<T>>,
     /// Objects that are new, or replace another one of their name.
     pub now: Vec<Arc<T>>,
+}
+
+impl<T> Default for Changes<T> {
+    fn default() -> Self {
+        Changes { gone: Vec::new(), replaced: Vec::new(), now: Vec::new() }
+    }
+}
+
+impl<T> Changes<T> {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.gone.is_empty() && self.now.is_empty()
+    }
+
+    /// The objects of the earlier version that are gone or replaced.
+    pub fn before(&self) -> impl Iterator<Item = &Arc<T>> {
+        self.gone.iter().chain(&self.replaced)
+    }
+
+    /// The same changes of objects that are parts of these.
+    pub fn map<U>(&self, part: impl Fn(&T) -> Arc<U>) -> Changes<U> {
+        let of = |objects: &[Arc<T>]| objects.iter().map(|o| part(o)).collect();
+        Changes { gone: of(&self.gone), replaced: of(&self.replaced), now: of(&self.now) }
+    }
+}
+
+impl<T: Keyed> Changes<T> {
+    /// The names of all objects that are gone, new or replaced.
+    pub fn keys(&self) -> impl Iterator<Item = &PodKey> {
+        self.gone.iter().chain(&self.now).map(|object| object.key())
+    }
 }
 
 impl<T> Default for Shared<T> {
@@ -135,14 +183,17 @@ impl<T: Keyed> Shared<T> {
         }
     }
 
-    /// The difference from an earlier version, by pointer. Chunks that both share are skipped.
+    /// The difference from an earlier version, by pointer, each list in order of names. Chunks that both share
+    /// are skipped.
     pub fn changes_since(&self, before: &Shared<T>) -> Changes<T> {
         let mut old = before.without(self).peekable();
-        let mut changes = Changes { gone: Vec::new(), now: Vec::new() };
+        let mut changes = Changes::default();
         for object in self.without(before) {
             let gone = std::iter::from_fn(|| old.next_if(|o| o.key() < object.key()));
             changes.gone.extend(gone.cloned());
-            if !same(&mut old, object) {
+            let earlier = old.next_if(|o| o.key() == object.key());
+            if earlier.is_none_or(|earlier| !Arc::ptr_eq(earlier, object)) {
+                changes.replaced.extend(earlier.cloned());
                 changes.now.push(Arc::clone(object));
             }
         }
@@ -157,16 +208,12 @@ impl<T: Keyed> Shared<T> {
         own.flat_map(|chunk| chunk.iter())
     }
 
-    /// The chunk that has the name, or into which the name belongs. That chunk is missing only if there are no chunks.
+    /// The chunk that has the name, or into which the name belongs. That chunk is missing only if there are no
+    /// chunks.
     fn chunk_of(&self, key: &PodKey) -> usize {
         let after = |chunk: &Chunk<T>| chunk.first().is_some_and(|first| first.key() <= key);
         self.chunks.partition_point(after).saturating_sub(1)
     }
-}
-
-/// Whether the object is the next of the old ones. The old object of its name is consumed.
-fn same<'a, T: Keyed + 'a>(old: &mut Peekable<impl Iterator<Item = &'a Arc<T>>>, object: &Arc<T>) -> bool {
-    old.next_if(|o| o.key() == object.key()).is_some_and(|o| Arc::ptr_eq(o, object))
 }
 
 fn find<T: Keyed>(chunk: &[Arc<T>], key: &PodKey) -> Result<usize, usize> {
@@ -176,7 +223,7 @@ fn find<T: Keyed>(chunk: &[Arc<T>], key: &PodKey) -> Result<usize, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_core::ids::{Namespace, PodName};
+    use crate::ids::{Namespace, PodName};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -201,8 +248,10 @@ mod tests {
     ) -> Changes<Object> {
         let other = |(key, o): &(&PodKey, &Arc<Object>)| before.get(*key).is_none_or(|b| !Arc::ptr_eq(b, o));
         let gone = before.iter().filter(|(key, _)| !now.contains_key(*key));
+        let changed = now.iter().filter(other).map(|(key, _)| key);
         Changes {
             gone: gone.map(|(_, o)| Arc::clone(o)).collect(),
+            replaced: changed.filter_map(|key| before.get(key)).cloned().collect(),
             now: now.iter().filter(other).map(|(_, o)| Arc::clone(o)).collect(),
         }
     }
@@ -248,5 +297,35 @@ mod tests {
         let own = |a: &Shared<Object>, b: &Shared<Object>| a.without(b).count();
         assert!(own(&shared, &before) <= CHUNK && own(&before, &shared) <= CHUNK);
         assert_eq!(shared.changes_since(&before).now, [object(5000, 1)]);
+    }
+
+    #[test]
+    fn changes_hold_only_objects_that_differ() {
+        let all: Vec<Arc<Object>> = (1..6).map(|n| object(n, 0)).collect();
+        let set = |objects: &[Arc<Object>]| {
+            let mut set = Shared::default();
+            objects.iter().for_each(|o| set.put(Arc::clone(o)));
+            set
+        };
+        let changes = |now: &[Arc<Object>]| {
+            let changes = set(now).changes_since(&set(&all));
+            assert_eq!(changes.is_empty(), changes.keys().count() == 0);
+            let [gone, replaced, now] = [&changes.gone, &changes.replaced, &changes.now]
+                .map(|list| list.iter().map(|o| o.0.name.to_string()).collect::<Vec<_>>().join(" "));
+            assert_eq!(changes.before().count(), changes.gone.len() + changes.replaced.len());
+            (gone, replaced, now)
+        };
+        let names = |gone: &str, replaced: &str, now: &str| (gone.into(), replaced.into(), now.into());
+        assert_eq!(changes(&all), names("", "", ""));
+        let mut changed = all.clone();
+        (changed[1], changed[3]) = (object(2, 0), object(4, 0));
+        assert_eq!(changes(&changed), names("", "p0002 p0004", "p0002 p0004"), "by pointer, not by value");
+        assert_eq!(changes(&all[1..]), names("p0001", "", ""));
+        assert_eq!(changes(&[]), names("p0001 p0002 p0003 p0004 p0005", "", ""));
+        let mut more = all.clone();
+        more.insert(0, object(0, 0));
+        more.remove(3);
+        more[4] = object(9, 0);
+        assert_eq!(changes(&more), names("p0003 p0005", "", "p0000 p0009"));
     }
 }
