@@ -19,7 +19,7 @@ pub(crate) mod known;
 pub(crate) mod list;
 pub(crate) mod names;
 mod pinned;
-pub(crate) mod snapshot;
+pub(crate) mod ports;
 pub(crate) mod trace;
 
 use crate::{error::Error, output, state};
@@ -32,7 +32,7 @@ use berth_ebpf_abi::{V4, V6};
 use berth_ebpf_loader::{Datapath, Pins};
 use names::Names;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use snapshot::{Port, Snapshot};
+use ports::Port;
 use std::path::Path;
 
 /// The pin directory of the Service tables.
@@ -95,7 +95,7 @@ pub(crate) async fn names(roots: &Roots, with_pods: bool) -> (Names, Vec<PodView
 
 /// The Service ports of both families.
 pub(crate) fn ports(datapath: &Datapath) -> Result<Vec<Port>, Error> {
-    let mut ports = Snapshot::<V4>::read(datapath)?.ports();
-    ports.extend(Snapshot::<V6>::read(datapath)?.ports());
+    let mut ports = ports::ports(&family::read::<V4>(datapath)?);
+    ports.extend(ports::ports(&family::read::<V6>(datapath)?));
     Ok(ports)
 }

@@ -22,12 +22,12 @@ mod engine;
 mod host_network;
 mod interfaces;
 mod kernel;
-mod net;
 mod reconciler;
 mod tables;
 mod veth;
 mod wanted;
 
+pub use berth_ebpf_tables::{Difference, Net};
 pub use compile::compile;
 pub use engine::{Config, Engine};
 pub use host_network::{
@@ -40,8 +40,7 @@ pub use interfaces::{
 pub use kernel::{
     ClearPods, DeviceEvents, LinuxDatapath, LinuxDatapathConfig, detach, hooks_group, read_network,
 };
-pub use net::Net;
-pub use reconciler::{Difference, Named, Outcome, REST, StaleBackend, TableReconciler};
+pub use reconciler::{Named, Outcome, REST, StaleBackend, TableReconciler};
 pub use tables::{FamilyTables, Table, TableError, Tables};
 pub use veth::{VethError, VethPair, veth_pair};
 pub use wanted::{NodeFacts, Notice, NoticeReason, Transport, Wanted, WantedPort};

@@ -13,22 +13,22 @@
 mod adopt;
 mod claims;
 mod diff;
-mod encode;
 mod family;
 mod notices;
 mod port;
 mod stale;
 mod write;
 
-use crate::{Net, NodeFacts, Notice, TableError, Tables, Transport, compile, tables::FamilyTables};
-use adopt::Contents;
+use crate::{
+    Difference, Net, NodeFacts, Notice, TableError, Tables, Transport, compile, tables::FamilyTables,
+};
 use berth_core::{
     ids::PodKey,
     model::{EndpointSlice, Service},
     shared::Changes,
     time::Boottime,
 };
-use berth_ebpf_abi::{V4, V6, maps};
+use berth_ebpf_abi::{V4, V6};
 use berth_ebpf_loader::Frontend;
 use family::Family;
 use port::{Numbered, Owner};
@@ -89,17 +89,6 @@ pub struct Named {
     pub transport: Transport,
     /// The frontends: address (unspecified for a NodePort) and port. Port 0 is the bare address.
     pub frontends: Vec<(IpAddr, u16)>,
-}
-
-/// A difference between the tables and the wanted entries.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
-    /// The map's name.
-    pub table: &'static str,
-    /// The entry's key in readable form.
-    pub key: String,
-    /// `missing`, `differs` or `is too much`.
-    pub what: &'static str,
 }
 
 /// One Service with its slices and the ids of its ports.
@@ -314,10 +303,10 @@ impl TableReconciler {
     pub fn reconcile<T: Tables>(&mut self, tables: &mut T) -> Result<usize, TableError> {
         let mut found: usize = 0;
         if self.v4.synced {
-            found = found.saturating_add(self.v4.reconcile(Contents::read(tables)?));
+            found = found.saturating_add(self.v4.reconcile(diff::read(tables)?));
         }
         if self.v6.synced {
-            found = found.saturating_add(self.v6.reconcile(Contents::read(tables)?));
+            found = found.saturating_add(self.v6.reconcile(diff::read(tables)?));
         }
         Ok(found)
     }
@@ -344,9 +333,7 @@ impl TableReconciler {
 
     /// Fill level of each table: name, entries, capacity.
     pub fn fill_levels(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
-        let v4 = [maps::SERVICE4, maps::CHUNK4, maps::MEMBER4].into_iter().zip(self.v4.fill_level());
-        let v6 = [maps::SERVICE6, maps::CHUNK6, maps::MEMBER6].into_iter().zip(self.v6.fill_level());
-        v4.chain(v6).map(|(name, (entries, capacity))| (name, entries, capacity))
+        self.v4.fill_level().into_iter().chain(self.v6.fill_level())
     }
 
     /// Compiles the objects of one Service to its ports in both families.
@@ -397,7 +384,7 @@ fn adopt<A: Net>(
     if family.synced {
         return false;
     }
-    match Contents::read(tables) {
+    match diff::read(tables) {
         Ok(contents) => {
             family.adopt(contents, ids);
             // The mirror stays in sync until a write fails.

@@ -35,6 +35,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-ebpf-abi",
             "berth-ebpf-decide",
             "berth-ebpf-loader",
+            "berth-ebpf-tables",
         ],
     ),
     // Service data plane: abi holds the shared types; decide is shared by the eBPF programs, tests and `berth
@@ -42,7 +43,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-ebpf-abi", &[]),
     ("berth-ebpf-decide", &["berth-ebpf-abi"]),
     ("berth-ebpf-loader", &["berth-core", "berth-ebpf-abi", "berth-ebpf-decide"]),
-    ("berth-services", &["berth-core", "berth-sys", "berth-ebpf-abi", "berth-ebpf-loader"]),
+    // User space's encoding and decoding of the Service tables: services writes by it, the CLI reads by it.
+    ("berth-ebpf-tables", &["berth-ebpf-abi"]),
+    (
+        "berth-services",
+        &["berth-core", "berth-sys", "berth-ebpf-abi", "berth-ebpf-loader", "berth-ebpf-tables"],
+    ),
     ("berth-dns", &["berth-core", "berth-sys", "berth-api", "berth-helper"]),
     // The CNI plugin works without an agent.
     ("berth-cni-ipam", &[]),

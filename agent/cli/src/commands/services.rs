@@ -6,10 +6,10 @@ use crate::{
     services::{
         self,
         check::{self, Findings},
+        family,
         known::Known,
         list,
         names::Names,
-        snapshot::Snapshot,
     },
     table::plain,
 };
@@ -100,7 +100,7 @@ fn findings(roots: &Roots, pins: &Pins, known: &Known) -> Result<(Findings, usiz
     let mut entries = 0;
     match Datapath::open(pins, Access::Read) {
         Ok(datapath) => {
-            let (v4, v6) = (Snapshot::<V4>::read(&datapath)?, Snapshot::<V6>::read(&datapath)?);
+            let (v4, v6) = (family::read::<V4>(&datapath)?, family::read::<V6>(&datapath)?);
             entries = v4.services.len().saturating_add(v6.services.len());
             found.extend(check::tables(&v4, &names));
             found.extend(check::tables(&v6, &names));

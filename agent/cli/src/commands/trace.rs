@@ -5,7 +5,7 @@ use crate::{
     output::{self, Output},
     services::{
         self,
-        family::Net,
+        family::MapFamily,
         names::Names,
         trace::{self, AddressKind},
     },
@@ -13,6 +13,7 @@ use crate::{
 use berth_core::roots::Roots;
 use berth_ebpf_abi::{Client, V4, V6};
 use berth_ebpf_loader::{self as loader, Access, Datapath, Pins};
+use berth_ebpf_tables::Net as _;
 use clap::Args;
 use std::net::{IpAddr, SocketAddr};
 
@@ -60,7 +61,11 @@ pub(crate) async fn run(roots: &Roots, args: &TraceArgs) -> Result<u8, Error> {
 
 /// Whether the maps have an address as one of a pod, of the node, or of neither.
 fn address_kind(datapath: &Datapath, clients: &[(u64, Client)], ip: IpAddr) -> Result<AddressKind, Error> {
-    fn of<A: Net>(datapath: &Datapath, clients: &[(u64, Client)], addr: A) -> Result<AddressKind, Error> {
+    fn of<A: MapFamily>(
+        datapath: &Datapath,
+        clients: &[(u64, Client)],
+        addr: A,
+    ) -> Result<AddressKind, Error> {
         let maps = A::maps(datapath);
         Ok(if clients.iter().any(|(_, c)| A::of_client(c) == addr) || maps.pod.get(&addr)?.is_some() {
             AddressKind::Pod
@@ -88,7 +93,7 @@ fn egress_device(pins: &Pins, to: IpAddr) -> Result<Option<(String, bool)>, Erro
     Ok(Some((name.to_string_lossy().into_owned(), hooked)))
 }
 
-fn show<A: Net>(
+fn show<A: MapFamily>(
     pins: &Pins,
     datapath: &Datapath,
     names: &Names,

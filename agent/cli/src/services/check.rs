@@ -4,17 +4,14 @@
 //! Each check compares entries of one reading. The agent may write during the reading, so a problem
 //! counts only if a second reading, after replaced chunks are gone, finds it too.
 
-use super::{
-    family::{Net, socket},
-    names::Names,
-    snapshot::{Protocol, Snapshot, chunk_keys},
-};
+use super::{names::Names, ports::Protocol};
 use berth_api::services::NamedPort;
-use berth_ebpf_abi::{ChunkKey, INLINE, MemberKey, SERVING, Service, ServiceKey, Set, frontend, tag};
+use berth_ebpf_abi::{ChunkKey, MemberKey, SERVING, ServiceKey, frontend};
 use berth_ebpf_decide::flow::{TCP, UDP};
 use berth_ebpf_loader::{Hook, Report};
+use berth_ebpf_tables::{Contents, Inconsistency, Net, inconsistencies, socket};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     net::SocketAddr,
 };
 
@@ -22,143 +19,49 @@ use std::{
 pub(crate) type Findings = BTreeSet<String>;
 
 /// Checks that one family's tables are consistent and agree with the names.
-pub(crate) fn tables<A: Net>(snapshot: &Snapshot<A>, names: &Names) -> Findings {
+pub(crate) fn tables<A: Net>(contents: &Contents<A>, names: &Names) -> Findings {
     let mut found = Findings::new();
-    let expected = Expected::of(snapshot, names, &mut found);
-    for (id, generations) in expected.generations.iter().filter(|(_, g)| g.len() > 1) {
-        let service = names.service_port(A::V6, *id);
-        found
-            .insert(format!("{} {service}: its frontends have generations {generations:?}", A::MAPS.service));
-    }
-    let ids: BTreeSet<u32> = expected.generations.keys().copied().collect();
+    let with_ports = contents.services.iter().filter(|(_, v)| v.frontend & frontend::ADDRESS == 0);
+    let ids: BTreeSet<u32> = with_ports.map(|(_, value)| value.id).collect();
     let without_frontends =
-        if names.published { check_names(snapshot, &ids, names, &mut found) } else { BTreeSet::new() };
-    let known = |id: &u32| ids.contains(id) || without_frontends.contains(id);
-    for chunk in snapshot.chunks.keys() {
-        if !expected.chunks.contains(chunk) && !without_frontends.contains(&chunk.id) {
-            found.insert(format!("{} {}: no value names it", A::MAPS.chunk, chunk_text(chunk)));
-        }
-    }
-    members(snapshot, &expected, names, known, &mut found);
+        if names.published { check_names(contents, &ids, names, &mut found) } else { BTreeSet::new() };
+    let inconsistencies = inconsistencies(contents, &without_frontends);
+    found.extend(inconsistencies.iter().map(|problem| text(problem, names)));
     found
 }
 
-/// The entries of other tables that follow from the Service entries.
-#[derive(Default)]
-struct Expected<A> {
-    /// The generations of each id's frontends; one in consistent tables.
-    generations: BTreeMap<u32, BTreeSet<u32>>,
-    chunks: HashSet<ChunkKey>,
-    members: HashSet<MemberKey<A>>,
-    /// The ids that have members, and whether one of their frontends is UDP. Beside the members of
-    /// the sets such a port may have [`SERVING`] members for terminating endpoints, which are in no
-    /// set.
-    with_members: HashMap<u32, bool>,
-}
-
-impl<A: Net> Expected<A> {
-    /// Collects the expected entries, and checks each Service entry by itself on the way.
-    fn of(snapshot: &Snapshot<A>, names: &Names, found: &mut Findings) -> Expected<A> {
-        let mut expected = Expected {
-            generations: BTreeMap::new(),
-            chunks: HashSet::new(),
-            members: HashSet::new(),
-            with_members: HashMap::new(),
-        };
-        let keys: HashSet<ServiceKey<A>> = snapshot.services.iter().map(|(key, _)| *key).collect();
-        let with_ports: HashSet<A> = keys.iter().filter(|k| k.port != 0).map(|k| k.addr).collect();
-        for (key, value) in &snapshot.services {
-            let at = format!("{} {}", A::MAPS.service, frontend_text(key));
-            if value.tag != tag(value.id, value.generation) {
-                let (id, generation) = (value.id, value.generation);
-                found.insert(format!("{at}: the tag does not fit id {id} generation {generation}"));
-            }
-            if value.frontend & frontend::ADDRESS != 0 {
-                if !with_ports.contains(&key.addr) {
-                    found.insert(format!("{at}: an address without any Service port"));
-                }
-                continue;
-            }
-            let cluster_ip = value.frontend & (frontend::EXTERNAL | frontend::NODE_PORT) == 0;
-            if cluster_ip && !keys.contains(&ServiceKey { addr: key.addr, ..ServiceKey::default() }) {
-                found.insert(format!("{at}: no entry of the bare address, so other ports are not refused"));
-            }
-            expected.generations.entry(value.id).or_default().insert(value.generation);
-            expected.add_chunks(snapshot, value, names, found);
-            let inline = value.counts.map(usize::from).into_iter().fold(0, usize::saturating_add);
-            if inline <= INLINE && value.inline.iter().take(inline).any(|b| b.port == 0) {
-                found.insert(format!("{at}: a backend without a port"));
-            }
-            expected.add_members(snapshot, key, value);
+/// One line about an inconsistency.
+fn text<A: Net>(problem: &Inconsistency<A>, names: &Names) -> String {
+    use Inconsistency as I;
+    let service = |id: u32| names.service_port(A::V6, id);
+    let value =
+        |key: &ServiceKey<A>, what: &str| format!("{} {}: {what}", A::TABLES.service, frontend_text(key));
+    let chunk = |key: &ChunkKey, what: &str| format!("{} {}: {what}", A::TABLES.chunk, chunk_text(key));
+    let chunk_of = |key: &ChunkKey, what: &str| chunk(key, &format!("{}: {what}", service(key.id)));
+    let member =
+        |key: &MemberKey<A>, what: &str| format!("{} {}: {what}", A::TABLES.member, member_text(key));
+    let member_of = |key: &MemberKey<A>, what: &str| member(key, &format!("{}: {what}", service(key.id)));
+    match problem {
+        I::ValueTag { key, id, generation } => {
+            value(key, &format!("the tag does not fit id {id} generation {generation}"))
         }
-        expected
-    }
-
-    fn add_chunks(
-        &mut self,
-        snapshot: &Snapshot<A>,
-        value: &Service<A>,
-        names: &Names,
-        found: &mut Findings,
-    ) {
-        let service = names.service_port(A::V6, value.id);
-        for (chunk, len) in [Set::Cluster, Set::Local].into_iter().flat_map(|set| chunk_keys(value, set)) {
-            let at = format!("{} {}: {service}", A::MAPS.chunk, chunk_text(&chunk));
-            match snapshot.chunks.get(&chunk) {
-                None => drop(found.insert(format!("{at}: missing"))),
-                Some(c) if c.tag != tag(chunk.id, chunk.generation) => {
-                    found.insert(format!("{at}: the tag does not fit"));
-                }
-                Some(c) if usize::try_from(c.len).ok() != Some(len) => {
-                    found.insert(format!("{at}: has {} backends, the value says {len}", c.len));
-                }
-                Some(c) if c.backends.iter().take(len).any(|b| b.port == 0) => {
-                    found.insert(format!("{at}: a backend without a port"));
-                }
-                Some(_) => {}
-            }
-            self.chunks.insert(chunk);
+        I::AddressWithoutPort(key) => value(key, "an address without any Service port"),
+        I::NoAddress(key) => value(key, "no entry of the bare address, so other ports are not refused"),
+        I::BackendWithoutPort(key) => value(key, "a backend without a port"),
+        I::Generations { id, generations } => {
+            format!("{} {}: its frontends have generations {generations:?}", A::TABLES.service, service(*id))
         }
-    }
-
-    fn add_members(&mut self, snapshot: &Snapshot<A>, key: &ServiceKey<A>, value: &Service<A>) {
-        let udp = key.proto == UDP;
-        let affinity = value.affinity_s != 0;
-        if affinity || udp {
-            *self.with_members.entry(value.id).or_default() |= udp;
+        I::ChunkMissing(key) => chunk_of(key, "missing"),
+        I::ChunkTag(key) => chunk_of(key, "the tag does not fit"),
+        I::ChunkLength { key, has, wanted } => {
+            chunk_of(key, &format!("has {has} backends, the value says {wanted}"))
         }
-        for (number, set) in [(0, Set::Cluster), (1, Set::Local)] {
-            for b in snapshot.backends(value, set).into_iter().filter(|b| b.port != 0) {
-                let member = MemberKey { id: value.id, addr: b.addr, port: b.port, set: number };
-                self.members.extend(affinity.then_some(member));
-                self.members.extend(udp.then_some(MemberKey { set: SERVING, ..member }));
-            }
-        }
-    }
-}
-
-/// Compares the members with the expected ones.
-fn members<A: Net>(
-    snapshot: &Snapshot<A>,
-    expected: &Expected<A>,
-    names: &Names,
-    known: impl Fn(&u32) -> bool,
-    found: &mut Findings,
-) {
-    let map = A::MAPS.member;
-    for member in expected.members.difference(&snapshot.members) {
-        let service = names.service_port(A::V6, member.id);
-        let who = if member.set == SERVING { "no flow" } else { "no client" };
-        found.insert(format!("{map} {}: {service}: missing, so {who} stays there", member_text(member)));
-    }
-    for member in snapshot.members.iter().filter(|m| !known(&m.id)) {
-        found.insert(format!("{map} {}: no Service has this id", member_text(member)));
-    }
-    let excess =
-        |m: &&MemberKey<A>| expected.with_members.get(&m.id).is_some_and(|udp| m.set != SERVING || !udp);
-    for member in snapshot.members.difference(&expected.members).filter(excess) {
-        let service = names.service_port(A::V6, member.id);
-        found.insert(format!("{map} {}: {service}: not one of its backends", member_text(member)));
+        I::ChunkBackendWithoutPort(key) => chunk_of(key, "a backend without a port"),
+        I::ChunkExcess(key) => chunk(key, "no value names it"),
+        I::MemberMissing(key) if key.set == SERVING => member_of(key, "missing, so no flow stays there"),
+        I::MemberMissing(key) => member_of(key, "missing, so no client stays there"),
+        I::MemberExcess(key) => member_of(key, "not one of its backends"),
+        I::MemberUnknown(key) => member(key, "no Service has this id"),
     }
 }
 
@@ -166,16 +69,16 @@ fn members<A: Net>(
 /// frontends are all owned by other Services; their entries are kept in case a frontend becomes
 /// free.
 fn check_names<A: Net>(
-    snapshot: &Snapshot<A>,
+    contents: &Contents<A>,
     ids: &BTreeSet<u32>,
     names: &Names,
     found: &mut Findings,
 ) -> BTreeSet<u32> {
-    let map = A::MAPS.service;
+    let map = A::TABLES.service;
     for id in ids.iter().filter(|id| names.port(A::V6, **id).is_none()) {
         found.insert(format!("{map} (id {id}): not named in services.json"));
     }
-    let owners: HashMap<ServiceKey<A>, u32> = snapshot.services.iter().map(|(key, v)| (*key, v.id)).collect();
+    let owners: HashMap<ServiceKey<A>, u32> = contents.services.iter().map(|(key, v)| (*key, v.id)).collect();
     let mut without_frontends = BTreeSet::new();
     for port in names.all().filter(|p| p.v6 == A::V6) {
         let service = names.service_port(A::V6, port.id);

@@ -1,12 +1,12 @@
-//! The differences between the tables of IPv4 and IPv6.
+//! The pinned maps of IPv4 and IPv6.
 
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Chunk, ChunkKey, Config, Flow, LocalPod, MemberKey, NodeAddress, Prefix, Service,
     ServiceKey, Tuple, V4, V6, maps,
 };
 use berth_ebpf_decide::{Family, flow::Class};
-use berth_ebpf_loader::{Datapath, Map, Plain};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use berth_ebpf_loader::{Datapath, Error, Map, Plain};
+use berth_ebpf_tables::{Contents, Net};
 
 /// The element of a class of connections.
 pub(crate) fn by_class<T: Copy>([udp, unassured, assured]: [T; 3], class: Class) -> T {
@@ -29,12 +29,9 @@ pub(crate) struct FamilyMaps<'d, A> {
     pub(crate) flows: [&'d Map<Tuple<A>, Flow<A>>; 3],
 }
 
-/// The names of one family's maps.
+/// The names of one family's maps beside the Service tables.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MapNames {
-    pub(crate) service: &'static str,
-    pub(crate) chunk: &'static str,
-    pub(crate) member: &'static str,
     pub(crate) affinity: &'static str,
     pub(crate) node: &'static str,
     pub(crate) pod: &'static str,
@@ -43,17 +40,11 @@ pub(crate) struct MapNames {
     pub(crate) fragment: &'static str,
 }
 
-/// An address family: conversion of its addresses to the standard library's, and its maps.
-pub(crate) trait Net: Family + Plain {
-    /// Whether this is IPv6.
-    const V6: bool;
-    /// The names of its maps.
+/// An address family with its pinned maps.
+pub(crate) trait MapFamily: Net + Family + Plain {
+    /// The names of its maps beside the Service tables, which are [`Net::TABLES`].
     const MAPS: MapNames;
 
-    /// Converts an address; `None` where it is of the other family.
-    fn of(ip: IpAddr) -> Option<Self>;
-    /// Converts back.
-    fn ip(self) -> IpAddr;
     /// Its pinned maps.
     fn maps(datapath: &Datapath) -> FamilyMaps<'_, Self>;
     /// The Service ranges of the node's configuration.
@@ -62,34 +53,25 @@ pub(crate) trait Net: Family + Plain {
     fn masquerade(config: &Config) -> Self;
 }
 
-/// The socket address of an address and a port in network byte order.
-pub(crate) fn socket<A: Net>(addr: A, port: u16) -> SocketAddr {
-    SocketAddr::new(addr.ip(), u16::from_be(port))
+/// Reads the Service tables of one family. Service entries come first: chunks that are replaced meanwhile stay
+/// for a moment.
+pub(crate) fn read<A: MapFamily>(datapath: &Datapath) -> Result<Contents<A>, Error> {
+    let maps = A::maps(datapath);
+    Ok(Contents {
+        services: maps.service.entries()?,
+        chunks: maps.chunk.entries()?.into_iter().collect(),
+        members: maps.member.entries()?.into_iter().map(|(key, _)| key).collect(),
+    })
 }
 
-impl Net for V4 {
-    const V6: bool = false;
+impl MapFamily for V4 {
     const MAPS: MapNames = MapNames {
-        service: maps::SERVICE4,
-        chunk: maps::CHUNK4,
-        member: maps::MEMBER4,
         affinity: maps::AFFINITY4,
         node: maps::NODE4,
         pod: maps::POD4,
         flows: [maps::UDP4, maps::UNASSURED4, maps::ASSURED4],
         fragment: maps::FRAGMENT4,
     };
-
-    fn of(ip: IpAddr) -> Option<V4> {
-        match ip {
-            IpAddr::V4(ip) => Some(u32::from_ne_bytes(ip.octets())),
-            IpAddr::V6(_) => None,
-        }
-    }
-
-    fn ip(self) -> IpAddr {
-        Ipv4Addr::from(self.to_ne_bytes()).into()
-    }
 
     fn maps(d: &Datapath) -> FamilyMaps<'_, V4> {
         FamilyMaps {
@@ -112,31 +94,14 @@ impl Net for V4 {
     }
 }
 
-impl Net for V6 {
-    const V6: bool = true;
+impl MapFamily for V6 {
     const MAPS: MapNames = MapNames {
-        service: maps::SERVICE6,
-        chunk: maps::CHUNK6,
-        member: maps::MEMBER6,
         affinity: maps::AFFINITY6,
         node: maps::NODE6,
         pod: maps::POD6,
         flows: [maps::UDP6, maps::UNASSURED6, maps::ASSURED6],
         fragment: maps::FRAGMENT6,
     };
-
-    fn of(ip: IpAddr) -> Option<V6> {
-        let IpAddr::V6(ip) = ip else { return None };
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = ip.octets();
-        Some([[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes))
-    }
-
-    fn ip(self) -> IpAddr {
-        let mut octets = [0; 16];
-        let words = self.map(u32::to_ne_bytes);
-        octets.iter_mut().zip(words.as_flattened()).for_each(|(to, from)| *to = *from);
-        Ipv6Addr::from(octets).into()
-    }
 
     fn maps(d: &Datapath) -> FamilyMaps<'_, V6> {
         FamilyMaps {
@@ -156,26 +121,5 @@ impl Net for V6 {
 
     fn masquerade(config: &Config) -> V6 {
         config.masquerade6
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_have_the_byte_order_of_a_packet() {
-        for (text, first) in [("10.96.0.1", 10), ("fd00:96::1:2", 0xfd)] {
-            let ip: IpAddr = text.parse().unwrap();
-            match (V4::of(ip), V6::of(ip)) {
-                (Some(four), None) => assert_eq!((four.ip(), four.to_ne_bytes()[0]), (ip, first)),
-                (None, Some(six)) => assert_eq!((six.ip(), six[0].to_ne_bytes()[0]), (ip, first)),
-                other => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(
-            socket(V4::of("1.2.3.4".parse().unwrap()).unwrap(), 80_u16.to_be()).to_string(),
-            "1.2.3.4:80"
-        );
     }
 }

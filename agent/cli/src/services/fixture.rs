@@ -1,9 +1,8 @@
 //! Fixture of the tests: one set of tables, with names, pods and programs.
 
 use super::{
-    family::Net,
     names::Names,
-    snapshot::{Port, Snapshot},
+    ports::{self, Port},
     trace::QueryClient,
 };
 use berth_api::{
@@ -12,12 +11,12 @@ use berth_api::{
 };
 use berth_core::{ids::PodKey, time::Wall};
 use berth_ebpf_abi::{
-    Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, Client, Config, INLINE, LocalPod, MemberKey,
-    NodeAddress, PodDevice, Prefix, SERVING, Service, ServiceKey, V4, V6, backend, config, frontend,
-    local_pod, tag,
+    Affinity, AffinityKey, Backend, Client, Config, LocalPod, NodeAddress, PodDevice, Prefix, ServiceKey, V4,
+    V6, backend, config, frontend, local_pod,
 };
 use berth_ebpf_decide::flow::{TCP, UDP, memory::Flows};
 use berth_ebpf_loader::{Hook, LinkReport, MapReport, ProgramReport, Report};
+use berth_ebpf_tables::{Contents, Net, PublishedPort, address_value, serving_members};
 use serde_json::json;
 use std::net::{IpAddr, SocketAddr};
 
@@ -41,67 +40,39 @@ struct ServicePort<'m> {
 }
 
 impl ServicePort<'_> {
-    fn put<A: Net>(&self, tables: &mut Snapshot<A>) {
-        let (id, generation) = (self.id, 2);
+    fn put<A: Net>(&self, tables: &mut Contents<A>) {
         let of = |set: &[(&str, u16, u16)]| -> Vec<Backend<A>> {
             set.iter()
                 .map(|(ip, port, flags)| Backend { addr: addr(ip), port: port.to_be(), flags: *flags })
                 .collect()
         };
-        let sets = [of(self.cluster), of(self.local)];
-        let mut inline = [Backend::default(); INLINE];
-        if sets.concat().len() <= INLINE {
-            inline.iter_mut().zip(sets.concat()).for_each(|(to, from)| *to = from);
-        } else {
-            for (set, backends) in (0_u32..).zip(&sets) {
-                for (index, part) in (0_u32..).zip(backends.chunks(CHUNK)) {
-                    let mut backends = [Backend::default(); CHUNK];
-                    backends.iter_mut().zip(part).for_each(|(to, from)| *to = *from);
-                    let len = u32::try_from(part.len()).unwrap();
-                    let chunk = Chunk { tag: tag(id, generation), len, backends };
-                    tables.chunks.insert(ChunkKey { id, generation, set, index }, chunk);
-                }
-            }
-        }
-        if self.affinity_s != 0 {
-            for (set, backends) in (0_u16..).zip(&sets) {
-                tables.members.extend(backends.iter().map(|b| MemberKey {
-                    id,
-                    addr: b.addr,
-                    port: b.port,
-                    set,
-                }));
-            }
-        }
+        let (cluster, local) = (of(self.cluster), of(self.local));
+        let port = PublishedPort {
+            id: self.id,
+            generation: 2,
+            has_endpoints: false,
+            affinity_s: self.affinity_s,
+            cluster: &cluster,
+            local: &local,
+        };
+        tables.chunks.extend(port.chunks());
+        tables.members.extend(port.affinity_members());
         if self.proto == UDP {
-            tables.members.extend(sets.concat().iter().map(|b| MemberKey {
-                id,
-                addr: b.addr,
-                port: b.port,
-                set: SERVING,
-            }));
+            tables.members.extend(serving_members(self.id, cluster.iter().chain(&local)));
         }
-        for (ip, port, flags) in self.frontends {
-            let key = ServiceKey { addr: addr(ip), port: port.to_be(), proto: self.proto, pad: 0 };
-            let counts = [self.cluster.len(), self.local.len()].map(|n| u16::try_from(n).unwrap());
-            let (tag, affinity_s) = (tag(id, generation), self.affinity_s);
-            let value = Service { tag, id, generation, frontend: *flags, affinity_s, counts, inline };
-            tables.services.push((key, value));
+        for (ip, number, flags) in self.frontends {
+            let key = ServiceKey { addr: addr(ip), port: number.to_be(), proto: self.proto, pad: 0 };
+            tables.services.push((key, port.value(*flags)));
             if flags & EXTERNAL == 0 {
                 let bare = ServiceKey { addr: key.addr, ..ServiceKey::default() };
-                let value = Service {
-                    tag: berth_ebpf_abi::tag(0, 0),
-                    frontend: frontend::ADDRESS,
-                    ..Service::default()
-                };
-                tables.services.push((bare, value));
+                tables.services.push((bare, address_value()));
             }
         }
     }
 }
 
-pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
-    let mut v4 = Snapshot::default();
+pub(super) fn tables() -> (Contents<V4>, Contents<V6>) {
+    let mut v4 = Contents::default();
     let web = [("10.244.0.5", 8080, LOCAL), ("10.244.1.7", 8080, 0)];
     let many: Vec<(String, u16, u16)> = (1..=20).map(|n| (format!("10.244.2.{n}"), 53, 0)).collect();
     let many: Vec<(&str, u16, u16)> =
@@ -162,7 +133,7 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
         },
     ];
     service_ports.iter().for_each(|one| one.put(&mut v4));
-    let mut v6 = Snapshot::default();
+    let mut v6 = Contents::default();
     let six = [("fd00:244::5", 8080, LOCAL)];
     ServicePort {
         id: 1,
@@ -180,8 +151,8 @@ pub(super) fn tables() -> (Snapshot<V4>, Snapshot<V6>) {
 
 pub(super) fn ports() -> Vec<Port> {
     let (v4, v6) = tables();
-    let mut ports = v4.ports();
-    ports.extend(v6.ports());
+    let mut ports = ports::ports(&v4);
+    ports.extend(ports::ports(&v6));
     ports
 }
 

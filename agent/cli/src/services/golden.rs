@@ -6,12 +6,12 @@ use super::{
     fixture::{addr, client, file, flows, names, ports, report, tables},
     list,
     names::Names,
-    snapshot::Snapshot,
     trace::{self, End, Page, Query, QueryClient},
 };
 use crate::golden::{check as golden, check_json as golden_json};
 use berth_api::services::NamedPort;
 use berth_ebpf_abi::{Chunk, ChunkKey, Client, MemberKey, V4, client::HOST, local_pod, tag};
+use berth_ebpf_tables::Contents;
 
 #[test]
 fn services_and_backends_have_the_golden_output() {
@@ -124,10 +124,10 @@ fn entries_of_a_service_whose_frontends_are_all_taken_are_no_finding() {
 
 #[test]
 fn each_inconsistency_of_the_tables_is_a_finding() {
-    fn at(tables: &mut Snapshot<V4>, ip: &str) -> usize {
+    fn at(tables: &mut Contents<V4>, ip: &str) -> usize {
         tables.services.iter().position(|(k, _)| k.addr == addr::<V4>(ip) && k.port != 0).unwrap()
     }
-    type Spoil = fn(&mut Snapshot<V4>);
+    type Spoil = fn(&mut Contents<V4>);
     let chunk = ChunkKey { id: 2, generation: 2, set: 0, index: 1 };
     assert_eq!(tables().0.chunks.get(&chunk).unwrap().len, 4);
     let cases: [(Spoil, &[&str]); 14] = [

@@ -1,6 +1,6 @@
 //! Facts about the node and its pods from outside of the maps, for `berth services --check`.
 
-use super::{check::Findings, family::Net};
+use super::{check::Findings, family::MapFamily};
 use crate::{error::Error, state, v1};
 use berth_core::roots::Roots;
 use berth_ebpf_abi::{Client, maps};
@@ -37,7 +37,7 @@ impl Known {
     }
 
     /// Checks that the maps of the node and of pods have these addresses.
-    pub(crate) fn check<A: Net>(
+    pub(crate) fn check<A: MapFamily>(
         &self,
         datapath: &Datapath,
         clients: &[(u64, Client)],

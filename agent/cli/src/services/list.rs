@@ -2,7 +2,7 @@
 
 use super::{
     names::Names,
-    snapshot::{Endpoint, Frontend, Port, Reach},
+    ports::{Endpoint, Frontend, Port, Reach},
 };
 use crate::table::Table;
 use berth_ebpf_abi::frontend;

@@ -1,6 +1,6 @@
 //! Names of ids and addresses: Services by the agent's file, pods by the node's state.
 
-use super::snapshot::{Endpoint, Port};
+use super::ports::{Endpoint, Port};
 use crate::{error::Error, v1};
 use berth_api::{
     services::{NamedPort, ServicesFile},

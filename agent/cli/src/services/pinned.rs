@@ -1,7 +1,7 @@
 //! The decision core's tables over the pinned maps, read-only: writes do nothing. The trace around
 //! them records what would be written.
 
-use super::family::{Net, by_class};
+use super::family::{MapFamily, by_class};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, Begun, CHUNK, Chunk, ChunkKey, Config, Flow, FragmentKey, FragmentPorts,
     INLINE, LocalPod, MemberKey, NodeAddress, PodDevice, Service, ServiceKey, Tuple, config,
@@ -28,7 +28,7 @@ pub(crate) struct Pinned<'d, A> {
     family: std::marker::PhantomData<A>,
 }
 
-impl<'d, A: Net> Pinned<'d, A> {
+impl<'d, A: MapFamily> Pinned<'d, A> {
     /// Tables over these maps. `now_s`: CLOCK_MONOTONIC in seconds.
     pub(crate) fn new(datapath: &'d Datapath, now_s: u32) -> Result<Pinned<'d, A>, Error> {
         Ok(Pinned {
@@ -57,7 +57,7 @@ impl<'d, A: Net> Pinned<'d, A> {
     }
 }
 
-impl<A: Net> Maps<A> for Pinned<'_, A> {
+impl<A: MapFamily> Maps<A> for Pinned<'_, A> {
     type Service = Service<A>;
     type Chunk = Chunk<A>;
 
@@ -116,19 +116,19 @@ impl<A: Net> Maps<A> for Pinned<'_, A> {
 }
 
 /// The backend at an index modulo the length, as the eBPF programs compute it.
-fn element<A: Net>(backends: &[Backend<A>], index: u32, len: usize) -> Backend<A> {
+fn element<A: MapFamily>(backends: &[Backend<A>], index: u32, len: usize) -> Backend<A> {
     let index = usize::try_from(index).ok().and_then(|i| i.checked_rem(len));
     index.and_then(|i| backends.get(i)).copied().unwrap_or_default()
 }
 
-impl<A: Net> Sockets<A> for Pinned<'_, A> {
+impl<A: MapFamily> Sockets<A> for Pinned<'_, A> {
     /// A trace begins with a connection that no socket of the node has.
     fn connected(&self, _: &Tuple<A>) -> bool {
         false
     }
 }
 
-impl<A: Net> FlowMaps<A> for Pinned<'_, A> {
+impl<A: MapFamily> FlowMaps<A> for Pinned<'_, A> {
     fn find(&self, class: Class, key: &Tuple<A>, into: &mut Flow<A>) -> bool {
         let found = self.get(by_class(A::maps(self.datapath).flows, class), key);
         if let Some(entry) = found {

@@ -12,7 +12,7 @@ mod verdict;
 pub(crate) use page::Page;
 pub(crate) use source::{AddressKind, Source, find};
 
-use super::{family::Net, pinned::Pinned};
+use super::{family::MapFamily, pinned::Pinned};
 use berth_ebpf_abi::{Client, LocalPod, ServiceKey, Tuple};
 use berth_ebpf_decide::{
     ClientLocation, SocketClient, Verdict, decide,
@@ -96,7 +96,7 @@ impl<A> End<A> {
 }
 
 /// Decides as the eBPF programs do.
-pub(crate) fn run<A: Net, M: FlowMaps<A> + Sockets<A>>(maps: &M, query: &Query<A>) -> Traced<A> {
+pub(crate) fn run<A: MapFamily, M: FlowMaps<A> + Sockets<A>>(maps: &M, query: &Query<A>) -> Traced<A> {
     let trace = Trace::new(maps);
     let end = match query.client {
         QueryClient::Outside { addr, port } => packet(&trace, Hook::Uplink, addr, port, query),
@@ -115,7 +115,7 @@ fn proto<A>(query: &Query<A>) -> u8 {
     if query.udp { UDP } else { TCP }
 }
 
-fn socket<A: Net, M: FlowMaps<A> + Sockets<A>>(
+fn socket<A: MapFamily, M: FlowMaps<A> + Sockets<A>>(
     maps: &M,
     from: ClientLocation<A>,
     query: &Query<A>,
@@ -124,7 +124,7 @@ fn socket<A: Net, M: FlowMaps<A> + Sockets<A>>(
     decide(maps, &key, from)
 }
 
-fn packet<A: Net, M: FlowMaps<A> + Sockets<A>>(
+fn packet<A: MapFamily, M: FlowMaps<A> + Sockets<A>>(
     maps: &M,
     hook: Hook,
     src: A,
@@ -150,7 +150,7 @@ fn packet<A: Net, M: FlowMaps<A> + Sockets<A>>(
 
 /// [`run`] over the pinned maps. `now_s`: CLOCK_MONOTONIC in seconds. `egress_device`: the device
 /// by which the node's packets leave, and whether our egress program is attached to it.
-pub(crate) fn pinned<A: Net>(
+pub(crate) fn pinned<A: MapFamily>(
     datapath: &Datapath,
     now_s: u32,
     query: &Query<A>,
@@ -171,7 +171,7 @@ pub(crate) fn pinned<A: Net>(
 }
 
 /// The query in one address family; `None` where the source has no address of that family.
-pub(crate) fn query<A: Net>(
+pub(crate) fn query<A: MapFamily>(
     source: &Source,
     dst: SocketAddr,
     udp: bool,

@@ -1,35 +1,25 @@
 //! Differences between the tables and the wanted entries.
 
-use super::{
-    Difference,
-    adopt::Contents,
-    encode::{chunks, published_members},
-    family::Family,
-};
+use super::family::Family;
 use crate::{Net, TableError, tables::FamilyTables};
-use berth_ebpf_abi::{ChunkKey, MemberKey, maps};
-use std::collections::{HashMap, HashSet};
+use berth_ebpf_abi::{ChunkKey, MemberKey};
+use berth_ebpf_tables::{Contents, Difference, differences};
+use std::collections::HashMap;
 
 impl<A: Net> Family<A> {
     /// Compares the family's tables with the wanted entries, for [`super::TableReconciler::check`].
     pub(super) fn check(&self, tables: &mut dyn FamilyTables<A>) -> Result<Vec<Difference>, TableError> {
-        let names = if A::V6 {
-            [maps::SERVICE6, maps::CHUNK6, maps::MEMBER6]
-        } else {
-            [maps::SERVICE4, maps::CHUNK4, maps::MEMBER4]
+        let ports = || self.ports.iter();
+        let wanted = Contents {
+            services: self.claims.keys().filter_map(|key| Some((*key, self.value(key)?))).collect(),
+            chunks: ports().flat_map(|(id, port)| port.published(*id).chunks()).collect(),
+            members: ports().flat_map(|(id, port)| port.members(*id)).collect(),
         };
-        let [services, chunk_table, member_table] = names;
-        let mut found = Vec::new();
-        let wanted: HashMap<_, _> = self.claims.keys().filter_map(|k| Some((*k, self.value(k)?))).collect();
-        compare(services, &wanted, tables.services().read()?, &mut found);
-        let wanted: HashMap<_, _> = self.ports.iter().flat_map(|(id, p)| chunks(*id, p)).collect();
-        let resting: HashSet<_> = self.resting.iter().map(|(_, key)| *key).collect();
-        let there = tables.chunks().read()?.into_iter().filter(|(k, _)| !resting.contains(k));
-        compare(chunk_table, &wanted, there.collect(), &mut found);
-        let wanted: HashMap<_, _> =
-            self.ports.iter().flat_map(|(id, p)| published_members(*id, p)).map(|m| (m, 1)).collect();
-        compare(member_table, &wanted, tables.members().read()?, &mut found);
-        Ok(found)
+        let mut there = read(tables)?;
+        for (_, resting) in &self.resting {
+            there.chunks.remove(resting);
+        }
+        Ok(differences(&wanted, &there))
     }
 
     /// Makes the real contents of the tables the mirror. The next sync writes the entries that differ.
@@ -47,7 +37,7 @@ impl<A: Net> Family<A> {
         }
         self.services = services;
         for (id, port) in &self.ports {
-            for (key, chunk) in chunks(*id, port).filter(|(key, _)| self.chunks.contains(key)) {
+            for (key, chunk) in port.published(*id).chunks().filter(|(key, _)| self.chunks.contains(key)) {
                 if contents.chunks.get(&key) != Some(&chunk) {
                     other(true);
                     self.pending.insert(*id);
@@ -56,7 +46,7 @@ impl<A: Net> Family<A> {
         }
         let mut wanted: HashMap<ChunkKey, _> = HashMap::new();
         for id in &self.pending {
-            wanted.extend(self.ports.get(id).into_iter().flat_map(|port| chunks(*id, port)));
+            wanted.extend(self.ports.get(id).into_iter().flat_map(|port| port.published(*id).chunks()));
         }
         let strange: Vec<ChunkKey> =
             contents.chunks.keys().filter(|key| !self.chunks.contains(key)).copied().collect();
@@ -66,7 +56,7 @@ impl<A: Net> Family<A> {
             |key: &ChunkKey| wanted.get(key).is_none_or(|chunk| contents.chunks.get(key) == Some(chunk));
         self.chunks = contents.chunks.keys().filter(|key| whole(key)).copied().collect();
         self.old_chunks.extend(strange);
-        let members: HashSet<MemberKey<A>> = contents.members.into_iter().map(|(key, _)| key).collect();
+        let members = contents.members;
         for key in self.members.difference(&members) {
             other(true);
             self.pending.insert(key.id);
@@ -79,20 +69,11 @@ impl<A: Net> Family<A> {
     }
 }
 
-fn compare<K: Eq + std::hash::Hash + std::fmt::Debug, V: PartialEq>(
-    table: &'static str,
-    wanted: &HashMap<K, V>,
-    there: Vec<(K, V)>,
-    found: &mut Vec<Difference>,
-) {
-    let mut tell = |key: &K, what| found.push(Difference { table, key: format!("{key:?}"), what });
-    let there: HashMap<K, V> = there.into_iter().collect();
-    for (key, value) in wanted {
-        match there.get(key) {
-            None => tell(key, "missing"),
-            Some(other) if other != value => tell(key, "differs"),
-            Some(_) => {}
-        }
-    }
-    there.keys().filter(|k| !wanted.contains_key(*k)).for_each(|k| tell(k, "is too much"));
+/// Reads the tables of a family.
+pub(super) fn read<A: Net>(tables: &mut dyn FamilyTables<A>) -> Result<Contents<A>, TableError> {
+    Ok(Contents {
+        services: tables.services().read()?,
+        chunks: tables.chunks().read()?.into_iter().collect(),
+        members: tables.members().read()?.into_iter().map(|(key, _)| key).collect(),
+    })
 }

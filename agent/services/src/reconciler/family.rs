@@ -3,13 +3,13 @@
 
 use super::{
     Ids, Named, StaleBackend,
-    encode::{chunk_keys, published_members, serving, value},
-    port::{Adopted, Numbered, Owner, Port, UdpKey},
+    port::{Adopted, Numbered, Owner, Port, UdpKey, serving},
     stale::{client_frontends_after, flows_after, stale_backends},
 };
 use crate::{Net, Transport, WantedPort, compile::shown};
 use berth_core::time::Boottime;
-use berth_ebpf_abi::{ChunkKey, MemberKey, Service, ServiceKey, frontend, tag};
+use berth_ebpf_abi::{ChunkKey, MemberKey, Service, ServiceKey};
+use berth_ebpf_tables::address_value;
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
@@ -165,7 +165,7 @@ impl<A: Net> Family<A> {
             (None, Some(a)) => {
                 let same = a.whole
                     && wanted.same_sets(&a.cluster, &a.local)
-                    && serving(id, &wanted).iter().copied().collect::<HashSet<_>>() == a.serving;
+                    && serving(id, &wanted).into_iter().collect::<HashSet<_>>() == a.serving;
                 (same.then_some(a.generation), a.highest, &a.flows, &a.client_frontends)
             }
             (None, None) => (None, 0, &none, &Vec::new()),
@@ -178,11 +178,11 @@ impl<A: Net> Family<A> {
         let port =
             Port { owner: Arc::clone(owner), wanted, generation, highest, flows, client_frontends, reduced };
         if let Some(before) = &before {
-            let members = published_members(id, &port);
+            let members = port.members(id);
             let kept: HashSet<&MemberKey<A>> = members.iter().collect();
             // Members that an earlier change marked for deletion may be wanted again.
             self.old_members.retain(|key| !kept.contains(key));
-            self.old_members.extend(published_members(id, before).iter().filter(|m| !kept.contains(m)));
+            self.old_members.extend(before.members(id).iter().filter(|m| !kept.contains(m)));
             let kept = &port.wanted.frontends;
             for (key, _) in before.wanted.frontends.iter().filter(|(k, _)| kept.iter().all(|(n, _)| n != k)) {
                 self.unclaim(id, key);
@@ -196,7 +196,7 @@ impl<A: Net> Family<A> {
     fn remove_port(&mut self, id: u32, stale: &mut Vec<StaleBackend>) {
         let Some(port) = self.ports.remove(&id) else { return };
         self.retire_chunks(id, &port);
-        self.old_members.extend(published_members(id, &port));
+        self.old_members.extend(port.members(id));
         self.pending.remove(&id);
         self.waited.remove(&id);
         self.unfit.ports.remove(&id);
@@ -209,18 +209,18 @@ impl<A: Net> Family<A> {
 
     /// Marks the chunks of a port's published generation for deletion.
     fn retire_chunks(&mut self, id: u32, port: &Port<A>) {
-        self.old_chunks.extend(chunk_keys(id, port));
+        self.old_chunks.extend(port.published(id).chunk_keys());
     }
 
     /// The wanted value of a key.
     pub(super) fn value(&self, key: &ServiceKey<A>) -> Option<Service<A>> {
         let id = self.holder(key)?;
         if key.port == 0 {
-            return Some(Service { tag: tag(0, 0), frontend: frontend::ADDRESS, ..Service::default() });
+            return Some(address_value());
         }
         let port = self.ports.get(&id)?;
         let (_, flags) = port.wanted.frontends.iter().find(|(k, _)| k == key)?;
-        Some(value(id, port, *flags))
+        Some(port.published(id).value(*flags))
     }
 
     /// The meaning of the family's ids, for [`super::TableReconciler::names`].

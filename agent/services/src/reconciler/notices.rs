@@ -3,12 +3,13 @@
 use super::{family::Family, port::Port};
 use crate::{Net, Notice, NoticeReason, Transport, compile::shown};
 use berth_ebpf_abi::ServiceKey;
+use berth_ebpf_tables::PublishedPort;
 use std::sync::Arc;
 
 impl<A: Net> Port<A> {
     /// Notice for the owner of a port that is published in part.
-    pub(super) fn cut_short(&self) -> Notice {
-        let [cluster, local] = self.published();
+    pub(super) fn cut_short(&self, id: u32) -> Notice {
+        let PublishedPort { cluster, local, .. } = self.published(id);
         let wanted = &self.wanted;
         self.owner.notice(NoticeReason::CutShort {
             name: Arc::clone(&wanted.name),
@@ -48,7 +49,7 @@ impl<A: Net> Family<A> {
             Some(loser.owner.notice(NoticeReason::Taken { address, port, transport: transport(key), by }))
         });
         let keys = self.unfit.keys.iter().filter_map(|key| self.no_room(key));
-        let ports = self.unfit.told.iter().filter_map(|id| Some(self.ports.get(id)?.cut_short()));
+        let ports = self.unfit.told.iter().filter_map(|id| Some(self.ports.get(id)?.cut_short(*id)));
         conflicts.chain(keys).chain(ports)
     }
 

@@ -4,6 +4,7 @@
 use crate::{Net, Notice, NoticeReason, Transport, WantedPort};
 use berth_core::{ids::PodKey, time::Wall};
 use berth_ebpf_abi::{Backend, INLINE, MemberKey, ServiceKey};
+use berth_ebpf_tables::{PublishedPort, serving_members};
 use std::{collections::HashSet, sync::Arc};
 
 /// The Service that owns a port.
@@ -50,27 +51,50 @@ pub(super) struct Port<A> {
 }
 
 impl<A: Net> Port<A> {
-    /// The published sets: cluster, local.
-    pub(super) fn published(&self) -> [&[Backend<A>]; 2] {
-        let (cluster, local) = (self.wanted.cluster.as_slice(), self.wanted.local.as_slice());
-        if !self.reduced {
-            return [cluster, local];
+    /// The port as published: what its entries in the tables are made of.
+    pub(super) fn published(&self, id: u32) -> PublishedPort<'_, A> {
+        let wanted = &self.wanted;
+        let (mut cluster, mut local) = (wanted.cluster.as_slice(), wanted.local.as_slice());
+        if self.reduced {
+            // Local backends get at most half of the value, where a policy asks for them.
+            let here = local.len().min(INLINE / 2);
+            let room = INLINE.saturating_sub(here);
+            (cluster, local) = (cluster.get(..room).unwrap_or(cluster), local.get(..here).unwrap_or(local));
         }
-        // Local backends get at most half of the value, where a policy asks for them.
-        let here = local.len().min(INLINE / 2);
-        let room = INLINE.saturating_sub(here);
-        [cluster.get(..room).unwrap_or(cluster), local.get(..here).unwrap_or(local)]
+        PublishedPort {
+            id,
+            generation: self.generation,
+            has_endpoints: wanted.has_endpoints,
+            affinity_s: if self.reduced { 0 } else { wanted.affinity_s },
+            cluster,
+            local,
+        }
+    }
+
+    /// The members of the port as published: the backends of its sets where it has affinity, and the backends
+    /// that UDP flows may keep.
+    pub(super) fn members(&self, id: u32) -> Vec<MemberKey<A>> {
+        if self.reduced {
+            return Vec::new();
+        }
+        let mut members = serving(id, &self.wanted);
+        members.extend(self.published(id).affinity_members());
+        members
     }
 
     /// The ClusterIP frontend, which is the first frontend of the port.
     pub(super) fn at_cluster_ip(&self) -> Option<ServiceKey<A>> {
         self.wanted.frontends.first().map(|(key, _)| *key)
     }
+}
 
-    /// Seconds of client affinity, as published.
-    pub(super) fn affinity_s(&self) -> u32 {
-        if self.reduced { 0 } else { self.wanted.affinity_s }
+/// Members of the backends that flows of a UDP port may keep: the backends of its sets and those that only
+/// serve.
+pub(super) fn serving<A: Net>(id: u32, wanted: &WantedPort<A>) -> Vec<MemberKey<A>> {
+    if wanted.transport != Transport::Udp {
+        return Vec::new();
     }
+    serving_members(id, wanted.cluster.iter().chain(&wanted.local).chain(&wanted.serving))
 }
 
 /// A UDP key in the tables, with its id and backends.

@@ -9,12 +9,7 @@
 //! left out, the newest Service's first. Owners get a notice in both cases. Once the tables have space, all
 //! of it is published.
 
-use super::{
-    Outcome, REST,
-    encode::{chunk_keys, chunks, published_members},
-    family::Family,
-    port::Port,
-};
+use super::{Outcome, REST, family::Family};
 use crate::{Net, Notice, TableError, tables::FamilyTables};
 use berth_core::time::Boottime;
 use berth_ebpf_abi::{ChunkKey, MemberKey, ServiceKey};
@@ -81,8 +76,8 @@ impl<A: Net> Family<A> {
         for id in self.unfit.ports.clone() {
             let Some(port) = self.ports.get_mut(&id).filter(|port| port.reduced) else { continue };
             port.reduced = false;
-            let members = published_members(id, port);
-            let chunk_count = chunk_keys(id, port).count();
+            let members = port.members(id);
+            let chunk_count = port.published(id).chunk_keys().count();
             if chunk_count > chunk_room || members.len() > member_room {
                 port.reduced = true;
                 continue;
@@ -111,10 +106,15 @@ impl<A: Net> Family<A> {
         ]
     }
 
-    /// Fill level of the tables: entries and capacity of services, chunks, members.
-    pub(super) fn fill_level(&self) -> [(usize, usize); 3] {
+    /// Fill level of each table: name, entries and capacity of services, chunks, members.
+    pub(super) fn fill_level(&self) -> [(&'static str, usize, usize); 3] {
         let [services, chunks, members] = self.capacity;
-        [(self.services.len(), services), (self.chunks.len(), chunks), (self.members.len(), members)]
+        let names = A::TABLES;
+        [
+            (names.service, self.services.len(), services),
+            (names.chunk, self.chunks.len(), chunks),
+            (names.member, self.members.len(), members),
+        ]
     }
 
     /// Writes chunks and members of pending ports. Returns the ports that do not fit.
@@ -123,8 +123,9 @@ impl<A: Net> Family<A> {
         let (mut short, mut new_chunks, mut new_members) = (BTreeSet::new(), Vec::new(), Vec::new());
         for id in mem::take(&mut self.pending) {
             let Some(port) = self.ports.get(&id) else { continue };
-            let chunks: Vec<_> = chunks(id, port).filter(|(key, _)| !self.chunks.contains(key)).collect();
-            let mut members = published_members(id, port);
+            let chunks: Vec<_> =
+                port.published(id).chunks().filter(|(key, _)| !self.chunks.contains(key)).collect();
+            let mut members = port.members(id);
             members.retain(|key| !self.members.contains(key));
             if chunks.len() > chunk_room || members.len() > member_room {
                 short.insert(id);
@@ -152,7 +153,7 @@ impl<A: Net> Family<A> {
             }
             short.remove(&id);
             let Some(port) = self.ports.get_mut(&id) else { continue };
-            let there = published_members(id, port).into_iter().filter(|key| self.members.contains(key));
+            let there = port.members(id).into_iter().filter(|key| self.members.contains(key));
             self.old_members.extend(there);
             port.reduced = true;
             port.highest = port.highest.wrapping_add(1);
@@ -265,7 +266,7 @@ impl<A: Net> Family<A> {
         // No notice is made while space is about to become free or an entry can be tried again.
         if self.resting.is_empty() && !self.grew(to) {
             for id in self.unfit.ports.difference(&self.unfit.told) {
-                to.notices.extend(self.ports.get(id).map(Port::cut_short));
+                to.notices.extend(self.ports.get(id).map(|port| port.cut_short(*id)));
             }
             self.unfit.told.clone_from(&self.unfit.ports);
         }

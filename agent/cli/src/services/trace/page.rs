@@ -2,11 +2,7 @@
 
 use super::{End, Query, QueryClient, Traced, steps::Row};
 use crate::{
-    services::{
-        family::{Net, socket},
-        names::Names,
-        snapshot::Protocol,
-    },
+    services::{family::MapFamily, names::Names, ports::Protocol},
     table::{Table, plain},
 };
 use berth_ebpf_abi::backend;
@@ -14,6 +10,7 @@ use berth_ebpf_decide::{
     Verdict,
     flow::{self, Hook},
 };
+use berth_ebpf_tables::socket;
 use serde_json::{Value, json};
 use std::net::IpAddr;
 
@@ -24,7 +21,7 @@ pub(crate) struct Page<'t, A> {
     pub(crate) traced: &'t Traced<A>,
 }
 
-impl<A: Net> Page<'_, A> {
+impl<A: MapFamily> Page<'_, A> {
     /// The page as text.
     pub(crate) fn text(&self) -> String {
         let mut table = Table::new(&["MAP", "KEY", "FOUND", "MEANS"]);

@@ -3,15 +3,16 @@
 
 use super::{QueryClient, page::Page};
 use crate::services::{
-    family::{Net, by_class, socket},
+    family::{MapFamily, by_class},
     names::Names,
-    snapshot::Protocol,
+    ports::Protocol,
 };
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, ChunkKey, Flow, LocalPod, MemberKey, NodeAddress, SERVING, ServiceKey,
     Set, Tuple, backend, flow as flag, local_pod, maps,
 };
 use berth_ebpf_decide::{Header, is_host, trace::Step};
+use berth_ebpf_tables::socket;
 
 /// A step: map, key, entry found, meaning.
 pub(super) type Row = [String; 4];
@@ -19,7 +20,7 @@ pub(super) type Row = [String; 4];
 /// Text of a lookup that found no entry.
 const NOTHING: &str = "nothing";
 
-impl<A: Net> Page<'_, A> {
+impl<A: MapFamily> Page<'_, A> {
     pub(super) fn rows(&self) -> Vec<Row> {
         let mut rows: Vec<Row> = self.client_lookup().into_iter().collect();
         let mut service = None;
@@ -86,16 +87,16 @@ impl<A: Net> Page<'_, A> {
 }
 
 /// The row of a step; `service`: the id of the last Service entry found.
-fn row<A: Net>(names: &Names, step: &Step<A>, service: Option<u32>) -> Row {
+fn row<A: MapFamily>(names: &Names, step: &Step<A>, service: Option<u32>) -> Row {
     let map = A::MAPS;
     match step {
         Step::Service { key, found } => service_row(names, key, found.as_ref()),
         Step::Inline { index, backend } => {
-            backend_row(names, map.service, format!("backend {index}"), backend)
+            backend_row(names, A::TABLES.service, format!("backend {index}"), backend)
         }
         Step::Chunk { key, found } => chunk_row::<A>(names, key, *found),
         Step::ChunkBackend { index, backend } => {
-            backend_row(names, map.chunk, format!("backend {}", index % 16), backend)
+            backend_row(names, A::TABLES.chunk, format!("backend {}", index % 16), backend)
         }
         Step::Affinity { key, found } => affinity_row(key, found.as_ref()),
         Step::Stick { key, value } => {
@@ -109,7 +110,7 @@ fn row<A: Net>(names: &Names, step: &Step<A>, service: Option<u32>) -> Row {
         }
         Step::Changed => {
             let key = service.map(|id| format!("id {id}")).unwrap_or_default();
-            cells(map.service, key, "changed".to_owned(), "changed while it was read: read once more")
+            cells(A::TABLES.service, key, "changed".to_owned(), "changed while it was read: read once more")
         }
         Step::Flow { class, key, found } => {
             let means = if found.is_some() { "a connection that is known" } else { "no connection yet" };
@@ -145,7 +146,7 @@ fn cells(map: &str, key: String, found: String, means: &str) -> Row {
     [map.to_owned(), key, found, means.to_owned()]
 }
 
-fn service_row<A: Net>(names: &Names, key: &ServiceKey<A>, found: Option<&Header>) -> Row {
+fn service_row<A: MapFamily>(names: &Names, key: &ServiceKey<A>, found: Option<&Header>) -> Row {
     let frontend = match key.port {
         0 => format!("{} (any port)", key.addr.ip()),
         port if key.addr == A::ANY => format!("*:{}/{}", u16::from_be(port), Protocol(key.proto)),
@@ -157,10 +158,10 @@ fn service_row<A: Net>(names: &Names, key: &ServiceKey<A>, found: Option<&Header
         None if key.port == 0 => "no Service's address".to_owned(),
         None => "no Service port".to_owned(),
     };
-    cells(A::MAPS.service, frontend, found.map_or_else(|| NOTHING.to_owned(), header), &means)
+    cells(A::TABLES.service, frontend, found.map_or_else(|| NOTHING.to_owned(), header), &means)
 }
 
-fn backend_row<A: Net>(names: &Names, map: &str, key: String, found: &Backend<A>) -> Row {
+fn backend_row<A: MapFamily>(names: &Names, map: &str, key: String, found: &Backend<A>) -> Row {
     let at = socket(found.addr, found.port);
     let pod = names.behind(at, found.flags & backend::HOST_NETWORK != 0);
     let place = if found.flags & backend::LOCAL != 0 { "this node" } else { "elsewhere" };
@@ -168,13 +169,13 @@ fn backend_row<A: Net>(names: &Names, map: &str, key: String, found: &Backend<A>
     cells(map, key, at.to_string(), &means)
 }
 
-fn chunk_row<A: Net>(names: &Names, key: &ChunkKey, found: bool) -> Row {
+fn chunk_row<A: MapFamily>(names: &Names, key: &ChunkKey, found: bool) -> Row {
     let set = if key.set == 0 { "cluster" } else { "local" };
     let text = format!("id {} generation {} {set} {}", key.id, key.generation, key.index);
-    cells(A::MAPS.chunk, text, yes(found), &names.service_port(A::V6, key.id))
+    cells(A::TABLES.chunk, text, yes(found), &names.service_port(A::V6, key.id))
 }
 
-fn affinity_row<A: Net>(key: &AffinityKey<A>, found: Option<&Affinity<A>>) -> Row {
+fn affinity_row<A: MapFamily>(key: &AffinityKey<A>, found: Option<&Affinity<A>>) -> Row {
     let means = match found {
         Some(last) => format!("stayed with {} last", socket(last.backend.addr, last.backend.port)),
         None => "stays with no backend yet".to_owned(),
@@ -183,21 +184,21 @@ fn affinity_row<A: Net>(key: &AffinityKey<A>, found: Option<&Affinity<A>>) -> Ro
     cells(A::MAPS.affinity, affinity_key(key), found, &means)
 }
 
-fn affinity_key<A: Net>(key: &AffinityKey<A>) -> String {
+fn affinity_key<A: MapFamily>(key: &AffinityKey<A>) -> String {
     format!("id {} client {}", key.id, key.client.ip())
 }
 
-fn member_row<A: Net>(key: &MemberKey<A>, found: bool) -> Row {
+fn member_row<A: MapFamily>(key: &MemberKey<A>, found: bool) -> Row {
     let set = match key.set {
         0 => "cluster",
         SERVING => "serving",
         _ => "local",
     };
     let means = if found { "still a backend" } else { "no longer a backend: another is chosen" };
-    cells(A::MAPS.member, format!("id {} {} {set}", key.id, socket(key.addr, key.port)), yes(found), means)
+    cells(A::TABLES.member, format!("id {} {} {set}", key.id, socket(key.addr, key.port)), yes(found), means)
 }
 
-fn node_row<A: Net>(addr: A, found: Option<&NodeAddress>) -> Row {
+fn node_row<A: MapFamily>(addr: A, found: Option<&NodeAddress>) -> Row {
     let (found, means) = match found {
         Some(node) if node.node_ports != 0 => ("yes", "an address of the node, with NodePorts"),
         Some(_) => ("yes", "an address of the node, without NodePorts"),
@@ -206,7 +207,7 @@ fn node_row<A: Net>(addr: A, found: Option<&NodeAddress>) -> Row {
     cells(A::MAPS.node, addr.ip().to_string(), found.to_owned(), means)
 }
 
-fn pod_row<A: Net>(names: &Names, addr: A, found: Option<&LocalPod>) -> Row {
+fn pod_row<A: MapFamily>(names: &Names, addr: A, found: Option<&LocalPod>) -> Row {
     let ip = addr.ip();
     match found {
         Some(pod) => {
@@ -227,16 +228,16 @@ fn header(header: &Header) -> String {
     format!("id {} generation {}, {cluster} cluster, {local} local{affinity}", header.id, header.generation)
 }
 
-fn affinity<A: Net>(value: &Affinity<A>) -> String {
+fn affinity<A: MapFamily>(value: &Affinity<A>) -> String {
     format!("{} at {}s", socket(value.backend.addr, value.backend.port), value.seen_s)
 }
 
-fn tuple<A: Net>(tuple: &Tuple<A>) -> String {
+fn tuple<A: MapFamily>(tuple: &Tuple<A>) -> String {
     let (src, dst) = (socket(tuple.src, tuple.src_port), socket(tuple.dst, tuple.dst_port));
     format!("{src} -> {dst}/{}", Protocol(tuple.proto))
 }
 
-fn entry<A: Net>(entry: &Flow<A>) -> String {
+fn entry<A: MapFamily>(entry: &Flow<A>) -> String {
     let masked = if entry.flags & flag::MASQUERADE != 0 { ", masqueraded" } else { "" };
     format!("becomes {}{masked}", tuple(&entry.to))
 }

@@ -1,15 +1,16 @@
 //! The verdict of a trace: one word and its reason.
 
 use super::{Egress, End, QueryClient, page::Page};
-use crate::services::family::{Net, socket};
+use crate::services::family::MapFamily;
 use berth_ebpf_abi::{Set, Tuple, backend};
 use berth_ebpf_decide::{
     Choice, DropReason, RejectReason, Verdict,
     flow::{self, Dropped, Forwarding},
     is_host,
 };
+use berth_ebpf_tables::socket;
 
-impl<A: Net> Page<'_, A> {
+impl<A: MapFamily> Page<'_, A> {
     /// One word and its reason.
     pub(super) fn verdict(&self) -> (&'static str, String) {
         match &self.traced.end {

@@ -1,89 +1,32 @@
-//! One reading of the Service tables, and the Service ports in it.
+//! The Service ports of one reading of the Service tables.
 
-use super::family::{Net, socket};
-use berth_ebpf_abi::{
-    Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, Service, ServiceKey, Set, backend, frontend,
-};
+use berth_ebpf_abi::{Backend, Service, Set, backend, frontend};
 use berth_ebpf_decide::flow::UDP;
-use berth_ebpf_loader::{Datapath, Error};
+use berth_ebpf_tables::{Contents, Net, socket};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
 };
 
-/// The tables of one address family.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Snapshot<A> {
-    pub(crate) services: Vec<(ServiceKey<A>, Service<A>)>,
-    pub(crate) chunks: HashMap<ChunkKey, Chunk<A>>,
-    pub(crate) members: HashSet<MemberKey<A>>,
-}
-
-impl<A: Net> Snapshot<A> {
-    /// Reads the tables. Service entries come first: chunks that are replaced meanwhile stay for a
-    /// moment.
-    pub(crate) fn read(datapath: &Datapath) -> Result<Snapshot<A>, Error> {
-        let maps = A::maps(datapath);
-        Ok(Snapshot {
-            services: maps.service.entries()?,
-            chunks: maps.chunk.entries()?.into_iter().collect(),
-            members: maps.member.entries()?.into_iter().map(|(key, _)| key).collect(),
-        })
+/// The Service ports of one family, by id.
+pub(crate) fn ports<A: Net>(contents: &Contents<A>) -> Vec<Port> {
+    let mut ports: BTreeMap<u32, Port> = BTreeMap::new();
+    for (key, value) in contents.services.iter().filter(|(_, v)| v.frontend & frontend::ADDRESS == 0) {
+        let port = ports.entry(value.id).or_insert_with(|| {
+            let endpoint = |b: Backend<A>| Endpoint { at: socket(b.addr, b.port), flags: b.flags };
+            let set = |set| contents.backends(value, set).into_iter().map(endpoint).collect();
+            Port::new(A::V6, value, [set(Set::Cluster), set(Set::Local)])
+        });
+        port.frontends.push(Frontend {
+            at: socket(key.addr, key.port),
+            protocol: Protocol(key.proto),
+            flags: value.frontend,
+        });
     }
-
-    /// The Service ports, by id.
-    pub(crate) fn ports(&self) -> Vec<Port> {
-        let mut ports: BTreeMap<u32, (Port, Service<A>)> = BTreeMap::new();
-        for (key, value) in self.services.iter().filter(|(_, v)| v.frontend & frontend::ADDRESS == 0) {
-            let (port, _) = ports.entry(value.id).or_insert_with(|| {
-                let sets = [self.set(value, Set::Cluster), self.set(value, Set::Local)];
-                (Port::new(A::V6, value, sets), *value)
-            });
-            port.frontends.push(Frontend {
-                at: socket(key.addr, key.port),
-                protocol: Protocol(key.proto),
-                flags: value.frontend,
-            });
-        }
-        let mut ports: Vec<Port> = ports.into_values().map(|(port, _)| port).collect();
-        ports.iter_mut().for_each(|port| port.frontends.sort_by_key(|f| (f.kind(), f.at)));
-        ports
-    }
-
-    /// The backends of a set; backends of missing chunks are left out.
-    pub(crate) fn backends(&self, value: &Service<A>, set: Set) -> Vec<Backend<A>> {
-        let [cluster, local] = value.counts.map(usize::from);
-        let (before, count) = match set {
-            Set::Cluster => (0, cluster),
-            Set::Local => (cluster, local),
-        };
-        if cluster.saturating_add(local) <= INLINE {
-            return value.inline.into_iter().skip(before).take(count).collect();
-        }
-        let found = chunk_keys(value, set).filter_map(|(key, len)| Some((self.chunks.get(&key)?, len)));
-        found.flat_map(|(chunk, len)| chunk.backends.into_iter().take(len)).collect()
-    }
-
-    fn set(&self, value: &Service<A>, set: Set) -> Vec<Endpoint> {
-        let of = |b: Backend<A>| Endpoint { at: socket(b.addr, b.port), flags: b.flags };
-        self.backends(value, set).into_iter().map(of).collect()
-    }
-}
-
-/// The keys of a set's chunks, each with its number of backends. Empty where the backends are
-/// inline.
-pub(crate) fn chunk_keys<A>(value: &Service<A>, set: Set) -> impl Iterator<Item = (ChunkKey, usize)> {
-    let [cluster, local] = value.counts.map(usize::from);
-    let (id, generation) = (value.id, value.generation);
-    let (number, count) = match set {
-        Set::Cluster => (0, cluster),
-        Set::Local => (1, local),
-    };
-    let count = if cluster.saturating_add(local) <= INLINE { 0 } else { count };
-    (0_u32..).zip((0..count).step_by(CHUNK)).map(move |(index, first)| {
-        (ChunkKey { id, generation, set: number, index }, count.saturating_sub(first).min(CHUNK))
-    })
+    let mut ports: Vec<Port> = ports.into_values().collect();
+    ports.iter_mut().for_each(|port| port.frontends.sort_by_key(|f| (f.kind(), f.at)));
+    ports
 }
 
 /// A protocol number (`IPPROTO_*`), printed as Kubernetes names it.
