@@ -37,16 +37,13 @@ pub(crate) struct Args {
     check: bool,
 }
 
-/// The missing tool or source that would need an installation; `None` where everything is installed.
-pub(crate) fn lacking() -> Result<Option<String>> {
-    let Ok(rust) = Rust::find() else { return Ok(Some(format!("rustc is not {RUSTC}"))) };
-    if !rust.library().join("core/Cargo.toml").is_file() {
-        return Ok(Some("rust-src is not installed".into()));
-    }
-    if !is_linker(&linker_root()?) {
-        return Ok(Some(format!("bpf-linker {BPF_LINKER} is not installed")));
-    }
-    Ok(None)
+/// Installs the tools and sources that the build needs and this machine lacks.
+///
+/// # Errors
+/// The compiler is of another version, or a tool cannot be downloaded or built.
+pub(crate) fn tools() -> Result<()> {
+    Rust::find()?.sources()?;
+    linker().map(drop)
 }
 
 /// Check for the test suites: `Ok(false)` where the committed object differs from the one built from the
@@ -212,9 +209,17 @@ fn linker() -> Result<PathBuf> {
     if is_linker(&root) {
         return Ok(dir);
     }
-    out::timed("cargo install bpf-linker, a few minutes the first time", || {
-        let mut command =
-            cargo::command(&["install", "--locked", "--force", "bpf-linker", "--version", BPF_LINKER]);
+    // Without optimisation the linker builds in a minute instead of several; LLVM does the work either way.
+    out::timed("cargo install bpf-linker, a minute the first time", || {
+        let mut command = cargo::command(&[
+            "install",
+            "--locked",
+            "--force",
+            "--debug",
+            "bpf-linker",
+            "--version",
+            BPF_LINKER,
+        ]);
         succeed(command.arg("--root").arg(&root))
     })?;
     Ok(dir)

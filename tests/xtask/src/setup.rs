@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: installs what building and testing need, from Debian and Go's module proxy.
 //! A second run finds everything there and changes nothing.
 
-use crate::out;
+use crate::{cargo, out};
 use anyhow::{Context, Result, bail, ensure};
 use berth_harness::tools;
 use std::{
@@ -34,6 +34,9 @@ const RUNC: &str = "v1.5.2";
 
 /// Version of the standard CNI plugins, with which the agent is tested.
 const CNI_PLUGINS: &str = "v1.9.1";
+
+/// Version of the check of dependencies.
+const CARGO_DENY: &str = "0.20.2";
 
 /// Installs everything that is missing.
 pub(crate) fn run() -> Result<()> {
@@ -93,6 +96,21 @@ const CONFORMANCE_PACKAGES: [(&str, &[&str]); 5] = [
 /// Installs the packages for Kubernetes' end-to-end tests.
 pub(crate) fn for_conformance() -> Result<()> {
     packages(&CONFORMANCE_PACKAGES)
+}
+
+/// Path of `cargo-deny`, of any version in PATH or of ours in the cache. Installs ours where there is neither: without
+/// optimisation and without the parts that ask the network, in one minute of two processors instead of several.
+pub(crate) fn cargo_deny() -> Result<PathBuf> {
+    let root = tools::cache()?.join("tools/cargo-deny");
+    let own = root.join("bin/cargo-deny");
+    if let Some(there) = [own.clone(), "cargo-deny".into()].into_iter().find(|p| version_of(p).is_some()) {
+        return Ok(there);
+    }
+    out::timed("cargo install cargo-deny, a minute the first time", || {
+        let mut command = cargo::command(&["install", "--locked", "--debug", "--no-default-features"]);
+        succeed(command.args(["cargo-deny", "--version", CARGO_DENY, "--root"]).arg(&root))
+    })?;
+    Ok(own)
 }
 
 fn packages(wanted: &[(&'static str, &[&str])]) -> Result<()> {

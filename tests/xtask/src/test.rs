@@ -133,25 +133,23 @@ impl Run {
     }
 
     /// Checks that the committed eBPF object equals the one built from the sources. Skipped where the tools
-    /// for the build are missing.
+    /// for the build are missing and cannot be installed.
     fn object(&mut self) -> Result<()> {
-        if let Some(lack) = crate::ebpf::lacking()? {
-            self.tally.add("ebpf", Outcome::Skipped(lack), Duration::ZERO);
+        if let Err(lack) = crate::ebpf::tools() {
+            self.tally.add("ebpf", Outcome::Skipped(format!("{lack:#}")), Duration::ZERO);
             return Ok(());
         }
         self.step("ebpf", crate::ebpf::check)
     }
 
+    /// Checks licences, sources and versions of the dependencies by `deny.toml`. The check of advisories needs the
+    /// network, which a test run may not have: run `cargo deny check` for it.
     fn deny(&mut self) -> Result<()> {
-        let Some(deny) = cargo_deny()? else {
-            self.tally.add("deny", Outcome::Skipped("cargo-deny is not installed".into()), Duration::ZERO);
-            return Ok(());
-        };
-        // The check of advisories needs the network, which a test run may not have. Run `cargo deny check`
-        // for the advisories.
-        let mut check = Command::new(deny);
-        check.args(["--locked", "check", "bans", "licenses", "sources"]).current_dir(crate::root());
-        self.step("deny", || succeeds(check.stdin(Stdio::null())))
+        self.step("deny", || {
+            let mut check = Command::new(setup::cargo_deny()?);
+            check.args(["--locked", "check", "bans", "licenses", "sources"]).current_dir(crate::root());
+            succeeds(check.stdin(Stdio::null()))
+        })
     }
 
     /// Unit and integration tests of all crates without the node's and Services' suites, and the examples in
@@ -275,17 +273,6 @@ impl Run {
         let how = How { filter: self.filter.as_deref(), env, deadline: DEADLINE, crates };
         binaries::run(all, how, &mut self.tally)
     }
-}
-
-/// Path of `cargo-deny` in the project's tools or in PATH; `None` where neither has the program.
-fn cargo_deny() -> Result<Option<PathBuf>> {
-    let own = tools::cache()?.join("tools/cargo-deny/bin/cargo-deny");
-    let all = [own, "cargo-deny".into()];
-    let works = |program: &PathBuf| {
-        let version = Command::new(program).arg("--version").stdin(Stdio::null()).output();
-        version.is_ok_and(|out| out.status.success())
-    };
-    Ok(all.into_iter().find(works))
 }
 
 /// Path of this program. The kernel appends ` (deleted)` to the path of a program that was rebuilt since its
