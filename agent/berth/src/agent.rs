@@ -26,12 +26,10 @@ use self::{
 use crate::{dns::DEFAULT_DOMAIN, lock};
 use anyhow::{Context as _, bail};
 use berth_core::roots::Roots;
+use berth_executor::{HostIps, NodeConfig, NodeExecutor, pump, recursive_read_only};
 use berth_network::{Network, NetworkConfig};
 use berth_node::cgroup::CgroupTree;
-use berth_pods::{
-    ManagerConfig, Store,
-    node::{HostIps, NodeConfig, NodeExecutor, pump, recursive_read_only},
-};
+use berth_pods::{ManagerConfig, Store};
 use berth_probe::{Prober, ProberConfig};
 use berth_runtime::{RuntimeConfig, spec::HostFacts};
 use berth_services::ClearPods;

@@ -1,5 +1,5 @@
-//! The executor: a small trait by which a worker acts on the node. [`crate::node`] implements the trait on a
-//! real node, a fake implements it in tests.
+//! The executor: a small trait by which a worker acts on the node. `berth-executor` implements the
+//! trait on a real node, a fake implements it in tests.
 
 use berth_core::{
     event::Event,

@@ -1,14 +1,13 @@
-//! Pods: one worker task for each pod, which feeds `plan` and carries out its actions through the adapters.
+//! Pods: one worker task for each pod, which feeds `plan` and has its actions carried out.
 //!
 //! [`run`] is the manager's task, which owns the workers. A worker acts on the node through the small trait
-//! [`Executor`]. [`node`] implements that trait with containerd, the network, volumes, cgroups, logd and
-//! probes. Workers send their status and events to [`Reports`].
+//! [`Executor`]; `berth-executor` implements it on a real node. Workers send their status and events to
+//! [`Reports`].
 
 mod executor;
 mod failpoint;
 mod manager;
 mod names;
-pub mod node;
 mod pod_cache;
 mod probes;
 mod refs;

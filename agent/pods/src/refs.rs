@@ -11,8 +11,7 @@ type Name = (Namespace, String);
 /// The names of the objects that a pod refers to, without their kind. An object of the other kind with the
 /// same name causes one unneeded sync of the pod and has no other effect.
 fn names(pod: &Pod) -> BTreeSet<Name> {
-    let mut names: BTreeSet<&str> =
-        berth_volumes::volume_objects(pod).into_iter().map(|(_, name)| name).collect();
+    let mut names: BTreeSet<&str> = pod.volume_objects().into_iter().map(|(_, name)| name).collect();
     for c in pod.all_containers() {
         for from in &c.env_from {
             let (EnvFromSource::ConfigMap(name) | EnvFromSource::Secret(name)) = &from.source;

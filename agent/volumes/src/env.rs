@@ -8,13 +8,13 @@ mod services;
 pub use services::service_env;
 
 use crate::{
-    ObjectKind, PodFacts,
+    PodFacts,
     fields::{self, FieldError},
 };
 use berth_core::{
     error::Chain,
     ids::Namespace,
-    model::{Container, EnvFromSource, EnvValue, KeyRef, KeyedData, Objects, Pod},
+    model::{Container, EnvFromSource, EnvValue, KeyRef, KeyedData, ObjectKind, Objects, Pod},
 };
 use std::sync::Arc;
 

@@ -5,27 +5,9 @@ use berth_core::{
     error::Chain,
     event::Event,
     ids::{ContainerName, VolumeName},
+    model::ObjectKind,
 };
-use std::{fmt, io, path::PathBuf};
-
-/// The kinds of objects that pods take files and variables from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ObjectKind {
-    /// A ConfigMap.
-    ConfigMap,
-    /// A Secret.
-    Secret,
-}
-
-impl fmt::Display for ObjectKind {
-    /// The resource's name as the API server writes it in its errors.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ObjectKind::ConfigMap => "configmap",
-            ObjectKind::Secret => "secret",
-        })
-    }
-}
+use std::{io, path::PathBuf};
 
 /// An operation on a pod's volumes or files that failed, and its subject.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,7 @@ mod empty_dir;
 mod host_path;
 mod payload;
 
-use crate::{Error, ObjectKind, PodFacts, os, payload::Payload};
+use crate::{Error, PodFacts, os, payload::Payload};
 use berth_core::{
     ids::VolumeName,
     model::{Objects, Pod, Volume, VolumeSource},
@@ -28,7 +28,7 @@ pub(crate) struct VolumeInputs<'a> {
 }
 
 /// A kind of volumes, with the specification of one volume of that kind.
-pub(crate) trait VolumePlugin<'a> {
+pub(crate) trait VolumePlugin {
     /// The node's path of the volume's root, whether or not it exists.
     fn root(&self, pod_dir: &Path, name: &VolumeName) -> PathBuf;
 
@@ -38,11 +38,6 @@ pub(crate) trait VolumePlugin<'a> {
     /// The files that the node writes into the volume; `None` for a kind whose content is not the node's.
     fn files(&self, _inputs: &VolumeInputs<'_>) -> Result<Option<Payload>, Error> {
         Ok(None)
-    }
-
-    /// The ConfigMaps and Secrets of the pod's namespace from which the files are made.
-    fn objects(&self) -> Vec<(ObjectKind, &'a str)> {
-        Vec::new()
     }
 
     /// Whether containers may only read the volume, whatever their mounts say.
@@ -62,7 +57,7 @@ pub(crate) trait VolumePlugin<'a> {
 }
 
 /// The plugin of a volume; an error for a kind that is not supported yet.
-pub(crate) fn plugin_of<'a>(volume: &'a Volume) -> Result<Box<dyn VolumePlugin<'a> + 'a>, Error> {
+pub(crate) fn plugin_of(volume: &Volume) -> Result<Box<dyn VolumePlugin + '_>, Error> {
     Ok(match &volume.source {
         VolumeSource::EmptyDir { medium, size_limit } => {
             Box::new(empty_dir::EmptyDir { medium, size_limit: size_limit.as_ref() })

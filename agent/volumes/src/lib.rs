@@ -48,12 +48,11 @@ mod tmpfs_size;
 mod volume;
 mod volume_root;
 
-pub use error::{Error, ObjectKind};
+pub use error::Error;
 pub use fields::FieldError;
 pub use files::host_name;
 pub use hostname::PodHostname;
 pub use mounts::ContainerMount;
-pub use payload::volume_objects;
 
 use berth_core::{ids::NodeName, model::ResourceList, roots::Roots};
 use std::{net::IpAddr, sync::Arc};

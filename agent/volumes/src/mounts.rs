@@ -174,7 +174,7 @@ impl Volumes {
 fn whole_volume(
     container: &Container,
     volume: &Volume,
-    plugin: &dyn VolumePlugin<'_>,
+    plugin: &dyn VolumePlugin,
     root: PathBuf,
 ) -> Result<PathBuf, Error> {
     if root.try_exists().map_err(Error::io("examine", &root))? || plugin.make_missing_root(&root)? {

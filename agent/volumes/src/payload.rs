@@ -1,15 +1,12 @@
 //! The files of volumes whose content the node writes, from objects and from facts about the pod.
 
-use crate::{
-    Error, ObjectKind, PodFacts, fields,
-    kinds::{VolumeInputs, plugin_of},
-};
+use crate::{Error, PodFacts, fields, kinds::VolumeInputs};
 use berth_core::{
     ids::VolumeName,
-    model::{DownwardItem, DownwardValue, KeysVolume, Objects, Pod},
+    model::{DownwardItem, DownwardValue, KeysVolume, ObjectKind, Objects, Pod},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
     os::unix::ffi::OsStrExt as _,
     path::{Component, Path, PathBuf},
@@ -38,12 +35,6 @@ impl fmt::Debug for PayloadFile {
 
 /// The files of a volume by their normal relative paths; no path is a directory of another.
 pub(crate) type Payload = BTreeMap<PathBuf, PayloadFile>;
-
-/// The ConfigMaps and Secrets of the pod's namespace that its volumes show: when one of them changes,
-/// [`Volumes::refresh`](crate::Volumes::refresh) has something to do.
-pub fn volume_objects(pod: &Pod) -> BTreeSet<(ObjectKind, &str)> {
-    pod.mounted_volumes().filter_map(|v| plugin_of(v).ok()).flat_map(|plugin| plugin.objects()).collect()
-}
 
 /// Collector of the files of one volume.
 pub(crate) struct Collector<'a> {

@@ -1,5 +1,5 @@
-//! Allowed dependencies between crates (core <- adapters <- pods <- berth) and the crates that may use
-//! certain external dependencies.
+//! Allowed dependencies between crates (core <- pods and adapters <- executor <- berth) and the crates that may
+//! use certain external dependencies.
 
 use crate::cargo::Metadata;
 use anyhow::{Context, Result, bail};
@@ -53,12 +53,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The CNI plugin works without an agent.
     ("berth-cni-ipam", &[]),
     ("berth-cni", &["berth-cni-ipam"]),
-    // Workers use adapters; the binary wires everything together.
+    // Workers know no adapter: they state their need as a trait, which the executor implements by the
+    // adapters. The binary wires everything together.
+    ("berth-pods", &["berth-core", "berth-sys"]),
     (
-        "berth-pods",
+        "berth-executor",
         &[
             "berth-core",
             "berth-sys",
+            "berth-pods",
             "berth-pause",
             "berth-runtime",
             "berth-logd",
@@ -85,6 +88,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-server",
             "berth-cli",
             "berth-pods",
+            "berth-executor",
             "berth-ebpf-loader",
             "berth-services",
             "berth-dns",
@@ -247,6 +251,8 @@ mod tests {
             ("berth-core", "berth-sys", None),
             ("berth-network", "berth-logd", Some("dev")),
             ("berth-runtime", "berth-pods", None),
+            ("berth-pods", "berth-logd", None),
+            ("berth-pods", "berth-executor", None),
             ("berth-pods", "k8s-openapi", None),
             ("berth-cni", "berth-core", None),
             ("berth-core", "tokio", None),
@@ -256,7 +262,7 @@ mod tests {
         }
         for edge in [
             ("berth-network", "berth-core", None),
-            ("berth-pods", "berth-logd", None),
+            ("berth-executor", "berth-logd", None),
             ("berth-network", "berth-harness", Some("dev")),
             ("berth-source", "k8s-openapi", None),
             ("berth-runtime", "berth-source", Some("dev")),

@@ -4,7 +4,7 @@
 use super::api_error::{from_runtime, unavailable};
 use berth_api::message::{ErrorCode, ExecPaths, ExecSpec, Size};
 use berth_core::roots::Roots;
-use berth_pods::node::NodeExecutor;
+use berth_executor::NodeExecutor;
 use berth_runtime::{ExecHandle, ExecRequest, Runtime, Stdio};
 use berth_server::{ApiError, ExecSession, WatchCache};
 use nix::{sys::stat::Mode, unistd::mkfifo};

@@ -13,8 +13,9 @@ use berth_api::{
     view::{AddressesView, Health, ImageView, ManifestProblem, NodeView, SourceView},
 };
 use berth_core::{error::Chain, roots::Roots, time::Wall};
+use berth_executor::NodeExecutor;
 use berth_network::Network;
-use berth_pods::{NodeEvent, node::NodeExecutor};
+use berth_pods::NodeEvent;
 use berth_runtime::Runtime;
 use berth_server::{ApiError, Backend, WatchCache};
 use berth_services::NetworkProblem;

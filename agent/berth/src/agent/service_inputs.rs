@@ -16,7 +16,8 @@ use berth_core::{
     time::Wall,
 };
 use berth_dns::{PodNames, Publisher, build};
-use berth_pods::{Reports as _, node::NodeExecutor};
+use berth_executor::NodeExecutor;
+use berth_pods::Reports as _;
 use berth_services::{Cause, DatapathHealth, Named, Notice, ObservedPod, ServiceInputs, SourceChanges};
 use berth_source::{
     Snapshot,

@@ -16,7 +16,7 @@ use super::{
     status_manager::StatusManager,
 };
 use berth_core::roots::Roots;
-use berth_pods::node::NodeExecutor;
+use berth_executor::NodeExecutor;
 use berth_services::{ClearPods, Config, Engine, LinuxDatapath, LinuxDatapathConfig, Sizes};
 use std::{
     net::IpAddr,

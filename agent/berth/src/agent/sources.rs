@@ -7,7 +7,8 @@ use berth_core::{
     event::{Event, EventRecord, Involved},
     roots::Roots,
 };
-use berth_pods::{DesiredSet, node::ServiceLister};
+use berth_executor::ServiceLister;
+use berth_pods::DesiredSet;
 use berth_server::WatchCache;
 use berth_source::{
     ServiceRanges, Snapshot, Source as _, SourceKind, Sources,

@@ -2,7 +2,26 @@
 
 use crate::ids::Namespace;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// The kinds of objects from which pods take files and variables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKind {
+    /// A ConfigMap.
+    ConfigMap,
+    /// A Secret.
+    Secret,
+}
+
+impl fmt::Display for ObjectKind {
+    /// The resource's name as the API server writes it in its errors.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ObjectKind::ConfigMap => "configmap",
+            ObjectKind::Secret => "secret",
+        })
+    }
+}
 
 /// A ConfigMap or Secret: its keys and their bytes.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,9 +50,9 @@ impl KeyedData {
     }
 }
 
-impl std::fmt::Debug for KeyedData {
+impl fmt::Debug for KeyedData {
     /// Prints the keys alone, because the values may be secret.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
             "{}/{} {:?}",

@@ -11,7 +11,7 @@ pub(super) struct EmptyDir<'a> {
     pub(super) size_limit: Option<&'a Quantity>,
 }
 
-impl<'a> VolumePlugin<'a> for EmptyDir<'a> {
+impl VolumePlugin for EmptyDir<'_> {
     fn root(&self, pod_dir: &Path, name: &VolumeName) -> PathBuf {
         own_root(pod_dir, "kubernetes.io~empty-dir", name)
     }

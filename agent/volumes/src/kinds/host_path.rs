@@ -23,7 +23,7 @@ pub(super) struct HostPath<'a> {
     pub(super) kind: HostPathType,
 }
 
-impl<'a> VolumePlugin<'a> for HostPath<'a> {
+impl VolumePlugin for HostPath<'_> {
     fn root(&self, _pod_dir: &Path, _name: &VolumeName) -> PathBuf {
         self.path.to_owned()
     }

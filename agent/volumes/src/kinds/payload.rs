@@ -3,13 +3,13 @@
 
 use super::{VolumeInputs, VolumePlugin, own_root};
 use crate::{
-    Error, ObjectKind, nested_mounts,
+    Error, nested_mounts,
     payload::{Collector, Payload},
     volume, volume_root,
 };
 use berth_core::{
     ids::VolumeName,
-    model::{DownwardItem, KeysVolume, ProjectedSource},
+    model::{DownwardItem, KeysVolume, ObjectKind, ProjectedSource},
 };
 use std::path::{Path, PathBuf};
 
@@ -33,7 +33,7 @@ pub(super) struct Projected<'a> {
 
 /// Sets up the root by `make_root` and writes the files into it.
 fn set_up(
-    plugin: &dyn VolumePlugin<'_>,
+    plugin: &dyn VolumePlugin,
     root: &Path,
     inputs: &VolumeInputs<'_>,
     make_root: impl FnOnce() -> Result<(), Error>,
@@ -48,15 +48,11 @@ fn set_up(
     Ok(())
 }
 
-fn set_up_in_memory(
-    plugin: &dyn VolumePlugin<'_>,
-    root: &Path,
-    inputs: &VolumeInputs<'_>,
-) -> Result<(), Error> {
+fn set_up_in_memory(plugin: &dyn VolumePlugin, root: &Path, inputs: &VolumeInputs<'_>) -> Result<(), Error> {
     set_up(plugin, root, inputs, || volume_root::tmpfs(root, inputs.pod, inputs.facts, None))
 }
 
-impl<'a> VolumePlugin<'a> for ConfigMap<'a> {
+impl VolumePlugin for ConfigMap<'_> {
     fn root(&self, pod_dir: &Path, name: &VolumeName) -> PathBuf {
         own_root(pod_dir, "kubernetes.io~configmap", name)
     }
@@ -69,16 +65,12 @@ impl<'a> VolumePlugin<'a> for ConfigMap<'a> {
         Collector::collect(inputs, |files| files.keys(ObjectKind::ConfigMap, self.0, self.0.default_mode))
     }
 
-    fn objects(&self) -> Vec<(ObjectKind, &'a str)> {
-        vec![(ObjectKind::ConfigMap, self.0.name.as_str())]
-    }
-
     fn read_only(&self) -> bool {
         true
     }
 }
 
-impl<'a> VolumePlugin<'a> for Secret<'a> {
+impl VolumePlugin for Secret<'_> {
     fn root(&self, pod_dir: &Path, name: &VolumeName) -> PathBuf {
         own_root(pod_dir, "kubernetes.io~secret", name)
     }
@@ -91,16 +83,12 @@ impl<'a> VolumePlugin<'a> for Secret<'a> {
         Collector::collect(inputs, |files| files.keys(ObjectKind::Secret, self.0, self.0.default_mode))
     }
 
-    fn objects(&self) -> Vec<(ObjectKind, &'a str)> {
-        vec![(ObjectKind::Secret, self.0.name.as_str())]
-    }
-
     fn read_only(&self) -> bool {
         true
     }
 }
 
-impl<'a> VolumePlugin<'a> for DownwardApi<'a> {
+impl VolumePlugin for DownwardApi<'_> {
     fn root(&self, pod_dir: &Path, name: &VolumeName) -> PathBuf {
         own_root(pod_dir, "kubernetes.io~downward-api", name)
     }
@@ -118,7 +106,7 @@ impl<'a> VolumePlugin<'a> for DownwardApi<'a> {
     }
 }
 
-impl<'a> VolumePlugin<'a> for Projected<'a> {
+impl VolumePlugin for Projected<'_> {
     fn root(&self, pod_dir: &Path, name: &VolumeName) -> PathBuf {
         own_root(pod_dir, "kubernetes.io~projected", name)
     }
@@ -140,15 +128,6 @@ impl<'a> VolumePlugin<'a> for Projected<'a> {
                 }),
             })
         })
-    }
-
-    fn objects(&self) -> Vec<(ObjectKind, &'a str)> {
-        let object = |source: &'a ProjectedSource| match source {
-            ProjectedSource::ConfigMap(keys) => Some((ObjectKind::ConfigMap, keys.name.as_str())),
-            ProjectedSource::Secret(keys) => Some((ObjectKind::Secret, keys.name.as_str())),
-            ProjectedSource::DownwardApi(_) | ProjectedSource::NotYet { .. } => None,
-        };
-        self.sources.iter().filter_map(object).collect()
     }
 
     fn read_only(&self) -> bool {

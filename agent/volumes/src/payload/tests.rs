@@ -1,4 +1,5 @@
 use super::*;
+use crate::kinds::plugin_of;
 use crate::testing::{config_map, facts, keyed, keys, pod, volume};
 use berth_core::model::{KeyToPath, ProjectedSource, ResourceFieldRef, VolumeSource};
 
@@ -136,27 +137,6 @@ fn modes_have_no_more_than_permission_bits() {
     let mut k = keys("cm");
     k.default_mode = 0o7777;
     assert_eq!(files(VolumeSource::ConfigMap(k), &objects).unwrap(), [file("a", "1", 0o777)]);
-}
-
-#[test]
-fn volume_objects_names_the_config_maps_and_secrets_of_volumes() {
-    let mut p = pod("web");
-    let sources = vec![
-        ProjectedSource::ConfigMap(keys("one")),
-        ProjectedSource::Secret(keys("two")),
-        ProjectedSource::DownwardApi(Vec::new()),
-    ];
-    p.volumes = vec![
-        volume("a", VolumeSource::ConfigMap(keys("two"))),
-        volume("b", VolumeSource::Projected { sources, default_mode: 0o644 }),
-        volume("c", crate::testing::empty_dir(berth_core::model::Medium::Disk)),
-    ];
-    let p = crate::testing::mounting_all(p);
-    let got: Vec<_> = volume_objects(&p).into_iter().collect();
-    assert_eq!(
-        got,
-        [(ObjectKind::ConfigMap, "one"), (ObjectKind::ConfigMap, "two"), (ObjectKind::Secret, "two")]
-    );
 }
 
 #[test]

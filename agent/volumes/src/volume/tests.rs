@@ -35,10 +35,10 @@ fn a_volume_that_no_container_mounts_is_not_set_up() {
     };
     node.volumes.mount(&unmounted, &facts(), &Objects::default()).unwrap();
     assert!(!node.volume_dir(&unmounted, "e").exists());
-    assert_eq!(crate::volume_objects(&unmounted).len(), 0);
+    assert_eq!(unmounted.volume_objects().len(), 0);
     let mounted = mounting_all(unmounted);
     assert!(node.volumes.mount(&mounted, &facts(), &Objects::default()).is_err());
-    assert_eq!(crate::volume_objects(&mounted).len(), 1);
+    assert_eq!(mounted.volume_objects().len(), 1);
 }
 
 fn read(path: &Path) -> String {

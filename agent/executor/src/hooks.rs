@@ -1,13 +1,13 @@
 //! Lifecycle hooks: `postStart` and `preStop`.
 
-use super::NodeExecutor;
-use crate::executor::{ActionResult, Context};
+use crate::NodeExecutor;
 use berth_core::{
     error::Chain,
     ids::{ContainerId, ContainerName},
     model::{Container, Hook, Pod},
     plan::Failure,
 };
+use berth_pods::{ActionResult, Context};
 use berth_probe::{ExecOutcome, http_hook, resolve_http};
 use berth_sys::clock;
 use std::{net::IpAddr, time::Duration};
@@ -29,7 +29,7 @@ fn failure_of(outcome: ExecOutcome, within: Duration) -> Option<(String, String)
 }
 
 impl NodeExecutor {
-    pub(super) async fn post_start(
+    pub(crate) async fn post_start(
         &self,
         context: Context,
         container: &ContainerName,
@@ -43,7 +43,7 @@ impl NodeExecutor {
         self.hook(&pod, spec, hook, id, &context, LONGEST).await
     }
 
-    pub(super) async fn pre_stop(
+    pub(crate) async fn pre_stop(
         &self,
         context: Context,
         container: &ContainerName,
@@ -95,7 +95,7 @@ impl NodeExecutor {
         Ok(ActionResult::done(Vec::new()))
     }
 
-    pub(super) fn pod_ip(&self, context: &Context) -> Option<IpAddr> {
+    pub(crate) fn pod_ip(&self, context: &Context) -> Option<IpAddr> {
         self.pod_ips(context).first().copied()
     }
 }

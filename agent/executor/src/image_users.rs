@@ -1,7 +1,7 @@
 //! Cache of the user databases of images: `/etc/passwd` and `/etc/group` as the image has them, read once for
 //! each image.
 
-use berth_core::{error::Chain, plan::Failure};
+use berth_core::{error::Chain, plan::Failure, sync::lock};
 use berth_runtime::{Image, Runtime};
 use std::{
     collections::HashMap,
@@ -12,14 +12,14 @@ type Files = (Option<Arc<str>>, Option<Arc<str>>);
 
 /// The files by the chain id of the image's file system.
 #[derive(Debug, Default)]
-pub(super) struct ImageUsers(Mutex<HashMap<String, Files>>);
+pub(crate) struct ImageUsers(Mutex<HashMap<String, Files>>);
 
 /// The most images in the cache.
 const MOST: usize = 256;
 
 impl ImageUsers {
-    pub(super) async fn of(&self, runtime: &Runtime, image: &Image) -> Result<Files, Failure> {
-        if let Some(files) = super::lock(&self.0).get(&image.chain_id) {
+    pub(crate) async fn of(&self, runtime: &Runtime, image: &Image) -> Result<Files, Failure> {
+        if let Some(files) = lock(&self.0).get(&image.chain_id) {
             return Ok(files.clone());
         }
         let [passwd, group] = runtime
@@ -27,7 +27,7 @@ impl ImageUsers {
             .await
             .map_err(|e| Failure::new("CreateContainerError", Chain(&e)))?;
         let files: Files = (passwd.map(Arc::from), group.map(Arc::from));
-        let mut cache = super::lock(&self.0);
+        let mut cache = lock(&self.0);
         if cache.len() >= MOST {
             cache.clear();
         }

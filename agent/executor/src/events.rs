@@ -4,9 +4,9 @@
 //! passes events on until the event stream is lost. It reports the loss to the manager and relists once the
 //! stream is back. It also relists after [`RECONCILE`] without an event.
 
-use super::{NodeExecutor, lock};
-use crate::{manager::NodeEvent, worker::WorkerMessage};
-use berth_core::{error::Chain, plan::Exit};
+use crate::NodeExecutor;
+use berth_core::{error::Chain, plan::Exit, sync::lock};
+use berth_pods::{NodeEvent, WorkerMessage};
 use berth_runtime::{Runtime, RuntimeConfig, RuntimeEvent};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::broadcast::error::RecvError;

@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 
 /// The area of a pod that a piece of work changes. Work in different areas does not wait for each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Area {
+pub(crate) enum Area {
     /// The pod's directory: volumes and files.
     Files,
     /// The pod's cgroups, namespaces and pause process.
@@ -21,7 +21,7 @@ type PodLock = Arc<tokio::sync::Mutex<()>>;
 
 /// The locks of all pods.
 #[derive(Debug, Default)]
-pub(super) struct PodLocks(Mutex<HashMap<(PodUid, Area), PodLock>>);
+pub(crate) struct PodLocks(Mutex<HashMap<(PodUid, Area), PodLock>>);
 
 impl PodLocks {
     fn of(&self, pod: &PodUid, area: Area) -> PodLock {
@@ -31,7 +31,7 @@ impl PodLocks {
 
     /// Runs blocking work after earlier work in the same area of the pod has ended. Work whose future is
     /// dropped before that does not begin.
-    pub(super) async fn blocking<T: Send + 'static>(
+    pub(crate) async fn blocking<T: Send + 'static>(
         &self,
         pod: &PodUid,
         area: Area,
@@ -47,7 +47,7 @@ impl PodLocks {
     }
 
     /// Removes the locks of a pod of which nothing is left.
-    pub(super) fn forget(&self, pod: &PodUid) {
+    pub(crate) fn forget(&self, pod: &PodUid) {
         let mut pod_locks = lock(&self.0);
         pod_locks.retain(|(uid, _), gate| uid != pod || Arc::strong_count(gate) > 1);
     }

@@ -1,7 +1,6 @@
 //! The start of one attempt of a container: image, environment, mounts, user, spec, output and task.
 
-use super::{NodeExecutor, lock, pod_locks::Area, stop_signal};
-use crate::executor::{ActionResult, Change, Context, Process};
+use crate::{NodeExecutor, command::entry_of, pod_locks::Area, stop_signal};
 use berth_core::{
     error::Chain,
     event::Event,
@@ -10,8 +9,10 @@ use berth_core::{
     plan::{Exit, Failure, ObservedContainer, RunState},
     resources::{ContainerResources, oom_score_adj},
     status::ContainerUser,
+    sync::lock,
 };
 use berth_logd::StreamSpec;
+use berth_pods::{ActionResult, Change, Context, Process};
 use berth_runtime::{
     ExitRecord, Image, Runtime, START_ERROR_EXIT_CODE, Stage, StartFailure, StartRequest, Stdio,
     spec::{self, HostFacts, MountSpec, NamespacePaths, PidNamespace, SpecInput, UserError, UserFiles},
@@ -30,9 +31,9 @@ fn config_error(message: impl Into<String>) -> Failure {
     Failure::new("CreateContainerConfigError", message)
 }
 
-/// The parts of a container that come from the node's files.
+/// The parts of a container that come from the node's files: environment, mounts, and events about them.
 #[derive(Default)]
-pub(super) struct Made {
+pub(crate) struct PreparedFiles {
     env: Vec<(String, String)>,
     mounts: Vec<MountSpec>,
     events: Vec<Event>,
@@ -75,7 +76,7 @@ fn mount_spec(m: ContainerMount, recursive: bool) -> Result<MountSpec, Failure> 
 }
 
 impl NodeExecutor {
-    pub(super) async fn ensure_image(
+    pub(crate) async fn ensure_image(
         &self,
         pod: &Pod,
         container: &ContainerName,
@@ -142,7 +143,7 @@ impl NodeExecutor {
         }
     }
 
-    pub(super) async fn start(
+    pub(crate) async fn start(
         &self,
         context: Context,
         container: ContainerName,
@@ -172,32 +173,32 @@ impl NodeExecutor {
             stdin_once: spec.stdin_once,
         };
         let clock = Instant::now();
-        let (paths, made, users) = tokio::join!(
+        let (paths, prepared, users) = tokio::join!(
             self.logd.register(stream),
-            self.make(context.clone(), container.clone(), attempt),
+            self.prepare_files(context.clone(), container.clone(), attempt),
             self.users.of(&runtime, &image),
         );
-        let (mut made, (passwd, group)) = (made?, users?);
+        let (mut prepared, (passwd, group)) = (prepared?, users?);
         let paths =
             paths.map_err(|e| Failure::new("CreateContainerError", format!("output: {}", Chain(&e))))?;
         steps.push(("files+logd", clock.elapsed()));
 
         let clock = Instant::now();
-        let volumes = spec::image_volumes(&image.config, &made.mounts);
+        let volumes = spec::image_volumes(&image.config, &prepared.mounts);
         if !volumes.is_empty() {
-            made.mounts.extend(self.image_volumes(&runtime, &pod, &id, &image, volumes).await?);
+            prepared.mounts.extend(self.image_volumes(&runtime, &pod, &id, &image, volumes).await?);
             steps.push(("image volumes", clock.elapsed()));
         }
 
         let clock = Instant::now();
         let files = UserFiles { passwd: passwd.as_deref(), group: group.as_deref() };
-        let oci = self.spec(&pod, spec, &id, &image, &made, files)?;
+        let oci = self.spec(&pod, spec, &id, &image, &prepared, files)?;
         let user = user_of(&oci);
         let oci =
             serde_json::to_value(&oci).map_err(|e| Failure::new("CreateContainerError", e.to_string()))?;
         let extension = serde_json::to_value(pod.as_ref())
             .map_err(|e| Failure::new("CreateContainerError", e.to_string()))?;
-        lock(&self.specs).insert(id.clone(), Arc::new(super::command::entry_of(&oci)));
+        lock(&self.specs).insert(id.clone(), Arc::new(entry_of(&oci)));
         steps.push(("spec", clock.elapsed()));
 
         let image_id = image.image_id.clone();
@@ -208,7 +209,7 @@ impl NodeExecutor {
                 "image {:?} names the stop signal {name:?}, which is none: SIGTERM is sent",
                 spec.image
             );
-            made.events.push(Event::warning("InvalidStopSignal", text).of(&container));
+            prepared.events.push(Event::warning("InvalidStopSignal", text).of(&container));
         }
         let request = StartRequest {
             id: id.clone(),
@@ -282,17 +283,17 @@ impl NodeExecutor {
             outcome: Ok(()),
             changes: vec![Change::Container(id, seen(state, true), Some(process))],
             steps,
-            events: made.events,
+            events: prepared.events,
         })
     }
 
     /// Prepares everything that touches files: the pod's own files, the mounts and the environment.
-    async fn make(
+    async fn prepare_files(
         &self,
         context: Context,
         container: ContainerName,
         attempt: Attempt,
-    ) -> Result<Made, Failure> {
+    ) -> Result<PreparedFiles, Failure> {
         let (volumes, facts) = (self.volumes.clone(), self.facts(&context));
         let (uid, recursive) = (context.pod.uid.clone(), self.config.recursive_read_only);
         let services = env::service_env(&context.pod, &self.config.services.get());
@@ -311,7 +312,7 @@ impl NodeExecutor {
                 );
                 let mounts =
                     mounts.into_iter().map(|m| mount_spec(m, recursive)).collect::<Result<_, _>>()?;
-                Ok(Made { env, mounts, events })
+                Ok(PreparedFiles { env, mounts, events })
             })
             .await?
     }
@@ -339,13 +340,13 @@ impl NodeExecutor {
         Ok(sources.into_iter().zip(wanted).map(|(source, at)| MountSpec::image_volume(source, &at)).collect())
     }
 
-    pub(super) fn spec(
+    pub(crate) fn spec(
         &self,
         pod: &Pod,
         container: &Container,
         id: &ContainerId,
         image: &Image,
-        made: &Made,
+        prepared: &PreparedFiles,
         files: UserFiles<'_>,
     ) -> Result<oci_spec::runtime::Spec, Failure> {
         let user = spec::resolve_user(pod, container, &image.config.user, files)
@@ -373,7 +374,8 @@ impl NodeExecutor {
                 .map_err(|e| config_error(e.message()))?
                 .kernel
         };
-        let expand = |words: &[String]| words.iter().map(|w| env::expand(w, &made.env)).collect::<Vec<_>>();
+        let expand =
+            |words: &[String]| words.iter().map(|w| env::expand(w, &prepared.env)).collect::<Vec<_>>();
         let host = self.host_facts(container)?;
         let host = host.as_ref();
         let seccomp_file = self.seccomp_file(pod, container)?;
@@ -383,10 +385,10 @@ impl NodeExecutor {
             id,
             image: &image.config,
             user: &user,
-            env: &made.env,
+            env: &prepared.env,
             command: &expand(&container.command),
             args: &expand(&container.args),
-            mounts: &made.mounts,
+            mounts: &prepared.mounts,
             namespaces: &namespaces,
             cgroups_path: &self.cgroups.container_cgroup(pod, id),
             resources: &ContainerResources::of(pod, container, host.cgroup_facts()),
@@ -429,7 +431,7 @@ fn user_of(spec: &oci_spec::runtime::Spec) -> Option<ContainerUser> {
 }
 
 /// Converts an exit from the runtime's form to the plan's.
-pub(super) fn exit_of(e: ExitRecord) -> Exit {
+pub(crate) fn exit_of(e: ExitRecord) -> Exit {
     Exit {
         code: e.code,
         at: e.at,

@@ -1,10 +1,6 @@
 //! Observation of pods: reads containerd's list, the sandbox records and the pod directories.
 
-use super::{NodeExecutor, start::exit_of};
-use crate::{
-    executor::{PodSnapshot, Process},
-    manager::{Found, NodeEvent},
-};
+use crate::{NodeExecutor, start::exit_of};
 use berth_core::{
     error::Chain,
     ids::PodUid,
@@ -13,6 +9,7 @@ use berth_core::{
     status::ContainerUser,
     time::Boottime,
 };
+use berth_pods::{Found, NodeEvent, PodSnapshot, Process};
 use berth_runtime::{FoundContainer, FoundState};
 use berth_sys::{clock, fs::read_to_string_limited};
 use serde::Deserialize;
@@ -24,7 +21,7 @@ use std::{
 
 impl NodeExecutor {
     /// Observes every pod that has a container or a sandbox.
-    pub(super) async fn relist(&self) -> Result<NodeEvent, Failure> {
+    pub(crate) async fn relist(&self) -> Result<NodeEvent, Failure> {
         let taken = clock::boottime();
         let list = self.containers().await?;
         let mut by_pod: BTreeMap<PodUid, Vec<FoundContainer>> = BTreeMap::new();
@@ -51,7 +48,7 @@ impl NodeExecutor {
         Ok(NodeEvent::RuntimeBack { found, unseen, taken })
     }
 
-    pub(super) async fn observe_pod(&self, uid: &PodUid) -> Result<PodSnapshot, Failure> {
+    pub(crate) async fn observe_pod(&self, uid: &PodUid) -> Result<PodSnapshot, Failure> {
         let taken = clock::boottime();
         let of_pod =
             self.runtime()?.list_of(uid).await.map_err(|e| Failure::new("RuntimeNotReady", Chain(&e)))?;

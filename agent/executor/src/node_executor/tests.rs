@@ -2,23 +2,22 @@
 //! CNI; and of mutated sandbox records.
 
 use super::*;
-use crate::{
-    testing::{Rng, container, mutate, mutations, pod},
-    worker::WorkerMessage,
-};
+use crate::start::PreparedFiles;
 use berth_core::{
-    ids::{Attempt, NodeName, SandboxAttempt},
-    model::{NodeLabels, PodNamespaces, PortRef, ProbeAction, RestartPolicy},
+    ids::{Attempt, NodeName, PodKey, SandboxAttempt},
+    model::{Container, NodeLabels, PodNamespaces, PortRef, ProbeAction},
     plan::{ObservedSandbox, SandboxState},
     time::Wall,
 };
+use berth_harness::mutate::{self, Reached, json::Corpus};
 use berth_network::NetworkConfig;
+use berth_pods::WorkerMessage;
 use berth_probe::ProberConfig;
 use berth_sys::process::{self, PidFd};
 use serde_json::{Value, json};
 use std::{
-    sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    time::Duration,
 };
 
 static NODES: AtomicU32 = AtomicU32::new(0);
@@ -49,7 +48,7 @@ impl Node {
     fn new(namespaces: PodNamespaces) -> Node {
         let dir = tempfile::tempdir().unwrap();
         let n = NODES.fetch_add(1, Ordering::Relaxed);
-        let cgroup = format!("berth-pods-{}-{n}", std::process::id());
+        let cgroup = format!("berth-executor-{}-{n}", std::process::id());
         let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), &cgroup);
         for d in [&roots.runtime_state, &roots.lasting_state, &roots.pod_state] {
             std::fs::create_dir_all(d).unwrap();
@@ -79,8 +78,10 @@ impl Node {
             Prober::new(ProberConfig::new("/proc/self/exe", cgroups.roots())).unwrap(),
             incoming,
         );
-        let plain = pod(RestartPolicy::Always, vec![], vec![container("c", false)]);
-        let pod = Arc::new(Pod { namespaces, ..Pod::clone(&plain) });
+        let key = PodKey { namespace: "default".parse().unwrap(), name: "p".parse().unwrap() };
+        let containers = vec![Container::new("c".parse().unwrap(), "img")];
+        let plain = Pod::new("u-1".parse().unwrap(), key, "n".parse().unwrap());
+        let pod = Arc::new(Pod { containers, namespaces, ..plain });
         Node { dir, executor, node_events, pod }
     }
 
@@ -323,9 +324,9 @@ fn spec_of(node: &Node, change: impl FnOnce(&mut berth_core::model::Container)) 
         chain_id: "sha256:0".into(),
         target_digest: "sha256:0".into(),
     };
-    let (made, files) =
-        (start::Made::default(), berth_runtime::spec::UserFiles { passwd: None, group: None });
-    let spec = node.executor.spec(&pod, container, &id, &image, &made, files).unwrap();
+    let (prepared, files) =
+        (PreparedFiles::default(), berth_runtime::spec::UserFiles { passwd: None, group: None });
+    let spec = node.executor.spec(&pod, container, &id, &image, &prepared, files).unwrap();
     serde_json::to_value(spec).unwrap()
 }
 
@@ -364,39 +365,42 @@ async fn mutated_records_are_set_aside_or_borne() {
         let ips = json!(["10.0.0.1", "fd00::1"]);
         json!({"incarnation": sandbox_attempt, "boot": boot, "complete": complete, "ips": ips, "pause": pause, "pins": pins})
     };
-    let corpus = [
-        record(0, boot, true, json!([me, start_time]), json!([])),
-        record(1, boot, true, json!([me, 1]), json!(["net", "ipc", "uts"])),
-        record(2, boot, false, Value::Null, json!(["net", "uts", "pid"])),
-        record(u32::MAX, "another", true, json!([u32::MAX, u64::MAX]), json!(["ipc"])),
-    ];
+    let corpus = Corpus::new(
+        vec![
+            record(0, boot, true, json!([me, start_time]), json!([])),
+            record(1, boot, true, json!([me, 1]), json!(["net", "ipc", "uts"])),
+            record(2, boot, false, Value::Null, json!(["net", "uts", "pid"])),
+            record(u32::MAX, "another", true, json!([u32::MAX, u64::MAX]), json!(["ipc"])),
+        ],
+        &["net", "ipc", "uts", "pid", boot],
+    );
     let path = node.executor.record_path(&node.pod.uid);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let (count, begun) = (mutations(), Instant::now());
-    let (mut past_syntax, mut read) = (0, 0);
-    for seed in 0..count {
-        let mut rng = Rng::new(u64::try_from(seed).unwrap());
-        let text = mutate(&mut rng, &corpus);
-        past_syntax += usize::from(serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok());
-        std::fs::write(&path, &text).unwrap();
+    let read = AtomicU64::new(0);
+    let attempt = |text: &mutate::Bytes| {
+        std::fs::write(&path, &text.0).unwrap();
         let seen = node.executor.see_sandbox(&node.pod.uid, None).unwrap();
         let aside = path.with_extension("bad");
-        assert_eq!(seen.is_some(), path.exists(), "seed {seed}");
-        assert_eq!(seen.is_none(), aside.exists(), "seed {seed}");
-        read += usize::from(seen.is_some());
+        assert_eq!(seen.is_some(), path.exists());
+        assert_eq!(seen.is_none(), aside.exists());
         if aside.exists() {
             std::fs::remove_file(aside).unwrap();
         }
+        let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(&text.0).is_ok();
+        let reached = match (&seen, is_json) {
+            (Some(_), _) => Reached::Taken,
+            (None, true) => Reached::Checks,
+            (None, false) => Reached::Syntax,
+        };
+        read.fetch_add(u64::from(seen.is_some()), Ordering::Relaxed);
         // Whatever the record shows, the plan accepts.
         let seen = berth_core::plan::Observed { runtime_answers: true, sandbox: seen, ..Default::default() };
         let desired = berth_core::plan::Desired { pod: Arc::clone(&node.pod), end: None };
         let now = berth_core::time::Now { boottime: berth_sys::clock::boottime(), wall: Wall(0) };
         berth_core::plan::plan(&desired, &seen, &berth_core::plan::Memory::default(), now);
-    }
-    println!(
-        "sandbox records: {count} mutations in {:.1} s: {past_syntax} past the syntax, {read} read",
-        begun.elapsed().as_secs_f64()
-    );
-    assert!(past_syntax * 10 >= count * 3, "too few past the syntax: {past_syntax}");
-    assert!(read * 10 >= count && read < count, "read: {read}");
+        reached
+    };
+    mutate::run("sandbox records", |rng| corpus.text(rng), attempt);
+    let (read, count) = (read.into_inner(), mutate::count());
+    assert!(read * 10 >= count && read < count, "read: {read} of {count}");
 }

@@ -3,9 +3,9 @@
 //!
 //! The manager asks for cleanup once every source has listed and containerd has answered. Cleanup touches
 //! only what bears the agent's names below the agent's roots. A lease or output stream that a start could
-//! soon use is marked while being released ([`super::claims`]).
+//! soon use is marked while being released ([`crate::claims`]).
 
-use super::{NodeExecutor, claims::Thing, pod_locks::Area};
+use crate::{NodeExecutor, claims::Thing, node_executor::blocking, pod_locks::Area};
 use berth_core::{
     error::Chain,
     ids::{ContainerId, PodUid},
@@ -15,10 +15,10 @@ use std::collections::BTreeSet;
 
 impl NodeExecutor {
     /// The pods outside `known` that have a sandbox, a directory or a cgroup, but no container.
-    pub(super) async fn list_orphans(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
+    pub(crate) async fn list_orphans(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
         let mut left: BTreeSet<PodUid> = self.sandboxes();
         let (volumes, cgroups) = (self.volumes.clone(), self.cgroups.clone());
-        let (on_disk, groups) = super::blocking(move || (volumes.pods_on_disk(), cgroups.pods())).await?;
+        let (on_disk, groups) = blocking(move || (volumes.pods_on_disk(), cgroups.pods())).await?;
         left.extend(on_disk.map_err(|e| Failure::new("FailedCleanup", e.message()))?);
         left.extend(groups.map_err(|e| Failure::new("FailedCleanup", Chain(&e)))?);
         left.retain(|uid| !known.contains(uid));
@@ -34,7 +34,7 @@ impl NodeExecutor {
         Ok(left)
     }
 
-    pub(super) async fn remove_orphan(&self, uid: &PodUid) -> Result<(), Failure> {
+    pub(crate) async fn remove_orphan(&self, uid: &PodUid) -> Result<(), Failure> {
         if self.sandboxes().contains(uid) {
             let record = self.sandbox_record(uid)?;
             self.take_down(uid, record.map(|r| r.sandbox_attempt).unwrap_or_default()).await?;
@@ -55,7 +55,7 @@ impl NodeExecutor {
     }
 
     /// Removes stale network attachments, leases and output streams.
-    pub(super) async fn remove_orphaned_files(&self, known: BTreeSet<PodUid>) {
+    pub(crate) async fn remove_orphaned_files(&self, known: BTreeSet<PodUid>) {
         let valid = self.sandbox_ids(known.iter().cloned());
         if let Err(e) = self.network.gc(&valid).await {
             tracing::warn!(why = %Chain(&e), "stale network attachments not removed");
@@ -115,7 +115,7 @@ impl NodeExecutor {
     }
 
     /// Claims a pod, and a run of it, before anything of them is created.
-    pub(super) async fn claim(&self, pod: &PodUid, run: Option<&ContainerId>) {
+    pub(crate) async fn claim(&self, pod: &PodUid, run: Option<&ContainerId>) {
         self.claims.claim(pod, run).await;
     }
 }

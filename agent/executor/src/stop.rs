@@ -1,14 +1,15 @@
 //! The end of container runs: signals, exit records, reaping and removal.
 
-use super::{NodeExecutor, lock, pod_locks::Area, stop_signal};
-use crate::executor::{ActionResult, Change, Context};
+use crate::{NodeExecutor, pod_locks::Area, stop_signal};
 use berth_core::{
     error::Chain,
     ids::{ContainerId, ContainerName},
     model::{Pod, TerminationMessagePolicy},
     plan::{Exit, Failure},
+    sync::lock,
 };
 use berth_logd::{StreamSpec, reader};
+use berth_pods::{ActionResult, Change, Context};
 use berth_runtime::{ExitRecord, Runtime};
 use nix::sys::signal::Signal;
 
@@ -39,7 +40,7 @@ fn head(text: &str, most: usize) -> &str {
 
 impl NodeExecutor {
     /// Sends a signal: `number`, or the container's stop signal where `number` is `None`.
-    pub(super) async fn signal(
+    pub(crate) async fn signal(
         &self,
         context: &Context,
         container: &ContainerName,
@@ -83,7 +84,7 @@ impl NodeExecutor {
         named.unwrap_or(Signal::SIGTERM as i32)
     }
 
-    pub(super) async fn record_exit(
+    pub(crate) async fn record_exit(
         &self,
         context: Context,
         container: &ContainerName,
@@ -177,7 +178,7 @@ impl NodeExecutor {
             .await
     }
 
-    pub(super) async fn reap(&self, pod: &Pod, id: ContainerId) -> Result<ActionResult, Failure> {
+    pub(crate) async fn reap(&self, pod: &Pod, id: ContainerId) -> Result<ActionResult, Failure> {
         let begun = std::time::Instant::now();
         self.runtime()?.delete_task(&id).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
         let mut steps = vec![("delete task", begun.elapsed())];
@@ -189,7 +190,7 @@ impl NodeExecutor {
         Ok(ActionResult { changes: vec![Change::Reaped(id)], steps, ..ActionResult::default() })
     }
 
-    pub(super) async fn remove(
+    pub(crate) async fn remove(
         &self,
         context: &Context,
         container: &ContainerName,
@@ -286,17 +287,20 @@ fn tail(set: &reader::LogSet) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{container, pod};
     use berth_core::{
         ids::{Attempt, NodeName, PodKey},
-        model::{Container, RestartPolicy},
+        model::Container,
         roots::Roots,
     };
 
+    fn empty_pod() -> Pod {
+        let key = PodKey { namespace: "default".parse().unwrap(), name: "p".parse().unwrap() };
+        Pod::new("u".parse().unwrap(), key, "n".parse().unwrap())
+    }
+
     #[test]
     fn containers_share_a_pods_budget_for_messages() {
-        let key = PodKey { namespace: "default".parse().unwrap(), name: "p".parse().unwrap() };
-        let mut pod = Pod::new("u".parse().unwrap(), key, "n".parse().unwrap());
+        let mut pod = empty_pod();
         pod.containers = (0..8).map(|n| Container::new(format!("c{n}").parse().unwrap(), "i")).collect();
         assert_eq!(message_budget(&pod), 1536);
         assert_eq!(head(&"x".repeat(4096), 1536).len(), 1536);
@@ -307,8 +311,7 @@ mod tests {
     fn the_end_of_the_output_is_whole_without_a_last_newline_and_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "none");
-        let pod = pod(RestartPolicy::Never, vec![], vec![container("c", false)]);
-        let name = pod.containers[0].name.clone();
+        let (pod, name) = (empty_pod(), "c".parse().unwrap());
         let logs = roots.pod_log_dir(&pod.key, &pod.uid).join("c");
         std::fs::create_dir_all(&logs).unwrap();
         let message = |records: &str| {

@@ -1,38 +1,17 @@
-//! [`Executor`] on a real node: carries out actions through containerd, logd, the CNI, volumes, cgroups and
-//! probes.
+//! [`NodeExecutor`] with its parts, and the actions that need no module of their own.
 //!
-//! Owns: the connection to containerd (set by [`events::pump`], which redials), the watchers of pause
+//! Owns: the connection to containerd (set by [`crate::pump`], which redials), the watchers of pause
 //! processes, and the claims, which know the pod of each container. Every action ends within [`limit`].
 //!
 //! Blocking work (mounts, cgroups, namespaces) runs on blocking threads, one piece at a time for each area of
-//! a pod ([`pod_locks`]). So a stuck mount delays only its own pod and takes one thread only.
-
-mod claims;
-mod cleanup;
-mod command;
-mod events;
-mod hooks;
-mod host_ips;
-mod image_users;
-mod observe;
-mod pod_locks;
-mod probe;
-mod sandbox;
-mod service_lister;
-mod slots;
-mod start;
-mod stop;
-mod stop_signal;
-#[cfg(test)]
-mod tests;
-
-pub use events::pump;
-pub use host_ips::HostIps;
-pub use service_lister::ServiceLister;
+//! a pod ([`crate::pod_locks`]). So a stuck mount delays only its own pod and takes one thread only.
 
 use crate::{
-    executor::{ActionResult, Change, Context, Executor, PodSnapshot, Process},
-    manager::NodeEvent,
+    HostIps, ServiceLister,
+    claims::Claims,
+    image_users::ImageUsers,
+    pod_locks::{Area, PodLocks},
+    slots::Slots,
 };
 use berth_core::{
     admit::{NodeInfo, admit},
@@ -46,13 +25,13 @@ use berth_core::{
 };
 use berth_network::Network;
 use berth_node::cgroup::CgroupTree;
+use berth_pods::{ActionResult, Change, Context, Executor, NodeEvent, PodSnapshot, Process};
 use berth_probe::Prober;
 use berth_runtime::{
     Runtime,
     spec::{HostFacts, sandbox_sysctls},
 };
 use berth_volumes::{PodFacts, Volumes};
-use pod_locks::Area;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -102,23 +81,23 @@ pub fn recursive_read_only() -> bool {
 
 /// The executor of a real node, which joins the adapters.
 pub struct NodeExecutor {
-    config: NodeConfig,
-    runtime: Mutex<Option<Runtime>>,
-    logd: Arc<berth_logd::client::Client>,
-    network: Network,
-    volumes: Volumes,
-    cgroups: CgroupTree,
-    prober: Prober,
-    incoming: mpsc::Sender<NodeEvent>,
-    pauses: Mutex<BTreeMap<PodUid, (Process, AbortHandle)>>,
-    specs: Mutex<HashMap<ContainerId, Arc<serde_json::Value>>>,
-    users: image_users::ImageUsers,
-    images: Mutex<HashMap<String, (std::time::Instant, berth_runtime::Image)>>,
-    starts: slots::Slots,
-    sandboxes: slots::Slots,
-    pod_locks: pod_locks::PodLocks,
+    pub(crate) config: NodeConfig,
+    pub(crate) runtime: Mutex<Option<Runtime>>,
+    pub(crate) logd: Arc<berth_logd::client::Client>,
+    pub(crate) network: Network,
+    pub(crate) volumes: Volumes,
+    pub(crate) cgroups: CgroupTree,
+    pub(crate) prober: Prober,
+    pub(crate) incoming: mpsc::Sender<NodeEvent>,
+    pub(crate) pauses: Mutex<BTreeMap<PodUid, (Process, AbortHandle)>>,
+    pub(crate) specs: Mutex<HashMap<ContainerId, Arc<serde_json::Value>>>,
+    pub(crate) users: ImageUsers,
+    pub(crate) images: Mutex<HashMap<String, (std::time::Instant, berth_runtime::Image)>>,
+    pub(crate) starts: Slots,
+    pub(crate) sandboxes: Slots,
+    pub(crate) pod_locks: PodLocks,
     /// The pods and runs that this agent process works on, and the pod of each known run.
-    claims: claims::Claims,
+    pub(crate) claims: Claims,
 }
 
 impl std::fmt::Debug for NodeExecutor {
@@ -173,12 +152,12 @@ impl NodeExecutor {
             incoming,
             pauses: Mutex::default(),
             specs: Mutex::default(),
-            users: image_users::ImageUsers::default(),
+            users: ImageUsers::default(),
             images: Mutex::default(),
-            starts: slots::Slots::of_each_processor(STARTS),
-            sandboxes: slots::Slots::of_each_processor(SANDBOXES),
-            pod_locks: pod_locks::PodLocks::default(),
-            claims: claims::Claims::default(),
+            starts: Slots::of_each_processor(STARTS),
+            sandboxes: Slots::of_each_processor(SANDBOXES),
+            pod_locks: PodLocks::default(),
+            claims: Claims::default(),
         }
     }
 
@@ -194,7 +173,7 @@ impl NodeExecutor {
     }
 
     /// The pod's addresses: those of its sandbox, or those of the node for a pod in the host's network.
-    fn pod_ips(&self, context: &Context) -> Vec<IpAddr> {
+    pub(crate) fn pod_ips(&self, context: &Context) -> Vec<IpAddr> {
         match &context.sandbox {
             Some(_) if context.pod.namespaces.host_network => self.config.host_ips.get(),
             Some(sandbox) => sandbox.ips.clone(),
@@ -202,7 +181,7 @@ impl NodeExecutor {
         }
     }
 
-    fn facts(&self, context: &Context) -> PodFacts {
+    pub(crate) fn facts(&self, context: &Context) -> PodFacts {
         PodFacts {
             ips: self.pod_ips(context),
             host_ips: self.config.host_ips.get(),
@@ -291,7 +270,9 @@ async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Failure
 }
 
 /// Runs blocking work on a blocking thread.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
     spawn_blocking(work)
         .await
         .map_err(|e| Failure::new("InternalError", format!("blocking work ended early: {e}")))
@@ -342,3 +323,6 @@ impl Executor for NodeExecutor {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,12 +3,7 @@
 //! Creation follows that order, and teardown the reverse one. A record on the tmpfs is written before the
 //! first step and completed after the last. A sandbox whose record is not complete is torn down.
 
-use super::{NodeExecutor, lock, pod_locks::Area};
-use crate::{
-    executor::{ActionResult, Change, Context, Process},
-    manager::NodeEvent,
-    worker::WorkerMessage,
-};
+use crate::{NodeExecutor, pod_locks::Area};
 use berth_core::{
     error::Chain,
     event::Event,
@@ -16,8 +11,10 @@ use berth_core::{
     model::{Pod, PodNamespaces},
     plan::{Failure, ObservedSandbox, SandboxState},
     resources::OOM_SANDBOX,
+    sync::lock,
 };
 use berth_network::{SandboxNetwork, Unserved};
+use berth_pods::{ActionResult, Change, Context, NodeEvent, Process, WorkerMessage};
 use berth_runtime::spec::sandbox_sysctls;
 use berth_sys::{
     ns::{self, NsKind},
@@ -39,9 +36,9 @@ const PAUSE_DIES: Duration = Duration::from_secs(10);
 
 /// The stored record of a sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(crate) struct Record {
     #[serde(rename = "incarnation")]
-    pub(super) sandbox_attempt: SandboxAttempt,
+    pub(crate) sandbox_attempt: SandboxAttempt,
     boot: BootId,
     complete: bool,
     ips: Vec<IpAddr>,
@@ -178,12 +175,12 @@ async fn wait_for_end(pause: Process) -> Result<(), String> {
 }
 
 impl NodeExecutor {
-    pub(super) fn record_path(&self, uid: &PodUid) -> PathBuf {
+    pub(crate) fn record_path(&self, uid: &PodUid) -> PathBuf {
         self.config.roots.runtime_state.join("sandbox-records").join(format!("{uid}.json"))
     }
 
     /// The record of the pod's sandbox. An unreadable record is set aside under `.bad` and counts as none.
-    pub(super) fn sandbox_record(&self, uid: &PodUid) -> Result<Option<Record>, Failure> {
+    pub(crate) fn sandbox_record(&self, uid: &PodUid) -> Result<Option<Record>, Failure> {
         let path = self.record_path(uid);
         let internal = |what: &str, e: &dyn std::error::Error| {
             Failure::new("InternalError", format!("{what} {}: {}", path.display(), Chain(e)))
@@ -213,7 +210,7 @@ impl NodeExecutor {
     /// The state of the pod's sandbox, checked against the kernel. `lives` is the pod and the sandbox attempt
     /// in which its containers run. Where no record can be read, the record is rebuilt from the pins, the
     /// network and the pause process.
-    pub(super) fn see_sandbox(
+    pub(crate) fn see_sandbox(
         &self,
         uid: &PodUid,
         lives: Option<(&Pod, SandboxAttempt)>,
@@ -278,7 +275,7 @@ impl NodeExecutor {
     }
 
     /// The processes in the place of the pod's pause process in the cgroup tree.
-    pub(super) fn stray_pauses(&self, uid: &PodUid) -> Result<Vec<Process>, Failure> {
+    pub(crate) fn stray_pauses(&self, uid: &PodUid) -> Result<Vec<Process>, Failure> {
         let internal = |e: &dyn std::error::Error| Failure::new("InternalError", Chain(e));
         let mut found = Vec::new();
         for pid in self.cgroups.pause_pids(uid).map_err(|e| internal(&e))? {
@@ -289,7 +286,7 @@ impl NodeExecutor {
         Ok(found)
     }
 
-    pub(super) async fn make_sandbox(
+    pub(crate) async fn make_sandbox(
         &self,
         context: Context,
         sandbox_attempt: SandboxAttempt,
@@ -393,7 +390,7 @@ impl NodeExecutor {
         Ok((attachment.ips, events_of_unserved(&request, &unserved)))
     }
 
-    pub(super) async fn start_pause(&self, pod: &std::sync::Arc<Pod>) -> Result<Process, Failure> {
+    pub(crate) async fn start_pause(&self, pod: &std::sync::Arc<Pod>) -> Result<Process, Failure> {
         let spec = PauseSpec {
             rootfs: self.config.roots.runtime_state.join("pause"),
             sandbox_dir: self.config.roots.sandbox_dir(&pod.uid),
@@ -417,7 +414,7 @@ impl NodeExecutor {
         Ok(Process { pid: started.pid, start_time: started.start_time })
     }
 
-    pub(super) async fn ensure_pause(
+    pub(crate) async fn ensure_pause(
         &self,
         context: Context,
         sandbox_attempt: SandboxAttempt,
@@ -448,7 +445,7 @@ impl NodeExecutor {
         Ok(ActionResult::done(vec![Change::Sandbox(Some(seen))]))
     }
 
-    pub(super) async fn teardown_sandbox(
+    pub(crate) async fn teardown_sandbox(
         &self,
         pod: &Pod,
         sandbox_attempt: SandboxAttempt,
@@ -463,7 +460,7 @@ impl NodeExecutor {
 
     /// Tears down the sandbox in the order pause, network, namespaces, record. Each step succeeds where it is
     /// already done.
-    pub(super) async fn take_down(
+    pub(crate) async fn take_down(
         &self,
         uid: &PodUid,
         sandbox_attempt: SandboxAttempt,
@@ -501,7 +498,7 @@ impl NodeExecutor {
     /// Removes the pod's cgroup where the cgroup is empty and the pod has no sandbox: as with the kubelet, a
     /// pod that has ended needs none. The executor calls this after the teardown of the sandbox and after
     /// each deleted task, because either can come last.
-    pub(super) async fn drop_cgroup(&self, uid: &PodUid) {
+    pub(crate) async fn drop_cgroup(&self, uid: &PodUid) {
         let (cgroups, record, name) = (self.cgroups.clone(), self.record_path(uid), uid.clone());
         if record.exists() {
             return;
@@ -542,7 +539,7 @@ impl NodeExecutor {
     }
 
     /// The pods that have a sandbox or a part of one.
-    pub(super) fn sandboxes(&self) -> BTreeSet<PodUid> {
+    pub(crate) fn sandboxes(&self) -> BTreeSet<PodUid> {
         let state = &self.config.roots.runtime_state;
         let mut found = BTreeSet::new();
         for (dir, extension) in [("sandbox-records", Some("json")), ("sandboxes", None)] {
@@ -557,7 +554,7 @@ impl NodeExecutor {
     }
 
     /// The CNI container ids of these pods' sandboxes.
-    pub(super) fn sandbox_ids(&self, uids: impl Iterator<Item = PodUid>) -> BTreeSet<String> {
+    pub(crate) fn sandbox_ids(&self, uids: impl Iterator<Item = PodUid>) -> BTreeSet<String> {
         uids.filter_map(|u| {
             let record = self.sandbox_record(&u).ok()??;
             sandbox_id(&u, record.sandbox_attempt).ok()

@@ -1,13 +1,13 @@
 //! One run of one probe.
 
-use super::NodeExecutor;
-use crate::executor::{Context, Process};
+use crate::NodeExecutor;
 use berth_core::{
     error::Chain,
     ids::{ContainerId, ContainerName},
     model::{Probe, ProbeAction},
     probe::ProbeResult,
 };
+use berth_pods::{Context, Process};
 use berth_probe::{TRIES, action::probe_command, resolve};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ impl NodeExecutor {
     /// Runs a probe once. The result is [`ProbeResult::Unknown`] where the probe cannot be put: the container
     /// does not name the port, the pod has no address, or the command cannot be started. The kubelet calls
     /// that an errored probe, publishes an event and drops the result.
-    pub(super) async fn probe_container(
+    pub(crate) async fn probe_container(
         &self,
         context: Context,
         id: ContainerId,

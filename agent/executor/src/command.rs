@@ -6,9 +6,9 @@
 //! streams, and always goes through containerd. On both paths a command that exceeds its time is ended
 //! together with the processes that it started.
 
-use super::NodeExecutor;
-use crate::executor::Process;
-use berth_core::{error::Chain, ids::ContainerId};
+use crate::NodeExecutor;
+use berth_core::{error::Chain, ids::ContainerId, sync::lock};
+use berth_pods::Process;
 use berth_probe::{ExecOutcome, ExecTarget, Unsupported, exec::MAX_OUTPUT, process_of_spec};
 use berth_runtime::ExecRequest;
 use berth_sys::clock;
@@ -21,7 +21,7 @@ static EXECS: AtomicU64 = AtomicU64::new(0);
 
 /// The part of a spec that entering the container needs. The rest, most of it the seccomp filter, is not kept
 /// in memory.
-pub(super) fn entry_of(spec: &serde_json::Value) -> serde_json::Value {
+pub(crate) fn entry_of(spec: &serde_json::Value) -> serde_json::Value {
     let at = |pointer: &str| spec.pointer(pointer).cloned().unwrap_or_default();
     let filtered = at("/linux/seccomp");
     let seccomp = if filtered.is_null() { filtered } else { serde_json::json!({ "present": true }) };
@@ -55,19 +55,19 @@ impl NodeExecutor {
     }
 
     async fn stored_spec(&self, id: &ContainerId) -> Result<std::sync::Arc<serde_json::Value>, String> {
-        if let Some(spec) = super::lock(&self.specs).get(id) {
+        if let Some(spec) = lock(&self.specs).get(id) {
             return Ok(std::sync::Arc::clone(spec));
         }
         let runtime = self.runtime().map_err(|f| f.message)?;
         let spec =
             runtime.spec(id).await.map_err(|e| Chain(&e).to_string())?.ok_or("the container is gone")?;
         let spec = std::sync::Arc::new(entry_of(&spec));
-        super::lock(&self.specs).insert(id.clone(), std::sync::Arc::clone(&spec));
+        lock(&self.specs).insert(id.clone(), std::sync::Arc::clone(&spec));
         Ok(spec)
     }
 
     /// Runs a command to its end. `within` limits the time from the command's start.
-    pub(super) async fn run_command(
+    pub(crate) async fn run_command(
         &self,
         id: &ContainerId,
         process: Option<Process>,

@@ -7,7 +7,7 @@ const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
 /// The number of a signal. `None` where the name is no signal's.
-pub(super) fn number(name: &str) -> Option<i32> {
+pub(crate) fn number(name: &str) -> Option<i32> {
     let named = |n: i32| (1..=RTMAX).contains(&n).then_some(n);
     if let Ok(n) = name.parse::<i32>() {
         return named(n);

@@ -16,11 +16,11 @@ const LENT: Duration = Duration::from_secs(3);
 
 /// The slots for one kind of work on a node.
 #[derive(Debug, Clone)]
-pub(super) struct Slots(Arc<Semaphore>);
+pub(crate) struct Slots(Arc<Semaphore>);
 
 /// A held slot, returned when dropped or after [`LENT`].
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(crate) struct Slot {
     permit: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
     timer: tokio::task::AbortHandle,
 }
@@ -33,17 +33,17 @@ impl Drop for Slot {
 }
 
 impl Slots {
-    pub(super) fn new(at_once: usize) -> Slots {
+    pub(crate) fn new(at_once: usize) -> Slots {
         Slots(Arc::new(Semaphore::new(at_once.max(1))))
     }
 
     /// Creates `at_once` slots for each processor.
-    pub(super) fn of_each_processor(at_once: usize) -> Slots {
+    pub(crate) fn of_each_processor(at_once: usize) -> Slots {
         Slots::new(std::thread::available_parallelism().map_or(2, |n| n.get()).saturating_mul(at_once))
     }
 
     /// Waits for a slot. Waiters get slots in the order of their calls.
-    pub(super) async fn acquire(&self) -> Slot {
+    pub(crate) async fn acquire(&self) -> Slot {
         // The semaphore is never closed. If it were, the work would continue without a limit.
         let permit = Arc::new(Mutex::new(Arc::clone(&self.0).acquire_owned().await.ok()));
         let lent = Arc::clone(&permit);

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 /// A resource that a pod or a run may have claimed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Thing {
+pub(crate) enum Thing {
     /// A pod's lease.
     Pod(PodUid),
     /// A run's output.
@@ -34,14 +34,14 @@ struct State {
 
 /// The claims of one agent process.
 #[derive(Debug, Default)]
-pub(super) struct Claims {
+pub(crate) struct Claims {
     state: Mutex<State>,
     left: Notify,
 }
 
 /// The mark of a resource that is being released. Dropping the mark ends the release.
 #[derive(Debug)]
-pub(super) struct Leaving<'a>(&'a Claims, Thing);
+pub(crate) struct Leaving<'a>(&'a Claims, Thing);
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
@@ -56,7 +56,7 @@ impl Claims {
     }
 
     /// Claims a pod, and a run of it, once neither is being released.
-    pub(super) async fn claim(&self, pod: &PodUid, run: Option<&ContainerId>) {
+    pub(crate) async fn claim(&self, pod: &PodUid, run: Option<&ContainerId>) {
         loop {
             let mut left = pin!(self.left.notified());
             // Enabled before the check, so that a release that ends between check and wait is noticed.
@@ -82,7 +82,7 @@ impl Claims {
     }
 
     /// Begins to release a resource. `None` where the resource is claimed or already being released.
-    pub(super) fn leave(&self, thing: Thing) -> Option<Leaving<'_>> {
+    pub(crate) fn leave(&self, thing: Thing) -> Option<Leaving<'_>> {
         let mut state = self.state();
         let ours = match &thing {
             Thing::Pod(uid) => state.pods.contains(uid),
@@ -95,22 +95,22 @@ impl Claims {
     }
 
     /// The pod of a run, where this agent process has started or observed the run.
-    pub(super) fn owner(&self, run: &ContainerId) -> Option<PodUid> {
+    pub(crate) fn owner(&self, run: &ContainerId) -> Option<PodUid> {
         self.state().runs.get(run).cloned()
     }
 
     /// Records the pod of an observed run.
-    pub(super) fn found(&self, run: &ContainerId, pod: &PodUid) {
+    pub(crate) fn found(&self, run: &ContainerId, pod: &PodUid) {
         self.state().runs.insert(run.clone(), pod.clone());
     }
 
     /// Drops the claim of a run of which nothing is left.
-    pub(super) fn forget_run(&self, run: &ContainerId) {
+    pub(crate) fn forget_run(&self, run: &ContainerId) {
         self.state().runs.remove(run);
     }
 
     /// Drops the claim of a pod of which nothing is left.
-    pub(super) fn forget(&self, pod: &PodUid) {
+    pub(crate) fn forget(&self, pod: &PodUid) {
         self.state().pods.remove(pod);
     }
 }

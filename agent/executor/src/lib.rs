@@ -1,0 +1,29 @@
+//! The executor of a real node: carries out the actions of pods through containerd, logd, the CNI, volumes,
+//! cgroups and probes.
+//!
+//! [`NodeExecutor`] implements the trait [`berth_pods::Executor`] and joins the adapters, which do not know
+//! each other. [`pump`] keeps the executor connected to containerd and passes containerd's events to the
+//! manager of pods.
+
+mod claims;
+mod cleanup;
+mod command;
+mod events;
+mod hooks;
+mod host_ips;
+mod image_users;
+mod node_executor;
+mod observe;
+mod pod_locks;
+mod probe;
+mod sandbox;
+mod service_lister;
+mod slots;
+mod start;
+mod stop;
+mod stop_signal;
+
+pub use events::pump;
+pub use host_ips::HostIps;
+pub use node_executor::{NodeConfig, NodeExecutor, recursive_read_only};
+pub use service_lister::ServiceLister;
