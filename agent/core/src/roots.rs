@@ -124,9 +124,14 @@ impl Roots {
         self.pod_logs.join(Self::pod_log_dir_name(key, uid))
     }
 
+    /// The directory of all sandboxes' pinned namespaces.
+    pub fn sandboxes_dir(&self) -> PathBuf {
+        self.runtime_state.join("sandboxes")
+    }
+
     /// Directory of a pod's pinned namespaces: files `net`, `ipc`, `uts`, and `pid` where shared.
     pub fn sandbox_dir(&self, uid: &crate::ids::PodUid) -> PathBuf {
-        self.runtime_state.join("sandboxes").join(uid.as_str())
+        self.sandboxes_dir().join(uid.as_str())
     }
 
     /// The agent's local socket.
@@ -224,8 +229,28 @@ impl Roots {
         self.lasting_state.join(source)
     }
 
+    /// The directory of sandbox records, one file per pod.
+    pub fn sandbox_records_dir(&self) -> PathBuf {
+        self.runtime_state.join("sandbox-records")
+    }
+
+    /// The record of a pod's sandbox.
+    pub fn sandbox_record(&self, uid: &crate::ids::PodUid) -> PathBuf {
+        self.sandbox_records_dir().join(format!("{uid}.json"))
+    }
+
+    /// The root file system of pause processes.
+    pub fn pause_rootfs(&self) -> PathBuf {
+        self.runtime_state.join("pause")
+    }
+
+    /// The directory of the pods' memory.
+    pub fn memory_dir(&self) -> PathBuf {
+        self.runtime_state.join("memory")
+    }
+
     /// The file of a pod's memory, one per pod.
     pub fn memory_file(&self, uid: &crate::ids::PodUid) -> PathBuf {
-        self.runtime_state.join("memory").join(format!("{uid}.json"))
+        self.memory_dir().join(format!("{uid}.json"))
     }
 }

@@ -19,14 +19,14 @@ const RECONCILE: Duration = Duration::from_secs(300);
 
 /// Keeps the executor connected to containerd and the manager informed. Ends when the manager ends.
 pub async fn pump(executor: Arc<NodeExecutor>, config: RuntimeConfig) {
-    let mut told = false;
+    let mut logged = false;
     let runtime = loop {
         match Runtime::connect(config.clone()).await {
             Ok(runtime) => break runtime,
             Err(error) => {
-                if !told {
-                    told = true;
-                    tracing::warn!(error = %Chain(&error), "containerd does not answer; trying on");
+                if !logged {
+                    logged = true;
+                    tracing::warn!(error = %Chain(&error), "cannot connect to containerd: is it running? The agent keeps trying");
                 }
                 tokio::time::sleep(REDIAL).await;
             }
@@ -35,7 +35,7 @@ pub async fn pump(executor: Arc<NodeExecutor>, config: RuntimeConfig) {
             return;
         }
     };
-    tell_version(&runtime).await;
+    check_version(&runtime).await;
     let mut events = runtime.events();
     *lock(&executor.runtime) = Some(runtime.clone());
     if !list(&executor).await {
@@ -69,7 +69,9 @@ pub async fn pump(executor: Arc<NodeExecutor>, config: RuntimeConfig) {
             }
             Ok(RuntimeEvent::Exit { .. }) => Ok(()),
             Ok(RuntimeEvent::Lost) => {
-                tracing::warn!("containerd is gone; pods run on");
+                tracing::warn!(
+                    "the connection to containerd is lost: pods keep running, and nothing is started until it is back"
+                );
                 executor.incoming.send(NodeEvent::RuntimeLost).await
             }
             Ok(RuntimeEvent::Reestablished) => {
@@ -80,7 +82,7 @@ pub async fn pump(executor: Arc<NodeExecutor>, config: RuntimeConfig) {
                 Ok(())
             }
             Err(RecvError::Lagged(missed)) => {
-                tracing::warn!(missed, "events missed; listing instead");
+                tracing::warn!(missed, "events of containerd were missed: all pods are observed again");
                 if !list(&executor).await {
                     return;
                 }
@@ -95,7 +97,7 @@ pub async fn pump(executor: Arc<NodeExecutor>, config: RuntimeConfig) {
 }
 
 /// Logs an error where containerd is older than 2.0. The agent still tries to use that containerd.
-async fn tell_version(runtime: &Runtime) {
+async fn check_version(runtime: &Runtime) {
     let Ok(version) = runtime.version().await else { return };
     let major = version.trim_start_matches('v').split('.').next().and_then(|m| m.parse::<u32>().ok());
     if major.is_some_and(|m| m < 2) {
@@ -110,7 +112,7 @@ async fn list(executor: &Arc<NodeExecutor>) -> bool {
         match executor.relist().await {
             Ok(back) => return executor.incoming.send(back).await.is_ok(),
             Err(failure) => {
-                tracing::warn!(why = failure.message, "containers could not be listed; trying on");
+                tracing::warn!(why = failure.message, "cannot list the containers: the agent keeps trying");
                 tokio::time::sleep(REDIAL).await;
             }
         }

@@ -105,17 +105,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_that_ran_is_never_told_as_one_that_could_not_be_run() {
+    fn a_command_that_ran_is_never_reported_as_one_that_could_not_be_run() {
         let output = || "out".to_owned();
-        let told = |outcome| failure_of(outcome, Duration::from_secs(3)).map(|(why, _)| why);
-        assert_eq!(told(ExecOutcome::Exited { code: 0, output: output() }), None);
+        let reason = |outcome| failure_of(outcome, Duration::from_secs(3)).map(|(why, _)| why);
+        assert_eq!(reason(ExecOutcome::Exited { code: 0, output: output() }), None);
         for (outcome, why) in [
             (ExecOutcome::Exited { code: 7, output: output() }, "command exited with 7"),
             (ExecOutcome::Killed { signal: 9, output: output() }, "command was ended by signal 9"),
             (ExecOutcome::TimedOut { output: output() }, "command did not end within 3s"),
             (ExecOutcome::NotRun("no such file".into()), "command could not be run: no such file"),
         ] {
-            assert_eq!(told(outcome).as_deref(), Some(why));
+            assert_eq!(reason(outcome).as_deref(), Some(why));
         }
     }
 }

@@ -22,6 +22,9 @@ mod slots;
 mod start;
 mod stop;
 mod stop_signal;
+mod stopwatch;
+#[cfg(test)]
+mod testing;
 
 pub use events::pump;
 pub use host_ips::HostIps;

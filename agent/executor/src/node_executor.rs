@@ -323,6 +323,3 @@ impl Executor for NodeExecutor {
         Ok(())
     }
 }
-
-#[cfg(test)]
-mod tests;

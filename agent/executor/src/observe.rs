@@ -140,7 +140,7 @@ fn oom_killed(dirs: &[PathBuf]) -> bool {
     dirs.iter().any(counted)
 }
 
-/// Whom a container runs as; a record of an earlier build does not say it.
+/// User and groups of a container. Records of an earlier build lack them.
 fn stored_user(c: &FoundContainer) -> Option<ContainerUser> {
     ContainerUser::deserialize(c.extension.get("user")?).ok()
 }
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_own_count_tells_of_kills_for_memory() {
+    fn the_kernels_own_count_shows_kills_for_memory() {
         let dir = tempfile::tempdir().unwrap();
         let (v1, v2) = (dir.path().join("v1"), dir.path().join("v2"));
         for d in [&v1, &v2] {

@@ -58,3 +58,46 @@ impl NodeExecutor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Node;
+    use berth_core::{
+        ids::{Attempt, SandboxAttempt},
+        model::{PodNamespaces, PortRef},
+        plan::{ObservedSandbox, SandboxState},
+    };
+    use berth_pods::Executor as _;
+
+    #[tokio::test]
+    async fn a_question_that_cannot_be_put_is_unknown_and_no_failure() {
+        let node = Node::new(PodNamespaces::default());
+        let ask = |port: PortRef, ips: &[&str]| {
+            let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+            let seen =
+                ObservedSandbox { sandbox_attempt: SandboxAttempt(0), state: SandboxState::Ready, ips };
+            let context = Context { sandbox: Some(seen), ..node.context() };
+            let probe = Probe {
+                action: ProbeAction::Tcp { host: None, port },
+                initial_delay_seconds: 0,
+                timeout_seconds: 1,
+                period_seconds: 1,
+                success_threshold: 1,
+                failure_threshold: 1,
+                grace_seconds: None,
+            };
+            let of = node.pod.containers[0].name.clone();
+            let id = ContainerId::derive(&node.pod.uid, SandboxAttempt(0), &of, Attempt(0));
+            node.executor.probe(context, id, probe, of)
+        };
+        for (port, ips) in [
+            (PortRef::Name("nosuch".into()), &["127.0.0.2"][..]),
+            (PortRef::Number(80), &[]),
+            (PortRef::Name("nosuch".into()), &[]),
+        ] {
+            let answer = ask(port, ips).await;
+            assert!(matches!(answer, ProbeResult::Unknown(_)), "{answer:?}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The end of container runs: signals, exit records, reaping and removal.
 
-use crate::{NodeExecutor, pod_locks::Area, stop_signal};
+use crate::{NodeExecutor, pod_locks::Area, stop_signal, stopwatch::Stopwatch};
 use berth_core::{
     error::Chain,
     ids::{ContainerId, ContainerName},
@@ -179,15 +179,18 @@ impl NodeExecutor {
     }
 
     pub(crate) async fn reap(&self, pod: &Pod, id: ContainerId) -> Result<ActionResult, Failure> {
-        let begun = std::time::Instant::now();
+        let mut steps = Stopwatch::start();
         self.runtime()?.delete_task(&id).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
-        let mut steps = vec![("delete task", begun.elapsed())];
-        let begun = std::time::Instant::now();
+        steps.lap("delete task");
         self.logd.finish(&id).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
-        steps.push(("finish output", begun.elapsed()));
+        steps.lap("finish output");
         lock(&self.specs).remove(&id);
         self.drop_cgroup(&pod.uid).await;
-        Ok(ActionResult { changes: vec![Change::Reaped(id)], steps, ..ActionResult::default() })
+        Ok(ActionResult {
+            changes: vec![Change::Reaped(id)],
+            steps: steps.into_parts(),
+            ..ActionResult::default()
+        })
     }
 
     pub(crate) async fn remove(
@@ -219,7 +222,8 @@ impl NodeExecutor {
     }
 }
 
-fn stream_of(
+/// A run's output stream, without a terminal and without input.
+pub(crate) fn stream_of(
     pod: &Pod,
     container: &ContainerName,
     id: &ContainerId,

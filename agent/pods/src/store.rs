@@ -73,7 +73,7 @@ pub struct Store {
 impl Store {
     /// Opens the store, and creates its directory.
     pub fn open(roots: &Roots, boot: &BootId) -> Result<Store, StoreError> {
-        let dir = roots.runtime_state.join("memory");
+        let dir = roots.memory_dir();
         std::fs::create_dir_all(&dir).map_err(|source| StoreError::File {
             operation: "create",
             path: dir,
@@ -99,7 +99,7 @@ impl Store {
 
     /// Reads the memory of every pod of this boot. Files of another boot are removed.
     pub fn load(&self) -> Result<Vec<Kept>, StoreError> {
-        let dir = self.roots.runtime_state.join("memory");
+        let dir = self.roots.memory_dir();
         let listing = |source| StoreError::File { operation: "list", path: dir.clone(), source };
         let mut all = Vec::new();
         for entry in std::fs::read_dir(&dir).map_err(listing)? {

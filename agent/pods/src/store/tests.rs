@@ -235,7 +235,7 @@ fn of_mutated_files_each_is_loaded_or_set_aside_or_of_another_boot() {
     let dir = tempfile::tempdir().unwrap();
     let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "berth-pods-test");
     let store = Store::open(&roots, &BootId::new("boot-1").unwrap()).unwrap();
-    let memory = roots.runtime_state.join("memory");
+    let memory = roots.memory_dir();
     let mut rng = Rng::new(3);
     let (files, mut loaded, mut dropped) = (1000, 0, 0);
     for n in 0..files {
@@ -271,7 +271,7 @@ fn one_bad_file_hides_no_other_and_foreign_files_are_left() {
     let store = Store::open(&roots, &boot).unwrap();
     let pod = pods().remove(0);
     store.save(&pod, &Memory::default()).unwrap();
-    let memory = roots.runtime_state.join("memory");
+    let memory = roots.memory_dir();
     std::fs::write(memory.join("torn.json"), "{\"boot\":").unwrap();
     std::fs::write(memory.join("empty.json"), "").unwrap();
     std::fs::write(memory.join("note.txt"), "x").unwrap();
