@@ -32,7 +32,7 @@ async fn a_port_that_an_ending_pod_has_is_free_for_its_successor() {
     node.trouble(&old.uid, "UnmountVolumes", Trouble::Slow(Duration::from_secs(60)));
     agent.want(|d| *d = wanted([renamed.clone()]));
     agent.ready(&renamed.uid).await;
-    assert!(agent.board.shows(&old.uid), "the other has not even ended");
+    assert!(agent.reports.shows(&old.uid), "the other has not even ended");
     agent.gone(&old.uid).await;
 }
 
@@ -64,14 +64,14 @@ async fn of_two_that_want_one_port_the_first_of_the_file_has_it() {
         let node = Node::new();
         let agent = Agent::start(&node, &store, wanted([then.clone(), first.clone()])).await;
         agent.ready(&first.uid).await;
-        node.until("refused", |_| agent.board.shows(&then.uid)).await;
-        let status = agent.board.report(&then.uid).status;
+        node.until("refused", |_| agent.reports.shows(&then.uid)).await;
+        let status = agent.reports.report(&then.uid).status;
         assert_eq!((status.phase, status.reason.as_deref()), (Phase::Failed, Some("NodePorts")));
         let why = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports \
                    (pod default/z has port 8080/TCP)";
         assert_eq!(status.message, Some(format!("Pod was rejected: {why}")));
-        let told = agent.board.told();
-        let events: Vec<_> = told.events.iter().filter(|e| e.involved.is_pod(&uid("u-a"))).collect();
+        let recorded = agent.reports.recorded();
+        let events: Vec<_> = recorded.events.iter().filter(|e| e.involved.is_pod(&uid("u-a"))).collect();
         assert_eq!(events.len(), 1);
         assert_eq!((events[0].event.reason.as_str(), events[0].event.message.as_str()), ("NodePorts", why));
         assert!(

@@ -54,7 +54,7 @@ async fn with_its_memory_nothing_changes() {
     agent.ready(&p.uid).await;
     node.pass(SECOND * 60).await;
     assert_eq!(node.running(&p.uid, "c"), run);
-    assert_eq!(agent.board.readiness(&p.uid), [Truth::True], "ready from the first word on");
+    assert_eq!(agent.reports.readiness(&p.uid), [Truth::True], "ready from the first word on");
     let done: Vec<&str> = node.kinds(&p.uid).into_iter().skip(before).collect();
     assert_eq!(done, ["MountVolumes"], "mounting is done once more rather than trusted");
     // The adopted pod ends as any other.
@@ -74,11 +74,11 @@ async fn without_its_memory_what_runs_is_taken_for_started_and_readiness_for_unk
 
     let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
     node.pass(SECOND * 60).await;
-    assert_eq!(agent.board.readiness(&p.uid), [Truth::Unknown], "never false");
+    assert_eq!(agent.reports.readiness(&p.uid), [Truth::Unknown], "never false");
     assert_eq!(memory_files(&dir), ["u-a.bad", "u-a.json"], "the torn file is set aside");
     node.lock().answers.clear();
     agent.ready(&p.uid).await;
-    assert_eq!(agent.board.readiness(&p.uid), [Truth::Unknown, Truth::True]);
+    assert_eq!(agent.reports.readiness(&p.uid), [Truth::Unknown, Truth::True]);
     assert_eq!(node.running(&p.uid, "c"), run);
     let done: Vec<&str> = node.kinds(&p.uid).into_iter().skip(before).collect();
     assert_eq!(done, ["MountVolumes"], "no hook, no init container again");
@@ -109,7 +109,7 @@ async fn what_cannot_be_looked_at_is_not_taken_for_gone() {
         node.back().await;
         node.until("looked for itself", |s| s.observations.get(&a.uid).copied() > looks).await;
         node.pass(SECOND * 60).await;
-        assert_eq!((node.running(&a.uid, "c"), agent.board.is_ready(&a.uid)), (run.clone(), true));
+        assert_eq!((node.running(&a.uid, "c"), agent.reports.is_ready(&a.uid)), (run.clone(), true));
         let mut done: Vec<&str> = node.kinds(&a.uid).into_iter().skip(before).collect();
         done.retain(|kind| *kind != "MountVolumes");
         assert_eq!(done, [""; 0], "nothing of it is made again");
@@ -136,11 +136,11 @@ async fn nothing_is_ended_before_the_source_has_listed() {
     agent.want(|d| drop(d.pods.insert(a.uid.clone(), Arc::new(a.clone()))));
     node.pass(SECOND * 600).await;
     assert_eq!(node.running(&a.uid, "c"), runs[0]);
-    assert!(agent.board.is_ready(&b.uid));
+    assert!(agent.reports.is_ready(&b.uid));
     agent.want(|d| d.listed = true);
     agent.gone(&b.uid).await;
     assert_eq!(node.running(&a.uid, "c"), runs[0]);
-    assert!(agent.board.is_ready(&a.uid));
+    assert!(agent.reports.is_ready(&a.uid));
 }
 
 #[tokio::test(start_paused = true)]
@@ -153,16 +153,16 @@ async fn nothing_begins_before_containerd_has_answered_and_nothing_is_claimed() 
     let (run, before) = (node.running(&p.uid, "c"), node.kinds(&p.uid).len());
 
     let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
-    node.until("shown", |_| agent.board.shows(&p.uid)).await;
+    node.until("shown", |_| agent.reports.shows(&p.uid)).await;
     node.pass(SECOND * 600).await;
     assert_eq!(node.kinds(&p.uid).len(), before);
-    let status = agent.board.report(&p.uid).status;
+    let status = agent.reports.report(&p.uid).status;
     assert_eq!(status.condition(ConditionType::Ready).unwrap().status, Truth::True, "as it was");
     assert_eq!(status.waiting_for.as_deref(), Some("containerd to answer"));
     node.back().await;
     agent.ready(&p.uid).await;
     node.pass(SECOND * 60).await;
-    assert_eq!(agent.board.readiness(&p.uid), [Truth::True], "no flap");
+    assert_eq!(agent.reports.readiness(&p.uid), [Truth::True], "no flap");
     assert_eq!(node.running(&p.uid, "c"), run);
 }
 
@@ -189,15 +189,15 @@ async fn nothing_is_claimed_of_a_pod_that_nobody_has_looked_at_yet() {
     // containerd stops while the pods are observed; after that the observations end.
     node.send(NodeEvent::RuntimeLost).await;
     node.pass(SECOND * 5).await;
-    assert_eq!(agent.board.readiness(&a.uid), [Truth::True], "as it was");
-    assert_eq!(agent.board.readiness(&b.uid), [Truth::Unknown]);
+    assert_eq!(agent.reports.readiness(&a.uid), [Truth::True], "as it was");
+    assert_eq!(agent.reports.readiness(&b.uid), [Truth::Unknown]);
     node.no_trouble();
     node.back().await;
     agent.ready(&a.uid).await;
     agent.ready(&b.uid).await;
     node.pass(SECOND * 60).await;
-    assert_eq!(agent.board.readiness(&a.uid), [Truth::True], "no flap");
-    assert_eq!(agent.board.readiness(&b.uid), [Truth::Unknown, Truth::True], "never false");
+    assert_eq!(agent.reports.readiness(&a.uid), [Truth::True], "no flap");
+    assert_eq!(agent.reports.readiness(&b.uid), [Truth::Unknown, Truth::True], "never false");
     for (p, (run, acted)) in [&a, &b].into_iter().zip(before) {
         assert_eq!(node.running(&p.uid, "c"), run);
         assert_eq!(node.kinds(&p.uid).split_off(acted), ["MountVolumes"]);
@@ -309,7 +309,7 @@ async fn a_container_whose_shim_does_not_answer_is_not_taken_for_dead() {
     agent.ready(&p.uid).await;
     node.pass(SECOND * 300).await;
     assert_eq!(node.kinds(&p.uid).into_iter().skip(before).collect::<Vec<_>>(), ["MountVolumes"]);
-    assert_eq!(agent.board.readiness(&p.uid), [Truth::True]);
+    assert_eq!(agent.reports.readiness(&p.uid), [Truth::True]);
     let observations = node.lock().observations[&p.uid];
     assert!((5..=15).contains(&observations), "observed at again now and then: {observations}");
     // The shim answers again; the container ended while the agent could not observe it.
@@ -347,16 +347,16 @@ async fn killed_at_any_moment_of_a_pods_life_it_comes_to_the_same_end() {
         if wants {
             node.until("it comes up", |_| {
                 let init = node.running(&p.uid, "i").is_some();
-                init || agent.board.is_ready(&p.uid)
+                init || agent.reports.is_ready(&p.uid)
             })
             .await;
             if node.running(&p.uid, "i").is_some() {
                 node.exit(&p.uid, "i", 0).await;
             }
             agent.ready(&p.uid).await;
-            assert_eq!(agent.board.report(&p.uid).status.phase, Phase::Running);
+            assert_eq!(agent.reports.report(&p.uid).status.phase, Phase::Running);
             let attempts: Vec<u32> =
-                ["i", "c"].iter().map(|c| agent.board.container(&p.uid, c).restart_count).collect();
+                ["i", "c"].iter().map(|c| agent.reports.container(&p.uid, c).restart_count).collect();
             assert_eq!(attempts, [0, 0], "killed after {} ms", moment * 2);
             agent.want(|d| d.pods.clear());
         }

@@ -1,31 +1,30 @@
 //! An in-memory node: containers, sandboxes and volumes as plain data, with delays and outages set by the
 //! tests. The node checks the invariants that hold in every test.
 
-pub mod board;
+mod actions;
+mod agent;
 pub mod pods;
+pub mod reports;
+
+pub use agent::{Agent, memory_files, store, wanted};
 
 use berth_core::{
     admit::{NodeInfo, admit},
     ids::{ContainerId, ContainerName, PodUid},
     model::{NodeLabels, Pod, Probe, ResourceList},
-    plan::{Action, Exit, Failure, Observed, ObservedContainer, ObservedSandbox, RunState, SandboxState},
+    plan::{Action, Exit, Failure, Observed, ObservedContainer, RunState},
     probe::ProbeResult,
     sync::lock,
     time::{Boottime, Now, Wall},
 };
-use berth_pods::{
-    ActionResult, Change, Context, DesiredSet, Executor, Found, ManagerConfig, NodeEvent, PodSnapshot,
-    Process, Store, WorkerMessage,
-};
-use board::Board;
+use berth_pods::{ActionResult, Context, Executor, Found, NodeEvent, PodSnapshot, Process, WorkerMessage};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
-    task::JoinHandle,
+    sync::{mpsc, watch},
     time::{Instant, timeout},
 };
 
@@ -152,7 +151,7 @@ impl Node {
         tokio::time::sleep(time).await;
     }
 
-    async fn tell(&self, incoming: NodeEvent) {
+    pub async fn send(&self, incoming: NodeEvent) {
         let sender = self.incoming.lock().unwrap().clone();
         if let Some(sender) = sender {
             // A killed agent receives no messages.
@@ -194,17 +193,17 @@ impl Node {
             (self.end(&mut state, pod, &id, code).expect("it runs"), state.up)
         };
         if up {
-            self.tell(NodeEvent::One(pod.clone(), WorkerMessage::Exit(id, exit))).await;
+            self.send(NodeEvent::One(pod.clone(), WorkerMessage::Exit(id, exit))).await;
         }
     }
 
     pub async fn message(&self, pod: &PodUid, message: WorkerMessage) {
-        self.tell(NodeEvent::One(pod.clone(), message)).await;
+        self.send(NodeEvent::One(pod.clone(), message)).await;
     }
 
     pub async fn outage(&self) {
         self.lock().up = false;
-        self.tell(NodeEvent::RuntimeLost).await;
+        self.send(NodeEvent::RuntimeLost).await;
     }
 
     /// The relist: everything on the node, as reported at the agent's start and after an outage.
@@ -231,11 +230,7 @@ impl Node {
     pub async fn back(&self) {
         self.lock().up = true;
         let list = self.list();
-        self.tell(list).await;
-    }
-
-    pub async fn send(&self, incoming: NodeEvent) {
-        self.tell(incoming).await;
+        self.send(list).await;
     }
 
     pub fn actions(&self, pod: &PodUid) -> Vec<Action> {
@@ -256,7 +251,7 @@ impl Node {
         starts.map(|(at, ..)| *at).collect()
     }
 
-    async fn meet(&self, pod: &PodUid, kind: &'static str) -> Result<(), Failure> {
+    async fn inject_fault(&self, pod: &PodUid, kind: &'static str) -> Result<(), Failure> {
         let trouble = {
             let mut state = self.lock();
             let key = (pod.clone(), kind);
@@ -276,181 +271,6 @@ impl Node {
             None => {}
         }
         Ok(())
-    }
-
-    /// Leaves what an action leaves that is cut off half way.
-    fn carry_out_half(&self, context: &Context, action: &Action) {
-        let mut state = self.lock();
-        let (stored, seen) = state.pods.entry(context.pod.uid.clone()).or_default();
-        stored.get_or_insert_with(|| Arc::clone(&context.pod));
-        match action {
-            Action::MountVolumes => seen.volumes_present = true,
-            Action::UnmountVolumes => seen.volumes_mounted = false,
-            Action::MakeSandbox(sandbox_attempt) | Action::TeardownSandbox(sandbox_attempt) => {
-                let (sandbox_attempt, state) = (*sandbox_attempt, SandboxState::Broken);
-                seen.sandbox = Some(ObservedSandbox { sandbox_attempt, state, ips: Vec::new() });
-            }
-            Action::Start { container, attempt, sandbox_attempt, id } => {
-                let run = ObservedContainer {
-                    container: container.clone(),
-                    attempt: *attempt,
-                    sandbox_attempt: *sandbox_attempt,
-                    image_id: "sha256:1".into(),
-                    user: None,
-                    state: RunState::Running { started_at: self.now().wall },
-                    task: true,
-                };
-                seen.containers.insert(id.clone(), run);
-            }
-            other => panic!("no half of {other:?} is known"),
-        }
-    }
-
-    fn carry_out(&self, context: &Context, action: &Action) -> Result<ActionResult, Failure> {
-        let needs_runtime =
-            !matches!(action, Action::MountVolumes | Action::UnmountVolumes | Action::MakeSandbox(_));
-        let mut state = self.lock();
-        if needs_runtime && !state.up {
-            return Err(Failure::new("RuntimeNotReady", "containerd does not answer"));
-        }
-        let uid = context.pod.uid.clone();
-        let mut broken = Vec::new();
-        let started_at = self.now().wall;
-        let unstartable = action.container().is_some_and(|c| state.unstartable.contains(c));
-        let ends_at_once = action.container().is_some_and(|c| state.ends_at_once.contains(c));
-        let pid = 1000 + u32::try_from(state.log.len()).unwrap();
-        let events = state.events.clone();
-        let (stored, seen) = state.pods.entry(uid.clone()).or_default();
-        stored.get_or_insert_with(|| Arc::clone(&context.pod));
-        let runs =
-            |seen: &Observed| seen.containers.values().any(|c| matches!(c.state, RunState::Running { .. }));
-        let mut performed = ActionResult::default();
-        let mut message = None;
-        match action {
-            Action::MountVolumes | Action::UnmountVolumes => {
-                let mounted = *action == Action::MountVolumes;
-                if !mounted && runs(seen) {
-                    broken.push(format!("{uid}: volumes unmounted under a running container"));
-                }
-                (seen.volumes_mounted, seen.volumes_present) = (mounted, mounted);
-                performed.changes.push(Change::Volumes { mounted, present: mounted });
-            }
-            Action::MakeSandbox(sandbox_attempt) | Action::EnsurePause(sandbox_attempt) => {
-                if matches!(action, Action::MakeSandbox(_)) && seen.sandbox.is_some() {
-                    broken.push(format!("{uid}: sandbox made over {:?}", seen.sandbox));
-                }
-                let broken_by_pause =
-                    matches!(action, Action::EnsurePause(_)) && context.pod.namespaces.share_pid;
-                let state = if broken_by_pause { SandboxState::Broken } else { SandboxState::Ready };
-                let ips = vec!["10.0.0.1".parse().unwrap()];
-                seen.sandbox = Some(ObservedSandbox { sandbox_attempt: *sandbox_attempt, state, ips });
-                performed.changes.push(Change::Sandbox(seen.sandbox.clone()));
-            }
-            Action::TeardownSandbox(_) => {
-                if runs(seen) {
-                    broken.push(format!("{uid}: sandbox taken down under a running container"));
-                }
-                seen.sandbox = None;
-                performed.changes.push(Change::Sandbox(None));
-            }
-            Action::EnsureImage(_) | Action::PostStart { .. } | Action::PreStop { .. } => {}
-            Action::Start { container, attempt, sandbox_attempt, id } => {
-                let other = seen.containers.iter().find(|(o, c)| {
-                    &c.container == container && *o != id && !matches!(c.state, RunState::Recorded(_))
-                });
-                if let Some((other, c)) = other {
-                    broken.push(format!("{uid}: {container} started beside {other}: {:?}", c.state));
-                }
-                if !seen.volumes_mounted || seen.sandbox.is_none() {
-                    broken.push(format!("{uid}: {container} started without volumes or sandbox"));
-                }
-                let run = seen.containers.entry(id.clone()).or_insert_with(|| ObservedContainer {
-                    container: container.clone(),
-                    attempt: *attempt,
-                    sandbox_attempt: *sandbox_attempt,
-                    image_id: "sha256:1".into(),
-                    user: None,
-                    state: RunState::NotStarted,
-                    task: false,
-                });
-                let mut process = None;
-                if run.state == RunState::NotStarted {
-                    (run.state, run.task) = (RunState::Running { started_at }, true);
-                    process = Some(Process { pid, start_time: u64::from(pid) });
-                }
-                if unstartable {
-                    let exit = Exit {
-                        code: 128,
-                        reason: Some("StartError".into()),
-                        message: Some("no such file".into()),
-                        ..Exit::unknown(started_at)
-                    };
-                    (run.state, run.task) = (RunState::Ended(exit), false);
-                    process = None;
-                }
-                performed.changes.push(Change::Container(id.clone(), Box::new(run.clone()), process));
-                performed.events = events;
-                if ends_at_once {
-                    let exit = Exit {
-                        code: 7,
-                        at: started_at,
-                        oom: false,
-                        reason: None,
-                        message: None,
-                        started_at: None,
-                    };
-                    run.state = RunState::Ended(exit.clone());
-                    message = Some(WorkerMessage::Exit(id.clone(), exit));
-                } else if let Some(process) = process {
-                    state.processes.insert(id.clone(), process);
-                }
-            }
-            Action::Signal { id, .. } | Action::Kill { id, .. } => {
-                let code = if matches!(action, Action::Kill { .. }) { 137 } else { 143 };
-                if let Some(exit) = self.end(&mut state, &uid, id, code) {
-                    message = Some(WorkerMessage::Exit(id.clone(), exit));
-                }
-            }
-            Action::RecordExit { id, exit, .. } => match seen.containers.get_mut(id) {
-                Some(c) => {
-                    if matches!(c.state, RunState::Running { .. }) {
-                        broken.push(format!("{uid}: exit of running {id} recorded: {:?}", exit.0));
-                    }
-                    c.state = RunState::Recorded(exit.0.clone());
-                    performed.changes.push(Change::Recorded(id.clone(), exit.0.clone()));
-                }
-                None => performed.changes.push(Change::Removed(id.clone())),
-            },
-            Action::Reap { id, .. } => {
-                if let Some(c) = seen.containers.get_mut(id) {
-                    c.task = false;
-                }
-                performed.changes.push(Change::Reaped(id.clone()));
-            }
-            Action::Remove { id, .. } => {
-                if seen.containers.get(id).is_some_and(|c| matches!(c.state, RunState::Running { .. })) {
-                    broken.push(format!("{uid}: running {id} removed"));
-                }
-                seen.containers.remove(id);
-                performed.changes.push(Change::Removed(id.clone()));
-            }
-            Action::RemovePod => {
-                if seen.sandbox.is_some() || seen.volumes_present || !seen.containers.is_empty() {
-                    broken.push(format!("{uid}: removed, and leaves {seen:?}"));
-                }
-                state.pods.remove(&uid);
-            }
-        }
-        state.violations.extend(broken);
-        drop(state);
-        if let Some(message) = message {
-            // The exit event is queued before the action reports its end.
-            let sender = self.incoming.lock().unwrap().clone();
-            if let Some(sender) = sender {
-                sender.try_send(NodeEvent::One(uid, message)).ok();
-            }
-        }
-        Ok(performed)
     }
 }
 
@@ -489,7 +309,7 @@ impl Executor for Node {
         self.lock().log.push((self.elapsed(), context.pod.uid.clone(), action.clone()));
         self.bumped();
         tokio::time::sleep(WORK).await;
-        let done = match self.meet(&context.pod.uid, action.kind()).await {
+        let done = match self.inject_fault(&context.pod.uid, action.kind()).await {
             Ok(()) => self.carry_out(&context, &action),
             Err(failure) => {
                 let half = self.lock().trouble.get(&(context.pod.uid.clone(), action.kind()))
@@ -508,7 +328,7 @@ impl Executor for Node {
         *self.lock().observations.entry(pod.clone()).or_default() += 1;
         self.bumped();
         let taken = self.now().boottime;
-        self.meet(pod, "observe").await?;
+        self.inject_fault(pod, "observe").await?;
         let state = self.lock();
         if !state.up {
             return Err(Failure::new("RuntimeNotReady", "containerd does not answer"));
@@ -534,7 +354,7 @@ impl Executor for Node {
     async fn refresh(&self, context: Context) -> Result<(), Failure> {
         self.lock().refreshed.push(context.pod.uid.clone());
         self.bumped();
-        self.meet(&context.pod.uid, "refresh").await
+        self.inject_fault(&context.pod.uid, "refresh").await
     }
 
     async fn orphaned_pods(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
@@ -543,7 +363,7 @@ impl Executor for Node {
 
     async fn cleanup_pod(&self, pod: &PodUid) -> Result<(), Failure> {
         self.bumped();
-        self.meet(pod, "cleanup").await?;
+        self.inject_fault(pod, "cleanup").await?;
         let mut state = self.lock();
         state.orphans.remove(pod);
         state.pods.remove(pod);
@@ -557,102 +377,4 @@ impl Executor for Node {
         self.lock().sweeps += 1;
         self.bumped();
     }
-}
-
-/// An agent on a node. Dropping the value ends the agent at once, as SIGKILL does.
-pub struct Agent {
-    pub node: Arc<Node>,
-    pub board: Arc<Board>,
-    pub desired: watch::Sender<Arc<DesiredSet>>,
-    stop: Option<oneshot::Sender<()>>,
-    manager: JoinHandle<()>,
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.manager.abort();
-    }
-}
-
-impl Agent {
-    /// Starts an agent. The relist follows at once where containerd is up.
-    pub async fn start(node: &Arc<Node>, store: &Store, desired: DesiredSet) -> Agent {
-        let agent = Agent::start_unlisted(node, store, desired);
-        if node.lock().up {
-            node.back().await;
-        }
-        agent
-    }
-
-    /// Starts an agent that has not received a relist yet.
-    pub fn start_unlisted(node: &Arc<Node>, store: &Store, desired: DesiredSet) -> Agent {
-        let (incoming_tx, incoming) = mpsc::channel(1024);
-        *node.incoming.lock().unwrap() = Some(incoming_tx);
-        let board = Arc::new(Board::new(node.bump.clone()));
-        let (desired_tx, desired) = watch::channel(Arc::new(desired));
-        let (stop, stopped) = oneshot::channel();
-        let manager = tokio::spawn(berth_pods::run(ManagerConfig {
-            executor: Arc::clone(node),
-            reports: Arc::clone(&board),
-            store: store.clone(),
-            desired,
-            incoming,
-            stop: stopped,
-        }));
-        Agent { node: Arc::clone(node), board, desired: desired_tx, stop: Some(stop), manager }
-    }
-
-    /// Aborts the agent's tasks, which comes closest to SIGKILL.
-    pub async fn kill(mut self) {
-        self.manager.abort();
-        // The join error of the aborted task is the expected result.
-        (&mut self.manager).await.ok();
-    }
-
-    pub async fn stop(mut self) {
-        self.stop.take().unwrap().send(()).unwrap();
-        (&mut self.manager).await.unwrap();
-    }
-
-    pub fn want(&self, change: impl FnOnce(&mut DesiredSet)) {
-        let mut set = DesiredSet::clone(&self.desired.borrow());
-        change(&mut set);
-        self.desired.send(Arc::new(set)).unwrap();
-    }
-
-    pub async fn ready(&self, pod: &PodUid) {
-        self.node.until(&format!("{pod} ready"), |_| self.board.is_ready(pod)).await;
-    }
-
-    /// Waits until nothing of the pod is left on the node or in the reports.
-    pub async fn gone(&self, pod: &PodUid) {
-        self.node
-            .until(&format!("{pod} gone"), |s| !s.pods.contains_key(pod) && !self.board.shows(pod))
-            .await;
-    }
-}
-
-pub fn wanted(pods: impl IntoIterator<Item = Pod>) -> DesiredSet {
-    let pods = pods.into_iter().map(|p| (p.uid.clone(), Arc::new(p))).collect();
-    DesiredSet { listed: true, pods, ..DesiredSet::default() }
-}
-
-/// A store in a temporary directory.
-pub fn store() -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let roots = berth_core::roots::Roots::below(
-        dir.path(),
-        berth_core::ids::NodeName::new("n").unwrap(),
-        "berth-pods-test",
-    );
-    let store = Store::open(&roots, &berth_core::ids::BootId::new("boot-1").unwrap()).unwrap();
-    (dir, store)
-}
-
-/// Names of the memory files in a store's directory.
-pub fn memory_files(dir: &tempfile::TempDir) -> Vec<String> {
-    let entries = std::fs::read_dir(dir.path().join("run/memory")).unwrap();
-    let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }

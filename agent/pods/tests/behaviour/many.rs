@@ -26,8 +26,8 @@ async fn of_two_pods_with_one_name_the_second_waits_until_the_first_is_gone() {
     agent.ready(&u1).await;
     node.trouble(&u1, "UnmountVolumes", Trouble::Slow(SECOND * 60));
     agent.want(|d| *d = wanted([second]));
-    node.until("shown", |_| agent.board.shows(&u2)).await;
-    let report = agent.board.report(&u2);
+    node.until("shown", |_| agent.reports.shows(&u2)).await;
+    let report = agent.reports.report(&u2);
     assert_eq!(report.status.waiting_for.as_deref(), Some("an earlier pod of the same name to be gone"));
     agent.ready(&u2).await;
     let log = node.lock().log.clone();
@@ -35,7 +35,7 @@ async fn of_two_pods_with_one_name_the_second_waits_until_the_first_is_gone() {
     let of_second = log.iter().position(|(_, u, _)| *u == u2).unwrap();
     assert!(of_first < of_second, "not begun before");
     assert_eq!(log[of_first].2.kind(), "RemovePod");
-    assert!(!agent.board.shows(&u1));
+    assert!(!agent.reports.shows(&u1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -51,10 +51,10 @@ async fn a_waiting_pod_that_is_no_longer_wanted_is_no_longer_shown() {
     let has = if has < waits { has } else { waits.clone() };
     agent.ready(&has).await;
     let other = if has == first.uid { second.uid } else { first.uid };
-    assert!(agent.board.shows(&other));
+    assert!(agent.reports.shows(&other));
     agent.want(|d| drop(d.pods.remove(&other)));
-    node.until("not shown", |_| !agent.board.shows(&other)).await;
-    assert!(agent.board.is_ready(&has));
+    node.until("not shown", |_| !agent.reports.shows(&other)).await;
+    assert!(agent.reports.is_ready(&has));
     assert_eq!(node.kinds(&other), [""; 0]);
 }
 
@@ -85,7 +85,7 @@ async fn a_stuck_or_slow_action_or_look_holds_up_its_own_pod_only() {
         agent.gone(uid).await;
     }
     assert!(node.elapsed() - begun < SECOND);
-    assert!(stuck.iter().all(|p| !agent.board.is_ready(&p.uid)));
+    assert!(stuck.iter().all(|p| !agent.reports.is_ready(&p.uid)));
     // A stuck observation does not block the pod's other work: the next start succeeds.
     node.lock().trouble.remove(&(observe.clone(), "Start"));
     agent.ready(&observe).await;
@@ -103,7 +103,7 @@ async fn a_panic_in_a_worker_is_that_pods_failure_alone() {
     let run = node.running(&ua, "c");
     let begun = node.elapsed();
     // The next two reports of `a` panic; after each the manager restarts the worker.
-    agent.board.told().panics.insert(ua.clone(), 2);
+    agent.reports.recorded().panics.insert(ua.clone(), 2);
     agent.want(|d| {
         let p = Pod { labels: [("l".to_owned(), "1".to_owned())].into(), ..a.clone() };
         d.pods.insert(ua.clone(), Arc::new(p));
@@ -113,7 +113,7 @@ async fn a_panic_in_a_worker_is_that_pods_failure_alone() {
         berth_core::ids::ContainerName::new("c").unwrap(),
         berth_core::probe::ProbeResult::Failure("so that there is something to tell".into()),
     );
-    node.until("panicked", |_| agent.board.told().panics[&ua] == 1).await;
+    node.until("panicked", |_| agent.reports.recorded().panics[&ua] == 1).await;
     node.lock().answers.clear();
     agent.ready(&ub).await;
     let at = node.elapsed();
@@ -123,7 +123,7 @@ async fn a_panic_in_a_worker_is_that_pods_failure_alone() {
     agent.want(|d| drop(d.pods.insert(uc.clone(), Arc::new(c))));
     agent.ready(&uc).await;
     assert!(node.elapsed() - at < SECOND, "nobody rests with it");
-    node.until("panicked again", |_| agent.board.told().panics[&ua] == 0).await;
+    node.until("panicked again", |_| agent.reports.recorded().panics[&ua] == 0).await;
     assert!(node.elapsed() - at >= SECOND * 4);
     node.until("observed at anew", |s| s.observations.contains_key(&ua)).await;
     let rested = node.elapsed() - at;
@@ -144,11 +144,11 @@ async fn a_pod_that_rests_after_a_panic_keeps_its_name_and_can_be_ended() {
     let (u1, u2) = (first.uid.clone(), second.uid.clone());
     let agent = Agent::start(&node, &store, wanted([first])).await;
     agent.ready(&u1).await;
-    agent.board.told().panics.insert(u1.clone(), 1);
+    agent.reports.recorded().panics.insert(u1.clone(), 1);
     node.exit(&u1, "c", 0).await;
-    node.until("panicked", |_| agent.board.told().panics[&u1] == 0).await;
+    node.until("panicked", |_| agent.reports.recorded().panics[&u1] == 0).await;
     agent.want(|d| *d = wanted([second]));
-    node.until("second waits", |_| agent.board.shows(&u2)).await;
+    node.until("second waits", |_| agent.reports.shows(&u2)).await;
     assert_eq!(node.kinds(&u2), [""; 0]);
     agent.ready(&u2).await;
     assert!(!node.lock().pods.contains_key(&u1));
@@ -184,8 +184,11 @@ async fn a_change_of_objects_reaches_only_those_that_refer_to_them() {
     node.until("tried again", |s| s.refreshed.len() == 3).await;
     assert_eq!((node.elapsed() - begun).as_secs(), 20, "every ten seconds");
     // For a failing volume the event's reason is the kubelet's `FailedMount`.
-    let told = agent.board.messages(&uids[1], "Oops");
-    assert!(told.len() >= 2 && told.iter().all(|m| m == "as the test wants"), "each try is told: {told:?}");
+    let messages = agent.reports.messages(&uids[1], "Oops");
+    assert!(
+        messages.len() >= 2 && messages.iter().all(|m| m == "as the test wants"),
+        "each try has an event: {messages:?}"
+    );
     node.trouble(&uids[1], "refresh", Trouble::Slow(SECOND * 100));
     node.until("slow one begun", |s| s.refreshed.len() == 4).await;
     for n in 0..5 {
@@ -225,7 +228,7 @@ async fn decisions_can_be_made_again_from_what_was_recorded() {
     let uid = p.uid.clone();
     let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
     agent.ready(&uid).await;
-    let decisions: Vec<Arc<PlanRecord>> = agent.board.report(&uid).decisions;
+    let decisions: Vec<Arc<PlanRecord>> = agent.reports.report(&uid).decisions;
     assert!(decisions.len() >= 2);
     for d in decisions {
         let mut memory = d.memory.clone();
@@ -258,7 +261,7 @@ async fn leftovers_of_unknown_pods_are_removed_and_nobody_works_on_them_meanwhil
     // The pod's manifest returns while the cleanup runs.
     let begun = node.elapsed();
     agent.want(|d| drop(d.pods.insert(uo.clone(), Arc::new(old))));
-    node.until("shown", |_| agent.board.shows(&uo)).await;
+    node.until("shown", |_| agent.reports.shows(&uo)).await;
     assert_eq!(node.kinds(&uo), [""; 0]);
     agent.ready(&uo).await;
     let waited = node.elapsed() - begun;
@@ -266,7 +269,7 @@ async fn leftovers_of_unknown_pods_are_removed_and_nobody_works_on_them_meanwhil
     node.until("swept", |s| s.sweeps == 1).await;
     assert_eq!(node.lock().cleaned, [uo, uid("u-stuck")], "known pods are not orphans");
     assert_eq!(memory_files(&dir).len(), 2);
-    assert_eq!(agent.board.readiness(&uk), [Truth::Unknown, Truth::False, Truth::True]);
+    assert_eq!(agent.reports.readiness(&uk), [Truth::Unknown, Truth::False, Truth::True]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -312,7 +315,8 @@ async fn what_a_failed_action_left_goes_with_the_pod() {
         node.trouble(&uid, kind, Trouble::FailsHalfWay);
         let agent = Agent::start(&node, &store, wanted([p])).await;
         node.until("failed", |_| {
-            agent.board.shows(&uid) && agent.board.report(&uid).timeline.iter().any(|t| t.failure.is_some())
+            agent.reports.shows(&uid)
+                && agent.reports.report(&uid).timeline.iter().any(|t| t.failure.is_some())
         })
         .await;
         agent.want(|d| d.pods.clear());

@@ -36,9 +36,9 @@ async fn comes_up_in_order_and_goes_without_a_trace() {
     let begun: Vec<Duration> =
         ["i", "s", "j", "c"].iter().map(|c| *node.starts(&uid, c).first().unwrap()).collect();
     assert!(begun.is_sorted(), "{begun:?}");
-    assert_eq!(agent.board.report(&uid).status.phase, Phase::Running);
+    assert_eq!(agent.reports.report(&uid).status.phase, Phase::Running);
     assert_eq!(memory_files(&dir), ["u-a.json"]);
-    let timeline = agent.board.report(&uid).timeline;
+    let timeline = agent.reports.report(&uid).timeline;
     assert!(timeline.iter().any(|a| a.kind == "MakeSandbox" && a.failure.is_none()));
 
     agent.want(|d| d.pods.clear());
@@ -68,7 +68,7 @@ async fn exits_restart_at_once_and_then_ever_later() {
         .await;
         agent.ready(&uid).await;
         node.exit(&uid, "c", 1).await;
-        node.until("end is told", |_| !agent.board.is_ready(&uid)).await;
+        node.until("the end is reported", |_| !agent.reports.is_ready(&uid)).await;
     }
     node.until("fifth run", |_| node.starts(&uid, "c").len() == 5).await;
     let starts = node.starts(&uid, "c");
@@ -78,13 +78,13 @@ async fn exits_restart_at_once_and_then_ever_later() {
         assert!(*gap >= want && *gap < want + SECOND, "{gaps:?}");
     }
     agent.ready(&uid).await;
-    assert_eq!(agent.board.container(&uid, "c").restart_count, 4);
-    let key = agent.board.report(&uid).pod.key.clone();
+    assert_eq!(agent.reports.container(&uid, "c").restart_count, 4);
+    let key = agent.reports.report(&uid).pod.key.clone();
     let text = format!("Back-off restarting failed container c in pod {}_{}({uid})", key.name, key.namespace);
-    assert!(agent.board.messages(&uid, "BackOff").iter().all(|m| *m == text));
-    let mut reasons = agent.board.reasons(&uid);
+    assert!(agent.reports.messages(&uid, "BackOff").iter().all(|m| *m == text));
+    let mut reasons = agent.reports.reasons(&uid);
     reasons.retain(|r| r != "BackOff");
-    assert_eq!(reasons, ["Pulled", "Created", "Started"].repeat(5), "as the kubelet tells a start");
+    assert_eq!(reasons, ["Pulled", "Created", "Started"].repeat(5), "as the kubelet's events of a start");
     // Of the exited runs only the newest is kept.
     node.until("old runs removed", |s| s.pods[&uid].1.containers.len() == 2).await;
 }
@@ -98,10 +98,10 @@ async fn an_exit_that_comes_before_its_start_ends_is_not_lost() {
     let uid = p.uid.clone();
     let agent = Agent::start(&node, &store, wanted([p])).await;
     node.until("failed", |_| {
-        agent.board.shows(&uid) && agent.board.report(&uid).status.phase == Phase::Failed
+        agent.reports.shows(&uid) && agent.reports.report(&uid).status.phase == Phase::Failed
     })
     .await;
-    let ContainerState::Terminated(t) = agent.board.container(&uid, "c").state else { panic!("not ended") };
+    let ContainerState::Terminated(t) = agent.reports.container(&uid, "c").state else { panic!("not ended") };
     assert_eq!((t.exit_code, t.reason.as_str()), (7, "Error"));
     assert!(t.started_at.is_some());
     assert_eq!(node.lock().observations.get(&uid), None, "nothing had to be observed at");
@@ -121,7 +121,7 @@ async fn a_panic_in_an_action_is_a_failed_action() {
     assert!(node.elapsed() < SECOND, "the other pod does not wait");
     agent.ready(&ua).await;
     let failures: Vec<String> =
-        agent.board.report(&ua).timeline.into_iter().filter_map(|t| t.failure).collect();
+        agent.reports.report(&ua).timeline.into_iter().filter_map(|t| t.failure).collect();
     assert_eq!(failures.len(), 4, "{failures:?}");
     assert!(failures.iter().all(|f| f.starts_with("InternalError")), "{failures:?}");
 }
@@ -135,7 +135,7 @@ async fn a_failed_start_is_looked_into() {
     node.trouble(&uid, "Start", Trouble::Fails);
     let agent = Agent::start(&node, &store, wanted([p])).await;
     node.until("observed", |s| s.observations.contains_key(&uid)).await;
-    let ContainerState::Waiting { reason, .. } = agent.board.container(&uid, "c").state else {
+    let ContainerState::Waiting { reason, .. } = agent.reports.container(&uid, "c").state else {
         panic!("not waiting")
     };
     assert_eq!(reason, "Oops");
@@ -146,7 +146,7 @@ async fn a_failed_start_is_looked_into() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_kernel_killed_for_memory_is_told_so_however_late_it_is_known() {
+async fn a_kill_for_memory_is_reported_as_one_however_late_it_is_known() {
     let (_dir, store) = store();
     let node = Node::new();
     let names = ["before", "after"];
@@ -159,7 +159,7 @@ async fn what_the_kernel_killed_for_memory_is_told_so_however_late_it_is_known()
         if text == "before" {
             node.message(uid, WorkerMessage::Oom(id.clone())).await;
             // The kernel killed a child process: the container keeps running.
-            assert!(agent.board.is_ready(uid));
+            assert!(agent.reports.is_ready(uid));
         }
         node.exit(uid, "c", 137).await;
         node.until("stored", |s| matches!(s.pods[uid].1.containers[&id].state, RunState::Recorded(_))).await;
@@ -170,8 +170,8 @@ async fn what_the_kernel_killed_for_memory_is_told_so_however_late_it_is_known()
             matches!(&s.pods[uid].1.containers[&id].state, RunState::Recorded(Exit { oom: true, .. }))
         })
         .await;
-        node.until("told", |_| {
-            matches!(agent.board.container(uid, "c").state, ContainerState::Terminated(t) if t.reason == "OOMKilled")
+        node.until("reported", |_| {
+            matches!(agent.reports.container(uid, "c").state, ContainerState::Terminated(t) if t.reason == "OOMKilled")
         })
         .await;
     }
@@ -186,28 +186,30 @@ async fn a_probe_that_panics_counts_for_nothing_and_is_asked_again() {
     node.lock().ask_panics = true;
     let agent = Agent::start(&node, &store, wanted([p])).await;
     node.until("asked", |s| s.asked >= 3).await;
-    assert!(!agent.board.is_ready(&uid));
+    assert!(!agent.reports.is_ready(&uid));
     node.lock().ask_panics = false;
     agent.ready(&uid).await;
-    let told = agent.board.messages(&uid, "Unhealthy");
-    assert!(told.len() >= 3, "each try is told: {told:?}");
+    let messages = agent.reports.messages(&uid, "Unhealthy");
+    assert!(messages.len() >= 3, "each try has an event: {messages:?}");
     assert!(
-        told.iter().all(|m| m == "Readiness probe errored and resulted in unknown state: asking panicked")
+        messages
+            .iter()
+            .all(|m| m == "Readiness probe errored and resulted in unknown state: asking panicked")
     );
     // First an unknown result, then failures below the threshold: only a full row of failures makes the pod
     // unready.
     node.lock().answers.insert(name("c"), ProbeResult::Unknown("?".into()));
     let asked = node.lock().asked;
     node.until("asked in vain", |s| s.asked > asked + 10).await;
-    assert!(agent.board.is_ready(&uid));
+    assert!(agent.reports.is_ready(&uid));
     node.lock().answers.insert(name("c"), ProbeResult::Failure("no".into()));
     let asked = node.lock().asked;
-    node.until("not ready", |_| !agent.board.is_ready(&uid)).await;
+    node.until("not ready", |_| !agent.reports.is_ready(&uid)).await;
     assert_eq!(node.lock().asked, asked + 3);
     let failed =
-        agent.board.messages(&uid, "Unhealthy").into_iter().filter(|m| m == "Readiness probe failed: no");
+        agent.reports.messages(&uid, "Unhealthy").into_iter().filter(|m| m == "Readiness probe failed: no");
     assert_eq!(failed.count(), 3, "each failure counts");
-    let waiting = agent.board.report(&uid).status.waiting_for.clone().unwrap();
+    let waiting = agent.reports.report(&uid).status.waiting_for.clone().unwrap();
     assert!(waiting.ends_with("readiness probe: no"), "{waiting}");
 }
 
@@ -229,7 +231,10 @@ async fn another_image_of_the_same_pod_is_run_at_once() {
     node.until("the next runs", |_| node.starts(&uid, "c").len() == 2).await;
     agent.ready(&uid).await;
     assert_ne!(node.running(&uid, "c"), first);
-    assert_eq!(agent.board.messages(&uid, "Killing"), ["Container c definition changed, will be restarted"]);
+    assert_eq!(
+        agent.reports.messages(&uid, "Killing"),
+        ["Container c definition changed, will be restarted"]
+    );
     // The pull of a missing image is retried after a pause; a change to another image does not wait for that
     // pause.
     node.trouble(&uid, "EnsureImage", Trouble::Fails);
@@ -245,7 +250,7 @@ async fn another_image_of_the_same_pod_is_run_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_with_a_warning_is_good_and_told() {
+async fn an_answer_with_a_warning_is_good_and_has_an_event() {
     let (_dir, store) = store();
     let node = Node::new();
     let p = pod("a", vec![probed("c")]);
@@ -254,12 +259,15 @@ async fn an_answer_with_a_warning_is_good_and_told() {
     let agent = Agent::start(&node, &store, wanted([p])).await;
     agent.ready(&uid).await;
     node.until("asked on", |s| s.asked >= 3).await;
-    let told = agent.board.messages(&uid, "ProbeWarning");
-    assert!(told.len() >= 2, "{told:?}");
-    assert!(told.iter().all(|m| m == "Readiness probe warning: Probe terminated redirects"), "{told:?}");
+    let messages = agent.reports.messages(&uid, "ProbeWarning");
+    assert!(messages.len() >= 2, "{messages:?}");
+    assert!(
+        messages.iter().all(|m| m == "Readiness probe warning: Probe terminated redirects"),
+        "{messages:?}"
+    );
     let of = agent
-        .board
-        .told()
+        .reports
+        .recorded()
         .events
         .iter()
         .find(|e| e.event.reason == "ProbeWarning")
@@ -267,7 +275,7 @@ async fn an_answer_with_a_warning_is_good_and_told() {
         .event
         .field_path();
     assert_eq!(of.as_deref(), Some("spec.containers{c}"));
-    assert!(agent.board.is_ready(&uid) && agent.board.messages(&uid, "Unhealthy").is_empty());
+    assert!(agent.reports.is_ready(&uid) && agent.reports.messages(&uid, "Unhealthy").is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -285,11 +293,11 @@ async fn a_liveness_probe_restarts_its_container_alone() {
     node.lock().answers.clear();
     agent.ready(&uid).await;
     assert_eq!(node.running(&uid, "d"), Some(other));
-    assert!(agent.board.reasons(&uid).contains(&"Killing".to_owned()));
+    assert!(agent.reports.reasons(&uid).contains(&"Killing".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_of_the_node_are_told_once_a_pod() {
+async fn events_of_the_node_are_published_once_a_pod() {
     let (_dir, store) = store();
     let node = Node::new();
     node.lock().events.push(Event::warning("DNSConfigForming", "left out: one"));
@@ -300,8 +308,8 @@ async fn events_of_the_node_are_told_once_a_pod() {
     node.exit(&uid, "c", 0).await;
     node.until("again", |_| node.starts(&uid, "c").len() == 2).await;
     agent.ready(&uid).await;
-    let told = agent.board.reasons(&uid).into_iter().filter(|r| r == "DNSConfigForming").count();
-    assert_eq!(told, 1, "three starts, one event");
+    let events = agent.reports.reasons(&uid).into_iter().filter(|r| r == "DNSConfigForming").count();
+    assert_eq!(events, 1, "three starts, one event");
 }
 
 #[tokio::test(start_paused = true)]
@@ -316,7 +324,7 @@ async fn the_death_of_pause_restarts_pause_and_no_container() {
     node.message(&uid, WorkerMessage::PauseDied).await;
     node.until("again", |_| node.kinds(&uid).contains(&"EnsurePause")).await;
     node.pass(SECOND * 60).await;
-    assert_eq!((node.running(&uid, "c"), agent.board.is_ready(&uid)), (run, true));
+    assert_eq!((node.running(&uid, "c"), agent.reports.is_ready(&uid)), (run, true));
     assert_eq!(node.kinds(&uid).iter().filter(|k| **k == "EnsurePause").count(), 1);
 }
 
@@ -360,7 +368,7 @@ async fn a_hook_and_the_grace_are_kept_on_the_boot_clock() {
     let took = node.elapsed() - begun;
     // 30 s of grace, used up by the hook, and the 2 s that always follow a signal.
     assert!(took >= SECOND * 32 && took < SECOND * 33, "{took:?}");
-    assert!(agent.board.report(&uid).status.terminating);
+    assert!(agent.reports.report(&uid).status.terminating);
 }
 
 #[tokio::test(start_paused = true)]
@@ -376,14 +384,14 @@ async fn a_command_that_cannot_be_run_is_a_failed_run_and_no_start() {
     let uid = p.uid.clone();
     let agent = Agent::start(&node, &store, wanted([p])).await;
     node.until("failed", |_| {
-        agent.board.shows(&uid) && agent.board.report(&uid).status.phase == Phase::Failed
+        agent.reports.shows(&uid) && agent.reports.report(&uid).status.phase == Phase::Failed
     })
     .await;
-    assert_eq!(agent.board.reasons(&uid), ["Pulled", "Created", "Failed"]);
-    assert_eq!(agent.board.messages(&uid, "Failed"), ["Error: no such file"]);
-    let path = agent.board.told().events.last().unwrap().event.field_path();
+    assert_eq!(agent.reports.reasons(&uid), ["Pulled", "Created", "Failed"]);
+    assert_eq!(agent.reports.messages(&uid, "Failed"), ["Error: no such file"]);
+    let path = agent.reports.recorded().events.last().unwrap().event.field_path();
     assert_eq!(path.as_deref(), Some("spec.initContainers{i}"));
-    let ContainerState::Terminated(t) = agent.board.container(&uid, "i").state else { panic!("not ended") };
+    let ContainerState::Terminated(t) = agent.reports.container(&uid, "i").state else { panic!("not ended") };
     assert_eq!((t.exit_code, t.reason.as_str()), (128, "StartError"));
 }
 
@@ -397,15 +405,15 @@ async fn a_status_does_not_run_backwards_while_the_pod_is_cleared_away() {
     agent.ready(&uid).await;
     node.exit(&uid, "c", 0).await;
     node.exit(&uid, "d", 0).await;
-    node.until("ended", |_| agent.board.report(&uid).status.phase == Phase::Succeeded).await;
-    let ips = agent.board.report(&uid).status.pod_ips.clone();
+    node.until("ended", |_| agent.reports.report(&uid).status.phase == Phase::Succeeded).await;
+    let ips = agent.reports.report(&uid).status.pod_ips.clone();
     assert_eq!(ips.len(), 1, "the address that it had is shown on");
     // RemovePod, the last action, is slow; everything before it is done.
     node.trouble(&uid, "RemovePod", Trouble::Slow(SECOND * 60));
     agent.want(|d| d.pods.clear());
     node.until("all but gone", |s| s.pods[&uid].1.containers.is_empty()).await;
     node.pass(SECOND).await;
-    let status = agent.board.report(&uid).status;
+    let status = agent.reports.report(&uid).status;
     assert_eq!((status.phase, status.pod_ips.clone()), (Phase::Succeeded, ips));
     for c in &status.containers {
         assert!(matches!(&c.state, ContainerState::Terminated(t) if t.reason == "Completed"), "{c:?}");

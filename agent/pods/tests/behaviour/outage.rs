@@ -25,30 +25,30 @@ async fn nothing_is_restarted_and_an_exit_of_that_time_is_learnt() {
         agent.ready(&p.uid).await;
     }
     let runs: Vec<_> = pods.iter().map(|p| node.running(&p.uid, "c")).collect();
-    let told: Vec<_> = pods.iter().map(|p| agent.board.readiness(&p.uid)).collect();
+    let readiness: Vec<_> = pods.iter().map(|p| agent.reports.readiness(&p.uid)).collect();
     let before = node.lock().log.len();
     node.outage().await;
     node.exit(&pods[0].uid, "d", 9).await;
     node.pass(SECOND * 600).await;
     assert_eq!(node.lock().log.len(), before, "nothing is asked of it");
     assert!(node.lock().observations.is_empty(), "nor is it polled");
-    for (p, told) in pods.iter().zip(told) {
-        assert_eq!(agent.board.readiness(&p.uid), told);
-        assert_eq!(told.last(), Some(&Truth::True));
+    for (p, shown) in pods.iter().zip(readiness) {
+        assert_eq!(agent.reports.readiness(&p.uid), shown);
+        assert_eq!(shown.last(), Some(&Truth::True));
     }
     let asked = node.lock().asked;
     assert!(asked >= 5 * 60, "probes go on: {asked}");
     node.back().await;
     node.until("restarted", |_| node.starts(&pods[0].uid, "d").len() == 2).await;
     agent.ready(&pods[0].uid).await;
-    let last = agent.board.container(&pods[0].uid, "d").last_state.unwrap();
+    let last = agent.reports.container(&pods[0].uid, "d").last_state.unwrap();
     assert_eq!(last.exit_code, 9);
     assert!(last.started_at.is_some(), "known from before");
     node.pass(SECOND * 60).await;
     assert!(node.lock().asked > asked);
     for (p, run) in pods.iter().zip(runs) {
         assert_eq!(node.running(&p.uid, "c"), run);
-        let restarts = agent.board.container(&p.uid, "c").restart_count;
+        let restarts = agent.reports.container(&p.uid, "c").restart_count;
         assert_eq!(restarts, 0);
         let mounts = node.kinds(&p.uid).into_iter().filter(|k| *k == "MountVolumes").count();
         assert_eq!(mounts, 1, "what this life mounted is trusted");
@@ -86,7 +86,7 @@ async fn a_start_that_the_outage_cut_off_is_made_up_for() {
     node.no_trouble();
     node.back().await;
     agent.ready(&p.uid).await;
-    assert_eq!(agent.board.container(&p.uid, "c").restart_count, 0);
+    assert_eq!(agent.reports.container(&p.uid, "c").restart_count, 0);
 }
 
 /// The relist is stale when it arrives: pods have started and exited since the listing.
@@ -111,7 +111,7 @@ async fn a_list_from_before_a_start_or_an_exit_does_not_undo_it() {
     assert_eq!([node.running(&a.uid, "c"), node.running(&b.uid, "c")], runs);
     let new: Vec<_> = node.lock().log.iter().skip(before).map(|(_, _, a)| a.clone()).collect();
     assert_eq!(new, [], "nothing was believed of it");
-    assert!(agent.board.is_ready(&a.uid) && agent.board.is_ready(&b.uid));
+    assert!(agent.reports.is_ready(&a.uid) && agent.reports.is_ready(&b.uid));
 }
 
 #[tokio::test(start_paused = true)]
@@ -133,7 +133,7 @@ async fn a_container_that_vanished_is_recorded_as_unknown_and_followed_by_the_ne
     node.back().await;
     node.until("next", |_| node.starts(&p.uid, "c").len() == 2).await;
     agent.ready(&p.uid).await;
-    let last = agent.board.container(&p.uid, "c").last_state.unwrap();
+    let last = agent.reports.container(&p.uid, "c").last_state.unwrap();
     assert_eq!((last.exit_code, last.reason.as_str()), (255, "Unknown"));
 }
 
@@ -154,8 +154,8 @@ async fn killed_for_memory_while_nobody_listened() {
         matches!(&s.pods[&p.uid].1.containers[&id].state, RunState::Recorded(Exit { oom: true, .. }))
     })
     .await;
-    node.until("told", |_| {
-        matches!(agent.board.container(&p.uid, "c").state, ContainerState::Terminated(t) if t.reason == "OOMKilled")
+    node.until("reported", |_| {
+        matches!(agent.reports.container(&p.uid, "c").state, ContainerState::Terminated(t) if t.reason == "OOMKilled")
     })
     .await;
 }

@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::watch;
 
 #[derive(Default)]
-pub struct Told {
+pub struct Recorded {
     pub pods: BTreeMap<PodUid, PodReport>,
     pub events: Vec<EventRecord>,
     /// Values of condition Ready in the order of the reports.
@@ -23,30 +23,30 @@ pub struct Told {
     pub panics: BTreeMap<PodUid, u32>,
 }
 
-pub struct Board {
-    told: Mutex<Told>,
+pub struct RecordedReports {
+    recorded: Mutex<Recorded>,
     bump: watch::Sender<u64>,
 }
 
-impl Board {
-    pub fn new(bump: watch::Sender<u64>) -> Board {
-        Board { told: Mutex::default(), bump }
+impl RecordedReports {
+    pub fn new(bump: watch::Sender<u64>) -> RecordedReports {
+        RecordedReports { recorded: Mutex::default(), bump }
     }
 
-    pub fn told(&self) -> MutexGuard<'_, Told> {
-        lock(&self.told)
+    pub fn recorded(&self) -> MutexGuard<'_, Recorded> {
+        lock(&self.recorded)
     }
 
     pub fn shows(&self, pod: &PodUid) -> bool {
-        self.told().pods.contains_key(pod)
+        self.recorded().pods.contains_key(pod)
     }
 
     pub fn is_ready(&self, pod: &PodUid) -> bool {
-        self.told().pods.get(pod).is_some_and(|p| p.status.is_ready())
+        self.recorded().pods.get(pod).is_some_and(|p| p.status.is_ready())
     }
 
     pub fn report(&self, pod: &PodUid) -> PodReport {
-        self.told().pods.get(pod).expect("a report").clone()
+        self.recorded().pods.get(pod).expect("a report").clone()
     }
 
     pub fn container(&self, pod: &PodUid, name: &str) -> ContainerStatus {
@@ -56,18 +56,18 @@ impl Board {
     }
 
     pub fn readiness(&self, pod: &PodUid) -> Vec<Truth> {
-        self.told().readiness.get(pod).cloned().unwrap_or_default()
+        self.recorded().readiness.get(pod).cloned().unwrap_or_default()
     }
 
     pub fn reasons(&self, pod: &PodUid) -> Vec<String> {
-        let told = self.told();
-        told.events.iter().filter(|e| e.involved.is_pod(pod)).map(|e| e.event.reason.clone()).collect()
+        let recorded = self.recorded();
+        recorded.events.iter().filter(|e| e.involved.is_pod(pod)).map(|e| e.event.reason.clone()).collect()
     }
 
     /// Messages of a pod's events with this reason, in order.
     pub fn messages(&self, pod: &PodUid, reason: &str) -> Vec<String> {
-        let told = self.told();
-        let of_pod = told.events.iter().filter(|e| e.involved.is_pod(pod) && e.event.reason == reason);
+        let recorded = self.recorded();
+        let of_pod = recorded.events.iter().filter(|e| e.involved.is_pod(pod) && e.event.reason == reason);
         of_pod.map(|e| e.event.message.clone()).collect()
     }
 
@@ -76,35 +76,35 @@ impl Board {
     }
 }
 
-impl Reports for Board {
+impl Reports for RecordedReports {
     fn pod(&self, report: PodReport) {
-        let mut told = self.told();
+        let mut recorded = self.recorded();
         let uid = report.pod.uid.clone();
-        if let Some(left) = told.panics.get_mut(&uid).filter(|n| **n > 0) {
+        if let Some(left) = recorded.panics.get_mut(&uid).filter(|n| **n > 0) {
             *left -= 1;
-            drop(told);
+            drop(recorded);
             self.bumped();
             panic!("as the test wants");
         }
         let ready = report.status.condition(ConditionType::Ready).map(|c| c.status);
-        let before = told.readiness.entry(uid.clone()).or_default();
+        let before = recorded.readiness.entry(uid.clone()).or_default();
         if let Some(ready) = ready
             && before.last() != Some(&ready)
         {
             before.push(ready);
         }
-        told.pods.insert(uid, report);
-        drop(told);
+        recorded.pods.insert(uid, report);
+        drop(recorded);
         self.bumped();
     }
 
     fn removed(&self, uid: &PodUid) {
-        self.told().pods.remove(uid);
+        self.recorded().pods.remove(uid);
         self.bumped();
     }
 
     fn event(&self, event: EventRecord) {
-        self.told().events.push(event);
+        self.recorded().events.push(event);
         self.bumped();
     }
 }

@@ -1,0 +1,55 @@
+//! Inputs of the manager: the desired set, and events from the node.
+
+use crate::{executor::PodSnapshot, worker::WorkerMessage};
+use berth_core::{
+    ids::PodUid,
+    model::{Objects, Pod},
+    time::Boottime,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// The objects that the source wants on this node.
+#[derive(Debug, Clone, Default)]
+pub struct DesiredSet {
+    /// Whether the source has listed. Until then no pod is ended because the set lacks it.
+    pub listed: bool,
+    /// The wanted pods.
+    pub pods: BTreeMap<PodUid, Arc<Pod>>,
+    /// The objects that the pods may refer to, such as ConfigMaps and Secrets.
+    pub objects: Arc<Objects>,
+}
+
+/// A pod that a relist found in containerd.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// The pod as stored on its containers. `None` where the record cannot be read.
+    pub pod: Option<Arc<Pod>>,
+    /// The snapshot of the pod that the relist took.
+    pub snapshot: PodSnapshot,
+}
+
+/// An event from the node to the manager.
+#[derive(Debug)]
+pub enum NodeEvent {
+    /// A message for the worker of one pod.
+    One(PodUid, WorkerMessage),
+    /// The machine shuts down: every pod ends within this grace, in seconds, and keeps its record for the
+    /// next boot.
+    Shutdown(u32),
+    /// containerd does not answer.
+    RuntimeLost,
+    /// containerd answers, for the first time or again. The event carries every pod that has a container or a
+    /// sandbox.
+    RuntimeBack {
+        /// The pods that the relist could observe.
+        found: BTreeMap<PodUid, Found>,
+        /// Pods that have a container or a sandbox but could not be observed. Their workers observe them on
+        /// their own.
+        unseen: BTreeSet<PodUid>,
+        /// The moment at which the relist began.
+        taken: Boottime,
+    },
+}

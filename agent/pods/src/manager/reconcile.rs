@@ -1,0 +1,134 @@
+//! Reconciliation of the workers with the desired set and with what the node shows: which pods get a worker,
+//! which end, and which wait for a worker.
+
+use super::Manager;
+use crate::{executor::Executor, report::Reports, waiting, worker::WorkerMessage};
+use berth_core::{ids::PodUid, model::Pod, plan::Desired};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+impl<H: Executor, R: Reports> Manager<H, R> {
+    /// Brings the workers in line with the desired set and with what the node shows.
+    pub(super) fn reconcile(&mut self) {
+        // The order matters: pods found on the node take their names before new pods do, and ending pods free
+        // their ports and resources for new pods.
+        self.adopt();
+        self.end_unwanted();
+        self.start_wanted();
+        self.show_waiting();
+        self.cleanup_orphans();
+    }
+
+    /// Gives a worker to each pod that is on the node but not wanted. The pod keeps running until the source
+    /// has listed, and ends after that.
+    fn adopt(&mut self) {
+        if !self.answered {
+            return;
+        }
+        let strays: BTreeSet<PodUid> = self
+            .found
+            .keys()
+            .chain(self.stored.keys())
+            .filter(|u| !self.workers.contains_key(*u) && !self.desired.pods.contains_key(*u))
+            .filter(|u| !self.being_cleaned.contains(*u))
+            .cloned()
+            .collect();
+        for uid in strays {
+            let found = self.found.get(&uid);
+            let stored = found.and_then(|f| f.pod.clone());
+            let Some(pod) = stored.or_else(|| self.stored.get(&uid).map(|k| Arc::clone(&k.0))) else {
+                let has_containers = found.is_some_and(|f| !f.snapshot.seen.containers.is_empty());
+                if has_containers && self.unreadable.insert(uid.clone()) {
+                    tracing::error!(%uid, "containers of a pod whose spec cannot be read are left alone");
+                }
+                self.found.remove(&uid);
+                continue;
+            };
+            let end = self.desired.listed.then_some(pod.grace_seconds);
+            tracing::info!(pod = %pod.key, %uid, "found, and not wanted as far as is known");
+            self.start(pod, end);
+        }
+    }
+
+    fn start_wanted(&mut self) {
+        let desired = Arc::clone(&self.desired);
+        let mut new = Vec::new();
+        for (uid, pod) in &desired.pods {
+            if let Some(live) = self.workers.get_mut(uid) {
+                if live.pod != *pod {
+                    live.pod = Arc::clone(pod);
+                    self.references.put(pod);
+                    self.names.take(&pod.key, uid);
+                    self.send(uid, WorkerMessage::Desired(Desired { pod: Arc::clone(pod), end: None }));
+                }
+            } else {
+                new.push(pod);
+            }
+        }
+        // Older pods start first, as in the kubelet: of two pods that want one host port, the older gets the
+        // port.
+        new.sort_by_key(|pod| (pod.created.seconds(), pod.origin.clone(), pod.created));
+        for pod in new {
+            if self.start_blocked_by(&pod.uid, pod).is_none() {
+                self.start(Arc::clone(pod), None);
+            }
+        }
+    }
+
+    /// The reason why a wanted pod has no worker yet. `None` where a worker may start.
+    fn start_blocked_by(&self, uid: &PodUid, pod: &Pod) -> Option<&'static str> {
+        if !self.answered {
+            return Some(waiting::RUNTIME);
+        }
+        if self.being_cleaned.contains(uid) {
+            return Some(waiting::LEFTOVERS);
+        }
+        // A pod that is already on the node gets a worker even where another pod holds its name.
+        let there =
+            self.found.contains_key(uid) || self.unseen.contains(uid) || self.stored.contains_key(uid);
+        if !there && self.shutdown.is_some() {
+            return Some(waiting::SHUTDOWN);
+        }
+        (!there && self.names.taken(&pod.key, uid)).then_some(waiting::NAME)
+    }
+
+    fn end_unwanted(&mut self) {
+        if !self.desired.listed {
+            return;
+        }
+        let wanted = &self.desired.pods;
+        let mut over = Vec::new();
+        for (uid, live) in self.workers.iter_mut().filter(|(u, l)| !l.ending && !wanted.contains_key(*u)) {
+            live.ending = true;
+            let pod = Arc::clone(&live.pod);
+            tracing::info!(pod = %pod.key, %uid, grace = pod.grace_seconds, "no longer wanted");
+            over.push(pod);
+        }
+        for pod in over {
+            let (uid, end) = (pod.uid.clone(), Some(pod.grace_seconds));
+            self.send(&uid, WorkerMessage::Desired(Desired { pod, end }));
+        }
+    }
+
+    /// Reports the wanted pods that have no worker yet, with the reason.
+    fn show_waiting(&mut self) {
+        let desired = Arc::clone(&self.desired);
+        let mut waiting = BTreeMap::new();
+        for (uid, pod) in desired.pods.iter().filter(|(u, _)| !self.workers.contains_key(*u)) {
+            let Some(why) = self.start_blocked_by(uid, pod) else { continue };
+            waiting.insert(uid.clone(), why);
+            if self.shown_waiting.get(uid) != Some(&why) {
+                let memory = self.stored.get(uid).map(|k| &k.1);
+                self.reports.pod(waiting::report(pod, memory, why, self.executor.now()));
+            }
+        }
+        for uid in self.shown_waiting.keys() {
+            if !waiting.contains_key(uid) && !self.workers.contains_key(uid) {
+                self.reports.removed(uid);
+            }
+        }
+        self.shown_waiting = waiting;
+    }
+}

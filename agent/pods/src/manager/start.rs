@@ -1,0 +1,103 @@
+//! The start of a pod's worker: its first knowledge of the pod, and the admission of a new pod.
+
+use super::{Manager, ManagerTask, Outcome, WorkerHandle};
+use crate::{
+    executor::{Executor, PodSnapshot},
+    report::Reports,
+    worker::{self, InitialState, WorkerConfig},
+};
+use berth_core::{
+    event::{Event, EventRecord, Involved},
+    model::Pod,
+    plan::{Desired, Ending, Memory},
+    unsupported::unsupported,
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::mpsc;
+
+/// The age up to which a worker begins with the pod's snapshot from the relist. With an older snapshot the
+/// worker observes the pod itself.
+const FRESH: Duration = Duration::from_secs(1);
+
+impl<H: Executor, R: Reports> Manager<H, R> {
+    /// Starts the worker of a pod. `end` is the grace period in seconds of a pod that has to end.
+    pub(super) fn start(&mut self, pod: Arc<Pod>, end: Option<u32>) {
+        let uid = pod.uid.clone();
+        let now = self.executor.now().boottime;
+        let mut memory = self.stored.remove(&uid).map(|k| k.1);
+        let unseen = self.unseen.remove(&uid);
+        let snapshot = match (self.found.remove(&uid), &memory) {
+            // Neither containerd's list nor the stored memory has the pod, and no worker of the pod has
+            // panicked: the pod is new.
+            (None, None) if !unseen && !self.panics.contains_key(&uid) => {
+                memory = self.rejection(&pod);
+                if memory.is_none() && end.is_none() {
+                    self.report_unsupported(&pod);
+                }
+                let mut nothing = PodSnapshot::nothing(now);
+                nothing.seen.runtime_answers = self.runtime_answers;
+                InitialState::Observed(Box::new(nothing))
+            }
+            _ if !self.runtime_answers => InitialState::Wait,
+            (Some(f), _) if now.since(f.snapshot.taken) <= FRESH => {
+                InitialState::Observed(Box::new(f.snapshot))
+            }
+            _ => InitialState::Observe,
+        };
+        let mut memory = memory.unwrap_or_default();
+        if let Some(grace) = self.shutdown {
+            memory.shutdown.get_or_insert(Ending { since: now, grace });
+        }
+        self.unreadable.remove(&uid);
+        self.references.put(&pod);
+        self.names.take(&pod.key, &uid);
+        let (sender, mailbox) = mpsc::unbounded_channel();
+        let over = Arc::new(AtomicBool::new(memory.rejected));
+        let config = WorkerConfig {
+            desired: Desired { pod: Arc::clone(&pod), end },
+            objects: Arc::clone(&self.desired.objects),
+            memory,
+            snapshot,
+            executor: Arc::clone(&self.executor),
+            reports: Arc::clone(&self.reports),
+            store: self.store.clone(),
+            agent_start: self.agent_start,
+            over: Arc::clone(&over),
+        };
+        self.spawn(ManagerTask::Worker(uid.clone()), async move {
+            worker::run(config, mailbox).await;
+            Outcome::Done
+        });
+        self.workers.insert(uid, WorkerHandle { pod, mailbox: Some(sender), ending: end.is_some(), over });
+    }
+
+    /// The memory of a new pod that the node rejects. `None` where the node admits the pod. Pods that no
+    /// source wants do not count against the node, as in the kubelet, which forgets pods that its sources
+    /// remove (`HandlePodRemoves`).
+    fn rejection(&self, pod: &Arc<Pod>) -> Option<Memory> {
+        let wanted = self.workers.iter().filter(|(uid, _)| self.desired.pods.contains_key(*uid));
+        let needy = wanted.filter(|(_, l)| !l.over.load(Ordering::Relaxed));
+        let others: Vec<Arc<Pod>> = needy.map(|(_, l)| Arc::clone(&l.pod)).collect();
+        let why = self.executor.admit(pod, &others).err()?;
+        tracing::warn!(pod = %pod.key, uid = %pod.uid, reason = why.reason, why = why.message, "pod rejected");
+        let now = self.executor.now().wall;
+        let involved = Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() };
+        let event = Event::warning(&why.reason, why.message.clone());
+        self.reports.event(EventRecord::once(involved, event, now));
+        Some(Memory::of_rejected(why))
+    }
+
+    fn report_unsupported(&self, pod: &Pod) {
+        let now = self.executor.now().wall;
+        for event in unsupported(pod) {
+            let involved = Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() };
+            self.reports.event(EventRecord::once(involved, event, now));
+        }
+    }
+}
