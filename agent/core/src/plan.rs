@@ -19,9 +19,12 @@ mod learn;
 mod memory;
 mod observed;
 mod planner;
+mod remember;
+mod restart;
 mod start;
 mod status;
 mod stop;
+mod terminal;
 
 pub use action::{Action, Failure, Payload};
 pub use learn::{Fact, learn};

@@ -48,7 +48,7 @@ mod tests {
     };
 
     #[test]
-    fn each_thing_that_is_not_given_is_told() {
+    fn each_unsupported_field_has_an_event() {
         let empty = |name: &str, medium, limit: Option<&str>| Volume {
             name: name.parse().unwrap(),
             source: VolumeSource::EmptyDir { medium, size_limit: limit.map(|l| l.parse().unwrap()) },
@@ -68,14 +68,14 @@ mod tests {
             containers: vec![limited, always],
             ..Pod::new("u".parse().unwrap(), key, "n".parse().unwrap())
         };
-        let told: Vec<(String, String)> =
+        let events: Vec<(String, String)> =
             unsupported(&pod).into_iter().map(|e| (e.reason, e.message)).collect();
-        let reasons: Vec<&str> = told.iter().map(|(reason, _)| reason.as_str()).collect();
+        let reasons: Vec<&str> = events.iter().map(|(reason, _)| reason.as_str()).collect();
         assert_eq!(reasons, ["NotEnforced", "NotEnforced", "NotPulled"]);
         for (n, part) in
             ["sizeLimit 1Mi of volume disk", "limit 1Mi of container c", "\"busybox\""].iter().enumerate()
         {
-            assert!(told[n].1.contains(part), "{told:?}");
+            assert!(events[n].1.contains(part), "{events:?}");
         }
     }
 }

@@ -101,8 +101,8 @@ fn run_of<'m>(
     })
 }
 
-/// That the image is there is told with the start that it is for: the image is looked for while volumes and sandbox are
-/// made, for which the kubelet waits before it looks.
+/// The event that the container's image is present, emitted with the start. Berth checks the image while
+/// volumes and sandbox are made; the kubelet checks only after they are.
 fn pulled(pod: &Pod, container: &ContainerName) -> Event {
     let image = pod.container(container).map(|c| c.image.as_str()).unwrap_or_default();
     let message =
@@ -198,7 +198,7 @@ fn failed(
         _ => {}
     }
     let failures = memory.retries.get(&action).map_or(1, |r| r.failures.saturating_add(1));
-    tell_failure(pod, &action, &failure, failures, events);
+    push_failure_events(pod, &action, &failure, failures, events);
     let not_before = now.boottime + after_failure(&action, failures);
     memory.retries.insert(action, Retry { failures, not_before, failure });
 }
@@ -206,7 +206,13 @@ fn failed(
 /// Adds the events of a failed action, as the kubelet emits them, at each try. An image failure has two
 /// events: the image's error, and the container that cannot start for it
 /// (`pkg/kubelet/images/image_manager.go`). Every other failure has one.
-fn tell_failure(pod: &Pod, action: &Action, failure: &Failure, failures: u32, events: &mut Vec<Event>) {
+fn push_failure_events(
+    pod: &Pod,
+    action: &Action,
+    failure: &Failure,
+    failures: u32,
+    events: &mut Vec<Event>,
+) {
     let (reason, message) = (failure.reason.as_str(), failure.message.as_str());
     match action {
         Action::EnsureImage(container) => {

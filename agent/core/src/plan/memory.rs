@@ -104,7 +104,8 @@ pub struct ContainerMemory {
     /// The sandbox in which this init container finished with exit code 0.
     pub finished_in: Option<SandboxAttempt>,
     /// The dead run for whose back-off a `BackOff` event was already emitted.
-    pub backoff_told: Option<ContainerId>,
+    #[serde(rename = "backoff_told")]
+    pub backoff_event_for: Option<ContainerId>,
     /// The largest `restartCount` observed, so that the published count never falls.
     #[serde(default)]
     pub restarts: u32,

@@ -14,9 +14,11 @@ use crate::{
 
 /// Whether the containers after this one in the start order may start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Gate {
-    Open,
-    Shut,
+enum StartOrder {
+    /// They may start.
+    Continue,
+    /// They wait for this one.
+    Wait,
 }
 
 impl Planner<'_> {
@@ -32,12 +34,12 @@ impl Planner<'_> {
         }
         // Then the next containers in the start order begin.
         for spec in &pod.init_containers {
-            if self.keep_init(spec) == Gate::Shut {
+            if self.keep_init(spec) == StartOrder::Wait {
                 return;
             }
         }
         for spec in &pod.containers {
-            if self.keep_main(spec) == Gate::Shut {
+            if self.keep_main(spec) == StartOrder::Wait {
                 return;
             }
         }
@@ -102,7 +104,7 @@ impl Planner<'_> {
         self.stop_run(spec, id, StopCause::Changed, self.pod.grace_seconds);
     }
 
-    fn keep_init(&mut self, spec: &Container) -> Gate {
+    fn keep_init(&mut self, spec: &Container) -> StartOrder {
         if spec.sidecar {
             self.keep_alive(spec);
             let up = match self.container_phase(&spec.name) {
@@ -111,15 +113,19 @@ impl Planner<'_> {
                 }),
                 _ => false,
             };
-            return if up || self.init_passed(spec) { Gate::Open } else { Gate::Shut };
+            return if up || self.init_passed(spec) { StartOrder::Continue } else { StartOrder::Wait };
         }
         if self.init_finished(&spec.name) {
-            // Until its end is stored it is shown as running, and nothing is begun beside it.
+            // The status shows the container as running until its end is stored. No container starts beside it.
             let ended = self.newest(&spec.name).map(|(id, _)| id);
-            return if ended.is_some_and(|id| self.being_recorded(id)) { Gate::Shut } else { Gate::Open };
+            return if ended.is_some_and(|id| self.being_recorded(id)) {
+                StartOrder::Wait
+            } else {
+                StartOrder::Continue
+            };
         }
         self.keep_alive(spec);
-        Gate::Shut
+        StartOrder::Wait
     }
 
     /// Whether a container after this sidecar has already a run in the current sandbox. A sidecar that dies
@@ -134,19 +140,21 @@ impl Planner<'_> {
 
     /// Keeps a main container running. Main containers start in the order of the spec, and a postStart hook
     /// delays the containers after it until the hook ends. A container that fails to start delays no other.
-    fn keep_main(&mut self, spec: &Container) -> Gate {
+    fn keep_main(&mut self, spec: &Container) -> StartOrder {
         self.keep_alive(spec);
         if spec.post_start.is_none() {
-            return Gate::Open;
+            return StartOrder::Continue;
         }
         match self.container_phase(&spec.name) {
-            ContainerPhase::Never | ContainerPhase::Starting if self.start_failed(&spec.name) => Gate::Open,
-            ContainerPhase::Never | ContainerPhase::Starting => Gate::Shut,
-            ContainerPhase::Dead(..) => Gate::Open,
+            ContainerPhase::Never | ContainerPhase::Starting if self.start_failed(&spec.name) => {
+                StartOrder::Continue
+            }
+            ContainerPhase::Never | ContainerPhase::Starting => StartOrder::Wait,
+            ContainerPhase::Dead(..) => StartOrder::Continue,
             ContainerPhase::Running(id) => {
                 let done =
                     self.run(&spec.name).is_some_and(|r| &r.id == id && r.post_start == HookState::Done);
-                if done { Gate::Open } else { Gate::Shut }
+                if done { StartOrder::Continue } else { StartOrder::Wait }
             }
         }
     }
@@ -203,7 +211,7 @@ impl Planner<'_> {
                 }
                 if let Some((until, _)) = self.back_off(&spec.name, id) {
                     self.wake(until);
-                    self.tell_backoff(spec, id);
+                    self.emit_backoff_event(spec, id);
                     return;
                 }
                 let counted = self.counted(&spec.name, id);
@@ -218,17 +226,17 @@ impl Planner<'_> {
         self.role(&spec.name) == super::planner::Role::Init
     }
 
-    fn tell_backoff(&mut self, spec: &Container, id: &crate::ids::ContainerId) {
+    fn emit_backoff_event(&mut self, spec: &Container, id: &crate::ids::ContainerId) {
         let key = &self.pod.key;
         let message = format!(
             "Back-off restarting failed container {} in pod {}_{}({})",
             spec.name, key.name, key.namespace, self.pod.uid
         );
         let mem = self.mem_mut(&spec.name);
-        if mem.backoff_told.as_ref() == Some(id) {
+        if mem.backoff_event_for.as_ref() == Some(id) {
             return;
         }
-        mem.backoff_told = Some(id.clone());
+        mem.backoff_event_for = Some(id.clone());
         self.events.push(Event::warning("BackOff", message).of(&spec.name));
     }
 

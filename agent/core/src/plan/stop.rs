@@ -65,8 +65,8 @@ impl Planner<'_> {
                 turn = !others_alive;
             }
             if let ContainerPhase::Running(id) = self.container_phase(&spec.name) {
-                let told = self.run(&spec.name).is_some_and(|r| &r.id == id && r.stop.is_some());
-                if !told {
+                let stopping = self.run(&spec.name).is_some_and(|r| &r.id == id && r.stop.is_some());
+                if !stopping {
                     self.events.push(
                         Event::normal("Killing", format!("Stopping container {}", spec.name)).of(&spec.name),
                     );
@@ -223,7 +223,7 @@ impl Planner<'_> {
                 _ => {}
             }
         }
-        if !left && self.is_empty_handed() && !self.memory.removed {
+        if !left && self.resources_reclaimed() && !self.memory.removed {
             self.emit(Action::RemovePod);
         }
     }

@@ -66,7 +66,7 @@ mod tests {
         list.iter().map(|(name, q)| format!("{name}={}", q.canonical())).collect::<Vec<_>>().join(",")
     }
 
-    /// The values are those that the kubelet was seen to tell (`tests/golden/status`).
+    /// The values are those that the kubelet published (`tests/golden/status`).
     #[test]
     fn the_worst_moment_counts_and_the_pods_own_values_win() {
         let plain = |containers| pod("u", vec![], containers);

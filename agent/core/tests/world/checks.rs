@@ -41,7 +41,7 @@ impl World<'_> {
             if before.get(id) == Some(&Truth::True) && !reason {
                 return Err(format!("readiness of {} turned false without a reason", id.short()));
             }
-            if self.told_ready.contains(id) && !reason {
+            if self.was_ready.contains(id) && !reason {
                 return Err(format!("readiness of {} is false though its probe said yes", id.short()));
             }
         }
@@ -68,7 +68,7 @@ impl World<'_> {
         {
             return Err(format!("{} is {:?} in a pod that has ended", c.name, c.state));
         }
-        let Some(before) = &self.told else { return Ok(()) };
+        let Some(before) = &self.last_status else { return Ok(()) };
         if now.phase < before.phase || (before.phase.is_terminal() && now.phase != before.phase) {
             return Err(format!("phase went from {:?} to {:?}", before.phase, now.phase));
         }

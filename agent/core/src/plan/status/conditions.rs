@@ -1,0 +1,114 @@
+//! Conditions of a pod (`pkg/kubelet/status/generate.go`).
+
+use super::container::truth;
+use crate::{
+    model::Container,
+    plan::{SandboxState, planner::Planner},
+    status::{Condition, ConditionType, ContainerState, ContainerStatus, Phase, Truth},
+};
+
+/// Names of the init containers that still delay the containers after them.
+fn incomplete<'p>(d: &Planner<'p>, init: &[ContainerStatus]) -> Vec<&'p str> {
+    let done = |spec: &Container, s: &ContainerStatus| match spec.sidecar {
+        true => s.started == Some(true),
+        false => s.ready == Truth::True,
+    };
+    d.pod
+        .init_containers
+        .iter()
+        .zip(init)
+        .filter(|(c, s)| !done(c, s))
+        .map(|(c, _)| c.name.as_str())
+        .collect()
+}
+
+/// Whether condition Initialized is true. Once true, or once a main container has started, the condition
+/// stays true, also while a sidecar or the sandbox is created again.
+pub(super) fn is_initialized(d: &Planner<'_>, init: &[ContainerStatus], mains: &[ContainerStatus]) -> bool {
+    let before = d.memory.conditions.get(&ConditionType::Initialized).is_some_and(|c| c.0 == Truth::True);
+    let started = || mains.iter().any(|c| !matches!(c.state, ContainerState::Waiting { .. }));
+    before || incomplete(d, init).is_empty() || started()
+}
+
+/// Whether the status shows a whole sandbox. Sandbox and volumes are created at the same time. The status
+/// shows the sandbox only once both are there, as in the kubelet, where the sandbox follows the volumes.
+pub(super) fn shows_sandbox(d: &Planner<'_>) -> bool {
+    let sandbox = d.seen.sandbox.as_ref().filter(|s| s.state != SandboxState::Broken);
+    let before = d.memory.conditions.get(&ConditionType::PodReadyToStartContainers);
+    sandbox.is_some_and(|s| {
+        d.seen.volumes_mounted
+            || before.is_some_and(|c| c.0 == Truth::True)
+            || d.seen.containers.values().any(|c| c.sandbox_attempt == s.sandbox_attempt)
+    })
+}
+
+pub(super) fn conditions(
+    d: &mut Planner<'_>,
+    phase: Phase,
+    initialized: bool,
+    init: &[ContainerStatus],
+    mains: &[ContainerStatus],
+) -> Vec<Condition> {
+    let may_start = shows_sandbox(d);
+    let mut list = Vec::with_capacity(5);
+    list.push(condition(d, ConditionType::PodReadyToStartContainers, truth(may_start), None, None));
+
+    let (status, reason, message) = if phase == Phase::Succeeded {
+        (Truth::True, Some("PodCompleted"), None)
+    } else if initialized {
+        (Truth::True, None, None)
+    } else {
+        let names = incomplete(d, init);
+        (
+            Truth::False,
+            Some("ContainersNotInitialized"),
+            Some(format!("containers with incomplete status: [{}]", names.join(" "))),
+        )
+    };
+    list.push(condition(d, ConditionType::Initialized, status, reason, message));
+
+    let sidecars = d.pod.init_containers.iter().zip(init).filter(|(spec, _)| spec.sidecar).map(|(_, s)| s);
+    let counted: Vec<&ContainerStatus> = sidecars.chain(mains).collect();
+    let unready: Vec<&str> =
+        counted.iter().filter(|c| c.ready == Truth::False).map(|c| c.name.as_str()).collect();
+    let unknown = counted.iter().any(|c| c.ready == Truth::Unknown);
+    let (status, reason, message) = match phase {
+        Phase::Succeeded => (Truth::False, Some("PodCompleted"), None),
+        Phase::Failed => (Truth::False, Some("PodFailed"), None),
+        _ if !unready.is_empty() => {
+            let message = format!("containers with unready status: [{}]", unready.join(" "));
+            (Truth::False, Some("ContainersNotReady"), Some(message))
+        }
+        _ if unknown => (Truth::Unknown, Some("ReadinessNotYetKnown"), None),
+        _ => (Truth::True, None, None),
+    };
+    let gates = d.pod.readiness_gates.is_empty() || status != Truth::True;
+    let ready = if gates {
+        (status, reason, message.clone())
+    } else {
+        // No source sets conditions of others.
+        let missing =
+            |gate: &String| format!("corresponding condition of pod readiness gate {gate:?} does not exist.");
+        let messages: Vec<String> = d.pod.readiness_gates.iter().map(missing).collect();
+        (Truth::False, Some("ReadinessGatesNotReady"), Some(messages.join(", ")))
+    };
+    list.push(condition(d, ConditionType::Ready, ready.0, ready.1, ready.2));
+    list.push(condition(d, ConditionType::ContainersReady, status, reason, message));
+    list.push(condition(d, ConditionType::PodScheduled, Truth::True, None, None));
+    list
+}
+
+fn condition(
+    d: &mut Planner<'_>,
+    kind: ConditionType,
+    status: Truth,
+    reason: Option<&str>,
+    message: Option<String>,
+) -> Condition {
+    let now = d.now.wall;
+    let entry = d.memory.conditions.entry(kind).or_insert((status, now));
+    if entry.0 != status {
+        *entry = (status, now);
+    }
+    Condition { kind, status, reason: reason.map(str::to_owned), message, since: entry.1 }
+}

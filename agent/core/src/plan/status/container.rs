@@ -1,0 +1,217 @@
+//! Status of a container: its state, its last state, readiness and restarts.
+
+use crate::{
+    ids::{ContainerId, ContainerName},
+    model::{Container, Pod},
+    plan::{
+        Action, HookState, Readiness, RunState,
+        memory::Retry,
+        planner::{ContainerPhase, Planner, Role},
+    },
+    status::{ContainerState, ContainerStatus, Terminated, Truth},
+};
+use std::time::Duration;
+
+/// The reason of a container's end whose cause could not be determined.
+const CONTAINER_STATUS_UNKNOWN: &str = "ContainerStatusUnknown";
+
+/// The message of reason `CrashLoopBackOff`.
+fn backoff_message(pod: &Pod, spec: &Container, delay: Duration) -> String {
+    let secs = delay.as_secs();
+    let shown = match (secs / 60, secs % 60) {
+        (0, s) => format!("{s}s"),
+        (m, s) => format!("{m}m{s}s"),
+    };
+    format!(
+        "back-off {shown} restarting failed container={} pod={}_{}({})",
+        spec.name, pod.key.name, pod.key.namespace, pod.uid
+    )
+}
+
+pub(super) fn container_status(d: &Planner<'_>, spec: &Container, over: bool) -> ContainerStatus {
+    if (d.memory.ending.is_some() || over)
+        && let Some(last) = kept_status(d, &spec.name)
+    {
+        return last;
+    }
+    container_status_now(d, spec, over)
+}
+
+fn container_status_now(d: &Planner<'_>, spec: &Container, over: bool) -> ContainerStatus {
+    let newest = d.newest(&spec.name);
+    let run = d.run(&spec.name);
+    let phase = d.container_phase(&spec.name);
+    let running = matches!(phase, ContainerPhase::Running(_));
+    let state = state(d, spec, phase, over);
+    let last_state: Option<Terminated> = match (&state, newest) {
+        (ContainerState::Waiting { .. }, Some((id, c))) if c.state.exit().is_some() => {
+            c.state.exit().map(|e| e.terminated(id))
+        }
+        _ => d.previous(&spec.name).and_then(|(id, c)| c.state.exit().map(|e| e.terminated(id))),
+    };
+    let started = running && run.is_some_and(|r| r.startup_done && r.post_start == HookState::Done);
+    let ready = if d.role(&spec.name) == Role::Init {
+        // An init container that has finished counts as ready.
+        truth(d.init_finished(&spec.name))
+    } else if !started {
+        Truth::False
+    } else {
+        match run.map(|r| r.readiness) {
+            Some(Readiness::Yes) => Truth::True,
+            Some(Readiness::Unknown) => Truth::Unknown,
+            _ => Truth::False,
+        }
+    };
+    ContainerStatus {
+        name: spec.name.clone(),
+        image: spec.image.clone(),
+        image_id: newest.map(|(_, c)| c.image_id.clone()).unwrap_or_default(),
+        id: newest.map(|(id, _)| id.clone()),
+        ready,
+        started: Some(started),
+        restart_count: d.mem(&spec.name).map_or(0, |m| m.restarts),
+        state,
+        last_state,
+        user: newest.and_then(|(_, c)| c.user.clone()),
+    }
+}
+
+pub(super) fn truth(b: bool) -> Truth {
+    if b { Truth::True } else { Truth::False }
+}
+
+fn state(d: &Planner<'_>, spec: &Container, phase: ContainerPhase<'_>, over: bool) -> ContainerState {
+    let ended = ending(d) || over;
+    let dead = matches!(phase, ContainerPhase::Dead(..));
+    if let Some(retry) = failure_of(d, &spec.name).filter(|_| !(ended && dead)) {
+        return ContainerState::Waiting {
+            reason: waiting_reason(retry),
+            message: Some(waiting_message(retry, spec)),
+        };
+    }
+    match phase {
+        ContainerPhase::Running(id) => match d.seen.containers.get(id).map(|c| &c.state) {
+            Some(RunState::Running { started_at }) => ContainerState::Running { started_at: *started_at },
+            _ => waiting(default_reason(d)),
+        },
+        ContainerPhase::Dead(id, exit) => {
+            if let Some(started_at) = exit.started_at.filter(|_| d.being_recorded(id)) {
+                return ContainerState::Running { started_at };
+            }
+            let again = !ended
+                && d.restartable(&spec.name, id, exit)
+                && !(d.role(&spec.name) == Role::Init && exit.init_done());
+            let wait = d.back_off(&spec.name, id).filter(|_| again);
+            match wait {
+                Some((_, delay)) => ContainerState::Waiting {
+                    reason: "CrashLoopBackOff".into(),
+                    message: Some(backoff_message(d.pod, spec, delay)),
+                },
+                None => ContainerState::Terminated(exit.terminated(id)),
+            }
+        }
+        ContainerPhase::Starting | ContainerPhase::Never => waiting(default_reason(d)),
+    }
+}
+
+impl Planner<'_> {
+    /// Whether the end of a run is observed and its termination message is being read. Reading takes
+    /// milliseconds, and the status shows the run as running until then, so that the exit appears together
+    /// with its message. If storing the exit fails, the status shows the exit without the message.
+    pub(in crate::plan) fn being_recorded(&self, id: &ContainerId) -> bool {
+        let recording = |a: &Action| matches!(a, Action::RecordExit { id: i, .. } if i == id);
+        matches!(self.seen.containers.get(id).map(|c| &c.state), Some(RunState::Ended(exit)) if exit.started_at.is_some())
+            && self.in_flight(recording)
+            && !self.memory.retries.keys().any(recording)
+    }
+}
+
+fn ending(d: &Planner<'_>) -> bool {
+    d.memory.ending.is_some() || d.memory.failed.is_some()
+}
+
+fn waiting(reason: &str) -> ContainerState {
+    ContainerState::Waiting { reason: reason.into(), message: None }
+}
+
+/// The Waiting reason of a container that has not run: `PodInitializing` for every container of a pod with
+/// init containers, else `ContainerCreating`.
+fn default_reason(d: &Planner<'_>) -> &'static str {
+    if d.pod.init_containers.is_empty() { "ContainerCreating" } else { "PodInitializing" }
+}
+
+/// The failed action that keeps a container from starting, also while the action is being tried again.
+fn failure_of<'d>(d: &'d Planner<'_>, container: &ContainerName) -> Option<&'d Retry> {
+    if matches!(d.container_phase(container), ContainerPhase::Running(_)) {
+        return None;
+    }
+    d.memory
+        .retries
+        .iter()
+        .find(|(a, _)| {
+            matches!(a, Action::EnsureImage(c) | Action::Start { container: c, .. } if c == container)
+        })
+        .map(|(_, r)| r)
+}
+
+fn waiting_reason(retry: &Retry) -> String {
+    match retry.failure.reason.as_str() {
+        "ErrImagePull" if retry.failures > 1 => "ImagePullBackOff".into(),
+        other => other.into(),
+    }
+}
+
+fn waiting_message(retry: &Retry, spec: &Container) -> String {
+    match retry.failure.reason.as_str() {
+        "ErrImagePull" if retry.failures > 1 => {
+            format!("Back-off pulling image {:?}: ErrImagePull: {}", spec.image, retry.failure.message)
+        }
+        _ => retry.failure.message.clone(),
+    }
+}
+
+/// Turns the Waiting states of a pod that has ended into failed ones: a container that never ran, or is not
+/// known to have ended, counts as failed (`TerminatePod`, `pkg/kubelet/status`).
+pub(super) fn terminate_waiting(d: &Planner<'_>, containers: &mut [ContainerStatus]) {
+    for c in containers {
+        if !matches!(c.state, ContainerState::Waiting { .. }) {
+            continue;
+        }
+        let attempt = d.mem(&c.name).and_then(|m| m.attempt).unwrap_or_default();
+        let sandbox_attempt = d.memory.sandbox_attempt.unwrap_or_default();
+        let id = c.id.clone();
+        let id = id.unwrap_or_else(|| ContainerId::derive(&d.pod.uid, sandbox_attempt, &c.name, attempt));
+        c.state = ContainerState::Terminated(Terminated {
+            exit_code: 137,
+            reason: CONTAINER_STATUS_UNKNOWN.to_owned(),
+            message: Some("The container could not be located when the pod was terminated".to_owned()),
+            started_at: None,
+            finished_at: d.memory.ended_at.unwrap_or(d.now.wall),
+            id,
+        });
+    }
+}
+
+/// The last Terminated status of a container, where its record is removed since or only an older record is
+/// left.
+fn kept_status(d: &Planner<'_>, container: &ContainerName) -> Option<ContainerStatus> {
+    let last = d.mem(container)?.last.as_ref()?;
+    let unknown =
+        matches!(&last.state, ContainerState::Terminated(t) if t.reason == CONTAINER_STATUS_UNKNOWN);
+    let newer = d.newest(container).is_some_and(|(id, c)| {
+        (last.id.as_ref() == Some(id) && !unknown) || c.attempt.0 > last.restart_count
+    });
+    let restarts = d.mem(container)?.restarts;
+    (!newer).then(|| ContainerStatus { restart_count: restarts.max(last.restart_count), ..last.clone() })
+}
+
+/// Keeps the Terminated statuses of a pod that has ended or is ending, for the time after its records are
+/// removed.
+pub(super) fn keep_terminated(d: &mut Planner<'_>, containers: &[ContainerStatus]) {
+    for c in containers.iter().filter(|c| matches!(c.state, ContainerState::Terminated(_))) {
+        let mem = d.mem_mut(&c.name);
+        if mem.last.as_ref() != Some(c) {
+            mem.last = Some(c.clone());
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Starts and restarts of containers.
+
+use crate::case::*;
+use berth_core::{
+    model::*,
+    plan::*,
+    status::{ConditionType, ContainerState, Phase, Truth},
+};
+use std::sync::Arc;
+
+#[test]
+fn a_restarting_sidecar_takes_no_care_from_the_main_ones() {
+    let slow = Container { startup: Some(probe()), ..sidecar("s") };
+    let main = Container { liveness: Some(probe()), ..container("a") };
+    let mut case = Case::up(pod(vec![slow], vec![main, container("b")]));
+    case.probe("s", ProbeKind::Startup, true);
+    case.settle();
+    assert!(case.running("b").is_some());
+    case.exit("s", 1, false);
+    let status = case.settle().status;
+    assert_eq!(status.condition(ConditionType::Initialized).expect("as the case has it").status, Truth::True);
+    assert!(case.running("s").is_some(), "its startup probe has not succeeded yet");
+    // A main container that ends is restarted, and one whose liveness probe fails is stopped.
+    case.exit("b", 1, false);
+    case.settle();
+    assert_eq!(case.begun("Start", "b"), [0, 0]);
+    case.probe("a", ProbeKind::Liveness, false);
+    case.settle();
+    assert_eq!(case.begun("Signal", "a"), [0]);
+    case.pass(30);
+    case.settle();
+    assert_eq!(case.begun("Kill", "a"), [30]);
+}
+
+#[test]
+fn a_container_that_cannot_be_started_holds_up_nobody() {
+    let hooked = Container { post_start: Some(Hook::Sleep(1)), ..container("a") };
+    let mut case = Case::new(pod(vec![], vec![hooked, container("b")]));
+    case.held = vec!["EnsureImage"];
+    case.settle();
+    assert!(case.begun("EnsureImage", "b").is_empty(), "its turn comes after the hook");
+    let a = case.in_flight("EnsureImage").expect("as the case has it");
+    case.held.clear();
+    case.finish(a, Err(Failure::new("ErrImageNeverPull", "not there")));
+    case.settle();
+    assert!(case.running("b").is_some());
+    assert_eq!(case.messages("ErrImageNeverPull"), ["not there"]);
+    assert_eq!(case.messages("Failed"), ["Error: ErrImageNeverPull"]);
+}
+
+#[test]
+fn after_probe_kills_the_back_off_begins_one_restart_later() {
+    let main = Container { liveness: Some(probe()), ..container("a") };
+    let mut case = Case::up(pod(vec![], vec![main]));
+    for _ in 0..40 {
+        if case.running("a").is_some() {
+            case.probe("a", ProbeKind::Liveness, false);
+            case.settle();
+            case.pass(1);
+            case.exit("a", 137, false);
+        }
+        case.settle();
+        case.pass(1);
+        case.settle();
+    }
+    let starts = case.begun("Start", "a");
+    let gaps: Vec<u64> = starts.iter().zip(starts.iter().skip(1)).map(|(a, b)| b - a).collect();
+    assert!(gaps[0] <= 2 && gaps[1] <= 2, "two at once: {gaps:?}");
+    assert!((10..=13).contains(&gaps[2]), "and then 10 s: {gaps:?}");
+}
+
+#[test]
+fn another_image_ends_a_run_and_begins_the_next() {
+    let change = |case: &mut Case, name: &str, change: &dyn Fn(&mut Container)| {
+        let mut pod = Pod::clone(&case.desired.pod);
+        let mut all = pod.init_containers.iter_mut().chain(&mut pod.containers);
+        change(all.find(|c| c.name.as_str() == name).expect("as the case has it"));
+        case.desired.pod = Arc::new(pod);
+    };
+    for policy in [RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::Never] {
+        let mains = vec![container("a"), container("b")];
+        let mut case = Case::up(Pod { restart_policy: policy, ..pod(vec![sidecar("s")], mains) });
+        // A change of any other field takes effect with the next run.
+        change(&mut case, "a", &|c| {
+            c.env.push(EnvVar { name: "A".into(), value: EnvValue::Text("b".into()) })
+        });
+        case.settle();
+        assert!(case.begun("Signal", "a").is_empty());
+        for name in ["a", "s"] {
+            change(&mut case, name, &|c| c.image = "img:2".into());
+            case.settle();
+            assert_eq!(case.begun("Signal", name), [0], "{policy:?}");
+            case.settle();
+            case.exit(name, 0, false);
+            let status = case.settle().status;
+            assert_eq!((status.phase, case.begun("Start", name)), (Phase::Running, vec![0, 0]), "{policy:?}");
+        }
+        assert_eq!(
+            case.messages("Killing"),
+            ["Container a definition changed, will be restarted", "Init container s definition changed"]
+        );
+        assert_eq!(case.begun("Start", "b"), [0], "the others run on");
+        case.settle();
+        assert_eq!(case.begun("Signal", "a"), [0], "once");
+    }
+
+    // A changed image ends the back-off of the old one.
+    let mut case = Case::up(pod(vec![], vec![container("a")]));
+    for _ in 0..2 {
+        case.exit("a", 1, false);
+        case.settle();
+    }
+    assert_eq!(case.waits("a").as_deref(), Some("CrashLoopBackOff"));
+    change(&mut case, "a", &|c| c.image = "img:2".into());
+    case.settle();
+    assert_eq!(case.begun("Start", "a"), [0, 0, 0]);
+
+    // An image that is not remembered is not compared.
+    let mut case = Case::up(pod(vec![], vec![container("a")]));
+    case.memory = Memory::default();
+    change(&mut case, "a", &|c| c.image = "img:2".into());
+    case.settle();
+    assert!(case.begun("Signal", "a").is_empty());
+}
+
+#[test]
+fn an_init_container_of_which_a_process_was_killed_for_memory_has_failed() {
+    let two = || pod(vec![container("i")], vec![container("a")]);
+    let mut case = Case::up(two());
+    case.exit("i", 0, true);
+    case.settle();
+    assert_eq!((case.begun("Start", "i").len(), case.begun("Start", "a").len()), (2, 0));
+    case.exit("i", 0, false);
+    case.settle();
+    assert_eq!(case.begun("Start", "a").len(), 1);
+
+    let mut case = Case::up(Pod { restart_policy: RestartPolicy::Never, ..two() });
+    case.exit("i", 0, true);
+    assert_eq!(case.settle().status.phase, Phase::Failed);
+}
+
+#[test]
+fn an_end_that_nobody_saw_is_one_record_however_often_it_is_tried() {
+    let mut case = Case::up(pod(vec![], vec![container("a")]));
+    let id = case.running("a").expect("as the case has it");
+    case.seen.containers.get_mut(&id).expect("as the case has it").state = RunState::NotStarted;
+    case.held = vec!["RecordExit"];
+    let mut tries = Vec::new();
+    for _ in 0..600 {
+        case.settle();
+        if let Some(action) = case.in_flight("RecordExit") {
+            tries.push(case.seconds());
+            case.learn(Fact::Finished(action, Err(Failure::new("FailedSync", "disk full"))));
+        }
+        case.pass(1);
+    }
+    assert_eq!(case.memory.retries.len(), 1, "{:?}", case.memory.retries);
+    assert!(tries.len() > 5 && tries.len() < 25, "ever later: {tries:?}");
+}
+
+#[test]
+fn a_missing_image_has_the_kubelets_events() {
+    let mut case = Case::new(pod(vec![], vec![container("a")]));
+    case.held = vec!["EnsureImage"];
+    for _ in 0..2 {
+        case.settle();
+        let image = case.in_flight("EnsureImage").expect("as the case has it");
+        case.finish(image, Err(Failure::new("ErrImagePull", "no registry")));
+        case.pass(60);
+    }
+    case.held.clear();
+    assert_eq!(case.messages("BackOff"), ["Back-off pulling image \"img:1\""]);
+    assert_eq!(
+        case.messages("Failed"),
+        ["Failed to pull image \"img:1\": no registry", "Error: ErrImagePull", "Error: ImagePullBackOff"]
+    );
+    case.held = vec!["EnsureImage"];
+    case.settle();
+    let ContainerState::Waiting { reason, message } = case.state("a") else { panic!("it waits") };
+    assert_eq!(reason, "ImagePullBackOff");
+    assert_eq!(message.as_deref(), Some("Back-off pulling image \"img:1\": ErrImagePull: no registry"));
+}

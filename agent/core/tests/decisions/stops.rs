@@ -1,0 +1,100 @@
+//! Stops of containers: order, grace, signals and their events.
+
+use crate::case::*;
+use berth_core::{ids::*, model::*, plan::*, status::Truth};
+
+#[test]
+fn sidecars_have_their_signal_at_the_end_of_the_main_ones_or_of_the_grace() {
+    let three = || pod(vec![sidecar("s"), sidecar("t")], vec![container("a")]);
+    let mut case = Case::up(three());
+    case.desired.end = Some(5);
+    case.settle();
+    for _ in 0..7 {
+        case.pass(1);
+        case.settle();
+    }
+    assert_eq!((case.begun("Signal", "a"), case.begun("Kill", "a")), (vec![0], vec![5]));
+    for name in ["s", "t"] {
+        assert_eq!((case.begun("Signal", name), case.begun("Kill", name)), (vec![5], vec![7]), "{name}");
+    }
+
+    let mut case = Case::up(three());
+    case.desired.end = Some(5);
+    case.settle();
+    case.pass(1);
+    case.exit("a", 0, false);
+    case.settle();
+    assert_eq!((case.begun("Signal", "s"), case.begun("Signal", "t")), (vec![], vec![1]));
+}
+
+#[test]
+fn a_grace_of_nothing_is_a_second_for_the_hook() {
+    let hooked = Container { pre_stop: Some(Hook::Sleep(9)), ..container("a") };
+    let mut case = Case::up(pod(vec![], vec![hooked]));
+    case.held = vec!["PreStop"];
+    case.desired.end = Some(0);
+    case.settle();
+    assert_eq!((case.begun("PreStop", "a"), case.begun("Signal", "a")), (vec![0], vec![]));
+    case.pass(1);
+    case.settle();
+    assert_eq!(case.begun("Signal", "a"), [1]);
+}
+
+#[test]
+fn a_stray_that_does_not_die_is_killed_again_at_a_pace() {
+    let mut case = Case::up(pod(vec![], vec![container("a")]));
+    let stray = ObservedContainer {
+        container: ContainerName::new("other").expect("as the case has it"),
+        attempt: Attempt(0),
+        sandbox_attempt: SandboxAttempt(0),
+        image_id: String::new(),
+        user: None,
+        state: RunState::Running { started_at: case.now.wall },
+        task: true,
+    };
+    let id = ContainerId::derive(&case.desired.pod.uid, SandboxAttempt(0), &stray.container, Attempt(0));
+    case.seen.containers.insert(id, stray);
+    case.desired.end = Some(30);
+    assert!(case.settle().wake_at.is_some());
+    for _ in 0..25 {
+        case.pass(1);
+        case.settle();
+    }
+    assert_eq!(case.begun("Kill", "other"), [0, 10, 20]);
+}
+
+#[test]
+fn a_failed_hook_has_an_event_and_kills() {
+    let hooked = Container { post_start: Some(Hook::Sleep(1)), ..container("a") };
+    let mut case = Case::new(pod(vec![], vec![hooked]));
+    case.held = vec!["PostStart"];
+    case.settle();
+    let hook = case.in_flight("PostStart").expect("as the case has it");
+    case.finish(hook, Err(Failure::new("FailedPostStartHook", "exit code 1")));
+    case.settle();
+    assert_eq!(case.messages("Killing"), ["FailedPostStartHook"]);
+    assert_eq!(case.begun("Signal", "a"), [0]);
+}
+
+#[test]
+fn probe_kills_have_events_in_the_kubelets_words() {
+    use RestartPolicy::{Always, Never, OnFailure};
+    let alive = |c: Container| Container { liveness: Some(probe()), ..c };
+    for (policy, sidecars, mains, who, said) in [
+        (Always, vec![], vec!["a"], "a", "Container a failed liveness probe, will be restarted"),
+        (OnFailure, vec![], vec!["a"], "a", "Container a failed liveness probe, will be restarted"),
+        (Never, vec![], vec!["a"], "a", "Stopping container a"),
+        (Never, vec![], vec!["a", "b"], "a", "Container a failed liveness probe"),
+        (Never, vec!["s"], vec!["a"], "s", "Init container s failed liveness probe"),
+    ] {
+        let init = sidecars.into_iter().map(|n| alive(sidecar(n))).collect();
+        let mains = mains.into_iter().map(|n| alive(container(n))).collect();
+        let mut case = Case::up(Pod { restart_policy: policy, ..pod(init, mains) });
+        case.probe(who, ProbeKind::Liveness, false);
+        let status = case.settle().status;
+        let mut shown = status.init_containers.iter().chain(&status.containers);
+        let of = shown.find(|c| c.name.as_str() == who).expect("as the case has it");
+        assert_eq!(of.ready, Truth::True, "ready until it is dead");
+        assert_eq!(case.messages("Killing"), [said]);
+    }
+}
