@@ -16,7 +16,7 @@ mod sources;
 mod status_manager;
 
 use self::{
-    args::{AgentArgs, masquerade, service_options},
+    args::{AgentArgs, masquerade, node_info, service_options},
     cluster_dns::ClusterDns,
     local_api::LocalApi,
     service_inputs::ServicesHealth,
@@ -26,7 +26,7 @@ use self::{
 use crate::{dns::DEFAULT_DOMAIN, lock};
 use anyhow::{Context as _, bail};
 use berth_core::roots::Roots;
-use berth_executor::{HostIps, NodeConfig, NodeExecutor, pump, recursive_read_only};
+use berth_executor::{NodeConfig, NodeExecutor, pump};
 use berth_network::{Network, NetworkConfig};
 use berth_node::cgroup::CgroupTree;
 use berth_pods::{ManagerConfig, Store};
@@ -91,8 +91,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
 
     let cgroups = CgroupTree::open(&roots).context("find the cgroup hierarchies")?;
     cgroups.prepare().context("make the cgroups")?;
-    let allocatable = node::allocatable(&roots);
-    if let Err(error) = cgroups.limit_all(&allocatable) {
+    let node = node_info(&args, &roots);
+    if let Err(error) = cgroups.limit_all(&node.allocatable) {
         let error = anyhow::Error::new(error);
         tracing::warn!(
             error = format!("{error:#}"),
@@ -149,36 +149,26 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         whole_machine: roots.cgroup_hooks.as_os_str().is_empty(),
         service_networks: if args.no_services { Vec::new() } else { args.service_cidrs.clone() },
     });
-    let host_ips = {
-        let host = host_network.clone();
-        HostIps::new(move || host.borrow().host_ips())
-    };
+    let (node, following_node) = node::publish(node, host_network.clone());
     let mut host = HostFacts::read("/proc".as_ref(), "/sys".as_ref(), "/dev".as_ref(), &roots.cgroup_mount)
         .context("look at the node")?;
     host.open_files = open_files;
-    let labels = node::labels(&roots, &args.node_labels);
     let ranges = ServiceRanges {
         networks: args.service_cidrs.clone(),
         node_ports: berth_core::ports::NODE_PORTS,
         reserved: args.cluster_dns.clone(),
     };
-    let service_options = service_options(&args, &labels, node::memory());
+    let service_options = service_options(&args, node::memory());
     let cache = berth_server::WatchCache::default();
     let (sources, desired) =
         sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges, &cache);
-    let recursive = recursive_read_only();
     let config = NodeConfig {
         roots: roots.clone(),
         boot: boot.clone(),
-        host_ips,
-        cluster_dns: args.cluster_dns.clone(),
-        cluster_domain: args.cluster_domain.clone(),
+        node: node.clone(),
         pids_limit: args.pod_pids_limit,
-        allocatable,
-        labels: labels.clone(),
         host,
         services: sources::lister(&sources.latest),
-        recursive_read_only: recursive,
     };
     let executor = Arc::new(NodeExecutor::new(
         config,
@@ -189,8 +179,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         prober,
         incoming_tx.clone(),
     ));
-    let status =
-        Arc::new(StatusManager::new(cache.clone(), sources.latest.clone(), host_network.clone(), recursive));
+    let status = Arc::new(StatusManager::new(cache.clone(), sources.latest.clone(), node.clone()));
     let health = ServicesHealth::default();
     let attached = network.clone();
     let api = LocalApi {
@@ -232,6 +221,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             latest: sources.latest.clone(),
             executor: Arc::clone(&executor),
             host: host_network.clone(),
+            node: node.clone(),
             health,
         };
         services::start(config, inputs, sources.latest.clone())
@@ -270,7 +260,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         services.end();
     }
     serving.shutdown().await;
-    for task in [pumping, housekeeping, following] {
+    for task in [pumping, housekeeping, following, following_node] {
         task.abort();
     }
     sources.shutdown().await.context("end the sources")?;

@@ -3,23 +3,11 @@
 //! (`pkg/kubelet/lifecycle/predicate.go`).
 
 use crate::{
-    model::{ContainerPort, NodeLabels, Os, Pod, Protocol, ResourceList},
+    model::{ContainerPort, NodeInfo, Os, Pod, Protocol, ResourceList},
     plan::Failure,
     quantity::Quantity,
 };
 use std::{collections::BTreeSet, net::IpAddr};
-
-/// The facts of the node that admission depends on.
-#[derive(Debug, Clone, Copy)]
-pub struct NodeInfo<'a> {
-    /// The node's name.
-    pub name: &'a str,
-    /// The node's labels.
-    pub labels: &'a NodeLabels,
-    /// The amounts of each resource that pods may use. A page size that is not listed does not exist on the
-    /// node. Any other resource that is not listed is not limited.
-    pub allocatable: &'a ResourceList,
-}
 
 /// Checks whether the node can accept a pod beside the pods that it already runs. `others` must not contain
 /// pods that have ended, were rejected or are no longer wanted. The texts are the kubelet's; details that the
@@ -29,7 +17,7 @@ pub struct NodeInfo<'a> {
 /// The pod does not fit. The failure holds the reason of phase Failed, and the message without the common
 /// prefix of such messages.
 pub fn admit<'p>(
-    node: NodeInfo<'_>,
+    node: &NodeInfo,
     others: impl IntoIterator<Item = &'p Pod> + Clone,
     pod: &Pod,
 ) -> Result<(), Failure> {
@@ -43,13 +31,13 @@ pub fn admit<'p>(
         let why = "Failed to admit pod as the OS field doesn't match node OS";
         return Err(Failure::new("PodOSNotSupported", why));
     }
-    let short = short_resource(node.allocatable, others.clone(), pod);
+    let short = short_resource(&node.allocatable, others.clone(), pod);
     // The kubelet ends less important pods to free resources for a critical pod, so the reasons below come
     // first.
     if let (Some((name, message)), false) = (&short, pod.is_critical()) {
         return Err(Failure::new(&format!("OutOf{name}"), message.clone()));
     }
-    if !pod.selects_node(node.name, node.labels) {
+    if !pod.selects_node(node.name.as_str(), &node.labels) {
         return Err(predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"));
     }
     if let Some((port, holder)) = taken_port(others, pod) {
@@ -160,15 +148,17 @@ mod tests {
         }
     }
 
-    fn node() -> ResourceList {
-        [("cpu", "2"), ("memory", "1Gi"), ("ephemeral-storage", "1Ti"), ("hugepages-2Mi", "4Mi")]
-            .map(|(k, v)| (k.to_owned(), v.parse().unwrap()))
-            .into()
+    fn node() -> NodeInfo {
+        let allocatable =
+            [("cpu", "2"), ("memory", "1Gi"), ("ephemeral-storage", "1Ti"), ("hugepages-2Mi", "4Mi")]
+                .map(|(k, v)| (k.to_owned(), v.parse().unwrap()))
+                .into();
+        let labels = [("disk".to_owned(), "ssd".to_owned())].into();
+        NodeInfo { labels, allocatable, ..NodeInfo::new("n".parse().unwrap()) }
     }
 
     fn judge(others: &[Pod], pod: &Pod) -> Result<(), Failure> {
-        let labels = [("disk".to_owned(), "ssd".to_owned())].into();
-        admit(NodeInfo { name: "n", labels: &labels, allocatable: &node() }, others, pod)
+        admit(&node(), others, pod)
     }
 
     fn verdict(others: &[Pod], pod: &Pod) -> String {

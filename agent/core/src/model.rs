@@ -3,6 +3,7 @@
 
 mod affinity;
 mod container;
+mod node_info;
 mod objects;
 mod pod;
 mod probe;
@@ -15,6 +16,7 @@ mod volume;
 
 pub use affinity::*;
 pub use container::*;
+pub use node_info::*;
 pub use objects::*;
 pub use pod::*;
 pub use probe::*;

@@ -10,7 +10,6 @@ mod cleanup;
 mod command;
 mod events;
 mod hooks;
-mod host_ips;
 mod image_users;
 mod node_executor;
 mod observe;
@@ -27,6 +26,5 @@ mod stopwatch;
 mod testing;
 
 pub use events::pump;
-pub use host_ips::HostIps;
 pub use node_executor::{NodeConfig, NodeExecutor, recursive_read_only};
 pub use service_lister::ServiceLister;

@@ -7,17 +7,17 @@
 //! a pod ([`crate::pod_locks`]). So a stuck mount delays only its own pod and takes one thread only.
 
 use crate::{
-    HostIps, ServiceLister,
+    ServiceLister,
     claims::Claims,
     image_users::ImageUsers,
     pod_locks::{Area, PodLocks},
     slots::Slots,
 };
 use berth_core::{
-    admit::{NodeInfo, admit},
+    admit::admit,
     error::Chain,
     ids::{BootId, ContainerId, ContainerName, PodUid},
-    model::{NodeLabels, Pod, Probe, ResourceList},
+    model::{NodeInfo, Pod, Probe},
     plan::{Action, Failure},
     probe::ProbeResult,
     roots::Roots,
@@ -39,36 +39,25 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::{AbortHandle, spawn_blocking},
 };
 
-/// Facts and settings of the node that pods can observe.
+/// Settings and facts of the node on which the executor acts.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     /// The agent's paths and names.
     pub roots: Roots,
     /// The id of the current boot.
     pub boot: BootId,
-    /// The node's addresses.
-    pub host_ips: HostIps,
-    /// The addresses of the cluster's DNS servers.
-    pub cluster_dns: Vec<IpAddr>,
-    /// The cluster's DNS domain.
-    pub cluster_domain: Option<String>,
+    /// The facts of the node, read anew at each use.
+    pub node: watch::Receiver<Arc<NodeInfo>>,
     /// The most processes that a pod may have. `None` sets no limit.
     pub pids_limit: Option<i64>,
-    /// The resources of the node that pods may use.
-    pub allocatable: ResourceList,
-    /// The node's labels.
-    pub labels: NodeLabels,
     /// Facts of the host that container specs depend on.
     pub host: HostFacts,
     /// The Services for the environment variables of containers.
     pub services: ServiceLister,
-    /// Whether the kernel and the OCI runtime can make a mount read-only together with the mounts below it
-    /// ([`recursive_read_only`]).
-    pub recursive_read_only: bool,
 }
 
 /// Whether the kernel has `mount_setattr(AT_RECURSIVE)` (Linux 5.12). Every OCI runtime that setup accepts
@@ -102,7 +91,7 @@ pub struct NodeExecutor {
 
 impl std::fmt::Debug for NodeExecutor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NodeExecutor").field("node", &self.config.roots.node_name).finish_non_exhaustive()
+        f.debug_struct("NodeExecutor").field("node", &self.node().name).finish_non_exhaustive()
     }
 }
 
@@ -172,24 +161,22 @@ impl NodeExecutor {
             .ok_or_else(|| Failure::new("RuntimeNotReady", "containerd has not answered yet"))
     }
 
+    /// The newest facts of the node.
+    pub(crate) fn node(&self) -> Arc<NodeInfo> {
+        Arc::clone(&self.config.node.borrow())
+    }
+
     /// The pod's addresses: those of its sandbox, or those of the node for a pod in the host's network.
     pub(crate) fn pod_ips(&self, context: &Context) -> Vec<IpAddr> {
         match &context.sandbox {
-            Some(_) if context.pod.namespaces.host_network => self.config.host_ips.get(),
+            Some(_) if context.pod.namespaces.host_network => self.node().ips.clone(),
             Some(sandbox) => sandbox.ips.clone(),
             None => Vec::new(),
         }
     }
 
     pub(crate) fn facts(&self, context: &Context) -> PodFacts {
-        PodFacts {
-            ips: self.pod_ips(context),
-            host_ips: self.config.host_ips.get(),
-            node: self.config.roots.node_name.clone(),
-            cluster_dns: self.config.cluster_dns.clone(),
-            cluster_domain: self.config.cluster_domain.clone(),
-            allocatable: self.config.allocatable.clone(),
-        }
+        PodFacts { ips: self.pod_ips(context), node: self.node() }
     }
 
     async fn act(&self, context: Context, action: Action) -> Result<ActionResult, Failure> {
@@ -281,9 +268,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 impl Executor for NodeExecutor {
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
         sandbox_sysctls(pod).map_err(|e| Failure::new("SysctlForbidden", Chain(&e)))?;
-        let NodeConfig { roots, labels, allocatable, .. } = &self.config;
-        let node = NodeInfo { name: roots.node_name.as_str(), labels, allocatable };
-        admit(node, others.iter().map(Arc::as_ref), pod)
+        admit(&self.node(), others.iter().map(Arc::as_ref), pod)
     }
 
     async fn perform(&self, context: Context, action: Action) -> ActionResult {

@@ -1,10 +1,10 @@
 //! [`Node`]: an executor with real namespaces, cgroups and pause processes, without containerd and without a
 //! CNI configuration.
 
-use crate::{HostIps, NodeConfig, NodeExecutor, ServiceLister, recursive_read_only};
+use crate::{NodeConfig, NodeExecutor, ServiceLister, recursive_read_only};
 use berth_core::{
     ids::{NodeName, PodKey, SandboxAttempt},
-    model::{Container, NodeLabels, Pod, PodNamespaces, ResourceList},
+    model::{Container, NodeInfo, Pod, PodNamespaces},
     plan::{Action, Failure, ObservedSandbox, SandboxState},
     roots::Roots,
 };
@@ -22,7 +22,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub(crate) const ALL_OF_THE_HOST: PodNamespaces =
     PodNamespaces { host_network: true, host_pid: false, host_ipc: true, share_pid: false };
@@ -67,15 +67,15 @@ impl Node {
         let config = NodeConfig {
             roots: roots.clone(),
             boot: berth_sys::clock::boot_id(&roots.boot_id).unwrap(),
-            host_ips: HostIps::new(|| vec!["192.0.2.1".parse().unwrap()]),
-            cluster_dns: Vec::new(),
-            cluster_domain: None,
+            node: watch::channel(Arc::new(NodeInfo {
+                ips: vec!["192.0.2.1".parse().unwrap()],
+                recursive_read_only: recursive_read_only(),
+                ..NodeInfo::new(roots.node_name.clone())
+            }))
+            .1,
             pids_limit: None,
-            allocatable: ResourceList::default(),
-            labels: NodeLabels::default(),
             host: HostFacts::default(),
             services: ServiceLister::new(Vec::new),
-            recursive_read_only: recursive_read_only(),
         };
         let executor = NodeExecutor::new(
             config,

@@ -2,7 +2,9 @@
 
 use berth_core::{
     event::{EventKind, EventRecord},
-    model::{Container, MountPropagation, Pod, QosClass, RecursiveReadOnly, ResourceList, Resources},
+    model::{
+        Container, MountPropagation, NodeInfo, Pod, QosClass, RecursiveReadOnly, ResourceList, Resources,
+    },
     status::{
         Condition, ConditionType, ContainerState, ContainerStatus, Phase, PodStatus, Terminated, Truth,
     },
@@ -13,18 +15,9 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 
-/// What a pod's status tells of the node.
-#[derive(Debug, Clone, Copy)]
-pub struct NodeFacts<'a> {
-    /// Its addresses, the primary one first; a pod in the host's network has them as its own.
-    pub ips: &'a [IpAddr],
-    /// Whether it can make mounts read-only together with those below them.
-    pub recursive_read_only: bool,
-}
-
 /// The pod's object with its status. `raw` is the object that the source kept.
-pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node: NodeFacts<'_>) -> Value {
-    let node_ips = node.ips;
+pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node: &NodeInfo) -> Value {
+    let node_ips = node.ips.as_slice();
     let mut object = match raw {
         Value::Object(map) => map.clone(),
         _ => Map::new(),
@@ -170,7 +163,7 @@ fn condition(c: &Condition, generation: Option<&Value>) -> Value {
     map.into()
 }
 
-fn container(c: &ContainerStatus, spec: Option<&Container>, node: NodeFacts<'_>) -> Value {
+fn container(c: &ContainerStatus, spec: Option<&Container>, node: &NodeInfo) -> Value {
     let mut map = Map::new();
     map.insert("name".to_owned(), c.name.as_str().into());
     map.insert("image".to_owned(), c.image.as_str().into());
@@ -203,7 +196,7 @@ fn container(c: &ContainerStatus, spec: Option<&Container>, node: NodeFacts<'_>)
 }
 
 /// Adds the fields that the kubelet repeats from the spec. Resources are left out for a container that never ran.
-fn from_spec(map: &mut Map<String, Value>, spec: &Container, has_run: bool, node: NodeFacts<'_>) {
+fn from_spec(map: &mut Map<String, Value>, spec: &Container, has_run: bool, node: &NodeInfo) {
     if has_run {
         resources(map, &spec.resources);
     }

@@ -48,9 +48,9 @@ pub(crate) fn field(pod: &Pod, facts: &PodFacts, path: &str) -> Result<String, F
         "metadata.annotations" => lines(&pod.annotations),
         "spec.nodeName" => pod.node.to_string(),
         "spec.serviceAccountName" => pod.service_account.clone(),
-        "status.hostIP" => facts.host_ips.first().ok_or(FieldError::NoHostIp)?.to_string(),
-        "status.hostIPs" if facts.host_ips.is_empty() => return Err(FieldError::NoHostIp),
-        "status.hostIPs" => joined(&facts.host_ips),
+        "status.hostIP" => facts.node.ips.first().ok_or(FieldError::NoHostIp)?.to_string(),
+        "status.hostIPs" if facts.node.ips.is_empty() => return Err(FieldError::NoHostIp),
+        "status.hostIPs" => joined(&facts.node.ips),
         "status.podIP" => facts.ips.first().map(IpAddr::to_string).unwrap_or_default(),
         "status.podIPs" => joined(&facts.ips),
         _ => return Err(FieldError::Path(path.to_owned())),
@@ -146,7 +146,7 @@ fn default_limit<'a>(pod: &'a Pod, facts: &'a PodFacts, name: &str) -> Option<&'
         .filter(|_| matches!(name, "cpu" | "memory"))
         .and_then(|r| r.limits.get(name))
         .filter(|q| is_set(q));
-    of_pod.or_else(|| facts.allocatable.get(name))
+    of_pod.or_else(|| facts.node.allocatable.get(name))
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ impl Volumes {
             let hosts = hosts::host_network(pod, &read_node_file(&self.roots.hosts_file)?)?;
             (hosts, host_name())
         } else {
-            let name = PodHostname::of(pod, facts.cluster_domain.as_deref())?;
+            let name = PodHostname::of(pod, facts.node.cluster_domain.as_deref())?;
             (hosts::managed(pod, &name, &facts.ips)?.into_bytes(), name.kernel)
         };
         let (conf, events) = resolv_conf::pod_conf(pod, facts, self.node_resolv_conf(pod)?)?;

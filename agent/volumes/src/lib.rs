@@ -54,7 +54,7 @@ pub use files::host_name;
 pub use hostname::PodHostname;
 pub use mounts::ContainerMount;
 
-use berth_core::{ids::NodeName, model::ResourceList, roots::Roots};
+use berth_core::{model::NodeInfo, roots::Roots};
 use std::{net::IpAddr, sync::Arc};
 
 /// The volumes and files of this node's pods. Holds only paths, so that it is cheap to clone.
@@ -75,14 +75,6 @@ impl Volumes {
 pub struct PodFacts {
     /// The pod's addresses, the preferred family first; empty before the pod has a network.
     pub ips: Vec<IpAddr>,
-    /// The node's addresses, the preferred family first.
-    pub host_ips: Vec<IpAddr>,
-    /// The node's name.
-    pub node: NodeName,
-    /// `clusterDNS`; empty if the node has none.
-    pub cluster_dns: Vec<IpAddr>,
-    /// `clusterDomain`, for example `cluster.local`.
-    pub cluster_domain: Option<String>,
-    /// Node allocatable: the limit shown to a container without one, and the upper bound of memory volumes.
-    pub allocatable: ResourceList,
+    /// The node.
+    pub node: Arc<NodeInfo>,
 }

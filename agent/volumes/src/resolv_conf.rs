@@ -96,7 +96,9 @@ pub(crate) fn pod_conf(
     let mut events = Vec::new();
     let mut conf = match base(pod.dns.policy, pod.namespaces.host_network) {
         Base::Nothing => ResolvConf::default(),
-        Base::Cluster if !facts.cluster_dns.is_empty() => cluster_first(pod, facts, node.unwrap_or_default()),
+        Base::Cluster if !facts.node.cluster_dns.is_empty() => {
+            cluster_first(pod, facts, node.unwrap_or_default())
+        }
         Base::Cluster => {
             events.push(Event::warning(
                 "MissingClusterDNS",
@@ -129,7 +131,7 @@ fn base(policy: DnsPolicy, host_network: bool) -> Base {
 }
 
 fn cluster_first(pod: &Pod, facts: &PodFacts, node: ResolvConf) -> ResolvConf {
-    let searches = match facts.cluster_domain.as_deref().filter(|d| !d.is_empty()) {
+    let searches = match facts.node.cluster_domain.as_deref().filter(|d| !d.is_empty()) {
         Some(domain) => {
             let own =
                 [format!("{}.svc.{domain}", pod.key.namespace), format!("svc.{domain}"), domain.to_owned()];
@@ -138,7 +140,7 @@ fn cluster_first(pod: &Pod, facts: &PodFacts, node: ResolvConf) -> ResolvConf {
         None => node.searches,
     };
     ResolvConf {
-        nameservers: facts.cluster_dns.iter().map(IpAddr::to_string).collect(),
+        nameservers: facts.node.cluster_dns.iter().map(IpAddr::to_string).collect(),
         searches,
         options: vec![("ndots".to_owned(), Some("5".to_owned()))],
     }
@@ -147,7 +149,7 @@ fn cluster_first(pod: &Pod, facts: &PodFacts, node: ResolvConf) -> ResolvConf {
 /// The configuration without a resolver: it names the pod's own loopback, as the kubelet's does.
 fn no_resolver(facts: &PodFacts) -> ResolvConf {
     let mut nameservers: Vec<String> =
-        facts.host_ips.iter().map(|ip| if ip.is_ipv6() { "::1" } else { "127.0.0.1" }.to_owned()).collect();
+        facts.node.ips.iter().map(|ip| if ip.is_ipv6() { "::1" } else { "127.0.0.1" }.to_owned()).collect();
     if nameservers.is_empty() {
         nameservers.push("127.0.0.1".to_owned());
     }

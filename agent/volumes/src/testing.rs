@@ -8,7 +8,10 @@ use berth_core::{
 };
 use std::{
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 pub(crate) fn pod(name: &str) -> Pod {
@@ -27,13 +30,15 @@ pub(crate) fn container(name: &str) -> Container {
 pub(crate) fn facts() -> PodFacts {
     PodFacts {
         ips: vec!["10.1.2.3".parse().unwrap(), "fd00::3".parse().unwrap()],
-        host_ips: vec!["192.168.0.7".parse().unwrap()],
-        node: NodeName::new("node-1").unwrap(),
-        cluster_dns: vec!["10.96.0.10".parse().unwrap()],
-        cluster_domain: Some("cluster.local".into()),
-        allocatable: [("cpu", "4"), ("memory", "8Gi"), ("ephemeral-storage", "100Gi")]
-            .map(|(k, v)| (k.to_owned(), v.parse().unwrap()))
-            .into(),
+        node: Arc::new(NodeInfo {
+            ips: vec!["192.168.0.7".parse().unwrap()],
+            cluster_dns: vec!["10.96.0.10".parse().unwrap()],
+            cluster_domain: Some("cluster.local".into()),
+            allocatable: [("cpu", "4"), ("memory", "8Gi"), ("ephemeral-storage", "100Gi")]
+                .map(|(k, v)| (k.to_owned(), v.parse().unwrap()))
+                .into(),
+            ..NodeInfo::new(NodeName::new("node-1").unwrap())
+        }),
     }
 }
 

@@ -9,7 +9,7 @@ use berth_core::{
 /// The size in bytes: the least of node allocatable, the pod's memory limit and `size_limit`. `None` if none of them is
 /// known; the kernel's default is then half of the memory.
 pub(crate) fn tmpfs_size(pod: &Pod, facts: &PodFacts, size_limit: Option<&Quantity>) -> Option<u64> {
-    let node = facts.allocatable.get("memory").map(Quantity::units);
+    let node = facts.node.allocatable.get("memory").map(Quantity::units);
     [node, pod_memory_limit(pod), size_limit.map(Quantity::units)]
         .into_iter()
         .flatten()
@@ -49,6 +49,7 @@ fn containers_limit(pod: &Pod) -> Option<i64> {
 mod tests {
     use super::*;
     use crate::testing::{container, facts, pod};
+    use std::sync::Arc;
 
     fn q(s: &str) -> Quantity {
         s.parse().unwrap()
@@ -58,9 +59,9 @@ mod tests {
     fn the_size_of_a_tmpfs_is_the_least_limit() {
         let mut p = pod("p");
         let mut f = facts();
-        f.allocatable.clear();
+        Arc::make_mut(&mut f.node).allocatable.clear();
         assert_eq!(tmpfs_size(&p, &f, None), None);
-        f.allocatable.insert("memory".into(), q("8Gi"));
+        Arc::make_mut(&mut f.node).allocatable.insert("memory".into(), q("8Gi"));
         assert_eq!(tmpfs_size(&p, &f, None), Some(8 << 30));
         assert_eq!(tmpfs_size(&p, &f, Some(&q("1Gi"))), Some(1 << 30));
         assert_eq!(tmpfs_size(&p, &f, Some(&q("0"))), Some(8 << 30));

@@ -4,14 +4,11 @@ use super::{
     node,
     services::{Limits, ServiceOptions},
 };
-use crate::dns::DEFAULT_DOMAIN;
-use berth_core::model::NodeLabels;
+use berth_core::{model::NodeInfo, roots::Roots};
+use berth_executor::recursive_read_only;
 use berth_network::MasqueradeConfig;
 use clap::Args;
 use std::{net::IpAddr, path::PathBuf};
-
-/// The label of the node's zone.
-const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Options of `berth agent`.
 #[derive(Debug, Args)]
@@ -97,20 +94,27 @@ pub(super) fn masquerade(args: &AgentArgs) -> Option<MasqueradeConfig> {
     args.masquerade.then(|| MasqueradeConfig { non_masquerade_cidrs: args.non_masquerade_cidrs.clone() })
 }
 
+/// The facts of the node by its machine and the options, without addresses.
+pub(super) fn node_info(args: &AgentArgs, roots: &Roots) -> NodeInfo {
+    NodeInfo {
+        labels: node::labels(roots, &args.node_labels),
+        allocatable: node::allocatable(roots),
+        cluster_dns: args.cluster_dns.clone(),
+        cluster_domain: args.cluster_domain.clone(),
+        recursive_read_only: recursive_read_only(),
+        ..NodeInfo::new(roots.node_name.clone())
+    }
+}
+
 /// The options of Services; `memory`: the machine's, in bytes.
-pub(super) fn service_options(args: &AgentArgs, labels: &NodeLabels, memory: Option<u64>) -> ServiceOptions {
+pub(super) fn service_options(args: &AgentArgs, memory: Option<u64>) -> ServiceOptions {
     let limits = Limits {
         services: args.max_service_entries,
         backends: args.max_backend_entries,
         affinity: args.max_affinity_entries,
         connections: args.max_connections,
     };
-    ServiceOptions {
-        zone: labels.get(ZONE).cloned().unwrap_or_default(),
-        networks: args.service_cidrs.clone(),
-        sizes: limits.sizes(memory),
-        domain: args.cluster_domain.clone().unwrap_or_else(|| DEFAULT_DOMAIN.to_owned()),
-    }
+    ServiceOptions { networks: args.service_cidrs.clone(), sizes: limits.sizes(memory) }
 }
 
 /// Parses a network such as `10.96.0.0/16`.
@@ -125,7 +129,6 @@ fn network(text: &str) -> Result<(IpAddr, u8), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use berth_core::roots::Roots;
     use clap::Parser as _;
 
     #[derive(Debug, clap::Parser)]
@@ -134,19 +137,18 @@ mod tests {
         args: AgentArgs,
     }
 
-    fn parse(arguments: &[&str]) -> (ServiceOptions, Option<MasqueradeConfig>) {
+    fn parse(arguments: &[&str]) -> (NodeInfo, ServiceOptions, Option<MasqueradeConfig>) {
         let Command { args } = Command::try_parse_from([&["agent"], arguments].concat()).unwrap();
         let roots = Roots::defaults("n1".parse().unwrap());
-        let labels = node::labels(&roots, &args.node_labels);
-        (service_options(&args, &labels, Some(1 << 30)), masquerade(&args))
+        (node_info(&args, &roots), service_options(&args, Some(1 << 30)), masquerade(&args))
     }
 
     #[test]
-    fn options_reach_services_and_the_masquerade() {
-        let (options, masquerade) = parse(&[]);
-        assert_eq!((options.zone.as_str(), options.domain.as_str()), ("", "cluster.local"));
+    fn options_reach_the_node_services_and_the_masquerade() {
+        let (node, options, masquerade) = parse(&[]);
+        assert_eq!((node.name.as_str(), node.zone(), node.cluster_domain.as_deref()), ("n1", "", None));
         assert_eq!((options.sizes, masquerade), (berth_services::Sizes::default(), None));
-        let (options, masquerade) = parse(&[
+        let (node, options, masquerade) = parse(&[
             "--node-label=topology.kubernetes.io/zone=east",
             "--cluster-domain=example",
             "--service-cidr=10.7.0.0/16",
@@ -158,7 +160,7 @@ mod tests {
             "--max-affinity-entries=20",
             "--max-connections=64",
         ]);
-        assert_eq!((options.zone.as_str(), options.domain.as_str()), ("east", "example"));
+        assert_eq!((node.zone(), node.cluster_domain.as_deref()), ("east", Some("example")));
         assert_eq!(options.networks, [("10.7.0.0".parse().unwrap(), 16)]);
         let sizes = options.sizes;
         assert_eq!((sizes.services, sizes.members, sizes.affinity), ([16, 8], [18, 9], [20, 10]));

@@ -49,7 +49,7 @@ pub(crate) async fn start(
     let socket = tokio::spawn(server.run(listener, stopped));
     let others = vec![
         tokio::spawn(Arc::clone(status).follow(desired.clone())),
-        tokio::spawn(Arc::clone(status).follow_host()),
+        tokio::spawn(Arc::clone(status).follow_node()),
         tokio::spawn(keep_node_file(api.clone(), desired.clone())),
         tokio::spawn(cleanup(api.clone(), desired.clone())),
     ];

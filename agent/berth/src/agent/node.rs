@@ -1,11 +1,42 @@
-//! The node by its machine: allocatable resources and labels.
+//! The node's facts: this module owns the [`NodeInfo`] that pods, Services and statuses read from a watch.
+//!
+//! The name, the labels and the allocatable resources come from the machine and the options. A task follows
+//! the addresses, which the kernel may change at any time.
 
+use super::host_network::Host;
 use berth_core::{
-    model::{NodeLabels, ResourceList},
+    model::{NodeInfo, NodeLabels, ResourceList},
     quantity::Quantity,
     roots::Roots,
 };
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+/// Watch of the node's facts. A new value comes with each change.
+pub(crate) type Node = watch::Receiver<Arc<NodeInfo>>;
+
+/// Publishes the facts, and starts the task that keeps the addresses current. The task ends with the watch
+/// of the host's network or with the last reader.
+pub(crate) fn publish(mut info: NodeInfo, mut host: Host) -> (Node, JoinHandle<()>) {
+    info.ips = host.borrow_and_update().host_ips();
+    let (owner, node) = watch::channel(Arc::new(info));
+    let follow = async move {
+        while host.changed().await.is_ok() && !owner.is_closed() {
+            let ips = host.borrow_and_update().host_ips();
+            owner.send_if_modified(|info| {
+                let changed = info.ips != ips;
+                if changed {
+                    Arc::make_mut(info).ips = ips;
+                }
+                changed
+            });
+        }
+    };
+    (node, tokio::spawn(follow))
+}
 
 /// The allocatable resources: all of the machine. Resources that cannot be read are left out.
 pub(crate) fn allocatable(roots: &Roots) -> ResourceList {
@@ -103,6 +134,22 @@ mod tests {
         let want = [("hugepages-1Gi", 1 << 30), ("hugepages-2Mi", 6 << 20), ("hugepages-64Ki", 0)];
         assert_eq!(found, want.map(|(name, bytes)| (name.to_owned(), bytes)));
         assert_eq!(hugepages(&dir.path().join("none")), []);
+    }
+
+    #[tokio::test]
+    async fn readers_see_the_nodes_newest_addresses() {
+        use berth_services::HostNetwork;
+        let at = |ip: &str| HostNetwork { node_ips: vec![ip.parse().unwrap()], ..HostNetwork::default() };
+        let (kernel, host) = watch::channel(Arc::new(at("192.0.2.1")));
+        let (mut node, _task) = publish(NodeInfo::new("n1".parse().unwrap()), host);
+        assert_eq!(node.borrow_and_update().ips, at("192.0.2.1").node_ips);
+        // A change of an uplink alone is no change of the node.
+        kernel.send_replace(Arc::new(HostNetwork { problems: Vec::new(), ..at("192.0.2.1") }));
+        kernel.send_replace(Arc::new(at("192.0.2.2")));
+        node.changed().await.unwrap();
+        assert_eq!(node.borrow_and_update().ips, at("192.0.2.2").node_ips);
+        drop(kernel);
+        assert!(node.changed().await.is_err(), "the owner ends with the host's network");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The agent as the engine of Services sees it: sources and reports in; the DNS zone,
 //! `services.json` and notices out.
 
-use super::{sources::Latest, status_manager::StatusManager};
+use super::{node::Node, sources::Latest, status_manager::StatusManager};
+use crate::dns::DEFAULT_DOMAIN;
 use anyhow::Context as _;
 use berth_api::{
     services::{NamedPort, ServicesFile},
@@ -36,7 +37,7 @@ const MOST: usize = 256 << 20;
 /// Implementation of the engine's [`ServiceInputs`] by the parts of the agent.
 pub(super) struct AgentInputs {
     pub(super) roots: Roots,
-    pub(super) domain: String,
+    pub(super) node: Node,
     pub(super) status: Arc<StatusManager>,
     pub(super) latest: Latest,
     pub(super) executor: Arc<NodeExecutor>,
@@ -105,7 +106,9 @@ impl ServiceInputs for AgentInputs {
             none => none.insert(Publisher::open(&self.roots)?),
         };
         // An unchanged zone is not written again.
-        let _changed = publisher.publish(build(services, slices, PodNames::Any, &self.domain))?;
+        let node = Arc::clone(&self.node.borrow());
+        let domain = node.cluster_domain.as_deref().unwrap_or(DEFAULT_DOMAIN);
+        let _changed = publisher.publish(build(services, slices, PodNames::Any, domain))?;
         Ok(())
     }
 

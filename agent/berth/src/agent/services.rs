@@ -2,8 +2,8 @@
 //! it.
 //!
 //! A task wakes the thread when a source, a pod's address or readiness, or a device of the node
-//! changes, and starts a new thread after a panic. The engine's page says what a wake-up does and
-//! what happens on failure.
+//! changes, and starts a new thread after a panic or for a new zone. The engine's page says what a
+//! wake-up does and what happens on failure.
 
 mod limits;
 
@@ -11,6 +11,7 @@ pub(crate) use limits::Limits;
 
 use super::{
     host_network::Host,
+    node::Node,
     service_inputs::{self, AgentInputs, ServicesHealth},
     sources::Latest,
     status_manager::StatusManager,
@@ -25,9 +26,10 @@ use std::{
         Arc,
         mpsc::{Sender, channel},
     },
+    thread,
     time::Duration,
 };
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 /// Pause before a new thread is started after a panic.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
@@ -50,17 +52,13 @@ pub(crate) struct ServicesConfig {
     pub(crate) options: ServiceOptions,
 }
 
-/// Options of Services, from the agent's arguments and the node's labels.
+/// Options of Services, from the agent's arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ServiceOptions {
-    /// The node's zone; empty where it has none.
-    pub(crate) zone: String,
     /// The networks of ClusterIPs.
     pub(crate) networks: Vec<(IpAddr, u8)>,
     /// The capacities of the maps.
     pub(crate) sizes: Sizes,
-    /// The cluster's domain.
-    pub(crate) domain: String,
 }
 
 /// The parts of the agent from which the engine reads, and to which it reports.
@@ -70,6 +68,7 @@ pub(crate) struct EngineInputs {
     pub(crate) latest: Latest,
     pub(crate) executor: Arc<NodeExecutor>,
     pub(crate) host: Host,
+    pub(crate) node: Node,
     /// The health of Services, for the status page.
     pub(crate) health: ServicesHealth,
 }
@@ -92,17 +91,19 @@ pub(crate) fn start(config: ServicesConfig, inputs: EngineInputs, changed: Lates
 }
 
 async fn wake_engine(config: ServicesConfig, inputs: EngineInputs, mut sources: Latest) {
-    let mut host = inputs.host.clone();
+    let (mut host, mut node) = (inputs.host.clone(), inputs.node.clone());
     loop {
-        let wake = match spawn(config.clone(), inputs.clone()) {
-            Ok(wake) => wake,
+        let zone = node.borrow_and_update().zone().to_owned();
+        let (wake, thread) = match spawn(config.clone(), inputs.clone()) {
+            Ok(spawned) => spawned,
             Err(error) => {
                 tracing::error!(%error, "cannot start the thread of Services; tried again");
                 tokio::time::sleep(AFTER_PANIC).await;
                 continue;
             }
         };
-        while wake.send(()).is_ok() {
+        let mut moved = false;
+        while !moved && wake.send(()).is_ok() {
             tokio::select! {
                 changed = sources.changed() => if changed.is_err() {
                     return;
@@ -111,35 +112,50 @@ async fn wake_engine(config: ServicesConfig, inputs: EngineInputs, mut sources: 
                 changed = host.changed() => if changed.is_err() {
                     return;
                 },
+                changed = node.changed() => if changed.is_err() {
+                    return;
+                },
             }
             sources.mark_unchanged();
             host.mark_unchanged();
+            moved = node.borrow_and_update().zone() != zone;
+        }
+        if moved {
+            // An engine keeps its zone. The tables stay until the next engine has read them.
+            tracing::info!("the node's zone has changed: the thread of Services is started again");
+            drop(wake);
+            // A panic of the thread that ends is in the log already.
+            spawn_blocking(move || thread.join().is_ok()).await.ok();
+            continue;
         }
         tracing::error!("the thread of Services has panicked; it is started again");
         tokio::time::sleep(AFTER_PANIC).await;
     }
 }
 
-fn spawn(config: ServicesConfig, inputs: EngineInputs) -> std::io::Result<Sender<()>> {
+fn spawn(
+    config: ServicesConfig,
+    inputs: EngineInputs,
+) -> std::io::Result<(Sender<()>, thread::JoinHandle<()>)> {
     let (wake, wakes) = channel();
     let run = move || {
         let ServicesConfig { roots, exe, cgroup, clear, options } = config;
-        let ServiceOptions { zone, networks, sizes, domain } = options;
+        let ServiceOptions { networks, sizes } = options;
+        let EngineInputs { status, latest, executor, host, node, health } = inputs;
         let engine = Config {
-            node: roots.node_name.as_str().into(),
-            zone: zone.into(),
+            node: node.borrow().name.as_str().into(),
+            zone: node.borrow().zone().into(),
             networks,
             reconcile: RECONCILE,
             next_id: service_inputs::next_id(&roots),
         };
-        let EngineInputs { status, latest, executor, host, health } = inputs;
         let kernel = LinuxDatapath::new(
             LinuxDatapathConfig { roots: roots.clone(), exe, cgroup, clear, sizes },
             move || Arc::clone(&host.borrow()),
         );
         let inputs = AgentInputs {
             roots,
-            domain,
+            node,
             status,
             latest,
             executor,
@@ -149,8 +165,8 @@ fn spawn(config: ServicesConfig, inputs: EngineInputs) -> std::io::Result<Sender
         };
         Engine::new(engine, kernel, inputs).run(&wakes);
     };
-    std::thread::Builder::new().name("berth-services".to_owned()).spawn(run)?;
-    Ok(wake)
+    let thread = thread::Builder::new().name("berth-services".to_owned()).spawn(run)?;
+    Ok((wake, thread))
 }
 
 /// The cgroup to whose sockets the hooks are attached.

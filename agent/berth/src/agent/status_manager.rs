@@ -5,12 +5,12 @@
 //! is first needed. The lock keeps the views of one pod in the order of its reports. The reports
 //! stay here and not in the [`WatchCache`]: the server knows no worker and no API types.
 
-use super::{host_network::Host, sources::Latest};
+use super::{node::Node, sources::Latest};
 use berth_api::view::{ActionView, ContainerView, PodView};
 use berth_core::{
     event::EventRecord,
     ids::PodUid,
-    model::{Origin, Pod},
+    model::{NodeInfo, Origin, Pod},
     status::{ConditionType, Phase, Truth},
     sync::lock,
     time::{Boottime, Wall},
@@ -18,10 +18,7 @@ use berth_core::{
 use berth_pods::{DesiredSet, PodReport, Reports};
 use berth_server::WatchCache;
 use berth_services::ObservedPod;
-use berth_source::{
-    DesiredPod,
-    status::{NodeFacts, pod_object},
-};
+use berth_source::{DesiredPod, status::pod_object};
 use berth_sys::clock;
 use serde_json::{Value, json};
 use std::{
@@ -41,9 +38,7 @@ pub(crate) struct StatusManager {
     pub(crate) endpoints: Notify,
     cache: WatchCache,
     latest: Latest,
-    host: Host,
-    /// Whether the node can make mounts read-only together with those below them.
-    recursive_read_only: bool,
+    node: Node,
 }
 
 #[derive(Debug)]
@@ -56,20 +51,14 @@ struct Entry {
 }
 
 impl StatusManager {
-    pub(crate) fn new(
-        cache: WatchCache,
-        latest: Latest,
-        host: Host,
-        recursive_read_only: bool,
-    ) -> StatusManager {
+    pub(crate) fn new(cache: WatchCache, latest: Latest, node: Node) -> StatusManager {
         StatusManager {
             pods: Mutex::default(),
             changed: Notify::new(),
             endpoints: Notify::new(),
             cache,
             latest,
-            host,
-            recursive_read_only,
+            node,
         }
     }
 
@@ -93,22 +82,21 @@ impl StatusManager {
     }
 
     fn publish(&self, entry: &Entry) {
-        let ips = self.host_ips();
-        let node = NodeFacts { ips: &ips, recursive_read_only: self.recursive_read_only };
-        self.cache.publish(view(&entry.report, entry.desired.as_deref(), node));
+        let node = Arc::clone(&self.node.borrow());
+        self.cache.publish(view(&entry.report, entry.desired.as_deref(), &node));
     }
 
     fn host_ips(&self) -> Vec<IpAddr> {
-        self.host.borrow().host_ips()
+        self.node.borrow().ips.clone()
     }
 
     /// Publishes changes of the node's addresses: the `hostIP` of every pod, the `podIP` of pods
     /// with host network. Ends with the watch.
-    pub(crate) async fn follow_host(self: Arc<Self>) {
-        let mut host = self.host.clone();
+    pub(crate) async fn follow_node(self: Arc<Self>) {
+        let mut node = self.node.clone();
         let mut shown = self.host_ips();
-        while host.changed().await.is_ok() {
-            let now = host.borrow_and_update().host_ips();
+        while node.changed().await.is_ok() {
+            let now = node.borrow_and_update().ips.clone();
             if now == shown {
                 continue;
             }
@@ -192,7 +180,7 @@ fn same(before: &PodReport, now: &PodReport) -> bool {
     Arc::ptr_eq(&before.pod, &now.pod) && Arc::ptr_eq(&before.status, &now.status)
 }
 
-fn view(report: &PodReport, desired: Option<&DesiredPod>, node: NodeFacts<'_>) -> PodView {
+fn view(report: &PodReport, desired: Option<&DesiredPod>, node: &NodeInfo) -> PodView {
     let (pod, status) = (&report.pod, &report.status);
     let object = match desired {
         Some(desired) => pod_object(&desired.raw, pod, status, node),
@@ -302,7 +290,6 @@ fn may_change_endpoints(before: &PodReport, now: &PodReport) -> bool {
 mod tests {
     use super::*;
     use berth_core::{ids::PodKey, model::QosClass, status::PodStatus};
-    use berth_services::HostNetwork;
 
     fn report(uid: &str, phase: Phase) -> PodReport {
         let key = PodKey { namespace: "default".parse().unwrap(), name: uid.parse().unwrap() };
@@ -320,12 +307,11 @@ mod tests {
 
     #[tokio::test]
     async fn terminated_and_rejected_pods_are_not_active() {
-        let (_network, host) = watch::channel(Arc::new(HostNetwork::default()));
+        let (_owner, node) = watch::channel(Arc::new(NodeInfo::new("n".parse().unwrap())));
         let manager = StatusManager::new(
             WatchCache::default(),
             watch::channel(berth_source::Sources::default()).1,
-            host,
-            true,
+            node,
         );
         let active = || manager.active_pods().iter().map(|p| p.uid.to_string()).collect::<Vec<_>>();
         for (uid, phase) in [

@@ -102,7 +102,7 @@ impl NodeExecutor {
         let hostname = match pod.namespaces.host_network {
             true => None,
             false => Some(
-                PodHostname::of(pod, self.config.cluster_domain.as_deref())
+                PodHostname::of(pod, self.node().cluster_domain.as_deref())
                     .map_err(|e| Failure::new("FailedCreatePodSandBox", e.message()))?
                     .kernel,
             ),
@@ -130,7 +130,7 @@ impl NodeExecutor {
         netns: PathBuf,
     ) -> Result<(Vec<IpAddr>, Vec<Event>), Failure> {
         if pod.namespaces.host_network {
-            return Ok((self.config.host_ips.get(), Vec::new()));
+            return Ok((self.node().ips.clone(), Vec::new()));
         }
         let request = SandboxNetwork {
             uid: pod.uid.clone(),

@@ -171,7 +171,7 @@ impl NodeExecutor {
     fn rebuild(&self, pod: &Pod, sandbox_attempt: SandboxAttempt) -> Result<Option<SandboxRecord>, Failure> {
         let mut record = SandboxRecord::begun(sandbox_attempt, &self.config.boot, &pod.namespaces);
         record.ips = if pod.namespaces.host_network {
-            self.config.host_ips.get()
+            self.node().ips.clone()
         } else {
             match self.network.attachment(&sandbox_id(&pod.uid, sandbox_attempt)?) {
                 Some(attachment) => attachment.ips,

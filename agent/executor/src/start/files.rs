@@ -54,7 +54,7 @@ impl NodeExecutor {
         attempt: Attempt,
     ) -> Result<PreparedFiles, Failure> {
         let (volumes, facts) = (self.volumes.clone(), self.facts(&context));
-        let (uid, recursive) = (context.pod.uid.clone(), self.config.recursive_read_only);
+        let (uid, recursive) = (context.pod.uid.clone(), facts.node.recursive_read_only);
         let services = env::service_env(&context.pod, &self.config.services.get());
         self.pod_locks
             .blocking(&uid, Area::Files, move || {

@@ -61,7 +61,7 @@ impl NodeExecutor {
             // The host's own name, which may differ from the node's name.
             berth_volumes::host_name()
         } else {
-            PodHostname::of(pod, self.config.cluster_domain.as_deref())
+            PodHostname::of(pod, self.node().cluster_domain.as_deref())
                 .map_err(|e| config_error(e.message()))?
                 .kernel
         };

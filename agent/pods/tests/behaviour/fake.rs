@@ -9,9 +9,9 @@ pub mod reports;
 pub use agent::{Agent, memory_files, store, wanted};
 
 use berth_core::{
-    admit::{NodeInfo, admit},
+    admit::admit,
     ids::{ContainerId, ContainerName, PodUid},
-    model::{NodeLabels, Pod, Probe, ResourceList},
+    model::{NodeInfo, Pod, Probe},
     plan::{Action, Exit, Failure, Observed, ObservedContainer, RunState},
     probe::ProbeResult,
     sync::lock,
@@ -300,9 +300,7 @@ impl Executor for Node {
     }
 
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
-        let (labels, allocatable) = (NodeLabels::new(), ResourceList::new());
-        let node = NodeInfo { name: "n", labels: &labels, allocatable: &allocatable };
-        admit(node, others.iter().map(Arc::as_ref), pod)
+        admit(&NodeInfo::new("n".parse().unwrap()), others.iter().map(Arc::as_ref), pod)
     }
 
     async fn perform(&self, context: Context, action: Action) -> ActionResult {

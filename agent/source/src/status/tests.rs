@@ -12,8 +12,8 @@ fn at(seconds: i64) -> Wall {
     Wall(seconds * 1_000_000_000 + 987_654_321)
 }
 
-fn node(ips: &[IpAddr]) -> NodeFacts<'_> {
-    NodeFacts { ips, recursive_read_only: true }
+fn node(ips: &[IpAddr]) -> NodeInfo {
+    NodeInfo { ips: ips.to_vec(), recursive_read_only: true, ..NodeInfo::new(NodeName::new("n1").unwrap()) }
 }
 
 fn sample() -> (Value, Pod, PodStatus) {
@@ -96,7 +96,7 @@ fn sample() -> (Value, Pod, PodStatus) {
 #[test]
 fn a_pod_has_the_shape_that_the_api_type_reads() {
     let (raw, pod, status) = sample();
-    let object = pod_object(&raw, &pod, &status, node(&["192.0.2.1".parse().unwrap()]));
+    let object = pod_object(&raw, &pod, &status, &node(&["192.0.2.1".parse().unwrap()]));
     let typed: k8s_openapi::api::core::v1::Pod = serde_json::from_value(object.clone()).unwrap();
     let again = serde_json::to_value(&typed).unwrap();
     // The type leaves out null and empty values. All other values must survive the round trip.
@@ -141,10 +141,10 @@ fn a_host_network_pod_has_the_nodes_addresses() {
     let (raw, mut pod, mut status) = sample();
     pod.namespaces.host_network = true;
     status.pod_ips.clear();
-    let object = pod_object(&raw, &pod, &status, node(&["192.0.2.1".parse().unwrap()]));
+    let object = pod_object(&raw, &pod, &status, &node(&["192.0.2.1".parse().unwrap()]));
     assert_eq!(object["status"]["podIP"], "192.0.2.1");
     let (raw, pod, _) = sample();
-    let object = pod_object(&raw, &pod, &status, node(&[]));
+    let object = pod_object(&raw, &pod, &status, &node(&[]));
     assert!(object["status"].get("podIP").is_none());
     assert!(object["status"].get("hostIP").is_none());
 }
@@ -161,8 +161,8 @@ fn a_read_only_mount_says_what_came_of_it() {
         (RecursiveReadOnly::Enabled, true, "Enabled"),
     ] {
         pod.containers[0].mounts[0].recursive_read_only = asked;
-        let node = NodeFacts { ips: &[], recursive_read_only: node_can };
-        let object = pod_object(&raw, &pod, &status, node);
+        let node = NodeInfo { recursive_read_only: node_can, ..node(&[]) };
+        let object = pod_object(&raw, &pod, &status, &node);
         let mount = &object["status"]["containerStatuses"][0]["volumeMounts"][0];
         assert_eq!(mount["recursiveReadOnly"], told, "{asked:?} {node_can}");
     }

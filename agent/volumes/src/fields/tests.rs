@@ -1,5 +1,6 @@
 use super::*;
 use crate::testing::{container, facts, pod};
+use std::sync::Arc;
 
 #[test]
 fn every_field_has_its_value() {
@@ -8,7 +9,7 @@ fn every_field_has_its_value() {
         [("app", "x\"y"), ("a/b", "line\none"), ("app-1", "")].map(|(k, v)| (k.into(), v.into())).into();
     p.annotations = [("Note.Key/x".to_owned(), "tab\there".to_owned())].into();
     let mut f = facts();
-    f.host_ips.push("fd00::7".parse().unwrap());
+    Arc::make_mut(&mut f.node).ips.push("fd00::7".parse().unwrap());
     for (path, value) in [
         ("metadata.name", "web"),
         ("metadata.namespace", "default"),
@@ -36,7 +37,7 @@ fn an_unsupported_field_or_resource_is_an_error() {
         assert!(matches!(field(&p, &f, path), Err(FieldError::Path(_) | FieldError::Subscript(_))), "{path}");
     }
     assert!(matches!(field(&p, &f, "metadata.name['x']"), Err(FieldError::Subscript(_))));
-    f.host_ips.clear();
+    Arc::make_mut(&mut f.node).ips.clear();
     f.ips.clear();
     assert_eq!(field(&p, &f, "status.hostIP"), Err(FieldError::NoHostIp));
     assert_eq!(field(&p, &f, "status.hostIPs"), Err(FieldError::NoHostIp));
@@ -63,7 +64,7 @@ fn quotes_are_those_of_strconv() {
 fn resources_round_up_and_have_defaults() {
     let mut p = pod("web");
     let mut f = facts();
-    f.allocatable.remove("ephemeral-storage");
+    Arc::make_mut(&mut f.node).allocatable.remove("ephemeral-storage");
     let c = &mut p.containers[0];
     c.resources.requests.insert("cpu".into(), "1100m".parse().unwrap());
     c.resources.requests.insert("memory".into(), "100Mi".parse().unwrap());

@@ -1,6 +1,7 @@
 use super::*;
 use crate::testing::{facts, pod};
 use proptest::prelude::*;
+use std::sync::Arc;
 
 const NODE: &str = "# comment\nsearch old.example\nnameserver 192.0.2.1\nnameserver fe80::1%eth0\n\
     search example.org. . sub.example.org\noptions edns0 ndots:2 ndots:3\nsortlist 1.2.3.4\n";
@@ -33,7 +34,7 @@ fn the_dns_policy_chooses_cluster_or_node_resolver() {
 #[test]
 fn without_cluster_dns_the_nodes_resolver_is_used_with_an_event() {
     let mut f = facts();
-    f.cluster_dns.clear();
+    Arc::make_mut(&mut f.node).cluster_dns.clear();
     let (text, events) = made(&pod("x"), &f);
     assert!(text.contains("nameserver 192.0.2.1\n") && !text.contains("ndots:5"));
     assert_eq!(events, ["MissingClusterDNS"]);
@@ -63,7 +64,7 @@ fn no_node_file_means_no_resolver() {
     let mut p = pod("x");
     p.dns.policy = DnsPolicy::Default;
     let mut f = facts();
-    f.host_ips.push("fd00::1".parse().unwrap());
+    Arc::make_mut(&mut f.node).ips.push("fd00::1".parse().unwrap());
     let (conf, _) = pod_conf(&p, &f, None).unwrap();
     assert_eq!(conf.text(), "search .\nnameserver 127.0.0.1\nnameserver ::1\n");
 }
