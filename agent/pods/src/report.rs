@@ -21,8 +21,10 @@ pub struct PodReport {
     pub processes: BTreeMap<ContainerId, Process>,
     /// The last actions, newest last.
     pub timeline: Vec<ActionRecord>,
-    /// The last decisions, newest last.
+    /// The last decisions that began actions, newest last.
     pub decisions: Vec<Arc<PlanRecord>>,
+    /// The worker has observed the pod. Before that the status is a remembered one.
+    pub observed: bool,
     /// The pod is ending, its containers are dead and its volumes unmounted: no client can reach the pod any
     /// more.
     pub gone: bool,

@@ -60,6 +60,7 @@ pub(crate) fn report(pod: &Arc<Pod>, memory: Option<&Memory>, why: &'static str,
         processes: BTreeMap::new(),
         timeline: Vec::new(),
         decisions: Vec::new(),
+        observed: false,
         gone: false,
         as_of: now.wall,
     }

@@ -99,6 +99,8 @@ struct Worker<H, R> {
     records: VecDeque<Arc<PlanRecord>>,
     last_published: Option<Arc<PodStatus>>,
     last_gone: bool,
+    /// A report of the observed pod was published, not only the remembered status.
+    published_observed: bool,
     logged_events: BTreeSet<Event>,
     over: Arc<AtomicBool>,
     wake_at: Option<Boottime>,
@@ -143,6 +145,7 @@ pub(crate) async fn run<H: Executor, R: Reports>(
         records: VecDeque::new(),
         last_published: None,
         last_gone: false,
+        published_observed: false,
         logged_events: BTreeSet::new(),
         over: config.over,
         wake_at: None,
@@ -204,7 +207,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
     fn sync(&mut self) -> bool {
         let now = self.executor.now();
         let p: Plan = plan(&self.desired, &self.cache.seen, &self.memory, now);
-        self.memory = p.memory;
+        let memory_before = std::mem::replace(&mut self.memory, p.memory);
         self.wake_at = p.wake_at;
         for e in p.events {
             self.event(e);
@@ -218,7 +221,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         }
         self.save();
         if !p.actions.is_empty() {
-            self.record(now, &p.actions);
+            self.record(now, memory_before, &p.actions);
         }
         for action in p.actions {
             self.begin(action);

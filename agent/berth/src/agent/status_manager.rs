@@ -258,10 +258,10 @@ fn object_of(pod: &Pod) -> Value {
     })
 }
 
-/// Whether the worker has observed its pod: it has decided on it, and the readiness is known.
+/// Whether the worker has observed its pod and the readiness is known.
 fn is_observed(report: &PodReport) -> bool {
     let unknown = report.status.condition(ConditionType::Ready).is_some_and(|c| c.status == Truth::Unknown);
-    !report.decisions.is_empty() && !unknown
+    report.observed && !unknown
 }
 
 /// The pod as Services see it; `None` before its worker has observed it. A pod with host network
@@ -300,6 +300,7 @@ mod tests {
             processes: BTreeMap::new(),
             timeline: Vec::new(),
             decisions: Vec::new(),
+            observed: true,
             gone: false,
             as_of: Wall(0),
         }

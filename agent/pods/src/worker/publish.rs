@@ -9,7 +9,7 @@ use crate::{
 };
 use berth_core::{
     event::{Event, EventKind, EventRecord, Involved},
-    plan::{Action, Failure, Memory, Observed},
+    plan::{Action, Desired, Failure, Memory, Observed},
     status::{Phase, PodStatus},
     time::Now,
 };
@@ -21,27 +21,29 @@ use std::{
 /// How many ended actions, and how many decisions, a worker keeps for its reports.
 const RECORDS: usize = 32;
 
-/// A decision of the worker, kept to be replayed: `plan` over `seen` and `memory` at `at` returns `actions`
-/// again.
+/// A decision of the worker that began actions. `plan` over `desired`, `seen` and `memory` at `at` makes the
+/// same decision again.
 #[derive(Debug, Clone)]
 pub struct PlanRecord {
     /// The time of the decision.
     pub at: Now,
+    /// The desired state of the pod.
+    pub desired: Desired,
     /// The observed state that the decision used.
     pub seen: Observed,
-    /// The memory after the decision.
+    /// The memory before the decision.
     pub memory: Memory,
     /// The actions that the decision began.
     pub actions: Vec<Action>,
 }
 
 impl<H: Executor, R: Reports> Worker<H, R> {
-    pub(super) fn record(&mut self, at: Now, actions: &[Action]) {
+    pub(super) fn record(&mut self, at: Now, memory: Memory, actions: &[Action]) {
         if self.records.len() == RECORDS {
             self.records.pop_front();
         }
-        let (seen, memory) = (self.cache.seen.clone(), self.memory.clone());
-        self.records.push_back(Arc::new(PlanRecord { at, seen, memory, actions: actions.to_vec() }));
+        let (desired, seen) = (self.desired.clone(), self.cache.seen.clone());
+        self.records.push_back(Arc::new(PlanRecord { at, desired, seen, memory, actions: actions.to_vec() }));
     }
 
     pub(super) fn note(
@@ -104,7 +106,8 @@ impl<H: Executor, R: Reports> Worker<H, R> {
     }
 
     pub(super) fn publish(&mut self, status: PodStatus, gone: bool) {
-        if self.last_published.as_deref() == Some(&status) && self.last_gone == gone {
+        let same = self.last_published.as_deref() == Some(&status) && self.last_gone == gone;
+        if same && self.published_observed {
             return;
         }
         let was_ready = self.last_published.as_ref().is_some_and(|s| s.is_ready());
@@ -114,6 +117,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         let status = Arc::new(status);
         self.last_published = Some(Arc::clone(&status));
         self.last_gone = gone;
+        self.published_observed = true;
         self.over.store(matches!(status.phase, Phase::Succeeded | Phase::Failed), Ordering::Relaxed);
         self.reports.pod(PodReport {
             pod: Arc::clone(&self.desired.pod),
@@ -121,6 +125,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             processes: self.cache.processes.clone(),
             timeline: self.timeline.iter().cloned().collect(),
             decisions: self.records.iter().cloned().collect(),
+            observed: true,
             gone,
             as_of: self.executor.now().wall,
         });

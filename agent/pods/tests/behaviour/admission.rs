@@ -65,7 +65,9 @@ async fn of_two_that_want_one_port_the_first_of_the_file_has_it() {
         let agent = Agent::start(&node, &store, wanted([then.clone(), first.clone()])).await;
         agent.ready(&first.uid).await;
         node.until("refused", |_| agent.reports.shows(&then.uid)).await;
-        let status = agent.reports.report(&then.uid).status;
+        let report = agent.reports.report(&then.uid);
+        assert!(report.observed, "its worker knows that nothing of it is there");
+        let status = report.status;
         assert_eq!((status.phase, status.reason.as_deref()), (Phase::Failed, Some("NodePorts")));
         let why = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports \
                    (pod default/z has port 8080/TCP)";

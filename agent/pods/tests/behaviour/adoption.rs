@@ -159,9 +159,11 @@ async fn nothing_begins_before_containerd_has_answered_and_nothing_is_claimed() 
     let status = agent.reports.report(&p.uid).status;
     assert_eq!(status.condition(ConditionType::Ready).unwrap().status, Truth::True, "as it was");
     assert_eq!(status.waiting_for.as_deref(), Some("containerd to answer"));
+    assert!(!agent.reports.report(&p.uid).observed, "remembered, not observed");
     node.back().await;
     agent.ready(&p.uid).await;
     node.pass(SECOND * 60).await;
+    assert!(agent.reports.report(&p.uid).observed);
     assert_eq!(agent.reports.readiness(&p.uid), [Truth::True], "no flap");
     assert_eq!(node.running(&p.uid, "c"), run);
 }
