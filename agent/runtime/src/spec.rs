@@ -13,6 +13,7 @@
 //! ([`sandbox_sysctls`] lists them). The mounts' creator makes and resolves the sources of bind mounts and
 //! checks them for shared propagation.
 
+mod container;
 mod host;
 mod image;
 mod mounts;
@@ -27,6 +28,7 @@ mod testing;
 mod tests;
 mod user;
 
+pub use container::{ContainerInput, ContainerSpecError, build_container};
 pub use host::{HostFacts, HostFactsError};
 pub use image::{ImageConfig, ImageConfigError, MAX_CONFIG_BYTES};
 pub use mounts::{MountOrigin, MountSpec, image_volumes};

@@ -7,11 +7,10 @@
 use berth_core::{
     ids::{Attempt, ContainerId, NodeName, SandboxAttempt},
     model::{Container, Pod, QosClass, VolumeSource},
-    resources::{ContainerResources, oom_score_adj},
     time::Wall,
 };
 use berth_runtime::spec::{
-    self, HostFacts, ImageConfig, MountSpec, NamespacePaths, PidNamespace, SpecError, SpecInput, UserFiles,
+    self, ContainerInput, ContainerSpecError, HostFacts, ImageConfig, MountSpec, SpecError, UserFiles,
 };
 use berth_source::manifest::{self, ManifestContext, Mode};
 use serde::Deserialize;
@@ -143,20 +142,6 @@ fn hostname(pod: &Pod) -> String {
     }
 }
 
-fn namespaces(pod: &Pod) -> NamespacePaths {
-    let unless = |host: bool, name: &str| (!host).then(|| Path::new("/NS").join(name));
-    NamespacePaths {
-        net: unless(pod.namespaces.host_network, "net"),
-        ipc: unless(pod.namespaces.host_ipc, "ipc"),
-        uts: unless(pod.namespaces.host_network, "uts"),
-        pid: match (pod.namespaces.host_pid, pod.namespaces.share_pid) {
-            (true, _) => PidNamespace::Host,
-            (false, true) => PidNamespace::Shared("/NS/pid".into()),
-            (false, false) => PidNamespace::Own,
-        },
-    }
-}
-
 /// Mounts of the container: its volumes from the recorded sources, then the mounts that kubelet and runtime
 /// add.
 fn mounts(
@@ -218,30 +203,29 @@ fn seccomp_profile() -> String {
 
 fn build(node: &Node, pod: &Pod, container: &Container, recorded: &Recorded) -> Result<Value, SpecError> {
     let image = node.image(&recorded.image);
-    let user = spec::resolve_user(pod, container, &image.user, node.users()).unwrap();
-    let resources = ContainerResources::of(pod, container, node.facts.cgroup_facts());
     let id = ContainerId::derive(&pod.uid, SandboxAttempt(0), &container.name, Attempt(0));
     let profile = seccomp_profile();
-    let spec = spec::build(&SpecInput {
+    let built = spec::build_container(&ContainerInput {
         pod,
         container,
         id: &id,
         image: &image,
-        user: &user,
+        users: node.users(),
         env: recorded.env.as_deref().unwrap_or_default(),
         command: recorded.command.as_deref().unwrap_or_default(),
         args: recorded.args.as_deref().unwrap_or_default(),
         mounts: &mounts(pod, container, &image, &recorded.mounts),
-        namespaces: &namespaces(pod),
+        sandbox_dir: Path::new("/NS"),
         cgroups_path: &cgroups_path(pod),
-        resources: &resources,
-        oom_score_adj: oom_score_adj(pod, container, node.facts.memory_capacity),
         hostname: &hostname(pod),
         seccomp_file: Some(&profile),
         host: &node.facts,
-        shim_group: "group",
-    })?;
-    Ok(serde_json::to_value(&spec).unwrap())
+    });
+    match built {
+        Ok(spec) => Ok(serde_json::to_value(&spec).unwrap()),
+        Err(ContainerSpecError::Spec(error)) => Err(error),
+        Err(ContainerSpecError::User(error)) => panic!("{}: {error}", container.name),
+    }
 }
 
 /// Canonical form of a spec. Values that the other side omits when false or empty are removed. Capabilities

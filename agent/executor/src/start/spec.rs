@@ -7,13 +7,11 @@ use berth_core::{
     ids::ContainerId,
     model::{Container, Pod, Seccomp},
     plan::Failure,
-    resources::{ContainerResources, oom_score_adj},
 };
 use berth_runtime::{
     Image,
-    spec::{self, HostFacts, NamespacePaths, PidNamespace, SpecInput, UserError, UserFiles},
+    spec::{ContainerInput, ContainerSpecError, HostFacts, UserError, UserFiles, build_container},
 };
-use berth_sys::ns::NsKind;
 use berth_volumes::{PodHostname, env};
 use std::borrow::Cow;
 
@@ -40,24 +38,7 @@ impl NodeExecutor {
         prepared: &PreparedFiles,
         files: UserFiles<'_>,
     ) -> Result<oci_spec::runtime::Spec, Failure> {
-        let user = spec::resolve_user(pod, container, &image.config.user, files)
-            .map_err(|e| config_error(user_error(pod, container, &e)))?;
-        let dir = self.config.roots.sandbox_dir(&pod.uid);
-        let pinned = |kind: NsKind| dir.join(kind.file_name());
-        let n = &pod.namespaces;
-        let namespaces = NamespacePaths {
-            net: (!n.host_network).then(|| pinned(NsKind::Net)),
-            ipc: (!n.host_ipc).then(|| pinned(NsKind::Ipc)),
-            uts: (!n.host_network).then(|| pinned(NsKind::Uts)),
-            pid: if n.host_pid {
-                PidNamespace::Host
-            } else if n.share_pid {
-                PidNamespace::Shared(pinned(NsKind::Pid))
-            } else {
-                PidNamespace::Own
-            },
-        };
-        let hostname = if n.host_network {
+        let hostname = if pod.namespaces.host_network {
             // The host's own name, which may differ from the node's name.
             berth_volumes::host_name()
         } else {
@@ -70,26 +51,26 @@ impl NodeExecutor {
         let host = self.host_facts(container)?;
         let host = host.as_ref();
         let seccomp_file = self.seccomp_file(pod, container)?;
-        let input = SpecInput {
+        let input = ContainerInput {
             pod,
             container,
             id,
             image: &image.config,
-            user: &user,
+            users: files,
             env: &prepared.env,
             command: &expand(&container.command),
             args: &expand(&container.args),
             mounts: &prepared.mounts,
-            namespaces: &namespaces,
+            sandbox_dir: &self.config.roots.sandbox_dir(&pod.uid),
             cgroups_path: &self.cgroups.container_cgroup(pod, id),
-            resources: &ContainerResources::of(pod, container, host.cgroup_facts()),
-            oom_score_adj: oom_score_adj(pod, container, host.memory_capacity),
             hostname: &hostname,
             seccomp_file: seccomp_file.as_deref(),
             host,
-            shim_group: pod.uid.as_str(),
         };
-        spec::build(&input).map_err(|e| Failure::new("CreateContainerError", Chain(&e)))
+        build_container(&input).map_err(|error| match error {
+            ContainerSpecError::User(error) => config_error(user_error(pod, container, &error)),
+            ContainerSpecError::Spec(error) => Failure::new("CreateContainerError", Chain(&error)),
+        })
     }
 
     /// The host's facts. For a privileged container they hold the devices as they are now.
