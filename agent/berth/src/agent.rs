@@ -29,7 +29,7 @@ use berth_core::roots::Roots;
 use berth_executor::{NodeConfig, NodeExecutor, pump};
 use berth_network::{Network, NetworkConfig};
 use berth_node::cgroup::CgroupTree;
-use berth_pods::{ManagerConfig, Store};
+use berth_pods::{ManagerConfig, MemoryStore};
 use berth_probe::{Prober, ProberConfig};
 use berth_runtime::{RuntimeConfig, spec::HostFacts};
 use berth_services::ClearPods;
@@ -228,7 +228,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     });
 
     let (stop, stopped) = oneshot::channel();
-    let store = Store::open(&roots, &boot).context("open the memory store")?;
+    let store = MemoryStore::open(&roots, &boot).context("open the memory store")?;
     let manager = tokio::spawn(berth_pods::run(ManagerConfig {
         executor: Arc::clone(&executor),
         reports: status,

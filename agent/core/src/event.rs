@@ -71,7 +71,7 @@ impl Event {
 
 /// `involvedObject`: the object that an event is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Written", into = "Written")]
+#[serde(try_from = "StoredInvolved", into = "StoredInvolved")]
 pub enum Involved {
     /// A pod.
     Pod {
@@ -130,41 +130,43 @@ impl Involved {
 /// The stored form of the object's kind. The record of a pod has no kind, and a reader that does not know the
 /// field takes every object for a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-enum Kind {
+enum InvolvedKind {
     #[default]
     Pod,
     Service,
 }
 
-impl Kind {
+impl InvolvedKind {
     fn is_pod(&self) -> bool {
-        *self == Kind::Pod
+        *self == InvolvedKind::Pod
     }
 }
 
 #[derive(Serialize, Deserialize)]
-struct Written {
-    #[serde(default, skip_serializing_if = "Kind::is_pod")]
-    kind: Kind,
+struct StoredInvolved {
+    #[serde(default, skip_serializing_if = "InvolvedKind::is_pod")]
+    kind: InvolvedKind,
     pod: PodKey,
     uid: Arc<str>,
 }
 
-impl From<Involved> for Written {
-    fn from(involved: Involved) -> Written {
+impl From<Involved> for StoredInvolved {
+    fn from(involved: Involved) -> StoredInvolved {
         match involved {
-            Involved::Pod { key, uid } => Written { kind: Kind::Pod, pod: key, uid: uid.as_str().into() },
-            Involved::Service { key, uid } => Written { kind: Kind::Service, pod: key, uid },
+            Involved::Pod { key, uid } => {
+                StoredInvolved { kind: InvolvedKind::Pod, pod: key, uid: uid.as_str().into() }
+            }
+            Involved::Service { key, uid } => StoredInvolved { kind: InvolvedKind::Service, pod: key, uid },
         }
     }
 }
 
-impl TryFrom<Written> for Involved {
+impl TryFrom<StoredInvolved> for Involved {
     type Error = crate::ids::IdError;
-    fn try_from(Written { kind, pod: key, uid }: Written) -> Result<Involved, Self::Error> {
+    fn try_from(StoredInvolved { kind, pod: key, uid }: StoredInvolved) -> Result<Involved, Self::Error> {
         Ok(match kind {
-            Kind::Pod => Involved::Pod { key, uid: PodUid::new(&*uid)? },
-            Kind::Service => Involved::Service { key, uid },
+            InvolvedKind::Pod => Involved::Pod { key, uid: PodUid::new(&*uid)? },
+            InvolvedKind::Service => Involved::Service { key, uid },
         })
     }
 }

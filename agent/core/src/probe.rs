@@ -43,7 +43,7 @@ pub enum ProbeResult {
 
 /// The verdict that follows from the results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Verdict {
+pub enum ProbeVerdict {
     /// The probe holds.
     Success,
     /// The probe does not hold.
@@ -64,7 +64,7 @@ pub enum ProbeEvent {
 
 /// The next thing that the caller does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Step {
+pub enum ProbeStep {
     /// Send a tick at this time; [`ProbeState::NEVER`] where the probe is on hold.
     Wait {
         /// The time of the tick.
@@ -78,9 +78,9 @@ pub enum Step {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeState {
     kind: ProbeKind,
-    verdict: Option<Verdict>,
+    verdict: Option<ProbeVerdict>,
     /// The verdict that the results of the current row speak for.
-    row_of: Option<Verdict>,
+    row_of: Option<ProbeVerdict>,
     row: u32,
     on_hold: bool,
     /// The first point of the grid. The probe never runs before it.
@@ -117,8 +117,8 @@ impl ProbeState {
         seed: u32,
     ) -> ProbeState {
         let verdict = match kind {
-            ProbeKind::Readiness => Some(Verdict::Failure),
-            ProbeKind::Liveness => Some(Verdict::Success),
+            ProbeKind::Readiness => Some(ProbeVerdict::Failure),
+            ProbeKind::Liveness => Some(ProbeVerdict::Success),
             ProbeKind::Startup => None,
         };
         let spread = if started_at < agent_start && now.since(agent_start) < period(probe) {
@@ -137,12 +137,12 @@ impl ProbeState {
     pub fn adopted(
         kind: ProbeKind,
         probe: &Probe,
-        last: Option<Verdict>,
+        last: Option<ProbeVerdict>,
         now: Boottime,
         seed: u32,
     ) -> ProbeState {
         let verdict = match kind {
-            ProbeKind::Liveness => Some(last.unwrap_or(Verdict::Success)),
+            ProbeKind::Liveness => Some(last.unwrap_or(ProbeVerdict::Success)),
             ProbeKind::Readiness | ProbeKind::Startup => last,
         };
         Self::at(kind, verdict, now + part(period(probe), seed))
@@ -157,7 +157,7 @@ impl ProbeState {
         self
     }
 
-    fn at(kind: ProbeKind, verdict: Option<Verdict>, first_at: Boottime) -> ProbeState {
+    fn at(kind: ProbeKind, verdict: Option<ProbeVerdict>, first_at: Boottime) -> ProbeState {
         ProbeState {
             kind,
             verdict,
@@ -178,12 +178,12 @@ impl ProbeState {
 
     /// The current verdict; `None` for a startup probe without a verdict yet, and for an adopted probe
     /// without a remembered verdict.
-    pub fn verdict(&self) -> Option<Verdict> {
+    pub fn verdict(&self) -> Option<ProbeVerdict> {
         self.verdict
     }
 
     /// The last result other than Unknown, and how often it came in a row; for `describe` and `explain`.
-    pub fn row(&self) -> Option<(Verdict, u32)> {
+    pub fn row(&self) -> Option<(ProbeVerdict, u32)> {
         self.row_of.map(|answer| (answer, self.row))
     }
 
@@ -207,22 +207,22 @@ impl ProbeState {
         self.asked_at.map(|t| t + timeout + Self::LOST_AFTER)
     }
 
-    fn wait(&self, probe: &Probe) -> Step {
+    fn wait(&self, probe: &Probe) -> ProbeStep {
         let until = match self.lost_at(probe) {
             _ if self.on_hold => Self::NEVER,
             Some(lost) => lost,
             None => self.next_at,
         };
-        Step::Wait { until }
+        ProbeStep::Wait { until }
     }
 
-    fn ask(&mut self, now: Boottime) -> Step {
+    fn ask(&mut self, now: Boottime) -> ProbeStep {
         self.asked_at = Some(now);
         self.last_asked = Some(now);
-        Step::Ask
+        ProbeStep::Ask
     }
 
-    fn tick(&mut self, probe: &Probe, now: Boottime) -> Step {
+    fn tick(&mut self, probe: &Probe, now: Boottime) -> ProbeStep {
         if self.lost_at(probe).is_some_and(|lost| now >= lost) {
             self.asked_at = None;
         }
@@ -233,24 +233,24 @@ impl ProbeState {
         self.ask(now)
     }
 
-    fn nudge(&mut self, probe: &Probe, now: Boottime) -> Step {
+    fn nudge(&mut self, probe: &Probe, now: Boottime) -> ProbeStep {
         let due = self.tick(probe, now);
         let rested = self.last_asked.is_none_or(|t| now.since(t) >= Self::NUDGE_GAP);
-        let may = self.kind == ProbeKind::Readiness && self.verdict != Some(Verdict::Success);
-        if due == Step::Ask || !may || !rested || self.asked_at.is_some() || now < self.first_at {
+        let may = self.kind == ProbeKind::Readiness && self.verdict != Some(ProbeVerdict::Success);
+        if due == ProbeStep::Ask || !may || !rested || self.asked_at.is_some() || now < self.first_at {
             return due;
         }
         self.ask(now)
     }
 
     /// Counts one result, and returns the verdict if it changed.
-    fn count(&mut self, probe: &Probe, answer: Verdict) -> Option<Verdict> {
+    fn count(&mut self, probe: &Probe, answer: ProbeVerdict) -> Option<ProbeVerdict> {
         self.row = if self.row_of == Some(answer) { self.row.saturating_add(1) } else { 1 };
         self.row_of = Some(answer);
         let needed = match (answer, self.kind) {
-            (Verdict::Failure, _) => probe.failure_threshold,
-            (Verdict::Success, ProbeKind::Readiness) => probe.success_threshold,
-            (Verdict::Success, ProbeKind::Liveness | ProbeKind::Startup) => 1,
+            (ProbeVerdict::Failure, _) => probe.failure_threshold,
+            (ProbeVerdict::Success, ProbeKind::Readiness) => probe.success_threshold,
+            (ProbeVerdict::Success, ProbeKind::Liveness | ProbeKind::Startup) => 1,
         };
         if self.row < needed || self.verdict == Some(answer) {
             return None;
@@ -264,7 +264,11 @@ impl ProbeState {
 /// Processes one event. Returns the new state, the next step, and the verdict if this event changed it.
 ///
 /// A result while no probe runs (a late one, after it was given up) counts for nothing.
-pub fn step(state: &ProbeState, probe: &Probe, event: ProbeEvent) -> (ProbeState, Step, Option<Verdict>) {
+pub fn step(
+    state: &ProbeState,
+    probe: &Probe,
+    event: ProbeEvent,
+) -> (ProbeState, ProbeStep, Option<ProbeVerdict>) {
     let mut state = state.clone();
     let (todo, changed) = match event {
         ProbeEvent::Tick(now) => (state.tick(probe, now), None),
@@ -273,9 +277,9 @@ pub fn step(state: &ProbeState, probe: &Probe, event: ProbeEvent) -> (ProbeState
             let awaited = state.asked_at.take().is_some() && !state.on_hold;
             let changed = match result {
                 ProbeResult::Success | ProbeResult::Warning(_) if awaited => {
-                    state.count(probe, Verdict::Success)
+                    state.count(probe, ProbeVerdict::Success)
                 }
-                ProbeResult::Failure(_) if awaited => state.count(probe, Verdict::Failure),
+                ProbeResult::Failure(_) if awaited => state.count(probe, ProbeVerdict::Failure),
                 _ => None,
             };
             // A probe that ran longer than the period has used up the grid points that passed meanwhile.
@@ -288,10 +292,10 @@ pub fn step(state: &ProbeState, probe: &Probe, event: ProbeEvent) -> (ProbeState
     (state, todo, changed)
 }
 
-fn holds(kind: ProbeKind, verdict: Option<Verdict>) -> bool {
+fn holds(kind: ProbeKind, verdict: Option<ProbeVerdict>) -> bool {
     match kind {
         ProbeKind::Startup => verdict.is_some(),
-        ProbeKind::Liveness => verdict == Some(Verdict::Failure),
+        ProbeKind::Liveness => verdict == Some(ProbeVerdict::Failure),
         ProbeKind::Readiness => false,
     }
 }

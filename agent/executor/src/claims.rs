@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 /// A resource that a pod or a run may have claimed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Thing {
+pub(crate) enum Claimable {
     /// A pod's lease.
     Pod(PodUid),
     /// A run's output.
@@ -26,24 +26,24 @@ pub(crate) enum Thing {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ClaimTable {
     pods: BTreeSet<PodUid>,
     runs: HashMap<ContainerId, PodUid>,
-    leaving: BTreeSet<Thing>,
+    leaving: BTreeSet<Claimable>,
 }
 
 /// The claims of one agent process.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
-    state: Mutex<State>,
+    state: Mutex<ClaimTable>,
     left: Notify,
 }
 
 /// The mark of a resource that is being released. Dropping the mark ends the release.
 #[derive(Debug)]
-pub(crate) struct Leaving<'a>(&'a Claims, Thing);
+pub(crate) struct Releasing<'a>(&'a Claims, Claimable);
 
-impl Drop for Leaving<'_> {
+impl Drop for Releasing<'_> {
     fn drop(&mut self) {
         self.0.state().leaving.remove(&self.1);
         self.0.left.notify_waiters();
@@ -51,7 +51,7 @@ impl Drop for Leaving<'_> {
 }
 
 impl Claims {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ClaimTable> {
         lock(&self.state)
     }
 
@@ -70,8 +70,8 @@ impl Claims {
 
     fn try_claim(&self, pod: &PodUid, run: Option<&ContainerId>) -> bool {
         let mut state = self.state();
-        let run_leaves = run.is_some_and(|id| state.leaving.contains(&Thing::Run(id.clone())));
-        if run_leaves || state.leaving.contains(&Thing::Pod(pod.clone())) {
+        let run_leaves = run.is_some_and(|id| state.leaving.contains(&Claimable::Run(id.clone())));
+        if run_leaves || state.leaving.contains(&Claimable::Pod(pod.clone())) {
             return false;
         }
         state.pods.insert(pod.clone());
@@ -82,16 +82,16 @@ impl Claims {
     }
 
     /// Begins to release a resource. `None` where the resource is claimed or already being released.
-    pub(crate) fn leave(&self, thing: Thing) -> Option<Leaving<'_>> {
+    pub(crate) fn leave(&self, thing: Claimable) -> Option<Releasing<'_>> {
         let mut state = self.state();
         let ours = match &thing {
-            Thing::Pod(uid) => state.pods.contains(uid),
-            Thing::Run(id) => state.runs.contains_key(id),
+            Claimable::Pod(uid) => state.pods.contains(uid),
+            Claimable::Run(id) => state.runs.contains_key(id),
         };
         if ours || !state.leaving.insert(thing.clone()) {
             return None;
         }
-        Some(Leaving(self, thing))
+        Some(Releasing(self, thing))
     }
 
     /// The pod of a run, where this agent process has started or observed the run.
@@ -128,9 +128,9 @@ mod tests {
     async fn what_is_being_let_go_holds_up_its_own_start_alone() {
         let claims = Claims::default();
         let [run, other] = ["1", "2"].map(|c| ContainerId::new(c.repeat(64)).unwrap());
-        let lease = claims.leave(Thing::Pod(pod("a"))).unwrap();
-        let output = claims.leave(Thing::Run(run.clone())).unwrap();
-        assert!(claims.leave(Thing::Pod(pod("a"))).is_none(), "one at a time");
+        let lease = claims.leave(Claimable::Pod(pod("a"))).unwrap();
+        let output = claims.leave(Claimable::Run(run.clone())).unwrap();
+        assert!(claims.leave(Claimable::Pod(pod("a"))).is_none(), "one at a time");
         claims.claim(&pod("b"), None).await;
         claims.claim(&pod("b"), Some(&other)).await;
         let a = pod("a");
@@ -146,12 +146,14 @@ mod tests {
         assert_eq!(claims.owner(&run), Some(pod("a")));
         // A claimed resource is not released.
         assert!(
-            claims.leave(Thing::Pod(pod("a"))).is_none() && claims.leave(Thing::Run(run.clone())).is_none()
+            claims.leave(Claimable::Pod(pod("a"))).is_none()
+                && claims.leave(Claimable::Run(run.clone())).is_none()
         );
         claims.forget_run(&run);
         claims.forget(&pod("a"));
         assert!(
-            claims.leave(Thing::Pod(pod("a"))).is_some() && claims.leave(Thing::Run(run.clone())).is_some()
+            claims.leave(Claimable::Pod(pod("a"))).is_some()
+                && claims.leave(Claimable::Run(run.clone())).is_some()
         );
     }
 }

@@ -5,7 +5,7 @@
 //! only what bears the agent's names below the agent's roots. A lease or output stream that a start could
 //! soon use is marked while being released ([`crate::claims`]).
 
-use crate::{NodeExecutor, claims::Thing, node_executor::blocking, pod_locks::Area};
+use crate::{NodeExecutor, claims::Claimable, node_executor::blocking, pod_locks::Area};
 use berth_core::{
     error::Chain,
     ids::{ContainerId, PodUid},
@@ -80,7 +80,7 @@ impl NodeExecutor {
             if used.contains(&uid) || known.contains(&uid) {
                 continue;
             }
-            let Some(_leaving) = self.claims.leave(Thing::Pod(uid.clone())) else { continue };
+            let Some(_leaving) = self.claims.leave(Claimable::Pod(uid.clone())) else { continue };
             match runtime.release_lease(&uid).await {
                 Ok(()) => tracing::info!(%uid, "stale lease released"),
                 Err(e) => tracing::debug!(%uid, why = %Chain(&e), "lease not released"),
@@ -101,7 +101,7 @@ impl NodeExecutor {
         let containers: BTreeSet<ContainerId> = list.into_iter().map(|c| c.id).collect();
         for stream in streams.into_iter().filter(|s| !containers.contains(&s.spec.id)) {
             let (id, pod) = (stream.spec.id, stream.spec.key);
-            let Some(_leaving) = self.claims.leave(Thing::Run(id.clone())) else { continue };
+            let Some(_leaving) = self.claims.leave(Claimable::Run(id.clone())) else { continue };
             match self.logd.finish(&id).await {
                 Ok(_) => {
                     tracing::info!(%pod, container = id.short(), "output of a container that is gone finished")

@@ -8,7 +8,7 @@
 
 use crate::NodeExecutor;
 use berth_core::{error::Chain, ids::ContainerId, sync::lock};
-use berth_pods::Process;
+use berth_pods::NodeProcess;
 use berth_probe::{ExecOutcome, ExecTarget, Unsupported, exec::MAX_OUTPUT, process_of_spec};
 use berth_runtime::ExecRequest;
 use berth_sys::clock;
@@ -36,7 +36,7 @@ impl NodeExecutor {
     async fn target(
         &self,
         id: &ContainerId,
-        process: Process,
+        process: NodeProcess,
         command: Vec<String>,
     ) -> Result<ExecTarget, String> {
         let spec = self.stored_spec(id).await?;
@@ -70,7 +70,7 @@ impl NodeExecutor {
     pub(crate) async fn run_command(
         &self,
         id: &ContainerId,
-        process: Option<Process>,
+        process: Option<NodeProcess>,
         command: Vec<String>,
         within: Duration,
     ) -> ExecOutcome {

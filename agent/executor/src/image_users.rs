@@ -8,17 +8,17 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-type Files = (Option<Arc<str>>, Option<Arc<str>>);
+type UserDatabase = (Option<Arc<str>>, Option<Arc<str>>);
 
 /// The files by the chain id of the image's file system.
 #[derive(Debug, Default)]
-pub(crate) struct ImageUsers(Mutex<HashMap<String, Files>>);
+pub(crate) struct ImageUsers(Mutex<HashMap<String, UserDatabase>>);
 
 /// The most images in the cache.
 const MOST: usize = 256;
 
 impl ImageUsers {
-    pub(crate) async fn of(&self, runtime: &Runtime, image: &Image) -> Result<Files, Failure> {
+    pub(crate) async fn of(&self, runtime: &Runtime, image: &Image) -> Result<UserDatabase, Failure> {
         if let Some(files) = lock(&self.0).get(&image.chain_id) {
             return Ok(files.clone());
         }
@@ -26,7 +26,7 @@ impl ImageUsers {
             .image_files(image, ["etc/passwd", "etc/group"])
             .await
             .map_err(|e| Failure::new("CreateContainerError", Chain(&e)))?;
-        let files: Files = (passwd.map(Arc::from), group.map(Arc::from));
+        let files: UserDatabase = (passwd.map(Arc::from), group.map(Arc::from));
         let mut cache = lock(&self.0);
         if cache.len() >= MOST {
             cache.clear();

@@ -25,7 +25,7 @@ use berth_core::{
 };
 use berth_network::Network;
 use berth_node::cgroup::CgroupTree;
-use berth_pods::{ActionResult, Change, Context, Executor, NodeEvent, PodSnapshot, Process};
+use berth_pods::{ActionResult, Context, Executor, NodeEvent, NodeProcess, ObservedChange, PodSnapshot};
 use berth_probe::Prober;
 use berth_runtime::{
     Runtime,
@@ -78,7 +78,7 @@ pub struct NodeExecutor {
     pub(crate) cgroups: CgroupTree,
     pub(crate) prober: Prober,
     pub(crate) incoming: mpsc::Sender<NodeEvent>,
-    pub(crate) pauses: Mutex<BTreeMap<PodUid, (Process, AbortHandle)>>,
+    pub(crate) pauses: Mutex<BTreeMap<PodUid, (NodeProcess, AbortHandle)>>,
     pub(crate) specs: Mutex<HashMap<ContainerId, Arc<serde_json::Value>>>,
     pub(crate) users: ImageUsers,
     pub(crate) images: Mutex<HashMap<String, (std::time::Instant, berth_runtime::Image)>>,
@@ -212,7 +212,7 @@ impl NodeExecutor {
             .blocking(&uid, Area::Files, move || volumes.mount(&context.pod, &facts, &context.objects))
             .await?
             .map_err(|e| not_mounted(&e))?;
-        Ok(ActionResult::done(vec![Change::Volumes { mounted: true, present: true }]))
+        Ok(ActionResult::done(vec![ObservedChange::Volumes { mounted: true, present: true }]))
     }
 
     async fn unmount_volumes(&self, context: Context) -> Result<ActionResult, Failure> {
@@ -221,7 +221,7 @@ impl NodeExecutor {
             .blocking(&context.pod.uid, Area::Files, move || volumes.unmount(&uid))
             .await?
             .map_err(|e| Failure::new("FailedUnMount", e.message()))?;
-        Ok(ActionResult::done(vec![Change::Volumes { mounted: false, present: false }]))
+        Ok(ActionResult::done(vec![ObservedChange::Volumes { mounted: false, present: false }]))
     }
 
     async fn remove_pod(&self, pod: &Pod) -> Result<ActionResult, Failure> {

@@ -9,7 +9,7 @@ use berth_core::{
     status::ContainerUser,
     time::Boottime,
 };
-use berth_pods::{Found, NodeEvent, PodSnapshot, Process};
+use berth_pods::{FoundPod, NodeEvent, NodeProcess, PodSnapshot};
 use berth_runtime::{FoundContainer, FoundState};
 use berth_sys::{clock, fs::read_to_string_limited};
 use serde::Deserialize;
@@ -36,7 +36,7 @@ impl NodeExecutor {
             let pod = containers.iter().find_map(stored_pod);
             match self.snapshot(&uid, pod.as_deref(), containers, taken) {
                 Ok(snapshot) => {
-                    found.insert(uid, Found { pod, snapshot });
+                    found.insert(uid, FoundPod { pod, snapshot });
                 }
                 // A pod that cannot be observed does not keep the others from being observed.
                 Err(failure) => {
@@ -73,7 +73,7 @@ impl NodeExecutor {
             if let FoundState::Running { pid, start_time, .. } = c.state
                 && c.exit.is_none()
             {
-                snapshot.processes.insert(c.id.clone(), Process { pid, start_time });
+                snapshot.processes.insert(c.id.clone(), NodeProcess { pid, start_time });
             }
             if c.state == FoundState::Unknown && c.exit.is_none() {
                 snapshot.unsure.insert(c.id.clone());

@@ -7,7 +7,7 @@ use berth_core::{
     model::{Probe, ProbeAction},
     probe::ProbeResult,
 };
-use berth_pods::{Context, Process};
+use berth_pods::{Context, NodeProcess};
 use berth_probe::{TRIES, action::probe_command, resolve};
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,7 @@ impl NodeExecutor {
     async fn ask_command(
         &self,
         id: &ContainerId,
-        process: Option<Process>,
+        process: Option<NodeProcess>,
         command: Vec<String>,
         timeout: Duration,
     ) -> ProbeResult {

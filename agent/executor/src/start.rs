@@ -15,7 +15,7 @@ use berth_core::{
     sync::lock,
 };
 use berth_logd::StreamSpec;
-use berth_pods::{ActionResult, Change, Context, Process};
+use berth_pods::{ActionResult, Context, NodeProcess, ObservedChange};
 use berth_runtime::{
     ExitRecord, Image, START_ERROR_EXIT_CODE, Stage, StartError, StartFailure, StartRequest, Stdio,
     spec::{UserFiles, image_volumes},
@@ -43,10 +43,10 @@ struct NewRun {
 
 impl NewRun {
     /// The change that shows the run in this state.
-    fn change(self, state: RunState, task: bool, process: Option<Process>) -> Change {
+    fn change(self, state: RunState, task: bool, process: Option<NodeProcess>) -> ObservedChange {
         let NewRun { container, attempt, sandbox_attempt, id, image_id, user } = self;
         let run = ObservedContainer { container, attempt, sandbox_attempt, image_id, user, state, task };
-        Change::Container(id, Box::new(run), process)
+        ObservedChange::Container(id, Box::new(run), process)
     }
 
     /// The result of a start that containerd did not carry out.
@@ -166,7 +166,7 @@ impl NodeExecutor {
             Ok(started) => started,
             Err(error) => return run.not_started(error),
         };
-        let process = Process { pid: started.pid, start_time: started.start_time };
+        let process = NodeProcess { pid: started.pid, start_time: started.start_time };
         let state = match started.exit {
             Some(exit) => RunState::Ended(exit_of(exit)),
             None => RunState::Running { started_at: started.started_at },

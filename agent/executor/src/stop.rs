@@ -9,7 +9,7 @@ use berth_core::{
     sync::lock,
 };
 use berth_logd::{StreamSpec, reader};
-use berth_pods::{ActionResult, Change, Context};
+use berth_pods::{ActionResult, Context, ObservedChange};
 use berth_runtime::{ExitRecord, Runtime};
 use nix::sys::signal::Signal;
 
@@ -98,7 +98,7 @@ impl NodeExecutor {
                 // Only deleting the task guarantees that all output is written, including a last line without
                 // a newline. The exit is stored first, so that an interruption loses only the message.
                 if !self.store_exit(&id, &exit).await? {
-                    return Ok(ActionResult::done(vec![Change::Removed(id)]));
+                    return Ok(ActionResult::done(vec![ObservedChange::Removed(id)]));
                 }
                 match self.reap(&context.pod, id.clone()).await {
                     Ok(reaped) => changes.extend(reaped.changes),
@@ -118,9 +118,9 @@ impl NodeExecutor {
             exit.message = exit.message.map(|text| head(&text, most).to_owned());
         }
         if !self.store_exit(&id, &exit).await? {
-            return Ok(ActionResult::done(vec![Change::Removed(id)]));
+            return Ok(ActionResult::done(vec![ObservedChange::Removed(id)]));
         }
-        changes.insert(0, Change::Recorded(id, exit));
+        changes.insert(0, ObservedChange::Recorded(id, exit));
         Ok(ActionResult::done(changes))
     }
 
@@ -187,7 +187,7 @@ impl NodeExecutor {
         lock(&self.specs).remove(&id);
         self.drop_cgroup(&pod.uid).await;
         Ok(ActionResult {
-            changes: vec![Change::Reaped(id)],
+            changes: vec![ObservedChange::Reaped(id)],
             steps: steps.into_parts(),
             ..ActionResult::default()
         })
@@ -218,7 +218,7 @@ impl NodeExecutor {
         }
         lock(&self.specs).remove(&id);
         self.claims.forget_run(&id);
-        Ok(ActionResult::done(vec![Change::Removed(id)]))
+        Ok(ActionResult::done(vec![ObservedChange::Removed(id)]))
     }
 }
 
@@ -251,9 +251,9 @@ fn falls_back_to_logs(context: &Context, container: &ContainerName) -> bool {
 /// The end of an output that arrives in pieces. Older bytes are dropped while reading, because eighty lines
 /// may be the whole output.
 #[derive(Default)]
-struct End(Vec<u8>);
+struct OutputTail(Vec<u8>);
 
-impl End {
+impl OutputTail {
     /// Appends the next piece.
     fn push(&mut self, piece: &[u8]) {
         // Only the end of a piece longer than the limit can matter.
@@ -277,7 +277,7 @@ impl End {
 
 /// The end of a run's output, from its log files.
 fn tail(set: &reader::LogSet) -> Option<String> {
-    let mut end = End::default();
+    let mut end = OutputTail::default();
     let mut emit = |record: berth_logd::format::Record<'_>| {
         end.push(record.text);
         if !record.partial {
@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn of_any_output_no_more_than_its_end_is_held() {
-        let mut end = End::default();
+        let mut end = OutputTail::default();
         for n in 0..2000 {
             end.push(format!("{n} ").repeat(1000).as_bytes());
             end.push(b"\n");

@@ -10,7 +10,7 @@ use berth_core::{
 };
 use berth_network::{Network, NetworkConfig};
 use berth_node::cgroup::CgroupTree;
-use berth_pods::{Change, Context, Executor as _, NodeEvent, Process, WorkerMessage};
+use berth_pods::{Context, Executor as _, NodeEvent, NodeProcess, ObservedChange, WorkerMessage};
 use berth_probe::{Prober, ProberConfig};
 use berth_runtime::spec::HostFacts;
 use berth_sys::process::{self, PidFd};
@@ -108,7 +108,7 @@ impl Node {
         let performed = self.executor.perform(self.context(), action).await;
         performed.outcome?;
         match performed.changes.into_iter().next() {
-            Some(Change::Sandbox(seen)) => Ok(seen),
+            Some(ObservedChange::Sandbox(seen)) => Ok(seen),
             other => panic!("{other:?}"),
         }
     }
@@ -132,7 +132,7 @@ impl Node {
         self.executor.see_sandbox(&self.pod.uid, lives).unwrap()
     }
 
-    pub(crate) fn pause(&self) -> Process {
+    pub(crate) fn pause(&self) -> NodeProcess {
         let pauses = self.executor.stray_pauses(&self.pod.uid).unwrap();
         assert_eq!(pauses.len(), 1, "{pauses:?}");
         pauses[0]

@@ -18,7 +18,7 @@ use std::{
 
 /// A process of the node. The start time distinguishes the process from a later one with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Process {
+pub struct NodeProcess {
     /// The process id in the host's PID namespace.
     pub pid: u32,
     /// Field 22 of `/proc/<pid>/stat`, in clock ticks since boot.
@@ -36,7 +36,7 @@ pub struct Context {
     pub sandbox: Option<ObservedSandbox>,
     /// The process of the action's container run. `None` where the run has no process, and for actions
     /// without a run.
-    pub process: Option<Process>,
+    pub process: Option<NodeProcess>,
     /// The action's container run. `None` for actions without a run.
     pub run: Option<ObservedContainer>,
     /// The moment by which a hook must have ended. `None` where the action sets no such limit.
@@ -45,7 +45,7 @@ pub struct Context {
 
 /// A change that an action made to the observed state.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum ObservedChange {
     /// The new state of the sandbox.
     Sandbox(Option<ObservedSandbox>),
     /// The new state of the volumes.
@@ -56,7 +56,7 @@ pub enum Change {
         present: bool,
     },
     /// The new state of a container record, with its process where the container runs.
-    Container(ContainerId, Box<ObservedContainer>, Option<Process>),
+    Container(ContainerId, Box<ObservedContainer>, Option<NodeProcess>),
     /// A container's exit is stored on its record.
     Recorded(ContainerId, Exit),
     /// A container's task is deleted.
@@ -65,33 +65,33 @@ pub enum Change {
     Removed(ContainerId),
 }
 
-impl Change {
+impl ObservedChange {
     /// Applies the change to the observed state and the known processes.
-    pub fn apply(self, seen: &mut Observed, processes: &mut BTreeMap<ContainerId, Process>) {
+    pub fn apply(self, seen: &mut Observed, processes: &mut BTreeMap<ContainerId, NodeProcess>) {
         match self {
-            Change::Sandbox(s) => seen.sandbox = s,
-            Change::Volumes { mounted, present } => {
+            ObservedChange::Sandbox(s) => seen.sandbox = s,
+            ObservedChange::Volumes { mounted, present } => {
                 seen.volumes_mounted = mounted;
                 seen.volumes_present = present;
             }
-            Change::Container(id, c, process) => {
+            ObservedChange::Container(id, c, process) => {
                 if let Some(p) = process {
                     processes.insert(id.clone(), p);
                 }
                 seen.containers.insert(id, *c);
             }
-            Change::Recorded(id, exit) => {
+            ObservedChange::Recorded(id, exit) => {
                 if let Some(c) = seen.containers.get_mut(&id) {
                     c.state = RunState::Recorded(exit);
                 }
                 processes.remove(&id);
             }
-            Change::Reaped(id) => {
+            ObservedChange::Reaped(id) => {
                 if let Some(c) = seen.containers.get_mut(&id) {
                     c.task = false;
                 }
             }
-            Change::Removed(id) => {
+            ObservedChange::Removed(id) => {
                 seen.containers.remove(&id);
                 processes.remove(&id);
             }
@@ -105,7 +105,7 @@ pub struct ActionResult {
     /// Whether the action succeeded.
     pub outcome: Result<(), Failure>,
     /// The changes that the action made, including those before a failure half way.
-    pub changes: Vec<Change>,
+    pub changes: Vec<ObservedChange>,
     /// The action's parts and the time that each took, for performance analysis.
     pub steps: Vec<(&'static str, std::time::Duration)>,
     /// Events of an action that succeeded with a defect. A worker publishes each distinct event once in its
@@ -121,7 +121,7 @@ impl Default for ActionResult {
 
 impl ActionResult {
     /// The result of an action that succeeded with these changes.
-    pub fn done(changes: Vec<Change>) -> ActionResult {
+    pub fn done(changes: Vec<ObservedChange>) -> ActionResult {
         ActionResult { outcome: Ok(()), changes, steps: Vec::new(), events: Vec::new() }
     }
 
@@ -138,7 +138,7 @@ pub struct PodSnapshot {
     /// since the agent's start mounts them again.
     pub seen: Observed,
     /// The processes of the running containers.
-    pub processes: BTreeMap<ContainerId, Process>,
+    pub processes: BTreeMap<ContainerId, NodeProcess>,
     /// Containers whose state could not be read, for example because their shim does not answer. Their state
     /// in `seen` is a guess, and a cache that already knows the container keeps its own state.
     pub unsure: BTreeSet<ContainerId>,

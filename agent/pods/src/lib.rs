@@ -18,8 +18,8 @@ mod testing;
 mod waiting;
 mod worker;
 
-pub use executor::{ActionResult, Change, Context, Executor, PodSnapshot, Process};
-pub use manager::{DesiredSet, Found, ManagerConfig, NodeEvent, run};
+pub use executor::{ActionResult, Context, Executor, NodeProcess, ObservedChange, PodSnapshot};
+pub use manager::{DesiredSet, FoundPod, ManagerConfig, NodeEvent, run};
 pub use report::{ActionRecord, PodReport, Reports};
-pub use store::{Kept, Store, StoreError};
+pub use store::{MemoryStore, StoreError, StoredPod};
 pub use worker::{PlanRecord, WorkerMessage};

@@ -17,10 +17,11 @@ mod inputs;
 mod reconcile;
 mod start;
 
-pub use inputs::{DesiredSet, Found, NodeEvent};
+pub use inputs::{DesiredSet, FoundPod, NodeEvent};
 
 use crate::{
-    executor::Executor, names::Names, refs::References, report::Reports, store::Store, worker::WorkerMessage,
+    executor::Executor, names::NameHolders, refs::References, report::Reports, store::MemoryStore,
+    worker::WorkerMessage,
 };
 use berth_core::{
     ids::PodUid,
@@ -53,7 +54,7 @@ pub struct ManagerConfig<H, R> {
     /// The receiver of pod reports and events.
     pub reports: Arc<R>,
     /// The store of the pods' memory.
-    pub store: Store,
+    pub store: MemoryStore,
     /// The desired set, as the source changes it.
     pub desired: watch::Receiver<Arc<DesiredSet>>,
     /// Events from the node.
@@ -87,7 +88,7 @@ enum ManagerTask {
 }
 
 /// The result of a task in the manager's `JoinSet`.
-enum Outcome {
+enum TaskOutcome {
     Done,
     Listed(Result<BTreeSet<PodUid>, Failure>),
     Cleaned(Result<(), Failure>),
@@ -96,12 +97,12 @@ enum Outcome {
 struct Manager<H, R> {
     executor: Arc<H>,
     reports: Arc<R>,
-    store: Store,
+    store: MemoryStore,
     desired: Arc<DesiredSet>,
     workers: BTreeMap<PodUid, WorkerHandle>,
-    names: Names,
+    names: NameHolders,
     references: References,
-    tasks: JoinSet<Outcome>,
+    tasks: JoinSet<TaskOutcome>,
     task_kinds: HashMap<Id, ManagerTask>,
     /// Pods whose orphans are being removed. These pods get no worker meanwhile.
     being_cleaned: BTreeSet<PodUid>,
@@ -112,7 +113,7 @@ struct Manager<H, R> {
     cleaned_once: bool,
     /// Pods and memory that the store holds from before the agent's start and that have no worker yet.
     stored: BTreeMap<PodUid, (Arc<Pod>, Memory)>,
-    found: BTreeMap<PodUid, Found>,
+    found: BTreeMap<PodUid, FoundPod>,
     /// Pods that have a container or a sandbox but that the last relist could not observe.
     unseen: BTreeSet<PodUid>,
     /// Pods with containers whose spec cannot be read. Their containers are left alone.
@@ -142,7 +143,7 @@ pub async fn run<H: Executor, R: Reports>(config: ManagerConfig<H, R>) {
         store,
         desired: desired.borrow_and_update().clone(),
         workers: BTreeMap::new(),
-        names: Names::default(),
+        names: NameHolders::default(),
         references: References::default(),
         tasks: JoinSet::new(),
         task_kinds: HashMap::new(),
@@ -243,13 +244,13 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         }
     }
 
-    fn spawn(&mut self, kind: ManagerTask, task: impl Future<Output = Outcome> + Send + 'static) {
+    fn spawn(&mut self, kind: ManagerTask, task: impl Future<Output = TaskOutcome> + Send + 'static) {
         let handle = self.tasks.spawn(task);
         self.task_kinds.insert(handle.id(), kind);
     }
 
     /// Handles the end of one of the manager's tasks. Returns true where the workers have to be reconciled.
-    fn ended(&mut self, ended: Result<(Id, Outcome), JoinError>) -> bool {
+    fn ended(&mut self, ended: Result<(Id, TaskOutcome), JoinError>) -> bool {
         let (id, outcome) = match ended {
             Ok((id, outcome)) => (id, Ok(outcome)),
             Err(e) => (e.id(), Err(e.to_string())),
@@ -282,7 +283,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         tracing::error!(pod = %live.pod.key, %uid, panic, ?rest, "the pod's worker panicked; it will be started again");
         self.spawn(ManagerTask::RestartDelay(uid), async move {
             tokio::time::sleep(rest).await;
-            Outcome::Done
+            TaskOutcome::Done
         });
     }
 

@@ -7,9 +7,9 @@ use std::collections::{BTreeSet, HashMap};
 /// The holders of each name. A name has more than one holder only where the pods were found on the node like
 /// that.
 #[derive(Debug, Default)]
-pub(crate) struct Names(HashMap<PodKey, BTreeSet<PodUid>>);
+pub(crate) struct NameHolders(HashMap<PodKey, BTreeSet<PodUid>>);
 
-impl Names {
+impl NameHolders {
     /// Whether a pod other than `by_another_than` holds the name.
     pub(crate) fn taken(&self, key: &PodKey, by_another_than: &PodUid) -> bool {
         self.0.get(key).is_some_and(|holders| holders.iter().any(|u| u != by_another_than))

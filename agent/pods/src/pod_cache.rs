@@ -8,7 +8,7 @@
 //!   changing.
 //! - What an observation could not read changes nothing.
 
-use crate::executor::{Change, PodSnapshot, Process};
+use crate::executor::{NodeProcess, ObservedChange, PodSnapshot};
 use berth_core::{
     ids::{ContainerId, ContainerName},
     plan::{Action, Exit, Observed, ObservedContainer, RunState, SandboxState},
@@ -22,7 +22,7 @@ pub(crate) struct PodCache {
     /// The pod's observed state, as `plan` takes it.
     pub(crate) seen: Observed,
     /// The processes of the running containers.
-    pub(crate) processes: BTreeMap<ContainerId, Process>,
+    pub(crate) processes: BTreeMap<ContainerId, NodeProcess>,
     /// Exits that arrived before their start had ended.
     early: BTreeMap<ContainerId, Exit>,
     /// Container runs in which the OOM killer ended a process.
@@ -38,29 +38,29 @@ pub(crate) struct PodCache {
 
 /// A container run that has ended, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Ended {
+pub(crate) struct EndedRun {
     pub(crate) container: ContainerName,
     pub(crate) exit: Exit,
 }
 
 impl PodCache {
     /// Applies a change that an action made. Returns the run that ended by it.
-    pub(crate) fn apply(&mut self, change: Change, at: Boottime) -> Option<Ended> {
+    pub(crate) fn apply(&mut self, change: ObservedChange, at: Boottime) -> Option<EndedRun> {
         let run = match &change {
-            Change::Sandbox(_) => {
+            ObservedChange::Sandbox(_) => {
                 self.sandbox_changed = Some(at);
                 None
             }
-            Change::Volumes { .. } => {
+            ObservedChange::Volumes { .. } => {
                 self.volumes_changed = Some(at);
                 None
             }
-            Change::Container(id, ..)
-            | Change::Recorded(id, _)
-            | Change::Reaped(id)
-            | Change::Removed(id) => Some(id.clone()),
+            ObservedChange::Container(id, ..)
+            | ObservedChange::Recorded(id, _)
+            | ObservedChange::Reaped(id)
+            | ObservedChange::Removed(id) => Some(id.clone()),
         };
-        let removed = matches!(change, Change::Removed(_));
+        let removed = matches!(change, ObservedChange::Removed(_));
         change.apply(&mut self.seen, &mut self.processes);
         let id = run?;
         self.changed.insert(id.clone(), at);
@@ -94,7 +94,7 @@ impl PodCache {
     }
 
     /// Takes the exit of a process of the pod. Returns the run that ended by it.
-    pub(crate) fn exit(&mut self, id: ContainerId, exit: Exit, at: Boottime) -> Option<Ended> {
+    pub(crate) fn exit(&mut self, id: ContainerId, exit: Exit, at: Boottime) -> Option<EndedRun> {
         match self.seen.containers.get(&id).map(|c| &c.state) {
             Some(RunState::Ended(_) | RunState::Recorded(_)) => return None,
             Some(RunState::Running { .. } | RunState::NotStarted) | None => {}
@@ -105,7 +105,7 @@ impl PodCache {
     }
 
     /// Ends a running container whose exit has arrived already.
-    fn end_early(&mut self, id: &ContainerId) -> Option<Ended> {
+    fn end_early(&mut self, id: &ContainerId) -> Option<EndedRun> {
         let c = self.seen.containers.get_mut(id)?;
         match c.state {
             RunState::NotStarted => None,
@@ -113,7 +113,7 @@ impl PodCache {
                 let mut exit = self.early.remove(id)?;
                 exit.started_at.get_or_insert(started_at);
                 exit.oom |= self.oomed.contains(id);
-                let ended = Ended { container: c.container.clone(), exit: exit.clone() };
+                let ended = EndedRun { container: c.container.clone(), exit: exit.clone() };
                 c.state = RunState::Ended(exit);
                 self.processes.remove(id);
                 Some(ended)
@@ -166,7 +166,7 @@ impl PodCache {
     }
 
     /// Merges a snapshot into the cache. Returns the runs that have ended since the last one.
-    pub(crate) fn merge(&mut self, snapshot: PodSnapshot, in_flight: &BTreeSet<Action>) -> Vec<Ended> {
+    pub(crate) fn merge(&mut self, snapshot: PodSnapshot, in_flight: &BTreeSet<Action>) -> Vec<EndedRun> {
         let PodSnapshot { seen, processes, unsure, taken } = snapshot;
         let busy = |test: fn(&Action) -> bool| in_flight.iter().any(test);
         let later = |at: Option<Boottime>| at.is_some_and(|t| t >= taken);
@@ -204,7 +204,7 @@ impl PodCache {
                 if let Some(c) = known.as_ref().filter(|_| ran)
                     && let Some(exit) = c.state.exit()
                 {
-                    ended.push(Ended { container: c.container.clone(), exit: exit.clone() });
+                    ended.push(EndedRun { container: c.container.clone(), exit: exit.clone() });
                 }
                 known
             };

@@ -10,7 +10,7 @@ use berth_core::{
     ids::{ContainerId, ContainerName},
     model::{Pod, Probe, ProbeKind},
     plan::{ActiveProbe, Memory, Readiness},
-    probe::{ProbeEvent, ProbeResult, ProbeState, Step, Verdict, step},
+    probe::{ProbeEvent, ProbeResult, ProbeState, ProbeStep, ProbeVerdict, step},
     time::Boottime,
 };
 use std::{
@@ -38,7 +38,7 @@ pub(crate) struct ProbeUpdate {
     pub(crate) container: ContainerName,
     pub(crate) kind: ProbeKind,
     /// The new verdict. `None` where the verdict did not change.
-    pub(crate) verdict: Option<Verdict>,
+    pub(crate) verdict: Option<ProbeVerdict>,
     /// The part of the result that becomes an event.
     pub(crate) trouble: Option<Trouble>,
 }
@@ -121,8 +121,8 @@ impl ProbeManager {
         }
         let run = memory.containers.get(&w.container).and_then(|m| m.run.as_ref()).filter(|r| r.id == w.id);
         let last = match (w.kind, run.map(|r| r.readiness)) {
-            (ProbeKind::Readiness, Some(Readiness::Yes)) => Some(Verdict::Success),
-            (ProbeKind::Readiness, Some(Readiness::No)) => Some(Verdict::Failure),
+            (ProbeKind::Readiness, Some(Readiness::Yes)) => Some(ProbeVerdict::Success),
+            (ProbeKind::Readiness, Some(Readiness::No)) => Some(ProbeVerdict::Failure),
             _ => None,
         };
         ProbeState::adopted(w.kind, probe, last, now, seed).not_before(probe, w.started_at)
@@ -175,11 +175,11 @@ impl<H: Executor> ProbeWorker<H> {
             let (state, next, _verdict) = step(&self.state, &self.probe, event);
             self.state = state;
             event = match next {
-                Step::Wait { until } => match self.wait(until).await {
+                ProbeStep::Wait { until } => match self.wait(until).await {
                     Some(event) => event,
                     None => return,
                 },
-                Step::Ask => {
+                ProbeStep::Ask => {
                     // The future of a probe takes some 20 KB and exists only while the probe runs. Boxed, it
                     // does not enlarge the task.
                     let ask = Box::pin(self.executor.probe(
@@ -206,7 +206,7 @@ impl<H: Executor> ProbeWorker<H> {
         }
         let rest = until.since(self.now()).min(NAP);
         let wants_nudge =
-            self.state.kind() == ProbeKind::Readiness && self.state.verdict() != Some(Verdict::Success);
+            self.state.kind() == ProbeKind::Readiness && self.state.verdict() != Some(ProbeVerdict::Success);
         tokio::select! {
             () = tokio::time::sleep(rest) => Some(ProbeEvent::Tick(self.now())),
             nudged = self.nudges.changed(), if wants_nudge => {

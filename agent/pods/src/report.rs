@@ -1,6 +1,6 @@
 //! Reports from workers: the state of their pod after each decision, and events.
 
-use crate::{executor::Process, worker::PlanRecord};
+use crate::{executor::NodeProcess, worker::PlanRecord};
 use berth_core::{
     event::EventRecord,
     ids::{ContainerId, PodUid},
@@ -18,7 +18,7 @@ pub struct PodReport {
     /// The pod's status.
     pub status: Arc<PodStatus>,
     /// The processes of the pod's running containers.
-    pub processes: BTreeMap<ContainerId, Process>,
+    pub processes: BTreeMap<ContainerId, NodeProcess>,
     /// The last actions, newest last.
     pub timeline: Vec<ActionRecord>,
     /// The last decisions that began actions, newest last.

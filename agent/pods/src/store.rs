@@ -54,7 +54,7 @@ pub enum StoreError {
 
 /// The content of a memory file, which survives the agent's death.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Kept {
+pub struct StoredPod {
     /// The boot in which the file was written.
     pub boot: BootId,
     /// The pod's spec.
@@ -65,21 +65,21 @@ pub struct Kept {
 
 /// The directory of memory files.
 #[derive(Debug, Clone)]
-pub struct Store {
+pub struct MemoryStore {
     roots: Roots,
     boot: BootId,
 }
 
-impl Store {
+impl MemoryStore {
     /// Opens the store, and creates its directory.
-    pub fn open(roots: &Roots, boot: &BootId) -> Result<Store, StoreError> {
+    pub fn open(roots: &Roots, boot: &BootId) -> Result<MemoryStore, StoreError> {
         let dir = roots.memory_dir();
         std::fs::create_dir_all(&dir).map_err(|source| StoreError::File {
             operation: "create",
             path: dir,
             source,
         })?;
-        Ok(Store { roots: roots.clone(), boot: boot.clone() })
+        Ok(MemoryStore { roots: roots.clone(), boot: boot.clone() })
     }
 
     /// Writes one pod's memory.
@@ -98,7 +98,7 @@ impl Store {
     }
 
     /// Reads the memory of every pod of this boot. Files of another boot are removed.
-    pub fn load(&self) -> Result<Vec<Kept>, StoreError> {
+    pub fn load(&self) -> Result<Vec<StoredPod>, StoreError> {
         let dir = self.roots.memory_dir();
         let listing = |source| StoreError::File { operation: "list", path: dir.clone(), source };
         let mut all = Vec::new();
@@ -113,13 +113,13 @@ impl Store {
     }
 
     /// Reads the memory of one pod of this boot.
-    pub fn load_one(&self, uid: &PodUid) -> Result<Option<Kept>, StoreError> {
+    pub fn load_one(&self, uid: &PodUid) -> Result<Option<StoredPod>, StoreError> {
         let path = self.roots.memory_file(uid);
         if path.exists() { self.take(path) } else { Ok(None) }
     }
 
     /// Reads one file. An unreadable file is set aside.
-    fn take(&self, path: PathBuf) -> Result<Option<Kept>, StoreError> {
+    fn take(&self, path: PathBuf) -> Result<Option<StoredPod>, StoreError> {
         let why = match read(&path) {
             Ok(kept) if kept.boot == self.boot => return Ok(Some(kept)),
             Ok(_) => return remove(&path).map(|()| None),
@@ -142,7 +142,7 @@ impl Store {
     }
 }
 
-fn read(path: &Path) -> Result<Kept, String> {
+fn read(path: &Path) -> Result<StoredPod, String> {
     let text = berth_sys::fs::read_limited(path, MOST).map_err(|e| e.to_string())?;
     let kept = parse(&text)?;
     // A file under another name than its pod's would never be removed.
@@ -153,7 +153,7 @@ fn read(path: &Path) -> Result<Kept, String> {
     }
 }
 
-fn parse(text: &[u8]) -> Result<Kept, String> {
+fn parse(text: &[u8]) -> Result<StoredPod, String> {
     serde_json::from_slice(text).map_err(|e| e.to_string())
 }
 

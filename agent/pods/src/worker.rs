@@ -23,19 +23,19 @@ pub(crate) use message::{InitialState, WorkerConfig};
 pub use publish::PlanRecord;
 
 use crate::{
-    executor::{ActionResult, Change, Context, Executor, PodSnapshot},
+    executor::{ActionResult, Context, Executor, ObservedChange, PodSnapshot},
     failpoint::{Side, pass},
     pod_cache::PodCache,
     probes::{ProbeManager, ProbeUpdate, Trouble},
     report::{ActionRecord, Reports},
-    store::Store,
+    store::MemoryStore,
 };
 use berth_core::{
     event::Event,
     ids::ContainerId,
     model::{Objects, Pod},
     plan::{Action, Desired, Ending, Fact, Failure, Memory, Plan, learn, plan},
-    probe::Verdict,
+    probe::ProbeVerdict,
     status::PodStatus,
     time::{Boottime, Now, Wall},
 };
@@ -52,10 +52,10 @@ use tokio::{
 
 /// The error of a start whose command cannot be run. `None` for every other action and for a start without
 /// that error.
-fn start_error(action: &Action, changes: &[Change]) -> Option<String> {
+fn start_error(action: &Action, changes: &[ObservedChange]) -> Option<String> {
     let Action::Start { id, .. } = action else { return None };
     changes.iter().find_map(|change| match change {
-        Change::Container(of, seen, _) if of == id => {
+        ObservedChange::Container(of, seen, _) if of == id => {
             let exit = seen.state.exit().filter(|e| e.reason.as_deref() == Some("StartError"))?;
             Some(exit.message.clone().unwrap_or_default())
         }
@@ -86,7 +86,7 @@ struct Worker<H, R> {
     observed_once: bool,
     executor: Arc<H>,
     reports: Arc<R>,
-    store: Store,
+    store: MemoryStore,
     running: JoinSet<ActionResult>,
     by_task: BTreeMap<Id, RunningAction>,
     observations: JoinSet<Result<PodSnapshot, Failure>>,
@@ -398,7 +398,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             }
         }
         if let Some(verdict) = news.verdict {
-            let success = verdict == Verdict::Success;
+            let success = verdict == ProbeVerdict::Success;
             tracing::info!(pod = %self.desired.pod.key, container = %news.container, kind = ?news.kind, success, "probe verdict");
             self.learn(Fact::Probe { id: news.id, kind: news.kind, success }, now);
         }

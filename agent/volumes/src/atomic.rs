@@ -12,7 +12,7 @@
 
 use crate::{
     os,
-    payload::{Payload, PayloadFile},
+    payload::{PayloadFile, VolumeFiles},
 };
 use rustix::{
     fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -38,7 +38,7 @@ const GROUP_DIR: u32 = 0o2550;
 
 /// Makes `payload` the content of the directory. Returns whether anything was written. `gid` is the group that may read
 /// the files.
-pub(crate) fn write(dir: &Path, payload: &Payload, gid: Option<u32>) -> io::Result<bool> {
+pub(crate) fn write(dir: &Path, payload: &VolumeFiles, gid: Option<u32>) -> io::Result<bool> {
     let root = os::open_dir(dir)?;
     let root = root.as_fd();
     let mut current = current_version(root)?;
@@ -101,7 +101,7 @@ fn new_version(root: BorrowedFd<'_>) -> io::Result<CString> {
     Err(Errno::EXIST.into())
 }
 
-fn fill(version: OwnedFd, payload: &Payload, gid: Option<u32>) -> io::Result<()> {
+fn fill(version: OwnedFd, payload: &VolumeFiles, gid: Option<u32>) -> io::Result<()> {
     let dir_mode = VERSION_DIR | gid.map_or(0, |_| GROUP_DIR);
     let seal = |fd: &OwnedFd| os::set_group(fd, gid).and_then(|()| os::set_mode(fd, dir_mode));
     seal(&version)?;
@@ -185,7 +185,7 @@ fn tidy(root: BorrowedFd<'_>, dir: &Path, shown: &BTreeSet<&[u8]>, current: Opti
 }
 
 /// Whether the version has exactly these files with these contents.
-fn holds(root: BorrowedFd<'_>, version: &CStr, payload: &Payload) -> io::Result<bool> {
+fn holds(root: BorrowedFd<'_>, version: &CStr, payload: &VolumeFiles) -> io::Result<bool> {
     let dir = match os::open_dir_at(root, version) {
         Ok(dir) => dir,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {

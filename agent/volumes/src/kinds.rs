@@ -7,7 +7,7 @@ mod empty_dir;
 mod host_path;
 mod payload;
 
-use crate::{Error, PodFacts, os, payload::Payload};
+use crate::{Error, PodFacts, os, payload::VolumeFiles};
 use berth_core::{
     ids::VolumeName,
     model::{Objects, Pod, Volume, VolumeSource},
@@ -36,7 +36,7 @@ pub(crate) trait VolumePlugin {
     fn set_up(&self, root: &Path, inputs: &VolumeInputs<'_>) -> Result<(), Error>;
 
     /// The files that the node writes into the volume; `None` for a kind whose content is not the node's.
-    fn files(&self, _inputs: &VolumeInputs<'_>) -> Result<Option<Payload>, Error> {
+    fn files(&self, _inputs: &VolumeInputs<'_>) -> Result<Option<VolumeFiles>, Error> {
         Ok(None)
     }
 

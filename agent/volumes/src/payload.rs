@@ -34,7 +34,7 @@ impl fmt::Debug for PayloadFile {
 }
 
 /// The files of a volume by their normal relative paths; no path is a directory of another.
-pub(crate) type Payload = BTreeMap<PathBuf, PayloadFile>;
+pub(crate) type VolumeFiles = BTreeMap<PathBuf, PayloadFile>;
 
 /// Collector of the files of one volume.
 pub(crate) struct Collector<'a> {
@@ -42,7 +42,7 @@ pub(crate) struct Collector<'a> {
     volume: &'a VolumeName,
     facts: &'a PodFacts,
     objects: &'a Objects,
-    files: Payload,
+    files: VolumeFiles,
 }
 
 impl<'a> Collector<'a> {
@@ -50,9 +50,10 @@ impl<'a> Collector<'a> {
     pub(crate) fn collect(
         inputs: &VolumeInputs<'a>,
         add: impl FnOnce(&mut Collector<'a>) -> Result<(), Error>,
-    ) -> Result<Option<Payload>, Error> {
+    ) -> Result<Option<VolumeFiles>, Error> {
         let VolumeInputs { pod, volume, facts, objects } = *inputs;
-        let mut collector = Collector { pod, volume: &volume.name, facts, objects, files: Payload::new() };
+        let mut collector =
+            Collector { pod, volume: &volume.name, facts, objects, files: VolumeFiles::new() };
         add(&mut collector)?;
         collector.no_file_is_a_directory()?;
         Ok(Some(collector.files))

@@ -5,7 +5,7 @@ use crate::{
     kinds::{VolumeInputs, plugin_of},
     layout::NODE_DIR,
     os,
-    payload::Payload,
+    payload::VolumeFiles,
 };
 use berth_core::model::{Objects, Pod, Volume};
 use std::path::Path;
@@ -76,7 +76,7 @@ impl Volumes {
 }
 
 /// Writes the files of a volume as one version. Returns whether anything changed.
-pub(crate) fn write_files(dir: &Path, files: &Payload, gid: Option<u32>) -> Result<bool, Error> {
+pub(crate) fn write_files(dir: &Path, files: &VolumeFiles, gid: Option<u32>) -> Result<bool, Error> {
     atomic::write(dir, files, gid).map_err(Error::io("write the files of", dir))
 }
 

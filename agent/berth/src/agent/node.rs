@@ -16,11 +16,11 @@ use std::{
 use tokio::{sync::watch, task::JoinHandle};
 
 /// Watch of the node's facts. A new value comes with each change.
-pub(crate) type Node = watch::Receiver<Arc<NodeInfo>>;
+pub(crate) type NodeWatch = watch::Receiver<Arc<NodeInfo>>;
 
 /// Publishes the facts, and starts the task that keeps the addresses current. The task ends with the watch
 /// of the host's network or with the last reader.
-pub(crate) fn publish(mut info: NodeInfo, mut host: Host) -> (Node, JoinHandle<()>) {
+pub(crate) fn publish(mut info: NodeInfo, mut host: Host) -> (NodeWatch, JoinHandle<()>) {
     info.ips = host.borrow_and_update().host_ips();
     let (owner, node) = watch::channel(Arc::new(info));
     let follow = async move {

@@ -1,7 +1,7 @@
 //! The agent as the engine of Services sees it: sources and reports in; the DNS zone,
 //! `services.json` and notices out.
 
-use super::{node::Node, sources::Latest, status_manager::StatusManager};
+use super::{node::NodeWatch, sources::Latest, status_manager::StatusManager};
 use crate::dns::DEFAULT_DOMAIN;
 use anyhow::Context as _;
 use berth_api::{
@@ -37,7 +37,7 @@ const MOST: usize = 256 << 20;
 /// Implementation of the engine's [`ServiceInputs`] by the parts of the agent.
 pub(super) struct AgentInputs {
     pub(super) roots: Roots,
-    pub(super) node: Node,
+    pub(super) node: NodeWatch,
     pub(super) status: Arc<StatusManager>,
     pub(super) latest: Latest,
     pub(super) executor: Arc<NodeExecutor>,

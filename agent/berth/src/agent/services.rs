@@ -11,7 +11,7 @@ pub(crate) use limits::Limits;
 
 use super::{
     host_network::Host,
-    node::Node,
+    node::NodeWatch,
     service_inputs::{self, AgentInputs, ServicesHealth},
     sources::Latest,
     status_manager::StatusManager,
@@ -68,7 +68,7 @@ pub(crate) struct EngineInputs {
     pub(crate) latest: Latest,
     pub(crate) executor: Arc<NodeExecutor>,
     pub(crate) host: Host,
-    pub(crate) node: Node,
+    pub(crate) node: NodeWatch,
     /// The health of Services, for the status page.
     pub(crate) health: ServicesHealth,
 }

@@ -5,7 +5,7 @@
 //! is first needed. The lock keeps the views of one pod in the order of its reports. The reports
 //! stay here and not in the [`WatchCache`]: the server knows no worker and no API types.
 
-use super::{node::Node, sources::Latest};
+use super::{node::NodeWatch, sources::Latest};
 use berth_api::view::{ActionView, ContainerView, PodView};
 use berth_core::{
     event::EventRecord,
@@ -38,7 +38,7 @@ pub(crate) struct StatusManager {
     pub(crate) endpoints: Notify,
     cache: WatchCache,
     latest: Latest,
-    node: Node,
+    node: NodeWatch,
 }
 
 #[derive(Debug)]
@@ -51,7 +51,7 @@ struct Entry {
 }
 
 impl StatusManager {
-    pub(crate) fn new(cache: WatchCache, latest: Latest, node: Node) -> StatusManager {
+    pub(crate) fn new(cache: WatchCache, latest: Latest, node: NodeWatch) -> StatusManager {
         StatusManager {
             pods: Mutex::default(),
             changed: Notify::new(),

@@ -43,7 +43,7 @@ pub(super) enum ContainerPhase<'a> {
 /// The kind of a container: plain init container, sidecar (an init container that restarts always), or main
 /// container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum ContainerRole {
     Init,
     Sidecar,
     Main,
@@ -94,11 +94,11 @@ impl<'a> Planner<'a> {
         self.memory.in_flight.iter().any(test)
     }
 
-    pub(super) fn role(&self, container: &ContainerName) -> Role {
+    pub(super) fn role(&self, container: &ContainerName) -> ContainerRole {
         match self.pod.init_containers.iter().find(|c| &c.name == container) {
-            Some(c) if c.sidecar => Role::Sidecar,
-            Some(_) => Role::Init,
-            None => Role::Main,
+            Some(c) if c.sidecar => ContainerRole::Sidecar,
+            Some(_) => ContainerRole::Init,
+            None => ContainerRole::Main,
         }
     }
 

@@ -3,7 +3,7 @@
 use super::{
     Action, Exit, ObservedContainer, Readiness, Run, RunState, SandboxState,
     memory::Ending,
-    planner::{Planner, Role},
+    planner::{ContainerRole, Planner},
 };
 use crate::{
     ids::ContainerId,
@@ -28,8 +28,8 @@ impl Planner<'_> {
         let pod = self.pod;
         for spec in pod.all_containers() {
             let Some((id, seen)) = self.newest(&spec.name) else { continue };
-            let finished =
-                self.role(&spec.name) == Role::Init && seen.state.exit().is_some_and(Exit::init_done);
+            let finished = self.role(&spec.name) == ContainerRole::Init
+                && seen.state.exit().is_some_and(Exit::init_done);
             let has_readiness = spec.readiness.is_some();
             let start_in_flight = self.in_flight(|a| matches!(a, Action::Start { id: i, .. } if i == id));
             let mem = self.mem_mut(&spec.name);

@@ -3,7 +3,7 @@
 use super::{
     Exit, StopCause,
     backoff::CrashBackoff,
-    planner::{Planner, Role},
+    planner::{ContainerRole, Planner},
     remember::boottime_of,
 };
 use crate::{
@@ -26,11 +26,11 @@ impl Planner<'_> {
             self.mem(container).and_then(|m| m.attempt) > self.seen.containers.get(id).map(|c| c.attempt);
         match (self.role(container), self.pod.restart_policy) {
             _ if begun || stop == Some(StopCause::Changed) => true,
-            (Role::Sidecar, _) => true,
+            (ContainerRole::Sidecar, _) => true,
             (_, RestartPolicy::Never) => false,
-            (Role::Init, _) => !exit.init_done(),
-            (Role::Main, RestartPolicy::Always) => true,
-            (Role::Main, RestartPolicy::OnFailure) => exit.code != 0 || stopped_to_be_followed,
+            (ContainerRole::Init, _) => !exit.init_done(),
+            (ContainerRole::Main, RestartPolicy::Always) => true,
+            (ContainerRole::Main, RestartPolicy::OnFailure) => exit.code != 0 || stopped_to_be_followed,
         }
     }
 

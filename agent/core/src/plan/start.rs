@@ -223,7 +223,7 @@ impl Planner<'_> {
     }
 
     fn is_plain_init(&self, spec: &Container) -> bool {
-        self.role(&spec.name) == super::planner::Role::Init
+        self.role(&spec.name) == super::planner::ContainerRole::Init
     }
 
     fn emit_backoff_event(&mut self, spec: &Container, id: &crate::ids::ContainerId) {

@@ -39,12 +39,12 @@ fn drive(
     mut state: ProbeState,
     probe: &Probe,
     answers: &[ProbeResult],
-) -> (ProbeState, Vec<Boottime>, Vec<(usize, Verdict)>) {
+) -> (ProbeState, Vec<Boottime>, Vec<(usize, ProbeVerdict)>) {
     let (mut asked, mut changes) = (vec![], vec![]);
     for (i, answer) in answers.iter().enumerate() {
         let Some(at) = state.next_at() else { break };
         let (next, todo, _) = step(&state, probe, ProbeEvent::Tick(at));
-        assert_eq!(todo, Step::Ask);
+        assert_eq!(todo, ProbeStep::Ask);
         asked.push(at);
         let (next, _, changed) = step(&next, probe, ProbeEvent::Result(at, answer.clone()));
         changes.extend(changed.map(|v| (i, v)));
@@ -57,8 +57,8 @@ fn drive(
 fn initial_verdicts() {
     let p = probe(0, 10, 1, 3);
     for (kind, verdict) in [
-        (ProbeKind::Readiness, Some(Verdict::Failure)),
-        (ProbeKind::Liveness, Some(Verdict::Success)),
+        (ProbeKind::Readiness, Some(ProbeVerdict::Failure)),
+        (ProbeKind::Liveness, Some(ProbeVerdict::Success)),
         (ProbeKind::Startup, None),
     ] {
         let state = fresh(kind, &p);
@@ -72,7 +72,7 @@ fn first_question_at_the_initial_delay_then_every_period() {
     let p = probe(3, 10, 1, 3);
     let state = fresh(ProbeKind::Liveness, &p);
     let (state, todo, _) = step(&state, &p, ProbeEvent::Tick(millis(102_999)));
-    assert_eq!(todo, Step::Wait { until: secs(103) });
+    assert_eq!(todo, ProbeStep::Wait { until: secs(103) });
     let (_, asked, _) = drive(state, &p, &vec![ProbeResult::Success; 3]);
     assert_eq!(asked, [secs(103), secs(113), secs(123)]);
     // A state that is created after the delay has passed runs the probe at once, and that time becomes its
@@ -96,8 +96,8 @@ fn a_fresh_container_is_asked_at_once_even_by_a_young_agent() {
 fn verdicts_by_table() {
     use ProbeKind::{Liveness, Readiness, Startup};
     let (s, f, u) = (ProbeResult::Success, failure(), unknown());
-    let (yes, no) = (Verdict::Success, Verdict::Failure);
-    type Row = (&'static str, ProbeKind, u32, u32, Vec<ProbeResult>, Vec<(usize, Verdict)>, bool);
+    let (yes, no) = (ProbeVerdict::Success, ProbeVerdict::Failure);
+    type Row = (&'static str, ProbeKind, u32, u32, Vec<ProbeResult>, Vec<(usize, ProbeVerdict)>, bool);
     let table: Vec<Row> = vec![
         ("ready at the first success", Readiness, 1, 3, vec![s.clone()], vec![(0, yes)], false),
         (
@@ -165,7 +165,7 @@ fn verdicts_by_table() {
         assert_eq!(state.on_hold(), held, "{name}");
         if held {
             let (_, todo, _) = step(&state, &p, ProbeEvent::Tick(secs(1_000_000)));
-            assert_eq!(todo, Step::Wait { until: ProbeState::NEVER }, "{name}");
+            assert_eq!(todo, ProbeStep::Wait { until: ProbeState::NEVER }, "{name}");
         }
     }
 }
@@ -174,16 +174,16 @@ fn verdicts_by_table() {
 fn one_question_at_a_time_and_no_burst_after_a_pause() {
     let p = probe(0, 10, 1, 3);
     let (state, todo, _) = step(&fresh(ProbeKind::Liveness, &p), &p, ProbeEvent::Tick(secs(100)));
-    assert_eq!(todo, Step::Ask);
+    assert_eq!(todo, ProbeStep::Ask);
     let (state, todo, _) = step(&state, &p, ProbeEvent::Tick(secs(115)));
-    assert_eq!(todo, Step::Wait { until: secs(131) }, "until the answer counts as lost");
+    assert_eq!(todo, ProbeStep::Wait { until: secs(131) }, "until the answer counts as lost");
     let (state, todo, _) = step(&state, &p, ProbeEvent::Result(millis(115_500), failure()));
-    assert_eq!(todo, Step::Wait { until: secs(120) });
+    assert_eq!(todo, ProbeStep::Wait { until: secs(120) });
     // The machine was suspended for an hour and 3.5 seconds: one probe runs, then the grid continues.
     let (state, todo, _) = step(&state, &p, ProbeEvent::Tick(millis(3_723_500)));
-    assert_eq!(todo, Step::Ask);
+    assert_eq!(todo, ProbeStep::Ask);
     let (_, todo, _) = step(&state, &p, ProbeEvent::Result(millis(3_723_600), ProbeResult::Success));
-    assert_eq!(todo, Step::Wait { until: secs(3_730) });
+    assert_eq!(todo, ProbeStep::Wait { until: secs(3_730) });
 }
 
 #[test]
@@ -191,8 +191,8 @@ fn a_lost_answer_is_given_up() {
     let p = probe(0, 10, 1, 1);
     let (state, _, _) = step(&fresh(ProbeKind::Liveness, &p), &p, ProbeEvent::Tick(secs(100)));
     let (state, todo, changed) = step(&state, &p, ProbeEvent::Tick(secs(131)));
-    assert_eq!((todo, changed), (Step::Ask, None));
-    assert_eq!(state.verdict(), Some(Verdict::Success));
+    assert_eq!((todo, changed), (ProbeStep::Ask, None));
+    assert_eq!(state.verdict(), Some(ProbeVerdict::Success));
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn answers_to_no_question_count_for_nothing() {
     let p = probe(0, 10, 1, 1);
     let state = fresh(ProbeKind::Liveness, &p);
     let (after, todo, changed) = step(&state, &p, ProbeEvent::Result(secs(100), failure()));
-    assert_eq!((todo, changed), (Step::Wait { until: secs(100) }, None));
+    assert_eq!((todo, changed), (ProbeStep::Wait { until: secs(100) }, None));
     assert_eq!(after, state);
 }
 
@@ -210,36 +210,44 @@ fn nudges_ask_unready_readiness_only_and_at_most_once_a_second() {
     let nudge = |s: &ProbeState, ms| step(s, &p, ProbeEvent::Nudge(millis(ms)));
     let answer = |s: &ProbeState, ms, r| step(s, &p, ProbeEvent::Result(millis(ms), r)).0;
     let state = fresh(ProbeKind::Readiness, &p);
-    assert_eq!(nudge(&state, 101_000).1, Step::Wait { until: secs(102) }, "not before the initial delay");
+    assert_eq!(
+        nudge(&state, 101_000).1,
+        ProbeStep::Wait { until: secs(102) },
+        "not before the initial delay"
+    );
     let (state, todo, _) = nudge(&state, 102_000);
-    assert_eq!(todo, Step::Ask, "a nudge is a tick as well");
-    assert_ne!(nudge(&state, 104_000).1, Step::Ask, "one in flight");
+    assert_eq!(todo, ProbeStep::Ask, "a nudge is a tick as well");
+    assert_ne!(nudge(&state, 104_000).1, ProbeStep::Ask, "one in flight");
     let state = answer(&state, 102_100, failure());
-    assert_eq!(nudge(&state, 102_900).1, Step::Wait { until: secs(112) });
+    assert_eq!(nudge(&state, 102_900).1, ProbeStep::Wait { until: secs(112) });
     let (state, todo, _) = nudge(&state, 103_000);
-    assert_eq!(todo, Step::Ask);
+    assert_eq!(todo, ProbeStep::Ask);
     let state = answer(&state, 103_100, ProbeResult::Success);
     assert_eq!(state.next_at(), Some(secs(112)), "the grid stays where it was");
-    assert_eq!(nudge(&state, 108_000).1, Step::Wait { until: secs(112) }, "ready probes keep their period");
+    assert_eq!(
+        nudge(&state, 108_000).1,
+        ProbeStep::Wait { until: secs(112) },
+        "ready probes keep their period"
+    );
     let live = fresh(ProbeKind::Liveness, &p);
     let (live, _, _) = step(&live, &p, ProbeEvent::Tick(secs(102)));
-    assert_eq!(nudge(&answer(&live, 102_100, failure()), 105_000).1, Step::Wait { until: secs(112) });
+    assert_eq!(nudge(&answer(&live, 102_100, failure()), 105_000).1, ProbeStep::Wait { until: secs(112) });
 }
 
 #[test]
 fn adopted_keeps_what_was_known() {
     let p = probe(0, 10, 2, 3);
     let adopt = |kind, last| ProbeState::adopted(kind, &p, last, secs(500), 3);
-    let ready = adopt(ProbeKind::Readiness, Some(Verdict::Success));
+    let ready = adopt(ProbeKind::Readiness, Some(ProbeVerdict::Success));
     let (ready, _, changes) = drive(ready, &p, &[failure(), failure()]);
-    assert_eq!((ready.verdict(), changes), (Some(Verdict::Success), vec![]));
+    assert_eq!((ready.verdict(), changes), (Some(ProbeVerdict::Success), vec![]));
     let forgotten = adopt(ProbeKind::Readiness, None);
     let (forgotten, _, changes) = drive(forgotten, &p, &[failure(), failure(), ProbeResult::Success]);
     assert_eq!((forgotten.verdict(), changes), (None, vec![]), "not known is not false");
-    assert_eq!(drive(forgotten, &p, &[ProbeResult::Success]).2, [(0, Verdict::Success)]);
-    assert_eq!(adopt(ProbeKind::Liveness, None).verdict(), Some(Verdict::Success));
-    assert!(adopt(ProbeKind::Liveness, Some(Verdict::Failure)).on_hold());
-    assert!(adopt(ProbeKind::Startup, Some(Verdict::Success)).on_hold());
+    assert_eq!(drive(forgotten, &p, &[ProbeResult::Success]).2, [(0, ProbeVerdict::Success)]);
+    assert_eq!(adopt(ProbeKind::Liveness, None).verdict(), Some(ProbeVerdict::Success));
+    assert!(adopt(ProbeKind::Liveness, Some(ProbeVerdict::Failure)).on_hold());
+    assert!(adopt(ProbeKind::Startup, Some(ProbeVerdict::Success)).on_hold());
     assert!(!adopt(ProbeKind::Startup, None).on_hold());
     let slow = probe(60, 10, 1, 3);
     let early =
@@ -268,7 +276,7 @@ fn extreme_specs_and_clocks_do_not_panic() {
     }
     let p = probe(0, 0, 1, 1);
     let (state, todo, _) = step(&fresh(ProbeKind::Startup, &p), &p, ProbeEvent::Tick(secs(100)));
-    assert_eq!(todo, Step::Ask);
+    assert_eq!(todo, ProbeStep::Ask);
     assert_eq!(state.next_at(), Some(secs(101)));
 }
 
@@ -287,27 +295,32 @@ fn answers() -> impl Strategy<Value = ProbeResult> {
 
 /// A second implementation of the rule of rows, as reference: looks back over the whole history at every
 /// result.
-fn reference(kind: ProbeKind, p: &Probe, initial: Option<Verdict>, history: &[ProbeResult]) -> Vec<Verdict> {
-    let known: Vec<Verdict> = history
+fn reference(
+    kind: ProbeKind,
+    p: &Probe,
+    initial: Option<ProbeVerdict>,
+    history: &[ProbeResult],
+) -> Vec<ProbeVerdict> {
+    let known: Vec<ProbeVerdict> = history
         .iter()
         .filter_map(|r| match r {
-            ProbeResult::Success | ProbeResult::Warning(_) => Some(Verdict::Success),
-            ProbeResult::Failure(_) => Some(Verdict::Failure),
+            ProbeResult::Success | ProbeResult::Warning(_) => Some(ProbeVerdict::Success),
+            ProbeResult::Failure(_) => Some(ProbeVerdict::Failure),
             ProbeResult::Unknown(_) => None,
         })
         .collect();
     let (mut verdict, mut changes) = (initial, vec![]);
     for end in 1..=known.len() {
         if kind == ProbeKind::Startup && verdict.is_some()
-            || kind == ProbeKind::Liveness && verdict == Some(Verdict::Failure)
+            || kind == ProbeKind::Liveness && verdict == Some(ProbeVerdict::Failure)
         {
             break;
         }
         let last = known[end - 1];
         let n = match (last, kind) {
-            (Verdict::Failure, _) => p.failure_threshold,
-            (Verdict::Success, ProbeKind::Readiness) => p.success_threshold,
-            (Verdict::Success, _) => 1,
+            (ProbeVerdict::Failure, _) => p.failure_threshold,
+            (ProbeVerdict::Success, ProbeKind::Readiness) => p.success_threshold,
+            (ProbeVerdict::Success, _) => 1,
         } as usize;
         let row = end >= n && known[end - n..end].iter().all(|v| *v == last);
         if row && verdict != Some(last) {
@@ -328,12 +341,12 @@ proptest! {
         history in proptest::collection::vec(answers(), 0..40),
     ) {
         let p = probe(0, 5, success, fail);
-        let last = adopted.map(|yes| if yes { Verdict::Success } else { Verdict::Failure });
+        let last = adopted.map(|yes| if yes { ProbeVerdict::Success } else { ProbeVerdict::Failure });
         for state in [fresh(kind, &p), ProbeState::adopted(kind, &p, last, secs(100), 1)] {
             let initial = state.verdict();
             let (end, _, changes) = drive(state, &p, &history);
             let want = reference(kind, &p, initial, &history);
-            let got: Vec<Verdict> = changes.into_iter().map(|(_, v)| v).collect();
+            let got: Vec<ProbeVerdict> = changes.into_iter().map(|(_, v)| v).collect();
             prop_assert_eq!(&got, &want);
             prop_assert_eq!(end.verdict(), want.last().copied().or(initial));
         }
@@ -367,7 +380,7 @@ proptest! {
             prop_assert_eq!(&back, &next);
             prop_assert!(changed.is_none() || result && asked_at.is_some() && !held);
             match todo {
-                Step::Ask => {
+                ProbeStep::Ask => {
                     prop_assert!(!held && !result && now >= first);
                     let free = asked_at.is_none_or(|t| now >= t + Duration::from_secs(1) + ProbeState::LOST_AFTER);
                     prop_assert!(free, "asked while a question was in flight");
@@ -377,7 +390,7 @@ proptest! {
                     }
                     asked_at = Some(now);
                 }
-                Step::Wait { until } => {
+                ProbeStep::Wait { until } => {
                     let stray = result && asked_at.is_none();
                     prop_assert!(until > now || stray, "a wait that is over: {until:?} at {now:?}");
                     prop_assert_eq!(until == ProbeState::NEVER, next.on_hold());

@@ -12,7 +12,7 @@ use berth_core::{
     sync::lock,
 };
 use berth_network::{SandboxNetwork, Unserved};
-use berth_pods::{ActionResult, Change, Context};
+use berth_pods::{ActionResult, Context, ObservedChange};
 use berth_runtime::spec::sandbox_sysctls;
 use berth_sys::ns::{self, NsKind};
 use berth_volumes::PodHostname;
@@ -88,7 +88,7 @@ impl NodeExecutor {
         self.write_record(uid, &record)?;
         let seen = ObservedSandbox { sandbox_attempt, state, ips: record.ips };
         Ok(ActionResult {
-            changes: vec![Change::Sandbox(Some(seen))],
+            changes: vec![ObservedChange::Sandbox(Some(seen))],
             steps: steps.into_parts(),
             events,
             ..ActionResult::default()
@@ -162,7 +162,7 @@ impl NodeExecutor {
         self.drop_cgroup(&pod.uid).await;
         steps.lap("take down");
         Ok(ActionResult {
-            changes: vec![Change::Sandbox(None)],
+            changes: vec![ObservedChange::Sandbox(None)],
             steps: steps.into_parts(),
             ..ActionResult::default()
         })

@@ -11,7 +11,7 @@ use berth_core::{
     resources::OOM_SANDBOX,
     sync::lock,
 };
-use berth_pods::{ActionResult, Change, Context, NodeEvent, Process, WorkerMessage};
+use berth_pods::{ActionResult, Context, NodeEvent, NodeProcess, ObservedChange, WorkerMessage};
 use berth_sys::{
     pause::{self, PauseSpec},
     process::{self, PidFd},
@@ -23,7 +23,7 @@ use tokio::io::unix::AsyncFd;
 const PAUSE_DIES: Duration = Duration::from_secs(10);
 
 /// Kills these processes and waits until they have ended.
-pub(super) fn end_pauses(pauses: &[Process]) -> berth_sys::Result<()> {
+pub(super) fn end_pauses(pauses: &[NodeProcess]) -> berth_sys::Result<()> {
     for pause in pauses {
         if process::alive(pause.pid, pause.start_time)?
             && let Some(fd) = PidFd::open(pause.pid)?
@@ -36,7 +36,7 @@ pub(super) fn end_pauses(pauses: &[Process]) -> berth_sys::Result<()> {
 }
 
 /// Returns when the process has ended. The error says why the process cannot be watched.
-async fn wait_for_end(pause: Process) -> Result<(), String> {
+async fn wait_for_end(pause: NodeProcess) -> Result<(), String> {
     let Some(fd) = PidFd::open(pause.pid).map_err(|e| Chain(&e).to_string())? else { return Ok(()) };
     if process::start_time(pause.pid).map_err(|e| Chain(&e).to_string())? != Some(pause.start_time) {
         return Ok(());
@@ -52,18 +52,18 @@ async fn wait_for_end(pause: Process) -> Result<(), String> {
 
 impl NodeExecutor {
     /// The processes in the place of the pod's pause process in the cgroup tree.
-    pub(crate) fn stray_pauses(&self, uid: &PodUid) -> Result<Vec<Process>, Failure> {
+    pub(crate) fn stray_pauses(&self, uid: &PodUid) -> Result<Vec<NodeProcess>, Failure> {
         let internal = |e: &dyn std::error::Error| Failure::new("InternalError", Chain(e));
         let mut found = Vec::new();
         for pid in self.cgroups.pause_pids(uid).map_err(|e| internal(&e))? {
             if let Some(start_time) = process::start_time(pid).map_err(|e| internal(&e))? {
-                found.push(Process { pid, start_time });
+                found.push(NodeProcess { pid, start_time });
             }
         }
         Ok(found)
     }
 
-    pub(crate) async fn start_pause(&self, pod: &Arc<Pod>) -> Result<Process, Failure> {
+    pub(crate) async fn start_pause(&self, pod: &Arc<Pod>) -> Result<NodeProcess, Failure> {
         let spec = PauseSpec {
             rootfs: self.config.roots.pause_rootfs(),
             sandbox_dir: self.config.roots.sandbox_dir(&pod.uid),
@@ -84,7 +84,7 @@ impl NodeExecutor {
             })
             .await?
             .map_err(|e| failed("start pause", &e))?;
-        Ok(Process { pid: started.pid, start_time: started.start_time })
+        Ok(NodeProcess { pid: started.pid, start_time: started.start_time })
     }
 
     pub(crate) async fn ensure_pause(
@@ -94,32 +94,34 @@ impl NodeExecutor {
     ) -> Result<ActionResult, Failure> {
         let uid = &context.pod.uid;
         let Some(mut record) = self.sandbox_record(uid)? else {
-            return Ok(ActionResult::done(vec![Change::Sandbox(None)]));
+            return Ok(ActionResult::done(vec![ObservedChange::Sandbox(None)]));
         };
         if record.pause_alive()? {
             // The report of a death concerned an earlier pause process.
             if let Some(pause) = record.process() {
                 self.watch_pause(uid, pause);
             }
-            return Ok(ActionResult::done(vec![Change::Sandbox(Some(record.seen(SandboxState::Ready)))]));
+            return Ok(ActionResult::done(vec![ObservedChange::Sandbox(Some(
+                record.seen(SandboxState::Ready),
+            ))]));
         }
         if context.pod.namespaces.share_pid {
             // Pause was process 1 of the shared PID namespace, so its end killed every process in there.
             record.complete = false;
             self.write_record(uid, &record)?;
             let seen = ObservedSandbox { sandbox_attempt, state: SandboxState::Broken, ips: record.ips };
-            return Ok(ActionResult::done(vec![Change::Sandbox(Some(seen))]));
+            return Ok(ActionResult::done(vec![ObservedChange::Sandbox(Some(seen))]));
         }
         let pause = self.start_pause(&context.pod).await?;
         record.pause = Some((pause.pid, pause.start_time));
         self.write_record(uid, &record)?;
         self.watch_pause(uid, pause);
         let seen = ObservedSandbox { sandbox_attempt, state: SandboxState::Ready, ips: record.ips };
-        Ok(ActionResult::done(vec![Change::Sandbox(Some(seen))]))
+        Ok(ActionResult::done(vec![ObservedChange::Sandbox(Some(seen))]))
     }
 
     /// Watches the pause process and sends the pod's worker a message when it ends.
-    pub(super) fn watch_pause(&self, uid: &PodUid, pause: Process) {
+    pub(super) fn watch_pause(&self, uid: &PodUid, pause: NodeProcess) {
         let mut watched = lock(&self.pauses);
         if let Some((process, task)) = watched.get(uid) {
             if *process == pause && !task.is_finished() {

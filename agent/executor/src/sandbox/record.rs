@@ -9,7 +9,7 @@ use berth_core::{
     model::{Pod, PodNamespaces},
     plan::{Failure, ObservedSandbox, SandboxState},
 };
-use berth_pods::Process;
+use berth_pods::NodeProcess;
 use berth_sys::{
     ns::{self, NsKind},
     process,
@@ -74,8 +74,8 @@ impl SandboxRecord {
         process::alive(pid, start).map_err(|e| Failure::new("InternalError", Chain(&e)))
     }
 
-    pub(super) fn process(&self) -> Option<Process> {
-        self.pause.map(|(pid, start_time)| Process { pid, start_time })
+    pub(super) fn process(&self) -> Option<NodeProcess> {
+        self.pause.map(|(pid, start_time)| NodeProcess { pid, start_time })
     }
 
     pub(super) fn seen(self, state: SandboxState) -> ObservedSandbox {

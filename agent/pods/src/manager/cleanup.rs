@@ -5,7 +5,7 @@
 //! directory. A round begins once every source has listed and containerd answers. A pod does not start while
 //! its orphan is being removed. A listing or removal that failed is tried again after [`CLEANUP_RETRY`].
 
-use super::{Manager, ManagerTask, Outcome};
+use super::{Manager, ManagerTask, TaskOutcome};
 use crate::{executor::Executor, report::Reports};
 use berth_core::ids::PodUid;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -41,10 +41,9 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         self.cleanup = CleanupState::Busy;
         self.cleanup_failed = false;
         let (executor, known) = (Arc::clone(&self.executor), self.known());
-        self.spawn(
-            ManagerTask::ListOrphans,
-            async move { Outcome::Listed(executor.orphaned_pods(known).await) },
-        );
+        self.spawn(ManagerTask::ListOrphans, async move {
+            TaskOutcome::Listed(executor.orphaned_pods(known).await)
+        });
     }
 
     fn cleanup_each(&mut self, left: BTreeSet<PodUid>) {
@@ -54,7 +53,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             self.being_cleaned.insert(uid.clone());
             let (executor, name) = (Arc::clone(&self.executor), uid.clone());
             self.spawn(ManagerTask::CleanupPod(uid.clone()), async move {
-                Outcome::Cleaned(executor.cleanup_pod(&name).await)
+                TaskOutcome::Cleaned(executor.cleanup_pod(&name).await)
             });
         }
         match (self.being_cleaned.is_empty(), self.cleaned_once) {
@@ -68,29 +67,29 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         let (executor, known) = (Arc::clone(&self.executor), self.known());
         self.spawn(ManagerTask::CleanupNode, async move {
             executor.cleanup_node(known).await;
-            Outcome::Done
+            TaskOutcome::Done
         });
     }
 
     fn cleanup_later(&mut self, rest: Duration) {
         self.spawn(ManagerTask::CleanupWait, async move {
             tokio::time::sleep(rest).await;
-            Outcome::Done
+            TaskOutcome::Done
         });
     }
 
     /// Handles the end of a task of cleanup. `outcome` is the task's panic where it panicked.
-    pub(super) fn cleanup_ended(&mut self, task: ManagerTask, outcome: Result<Outcome, String>) {
+    pub(super) fn cleanup_ended(&mut self, task: ManagerTask, outcome: Result<TaskOutcome, String>) {
         match (task, outcome) {
-            (ManagerTask::ListOrphans, Ok(Outcome::Listed(Ok(left)))) => self.cleanup_each(left),
-            (ManagerTask::ListOrphans, Ok(Outcome::Listed(Err(failure)))) => {
+            (ManagerTask::ListOrphans, Ok(TaskOutcome::Listed(Ok(left)))) => self.cleanup_each(left),
+            (ManagerTask::ListOrphans, Ok(TaskOutcome::Listed(Err(failure)))) => {
                 tracing::warn!(why = failure.message, "cannot list the orphans");
                 self.cleanup_later(CLEANUP_RETRY);
             }
             (ManagerTask::CleanupPod(uid), outcome) => {
                 self.being_cleaned.remove(&uid);
                 match outcome {
-                    Ok(Outcome::Cleaned(Err(failure))) => {
+                    Ok(TaskOutcome::Cleaned(Err(failure))) => {
                         self.cleanup_failed = true;
                         tracing::warn!(%uid, why = failure.message, "cannot remove an orphan");
                     }

@@ -24,7 +24,7 @@ pub struct DesiredSet {
 
 /// A pod that a relist found in containerd.
 #[derive(Debug, Clone, Default)]
-pub struct Found {
+pub struct FoundPod {
     /// The pod as stored on its containers. `None` where the record cannot be read.
     pub pod: Option<Arc<Pod>>,
     /// The snapshot of the pod that the relist took.
@@ -45,7 +45,7 @@ pub enum NodeEvent {
     /// sandbox.
     RuntimeBack {
         /// The pods that the relist could observe.
-        found: BTreeMap<PodUid, Found>,
+        found: BTreeMap<PodUid, FoundPod>,
         /// Pods that have a container or a sandbox but could not be observed. Their workers observe them on
         /// their own.
         unseen: BTreeSet<PodUid>,

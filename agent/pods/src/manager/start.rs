@@ -1,6 +1,6 @@
 //! The start of a pod's worker: its first knowledge of the pod, and the admission of a new pod.
 
-use super::{Manager, ManagerTask, Outcome, WorkerHandle};
+use super::{Manager, ManagerTask, TaskOutcome, WorkerHandle};
 use crate::{
     executor::{Executor, PodSnapshot},
     report::Reports,
@@ -72,7 +72,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         };
         self.spawn(ManagerTask::Worker(uid.clone()), async move {
             worker::run(config, mailbox).await;
-            Outcome::Done
+            TaskOutcome::Done
         });
         self.workers.insert(uid, WorkerHandle { pod, mailbox: Some(sender), ending: end.is_some(), over });
     }

@@ -89,8 +89,11 @@ fn corpus() -> (Vec<Value>, Vec<Value>) {
             let end_at = (round > 18).then_some(5);
             let p = plan(&Desired { pod: Arc::clone(&pod), end: end_at }, &seen, &memory, now);
             memory = p.memory;
-            let whole =
-                Kept { boot: BootId::new("boot-1").unwrap(), pod: Arc::clone(&pod), memory: memory.clone() };
+            let whole = StoredPod {
+                boot: BootId::new("boot-1").unwrap(),
+                pod: Arc::clone(&pod),
+                memory: memory.clone(),
+            };
             kept.push(serde_json::to_value(whole).unwrap());
             sights.push(serde_json::to_value(&seen).unwrap());
             for a in p.actions {
@@ -127,8 +130,8 @@ fn some_time(rng: &mut Rng) -> Now {
 }
 
 /// Plans and learns from the given state on, with random facts.
-fn live_on(rng: &mut Rng, kept: Kept, mut seen: Observed) {
-    let Kept { pod, mut memory, .. } = kept;
+fn live_on(rng: &mut Rng, kept: StoredPod, mut seen: Observed) {
+    let StoredPod { pod, mut memory, .. } = kept;
     let mut now = some_time(rng);
     for _ in 0..4 {
         let ends = [None, None, Some(0), Some(30), Some(u32::MAX)];
@@ -234,7 +237,7 @@ fn of_mutated_files_each_is_loaded_or_set_aside_or_of_another_boot() {
     }
     let dir = tempfile::tempdir().unwrap();
     let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "berth-pods-test");
-    let store = Store::open(&roots, &BootId::new("boot-1").unwrap()).unwrap();
+    let store = MemoryStore::open(&roots, &BootId::new("boot-1").unwrap()).unwrap();
     let memory = roots.memory_dir();
     let mut rng = Rng::new(3);
     let (files, mut loaded, mut dropped) = (1000, 0, 0);
@@ -268,7 +271,7 @@ fn one_bad_file_hides_no_other_and_foreign_files_are_left() {
     let dir = tempfile::tempdir().unwrap();
     let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "berth-pods-test");
     let boot = BootId::new("boot-1").unwrap();
-    let store = Store::open(&roots, &boot).unwrap();
+    let store = MemoryStore::open(&roots, &boot).unwrap();
     let pod = pods().remove(0);
     store.save(&pod, &Memory::default()).unwrap();
     let memory = roots.memory_dir();
@@ -284,7 +287,7 @@ fn one_bad_file_hides_no_other_and_foreign_files_are_left() {
     names.sort();
     assert_eq!(names, ["empty.bad", "huge.bad", "note.txt", "torn.bad", "u-1.json", "u-2.bad"]);
     // In another boot none of the memory holds any more.
-    let later = Store::open(&roots, &BootId::new("boot-2").unwrap()).unwrap();
+    let later = MemoryStore::open(&roots, &BootId::new("boot-2").unwrap()).unwrap();
     assert!(later.load().unwrap().is_empty());
     assert!(!memory.join("u-1.json").exists());
 }

@@ -1,6 +1,6 @@
 //! Messages to a worker, and the state in which a worker begins.
 
-use crate::{executor::PodSnapshot, store::Store};
+use crate::{executor::PodSnapshot, store::MemoryStore};
 use berth_core::{
     ids::ContainerId,
     model::Objects,
@@ -44,7 +44,7 @@ pub(crate) struct WorkerConfig<H, R> {
     pub(crate) snapshot: InitialState,
     pub(crate) executor: Arc<H>,
     pub(crate) reports: Arc<R>,
-    pub(crate) store: Store,
+    pub(crate) store: MemoryStore,
     pub(crate) agent_start: Boottime,
     /// Set by the worker once the pod has ended and needs no resources of the node any more.
     pub(crate) over: Arc<AtomicBool>,

@@ -3,7 +3,7 @@
 use super::{RunningAction, Worker};
 use crate::{
     executor::Executor,
-    pod_cache::Ended,
+    pod_cache::EndedRun,
     report::{ActionRecord, PodReport, Reports},
     waiting,
 };
@@ -77,8 +77,8 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         });
     }
 
-    pub(super) fn note_ends(&self, ended: impl IntoIterator<Item = Ended>) {
-        for Ended { container, exit } in ended {
+    pub(super) fn note_ends(&self, ended: impl IntoIterator<Item = EndedRun>) {
+        for EndedRun { container, exit } in ended {
             tracing::info!(pod = %self.desired.pod.key, %container, code = exit.code, oom = exit.oom, "exited");
         }
     }

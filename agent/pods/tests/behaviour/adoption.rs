@@ -12,7 +12,7 @@ use berth_core::{
     probe::ProbeResult,
     status::{ConditionType, Phase, Truth},
 };
-use berth_pods::{DesiredSet, NodeEvent, Store};
+use berth_pods::{DesiredSet, MemoryStore, NodeEvent};
 use std::{sync::Arc, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ async fn up(node: &Arc<Node>, agent: &Agent, p: &Pod) {
 }
 
 /// Starts an agent, waits until these pods are ready and kills the agent.
-async fn up_and_killed<const N: usize>(node: &Arc<Node>, store: &Store, pods: [&Pod; N]) {
+async fn up_and_killed<const N: usize>(node: &Arc<Node>, store: &MemoryStore, pods: [&Pod; N]) {
     let agent = Agent::start(node, store, wanted(pods.map(Pod::clone))).await;
     for p in pods {
         up(node, &agent, p).await;

@@ -17,7 +17,9 @@ use berth_core::{
     sync::lock,
     time::{Boottime, Now, Wall},
 };
-use berth_pods::{ActionResult, Context, Executor, Found, NodeEvent, PodSnapshot, Process, WorkerMessage};
+use berth_pods::{
+    ActionResult, Context, Executor, FoundPod, NodeEvent, NodeProcess, PodSnapshot, WorkerMessage,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
@@ -52,7 +54,7 @@ pub enum Trouble {
 pub struct State {
     pub up: bool,
     pub pods: BTreeMap<PodUid, (Option<Arc<Pod>>, Observed)>,
-    processes: BTreeMap<ContainerId, Process>,
+    processes: BTreeMap<ContainerId, NodeProcess>,
     /// Every action that began: time since the node's start, pod, action.
     pub log: Vec<(Duration, PodUid, Action)>,
     /// Injected faults by pod and kind of action. Further kinds: `observe` for an observation, `refresh` for
@@ -221,7 +223,7 @@ impl Node {
             .into_iter()
             .map(|(uid, (pod, seen))| {
                 let pod = pod.clone().filter(|_| !seen.containers.is_empty());
-                (uid.clone(), Found { pod, snapshot: snapshot(&state, seen, taken) })
+                (uid.clone(), FoundPod { pod, snapshot: snapshot(&state, seen, taken) })
             })
             .collect();
         NodeEvent::RuntimeBack { found, unseen, taken }

@@ -1,7 +1,7 @@
 use super::*;
 use std::{fs, os::unix::fs::symlink};
 
-fn payload(files: &[(&str, &str)]) -> Payload {
+fn payload(files: &[(&str, &str)]) -> VolumeFiles {
     files
         .iter()
         .map(|(p, t)| ((*p).into(), PayloadFile { bytes: t.as_bytes().to_vec(), mode: 0o644 }))

@@ -4,7 +4,7 @@
 use super::{VolumeInputs, VolumePlugin, own_root};
 use crate::{
     Error, nested_mounts,
-    payload::{Collector, Payload},
+    payload::{Collector, VolumeFiles},
     volume, volume_root,
 };
 use berth_core::{
@@ -61,7 +61,7 @@ impl VolumePlugin for ConfigMap<'_> {
         set_up(self, root, inputs, || volume_root::on_disk(root, inputs.pod.security.fs_group))
     }
 
-    fn files(&self, inputs: &VolumeInputs<'_>) -> Result<Option<Payload>, Error> {
+    fn files(&self, inputs: &VolumeInputs<'_>) -> Result<Option<VolumeFiles>, Error> {
         Collector::collect(inputs, |files| files.keys(ObjectKind::ConfigMap, self.0, self.0.default_mode))
     }
 
@@ -79,7 +79,7 @@ impl VolumePlugin for Secret<'_> {
         set_up_in_memory(self, root, inputs)
     }
 
-    fn files(&self, inputs: &VolumeInputs<'_>) -> Result<Option<Payload>, Error> {
+    fn files(&self, inputs: &VolumeInputs<'_>) -> Result<Option<VolumeFiles>, Error> {
         Collector::collect(inputs, |files| files.keys(ObjectKind::Secret, self.0, self.0.default_mode))
     }
 
@@ -97,7 +97,7 @@ impl VolumePlugin for DownwardApi<'_> {
         set_up_in_memory(self, root, inputs)
     }
 
-    fn files(&self, inputs: &VolumeInputs<'_>) -> Result<Option<Payload>, Error> {
+    fn files(&self, inputs: &VolumeInputs<'_>) -> Result<Option<VolumeFiles>, Error> {
         Collector::collect(inputs, |files| files.downward(self.items, self.default_mode))
     }
 
@@ -115,7 +115,7 @@ impl VolumePlugin for Projected<'_> {
         set_up_in_memory(self, root, inputs)
     }
 
-    fn files(&self, inputs: &VolumeInputs<'_>) -> Result<Option<Payload>, Error> {
+    fn files(&self, inputs: &VolumeInputs<'_>) -> Result<Option<VolumeFiles>, Error> {
         let mode = self.default_mode;
         Collector::collect(inputs, |files| {
             self.sources.iter().try_for_each(|source| match source {

@@ -6,7 +6,7 @@ use crate::{
     plan::{
         Action, HookState, Readiness, RunState,
         memory::Retry,
-        planner::{ContainerPhase, Planner, Role},
+        planner::{ContainerPhase, ContainerRole, Planner},
     },
     status::{ContainerState, ContainerStatus, Terminated, Truth},
 };
@@ -50,7 +50,7 @@ fn container_status_now(d: &Planner<'_>, spec: &Container, over: bool) -> Contai
         _ => d.previous(&spec.name).and_then(|(id, c)| c.state.exit().map(|e| e.terminated(id))),
     };
     let started = running && run.is_some_and(|r| r.startup_done && r.post_start == HookState::Done);
-    let ready = if d.role(&spec.name) == Role::Init {
+    let ready = if d.role(&spec.name) == ContainerRole::Init {
         // An init container that has finished counts as ready.
         truth(d.init_finished(&spec.name))
     } else if !started {
@@ -100,7 +100,7 @@ fn state(d: &Planner<'_>, spec: &Container, phase: ContainerPhase<'_>, over: boo
             }
             let again = !ended
                 && d.restartable(&spec.name, id, exit)
-                && !(d.role(&spec.name) == Role::Init && exit.init_done());
+                && !(d.role(&spec.name) == ContainerRole::Init && exit.init_done());
             let wait = d.back_off(&spec.name, id).filter(|_| again);
             match wait {
                 Some((_, delay)) => ContainerState::Waiting {

@@ -2,7 +2,7 @@
 
 use crate::{
     ids::ContainerName,
-    plan::planner::{Planner, Role},
+    plan::planner::{ContainerRole, Planner},
     status::{ContainerState, ContainerStatus, Phase, Terminated, Truth},
     time::Boottime,
 };
@@ -55,7 +55,7 @@ pub(super) fn waiting_for(
                 let next = wait.map_or(now, |(at, _)| at);
                 return Some((format!("container {name}: {why}"), Some(next)));
             }
-            ContainerState::Running { .. } if d.role(name) == Role::Init => {
+            ContainerState::Running { .. } if d.role(name) == ContainerRole::Init => {
                 format!("init container {name} to finish")
             }
             ContainerState::Running { .. } if c.started != Some(true) => {

@@ -4,7 +4,9 @@ use super::Node;
 use berth_core::plan::{
     Action, Exit, Failure, Observed, ObservedContainer, ObservedSandbox, RunState, SandboxState,
 };
-use berth_pods::{ActionResult, Change, Context, Executor as _, NodeEvent, Process, WorkerMessage};
+use berth_pods::{
+    ActionResult, Context, Executor as _, NodeEvent, NodeProcess, ObservedChange, WorkerMessage,
+};
 use std::sync::Arc;
 
 impl Node {
@@ -63,7 +65,7 @@ impl Node {
                     broken.push(format!("{uid}: volumes unmounted under a running container"));
                 }
                 (seen.volumes_mounted, seen.volumes_present) = (mounted, mounted);
-                performed.changes.push(Change::Volumes { mounted, present: mounted });
+                performed.changes.push(ObservedChange::Volumes { mounted, present: mounted });
             }
             Action::MakeSandbox(sandbox_attempt) | Action::EnsurePause(sandbox_attempt) => {
                 if matches!(action, Action::MakeSandbox(_)) && seen.sandbox.is_some() {
@@ -74,14 +76,14 @@ impl Node {
                 let state = if broken_by_pause { SandboxState::Broken } else { SandboxState::Ready };
                 let ips = vec!["10.0.0.1".parse().unwrap()];
                 seen.sandbox = Some(ObservedSandbox { sandbox_attempt: *sandbox_attempt, state, ips });
-                performed.changes.push(Change::Sandbox(seen.sandbox.clone()));
+                performed.changes.push(ObservedChange::Sandbox(seen.sandbox.clone()));
             }
             Action::TeardownSandbox(_) => {
                 if runs(seen) {
                     broken.push(format!("{uid}: sandbox taken down under a running container"));
                 }
                 seen.sandbox = None;
-                performed.changes.push(Change::Sandbox(None));
+                performed.changes.push(ObservedChange::Sandbox(None));
             }
             Action::EnsureImage(_) | Action::PostStart { .. } | Action::PreStop { .. } => {}
             Action::Start { container, attempt, sandbox_attempt, id } => {
@@ -106,7 +108,7 @@ impl Node {
                 let mut process = None;
                 if run.state == RunState::NotStarted {
                     (run.state, run.task) = (RunState::Running { started_at }, true);
-                    process = Some(Process { pid, start_time: u64::from(pid) });
+                    process = Some(NodeProcess { pid, start_time: u64::from(pid) });
                 }
                 if unstartable {
                     let exit = Exit {
@@ -118,7 +120,7 @@ impl Node {
                     (run.state, run.task) = (RunState::Ended(exit), false);
                     process = None;
                 }
-                performed.changes.push(Change::Container(id.clone(), Box::new(run.clone()), process));
+                performed.changes.push(ObservedChange::Container(id.clone(), Box::new(run.clone()), process));
                 performed.events = events;
                 if ends_at_once {
                     let exit = Exit {
@@ -147,22 +149,22 @@ impl Node {
                         broken.push(format!("{uid}: exit of running {id} recorded: {:?}", exit.0));
                     }
                     c.state = RunState::Recorded(exit.0.clone());
-                    performed.changes.push(Change::Recorded(id.clone(), exit.0.clone()));
+                    performed.changes.push(ObservedChange::Recorded(id.clone(), exit.0.clone()));
                 }
-                None => performed.changes.push(Change::Removed(id.clone())),
+                None => performed.changes.push(ObservedChange::Removed(id.clone())),
             },
             Action::Reap { id, .. } => {
                 if let Some(c) = seen.containers.get_mut(id) {
                     c.task = false;
                 }
-                performed.changes.push(Change::Reaped(id.clone()));
+                performed.changes.push(ObservedChange::Reaped(id.clone()));
             }
             Action::Remove { id, .. } => {
                 if seen.containers.get(id).is_some_and(|c| matches!(c.state, RunState::Running { .. })) {
                     broken.push(format!("{uid}: running {id} removed"));
                 }
                 seen.containers.remove(id);
-                performed.changes.push(Change::Removed(id.clone()));
+                performed.changes.push(ObservedChange::Removed(id.clone()));
             }
             Action::RemovePod => {
                 if seen.sandbox.is_some() || seen.volumes_present || !seen.containers.is_empty() {

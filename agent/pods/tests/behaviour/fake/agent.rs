@@ -6,7 +6,7 @@ use berth_core::{
     model::Pod,
     roots::Roots,
 };
-use berth_pods::{DesiredSet, ManagerConfig, Store};
+use berth_pods::{DesiredSet, ManagerConfig, MemoryStore};
 use std::sync::Arc;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -30,7 +30,7 @@ impl Drop for Agent {
 
 impl Agent {
     /// Starts an agent. The relist follows at once where containerd is up.
-    pub async fn start(node: &Arc<Node>, store: &Store, desired: DesiredSet) -> Agent {
+    pub async fn start(node: &Arc<Node>, store: &MemoryStore, desired: DesiredSet) -> Agent {
         let agent = Agent::start_unlisted(node, store, desired);
         if node.lock().up {
             node.back().await;
@@ -39,7 +39,7 @@ impl Agent {
     }
 
     /// Starts an agent that has not received a relist yet.
-    pub fn start_unlisted(node: &Arc<Node>, store: &Store, desired: DesiredSet) -> Agent {
+    pub fn start_unlisted(node: &Arc<Node>, store: &MemoryStore, desired: DesiredSet) -> Agent {
         let (incoming_tx, incoming) = mpsc::channel(1024);
         *node.incoming.lock().unwrap() = Some(incoming_tx);
         let reports = Arc::new(RecordedReports::new(node.bump.clone()));
@@ -92,10 +92,10 @@ pub fn wanted(pods: impl IntoIterator<Item = Pod>) -> DesiredSet {
 }
 
 /// A store in a temporary directory.
-pub fn store() -> (tempfile::TempDir, Store) {
+pub fn store() -> (tempfile::TempDir, MemoryStore) {
     let dir = tempfile::tempdir().unwrap();
     let roots = Roots::below(dir.path(), NodeName::new("n").unwrap(), "berth-pods-test");
-    let store = Store::open(&roots, &BootId::new("boot-1").unwrap()).unwrap();
+    let store = MemoryStore::open(&roots, &BootId::new("boot-1").unwrap()).unwrap();
     (dir, store)
 }
 
