@@ -2,7 +2,7 @@
 //!
 //! This module owns the schedule and the counting; the caller runs the probes. The caller keeps a
 //! [`ProbeState`] per container run and probe, passes each event to [`step`], and follows the returned
-//! [`Step`]: runs the probe, or sends a tick at the given time.
+//! [`ProbeStep`]: runs the probe, or sends a tick at the given time.
 //!
 //! - The first probe is due `initialDelaySeconds` after the container's start, or at once where that time is
 //!   past. The next ones follow every `periodSeconds` on a fixed grid: a late tick moves no later one, and

@@ -58,13 +58,13 @@ impl NodeExecutor {
     pub(crate) async fn remove_orphaned_files(&self, known: BTreeSet<PodUid>) {
         let valid = self.sandbox_ids(known.iter().cloned());
         if let Err(e) = self.network.gc(&valid).await {
-            tracing::warn!(why = %Chain(&e), "stale network attachments not removed");
+            tracing::warn!(why = %Chain(&e), "cannot remove stale network attachments");
         }
         if let Err(failure) = self.release_stale_leases(&known).await {
-            tracing::warn!(why = failure.message, "stale leases not released");
+            tracing::warn!(why = failure.message, "cannot release stale leases");
         }
         if let Err(failure) = self.finish_stale_output().await {
-            tracing::warn!(why = failure.message, "output of unknown containers not finished");
+            tracing::warn!(why = failure.message, "cannot finish the output of unknown containers");
         }
     }
 
@@ -83,7 +83,7 @@ impl NodeExecutor {
             let Some(_leaving) = self.claims.leave(Claimable::Pod(uid.clone())) else { continue };
             match runtime.release_lease(&uid).await {
                 Ok(()) => tracing::info!(%uid, "stale lease released"),
-                Err(e) => tracing::debug!(%uid, why = %Chain(&e), "lease not released"),
+                Err(e) => tracing::debug!(%uid, why = %Chain(&e), "cannot release a stale lease"),
             }
         }
         Ok(())
@@ -104,10 +104,10 @@ impl NodeExecutor {
             let Some(_leaving) = self.claims.leave(Claimable::Run(id.clone())) else { continue };
             match self.logd.finish(&id).await {
                 Ok(_) => {
-                    tracing::info!(%pod, container = id.short(), "output of a container that is gone finished")
+                    tracing::info!(%pod, container = id.short(), "output of a removed container finished")
                 }
                 Err(e) => {
-                    tracing::warn!(%pod, container = id.short(), why = %Chain(&e), "output not finished")
+                    tracing::warn!(%pod, container = id.short(), why = %Chain(&e), "cannot finish the output of a removed container")
                 }
             }
         }

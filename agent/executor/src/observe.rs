@@ -150,7 +150,7 @@ fn stored_pod(c: &FoundContainer) -> Option<Arc<Pod>> {
     match serde_json::from_value(pod) {
         Ok(pod) => Some(Arc::new(pod)),
         Err(error) => {
-            tracing::warn!(container = c.id.short(), %error, "the pod stored on a container cannot be read");
+            tracing::warn!(container = c.id.short(), %error, "cannot read the pod stored on a container");
             None
         }
     }

@@ -37,10 +37,10 @@ impl PodLocks {
         area: Area,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Failure> {
-        let turn = self.of(pod, area).lock_owned().await;
+        let guard = self.of(pod, area).lock_owned().await;
         let done = spawn_blocking(move || {
             let done = work();
-            drop(turn);
+            drop(guard);
             done
         });
         done.await.map_err(|e| Failure::new("InternalError", format!("blocking work ended early: {e}")))
@@ -49,7 +49,7 @@ impl PodLocks {
     /// Removes the locks of a pod of which nothing is left.
     pub(crate) fn forget(&self, pod: &PodUid) {
         let mut pod_locks = lock(&self.0);
-        pod_locks.retain(|(uid, _), gate| uid != pod || Arc::strong_count(gate) > 1);
+        pod_locks.retain(|(uid, _), pod_lock| uid != pod || Arc::strong_count(pod_lock) > 1);
     }
 }
 
@@ -93,7 +93,11 @@ mod tests {
         assert_eq!(pod_locks.blocking(&other, Area::Files, || 2).await.unwrap(), 2);
         release.send(()).unwrap();
         assert_eq!(pod_locks.blocking(&pod, Area::Files, || 3).await.unwrap(), 3);
-        assert_eq!(begun.load(Ordering::SeqCst), 1, "a try whose caller gave up before its turn never runs");
+        assert_eq!(
+            begun.load(Ordering::SeqCst),
+            1,
+            "a try whose caller gave up before its lock was free never runs"
+        );
         // The first work's thread drops its reference to the lock a moment after it has released the lock.
         while pod_locks.0.lock().unwrap().keys().any(|(uid, _)| uid == &pod) {
             pod_locks.forget(&pod);

@@ -36,7 +36,7 @@ fn kinds(namespaces: &PodNamespaces) -> Vec<NsKind> {
 
 /// A failure of the sandbox's creation with the kubelet's reason.
 fn failed(what: &str, error: &dyn std::error::Error) -> Failure {
-    Failure::new("FailedCreatePodSandBox", format!("{what}: {}", Chain(error)))
+    Failure::new("FailedCreatePodSandBox", format!("cannot {what}: {}", Chain(error)))
 }
 
 #[cfg(test)]

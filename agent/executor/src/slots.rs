@@ -67,7 +67,7 @@ mod tests {
         let stuck = slots.acquire().await;
         let begun = tokio::time::Instant::now();
         let next = slots.acquire().await;
-        assert!(begun.elapsed() >= LENT, "the turn is lent for its time");
+        assert!(begun.elapsed() >= LENT, "a holder keeps its slot for its time");
         drop(next);
         let at_once = slots.acquire().await;
         drop((stuck, at_once));

@@ -106,7 +106,7 @@ impl NodeExecutor {
                         tracing::warn!(
                             container = id.short(),
                             why = failure.message,
-                            "the message may lack the output's end"
+                            "cannot delete the task: the termination message may lack the output's end"
                         );
                     }
                 }
@@ -214,7 +214,7 @@ impl NodeExecutor {
             self.logd.remove_attempt(&stream).await.map_err(|e| Failure::new("FailedSync", Chain(&e)))?;
         }
         if let Err(error) = finished {
-            tracing::debug!(container = id.short(), error = %Chain(&error), "output was closed before");
+            tracing::debug!(container = id.short(), error = %Chain(&error), "cannot finish the output: it was closed before");
         }
         lock(&self.specs).remove(&id);
         self.claims.forget_run(&id);

@@ -22,7 +22,7 @@ const MOST: usize = 4 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A memory file could not be written.
-    #[error("store memory {path}")]
+    #[error("cannot write memory file {path}")]
     Write {
         /// The file's path.
         path: PathBuf,
@@ -31,7 +31,7 @@ pub enum StoreError {
         source: berth_sys::Error,
     },
     /// A directory or file could not be read, created or removed.
-    #[error("{operation} {path}")]
+    #[error("cannot {operation} {path}")]
     File {
         /// The failed operation.
         operation: &'static str,
@@ -42,7 +42,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The memory could not be encoded as JSON.
-    #[error("encode memory of {pod}")]
+    #[error("cannot encode the memory of pod {pod}")]
     Encode {
         /// The pod of the memory.
         pod: PodUid,
@@ -125,7 +125,7 @@ impl MemoryStore {
             Ok(_) => return remove(&path).map(|()| None),
             Err(why) => why,
         };
-        tracing::warn!(file = %path.display(), why, "memory set aside");
+        tracing::warn!(file = %path.display(), why, "cannot read a memory file: set aside");
         let aside = path.with_extension("bad");
         std::fs::rename(&path, &aside).map(|()| None).map_err(|source| StoreError::File {
             operation: "set aside",

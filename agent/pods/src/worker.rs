@@ -214,7 +214,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         }
         if p.finished {
             if let Err(error) = self.store.forget(&self.desired.pod.uid) {
-                tracing::warn!(pod = %self.desired.pod.key, %error, "memory of an ended pod is left behind");
+                tracing::warn!(pod = %self.desired.pod.key, %error, "cannot remove the memory of an ended pod");
             }
             self.publish(p.status, true);
             return true;
@@ -245,7 +245,9 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         }
         match self.store.save(&self.desired.pod, &self.memory) {
             Ok(()) => self.stored = Some(self.memory.clone()),
-            Err(error) => tracing::error!(pod = %self.desired.pod.key, %error, "memory not stored"),
+            Err(error) => {
+                tracing::error!(pod = %self.desired.pod.key, %error, "cannot store the pod's memory")
+            }
         }
     }
 

@@ -199,7 +199,7 @@ impl NodeExecutor {
         let record = self.record_path(uid);
         for path in [record.with_extension("bad"), record] {
             berth_sys::fs::remove_if_there(&path).map_err(|e| {
-                Failure::new("FailedKillPodSandbox", format!("remove {}: {e}", path.display()))
+                Failure::new("FailedKillPodSandbox", format!("cannot remove {}: {e}", path.display()))
             })?;
         }
         Ok(())
@@ -222,8 +222,10 @@ impl NodeExecutor {
         match dropped.await {
             Ok(Ok(())) => {}
             // A cgroup that stays is harmless: `RemovePod` removes it.
-            Ok(Err(e)) => tracing::debug!(%uid, why = %Chain(&e), "cgroup of a pod without a sandbox stays"),
-            Err(failure) => tracing::debug!(%uid, why = failure.message, "cgroup not looked at"),
+            Ok(Err(e)) => {
+                tracing::debug!(%uid, why = %Chain(&e), "cannot remove the cgroup of a pod without a sandbox")
+            }
+            Err(failure) => tracing::debug!(%uid, why = failure.message, "cannot look at the pod's cgroup"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The pause process of a sandbox: start, watch and end. Pause holds the sandbox's namespaces, and is process
 //! 1 of a shared PID namespace.
 
-use super::{failed, kinds};
+use super::kinds;
 use crate::{NodeExecutor, pod_locks::Area};
 use berth_core::{
     error::Chain,
@@ -83,7 +83,7 @@ impl NodeExecutor {
                 pause::start(&spec)
             })
             .await?
-            .map_err(|e| failed("start pause", &e))?;
+            .map_err(|e| Failure::new("FailedCreatePodSandBox", Chain(&e)))?;
         Ok(NodeProcess { pid: started.pid, start_time: started.start_time })
     }
 
@@ -135,7 +135,7 @@ impl NodeExecutor {
                 // The send fails only where the manager has ended, and then the agent ends too.
                 Ok(()) => drop(incoming.send(NodeEvent::One(name, WorkerMessage::PauseDied)).await),
                 // The next observation shows the end of an unwatched pause process.
-                Err(why) => tracing::warn!(uid = %name, why, "pause is not watched"),
+                Err(why) => tracing::warn!(uid = %name, why, "cannot watch the pause process"),
             }
         });
         watched.insert(uid.clone(), (pause, task.abort_handle()));

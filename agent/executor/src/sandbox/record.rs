@@ -95,7 +95,7 @@ impl NodeExecutor {
     pub(crate) fn sandbox_record(&self, uid: &PodUid) -> Result<Option<SandboxRecord>, Failure> {
         let path = self.record_path(uid);
         let internal = |what: &str, e: &dyn std::error::Error| {
-            Failure::new("InternalError", format!("{what} {}: {}", path.display(), Chain(e)))
+            Failure::new("InternalError", format!("cannot {what} {}: {}", path.display(), Chain(e)))
         };
         if !path.try_exists().map_err(|e| internal("look for", &e))? {
             return Ok(None);

@@ -35,7 +35,7 @@ impl NodeExecutor {
         if let (Err(e), _) | (Ok(()), Err(e)) =
             (lease.map_err(|e| Failure::new("FailedSync", Chain(&e))), users.map(drop))
         {
-            tracing::debug!(pod = %pod.key, why = e.message, "nothing prepared for the start");
+            tracing::debug!(pod = %pod.key, why = e.message, "cannot prepare the start: the start itself tries again");
         }
         Ok(ActionResult::done(Vec::new()))
     }

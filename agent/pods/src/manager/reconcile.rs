@@ -41,13 +41,13 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             let Some(pod) = stored.or_else(|| self.stored.get(&uid).map(|k| Arc::clone(&k.0))) else {
                 let has_containers = found.is_some_and(|f| !f.snapshot.seen.containers.is_empty());
                 if has_containers && self.unreadable.insert(uid.clone()) {
-                    tracing::error!(%uid, "containers of a pod whose spec cannot be read are left alone");
+                    tracing::error!(%uid, "cannot read the spec of a pod: its containers are left alone");
                 }
                 self.found.remove(&uid);
                 continue;
             };
             let end = self.desired.listed.then_some(pod.grace_seconds);
-            tracing::info!(pod = %pod.key, %uid, "found, and not wanted as far as is known");
+            tracing::info!(pod = %pod.key, %uid, "pod found on the node that no source is known to want");
             self.start(pod, end);
         }
     }
@@ -103,7 +103,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         for (uid, live) in self.workers.iter_mut().filter(|(u, l)| !l.ending && !wanted.contains_key(*u)) {
             live.ending = true;
             let pod = Arc::clone(&live.pod);
-            tracing::info!(pod = %pod.key, %uid, grace = pod.grace_seconds, "no longer wanted");
+            tracing::info!(pod = %pod.key, %uid, grace = pod.grace_seconds, "pod ends: no source wants it any more");
             over.push(pod);
         }
         for pod in over {

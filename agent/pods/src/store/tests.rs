@@ -78,7 +78,7 @@ fn end(seen: &mut Observed, id: &ContainerId, code: i32, at: Wall) {
 
 /// Stored and observed states from the lives of pods.
 fn corpus() -> (Vec<Value>, Vec<Value>) {
-    let (mut kept, mut sights) = (Vec::new(), Vec::new());
+    let (mut kept, mut snapshots) = (Vec::new(), Vec::new());
     for (n, pod) in pods().into_iter().cycle().take(18).enumerate() {
         let mut rng = Rng::new(u64::try_from(n).unwrap());
         let mut now =
@@ -95,7 +95,7 @@ fn corpus() -> (Vec<Value>, Vec<Value>) {
                 memory: memory.clone(),
             };
             kept.push(serde_json::to_value(whole).unwrap());
-            sights.push(serde_json::to_value(&seen).unwrap());
+            snapshots.push(serde_json::to_value(&seen).unwrap());
             for a in p.actions {
                 let fails = rng.below(5) == 0;
                 if !fails {
@@ -120,7 +120,7 @@ fn corpus() -> (Vec<Value>, Vec<Value>) {
             now.wall.0 += 7_000_000_000;
         }
     }
-    (kept, sights)
+    (kept, snapshots)
 }
 
 fn some_time(rng: &mut Rng) -> Now {
@@ -184,7 +184,7 @@ struct Counts {
     typed: AtomicUsize,
 }
 
-fn one(seed: usize, kept: &[Value], sights: &[Value], counts: &Counts) {
+fn one(seed: usize, kept: &[Value], snapshots: &[Value], counts: &Counts) {
     let mut rng = Rng::new(u64::try_from(seed).unwrap());
     let text = mutate(&mut rng, kept);
     let Ok(kept) = parse(&text) else {
@@ -194,24 +194,24 @@ fn one(seed: usize, kept: &[Value], sights: &[Value], counts: &Counts) {
     };
     counts.json.fetch_add(1, Ordering::Relaxed);
     counts.typed.fetch_add(1, Ordering::Relaxed);
-    let mutated = mutate(&mut rng, sights);
+    let mutated = mutate(&mut rng, snapshots);
     let seen = serde_json::from_slice(&mutated)
-        .unwrap_or_else(|_not_one| serde_json::from_value(rng.pick(sights).clone()).unwrap());
+        .unwrap_or_else(|_not_one| serde_json::from_value(rng.pick(snapshots).clone()).unwrap());
     live_on(&mut rng, kept, seen);
 }
 
 #[test]
 fn mutated_memory_is_set_aside_or_borne() {
-    let (kept, sights) = corpus();
+    let (kept, snapshots) = corpus();
     let (counts, count, begun) = (Counts::default(), mutations(), Instant::now());
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
         for t in 0..threads {
-            let (kept, sights, counts) = (&kept, &sights, &counts);
+            let (kept, snapshots, counts) = (&kept, &snapshots, &counts);
             scope.spawn(move || {
                 for seed in (t..count).step_by(threads) {
                     let one_begun = Instant::now();
-                    let done = catch_unwind(AssertUnwindSafe(|| one(seed, kept, sights, counts)));
+                    let done = catch_unwind(AssertUnwindSafe(|| one(seed, kept, snapshots, counts)));
                     assert!(done.is_ok(), "mutation with seed {seed} panicked");
                     assert!(one_begun.elapsed() < Duration::from_secs(10), "mutation with seed {seed} hangs");
                 }

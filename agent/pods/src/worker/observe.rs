@@ -36,7 +36,8 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             self.observe_at = None;
             let (executor, uid) = (Arc::clone(&self.executor), self.pod().uid.clone());
             self.observations.spawn(async move {
-                let late = || Failure::new("DeadlineExceeded", "the look at the pod did not end in time");
+                let late =
+                    || Failure::new("DeadlineExceeded", "the observation of the pod did not end in time");
                 timeout(OBSERVE_TIMEOUT, executor.observe(&uid)).await.unwrap_or_else(|_elapsed| Err(late()))
             });
         }
@@ -53,7 +54,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             Ok(Err(failure)) => failure.message,
             Err(error) => error.to_string(),
         };
-        tracing::debug!(pod = %self.desired.pod.key, why = failure, "could not look at the pod");
+        tracing::debug!(pod = %self.desired.pod.key, why = failure, "cannot observe the pod");
         let factor = 1u32.checked_shl(self.observe_failures.min(8)).unwrap_or(u32::MAX);
         self.observe_failures = self.observe_failures.saturating_add(1);
         let rest = OBSERVE_RETRY.saturating_mul(factor).min(OBSERVE_RETRY_MAX);
@@ -78,7 +79,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             Ok(Err(failure)) => failure,
             Err(error) => Failure::new("InternalError", error.to_string()),
         };
-        tracing::warn!(pod = %self.desired.pod.key, reason = failure.reason, why = failure.message, "volumes not refreshed");
+        tracing::warn!(pod = %self.desired.pod.key, reason = failure.reason, why = failure.message, "cannot refresh the volumes");
         self.refresh_at.get_or_insert(self.executor.now().boottime + REFRESH_AGAIN);
         self.event(Event::warning(&failure.reason, failure.message));
     }
