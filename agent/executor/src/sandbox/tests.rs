@@ -7,7 +7,10 @@ use berth_core::{
     plan::{Action, SandboxState},
     time::Wall,
 };
-use berth_harness::mutate::{self, Reached, json::Corpus};
+use berth_harness::{
+    mutate::{self, Reached, json::Corpus},
+    rng::Rng,
+};
 use berth_pods::Executor as _;
 use berth_sys::process;
 use serde_json::{Value, json};
@@ -179,7 +182,11 @@ async fn mutated_records_are_set_aside_or_borne() {
         berth_core::plan::plan(&desired, &seen, &berth_core::plan::Memory::default(), now);
         reached
     };
-    mutate::run("sandbox records", |rng| corpus.text(rng), attempt);
+    let make = |rng: &mut Rng| match rng.below(4) {
+        0 => corpus.text(rng),
+        _ => corpus.text_changed_once(rng),
+    };
+    mutate::run("sandbox records", make, attempt);
     let (read, count) = (read.into_inner(), mutate::count());
     assert!(read * 10 >= count && read < count, "read: {read} of {count}");
 }

@@ -76,6 +76,14 @@ impl Corpus {
         Bytes(text)
     }
 
+    /// A document with one change as text. For documents of few fields, of which hardly any stays valid after
+    /// several changes.
+    pub fn text_changed_once(&self, rng: &mut Rng) -> Bytes {
+        let mut value = pick(rng, &self.documents).clone();
+        self.change(&mut value, rng);
+        Bytes(value.to_string().into_bytes())
+    }
+
     fn change(&self, value: &mut Value, rng: &mut Rng) {
         let mut other = pick(rng, &self.documents).clone();
         let kind = rng.below(9);
