@@ -1,4 +1,4 @@
-//! The start of a pod's worker: its first knowledge of the pod, and the admission of a new pod.
+//! The start of a pod's worker: the first observation of the pod, and whether the node accepts a new pod.
 
 use super::{Manager, ManagerTask, TaskOutcome, WorkerHandle};
 use crate::{
