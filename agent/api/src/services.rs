@@ -15,7 +15,7 @@ pub struct ServicesFile {
     /// Every Service port that has an id in the tables.
     #[serde(default)]
     pub ports: Vec<NamedPort>,
-    /// What the tables do not carry of Services, for people: conflicts and unsupported parts.
+    /// Facts about Services that the tables do not carry, for people: conflicts and unsupported parts.
     #[serde(default)]
     pub notices: Vec<String>,
     /// The next free id, where the next agent continues; 0 in a file without it.

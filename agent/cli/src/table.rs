@@ -35,9 +35,9 @@ impl Table {
         self.rows.len().saturating_sub(1)
     }
 
-    /// Makes room on a screen that is so many columns wide: the widest columns are cut, but the
-    /// last, which may wrap. Of a cell that is cut its middle is left out: beginnings tell names
-    /// apart, and so do ends.
+    /// Fits the table into a screen of that many columns. The widest columns are cut, except the last
+    /// one, which may wrap. A cell is cut in its middle, because names differ at their beginning and
+    /// at their end.
     pub(crate) fn fit(&mut self, columns: Option<usize>) {
         let Some(columns) = columns else { return };
         let last = self.widths.len().saturating_sub(1);
@@ -81,9 +81,9 @@ impl Table {
     }
 }
 
-/// A column is cut to no less than this.
+/// Minimum width of a column that is cut.
 const NARROWEST: usize = 16;
-/// What the last column gets at least.
+/// Minimum width kept for the last column.
 const OPEN: usize = 20;
 
 fn cut(cell: &str, width: usize) -> String {
@@ -117,7 +117,7 @@ mod tests {
         assert!(name.starts_with("aaaaaa") && name.contains('…') && name.ends_with("-end"), "{name}");
         assert_eq!(name.chars().count(), 80 - 20 - 3 - "Running".len() - 3);
         assert!(row.ends_with(&"w".repeat(50)));
-        // Nothing is cut to nothing.
+        // A cut column keeps its minimum width.
         let mut tiny = Table::new(&["A", "B"]);
         tiny.row(vec!["b".repeat(40), String::new()]);
         tiny.fit(Some(1));

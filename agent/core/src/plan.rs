@@ -40,7 +40,7 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// What the source wants of a pod.
+/// The wanted pod, and whether it shall run or end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {
     /// The pod's specification.

@@ -84,7 +84,7 @@ pub struct SandboxNetwork {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// What a pod asks of the network and no plugin provides.
+/// Network features that a pod requests and no plugin provides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unserved {
     /// `name` of the configuration list.

@@ -27,7 +27,7 @@ pub(crate) struct Names {
     pods: HashMap<IpAddr, Vec<PodAt>>,
     /// Whether the agent has written names of Services.
     pub(crate) published: bool,
-    /// What the tables do not carry of Services: conflicts and unsupported parts, for people.
+    /// Facts about Services that the tables do not carry, for people: conflicts and unsupported parts.
     pub(crate) notices: Vec<String>,
 }
 

@@ -135,7 +135,7 @@ pub(crate) struct Port {
     pub(crate) frontends: Vec<Frontend>,
 }
 
-/// What a client's connection to a frontend comes to.
+/// Outcome of a client's connection to a frontend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
     /// Forwarded to a backend.
@@ -162,7 +162,7 @@ impl Port {
         Port { v6, id, generation, affinity_s, counts, cluster, local, frontends: Vec::new() }
     }
 
-    /// What a connection to a frontend comes to, from this node and its pods, or from outside.
+    /// Outcome of a connection to a frontend, from this node and its pods, or from outside.
     pub(crate) fn reach(&self, entry: &Frontend, outside: bool) -> Reach {
         let local =
             if outside && entry.external() { frontend::OUTSIDE_LOCAL } else { frontend::INSIDE_LOCAL };

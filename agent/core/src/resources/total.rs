@@ -1,5 +1,5 @@
-//! What a pod asks for in all, by resource, as its status repeats it (`component-helpers/resource` PodRequests and
-//! PodLimits).
+//! Total requests and limits of a pod by resource, as the pod's status shows them
+//! (`component-helpers/resource` PodRequests and PodLimits).
 
 use crate::{
     model::{Pod, ResourceList, Resources},
@@ -20,7 +20,7 @@ fn at_least(list: &mut ResourceList, least: &ResourceList) {
     }
 }
 
-/// What containers name at their worst moment (see [`crate::model::peak`]), or the pod itself.
+/// The most that the containers name at one time (see [`crate::model::peak`]); a value of the pod itself wins.
 fn side(pod: &Pod, of: fn(&Resources) -> &ResourceList) -> ResourceList {
     let (mut sum, mut sidecars, mut peak) = (ResourceList::new(), ResourceList::new(), ResourceList::new());
     for c in &pod.containers {
@@ -41,7 +41,7 @@ fn side(pod: &Pod, of: fn(&Resources) -> &ResourceList) -> ResourceList {
 }
 
 impl Pod {
-    /// What the pod requests and may use in all. Overhead counts to limits only where there are some.
+    /// The pod's total requests and limits. Overhead counts to limits only where there are some.
     pub fn total(&self) -> Resources {
         let mut total =
             Resources { requests: side(self, |r| &r.requests), limits: side(self, |r| &r.limits) };

@@ -27,7 +27,7 @@ impl Network {
         added
     }
 
-    /// What an attached sandbox asks of the network and no plugin of its list provides.
+    /// Network features that an attached sandbox requests and no plugin of its list provides.
     pub async fn unserved(&self, request: &SandboxNetwork) -> Result<Unserved, Error> {
         if capabilities::arguments(&request.ports, &request.annotations)?.is_empty() {
             return Ok(Unserved::default());
