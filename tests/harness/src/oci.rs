@@ -106,9 +106,10 @@ impl Image {
 /// The file cannot be written, or an entry does not fit into a tar header.
 pub fn write_archive(path: &Path, images: &[Image]) -> Result<()> {
     let mut blobs: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let mut layers = Vec::new();
     let mut manifests = Vec::new();
     for image in images {
-        manifests.push(add_image(&mut blobs, image)?);
+        manifests.push(add_image(&mut blobs, &mut layers, image)?);
     }
     let index = json!({
         "schemaVersion": 2,
@@ -147,11 +148,32 @@ fn architecture() -> &'static str {
     }
 }
 
-fn add_image(blobs: &mut BTreeMap<String, Vec<u8>>, image: &Image) -> Result<Value> {
+/// Layers that are in the archive, each with its descriptor.
+type Layers<'a> = Vec<(&'a [Entry], Value)>;
+
+/// Adds a layer, unless another image has brought it, and returns its descriptor.
+fn add_layer<'a>(
+    blobs: &mut BTreeMap<String, Vec<u8>>,
+    known: &mut Layers<'a>,
+    entries: &'a [Entry],
+) -> Result<Value> {
+    if let Some((_, descriptor)) = known.iter().find(|(layer, _)| *layer == entries) {
+        return Ok(descriptor.clone());
+    }
+    let descriptor = add(blobs, "application/vnd.oci.image.layer.v1.tar", tar(entries)?);
+    known.push((entries, descriptor.clone()));
+    Ok(descriptor)
+}
+
+fn add_image<'a>(
+    blobs: &mut BTreeMap<String, Vec<u8>>,
+    known: &mut Layers<'a>,
+    image: &'a Image,
+) -> Result<Value> {
     let mut layers = Vec::new();
     let mut diff_ids = Vec::new();
     for entries in &image.layers {
-        let layer = add(blobs, "application/vnd.oci.image.layer.v1.tar", tar(entries)?);
+        let layer = add_layer(blobs, known, entries)?;
         // Not compressed, so that the layer's digest equals the diff ID.
         diff_ids.push(layer["digest"].clone());
         layers.push(layer);
@@ -260,6 +282,25 @@ mod tests {
         let one = fs::read(dir.path().join("one")).unwrap();
         assert_eq!(one, fs::read(dir.path().join("two")).unwrap());
         assert_eq!(one.len() % 512, 0);
+    }
+
+    #[test]
+    fn images_of_one_archive_share_their_layers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let image = Image {
+            name: "docker.io/library/x:1".into(),
+            layers: vec![vec![Entry::file("a", 0o644, vec![b'a'; 100_000])]],
+            config: json!({}),
+        };
+        let mut other = image.variant("docker.io/library/y:1", json!({"Cmd": ["/a"]}));
+        other.layers.push(vec![Entry::file("b", 0o644, "b")]);
+        write_archive(&path, &[image, other]).unwrap();
+        let listed = Command::new("tar").arg("-tf").arg(&path).output().unwrap();
+        // Two layers, two configurations, two manifests.
+        let blobs = String::from_utf8_lossy(&listed.stdout).lines().filter(|l| l.len() > 70).count();
+        assert_eq!(blobs, 6);
+        assert!(fs::metadata(&path).unwrap().len() < 200_000);
     }
 
     #[test]

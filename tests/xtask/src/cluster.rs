@@ -12,7 +12,7 @@ mod place;
 mod world;
 
 use crate::{out, peers, setup};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use berth_harness::{
     tools,
     wait::{self, PATIENCE},
@@ -39,6 +39,12 @@ pub(crate) struct Args {
     /// End the cluster and remove everything that it made.
     #[arg(long, conflicts_with_all = ["node", "etcd", "goaway_chance", "keep"])]
     down: bool,
+    /// Kill a program of the running cluster with SIGKILL, such as `kube-apiserver`.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["node", "etcd", "goaway_chance", "keep", "down"])]
+    kill: Option<String>,
+    /// Start a program of the running cluster again.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["node", "etcd", "goaway_chance", "keep", "down"])]
+    start: Option<String>,
 }
 
 /// What a cluster is made of.
@@ -84,7 +90,14 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         }
         return Ok(true);
     }
-    if let Some(world) = World::running(&place) {
+    let running = World::running(&place);
+    if args.kill.is_some() || args.start.is_some() {
+        let world = running.with_context(|| format!("no cluster runs in {}", place.dir.display()))?;
+        args.kill.as_deref().map_or(Ok(()), |name| world.kill(name))?;
+        args.start.as_deref().map_or(Ok(()), |name| world.start(name))?;
+        return Ok(true);
+    }
+    if let Some(world) = running {
         out::line(&format!("a cluster runs already in {}; nothing was changed", place.dir.display()));
         let all = control_plane::DAEMONS.iter().chain(&kubelet::DAEMONS);
         for name in all.filter(|n| place.process(n).exists() && world.process(n).is_none()) {
@@ -124,6 +137,7 @@ pub(crate) fn start(dir: &Path, options: &Options) -> Result<Cluster> {
     if place.is_made() {
         out::timed("remove what an earlier cluster left", || world::remove(&place))?;
     }
+    place.make_files()?;
     match make(options, &place, &bin) {
         Err(error) if !options.keep => match world::remove(&place) {
             Ok(()) => Err(error),
@@ -134,7 +148,6 @@ pub(crate) fn start(dir: &Path, options: &Options) -> Result<Cluster> {
 }
 
 fn make(options: &Options, place: &Place, bin: &Path) -> Result<Cluster> {
-    place.make_files()?;
     out::timed("make certificates and kubeconfigs", || pki::make(place))?;
     let world = out::timed("make namespaces", || World::make(place))?;
     control_plane::start(&world, place, bin, options.etcd, options.goaway_chance)?;

@@ -71,7 +71,12 @@ fn run_tests(cluster: &Cluster, bin: &Path, focus: &[String]) -> Result<Results>
     let program = program.to_string_lossy();
     let listed = cluster.run(&["env", &registries, &program, "--list-images"])?;
     out::timed("make and import the images of the tests", || cluster.import_suite(bin, &listed))?;
-    let report = cluster.file("e2e.json");
+    let kept = crate::root().join("target/conformance");
+    fs::create_dir_all(&kept).with_context(|| format!("cannot make {}", kept.display()))?;
+    let (log, report) = (kept.join("e2e.log"), kept.join("e2e.json"));
+    if report.exists() {
+        fs::remove_file(&report).with_context(|| format!("cannot remove {}", report.display()))?;
+    }
     let mut args: Vec<String> = [
         "--provider=skeleton",
         "--ginkgo.no-color",
@@ -85,7 +90,6 @@ fn run_tests(cluster: &Cluster, bin: &Path, focus: &[String]) -> Result<Results>
     args.push(format!("--kubectl-path={}", bin.join("kubectl").display()));
     args.push(format!("--ginkgo.json-report={}", report.display()));
     args.extend(focus.iter().map(|f| format!("--ginkgo.focus={f}")));
-    let log = crate::root().join("target/conformance/e2e.log");
     let mut command = vec!["env", &registries, &program];
     command.extend(args.iter().map(String::as_str));
     let what = format!("run the tests; their output goes to {}", log.display());

@@ -23,13 +23,10 @@ const COREDNS: &str = "berth.test/coredns:1";
 /// # Errors
 /// Containerd refuses an image, or its archive cannot be written.
 pub(super) fn import(world: &World, place: &Place, images: &[Image]) -> Result<()> {
-    let archive = place.dir.join("image.tar");
-    for image in images {
-        write_archive(&archive, std::slice::from_ref(image))?;
-        ctr(world, &["images", "import", &archive.to_string_lossy()])?;
-        fs::remove_file(&archive).context("cannot remove the archive of an image")?;
-    }
-    Ok(())
+    let archive = place.dir.join("images.tar");
+    write_archive(&archive, images)?;
+    ctr(world, &["images", "import", &archive.to_string_lossy()])?;
+    fs::remove_file(&archive).context("cannot remove the archive of the images")
 }
 
 /// The images of every cluster with a node.

@@ -115,13 +115,31 @@ impl World {
         command.stdout(file).status().context("cannot run nsenter")
     }
 
-    /// Starts a daemon. Its output goes to its log.
+    /// Starts a daemon and remembers its command. Its output goes to its log.
     ///
     /// # Errors
     /// The program does not start.
     pub(super) fn spawn(&self, name: &str, program: &Path, args: &[String]) -> Result<()> {
+        let mut words = vec![program.to_string_lossy().into_owned()];
+        words.extend_from_slice(args);
+        self.place.write(&commands(name), &serde_json::to_string(&words)?)?;
+        self.start(name)
+    }
+
+    /// Starts a daemon with the command of its first start; does nothing where it runs.
+    ///
+    /// # Errors
+    /// No daemon of this name was ever started here, or the program does not start.
+    pub(super) fn start(&self, name: &str) -> Result<()> {
+        if self.process(name).is_some() {
+            return Ok(());
+        }
+        let file = self.place.dir.join(commands(name));
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("this cluster has no program {name:?}"))?;
+        let words: Vec<String> = serde_json::from_str(&text).context("cannot read a daemon's command")?;
         let mut command = self.enter()?;
-        command.arg(program).args(args);
+        command.args(words);
         let log = self.place.log(name);
         let entered = spawn_detached(command, &log)?;
         // nsenter stays outside as the parent, because only a child is in the new PID namespace.
@@ -159,6 +177,16 @@ impl World {
         .with_context(|| format!("{name} ended; {}", log()))
     }
 
+    /// Kills a daemon with SIGKILL; does nothing where it does not run.
+    ///
+    /// # Errors
+    /// No daemon of this name was ever started here, or it does not end.
+    pub(super) fn kill(&self, name: &str) -> Result<()> {
+        let known = self.place.dir.join(commands(name)).exists();
+        ensure!(known, "this cluster has no program {name:?}");
+        self.process(name).map_or(Ok(()), |daemon| daemon.kill())
+    }
+
     /// Ends every process of the namespaces; mounts and network go with them.
     ///
     /// # Errors
@@ -166,6 +194,11 @@ impl World {
     pub(super) fn end(&self) -> Result<()> {
         self.init.kill()
     }
+}
+
+/// File of a daemon's command.
+fn commands(name: &str) -> String {
+    format!("processes/{name}.command")
 }
 
 /// Removes what is left of the cluster in this place: processes, device, cgroup and files.
