@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-helper", &["berth-core", "berth-sys", "berth-api"]),
     // Adapters.
     ("berth-source", &["berth-core", "berth-sys"]),
+    ("berth-kube", &["berth-core", "berth-sys"]),
     ("berth-runtime", &["berth-core", "berth-sys", "berth-pause"]),
     ("berth-logd", &["berth-core", "berth-sys", "berth-api", "berth-helper"]),
     ("berth-probe", &["berth-core", "berth-sys", "berth-api"]),

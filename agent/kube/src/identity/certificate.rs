@@ -1,0 +1,190 @@
+//! What a certificate says of itself: its time and its subject's common name (RFC 5280 4.1). Pure.
+//!
+//! TLS checks the server's certificate. The own one is read only to say why the API server refuses it, so
+//! that a certificate which cannot be read here is no error.
+
+use jiff::{Timestamp, civil::date, tz::TimeZone};
+
+/// The object identifier 2.5.4.3, common name.
+const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+
+const SEQUENCE: u8 = 0x30;
+const SET: u8 = 0x31;
+const OBJECT_ID: u8 = 0x06;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+/// The explicit tag of the version.
+const VERSION: u8 = 0xa0;
+
+/// The time and the subject of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// Valid from this time on.
+    pub not_before: Timestamp,
+    /// Valid until this time.
+    pub not_after: Timestamp,
+    /// Common name of the subject, such as `system:node:a`; empty where there is none.
+    pub common_name: String,
+}
+
+impl Certificate {
+    /// Reads a certificate in DER; `None` where it does not have the form of one.
+    pub fn read(der: &[u8]) -> Option<Certificate> {
+        let (certificate, _) = of_tag(der, SEQUENCE)?;
+        let (to_be_signed, _) = of_tag(certificate, SEQUENCE)?;
+        // The version is there from version 2 on. Serial number, signature algorithm and issuer follow.
+        let mut rest = of_tag(to_be_signed, VERSION).map_or(to_be_signed, |(_, rest)| rest);
+        for _ in 0..3 {
+            (_, _, rest) = element(rest)?;
+        }
+        let (validity, rest) = of_tag(rest, SEQUENCE)?;
+        let (tag, not_before, validity) = element(validity)?;
+        let not_before = time(tag, not_before)?;
+        let (tag, not_after, _) = element(validity)?;
+        let not_after = time(tag, not_after)?;
+        let (subject, _) = of_tag(rest, SEQUENCE)?;
+        Some(Certificate { not_before, not_after, common_name: common_name(subject).unwrap_or_default() })
+    }
+
+    /// Why the certificate is not valid at this time; `None` where it is.
+    pub fn invalid_at(&self, now: Timestamp) -> Option<String> {
+        if now > self.not_after {
+            return Some(format!("expired at {}, and this node's clock says {now:.0}", self.not_after));
+        }
+        (now < self.not_before).then(|| {
+            format!(
+                "is valid from {} on, and this node's clock says {now:.0}: set the clock",
+                self.not_before
+            )
+        })
+    }
+}
+
+/// The first element: its tag, its content, and what follows.
+fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&tag, rest) = der.split_first()?;
+    let (&first, rest) = rest.split_first()?;
+    let (length, rest) = if first < 0x80 {
+        (usize::from(first), rest)
+    } else {
+        let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+        if bytes.is_empty() || bytes.len() > 4 {
+            return None;
+        }
+        (bytes.iter().fold(0_usize, |length, byte| length << 8 | usize::from(*byte)), rest)
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    Some((tag, content, rest))
+}
+
+/// Content of the first element, if it has this tag, and what follows.
+fn of_tag(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
+    let (is, content, rest) = element(der)?;
+    (is == tag).then_some((content, rest))
+}
+
+/// `YYMMDDHHMMSSZ` (years 1950 to 2049) or `YYYYMMDDHHMMSSZ`.
+fn time(tag: u8, text: &[u8]) -> Option<Timestamp> {
+    let text = std::str::from_utf8(text).ok()?;
+    let digits = text.strip_suffix('Z')?;
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let (year, rest) = match (tag, digits.len()) {
+        (UTC_TIME, 12) => {
+            let (year, rest) = digits.split_at(2);
+            let year: i16 = year.parse().ok()?;
+            (if year < 50 { 2000 + year } else { 1900 + year }, rest)
+        }
+        (GENERALIZED_TIME, 14) => {
+            let (year, rest) = digits.split_at(4);
+            (year.parse().ok()?, rest)
+        }
+        _ => return None,
+    };
+    let number = |at: usize| rest.get(at..at + 2)?.parse::<i8>().ok();
+    let (month, day) = (number(0)?, number(2)?);
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    let (hour, minute, second) = (number(4)?, number(6)?, number(8)?);
+    let civil = jiff::civil::Date::new(year, month, day).ok()?;
+    let clock = jiff::civil::Time::new(hour, minute, second.min(59), 0).ok()?;
+    // 99991231235959Z means "no end" and lies beyond what zones can shift.
+    let end = date(9999, 12, 30).to_datetime(jiff::civil::Time::midnight());
+    civil.to_datetime(clock).min(end).to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+}
+
+/// The common name of a distinguished name.
+fn common_name(mut name: &[u8]) -> Option<String> {
+    while let Some((mut attributes, rest)) = of_tag(name, SET) {
+        while let Some((attribute, more)) = of_tag(attributes, SEQUENCE) {
+            let (id, value) = of_tag(attribute, OBJECT_ID)?;
+            if id == COMMON_NAME {
+                let (_, text, _) = element(value)?;
+                return Some(String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect());
+            }
+            attributes = more;
+        }
+        name = rest;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_harness::mutate;
+
+    /// Common name `system:node:a`, valid in 2025.
+    fn der() -> Vec<u8> {
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.not_before = rcgen::date_time_ymd(2025, 1, 2);
+        parameters.not_after = rcgen::date_time_ymd(2025, 12, 31);
+        parameters.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "system:node:a");
+        let key = rcgen::KeyPair::generate().unwrap();
+        parameters.self_signed(&key).unwrap().der().to_vec()
+    }
+
+    #[test]
+    fn a_certificate_tells_its_time_and_its_subject() {
+        let certificate = Certificate::read(&der()).unwrap();
+        assert_eq!(certificate.common_name, "system:node:a");
+        assert_eq!(certificate.not_before.to_string(), "2025-01-02T00:00:00Z");
+        assert_eq!(certificate.not_after.to_string(), "2025-12-31T00:00:00Z");
+        let at = |text: &str| certificate.invalid_at(text.parse().unwrap());
+        assert_eq!(at("2025-06-01T00:00:00Z"), None);
+        assert_eq!(
+            at("2026-01-01T00:00:00.5Z").unwrap(),
+            "expired at 2025-12-31T00:00:00Z, and this node's clock says 2026-01-01T00:00:00Z"
+        );
+        assert!(at("1970-01-01T00:00:00Z").unwrap().contains("set the clock"));
+    }
+
+    #[test]
+    fn both_forms_of_times_are_read() {
+        let text = |tag, text: &str| time(tag, text.as_bytes()).map(|t| t.to_string());
+        assert_eq!(text(UTC_TIME, "491231235959Z").unwrap(), "2049-12-31T23:59:59Z");
+        assert_eq!(text(UTC_TIME, "500101000000Z").unwrap(), "1950-01-01T00:00:00Z");
+        assert_eq!(text(GENERALIZED_TIME, "20500101000000Z").unwrap(), "2050-01-01T00:00:00Z");
+        assert!(text(GENERALIZED_TIME, "99991231235959Z").unwrap().starts_with("9999-12-30"));
+        for bad in ["", "Z", "490231000000Z", "49123123595Z", "4912312359590", "491231235959+0100"] {
+            assert_eq!(text(UTC_TIME, bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn mutated_certificates_are_read_or_not_and_nothing_panics() {
+        let whole = der();
+        let make = |rng: &mut berth_harness::rng::Rng| {
+            let mut der = whole.clone();
+            mutate::bytes(rng, &mut der, &[b"\x30\x84\xff\xff\xff\xff", b"\x30\x80", b"\x17\x0d", b"\x31"]);
+            mutate::Bytes(der)
+        };
+        mutate::run("certificates", make, |der| match Certificate::read(der) {
+            None => mutate::Reached::Checks,
+            Some(_) => mutate::Reached::Taken,
+        });
+    }
+}
