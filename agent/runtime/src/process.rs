@@ -6,6 +6,7 @@ use berth_sys::{
     clock,
     process::{PidFd, start_time},
 };
+use procfs::process::Process;
 
 /// The wall-clock time of a start time (clock ticks since the boot), by today's clock.
 pub(crate) fn wall_of(start: u64) -> Wall {
@@ -34,8 +35,9 @@ pub(crate) fn started(pid: u32) -> u64 {
 /// init has this name, and the exec of the program replaces it.
 pub(crate) fn runs_program(pid: u32) -> bool {
     const WAITING: &str = "runc:[2:INIT]";
-    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let comm = comm.trim_end_matches('\n');
+    // The program may name itself by any bytes.
+    let stat = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).and_then(|p| p.stat()).ok());
+    let comm = stat.map(|stat| stat.comm).unwrap_or_default();
     // For an instant before, init has other names, which all begin with runc.
     !comm.is_empty() && comm != WAITING && !comm.starts_with("runc")
 }

@@ -6,15 +6,12 @@
 
 use crate::process;
 use rustix::process::Signal;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Maximum number of scans while new processes appear.
 const ROUNDS: usize = 8;
 
-/// Fields of `/proc/<pid>/stat`.
+/// The fields of `/proc/<pid>/stat` that tell which processes belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stat {
     pid: u32,
@@ -23,20 +20,22 @@ struct Stat {
     start: u64,
 }
 
-/// Parses the fields after the last `)`: the name may contain anything, including `)` and spaces.
-fn parse(pid: u32, text: &str) -> Option<Stat> {
-    let (_, rest) = text.rsplit_once(')')?;
-    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    let number = |at: usize| fields.get(at).and_then(|f| f.parse::<u64>().ok());
-    let short = |at: usize| number(at).and_then(|n| u32::try_from(n).ok());
-    Some(Stat { pid, parent: short(1)?, session: short(3)?, start: number(19)? })
+impl Stat {
+    /// `None` where the kernel's numbers are no process numbers.
+    fn new(stat: &procfs::process::Stat) -> Option<Stat> {
+        Some(Stat {
+            pid: stat.pid.try_into().ok()?,
+            parent: stat.ppid.try_into().ok()?,
+            session: stat.session.try_into().ok()?,
+            start: stat.starttime,
+        })
+    }
 }
 
 /// All processes. A process that ends during the scan is left out.
 fn all() -> Vec<Stat> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter_map(|pid| parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)).collect()
+    let Ok(processes) = procfs::process::all_processes() else { return Vec::new() };
+    processes.filter_map(|process| Stat::new(&process.ok()?.stat().ok()?)).collect()
 }
 
 /// The processes of `all` that descend from one of `of`, or belong to the session that `root` leads.
@@ -97,17 +96,31 @@ fn send(pid: u32, start: u64, signal: Signal) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        io::{BufRead as _, BufReader},
+        process::{Command, Stdio},
+    };
 
     fn stat(pid: u32, parent: u32, session: u32) -> Stat {
         Stat { pid, parent, session, start: u64::from(pid) }
     }
 
+    /// A command may name itself as it likes (`PR_SET_NAME`), also by bytes that are no UTF-8.
     #[test]
-    fn a_name_with_brackets_is_passed_over() {
-        let text = "7 (a) (b)) S 3 7 5 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 1 0 4321 1000 10";
-        assert_eq!(parse(7, text), Some(Stat { pid: 7, parent: 3, session: 5, start: 4321 }));
-        assert_eq!(parse(7, "7 (a"), None);
-        assert_eq!(parse(7, "7 (a) S 3"), None);
+    fn a_process_is_found_whatever_its_name_is() {
+        for name in ["plain", "(a) (b))", ") S 1 2 3", r"\377\376"] {
+            let script = format!("printf '{name}' >/proc/$$/comm && echo named && read -r end");
+            let mut shell = Command::new("/bin/sh");
+            let mut child =
+                shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            let found = all().into_iter().find(|s| s.pid == child.id());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!(line, "named\n");
+            assert_eq!(found.map(|s| s.parent), Some(std::process::id()), "{name}");
+        }
     }
 
     #[test]

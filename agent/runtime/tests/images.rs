@@ -1,4 +1,5 @@
 //! Images: import, names and unpacking; and labels of an image are stored nowhere.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod support;
 

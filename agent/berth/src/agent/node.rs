@@ -9,6 +9,7 @@ use berth_core::{
     quantity::Quantity,
     roots::Roots,
 };
+use procfs::{Current as _, Meminfo};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -54,9 +55,7 @@ pub(crate) fn allocatable(roots: &Roots) -> ResourceList {
 
 /// Bytes of the machine's memory.
 pub(crate) fn memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = info.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"))?;
-    kib.trim().parse::<u64>().ok()?.checked_mul(1024)
+    Some(Meminfo::current().ok()?.mem_total)
 }
 
 fn amount_of_pages(bytes: u64) -> Option<Quantity> {
