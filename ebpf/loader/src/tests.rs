@@ -8,5 +8,6 @@ mod load;
 mod maps;
 mod scratch;
 mod sockets;
+mod trace;
 
 use scratch::{Cgroup, Scratch, in_new_netns, other_build};

@@ -1,6 +1,11 @@
-//! Kills of a loader, at every step and at any instant.
+//! Kills of a loader at every step, and before changes of its pins and links.
 
-use super::{Cgroup, Scratch, client, load::assert_whole, other_build, sockets};
+use super::{
+    Cgroup, Scratch, client,
+    load::assert_whole,
+    other_build, sockets,
+    trace::{Traced, wait_for_tracer},
+};
 use crate::{Access, Datapath, OBJECT, Pins, attach, digest, load};
 use berth_ebpf_abi::{Client, SCHEMA};
 use nix::sys::signal::{Signal, raise};
@@ -9,8 +14,10 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::Path,
     process::{Child, Command},
-    time::{Duration, Instant},
 };
+
+/// Kills of each kind of upgrade.
+const KILLS: usize = 8;
 
 /// Environment variable that gives the test binary a role instead of running tests.
 const ROLE: &str = "BERTH_LOADER_TEST_ROLE";
@@ -52,8 +59,10 @@ fn play() -> bool {
         }
         // Loads and attaches another build with another schema.
         "upgrade" => {
-            let pins = pins.with_schema(SCHEMA + at.parse::<u32>().unwrap());
-            load(&pins, &other_build(2), |_| {}).unwrap();
+            let (schema, build) = at.split_once(':').unwrap();
+            let pins = pins.with_schema(SCHEMA + schema.parse::<u32>().unwrap());
+            wait_for_tracer();
+            load(&pins, &other_build(build.parse().unwrap()), |_| {}).unwrap();
             attach(&pins, Path::new(&cgroup)).unwrap();
         }
         "client" => client::run(Path::new(&cgroup)),
@@ -97,32 +106,56 @@ fn a_loader_killed_at_any_step_is_completed_by_the_next() {
     }
 }
 
+/// A replacement of builds, for the role `upgrade`.
+#[derive(Clone, Copy)]
+struct Upgrade {
+    /// Added to [`SCHEMA`].
+    schema: u32,
+    build: u8,
+}
+
+impl Upgrade {
+    /// The next build with the same schema.
+    fn of_build(self) -> Upgrade {
+        Upgrade { build: self.build % 2 + 1, ..self }
+    }
+
+    /// The next build with another schema.
+    fn of_schema(self) -> Upgrade {
+        Upgrade { schema: 1 - self.schema, ..self.of_build() }
+    }
+
+    fn start(self, pins: &Pins, cgroup: &Path) -> Traced {
+        let role = format!("upgrade:{}:{}", self.schema, self.build);
+        Traced::start(Command::new("/bin/sh").args(["-c", &as_role(&role, pins, Some(cgroup))]))
+    }
+}
+
+/// Kills spread evenly over all changes that an upgrade makes to pins and links, with the same schema and with
+/// another one.
 #[test]
 fn an_upgrade_killed_at_any_instant_is_completed_by_the_next() {
     let (scratch, cgroup) = (Scratch::new(), Cgroup::new());
     let pins = scratch.pins();
     load(&pins, OBJECT, |_| {}).unwrap();
     attach(&pins, cgroup.path()).unwrap();
-    let start_of_whole = Instant::now();
-    assert!(start("upgrade:0", &pins, cgroup.path()).wait().unwrap().success());
-    let whole = start_of_whole.elapsed();
-    let rounds = 24;
-    let mut killed = 0;
-    for round in 0..rounds {
-        // Loads another build, alternately with another schema.
-        let schema = round % 2;
-        let target = pins.clone().with_schema(SCHEMA + schema);
-        let mut child = start(&format!("upgrade:{schema}"), &pins, cgroup.path());
-        let patience = whole * round / rounds;
-        let started = Instant::now();
-        while started.elapsed() < patience && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_micros(200));
+    let mut last = Upgrade { schema: 0, build: 1 };
+    assert!(last.start(&pins, cgroup.path()).run(None).1.success());
+    for next in [Upgrade::of_build, Upgrade::of_schema] {
+        last = next(last);
+        let (changes, ended) = last.start(&pins, cgroup.path()).run(None);
+        assert!(ended.success());
+        assert!(changes > 2 * KILLS, "{changes} changes");
+        for kill in 0..KILLS {
+            last = next(last);
+            // The last kill is before the last change.
+            let at = (kill + 1) * changes / KILLS - 1;
+            let (made, ended) = last.start(&pins, cgroup.path()).run(Some(at));
+            assert_eq!((made, ended.signal()), (at, Some(9)), "kill before change {at} of {changes}");
+            let target = pins.clone().with_schema(SCHEMA + last.schema);
+            load(&target, &other_build(last.build), |_| {}).unwrap();
+            attach(&target, cgroup.path()).unwrap();
+            assert_whole(&target, &other_build(last.build));
         }
-        child.kill().unwrap();
-        killed += u32::from(!child.wait().unwrap().success());
-        load(&target, &other_build(2), |_| {}).unwrap();
-        attach(&target, cgroup.path()).unwrap();
-        assert_whole(&target, &other_build(2));
     }
-    assert!(killed >= rounds / 3, "killed {killed} of {rounds}");
 }
