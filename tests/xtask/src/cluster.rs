@@ -17,8 +17,8 @@ use berth_harness::{
     tools,
     wait::{self, PATIENCE},
 };
-pub(crate) use control_plane::Etcd;
 use control_plane::Kubectl;
+pub(crate) use control_plane::{AUDIT, Etcd};
 pub(crate) use images::suite::REGISTRIES;
 use place::{NODE, Place};
 use std::{

@@ -90,17 +90,20 @@ fn run_tests(cluster: &Cluster, bin: &Path, focus: &[String]) -> Result<Results>
     args.push(format!("--kubectl-path={}", bin.join("kubectl").display()));
     args.push(format!("--ginkgo.json-report={}", report.display()));
     args.extend(focus.iter().map(|f| format!("--ginkgo.focus={f}")));
-    let mut command = vec!["env", &registries, &program];
+    // The report's times are compared with those of the API server's audit log.
+    let mut command = vec!["env", "TZ=UTC", &registries, &program];
     command.extend(args.iter().map(String::as_str));
     let what = format!("run the tests; their output goes to {}", log.display());
     let said = out::timed(&what, || cluster.run_logged(&command, &log))?;
     let text =
         fs::read(&report).with_context(|| format!("the tests ended with {said} and left no report"))?;
-    results::read(&text)
+    let audit = cluster.file(cluster::AUDIT);
+    let audit = fs::read_to_string(&audit).with_context(|| format!("cannot read {}", audit.display()))?;
+    results::read(&text, &audit)
 }
 
 fn report(found: &Results) -> usize {
-    let failed: Vec<_> = found.iter().filter(|(_, outcome)| **outcome == Outcome::Failed).collect();
+    let failed: Vec<_> = found.iter().filter(|(_, test)| test.outcome == Outcome::Failed).collect();
     for (name, _) in &failed {
         out::line(&format!("failed: {name}"));
     }

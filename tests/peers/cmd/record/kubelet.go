@@ -117,7 +117,7 @@ func startKubelet(ctx context.Context, o options) (*kubelet, error) {
 	if err := os.WriteFile(filepath.Join(seccomp, "shape.json"), []byte(localhostProfile), 0o644); err != nil {
 		return nil, err
 	}
-	err := spawn(ctx, "kubelet.log", []string{"PATH=" + o.tools + ":" + os.Getenv("PATH")}, o.kubelet,
+	err := spawn(ctx, "kubelet.log", []string{"PATH=" + o.tools + ":" + os.Getenv("PATH")}, filepath.Join(o.kubelet, "kubelet"),
 		"--config", config, "--root-dir", filepath.Join(root, "kubelet"), "--cert-dir", filepath.Join(root, "pki"),
 		"--hostname-override", nodeName, "--node-ip", hostAddress)
 	if err != nil {

@@ -52,18 +52,15 @@ func main() {
 	flag.StringVar(&o.golden, "golden", "../golden", "directory to write the recordings to")
 	flag.StringVar(&o.base, "base", "", "directory of recordings; only what differs from them is written")
 	flag.StringVar(&o.tools, "tools", toolsDir(), "directory of containerd, its shim, runc, ctr and the CNI plugins")
-	flag.StringVar(&o.kubelet, "kubelet", "bin/kubelet", "the kubelet; built there where missing")
+	flag.StringVar(&o.kubelet, "kubelet", cached("peers"), "directory of the kubelet; `cargo xtask peers kubelet` builds it")
 	flag.StringVar(&o.only, "only", "", "shapes to record, by comma; the others keep their recordings")
 	flag.StringVar(&o.kinds, "kinds", "", "kinds of recordings to write (spec, status, events, output, cgroup), by comma; all where none is given")
 	flag.IntVar(&o.atOnce, "at-once", 12, "pods at once")
 	flag.IntVar(&o.slow, "slow", 1, "how many times longer than usual to wait for anything")
 	flag.BoolVar(&o.keep, "keep-logs", false, "copy the logs of kubelet and containerd to the golden directory's parent")
-	build := flag.Bool("build", false, "only build the kubelet")
 	flag.Parse()
 	var err error
-	if *build {
-		err = buildKubelet(o.kubelet)
-	} else if os.Getenv(insideEnv) == "" {
+	if os.Getenv(insideEnv) == "" {
 		err = outside(o)
 	} else {
 		err = inside(o)
@@ -77,15 +74,19 @@ func toolsDir() string {
 	if dir := os.Getenv("BERTH_TOOLS"); dir != "" {
 		return dir
 	}
+	return cached("tools")
+}
+
+// cached is the directory of programs of this kind in the project's cache; empty where there is no cache.
+func cached(kind string) string {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return ""
 	}
-	return filepath.Join(cache, "berth", "tools", "bin")
+	return filepath.Join(cache, "berth", kind, "bin")
 }
 
-// outside builds what is missing, starts the recorder again in namespaces of its own and cleans up behind it. When
-// that child ends, the kernel ends every process of its PID namespace and drops its mounts and network.
+// outside starts the recorder again in namespaces of its own and cleans up behind it. When that child ends, the kernel ends every process of its PID namespace and drops its mounts and network.
 func outside(o options) error {
 	for _, dir := range []*string{&o.shapes, &o.golden, &o.base, &o.tools, &o.kubelet} {
 		if *dir == "" {
@@ -97,8 +98,8 @@ func outside(o options) error {
 		}
 		*dir = abs
 	}
-	if err := buildKubelet(o.kubelet); err != nil {
-		return fmt.Errorf("build kubelet: %w", err)
+	if _, err := os.Stat(filepath.Join(o.kubelet, "kubelet")); err != nil {
+		return fmt.Errorf("run `cargo xtask peers kubelet`: %w", err)
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -133,19 +134,6 @@ func outside(o options) error {
 		_ = cmd.Process.Kill()
 	}()
 	return cmd.Wait()
-}
-
-func buildKubelet(path string) error {
-	if _, err := os.Stat(path); err == nil {
-		return nil
-	}
-	log.Print("building the kubelet (about 5 minutes the first time)")
-	const version = "k8s.io/component-base/version."
-	ldflags := "-s -w -X " + version + "gitVersion=v1.36.3 -X " + version + "gitMajor=1 -X " + version + "gitMinor=36"
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", ldflags, "-o", path, "k8s.io/kubernetes/cmd/kubelet")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	return cmd.Run()
 }
 
 func inside(o options) error {

@@ -37,6 +37,20 @@ pub(super) const PROGRAMS: [&str; 4] =
 /// Names of the daemons, in the order of their start.
 pub(super) const DAEMONS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 
+/// Log of the requests that the API server hands on to a node's own API.
+pub(crate) const AUDIT: &str = "logs/node-requests.log";
+
+/// What the audit log holds.
+const AUDIT_POLICY: &str = r#"apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived, ResponseStarted]
+rules:
+- level: Metadata
+  resources:
+  - {group: "", resources: [pods/log, pods/exec, pods/attach, pods/portforward, nodes/proxy]}
+- level: None
+"#;
+
 /// Starts the control plane and waits until the API server is ready.
 ///
 /// # Errors
@@ -45,6 +59,7 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, etcd: Etcd, goaway
     let kubectl = Kubectl::new(place, bin);
     out::timed(&format!("start {} and the API server", etcd.program()), || {
         world.spawn("etcd", &bin.join(etcd.program()), &etcd_args(place))?;
+        place.write("audit.yaml", AUDIT_POLICY)?;
         let api_server = bin.join("kube-apiserver");
         world.spawn("kube-apiserver", &api_server, &api_server_args(place, goaway_chance))?;
         world.ready("kube-apiserver", || kubectl.run(&["get", "--raw", "/readyz"]).map(drop))
@@ -114,6 +129,8 @@ fn api_server_args(place: &Place, goaway_chance: f64) -> Vec<String> {
         ("proxy-client-cert-file", pki("front-proxy-client.crt")),
         ("proxy-client-key-file", pki("front-proxy-client.key")),
         ("goaway-chance", goaway_chance.to_string()),
+        ("audit-policy-file", shown(place.dir.join("audit.yaml"))),
+        ("audit-log-path", shown(place.dir.join(AUDIT))),
     ])
 }
 

@@ -1,7 +1,7 @@
 //! Recordings of the real kubelet on cgroup version 2 (`tests/peers`), made in a VM without Berth.
 
 use super::{cache::Cache, image, machine::Start, payload};
-use crate::{out, setup::succeed};
+use crate::{out, peers, setup::succeed};
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use berth_harness::tools;
@@ -38,10 +38,11 @@ const START: Start<'_> = Start { stay: false, options: "apparmor=0" };
 /// No VM can be started, or a shape cannot be recorded.
 pub(super) fn run(cache: &Cache, kernel: &str, only: Option<&str>, kinds: Option<&str>) -> Result<()> {
     let peers = crate::root().join("tests/peers");
-    out::timed("build the recorder and the kubelet", || build(&peers))?;
-    let mut machine = super::start(cache, kernel, START, |dir| make(dir, &peers))?;
+    let kubelet = peers::get(&["kubelet"])?.join("kubelet");
+    out::timed("build the recorder", || build(&peers))?;
+    let mut machine = super::start(cache, kernel, START, |dir| make(dir, &peers, &kubelet))?;
     let script = format!(
-        "cd {PLACE} && ./record -shapes shapes -base golden -golden v2 -tools tools -kubelet kubelet -slow {SLOW} \
+        "cd {PLACE} && ./record -shapes shapes -base golden -golden v2 -tools tools -kubelet . -slow {SLOW} \
          -only '{}' -kinds '{}'",
         only.unwrap_or_default(),
         kinds.unwrap_or_default()
@@ -72,12 +73,11 @@ fn golden() -> PathBuf {
 fn build(peers: &Path) -> Result<()> {
     let mut go = Command::new("go");
     go.args(["build", "-trimpath", "-o", "bin/record", "./cmd/record"]);
-    succeed(go.env("CGO_ENABLED", "0").current_dir(peers))?;
-    succeed(Command::new(peers.join("bin/record")).arg("-build").current_dir(peers))
+    succeed(go.env("CGO_ENABLED", "0").current_dir(peers))
 }
 
 /// Makes the second disk and returns its path.
-fn make(dir: &Path, peers: &Path) -> Result<PathBuf> {
+fn make(dir: &Path, peers: &Path, kubelet: &Path) -> Result<PathBuf> {
     let payload = dir.join("payload");
     let place = payload.join(PLACE.trim_start_matches('/'));
     for name in payload::PROGRAMS {
@@ -86,9 +86,8 @@ fn make(dir: &Path, peers: &Path) -> Result<PathBuf> {
     for name in PLUGINS {
         payload::program(&tools::dir()?.join(name), &place.join("tools").join(name))?;
     }
-    for name in ["record", "kubelet"] {
-        payload::program(&peers.join("bin").join(name), &place.join(name))?;
-    }
+    payload::program(&peers.join("bin/record"), &place.join("record"))?;
+    payload::program(kubelet, &place.join("kubelet"))?;
     // Containers run the same busybox as in the recordings on version 1.
     payload::program(Path::new("/bin/busybox"), &payload.join("usr/bin/busybox"))?;
     let base = place.join("golden");
