@@ -1,9 +1,9 @@
-//! One connection to the API server: HTTP/2 with many streams, or HTTP/1.1 for one request where a proxy on the
-//! way speaks nothing newer.
+//! Connection to the API server: HTTP/2 with many streams, or HTTP/1.1 for one request if a proxy on the way
+//! does not support HTTP/2.
 //!
-//! A connection is cut by shutting down its socket. Ending hyper's task would not do it: h2 has a task of its own,
-//! which goes on while a stream is open. A connection that takes no new stream (GOAWAY) goes on until its last
-//! stream has ended.
+//! A connection is cut by shutting down its socket. Ending hyper's task would not cut the connection: h2 has
+//! a task of its own, which runs while a stream is open. A connection that accepts no new stream (GOAWAY)
+//! stays open until its last stream has ended.
 
 use crate::identity::{Identity, explain};
 use bytes::Bytes;
@@ -37,7 +37,7 @@ use watched::Watched;
 
 mod watched;
 
-/// Time for a name's addresses, TCP, TLS and the preface together.
+/// Deadline for name resolution, TCP, TLS and the preface together.
 pub const DIAL: Duration = Duration::from_secs(10);
 
 /// Longest silence before a ping.
@@ -55,26 +55,26 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 /// Bytes that all streams of a connection may send ahead.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// Streams of a connection at most. The API server allows 100 (`MaxConcurrentStreams`), and a stream beyond that
-/// would wait without a word.
+/// Maximum of streams of a connection. The API server allows 100 (`MaxConcurrentStreams`), and a stream
+/// beyond that limit would wait without an error.
 pub const STREAMS: usize = 90;
 
-/// Streams that stay below the server's limit, for those whose end it has not seen yet.
+/// Streams that stay below the server's limit, for ended streams whose end the server has not processed yet.
 const SPARE: usize = 10;
 
 /// The part of a connection that sends requests.
 enum Sender {
     Http2(http2::SendRequest<Full<Bytes>>),
-    /// Taken by the one request.
+    /// Taken by the connection's one request.
     Http1(Mutex<Option<http1::SendRequest<Full<Bytes>>>>),
 }
 
-/// State that the connection's task shares.
+/// State that the connection shares with its task.
 #[derive(Debug)]
 struct Shared {
-    /// Takes no new stream.
+    /// The connection accepts no new stream.
     closed: AtomicBool,
-    /// Streams that the server allows.
+    /// Number of streams that the server allows.
     allowed: AtomicUsize,
 }
 
@@ -82,13 +82,13 @@ struct Shared {
 pub(crate) struct Connection {
     sender: Sender,
     shared: Arc<Shared>,
-    /// Streams that are open, by the pool's own count.
+    /// Number of open streams, by the pool's own count.
     streams: AtomicUsize,
     socket: OwnedFd,
     born: Instant,
-    /// Ended by [`Connection::cut`].
+    /// The agent has ended the connection by [`Connection::cut`].
     cut: AtomicBool,
-    /// Ended by the other end or the network.
+    /// The server or the network has ended the connection.
     broken: Arc<AtomicBool>,
     /// The server has answered a request.
     answered: AtomicBool,
@@ -96,19 +96,20 @@ pub(crate) struct Connection {
 
 /// A request that failed.
 pub(crate) struct SendError {
-    /// What failed.
+    /// Cause of the failure.
     pub(crate) reason: String,
-    /// The server did nothing of the request: the connection had closed before, or the server said so.
+    /// The server has not processed the request: the connection had closed before, or the server reported
+    /// that.
     pub(crate) unsent: bool,
-    /// The whole connection failed, not the stream alone.
+    /// The whole connection failed, not only the stream.
     pub(crate) connection: bool,
 }
 
 impl Connection {
-    /// Opens a connection. `ended` is called when the connection takes no new stream any more.
+    /// Opens a connection. `ended` is called when the connection accepts no new stream any more.
     ///
     /// # Errors
-    /// Why there is no connection, and what to do, on one line.
+    /// There is no connection. The text is one line with the reason and the remedy.
     pub(crate) async fn dial(
         identity: &Identity,
         ended: impl FnOnce() + Send + 'static,
@@ -202,7 +203,7 @@ impl Connection {
         })
     }
 
-    /// Whether many requests share the connection.
+    /// Whether several requests share the connection.
     pub(crate) fn is_http2(&self) -> bool {
         matches!(self.sender, Sender::Http2(_))
     }
@@ -216,33 +217,33 @@ impl Connection {
             }
     }
 
-    /// Opens no new stream from now on.
+    /// Stops opening new streams.
     pub(crate) fn retire(&self) {
         self.shared.closed.store(true, Ordering::Release);
     }
 
-    /// Whether the connection, which has closed, was of no use: it had no answer, or broke soon after its start.
+    /// Whether the closed connection was useless: it had no answer, or broke soon after its start.
     pub(crate) fn was_useless(&self) -> bool {
         let broke_young = self.broken.load(Ordering::Acquire) && self.born.elapsed() < YOUNG;
         !self.cut.load(Ordering::Acquire) && (broke_young || !self.answered.load(Ordering::Acquire))
     }
 
-    /// Whether the connection has had an answer and goes on.
+    /// Whether the connection has had an answer and is older than `YOUNG`.
     pub(crate) fn is_proven(&self) -> bool {
         self.answered.load(Ordering::Acquire) && self.born.elapsed() >= YOUNG
     }
 
-    /// Streams that are open.
+    /// Number of open streams.
     pub(crate) fn streams(&self) -> usize {
         self.streams.load(Ordering::Acquire)
     }
 
-    /// Streams that the server allows.
+    /// Number of streams that the server allows.
     pub(crate) fn allowed(&self) -> usize {
         self.shared.allowed.load(Ordering::Relaxed)
     }
 
-    /// Counts one more stream, if there is room for it and `spare` others.
+    /// Counts one more stream, if the limit has room for that stream and for `spare` others.
     pub(crate) fn reserve(&self, spare: usize) -> bool {
         let allowed = self.shared.allowed.load(Ordering::Relaxed);
         let most = match self.sender {
@@ -253,7 +254,7 @@ impl Connection {
         !self.is_closed() && self.streams.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
-    /// Ends the count of one stream.
+    /// Counts the end of one stream.
     pub(crate) fn release(&self) {
         let less = |n: usize| Some(n.saturating_sub(1));
         // The update always succeeds.
@@ -268,7 +269,7 @@ impl Connection {
         rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both).unwrap_or_default();
     }
 
-    /// Sends a request on a stream that was reserved.
+    /// Sends a request on a reserved stream.
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, SendError> {
         let sent = match &self.sender {
             Sender::Http2(sender) => {
@@ -294,7 +295,7 @@ impl Connection {
         })
     }
 
-    /// An error of the body of one of this connection's answers.
+    /// Error of the body of an answer on this connection.
     pub(crate) fn body_error(&self, error: &hyper::Error) -> SendError {
         SendError {
             reason: text(error),
@@ -304,10 +305,10 @@ impl Connection {
     }
 }
 
-/// Streams of requests that stay free for the lease of the node.
+/// Streams that stay free for requests of the node's lease.
 pub(crate) const SPARE_FOR_LEASE: usize = SPARE;
 
-/// Most streams that a connection for watches has.
+/// Maximum of streams of a connection for watches.
 pub(crate) fn spare_for_watches(allowed: usize) -> usize {
     SPARE.max(allowed.saturating_sub(STREAMS))
 }
@@ -324,13 +325,13 @@ fn of_http2(error: &hyper::Error) -> Option<&h2::Error> {
     None
 }
 
-/// Whether an error is one of the whole connection: everything but the reset of a stream.
+/// Whether an error concerns the whole connection: every error except the reset of a stream.
 fn breaks_connection(error: &hyper::Error) -> bool {
     of_http2(error).is_none_or(|e| !e.is_reset())
 }
 
-/// Whether the server has said that it did nothing of the request (RFC 9113 8.7): the stream is beyond the last one
-/// of an orderly GOAWAY, or was refused.
+/// Whether the server has reported that it did not process the request (RFC 9113 8.7): the stream is beyond
+/// the last one of an orderly GOAWAY, or was refused.
 fn is_unprocessed(error: &hyper::Error) -> bool {
     of_http2(error).is_some_and(|e| match e.reason() {
         Some(h2::Reason::NO_ERROR) => e.is_go_away() && e.is_remote(),
@@ -343,7 +344,7 @@ fn text(error: &hyper::Error) -> String {
     berth_core::error::Chain(error).to_string()
 }
 
-/// Connects to the first address that answers. Each address gets an even share of the time.
+/// Connects to the first address that answers. Each address gets an equal share of the time.
 async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     let until = Instant::now() + DIAL;
     let addresses: Vec<SocketAddr> = timeout_at(until, lookup_host((host, port)))
@@ -357,7 +358,7 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
         let share = left / u32::try_from(addresses.len().saturating_sub(n)).unwrap_or(1).max(1);
         match timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
-                // A request is one write, and a ping must not wait for more.
+                // A request is one write, and a ping must not wait for more data.
                 stream.set_nodelay(true).map_err(|e| e.to_string())?;
                 return Ok(stream);
             }
@@ -368,7 +369,7 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     Err(last)
 }
 
-/// The kernel's text without its number.
+/// The kernel's text without the error's number.
 fn kernels_words(error: &io::Error) -> String {
     let text = error.to_string();
     text.split_once(" (os error").map_or(text.as_str(), |(words, _)| words).to_lowercase()

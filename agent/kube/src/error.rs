@@ -1,4 +1,4 @@
-//! Errors of this crate, one variant an operation.
+//! Errors of this crate, one variant per operation.
 
 use crate::{identity::Wrong, status::Refusal};
 use std::{path::PathBuf, time::Duration};
@@ -20,7 +20,7 @@ pub enum Error {
     Kubeconfig {
         /// The kubeconfig.
         path: PathBuf,
-        /// The field and what is wrong with it.
+        /// The field and its error.
         wrong: Wrong,
     },
     /// Reading a file that the kubeconfig names.
@@ -39,7 +39,7 @@ pub enum Error {
     Plugin {
         /// The program.
         command: PathBuf,
-        /// What failed.
+        /// Cause of the failure.
         reason: String,
     },
     /// Having a connection to the API server.
@@ -47,7 +47,7 @@ pub enum Error {
     Unreachable {
         /// URL of the server.
         server: String,
-        /// Why the last try failed, and what to do.
+        /// Cause of the last failure, and the remedy.
         reason: String,
     },
     /// Sending a request or reading its answer.
@@ -57,9 +57,9 @@ pub enum Error {
         method: String,
         /// Path of the request.
         path: String,
-        /// What broke.
+        /// Cause of the failure.
         reason: String,
-        /// The whole connection is gone, and with it other requests.
+        /// Whether the whole connection is gone, and with it other requests.
         connection: bool,
     },
     /// Waiting for the answer.
@@ -89,8 +89,8 @@ pub enum Error {
         method: String,
         /// Path of the request.
         path: String,
-        /// The answer. Of 401 its text says what this node knows of the reason: an expired certificate, a wrong
-        /// clock.
+        /// The answer. The text of a 401 includes the causes that this node can see: an expired certificate,
+        /// a wrong clock.
         refusal: Refusal,
     },
     /// Making a request or a task.
@@ -98,13 +98,13 @@ pub enum Error {
     Setup {
         /// The operation.
         what: &'static str,
-        /// What failed.
+        /// Cause of the failure.
         reason: String,
     },
 }
 
 impl Error {
-    /// The refusal, where the API server answered with one.
+    /// The refusal, if the API server answered with one.
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
             Error::Refused { refusal, .. } => Some(refusal),

@@ -1,9 +1,10 @@
-//! Who the agent is for the API server, and how it knows the server: a kubeconfig and what it names.
+//! The agent's identity at the API server, and the trust in the server: a kubeconfig and the files that it
+//! names.
 //!
-//! [`Source::load`] reads everything once and gives an [`Identity`], a value that does not change.
-//! [`Identity::is_stale`] says whether a file has changed since, or credentials have expired; the pool of
-//! connections then loads another one. Certificate and key in two files can be seen while only one of them has been
-//! replaced: that load fails, the old identity stays, and the next look finds both.
+//! [`Source::load`] reads all files once and returns an [`Identity`], a value that does not change.
+//! [`Identity::is_stale`] reports whether a file has changed since, or credentials have expired; the pool of
+//! connections then loads another identity. Certificate and key are two files and can be read while only one
+//! of them has been replaced: that load fails, the old identity stays, and the next check loads both.
 
 mod certificate;
 mod exec;
@@ -31,13 +32,13 @@ use std::{
     time::Duration,
 };
 
-/// Largest file of an identity in bytes.
+/// Maximum size in bytes of a file of an identity.
 const MAX_FILE: usize = 4 * 1024 * 1024;
 
-/// Time before the expiry of a plugin's credentials at which new ones are made.
+/// Time before the expiry of a plugin's credentials at which new credentials are made.
 const EARLY: Duration = Duration::from_secs(10);
 
-/// Where an identity comes from.
+/// Where an identity is loaded from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     /// The kubeconfig.
@@ -57,32 +58,32 @@ pub struct Server {
     pub port: u16,
     /// Path before each request's own; empty for most servers.
     pub prefix: String,
-    /// Name that the server's certificate must have.
+    /// The name that the server's certificate must have.
     pub name: String,
 }
 
-/// An identity, read once.
+/// An identity as it was read.
 #[derive(Clone)]
 pub struct Identity {
     /// The server.
     pub server: Server,
-    /// The own certificate, where it could be read.
+    /// The agent's certificate, if it could be read.
     pub certificate: Option<Certificate>,
-    /// The file with the certificate, or the field of the kubeconfig.
+    /// The file of the certificate, or the field of the kubeconfig.
     pub certificate_from: String,
     /// TLS; `None` for plain HTTP.
     pub(crate) tls: Option<Arc<ClientConfig>>,
     /// Value of the header `Authorization`.
     pub(crate) bearer: Option<HeaderValue>,
-    /// Digest of all that a connection depends on.
+    /// Digest of everything on which a connection depends.
     connection: [u8; 32],
-    /// Files that were read, as they were.
+    /// The files that were read, each with its stamp.
     files: Vec<(PathBuf, Stamp)>,
-    /// A plugin's credentials, with the plugin they are of.
+    /// A plugin's credentials, with the plugin that made them.
     made: Option<(kubeconfig::Exec, exec::Credentials)>,
 }
 
-/// What changes when a file is replaced or written.
+/// The properties of a file that change when the file is replaced or written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Stamp {
     device: u64,
@@ -92,7 +93,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    /// The stamp of the file behind all links. A file that cannot be seen has the default stamp.
+    /// The stamp of the file at the end of all links. An inaccessible file has the default stamp.
     fn of(path: &Path) -> Stamp {
         fs::metadata(path).map_or_else(
             |_| Stamp::default(),
@@ -123,7 +124,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads a file that a field names. The stamp is taken first: a change during the read shows later.
+    /// Reads the file that a field names. The stamp is taken before the read, so that a later check notices a
+    /// change during the read.
     fn file(&mut self, field: &str, name: &str) -> Result<Vec<u8>, Error> {
         let path = self.dir.join(name);
         self.files.push((path.clone(), Stamp::of(&path)));
@@ -134,7 +136,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Reads a field with data in base64, else the file of another field; client-go has the same order.
+    /// Reads a field with data in base64, or else the file of another field, in client-go's order.
     fn data_or_file(
         &mut self,
         (data_field, data): (String, &str),
@@ -158,12 +160,12 @@ impl Reader<'_> {
     }
 }
 
-/// What the files say, before a plugin is asked.
+/// The content of the files, without a plugin's credentials.
 struct Read {
     chosen: Chosen,
     server: Server,
     secure: bool,
-    /// CA in PEM, with the place it is from; `None` for the system's, or for none at all.
+    /// CA in PEM with its origin; `None` for the system's CAs, or without TLS.
     ca: Option<(String, Vec<u8>)>,
     certificate: Option<(String, Vec<u8>)>,
     key: Option<(String, Vec<u8>)>,
@@ -172,11 +174,12 @@ struct Read {
 }
 
 impl Source {
-    /// Reads the identity. `last` is the identity before: a plugin's credentials are taken from it while they hold.
+    /// Reads the identity. `last` is the previous identity: a plugin's credentials are taken from it as long
+    /// as they are valid.
     ///
     /// # Errors
-    /// A file is missing or wrong, a plugin fails, or certificate and key do not belong together. The text
-    /// names the file and the field, on one line.
+    /// A file is missing or wrong, a plugin fails, or certificate and key do not belong together. The text is
+    /// one line and names the file and the field.
     pub async fn load(&self, last: Option<&Identity>) -> Result<Identity, Error> {
         let source = self.clone();
         let read = tokio::task::spawn_blocking(move || source.read());
@@ -312,8 +315,8 @@ impl Source {
 }
 
 impl Identity {
-    /// Whether a file has changed since it was read, or a plugin's credentials expire soon. Looks at the
-    /// files' metadata alone.
+    /// Whether a file has changed since it was read, or a plugin's credentials expire soon. Reads only the
+    /// files' metadata.
     pub fn is_stale(&self) -> bool {
         self.is_expired(Timestamp::now()) || self.files.iter().any(|(path, stamp)| Stamp::of(path) != *stamp)
     }
@@ -324,8 +327,8 @@ impl Identity {
         expires.is_some_and(|at| now.saturating_add(EARLY).is_ok_and(|soon| soon >= at))
     }
 
-    /// The identity without a plugin's credentials: the API server has refused them, and the next load has
-    /// the plugin make others.
+    /// The identity without a plugin's credentials, after the API server has refused them: the next load runs
+    /// the plugin again.
     pub(crate) fn refused(&self) -> Identity {
         Identity { made: None, ..self.clone() }
     }
@@ -335,19 +338,19 @@ impl Identity {
         self.made.is_some()
     }
 
-    /// Whether connections of the other identity can be used further: only the token differs.
+    /// Whether connections of the other identity remain usable: only the token differs.
     pub(crate) fn shares_connections(&self, other: &Identity) -> bool {
         self.connection == other.connection
     }
 
-    /// What is known to be wrong with the own certificate at this time.
+    /// The known problem of the agent's certificate at this time.
     pub fn problem(&self, now: Timestamp) -> Option<String> {
         let why = self.certificate.as_ref()?.invalid_at(now)?;
         Some(format!("the client certificate ({}) {why}", self.certificate_from))
     }
 }
 
-/// The server of a cluster, and whether it speaks TLS.
+/// The server of a cluster, and whether it uses TLS.
 fn server(chosen: &Chosen) -> Result<(Server, bool), Wrong> {
     let text = chosen.cluster.server.trim_end_matches('/');
     let wrong = |reason: String| Wrong::new(chosen.cluster_field("server"), reason);

@@ -1,9 +1,10 @@
-//! The client of the Kubernetes API server: what the agent needs of a control plane, without the API's
-//! types and without the agent's logic.
+//! Client of the Kubernetes API server: the agent's access to a control plane, without the API's types and
+//! without the agent's logic.
 //!
-//! [`identity`] says who the agent is and how it knows the server. [`pool`] has the connections, [`request`] the verbs,
-//! [`reflector`] follows sets of objects. Pure modules: [`lines`], [`status`], [`rate_limit`], and the machine of
-//! [`reflector`]. Invariants, tasks and failures stand in the README beside this crate.
+//! [`identity`] loads the agent's identity and the trust in the server. [`pool`] owns the connections,
+//! [`request`] has the verbs, [`reflector`] follows sets of objects. Pure modules: [`lines`], [`status`],
+//! [`rate_limit`], and the state machine of [`reflector`]. Invariants, tasks and failures are in the README
+//! of this crate.
 #![forbid(unsafe_code)]
 
 mod connection;

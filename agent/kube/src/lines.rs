@@ -1,15 +1,15 @@
 //! Splitting of a byte stream into lines, with a bound on the memory of one stream.
 //!
-//! A watch answers with one JSON object a line. The API server's objects are at most about 1.5 MiB
-//! (etcd's limit of a request), so that a longer line than [`MAX_LINE`] is a fault of the stream.
+//! A watch answers with one JSON object per line. The API server's objects have at most about 1.5 MiB (etcd's
+//! limit of a request), so a line longer than [`MAX_LINE`] is a fault of the stream.
 
 use std::mem;
 
 /// The longest line in bytes, without its newline.
 pub const MAX_LINE: usize = 8 * 1024 * 1024;
 
-/// Capacity in bytes above which an empty buffer is given back. A node has a stream for each ConfigMap and
-/// Secret in use, and most of these streams rest for hours.
+/// Capacity in bytes above which an empty buffer is freed. A node has a stream for each ConfigMap and Secret
+/// in use, and most of these streams are silent for hours.
 const KEPT: usize = 4 * 1024;
 
 /// A line is longer than the stream's limit.
@@ -22,14 +22,14 @@ pub struct LineTooLong {
 
 /// The bytes of a stream that have not been taken as lines yet.
 ///
-/// [`Lines::push`] is called with each piece of the stream, and after each piece [`Lines::next_line`] until
-/// it has no more. The buffer then holds less than one line.
+/// The caller pushes each piece of the stream by [`Lines::push`], and then calls [`Lines::next_line`] until
+/// it returns `None`. The buffer then holds less than one line.
 #[derive(Debug)]
 pub struct Lines {
     buffer: Vec<u8>,
     /// Start of the first line that was not taken yet.
     start: usize,
-    /// Bytes before this place hold no newline after `start`.
+    /// No byte between `start` and this position is a newline.
     searched: usize,
     limit: usize,
 }
@@ -41,7 +41,7 @@ impl Default for Lines {
 }
 
 impl Lines {
-    /// A splitter whose lines have at most `limit` bytes.
+    /// A splitter for lines of at most `limit` bytes.
     pub fn new(limit: usize) -> Lines {
         Lines { buffer: Vec::new(), start: 0, searched: 0, limit }
     }
@@ -49,8 +49,8 @@ impl Lines {
     /// Appends the next piece of the stream.
     ///
     /// # Errors
-    /// The bytes before the next newline are more than the limit. The stream is useless from here on, and its
-    /// buffer has been given back.
+    /// The bytes before the next newline exceed the limit. The stream is useless from here on, and its buffer
+    /// has been freed.
     pub fn push(&mut self, piece: &[u8]) -> Result<(), LineTooLong> {
         self.release();
         self.buffer.extend_from_slice(piece);
@@ -77,17 +77,17 @@ impl Lines {
         self.buffer.get(start..end)
     }
 
-    /// Bytes that wait for their newline.
+    /// Number of bytes that wait for their newline.
     pub fn waiting(&self) -> usize {
         self.buffer.len().saturating_sub(self.start)
     }
 
-    /// Bytes of memory that the splitter holds.
+    /// Number of bytes of memory that the splitter holds.
     pub fn held(&self) -> usize {
         self.buffer.capacity()
     }
 
-    /// Drops the lines that were taken, and the memory where nothing is left.
+    /// Drops the lines that were taken, and frees the memory if no bytes are left.
     fn release(&mut self) {
         if self.start > 0 {
             self.buffer.drain(..self.start.min(self.buffer.len()));

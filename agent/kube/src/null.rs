@@ -1,8 +1,9 @@
-//! Null in the place of a value.
+//! JSON null in the place of a value.
 
 use serde::{Deserialize, Deserializer};
 
-/// Reads null as the default: Go writes absent maps and slices so, and takes null for an absent value.
+/// Reads null as the default value: Go writes absent maps and slices as null, and reads null as an absent
+/// value.
 pub(crate) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     from: D,
 ) -> Result<T, D::Error> {

@@ -1,7 +1,7 @@
-//! Limits of requests a second: a token bucket, as client-go's (`util/flowcontrol`).
+//! Limit of requests per second: a token bucket, as in client-go (`util/flowcontrol`).
 //!
-//! [`TokenBucket`] is pure. A taker gets its place at once and is told how long to wait for it, so that
-//! takers are served in their order.
+//! [`TokenBucket`] is pure. A caller gets its place at once, with the time to wait for it, so that callers
+//! are served in their order.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 pub struct TokenBucket {
     per_second: f64,
     burst: f64,
-    /// Tokens at the time `filled`; negative where takers wait for theirs.
+    /// Tokens at the time `filled`; negative while callers wait for their tokens.
     tokens: f64,
     /// Time up to which the bucket was filled, on the callers' clock.
     filled: Duration,
@@ -23,8 +23,8 @@ impl TokenBucket {
         TokenBucket { per_second, burst: f64::from(burst), tokens: f64::from(burst), filled: Duration::ZERO }
     }
 
-    /// Takes a token at the time `now` of a clock that is never set back. Returns how long the taker has to
-    /// wait until the token is its own; zero means at once.
+    /// Takes a token at the time `now` of a clock that is never set back. Returns the time that the caller
+    /// has to wait for its token; zero if the token is available at once.
     pub fn take(&mut self, now: Duration) -> Duration {
         self.fill(now);
         self.tokens -= 1.0;
@@ -34,7 +34,7 @@ impl TokenBucket {
         Duration::try_from_secs_f64(-self.tokens / self.per_second).unwrap_or(Duration::MAX)
     }
 
-    /// Takes a token only where one is there. Returns whether there was.
+    /// Takes a token only if one is available. Returns whether it did.
     pub fn try_take(&mut self, now: Duration) -> bool {
         self.fill(now);
         let there = self.tokens >= 1.0;

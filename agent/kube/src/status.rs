@@ -1,4 +1,4 @@
-//! Refusals: what the API server answers where it does not do what was asked.
+//! Refusals: answers by which the API server refuses a request.
 //!
 //! An answer from 400 on carries a `Status` object (`metav1.Status`); a proxy on the way answers with any
 //! other text. Both become a [`Refusal`]. Pure.
@@ -6,10 +6,10 @@
 use serde::Deserialize;
 use std::time::Duration;
 
-/// Longest text in characters that a refusal keeps of an answer.
+/// Maximum of characters of an answer that a refusal keeps.
 const MAX_TEXT: usize = 1024;
 
-/// The longest wait that a server can ask for. A mistaken `Retry-After` would otherwise silence a node.
+/// Maximum wait that a server can ask for. A mistaken `Retry-After` would otherwise silence a node.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// An answer that refuses a request.
@@ -18,15 +18,15 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 pub struct Refusal {
     /// HTTP status, or the `code` of a `Status` in a watch.
     pub code: u16,
-    /// Kubernetes' reason (`NotFound`, `Forbidden`, `Expired`, …); empty where the answer is no `Status`.
+    /// Kubernetes' reason (`NotFound`, `Forbidden`, `Expired`, …); empty if the answer is no `Status`.
     pub reason: String,
     /// The server's text.
     pub message: String,
-    /// How long the server asks to wait before the next try, at most five minutes.
+    /// The wait before the next try that the server asks for, at most five minutes.
     pub retry_after: Option<Duration>,
 }
 
-/// `metav1.Status`, as far as it is used. Every field may be missing or null.
+/// `metav1.Status`, restricted to the fields in use. Every field may be missing or null.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Status {
@@ -83,12 +83,13 @@ impl Refusal {
         }
     }
 
-    /// Whether the asked resource version or continue token is too old (410; reasons `Expired` and `Gone`).
+    /// Whether the requested resource version or continue token is too old (410; reasons `Expired` and
+    /// `Gone`).
     pub fn is_expired(&self) -> bool {
         self.code == 410 || matches!(self.reason.as_str(), "Expired" | "Gone")
     }
 
-    /// Whether the server does not know who asks (401): an expired certificate or token.
+    /// Whether the server does not accept the client's identity (401): an expired certificate or token.
     pub fn is_unauthorized(&self) -> bool {
         self.code == 401
     }
@@ -103,7 +104,7 @@ impl Refusal {
         self.code == 409
     }
 
-    /// Whether the right to do this is missing (403).
+    /// Whether the client lacks the permission (403).
     pub fn is_forbidden(&self) -> bool {
         self.code == 403
     }
@@ -157,7 +158,7 @@ mod tests {
         let refusal = Refusal::of_answer(502, None, page.as_bytes());
         assert_eq!((refusal.code, refusal.reason.as_str()), (502, ""));
         assert!(refusal.message.starts_with("<html> <h1>502") && refusal.message.len() == MAX_TEXT);
-        // The HTTP status holds, whatever a body says.
+        // The HTTP status counts, not a `code` in the body.
         assert_eq!(Refusal::of_answer(503, None, br#"{"code":200}"#).code, 503);
         for body in [&b"null"[..], b"[]", b"\xff\xfe", b"", br#"{"code":"x"}"#] {
             let (answer, event) = (Refusal::of_answer(400, None, body), Refusal::of_event(body));

@@ -1,4 +1,4 @@
-//! A byte stream that remembers whether it was the other end that ended it.
+//! Byte stream that records whether the other end ended the stream.
 
 use std::{
     io,

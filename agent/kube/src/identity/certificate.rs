@@ -1,7 +1,7 @@
-//! What a certificate says of itself: its time and its subject's common name (RFC 5280 4.1). Pure.
+//! Validity and common name of a certificate (RFC 5280 4.1). Pure.
 //!
-//! TLS checks the server's certificate. The own one is read only to say why the API server refuses it, so
-//! that a certificate which cannot be read here is no error.
+//! TLS checks the server's certificate. The agent's own certificate is read only to explain why the API
+//! server refuses it, so a certificate that cannot be read here is no error.
 
 use jiff::{Timestamp, civil::date, tz::TimeZone};
 
@@ -16,7 +16,7 @@ const GENERALIZED_TIME: u8 = 0x18;
 /// The explicit tag of the version.
 const VERSION: u8 = 0xa0;
 
-/// The time and the subject of a certificate.
+/// Validity and subject of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     /// Valid from this time on.
@@ -28,11 +28,11 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Reads a certificate in DER; `None` where it does not have the form of one.
+    /// Reads a certificate in DER; `None` if it does not have the form of a certificate.
     pub fn read(der: &[u8]) -> Option<Certificate> {
         let (certificate, _) = of_tag(der, SEQUENCE)?;
         let (to_be_signed, _) = of_tag(certificate, SEQUENCE)?;
-        // The version is there from version 2 on. Serial number, signature algorithm and issuer follow.
+        // The version is present from version 2 on. Serial number, signature algorithm and issuer follow.
         let mut rest = of_tag(to_be_signed, VERSION).map_or(to_be_signed, |(_, rest)| rest);
         for _ in 0..3 {
             (_, _, rest) = element(rest)?;
@@ -46,7 +46,7 @@ impl Certificate {
         Some(Certificate { not_before, not_after, common_name: common_name(subject).unwrap_or_default() })
     }
 
-    /// Why the certificate is not valid at this time; `None` where it is.
+    /// The reason why the certificate is not valid at this time; `None` if it is valid.
     pub fn invalid_at(&self, now: Timestamp) -> Option<String> {
         if now > self.not_after {
             return Some(format!("expired at {}, and this node's clock says {now:.0}", self.not_after));
@@ -60,7 +60,7 @@ impl Certificate {
     }
 }
 
-/// The first element: its tag, its content, and what follows.
+/// The first element: its tag, its content, and the remaining bytes.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = der.split_first()?;
     let (&first, rest) = rest.split_first()?;
@@ -77,7 +77,7 @@ fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((tag, content, rest))
 }
 
-/// Content of the first element, if it has this tag, and what follows.
+/// Content of the first element, if the element has this tag, and the remaining bytes.
 fn of_tag(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (is, content, rest) = element(der)?;
     (is == tag).then_some((content, rest))
@@ -110,7 +110,7 @@ fn time(tag: u8, text: &[u8]) -> Option<Timestamp> {
     let (hour, minute, second) = (number(4)?, number(6)?, number(8)?);
     let civil = jiff::civil::Date::new(year, month, day).ok()?;
     let clock = jiff::civil::Time::new(hour, minute, second.min(59), 0).ok()?;
-    // 99991231235959Z means "no end" and lies beyond what zones can shift.
+    // 99991231235959Z means "no end" and exceeds the range of time zones.
     let end = date(9999, 12, 30).to_datetime(jiff::civil::Time::midnight());
     civil.to_datetime(clock).min(end).to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
 }

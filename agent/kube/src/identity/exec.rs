@@ -1,7 +1,7 @@
 //! Exec plugins: programs that make credentials (`client.authentication.k8s.io`).
 //!
-//! The plugin is run without a terminal, in a process group of its own, for [`DEADLINE`] at most. Its
-//! credentials hold until their expiry, or until the API server refuses them.
+//! A plugin runs without a terminal, in its own process group, for [`DEADLINE`] at most. Its credentials are
+//! used until they expire, or until the API server refuses them.
 
 use super::kubeconfig::{Chosen, Exec};
 use crate::{Error, null::or_default};
@@ -15,20 +15,20 @@ use std::{
 };
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
 
-/// API versions of the exchange with a plugin. The newer one differs in nothing that is used here.
+/// API versions of the exchange with a plugin. The newer version differs in nothing that is used here.
 pub(super) const VERSIONS: &[&str] =
     &["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
 
-/// Longest run of a plugin.
+/// Maximum run time of a plugin.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Most bytes that are read of a plugin's output.
+/// Maximum of bytes that are read of a plugin's output.
 const MAX_OUTPUT: u64 = 1024 * 1024;
 
-/// Characters of the plugin's error output that an error repeats.
+/// Maximum of characters of the plugin's error output in an error.
 const SHOWN: usize = 200;
 
-/// Credentials that a plugin made.
+/// Credentials made by a plugin.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub(super) struct Credentials {
     pub(super) token: Option<String>,
@@ -61,7 +61,7 @@ struct Status {
 
 /// Runs the plugin. `dir` is the kubeconfig's directory; `ca` is the CA in base64.
 pub(super) async fn run(chosen: &Chosen, exec: &Exec, dir: &Path, ca: &str) -> Result<Credentials, Error> {
-    // As client-go: a path with a slash is relative to the kubeconfig, a bare name is looked up in PATH.
+    // As in client-go: a path with a slash is relative to the kubeconfig, a bare name is searched in PATH.
     let program =
         if exec.command.contains('/') { dir.join(&exec.command) } else { PathBuf::from(&exec.command) };
     let failed = |reason: String| Error::Plugin { command: program.clone(), reason };
@@ -102,7 +102,8 @@ pub(super) async fn run(chosen: &Chosen, exec: &Exec, dir: &Path, ca: &str) -> R
     let ended = timeout(DEADLINE, work).await;
     let Ok(ended) = ended else {
         if let Some(group) = group {
-            // A group that is gone already is no failure. The child is not reaped yet, so that the id is its own.
+            // A process group that is gone already is no failure. The child is not reaped yet, so its id is
+            // not reused.
             rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap_or_default();
         }
         return Err(failed(format!("has not ended within {} s", DEADLINE.as_secs())));
@@ -116,7 +117,7 @@ pub(super) async fn run(chosen: &Chosen, exec: &Exec, dir: &Path, ca: &str) -> R
     answer(&text, &exec.api_version).map_err(failed)
 }
 
-/// What the plugin is told in `KUBERNETES_EXEC_INFO`.
+/// The content of `KUBERNETES_EXEC_INFO` for the plugin.
 fn question(chosen: &Chosen, exec: &Exec, ca: &str) -> String {
     let mut spec = json!({"interactive": false});
     if exec.provide_cluster_info {
@@ -131,7 +132,7 @@ fn question(chosen: &Chosen, exec: &Exec, ca: &str) -> String {
     json!({"kind": "ExecCredential", "apiVersion": exec.api_version, "spec": spec}).to_string()
 }
 
-/// Reads the plugin's output. Errors do not repeat the output: it holds secrets.
+/// Reads the plugin's output. Errors do not repeat the output, because it contains secrets.
 fn answer(text: &[u8], version: &str) -> Result<Credentials, String> {
     let credential: ExecCredential = serde_json::from_slice(text)
         .map_err(|e| format!("its output is no ExecCredential: line {}, column {}", e.line(), e.column()))?;

@@ -1,20 +1,21 @@
-//! The kubeconfig file (`client-go/tools/clientcmd/api/v1`), as far as an agent can use it. Pure.
+//! The kubeconfig file (`client-go/tools/clientcmd/api/v1`), restricted to the fields that an agent can use.
+//! Pure.
 //!
-//! What client-go would honour and this client cannot do is an error that names the field, never ignored: a
-//! node that talks past its proxy, or as another user, is worse than one that does not start. Unknown fields
-//! are ignored, as client-go does.
+//! A field that client-go would honour and this client does not support is an error with the field's name,
+//! never ignored: a node that bypasses its proxy, or acts as another user, is worse than a node that does not
+//! start. Unknown fields are ignored, as in client-go.
 
 use crate::null::or_default;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// Why a kubeconfig cannot be used: the field, and what is wrong with it.
+/// The reason why a kubeconfig cannot be used: the field and its error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
 pub struct Wrong {
     /// Path of the field within the file; empty for the file as a whole.
     pub field: String,
-    /// What is wrong, and what to do.
+    /// The error and its remedy.
     pub reason: String,
 }
 
@@ -75,7 +76,7 @@ struct Context {
     user: String,
 }
 
-/// How the API server is reached. Empty texts are absent.
+/// Access to the API server. Empty texts are absent.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub(super) struct Cluster {
@@ -93,7 +94,7 @@ pub(super) struct Cluster {
     proxy_url: String,
 }
 
-/// Who asks. Empty texts are absent.
+/// Credentials of the user. Empty texts are absent.
 #[derive(Default, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub(super) struct User {
@@ -169,7 +170,7 @@ pub(super) struct Chosen {
 
 /// Reads a kubeconfig and takes the named context, or the current one.
 pub(super) fn choose(text: &str, context: Option<&str>) -> Result<Chosen, Wrong> {
-    // Snippets of the text would show keys and tokens.
+    // Excerpts of the text would show keys and tokens.
     let options = serde_saphyr::options! { with_snippet: false };
     let file: File = serde_saphyr::from_str_with_options(text, options).map_err(|e| {
         let place = e.location().map(|l| format!(" at line {}, column {}", l.line(), l.column()));
@@ -224,7 +225,7 @@ pub(super) fn choose(text: &str, context: Option<&str>) -> Result<Chosen, Wrong>
 }
 
 impl Chosen {
-    /// Combinations that client-go refuses, and what this client cannot do.
+    /// Refuses combinations that client-go refuses, and fields that this client does not support.
     fn check(&self) -> Result<(), Wrong> {
         let cluster = |name: &str, reason: &str| Err(Wrong::new(self.cluster_field(name), reason));
         let user = |name: &str, reason: &str| Err(Wrong::new(self.user_field(name), reason));
@@ -303,7 +304,7 @@ impl Chosen {
 }
 
 impl Exec {
-    /// The variables by name; the last of a name counts.
+    /// The variables by name; the last value of a name counts.
     pub(super) fn variables(&self) -> BTreeMap<&str, &str> {
         self.env.iter().map(|v| (v.name.as_str(), v.value.as_str())).collect()
     }

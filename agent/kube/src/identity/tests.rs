@@ -1,4 +1,4 @@
-//! Loading of identities from files, and what is told where they are wrong.
+//! Loading of identities from files, and the error texts for wrong files.
 
 use super::*;
 use berth_core::error::Chain;

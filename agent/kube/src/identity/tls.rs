@@ -1,4 +1,5 @@
-//! TLS of connections to the API server: what is trusted, who the agent is, and failures in plain words.
+//! TLS of connections to the API server: the trusted CAs, the agent's certificate, and explanations of
+//! failures.
 
 use super::Identity;
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use rustls::{
 };
 use std::{fs, sync::Arc};
 
-/// Where distributions keep the CAs of the system (Go's `crypto/x509/root_linux.go`).
+/// Paths at which distributions keep the system's CAs (Go's `crypto/x509/root_linux.go`).
 const SYSTEM_ROOTS: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -24,11 +25,11 @@ const SYSTEM_ROOTS: &[&str] = &[
     "/etc/ssl/cert.pem",
 ];
 
-/// Whose certificates are accepted.
+/// The server certificates that are accepted.
 pub(super) enum Trust {
-    /// Everybody's: `insecure-skip-tls-verify`.
+    /// All certificates: `insecure-skip-tls-verify`.
     Anyone,
-    /// Those of these CAs.
+    /// Certificates of these CAs.
     Roots(RootCertStore),
 }
 
@@ -42,17 +43,17 @@ pub(super) fn roots(pem: &[u8]) -> Result<Trust, String> {
     if roots.is_empty() { Err("has no CA certificate in PEM".to_owned()) } else { Ok(Trust::Roots(roots)) }
 }
 
-/// The CAs of the system, for a kubeconfig that names none.
+/// The system's CAs, for a kubeconfig that names no CA.
 pub(super) fn system_roots() -> Result<Trust, String> {
     let text = SYSTEM_ROOTS.iter().find_map(|path| fs::read(path).ok());
     let text = text.ok_or("is missing, and the system has no CA certificates; name the cluster's CA")?;
     let mut roots = RootCertStore::empty();
-    // Bundles of distributions hold certificates that a strict reader refuses; the others count.
+    // Distributions' bundles contain certificates that a strict reader refuses; the other certificates count.
     roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&text).flatten());
     Ok(Trust::Roots(roots))
 }
 
-/// The certificates of a PEM text, the own one first.
+/// The certificates of a PEM text, the agent's own one first.
 pub(super) fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let all = all.map_err(|e| format!("cannot read the client certificate as PEM: {e}"))?;
@@ -66,8 +67,8 @@ pub(super) fn key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
     })
 }
 
-/// The TLS configuration of an identity. Sessions are not resumed: a resumed session goes on with the
-/// certificate with which it was begun.
+/// The TLS configuration of an identity. Sessions are not resumed: a resumed session keeps the certificate
+/// with which it began.
 pub(super) fn config(
     trust: Trust,
     own: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
@@ -96,7 +97,7 @@ pub(super) fn config(
     Ok(config)
 }
 
-/// Accepts every certificate, and checks that the server has its key.
+/// Verifier that accepts every certificate, and checks that the server has the certificate's key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
@@ -135,7 +136,7 @@ impl ServerCertVerifier for AnyCertificate {
     }
 }
 
-/// Why a handshake failed, and what to do, on one line.
+/// The reason of a failed handshake and the remedy, on one line.
 pub(crate) fn explain(error: &Error, identity: &Identity) -> String {
     let time = |t: &UnixTime| {
         let seconds = i64::try_from(t.as_secs()).unwrap_or(i64::MAX);

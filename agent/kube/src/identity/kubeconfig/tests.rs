@@ -1,8 +1,8 @@
-//! Kubeconfigs as people and tools write them.
+//! Kubeconfigs in the forms that people and tools write.
 
 use super::*;
 
-/// As kubeadm writes a node's, with relative paths.
+/// A node's kubeconfig as kubeadm writes it, with relative paths.
 const NODE: &str = "
 apiVersion: v1
 kind: Config
