@@ -1,15 +1,19 @@
-//! The connections to one API server as one identity.
+//! Pool of the connections to one API server with one identity.
 //!
-//! - One connection carries requests, others carry watches. A consumer that is slow to read its watch holds the
-//!   window of its connection, and a request must not wait for that. The node's lease has streams kept free.
-//! - A connection for watches has at most [`STREAMS`](crate::connection::STREAMS) streams by the pool's own count.
-//! - A connection that closes to new streams (GOAWAY) is left to end its streams, and another one is opened.
-//! - One dial of a kind goes on at a time. Dials wait after failures: 0.1 s, doubling to 5 s, with jitter. A
-//!   connection without an answer, or one that breaks within a second, counts as a failure.
-//! - The identity's files are looked at every ten seconds, before each dial, and when the server knows the identity no
-//!   more. Where certificate or server changed, all connections are cut. Watches go on from their last version.
+//! - One connection carries requests, the others carry watches. A consumer that reads its watch slowly fills
+//!   the window of its connection, and requests must not wait for that. Some streams are reserved for the
+//!   node's lease.
+//! - A connection for watches has at most [`STREAMS`](crate::connection::STREAMS) streams by the pool's own
+//!   count.
+//! - A connection that refuses new streams (GOAWAY) stays open until its streams end, and another one is
+//!   opened.
+//! - At most one dial per kind of connection is in progress. Dials wait after failures: 0.1 s, doubling to 5
+//!   s, with jitter. A connection without an answer, or one that breaks within a second, counts as a failure.
+//! - The identity's files are checked every ten seconds, before each dial, and when the server refuses the
+//!   identity (401). If certificate or server have changed, all connections are cut. Watches continue from
+//!   their last version.
 //!
-//! Tasks: one that looks at the identity, one for each dial, one for each connection. They end with the pool.
+//! Tasks: one that checks the identity, one for each dial, one for each connection. They end with the pool.
 //! Invariant: no connection outlives its identity.
 
 use crate::{
@@ -36,65 +40,66 @@ mod service;
 
 pub use body::Body;
 
-/// First wait after a dial that failed.
+/// First wait after a failed dial.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 
-/// Longest wait between two dials. Measured: 5 s instead of 30 s costs 11 dials in half a minute, and an outage
-/// is over 20 s sooner.
+/// Maximum wait between two dials. Measured: 5 s instead of 30 s costs 11 dials in half a minute, and an
+/// outage ends 20 s sooner.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// Time between two looks at the identity's files.
+/// Interval of checks of the identity's files.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// Connections of a kind at most.
+/// Maximum of connections of a kind.
 const MOST: usize = 32;
 
-/// Connections of HTTP/1.1 at most: one for each request under way and each watch.
+/// Maximum of HTTP/1.1 connections: one for each request in progress and each watch.
 const MOST_HTTP1: usize = 512;
 
-/// Leases in a row that fail before all connections are made anew (the kubelet's `onRepeatedHeartbeatFailure`).
+/// Consecutive failures of the lease after which all connections are replaced (the kubelet's
+/// `onRepeatedHeartbeatFailure`).
 const FAILED_LEASES: u32 = 2;
 
-/// What a stream is for.
+/// Purpose of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Traffic {
-    /// A request with an answer of known length.
+    /// A request with an answer of limited length.
     Request,
-    /// The node's lease: a request that waits for no other.
+    /// The node's lease: a request that never waits for other requests.
     Lease,
     /// A watch.
     Watch,
 }
 
-/// What a pool shows of itself.
+/// State of a pool, for the status page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
     /// URL of the server.
     pub server: String,
-    /// Common name of the client certificate, where there is one.
+    /// Common name of the client certificate, if there is one.
     pub common_name: Option<String>,
-    /// Open connections.
+    /// Number of open connections.
     pub connections: usize,
-    /// Open streams.
+    /// Number of open streams.
     pub streams: usize,
-    /// The last answer of the server.
+    /// Time of the server's last answer.
     pub last_contact: Option<Now>,
-    /// Why there is no connection, or what is wrong with the identity; on one line, with what to do.
+    /// The reason why there is no connection, or the identity's problem; on one line, with the remedy.
     pub problem: Option<String>,
 }
 
-/// Connections to one API server; clones share them.
+/// Pool of connections to one API server; clones share the connections.
 #[derive(Clone)]
 pub struct Pool(Arc<Shared>);
 
 struct Shared {
     source: Source,
     state: Mutex<State>,
-    /// A connection is there, has ended, or has room again; or a dial has failed.
+    /// Notified when a connection is opened, ends or has a free stream again, or a dial fails.
     changed: Notify,
-    /// One load of the identity at a time.
+    /// Held during a load of the identity, so that one load runs at a time.
     loading: tokio::sync::Mutex<()>,
-    /// The server is thought to know streaming lists.
+    /// Whether the server is assumed to support streaming lists.
     streams_lists: AtomicBool,
     looking: Mutex<Option<AbortHandle>>,
 }
@@ -103,15 +108,15 @@ struct State {
     identity: Arc<Identity>,
     requests: Set,
     watches: Set,
-    /// Connections that end their last streams.
+    /// Connections whose last streams are ending.
     draining: Vec<Weak<Connection>>,
-    /// The server's proxy speaks HTTP/1.1 alone.
+    /// Whether the server's proxy supports HTTP/1.1 only.
     http1: bool,
     dial_problem: Option<String>,
     identity_problem: Option<String>,
     last_contact: Option<Now>,
     failed_leases: u32,
-    /// When the identity was loaded.
+    /// Time of the identity's load.
     loaded: Instant,
 }
 
@@ -120,9 +125,9 @@ struct State {
 struct Set {
     open: Vec<Arc<Connection>>,
     dialing: bool,
-    /// Failures in a row that the next dial waits for.
+    /// Consecutive failures, from which the wait before the next dial follows.
     failures: u32,
-    /// Failures before the last dial that went well. They count again if its connection turns out to be useless.
+    /// Failures before the last successful dial. They count again if that connection turns out to be useless.
     doubt: u32,
 }
 
@@ -188,19 +193,19 @@ impl Pool {
         Ok(Pool(shared))
     }
 
-    /// Looks at the identity's files now, and takes over what has changed.
+    /// Checks the identity's files now, and loads the identity if they have changed.
     pub async fn look(&self) {
         self.0.look().await;
     }
 
-    /// Cuts all connections. Requests under way fail, watches are opened anew.
+    /// Cuts all connections. Requests in progress fail, watches are opened again.
     pub fn close_all(&self) {
         lock(&self.0.state).cut_all();
         self.0.changed.notify_waiters();
     }
 
-    /// Tells whether the node's lease was renewed. After two failures in a row all connections are cut: they may
-    /// lead to a server that is gone.
+    /// Records whether the node's lease was renewed. After two consecutive failures all connections are cut,
+    /// because they may lead to a server that is gone.
     pub fn lease_renewed(&self, renewed: bool) {
         let close = {
             let mut state = lock(&self.0.state);
@@ -219,12 +224,12 @@ impl Pool {
         }
     }
 
-    /// The identity that new connections have.
+    /// The identity of new connections.
     pub fn identity(&self) -> Arc<Identity> {
         Arc::clone(&lock(&self.0.state).identity)
     }
 
-    /// What there is.
+    /// The pool's present state.
     pub fn view(&self) -> View {
         let mut state = lock(&self.0.state);
         state.sort_out();
@@ -240,15 +245,15 @@ impl Pool {
         }
     }
 
-    /// A stream, as soon as a connection has room for it.
+    /// Returns a stream as soon as a connection has a free one.
     ///
     /// # Errors
-    /// There is none until the deadline: the text says why the last dial failed.
+    /// No stream is free before the deadline. The text has the reason of the last failed dial.
     pub(crate) async fn stream(&self, traffic: Traffic, deadline: Instant) -> Result<Stream, Error> {
         loop {
             let changed = self.0.changed.notified();
             let mut changed = std::pin::pin!(changed);
-            // From here on no change is missed.
+            // No change is missed from here on.
             changed.as_mut().enable();
             if let Some(stream) = Shared::take(&self.0, traffic) {
                 return Ok(stream);
@@ -261,28 +266,28 @@ impl Pool {
         }
     }
 
-    /// Whether the server is thought to know streaming lists.
+    /// Whether the server is assumed to support streaming lists.
     pub(crate) fn streams_lists(&self) -> bool {
         self.0.streams_lists.load(Ordering::Relaxed)
     }
 
-    /// Remembers that the server refuses streaming lists.
+    /// Records that the server refuses streaming lists.
     pub(crate) fn refuses_streaming_lists(&self) {
         if self.0.streams_lists.swap(false, Ordering::Relaxed) {
             tracing::info!("the API server refuses streaming lists; lists in pages are used");
         }
     }
 
-    /// The server has answered.
+    /// Records the time of an answer of the server.
     fn heard(&self) {
         lock(&self.0.state).last_contact = Some(berth_sys::clock::now());
     }
 
-    /// The server does not know the identity: a new one may be there already.
+    /// Reacts to a 401 of the server: a new identity may exist already.
     async fn unknown(&self, identity: &Arc<Identity>) {
         let refused = {
             let mut state = lock(&self.0.state);
-            // A plugin whose credentials are refused for good is not run for each request.
+            // A plugin whose credentials are refused permanently is not run for each request.
             let refused = Arc::ptr_eq(&state.identity, identity)
                 && identity.is_made()
                 && state.loaded.elapsed() >= LOOK;
@@ -296,7 +301,7 @@ impl Pool {
 }
 
 impl Shared {
-    /// A stream of a connection with room; without one, a dial is begun where none goes on.
+    /// Takes a free stream of a connection. If no stream is free and no dial is in progress, a dial starts.
     fn take(shared: &Arc<Shared>, traffic: Traffic) -> Option<Stream> {
         let mut state = lock(&shared.state);
         state.sort_out();
@@ -309,7 +314,7 @@ impl Shared {
         let most = match traffic {
             _ if http1 => MOST_HTTP1,
             Traffic::Watch => MOST,
-            // Requests wait for room on their one connection.
+            // Requests wait for a free stream of their one connection.
             Traffic::Request | Traffic::Lease => 1,
         };
         if !set.dialing && set.open.len() < most {
@@ -333,7 +338,7 @@ impl Shared {
                 }
             }
         };
-        // The dial must not keep the pool: it would end after its owner.
+        // The dial's task must not own the pool: the pool would then outlive its owner.
         drop(shared);
         let dialed = Connection::dial(&identity, ended).await;
         let Some(shared) = weak.upgrade() else { return };
@@ -367,7 +372,7 @@ impl Shared {
         shared.changed.notify_waiters();
     }
 
-    /// Loads the identity where its files have changed.
+    /// Loads the identity if its files have changed.
     async fn look(&self) {
         let identity = Arc::clone(&lock(&self.state).identity);
         let stale = tokio::task::spawn_blocking(move || identity.is_stale()).await;
@@ -376,7 +381,7 @@ impl Shared {
         }
     }
 
-    /// Loads the identity, and cuts all connections where they are another's now.
+    /// Loads the identity, and cuts all connections if the new identity cannot use them.
     async fn load(&self) {
         let _one = self.loading.lock().await;
         let last = Arc::clone(&lock(&self.state).identity);
@@ -419,7 +424,7 @@ impl State {
         }
     }
 
-    /// Moves connections that take no new stream to those that drain.
+    /// Moves connections that accept no new stream to the draining ones.
     fn sort_out(&mut self) {
         let State { requests, watches, draining, .. } = self;
         for set in [requests, watches] {
@@ -452,9 +457,9 @@ impl State {
 }
 
 impl Set {
-    /// What the end of a connection says about the next dial.
+    /// Records the end of a connection for the wait before the next dial.
     fn learn(&mut self, connection: &Connection) {
-        // One of HTTP/1.1 ends with its request.
+        // An HTTP/1.1 connection ends with its request.
         if !connection.is_http2() {
             return;
         }
@@ -469,7 +474,7 @@ impl Set {
     fn wait(&self, dice: u16) -> Duration {
         let Some(times) = self.failures.checked_sub(1) else { return Duration::ZERO };
         let whole = FIRST_WAIT.saturating_mul(2_u32.saturating_pow(times.min(16))).min(LONGEST_WAIT);
-        // Between the half and the whole of it.
+        // Between half of the wait and the whole wait.
         whole / 2 + (whole / 2) * u32::from(dice) / u32::from(u16::MAX)
     }
 }

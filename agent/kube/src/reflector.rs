@@ -1,12 +1,13 @@
-//! List and watch: a consumer's copy of a set of objects is kept equal to the API server's.
+//! List and watch: keeps a consumer's copy of a set of objects equal to the API server's.
 //!
-//! [`ListWatch`] is the pure machine: it says what to ask for next and turns answers into [`Change`]s.
-//! [`follow`] is its driver: it asks on a [`Pool`](crate::pool::Pool) and hands changes to a consumer.
-//! [`Store`] is a consumer's set, to which changes are applied. [`Kind`] says what is followed.
+//! [`ListWatch`] is the pure state machine: it decides the next request and turns answers into [`Change`]s.
+//! [`follow`] is its driver: it sends the requests on a [`Pool`](crate::pool::Pool) and passes changes to a
+//! consumer. [`Store`] is a consumer's set, to which changes are applied. [`Kind`] names the followed
+//! objects.
 //!
-//! Invariants: deletions are told by the server or found at the end of a whole list; a list that breaks off
-//! deletes nothing. Silence of the server deletes nothing. The resource version "0" is never asked for: an
-//! API server that is behind would answer with an older state (kubernetes#59848).
+//! Invariants: a deletion comes from the server's event or from the end of a whole list; a list that breaks
+//! off deletes nothing. Silence of the server deletes nothing. The resource version "0" is never requested:
+//! an API server that is behind would answer with an older state (kubernetes#59848).
 
 mod driver;
 mod list_watch;
@@ -22,9 +23,9 @@ pub use version::ResourceVersion;
 use crate::null::or_default;
 use serde::Deserialize;
 
-/// What a reflector follows, and how its objects are read.
+/// The objects that a reflector follows, and the reader of these objects.
 pub trait Kind {
-    /// What an object becomes.
+    /// Type of an object as the consumer keeps it.
     type Item;
 
     /// Path of the list, such as `/api/v1/pods`.
@@ -41,7 +42,7 @@ pub trait Kind {
     fn read(&self, json: &[u8]) -> Result<(Meta, Self::Item), Bad>;
 }
 
-/// What identifies a version of an object.
+/// Identity and version of an object.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Meta {
@@ -50,36 +51,36 @@ pub struct Meta {
     pub namespace: Box<str>,
     /// Name.
     pub name: Box<str>,
-    /// UID: another object of the same name has another one.
+    /// UID, which differs from that of an earlier object with the same name.
     #[serde(default, deserialize_with = "or_default")]
     pub uid: Box<str>,
     /// Version of the object.
     pub resource_version: ResourceVersion,
 }
 
-/// Error: an object cannot be read.
+/// Error of an object that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Bad(pub String);
 
 /// A change of the followed set.
 ///
-/// `Begin` to `Complete` is a list: what is not `Put` between them is not there any more, once `Complete` has
-/// come. Another `Begin` instead means that the list broke off and starts anew. Changes after `Complete`
-/// are news. `Gone` may also come within a list, for an object that was removed while it was sent.
+/// `Begin` to `Complete` is a list: objects that are not `Put` between them no longer exist once `Complete`
+/// has come. Another `Begin` instead means that the list broke off and starts again. Changes after `Complete`
+/// are news. `Gone` may also come within a list, for an object that was removed while the list was sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change<T> {
-    /// A list begins.
+    /// Start of a list.
     Begin,
-    /// An object is there, or has changed.
+    /// An object that exists, or has changed.
     Put(Meta, T),
     /// An object was removed; this is its last state.
     Gone(Meta, T),
-    /// An object is there and cannot be read. What is known of it stays.
+    /// An object that exists and cannot be read. Its last readable state stays.
     Unreadable(Meta, Bad),
     /// An unreadable object was removed.
     UnreadableGone(Meta),
-    /// The list is complete up to this version.
+    /// End of the list, which is complete up to this version.
     Complete(ResourceVersion),
 }
 

@@ -1,4 +1,4 @@
-//! Requests: verbs over bytes. Paths are the callers', who know Kubernetes' kinds.
+//! Requests: verbs over bytes. Callers name the paths, because only they know Kubernetes' kinds.
 
 use crate::{
     Error,
@@ -13,22 +13,22 @@ use serde_json::json;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// Time for a whole request where the caller says nothing else.
+/// Deadline of a whole request, unless the caller sets another one.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Largest answer in bytes where the caller says nothing else.
+/// Maximum size of an answer in bytes, unless the caller sets another one.
 pub const MAX_ANSWER: usize = 8 * 1024 * 1024;
 
-/// Largest page of a list in bytes.
+/// Maximum size of a list's page in bytes.
 pub const MAX_PAGE: usize = 32 * 1024 * 1024;
 
-/// Largest body of a refusal in bytes.
+/// Maximum size of a refusal's body in bytes.
 const MAX_REFUSAL: usize = 64 * 1024;
 
-/// Difference of two clocks from which it is told.
+/// Difference of two clocks from which the difference is reported.
 const SKEW: Duration = Duration::from_secs(60);
 
-/// How a patch is written.
+/// Format of a patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patch {
     /// `application/strategic-merge-patch+json`.
@@ -39,7 +39,7 @@ pub enum Patch {
     Json,
 }
 
-/// What must hold of an object for it to be deleted; 409 is the answer where it does not.
+/// Conditions on the object of a delete request; the answer is 409 if they do not hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Preconditions {
     /// UID of the object.
@@ -63,7 +63,7 @@ pub struct Request {
 /// An answer with a status below 400.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// HTTP status: 201 tells of an object that is new.
+    /// HTTP status; 201 for an object that was created.
     pub code: u16,
     /// The body.
     pub body: Bytes,
@@ -86,7 +86,7 @@ impl Request {
         self
     }
 
-    /// Reads an object. `target` is a path, with a query where there is one.
+    /// Reads an object. `target` is a path, with an optional query.
     pub fn get(target: impl Into<String>) -> Request {
         Request::new(Method::GET, target)
     }
@@ -116,7 +116,7 @@ impl Request {
         Request::new(Method::PATCH, target).with(content_type, body)
     }
 
-    /// Deletes an object. `grace` is the time in seconds that a pod gets; `None` leaves it to the object.
+    /// Deletes an object. `grace` is the pod's grace period in seconds; `None` leaves it to the object.
     pub fn delete(target: impl Into<String>, grace: Option<u32>, preconditions: &Preconditions) -> Request {
         let mut options = json!({"kind": "DeleteOptions", "apiVersion": "v1"});
         if let Some(grace) = grace {
@@ -131,19 +131,19 @@ impl Request {
         Request::new(Method::DELETE, target).with("application/json", options.to_string())
     }
 
-    /// Time for the whole request, the wait for a connection included.
+    /// Sets the deadline of the whole request, including the wait for a connection.
     pub fn within(mut self, deadline: Duration) -> Request {
         self.deadline = deadline;
         self
     }
 
-    /// Largest answer in bytes.
+    /// Sets the maximum size of the answer in bytes.
     pub fn at_most(mut self, limit: usize) -> Request {
         self.limit = limit;
         self
     }
 
-    /// A request of the node's lease, which waits for no other.
+    /// Marks a request of the node's lease, which never waits for other requests.
     pub fn of_lease(mut self) -> Request {
         self.traffic = Traffic::Lease;
         self
@@ -189,7 +189,7 @@ impl Pool {
         Ok(Answer { code, body: body? })
     }
 
-    /// Opens a watch. `target` is path and query; the body has one event a line.
+    /// Opens a watch. `target` is path and query; the body has one event per line.
     ///
     /// # Errors
     /// There is no connection or no answer in time, or the server refuses.
@@ -203,7 +203,7 @@ impl Pool {
         Ok(answer.into_body())
     }
 
-    /// The refusal in an answer. A refusal whose body is late or too long counts by its status alone.
+    /// The refusal in an answer. If the body is late or too long, only the status counts.
     async fn refused(&self, method: &str, path: String, answer: Response<Body>, deadline: Instant) -> Error {
         let (head, mut body) = answer.into_parts();
         let mut text = BytesMut::new();
@@ -215,7 +215,7 @@ impl Pool {
                 }
             }
         };
-        // Late: what has come is used.
+        // The received part counts if the body is late.
         drop(timeout_at(deadline, reading).await);
         let header = |name| head.headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());
         let mut refusal = Refusal::of_answer(head.status.as_u16(), header(header::RETRY_AFTER), &text);
@@ -249,7 +249,7 @@ async fn read(request: &Request, mut body: Body) -> Result<Bytes, Error> {
     Ok(bytes.freeze())
 }
 
-/// What is told of the clocks, where the server's `Date` is far from this node's.
+/// The difference of the clocks as text, if the server's `Date` is far from this node's time.
 fn skew(date: &str, now: Timestamp) -> Option<String> {
     let server = jiff::fmt::rfc2822::parse(date).ok()?.timestamp();
     let apart = now.duration_since(server).unsigned_abs();

@@ -1,5 +1,5 @@
-//! The client against faults of servers, proxies, networks and files. Time is tokio's, paused: it runs ahead when all
-//! tasks wait, so that a minute of silence takes no minute.
+//! The client under faults of servers, proxies, networks and files. Time is tokio's, paused: it advances when
+//! all tasks wait, so a minute of silence takes no minute.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A consumer of a server with five widgets, which has seen them all.
+/// A consumer of a server with five widgets, which has all of them.
 async fn following(cluster: &Cluster) -> (Pool, Consumer) {
     for n in 0..5 {
         cluster.server.put(&format!("w{n}"), n);
@@ -113,7 +113,7 @@ async fn an_outage_of_half_a_minute_costs_few_dials_and_is_over_soon() {
     assert_eq!((lists(&cluster.server.requests()), pool.view().problem), (0, None));
 }
 
-/// No FIN comes: pings find it.
+/// No FIN arrives; a ping finds the fault.
 #[tokio::test(start_paused = true)]
 async fn a_stalled_connection_is_noticed_within_a_ping_and_its_answer() {
     let cluster = Cluster::new().await;
@@ -241,7 +241,7 @@ async fn a_consumer_begins_at_a_version_that_it_knows() {
     assert_eq!(second.lists(), 0);
 }
 
-/// The API server allows 100 streams; a stream beyond them would wait for ever.
+/// The API server allows 100 streams; a stream beyond that limit would wait for ever.
 #[tokio::test(start_paused = true)]
 async fn no_connection_has_more_than_ninety_watches_and_requests_have_their_own() {
     let cluster = Cluster::new().await;
@@ -341,7 +341,7 @@ async fn a_token_file_is_read_anew_without_a_new_connection() {
     assert_eq!(cluster.server.all_connections(|_| ()).len(), 1);
 }
 
-/// The plugin takes real time.
+/// The plugin runs in real time.
 #[tokio::test]
 async fn an_exec_plugin_is_run_again_when_its_token_is_refused() {
     let cluster = Cluster::new().await;
@@ -369,7 +369,7 @@ async fn an_exec_plugin_is_run_again_when_its_token_is_refused() {
     assert_eq!(runs(), 1);
     fs::write(dir.join("plugin-token"), "two").unwrap();
     cluster.server.know(&[], &["two"]);
-    // The plugin is run at most once in ten seconds.
+    // The plugin runs at most once in ten seconds.
     tokio::time::pause();
     tokio::time::advance(11 * SECOND).await;
     tokio::time::resume();
@@ -438,7 +438,7 @@ async fn a_server_that_does_not_answer_meets_the_deadline() {
     pool.send(&Request::get("/api/v1/widgets").within(5 * SECOND)).await.unwrap();
 }
 
-/// What is told where the server cannot be reached or trusted.
+/// The error text for a server that cannot be reached or trusted.
 async fn told(pool: &Pool) -> String {
     let error = pool.send(&Request::get("/api/v1/widgets").within(2 * SECOND)).await.unwrap_err().to_string();
     assert!(!error.contains('\n'), "{error}");

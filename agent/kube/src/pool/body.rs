@@ -1,4 +1,4 @@
-//! The body of an answer, whose stream counts until the body has ended.
+//! Body of an answer, whose stream counts until the body has ended.
 
 use super::Stream;
 use crate::connection::SendError;
@@ -17,13 +17,13 @@ pub struct Body {
     stream: Option<Stream>,
 }
 
-/// Error: a body broke off.
+/// Error of a body that ended before its end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the answer broke off: {reason}")]
 pub struct BodyError {
-    /// What broke.
+    /// Cause of the failure.
     pub reason: String,
-    /// The whole connection is gone.
+    /// Whether the whole connection is gone.
     pub connection: bool,
 }
 

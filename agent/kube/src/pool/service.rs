@@ -1,4 +1,4 @@
-//! Sending a request on the pool, also as a `tower::Service`, so that other clients of HTTP can be put on top.
+//! Requests on the pool, also as a `tower::Service` for other HTTP clients on top.
 
 use super::{Body, Pool, Traffic};
 use crate::{Error, identity::Identity};
@@ -13,20 +13,21 @@ use std::{
 };
 use tokio::time::{Instant, timeout_at};
 
-/// Time for the head of an answer where a request does not say.
+/// Deadline for the head of an answer if a request names none.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// Time for a connection. A request fails after it, so that its owner can tell; the pool goes on with the next.
+/// Deadline for a connection. The request then fails, so that its owner learns of the outage; the pool
+/// continues to dial.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// Connections that may turn out to be closed before a request is given up.
+/// Number of connections that turn out to be closed before a request fails.
 const TRIES: u32 = 5;
 
 const USER_AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"), " (linux)");
 
 impl Pool {
-    /// Sends a request and waits for the head of its answer. The request's URI is path and query alone. A request
-    /// that a closing connection did not take is sent on another one.
+    /// Sends a request and waits for the head of its answer. The request's URI is path and query only. A
+    /// request that a closing connection did not process is sent on another one.
     ///
     /// # Errors
     /// There is no connection or no answer before the deadline, or the connection broke.
@@ -62,7 +63,8 @@ impl Pool {
                         stream.connection.retire();
                     }
                     tries += 1;
-                    // What a broken connection did with a GET does not matter.
+                    // A GET is repeated even if the broken connection may have processed it: a GET changes
+                    // nothing.
                     let again =
                         failed.unsent || (failed.connection && parts.method == Method::GET && tries == 1);
                     if again && tries < TRIES {
@@ -76,7 +78,7 @@ impl Pool {
     }
 }
 
-/// Completes a request for this identity's server.
+/// Completes a request for the server of this identity.
 fn address(parts: &mut http::request::Parts, identity: &Identity, http2: bool) -> Result<(), Error> {
     let bad = |reason: String| Error::Setup { what: "make a request", reason };
     let server = &identity.server;
@@ -96,7 +98,7 @@ fn address(parts: &mut http::request::Parts, identity: &Identity, http2: bool) -
     Ok(())
 }
 
-/// What a request of another client is for.
+/// The purpose of another client's request.
 fn traffic(request: &Request<Full<Bytes>>) -> Traffic {
     let query = request.uri().query().unwrap_or_default();
     let watch = query.split('&').any(|pair| matches!(pair, "watch=1" | "watch=true"));

@@ -1,7 +1,8 @@
-//! The driver of the list and watch machine: carries out its steps on a pool of connections.
+//! Driver of the list and watch machine: carries out the machine's steps on a pool of connections.
 //!
-//! One future a followed set, run as a task of its owner's. It ends when the consumer drops its end of the channel. A
-//! consumer that is slow holds up its own watch: at most one line and the channel's changes are held here.
+//! One future per followed set, run as a task of the set's owner. The future ends when the consumer drops its
+//! end of the channel. A slow consumer delays only its own watch: the driver holds at most one line and the
+//! channel's changes.
 
 use super::{Change, End, Kind, ListWatch, Step};
 use crate::{
@@ -18,31 +19,31 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
-/// Whether the consumer's set is the server's.
+/// Whether the consumer's set equals the server's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
     /// The set is listed and watched.
     Ok {
-        /// Since when.
+        /// Start of this state.
         since: Now,
     },
-    /// The set may be behind. What was listed before stays.
+    /// The set may be behind. Objects that were listed before stay.
     Behind {
-        /// Since when.
+        /// Start of this state.
         since: Now,
-        /// Why, on one line.
+        /// The reason, on one line.
         why: String,
     },
 }
 
 impl Health {
-    /// The health of a set that was not asked for yet.
+    /// Health of a set that was not requested yet.
     pub fn unknown() -> Health {
         Health::Behind { since: berth_sys::clock::now(), why: "not listed yet".to_owned() }
     }
 }
 
-/// Follows a set until the consumer is gone.
+/// Follows a set until the consumer has dropped its end of the channel.
 pub async fn follow<K: Kind>(
     kind: K,
     pool: Pool,
@@ -67,7 +68,7 @@ struct Driver<K: Kind> {
     begun: Instant,
 }
 
-/// The consumer is gone.
+/// The consumer has dropped its end of the channel.
 struct Gone;
 
 impl<K: Kind> Driver<K> {
@@ -143,7 +144,7 @@ impl<K: Kind> Driver<K> {
         Ok(())
     }
 
-    /// Takes all whole lines.
+    /// Passes all complete lines to the machine, and their changes to the consumer.
     async fn take(&mut self, lines: &mut Lines, now: Duration) -> Result<(), Gone> {
         while self.machine.is_open() {
             let Some(line) = lines.next_line() else { break };
@@ -170,7 +171,7 @@ impl<K: Kind> Driver<K> {
         self.begun.elapsed()
     }
 
-    /// Publishes the health where it has changed.
+    /// Publishes the health if it has changed.
     fn tell(&self) {
         let behind = self.machine.behind();
         self.health.send_if_modified(|health| {
@@ -191,7 +192,7 @@ impl<K: Kind> Driver<K> {
     }
 }
 
-/// What an error of a request is for the machine.
+/// Converts an error of a request for the machine.
 fn end(error: Error) -> End {
     match error {
         Error::Refused { refusal, .. } => End::Refused(refusal),

@@ -1,24 +1,26 @@
-//! The list and watch machine: what to ask for next, and what answers mean. Pure.
+//! State machine of list and watch: decides the next request and interprets the answers. Pure.
 //!
-//! A driver calls [`ListWatch::next`] and carries the step out. It tells the machine what came of it by
-//! [`ListWatch::page`], [`ListWatch::answered`], [`ListWatch::line`] and [`ListWatch::ended`], and asks for
-//! the next step. Times are durations since the driver's start.
+//! The driver calls [`ListWatch::next`] and carries out the step. It passes the result to the machine by
+//! [`ListWatch::page`], [`ListWatch::answered`], [`ListWatch::line`] and [`ListWatch::ended`], and then calls
+//! [`ListWatch::next`] again. Times are durations since the driver's start.
 //!
-//! - The first state comes by a streaming list (a watch with `sendInitialEvents`) where the server can do
-//!   that, else by a list in pages. A server refuses streaming lists by 400 or 422, or by 500 where its etcd is
-//!   too old, as HTTP status or as first event; the machine then lists, and tells the driver to remember it.
-//! - A watch that ends is asked for again from the last version, at once. 410 (as HTTP status or as event)
-//!   means that this version is forgotten: a new list from the newest state follows, at once the first time.
-//! - Other failures wait: 0.8 s, doubling to 30 s, a random part of it; no less than the server asks for by
-//!   `Retry-After`. After two minutes without failure the wait starts small again (client-go's reflector).
-//!   A connection that broke is no failure here: connections have a back-off of their own.
+//! - The first state comes by a streaming list (a watch with `sendInitialEvents`) if the server supports
+//!   that, else by a list in pages. A server refuses streaming lists by 400 or 422, or by 500 if its etcd is
+//!   too old, as HTTP status or as first event; the machine then lists in pages, and the driver records the
+//!   refusal.
+//! - A watch that has ended is opened again from the last version, at once. 410 (as HTTP status or as event)
+//!   means that the server has forgotten this version: a new list from the newest state follows, at once the
+//!   first time.
+//! - Other failures wait for a random part of 0.8 s, doubling to 30 s, and at least for the time of the
+//!   server's `Retry-After`. After two minutes without failure the wait starts at its minimum again
+//!   (client-go's reflector). A broken connection is no failure here: connections have their own wait.
 
 use super::{Bad, Change, Kind, Meta, ResourceVersion, wire};
 use crate::{lines::LineTooLong, status::Refusal};
 use serde_json::value::RawValue;
 use std::{ops::RangeInclusive, time::Duration};
 
-/// Objects of a page, as in client-go.
+/// Objects per page, as in client-go.
 const PAGE: u32 = 500;
 
 /// First wait after a failure.
@@ -27,40 +29,40 @@ const FIRST_WAIT: Duration = Duration::from_millis(800);
 /// Longest wait after a failure.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// Time of a good watch after which earlier failures are forgotten.
+/// Duration of a good watch after which earlier failures no longer count.
 const GOOD: Duration = Duration::from_secs(120);
 
-/// A watch that the server ends sooner and without an event counts as a failure, or a server that ends each
-/// watch at once would be asked in a loop.
+/// A watch that the server ends sooner and without an event counts as a failure. Otherwise a server that ends
+/// each watch at once would get requests in a loop.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// Longest silence within a streaming list. A server that does not know streaming lists may take the request
-/// for a plain watch, which has no end of the list.
+/// Maximum silence within a streaming list. A server that does not support streaming lists may answer with a
+/// plain watch, which has no end of the list.
 const LIST_SILENCE: Duration = Duration::from_secs(30);
 
-/// Time that a watch may go on after the end that was asked for.
+/// Time for which a watch may outlast its requested end.
 const OVERTIME: Duration = Duration::from_secs(30);
 
-/// Streaming lists that may break off one after the other before a list in pages is tried.
+/// Consecutive streaming lists that may break off before a list in pages is tried.
 const STREAM_TRIES: u32 = 2;
 
-/// Unreadable lines at one version before the set is listed anew.
+/// Unreadable lines at one version before the set is listed again.
 const UNREADABLE_TRIES: u32 = 2;
 
-/// First wait after a refusal that is expected to pass soon.
+/// First wait after a refusal that probably ends soon.
 const SOON: Duration = Duration::from_millis(50);
 
-/// What is told before the first answer.
+/// Reason of [`ListWatch::behind`] before the first answer.
 const NOT_LISTED: &str = "not listed yet";
 
-/// How a set is followed.
+/// Options of a followed set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Bounds of the random time after which the server is asked to end a watch.
+    /// Bounds of the random time after which the server shall end a watch.
     pub watch_time: RangeInclusive<Duration>,
-    /// Time since the start in which 403 and 404 are asked again soon and told to nobody. The authorizer of
-    /// nodes learns of a pod's references after the pod is bound, so that the first question for a
-    /// ConfigMap or Secret may come too early.
+    /// Time since the start in which the machine repeats a request soon after 403 or 404, without reporting a
+    /// failure. The authorizer of nodes learns of a pod's references after the pod is bound, so the first
+    /// request for a ConfigMap or Secret may come too early.
     pub grace: Duration,
 }
 
@@ -79,12 +81,12 @@ impl Options {
     }
 }
 
-/// What the driver has to do next.
+/// The driver's next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Wait until this time.
     Wait(Duration),
-    /// Ask for a page with this query.
+    /// Request a page with this query.
     List {
         /// Parameters, without those of the kind.
         query: String,
@@ -93,23 +95,23 @@ pub enum Step {
     Watch {
         /// Parameters, without those of the kind.
         query: String,
-        /// Longest time between two lines until the list is complete.
+        /// Maximum time between two lines until the list is complete.
         list_silence: Duration,
-        /// Longest time of the whole watch.
+        /// Maximum time of the whole watch.
         at_most: Duration,
     },
 }
 
-/// How a request came to its end.
+/// The end of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
     /// The server ended the watch in order.
     Closed,
-    /// The connection broke, or there is none yet. The pool of connections makes another one.
+    /// The connection broke, or none is open. The pool opens another connection.
     Disconnected(String),
-    /// The request failed on a connection that goes on, or had no answer in time.
+    /// The request failed on a connection that stays open, or had no answer in time.
     Failed(String),
-    /// The server refuses.
+    /// The server refuses the request.
     Refused(Refusal),
     /// A page is larger than the limit of an answer.
     PageTooLarge,
@@ -117,12 +119,12 @@ pub enum End {
     LineTooLong(LineTooLong),
 }
 
-/// What is asked for.
+/// The kind of the next request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
-    /// The set is listed anew, by a way that is not chosen yet.
+    /// The start of a list, whose form (pages or stream) is not chosen yet.
     Start,
-    /// Pages: the token of the next one, and whether the first one has come.
+    /// Pages: the token of the next page, and whether the first page has come.
     Pages { token: Option<String>, begun: bool },
     /// A streaming list.
     Stream { begun: bool },
@@ -130,7 +132,7 @@ enum State {
     Watch { version: ResourceVersion },
 }
 
-/// When the next request is due.
+/// Time of the next request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Due {
     Now,
@@ -143,24 +145,24 @@ enum Due {
     },
 }
 
-/// The machine of one set.
+/// State machine of one set.
 #[derive(Debug)]
 pub struct ListWatch {
     options: Options,
     state: State,
     due: Due,
     page: u32,
-    /// A watch is open: since when, and whether it had a line.
+    /// The open watch: its start, and whether a line has come.
     open: Option<(Duration, bool)>,
-    /// Failures without two good minutes between them.
+    /// Consecutive failures, without two good minutes between them.
     failures: u32,
-    /// Since when watches are good.
+    /// Time since which watches are good.
     good_since: Option<Duration>,
     /// Streaming lists that broke off since the last complete list.
     broken_streams: u32,
-    /// Unreadable lines since the last line that was read.
+    /// Consecutive unreadable lines.
     unreadable: u32,
-    /// Refusals within the time of grace.
+    /// Number of refusals within the time of grace.
     early: u32,
     behind: Option<String>,
     refuses_streaming: bool,
@@ -172,8 +174,8 @@ impl ListWatch {
         ListWatch::at(options, State::Start)
     }
 
-    /// A machine whose consumer has the set as it was at this version. The consumer gets news alone, as
-    /// long as the server remembers the version, else a list.
+    /// A machine whose consumer has the set as of this version. The consumer gets only news as long as the
+    /// server remembers the version, else a list.
     pub fn resume(options: Options, version: ResourceVersion) -> ListWatch {
         ListWatch::at(options, State::Watch { version })
     }
@@ -195,8 +197,8 @@ impl ListWatch {
         }
     }
 
-    /// The next step at the time `now`. `dice` is a random number, and `streams` says whether the server is
-    /// thought to know streaming lists.
+    /// The next step at the time `now`. `dice` is a random number. `streams`: whether the server is assumed
+    /// to support streaming lists.
     pub fn next(&mut self, now: Duration, dice: u64, streams: bool) -> Step {
         self.open = None;
         if let Due::BackOff { from, wait, least } = self.due {
@@ -232,7 +234,7 @@ impl ListWatch {
         }
     }
 
-    /// The watch was answered by 200.
+    /// Records that the watch was answered by 200.
     pub fn answered(&mut self, now: Duration) {
         self.open = Some((now, false));
         if matches!(self.state, State::Watch { .. }) {
@@ -240,28 +242,28 @@ impl ListWatch {
         }
     }
 
-    /// Whether the watch goes on. After an event `ERROR` or an unreadable line it does not: the driver drops
-    /// it and asks for the next step.
+    /// Whether the watch stays open. After an event `ERROR` or an unreadable line the driver drops the watch
+    /// and calls [`ListWatch::next`].
     pub fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
-    /// Whether a streaming list is under way, so that its silence is a failure.
+    /// Whether a list is in progress, so that silence of a stream is a failure.
     pub fn is_listing(&self) -> bool {
         matches!(self.state, State::Stream { .. })
     }
 
-    /// Why the consumer's set may be behind the server's; `None` where it is not.
+    /// The reason why the consumer's set may be behind the server's; `None` if the set is current.
     pub fn behind(&self) -> Option<&str> {
         self.behind.as_deref()
     }
 
-    /// Whether the server was found to refuse streaming lists, since the last call.
+    /// Whether the server has refused streaming lists since the last call.
     pub fn take_refusal_of_streaming(&mut self) -> bool {
         std::mem::take(&mut self.refuses_streaming)
     }
 
-    /// A page of the list has come. All its objects are read before the first change is handed out.
+    /// Interprets a page of the list. All objects of the page are read before the first change is returned.
     pub fn page<K: Kind>(&mut self, kind: &K, body: &[u8], now: Duration) -> Vec<Change<K::Item>> {
         let State::Pages { token, begun } = &self.state else { return Vec::new() };
         let (asked, begun) = (token.clone(), *begun);
@@ -285,7 +287,7 @@ impl ListWatch {
         }
     }
 
-    /// A line of the watch has come.
+    /// Interprets a line of the watch.
     pub fn line<K: Kind>(&mut self, kind: &K, line: &[u8], now: Duration) -> Vec<Change<K::Item>> {
         if self.open.is_none() || line.is_empty() {
             return Vec::new();
@@ -341,10 +343,10 @@ impl ListWatch {
                 }
                 version
             }
-            // A newer server's kind of event.
+            // A kind of event of a newer server.
             _ => return Ok(changes),
         };
-        // The versions of a list's objects are in no order: they say nothing about the set's.
+        // The versions of a list's objects are in no order and say nothing about the set's version.
         if let State::Watch { version: last } = &mut self.state {
             *last = version;
         }
@@ -355,7 +357,7 @@ impl ListWatch {
         Ok(changes)
     }
 
-    /// The request came to its end.
+    /// Records the end of the request.
     pub fn ended(&mut self, end: End, now: Duration) {
         let open = self.open.take();
         match end {
@@ -423,7 +425,7 @@ impl ListWatch {
         self.fail(now, refusal.to_string(), retry_after);
     }
 
-    /// Lists the set anew, as soon as it is due.
+    /// Starts a new list of the set at the next due time.
     fn start_again(&mut self) {
         if self.is_listing() {
             self.broken_streams = self.broken_streams.saturating_add(1);
@@ -502,12 +504,12 @@ fn read_page<K: Kind>(
     Ok((changes, page.token, page.version))
 }
 
-/// The time doubled this often.
+/// The time, doubled this many times.
 fn doubled(time: Duration, times: u32) -> Duration {
     time.saturating_mul(2_u32.saturating_pow(times.min(16)))
 }
 
-/// A part of the time, evenly spread over `dice`.
+/// A part of the time, evenly distributed over `dice`.
 fn part(time: Duration, dice: u64) -> Duration {
     let thousandths = u32::try_from(dice % 1001).unwrap_or(1000);
     time.saturating_mul(thousandths) / 1000

@@ -1,7 +1,7 @@
-//! The set of a consumer: changes go in, what they mean for the set comes out.
+//! Set of a consumer: applies changes and returns their effects on the set.
 //!
-//! A list marks what it has; at its end what is not marked is removed. So a list changes nothing that it
-//! repeats, and needs no second copy of the set.
+//! A list marks its objects; at the end of the list the unmarked objects are removed. So a list has no effect
+//! on objects that it repeats, and needs no second copy of the set.
 
 use super::{Change, Meta, ResourceVersion};
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ type Key = (Box<str>, Box<str>);
 #[derive(Debug)]
 pub struct Store<T> {
     objects: BTreeMap<Key, Entry<T>>,
-    /// Number of the list under way, or of the last one.
+    /// Number of the list in progress, or of the last list.
     list: u64,
     /// Version of the last complete list.
     complete: Option<ResourceVersion>,
@@ -22,18 +22,18 @@ pub struct Store<T> {
 #[derive(Debug)]
 struct Entry<T> {
     meta: Meta,
-    /// `None` where the object is there and was never readable.
+    /// `None` if the object exists and was never readable.
     item: Option<T>,
-    /// The last list that had the object.
+    /// Number of the last list with the object.
     list: u64,
 }
 
-/// What a change means for the set.
+/// Effect of a change on the set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect<T> {
-    /// The object is new or has changed. It stands in the set.
+    /// The object is new or has changed, and is in the set.
     Put(Meta),
-    /// The object is not there any more. An object that was never readable has no last state.
+    /// The object no longer exists. An object that was never readable has no last state.
     Removed(Meta, Option<T>),
 }
 
@@ -44,7 +44,7 @@ impl<T> Default for Store<T> {
 }
 
 impl<T> Store<T> {
-    /// Applies a change. Nothing comes out where the set has this version already.
+    /// Applies a change. Returns no effect if the set has this version already.
     pub fn apply(&mut self, change: Change<T>) -> Vec<Effect<T>> {
         match change {
             Change::Begin => {
@@ -93,7 +93,7 @@ impl<T> Store<T> {
     fn remove(&mut self, meta: Meta, item: Option<T>) -> Vec<Effect<T>> {
         let key = (meta.namespace.clone(), meta.name.clone());
         match self.objects.get(&key) {
-            // A late word about an object whose name is another's by now changes nothing.
+            // A late removal does not touch another object that has the name by now.
             Some(there) if there.meta.uid == meta.uid => {}
             _ => return Vec::new(),
         }
@@ -101,7 +101,7 @@ impl<T> Store<T> {
         vec![Effect::Removed(meta, item.or(known))]
     }
 
-    /// The object of this namespace and name, where it is readable.
+    /// The object of this namespace and name, if it is readable.
     pub fn get(&self, namespace: &str, name: &str) -> Option<(&Meta, &T)> {
         let entry = self.objects.get(&(Box::from(namespace), Box::from(name)))?;
         Some((&entry.meta, entry.item.as_ref()?))
@@ -112,12 +112,12 @@ impl<T> Store<T> {
         self.objects.values().filter_map(|entry| Some((&entry.meta, entry.item.as_ref()?)))
     }
 
-    /// Whether a list was ever complete. Before that, what is missing may exist.
+    /// Whether a list was ever complete. Before that, objects that are not in the set may exist.
     pub fn listed(&self) -> bool {
         self.complete.is_some()
     }
 
-    /// Number of objects, unreadable ones included.
+    /// Number of objects, including unreadable ones.
     pub fn len(&self) -> usize {
         self.objects.len()
     }

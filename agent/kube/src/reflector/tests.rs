@@ -73,7 +73,7 @@ fn asked(machine: &mut ListWatch, now: Duration, streams: bool) -> String {
     }
 }
 
-/// How long the machine waits with the largest roll of the dice.
+/// The machine's wait for the largest random number.
 fn wait(machine: &mut ListWatch, now: Duration) -> Duration {
     match machine.next(now, 1000, true) {
         Step::Wait(until) => until - now,
@@ -158,7 +158,7 @@ fn a_server_that_refuses_streaming_lists_is_listed_at_once_and_remembered() {
     }
 }
 
-/// A server that takes the request for a plain watch never ends the list.
+/// A server that answers with a plain watch never ends the list.
 #[test]
 fn streaming_lists_that_never_complete_give_way_to_pages() {
     let mut machine = ListWatch::new(Options::set());
@@ -285,7 +285,7 @@ fn a_server_that_ends_watches_at_once_is_not_asked_in_a_loop() {
     assert_eq!(wait(&mut machine, Duration::from_millis(100)), FIRST);
 }
 
-/// The authorizer learns late of a pod's references.
+/// The node authorizer learns of a pod's references late.
 #[test]
 fn early_refusals_of_a_single_object_are_asked_again_soon_and_told_to_nobody() {
     let mut machine = ListWatch::new(Options::single());

@@ -6,12 +6,13 @@ use std::{cmp::Ordering, fmt};
 /// Longest version in bytes. The API server's are decimal numbers of at most 20 digits.
 const MAX_LEN: usize = 64;
 
-/// The version of an object or of a list: text that is handed back to the server as it is.
+/// The version of an object or of a list: a text that is sent back to the server unchanged.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct ResourceVersion(Box<str>);
 
 impl ResourceVersion {
-    /// A version from the server's text; `None` where the text cannot be a version: empty, or too long.
+    /// A version from the server's text; `None` if the text cannot be a version, because it is empty or too
+    /// long.
     pub fn new(text: &str) -> Option<ResourceVersion> {
         (!text.is_empty() && text.len() <= MAX_LEN).then(|| ResourceVersion(text.into()))
     }
@@ -22,7 +23,7 @@ impl ResourceVersion {
     }
 
     /// Order of two versions of one resource. Since Kubernetes 1.35 versions are decimal numbers without
-    /// leading zeros (`apimachinery/util/resourceversion`). `None` where one of them is anything else.
+    /// leading zeros (`apimachinery/util/resourceversion`). `None` if a version has another form.
     pub fn compare(&self, other: &ResourceVersion) -> Option<Ordering> {
         let number = |v: &ResourceVersion| {
             !v.0.is_empty() && v.0.bytes().all(|b| b.is_ascii_digit()) && !v.0.starts_with('0')

@@ -1,4 +1,4 @@
-//! The JSON of lists and watches. Objects stay uninterpreted, so that only one of them is decoded at a time.
+//! JSON of lists and watches. Objects stay uninterpreted, so that only one object is decoded at a time.
 
 use super::{Meta, ResourceVersion};
 use crate::null::or_default;
@@ -9,7 +9,7 @@ use std::borrow::Cow;
 /// Annotation of the bookmark that ends a streaming list (`metav1.InitialEventsAnnotationKey`).
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
-/// Longest continue token in bytes. The API server's hold a key and a version.
+/// Maximum length of a continue token in bytes. The API server's tokens contain a key and a version.
 const MAX_TOKEN: usize = 16 * 1024;
 
 /// One line of a watch.
@@ -66,8 +66,8 @@ struct Object {
     metadata: Meta,
 }
 
-/// Reads a page. A body that is no list, such as `{}` of a proxy, is an error: as a list without items, it
-/// would delete everything.
+/// Reads a page. A body that is no list, such as a proxy's `{}`, is an error: as a list without items it
+/// would delete all objects.
 pub(super) fn page(body: &[u8]) -> Result<Page<'_>, String> {
     let page: RawPage<'_> =
         serde_json::from_slice(body).map_err(|e| format!("cannot read the answer as a list: {e}"))?;
@@ -93,7 +93,7 @@ pub(super) fn bookmark(object: &RawValue) -> Result<(ResourceVersion, bool), Str
     Ok((bookmark.metadata.resource_version, end))
 }
 
-/// Metadata of an object whose kind could not read it.
+/// Metadata of an object that its kind could not read.
 pub(super) fn meta(object: &RawValue) -> Result<Meta, String> {
     serde_json::from_str::<Object>(object.get())
         .map(|object| object.metadata)

@@ -91,7 +91,7 @@ impl Consumer {
         self.store.lock().unwrap().iter().map(|(meta, number)| (meta.name.to_string(), *number)).collect()
     }
 
-    /// Whether the set is the server's.
+    /// Whether the consumer's set equals the server's.
     pub(crate) fn is_equal(&self, server: &ApiServer) -> bool {
         self.listed() && self.seen() == server.all()
     }
@@ -100,7 +100,7 @@ impl Consumer {
         self.removed.lock().unwrap().clone()
     }
 
-    /// Lists that were begun.
+    /// Number of lists that have begun.
     pub(crate) fn lists(&self) -> u64 {
         *self.lists.lock().unwrap()
     }

@@ -1,4 +1,5 @@
-//! What tests of the client talk to: certificates, an API server of one kind, a proxy with faults, and a consumer.
+//! Support of the client's tests: certificates, an API server of one kind, a proxy with faults, and a
+//! consumer.
 
 #![allow(dead_code, reason = "each test uses a part")]
 
@@ -14,7 +15,7 @@ use server::ApiServer;
 use std::{fs, path::Path, time::Duration};
 use tokio::time::{Instant, sleep};
 
-/// A server behind a proxy, and a kubeconfig that leads there.
+/// A server behind a proxy, and a kubeconfig for the proxy.
 pub(crate) struct Cluster {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) authority: Authority,
@@ -29,7 +30,7 @@ impl Cluster {
 
     /// A server with these protocols.
     pub(crate) async fn with(protocols: &[&[u8]]) -> Cluster {
-        // A paused clock jumps to the next timer whenever no task is ready, also while bytes are on their way. This
+        // A paused clock jumps to the next timer when no task is ready, even while bytes are in transit. This
         // timer keeps the jumps small.
         tokio::spawn(async {
             loop {
@@ -47,7 +48,7 @@ impl Cluster {
         cluster
     }
 
-    /// Gives the client the certificate of this name.
+    /// Gives the client a certificate with this name.
     pub(crate) fn client(&self, name: &str) {
         let (certificate, key) = self.authority.client(name, 4000);
         replace(&self.dir.path().join("client.pem"), &certificate);
@@ -85,7 +86,7 @@ pub(crate) fn replace(path: &Path, text: &str) {
     fs::rename(&new, path).unwrap();
 }
 
-/// Waits until the condition holds. Returns the time that it took.
+/// Waits until the condition holds. Returns the time that this took.
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
     let begun = Instant::now();
     while !holds() {

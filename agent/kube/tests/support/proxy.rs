@@ -14,11 +14,11 @@ use tokio::{
     time::sleep,
 };
 
-/// What the proxy does with connections.
+/// Treatment of connections by the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Pass,
-    /// New connections are reset, old ones go on.
+    /// New connections are reset, existing ones continue.
     Refuse,
     /// Nothing is forwarded, and nothing is closed.
     Stall,
@@ -27,7 +27,7 @@ pub(crate) enum Mode {
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     mode: watch::Sender<Mode>,
-    /// Connections of an older number are reset.
+    /// Connections with a lower number are reset.
     number: watch::Sender<u64>,
     dials: Arc<AtomicUsize>,
 }
@@ -62,7 +62,7 @@ impl Proxy {
         self.number.send_modify(|n| *n += 1);
     }
 
-    /// Connections since the last call.
+    /// Number of connections since the last call.
     pub(crate) fn dials(&self) -> usize {
         self.dials.swap(0, Ordering::Relaxed)
     }
@@ -76,7 +76,7 @@ async fn forward(
 ) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", to)).await else { return };
     client.set_zero_linger().unwrap();
-    // The kernel's own waits would be minutes of paused time.
+    // The kernel's own timeouts would be minutes of paused time.
     for stream in [&client, &server] {
         stream.set_nodelay(true).unwrap();
     }
@@ -90,7 +90,7 @@ async fn forward(
     }
 }
 
-/// Copies until the end. The end itself is passed on by the drop of both sides.
+/// Copies until the end of the stream. Dropping both sides passes the end on.
 async fn copy(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
@@ -113,7 +113,7 @@ async fn copy(
                     }
                 }
                 _ => {
-                    // What was sent last arrives before the end.
+                    // The last bytes arrive before the end.
                     sleep(Duration::from_millis(1)).await;
                     return;
                 }

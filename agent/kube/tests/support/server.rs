@@ -1,6 +1,6 @@
-//! An API server of one kind, widgets, over TLS with HTTP/2 or HTTP/1.1: lists in pages, streaming lists, watches,
-//! and faults on demand. Client certificates are asked for and accepted whatever they are, as by kube-apiserver; who
-//! is not known is answered 401.
+//! API server of one kind, widgets, over TLS with HTTP/2 or HTTP/1.1: lists in pages, streaming lists,
+//! watches, and faults on demand. The server requests client certificates and accepts any, as kube-apiserver
+//! does; an unknown client gets 401.
 
 use super::certificates::Authority;
 use berth_kube::identity::Certificate;
@@ -34,7 +34,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// Streams of a connection, as kube-apiserver has it.
+/// Streams per connection, as in kube-apiserver.
 const STREAMS: u32 = 100;
 
 pub(crate) struct ApiServer {
@@ -42,7 +42,7 @@ pub(crate) struct ApiServer {
     state: Arc<Mutex<State>>,
 }
 
-/// A connection as the server sees it.
+/// The server's view of a connection.
 #[derive(Default)]
 pub(crate) struct Connection {
     pub(crate) client: Option<String>,
@@ -129,7 +129,7 @@ impl ApiServer {
         f(&mut self.state.lock().unwrap())
     }
 
-    /// New connections see this certificate.
+    /// Presents this certificate on new connections.
     pub(crate) fn present(&self, authority: &Authority, name: &str, years: (i32, i32)) {
         let config = config(authority, name, years, &[b"h2"]);
         self.with(|s| s.certificate = Some(config));
@@ -176,18 +176,18 @@ impl ApiServer {
         self.with(|s| s.streaming = false);
     }
 
-    /// Answers the next request with this.
+    /// The answer to the next request.
     pub(crate) fn answer_next(&self, code: u16, retry_after: Option<&'static str>) {
         let body = status(code, "Some", "as the test wants").to_string();
         self.with(|s| s.answers.push_back((code, retry_after, body)));
     }
 
-    /// Answers nothing any more, or again.
+    /// Stops answering, or answers again.
     pub(crate) fn be_silent(&self, silent: bool) {
         self.with(|s| s.silent = silent);
     }
 
-    /// Those clients alone are known from now on.
+    /// Sets the only known clients and tokens.
     pub(crate) fn know(&self, clients: &[&str], tokens: &[&str]) {
         self.with(|s| {
             s.known = clients.iter().map(|c| (*c).to_owned()).collect();
@@ -219,12 +219,12 @@ impl ApiServer {
         self.with(|s| std::mem::take(&mut s.bodies))
     }
 
-    /// Looks at the connections that are open.
+    /// Passes each open connection to `look`.
     pub(crate) fn connections<T>(&self, look: impl FnMut(&Connection) -> T) -> Vec<T> {
         self.with(|s| s.connections.iter().filter(|c| c.open).map(look).collect())
     }
 
-    /// Looks at all connections that there ever were.
+    /// Passes each connection that ever existed to `look`.
     pub(crate) fn all_connections<T>(&self, look: impl FnMut(&Connection) -> T) -> Vec<T> {
         self.with(|s| s.connections.iter().map(look).collect())
     }
@@ -407,7 +407,7 @@ fn respond(
 
 fn list(state: &State, query: &str) -> String {
     let limit: usize = parameter(query, "limit").and_then(|l| l.parse().ok()).unwrap_or(500);
-    // Small pages make long lists of few objects.
+    // Small pages make lists of few objects long.
     let (limit, from) =
         (limit.min(3), parameter(query, "continue").and_then(|c| c.parse().ok()).unwrap_or(0));
     let name = parameter(query, "name");
@@ -456,7 +456,7 @@ fn watch_lines(state: &mut State, query: &str, from: u64) -> mpsc::UnboundedRece
     lines
 }
 
-/// Asks for a certificate and accepts any.
+/// Verifier that requests a certificate and accepts any.
 #[derive(Debug)]
 struct AnyClient;
 

@@ -1,11 +1,11 @@
-//! A model of the API server: whatever happens to requests, the consumer's set ends equal to the server's,
-//! and nothing is removed that the server has.
+//! Model of the API server: after any faults of requests the consumer's set equals the server's, and no
+//! object of the server is removed from the set.
 
 use super::*;
 use berth_harness::rng::{self, Rng};
 use std::collections::BTreeMap;
 
-/// The server: its objects, and the events since the version that it remembers.
+/// The server: its objects, and the events since the oldest remembered version.
 #[derive(Default)]
 struct Server {
     version: u64,
@@ -14,7 +14,7 @@ struct Server {
     events: Vec<(u64, Vec<u8>)>,
     /// Events up to this version are forgotten.
     forgotten: u64,
-    /// Snapshots of lists that are being paged.
+    /// Snapshots of lists in pages.
     pages: BTreeMap<String, (u64, Vec<Value>)>,
 }
 
@@ -41,7 +41,7 @@ impl Server {
         self.objects.iter().map(|(name, state)| shown(name, *state)).collect()
     }
 
-    /// What a consumer has to end up with: uid and number by name.
+    /// The expected final set of a consumer: UID and number by name.
     fn state(&self) -> BTreeMap<String, (String, u64)> {
         self.objects
             .iter()
@@ -60,7 +60,7 @@ fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
     query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 
-/// Applies changes; a removal outside of a complete list must be of an object that the server removed.
+/// Applies changes. A removal outside of a complete list must be of an object that the server removed.
 fn apply(store: &mut Store<u64>, changes: Vec<Change<u64>>, server: &Server) {
     for change in changes {
         for effect in store.apply(change) {
@@ -77,7 +77,7 @@ fn apply(store: &mut Store<u64>, changes: Vec<Change<u64>>, server: &Server) {
     }
 }
 
-/// One answer of the server, whole or broken off, with faults of all kinds where `faults`.
+/// One answer of the server, complete or broken off; with all kinds of faults if `faults`.
 fn exchange(
     machine: &mut ListWatch,
     store: &mut Store<u64>,
@@ -210,7 +210,7 @@ fn the_set_becomes_the_servers_after_any_history() {
             }
             exchange(&mut machine, &mut store, &mut server, &mut streams, &mut now, &mut rng, true);
         }
-        // The server rests and all requests go through.
+        // The server changes nothing, and all requests succeed.
         for _ in 0..40 {
             exchange(&mut machine, &mut store, &mut server, &mut streams, &mut now, &mut rng, false);
         }

@@ -1,4 +1,4 @@
-//! Damaged streams: no panic, memory stays bounded, and what comes out is well formed.
+//! Damaged streams: no panic, bounded memory, and well-formed changes.
 
 use super::*;
 use crate::lines::Lines;
@@ -58,7 +58,7 @@ const PIECES: &[&[u8]] = &[
     b"{\"a\":{\"a\":{\"a\":",
 ];
 
-/// Answers in a random order, each perhaps damaged.
+/// Answers in a random order, each possibly damaged.
 fn streams(rng: &mut Rng) -> Vec<mutate::Bytes> {
     let corpus = corpus();
     let mut answers = Vec::new();
@@ -72,7 +72,7 @@ fn streams(rng: &mut Rng) -> Vec<mutate::Bytes> {
     answers
 }
 
-/// Bytes that a machine may hold, whatever it was told: a token, a version and a text.
+/// Maximum of bytes that a machine may hold after any input: a token, a version and a text.
 const HELD: usize = 32 * 1024;
 
 #[test]
