@@ -7,6 +7,7 @@
 //! - [`merge`] holds the node's sources and merges their snapshots into one desired state.
 //! - [`controllers`] plays the controllers of a control plane where there is none: ClusterIPs and EndpointSlices.
 //! - [`status`] turns what is reported about a pod back into Kubernetes' JSON.
+//! - [`patch`] makes the patch that brings an object's status in the API to that of the node.
 //!
 //! Invariants: an unreadable file or a missing directory is never taken for a deletion; nothing here panics on any
 //! input; an object that did not change keeps its [`std::sync::Arc`], so that consumers see change by pointer; a change
@@ -19,6 +20,7 @@ pub mod directory;
 mod error;
 pub mod manifest;
 pub mod merge;
+pub mod patch;
 mod snapshot;
 mod state_file;
 pub mod status;
