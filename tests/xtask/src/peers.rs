@@ -115,7 +115,11 @@ pub(crate) fn get(names: &[&str]) -> Result<PathBuf> {
     }
     let count = missing.len();
     for (at, (peer, made_from)) in missing.into_iter().enumerate() {
-        let what = format!("build {} ({} of {count}), minutes the first time", peer.name, at + 1);
+        let work = match peer.from {
+            Source::Debian { .. } => "unpack Debian's",
+            Source::Go { .. } | Source::GoTests { .. } => "build, minutes the first time,",
+        };
+        let what = format!("{work} {} ({} of {count})", peer.name, at + 1);
         out::timed(&what, || peer.build(&dir, &bin, &made_from))?;
     }
     Ok(bin)

@@ -66,8 +66,15 @@ impl Place {
     /// Makes the directory.
     ///
     /// # Errors
-    /// The directory holds something else than a cluster, or cannot be made.
+    /// The directory holds something else than a cluster, cannot be made, or has too long a name.
     pub(super) fn make_files(&self) -> Result<()> {
+        let long = self.dir.as_os_str().len();
+        // The kernel takes paths of sockets up to 107 bytes; the kubelet adds 35.
+        ensure!(
+            long <= 70,
+            "{} has more than 70 bytes: name a shorter directory by --dir",
+            self.dir.display()
+        );
         if let Ok(mut entries) = fs::read_dir(&self.dir) {
             let empty = entries.next().is_none();
             ensure!(

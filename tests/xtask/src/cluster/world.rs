@@ -54,11 +54,15 @@ impl World {
             "sh",
         ]);
         unshare.args([script.as_os_str(), said.as_os_str(), OsStr::new(NODE)]);
-        spawn_detached(unshare, &place.log("init"))?;
+        let unshared = spawn_detached(unshare, &place.log("init"))?;
         let init = wait::some("the namespaces are there", PATIENCE, || {
-            fs::read_to_string(&said).ok().and_then(|t| t.trim().parse().ok()).and_then(Process::of)
-        })
-        .with_context(|| tail(&place.log("init"), 10))?;
+            let text = fs::read_to_string(&said).ok();
+            let init = text.and_then(|t| t.trim().parse().ok()).and_then(Process::of);
+            (init.is_some() || !unshared.alive()).then_some(init)
+        })?;
+        let init = init.with_context(|| {
+            format!("cannot make namespaces, which takes root: {}", tail(&place.log("init"), 10).trim())
+        })?;
         record(&place.process("init"), init)?;
         let world = World { place: place.clone(), init };
         world.network()?;
