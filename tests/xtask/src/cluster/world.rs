@@ -219,7 +219,10 @@ pub(super) fn remove(place: &Place) -> Result<()> {
     let device = Path::new("/sys/class/net").join(&place.device);
     wait::ok("the device is gone", PATIENCE, || {
         if device.exists() {
-            succeed(Command::new("ip").args(["link", "del", &place.device]))?;
+            // Fails where the kernel comes first, which the next look shows.
+            let out = Command::new("ip").args(["link", "del", &place.device]).output();
+            let out = out.context("cannot run ip")?;
+            ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr).trim());
         }
         Ok(())
     })?;

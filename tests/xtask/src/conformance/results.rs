@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) enum Outcome {
     /// As it should.
     Passed,
-    /// Not as it should: failed, timed out, panicked or interrupted.
+    /// Not as it should: failed, timed out or panicked.
     Failed,
     /// The test found that it does not fit this cluster.
     Skipped,
@@ -61,7 +61,7 @@ struct Object {
 }
 
 /// Reads Ginkgo's JSON report of tests that ran one by one, in UTC, and the requests to the node among those of
-/// the audit log. Tests that were not chosen are left out.
+/// the audit log. Tests that were not chosen, and one that was interrupted by hand, are left out.
 ///
 /// # Errors
 /// A text is not what it should be.
@@ -70,7 +70,8 @@ pub(super) fn read(report: &[u8], audit: &str) -> Result<Results> {
     let requests = requests(audit)?;
     let specs = suites.into_iter().flat_map(|s| s.spec_reports.unwrap_or_default());
     let mut found = Results::new();
-    for spec in specs.filter(|s| s.leaf_node_type == "It" && s.num_attempts > 0) {
+    let counts = |s: &Spec| s.leaf_node_type == "It" && s.num_attempts > 0 && s.state != "interrupted";
+    for spec in specs.filter(counts) {
         let outcome = match spec.state.as_str() {
             "passed" => Outcome::Passed,
             "skipped" | "pending" => Outcome::Skipped,
@@ -166,6 +167,7 @@ mod tests {
             spec("timedout", "It", "hangs", 1, two),
             spec("skipped", "It", "does not fit", 1, two),
             spec("skipped", "It", "was not chosen", 0, one),
+            spec("interrupted", "It", "was cut off", 1, two),
             spec("passed", "SynchronizedBeforeSuite", "", 1, one),
         ]}, {"SpecReports": null}]);
         let audit = r#"{"requestReceivedTimestamp":"2026-01-01T00:00:01.000001Z","objectRef":{"resource":"pods","subresource":"log"}}

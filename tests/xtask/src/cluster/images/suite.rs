@@ -21,12 +21,13 @@ pub(crate) const REGISTRIES: &str = "promoterE2eRegistry: berth.test/e2e\ngcRegi
 const REGISTRY: &str = "berth.test/e2e/";
 
 /// Programs of this machine in the image agnhost, as its own Dockerfile has them: some tests call them by exec.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("/usr/bin/bash", "bin/bash"),
     ("/usr/bin/curl", "usr/bin/curl"),
     ("/bin/nc.openbsd", "usr/bin/nc"),
     ("/usr/bin/dig", "usr/bin/dig"),
     ("/usr/bin/ss", "usr/bin/ss"),
+    ("/usr/bin/getent", "usr/bin/getent"),
 ];
 
 /// Users of the image agnhost that tests ask for.
@@ -110,8 +111,11 @@ fn agnhost(busybox: &Image, bin: &Path) -> Result<Image> {
         Entry::dir("uploads", 0o755),
         Entry::file("etc/passwd", 0o644, PASSWD),
         Entry::file("etc/group", 0o644, GROUP),
+        // Without it, getent asks DNS before the hosts file.
+        Entry::file("etc/nsswitch.conf", 0o644, "hosts: files dns\n"),
     ]);
-    let mut layer = Vec::new();
+    // Busybox' shell would run its own applets instead of the programs below.
+    let mut layer = vec![Entry::symlink("bin/sh", "bash")];
     let mut libraries = BTreeSet::new();
     for (from, to) in PROGRAMS {
         let bytes = fs::read(from).with_context(|| format!("cannot read {from}"))?;
