@@ -37,7 +37,8 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let focus = match (&args.list, &args.focus) {
         (Some(list), _) => {
             let text = fs::read_to_string(list).with_context(|| format!("cannot read {}", list.display()))?;
-            results::names(&text).map(|name| format!("^{}$", escape(name))).collect()
+            // Ginkgo matches a text that begins with the suite's own name.
+            results::names(&text).map(|name| format!(" {}$", escape(name))).collect()
         }
         (None, Some(focus)) => vec![focus.clone()],
         (None, None) => vec![r"\[Conformance\]".to_owned()],
@@ -49,6 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let options = Options { node: args.node, etcd: Etcd::New, goaway_chance: 0.0, keep: args.keep };
     let cluster = cluster::start(&dir, &options)?;
     let done = run_tests(&cluster, &bin, &focus).and_then(|found| {
+        ensure!(!found.is_empty(), "no test has such a name");
         let failed = report(&found);
         keep(args.node, found)?;
         Ok(failed == 0)
