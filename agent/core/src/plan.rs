@@ -95,9 +95,9 @@ pub fn plan(desired: &Desired, seen: &Observed, memory: &Memory, now: Now) -> Pl
         d.record_exits();
         if d.memory.ending.is_some() || terminal.is_some() || d.sandbox_lost() {
             d.stop_containers();
-            d.clear_away(terminal);
+            d.cleanup(terminal);
         } else {
-            d.keep_running();
+            d.sync();
         }
         d.collect_dead(terminal);
     }

@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::broadcast::error::RecvError;
 
 /// Pause between two tries to reach containerd.
-const REDIAL: Duration = Duration::from_millis(200);
+const RECONNECT: Duration = Duration::from_millis(200);
 
 /// The time without an event after which a relist corrects what missed events left wrong.
 const RECONCILE: Duration = Duration::from_secs(300);
@@ -28,7 +28,7 @@ pub async fn pump(executor: Arc<NodeExecutor>, config: RuntimeConfig) {
                     logged = true;
                     tracing::warn!(error = %Chain(&error), "cannot connect to containerd: is it running? The agent keeps trying");
                 }
-                tokio::time::sleep(REDIAL).await;
+                tokio::time::sleep(RECONNECT).await;
             }
         }
         if executor.incoming.is_closed() {
@@ -113,7 +113,7 @@ async fn list(executor: &Arc<NodeExecutor>) -> bool {
             Ok(back) => return executor.incoming.send(back).await.is_ok(),
             Err(failure) => {
                 tracing::warn!(why = failure.message, "cannot list the containers: the agent keeps trying");
-                tokio::time::sleep(REDIAL).await;
+                tokio::time::sleep(RECONNECT).await;
             }
         }
         if executor.incoming.is_closed() {

@@ -13,7 +13,7 @@ use berth_sys::clock;
 use std::{net::IpAddr, time::Duration};
 
 /// Time limit of a hook that has no limit of its own.
-const LONGEST: Duration = Duration::from_secs(12 * 3600);
+const MAX_HOOK_TIME: Duration = Duration::from_secs(12 * 3600);
 
 /// The reason why a hook's command failed, and the command's output. `None` where the command succeeded.
 fn failure_of(outcome: ExecOutcome, within: Duration) -> Option<(String, String)> {
@@ -40,7 +40,7 @@ impl NodeExecutor {
         else {
             return Ok(ActionResult::done(Vec::new()));
         };
-        self.hook(&pod, spec, hook, id, &context, LONGEST).await
+        self.hook(&pod, spec, hook, id, &context, MAX_HOOK_TIME).await
     }
 
     pub(crate) async fn pre_stop(
@@ -54,7 +54,7 @@ impl NodeExecutor {
         else {
             return Ok(ActionResult::done(Vec::new()));
         };
-        let left = context.deadline.map_or(LONGEST, |d| d.since(clock::boottime()));
+        let left = context.deadline.map_or(MAX_HOOK_TIME, |d| d.since(clock::boottime()));
         self.hook(&pod, spec, hook, id, &context, left).await
     }
 

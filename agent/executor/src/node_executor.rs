@@ -1,7 +1,7 @@
 //! [`NodeExecutor`] with its parts, and the actions that need no module of their own.
 //!
 //! Owns: the connection to containerd (set by [`crate::pump`], which redials), the watchers of pause
-//! processes, and the claims, which know the pod of each container. Every action ends within [`limit`].
+//! processes, and the claims, which know the pod of each container. Every action ends within [`timeout_of`].
 //!
 //! Blocking work (mounts, cgroups, namespaces) runs on blocking threads, one piece at a time for each area of
 //! a pod ([`crate::pod_locks`]). So a stuck mount delays only its own pod and takes one thread only.
@@ -96,19 +96,19 @@ impl std::fmt::Debug for NodeExecutor {
 }
 
 /// Container starts at once for each processor. Five starts wait for disks and locks as much as they compute.
-const STARTS: usize = 5;
+const STARTS_PER_CPU: usize = 5;
 /// Sandboxes made at once for each processor. The kernel creates networks one after the other and waits in
 /// between (RTNL, grace periods of RCU). Sandboxes have slots of their own for two reasons: the processors
 /// start containers meanwhile, and the first of many pods does not wait for the sandboxes of all others.
-const SANDBOXES: usize = 2;
+const SANDBOXES_PER_CPU: usize = 2;
 
 /// Deadline of a volume refresh.
-const REFRESH: Duration = Duration::from_secs(120);
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(120);
 /// Deadline of listing the orphans, and of removing one.
-const CLEANING: Duration = Duration::from_secs(180);
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Deadline of an action. Hooks have limits of their own, below this one.
-fn limit(action: &Action) -> Duration {
+fn timeout_of(action: &Action) -> Duration {
     Duration::from_secs(match action {
         Action::MakeSandbox(_) | Action::TeardownSandbox(_) => 90,
         Action::MountVolumes | Action::UnmountVolumes => 120,
@@ -143,8 +143,8 @@ impl NodeExecutor {
             specs: Mutex::default(),
             users: ImageUsers::default(),
             images: Mutex::default(),
-            starts: Slots::of_each_processor(STARTS),
-            sandboxes: Slots::of_each_processor(SANDBOXES),
+            starts: Slots::of_each_processor(STARTS_PER_CPU),
+            sandboxes: Slots::of_each_processor(SANDBOXES_PER_CPU),
             pod_locks: PodLocks::default(),
             claims: Claims::default(),
         }
@@ -272,7 +272,7 @@ impl Executor for NodeExecutor {
     }
 
     async fn perform(&self, context: Context, action: Action) -> ActionResult {
-        within(limit(&action), self.act(context, action)).await.unwrap_or_else(ActionResult::failed)
+        within(timeout_of(&action), self.act(context, action)).await.unwrap_or_else(ActionResult::failed)
     }
 
     async fn observe(&self, pod: &PodUid) -> Result<PodSnapshot, Failure> {
@@ -284,11 +284,11 @@ impl Executor for NodeExecutor {
     }
 
     async fn orphaned_pods(&self, known: BTreeSet<PodUid>) -> Result<BTreeSet<PodUid>, Failure> {
-        within(CLEANING, self.list_orphans(known)).await
+        within(CLEANUP_TIMEOUT, self.list_orphans(known)).await
     }
 
     async fn cleanup_pod(&self, pod: &PodUid) -> Result<(), Failure> {
-        within(CLEANING, self.remove_orphan(pod)).await
+        within(CLEANUP_TIMEOUT, self.remove_orphan(pod)).await
     }
 
     async fn cleanup_node(&self, known: BTreeSet<PodUid>) {
@@ -301,7 +301,7 @@ impl Executor for NodeExecutor {
         let refresh = self
             .pod_locks
             .blocking(&uid, Area::Files, move || volumes.refresh(&context.pod, &facts, &context.objects));
-        let changed = within(REFRESH, refresh).await?.map_err(|e| not_mounted(&e))?;
+        let changed = within(REFRESH_TIMEOUT, refresh).await?.map_err(|e| not_mounted(&e))?;
         if changed {
             tracing::info!(pod = %key, "volumes refreshed");
         }

@@ -1,8 +1,8 @@
 //! Slots: how many pods carry out one step of their start at once. More work than the processors can do slows
 //! down every start.
 //!
-//! A holder keeps its slot for [`LENT`] at most. A stuck holder (a shim, a plugin) continues without the slot
-//! and delays no other pod.
+//! A holder keeps its slot for [`SLOT_TIMEOUT`] at most. A stuck holder (a shim, a plugin) continues without
+//! the slot and delays no other pod.
 
 use berth_core::sync::lock;
 use std::{
@@ -12,13 +12,13 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The longest time that a holder keeps a slot.
-const LENT: Duration = Duration::from_secs(3);
+const SLOT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The slots for one kind of work on a node.
 #[derive(Debug, Clone)]
 pub(crate) struct Slots(Arc<Semaphore>);
 
-/// A held slot, returned when dropped or after [`LENT`].
+/// A held slot, returned when dropped or after [`SLOT_TIMEOUT`].
 #[derive(Debug)]
 pub(crate) struct Slot {
     permit: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
@@ -48,7 +48,7 @@ impl Slots {
         let permit = Arc::new(Mutex::new(Arc::clone(&self.0).acquire_owned().await.ok()));
         let lent = Arc::clone(&permit);
         let timer = tokio::spawn(async move {
-            tokio::time::sleep(LENT).await;
+            tokio::time::sleep(SLOT_TIMEOUT).await;
             lock(&lent).take();
         })
         .abort_handle();
@@ -67,7 +67,7 @@ mod tests {
         let stuck = slots.acquire().await;
         let begun = tokio::time::Instant::now();
         let next = slots.acquire().await;
-        assert!(begun.elapsed() >= LENT, "a holder keeps its slot for its time");
+        assert!(begun.elapsed() >= SLOT_TIMEOUT, "a holder keeps its slot for its time");
         drop(next);
         let at_once = slots.acquire().await;
         drop((stuck, at_once));

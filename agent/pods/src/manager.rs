@@ -42,9 +42,9 @@ use tokio::{
 
 /// Delay before the worker of a pod is started again after its first panic. Each further panic doubles the
 /// delay.
-const AFTER_PANIC: Duration = Duration::from_secs(5);
+const PANIC_BACKOFF: Duration = Duration::from_secs(5);
 /// The longest such delay.
-const LONGEST_REST: Duration = Duration::from_secs(300);
+const PANIC_BACKOFF_MAX: Duration = Duration::from_secs(300);
 
 /// What [`run`] needs to run pods.
 #[derive(Debug)]
@@ -170,11 +170,11 @@ pub async fn run<H: Executor, R: Reports>(config: ManagerConfig<H, R>) {
                 // After the source is gone, the last desired set stays in force.
                 source_lives = changed.is_ok();
                 let now = desired.borrow_and_update().clone();
-                m.want(now);
+                m.set_desired(now);
                 true
             }
             i = incoming.recv() => match i {
-                Some(i) => m.hear(i),
+                Some(i) => m.handle_event(i),
                 None => return,
             },
             Some(ended) = m.tasks.join_next_with_id() => m.ended(ended),
@@ -187,7 +187,7 @@ pub async fn run<H: Executor, R: Reports>(config: ManagerConfig<H, R>) {
 }
 
 impl<H: Executor, R: Reports> Manager<H, R> {
-    fn want(&mut self, now: Arc<DesiredSet>) {
+    fn set_desired(&mut self, now: Arc<DesiredSet>) {
         let before = std::mem::replace(&mut self.desired, now);
         if !Arc::ptr_eq(&before.objects, &self.desired.objects) {
             let changed = self.desired.objects.changed_since(&before.objects);
@@ -205,7 +205,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     }
 
     /// Handles an event from the node. Returns true where the workers have to be reconciled.
-    fn hear(&mut self, incoming: NodeEvent) -> bool {
+    fn handle_event(&mut self, incoming: NodeEvent) -> bool {
         match incoming {
             NodeEvent::One(uid, message) => {
                 self.send(&uid, message);
@@ -256,9 +256,9 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             Err(e) => (e.id(), Err(e.to_string())),
         };
         match (self.task_kinds.remove(&id), outcome) {
-            (Some(ManagerTask::Worker(uid)), Ok(_)) => self.over(&uid),
-            (Some(ManagerTask::Worker(uid)), Err(panic)) => self.rest(uid, &panic),
-            (Some(ManagerTask::RestartDelay(uid)), _) => self.start_again(&uid),
+            (Some(ManagerTask::Worker(uid)), Ok(_)) => self.worker_ended(&uid),
+            (Some(ManagerTask::Worker(uid)), Err(panic)) => self.schedule_restart(uid, &panic),
+            (Some(ManagerTask::RestartDelay(uid)), _) => self.restart(&uid),
             (Some(task), outcome) => self.cleanup_ended(task, outcome),
             (None, _) => return false,
         }
@@ -266,7 +266,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     }
 
     /// Forgets a pod of which nothing is left.
-    fn over(&mut self, uid: &PodUid) {
+    fn worker_ended(&mut self, uid: &PodUid) {
         self.workers.remove(uid);
         self.names.release(uid);
         self.references.remove(uid);
@@ -274,11 +274,11 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     }
 
     /// Schedules the restart of a pod whose worker panicked. The pod keeps its name meanwhile.
-    fn rest(&mut self, uid: PodUid, panic: &str) {
+    fn schedule_restart(&mut self, uid: PodUid, panic: &str) {
         let Some(live) = self.workers.get_mut(&uid) else { return };
         live.mailbox = None;
         let panics = self.panics.entry(uid.clone()).or_default();
-        let rest = AFTER_PANIC.saturating_mul(1 << (*panics).min(8)).min(LONGEST_REST);
+        let rest = PANIC_BACKOFF.saturating_mul(1 << (*panics).min(8)).min(PANIC_BACKOFF_MAX);
         *panics = panics.saturating_add(1);
         tracing::error!(pod = %live.pod.key, %uid, panic, ?rest, "the pod's worker panicked; it will be started again");
         self.spawn(ManagerTask::RestartDelay(uid), async move {
@@ -287,7 +287,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         });
     }
 
-    fn start_again(&mut self, uid: &PodUid) {
+    fn restart(&mut self, uid: &PodUid) {
         let Some(live) = self.workers.remove(uid) else { return };
         match self.store.load_one(uid) {
             Ok(Some(stored)) => {

@@ -65,10 +65,10 @@ fn start_error(action: &Action, changes: &[ObservedChange]) -> Option<String> {
 
 /// The longest sleep of a worker. The boot clock counts suspended time and tokio's timers do not, so a longer
 /// sleep could overshoot after a suspend.
-const LONGEST_REST: Duration = Duration::from_secs(300);
+const MAX_SLEEP: Duration = Duration::from_secs(300);
 /// The shortest sleep, used where a decision asked for a moment that has passed. The limit keeps any input
 /// from making a worker spin.
-const LEAST_REST: Duration = Duration::from_millis(100);
+const MIN_SLEEP: Duration = Duration::from_millis(100);
 
 struct RunningAction {
     action: Action,
@@ -159,7 +159,7 @@ pub(crate) async fn run<H: Executor, R: Reports>(
             return;
         }
         w.spawn_due();
-        let rest = w.rest();
+        let sleep = w.until_due();
         tokio::select! {
             message = mailbox.recv() => match message {
                 Some(message) => w.handle(message),
@@ -169,7 +169,7 @@ pub(crate) async fn run<H: Executor, R: Reports>(
             Some(observed) = w.observations.join_next() => w.observation_ended(observed),
             Some(refreshed) = w.refreshes.join_next() => w.refreshed(refreshed),
             Some(n) = news.recv() => w.take_probe_update(n),
-            () = tokio::time::sleep(rest) => {}
+            () = tokio::time::sleep(sleep) => {}
         }
         while let Ok(message) = mailbox.try_recv() {
             w.handle(message);
@@ -190,15 +190,15 @@ impl<H: Executor, R: Reports> Worker<H, R> {
     }
 
     /// Time until the clock makes the next step due.
-    fn rest(&self) -> Duration {
+    fn until_due(&self) -> Duration {
         let now = self.boottime();
         // A running observation or refresh schedules its successor at its own end.
         let look = self.observe_at.filter(|_| self.observations.is_empty());
         let refresh = self.refresh_at.filter(|_| self.refreshes.is_empty() && self.may_refresh());
         match [self.wake_at, look, refresh].into_iter().flatten().min() {
-            Some(next) if next <= now => LEAST_REST,
-            Some(next) => next.since(now).min(LONGEST_REST),
-            None => LONGEST_REST,
+            Some(next) if next <= now => MIN_SLEEP,
+            Some(next) => next.since(now).min(MAX_SLEEP),
+            None => MAX_SLEEP,
         }
     }
 

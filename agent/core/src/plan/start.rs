@@ -22,30 +22,30 @@ enum StartOrder {
 }
 
 impl Planner<'_> {
-    pub(super) fn keep_running(&mut self) {
+    pub(super) fn sync(&mut self) {
         if !self.seen.volumes_mounted {
             self.emit(Action::MountVolumes);
         }
-        self.keep_sandbox();
+        self.ensure_sandbox();
         let pod = self.pod;
         // Running containers come first, whatever the other containers wait for.
         for spec in pod.all_containers() {
-            self.care_for(spec);
+            self.sync_running(spec);
         }
         // Then the next containers in the start order begin.
         for spec in &pod.init_containers {
-            if self.keep_init(spec) == StartOrder::Wait {
+            if self.sync_init(spec) == StartOrder::Wait {
                 return;
             }
         }
         for spec in &pod.containers {
-            if self.keep_main(spec) == StartOrder::Wait {
+            if self.sync_main(spec) == StartOrder::Wait {
                 return;
             }
         }
     }
 
-    fn keep_sandbox(&mut self) {
+    fn ensure_sandbox(&mut self) {
         match &self.seen.sandbox {
             None => {
                 let used = self.seen.containers.values().map(|c| c.sandbox_attempt).max();
@@ -73,11 +73,11 @@ impl Planner<'_> {
     }
 
     /// Plans the next step of a running container: what follows its start, or its stop.
-    fn care_for(&mut self, spec: &Container) {
+    fn sync_running(&mut self, spec: &Container) {
         if let ContainerPhase::Running(id) = self.container_phase(&spec.name) {
             self.stop_changed(spec, id);
             if self.run(&spec.name).is_some_and(|r| r.stop.is_some()) {
-                self.go_on_stopping(spec, id, true);
+                self.continue_stop(spec, id, true);
             } else {
                 self.after_start(spec);
             }
@@ -104,9 +104,9 @@ impl Planner<'_> {
         self.stop_run(spec, id, StopCause::Changed, self.pod.grace_seconds);
     }
 
-    fn keep_init(&mut self, spec: &Container) -> StartOrder {
+    fn sync_init(&mut self, spec: &Container) -> StartOrder {
         if spec.sidecar {
-            self.keep_alive(spec);
+            self.ensure_running(spec);
             let up = match self.container_phase(&spec.name) {
                 ContainerPhase::Running(id) => self.run(&spec.name).is_some_and(|r| {
                     &r.id == id && r.startup_done && r.post_start == HookState::Done && r.started_at.is_some()
@@ -124,7 +124,7 @@ impl Planner<'_> {
                 StartOrder::Continue
             };
         }
-        self.keep_alive(spec);
+        self.ensure_running(spec);
         StartOrder::Wait
     }
 
@@ -140,8 +140,8 @@ impl Planner<'_> {
 
     /// Keeps a main container running. Main containers start in the order of the spec, and a postStart hook
     /// delays the containers after it until the hook ends. A container that fails to start delays no other.
-    fn keep_main(&mut self, spec: &Container) -> StartOrder {
-        self.keep_alive(spec);
+    fn sync_main(&mut self, spec: &Container) -> StartOrder {
+        self.ensure_running(spec);
         if spec.post_start.is_none() {
             return StartOrder::Continue;
         }
@@ -167,7 +167,7 @@ impl Planner<'_> {
     }
 
     /// Starts a container that does not run, or sets the time at which it may start.
-    fn keep_alive(&mut self, spec: &Container) {
+    fn ensure_running(&mut self, spec: &Container) {
         match self.container_phase(&spec.name) {
             ContainerPhase::Running(_) => {}
             ContainerPhase::Starting => {

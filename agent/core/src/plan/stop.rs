@@ -73,7 +73,7 @@ impl Planner<'_> {
                 }
                 self.stop_run(spec, id, cause, grace);
                 self.shorten(spec, id, grace);
-                self.go_on_stopping(spec, id, turn);
+                self.continue_stop(spec, id, turn);
                 others_alive = true;
             } else if self
                 .in_flight(|a| matches!(a, Action::Start { container, .. } if container == &spec.name))
@@ -120,7 +120,7 @@ impl Planner<'_> {
 
     /// Plans the next step of a stop: the preStop hook, then the stop signal once `turn` says that the stop
     /// order has reached the container, then SIGKILL.
-    pub(super) fn go_on_stopping(&mut self, spec: &Container, id: &ContainerId, turn: bool) {
+    pub(super) fn continue_stop(&mut self, spec: &Container, id: &ContainerId, turn: bool) {
         let now = self.now.boottime;
         let Some(stop) = self.run(&spec.name).filter(|r| &r.id == id).and_then(|r| r.stop.clone()) else {
             return;
@@ -189,7 +189,7 @@ impl Planner<'_> {
     /// Removes what is left once no process runs: the sandbox, the volumes, the dead containers, and at last
     /// the pod itself. A pod that ended but is still wanted keeps its dead containers, for their logs and
     /// exit codes. Of a pod that shall run and lost its sandbox, only the sandbox is torn down.
-    pub(super) fn clear_away(&mut self, terminal: Option<Phase>) {
+    pub(super) fn cleanup(&mut self, terminal: Option<Phase>) {
         let busy = self.in_flight(|a| {
             matches!(a, Action::Start { .. } | Action::MakeSandbox(_) | Action::EnsurePause(_))
         });

@@ -14,7 +14,7 @@ use berth_runtime::Image;
 use std::time::{Duration, Instant};
 
 /// How long a resolved image counts as present without another query.
-const FRESH: Duration = Duration::from_secs(2);
+const IMAGE_FRESH: Duration = Duration::from_secs(2);
 
 /// The most resolved images in the cache.
 const MOST_IMAGES: usize = 128;
@@ -40,12 +40,12 @@ impl NodeExecutor {
         Ok(ActionResult::done(Vec::new()))
     }
 
-    /// The image from the cache where it was resolved within [`FRESH`], else from containerd. The cache
+    /// The image from the cache where it was resolved within [`IMAGE_FRESH`], else from containerd. The cache
     /// serves the start that follows `EnsureImage`, and other pods with the same image.
     pub(super) async fn fresh_image(&self, spec: &Container) -> Result<Image, Failure> {
         let found = lock(&self.images)
             .get(&spec.image)
-            .filter(|(at, _)| at.elapsed() < FRESH)
+            .filter(|(at, _)| at.elapsed() < IMAGE_FRESH)
             .map(|(_, i)| i.clone());
         if let Some(image) = found {
             return Ok(image);
