@@ -39,7 +39,8 @@ pub struct PodStatus {
 }
 
 impl PodStatus {
-    /// The status of a pod of which nothing is known but its phase and class: no reason, address, condition or container.
+    /// The status of a pod of which nothing is known but its phase and class: no reason, address, condition or
+    /// container.
     pub fn new(phase: Phase, qos: QosClass) -> PodStatus {
         PodStatus {
             phase,

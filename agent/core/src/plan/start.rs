@@ -116,7 +116,8 @@ impl Planner<'_> {
             return if up || self.init_passed(spec) { StartOrder::Continue } else { StartOrder::Wait };
         }
         if self.init_finished(&spec.name) {
-            // The status shows the container as running until its end is stored. No container starts beside it.
+            // The status shows the container as running until its end is stored. No container starts beside
+            // it.
             let ended = self.newest(&spec.name).map(|(id, _)| id);
             return if ended.is_some_and(|id| self.being_recorded(id)) {
                 StartOrder::Wait
