@@ -14,7 +14,7 @@ use berth_core::{
     status::ContainerUser,
     sync::lock,
 };
-use berth_logd::StreamSpec;
+use berth_logd::{StreamPaths, StreamSpec};
 use berth_pods::{ActionResult, Context, NodeProcess, ObservedChange};
 use berth_runtime::{
     ExitRecord, Image, START_ERROR_EXIT_CODE, Stage, StartError, StartFailure, StartRequest, Stdio,
@@ -76,6 +76,12 @@ impl NewRun {
             _ => Err(Failure::new("CreateContainerError", message)),
         }
     }
+}
+
+/// The output's FIFOs as the task takes them.
+fn stdio(fifos: StreamPaths, terminal: bool) -> Stdio {
+    let stderr = fifos.stderr.unwrap_or_default();
+    Stdio { stdout: fifos.stdout, stderr, stdin: fifos.stdin, terminal }
 }
 
 /// The number of the image's stop signal. An image that names no signal's name adds an event.
@@ -154,12 +160,7 @@ impl NodeExecutor {
             image,
             spec: oci,
             extension: serde_json::json!({ "pod": extension, "stopSignal": stop, "user": run.user }),
-            stdio: Stdio {
-                stdout: fifos.stdout,
-                stderr: fifos.stderr.unwrap_or_default(),
-                stdin: fifos.stdin,
-                terminal: tty,
-            },
+            stdio: stdio(fifos, tty),
             shim_group: pod.uid.to_string(),
         };
         let started = match runtime.create_and_start(request).await {
