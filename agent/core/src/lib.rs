@@ -1,8 +1,8 @@
 //! Functional core of the node agent: the model of a pod, the decisions over it, and its reported status.
 //!
 //! Owns the identities ([`ids`]), the one place for paths and names ([`roots`]), the model of a pod
-//! ([`model`]), Kubernetes quantities ([`quantity`]), clocks as plain data ([`time`]), statuses and events
-//! ([`status`], [`event`]), the admission of pods ([`admit`]), the unsupported parts of a pod
+//! ([`model`]), the objects that a pod names ([`mod@refs`], [`value`]), Kubernetes quantities ([`quantity`]), clocks as plain
+//! data ([`time`]), statuses and events ([`status`], [`event`]), the admission of pods ([`admit`]), the unsupported parts of a pod
 //! ([`unsupported`]), the kernel's values for requests and limits ([`resources`]), the ranges of the node's
 //! ports ([`ports`]), sets of objects and their changes ([`shared`]), and the two state machines: [`plan`] for a
 //! pod and [`probe`] for one probe. Beside these: printing of errors ([`error`]) and locking of mutexes
@@ -21,6 +21,7 @@ pub mod plan;
 pub mod ports;
 pub mod probe;
 pub mod quantity;
+pub mod refs;
 pub mod resources;
 pub mod roots;
 pub mod shared;
@@ -28,3 +29,4 @@ pub mod status;
 pub mod sync;
 pub mod time;
 pub mod unsupported;
+pub mod value;

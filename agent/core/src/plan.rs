@@ -35,10 +35,12 @@ use crate::{
     event::Event,
     ids::{ContainerId, ContainerName},
     model::{Pod, ProbeKind},
+    refs::Ref,
     status::PodStatus,
     time::{Boottime, Now},
+    value::Why,
 };
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// The wanted pod, and whether it shall run or end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +50,16 @@ pub struct Desired {
     /// Grace period in seconds of a pod that shall end; `None` while the pod shall run. A later, smaller
     /// value shortens the grace period. A larger value never prolongs it.
     pub end: Option<u32>,
+    /// The pod's references to objects that are unknown, each with the reason. What is made of such an object waits:
+    /// the volumes, or the start of the container.
+    pub unknown: BTreeMap<Ref, Why>,
+}
+
+impl Desired {
+    /// The wanted pod, of which every object is known or absent.
+    pub fn new(pod: Arc<Pod>, end: Option<u32>) -> Desired {
+        Desired { pod, end, unknown: BTreeMap::new() }
+    }
 }
 
 /// A probe that should be active now.
@@ -87,7 +99,7 @@ pub struct Plan {
 
 /// Decides which actions, probes, events and status follow for one pod.
 pub fn plan(desired: &Desired, seen: &Observed, memory: &Memory, now: Now) -> Plan {
-    let mut d = planner::Planner::new(&desired.pod, seen, memory.clone(), now);
+    let mut d = planner::Planner::new(desired, seen, memory.clone(), now);
     d.remember();
     d.note_end(desired.end);
     let terminal = d.terminal().or_else(|| d.shut_down());

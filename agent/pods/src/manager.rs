@@ -24,7 +24,7 @@ use crate::{
     worker::WorkerMessage,
 };
 use berth_core::{
-    ids::PodUid,
+    ids::{Namespace, PodUid},
     model::Pod,
     plan::{Failure, Memory},
     time::Boottime,
@@ -190,8 +190,11 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     fn set_desired(&mut self, now: Arc<DesiredSet>) {
         let before = std::mem::replace(&mut self.desired, now);
         if !Arc::ptr_eq(&before.objects, &self.desired.objects) {
-            let changed = self.desired.objects.changed_since(&before.objects);
-            for uid in self.references.holders(&changed) {
+            let (before, now) = (&before.objects, &self.desired.objects);
+            let changed = |kind, namespace: &Namespace, name: &str| {
+                before.get(kind, namespace, name) != now.get(kind, namespace, name)
+            };
+            for uid in self.references.holders(changed) {
                 self.send(&uid, WorkerMessage::Objects(Arc::clone(&self.desired.objects)));
             }
         }

@@ -2,42 +2,27 @@
 
 use berth_core::{
     ids::{Namespace, PodUid},
-    model::{EnvFromSource, EnvValue, Pod},
+    model::{ObjectKind, Pod},
+    refs::{RefUse, refs},
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
-type Name = (Namespace, String);
+/// The kind, the namespace and the name of an object.
+type ObjectName = (ObjectKind, Namespace, String);
 
-/// The names of the objects that a pod refers to, without their kind. An object of the other kind with the
-/// same name causes one unneeded sync of the pod and has no other effect.
-fn names(pod: &Pod) -> BTreeSet<Name> {
-    let mut names: BTreeSet<&str> = pod.volume_objects().into_iter().map(|(_, name)| name).collect();
-    for c in pod.all_containers() {
-        for from in &c.env_from {
-            let (EnvFromSource::ConfigMap(name) | EnvFromSource::Secret(name)) = &from.source;
-            names.insert(name);
-        }
-        for e in &c.env {
-            if let EnvValue::ConfigMapKey(k) | EnvValue::SecretKey(k) = &e.value {
-                names.insert(&k.name);
-            }
-        }
-    }
-    names.into_iter().map(|n| (pod.key.namespace.clone(), n.to_owned())).collect()
-}
-
-/// Pods by the objects that they refer to.
+/// Pods by the objects of which their files and variables are made.
 #[derive(Debug, Default)]
 pub(crate) struct References {
-    by_object: HashMap<Name, BTreeSet<PodUid>>,
-    by_pod: BTreeMap<PodUid, BTreeSet<Name>>,
+    by_object: BTreeMap<ObjectName, BTreeSet<PodUid>>,
+    by_pod: BTreeMap<PodUid, BTreeSet<ObjectName>>,
 }
 
 impl References {
     /// Adds a pod, or replaces its references after a change.
     pub(crate) fn put(&mut self, pod: &Pod) {
         self.remove(&pod.uid);
-        let names = names(pod);
+        let data = refs(pod).into_iter().filter(|r| matches!(r.used_for, RefUse::Volume | RefUse::Env));
+        let names: BTreeSet<ObjectName> = data.map(|r| (r.kind, r.namespace, r.name)).collect();
         for name in &names {
             self.by_object.entry(name.clone()).or_default().insert(pod.uid.clone());
         }
@@ -55,8 +40,10 @@ impl References {
         }
     }
 
-    /// The pods that refer to any of these objects.
-    pub(crate) fn holders(&self, objects: &[Name]) -> BTreeSet<PodUid> {
-        objects.iter().filter_map(|o| self.by_object.get(o)).flatten().cloned().collect()
+    /// The pods that refer to an object that changed.
+    pub(crate) fn holders(&self, changed: impl Fn(ObjectKind, &Namespace, &str) -> bool) -> BTreeSet<PodUid> {
+        let objects =
+            self.by_object.iter().filter(|((kind, namespace, name), _)| changed(*kind, namespace, name));
+        objects.flat_map(|(_, pods)| pods).cloned().collect()
     }
 }

@@ -36,6 +36,7 @@ use berth_core::{
     model::{Objects, Pod},
     plan::{Action, Desired, Ending, Fact, Failure, Memory, Plan, learn, plan},
     probe::ProbeVerdict,
+    refs::refs,
     status::PodStatus,
     time::{Boottime, Now, Wall},
 };
@@ -124,7 +125,7 @@ pub(crate) async fn run<H: Executor, R: Reports>(
         InitialState::Wait => (false, None),
     };
     let mut w = Worker {
-        desired: config.desired,
+        desired: Desired { unknown: config.objects.unknown_of(&refs(&config.desired.pod)), ..config.desired },
         objects: config.objects,
         memory: config.memory,
         stored: None,
@@ -338,6 +339,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             WorkerMessage::Desired(d) => {
                 let changed = d.pod != self.desired.pod;
                 self.desired = d;
+                self.desired.unknown = self.objects.unknown_of(&refs(&self.desired.pod));
                 if changed {
                     if !self.observed_once {
                         self.last_published = None;
@@ -349,6 +351,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             }
             WorkerMessage::Objects(o) => {
                 self.objects = o;
+                self.desired.unknown = self.objects.unknown_of(&refs(&self.desired.pod));
                 self.learn(Fact::InputsChanged, now);
                 self.refresh_at = Some(now.boottime);
             }

@@ -91,7 +91,8 @@ impl Sources {
     /// The ConfigMaps and Secrets to which pods may refer.
     pub fn objects(&self) -> Arc<Objects> {
         let source = self.0.iter().find(|s| s.kind.has_objects());
-        source.map(|s| Arc::clone(&s.snapshot.objects)).unwrap_or_default()
+        // Pods of the other sources refer to no objects.
+        source.map_or_else(|| Arc::new(Objects::listed()), |s| Arc::clone(&s.snapshot.objects))
     }
 
     /// The Services of all sources.

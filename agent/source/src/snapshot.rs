@@ -18,7 +18,8 @@ pub struct Snapshot {
     pub listed: bool,
     /// The pods to run.
     pub pods: Arc<BTreeMap<PodUid, Arc<DesiredPod>>>,
-    /// The ConfigMaps and Secrets.
+    /// The ConfigMaps and Secrets. They count as listed from the first accepted listing of the directory on, also of an
+    /// earlier process.
     pub objects: Arc<Objects>,
     /// The Services.
     pub services: Shared<DesiredService>,

@@ -15,6 +15,7 @@ use berth_core::{
     error::Chain,
     ids::Namespace,
     model::{Container, EnvFromSource, EnvValue, KeyRef, KeyedData, ObjectKind, Objects, Pod},
+    value::{Value, Why},
 };
 use std::sync::Arc;
 
@@ -28,6 +29,17 @@ pub enum EnvError {
         kind: ObjectKind,
         /// The object's name in the pod's namespace.
         name: String,
+    },
+    /// A ConfigMap or Secret that may exist is unknown. The caller waits for such objects, so that users do not meet this
+    /// error.
+    #[error("{kind} {name:?} is {why}")]
+    UnknownObject {
+        /// The kind of the object.
+        kind: ObjectKind,
+        /// The object's name in the pod's namespace.
+        name: String,
+        /// Why it is unknown.
+        why: Why,
     },
     /// The object exists but lacks the key.
     #[error("couldn't find key {key} in {} {namespace}/{name}", kind_name(*kind))]
@@ -71,6 +83,7 @@ fn kind_name(kind: ObjectKind) -> &'static str {
     match kind {
         ObjectKind::ConfigMap => "ConfigMap",
         ObjectKind::Secret => "Secret",
+        ObjectKind::ServiceAccount => "ServiceAccount",
     }
 }
 
@@ -152,14 +165,12 @@ fn find<'a>(
     name: &str,
     optional: bool,
 ) -> Result<Option<&'a Arc<KeyedData>>, EnvError> {
-    let found = match kind {
-        ObjectKind::ConfigMap => objects.config_map(&pod.key.namespace, name),
-        ObjectKind::Secret => objects.secret(&pod.key.namespace, name),
-    };
-    if found.is_none() && !optional {
-        return Err(EnvError::MissingObject { kind, name: name.to_owned() });
+    match objects.get(kind, &pod.key.namespace, name) {
+        Value::Known(object) => Ok(Some(object)),
+        Value::Absent if optional => Ok(None),
+        Value::Absent => Err(EnvError::MissingObject { kind, name: name.to_owned() }),
+        Value::Unknown(why) => Err(EnvError::UnknownObject { kind, name: name.to_owned(), why }),
     }
-    Ok(found)
 }
 
 fn text(variable: &str, bytes: &[u8]) -> Result<String, EnvError> {

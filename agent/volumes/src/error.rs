@@ -6,6 +6,7 @@ use berth_core::{
     event::Event,
     ids::{ContainerName, VolumeName},
     model::ObjectKind,
+    value::Why,
 };
 use std::{io, path::PathBuf};
 
@@ -29,6 +30,19 @@ pub enum Error {
         kind: ObjectKind,
         /// The object's name in the pod's namespace.
         name: String,
+    },
+    /// A ConfigMap or Secret that may exist is unknown. The caller waits for such objects, so that users do not meet this
+    /// error.
+    #[error("{kind} {name:?} is {why}")]
+    UnknownObject {
+        /// The volume.
+        volume: VolumeName,
+        /// The kind of the object.
+        kind: ObjectKind,
+        /// The object's name in the pod's namespace.
+        name: String,
+        /// Why it is unknown.
+        why: Why,
     },
     /// An object lacks a key that the volume names.
     #[error("{kind} {name:?} has no key {key:?}")]
@@ -208,6 +222,7 @@ impl Error {
         match self {
             Error::NotYet { volume, .. }
             | Error::MissingObject { volume, .. }
+            | Error::UnknownObject { volume, .. }
             | Error::MissingKey { volume, .. }
             | Error::HostPathType { volume, .. }
             | Error::FilePath { volume, .. }

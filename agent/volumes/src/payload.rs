@@ -4,6 +4,7 @@ use crate::{Error, PodFacts, fields, kinds::VolumeInputs};
 use berth_core::{
     ids::VolumeName,
     model::{DownwardItem, DownwardValue, KeysVolume, ObjectKind, Objects, Pod},
+    value::Value,
 };
 use std::{
     collections::BTreeMap,
@@ -67,15 +68,24 @@ impl<'a> Collector<'a> {
         default_mode: u32,
     ) -> Result<(), Error> {
         let namespace = &self.pod.key.namespace;
-        let object = match kind {
-            ObjectKind::ConfigMap => self.objects.config_map(namespace, &keys.name),
-            ObjectKind::Secret => self.objects.secret(namespace, &keys.name),
-        };
-        let Some(object) = object else {
-            if keys.optional {
-                return Ok(());
+        let object = match self.objects.get(kind, namespace, &keys.name) {
+            Value::Known(object) => object,
+            Value::Absent if keys.optional => return Ok(()),
+            Value::Absent => {
+                return Err(Error::MissingObject {
+                    volume: self.volume.clone(),
+                    kind,
+                    name: keys.name.clone(),
+                });
             }
-            return Err(Error::MissingObject { volume: self.volume.clone(), kind, name: keys.name.clone() });
+            Value::Unknown(why) => {
+                return Err(Error::UnknownObject {
+                    volume: self.volume.clone(),
+                    kind,
+                    name: keys.name.clone(),
+                    why,
+                });
+            }
         };
         if keys.items.is_empty() {
             for (key, bytes) in object.files() {

@@ -82,7 +82,7 @@ pub(crate) fn keyed(name: &str, data: &[(&str, &[u8])]) -> KeyedData {
 }
 
 pub(crate) fn config_map(name: &str, data: &[(&str, &[u8])]) -> Objects {
-    let mut objects = Objects::default();
+    let mut objects = Objects::listed();
     objects.put_config_map(keyed(name, data));
     objects
 }

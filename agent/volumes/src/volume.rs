@@ -33,7 +33,8 @@ impl Volumes {
     /// Brings files that come from ConfigMaps, Secrets and facts about the pod up to date, in volumes that are set up.
     /// Returns whether anything changed. Mounts of sub-paths keep the files of their container's start.
     ///
-    /// All volumes are tried; the error is the first one's. A volume whose object is gone keeps its last content.
+    /// All volumes are tried; the error is the first one's. A volume whose object is gone or unknown keeps its last
+    /// content; an unknown object is no error.
     pub fn refresh(&self, pod: &Pod, facts: &PodFacts, objects: &Objects) -> Result<bool, Error> {
         let mut changed = false;
         let mut failed = None;
@@ -45,6 +46,8 @@ impl Volumes {
             }
             let written = match plugin.files(&VolumeInputs { pod, volume, facts, objects }) {
                 Ok(None) => continue,
+                // The files stay until the object is known.
+                Err(Error::UnknownObject { .. }) => continue,
                 Ok(Some(files)) => write_files(&root, &files, pod.security.fs_group),
                 Err(e) => Err(e),
             };

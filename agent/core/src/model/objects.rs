@@ -1,16 +1,26 @@
 //! ConfigMaps and Secrets that pods refer to.
 
-use crate::ids::Namespace;
+use crate::{
+    ids::Namespace,
+    refs::{Ref, RefUse},
+    value::{Value, Why},
+};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
-/// The kinds of objects from which pods take files and variables.
+/// The kinds of objects that pods name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ObjectKind {
     /// A ConfigMap.
     ConfigMap,
     /// A Secret.
     Secret,
+    /// A ServiceAccount, of which pods take tokens.
+    ServiceAccount,
 }
 
 impl fmt::Display for ObjectKind {
@@ -19,6 +29,7 @@ impl fmt::Display for ObjectKind {
         f.write_str(match self {
             ObjectKind::ConfigMap => "configmap",
             ObjectKind::Secret => "secret",
+            ObjectKind::ServiceAccount => "serviceaccount",
         })
     }
 }
@@ -63,55 +74,127 @@ impl fmt::Debug for KeyedData {
     }
 }
 
-/// The ConfigMaps and Secrets that a source knows. A missing object does not exist, or is not known yet.
+/// The kind, the namespace and the name of an object.
+type ObjectName = (ObjectKind, Namespace, String);
+
+/// The ConfigMaps and Secrets that a source knows. An object that is in neither list is absent once the source has
+/// listed, and unknown before.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Objects {
-    config_maps: BTreeMap<(Namespace, String), Arc<KeyedData>>,
-    secrets: BTreeMap<(Namespace, String), Arc<KeyedData>>,
+    known: BTreeMap<ObjectName, Arc<KeyedData>>,
+    unknown: BTreeMap<ObjectName, Why>,
+    listed: bool,
 }
 
 impl Objects {
+    /// The objects of a source that has listed and has none.
+    pub fn listed() -> Objects {
+        Objects { listed: true, ..Objects::default() }
+    }
+
+    /// Takes that the source has listed: an object that it does not have does not exist.
+    pub fn set_listed(&mut self) {
+        self.listed = true;
+    }
+
+    /// Whether the source has listed.
+    pub fn is_listed(&self) -> bool {
+        self.listed
+    }
+
     /// Adds or replaces a ConfigMap.
     pub fn put_config_map(&mut self, object: impl Into<Arc<KeyedData>>) {
-        let object = object.into();
-        self.config_maps.insert((object.namespace.clone(), object.name.clone()), object);
+        self.put(ObjectKind::ConfigMap, object.into());
     }
+
     /// Removes a ConfigMap.
     pub fn remove_config_map(&mut self, name: &(Namespace, String)) {
-        self.config_maps.remove(name);
+        self.known.remove(&(ObjectKind::ConfigMap, name.0.clone(), name.1.clone()));
     }
+
     /// Adds or replaces a Secret.
     pub fn put_secret(&mut self, object: impl Into<Arc<KeyedData>>) {
-        let object = object.into();
-        self.secrets.insert((object.namespace.clone(), object.name.clone()), object);
+        self.put(ObjectKind::Secret, object.into());
     }
+
     /// Removes a Secret.
     pub fn remove_secret(&mut self, name: &(Namespace, String)) {
-        self.secrets.remove(name);
+        self.known.remove(&(ObjectKind::Secret, name.0.clone(), name.1.clone()));
     }
-    /// The ConfigMap of that name.
+
+    /// Takes that an object is unknown.
+    pub fn put_unknown(&mut self, kind: ObjectKind, namespace: Namespace, name: String, why: Why) {
+        let name = (kind, namespace, name);
+        self.known.remove(&name);
+        self.unknown.insert(name, why);
+    }
+
+    fn put(&mut self, kind: ObjectKind, object: Arc<KeyedData>) {
+        let name = (kind, object.namespace.clone(), object.name.clone());
+        self.unknown.remove(&name);
+        self.known.insert(name, object);
+    }
+
+    /// What is known of the object of that kind and name.
+    pub fn get(&self, kind: ObjectKind, namespace: &Namespace, name: &str) -> Value<&Arc<KeyedData>> {
+        let name = (kind, namespace.clone(), name.to_owned());
+        match (self.known.get(&name), self.unknown.get(&name)) {
+            (Some(object), _) => Value::Known(object),
+            (None, Some(why)) => Value::Unknown(why.clone()),
+            (None, None) if self.listed => Value::Absent,
+            (None, None) => Value::Unknown(Why::NotAsked),
+        }
+    }
+
+    /// The ConfigMap of that name, if it is known.
     pub fn config_map(&self, namespace: &Namespace, name: &str) -> Option<&Arc<KeyedData>> {
-        self.config_maps.get(&(namespace.clone(), name.to_owned()))
+        self.known.get(&(ObjectKind::ConfigMap, namespace.clone(), name.to_owned()))
     }
-    /// The Secret of that name.
+
+    /// The Secret of that name, if it is known.
     pub fn secret(&self, namespace: &Namespace, name: &str) -> Option<&Arc<KeyedData>> {
-        self.secrets.get(&(namespace.clone(), name.to_owned()))
+        self.known.get(&(ObjectKind::Secret, namespace.clone(), name.to_owned()))
+    }
+
+    /// The references to unknown objects, of those whose objects a pod's files and variables are made of. Secrets for
+    /// pulling and tokens are not objects of a source.
+    pub fn unknown_of(&self, refs: &BTreeSet<Ref>) -> BTreeMap<Ref, Why> {
+        let data = refs.iter().filter(|r| matches!(r.used_for, RefUse::Volume | RefUse::Env));
+        let unknown = data.filter_map(|r| match self.get(r.kind, &r.namespace, &r.name) {
+            Value::Unknown(why) => Some((r.clone(), why)),
+            Value::Known(_) | Value::Absent => None,
+        });
+        unknown.collect()
     }
 }
 
-impl Objects {
-    /// The names of the objects, of either kind, that differ between the two values.
-    pub fn changed_since(&self, before: &Objects) -> Vec<(Namespace, String)> {
-        fn differing<'a>(
-            a: &'a BTreeMap<(Namespace, String), Arc<KeyedData>>,
-            b: &'a BTreeMap<(Namespace, String), Arc<KeyedData>>,
-        ) -> impl Iterator<Item = (Namespace, String)> + 'a {
-            let new = a.iter().filter(|(k, v)| b.get(*k).is_none_or(|o| !Arc::ptr_eq(o, v) && o != *v));
-            let gone = b.keys().filter(|k| !a.contains_key(*k));
-            new.map(|(k, _)| k).chain(gone).cloned()
-        }
-        differing(&self.config_maps, &before.config_maps)
-            .chain(differing(&self.secrets, &before.secrets))
-            .collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(name: &str) -> KeyedData {
+        let namespace = "default".parse().unwrap();
+        KeyedData { namespace, name: name.into(), data: BTreeMap::new(), binary_data: BTreeMap::new() }
+    }
+
+    #[test]
+    fn an_object_is_absent_only_once_the_source_has_listed() {
+        let namespace: Namespace = "default".parse().unwrap();
+        let mut objects = Objects::default();
+        objects.put_config_map(object("one"));
+        let get = |objects: &Objects, kind, name: &str| match objects.get(kind, &namespace, name) {
+            Value::Known(object) => object.name.clone(),
+            Value::Absent => "absent".to_owned(),
+            Value::Unknown(why) => why.to_string(),
+        };
+        assert_eq!(get(&objects, ObjectKind::ConfigMap, "one"), "one");
+        assert_eq!(get(&objects, ObjectKind::Secret, "one"), "not read yet", "the kinds are not mixed up");
+        objects.set_listed();
+        assert_eq!(get(&objects, ObjectKind::Secret, "one"), "absent");
+        let why = Why::Refused("no relationship found".into());
+        objects.put_unknown(ObjectKind::ConfigMap, namespace.clone(), "one".into(), why);
+        assert_eq!(get(&objects, ObjectKind::ConfigMap, "one"), "refused: no relationship found");
+        objects.put_config_map(object("one"));
+        assert_eq!(get(&objects, ObjectKind::ConfigMap, "one"), "one");
     }
 }

@@ -1,16 +1,12 @@
 //! Specification of a pod.
 
-use super::{Container, NodeSelectorTerm, ObjectKind, PodSecurity, Resources, Volume};
+use super::{Container, NodeSelectorTerm, PodSecurity, Resources, Volume};
 use crate::{
     ids::{NodeName, PodKey, PodUid},
     time::Wall,
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 /// A pod that this node shall run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +69,9 @@ pub struct Pod {
     pub enable_service_links: bool,
     /// `spec.readinessGates[].conditionType`.
     pub readiness_gates: Vec<String>,
+    /// The names of `imagePullSecrets`, in order.
+    #[serde(default)]
+    pub image_pull_secrets: Vec<String>,
 }
 
 impl Pod {
@@ -107,6 +106,7 @@ impl Pod {
             priority_class: None,
             enable_service_links: true,
             readiness_gates: Vec::new(),
+            image_pull_secrets: Vec::new(),
         }
     }
 
@@ -121,12 +121,6 @@ impl Pod {
         let mounted =
             |v: &&Volume| self.all_containers().any(|c| c.mounts.iter().any(|m| m.volume == v.name));
         self.volumes.iter().filter(mounted)
-    }
-
-    /// The ConfigMaps and Secrets of the pod's namespace from which the files of its mounted volumes are
-    /// made.
-    pub fn volume_objects(&self) -> BTreeSet<(ObjectKind, &str)> {
-        self.mounted_volumes().flat_map(|v| v.source.objects()).collect()
     }
 
     /// The container with this name, init or main.

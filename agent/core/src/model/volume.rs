@@ -1,6 +1,6 @@
 //! Volumes of a pod and their mounts in containers.
 
-use super::{ObjectKind, ResourceFieldRef};
+use super::ResourceFieldRef;
 use crate::{ids::VolumeName, quantity::Quantity};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -55,23 +55,6 @@ pub enum VolumeSource {
         /// The field's name in the API, for example `nfs`.
         kind: String,
     },
-}
-
-impl VolumeSource {
-    /// The ConfigMaps and Secrets of the pod's namespace from which the volume's files are made.
-    pub fn objects(&self) -> Vec<(ObjectKind, &str)> {
-        match self {
-            VolumeSource::ConfigMap(keys) => vec![(ObjectKind::ConfigMap, keys.name.as_str())],
-            VolumeSource::Secret(keys) => vec![(ObjectKind::Secret, keys.name.as_str())],
-            VolumeSource::Projected { sources, .. } => {
-                sources.iter().filter_map(ProjectedSource::object).collect()
-            }
-            VolumeSource::EmptyDir { .. }
-            | VolumeSource::HostPath { .. }
-            | VolumeSource::DownwardApi { .. }
-            | VolumeSource::NotYet { .. } => Vec::new(),
-        }
-    }
 }
 
 /// The storage medium of an emptyDir.
@@ -161,22 +144,20 @@ pub enum ProjectedSource {
     Secret(KeysVolume),
     /// Fields of the pod.
     DownwardApi(Vec<DownwardItem>),
+    /// A token of the pod's ServiceAccount. This build cannot project it yet.
+    ServiceAccountToken {
+        /// `audience`; `None` is the API server's own.
+        audience: Option<String>,
+        /// `expirationSeconds`, default 3600.
+        expiration_seconds: u64,
+        /// The path of the file in the volume.
+        path: PathBuf,
+    },
     /// A source that this build cannot project yet.
     NotYet {
-        /// The field's name in the API, for example `serviceAccountToken`.
+        /// The field's name in the API, for example `clusterTrustBundle`.
         kind: String,
     },
-}
-
-impl ProjectedSource {
-    /// The ConfigMap or Secret from which the source's files are made.
-    fn object(&self) -> Option<(ObjectKind, &str)> {
-        match self {
-            ProjectedSource::ConfigMap(keys) => Some((ObjectKind::ConfigMap, keys.name.as_str())),
-            ProjectedSource::Secret(keys) => Some((ObjectKind::Secret, keys.name.as_str())),
-            ProjectedSource::DownwardApi(_) | ProjectedSource::NotYet { .. } => None,
-        }
-    }
 }
 
 /// One of a container's `volumeMounts`.
@@ -227,47 +208,4 @@ pub enum MountPropagation {
     HostToContainer,
     /// Mount type rshared; privileged containers only.
     Bidirectional,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{ids::PodKey, model::*};
-
-    fn keys(name: &str) -> KeysVolume {
-        KeysVolume { name: name.into(), items: Vec::new(), default_mode: 0o644, optional: false }
-    }
-
-    #[test]
-    fn volume_objects_names_the_config_maps_and_secrets_of_volumes() {
-        let sources = vec![
-            ProjectedSource::ConfigMap(keys("one")),
-            ProjectedSource::Secret(keys("two")),
-            ProjectedSource::DownwardApi(Vec::new()),
-        ];
-        let volumes = [
-            ("a", VolumeSource::ConfigMap(keys("two"))),
-            ("b", VolumeSource::Projected { sources, default_mode: 0o644 }),
-            ("c", VolumeSource::EmptyDir { medium: Medium::Disk, size_limit: None }),
-            ("unmounted", VolumeSource::Secret(keys("three"))),
-        ];
-        let mounts = ["a", "b", "c"].map(|name| VolumeMount {
-            volume: name.parse().unwrap(),
-            mount_path: format!("/{name}"),
-            read_only: false,
-            recursive_read_only: RecursiveReadOnly::default(),
-            sub_path: None,
-            propagation: MountPropagation::default(),
-        });
-        let key = PodKey { namespace: "default".parse().unwrap(), name: "web".parse().unwrap() };
-        let mut pod = Pod::new("u".parse().unwrap(), key, "n".parse().unwrap());
-        pod.containers =
-            vec![Container { mounts: mounts.into(), ..Container::new("c".parse().unwrap(), "image") }];
-        pod.volumes = volumes.map(|(name, source)| Volume { name: name.parse().unwrap(), source }).into();
-        let got: Vec<_> = pod.volume_objects().into_iter().collect();
-        assert_eq!(
-            got,
-            [(ObjectKind::ConfigMap, "one"), (ObjectKind::ConfigMap, "two"), (ObjectKind::Secret, "two")]
-        );
-    }
 }

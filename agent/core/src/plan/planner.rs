@@ -2,21 +2,25 @@
 //! that all parts of the decision share.
 
 use super::{
-    Action, ActiveProbe, Exit, HookState, Memory, Observed, ObservedContainer, Run, RunState, SandboxState,
-    memory::ContainerMemory,
+    Action, ActiveProbe, Desired, Exit, HookState, Memory, Observed, ObservedContainer, Run, RunState,
+    SandboxState, memory::ContainerMemory,
 };
 use crate::{
     event::Event,
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
     model::{Container, Pod, ProbeKind},
+    refs::{Ref, RefUse, env_refs},
     time::{Boottime, Now},
+    value::Why,
 };
+use std::collections::BTreeMap;
 
 /// An observed run of a container.
 type ObservedRun<'a> = (&'a ContainerId, &'a ObservedContainer);
 
 pub(super) struct Planner<'a> {
     pub(super) pod: &'a Pod,
+    unknown: &'a BTreeMap<Ref, Why>,
     pub(super) seen: &'a Observed,
     /// The newest observed run of each container, computed once because nearly every query needs it.
     newest: Vec<ObservedRun<'a>>,
@@ -64,9 +68,18 @@ fn newest_runs(seen: &Observed) -> Vec<ObservedRun<'_>> {
 }
 
 impl<'a> Planner<'a> {
-    pub(super) fn new(pod: &'a Pod, seen: &'a Observed, memory: Memory, now: Now) -> Self {
-        let newest = newest_runs(seen);
-        Planner { pod, seen, newest, memory, now, actions: Vec::new(), events: Vec::new(), wake_at: None }
+    pub(super) fn new(desired: &'a Desired, seen: &'a Observed, memory: Memory, now: Now) -> Self {
+        Planner {
+            pod: &desired.pod,
+            unknown: &desired.unknown,
+            seen,
+            newest: newest_runs(seen),
+            memory,
+            now,
+            actions: Vec::new(),
+            events: Vec::new(),
+            wake_at: None,
+        }
     }
 
     pub(super) fn wake(&mut self, at: Boottime) {
@@ -153,6 +166,19 @@ impl<'a> Planner<'a> {
         self.seen.stale
             || self.in_flight(|a| matches!(a, Action::Start { .. }))
             || self.seen.containers.values().any(|c| matches!(c.state, RunState::Running { .. }))
+    }
+
+    /// An unknown object of which files of the volumes are made, if there is one. The volumes wait for it.
+    pub(super) fn unknown_of_volumes(&self) -> Option<(&'a Ref, &'a Why)> {
+        self.unknown.iter().find(|(r, _)| r.used_for == RefUse::Volume)
+    }
+
+    /// An unknown object of which variables of the container are made, if there is one. The container waits for it.
+    pub(super) fn unknown_of_env(&self, spec: &Container) -> Option<(&'a Ref, &'a Why)> {
+        if self.unknown.is_empty() {
+            return None;
+        }
+        env_refs(self.pod, spec).find_map(|r| self.unknown.get_key_value(&r))
     }
 
     /// The sandbox in which containers can start. Its namespaces are pinned, so containers need pause only

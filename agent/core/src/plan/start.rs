@@ -23,7 +23,7 @@ enum StartOrder {
 
 impl Planner<'_> {
     pub(super) fn sync(&mut self) {
-        if !self.seen.volumes_mounted {
+        if !self.seen.volumes_mounted && self.unknown_of_volumes().is_none() {
             self.emit(Action::MountVolumes);
         }
         self.ensure_sandbox();
@@ -147,7 +147,9 @@ impl Planner<'_> {
             return StartOrder::Continue;
         }
         match self.container_phase(&spec.name) {
-            ContainerPhase::Never | ContainerPhase::Starting if self.start_failed(&spec.name) => {
+            ContainerPhase::Never | ContainerPhase::Starting
+                if self.start_failed(&spec.name) || self.unknown_of_env(spec).is_some() =>
+            {
                 StartOrder::Continue
             }
             ContainerPhase::Never | ContainerPhase::Starting => StartOrder::Wait,
@@ -241,11 +243,14 @@ impl Planner<'_> {
         self.events.push(Event::warning("BackOff", message).of(&spec.name));
     }
 
-    /// Begins a run once image, sandbox and volumes are ready. The image check begins at once, without
-    /// waiting for the other two. Returns whether the start was emitted.
+    /// Begins a run once image, sandbox and volumes are ready and no object of its environment is unknown. The
+    /// image check begins at once, without waiting for the others. Returns whether the start was emitted.
     fn begin(&mut self, spec: &Container, attempt: Attempt) -> bool {
         if !self.mem(&spec.name).is_some_and(|m| m.image_ready) {
             self.emit(Action::EnsureImage(spec.name.clone()));
+            return false;
+        }
+        if self.unknown_of_env(spec).is_some() {
             return false;
         }
         let Some(sandbox_attempt) = self.ready_sandbox().filter(|_| self.seen.volumes_mounted) else {

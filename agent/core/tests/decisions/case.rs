@@ -60,7 +60,7 @@ pub(crate) struct Case {
 impl Case {
     pub(crate) fn new(pod: Pod) -> Case {
         Case {
-            desired: Desired { pod: Arc::new(pod), end: None },
+            desired: Desired::new(Arc::new(pod), None),
             seen: Observed { runtime_answers: true, ..Observed::default() },
             memory: Memory::default(),
             now: Now { boottime: Boottime(Duration::from_secs(1000)), wall: Wall(1_700_000_000_000_000_000) },

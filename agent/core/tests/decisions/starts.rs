@@ -4,7 +4,9 @@ use crate::case::*;
 use berth_core::{
     model::*,
     plan::*,
+    refs::{Ref, RefUse},
     status::{ConditionType, ContainerState, Phase, Truth},
+    value::Why,
 };
 use std::sync::Arc;
 
@@ -121,6 +123,72 @@ fn another_image_ends_a_run_and_begins_the_next() {
     change(&mut case, "a", &|c| c.image = "img:2".into());
     case.settle();
     assert!(case.begun("Signal", "a").is_empty());
+}
+
+/// An unknown object, as a pod of the cases names it.
+fn unknown(kind: ObjectKind, name: &str, used_for: RefUse) -> (Ref, Why) {
+    let namespace = "default".parse().expect("as the case has it");
+    (Ref { kind, namespace, name: name.into(), used_for }, Why::NotAsked)
+}
+
+#[test]
+fn volumes_wait_for_an_unknown_object_and_nothing_else_does() {
+    let mut case = Case::new(pod(vec![container("i")], vec![container("a")]));
+    case.desired.unknown = [unknown(ObjectKind::Secret, "s", RefUse::Volume)].into();
+    let status = case.settle().status;
+    assert_eq!(case.waits("a").as_deref(), Some("PodInitializing"));
+    assert_eq!(status.waiting_for.as_deref(), Some("volumes: secret \"s\" is not read yet"));
+    assert!(case.seen.sandbox.is_some() && !case.seen.volumes_mounted);
+    assert_eq!(case.begun("EnsureImage", "i"), [0]);
+    for _ in 0..100 {
+        case.pass(10);
+        case.settle();
+    }
+    assert!(case.begun("Start", "i").is_empty());
+    assert_eq!((case.messages("FailedMount").len(), case.messages("Failed").len()), (0, 0));
+    case.desired.unknown.clear();
+    case.settle();
+    assert!(case.seen.volumes_mounted);
+    assert_eq!(case.begun("Start", "i"), [1000]);
+}
+
+#[test]
+fn a_container_waits_for_an_unknown_object_of_its_environment_also_where_it_is_optional() {
+    for optional in [false, true] {
+        let from = EnvFrom { prefix: String::new(), source: EnvFromSource::ConfigMap("cm".into()), optional };
+        let hooked = Container { post_start: Some(Hook::Sleep(1)), env_from: vec![from], ..container("a") };
+        let mut case = Case::new(pod(vec![], vec![hooked, container("b")]));
+        // A Secret of that name is another object.
+        case.desired.unknown = [unknown(ObjectKind::Secret, "cm", RefUse::Env)].into();
+        case.held = vec!["MakeSandbox"];
+        case.settle();
+        case.desired.unknown = [unknown(ObjectKind::ConfigMap, "cm", RefUse::Env)].into();
+        let sandbox = case.in_flight("MakeSandbox").expect("as the case has it");
+        case.act(&sandbox);
+        case.finish(sandbox, Ok(()));
+        let status = case.settle().status;
+        assert!(case.seen.volumes_mounted && case.running("b").is_some(), "only the container waits");
+        assert_eq!(case.waits("a").as_deref(), Some("ContainerCreating"));
+        assert_eq!(status.waiting_for.as_deref(), Some("container a: configmap \"cm\" is not read yet"));
+        case.pass(600);
+        case.settle();
+        assert!(case.begun("Start", "a").is_empty() && case.messages("Failed").is_empty());
+        case.desired.unknown.clear();
+        case.settle();
+        assert_eq!(case.begun("Start", "a"), [600]);
+        // The run goes on while the object is unknown again, and the next one waits.
+        case.desired.unknown = [unknown(ObjectKind::ConfigMap, "cm", RefUse::Env)].into();
+        case.settle();
+        assert!(case.running("a").is_some());
+        case.exit("a", 0, false);
+        case.settle();
+        case.pass(600);
+        case.settle();
+        assert_eq!(case.begun("Start", "a"), [600]);
+        case.desired.unknown.clear();
+        case.settle();
+        assert_eq!(case.begun("Start", "a"), [600, 1200]);
+    }
 }
 
 #[test]

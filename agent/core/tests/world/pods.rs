@@ -31,7 +31,7 @@ fn pod(policy: RestartPolicy, init: Vec<Container>, mains: Vec<Container>, deadl
         containers: mains,
         ..Pod::new(PodUid::new("u-1").expect("a uid"), key, NodeName::new("n").expect("a name"))
     };
-    Desired { pod: Arc::new(pod), end: None }
+    Desired::new(Arc::new(pod), None)
 }
 
 /// All pods.

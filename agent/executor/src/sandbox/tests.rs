@@ -177,7 +177,7 @@ async fn mutated_records_are_set_aside_or_borne() {
         read.fetch_add(u64::from(seen.is_some()), Ordering::Relaxed);
         // Whatever the record shows, the plan accepts.
         let seen = berth_core::plan::Observed { runtime_answers: true, sandbox: seen, ..Default::default() };
-        let desired = berth_core::plan::Desired { pod: Arc::clone(&node.pod), end: None };
+        let desired = berth_core::plan::Desired::new(Arc::clone(&node.pod), None);
         let now = berth_core::time::Now { boottime: berth_sys::clock::boottime(), wall: Wall(0) };
         berth_core::plan::plan(&desired, &seen, &berth_core::plan::Memory::default(), now);
         reached

@@ -61,7 +61,9 @@ impl<H: Executor, R: Reports> Manager<H, R> {
                     live.pod = Arc::clone(pod);
                     self.references.put(pod);
                     self.names.take(&pod.key, uid);
-                    self.send(uid, WorkerMessage::Desired(Desired { pod: Arc::clone(pod), end: None }));
+                    // The pod may name an object that it did not name before.
+                    self.send(uid, WorkerMessage::Objects(Arc::clone(&desired.objects)));
+                    self.send(uid, WorkerMessage::Desired(Desired::new(Arc::clone(pod), None)));
                 }
             } else {
                 new.push(pod);
@@ -108,7 +110,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         }
         for pod in over {
             let (uid, end) = (pod.uid.clone(), Some(pod.grace_seconds));
-            self.send(&uid, WorkerMessage::Desired(Desired { pod, end }));
+            self.send(&uid, WorkerMessage::Desired(Desired::new(pod, end)));
         }
     }
 

@@ -60,7 +60,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         let (sender, mailbox) = mpsc::unbounded_channel();
         let over = Arc::new(AtomicBool::new(memory.rejected));
         let config = WorkerConfig {
-            desired: Desired { pod: Arc::clone(&pod), end },
+            desired: Desired::new(Arc::clone(&pod), end),
             objects: Arc::clone(&self.desired.objects),
             memory,
             snapshot,

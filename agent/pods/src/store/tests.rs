@@ -87,7 +87,7 @@ fn corpus() -> (Vec<Value>, Vec<Value>) {
         let mut memory = Memory::default();
         for round in 0..24 {
             let end_at = (round > 18).then_some(5);
-            let p = plan(&Desired { pod: Arc::clone(&pod), end: end_at }, &seen, &memory, now);
+            let p = plan(&Desired::new(Arc::clone(&pod), end_at), &seen, &memory, now);
             memory = p.memory;
             let whole = StoredPod {
                 boot: BootId::new("boot-1").unwrap(),
@@ -135,7 +135,7 @@ fn live_on(rng: &mut Rng, kept: StoredPod, mut seen: Observed) {
     let mut now = some_time(rng);
     for _ in 0..4 {
         let ends = [None, None, Some(0), Some(30), Some(u32::MAX)];
-        let p = plan(&Desired { pod: Arc::clone(&pod), end: *rng.pick(&ends) }, &seen, &memory, now);
+        let p = plan(&Desired::new(Arc::clone(&pod), *rng.pick(&ends)), &seen, &memory, now);
         assert!(p.wake_at.is_none_or(|t| t > now.boottime), "wakes at once, for ever: {:?}", p.wake_at);
         if p.finished {
             return;

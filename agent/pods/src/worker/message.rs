@@ -12,7 +12,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 /// A message from the manager to a worker.
 #[derive(Debug)]
 pub enum WorkerMessage {
-    /// The desired state of the pod has changed.
+    /// The desired state of the pod has changed. The worker finds the unknown objects itself.
     Desired(Desired),
     /// The objects that pods refer to have changed.
     Objects(Arc<Objects>),

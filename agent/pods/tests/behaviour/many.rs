@@ -160,7 +160,7 @@ async fn a_change_of_objects_reaches_only_those_that_refer_to_them() {
     let node = Node::new();
     let (a, b, plain) = (showing("a", "one"), showing("b", "two"), pod("plain", vec![]));
     let uids = [&a, &b, &plain].map(|p| p.uid.clone());
-    let mut objects = Objects::default();
+    let mut objects = Objects::listed();
     objects.put_config_map(config_map("one", "1"));
     objects.put_config_map(config_map("two", "1"));
     let set = DesiredSet { objects: Arc::new(objects.clone()), ..wanted([a, b, plain]) };
@@ -205,6 +205,46 @@ async fn a_change_of_objects_reaches_only_those_that_refer_to_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_object_wakes_only_pods_that_name_its_kind() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let a = showing("a", "one");
+    let uid = a.uid.clone();
+    let mut objects = Objects::listed();
+    objects.put_config_map(config_map("one", "1"));
+    let agent = Agent::start(&node, &store, DesiredSet { objects: Arc::new(objects.clone()), ..wanted([a]) });
+    let agent = agent.await;
+    agent.ready(&uid).await;
+    objects.put_secret(config_map("one", "secret"));
+    agent.want(|d| d.objects = Arc::new(objects.clone()));
+    node.pass(SECOND * 60).await;
+    assert_eq!(node.lock().refreshed, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_waits_while_an_optional_object_is_unknown() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let a = showing("a", "one");
+    let uid = a.uid.clone();
+    let unknown = DesiredSet { objects: Arc::default(), ..wanted([a]) };
+    let agent = Agent::start(&node, &store, unknown).await;
+    let waits = "volumes: configmap \"one\" is not read yet";
+    node.until("waits", |_| {
+        agent.reports.shows(&uid) && agent.reports.report(&uid).status.waiting_for.as_deref() == Some(waits)
+    })
+    .await;
+    node.pass(SECOND * 600).await;
+    let kinds = node.kinds(&uid);
+    assert!(kinds.contains(&"MakeSandbox") && kinds.contains(&"EnsureImage"), "{kinds:?}");
+    assert!(!kinds.contains(&"MountVolumes") && !kinds.contains(&"Start"), "{kinds:?}");
+    assert_eq!(agent.reports.messages(&uid, "FailedMount"), [""; 0]);
+    // The source lists, and has no such object.
+    agent.want(|d| d.objects = Arc::new(Objects::listed()));
+    agent.ready(&uid).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_changes_while_volumes_are_being_mounted_is_shown_after() {
     let (_dir, store) = store();
     let node = Node::new();
@@ -213,7 +253,7 @@ async fn what_changes_while_volumes_are_being_mounted_is_shown_after() {
     node.trouble(&uid, "MountVolumes", Trouble::Slow(SECOND * 10));
     let agent = Agent::start(&node, &store, wanted([a])).await;
     node.until("mounting", |_| node.kinds(&uid).contains(&"MountVolumes")).await;
-    let mut objects = Objects::default();
+    let mut objects = Objects::listed();
     objects.put_config_map(config_map("one", "1"));
     agent.want(|d| d.objects = Arc::new(objects));
     agent.ready(&uid).await;

@@ -87,6 +87,7 @@ pub(crate) fn pod(
         priority_class: spec.priority_class_name.clone().filter(|n| !n.is_empty()),
         enable_service_links: spec.enable_service_links.unwrap_or(true),
         readiness_gates: readiness_gates(spec_at, spec)?,
+        image_pull_secrets: image_pull_secrets(spec),
     };
     Ok((pod, context.ignored.into_errors()))
 }
@@ -284,6 +285,12 @@ fn pod_resources(
         }
     }
     Ok(Some(found))
+}
+
+/// The names of `imagePullSecrets`. The API server allows an empty name, which names nothing.
+fn image_pull_secrets(spec: &api::PodSpec) -> Vec<String> {
+    let names = spec.image_pull_secrets.iter().flatten().map(|secret| secret.name.clone());
+    names.filter(|name| !name.is_empty()).collect()
 }
 
 fn readiness_gates(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<Vec<String>, FieldError> {

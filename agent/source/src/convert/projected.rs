@@ -12,6 +12,9 @@ use std::collections::BTreeSet;
 /// Mode of a file where the volume names none.
 const DEFAULT_MODE: u32 = 0o644;
 
+/// Life in seconds of a token where the projection names none.
+const DEFAULT_EXPIRATION: i64 = 3600;
+
 /// `defaultMode` of a volume.
 pub(super) fn default_mode(at: &FieldPath<'_>, mode: Option<i32>) -> Result<u32, FieldError> {
     mode.map_or(Ok(DEFAULT_MODE), |m| check::mode(&at.key("defaultMode"), m))
@@ -119,6 +122,24 @@ pub(super) fn field_path(
     }
 }
 
+/// A token of the pod's ServiceAccount. The limits are the API server's (`validateProjectionSources`,
+/// `pkg/apis/core/validation`).
+fn service_account_token(
+    at: &FieldPath<'_>,
+    token: &api::ServiceAccountTokenProjection,
+) -> Result<ProjectedSource, FieldError> {
+    let seconds = token.expiration_seconds.unwrap_or(DEFAULT_EXPIRATION);
+    if !(600..=1 << 32).contains(&seconds) {
+        return Err(at.key("expirationSeconds").error("must be from 600 to 4294967296"));
+    }
+    check::item_path(&at.key("path"), &token.path)?;
+    Ok(ProjectedSource::ServiceAccountToken {
+        audience: token.audience.clone().filter(|audience| !audience.is_empty()),
+        expiration_seconds: seconds.unsigned_abs(),
+        path: token.path.clone().into(),
+    })
+}
+
 /// The sources of a projected volume.
 pub(super) fn projected(
     at: &FieldPath<'_>,
@@ -143,6 +164,8 @@ pub(super) fn projected(
             ProjectedSource::Secret(keys(at, (name_at, &c.name), c.items.as_deref(), None, c.optional)?)
         } else if let Some(d) = &s.downward_api {
             ProjectedSource::DownwardApi(downward(&at.key("items"), d.items.as_deref().unwrap_or_default())?)
+        } else if let Some(token) = &s.service_account_token {
+            service_account_token(at, token)?
         } else {
             ProjectedSource::NotYet { kind: kind.to_owned() }
         };
@@ -151,6 +174,7 @@ pub(super) fn projected(
                 k.items.iter().map(|i| &i.path).collect()
             }
             ProjectedSource::DownwardApi(items) => items.iter().map(|i| &i.path).collect(),
+            ProjectedSource::ServiceAccountToken { path, .. } => vec![path],
             ProjectedSource::NotYet { .. } => Vec::new(),
         };
         for path in taken {

@@ -124,6 +124,13 @@ impl ObjectIndex {
         part.enter(&mut self.slices, &before.slices, &now.slices, key, Arc::ptr_eq);
     }
 
+    /// Takes that the directory has been listed: an object that no file has does not exist.
+    pub(super) fn objects_listed(&mut self) {
+        if !self.merged.objects.is_listed() {
+            Arc::make_mut(&mut self.merged.objects).set_listed();
+        }
+    }
+
     /// The merged set, with all updates in it.
     pub(super) fn settle(&mut self) -> &MergedObjects {
         self.settle_pods();

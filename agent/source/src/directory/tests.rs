@@ -2,6 +2,7 @@
 
 use super::{events::WRITE_QUIET, watcher::DirectoryWatcher, *};
 use crate::manifest;
+use berth_core::{model::ObjectKind, value::Value};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -127,6 +128,32 @@ async fn a_snapshot_has_the_config_maps_and_services_of_the_directory() {
     node.put("z.yaml", &pod("z", "i"));
     let third = rx.until("z", |s| has(s, &["z"])).await;
     assert!(Arc::ptr_eq(&second.objects, &third.objects));
+}
+
+#[tokio::test]
+async fn an_object_that_no_file_has_is_absent_once_the_directory_was_listed() {
+    let node = Node::new();
+    let absent = |s: &Snapshot| {
+        s.objects.get(ObjectKind::Secret, &"default".parse().unwrap(), "nosuch") == Value::Absent
+    };
+    let moved = node.home.path().join("moved");
+    fs::rename(&node.cfg.dir, &moved).unwrap();
+    let (dir, mut rx) = node.start();
+    let missing = rx.until("missing", |s| !s.errors.is_empty()).await;
+    assert!(!absent(&missing), "never listed");
+    fs::rename(&moved, &node.cfg.dir).unwrap();
+    let listed = rx.until("listed", |s| s.listed).await;
+    assert!(absent(&listed));
+    // A directory that is lost, also over a restart, makes nothing unknown.
+    node.put("a.yaml", &pod("a", "i:1"));
+    rx.until("a", |s| has(s, &["a"])).await;
+    fs::rename(&node.cfg.dir, &moved).unwrap();
+    let lost = rx.until("lost", |s| !s.listed).await;
+    assert!(absent(&lost));
+    dir.shutdown().await.unwrap();
+    let (_dir, mut rx) = node.start();
+    let held = rx.until("held", |s| has(s, &["a"])).await;
+    assert!(!held.listed && absent(&held));
 }
 
 #[tokio::test]

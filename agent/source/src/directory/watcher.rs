@@ -62,6 +62,8 @@ pub(super) struct DirectoryWatcher {
     unsaved: BTreeSet<String>,
     /// Files that are bad and were never good. They may define Services that are not known.
     never_good: BTreeSet<String>,
+    /// An earlier process listed the directory and saved the good version of each file.
+    listed_before: bool,
     #[cfg(test)]
     by_name: bool,
 }
@@ -77,6 +79,7 @@ impl DirectoryWatcher {
             files.insert(name, ManifestFile::saved(saved));
         }
         DirectoryWatcher {
+            listed_before: saved_inode.is_some(),
             guard: ListingGuard::new(saved_inode.map(KnownDirectory::Inode), cfg.settle),
             store,
             events: DirectoryEvents::new(cfg.mode),
@@ -326,6 +329,9 @@ impl DirectoryWatcher {
                 }
                 None => self.index.update(&name, None, None),
             }
+        }
+        if listed || self.listed_before {
+            self.index.objects_listed();
         }
         let before = Arc::clone(&self.sender.borrow());
         let merged = self.index.settle();

@@ -169,7 +169,7 @@ fn every_field_reaches_the_model() {
     assert_eq!(*source("claim"), VolumeSource::NotYet { kind: "persistentVolumeClaim".into() });
     assert_eq!(*source("plain"), VolumeSource::EmptyDir { medium: Medium::Disk, size_limit: None });
     assert!(matches!(source("all"), VolumeSource::Projected { sources, .. }
-        if sources[2] == ProjectedSource::NotYet { kind: "serviceAccountToken".into() }));
+        if matches!(&sources[2], ProjectedSource::ServiceAccountToken { audience: None, .. })));
     assert_eq!(pod.security.sysctls, [("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned())]);
     assert_eq!(pod.dns.options, [("ndots".to_owned(), Some("2".to_owned()))]);
     assert_eq!(parsed.config_maps[0].data["index.html"], b"<h1>hi</h1>\n");

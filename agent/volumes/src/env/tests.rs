@@ -60,7 +60,7 @@ fn env_wins_over_env_from_and_that_over_service_variables() {
 #[test]
 fn env_from_has_prefixes_and_skips_binary_data() {
     let mut c = container("main");
-    let mut objects = Objects::default();
+    let mut objects = Objects::listed();
     let binary_data = [("bin", &b"\xff\xfe"[..]), ("t", b"hi")].map(|(k, v)| (k.to_owned(), v.to_vec()));
     objects.put_config_map(KeyedData {
         binary_data: binary_data.into(),
@@ -146,7 +146,7 @@ fn fields_and_resources_become_values_of_variables() {
         text_var("ALL", "$(IP)/$(CPU)"),
     ];
     assert_eq!(
-        pairs(&run(&c, &Objects::default(), &[]).unwrap()),
+        pairs(&run(&c, &Objects::listed(), &[]).unwrap()),
         [
             ("IP", "10.1.2.3"),
             ("NODE", "node-1"),
@@ -164,7 +164,7 @@ fn a_variable_that_no_process_can_have_is_an_error() {
         let mut c = container("main");
         c.env = vec![text_var(name, value)];
         assert!(
-            matches!(run(&c, &Objects::default(), &[]), Err(EnvError::Invalid { .. })),
+            matches!(run(&c, &Objects::listed(), &[]), Err(EnvError::Invalid { .. })),
             "{name:?}={value:?}"
         );
     }
@@ -242,7 +242,7 @@ proptest! {
     ) {
         let mut c = container("main");
         c.env = vars.iter().map(|(n, v)| text_var(n, v)).collect();
-        if let Ok(env) = run(&c, &Objects::default(), &[]) {
+        if let Ok(env) = run(&c, &Objects::listed(), &[]) {
             let names: std::collections::BTreeSet<_> = env.iter().map(|(n, _)| n).collect();
             prop_assert_eq!(names.len(), env.len());
             prop_assert!(env.iter().all(|(n, v)| !n.is_empty() && !n.contains('=') && !v.contains('\0')));

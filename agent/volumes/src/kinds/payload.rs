@@ -9,7 +9,7 @@ use crate::{
 };
 use berth_core::{
     ids::VolumeName,
-    model::{DownwardItem, KeysVolume, ObjectKind, ProjectedSource},
+    model::{DownwardItem, KeysVolume, ObjectKind, ProjectedSource, Volume},
 };
 use std::path::{Path, PathBuf};
 
@@ -106,6 +106,10 @@ impl VolumePlugin for DownwardApi<'_> {
     }
 }
 
+fn not_yet(volume: &Volume, kind: &str) -> Error {
+    Error::NotYet { volume: volume.name.clone(), kind: format!("projected {kind}") }
+}
+
 impl VolumePlugin for Projected<'_> {
     fn root(&self, pod_dir: &Path, name: &VolumeName) -> PathBuf {
         own_root(pod_dir, "kubernetes.io~projected", name)
@@ -122,10 +126,10 @@ impl VolumePlugin for Projected<'_> {
                 ProjectedSource::ConfigMap(keys) => files.keys(ObjectKind::ConfigMap, keys, mode),
                 ProjectedSource::Secret(keys) => files.keys(ObjectKind::Secret, keys, mode),
                 ProjectedSource::DownwardApi(items) => files.downward(items, mode),
-                ProjectedSource::NotYet { kind } => Err(Error::NotYet {
-                    volume: inputs.volume.name.clone(),
-                    kind: format!("projected {kind}"),
-                }),
+                ProjectedSource::ServiceAccountToken { .. } => {
+                    Err(not_yet(inputs.volume, "serviceAccountToken"))
+                }
+                ProjectedSource::NotYet { kind } => Err(not_yet(inputs.volume, kind)),
             })
         })
     }

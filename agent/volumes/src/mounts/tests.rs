@@ -157,7 +157,7 @@ fn an_untyped_host_path_is_made_when_a_container_needs_it() {
     let mut p = pod("web");
     let path = node.path().join("made/late");
     p.volumes = vec![volume("h", VolumeSource::HostPath { path: path.clone(), kind: HostPathType::Unset })];
-    node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
+    node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap();
     assert!(!path.exists());
     let mut c = container("main");
     c.mounts = vec![mount("h", "/h")];

@@ -2,7 +2,11 @@ use super::*;
 use crate::testing::{
     Node, Stop, config_map, container, empty_dir, facts, keyed, keys, mount, mounting_all, pod, volume,
 };
-use berth_core::model::{HostPathType, Medium, SubPath, VolumeMount, VolumeSource};
+use berth_core::{
+    model::{HostPathType, KeysVolume, Medium, ObjectKind, SubPath, VolumeMount, VolumeSource},
+    refs::refs,
+    value::Why,
+};
 use std::{
     fs,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink},
@@ -33,12 +37,12 @@ fn a_volume_that_no_container_mounts_is_not_set_up() {
         ],
         ..pod("web")
     };
-    node.volumes.mount(&unmounted, &facts(), &Objects::default()).unwrap();
+    node.volumes.mount(&unmounted, &facts(), &Objects::listed()).unwrap();
     assert!(!node.volume_dir(&unmounted, "e").exists());
-    assert_eq!(unmounted.volume_objects().len(), 0);
+    assert_eq!(refs(&unmounted).len(), 0);
     let mounted = mounting_all(unmounted);
-    assert!(node.volumes.mount(&mounted, &facts(), &Objects::default()).is_err());
-    assert_eq!(mounted.volume_objects().len(), 1);
+    assert!(node.volumes.mount(&mounted, &facts(), &Objects::listed()).is_err());
+    assert_eq!(refs(&mounted).len(), 1);
 }
 
 fn read(path: &Path) -> String {
@@ -49,14 +53,14 @@ fn read(path: &Path) -> String {
 fn an_empty_dir_is_writable_by_all_and_never_changed_again() {
     for node in [Node::new(), Node::on_tmpfs()] {
         let p = pod_with(vec![volume("scratch", empty_dir(Medium::Disk))]);
-        node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
+        node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap();
         let dir = node.volume_dir(&p, "scratch");
         assert!(dir.ends_with("pods/uid-1/volumes/kubernetes.io~empty-dir/scratch"));
         assert_eq!((mode(&dir), mode(&node.pod_dir(&p))), (0o777, 0o750));
         // Files that the pod writes are kept by the next mount.
         fs::write(dir.join("kept"), "x").unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
-        node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
+        node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap();
         assert_eq!((read(&dir.join("kept")).as_str(), mode(&dir)), ("x", 0o700));
     }
 }
@@ -70,7 +74,7 @@ fn a_set_up_that_a_crash_interrupted_is_finished() {
     let dir = node.volume_dir(&p, "scratch");
     fs::create_dir_all(dir.parent().unwrap().join(".new-scratch")).unwrap();
     fs::create_dir_all(node.volume_dir(&p, "mem")).unwrap();
-    node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
+    node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap();
     assert_eq!((mode(&dir), fs::metadata(&dir).unwrap().gid()), (0o2777, 4321));
     let mem = node.volume_dir(&p, "mem");
     assert!(is_tmpfs(&mem));
@@ -85,17 +89,17 @@ fn a_memory_volume_is_a_tmpfs_of_the_least_limit() {
         VolumeSource::EmptyDir { medium: Medium::Memory, size_limit: Some("64Mi".parse().unwrap()) },
     )]);
     p.containers[0].resources.limits.insert("memory".into(), "8Mi".parse().unwrap());
-    node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
+    node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap();
     let dir = node.volume_dir(&p, "mem");
     let stat = rustix::fs::statvfs(&dir).unwrap();
     assert_eq!((stat.f_blocks * stat.f_frsize, mode(&dir)), (8 << 20, 0o1777));
     fs::write(dir.join("kept"), "x").unwrap();
-    node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
+    node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap();
     assert_eq!(node.mounts().len(), 1, "not mounted twice");
     assert_eq!(read(&dir.join("kept")), "x");
     // After a reboot the directory still exists and its tmpfs does not.
     berth_sys::mount::unmount(&dir).unwrap();
-    node.volumes.mount(&p, &facts(), &Objects::default()).unwrap();
+    node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap();
     assert!(is_tmpfs(&dir) && !dir.join("kept").exists());
 }
 
@@ -107,7 +111,7 @@ fn a_volume_of_an_unsupported_kind_is_an_error_that_names_the_kind() {
         [(VolumeSource::NotYet { kind: "nfs".into() }, "nfs"), (huge, "emptyDir with medium HugePages-2Mi")]
     {
         let p = pod_with(vec![volume("v", source), volume("ok", empty_dir(Medium::Disk))]);
-        let e = node.volumes.mount(&p, &facts(), &Objects::default()).unwrap_err();
+        let e = node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap_err();
         assert!(matches!(&e, Error::NotYet { kind, .. } if kind == name), "{e:?}");
         assert!(!e.is_retryable());
         assert_eq!(
@@ -153,7 +157,7 @@ fn keys_become_files_behind_links() {
 fn a_missing_object_is_waited_for() {
     let node = Node::new();
     let p = pod_with(vec![volume("conf", VolumeSource::ConfigMap(keys("cm")))]);
-    let e = node.volumes.mount(&p, &facts(), &Objects::default()).unwrap_err();
+    let e = node.volumes.mount(&p, &facts(), &Objects::listed()).unwrap_err();
     assert!(e.is_retryable());
     assert_eq!(e.event().reason, "FailedMount");
     assert_eq!(
@@ -202,7 +206,7 @@ fn refresh_follows_the_objects_and_returns_whether_files_changed() {
     assert!(node.volumes.refresh(&p, &facts(), &new).unwrap());
     assert_eq!(read(&node.volume_dir(&p, "info").join("labels")), "app=\"x\"");
 
-    let e = node.volumes.refresh(&p, &facts(), &Objects::default()).unwrap_err();
+    let e = node.volumes.refresh(&p, &facts(), &Objects::listed()).unwrap_err();
     assert!(matches!(e, Error::MissingObject { .. }));
     assert_eq!(read(&dir.join("stays")), "2", "the last content stays");
 }
@@ -302,7 +306,7 @@ fn host_paths_are_checked_by_type() {
     symlink(at("dir"), at("link")).unwrap();
     let check = |path: &Path, kind| {
         let p = pod_with(vec![volume("h", VolumeSource::HostPath { path: path.into(), kind })]);
-        node.volumes.mount(&p, &facts(), &Objects::default()).map_err(|e| e.event().message)
+        node.volumes.mount(&p, &facts(), &Objects::listed()).map_err(|e| e.event().message)
     };
     for (name, kind) in [
         ("none", Unset),
@@ -372,4 +376,25 @@ fn mount_points_inside_read_only_volumes_are_made() {
     node.volumes.refresh(&p, &facts(), &config_map("cm", &[("k", b"2")])).unwrap();
     assert!(dir.join("x/y").is_dir(), "kept by an update");
     assert_eq!(read(&dir.join("k")), "2");
+}
+
+#[test]
+fn an_unknown_object_is_not_an_absent_one() {
+    let node = Node::new();
+    let optional = KeysVolume { optional: true, ..keys("cm") };
+    let p = mounting_all(Pod { volumes: vec![volume("v", VolumeSource::ConfigMap(optional))], ..pod("web") });
+    let why = Why::Unreachable("connection refused".into());
+    let mut unknown = config_map("cm", &[]);
+    unknown.put_unknown(ObjectKind::ConfigMap, p.key.namespace.clone(), "cm".into(), why);
+    for objects in [Objects::default(), unknown.clone()] {
+        let e = node.volumes.mount(&p, &facts(), &objects).unwrap_err();
+        assert!(matches!(e, Error::UnknownObject { .. }), "{e}");
+    }
+    node.volumes.mount(&p, &facts(), &config_map("cm", &[("k", b"1")])).unwrap();
+    let file = node.volume_dir(&p, "v").join("k");
+    assert_eq!(read(&file), "1");
+    assert!(!node.volumes.refresh(&p, &facts(), &unknown).unwrap(), "nothing changes");
+    assert_eq!(read(&file), "1");
+    assert!(node.volumes.refresh(&p, &facts(), &Objects::listed()).unwrap());
+    assert!(!file.exists(), "an optional object that is gone");
 }

@@ -3,8 +3,10 @@
 use crate::{
     ids::ContainerName,
     plan::planner::{ContainerRole, Planner},
+    refs::Ref,
     status::{ContainerState, ContainerStatus, Phase, Terminated, Truth},
     time::Boottime,
+    value::Why,
 };
 
 /// One sentence on what keeps the pod from being Ready, and the time of the next try.
@@ -40,6 +42,9 @@ pub(super) fn waiting_for(
         let what = format!("{whose}{}: {}", retry.failure.reason, retry.failure.message);
         return Some((what, Some(retry.not_before)));
     }
+    if let Some(object) = d.unknown_of_volumes().filter(|_| !d.seen.volumes_mounted) {
+        return Some((format!("volumes: {}", unknown(object)), None));
+    }
     for (spec, c) in d.pod.all_containers().filter_map(|s| Some((s, find(init, mains, &s.name)?))) {
         let name = &spec.name;
         let what = match &c.state {
@@ -54,6 +59,10 @@ pub(super) fn waiting_for(
                 let wait = d.newest(name).and_then(|(id, _)| d.back_off(name, id));
                 let next = wait.map_or(now, |(at, _)| at);
                 return Some((format!("container {name}: {why}"), Some(next)));
+            }
+            ContainerState::Waiting { .. } if d.unknown_of_env(spec).is_some() => {
+                let object = d.unknown_of_env(spec).map(unknown).unwrap_or_default();
+                format!("container {name}: {object}")
             }
             ContainerState::Running { .. } if d.role(name) == ContainerRole::Init => {
                 format!("init container {name} to finish")
@@ -72,6 +81,11 @@ pub(super) fn waiting_for(
         return Some((what, None));
     }
     Some(("containers to start".to_owned(), None))
+}
+
+/// An object that is waited for, and why it is unknown.
+fn unknown((object, why): (&Ref, &Why)) -> String {
+    format!("{} {:?} is {why}", object.kind, object.name)
 }
 
 /// The message of the last failing startup or readiness probe, as a suffix.

@@ -3,7 +3,7 @@
 use super::{Node, reports::RecordedReports};
 use berth_core::{
     ids::{BootId, NodeName, PodUid},
-    model::Pod,
+    model::{Objects, Pod},
     roots::Roots,
 };
 use berth_pods::{DesiredSet, ManagerConfig, MemoryStore};
@@ -88,7 +88,7 @@ impl Agent {
 
 pub fn wanted(pods: impl IntoIterator<Item = Pod>) -> DesiredSet {
     let pods = pods.into_iter().map(|p| (p.uid.clone(), Arc::new(p))).collect();
-    DesiredSet { listed: true, pods, ..DesiredSet::default() }
+    DesiredSet { listed: true, pods, objects: Arc::new(Objects::listed()) }
 }
 
 /// A store in a temporary directory.

@@ -1,0 +1,107 @@
+//! References of a pod: the objects of its namespace that it names, and what each is used for. Pure.
+//!
+//! A source that reads objects one by one asks for exactly these. A kind that is not named is never asked for: the API
+//! server refuses it to a node.
+
+use crate::{
+    ids::Namespace,
+    model::{Container, EnvFromSource, EnvValue, ObjectKind, Pod, ProjectedSource, VolumeSource},
+};
+use std::{collections::BTreeSet, path::PathBuf};
+
+/// A reference of a pod to an object of its namespace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ref {
+    /// The object's kind.
+    pub kind: ObjectKind,
+    /// The pod's namespace, which is the object's too.
+    pub namespace: Namespace,
+    /// The object's name.
+    pub name: String,
+    /// What the pod uses the object for.
+    pub used_for: RefUse,
+}
+
+/// The use that a pod has for an object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RefUse {
+    /// Files of a volume that a container mounts.
+    Volume,
+    /// Environment variables of a container.
+    Env,
+    /// Credentials for pulling images.
+    Pull,
+    /// A token of a ServiceAccount as a file of a volume that a container mounts.
+    Token {
+        /// The token's audience; `None` is the API server's own.
+        audience: Option<String>,
+        /// The wanted life of the token in seconds.
+        ttl: u64,
+        /// The path of the file in the volume.
+        path: PathBuf,
+    },
+}
+
+/// The references of a pod. Objects of a volume that no container mounts are not among them, because such a volume is
+/// not set up.
+pub fn refs(pod: &Pod) -> BTreeSet<Ref> {
+    let of = |kind, name: &str, used_for| Ref {
+        kind,
+        namespace: pod.key.namespace.clone(),
+        name: name.to_owned(),
+        used_for,
+    };
+    let mut all: BTreeSet<Ref> = pod.all_containers().flat_map(|c| env_refs(pod, c)).collect();
+    all.extend(pod.image_pull_secrets.iter().map(|name| of(ObjectKind::Secret, name, RefUse::Pull)));
+    for volume in pod.mounted_volumes() {
+        match &volume.source {
+            VolumeSource::ConfigMap(keys) => {
+                all.insert(of(ObjectKind::ConfigMap, &keys.name, RefUse::Volume));
+            }
+            VolumeSource::Secret(keys) => {
+                all.insert(of(ObjectKind::Secret, &keys.name, RefUse::Volume));
+            }
+            VolumeSource::Projected { sources, .. } => {
+                all.extend(sources.iter().filter_map(|source| match source {
+                    ProjectedSource::ConfigMap(keys) => {
+                        Some(of(ObjectKind::ConfigMap, &keys.name, RefUse::Volume))
+                    }
+                    ProjectedSource::Secret(keys) => Some(of(ObjectKind::Secret, &keys.name, RefUse::Volume)),
+                    ProjectedSource::ServiceAccountToken { audience, expiration_seconds, path } => {
+                        let (audience, path) = (audience.clone(), path.clone());
+                        let used_for = RefUse::Token { audience, ttl: *expiration_seconds, path };
+                        Some(of(ObjectKind::ServiceAccount, &pod.service_account, used_for))
+                    }
+                    ProjectedSource::DownwardApi(_) | ProjectedSource::NotYet { .. } => None,
+                }));
+            }
+            VolumeSource::EmptyDir { .. }
+            | VolumeSource::HostPath { .. }
+            | VolumeSource::DownwardApi { .. }
+            | VolumeSource::NotYet { .. } => {}
+        }
+    }
+    all
+}
+
+/// The references of a container's environment.
+pub fn env_refs<'a>(pod: &'a Pod, container: &'a Container) -> impl Iterator<Item = Ref> + 'a {
+    let from = container.env_from.iter().map(|from| match &from.source {
+        EnvFromSource::ConfigMap(name) => (ObjectKind::ConfigMap, name),
+        EnvFromSource::Secret(name) => (ObjectKind::Secret, name),
+    });
+    let keys = container.env.iter().filter_map(|var| match &var.value {
+        EnvValue::ConfigMapKey(key) => Some((ObjectKind::ConfigMap, &key.name)),
+        EnvValue::SecretKey(key) => Some((ObjectKind::Secret, &key.name)),
+        EnvValue::Text(_) | EnvValue::Field(_) | EnvValue::Resource(_) => None,
+    });
+    from.chain(keys).map(|(kind, name)| Ref {
+        kind,
+        namespace: pod.key.namespace.clone(),
+        name: name.clone(),
+        used_for: RefUse::Env,
+    })
+}
+
+#[cfg(test)]
+mod tests;

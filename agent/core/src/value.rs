@@ -1,0 +1,35 @@
+//! What the node knows of an object that a pod names.
+
+use std::fmt;
+
+/// What a source knows of an object. Only a source that has asked can say that an object does not exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value<T> {
+    /// The object.
+    Known(T),
+    /// The object does not exist.
+    Absent,
+    /// The object may exist. A pod that names it waits, also where the reference is optional.
+    Unknown(Why),
+}
+
+/// Why an object is unknown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// The source has not asked for the object yet, or has no answer yet.
+    NotAsked,
+    /// The source's server refused to answer, with its text.
+    Refused(String),
+    /// The source's server did not answer, with the error.
+    Unreachable(String),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::NotAsked => f.write_str("not read yet"),
+            Why::Refused(text) => write!(f, "refused: {text}"),
+            Why::Unreachable(text) => write!(f, "unreachable: {text}"),
+        }
+    }
+}
