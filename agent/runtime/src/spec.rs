@@ -2,7 +2,7 @@
 //!
 //! The module produces the spec parts that containerd's CRI plugin would produce for the same pod:
 //! capabilities, masked and read-only paths, fixed mounts, devices, seccomp, namespaces, limits, user.
-//! `tests/golden_spec.rs` compares with recordings of the plugin; `tests/golden/differences.json` lists each
+//! `tests/golden_spec/main.rs` compares with recordings of the plugin; `tests/golden/differences.json` lists each
 //! difference with its reason.
 //!
 //! Invariants: no IO, no clock; the same input gives the same spec; no panic on any input. Labels of an image

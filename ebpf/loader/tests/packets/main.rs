@@ -11,6 +11,7 @@
 mod support;
 
 mod classes;
+mod expected;
 mod flood;
 mod forged;
 mod frame;

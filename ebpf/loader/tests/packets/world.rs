@@ -1,6 +1,9 @@
 //! The same tables twice, in the kernel and in memory, and the comparison of both.
 
-use crate::frame::{Net, OURS, Spec, THEIRS, frame, refusal, same};
+use crate::{
+    expected::{NEXT, SHOT, expected},
+    frame::{Net, OURS, Spec, THEIRS, frame, same},
+};
 use berth_ebpf_abi::{
     Affinity, AffinityKey, Backend, CHUNK, Chunk, ChunkKey, Config, Flow, INLINE, LocalPod, MemberKey,
     NodeAddress, PodDevice, Prefix, Service, ServiceKey, Tuple, backend, config, count, frontend, local_pod,
@@ -14,9 +17,6 @@ use berth_ebpf_loader::{CounterMap, Datapath, Map, PacketProgram, Pins};
 use nix::time::ClockId;
 
 pub(crate) const SERVICES: u8 = 24;
-const NEXT: u32 = u32::MAX;
-const SHOT: u32 = 2;
-const REDIRECT: u32 = 7;
 
 /// Networks of the test.
 pub(crate) const PODS: u8 = 1;
@@ -476,42 +476,6 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ")
-}
-
-/// Return value and frame that the program must produce.
-fn expected<A: Net>(spec: &Spec<A>, sent: &[u8], verdict: &Verdict, ctx: &FlowContext<A>) -> (u32, Vec<u8>) {
-    match verdict {
-        Verdict::Pass => (NEXT, sent.to_vec()),
-        Verdict::Drop(_) => (SHOT, Vec::new()),
-        // The program writes no answer to an IPv6 packet with a fragment header.
-        Verdict::Reject if spec.part != Part::Whole && A::ICMP != 1 => (SHOT, Vec::new()),
-        Verdict::Reject => (REDIRECT, refusal(spec)),
-        Verdict::Forward(pod) => (REDIRECT, frame(&Spec { macs: (pod.mac, pod.host_mac), ..*spec })),
-        Verdict::Translate(via) => {
-            let mut after = *spec;
-            let to = ctx.to();
-            if spec.part == Part::Error {
-                after.tuple = *to;
-                after.outer = Some((to.src, to.dst));
-            } else {
-                after.tuple = *to;
-                after.ports = (to.src_port, to.dst_port);
-            }
-            let value = match via {
-                Forwarding::Stack => NEXT,
-                Forwarding::Pod(pod) => {
-                    after.macs = (pod.mac, pod.host_mac);
-                    REDIRECT
-                }
-                Forwarding::Neighbour(_) if spec.ttl < 2 => return (SHOT, Vec::new()),
-                Forwarding::Neighbour(_) => {
-                    after.ttl -= 1;
-                    REDIRECT
-                }
-            };
-            (value, frame(&after))
-        }
-    }
 }
 
 /// A plain packet with this tuple.

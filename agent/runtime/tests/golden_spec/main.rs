@@ -4,17 +4,19 @@
 //! `tests/golden/differences.json`; an entry that no shape needs fails the test.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test: what is missing fails it")]
 
+mod compare;
+mod recording;
+
 use berth_core::{
     ids::{Attempt, ContainerId, NodeName, SandboxAttempt},
     model::{Container, Pod, QosClass, VolumeSource},
     time::Wall,
 };
-use berth_runtime::spec::{
-    self, ContainerInput, ContainerSpecError, HostFacts, ImageConfig, MountSpec, SpecError, UserFiles,
-};
+use berth_runtime::spec::{self, ContainerInput, ContainerSpecError, ImageConfig, MountSpec, SpecError};
 use berth_source::manifest::{self, ManifestContext, Mode};
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use compare::{canonical, compare, reconcile};
+use recording::{Difference, Golden, Node, Recorded, RecordedMount, Recording, json, read, tests_dir};
+use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -25,105 +27,6 @@ const NODE: &str = "berth-peer";
 const LEAST_SHAPES: usize = 60;
 /// On cgroup v2 only shapes are recorded whose resources, mounts or privileges differ there.
 const LEAST_SHAPES_V2: usize = 30;
-
-#[derive(Deserialize)]
-struct Recording {
-    containers: BTreeMap<String, Recorded>,
-    /// Sysctls of the sandbox; `None` if no sandbox was created.
-    sysctls: Option<BTreeMap<String, String>>,
-}
-
-#[derive(Deserialize)]
-struct Recorded {
-    image: String,
-    command: Option<Vec<String>>,
-    args: Option<Vec<String>>,
-    env: Option<Vec<(String, String)>>,
-    mounts: Vec<RecordedMount>,
-    spec: Value,
-}
-
-#[derive(Deserialize)]
-struct RecordedMount {
-    container_path: String,
-    host_path: PathBuf,
-    readonly: bool,
-}
-
-#[derive(Deserialize)]
-struct Difference {
-    name: String,
-    reason: String,
-    /// Prefixes of difference lines, `<shape>/<container>/<place>`, for values of single shapes. Empty for a
-    /// general difference.
-    #[serde(default)]
-    lines: Vec<String>,
-}
-
-/// Recordings of one kind of machine: those of cgroup v1, with the files of `golden/v2` in place of theirs
-/// for cgroup v2.
-struct Golden {
-    base: PathBuf,
-    overlay: Option<PathBuf>,
-}
-
-impl Golden {
-    fn v1() -> Golden {
-        Golden { base: tests_dir().join("golden"), overlay: None }
-    }
-
-    fn v2() -> Golden {
-        let base = tests_dir().join("golden");
-        Golden { overlay: Some(base.join("v2")), base }
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        let over = self.overlay.as_ref().map(|dir| dir.join(name)).filter(|path| path.exists());
-        over.unwrap_or_else(|| self.base.join(name))
-    }
-
-    /// Whether the shape's specs were recorded on this kind of machine. Every spec differs on cgroup v2, so a
-    /// shape without a file in `golden/v2` was not recorded there.
-    fn has_spec(&self, shape: &str) -> bool {
-        self.overlay.as_ref().is_none_or(|dir| dir.join("spec").join(format!("{shape}.json")).exists())
-    }
-
-    fn of_shape(&self, kind: &str, shape: &str) -> PathBuf {
-        self.file(&format!("{kind}/{shape}.json"))
-    }
-}
-
-struct Node {
-    facts: HostFacts,
-    images: Value,
-}
-
-fn tests_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests")
-}
-
-fn read(path: &Path) -> String {
-    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
-fn json<T: for<'de> Deserialize<'de>>(path: &Path) -> T {
-    serde_json::from_str(&read(path)).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
-impl Node {
-    fn load(golden: &Golden) -> Node {
-        Node { facts: json(&golden.file("host.json")), images: json(&golden.file("images.json")) }
-    }
-
-    fn image(&self, name: &str) -> ImageConfig {
-        let config = self.images["configs"].get(name).unwrap_or_else(|| panic!("image {name} not recorded"));
-        ImageConfig::parse(serde_json::json!({ "config": config }).to_string().as_bytes()).unwrap()
-    }
-
-    fn users(&self) -> UserFiles<'_> {
-        UserFiles { passwd: self.images["passwd"].as_str(), group: self.images["group"].as_str() }
-    }
-}
 
 /// Host name that the kubelet assigns to the pod.
 fn hostname(pod: &Pod) -> String {
@@ -225,104 +128,6 @@ fn build(node: &Node, pod: &Pod, container: &Container, recorded: &Recorded) -> 
         Ok(spec) => Ok(serde_json::to_value(&spec).unwrap()),
         Err(ContainerSpecError::Spec(error)) => Err(error),
         Err(ContainerSpecError::User(error)) => panic!("{}: {error}", container.name),
-    }
-}
-
-/// Canonical form of a spec. Values that the other side omits when false or empty are removed. Capabilities
-/// are sorted, and so are limits of huge pages, whose order is that of a directory. Numbers stay, because 0
-/// can be a limit.
-fn canonical(value: Value) -> Value {
-    match value {
-        Value::Object(map) => {
-            let mut out = Map::new();
-            for (key, value) in map {
-                let mut value = canonical(value);
-                if matches!(key.as_str(), "bounding" | "effective" | "permitted" | "hugepageLimits")
-                    && let Value::Array(set) = &mut value
-                {
-                    set.sort_by_key(Value::to_string);
-                }
-                let empty = match &value {
-                    Value::Null | Value::Bool(false) => true,
-                    Value::Array(a) => a.is_empty(),
-                    Value::Object(o) => o.is_empty(),
-                    Value::String(s) => s.is_empty(),
-                    Value::Bool(true) | Value::Number(_) => false,
-                };
-                if !empty {
-                    out.insert(key, value);
-                }
-            }
-            Value::Object(out)
-        }
-        Value::Array(list) => Value::Array(list.into_iter().map(canonical).collect()),
-        other => other,
-    }
-}
-
-/// Removes the reviewed differences from both sides and returns the names of those that occurred.
-fn reconcile(pod: &Pod, ours: &mut Value, theirs: &mut Value) -> BTreeSet<&'static str> {
-    let mut used = BTreeSet::new();
-    let annotations = |v: &mut Value| {
-        v.as_object_mut().and_then(|o| o.remove("annotations")).and_then(|a| match a {
-            Value::Object(map) => Some(map),
-            _ => None,
-        })
-    };
-    let their_marks = annotations(theirs).unwrap_or_default();
-    assert!(their_marks.keys().all(|k| k.starts_with("io.kubernetes.cri.")), "{their_marks:?}");
-    let our_marks = annotations(ours).unwrap_or_default();
-    assert_eq!(our_marks.keys().collect::<Vec<_>>(), [spec::SHIM_GROUP_ANNOTATION]);
-    used.insert("cri-annotations");
-
-    let of_host = |kind: &str| match kind {
-        "network" | "uts" => pod.namespaces.host_network,
-        "ipc" => pod.namespaces.host_ipc,
-        "pid" => pod.namespaces.host_pid,
-        _ => false,
-    };
-    if let Some(list) = theirs.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut) {
-        let before = list.len();
-        list.retain(|n| !(of_host(n["type"].as_str().unwrap_or_default()) && n["path"].is_string()));
-        if list.len() != before {
-            used.insert("host-namespaces");
-        }
-    }
-    for mount in theirs.pointer_mut("/mounts").and_then(Value::as_array_mut).into_iter().flatten() {
-        let source = mount["source"].as_str().unwrap_or_default().to_owned();
-        if let Some((_, file)) = source.split_once("/io.containerd.grpc.v1.cri/sandboxes/$SANDBOX/") {
-            mount["source"] = Value::String(format!("/SANDBOX/{file}"));
-            used.insert("sandbox-files");
-        }
-        if source.ends_with("/io.containerd.grpc.v1.cri/containers/$ID/volumes/$VOLUME") {
-            mount["source"] = Value::String("/VOLUME".to_owned());
-            used.insert("image-volumes");
-        }
-    }
-    used
-}
-
-/// Places where two values differ, as JSON pointers.
-fn compare(at: &str, ours: &Value, theirs: &Value, out: &mut Vec<String>) {
-    match (ours, theirs) {
-        (Value::Object(a), Value::Object(b)) => {
-            for key in a.keys().chain(b.keys()).collect::<BTreeSet<_>>() {
-                let null = Value::Null;
-                compare(
-                    &format!("{at}/{key}"),
-                    a.get(key).unwrap_or(&null),
-                    b.get(key).unwrap_or(&null),
-                    out,
-                );
-            }
-        }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            for (i, (x, y)) in a.iter().zip(b).enumerate() {
-                compare(&format!("{at}/{i}"), x, y, out);
-            }
-        }
-        _ if ours == theirs => {}
-        _ => out.push(format!("{at}: ours {ours}, recorded {theirs}")),
     }
 }
 
