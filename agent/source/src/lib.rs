@@ -7,6 +7,7 @@
 //! - [`merge`] holds the node's sources and merges their snapshots into one desired state.
 //! - [`controllers`] plays the controllers of a control plane where there is none: ClusterIPs and EndpointSlices.
 //! - [`status`] turns what is reported about a pod back into Kubernetes' JSON.
+//! - [`node`] and [`lease`] make the objects by which the node itself is known to the API.
 //! - [`patch`] makes the patch that brings an object's status in the API to that of the node.
 //!
 //! Invariants: an unreadable file or a missing directory is never taken for a deletion; nothing here panics on any
@@ -18,8 +19,10 @@ pub mod controllers;
 mod convert;
 pub mod directory;
 mod error;
+pub mod lease;
 pub mod manifest;
 pub mod merge;
+pub mod node;
 pub mod patch;
 mod snapshot;
 mod state_file;

@@ -10,13 +10,15 @@
 //! The merge is the API server's (`k8s.io/apimachinery` `pkg/util/strategicpatch`): an object is merged member by
 //! member, `null` removes a member, and a list is replaced as a whole, except lists with a merge key. Of those, an
 //! element is merged with the element of the same key, `{"$patch": "delete"}` removes one, and
-//! `$setElementOrder/<list>` gives the order.
+//! `$setElementOrder/<list>` gives the order; `{"$patch": "replace"}` among the elements replaces such a list after all.
 
 mod diff;
 mod fields;
+mod node;
 mod pod;
 mod time;
 
+pub use node::{Heartbeat, node_status};
 pub use pod::{IllegalTransition, PodUpdate, pod_status};
 
 /// The content type of a strategic merge patch.

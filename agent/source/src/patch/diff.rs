@@ -26,6 +26,21 @@ pub(super) fn members(
                     patch.insert((*name).to_owned(), change);
                 }
             }
+            Field::Members(fields) => match (old, new) {
+                (Value::Object(old), Value::Object(new)) if !old.is_empty() && !new.is_empty() => {
+                    let change = members(old, new, fields);
+                    if !change.is_empty() {
+                        patch.insert((*name).to_owned(), change.into());
+                    }
+                }
+                _ if same(old, new) => {}
+                _ => drop(patch.insert((*name).to_owned(), value(new))),
+            },
+            Field::Replaced => {
+                if !same(old, new) {
+                    patch.insert((*name).to_owned(), replaced(new));
+                }
+            }
             Field::List { key, members, ordered } => {
                 list(&mut patch, name, (old, new), (key, members, ordered))
             }
@@ -108,6 +123,18 @@ fn elements<'a>(list: &'a Value, key: &str) -> Vec<(&'a str, &'a Map<String, Val
 /// The member, `null` where there is none.
 pub(super) fn member<'a>(of: &'a Map<String, Value>, name: &str) -> &'a Value {
     of.get(name).unwrap_or(&Value::Null)
+}
+
+/// The list as it is sent where it replaces the old one.
+fn replaced(new: &Value) -> Value {
+    match new {
+        Value::Array(list) if !list.is_empty() => {
+            let mut list = list.clone();
+            list.push(json!({ "$patch": "replace" }));
+            list.into()
+        }
+        _ => Value::Null,
+    }
 }
 
 /// The value as it is sent: `null` clears the field.

@@ -8,6 +8,10 @@ pub(super) enum Field {
     Whole,
     /// A map or an object whose members the node owns all.
     Map,
+    /// An object of which the node owns these members.
+    Members(Fields),
+    /// A list that would be merged by a key that is not unique; it is sent whole, with the directive to replace.
+    Replaced,
     /// A list whose elements are merged by the member `key`.
     List {
         /// The member that identifies an element.
@@ -53,4 +57,41 @@ pub(super) const POD_STATUS: Fields = &[
     ("ephemeralContainerStatuses", Field::Whole),
     ("allocatedResources", Field::Map),
     ("resources", Field::Map),
+];
+
+const NODE_CONDITION: Fields = &[
+    ("status", Field::Whole),
+    ("lastHeartbeatTime", Field::Whole),
+    ("lastTransitionTime", Field::Whole),
+    ("reason", Field::Whole),
+    ("message", Field::Whole),
+];
+
+const NODE_INFO: Fields = &[
+    ("machineID", Field::Whole),
+    ("systemUUID", Field::Whole),
+    ("bootID", Field::Whole),
+    ("kernelVersion", Field::Whole),
+    ("osImage", Field::Whole),
+    ("containerRuntimeVersion", Field::Whole),
+    ("kubeletVersion", Field::Whole),
+    ("kubeProxyVersion", Field::Whole),
+    ("operatingSystem", Field::Whole),
+    ("architecture", Field::Whole),
+    ("swap", Field::Whole),
+];
+
+/// `NodeStatus`. Not the node's: `phase`, `volumesInUse`, `volumesAttached` and `config`.
+pub(super) const NODE_STATUS: Fields = &[
+    ("capacity", Field::Map),
+    ("allocatable", Field::Map),
+    ("conditions", Field::List { key: "type", members: NODE_CONDITION, ordered: false }),
+    // The merge key is `type`, and a node of two families has two addresses of one type.
+    ("addresses", Field::Replaced),
+    ("daemonEndpoints", Field::Map),
+    ("nodeInfo", Field::Members(NODE_INFO)),
+    ("images", Field::Whole),
+    ("runtimeHandlers", Field::Whole),
+    ("features", Field::Map),
+    ("declaredFeatures", Field::Whole),
 ];

@@ -6,12 +6,13 @@
 //! many pairs, `BERTH_RECORD` names the file to record cases into.
 
 use super::{
+    nodes,
     pods::{NOW, apply, pod},
     random::{CLAIMS, Random, pair},
     shown,
 };
 use berth_core::model::RestartPolicy;
-use berth_source::patch::{CONTENT_TYPE, PodUpdate, pod_status};
+use berth_source::patch::{CONTENT_TYPE, Heartbeat, PodUpdate, node_status, pod_status};
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, fmt::Write, fs, path::PathBuf, process::Command};
 
@@ -90,10 +91,65 @@ fn gated(name: &str) -> Value {
     })
 }
 
+type Again<'a> = Box<dyn Fn(&Value) -> Option<Value> + 'a>;
+
+/// A pair on its way through the API server.
+struct Case<'a> {
+    old: Value,
+    wanted: Value,
+    may_run: bool,
+    patch: Option<Value>,
+    /// The patch from another old status to the wanted one.
+    again: Again<'a>,
+}
+
+impl Server {
+    /// Puts each case's old status, patches it, and compares what the API server made of it with the merge of this test.
+    /// The API server's old and new status of those cases that had a patch.
+    fn through(&self, status_path: &str, object: &Value, cases: &[Case<'_>]) -> Vec<Option<(Value, Value)>> {
+        let put = |status: Value| {
+            let mut body = object.clone();
+            body["status"] = status;
+            Request { method: "PUT", path: status_path.to_owned(), content_type: "application/json", body }
+        };
+        let mut requests = Vec::new();
+        for case in cases {
+            // The empty status between two cases makes each container's state a new one.
+            requests.extend([put(json!({})), put(case.old.clone())]);
+            if let Some(body) = case.patch.clone() {
+                let path = status_path.to_owned();
+                requests.push(Request { method: "PATCH", path, content_type: CONTENT_TYPE, body });
+            }
+        }
+        let mut answers = self.send(&requests).into_iter();
+        let mut through = Vec::new();
+        for Case { old, wanted, patch, again, .. } in cases {
+            answers.next().unwrap();
+            let before = answers.next().unwrap()["status"].clone();
+            same_members(&before, old);
+            assert_eq!(again(&before), *patch, "from the API server's form of {old}");
+            let Some(patch) = patch else {
+                through.push(None);
+                continue;
+            };
+            let answer = answers.next().unwrap();
+            assert_eq!(answer["kind"], object["kind"], "refused: {answer}\npatch {patch}\nold {old}");
+            let after = answer["status"].clone();
+            same_members(&after, &apply(&before, patch));
+            assert_eq!(again(&after), None, "patch {patch}\nold {old}\nwanted {wanted}\nafter {after}");
+            through.push(Some((before, after)));
+        }
+        through
+    }
+}
+
+fn pairs() -> usize {
+    std::env::var("BERTH_PAIRS").map_or(1_000, |count| count.parse().unwrap())
+}
+
 #[test]
 #[ignore = "needs a cluster of `cargo xtask cluster`, named by BERTH_CLUSTER"]
 fn pairs_go_through_a_real_api_server() {
-    let pairs: usize = std::env::var("BERTH_PAIRS").map_or(1_000, |count| count.parse().unwrap());
     let server = Server::new();
     let pods = "/api/v1/namespaces/default/pods";
     let name = "berth-status-patches";
@@ -101,73 +157,74 @@ fn pairs_go_through_a_real_api_server() {
     server.json("DELETE", &path, json!({ "gracePeriodSeconds": 0 }));
     let made = server.json("POST", pods, gated(name));
     let uid = made["metadata"]["uid"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
+    let object = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "uid": uid } });
     let model = pod(RestartPolicy::Always);
-    let status_path = format!("{path}/status");
-    let put = |status: Value| Request {
-        method: "PUT",
-        path: status_path.clone(),
-        content_type: "application/json",
-        body: json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "uid": uid }, "status": status }),
-    };
     let (mut r, mut sent, mut shapes, mut recorded) = (Random(17), 0, BTreeSet::new(), String::new());
-    for _ in 0..pairs.div_ceil(100) {
+    for _ in 0..pairs().div_ceil(100) {
         let mut cases = Vec::new();
-        let mut requests = Vec::new();
         while cases.len() < 100 {
             let (mut old, wanted) = pair(&mut r);
             // The API server keeps the last one where none is put.
             if old["observedGeneration"].is_null() {
                 old["observedGeneration"] = 1.into();
             }
-            let update = PodUpdate { uid: &uid, pod: &model, may_run: r.once_in(2), now: NOW };
+            let may_run = r.once_in(2);
+            let update = PodUpdate { uid: &uid, pod: &model, may_run, now: NOW };
             let Ok(patch) = pod_status(&update, &old, &wanted) else { continue };
-            requests.push(put(json!({})));
-            requests.push(put(old.clone()));
-            if let Some(body) = patch.clone() {
-                requests.push(Request {
-                    method: "PATCH",
-                    path: status_path.clone(),
-                    content_type: CONTENT_TYPE,
-                    body,
-                });
-            }
-            cases.push((old, wanted, update, patch));
+            let to = wanted.clone();
+            let again = Box::new(move |old: &Value| pod_status(&update, old, &to).unwrap());
+            cases.push(Case { old, wanted, may_run, patch, again });
         }
-        let mut answers = server.send(&requests).into_iter();
-        for (old, wanted, update, patch) in cases {
-            answers.next().unwrap();
-            let before = answers.next().unwrap();
-            assert_eq!(
-                shown(&before["status"]),
-                shown(&old),
-                "the API server's form of the old status: {before}"
-            );
-            let before = &before["status"];
-            assert_eq!(pod_status(&update, before, &wanted).unwrap(), patch, "old in the API server's form");
-            let Some(patch) = patch else { continue };
-            let after = answers.next().unwrap();
-            assert_eq!(after["metadata"]["uid"], uid.as_str(), "refused: {after}\npatch {patch}\nold {old}");
-            let after = &after["status"];
-            same_members(after, &apply(before, &patch));
-            let second = pod_status(&update, after, &wanted).unwrap();
-            assert_eq!(second, None, "patch {patch}\nold {old}\nwanted {wanted}\nafter {after}");
+        let through = server.through(&format!("{path}/status"), &object, &cases);
+        for (case, (before, after)) in
+            cases.iter().zip(through).filter_map(|(case, both)| Some((case, both?)))
+        {
             sent += 1;
-            let case = json!({
-                "old": before, "wanted": wanted, "mayRun": update.may_run, "patch": patch["status"], "merged": after,
-            });
-            let line = case.to_string();
-            if line.len() < 6_000 && shapes.len() < 150 && shapes.insert(shape(&patch["status"])) {
+            let patch = &case.patch.as_ref().unwrap()["status"];
+            let line = json!({
+                "old": before, "wanted": case.wanted, "mayRun": case.may_run, "patch": patch, "merged": after,
+            })
+            .to_string();
+            if line.len() < 6_000 && shapes.insert(shape(patch)) {
                 recorded.push_str(&line);
                 recorded.push('\n');
             }
         }
     }
     server.json("DELETE", &path, json!({ "gracePeriodSeconds": 0 }));
-    eprintln!("{sent} patches of {pairs} pairs went through the API server");
-    assert!(sent * 2 > pairs, "{sent}");
+    eprintln!("{sent} patches of {} pairs went through the API server", pairs());
+    assert!(sent * 2 > pairs(), "{sent}");
     if let Ok(file) = std::env::var("BERTH_RECORD") {
         fs::write(file, recorded).unwrap();
     }
+}
+
+#[test]
+#[ignore = "needs a cluster of `cargo xtask cluster`, named by BERTH_CLUSTER"]
+fn node_pairs_go_through_a_real_api_server() {
+    let server = Server::new();
+    let name = "berth-status-patches";
+    let path = format!("/api/v1/nodes/{name}");
+    server.json("DELETE", &path, json!({}));
+    let object = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name } });
+    let made = server.json("POST", "/api/v1/nodes", object.clone());
+    assert_eq!(made["kind"], "Node", "{made}");
+    let (mut r, mut sent) = (Random(18), 0);
+    for _ in 0..pairs().div_ceil(100) {
+        let cases: Vec<Case<'_>> = (0..100)
+            .map(|_| {
+                let (old, wanted) = nodes::pair(&mut r);
+                let patch = node_status(&old, &wanted, Heartbeat::Due);
+                let to = wanted.clone();
+                let again = Box::new(move |old: &Value| node_status(old, &to, Heartbeat::Due));
+                Case { old, wanted, may_run: false, patch, again }
+            })
+            .collect();
+        sent += server.through(&format!("{path}/status"), &object, &cases).iter().flatten().count();
+    }
+    server.json("DELETE", &path, json!({}));
+    eprintln!("{sent} patches of {} node pairs went through the API server", pairs());
+    assert!(sent * 2 > pairs(), "{sent}");
 }
 
 /// Compares what the API server has with what it should have, member by member.

@@ -4,6 +4,7 @@
 
 mod api_server;
 mod merge;
+mod nodes;
 mod pods;
 mod random;
 mod recorded;

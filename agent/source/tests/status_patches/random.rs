@@ -54,7 +54,7 @@ const OTHERS: [&str; 3] = ["example.com/gate", "DisruptionTarget", "cloud.exampl
 pub(crate) const CLAIMS: [&str; 2] = ["gpu", "nic"];
 
 /// A time; with a fraction or another zone where the node writes it.
-fn time(r: &mut Random, node: bool) -> Value {
+pub(crate) fn time(r: &mut Random, node: bool) -> Value {
     let second = 10 + r.below(6);
     match if node { r.below(6) } else { 0 } {
         1 => format!("2026-01-02T03:04:{second}.75Z").into(),
