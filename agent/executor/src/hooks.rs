@@ -4,7 +4,7 @@ use crate::NodeExecutor;
 use berth_core::{
     error::Chain,
     ids::{ContainerId, ContainerName},
-    model::{Container, Hook, Pod},
+    model::{Container, Hook},
     plan::Failure,
 };
 use berth_pods::{ActionResult, Context};
@@ -35,12 +35,7 @@ impl NodeExecutor {
         container: &ContainerName,
         id: &ContainerId,
     ) -> Result<ActionResult, Failure> {
-        let pod = context.pod.clone();
-        let Some((spec, hook)) = pod.container(container).and_then(|c| Some((c, c.post_start.as_ref()?)))
-        else {
-            return Ok(ActionResult::done(Vec::new()));
-        };
-        self.hook(&pod, spec, hook, id, &context, MAX_HOOK_TIME).await
+        self.hook(|c| c.post_start.as_ref(), container, id, &context, MAX_HOOK_TIME).await
     }
 
     pub(crate) async fn pre_stop(
@@ -49,24 +44,23 @@ impl NodeExecutor {
         container: &ContainerName,
         id: &ContainerId,
     ) -> Result<ActionResult, Failure> {
-        let pod = context.pod.clone();
-        let Some((spec, hook)) = pod.container(container).and_then(|c| Some((c, c.pre_stop.as_ref()?)))
-        else {
-            return Ok(ActionResult::done(Vec::new()));
-        };
         let left = context.deadline.map_or(MAX_HOOK_TIME, |d| d.since(clock::boottime()));
-        self.hook(&pod, spec, hook, id, &context, left).await
+        self.hook(|c| c.pre_stop.as_ref(), container, id, &context, left).await
     }
 
+    /// Runs the hook that `of` finds in the container's spec; done where there is none.
     async fn hook(
         &self,
-        pod: &Pod,
-        spec: &Container,
-        hook: &Hook,
+        of: fn(&Container) -> Option<&Hook>,
+        container: &ContainerName,
         id: &ContainerId,
         context: &Context,
         within: Duration,
     ) -> Result<ActionResult, Failure> {
+        let pod = &context.pod;
+        let Some((spec, hook)) = pod.container(container).and_then(|c| Some((c, of(c)?))) else {
+            return Ok(ActionResult::done(Vec::new()));
+        };
         let failed = |message: String| Failure::new("FailedHook", message);
         match hook {
             Hook::Sleep(seconds) => {
