@@ -11,7 +11,7 @@
 
 use crate::{
     Runtime,
-    client::{Client, QUERY, RECORD, UNPACK, call, from_status},
+    client::{Client, QUERY, UNPACK, call, from_status},
     error::Error,
     image::architecture,
     wire,
@@ -19,7 +19,7 @@ use crate::{
 use berth_core::error::Chain;
 use berth_sys::clock;
 use containerd_client::{
-    services::v1::{CreateRequest, StreamInit, TransferOptions, TransferRequest},
+    services::v1::{StreamInit, TransferOptions, TransferRequest},
     to_any,
     types::{
         Platform,
@@ -32,7 +32,6 @@ use jiff::Timestamp;
 use prost::Message;
 use prost_types::Any;
 use std::{
-    collections::HashMap,
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -143,23 +142,15 @@ impl Runtime {
     pub async fn import(&self, archive: &Path) -> Result<Vec<String>, Error> {
         let file = File::open(archive).await.map_err(Error::file("open", archive))?;
         let lease = unique("import");
-        self.make_import_lease(&lease).await?;
+        // The lease ends by itself where this agent is killed in the import.
+        let expires = (Timestamp::now() + LEASE).to_string();
+        self.create_lease(&lease, (LABEL_EXPIRES, &expires)).await?;
         let imported = self.import_under(&lease, archive, file).await;
         if let Err(error) = self.delete_lease(&lease).await {
             // The lease ends by itself; until then it holds what the import stored.
             tracing::warn!(%lease, error = %Chain(&error), "cannot release the lease of an image import");
         }
         imported
-    }
-
-    /// Makes the lease of one import. The lease expires by itself, for an agent that is killed in the import.
-    async fn make_import_lease(&self, lease: &str) -> Result<(), Error> {
-        let client = self.client();
-        let labels = HashMap::from([(LABEL_EXPIRES.to_owned(), (Timestamp::now() + LEASE).to_string())]);
-        let request = CreateRequest { id: lease.to_owned(), labels };
-        let mut service = client.leases();
-        call("make lease", lease, RECORD, service.create(client.request(request, RECORD))).await?;
-        Ok(())
     }
 
     async fn import_under(&self, lease: &str, archive: &Path, file: File) -> Result<Vec<String>, Error> {

@@ -29,14 +29,18 @@ impl Runtime {
         if lock(&self.leases().0).contains(pod) {
             return Ok(());
         }
-        let client = self.client();
-        let request = CreateRequest {
-            id: name(pod),
-            labels: HashMap::from([(LABEL_POD_UID.to_owned(), pod.as_str().to_owned())]),
-        };
-        let mut service = client.leases();
-        present(call("make lease", pod, RECORD, service.create(client.request(request, RECORD))).await)?;
+        present(self.create_lease(&name(pod), (LABEL_POD_UID, pod.as_str())).await)?;
         lock(&self.leases().0).insert(pod.clone());
+        Ok(())
+    }
+
+    /// Creates a lease with one label. The error is already-exists where there is one of this name.
+    pub(crate) async fn create_lease(&self, lease: &str, label: (&str, &str)) -> Result<(), Error> {
+        let client = self.client();
+        let labels = HashMap::from([(label.0.to_owned(), label.1.to_owned())]);
+        let request = CreateRequest { id: lease.to_owned(), labels };
+        let mut service = client.leases();
+        call("make lease", lease, RECORD, service.create(client.request(request, RECORD))).await?;
         Ok(())
     }
 
