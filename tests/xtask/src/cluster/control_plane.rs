@@ -67,7 +67,7 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, etcd: Etcd, goaway
     out::timed("start the controller manager and the scheduler", || {
         for (name, args) in [
             ("kube-controller-manager", controller_manager_args(place)),
-            ("kube-scheduler", scheduler_args(place)),
+            ("kube-scheduler", component_args(place, "scheduler")),
         ] {
             world.spawn(name, &bin.join(name), &args)?;
         }
@@ -136,13 +136,8 @@ fn api_server_args(place: &Place, goaway_chance: f64) -> Vec<String> {
 
 fn controller_manager_args(place: &Place) -> Vec<String> {
     let pki = |file: &str| shown(place.pki(file));
-    let kubeconfig = shown(place.kubeconfig("controller-manager"));
-    flags([
-        ("kubeconfig", kubeconfig.clone()),
-        ("authentication-kubeconfig", kubeconfig.clone()),
-        ("authorization-kubeconfig", kubeconfig),
-        ("bind-address", "127.0.0.1".into()),
-        ("leader-elect", "false".into()),
+    let mut args = component_args(place, "controller-manager");
+    args.extend(flags([
         ("controllers", "*,bootstrapsigner,tokencleaner".into()),
         ("use-service-account-credentials", "true".into()),
         ("service-account-private-key-file", pki("service-account.key")),
@@ -152,11 +147,13 @@ fn controller_manager_args(place: &Place) -> Vec<String> {
         ("allocate-node-cidrs", "true".into()),
         ("cluster-cidr", PODS.into()),
         ("service-cluster-ip-range", SERVICES.into()),
-    ])
+    ]));
+    args
 }
 
-fn scheduler_args(place: &Place) -> Vec<String> {
-    let kubeconfig = shown(place.kubeconfig("scheduler"));
+/// Arguments of a program that is a client of the API server: its identity, and that it is the only one of its kind.
+fn component_args(place: &Place, user: &str) -> Vec<String> {
+    let kubeconfig = shown(place.kubeconfig(user));
     flags([
         ("kubeconfig", kubeconfig.clone()),
         ("authentication-kubeconfig", kubeconfig.clone()),
