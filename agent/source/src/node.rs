@@ -56,7 +56,7 @@ pub struct NodeReport {
     /// The node's conditions, `Ready` last.
     pub conditions: Vec<NodeCondition>,
     /// `nodeInfo`.
-    pub info: NodeInfo,
+    pub info: NodeSystemInfo,
     /// `daemonEndpoints.kubeletEndpoint.Port`: where the API server asks for logs and exec. `None` where nothing
     /// listens.
     pub port: Option<u16>,
@@ -106,9 +106,9 @@ impl NodeConditionType {
     }
 }
 
-/// `nodeInfo`.
+/// Versions and ids of the machine and its programs (`nodeInfo`, `NodeSystemInfo` in `core/v1`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct NodeInfo {
+pub struct NodeSystemInfo {
     /// `machineID`.
     pub machine_id: String,
     /// `systemUUID`.
@@ -253,7 +253,7 @@ fn amounts(list: &ResourceList) -> Map<String, Value> {
     list.iter().map(|(name, amount)| (name.clone(), amount.canonical().into())).collect()
 }
 
-fn info(info: &NodeInfo) -> Value {
+fn info(info: &NodeSystemInfo) -> Value {
     let mut value = json!({
         "machineID": info.machine_id,
         "systemUUID": info.system_uuid,

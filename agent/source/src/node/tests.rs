@@ -34,7 +34,11 @@ fn report() -> NodeReport {
             reason: "KubeletReady".into(),
             message: "kubelet is posting ready status".into(),
         }],
-        info: NodeInfo { containerd_version: "v2.0.0".into(), swap_bytes: Some(7), ..NodeInfo::default() },
+        info: NodeSystemInfo {
+            containerd_version: "v2.0.0".into(),
+            swap_bytes: Some(7),
+            ..NodeSystemInfo::default()
+        },
         port: Some(10250),
         images: Vec::new(),
         handlers: vec![RuntimeHandler {

@@ -27,10 +27,12 @@ pub fn node_status(old: &Value, wanted: &Value, heartbeat: Heartbeat) -> Option<
     let mut new = wanted.as_object().unwrap_or(&empty).clone();
     resources(old, &mut new);
     conditions(old, &mut new);
-    let mut quiet = new.clone();
-    without_heartbeats(old, &mut quiet);
-    if heartbeat == Heartbeat::OnChange && diff::members(old, &quiet, fields::NODE_STATUS).is_empty() {
-        return None;
+    if heartbeat == Heartbeat::OnChange {
+        let mut quiet = new.clone();
+        without_heartbeats(old, &mut quiet);
+        if diff::members(old, &quiet, fields::NODE_STATUS).is_empty() {
+            return None;
+        }
     }
     let patch = diff::members(old, &new, fields::NODE_STATUS);
     (!patch.is_empty()).then(|| json!({ "status": patch }))
