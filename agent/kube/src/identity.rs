@@ -54,7 +54,7 @@ pub struct Server {
     pub url: String,
     /// Host name or address.
     pub host: String,
-    /// Port.
+    /// TCP port of the server; 443 or 80 where the URL names none.
     pub port: u16,
     /// Path before each request's own; empty for most servers.
     pub prefix: String,

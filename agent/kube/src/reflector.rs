@@ -49,7 +49,7 @@ pub struct Meta {
     /// Namespace; empty for kinds without namespaces.
     #[serde(default, deserialize_with = "or_default")]
     pub namespace: Box<str>,
-    /// Name.
+    /// `metadata.name`, unique in its namespace.
     pub name: Box<str>,
     /// UID, which differs from that of an earlier object with the same name.
     #[serde(default, deserialize_with = "or_default")]

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 /// Tables of one family. The clock stands still, and the random sequence is fixed until it is set.
 #[derive(Debug, Clone, Default)]
 pub struct Tables<A> {
-    /// Frontends.
+    /// Service values by frontend: address, port and protocol.
     pub services: HashMap<ServiceKey<A>, Service<A>>,
     /// Chunks of Services with more backends than fit inline.
     pub chunks: HashMap<ChunkKey, Chunk<A>>,

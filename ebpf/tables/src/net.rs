@@ -10,7 +10,7 @@ pub struct TableNames {
     pub service: &'static str,
     /// Chunks of backends.
     pub chunk: &'static str,
-    /// Members.
+    /// Sets of the backends that a client with affinity may keep, by address and port.
     pub member: &'static str,
 }
 

@@ -71,7 +71,7 @@ pub(crate) enum Node {
     None,
     /// The real kubelet and kube-proxy over containerd's CRI plugin.
     Kubelet,
-    /// Berth.
+    /// The agent of this workspace in the kubelet's place; refused until the agent takes a kubeconfig.
     Berth,
 }
 

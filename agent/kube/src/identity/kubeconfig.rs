@@ -1,5 +1,5 @@
 //! The kubeconfig file (`client-go/tools/clientcmd/api/v1`), restricted to the fields that an agent can use.
-//! Pure.
+//! Functions over bytes; the files that a kubeconfig names are read by the parent module.
 //!
 //! A field that client-go would honour and this client does not support is an error with the field's name,
 //! never ignored: a node that bypasses its proxy, or acts as another user, is worse than a node that does not

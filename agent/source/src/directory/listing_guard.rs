@@ -1,5 +1,5 @@
 //! Whether a listing of the directory is accepted as complete, so that pods without a manifest may be ended.
-//! Pure.
+//! A function of two listings; the watcher makes them.
 //!
 //! An unreadable directory has no listing. A directory other than the one before (another device or inode)
 //! may be the empty mount point under a volume that went away, a new tree that is still being filled, or a
