@@ -22,4 +22,4 @@ pub use executor::{ActionResult, Context, Executor, NodeProcess, ObservedChange,
 pub use manager::{DesiredSet, FoundPod, ManagerConfig, NodeEvent, run};
 pub use report::{ActionRecord, PodReport, Reports};
 pub use store::{MemoryStore, StoreError, StoredPod};
-pub use worker::{PlanRecord, WorkerMessage};
+pub use worker::WorkerMessage;

@@ -1,6 +1,6 @@
 //! Reports from workers: the state of their pod after each decision, and events.
 
-use crate::{executor::NodeProcess, worker::PlanRecord};
+use crate::executor::NodeProcess;
 use berth_core::{
     event::EventRecord,
     ids::{ContainerId, PodUid},
@@ -21,8 +21,6 @@ pub struct PodReport {
     pub processes: BTreeMap<ContainerId, NodeProcess>,
     /// The last actions, newest last.
     pub timeline: Vec<ActionRecord>,
-    /// The last decisions that began actions, newest last.
-    pub decisions: Vec<Arc<PlanRecord>>,
     /// The worker has observed the pod. Before that the status is a remembered one.
     pub observed: bool,
     /// The pod is ending, its containers are dead and its volumes unmounted: no client can reach the pod any

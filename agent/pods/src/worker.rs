@@ -20,7 +20,6 @@ mod publish;
 
 pub use message::WorkerMessage;
 pub(crate) use message::{InitialState, WorkerConfig};
-pub use publish::PlanRecord;
 
 use crate::{
     executor::{ActionResult, Context, Executor, ObservedChange, PodSnapshot},
@@ -97,7 +96,6 @@ struct Worker<H, R> {
     refresh_at: Option<Boottime>,
     probes: ProbeManager,
     timeline: VecDeque<ActionRecord>,
-    records: VecDeque<Arc<PlanRecord>>,
     last_published: Option<Arc<PodStatus>>,
     last_gone: bool,
     /// A report of the observed pod was published, not only the remembered status.
@@ -143,7 +141,6 @@ pub(crate) async fn run<H: Executor, R: Reports>(
         refresh_at: None,
         probes,
         timeline: VecDeque::new(),
-        records: VecDeque::new(),
         last_published: None,
         last_gone: false,
         published_observed: false,
@@ -208,7 +205,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
     fn sync(&mut self) -> bool {
         let now = self.executor.now();
         let p: Plan = plan(&self.desired, &self.cache.seen, &self.memory, now);
-        let memory_before = std::mem::replace(&mut self.memory, p.memory);
+        self.memory = p.memory;
         self.wake_at = p.wake_at;
         for e in p.events {
             self.event(e);
@@ -221,9 +218,6 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             return true;
         }
         self.save();
-        if !p.actions.is_empty() {
-            self.record(now, memory_before, &p.actions);
-        }
         for action in p.actions {
             self.begin(action);
         }

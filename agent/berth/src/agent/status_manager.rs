@@ -299,7 +299,6 @@ mod tests {
             status: Arc::new(status),
             processes: BTreeMap::new(),
             timeline: Vec::new(),
-            decisions: Vec::new(),
             observed: true,
             gone: false,
             as_of: Wall(0),

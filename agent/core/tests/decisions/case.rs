@@ -88,6 +88,8 @@ impl Case {
             rounds += 1;
             assert!(rounds < 200, "does not come to rest: {:?}", self.log.last());
             let p = plan(&self.desired, &self.seen, &self.memory, self.now);
+            let again = plan(&self.desired, &self.seen, &self.memory, self.now);
+            assert_eq!(again, p, "the same inputs make the same decision");
             self.memory = p.memory.clone();
             self.events.extend(p.events.clone());
             if p.actions.is_empty() {

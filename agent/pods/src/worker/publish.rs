@@ -9,43 +9,18 @@ use crate::{
 };
 use berth_core::{
     event::{Event, EventKind, EventRecord, Involved},
-    plan::{Action, Desired, Failure, Memory, Observed},
+    plan::Failure,
     status::{Phase, PodStatus},
-    time::Now,
 };
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-/// How many ended actions, and how many decisions, a worker keeps for its reports.
+/// How many ended actions a worker keeps for its reports.
 const RECORDS: usize = 32;
 
-/// A decision of the worker that began actions. `plan` over `desired`, `seen` and `memory` at `at` makes the
-/// same decision again.
-#[derive(Debug, Clone)]
-pub struct PlanRecord {
-    /// The time of the decision.
-    pub at: Now,
-    /// The desired state of the pod.
-    pub desired: Desired,
-    /// The observed state that the decision used.
-    pub seen: Observed,
-    /// The memory before the decision.
-    pub memory: Memory,
-    /// The actions that the decision began.
-    pub actions: Vec<Action>,
-}
-
 impl<H: Executor, R: Reports> Worker<H, R> {
-    pub(super) fn record(&mut self, at: Now, memory: Memory, actions: &[Action]) {
-        if self.records.len() == RECORDS {
-            self.records.pop_front();
-        }
-        let (desired, seen) = (self.desired.clone(), self.cache.seen.clone());
-        self.records.push_back(Arc::new(PlanRecord { at, desired, seen, memory, actions: actions.to_vec() }));
-    }
-
     pub(super) fn note(
         &mut self,
         flight: &RunningAction,
@@ -124,7 +99,6 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             status,
             processes: self.cache.processes.clone(),
             timeline: self.timeline.iter().cloned().collect(),
-            decisions: self.records.iter().cloned().collect(),
             observed: true,
             gone,
             as_of: self.executor.now().wall,

@@ -10,7 +10,7 @@ use berth_core::{
     model::{Objects, Pod},
     status::Truth,
 };
-use berth_pods::{DesiredSet, PlanRecord};
+use berth_pods::DesiredSet;
 use std::{sync::Arc, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -258,22 +258,6 @@ async fn what_changes_while_volumes_are_being_mounted_is_shown_after() {
     agent.want(|d| d.objects = Arc::new(objects));
     agent.ready(&uid).await;
     assert_eq!(node.lock().refreshed, std::slice::from_ref(&uid));
-}
-
-#[tokio::test(start_paused = true)]
-async fn decisions_can_be_made_again_from_what_was_recorded() {
-    let (_dir, store) = store();
-    let node = Node::new();
-    let p = pod("a", vec![probed("c")]);
-    let uid = p.uid.clone();
-    let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
-    agent.ready(&uid).await;
-    let decisions: Vec<Arc<PlanRecord>> = agent.reports.report(&uid).decisions;
-    assert!(decisions.len() >= 2);
-    for d in decisions {
-        let again = berth_core::plan::plan(&d.desired, &d.seen, &d.memory, d.at);
-        assert_eq!(again.actions, d.actions, "{d:?}");
-    }
 }
 
 #[tokio::test(start_paused = true)]
