@@ -17,6 +17,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Adapters.
     ("berth-source", &["berth-core", "berth-sys"]),
     ("berth-kube", &["berth-core", "berth-sys"]),
+    // The node as a worker of a control plane: joins the client of the API server with the conversion of its objects.
+    ("berth-cluster", &["berth-core", "berth-sys", "berth-kube", "berth-source"]),
     ("berth-runtime", &["berth-core", "berth-sys", "berth-pause"]),
     ("berth-logd", &["berth-core", "berth-sys", "berth-api", "berth-helper"]),
     ("berth-probe", &["berth-core", "berth-sys", "berth-api"]),
@@ -80,6 +82,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-api",
             "berth-helper",
             "berth-source",
+            "berth-kube",
+            "berth-cluster",
             "berth-runtime",
             "berth-logd",
             "berth-probe",

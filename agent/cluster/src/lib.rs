@@ -1,0 +1,9 @@
+//! The node as a worker of a control plane: desired state from the API server, and what the node reports to it.
+//!
+//! [`ApiPods`] has the API server's newest version of each pod of this node. The source fills it from its watch, the
+//! publisher reads it and adds the answers of its own requests.
+#![forbid(unsafe_code)]
+
+mod api_pods;
+
+pub use api_pods::ApiPods;
