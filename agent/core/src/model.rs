@@ -11,6 +11,7 @@ mod qos;
 mod resources;
 mod security;
 mod service;
+mod token;
 mod variable;
 mod volume;
 
@@ -24,5 +25,6 @@ pub use qos::*;
 pub use resources::*;
 pub use security::*;
 pub use service::*;
+pub use token::*;
 pub use variable::*;
 pub use volume::*;

@@ -42,6 +42,18 @@ pub enum RefUse {
     },
 }
 
+impl RefUse {
+    /// Whether files or variables of a container are made of the object's keys.
+    pub fn is_content(&self) -> bool {
+        matches!(self, RefUse::Volume | RefUse::Env)
+    }
+
+    /// Whether files of a volume are made of the object.
+    pub fn is_file(&self) -> bool {
+        matches!(self, RefUse::Volume | RefUse::Token { .. })
+    }
+}
+
 /// The references of a pod. Objects of a volume that no container mounts are not among them, because such a volume is
 /// not set up.
 pub fn refs(pod: &Pod) -> BTreeSet<Ref> {

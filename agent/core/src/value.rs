@@ -13,6 +13,16 @@ pub enum Value<T> {
     Unknown(Why),
 }
 
+impl<T> Value<T> {
+    /// Why the object is unknown; `None` where it is known or absent.
+    pub fn why(self) -> Option<Why> {
+        match self {
+            Value::Unknown(why) => Some(why),
+            Value::Known(_) | Value::Absent => None,
+        }
+    }
+}
+
 /// Why an object is unknown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Why {

@@ -24,7 +24,7 @@ use crate::{
     worker::WorkerMessage,
 };
 use berth_core::{
-    ids::{Namespace, PodUid},
+    ids::PodUid,
     model::Pod,
     plan::{Failure, Memory},
     time::Boottime,
@@ -190,11 +190,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     fn set_desired(&mut self, now: Arc<DesiredSet>) {
         let before = std::mem::replace(&mut self.desired, now);
         if !Arc::ptr_eq(&before.objects, &self.desired.objects) {
-            let (before, now) = (&before.objects, &self.desired.objects);
-            let changed = |kind, namespace: &Namespace, name: &str| {
-                before.get(kind, namespace, name) != now.get(kind, namespace, name)
-            };
-            for uid in self.references.holders(changed) {
+            for uid in self.references.holders(&before.objects, &self.desired.objects) {
                 self.send(&uid, WorkerMessage::Objects(Arc::clone(&self.desired.objects)));
             }
         }

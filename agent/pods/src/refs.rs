@@ -1,49 +1,70 @@
-//! Index of the ConfigMaps and Secrets that pods refer to, by pod and by object.
+//! Index of the ConfigMaps, Secrets and tokens that pods refer to, by pod and by object.
 
 use berth_core::{
     ids::{Namespace, PodUid},
-    model::{ObjectKind, Pod},
-    refs::{RefUse, refs},
+    model::{ObjectKind, Objects, Pod, TokenRef},
+    refs::refs,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The kind, the namespace and the name of an object.
-type ObjectName = (ObjectKind, Namespace, String);
+/// What a pod's files and variables are made of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Content {
+    Object(ObjectKind, Namespace, String),
+    Token(TokenRef),
+}
+
+impl Content {
+    fn of(pod: &Pod) -> BTreeSet<Content> {
+        let contents = refs(pod).into_iter().filter_map(|r| match TokenRef::of(pod, &r) {
+            Some(token) => Some(Content::Token(token)),
+            None => r.used_for.is_content().then_some(Content::Object(r.kind, r.namespace, r.name)),
+        });
+        contents.collect()
+    }
+
+    fn differs(&self, before: &Objects, now: &Objects) -> bool {
+        match self {
+            Content::Object(kind, namespace, name) => {
+                before.get(*kind, namespace, name) != now.get(*kind, namespace, name)
+            }
+            Content::Token(token) => before.token(token) != now.token(token),
+        }
+    }
+}
 
 /// Pods by the objects of which their files and variables are made.
 #[derive(Debug, Default)]
 pub(crate) struct References {
-    by_object: BTreeMap<ObjectName, BTreeSet<PodUid>>,
-    by_pod: BTreeMap<PodUid, BTreeSet<ObjectName>>,
+    by_content: BTreeMap<Content, BTreeSet<PodUid>>,
+    by_pod: BTreeMap<PodUid, BTreeSet<Content>>,
 }
 
 impl References {
     /// Adds a pod, or replaces its references after a change.
     pub(crate) fn put(&mut self, pod: &Pod) {
         self.remove(&pod.uid);
-        let data = refs(pod).into_iter().filter(|r| matches!(r.used_for, RefUse::Volume | RefUse::Env));
-        let names: BTreeSet<ObjectName> = data.map(|r| (r.kind, r.namespace, r.name)).collect();
-        for name in &names {
-            self.by_object.entry(name.clone()).or_default().insert(pod.uid.clone());
+        let contents = Content::of(pod);
+        for content in &contents {
+            self.by_content.entry(content.clone()).or_default().insert(pod.uid.clone());
         }
-        self.by_pod.insert(pod.uid.clone(), names);
+        self.by_pod.insert(pod.uid.clone(), contents);
     }
 
     pub(crate) fn remove(&mut self, uid: &PodUid) {
-        for name in self.by_pod.remove(uid).unwrap_or_default() {
-            if let Some(pods) = self.by_object.get_mut(&name) {
+        for content in self.by_pod.remove(uid).unwrap_or_default() {
+            if let Some(pods) = self.by_content.get_mut(&content) {
                 pods.remove(uid);
                 if pods.is_empty() {
-                    self.by_object.remove(&name);
+                    self.by_content.remove(&content);
                 }
             }
         }
     }
 
     /// The pods that refer to an object that changed.
-    pub(crate) fn holders(&self, changed: impl Fn(ObjectKind, &Namespace, &str) -> bool) -> BTreeSet<PodUid> {
-        let objects =
-            self.by_object.iter().filter(|((kind, namespace, name), _)| changed(*kind, namespace, name));
-        objects.flat_map(|(_, pods)| pods).cloned().collect()
+    pub(crate) fn holders(&self, before: &Objects, now: &Objects) -> BTreeSet<PodUid> {
+        let changed = self.by_content.iter().filter(|(content, _)| content.differs(before, now));
+        changed.flat_map(|(_, pods)| pods).cloned().collect()
     }
 }

@@ -35,7 +35,6 @@ use berth_core::{
     model::{Objects, Pod},
     plan::{Action, Desired, Ending, Fact, Failure, Memory, Plan, learn, plan},
     probe::ProbeVerdict,
-    refs::refs,
     status::PodStatus,
     time::{Boottime, Now, Wall},
 };
@@ -123,7 +122,7 @@ pub(crate) async fn run<H: Executor, R: Reports>(
         InitialState::Wait => (false, None),
     };
     let mut w = Worker {
-        desired: Desired { unknown: config.objects.unknown_of(&refs(&config.desired.pod)), ..config.desired },
+        desired: Desired { unknown: config.objects.unknown_of(&config.desired.pod), ..config.desired },
         objects: config.objects,
         memory: config.memory,
         stored: None,
@@ -333,7 +332,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             WorkerMessage::Desired(d) => {
                 let changed = d.pod != self.desired.pod;
                 self.desired = d;
-                self.desired.unknown = self.objects.unknown_of(&refs(&self.desired.pod));
+                self.desired.unknown = self.objects.unknown_of(&self.desired.pod);
                 if changed {
                     if !self.observed_once {
                         self.last_published = None;
@@ -345,7 +344,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
             }
             WorkerMessage::Objects(o) => {
                 self.objects = o;
-                self.desired.unknown = self.objects.unknown_of(&refs(&self.desired.pod));
+                self.desired.unknown = self.objects.unknown_of(&self.desired.pod);
                 self.learn(Fact::InputsChanged, now);
                 self.refresh_at = Some(now.boottime);
             }

@@ -129,7 +129,7 @@ fn write_file(dir: &OwnedFd, name: &OsStr, file: &PayloadFile, gid: Option<u32>)
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut out = File::from(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?);
     out.write_all(&file.bytes)?;
-    os::set_group(&out, gid)?;
+    os::set_owner(&out, file.owner, gid)?;
     os::set_mode(&out, file.mode | gid.map_or(0, |_| GROUP_FILE))
 }
 

@@ -37,6 +37,15 @@ pub(crate) fn set_mode(fd: impl AsFd, mode: u32) -> io::Result<()> {
     Ok(rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?)
 }
 
+/// Sets the owner and the group; `None` leaves it.
+pub(crate) fn set_owner(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+    if uid.is_none() && gid.is_none() {
+        return Ok(());
+    }
+    let (uid, gid) = (uid.map(rustix::fs::Uid::from_raw), gid.map(rustix::fs::Gid::from_raw));
+    Ok(rustix::fs::fchown(fd, uid, gid)?)
+}
+
 /// Sets the group of an open directory or file, if one is given; the owner stays.
 pub(crate) fn set_group(fd: impl AsFd, gid: Option<u32>) -> io::Result<()> {
     match gid {

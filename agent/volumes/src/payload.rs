@@ -3,7 +3,7 @@
 use crate::{Error, PodFacts, fields, kinds::VolumeInputs};
 use berth_core::{
     ids::VolumeName,
-    model::{DownwardItem, DownwardValue, KeysVolume, ObjectKind, Objects, Pod},
+    model::{Container, DownwardItem, DownwardValue, KeysVolume, ObjectKind, Objects, Pod, TokenRef},
     value::Value,
 };
 use std::{
@@ -17,6 +17,8 @@ use std::{
 const MAX_PATH: usize = 4096;
 /// Limit of one name in a path, in bytes.
 const MAX_NAME: usize = 255;
+/// Mode of a file that only its owner reads. `fsGroup` adds the group.
+const OWNER_ALONE: u32 = 0o600;
 
 /// One file.
 #[derive(Clone, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub(crate) struct PayloadFile {
     pub bytes: Vec<u8>,
     /// Its permission bits.
     pub mode: u32,
+    /// Its owner; `None` is root.
+    pub owner: Option<u32>,
 }
 
 impl fmt::Debug for PayloadFile {
@@ -126,9 +130,42 @@ impl<'a> Collector<'a> {
         Ok(())
     }
 
+    /// Adds a token of the pod's service account. The file is its reader's alone where the pod names that reader: the
+    /// one user of all containers, or the group `fsGroup` (`pkg/volume/projected/projected.go`, `collectData`).
+    pub(crate) fn token(
+        &mut self,
+        path: &Path,
+        audience: Option<&str>,
+        ttl: u64,
+        default_mode: u32,
+    ) -> Result<(), Error> {
+        let token = match self.objects.token(&TokenRef::new(self.pod, audience, ttl)) {
+            Value::Known(token) => token,
+            Value::Absent => {
+                let kind = "projected serviceAccountToken".to_owned();
+                return Err(Error::NotYet { volume: self.volume.clone(), kind });
+            }
+            Value::Unknown(why) => {
+                return Err(Error::UnknownObject {
+                    volume: self.volume.clone(),
+                    kind: ObjectKind::ServiceAccount,
+                    name: self.pod.service_account.clone(),
+                    why,
+                });
+            }
+        };
+        let owner = only_user(self.pod);
+        let private = owner.is_some() || self.pod.security.fs_group.is_some();
+        let mode = if private { OWNER_ALONE } else { default_mode };
+        let path = normal(path).map_err(|reason| self.bad_path(path, reason))?;
+        let bytes = token.text.clone().into_bytes();
+        self.files.insert(path, PayloadFile { bytes, mode: mode & 0o777, owner });
+        Ok(())
+    }
+
     fn put(&mut self, path: &Path, bytes: Vec<u8>, mode: u32) -> Result<(), Error> {
         let path = normal(path).map_err(|reason| self.bad_path(path, reason))?;
-        self.files.insert(path, PayloadFile { bytes, mode: mode & 0o777 });
+        self.files.insert(path, PayloadFile { bytes, mode: mode & 0o777, owner: None });
         Ok(())
     }
 
@@ -144,6 +181,15 @@ impl<'a> Collector<'a> {
         }
         Ok(())
     }
+}
+
+/// The user by which all containers run, if the pod names one and the same for each (`FsUserFrom`,
+/// `pkg/volume/util/util.go`).
+fn only_user(pod: &Pod) -> Option<u32> {
+    let user = |c: &Container| c.security.run_as_user.or(pod.security.run_as_user);
+    let mut users = pod.all_containers().map(user);
+    let first = users.next()??;
+    users.all(|other| other == Some(first)).then_some(first)
 }
 
 /// The path with `.` and double slashes left out.

@@ -1,16 +1,13 @@
-//! ConfigMaps and Secrets that pods refer to.
+//! ConfigMaps, Secrets and tokens that pods refer to.
 
+use super::{Pod, Token, TokenRef};
 use crate::{
     ids::Namespace,
-    refs::{Ref, RefUse},
+    refs::{Ref, refs},
     value::{Value, Why},
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// The kinds of objects that pods name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,11 +75,12 @@ impl fmt::Debug for KeyedData {
 type ObjectName = (ObjectKind, Namespace, String);
 
 /// The ConfigMaps and Secrets that a source knows. An object that is in neither list is absent once the source has
-/// listed, and unknown before.
+/// listed, and unknown before. Tokens of service accounts are here too, for the pods that ask for them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Objects {
     known: BTreeMap<ObjectName, Arc<KeyedData>>,
     unknown: BTreeMap<ObjectName, Why>,
+    tokens: BTreeMap<TokenRef, Value<Token>>,
     listed: bool,
 }
 
@@ -156,13 +154,37 @@ impl Objects {
         self.known.get(&(ObjectKind::Secret, namespace.clone(), name.to_owned()))
     }
 
-    /// The references to unknown objects, of those whose objects a pod's files and variables are made of. Secrets for
-    /// pulling and tokens are not objects of a source.
-    pub fn unknown_of(&self, refs: &BTreeSet<Ref>) -> BTreeMap<Ref, Why> {
-        let data = refs.iter().filter(|r| matches!(r.used_for, RefUse::Volume | RefUse::Env));
-        let unknown = data.filter_map(|r| match self.get(r.kind, &r.namespace, &r.name) {
-            Value::Unknown(why) => Some((r.clone(), why)),
-            Value::Known(_) | Value::Absent => None,
+    /// Takes what is known of a token.
+    pub fn put_token(&mut self, token: TokenRef, value: Value<Token>) {
+        self.tokens.insert(token, value);
+    }
+
+    /// Forgets a token.
+    pub fn remove_token(&mut self, token: &TokenRef) {
+        self.tokens.remove(token);
+    }
+
+    /// What is known of a token. A source that lists its objects as a whole, such as a directory, has no tokens.
+    pub fn token(&self, token: &TokenRef) -> Value<&Token> {
+        match self.tokens.get(token) {
+            Some(Value::Known(token)) => Value::Known(token),
+            Some(Value::Unknown(why)) => Value::Unknown(why.clone()),
+            Some(Value::Absent) => Value::Absent,
+            None if self.listed => Value::Absent,
+            None => Value::Unknown(Why::NotAsked),
+        }
+    }
+
+    /// The pod's references to unknown objects and tokens, of those that its files and variables are made of. Secrets
+    /// for pulling are not among them.
+    pub fn unknown_of(&self, pod: &Pod) -> BTreeMap<Ref, Why> {
+        let unknown = refs(pod).into_iter().filter_map(|r| {
+            let why = match (TokenRef::of(pod, &r), r.used_for.is_content()) {
+                (Some(token), _) => self.token(&token).why(),
+                (None, true) => self.get(r.kind, &r.namespace, &r.name).why(),
+                (None, false) => None,
+            };
+            Some((r, why?))
         });
         unknown.collect()
     }

@@ -9,7 +9,7 @@ use crate::{
     event::Event,
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
     model::{Container, Pod, ProbeKind},
-    refs::{Ref, RefUse, env_refs},
+    refs::{Ref, env_refs},
     time::{Boottime, Now},
     value::Why,
 };
@@ -170,7 +170,7 @@ impl<'a> Planner<'a> {
 
     /// An unknown object of which files of the volumes are made, if there is one. The volumes wait for it.
     pub(super) fn unknown_of_volumes(&self) -> Option<(&'a Ref, &'a Why)> {
-        self.unknown.iter().find(|(r, _)| r.used_for == RefUse::Volume)
+        self.unknown.iter().find(|(r, _)| r.used_for.is_file())
     }
 
     /// An unknown object of which variables of the container are made, if there is one. The container waits for it.

@@ -106,8 +106,7 @@ fn one_object_has_a_reference_for_each_use() {
     let pod = Pod { image_pull_secrets: vec!["all".into()], ..pod(volumes, &["v"], main) };
     assert_eq!(shown(&pod), ["secret all Volume", "secret all Env", "secret all Pull"]);
     // Only files and variables wait for a source.
-    let uses: Vec<RefUse> =
-        Objects::default().unknown_of(&refs(&pod)).into_keys().map(|r| r.used_for).collect();
+    let uses: Vec<RefUse> = Objects::default().unknown_of(&pod).into_keys().map(|r| r.used_for).collect();
     assert_eq!(uses, [RefUse::Volume, RefUse::Env]);
-    assert!(Objects::listed().unknown_of(&refs(&pod)).is_empty());
+    assert!(Objects::listed().unknown_of(&pod).is_empty());
 }

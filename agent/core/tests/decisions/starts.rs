@@ -133,11 +133,18 @@ fn unknown(kind: ObjectKind, name: &str, used_for: RefUse) -> (Ref, Why) {
 
 #[test]
 fn volumes_wait_for_an_unknown_object_and_nothing_else_does() {
+    let token = RefUse::Token { audience: None, ttl: 3607, path: "token".into() };
+    for object in [(ObjectKind::Secret, "s", RefUse::Volume), (ObjectKind::ServiceAccount, "s", token)] {
+        volumes_wait_for(object);
+    }
+}
+
+fn volumes_wait_for((kind, name, used_for): (ObjectKind, &str, RefUse)) {
     let mut case = Case::new(pod(vec![container("i")], vec![container("a")]));
-    case.desired.unknown = [unknown(ObjectKind::Secret, "s", RefUse::Volume)].into();
+    case.desired.unknown = [unknown(kind, name, used_for)].into();
     let status = case.settle().status;
     assert_eq!(case.waits("a").as_deref(), Some("PodInitializing"));
-    assert_eq!(status.waiting_for.as_deref(), Some("volumes: secret \"s\" is not read yet"));
+    assert_eq!(status.waiting_for, Some(format!("volumes: {kind} \"s\" is not read yet")));
     assert!(case.seen.sandbox.is_some() && !case.seen.volumes_mounted);
     assert_eq!(case.begun("EnsureImage", "i"), [0]);
     for _ in 0..100 {

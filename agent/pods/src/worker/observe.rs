@@ -27,7 +27,9 @@ const REFRESH_AGAIN: Duration = Duration::from_secs(10);
 impl<H: Executor, R: Reports> Worker<H, R> {
     /// Whether volumes may be refreshed: they are mounted, and the pod is not ending.
     pub(super) fn may_refresh(&self) -> bool {
-        self.cache.seen.volumes_mounted && self.memory.ending.is_none()
+        // Files of an object that is unknown again, such as after a restart of the agent, stay as they are.
+        let known = !self.desired.unknown.keys().any(|r| r.used_for.is_file());
+        self.cache.seen.volumes_mounted && self.memory.ending.is_none() && known
     }
 
     pub(super) fn spawn_due(&mut self) {

@@ -7,8 +7,10 @@ use crate::fake::{
 };
 use berth_core::{
     ids::PodUid,
-    model::{Objects, Pod},
+    model::{Objects, Pod, ProjectedSource, Token, TokenRef, VolumeSource},
     status::Truth,
+    time::Wall,
+    value::Value,
 };
 use berth_pods::DesiredSet;
 use std::{sync::Arc, time::Duration};
@@ -219,6 +221,39 @@ async fn an_object_wakes_only_pods_that_name_its_kind() {
     agent.want(|d| d.objects = Arc::new(objects.clone()));
     node.pass(SECOND * 60).await;
     assert_eq!(node.lock().refreshed, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_waits_for_its_token_and_shows_each_new_one() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let mut a = showing("a", "one");
+    let token = ProjectedSource::ServiceAccountToken {
+        audience: None,
+        expiration_seconds: 3607,
+        path: "token".into(),
+    };
+    a.volumes[0].source = VolumeSource::Projected { sources: vec![token], default_mode: 0o644 };
+    let (uid, wanted_token) = (a.uid.clone(), TokenRef::new(&a, None, 3607));
+    let mut objects = Objects::default();
+    let set = DesiredSet { objects: Arc::new(objects.clone()), ..wanted([a]) };
+    let agent = Agent::start(&node, &store, set).await;
+    let waits = "volumes: serviceaccount \"default\" is not read yet";
+    node.until("waits", |_| {
+        agent.reports.shows(&uid) && agent.reports.report(&uid).status.waiting_for.as_deref() == Some(waits)
+    })
+    .await;
+    let mut put = |text: &str| {
+        let token = Token { text: text.into(), expires: Wall(0) };
+        objects.put_token(wanted_token.clone(), Value::Known(token));
+        let objects = Arc::new(objects.clone());
+        agent.want(|d| d.objects = objects);
+    };
+    put("first");
+    agent.ready(&uid).await;
+    let before = node.lock().refreshed.len();
+    put("second");
+    node.until("shown", |s| s.refreshed.len() > before).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::symlink};
 fn payload(files: &[(&str, &str)]) -> VolumeFiles {
     files
         .iter()
-        .map(|(p, t)| ((*p).into(), PayloadFile { bytes: t.as_bytes().to_vec(), mode: 0o644 }))
+        .map(|(p, t)| ((*p).into(), PayloadFile { bytes: t.as_bytes().to_vec(), mode: 0o644, owner: None }))
         .collect()
 }
 

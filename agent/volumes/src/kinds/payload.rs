@@ -126,8 +126,8 @@ impl VolumePlugin for Projected<'_> {
                 ProjectedSource::ConfigMap(keys) => files.keys(ObjectKind::ConfigMap, keys, mode),
                 ProjectedSource::Secret(keys) => files.keys(ObjectKind::Secret, keys, mode),
                 ProjectedSource::DownwardApi(items) => files.downward(items, mode),
-                ProjectedSource::ServiceAccountToken { .. } => {
-                    Err(not_yet(inputs.volume, "serviceAccountToken"))
+                ProjectedSource::ServiceAccountToken { audience, expiration_seconds, path } => {
+                    files.token(path, audience.as_deref(), *expiration_seconds, mode)
                 }
                 ProjectedSource::NotYet { kind } => Err(not_yet(inputs.volume, kind)),
             })

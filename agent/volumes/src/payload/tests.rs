@@ -1,7 +1,10 @@
 use super::*;
 use crate::kinds::plugin_of;
 use crate::testing::{config_map, facts, keyed, keys, pod, volume};
-use berth_core::model::{KeyToPath, ProjectedSource, ResourceFieldRef, VolumeSource};
+use berth_core::model::{
+    ContainerSecurity, KeyToPath, PodSecurity, ProjectedSource, ResourceFieldRef, Token, VolumeSource,
+};
+use berth_core::time::Wall;
 
 fn files(source: VolumeSource, objects: &Objects) -> Result<Vec<(String, String, u32)>, Error> {
     let (pod, volume, facts) = (pod("web"), volume("v", source), facts());
@@ -141,6 +144,46 @@ fn modes_have_no_more_than_permission_bits() {
 
 #[test]
 fn a_file_is_not_shown_in_logs() {
-    let file = PayloadFile { bytes: b"hunter2".to_vec(), mode: 0o400 };
+    let file = PayloadFile { bytes: b"hunter2".to_vec(), mode: 0o400, owner: None };
     assert_eq!(format!("{file:?}"), "7 bytes, mode 400");
+}
+
+#[test]
+fn a_token_is_its_readers_alone_where_the_pod_names_the_reader() {
+    let source = ProjectedSource::ServiceAccountToken {
+        audience: Some("vault".into()),
+        expiration_seconds: 3607,
+        path: "token".into(),
+    };
+    let volume = volume("v", VolumeSource::Projected { sources: vec![source], default_mode: 0o644 });
+    let container = |user: Option<u32>| Container {
+        security: ContainerSecurity { run_as_user: user, ..ContainerSecurity::default() },
+        ..Container::new("c".parse().unwrap(), "image")
+    };
+    let file = |pod: &Pod| {
+        let mut objects = Objects::default();
+        let token = Token { text: "abc".into(), expires: Wall(0) };
+        objects.put_token(TokenRef::new(pod, Some("vault"), 3607), Value::Known(token));
+        let inputs = VolumeInputs { pod, volume: &volume, facts: &facts(), objects: &objects };
+        let files = plugin_of(&volume).unwrap().files(&inputs).unwrap().unwrap();
+        let file = &files[Path::new("token")];
+        assert_eq!(file.bytes, b"abc");
+        (file.mode, file.owner)
+    };
+    let mut pod = pod("web");
+    assert_eq!(file(&pod), (0o644, None), "the user is the image's");
+    pod.containers = vec![container(Some(7)), container(Some(7))];
+    assert_eq!(file(&pod), (0o600, Some(7)));
+    pod.init_containers = vec![container(Some(8))];
+    assert_eq!(file(&pod), (0o644, None), "two users");
+    pod.init_containers = vec![container(None)];
+    assert_eq!(file(&pod), (0o644, None));
+    pod.security.run_as_user = Some(7);
+    assert_eq!(file(&pod), (0o600, Some(7)), "the pod's user counts where a container names none");
+    pod.security = PodSecurity { fs_group: Some(9), ..PodSecurity::default() };
+    assert_eq!(file(&pod), (0o600, None), "the group is added when the file is written");
+    // Standalone nodes have no tokens.
+    let listed = Objects::listed();
+    let inputs = VolumeInputs { pod: &pod, volume: &volume, facts: &facts(), objects: &listed };
+    assert!(matches!(plugin_of(&volume).unwrap().files(&inputs), Err(Error::NotYet { .. })));
 }
