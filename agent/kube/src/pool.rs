@@ -37,15 +37,10 @@ use tokio::{
 
 mod body;
 mod service;
+mod set;
 
 pub use body::Body;
-
-/// First wait after a failed dial.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-
-/// Maximum wait between two dials. Measured: 5 s instead of 30 s costs 11 dials in half a minute, and an
-/// outage ends 20 s sooner.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+use set::Set;
 
 /// Interval of checks of the identity's files.
 const LOOK: Duration = Duration::from_secs(10);
@@ -118,17 +113,6 @@ struct State {
     failed_leases: u32,
     /// Time of the identity's load.
     loaded: Instant,
-}
-
-/// The connections of one kind.
-#[derive(Default)]
-struct Set {
-    open: Vec<Arc<Connection>>,
-    dialing: bool,
-    /// Consecutive failures, from which the wait before the next dial follows.
-    failures: u32,
-    /// Failures before the last successful dial. They count again if that connection turns out to be useless.
-    doubt: u32,
 }
 
 /// A stream of a connection, counted until it is dropped.
@@ -456,50 +440,11 @@ impl State {
     }
 }
 
-impl Set {
-    /// Records the end of a connection for the wait before the next dial.
-    fn learn(&mut self, connection: &Connection) {
-        // An HTTP/1.1 connection ends with its request.
-        if !connection.is_http2() {
-            return;
-        }
-        if connection.was_useless() {
-            self.failures = self.failures.max(self.doubt).saturating_add(1);
-        } else {
-            self.doubt = 0;
-        }
-    }
-
-    /// Wait before the next dial.
-    fn wait(&self, dice: u16) -> Duration {
-        let Some(times) = self.failures.checked_sub(1) else { return Duration::ZERO };
-        let whole = FIRST_WAIT.saturating_mul(2_u32.saturating_pow(times.min(16))).min(LONGEST_WAIT);
-        // Between half of the wait and the whole wait.
-        whole / 2 + (whole / 2) * u32::from(dice) / u32::from(u16::MAX)
-    }
-}
-
 /// Streams that stay free on a connection.
 fn spare(traffic: Traffic, connection: &Connection) -> usize {
     match traffic {
         Traffic::Lease => 0,
         Traffic::Request => SPARE_FOR_LEASE,
         Traffic::Watch => spare_for_watches(connection.allowed()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dials_wait_longer_after_each_failure_up_to_five_seconds() {
-        let waits = |dice| {
-            (0..9)
-                .map(move |failures| Set { failures, ..Set::default() }.wait(dice).as_millis())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(waits(u16::MAX), [0, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
-        assert_eq!(waits(0), [0, 50, 100, 200, 400, 800, 1600, 2500, 2500]);
     }
 }

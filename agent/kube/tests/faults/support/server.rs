@@ -34,6 +34,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+mod objects;
+
+use objects::{bookmark, line, status, widget};
+
 /// Streams per connection, as in kube-apiserver.
 const STREAMS: u32 = 100;
 
@@ -81,26 +85,6 @@ struct State {
 struct Watcher {
     name: Option<String>,
     lines: mpsc::UnboundedSender<Bytes>,
-}
-
-fn widget(name: &str, (version, number): (u64, u64)) -> Value {
-    json!({"metadata": {"name": name, "uid": format!("u-{name}"), "resourceVersion": version.to_string()}, "number": number})
-}
-
-fn line(kind: &str, object: &Value) -> String {
-    json!({"type": kind, "object": object}).to_string() + "\n"
-}
-
-fn bookmark(version: u64, end: bool) -> String {
-    let annotations = if end { json!({"k8s.io/initial-events-end": "true"}) } else { json!({}) };
-    line(
-        "BOOKMARK",
-        &json!({"metadata": {"resourceVersion": version.to_string(), "annotations": annotations}}),
-    )
-}
-
-fn status(code: u16, reason: &str, message: &str) -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": reason, "message": message, "code": code})
 }
 
 impl ApiServer {
