@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod api_pods;
+pub mod publish;
 mod tokens;
 
 pub use api_pods::ApiPods;
