@@ -36,7 +36,7 @@ use crate::{
     ids::{ContainerId, ContainerName},
     model::{Pod, ProbeKind},
     refs::Ref,
-    status::PodStatus,
+    status::{Phase, PodStatus},
     time::{Boottime, Now},
     value::Why,
 };
@@ -48,8 +48,11 @@ pub struct Desired {
     /// The pod's specification.
     pub pod: Arc<Pod>,
     /// Grace period in seconds of a pod that shall end; `None` while the pod shall run. A later, smaller
-    /// value shortens the grace period. A larger value never prolongs it.
+    /// value shortens the grace period, counted from the first decision with it. No value prolongs it.
     pub end: Option<u32>,
+    /// The phase Succeeded or Failed that the API server shows already: what runs of the pod ends, and no
+    /// container starts any more.
+    pub terminal: Option<Phase>,
     /// The pod's references to objects that are unknown, each with the reason. What is made of such an object waits:
     /// the volumes, or the start of the container.
     pub unknown: BTreeMap<Ref, Why>,
@@ -58,7 +61,7 @@ pub struct Desired {
 impl Desired {
     /// The wanted pod, of which every object is known or absent.
     pub fn new(pod: Arc<Pod>, end: Option<u32>) -> Desired {
-        Desired { pod, end, unknown: BTreeMap::new() }
+        Desired { pod, end, terminal: None, unknown: BTreeMap::new() }
     }
 }
 

@@ -7,7 +7,8 @@
 //! Invariants:
 //!
 //! - The manager never waits for the node, so that no pod waits for another.
-//! - No pod starts before containerd has answered once. No pod ends before its source has listed.
+//! - No pod starts before containerd has answered once. No pod ends for being absent before the source of its origin has
+//!   listed.
 //! - Of two pods with one name, the second waits until nothing of the first is left.
 //! - A worker that panics is started again from what the node shows. Other pods are not affected.
 //! - A pod has no worker while its orphan is being removed.
@@ -17,7 +18,7 @@ mod inputs;
 mod reconcile;
 mod start;
 
-pub use inputs::{DesiredSet, FoundPod, NodeEvent};
+pub use inputs::{DesiredPod, DesiredSet, FoundPod, NodeEvent};
 
 use crate::{
     executor::Executor, names::NameHolders, refs::References, report::Reports, store::MemoryStore,
@@ -65,10 +66,12 @@ pub struct ManagerConfig<H, R> {
 
 /// Handle of a pod that has a worker, or that waits for its restart after the worker panicked.
 struct WorkerHandle {
-    pod: Arc<Pod>,
+    /// What the worker was told last.
+    desired: DesiredPod,
     /// The worker's mailbox. `None` while the pod waits for its restart.
     mailbox: Option<mpsc::UnboundedSender<WorkerMessage>>,
-    ending: bool,
+    /// No source wants the pod, and the worker was told so.
+    unwanted: bool,
     /// Set by the worker once the pod has ended, and from the start for a rejected pod. Such a pod uses no
     /// resources of the node, and admission does not count them.
     over: Arc<AtomicBool>,
@@ -118,6 +121,9 @@ struct Manager<H, R> {
     unseen: BTreeSet<PodUid>,
     /// Pods with containers whose spec cannot be read. Their containers are left alone.
     unreadable: BTreeSet<PodUid>,
+    /// Pods of which nothing is left and which their source still has, because they end there more slowly: a finalizer
+    /// keeps them, or their deletion was not sent yet. They get no second worker.
+    done: BTreeSet<PodUid>,
     panics: HashMap<PodUid, u32>,
     /// Wanted pods that are reported as waiting, each with its reason.
     shown_waiting: BTreeMap<PodUid, &'static str>,
@@ -155,6 +161,7 @@ pub async fn run<H: Executor, R: Reports>(config: ManagerConfig<H, R>) {
         found: BTreeMap::new(),
         unseen: BTreeSet::new(),
         unreadable: BTreeSet::new(),
+        done: BTreeSet::new(),
         panics: HashMap::new(),
         shown_waiting: BTreeMap::new(),
         runtime_answers: false,
@@ -270,6 +277,9 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         self.names.release(uid);
         self.references.remove(uid);
         self.panics.remove(uid);
+        if self.desired.pods.get(uid).is_some_and(|wanted| wanted.end.is_some()) {
+            self.done.insert(uid.clone());
+        }
     }
 
     /// Schedules the restart of a pod whose worker panicked. The pod keeps its name meanwhile.
@@ -279,7 +289,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         let panics = self.panics.entry(uid.clone()).or_default();
         let rest = PANIC_BACKOFF.saturating_mul(1 << (*panics).min(8)).min(PANIC_BACKOFF_MAX);
         *panics = panics.saturating_add(1);
-        tracing::error!(pod = %live.pod.key, %uid, panic, ?rest, "the pod's worker panicked; it will be started again");
+        tracing::error!(pod = %live.desired.pod.key, %uid, panic, ?rest, "the pod's worker panicked; it will be started again");
         self.spawn(ManagerTask::RestartDelay(uid), async move {
             tokio::time::sleep(rest).await;
             TaskOutcome::Done
@@ -295,7 +305,6 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             Ok(None) => {}
             Err(error) => tracing::error!(%uid, %error, "cannot read the pod's memory"),
         }
-        let end = live.ending.then_some(live.pod.grace_seconds);
-        self.start(live.pod, end);
+        self.start(live.desired, live.unwanted);
     }
 }

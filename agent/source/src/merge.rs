@@ -3,9 +3,13 @@
 use crate::{DesiredPod, Snapshot, manifest::Mode};
 use berth_core::{
     ids::PodUid,
-    model::{Objects, Service},
+    model::{Objects, OriginKind, Service},
 };
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 use tokio::sync::watch;
 
 /// A source of desired state. Its task or thread runs as long as the value lives.
@@ -31,6 +35,14 @@ impl SourceKind {
     fn has_objects(&self) -> bool {
         matches!(self, SourceKind::Directory { mode: Mode::Manifests, .. })
     }
+
+    /// The origin of the source's pods.
+    fn origin(&self) -> OriginKind {
+        match self {
+            SourceKind::Directory { mode: Mode::Manifests, .. } => OriginKind::Manifest,
+            SourceKind::Directory { mode: Mode::StaticPods, .. } => OriginKind::StaticFile,
+        }
+    }
 }
 
 /// A source with its newest snapshot.
@@ -42,6 +54,9 @@ pub struct SourceState {
     pub kind: SourceKind,
     /// Its newest snapshot.
     pub snapshot: Arc<Snapshot>,
+    /// Whether any of its snapshots was listed. A source that fails after it has listed keeps its pods, so what it does
+    /// not have is absent.
+    listed: bool,
 }
 
 /// The sources of the node, in the order in which they were configured.
@@ -51,12 +66,13 @@ pub struct Sources(Vec<SourceState>);
 impl Sources {
     /// Adds a source whose first snapshot is still to come.
     pub fn add(&mut self, name: &'static str, kind: SourceKind) {
-        self.0.push(SourceState { name, kind, snapshot: Arc::default() });
+        self.0.push(SourceState { name, kind, snapshot: Arc::default(), listed: false });
     }
 
     /// Takes the newest snapshot of the named source.
     pub fn update(&mut self, name: &str, snapshot: Arc<Snapshot>) {
         if let Some(source) = self.0.iter_mut().find(|s| s.name == name) {
+            source.listed |= snapshot.listed;
             source.snapshot = snapshot;
         }
     }
@@ -71,9 +87,11 @@ impl Sources {
         self.0.iter().map(|s| &s.snapshot)
     }
 
-    /// Whether every source has listed. While one has not, no pod may be deleted for being absent.
-    pub fn listed(&self) -> bool {
-        self.snapshots().all(|s| s.listed)
+    /// The origins whose source has listed, or has no source on this node. A pod of any other origin may not be deleted
+    /// for being absent.
+    pub fn listed(&self) -> BTreeSet<OriginKind> {
+        let unlisted = |origin: &OriginKind| self.0.iter().any(|s| s.kind.origin() == *origin && !s.listed);
+        OriginKind::ALL.into_iter().filter(|origin| !unlisted(origin)).collect()
     }
 
     /// The pod of that UID, of the first source that has it.
@@ -110,16 +128,19 @@ mod tests {
     }
 
     #[test]
-    fn a_set_of_sources_is_listed_once_every_source_is() {
+    fn a_source_lists_for_its_own_pods_alone_and_for_good() {
+        use OriginKind::{Cluster, Manifest, StaticFile};
         let mut sources = Sources::default();
         sources.add("manifests", kind(Mode::Manifests));
         sources.add("static-pods", kind(Mode::StaticPods));
-        let listed = || Arc::new(Snapshot { listed: true, ..Snapshot::default() });
-        assert!(!sources.listed());
-        sources.update("static-pods", listed());
-        assert!(!sources.listed());
-        sources.update("manifests", listed());
-        assert!(sources.listed());
+        let snapshot = |listed| Arc::new(Snapshot { listed, ..Snapshot::default() });
+        assert_eq!(sources.listed(), [Cluster].into(), "a source that is not there has nothing to list");
+        sources.update("static-pods", snapshot(true));
+        assert_eq!(sources.listed(), [StaticFile, Cluster].into());
+        sources.update("static-pods", snapshot(false));
+        assert_eq!(sources.listed(), [StaticFile, Cluster].into(), "the source has listed before");
+        sources.update("manifests", snapshot(true));
+        assert_eq!(sources.listed(), [Manifest, StaticFile, Cluster].into());
     }
 
     #[test]

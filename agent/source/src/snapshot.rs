@@ -5,6 +5,7 @@ use berth_core::{
     ids::{PodKey, PodUid},
     model::{EndpointSlice, Objects, Pod, Service},
     shared::{Keyed, Shared},
+    status::Phase,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -66,6 +67,35 @@ pub struct DesiredPod {
     pub raw: Arc<serde_json::Value>,
     /// Why the pod is held: its file is bad or its directory not listed. A held pod stays as it was.
     pub held: Option<String>,
+    /// Grace period in seconds of a pod that shall end, at least 1; `None` for every pod of a directory.
+    pub end: Option<u32>,
+    /// The phase Succeeded or Failed that the API server shows already: no container of the pod starts any more.
+    pub terminal: Option<Phase>,
+}
+
+impl DesiredPod {
+    /// A pod of a directory.
+    pub fn of_file(pod: Arc<Pod>, raw: Arc<serde_json::Value>) -> DesiredPod {
+        DesiredPod { pod, raw, held: None, end: None, terminal: None }
+    }
+
+    /// A pod of the API server. `raw` is the object with its status, and `pod` is converted from it.
+    ///
+    /// The grace period is the object's, never computed from `deletionTimestamp`, which is a time of another clock. It
+    /// is at least a second (`calculateEffectiveGracePeriod`, `pkg/kubelet/pod_workers.go`).
+    pub fn of_api(pod: Arc<Pod>, raw: Arc<serde_json::Value>) -> DesiredPod {
+        let metadata = &raw["metadata"];
+        let end = metadata["deletionTimestamp"].is_string().then(|| {
+            let seconds = metadata["deletionGracePeriodSeconds"].as_i64();
+            seconds.map_or(pod.grace_seconds, |s| u32::try_from(s.max(1)).unwrap_or(u32::MAX)).max(1)
+        });
+        let terminal = match raw["status"]["phase"].as_str() {
+            Some("Succeeded") => Some(Phase::Succeeded),
+            Some("Failed") => Some(Phase::Failed),
+            _ => None,
+        };
+        DesiredPod { pod, raw, held: None, end, terminal }
+    }
 }
 
 /// A Service.
@@ -80,5 +110,29 @@ pub struct DesiredService {
 impl Keyed for DesiredService {
     fn key(&self) -> &PodKey {
         &self.service.key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_end_of_a_pod_is_the_grace_period_that_the_api_server_granted() {
+        let key = PodKey { namespace: "default".parse().unwrap(), name: "p".parse().unwrap() };
+        let pod = Pod { grace_seconds: 40, ..Pod::new("u".parse().unwrap(), key, "n".parse().unwrap()) };
+        let of = |metadata, phase| {
+            let raw = json!({ "metadata": metadata, "status": { "phase": phase } });
+            let desired = DesiredPod::of_api(Arc::new(pod.clone()), Arc::new(raw));
+            (desired.end, desired.terminal)
+        };
+        let deleted = |grace| json!({ "deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": grace });
+        assert_eq!(of(json!({}), "Pending"), (None, None));
+        assert_eq!(of(json!({ "deletionGracePeriodSeconds": 3 }), "Running"), (None, None), "not deleted");
+        assert_eq!(of(deleted(json!(7)), "Running"), (Some(7), None));
+        assert_eq!(of(deleted(json!(0)), "Failed"), (Some(1), Some(Phase::Failed)));
+        assert_eq!(of(deleted(json!(-5)), "Succeeded"), (Some(1), Some(Phase::Succeeded)));
+        assert_eq!(of(deleted(json!(null)), "Pending"), (Some(40), None));
     }
 }

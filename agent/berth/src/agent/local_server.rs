@@ -130,7 +130,7 @@ async fn write_node(api: &LocalApi) {
 /// Removes status files of pods that no longer exist, once every source has listed and containerd
 /// answers.
 async fn cleanup(api: LocalApi, desired: watch::Receiver<Arc<DesiredSet>>) {
-    while !desired.borrow().listed || api.executor.runtime().is_err() {
+    while !desired.borrow().all_listed() || api.executor.runtime().is_err() {
         if desired.has_changed().is_err() {
             return;
         }

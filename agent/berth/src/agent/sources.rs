@@ -8,7 +8,7 @@ use berth_core::{
     roots::Roots,
 };
 use berth_executor::ServiceLister;
-use berth_pods::DesiredSet;
+use berth_pods::{DesiredPod, DesiredSet};
 use berth_server::WatchCache;
 use berth_source::{
     ServiceRanges, Snapshot, Source as _, SourceKind, Sources,
@@ -123,6 +123,11 @@ fn same_pods(a: &Snapshot, b: &Snapshot) -> bool {
 }
 
 fn desired_set(sources: &Sources) -> DesiredSet {
-    let pods = sources.pods().into_iter().map(|(uid, desired)| (uid, Arc::clone(&desired.pod))).collect();
+    let desired = |pod: &berth_source::DesiredPod| DesiredPod {
+        end: pod.end,
+        terminal: pod.terminal,
+        ..DesiredPod::new(Arc::clone(&pod.pod))
+    };
+    let pods = sources.pods().into_iter().map(|(uid, pod)| (uid, desired(&pod))).collect();
     DesiredSet { listed: sources.listed(), pods, objects: sources.objects() }
 }

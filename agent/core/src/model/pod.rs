@@ -150,6 +150,33 @@ pub enum Origin {
     Cluster,
 }
 
+impl Origin {
+    /// The kind of the source.
+    pub fn kind(&self) -> OriginKind {
+        match self {
+            Origin::Manifest(_) => OriginKind::Manifest,
+            Origin::StaticFile(_) => OriginKind::StaticFile,
+            Origin::Cluster => OriginKind::Cluster,
+        }
+    }
+}
+
+/// The kinds of sources of pods. A node has at most one source of each kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OriginKind {
+    /// The manifest directory.
+    Manifest,
+    /// The directory `staticPodPath`.
+    StaticFile,
+    /// The API server.
+    Cluster,
+}
+
+impl OriginKind {
+    /// Every kind of source.
+    pub const ALL: [OriginKind; 3] = [OriginKind::Manifest, OriginKind::StaticFile, OriginKind::Cluster];
+}
+
 /// `spec.restartPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 pub enum RestartPolicy {

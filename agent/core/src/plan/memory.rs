@@ -73,7 +73,7 @@ impl Memory {
 /// A required end: of the pod, or at shutdown of all that runs of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
-    /// When the end was first required.
+    /// When the end was first required with this grace period.
     pub since: Boottime,
     /// The grace period in seconds, counted from `since`.
     pub grace: u32,

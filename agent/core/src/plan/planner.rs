@@ -10,6 +10,7 @@ use crate::{
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
     model::{Container, Pod, ProbeKind},
     refs::{Ref, env_refs},
+    status::Phase,
     time::{Boottime, Now},
     value::Why,
 };
@@ -21,6 +22,8 @@ type ObservedRun<'a> = (&'a ContainerId, &'a ObservedContainer);
 pub(super) struct Planner<'a> {
     pub(super) pod: &'a Pod,
     unknown: &'a BTreeMap<Ref, Why>,
+    /// The terminal phase that the API server shows.
+    pub(super) shown_terminal: Option<Phase>,
     pub(super) seen: &'a Observed,
     /// The newest observed run of each container, computed once because nearly every query needs it.
     newest: Vec<ObservedRun<'a>>,
@@ -72,6 +75,7 @@ impl<'a> Planner<'a> {
         Planner {
             pod: &desired.pod,
             unknown: &desired.unknown,
+            shown_terminal: desired.terminal,
             seen,
             newest: newest_runs(seen),
             memory,

@@ -96,15 +96,20 @@ impl Planner<'_> {
         });
     }
 
-    /// Notes that the pod has to end. The grace period only ever becomes shorter.
+    /// Notes that the pod has to end. The time of its end only ever becomes earlier: a shorter grace period counts from
+    /// now, because the pod learns of it now (`gracePeriodShortened`, `pkg/kubelet/pod_workers.go`).
     pub(super) fn note_end(&mut self, end: Option<u32>) {
         let Some(grace) = end else { return };
         let since = self.now.boottime;
         // At least one second (`calculateEffectiveGracePeriod`, `pkg/kubelet/pod_workers.go`), so that a
         // preStop hook has that much time.
         let grace = grace.max(1);
-        let ending = self.memory.ending.get_or_insert(Ending { since, grace });
-        ending.grace = ending.grace.min(grace);
+        let due = |e: &Ending| e.since + Duration::from_secs(u64::from(e.grace));
+        let next = Ending { since, grace };
+        let ending = self.memory.ending.get_or_insert(next);
+        if grace < ending.grace && due(&next) < due(ending) {
+            *ending = next;
+        }
     }
 }
 

@@ -90,7 +90,8 @@ impl Planner<'_> {
         let ends = [self.memory.ending, self.memory.shutdown].into_iter().flatten();
         let Some(ending) = ends.max_by_key(|e| e.since) else { return };
         if let Some(stop) = self.run_mut(&spec.name, id).and_then(|r| r.stop.as_mut()) {
-            let used = ending.since.since(stop.since).as_secs();
+            // Whole seconds upwards: the container has all of its grace period.
+            let used = ending.since.since(stop.since).as_nanos().div_ceil(1_000_000_000);
             let total = u32::try_from(used).unwrap_or(u32::MAX).saturating_add(grace);
             stop.grace = stop.grace.min(total);
         }

@@ -15,6 +15,10 @@ impl Planner<'_> {
         if let Some(phase) = self.memory.phase.filter(|p| p.is_terminal()) {
             return Some(phase);
         }
+        // Another writer may end a pod: eviction by taints, the garbage collection of pods, a Job's back-off.
+        if self.shown_terminal.is_some() {
+            return self.shown_terminal;
+        }
         if self.memory.failed.is_some() {
             return Some(Phase::Failed);
         }

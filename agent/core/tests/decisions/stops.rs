@@ -98,3 +98,25 @@ fn probe_kills_have_events_in_the_kubelets_words() {
         assert_eq!(case.messages("Killing"), [said]);
     }
 }
+
+#[test]
+fn a_shorter_grace_period_counts_from_its_own_moment_and_none_prolongs() {
+    // The grace periods of the pod's end with the second of each, and the second of SIGKILL.
+    for (ends, killed) in [
+        (vec![(0, 30)], 30),
+        (vec![(0, 30), (10, 5)], 15),
+        (vec![(0, 30), (28, 5)], 30),
+        (vec![(0, 30), (10, 60)], 30),
+        (vec![(0, 30), (10, 8), (12, 1)], 13),
+    ] {
+        let mut case = Case::up(pod(vec![], vec![container("a")]));
+        for second in 0..40 {
+            if let Some((_, grace)) = ends.iter().find(|(at, _)| *at == second) {
+                case.desired.end = Some(*grace);
+            }
+            case.settle();
+            case.pass(1);
+        }
+        assert_eq!(case.begun("Kill", "a").first(), Some(&killed), "{ends:?}");
+    }
+}

@@ -13,7 +13,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 /// State of the cleanup of orphans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CleanupState {
-    /// The next round begins once the source has listed and containerd answers.
+    /// The next round begins once every source has listed and containerd answers.
     Due,
     /// A round is running, or the pause before the next round is.
     Busy,
@@ -35,7 +35,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
 
     /// Begins a cleanup round where one is due.
     pub(super) fn cleanup_orphans(&mut self) {
-        if !(self.desired.listed && self.runtime_answers && self.cleanup == CleanupState::Due) {
+        if !(self.desired.all_listed() && self.runtime_answers && self.cleanup == CleanupState::Due) {
             return;
         }
         self.cleanup = CleanupState::Busy;

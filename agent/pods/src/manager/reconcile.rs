@@ -1,9 +1,9 @@
 //! Reconciliation of the workers with the desired set and with what the node shows: which pods get a worker,
 //! which end, and which wait for a worker.
 
-use super::Manager;
+use super::{DesiredPod, Manager};
 use crate::{executor::Executor, report::Reports, waiting, worker::WorkerMessage};
-use berth_core::{ids::PodUid, model::Pod, plan::Desired};
+use berth_core::{ids::PodUid, model::Pod};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -14,6 +14,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     pub(super) fn reconcile(&mut self) {
         // The order matters: pods found on the node take their names before new pods do, and ending pods free
         // their ports and resources for new pods.
+        self.done.retain(|uid| self.desired.pods.contains_key(uid));
         self.adopt();
         self.end_unwanted();
         self.start_wanted();
@@ -21,8 +22,8 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         self.cleanup_orphans();
     }
 
-    /// Gives a worker to each pod that is on the node but not wanted. The pod keeps running until the source
-    /// has listed, and ends after that.
+    /// Gives a worker to each pod that is on the node but not wanted. The pod keeps running until the source of
+    /// its origin has listed, and ends after that.
     fn adopt(&mut self) {
         if !self.answered {
             return;
@@ -46,35 +47,37 @@ impl<H: Executor, R: Reports> Manager<H, R> {
                 self.found.remove(&uid);
                 continue;
             };
-            let end = self.desired.listed.then_some(pod.grace_seconds);
             tracing::info!(pod = %pod.key, %uid, "pod found on the node that no source is known to want");
-            self.start(pod, end);
+            let unwanted = self.desired.is_listed(&pod.origin);
+            let desired = DesiredPod::new(pod);
+            self.start(if unwanted { desired.unwanted() } else { desired }, unwanted);
         }
     }
 
     fn start_wanted(&mut self) {
         let desired = Arc::clone(&self.desired);
         let mut new = Vec::new();
-        for (uid, pod) in &desired.pods {
+        for (uid, wanted) in &desired.pods {
             if let Some(live) = self.workers.get_mut(uid) {
-                if live.pod != *pod {
-                    live.pod = Arc::clone(pod);
-                    self.references.put(pod);
-                    self.names.take(&pod.key, uid);
+                if live.desired != *wanted {
+                    live.desired = wanted.clone();
+                    live.unwanted = false;
+                    self.references.put(&wanted.pod);
+                    self.names.take(&wanted.pod.key, uid);
                     // The pod may name an object that it did not name before.
                     self.send(uid, WorkerMessage::Objects(Arc::clone(&desired.objects)));
-                    self.send(uid, WorkerMessage::Desired(Desired::new(Arc::clone(pod), None)));
+                    self.send(uid, WorkerMessage::Desired(wanted.planned()));
                 }
-            } else {
-                new.push(pod);
+            } else if !self.done.contains(uid) {
+                new.push(wanted);
             }
         }
         // Older pods start first, as in the kubelet: of two pods that want one host port, the older gets the
         // port.
-        new.sort_by_key(|pod| (pod.created.seconds(), pod.origin.clone(), pod.created));
-        for pod in new {
-            if self.start_blocked_by(&pod.uid, pod).is_none() {
-                self.start(Arc::clone(pod), None);
+        new.sort_by_key(|new| (new.pod.created.seconds(), new.pod.origin.clone(), new.pod.created));
+        for wanted in new {
+            if self.start_blocked_by(&wanted.pod.uid, &wanted.pod).is_none() {
+                self.start(wanted.clone(), false);
             }
         }
     }
@@ -97,20 +100,21 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     }
 
     fn end_unwanted(&mut self) {
-        if !self.desired.listed {
-            return;
-        }
-        let wanted = &self.desired.pods;
+        let set = &self.desired;
+        let unwanted = |uid: &PodUid, pod: &Pod| !set.pods.contains_key(uid) && set.is_listed(&pod.origin);
         let mut over = Vec::new();
-        for (uid, live) in self.workers.iter_mut().filter(|(u, l)| !l.ending && !wanted.contains_key(*u)) {
-            live.ending = true;
-            let pod = Arc::clone(&live.pod);
-            tracing::info!(pod = %pod.key, %uid, grace = pod.grace_seconds, "pod ends: no source wants it any more");
-            over.push(pod);
+        for (uid, live) in &mut self.workers {
+            if live.unwanted || !unwanted(uid, &live.desired.pod) {
+                continue;
+            }
+            live.unwanted = true;
+            live.desired = live.desired.clone().unwanted();
+            let pod = &live.desired.pod;
+            tracing::info!(pod = %pod.key, %uid, grace = live.desired.end, "pod ends: no source wants it any more");
+            over.push((uid.clone(), live.desired.planned()));
         }
-        for pod in over {
-            let (uid, end) = (pod.uid.clone(), Some(pod.grace_seconds));
-            self.send(&uid, WorkerMessage::Desired(Desired::new(pod, end)));
+        for (uid, desired) in over {
+            self.send(&uid, WorkerMessage::Desired(desired));
         }
     }
 
@@ -118,7 +122,9 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     fn show_waiting(&mut self) {
         let desired = Arc::clone(&self.desired);
         let mut waiting = BTreeMap::new();
-        for (uid, pod) in desired.pods.iter().filter(|(u, _)| !self.workers.contains_key(*u)) {
+        let workerless = |uid: &PodUid| !self.workers.contains_key(uid) && !self.done.contains(uid);
+        for (uid, wanted) in desired.pods.iter().filter(|(uid, _)| workerless(uid)) {
+            let pod = &wanted.pod;
             let Some(why) = self.start_blocked_by(uid, pod) else { continue };
             waiting.insert(uid.clone(), why);
             if self.shown_waiting.get(uid) != Some(&why) {

@@ -1,6 +1,6 @@
 //! The start of a pod's worker: the first observation of the pod, and whether the node accepts a new pod.
 
-use super::{Manager, ManagerTask, TaskOutcome, WorkerHandle};
+use super::{DesiredPod, Manager, ManagerTask, TaskOutcome, WorkerHandle};
 use crate::{
     executor::{Executor, PodSnapshot},
     report::Reports,
@@ -9,7 +9,7 @@ use crate::{
 use berth_core::{
     event::{Event, EventRecord, Involved},
     model::Pod,
-    plan::{Desired, Ending, Memory},
+    plan::{Ending, Memory},
     unsupported::unsupported,
 };
 use std::{
@@ -26,8 +26,9 @@ use tokio::sync::mpsc;
 const FRESH: Duration = Duration::from_secs(1);
 
 impl<H: Executor, R: Reports> Manager<H, R> {
-    /// Starts the worker of a pod. `end` is the grace period in seconds of a pod that has to end.
-    pub(super) fn start(&mut self, pod: Arc<Pod>, end: Option<u32>) {
+    /// Starts the worker of a pod. `unwanted` says that no source wants the pod.
+    pub(super) fn start(&mut self, desired: DesiredPod, unwanted: bool) {
+        let pod = Arc::clone(&desired.pod);
         let uid = pod.uid.clone();
         let now = self.executor.now().boottime;
         let mut memory = self.stored.remove(&uid).map(|k| k.1);
@@ -36,9 +37,12 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             // Neither containerd's list nor the stored memory has the pod, and no worker of the pod has
             // panicked: the pod is new.
             (None, None) if !unseen && !self.panics.contains_key(&uid) => {
-                memory = self.rejection(&pod);
-                if memory.is_none() && end.is_none() {
-                    self.report_unsupported(&pod);
+                // A pod that only ends needs nothing of the node.
+                if desired.end.is_none() && desired.terminal.is_none() {
+                    memory = self.rejection(&pod);
+                    if memory.is_none() {
+                        self.report_unsupported(&pod);
+                    }
                 }
                 let mut nothing = PodSnapshot::nothing(now);
                 nothing.seen.runtime_answers = self.runtime_answers;
@@ -60,7 +64,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         let (sender, mailbox) = mpsc::unbounded_channel();
         let over = Arc::new(AtomicBool::new(memory.rejected));
         let config = WorkerConfig {
-            desired: Desired::new(Arc::clone(&pod), end),
+            desired: desired.planned(),
             objects: Arc::clone(&self.desired.objects),
             memory,
             snapshot,
@@ -74,7 +78,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             worker::run(config, mailbox).await;
             TaskOutcome::Done
         });
-        self.workers.insert(uid, WorkerHandle { pod, mailbox: Some(sender), ending: end.is_some(), over });
+        self.workers.insert(uid, WorkerHandle { desired, mailbox: Some(sender), unwanted, over });
     }
 
     /// The memory of a new pod that the node rejects. `None` where the node admits the pod. Pods that no
@@ -83,7 +87,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     fn rejection(&self, pod: &Arc<Pod>) -> Option<Memory> {
         let wanted = self.workers.iter().filter(|(uid, _)| self.desired.pods.contains_key(*uid));
         let needy = wanted.filter(|(_, l)| !l.over.load(Ordering::Relaxed));
-        let others: Vec<Arc<Pod>> = needy.map(|(_, l)| Arc::clone(&l.pod)).collect();
+        let others: Vec<Arc<Pod>> = needy.map(|(_, l)| Arc::clone(&l.desired.pod)).collect();
         let why = self.executor.admit(pod, &others).err()?;
         tracing::warn!(pod = %pod.key, uid = %pod.uid, reason = why.reason, why = why.message, "pod rejected");
         let now = self.executor.now().wall;

@@ -45,7 +45,7 @@ async fn a_pod_that_no_source_wants_any_more_keeps_nobody_out_after_a_restart() 
     agent.ready(&old.uid).await;
     agent.kill().await;
     // The sources of the next agent have not all listed yet, so the agent does not end the old pod.
-    let unlisted = berth_pods::DesiredSet { listed: false, ..wanted([renamed.clone()]) };
+    let unlisted = berth_pods::DesiredSet { listed: Default::default(), ..wanted([renamed.clone()]) };
     let agent = Agent::start(&node, &store, unlisted).await;
     agent.ready(&renamed.uid).await;
 }

@@ -2,7 +2,7 @@
 //! containerd is up.
 
 use crate::fake::{
-    Agent, Node, Trouble, memory_files,
+    Agent, Node, Trouble, everywhere, memory_files,
     pods::{container, name, pod, probed, uid},
     store, wanted,
 };
@@ -133,11 +133,11 @@ async fn nothing_is_ended_before_the_source_has_listed() {
     node.until("restarted", |_| node.starts(&b.uid, "c").len() == 2).await;
     agent.ready(&b.uid).await;
     // The source has listed one pod, but has not finished its list: the other pod stays.
-    agent.want(|d| drop(d.pods.insert(a.uid.clone(), Arc::new(a.clone()))));
+    agent.want(|d| drop(d.pods.insert(a.uid.clone(), a.clone().into())));
     node.pass(SECOND * 600).await;
     assert_eq!(node.running(&a.uid, "c"), runs[0]);
     assert!(agent.reports.is_ready(&b.uid));
-    agent.want(|d| d.listed = true);
+    agent.want(|d| d.listed = everywhere());
     agent.gone(&b.uid).await;
     assert_eq!(node.running(&a.uid, "c"), runs[0]);
     assert!(agent.reports.is_ready(&a.uid));
@@ -245,7 +245,7 @@ async fn memory_of_a_pod_of_which_nothing_is_left_ends_well() {
     let before = node.kinds(&p.uid).len();
     let agent = Agent::start(&node, &store, DesiredSet::default()).await;
     node.until("observed at", |s| s.observations.contains_key(&p.uid)).await;
-    agent.want(|d| d.listed = true);
+    agent.want(|d| d.listed = everywhere());
     agent.gone(&p.uid).await;
     node.until("forgotten", |_| memory_files(&dir).is_empty()).await;
     let done: Vec<&str> = node.kinds(&p.uid).into_iter().skip(before).collect();
@@ -293,7 +293,7 @@ async fn containers_whose_pod_nobody_can_tell_are_left_alone() {
     assert_eq!((node.running(&p.uid, "c"), node.kinds(&p.uid).len()), (run.clone(), before));
     assert_eq!(node.lock().cleaned, []);
     // The source lists the pod again.
-    agent.want(|d| drop(d.pods.insert(p.uid.clone(), Arc::new(p.clone()))));
+    agent.want(|d| drop(d.pods.insert(p.uid.clone(), p.clone().into())));
     agent.ready(&p.uid).await;
     assert_eq!(node.running(&p.uid, "c"), run);
 }

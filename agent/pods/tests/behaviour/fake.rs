@@ -6,7 +6,7 @@ mod agent;
 pub mod pods;
 pub mod reports;
 
-pub use agent::{Agent, memory_files, store, wanted};
+pub use agent::{Agent, everywhere, memory_files, store, wanted};
 
 use berth_core::{
     admit::admit,

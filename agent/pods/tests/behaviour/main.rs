@@ -4,6 +4,7 @@
 
 mod admission;
 mod adoption;
+mod api;
 mod fake;
 mod many;
 mod one;

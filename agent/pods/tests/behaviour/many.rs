@@ -1,7 +1,7 @@
 //! Several pods on one node. No pod waits for another one, except for a pod of the same name.
 
 use crate::fake::{
-    Agent, Node, Trouble, memory_files,
+    Agent, Node, Trouble, everywhere, memory_files,
     pods::{config_map, pod, probed, showing, uid},
     store, wanted,
 };
@@ -108,7 +108,7 @@ async fn a_panic_in_a_worker_is_that_pods_failure_alone() {
     agent.reports.recorded().panics.insert(ua.clone(), 2);
     agent.want(|d| {
         let p = Pod { labels: [("l".to_owned(), "1".to_owned())].into(), ..a.clone() };
-        d.pods.insert(ua.clone(), Arc::new(p));
+        d.pods.insert(ua.clone(), p.into());
     });
     node.exit(&ub, "c", 0).await;
     node.lock().answers.insert(
@@ -122,7 +122,7 @@ async fn a_panic_in_a_worker_is_that_pods_failure_alone() {
     // Other pods start and end meanwhile.
     let c = pod("d", vec![]);
     let uc = c.uid.clone();
-    agent.want(|d| drop(d.pods.insert(uc.clone(), Arc::new(c))));
+    agent.want(|d| drop(d.pods.insert(uc.clone(), c.into())));
     agent.ready(&uc).await;
     assert!(node.elapsed() - at < SECOND, "nobody rests with it");
     node.until("panicked again", |_| agent.reports.recorded().panics[&ua] == 0).await;
@@ -304,17 +304,21 @@ async fn leftovers_of_unknown_pods_are_removed_and_nobody_works_on_them_meanwhil
     node.lock().orphans.extend([uk.clone(), uo.clone(), uid("u-stuck")]);
     node.trouble(&uo, "cleanup", Trouble::Slow(SECOND * 20));
     node.trouble(&uid("u-stuck"), "cleanup", Trouble::Slow(SECOND * 40));
-    let agent = Agent::start_unlisted(&node, &store, DesiredSet { listed: false, ..wanted([known.clone()]) });
+    let agent = Agent::start_unlisted(
+        &node,
+        &store,
+        DesiredSet { listed: Default::default(), ..wanted([known.clone()]) },
+    );
     node.back().await;
     agent.ready(&uk).await;
     node.pass(SECOND * 10).await;
     assert!(node.lock().cleaned.is_empty(), "not before the source has listed");
-    agent.want(|d| d.listed = true);
+    agent.want(|d| d.listed = everywhere());
     node.until("cleaning", |_| node.lock().orphans.len() == 3).await;
     node.pass(SECOND).await;
     // The pod's manifest returns while the cleanup runs.
     let begun = node.elapsed();
-    agent.want(|d| drop(d.pods.insert(uo.clone(), Arc::new(old))));
+    agent.want(|d| drop(d.pods.insert(uo.clone(), old.into())));
     node.until("shown", |_| agent.reports.shows(&uo)).await;
     assert_eq!(node.kinds(&uo), [""; 0]);
     agent.ready(&uo).await;

@@ -225,7 +225,7 @@ async fn another_image_of_the_same_pod_is_run_at_once() {
     let with = |image: &str| {
         let c = Container { image: image.into(), ..container("c") };
         let p = Arc::new(Pod { containers: vec![c], ..p.clone() });
-        agent.want(|d| drop(d.pods.insert(uid.clone(), p)));
+        agent.want(|d| drop(d.pods.insert(uid.clone(), p.into())));
     };
     with("img:2");
     node.until("the next runs", |_| node.starts(&uid, "c").len() == 2).await;

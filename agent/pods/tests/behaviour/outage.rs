@@ -11,7 +11,7 @@ use berth_core::{
     status::{ContainerState, Truth},
 };
 use berth_pods::NodeEvent;
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -99,7 +99,7 @@ async fn a_list_from_before_a_start_or_an_exit_does_not_undo_it() {
     agent.ready(&b.uid).await;
     let stale = node.list();
     node.pass(Duration::from_millis(1)).await;
-    agent.want(|d| drop(d.pods.insert(a.uid.clone(), Arc::new(a.clone()))));
+    agent.want(|d| drop(d.pods.insert(a.uid.clone(), a.clone().into())));
     agent.ready(&a.uid).await;
     node.exit(&b.uid, "c", 1).await;
     node.until("b again", |_| node.starts(&b.uid, "c").len() == 2).await;

@@ -45,7 +45,7 @@ impl FileObjects {
         let before = before.unwrap_or(&nothing);
         let pod = |mut entry: PodEntry| {
             pod_created(&mut entry, first_seen);
-            let made = DesiredPod { pod: Arc::new(entry.pod), raw: Arc::new(entry.raw), held: None };
+            let made = DesiredPod::of_file(Arc::new(entry.pod), Arc::new(entry.raw));
             (entry.document, made)
         };
         let (documents, pods): (Vec<usize>, Vec<DesiredPod>) = parsed.pods.into_iter().map(pod).unzip();

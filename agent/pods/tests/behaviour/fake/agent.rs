@@ -3,11 +3,11 @@
 use super::{Node, reports::RecordedReports};
 use berth_core::{
     ids::{BootId, NodeName, PodUid},
-    model::{Objects, Pod},
+    model::{Objects, OriginKind, Pod},
     roots::Roots,
 };
 use berth_pods::{DesiredSet, ManagerConfig, MemoryStore};
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -87,8 +87,13 @@ impl Agent {
 }
 
 pub fn wanted(pods: impl IntoIterator<Item = Pod>) -> DesiredSet {
-    let pods = pods.into_iter().map(|p| (p.uid.clone(), Arc::new(p))).collect();
-    DesiredSet { listed: true, pods, objects: Arc::new(Objects::listed()) }
+    let pods = pods.into_iter().map(|p| (p.uid.clone(), p.into())).collect();
+    DesiredSet { listed: everywhere(), pods, objects: Arc::new(Objects::listed()) }
+}
+
+/// The listed origins of sources that have all listed.
+pub fn everywhere() -> BTreeSet<OriginKind> {
+    OriginKind::ALL.into()
 }
 
 /// A store in a temporary directory.
