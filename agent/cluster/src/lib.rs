@@ -1,12 +1,17 @@
 //! The node as a worker of a control plane: desired state from the API server, and what the node reports to it.
 //!
-//! [`ApiPods`] has the API server's newest version of each pod of this node. The source fills it from its watch, the
-//! publisher reads it and adds the answers of its own requests. [`Tokens`] has the tokens of service accounts.
+//! [`ClusterSource`] follows the objects that the node runs and serves. [`ApiPods`] has the API server's newest version
+//! of each pod of this node. The source fills it from its watch, the publisher reads it and adds the answers of its own
+//! requests. [`Tokens`] has the tokens of service accounts.
 #![forbid(unsafe_code)]
 
 mod api_pods;
 pub mod publish;
+mod refs;
+mod source;
 mod tokens;
 
 pub use api_pods::ApiPods;
+pub use refs::ObjectName;
+pub use source::ClusterSource;
 pub use tokens::{TokenValues, Tokens};

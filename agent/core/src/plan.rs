@@ -111,7 +111,7 @@ pub fn plan(desired: &Desired, seen: &Observed, memory: &Memory, now: Now) -> Pl
         if d.memory.ending.is_some() || terminal.is_some() || d.sandbox_lost() {
             d.stop_containers();
             d.cleanup(terminal);
-        } else {
+        } else if desired.pod.unsupported.is_none() {
             d.sync();
         }
         d.collect_dead(terminal);

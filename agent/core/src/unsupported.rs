@@ -7,8 +7,12 @@ use crate::{
     model::{Medium, Pod, PullPolicy, VolumeSource},
 };
 
-/// The events about unsupported parts, in the order of the pod's volumes and containers.
+/// The events about unsupported parts, in the order of the pod's volumes and containers. A pod that this node cannot run
+/// at all has one event.
 pub fn unsupported(pod: &Pod) -> Vec<Event> {
+    if let Some(why) = &pod.unsupported {
+        return vec![Event::warning("NotSupported", format!("this node does not run the pod: {why}"))];
+    }
     let sizes = pod.volumes.iter().filter_map(|v| match &v.source {
         // Only a disk volume: the size of a tmpfs limits a memory one.
         VolumeSource::EmptyDir { medium: Medium::Disk, size_limit: Some(limit) } => Some(format!(
@@ -46,6 +50,18 @@ mod tests {
         ids::PodKey,
         model::{Container, Volume},
     };
+
+    #[test]
+    fn a_pod_that_cannot_run_here_has_one_event() {
+        let key = PodKey { namespace: "default".parse().unwrap(), name: "p".parse().unwrap() };
+        let pod = Pod {
+            containers: vec![Container::new("c".parse().unwrap(), "busybox")],
+            unsupported: Some("spec.hostUsers: is not supported yet".into()),
+            ..Pod::new("u".parse().unwrap(), key, "n".parse().unwrap())
+        };
+        let texts: Vec<String> = unsupported(&pod).into_iter().map(|e| e.message).collect();
+        assert_eq!(texts, ["this node does not run the pod: spec.hostUsers: is not supported yet"]);
+    }
 
     #[test]
     fn each_unsupported_field_has_an_event() {

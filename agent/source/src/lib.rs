@@ -4,6 +4,7 @@
 //! - [`manifest`] is pure: bytes of a file become a checked model, or an error that names file, document, field and
 //!   reason.
 //! - [`directory`] is the shell around it: a directory is watched, and a [`Snapshot`] is published for every change.
+//! - [`cluster`] is pure: JSON of the API server becomes the model.
 //! - [`merge`] holds the node's sources and merges their snapshots into one desired state.
 //! - [`controllers`] plays the controllers of a control plane where there is none: ClusterIPs and EndpointSlices.
 //! - [`status`] turns what is reported about a pod back into Kubernetes' JSON.
@@ -15,6 +16,7 @@
 //! costs what it changes, not what is there.
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod controllers;
 mod convert;
 pub mod directory;

@@ -28,12 +28,15 @@ pub enum SourceKind {
         /// The rules by which its files are read.
         mode: Mode,
     },
+    /// The API server.
+    Cluster,
 }
 
 impl SourceKind {
-    /// Whether the pods of the source may refer to ConfigMaps and Secrets, which are then the source's own.
+    /// Whether the pods of the source may refer to ConfigMaps and Secrets, which are then the source's own. One source
+    /// of a node may.
     fn has_objects(&self) -> bool {
-        matches!(self, SourceKind::Directory { mode: Mode::Manifests, .. })
+        matches!(self, SourceKind::Cluster | SourceKind::Directory { mode: Mode::Manifests, .. })
     }
 
     /// The origin of the source's pods.
@@ -41,6 +44,7 @@ impl SourceKind {
         match self {
             SourceKind::Directory { mode: Mode::Manifests, .. } => OriginKind::Manifest,
             SourceKind::Directory { mode: Mode::StaticPods, .. } => OriginKind::StaticFile,
+            SourceKind::Cluster => OriginKind::Cluster,
         }
     }
 }

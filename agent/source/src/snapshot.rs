@@ -36,7 +36,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Whether both have the same contents by pointer, versions aside.
-    pub(crate) fn is(&self, other: &Snapshot) -> bool {
+    pub fn is(&self, other: &Snapshot) -> bool {
         self.listed == other.listed
             && Arc::ptr_eq(&self.pods, &other.pods)
             && Arc::ptr_eq(&self.objects, &other.objects)
@@ -103,7 +103,8 @@ impl DesiredPod {
 pub struct DesiredService {
     /// The checked Service, with addresses and node ports assigned where the manifest names none.
     pub service: Arc<Service>,
-    /// The v1.Service it was converted from, with complete metadata, addresses and node ports.
+    /// The v1.Service it was converted from, with complete metadata, addresses and node ports; `null` for a Service of
+    /// the API server.
     pub raw: Arc<serde_json::Value>,
 }
 

@@ -99,8 +99,10 @@ impl LocalApi {
     }
 
     fn sources(&self) -> Vec<SourceView> {
-        let view = |SourceState { kind: SourceKind::Directory { dir, .. }, snapshot, .. }: &SourceState| {
-            SourceView {
+        let view = |SourceState { kind, snapshot, .. }: &SourceState| {
+            // No option starts the source of a cluster yet.
+            let SourceKind::Directory { dir, .. } = kind else { return None };
+            Some(SourceView {
                 dir: dir.clone(),
                 listed: snapshot.listed,
                 pods: u32::try_from(snapshot.pods.len()).unwrap_or(u32::MAX),
@@ -119,9 +121,9 @@ impl LocalApi {
                     .values()
                     .filter_map(|d| Some((d.pod.key.clone(), d.held.clone()?)))
                     .collect(),
-            }
+            })
         };
-        self.latest.borrow().iter().map(view).collect()
+        self.latest.borrow().iter().filter_map(view).collect()
     }
 }
 

@@ -7,7 +7,11 @@ use crate::{
     value::{Value, Why},
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 /// The kinds of objects that pods name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,13 +78,15 @@ impl fmt::Debug for KeyedData {
 /// The kind, the namespace and the name of an object.
 type ObjectName = (ObjectKind, Namespace, String);
 
-/// The ConfigMaps and Secrets that a source knows. An object that is in neither list is absent once the source has
-/// listed, and unknown before. Tokens of service accounts are here too, for the pods that ask for them.
+/// The ConfigMaps and Secrets that a source knows. An object that is in no list is absent once the source has listed,
+/// and unknown before. A source that reads objects one by one never lists. Tokens of service accounts are here too, for
+/// the pods that ask for them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Objects {
     known: BTreeMap<ObjectName, Arc<KeyedData>>,
     unknown: BTreeMap<ObjectName, Why>,
     tokens: BTreeMap<TokenRef, Value<Token>>,
+    absent: BTreeSet<ObjectName>,
     listed: bool,
 }
 
@@ -124,12 +130,31 @@ impl Objects {
     pub fn put_unknown(&mut self, kind: ObjectKind, namespace: Namespace, name: String, why: Why) {
         let name = (kind, namespace, name);
         self.known.remove(&name);
+        self.absent.remove(&name);
         self.unknown.insert(name, why);
     }
 
-    fn put(&mut self, kind: ObjectKind, object: Arc<KeyedData>) {
+    /// Takes that an object does not exist.
+    pub fn put_absent(&mut self, kind: ObjectKind, namespace: Namespace, name: String) {
+        let name = (kind, namespace, name);
+        self.known.remove(&name);
+        self.unknown.remove(&name);
+        self.absent.insert(name);
+    }
+
+    /// Forgets all that is known of an object.
+    pub fn forget(&mut self, kind: ObjectKind, namespace: &Namespace, name: &str) {
+        let name = (kind, namespace.clone(), name.to_owned());
+        self.known.remove(&name);
+        self.unknown.remove(&name);
+        self.absent.remove(&name);
+    }
+
+    /// Adds or replaces an object.
+    pub fn put(&mut self, kind: ObjectKind, object: Arc<KeyedData>) {
         let name = (kind, object.namespace.clone(), object.name.clone());
         self.unknown.remove(&name);
+        self.absent.remove(&name);
         self.known.insert(name, object);
     }
 
@@ -139,7 +164,7 @@ impl Objects {
         match (self.known.get(&name), self.unknown.get(&name)) {
             (Some(object), _) => Value::Known(object),
             (None, Some(why)) => Value::Unknown(why.clone()),
-            (None, None) if self.listed => Value::Absent,
+            (None, None) if self.listed || self.absent.contains(&name) => Value::Absent,
             (None, None) => Value::Unknown(Why::NotAsked),
         }
     }
@@ -218,5 +243,24 @@ mod tests {
         assert_eq!(get(&objects, ObjectKind::ConfigMap, "one"), "refused: no relationship found");
         objects.put_config_map(object("one"));
         assert_eq!(get(&objects, ObjectKind::ConfigMap, "one"), "one");
+    }
+
+    #[test]
+    fn a_source_that_never_lists_tells_absence_object_by_object() {
+        let namespace: Namespace = "default".parse().unwrap();
+        let (kind, name) = (ObjectKind::ConfigMap, "one");
+        let mut objects = Objects::default();
+        objects.put_absent(kind, namespace.clone(), name.to_owned());
+        assert_eq!(objects.get(kind, &namespace, name), Value::Absent);
+        assert_eq!(objects.get(ObjectKind::Secret, &namespace, name), Value::Unknown(Why::NotAsked));
+        objects.put(kind, Arc::new(object(name)));
+        assert!(matches!(objects.get(kind, &namespace, name), Value::Known(_)));
+        objects.put_absent(kind, namespace.clone(), name.to_owned());
+        assert_eq!(objects.get(kind, &namespace, name), Value::Absent);
+        objects.put_unknown(kind, namespace.clone(), name.to_owned(), Why::NotAsked);
+        assert_eq!(objects.get(kind, &namespace, name), Value::Unknown(Why::NotAsked));
+        objects.put(kind, Arc::new(object(name)));
+        objects.forget(kind, &namespace, name);
+        assert_eq!(objects, Objects::default());
     }
 }

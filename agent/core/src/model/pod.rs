@@ -72,6 +72,11 @@ pub struct Pod {
     /// The names of `imagePullSecrets`, in order.
     #[serde(default)]
     pub image_pull_secrets: Vec<String>,
+    /// The part of the spec that this node does not support, and the reason, for people. Nothing of such a pod is
+    /// started, and it stays Pending. The other fields of its spec are defaults, but for the names and the images of
+    /// its containers.
+    #[serde(default)]
+    pub unsupported: Option<String>,
 }
 
 impl Pod {
@@ -107,6 +112,7 @@ impl Pod {
             enable_service_links: true,
             readiness_gates: Vec::new(),
             image_pull_secrets: Vec::new(),
+            unsupported: None,
         }
     }
 

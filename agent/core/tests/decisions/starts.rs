@@ -255,3 +255,24 @@ fn a_missing_image_has_the_kubelets_events() {
     assert_eq!(reason, "ImagePullBackOff");
     assert_eq!(message.as_deref(), Some("Back-off pulling image \"img:1\": ErrImagePull: no registry"));
 }
+
+#[test]
+fn nothing_of_an_unsupported_pod_starts_and_it_stays_pending() {
+    let unsupported = Pod {
+        unsupported: Some("spec.hostUsers: is not supported yet".into()),
+        ..pod(vec![container("i")], vec![container("a")])
+    };
+    let mut case = Case::new(unsupported);
+    for _ in 0..100 {
+        let status = case.settle().status;
+        assert_eq!(status.phase, Phase::Pending);
+        let why = "a node that supports the pod: spec.hostUsers: is not supported yet";
+        assert_eq!(status.waiting_for.as_deref(), Some(why));
+        case.pass(10);
+    }
+    assert!(case.seen.sandbox.is_none() && case.begun("EnsureImage", "a").is_empty());
+    // The pod's end needs nothing of the kind.
+    case.desired.end = Some(30);
+    case.settle();
+    assert!(case.memory.removed);
+}

@@ -33,13 +33,15 @@ pub enum Health {
         since: Now,
         /// The reason, on one line.
         why: String,
+        /// Whether the server refused the request, rather than that it could not be reached or understood.
+        refused: bool,
     },
 }
 
 impl Health {
     /// Health of a set that was not requested yet.
     pub fn unknown() -> Health {
-        Health::Behind { since: berth_sys::clock::now(), why: "not listed yet".to_owned() }
+        Health::Behind { since: berth_sys::clock::now(), why: "not listed yet".to_owned(), refused: false }
     }
 }
 
@@ -173,17 +175,17 @@ impl<K: Kind> Driver<K> {
 
     /// Publishes the health if it has changed.
     fn tell(&self) {
-        let behind = self.machine.behind();
+        let (behind, refused) = (self.machine.behind(), self.machine.is_refused());
         self.health.send_if_modified(|health| {
             let new = match (&*health, behind) {
                 (Health::Ok { .. }, None) => return false,
                 (Health::Behind { why, .. }, Some(now)) if why == now => return false,
                 (Health::Behind { since, .. }, Some(why)) => {
-                    Health::Behind { since: *since, why: why.to_owned() }
+                    Health::Behind { since: *since, why: why.to_owned(), refused }
                 }
                 (Health::Behind { .. }, None) => Health::Ok { since: berth_sys::clock::now() },
                 (Health::Ok { .. }, Some(why)) => {
-                    Health::Behind { since: berth_sys::clock::now(), why: why.to_owned() }
+                    Health::Behind { since: berth_sys::clock::now(), why: why.to_owned(), refused }
                 }
             };
             *health = new;

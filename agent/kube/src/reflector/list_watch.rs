@@ -167,6 +167,8 @@ pub struct ListWatch {
     /// Number of refusals within the time of grace.
     early: u32,
     behind: Option<String>,
+    /// Whether `behind` is a refusal by the server.
+    refused: bool,
     refuses_streaming: bool,
 }
 
@@ -195,6 +197,7 @@ impl ListWatch {
             unreadable: 0,
             early: 0,
             behind: Some(NOT_LISTED.to_owned()),
+            refused: false,
             refuses_streaming: false,
         }
     }
@@ -258,6 +261,11 @@ impl ListWatch {
     /// The reason why the consumer's set may be behind the server's; `None` if the set is current.
     pub fn behind(&self) -> Option<&str> {
         self.behind.as_deref()
+    }
+
+    /// Whether the reason of [`ListWatch::behind`] is an answer of the server that refuses the request.
+    pub fn is_refused(&self) -> bool {
+        self.behind.is_some() && self.refused
     }
 
     /// Whether the server has refused streaming lists since the last call.
@@ -378,6 +386,7 @@ impl ListWatch {
                     self.start_again();
                 }
                 self.behind = Some(why);
+                self.refused = false;
                 self.good_since = None;
             }
             End::Failed(why) => {
@@ -416,6 +425,7 @@ impl ListWatch {
             let first = self.failures == 0 || self.was_good(now);
             self.start_again();
             self.fail(now, refusal.to_string(), retry_after);
+            self.refused = true;
             if first {
                 self.due = Due::Now;
             }
@@ -425,6 +435,7 @@ impl ListWatch {
             self.start_again();
         }
         self.fail(now, refusal.to_string(), retry_after);
+        self.refused = true;
     }
 
     /// Starts a new list of the set at the next due time.
@@ -457,6 +468,7 @@ impl ListWatch {
         };
         self.failures = self.failures.saturating_add(1);
         self.behind = Some(why);
+        self.refused = false;
     }
 }
 

@@ -1,8 +1,14 @@
 //! Formats of names and values that several objects have in common.
 
 use super::field::{FieldError, FieldPath, shorten};
-use berth_core::quantity::Quantity;
+use berth_core::{
+    ids::{Namespace, PodName, PodUid},
+    quantity::Quantity,
+};
 use std::{collections::BTreeMap, net::IpAddr};
+
+/// Limit of a file name in bytes (`NAME_MAX`).
+const MAX_FILE_NAME: usize = 255;
 
 /// `[-._a-zA-Z0-9]{1,253}`, neither `.` nor starting with `..`: a key of a ConfigMap or Secret, which becomes
 /// a file.
@@ -119,7 +125,7 @@ pub(crate) fn qualified_name(at: &FieldPath<'_>, text: &str) -> Result<(), Field
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, text),
     };
-    let prefix_good = prefix.is_none_or(|p| berth_core::ids::PodName::new(p).is_ok());
+    let prefix_good = prefix.is_none_or(|p| PodName::new(p).is_ok());
     if prefix_good && !name.is_empty() && label_shape(name) {
         return Ok(());
     }
@@ -172,9 +178,7 @@ pub(crate) fn object_name(at: &FieldPath<'_>, name: &str) -> Result<(), FieldErr
     if name.is_empty() {
         return Err(at.error("is required"));
     }
-    berth_core::ids::PodName::new(name)
-        .map(drop)
-        .map_err(|e| at.error(format!("object name {:?} {}", e.text, e.reason)))
+    PodName::new(name).map(drop).map_err(|e| at.error(format!("object name {:?} {}", e.text, e.reason)))
 }
 
 /// A non-negative 32-bit amount, for example seconds.
@@ -213,4 +217,25 @@ pub(crate) fn choice<T: Copy + Default>(
         let names: Vec<&str> = of.iter().map(|(name, _)| *name).collect();
         at.error(format!("{:?} must be one of {}", shorten(word), names.join(", ")))
     })
+}
+
+/// Refuses names too long for the directory of the pod's logs: nothing of such a pod could be started.
+pub(crate) fn output_name(
+    at: &FieldPath<'_>,
+    namespace: &Namespace,
+    name: &PodName,
+    uid: &PodUid,
+) -> Result<(), FieldError> {
+    // `<namespace>_<name>_<uid>`.
+    let others = namespace.as_str().len() + uid.as_str().len() + 2;
+    let length = others + name.as_str().len();
+    if length <= MAX_FILE_NAME {
+        return Ok(());
+    }
+    Err(at.error(format!(
+        "is too long by {}: the output of a pod lies in a directory <namespace>_<name>_<uid>, a name of at most \
+         {MAX_FILE_NAME} bytes, so that the name may have {} here",
+        length - MAX_FILE_NAME,
+        MAX_FILE_NAME.saturating_sub(others)
+    )))
 }

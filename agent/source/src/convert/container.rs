@@ -223,8 +223,13 @@ fn pull_policy(at: &FieldPath<'_>, policy: Option<&str>, image: &str) -> Result<
     })
 }
 
-/// `Always` for the tag `latest` and for an image without tag and digest, else `IfNotPresent`.
+/// `Always` for the tag `latest` and for an image without tag and digest, else `IfNotPresent`. A bare id of 64
+/// hexadecimal digits is no name, so it has no tag that would default to `latest` (`SetDefaults_Container`,
+/// `pkg/apis/core/v1/defaults.go`).
 fn default_pull_policy(image: &str) -> PullPolicy {
+    if image.len() == 64 && image.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return PullPolicy::IfNotPresent;
+    }
     let (name, digest) = match image.split_once('@') {
         Some((name, _)) => (name, true),
         None => (image, false),

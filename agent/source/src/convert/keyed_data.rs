@@ -9,7 +9,7 @@ use berth_core::model::KeyedData;
 use k8s_openapi::api::core::v1 as api;
 use std::collections::BTreeMap;
 
-/// Limit of all keys and values of one ConfigMap or Secret together, in bytes.
+/// Limit of all values of one ConfigMap or Secret together, in bytes (`MaxSecretSize`).
 const MAX_DATA_BYTES: usize = 1 << 20;
 
 /// A ConfigMap: `data` and `binaryData` may not share a key.
@@ -39,7 +39,7 @@ fn checked(at: &FieldPath<'_>, object: KeyedData) -> Result<KeyedData, FieldErro
     for (key, value) in object.files() {
         let field = if object.data.contains_key(key) { "data" } else { "binaryData" };
         check::data_key(&at.key(field), key)?;
-        total = total.saturating_add(key.len()).saturating_add(value.len());
+        total = total.saturating_add(value.len());
     }
     if total > MAX_DATA_BYTES {
         return Err(at.key("data").error(format!("holds {total} bytes, more than {MAX_DATA_BYTES}")));

@@ -44,7 +44,7 @@ pub(crate) fn pod(
     let spec_at = &at.key("spec");
     let spec = object.spec.as_ref().ok_or_else(|| spec_at.error("is required"))?;
     let restart_policy = restart_policy(spec_at, spec)?;
-    refuse_unsupported(spec_at, spec)?;
+    refuse_unsupported(spec_at, spec, &source)?;
     let grace_seconds = check::grace(spec.termination_grace_period_seconds.unwrap_or(30));
     let active_deadline_seconds = active_deadline(spec_at, spec)?;
     let namespaces = namespaces(spec_at, spec)?;
@@ -80,7 +80,7 @@ pub(crate) fn pod(
         volumes,
         namespaces,
         dns: dns::dns(spec_at, spec)?,
-        security: security(spec_at, spec, namespaces)?,
+        security: security(spec_at, spec, namespaces, &context.ignored)?,
         service_account: service_account(spec),
         runtime_class: runtime_class(spec_at, spec)?,
         priority: spec.priority.unwrap_or_else(|| class_priority(spec.priority_class_name.as_deref())),
@@ -88,6 +88,7 @@ pub(crate) fn pod(
         enable_service_links: spec.enable_service_links.unwrap_or(true),
         readiness_gates: readiness_gates(spec_at, spec)?,
         image_pull_secrets: image_pull_secrets(spec),
+        unsupported: None,
     };
     Ok((pod, context.ignored.into_errors()))
 }
@@ -137,9 +138,10 @@ fn security(
     at: &FieldPath<'_>,
     spec: &api::PodSpec,
     namespaces: PodNamespaces,
+    ignored: &IgnoredValues,
 ) -> Result<PodSecurity, FieldError> {
     let Some(given) = &spec.security_context else { return Ok(PodSecurity::default()) };
-    security::pod(&at.key("securityContext"), given, namespaces.host_network, namespaces.host_ipc)
+    security::pod(&at.key("securityContext"), given, namespaces, ignored)
 }
 
 /// `serviceAccountName`, or the deprecated `serviceAccount`.
@@ -155,9 +157,18 @@ fn runtime_class(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<Option<Strin
 }
 
 /// Refuses fields that the node cannot honour yet: running the pod without them would break its promise.
-fn refuse_unsupported(at: &FieldPath<'_>, spec: &api::PodSpec) -> Result<(), FieldError> {
+fn refuse_unsupported(
+    at: &FieldPath<'_>,
+    spec: &api::PodSpec,
+    source: &PodSource<'_>,
+) -> Result<(), FieldError> {
     if spec.ephemeral_containers.as_ref().is_some_and(|c| !c.is_empty()) {
-        return Err(at.key("ephemeralContainers").error("cannot be part of a new pod"));
+        let at = at.key("ephemeralContainers");
+        if source.origin != Origin::Cluster {
+            return Err(at.error("cannot be part of a new pod"));
+        }
+        // They came to a pod that runs. The pod goes on without them.
+        source.ignored.ignore(at.error("ephemeral containers are not supported yet"))?;
     }
     if spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()) {
         return Err(at.key("resourceClaims").error("resource claims are not supported yet"));

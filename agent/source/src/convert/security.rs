@@ -2,26 +2,26 @@
 
 use super::{
     check::{self, choice},
-    container::PodContext,
+    container::{IgnoredValues, PodContext},
     field::{FieldError, FieldPath, shorten},
 };
-use berth_core::model::{AppArmor, CAPABILITIES, ContainerSecurity, PodSecurity, Seccomp};
+use berth_core::model::{AppArmor, CAPABILITIES, ContainerSecurity, PodNamespaces, PodSecurity, Seccomp};
 use k8s_openapi::api::core::v1 as api;
 
 /// `spec.securityContext`.
 pub(super) fn pod(
     at: &FieldPath<'_>,
     s: &api::PodSecurityContext,
-    host_network: bool,
-    host_ipc: bool,
+    namespaces: PodNamespaces,
+    ignored: &IgnoredValues,
 ) -> Result<PodSecurity, FieldError> {
-    selinux(at, s.se_linux_options.as_ref())?;
+    selinux(at, s.se_linux_options.as_ref(), ignored)?;
     if s.windows_options.is_some() {
-        return Err(at.key("windowsOptions").error("this is a Linux node"));
+        ignored.ignore(at.key("windowsOptions").error("this is a Linux node"))?;
     }
     if let Some(policy) = s.se_linux_change_policy.as_deref().filter(|p| !p.is_empty()) {
         let at = at.key("seLinuxChangePolicy");
-        return Err(at.error(format!("{:?} is not supported yet", shorten(policy))));
+        ignored.ignore(at.error(format!("{:?} is not supported yet", shorten(policy))))?;
     }
     let mut groups = Vec::new();
     for (index, group) in s.supplemental_groups.iter().flatten().enumerate() {
@@ -46,8 +46,8 @@ pub(super) fn pod(
         sysctls: sysctls(
             &at.key("sysctls"),
             s.sysctls.as_deref().unwrap_or_default(),
-            host_network,
-            host_ipc,
+            namespaces.host_network,
+            namespaces.host_ipc,
         )?,
         seccomp: seccomp(&at.key("seccompProfile"), s.seccomp_profile.as_ref())?,
         app_armor: app_armor(&at.key("appArmorProfile"), s.app_armor_profile.as_ref())?,
@@ -60,9 +60,9 @@ pub(super) fn container(
     s: &api::SecurityContext,
     pod: &PodContext,
 ) -> Result<ContainerSecurity, FieldError> {
-    selinux(at, s.se_linux_options.as_ref())?;
+    selinux(at, s.se_linux_options.as_ref(), &pod.ignored)?;
     if s.windows_options.is_some() {
-        return Err(at.key("windowsOptions").error("this is a Linux node"));
+        pod.ignored.ignore(at.key("windowsOptions").error("this is a Linux node"))?;
     }
     let capabilities = s.capabilities.clone().unwrap_or_default();
     let caps_at = &at.key("capabilities");
@@ -97,10 +97,15 @@ pub(super) fn container(
     })
 }
 
-fn selinux(at: &FieldPath<'_>, options: Option<&api::SELinuxOptions>) -> Result<(), FieldError> {
+/// The kubelet ignores labels on a machine without SELinux.
+fn selinux(
+    at: &FieldPath<'_>,
+    options: Option<&api::SELinuxOptions>,
+    ignored: &IgnoredValues,
+) -> Result<(), FieldError> {
     match options {
         Some(o) if *o != api::SELinuxOptions::default() => {
-            Err(at.key("seLinuxOptions").error("SELinux labels are not supported yet"))
+            ignored.ignore(at.key("seLinuxOptions").error("SELinux labels are not supported yet"))
         }
         _ => Ok(()),
     }

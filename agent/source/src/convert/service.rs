@@ -26,17 +26,27 @@ const AFFINITY_S: u32 = 10_800;
 /// Labels of Services that another proxy, or none, serves.
 const FOREIGN: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
 
-/// Namespace and name of a Service, with labels and annotations checked.
+/// Namespace and name of a Service, with labels and annotations checked. The name begins with a letter, as every API
+/// server accepts it.
 pub(crate) fn service_key(at: &FieldPath<'_>, meta: &ObjectMeta) -> Result<PodKey, FieldError> {
+    let key = relaxed_key(at, meta)?;
+    if key.name.as_str().starts_with(|c: char| c.is_ascii_digit()) {
+        let at = &at.key("metadata");
+        return Err(at
+            .key("name")
+            .error(format!("service name {:?} must begin with a letter", key.name.as_str())));
+    }
+    Ok(key)
+}
+
+/// Namespace and name of a Service, whose name is one label of a DNS name. An API server with
+/// `RelaxedServiceNameValidation` accepts names that begin with a digit.
+fn relaxed_key(at: &FieldPath<'_>, meta: &ObjectMeta) -> Result<PodKey, FieldError> {
     let (namespace, name) = names(at, meta)?;
     let at = &at.key("metadata");
     let at = &at.key("name");
-    // A Service's name is one label of a DNS name, and begins with a letter (DNS-1035).
     check::id(at, Namespace::new(name.as_str()))
         .map_err(|e| FieldError { reason: e.reason.replace("namespace", "service name"), ..e })?;
-    if name.starts_with(|c: char| c.is_ascii_digit()) {
-        return Err(at.error(format!("service name {name:?} must begin with a letter")));
-    }
     Ok(PodKey { namespace, name: check::id(at, PodName::new(name))? })
 }
 
@@ -47,7 +57,7 @@ pub(crate) fn service(
     object: &api::Service,
     created: Wall,
 ) -> Result<Service, FieldError> {
-    let key = service_key(at, &object.metadata)?;
+    let key = relaxed_key(at, &object.metadata)?;
     let spec_at = &at.key("spec");
     let spec = object.spec.as_ref().ok_or_else(|| spec_at.error("is required"))?;
     let kind = kind(spec_at, spec)?;

@@ -15,9 +15,6 @@ use k8s_openapi::{api::core::v1 as api, apimachinery::pkg::apis::meta::v1 as met
 use serde_json::Value;
 use std::path::Path;
 
-/// Limit of a file name in bytes (`NAME_MAX`).
-const MAX_FILE_NAME: usize = 255;
-
 /// A Pod object as the model has it, and the object itself with its metadata completed.
 pub(super) fn entry(
     at: &FieldPath<'_>,
@@ -81,7 +78,7 @@ fn complete(
             static_pod::annotate(meta.annotations.get_or_insert_default(), &uid);
         }
     }
-    output_name(name_at, &namespace, &name, &uid)?;
+    check::output_name(name_at, &namespace, &name, &uid)?;
     if let Some(gate) = spec.scheduling_gates.as_ref().and_then(|g| g.first()) {
         let reason = format!("gate {:?} cannot hold a pod that is bound to a node", shorten(&gate.name));
         return Err(spec_at.key("schedulingGates").error(reason));
@@ -120,27 +117,6 @@ fn uid(
     };
     let at = &at.key("metadata");
     check::id(&at.key("uid"), PodUid::new(uid))
-}
-
-/// Refuses names too long for the directory of the pod's logs: nothing of such a pod could be started.
-fn output_name(
-    at: &FieldPath<'_>,
-    namespace: &Namespace,
-    name: &PodName,
-    uid: &PodUid,
-) -> Result<(), FieldError> {
-    // `<namespace>_<name>_<uid>`.
-    let others = namespace.as_str().len() + uid.as_str().len() + 2;
-    let length = others + name.as_str().len();
-    if length <= MAX_FILE_NAME {
-        return Ok(());
-    }
-    Err(at.error(format!(
-        "is too long by {}: the output of a pod lies in a directory <namespace>_<name>_<uid>, a name of at most \
-         {MAX_FILE_NAME} bytes, so that the name may have {} here",
-        length - MAX_FILE_NAME,
-        MAX_FILE_NAME.saturating_sub(others)
-    )))
 }
 
 fn other_node(at: &FieldPath<'_>, spec: &api::PodSpec, node: &NodeName) -> Result<(), FieldError> {

@@ -33,6 +33,9 @@ pub(super) fn waiting_for(
         };
         return Some((what, None));
     }
+    if let Some(why) = &d.pod.unsupported {
+        return Some((format!("a node that supports the pod: {why}"), None));
+    }
     if !d.seen.runtime_answers {
         return Some(("containerd does not answer; shown is what was last known".to_owned(), None));
     }

@@ -1,0 +1,146 @@
+//! The ConfigMaps and Secrets that pods use, followed one by one.
+//!
+//! The API server lets a node read an object only if a pod of the node names it, and only by its name: each object has
+//! a reflector of its own. The reflector starts with the first pod that uses the object and ends [`IDLE`] after the
+//! last one, or when the object says that it never changes. Owns a task for each followed object.
+//!
+//! An object is unknown until the API server has answered. An answer without the object says that there is none.
+
+mod object;
+mod usage;
+
+use berth_core::{
+    ids::{Namespace, PodUid},
+    model::{KeyedData, ObjectKind, Objects},
+    refs::{RefUse, refs},
+    value::{Value, Why},
+};
+use berth_kube::pool::Pool;
+use berth_source::DesiredPod;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::mpsc, task::AbortHandle, time::Instant};
+use usage::Usage;
+
+/// The time for which an object stays followed that no pod uses: a pod that is replaced finds its objects at hand.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Kind, namespace and name of an object.
+pub type ObjectName = (ObjectKind, Namespace, String);
+
+/// What the reflector of an object tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// The object.
+    Known {
+        /// Its data.
+        data: Arc<KeyedData>,
+        /// Whether it never changes. The reflector has ended then.
+        immutable: bool,
+    },
+    /// The object does not exist.
+    Absent,
+    /// The object may be behind, or is not known yet. What was known of it stays.
+    Behind(Why),
+    /// The object is current again.
+    Current,
+}
+
+/// The followed objects.
+pub(crate) struct References {
+    pool: Pool,
+    answers: mpsc::Sender<(ObjectName, Answer)>,
+    usage: Usage,
+    followed: BTreeMap<ObjectName, Followed>,
+}
+
+#[derive(Debug)]
+struct Followed {
+    task: AbortHandle,
+    /// Whether the reflector has an answer and is not behind.
+    current: bool,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl References {
+    /// The reflectors send their answers to `answers`.
+    pub(crate) fn new(pool: Pool, answers: mpsc::Sender<(ObjectName, Answer)>) -> References {
+        References { pool, answers, usage: Usage::default(), followed: BTreeMap::new() }
+    }
+
+    /// Takes a pod that is new or has changed, or is gone.
+    pub(crate) fn pod(&mut self, uid: &PodUid, pod: Option<&DesiredPod>) {
+        // A pod that has ended reads nothing any more.
+        let names = pod.filter(|pod| pod.terminal.is_none()).map(names).unwrap_or_default();
+        for name in self.usage.set(uid, names, Instant::now()) {
+            // A reflector that waits after a refusal starts anew: what refused the object to an earlier pod need not
+            // refuse it to this one.
+            if self.followed.get(&name).is_none_or(|followed| !followed.current) {
+                let task = tokio::spawn(object::run(name.clone(), self.pool.clone(), self.answers.clone()));
+                self.followed.insert(name, Followed { task: task.abort_handle(), current: false });
+            }
+        }
+    }
+
+    /// Takes what the reflector of an object tells.
+    pub(crate) fn answered(&mut self, name: &ObjectName, answer: Answer, objects: &mut Arc<Objects>) {
+        // The last words of a reflector that was stopped.
+        let Some(followed) = self.followed.get_mut(name) else { return };
+        let (kind, namespace, text) = name.clone();
+        followed.current = !matches!(answer, Answer::Behind(_));
+        let known = objects.get(kind, &namespace, &text);
+        match (answer, known) {
+            (Answer::Known { data, immutable }, known) => {
+                if immutable {
+                    tracing::debug!(%kind, %namespace, name = text, "an immutable object is followed no more");
+                }
+                if known != Value::Known(&data) {
+                    Arc::make_mut(objects).put(kind, data);
+                }
+            }
+            (Answer::Absent, Value::Absent) | (Answer::Current, _) => {}
+            (Answer::Absent, _) => Arc::make_mut(objects).put_absent(kind, namespace, text),
+            (Answer::Behind(why), Value::Unknown(known)) if why != known => {
+                Arc::make_mut(objects).put_unknown(kind, namespace, text, why);
+            }
+            (Answer::Behind(_), _) => {}
+        }
+    }
+
+    /// The time of the next [`References::stop_idle`] that stops something.
+    pub(crate) fn next_stop(&self) -> Option<Instant> {
+        self.usage.idle_since().map(|since| since + IDLE)
+    }
+
+    /// Stops and forgets the objects that no pod has used for a minute.
+    pub(crate) fn stop_idle(&mut self, objects: &mut Arc<Objects>) {
+        for name in self.usage.take_idle(Instant::now(), IDLE) {
+            self.followed.remove(&name);
+            let (kind, namespace, name) = name;
+            Arc::make_mut(objects).forget(kind, &namespace, &name);
+        }
+    }
+
+    /// The objects in use of which nothing is known yet.
+    pub(crate) fn unread(&self, objects: &Objects) -> BTreeMap<ObjectName, Why> {
+        let unread = self.usage.used().filter_map(|name| match objects.get(name.0, &name.1, &name.2) {
+            Value::Unknown(why) => Some((name.clone(), why)),
+            Value::Known(_) | Value::Absent => None,
+        });
+        unread.collect()
+    }
+}
+
+/// The objects that the files and variables of a pod are made of.
+fn names(desired: &DesiredPod) -> BTreeSet<ObjectName> {
+    let data = refs(&desired.pod).into_iter().filter(|r| matches!(r.used_for, RefUse::Volume | RefUse::Env));
+    data.map(|r| (r.kind, r.namespace, r.name)).collect()
+}

@@ -1,0 +1,160 @@
+//! The node's desired state from the API server.
+//!
+//! One reflector each follows the pods of this node, the Services and the EndpointSlices, and one each ConfigMap and
+//! Secret that a pod uses ([`References`]). Owns one task that applies their changes to [`State`] and publishes a
+//! [`Snapshot`] for all changes that have arrived. While the API server is away, the last state stays.
+
+mod kinds;
+mod state;
+
+use crate::{
+    ApiPods,
+    refs::{Answer, ObjectName, References},
+};
+use berth_core::{ids::NodeName, value::Why};
+use berth_kube::{
+    pool::Pool,
+    reflector::{Change, Health, Kind, ListWatch, Options, follow},
+};
+use berth_source::{Snapshot, Source};
+use kinds::{EndpointSlices, Pods, Services};
+use state::State;
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+
+pub(crate) use kinds::{bad, meta};
+
+/// Changes of a set that may wait for the task.
+const WAITING: usize = 64;
+
+/// The source of desired state of a worker of a control plane. Its tasks end with this value.
+#[derive(Debug)]
+pub struct ClusterSource {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    sets: Vec<(&'static str, watch::Receiver<Health>)>,
+    unread: watch::Receiver<BTreeMap<ObjectName, Why>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl ClusterSource {
+    /// Starts the source, which fills `api` with the pods of `node`. Requires a tokio runtime.
+    pub fn start(pool: &Pool, node: &NodeName, api: ApiPods) -> ClusterSource {
+        let (mut sets, mut tasks) = (Vec::new(), Vec::new());
+        let input = Input {
+            pods: set("pods", Pods::of(node.clone()), pool, &mut sets, &mut tasks),
+            services: set("services", Services, pool, &mut sets, &mut tasks),
+            slices: set("endpointslices", EndpointSlices, pool, &mut sets, &mut tasks),
+        };
+        let (publish, snapshots) = watch::channel(Arc::default());
+        let (tell, unread) = watch::channel(BTreeMap::new());
+        let (answers, objects) = mpsc::channel(WAITING);
+        let references = References::new(pool.clone(), answers);
+        tasks.push(tokio::spawn(run(input, objects, State::new(api), references, publish, tell)));
+        ClusterSource { snapshots, sets, unread, tasks }
+    }
+
+    /// The followed sets by their names in the API, and whether each is current.
+    pub fn health(&self) -> impl Iterator<Item = (&'static str, Health)> {
+        self.sets.iter().map(|(name, health)| (*name, health.borrow().clone()))
+    }
+
+    /// The ConfigMaps and Secrets in use of which the API server has told nothing yet, with the reasons.
+    pub fn unread(&self) -> BTreeMap<ObjectName, Why> {
+        self.unread.borrow().clone()
+    }
+}
+
+impl Source for ClusterSource {
+    fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.clone()
+    }
+}
+
+impl Drop for ClusterSource {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// The changes of the followed sets.
+struct Input {
+    pods: mpsc::Receiver<Change<<Pods as Kind>::Item>>,
+    services: mpsc::Receiver<Change<<Services as Kind>::Item>>,
+    slices: mpsc::Receiver<Change<<EndpointSlices as Kind>::Item>>,
+}
+
+/// Starts the reflector of a set.
+fn set<K>(
+    name: &'static str,
+    kind: K,
+    pool: &Pool,
+    sets: &mut Vec<(&'static str, watch::Receiver<Health>)>,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> mpsc::Receiver<Change<K::Item>>
+where
+    K: Kind + Send + Sync + 'static,
+    K::Item: Send,
+{
+    let (changes, incoming) = mpsc::channel(WAITING);
+    let (health, current) = watch::channel(Health::unknown());
+    sets.push((name, current));
+    tasks.push(tokio::spawn(follow(kind, pool.clone(), ListWatch::new(Options::set()), changes, health)));
+    incoming
+}
+
+async fn run(
+    mut input: Input,
+    mut objects: mpsc::Receiver<(ObjectName, Answer)>,
+    mut state: State,
+    mut references: References,
+    publish: watch::Sender<Arc<Snapshot>>,
+    tell: watch::Sender<BTreeMap<ObjectName, Why>>,
+) {
+    loop {
+        let idle = references.next_stop();
+        tokio::select! {
+            Some(change) = input.pods.recv() => state.pod(change),
+            Some(change) = input.services.recv() => state.service(change),
+            Some(change) = input.slices.recv() => state.slice(change),
+            Some((name, answer)) = objects.recv() => references.answered(&name, answer, &mut state.objects),
+            () = sleep_until(idle.unwrap_or_else(Instant::now)), if idle.is_some() => {}
+            else => return,
+        }
+        // All that has arrived makes one snapshot.
+        loop {
+            if let Ok(change) = input.pods.try_recv() {
+                state.pod(change);
+            } else if let Ok(change) = input.services.try_recv() {
+                state.service(change);
+            } else if let Ok(change) = input.slices.try_recv() {
+                state.slice(change);
+            } else if let Ok((name, answer)) = objects.try_recv() {
+                references.answered(&name, answer, &mut state.objects);
+            } else {
+                break;
+            }
+        }
+        for uid in state.take_changed() {
+            references.pod(&uid, state.desired(&uid).map(|desired| &**desired));
+        }
+        references.stop_idle(&mut state.objects);
+        publish.send_if_modified(|published| {
+            let now = state.snapshot(published);
+            let changed = !now.is(published);
+            if changed {
+                *published = Arc::new(now);
+            }
+            changed
+        });
+        tell.send_if_modified(|told| {
+            let now = references.unread(&state.objects);
+            let changed = *told != now;
+            *told = now;
+            changed
+        });
+    }
+}

@@ -1,0 +1,176 @@
+//! The objects of the node's desired state, and the snapshot that follows from them. Pure, but for its logs.
+
+use crate::ApiPods;
+use berth_core::{
+    ids::{Namespace, PodKey, PodName, PodUid},
+    model::{EndpointSlice, Objects, Service},
+    shared::{Keyed, Shared},
+};
+use berth_kube::reflector::{Change, Effect, Meta, Store};
+use berth_source::{DesiredPod, DesiredService, Snapshot, cluster::ApiPod};
+use serde_json::Value;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// The followed sets and what they hold.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    api: ApiPods,
+    pods: Presence,
+    services: Presence,
+    slices: Presence,
+    desired: Arc<BTreeMap<PodUid, Arc<DesiredPod>>>,
+    /// The pods that changed since they were last taken.
+    changed: Vec<PodUid>,
+    desired_services: Shared<DesiredService>,
+    desired_slices: Shared<EndpointSlice>,
+    /// The ConfigMaps and Secrets, one by one.
+    pub(super) objects: Arc<Objects>,
+    /// What stands for the object of each Service.
+    no_raw: Arc<Value>,
+}
+
+impl State {
+    pub(super) fn new(api: ApiPods) -> State {
+        State { api, ..State::default() }
+    }
+
+    pub(super) fn pod(&mut self, change: Change<ApiPod>) {
+        let (effects, pod) = self.pods.apply("pod", change);
+        let mut pod = match pod {
+            Some(ApiPod::Pod(pod)) => Some(pod),
+            Some(ApiPod::Mirror) | None => None,
+        };
+        for effect in effects {
+            match effect {
+                // A mirror pod runs from its file.
+                Effect::Put(_) => {
+                    if let Some(pod) = pod.take() {
+                        self.put_pod(pod);
+                    }
+                }
+                Effect::Removed(meta, _) => self.remove_pod(&meta),
+            }
+        }
+    }
+
+    fn put_pod(&mut self, pod: DesiredPod) {
+        let uid = pod.pod.uid.clone();
+        self.api.put(&uid, Arc::clone(&pod.raw));
+        // Most changes are of the status, and leave what is to run.
+        let known = self.desired.get(&uid).filter(|known| known.pod == pod.pod);
+        let model = known.map_or_else(|| Arc::clone(&pod.pod), |known| Arc::clone(&known.pod));
+        self.changed.push(uid.clone());
+        Arc::make_mut(&mut self.desired).insert(uid, Arc::new(DesiredPod { pod: model, ..pod }));
+    }
+
+    fn remove_pod(&mut self, meta: &Meta) {
+        let Ok(uid) = PodUid::new(&*meta.uid) else { return };
+        self.api.remove(&uid);
+        if self.desired.contains_key(&uid) {
+            Arc::make_mut(&mut self.desired).remove(&uid);
+            self.changed.push(uid);
+        }
+    }
+
+    pub(super) fn service(&mut self, change: Change<Service>) {
+        let (effects, mut service) = self.services.apply("Service", change);
+        for effect in effects {
+            match effect {
+                Effect::Put(_) => {
+                    let Some(service) = service.take() else { continue };
+                    let known = self.desired_services.get(&service.key);
+                    if known.is_none_or(|known| *known.service != service) {
+                        let raw = Arc::clone(&self.no_raw);
+                        self.desired_services
+                            .put(Arc::new(DesiredService { service: Arc::new(service), raw }));
+                    }
+                }
+                Effect::Removed(meta, _) => remove(&mut self.desired_services, &meta),
+            }
+        }
+    }
+
+    pub(super) fn slice(&mut self, change: Change<Option<EndpointSlice>>) {
+        let (effects, slice) = self.slices.apply("EndpointSlice", change);
+        let mut slice = slice.flatten();
+        for effect in effects {
+            match (effect, slice.take()) {
+                (Effect::Put(_), Some(slice)) => {
+                    if self.desired_slices.get(&slice.key).is_none_or(|known| **known != slice) {
+                        self.desired_slices.put(Arc::new(slice));
+                    }
+                }
+                // A slice that lost the label of its Service serves none.
+                (Effect::Put(meta), None) => remove(&mut self.desired_slices, &meta),
+                (Effect::Removed(meta, _), kept) => {
+                    remove(&mut self.desired_slices, &meta);
+                    slice = kept;
+                }
+            }
+        }
+    }
+
+    /// The pods that changed since the last call. A pod that is not in the set is gone.
+    pub(super) fn take_changed(&mut self) -> Vec<PodUid> {
+        std::mem::take(&mut self.changed)
+    }
+
+    pub(super) fn desired(&self, uid: &PodUid) -> Option<&Arc<DesiredPod>> {
+        self.desired.get(uid)
+    }
+
+    /// The desired state. Until all three sets were listed once it has no pods: a pod that started before the Services
+    /// would lack their environment variables for its whole life. A set that is listed stays so, whatever the server's
+    /// state.
+    pub(super) fn snapshot(&self, before: &Snapshot) -> Snapshot {
+        let listed = self.pods.listed && self.services.listed && self.slices.listed;
+        Snapshot {
+            listed,
+            pods: if listed { Arc::clone(&self.desired) } else { Arc::clone(&before.pods) },
+            objects: Arc::clone(&self.objects),
+            services: self.desired_services.clone(),
+            slices: self.desired_slices.clone(),
+            version: before.version.saturating_add(1),
+            ..Snapshot::default()
+        }
+    }
+}
+
+/// Which objects of a set exist. The objects themselves are elsewhere.
+#[derive(Debug, Default)]
+struct Presence {
+    store: Store<()>,
+    listed: bool,
+}
+
+impl Presence {
+    /// Applies a change. Returns its effects, and the object of the change.
+    fn apply<T>(&mut self, what: &str, change: Change<T>) -> (Vec<Effect<()>>, Option<T>) {
+        let (change, object) = match change {
+            Change::Begin => (Change::Begin, None),
+            Change::Put(meta, object) => (Change::Put(meta, ()), Some(object)),
+            Change::Gone(meta, _) => (Change::Gone(meta, ()), None),
+            Change::Unreadable(meta, bad) => {
+                let Meta { namespace, name, .. } = &meta;
+                tracing::error!(%namespace, %name, %bad, "{what} rejected: its last good version stays");
+                (Change::Unreadable(meta, bad), None)
+            }
+            Change::UnreadableGone(meta) => (Change::UnreadableGone(meta), None),
+            Change::Complete(version) => {
+                self.listed = true;
+                (Change::Complete(version), None)
+            }
+        };
+        (self.store.apply(change), object)
+    }
+}
+
+fn remove<T: Keyed>(set: &mut Shared<T>, meta: &Meta) {
+    let (Ok(namespace), Ok(name)) = (Namespace::new(&*meta.namespace), PodName::new(&*meta.name)) else {
+        return;
+    };
+    set.remove(&PodKey { namespace, name });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+use super::*;
+use crate::DesiredPod;
+use berth_core::{model::Origin, status::Phase};
+use serde_json::{Value, json};
+
+fn object(spec: Value) -> Value {
+    json!({
+        "metadata": {
+            "name": "p", "namespace": "default", "uid": "u-1", "resourceVersion": "7",
+            "creationTimestamp": "2026-01-01T00:00:01Z",
+            "managedFields": [{ "manager": "kubectl" }],
+        },
+        "spec": spec,
+        "status": { "phase": "Pending" },
+    })
+}
+
+fn spec() -> Value {
+    json!({ "nodeName": "n", "containers": [{ "name": "c", "image": "i:1" }] })
+}
+
+fn read(object: &Value) -> (ObjectId, ApiPod, Vec<String>) {
+    let (id, pod, ignored) = pod(object.to_string().as_bytes(), &"n".parse().unwrap()).unwrap();
+    (id, pod, ignored.iter().map(ToString::to_string).collect())
+}
+
+fn desired(object: &Value) -> (DesiredPod, Vec<String>) {
+    match read(object) {
+        (_, ApiPod::Pod(pod), ignored) => (pod, ignored),
+        (_, ApiPod::Mirror, _) => panic!("a mirror pod"),
+    }
+}
+
+#[test]
+fn a_pod_has_its_identity_its_times_and_its_object_of_the_api() {
+    let mut of_api = object(spec());
+    of_api["spec"]["fieldOfALaterVersion"] = json!({ "a": 1 });
+    let (id, _, _) = read(&of_api);
+    assert_eq!((&*id.namespace, &*id.name, &*id.uid, &*id.resource_version), ("default", "p", "u-1", "7"));
+    let (pod, ignored) = desired(&of_api);
+    assert_eq!((pod.pod.unsupported.as_ref(), ignored.len()), (None, 0), "unknown fields are ignored");
+    assert_eq!((pod.pod.created, pod.pod.origin.clone()), (Wall(1_767_225_601_000_000_000), Origin::Cluster));
+    assert_eq!((&pod.raw["apiVersion"], &pod.raw["kind"]), (&json!("v1"), &json!("Pod")));
+    assert_eq!(pod.raw["status"]["phase"], "Pending");
+    assert_eq!(pod.raw["metadata"].get("managedFields"), None);
+    assert_eq!((pod.end, pod.terminal), (None, None));
+    of_api["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:09Z".into();
+    of_api["metadata"]["deletionGracePeriodSeconds"] = 0.into();
+    of_api["status"]["phase"] = "Failed".into();
+    let (pod, _) = desired(&of_api);
+    assert_eq!((pod.end, pod.terminal), (Some(1), Some(Phase::Failed)));
+}
+
+#[test]
+fn what_is_not_supported_stays_with_the_pod_and_is_no_error() {
+    for (field, value, told) in [
+        ("hostUsers", json!(false), "spec.hostUsers: user namespaces are not supported yet"),
+        (
+            "resourceClaims",
+            json!([{ "name": "c" }]),
+            "spec.resourceClaims: resource claims are not supported yet",
+        ),
+        (
+            "terminationGracePeriodSeconds",
+            json!("x"),
+            "spec.terminationGracePeriodSeconds: invalid type: string \"x\", expected i64",
+        ),
+    ] {
+        let mut of_api = object(spec());
+        of_api["spec"][field] = value;
+        let (pod, _) = desired(&of_api);
+        assert_eq!(pod.pod.unsupported.as_deref(), Some(told));
+        let containers: Vec<_> = pod.pod.containers.iter().map(|c| (c.name.as_str(), &*c.image)).collect();
+        assert_eq!(containers, [("c", "i:1")]);
+        assert_eq!(pod.pod.created, Wall(1_767_225_601_000_000_000));
+    }
+    let mut of_api = object(spec());
+    of_api["metadata"]["name"] = "n".repeat(250).into();
+    let (pod, _) = desired(&of_api);
+    assert!(pod.pod.unsupported.as_deref().unwrap().starts_with("metadata.name: is too long by "));
+}
+
+#[test]
+fn values_that_the_kubelet_ignores_keep_no_pod_from_running() {
+    let mut of_api = object(spec());
+    let labels = json!({ "level": "s0:c1" });
+    of_api["spec"]["securityContext"] =
+        json!({ "seLinuxOptions": labels, "seLinuxChangePolicy": "Recursive" });
+    of_api["spec"]["containers"][0]["securityContext"] =
+        json!({ "seLinuxOptions": labels, "capabilities": { "add": ["NO_SUCH"] } });
+    of_api["spec"]["ephemeralContainers"] = json!([{ "name": "debug", "image": "i:1" }]);
+    let (pod, ignored) = desired(&of_api);
+    assert_eq!(pod.pod.unsupported, None);
+    assert_eq!(
+        ignored,
+        [
+            "spec.ephemeralContainers: ephemeral containers are not supported yet",
+            "spec.containers[0].securityContext.seLinuxOptions: SELinux labels are not supported yet",
+            "spec.containers[0].securityContext.capabilities.add[0]: \"NO_SUCH\" is no capability",
+            "spec.securityContext.seLinuxOptions: SELinux labels are not supported yet",
+            "spec.securityContext.seLinuxChangePolicy: \"Recursive\" is not supported yet",
+        ]
+    );
+}
+
+#[test]
+fn mirror_pods_are_told_apart_and_pods_without_identity_are_errors() {
+    let mut of_api = object(spec());
+    of_api["metadata"]["annotations"] = json!({ "kubernetes.io/config.mirror": "hash" });
+    assert_eq!(read(&of_api).1, ApiPod::Mirror);
+    of_api["metadata"]["uid"] = Value::Null;
+    let error = |json: &[u8]| pod(json, &"n".parse().unwrap()).unwrap_err().to_string();
+    assert!(error(of_api.to_string().as_bytes()).starts_with("metadata.uid: "));
+    assert_eq!(error(b"{}"), "metadata: is required");
+    assert_eq!(error(b"[]"), "is no object");
+    assert_eq!(error(b"{"), "is no JSON: Eof error");
+}
+
+#[test]
+fn services_have_addresses_of_the_api_and_no_endpoints_of_the_node() {
+    let json = json!({
+        "metadata": { "name": "0-digits", "namespace": "default", "uid": "s", "resourceVersion": "1" },
+        "spec": {
+            "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "selector": { "app": "a" },
+            "ports": [{ "port": 80, "protocol": "TCP", "targetPort": "http", "nodePort": 30080 }],
+            "type": "NodePort", "sessionAffinity": "None", "externalTrafficPolicy": "Cluster",
+            "internalTrafficPolicy": "Cluster", "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+        },
+        "status": { "loadBalancer": {} },
+    });
+    let (id, service) = service(json.to_string().as_bytes()).unwrap();
+    assert_eq!((&*id.name, service.key.name.as_str()), ("0-digits", "0-digits"));
+    assert_eq!(service.cluster_ips, ["10.96.0.10".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(service.ports[0].node_port, Some(30080));
+    assert!(service.selector.is_empty(), "its EndpointSlices come from the API server");
+    let bad = super::service(br#"{"metadata": {"name": "s"}, "spec": {"ports": [{"port": 0}]}}"#);
+    assert_eq!(bad.unwrap_err().to_string(), "spec.ports[0].port: port 0 must be 1 to 65535");
+}
+
+#[test]
+fn slices_that_serve_no_service_are_left_out() {
+    let slice = |labels: Value, kind: &str, address: &str| {
+        let json = json!({
+            "metadata": { "name": "s-1", "namespace": "default", "labels": labels },
+            "addressType": kind, "ports": null,
+            "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
+        });
+        endpoint_slice(json.to_string().as_bytes()).unwrap().1
+    };
+    let named = || json!({ SERVICE_NAME: "s" });
+    let found = slice(named(), "IPv4", "10.1.0.1").unwrap();
+    assert_eq!((found.service.name.as_str(), found.endpoints.len()), ("s", 1));
+    assert_eq!(slice(json!({}), "IPv4", "10.1.0.1"), None);
+    assert_eq!(slice(named(), "FQDN", "a.example"), None);
+}
+
+#[test]
+fn data_has_its_bytes_and_an_error_shows_none_of_them() {
+    let secret = |data: Value| {
+        let json =
+            json!({ "metadata": { "name": "s", "namespace": "default" }, "data": data, "immutable": true });
+        super::secret(json.to_string().as_bytes()).map(|(_, object)| object)
+    };
+    let good = secret(json!({ "a": "aHVzaA==" })).unwrap();
+    assert_eq!((good.data.data["a"].as_slice(), good.immutable), (&b"hush"[..], true));
+    assert_eq!(secret(json!({ "a": "hush-1" })).unwrap_err().to_string(), "data.a: has a wrong type");
+    assert_eq!(secret(json!({ "a": { "hush": 1 } })).unwrap_err().to_string(), "data.a: has a wrong type");
+    let map = json!({ "metadata": { "name": "m", "namespace": "default" }, "data": { "a": "1" } });
+    let (_, map) = config_map(map.to_string().as_bytes()).unwrap();
+    assert_eq!((map.data.data["a"].as_slice(), map.immutable), (&b"1"[..], false));
+}
+
+#[test]
+fn all_values_of_an_object_may_take_a_mebibyte_whatever_its_keys() {
+    let of = |bytes: usize| {
+        let data = json!({ "k".repeat(200): "v".repeat(bytes) });
+        let json = json!({ "metadata": { "name": "m", "namespace": "default" }, "data": data });
+        config_map(json.to_string().as_bytes()).is_ok()
+    };
+    assert_eq!((of(1 << 20), of((1 << 20) + 1)), (true, false));
+}
