@@ -3,6 +3,7 @@
 
 mod api_error;
 pub(crate) mod args;
+mod cluster;
 mod cluster_dns;
 mod exec_session;
 mod host_network;
@@ -17,6 +18,7 @@ mod status_manager;
 
 use self::{
     args::{AgentArgs, masquerade, node_info, service_options},
+    cluster::ControlPlane,
     cluster_dns::ClusterDns,
     local_api::LocalApi,
     service_inputs::ServicesHealth,
@@ -48,10 +50,10 @@ const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Runs the agent until SIGTERM or SIGINT. The pods keep running.
 pub(crate) fn run(roots: Roots, mut args: AgentArgs) -> anyhow::Result<()> {
-    if !args.standalone {
-        bail!("this build runs standalone nodes only: give --standalone and --manifests DIR");
+    if !args.standalone && args.kubeconfig.is_none() {
+        bail!("give --kubeconfig FILE to join a cluster, or --standalone and --manifests DIR");
     }
-    if args.manifests.is_none() && args.static_pods.is_none() {
+    if args.standalone && args.manifests.is_none() && args.static_pods.is_none() {
         bail!("--standalone needs --manifests DIR or --static-pods DIR");
     }
     if args.serve_dns {
@@ -160,8 +162,13 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     };
     let service_options = service_options(&args, node::memory());
     let cache = berth_server::WatchCache::default();
-    let (sources, desired) =
-        sources::start(&roots, args.manifests.clone(), args.static_pods.clone(), ranges, &cache);
+    let control_plane = match &args.kubeconfig {
+        Some(kubeconfig) => Some(ControlPlane::open(kubeconfig.clone(), &roots).await?),
+        None => None,
+    };
+    let dirs = (args.manifests.clone(), args.static_pods.clone());
+    let snapshots = control_plane.as_ref().map(ControlPlane::snapshots);
+    let (sources, desired) = sources::start(&roots, dirs, ranges, snapshots, &cache);
     let config = NodeConfig {
         roots: roots.clone(),
         boot: boot.clone(),
@@ -195,6 +202,15 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         since: clock::wall(),
         pods: incoming_tx,
     };
+    let publishing = control_plane.map(|control_plane| {
+        control_plane.publish(cluster::Facts {
+            roots: roots.clone(),
+            boot: boot.clone(),
+            node: node.clone(),
+            api: api.clone(),
+            status: Arc::clone(&status),
+        })
+    });
     let serving = local_server::start(api, &status, &desired).await?;
 
     let runtime_config = RuntimeConfig {
@@ -223,6 +239,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             host: host_network.clone(),
             node: node.clone(),
             health,
+            makes_endpoints: args.kubeconfig.is_none(),
         };
         services::start(config, inputs, sources.latest.clone())
     });
@@ -263,6 +280,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     for task in [pumping, housekeeping, following, following_node] {
         task.abort();
     }
+    drop(publishing);
     sources.shutdown().await.context("end the sources")?;
     if let Ok(runtime) = executor.runtime() {
         runtime.shutdown().await;

@@ -1,4 +1,4 @@
-//! What the node reports to the API server: its lease and its Node. The statuses of pods have their seam here, no task yet.
+//! What the node reports to the API server: its lease, its Node and the statuses of its pods.
 //!
 //! Each submodule is one task. A task ends when its handle is dropped. None waits for another: the lease is renewed
 //! while the API server is slow for the rest.
@@ -7,6 +7,7 @@
 
 pub mod lease;
 pub mod node;
+pub mod pods;
 mod wait;
 
 use berth_core::{ids::PodUid, model::Pod};

@@ -8,7 +8,7 @@ mod kinds;
 mod state;
 
 use crate::{
-    ApiPods,
+    ApiPods, Tokens,
     refs::{Answer, ObjectName, References},
 };
 use berth_core::{ids::NodeName, value::Why};
@@ -53,7 +53,9 @@ impl ClusterSource {
         let (tell, unread) = watch::channel(BTreeMap::new());
         let (answers, objects) = mpsc::channel(WAITING);
         let references = References::new(pool.clone(), answers);
-        tasks.push(tokio::spawn(run(input, objects, State::new(api), references, publish, tell)));
+        let tokens = Tokens::start(pool.clone());
+        let outputs = Outputs { publish, tell };
+        tasks.push(tokio::spawn(run(input, objects, State::new(api), references, tokens, outputs)));
         ClusterSource { snapshots, sets, unread, tasks }
     }
 
@@ -87,6 +89,13 @@ struct Input {
     slices: mpsc::Receiver<Change<<EndpointSlices as Kind>::Item>>,
 }
 
+/// What the task publishes.
+struct Outputs {
+    publish: watch::Sender<Arc<Snapshot>>,
+    /// The objects of which nothing is known yet.
+    tell: watch::Sender<BTreeMap<ObjectName, Why>>,
+}
+
 /// Starts the reflector of a set.
 fn set<K>(
     name: &'static str,
@@ -111,9 +120,10 @@ async fn run(
     mut objects: mpsc::Receiver<(ObjectName, Answer)>,
     mut state: State,
     mut references: References,
-    publish: watch::Sender<Arc<Snapshot>>,
-    tell: watch::Sender<BTreeMap<ObjectName, Why>>,
+    tokens: Tokens,
+    Outputs { publish, tell }: Outputs,
 ) {
+    let mut token_values = tokens.values();
     loop {
         let idle = references.next_stop();
         tokio::select! {
@@ -121,6 +131,9 @@ async fn run(
             Some(change) = input.services.recv() => state.service(change),
             Some(change) = input.slices.recv() => state.slice(change),
             Some((name, answer)) = objects.recv() => references.answered(&name, answer, &mut state.objects),
+            Ok(()) = token_values.changed() => {
+                Arc::make_mut(&mut state.objects).set_tokens(token_values.borrow_and_update().clone());
+            }
             () = sleep_until(idle.unwrap_or_else(Instant::now)), if idle.is_some() => {}
             else => return,
         }
@@ -138,7 +151,11 @@ async fn run(
                 break;
             }
         }
-        for uid in state.take_changed() {
+        let changed = state.take_changed();
+        if !changed.is_empty() {
+            tokens.want(state.tokens());
+        }
+        for uid in changed {
             references.pod(&uid, state.desired(&uid).map(|desired| &**desired));
         }
         references.stop_idle(&mut state.objects);

@@ -4,6 +4,8 @@
 //! Every process started here belongs to one directory and one cgroup of its own name, is identified by pid
 //! and start time, and is ended by that identity. All waiting is for a condition, with a deadline.
 
+pub use berth_core::{ids::NodeName, roots::Roots};
+
 pub mod cgroup;
 pub mod containerd;
 pub mod image;

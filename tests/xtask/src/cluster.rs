@@ -4,6 +4,8 @@
 //! All of it runs in namespaces and a cgroup of its own (`world`), and its files lie in one directory
 //! (`place`). A start that fails removes what it made.
 
+mod berth;
+mod containerd;
 mod control_plane;
 mod images;
 mod kubelet;
@@ -14,7 +16,7 @@ mod world;
 use crate::{out, peers, setup};
 use anyhow::{Context, Result, bail};
 use berth_harness::{
-    tools,
+    tools::{self, Build},
     wait::{self, PATIENCE},
 };
 use control_plane::Kubectl;
@@ -71,7 +73,7 @@ pub(crate) enum Node {
     None,
     /// The real kubelet and kube-proxy over containerd's CRI plugin.
     Kubelet,
-    /// The agent of this workspace in the kubelet's place; refused until the agent takes a kubeconfig.
+    /// The agent of this workspace in the place of the kubelet and kube-proxy.
     Berth,
 }
 
@@ -99,7 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     if let Some(world) = running {
         out::line(&format!("a cluster runs already in {}; nothing was changed", place.dir.display()));
-        let all = control_plane::DAEMONS.iter().chain(&kubelet::DAEMONS);
+        let all = control_plane::DAEMONS.iter().chain(&kubelet::DAEMONS).chain(&berth::DAEMONS[1..]);
         for name in all.filter(|n| place.process(n).exists() && world.process(n).is_none()) {
             out::line(&format!("{name} does not run; its log: {}", place.log(name).display()));
         }
@@ -124,13 +126,12 @@ pub(crate) struct Cluster {
 /// # Errors
 /// A program does not build, start or get ready. What was made is removed then, unless `keep` is set.
 pub(crate) fn start(dir: &Path, options: &Options) -> Result<Cluster> {
-    if options.node == Node::Berth {
-        bail!("`berth agent` cannot join a cluster yet: start one with --node none or --node kubelet");
-    }
     setup::for_cluster()?;
     let mut programs = [&[options.etcd.program()], control_plane::PROGRAMS.as_slice()].concat();
-    if options.node == Node::Kubelet {
-        programs.extend(kubelet::PROGRAMS);
+    match options.node {
+        Node::None => {}
+        Node::Kubelet => programs.extend(kubelet::PROGRAMS),
+        Node::Berth => programs.extend(berth::PROGRAMS),
     }
     let bin = peers::get(&programs)?;
     let place = Place::of(dir)?;
@@ -154,10 +155,14 @@ fn make(options: &Options, place: &Place, bin: &Path) -> Result<Cluster> {
     let kubectl = Kubectl::new(place, bin);
     kubectl.apply(&place.write("manifests/proxier.yaml", include_str!("cluster/proxier.yaml"))?)?;
     let dns = place.write("manifests/coredns.yaml", include_str!("cluster/coredns.yaml"))?;
-    if options.node == Node::Kubelet {
-        kubelet::start(&world, place, bin)?;
+    let daemon = match options.node {
+        Node::None => None,
+        Node::Kubelet => Some(kubelet::start(&world, place, bin).map(|()| "kubelet")?),
+        Node::Berth => Some(berth::start(&world, place, bin, Build::Plain).map(|()| "berth")?),
+    };
+    if let Some(daemon) = daemon {
         out::timed("wait until the node is Ready", || {
-            world.ready("kubelet", || condition(&kubectl, &["node", NODE], "Ready"))
+            world.ready(daemon, || condition(&kubectl, &["node", NODE], "Ready"))
         })?;
         out::timed("start CoreDNS behind its ClusterIP", || {
             kubectl.apply(&dns)?;

@@ -16,6 +16,9 @@ pub(crate) struct AgentArgs {
     /// Run without a control plane.
     #[arg(long)]
     pub(super) standalone: bool,
+    /// Run the pods of a control plane, as the node of this kubeconfig. Static pods may run beside them.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["standalone", "manifests", "serve_dns"])]
+    pub(super) kubeconfig: Option<PathBuf>,
     /// Run the pods of this directory of manifests.
     #[arg(long, value_name = "DIR")]
     pub(super) manifests: Option<PathBuf>,

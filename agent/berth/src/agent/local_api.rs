@@ -100,7 +100,7 @@ impl LocalApi {
 
     fn sources(&self) -> Vec<SourceView> {
         let view = |SourceState { kind, snapshot, .. }: &SourceState| {
-            // No option starts the source of a cluster yet.
+            // The view of a cluster is still to come.
             let SourceKind::Directory { dir, .. } = kind else { return None };
             Some(SourceView {
                 dir: dir.clone(),

@@ -98,7 +98,7 @@ pub(crate) fn labels(roots: &Roots, given: &[(String, String)]) -> NodeLabels {
 }
 
 /// Go's name of a CPU architecture.
-fn architecture(rust: &'static str) -> &'static str {
+pub(crate) fn architecture(rust: &'static str) -> &'static str {
     match rust {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

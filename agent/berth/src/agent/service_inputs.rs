@@ -46,6 +46,8 @@ pub(super) struct AgentInputs {
     /// Publisher of the DNS zone, opened with the first zone.
     pub(super) publisher: Option<Publisher>,
     pub(super) health: ServicesHealth,
+    /// Whether this node makes the EndpointSlices of Services.
+    pub(super) makes_endpoints: bool,
 }
 
 impl AgentInputs {
@@ -91,6 +93,9 @@ impl ServiceInputs for AgentInputs {
         pods: &[&ObservedPod],
         before: &[Arc<EndpointSlice>],
     ) -> Vec<Arc<EndpointSlice>> {
+        if !self.makes_endpoints {
+            return Vec::new();
+        }
         let facts: Vec<EndpointPod<'_>> =
             pods.iter().map(|p| EndpointPod { pod: &p.pod, status: &p.status }).collect();
         endpoint_slices::slices(services, &facts, before)

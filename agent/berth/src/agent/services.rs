@@ -71,6 +71,8 @@ pub(crate) struct EngineInputs {
     pub(crate) node: NodeWatch,
     /// The health of Services, for the status page.
     pub(crate) health: ServicesHealth,
+    /// Whether this node makes the EndpointSlices of Services; a control plane makes them otherwise.
+    pub(crate) makes_endpoints: bool,
 }
 
 /// The task that wakes the engine's thread.
@@ -141,7 +143,7 @@ fn spawn(
     let run = move || {
         let ServicesConfig { roots, exe, cgroup, clear, options } = config;
         let ServiceOptions { networks, sizes } = options;
-        let EngineInputs { status, latest, executor, host, node, health } = inputs;
+        let EngineInputs { status, latest, executor, host, node, health, makes_endpoints } = inputs;
         let engine = Config {
             node: node.borrow().name.as_str().into(),
             zone: node.borrow().zone().into(),
@@ -162,6 +164,7 @@ fn spawn(
             reported: Vec::new(),
             publisher: None,
             health,
+            makes_endpoints,
         };
         Engine::new(engine, kernel, inputs).run(&wakes);
     };

@@ -30,12 +30,12 @@ pub(crate) struct RunningSources {
     pub(crate) latest: Latest,
 }
 
-/// Starts a source for each directory.
+/// Starts a source for each directory (of manifests, of static pods), and follows that of a control plane.
 pub(crate) fn start(
     roots: &Roots,
-    manifests: Option<PathBuf>,
-    static_pods: Option<PathBuf>,
+    (manifests, static_pods): (Option<PathBuf>, Option<PathBuf>),
     services: ServiceRanges,
+    cluster: Option<watch::Receiver<Arc<Snapshot>>>,
     cache: &WatchCache,
 ) -> (RunningSources, watch::Receiver<Arc<DesiredSet>>) {
     let wanted = [
@@ -51,6 +51,10 @@ pub(crate) fn start(
         let directory = DirectorySource::start(DirectoryConfig { services, ..config });
         followed.push((name, directory.snapshots()));
         directories.push(directory);
+    }
+    if let Some(snapshots) = cluster {
+        sources.add("cluster", SourceKind::Cluster);
+        followed.push(("cluster", snapshots));
     }
     let (latest, receiver) = watch::channel(sources);
     let (desired, desired_receiver) = watch::channel(Arc::new(DesiredSet::default()));

@@ -7,11 +7,12 @@
 
 use super::{node::NodeWatch, sources::Latest};
 use berth_api::view::{ActionView, ContainerView, PodView};
+use berth_cluster::publish::{PodReports, PodToPublish};
 use berth_core::{
     event::EventRecord,
     ids::PodUid,
     model::{NodeInfo, Origin, Pod},
-    status::{ConditionType, Phase, Truth},
+    status::{ConditionType, ContainerState, ContainerStatus, Phase, Truth},
     sync::lock,
     time::{Boottime, Wall},
 };
@@ -22,7 +23,7 @@ use berth_source::{DesiredPod, status::pod_object};
 use berth_sys::clock;
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -36,6 +37,10 @@ pub(crate) struct StatusManager {
     pub(crate) changed: Notify,
     /// Notified when a report may change endpoints of Services.
     pub(crate) endpoints: Notify,
+    /// The pods of the API server whose report changed since the publisher took them.
+    dirty: Mutex<BTreeSet<PodUid>>,
+    /// Notified when `dirty` grows.
+    dirtied: Notify,
     cache: WatchCache,
     latest: Latest,
     node: NodeWatch,
@@ -48,6 +53,8 @@ struct Entry {
     seen: Option<ObservedPod>,
     /// The pod's last state in its source; kept while the pod terminates.
     desired: Option<Arc<DesiredPod>>,
+    /// Nothing of the pod is left on the node. Its last report stays until the API server has the pod no more.
+    torn_down: bool,
 }
 
 impl StatusManager {
@@ -56,6 +63,8 @@ impl StatusManager {
             pods: Mutex::default(),
             changed: Notify::new(),
             endpoints: Notify::new(),
+            dirty: Mutex::default(),
+            dirtied: Notify::new(),
             cache,
             latest,
             node,
@@ -64,13 +73,19 @@ impl StatusManager {
 
     /// The active pods in the kubelet's sense: those that are not terminated (`GetActivePods`).
     pub(crate) fn active_pods(&self) -> Vec<Arc<Pod>> {
-        self.entries().values().filter(|e| active(&e.report)).map(|e| Arc::clone(&e.report.pod)).collect()
+        self.entries()
+            .values()
+            .filter(|e| active(&e.report) && !e.torn_down)
+            .map(|e| Arc::clone(&e.report.pod))
+            .collect()
     }
 
     /// The pods that have a worker, as Services see them; `None` for a pod that its worker has not
     /// observed yet.
     pub(crate) fn seen(&self) -> BTreeMap<PodUid, Option<ObservedPod>> {
-        self.entries().iter().map(|(uid, e)| (uid.clone(), e.seen.clone())).collect()
+        let entries = self.entries();
+        let there = entries.iter().filter(|(_, e)| !e.torn_down);
+        there.map(|(uid, e)| (uid.clone(), e.seen.clone())).collect()
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<PodUid, Entry>> {
@@ -114,7 +129,13 @@ impl StatusManager {
     pub(crate) async fn follow(self: Arc<Self>, mut desired: watch::Receiver<Arc<DesiredSet>>) {
         while desired.changed().await.is_ok() {
             desired.mark_unchanged();
-            for (uid, entry) in self.entries().iter_mut() {
+            let mut entries = self.entries();
+            for (uid, _) in
+                entries.extract_if(.., |uid, entry| entry.torn_down && self.desired(uid).is_none())
+            {
+                self.cache.remove(&uid);
+            }
+            for (uid, entry) in entries.iter_mut() {
                 let now = self.desired(uid);
                 let same = match (&now, &entry.desired) {
                     (Some(now), Some(shown)) => Arc::ptr_eq(now, shown) || now == shown,
@@ -128,6 +149,51 @@ impl StatusManager {
                 }
             }
         }
+    }
+}
+
+impl StatusManager {
+    fn mark_dirty(&self, uid: PodUid) {
+        lock(&self.dirty).insert(uid);
+        self.dirtied.notify_one();
+    }
+}
+
+impl PodReports for StatusManager {
+    async fn dirty(&self) {
+        loop {
+            let dirtied = self.dirtied.notified();
+            if !lock(&self.dirty).is_empty() {
+                return;
+            }
+            dirtied.await;
+        }
+    }
+
+    fn take_dirty(&self) -> BTreeSet<PodUid> {
+        std::mem::take(&mut lock(&self.dirty))
+    }
+
+    fn report(&self, uid: &PodUid) -> Option<PodToPublish> {
+        let node = Arc::clone(&self.node.borrow());
+        let pods = self.entries();
+        let entry = pods.get(uid)?;
+        let (pod, status) = (&entry.report.pod, &entry.report.status);
+        let raw = entry.desired.as_ref().map(|desired| Arc::clone(&desired.raw)).unwrap_or_default();
+        let mut object = pod_object(&raw, pod, status, &node);
+        let runs = |c: &ContainerStatus| matches!(c.state, ContainerState::Running { .. });
+        Some(PodToPublish {
+            pod: Arc::clone(pod),
+            status: object.get_mut("status").map(Value::take).unwrap_or_default(),
+            // A readiness that is not known yet would take the pod out of its Services.
+            observed: is_observed(&entry.report),
+            may_run: status.init_containers.iter().chain(&status.containers).any(runs),
+            torn_down: entry.torn_down,
+        })
+    }
+
+    fn is_gone(&self, uid: &PodUid) -> bool {
+        self.entries().get(uid).is_some_and(|entry| entry.torn_down)
     }
 }
 
@@ -145,10 +211,19 @@ impl Reports for StatusManager {
             Some(before) if !endpoints && same(&before.report, &report) => before.seen.clone(),
             _ => observed_pod(&report, &self.host_ips()),
         };
-        let entry = Entry { report, seen, desired: desired.or_else(|| before.and_then(|b| b.desired)) };
+        let published = report.pod.origin == Origin::Cluster;
+        let entry = Entry {
+            report,
+            seen,
+            desired: desired.or_else(|| before.and_then(|b| b.desired)),
+            torn_down: false,
+        };
         self.publish(&entry);
-        pods.insert(uid, entry);
+        pods.insert(uid.clone(), entry);
         drop(pods);
+        if published {
+            self.mark_dirty(uid);
+        }
         if changed {
             self.changed.notify_one();
         }
@@ -159,9 +234,17 @@ impl Reports for StatusManager {
 
     fn removed(&self, uid: &PodUid) {
         let mut pods = self.entries();
-        pods.remove(uid);
-        self.cache.remove(uid);
+        // The publisher needs the last report until the API server shows it and has deleted the pod.
+        let kept = pods.get_mut(uid).filter(|e| e.report.pod.origin == Origin::Cluster);
+        let kept = kept.filter(|_| self.desired(uid).is_some()).map(|entry| entry.torn_down = true).is_some();
+        if !kept {
+            pods.remove(uid);
+            self.cache.remove(uid);
+        }
         drop(pods);
+        if kept {
+            self.mark_dirty(uid.clone());
+        }
         self.changed.notify_one();
         self.endpoints.notify_one();
     }

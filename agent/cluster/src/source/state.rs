@@ -3,13 +3,16 @@
 use crate::ApiPods;
 use berth_core::{
     ids::{Namespace, PodKey, PodName, PodUid},
-    model::{EndpointSlice, Objects, Service},
+    model::{EndpointSlice, Objects, Service, TokenRef},
     shared::{Keyed, Shared},
 };
 use berth_kube::reflector::{Change, Effect, Meta, Store};
 use berth_source::{DesiredPod, DesiredService, Snapshot, cluster::ApiPod};
 use serde_json::Value;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// The followed sets and what they hold.
 #[derive(Debug, Default)]
@@ -113,6 +116,12 @@ impl State {
     /// The pods that changed since the last call. A pod that is not in the set is gone.
     pub(super) fn take_changed(&mut self) -> Vec<PodUid> {
         std::mem::take(&mut self.changed)
+    }
+
+    /// The tokens of the pods that have not ended.
+    pub(super) fn tokens(&self) -> BTreeSet<TokenRef> {
+        let alive = self.desired.values().filter(|desired| desired.terminal.is_none());
+        alive.flat_map(|desired| TokenRef::all_of(&desired.pod)).collect()
     }
 
     pub(super) fn desired(&self, uid: &PodUid) -> Option<&Arc<DesiredPod>> {

@@ -85,7 +85,7 @@ type ObjectName = (ObjectKind, Namespace, String);
 pub struct Objects {
     known: BTreeMap<ObjectName, Arc<KeyedData>>,
     unknown: BTreeMap<ObjectName, Why>,
-    tokens: BTreeMap<TokenRef, Value<Token>>,
+    tokens: Arc<BTreeMap<TokenRef, Value<Token>>>,
     absent: BTreeSet<ObjectName>,
     listed: bool,
 }
@@ -181,12 +181,12 @@ impl Objects {
 
     /// Takes what is known of a token.
     pub fn put_token(&mut self, token: TokenRef, value: Value<Token>) {
-        self.tokens.insert(token, value);
+        Arc::make_mut(&mut self.tokens).insert(token, value);
     }
 
-    /// Forgets a token.
-    pub fn remove_token(&mut self, token: &TokenRef) {
-        self.tokens.remove(token);
+    /// Takes what is known of all tokens.
+    pub fn set_tokens(&mut self, tokens: Arc<BTreeMap<TokenRef, Value<Token>>>) {
+        self.tokens = tokens;
     }
 
     /// What is known of a token. A source that lists its objects as a whole, such as a directory, has no tokens.

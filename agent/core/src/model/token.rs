@@ -3,7 +3,7 @@
 use super::Pod;
 use crate::{
     ids::{Namespace, PodName, PodUid},
-    refs::{Ref, RefUse},
+    refs::{Ref, RefUse, refs},
     time::Wall,
 };
 use std::fmt;
@@ -36,6 +36,11 @@ impl TokenRef {
             audience: audience.map(str::to_owned),
             ttl,
         }
+    }
+
+    /// The tokens of a pod's mounted volumes.
+    pub fn all_of(pod: &Pod) -> impl Iterator<Item = TokenRef> {
+        refs(pod).into_iter().filter_map(|reference| TokenRef::of(pod, &reference))
     }
 
     /// The token that a reference of this pod stands for; `None` for a reference to an object.

@@ -2,7 +2,7 @@
 
 pub(super) mod suite;
 
-use super::{kubelet::ctr, place::Place, world::World};
+use super::{containerd::ctr, place::Place, world::World};
 use anyhow::{Context, Result};
 use berth_harness::{
     image::{BUSYBOX, TEST},

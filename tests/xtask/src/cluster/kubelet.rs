@@ -1,7 +1,7 @@
 //! The control node: the real kubelet and kube-proxy over containerd with its CRI plugin.
 
 use super::{
-    images,
+    containerd::{self, SOCKET},
     place::{DNS, NODE, NODE_PODS, PODS, Place},
     world::World,
 };
@@ -15,9 +15,6 @@ pub(super) const PROGRAMS: [&str; 3] = ["kubelet", "kube-proxy", "coredns"];
 
 /// Names of the daemons, in the order of their start.
 pub(super) const DAEMONS: [&str; 3] = ["containerd", "kubelet", "kube-proxy"];
-
-/// Socket of containerd inside the cluster's namespaces, where `/run` is their own.
-pub(super) const SOCKET: &str = "/run/containerd/containerd.sock";
 
 /// Starts the node. The kubelet registers it.
 ///
@@ -33,11 +30,7 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path) -> Result<()> {
             );
         }
         place.write("cni/10-berth.conflist", &conflist(place))?;
-        let config = place.write("containerd.toml", &containerd_config(place, &tools))?;
-        let args = ["--config".to_owned(), config.to_string_lossy().into_owned()];
-        world.spawn("containerd", &tools::find("containerd")?, &args)?;
-        world.ready("containerd", || ctr(world, &["version"]).map(drop))?;
-        images::import(world, place, &images::of_node(bin)?)
+        containerd::start(world, place, bin, &tools)
     })?;
     out::timed("start the kubelet and kube-proxy", || {
         place.write("resolv.conf", "")?;
@@ -61,16 +54,6 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path) -> Result<()> {
     })
 }
 
-/// Runs ctr in the namespace of the CRI plugin.
-///
-/// # Errors
-/// The command fails.
-pub(super) fn ctr(world: &World, args: &[&str]) -> Result<String> {
-    let ctr = tools::find("ctr")?;
-    let ctr = ctr.to_string_lossy();
-    world.run(&[&[&*ctr, "--address", SOCKET, "--namespace", "k8s.io"], args].concat())
-}
-
 fn conflist(place: &Place) -> String {
     format!(
         r#"{{"cniVersion": "1.0.0", "name": "berth-cluster", "plugins": [
@@ -79,43 +62,6 @@ fn conflist(place: &Place) -> String {
 {{"type": "portmap", "capabilities": {{"portMappings": true}}, "backend": "nftables"}}]}}
 "#,
         place.dir.display()
-    )
-}
-
-fn containerd_config(place: &Place, tools: &Path) -> String {
-    let (dir, tools) = (place.dir.display(), tools.display());
-    let off = ["nri.v1.nri", "snapshotter.v1.btrfs", "snapshotter.v1.zfs", "snapshotter.v1.devmapper"]
-        .map(|plugin| format!("\"io.containerd.{plugin}\""))
-        .join(", ");
-    format!(
-        r#"version = 3
-root = "{dir}/containerd"
-state = "/run/containerd"
-disabled_plugins = [{off}, "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs"]
-[grpc]
-  address = "{SOCKET}"
-[plugins."io.containerd.internal.v1.opt"]
-  path = "{dir}/opt"
-[plugins."io.containerd.cri.v1.images"]
-  snapshotter = "overlayfs"
-  [plugins."io.containerd.cri.v1.images".pinned_images]
-    sandbox = "{pause}"
-[plugins."io.containerd.cri.v1.runtime"]
-  restrict_oom_score_adj = true
-  [plugins."io.containerd.cri.v1.runtime".cni]
-    bin_dirs = ["{tools}"]
-    conf_dir = "{dir}/cni"
-  [plugins."io.containerd.cri.v1.runtime".containerd]
-    default_runtime_name = "runc"
-    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-      [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
-        SystemdCgroup = false
-[plugins."io.containerd.grpc.v1.cri"]
-  stream_server_address = "127.0.0.1"
-  stream_server_port = "0"
-"#,
-        pause = images::PAUSE,
     )
 }
 

@@ -3,7 +3,10 @@
 //! Mounts, processes, network, host name and IPC are the cluster's own, so no port and no file system of this
 //! machine is taken, and nothing outlives the first process in there (`init.sh`). A veth pair leads in.
 
-use super::place::{NODE, Place};
+use super::{
+    berth,
+    place::{NODE, Place},
+};
 use crate::setup::succeed;
 use anyhow::{Context, Result, ensure};
 use berth_harness::{
@@ -215,6 +218,7 @@ pub(super) fn remove(place: &Place) -> Result<()> {
     }
     // Also ends what was started before the first process was recorded.
     cgroup::remove(&place.cgroup)?;
+    berth::remove(place)?;
     // The device goes with its namespace, which the kernel takes down on its own time.
     let device = Path::new("/sys/class/net").join(&place.device);
     wait::ok("the device is gone", PATIENCE, || {

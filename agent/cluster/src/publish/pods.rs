@@ -1,0 +1,201 @@
+//! The statuses of this node's pods, and the deletion of the objects of pods that have ended.
+//!
+//! Owns one task and its requests: at most one for each pod and [`AT_ONCE`] in all. In: the reports ([`PodReports`]) and
+//! the API server's newest objects ([`ApiPods`]). An answer goes into [`ApiPods`] as an event of the watch does, so that
+//! no GET comes before a PATCH. [`decide`] says what to send next; nothing is sent where nothing differs.
+
+mod decide;
+
+use super::{PodReports, PodToPublish, RateLimit};
+use crate::ApiPods;
+use berth_core::{error::Chain, ids::PodUid, time::Boottime};
+use berth_kube::{
+    Error,
+    pool::Pool,
+    request::{Patch, Preconditions, Request},
+};
+use berth_sys::clock;
+use decide::{Answer, Entry, Step, version};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::sleep,
+};
+
+/// Requests at once.
+const AT_ONCE: usize = 16;
+
+/// The longest sleep of the task. The boot clock counts suspended time and tokio's timers do not.
+const MAX_SLEEP: Duration = Duration::from_secs(300);
+
+/// The running publisher. Its task ends when this value is dropped.
+#[derive(Debug)]
+pub struct PodPublisher(JoinHandle<()>);
+
+impl Drop for PodPublisher {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Starts to publish the reports on the pods in `api`.
+pub fn start<R: PodReports>(pool: Pool, limit: RateLimit, api: ApiPods, reports: Arc<R>) -> PodPublisher {
+    let publisher = Publisher { pool, limit, api, reports, pods: BTreeMap::new(), requests: JoinSet::new() };
+    PodPublisher(tokio::spawn(publisher.run()))
+}
+
+struct Publisher<R> {
+    pool: Pool,
+    limit: RateLimit,
+    api: ApiPods,
+    reports: Arc<R>,
+    pods: BTreeMap<PodUid, Published>,
+    requests: JoinSet<(PodUid, Answer)>,
+}
+
+#[derive(Default)]
+struct Published {
+    entry: Entry,
+    /// The object at the last decision.
+    seen: Option<Arc<Value>>,
+    /// The last report. It is used once the node has nothing to say of the pod any more.
+    last: Option<PodToPublish>,
+    due: Option<Boottime>,
+}
+
+impl<R: PodReports> Publisher<R> {
+    async fn run(mut self) {
+        let mut changes = self.api.changes();
+        let reports = Arc::clone(&self.reports);
+        let mut look: BTreeSet<PodUid> = self.api.uids().into_iter().collect();
+        loop {
+            // Pods beyond the limit stay in `look` until an answer has come.
+            while self.requests.len() < AT_ONCE
+                && let Some(uid) = look.pop_first()
+            {
+                self.step(&uid);
+            }
+            let now = clock::now().boottime;
+            let due = self.pods.values().filter_map(|p| p.due).min();
+            let wait = due.map_or(MAX_SLEEP, |due| due.since(now).min(MAX_SLEEP));
+            tokio::select! {
+                () = reports.dirty() => {
+                    for uid in reports.take_dirty() {
+                        self.pods.entry(uid.clone()).or_default().entry.report_changed();
+                        look.insert(uid);
+                    }
+                }
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    look.extend(self.changed_objects());
+                }
+                Some(answered) = self.requests.join_next() => {
+                    // A request's task has no panic of its own and is never aborted.
+                    let Ok((uid, answer)) = answered else { continue };
+                    if let Some(pod) = self.pods.get_mut(&uid) {
+                        pod.entry.answered(answer, clock::now());
+                        look.insert(uid);
+                    }
+                }
+                () = sleep(wait) => {
+                    let now = clock::now().boottime;
+                    let due = self.pods.iter().filter(|(_, p)| p.due.is_some_and(|due| due <= now));
+                    look.extend(due.map(|(uid, _)| uid.clone()));
+                }
+            }
+        }
+    }
+
+    /// The pods whose object changed since the last decision. Pods that the API server has no more are forgotten.
+    fn changed_objects(&mut self) -> Vec<PodUid> {
+        let uids: BTreeSet<PodUid> = self.api.uids().into_iter().collect();
+        self.pods.retain(|uid, _| uids.contains(uid) || self.reports.report(uid).is_some());
+        let same = |uid: &PodUid| {
+            let seen = self.pods.get(uid).and_then(|p| p.seen.as_ref());
+            matches!((seen, self.api.get(uid)), (Some(seen), Some(now)) if Arc::ptr_eq(seen, &now))
+        };
+        uids.into_iter().filter(|uid| !same(uid)).collect()
+    }
+
+    /// Sends the next request for a pod, if there is one.
+    fn step(&mut self, uid: &PodUid) {
+        let Some(object) = self.api.get(uid) else { return };
+        let pod = self.pods.entry(uid.clone()).or_default();
+        pod.seen = Some(Arc::clone(&object));
+        pod.due = None;
+        if let Some(report) = self.reports.report(uid) {
+            pod.last = Some(report);
+        }
+        let Some(report) = &pod.last else { return };
+        let gone = self.reports.is_gone(uid);
+        let request = match pod.entry.next(&object, report, gone, clock::now()) {
+            Step::Nothing => return,
+            Step::Wait(until) => {
+                pod.due = Some(until);
+                return;
+            }
+            Step::Patch(patch) => {
+                let path = format!("{}/status", path(report));
+                Request::patch(path, Patch::StrategicMerge, patch.to_string())
+            }
+            Step::Delete => {
+                let only = Preconditions { uid: Some(uid.to_string()), resource_version: None };
+                Request::delete(path(report), Some(0), &only)
+            }
+        };
+        let (pool, limit, api) = (self.pool.clone(), self.limit.clone(), self.api.clone());
+        let (uid, key) = (uid.clone(), report.pod.key.clone());
+        let deletes = request.is_delete();
+        self.requests.spawn(async move {
+            limit.wait().await;
+            let answer = match pool.send(&request).await {
+                Ok(_) if deletes => Answer::Deleted,
+                Ok(answer) => taken(&uid, &answer.body, &object, &api),
+                Err(error) => {
+                    let answer = refused(&error, deletes, &object);
+                    let error = Chain(&error);
+                    tracing::debug!(pod = %key, %error, "cannot report a pod");
+                    answer
+                }
+            };
+            (uid, answer)
+        });
+    }
+}
+
+fn path(report: &PodToPublish) -> String {
+    format!("/api/v1/namespaces/{}/pods/{}", report.pod.key.namespace, report.pod.key.name)
+}
+
+/// Takes the object of an answer, as one of the watch.
+fn taken(uid: &PodUid, body: &[u8], before: &Value, api: &ApiPods) -> Answer {
+    let Ok(mut object) = serde_json::from_slice::<Value>(body) else {
+        return Answer::Failed { retry_after: None };
+    };
+    if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
+        metadata.remove("managedFields");
+    }
+    let answer = Answer::Patched { before: version(before), after: version(&object) };
+    api.put(uid, Arc::new(object));
+    answer
+}
+
+fn refused(error: &Error, deletes: bool, object: &Value) -> Answer {
+    match error.refusal() {
+        // The pod is gone, or another one has its name.
+        Some(refusal) if deletes && matches!(refusal.code, 404 | 409) => Answer::Deleted,
+        // The watch will tell what became of the object.
+        Some(refusal) if matches!(refusal.code, 400 | 404 | 409 | 422) => {
+            tracing::warn!(%refusal, "the API server refuses the status of a pod");
+            Answer::Refused { version: version(object) }
+        }
+        refusal => Answer::Failed { retry_after: refusal.and_then(|refusal| refusal.retry_after) },
+    }
+}

@@ -1,0 +1,170 @@
+//! The next request for one pod. Pure.
+
+use super::super::PodToPublish;
+use berth_core::time::{Boottime, Now};
+use berth_source::patch::{PodUpdate, pod_status};
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+/// First and longest wait after a request that failed.
+const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// Least time between two repairs of a status that other writers change.
+const REPAIR_EVERY: Duration = Duration::from_secs(10);
+
+/// The next request for a pod.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Step {
+    /// This patch of the status.
+    Patch(Value),
+    /// The deletion of the object, at once.
+    Delete,
+    /// None before this time.
+    Wait(Boottime),
+    /// None until the object or the report changes.
+    Nothing,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Answer {
+    /// The patch was taken. The value is the version of the object before it and after it.
+    Patched { before: Option<String>, after: Option<String> },
+    /// The object is deleted, or is being deleted with the help of others (finalizers).
+    Deleted,
+    /// The API server refuses this request for the object of this version: another pod has the name, or a value of the
+    /// status is not allowed.
+    Refused { version: Option<String> },
+    /// The request failed, and may succeed later.
+    Failed { retry_after: Option<Duration> },
+}
+
+/// What was sent for a pod, and what came back.
+#[derive(Debug, Default)]
+pub(super) struct Entry {
+    /// The report has changed since it was last sent.
+    fresh: bool,
+    in_flight: bool,
+    failures: u32,
+    not_before: Boottime,
+    /// The time before which a status that only other writers changed is left alone.
+    repair_at: Boottime,
+    /// The version of the object on which the last patch had no effect. The same patch is not sent again on it.
+    futile: Option<Option<String>>,
+    deleted: bool,
+}
+
+impl Entry {
+    /// Takes that the report on the pod has changed.
+    pub(super) fn report_changed(&mut self) {
+        self.fresh = true;
+        self.futile = None;
+    }
+
+    /// The next request. A `Patch` or `Delete` counts as sent.
+    pub(super) fn next(&mut self, api: &Value, report: &PodToPublish, gone: bool, now: Now) -> Step {
+        if self.in_flight || self.deleted || !report.observed {
+            return Step::Nothing;
+        }
+        if now.boottime < self.not_before {
+            return Step::Wait(self.not_before);
+        }
+        let over = report.torn_down || gone;
+        let deleting = api["metadata"]["deletionTimestamp"].is_string();
+        let wanted = if over && deleting { ended(&report.status) } else { report.status.clone() };
+        let uid = api["metadata"]["uid"].as_str().unwrap_or_default();
+        let update = PodUpdate { uid, pod: &report.pod, may_run: report.may_run && !over, now: now.wall };
+        let patch = match pod_status(&update, &api["status"], &wanted) {
+            Ok(patch) => patch,
+            Err(error) => {
+                tracing::warn!(pod = %report.pod.key, %error, "a status update is dropped");
+                None
+            }
+        };
+        let futile = self.futile.as_ref() == Some(&version(api));
+        match patch.filter(|_| !futile) {
+            Some(_) if !self.fresh && now.boottime < self.repair_at => Step::Wait(self.repair_at),
+            Some(patch) => {
+                self.fresh = false;
+                self.in_flight = true;
+                self.repair_at = now.boottime + REPAIR_EVERY;
+                Step::Patch(patch)
+            }
+            // The object may go only once the API server itself shows the end of the pod: the owner of the pod starts
+            // the next one then (`canBeDeleted`, `pkg/kubelet/status/status_manager.go`).
+            None if deleting && over && is_terminal(&api["status"]) => {
+                self.in_flight = true;
+                Step::Delete
+            }
+            None => {
+                self.fresh = false;
+                Step::Nothing
+            }
+        }
+    }
+
+    /// Takes an answer.
+    pub(super) fn answered(&mut self, answer: Answer, now: Now) {
+        self.in_flight = false;
+        let failed = matches!(answer, Answer::Failed { .. });
+        match answer {
+            Answer::Patched { before, after } => {
+                // The server drops a field that it does not know: to send it again would change nothing either.
+                if before == after {
+                    self.futile = Some(after);
+                }
+            }
+            Answer::Deleted => self.deleted = true,
+            Answer::Refused { version } => self.futile = Some(version),
+            Answer::Failed { retry_after } => {
+                self.fresh = true;
+                let wait = WAITS.0.saturating_mul(1 << self.failures.min(16)).min(WAITS.1);
+                self.not_before = now.boottime + wait.max(retry_after.unwrap_or_default());
+            }
+        }
+        self.failures = if failed { self.failures.saturating_add(1) } else { 0 };
+    }
+}
+
+/// `metadata.resourceVersion`.
+pub(super) fn version(object: &Value) -> Option<String> {
+    object["metadata"]["resourceVersion"].as_str().map(str::to_owned)
+}
+
+/// Whether the phase of this status is final.
+fn is_terminal(status: &Value) -> bool {
+    matches!(status["phase"].as_str(), Some("Succeeded" | "Failed"))
+}
+
+/// The status of a pod that was deleted and of which nothing is left. A pod that never came to its end is Failed, and a
+/// container of which no end is known counts as killed (`TerminatePod`, `pkg/kubelet/status/status_manager.go`).
+fn ended(status: &Value) -> Value {
+    let mut status = status.clone();
+    if is_terminal(&status) {
+        return status;
+    }
+    let Some(members) = status.as_object_mut() else { return status };
+    members.insert("phase".to_owned(), "Failed".into());
+    let containers = members.get_mut("containerStatuses").and_then(Value::as_array_mut);
+    for container in containers.into_iter().flatten().filter_map(Value::as_object_mut) {
+        if container.get("state").is_some_and(|state| state["terminated"].is_object()) {
+            continue;
+        }
+        container.insert("state".to_owned(), lost());
+        container.insert("ready".to_owned(), false.into());
+        container.insert("started".to_owned(), false.into());
+    }
+    status
+}
+
+fn lost() -> Value {
+    let mut terminated = Map::new();
+    terminated.insert("exitCode".to_owned(), 137.into());
+    terminated.insert("reason".to_owned(), "ContainerStatusUnknown".into());
+    let message = "The container could not be located when the pod was terminated";
+    terminated.insert("message".to_owned(), message.into());
+    json!({ "terminated": terminated })
+}
+
+#[cfg(test)]
+mod tests;

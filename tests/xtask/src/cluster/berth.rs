@@ -1,0 +1,88 @@
+//! The node of this workspace: the agent in the place of the kubelet and kube-proxy, over the same containerd.
+
+use super::{
+    containerd,
+    place::{DNS, NODE, NODE_PODS, PODS, Place, SERVICES},
+    world::World,
+};
+use crate::out;
+use anyhow::{Context, Result};
+use berth_harness::{
+    NodeName, Roots,
+    tools::{self, Build},
+};
+use serde_json::json;
+use std::{fs, os::unix::fs::symlink, path::Path};
+
+/// Programs of the node that the peers have.
+pub(super) const PROGRAMS: [&str; 1] = ["coredns"];
+
+/// Names of the daemons, in the order of their start.
+pub(super) const DAEMONS: [&str; 2] = ["containerd", "berth"];
+
+/// Starts the node. The agent registers it.
+///
+/// # Errors
+/// A program is missing, is not built or does not start.
+pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build) -> Result<()> {
+    let programs = out::timed("build berth", || tools::programs(build))?;
+    out::timed("start containerd and import the images", || {
+        let plugins = place.dir.join("cni-bin");
+        fs::create_dir_all(&plugins).with_context(|| format!("cannot make {}", plugins.display()))?;
+        symlink(programs.join("berth-cni"), plugins.join("berth-cni")).context("cannot link berth-cni")?;
+        let data = place.dir.join("cni-data");
+        let conflist = json!({
+            "cniVersion": "1.1.0",
+            "name": "berth-cluster",
+            "plugins": [{"type": "berth-cni", "subnets": [NODE_PODS], "dataDir": data}],
+        });
+        place.write("cni/10-berth.conflist", &format!("{conflist:#}\n"))?;
+        containerd::start(world, place, bin, &plugins)
+    })?;
+    out::timed("start the agent", || {
+        place.write("resolv.conf", "")?;
+        let roots = place.write("roots.json", &serde_json::to_string_pretty(&roots(place)?)?)?;
+        let kubeconfig = place.kubeconfig("node");
+        let mut args = vec!["--roots".to_owned(), roots.display().to_string(), "agent".to_owned()];
+        let options = [
+            ("kubeconfig", kubeconfig.display().to_string()),
+            ("node-ip", place.address.clone()),
+            ("cluster-dns", DNS.to_owned()),
+            ("cluster-domain", "cluster.local".to_owned()),
+            ("service-cidr", SERVICES.to_owned()),
+            ("non-masquerade-cidr", PODS.to_owned()),
+            ("shim", tools::find("containerd-shim-runc-v2")?.display().to_string()),
+            ("runc", tools::find("runc")?.display().to_string()),
+        ];
+        args.push("--masquerade".to_owned());
+        args.extend(options.map(|(name, value)| format!("--{name}={value}")));
+        world.spawn("berth", &programs.join("berth"), &args)
+    })
+}
+
+/// The roots of the node: the cluster's directory, cgroup and containerd. State of the boot lies on the `/run` of the
+/// cluster's namespaces.
+fn roots(place: &Place) -> Result<Roots> {
+    let below = Roots::below(&place.dir.join("node"), NodeName::new(NODE)?, &place.cgroup);
+    Ok(Roots {
+        runtime_state: "/run/berth".into(),
+        containerd_socket: containerd::SOCKET.into(),
+        containerd_namespace: "k8s.io".into(),
+        cni_conf: place.dir.join("cni"),
+        cni_bin: place.dir.join("cni-bin"),
+        resolv_conf: place.dir.join("resolv.conf"),
+        ..below
+    })
+}
+
+/// Removes what outlives the cluster's namespaces: the pinned programs and maps.
+///
+/// # Errors
+/// They cannot be removed.
+pub(super) fn remove(place: &Place) -> Result<()> {
+    let pins = roots(place)?.bpf_pins;
+    if !pins.exists() {
+        return Ok(());
+    }
+    fs::remove_dir_all(&pins).with_context(|| format!("cannot remove {}", pins.display()))
+}
