@@ -348,7 +348,8 @@ impl<H: Executor, R: Reports> Worker<H, R> {
                 self.learn(Fact::InputsChanged, now);
                 self.refresh_at = Some(now.boottime);
             }
-            WorkerMessage::Exit(id, exit) => {
+            WorkerMessage::Exit(id, mut exit) => {
+                exit.oom = exit.oom || exit.code != 0 && self.executor.oom_killed(&self.desired.pod, &id);
                 let ended = self.cache.exit(id, exit, now.boottime);
                 self.note_ends(ended);
             }
