@@ -348,8 +348,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
                 self.learn(Fact::InputsChanged, now);
                 self.refresh_at = Some(now.boottime);
             }
-            WorkerMessage::Exit(id, mut exit) => {
-                exit.oom = exit.oom || exit.code != 0 && self.executor.oom_killed(&self.desired.pod, &id);
+            WorkerMessage::Exit(id, exit) => {
                 let ended = self.cache.exit(id, exit, now.boottime);
                 self.note_ends(ended);
             }
