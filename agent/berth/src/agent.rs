@@ -204,7 +204,6 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
     };
     let publishing = control_plane.map(|control_plane| {
         control_plane.publish(cluster::Facts {
-            roots: roots.clone(),
             boot: boot.clone(),
             node: node.clone(),
             api: api.clone(),

@@ -1,10 +1,9 @@
 //! The API server's newest version of each pod of this node.
 
+use crate::object::is_newer;
 use berth_core::{ids::PodUid, sync::lock};
-use berth_kube::reflector::ResourceVersion;
 use serde_json::Value;
 use std::{
-    cmp::Ordering,
     collections::BTreeMap,
     sync::{Arc, Mutex},
 };
@@ -63,16 +62,6 @@ impl ApiPods {
 
     fn changed(&self) {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
-    }
-}
-
-/// Whether the first object is a later version of the second. Objects whose versions have no order count as later,
-/// because they came later.
-fn is_newer(object: &Value, known: &Value) -> bool {
-    let version = |of: &Value| of["metadata"]["resourceVersion"].as_str().and_then(ResourceVersion::new);
-    match (version(object), version(known)) {
-        (Some(new), Some(old)) => new.compare(&old).is_none_or(|order| order == Ordering::Greater),
-        _ => true,
     }
 }
 

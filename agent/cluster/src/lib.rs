@@ -6,12 +6,13 @@
 #![forbid(unsafe_code)]
 
 mod api_pods;
+mod object;
 pub mod publish;
 mod refs;
 mod source;
 mod tokens;
+mod wait;
 
 pub use api_pods::ApiPods;
-pub use refs::ObjectName;
 pub use source::ClusterSource;
 pub use tokens::{TokenValues, Tokens};

@@ -8,7 +8,6 @@
 pub mod lease;
 pub mod node;
 pub mod pods;
-mod wait;
 
 use berth_core::{ids::PodUid, model::Pod};
 use berth_kube::{
@@ -34,12 +33,9 @@ pub trait PodReports: Send + Sync + 'static {
     /// Takes the pods whose report has changed since the last call.
     fn take_dirty(&self) -> BTreeSet<PodUid>;
 
-    /// The newest report on a pod. `None` where the node has nothing to say of it (yet, or any more).
+    /// The newest report on a pod. `None` where the node has nothing to say of it yet. The report on a pod that is torn
+    /// down stays until the API server has the pod no more.
     fn report(&self, uid: &PodUid) -> Option<PodToPublish>;
-
-    /// Whether the node is sure to have nothing of this pod: no worker, no container, no volume, no cgroup. A node that
-    /// has not observed itself yet is not sure.
-    fn is_gone(&self, uid: &PodUid) -> bool;
 }
 
 /// The report on one pod.
@@ -65,7 +61,7 @@ fn read_object(json: &[u8]) -> Result<(Meta, Value), Bad> {
     Ok((meta, object))
 }
 
-/// The rate of requests that the publisher of pods shares with the reads of objects and tokens. Clones share it.
+/// The rate of the requests about pods. Clones share it.
 #[derive(Debug, Clone)]
 pub struct RateLimit(Arc<Mutex<TokenBucket>>);
 

@@ -10,9 +10,9 @@ mod object;
 mod usage;
 
 use berth_core::{
-    ids::{Namespace, PodUid},
-    model::{KeyedData, ObjectKind, Objects},
-    refs::{RefUse, refs},
+    ids::PodUid,
+    model::{KeyedData, ObjectName, Objects},
+    refs::refs,
     value::{Value, Why},
 };
 use berth_kube::pool::Pool;
@@ -27,9 +27,6 @@ use usage::Usage;
 
 /// The time for which an object stays followed that no pod uses: a pod that is replaced finds its objects at hand.
 const IDLE: Duration = Duration::from_secs(60);
-
-/// Kind, namespace and name of an object.
-pub type ObjectName = (ObjectKind, Namespace, String);
 
 /// What the reflector of an object tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,6 +138,6 @@ impl References {
 
 /// The objects that the files and variables of a pod are made of.
 fn names(desired: &DesiredPod) -> BTreeSet<ObjectName> {
-    let data = refs(&desired.pod).into_iter().filter(|r| matches!(r.used_for, RefUse::Volume | RefUse::Env));
+    let data = refs(&desired.pod).into_iter().filter(|r| r.used_for.is_content());
     data.map(|r| (r.kind, r.namespace, r.name)).collect()
 }

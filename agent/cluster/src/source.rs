@@ -9,9 +9,9 @@ mod state;
 
 use crate::{
     ApiPods, Tokens,
-    refs::{Answer, ObjectName, References},
+    refs::{Answer, References},
 };
-use berth_core::{ids::NodeName, value::Why};
+use berth_core::{ids::NodeName, model::ObjectName, value::Why};
 use berth_kube::{
     pool::Pool,
     reflector::{Change, Health, Kind, ListWatch, Options, follow},

@@ -131,11 +131,6 @@ impl Request {
         Request::new(Method::DELETE, target).with("application/json", options.to_string())
     }
 
-    /// Whether the request deletes an object.
-    pub fn is_delete(&self) -> bool {
-        self.method == Method::DELETE
-    }
-
     /// Sets the deadline of the whole request, including the wait for a connection.
     pub fn within(mut self, deadline: Duration) -> Request {
         self.deadline = deadline;

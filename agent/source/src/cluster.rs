@@ -21,6 +21,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
     serde::de::DeserializeOwned,
 };
+use serde_json::Value;
 use std::fmt;
 
 pub use pod::{ApiPod, pod};
@@ -150,6 +151,13 @@ fn decode_error<E>(error: &serde_path_to_error::Error<E>, reason: String) -> Obj
     let path = error.path().to_string();
     let field = (!matches!(path.as_str(), "." | "?")).then_some(path);
     ObjectError { field, reason: reason.chars().take(300).collect() }
+}
+
+/// Removes `metadata.managedFields`: half of a small object, and of no use to the node.
+pub fn drop_managed_fields(object: &mut Value) {
+    if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
+        metadata.remove("managedFields");
+    }
 }
 
 /// `metadata.creationTimestamp`.

@@ -17,13 +17,19 @@ use std::net::IpAddr;
 
 /// The pod's object with its status. `raw` is the object that the source kept.
 pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node: &NodeInfo) -> Value {
-    let node_ips = node.ips.as_slice();
     let mut object = match raw {
         Value::Object(map) => map.clone(),
         _ => Map::new(),
     };
     object.insert("apiVersion".to_owned(), "v1".into());
     object.insert("kind".to_owned(), "Pod".into());
+    object.insert("status".to_owned(), pod_status(raw, pod, status, node));
+    object.into()
+}
+
+/// `status` of the pod's object.
+pub fn pod_status(raw: &Value, pod: &Pod, status: &PodStatus, node: &NodeInfo) -> Value {
+    let node_ips = node.ips.as_slice();
     let own_ips = if pod.namespaces.host_network { node_ips } else { status.pod_ips.as_slice() };
     let mut s = Map::new();
     s.insert("phase".to_owned(), phase(status.phase).into());
@@ -58,8 +64,7 @@ pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node: &NodeInfo) -
         QosClass::BestEffort => "BestEffort",
     };
     s.insert("qosClass".to_owned(), qos.into());
-    object.insert("status".to_owned(), s.into());
-    object.into()
+    s.into()
 }
 
 /// The event as a `v1.Event`. Its name is a hash of its contents, so that one record keeps one name.

@@ -101,7 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     if let Some(world) = running {
         out::line(&format!("a cluster runs already in {}; nothing was changed", place.dir.display()));
-        let all = control_plane::DAEMONS.iter().chain(&kubelet::DAEMONS).chain(&berth::DAEMONS[1..]);
+        let all = control_plane::DAEMONS.iter().chain(&kubelet::DAEMONS).chain(&[berth::DAEMON]);
         for name in all.filter(|n| place.process(n).exists() && world.process(n).is_none()) {
             out::line(&format!("{name} does not run; its log: {}", place.log(name).display()));
         }
@@ -158,7 +158,7 @@ fn make(options: &Options, place: &Place, bin: &Path) -> Result<Cluster> {
     let daemon = match options.node {
         Node::None => None,
         Node::Kubelet => Some(kubelet::start(&world, place, bin).map(|()| "kubelet")?),
-        Node::Berth => Some(berth::start(&world, place, bin, Build::Plain).map(|()| "berth")?),
+        Node::Berth => Some(berth::start(&world, place, bin, Build::Plain).map(|()| berth::DAEMON)?),
     };
     if let Some(daemon) = daemon {
         out::timed("wait until the node is Ready", || {

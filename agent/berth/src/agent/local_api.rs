@@ -51,7 +51,7 @@ impl LocalApi {
         self.executor.runtime().map_err(unavailable)
     }
 
-    async fn containerd(&self) -> Health {
+    pub(super) async fn containerd(&self) -> Health {
         let runtime = match self.executor.runtime() {
             Ok(runtime) => runtime,
             Err(failure) => return Health::bad(failure.message),
@@ -63,7 +63,7 @@ impl LocalApi {
         }
     }
 
-    async fn network(&self) -> Health {
+    pub(super) async fn network(&self) -> Health {
         match timeout(DEADLINE, self.network.ready()).await {
             Ok(Ok(status)) if status.ready => Health::good(status.network.unwrap_or_default()),
             Ok(Ok(status)) => Health::bad(status.reason.unwrap_or_else(|| "not ready".to_owned())),

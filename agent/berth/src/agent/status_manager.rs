@@ -19,7 +19,10 @@ use berth_core::{
 use berth_pods::{DesiredSet, PodReport, Reports};
 use berth_server::WatchCache;
 use berth_services::ObservedPod;
-use berth_source::{DesiredPod, status::pod_object};
+use berth_source::{
+    DesiredPod,
+    status::{pod_object, pod_status},
+};
 use berth_sys::clock;
 use serde_json::{Value, json};
 use std::{
@@ -180,20 +183,15 @@ impl PodReports for StatusManager {
         let entry = pods.get(uid)?;
         let (pod, status) = (&entry.report.pod, &entry.report.status);
         let raw = entry.desired.as_ref().map(|desired| Arc::clone(&desired.raw)).unwrap_or_default();
-        let mut object = pod_object(&raw, pod, status, &node);
         let runs = |c: &ContainerStatus| matches!(c.state, ContainerState::Running { .. });
         Some(PodToPublish {
             pod: Arc::clone(pod),
-            status: object.get_mut("status").map(Value::take).unwrap_or_default(),
+            status: pod_status(&raw, pod, status, &node),
             // A readiness that is not known yet would take the pod out of its Services.
             observed: is_observed(&entry.report),
             may_run: status.init_containers.iter().chain(&status.containers).any(runs),
             torn_down: entry.torn_down,
         })
-    }
-
-    fn is_gone(&self, uid: &PodUid) -> bool {
-        self.entries().get(uid).is_some_and(|entry| entry.torn_down)
     }
 }
 

@@ -4,10 +4,8 @@
 //! `Renewal` is the pure part: the next request and what an answer means. On failure: five tries within ten seconds;
 //! after two renewals that failed, the pool closes all connections, which may lead to a server that is gone.
 
-use super::{
-    node::NewestNode,
-    wait::{backoff, jittered},
-};
+use super::node::NewestNode;
+use crate::wait::{backoff, jittered};
 use berth_core::{error::Chain, ids::NodeName, time::Wall};
 use berth_kube::{Error, pool::Pool, request::Request};
 use berth_source::lease::{NAMESPACE, lease_object};

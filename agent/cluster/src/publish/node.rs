@@ -7,21 +7,25 @@
 //!
 //! On failure: registration is tried again after 0.1 s to 7 s, a status after five tries with the next tick.
 
-use super::wait::{backoff, jittered};
+use crate::{
+    object::is_newer,
+    wait::{backoff, jittered},
+};
 use berth_core::{error::Chain, ids::NodeName, time::Wall};
 use berth_kube::{
     Error,
     pool::Pool,
-    reflector::{Bad, Change, Health, Kind, ListWatch, Meta, Options, ResourceVersion, follow},
+    reflector::{Bad, Change, Health, Kind, ListWatch, Meta, Options, follow},
     request::{Patch, Request},
 };
 use berth_source::{
+    cluster::drop_managed_fields,
     node::{NodeReport, Registration, node_metadata, node_object, node_status},
     patch::{self, Heartbeat},
 };
 use berth_sys::clock;
 use serde_json::Value;
-use std::{cmp::Ordering, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -76,9 +80,7 @@ impl NewestNode {
 
     /// Takes a version; one that is not newer than the known one is dropped.
     fn put(&self, mut object: Value) {
-        if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
-            metadata.remove("managedFields");
-        }
+        drop_managed_fields(&mut object);
         self.0.send_if_modified(|known| {
             let newer = known.as_ref().is_none_or(|known| is_newer(&object, known));
             if newer {
@@ -97,15 +99,6 @@ impl NewestNode {
             }
             same
         });
-    }
-}
-
-/// Whether the first object is a later version of the second. Versions without an order count as later.
-fn is_newer(object: &Value, known: &Value) -> bool {
-    let version = |of: &Value| of["metadata"]["resourceVersion"].as_str().and_then(ResourceVersion::new);
-    match (version(object), version(known)) {
-        (Some(new), Some(old)) => new.compare(&old).is_none_or(|order| order == Ordering::Greater),
-        _ => true,
     }
 }
 

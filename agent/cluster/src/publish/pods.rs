@@ -7,15 +7,16 @@
 mod decide;
 
 use super::{PodReports, PodToPublish, RateLimit};
-use crate::ApiPods;
+use crate::{ApiPods, object::version};
 use berth_core::{error::Chain, ids::PodUid, time::Boottime};
 use berth_kube::{
     Error,
     pool::Pool,
     request::{Patch, Preconditions, Request},
 };
+use berth_source::cluster::drop_managed_fields;
 use berth_sys::clock;
-use decide::{Answer, Entry, Step, version};
+use decide::{Answer, Entry, Step};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -63,8 +64,6 @@ struct Published {
     entry: Entry,
     /// The object at the last decision.
     seen: Option<Arc<Value>>,
-    /// The last report. It is used once the node has nothing to say of the pod any more.
-    last: Option<PodToPublish>,
     due: Option<Boottime>,
 }
 
@@ -130,29 +129,26 @@ impl<R: PodReports> Publisher<R> {
         let pod = self.pods.entry(uid.clone()).or_default();
         pod.seen = Some(Arc::clone(&object));
         pod.due = None;
-        if let Some(report) = self.reports.report(uid) {
-            pod.last = Some(report);
-        }
-        let Some(report) = &pod.last else { return };
-        let gone = self.reports.is_gone(uid);
-        let request = match pod.entry.next(&object, report, gone, clock::now()) {
+        let Some(report) = self.reports.report(uid) else { return };
+        let step = pod.entry.next(&object, &report, clock::now());
+        let deletes = step == Step::Delete;
+        let request = match step {
             Step::Nothing => return,
             Step::Wait(until) => {
                 pod.due = Some(until);
                 return;
             }
             Step::Patch(patch) => {
-                let path = format!("{}/status", path(report));
+                let path = format!("{}/status", path(&report));
                 Request::patch(path, Patch::StrategicMerge, patch.to_string())
             }
             Step::Delete => {
                 let only = Preconditions { uid: Some(uid.to_string()), resource_version: None };
-                Request::delete(path(report), Some(0), &only)
+                Request::delete(path(&report), Some(0), &only)
             }
         };
         let (pool, limit, api) = (self.pool.clone(), self.limit.clone(), self.api.clone());
         let (uid, key) = (uid.clone(), report.pod.key.clone());
-        let deletes = request.is_delete();
         self.requests.spawn(async move {
             limit.wait().await;
             let answer = match pool.send(&request).await {
@@ -179,10 +175,9 @@ fn taken(uid: &PodUid, body: &[u8], before: &Value, api: &ApiPods) -> Answer {
     let Ok(mut object) = serde_json::from_slice::<Value>(body) else {
         return Answer::Failed { retry_after: None };
     };
-    if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
-        metadata.remove("managedFields");
-    }
-    let answer = Answer::Patched { before: version(before), after: version(&object) };
+    drop_managed_fields(&mut object);
+    let owned = |object| version(object).map(str::to_owned);
+    let answer = Answer::Patched { before: owned(before), after: owned(&object) };
     api.put(uid, Arc::new(object));
     answer
 }
@@ -194,7 +189,7 @@ fn refused(error: &Error, deletes: bool, object: &Value) -> Answer {
         // The watch will tell what became of the object.
         Some(refusal) if matches!(refusal.code, 400 | 404 | 409 | 422) => {
             tracing::warn!(%refusal, "the API server refuses the status of a pod");
-            Answer::Refused { version: version(object) }
+            Answer::Refused { version: version(object).map(str::to_owned) }
         }
         refusal => Answer::Failed { retry_after: refusal.and_then(|refusal| refusal.retry_after) },
     }

@@ -1,8 +1,11 @@
 //! One followed ConfigMap or Secret.
 
-use super::{Answer, ObjectName};
+use super::Answer;
 use crate::source::{bad, meta};
-use berth_core::{model::ObjectKind, value::Why};
+use berth_core::{
+    model::{ObjectKind, ObjectName},
+    value::Why,
+};
 use berth_kube::{
     pool::Pool,
     reflector::{Bad, Change, Health, Kind, ListWatch, Meta, Options, follow},

@@ -1,7 +1,6 @@
 //! Which pods use which objects, and since when an object is idle. Pure.
 
-use super::ObjectName;
-use berth_core::ids::PodUid;
+use berth_core::{ids::PodUid, model::ObjectName};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,

@@ -22,7 +22,8 @@ pub(super) struct State {
     services: Presence,
     slices: Presence,
     desired: Arc<BTreeMap<PodUid, Arc<DesiredPod>>>,
-    /// The pods that changed since they were last taken.
+    /// The pods of which the specification changed, or the phase became final, since they were last taken. Only these
+    /// decide what a pod reads.
     changed: Vec<PodUid>,
     desired_services: Shared<DesiredService>,
     desired_slices: Shared<EndpointSlice>,
@@ -61,8 +62,10 @@ impl State {
         self.api.put(&uid, Arc::clone(&pod.raw));
         // Most changes are of the status, and leave what is to run.
         let known = self.desired.get(&uid).filter(|known| known.pod == pod.pod);
+        if known.is_none_or(|known| known.terminal != pod.terminal) {
+            self.changed.push(uid.clone());
+        }
         let model = known.map_or_else(|| Arc::clone(&pod.pod), |known| Arc::clone(&known.pod));
-        self.changed.push(uid.clone());
         Arc::make_mut(&mut self.desired).insert(uid, Arc::new(DesiredPod { pod: model, ..pod }));
     }
 

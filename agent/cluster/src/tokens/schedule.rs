@@ -1,5 +1,6 @@
 //! When tokens are requested and refreshed. Pure.
 
+use crate::wait::backoff;
 use berth_core::{
     model::{Token, TokenRef},
     time::Boottime,
@@ -134,11 +135,8 @@ impl Entry {
         let lags = matches!(failed.why, Why::Refused(_)) && now.since(self.since) < GRAPH_LAG;
         let known = matches!(self.value, Value::Known(_));
         let (first, longest) = if lags { LAG_WAITS } else { WAITS };
-        let wait = match known {
-            true => REFRESH_AGAIN,
-            false => first.saturating_mul(1 << self.failures.min(16)).min(longest),
-        };
         self.failures = self.failures.saturating_add(1);
+        let wait = if known { REFRESH_AGAIN } else { backoff(self.failures, first, longest) };
         self.next = now + wait.max(failed.retry_after.unwrap_or_default());
         // A token that exists stays in use: the pod reads it until its end, and the kubelet keeps it too.
         if known || lags {

@@ -76,7 +76,7 @@ impl fmt::Debug for KeyedData {
 }
 
 /// The kind, the namespace and the name of an object.
-type ObjectName = (ObjectKind, Namespace, String);
+pub type ObjectName = (ObjectKind, Namespace, String);
 
 /// The ConfigMaps and Secrets that a source knows. An object that is in no list is absent once the source has listed,
 /// and unknown before. A source that reads objects one by one never lists. Tokens of service accounts are here too, for

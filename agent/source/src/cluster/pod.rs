@@ -1,6 +1,6 @@
 //! A pod of the API server.
 
-use super::{ObjectError, ObjectId, created, decode_error};
+use super::{ObjectError, ObjectId, created, decode_error, drop_managed_fields};
 use crate::{
     DesiredPod,
     convert::{
@@ -43,9 +43,7 @@ pub fn pod(json: &[u8], node: &NodeName) -> Result<(ObjectId, ApiPod, Vec<Object
     // The items of a list have neither.
     object.insert("apiVersion".to_owned(), "v1".into());
     object.insert("kind".to_owned(), "Pod".into());
-    if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
-        metadata.remove("managedFields");
-    }
+    drop_managed_fields(&mut raw);
     let metadata: ObjectMeta = part(&raw, "metadata")?;
     let id = ObjectId::of(&metadata);
     let (uid, key) = identity(&metadata)?;

@@ -17,8 +17,8 @@ use std::{fs, os::unix::fs::symlink, path::Path};
 /// Programs of the node that the peers have.
 pub(super) const PROGRAMS: [&str; 1] = ["coredns"];
 
-/// Names of the daemons, in the order of their start.
-pub(super) const DAEMONS: [&str; 2] = ["containerd", "berth"];
+/// Name of the daemon that this node has in the place of the kubelet and kube-proxy.
+pub(super) const DAEMON: &str = "berth";
 
 /// Starts the node. The agent registers it.
 ///
@@ -56,7 +56,7 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build) -> R
         ];
         args.push("--masquerade".to_owned());
         args.extend(options.map(|(name, value)| format!("--{name}={value}")));
-        world.spawn("berth", &programs.join("berth"), &args)
+        world.spawn(DAEMON, &programs.join("berth"), &args)
     })
 }
 

@@ -1,6 +1,7 @@
 //! The newest Node among watch and answers, and when a status is sent.
 
 use super::*;
+use berth_kube::reflector::ResourceVersion;
 use serde_json::json;
 
 fn node(uid: &str, version: &str) -> Value {

@@ -1,6 +1,6 @@
 //! The next request for one pod. Pure.
 
-use super::super::PodToPublish;
+use crate::{object::version, publish::PodToPublish, wait::backoff};
 use berth_core::time::{Boottime, Now};
 use berth_source::patch::{PodUpdate, pod_status};
 use serde_json::{Map, Value, json};
@@ -62,14 +62,14 @@ impl Entry {
     }
 
     /// The next request. A `Patch` or `Delete` counts as sent.
-    pub(super) fn next(&mut self, api: &Value, report: &PodToPublish, gone: bool, now: Now) -> Step {
+    pub(super) fn next(&mut self, api: &Value, report: &PodToPublish, now: Now) -> Step {
         if self.in_flight || self.deleted || !report.observed {
             return Step::Nothing;
         }
         if now.boottime < self.not_before {
             return Step::Wait(self.not_before);
         }
-        let over = report.torn_down || gone;
+        let over = report.torn_down;
         let deleting = api["metadata"]["deletionTimestamp"].is_string();
         let wanted = if over && deleting { ended(&report.status) } else { report.status.clone() };
         let uid = api["metadata"]["uid"].as_str().unwrap_or_default();
@@ -81,7 +81,7 @@ impl Entry {
                 None
             }
         };
-        let futile = self.futile.as_ref() == Some(&version(api));
+        let futile = self.futile.as_ref().is_some_and(|futile| futile.as_deref() == version(api));
         match patch.filter(|_| !futile) {
             Some(_) if !self.fresh && now.boottime < self.repair_at => Step::Wait(self.repair_at),
             Some(patch) => {
@@ -106,7 +106,10 @@ impl Entry {
     /// Takes an answer.
     pub(super) fn answered(&mut self, answer: Answer, now: Now) {
         self.in_flight = false;
-        let failed = matches!(answer, Answer::Failed { .. });
+        self.failures = match answer {
+            Answer::Failed { .. } => self.failures.saturating_add(1),
+            _ => 0,
+        };
         match answer {
             Answer::Patched { before, after } => {
                 // The server drops a field that it does not know: to send it again would change nothing either.
@@ -118,17 +121,11 @@ impl Entry {
             Answer::Refused { version } => self.futile = Some(version),
             Answer::Failed { retry_after } => {
                 self.fresh = true;
-                let wait = WAITS.0.saturating_mul(1 << self.failures.min(16)).min(WAITS.1);
+                let wait = backoff(self.failures, WAITS.0, WAITS.1);
                 self.not_before = now.boottime + wait.max(retry_after.unwrap_or_default());
             }
         }
-        self.failures = if failed { self.failures.saturating_add(1) } else { 0 };
     }
-}
-
-/// `metadata.resourceVersion`.
-pub(super) fn version(object: &Value) -> Option<String> {
-    object["metadata"]["resourceVersion"].as_str().map(str::to_owned)
 }
 
 /// Whether the phase of this status is final.

@@ -45,17 +45,17 @@ fn phase(step: &Step) -> &str {
 fn one_request_is_in_flight_and_none_follows_where_nothing_differs() {
     let mut entry = Entry::default();
     entry.report_changed();
-    let step = entry.next(&api(1, "Pending"), &report("Running"), false, at(0));
+    let step = entry.next(&api(1, "Pending"), &report("Running"), at(0));
     assert_eq!(phase(&step), "Running");
     entry.report_changed();
-    assert_eq!(entry.next(&api(1, "Pending"), &report("Failed"), false, at(0)), Step::Nothing, "in flight");
+    assert_eq!(entry.next(&api(1, "Pending"), &report("Failed"), at(0)), Step::Nothing, "in flight");
     entry.answered(patched(1, 2), at(0));
     // The newest report follows at once; those between are left out.
-    assert_eq!(phase(&entry.next(&api(2, "Running"), &report("Failed"), false, at(0))), "Failed");
+    assert_eq!(phase(&entry.next(&api(2, "Running"), &report("Failed"), at(0))), "Failed");
     entry.answered(patched(2, 3), at(0));
     for _ in 0..3 {
         entry.report_changed();
-        assert_eq!(entry.next(&api(3, "Failed"), &report("Failed"), false, at(1)), Step::Nothing);
+        assert_eq!(entry.next(&api(3, "Failed"), &report("Failed"), at(1)), Step::Nothing);
     }
 }
 
@@ -64,18 +64,18 @@ fn a_report_of_a_pod_that_was_not_observed_is_not_sent() {
     let mut entry = Entry::default();
     entry.report_changed();
     let remembered = PodToPublish { observed: false, ..report("Pending") };
-    assert_eq!(entry.next(&api(1, "Running"), &remembered, true, at(0)), Step::Nothing);
+    assert_eq!(entry.next(&api(1, "Running"), &remembered, at(0)), Step::Nothing);
 }
 
 #[test]
 fn what_others_overwrite_is_repaired_each_ten_seconds() {
     let mut entry = Entry::default();
     entry.report_changed();
-    entry.next(&api(1, "Pending"), &report("Running"), false, at(100));
+    entry.next(&api(1, "Pending"), &report("Running"), at(100));
     entry.answered(patched(1, 2), at(100));
     let overwritten = api(3, "Pending");
-    assert_eq!(entry.next(&overwritten, &report("Running"), false, at(101)), Step::Wait(at(110).boottime));
-    assert_eq!(phase(&entry.next(&overwritten, &report("Running"), false, at(110))), "Running");
+    assert_eq!(entry.next(&overwritten, &report("Running"), at(101)), Step::Wait(at(110).boottime));
+    assert_eq!(phase(&entry.next(&overwritten, &report("Running"), at(110))), "Running");
 }
 
 #[test]
@@ -83,10 +83,10 @@ fn a_patch_without_effect_or_refused_waits_for_another_version() {
     for answer in [patched(1, 1), Answer::Refused { version: Some("1".into()) }] {
         let mut entry = Entry::default();
         entry.report_changed();
-        entry.next(&api(1, "Pending"), &report("Running"), false, at(0));
+        entry.next(&api(1, "Pending"), &report("Running"), at(0));
         entry.answered(answer, at(0));
-        assert_eq!(entry.next(&api(1, "Pending"), &report("Running"), false, at(1000)), Step::Nothing);
-        assert_eq!(phase(&entry.next(&api(2, "Pending"), &report("Running"), false, at(1000))), "Running");
+        assert_eq!(entry.next(&api(1, "Pending"), &report("Running"), at(1000)), Step::Nothing);
+        assert_eq!(phase(&entry.next(&api(2, "Pending"), &report("Running"), at(1000))), "Running");
     }
 }
 
@@ -97,11 +97,9 @@ fn failures_wait_longer_and_the_server_may_ask_for_more() {
     let mut waits = Vec::new();
     let mut now = at(0);
     for retry_after in [None, None, None, Some(Duration::from_secs(7)), None, None, None, None, None] {
-        assert_eq!(phase(&entry.next(&api(1, "Pending"), &report("Running"), false, now)), "Running");
+        assert_eq!(phase(&entry.next(&api(1, "Pending"), &report("Running"), now)), "Running");
         entry.answered(Answer::Failed { retry_after }, now);
-        let Step::Wait(until) = entry.next(&api(1, "Pending"), &report("Running"), false, now) else {
-            panic!()
-        };
+        let Step::Wait(until) = entry.next(&api(1, "Pending"), &report("Running"), now) else { panic!() };
         waits.push(u64::try_from(until.since(now.boottime).as_millis()).unwrap());
         now = Now { boottime: until, ..now };
     }
@@ -113,21 +111,21 @@ fn a_pod_is_deleted_only_after_the_api_shows_its_end_and_nothing_of_it_is_left()
     let mut entry = Entry::default();
     let over = PodToPublish { torn_down: true, may_run: false, ..report("Failed") };
     // Not deleted by anybody: a finished pod stays.
-    assert_eq!(entry.next(&api(1, "Failed"), &over, true, at(0)), Step::Nothing);
+    assert_eq!(entry.next(&api(1, "Failed"), &over, at(0)), Step::Nothing);
     // The API server does not show the end yet.
     entry.report_changed();
-    assert_eq!(phase(&entry.next(&deleted(api(2, "Running")), &over, true, at(0))), "Failed");
+    assert_eq!(phase(&entry.next(&deleted(api(2, "Running")), &over, at(0))), "Failed");
     entry.answered(patched(2, 3), at(0));
     // Something is left on the node.
     let left = PodToPublish { torn_down: false, ..over.clone() };
-    assert_eq!(entry.next(&deleted(api(3, "Failed")), &left, false, at(0)), Step::Nothing);
-    assert_eq!(entry.next(&deleted(api(3, "Failed")), &over, false, at(0)), Step::Delete);
-    assert_eq!(entry.next(&deleted(api(3, "Failed")), &over, false, at(0)), Step::Nothing, "in flight");
+    assert_eq!(entry.next(&deleted(api(3, "Failed")), &left, at(0)), Step::Nothing);
+    assert_eq!(entry.next(&deleted(api(3, "Failed")), &over, at(0)), Step::Delete);
+    assert_eq!(entry.next(&deleted(api(3, "Failed")), &over, at(0)), Step::Nothing, "in flight");
     entry.answered(Answer::Failed { retry_after: None }, at(0));
-    assert_eq!(entry.next(&deleted(api(3, "Failed")), &over, false, at(1)), Step::Delete, "tried again");
+    assert_eq!(entry.next(&deleted(api(3, "Failed")), &over, at(1)), Step::Delete, "tried again");
     entry.answered(Answer::Deleted, at(1));
     assert_eq!(
-        entry.next(&deleted(api(4, "Failed")), &over, true, at(1000)),
+        entry.next(&deleted(api(4, "Failed")), &over, at(1000)),
         Step::Nothing,
         "a finalizer holds it"
     );
@@ -141,7 +139,7 @@ fn a_pod_that_was_deleted_before_it_ran_is_failed_first() {
         json!({ "name": "c", "ready": true, "state": { "waiting": { "reason": "ContainerCreating" } } });
     let mut never = PodToPublish { torn_down: true, may_run: false, ..report("Pending") };
     never.status["containerStatuses"] = json!([waiting]);
-    let Step::Patch(patch) = entry.next(&deleted(api(1, "Pending")), &never, false, at(0)) else { panic!() };
+    let Step::Patch(patch) = entry.next(&deleted(api(1, "Pending")), &never, at(0)) else { panic!() };
     assert_eq!(patch["status"]["phase"], "Failed");
     let container = &patch["status"]["containerStatuses"][0];
     assert_eq!(

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 /// The wait after `failures` failures in a row (from 1 on): `first`, doubling up to `longest`.
-pub(super) fn backoff(failures: u32, first: Duration, longest: Duration) -> Duration {
+pub(crate) fn backoff(failures: u32, first: Duration, longest: Duration) -> Duration {
     let doubled = 2_u32.checked_pow(failures.saturating_sub(1)).and_then(|times| first.checked_mul(times));
     doubled.map_or(longest, |wait| wait.min(longest))
 }
 
 /// `wait`, shorter or longer by up to the share `by`; `draw` is a number from 0 to 1.
-pub(super) fn jittered(wait: Duration, by: f64, draw: f64) -> Duration {
+pub(crate) fn jittered(wait: Duration, by: f64, draw: f64) -> Duration {
     wait.mul_f64((1.0 + by * (2.0 * draw.clamp(0.0, 1.0) - 1.0)).max(0.0))
 }
 
