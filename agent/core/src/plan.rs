@@ -63,6 +63,25 @@ impl Desired {
     pub fn new(pod: Arc<Pod>, end: Option<u32>) -> Desired {
         Desired { pod, end, terminal: None, unknown: BTreeMap::new() }
     }
+
+    /// The pod that no source wants any more: the grace period is the spec's, or the shorter one that the pod was given
+    /// before.
+    pub fn unwanted(self) -> Desired {
+        let grace = self.pod.grace_seconds;
+        Desired { end: Some(self.end.map_or(grace, |end| end.min(grace))), ..self }
+    }
+}
+
+impl From<Arc<Pod>> for Desired {
+    fn from(pod: Arc<Pod>) -> Desired {
+        Desired::new(pod, None)
+    }
+}
+
+impl From<Pod> for Desired {
+    fn from(pod: Pod) -> Desired {
+        Arc::new(pod).into()
+    }
 }
 
 /// A probe that should be active now.

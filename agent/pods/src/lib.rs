@@ -19,7 +19,7 @@ mod waiting;
 mod worker;
 
 pub use executor::{ActionResult, Context, Executor, NodeProcess, ObservedChange, PodSnapshot};
-pub use manager::{DesiredPod, DesiredSet, FoundPod, ManagerConfig, NodeEvent, run};
+pub use manager::{DesiredSet, FoundPod, ManagerConfig, NodeEvent, run};
 pub use report::{ActionRecord, PodReport, Reports};
 pub use store::{MemoryStore, StoreError, StoredPod};
 pub use worker::WorkerMessage;

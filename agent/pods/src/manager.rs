@@ -18,7 +18,7 @@ mod inputs;
 mod reconcile;
 mod start;
 
-pub use inputs::{DesiredPod, DesiredSet, FoundPod, NodeEvent};
+pub use inputs::{DesiredSet, FoundPod, NodeEvent};
 
 use crate::{
     executor::Executor, names::NameHolders, refs::References, report::Reports, store::MemoryStore,
@@ -27,7 +27,7 @@ use crate::{
 use berth_core::{
     ids::PodUid,
     model::Pod,
-    plan::{Failure, Memory},
+    plan::{Desired, Failure, Memory},
     time::Boottime,
 };
 use cleanup::CleanupState;
@@ -67,7 +67,7 @@ pub struct ManagerConfig<H, R> {
 /// Handle of a pod that has a worker, or that waits for its restart after the worker panicked.
 struct WorkerHandle {
     /// What the worker was told last.
-    desired: DesiredPod,
+    desired: Desired,
     /// The worker's mailbox. `None` while the pod waits for its restart.
     mailbox: Option<mpsc::UnboundedSender<WorkerMessage>>,
     /// No source wants the pod, and the worker was told so.

@@ -5,13 +5,14 @@
 
 use berth_core::{
     event::{Event, EventRecord, Involved},
+    plan::Desired,
     roots::Roots,
 };
 use berth_executor::ServiceLister;
-use berth_pods::{DesiredPod, DesiredSet};
+use berth_pods::DesiredSet;
 use berth_server::WatchCache;
 use berth_source::{
-    ServiceRanges, Snapshot, Source as _, SourceKind, Sources,
+    DesiredPod, ServiceRanges, Snapshot, Source as _, SourceKind, Sources,
     directory::{DirectoryConfig, DirectorySource},
     manifest::Mode,
 };
@@ -127,11 +128,8 @@ fn same_pods(a: &Snapshot, b: &Snapshot) -> bool {
 }
 
 fn desired_set(sources: &Sources) -> DesiredSet {
-    let desired = |pod: &berth_source::DesiredPod| DesiredPod {
-        end: pod.end,
-        terminal: pod.terminal,
-        ..DesiredPod::new(Arc::clone(&pod.pod))
-    };
+    let desired =
+        |pod: &DesiredPod| Desired { terminal: pod.terminal, ..Desired::new(Arc::clone(&pod.pod), pod.end) };
     let pods = sources.pods().into_iter().map(|(uid, pod)| (uid, desired(&pod))).collect();
     DesiredSet { listed: sources.listed(), pods, objects: sources.objects() }
 }

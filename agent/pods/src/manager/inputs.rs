@@ -5,7 +5,6 @@ use berth_core::{
     ids::PodUid,
     model::{Objects, Origin, OriginKind, Pod},
     plan::Desired,
-    status::Phase,
     time::Boottime,
 };
 use std::{
@@ -19,8 +18,8 @@ pub struct DesiredSet {
     /// The origins whose source has listed, or has no source on this node. No pod of another origin is ended because
     /// the set lacks it.
     pub listed: BTreeSet<OriginKind>,
-    /// The wanted pods.
-    pub pods: BTreeMap<PodUid, DesiredPod>,
+    /// The wanted pods. Their workers find the unknown objects.
+    pub pods: BTreeMap<PodUid, Desired>,
     /// The objects that the pods may refer to, such as ConfigMaps and Secrets.
     pub objects: Arc<Objects>,
 }
@@ -34,47 +33,6 @@ impl DesiredSet {
     /// Whether every source has listed.
     pub fn all_listed(&self) -> bool {
         OriginKind::ALL.iter().all(|kind| self.listed.contains(kind))
-    }
-}
-
-/// What a source wants of a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DesiredPod {
-    /// The pod.
-    pub pod: Arc<Pod>,
-    /// Grace period in seconds of a pod that shall end.
-    pub end: Option<u32>,
-    /// The phase Succeeded or Failed that the API server shows already: no container of the pod starts any more.
-    pub terminal: Option<Phase>,
-}
-
-impl DesiredPod {
-    /// A pod that shall run.
-    pub fn new(pod: Arc<Pod>) -> DesiredPod {
-        DesiredPod { pod, end: None, terminal: None }
-    }
-
-    /// What `plan` takes of it. The worker finds the unknown objects itself.
-    pub(crate) fn planned(&self) -> Desired {
-        Desired { terminal: self.terminal, ..Desired::new(Arc::clone(&self.pod), self.end) }
-    }
-
-    /// The pod without its source: the grace period is the spec's, or the shorter one that the pod was given before.
-    pub(super) fn unwanted(self) -> DesiredPod {
-        let grace = self.pod.grace_seconds;
-        DesiredPod { end: Some(self.end.map_or(grace, |end| end.min(grace))), ..self }
-    }
-}
-
-impl From<Pod> for DesiredPod {
-    fn from(pod: Pod) -> DesiredPod {
-        DesiredPod::new(Arc::new(pod))
-    }
-}
-
-impl From<Arc<Pod>> for DesiredPod {
-    fn from(pod: Arc<Pod>) -> DesiredPod {
-        DesiredPod::new(pod)
     }
 }
 

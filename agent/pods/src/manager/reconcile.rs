@@ -1,9 +1,9 @@
 //! Reconciliation of the workers with the desired set and with what the node shows: which pods get a worker,
 //! which end, and which wait for a worker.
 
-use super::{DesiredPod, Manager};
+use super::Manager;
 use crate::{executor::Executor, report::Reports, waiting, worker::WorkerMessage};
-use berth_core::{ids::PodUid, model::Pod};
+use berth_core::{ids::PodUid, model::Pod, plan::Desired};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -49,7 +49,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             };
             tracing::info!(pod = %pod.key, %uid, "pod found on the node that no source is known to want");
             let unwanted = self.desired.is_listed(&pod.origin);
-            let desired = DesiredPod::new(pod);
+            let desired = Desired::new(pod, None);
             self.start(if unwanted { desired.unwanted() } else { desired }, unwanted);
         }
     }
@@ -66,7 +66,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
                     self.names.take(&wanted.pod.key, uid);
                     // The pod may name an object that it did not name before.
                     self.send(uid, WorkerMessage::Objects(Arc::clone(&desired.objects)));
-                    self.send(uid, WorkerMessage::Desired(wanted.planned()));
+                    self.send(uid, WorkerMessage::Desired(wanted.clone()));
                 }
             } else if !self.done.contains(uid) {
                 new.push(wanted);
@@ -111,7 +111,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             live.desired = live.desired.clone().unwanted();
             let pod = &live.desired.pod;
             tracing::info!(pod = %pod.key, %uid, grace = live.desired.end, "pod ends: no source wants it any more");
-            over.push((uid.clone(), live.desired.planned()));
+            over.push((uid.clone(), live.desired.clone()));
         }
         for (uid, desired) in over {
             self.send(&uid, WorkerMessage::Desired(desired));

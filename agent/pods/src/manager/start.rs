@@ -1,6 +1,6 @@
 //! The start of a pod's worker: the first observation of the pod, and whether the node accepts a new pod.
 
-use super::{DesiredPod, Manager, ManagerTask, TaskOutcome, WorkerHandle};
+use super::{Manager, ManagerTask, TaskOutcome, WorkerHandle};
 use crate::{
     executor::{Executor, PodSnapshot},
     report::Reports,
@@ -9,7 +9,7 @@ use crate::{
 use berth_core::{
     event::{Event, EventRecord, Involved},
     model::Pod,
-    plan::{Ending, Memory},
+    plan::{Desired, Ending, Memory},
     unsupported::unsupported,
 };
 use std::{
@@ -27,7 +27,7 @@ const FRESH: Duration = Duration::from_secs(1);
 
 impl<H: Executor, R: Reports> Manager<H, R> {
     /// Starts the worker of a pod. `unwanted` says that no source wants the pod.
-    pub(super) fn start(&mut self, desired: DesiredPod, unwanted: bool) {
+    pub(super) fn start(&mut self, desired: Desired, unwanted: bool) {
         let pod = Arc::clone(&desired.pod);
         let uid = pod.uid.clone();
         let now = self.executor.now().boottime;
@@ -64,7 +64,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         let (sender, mailbox) = mpsc::unbounded_channel();
         let over = Arc::new(AtomicBool::new(memory.rejected));
         let config = WorkerConfig {
-            desired: desired.planned(),
+            desired: desired.clone(),
             objects: Arc::clone(&self.desired.objects),
             memory,
             snapshot,

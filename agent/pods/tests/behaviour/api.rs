@@ -8,26 +8,35 @@ use crate::fake::{
 use berth_core::{
     ids::PodUid,
     model::{Origin, OriginKind, Pod},
-    plan::RunState,
+    plan::{Desired, RunState},
     status::Phase,
 };
-use berth_pods::{DesiredPod, DesiredSet};
+use berth_pods::DesiredSet;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn set(pods: impl IntoIterator<Item = DesiredPod>) -> DesiredSet {
+fn set(pods: impl IntoIterator<Item = Desired>) -> DesiredSet {
     let pods = pods.into_iter().map(|p| (p.pod.uid.clone(), p)).collect();
     DesiredSet { pods, ..wanted([]) }
 }
 
-fn ending(pod: &Pod, grace: u32) -> DesiredPod {
-    DesiredPod { end: Some(grace), ..pod.clone().into() }
+fn ending(pod: &Pod, grace: u32) -> Desired {
+    Desired { end: Some(grace), ..pod.clone().into() }
 }
 
 /// Tells the agent that the API server granted the pod this grace period.
 fn end(agent: &Agent, pod: &Pod, grace: u32) {
     agent.want(|d| drop(d.pods.insert(pod.uid.clone(), ending(pod, grace))));
+}
+
+/// Runs a pod that does not hear its signal and is then granted this grace period. Returns the time of the signal.
+async fn deaf(agent: &Agent, node: &Node, pod: &Pod, grace: u32) -> Duration {
+    agent.ready(&pod.uid).await;
+    node.trouble(&pod.uid, "Signal", Trouble::Stuck);
+    end(agent, pod, grace);
+    node.until("signalled", |_| node.kinds(&pod.uid).contains(&"Signal")).await;
+    node.elapsed()
 }
 
 fn never_began(node: &Node, uid: &PodUid) -> bool {
@@ -53,12 +62,7 @@ async fn a_smaller_grace_period_shortens_a_stop_and_a_larger_one_changes_nothing
     let node = Node::new();
     let p = pod("a", vec![]);
     let agent = Agent::start(&node, &store, set([p.clone().into()])).await;
-    agent.ready(&p.uid).await;
-    // The container does not hear its signal.
-    node.trouble(&p.uid, "Signal", Trouble::Stuck);
-    end(&agent, &p, 60);
-    node.until("signalled", |_| node.kinds(&p.uid).contains(&"Signal")).await;
-    let signalled = node.elapsed();
+    let signalled = deaf(&agent, &node, &p, 60).await;
     node.pass(SECOND * 10).await;
     end(&agent, &p, 500);
     node.pass(SECOND * 10).await;
@@ -77,11 +81,7 @@ async fn a_pod_that_was_granted_less_than_its_spec_says_keeps_that_when_it_is_ab
     let node = Node::new();
     let p = Pod { grace_seconds: 600, ..pod("a", vec![]) };
     let agent = Agent::start(&node, &store, set([p.clone().into()])).await;
-    agent.ready(&p.uid).await;
-    node.trouble(&p.uid, "Signal", Trouble::Stuck);
-    end(&agent, &p, 20);
-    node.until("signalled", |_| node.kinds(&p.uid).contains(&"Signal")).await;
-    let signalled = node.elapsed();
+    let signalled = deaf(&agent, &node, &p, 20).await;
     node.pass(SECOND).await;
     agent.want(|d| d.pods.clear());
     node.until("killed", |_| node.kinds(&p.uid).contains(&"Kill")).await;
@@ -150,7 +150,7 @@ async fn a_pod_that_the_api_server_shows_as_failed_is_torn_down_and_never_runs_a
     let (p, late) = (pod("a", vec![container("c"), container("d")]), pod("late", vec![]));
     let agent = Agent::start(&node, &store, set([p.clone().into()])).await;
     agent.ready(&p.uid).await;
-    let failed = |p: &Pod| DesiredPod { terminal: Some(Phase::Failed), ..p.clone().into() };
+    let failed = |p: &Pod| Desired { terminal: Some(Phase::Failed), ..p.clone().into() };
     agent.want(|d| d.pods.extend([&p, &late].map(|p| (p.uid.clone(), failed(p)))));
     node.until("signalled", |_| node.kinds(&p.uid).contains(&"Signal")).await;
     for name in ["c", "d"] {
