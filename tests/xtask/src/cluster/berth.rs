@@ -50,6 +50,8 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build) -> R
             ("cluster-dns", DNS.to_owned()),
             ("cluster-domain", "cluster.local".to_owned()),
             ("service-cidr", SERVICES.to_owned()),
+            // With hooks on a part of the machine's sockets the agent takes no device by itself.
+            ("uplink", "eth0".to_owned()),
             ("non-masquerade-cidr", PODS.to_owned()),
             ("shim", tools::find("containerd-shim-runc-v2")?.display().to_string()),
             ("runc", tools::find("runc")?.display().to_string()),
