@@ -266,6 +266,10 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 impl Executor for NodeExecutor {
+    fn oom_killed(&self, pod: &Pod, container: &ContainerId) -> bool {
+        self.has_oom_kills(pod, container)
+    }
+
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
         sandbox_sysctls(pod).map_err(|e| Failure::new("SysctlForbidden", Chain(&e)))?;
         admit(&self.node(), others.iter().map(Arc::as_ref), pod)

@@ -3,7 +3,7 @@
 use crate::{NodeExecutor, start::exit_of};
 use berth_core::{
     error::Chain,
-    ids::PodUid,
+    ids::{ContainerId, PodUid},
     model::Pod,
     plan::{Exit, Failure, ObservedContainer, RunState},
     status::ContainerUser,
@@ -60,6 +60,11 @@ impl NodeExecutor {
         self.runtime()?.list().await.map_err(|e| Failure::new("RuntimeNotReady", Chain(&e)))
     }
 
+    /// Whether the OOM killer has killed a process of a container's cgroup.
+    pub(crate) fn has_oom_kills(&self, pod: &Pod, id: &ContainerId) -> bool {
+        oom_killed(&self.cgroups.dirs_of(&self.cgroups.container_cgroup(pod, id)))
+    }
+
     fn snapshot(
         &self,
         uid: &PodUid,
@@ -79,10 +84,7 @@ impl NodeExecutor {
                 snapshot.unsure.insert(c.id.clone());
             }
             let task = !matches!(c.state, FoundState::NoTask);
-            let killed = || {
-                let dirs = pod.map(|p| self.cgroups.dirs_of(&self.cgroups.container_cgroup(p, &c.id)));
-                dirs.is_some_and(|dirs| oom_killed(&dirs))
-            };
+            let killed = || pod.is_some_and(|p| self.has_oom_kills(p, &c.id));
             let state = match (&c.exit, c.state) {
                 (Some(exit), _) => RunState::Recorded(exit_of(exit.clone())),
                 (None, FoundState::Running { started_at, .. }) => {

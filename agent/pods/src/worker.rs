@@ -69,6 +69,9 @@ const MAX_SLEEP: Duration = Duration::from_secs(300);
 /// from making a worker spin.
 const MIN_SLEEP: Duration = Duration::from_millis(100);
 
+/// Exit code of a process that a SIGKILL ended, as the OOM killer's does.
+const KILLED: i32 = 137;
+
 struct RunningAction {
     action: Action,
     begun: Instant,
@@ -348,7 +351,9 @@ impl<H: Executor, R: Reports> Worker<H, R> {
                 self.learn(Fact::InputsChanged, now);
                 self.refresh_at = Some(now.boottime);
             }
-            WorkerMessage::Exit(id, exit) => {
+            WorkerMessage::Exit(id, mut exit) => {
+                exit.oom =
+                    exit.oom || exit.code == KILLED && self.executor.oom_killed(&self.desired.pod, &id);
                 let ended = self.cache.exit(id, exit, now.boottime);
                 self.note_ends(ended);
             }

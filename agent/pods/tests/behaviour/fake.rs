@@ -70,6 +70,8 @@ pub struct State {
     pub unseen: BTreeSet<PodUid>,
     /// Containers whose shim does not answer.
     pub unsure: BTreeSet<ContainerId>,
+    /// Containers of which the kernel counts an OOM kill.
+    pub oom_killed: BTreeSet<ContainerId>,
     /// Containers whose command does not exist.
     pub unstartable: BTreeSet<ContainerName>,
     /// Containers that exit before the start action reports its end.
@@ -303,6 +305,10 @@ impl Executor for Node {
 
     fn admit(&self, pod: &Pod, others: &[Arc<Pod>]) -> Result<(), Failure> {
         admit(&NodeInfo::new("n".parse().unwrap()), others.iter().map(Arc::as_ref), pod)
+    }
+
+    fn oom_killed(&self, _pod: &Pod, container: &ContainerId) -> bool {
+        self.lock().oom_killed.contains(container)
     }
 
     async fn perform(&self, context: Context, action: Action) -> ActionResult {

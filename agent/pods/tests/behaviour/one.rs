@@ -178,6 +178,24 @@ async fn a_kill_for_memory_is_reported_as_one_however_late_it_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_oom_kill_is_known_with_the_exit_before_containerd_tells_of_it() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let p = Pod { restart_policy: RestartPolicy::Never, ..pod("a", vec![]) };
+    let agent = Agent::start(&node, &store, wanted([p.clone()])).await;
+    agent.ready(&p.uid).await;
+    let id = node.running(&p.uid, "c").unwrap();
+    node.lock().oom_killed.insert(id.clone());
+    node.exit(&p.uid, "c", 137).await;
+    node.until("reported", |_| {
+        matches!(agent.reports.container(&p.uid, "c").state, ContainerState::Terminated(_))
+    })
+    .await;
+    let ContainerState::Terminated(end) = agent.reports.container(&p.uid, "c").state else { panic!() };
+    assert_eq!(end.reason, "OOMKilled", "the first report of the end has the reason");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_probe_that_panics_counts_for_nothing_and_is_asked_again() {
     let (_dir, store) = store();
     let node = Node::new();
