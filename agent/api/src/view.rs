@@ -8,6 +8,9 @@ use berth_core::{
 use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, path::PathBuf};
 
+mod control_plane;
+pub use control_plane::{ControlPlaneView, SetBehind, UnpublishedPod, UnreadObject};
+
 /// A pod's state by its worker's last report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PodView {
@@ -156,9 +159,12 @@ pub struct NodeView {
     /// The node's addresses and uplinks; `None` from an older agent.
     #[serde(default)]
     pub addresses: Option<AddressesView>,
-    /// The sources of pods.
+    /// The sources of pods that are directories.
     #[serde(default)]
     pub sources: Vec<SourceView>,
+    /// The control plane; `None` where the node works for none.
+    #[serde(default)]
+    pub control_plane: Option<ControlPlaneView>,
     /// The time of this state.
     #[serde(default)]
     pub as_of: Wall,

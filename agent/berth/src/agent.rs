@@ -199,6 +199,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         host: host_network.clone(),
         services: (!args.no_services).then(|| health.clone()),
         dns: dns_health,
+        control_plane: control_plane.as_ref().map(ControlPlane::health),
         since: clock::wall(),
         pods: incoming_tx,
     };

@@ -1,5 +1,6 @@
 //! Text and JSON of each command, as pure functions of the state and the time.
 
+mod control_plane;
 pub(crate) mod describe;
 pub(crate) mod events;
 pub(crate) mod images;

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod api_pods;
+mod inputs;
 mod object;
 pub mod publish;
 mod refs;
@@ -14,5 +15,5 @@ mod tokens;
 mod wait;
 
 pub use api_pods::ApiPods;
-pub use source::ClusterSource;
+pub use source::{ClusterSource, SourceHealth};
 pub use tokens::{TokenValues, Tokens};

@@ -126,6 +126,15 @@ impl References {
         }
     }
 
+    /// Forgets the objects that no pod uses and that are not followed: those that an earlier agent kept.
+    pub(crate) fn forget_unused(&self, objects: &mut Arc<Objects>) {
+        let unused: Vec<ObjectName> =
+            objects.names().filter(|name| !self.followed.contains_key(*name)).cloned().collect();
+        for (kind, namespace, name) in unused {
+            Arc::make_mut(objects).forget(kind, &namespace, &name);
+        }
+    }
+
     /// The objects in use of which nothing is known yet.
     pub(crate) fn unread(&self, objects: &Objects) -> BTreeMap<ObjectName, Why> {
         let unread = self.usage.used().filter_map(|name| match objects.get(name.0, &name.1, &name.2) {

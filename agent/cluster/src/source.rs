@@ -4,11 +4,12 @@
 //! Secret that a pod uses ([`References`]). Owns one task that applies their changes to [`State`] and publishes a
 //! [`Snapshot`] for all changes that have arrived. While the API server is away, the last state stays.
 
+mod health;
 mod kinds;
 mod state;
 
 use crate::{
-    ApiPods, Tokens,
+    ApiPods, Tokens, inputs,
     refs::{Answer, References},
 };
 use berth_core::{ids::NodeName, model::ObjectName, value::Why};
@@ -19,13 +20,14 @@ use berth_kube::{
 use berth_source::{Snapshot, Source};
 use kinds::{EndpointSlices, Pods, Services};
 use state::State;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
     time::{Instant, sleep_until},
 };
 
+pub use health::SourceHealth;
 pub(crate) use kinds::{bad, meta};
 
 /// Changes of a set that may wait for the task.
@@ -35,38 +37,35 @@ const WAITING: usize = 64;
 #[derive(Debug)]
 pub struct ClusterSource {
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    sets: Vec<(&'static str, watch::Receiver<Health>)>,
-    unread: watch::Receiver<BTreeMap<ObjectName, Why>>,
+    health: SourceHealth,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl ClusterSource {
-    /// Starts the source, which fills `api` with the pods of `node`. Requires a tokio runtime.
-    pub fn start(pool: &Pool, node: &NodeName, api: ApiPods) -> ClusterSource {
+    /// Starts the source, which fills `api` with the pods of `node`. What their containers are started from is kept in
+    /// `dir` of this boot's state; its first snapshot has what an earlier agent kept there. Requires a tokio runtime.
+    pub fn start(pool: &Pool, node: &NodeName, api: ApiPods, dir: PathBuf) -> ClusterSource {
         let (mut sets, mut tasks) = (Vec::new(), Vec::new());
         let input = Input {
             pods: set("pods", Pods::of(node.clone()), pool, &mut sets, &mut tasks),
             services: set("services", Services, pool, &mut sets, &mut tasks),
             slices: set("endpointslices", EndpointSlices, pool, &mut sets, &mut tasks),
         };
-        let (publish, snapshots) = watch::channel(Arc::default());
+        let state = State::new(api, inputs::load(&dir));
+        let (publish, snapshots) = watch::channel(Arc::new(state.snapshot(&Snapshot::default())));
+        tasks.push(tokio::spawn(inputs::keep(dir, snapshots.clone())));
         let (tell, unread) = watch::channel(BTreeMap::new());
         let (answers, objects) = mpsc::channel(WAITING);
         let references = References::new(pool.clone(), answers);
         let tokens = Tokens::start(pool.clone());
         let outputs = Outputs { publish, tell };
-        tasks.push(tokio::spawn(run(input, objects, State::new(api), references, tokens, outputs)));
-        ClusterSource { snapshots, sets, unread, tasks }
+        tasks.push(tokio::spawn(run(input, objects, state, references, tokens, outputs)));
+        ClusterSource { snapshots, health: SourceHealth { sets, unread }, tasks }
     }
 
-    /// The followed sets by their names in the API, and whether each is current.
-    pub fn health(&self) -> impl Iterator<Item = (&'static str, Health)> {
-        self.sets.iter().map(|(name, health)| (*name, health.borrow().clone()))
-    }
-
-    /// The ConfigMaps and Secrets in use of which the API server has told nothing yet, with the reasons.
-    pub fn unread(&self) -> BTreeMap<ObjectName, Why> {
-        self.unread.borrow().clone()
+    /// Whether the source's state is the API server's.
+    pub fn health(&self) -> SourceHealth {
+        self.health.clone()
     }
 }
 
@@ -157,6 +156,9 @@ async fn run(
         }
         for uid in changed {
             references.pod(&uid, state.desired(&uid).map(|desired| &**desired));
+        }
+        if state.take_first_listing() {
+            references.forget_unused(&mut state.objects);
         }
         references.stop_idle(&mut state.objects);
         publish.send_if_modified(|published| {

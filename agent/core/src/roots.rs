@@ -229,6 +229,11 @@ impl Roots {
         self.lasting_state.join(source)
     }
 
+    /// The directory of what the containers of a control plane's pods are started from, one file per pod.
+    pub fn cluster_inputs_dir(&self) -> PathBuf {
+        self.runtime_state.join("cluster")
+    }
+
     /// The directory of sandbox records, one file per pod.
     pub fn sandbox_records_dir(&self) -> PathBuf {
         self.runtime_state.join("sandbox-records")

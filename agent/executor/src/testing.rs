@@ -75,7 +75,7 @@ impl Node {
             .1,
             pids_limit: None,
             host: HostFacts::default(),
-            services: ServiceLister::new(Vec::new),
+            services: ServiceLister::new(|| Some(Vec::new())),
         };
         let executor = NodeExecutor::new(
             config,

@@ -79,6 +79,8 @@ pub struct View {
     pub streams: usize,
     /// Time of the server's last answer.
     pub last_contact: Option<Now>,
+    /// Time of the last renewal of the node's lease.
+    pub lease_renewed: Option<Now>,
     /// The reason why there is no connection, or the identity's problem; on one line, with the remedy.
     pub problem: Option<String>,
 }
@@ -111,6 +113,7 @@ struct State {
     identity_problem: Option<String>,
     last_contact: Option<Now>,
     failed_leases: u32,
+    lease_renewed: Option<Now>,
     /// Time of the identity's load.
     loaded: Instant,
 }
@@ -155,6 +158,7 @@ impl Pool {
             identity_problem: None,
             last_contact: None,
             failed_leases: 0,
+            lease_renewed: None,
             loaded: Instant::now(),
         };
         let shared = Arc::new(Shared {
@@ -194,6 +198,9 @@ impl Pool {
         let close = {
             let mut state = lock(&self.0.state);
             state.failed_leases = if renewed { 0 } else { state.failed_leases.saturating_add(1) };
+            if renewed {
+                state.lease_renewed = Some(berth_sys::clock::now());
+            }
             let close = state.failed_leases >= FAILED_LEASES;
             if close {
                 state.failed_leases = 0;
@@ -225,6 +232,7 @@ impl Pool {
             connections: all().count(),
             streams: all().map(|c| c.streams()).sum(),
             last_contact: state.last_contact,
+            lease_renewed: state.lease_renewed,
             problem: state.problem(),
         }
     }

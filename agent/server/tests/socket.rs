@@ -93,6 +93,7 @@ impl Backend for Fake {
             dns: None,
             addresses: None,
             sources: Vec::new(),
+            control_plane: None,
             as_of: Wall(1),
         }
     }

@@ -3,6 +3,7 @@
 //! [`ControlPlane`] owns the connections and the source. [`Publishing`] owns the tasks that report: the lease, the Node
 //! and the statuses of pods. They end with these values; the pods keep running.
 
+mod health;
 mod node_report;
 
 use super::{local_api::LocalApi, node::NodeWatch, status_manager::StatusManager};
@@ -13,7 +14,7 @@ use berth_cluster::{
         RateLimit,
         lease::{self, LeaseTask},
         node::{self, NodeTasks},
-        pods::{self, PodPublisher},
+        pods::{self, PodPublisher, Unpublished},
     },
 };
 use berth_core::{ids::BootId, roots::Roots};
@@ -26,6 +27,8 @@ use node_report::{machine, node_report};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
+pub(crate) use health::ControlPlaneHealth;
+
 /// Interval of the node's report on itself.
 const EVERY: Duration = Duration::from_secs(10);
 
@@ -34,6 +37,7 @@ pub(crate) struct ControlPlane {
     pool: Pool,
     api: ApiPods,
     source: ClusterSource,
+    unpublished: Unpublished,
 }
 
 /// The parts of the agent on which the node's reports are made.
@@ -65,13 +69,23 @@ impl ControlPlane {
         let source = Source { kubeconfig, context: None };
         let pool = Pool::new(source).await.context("open the connection to the control plane")?;
         let api = ApiPods::default();
-        let source = ClusterSource::start(&pool, &roots.node_name, api.clone());
-        Ok(ControlPlane { pool, api, source })
+        let source = ClusterSource::start(&pool, &roots.node_name, api.clone(), roots.cluster_inputs_dir());
+        Ok(ControlPlane { pool, api, source, unpublished: Unpublished::default() })
     }
 
     /// The desired state.
     pub(crate) fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.source.snapshots()
+    }
+
+    /// The control plane on the status page.
+    pub(crate) fn health(&self) -> ControlPlaneHealth {
+        ControlPlaneHealth {
+            pool: self.pool.clone(),
+            source: self.source.health(),
+            api: self.api.clone(),
+            unpublished: self.unpublished.clone(),
+        }
     }
 
     /// Starts to report.
@@ -88,7 +102,13 @@ impl ControlPlane {
         let (reports, newest) = watch::channel(None);
         let node = node::start(self.pool.clone(), registration, newest);
         let lease = lease::start(self.pool.clone(), info.name.clone(), node.newest());
-        let pods = pods::start(self.pool, RateLimit::default(), self.api, Arc::clone(&facts.status));
+        let pods = pods::start(
+            self.pool,
+            RateLimit::default(),
+            self.api,
+            Arc::clone(&facts.status),
+            self.unpublished,
+        );
         let observing = tokio::spawn(observe(facts, reports));
         Publishing { _source: self.source, _node: node, _lease: lease, _pods: pods, observing }
     }

@@ -2,6 +2,7 @@
 
 use super::{
     api_error::{from_runtime, unavailable},
+    cluster::ControlPlaneHealth,
     cluster_dns::DnsHealth,
     exec_session::{self, LocalExec},
     host_network::Host,
@@ -10,7 +11,7 @@ use super::{
 };
 use berth_api::{
     message::{ErrorCode, ExecSpec},
-    view::{AddressesView, Health, ImageView, ManifestProblem, NodeView, SourceView},
+    view::{AddressesView, ControlPlaneView, Health, ImageView, ManifestProblem, NodeView, SourceView},
 };
 use berth_core::{error::Chain, roots::Roots, time::Wall};
 use berth_executor::NodeExecutor;
@@ -41,6 +42,8 @@ pub(crate) struct LocalApi {
     pub(crate) services: Option<ServicesHealth>,
     /// `None` where this node does not serve cluster DNS.
     pub(crate) dns: Option<DnsHealth>,
+    /// `None` where the node works for no control plane.
+    pub(crate) control_plane: Option<ControlPlaneHealth>,
     pub(crate) since: Wall,
     /// Channel to the manager of pods, for shutdowns.
     pub(crate) pods: mpsc::Sender<NodeEvent>,
@@ -98,9 +101,14 @@ impl LocalApi {
         }
     }
 
+    fn control_plane(&self) -> Option<ControlPlaneView> {
+        let is_cluster = |source: &&SourceState| matches!(source.kind, SourceKind::Cluster);
+        let listed = self.latest.borrow().iter().find(is_cluster).is_some_and(|s| s.snapshot.listed);
+        Some(self.control_plane.as_ref()?.view(listed))
+    }
+
     fn sources(&self) -> Vec<SourceView> {
         let view = |SourceState { kind, snapshot, .. }: &SourceState| {
-            // The view of a cluster is still to come.
             let SourceKind::Directory { dir, .. } = kind else { return None };
             Some(SourceView {
                 dir: dir.clone(),
@@ -148,6 +156,7 @@ impl Backend for LocalApi {
             dns,
             addresses: Some(self.addresses()),
             sources: self.sources(),
+            control_plane: self.control_plane(),
             as_of: clock::wall(),
         }
     }

@@ -12,7 +12,7 @@ use berth_executor::ServiceLister;
 use berth_pods::DesiredSet;
 use berth_server::WatchCache;
 use berth_source::{
-    DesiredPod, ServiceRanges, Snapshot, Source as _, SourceKind, Sources,
+    DesiredPod, ServiceRanges, Snapshot, Source as _, SourceKind, SourceState, Sources,
     directory::{DirectoryConfig, DirectorySource},
     manifest::Mode,
 };
@@ -81,7 +81,14 @@ impl RunningSources {
 /// The Services of all sources, for the environment of containers.
 pub(crate) fn lister(latest: &Latest) -> ServiceLister {
     let latest = latest.clone();
-    ServiceLister::new(move || latest.borrow().services().cloned().collect())
+    ServiceLister::new(move || {
+        let sources = latest.borrow();
+        // Before its first list a control plane has the Services that an earlier agent kept, or none.
+        let untold = |s: &SourceState| {
+            matches!(s.kind, SourceKind::Cluster) && !s.snapshot.listed && s.snapshot.services.is_empty()
+        };
+        (!sources.iter().any(untold)).then(|| sources.services().cloned().collect())
+    })
 }
 
 /// The channels into which snapshots are merged.

@@ -1,7 +1,7 @@
 //! Page of `berth status`: the node's state, then its problems. The JSON has the same facts, with
 //! `problems` as a list.
 
-use super::why;
+use super::{control_plane, why};
 use crate::{state::State, table::plain, time, v1};
 use berth_api::view::{AddressesView, Health, NodeView};
 use berth_core::{
@@ -45,6 +45,9 @@ impl Page<'_> {
                     }
                 }
                 problems.extend(node.addresses.iter().flat_map(|a| a.problems.iter().cloned()));
+            }
+            if let Some(server) = node.control_plane.as_ref().filter(|_| self.state.offline.is_none()) {
+                problems.extend(control_plane::problems(server));
             }
             for source in &node.sources {
                 if !source.listed {
@@ -125,6 +128,9 @@ impl Page<'_> {
                 line("Addresses", self::addresses(addresses));
             }
         }
+        if let Some(server) = node.control_plane.as_ref().filter(|_| self.state.offline.is_none()) {
+            line("Cluster", control_plane::line(server, now));
+        }
         for source in &node.sources {
             let listed = if source.listed { "" } else { ", not listed" };
             let bad = match source.errors.len() {
@@ -191,6 +197,9 @@ impl Page<'_> {
             "dns": may(|n| n.dns.as_ref()),
             "nodeIPs": addresses.map(|a| &a.node_ips),
             "uplinks": addresses.map(|a| &a.uplinks),
+            "controlPlane": serde_json::to_value(
+                node.filter(|_| live).and_then(|n| n.control_plane.as_ref()).map(control_plane::json),
+            )?,
             "sources": serde_json::to_value(node.map(|n| n.sources.as_slice()).unwrap_or_default())?,
             "pods": pods,
             "warnings": serde_json::to_value(warnings(&self.state.events))?,

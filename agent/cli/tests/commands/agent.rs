@@ -156,6 +156,7 @@ impl Backend for Agent {
             dns: None,
             addresses: None,
             sources: Vec::new(),
+            control_plane: None,
             as_of: Wall(1_700_000_000_000_000_000),
         }
     }

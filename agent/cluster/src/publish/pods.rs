@@ -5,6 +5,7 @@
 //! no GET comes before a PATCH. [`decide`] says what to send next; nothing is sent where nothing differs.
 
 mod decide;
+mod unpublished;
 
 use super::{PodReports, PodToPublish, RateLimit};
 use crate::{ApiPods, object::version};
@@ -28,6 +29,8 @@ use tokio::{
     time::sleep,
 };
 
+pub use unpublished::{Unpublished, UnpublishedStatus};
+
 /// Requests at once.
 const AT_ONCE: usize = 16;
 
@@ -44,9 +47,16 @@ impl Drop for PodPublisher {
     }
 }
 
-/// Starts to publish the reports on the pods in `api`.
-pub fn start<R: PodReports>(pool: Pool, limit: RateLimit, api: ApiPods, reports: Arc<R>) -> PodPublisher {
-    let publisher = Publisher { pool, limit, api, reports, pods: BTreeMap::new(), requests: JoinSet::new() };
+/// Starts to publish the reports on the pods in `api`. Pods whose requests fail are in `unpublished` meanwhile.
+pub fn start<R: PodReports>(
+    pool: Pool,
+    limit: RateLimit,
+    api: ApiPods,
+    reports: Arc<R>,
+    unpublished: Unpublished,
+) -> PodPublisher {
+    let (pods, requests) = (BTreeMap::new(), JoinSet::new());
+    let publisher = Publisher { pool, limit, api, reports, unpublished, pods, requests };
     PodPublisher(tokio::spawn(publisher.run()))
 }
 
@@ -55,6 +65,7 @@ struct Publisher<R> {
     limit: RateLimit,
     api: ApiPods,
     reports: Arc<R>,
+    unpublished: Unpublished,
     pods: BTreeMap<PodUid, Published>,
     requests: JoinSet<(PodUid, Answer)>,
 }
@@ -115,7 +126,11 @@ impl<R: PodReports> Publisher<R> {
     /// The pods whose object changed since the last decision. Pods that the API server has no more are forgotten.
     fn changed_objects(&mut self) -> Vec<PodUid> {
         let uids: BTreeSet<PodUid> = self.api.uids().into_iter().collect();
-        self.pods.retain(|uid, _| uids.contains(uid) || self.reports.report(uid).is_some());
+        for (uid, _) in
+            self.pods.extract_if(.., |uid, _| !uids.contains(uid) && self.reports.report(uid).is_none())
+        {
+            self.unpublished.published(&uid);
+        }
         let same = |uid: &PodUid| {
             let seen = self.pods.get(uid).and_then(|p| p.seen.as_ref());
             matches!((seen, self.api.get(uid)), (Some(seen), Some(now)) if Arc::ptr_eq(seen, &now))
@@ -148,7 +163,7 @@ impl<R: PodReports> Publisher<R> {
             }
         };
         let (pool, limit, api) = (self.pool.clone(), self.limit.clone(), self.api.clone());
-        let (uid, key) = (uid.clone(), report.pod.key.clone());
+        let (uid, key, unpublished) = (uid.clone(), report.pod.key.clone(), self.unpublished.clone());
         self.requests.spawn(async move {
             limit.wait().await;
             let answer = match pool.send(&request).await {
@@ -158,9 +173,14 @@ impl<R: PodReports> Publisher<R> {
                     let answer = refused(&error, deletes, &object);
                     let error = Chain(&error);
                     tracing::debug!(pod = %key, %error, "cannot report a pod");
+                    if answer != Answer::Deleted {
+                        unpublished.failed(&uid, &key, error.to_string(), clock::wall());
+                        return (uid, answer);
+                    }
                     answer
                 }
             };
+            unpublished.published(&uid);
             (uid, answer)
         });
     }

@@ -1,6 +1,6 @@
 //! The objects of the node's desired state, and the snapshot that follows from them. Pure, but for its logs.
 
-use crate::ApiPods;
+use crate::{ApiPods, inputs::KeptInputs};
 use berth_core::{
     ids::{Namespace, PodKey, PodName, PodUid},
     model::{EndpointSlice, Objects, Service, TokenRef},
@@ -29,13 +29,27 @@ pub(super) struct State {
     desired_slices: Shared<EndpointSlice>,
     /// The ConfigMaps and Secrets, one by one.
     pub(super) objects: Arc<Objects>,
+    /// The Services that an earlier agent kept. They stand in for the Services until those are listed.
+    kept_services: Shared<DesiredService>,
+    listed_before: bool,
     /// What stands for the object of each Service.
     no_raw: Arc<Value>,
 }
 
 impl State {
-    pub(super) fn new(api: ApiPods) -> State {
-        State { api, ..State::default() }
+    pub(super) fn new(api: ApiPods, kept: KeptInputs) -> State {
+        State { api, objects: kept.objects, kept_services: kept.services, ..State::default() }
+    }
+
+    /// Whether all three sets were listed since the last call and not before.
+    pub(super) fn take_first_listing(&mut self) -> bool {
+        let first = self.is_listed() && !self.listed_before;
+        self.listed_before |= first;
+        first
+    }
+
+    fn is_listed(&self) -> bool {
+        self.pods.listed && self.services.listed && self.slices.listed
     }
 
     pub(super) fn pod(&mut self, change: Change<ApiPod>) {
@@ -133,14 +147,14 @@ impl State {
 
     /// The desired state. Until all three sets were listed once it has no pods: a pod that started before the Services
     /// would lack their environment variables for its whole life. A set that is listed stays so, whatever the server's
-    /// state.
+    /// state. Until then the snapshot has what an earlier agent kept, for the containers that run already.
     pub(super) fn snapshot(&self, before: &Snapshot) -> Snapshot {
-        let listed = self.pods.listed && self.services.listed && self.slices.listed;
+        let listed = self.is_listed();
         Snapshot {
             listed,
             pods: if listed { Arc::clone(&self.desired) } else { Arc::clone(&before.pods) },
             objects: Arc::clone(&self.objects),
-            services: self.desired_services.clone(),
+            services: if listed { self.desired_services.clone() } else { self.kept_services.clone() },
             slices: self.desired_slices.clone(),
             version: before.version.saturating_add(1),
             ..Snapshot::default()

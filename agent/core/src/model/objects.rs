@@ -14,7 +14,7 @@ use std::{
 };
 
 /// The kinds of objects that pods name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ObjectKind {
     /// A ConfigMap.
     ConfigMap,
@@ -167,6 +167,11 @@ impl Objects {
             (None, None) if self.listed || self.absent.contains(&name) => Value::Absent,
             (None, None) => Value::Unknown(Why::NotAsked),
         }
+    }
+
+    /// The names of the objects that are known, or known not to exist.
+    pub fn names(&self) -> impl Iterator<Item = &ObjectName> {
+        self.known.keys().chain(&self.absent)
     }
 
     /// The ConfigMap of that name, if it is known.

@@ -55,7 +55,11 @@ impl NodeExecutor {
     ) -> Result<PreparedFiles, Failure> {
         let (volumes, facts) = (self.volumes.clone(), self.facts(&context));
         let (uid, recursive) = (context.pod.uid.clone(), facts.node.recursive_read_only);
-        let services = env::service_env(&context.pod, &self.config.services.get());
+        // The kubelet's own words (`getServiceEnvVarMap`, `pkg/kubelet/kubelet_pods.go`).
+        let services = self.config.services.get().ok_or_else(|| {
+            config_error("services have not yet been read at least once, cannot construct envvars".to_owned())
+        })?;
+        let services = env::service_env(&context.pod, &services);
         self.pod_locks
             .blocking(&uid, Area::Files, move || {
                 let pod = &context.pod;

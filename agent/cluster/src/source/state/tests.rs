@@ -47,7 +47,7 @@ fn complete<T>() -> Change<T> {
 /// A state with a pod `a` and a Service `s`, all sets listed, and its snapshot.
 fn listed() -> (State, ApiPods, Snapshot) {
     let api = ApiPods::default();
-    let mut state = State::new(api.clone());
+    let mut state = State::new(api.clone(), KeptInputs::default());
     [Change::Begin, pod("a", "a1", 1, 0, "Pending"), complete()].into_iter().for_each(|c| state.pod(c));
     [Change::Begin, service("s", "s1", 2), complete()].into_iter().for_each(|c| state.service(c));
     [Change::Begin, complete()].into_iter().for_each(|c| state.slice(c));
@@ -57,7 +57,7 @@ fn listed() -> (State, ApiPods, Snapshot) {
 
 #[test]
 fn no_pod_is_shown_before_all_sets_were_listed() {
-    let mut state = State::new(ApiPods::default());
+    let mut state = State::new(ApiPods::default(), KeptInputs::default());
     let mut shown = Snapshot::default();
     let mut see = |state: &State| {
         shown = state.snapshot(&shown);
@@ -145,4 +145,26 @@ fn services_and_slices_follow_their_sets() {
     assert_eq!(state.snapshot(&now).slices.len(), 0, "the slice is no Service's any more");
     state.service(Change::Gone(meta("s", "s2", 32), read_service("s", 81)));
     assert_eq!(state.snapshot(&now).services.len(), 0);
+}
+
+#[test]
+fn what_an_earlier_agent_kept_stands_in_until_all_sets_are_listed() {
+    let kept_service = read_service("old", 80);
+    let mut kept = KeptInputs::default();
+    kept.services.put(Arc::new(DesiredService { service: Arc::new(kept_service), raw: Arc::default() }));
+    let mut state = State::new(ApiPods::default(), kept);
+    let names = |state: &State| {
+        let snapshot = state.snapshot(&Snapshot::default());
+        let names: Vec<_> = snapshot.services.iter().map(|s| s.service.key.name.to_string()).collect();
+        (snapshot.listed, names)
+    };
+    assert_eq!(names(&state), (false, vec!["old".to_owned()]));
+    [Change::Begin, service("s", "s1", 2), complete()].into_iter().for_each(|c| state.service(c));
+    assert_eq!(names(&state), (false, vec!["old".to_owned()]), "pods are not listed");
+    assert!(!state.take_first_listing());
+    [Change::Begin, complete()].into_iter().for_each(|c| state.pod(c));
+    [Change::Begin, complete()].into_iter().for_each(|c| state.slice(c));
+    assert!(state.take_first_listing());
+    assert_eq!(names(&state), (true, vec!["s".to_owned()]));
+    assert!(!state.take_first_listing(), "once");
 }

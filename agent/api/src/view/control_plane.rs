@@ -1,0 +1,72 @@
+//! The control plane that the node works for, as the agent sees it.
+
+use berth_core::{ids::PodKey, time::Wall};
+use serde::{Deserialize, Serialize};
+
+/// State of the connection to the API server, and what the node does not know of it or has not told it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlPlaneView {
+    /// URL of the API server.
+    pub server: String,
+    /// Common name of the node's client certificate; `None` where the node identifies itself otherwise.
+    #[serde(default)]
+    pub identity: Option<String>,
+    /// Number of open connections.
+    #[serde(default)]
+    pub connections: usize,
+    /// Time of the API server's last answer; `None` before the first.
+    #[serde(default)]
+    pub last_contact: Option<Wall>,
+    /// Time at which the node's Lease was last renewed.
+    #[serde(default)]
+    pub lease_renewed: Option<Wall>,
+    /// The reason why the API server cannot be reached or the identity cannot be used, with the remedy.
+    #[serde(default)]
+    pub problem: Option<String>,
+    /// Whether pods, Services and EndpointSlices were listed once. Before, no pod starts and none is deleted.
+    pub listed: bool,
+    /// Number of pods that the API server has for this node.
+    pub pods: usize,
+    /// The followed sets that may be behind the API server.
+    #[serde(default)]
+    pub behind: Vec<SetBehind>,
+    /// ConfigMaps and Secrets in use that the agent could not read yet.
+    #[serde(default)]
+    pub unread: Vec<UnreadObject>,
+    /// Pods whose status the API server did not take yet.
+    #[serde(default)]
+    pub unpublished: Vec<UnpublishedPod>,
+}
+
+/// A set of objects that may be behind the API server's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetBehind {
+    /// Name of the resource, as `endpointslices`.
+    pub resource: String,
+    /// Time since which the set may be behind.
+    pub since: Wall,
+    /// The reason.
+    pub reason: String,
+}
+
+/// An object in use that the agent could not read yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadObject {
+    /// Kind, as `ConfigMap`.
+    pub kind: String,
+    /// Namespace and name, as `default/settings`.
+    pub key: String,
+    /// The reason.
+    pub reason: String,
+}
+
+/// A pod whose status the API server did not take yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpublishedPod {
+    /// Namespace and name.
+    pub pod: PodKey,
+    /// Time of the first request that failed.
+    pub since: Wall,
+    /// The reason.
+    pub reason: String,
+}

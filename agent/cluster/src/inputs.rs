@@ -1,0 +1,223 @@
+//! What the environment of containers is made of, kept in files for an agent that starts while the API server is away:
+//! a container that crashes then is started again all the same.
+//!
+//! Owns a directory below the state of this boot, one file for each pod: the ConfigMaps and Secrets that its variables
+//! name, and the Services of its namespace. Tokens are not in it, they lie in the pod's volume. The directory is lost
+//! with the boot, as everything that runs is.
+//!
+//! [`keep`] is one task: it follows the snapshots and writes the files of the pods whose inputs changed. A file that
+//! cannot be written is a warning; a torn one counts as none.
+
+use berth_core::{
+    error::Chain,
+    ids::{Namespace, PodUid},
+    model::{KeyedData, ObjectKind, ObjectName, Objects, Pod, Service},
+    refs::env_refs,
+    shared::Shared,
+    value::Value,
+};
+use berth_source::{DesiredService, Snapshot};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::{sync::watch, task::spawn_blocking};
+
+/// The longest file that is read. A pod's file has at most a few ConfigMaps and Secrets of 1 MiB each.
+const MAX: usize = 64 << 20;
+
+/// What was kept of an earlier agent.
+#[derive(Debug, Default)]
+pub(crate) struct KeptInputs {
+    /// The ConfigMaps and Secrets.
+    pub(crate) objects: Arc<Objects>,
+    /// The Services.
+    pub(crate) services: Shared<DesiredService>,
+}
+
+/// The inputs of one pod.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct PodInputs {
+    config_maps: Vec<Arc<KeyedData>>,
+    secrets: Vec<Arc<KeyedData>>,
+    /// Objects that did not exist: an optional one keeps no container waiting.
+    absent: Vec<ObjectName>,
+    services: Vec<Arc<Service>>,
+}
+
+impl PodInputs {
+    fn of(pod: &Pod, objects: &Objects, services: &[Arc<Service>]) -> PodInputs {
+        let refs: BTreeSet<_> = pod.all_containers().flat_map(|c| env_refs(pod, c)).collect();
+        let mut inputs = PodInputs::default();
+        for r in refs {
+            match (objects.get(r.kind, &r.namespace, &r.name), r.kind) {
+                (Value::Known(object), ObjectKind::ConfigMap) => inputs.config_maps.push(Arc::clone(object)),
+                (Value::Known(object), ObjectKind::Secret) => inputs.secrets.push(Arc::clone(object)),
+                (Value::Absent, _) => inputs.absent.push((r.kind, r.namespace, r.name)),
+                (Value::Known(_), ObjectKind::ServiceAccount) | (Value::Unknown(_), _) => {}
+            }
+        }
+        let seen = |service: &&Arc<Service>| pod.enable_service_links || is_master(service);
+        inputs.services = services.iter().filter(seen).cloned().collect();
+        inputs
+    }
+}
+
+/// Whether every pod has the variables of the Service (`masterServices`, `pkg/kubelet/kubelet_pods.go`).
+fn is_master(service: &Service) -> bool {
+    service.key.namespace.as_str() == "default" && service.key.name.as_str() == "kubernetes"
+}
+
+/// The Services that give variables to the pods of each of these namespaces.
+fn by_namespace(
+    namespaces: BTreeSet<&Namespace>,
+    services: &Shared<DesiredService>,
+) -> BTreeMap<Namespace, Vec<Arc<Service>>> {
+    let mut found: BTreeMap<Namespace, Vec<Arc<Service>>> =
+        namespaces.into_iter().map(|namespace| (namespace.clone(), Vec::new())).collect();
+    for service in services.iter().map(|s| &s.service).filter(|s| !s.cluster_ips.is_empty()) {
+        let (master, own) = (is_master(service), &service.key.namespace);
+        if master {
+            let others = found.iter_mut().filter(|(namespace, _)| *namespace != own);
+            others.for_each(|(_, services)| services.push(Arc::clone(service)));
+        }
+        if let Some(services) = found.get_mut(own) {
+            services.push(Arc::clone(service));
+        }
+    }
+    found
+}
+
+/// Reads what an earlier agent of this boot kept. Files that cannot be read are left out.
+pub(crate) fn load(dir: &Path) -> KeptInputs {
+    let mut objects = Objects::default();
+    let mut services = BTreeMap::new();
+    for file in files(dir) {
+        let inputs = berth_sys::fs::read_limited(&file, MAX).map_err(|error| Chain(&error).to_string());
+        let inputs = inputs
+            .and_then(|text| serde_json::from_slice::<PodInputs>(&text).map_err(|error| error.to_string()));
+        match inputs {
+            Ok(inputs) => {
+                inputs.config_maps.into_iter().for_each(|o| objects.put(ObjectKind::ConfigMap, o));
+                inputs.secrets.into_iter().for_each(|o| objects.put(ObjectKind::Secret, o));
+                inputs.absent.into_iter().for_each(|(kind, ns, name)| objects.put_absent(kind, ns, name));
+                services.extend(inputs.services.into_iter().map(|s| (s.key.clone(), s)));
+            }
+            Err(error) => {
+                tracing::warn!(file = %file.display(), error, "cannot read the kept inputs of a pod");
+            }
+        }
+    }
+    let mut shared = Shared::default();
+    let raw = Arc::new(serde_json::Value::Null);
+    for service in services.into_values() {
+        shared.put(Arc::new(DesiredService { service, raw: Arc::clone(&raw) }));
+    }
+    KeptInputs { objects: Arc::new(objects), services: shared }
+}
+
+/// Files of the directory. A directory that is not there has none.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    paths.filter(|path| path.extension().is_some_and(|e| e == "json")).collect()
+}
+
+/// Keeps the inputs of the pods of each listed snapshot. Ends with the source.
+pub(crate) async fn keep(dir: PathBuf, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+    let mut keeper = Keeper { dir, kept: BTreeMap::new(), seen: Arc::default() };
+    while snapshots.changed().await.is_ok() {
+        let snapshot = snapshots.borrow_and_update().clone();
+        if !snapshot.listed {
+            continue;
+        }
+        // A panic of the blocking work ends this task: the files are then as old as the last write.
+        match spawn_blocking(move || {
+            keeper.take(&snapshot);
+            keeper
+        })
+        .await
+        {
+            Ok(back) => keeper = back,
+            Err(error) => {
+                tracing::error!(%error, "the inputs of pods are kept no more");
+                return;
+            }
+        }
+    }
+}
+
+/// The files as they were written last.
+#[derive(Debug)]
+struct Keeper {
+    dir: PathBuf,
+    kept: BTreeMap<PodUid, PodInputs>,
+    seen: Arc<Snapshot>,
+}
+
+impl Keeper {
+    fn take(&mut self, snapshot: &Arc<Snapshot>) {
+        let first = !self.seen.listed;
+        let before = std::mem::replace(&mut self.seen, Arc::clone(snapshot));
+        if !first
+            && Arc::ptr_eq(&before.pods, &snapshot.pods)
+            && Arc::ptr_eq(&before.objects, &snapshot.objects)
+            && before.services.is(&snapshot.services)
+        {
+            return;
+        }
+        let alive = || snapshot.pods.values().filter(|desired| desired.terminal.is_none()).map(|d| &d.pod);
+        let services = by_namespace(alive().map(|pod| &pod.key.namespace).collect(), &snapshot.services);
+        let services_of = |pod: &Pod| services.get(&pod.key.namespace).map_or(&[][..], Vec::as_slice);
+        let inputs = |pod: &Arc<Pod>| PodInputs::of(pod, &snapshot.objects, services_of(pod));
+        let wanted: BTreeMap<PodUid, PodInputs> = alive().map(|pod| (pod.uid.clone(), inputs(pod))).collect();
+        let made = if first { self.prepare(&wanted) } else { Ok(()) };
+        let removed: Vec<PodUid> =
+            self.kept.keys().filter(|uid| !wanted.contains_key(*uid)).cloned().collect();
+        let written = made.and_then(|()| {
+            for uid in &removed {
+                remove(&self.file(uid)).map_err(|error| error.to_string())?;
+            }
+            for (uid, inputs) in wanted.iter().filter(|(uid, inputs)| self.kept.get(*uid) != Some(*inputs)) {
+                let text = serde_json::to_vec(inputs).map_err(|error| error.to_string())?;
+                berth_sys::fs::write_atomic(&self.file(uid), &text, 0o600)
+                    .map_err(|error| Chain(&error).to_string())?;
+            }
+            Ok(())
+        });
+        match written {
+            Ok(()) => self.kept = wanted,
+            // The next change writes all files that differ from those of the last success.
+            Err(error) => tracing::warn!(
+                error,
+                "cannot keep the inputs of pods: an agent that starts without the API server lacks them"
+            ),
+        }
+    }
+
+    /// Makes the directory, and removes the files of pods that are gone since an earlier agent wrote them.
+    fn prepare(&self, wanted: &BTreeMap<PodUid, PodInputs>) -> Result<(), String> {
+        fs::create_dir_all(&self.dir).map_err(|error| error.to_string())?;
+        for file in files(&self.dir) {
+            let uid = file.file_stem().and_then(|stem| stem.to_str()?.parse::<PodUid>().ok());
+            if uid.is_none_or(|uid| !wanted.contains_key(&uid)) {
+                remove(&file).map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&self, uid: &PodUid) -> PathBuf {
+        self.dir.join(format!("{uid}.json"))
+    }
+}
+
+fn remove(file: &Path) -> io::Result<()> {
+    berth_sys::fs::remove_if_there(file)
+}
+
+#[cfg(test)]
+mod tests;
