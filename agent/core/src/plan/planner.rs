@@ -177,6 +177,15 @@ impl<'a> Planner<'a> {
         self.unknown.iter().find(|(r, _)| r.used_for.is_file())
     }
 
+    /// Whether a container of this sandbox finds the pod's volumes. A restarted agent mounts them again before it knows
+    /// them to be mounted, and needs their objects for that. While one of the objects is unknown, the volumes count as
+    /// mounted where the sandbox has had a container: that was created after the mounts.
+    pub(super) fn volumes_ready(&self, sandbox: SandboxAttempt) -> bool {
+        let created = || self.seen.containers.values().any(|c| c.sandbox_attempt == sandbox);
+        self.seen.volumes_mounted
+            || self.seen.volumes_present && self.unknown_of_volumes().is_some() && created()
+    }
+
     /// An unknown object of which variables of the container are made, if there is one. The container waits for it.
     pub(super) fn unknown_of_env(&self, spec: &Container) -> Option<(&'a Ref, &'a Why)> {
         if self.unknown.is_empty() {

@@ -253,7 +253,8 @@ impl Planner<'_> {
         if self.unknown_of_env(spec).is_some() {
             return false;
         }
-        let Some(sandbox_attempt) = self.ready_sandbox().filter(|_| self.seen.volumes_mounted) else {
+        let Some(sandbox_attempt) = self.ready_sandbox().filter(|attempt| self.volumes_ready(*attempt))
+        else {
             return false;
         };
         if self.in_flight(|a| matches!(a, Action::Start { container, .. } if container == &spec.name)) {

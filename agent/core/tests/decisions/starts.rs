@@ -160,6 +160,26 @@ fn volumes_wait_for((kind, name, used_for): (ObjectKind, &str, RefUse)) {
 }
 
 #[test]
+fn a_container_that_crashes_under_a_restarted_agent_is_started_while_the_objects_of_volumes_are_unknown() {
+    let mut case = Case::new(pod(vec![], vec![container("a")]));
+    case.settle();
+    assert!(case.running("a").is_some());
+    // A restarted agent knows of the directory alone.
+    case.seen.volumes_mounted = false;
+    case.desired.unknown = [unknown(ObjectKind::ConfigMap, "cm", RefUse::Volume)].into();
+    case.exit("a", 1, false);
+    case.settle();
+    assert_eq!(case.begun("Start", "a").len(), 2);
+    assert!(!case.seen.volumes_mounted, "they are mounted again once the object is known");
+    // Without a container of this sandbox nothing says that they were ever mounted.
+    let mut case = Case::new(pod(vec![], vec![container("a")]));
+    case.seen.volumes_present = true;
+    case.desired.unknown = [unknown(ObjectKind::ConfigMap, "cm", RefUse::Volume)].into();
+    case.settle();
+    assert!(case.begun("Start", "a").is_empty());
+}
+
+#[test]
 fn a_container_waits_for_an_unknown_object_of_its_environment_also_where_it_is_optional() {
     for optional in [false, true] {
         let from = EnvFrom { prefix: String::new(), source: EnvFromSource::ConfigMap("cm".into()), optional };

@@ -45,7 +45,8 @@ pub(super) fn waiting_for(
         let what = format!("{whose}{}: {}", retry.failure.reason, retry.failure.message);
         return Some((what, Some(retry.not_before)));
     }
-    if let Some(object) = d.unknown_of_volumes().filter(|_| !d.seen.volumes_mounted) {
+    let ready = || d.ready_sandbox().is_some_and(|sandbox| d.volumes_ready(sandbox));
+    if let Some(object) = d.unknown_of_volumes().filter(|_| !d.seen.volumes_mounted && !ready()) {
         return Some((format!("volumes: {}", unknown(object)), None));
     }
     for (spec, c) in d.pod.all_containers().filter_map(|s| Some((s, find(init, mains, &s.name)?))) {
