@@ -5,6 +5,7 @@
 
 mod health;
 mod node_report;
+mod pace;
 
 use super::{local_api::LocalApi, node::NodeWatch, status_manager::StatusManager};
 use anyhow::Context as _;
@@ -23,14 +24,16 @@ use berth_source::{
     Snapshot, Source as _,
     node::{NodeReport, Registration},
 };
-use node_report::{machine, node_report};
-use std::{path::PathBuf, sync::Arc, time::Duration};
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use node_report::{is_ready, machine, node_report};
+use pace::pace;
+use std::{path::PathBuf, sync::Arc};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 
 pub(crate) use health::ControlPlaneHealth;
-
-/// Interval of the node's report on itself.
-const EVERY: Duration = Duration::from_secs(10);
 
 /// A control plane, with the node's desired state.
 pub(crate) struct ControlPlane {
@@ -114,15 +117,17 @@ impl ControlPlane {
     }
 }
 
-/// Reports on the node each ten seconds and when its addresses change.
+/// Reports on the node at the times of [`pace`] and when its addresses change.
 async fn observe(facts: Facts, reports: watch::Sender<Option<Arc<NodeReport>>>) {
     let Facts { boot, mut node, api, .. } = facts;
     let machine = machine(&boot);
+    let begun = Instant::now();
     loop {
         let info = node.borrow_and_update().clone();
         let report = node_report(&api, &machine, &info).await;
+        let (publishes, wait) = pace(is_ready(&report), begun.elapsed());
         reports.send_if_modified(|known| {
-            let changed = known.as_deref() != Some(&report);
+            let changed = publishes && known.as_deref() != Some(&report);
             if changed {
                 *known = Some(Arc::new(report));
             }
@@ -132,7 +137,7 @@ async fn observe(facts: Facts, reports: watch::Sender<Option<Arc<NodeReport>>>) 
             changed = node.changed() => if changed.is_err() {
                 return;
             },
-            () = sleep(EVERY) => {}
+            () = sleep(wait) => {}
         }
     }
 }

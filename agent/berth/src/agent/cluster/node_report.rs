@@ -42,6 +42,11 @@ pub(super) async fn node_report(api: &LocalApi, machine: &NodeSystemInfo, info: 
     }
 }
 
+/// Whether the node can run pods.
+pub(super) fn is_ready(report: &NodeReport) -> bool {
+    report.conditions.iter().any(|c| c.kind == NodeConditionType::Ready && c.status == Truth::True)
+}
+
 /// The node's conditions in the kubelet's words (`pkg/kubelet/nodestatus/setters.go`). This node evicts no pods, so it
 /// knows no pressure.
 fn conditions(containerd: &Health, network: &Health) -> Vec<NodeCondition> {
