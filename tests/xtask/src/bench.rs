@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measurements, each with a yardstick measured in the same run, because absolute times
 //! of two runs or two machines cannot be compared.
 
+mod cluster;
 mod idle;
 mod pod_start;
 mod service;
@@ -19,18 +20,18 @@ use std::{fs, path::PathBuf, time::Duration};
 /// Options of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Benchmark to run: pod-start, idle, service.
+    /// Benchmark to run: pod-start, idle, service, cluster.
     name: String,
     /// Write the figures to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Rounds of pod-start (default 30) and of service (default 24).
+    /// Rounds of pod-start (default 30), of service (default 24) and of cluster (default 20).
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
-    /// With service: run only these parts: service, cni, nodeport, tables.
+    /// Run only these parts; with service: service, cni, nodeport, tables; with cluster: start, burst, idle, services.
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
-    /// Number of pods of the burst (pod-start) and of idle.
+    /// Number of pods of the burst (pod-start, cluster) and of idle nodes.
     #[arg(long, default_value_t = 100, value_name = "N")]
     pods: usize,
     /// Duration of idle's measurement.
@@ -69,7 +70,7 @@ impl Bound {
 }
 
 /// Promised limits by figure.
-const BOUNDS: [(&str, Bound); 15] = [
+const BOUNDS: [(&str, Bound); 24] = [
     ("pod_start_p50_ratio", Bound::AtMost(2.5)),
     ("pod_stop_p50_ratio", Bound::AtMost(1.5)),
     ("burst_100_ratio", Bound::AtMost(2.5)),
@@ -85,6 +86,15 @@ const BOUNDS: [(&str, Bound); 15] = [
     ("fill_10k_s", Bound::AtMost(0.3)),
     ("restart_sync_s", Bound::AtMost(0.5)),
     ("datapath_mem_mb", Bound::AtMost(30.0)),
+    ("cluster_start_p50_ratio", Bound::AtMost(0.25)),
+    ("cluster_gone_p50_ratio", Bound::AtMost(0.1)),
+    ("cluster_burst_100_ratio", Bound::AtMost(0.3)),
+    ("cluster_teardown_100_ratio", Bound::AtMost(0.25)),
+    ("cluster_idle_cpu_ratio", Bound::AtMost(0.1)),
+    ("cluster_rss_mb", Bound::AtMost(40.0)),
+    ("cluster_rss_services_mb", Bound::AtMost(60.0)),
+    ("cluster_endpoint_change_p99_ms", Bound::AtMost(50.0)),
+    ("cluster_idle_requests_per_min", Bound::AtMost(8.0)),
 ];
 
 /// Runs a benchmark. A figure beyond its limit is printed but does not fail the run; the reader decides.
@@ -94,7 +104,13 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         "pod-start" => on_a_node(|node| pod_start::run(node, args.rounds.unwrap_or(30), args.pods))?,
         "idle" => on_a_node(|node| idle::run(node, args.pods, Duration::from_secs(args.seconds)))?,
         "service" => service::run(args.rounds.unwrap_or(24), &args.only)?,
-        other => bail!("there is no bench {other}: pod-start, idle, service"),
+        "cluster" => cluster::run(&cluster::Amount {
+            rounds: args.rounds.unwrap_or(20),
+            pods: args.pods,
+            span: Duration::from_secs(args.seconds),
+            only: &args.only,
+        })?,
+        other => bail!("there is no bench {other}: pod-start, idle, service, cluster"),
     };
     for f in &figures {
         let bound = BOUNDS.iter().find(|(name, _)| *name == f.name);

@@ -4,26 +4,37 @@
 //! All of it runs in namespaces and a cgroup of its own (`world`), and its files lie in one directory
 //! (`place`). A start that fails removes what it made.
 
+mod audit;
 mod berth;
 mod containerd;
 mod control_plane;
+mod disturb;
+mod fault_proxy;
 mod images;
 mod kubelet;
+mod look;
+mod node;
 mod pki;
 mod place;
 mod world;
 
 use crate::{out, peers, setup};
 use anyhow::{Context, Result, bail};
+pub(crate) use audit::{AUDIT, Asked, Audit, AuditLog};
 use berth_harness::{
     tools::{self, Build},
     wait::{self, PATIENCE},
 };
+pub(crate) use control_plane::Etcd;
 use control_plane::Kubectl;
-pub(crate) use control_plane::{AUDIT, Etcd};
+pub(crate) use disturb::{AGENT, API_SERVER};
+pub(crate) use fault_proxy::FaultProxy;
 pub(crate) use images::suite::REGISTRIES;
+pub(crate) use look::{Differences, Look};
+pub(crate) use node::JoinedNode;
 use place::{NODE, Place};
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::ExitStatus,
 };
@@ -61,6 +72,9 @@ pub(crate) struct Options {
     /// Share of requests after which the API server asks the client to connect anew (at most 0.02).
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub(crate) goaway_chance: f64,
+    /// Which requests the API server logs.
+    #[arg(skip)]
+    pub(crate) audit: Audit,
     /// Keep what a failure leaves, for inspection.
     #[arg(long)]
     pub(crate) keep: bool,
@@ -150,8 +164,8 @@ pub(crate) fn start(dir: &Path, options: &Options) -> Result<Cluster> {
 
 fn make(options: &Options, place: &Place, bin: &Path) -> Result<Cluster> {
     out::timed("make certificates and kubeconfigs", || pki::make(place))?;
-    let world = out::timed("make namespaces", || World::make(place))?;
-    control_plane::start(&world, place, bin, options.etcd, options.goaway_chance)?;
+    let world = out::timed("make namespaces", || World::make(place, None))?;
+    control_plane::start(&world, place, bin, options)?;
     let kubectl = Kubectl::new(place, bin);
     kubectl.apply(&place.write("manifests/proxier.yaml", include_str!("cluster/proxier.yaml"))?)?;
     let dns = place.write("manifests/coredns.yaml", include_str!("cluster/coredns.yaml"))?;
@@ -221,6 +235,23 @@ impl Cluster {
     /// A program is missing, or containerd refuses an image.
     pub(crate) fn import_suite(&self, bin: &Path, listed: &str) -> Result<()> {
         images::import(&self.world, &self.place, &images::suite::all(bin, listed)?)
+    }
+
+    /// Copies the logs of all programs to another directory, in the place of those of an earlier run.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub(crate) fn keep_logs(&self, dir: &Path) -> Result<()> {
+        if dir.exists() {
+            fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+        }
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        for entry in fs::read_dir(self.file("logs")).context("cannot read the logs")? {
+            let entry = entry.context("cannot read the logs")?;
+            let to = dir.join(entry.file_name());
+            fs::copy(entry.path(), &to).with_context(|| format!("cannot write {}", to.display()))?;
+        }
+        Ok(())
     }
 
     /// Ends the cluster and removes everything that it made.

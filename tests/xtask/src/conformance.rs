@@ -4,7 +4,7 @@
 mod results;
 
 use crate::{
-    cluster::{self, Cluster, Etcd, Node, Options},
+    cluster::{self, Audit, Cluster, Etcd, Node, Options},
     out, peers, setup,
 };
 use anyhow::{Context, Result, ensure};
@@ -47,7 +47,13 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     setup::for_conformance()?;
     let bin = peers::get(&["e2e.test", "agnhost"])?;
     let dir = tools::cache()?.join("conformance");
-    let options = Options { node: args.node, etcd: Etcd::New, goaway_chance: 0.0, keep: args.keep };
+    let options = Options {
+        node: args.node,
+        etcd: Etcd::New,
+        goaway_chance: 0.0,
+        audit: Audit::ToNodes,
+        keep: args.keep,
+    };
     let cluster = cluster::start(&dir, &options)?;
     let done = run_tests(&cluster, &bin, &focus).and_then(|found| {
         ensure!(!found.is_empty(), "no test has such a name");

@@ -1,5 +1,5 @@
 //! The project's tasks: `cargo xtask setup`, `demo`, `test`, `vm`, `ebpf`, `bench`, `peers`,
-//! `cluster`, `conformance`.
+//! `cluster`, `conformance`, `outage`.
 //!
 //! The crate builds without protoc and without anything that `setup` installs: a fresh machine needs only
 //! Rust, Go and a linker.
@@ -14,6 +14,7 @@ mod demo;
 mod docs;
 mod ebpf;
 mod out;
+mod outage;
 mod peers;
 mod setup;
 mod test;
@@ -50,6 +51,8 @@ enum Task {
     Cluster(cluster::Args),
     /// Run Kubernetes' own end-to-end tests on a cluster, and keep the result of each.
     Conformance(conformance::Args),
+    /// Disturb a cluster with fifty pods in every way, and report what became of them.
+    Outage(outage::Args),
 }
 
 fn main() -> ExitCode {
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Task::Peers(args) => peers::run(&args),
         Task::Cluster(args) => cluster::run(&args),
         Task::Conformance(args) => conformance::run(&args),
+        Task::Outage(args) => outage::run(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -32,8 +32,8 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 pub(crate) struct Args {
     /// Run only this suite: fmt, clippy, deny, ebpf, arrows, docs, crates, plan (a million histories),
     /// mutations (a hundred thousand of each kind of input), services (five minutes of churn, two nodes),
-    /// node (all node suites), one of the node suites (demo, lifecycle, output, kill, parity), or vm (Debian
-    /// in a VM). A suite named here runs in full.
+    /// node (all node suites), one of the node suites (demo, lifecycle, output, kill, parity), cluster (one
+    /// outage of a real control plane), or vm (Debian in a VM). A suite named here runs in full.
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
     /// With --suite: run only the part that the default run has of this suite.
@@ -53,6 +53,9 @@ const LONGEST: &str = "berth-ebpf-loader";
 
 /// Number of crates whose tests run at the same time. Most tests wait more than they compute.
 const LANES: usize = 2;
+
+/// Whether the default run has the suite `cluster`. Building the programs of a control plane takes ten minutes, once.
+const CLUSTER_BY_DEFAULT: bool = false;
 
 /// State of a run.
 struct Run {
@@ -79,6 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         Some("crates") => run.crates()?,
         Some("plan") => run.plan()?,
         Some("mutations") => run.mutations()?,
+        Some("cluster") => crate::outage::suite(&mut run.tally)?,
         Some("vm") => crate::vm::suite(&args.kernel, args.filter.as_deref(), &mut run.tally)?,
         Some("services") => run.suites(SERVICES, None, !args.quick)?,
         Some("node") => run.suites(NODE, None, !args.quick)?,
@@ -103,7 +107,11 @@ impl Run {
         self.whole = Some(all);
         self.crates()?;
         self.suites(NODE, None, false)?;
-        self.suites(SERVICES, None, false)
+        self.suites(SERVICES, None, false)?;
+        if CLUSTER_BY_DEFAULT && self.filter.is_none() {
+            crate::outage::suite(&mut self.tally)?;
+        }
+        Ok(())
     }
 
     /// Runs a check that passes or fails as a whole.

@@ -2,7 +2,7 @@
 
 use super::{
     containerd,
-    place::{DNS, NODE, NODE_PODS, PODS, Place, SERVICES},
+    place::{DNS, NODE_PODS, PODS, Place, SERVICES},
     world::World,
 };
 use crate::out;
@@ -64,8 +64,8 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build) -> R
 
 /// The roots of the node: the cluster's directory, cgroup and containerd. State of the boot lies on the `/run` of the
 /// cluster's namespaces.
-fn roots(place: &Place) -> Result<Roots> {
-    let below = Roots::below(&place.dir.join("node"), NodeName::new(NODE)?, &place.cgroup);
+pub(super) fn roots(place: &Place) -> Result<Roots> {
+    let below = Roots::below(&place.dir.join("node"), NodeName::new(&place.node)?, &place.cgroup);
     Ok(Roots {
         runtime_state: "/run/berth".into(),
         containerd_socket: containerd::SOCKET.into(),

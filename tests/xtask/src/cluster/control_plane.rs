@@ -1,6 +1,8 @@
 //! The control plane: etcd, API server, controller manager and scheduler.
 
 use super::{
+    Options,
+    audit::AUDIT,
     place::{PODS, Place, SERVICES},
     world::World,
 };
@@ -8,7 +10,7 @@ use crate::out;
 use anyhow::{Context, Result, ensure};
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 /// Which etcd keeps the objects.
@@ -22,7 +24,7 @@ pub(crate) enum Etcd {
 
 impl Etcd {
     /// Name of the program.
-    pub(super) fn program(self) -> &'static str {
+    pub(crate) fn program(self) -> &'static str {
         match self {
             Etcd::Old => "etcd-3.4",
             Etcd::New => "etcd-3.6",
@@ -37,31 +39,21 @@ pub(super) const PROGRAMS: [&str; 4] =
 /// Names of the daemons, in the order of their start.
 pub(super) const DAEMONS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 
-/// Log of the requests that the API server hands on to a node's own API.
-pub(crate) const AUDIT: &str = "logs/node-requests.log";
-
-/// What the audit log holds.
-const AUDIT_POLICY: &str = r#"apiVersion: audit.k8s.io/v1
-kind: Policy
-omitStages: [RequestReceived, ResponseStarted]
-rules:
-- level: Metadata
-  resources:
-  - {group: "", resources: [pods/log, pods/exec, pods/attach, pods/portforward, nodes/proxy]}
-- level: None
-"#;
+/// The API server's flag for [`Options::goaway_chance`].
+pub(super) const GOAWAY: &str = "goaway-chance";
 
 /// Starts the control plane and waits until the API server is ready.
 ///
 /// # Errors
 /// A program does not start or does not get ready.
-pub(super) fn start(world: &World, place: &Place, bin: &Path, etcd: Etcd, goaway_chance: f64) -> Result<()> {
+pub(super) fn start(world: &World, place: &Place, bin: &Path, options: &Options) -> Result<()> {
+    let etcd = options.etcd;
     let kubectl = Kubectl::new(place, bin);
     out::timed(&format!("start {} and the API server", etcd.program()), || {
         world.spawn("etcd", &bin.join(etcd.program()), &etcd_args(place))?;
-        place.write("audit.yaml", AUDIT_POLICY)?;
+        place.write("audit.yaml", &options.audit.policy())?;
         let api_server = bin.join("kube-apiserver");
-        world.spawn("kube-apiserver", &api_server, &api_server_args(place, goaway_chance))?;
+        world.spawn("kube-apiserver", &api_server, &api_server_args(place, options.goaway_chance))?;
         world.ready("kube-apiserver", || kubectl.run(&["get", "--raw", "/readyz"]).map(drop))
     })?;
     out::timed("start the controller manager and the scheduler", || {
@@ -128,9 +120,11 @@ fn api_server_args(place: &Place, goaway_chance: f64) -> Vec<String> {
         ("requestheader-extra-headers-prefix", "X-Remote-Extra-".into()),
         ("proxy-client-cert-file", pki("front-proxy-client.crt")),
         ("proxy-client-key-file", pki("front-proxy-client.key")),
-        ("goaway-chance", goaway_chance.to_string()),
+        (GOAWAY, goaway_chance.to_string()),
         ("audit-policy-file", shown(place.dir.join("audit.yaml"))),
         ("audit-log-path", shown(place.dir.join(AUDIT))),
+        // One file, because readers follow it.
+        ("audit-log-maxsize", "100000".into()),
     ])
 }
 
@@ -192,6 +186,16 @@ impl Kubectl {
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         ensure!(out.status.success(), "kubectl {}: {}", args.join(" "), said.trim());
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    /// Starts `kubectl proxy` on a free port. Its output is the caller's.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub(super) fn proxy(&self) -> Result<Child> {
+        let mut command = Command::new(&self.program);
+        command.arg("--kubeconfig").arg(&self.kubeconfig).args(["proxy", "--port=0"]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start kubectl proxy")
     }
 
     /// Applies a manifest.

@@ -2,7 +2,7 @@
 
 use super::{
     containerd::{self, SOCKET},
-    place::{DNS, NODE, NODE_PODS, PODS, Place},
+    place::{DNS, NODE_PODS, PODS, Place},
     world::World,
 };
 use crate::out;
@@ -44,7 +44,7 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path) -> Result<()> {
             ("config", config.as_path()),
             ("root-dir", root.as_path()),
             ("kubeconfig", kubeconfig.as_path()),
-            ("hostname-override", Path::new(NODE)),
+            ("hostname-override", Path::new(&place.node)),
             ("node-ip", Path::new(&place.address)),
         ];
         let args = args.map(|(name, value)| format!("--{name}={}", value.display()));
@@ -101,12 +101,13 @@ fn proxy_config(place: &Place) -> String {
 kind: KubeProxyConfiguration
 mode: nftables
 clientConnection: {{kubeconfig: "{}"}}
-hostnameOverride: {NODE}
+hostnameOverride: {}
 clusterCIDR: {PODS}
 bindAddress: 0.0.0.0
 # The limits of connection tracking are the machine's, not the namespaces'.
 conntrack: {{maxPerCore: 0, min: 0}}
 "#,
-        place.kubeconfig("kube-proxy").display()
+        place.kubeconfig("kube-proxy").display(),
+        place.node,
     )
 }

@@ -15,7 +15,7 @@ const DAYS: &str = "365";
 
 /// Who a certificate is for.
 struct Leaf {
-    file: &'static str,
+    file: String,
     /// Distinguished name as openssl writes it: O is the group, CN the user.
     subject: String,
     /// Names and addresses of a server; empty for a client.
@@ -55,6 +55,32 @@ pub(super) fn make(place: &Place) -> Result<()> {
     Ok(())
 }
 
+/// Makes the certificates of a further node of the cluster in `place`, and copies what it needs to its own place.
+///
+/// # Errors
+/// As [`make`].
+pub(super) fn make_node(place: &Place, node: &Place) -> Result<()> {
+    let name = &node.node;
+    let (client, server) = (format!("node-{name}"), format!("kubelet-server-{name}"));
+    let subject = format!("/O=system:nodes/CN=system:node:{name}");
+    let leaf =
+        |file: &str, names| Leaf { file: file.to_owned(), subject: subject.clone(), names, authority: "ca" };
+    certificate(place, &leaf(&client, Vec::new()))?;
+    certificate(place, &leaf(&server, vec![format!("DNS:{name}"), format!("IP:{}", node.address)]))?;
+    kubeconfig(place, &client)?;
+    let files = [
+        (place.kubeconfig(&client), node.kubeconfig("node")),
+        (place.kubeconfig("kube-proxy"), node.kubeconfig("kube-proxy")),
+        (place.pki("ca.crt"), node.pki("ca.crt")),
+        (place.pki(&format!("{server}.crt")), node.pki("kubelet-server.crt")),
+        (place.pki(&format!("{server}.key")), node.pki("kubelet-server.key")),
+    ];
+    for (from, to) in files {
+        fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
+    }
+    Ok(())
+}
+
 fn leaves(place: &Place) -> Vec<Leaf> {
     let dns = |names: &[&str]| names.iter().map(|n| format!("DNS:{n}")).collect::<Vec<_>>();
     let ips = |ips: &[&str]| ips.iter().map(|ip| format!("IP:{ip}")).collect::<Vec<_>>();
@@ -64,8 +90,8 @@ fn leaves(place: &Place) -> Vec<Leaf> {
         "kubernetes.default.svc",
         "kubernetes.default.svc.cluster.local",
     ];
-    let client = |file, subject: &str, authority| Leaf {
-        file,
+    let client = |file: &str, subject: &str, authority| Leaf {
+        file: file.to_owned(),
         subject: subject.to_owned(),
         names: Vec::new(),
         authority,
@@ -121,7 +147,7 @@ fn authority(place: &Place, file: &str, name: &str) -> Result<()> {
 }
 
 fn certificate(place: &Place, leaf: &Leaf) -> Result<()> {
-    let mut openssl = request(place, leaf.file, &leaf.subject)?;
+    let mut openssl = request(place, &leaf.file, &leaf.subject)?;
     openssl.arg("-CA").arg(place.pki(&format!("{}.crt", leaf.authority)));
     openssl.arg("-CAkey").arg(place.pki(&format!("{}.key", leaf.authority)));
     openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);

@@ -7,8 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Name of the one node.
+/// Name of the node in the cluster's own namespaces.
 pub(super) const NODE: &str = "berth-node";
+
+/// Directory of the places of further nodes, below the cluster's.
+const NODES: &str = "nodes";
 
 /// Addresses of Services.
 pub(super) const SERVICES: &str = "10.96.0.0/16";
@@ -41,6 +44,8 @@ pub(super) struct Place {
     pub(super) host: String,
     /// Address of the API server and of the node, at the other end.
     pub(super) address: String,
+    /// Name of the node.
+    pub(super) node: String,
 }
 
 impl Place {
@@ -60,7 +65,27 @@ impl Place {
             device: format!("bc{id:08x}"),
             host: net(1),
             address: net(2),
+            node: NODE.to_owned(),
         })
+    }
+
+    /// Place of a further node of this cluster, in namespaces of the node's own.
+    ///
+    /// # Errors
+    /// As [`Place::of`].
+    pub(super) fn of_node(&self, name: &str) -> Result<Place> {
+        let place = Place::of(&self.dir.join(NODES).join(name))?;
+        Ok(Place { node: name.to_owned(), ..place })
+    }
+
+    /// Places of the further nodes.
+    ///
+    /// # Errors
+    /// As [`Place::of`].
+    pub(super) fn nodes(&self) -> Result<Vec<Place>> {
+        // A cluster without further nodes has no such directory.
+        let entries = fs::read_dir(self.dir.join(NODES)).into_iter().flatten().flatten();
+        entries.map(|entry| self.of_node(&entry.file_name().to_string_lossy())).collect()
     }
 
     /// Makes the directory.

@@ -3,10 +3,7 @@
 //! Mounts, processes, network, host name and IPC are the cluster's own, so no port and no file system of this
 //! machine is taken, and nothing outlives the first process in there (`init.sh`). A veth pair leads in.
 
-use super::{
-    berth,
-    place::{NODE, Place},
-};
+use super::{berth, place::Place};
 use crate::setup::succeed;
 use anyhow::{Context, Result, ensure};
 use berth_harness::{
@@ -36,11 +33,11 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Makes the namespaces, the cgroup and the way in.
+    /// Makes the namespaces, the cgroup and the way in: from the namespaces of `beside`, or from this machine.
     ///
     /// # Errors
     /// The kernel or a tool refuses.
-    pub(super) fn make(place: &Place) -> Result<World> {
+    pub(super) fn make(place: &Place, beside: Option<&World>) -> Result<World> {
         cgroup::make(&format!("{}/system", place.cgroup))?;
         let script = place.write("init.sh", INIT)?;
         let said = place.dir.join("init.pid");
@@ -56,7 +53,7 @@ impl World {
             "--kill-child",
             "sh",
         ]);
-        unshare.args([script.as_os_str(), said.as_os_str(), OsStr::new(NODE)]);
+        unshare.args([script.as_os_str(), said.as_os_str(), OsStr::new(&place.node)]);
         let unshared = spawn_detached(unshare, &place.log("init"))?;
         let init = wait::some("the namespaces are there", PATIENCE, || {
             let text = fs::read_to_string(&said).ok();
@@ -68,7 +65,7 @@ impl World {
         })?;
         record(&place.process("init"), init)?;
         let world = World { place: place.clone(), init };
-        world.network()?;
+        world.network(beside)?;
         Ok(world)
     }
 
@@ -77,11 +74,18 @@ impl World {
         recorded(&place.process("init")).map(|init| World { place: place.clone(), init })
     }
 
-    fn network(&self) -> Result<()> {
+    fn network(&self, beside: Option<&World>) -> Result<()> {
         let place = &self.place;
-        let ip = |args: &[&str]| succeed(Command::new("ip").args(args));
+        let here = |args: &[&str]| succeed(Command::new("ip").args(args));
+        let ip = |args: &[&str]| match beside {
+            Some(beside) => beside.run(&[&["ip"], args].concat()).map(drop),
+            None => here(args),
+        };
         let pid = self.init.pid.to_string();
-        ip(&["link", "add", &place.device, "type", "veth", "peer", "name", "eth0", "netns", &pid])?;
+        here(&["link", "add", &place.device, "type", "veth", "peer", "name", "eth0", "netns", &pid])?;
+        if let Some(beside) = beside {
+            here(&["link", "set", &place.device, "netns", &beside.init.pid.to_string()])?;
+        }
         ip(&["addr", "add", &format!("{}/30", place.host), "dev", &place.device])?;
         ip(&["link", "set", &place.device, "up"])?;
         self.run(&["ip", "addr", "add", &format!("{}/30", place.address), "dev", "eth0"])?;
@@ -90,7 +94,7 @@ impl World {
     }
 
     /// A command that runs in the namespaces and in the cgroup; its program and arguments are to be added.
-    fn enter(&self) -> Result<Command> {
+    pub(super) fn enter(&self) -> Result<Command> {
         let mut command = in_groups(&self.place);
         command.args(["nsenter", "--target", &self.init.pid.to_string()]);
         command.args(["--mount", "--net", "--pid", "--uts", "--ipc", "--"]);
@@ -162,6 +166,27 @@ impl World {
         record(&self.place.process(name), daemon)
     }
 
+    /// Starts a daemon that does not run with a flag of its command set to another value.
+    ///
+    /// # Errors
+    /// The command has no such flag, or as [`World::start`].
+    pub(super) fn start_with(&self, name: &str, flag: &str, value: &str) -> Result<()> {
+        let file = commands(name);
+        let text = fs::read_to_string(self.place.dir.join(&file))
+            .with_context(|| format!("this cluster has no program {name:?}"))?;
+        let mut words: Vec<String> = serde_json::from_str(&text).context("cannot read a daemon's command")?;
+        let begin = format!("--{flag}=");
+        let word = words.iter_mut().find(|word| word.starts_with(&begin));
+        *word.with_context(|| format!("{name} has no flag {flag}"))? = begin + value;
+        self.place.write(&file, &serde_json::to_string(&words)?)?;
+        self.start(name)
+    }
+
+    /// The first process of the namespaces.
+    pub(super) fn init(&self) -> Process {
+        self.init
+    }
+
     /// The process of a daemon; `None` where it does not run.
     pub(super) fn process(&self, name: &str) -> Option<Process> {
         recorded(&self.place.process(name))
@@ -213,6 +238,9 @@ fn commands(name: &str) -> String {
 /// # Errors
 /// Something cannot be removed.
 pub(super) fn remove(place: &Place) -> Result<()> {
+    for node in place.nodes()? {
+        remove(&node)?;
+    }
     if let Some(world) = World::running(place) {
         world.end()?;
     }
