@@ -2,7 +2,7 @@
 //!
 //! [`ClusterSource`] follows the objects that the node runs and serves. [`ApiPods`] has the API server's newest version
 //! of each pod of this node. The source fills it from its watch, the publisher reads it and adds the answers of its own
-//! requests. [`Tokens`] has the tokens of service accounts.
+//! requests. [`Tokens`] has the tokens of service accounts. [`publish`] reports to the API server.
 #![forbid(unsafe_code)]
 
 mod api_pods;
@@ -10,10 +10,12 @@ mod inputs;
 mod object;
 pub mod publish;
 mod refs;
+mod rights;
 mod source;
 mod tokens;
 mod wait;
 
 pub use api_pods::ApiPods;
+pub use rights::foreign_certificate;
 pub use source::{ClusterSource, SourceHealth};
 pub use tokens::{TokenValues, Tokens};

@@ -74,7 +74,7 @@ impl References {
     }
 
     /// Takes a pod that is new or has changed, or is gone.
-    pub(crate) fn pod(&mut self, uid: &PodUid, pod: Option<&DesiredPod>) {
+    pub(crate) fn pod(&mut self, uid: &PodUid, pod: Option<&DesiredPod>, objects: &mut Arc<Objects>) {
         // A pod that has ended reads nothing any more.
         let names = pod.filter(|pod| pod.terminal.is_none()).map(names).unwrap_or_default();
         for name in self.usage.set(uid, names, Instant::now()) {
@@ -82,6 +82,7 @@ impl References {
             // refuse it to this one.
             if self.followed.get(&name).is_none_or(|followed| !followed.current) {
                 let task = tokio::spawn(object::run(name.clone(), self.pool.clone(), self.answers.clone()));
+                forget_refusal(&name, objects);
                 self.followed.insert(name, Followed { task: task.abort_handle(), current: false });
             }
         }
@@ -145,8 +146,36 @@ impl References {
     }
 }
 
+/// Forgets that an object was refused, so that its new pod meets no refusal that was for an earlier one.
+fn forget_refusal((kind, namespace, name): &ObjectName, objects: &mut Arc<Objects>) {
+    if let Value::Unknown(Why::Refused(_)) = objects.get(*kind, namespace, name) {
+        Arc::make_mut(objects).put_unknown(*kind, namespace.clone(), name.clone(), Why::NotAsked);
+    }
+}
+
 /// The objects that the files and variables of a pod are made of.
 fn names(desired: &DesiredPod) -> BTreeSet<ObjectName> {
     let data = refs(&desired.pod).into_iter().filter(|r| r.used_for.is_content());
     data.map(|r| (r.kind, r.namespace, r.name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_core::model::ObjectKind;
+
+    #[test]
+    fn a_new_pod_waits_anew_for_an_object_that_was_refused_to_another() {
+        let name = (ObjectKind::Secret, "default".parse().unwrap(), "s".to_owned());
+        let mut objects = Arc::new(Objects::default());
+        let mut with = |why: Why| {
+            let (kind, namespace, text) = name.clone();
+            Arc::make_mut(&mut objects).put_unknown(kind, namespace, text, why);
+            forget_refusal(&name, &mut objects);
+            objects.get(name.0, &name.1, &name.2).why()
+        };
+        assert_eq!(with(Why::Refused("no relationship found".into())), Some(Why::NotAsked));
+        let away = Why::Unreachable("connection refused".into());
+        assert_eq!(with(away.clone()), Some(away));
+    }
 }

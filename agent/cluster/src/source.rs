@@ -6,6 +6,7 @@
 
 mod health;
 mod kinds;
+mod refusals;
 mod state;
 
 use crate::{
@@ -51,6 +52,9 @@ impl ClusterSource {
             services: set("services", Services, pool, &mut sets, &mut tasks),
             slices: set("endpointslices", EndpointSlices, pool, &mut sets, &mut tasks),
         };
+        for (name, health) in &sets {
+            tasks.push(tokio::spawn(refusals::tell(name, node.clone(), health.clone())));
+        }
         let state = State::new(api, inputs::load(&dir));
         let (publish, snapshots) = watch::channel(Arc::new(state.snapshot(&Snapshot::default())));
         tasks.push(tokio::spawn(inputs::keep(dir, snapshots.clone())));
@@ -155,7 +159,8 @@ async fn run(
             tokens.want(state.tokens());
         }
         for uid in changed {
-            references.pod(&uid, state.desired(&uid).map(|desired| &**desired));
+            let desired = state.desired(&uid).cloned();
+            references.pod(&uid, desired.as_deref(), &mut state.objects);
         }
         if state.take_first_listing() {
             references.forget_unused(&mut state.objects);

@@ -28,10 +28,18 @@ impl<T> Value<T> {
 pub enum Why {
     /// The source has not asked for the object yet, or has no answer yet.
     NotAsked,
-    /// The source's server refused to answer, with its text.
+    /// The source's server refuses the object to this node, with its text. A pod that needs the object shows that as an
+    /// error, and tries again.
     Refused(String),
     /// The source's server did not answer, with the error.
     Unreachable(String),
+}
+
+impl Why {
+    /// Whether the server has answered and refuses the object, so that to wait without a word helps nobody.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Why::Refused(_))
+    }
 }
 
 impl fmt::Display for Why {

@@ -31,8 +31,8 @@ pub enum Error {
         /// The object's name in the pod's namespace.
         name: String,
     },
-    /// A ConfigMap or Secret that may exist is unknown. The caller waits for such objects, so that users do not meet this
-    /// error.
+    /// A ConfigMap or Secret that may exist is unknown. The caller waits for such objects, so that users meet this error
+    /// only where the API server refuses the object to the node.
     #[error("{kind} {name:?} is {why}")]
     UnknownObject {
         /// The volume.

@@ -47,7 +47,7 @@ pub fn start(pool: Pool, node: NodeName, object: NewestNode) -> LeaseTask {
 }
 
 async fn run(pool: Pool, mut renewal: Renewal, object: NewestNode) {
-    let mut failing = false;
+    let mut failing: Option<String> = None;
     loop {
         let begun = Instant::now();
         let result = timeout_at(begun + EVERY, renew(&pool, &mut renewal, &object)).await;
@@ -58,14 +58,13 @@ async fn run(pool: Pool, mut renewal: Renewal, object: NewestNode) {
         };
         pool.lease_renewed(failed.is_none());
         match failed {
+            // The same again is no news.
+            Some(why) if failing.as_ref() == Some(&why) => {}
             Some(why) => {
                 tracing::warn!("cannot renew the node's lease: {why}");
-                failing = true;
+                failing = Some(why);
             }
-            None if failing => {
-                tracing::info!("the node's lease is renewed again");
-                failing = false;
-            }
+            None if failing.take().is_some() => tracing::info!("the node's lease is renewed again"),
             None => {}
         }
         sleep_until(begun + jittered(EVERY, JITTER, rand::random())).await;

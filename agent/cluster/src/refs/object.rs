@@ -63,8 +63,7 @@ pub(super) async fn run(name: ObjectName, pool: Pool, answers: mpsc::Sender<(Obj
             Some(change) = incoming.recv() => listing.answer(change),
             Ok(()) = health.changed() => Some(match &*health.borrow_and_update() {
                 Health::Ok { .. } => Answer::Current,
-                Health::Behind { why, refused: true, .. } => Answer::Behind(Why::Refused(why.clone())),
-                Health::Behind { why, .. } => Answer::Behind(Why::Unreachable(why.clone())),
+                Health::Behind { why, refused, .. } => Answer::Behind(reason(why, *refused)),
             }),
             () = &mut follow => return,
         };
@@ -73,6 +72,14 @@ pub(super) async fn run(name: ObjectName, pool: Pool, answers: mpsc::Sender<(Obj
         if answers.send((name.clone(), answer)).await.is_err() || ends {
             return;
         }
+    }
+}
+
+/// Why an object is unknown. A server that is overloaded or fails has refused nothing.
+fn reason(why: &str, refused: Option<u16>) -> Why {
+    match refused {
+        Some(code) if code < 500 && code != 429 => Why::Refused(why.to_owned()),
+        _ => Why::Unreachable(why.to_owned()),
     }
 }
 
@@ -130,6 +137,13 @@ mod tests {
 
     fn complete() -> Change<DataObject> {
         Change::Complete(ResourceVersion::new("1").unwrap())
+    }
+
+    #[test]
+    fn only_an_answer_about_the_object_is_a_refusal() {
+        let refused = |code| matches!(reason("m", code), Why::Refused(_));
+        let codes = [Some(403), Some(401), Some(404), Some(429), Some(503), None];
+        assert_eq!(codes.map(refused), [true, true, true, false, false, false]);
     }
 
     #[test]

@@ -172,9 +172,10 @@ impl<'a> Planner<'a> {
             || self.seen.containers.values().any(|c| matches!(c.state, RunState::Running { .. }))
     }
 
-    /// An unknown object of which files of the volumes are made, if there is one. The volumes wait for it.
+    /// An unknown object of which files of the volumes are made, if there is one. The volumes wait for it, unless it is
+    /// refused: then the mount fails and says so.
     pub(super) fn unknown_of_volumes(&self) -> Option<(&'a Ref, &'a Why)> {
-        self.unknown.iter().find(|(r, _)| r.used_for.is_file())
+        self.unknown.iter().find(|(r, why)| r.used_for.is_file() && !why.is_refusal())
     }
 
     /// Whether a container of this sandbox finds the pod's volumes. A restarted agent mounts them again before it knows
@@ -183,15 +184,18 @@ impl<'a> Planner<'a> {
     pub(super) fn volumes_ready(&self, sandbox: SandboxAttempt) -> bool {
         let created = || self.seen.containers.values().any(|c| c.sandbox_attempt == sandbox);
         self.seen.volumes_mounted
-            || self.seen.volumes_present && self.unknown_of_volumes().is_some() && created()
+            || self.seen.volumes_present && self.unknown.keys().any(|r| r.used_for.is_file()) && created()
     }
 
-    /// An unknown object of which variables of the container are made, if there is one. The container waits for it.
+    /// An unknown object of which variables of the container are made, if there is one. The container waits for it,
+    /// unless it is refused: then the start fails and says so.
     pub(super) fn unknown_of_env(&self, spec: &Container) -> Option<(&'a Ref, &'a Why)> {
         if self.unknown.is_empty() {
             return None;
         }
-        env_refs(self.pod, spec).find_map(|r| self.unknown.get_key_value(&r))
+        env_refs(self.pod, spec)
+            .find_map(|r| self.unknown.get_key_value(&r))
+            .filter(|(_, why)| !why.is_refusal())
     }
 
     /// The sandbox in which containers can start. Its namespaces are pinned, so containers need pause only

@@ -180,6 +180,51 @@ fn a_container_that_crashes_under_a_restarted_agent_is_started_while_the_objects
 }
 
 #[test]
+fn a_refused_object_fails_what_needs_it_and_says_so() {
+    let refused = |kind, name: &str, used_for| {
+        let (r, _) = unknown(kind, name, used_for);
+        (r, Why::Refused("no relationship found".into()))
+    };
+    let mut case = Case::new(pod(vec![], vec![container("a")]));
+    // An object that may come is waited for first.
+    let (asked, secret) = (unknown(ObjectKind::ConfigMap, "m", RefUse::Volume), (ObjectKind::Secret, "s"));
+    case.desired.unknown = [asked, refused(secret.0, secret.1, RefUse::Volume)].into();
+    case.held = vec!["MountVolumes"];
+    case.settle();
+    assert!(case.in_flight("MountVolumes").is_none());
+    case.desired.unknown = [refused(secret.0, secret.1, RefUse::Volume)].into();
+    case.settle();
+    let mount = case.in_flight("MountVolumes").expect("the mount tells the refusal");
+    let message =
+        "MountVolume.SetUp failed for volume \"s\" : secret \"s\" is refused: no relationship found";
+    case.finish(mount, Err(Failure::new("FailedMount", message)));
+    let status = case.settle().status;
+    assert_eq!(case.messages("FailedMount"), [message]);
+    assert_eq!(case.waits("a").as_deref(), Some("ContainerCreating"), "as the kubelet shows it");
+    assert_eq!(status.waiting_for, Some(format!("FailedMount: {message}")));
+
+    let from =
+        EnvFrom { prefix: String::new(), source: EnvFromSource::ConfigMap("cm".into()), optional: true };
+    let mut case = Case::new(pod(vec![], vec![Container { env_from: vec![from], ..container("a") }]));
+    case.desired.unknown = [refused(ObjectKind::ConfigMap, "cm", RefUse::Env)].into();
+    case.held = vec!["Start"];
+    case.settle();
+    let start = case.in_flight("Start").expect("the start tells the refusal");
+    let message = "configmap \"cm\" is refused: no relationship found";
+    case.finish(start, Err(Failure::new("CreateContainerConfigError", message)));
+    case.seen.stale = false;
+    case.settle();
+    assert_eq!(case.waits("a").as_deref(), Some("CreateContainerConfigError"));
+    assert_eq!(case.messages("Failed"), [format!("Error: {message}")]);
+    // The right is given: nothing waits for the back-off.
+    case.held.clear();
+    case.desired.unknown.clear();
+    case.learn(Fact::InputsChanged);
+    case.settle();
+    assert!(case.running("a").is_some());
+}
+
+#[test]
 fn a_container_waits_for_an_unknown_object_of_its_environment_also_where_it_is_optional() {
     for optional in [false, true] {
         let from = EnvFrom { prefix: String::new(), source: EnvFromSource::ConfigMap("cm".into()), optional };

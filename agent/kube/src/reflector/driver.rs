@@ -33,15 +33,15 @@ pub enum Health {
         since: Now,
         /// The reason, on one line.
         why: String,
-        /// Whether the server refused the request, rather than that it could not be reached or understood.
-        refused: bool,
+        /// The HTTP status if the server refused the request, rather than that it could not be reached or understood.
+        refused: Option<u16>,
     },
 }
 
 impl Health {
     /// Health of a set that was not requested yet.
     pub fn unknown() -> Health {
-        Health::Behind { since: berth_sys::clock::now(), why: "not listed yet".to_owned(), refused: false }
+        Health::Behind { since: berth_sys::clock::now(), why: "not listed yet".to_owned(), refused: None }
     }
 }
 
@@ -175,7 +175,7 @@ impl<K: Kind> Driver<K> {
 
     /// Publishes the health if it has changed.
     fn tell(&self) {
-        let (behind, refused) = (self.machine.behind(), self.machine.is_refused());
+        let (behind, refused) = (self.machine.behind(), self.machine.refusal());
         self.health.send_if_modified(|health| {
             let new = match (&*health, behind) {
                 (Health::Ok { .. }, None) => return false,

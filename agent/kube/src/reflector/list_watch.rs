@@ -167,8 +167,8 @@ pub struct ListWatch {
     /// Number of refusals within the time of grace.
     early: u32,
     behind: Option<String>,
-    /// Whether `behind` is a refusal by the server.
-    refused: bool,
+    /// The HTTP status if `behind` is a refusal by the server.
+    refused: Option<u16>,
     refuses_streaming: bool,
 }
 
@@ -197,7 +197,7 @@ impl ListWatch {
             unreadable: 0,
             early: 0,
             behind: Some(NOT_LISTED.to_owned()),
-            refused: false,
+            refused: None,
             refuses_streaming: false,
         }
     }
@@ -263,9 +263,9 @@ impl ListWatch {
         self.behind.as_deref()
     }
 
-    /// Whether the reason of [`ListWatch::behind`] is an answer of the server that refuses the request.
-    pub fn is_refused(&self) -> bool {
-        self.behind.is_some() && self.refused
+    /// The HTTP status of the refusal, if the reason of [`ListWatch::behind`] is one.
+    pub fn refusal(&self) -> Option<u16> {
+        self.refused.filter(|_| self.behind.is_some())
     }
 
     /// Whether the server has refused streaming lists since the last call.
@@ -386,7 +386,7 @@ impl ListWatch {
                     self.start_again();
                 }
                 self.behind = Some(why);
-                self.refused = false;
+                self.refused = None;
                 self.good_since = None;
             }
             End::Failed(why) => {
@@ -425,7 +425,7 @@ impl ListWatch {
             let first = self.failures == 0 || self.was_good(now);
             self.start_again();
             self.fail(now, refusal.to_string(), retry_after);
-            self.refused = true;
+            self.refused = Some(refusal.code);
             if first {
                 self.due = Due::Now;
             }
@@ -435,7 +435,7 @@ impl ListWatch {
             self.start_again();
         }
         self.fail(now, refusal.to_string(), retry_after);
-        self.refused = true;
+        self.refused = Some(refusal.code);
     }
 
     /// Starts a new list of the set at the next due time.
@@ -468,7 +468,7 @@ impl ListWatch {
         };
         self.failures = self.failures.saturating_add(1);
         self.behind = Some(why);
-        self.refused = false;
+        self.refused = None;
     }
 }
 
