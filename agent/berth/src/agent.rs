@@ -186,7 +186,8 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
         prober,
         incoming_tx.clone(),
     ));
-    let status = Arc::new(StatusManager::new(cache.clone(), sources.latest.clone(), node.clone()));
+    let events = control_plane.as_ref().map(ControlPlane::events);
+    let status = Arc::new(StatusManager::new(cache.clone(), sources.latest.clone(), node.clone(), events));
     let health = ServicesHealth::default();
     let attached = network.clone();
     let api = LocalApi {

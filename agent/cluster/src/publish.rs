@@ -1,10 +1,11 @@
-//! What the node reports to the API server: its lease, its Node and the statuses of its pods.
+//! What the node reports to the API server: its lease, its Node, the statuses of its pods, and events.
 //!
 //! Each submodule is one task. A task ends when its handle is dropped. None waits for another: the lease is renewed
 //! while the API server is slow for the rest.
 //!
 //! What to send next is decided by pure functions; the tasks send the requests and give the answers back.
 
+pub mod events;
 pub mod lease;
 pub mod node;
 pub mod pods;

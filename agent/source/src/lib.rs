@@ -7,7 +7,7 @@
 //! - [`cluster`] is pure: JSON of the API server becomes the model.
 //! - [`merge`] holds the node's sources and merges their snapshots into one desired state.
 //! - [`controllers`] plays the controllers of a control plane where there is none: ClusterIPs and EndpointSlices.
-//! - [`status`] turns what is reported about a pod back into Kubernetes' JSON.
+//! - [`status`] turns what is reported about a pod back into Kubernetes' JSON, and [`event`] its events.
 //! - [`node`] and [`lease`] make the objects by which the node itself is known to the API.
 //! - [`patch`] makes the patch that brings an object's status in the API to that of the node.
 //!
@@ -21,6 +21,7 @@ pub mod controllers;
 mod convert;
 pub mod directory;
 mod error;
+pub mod event;
 pub mod lease;
 pub mod manifest;
 pub mod merge;

@@ -1,7 +1,6 @@
-//! Statuses of pods and events as Kubernetes' JSON: `v1.Pod` as `kubectl -o json` shows it, and `v1.Event`. Pure.
+//! Statuses of pods as Kubernetes' JSON: `v1.Pod` as `kubectl -o json` shows it. Pure.
 
 use berth_core::{
-    event::{EventKind, EventRecord},
     model::{
         Container, MountPropagation, NodeInfo, Pod, QosClass, RecursiveReadOnly, ResourceList, Resources,
     },
@@ -12,7 +11,6 @@ use berth_core::{
 };
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 
 /// The pod's object with its status. `raw` is the object that the source kept.
@@ -65,53 +63,6 @@ pub fn pod_status(raw: &Value, pod: &Pod, status: &PodStatus, node: &NodeInfo) -
     };
     s.insert("qosClass".to_owned(), qos.into());
     s.into()
-}
-
-/// The event as a `v1.Event`. Its name is a hash of its contents, so that one record keeps one name.
-pub fn event_object(record: &EventRecord) -> Value {
-    let (event, key) = (&record.event, record.involved.key());
-    let mut hash = Sha256::new();
-    for part in [
-        record.involved.uid(),
-        &event.reason,
-        &event.message,
-        event.container.as_ref().map_or("", |c| c.as_str()),
-        &record.first.0.to_string(),
-    ] {
-        hash.update(part);
-        hash.update([0]);
-    }
-    let suffix: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
-    let mut involved = Map::new();
-    involved.insert("apiVersion".to_owned(), "v1".into());
-    involved.insert("kind".to_owned(), record.involved.kind().into());
-    involved.insert("namespace".to_owned(), key.namespace.as_str().into());
-    involved.insert("name".to_owned(), key.name.as_str().into());
-    involved.insert("uid".to_owned(), record.involved.uid().into());
-    let field_path = event.field_path().map(Value::from);
-    put(&mut involved, "fieldPath", field_path);
-    json!({
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {
-            "name": format!("{}.{suffix}", key.name),
-            "namespace": key.namespace.as_str(),
-            "creationTimestamp": time(record.first),
-        },
-        "involvedObject": involved,
-        "reason": event.reason,
-        "message": event.message,
-        "type": match event.kind {
-            EventKind::Normal => "Normal",
-            EventKind::Warning => "Warning",
-        },
-        "firstTimestamp": time(record.first),
-        "lastTimestamp": time(record.last),
-        "count": record.count,
-        "source": { "component": record.involved.component() },
-        "reportingComponent": record.involved.component(),
-        "reportingInstance": "",
-    })
 }
 
 /// RFC 3339 in whole seconds, UTC, the form of `metav1.Time`; `None` outside the years 0 to 9999.

@@ -1,7 +1,7 @@
 //! The control plane that the node works for: its desired state in, and what the node reports to it.
 //!
-//! [`ControlPlane`] owns the connections and the source. [`Publishing`] owns the tasks that report: the lease, the Node
-//! and the statuses of pods. They end with these values; the pods keep running.
+//! [`ControlPlane`] owns the connections and the source. [`Publishing`] owns the tasks that report: the lease, the Node,
+//! the statuses of pods and events. They end with these values; the pods keep running.
 
 mod health;
 mod node_report;
@@ -10,9 +10,10 @@ mod pace;
 use super::{local_api::LocalApi, node::NodeWatch, status_manager::StatusManager};
 use anyhow::Context as _;
 use berth_cluster::{
-    ApiPods, ClusterSource,
+    ApiPods, ClusterSource, foreign_certificate,
     publish::{
         RateLimit,
+        events::{self, EventPublisher, Events},
         lease::{self, LeaseTask},
         node::{self, NodeTasks},
         pods::{self, PodPublisher, Unpublished},
@@ -41,6 +42,7 @@ pub(crate) struct ControlPlane {
     api: ApiPods,
     source: ClusterSource,
     unpublished: Unpublished,
+    events: Events,
 }
 
 /// The parts of the agent on which the node's reports are made.
@@ -57,6 +59,7 @@ pub(crate) struct Publishing {
     _node: NodeTasks,
     _lease: LeaseTask,
     _pods: PodPublisher,
+    _events: EventPublisher,
     observing: JoinHandle<()>,
 }
 
@@ -73,7 +76,16 @@ impl ControlPlane {
         let pool = Pool::new(source).await.context("open the connection to the control plane")?;
         let api = ApiPods::default();
         let source = ClusterSource::start(&pool, &roots.node_name, api.clone(), roots.cluster_inputs_dir());
-        Ok(ControlPlane { pool, api, source, unpublished: Unpublished::default() })
+        let events = Events::new(roots.node_name.clone(), api.clone());
+        if let Some(problem) = foreign_certificate(pool.view().common_name.as_deref(), &roots.node_name) {
+            tracing::warn!("{problem}");
+        }
+        Ok(ControlPlane { pool, api, source, unpublished: Unpublished::default(), events })
+    }
+
+    /// Where events are reported.
+    pub(crate) fn events(&self) -> Events {
+        self.events.clone()
     }
 
     /// The desired state.
@@ -103,8 +115,10 @@ impl ControlPlane {
             provider_id: None,
         };
         let (reports, newest) = watch::channel(None);
-        let node = node::start(self.pool.clone(), registration, newest);
+        let node = node::start(self.pool.clone(), registration, newest, self.events.clone());
         let lease = lease::start(self.pool.clone(), info.name.clone(), node.newest());
+        // Statuses and events have a rate each, so that no status waits for an event.
+        let sending = events::start(self.pool.clone(), RateLimit::default(), self.events);
         let pods = pods::start(
             self.pool,
             RateLimit::default(),
@@ -113,7 +127,14 @@ impl ControlPlane {
             self.unpublished,
         );
         let observing = tokio::spawn(observe(facts, reports));
-        Publishing { _source: self.source, _node: node, _lease: lease, _pods: pods, observing }
+        Publishing {
+            _source: self.source,
+            _node: node,
+            _lease: lease,
+            _pods: pods,
+            _events: sending,
+            observing,
+        }
     }
 }
 

@@ -40,7 +40,7 @@ pub(crate) async fn start(
 ) -> anyhow::Result<LocalServer> {
     status_files::prepare(&api.roots).context("make the directory of status files")?;
     exec_session::clear(&api.roots);
-    restore_events(&api).await;
+    restore_events(&api, status).await;
     let listener = bind(&api.roots.agent_socket()).context("open the local socket")?;
     let (stop_files, stopped) = oneshot::channel();
     let files = tokio::spawn(status_files::keep(api.cache.clone(), api.roots.clone(), stopped));
@@ -74,7 +74,7 @@ impl LocalServer {
 }
 
 /// Takes over the events of an earlier agent of this boot.
-async fn restore_events(api: &LocalApi) {
+async fn restore_events(api: &LocalApi, status: &StatusManager) {
     let roots = api.roots.clone();
     let files = match spawn_blocking(move || files::read_pods(&roots)).await {
         Ok(Ok((files, _unread))) => files,
@@ -86,7 +86,7 @@ async fn restore_events(api: &LocalApi) {
     };
     let mut events: Vec<_> = files.into_iter().flat_map(|f| f.events).collect();
     events.sort_by_key(|e| e.last);
-    events.into_iter().for_each(|e| api.cache.event(e));
+    events.into_iter().for_each(|event| status.remember(event));
 }
 
 /// Keeps the node's status file: written once containerd answers and when manifests change, and

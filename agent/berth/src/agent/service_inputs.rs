@@ -26,7 +26,7 @@ use berth_source::{
 };
 use berth_sys::clock;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
@@ -48,6 +48,8 @@ pub(super) struct AgentInputs {
     pub(super) health: ServicesHealth,
     /// Whether this node makes the EndpointSlices of Services.
     pub(super) makes_endpoints: bool,
+    /// The notices of an earlier agent that are still to come again.
+    pub(super) told: BTreeSet<String>,
 }
 
 impl AgentInputs {
@@ -125,8 +127,7 @@ impl ServiceInputs for AgentInputs {
     ) -> Result<(), Cause> {
         let mut ports: Vec<NamedPort> = ids.map(port).collect();
         ports.sort_by_key(|p| (p.v6, p.id));
-        let mut notices: Vec<String> =
-            notices.map(|n| format!("{}: {}: {}", n.service, n.why.reason(), n.why)).collect();
+        let mut notices: Vec<String> = notices.map(|n| line(&n)).collect();
         notices.sort();
         let file = ServicesFile { as_of: clock::wall(), ports, notices, next_id };
         Ok(berth_sys::fs::write_atomic(&self.roots.services_file(), &serde_json::to_vec(&file)?, 0o644)?)
@@ -140,8 +141,19 @@ impl ServiceInputs for AgentInputs {
         tracing::warn!(service = %notice.service, reason = notice.why.reason(), "{}", notice.why);
         let involved = Involved::Service { key: notice.service.clone(), uid: Arc::clone(&notice.uid) };
         let event = Event::warning(notice.why.reason(), notice.why.to_string());
-        self.status.event(EventRecord::once(involved, event, clock::wall()));
+        let record = EventRecord::once(involved, event, clock::wall());
+        // The first look at the Services finds again what an earlier agent has reported.
+        if self.told.remove(&line(notice)) {
+            self.status.remember(record);
+        } else {
+            self.status.event(record);
+        }
     }
+}
+
+/// A notice as it is stored.
+fn line(notice: &Notice) -> String {
+    format!("{}: {}: {}", notice.service, notice.why.reason(), notice.why)
 }
 
 /// Health of Services, for the status page.
@@ -194,10 +206,16 @@ fn port(n: Named) -> NamedPort {
 
 /// The next free id by an earlier agent's file; 1 without one.
 pub(super) fn next_id(roots: &Roots) -> u32 {
-    let read = || {
-        let bytes = berth_sys::fs::read_limited(&roots.services_file(), MOST).context("read")?;
-        anyhow::Ok(serde_json::from_slice::<ServicesFile>(&bytes)?.next_id)
-    };
     // The engine also starts above all ids in the tables.
-    read().unwrap_or_default().max(1)
+    stored(roots).map(|file| file.next_id).unwrap_or_default().max(1)
+}
+
+/// The notices by an earlier agent's file; none without one.
+pub(super) fn told(roots: &Roots) -> BTreeSet<String> {
+    stored(roots).map(|file| file.notices.into_iter().collect()).unwrap_or_default()
+}
+
+fn stored(roots: &Roots) -> anyhow::Result<ServicesFile> {
+    let bytes = berth_sys::fs::read_limited(&roots.services_file(), MOST).context("read")?;
+    Ok(serde_json::from_slice(&bytes)?)
 }

@@ -155,7 +155,9 @@ fn spawn(
             LinuxDatapathConfig { roots: roots.clone(), exe, cgroup, clear, sizes },
             move || Arc::clone(&host.borrow()),
         );
+        let told = service_inputs::told(&roots);
         let inputs = AgentInputs {
+            told,
             roots,
             node,
             status,

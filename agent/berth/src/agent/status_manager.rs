@@ -7,9 +7,9 @@
 
 use super::{node::NodeWatch, sources::Latest};
 use berth_api::view::{ActionView, ContainerView, PodView};
-use berth_cluster::publish::{PodReports, PodToPublish};
+use berth_cluster::publish::{PodReports, PodToPublish, events::Events};
 use berth_core::{
-    event::EventRecord,
+    event::{EventRecord, Involved},
     ids::PodUid,
     model::{NodeInfo, Origin, Pod},
     status::{ConditionType, ContainerState, ContainerStatus, Phase, Truth},
@@ -20,7 +20,7 @@ use berth_pods::{DesiredSet, PodReport, Reports};
 use berth_server::WatchCache;
 use berth_services::ObservedPod;
 use berth_source::{
-    DesiredPod,
+    DesiredPod, SourceKind,
     status::{pod_object, pod_status},
 };
 use berth_sys::clock;
@@ -47,6 +47,8 @@ pub(crate) struct StatusManager {
     cache: WatchCache,
     latest: Latest,
     node: NodeWatch,
+    /// Where events of the API server's objects go; `None` without a control plane.
+    events: Option<Events>,
 }
 
 #[derive(Debug)]
@@ -61,7 +63,12 @@ struct Entry {
 }
 
 impl StatusManager {
-    pub(crate) fn new(cache: WatchCache, latest: Latest, node: NodeWatch) -> StatusManager {
+    pub(crate) fn new(
+        cache: WatchCache,
+        latest: Latest,
+        node: NodeWatch,
+        events: Option<Events>,
+    ) -> StatusManager {
         StatusManager {
             pods: Mutex::default(),
             changed: Notify::new(),
@@ -71,6 +78,30 @@ impl StatusManager {
             cache,
             latest,
             node,
+            events,
+        }
+    }
+
+    /// Takes an event that an earlier agent of this boot has reported.
+    pub(crate) fn remember(&self, event: EventRecord) {
+        if let Some(events) = &self.events {
+            events.remember(&event);
+        }
+        self.cache.event(event);
+    }
+
+    /// Whether the object of an event is the API server's.
+    fn is_of_api(&self, involved: &Involved) -> bool {
+        match involved {
+            Involved::Pod { uid, .. } => {
+                let known = self.entries().get(uid).map(|entry| Arc::clone(&entry.report.pod));
+                let pod = known.or_else(|| self.desired(uid).map(|desired| Arc::clone(&desired.pod)));
+                pod.is_some_and(|pod| pod.origin == Origin::Cluster)
+            }
+            Involved::Service { key, uid } => self.latest.borrow().iter().any(|source| {
+                let service = source.snapshot.services.get(key).map(|desired| &desired.service);
+                source.kind == SourceKind::Cluster && service.is_some_and(|service| service.uid == *uid)
+            }),
         }
     }
 
@@ -248,6 +279,11 @@ impl Reports for StatusManager {
     }
 
     fn event(&self, event: EventRecord) {
+        if let Some(events) = &self.events
+            && self.is_of_api(&event.involved)
+        {
+            events.report(&event);
+        }
         self.cache.event(event);
     }
 }
@@ -393,6 +429,7 @@ mod tests {
             WatchCache::default(),
             watch::channel(berth_source::Sources::default()).1,
             node,
+            None,
         );
         let active = || manager.active_pods().iter().map(|p| p.uid.to_string()).collect::<Vec<_>>();
         for (uid, phase) in [

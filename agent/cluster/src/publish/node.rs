@@ -5,13 +5,19 @@
 //! differs from the newest object, else every five minutes. A Node that was deleted while the agent runs is not
 //! registered again, as with the kubelet; its status is sent again once it exists.
 //!
+//! Changes of the status are told as events too, those that the kubelet has.
+//!
 //! On failure: registration is tried again after 0.1 s to 7 s, a status after five tries with the next tick.
+
+mod transitions;
 
 use crate::{
     object::is_newer,
+    publish::events::Events,
+    rights,
     wait::{backoff, jittered},
 };
-use berth_core::{error::Chain, ids::NodeName, time::Wall};
+use berth_core::{error::Chain, event::Event, ids::NodeName, time::Wall};
 use berth_kube::{
     Error,
     pool::Pool,
@@ -135,7 +141,9 @@ pub fn start(
     pool: Pool,
     registration: Registration,
     reports: watch::Receiver<Option<Arc<NodeReport>>>,
+    events: Events,
 ) -> NodeTasks {
+    events.report_of_node(Event::normal("Starting", "Starting kubelet."));
     let newest = NewestNode::default();
     let (health_out, health) = watch::channel(Health::unknown());
     let (changes, incoming) = mpsc::channel(8);
@@ -144,7 +152,7 @@ pub fn start(
     let tasks = [
         tokio::spawn(follow(kind, pool.clone(), machine, changes, health_out)),
         tokio::spawn(keep(incoming, newest.clone())),
-        tokio::spawn(run(Reporter { pool, registration, reports, newest: newest.clone() })),
+        tokio::spawn(run(Reporter { pool, registration, reports, newest: newest.clone(), events })),
     ];
     NodeTasks { newest, health, tasks }
 }
@@ -202,6 +210,7 @@ struct Reporter {
     registration: Registration,
     reports: watch::Receiver<Option<Arc<NodeReport>>>,
     newest: NewestNode,
+    events: Events,
 }
 
 async fn run(mut reporter: Reporter) {
@@ -251,10 +260,15 @@ impl Sent {
 impl Reporter {
     /// Makes sure that the Node exists with its labels. Ends when it does.
     async fn register(&self, report: &NodeReport) {
-        let mut failures = 0;
+        let (mut failures, mut told) = (0, None);
         while let Err(error) = self.try_register(report).await {
             failures += 1;
-            tracing::warn!("cannot register the node {}: {}", self.registration.name, Chain(&error));
+            let name = &self.registration.name;
+            let why = format!("{}{}", Chain(&error), rights::remedy("nodes", error.refusal(), name));
+            if told.as_ref() != Some(&why) {
+                tracing::warn!("cannot register the node {name}: {why}");
+                told = Some(why);
+            }
             let asked = error.refusal().and_then(|refusal| refusal.retry_after);
             sleep(asked.unwrap_or_else(|| backoff(failures, WAITS.0, WAITS.1))).await;
         }
@@ -270,7 +284,10 @@ impl Reporter {
                     Err(error) if error.refusal().is_some_and(berth_kube::status::Refusal::is_conflict) => {
                         self.send(&Request::get(self.path(""))).await?;
                     }
-                    Ok(()) => tracing::info!("the node {} is registered", self.registration.name),
+                    Ok(()) => {
+                        tracing::info!("the node {} is registered", self.registration.name);
+                        self.tell(&Value::Null, report);
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -295,6 +312,7 @@ impl Reporter {
             let request = Request::patch(self.path("/status"), Patch::StrategicMerge, patch.to_string());
             match self.send(&request).await {
                 Ok(()) => {
+                    self.tell(&node, report);
                     sent.due = Some(Instant::now() + jittered(REPORT_EVERY, JITTER, rand::random()));
                     if std::mem::take(&mut sent.failing) {
                         tracing::info!("the status of the node {} is sent again", self.registration.name);
@@ -304,7 +322,11 @@ impl Reporter {
                 Err(error) if left == 0 || error.refusal().is_some_and(|r| r.is_not_found()) => {
                     if !std::mem::replace(&mut sent.failing, true) {
                         let name = &self.registration.name;
-                        tracing::warn!("cannot send the status of the node {name}: {}", Chain(&error));
+                        let remedy = rights::remedy("nodes", error.refusal(), name);
+                        tracing::warn!(
+                            "cannot send the status of the node {name}: {}{remedy}",
+                            Chain(&error)
+                        );
                     }
                     return;
                 }
@@ -313,6 +335,13 @@ impl Reporter {
                     sleep(asked.unwrap_or_else(|| backoff(TRIES - left, WAITS.0, WAITS.1))).await;
                 }
             }
+        }
+    }
+
+    /// Reports as events what the status changed of the Node as it was before.
+    fn tell(&self, before: &Value, report: &NodeReport) {
+        for event in transitions::transitions(&self.registration.name, before, report) {
+            self.events.report_of_node(event);
         }
     }
 

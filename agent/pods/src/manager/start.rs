@@ -98,8 +98,8 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     }
 
     fn report_unsupported(&self, pod: &Pod) {
-        let now = self.executor.now().wall;
         for event in unsupported(pod) {
+            let now = self.executor.now().wall;
             let involved = Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() };
             self.reports.event(EventRecord::once(involved, event, now));
         }

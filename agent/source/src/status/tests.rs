@@ -3,7 +3,6 @@
 use super::*;
 use crate::manifest::{ManifestContext, Mode, parse_pod};
 use berth_core::{
-    event::{Event, Involved},
     ids::{ContainerId, ContainerName, NodeName},
     status::ContainerUser,
 };
@@ -166,34 +165,4 @@ fn a_read_only_mount_says_what_came_of_it() {
         let mount = &object["status"]["containerStatuses"][0]["volumeMounts"][0];
         assert_eq!(mount["recursiveReadOnly"], told, "{asked:?} {node_can}");
     }
-}
-
-#[test]
-fn an_event_has_the_shape_that_the_api_type_reads() {
-    let (_, pod, _) = sample();
-    let container = ContainerName::new("app").unwrap();
-    let record = EventRecord {
-        involved: Involved::Pod { key: pod.key.clone(), uid: pod.uid.clone() },
-        event: Event::warning("Unhealthy", "Liveness probe failed: 500").of(&container),
-        first: at(1_700_000_000),
-        last: at(1_700_000_060),
-        count: 7,
-    };
-    let object = event_object(&record);
-    let typed: k8s_openapi::api::core::v1::Event = serde_json::from_value(object.clone()).unwrap();
-    assert_eq!(typed.involved_object.field_path.as_deref(), Some("spec.containers{app}"));
-    assert_eq!(typed.involved_object.uid.as_deref(), Some("u-1"));
-    assert_eq!(typed.type_.as_deref(), Some("Warning"));
-    assert_eq!(typed.count, Some(7));
-    assert_eq!(object["lastTimestamp"], "2023-11-14T22:14:20Z");
-    assert_eq!(object["metadata"]["name"], event_object(&record)["metadata"]["name"]);
-    let later = EventRecord { first: at(1_700_000_001), ..record };
-    assert_ne!(object["metadata"]["name"], event_object(&later)["metadata"]["name"]);
-    let service = Involved::Service { key: pod.key.clone(), uid: "u-2".into() };
-    let object = event_object(&EventRecord::once(service, Event::warning("NotCarried", "m"), at(1)));
-    assert_eq!(
-        (&object["involvedObject"]["kind"], &object["involvedObject"]["uid"]),
-        (&json!("Service"), &json!("u-2"))
-    );
-    assert_eq!(object["source"]["component"], "kube-proxy");
 }
