@@ -210,6 +210,7 @@ async fn serve(roots: Roots, args: AgentArgs, open_files: Option<(u64, u64)>) ->
             node: node.clone(),
             api: api.clone(),
             status: Arc::clone(&status),
+            sources: sources.latest.clone(),
         })
     });
     let serving = local_server::start(api, &status, &desired).await?;

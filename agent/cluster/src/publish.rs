@@ -7,6 +7,7 @@
 
 pub mod events;
 pub mod lease;
+pub mod mirrors;
 pub mod node;
 pub mod pods;
 

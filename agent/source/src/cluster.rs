@@ -6,6 +6,7 @@
 //! part of a pod that the node does not support is kept with the pod ([`berth_core::model::Pod::unsupported`]) and is
 //! no error.
 
+mod mirror;
 mod pod;
 
 use crate::convert::{
@@ -24,6 +25,7 @@ use k8s_openapi::{
 use serde_json::Value;
 use std::fmt;
 
+pub use mirror::{mirror_object, mirrored};
 pub use pod::{ApiPod, pod};
 
 /// Label with the name of the Service of an EndpointSlice.

@@ -7,7 +7,7 @@ mod health;
 mod node_report;
 mod pace;
 
-use super::{local_api::LocalApi, node::NodeWatch, status_manager::StatusManager};
+use super::{local_api::LocalApi, node::NodeWatch, sources::Latest, status_manager::StatusManager};
 use anyhow::Context as _;
 use berth_cluster::{
     ApiPods, ClusterSource, foreign_certificate,
@@ -15,6 +15,7 @@ use berth_cluster::{
         RateLimit,
         events::{self, EventPublisher, Events},
         lease::{self, LeaseTask},
+        mirrors::{self, MirrorTask},
         node::{self, NodeTasks},
         pods::{self, PodPublisher, Unpublished},
     },
@@ -51,6 +52,7 @@ pub(crate) struct Facts {
     pub(crate) node: NodeWatch,
     pub(crate) api: LocalApi,
     pub(crate) status: Arc<StatusManager>,
+    pub(crate) sources: Latest,
 }
 
 /// The running reports.
@@ -60,6 +62,7 @@ pub(crate) struct Publishing {
     _lease: LeaseTask,
     _pods: PodPublisher,
     _events: EventPublisher,
+    _mirrors: MirrorTask,
     observing: JoinHandle<()>,
 }
 
@@ -119,13 +122,15 @@ impl ControlPlane {
         let lease = lease::start(self.pool.clone(), info.name.clone(), node.newest());
         // Statuses and events have a rate each, so that no status waits for an event.
         let sending = events::start(self.pool.clone(), RateLimit::default(), self.events);
-        let pods = pods::start(
-            self.pool,
-            RateLimit::default(),
-            self.api,
+        let limit = RateLimit::default();
+        let mirrors = mirrors::start(
+            self.pool.clone(),
+            limit.clone(),
+            (self.api.clone(), node.newest()),
+            facts.sources.clone(),
             Arc::clone(&facts.status),
-            self.unpublished,
         );
+        let pods = pods::start(self.pool, limit, self.api, Arc::clone(&facts.status), self.unpublished);
         let observing = tokio::spawn(observe(facts, reports));
         Publishing {
             _source: self.source,
@@ -133,6 +138,7 @@ impl ControlPlane {
             _lease: lease,
             _pods: pods,
             _events: sending,
+            _mirrors: mirrors,
             observing,
         }
     }

@@ -240,7 +240,7 @@ impl Reports for StatusManager {
             Some(before) if !endpoints && same(&before.report, &report) => before.seen.clone(),
             _ => observed_pod(&report, &self.host_ips()),
         };
-        let published = report.pod.origin == Origin::Cluster;
+        let published = !matches!(report.pod.origin, Origin::Manifest(_));
         let entry = Entry {
             report,
             seen,

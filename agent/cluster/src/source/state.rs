@@ -22,6 +22,8 @@ pub(super) struct State {
     services: Presence,
     slices: Presence,
     desired: Arc<BTreeMap<PodUid, Arc<DesiredPod>>>,
+    /// The static pods' UIDs by those of their mirrors.
+    mirrors: BTreeMap<Box<str>, PodUid>,
     /// The pods of which the specification changed, or the phase became final, since they were last taken. Only these
     /// decide what a pod reads.
     changed: Vec<PodUid>,
@@ -54,19 +56,20 @@ impl State {
 
     pub(super) fn pod(&mut self, change: Change<ApiPod>) {
         let (effects, pod) = self.pods.apply("pod", change);
-        let mut pod = match pod {
-            Some(ApiPod::Pod(pod)) => Some(pod),
-            Some(ApiPod::Mirror) | None => None,
-        };
+        let mut pod = pod;
         for effect in effects {
-            match effect {
+            match (effect, pod.take()) {
+                (Effect::Put(_), Some(ApiPod::Pod(desired))) => self.put_pod(desired),
                 // A mirror pod runs from its file.
-                Effect::Put(_) => {
-                    if let Some(pod) = pod.take() {
-                        self.put_pod(pod);
-                    }
+                (Effect::Put(meta), Some(ApiPod::Mirror { of, raw })) => {
+                    self.api.put(&of, raw);
+                    self.mirrors.insert(meta.uid, of);
                 }
-                Effect::Removed(meta, _) => self.remove_pod(&meta),
+                (Effect::Put(_), None) => {}
+                (Effect::Removed(meta, _), kept) => {
+                    self.remove_pod(&meta);
+                    pod = kept;
+                }
             }
         }
     }
@@ -84,6 +87,13 @@ impl State {
     }
 
     fn remove_pod(&mut self, meta: &Meta) {
+        if let Some(of) = self.mirrors.remove(&meta.uid) {
+            // Another mirror of the same pod may have come already.
+            if !self.mirrors.values().any(|other| *other == of) {
+                self.api.remove(&of);
+            }
+            return;
+        }
         let Ok(uid) = PodUid::new(&*meta.uid) else { return };
         self.api.remove(&uid);
         if self.desired.contains_key(&uid) {

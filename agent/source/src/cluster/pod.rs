@@ -1,6 +1,9 @@
 //! A pod of the API server.
 
-use super::{ObjectError, ObjectId, created, decode_error, drop_managed_fields};
+use super::{
+    ObjectError, ObjectId, created, decode_error, drop_managed_fields,
+    mirror::{MIRROR, mirrored},
+};
 use crate::{
     DesiredPod,
     convert::{
@@ -19,16 +22,18 @@ use k8s_openapi::{
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
-/// Annotation of a mirror pod: the API's view of a static pod, which runs from its file.
-const MIRROR: &str = "kubernetes.io/config.mirror";
-
 /// A pod as the API server has it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ApiPod {
     /// A pod to run.
     Pod(DesiredPod),
-    /// The mirror of a static pod.
-    Mirror,
+    /// The mirror of a static pod, which runs from its file.
+    Mirror {
+        /// The static pod's UID.
+        of: PodUid,
+        /// The object with its status.
+        raw: Arc<Value>,
+    },
 }
 
 /// A v1.Pod. Beside it come the errors about values that the node ignores, such as SELinux labels.
@@ -48,7 +53,10 @@ pub fn pod(json: &[u8], node: &NodeName) -> Result<(ObjectId, ApiPod, Vec<Object
     let id = ObjectId::of(&metadata);
     let (uid, key) = identity(&metadata)?;
     if metadata.annotations.as_ref().is_some_and(|a| a.contains_key(MIRROR)) {
-        return Ok((id, ApiPod::Mirror, Vec::new()));
+        let bad =
+            || FieldPath::ROOT.error(format!("metadata.annotations[{MIRROR}] is no hash of a static pod"));
+        let of = mirrored(&raw).ok_or_else(bad)?;
+        return Ok((id, ApiPod::Mirror { of, raw: Arc::new(raw) }, Vec::new()));
     }
     let (pod, ignored) = match supported(&raw, &metadata, node, (&uid, &key)) {
         Ok((pod, ignored)) => (pod, ignored.into_iter().map(ObjectError::from).collect()),

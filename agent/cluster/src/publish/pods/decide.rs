@@ -2,7 +2,10 @@
 
 use crate::{object::version, publish::PodToPublish, wait::backoff};
 use berth_core::time::{Boottime, Now};
-use berth_source::patch::{PodUpdate, pod_status};
+use berth_source::{
+    cluster::mirrored,
+    patch::{PodUpdate, pod_status},
+};
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 
@@ -92,7 +95,8 @@ impl Entry {
             }
             // The object may go only once the API server itself shows the end of the pod: the owner of the pod starts
             // the next one then (`canBeDeleted`, `pkg/kubelet/status/status_manager.go`).
-            None if deleting && over && is_terminal(&api["status"]) => {
+            // A mirror pod goes by its file alone.
+            None if deleting && over && is_terminal(&api["status"]) && mirrored(api).is_none() => {
                 self.in_flight = true;
                 Step::Delete
             }

@@ -109,9 +109,15 @@ fn pods_leave_by_events_by_lists_and_by_another_pod_of_their_name() {
     assert_eq!(state.take_changed(), [uid("a1"), uid("a2")]);
     assert!(state.desired(&uid("a1")).is_none() && api.get(&uid("a1")).is_none());
     state.pod(pod("b", "b1", 11, 0, "Pending"));
-    state.pod(Change::Put(meta("m", "m1", 12), ApiPod::Mirror));
-    assert_eq!(api.uids(), [uid("a2"), uid("b1")], "a mirror pod is not one to run");
-    state.pod(Change::Gone(meta("b", "b1", 13), ApiPod::Mirror));
+    let mirror = || ApiPod::Mirror { of: uid("file"), raw: Arc::default() };
+    state.pod(Change::Put(meta("m", "m1", 12), mirror()));
+    assert_eq!(api.uids(), [uid("a2"), uid("b1"), uid("file")]);
+    assert!(state.desired(&uid("file")).is_none(), "a mirror pod is not one to run");
+    state.pod(Change::Put(meta("m", "m2", 13), mirror()));
+    assert!(api.get(&uid("file")).is_some(), "another mirror in the place of the first");
+    state.pod(Change::Gone(meta("m", "m2", 14), mirror()));
+    assert!(api.get(&uid("file")).is_none());
+    state.pod(Change::Gone(meta("b", "b1", 15), mirror()));
     assert_eq!(api.uids(), [uid("a2")]);
     state.pod(Change::Begin);
     assert_eq!(api.uids(), [uid("a2")], "half a list removes nothing");
