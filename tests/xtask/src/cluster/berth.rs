@@ -43,9 +43,12 @@ pub(super) fn start(world: &World, place: &Place, bin: &Path, build: Build) -> R
         place.write("resolv.conf", "")?;
         let roots = place.write("roots.json", &serde_json::to_string_pretty(&roots(place)?)?)?;
         let kubeconfig = place.kubeconfig("node");
+        let static_pods = place.dir.join("static-pods");
+        fs::create_dir_all(&static_pods).with_context(|| format!("cannot make {}", static_pods.display()))?;
         let mut args = vec!["--roots".to_owned(), roots.display().to_string(), "agent".to_owned()];
         let options = [
             ("kubeconfig", kubeconfig.display().to_string()),
+            ("static-pods", static_pods.display().to_string()),
             ("node-ip", place.address.clone()),
             ("cluster-dns", DNS.to_owned()),
             ("cluster-domain", "cluster.local".to_owned()),
