@@ -4,6 +4,7 @@
 //! the statuses of pods and events. They end with these values; the pods keep running.
 
 mod health;
+mod images;
 mod node_report;
 mod pace;
 
@@ -26,6 +27,7 @@ use berth_source::{
     Snapshot, Source as _,
     node::{NodeReport, Registration},
 };
+use images::Images;
 use node_report::{is_ready, machine, node_report};
 use pace::pace;
 use std::{path::PathBuf, sync::Arc};
@@ -148,10 +150,11 @@ impl ControlPlane {
 async fn observe(facts: Facts, reports: watch::Sender<Option<Arc<NodeReport>>>) {
     let Facts { boot, mut node, api, .. } = facts;
     let machine = machine(&boot);
-    let begun = Instant::now();
+    let (begun, mut images) = (Instant::now(), Images::default());
     loop {
         let info = node.borrow_and_update().clone();
-        let report = node_report(&api, &machine, &info).await;
+        let report =
+            NodeReport { images: images.get(&api).await, ..node_report(&api, &machine, &info).await };
         let (publishes, wait) = pace(is_ready(&report), begun.elapsed());
         reports.send_if_modified(|known| {
             let changed = publishes && known.as_deref() != Some(&report);
