@@ -88,6 +88,8 @@ fn run_tests(cluster: &Cluster, bin: &Path, focus: &[String]) -> Result<Results>
     let mut args: Vec<String> = [
         "--provider=skeleton",
         "--ginkgo.no-color",
+        // Ginkgo ends a suite after an hour by itself; all of [Conformance] takes longer.
+        "--ginkgo.timeout=6h",
         "--ginkgo.silence-skips",
         "--disable-log-dump",
         "--allowed-not-ready-nodes=0",
