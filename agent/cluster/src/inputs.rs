@@ -169,7 +169,7 @@ impl Keeper {
         {
             return;
         }
-        let alive = || snapshot.pods.values().filter(|desired| desired.terminal.is_none()).map(|d| &d.pod);
+        let alive = || snapshot.pods.values().filter(|desired| !desired.is_over()).map(|d| &d.pod);
         let services = by_namespace(alive().map(|pod| &pod.key.namespace).collect(), &snapshot.services);
         let services_of = |pod: &Pod| services.get(&pod.key.namespace).map_or(&[][..], Vec::as_slice);
         let inputs = |pod: &Arc<Pod>| PodInputs::of(pod, &snapshot.objects, services_of(pod));

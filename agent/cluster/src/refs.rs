@@ -76,7 +76,7 @@ impl References {
     /// Takes a pod that is new or has changed, or is gone.
     pub(crate) fn pod(&mut self, uid: &PodUid, pod: Option<&DesiredPod>, objects: &mut Arc<Objects>) {
         // A pod that has ended reads nothing any more.
-        let names = pod.filter(|pod| pod.terminal.is_none()).map(names).unwrap_or_default();
+        let names = pod.filter(|pod| !pod.is_over()).map(names).unwrap_or_default();
         for name in self.usage.set(uid, names, Instant::now()) {
             // A reflector that waits after a refusal starts anew: what refused the object to an earlier pod need not
             // refuse it to this one.

@@ -15,6 +15,7 @@
 
 mod action;
 mod backoff;
+mod from_api;
 mod learn;
 mod memory;
 mod observed;
@@ -28,7 +29,7 @@ mod terminal;
 
 pub use action::{Action, Failure, Payload};
 pub use learn::{Fact, learn};
-pub use memory::{Ending, HookState, Memory, Readiness, Run, Stop, StopCause};
+pub use memory::{Ending, HookState, Memory, PastRun, Readiness, Run, Stop, StopCause};
 pub use observed::{Exit, Observed, ObservedContainer, ObservedSandbox, RunState, SandboxState};
 
 use crate::{
@@ -36,7 +37,7 @@ use crate::{
     ids::{ContainerId, ContainerName},
     model::{Pod, ProbeKind},
     refs::Ref,
-    status::{Phase, PodStatus},
+    status::{PodStatus, TerminalPhase, Truth},
     time::{Boottime, Now},
     value::Why,
 };
@@ -50,9 +51,11 @@ pub struct Desired {
     /// Grace period in seconds of a pod that shall end; `None` while the pod shall run. A later, smaller
     /// value shortens the grace period, counted from the first decision with it. No value prolongs it.
     pub end: Option<u32>,
-    /// The phase Succeeded or Failed that the API server shows already: what runs of the pod ends, and no
-    /// container starts any more.
-    pub terminal: Option<Phase>,
+    /// The end of the pod that the API server shows already: what runs of the pod ends, and no container
+    /// starts any more.
+    pub terminal: Option<TerminalPhase>,
+    /// The conditions of other writers that the pod's readiness gates name, by their types.
+    pub gates: BTreeMap<String, Truth>,
     /// The pod's references to objects that are unknown, each with the reason. What is made of such an object waits:
     /// the volumes, or the start of the container.
     pub unknown: BTreeMap<Ref, Why>,
@@ -61,7 +64,7 @@ pub struct Desired {
 impl Desired {
     /// The wanted pod, of which every object is known or absent.
     pub fn new(pod: Arc<Pod>, end: Option<u32>) -> Desired {
-        Desired { pod, end, terminal: None, unknown: BTreeMap::new() }
+        Desired { pod, end, terminal: None, gates: BTreeMap::new(), unknown: BTreeMap::new() }
     }
 
     /// The pod that no source wants any more: the grace period is the spec's, or the shorter one that the pod was given

@@ -1,5 +1,9 @@
 //! Status types of a pod: phase, conditions and container states in Kubernetes' terms.
 
+mod api_status;
+
+pub use api_status::ApiStatus;
+
 use crate::{
     ids::{ContainerId, ContainerName},
     model::QosClass,
@@ -11,6 +15,9 @@ use std::net::IpAddr;
 /// `status` of a pod, as far as the node owns it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodStatus {
+    /// `status.observedGeneration`, also that of every condition: the generation of the spec on which the status rests.
+    #[serde(default)]
+    pub observed_generation: Option<i64>,
     /// `status.phase`.
     pub phase: Phase,
     /// `status.reason`, for example `DeadlineExceeded`.
@@ -43,6 +50,7 @@ impl PodStatus {
     /// container.
     pub fn new(phase: Phase, qos: QosClass) -> PodStatus {
         PodStatus {
+            observed_generation: None,
             phase,
             reason: None,
             message: None,
@@ -89,6 +97,18 @@ impl Phase {
     }
 }
 
+/// Phase Succeeded or Failed as the API server shows it, set by this node or by another writer: eviction by taints,
+/// the garbage collection of pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TerminalPhase {
+    /// The phase.
+    pub phase: Phase,
+    /// `status.reason`.
+    pub reason: Option<String>,
+    /// `status.message`.
+    pub message: Option<String>,
+}
+
 /// Type of a condition; only the types that a node owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ConditionType {
@@ -106,6 +126,30 @@ pub enum ConditionType {
     DisruptionTarget,
 }
 
+impl ConditionType {
+    /// Every type, in the order of the declaration.
+    pub const ALL: [ConditionType; 6] = [
+        ConditionType::PodReadyToStartContainers,
+        ConditionType::Initialized,
+        ConditionType::Ready,
+        ConditionType::ContainersReady,
+        ConditionType::PodScheduled,
+        ConditionType::DisruptionTarget,
+    ];
+
+    /// `type` of the condition.
+    pub fn name(self) -> &'static str {
+        match self {
+            ConditionType::PodReadyToStartContainers => "PodReadyToStartContainers",
+            ConditionType::Initialized => "Initialized",
+            ConditionType::Ready => "Ready",
+            ConditionType::ContainersReady => "ContainersReady",
+            ConditionType::PodScheduled => "PodScheduled",
+            ConditionType::DisruptionTarget => "DisruptionTarget",
+        }
+    }
+}
+
 /// Status of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Truth {
@@ -115,6 +159,17 @@ pub enum Truth {
     False,
     /// The node does not know, for example after the memory of the pod was lost.
     Unknown,
+}
+
+impl Truth {
+    /// `status` of a condition.
+    pub fn name(self) -> &'static str {
+        match self {
+            Truth::True => "True",
+            Truth::False => "False",
+            Truth::Unknown => "Unknown",
+        }
+    }
 }
 
 /// One of `status.conditions`.
@@ -199,8 +254,8 @@ pub struct Terminated {
     pub message: Option<String>,
     /// When the process started.
     pub started_at: Option<Wall>,
-    /// When the process ended.
-    pub finished_at: Wall,
-    /// The container id of the run that ended.
-    pub id: ContainerId,
+    /// When the process ended; `None` where the end was not observed.
+    pub finished_at: Option<Wall>,
+    /// The container id of the run that ended; `None` for a container that is not known to have run.
+    pub id: Option<ContainerId>,
 }

@@ -54,6 +54,7 @@ fn no_history_breaks_a_promise() {
         ("agent deaths", sum.agent_deaths),
         ("memory losses", sum.memory_losses),
         ("reboots", sum.reboots),
+        ("pasts from the API server", sum.pasts),
         ("sandbox losses", sum.sandbox_losses),
         ("outages", sum.outages),
         ("ready", sum.ready),

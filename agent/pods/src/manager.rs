@@ -72,6 +72,8 @@ struct WorkerHandle {
     mailbox: Option<mpsc::UnboundedSender<WorkerMessage>>,
     /// No source wants the pod, and the worker was told so.
     unwanted: bool,
+    /// The worker began with the pod's memory, or knows of the pod's past what its source does.
+    told: bool,
     /// Set by the worker once the pod has ended, and from the start for a rejected pod. Such a pod uses no
     /// resources of the node, and admission does not count them.
     over: Arc<AtomicBool>,
@@ -122,7 +124,8 @@ struct Manager<H, R> {
     /// Pods with containers whose spec cannot be read. Their containers are left alone.
     unreadable: BTreeSet<PodUid>,
     /// Pods of which nothing is left and which their source still has, because they end there more slowly: a finalizer
-    /// keeps them, or their deletion was not sent yet. They get no second worker.
+    /// keeps them, or their deletion was not sent yet. They get no second worker, and their memory stays until their
+    /// source lets them go, so that the next agent does not give them one either.
     done: BTreeSet<PodUid>,
     panics: HashMap<PodUid, u32>,
     /// Wanted pods that are reported as waiting, each with its reason.
@@ -279,6 +282,15 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         self.panics.remove(uid);
         if self.desired.pods.get(uid).is_some_and(|wanted| wanted.end.is_some()) {
             self.done.insert(uid.clone());
+        } else {
+            self.forget(uid);
+        }
+    }
+
+    /// Removes the memory of a pod of which nothing is left and that its source has let go.
+    fn forget(&self, uid: &PodUid) {
+        if let Err(error) = self.store.forget(uid) {
+            tracing::warn!(%uid, %error, "cannot remove the memory of an ended pod");
         }
     }
 

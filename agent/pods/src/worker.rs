@@ -212,14 +212,12 @@ impl<H: Executor, R: Reports> Worker<H, R> {
         for e in p.events {
             self.event(e);
         }
+        // The memory of a pod of which nothing is left stays until its source lets the pod go.
+        self.save();
         if p.finished {
-            if let Err(error) = self.store.forget(&self.desired.pod.uid) {
-                tracing::warn!(pod = %self.desired.pod.key, %error, "cannot remove the memory of an ended pod");
-            }
             self.publish(p.status, true);
             return true;
         }
-        self.save();
         for action in p.actions {
             self.begin(action);
         }
@@ -344,6 +342,10 @@ impl<H: Executor, R: Reports> Worker<H, R> {
                     self.refresh_at = Some(now.boottime);
                     self.learn(Fact::InputsChanged, now);
                 }
+            }
+            WorkerMessage::Past(api) => {
+                let pod = Arc::clone(self.pod());
+                self.memory.add_api_status(&pod, &api, now);
             }
             WorkerMessage::Objects(o) => {
                 self.objects = o;

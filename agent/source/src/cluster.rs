@@ -8,6 +8,7 @@
 
 mod mirror;
 mod pod;
+mod status;
 
 use crate::convert::{
     self,
@@ -27,6 +28,7 @@ use std::fmt;
 
 pub use mirror::{mirror_object, mirrored};
 pub use pod::{ApiPod, pod};
+pub use status::api_status;
 
 /// Label with the name of the Service of an EndpointSlice.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";

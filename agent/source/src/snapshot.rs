@@ -1,11 +1,11 @@
 //! The desired state of one source at one moment.
 
-use crate::ManifestError;
+use crate::{ManifestError, cluster::api_status};
 use berth_core::{
     ids::{PodKey, PodUid},
     model::{EndpointSlice, Objects, Pod, Service},
     shared::{Keyed, Shared},
-    status::Phase,
+    status::{ApiStatus, Phase},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -69,14 +69,14 @@ pub struct DesiredPod {
     pub held: Option<String>,
     /// Grace period in seconds of a pod that shall end, at least 1; `None` for every pod of a directory.
     pub end: Option<u32>,
-    /// The phase Succeeded or Failed that the API server shows already: no container of the pod starts any more.
-    pub terminal: Option<Phase>,
+    /// The status that the API server has; empty for every pod of a directory.
+    pub api: Arc<ApiStatus>,
 }
 
 impl DesiredPod {
     /// A pod of a directory.
     pub fn of_file(pod: Arc<Pod>, raw: Arc<serde_json::Value>) -> DesiredPod {
-        DesiredPod { pod, raw, held: None, end: None, terminal: None }
+        DesiredPod { pod, raw, held: None, end: None, api: Arc::default() }
     }
 
     /// A pod of the API server. `raw` is the object with its status, and `pod` is converted from it.
@@ -89,12 +89,13 @@ impl DesiredPod {
             let seconds = metadata["deletionGracePeriodSeconds"].as_i64();
             seconds.map_or(pod.grace_seconds, |s| u32::try_from(s.max(1)).unwrap_or(u32::MAX)).max(1)
         });
-        let terminal = match raw["status"]["phase"].as_str() {
-            Some("Succeeded") => Some(Phase::Succeeded),
-            Some("Failed") => Some(Phase::Failed),
-            _ => None,
-        };
-        DesiredPod { pod, raw, held: None, end, terminal }
+        let api = Arc::new(api_status(&raw["status"]));
+        DesiredPod { pod, raw, held: None, end, api }
+    }
+
+    /// Whether the API server shows the end of the pod already: no container of the pod starts any more.
+    pub fn is_over(&self) -> bool {
+        self.api.phase.is_some_and(Phase::is_terminal)
     }
 }
 
@@ -126,7 +127,7 @@ mod tests {
         let of = |metadata, phase| {
             let raw = json!({ "metadata": metadata, "status": { "phase": phase } });
             let desired = DesiredPod::of_api(Arc::new(pod.clone()), Arc::new(raw));
-            (desired.end, desired.terminal)
+            (desired.end, desired.api.phase.filter(|phase| phase.is_terminal()))
         };
         let deleted = |grace| json!({ "deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": grace });
         assert_eq!(of(json!({}), "Pending"), (None, None));

@@ -4,9 +4,7 @@ use berth_core::{
     model::{
         Container, MountPropagation, NodeInfo, Pod, QosClass, RecursiveReadOnly, ResourceList, Resources,
     },
-    status::{
-        Condition, ConditionType, ContainerState, ContainerStatus, Phase, PodStatus, Terminated, Truth,
-    },
+    status::{Condition, ContainerState, ContainerStatus, Phase, PodStatus, Terminated, Truth},
     time::Wall,
 };
 use jiff::Timestamp;
@@ -21,12 +19,12 @@ pub fn pod_object(raw: &Value, pod: &Pod, status: &PodStatus, node: &NodeInfo) -
     };
     object.insert("apiVersion".to_owned(), "v1".into());
     object.insert("kind".to_owned(), "Pod".into());
-    object.insert("status".to_owned(), pod_status(raw, pod, status, node));
+    object.insert("status".to_owned(), pod_status(pod, status, node));
     object.into()
 }
 
 /// `status` of the pod's object.
-pub fn pod_status(raw: &Value, pod: &Pod, status: &PodStatus, node: &NodeInfo) -> Value {
+pub fn pod_status(pod: &Pod, status: &PodStatus, node: &NodeInfo) -> Value {
     let node_ips = node.ips.as_slice();
     let own_ips = if pod.namespaces.host_network { node_ips } else { status.pod_ips.as_slice() };
     let mut s = Map::new();
@@ -40,12 +38,12 @@ pub fn pod_status(raw: &Value, pod: &Pod, status: &PodStatus, node: &NodeInfo) -
         resources(&mut s, &pod.total());
     }
     addresses(&mut s, ("podIP", "podIPs"), own_ips);
-    let generation = raw.pointer("/metadata/generation");
+    let generation = status.observed_generation;
     let conditions: Vec<Value> = status.conditions.iter().map(|c| condition(c, generation)).collect();
     if !conditions.is_empty() {
         s.insert("conditions".to_owned(), conditions.into());
     }
-    put(&mut s, "observedGeneration", generation.cloned());
+    put(&mut s, "observedGeneration", generation.map(Value::from));
     for (field, list, of) in [
         ("initContainerStatuses", &status.init_containers, &pod.init_containers),
         ("containerStatuses", &status.containers, &pod.containers),
@@ -94,28 +92,15 @@ fn phase(phase: Phase) -> &'static str {
     }
 }
 
-fn condition(c: &Condition, generation: Option<&Value>) -> Value {
-    let kind = match c.kind {
-        ConditionType::PodReadyToStartContainers => "PodReadyToStartContainers",
-        ConditionType::Initialized => "Initialized",
-        ConditionType::Ready => "Ready",
-        ConditionType::ContainersReady => "ContainersReady",
-        ConditionType::PodScheduled => "PodScheduled",
-        ConditionType::DisruptionTarget => "DisruptionTarget",
-    };
-    let status = match c.status {
-        Truth::True => "True",
-        Truth::False => "False",
-        Truth::Unknown => "Unknown",
-    };
+fn condition(c: &Condition, generation: Option<i64>) -> Value {
     let mut map = Map::new();
-    map.insert("type".to_owned(), kind.into());
-    map.insert("status".to_owned(), status.into());
+    map.insert("type".to_owned(), c.kind.name().into());
+    map.insert("status".to_owned(), c.status.name().into());
     map.insert("lastProbeTime".to_owned(), Value::Null);
     map.insert("lastTransitionTime".to_owned(), time(c.since).unwrap_or(Value::Null));
     put(&mut map, "reason", c.reason.clone().map(Value::from));
     put(&mut map, "message", c.message.clone().map(Value::from));
-    put(&mut map, "observedGeneration", generation.cloned());
+    put(&mut map, "observedGeneration", generation.map(Value::from));
     map.into()
 }
 
@@ -207,8 +192,8 @@ fn terminated(t: &Terminated) -> Value {
     map.insert("reason".to_owned(), t.reason.as_str().into());
     put(&mut map, "message", t.message.clone().map(Value::from));
     map.insert("startedAt".to_owned(), t.started_at.and_then(time).unwrap_or(Value::Null));
-    map.insert("finishedAt".to_owned(), time(t.finished_at).unwrap_or(Value::Null));
-    map.insert("containerID".to_owned(), format!("containerd://{}", t.id).into());
+    map.insert("finishedAt".to_owned(), t.finished_at.and_then(time).unwrap_or(Value::Null));
+    put(&mut map, "containerID", t.id.as_ref().map(|id| format!("containerd://{id}").into()));
     map.into()
 }
 

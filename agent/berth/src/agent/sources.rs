@@ -135,8 +135,14 @@ fn same_pods(a: &Snapshot, b: &Snapshot) -> bool {
 }
 
 fn desired_set(sources: &Sources) -> DesiredSet {
-    let desired =
-        |pod: &DesiredPod| Desired { terminal: pod.terminal, ..Desired::new(Arc::clone(&pod.pod), pod.end) };
-    let pods = sources.pods().into_iter().map(|(uid, pod)| (uid, desired(&pod))).collect();
-    DesiredSet { listed: sources.listed(), pods, objects: sources.objects() }
+    let desired = |pod: &DesiredPod| Desired {
+        terminal: pod.api.terminal(),
+        gates: pod.api.gates(&pod.pod),
+        ..Desired::new(Arc::clone(&pod.pod), pod.end)
+    };
+    let all = sources.pods();
+    let reported = all.iter().filter(|(_, pod)| pod.api.is_reported());
+    let past = reported.map(|(uid, pod)| (uid.clone(), Arc::clone(&pod.api))).collect();
+    let pods = all.into_iter().map(|(uid, pod)| (uid, desired(&pod))).collect();
+    DesiredSet { listed: sources.listed(), pods, past, objects: sources.objects() }
 }

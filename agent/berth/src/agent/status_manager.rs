@@ -213,13 +213,13 @@ impl PodReports for StatusManager {
         let pods = self.entries();
         let entry = pods.get(uid)?;
         let (pod, status) = (&entry.report.pod, &entry.report.status);
-        let raw = entry.desired.as_ref().map(|desired| Arc::clone(&desired.raw)).unwrap_or_default();
         let runs = |c: &ContainerStatus| matches!(c.state, ContainerState::Running { .. });
         Some(PodToPublish {
             pod: Arc::clone(pod),
-            status: pod_status(&raw, pod, status, &node),
-            // A readiness that is not known yet would take the pod out of its Services.
-            observed: is_observed(&entry.report),
+            status: pod_status(pod, status, &node),
+            // A readiness that is not known yet would take the pod out of its Services. A worker that has not heard of
+            // the source yet does not know the pod's past.
+            observed: is_observed(&entry.report) && entry.desired.is_some(),
             may_run: status.init_containers.iter().chain(&status.containers).any(runs),
             torn_down: entry.torn_down,
         })

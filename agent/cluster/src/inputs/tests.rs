@@ -2,7 +2,7 @@ use super::*;
 use berth_core::{
     ids::PodKey,
     model::{Container, EnvFrom, EnvFromSource},
-    status::Phase,
+    status::{ApiStatus, Phase},
 };
 use berth_source::DesiredPod;
 use serde_json::json;
@@ -92,7 +92,8 @@ fn the_inputs_of_a_pod_that_is_gone_are_removed_also_by_the_next_agent() {
     assert_eq!(files(&before.dir).len(), 3);
     before.take(&snapshot(&[desired("u1"), desired("u2")]));
     assert_eq!(files(&before.dir).len(), 2);
-    let ended = DesiredPod { terminal: Some(Phase::Failed), ..(*desired("u2")).clone() };
+    let api = Arc::new(ApiStatus { phase: Some(Phase::Failed), ..ApiStatus::default() });
+    let ended = DesiredPod { api, ..(*desired("u2")).clone() };
     let mut after = keeper(dir.path());
     after.take(&snapshot(&[Arc::new(ended), desired("u4")]));
     let left: Vec<_> = files(&after.dir).iter().map(|f| f.file_stem().unwrap().to_owned()).collect();

@@ -79,7 +79,7 @@ impl State {
         self.api.put(&uid, Arc::clone(&pod.raw));
         // Most changes are of the status, and leave what is to run.
         let known = self.desired.get(&uid).filter(|known| known.pod == pod.pod);
-        if known.is_none_or(|known| known.terminal != pod.terminal) {
+        if known.is_none_or(|known| known.is_over() != pod.is_over()) {
             self.changed.push(uid.clone());
         }
         let model = known.map_or_else(|| Arc::clone(&pod.pod), |known| Arc::clone(&known.pod));
@@ -147,7 +147,7 @@ impl State {
 
     /// The tokens of the pods that have not ended.
     pub(super) fn tokens(&self) -> BTreeSet<TokenRef> {
-        let alive = self.desired.values().filter(|desired| desired.terminal.is_none());
+        let alive = self.desired.values().filter(|desired| !desired.is_over());
         alive.flat_map(|desired| TokenRef::all_of(&desired.pod)).collect()
     }
 

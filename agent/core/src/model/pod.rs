@@ -22,6 +22,9 @@ pub struct Pod {
     /// `metadata.creationTimestamp`, or when the source first saw the pod. In the second case the pods of one
     /// file are a nanosecond apart, in the order of the file.
     pub created: Wall,
+    /// `metadata.generation`: the number of the spec; `None` for a pod whose source counts none.
+    #[serde(default)]
+    pub generation: Option<i64>,
     /// The source of the pod.
     pub origin: Origin,
     /// `spec.nodeName`.
@@ -89,6 +92,7 @@ impl Pod {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             created: Wall(0),
+            generation: None,
             origin: Origin::Cluster,
             node,
             os: Os::default(),

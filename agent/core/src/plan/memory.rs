@@ -4,13 +4,14 @@
 use super::{Action, Failure, backoff::CrashBackoff};
 use crate::{
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
-    status::{ConditionType, ContainerStatus, Phase, Truth},
+    status::{ConditionType, ContainerStatus, Phase, Terminated, Truth},
     time::{Boottime, Wall},
 };
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Duration,
 };
 
 /// What a worker remembers of its pod.
@@ -19,10 +20,13 @@ pub struct Memory {
     /// Actions that have begun and not ended. The set is not stored, because actions die with the agent.
     #[serde(skip)]
     pub in_flight: BTreeSet<Action>,
-    /// When this node first planned the pod, as `status.startTime` shows it.
+    /// When the pod was first planned on this node, as `status.startTime` shows it.
     pub start_time: Option<Wall>,
     /// The same moment on the boot clock, for `activeDeadlineSeconds`.
     pub start_boottime: Option<Boottime>,
+    /// How long the pod was active before this boot, for `activeDeadlineSeconds`.
+    #[serde(default)]
+    pub active_before: Duration,
     /// Set once the pod has to end.
     pub ending: Option<Ending>,
     /// Set once the machine shuts down: the containers end within this grace period, and no container starts
@@ -41,10 +45,7 @@ pub struct Memory {
     /// The phase published last. The phase only moves forward (Pending, Running, Succeeded or Failed).
     #[serde(default)]
     pub phase: Option<Phase>,
-    /// When the published phase first was Succeeded or Failed.
-    #[serde(default)]
-    pub ended_at: Option<Wall>,
-    /// The addresses of the last sandbox. The status of a pod that has ended still shows them.
+    /// The addresses that the status showed last. It still shows them once the pod has ended or is ending.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
     /// Stray runs, with the time of the last SIGKILL: runs that are not the newest of their container, or
@@ -113,6 +114,20 @@ pub struct ContainerMemory {
     /// once the container record is removed.
     #[serde(default)]
     pub last: Option<ContainerStatus>,
+    /// The run that the API's status showed when this memory was made of it.
+    #[serde(default)]
+    pub past: Option<PastRun>,
+}
+
+/// A run of a container that the API's status told of. The pod's status shows it where no record of a run tells more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastRun {
+    /// The run's container id.
+    pub id: Option<ContainerId>,
+    /// The run's end; `None` where it did not run.
+    pub end: Option<Terminated>,
+    /// The end of the run before it.
+    pub before: Option<Terminated>,
 }
 
 /// What a worker remembers of one run of a container.

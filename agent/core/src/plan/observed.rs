@@ -183,8 +183,8 @@ impl Exit {
             reason: self.reason().to_owned(),
             message: self.message.clone(),
             started_at: self.started_at,
-            finished_at: self.at,
-            id: id.clone(),
+            finished_at: Some(self.at),
+            id: Some(id.clone()),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     ids::{Attempt, ContainerId, ContainerName, SandboxAttempt},
     model::{Container, Pod, ProbeKind},
     refs::{Ref, env_refs},
-    status::Phase,
+    status::{TerminalPhase, Truth},
     time::{Boottime, Now},
     value::Why,
 };
@@ -22,8 +22,10 @@ type ObservedRun<'a> = (&'a ContainerId, &'a ObservedContainer);
 pub(super) struct Planner<'a> {
     pub(super) pod: &'a Pod,
     unknown: &'a BTreeMap<Ref, Why>,
-    /// The terminal phase that the API server shows.
-    pub(super) shown_terminal: Option<Phase>,
+    /// The end of the pod that the API server shows.
+    pub(super) shown_terminal: Option<&'a TerminalPhase>,
+    /// The conditions that the pod's readiness gates name.
+    pub(super) gates: &'a BTreeMap<String, Truth>,
     pub(super) seen: &'a Observed,
     /// The newest observed run of each container, computed once because nearly every query needs it.
     newest: Vec<ObservedRun<'a>>,
@@ -75,7 +77,8 @@ impl<'a> Planner<'a> {
         Planner {
             pod: &desired.pod,
             unknown: &desired.unknown,
-            shown_terminal: desired.terminal,
+            shown_terminal: desired.terminal.as_ref(),
+            gates: &desired.gates,
             seen,
             newest: newest_runs(seen),
             memory,

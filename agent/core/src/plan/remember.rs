@@ -20,9 +20,6 @@ impl Planner<'_> {
         if let Some(s) = &self.seen.sandbox {
             let seen = s.sandbox_attempt;
             self.memory.sandbox_attempt = Some(self.memory.sandbox_attempt.map_or(seen, |i| i.max(seen)));
-            if !s.ips.is_empty() && self.memory.ips != s.ips {
-                self.memory.ips.clone_from(&s.ips);
-            }
         }
         self.drop_settled_retries();
         let pod = self.pod;

@@ -188,13 +188,8 @@ impl Planner<'_> {
                 }
             }
             ContainerPhase::Never => {
-                // A run that began and left no record begins again under the same attempt number.
-                let attempt = match self.mem(&spec.name).and_then(|m| m.attempt) {
-                    Some(a) if self.run(&spec.name).is_some_and(|r| r.started_at.is_some()) => a.next(),
-                    Some(a) => a,
-                    None => Attempt(0),
-                };
-                self.begin(spec, attempt);
+                let begun = self.mem(&spec.name).and_then(|m| m.attempt);
+                self.begin(spec, begun.map_or(Attempt(0), |a| self.after_unrecorded(spec, a)));
             }
             ContainerPhase::Dead(id, exit) => {
                 let recorded =
@@ -208,8 +203,7 @@ impl Planner<'_> {
                 let attempt = self.seen.containers.get(id).map_or(Attempt(0), |c| c.attempt);
                 let begun = self.mem(&spec.name).and_then(|m| m.attempt).unwrap_or(attempt);
                 if begun > attempt {
-                    // The next run has already begun and left no record yet.
-                    self.begin(spec, begun);
+                    self.begin(spec, self.after_unrecorded(spec, begun));
                     return;
                 }
                 if let Some((until, _)) = self.back_off(&spec.name, id) {
@@ -223,6 +217,13 @@ impl Planner<'_> {
                 }
             }
         }
+    }
+
+    /// The attempt that follows a run of which no record is there: the same one where it only began, and the next one
+    /// where it had started, so that its record is lost.
+    fn after_unrecorded(&self, spec: &Container, begun: Attempt) -> Attempt {
+        let started = self.run(&spec.name).is_some_and(|r| r.started_at.is_some());
+        if started { begun.next() } else { begun }
     }
 
     fn is_plain_init(&self, spec: &Container) -> bool {

@@ -6,11 +6,13 @@ mod container;
 mod phase;
 mod waiting_for;
 
-use super::{SandboxState, planner::Planner};
-use crate::status::{ConditionType, ContainerStatus, Phase, PodStatus, Truth};
+use super::{ObservedSandbox, SandboxState, planner::Planner};
+use crate::status::{ConditionType, ContainerState, ContainerStatus, Phase, PodStatus, Truth};
 use conditions::{conditions, is_initialized, shows_sandbox};
+pub(super) use container::unknown_end;
 use container::{container_status, keep_terminated, terminate_waiting};
 use phase::{forwards, phase};
+use std::net::IpAddr;
 use waiting_for::waiting_for;
 
 /// Builds the status, and notes in the memory the last transition of each condition.
@@ -26,9 +28,12 @@ pub(super) fn status(d: &mut Planner<'_>, terminal: Option<Phase>) -> PodStatus 
         pod.containers.iter().map(|c| container_status(d, c, over)).collect();
     let phase = forwards(d, phase(d, &init, &mains, terminal));
     let initialized = is_initialized(d, &init, &mains);
-    if phase.is_terminal() && initialized {
-        terminate_waiting(d, &mut init);
-        terminate_waiting(d, &mut mains);
+    if phase.is_terminal() {
+        let begun = if initialized { init.len() } else { begun(&init) };
+        terminate_waiting(&mut init[..begun]);
+        if initialized {
+            terminate_waiting(&mut mains);
+        }
     }
     if phase.is_terminal() || d.memory.ending.is_some() {
         keep_terminated(d, &init);
@@ -36,21 +41,17 @@ pub(super) fn status(d: &mut Planner<'_>, terminal: Option<Phase>) -> PodStatus 
     }
     let conditions = conditions(d, phase, initialized, &init, &mains);
     mains.sort_by(|a, b| a.name.cmp(&b.name));
-    let failed = d.memory.failed.clone().filter(|_| phase == Phase::Failed);
+    let (reason, message) = why_ended(d, phase);
     let ready = conditions.iter().any(|c| c.kind == ConditionType::Ready && c.status == Truth::True);
     let waiting = if ready { None } else { waiting_for(d, phase, &init, &mains) };
     let (waiting_for, next_try) = waiting.map_or((None, None), |(what, next)| (Some(what), next));
     PodStatus {
+        observed_generation: pod.generation,
         phase,
-        reason: failed.as_ref().map(|f| f.reason.clone()),
-        message: failed.map(|f| f.message),
+        reason,
+        message,
         start_time: d.memory.start_time,
-        pod_ips: match &d.seen.sandbox {
-            Some(s) if s.state == SandboxState::Broken || shows_sandbox(d) => s.ips.clone(),
-            // A pod that has ended keeps showing the addresses that it had.
-            _ if phase.is_terminal() => d.memory.ips.clone(),
-            _ => Vec::new(),
-        },
+        pod_ips: addresses(d, phase),
         conditions,
         init_containers: init,
         containers: mains,
@@ -61,9 +62,40 @@ pub(super) fn status(d: &mut Planner<'_>, terminal: Option<Phase>) -> PodStatus 
     }
 }
 
+/// The addresses of the sandbox; of a pod that has ended or is ending those that it showed before.
+fn addresses(d: &mut Planner<'_>, phase: Phase) -> Vec<IpAddr> {
+    let shown = |s: &&ObservedSandbox| s.state == SandboxState::Broken || shows_sandbox(d);
+    match d.seen.sandbox.as_ref().filter(shown).filter(|s| !s.ips.is_empty()) {
+        Some(sandbox) => {
+            d.memory.ips.clone_from(&sandbox.ips);
+            sandbox.ips.clone()
+        }
+        None if phase.is_terminal() || d.memory.ending.is_some() => d.memory.ips.clone(),
+        None => Vec::new(),
+    }
+}
+
+/// How many init containers, from the first on, have begun or had to: all up to the last that has run, and at least the
+/// first (`initializedContainers`, `pkg/kubelet/status`).
+fn begun(init: &[ContainerStatus]) -> usize {
+    let ran =
+        |c: &ContainerStatus| !matches!(c.state, ContainerState::Waiting { .. }) || c.last_state.is_some();
+    init.iter().rposition(ran).map_or(1, |last| last + 1).min(init.len())
+}
+
+/// Reason and message of the phase: those of the node, else those that the API server shows with the same phase.
+fn why_ended(d: &Planner<'_>, phase: Phase) -> (Option<String>, Option<String>) {
+    if let Some(failed) = d.memory.failed.as_ref().filter(|_| phase == Phase::Failed) {
+        return (Some(failed.reason.clone()), Some(failed.message.clone()));
+    }
+    let shown = d.shown_terminal.filter(|shown| shown.phase == phase);
+    shown.map_or((None, None), |shown| (shown.reason.clone(), shown.message.clone()))
+}
+
 /// The status of a pod that the node rejected on admission: neither containers nor conditions.
 fn rejected(d: &Planner<'_>) -> PodStatus {
     PodStatus {
+        observed_generation: d.pod.generation,
         reason: d.memory.failed.as_ref().map(|f| f.reason.clone()),
         message: d.memory.failed.as_ref().map(|f| f.message.clone()),
         start_time: d.memory.start_time,

@@ -16,8 +16,8 @@ impl Planner<'_> {
             return Some(phase);
         }
         // Another writer may end a pod: eviction by taints, the garbage collection of pods, a Job's back-off.
-        if self.shown_terminal.is_some() {
-            return self.shown_terminal;
+        if let Some(shown) = self.shown_terminal {
+            return Some(shown.phase);
         }
         if self.memory.failed.is_some() {
             return Some(Phase::Failed);
@@ -29,7 +29,8 @@ impl Planner<'_> {
         if self.memory.ending.is_none()
             && let (Some(limit), Some(start)) = (pod.active_deadline_seconds, self.memory.start_boottime)
         {
-            let due = start + Duration::from_secs(u64::from(limit));
+            let left = Duration::from_secs(u64::from(limit)).saturating_sub(self.memory.active_before);
+            let due = start + left;
             if due <= self.now.boottime {
                 const WHY: &str = "Pod was active on the node longer than the specified deadline";
                 self.memory.failed = Some(Failure::new("DeadlineExceeded", WHY));

@@ -77,8 +77,9 @@ impl Case {
         case
     }
 
+    /// The seconds of the wall clock since the case began.
     pub(crate) fn seconds(&self) -> u64 {
-        self.now.boottime.0.as_secs() - 1000
+        u64::try_from(self.now.wall.seconds() - 1_700_000_000).expect("as the case has it")
     }
 
     /// Plans and acts until no action begins any more.

@@ -5,7 +5,7 @@ use berth_core::{
     ids::*,
     model::*,
     plan::*,
-    status::{ConditionType, ContainerState, Phase, Truth},
+    status::{ConditionType, ContainerState, Phase, TerminalPhase, Truth},
 };
 
 #[test]
@@ -142,10 +142,61 @@ fn what_follows_an_init_container_begins_once_its_end_is_published() {
 }
 
 #[test]
-fn readiness_gates_are_named() {
-    let gated = Pod { readiness_gates: vec!["a.b/c".to_owned()], ..pod(vec![], vec![container("a")]) };
-    let ready = Case::up(gated).settle().status.condition(ConditionType::Ready).cloned();
-    let message = ready.expect("as the case has it").message;
-    let missing = "corresponding condition of pod readiness gate \"a.b/c\" does not exist.";
-    assert_eq!(message.as_deref(), Some(missing));
+fn a_pod_is_ready_once_its_readiness_gates_hold() {
+    let gates = ["a.b/c", "d", "Initialized", "ContainersReady"].map(str::to_owned).to_vec();
+    let mut case = Case::up(Pod { readiness_gates: gates, ..pod(vec![], vec![container("a")]) });
+    let none = |gate| format!("corresponding condition of pod readiness gate {gate:?} does not exist.");
+    let no =
+        |gate, status| format!("the status of pod readiness gate {gate:?} is not \"True\", but {status}");
+    // The last one does not exist yet when the node computes Ready, and the one before holds.
+    for (shown, missing) in [
+        (vec![], vec![none("a.b/c"), none("d"), none("ContainersReady")]),
+        (
+            vec![("a.b/c", Truth::False), ("d", Truth::Unknown), ("ContainersReady", Truth::True)],
+            vec![no("a.b/c", "False"), no("d", "Unknown"), none("ContainersReady")],
+        ),
+        (vec![("a.b/c", Truth::True), ("d", Truth::True)], vec![none("ContainersReady")]),
+    ] {
+        case.desired.gates = shown.iter().map(|(gate, status)| ((*gate).to_owned(), *status)).collect();
+        let status = case.settle().status;
+        let ready = status.condition(ConditionType::Ready).expect("as the case has it");
+        assert_eq!((ready.status, ready.reason.as_deref()), (Truth::False, Some("ReadinessGatesNotReady")));
+        assert_eq!(ready.message.as_deref(), Some(missing.join(", ").as_str()));
+        let containers = status.condition(ConditionType::ContainersReady).expect("as the case has it");
+        assert_eq!((containers.status, &containers.message), (Truth::True, &None));
+    }
+    std::sync::Arc::make_mut(&mut case.desired.pod).readiness_gates.pop();
+    assert!(case.settle().status.is_ready());
+    case.desired.gates.insert("d".to_owned(), Truth::False);
+    assert!(!case.settle().status.is_ready(), "and not ready again without one");
+}
+
+#[test]
+fn the_status_tells_the_generation_of_the_spec_that_it_rests_on() {
+    let mut case = Case::up(Pod { generation: Some(2), ..pod(vec![], vec![container("a")]) });
+    assert_eq!(case.settle().status.observed_generation, Some(2));
+    std::sync::Arc::make_mut(&mut case.desired.pod).generation = Some(3);
+    assert_eq!(case.settle().status.observed_generation, Some(3));
+}
+
+#[test]
+fn the_end_that_another_writer_gave_a_pod_keeps_its_reason() {
+    let mut case = Case::up(pod(vec![], vec![container("a")]));
+    let evicted = TerminalPhase {
+        phase: Phase::Failed,
+        reason: Some("TaintManagerEviction".into()),
+        message: Some("m".into()),
+    };
+    case.desired.terminal = Some(evicted.clone());
+    case.settle();
+    case.exit("a", 0, false);
+    let status = case.settle().status;
+    assert_eq!(
+        (status.phase, &status.reason, &status.message),
+        (Phase::Failed, &evicted.reason, &evicted.message)
+    );
+    assert!(case.seen.sandbox.is_none());
+    case.pass(600);
+    case.settle();
+    assert_eq!(case.begun("Start", "a"), [0], "nothing of it runs again");
 }

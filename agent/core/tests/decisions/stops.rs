@@ -120,3 +120,57 @@ fn a_shorter_grace_period_counts_from_its_own_moment_and_none_prolongs() {
         assert_eq!(case.begun("Kill", "a").first(), Some(&killed), "{ends:?}");
     }
 }
+
+#[test]
+fn a_pod_that_is_deleted_before_it_runs_has_failed_once_nothing_of_it_is_left() {
+    use berth_core::status::{ContainerState, Phase};
+    let of = |init: Vec<Container>, origin: Origin, held: &'static str| {
+        let mut case = Case::new(Pod { origin, ..pod(init, vec![container("a")]) });
+        case.held = vec![held];
+        case.settle();
+        case
+    };
+    let static_pod = || Origin::StaticFile("/static/p.yaml".into());
+    let lost = |state: ContainerState| match state {
+        ContainerState::Terminated(t) => Some((t.exit_code, t.reason, t.id, t.started_at, t.finished_at)),
+        _ => None,
+    };
+    let unknown = Some((137, "ContainerStatusUnknown".to_owned(), None, None, None));
+    // The init containers with what their state shows at the end, the origin, the phase, and the same of the main one.
+    for (init, origin, phase, main) in [
+        (vec![], Origin::Cluster, Phase::Failed, unknown.clone()),
+        (vec![], static_pod(), Phase::Pending, None),
+        // The pod was not initialized: the main container waited for others.
+        (vec![("i", unknown.clone()), ("j", None)], Origin::Cluster, Phase::Failed, None),
+    ] {
+        let specs = init.iter().map(|(name, _)| container(name)).collect();
+        let mut case = of(specs, origin, "EnsureImage");
+        let ips = case.settle().status.pod_ips;
+        assert!(!ips.is_empty());
+        case.held.push("UnmountVolumes");
+        case.desired.end = Some(30);
+        let status = case.settle().status;
+        assert_eq!((status.phase, &status.pod_ips), (Phase::Pending, &ips), "its volumes are still there");
+        case.held = vec!["EnsureImage", "RemovePod"];
+        let unmount = case.in_flight("UnmountVolumes").expect("as the case has it");
+        case.act(&unmount);
+        case.finish(unmount, Ok(()));
+        let p = case.settle();
+        assert_eq!((p.status.phase, p.finished), (phase, false));
+        assert!(phase == Phase::Pending || p.status.pod_ips == ips, "the addresses stay");
+        assert_eq!(lost(case.state("a")), main);
+        for (name, shown) in init {
+            assert_eq!(lost(case.state(name)), shown, "{name}");
+        }
+    }
+
+    // One whose main containers never ran, though its init container did.
+    let mut case = of(vec![container("i")], Origin::Cluster, "PostStart");
+    case.exit("i", 0, false);
+    case.held = vec!["EnsureImage"];
+    case.memory.containers.clear();
+    case.desired.end = Some(30);
+    case.settle();
+    assert_eq!(lost(case.state("a")), unknown);
+    assert!(matches!(case.state("i"), ContainerState::Terminated(t) if t.exit_code == 0));
+}

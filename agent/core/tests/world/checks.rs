@@ -50,6 +50,9 @@ impl World<'_> {
         {
             return Err(format!("phase {:?} while a container runs", p.status.phase));
         }
+        if p.finished && !p.status.phase.is_terminal() {
+            return Err(format!("nothing is left of the pod, and its phase is {:?}", p.status.phase));
+        }
         if !self.agent.seen.runtime_answers && !p.actions.is_empty() {
             return Err(format!("containerd does not answer, asked for {:?}", p.actions));
         }
@@ -199,7 +202,8 @@ impl World<'_> {
                 let never = self.desired.pod.restart_policy == RestartPolicy::Never;
                 let onfail = self.desired.pod.restart_policy == RestartPolicy::OnFailure
                     && p.status.phase == Phase::Succeeded;
-                if !(never || onfail || p.memory.failed.is_some()) {
+                let told = self.desired.terminal.is_some();
+                if !(never || onfail || told || p.memory.failed.is_some()) {
                     return Err(format!(
                         "terminal phase {:?} under {:?}",
                         p.status.phase, self.desired.pod.restart_policy

@@ -1,7 +1,11 @@
 //! Disturbances of a history: failed actions, deaths of the agent, outages, reboots and losses.
 
 use super::{Agent, Rng, World};
-use berth_core::{plan::*, time::Boottime};
+use berth_core::{
+    plan::*,
+    status::{ApiStatus, Condition, PodStatus},
+    time::{Boottime, Wall},
+};
 use std::time::Duration;
 
 impl World<'_> {
@@ -26,10 +30,20 @@ impl World<'_> {
                 self.note(|| "memory is lost".into());
                 self.tally.memory_losses += 1;
                 self.forgotten = true;
+                let told = self.last_status.clone();
                 self.agent_dies(rng)?;
+                if rng.below(2) == 0 {
+                    self.ask_api_server(told);
+                }
             }
             91..=92 => self.outage(rng),
-            93 => self.reboot(),
+            93 => {
+                let told = self.last_status.clone();
+                self.reboot();
+                if rng.below(2) == 0 {
+                    self.ask_api_server(told);
+                }
+            }
             94 => self.sandbox_suffers(rng),
             95..=96 => {
                 let grace = *rng.pick(&[0, 1, 5, 30]);
@@ -106,6 +120,27 @@ impl World<'_> {
         self.truth.runtime_answers = true;
         self.observe();
         Ok(())
+    }
+
+    /// The agent that has no memory takes the past of the pod from the API server, which has the last status.
+    fn ask_api_server(&mut self, told: Option<PodStatus>) {
+        let Some(status) = &told else { return };
+        self.note(|| "the API server tells the pod's past".into());
+        self.tally.pasts += 1;
+        let second = |at: Wall| Wall(at.seconds() * 1_000_000_000);
+        let condition = |c: &Condition| (c.kind.name().to_owned(), (c.status, Some(second(c.since))));
+        let api = ApiStatus {
+            phase: Some(status.phase),
+            reason: status.reason.clone(),
+            message: status.message.clone(),
+            start_time: status.start_time.map(second),
+            pod_ips: status.pod_ips.clone(),
+            conditions: status.conditions.iter().map(condition).collect(),
+            containers: status.init_containers.iter().chain(&status.containers).cloned().collect(),
+        };
+        self.agent.memory.add_api_status(&self.desired.pod, &api, self.now);
+        self.desired.terminal = api.terminal();
+        self.last_status = told;
     }
 
     fn outage(&mut self, rng: &mut Rng) {

@@ -9,6 +9,7 @@ pub struct Tally {
     pub agent_deaths: u64,
     pub memory_losses: u64,
     pub reboots: u64,
+    pub pasts: u64,
     pub sandbox_losses: u64,
     pub outages: u64,
     pub ready: u64,
@@ -24,6 +25,7 @@ impl Tally {
         self.agent_deaths += o.agent_deaths;
         self.memory_losses += o.memory_losses;
         self.reboots += o.reboots;
+        self.pasts += o.pasts;
         self.sandbox_losses += o.sandbox_losses;
         self.outages += o.outages;
         self.ready += o.ready;

@@ -5,6 +5,7 @@ use berth_core::{
     ids::PodUid,
     model::{Objects, Origin, OriginKind, Pod},
     plan::Desired,
+    status::ApiStatus,
     time::Boottime,
 };
 use std::{
@@ -20,6 +21,8 @@ pub struct DesiredSet {
     pub listed: BTreeSet<OriginKind>,
     /// The wanted pods. Their workers find the unknown objects.
     pub pods: BTreeMap<PodUid, Desired>,
+    /// The statuses that the API server has of wanted pods, where a node has reported on them.
+    pub past: BTreeMap<PodUid, Arc<ApiStatus>>,
     /// The objects that the pods may refer to, such as ConfigMaps and Secrets.
     pub objects: Arc<Objects>,
 }

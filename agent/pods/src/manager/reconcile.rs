@@ -2,8 +2,17 @@
 //! which end, and which wait for a worker.
 
 use super::Manager;
-use crate::{executor::Executor, report::Reports, waiting, worker::WorkerMessage};
-use berth_core::{ids::PodUid, model::Pod, plan::Desired};
+use crate::{
+    executor::Executor,
+    report::{PodReport, Reports},
+    waiting,
+    worker::WorkerMessage,
+};
+use berth_core::{
+    ids::PodUid,
+    model::Pod,
+    plan::{Desired, Memory, Observed, plan},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -14,12 +23,55 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     pub(super) fn reconcile(&mut self) {
         // The order matters: pods found on the node take their names before new pods do, and ending pods free
         // their ports and resources for new pods.
-        self.done.retain(|uid| self.desired.pods.contains_key(uid));
+        self.forget_done();
+        self.settle_removed();
         self.adopt();
         self.end_unwanted();
         self.start_wanted();
         self.show_waiting();
         self.cleanup_orphans();
+    }
+
+    /// Forgets the pods of which nothing is left and that their source has let go.
+    fn forget_done(&mut self) {
+        let desired = Arc::clone(&self.desired);
+        let gone: Vec<PodUid> = self.done.extract_if(.., |uid| !desired.pods.contains_key(uid)).collect();
+        gone.iter().for_each(|uid| self.forget(uid));
+    }
+
+    /// Settles the pods of which an earlier agent left nothing. A pod that its source still has gets no worker: its last
+    /// status is reported once more, for whoever ends the pod there.
+    fn settle_removed(&mut self) {
+        let desired = Arc::clone(&self.desired);
+        let settled = |uid: &PodUid, (pod, memory): &(Arc<Pod>, Memory)| {
+            memory.removed && (desired.pods.contains_key(uid) || desired.is_listed(&pod.origin))
+        };
+        let removed: Vec<_> = self.stored.extract_if(.., |uid, stored| settled(uid, stored)).collect();
+        for (uid, (_, memory)) in removed {
+            match desired.pods.get(&uid).filter(|wanted| wanted.end.is_some()) {
+                Some(wanted) => {
+                    self.report_removed(wanted, &memory);
+                    self.done.insert(uid);
+                }
+                None => self.forget(&uid),
+            }
+        }
+    }
+
+    /// Reports the end of a pod of which nothing is left.
+    fn report_removed(&self, wanted: &Desired, memory: &Memory) {
+        let now = self.executor.now();
+        let nothing = Observed { runtime_answers: true, ..Observed::default() };
+        self.reports.pod(PodReport {
+            pod: Arc::clone(&wanted.pod),
+            status: Arc::new(plan(wanted, &nothing, memory, now).status),
+            processes: BTreeMap::new(),
+            timeline: Vec::new(),
+            observed: true,
+            gone: true,
+            as_of: now.wall,
+        });
+        self.reports.removed(&wanted.pod.uid);
     }
 
     /// Gives a worker to each pod that is on the node but not wanted. The pod keeps running until the source of
@@ -34,6 +86,8 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             .chain(self.stored.keys())
             .filter(|u| !self.workers.contains_key(*u) && !self.desired.pods.contains_key(*u))
             .filter(|u| !self.being_cleaned.contains(*u))
+            // Nothing of it is left, and its source has not listed yet.
+            .filter(|u| !self.stored.get(*u).is_some_and(|(_, memory)| memory.removed))
             .cloned()
             .collect();
         for uid in strays {
@@ -59,6 +113,8 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         let mut new = Vec::new();
         for (uid, wanted) in &desired.pods {
             if let Some(live) = self.workers.get_mut(uid) {
+                let past = desired.past.get(uid).filter(|_| !live.told).cloned();
+                live.told = true;
                 if live.desired != *wanted {
                     live.desired = wanted.clone();
                     live.unwanted = false;
@@ -67,6 +123,9 @@ impl<H: Executor, R: Reports> Manager<H, R> {
                     // The pod may name an object that it did not name before.
                     self.send(uid, WorkerMessage::Objects(Arc::clone(&desired.objects)));
                     self.send(uid, WorkerMessage::Desired(wanted.clone()));
+                }
+                if let Some(api) = past {
+                    self.send(uid, WorkerMessage::Past(api));
                 }
             } else if !self.done.contains(uid) {
                 new.push(wanted);
@@ -128,8 +187,10 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             let Some(why) = self.start_blocked_by(uid, pod) else { continue };
             waiting.insert(uid.clone(), why);
             if self.shown_waiting.get(uid) != Some(&why) {
-                let memory = self.stored.get(uid).map(|k| &k.1);
-                self.reports.pod(waiting::report(pod, memory, why, self.executor.now()));
+                let now = self.executor.now();
+                let past = desired.past.get(uid).map(|api| Memory::from_api_status(pod, api, now));
+                let memory = self.stored.get(uid).map(|k| &k.1).or(past.as_ref());
+                self.reports.pod(waiting::report(pod, memory, why, now));
             }
         }
         for uid in self.shown_waiting.keys() {

@@ -30,12 +30,15 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     pub(super) fn start(&mut self, desired: Desired, unwanted: bool) {
         let pod = Arc::clone(&desired.pod);
         let uid = pod.uid.clone();
-        let now = self.executor.now().boottime;
+        let clocks = self.executor.now();
+        let now = clocks.boottime;
         let mut memory = self.stored.remove(&uid).map(|k| k.1);
+        let past = self.desired.past.get(&uid).cloned();
+        let told = memory.is_some() || self.desired.pods.contains_key(&uid);
         let unseen = self.unseen.remove(&uid);
         let snapshot = match (self.found.remove(&uid), &memory) {
             // Neither containerd's list nor the stored memory has the pod, and no worker of the pod has
-            // panicked: the pod is new.
+            // panicked: the pod is new, or the API server alone remembers it.
             (None, None) if !unseen && !self.panics.contains_key(&uid) => {
                 // A pod that only ends needs nothing of the node.
                 if desired.end.is_none() && desired.terminal.is_none() {
@@ -44,9 +47,15 @@ impl<H: Executor, R: Reports> Manager<H, R> {
                         self.report_unsupported(&pod);
                     }
                 }
-                let mut nothing = PodSnapshot::nothing(now);
-                nothing.seen.runtime_answers = self.runtime_answers;
-                InitialState::Observed(Box::new(nothing))
+                match past {
+                    Some(_) if !self.runtime_answers => InitialState::Wait,
+                    Some(_) => InitialState::Observe,
+                    None => {
+                        let mut nothing = PodSnapshot::nothing(now);
+                        nothing.seen.runtime_answers = self.runtime_answers;
+                        InitialState::Observed(Box::new(nothing))
+                    }
+                }
             }
             _ if !self.runtime_answers => InitialState::Wait,
             (Some(f), _) if now.since(f.snapshot.taken) <= FRESH => {
@@ -54,7 +63,8 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             }
             _ => InitialState::Observe,
         };
-        let mut memory = memory.unwrap_or_default();
+        let from_api = || past.map(|api| Memory::from_api_status(&pod, &api, clocks));
+        let mut memory = memory.or_else(from_api).unwrap_or_default();
         if let Some(grace) = self.shutdown {
             memory.shutdown.get_or_insert(Ending { since: now, grace });
         }
@@ -78,7 +88,7 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             worker::run(config, mailbox).await;
             TaskOutcome::Done
         });
-        self.workers.insert(uid, WorkerHandle { desired, mailbox: Some(sender), unwanted, over });
+        self.workers.insert(uid, WorkerHandle { desired, mailbox: Some(sender), unwanted, told, over });
     }
 
     /// The memory of a new pod that the node rejects. `None` where the node admits the pod. Pods that no

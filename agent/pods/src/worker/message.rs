@@ -5,6 +5,7 @@ use berth_core::{
     ids::ContainerId,
     model::Objects,
     plan::{Desired, Exit, Memory},
+    status::ApiStatus,
     time::Boottime,
 };
 use std::sync::{Arc, atomic::AtomicBool};
@@ -14,6 +15,8 @@ use std::sync::{Arc, atomic::AtomicBool};
 pub enum WorkerMessage {
     /// The desired state of the pod has changed. The worker finds the unknown objects itself.
     Desired(Desired),
+    /// The status that the API server has of the pod, for a worker that began without the pod's memory.
+    Past(Arc<ApiStatus>),
     /// The objects that pods refer to have changed.
     Objects(Arc<Objects>),
     /// The machine shuts down: what runs ends within this grace, in seconds, and nothing is started.

@@ -1,24 +1,30 @@
 //! Pods of the API server: their end, their terminal phase, and the pods that the API server lists after their end.
 
 use crate::fake::{
-    Agent, Node, Trouble, everywhere,
-    pods::{container, pod},
+    Agent, Node, Trouble, everywhere, memory_files,
+    pods::{container, name, pod, probed},
     store, wanted,
 };
 use berth_core::{
     ids::PodUid,
     model::{Origin, OriginKind, Pod},
     plan::{Desired, RunState},
-    status::Phase,
+    probe::ProbeResult,
+    status::{ApiStatus, ContainerState, ContainerStatus, Phase, TerminalPhase, Truth},
+    time::Wall,
 };
 use berth_pods::DesiredSet;
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn set(pods: impl IntoIterator<Item = Desired>) -> DesiredSet {
     let pods = pods.into_iter().map(|p| (p.pod.uid.clone(), p)).collect();
     DesiredSet { pods, ..wanted([]) }
+}
+
+fn evicted() -> TerminalPhase {
+    TerminalPhase { phase: Phase::Failed, reason: Some("Evicted".into()), message: Some("taint".into()) }
 }
 
 fn ending(pod: &Pod, grace: u32) -> Desired {
@@ -114,6 +120,129 @@ async fn a_finished_pod_that_the_api_server_still_lists_gets_no_second_worker() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_that_dies_before_the_api_server_lets_the_pod_go_leaves_the_rest_to_the_publisher() {
+    let (dir, store) = store();
+    let node = Node::new();
+    let p = Pod { origin: Origin::Cluster, ..pod("a", vec![]) };
+    let agent = Agent::start(&node, &store, set([p.clone().into()])).await;
+    agent.ready(&p.uid).await;
+    end(&agent, &p, 5);
+    agent.gone(&p.uid).await;
+    node.pass(SECOND).await;
+    agent.kill().await;
+    let actions = node.kinds(&p.uid).len();
+
+    // The API server is away at first, then it still has the pod.
+    let listed = [OriginKind::Manifest, OriginKind::StaticFile].into();
+    let agent = Agent::start(&node, &store, DesiredSet { listed, ..set([]) }).await;
+    node.pass(SECOND * 600).await;
+    assert!(!agent.reports.shows(&p.uid) && agent.reports.recorded().removed.is_empty());
+    agent.want(|d| *d = set([ending(&p, 5)]));
+    node.until("reported", |_| agent.reports.recorded().removed.contains_key(&p.uid)).await;
+    let last = agent.reports.recorded().removed[&p.uid].clone();
+    assert!(last.status.phase.is_terminal() && last.observed && last.gone, "{last:?}");
+    assert!(last.status.containers.iter().all(|c| matches!(c.state, ContainerState::Terminated(_))));
+    for grace in [4, 3] {
+        node.pass(SECOND * 1200).await;
+        end(&agent, &p, grace);
+    }
+    node.pass(SECOND).await;
+    assert_eq!(node.kinds(&p.uid).len(), actions, "no second worker: {:?}", node.kinds(&p.uid));
+    assert_eq!(memory_files(&dir), ["u-a.json"]);
+    agent.want(|d| d.pods.clear());
+    node.pass(SECOND).await;
+    assert_eq!(memory_files(&dir), [""; 0]);
+    agent.kill().await;
+
+    // A manifest that was put back in the meantime is a new pod.
+    let agent = Agent::start(&node, &store, set([p.clone().into()])).await;
+    agent.ready(&p.uid).await;
+    end(&agent, &p, 5);
+    agent.gone(&p.uid).await;
+    node.pass(SECOND).await;
+    agent.kill().await;
+    let agent = Agent::start(&node, &store, set([p.clone().into()])).await;
+    agent.ready(&p.uid).await;
+}
+
+/// The status of a pod with one restart of its ready container `c`, as an API server has it that was told of this run.
+fn told(agent: &Agent, p: &Pod) -> Arc<ApiStatus> {
+    let status = agent.reports.report(&p.uid).status;
+    let container = ContainerStatus { restart_count: 4, ..status.containers[0].clone() };
+    Arc::new(ApiStatus {
+        phase: Some(Phase::Running),
+        start_time: Some(Wall(7_000_000_000)),
+        conditions: status
+            .conditions
+            .iter()
+            .map(|c| (c.kind.name().to_owned(), (c.status, Some(c.since))))
+            .collect(),
+        containers: vec![container],
+        ..ApiStatus::default()
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_its_memory_a_pod_has_the_past_that_the_api_server_tells_also_later() {
+    let (dir, store) = store();
+    let node = Node::new();
+    let p = Pod { origin: Origin::Cluster, ..pod("a", vec![probed("c")]) };
+    let agent = Agent::start(&node, &store, set([p.clone().into()])).await;
+    agent.ready(&p.uid).await;
+    let past = BTreeMap::from([(p.uid.clone(), told(&agent, &p))]);
+    let run = node.running(&p.uid, "c");
+    agent.kill().await;
+    node.lock().answers.insert(name("c"), ProbeResult::Unknown("?".into()));
+    for late in [false, true] {
+        std::fs::remove_file(dir.path().join("run/memory/u-a.json")).unwrap();
+        let both = || DesiredSet { past: past.clone(), ..set([p.clone().into()]) };
+        let agent = if late {
+            let listed = [OriginKind::Manifest, OriginKind::StaticFile].into();
+            let agent = Agent::start(&node, &store, DesiredSet { listed, ..set([]) }).await;
+            node.pass(SECOND * 60).await;
+            assert_eq!(agent.reports.readiness(&p.uid), [Truth::Unknown]);
+            agent.want(|d| *d = both());
+            agent
+        } else {
+            Agent::start(&node, &store, both()).await
+        };
+        agent.ready(&p.uid).await;
+        node.pass(SECOND * 60).await;
+        let readiness = agent.reports.readiness(&p.uid);
+        assert_eq!(readiness.last(), Some(&Truth::True));
+        assert!(late || readiness == [Truth::True], "ready from the first word on: {readiness:?}");
+        let status = agent.reports.report(&p.uid).status;
+        assert_eq!((status.start_time, status.containers[0].restart_count), (Some(Wall(7_000_000_000)), 4));
+        // The agent's own memory is newer than any status.
+        let mut old = ApiStatus::clone(&past[&p.uid]);
+        old.containers[0].restart_count = 9;
+        agent.want(|d| drop(d.past.insert(p.uid.clone(), Arc::new(old))));
+        node.pass(SECOND).await;
+        assert_eq!(agent.reports.container(&p.uid, "c").restart_count, 4);
+        agent.kill().await;
+    }
+    assert_eq!(node.running(&p.uid, "c"), run);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_a_readiness_gate_or_of_the_generation_reaches_the_status() {
+    let (_dir, store) = store();
+    let node = Node::new();
+    let p = Pod { readiness_gates: vec!["a.b/c".into()], generation: Some(1), ..pod("a", vec![]) };
+    let agent = Agent::start(&node, &store, set([p.clone().into()])).await;
+    node.until("it runs", |_| node.running(&p.uid, "c").is_some()).await;
+    node.pass(SECOND * 5).await;
+    assert!(!agent.reports.is_ready(&p.uid));
+    let gated = |p: &Pod| Desired { gates: [("a.b/c".into(), Truth::True)].into(), ..p.clone().into() };
+    agent.want(|d| drop(d.pods.insert(p.uid.clone(), gated(&p))));
+    agent.ready(&p.uid).await;
+    assert_eq!(agent.reports.report(&p.uid).status.observed_generation, Some(1));
+    let p = Pod { generation: Some(2), ..p };
+    agent.want(|d| drop(d.pods.insert(p.uid.clone(), gated(&p))));
+    node.until("seen", |_| agent.reports.report(&p.uid).status.observed_generation == Some(2)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_waits_for_the_source_of_its_own_origin_alone() {
     let (_dir, store) = store();
     let node = Node::new();
@@ -150,7 +279,7 @@ async fn a_pod_that_the_api_server_shows_as_failed_is_torn_down_and_never_runs_a
     let (p, late) = (pod("a", vec![container("c"), container("d")]), pod("late", vec![]));
     let agent = Agent::start(&node, &store, set([p.clone().into()])).await;
     agent.ready(&p.uid).await;
-    let failed = |p: &Pod| Desired { terminal: Some(Phase::Failed), ..p.clone().into() };
+    let failed = |p: &Pod| Desired { terminal: Some(evicted()), ..p.clone().into() };
     agent.want(|d| d.pods.extend([&p, &late].map(|p| (p.uid.clone(), failed(p)))));
     node.until("signalled", |_| node.kinds(&p.uid).contains(&"Signal")).await;
     for name in ["c", "d"] {
@@ -167,7 +296,9 @@ async fn a_pod_that_the_api_server_shows_as_failed_is_torn_down_and_never_runs_a
     })
     .await;
     node.pass(SECOND * 600).await;
-    assert_eq!(agent.reports.report(&p.uid).status.phase, Phase::Failed, "the phase of the API server");
+    let status = agent.reports.report(&p.uid).status;
+    let shown = (status.phase, status.reason.as_deref(), status.message.as_deref());
+    assert_eq!(shown, (Phase::Failed, Some("Evicted"), Some("taint")), "those of the API server");
     assert_eq!(node.starts(&p.uid, "c").len(), 1);
     let records =
         node.lock().pods[&p.uid].1.containers.values().all(|c| matches!(c.state, RunState::Recorded(_)));

@@ -110,6 +110,7 @@ fn unsupported(
     };
     Pod {
         created: created(&metadata),
+        generation: metadata.generation,
         labels: metadata.labels.unwrap_or_default(),
         annotations: metadata.annotations.unwrap_or_default(),
         init_containers: containers("initContainers"),

@@ -1,6 +1,13 @@
 use super::*;
 use crate::DesiredPod;
-use berth_core::{model::Origin, status::Phase};
+use crate::status::pod_status;
+use berth_core::{
+    model::{NodeInfo, Origin, QosClass},
+    status::{
+        ApiStatus, Condition, ConditionType, ContainerState, ContainerStatus, ContainerUser, Phase,
+        PodStatus, Terminated, Truth,
+    },
+};
 use serde_json::{Value, json};
 
 fn object(spec: Value) -> Value {
@@ -43,12 +50,81 @@ fn a_pod_has_its_identity_its_times_and_its_object_of_the_api() {
     assert_eq!((&pod.raw["apiVersion"], &pod.raw["kind"]), (&json!("v1"), &json!("Pod")));
     assert_eq!(pod.raw["status"]["phase"], "Pending");
     assert_eq!(pod.raw["metadata"].get("managedFields"), None);
-    assert_eq!((pod.end, pod.terminal), (None, None));
+    assert_eq!((pod.end, pod.is_over()), (None, false));
     of_api["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:09Z".into();
     of_api["metadata"]["deletionGracePeriodSeconds"] = 0.into();
     of_api["status"]["phase"] = "Failed".into();
     let (pod, _) = desired(&of_api);
-    assert_eq!((pod.end, pod.terminal), (Some(1), Some(Phase::Failed)));
+    assert_eq!((pod.end, pod.is_over()), (Some(1), true));
+}
+
+#[test]
+fn a_status_of_the_api_is_the_report_that_it_was_made_of() {
+    let ended = |id: Option<&str>| Terminated {
+        exit_code: 137,
+        reason: "Error".into(),
+        message: None,
+        started_at: id.map(|_| Wall(1_767_225_601_000_000_000)),
+        finished_at: id.map(|_| Wall(1_767_225_602_000_000_000)),
+        id: id.map(|c| c.repeat(64).parse().unwrap()),
+    };
+    let container = |name: &str, id: Option<&str>, state, last_state| ContainerStatus {
+        name: name.parse().unwrap(),
+        image: "i:1".into(),
+        image_id: String::new(),
+        id: id.map(|c| c.repeat(64).parse().unwrap()),
+        ready: Truth::False,
+        started: Some(false),
+        restart_count: 3,
+        state,
+        last_state,
+        user: id.map(|_| ContainerUser { uid: 7, gid: 0, groups: vec![0, 8] }),
+    };
+    let waiting = ContainerState::Waiting { reason: "CrashLoopBackOff".into(), message: Some("10s".into()) };
+    let running = ContainerState::Running { started_at: Wall(1_767_225_603_000_000_000) };
+    let report = PodStatus {
+        reason: Some("Evicted".into()),
+        message: Some("m".into()),
+        start_time: Some(Wall(1_767_225_600_000_000_000)),
+        pod_ips: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+        conditions: vec![Condition {
+            kind: ConditionType::Ready,
+            status: Truth::False,
+            reason: None,
+            message: None,
+            since: Wall(1_767_225_604_000_000_000),
+        }],
+        init_containers: vec![container("i", Some("1"), ContainerState::Terminated(ended(Some("1"))), None)],
+        containers: vec![
+            container("a", Some("2"), waiting, Some(ended(Some("2")))),
+            container("b", None, ContainerState::Terminated(ended(None)), None),
+            ContainerStatus {
+                ready: Truth::True,
+                started: Some(true),
+                ..container("c", Some("3"), running, None)
+            },
+        ],
+        ..PodStatus::new(Phase::Failed, QosClass::BestEffort)
+    };
+    let (pod, _) = desired(&object(spec()));
+    let mut json = pod_status(&pod.pod, &report, &NodeInfo::new("n".parse().unwrap()));
+    let gate = json!({ "type": "a.b/gate", "status": "False", "lastTransitionTime": null });
+    json["conditions"].as_array_mut().unwrap().push(gate);
+    let read = api_status(&json);
+    assert_eq!(read.terminal().unwrap().reason, report.reason);
+    assert_eq!(
+        (read.message, read.start_time, read.pod_ips),
+        (report.message, report.start_time, report.pod_ips)
+    );
+    let conditions = [
+        ("Ready".to_owned(), (Truth::False, Some(report.conditions[0].since))),
+        ("a.b/gate".to_owned(), (Truth::False, None)),
+    ];
+    assert_eq!(read.conditions, conditions.into());
+    assert_eq!(read.containers, [report.init_containers, report.containers].concat());
+    let garbage =
+        json!({ "phase": 1, "podIPs": [{}, { "ip": "x" }], "containerStatuses": [{ "name": "-" }, 3] });
+    assert_eq!(api_status(&garbage), ApiStatus::default());
 }
 
 #[test]

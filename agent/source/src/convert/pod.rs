@@ -65,6 +65,7 @@ pub(crate) fn pod(
         labels: object.metadata.labels.clone().unwrap_or_default(),
         annotations,
         created: source.created,
+        generation: object.metadata.generation,
         origin: source.origin,
         node: source.node.clone(),
         os: os(spec_at, spec)?,

@@ -4,7 +4,7 @@ use super::*;
 use crate::manifest::{ManifestContext, Mode, parse_pod};
 use berth_core::{
     ids::{ContainerId, ContainerName, NodeName},
-    status::ContainerUser,
+    status::{ConditionType, ContainerUser},
 };
 
 fn at(seconds: i64) -> Wall {
@@ -36,8 +36,8 @@ fn sample() -> (Value, Pod, PodStatus) {
         reason: reason.into(),
         message: None,
         started_at: Some(at(1_700_000_001)),
-        finished_at: at(1_700_000_002),
-        id: id(c),
+        finished_at: Some(at(1_700_000_002)),
+        id: Some(id(c)),
     };
     let status = |name: &str, state, ready, last_state, restarts| ContainerStatus {
         name: ContainerName::new(name).unwrap(),
@@ -52,6 +52,7 @@ fn sample() -> (Value, Pod, PodStatus) {
         user: Some(ContainerUser { uid: 1000, gid: 0, groups: vec![0, 1002] }),
     };
     let pod_status = PodStatus {
+        observed_generation: Some(3),
         phase: Phase::Running,
         reason: None,
         message: None,
@@ -120,6 +121,7 @@ fn a_pod_has_the_shape_that_the_api_type_reads() {
     let s = &object["status"];
     assert_eq!(s["phase"], "Running");
     assert_eq!(s["startTime"], "2023-11-14T22:13:20Z");
+    assert_eq!((&s["observedGeneration"], &s["conditions"][0]["observedGeneration"]), (&json!(3), &json!(3)));
     assert_eq!(s["hostIP"], "192.0.2.1");
     assert_eq!(s["podIPs"], json!([{"ip": "10.0.0.9"}, {"ip": "fd00::9"}]));
     assert_eq!(s["conditions"][0]["lastTransitionTime"], "2023-11-14T22:13:23Z");

@@ -87,8 +87,9 @@ fn every_pod_of_the_api_server_equals_that_of_its_manifest() {
         assert_eq!(api.uid.as_str(), recorded["pod"]["metadata"]["uid"].as_str().unwrap(), "{name}");
         assert!(api.created.0 > 0 && api.origin == Origin::Cluster, "{name}");
         assert!(api.volumes.len() > manifest.volumes.len() || without_token(api.clone()) == api, "{name}");
-        let expected =
-            Pod { uid: api.uid.clone(), created: api.created, origin: Origin::Cluster, ..manifest };
+        assert_eq!(api.generation, recorded["pod"]["metadata"]["generation"].as_i64(), "{name}");
+        let (uid, created, generation) = (api.uid.clone(), api.created, api.generation);
+        let expected = Pod { uid, created, generation, origin: Origin::Cluster, ..manifest };
         assert_eq!(in_thousandths(without_token(api)), in_thousandths(expected), "{name}");
         seen.push(name.to_owned());
     }

@@ -82,20 +82,42 @@ pub(super) fn conditions(
         _ if unknown => (Truth::Unknown, Some("ReadinessNotYetKnown"), None),
         _ => (Truth::True, None, None),
     };
-    let gates = d.pod.readiness_gates.is_empty() || status != Truth::True;
-    let ready = if gates {
+    let missing = if status == Truth::True { missing_gates(d, &list) } else { Vec::new() };
+    let ready = if missing.is_empty() {
         (status, reason, message.clone())
     } else {
-        // No source sets conditions of others.
-        let missing =
-            |gate: &String| format!("corresponding condition of pod readiness gate {gate:?} does not exist.");
-        let messages: Vec<String> = d.pod.readiness_gates.iter().map(missing).collect();
-        (Truth::False, Some("ReadinessGatesNotReady"), Some(messages.join(", ")))
+        (Truth::False, Some("ReadinessGatesNotReady"), Some(missing.join(", ")))
     };
     list.push(condition(d, ConditionType::Ready, ready.0, ready.1, ready.2));
     list.push(condition(d, ConditionType::ContainersReady, status, reason, message));
     list.push(condition(d, ConditionType::PodScheduled, Truth::True, None, None));
     list
+}
+
+/// The readiness gates that do not hold, in words. Of the node's own conditions a gate can name those that precede
+/// Ready, which are in `before`; the others do not exist for it.
+fn missing_gates(d: &Planner<'_>, before: &[Condition]) -> Vec<String> {
+    let own = |gate: &str| {
+        ConditionType::ALL.iter().any(|c| c.name() == gate && *c != ConditionType::DisruptionTarget)
+    };
+    let mut missing = Vec::new();
+    for gate in &d.pod.readiness_gates {
+        let shown = match before.iter().find(|c| c.kind.name() == gate) {
+            Some(condition) => Some(condition.status),
+            None if own(gate) => None,
+            None => d.gates.get(gate).copied(),
+        };
+        match shown {
+            Some(Truth::True) => {}
+            Some(status) => missing.push(format!(
+                "the status of pod readiness gate {gate:?} is not \"True\", but {}",
+                status.name()
+            )),
+            None => missing
+                .push(format!("corresponding condition of pod readiness gate {gate:?} does not exist.")),
+        }
+    }
+    missing
 }
 
 fn condition(

@@ -43,12 +43,7 @@ fn container_status_now(d: &Planner<'_>, spec: &Container, over: bool) -> Contai
     let phase = d.container_phase(&spec.name);
     let running = matches!(phase, ContainerPhase::Running(_));
     let state = state(d, spec, phase, over);
-    let last_state: Option<Terminated> = match (&state, newest) {
-        (ContainerState::Waiting { .. }, Some((id, c))) if c.state.exit().is_some() => {
-            c.state.exit().map(|e| e.terminated(id))
-        }
-        _ => d.previous(&spec.name).and_then(|(id, c)| c.state.exit().map(|e| e.terminated(id))),
-    };
+    let last_state = last_state(d, spec, &state);
     let started = running && run.is_some_and(|r| r.startup_done && r.post_start == HookState::Done);
     let ready = if d.role(&spec.name) == ContainerRole::Init {
         // An init container that has finished counts as ready.
@@ -74,6 +69,23 @@ fn container_status_now(d: &Planner<'_>, spec: &Container, over: bool) -> Contai
         last_state,
         user: newest.and_then(|(_, c)| c.user.clone()),
     }
+}
+
+/// The end of the run before the one that the state shows: by the records, or by the API's status where they are lost.
+fn last_state(d: &Planner<'_>, spec: &Container, state: &ContainerState) -> Option<Terminated> {
+    let newest = d.newest(&spec.name);
+    let waiting = matches!(state, ContainerState::Waiting { .. });
+    let recorded = match newest.filter(|(_, c)| waiting && c.state.exit().is_some()) {
+        Some(dead) => Some(dead),
+        None => d.previous(&spec.name),
+    };
+    if let Some((id, c)) = recorded {
+        return c.state.exit().map(|e| e.terminated(id));
+    }
+    let past = d.mem(&spec.name)?.past.as_ref()?;
+    let shown = newest.is_some_and(|(id, _)| past.id.as_ref() == Some(id));
+    let end = past.end.as_ref().filter(|_| !shown);
+    end.or(past.before.as_ref()).cloned()
 }
 
 pub(super) fn truth(b: bool) -> Truth {
@@ -172,37 +184,38 @@ fn waiting_message(retry: &Retry, spec: &Container) -> String {
 
 /// Turns the Waiting states of a pod that has ended into failed ones: a container that never ran, or is not
 /// known to have ended, counts as failed (`TerminatePod`, `pkg/kubelet/status`).
-pub(super) fn terminate_waiting(d: &Planner<'_>, containers: &mut [ContainerStatus]) {
-    for c in containers {
-        if !matches!(c.state, ContainerState::Waiting { .. }) {
-            continue;
-        }
-        let attempt = d.mem(&c.name).and_then(|m| m.attempt).unwrap_or_default();
-        let sandbox_attempt = d.memory.sandbox_attempt.unwrap_or_default();
-        let id = c.id.clone();
-        let id = id.unwrap_or_else(|| ContainerId::derive(&d.pod.uid, sandbox_attempt, &c.name, attempt));
-        c.state = ContainerState::Terminated(Terminated {
-            exit_code: 137,
-            reason: CONTAINER_STATUS_UNKNOWN.to_owned(),
-            message: Some("The container could not be located when the pod was terminated".to_owned()),
-            started_at: None,
-            finished_at: d.memory.ended_at.unwrap_or(d.now.wall),
-            id,
-        });
+pub(super) fn terminate_waiting(containers: &mut [ContainerStatus]) {
+    for c in containers.iter_mut().filter(|c| matches!(c.state, ContainerState::Waiting { .. })) {
+        let message = "The container could not be located when the pod was terminated";
+        c.state = ContainerState::Terminated(unknown_end(message, c.id.clone()));
     }
 }
 
-/// The last Terminated status of a container, where its record is removed since or only an older record is
-/// left.
+/// The end of a container whose cause could not be determined.
+pub(in crate::plan) fn unknown_end(message: &str, id: Option<ContainerId>) -> Terminated {
+    Terminated {
+        exit_code: 137,
+        reason: CONTAINER_STATUS_UNKNOWN.to_owned(),
+        message: Some(message.to_owned()),
+        started_at: None,
+        finished_at: None,
+        id,
+    }
+}
+
+/// The last Terminated status of a container, unless a record tells of a later run, or more of the same end: its
+/// termination message.
 fn kept_status(d: &Planner<'_>, container: &ContainerName) -> Option<ContainerStatus> {
-    let last = d.mem(container)?.last.as_ref()?;
-    let unknown =
-        matches!(&last.state, ContainerState::Terminated(t) if t.reason == CONTAINER_STATUS_UNKNOWN);
+    let mem = d.mem(container)?;
+    let last = mem.last.as_ref()?;
+    let ContainerState::Terminated(end) = &last.state else { return None };
+    let known = end.reason != CONTAINER_STATUS_UNKNOWN;
     let newer = d.newest(container).is_some_and(|(id, c)| {
-        (last.id.as_ref() == Some(id) && !unknown) || c.attempt.0 > last.restart_count
+        let same_end =
+            || c.state.exit().is_some_and(|exit| exit.code == end.exit_code) && !d.being_recorded(id);
+        (last.id.as_ref() == Some(id) && known && same_end()) || c.attempt.0 > last.restart_count
     });
-    let restarts = d.mem(container)?.restarts;
-    (!newer).then(|| ContainerStatus { restart_count: restarts.max(last.restart_count), ..last.clone() })
+    (!newer).then(|| ContainerStatus { restart_count: mem.restarts.max(last.restart_count), ..last.clone() })
 }
 
 /// Keeps the Terminated statuses of a pod that has ended or is ending, for the time after its records are

@@ -1,12 +1,26 @@
 //! Phase of a pod (getPhase in `pkg/kubelet/kubelet_pods.go`).
 
 use crate::{
-    model::RestartPolicy,
+    model::{Origin, RestartPolicy},
     plan::planner::Planner,
     status::{ContainerState, ContainerStatus, Phase, Truth},
 };
 
+/// The phase. A pod that had to end and of which no process and no volume is left has failed, unless its containers
+/// tell another end (`TerminatePod`, `pkg/kubelet/status`). The kubelet makes an exception of static pods.
 pub(super) fn phase(
+    d: &Planner<'_>,
+    init: &[ContainerStatus],
+    mains: &[ContainerStatus],
+    terminal: Option<Phase>,
+) -> Phase {
+    let phase = by_containers(d, init, mains, terminal);
+    let is_static = matches!(d.pod.origin, Origin::StaticFile(_));
+    let left = !d.seen.runtime_answers || !d.is_gone();
+    if phase.is_terminal() || d.memory.ending.is_none() || left || is_static { phase } else { Phase::Failed }
+}
+
+fn by_containers(
     d: &Planner<'_>,
     init: &[ContainerStatus],
     mains: &[ContainerStatus],
@@ -42,8 +56,7 @@ pub(super) fn phase(
     Phase::Running
 }
 
-/// Keeps the phase from moving backwards when containers or sandbox are removed, and notes the phase and the
-/// time of the pod's end in the memory.
+/// Keeps the phase from moving backwards when containers or sandbox are removed, and notes it in the memory.
 pub(super) fn forwards(d: &mut Planner<'_>, phase: Phase) -> Phase {
     let phase = match d.memory.phase {
         Some(before) if before.is_terminal() => before,
@@ -51,9 +64,6 @@ pub(super) fn forwards(d: &mut Planner<'_>, phase: Phase) -> Phase {
         None => phase,
     };
     d.memory.phase = Some(phase);
-    if phase.is_terminal() {
-        d.memory.ended_at.get_or_insert(d.now.wall);
-    }
     phase
 }
 

@@ -84,6 +84,9 @@ pub(super) fn waiting_for(
         };
         return Some((what, None));
     }
+    if mains.iter().all(|c| c.ready == Truth::True) && !d.pod.readiness_gates.is_empty() {
+        return Some((format!("readiness gates {}", d.pod.readiness_gates.join(", ")), None));
+    }
     Some(("containers to start".to_owned(), None))
 }
 

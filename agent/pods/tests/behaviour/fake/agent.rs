@@ -88,7 +88,7 @@ impl Agent {
 
 pub fn wanted(pods: impl IntoIterator<Item = Pod>) -> DesiredSet {
     let pods = pods.into_iter().map(|p| (p.uid.clone(), p.into())).collect();
-    DesiredSet { listed: everywhere(), pods, objects: Arc::new(Objects::listed()) }
+    DesiredSet { listed: everywhere(), pods, objects: Arc::new(Objects::listed()), ..DesiredSet::default() }
 }
 
 /// The listed origins of sources that have all listed.

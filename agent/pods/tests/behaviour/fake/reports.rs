@@ -17,6 +17,8 @@ use tokio::sync::watch;
 pub struct Recorded {
     pub pods: BTreeMap<PodUid, PodReport>,
     pub events: Vec<EventRecord>,
+    /// The last reports on pods of which nothing is left.
+    pub removed: BTreeMap<PodUid, PodReport>,
     /// Values of condition Ready in the order of the reports.
     pub readiness: BTreeMap<PodUid, Vec<Truth>>,
     /// Number of coming reports of this pod that panic.
@@ -99,7 +101,11 @@ impl Reports for RecordedReports {
     }
 
     fn removed(&self, uid: &PodUid) {
-        self.recorded().pods.remove(uid);
+        let mut recorded = self.recorded();
+        if let Some(last) = recorded.pods.remove(uid) {
+            recorded.removed.insert(uid.clone(), last);
+        }
+        drop(recorded);
         self.bumped();
     }
 
