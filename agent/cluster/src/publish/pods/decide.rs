@@ -6,7 +6,7 @@ use berth_source::{
     cluster::mirrored,
     patch::{PodUpdate, pod_status},
 };
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use std::time::Duration;
 
 /// First and longest wait after a request that failed.
@@ -74,10 +74,9 @@ impl Entry {
         }
         let over = report.torn_down;
         let deleting = api["metadata"]["deletionTimestamp"].is_string();
-        let wanted = if over && deleting { ended(&report.status) } else { report.status.clone() };
         let uid = api["metadata"]["uid"].as_str().unwrap_or_default();
         let update = PodUpdate { uid, pod: &report.pod, may_run: report.may_run && !over, now: now.wall };
-        let patch = match pod_status(&update, &api["status"], &wanted) {
+        let patch = match pod_status(&update, &api["status"], &report.status) {
             Ok(patch) => patch,
             Err(error) => {
                 tracing::warn!(pod = %report.pod.key, %error, "a status update is dropped");
@@ -135,36 +134,6 @@ impl Entry {
 /// Whether the phase of this status is final.
 fn is_terminal(status: &Value) -> bool {
     matches!(status["phase"].as_str(), Some("Succeeded" | "Failed"))
-}
-
-/// The status of a pod that was deleted and of which nothing is left. A pod that never came to its end is Failed, and a
-/// container of which no end is known counts as killed (`TerminatePod`, `pkg/kubelet/status/status_manager.go`).
-fn ended(status: &Value) -> Value {
-    let mut status = status.clone();
-    if is_terminal(&status) {
-        return status;
-    }
-    let Some(members) = status.as_object_mut() else { return status };
-    members.insert("phase".to_owned(), "Failed".into());
-    let containers = members.get_mut("containerStatuses").and_then(Value::as_array_mut);
-    for container in containers.into_iter().flatten().filter_map(Value::as_object_mut) {
-        if container.get("state").is_some_and(|state| state["terminated"].is_object()) {
-            continue;
-        }
-        container.insert("state".to_owned(), lost());
-        container.insert("ready".to_owned(), false.into());
-        container.insert("started".to_owned(), false.into());
-    }
-    status
-}
-
-fn lost() -> Value {
-    let mut terminated = Map::new();
-    terminated.insert("exitCode".to_owned(), 137.into());
-    terminated.insert("reason".to_owned(), "ContainerStatusUnknown".into());
-    let message = "The container could not be located when the pod was terminated";
-    terminated.insert("message".to_owned(), message.into());
-    json!({ "terminated": terminated })
 }
 
 #[cfg(test)]
