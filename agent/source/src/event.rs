@@ -25,7 +25,7 @@ pub struct InvolvedObject {
     pub namespace: String,
     /// `name`.
     pub name: String,
-    /// `uid`; empty for a Node, as the kubelet has it.
+    /// `uid`. A Node's is its name: by that `kubectl describe node` finds the events of a kubelet (1.36 leaves it out).
     pub uid: String,
     /// `source.component`: the Kubernetes component that emits such events.
     pub component: &'static str,
@@ -50,7 +50,7 @@ impl InvolvedObject {
             kind: "Node",
             namespace: String::new(),
             name: name.to_string(),
-            uid: String::new(),
+            uid: name.to_string(),
             component: "kubelet",
         }
     }
@@ -209,7 +209,10 @@ mod tests {
         let event = ApiEvent::once(InvolvedObject::node(&node()), Event::normal("Starting", "m"), Wall(255));
         let object = event.object(&node());
         assert_eq!(object["metadata"], json!({ "name": "n1.ff", "namespace": "default" }));
-        assert_eq!(object["involvedObject"], json!({ "apiVersion": "v1", "kind": "Node", "name": "n1" }));
+        assert_eq!(
+            object["involvedObject"],
+            json!({ "apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "n1" })
+        );
         let service = Involved::Service { key: key(), uid: "u-2".into() };
         let event = ApiEvent::of_record(&EventRecord::once(service, Event::warning("NoRoom", "m"), Wall(1)));
         let object = event.object(&node());

@@ -424,8 +424,8 @@ impl ListWatch {
         if refusal.is_expired() {
             let first = self.failures == 0 || self.was_good(now);
             self.start_again();
+            // The set itself is not refused, only the version from which it was asked for.
             self.fail(now, refusal.to_string(), retry_after);
-            self.refused = Some(refusal.code);
             if first {
                 self.due = Due::Now;
             }
