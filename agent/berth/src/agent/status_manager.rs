@@ -96,7 +96,9 @@ impl StatusManager {
             Involved::Pod { uid, .. } => {
                 let known = self.entries().get(uid).map(|entry| Arc::clone(&entry.report.pod));
                 let pod = known.or_else(|| self.desired(uid).map(|desired| Arc::clone(&desired.pod)));
-                pod.is_some_and(|pod| pod.origin == Origin::Cluster)
+                // The events of a static pod are its mirror's too: `kubectl describe` asks for them by the static pod's
+                // UID, which the mirror names.
+                pod.is_some_and(|pod| !matches!(pod.origin, Origin::Manifest(_)))
             }
             Involved::Service { key, uid } => self.latest.borrow().iter().any(|source| {
                 let service = source.snapshot.services.get(key).map(|desired| &desired.service);
@@ -448,5 +450,26 @@ mod tests {
         manager.pod(report("runs", Phase::Failed));
         tokio::time::timeout(std::time::Duration::from_secs(10), manager.changed.notified()).await.unwrap();
         assert_eq!(active(), ["waits"]);
+    }
+    #[tokio::test]
+    async fn pods_of_the_api_server_and_static_pods_have_their_events_in_the_api() {
+        let (_owner, node) = watch::channel(Arc::new(NodeInfo::new("n".parse().unwrap())));
+        let latest = watch::channel(berth_source::Sources::default()).1;
+        let manager = StatusManager::new(WatchCache::default(), latest, node, None);
+        for (uid, origin, expected) in [
+            ("api", Origin::Cluster, true),
+            ("static", Origin::StaticFile("f".into()), true),
+            ("manifest", Origin::Manifest("f".into()), false),
+        ] {
+            let mut report = report(uid, Phase::Running);
+            Arc::make_mut(&mut report.pod).origin = origin;
+            let key = report.pod.key.clone();
+            manager.pod(report);
+            let involved = Involved::Pod { key, uid: uid.parse().unwrap() };
+            assert_eq!(manager.is_of_api(&involved), expected, "{uid}");
+        }
+        let key = PodKey { namespace: "default".parse().unwrap(), name: "unknown".parse().unwrap() };
+        assert!(!manager.is_of_api(&Involved::Pod { key: key.clone(), uid: "unknown".parse().unwrap() }));
+        assert!(!manager.is_of_api(&Involved::Service { key, uid: "unknown".into() }));
     }
 }
