@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// How long watches are cut each second.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     cuts: u64,
+    /// Directory of the clusters' files; `berth/outage` of the cache directory where none is named.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
     /// Write the figures to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -58,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let etcds = args.etcd.map_or_else(|| vec![Etcd::Old, Etcd::New], |etcd| vec![etcd]);
     let mut all = Vec::new();
     for etcd in etcds {
-        let verdicts = on_a_cluster(etcd, args.keep, |cluster| phases(cluster, etcd, args))?;
+        let verdicts = on_a_cluster(etcd, args, |cluster| phases(cluster, etcd, args))?;
         all.extend(verdicts);
     }
     out::line("all phases:");
@@ -75,10 +78,11 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 /// Runs work on a cluster with the agent, and ends the cluster also where the work fails, but with `keep`.
 fn on_a_cluster(
     etcd: Etcd,
-    keep: bool,
+    args: &Args,
     work: impl FnOnce(&Cluster) -> Result<Vec<Verdict>>,
 ) -> Result<Vec<Verdict>> {
-    let dir = tools::cache()?.join("outage");
+    let keep = args.keep;
+    let dir = args.dir.clone().map_or_else(|| Ok(tools::cache()?.join("outage")), Ok::<_, anyhow::Error>)?;
     let options = Options { node: Node::Berth, etcd, goaway_chance: 0.0, audit: Audit::OfNodes, keep };
     let cluster = cluster::start(&dir, &options)?;
     let done = work(&cluster);
