@@ -81,6 +81,7 @@ fn measure(cluster: &Cluster, amount: &Amount) -> Result<Vec<Figure>> {
     let mut times = [Times::default(), Times::default()];
     if amount.has("start") {
         one_by_one(&api, both, amount.rounds, &mut times)?;
+        tell(both, &times);
         figures.extend(starts(&times));
     }
     if amount.has("burst") {
@@ -91,10 +92,8 @@ fn measure(cluster: &Cluster, amount: &Amount) -> Result<Vec<Figure>> {
                 })?;
             }
         }
+        tell(both, &times);
         figures.extend(bursts(&times, amount.pods));
-    }
-    for (node, times) in both.iter().zip(&times) {
-        times.tell(node.name());
     }
     if amount.has("idle") {
         figures.extend(idle_nodes(cluster, &api, both, amount)?);
@@ -104,6 +103,12 @@ fn measure(cluster: &Cluster, amount: &Amount) -> Result<Vec<Figure>> {
         figures.extend(many_services(cluster, &api, &berth, amount)?);
     }
     Ok(figures)
+}
+
+fn tell(nodes: [&JoinedNode; 2], times: &[Times; 2]) {
+    for (node, times) in nodes.iter().zip(times) {
+        times.tell(node.name());
+    }
 }
 
 fn one_by_one(api: &Api, nodes: [&JoinedNode; 2], rounds: usize, times: &mut [Times; 2]) -> Result<()> {

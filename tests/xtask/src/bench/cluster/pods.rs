@@ -10,12 +10,17 @@ use berth_harness::{image::BUSYBOX, wait::PATIENCE};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::mpsc::Receiver,
+    sync::mpsc::{Receiver, RecvTimeoutError},
+    thread,
     time::{Duration, Instant},
 };
 
 /// Path of the pods.
 pub(super) const PODS: &str = "/api/v1/namespaces/default/pods";
+
+/// Time between a pod's readiness and its deletion. The first process of a container is not ended by SIGTERM before its
+/// trap is set, and these pods are ready before that.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Times of one node's pods, in milliseconds.
 #[derive(Debug, Default)]
@@ -72,7 +77,11 @@ pub(super) fn follow(
     let end = Instant::now() + 3 * PATIENCE;
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        let Ok(event) = events.recv_timeout(left) else { bail!("waited in vain until {what}") };
+        let event = match events.recv_timeout(left) {
+            Ok(event) => event,
+            Err(RecvTimeoutError::Timeout) => bail!("waited in vain until {what}"),
+            Err(RecvTimeoutError::Disconnected) => bail!("the watch ended before {what}"),
+        };
         if done(&event) {
             return Ok(event.at);
         }
@@ -98,6 +107,7 @@ pub(super) fn one(api: &Api, node: &str, round: usize, times: &mut Times, keep: 
         }
         is_ready(&event.object)
     })?;
+    thread::sleep(SETTLE);
     let deleted = Instant::now();
     api.request("DELETE", &format!("{PODS}/{name}"), "")?;
     let gone = follow(&events, "the pod is gone", |event| name_of(event) == name && event.kind == "DELETED")?;
@@ -126,6 +136,7 @@ pub(super) fn burst(api: &Api, node: &str, pods: usize, times: &mut Times) -> Re
         ready.len() == pods
     })?;
     times.burst.push(took(all));
+    thread::sleep(SETTLE);
     let begun = Instant::now();
     api.request("DELETE", &format!("{PODS}?labelSelector=part%3Dburst"), "")?;
     let mut gone = 0;
@@ -143,6 +154,9 @@ impl Times {
         out::line(&format!("{node}: POST to the binding: {}", spread(&self.bound)));
         out::line(&format!("{node}: POST to Ready:       {}", spread(&self.start)));
         out::line(&format!("{node}: DELETE to gone:      {}", spread(&self.gone)));
+        if self.burst.is_empty() {
+            return;
+        }
         out::line(&format!("{node}: bursts {:.2?} s, their ends {:.2?} s", self.burst, self.teardown));
     }
 }
