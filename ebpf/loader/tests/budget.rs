@@ -25,7 +25,7 @@ const BUDGETS: [(&str, u32); 8] = [
 const FUNCTION: u32 = 400;
 
 /// Limit for the functions of a socket's first datagram to an address, set to the measured size.
-const FIRST_DATAGRAM: (&str, u32) = ("6begin", 430);
+const FIRST_DATAGRAM: (&str, u32) = ("first_datagram", 430);
 
 /// Limit for the functions of every other datagram.
 const DATAGRAM: (&str, u32) = ("sendmsg", 240);

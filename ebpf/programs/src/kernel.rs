@@ -1,6 +1,10 @@
-//! The decision core's tables as kernel maps.
+//! The tables of the decision core ([`Maps`]) as kernel maps. Owns no state: the maps are in [`crate::maps`].
 
-use crate::{maps, wide::Wide};
+use crate::{
+    asm::{number, opaque, opaque_ref},
+    maps,
+    wide::Wide,
+};
 use aya_ebpf::{
     bindings::BPF_ANY,
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
@@ -10,20 +14,20 @@ use berth_ebpf_abi::{
     ServiceKey, V4, V6,
 };
 use berth_ebpf_decide::{Header, Maps};
-use core::{arch::asm, ptr::addr_of};
+use core::ptr::addr_of;
 
-/// The kernel's maps.
+/// The kernel's maps and clock.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernel;
 
 impl Kernel {
-    /// The configuration: the element of an array of one, so it is always there.
+    /// The configuration. Always `Some`, because the element of an array exists.
     #[inline(always)]
     pub(crate) fn config() -> Option<*const Config> {
         maps::CONFIG.get_ptr(0)
     }
 
-    /// Seconds of CLOCK_MONOTONIC, wrapping after 136 years.
+    /// Seconds of CLOCK_MONOTONIC; wraps after 136 years.
     #[inline(always)]
     pub(crate) fn now_s() -> u32 {
         // SAFETY: a helper without arguments.
@@ -32,7 +36,7 @@ impl Kernel {
     }
 }
 
-/// Milliseconds of CLOCK_MONOTONIC, wrapping after 49 days; as coarse as the kernel's tick.
+/// Milliseconds of CLOCK_MONOTONIC, with the resolution of the kernel's tick; wraps after 49 days.
 #[inline(always)]
 pub(crate) fn now_ms() -> u32 {
     // SAFETY: a helper without arguments.
@@ -40,53 +44,13 @@ pub(crate) fn now_ms() -> u32 {
     ((ns / 1_000_000) & 0xffff_ffff) as u32
 }
 
-/// Reads a field of a value that others may write meanwhile.
+/// Reads a field of a map's value, which other writers may change in the meantime.
 macro_rules! read {
     ($at:expr, $($field:tt)+) => {
-        // SAFETY: `$at` came from a map lookup of this run, so the memory stays a value of this type until the run's
-        // end (its content may be replaced: the caller checks the tag); volatile, for others write it.
+        // SAFETY: `$at` came from a map lookup of this run, so the memory stays a value of this type until
+        // the run's end. Its content may be replaced, so the read is volatile and the caller checks the tag.
         unsafe { addr_of!((*$at).$($field)+).read_volatile() }
     };
-}
-
-/// See [`Maps::number`].
-#[inline(always)]
-pub(crate) fn number<const N: u32>() -> u32 {
-    let hidden: u64;
-    // SAFETY: loads a constant into a register.
-    unsafe { asm!("{} = {}", out(reg) hidden, const N, options(nomem, nostack, preserves_flags)) };
-    (hidden & 0xffff_ffff) as u32
-}
-
-/// See [`Maps::opaque`].
-#[inline(always)]
-fn opaque(number: u32) -> u32 {
-    let hidden: u64;
-    // SAFETY: moves a number from register to register.
-    unsafe {
-        asm!("{} = {}", out(reg) hidden, in(reg) u64::from(number), options(nomem, nostack, preserves_flags));
-    }
-    (hidden & 0xffff_ffff) as u32
-}
-
-/// Eight bytes of zeros, of which the compiler does not know: it calls a function to write zeros that it knows of.
-#[inline(always)]
-pub(crate) fn zeros() -> u64 {
-    let zeros: u64;
-    // SAFETY: loads a constant into a register.
-    unsafe { asm!("{} = 0", out(reg) zeros, options(nomem, nostack, preserves_flags)) };
-    zeros
-}
-
-/// See [`Maps::opaque_ref`].
-#[inline(always)]
-fn opaque_ref<T>(at: &mut T) -> &mut T {
-    let hidden: *mut T;
-    // SAFETY: moves an address from register to register; it stays borrowed as it was.
-    unsafe {
-        asm!("{} = {}", out(reg) hidden, in(reg) core::ptr::from_mut(at), options(nostack, preserves_flags));
-        &mut *hidden
-    }
 }
 
 macro_rules! family {
@@ -109,7 +73,7 @@ macro_rules! family {
                     frontend: read!(at, frontend),
                     affinity_s: read!(at, affinity_s),
                     counts: {
-                        // SAFETY: as above; the two stand side by side, at four bytes' alignment.
+                        // SAFETY: as above; the two counts are adjacent and aligned to four bytes.
                         let both = unsafe { addr_of!((*at).counts).cast::<u32>().read_volatile() };
                         [(both & 0xffff) as u16, (both >> 16) as u16]
                     },
@@ -123,14 +87,15 @@ macro_rules! family {
 
             #[inline(always)]
             fn inline(&self, at: Self::Service, index: u32) -> Backend<$addr> {
-                // SAFETY: the index is below the array's length.
+                // SAFETY: the masked index is below the array's length.
                 let at = unsafe { addr_of!((*at).inline).cast::<Backend<$addr>>().add((index & 3) as usize) };
                 Backend { addr: read!(at, addr), port: read!(at, port), flags: read!(at, flags) }
             }
 
             #[inline(always)]
             fn take_inline(&self, at: Self::Service, index: u32, into: &mut Backend<$addr>) {
-                // SAFETY: the index is below the array's length; the decision's memory is aligned.
+                // SAFETY: the masked index is below the array's length; the memory of the decision is
+                // aligned.
                 unsafe {
                     let at = addr_of!((*at).inline).cast::<Backend<$addr>>().add((index & 3) as usize);
                     <$addr>::take_backend(at, into);
@@ -149,7 +114,7 @@ macro_rules! family {
 
             #[inline(always)]
             fn chunk_backend(&self, at: Self::Chunk, index: u32) -> Backend<$addr> {
-                // SAFETY: the index is below the array's length.
+                // SAFETY: the masked index is below the array's length.
                 let at =
                     unsafe { addr_of!((*at).backends).cast::<Backend<$addr>>().add((index & 15) as usize) };
                 Backend { addr: read!(at, addr), port: read!(at, port), flags: read!(at, flags) }
@@ -180,15 +145,17 @@ macro_rules! family {
             #[inline(always)]
             fn take_affinity(&self, key: &AffinityKey<$addr>, into: &mut Affinity<$addr>) -> bool {
                 let Some(at) = maps::$affinity.get_ptr(key) else { return false };
-                // SAFETY: as above. The copy is no single step: an entry that another client of the same address
-                // changes meanwhile may be read half, which is then no member of the Service.
+                // SAFETY: as above. The copy is not atomic: if another client of the same address changes the
+                // entry in the meantime, the copy is a mix of two backends, which is no member of the
+                // Service.
                 unsafe { <$addr>::take_affinity(at, into) };
                 true
             }
 
             #[inline(always)]
             fn set_affinity(&self, key: &AffinityKey<$addr>, value: &Affinity<$addr>) {
-                // A client that is not remembered is given a backend anew: no fault.
+                // If the map has no room, the client's next connection selects a backend again, which is no
+                // fault.
                 let _ = maps::$affinity.insert(key, value, u64::from(BPF_ANY));
             }
 
@@ -215,12 +182,12 @@ macro_rules! family {
             fn in_service_range(&self, addr: $addr) -> bool {
                 let addr = addr.halves();
                 let Some(at) = Kernel::config() else { return false };
-                // SAFETY: the element of the array.
+                // SAFETY: the element of the array of one.
                 let mut range = unsafe { addr_of!((*at).$ranges) }.cast::<Prefix>();
                 let mut left = number::<2>();
                 loop {
-                    // SAFETY: one of the two. A range that is being changed may be read half; it is set before
-                    // Services exist.
+                    // SAFETY: one of the two ranges. A range that changes during the read may be read half;
+                    // the agent writes the ranges before any Service.
                     if unsafe { <$addr>::lies_in(addr, range) } {
                         return true;
                     }
@@ -249,7 +216,7 @@ macro_rules! family {
 
             #[inline(always)]
             fn clear(&self, addr: &mut $addr) {
-                // SAFETY: as the trait says.
+                // SAFETY: the trait requires an aligned address.
                 unsafe { addr.clear() };
             }
 

@@ -1,23 +1,25 @@
-//! The programs in the kernel: they parse, ask `berth-ebpf-decide`, and act.
+//! The eBPF programs: they parse, ask `berth-ebpf-decide`, and act.
 //!
 //! Owns the maps (named in `berth_ebpf_abi::maps`) and two groups of programs: socket hooks (`connect4/6`,
-//! `sendmsg4/6`, `recvmsg4/6`, `getpeername4/6`: a Service's address is replaced before a packet exists) and packet
-//! programs at devices (`tc_*`: for what passes no socket hook).
+//! `sendmsg4/6`, `recvmsg4/6`, `getpeername4/6`), which replace a Service's address before a packet exists,
+//! and packet programs at devices (`tc_*`), for packets that pass no socket hook.
 //!
 //! Invariants:
-//! - Everything that returns or takes an `Option` is `#[inline(always)]`: in two registers the verifier refuses it.
-//! - No slice index, no panic path, no division by what is not a constant: the object has no `core::panicking` symbol.
-//! - What a socket remembers is written before its address is changed.
+//! - Every function that returns or takes an `Option` is `#[inline(always)]`: the verifier refuses one in two
+//!   registers.
+//! - No slice index, no panic path, no division by a variable: the object has no `core::panicking` symbol.
+//! - A socket's translation is stored before the call's address is changed.
 //!
-//! On failure: whatever is not understood passes unchanged.
+//! On failure: a call or packet that is not understood passes unchanged.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod asm;
 mod kernel;
 mod maps;
-mod naming;
 mod reverse;
+mod sock_addr;
 mod socket;
 mod tc;
 mod wide;
@@ -25,11 +27,11 @@ mod wide;
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // Unreachable: no panic path is left in the object, which its build checks.
+    // Unreachable: the build checks that no panic path is left in the object.
     loop {}
 }
 
-/// Helpers reserved for programs under a GPL-compatible licence are used.
+/// The programs call helpers that are reserved for GPL-compatible programs.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual BSD/GPL\0";

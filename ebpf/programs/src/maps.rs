@@ -1,10 +1,13 @@
-//! The maps, by the names and of the types in `berth_ebpf_abi::maps`.
+//! The maps, with the names and types of `berth_ebpf_abi::maps`. Owns the programs' whole state.
 //!
-//! Sizes: a hash that is not preallocated costs 16 bytes a slot at once and the rest as it fills; any other hash, and a
-//! queue, all of it at once. These are the sizes of a load that is told no others, so that all maps stay below 30 MB
-//! with 10,000 Services. Of the tables of connections, a connection takes two entries, and one place in the queue of its
-//! table: so the queue is full before the table is. Of UDP there are fewer than the node has ports towards one backend.
+//! A hash that is not preallocated takes 16 bytes per slot at once and the rest as it fills; any other hash
+//! and a queue take all of their memory at once. The sizes here are the defaults: the loader may set others.
+//! With them all maps stay below 30 MB with 10,000 Services.
+//!
+//! A flow takes two entries of its table and one place in the table's queue, so the queue is full before the
+//! table. The tables of UDP hold fewer flows than the node has ports towards one backend.
 
+use crate::wide::Wide;
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::SkStorage,
@@ -16,7 +19,7 @@ use berth_ebpf_abi::{
     LocalPod, MemberKey, NodeAddress, PodDevice, Reverses, Service, ServiceKey, Tuple, V4, V6, count,
 };
 
-/// The map's elements are allocated as they come.
+/// Flags of a map whose elements are allocated as they are written.
 const LAZY: u32 = BPF_F_NO_PREALLOC;
 
 macro_rules! hash {
@@ -58,10 +61,10 @@ hash!(ASSURED6: Tuple<V6> => Flow<V6>, 65_536);
 hash!(UDP4: Tuple<V4> => Flow<V4>, 49_152);
 hash!(UDP6: Tuple<V6> => Flow<V6>, 24_576);
 
-/// The first thing that a flood meets: its memory is there.
+/// Preallocated, because a flood of connections fills this table first.
 #[map]
 pub(crate) static UNASSURED4: HashMap<Tuple<V4>, Flow<V4>> = HashMap::with_max_entries(32_768, 0);
-/// The IPv6 table: its memory is there at once too.
+/// The same for IPv6.
 #[map]
 pub(crate) static UNASSURED6: HashMap<Tuple<V6>, Flow<V6>> = HashMap::with_max_entries(16_384, 0);
 
@@ -87,12 +90,43 @@ pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(count::LEN, 0);
 
+/// Scratch memory of a run on one processor. The size is part of the pinned maps, so some of the memory is
+/// spare.
+pub(crate) type Scratch = [u64; 128];
+
+/// Scratch memory of a run for an IPv4 packet.
+#[map]
+pub(crate) static SCRATCH4: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+/// Scratch memory of a run for an IPv6 packet.
+#[map]
+pub(crate) static SCRATCH6: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Address family with a socket storage of its own.
+pub(crate) trait Remembered: Wide {
+    /// Map of the translations that a socket remembers.
+    fn storage() -> &'static SkStorage<Reverses<Self>>;
+}
+
+impl Remembered for V4 {
+    #[inline(always)]
+    fn storage() -> &'static SkStorage<Reverses<V4>> {
+        &REVERSE4
+    }
+}
+
+impl Remembered for V6 {
+    #[inline(always)]
+    fn storage() -> &'static SkStorage<Reverses<V6>> {
+        &REVERSE6
+    }
+}
+
 /// Adds one to a counter of [`count`].
 #[inline(always)]
 pub(crate) fn bump(index: u32) {
     if let Some(at) = COUNT.get_ptr_mut(index) {
-        // SAFETY: the element of this CPU; a program runs on one CPU and no other writes here. A nested run may lose
-        // a count, which is a figure for people.
+        // SAFETY: the element of this CPU, to which no other CPU writes. A nested run may lose a count, which
+        // is only shown to people.
         unsafe { at.write_volatile(at.read_volatile().wrapping_add(1)) };
     }
 }

@@ -1,67 +1,48 @@
-//! What a socket remembers: which virtual address an answer stands for.
+//! The translations that a socket remembers, in the socket's storage: answers are shown as from the dialled
+//! address, and later datagrams keep their backend. Owns no state: the storage is a map.
 
 use crate::{
-    kernel::number,
-    maps::{REVERSE4, REVERSE6},
-    naming::{self, Halves, Naming},
+    asm::number,
+    maps::Remembered,
+    sock_addr::{self, Halves, SockAddr},
     wide::Wide,
 };
-use aya_ebpf::{btf_maps::SkStorage, programs::SockAddrContext};
-use berth_ebpf_abi::{REVERSE, Reverse, Reverses, V4, V6};
+use aya_ebpf::programs::SockAddrContext;
+use berth_ebpf_abi::{REVERSE, Reverse, Reverses};
 use berth_ebpf_decide::ring::{Ring, remember, remember_alone, search};
 use core::ptr::addr_of_mut;
 
-/// A family with its socket storage.
-pub(crate) trait Remembered: Wide {
-    /// The map.
-    fn storage() -> &'static SkStorage<Reverses<Self>>;
-}
-
-impl Remembered for V4 {
-    #[inline(always)]
-    fn storage() -> &'static SkStorage<Reverses<V4>> {
-        &REVERSE4
-    }
-}
-
-impl Remembered for V6 {
-    #[inline(always)]
-    fn storage() -> &'static SkStorage<Reverses<V6>> {
-        &REVERSE6
-    }
-}
-
-/// What a call's socket remembers.
-pub(crate) struct Memory<'c, N: Naming> {
-    at: *mut Reverses<N::Addr>,
+/// Memory of a call's socket.
+pub(crate) struct SocketMemory<'c, S: SockAddr> {
+    at: *mut Reverses<S::Addr>,
     ctx: &'c SockAddrContext,
 }
 
-impl<'c, N: Naming> Memory<'c, N> {
-    /// Of a socket that remembers anything.
+impl<'c, S: SockAddr> SocketMemory<'c, S> {
+    /// The memory of the socket; `None` for a socket that remembers no translation.
     #[inline(always)]
-    pub(crate) fn of(ctx: &'c SockAddrContext) -> Option<Memory<'c, N>> {
-        // SAFETY: the context is the kernel's own; its socket is what the helper wants.
-        let at = unsafe { N::Addr::storage().get_ptr_mut(ctx) };
-        if at.is_null() { None } else { Some(Memory { at, ctx }) }
+    pub(crate) fn of(ctx: &'c SockAddrContext) -> Option<SocketMemory<'c, S>> {
+        // SAFETY: the context is the kernel's own, and the helper takes its socket.
+        let at = unsafe { S::Addr::storage().get_ptr_mut(ctx) };
+        if at.is_null() { None } else { Some(SocketMemory { at, ctx }) }
     }
 
-    /// Makes room for it. Nothing where the kernel has none.
+    /// The memory of the socket, created if missing; `None` if the kernel has no room for it.
     #[inline(always)]
-    fn made(ctx: &'c SockAddrContext) -> Option<Memory<'c, N>> {
+    fn of_or_new(ctx: &'c SockAddrContext) -> Option<SocketMemory<'c, S>> {
         // SAFETY: as above.
-        let at = unsafe { N::Addr::storage().get_or_insert_ptr_mut(ctx, None) };
-        if at.is_null() { None } else { Some(Memory { at, ctx }) }
+        let at = unsafe { S::Addr::storage().get_or_insert_ptr_mut(ctx, None) };
+        if at.is_null() { None } else { Some(SocketMemory { at, ctx }) }
     }
 }
 
-impl<N: Naming> Ring<N::Addr> for Memory<'_, N> {
-    type Place = *mut Reverse<N::Addr>;
-    type Addr = (Halves<N>, u16);
+impl<S: SockAddr> Ring<S::Addr> for SocketMemory<'_, S> {
+    type Place = *mut Reverse<S::Addr>;
+    type Addr = (Halves<S>, u16);
 
     #[inline(always)]
     fn first(&self) -> Self::Place {
-        // SAFETY: a value of the socket storage of this run.
+        // SAFETY: a value of the socket storage, valid for the run.
         unsafe { addr_of_mut!((*self.at).entries).cast() }
     }
 
@@ -73,7 +54,7 @@ impl<N: Naming> Ring<N::Addr> for Memory<'_, N> {
     #[inline(always)]
     fn oldest(&self) -> Self::Place {
         const { assert!(REVERSE == 8) };
-        // SAFETY: as above; masked to the array's length.
+        // SAFETY: as above; the index is masked to the array's length.
         unsafe {
             let next = addr_of_mut!((*self.at).next).read_volatile();
             addr_of_mut!((*self.at).next).write_volatile(next.wrapping_add(1));
@@ -88,28 +69,28 @@ impl<N: Naming> Ring<N::Addr> for Memory<'_, N> {
 
     #[inline(always)]
     fn named(&self) -> Self::Addr {
-        (N::read(self.ctx), naming::port(self.ctx))
+        (S::read(self.ctx), sock_addr::port(self.ctx))
     }
 
     #[inline(always)]
     fn is_dialled(&self, place: Self::Place, (addr, port): Self::Addr) -> bool {
-        // SAFETY: within the value. Another thread may be writing it when it sends by the same socket to a ninth
-        // address; then a datagram chooses anew.
-        unsafe { (*place).port == port && N::Addr::is_dialled(place, addr) }
+        // SAFETY: within the value. Another thread that sends by the same socket to a ninth address may be
+        // writing the entry; this datagram then selects a backend again.
+        unsafe { (*place).port == port && S::Addr::is_dialled(place, addr) }
     }
 
     #[inline(always)]
     fn leads_to(&self, place: Self::Place, (addr, port): Self::Addr) -> bool {
-        // SAFETY: within the value. As above; then one datagram's sender may be shown as it is, or as the address just
-        // dialled.
-        unsafe { (*place).backend_port == port && N::Addr::same(place, addr) }
+        // SAFETY: within the value. Another thread may be writing the entry, as above; the sender of one
+        // datagram may then be shown as the backend, or as the address just dialled.
+        unsafe { (*place).backend_port == port && S::Addr::has_backend(place, addr) }
     }
 
     #[inline(always)]
     fn copy_dialled(&self, from: Self::Place, to: Self::Place) {
         // SAFETY: within the value.
         unsafe {
-            N::Addr::put_addr(to, N::Addr::dialled(from));
+            S::Addr::put_dialled(to, S::Addr::dialled(from));
             (*to).port = (*from).port;
         }
     }
@@ -118,7 +99,7 @@ impl<N: Naming> Ring<N::Addr> for Memory<'_, N> {
     fn write_dialled(&self, place: Self::Place, (addr, port): Self::Addr) {
         // SAFETY: within the value.
         unsafe {
-            N::Addr::put_addr(place, addr);
+            S::Addr::put_dialled(place, addr);
             (*place).port = port;
         }
     }
@@ -127,61 +108,62 @@ impl<N: Naming> Ring<N::Addr> for Memory<'_, N> {
     fn write_backend(&self, place: Self::Place, (addr, port): Self::Addr) {
         // SAFETY: within the value.
         unsafe {
-            N::Addr::put_backend(place, addr);
+            S::Addr::put_backend(place, addr);
             (*place).backend_port = port;
         }
     }
 }
 
-/// Turns a connecting call to a backend, after remembering what it named. Without memory for it the socket shows the
-/// backend.
+/// Directs a connecting call to a backend, after the socket has stored the dialled address. If the kernel has
+/// no memory for it, the socket shows the backend as its peer.
 #[inline(always)]
-pub(crate) fn redirect<N: Naming>(ctx: &SockAddrContext, backend: (Halves<N>, u16)) {
-    if let Some(memory) = Memory::<N>::made(ctx) {
+pub(crate) fn redirect<S: SockAddr>(ctx: &SockAddrContext, backend: (Halves<S>, u16)) {
+    if let Some(memory) = SocketMemory::<S>::of_or_new(ctx) {
         remember_alone(&memory, backend);
     }
-    turn::<N>(ctx, backend);
+    set_destination::<S>(ctx, backend);
 }
 
-/// Turns a datagram to a backend, likewise. `kept` is the entry of what it names; null where there is none.
+/// Directs a datagram to a backend, likewise. `kept` is the socket's entry of the dialled address, or null.
 ///
-/// Without memory for it a pod's datagram stays as it is: it is translated at the pod's device, and so is the answer.
+/// If the kernel has no memory for the entry, a pod's datagram stays unchanged: the pod's device translates
+/// the datagram and its answer.
 #[inline(always)]
-pub(crate) fn redirect_datagram<N: Naming>(
+pub(crate) fn redirect_datagram<S: SockAddr>(
     ctx: &SockAddrContext,
-    backend: (Halves<N>, u16),
-    kept: *mut Reverse<N::Addr>,
+    backend: (Halves<S>, u16),
+    kept: *mut Reverse<S::Addr>,
     pod: bool,
 ) {
-    match Memory::<N>::made(ctx) {
+    match SocketMemory::<S>::of_or_new(ctx) {
         Some(memory) => remember(&memory, if kept.is_null() { None } else { Some(kept) }, backend),
         None if pod => return,
         None => {}
     }
-    turn::<N>(ctx, backend);
+    set_destination::<S>(ctx, backend);
 }
 
-/// Turns a call to a backend.
+/// Replaces the destination of a call.
 #[inline(always)]
-pub(crate) fn turn<N: Naming>(ctx: &SockAddrContext, (addr, port): (Halves<N>, u16)) {
-    N::write(ctx, addr);
-    naming::set_port(ctx, port);
+pub(crate) fn set_destination<S: SockAddr>(ctx: &SockAddrContext, (addr, port): (Halves<S>, u16)) {
+    S::write(ctx, addr);
+    sock_addr::set_port(ctx, port);
 }
 
-/// Shows what was dialled where an answer is of a backend. Its port is not 0, so no unused entry is found.
+/// Shows the dialled address for an answer of a backend. The port is not 0, so that no unused entry is found.
 #[inline(always)]
-pub(crate) fn recall<N: Naming>(ctx: &SockAddrContext, backend: Halves<N>) {
-    let port = naming::whole_port(ctx);
+pub(crate) fn show_dialled<S: SockAddr>(ctx: &SockAddrContext, backend: Halves<S>) {
+    let port = sock_addr::whole_port(ctx);
     if port == 0 {
         return;
     }
     let port = port as u16;
-    let Some(memory) = Memory::<N>::of(ctx) else { return };
+    let Some(memory) = SocketMemory::<S>::of(ctx) else { return };
     if let Some(place) = search(&memory, |place| memory.leads_to(place, (backend, port))) {
-        // SAFETY: a value of this run's socket.
+        // SAFETY: a value of the socket storage of this run.
         unsafe {
-            N::write(ctx, N::Addr::dialled(place));
-            naming::set_port(ctx, (*place).port);
+            S::write(ctx, S::Addr::dialled(place));
+            sock_addr::set_port(ctx, (*place).port);
         }
     }
 }

@@ -1,10 +1,15 @@
-//! Socket hooks: a Service's address becomes a backend's before a packet exists, and answers look as from the Service.
+//! Socket hooks: a call that names a Service's address goes to a backend before a packet exists, and answers
+//! look as if the Service had sent them. Owns no state: translations are in the socket's storage
+//! ([`crate::reverse`]).
+//!
+//! On failure: a call without an entry of the tables goes on unchanged; a call that gets no backend fails, or
+//! goes on and its packets are answered at the pod's device (`berth_ebpf_decide::refusal`).
 
 use crate::{
     kernel::Kernel,
     maps::CLIENT,
-    naming::{self, Halves, Mapped4, Naming, Plain4, Plain6, is_mapped},
-    reverse::{Memory, recall, redirect, redirect_datagram, turn},
+    reverse::{SocketMemory, redirect, redirect_datagram, set_destination, show_dialled},
+    sock_addr::{self, Halves, Ipv4, Ipv6, MappedIpv4, SockAddr, is_mapped},
     wide::Wide,
 };
 use aya_ebpf::{
@@ -15,49 +20,50 @@ use aya_ebpf::{
 };
 use berth_ebpf_abi::{Backend, Client, Reverse, ServiceKey, V4, V6, client, frontend, local_pod};
 use berth_ebpf_decide::{
-    Aligned, MemberQuery, Selection, Maps, Decision, ClientIdentity, may_keep_backend, is_host, left_alone, backend_hash, refusal,
+    Aligned, ClientIdentity, Decision, Maps, MemberQuery, Selection, backend_hash, decide_into, is_host,
+    left_alone, may_keep_backend, refusal,
     ring::{again, kept},
-    decide_into,
 };
 use core::mem::MaybeUninit;
 
-/// The hook lets the call go on; where a result was set, the call ends with that.
-const GO_ON: i32 = 1;
+/// The hook allows the call; if an error was set, the call ends with the error.
+const ALLOW: i32 = 1;
 
 const TCP: u32 = 6;
 const UDP: u32 = 17;
 
-/// Port, network order, and protocol, where Services speak it.
+/// Port in network order and protocol of a call; `None` for a protocol without Services and for port 0.
 #[inline(always)]
 fn port_and_proto(ctx: &SockAddrContext) -> Option<(u16, u8)> {
-    let (proto, port) = (naming::protocol(ctx), naming::whole_port(ctx));
+    let (proto, port) = (sock_addr::protocol(ctx), sock_addr::whole_port(ctx));
     ((proto == TCP || proto == UDP) && port != 0).then_some((port as u16, proto as u8))
 }
 
-/// A namespace that has no entry, beside the flags of those that have one: served as those from outside.
+/// Flags of a network namespace without an entry, whose clients are served as clients from outside.
 const UNKNOWN: u32 = frontend::EXTERNAL;
 const _: () = assert!(UNKNOWN & (local_pod::NO_SOCKET_HOOKS | client::HOST) == 0);
 
-/// Who calls: the socket's network namespace and its entry.
+/// Client behind a call: the socket's network namespace and its entry.
 ///
-/// Not preallocated, and a pod's entry is written once: what is read may be an older or a newer pod's only when the
-/// namespace itself is gone.
+/// The map is not preallocated and a pod's entry is written once. So the entry that is read can be that of
+/// another pod only after the namespace itself has gone.
 #[derive(Clone, Copy)]
 struct Caller {
-    /// Of the namespace.
+    /// Cookie of the namespace.
     cookie: u64,
+    /// Entry of the namespace.
     client: Option<*const Client>,
-    /// The entry's, or [`UNKNOWN`].
+    /// Flags of the entry, or [`UNKNOWN`].
     flags: u32,
 }
 
 impl Caller {
     #[inline(always)]
     fn new(ctx: &SockAddrContext) -> Caller {
-        // SAFETY: the kernel's context is what the helper wants.
+        // SAFETY: the helper takes the kernel's context.
         let cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
         let client = CLIENT.get_ptr(cookie);
-        // SAFETY: an element of the map, there until the run's end.
+        // SAFETY: an element of the map, valid until the run's end.
         let flags = client.map_or(UNKNOWN, |at| unsafe { (*at).flags });
         Caller { cookie, client, flags }
     }
@@ -67,7 +73,7 @@ impl Caller {
         is_host(self.flags)
     }
 
-    /// Whether its packets pass the programs at a pod's device.
+    /// Whether the client's packets pass the programs at a pod's device.
     #[inline(always)]
     fn is_pod(self) -> bool {
         self.flags & (UNKNOWN | client::HOST) == 0
@@ -87,7 +93,8 @@ impl<A: Wide> ClientIdentity<A> for Caller {
 
     #[inline(always)]
     fn put_addr(self, into: &mut A) {
-        // SAFETY: an element of the map; the decision's memory is aligned. The host's entry has no address.
+        // SAFETY: an element of the map; the memory of the decision is aligned. The host's entry has no
+        // address.
         unsafe {
             match self.client {
                 Some(at) => A::take_client(at, into),
@@ -97,14 +104,14 @@ impl<A: Wide> ClientIdentity<A> for Caller {
     }
 }
 
-/// Who sends a datagram from a socket that is not connected.
+/// Client that sends a datagram by an unconnected socket.
 #[derive(Clone, Copy)]
-struct Sender {
+struct DatagramSender {
     caller: Caller,
     ctx: *mut bpf_sock_addr,
 }
 
-impl<A: Wide> ClientIdentity<A> for Sender {
+impl<A: Wide> ClientIdentity<A> for DatagramSender {
     #[inline(always)]
     fn is_host(self) -> bool {
         self.caller.host()
@@ -120,184 +127,190 @@ impl<A: Wide> ClientIdentity<A> for Sender {
         self.caller.put_addr(into);
     }
 
-    /// What the socket has forgotten it comes to again.
+    /// A hash of the socket's cookie, so that the socket gets a forgotten backend again.
     #[inline(always)]
     fn backend_hash<M: Maps<A>>(self, _maps: &M, service: u32) -> u32 {
-        // SAFETY: the kernel's context is what the helper wants.
+        // SAFETY: the helper takes the kernel's context.
         backend_hash(unsafe { bpf_get_socket_cookie(self.ctx.cast()) }, service)
     }
 }
 
-/// What a call dials.
+/// Key of the address and port that a call names.
 #[inline(always)]
 fn key<A: Wide>(addr: A::Halves, port: u16, proto: u8) -> Aligned<ServiceKey<A>> {
     let mut key = Aligned(ServiceKey { addr: A::ANY, port, proto, pad: 0 });
-    // SAFETY: it is aligned.
+    // SAFETY: the key is aligned.
     unsafe { key.0.addr.put(addr) };
     key
 }
 
-/// Ends a call that got no backend with an error, where it is to have one.
+/// Sets the error of a call that got no backend, if the call is to fail.
 #[inline(always)]
 fn end(decision: &Decision, host: bool, sends: bool) {
     if let Some(errno) = refusal(decision, host, sends) {
-        // SAFETY: a helper of plain arguments.
+        // SAFETY: a helper without pointers.
         unsafe { bpf_set_retval(-errno) };
     }
 }
 
-/// Decides for the address that a socket is connected to, and acts.
+/// Selects the backend of a socket that connects, and directs the call to it.
 #[inline(always)]
-fn translate<N: Naming>(ctx: &SockAddrContext, addr: Halves<N>) -> i32
+fn translate<S: SockAddr>(ctx: &SockAddrContext, addr: Halves<S>) -> i32
 where
-    Kernel: Maps<N::Addr>,
+    Kernel: Maps<S::Addr>,
 {
-    let Some((port, proto)) = port_and_proto(ctx) else { return GO_ON };
-    let mut key = key::<N::Addr>(addr, port, proto);
+    let Some((port, proto)) = port_and_proto(ctx) else { return ALLOW };
+    let mut key = key::<S::Addr>(addr, port, proto);
     let caller = Caller::new(ctx);
     if left_alone(caller.flags) {
-        return GO_ON;
+        return ALLOW;
     }
-    let mut selection = MaybeUninit::<Selection<N::Addr>>::uninit();
-    // SAFETY: integers, which are written before they are read.
+    let mut selection = MaybeUninit::<Selection<S::Addr>>::uninit();
+    // SAFETY: integers, each written before it is read.
     let selection = unsafe { &mut *selection.as_mut_ptr() };
     match decide_into(&Kernel, &mut key, caller, selection) {
         Decision::To(..) => {
             let Backend { addr, port, .. } = &selection.last.backend;
-            redirect::<N>(ctx, (addr.halves(), *port));
+            redirect::<S>(ctx, (addr.halves(), *port));
         }
         decision => end(&decision, caller.host(), false),
     }
-    GO_ON
+    ALLOW
 }
 
-/// A datagram goes on with the backend that its socket was given for what it names, or is given one by `anew`.
+/// Directs a datagram to the backend that its socket remembers for the named address, as long as the backend
+/// serves. Else `first` selects a backend.
 #[inline(always)]
-fn converse<N: Naming>(
+fn translate_datagram<S: SockAddr>(
     ctx: &SockAddrContext,
-    addr: Halves<N>,
-    anew: fn(*mut bpf_sock_addr, *mut Reverse<N::Addr>) -> i32,
+    addr: Halves<S>,
+    first: fn(*mut bpf_sock_addr, *mut Reverse<S::Addr>) -> i32,
 ) -> i32
 where
-    Kernel: Maps<N::Addr>,
+    Kernel: Maps<S::Addr>,
 {
-    let Some((port, proto)) = port_and_proto(ctx) else { return GO_ON };
+    let Some((port, proto)) = port_and_proto(ctx) else { return ALLOW };
     let mut place = core::ptr::null_mut();
-    if let Some(memory) = Memory::<N>::of(ctx)
+    if let Some(memory) = SocketMemory::<S>::of(ctx)
         && let Some(kept) = kept(&memory)
     {
-        let mut key = key::<N::Addr>(addr, port, proto);
-        let mut asked = MaybeUninit::<MemberQuery<N::Addr>>::uninit();
-        // SAFETY: integers, which are written before they are read.
+        let mut key = key::<S::Addr>(addr, port, proto);
+        let mut asked = MaybeUninit::<MemberQuery<S::Addr>>::uninit();
+        // SAFETY: integers, each written before it is read.
         let asked = unsafe { &mut *asked.as_mut_ptr() };
-        // SAFETY: within the value; the decision's memory is aligned. Another thread may be writing the entry when it
-        // sends by the same socket: what is read is looked for in the Service.
+        // SAFETY: within the value; the memory of the decision is aligned. Another thread that sends by the
+        // same socket may be writing the entry; the backend that is read is therefore looked up in the
+        // Service's members.
         let backend = unsafe {
-            let backend = (N::Addr::kept(kept), (&raw const (*kept).backend_port).read_volatile());
+            let backend = (S::Addr::backend_of(kept), (&raw const (*kept).backend_port).read_volatile());
             asked.member.addr.put(backend.0);
             asked.member.port = backend.1;
             backend
         };
         if may_keep_backend(&Kernel, &mut key, asked) {
             again(&memory, kept, backend);
-            turn::<N>(ctx, backend);
-            return GO_ON;
+            set_destination::<S>(ctx, backend);
+            return ALLOW;
         }
         place = kept;
     }
-    anew(ctx.sock_addr, place)
+    first(ctx.sock_addr, place)
 }
 
-/// Decides for the address that a datagram names, and acts. `kept` is what its socket remembers of it, or null.
+/// Selects the backend of a datagram, and directs the call to it. `kept` is the socket's entry of the named
+/// address, or null.
 #[inline(always)]
-fn begin<N: Naming>(ctx: &SockAddrContext, addr: Halves<N>, kept: *mut Reverse<N::Addr>) -> i32
+fn first_datagram<S: SockAddr>(ctx: &SockAddrContext, addr: Halves<S>, kept: *mut Reverse<S::Addr>) -> i32
 where
-    Kernel: Maps<N::Addr>,
+    Kernel: Maps<S::Addr>,
 {
-    let Some((port, proto)) = port_and_proto(ctx) else { return GO_ON };
-    let mut key = key::<N::Addr>(addr, port, proto);
-    let sender = Sender { caller: Caller::new(ctx), ctx: ctx.sock_addr };
+    let Some((port, proto)) = port_and_proto(ctx) else { return ALLOW };
+    let mut key = key::<S::Addr>(addr, port, proto);
+    let sender = DatagramSender { caller: Caller::new(ctx), ctx: ctx.sock_addr };
     if left_alone(sender.caller.flags) {
-        return GO_ON;
+        return ALLOW;
     }
-    let mut selection = MaybeUninit::<Selection<N::Addr>>::uninit();
-    // SAFETY: as above.
+    let mut selection = MaybeUninit::<Selection<S::Addr>>::uninit();
+    // SAFETY: integers, each written before it is read.
     let selection = unsafe { &mut *selection.as_mut_ptr() };
     match decide_into(&Kernel, &mut key, sender, selection) {
         Decision::To(..) => {
             let Backend { addr, port, .. } = &selection.last.backend;
-            redirect_datagram::<N>(ctx, (addr.halves(), *port), kept, sender.caller.is_pod());
+            redirect_datagram::<S>(ctx, (addr.halves(), *port), kept, sender.caller.is_pod());
         }
         decision => end(&decision, sender.caller.host(), true),
     }
-    GO_ON
+    ALLOW
 }
 
-/// A function of its own: most datagrams run through the other, and a budget holds for each.
+/// The first datagram of a socket to an IPv4 address. Not inlined: most datagrams do not run this part, and
+/// each function has its own budget of instructions.
 #[inline(never)]
-fn begin4(ctx: *mut bpf_sock_addr, kept: *mut Reverse<V4>) -> i32 {
+fn first_datagram4(ctx: *mut bpf_sock_addr, kept: *mut Reverse<V4>) -> i32 {
     let ctx = SockAddrContext { sock_addr: ctx };
-    begin::<Plain4>(&ctx, Plain4::read(&ctx), kept)
+    first_datagram::<Ipv4>(&ctx, Ipv4::read(&ctx), kept)
 }
 
-/// The first datagram to an IPv6 address; a function of its own for the same budget.
+/// The first datagram of a socket to an IPv6 address, likewise.
 #[inline(never)]
-fn begin6(ctx: *mut bpf_sock_addr, kept: *mut Reverse<V6>) -> i32 {
+fn first_datagram6(ctx: *mut bpf_sock_addr, kept: *mut Reverse<V6>) -> i32 {
     let ctx = SockAddrContext { sock_addr: ctx };
-    begin::<Plain6>(&ctx, Plain6::read(&ctx), kept)
+    first_datagram::<Ipv6>(&ctx, Ipv6::read(&ctx), kept)
 }
 
-/// A function of its own: the kernel runs one family's code for a call, and a budget holds for each.
+/// A socket connects by a mapped address. Not inlined: a call runs the code of one family only, and each
+/// function has its own budget of instructions.
 #[inline(never)]
 fn translate_mapped(ctx: *mut bpf_sock_addr) -> i32 {
     let ctx = SockAddrContext { sock_addr: ctx };
-    translate::<Mapped4>(&ctx, Mapped4::read(&ctx))
+    translate::<MappedIpv4>(&ctx, MappedIpv4::read(&ctx))
 }
 
-/// A socket asks who sent or who is at the other end: over IPv6, or by a mapped address.
+/// Shows the dialled address to an IPv6 socket, whose address may be a mapped one.
 #[inline(always)]
 fn show6(ctx: &SockAddrContext) -> i32 {
-    let addr = Plain6::read(ctx);
+    let addr = Ipv6::read(ctx);
     if is_mapped(addr) {
-        recall::<Mapped4>(ctx, Mapped4::read(ctx));
+        show_dialled::<MappedIpv4>(ctx, MappedIpv4::read(ctx));
     } else {
-        recall::<Plain6>(ctx, addr);
+        show_dialled::<Ipv6>(ctx, addr);
     }
-    GO_ON
+    ALLOW
 }
 
+/// Shows the dialled address to an IPv4 socket.
 #[inline(always)]
 fn show4(ctx: &SockAddrContext) -> i32 {
-    recall::<Plain4>(ctx, Plain4::read(ctx));
-    GO_ON
+    show_dialled::<Ipv4>(ctx, Ipv4::read(ctx));
+    ALLOW
 }
 
 /// A socket connects over IPv4.
 #[cgroup_sock_addr(connect4)]
 fn connect4(ctx: SockAddrContext) -> i32 {
-    translate::<Plain4>(&ctx, Plain4::read(&ctx))
+    translate::<Ipv4>(&ctx, Ipv4::read(&ctx))
 }
 
 /// A socket connects over IPv6, or over IPv4 by a mapped address.
 #[cgroup_sock_addr(connect6)]
 fn connect6(ctx: SockAddrContext) -> i32 {
-    let addr = Plain6::read(&ctx);
-    if is_mapped(addr) { translate_mapped(ctx.sock_addr) } else { translate::<Plain6>(&ctx, addr) }
+    let addr = Ipv6::read(&ctx);
+    if is_mapped(addr) { translate_mapped(ctx.sock_addr) } else { translate::<Ipv6>(&ctx, addr) }
 }
 
-/// A socket sends a datagram to a named address.
+/// A socket sends a datagram to a named IPv4 address.
 #[cgroup_sock_addr(sendmsg4)]
 fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    converse::<Plain4>(&ctx, Plain4::read(&ctx), begin4)
+    translate_datagram::<Ipv4>(&ctx, Ipv4::read(&ctx), first_datagram4)
 }
 
-/// A socket sends a datagram to a named IPv6 address; mapped ones come to [`sendmsg4`].
+/// A socket sends a datagram to a named IPv6 address. A mapped address runs [`sendmsg4`].
 #[cgroup_sock_addr(sendmsg6)]
 fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    converse::<Plain6>(&ctx, Plain6::read(&ctx), begin6)
+    translate_datagram::<Ipv6>(&ctx, Ipv6::read(&ctx), first_datagram6)
 }
 
-/// A socket asks who sent a datagram.
+/// A socket asks for the sender of a datagram.
 #[cgroup_sock_addr(recvmsg4)]
 fn recvmsg4(ctx: SockAddrContext) -> i32 {
     show4(&ctx)
@@ -309,7 +322,7 @@ fn recvmsg6(ctx: SockAddrContext) -> i32 {
     show6(&ctx)
 }
 
-/// A socket asks who is at the other end.
+/// A socket asks for its peer.
 #[cgroup_sock_addr(getpeername4)]
 fn getpeername4(ctx: SockAddrContext) -> i32 {
     show4(&ctx)

@@ -1,34 +1,39 @@
-//! Packet programs at devices: for what passes no socket hook.
+//! Packet programs at devices, for packets that pass no socket hook. Owns no state: flows are in
+//! [`crate::maps`].
 //!
-//! - `tc_uplink`, ingress of a device that leads out of the node: outside clients, answers of backends elsewhere.
-//! - `tc_pod`, ingress of the host's side of a pod's veth pair, so what the pod sends: answers of local backends, pods
-//!   whose sockets are left alone, raw packets, and pod to pod straight across.
-//! - `tc_out`, egress of both: answers of backends in the host's own network, which the stack sends; and a guard:
-//!   no packet for a Service's address leaves the node.
-//! - `tc_gc`, on no device: run by the agent with keys of old connections, see [`gc`].
+//! - `tc_uplink`, ingress of a device that leads out of the node: clients from outside, answers of backends
+//!   elsewhere.
+//! - `tc_pod`, ingress of the host's end of a pod's veth pair, for packets that the pod sends: answers of
+//!   local backends, pods without socket hooks, raw packets, and packets from pod to pod that bypass the
+//!   stack.
+//! - `tc_out`, egress of both: answers of backends in the host's network, which the stack sends. Also a
+//!   guard: no packet for a Service's address leaves the node.
+//! - `tc_gc`, on no device: run by the agent with the keys of old flows, see [`gc`].
 //!
-//! IPv4 and IPv6 on Ethernet without VLAN tags; everything else passes.
+//! The programs understand IPv4 and IPv6 on Ethernet without VLAN tags; other packets pass.
 
 mod act;
+mod answer;
 mod gc;
-mod refuse;
+mod headers;
 mod skb;
 mod stack;
 mod tables;
 mod v4;
 mod v6;
+mod work;
 
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use berth_ebpf_abi::{V4, V6};
 use berth_ebpf_decide::flow::Hook;
 use skb::{IPV4, IPV6, Skb};
 
-/// Another program, and in the end the stack, has the say.
+/// `TCX_NEXT`: the next program decides, and at last the stack.
 const NEXT: i32 = -1;
-/// The packet vanishes.
+/// `TCX_DROP` (`TC_ACT_SHOT`): the packet is dropped.
 const SHOT: i32 = 2;
 
-/// One family's part of a program: a function of its own, with a stack of its own.
+/// Defines the part of a program for one family. Not inlined, so that it has a stack frame of its own.
 macro_rules! part {
     ($name:ident, $addr:ty, $hook:expr) => {
         #[inline(never)]
@@ -55,7 +60,7 @@ pub fn tc_uplink(ctx: TcContext) -> i32 {
     }
 }
 
-/// Ingress of the host's side of a pod's veth pair.
+/// Ingress of the host's end of a pod's veth pair.
 #[classifier]
 pub fn tc_pod(ctx: TcContext) -> i32 {
     match Skb::of(&ctx).protocol() {
@@ -65,7 +70,7 @@ pub fn tc_pod(ctx: TcContext) -> i32 {
     }
 }
 
-/// Egress of uplinks and of the host's side of pods' veth pairs.
+/// Egress of uplinks and of the host's ends of pods' veth pairs.
 #[classifier]
 pub fn tc_out(ctx: TcContext) -> i32 {
     match Skb::of(&ctx).protocol() {
@@ -75,7 +80,7 @@ pub fn tc_out(ctx: TcContext) -> i32 {
     }
 }
 
-/// Removes connections whose time is over.
+/// Removes flows whose lifetime is over.
 #[classifier]
 pub fn tc_gc(ctx: TcContext) -> i32 {
     gc::run(Skb::of(&ctx))

@@ -1,51 +1,15 @@
-//! Addresses in maps, on the stack and in the context, copied by eight bytes where they have sixteen.
-//!
-//! In maps they are aligned to four bytes only, which the compiler heeds and the processors that these programs are
-//! for (x86-64, arm64) need not; the verifier knows that of them. On the stack it requires eight for eight.
+//! Copies of addresses and of the values that hold them: IPv6 addresses by eight bytes instead of by four.
+//! Owns no state. The rules of alignment are in [`crate::asm`].
 
-use crate::kernel::zeros;
+use crate::asm::{copy, load, store, zeros};
 use berth_ebpf_abi::{Affinity, Backend, Client, Flow, LocalPod, Prefix, Reverse, V4, V6};
 use berth_ebpf_decide::Family;
-use core::{arch::asm, mem::offset_of};
+use core::mem::offset_of;
 
-/// Eight bytes of a map's value, `OFFSET` behind its beginning.
+/// Copies the entry of a pod.
 ///
 /// # Safety
-/// They lie in a value of a map of this run.
-#[inline(always)]
-unsafe fn load<const OFFSET: usize, T>(at: *const T) -> u64 {
-    let half: u64;
-    // SAFETY: the caller's. Others may write there meanwhile, so each is a load of its own.
-    unsafe {
-        asm!("{} = *(u64 *)({} + {})", out(reg) half, in(reg) at, const OFFSET, options(nostack, preserves_flags));
-    }
-    half
-}
-
-/// Writes them.
-///
-/// # Safety
-/// As for [`load`].
-#[inline(always)]
-unsafe fn store<const OFFSET: usize, T>(at: *mut T, half: u64) {
-    // SAFETY: the caller's.
-    unsafe {
-        asm!("*(u64 *)({} + {}) = {}", in(reg) at, const OFFSET, in(reg) half, options(nostack, preserves_flags));
-    }
-}
-
-/// Copies eight bytes from each of these offsets. The compiler's own copies of more than sixteen bytes are calls of a
-/// function that takes one byte after the other.
-macro_rules! copy {
-    ($from:expr, $to:expr; $($offset:literal)+) => {
-        { $(store::<$offset, _>($to, load::<$offset, _>($from));)+ }
-    };
-}
-
-/// Copies a pod.
-///
-/// # Safety
-/// `at` lies in a value of a map of this run, and so does `into`.
+/// `at` and `into` lie in values of maps of this run.
 #[inline(always)]
 pub(crate) unsafe fn take_pod(at: *const LocalPod, into: *mut LocalPod) {
     const { assert!(size_of::<LocalPod>() == 20 && align_of::<LocalPod>() == 4) };
@@ -56,23 +20,23 @@ pub(crate) unsafe fn take_pod(at: *const LocalPod, into: *mut LocalPod) {
     }
 }
 
-/// How a family's addresses are copied.
+/// Address family whose values can be copied in the kernel.
 pub(crate) trait Wide: Family {
-    /// An address in registers.
+    /// Address in registers.
     type Halves: Copy;
-    /// Loads it; what is known to be aligned to eight bytes, at once.
+    /// Loads the address into registers; an address known to be aligned to eight bytes is loaded at once.
     fn halves(&self) -> Self::Halves;
-    /// Writes it.
+    /// Overwrites the address.
     ///
     /// # Safety
-    /// It is aligned to eight bytes.
+    /// The address is aligned to eight bytes.
     unsafe fn put(&mut self, addr: Self::Halves);
     /// Copies a backend from a map.
     ///
     /// # Safety
     /// `at` lies in a value of a map of this run; `into` is aligned to eight bytes on the stack.
     unsafe fn take_backend(at: *const Backend<Self>, into: &mut Backend<Self>);
-    /// Copies whom a client stays with from a map.
+    /// Copies the affinity of a client from a map.
     ///
     /// # Safety
     /// `at` lies in a value of a map of this run; `into` is aligned to eight bytes on the stack.
@@ -82,53 +46,53 @@ pub(crate) trait Wide: Family {
     /// # Safety
     /// `at` lies in a value of a map of this run; `into` is aligned to eight bytes on the stack.
     unsafe fn take_client(at: *const Client, into: &mut Self);
-    /// Copies a direction's entry.
+    /// Copies a flow's entry of one direction.
     ///
     /// # Safety
-    /// `at` lies in a value of a map of this run, and so does `into`.
+    /// `at` and `into` lie in values of maps of this run.
     unsafe fn take_flow(at: *const Flow<Self>, into: *mut Flow<Self>);
-    /// Copies a source address and the destination's behind it.
+    /// Copies a source address and the destination address behind it.
     ///
     /// # Safety
-    /// `at` lies in a value of a map of this run, and so does `into`.
+    /// `at` and `into` lie in values of maps of this run.
     unsafe fn take_pair(at: *const Self, into: *mut Self);
-    /// Writes zeros.
+    /// Sets the address to zeros.
     ///
     /// # Safety
-    /// It is aligned to eight bytes.
+    /// The address is aligned to eight bytes.
     unsafe fn clear(&mut self);
-    /// The address that stands for a network namespace.
+    /// Address that stands for a network namespace.
     fn namespace(cookie: u64) -> Self::Halves;
     /// Whether the address lies in a range of the configuration.
     ///
     /// # Safety
     /// `range` lies in a value of a map of this run.
     unsafe fn lies_in(addr: Self::Halves, range: *const Prefix) -> bool;
-    /// Whether an entry of a socket's storage is of this dialled address.
+    /// Whether an entry of a socket's storage has this dialled address.
     ///
     /// # Safety
     /// `at` lies in a value of a map of this run.
     unsafe fn is_dialled(at: *const Reverse<Self>, addr: Self::Halves) -> bool;
-    /// The backend's address of an entry.
+    /// Address of the backend in an entry of a socket's storage.
     ///
     /// # Safety
     /// `at` lies in a value of a map of this run.
-    unsafe fn kept(at: *const Reverse<Self>) -> Self::Halves;
-    /// Whether an entry of a socket's storage is of this backend.
+    unsafe fn backend_of(at: *const Reverse<Self>) -> Self::Halves;
+    /// Whether an entry of a socket's storage has this backend address.
     ///
     /// # Safety
     /// `at` lies in a value of a map of this run.
-    unsafe fn same(at: *const Reverse<Self>, backend: Self::Halves) -> bool;
-    /// The dialled address of an entry.
+    unsafe fn has_backend(at: *const Reverse<Self>, backend: Self::Halves) -> bool;
+    /// Dialled address in an entry of a socket's storage.
     ///
     /// # Safety
     /// `at` lies in a value of a map of this run.
     unsafe fn dialled(at: *const Reverse<Self>) -> Self::Halves;
-    /// Writes it.
+    /// Writes the dialled address of an entry.
     ///
     /// # Safety
     /// `at` lies in a value of a map of this run.
-    unsafe fn put_addr(at: *mut Reverse<Self>, addr: Self::Halves);
+    unsafe fn put_dialled(at: *mut Reverse<Self>, addr: Self::Halves);
     /// Writes the backend's address of an entry.
     ///
     /// # Safety
@@ -204,7 +168,7 @@ impl Wide for V4 {
     }
 
     #[inline(always)]
-    unsafe fn kept(at: *const Reverse<V4>) -> V4 {
+    unsafe fn backend_of(at: *const Reverse<V4>) -> V4 {
         // SAFETY: the caller's.
         unsafe { (&raw const (*at).backend).read_volatile() }
     }
@@ -216,7 +180,7 @@ impl Wide for V4 {
     }
 
     #[inline(always)]
-    unsafe fn same(at: *const Reverse<V4>, backend: V4) -> bool {
+    unsafe fn has_backend(at: *const Reverse<V4>, backend: V4) -> bool {
         // SAFETY: the caller's.
         unsafe { (*at).backend == backend }
     }
@@ -228,7 +192,7 @@ impl Wide for V4 {
     }
 
     #[inline(always)]
-    unsafe fn put_addr(at: *mut Reverse<V4>, addr: V4) {
+    unsafe fn put_dialled(at: *mut Reverse<V4>, addr: V4) {
         // SAFETY: the caller's.
         unsafe { (*at).addr = addr };
     }
@@ -240,13 +204,13 @@ impl Wide for V4 {
     }
 }
 
-/// Where a pod's IPv6 address lies.
+/// Offset of a pod's IPv6 address.
 const CLIENT_V6: usize = offset_of!(Client, v6);
-/// Where a range's network lies.
+/// Offset of a range's network.
 const NET: usize = offset_of!(Prefix, net);
-/// Where its mask lies.
+/// Offset of a range's mask.
 const MASK: usize = offset_of!(Prefix, mask);
-/// Where an entry's backend lies.
+/// Offset of the backend's address in an entry of a socket's storage.
 const BACKEND: usize = offset_of!(Reverse<V6>, backend);
 
 impl Wide for V6 {
@@ -332,7 +296,7 @@ impl Wide for V6 {
     }
 
     #[inline(always)]
-    unsafe fn kept(at: *const Reverse<V6>) -> [u64; 2] {
+    unsafe fn backend_of(at: *const Reverse<V6>) -> [u64; 2] {
         // SAFETY: the caller's.
         unsafe { [load::<BACKEND, _>(at), load::<{ BACKEND + 8 }, _>(at)] }
     }
@@ -359,7 +323,7 @@ impl Wide for V6 {
     }
 
     #[inline(always)]
-    unsafe fn same(at: *const Reverse<V6>, [a, b]: [u64; 2]) -> bool {
+    unsafe fn has_backend(at: *const Reverse<V6>, [a, b]: [u64; 2]) -> bool {
         // SAFETY: the caller's.
         unsafe { load::<BACKEND, _>(at) == a && load::<{ BACKEND + 8 }, _>(at) == b }
     }
@@ -371,7 +335,7 @@ impl Wide for V6 {
     }
 
     #[inline(always)]
-    unsafe fn put_addr(at: *mut Reverse<V6>, [a, b]: [u64; 2]) {
+    unsafe fn put_dialled(at: *mut Reverse<V6>, [a, b]: [u64; 2]) {
         // SAFETY: the caller's.
         unsafe {
             store::<0, _>(at, a);

@@ -1,27 +1,30 @@
-//! Removes connections whose time is over, asked by the agent.
+//! Garbage collection of flows whose lifetime is over, run by the agent.
 //!
-//! The agent reads the tables in batches, picks what looks old and hands the keys over as the data of a test run: an
-//! Ethernet header of zeros, a word with the family (AF_INET, AF_INET6), a word with the number of keys (at most [`MAX`]), the
-//! keys. Age is judged here, at the moment of removal. The result is the number of connections removed.
+//! The agent reads the tables in batches and passes the keys of old flows as the data of a test run: an
+//! Ethernet header of zeros, a word with the family (AF_INET, AF_INET6), a word with the number of keys (at
+//! most [`MAX`]), the keys. The age is checked again at the moment of removal. The result is the number of
+//! flows removed. Owns no state.
 
 use super::{
-    act::{Headers, Work},
+    headers::Headers,
     skb::{ETH, Skb, Wire},
     tables::repeat,
+    work::{Work, work},
 };
 use crate::kernel::Kernel;
 use berth_ebpf_abi::{Tuple, V4, V6};
 use berth_ebpf_decide::flow::{FlowMaps, collect};
 use core::mem::size_of;
 
-/// Keys in one run.
+/// Largest number of keys in one run.
 const MAX: u32 = 128;
 
 // SAFETY: integers; the padding is a field.
 unsafe impl Wire for Tuple<V4> {}
-// SAFETY: likewise.
+// SAFETY: as above.
 unsafe impl Wire for Tuple<V6> {}
 
+/// Removes the flows whose keys are in the packet.
 #[inline(always)]
 pub(super) fn run(skb: Skb) -> i32 {
     let (Some(family), Some(count)) = (skb.load::<u32>(ETH), skb.load::<u32>(ETH + 4)) else { return 0 };
@@ -38,7 +41,7 @@ where
     Kernel: FlowMaps<A>,
     Tuple<A>: Wire,
 {
-    let Some(Work { ctx, removed, .. }) = A::work() else { return 0 };
+    let Some(Work { ctx, removed, .. }) = work::<A>() else { return 0 };
     *removed = 0;
     repeat(count.min(MAX), |index| {
         let at = ETH + 8 + index * size_of::<Tuple<A>>() as u32;

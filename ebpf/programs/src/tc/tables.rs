@@ -1,6 +1,5 @@
-//! The tables of connections as kernel maps.
+//! The tables of flows ([`FlowMaps`]) as kernel maps. Owns no state: the maps are in [`crate::maps`].
 
-use super::act::{Headers, Scratch, Work};
 use crate::{
     kernel::Kernel,
     maps::{self, bump},
@@ -9,73 +8,41 @@ use crate::{
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::generated::{bpf_loop, bpf_map_pop_elem},
-    macros::map,
-    maps::{PerCpuArray, Queue},
+    maps::Queue,
 };
 use berth_ebpf_abi::{
     Addr, Begun, Config, Flow, FragmentKey, FragmentPorts, LocalPod, PodDevice, Tuple, V4, V6, config, count,
 };
-use berth_ebpf_decide::flow::{Bucket, Class, FlowMaps, Put};
+use berth_ebpf_decide::flow::{Class, FlowMaps, Put};
 use core::{
     ffi::c_void,
     mem::size_of,
     ptr::{addr_of, addr_of_mut},
 };
 
-/// Where a run for an IPv4 packet works.
-#[map]
-pub(super) static SCRATCH4: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
-/// Where a run for an IPv6 packet works.
-#[map]
-pub(super) static SCRATCH6: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
-
-/// A run's memory.
-#[inline(always)]
-pub(super) fn work<A: Headers>(scratch: &PerCpuArray<Scratch>) -> Option<&'static mut Work<A>> {
-    const { assert!(size_of::<Work<A>>() <= BUCKET * size_of::<u64>()) };
-    let at = scratch.get_ptr_mut(0)?;
-    // SAFETY: this processor's element, there as long as the program and large enough; a run neither sleeps nor is
-    // interrupted by another of these programs, so it is the only one here. All of `Work` is integers but for `Part`,
-    // which is written before it is read.
-    Some(unsafe { &mut *at.cast::<Work<A>>() })
-}
-
-/// The word of a run's memory that outlives the run.
-const BUCKET: usize = size_of::<Scratch>() / size_of::<u64>() - 1;
-
-/// What this processor may still answer.
-#[inline(always)]
-pub(super) fn bucket(scratch: &PerCpuArray<Scratch>) -> Option<&'static mut Bucket> {
-    const { assert!(size_of::<Bucket>() == size_of::<u64>()) };
-    let at = scratch.get_ptr_mut(0)?;
-    // SAFETY: this processor's element and its last word, which no `Work` reaches; as with that, no other run is here.
-    // Any bytes are a bucket.
-    Some(unsafe { &mut *addr_of_mut!((*at)[BUCKET]).cast::<Bucket>() })
-}
-
-/// Takes a step up to `times` times, until one says that it was the last.
+/// Calls `step` up to `times` times, until it returns true.
 #[inline(always)]
 pub(super) fn repeat<F: FnMut(u32) -> bool>(times: u32, mut step: F) {
-    // SAFETY: the kernel calls `one` with this very `step`, which lives over the call.
+    // SAFETY: the kernel calls `one` with this `step`, which lives over the call.
     unsafe { bpf_loop(times, one::<F> as *mut c_void, addr_of_mut!(step).cast(), 0) };
 }
 
-/// What the kernel calls: a step.
+/// Function that the kernel calls for each step.
 ///
 /// # Safety
 ///
-/// `step` must be the step that was handed to the kernel.
+/// `step` is the step that [`repeat`] passed to the kernel.
 unsafe extern "C" fn one<F: FnMut(u32) -> bool>(number: u64, step: *mut F) -> i64 {
-    // SAFETY: as required of the caller; nobody else uses it meanwhile.
+    // SAFETY: the caller's; `repeat` does not use the step during the kernel's call.
     let last = unsafe { (*step)((number & 0xffff_ffff) as u32) };
     i64::from(last)
 }
 
-/// Reads a field of the configuration; its default where there is none, which cannot be.
+/// Reads a field of the configuration, which always exists; the default is for the compiler.
 macro_rules! config {
     ($($field:tt)+) => {
         match Kernel::config() {
-            // SAFETY: the element of an array of one, there as long as the program.
+            // SAFETY: the element of an array of one lives as long as the program.
             Some(at) => unsafe { addr_of!((*at).$($field)+).read() },
             None => Config::default().$($field)+,
         }
@@ -87,17 +54,18 @@ const EXISTS: i32 = 17;
 const UDP: u32 = Class::Udp as u32;
 const UNASSURED: u32 = Class::Unassured as u32;
 
-/// Takes the first of a queue.
+/// Takes the first element of a queue.
 #[inline(always)]
 fn pop<T>(queue: &Queue<T>, into: &mut T) -> bool {
-    // SAFETY: the map's definition is all of `Queue`; the helper writes all of `into` or fails.
+    // SAFETY: a `Queue` is the definition of its map; the helper writes all of `into` or fails.
     unsafe { bpf_map_pop_elem(addr_of!(*queue).cast_mut().cast(), addr_of_mut!(*into).cast()) == 0 }
 }
 
-/// Writing and removing are functions of their own: each names three tables and counts.
+/// Defines the functions that write and remove entries. They are not inlined, because each names three tables
+/// and counts.
 macro_rules! changes {
-    ($put:ident, $cut:ident: $addr:ty, $v6:literal, $udp:ident, $unassured:ident, $assured:ident) => {
-        /// Says what came of it: [`Put`] as a number.
+    ($put:ident, $remove:ident: $addr:ty, $v6:literal, $udp:ident, $unassured:ident, $assured:ident) => {
+        /// Writes an entry under a free key. Returns [`Put`] as a number.
         #[inline(never)]
         fn $put(class: u32, key: &Tuple<$addr>, value: &Flow<$addr>) -> u32 {
             let flags = u64::from(BPF_NOEXIST);
@@ -116,9 +84,9 @@ macro_rules! changes {
             }
         }
 
-        /// What is gone already is gone.
+        /// Removes an entry, which may be gone already.
         #[inline(never)]
-        fn $cut(class: u32, key: &Tuple<$addr>) -> u32 {
+        fn $remove(class: u32, key: &Tuple<$addr>) -> u32 {
             let done = match class {
                 UDP => maps::$udp.remove(key),
                 UNASSURED => maps::$unassured.remove(key),
@@ -132,13 +100,13 @@ macro_rules! changes {
     };
 }
 
-changes!(put4, cut4: V4, false, UDP4, UNASSURED4, ASSURED4);
-changes!(put6, cut6: V6, true, UDP6, UNASSURED6, ASSURED6);
+changes!(put4, remove4: V4, false, UDP4, UNASSURED4, ASSURED4);
+changes!(put6, remove6: V6, true, UDP6, UNASSURED6, ASSURED6);
 
 macro_rules! family {
     (
         $addr:ty, [$udp:ident, $unassured:ident, $assured:ident], [$begun_udp:ident, $begun_tcp:ident],
-        $put:ident, $cut:ident, $fragment:ident, $pod:ident, $stack:ident, $masquerade:ident
+        $put:ident, $remove:ident, $fragment:ident, $pod:ident, $stack:ident, $masquerade:ident
     ) => {
         impl FlowMaps<$addr> for Kernel {
             #[inline(always)]
@@ -149,8 +117,9 @@ macro_rules! family {
                     Class::Assured => maps::$assured.get_ptr(key),
                 };
                 let Some(at) = found else { return false };
-                // SAFETY: a value of this type until the run's end, and a run's memory. An entry that is removed meanwhile
-                // may be read as another's: as with any table that is reused without waiting, the next packet reads right.
+                // SAFETY: a value of this type until the run's end, and the scratch memory of the run. The
+                // memory of an entry that is removed in the meantime may be reused, so another flow's entry
+                // may be read. The next packet reads the right one.
                 unsafe { <$addr>::take_flow(at, into) };
                 true
             }
@@ -172,8 +141,8 @@ macro_rules! family {
                     Class::Assured => maps::$assured.get_ptr_mut(key),
                 };
                 if let Some(at) = found {
-                    // SAFETY: as in `find`; the packets of one direction come on one CPU, and where not, a state that
-                    // is lost only changes when the entry is removed.
+                    // SAFETY: as in `find`. The packets of one direction usually come on one CPU; if two CPUs
+                    // write at once, a lost state only changes the moment at which the entry is removed.
                     unsafe {
                         addr_of_mut!((*at).flags).write_volatile(flags);
                         addr_of_mut!((*at).generation).write_volatile(generation);
@@ -184,7 +153,7 @@ macro_rules! family {
 
             #[inline(always)]
             fn remove(&self, class: Class, key: &Tuple<$addr>) {
-                let _always = $cut(class as u32, key);
+                let _always = $remove(class as u32, key);
             }
 
             #[inline(always)]
@@ -216,7 +185,7 @@ macro_rules! family {
 
             #[inline(always)]
             fn keep_fragment(&self, key: &FragmentKey<$addr>, value: &FragmentPorts) {
-                // Without it the datagram's rest is dropped, which is what a network may do.
+                // If the map has no room, the datagram's other fragments are dropped, as in any network.
                 let _ = maps::$fragment.insert(key, value, u64::from(BPF_ANY));
             }
 
@@ -229,7 +198,7 @@ macro_rules! family {
             #[inline(always)]
             fn take_pod(&self, addr: &$addr, into: &mut LocalPod) -> bool {
                 let Some(at) = maps::$pod.get_ptr(addr) else { return false };
-                // SAFETY: as above; and it is written to a run's memory, which is a map's.
+                // SAFETY: as above; `into` lies in the scratch memory of the run, which is a map's value.
                 unsafe { take_pod(at, into) };
                 true
             }
@@ -247,7 +216,8 @@ macro_rules! family {
 
             #[inline(always)]
             fn note_of_stack(&self, key: &Tuple<$addr>) {
-                // An LRU table takes it, unless there is no memory: then the connection fails as without it.
+                // An LRU map accepts the entry unless memory is short; the connection then fails as without
+                // the entry.
                 let _ = maps::$stack.insert(key, 1, u64::from(BPF_ANY));
             }
 
@@ -264,7 +234,7 @@ macro_rules! family {
             #[inline(always)]
             fn masquerade(&self) -> $addr {
                 match Kernel::config() {
-                    // SAFETY: as in the macro.
+                    // SAFETY: as in `config!`.
                     Some(at) => unsafe { addr_of!((*at).$masquerade).read() },
                     None => <$addr>::ANY,
                 }
@@ -288,7 +258,7 @@ family!(
     [UDP4, UNASSURED4, ASSURED4],
     [BEGUN_UDP4, BEGUN_TCP4],
     put4,
-    cut4,
+    remove4,
     FRAGMENT4,
     POD4,
     STACK4,
@@ -299,7 +269,7 @@ family!(
     [UDP6, UNASSURED6, ASSURED6],
     [BEGUN_UDP6, BEGUN_TCP6],
     put6,
-    cut6,
+    remove6,
     FRAGMENT6,
     POD6,
     STACK6,

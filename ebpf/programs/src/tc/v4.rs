@@ -1,31 +1,31 @@
-//! IPv4 headers.
+//! IPv4 headers. Owns no state.
 
 use super::{
-    act::{Headers, NETWORK, Route, Work, checksum_of, parse_ports, put_ends, rewrite_ports},
-    refuse::{self, Answer},
+    answer::{Answer, TTL, swap_hardware_addresses},
+    headers::{FibLookup, Headers, NETWORK, PortPair, checksum_of, parse_ports, put_ends, rewrite_ports},
     skb::{PSEUDO, Skb, Wire},
-    tables::{SCRATCH4, bucket, work},
 };
+use crate::maps::{SCRATCH4, Scratch};
+use aya_ebpf::maps::PerCpuArray;
 use berth_ebpf_abi::{Tuple, V4};
 use berth_ebpf_decide::flow::{
-    Bucket, Packet, Part, TCP, UDP,
+    Packet, Part, TCP, UDP,
     checksum::{Summand, difference, fold16, fold32, ports, replace},
     reverse,
 };
-
-use core::ptr::addr_of;
+use core::{mem::size_of, ptr::addr_of};
 
 /// `IPPROTO_ICMP`.
 const ICMP: u8 = 1;
-/// Fragments follow.
+/// Flag of a fragment that is not the last.
 const MORE: u16 = 0x2000;
-/// Where in the datagram a fragment belongs.
+/// Mask of a fragment's offset in the datagram.
 const OFFSET: u16 = 0x1fff;
 
-/// The header without options.
+/// IPv4 header without options.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct Ip {
+pub(super) struct Ipv4Header {
     version: u8,
     tos: u8,
     total: u16,
@@ -38,12 +38,14 @@ pub(super) struct Ip {
     dst: V4,
 }
 // SAFETY: integers without padding.
-unsafe impl Wire for Ip {}
+unsafe impl Wire for Ipv4Header {}
+// SAFETY: integers; all sizes are multiples of four, which is the alignment.
+unsafe impl Wire for Answer<Ipv4Header> {}
 
-/// What of it changes, from byte 8 on.
+/// Fields of the header that a translation changes, from byte 8 on.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Changed {
+struct ChangedFields {
     ttl: u8,
     proto: u8,
     check: u16,
@@ -51,41 +53,19 @@ struct Changed {
     dst: V4,
 }
 // SAFETY: integers without padding.
-unsafe impl Wire for Changed {}
+unsafe impl Wire for ChangedFields {}
 
-/// A TCP header up to its flags.
-#[repr(C)]
+/// Headers that were read.
 #[derive(Clone, Copy)]
-pub(super) struct Segment {
-    pub(super) ports: Ports,
-    seq: [u16; 4],
-    offset: u8,
-    pub(super) flags: u8,
-}
-// SAFETY: integers without padding.
-unsafe impl Wire for Segment {}
-
-/// The ports at the start of a transport header.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(super) struct Ports {
-    pub(super) src: u16,
-    pub(super) dst: u16,
-}
-// SAFETY: integers without padding.
-unsafe impl Wire for Ports {}
-
-/// The headers that were read.
-#[derive(Clone, Copy)]
-pub(super) struct View {
-    ip: Ip,
-    /// Where the transport header begins.
+pub(super) struct Ipv4View {
+    ip: Ipv4Header,
+    /// Offset of the transport header.
     transport: u32,
-    /// An ICMP error's quoted header.
-    inner: Ip,
+    /// Header that an ICMP error quotes.
+    inner: Ipv4Header,
 }
 
-impl Ip {
+impl Ipv4Header {
     #[inline(always)]
     fn len(&self) -> u32 {
         u32::from(self.version & 15) << 2
@@ -101,13 +81,13 @@ impl Ip {
         u64::from(u16::from_ne_bytes([ttl, proto]))
     }
 
-    /// The header of an answer to this packet's sender, `total` bytes long.
+    /// Header of an answer of `total` bytes to the packet's sender.
     #[inline(always)]
-    pub(super) fn answer(&self, total: u32, proto: u8, ttl: u8) -> Ip {
+    fn answer(&self, total: u32, proto: u8, ttl: u8) -> Ipv4Header {
         let first = (0x4500_0000 | total).to_be();
-        let life = Ip::life(ttl, proto);
+        let life = Ipv4Header::life(ttl, proto);
         let sum = u64::from(first) + life + self.src.sum() + self.dst.sum();
-        Ip {
+        Ipv4Header {
             version: 0x45,
             tos: 0,
             total: ((total & 0xffff) as u16).to_be(),
@@ -121,7 +101,7 @@ impl Ip {
         }
     }
 
-    /// How many hops it may still take, after one more if `hop`.
+    /// TTL of the packet, after one more hop if `hop`; `None` if no hop is left.
     #[inline(always)]
     fn life_after(&self, hop: bool) -> Option<u8> {
         match (hop, self.ttl) {
@@ -131,32 +111,28 @@ impl Ip {
         }
     }
 
-    /// The fields that change, with a checksum that fits them.
+    /// Fields of the header after a translation, with their checksum.
     #[inline(always)]
-    fn changed(&self, src: V4, dst: V4, ttl: u8) -> Changed {
-        let old = self.src.complement() + self.dst.complement() + (0xffff - Ip::life(self.ttl, self.proto));
-        let new = src.sum() + dst.sum() + Ip::life(ttl, self.proto);
+    fn changed(&self, src: V4, dst: V4, ttl: u8) -> ChangedFields {
+        let old =
+            self.src.complement() + self.dst.complement() + (0xffff - Ipv4Header::life(self.ttl, self.proto));
+        let new = src.sum() + dst.sum() + Ipv4Header::life(ttl, self.proto);
         let check = replace(self.check, difference(old, new));
-        Changed { ttl, proto: self.proto, check, src, dst }
+        ChangedFields { ttl, proto: self.proto, check, src, dst }
     }
 }
 
 impl Headers for V4 {
-    type View = View;
-    type Header = Ip;
+    type View = Ipv4View;
+    type Header = Ipv4Header;
 
     #[inline(always)]
-    fn work() -> Option<&'static mut Work<V4>> {
-        work::<V4>(&SCRATCH4)
+    fn scratch() -> &'static PerCpuArray<Scratch> {
+        &SCRATCH4
     }
 
     #[inline(always)]
-    fn bucket() -> Option<&'static mut Bucket> {
-        bucket(&SCRATCH4)
-    }
-
-    #[inline(always)]
-    fn parse_ends(skb: Skb, packet: &mut Packet<V4>, view: &mut View) -> Option<()> {
+    fn parse_ends(skb: Skb, packet: &mut Packet<V4>, view: &mut Ipv4View) -> Option<()> {
         skb.load_into(NETWORK, &mut view.ip)?;
         let ip = &view.ip;
         if ip.version >> 4 != 4 || ip.version & 15 < 5 {
@@ -171,7 +147,7 @@ impl Headers for V4 {
     }
 
     #[inline(always)]
-    fn parse(skb: Skb, packet: &mut Packet<V4>, view: &mut View) -> Option<bool> {
+    fn parse(skb: Skb, packet: &mut Packet<V4>, view: &mut Ipv4View) -> Option<bool> {
         let (ip, transport) = (&view.ip, view.transport);
         let fragment = u16::from_be(ip.fragment);
         if fragment & OFFSET != 0 {
@@ -183,7 +159,7 @@ impl Headers for V4 {
         }
         parse_ports(skb, transport, packet)?;
         if ip.proto == ICMP {
-            let head: Ports = skb.load(transport)?;
+            let head: PortPair = skb.load(transport)?;
             let [kind, _] = head.src.to_ne_bytes();
             // Destination unreachable, time exceeded, parameter problem.
             return Some(kind == 3 || kind == 11 || kind == 12);
@@ -192,7 +168,7 @@ impl Headers for V4 {
     }
 
     #[inline(always)]
-    fn parse_quoted(skb: Skb, packet: &mut Packet<V4>, view: &mut View) -> Option<()> {
+    fn parse_quoted(skb: Skb, packet: &mut Packet<V4>, view: &mut Ipv4View) -> Option<()> {
         let quote = view.transport + 8;
         skb.load_into(quote, &mut view.inner)?;
         let inner = &view.inner;
@@ -203,7 +179,7 @@ impl Headers for V4 {
         {
             return None;
         }
-        let ports: Ports = skb.load(quote + inner.len())?;
+        let ports: PortPair = skb.load(quote + inner.len())?;
         let quoted = Tuple { src_port: ports.src, dst_port: ports.dst, ..inner.tuple() };
         packet.tuple = reverse(&quoted);
         packet.part = Part::Error;
@@ -211,7 +187,7 @@ impl Headers for V4 {
     }
 
     #[inline(always)]
-    fn rewrite(skb: Skb, view: &View, packet: &Packet<V4>, to: &Tuple<V4>, hop: bool) -> Option<()> {
+    fn rewrite(skb: Skb, view: &Ipv4View, packet: &Packet<V4>, to: &Tuple<V4>, hop: bool) -> Option<()> {
         let ip = &view.ip;
         skb.store(NETWORK + 8, &ip.changed(to.src, to.dst, ip.life_after(hop)?))?;
         let from = &packet.tuple;
@@ -223,32 +199,52 @@ impl Headers for V4 {
     }
 
     #[inline(always)]
-    fn rewrite_error(skb: Skb, view: &View, packet: &Packet<V4>, to: &Tuple<V4>, hop: bool) -> Option<()> {
+    fn rewrite_error(
+        skb: Skb,
+        view: &Ipv4View,
+        packet: &Packet<V4>,
+        to: &Tuple<V4>,
+        hop: bool,
+    ) -> Option<()> {
         let (ip, inner) = (&view.ip, &view.inner);
         skb.store(NETWORK + 8, &ip.changed(to.src, to.dst, ip.life_after(hop)?))?;
-        // Quoted is what travelled the other way.
+        // The quoted packet travelled in the other direction.
         let quote = view.transport + 8;
         skb.store(quote + 8, &inner.changed(to.dst, to.src, inner.ttl))?;
         let from = &packet.tuple;
         let old = ports(from.dst_port, from.src_port);
         let new = ports(to.dst_port, to.src_port);
-        skb.store(quote + inner.len(), &Ports { src: to.dst_port, dst: to.src_port })?;
+        skb.store(quote + inner.len(), &PortPair { src: to.dst_port, dst: to.src_port })?;
         skb.add_to_checksum(view.transport + 2, difference(old.complement(), new.sum()), 0)
     }
 
     #[inline(always)]
-    fn refuse(skb: Skb, view: &View, answer: &mut Answer<Ip>, mtu: u32) -> Option<()> {
-        refuse::v4(skb, &view.ip, view.transport, answer, mtu)
+    fn refuse(skb: Skb, view: &Ipv4View, answer: &mut Answer<Ipv4Header>, mtu: u32) -> Option<()> {
+        let (ip, transport) = (&view.ip, view.transport);
+        if transport != NETWORK + size_of::<Ipv4Header>() as u32 {
+            return None;
+        }
+        let Answer { ip: head, error } = answer;
+        skb.load_into(transport, &mut error.start)?;
+        error.quote = *ip;
+        // Destination unreachable: port unreachable, or fragmentation needed.
+        error.begin(if mtu == 0 { (3, 3) } else { (3, 4) }, mtu);
+        error.check = !fold16(error.sum());
+        let len = size_of::<Answer<Ipv4Header>>() as u32;
+        *head = ip.answer(len, ICMP, TTL);
+        skb.resize(NETWORK + len)?;
+        skb.store(NETWORK, answer)?;
+        swap_hardware_addresses(skb)
     }
 
     #[inline(always)]
-    fn transport(view: &View) -> u32 {
+    fn transport(view: &Ipv4View) -> u32 {
         view.transport
     }
 
     #[inline(always)]
-    fn question(to: &Tuple<V4>) -> Route {
-        Route {
+    fn route(to: &Tuple<V4>) -> FibLookup {
+        FibLookup {
             family: 2,
             proto: to.proto,
             src_port: to.src_port,

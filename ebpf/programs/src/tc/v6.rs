@@ -1,38 +1,42 @@
-//! IPv6 headers. A fragment header is understood right behind the first one; any other extension header is taken for a
-//! protocol without ports, which no Service has.
+//! IPv6 headers. A fragment header is understood if it directly follows the IPv6 header; any other extension
+//! header counts as a protocol without ports, which no Service has. Owns no state.
 
 use super::{
-    act::{Headers, NETWORK, Route, Work, checksum_of, parse_ports, put_ends, rewrite_ports},
-    refuse::{self, Answer, ICMP6},
+    answer::{Answer, IcmpError, TTL, swap_hardware_addresses},
+    headers::{FibLookup, Headers, NETWORK, PortPair, checksum_of, parse_ports, put_ends, rewrite_ports},
     skb::{Skb, Wire},
-    tables::{SCRATCH6, bucket, work},
-    v4::Ports,
 };
+use crate::maps::{SCRATCH6, Scratch};
+use aya_ebpf::maps::PerCpuArray;
 use berth_ebpf_abi::{Tuple, V6};
 use berth_ebpf_decide::flow::{
-    Bucket, Packet, Part, TCP, UDP,
-    checksum::{Summand, difference, ports},
+    Packet, Part, TCP, UDP,
+    checksum::{Summand, difference, fold16, ports},
     reverse,
 };
+use core::{
+    mem::{offset_of, size_of},
+    ptr::addr_of,
+};
 
-use core::{mem::offset_of, ptr::addr_of};
-
+/// `IPPROTO_ICMPV6`.
+const ICMP6: u8 = 58;
 /// `NEXTHDR_FRAGMENT`.
 const FRAGMENT: u8 = 44;
-/// Fragments follow.
+/// Flag of a fragment that is not the last.
 const MORE: u16 = 1;
-/// Where in the datagram a fragment belongs.
+/// Mask of a fragment's offset in the datagram.
 const OFFSET: u16 = 0xfff8;
-/// The header's length.
+/// Length of the IPv6 header.
 const LEN: u32 = 40;
 
-/// The header.
+/// IPv6 header.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct Ip {
+pub(super) struct Ipv6Header {
     /// Version, class and flow label.
     first: u32,
-    /// Bytes after this header.
+    /// Number of bytes behind this header.
     payload: u16,
     proto: u8,
     hops: u8,
@@ -40,39 +44,42 @@ pub(super) struct Ip {
     dst: V6,
 }
 // SAFETY: integers without padding.
-unsafe impl Wire for Ip {}
+unsafe impl Wire for Ipv6Header {}
+// SAFETY: integers; all sizes are multiples of four, which is the alignment.
+unsafe impl Wire for Answer<Ipv6Header> {}
 
-/// Both addresses.
+/// Both addresses of the header.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Addresses {
+struct AddressPair {
     src: V6,
     dst: V6,
 }
 // SAFETY: integers without padding.
-unsafe impl Wire for Addresses {}
+unsafe impl Wire for AddressPair {}
 
-/// A fragment header.
+/// Fragment header.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Fragment {
+struct FragmentHeader {
     proto: u8,
     reserved: u8,
     place: u16,
     id: u32,
 }
 // SAFETY: integers without padding.
-unsafe impl Wire for Fragment {}
+unsafe impl Wire for FragmentHeader {}
 
-/// The headers that were read.
+/// Headers that were read.
 #[derive(Clone, Copy)]
-pub(super) struct View {
-    ip: Ip,
-    /// Where the transport header begins.
+pub(super) struct Ipv6View {
+    ip: Ipv6Header,
+    /// Offset of the transport header.
     transport: u32,
 }
 
-impl Ip {
+impl Ipv6Header {
+    /// Whether the version is 6.
     #[inline(always)]
     fn is_six(&self) -> bool {
         u32::from_be(self.first) >> 28 == 6
@@ -83,7 +90,7 @@ impl Ip {
         Tuple { src: self.src, dst: self.dst, proto: self.proto, ..Tuple::default() }
     }
 
-    /// Writes other addresses, and with `hop` one hop less.
+    /// Writes the addresses of `to`, and with `hop` one hop less; `None` if no hop is left.
     #[inline(always)]
     fn rewrite(&self, skb: Skb, to: &Tuple<V6>, hop: bool) -> Option<()> {
         if hop {
@@ -93,20 +100,20 @@ impl Ip {
             skb.store(NETWORK + 7, &(self.hops - 1))?;
         }
         const { assert!(offset_of!(Tuple<V6>, src) == 0 && offset_of!(Tuple<V6>, dst) == 16) };
-        // SAFETY: a tuple begins with both.
-        skb.store(NETWORK + 8, unsafe { &*addr_of!(*to).cast::<Addresses>() })
+        // SAFETY: a tuple begins with both addresses.
+        skb.store(NETWORK + 8, unsafe { &*addr_of!(*to).cast::<AddressPair>() })
     }
 
-    /// The sum of an answer's pseudo header: the addresses swapped have the same.
+    /// Sum of an answer's pseudo header. Swapped addresses have the same sum.
     #[inline(always)]
-    pub(super) fn pseudo(&self, len: u32, proto: u8) -> u64 {
+    fn pseudo(&self, len: u32, proto: u8) -> u64 {
         self.src.sum() + self.dst.sum() + u64::from(len.to_be()) + u64::from(u32::from(proto).to_be())
     }
 
-    /// The header of an answer to this packet's sender with `payload` bytes behind it.
+    /// Header of an answer to the packet's sender, with `payload` bytes behind the header.
     #[inline(always)]
-    pub(super) fn answer(&self, payload: u32, proto: u8, hops: u8) -> Ip {
-        Ip {
+    fn answer(&self, payload: u32, proto: u8, hops: u8) -> Ipv6Header {
+        Ipv6Header {
             first: 0x6000_0000_u32.to_be(),
             payload: ((payload & 0xffff) as u16).to_be(),
             proto,
@@ -118,21 +125,16 @@ impl Ip {
 }
 
 impl Headers for V6 {
-    type View = View;
-    type Header = Ip;
+    type View = Ipv6View;
+    type Header = Ipv6Header;
 
     #[inline(always)]
-    fn work() -> Option<&'static mut Work<V6>> {
-        work::<V6>(&SCRATCH6)
+    fn scratch() -> &'static PerCpuArray<Scratch> {
+        &SCRATCH6
     }
 
     #[inline(always)]
-    fn bucket() -> Option<&'static mut Bucket> {
-        bucket(&SCRATCH6)
-    }
-
-    #[inline(always)]
-    fn parse_ends(skb: Skb, packet: &mut Packet<V6>, view: &mut View) -> Option<()> {
+    fn parse_ends(skb: Skb, packet: &mut Packet<V6>, view: &mut Ipv6View) -> Option<()> {
         skb.load_into(NETWORK, &mut view.ip)?;
         let ip = &view.ip;
         if !ip.is_six() {
@@ -147,9 +149,9 @@ impl Headers for V6 {
     }
 
     #[inline(always)]
-    fn parse(skb: Skb, packet: &mut Packet<V6>, view: &mut View) -> Option<bool> {
+    fn parse(skb: Skb, packet: &mut Packet<V6>, view: &mut Ipv6View) -> Option<bool> {
         if view.ip.proto == FRAGMENT {
-            let fragment: Fragment = skb.load(view.transport)?;
+            let fragment: FragmentHeader = skb.load(view.transport)?;
             view.transport += 8;
             packet.tuple.proto = fragment.proto;
             let place = u16::from_be(fragment.place);
@@ -163,26 +165,26 @@ impl Headers for V6 {
         }
         parse_ports(skb, view.transport, packet)?;
         if packet.tuple.proto == ICMP6 {
-            let head: Ports = skb.load(view.transport)?;
+            let head: PortPair = skb.load(view.transport)?;
             let [kind, _] = head.src.to_ne_bytes();
-            // Neighbours and routers are found by 133 to 137: none of a Service's business.
+            // Neighbour and router discovery (133 to 137) concerns no Service.
             if kind >= 133 {
                 return None;
             }
-            // Unreachable, too big, time exceeded, parameter problem.
+            // Destination unreachable, packet too big, time exceeded, parameter problem.
             return Some(kind >= 1 && kind <= 4);
         }
         Some(false)
     }
 
     #[inline(always)]
-    fn parse_quoted(skb: Skb, packet: &mut Packet<V6>, view: &mut View) -> Option<()> {
+    fn parse_quoted(skb: Skb, packet: &mut Packet<V6>, view: &mut Ipv6View) -> Option<()> {
         let quote = view.transport + 8;
-        let inner: Ip = skb.load(quote)?;
+        let inner: Ipv6Header = skb.load(quote)?;
         if !inner.is_six() || (inner.proto != TCP && inner.proto != UDP) {
             return None;
         }
-        let ports: Ports = skb.load(quote + LEN)?;
+        let ports: PortPair = skb.load(quote + LEN)?;
         let quoted = Tuple { src_port: ports.src, dst_port: ports.dst, ..inner.tuple() };
         packet.tuple = reverse(&quoted);
         packet.part = Part::Error;
@@ -190,7 +192,7 @@ impl Headers for V6 {
     }
 
     #[inline(always)]
-    fn rewrite(skb: Skb, view: &View, packet: &Packet<V6>, to: &Tuple<V6>, hop: bool) -> Option<()> {
+    fn rewrite(skb: Skb, view: &Ipv6View, packet: &Packet<V6>, to: &Tuple<V6>, hop: bool) -> Option<()> {
         let from = &packet.tuple;
         view.ip.rewrite(skb, to, hop)?;
         let Some((offset, flags)) = checksum_of(from.proto, &packet.part) else { return Some(()) };
@@ -201,17 +203,23 @@ impl Headers for V6 {
     }
 
     #[inline(always)]
-    fn rewrite_error(skb: Skb, view: &View, packet: &Packet<V6>, to: &Tuple<V6>, hop: bool) -> Option<()> {
+    fn rewrite_error(
+        skb: Skb,
+        view: &Ipv6View,
+        packet: &Packet<V6>,
+        to: &Tuple<V6>,
+        hop: bool,
+    ) -> Option<()> {
         let from = &packet.tuple;
         view.ip.rewrite(skb, to, hop)?;
         let check = view.transport + 2;
         let new = to.src.sum() + to.dst.sum();
         let old = view.ip.src.complement() + view.ip.dst.complement();
         skb.add_to_checksum6(check, difference(old, new), 0)?;
-        // Quoted is what travelled the other way.
+        // The quoted packet travelled in the other direction.
         let quote = view.transport + 8;
-        skb.store(quote + 8, &Addresses { src: to.dst, dst: to.src })?;
-        skb.store(quote + LEN, &Ports { src: to.dst_port, dst: to.src_port })?;
+        skb.store(quote + 8, &AddressPair { src: to.dst, dst: to.src })?;
+        skb.store(quote + LEN, &PortPair { src: to.dst_port, dst: to.src_port })?;
         let old =
             from.src.complement() + from.dst.complement() + ports(from.dst_port, from.src_port).complement();
         let new = new + ports(to.dst_port, to.src_port).sum();
@@ -219,18 +227,33 @@ impl Headers for V6 {
     }
 
     #[inline(always)]
-    fn refuse(skb: Skb, view: &View, answer: &mut Answer<Ip>, mtu: u32) -> Option<()> {
-        refuse::v6(skb, &view.ip, view.transport, answer, mtu)
+    fn refuse(skb: Skb, view: &Ipv6View, answer: &mut Answer<Ipv6Header>, mtu: u32) -> Option<()> {
+        let (ip, transport) = (&view.ip, view.transport);
+        if transport != NETWORK + size_of::<Ipv6Header>() as u32 {
+            return None;
+        }
+        let Answer { ip: head, error } = answer;
+        skb.load_into(transport, &mut error.start)?;
+        error.quote = *ip;
+        // Destination unreachable: port unreachable, or packet too big.
+        error.begin(if mtu == 0 { (1, 4) } else { (2, 0) }, mtu);
+        let len = size_of::<IcmpError<Ipv6Header>>() as u32;
+        let pseudo = ip.pseudo(len, ICMP6);
+        error.check = !fold16(difference(u64::from(error.sum()), pseudo));
+        *head = ip.answer(len, ICMP6, TTL);
+        skb.resize(NETWORK + size_of::<Answer<Ipv6Header>>() as u32)?;
+        skb.store(NETWORK, answer)?;
+        swap_hardware_addresses(skb)
     }
 
     #[inline(always)]
-    fn transport(view: &View) -> u32 {
+    fn transport(view: &Ipv6View) -> u32 {
         view.transport
     }
 
     #[inline(always)]
-    fn question(to: &Tuple<V6>) -> Route {
-        Route {
+    fn route(to: &Tuple<V6>) -> FibLookup {
+        FibLookup {
             family: 10,
             proto: to.proto,
             src_port: to.src_port,
