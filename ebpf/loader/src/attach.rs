@@ -4,14 +4,14 @@ use crate::{
     Error, Hook, Pins, Result,
     bpffs::release_bpffs,
     device::{self, parse_pin},
-    pins::{failed, list, lock, pin_over, remove},
-    sys::{LinkInfo, ProgInfo, Target, info, link_create, link_update, obj_get},
+    pins::{failed, list, lock, open_link, open_program, pin_over, remove},
+    sys::{LinkInfo, Target, info, link_create, link_update},
 };
 use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd},
         unix::fs::MetadataExt,
     },
     path::Path,
@@ -125,21 +125,4 @@ fn attach_hook(
     pin_over(link.as_fd(), &path)?;
     attached.made += 1;
     Ok(())
-}
-
-/// A pinned program and its id.
-pub(crate) fn open_program(pins: &Pins, name: &str) -> Result<(OwnedFd, u32)> {
-    let path = pins.programs().join(name);
-    let failed = |source| Error::OpenPin { path: path.clone(), source };
-    let program = obj_get(&path, false).map_err(failed)?;
-    let found: ProgInfo = info(program.as_fd()).map_err(failed)?;
-    Ok((program, found.id))
-}
-
-/// A pinned link; `None` where the pin is missing.
-pub(crate) fn open_link(path: &Path) -> Result<Option<OwnedFd>> {
-    match obj_get(path, false) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        link => link.map(Some).map_err(|source| Error::OpenPin { path: path.into(), source }),
-    }
 }

@@ -3,8 +3,7 @@
 
 use crate::{
     Error, Pins, Result,
-    attach::{open_link, open_program},
-    pins::{list, pin_over, remove},
+    pins::{list, open_link, open_program, pin_over, remove},
     sys::{LinkInfo, Target, info, link_create, link_update},
 };
 use std::{fmt, os::fd::AsFd};

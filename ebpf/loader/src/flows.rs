@@ -5,7 +5,7 @@
 //! Program `tc_gc` therefore receives only the keys, reads each entry again and deletes it only if it is
 //! still too old.
 
-use crate::{Datapath, Error, Map, Pins, Plain, Result, attach::open_program, plain::bytes, sys::test_run};
+use crate::{Datapath, Error, Map, Pins, Plain, Result, pins::open_program, plain::bytes, sys::test_run};
 use berth_ebpf_abi::{Addr, Flow, Tuple};
 use std::os::fd::{AsFd, OwnedFd};
 

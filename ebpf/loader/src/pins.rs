@@ -1,6 +1,9 @@
 //! Paths and primitives of the pin directory.
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    sys::{ProgInfo, info, obj_get, obj_pin},
+};
 use berth_ebpf_abi::SCHEMA;
 use nix::{
     errno::Errno,
@@ -9,7 +12,10 @@ use nix::{
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, symlink},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{DirBuilderExt, MetadataExt, symlink},
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -181,11 +187,28 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Pins an object over an existing pin, atomically by rename.
-pub(crate) fn pin_over(fd: std::os::fd::BorrowedFd<'_>, path: &Path) -> Result<()> {
+pub(crate) fn pin_over(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push("-new");
     let fresh = PathBuf::from(fresh);
     remove(&fresh)?;
-    crate::sys::obj_pin(fd, &fresh).map_err(|source| Error::Pin { path: fresh.clone(), source })?;
+    obj_pin(fd, &fresh).map_err(|source| Error::Pin { path: fresh.clone(), source })?;
     rename(&fresh, path)
+}
+
+/// Opens a pinned program, and reads its id.
+pub(crate) fn open_program(pins: &Pins, name: &str) -> Result<(OwnedFd, u32)> {
+    let path = pins.programs().join(name);
+    let failed = |source| Error::OpenPin { path: path.clone(), source };
+    let program = obj_get(&path, false).map_err(failed)?;
+    let found: ProgInfo = info(program.as_fd()).map_err(failed)?;
+    Ok((program, found.id))
+}
+
+/// Opens a pinned link; `None` where the pin is missing.
+pub(crate) fn open_link(path: &Path) -> Result<Option<OwnedFd>> {
+    match obj_get(path, false) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        link => link.map(Some).map_err(|source| Error::OpenPin { path: path.into(), source }),
+    }
 }

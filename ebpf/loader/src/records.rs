@@ -253,7 +253,7 @@ impl Losses {
     /// Whether the socket with this cookie and peer must be destroyed. A socket with an unknown origin is
     /// destroyed: if it stayed, it could send to a removed backend for ever, while a destroyed one connects
     /// again.
-    pub(crate) fn doom(&self, remembered: &Remembered, cookie: u64, peer: SocketAddr) -> bool {
+    pub(crate) fn must_end(&self, remembered: &Remembered, cookie: u64, peer: SocketAddr) -> bool {
         let Some(frontends) = self.0.get(&peer) else { return false };
         let came = match peer {
             SocketAddr::V4(_) => came(remembered.v4.get(&cookie), peer),
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn only_sockets_of_a_way_in_that_lost_the_backend_are_doomed() {
+    fn only_sockets_of_a_frontend_that_lost_the_backend_are_ended() {
         let (one, other, gone) = ("10.96.0.1:53", "10.96.0.2:53", "10.0.0.9:5353");
         let full: Vec<(String, String)> =
             (0..8).map(|i| (one.to_owned(), format!("10.0.1.{i}:53"))).collect();
@@ -317,21 +317,21 @@ mod tests {
         let v4 = (0..).zip(rings).collect();
         let remembered = Remembered { v4, v6: HashMap::new() };
         // Cookie 99 has no ring at all.
-        let doomed = |frontend| {
+        let selected = |frontend| {
             let losses = Losses::new(&[StalePeer { backend: addr(gone), frontend }]);
-            [0, 1, 2, 3, 4, 99].map(|cookie| losses.doom(&remembered, cookie, addr(gone)))
+            [0, 1, 2, 3, 4, 99].map(|cookie| losses.must_end(&remembered, cookie, addr(gone)))
         };
         let at = |text: &str| {
             let at = addr(text);
             Some(Frontend { address: Some(at.ip()), port: at.port() })
         };
-        assert_eq!(doomed(at(one)), [true, false, false, true, false, false]);
-        assert_eq!(doomed(at(other)), [false, true, false, true, false, false]);
+        assert_eq!(selected(at(one)), [true, false, false, true, false, false]);
+        assert_eq!(selected(at(other)), [false, true, false, true, false, false]);
         let node_port = Some(Frontend { address: None, port: 30053 });
-        assert_eq!(doomed(node_port), [false, false, false, true, true, false]);
-        assert_eq!(doomed(None), [true, true, false, true, true, false]);
+        assert_eq!(selected(node_port), [false, false, false, true, true, false]);
+        assert_eq!(selected(None), [true, true, false, true, true, false]);
         let losses = Losses::new(&[StalePeer { backend: addr(gone), frontend: None }]);
-        assert!(!losses.doom(&remembered, 0, addr("10.0.0.9:5354")));
+        assert!(!losses.must_end(&remembered, 0, addr("10.0.0.9:5354")));
     }
 
     #[test]

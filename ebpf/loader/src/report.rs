@@ -2,8 +2,8 @@
 
 use crate::{
     Error, Pins, Result,
-    attach::open_link,
     pins::list,
+    pins::open_link,
     sys::{self, LinkInfo, MapFd, MapInfo, ProgInfo, fdinfo, info, obj_get},
 };
 use berth_ebpf_abi::maps;

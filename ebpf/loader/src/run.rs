@@ -1,6 +1,6 @@
 //! Test runs of a pinned packet program on a caller's packet, with the pinned maps: for tests and diagnosis.
 
-use crate::{Error, Pins, Result, TestRunAnswer, attach::open_program, sys::test_run};
+use crate::{Error, Pins, Result, TestRunAnswer, pins::open_program, sys::test_run};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// A pinned packet program.

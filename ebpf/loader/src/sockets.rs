@@ -105,7 +105,7 @@ pub fn destroy_translated(
         let remembered = if found { records.read()? } else { Remembered::default() };
         let losses = &losses;
         Ok(Box::new(move |socket: &SocketId| {
-            socket.peer().is_some_and(|peer| losses.doom(&remembered, socket.cookie(), peer))
+            socket.peer().is_some_and(|peer| losses.must_end(&remembered, socket.cookie(), peer))
         }))
     })
 }
@@ -132,9 +132,9 @@ fn destroy<'a>(
                 let family = u8::try_from(family).map_err(|e| failed("list sockets")(io::Error::other(e)))?;
                 found.extend(diag.list(family, proto, dead).map_err(failed("list sockets"))?);
             }
-            let doomed = select(!found.is_empty())?;
+            let selected = select(!found.is_empty())?;
             let mut gone = 0;
-            for id in found.iter().filter(|id| doomed(id)) {
+            for id in found.iter().filter(|id| selected(id)) {
                 gone += usize::from(diag.destroy(proto, id).map_err(failed("destroy a socket"))?);
             }
             destroyed += gone;

@@ -51,9 +51,9 @@ fn batches_larger_than_a_call_keep_every_entry() {
     let report = crate::report(&scratch.pins(), true).unwrap();
     assert_eq!(report.maps[0].entries, Some(20_000));
     // Half of these keys exist, also at the edges of batches.
-    let doomed: Vec<u64> = (10_000..30_000).collect();
-    assert_eq!(map.delete_all(&doomed).unwrap(), 10_000);
-    assert_eq!(map.delete_all(&doomed).unwrap(), 0);
+    let removed: Vec<u64> = (10_000..30_000).collect();
+    assert_eq!(map.delete_all(&removed).unwrap(), 10_000);
+    assert_eq!(map.delete_all(&removed).unwrap(), 0);
     assert_eq!(map.count().unwrap(), 10_000);
     map.put_all(&[]).unwrap();
     assert_eq!(map.delete_all(&[]).unwrap(), 0);

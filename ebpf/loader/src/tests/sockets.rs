@@ -47,7 +47,7 @@ fn udp_sockets_of_dead_peers_go_and_others_stay() {
     let dead: HashSet<SocketAddr> = [DEAD, DEAD6].map(|addr| addr.parse().unwrap()).into();
     in_new_netns(|| {
         let inside = here();
-        let doomed = [
+        let stale = [
             connected("0.0.0.0:0", DEAD),
             connected("127.0.0.1:0", DEAD),
             connected("[::]:0", "[::ffff:127.0.0.2]:5353"),
@@ -60,7 +60,7 @@ fn udp_sockets_of_dead_peers_go_and_others_stay() {
         assert_eq!(destroy_sockets(&inside, Proto::Tcp, &dead).unwrap(), 0);
         assert_eq!(destroy_sockets(&inside, Proto::Udp, &dead).unwrap(), 4);
         assert_eq!(destroy_sockets(&inside, Proto::Udp, &dead).unwrap(), 0);
-        for socket in &doomed {
+        for socket in &stale {
             assert!(is_destroyed(socket), "{socket:?}");
             let aborted = socket.recv(&mut [0; 8]).unwrap_err();
             assert_eq!(aborted.kind(), ErrorKind::ConnectionAborted);
@@ -84,10 +84,10 @@ fn udp_sockets_of_dead_peers_go_and_others_stay() {
 #[test]
 fn thousands_of_sockets_are_found() {
     in_new_netns(|| {
-        let doomed: Vec<UdpSocket> = (0..900).map(|_| connected("0.0.0.0:0", DEAD)).collect();
+        let stale: Vec<UdpSocket> = (0..900).map(|_| connected("0.0.0.0:0", DEAD)).collect();
         let dead = HashSet::from([DEAD.parse().unwrap()]);
-        assert_eq!(destroy_sockets(here(), Proto::Udp, &dead).unwrap(), doomed.len());
-        assert!(doomed.iter().all(is_destroyed));
+        assert_eq!(destroy_sockets(here(), Proto::Udp, &dead).unwrap(), stale.len());
+        assert!(stale.iter().all(is_destroyed));
     });
 }
 
