@@ -130,7 +130,11 @@ impl Run {
     }
 
     fn fmt(&mut self) -> Result<()> {
-        self.step("fmt", || succeeds(&mut cargo::command(&["fmt", "--all", "--check"])))
+        self.step("fmt", || {
+            succeeds(&mut cargo::command(&["fmt", "--all", "--check"]))?;
+            // The eBPF programs are a workspace of their own.
+            succeeds(&mut cargo::command(&["fmt", "--manifest-path", "ebpf/programs/Cargo.toml", "--check"]))
+        })
     }
 
     fn clippy(&mut self) -> Result<()> {
