@@ -152,13 +152,8 @@ fn mutations_of_pod_views_are_shown_or_rejected() {
     let corpus: Vec<String> = state["pods"].as_array().unwrap().iter().map(ToString::to_string).collect();
     let with =
         ["null", "7", "-1", "1e300", "\"\"", "\"\\u0000\\u001b[2J\"", "[]", "{}", "[[]]", "true", "\"é\""];
-    let mut dice: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mut roll = |below: usize| {
-        dice ^= dice << 13;
-        dice ^= dice >> 7;
-        dice ^= dice << 17;
-        usize::try_from(dice % u64::try_from(below).unwrap()).unwrap()
-    };
+    let mut rng = berth_harness::rng::Rng::new(1);
+    let mut roll = |below: usize| rng.index(below);
     let (mut parsed, mut shown) = (0, 0);
     for _ in 0..pages {
         let mut text = corpus[roll(corpus.len())].clone();

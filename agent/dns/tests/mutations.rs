@@ -14,7 +14,7 @@ use berth_dns::{
     question::{self, Parsed, Transport},
     resolve::{Step, resolve},
 };
-use berth_harness::mutate::{Bytes, Reached, bytes, pick, run};
+use berth_harness::mutate::{Bytes, Reached, bytes, run};
 use common::{ask, query, with_edns, zone};
 use hickory_proto::{op::Message, rr::RecordType};
 
@@ -43,7 +43,7 @@ fn damaged_questions_are_answered_or_refused() {
     run(
         "questions",
         |rng| {
-            let message = query(pick::<&str>(rng, NAMES), *pick(rng, KINDS));
+            let message = query(rng.pick::<&str>(NAMES), *rng.pick(KINDS));
             let message = if rng.below(2) == 0 { with_edns(message, 1232) } else { message };
             let mut wire = message.to_vec().unwrap();
             bytes(rng, &mut wire, pieces);
@@ -78,13 +78,13 @@ fn damaged_answers_of_upstreams_do_no_harm() {
     run(
         "answers",
         |rng| {
-            let question = with_edns(query(pick::<&str>(rng, &NAMES[..4]), *pick(rng, &KINDS[..3])), 1232);
+            let question = with_edns(query(rng.pick::<&str>(&NAMES[..4]), *rng.pick(&KINDS[..3])), 1232);
             let mut wire = ask(&index, &question, Transport::Tcp).unwrap().to_vec().unwrap();
             if rng.below(3) == 0 {
                 bytes(rng, &mut wire, &[b"\xc0\x0c", b"\xff\xff\xff\xff", b"\x00\x06\x00\x01"]);
             } else {
                 // Most other damage makes the message invalid.
-                let at = berth_harness::mutate::index(rng, wire.len());
+                let at = rng.index(wire.len());
                 wire[at] ^= 1 << rng.below(8);
             }
             Bytes(wire)
@@ -124,9 +124,9 @@ fn damaged_zones_are_taken_or_refused() {
             let mut text = text.clone();
             // Damage within names, so that enough of the files are still JSON.
             if rng.below(2) == 0 {
-                let at = berth_harness::mutate::index(rng, text.len());
+                let at = rng.index(text.len());
                 if text[at].is_ascii_alphanumeric() {
-                    text[at] = *pick(rng, b".-_0zA*".as_slice());
+                    text[at] = *rng.pick(b".-_0zA*".as_slice());
                 }
             } else {
                 bytes(rng, &mut text, pieces);

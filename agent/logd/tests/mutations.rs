@@ -9,7 +9,7 @@ use berth_core::{
     time::Wall,
 };
 use berth_harness::{
-    mutate::{Bytes, Reached, bytes, dir, index, pick, run},
+    mutate::{Bytes, Reached, bytes, dir, run},
     rng::Rng,
 };
 use berth_logd::{
@@ -55,10 +55,10 @@ const PIECES: &[&[u8]] = &[
 ];
 
 fn line(rng: &mut Rng, long: u64) -> Vec<u8> {
-    let mut line = pick(rng, &LINES).as_bytes().to_vec();
+    let mut line = rng.pick(&LINES).as_bytes().to_vec();
     if rng.below(long) == 0 {
         // Lengths around the limit of a record, and far beyond it.
-        let fill = *pick(rng, &[MAX_LINE - 1, MAX_LINE, LINE_MAX, 200_000]) + index(rng, 3);
+        let fill = *rng.pick(&[MAX_LINE - 1, MAX_LINE, LINE_MAX, 200_000]) + rng.index(3);
         let at = line.len() - 1;
         line.splice(at..at, vec![b'x'; fill]);
     }
@@ -87,8 +87,8 @@ fn changed(mut line: Vec<u8>, rng: &mut Rng) -> Vec<u8> {
         0 => bytes(rng, &mut line, PIECES),
         1 | 2 => {
             let mut words: Vec<&[u8]> = line.splitn(4, |b| *b == b' ').collect();
-            let at = index(rng, words.len());
-            words[at] = pick(rng, &WORDS).as_bytes();
+            let at = rng.index(words.len());
+            words[at] = rng.pick(&WORDS).as_bytes();
             line = words.join(&b' ');
         }
         _ => {
@@ -125,7 +125,7 @@ fn comes_back(raw: &[u8], rng: &mut Rng) {
     let (mut splitter, mut out, mut rest) = (Splitter::default(), Vec::new(), raw);
     let stamp = Stamp::new(Wall(1));
     while !rest.is_empty() {
-        let (chunk, left) = rest.split_at(1 + index(rng, rest.len()));
+        let (chunk, left) = rest.split_at(1 + rng.index(rest.len()));
         splitter.push(chunk, |piece| encode(&mut out, &stamp, Stream::Stderr, piece));
         rest = left;
         if rng.below(4) == 0 {
@@ -166,7 +166,7 @@ fn file(rng: &mut Rng) -> Bytes {
         raw.extend(if rng.below(3) == 0 { changed(line, rng) } else { line });
     }
     if rng.below(3) == 0 {
-        raw.truncate(index(rng, raw.len()));
+        raw.truncate(rng.index(raw.len()));
     }
     Bytes(raw)
 }
@@ -182,7 +182,7 @@ fn files(rng: &mut Rng) -> Files {
         }
         Bytes(raw)
     });
-    Files { rotated, gz, current, tail: *pick(rng, &[0, 1, 5, u64::MAX]), part: rng.below(4) }
+    Files { rotated, gz, current, tail: *rng.pick(&[0, 1, 5, u64::MAX]), part: rng.below(4) }
 }
 
 type Owned = (Wall, Stream, bool, Vec<u8>);

@@ -2,7 +2,7 @@
 //! `runc run -d` of the same bundle in the same minutes.
 //!
 //! `cargo run -p berth-runtime --example podstart -- [ROUNDS] [--kill]`. With `--kill`, containerd is killed
-//! at a seeded random moment of every fourth round: during the start, or before the container's end, which
+//! at a rng random moment of every fourth round: during the start, or before the container's end, which
 //! then happens while no process watches. Fails unless every pod had one shim, every exit code was known and
 //! nothing is left.
 #![allow(clippy::print_stdout, reason = "this is a program for people")]
@@ -11,6 +11,7 @@
 mod support;
 
 use anyhow::{Context, Result, bail, ensure};
+use berth_harness::rng::Rng;
 use berth_runtime::{ExitRecord, FoundState, Runtime, RuntimeEvent, StartRequest, Started};
 use std::{
     collections::BTreeMap,
@@ -40,18 +41,6 @@ impl Figures {
     }
 }
 
-/// A small seeded generator, so that a run can be repeated.
-struct Seeded(u64);
-
-impl Seeded {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
-
 #[tokio::main]
 async fn main() -> Result<()> {
     let mut rounds = 50_u64;
@@ -68,19 +57,19 @@ async fn main() -> Result<()> {
     let (runtime, image) = node.ready().await;
     let bundle = bundle(&node)?;
     let mut figures = Figures::default();
-    let mut seeded = Seeded(0x5eed);
+    let mut rng = Rng::new(0x5eed);
     let mut outages = 0_u64;
     for round in 0..rounds {
         figures.add("runc run -d (yardstick)", runc(&node, &bundle)?);
-        let code = i32::try_from(seeded.below(100))?;
+        let code = i32::try_from(rng.below(100))?;
         let script = format!("trap 'exit {code}' TERM; echo up; while :; do sleep 0.01; done");
         let (request, output) = node.request(&image, &format!("pod-{round}"), "app", &script);
         let strike = kill && round % every == every - 1;
-        let in_start = strike && seeded.below(2) == 0;
+        let in_start = strike && rng.below(2) == 0;
         let from = Instant::now();
         let started = if in_start {
             let start = tokio::spawn(persist(runtime.clone(), request.clone()));
-            tokio::time::sleep(Duration::from_millis(seeded.below(120))).await;
+            tokio::time::sleep(Duration::from_millis(rng.below(120))).await;
             node.kill_containerd();
             node.start_containerd().await;
             tokio::time::timeout(PATIENCE * 4, start).await.context("start after an outage")???

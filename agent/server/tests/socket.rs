@@ -12,6 +12,7 @@ use berth_core::{
     ids::NodeName,
     time::Wall,
 };
+use berth_harness::rng::Rng;
 use berth_server::{ApiError, Backend, ExecSession, Server, WatchCache, bind};
 use std::{
     os::unix::fs::PermissionsExt,
@@ -353,18 +354,6 @@ async fn a_dead_agents_socket_is_replaced_even_while_its_descriptor_is_open() {
     drop(dir);
 }
 
-/// A random number generator with a fixed seed, so that a failure can be repeated.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % u64::try_from(below.max(1)).unwrap()).unwrap()
-    }
-}
-
 /// Sends 100,000 frames, most of them broken: the server answers or closes the connection, and continues to
 /// serve. At least 30 % pass the framing and the JSON syntax.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -388,25 +377,25 @@ async fn malformed_frames_end_at_most_their_connection() {
     ]
     .map(str::to_owned)
     .to_vec();
-    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let mut rng = Rng::new(0x9e37_79b9_7f4a_7c15);
     let (mut sent, mut parsed) = (0, 0);
     while sent < FRAMES {
         let mut bytes = frame::encode(&Hello::ours(), 1000).unwrap();
-        if dice.roll(40) == 0 {
-            let at = dice.roll(bytes.len());
-            *bytes.get_mut(at).unwrap() ^= 1 << dice.roll(8);
+        if rng.index(40) == 0 {
+            let at = rng.index(bytes.len());
+            *bytes.get_mut(at).unwrap() ^= 1 << rng.index(8);
         }
         for _ in 0..PER_CONNECTION {
             // The last two requests take over the connection, so they come up less often.
-            let kinds = if dice.roll(100) == 0 { corpus.len() } else { corpus.len() - 2 };
-            let mut text = corpus.get(dice.roll(kinds)).unwrap().clone().into_bytes();
-            mutate(&mut text, &mut dice);
+            let kinds = if rng.index(100) == 0 { corpus.len() } else { corpus.len() - 2 };
+            let mut text = corpus.get(rng.index(kinds)).unwrap().clone().into_bytes();
+            mutate(&mut text, &mut rng);
             sent += 1;
             parsed += usize::from(serde_json::from_slice::<serde_json::Value>(&text).is_ok());
             let mut framed = frame::of_parts(&[&text], REPLY_MAX).unwrap();
-            if dice.roll(500) == 0 {
-                let at = dice.roll(4);
-                *framed.get_mut(at).unwrap() ^= 1 << dice.roll(8);
+            if rng.index(500) == 0 {
+                let at = rng.index(4);
+                *framed.get_mut(at).unwrap() ^= 1 << rng.index(8);
             }
             bytes.extend(framed);
         }
@@ -428,33 +417,33 @@ async fn malformed_frames_end_at_most_their_connection() {
     node.end().await;
 }
 
-fn mutate(text: &mut Vec<u8>, dice: &mut Dice) {
-    match dice.roll(8) {
+fn mutate(text: &mut Vec<u8>, rng: &mut Rng) {
+    match rng.index(8) {
         0 => {
-            let at = dice.roll(text.len());
-            *text.get_mut(at).unwrap() ^= 1 << dice.roll(8);
+            let at = rng.index(text.len());
+            *text.get_mut(at).unwrap() ^= 1 << rng.index(8);
         }
-        1 => text.truncate(dice.roll(text.len())),
+        1 => text.truncate(rng.index(text.len())),
         2 => {
-            let at = dice.roll(text.len());
-            text.insert(at, b"\"{}[]:,0\\\xff"[dice.roll(10)]);
+            let at = rng.index(text.len());
+            text.insert(at, b"\"{}[]:,0\\\xff"[rng.index(10)]);
         }
         3 => {
-            let at = dice.roll(text.len());
+            let at = rng.index(text.len());
             text.remove(at);
         }
         // Values are replaced by others, so that the frame passes the syntax check.
         4 | 5 => {
             let whole = String::from_utf8_lossy(text).into_owned();
             let values = ["null", "true", "-1", "1e99", "[]", "{}", "\"\"", "\"../../x\"", "\"\\u0000\""];
-            let with = values[dice.roll(values.len())];
+            let with = values[rng.index(values.len())];
             if let Some((head, rest)) = whole.rsplit_once(':') {
                 let end = rest.find([',', '}', ']']).unwrap_or(rest.len());
                 *text = format!("{head}:{with}{}", &rest[end..]).into_bytes();
             }
         }
         6 => {
-            let deep = dice.roll(300);
+            let deep = rng.index(300);
             let nested = format!("{{\"op\":\"status\",\"x\":{}{}}}", "[".repeat(deep), "]".repeat(deep));
             *text = nested.into_bytes();
         }

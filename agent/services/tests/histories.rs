@@ -12,6 +12,7 @@ use berth_core::{
 };
 use berth_ebpf_abi::{SERVING, ServiceKey, frontend};
 use berth_ebpf_loader::Frontend;
+use berth_harness::rng::Rng;
 use berth_services::{Net, NodeFacts, REST, TableReconciler, Transport, WantedPort, compile};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -19,23 +20,6 @@ use std::{
     time::Duration,
 };
 use support::{Fake, Maps, View, endpoint, gone, is_udp, new, service, slice};
-
-/// SplitMix64: one number determines a history.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.roll(n) == 0
-    }
-}
 
 #[derive(Default)]
 struct World {
@@ -48,42 +32,42 @@ fn node() -> NodeFacts {
 }
 
 impl World {
-    fn random_service(&self, dice: &mut Dice) -> Service {
-        let name = ["s0", "s1", "s2", "s3"][dice.roll(4) as usize];
+    fn random_service(&self, rng: &mut Rng) -> Service {
+        let name = ["s0", "s1", "s2", "s3"][rng.below(4) as usize];
         let ips = ["10.96.0.1", "10.96.0.2", "10.96.0.3", "10.96.0.3,fd00::1", "fd00::2,10.96.0.4"];
-        let np = |dice: &mut Dice| dice.one_in(3).then(|| 30000 + dice.roll(3) as u16);
-        let ports = match dice.roll(3) {
-            0 => vec![("", Protocol::Tcp, 80, np(dice))],
-            1 => vec![("dns", Protocol::Udp, 53, np(dice))],
-            _ => vec![("dns", Protocol::Udp, 53, None), ("web", Protocol::Tcp, 80, np(dice))],
+        let np = |rng: &mut Rng| rng.one_in(3).then(|| 30000 + rng.below(3) as u16);
+        let ports = match rng.below(3) {
+            0 => vec![("", Protocol::Tcp, 80, np(rng))],
+            1 => vec![("dns", Protocol::Udp, 53, np(rng))],
+            _ => vec![("dns", Protocol::Udp, 53, None), ("web", Protocol::Tcp, 80, np(rng))],
         };
-        let mut s = service(name, ips[dice.roll(5) as usize], &ports);
-        s.created = Wall(dice.roll(3) as i64);
-        if dice.one_in(6) {
-            s.uid = format!("again-{name}-{}", dice.roll(3)).into();
+        let mut s = service(name, ips[rng.below(5) as usize], &ports);
+        s.created = Wall(rng.below(3) as i64);
+        if rng.one_in(6) {
+            s.uid = format!("again-{name}-{}", rng.below(3)).into();
         }
-        s.affinity_s = dice.one_in(3).then_some(60);
-        if dice.one_in(3) {
+        s.affinity_s = rng.one_in(3).then_some(60);
+        if rng.one_in(3) {
             s.internal_policy = TrafficPolicy::Local;
         }
-        if dice.one_in(3) {
+        if rng.one_in(3) {
             s.external_policy = TrafficPolicy::Local;
         }
         s
     }
 
-    fn random_slice(&self, dice: &mut Dice) -> EndpointSlice {
+    fn random_slice(&self, rng: &mut Rng) -> EndpointSlice {
         let (name, of) = [("x0", "s0"), ("x1", "s0"), ("x2", "s1"), ("x3", "s2"), ("x4", "s3"), ("x4", "s1")]
-            [dice.roll(6) as usize];
-        let v6 = dice.one_in(5);
-        let count = [0, 1, 3, 4, 5, 12, 16, 17, 40][dice.roll(9) as usize];
-        let first = dice.roll(6);
+            [rng.below(6) as usize];
+        let v6 = rng.one_in(5);
+        let count = [0, 1, 3, 4, 5, 12, 16, 17, 40][rng.below(9) as usize];
+        let first = rng.below(6);
         let endpoints = (first..first + count).map(|i| {
             let address = if v6 { format!("fd01::{i:x}") } else { format!("10.1.0.{i}") };
-            let mut e = endpoint(&address, if dice.one_in(3) { "a" } else { "b" });
-            e.ready = !dice.one_in(8);
-            e.serving = e.ready || dice.one_in(2);
-            e.terminating = !e.ready && dice.one_in(2);
+            let mut e = endpoint(&address, if rng.one_in(3) { "a" } else { "b" });
+            e.ready = !rng.one_in(8);
+            e.serving = e.ready || rng.one_in(2);
+            e.terminating = !e.ready && rng.one_in(2);
             e
         });
         let ports = [("", Protocol::Tcp, 8080), ("dns", Protocol::Udp, 5353), ("web", Protocol::Tcp, 8080)];
@@ -93,25 +77,25 @@ impl World {
     }
 
     /// Makes a random change and passes it on as a source reports it.
-    fn step(&mut self, dice: &mut Dice, reconciler: &mut TableReconciler) {
-        match dice.roll(10) {
+    fn step(&mut self, rng: &mut Rng, reconciler: &mut TableReconciler) {
+        match rng.below(10) {
             0 if !self.services.is_empty() => {
-                let at = dice.roll(self.services.len() as u64) as usize;
+                let at = rng.below(self.services.len() as u64) as usize;
                 let key = self.services.keys().nth(at).unwrap().clone();
                 reconciler.change_services(gone(self.services.remove(&key).unwrap()));
             }
             1 if !self.slices.is_empty() => {
-                let at = dice.roll(self.slices.len() as u64) as usize;
+                let at = rng.below(self.slices.len() as u64) as usize;
                 let key = self.slices.keys().nth(at).unwrap().clone();
                 reconciler.change_slices(gone(self.slices.remove(&key).unwrap()));
             }
             2..=4 => {
-                let service = Arc::new(self.random_service(dice));
+                let service = Arc::new(self.random_service(rng));
                 self.services.insert(service.key.clone(), Arc::clone(&service));
                 reconciler.change_services(new(service));
             }
             _ => {
-                let slice = Arc::new(self.random_slice(dice));
+                let slice = Arc::new(self.random_slice(rng));
                 self.slices.insert(slice.key.clone(), Arc::clone(&slice));
                 reconciler.change_slices(new(slice));
             }
@@ -291,7 +275,7 @@ fn asked<A: Net>(before: &mut Flows<A>, maps: &Maps<A>) {
 }
 
 fn run(number: u64) {
-    let mut dice = Dice(number);
+    let mut rng = Rng::new(number);
     let mut fake = Fake::default();
     let clock = fake.clock();
     let mut world = World::default();
@@ -299,25 +283,25 @@ fn run(number: u64) {
     reconciler.listed();
     let mut names = Names::new();
     let (mut flows4, mut flows6) = (HashMap::new(), HashMap::new());
-    for _ in 0..6 + dice.roll(10) {
-        for _ in 0..1 + dice.roll(3) {
-            world.step(&mut dice, &mut reconciler);
+    for _ in 0..6 + rng.below(10) {
+        for _ in 0..1 + rng.below(3) {
+            world.step(&mut rng, &mut reconciler);
         }
         fake.v4.new = world.views(|w| &w.v4);
         fake.v6.new = world.views(|w| &w.v6);
         let mut owed = left_of_both(&fake, &world, &names);
-        fake.pass(Duration::from_millis(dice.roll(150)));
-        if dice.one_in(4) {
+        fake.pass(Duration::from_millis(rng.below(150)));
+        if rng.one_in(4) {
             // The agent is killed at some write, perhaps twice, or the kernel rejects a write.
-            for _ in 0..1 + dice.roll(2) {
-                fake.fuse.left.set(Some(dice.roll(12) as usize));
+            for _ in 0..1 + rng.below(2) {
+                fake.fuse.left.set(Some(rng.below(12) as usize));
                 // The sync may succeed or fail by chance.
                 let told = reconciler.sync(&mut fake, &clock);
                 fake.fuse.left.set(None);
                 if let Ok(outcome) = told {
                     owed.retain(|o| outcome.stale.iter().all(|s| (s.address, s.port, s.frontend) != *o));
                 }
-                if dice.one_in(2) {
+                if rng.one_in(2) {
                     reconciler = TableReconciler::new(node(), 1);
                     world.feed(&mut reconciler);
                     let idle = reconciler.sync(&mut fake, &clock).unwrap();
@@ -327,7 +311,7 @@ fn run(number: u64) {
                     // tables still show.
                     owed = left_of_both(&fake, &world, &names);
                 }
-                fake.pass(Duration::from_millis(dice.roll(150)));
+                fake.pass(Duration::from_millis(rng.below(150)));
             }
         }
         let outcome = reconciler.sync(&mut fake, &clock).unwrap();

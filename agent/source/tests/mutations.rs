@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use berth_core::{ids::NodeName, time::Wall};
+use berth_harness::rng::Rng;
 use berth_source::manifest::{ManifestContext, Mode, parse_file};
 use serde_json::{Value, json};
 use std::{
@@ -15,21 +16,6 @@ use std::{
 /// A tenth of the number that the long form runs with `BERTH_MUTATIONS=100000`.
 const DEFAULT_COUNT: u64 = 10_000;
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, below: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % u64::try_from(below.max(1)).unwrap()).unwrap()
-    }
-
-    fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
-        &of[self.below(of.len())]
-    }
-}
-
 fn corpus() -> Vec<Value> {
     let small: Vec<Value> = serde_json::from_str(include_str!("corpus/small.json")).unwrap();
     let octal = serde_saphyr::options! { legacy_octal_numbers: true };
@@ -40,7 +26,7 @@ fn corpus() -> Vec<Value> {
     small.iter().cycle().take(small.len() * 4).cloned().chain(full).collect()
 }
 
-fn odd(random: &mut Random) -> Value {
+fn odd(rng: &mut Rng) -> Value {
     let pool = [
         json!(null),
         json!(true),
@@ -77,55 +63,55 @@ fn odd(random: &mut Random) -> Value {
         json!(["ALL", 1]),
         json!("2024-01-01T00:00:00Z"),
     ];
-    random.pick(&pool).clone()
+    rng.pick(&pool).clone()
 }
 
 /// A random place in the value.
-fn place<'v>(value: &'v mut Value, random: &mut Random) -> &'v mut Value {
+fn place<'v>(value: &'v mut Value, rng: &mut Rng) -> &'v mut Value {
     let inner = match value {
         Value::Object(map) => map.len(),
         Value::Array(list) => list.len(),
         _ => 0,
     };
-    if inner == 0 || random.below(6) == 0 {
+    if inner == 0 || rng.index(6) == 0 {
         return value;
     }
-    let index = random.below(inner);
+    let index = rng.index(inner);
     match value {
-        Value::Object(map) => place(map.values_mut().nth(index).unwrap(), random),
-        Value::Array(list) => place(&mut list[index], random),
+        Value::Object(map) => place(map.values_mut().nth(index).unwrap(), rng),
+        Value::Array(list) => place(&mut list[index], rng),
         other => other,
     }
 }
 
-fn mutate(value: &mut Value, all: &[Value], random: &mut Random) {
-    let mut other = random.pick(all).clone();
-    let spot = place(value, random);
-    match (random.below(8), spot) {
+fn mutate(value: &mut Value, all: &[Value], rng: &mut Rng) {
+    let mut other = rng.pick(all).clone();
+    let spot = place(value, rng);
+    match (rng.index(8), spot) {
         (0, Value::Object(map)) if !map.is_empty() => {
-            let key = map.keys().nth(random.below(map.len())).unwrap().clone();
+            let key = map.keys().nth(rng.index(map.len())).unwrap().clone();
             map.remove(&key);
         }
         (1, Value::Object(map)) if !map.is_empty() => {
-            let key = map.keys().nth(random.below(map.len())).unwrap().clone();
+            let key = map.keys().nth(rng.index(map.len())).unwrap().clone();
             let taken = map.remove(&key).unwrap();
             let renamed = [key.to_uppercase(), format!("{key}s"), String::new(), format!("{key}\n")];
-            map.insert(random.pick(&renamed).clone(), taken);
+            map.insert(rng.pick(&renamed).clone(), taken);
         }
         (2, Value::Array(list)) if !list.is_empty() => {
-            let again = random.pick(list).clone();
+            let again = rng.pick(list).clone();
             list.push(again);
         }
         (3, Value::Array(list)) if !list.is_empty() => {
-            list.remove(random.below(list.len()));
+            list.remove(rng.index(list.len()));
         }
         (4, Value::Object(map)) => {
-            let donor = place(&mut other, random).clone();
+            let donor = place(&mut other, rng).clone();
             if let Value::Object(donor) = donor {
                 map.extend(donor);
             }
         }
-        (5, spot) => *spot = place(&mut other, random).clone(),
+        (5, spot) => *spot = place(&mut other, rng).clone(),
         (6, spot) => {
             *spot = match spot.take() {
                 Value::String(s) => s.parse::<i64>().map_or_else(|_| json!([s]), Value::from),
@@ -135,18 +121,18 @@ fn mutate(value: &mut Value, all: &[Value], random: &mut Random) {
                 other => json!([other]),
             };
         }
-        (_, spot) => *spot = odd(random),
+        (_, spot) => *spot = odd(rng),
     }
 }
 
-fn damage(text: String, random: &mut Random) -> Vec<u8> {
+fn damage(text: String, rng: &mut Rng) -> Vec<u8> {
     let mut bytes = text.into_bytes();
-    for _ in 0..=random.below(2) {
+    for _ in 0..=rng.index(2) {
         let len = bytes.len();
-        let at = random.below(len);
-        let until = (at + 1 + random.below(12)).min(len);
-        match random.below(6) {
-            0 if len > 0 => bytes[at] ^= 1 << random.below(8),
+        let at = rng.index(len);
+        let until = (at + 1 + rng.index(12)).min(len);
+        match rng.index(6) {
+            0 if len > 0 => bytes[at] ^= 1 << rng.index(8),
             1 => {
                 bytes.drain(at..until);
             }
@@ -159,10 +145,10 @@ fn damage(text: String, random: &mut Random) -> Vec<u8> {
                     ": ", "\n- ", "\n---\n", "&a ", "*a", "<<: ", "!!int ", "|\n", "\t", "#", "{", "]", "? ",
                     "'", "\"", "0",
                 ];
-                bytes.splice(at..at, random.pick(&pieces).bytes());
+                bytes.splice(at..at, rng.pick(&pieces).bytes());
             }
-            4 if random.below(4) == 0 => bytes.truncate(at),
-            _ if len > 0 => bytes[at] = b"0123456789abcXYZ-_./:,[]{}#&*!|>'\"%@` \n"[random.below(39)],
+            4 if rng.index(4) == 0 => bytes.truncate(at),
+            _ if len > 0 => bytes[at] = b"0123456789abcXYZ-_./:,[]{}#&*!|>'\"%@` \n"[rng.index(39)],
             _ => {}
         }
     }
@@ -211,18 +197,17 @@ fn run(name: &str, file: &str, write: fn(&Value) -> String) {
     let started = Instant::now();
     let (mut past, mut accepted, mut slowest) = (0_u64, 0_u64, Duration::ZERO);
     for number in 0..count {
-        let mut random = Random((number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        random.below(1);
-        let mut value = random.pick(&all).clone();
-        let bytes = if random.below(3) > 0 {
-            for _ in 0..=random.below(3) {
-                mutate(&mut value, &all, &mut random);
+        let mut rng = Rng::new(number);
+        let mut value = rng.pick(&all).clone();
+        let bytes = if rng.index(3) > 0 {
+            for _ in 0..=rng.index(3) {
+                mutate(&mut value, &all, &mut rng);
             }
             write(&value).into_bytes()
         } else {
-            damage(write(&value), &mut random)
+            damage(write(&value), &mut rng)
         };
-        let context = &contexts[usize::from(random.below(5) == 0)];
+        let context = &contexts[usize::from(rng.index(5) == 0)];
         let begin = Instant::now();
         let result = std::panic::catch_unwind(|| parse_file(Path::new(file), &bytes, context));
         slowest = slowest.max(begin.elapsed());

@@ -5,7 +5,7 @@
 
 use berth_cni_ipam::{Damage, Error, Key, Options, Range, RangeSet, Record, Store};
 use berth_harness::{
-    mutate::{Bytes, Reached, bytes, dir, index, pick, run},
+    mutate::{Bytes, Reached, bytes, dir, run},
     rng::Rng,
 };
 use std::{
@@ -61,7 +61,7 @@ fn changed(line: &str, rng: &mut Rng) -> Vec<u8> {
         bytes(rng, &mut body, &[b" ", b",", b"\0", b"\xff"]);
     } else {
         let mut words: Vec<&[u8]> = body.split(|b| *b == b' ').collect();
-        let at = index(rng, words.len());
+        let at = rng.index(words.len());
         let like: &[&str] = match words[at] {
             word if word.iter().any(|b| matches!(b, b'.' | b':')) => &ADDRESSES,
             word if word.iter().all(u8::is_ascii_digit) => &NUMBERS,
@@ -70,8 +70,8 @@ fn changed(line: &str, rng: &mut Rng) -> Vec<u8> {
         };
         match rng.below(12) {
             0 => drop(words.remove(at)),
-            1 => words.push(pick(rng, like).as_bytes()),
-            _ => words[at] = pick(rng, like).as_bytes(),
+            1 => words.push(rng.pick(like).as_bytes()),
+            _ => words[at] = rng.pick(like).as_bytes(),
         }
         body = words.join(&b' ');
     }
@@ -84,7 +84,7 @@ fn changed(line: &str, rng: &mut Rng) -> Vec<u8> {
 fn journal(rng: &mut Rng) -> Bytes {
     let mut lines: Vec<Vec<u8>> = valid().iter().map(|r| r.to_line().into_bytes()).collect();
     for _ in 0..=rng.below(2) {
-        let (at, other) = (index(rng, lines.len()), index(rng, lines.len()));
+        let (at, other) = (rng.index(lines.len()), rng.index(lines.len()));
         match rng.below(7) {
             0 => drop(lines.remove(at)),
             1 => lines.push(lines[at].clone()),
@@ -95,7 +95,7 @@ fn journal(rng: &mut Rng) -> Bytes {
     let mut raw = lines.concat();
     match rng.below(6) {
         0 => bytes(rng, &mut raw, &[b"\n", b"\0"]),
-        1 => raw.truncate(index(rng, raw.len())),
+        1 => raw.truncate(rng.index(raw.len())),
         _ => {}
     }
     Bytes(raw)

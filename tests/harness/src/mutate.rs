@@ -186,25 +186,12 @@ pub fn dir() -> io::Result<TempDir> {
     named.tempdir_in("/dev/shm").or_else(|_| named.tempdir())
 }
 
-/// A random element of the slice.
-///
-/// # Panics
-/// The slice is empty.
-pub fn pick<'a, T>(rng: &mut Rng, of: &'a [T]) -> &'a T {
-    &of[index(rng, of.len())]
-}
-
-/// A random number below `len`; 0 where `len` is 0.
-pub fn index(rng: &mut Rng, len: usize) -> usize {
-    rng.below(len as u64) as usize
-}
-
 /// Damages bytes in one to three places: flipped bits, lost or repeated stretches, an inserted piece, a cut
 /// end. `pieces` are byte strings with a meaning in the format.
 pub fn bytes(rng: &mut Rng, bytes: &mut Vec<u8>, pieces: &[&[u8]]) {
     for _ in 0..=rng.below(3) {
-        let at = index(rng, bytes.len());
-        let until = (at + 1 + index(rng, 12)).min(bytes.len());
+        let at = rng.index(bytes.len());
+        let until = (at + 1 + rng.index(12)).min(bytes.len());
         match rng.below(8) {
             0 => bytes.truncate(at),
             1 => drop(bytes.drain(at..until)),
@@ -213,7 +200,7 @@ pub fn bytes(rng: &mut Rng, bytes: &mut Vec<u8>, pieces: &[&[u8]]) {
                 bytes.splice(at..at, again);
             }
             3 | 4 if !pieces.is_empty() => {
-                let piece = pick(rng, pieces).to_vec();
+                let piece = rng.pick(pieces).to_vec();
                 // The piece replaces the bytes there, or comes before them.
                 let until = if rng.below(2) == 0 { at } else { until };
                 bytes.splice(at..until, piece);

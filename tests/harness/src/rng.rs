@@ -23,6 +23,29 @@ impl Rng {
     pub fn below(&mut self, n: u64) -> u64 {
         self.draw().checked_rem(n).unwrap_or(0)
     }
+
+    /// An index below `len` (0 where `len` is 0).
+    pub fn index(&mut self, len: usize) -> usize {
+        self.below(len as u64) as usize
+    }
+
+    /// True with a probability of one in `n`.
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    /// An element of the slice.
+    ///
+    /// # Panics
+    /// The slice is empty.
+    pub fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+        &of[self.index(of.len())]
+    }
+
+    /// A copy of an element of the slice; `None` where the slice is empty.
+    pub fn choose<T: Clone>(&mut self, of: &[T]) -> Option<T> {
+        if of.is_empty() { None } else { Some(self.pick(of).clone()) }
+    }
 }
 
 /// The seed of this run: `BERTH_SEED`, or 1.

@@ -4,11 +4,10 @@ mod checks;
 mod effects;
 mod faults;
 mod pods;
-mod rng;
 mod tally;
 
+pub use berth_harness::rng::Rng;
 pub use pods::specs;
-pub use rng::Rng;
 pub use tally::Tally;
 
 use berth_core::{

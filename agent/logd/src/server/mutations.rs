@@ -13,7 +13,7 @@ use berth_core::{
     roots::Roots,
 };
 use berth_harness::{
-    mutate::{Bytes, Reached, bytes, dir, index, json::Corpus, pick, run},
+    mutate::{Bytes, Reached, bytes, dir, json::Corpus, run},
     rng::Rng,
 };
 use serde::de::IgnoredAny;
@@ -89,15 +89,15 @@ fn mutated_stream_table() {
 /// A carry file as `CarryFile` writes it, then damaged, mostly under a correct checksum.
 fn carry_file(rng: &mut Rng) -> Bytes {
     let long = rng.below(20) == 0;
-    let mut line = b"begun, not ended".repeat(if long { MAX_LINE / 16 + index(rng, 2) } else { 1 });
+    let mut line = b"begun, not ended".repeat(if long { MAX_LINE / 16 + rng.index(2) } else { 1 });
     if rng.below(2) == 0 {
         bytes(rng, &mut line, &[b"\n", b"\0"]);
     }
     let extremes = [0, 1, line.len() as u32, MAX_LINE as u32, MAX_LINE as u32 + 1, u32::MAX];
     let (mut take, mut len) = (7, line.len() as u32);
     match rng.below(4) {
-        0 => take = *pick(rng, &extremes),
-        1 => len = *pick(rng, &extremes),
+        0 => take = *rng.pick(&extremes),
+        1 => len = *rng.pick(&extremes),
         _ => {}
     }
     let mut raw = Vec::new();
@@ -108,7 +108,7 @@ fn carry_file(rng: &mut Rng) -> Bytes {
     raw.extend(line);
     match rng.below(4) {
         0 => bytes(rng, &mut raw, &[&[0xff; 8], &[0; 8]]),
-        1 => raw.truncate(index(rng, raw.len())),
+        1 => raw.truncate(rng.index(raw.len())),
         _ => {}
     }
     Bytes(raw)

@@ -2,7 +2,7 @@
 
 use super::*;
 use berth_harness::{
-    mutate::{Bytes, Reached, pick, run, wire},
+    mutate::{Bytes, Reached, run, wire},
     rng::Rng,
 };
 use containerd_client::to_any;
@@ -33,7 +33,7 @@ fn mutated_events() {
         envelope(TOPIC_OOM, to_any(&TaskOom { container_id: id.clone() })),
     ];
     let make = |rng: &mut Rng| {
-        let mut raw = pick(rng, &corpus).clone();
+        let mut raw = rng.pick(&corpus).clone();
         wire::message(rng, &mut raw);
         Bytes(raw)
     };

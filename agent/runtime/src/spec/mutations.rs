@@ -6,7 +6,7 @@ use berth_core::{
     resources::ContainerResources,
 };
 use berth_harness::{
-    mutate::{Bytes, Reached, bytes, index, json::Corpus, pick, run},
+    mutate::{Bytes, Reached, bytes, json::Corpus, run},
     rng::Rng,
 };
 use serde::de::IgnoredAny;
@@ -120,9 +120,9 @@ fn database(rng: &mut Rng, text: &str) -> Bytes {
     ];
     let mut lines: Vec<&str> = text.split_inclusive('\n').collect();
     match rng.below(6) {
-        0 => drop(lines.remove(index(rng, lines.len()))),
+        0 => drop(lines.remove(rng.index(lines.len()))),
         1 => lines.reverse(),
-        2 => lines.push(lines[index(rng, lines.len())]),
+        2 => lines.push(lines[rng.index(lines.len())]),
         _ => {}
     }
     let mut raw = lines.concat().into_bytes();
@@ -137,7 +137,7 @@ fn database(rng: &mut Rng, text: &str) -> Bytes {
 
 fn who(rng: &mut Rng) -> Who {
     const USERS: [&str; 10] = ["app", "nobody", "", "0", "1000", "65534:x", "root", "+7", "-1", "4294967296"];
-    let mut user = pick(rng, &USERS).as_bytes().to_vec();
+    let mut user = rng.pick(&USERS).as_bytes().to_vec();
     if rng.below(4) == 0 {
         bytes(rng, &mut user, &[b":", b"0", b"a", b" "]);
     }

@@ -8,10 +8,11 @@
 use super::{
     nodes,
     pods::{NOW, apply, pod},
-    random::{CLAIMS, Random, pair},
+    random::{CLAIMS, pair},
     shown,
 };
 use berth_core::model::RestartPolicy;
+use berth_harness::rng::Rng;
 use berth_source::patch::{CONTENT_TYPE, Heartbeat, PodUpdate, node_status, pod_status};
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, fmt::Write, fs, path::PathBuf, process::Command};
@@ -159,7 +160,7 @@ fn pairs_go_through_a_real_api_server() {
     let uid = made["metadata"]["uid"].as_str().unwrap_or_else(|| panic!("{made}")).to_owned();
     let object = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "uid": uid } });
     let model = pod(RestartPolicy::Always);
-    let (mut r, mut sent, mut shapes, mut recorded) = (Random(17), 0, BTreeSet::new(), String::new());
+    let (mut r, mut sent, mut shapes, mut recorded) = (Rng::new(17), 0, BTreeSet::new(), String::new());
     for _ in 0..pairs().div_ceil(100) {
         let mut cases = Vec::new();
         while cases.len() < 100 {
@@ -168,7 +169,7 @@ fn pairs_go_through_a_real_api_server() {
             if old["observedGeneration"].is_null() {
                 old["observedGeneration"] = 1.into();
             }
-            let may_run = r.once_in(2);
+            let may_run = r.one_in(2);
             let update = PodUpdate { uid: &uid, pod: &model, may_run, now: NOW };
             let Ok(patch) = pod_status(&update, &old, &wanted) else { continue };
             let to = wanted.clone();
@@ -209,7 +210,7 @@ fn node_pairs_go_through_a_real_api_server() {
     let object = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name } });
     let made = server.json("POST", "/api/v1/nodes", object.clone());
     assert_eq!(made["kind"], "Node", "{made}");
-    let (mut r, mut sent) = (Random(18), 0);
+    let (mut r, mut sent) = (Rng::new(18), 0);
     for _ in 0..pairs().div_ceil(100) {
         let cases: Vec<Case<'_>> = (0..100)
             .map(|_| {

@@ -2,49 +2,50 @@
 
 use super::{
     pods::apply,
-    random::{Random, time},
+    random::{any, some, time},
     shown,
 };
+use berth_harness::rng::Rng;
 use berth_source::patch::{Heartbeat, node_status};
 use serde_json::{Map, Value, json};
 
 const OWN: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
 
-fn condition(r: &mut Random, kind: &str) -> Value {
-    let status = r.pick(&["True", "False"]);
+fn condition(r: &mut Rng, kind: &str) -> Value {
+    let status = any(r, &["True", "False"]);
     json!({
         "type": kind,
         "status": status,
-        "reason": r.pick(&["A", "B"]),
-        "message": r.pick(&["one", "two"]),
+        "reason": any(r, &["A", "B"]),
+        "message": any(r, &["one", "two"]),
         "lastHeartbeatTime": time(r, false),
         "lastTransitionTime": time(r, false),
     })
 }
 
-fn amounts(r: &mut Random, names: &[&str]) -> Value {
+fn amounts(r: &mut Rng, names: &[&str]) -> Value {
     names
         .iter()
-        .map(|name| ((*name).to_owned(), r.pick(&["1", "2", "3"]).into()))
+        .map(|name| ((*name).to_owned(), any(r, &["1", "2", "3"]).into()))
         .collect::<Map<_, _>>()
         .into()
 }
 
-fn status(r: &mut Random, node: bool) -> Value {
+fn status(r: &mut Rng, node: bool) -> Value {
     let mut names = vec!["cpu", "memory", "pods"];
-    if r.once_in(2) {
+    if r.one_in(2) {
         names.push("hugepages-2Mi");
     }
     let kinds = if node {
         OWN.to_vec()
     } else {
-        r.some(&[&OWN[..], &["NetworkUnavailable", "example.com/disk"]].concat(), 3)
+        some(r, &[&OWN[..], &["NetworkUnavailable", "example.com/disk"]].concat(), 3)
     };
     let conditions: Vec<Value> = kinds.iter().map(|kind| condition(r, kind)).collect();
     let address = |kind: &str, address: &str| json!({ "type": kind, "address": address });
-    let mut addresses = vec![address("InternalIP", r.pick(&["192.0.2.1", "192.0.2.2"]))];
-    if r.once_in(2) {
-        addresses.push(address("InternalIP", r.pick(&["2001:db8::1", "2001:db8::2"])));
+    let mut addresses = vec![address("InternalIP", any(r, &["192.0.2.1", "192.0.2.2"]))];
+    if r.one_in(2) {
+        addresses.push(address("InternalIP", any(r, &["2001:db8::1", "2001:db8::2"])));
     }
     addresses.push(address("Hostname", "n1"));
     let mut status = json!({
@@ -52,32 +53,32 @@ fn status(r: &mut Random, node: bool) -> Value {
         "allocatable": amounts(r, &names),
         "conditions": conditions,
         "addresses": addresses,
-        "daemonEndpoints": { "kubeletEndpoint": { "Port": r.pick(&[0, 10250]) } },
+        "daemonEndpoints": { "kubeletEndpoint": { "Port": any(r, &[0, 10250]) } },
         "nodeInfo": {
-            "machineID": "m", "systemUUID": "s", "bootID": r.pick(&["b1", "b2"]), "kernelVersion": "6.1", "osImage": "os",
+            "machineID": "m", "systemUUID": "s", "bootID": any(r, &["b1", "b2"]), "kernelVersion": "6.1", "osImage": "os",
             "containerRuntimeVersion": "containerd://2", "kubeletVersion": "v1.36.3", "operatingSystem": "linux",
-            "architecture": "amd64", "kubeProxyVersion": if node { "" } else { r.pick(&["", "v1.20.0"]) },
+            "architecture": "amd64", "kubeProxyVersion": if node { "" } else { any(r, &["", "v1.20.0"]) },
         },
-        "images": r.some(&[json!({ "names": ["a:1"], "sizeBytes": 2 }), json!({ "names": ["b:1"], "sizeBytes": 1 })], 2),
+        "images": some(r, &[json!({ "names": ["a:1"], "sizeBytes": 2 }), json!({ "names": ["b:1"], "sizeBytes": 1 })], 2),
     });
-    if r.once_in(2) {
+    if r.one_in(2) {
         status["nodeInfo"]["swap"] = json!({ "capacity": 5 });
     }
-    if r.once_in(2) {
-        status["features"] = json!({ "supplementalGroupsPolicy": r.once_in(2) });
-        status["runtimeHandlers"] = json!([{ "name": "", "features": { "userNamespaces": r.once_in(2) } }]);
+    if r.one_in(2) {
+        status["features"] = json!({ "supplementalGroupsPolicy": r.one_in(2) });
+        status["runtimeHandlers"] = json!([{ "name": "", "features": { "userNamespaces": r.one_in(2) } }]);
     }
     if !node {
-        if r.once_in(2) {
+        if r.one_in(2) {
             status["capacity"]["example.com/fakecpu"] = "5".into();
         }
-        if r.once_in(3) {
+        if r.one_in(3) {
             status["allocatable"]["example.com/gone"] = "1".into();
         }
-        if r.once_in(3) {
+        if r.one_in(3) {
             status["addresses"] = Value::Null;
         }
-        if r.once_in(3) {
+        if r.one_in(3) {
             status["declaredFeatures"] = json!(["Old"]);
         }
         status["volumesInUse"] = json!(["v1"]);
@@ -87,20 +88,20 @@ fn status(r: &mut Random, node: bool) -> Value {
 }
 
 /// The status in the API and the one that the node wants.
-pub(crate) fn pair(r: &mut Random) -> (Value, Value) {
+pub(crate) fn pair(r: &mut Rng) -> (Value, Value) {
     let (mut old, wanted) = (status(r, false), status(r, true));
     // Often only a few fields differ, and at times the heartbeats alone.
-    if !r.once_in(3) {
+    if !r.one_in(3) {
         let names: Vec<String> = old.as_object().map(Map::keys).into_iter().flatten().cloned().collect();
         for name in names.iter().filter(|name| wanted.get(*name).is_some()) {
-            if !r.once_in(16) {
+            if !r.one_in(16) {
                 old[name] = wanted[name].clone();
             }
         }
         for name in ["features", "runtimeHandlers", "declaredFeatures"] {
             old[name] = wanted[name].clone();
         }
-        if !r.once_in(4) {
+        if !r.one_in(4) {
             for condition in old["conditions"].as_array_mut().into_iter().flatten() {
                 condition["lastHeartbeatTime"] = time(r, false);
             }
@@ -168,7 +169,7 @@ fn check(old: &Value, wanted: &Value, got: &Value) {
 #[test]
 fn a_patch_makes_the_wanted_node_status_and_no_second_one_follows() {
     let pairs: usize = std::env::var("BERTH_PAIRS").map_or(10_000, |count| count.parse().unwrap());
-    let (mut r, mut quiet) = (Random(5), 0);
+    let (mut r, mut quiet) = (Rng::new(5), 0);
     for case in 0..pairs {
         let (mut old, wanted) = pair(&mut r);
         old["futureField"] = json!({ "a": [1] });
@@ -220,14 +221,14 @@ fn addresses_of_one_type_are_replaced_and_conditions_of_others_are_not_sent() {
 #[test]
 fn node_statuses_of_any_shape_make_no_panic() {
     let odd = [json!(null), json!(7), json!("x"), json!([]), json!([1, {}, { "type": 1 }]), json!({})];
-    let mut r = Random(3);
+    let mut r = Rng::new(3);
     for _ in 0..3_000 {
         let (mut old, mut wanted) = pair(&mut r);
         for status in [&mut old, &mut wanted] {
             let names: Vec<String> =
                 status.as_object().map(Map::keys).into_iter().flatten().cloned().collect();
-            for name in r.some(&names, 1) {
-                status[name] = r.pick(&odd);
+            for name in some(&mut r, &names, 1) {
+                status[name] = any(&mut r, &odd);
             }
         }
         // Any result will do, as long as there is one.

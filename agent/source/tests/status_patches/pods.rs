@@ -2,7 +2,7 @@
 
 use super::{
     merge,
-    random::{OWN, Random, pair},
+    random::{OWN, any, pair, some},
     shown,
 };
 use berth_core::{
@@ -10,6 +10,7 @@ use berth_core::{
     model::{Container, Pod, RestartPolicy},
     time::Wall,
 };
+use berth_harness::rng::Rng;
 use berth_source::patch::{PodUpdate, pod_status};
 use serde_json::{Map, Value, json};
 
@@ -195,16 +196,16 @@ fn a_patch_makes_the_wanted_status_and_no_second_one_follows() {
 }
 
 fn run(seed: u64, pairs: usize) -> [usize; 3] {
-    let mut r = Random(seed);
+    let mut r = Rng::new(seed);
     let mut counts = [0; 3];
     let policies = [RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::Never];
     let pods = policies.map(|policy| (policy, pod(policy)));
     for case in 0..pairs {
-        let (policy, pod) = &pods[r.below(3)];
+        let (policy, pod) = &pods[r.index(3)];
         let (mut old, wanted) = pair(&mut r);
         old["futureField"] = json!({ "a": [1] });
         old["nominatedNodeName"] = "n2".into();
-        let update = PodUpdate { uid: "u-1", pod, may_run: r.once_in(2), now: NOW };
+        let update = PodUpdate { uid: "u-1", pod, may_run: r.one_in(2), now: NOW };
         let outcome = std::panic::catch_unwind(|| {
             let Ok(patch) = pod_status(&update, &old, &wanted) else {
                 assert!(is_illegal(*policy, &old, &wanted));
@@ -325,21 +326,21 @@ fn statuses_of_any_shape_make_no_panic() {
         json!([1, {}, { "type": 1 }, { "name": null }]),
         json!({}),
     ];
-    let mut r = Random(3);
+    let mut r = Rng::new(3);
     for _ in 0..5_000 {
         let (mut old, mut wanted) = pair(&mut r);
         for status in [&mut old, &mut wanted] {
             let names: Vec<String> =
                 status.as_object().map(Map::keys).into_iter().flatten().cloned().collect();
-            for name in r.some(&names, 1) {
-                status[name] = r.pick(&odd);
+            for name in some(&mut r, &names, 1) {
+                status[name] = any(&mut r, &odd);
             }
-            if r.once_in(10) {
-                *status = r.pick(&odd);
+            if r.one_in(10) {
+                *status = any(&mut r, &odd);
             }
         }
         // Any result will do, as long as there is one.
-        drop(pod_status(&always(&pod, r.once_in(2)), &old, &wanted));
+        drop(pod_status(&always(&pod, r.one_in(2)), &old, &wanted));
     }
 }
 

@@ -1,43 +1,23 @@
 //! Random statuses of pods, from a seed.
 
+use berth_harness::rng::Rng;
 use serde_json::{Map, Value, json};
 
-/// A generator of numbers (SplitMix64). Equal seeds give equal numbers.
-pub(crate) struct Random(pub(crate) u64);
+/// A copy of a random element of the list.
+pub(crate) fn any<T: Clone>(r: &mut Rng, from: &[T]) -> T {
+    r.pick(from).clone()
+}
 
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    /// True once in `of` times.
-    pub(crate) fn once_in(&mut self, of: usize) -> bool {
-        self.below(of) == 0
-    }
-
-    pub(crate) fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
-    }
-
-    /// A random part of the list, in random order.
-    pub(crate) fn some<T: Clone>(&mut self, from: &[T], share: usize) -> Vec<T> {
-        let mut taken: Vec<(u64, T)> = Vec::new();
-        for item in from {
-            if self.below(share + 1) < share {
-                taken.push((self.next(), item.clone()));
-            }
+/// A random part of the list, in random order.
+pub(crate) fn some<T: Clone>(r: &mut Rng, from: &[T], share: usize) -> Vec<T> {
+    let mut taken: Vec<(u64, T)> = Vec::new();
+    for item in from {
+        if r.index(share + 1) < share {
+            taken.push((r.draw(), item.clone()));
         }
-        taken.sort_by_key(|(at, _)| *at);
-        taken.into_iter().map(|(_, item)| item).collect()
     }
+    taken.sort_by_key(|(at, _)| *at);
+    taken.into_iter().map(|(_, item)| item).collect()
 }
 
 pub(crate) const OWN: [&str; 8] = [
@@ -54,9 +34,9 @@ const OTHERS: [&str; 3] = ["example.com/gate", "DisruptionTarget", "cloud.exampl
 pub(crate) const CLAIMS: [&str; 2] = ["gpu", "nic"];
 
 /// A time; with a fraction or another zone where the node writes it.
-pub(crate) fn time(r: &mut Random, node: bool) -> Value {
-    let second = 10 + r.below(6);
-    match if node { r.below(6) } else { 0 } {
+pub(crate) fn time(r: &mut Rng, node: bool) -> Value {
+    let second = 10 + r.index(6);
+    match if node { r.index(6) } else { 0 } {
         1 => format!("2026-01-02T03:04:{second}.75Z").into(),
         2 => format!("2026-01-02T05:04:{second}.000001+02:00").into(),
         _ => format!("2026-01-02T03:04:{second}Z").into(),
@@ -67,62 +47,62 @@ fn put(map: &mut Map<String, Value>, name: &str, value: impl Into<Value>) {
     map.insert(name.to_owned(), value.into());
 }
 
-fn condition(r: &mut Random, kind: &str, node: bool) -> Value {
+fn condition(r: &mut Rng, kind: &str, node: bool) -> Value {
     let mut c = Map::new();
     put(&mut c, "type", kind);
-    put(&mut c, "status", r.pick(&["True", "False"]));
+    put(&mut c, "status", any(r, &["True", "False"]));
     put(&mut c, "lastProbeTime", Value::Null);
-    if !r.once_in(20) {
+    if !r.one_in(20) {
         put(&mut c, "lastTransitionTime", time(r, node));
     }
-    if r.once_in(2) {
-        put(&mut c, "reason", r.pick(&["A", "B", ""]));
-        put(&mut c, "message", r.pick(&["one", "two", "three"]));
+    if r.one_in(2) {
+        put(&mut c, "reason", any(r, &["A", "B", ""]));
+        put(&mut c, "message", any(r, &["one", "two", "three"]));
     }
-    if !r.once_in(4) {
-        put(&mut c, "observedGeneration", 1 + r.below(4));
+    if !r.one_in(4) {
+        put(&mut c, "observedGeneration", 1 + r.index(4));
     }
     c.into()
 }
 
-fn terminated(r: &mut Random, node: bool) -> Value {
+fn terminated(r: &mut Rng, node: bool) -> Value {
     let mut t = json!({
-        "exitCode": r.pick(&[0, 0, 1, 137]),
-        "reason": r.pick(&["Completed", "Error"]),
+        "exitCode": any(r, &[0, 0, 1, 137]),
+        "reason": any(r, &["Completed", "Error"]),
         "startedAt": time(r, node),
         "finishedAt": time(r, node),
         "containerID": "containerd://a",
     });
-    if r.once_in(3) {
+    if r.one_in(3) {
         // Once in a while longer than its share.
-        let length = if r.once_in(20) { 1_300 } else { r.pick(&[0, 3, 40]) };
+        let length = if r.one_in(20) { 1_300 } else { any(r, &[0, 3, 40]) };
         t["message"] = "ä".repeat(length).into();
     }
     t
 }
 
-fn container(r: &mut Random, name: &str, node: bool) -> Value {
+fn container(r: &mut Rng, name: &str, node: bool) -> Value {
     let mut c = Map::new();
     put(&mut c, "name", name);
-    put(&mut c, "image", r.pick(&["i:1", "i:2"]));
-    put(&mut c, "imageID", r.pick(&["", "repo@sha256:00"]));
-    put(&mut c, "ready", r.once_in(2));
-    put(&mut c, "restartCount", r.below(4));
-    if r.once_in(2) {
-        put(&mut c, "containerID", r.pick(&["containerd://a", "containerd://b"]));
-        put(&mut c, "started", r.once_in(2));
+    put(&mut c, "image", any(r, &["i:1", "i:2"]));
+    put(&mut c, "imageID", any(r, &["", "repo@sha256:00"]));
+    put(&mut c, "ready", r.one_in(2));
+    put(&mut c, "restartCount", r.index(4));
+    if r.one_in(2) {
+        put(&mut c, "containerID", any(r, &["containerd://a", "containerd://b"]));
+        put(&mut c, "started", r.one_in(2));
     }
-    let state = match r.below(4) {
-        0 => json!({ "waiting": { "reason": r.pick(&["CrashLoopBackOff", "ContainerCreating"]) } }),
+    let state = match r.index(4) {
+        0 => json!({ "waiting": { "reason": any(r, &["CrashLoopBackOff", "ContainerCreating"]) } }),
         1 => json!({ "terminated": terminated(r, node) }),
         _ => json!({ "running": { "startedAt": time(r, node) } }),
     };
     put(&mut c, "state", state);
-    let last = if r.once_in(3) { json!({ "terminated": terminated(r, node) }) } else { json!({}) };
+    let last = if r.one_in(3) { json!({ "terminated": terminated(r, node) }) } else { json!({}) };
     put(&mut c, "lastState", last);
-    if r.once_in(4) {
-        put(&mut c, "resources", json!({ "requests": { "cpu": r.pick(&["100m", "1"]) } }));
-        put(&mut c, "allocatedResources", json!({ "cpu": r.pick(&["100m", "1"]) }));
+    if r.one_in(4) {
+        put(&mut c, "resources", json!({ "requests": { "cpu": any(r, &["100m", "1"]) } }));
+        put(&mut c, "allocatedResources", json!({ "cpu": any(r, &["100m", "1"]) }));
         put(&mut c, "volumeMounts", json!([{ "name": "v", "mountPath": "/v" }]));
         put(&mut c, "user", json!({ "linux": { "uid": 1, "gid": 0, "supplementalGroups": [0] } }));
     }
@@ -130,10 +110,10 @@ fn container(r: &mut Random, name: &str, node: bool) -> Value {
 }
 
 /// One or two addresses of different families, and the first of them.
-fn addresses(r: &mut Random, map: &mut Map<String, Value>, one: &str, all: &str) {
-    let v4 = r.pick(&["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
-    let v6 = r.pick(&["2001:db8::1", "2001:db8::2"]);
-    let list = match r.below(5) {
+fn addresses(r: &mut Rng, map: &mut Map<String, Value>, one: &str, all: &str) {
+    let v4 = any(r, &["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
+    let v6 = any(r, &["2001:db8::1", "2001:db8::2"]);
+    let list = match r.index(5) {
         0 => return,
         1 => vec![v4, v6],
         2 => vec![v6, v4],
@@ -146,19 +126,19 @@ fn addresses(r: &mut Random, map: &mut Map<String, Value>, one: &str, all: &str)
 }
 
 /// A status as the node (`node`) or the API server has it.
-pub(crate) fn status(r: &mut Random, node: bool) -> Map<String, Value> {
+pub(crate) fn status(r: &mut Rng, node: bool) -> Map<String, Value> {
     let mut s = Map::new();
-    put(&mut s, "phase", r.pick(&["Pending", "Running", "Running", "Running", "Succeeded", "Failed"]));
+    put(&mut s, "phase", any(r, &["Pending", "Running", "Running", "Running", "Succeeded", "Failed"]));
     put(&mut s, "qosClass", "BestEffort");
-    if r.once_in(3) {
-        put(&mut s, "reason", r.pick(&["Evicted", "DeadlineExceeded"]));
-        put(&mut s, "message", r.pick(&["Pod was rejected: x", ""]));
+    if r.one_in(3) {
+        put(&mut s, "reason", any(r, &["Evicted", "DeadlineExceeded"]));
+        put(&mut s, "message", any(r, &["Pod was rejected: x", ""]));
     }
-    if !r.once_in(4) {
+    if !r.one_in(4) {
         put(&mut s, "startTime", time(r, node));
     }
-    if !r.once_in(4) {
-        put(&mut s, "observedGeneration", 1 + r.below(4));
+    if !r.one_in(4) {
+        put(&mut s, "observedGeneration", 1 + r.index(4));
     }
     addresses(r, &mut s, "hostIP", "hostIPs");
     addresses(r, &mut s, "podIP", "podIPs");
@@ -168,8 +148,9 @@ pub(crate) fn status(r: &mut Random, node: bool) -> Map<String, Value> {
     } else {
         kinds.extend(OTHERS);
     }
-    let conditions: Vec<Value> = r.some(&kinds, 2).into_iter().map(|kind| condition(r, kind, node)).collect();
-    if !conditions.is_empty() || r.once_in(2) {
+    let conditions: Vec<Value> =
+        some(r, &kinds, 2).into_iter().map(|kind| condition(r, kind, node)).collect();
+    if !conditions.is_empty() || r.one_in(2) {
         put(&mut s, "conditions", conditions);
     }
     for (list, names) in [
@@ -177,33 +158,34 @@ pub(crate) fn status(r: &mut Random, node: bool) -> Map<String, Value> {
         ("containerStatuses", &["app", "helper", "web"][..]),
         ("ephemeralContainerStatuses", &["debug"][..]),
     ] {
-        let list_of: Vec<Value> = r.some(names, 3).into_iter().map(|name| container(r, name, node)).collect();
+        let list_of: Vec<Value> =
+            some(r, names, 3).into_iter().map(|name| container(r, name, node)).collect();
         if !list_of.is_empty() {
             put(&mut s, list, list_of);
         }
     }
-    if r.once_in(3) {
+    if r.one_in(3) {
         put(&mut s, "resources", resources(r));
-        put(&mut s, "allocatedResources", json!({ "memory": r.pick(&["1Gi", "64Mi"]) }));
+        put(&mut s, "allocatedResources", json!({ "memory": any(r, &["1Gi", "64Mi"]) }));
     }
     s
 }
 
-fn resources(r: &mut Random) -> Value {
-    let mut of = json!({ "requests": { "cpu": r.pick(&["100m", "1"]) } });
-    if r.once_in(2) {
-        of["requests"]["memory"] = r.pick(&["1Gi", "64Mi"]).into();
+fn resources(r: &mut Rng) -> Value {
+    let mut of = json!({ "requests": { "cpu": any(r, &["100m", "1"]) } });
+    if r.one_in(2) {
+        of["requests"]["memory"] = any(r, &["1Gi", "64Mi"]).into();
     }
-    if r.once_in(2) {
-        of["limits"] = json!({ "memory": r.pick(&["1Gi", "64Mi"]) });
+    if r.one_in(2) {
+        of["limits"] = json!({ "memory": any(r, &["1Gi", "64Mi"]) });
     }
     of
 }
 
 /// The status in the API and the one that the node wants. Often the two have much in common.
-pub(crate) fn pair(r: &mut Random) -> (Value, Value) {
+pub(crate) fn pair(r: &mut Rng) -> (Value, Value) {
     let (mut old, mut wanted) = (status(r, false), status(r, true));
-    match r.below(8) {
+    match r.index(8) {
         0 => {
             old = Map::from_iter([
                 ("phase".to_owned(), "Pending".into()),
@@ -214,7 +196,7 @@ pub(crate) fn pair(r: &mut Random) -> (Value, Value) {
             // Some fields changed since.
             let mut now = old.clone();
             let names: Vec<String> = old.keys().chain(wanted.keys()).cloned().collect();
-            for name in r.some(&names, 1) {
+            for name in some(r, &names, 1) {
                 match wanted.get(&name) {
                     Some(value) => now.insert(name, value.clone()),
                     None => now.remove(&name),
@@ -232,7 +214,7 @@ pub(crate) fn pair(r: &mut Random) -> (Value, Value) {
         5 => wanted = old.clone(),
         _ => {}
     }
-    if r.once_in(4) {
+    if r.one_in(4) {
         let claims: Vec<Value> = CLAIMS
             .iter()
             .map(|name| json!({ "name": name, "resourceClaimName": format!("claim-{name}") }))

@@ -168,8 +168,7 @@ fn any<A: Net + Plain>(world: &mut World<'_, A>) -> Option<Tuple<A>> {
         return None;
     }
     // The order of a HashMap differs between runs; sorting each time would take too long.
-    let at = world.dice.0 as usize % flows.len();
-    world.dice.below(2);
+    let at = world.dice.below(u32::try_from(flows.len()).unwrap()) as usize;
     flows.keys().nth(at.min(200)).map(|(_, key)| *key)
 }
 

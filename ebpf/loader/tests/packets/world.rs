@@ -14,6 +14,7 @@ use berth_ebpf_decide::flow::{
     memory::Flows, reverse,
 };
 use berth_ebpf_loader::{CounterMap, Datapath, Map, PacketProgram, Pins};
+use berth_harness::rng::Rng;
 use nix::time::ClockId;
 
 pub(crate) const SERVICES: u8 = 24;
@@ -25,27 +26,24 @@ pub(crate) const NODES: u8 = 3;
 pub(crate) const CLIENTS: u8 = 9;
 pub(crate) const VIPS: u8 = 96;
 
-/// A seeded random generator.
-pub(crate) struct Dice(pub(crate) u64);
+/// Random numbers of the widths that the packets need.
+pub(crate) struct Dice(Rng);
 
 impl Dice {
     pub(crate) fn below(&mut self, n: u32) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        u32::try_from((self.0 >> 16) % u64::from(n)).unwrap()
+        u32::try_from(self.0.below(u64::from(n))).unwrap()
     }
 
     pub(crate) fn byte(&mut self, n: u8) -> u8 {
-        u8::try_from(self.below(u32::from(n))).unwrap()
+        u8::try_from(self.0.below(u64::from(n))).unwrap()
     }
 
-    pub(crate) fn one_in(&mut self, n: u32) -> bool {
-        self.below(n) == 0
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
+        self.0.one_in(n)
     }
 
     pub(crate) fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
-        &all[self.below(u32::try_from(all.len()).unwrap()) as usize]
+        self.0.pick(all)
     }
 }
 
@@ -153,7 +151,7 @@ impl<'a, A: Net + berth_ebpf_loader::Plain> World<'a, A> {
             kernel,
             model: Flows::default(),
             programs,
-            dice: Dice(seed | 1),
+            dice: Dice(Rng::new(seed)),
             counters: &maps.count,
             generation: 0,
             seen: Default::default(),

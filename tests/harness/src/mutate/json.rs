@@ -1,7 +1,7 @@
 //! Mutations of JSON documents: dropped, renamed and foreign keys, swapped values, changed types, numbers at
 //! their limits, and texts with a meaning elsewhere. A third of the documents is damaged as text too.
 
-use super::{Bytes, bytes, index, pick};
+use super::{Bytes, bytes};
 use crate::rng::Rng;
 use serde_json::{Map, Value, json};
 
@@ -60,7 +60,7 @@ impl Corpus {
 
     /// A document with one to four changes.
     pub fn value(&self, rng: &mut Rng) -> Value {
-        let mut value = pick(rng, &self.documents).clone();
+        let mut value = rng.pick(&self.documents).clone();
         for _ in 0..=rng.below(4) {
             self.change(&mut value, rng);
         }
@@ -79,13 +79,13 @@ impl Corpus {
     /// A document with one change as text. For documents of few fields, of which hardly any stays valid after
     /// several changes.
     pub fn text_changed_once(&self, rng: &mut Rng) -> Bytes {
-        let mut value = pick(rng, &self.documents).clone();
+        let mut value = rng.pick(&self.documents).clone();
         self.change(&mut value, rng);
         Bytes(value.to_string().into_bytes())
     }
 
     fn change(&self, value: &mut Value, rng: &mut Rng) {
-        let mut other = pick(rng, &self.documents).clone();
+        let mut other = rng.pick(&self.documents).clone();
         let kind = rng.below(9);
         match (kind, place(value, rng)) {
             (0, Value::Object(map)) if !map.is_empty() => {
@@ -95,16 +95,16 @@ impl Corpus {
                 let key = key(map, rng);
                 let renamed = [key.to_uppercase(), format!("{key}s"), String::new(), format!("{key}\0")];
                 let taken = map.remove(&key).unwrap_or_default();
-                map.insert(pick(rng, &renamed).clone(), taken);
+                map.insert(rng.pick(&renamed).clone(), taken);
             }
             (2, Value::Array(list)) if !list.is_empty() => {
                 // Occasionally far more entries than any real document has.
                 let times = if rng.below(200) == 0 { 500 } else { 1 };
-                let again = pick(rng, list).clone();
+                let again = rng.pick(list).clone();
                 list.extend(std::iter::repeat_n(again, times));
             }
             (3, Value::Array(list)) if !list.is_empty() => {
-                list.remove(index(rng, list.len()));
+                list.remove(rng.index(list.len()));
             }
             (4, Value::Object(map)) => {
                 if let Value::Object(donor) = place(&mut other, rng).take() {
@@ -122,13 +122,13 @@ impl Corpus {
                 let near = number.as_i64().unwrap_or_default().wrapping_add(rng.below(3) as i64 - 1);
                 *number = near.into();
             }
-            (_, spot) => *spot = pick(rng, &self.odd).clone(),
+            (_, spot) => *spot = rng.pick(&self.odd).clone(),
         }
     }
 }
 
 fn key(map: &Map<String, Value>, rng: &mut Rng) -> String {
-    key_at(map, index(rng, map.len()))
+    key_at(map, rng.index(map.len()))
 }
 
 fn key_at(map: &Map<String, Value>, at: usize) -> String {
@@ -146,7 +146,7 @@ fn place<'v>(mut value: &'v mut Value, rng: &mut Rng) -> &'v mut Value {
         if inner == 0 || rng.below(6) == 0 {
             return value;
         }
-        let at = index(rng, inner);
+        let at = rng.index(inner);
         value = match value {
             Value::Object(map) => {
                 let key = key_at(map, at);

@@ -2,7 +2,7 @@
 //! by field at any depth, and encoded again. Nested messages are recognised by trial, as are `Any` and maps;
 //! bytes that hold a JSON document are damaged as text.
 
-use super::{bytes, index, pick};
+use super::bytes;
 use crate::rng::Rng;
 
 /// One field in wire format.
@@ -34,7 +34,7 @@ fn change(rng: &mut Rng, message: &mut Vec<u8>, depth: u8) {
     let Some(mut fields) = split(message).filter(|f| !f.is_empty()) else {
         return bytes(rng, message, &[b"\"", b"{", b"}", b"0", b"/", b"\0"]);
     };
-    let at = index(rng, fields.len());
+    let at = rng.index(fields.len());
     let count = fields.len();
     // Most mutations go into nested messages, which hold the meaning.
     if depth > 0
@@ -49,17 +49,17 @@ fn change(rng: &mut Rng, message: &mut Vec<u8>, depth: u8) {
     match rng.below(10) {
         0 => drop(fields.remove(at)),
         1 => fields.push(fields[at].clone()),
-        2 => fields.swap(at, index(rng, count)),
-        3 => fields[at].number = *pick(rng, &[0, 1, 2, 3, 4, 5, 15, 16, 2047, (1 << 29) - 1]),
+        2 => fields.swap(at, rng.index(count)),
+        3 => fields[at].number = *rng.pick(&[0, 1, 2, 3, 4, 5, 15, 16, 2047, (1 << 29) - 1]),
         4 => {
-            let other = fields[index(rng, count)].payload.clone();
+            let other = fields[rng.index(count)].payload.clone();
             fields[at].payload = other;
         }
         5 => {
             // A length that differs from the payload's.
             let mut raw = join(&fields[..at]);
             tag(&mut raw, fields[at].number, 2);
-            varint(&mut raw, *pick(rng, &[0, 1, 127, 1 << 14, u64::from(u32::MAX), u64::MAX]));
+            varint(&mut raw, *rng.pick(&[0, 1, 127, 1 << 14, u64::from(u32::MAX), u64::MAX]));
             raw.extend(join(&fields[at + 1..]));
             *message = raw;
             return;
@@ -68,13 +68,13 @@ fn change(rng: &mut Rng, message: &mut Vec<u8>, depth: u8) {
             Payload::Varint(value) => {
                 let near = [*value ^ 1, value.wrapping_add(1), value.wrapping_neg()];
                 let far = [0, 1, 128, 255, 1 << 31, u64::from(u32::MAX), i64::MAX as u64, 1 << 63, u64::MAX];
-                *value = if rng.below(3) == 0 { *pick(rng, &near) } else { *pick(rng, &far) };
+                *value = if rng.below(3) == 0 { *rng.pick(&near) } else { *rng.pick(&far) };
             }
             Payload::Fixed64(raw) => *raw = rng.draw().to_le_bytes(),
             Payload::Fixed32(raw) => *raw = (rng.draw() as u32).to_le_bytes(),
             Payload::Bytes(raw) => match rng.below(4) {
                 0 => raw.clear(),
-                1 => *raw = raw.repeat(1 + index(rng, 40)),
+                1 => *raw = raw.repeat(1 + rng.index(40)),
                 2 => *raw = b"\xff\xfe not UTF-8".to_vec(),
                 _ => bytes(rng, raw, &[b"/", b"..", b"\0", b" "]),
             },

@@ -63,7 +63,7 @@ fn streams(rng: &mut Rng) -> Vec<mutate::Bytes> {
     let corpus = corpus();
     let mut answers = Vec::new();
     for _ in 0..=rng.below(5) {
-        let mut answer = mutate::pick(rng, &corpus).clone();
+        let mut answer = rng.pick(&corpus).clone();
         if rng.below(3) > 0 {
             mutate::bytes(rng, &mut answer, PIECES);
         }

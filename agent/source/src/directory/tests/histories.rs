@@ -1,6 +1,7 @@
 //! Random histories of a directory, compared with a model and with full scans.
 
 use super::*;
+use berth_harness::rng::Rng;
 
 /// Compares random histories with a model: a pod has the content of its file's last valid version while the
 /// file exists.
@@ -8,13 +9,8 @@ use super::*;
 async fn random_histories_end_in_what_the_files_say() {
     let mut node = Node::new();
     node.cfg.settle = Duration::from_millis(20);
-    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = |below: u64| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed % below
-    };
+    let mut rng = Rng::new(1);
+    let mut random = |below: u64| rng.below(below);
     let mut model: BTreeMap<u64, (Option<String>, bool)> = BTreeMap::new();
     let mut running = Some(node.start());
     for step in 0..250 {
@@ -66,13 +62,8 @@ fn step(watcher: &mut DirectoryWatcher) {
 /// Compares scans of the files named by events with full scans, and with a source that has just started.
 #[test]
 fn scans_of_named_files_give_the_snapshots_of_full_scans() {
-    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
-    let mut random = |below: u64| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed % below
-    };
+    let mut rng = Rng::new(2);
+    let mut random = |below: u64| rng.below(below);
     let mut named = 0;
     for history in 0..40 {
         let node = Node::new();
