@@ -22,18 +22,19 @@ pub use inputs::{DesiredSet, FoundPod, NodeEvent};
 
 use crate::{
     executor::Executor, names::NameHolders, refs::References, report::Reports, store::MemoryStore,
-    worker::WorkerMessage,
+    waiting::WaitReason, worker::WorkerMessage,
 };
 use berth_core::{
     ids::PodUid,
     model::Pod,
     plan::{Desired, Failure, Memory},
+    status::{Phase, PodStatus},
     time::Boottime,
 };
 use cleanup::CleanupState;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -66,17 +67,26 @@ pub struct ManagerConfig<H, R> {
 
 /// Handle of a pod that has a worker, or that waits for its restart after the worker panicked.
 struct WorkerHandle {
-    /// What the worker was told last.
+    /// Desired state that was last sent to the worker.
     desired: Desired,
     /// The worker's mailbox. `None` while the pod waits for its restart.
     mailbox: Option<mpsc::UnboundedSender<WorkerMessage>>,
-    /// No source wants the pod, and the worker was told so.
+    /// No source wants the pod, and the worker has a message that says so.
     unwanted: bool,
     /// The worker began with the pod's memory, or knows of the pod's past what its source does.
     told: bool,
-    /// Set by the worker once the pod has ended, and from the start for a rejected pod. Such a pod uses no
-    /// resources of the node, and admission does not count them.
-    over: Arc<AtomicBool>,
+    /// The node rejected the pod.
+    rejected: bool,
+    /// The status that the worker published last.
+    published: watch::Receiver<Option<Arc<PodStatus>>>,
+}
+
+impl WorkerHandle {
+    /// Whether admission counts the pod's resources. A rejected or ended pod uses none.
+    fn uses_resources(&self) -> bool {
+        let ended = |status: &Arc<PodStatus>| matches!(status.phase, Phase::Succeeded | Phase::Failed);
+        !self.rejected && !self.published.borrow().as_ref().is_some_and(ended)
+    }
 }
 
 /// The subject of a task in the manager's `JoinSet`.
@@ -129,7 +139,7 @@ struct Manager<H, R> {
     done: BTreeSet<PodUid>,
     panics: HashMap<PodUid, u32>,
     /// Wanted pods that are reported as waiting, each with its reason.
-    shown_waiting: BTreeMap<PodUid, &'static str>,
+    shown_waiting: BTreeMap<PodUid, WaitReason>,
     runtime_answers: bool,
     /// containerd has answered at least once since the agent's start.
     answered: bool,

@@ -2,35 +2,9 @@
 //! document's shape.
 
 use berth_core::{ids::*, model::*};
+use berth_harness::rng::Rng;
 use serde_json::{Value, json};
 use std::sync::Arc;
-
-/// A small seeded generator. The same seed gives the same mutations.
-#[derive(Debug)]
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    pub(crate) fn new(seed: u64) -> Rng {
-        let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        Rng((z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        usize::try_from((self.next() >> 11) % u64::try_from(n.max(1)).unwrap()).unwrap()
-    }
-
-    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
-    }
-}
 
 /// The number of mutations that a suite makes.
 pub(crate) fn mutations() -> usize {
@@ -110,7 +84,7 @@ fn odd(rng: &mut Rng) -> Value {
 }
 
 fn mutate_value(rng: &mut Rng, corpus: &[Value], doc: &mut Value) {
-    let n = rng.below(size(doc));
+    let n = rng.index(size(doc));
     let Some((v, key)) = nth(doc, n, "") else { return };
     match rng.below(10) {
         0 => *v = odd(rng),
@@ -126,13 +100,13 @@ fn mutate_value(rng: &mut Rng, corpus: &[Value], doc: &mut Value) {
                 *v = json!(*rng.pick(&numbers));
             }
             Value::String(s) => {
-                let i = rng.below(s.chars().count());
+                let i = rng.index(s.chars().count());
                 *s = s.chars().enumerate().map(|(n, c)| if n == i { 'Z' } else { c }).collect();
             }
             Value::Bool(b) => *b = !*b,
             Value::Array(a) if !a.is_empty() => {
                 let copy = rng.pick(a).clone();
-                a.insert(rng.below(a.len()), copy);
+                a.insert(rng.index(a.len()), copy);
             }
             Value::Object(o) if !o.is_empty() => {
                 let keys: Vec<String> = o.keys().cloned().collect();
@@ -176,7 +150,7 @@ pub(crate) fn mutate(rng: &mut Rng, corpus: &[Value]) -> Vec<u8> {
             if text.is_empty() {
                 break;
             }
-            let i = rng.below(text.len());
+            let i = rng.index(text.len());
             match rng.below(3) {
                 0 => text[i] ^= 1 << rng.below(8),
                 1 => text.truncate(i),

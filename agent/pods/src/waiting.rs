@@ -10,14 +10,39 @@ use berth_core::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 
-/// The agent has just started, and containerd has not answered yet.
-pub(crate) const RUNTIME: &str = "containerd to answer";
-/// Two pods have one name, and the second waits for the end of the first.
-pub(crate) const NAME: &str = "an earlier pod of the same name to be gone";
-/// The machine shuts down, and no pod is started any more.
-pub(crate) const SHUTDOWN: &str = "the next boot: the machine is shut down";
-/// The pod's orphan is being removed, and a worker would interfere with the removal.
-pub(crate) const LEFTOVERS: &str = "what an earlier life of the pod left to be removed";
+/// Reason for which a wanted pod has no worker yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WaitReason {
+    /// The agent has just started, and containerd has not answered yet.
+    Runtime,
+    /// Two pods have one name, and the second waits for the end of the first.
+    Name,
+    /// The machine shuts down, and no pod is started any more.
+    Shutdown,
+    /// The pod's orphan is being removed, and a worker would interfere with the removal.
+    Orphan,
+}
+
+impl WaitReason {
+    /// What the pod waits for, for [`PodStatus::waiting_for`].
+    fn text(self) -> &'static str {
+        match self {
+            WaitReason::Runtime => "containerd to answer",
+            WaitReason::Name => "an earlier pod of the same name to be gone",
+            WaitReason::Shutdown => "the next boot: the machine is shut down",
+            WaitReason::Orphan => "what an earlier life of the pod left to be removed",
+        }
+    }
+
+    /// Readiness and conditions that the pod's memory does not hold: unknown as long as containerd has not
+    /// answered. In the other cases the pod does not run.
+    fn default_truth(self) -> Truth {
+        match self {
+            WaitReason::Runtime => Truth::Unknown,
+            WaitReason::Name | WaitReason::Shutdown | WaitReason::Orphan => Truth::False,
+        }
+    }
+}
 
 /// The conditions that a node sets, in the kubelet's order.
 const CONDITIONS: [ConditionType; 5] = [
@@ -31,8 +56,8 @@ const CONDITIONS: [ConditionType; 5] = [
 /// The report of a waiting pod. While containerd has not answered, the report shows the pod as remembered,
 /// and as unknown without a memory: missing knowledge never makes a pod not ready. A pod that waits for its
 /// name or for the removal of its orphan does not run.
-pub(crate) fn report(pod: &Arc<Pod>, memory: Option<&Memory>, why: &'static str, now: Now) -> PodReport {
-    let default = if why == RUNTIME { Truth::Unknown } else { Truth::False };
+pub(crate) fn report(pod: &Arc<Pod>, memory: Option<&Memory>, why: WaitReason, now: Now) -> PodReport {
+    let default = why.default_truth();
     let containers = |list: &[Container]| -> Vec<ContainerStatus> {
         list.iter().map(|c| container(c, memory, default, now)).collect()
     };
@@ -51,7 +76,7 @@ pub(crate) fn report(pod: &Arc<Pod>, memory: Option<&Memory>, why: &'static str,
         conditions: conditions.collect(),
         init_containers,
         containers,
-        waiting_for: Some(why.to_owned()),
+        waiting_for: Some(why.text().to_owned()),
         ..PodStatus::new(if runs { Phase::Running } else { Phase::Pending }, pod.qos())
     };
     PodReport {

@@ -41,11 +41,11 @@ use berth_core::{
 use observe::OBSERVE_RETRY_MAX;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::{Id, JoinError, JoinSet},
 };
 
@@ -98,12 +98,12 @@ struct Worker<H, R> {
     refresh_at: Option<Boottime>,
     probes: ProbeManager,
     timeline: VecDeque<ActionRecord>,
-    last_published: Option<Arc<PodStatus>>,
+    /// Status that was published last. The manager reads it for admission.
+    published: watch::Sender<Option<Arc<PodStatus>>>,
     last_gone: bool,
     /// A report of the observed pod was published, not only the remembered status.
     published_observed: bool,
     logged_events: BTreeSet<Event>,
-    over: Arc<AtomicBool>,
     wake_at: Option<Boottime>,
 }
 
@@ -143,11 +143,10 @@ pub(crate) async fn run<H: Executor, R: Reports>(
         refresh_at: None,
         probes,
         timeline: VecDeque::new(),
-        last_published: None,
+        published: config.published,
         last_gone: false,
         published_observed: false,
         logged_events: BTreeSet::new(),
-        over: config.over,
         wake_at: None,
     };
     loop {
@@ -336,7 +335,7 @@ impl<H: Executor, R: Reports> Worker<H, R> {
                 self.desired.unknown = self.objects.unknown_of(&self.desired.pod);
                 if changed {
                     if !self.observed_once {
-                        self.last_published = None;
+                        self.published.send_replace(None);
                     }
                     self.stored = None;
                     self.refresh_at = Some(now.boottime);

@@ -5,7 +5,7 @@ use super::Manager;
 use crate::{
     executor::Executor,
     report::{PodReport, Reports},
-    waiting,
+    waiting::{self, WaitReason},
     worker::WorkerMessage,
 };
 use berth_core::{
@@ -142,20 +142,20 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     }
 
     /// The reason why a wanted pod has no worker yet. `None` where a worker may start.
-    fn start_blocked_by(&self, uid: &PodUid, pod: &Pod) -> Option<&'static str> {
+    fn start_blocked_by(&self, uid: &PodUid, pod: &Pod) -> Option<WaitReason> {
         if !self.answered {
-            return Some(waiting::RUNTIME);
+            return Some(WaitReason::Runtime);
         }
         if self.being_cleaned.contains(uid) {
-            return Some(waiting::LEFTOVERS);
+            return Some(WaitReason::Orphan);
         }
         // A pod that is already on the node gets a worker even where another pod holds its name.
         let there =
             self.found.contains_key(uid) || self.unseen.contains(uid) || self.stored.contains_key(uid);
         if !there && self.shutdown.is_some() {
-            return Some(waiting::SHUTDOWN);
+            return Some(WaitReason::Shutdown);
         }
-        (!there && self.names.taken(&pod.key, uid)).then_some(waiting::NAME)
+        (!there && self.names.taken(&pod.key, uid)).then_some(WaitReason::Name)
     }
 
     fn end_unwanted(&mut self) {

@@ -12,14 +12,8 @@ use berth_core::{
     plan::{Desired, Ending, Memory},
     unsupported::unsupported,
 };
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
-use tokio::sync::mpsc;
+use std::{sync::Arc, time::Duration};
+use tokio::sync::{mpsc, watch};
 
 /// The age up to which a worker begins with the pod's snapshot from the relist. With an older snapshot the
 /// worker observes the pod itself.
@@ -72,7 +66,8 @@ impl<H: Executor, R: Reports> Manager<H, R> {
         self.references.put(&pod);
         self.names.take(&pod.key, &uid);
         let (sender, mailbox) = mpsc::unbounded_channel();
-        let over = Arc::new(AtomicBool::new(memory.rejected));
+        let rejected = memory.rejected;
+        let (publisher, published) = watch::channel(None);
         let config = WorkerConfig {
             desired: desired.clone(),
             objects: Arc::clone(&self.desired.objects),
@@ -82,13 +77,14 @@ impl<H: Executor, R: Reports> Manager<H, R> {
             reports: Arc::clone(&self.reports),
             store: self.store.clone(),
             agent_start: self.agent_start,
-            over: Arc::clone(&over),
+            published: publisher,
         };
         self.spawn(ManagerTask::Worker(uid.clone()), async move {
             worker::run(config, mailbox).await;
             TaskOutcome::Done
         });
-        self.workers.insert(uid, WorkerHandle { desired, mailbox: Some(sender), unwanted, told, over });
+        let mailbox = Some(sender);
+        self.workers.insert(uid, WorkerHandle { desired, mailbox, unwanted, told, rejected, published });
     }
 
     /// The memory of a new pod that the node rejects. `None` where the node admits the pod. Pods that no
@@ -96,8 +92,8 @@ impl<H: Executor, R: Reports> Manager<H, R> {
     /// remove (`HandlePodRemoves`).
     fn rejection(&self, pod: &Arc<Pod>) -> Option<Memory> {
         let wanted = self.workers.iter().filter(|(uid, _)| self.desired.pods.contains_key(*uid));
-        let needy = wanted.filter(|(_, l)| !l.over.load(Ordering::Relaxed));
-        let others: Vec<Arc<Pod>> = needy.map(|(_, l)| Arc::clone(&l.desired.pod)).collect();
+        let counted = wanted.filter(|(_, worker)| worker.uses_resources());
+        let others: Vec<Arc<Pod>> = counted.map(|(_, worker)| Arc::clone(&worker.desired.pod)).collect();
         let why = self.executor.admit(pod, &others).err()?;
         tracing::warn!(pod = %pod.key, uid = %pod.uid, reason = why.reason, why = why.message, "pod rejected");
         let now = self.executor.now().wall;

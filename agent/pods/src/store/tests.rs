@@ -1,7 +1,7 @@
 //! Mutated memory files: `plan` and `learn` accept whatever the store reads back.
 
 use super::*;
-use crate::testing::{Rng, container, mutate, mutations, pod};
+use crate::testing::{container, mutate, mutations, pod};
 use berth_core::{
     ids::*,
     model::*,
@@ -9,6 +9,7 @@ use berth_core::{
     probe::{ProbeEvent, ProbeResult, ProbeState, step},
     time::{Boottime, Now, Wall},
 };
+use berth_harness::rng::Rng;
 use serde_json::Value;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -140,7 +141,7 @@ fn live_on(rng: &mut Rng, kept: StoredPod, mut seen: Observed) {
         if p.finished {
             return;
         }
-        drop(crate::waiting::report(&pod, Some(&p.memory), crate::waiting::RUNTIME, now));
+        drop(crate::waiting::report(&pod, Some(&p.memory), crate::waiting::WaitReason::Runtime, now));
         memory = p.memory;
         for a in p.actions {
             let outcome = if rng.below(3) == 0 { Err(Failure::new("Oops", "no")) } else { Ok(()) };

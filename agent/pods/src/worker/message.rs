@@ -5,10 +5,11 @@ use berth_core::{
     ids::ContainerId,
     model::Objects,
     plan::{Desired, Exit, Memory},
-    status::ApiStatus,
+    status::{ApiStatus, PodStatus},
     time::Boottime,
 };
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::Arc;
+use tokio::sync::watch;
 
 /// A message from the manager to a worker.
 #[derive(Debug)]
@@ -49,8 +50,8 @@ pub(crate) struct WorkerConfig<H, R> {
     pub(crate) reports: Arc<R>,
     pub(crate) store: MemoryStore,
     pub(crate) agent_start: Boottime,
-    /// Set by the worker once the pod has ended and needs no resources of the node any more.
-    pub(crate) over: Arc<AtomicBool>,
+    /// Status that the worker published last; `None` before the first report.
+    pub(crate) published: watch::Sender<Option<Arc<PodStatus>>>,
 }
 
 /// A worker's first knowledge of its pod.

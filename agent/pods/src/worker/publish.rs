@@ -5,17 +5,14 @@ use crate::{
     executor::Executor,
     pod_cache::EndedRun,
     report::{ActionRecord, PodReport, Reports},
-    waiting,
+    waiting::{self, WaitReason},
 };
 use berth_core::{
     event::{Event, EventKind, EventRecord, Involved},
     plan::Failure,
-    status::{Phase, PodStatus},
+    status::PodStatus,
 };
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 /// How many ended actions a worker keeps for its reports.
 const RECORDS: usize = 32;
@@ -72,28 +69,28 @@ impl<H: Executor, R: Reports> Worker<H, R> {
 
     /// Publishes the pod's remembered status, once.
     pub(super) fn publish_remembered(&mut self) {
-        if self.last_published.is_none() {
+        if self.published.borrow().is_none() {
             let report =
-                waiting::report(self.pod(), Some(&self.memory), waiting::RUNTIME, self.executor.now());
-            self.last_published = Some(Arc::clone(&report.status));
+                waiting::report(self.pod(), Some(&self.memory), WaitReason::Runtime, self.executor.now());
+            self.published.send_replace(Some(Arc::clone(&report.status)));
             self.reports.pod(report);
         }
     }
 
     pub(super) fn publish(&mut self, status: PodStatus, gone: bool) {
-        let same = self.last_published.as_deref() == Some(&status) && self.last_gone == gone;
+        let last = self.published.borrow().clone();
+        let same = last.as_deref() == Some(&status) && self.last_gone == gone;
         if same && self.published_observed {
             return;
         }
-        let was_ready = self.last_published.as_ref().is_some_and(|s| s.is_ready());
+        let was_ready = last.is_some_and(|s| s.is_ready());
         if was_ready != status.is_ready() {
             tracing::info!(pod = %self.desired.pod.key, ready = status.is_ready(), "readiness");
         }
         let status = Arc::new(status);
-        self.last_published = Some(Arc::clone(&status));
+        self.published.send_replace(Some(Arc::clone(&status)));
         self.last_gone = gone;
         self.published_observed = true;
-        self.over.store(matches!(status.phase, Phase::Succeeded | Phase::Failed), Ordering::Relaxed);
         self.reports.pod(PodReport {
             pod: Arc::clone(&self.desired.pod),
             status,
