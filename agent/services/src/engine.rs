@@ -18,6 +18,7 @@
 //! the written entries. It repairs whatever another program removed or altered.
 
 mod datapath;
+mod device_links;
 mod endpoint_slice_controller;
 mod node;
 mod pods;

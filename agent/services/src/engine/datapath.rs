@@ -2,7 +2,7 @@
 //!
 //! The parts of a round are independent: a failed part is logged and retried, and the other parts still run.
 
-use super::{Config, node, pods::Pods};
+use super::{Config, device_links::DeviceLinks, node, pods::Pods};
 use crate::{
     Attachment, Cause, DatapathBackend, HostNetwork, NodeFacts, Notice, StaleBackend, TableError,
     TableReconciler,
@@ -11,7 +11,7 @@ use berth_core::{error::Chain, ids::PodUid, time::Boottime};
 use berth_ebpf_loader::{Role, StalePeer};
 use berth_sys::clock;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -60,8 +60,8 @@ pub(super) struct Datapath<K: DatapathBackend> {
     /// Whether the maps of the node may be out of date.
     node_behind: bool,
     pods: Pods,
-    /// Uplinks with attached programs, and devices that have Berth's links but are uplinks no more.
-    attached: BTreeSet<u32>,
+    /// Devices with attached programs.
+    links: DeviceLinks,
     /// Whether the links of devices must be read: an earlier agent may have left links, or another program
     /// may have removed some.
     links_behind: bool,
@@ -96,7 +96,7 @@ impl<K: DatapathBackend> Datapath<K> {
             maps: None,
             node_behind: true,
             pods: Pods::default(),
-            attached: BTreeSet::new(),
+            links: DeviceLinks::default(),
             links_behind: true,
             told: Vec::new(),
             retry: None,
@@ -229,7 +229,7 @@ impl<K: DatapathBackend> Datapath<K> {
         due.push(self.reconcile_at);
         self.read_links(&mut failures);
         let ready = |uid: &PodUid| seen.get(uid).is_some_and(|pod| pod.status.is_ready());
-        let first: Vec<(u32, Role)> = self.pods.unattached(ready).map(|i| (i, Role::Pod)).collect();
+        let first = self.links.missing(self.pods.devices_of(ready).map(|index| (index, Role::Pod)));
         self.attach(first, &mut failures);
         self.keep_tables(&mut maps, reconciler, now, due, &mut failures);
         self.end_sockets(seen);
@@ -337,14 +337,7 @@ impl<K: DatapathBackend> Datapath<K> {
         }
         match self.kernel.attached() {
             Ok(pinned) => {
-                let with = |wanted| {
-                    let these = pinned.iter().filter(move |(_, role)| **role == wanted);
-                    these.map(|(index, _)| *index)
-                };
-                self.pods.links(with(Some(Role::Pod)).collect());
-                self.attached = with(Some(Role::Uplink)).collect();
-                let uplinks = &self.host.uplinks;
-                self.attached.extend(with(None).filter(|index| !uplinks.contains_key(index)));
+                self.links.read(pinned, self.pods.devices());
                 self.links_behind = false;
             }
             Err(cause) => failures.push(Failure::Links(cause)),
@@ -354,21 +347,16 @@ impl<K: DatapathBackend> Datapath<K> {
     /// Attaches programs to new devices and detaches them from unwanted ones. A deleted device has taken its
     /// links along.
     fn devices(&mut self, failures: &mut Vec<Failure>) {
-        let uplinks: BTreeSet<u32> =
-            self.host.uplinks.keys().copied().filter(|index| !self.pods.devices().contains(index)).collect();
-        let mut wanted: Vec<(u32, Role)> = self.pods.unattached(|_| true).map(|i| (i, Role::Pod)).collect();
-        wanted.extend(uplinks.difference(&self.attached).map(|i| (*i, Role::Uplink)));
-        self.attach(wanted, failures);
-        let unwanted = self.attached.difference(&uplinks).copied();
-        for index in unwanted.filter(|index| !self.pods.devices().contains(index)).collect::<Vec<_>>() {
+        let uplinks = self.host.uplinks.keys().map(|index| (*index, Role::Uplink));
+        let pods = self.pods.devices().iter().map(|index| (*index, Role::Pod));
+        // The device of a pod stays one, also where it looks like an uplink.
+        let wanted: BTreeMap<u32, Role> = uplinks.chain(pods).collect();
+        let missing = self.links.missing(wanted.iter().map(|(index, role)| (*index, *role)));
+        self.attach(missing, failures);
+        for index in self.links.unwanted(&wanted) {
             match self.kernel.detach(index) {
-                Ok(()) => drop(self.attached.remove(&index)),
+                Ok(()) => self.links.detached(index),
                 Err(cause) => failures.push(Failure::Detach(index, cause)),
-            }
-        }
-        for index in self.pods.gone() {
-            if let Err(cause) = self.kernel.detach(index) {
-                failures.push(Failure::Detach(index, cause));
             }
         }
     }
@@ -378,11 +366,10 @@ impl<K: DatapathBackend> Datapath<K> {
             return;
         }
         for (index, role, done) in self.kernel.attach(&devices) {
-            match (done, role) {
-                (Attachment::Done, Role::Pod) => self.pods.attached(index),
-                (Attachment::Done, Role::Uplink) => drop(self.attached.insert(index)),
-                (Attachment::Gone, _) => {}
-                (Attachment::Failed(cause), _) => failures.push(Failure::Attach(index, cause)),
+            match done {
+                Attachment::Done => self.links.attached(index, role),
+                Attachment::Gone => {}
+                Attachment::Failed(cause) => failures.push(Failure::Attach(index, cause)),
             }
         }
     }

@@ -10,7 +10,6 @@ use berth_core::{error::Chain, ids::PodUid, status::Phase};
 use berth_ebpf_abi::{Client, LocalPod, PodDevice, V4, V6, client, local_pod};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    mem,
     net::IpAddr,
 };
 
@@ -41,7 +40,6 @@ pub(super) struct Pods {
     leaving: Vec<Held>,
     /// The host-side devices of all pods.
     devices: BTreeSet<u32>,
-    attached: BTreeSet<u32>,
     /// Whether the maps were read once. The first read deletes the entries that belong to no pod.
     read: bool,
     /// Whether networks are read again even where the inode is the same.
@@ -256,30 +254,9 @@ impl Pods {
         &self.devices
     }
 
-    /// The devices of the pods accepted by `of` that have no attached program yet.
-    pub(super) fn unattached(&self, of: impl Fn(&PodUid) -> bool) -> impl Iterator<Item = u32> {
-        let devices =
-            self.held.iter().filter(move |(uid, _)| of(uid)).filter_map(|(_, h)| Some(h.device?.ifindex));
-        devices.filter(|index| !self.attached.contains(index))
-    }
-
-    /// Sets the devices that have a pod's links, from the pins. A pod's device counts as attached only where
-    /// it has them.
-    pub(super) fn links(&mut self, there: BTreeSet<u32>) {
-        self.attached = there.intersection(&self.devices).copied().collect();
-    }
-
-    /// Marks a device as attached.
-    pub(super) fn attached(&mut self, index: u32) {
-        self.attached.insert(index);
-    }
-
-    /// Attached devices that belong to no pod any more. Each is returned once.
-    pub(super) fn gone(&mut self) -> Vec<u32> {
-        let gone = self.attached.difference(&self.devices).copied().collect();
-        let attached = mem::take(&mut self.attached);
-        self.attached = attached.intersection(&self.devices).copied().collect();
-        gone
+    /// The host-side devices of the pods that `of` accepts.
+    pub(super) fn devices_of(&self, of: impl Fn(&PodUid) -> bool) -> impl Iterator<Item = u32> {
+        self.held.iter().filter(move |(uid, _)| of(uid)).filter_map(|(_, h)| Some(h.device?.ifindex))
     }
 }
 
