@@ -244,6 +244,21 @@ impl Roots {
         self.sandbox_records_dir().join(format!("{uid}.json"))
     }
 
+    /// Parent of the directories of runc shims.
+    pub fn shims_dir(&self) -> PathBuf {
+        self.runtime_state.join("shims")
+    }
+
+    /// Parent of the FIFO directories of processes that the agent runs in containers (hooks and sessions).
+    pub fn exec_fifos_dir(&self) -> PathBuf {
+        self.runtime_state.join("exec")
+    }
+
+    /// File with the stale backends whose sockets the agent has begun to end.
+    pub fn stale_backends_file(&self) -> PathBuf {
+        self.runtime_state.join("dead-backends")
+    }
+
     /// The root file system of pause processes.
     pub fn pause_rootfs(&self) -> PathBuf {
         self.runtime_state.join("pause")

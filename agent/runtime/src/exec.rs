@@ -169,8 +169,7 @@ impl Runtime {
             Some(stdio) => Ends { stdio: stdio.clone(), ..Ends::default() },
             None => {
                 let short = request.id.short();
-                let dir =
-                    self.roots().runtime_state.join("exec").join(format!("{short}-{}", request.exec_id));
+                let dir = self.roots().exec_fifos_dir().join(format!("{short}-{}", request.exec_id));
                 make_dir(&dir)?;
                 make_fifos(&dir, request.stdin, request.terminal).inspect_err(|_| remove_fifos(&dir))?
             }

@@ -9,7 +9,7 @@ use crate::{
     error::Error,
     process,
     record::{self, ExitRecord, Found, LABEL_POD_UID},
-    shims::Home,
+    shims::ShimAssignment,
     wire,
 };
 use berth_core::{
@@ -157,7 +157,7 @@ impl Runtime {
     }
 
     /// The containers whose tasks live, or may live, on this agent's shims.
-    pub(crate) async fn shim_users(&self) -> Result<Vec<(ContainerId, Home)>, Error> {
+    pub(crate) async fn shim_users(&self) -> Result<Vec<(ContainerId, ShimAssignment)>, Error> {
         let joined = self.join_tasks(None).await?;
         Ok(joined
             .into_iter()

@@ -217,7 +217,7 @@ impl Runtime {
 
     /// The process ids of the node's own shims, and the number of shims without a pod.
     pub fn shims(&self) -> (Vec<u32>, usize) {
-        self.0.shims.as_ref().map(|s| s.census()).unwrap_or_default()
+        self.0.shims.as_ref().map(|s| s.process_ids_and_spares()).unwrap_or_default()
     }
 
     /// Stops the tasks of this adapter and ends the shims without a pod. Containers and their shims keep
@@ -311,7 +311,7 @@ fn own_shims(config: &RuntimeConfig, stopped: watch::Receiver<bool>) -> Option<A
     };
     let spawner = Spawner {
         binary,
-        dir: config.roots.runtime_state.join("shims"),
+        dir: config.roots.shims_dir(),
         containerd: config.roots.containerd_socket.clone(),
         namespace: config.roots.containerd_namespace.clone(),
         group: config.shim_group.clone(),

@@ -5,7 +5,7 @@
 //! container's task), `berth.dev/exit` (written when the exit was observed, before the task is deleted).
 //! Labels of an image are never copied here.
 
-use crate::{error::Error, shims::Home, wire};
+use crate::{error::Error, shims::ShimAssignment, wire};
 use berth_core::{
     ids::{Attempt, BootId, ContainerId, ContainerName, PodKey, PodUid, SandboxAttempt},
     time::Wall,
@@ -67,7 +67,7 @@ pub(crate) struct Mark {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Found {
     pub(crate) mark: Mark,
-    pub(crate) shim: Option<Home>,
+    pub(crate) shim: Option<ShimAssignment>,
     pub(crate) exit: Option<ExitRecord>,
 }
 
@@ -99,7 +99,7 @@ fn encode(
 pub(crate) fn extensions(
     id: &ContainerId,
     mark: &Mark,
-    shim: Option<&Home>,
+    shim: Option<&ShimAssignment>,
 ) -> Result<HashMap<String, Any>, Error> {
     let mut all = HashMap::new();
     all.insert(EXT_CONTAINER.to_owned(), encode("mark", id, TYPE_CONTAINER, mark)?);
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let shim = Home { address: "ttrpc+unix:///x".into(), group: "u-1".into() };
+        let shim = ShimAssignment { address: "ttrpc+unix:///x".into(), group: "u-1".into() };
         let exit = ExitRecord {
             code: 7,
             at: Wall(5),

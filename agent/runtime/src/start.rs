@@ -18,7 +18,7 @@ use crate::{
     error::{Error, present},
     process,
     record::ExitRecord,
-    shims::Home,
+    shims::ShimAssignment,
     wire,
 };
 use berth_core::error::Chain;
@@ -30,7 +30,7 @@ use containerd_client::{
         v1::{Process, Status},
     },
 };
-use record::Met;
+use record::ExistingContainer;
 use std::time::{Duration, Instant};
 
 /// Maximum number of further shims that a start takes when shims end under it.
@@ -82,12 +82,13 @@ impl Runtime {
         steps.time("lease", self.ensure_lease(&request.pod)).await.map_err(failed(Stage::Lease))?;
         let mut again = 0;
         loop {
-            let home = steps.time(if again == 0 { "shim" } else { "next shim" }, self.home(request)).await;
-            let error = match self.start_at(request, home.as_ref(), steps).await {
+            let assignment =
+                steps.time(if again == 0 { "shim" } else { "next shim" }, self.assignment(request)).await;
+            let error = match self.start_at(request, assignment.as_ref(), steps).await {
                 Ok(started) => return Ok(started),
                 Err(error) => error,
             };
-            let (Some(home), Some(shims)) = (home, self.known_shims()) else { return Err(error) };
+            let (Some(assignment), Some(shims)) = (assignment, self.known_shims()) else { return Err(error) };
             if matches!(error.failure, StartFailure::Finished(_)) {
                 shims.release(&request.id);
                 return Err(error);
@@ -97,9 +98,9 @@ impl Runtime {
             }
             if error.is_of_shim() {
                 // The shim is about to end, and accepts connections until then.
-                shims.await_end(&home.address, SHIM_ENDS).await;
+                shims.await_end(&assignment.address, SHIM_ENDS).await;
             }
-            let dead = shims.distrust(&home.address).await;
+            let dead = shims.forget_if_dead(&assignment.address).await;
             if !dead || again >= SHIMS_TRIED {
                 // After an unknown outcome the task may exist, on this shim.
                 if !error.is_unknown() {
@@ -117,10 +118,10 @@ impl Runtime {
     }
 
     /// This agent's shim for the container; `None` where containerd starts one.
-    async fn home(&self, request: &StartRequest) -> Option<Home> {
+    async fn assignment(&self, request: &StartRequest) -> Option<ShimAssignment> {
         let shims = self.own_shims()?;
         match shims.take(&request.shim_group, &request.id).await {
-            Ok(home) => Some(home),
+            Ok(assignment) => Some(assignment),
             Err(e) => {
                 tracing::warn!(pod = %request.key, error = %Chain(&e), "no shim of our own, containerd starts one");
                 None
@@ -131,17 +132,17 @@ impl Runtime {
     async fn start_at(
         &self,
         request: &StartRequest,
-        home: Option<&Home>,
+        assignment: Option<&ShimAssignment>,
         steps: &mut Steps,
     ) -> Result<Started, StartError> {
         let failed = |stage| move |e| StartError::new(&request.id, stage, e);
         let ((recorded, record_took), (prepared, snapshot_took)) =
-            tokio::join!(timed(self.make_record(request, home)), timed(self.prepare(request)));
+            tokio::join!(timed(self.make_record(request, assignment)), timed(self.prepare(request)));
         steps.0.push(("record", record_took));
         steps.0.push(("snapshot", snapshot_took));
         match recorded.map_err(failed(Stage::Record))? {
-            None | Some(Met::Nothing) => {}
-            Some(Met::Finished(exit)) => {
+            None | Some(ExistingContainer::Nothing) => {}
+            Some(ExistingContainer::Finished(exit)) => {
                 let failure = StartFailure::Finished(*exit);
                 return Err(StartError {
                     id: request.id.clone(),
@@ -150,10 +151,10 @@ impl Runtime {
                     source: None,
                 });
             }
-            Some(Met::Task(process)) => return self.adopt_task(request, &process, steps).await,
+            Some(ExistingContainer::Task(process)) => return self.adopt_task(request, &process, steps).await,
         }
         let mounts = prepared.map_err(failed(Stage::Snapshot))?;
-        let created = steps.time("create", self.create_alone(request, home, mounts)).await;
+        let created = steps.time("create", self.create_alone(request, assignment, mounts)).await;
         if present(created).map_err(failed(Stage::Create))?.is_none() {
             let task = self.task(&request.id).await.map_err(failed(Stage::Create))?;
             if let Some(process) = task {
@@ -169,17 +170,17 @@ impl Runtime {
     async fn create_alone(
         &self,
         request: &StartRequest,
-        home: Option<&Home>,
+        assignment: Option<&ShimAssignment>,
         rootfs: Vec<Mount>,
     ) -> Result<(), Error> {
-        let Some((home, shims)) = home.zip(self.known_shims()) else {
-            return self.create_task(request, home, rootfs).await;
+        let Some((assignment, shims)) = assignment.zip(self.known_shims()) else {
+            return self.create_task(request, assignment, rootfs).await;
         };
-        let alone = shims.alone_until_a_task_lives(&home.address).await;
-        let created = self.create_task(request, Some(home), rootfs).await;
+        let alone = shims.alone_until_a_task_lives(&assignment.address).await;
+        let created = self.create_task(request, Some(assignment), rootfs).await;
         match &created {
-            Ok(()) => shims.lives(&request.id, &home.address),
-            Err(_) if alone.is_some() => shims.await_end(&home.address, SHIM_ENDS).await,
+            Ok(()) => shims.lives(&request.id, &assignment.address),
+            Err(_) if alone.is_some() => shims.await_end(&assignment.address, SHIM_ENDS).await,
             Err(_) => {}
         }
         created

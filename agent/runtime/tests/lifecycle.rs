@@ -165,7 +165,7 @@ async fn removing_leaves_nothing() {
     .await;
     runtime.shutdown().await;
     until("no shim is left", || async { node.shims().is_empty() }).await;
-    let left: Vec<_> = std::fs::read_dir(node.roots.runtime_state.join("shims")).unwrap().collect();
+    let left: Vec<_> = std::fs::read_dir(node.roots.shims_dir()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
 }
 

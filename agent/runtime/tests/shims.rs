@@ -127,7 +127,7 @@ fn a_killed_agent_leaks_no_shim_and_its_successor_uses_them() {
         settled(&node, &runtime, 0).await;
         runtime.shutdown().await;
         until("no shim is left", || async { node.shims().is_empty() }).await;
-        let left: Vec<_> = std::fs::read_dir(node.roots.runtime_state.join("shims")).unwrap().collect();
+        let left: Vec<_> = std::fs::read_dir(node.roots.shims_dir()).unwrap().collect();
         assert!(left.is_empty(), "{left:?}");
     });
 }

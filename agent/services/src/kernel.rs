@@ -278,11 +278,11 @@ impl<H: FnMut() -> Arc<HostNetwork>> DatapathBackend for LinuxDatapath<H> {
     }
 
     fn record_stale(&mut self, dead: &HashSet<StalePeer>) -> Result<(), Cause> {
-        dead::note(&dead_note(&self.cfg.roots), dead)
+        dead::note(&self.cfg.roots.stale_backends_file(), dead)
     }
 
     fn recorded_stale(&mut self) -> Result<HashSet<StalePeer>, Cause> {
-        Ok(dead::noted(&dead_note(&self.cfg.roots))?)
+        Ok(dead::noted(&self.cfg.roots.stale_backends_file())?)
     }
 
     fn collect_flows(&mut self, maps: &Datapath) -> Result<bool, Cause> {
@@ -309,11 +309,6 @@ fn longer(deadline: Duration) -> Duration {
     deadline.saturating_mul(2).min(LONGEST_LOADING)
 }
 
-/// File with the stale backends whose sockets an agent has begun to end.
-fn dead_note(roots: &Roots) -> PathBuf {
-    roots.runtime_state.join("dead-backends")
-}
-
 /// The cgroup whose sockets the hooks serve; `None` where the machine has no cgroup2.
 pub fn hooks_group(roots: &Roots) -> Result<Option<PathBuf>, berth_sys::Error> {
     let mounts = berth_sys::mount::mounts()?;
@@ -328,7 +323,7 @@ pub fn hooks_group(roots: &Roots) -> Result<Option<PathBuf>, berth_sys::Error> {
 /// The kernel rejects a step. The error names what is left.
 pub fn detach(roots: &Roots) -> Result<(), Cause> {
     loader::detach(&Pins::new(&roots.bpf_pins))?;
-    Ok(berth_sys::fs::remove_if_there(&dead_note(roots))?)
+    Ok(berth_sys::fs::remove_if_there(&roots.stale_backends_file())?)
 }
 
 #[cfg(test)]

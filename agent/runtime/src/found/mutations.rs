@@ -41,7 +41,7 @@ fn listed() -> ListContainerMessage {
         message: Some("last words".into()),
         started_at: Some(Wall(1)),
     };
-    let shim = Home { address: "ttrpc+unix:///run/s".into(), group: "u-1".into() };
+    let shim = ShimAssignment { address: "ttrpc+unix:///run/s".into(), group: "u-1".into() };
     let mut documents = extensions(&id, &mark, Some(&shim)).unwrap();
     documents.extend(exit_extension(&id, &exit).unwrap());
     let time = Some(Timestamp { seconds: 1_700_000_000, nanos: 5 });

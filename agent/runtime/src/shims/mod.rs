@@ -51,7 +51,7 @@ struct State {
     groups: HashMap<String, Arc<Shim>>,
     /// Containers by the address of the shim they run on.
     users: HashMap<String, HashSet<ContainerId>>,
-    homes: HashMap<ContainerId, Home>,
+    assignments: HashMap<ContainerId, ShimAssignment>,
     /// Containers with a created task, by the address of their shim: containerd does not end a shim with a
     /// task.
     tasks: HashMap<String, HashSet<ContainerId>>,
@@ -61,7 +61,7 @@ struct State {
 
 /// The shim of a container's task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Home {
+pub(crate) struct ShimAssignment {
     /// The shim's address, in containerd's notation.
     pub(crate) address: String,
     /// The group that the shim belongs to.
@@ -98,8 +98,8 @@ impl Shims {
 
     /// Adopts the shims of an earlier agent: shims in use by group, spare ones into the pool; the remaining
     /// ones are ended.
-    pub(crate) async fn adopt(self: &Arc<Self>, users: Vec<(ContainerId, Home)>) {
-        let in_use: HashSet<&str> = users.iter().map(|(_, home)| home.address.as_str()).collect();
+    pub(crate) async fn adopt(self: &Arc<Self>, users: Vec<(ContainerId, ShimAssignment)>) {
+        let in_use: HashSet<&str> = users.iter().map(|(_, assignment)| assignment.address.as_str()).collect();
         for found in self.spawner.find().await {
             let address = found.shim.address.clone();
             let used = in_use.contains(address.as_str());
@@ -112,12 +112,12 @@ impl Shims {
             }
         }
         let mut state = self.state();
-        for (id, home) in users {
-            let Some(shim) = state.all.get(&home.address).cloned() else { continue };
-            state.users.entry(home.address.clone()).or_default().insert(id.clone());
-            state.tasks.entry(home.address.clone()).or_default().insert(id.clone());
-            state.groups.entry(home.group.clone()).or_insert(shim);
-            state.homes.insert(id, home);
+        for (id, assignment) in users {
+            let Some(shim) = state.all.get(&assignment.address).cloned() else { continue };
+            state.users.entry(assignment.address.clone()).or_default().insert(id.clone());
+            state.tasks.entry(assignment.address.clone()).or_default().insert(id.clone());
+            state.groups.entry(assignment.group.clone()).or_insert(shim);
+            state.assignments.insert(id, assignment);
         }
         tracing::info!(shims = state.all.len(), idle = state.idle.len(), "own shims adopted");
     }
@@ -132,7 +132,11 @@ impl Shims {
     }
 
     /// The shim for a container of `group`: the group's own, else a spare one, else a new one.
-    pub(crate) async fn take(self: &Arc<Self>, group: &str, id: &ContainerId) -> Result<Home, Error> {
+    pub(crate) async fn take(
+        self: &Arc<Self>,
+        group: &str,
+        id: &ContainerId,
+    ) -> Result<ShimAssignment, Error> {
         let _one_at_a_time = self.starting.lock().await;
         let ready = {
             let mut state = self.state();
@@ -146,50 +150,50 @@ impl Shims {
             }
         };
         let mut state = self.state();
-        let home = Home { address: shim.address.clone(), group: group.to_owned() };
+        let assignment = ShimAssignment { address: shim.address.clone(), group: group.to_owned() };
         state.groups.insert(group.to_owned(), shim);
-        state.users.entry(home.address.clone()).or_default().insert(id.clone());
-        state.homes.insert(id.clone(), home.clone());
-        Ok(home)
+        state.users.entry(assignment.address.clone()).or_default().insert(id.clone());
+        state.assignments.insert(id.clone(), assignment.clone());
+        Ok(assignment)
     }
 
     /// Removes a container from its shim, before its task is deleted. The last container retires the shim:
     /// later containers of the group get another shim, and a retired shim that does not end by itself is
     /// ended after a while.
-    pub(crate) fn release(&self, id: &ContainerId) -> Option<Home> {
+    pub(crate) fn release(&self, id: &ContainerId) -> Option<ShimAssignment> {
         let mut state = self.state();
-        let home = state.homes.remove(id)?;
-        if let Some(tasks) = state.tasks.get_mut(&home.address) {
+        let assignment = state.assignments.remove(id)?;
+        if let Some(tasks) = state.tasks.get_mut(&assignment.address) {
             tasks.remove(id);
         }
-        let users = state.users.entry(home.address.clone()).or_default();
+        let users = state.users.entry(assignment.address.clone()).or_default();
         users.remove(id);
         if !users.is_empty() {
-            return Some(home);
+            return Some(assignment);
         }
-        state.users.remove(&home.address);
-        if state.groups.get(&home.group).is_some_and(|s| s.address == home.address) {
-            state.groups.remove(&home.group);
+        state.users.remove(&assignment.address);
+        if state.groups.get(&assignment.group).is_some_and(|s| s.address == assignment.address) {
+            state.groups.remove(&assignment.group);
         }
-        if let Some(shim) = state.all.get(&home.address) {
+        if let Some(shim) = state.all.get(&assignment.address) {
             shim.unwanted.notify_one();
         }
-        Some(home)
+        Some(assignment)
     }
 
     /// Reverts [`Shims::release`]: the task may still exist.
-    pub(crate) fn restore(&self, id: &ContainerId, home: Home) {
+    pub(crate) fn restore(&self, id: &ContainerId, assignment: ShimAssignment) {
         let mut state = self.state();
-        let Some(shim) = state.all.get(&home.address).cloned() else { return };
-        state.groups.entry(home.group.clone()).or_insert(shim);
-        state.users.entry(home.address.clone()).or_default().insert(id.clone());
-        state.tasks.entry(home.address.clone()).or_default().insert(id.clone());
-        state.homes.insert(id.clone(), home);
+        let Some(shim) = state.all.get(&assignment.address).cloned() else { return };
+        state.groups.entry(assignment.group.clone()).or_insert(shim);
+        state.users.entry(assignment.address.clone()).or_default().insert(id.clone());
+        state.tasks.entry(assignment.address.clone()).or_default().insert(id.clone());
+        state.assignments.insert(id.clone(), assignment);
     }
 
     /// Checks a shim after a failed start. A shim that does not answer is forgotten, so that the group's next
     /// container gets another. Returns whether it was forgotten.
-    pub(crate) async fn distrust(&self, address: &str) -> bool {
+    pub(crate) async fn forget_if_dead(&self, address: &str) -> bool {
         let shim = self.state().all.get(address).cloned();
         let alive = match &shim {
             Some(shim) => spawn::answers(shim).await,
@@ -242,7 +246,7 @@ impl Shims {
         state.tasks.remove(address);
         state.firsts.remove(address);
         for id in state.users.remove(address).unwrap_or_default() {
-            state.homes.remove(&id);
+            state.assignments.remove(&id);
         }
         drop(state);
         self.refill.notify_one();
@@ -303,7 +307,7 @@ impl Shims {
     }
 
     /// The process ids of all live shims, and the number of spare ones.
-    pub(crate) fn census(&self) -> (Vec<u32>, usize) {
+    pub(crate) fn process_ids_and_spares(&self) -> (Vec<u32>, usize) {
         let state = self.state();
         let mut pids: Vec<u32> = state.all.values().map(|s| s.pid).collect();
         pids.sort_unstable();

@@ -7,7 +7,7 @@ use crate::{
     client::{QUERY, RECORD, call},
     error::{Error, absent, present},
     record::{self, ExitRecord, Mark},
-    shims::Home,
+    shims::ShimAssignment,
     wire,
 };
 use berth_core::ids::ContainerId;
@@ -19,7 +19,7 @@ use containerd_client::{
 };
 
 /// State of a container whose record exists already.
-pub(super) enum Met {
+pub(super) enum ExistingContainer {
     /// The container's task exists too.
     Task(Box<Process>),
     /// The container's exit is stored.
@@ -34,22 +34,22 @@ impl Runtime {
     pub(super) async fn make_record(
         &self,
         request: &StartRequest,
-        home: Option<&Home>,
-    ) -> Result<Option<Met>, Error> {
-        let container = self.container(request, home)?;
-        let met = match present(self.create_container(container.clone()).await)? {
+        assignment: Option<&ShimAssignment>,
+    ) -> Result<Option<ExistingContainer>, Error> {
+        let container = self.container(request, assignment)?;
+        let existing = match present(self.create_container(container.clone()).await)? {
             Some(()) => None,
-            None => Some(self.meet(&request.id).await?),
+            None => Some(self.existing(&request.id).await?),
         };
-        if let Some(Met::Nothing) = met {
+        if let Some(ExistingContainer::Nothing) = existing {
             // The record's shim and spec may be outdated, and no process uses them yet.
             self.delete_container(&request.id).await?;
             self.create_container(container).await?;
         }
-        if self.records_allowed() && !matches!(met, Some(Met::Finished(_))) {
+        if self.records_allowed() && !matches!(existing, Some(ExistingContainer::Finished(_))) {
             self.sandbox_record(request.id.as_str()).await?;
         }
-        Ok(met)
+        Ok(existing)
     }
 
     async fn create_container(&self, container: Container) -> Result<(), Error> {
@@ -91,16 +91,20 @@ impl Runtime {
         Ok(found.and_then(|r| r.process).map(Box::new))
     }
 
-    async fn meet(&self, id: &ContainerId) -> Result<Met, Error> {
-        let Some(container) = self.get_container(id).await? else { return Ok(Met::Nothing) };
+    async fn existing(&self, id: &ContainerId) -> Result<ExistingContainer, Error> {
+        let Some(container) = self.get_container(id).await? else { return Ok(ExistingContainer::Nothing) };
         let exit = record::read(&container.id, &container.extensions)?.and_then(|found| found.exit);
         if let Some(exit) = exit {
-            return Ok(Met::Finished(Box::new(exit)));
+            return Ok(ExistingContainer::Finished(Box::new(exit)));
         }
-        Ok(self.task(id).await?.map_or(Met::Nothing, Met::Task))
+        Ok(self.task(id).await?.map_or(ExistingContainer::Nothing, ExistingContainer::Task))
     }
 
-    fn container(&self, request: &StartRequest, home: Option<&Home>) -> Result<Container, Error> {
+    fn container(
+        &self,
+        request: &StartRequest,
+        assignment: Option<&ShimAssignment>,
+    ) -> Result<Container, Error> {
         let mark = Mark {
             pod: request.pod.clone(),
             key: request.key.clone(),
@@ -127,8 +131,8 @@ impl Runtime {
             spec: Some(spec),
             snapshotter: self.roots().snapshotter.clone(),
             snapshot_key: request.id.to_string(),
-            extensions: record::extensions(&request.id, &mark, home)?,
-            sandbox: home.map(|_| NODE_SANDBOX.to_owned()).unwrap_or_default(),
+            extensions: record::extensions(&request.id, &mark, assignment)?,
+            sandbox: assignment.map(|_| NODE_SANDBOX.to_owned()).unwrap_or_default(),
             ..Container::default()
         })
     }

@@ -6,7 +6,7 @@ use crate::{
     client::{RECORD, WORK, call},
     error::{Error, Kind, present},
     lease,
-    shims::Home,
+    shims::ShimAssignment,
     wire::{self, RuncOptions},
 };
 use containerd_client::{
@@ -59,22 +59,22 @@ impl Runtime {
         Ok(reply.mounts)
     }
 
-    pub(super) fn runc_options(&self, home: Option<&Home>) -> RuncOptions {
+    pub(super) fn runc_options(&self, assignment: Option<&ShimAssignment>) -> RuncOptions {
         let text =
             |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
         RuncOptions {
             binary_name: text(&self.config().runc_binary),
             root: text(&self.config().runc_root),
             systemd_cgroup: false,
-            task_api_address: home.map(|h| h.address.clone()).unwrap_or_default(),
-            task_api_version: home.map(|_| wire::TASK_API_VERSION).unwrap_or_default(),
+            task_api_address: assignment.map(|h| h.address.clone()).unwrap_or_default(),
+            task_api_version: assignment.map(|_| wire::TASK_API_VERSION).unwrap_or_default(),
         }
     }
 
     pub(super) async fn create_task(
         &self,
         request: &StartRequest,
-        home: Option<&Home>,
+        assignment: Option<&ShimAssignment>,
         rootfs: Vec<Mount>,
     ) -> Result<(), Error> {
         let client = self.client();
@@ -86,7 +86,7 @@ impl Runtime {
             stdout: stdio.stdout.display().to_string(),
             stderr: if stdio.terminal { String::new() } else { stdio.stderr.display().to_string() },
             terminal: stdio.terminal,
-            options: Some(self.runc_options(home).to_any()),
+            options: Some(self.runc_options(assignment).to_any()),
             ..CreateTaskRequest::default()
         };
         let mut service = client.tasks();
