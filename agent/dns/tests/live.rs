@@ -9,10 +9,10 @@
 mod common;
 
 use berth_dns::{PodNames, address};
-use berth_harness::wait;
+use berth_harness::{netns, wait};
 use common::{
     line,
-    node::{DNS, Node, PATIENCE, good, in_netns, upstream},
+    node::{DNS, Node, PATIENCE, good, upstream},
     query, service, with_edns, zone,
 };
 use hickory_proto::{
@@ -31,7 +31,7 @@ use std::{
 
 #[test]
 fn cluster_dns_answers_by_udp_and_tcp_and_follows_the_zone_file() {
-    in_netns(|| {
+    netns::in_new(|| {
         for address in [DNS, "fd00:96::10"] {
             let node = Node::new(address);
             let _running = node.start();
@@ -65,12 +65,13 @@ fn cluster_dns_answers_by_udp_and_tcp_and_follows_the_zone_file() {
             let status = node.status().unwrap();
             assert!(status.counts.udp > 4 && status.counts.tcp == 2 && status.counts.zone > 4, "{status:?}");
         }
-    });
+    })
+    .unwrap();
 }
 
 #[test]
 fn cluster_dns_survives_a_kill_and_hands_over_without_losing_a_question() {
-    in_netns(|| {
+    netns::in_new(|| {
         let node = Node::new(DNS);
         node.publish(zone());
         let mut first = node.start();
@@ -140,7 +141,8 @@ fn cluster_dns_survives_a_kill_and_hands_over_without_losing_a_question() {
         assert!(shown().contains("10.96.0.10/32"), "{}", shown());
         assert_eq!(address::remove(&node.roots).unwrap(), [node.address]);
         assert!(!shown().contains("10.96.0.10") && shown().contains("127.0.0.1"), "{}", shown());
-    });
+    })
+    .unwrap();
 }
 
 /// Requests a handover like a new server. Returns the connection once it is answered.
@@ -156,7 +158,7 @@ fn hand_over(node: &Node) -> UnixStream {
 
 #[test]
 fn a_server_that_dies_during_its_takeover_leaves_the_old_one_active() {
-    in_netns(|| {
+    netns::in_new(|| {
         let node = Node::new(DNS);
         node.publish(zone());
         let first = node.start();
@@ -187,12 +189,13 @@ fn a_server_that_dies_during_its_takeover_leaves_the_old_one_active() {
             assert_eq!(node.status().unwrap().pid, next.0.id());
             assert_eq!(node.line("web.default.svc.cluster.local", RecordType::A), found);
         });
-    });
+    })
+    .unwrap();
 }
 
 #[test]
 fn an_address_of_another_owner_is_not_removed() {
-    in_netns(|| {
+    netns::in_new(|| {
         let node = Node::new(DNS);
         assert!(
             Command::new("ip")
@@ -206,5 +209,6 @@ fn an_address_of_another_owner_is_not_removed() {
         assert_eq!(address::remove(&node.roots).unwrap(), Vec::<IpAddr>::new());
         let out = Command::new("ip").args(["-o", "addr", "show", "dev", "lo"]).output().unwrap();
         assert!(String::from_utf8(out.stdout).unwrap().contains("10.96.0.10/32"));
-    });
+    })
+    .unwrap();
 }

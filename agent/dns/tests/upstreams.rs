@@ -9,9 +9,9 @@
 
 mod common;
 
-use berth_harness::wait;
+use berth_harness::{netns, wait};
 use common::{
-    node::{DNS, Node, PATIENCE, good, in_netns, read_framed, response, send_framed, upstream},
+    node::{DNS, Node, PATIENCE, good, read_framed, response, send_framed, upstream},
     query, zone,
 };
 use hickory_proto::{
@@ -38,7 +38,7 @@ fn using(node: &Node, servers: &[&str]) {
 
 #[test]
 fn other_names_are_asked_of_the_upstreams_once() {
-    in_netns(|| {
+    netns::in_new(|| {
         let node = Node::new(DNS);
         node.publish(zone());
         let asked = upstream("127.0.0.2", good(60, [192, 0, 2, 1]));
@@ -65,12 +65,13 @@ fn other_names_are_asked_of_the_upstreams_once() {
         node.upstreams(&[]);
         wait::until("there are none", PATIENCE, || node.status().unwrap().upstreams.is_empty()).unwrap();
         assert_eq!(node.line("www.example.com", RecordType::A), "ServFail");
-    });
+    })
+    .unwrap();
 }
 
 #[test]
 fn bad_upstreams_cost_time_but_no_answer() {
-    in_netns(|| {
+    netns::in_new(|| {
         let node = Node::new(DNS);
         node.publish(zone());
         // Truncated by UDP, complete by TCP.
@@ -125,12 +126,13 @@ fn bad_upstreams_cost_time_but_no_answer() {
         let begun = Instant::now();
         assert_eq!(node.line("d.example.com", RecordType::A), "ServFail");
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    });
+    })
+    .unwrap();
 }
 
 #[test]
 fn equal_questions_under_way_are_asked_once() {
-    in_netns(|| {
+    netns::in_new(|| {
         let node = Node::new(DNS);
         node.publish(zone());
         let open = Arc::new(AtomicBool::new(false));
@@ -165,12 +167,13 @@ fn equal_questions_under_way_are_asked_once() {
         // The answer must not be cached, so the next question is forwarded again.
         node.line("one.example.com", RecordType::A);
         assert_eq!(asked.load(Ordering::SeqCst), 2);
-    });
+    })
+    .unwrap();
 }
 
 #[test]
 fn an_answer_in_another_case_is_not_believed_before_tcp_says_the_same() {
-    in_netns(|| {
+    netns::in_new(|| {
         let node = Node::new(DNS);
         node.publish(zone());
         let name = "a-name-with-many-letters.example.com";
@@ -206,12 +209,13 @@ fn an_answer_in_another_case_is_not_believed_before_tcp_says_the_same() {
             assert_eq!(node.line(name, RecordType::A), format!("NoError | {name}. A 192.0.2.3"));
         }
         assert_eq!(by_stream.load(Ordering::SeqCst), 1, "known after the first answer by TCP");
-    });
+    })
+    .unwrap();
 }
 
 #[test]
 fn an_upstream_without_edns_or_without_tcp_still_serves() {
-    in_netns(|| {
+    netns::in_new(|| {
         let node = Node::new(DNS);
         node.publish(zone());
         upstream("127.0.0.2", |question, _| {
@@ -243,7 +247,8 @@ fn an_upstream_without_edns_or_without_tcp_still_serves() {
             assert_eq!(answer.answers[0].ttl, 0);
         }
         assert_eq!(endless.load(Ordering::SeqCst), 2, "not kept");
-    });
+    })
+    .unwrap();
 }
 
 /// A client's UDP socket that is connected to the node's DNS.
@@ -256,7 +261,7 @@ fn client(node: &Node, address: &str) -> UdpSocket {
 
 #[test]
 fn one_client_cannot_use_all_forwarding_slots() {
-    in_netns(|| {
+    netns::in_new(|| {
         let node = Node::new(DNS);
         node.publish(zone());
         upstream("127.0.0.2", |question, _| {
@@ -281,12 +286,13 @@ fn one_client_cannot_use_all_forwarding_slots() {
         let answer = Message::from_vec(&buffer[..n]).unwrap();
         assert_eq!(common::line(&answer), "NoError | quick.example.com. A 192.0.2.1");
         assert!(node.status().unwrap().counts.failed >= 300, "the greedy one has its share and no more");
-    });
+    })
+    .unwrap();
 }
 
 #[test]
 fn one_client_cannot_hold_all_streams() {
-    in_netns(|| {
+    netns::in_new(|| {
         let node = Node::new(DNS);
         node.publish(zone());
         let _running = node.start();
@@ -297,7 +303,8 @@ fn one_client_cannot_hold_all_streams() {
         let answer = Message::from_vec(&read_framed(&mut modest).unwrap()).unwrap();
         assert_eq!(common::line(&answer), "NoError | web.default.svc.cluster.local. A 10.96.0.20");
         drop(idle);
-    });
+    })
+    .unwrap();
 }
 
 fn connect_from(client: &str, at: SocketAddr) -> TcpStream {
@@ -314,7 +321,7 @@ fn connect_from(client: &str, at: SocketAddr) -> TcpStream {
 
 #[test]
 fn an_upstream_that_forwards_back_is_detected() {
-    in_netns(|| {
+    netns::in_new(|| {
         let node = Node::new(DNS);
         node.publish(zone());
         let at = SocketAddr::new(node.address, 53);
@@ -339,12 +346,13 @@ fn an_upstream_that_forwards_back_is_detected() {
         // No upstream timed out.
         assert!(begun.elapsed() < berth_dns::forward::UPSTREAM, "{:?}", begun.elapsed());
         assert_eq!(asked.load(Ordering::SeqCst), 1);
-    });
+    })
+    .unwrap();
 }
 
 #[test]
 fn resolv_conf_is_followed_through_links_that_are_put_elsewhere() {
-    in_netns(|| {
+    netns::in_new(|| {
         let node = Node::new(DNS);
         node.publish(zone());
         let dir = |name: &str| {
@@ -380,5 +388,6 @@ fn resolv_conf_is_followed_through_links_that_are_put_elsewhere() {
         uses("192.0.2.1");
         write(&first, "192.0.2.4");
         uses("192.0.2.4");
-    });
+    })
+    .unwrap();
 }

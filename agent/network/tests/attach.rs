@@ -16,7 +16,7 @@ use std::{
 #[test]
 fn a_sandbox_is_attached_reaches_the_host_and_another_and_leaves_nothing() {
     let node = Node::with_plugin("first");
-    let (a, b) = (Netns::new("a"), Netns::new("b"));
+    let (a, b) = (Netns::unique("a").unwrap(), Netns::unique("b").unwrap());
     let network = node.open();
     node.block_on(network.prepare_host()).unwrap();
     let first = node.block_on(network.add(&sandbox("sandbox-a", &a.path()))).unwrap();
@@ -24,9 +24,9 @@ fn a_sandbox_is_attached_reaches_the_host_and_another_and_leaves_nothing() {
     assert_eq!(first.ips, ["10.77.0.1".parse::<IpAddr>().unwrap(), "fd77::1".parse().unwrap()]);
     assert_eq!(second.ips, ["10.77.0.2".parse::<IpAddr>().unwrap(), "fd77::2".parse().unwrap()]);
     let host_end = first.host_interface.as_deref().unwrap();
-    assert!(host_end.starts_with("veth") && node.host.ip("link").contains(host_end));
-    assert!(a.ip("link show eth0").contains(first.mac.as_deref().unwrap()));
-    assert!(a.ip("link show lo").contains("LOOPBACK,UP"), "lo is up");
+    assert!(host_end.starts_with("veth") && node.host.ip("link").unwrap().contains(host_end));
+    assert!(a.ip("link show eth0").unwrap().contains(first.mac.as_deref().unwrap()));
+    assert!(a.ip("link show lo").unwrap().contains("LOOPBACK,UP"), "lo is up");
     for (family, host) in ["192.0.2.10", "2001:db8:1::1"].into_iter().enumerate() {
         assert_reaches(&a, &b, second.ips[family]);
         assert_reaches(&a, &node.host, host.parse().unwrap());
@@ -38,7 +38,7 @@ fn a_sandbox_is_attached_reaches_the_host_and_another_and_leaves_nothing() {
     let again = node.block_on(network.add(&sandbox("sandbox-a", &a.path()))).unwrap();
     assert_eq!(again, first, "a second ADD is the first");
 
-    a.ip("route del default");
+    a.ip("route del default").unwrap();
     let error = node.block_on(network.check("sandbox-a")).unwrap_err();
     assert!(matches!(error, Error::Plugin { .. }), "{error}");
 
@@ -47,14 +47,15 @@ fn a_sandbox_is_attached_reaches_the_host_and_another_and_leaves_nothing() {
     node.block_on(network.del("sandbox-b", None)).unwrap();
     assert_eq!((node.leftovers(), node.files(), node.allocated("pods")), Default::default());
     assert!(matches!(node.block_on(network.check("sandbox-a")), Err(Error::NotAttached(_))));
-    assert!(!a.ip("link").contains("eth0"));
+    assert!(!a.ip("link").unwrap().contains("eth0"));
 }
 
 /// Sends a byte from one namespace to an address in the other.
 fn assert_reaches(from: &Netns, to: &Netns, address: IpAddr) {
-    let listener = to.enter(|| TcpListener::bind(SocketAddr::new(address, 0)).unwrap());
+    let listener = to.enter(|| TcpListener::bind(SocketAddr::new(address, 0)).unwrap()).unwrap();
     let target = listener.local_addr().unwrap();
-    let mut client = from.enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)).unwrap());
+    let mut client =
+        from.enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)).unwrap()).unwrap();
     client.write_all(b"x").unwrap();
     let (mut server, _) = listener.accept().unwrap();
     let mut byte = [0];
@@ -65,7 +66,7 @@ fn assert_reaches(from: &Netns, to: &Netns, address: IpAddr) {
 #[test]
 fn del_works_after_the_configuration_the_namespace_and_the_agent_changed() {
     let node = Node::with_plugin("changed");
-    let a = Netns::new("a");
+    let a = Netns::unique("a").unwrap();
     node.block_on(node.open().add(&sandbox("sandbox-a", &a.path()))).unwrap();
     drop(a);
     fs::remove_file(node.roots.cni_conf.join("10-test.conflist")).unwrap();
@@ -77,7 +78,7 @@ fn del_works_after_the_configuration_the_namespace_and_the_agent_changed() {
 #[test]
 fn gc_takes_away_what_earlier_lives_left_and_spares_its_own() {
     let node = Node::with_plugin("gc");
-    let (a, b, c) = (Netns::new("a"), Netns::new("b"), Netns::new("c"));
+    let (a, b, c) = (Netns::unique("a").unwrap(), Netns::unique("b").unwrap(), Netns::unique("c").unwrap());
     let earlier = node.open();
     node.block_on(earlier.add(&sandbox("valid", &a.path()))).unwrap();
     node.block_on(earlier.add(&sandbox("gone", &b.path()))).unwrap();
@@ -98,7 +99,7 @@ fn gc_takes_away_what_earlier_lives_left_and_spares_its_own() {
 #[test]
 fn another_boot_keeps_no_attachment_but_del_still_reaches_the_plugin() {
     let mut node = Node::with_plugin("boot");
-    let a = Netns::new("a");
+    let a = Netns::unique("a").unwrap();
     node.block_on(node.open().add(&sandbox("sandbox-a", &a.path()))).unwrap();
     let boot = node.dir.path().join("boot-id");
     fs::write(&boot, "another-boot\n").unwrap();
@@ -112,7 +113,7 @@ fn another_boot_keeps_no_attachment_but_del_still_reaches_the_plugin() {
 #[test]
 fn a_torn_attachment_file_is_set_aside() {
     let node = Node::with_plugin("torn");
-    let a = Netns::new("a");
+    let a = Netns::unique("a").unwrap();
     let network = node.open();
     node.block_on(network.add(&sandbox("sandbox-a", &a.path()))).unwrap();
     let path = node.roots.lasting_state.join("attachments/sandbox-a.json");
@@ -131,7 +132,7 @@ fn a_torn_attachment_file_is_set_aside() {
 fn many_at_once_get_addresses_of_their_own() {
     const PODS: usize = 24;
     let node = Node::with_plugin("burst");
-    let pods: Vec<_> = (0..PODS).map(|_| Netns::new("pod")).collect();
+    let pods: Vec<_> = (0..PODS).map(|_| Netns::unique("pod").unwrap()).collect();
     let network = node.open();
     let attachments = node.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();

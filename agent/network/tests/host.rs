@@ -22,22 +22,24 @@ fn masquerading() -> NetworkConfig {
 
 /// Every sysctl of the namespace that routing could change.
 fn sysctls(node: &Node) -> BTreeMap<String, String> {
-    node.host.enter(|| {
-        let mut found = BTreeMap::from(["ip_forward", "ip_local_reserved_ports"].map(|key| {
-            let path = format!("/proc/sys/net/ipv4/{key}");
-            (key.to_owned(), read(&path))
-        }));
-        for family in ["ipv4", "ipv6"] {
-            let root = format!("/proc/sys/net/{family}/conf");
-            for device in fs::read_dir(root).unwrap() {
-                for leaf in fs::read_dir(device.unwrap().path()).unwrap() {
-                    let path = leaf.unwrap().path();
-                    found.insert(path.display().to_string(), read(path.to_str().unwrap()));
+    node.host
+        .enter(|| {
+            let mut found = BTreeMap::from(["ip_forward", "ip_local_reserved_ports"].map(|key| {
+                let path = format!("/proc/sys/net/ipv4/{key}");
+                (key.to_owned(), read(&path))
+            }));
+            for family in ["ipv4", "ipv6"] {
+                let root = format!("/proc/sys/net/{family}/conf");
+                for device in fs::read_dir(root).unwrap() {
+                    for leaf in fs::read_dir(device.unwrap().path()).unwrap() {
+                        let path = leaf.unwrap().path();
+                        found.insert(path.display().to_string(), read(path.to_str().unwrap()));
+                    }
                 }
             }
-        }
-        found
-    })
+            found
+        })
+        .unwrap()
 }
 
 /// Content of a sysctl; some are secrets that cannot be read.
@@ -46,21 +48,23 @@ fn read(path: &str) -> String {
 }
 
 fn nft(node: &Node, args: &[&str]) -> String {
-    let output = node.host.enter(|| run(Command::new("nft").args(args)));
+    let output = node.host.enter(|| run(Command::new("nft").args(args))).unwrap();
     String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
 fn the_hosts_sysctls_and_rules_are_put_back_as_they_were() {
     let node = Node::with_plugin("sysctl");
-    node.host.ip("link add up0 type veth peer name up1");
-    node.host.enter(|| {
-        // A new namespace inherits the machine's IPv4 settings.
-        fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
-        fs::write("/proc/sys/net/ipv4/conf/up0/forwarding", "1").unwrap();
-        fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", "8080,50000").unwrap();
-        fs::write("/proc/sys/net/ipv4/conf/all/accept_redirects", "0").unwrap();
-    });
+    node.host.ip("link add up0 type veth peer name up1").unwrap();
+    node.host
+        .enter(|| {
+            // A new namespace inherits the machine's IPv4 settings.
+            fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+            fs::write("/proc/sys/net/ipv4/conf/up0/forwarding", "1").unwrap();
+            fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", "8080,50000").unwrap();
+            fs::write("/proc/sys/net/ipv4/conf/all/accept_redirects", "0").unwrap();
+        })
+        .unwrap();
     let before = sysctls(&node);
     assert_eq!(before["ip_forward"], "0");
     let network = node.open_with(masquerading());
@@ -95,7 +99,7 @@ fn a_broken_configuration_list_does_not_keep_the_host_from_being_prepared() {
     node.block_on(network.prepare_host()).unwrap();
     let status = node.block_on(network.ready()).unwrap();
     assert!(!status.ready && status.reason.unwrap().contains("00-x.conflist"));
-    let a = Netns::new("a");
+    let a = Netns::unique("a").unwrap();
     let error = node.block_on(network.add(&sandbox("a", &a.path()))).unwrap_err().to_string();
     assert!(error.contains("00-x.conflist"), "{error}");
     fs::remove_file(node.roots.cni_conf.join("00-x.conflist")).unwrap();
@@ -125,7 +129,7 @@ fn two_nodes_on_one_machine_have_their_own_rules() {
 #[test]
 fn egress_is_masqueraded_except_to_pods_and_exempt_networks() {
     let node = Node::with_plugin("masq");
-    let outside = Netns::new("outside");
+    let outside = Netns::unique("outside").unwrap();
     for (netns, args) in [
         (&node.host, format!("link add up0 type veth peer name up0 netns {}", outside.0).as_str()),
         (&node.host, "addr add 203.0.113.1/24 dev up0"),
@@ -138,7 +142,7 @@ fn egress_is_masqueraded_except_to_pods_and_exempt_networks() {
         (&outside, "link set up0 up"),
         (&outside, "route add 10.77.0.0/24 via 203.0.113.1"),
     ] {
-        netns.ip(args);
+        netns.ip(args).unwrap();
     }
     // The rules must follow the configuration, which comes only after the start.
     let conflist = node.roots.cni_conf.join("10-test.conflist");
@@ -146,7 +150,7 @@ fn egress_is_masqueraded_except_to_pods_and_exempt_networks() {
     let network = node.open_with(masquerading());
     node.block_on(network.prepare_host()).unwrap();
     fs::rename(conflist.with_extension("later"), &conflist).unwrap();
-    let (a, b) = (Netns::new("a"), Netns::new("b"));
+    let (a, b) = (Netns::unique("a").unwrap(), Netns::unique("b").unwrap());
     node.block_on(network.add(&sandbox("a", &a.path()))).unwrap();
     node.block_on(network.add(&sandbox("b", &b.path()))).unwrap();
     for (at, address, seen) in [
@@ -156,9 +160,11 @@ fn egress_is_masqueraded_except_to_pods_and_exempt_networks() {
         (&outside, "2001:db8:2::2", "2001:db8:2::1"),
         (&b, "fd77::2", "fd77::1"),
     ] {
-        let listener = at.enter(|| TcpListener::bind(SocketAddr::new(address.parse().unwrap(), 0)).unwrap());
+        let listener =
+            at.enter(|| TcpListener::bind(SocketAddr::new(address.parse().unwrap(), 0)).unwrap()).unwrap();
         let target = listener.local_addr().unwrap();
-        let _client = a.enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)).unwrap());
+        let _client =
+            a.enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)).unwrap()).unwrap();
         let (_, peer) = listener.accept().unwrap();
         assert_eq!(peer.ip().to_string(), seen, "towards {address}");
     }

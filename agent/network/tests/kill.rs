@@ -40,41 +40,47 @@ fn plugin_config(node: &Node) -> String {
 fn a_kill_at_any_moment_leaves_nothing_that_del_or_gc_does_not_take_away() {
     const ROUNDS: u32 = 100;
     let node = Node::with_plugin("kill");
-    let a = Netns::new("a");
+    let a = Netns::unique("a").unwrap();
     let config = plugin_config(&node);
     let (mut killed, mut half_done) = (0, 0);
-    node.host.enter(|| {
-        let whole = (0..5).map(|n| {
-            let begin = Instant::now();
-            assert!(
-                start("ADD", &format!("time-{n}"), &a, &config).wait_with_output().unwrap().status.success()
-            );
-            let took = begin.elapsed();
-            assert!(start("DEL", &format!("time-{n}"), &a, &config).wait().unwrap().success());
-            took
-        });
-        let whole = whole.min().unwrap();
-        for round in 0..ROUNDS {
-            let id = format!("sandbox-{round}");
-            let verb = if round % 5 == 4 { "DEL" } else { "ADD" };
-            if verb == "DEL" {
-                assert!(start("ADD", &id, &a, &config).wait_with_output().unwrap().status.success());
+    node.host
+        .enter(|| {
+            let whole = (0..5).map(|n| {
+                let begin = Instant::now();
+                assert!(
+                    start("ADD", &format!("time-{n}"), &a, &config)
+                        .wait_with_output()
+                        .unwrap()
+                        .status
+                        .success()
+                );
+                let took = begin.elapsed();
+                assert!(start("DEL", &format!("time-{n}"), &a, &config).wait().unwrap().success());
+                took
+            });
+            let whole = whole.min().unwrap();
+            for round in 0..ROUNDS {
+                let id = format!("sandbox-{round}");
+                let verb = if round % 5 == 4 { "DEL" } else { "ADD" };
+                if verb == "DEL" {
+                    assert!(start("ADD", &id, &a, &config).wait_with_output().unwrap().status.success());
+                }
+                let mut child = start(verb, &id, &a, &config);
+                std::thread::sleep(whole * (round * 7 % ROUNDS) / ROUNDS);
+                child.kill().unwrap();
+                killed += u32::from(!child.wait_with_output().unwrap().status.success());
+                half_done += u32::from(!node.allocated("pods").is_empty() || !node.leftovers().is_empty());
+                if round % 2 == 0 {
+                    assert!(start("DEL", &id, &a, &config).wait().unwrap().success());
+                } else {
+                    let gc = config.replacen('{', r#"{"cni.dev/valid-attachments":[],"#, 1);
+                    assert!(start("GC", &id, &a, &gc).wait().unwrap().success());
+                }
+                assert_eq!((node.leftovers(), node.allocated("pods")), Default::default(), "round {round}");
+                assert!(!a.ip("link").unwrap().contains("eth0"), "round {round}");
             }
-            let mut child = start(verb, &id, &a, &config);
-            std::thread::sleep(whole * (round * 7 % ROUNDS) / ROUNDS);
-            child.kill().unwrap();
-            killed += u32::from(!child.wait_with_output().unwrap().status.success());
-            half_done += u32::from(!node.allocated("pods").is_empty() || !node.leftovers().is_empty());
-            if round % 2 == 0 {
-                assert!(start("DEL", &id, &a, &config).wait().unwrap().success());
-            } else {
-                let gc = config.replacen('{', r#"{"cni.dev/valid-attachments":[],"#, 1);
-                assert!(start("GC", &id, &a, &gc).wait().unwrap().success());
-            }
-            assert_eq!((node.leftovers(), node.allocated("pods")), Default::default(), "round {round}");
-            assert!(!a.ip("link").contains("eth0"), "round {round}");
-        }
-    });
+        })
+        .unwrap();
     println!("{killed} of {ROUNDS} killed before their end, {half_done} left something");
     assert!(killed >= ROUNDS / 2, "only {killed} of {ROUNDS} were killed before their end");
     assert!(half_done >= 10, "only {half_done} of {ROUNDS} left anything to take away");
@@ -89,7 +95,7 @@ fn a_kill_at_any_moment_leaves_nothing_that_del_or_gc_does_not_take_away() {
 #[test]
 fn an_add_dropped_at_any_moment_is_collected_by_the_next_life() {
     let node = Node::with_plugin("drop");
-    let a = Netns::new("a");
+    let a = Netns::unique("a").unwrap();
     let network = node.open();
     let mut dropped = 0;
     for round in 0..30u32 {

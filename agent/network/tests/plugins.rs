@@ -43,7 +43,7 @@ fn a_chain_is_called_in_order_with_a_clean_environment_and_the_last_result() {
     node.script("one", &recorder(""));
     node.script("two", &recorder(""));
     node.conflist(&chain(&["one", "two"], ""));
-    let a = Netns::new("a");
+    let a = Netns::unique("a").unwrap();
     let mut request = sandbox("abc", &a.path());
     request.ports = vec![
         ContainerPort { name: None, port: 80, protocol: Protocol::Tcp, host_port: Some(8080), host_ip: None },
@@ -101,7 +101,7 @@ fn a_chain_is_called_in_order_with_a_clean_environment_and_the_last_result() {
 #[test]
 fn capabilities_without_a_plugin_are_reported() {
     let node = Node::with_plugin("unserved");
-    let a = Netns::new("a");
+    let a = Netns::unique("a").unwrap();
     let mut request = sandbox("abc", &a.path());
     let network = node.open();
     node.block_on(network.add(&request)).unwrap();
@@ -141,7 +141,7 @@ fi"#
         )),
     );
     node.conflist(&chain(&["one"], ""));
-    let (a, b) = (Netns::new("a"), Netns::new("b"));
+    let (a, b) = (Netns::unique("a").unwrap(), Netns::unique("b").unwrap());
     node.block_on(node.open().add(&sandbox("stale", &a.path()))).unwrap();
     let network = node.open();
     let request = sandbox("fresh", &b.path());
@@ -179,7 +179,7 @@ fn a_failed_add_is_taken_back_along_the_chain_and_reported_in_the_plugins_words(
         r#"[ $CNI_COMMAND = ADD ] && { echo '{"code":11,"msg":"busy","details":"come back"}'; exit 1; }"#;
     node.script("two", &recorder(fail));
     node.conflist(&chain(&["one", "two"], ""));
-    let a = Netns::new("a");
+    let a = Netns::unique("a").unwrap();
     let error = node.block_on(node.open().add(&sandbox("abc", &a.path()))).unwrap_err();
     let Error::Plugin { plugin, verb, source } = error else { panic!("{error}") };
     assert_eq!(
@@ -197,7 +197,7 @@ fn the_next_attempt_undoes_what_a_failed_add_could_not() {
     fs::write(&gate, "").unwrap();
     node.script("one", &recorder(&format!("[ -e {} ] && {{ echo no >&2; exit 3; }}", gate.display())));
     node.conflist(&chain(&["one"], ""));
-    let a = Netns::new("a");
+    let a = Netns::unique("a").unwrap();
     let network = node.open();
     let error = node.block_on(network.add(&sandbox("abc", &a.path()))).unwrap_err();
     assert!(
@@ -220,7 +220,7 @@ fn a_plugin_that_hangs_is_killed_with_its_children() {
     let hang = format!("if [ $CNI_COMMAND = ADD ]; then sleep 600 & echo $! > {}; wait; fi", pid.display());
     node.script("one", &recorder(&hang));
     node.conflist(&chain(&["one"], ""));
-    let a = Netns::new("a");
+    let a = Netns::unique("a").unwrap();
     let network = node.open_with(NetworkConfig { masquerade: None, plugin_timeout: Duration::from_secs(1) });
     let start = Instant::now();
     let error = node.block_on(network.add(&sandbox("abc", &a.path()))).unwrap_err();
@@ -239,7 +239,7 @@ fn a_plugin_whose_grandchild_keeps_the_output_open_is_not_waited_for() {
         &recorder(&format!("[ $CNI_COMMAND = ADD ] && {{ sleep 600 & echo $! > {}; }}", pid.display())),
     );
     node.conflist(&chain(&["one"], ""));
-    let a = Netns::new("a");
+    let a = Netns::unique("a").unwrap();
     let start = Instant::now();
     node.block_on(node.open().add(&sandbox("abc", &a.path()))).unwrap();
     assert!(start.elapsed() < Duration::from_secs(10));
@@ -268,7 +268,7 @@ fn wait_until(condition: impl Fn() -> bool) {
 #[test]
 fn bad_answers_are_errors_that_name_plugin_and_field() {
     let node = Node::new("answers");
-    let a = Netns::new("a");
+    let a = Netns::unique("a").unwrap();
     let network = node.open();
     for (output, message) in [
         ("echo '{'", "cannot parse the result of network plugin one"),
@@ -414,7 +414,7 @@ fn the_reference_plugins_attach_and_leave_nothing() {
         "ipMasq":true,"ipam":{{"type":"host-local","dataDir":{data:?},"ranges":[[{{"subnet":"10.66.0.0/24"}}]],
         "routes":[{{"dst":"0.0.0.0/0"}}]}}}},{{"type":"portmap","capabilities":{{"portMappings":true}}}}]}}"#
     ));
-    let (a, b) = (Netns::new("a"), Netns::new("b"));
+    let (a, b) = (Netns::unique("a").unwrap(), Netns::unique("b").unwrap());
     let network = node.open();
     let mut request = sandbox("abc", &a.path());
     request.ports = vec![ContainerPort {
@@ -426,15 +426,16 @@ fn the_reference_plugins_attach_and_leave_nothing() {
     }];
     let attachment = node.block_on(network.add(&request)).unwrap();
     assert!(!node.block_on(network.unserved(&request)).unwrap().host_ports);
-    let listener = a.enter(|| std::net::TcpListener::bind("0.0.0.0:80")).unwrap();
+    let listener = a.enter(|| std::net::TcpListener::bind("0.0.0.0:80")).unwrap().unwrap();
     let host_port = "192.0.2.10:8080".parse().unwrap();
     node.host
         .enter(|| std::net::TcpStream::connect_timeout(&host_port, Duration::from_secs(5)))
+        .unwrap()
         .expect("the host port leads to the pod");
     drop(listener);
     assert_eq!(attachment.ips, ["10.66.0.2".parse::<std::net::IpAddr>().unwrap()]);
     assert!(attachment.host_interface.as_deref().unwrap().starts_with("veth"));
-    assert!(a.ip("addr show eth0").contains(attachment.mac.as_deref().unwrap()));
+    assert!(a.ip("addr show eth0").unwrap().contains(attachment.mac.as_deref().unwrap()));
     node.block_on(network.check("abc")).unwrap();
     node.block_on(network.add(&sandbox("def", &b.path()))).unwrap();
     node.block_on(network.del("abc", Some(&a.path()))).unwrap();

@@ -1,29 +1,11 @@
 //! Device events and network reads on the real kernel. Needs root and `ip`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use berth_harness::netns::Netns;
 use berth_services::{DefaultRoute, DeviceEvents, LinkLayer, read_network};
 use berth_sys::netlink::RouteEvents;
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkAttribute};
-use std::{
-    path::PathBuf,
-    process::Command,
-    time::{Duration, Instant},
-};
-
-fn ip(args: &str) {
-    let out = Command::new("ip").args(args.split_whitespace()).output().unwrap();
-    assert!(out.status.success(), "ip {args}: {}", String::from_utf8_lossy(&out.stderr));
-}
-
-/// A network namespace with that name. Its devices are deleted with it.
-struct Netns(String);
-
-impl Drop for Netns {
-    fn drop(&mut self) {
-        // The namespace may not exist where its creation failed.
-        Command::new("ip").args(["netns", "del", &self.0]).output().ok();
-    }
-}
+use std::time::{Duration, Instant};
 
 /// Waits for the deletion event of the device. All earlier events have arrived by then.
 fn told_gone(all: &RouteEvents, name: &str) {
@@ -42,10 +24,9 @@ fn told_gone(all: &RouteEvents, name: &str) {
 
 #[test]
 fn the_nodes_own_devices_matter_and_pods_do_not() {
-    let netns = Netns(format!("berth-devices-{}", std::process::id()));
-    ip(&format!("netns add {}", netns.0));
-    let path = PathBuf::from("/run/netns").join(&netns.0);
-    let change = |args: &[&str]| args.iter().for_each(|args| ip(&format!("-n {} {args}", netns.0)));
+    let netns = Netns::unique("devices").unwrap();
+    let path = netns.path();
+    let change = |args: &[&str]| args.iter().for_each(|args| drop(netns.ip(args).unwrap()));
     // The device of an address event is looked up by name in the namespace of the reading thread.
     let run = || {
         let all = RouteEvents::open(&[1, 5, 9]).unwrap();
@@ -88,10 +69,9 @@ fn the_nodes_own_devices_matter_and_pods_do_not() {
 
 #[test]
 fn devices_addresses_and_default_routes_are_read() {
-    let netns = Netns(format!("berth-network-{}", std::process::id()));
-    ip(&format!("netns add {}", netns.0));
-    let path = PathBuf::from("/run/netns").join(&netns.0);
-    let change = |args: &[&str]| args.iter().for_each(|args| ip(&format!("-n {} {args}", netns.0)));
+    let netns = Netns::unique("network").unwrap();
+    let path = netns.path();
+    let change = |args: &[&str]| args.iter().for_each(|args| drop(netns.ip(args).unwrap()));
     change(&[
         "link set lo up",
         "addr add 10.96.0.10/32 dev lo",

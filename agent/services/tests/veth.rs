@@ -1,8 +1,9 @@
 //! Lookup of a pod's veth pair on the real kernel. Needs root and `ip`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use berth_harness::netns::Netns;
 use berth_services::veth_pair;
-use std::{path::PathBuf, process::Command};
+use std::process::Command;
 
 fn ip(args: &str) -> String {
     let out = Command::new("ip").args(args.split_whitespace()).output().unwrap();
@@ -10,38 +11,26 @@ fn ip(args: &str) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// A network namespace with that name. Its devices are deleted with it.
-struct Netns(String);
-
-impl Drop for Netns {
-    fn drop(&mut self) {
-        // The namespace may not exist where its creation failed.
-        Command::new("ip").args(["netns", "del", &self.0]).output().ok();
-    }
-}
-
 #[test]
 fn a_pods_pair_is_found_from_its_namespace() {
-    let name = format!("berth-veth-{}", std::process::id());
     let host = format!("bv{}", std::process::id());
-    ip(&format!("netns add {name}"));
-    let netns = Netns(name);
-    let path = PathBuf::from("/run/netns").join(&netns.0);
+    let netns = Netns::unique("veth").unwrap();
+    let path = netns.path();
     assert_eq!(veth_pair(&path).unwrap(), None, "no device yet");
-    ip(&format!("link add {host} type veth peer name eth0 netns {}", netns.0));
+    ip(&format!("link add {host} type veth peer name eth0 netns {}", netns.name()));
     let pair = veth_pair(&path).unwrap().unwrap();
     let shown = ip(&format!("-o link show dev {host}"));
     assert!(shown.starts_with(&format!("{}: ", pair.host_index)), "{shown}");
     let text = |mac: [u8; 6]| mac.map(|b| format!("{b:02x}")).join(":");
     assert!(shown.contains(&format!("link/ether {}", text(pair.host_mac))), "{shown} {pair:?}");
-    let inside = ip(&format!("-n {} -o link show dev eth0", netns.0));
+    let inside = netns.ip("-o link show dev eth0").unwrap();
     assert!(inside.contains(&format!("link/ether {}", text(pair.pod_mac))), "{inside} {pair:?}");
     assert!(!pair.ours, "of some other plugin");
     ip(&format!("link set dev {host} alias berth-cni/0011223344556677/s/eth0"));
     assert!(veth_pair(&path).unwrap().unwrap().ours);
     // A device of another kind is no pod's device.
     ip(&format!("link del {host}"));
-    ip(&format!("-n {} link add eth0 type bridge", netns.0));
+    netns.ip("link add eth0 type bridge").unwrap();
     assert_eq!(veth_pair(&path).unwrap(), None);
     assert!(veth_pair(&path.with_file_name("berth-none")).is_err());
 }

@@ -1,64 +1,14 @@
 //! The plugin as runtimes call it, in network namespaces of the test.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
-use nix::sched::{CloneFlags, setns};
+use berth_harness::netns::Netns;
 use serde_json::{Value, json};
 use std::{
-    fs::{self, File},
+    fs,
     io::Write,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    process::{Command, Stdio},
 };
-
-/// A named network namespace, removed at the end.
-struct Netns(String);
-
-impl Netns {
-    fn new(what: &str) -> Netns {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("berth-cni-{}-{n}-{what}", std::process::id());
-        let made = Command::new("ip").args(["netns", "add", &name]).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        Netns(name)
-    }
-
-    fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.0)
-    }
-
-    fn try_ip(&self, args: &str) -> Output {
-        Command::new("ip").args(["-n", &self.0]).args(args.split(' ')).output().unwrap()
-    }
-
-    fn ip(&self, args: &str) -> String {
-        let output = self.try_ip(args);
-        assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn sysctl(&self, key: &str) -> String {
-        self.enter(|| fs::read_to_string(Path::new("/proc/sys/net").join(key)).unwrap().trim().to_owned())
-    }
-
-    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let file = File::open(self.path()).unwrap();
-        std::thread::scope(|scope| {
-            let inside = || {
-                setns(&file, CloneFlags::CLONE_NEWNET).unwrap();
-                work()
-            };
-            scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-}
-
-impl Drop for Netns {
-    fn drop(&mut self) {
-        drop(Command::new("ip").args(["netns", "del", &self.0]).output());
-    }
-}
 
 struct Host {
     netns: Netns,
@@ -72,7 +22,7 @@ impl Host {
         let mut config =
             json!({"cniVersion": "1.1.0", "name": "pods", "type": "berth-cni", "dataDir": dir.path()});
         config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        Host { netns: Netns::new(what), dir, config }
+        Host { netns: Netns::unique(what).unwrap(), dir, config }
     }
 
     fn dual(what: &str) -> Host {
@@ -81,24 +31,27 @@ impl Host {
 
     /// Returns the output after success, or else the error object.
     fn call(&self, verb: &str, id: &str, netns: Option<&Path>, config: &Value) -> Result<Value, Value> {
-        let output = self.netns.enter(|| {
-            let mut child = Command::new(env!("CARGO_BIN_EXE_berth-cni"))
-                .env_clear()
-                .envs([
-                    ("CNI_COMMAND", verb),
-                    ("CNI_CONTAINERID", id),
-                    ("CNI_IFNAME", "eth0"),
-                    ("CNI_PATH", "/"),
-                ])
-                .env("CNI_NETNS", netns.unwrap_or(Path::new("")))
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap();
-            child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
-            child.wait_with_output().unwrap()
-        });
+        let output = self
+            .netns
+            .enter(|| {
+                let mut child = Command::new(env!("CARGO_BIN_EXE_berth-cni"))
+                    .env_clear()
+                    .envs([
+                        ("CNI_COMMAND", verb),
+                        ("CNI_CONTAINERID", id),
+                        ("CNI_IFNAME", "eth0"),
+                        ("CNI_PATH", "/"),
+                    ])
+                    .env("CNI_NETNS", netns.unwrap_or(Path::new("")))
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+                child.wait_with_output().unwrap()
+            })
+            .unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
         let value = if output.stdout.is_empty() {
             Value::Null
@@ -123,7 +76,7 @@ impl Host {
     }
 
     fn veths(&self) -> usize {
-        self.netns.ip("-o link show type veth").lines().count()
+        self.netns.ip("-o link show type veth").unwrap().lines().count()
     }
 
     fn journal(&self) -> PathBuf {
@@ -134,9 +87,9 @@ impl Host {
 #[test]
 fn both_sides_are_as_the_design_says() {
     let host = Host::dual("sides");
-    let pod = Netns::new("pod");
+    let pod = Netns::unique("pod").unwrap();
     // A new namespace inherits the machine's IPv4 settings.
-    host.netns.enter(|| fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap());
+    host.netns.enter(|| fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap()).unwrap();
     let result = host.add("c1", &pod).unwrap();
     let (end, mtu) = (result["interfaces"][0]["name"].as_str().unwrap(), &result["interfaces"][0]["mtu"]);
     assert_eq!(mtu, 1500, "no default route to go by");
@@ -147,21 +100,21 @@ fn both_sides_are_as_the_design_says() {
     assert_eq!(result["ips"][1], json!({"address": "fd78::1/128", "gateway": "fe80::1", "interface": 1}));
     assert_eq!(result["interfaces"][1]["sandbox"], pod.path().to_str().unwrap());
     for (key, value) in [("rp_filter", "1"), ("forwarding", "1")] {
-        assert_eq!(host.netns.sysctl(&format!("ipv4/conf/{end}/{key}")), value, "{key}");
+        assert_eq!(host.netns.sysctl(&format!("ipv4/conf/{end}/{key}")).unwrap(), value, "{key}");
     }
     for (key, value) in [("accept_ra", "0"), ("accept_dad", "0"), ("forwarding", "1")] {
-        assert_eq!(host.netns.sysctl(&format!("ipv6/conf/{end}/{key}")), value, "{key}");
+        assert_eq!(host.netns.sysctl(&format!("ipv6/conf/{end}/{key}")).unwrap(), value, "{key}");
     }
-    assert_eq!(pod.sysctl("ipv6/conf/eth0/accept_ra"), "0");
+    assert_eq!(pod.sysctl("ipv6/conf/eth0/accept_ra").unwrap(), "0");
     // A value that the plugin does not set.
-    assert_eq!(host.netns.sysctl("ipv4/ip_forward"), "0");
-    assert_eq!(host.netns.sysctl(&format!("ipv4/conf/{end}/proxy_arp")), "0");
-    assert_eq!(host.netns.sysctl(&format!("ipv4/conf/{end}/route_localnet")), "0");
+    assert_eq!(host.netns.sysctl("ipv4/ip_forward").unwrap(), "0");
+    assert_eq!(host.netns.sysctl(&format!("ipv4/conf/{end}/proxy_arp")).unwrap(), "0");
+    assert_eq!(host.netns.sysctl(&format!("ipv4/conf/{end}/route_localnet")).unwrap(), "0");
     // The kernel adds its own link-local address, which may be tentative for a second.
-    let v6 = pod.ip("-6 -o addr show dev eth0 scope global");
+    let v6 = pod.ip("-6 -o addr show dev eth0 scope global").unwrap();
     assert!(v6.contains("fd78::1/128") && !v6.contains("tentative"), "{v6}");
-    assert!(pod.ip("neigh").lines().all(|l| l.trim_end().ends_with("PERMANENT")));
-    assert!(host.netns.ip(&format!("-6 addr show dev {end}")).contains("fe80::1/128"));
+    assert!(pod.ip("neigh").unwrap().lines().all(|l| l.trim_end().ends_with("PERMANENT")));
+    assert!(host.netns.ip(&format!("-6 addr show dev {end}")).unwrap().contains("fe80::1/128"));
     host.check("c1", &pod, &result).unwrap();
     host.call("DEL", "c1", None, &host.config).unwrap();
     assert_eq!(host.veths(), 0);
@@ -179,13 +132,13 @@ fn the_mtu_is_the_underlays_or_the_configured_one_and_routes_are_added() {
         "link set up0 up",
         "route add default via 203.0.113.2",
     ] {
-        host.netns.ip(args);
+        host.netns.ip(args).unwrap();
     }
-    let pod = Netns::new("pod");
+    let pod = Netns::unique("pod").unwrap();
     let result = host.add("c1", &pod).unwrap();
     assert_eq!(result["interfaces"][1]["mtu"], 1420);
-    assert!(pod.ip("link show eth0").contains("mtu 1420"));
-    assert!(pod.ip("route").contains("172.16.0.0/12 via 169.254.1.1 dev eth0"));
+    assert!(pod.ip("link show eth0").unwrap().contains("mtu 1420"));
+    assert!(pod.ip("route").unwrap().contains("172.16.0.0/12 via 169.254.1.1 dev eth0"));
     assert_eq!(result["routes"][1], json!({"dst": "172.16.0.0/12", "gw": "169.254.1.1"}));
     host.call("DEL", "c1", None, &host.config).unwrap();
     let config = host.with("mtu", 1300.into());
@@ -197,7 +150,7 @@ fn the_mtu_is_the_underlays_or_the_configured_one_and_routes_are_added() {
 #[test]
 fn results_have_the_form_of_the_version_asked_for() {
     let host = Host::dual("versions");
-    let pod = Netns::new("pod");
+    let pod = Netns::unique("pod").unwrap();
     for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let config = host.with("cniVersion", version.into());
         let result = host.call("ADD", "c1", Some(&pod.path()), &config).unwrap();
@@ -218,7 +171,7 @@ fn results_have_the_form_of_the_version_asked_for() {
 #[test]
 fn errors_have_the_specifications_codes_and_change_nothing() {
     let host = Host::dual("errors");
-    let pod = Netns::new("pod");
+    let pod = Netns::unique("pod").unwrap();
     let code = |answer: Result<Value, Value>| answer.unwrap_err()["code"].as_u64().unwrap();
     let netns = pod.path();
     let call =
@@ -248,11 +201,11 @@ fn errors_have_the_specifications_codes_and_change_nothing() {
 #[test]
 fn a_foreign_interface_of_that_name_is_left_alone_and_the_address_given_back() {
     let host = Host::dual("foreign");
-    let pod = Netns::new("pod");
-    pod.ip("link add eth0 type veth peer name other");
+    let pod = Netns::unique("pod").unwrap();
+    pod.ip("link add eth0 type veth peer name other").unwrap();
     let error = host.add("c1", &pod).unwrap_err();
     assert_eq!(error["code"], 103, "{error}");
-    assert!(pod.ip("link").contains("other"));
+    assert!(pod.ip("link").unwrap().contains("other"));
     assert_eq!(host.veths(), 0);
     let gc = host.with("cni.dev/valid-attachments", json!([]));
     host.call("GC", "", None, &gc).unwrap();
@@ -262,7 +215,7 @@ fn a_foreign_interface_of_that_name_is_left_alone_and_the_address_given_back() {
 #[test]
 fn add_repairs_what_is_half_there_and_check_finds_each_loss() {
     let host = Host::dual("repair");
-    let pod = Netns::new("pod");
+    let pod = Netns::unique("pod").unwrap();
     let result = host.add("c1", &pod).unwrap();
     let end = result["interfaces"][0]["name"].as_str().unwrap();
     let losses: [(&Netns, &str); 9] = [
@@ -278,7 +231,7 @@ fn add_repairs_what_is_half_there_and_check_finds_each_loss() {
     ];
     for (at, loss) in losses {
         host.check("c1", &pod, &result).unwrap();
-        at.ip(loss);
+        at.ip(loss).unwrap();
         let config = host.with("mtu", 1500.into());
         let checked = host.call("CHECK", "c1", Some(&pod.path()), &{
             let mut config = config.clone();
@@ -296,7 +249,7 @@ fn add_repairs_what_is_half_there_and_check_finds_each_loss() {
 #[test]
 fn a_full_range_means_try_again_and_not_ready() {
     let host = Host::new("full", json!({"subnets": ["10.78.0.0/30"]}));
-    let pods = [Netns::new("a"), Netns::new("b"), Netns::new("c")];
+    let pods = [Netns::unique("a").unwrap(), Netns::unique("b").unwrap(), Netns::unique("c").unwrap()];
     host.call("STATUS", "", None, &host.config).unwrap();
     host.add("c0", &pods[0]).unwrap();
     host.add("c1", &pods[1]).unwrap();
@@ -318,7 +271,7 @@ fn a_full_range_means_try_again_and_not_ready() {
 #[test]
 fn a_ruined_journal_is_set_aside_and_rebuilt_from_the_devices() {
     let host = Host::dual("ruined");
-    let pods = [Netns::new("a"), Netns::new("b")];
+    let pods = [Netns::unique("a").unwrap(), Netns::unique("b").unwrap()];
     host.add("c0", &pods[0]).unwrap();
     fs::write(host.journal(), "not a journal\n").unwrap();
     let second = host.add("c1", &pods[1]).unwrap();
@@ -330,17 +283,17 @@ fn a_ruined_journal_is_set_aside_and_rebuilt_from_the_devices() {
     assert_eq!(host.veths(), 1);
     // Even without a journal, GC finds the plugin's own devices, and no others.
     fs::remove_file(host.journal()).unwrap();
-    host.netns.ip("link add vethfffffffffff type veth peer name other");
+    host.netns.ip("link add vethfffffffffff type veth peer name other").unwrap();
     let gc = host.with("cni.dev/valid-attachments", json!([]));
     host.call("GC", "", None, &gc).unwrap();
-    assert_eq!(host.veths(), 2, "{}", host.netns.ip("link"));
-    assert!(host.netns.ip("link").contains("vethfffffffffff"));
+    assert_eq!(host.veths(), 2, "{}", host.netns.ip("link").unwrap());
+    assert!(host.netns.ip("link").unwrap().contains("vethfffffffffff"));
 }
 
 #[test]
 fn two_nodes_with_the_same_network_name_do_not_meet() {
     let (host, other) = (Host::dual("node-a"), Host::new("node-b", json!({"subnets": ["10.79.0.0/24"]})));
-    let pods = [Netns::new("a"), Netns::new("b")];
+    let pods = [Netns::unique("a").unwrap(), Netns::unique("b").unwrap()];
     host.add("c0", &pods[0]).unwrap();
     // Both nodes are in the first one's namespace.
     let netns = Some(pods[1].path());
@@ -348,7 +301,7 @@ fn two_nodes_with_the_same_network_name_do_not_meet() {
     let gc = host.with("cni.dev/valid-attachments", json!([]));
     host.call("GC", "", None, &gc).unwrap();
     assert_eq!(host.veths(), 1);
-    assert!(host.netns.ip("route").contains("10.79.0.1"));
+    assert!(host.netns.ip("route").unwrap().contains("10.79.0.1"));
     host.call("DEL", "c0", None, &other.config).unwrap();
     assert_eq!(host.veths(), 0);
 }

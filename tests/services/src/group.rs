@@ -43,7 +43,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir(&self.path) {
-            crate::netns::tell(&format!("remove the group {}: {error}", self.path.display()));
+            crate::tell(&format!("remove the group {}: {error}", self.path.display()));
         }
     }
 }

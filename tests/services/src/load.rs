@@ -1,7 +1,7 @@
 //! Runs the program `berth-load`: servers that answer, clients that measure.
 
-use crate::netns::Netns;
 use anyhow::{Context, Result, bail, ensure};
+use berth_harness::netns::Netns;
 use serde::Deserialize;
 use std::{
     io::{BufRead as _, BufReader},

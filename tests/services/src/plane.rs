@@ -1,6 +1,6 @@
 //! A data plane for tests: the programs and maps that the agent loads, pinned below a directory of the test.
 
-use crate::{netns::tell, plugin::Pod};
+use crate::{plugin::Pod, tell};
 use anyhow::{Context, Result};
 use berth_ebpf_abi::{Client, Config, LocalPod, NodeAddress, PodDevice, Prefix, V4, config, local_pod};
 use berth_ebpf_loader::{Access, Datapath, Pins, Role, attach, attach_device, detach, load, netns_cookie};

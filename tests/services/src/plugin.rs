@@ -1,7 +1,8 @@
 //! Pods without containers: network namespaces that a CNI plugin attaches.
 
-use crate::netns::{Netns, mac, tell};
+use crate::tell;
 use anyhow::{Context, Result, ensure};
+use berth_harness::netns::{Netns, mac};
 use serde_json::Value;
 use std::{
     io::Write as _,
@@ -75,7 +76,7 @@ impl Network<'_> {
     /// # Errors
     /// The plugin fails, or assigns no IPv4 address.
     pub fn pod(&self, name: &str) -> Result<Pod<'_>> {
-        let netns = Netns::new(name)?;
+        let netns = Netns::router(name)?;
         let out: Value = serde_json::from_slice(&self.call("ADD", &netns.path(), name)?)
             .context("read the plugin's answer")?;
         let ips = out["ips"].as_array().into_iter().flatten();

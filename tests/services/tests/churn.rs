@@ -4,15 +4,13 @@
 mod support;
 
 use anyhow::{Context, Result, ensure};
+use berth_harness::netns::{Netns, join};
 use berth_harness::{
     node::Node,
     rng::{Rng, seed},
     wait,
 };
-use berth_tests_services::{
-    load::Asker,
-    netns::{Netns, join},
-};
+use berth_tests_services::load::Asker;
 use nix::time::{ClockId, clock_gettime};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -139,7 +137,7 @@ fn run() -> Result<()> {
     let builds = if full() { optimised()? } else { [plain()?, other()?] };
     let grace = u64::try_from(if full() { GRACE } else { GRACE_UNOPTIMISED }.as_micros())?;
     let load = load()?;
-    let pods = Netns::new(&format!("berth-churn-{}", std::process::id()))?;
+    let pods = Netns::router(&format!("berth-churn-{}", std::process::id()))?;
     let mut guest = Guest::new("churn", builds[0].clone())?;
     join((&guest.netns, "pods", &["192.0.2.1/24"]), (&pods, "eth0", &["192.0.2.2/24"]))?;
     guest.netns.ip("route add default via 192.0.2.2")?;

@@ -13,8 +13,8 @@ mod support;
 
 use anyhow::{Context, Result, ensure};
 use berth_ebpf_loader::{Access, Datapath, Pins, Place, Role, attach_device, devices};
+use berth_harness::netns::run;
 use berth_harness::wait::{self, PATIENCE};
-use berth_tests_services::netns::run;
 use production::{
     machine,
     node::Production,

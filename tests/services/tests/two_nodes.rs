@@ -4,8 +4,8 @@
 mod support;
 
 use anyhow::{Context, Result, ensure};
+use berth_harness::netns::join;
 use berth_harness::{image, wait};
-use berth_tests_services::netns::join;
 use std::{collections::BTreeSet, net::Ipv4Addr, path::Path};
 use support::{Guest, plain, slice};
 

@@ -115,19 +115,6 @@ pub(crate) fn read_framed(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     Ok(wire)
 }
 
-/// Runs the test in its own network namespace, which ends with its last thread and process.
-pub(crate) fn in_netns(test: impl FnOnce() + Send + 'static) {
-    let ended = thread::spawn(|| {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        test();
-    })
-    .join();
-    if let Err(panic) = ended {
-        std::panic::resume_unwind(panic);
-    }
-}
-
 /// An upstream at this address that answers as configured and counts questions by UDP.
 pub(crate) fn upstream(
     address: &str,

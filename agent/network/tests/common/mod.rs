@@ -5,59 +5,16 @@ use berth_core::{
     ids::{Namespace, NodeName, PodKey, PodName, PodUid},
     roots::Roots,
 };
+pub(crate) use berth_harness::netns::Netns;
 use berth_network::{Network, NetworkConfig, SandboxNetwork};
-use nix::sched::{CloneFlags, setns};
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::{
-        OnceLock,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::OnceLock,
     time::{Duration, SystemTime},
 };
-
-/// A named network namespace, removed at the end.
-pub(crate) struct Netns(pub(crate) String);
-
-impl Netns {
-    pub(crate) fn new(what: &str) -> Netns {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("berth-network-{}-{n}-{what}", std::process::id());
-        run(Command::new("ip").args(["netns", "add", &name]));
-        Netns(name)
-    }
-
-    pub(crate) fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.0)
-    }
-
-    /// Runs `work` on a thread in this namespace. Its child processes are there too.
-    pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let file = File::open(self.path()).unwrap();
-        std::thread::scope(|scope| {
-            let inside = || {
-                setns(&file, CloneFlags::CLONE_NEWNET).unwrap();
-                work()
-            };
-            scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-
-    pub(crate) fn ip(&self, args: &str) -> String {
-        let output = run(Command::new("ip").args(["-n", &self.0]).args(args.split(' ')));
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-impl Drop for Netns {
-    fn drop(&mut self) {
-        drop(Command::new("ip").args(["netns", "del", &self.0]).status());
-    }
-}
 
 pub(crate) fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
@@ -75,9 +32,9 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(what: &str) -> Node {
         let dir = tempfile::tempdir().unwrap();
-        let host = Netns::new(what);
+        let host = Netns::unique(what).unwrap();
         for args in ["link set lo up", "addr add 192.0.2.10/32 dev lo", "addr add 2001:db8:1::1/128 dev lo"] {
-            host.ip(args);
+            host.ip(args).unwrap();
         }
         let roots = Roots::below(dir.path(), NodeName::new("node-a").unwrap(), "berth-network-test");
         for dir in [&roots.cni_conf, &roots.cni_bin, &roots.runtime_state, &roots.lasting_state] {
@@ -128,17 +85,19 @@ impl Node {
 
     /// Runs a future on a runtime whose threads are in the node's "host" network namespace.
     pub(crate) fn block_on<T: Send>(&self, future: impl Future<Output = T> + Send) -> T {
-        self.host.enter(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(future)
-        })
+        self.host
+            .enter(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(future)
+            })
+            .unwrap()
     }
 
     /// The veth devices and pod routes of the host, sorted.
     pub(crate) fn leftovers(&self) -> String {
-        let links = self.host.ip("-o link show type veth");
-        let v4 = self.host.ip("route");
-        let v6 = self.host.ip("-6 route");
+        let links = self.host.ip("-o link show type veth").unwrap();
+        let v4 = self.host.ip("route").unwrap();
+        let v6 = self.host.ip("-6 route").unwrap();
         [links, v4, v6].concat().lines().filter(|l| l.contains("veth")).collect::<Vec<_>>().join("\n")
     }
 

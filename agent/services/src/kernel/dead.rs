@@ -109,14 +109,12 @@ fn parse(line: &str) -> Option<StalePeer> {
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use nix::sched::{CloneFlags, unshare};
-    use std::{net::UdpSocket, process::Command};
+    use berth_harness::netns;
+    use std::net::UdpSocket;
 
     #[test]
     fn without_the_iterators_all_sockets_to_a_backend_are_ended() {
         let inside = || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
             let connected = |to: &str| {
                 let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
                 socket.connect(to).unwrap();
@@ -133,7 +131,7 @@ mod tests {
             assert!(gone.peer_addr().is_err() && other.peer_addr().is_ok());
             assert_eq!(end_sockets(&pins, &dead, &here, &mut blind), 0);
         };
-        std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
+        netns::in_new(inside).unwrap();
     }
 
     #[test]

@@ -3,8 +3,8 @@
 
 use super::outside;
 use anyhow::{Context, Result, bail, ensure};
+use berth_harness::netns::{Netns, run};
 use berth_harness::{cgroup, tools};
-use berth_tests_services::netns::{Netns, run};
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -43,7 +43,7 @@ pub(crate) fn run_inside(programs: &Path) -> Result<()> {
     let name = format!("berth-production-{}", std::process::id());
     let dir = tempfile::Builder::new().prefix("berth-production-").tempdir_in("/tmp")?;
     let socket = dir.path().join("outside.sock");
-    let netns = Arc::new(Netns::new(&name)?);
+    let netns = Arc::new(Netns::router(&name)?);
     let groups = Groups::make(&name)?;
     let enter = "for g in $GROUPS_OF_IT; do echo $$ > $g/cgroup.procs; done; exec unshare --mount --cgroup --net --propagation private \"$0\" \"$@\"";
     let mut child = Command::new("sh")

@@ -3,7 +3,7 @@
 //! and answer.
 
 use anyhow::{Context, Result, bail, ensure};
-use berth_tests_services::netns::Netns;
+use berth_harness::netns::Netns;
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},

@@ -6,10 +6,11 @@ use berth_ebpf_loader::{Pins, detach};
 use berth_harness::{
     image,
     machine::{Machine, Scope},
+    netns::Netns,
     node::Node,
     tools::{self, Build},
 };
-use berth_tests_services::{load::Load, netns::Netns};
+use berth_tests_services::load::Load;
 use std::{ffi::OsStr, path::PathBuf, sync::OnceLock};
 
 /// Whether the suites run in full instead of a tenth (`BERTH_SCALE=full`).
@@ -47,9 +48,9 @@ impl Guest {
         let unique = dir.path().file_name().and_then(OsStr::to_str).context("a name")?.to_ascii_lowercase();
         let mut scope = Scope::of_node(Vec::new());
         // On a machine without named namespaces the first one makes /run/netns a mount, which stays.
-        drop(Netns::new(&format!("{unique}-first"))?);
+        drop(Netns::router(&format!("{unique}-first"))?);
         let before = Machine::now(&scope)?;
-        let netns = Netns::new(&unique)?;
+        let netns = Netns::router(&unique)?;
         let node = Node::new(&dir.path().join(&unique), &dir.path().join("run"), what, programs)?;
         scope.marks = node.marks();
         Ok(Guest { node, netns, before, scope, ended: false, _dir: dir })

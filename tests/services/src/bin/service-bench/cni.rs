@@ -8,9 +8,9 @@ use crate::{
     say,
 };
 use anyhow::Result;
+use berth_harness::netns::Netns;
 use berth_tests_services::{
     load::Mode,
-    netns::Netns,
     objects,
     plane::Plane,
     plugin::{Network, Pod},
@@ -19,7 +19,7 @@ use serde_json::json;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
-    let nodes = [Netns::new(&bench.name("own"))?, Netns::new(&bench.name("ref"))?];
+    let nodes = [Netns::router(&bench.name("own"))?, Netns::router(&bench.name("ref"))?];
     let [own_node, reference_node] = &nodes;
     let own = Network {
         node: own_node,

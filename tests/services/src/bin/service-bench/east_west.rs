@@ -12,11 +12,11 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use berth_core::time::Boottime;
 use berth_ebpf_loader::{enable_stats, report};
+use berth_harness::netns::Netns;
 use berth_services::{NodeFacts, TableReconciler};
 use berth_sys::clock;
 use berth_tests_services::{
     load::Mode,
-    netns::Netns,
     objects::{self, Pair},
     plane::Plane,
     plugin::Network,
@@ -55,7 +55,7 @@ pub(crate) fn fill(plane: &mut Plane, others: u32, backend: Ipv4Addr) -> Result<
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
-    let node = Netns::new(&bench.name("ew"))?;
+    let node = Netns::router(&bench.name("ew"))?;
     let network = Network {
         node: &node,
         plugins: bench.own_plugins.clone(),

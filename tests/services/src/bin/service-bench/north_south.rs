@@ -9,21 +9,16 @@ use crate::{
 };
 use anyhow::Result;
 use berth_ebpf_loader::{Role, attach_device};
-use berth_tests_services::{
-    load::Mode,
-    netns::{Netns, join},
-    objects,
-    plane::Plane,
-    plugin::Network,
-};
+use berth_harness::netns::{Netns, join};
+use berth_tests_services::{load::Mode, objects, plane::Plane, plugin::Network};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 pub(crate) fn run(bench: &Bench) -> Result<Vec<Figure>> {
-    let outside = Netns::new(&bench.name("out"))?;
-    let (own_node, peer_node) = (Netns::new(&bench.name("tcx"))?, Netns::new(&bench.name("nft"))?);
+    let outside = Netns::router(&bench.name("out"))?;
+    let (own_node, peer_node) = (Netns::router(&bench.name("tcx"))?, Netns::router(&bench.name("nft"))?);
     join((&outside, "tcx", &["192.0.2.2/24"]), (&own_node, "uplink", &["192.0.2.1/24"]))?;
     join((&outside, "nft", &["198.51.100.2/24"]), (&peer_node, "uplink", &["198.51.100.1/24"]))?;
     let network = |node, name, subnet| Network {

@@ -1,12 +1,13 @@
-//! Named network namespaces of the tests.
+//! Network namespaces for tests.
 
 use anyhow::{Context, Result, ensure};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use std::{
     fs::{self, File},
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
 };
 
@@ -17,16 +18,34 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Creates the namespace, with `lo` up and forwarding on.
+    /// Creates an empty namespace.
     ///
     /// # Errors
     /// A namespace of this name exists, or `ip` fails.
     pub fn new(name: &str) -> Result<Netns> {
         run(Command::new("ip").args(["netns", "add", name]))?;
-        let netns = Netns { name: name.to_owned() };
+        Ok(Netns { name: name.to_owned() })
+    }
+
+    /// Creates an empty namespace whose name no other namespace of this machine has. `what` is a part of it.
+    ///
+    /// # Errors
+    /// `ip` fails.
+    pub fn unique(what: &str) -> Result<Netns> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        Netns::new(&format!("berth-{}-{n}-{what}", std::process::id()))
+    }
+
+    /// Creates a namespace with `lo` up and forwarding on.
+    ///
+    /// # Errors
+    /// A namespace of this name exists, or `ip` fails.
+    pub fn router(name: &str) -> Result<Netns> {
+        let netns = Netns::new(name)?;
         netns.ip("link set lo up")?;
-        netns.sysctl("ipv4/ip_forward", "1")?;
-        netns.sysctl("ipv6/conf/all/forwarding", "1")?;
+        netns.set_sysctl("ipv4/ip_forward", "1")?;
+        netns.set_sysctl("ipv6/conf/all/forwarding", "1")?;
         Ok(netns)
     }
 
@@ -49,11 +68,21 @@ impl Netns {
         String::from_utf8(out.stdout).context("what ip says")
     }
 
+    /// Reads a value below `/proc/sys/net` of this namespace, without the line's end.
+    ///
+    /// # Errors
+    /// The value does not exist.
+    pub fn sysctl(&self, key: &str) -> Result<String> {
+        let path = Path::new("/proc/sys/net").join(key);
+        let read = self.enter(|| fs::read_to_string(&path))?;
+        Ok(read.with_context(|| format!("read {}", path.display()))?.trim().to_owned())
+    }
+
     /// Sets a value below `/proc/sys/net` of this namespace.
     ///
     /// # Errors
     /// The kernel refuses the value.
-    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+    pub fn set_sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys/net").join(key);
         self.enter(|| fs::write(&path, value))?.with_context(|| format!("write {}", path.display()))
     }
@@ -105,15 +134,30 @@ impl Netns {
 }
 
 impl Drop for Netns {
+    #[expect(clippy::print_stderr, reason = "a dropped value cannot return an error")]
     fn drop(&mut self) {
         if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.name])) {
-            tell(&format!("{error:#}"));
+            eprintln!("{error:#}");
         }
     }
 }
 
+/// Runs `work` on a thread in a new namespace without a name, with `lo` up. The namespace ends with its last
+/// thread and process.
+///
+/// # Errors
+/// The namespace cannot be created, or `ip` fails.
+pub fn in_new<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    let inside = || -> Result<T> {
+        unshare(CloneFlags::CLONE_NEWNET).context("create a network namespace")?;
+        run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
+        Ok(work())
+    };
+    thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+}
+
 /// Parses the text form of a hardware address.
-pub(crate) fn mac(text: &str) -> Option<[u8; 6]> {
+pub fn mac(text: &str) -> Option<[u8; 6]> {
     let bytes: Option<Vec<u8>> = text.split(':').map(|b| u8::from_str_radix(b, 16).ok()).collect();
     bytes?.try_into().ok()
 }
@@ -142,11 +186,6 @@ pub fn run(command: &mut Command) -> Result<Output> {
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
     ensure!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr).trim());
     Ok(out)
-}
-
-#[expect(clippy::print_stderr, reason = "a value that goes has nobody else to tell")]
-pub(crate) fn tell(text: &str) {
-    eprintln!("{text}");
 }
 
 #[cfg(test)]
