@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use berth_harness::{
     image,
     node::Node,
+    stats,
     tools::{self, Build},
 };
 use serde::Serialize;
@@ -152,38 +153,13 @@ fn on_a_node<T>(measure: impl FnOnce(&Node) -> Result<T>) -> Result<T> {
     measured
 }
 
-/// The median; 0 for no values.
-fn median(values: &[f64]) -> f64 {
-    quantile(values, 0.5)
-}
-
-/// The value at this share (0 to 1) of the sorted values.
-fn quantile(values: &[f64], q: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let last = sorted.len().saturating_sub(1);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "an index"
-    )]
-    let at = (last as f64 * q).round() as usize;
-    sorted.get(at).copied().unwrap_or(0.0)
-}
-
 fn millis(d: Duration) -> f64 {
     d.as_secs_f64() * 1e3
 }
 
 /// p10, p50 and p90 in milliseconds, as text.
 fn spread(values: &[f64]) -> String {
-    format!(
-        "p10 {:.1}, p50 {:.1}, p90 {:.1} ms",
-        quantile(values, 0.1),
-        median(values),
-        quantile(values, 0.9)
-    )
+    format!("{} ms", stats::spread(values, 1))
 }
 
 #[cfg(test)]
@@ -196,12 +172,5 @@ mod tests {
         assert!(Bound::AtMost(2.0).verdict(2.1).starts_with("OVER"));
         assert!(Bound::AtLeast(0.95).verdict(0.95).starts_with("reaches"));
         assert!(Bound::AtLeast(0.95).verdict(0.94).starts_with("BELOW"));
-    }
-
-    #[test]
-    fn quantiles_are_of_what_was_measured() {
-        assert_eq!(median(&[]).to_bits(), 0.0_f64.to_bits());
-        assert_eq!(median(&[3.0, 1.0, 2.0]).to_bits(), 2.0_f64.to_bits());
-        assert_eq!(quantile(&[1.0, 2.0, 3.0, 4.0, 5.0], 0.9).to_bits(), 5.0_f64.to_bits());
     }
 }

@@ -8,7 +8,7 @@ mod idle;
 mod pods;
 mod services;
 
-use super::{Figure, median, quantile};
+use super::Figure;
 use crate::{
     cluster::{self, Audit, Cluster, Etcd, JoinedNode, Node, Options},
     out,
@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 use api::Api;
 use berth_harness::{
     socket::Socket,
+    stats::{median, quantile},
     tools::{self, Build},
 };
 use pods::{Steps, Times};

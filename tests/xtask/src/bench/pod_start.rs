@@ -1,6 +1,6 @@
 //! Start and stop of a pod, a burst of pods, and the cost of an exec probe.
 
-use super::{Figure, median, millis, spread, yardstick::Yardstick};
+use super::{Figure, millis, spread, yardstick::Yardstick};
 use crate::out;
 use anyhow::{Context, Result, ensure};
 use berth_harness::{
@@ -8,6 +8,7 @@ use berth_harness::{
     node::Node,
     process::Process,
     socket::{Change, Pod, Watch},
+    stats::median,
     wait::PATIENCE,
 };
 use std::{

@@ -3,6 +3,7 @@
 
 use crate::say;
 use anyhow::Result;
+use berth_harness::stats::{median, spread};
 
 /// One side of a comparison.
 pub(crate) struct Arm<'a> {
@@ -70,32 +71,13 @@ impl Rates {
     pub(crate) fn ratio(&self, arm: &str, against: &str) -> Ratio {
         let pairs = self.of(arm).iter().zip(self.of(against));
         let ratios: Vec<f64> = pairs.map(|(a, b)| a / b).collect();
-        Ratio { median: quantile(&ratios, 0.5), n: ratios.len(), spread: spread(&ratios, 3) }
+        Ratio { median: median(&ratios), n: ratios.len(), spread: spread(&ratios, 3) }
     }
 
     /// Median rate of an arm.
     pub(crate) fn median(&self, arm: &str) -> f64 {
-        quantile(self.of(arm), 0.5)
+        median(self.of(arm))
     }
-}
-
-/// p10, p50 and p90 as text.
-pub(crate) fn spread(values: &[f64], digits: usize) -> String {
-    let at = |q| quantile(values, q);
-    format!("p10 {:.digits$}, p50 {:.digits$}, p90 {:.digits$}", at(0.1), at(0.5), at(0.9))
-}
-
-/// Quantile of the values, interpolated between neighbours; 0 without values.
-pub(crate) fn quantile(values: &[f64], q: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let last = sorted.len().saturating_sub(1);
-    #[expect(clippy::cast_precision_loss, reason = "a count far below 2^52")]
-    let at = last as f64 * q;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
-    let (low, high) = (at.floor() as usize, at.ceil() as usize);
-    let (low, high) = (sorted.get(low).copied().unwrap_or(0.0), sorted.get(high).copied().unwrap_or(0.0));
-    low + (high - low) * at.fract()
 }
 
 #[cfg(test)]
@@ -116,12 +98,5 @@ mod tests {
             }
             assert!(places.values().all(|n| *n == 12 / arms), "{places:?}");
         }
-    }
-
-    #[test]
-    fn the_middle_of_two_is_between_them() {
-        assert!((quantile(&[1.0, 3.0], 0.5) - 2.0).abs() < 1e-9);
-        assert!((quantile(&[5.0, 1.0, 3.0], 0.5) - 3.0).abs() < 1e-9);
-        assert!((quantile(&[], 0.5)).abs() < 1e-9);
     }
 }

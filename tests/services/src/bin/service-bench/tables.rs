@@ -1,15 +1,14 @@
 //! Costs of changes: one EndpointSlice among many, all Services into empty tables, a restart that finds all
 //! entries in place; and the kernel memory of the tables.
 
-use crate::{
-    Bench, Figure, east_west,
-    rounds::{quantile, spread},
-    say,
-};
+use crate::{Bench, Figure, east_west, say};
 use anyhow::{Context, Result, ensure};
 use berth_core::shared::Changes;
 use berth_ebpf_loader::report;
-use berth_harness::rng::{Rng, seed};
+use berth_harness::{
+    rng::{Rng, seed},
+    stats::{quantile, spread},
+};
 use berth_services::{NodeFacts, TableReconciler};
 use berth_tests_services::{
     objects::{self, Pair},

@@ -1,12 +1,12 @@
 //! Start and end of pods of the API server, one by one and a hundred at once.
 
 use super::{
-    super::{median, millis, spread},
+    super::{millis, spread},
     api::{Api, Event},
 };
 use crate::out;
 use anyhow::{Context, Result, bail};
-use berth_harness::{image::BUSYBOX, wait::PATIENCE};
+use berth_harness::{image::BUSYBOX, stats::median, wait::PATIENCE};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,12 +1,13 @@
 //! Many Services on Berth: memory, and how soon a changed endpoint serves.
 
 use super::{
-    super::{millis, quantile},
+    super::millis,
     api::Api,
     pods::{PODS, follow, is_ready, manifest},
 };
 use crate::{cluster::JoinedNode, out};
 use anyhow::{Context, Result, bail};
+use berth_harness::stats::quantile;
 use serde_json::json;
 use std::{
     io::{BufRead, BufReader},
