@@ -3,12 +3,8 @@
 use anyhow::{Context, Result};
 use berth_core::{
     ids::{Namespace, PodKey, PodName},
-    model::{
-        Endpoint, EndpointPort, EndpointSlice, PortRef, Protocol, Service, ServicePort, ServiceType,
-        TrafficPolicy,
-    },
+    model::{Endpoint, EndpointPort, EndpointSlice, PortRef, Protocol, Service, ServicePort, ServiceType},
     shared::Changes,
-    time::Wall,
 };
 use berth_services::TableReconciler;
 use std::{
@@ -61,18 +57,7 @@ fn key(name: String) -> Result<PodKey> {
 }
 
 fn endpoint(address: Ipv4Addr) -> Endpoint {
-    Endpoint {
-        address: IpAddr::V4(address),
-        ready: true,
-        serving: true,
-        terminating: false,
-        node: Some("elsewhere".into()),
-        zone: None,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
-        hostname: None,
-        pod: None,
-    }
+    Endpoint { node: Some("elsewhere".into()), ..Endpoint::new(IpAddr::V4(address)) }
 }
 
 /// A Service of TCP port [`PORT`] with these endpoints at [`TARGET`].
@@ -81,30 +66,15 @@ fn endpoint(address: Ipv4Addr) -> Endpoint {
 /// The name is invalid.
 pub fn pair(name: &str, address: Ipv4Addr, node_port: Option<u16>, endpoints: &[Ipv4Addr]) -> Result<Pair> {
     let service = Service {
-        key: key(name.to_owned())?,
-        uid: name.into(),
-        created: Wall::default(),
         kind: if node_port.is_some() { ServiceType::NodePort } else { ServiceType::ClusterIp },
         cluster_ips: vec![IpAddr::V4(address)],
         headless: false,
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        source_ranges: Vec::new(),
         ports: vec![ServicePort {
-            name: "".into(),
-            protocol: Protocol::Tcp,
-            port: PORT,
             target: PortRef::Number(TARGET),
             node_port,
+            ..ServicePort::new("", Protocol::Tcp, PORT)
         }],
-        selector: Vec::new(),
-        affinity_s: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        publish_not_ready: false,
-        external_name: None,
-        foreign: false,
+        ..Service::new(key(name.to_owned())?, name)
     };
     let slice = EndpointSlice {
         key: key(format!("{name}-0"))?,

@@ -99,6 +99,39 @@ pub struct Service {
     pub foreign: bool,
 }
 
+impl Service {
+    /// A headless Service without ports and selector, and otherwise with the API's defaults.
+    pub fn new(key: PodKey, uid: impl Into<Arc<str>>) -> Service {
+        Service {
+            key,
+            uid: uid.into(),
+            created: Wall::default(),
+            kind: ServiceType::ClusterIp,
+            cluster_ips: Vec::new(),
+            headless: true,
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            source_ranges: Vec::new(),
+            ports: Vec::new(),
+            selector: Vec::new(),
+            affinity_s: None,
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            health_check_node_port: None,
+            publish_not_ready: false,
+            external_name: None,
+            foreign: false,
+        }
+    }
+}
+
+impl ServicePort {
+    /// A port whose endpoints have the same number, without a node port.
+    pub fn new(name: &str, protocol: Protocol, port: u16) -> ServicePort {
+        ServicePort { name: name.into(), protocol, port, target: PortRef::Number(port), node_port: None }
+    }
+}
+
 /// One endpoint of a slice. Only its first address counts, as in kube-proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Endpoint {
@@ -122,6 +155,24 @@ pub struct Endpoint {
     pub hostname: Option<Arc<str>>,
     /// `targetRef.name`, if the target is a Pod.
     pub pod: Option<Arc<str>>,
+}
+
+impl Endpoint {
+    /// A ready endpoint of no node, zone and pod.
+    pub fn new(address: IpAddr) -> Endpoint {
+        Endpoint {
+            address,
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            zone: None,
+            zone_hints: Vec::new(),
+            node_hints: Vec::new(),
+            hostname: None,
+            pod: None,
+        }
+    }
 }
 
 /// Conditions ready, serving and terminating of an endpoint, with the defaults for absent ones. As in

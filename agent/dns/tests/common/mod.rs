@@ -5,11 +5,7 @@ pub(crate) mod node;
 
 use berth_core::{
     ids::{Namespace, PodKey, PodName},
-    model::{
-        Endpoint, EndpointPort, EndpointSlice, PortRef, Protocol, Service, ServicePort, ServiceType,
-        TrafficPolicy,
-    },
-    time::Wall,
+    model::{Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServicePort, ServiceType},
 };
 use berth_dns::{
     PodAddress, PodNames, Zone,
@@ -27,24 +23,9 @@ pub(crate) fn key(ns: &str, name: &str) -> PodKey {
 
 pub(crate) fn service(ns: &str, name: &str, ips: &[&str]) -> Service {
     Service {
-        key: key(ns, name),
-        uid: format!("{ns}-{name}").into(),
-        created: Wall(0),
-        kind: ServiceType::ClusterIp,
         cluster_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         headless: ips.is_empty(),
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        source_ranges: Vec::new(),
-        ports: Vec::new(),
-        selector: Vec::new(),
-        affinity_s: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        publish_not_ready: false,
-        external_name: None,
-        foreign: false,
+        ..Service::new(key(ns, name), format!("{ns}-{name}"))
     }
 }
 
@@ -54,7 +35,7 @@ pub(crate) fn external(ns: &str, name: &str, target: &str) -> Service {
 }
 
 pub(crate) fn port(name: &str, protocol: Protocol, port: u16) -> ServicePort {
-    ServicePort { name: name.into(), protocol, port, target: PortRef::Number(port), node_port: None }
+    ServicePort::new(name, protocol, port)
 }
 
 pub(crate) fn slice(
@@ -81,18 +62,8 @@ pub(crate) fn slice(
 }
 
 pub(crate) fn endpoint(ip: &str, hostname: Option<&str>, ready: bool) -> Endpoint {
-    Endpoint {
-        address: ip.parse().unwrap(),
-        ready,
-        serving: ready,
-        terminating: false,
-        node: None,
-        zone: None,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
-        hostname: hostname.map(Into::into),
-        pod: None,
-    }
+    let hostname = hostname.map(Into::into);
+    Endpoint { ready, serving: ready, hostname, ..Endpoint::new(ip.parse().unwrap()) }
 }
 
 /// One Service of each kind.

@@ -4,12 +4,9 @@
 
 use berth_core::{
     ids::{Namespace, PodKey, PodName},
-    model::{
-        Endpoint, EndpointPort, EndpointSlice, PortRef, Protocol, Service, ServicePort, ServiceType,
-        TrafficPolicy,
-    },
+    model::{Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServicePort, ServiceType},
     shared::Changes,
-    time::{Boottime, Wall},
+    time::Boottime,
 };
 use berth_ebpf_abi::{
     Backend, CHUNK, Chunk, ChunkKey, INLINE, MemberKey, SERVING, Service as Value, ServiceKey, V4, V6, tag,
@@ -38,50 +35,22 @@ pub(crate) fn gone<T>(object: impl Into<Arc<T>>) -> Changes<T> {
 }
 
 pub(crate) fn service(name: &str, ip: &str, ports: &[(&str, Protocol, u16, Option<u16>)]) -> Service {
+    let port = |(name, protocol, port, node_port): &(&str, Protocol, u16, Option<u16>)| ServicePort {
+        node_port: *node_port,
+        ..ServicePort::new(name, *protocol, *port)
+    };
     Service {
-        key: key(name),
-        uid: format!("uid-{name}").into(),
-        created: Wall(0),
         kind: ServiceType::NodePort,
         cluster_ips: ip.split(',').map(|ip| ip.parse().unwrap()).collect(),
         headless: false,
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        source_ranges: Vec::new(),
-        ports: ports
-            .iter()
-            .map(|(name, protocol, port, node_port)| ServicePort {
-                name: (*name).into(),
-                protocol: *protocol,
-                port: *port,
-                target: PortRef::Number(*port),
-                node_port: *node_port,
-            })
-            .collect(),
-        selector: Vec::new(),
-        affinity_s: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        health_check_node_port: None,
-        publish_not_ready: false,
-        external_name: None,
-        foreign: false,
+        ports: ports.iter().map(port).collect(),
+        ..Service::new(key(name), format!("uid-{name}"))
     }
 }
 
 pub(crate) fn endpoint(address: &str, node: &str) -> Endpoint {
-    Endpoint {
-        address: address.parse().unwrap(),
-        ready: true,
-        serving: true,
-        terminating: false,
-        node: (!node.is_empty()).then(|| node.into()),
-        zone: None,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
-        hostname: None,
-        pod: None,
-    }
+    let node = (!node.is_empty()).then(|| node.into());
+    Endpoint { node, ..Endpoint::new(address.parse().unwrap()) }
 }
 
 pub(crate) fn slice(

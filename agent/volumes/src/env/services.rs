@@ -80,8 +80,7 @@ mod tests {
     use super::*;
     use berth_core::{
         ids::{PodKey, PodName},
-        model::{PortRef, ServicePort, ServiceType, TrafficPolicy},
-        time::Wall,
+        model::ServicePort,
     };
 
     fn service(
@@ -90,32 +89,13 @@ mod tests {
         ip: Option<&str>,
         ports: &[(&str, Protocol, u16)],
     ) -> Arc<Service> {
-        let port = |(name, protocol, port): &(&str, Protocol, u16)| ServicePort {
-            name: (*name).into(),
-            protocol: *protocol,
-            port: *port,
-            target: PortRef::Number(*port),
-            node_port: None,
-        };
+        let port = |(name, protocol, port): &(&str, Protocol, u16)| ServicePort::new(name, *protocol, *port);
+        let key = PodKey { namespace: Namespace::new(namespace).unwrap(), name: PodName::new(name).unwrap() };
         Arc::new(Service {
-            key: PodKey { namespace: Namespace::new(namespace).unwrap(), name: PodName::new(name).unwrap() },
-            uid: name.into(),
-            created: Wall(0),
-            kind: ServiceType::ClusterIp,
             cluster_ips: ip.iter().map(|ip| ip.parse().unwrap()).collect(),
             headless: ip.is_none(),
-            external_ips: vec![],
-            load_balancer_ips: vec![],
-            source_ranges: vec![],
             ports: ports.iter().map(port).collect(),
-            selector: vec![],
-            affinity_s: None,
-            internal_policy: TrafficPolicy::Cluster,
-            external_policy: TrafficPolicy::Cluster,
-            health_check_node_port: None,
-            publish_not_ready: false,
-            external_name: None,
-            foreign: false,
+            ..Service::new(key, name)
         })
     }
 
