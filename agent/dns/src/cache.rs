@@ -86,7 +86,7 @@ impl Cache {
             return None;
         }
         let mut message = Message::from_vec(&entry.wire).ok()?;
-        crate::forward::sane_ttls(&mut message);
+        sane_ttls(&mut message);
         let age = u32::try_from(now.saturating_duration_since(entry.since).as_secs()).unwrap_or(u32::MAX);
         let Message { answers, authorities, additionals, .. } = &mut message;
         for record in answers.iter_mut().chain(authorities).chain(additionals) {
@@ -146,4 +146,14 @@ pub fn lifetime(message: &Message) -> Option<Duration> {
         _ => None,
     };
     life.filter(|life| !life.is_zero())
+}
+
+/// Treats a TTL with the highest bit set as 0 (RFC 2181 8).
+pub(crate) fn sane_ttls(message: &mut Message) {
+    let Message { answers, authorities, additionals, .. } = message;
+    for record in answers.iter_mut().chain(authorities).chain(additionals) {
+        if record.ttl > i32::MAX.unsigned_abs() {
+            record.ttl = 0;
+        }
+    }
 }

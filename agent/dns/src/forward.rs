@@ -13,7 +13,7 @@
 //! An upstream that did not answer is asked last for [`DEMOTED`], so that one dead server of two
 //! does not delay each question by its deadline.
 
-use crate::cache::Key;
+use crate::cache::{Key, sane_ttls};
 use berth_core::sync::lock;
 use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
@@ -255,16 +255,6 @@ fn answers(query: &Message, bytes: &[u8]) -> Option<Answer> {
     };
     sane_ttls(&mut message);
     Some(Answer { message, wire: bytes.to_vec(), same_case })
-}
-
-/// Treats a TTL with the highest bit set as 0 (RFC 2181 8).
-pub(crate) fn sane_ttls(message: &mut Message) {
-    let Message { answers, authorities, additionals, .. } = message;
-    for record in answers.iter_mut().chain(authorities).chain(additionals) {
-        if record.ttl > i32::MAX.unsigned_abs() {
-            record.ttl = 0;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 mod affinity;
 pub(crate) mod check;
 mod container;
+mod context;
 mod dns;
 mod endpoint_slice;
 mod env;
@@ -23,7 +24,7 @@ mod security;
 mod service;
 mod volume;
 
-pub(crate) use container::IgnoredValues;
+pub(crate) use context::IgnoredValues;
 pub(crate) use endpoint_slice::endpoint_slice;
 pub(crate) use keyed_data::{config_map, secret};
 pub(crate) use pod::{PodSource, pod};

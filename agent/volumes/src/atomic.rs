@@ -11,7 +11,7 @@
 //! and no link is followed but `..data`, whose target must be a version in the same directory.
 
 use crate::{
-    os,
+    Error, os,
     payload::{PayloadFile, VolumeFiles},
 };
 use rustix::{
@@ -35,6 +35,11 @@ const VERSION_DIR: u32 = 0o755;
 /// Mode bits added with `fsGroup`.
 const GROUP_FILE: u32 = 0o440;
 const GROUP_DIR: u32 = 0o2550;
+
+/// Writes the files of a volume as one version. Returns whether anything changed. `gid` as for [`write`].
+pub(crate) fn write_files(dir: &Path, files: &VolumeFiles, gid: Option<u32>) -> Result<bool, Error> {
+    write(dir, files, gid).map_err(Error::io("write the files of", dir))
+}
 
 /// Makes `payload` the content of the directory. Returns whether anything was written. `gid` is the group that may read
 /// the files.

@@ -7,25 +7,16 @@ mod empty_dir;
 mod host_path;
 mod payload;
 
-use crate::{Error, PodFacts, os, payload::VolumeFiles};
+use crate::{Error, inputs::VolumeInputs, os, payload::VolumeFiles};
 use berth_core::{
     ids::VolumeName,
-    model::{Objects, Pod, Volume, VolumeSource},
+    model::{Volume, VolumeSource},
 };
 use rustix::fd::OwnedFd;
 use std::{
     io,
     path::{Path, PathBuf},
 };
-
-/// What a volume is set up from.
-#[derive(Clone, Copy)]
-pub(crate) struct VolumeInputs<'a> {
-    pub(crate) pod: &'a Pod,
-    pub(crate) volume: &'a Volume,
-    pub(crate) facts: &'a PodFacts,
-    pub(crate) objects: &'a Objects,
-}
 
 /// A kind of volumes, with the specification of one volume of that kind.
 pub(crate) trait VolumePlugin {

@@ -32,6 +32,7 @@ mod files;
 mod hostname;
 mod hosts;
 mod image_volumes;
+mod inputs;
 mod kinds;
 mod layout;
 mod mounts;

@@ -1,6 +1,6 @@
 //! The files of volumes whose content the node writes, from objects and from facts about the pod.
 
-use crate::{Error, PodFacts, fields, kinds::VolumeInputs};
+use crate::{Error, PodFacts, fields, inputs::VolumeInputs};
 use berth_core::{
     ids::VolumeName,
     model::{Container, DownwardItem, DownwardValue, KeysVolume, ObjectKind, Objects, Pod, TokenRef},

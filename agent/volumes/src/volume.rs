@@ -1,12 +1,6 @@
 //! Setting up a pod's volumes and keeping their files current.
 
-use crate::{
-    Error, PodFacts, Volumes, atomic,
-    kinds::{VolumeInputs, plugin_of},
-    layout::NODE_DIR,
-    os,
-    payload::VolumeFiles,
-};
+use crate::{Error, PodFacts, Volumes, atomic, inputs::VolumeInputs, kinds::plugin_of, layout::NODE_DIR, os};
 use berth_core::model::{Objects, Pod, Volume};
 use std::path::Path;
 
@@ -48,7 +42,7 @@ impl Volumes {
                 Ok(None) => continue,
                 // The files stay until the object is known.
                 Err(Error::UnknownObject { .. }) => continue,
-                Ok(Some(files)) => write_files(&root, &files, pod.security.fs_group),
+                Ok(Some(files)) => atomic::write_files(&root, &files, pod.security.fs_group),
                 Err(e) => Err(e),
             };
             match written {
@@ -76,11 +70,6 @@ impl Volumes {
         let root = plugin.root(&self.pod_dir(&pod.uid), &volume.name);
         plugin.set_up(&root, &VolumeInputs { pod, volume, facts, objects })
     }
-}
-
-/// Writes the files of a volume as one version. Returns whether anything changed.
-pub(crate) fn write_files(dir: &Path, files: &VolumeFiles, gid: Option<u32>) -> Result<bool, Error> {
-    atomic::write(dir, files, gid).map_err(Error::io("write the files of", dir))
 }
 
 #[cfg(test)]

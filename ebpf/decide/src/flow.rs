@@ -19,16 +19,19 @@
 
 pub mod checksum;
 mod class;
+mod collect;
 mod lifetime;
 mod limit;
 mod maps;
 #[cfg(feature = "std")]
 pub mod memory;
+mod next_hop;
 mod open_flow;
 mod packet;
 
 pub use class::{Class, Put};
-pub use lifetime::{collect, lifetime_s};
+pub use collect::collect;
+pub use lifetime::lifetime_s;
 pub use limit::Bucket;
 pub use maps::{FlowMaps, Sockets};
 pub use open_flow::open_flow;
@@ -96,8 +99,7 @@ pub fn fast_path<A: Family, M: FlowMaps<A>>(
     let tcp_flags = ctx.packet.tcp_flags;
     let same = after(flags, ctx.packet.tuple.proto, tcp_flags) == flags && tcp_flags & tcp::SYN == 0;
     let met = hook != Hook::Egress || flags & flow::REPLY != 0;
-    (same && met && maps.now_s() == ctx.entry.seen_s)
-        .then(|| open_flow::next_hop(maps, hook, &ctx.entry, pod))
+    (same && met && maps.now_s() == ctx.entry.seen_s).then(|| next_hop::next_hop(maps, hook, &ctx.entry, pod))
 }
 
 /// Slow path of [`decide_packet`]: any packet whose flow has an entry, which is refreshed. Returns `None` if
@@ -118,7 +120,7 @@ pub fn refresh_flow<A: Family, M: FlowMaps<A>>(
     }
     known(maps, hook, ctx).then(|| {
         note_fragment(maps, ctx);
-        open_flow::next_hop(maps, hook, &ctx.entry, pod)
+        next_hop::next_hop(maps, hook, &ctx.entry, pod)
     })
 }
 

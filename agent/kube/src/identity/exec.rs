@@ -15,10 +15,6 @@ use std::{
 };
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
 
-/// API versions of the exchange with a plugin. The newer version differs in nothing that is used here.
-pub(super) const VERSIONS: &[&str] =
-    &["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
-
 /// Maximum run time of a plugin.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 

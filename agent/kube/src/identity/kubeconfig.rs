@@ -9,6 +9,9 @@ use crate::null::or_default;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
+/// API versions of the exchange with a credential plugin. The newer version differs in nothing that is used here.
+const VERSIONS: &[&str] = &["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"];
+
 /// The reason why a kubeconfig cannot be used: the field and its error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
@@ -279,8 +282,8 @@ impl Chosen {
         if exec.command.is_empty() {
             return user("exec.command", "is missing; name the plugin");
         }
-        if !super::exec::VERSIONS.contains(&exec.api_version.as_str()) {
-            let known = super::exec::VERSIONS.join(" or ");
+        if !VERSIONS.contains(&exec.api_version.as_str()) {
+            let known = VERSIONS.join(" or ");
             return user("exec.apiVersion", &format!("must be {known}, is {:?}", exec.api_version));
         }
         if exec.interactive_mode == "Always" {

@@ -3,7 +3,8 @@
 use super::{
     affinity,
     check::{self, choice},
-    container::{self, ContainerKind, IgnoredValues, PodContext},
+    container::{self, ContainerKind},
+    context::{IgnoredValues, PodContext},
     dns,
     field::{FieldError, FieldPath},
     metadata, ports,

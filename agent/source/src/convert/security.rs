@@ -2,7 +2,7 @@
 
 use super::{
     check::{self, choice},
-    container::{IgnoredValues, PodContext},
+    context::{IgnoredValues, PodContext},
     field::{FieldError, FieldPath, shorten},
 };
 use berth_core::model::{AppArmor, CAPABILITIES, ContainerSecurity, PodNamespaces, PodSecurity, Seccomp};

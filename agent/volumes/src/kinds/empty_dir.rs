@@ -1,7 +1,7 @@
 //! `emptyDir`: a directory on disk or a tmpfs that lives as long as its pod.
 
-use super::{VolumeInputs, VolumePlugin, own_root};
-use crate::{Error, volume_root};
+use super::{VolumePlugin, own_root};
+use crate::{Error, inputs::VolumeInputs, volume_root};
 use berth_core::{ids::VolumeName, model::Medium, quantity::Quantity};
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! `hostPath`: a path of the node, used as it is and never removed.
 
-use super::{VolumeInputs, VolumePlugin};
-use crate::{Error, os};
+use super::VolumePlugin;
+use crate::{Error, inputs::VolumeInputs, os};
 use berth_core::{
     ids::VolumeName,
     model::{HostPathType, Volume},

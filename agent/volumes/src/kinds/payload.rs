@@ -1,11 +1,13 @@
 //! Volumes whose files the node writes: ConfigMap, Secret, downward API and projected. They lie on a tmpfs, but for
 //! ConfigMaps, whose content is not secret.
 
-use super::{VolumeInputs, VolumePlugin, own_root};
+use super::{VolumePlugin, own_root};
 use crate::{
-    Error, nested_mounts,
+    Error, atomic,
+    inputs::VolumeInputs,
+    nested_mounts,
     payload::{Collector, VolumeFiles},
-    volume, volume_root,
+    volume_root,
 };
 use berth_core::{
     ids::VolumeName,
@@ -43,7 +45,7 @@ fn set_up(
     make_root()?;
     if let Some(files) = files {
         nested_mounts::make_mount_points(root, inputs.pod, inputs.volume)?;
-        volume::write_files(root, &files, inputs.pod.security.fs_group)?;
+        atomic::write_files(root, &files, inputs.pod.security.fs_group)?;
     }
     Ok(())
 }

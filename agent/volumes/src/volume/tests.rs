@@ -10,6 +10,7 @@ use berth_core::{
 use std::{
     fs,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink},
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
 

@@ -1,12 +1,7 @@
-//! Lifetimes of flows.
+//! Lifetimes of flows. Pure.
 
-use super::{
-    FlowContext, FlowMaps, TCP,
-    class::{find, forget},
-    packet::{is_reverse, reverse},
-};
-use crate::Family;
-use berth_ebpf_abi::{Tuple, flow};
+use super::TCP;
+use berth_ebpf_abi::flow;
 
 /// Lifetime of a reset TCP connection (`nf_conntrack_tcp_timeout_close`).
 const RESET_S: u32 = 10;
@@ -63,29 +58,4 @@ pub(super) fn is_stream(flags: u32, since_s: u32, now_s: u32) -> bool {
 #[inline(always)]
 pub(super) fn is_over(proto: u8, flags: u32, seen_s: u32, now_s: u32) -> bool {
     now_s.saturating_sub(seen_s) > lifetime_s(proto, flags)
-}
-
-/// Removes both entries of a flow whose lifetime is over, by the key of either. Returns whether it did. The
-/// check is repeated here, so a packet after the agent's own check keeps the flow.
-#[inline(always)]
-pub fn collect<A: Family, M: FlowMaps<A>>(maps: &M, key: &Tuple<A>, ctx: &mut FlowContext<A>) -> bool {
-    if !find(maps, key, &mut ctx.entry) {
-        return false;
-    }
-    ctx.back = reverse(&ctx.entry.to);
-    let mut flags = ctx.entry.flags;
-    let mut seen_s = ctx.entry.seen_s;
-    let paired = find(maps, &ctx.back, &mut ctx.other) && is_reverse(&ctx.other.to, key);
-    if paired {
-        flags |= ctx.other.flags;
-        seen_s = seen_s.max(ctx.other.seen_s);
-    }
-    if !is_over(key.proto, flags, seen_s, maps.now_s()) {
-        return false;
-    }
-    if paired {
-        forget(maps, &ctx.back);
-    }
-    forget(maps, key);
-    true
 }

@@ -1,14 +1,15 @@
-//! Opening of a flow by a connection's first packet: masquerade, source port, entries and next hop.
+//! Opening of a flow by a connection's first packet: masquerade, source port and entries.
 
 use super::{
-    Class, Dropped, FlowContext, FlowMaps, Forwarding, Hook, NextHop, Put, Sockets, Verdict,
+    Class, Dropped, FlowContext, FlowMaps, Hook, Put, Sockets, Verdict,
     class::{evict, find, forget, make_room},
     lifetime::{is_closed, is_over},
+    next_hop::forwarding,
     note_fragment,
     packet::{is_reverse, reverse},
 };
 use crate::{Family, service::scale};
-use berth_ebpf_abi::{Flow, LocalPod, backend, count, flow, frontend, local_pod};
+use berth_ebpf_abi::{backend, count, flow, frontend};
 
 /// Number of source ports that are tried, as in nf_nat. With nineteen of twenty ports taken, one connection
 /// of seven hundred finds none.
@@ -166,45 +167,4 @@ fn enter<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, class: Class, ctx: &mu
     }
     note_fragment(maps, ctx);
     Verdict::Translate(forwarding(maps, hook, &ctx.entry))
-}
-
-/// Next hop of a translated packet. The pod's entry is written to `pod`.
-///
-/// A packet with a source address of the node or of a Service must not pass the stack, which would drop it as
-/// forged. Such a packet leaves by its device, even where pods are reached through the stack.
-#[inline(always)]
-pub(super) fn next_hop<A: Family, M: FlowMaps<A>>(
-    maps: &M,
-    hook: Hook,
-    entry: &Flow<A>,
-    pod: &mut LocalPod,
-) -> NextHop {
-    if hook == Hook::Egress {
-        return NextHop::Stack;
-    }
-    let reply = entry.flags & flow::REPLY != 0;
-    if reply && entry.ifindex != 0 {
-        return NextHop::Neighbour(entry.ifindex);
-    }
-    let foreign = entry.flags & (flow::REPLY | flow::MASQUERADE) != 0;
-    if maps.take_pod(&entry.to.dst, pod) {
-        if maps.redirects() && pod.flags & local_pod::DIRECT != 0 {
-            NextHop::Pod
-        } else if foreign {
-            NextHop::Neighbour(pod.ifindex)
-        } else {
-            NextHop::Stack
-        }
-    } else if !reply && foreign {
-        NextHop::Neighbour(0)
-    } else {
-        NextHop::Stack
-    }
-}
-
-/// [`next_hop`] together with the pod.
-#[inline(always)]
-pub(super) fn forwarding<A: Family, M: FlowMaps<A>>(maps: &M, hook: Hook, entry: &Flow<A>) -> Forwarding {
-    let mut pod = LocalPod::default();
-    next_hop(maps, hook, entry, &mut pod).with(pod)
 }

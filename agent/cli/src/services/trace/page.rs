@@ -1,6 +1,6 @@
 //! A trace as text and JSON: the steps with what each means, and the verdict.
 
-use super::{End, Query, QueryClient, Traced, steps::Row};
+use super::{End, Query, QueryClient, Traced};
 use crate::{
     services::{family::MapFamily, names::Names, ports::Protocol},
     table::{Table, plain},
@@ -13,6 +13,9 @@ use berth_ebpf_decide::{
 use berth_ebpf_tables::socket;
 use serde_json::{Value, json};
 use std::net::IpAddr;
+
+/// A step: map, key, entry found, meaning.
+pub(super) type Row = [String; 4];
 
 /// The facts of the page.
 pub(crate) struct Page<'t, A> {

@@ -1,7 +1,10 @@
 //! The steps of a trace: each map lookup of the decision with its key, the entry found and its
 //! meaning.
 
-use super::{QueryClient, page::Page};
+use super::{
+    QueryClient,
+    page::{Page, Row},
+};
 use crate::services::{
     family::{MapFamily, by_class},
     names::Names,
@@ -13,9 +16,6 @@ use berth_ebpf_abi::{
 };
 use berth_ebpf_decide::{Header, is_host, trace::Step};
 use berth_ebpf_tables::socket;
-
-/// A step: map, key, entry found, meaning.
-pub(super) type Row = [String; 4];
 
 /// Text of a lookup that found no entry.
 const NOTHING: &str = "nothing";
